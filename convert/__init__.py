@@ -1,0 +1,1 @@
+"""PyTorch checkpoints to jcos: tables of names, checked both ways."""

@@ -1,0 +1,223 @@
+"""What a model is and how it is sampled: frozen dataclasses that refuse impossible values when they are made.
+
+Architectures of the released checkpoints are named constructors (`wan22_i2v_a14b()`, …); `toy()` is the small
+model that ships with the package. Nothing here imports jax, so that a configuration can be read anywhere.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+Solver = Literal["euler", "unipc", "dpmpp"]
+Grid = Literal["euler", "unipc", "dpmpp", "diffusers"]
+ImageMode = Literal["none", "concat", "pin"]
+"""How a first frame enters: not at all; as extra channels (A14B I2V); as the fixed first latent frame (TI2V)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Numerics:
+    """Data types of the forward pass, by name; which of them agree is what tells the reference codes apart.
+
+    linear: inputs and weights of attention, feed-forward and text projections.
+    residual: the token stream between blocks.
+    time: time embedding and modulation. head: last norm and projection.
+    """
+
+    linear: str = "float32"
+    residual: str = "float32"
+    time: str = "float32"
+    head: str = "float32"
+
+
+FLOAT32 = Numerics()
+OFFICIAL = Numerics(linear="bfloat16")
+"""The original code under its bfloat16 autocast: the residual stream stays float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DiTConfig:
+    """Sizes of one diffusion transformer (one expert).
+
+    in_channels: latent channels plus whatever is concatenated to them; out_channels: latent channels.
+    text_len: rows the prompt is padded to (padding is attended to, as in the original).
+    rope_theta: base of the rotary frequencies; 10000 in every release.
+    """
+
+    dim: int
+    ffn_dim: int
+    heads: int
+    layers: int
+    in_channels: int
+    out_channels: int
+    text_dim: int = 4096
+    text_len: int = 512
+    freq_dim: int = 256
+    patch: tuple[int, int, int] = (1, 2, 2)
+    eps: float = 1e-6
+    rope_theta: float = 10000.0
+
+    def __post_init__(self) -> None:
+        sizes = dataclasses.asdict(self)
+        for name, value in sizes.items():
+            if name not in ("patch", "eps", "rope_theta") and value < 1:
+                raise ValueError(f"DiTConfig.{name} is {value}; it must be at least 1")
+        if self.dim % self.heads:
+            raise ValueError(f"DiTConfig: dim {self.dim} is not a multiple of heads {self.heads}")
+        if self.head_dim % 2 or self.freq_dim % 2:
+            raise ValueError(
+                f"DiTConfig: head size {self.head_dim} and freq_dim {self.freq_dim} must be even (rotary pairs)"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    def tokens(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Token grid of a latent [F, H, W]; ValueError where the patch does not divide it."""
+        for name, size, step in zip(("frames", "height", "width"), (frames, height, width), self.patch, strict=True):
+            if size < 1 or size % step:
+                raise ValueError(f"latent {name} is {size}; the model's patch needs a positive multiple of {step}")
+        return frames // self.patch[0], height // self.patch[1], width // self.patch[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelCodec:
+    """An exact, weightless codec: colours normalised, `stride` × `stride` pixels folded into channels."""
+
+    stride: int = 2
+    mean: float = 0.55
+    std: float = 0.42
+
+    @property
+    def channels(self) -> int:
+        return 3 * self.stride**2
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """A closed vocabulary: every word of a prompt is one row of an embedding table."""
+
+    vocabulary: tuple[str, ...]
+    dim: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How a video is sampled.
+
+    shift: k in σ' = kσ / (1 + (k−1)σ). grid: the sigma grid before the shift (`flow.GRIDS`).
+    guidance: v = v_u + g (v_c − v_u), one scale per expert, high noise first; None leaves the unconditional
+        branch out (the same as 1.0 at half the cost).
+    """
+
+    steps: int = 50
+    shift: float = 5.0
+    solver: Solver = "euler"
+    grid: Grid = "euler"
+    guidance: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; sampling needs at least 1 step")
+        if not (self.shift > 0 and math.isfinite(self.shift)):
+            raise ValueError(f"shift is {self.shift}; it must be a positive number")
+
+
+@dataclasses.dataclass(frozen=True)
+class WanConfig:
+    """A whole model: expert(s), codec, text and the sampling defaults its authors give.
+
+    boundary: timestep / 1000 from which upwards the first (high-noise) of two experts is used.
+    """
+
+    name: str
+    dit: DiTConfig
+    codec: PixelCodec | None
+    text: Words | None
+    sampling: Sampling
+    image: ImageMode = "none"
+    boundary: float | None = None
+
+    @property
+    def experts(self) -> int:
+        return 1 if self.boundary is None else 2
+
+
+_A14B = DiTConfig(dim=5120, ffn_dim=13824, heads=40, layers=40, in_channels=16, out_channels=16)
+
+
+def wan22_t2v_a14b() -> WanConfig:
+    sampling = Sampling(steps=40, shift=12.0, solver="unipc", grid="unipc", guidance=(4.0, 3.0))
+    return WanConfig("wan2.2-t2v-a14b", _A14B, None, None, sampling, boundary=0.875)
+
+
+def wan22_i2v_a14b() -> WanConfig:
+    sampling = Sampling(steps=40, shift=5.0, solver="unipc", grid="unipc", guidance=(3.5, 3.5))
+    dit = dataclasses.replace(_A14B, in_channels=36)
+    return WanConfig("wan2.2-i2v-a14b", dit, None, None, sampling, image="concat", boundary=0.9)
+
+
+def wan22_ti2v_5b() -> WanConfig:
+    dit = DiTConfig(dim=3072, ffn_dim=14336, heads=24, layers=30, in_channels=48, out_channels=48)
+    sampling = Sampling(steps=50, shift=5.0, solver="unipc", grid="unipc", guidance=(5.0,))
+    return WanConfig("wan2.2-ti2v-5b", dit, None, None, sampling, image="pin")
+
+
+def wan21_t2v_1_3b() -> WanConfig:
+    dit = DiTConfig(dim=1536, ffn_dim=8960, heads=12, layers=30, in_channels=16, out_channels=16)
+    sampling = Sampling(steps=50, shift=5.0, solver="unipc", grid="unipc", guidance=(5.0,))
+    return WanConfig("wan2.1-t2v-1.3b", dit, None, None, sampling)
+
+
+def wan21_t2v_14b() -> WanConfig:
+    sampling = Sampling(steps=50, shift=5.0, solver="unipc", grid="unipc", guidance=(5.0,))
+    return WanConfig("wan2.1-t2v-14b", _A14B, None, None, sampling)
+
+
+def toy(vocabulary: tuple[str, ...] = ()) -> WanConfig:
+    """The small model of the package: Wan's block at 1/40 of its width, pixels instead of a VAE.
+
+    In-channels: 12 latent + 4 mask + 12 first frame, concatenated as Wan's I2V models do. The rotary base is
+    100 because grids are 5 to 7 tokens wide. Sampling: the paper's Euler solver and 50 steps.
+    """
+    codec = PixelCodec()
+    dit = DiTConfig(
+        dim=128,
+        ffn_dim=512,
+        heads=4,
+        layers=6,
+        in_channels=2 * codec.channels + 4,
+        out_channels=codec.channels,
+        text_dim=64,
+        text_len=8,
+        freq_dim=128,
+        rope_theta=100.0,
+    )
+    sampling = Sampling(steps=50, shift=3.0)
+    return WanConfig("jcos-tiny", dit, codec, Words(vocabulary, dit.text_dim), sampling, image="concat")
+
+
+VARIANTS: dict[str, Callable[[], WanConfig]] = {
+    "wan2.2-t2v-a14b": wan22_t2v_a14b,
+    "wan2.2-i2v-a14b": wan22_i2v_a14b,
+    "wan2.2-ti2v-5b": wan22_ti2v_5b,
+    "wan2.1-t2v-1.3b": wan21_t2v_1_3b,
+    "wan2.1-t2v-14b": wan21_t2v_14b,
+    "jcos-tiny": toy,
+}
+
+
+def to_json(config: WanConfig) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def from_json(data: dict[str, Any]) -> WanConfig:
+    """The inverse of `to_json`; ValueError or TypeError where a field is missing or unknown."""
+
+    def make(cls: type, value: dict[str, Any] | None) -> Any:
+        # JSON has lists where the dataclasses have tuples (which must hash: configurations are static).
+        return None if value is None else cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+
+    nested = {"dit": DiTConfig, "codec": PixelCodec, "text": Words, "sampling": Sampling}
+    return WanConfig(**{k: make(nested[k], v) if k in nested else v for k, v in data.items()})

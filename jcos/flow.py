@@ -1,0 +1,177 @@
+"""Flow matching: sigma grids, guidance, clean estimates, and solvers as one linear multistep rule.
+
+The path is x_σ = (1−σ) x0 + σ ε with velocity v = ε − x0, hence x̂0 = x − σ v. Euler, UniPC and DPM++ all
+advance x by a linear combination of the state and of the last clean estimates. A `Schedule` therefore carries
+a table of eight numbers per step, computed in float64 on the host, and `solver_step` is the same few
+multiplications for each of them: changing solver, shift or grid changes data, never the compiled program.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from jcos.config import Grid, Sampling, Solver
+
+# first and last point of the grid before the shift (the last is dropped), and whether the model is
+# given ⌊1000σ⌋ or 1000σ. "unipc" and "dpmpp" are the original's (whose 0.999 went through float32),
+# "euler" is DiffSynth's.
+GRIDS: dict[Grid, tuple[float, float, bool]] = {
+    "unipc": (float(np.float32(0.999)), 0.0, True),
+    "dpmpp": (1.0, 0.0, True),
+    "euler": (1.0, 0.0, False),
+    "diffusers": (1.0, 0.001, True),
+}
+
+
+class Schedule(NamedTuple):
+    """A sampling run as data: scanned over by `trajectory.denoise`.
+
+    sigmas: noise level before each step, and 0 after the last. timesteps: what the model is told.
+    table: solver coefficients (`solver_step`).
+    """
+
+    sigmas: Float[Shaped, "S+1"]
+    timesteps: Float[Shaped, " S"]
+    table: Float[Shaped, "S 8"]
+
+    @property
+    def steps(self) -> int:
+        return len(self.timesteps)
+
+
+def schedule(sampling: Sampling) -> Schedule:
+    """The schedule of `sampling`: bit-equal to what the original of its grid computes, stored in float32."""
+    first, last, whole = GRIDS[sampling.grid]
+    linspace = np.linspace if whole else _torch_linspace
+    grid = linspace(first, last, sampling.steps + 1)[:-1]
+    sigmas = sampling.shift * grid / (1 + (sampling.shift - 1) * grid)
+    if sampling.grid == "diffusers" and sigmas[0] == 1.0:
+        sigmas[0] -= 1e-6  # as diffusers does, to keep log(1 − σ) finite
+    timesteps = np.floor(1000 * sigmas) if whole else 1000 * sigmas
+    sigmas = np.append(sigmas, 0)
+    table = _TABLES[sampling.solver](sigmas.astype(np.float64))
+    return Schedule(*(np.asarray(a, np.float32) for a in (sigmas, timesteps, table)))
+
+
+def _torch_linspace(first: float, last: float, count: int) -> np.ndarray:
+    """torch.linspace in float32, bit for bit: counted from both ends with fused multiply-adds."""
+    step = np.float64(np.float32(last - first) / np.float32(count - 1))
+    i = np.arange(count)
+    return np.where(i < count // 2, first + i * step, last - (count - 1 - i) * step).astype(np.float32)
+
+
+def high_noise_steps(plan: Schedule, boundary: float | None) -> int:
+    """How many leading steps belong to the high-noise expert (timestep ≥ 1000 · boundary)."""
+    return plan.steps if boundary is None else int(np.sum(np.asarray(plan.timesteps) >= 1000 * boundary))
+
+
+def clean_estimate(x: Float[Array, "..."], v: Float[Array, "..."], sigma: Float[Array, ""]) -> Float[Array, "..."]:
+    """x̂0 = x − σ v (paper, section 3.1)."""
+    return x - sigma * v
+
+
+def guide(
+    conditional: Float[Array, "..."], unconditional: Float[Array, "..."], scale: Float[Array, ""]
+) -> Float[Array, "..."]:
+    """Classifier-free guidance: v_u + g (v_c − v_u)."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+class SolverState(NamedTuple):
+    """x: what the model sees next. corrected: x after UniPC's corrector (equal to x for the other solvers).
+    last, before_last: the two previous clean estimates. All [F, H, W, C]."""
+
+    x: Float[Array, "F H W C"]
+    corrected: Float[Array, "F H W C"]
+    last: Float[Array, "F H W C"]
+    before_last: Float[Array, "F H W C"]
+
+
+def solver_init(x: Float[Array, "F H W C"]) -> SolverState:
+    return SolverState(x, x, jnp.zeros_like(x), jnp.zeros_like(x))
+
+
+def solver_step(
+    state: SolverState, changed: Float[Array, "F H W C"], x0: Float[Array, "F H W C"], row: Float[Array, " 8"]
+) -> SolverState:
+    """One step from σ_i to σ_{i+1}.
+
+    changed: the x that the model saw, `state.x` unless an intervention replaced it; the corrector's estimate
+        moves by the same amount, so that what was put in is not corrected away.
+    x0: the model's clean estimate at this step. row: this step's coefficients,
+        x^c_i = r0 x_i + r1 x^c_{i−1} + r2 m_i + r3 m_{i−1} + r4 m_{i−2};  x_{i+1} = r5 x^c_i + r6 m_i + r7 m_{i−1}.
+    """
+    corrected = (
+        row[0] * state.x + row[1] * state.corrected + row[2] * x0 + row[3] * state.last + row[4] * state.before_last
+    ) + (changed - state.x)
+    x = row[5] * corrected + row[6] * x0 + row[7] * state.last
+    return SolverState(x, corrected, x0, state.last)
+
+
+def _euler(sigmas: np.ndarray) -> np.ndarray:
+    table = np.zeros((len(sigmas) - 1, 8))
+    ratio = sigmas[1:] / sigmas[:-1]
+    table[:, 0], table[:, 5], table[:, 6] = 1.0, ratio, 1.0 - ratio
+    return table
+
+
+def _log_snr(sigmas: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.log1p(-sigmas) - np.log(sigmas)
+
+
+def _dpmpp(sigmas: np.ndarray) -> np.ndarray:
+    """DPM-Solver++(2M) in its midpoint form; first and last steps are of order 1."""
+    lam, steps = _log_snr(sigmas), len(sigmas) - 1
+    table = np.zeros((steps, 8))
+    table[:, 0] = 1.0
+    for i in range(steps):
+        h = lam[i + 1] - lam[i]
+        k = (1 - sigmas[i + 1]) * np.expm1(-h)
+        table[i, 5], table[i, 6] = sigmas[i + 1] / sigmas[i], -k
+        # σ0 = 1 lies at λ = −∞: the ratio of step sizes is then infinite and the correction vanishes.
+        if 0 < i < steps - 1 and np.isfinite(lam[i - 1]):
+            half = 0.5 * k * h / (lam[i] - lam[i - 1])
+            table[i, 6], table[i, 7] = -k - half, half
+    return table
+
+
+def _unipc(sigmas: np.ndarray) -> np.ndarray:
+    """UniPC-bh2 of order 2 on clean estimates, lower order at both ends, corrector from the second step on."""
+    lam, steps = _log_snr(sigmas), len(sigmas) - 1
+    table = np.zeros((steps, 8))
+    table[0, 0] = 1.0
+    for i in range(steps):
+        if i > 0:
+            order = min(2, i, steps - i + 1)  # that of the predictor which led here
+            h = lam[i] - lam[i - 1]
+            e = np.expm1(-h)
+            gain = (1 - sigmas[i]) * e
+            if order == 1:
+                rho = np.array([0.0, 0.5])
+            else:
+                r = (lam[i - 2] - lam[i - 1]) / h
+                phi1 = e / -h - 1
+                phi2 = phi1 / -h - 0.5
+                rho = np.linalg.solve([[1, 1], [r, 1]], [phi1 / e, 2 * phi2 / e])
+                rho[0] /= r
+            table[i, 1] = sigmas[i] / sigmas[i - 1]
+            table[i, 2] = -gain * rho[1]
+            table[i, 3] = -gain * (1 - rho[0] - rho[1])
+            table[i, 4] = -gain * rho[0]
+        if i == steps - 1:
+            table[i, 6] = 1.0  # to σ = 0: the clean estimate itself
+            continue
+        h = lam[i + 1] - lam[i]
+        gain = (1 - sigmas[i + 1]) * np.expm1(-h)
+        table[i, 5], table[i, 6] = sigmas[i + 1] / sigmas[i], -gain
+        if i > 0 and steps - i >= 2:
+            half = 0.5 * gain * h / (lam[i - 1] - lam[i])
+            table[i, 6], table[i, 7] = -gain + half, -half
+    return table
+
+
+_TABLES = {"euler": _euler, "dpmpp": _dpmpp, "unipc": _unipc}
+assert set(_TABLES) == set(Solver.__args__) and set(GRIDS) == set(Grid.__args__)

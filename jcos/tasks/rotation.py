@@ -1,0 +1,136 @@
+"""Transformation: a chiral shape is turned by the angle that the prompt names."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from jcos.tasks.base import COLOURS, PALETTE, Puzzle, Task, Verdict, Video, canvas
+from jcos.tasks.pattern import OPAQUE, apart, iou, pure, ramp
+
+SHAPES = {
+    "L4": ("#.", "#.", "##"),
+    "L5": ("#.", "#.", "#.", "##"),
+    "P": ("##", "##", "#."),
+    "F": (".##", "##.", ".#."),
+    "Y": (".#", "##", ".#", ".#"),
+}
+"""Polyominoes that no turn and no mirror maps onto themselves, nor nearly so (as S, Z and N)."""
+UNIT = 4
+"""Side of a cell in pixels."""
+
+POSES = 32
+"""Poses per full turn: a quarter of the smallest angle, 11.25 degrees, apart."""
+TURNS = (-4, -3, -2, -1, 1, 2, 3, 4)
+"""Angles in eighths of a full turn, to the left if positive; also the step per frame in poses."""
+_QUARTER, _EIGHTH = POSES // 4, POSES // 8
+
+
+class Scene(NamedTuple):
+    """shape and start (quarter turns) are those of the puzzle's unmirrored version."""
+
+    shape: int
+    start: int
+    colour: str
+    mirrored: bool
+
+
+class Rotation(Task):
+    """The shape turns evenly about the middle of the canvas. Only the prompt tells how far and
+    which way. An answer is a signed number of eighth turns of the unmirrored version.
+    """
+
+    name = "rotation"
+    about = "A shape is to be turned left or right by an angle that only the prompt tells."
+    faculty = "Transformation"
+    solved_at = 0.8
+
+    def make(self, rng: np.random.Generator) -> Puzzle:
+        shape, start, turn = (int(rng.integers(n)) for n in (len(SHAPES), 4, len(TURNS)))
+        turn = TURNS[turn]
+        scene = Scene(shape, start, COLOURS[rng.integers(len(COLOURS))], bool(rng.integers(2)))
+        way = "left" if (turn > 0) != scene.mirrored else "right"
+        return Puzzle(
+            task=self.name,
+            prompt=f"rotate the shape {way} by {45 * abs(turn)}",
+            identity=(shape, start, turn),
+            scene=scene,
+            answers=(turn,),
+        )
+
+    def draw(self, puzzle: Puzzle, answer: int) -> Video:
+        scene: Scene = puzzle.scene
+        video = np.repeat(canvas(self.height, self.width)[None], self.frames, axis=0)
+        video[_masks(scene, answer)] = PALETTE[scene.colour]
+        return video
+
+    def guess(self, puzzle: Puzzle, rng: np.random.Generator) -> int:
+        """Any of the eight angles: right once in eight."""
+        return TURNS[rng.integers(len(TURNS))]
+
+    def judge(self, puzzle: Puzzle, symbols: Int[np.ndarray, "F H W"], video: Video) -> Verdict:
+        scene: Scene = puzzle.scene
+        (turn,) = puzzle.answers
+        shown = apart(video, scene.colour) <= OPAQUE
+        want = _masks(scene, turn)
+        table = _table(scene)
+        poses = [_QUARTER * scene.start + f * turn for f in range(self.frames)]
+
+        # Nearer to the true pose than to any other end, as a fraction of what the true pose has.
+        ends = [table[(poses[-1] + i * _EIGHTH) % POSES] for i in range(1, 8)]
+        rival = max(iou(shown[-1], end) for end in ends)
+        best = 1 - max(iou(want[-1], end) for end in ends)
+        margin = (iou(shown[-1], want[-1]) - rival) / best
+
+        overlap = min(iou(shown[f], want[f]) for f in range(self.frames))
+        off = max(_off(shown[f], table, poses[f]) for f in range(self.frames))
+        mixed = (apart(video, "floor") > OPAQUE) & ~shown
+        return Verdict(
+            answer=ramp(margin, 0.0, 1.0),
+            gates={
+                "way": ramp(overlap, 0.5, 0.7),
+                "pose": float(off <= 1),
+                "opaque": ramp(mixed.sum((1, 2)).max(), 16, 8),
+                "colour": min(pure(video[f][shown[f]], scene.colour) for f in range(self.frames)),
+            },
+        )
+
+
+def _off(shown: Bool[np.ndarray, "H W"], table: Bool[np.ndarray, "P H W"], pose: int) -> int:
+    """How many poses lie between the one wanted and the one that the picture is nearest to."""
+    both = (shown & table).sum((1, 2))
+    nearest = int((both / (shown | table).sum((1, 2))).argmax())
+    away = (nearest - pose) % POSES
+    return min(away, POSES - away)
+
+
+def _masks(scene: Scene, turn: int) -> Bool[np.ndarray, "F H W"]:
+    """The shape in each frame, `turn` poses further to the left each time."""
+    poses = _QUARTER * scene.start + turn * np.arange(Rotation.frames)
+    return _table(scene)[poses % POSES]
+
+
+def _table(scene: Scene) -> Bool[np.ndarray, "P H W"]:
+    """All poses of the scene's shape; a mirror image turns the other way."""
+    table = _RASTERS[scene.shape]
+    return table[:, :, ::-1] if scene.mirrored else table
+
+
+def _raster(shape: tuple[str, ...], pose: int) -> Bool[np.ndarray, "H W"]:
+    """The pixels whose centres lie in the shape, turned left about the middle of the canvas."""
+    cells = np.array([[cell == "#" for cell in row] for row in shape])
+    angle = 2 * np.pi * pose / POSES
+    y, x = np.mgrid[: Rotation.height, : Rotation.width] + 0.5
+    y, x = y - Rotation.height / 2, x - Rotation.width / 2
+    back_y = np.cos(angle) * y + np.sin(angle) * x
+    back_x = np.cos(angle) * x - np.sin(angle) * y
+    # The nudge decides centres that fall on an edge alike on every machine.
+    row = np.floor(back_y / UNIT + cells.shape[0] / 2 + 1e-6).astype(int)
+    column = np.floor(back_x / UNIT + cells.shape[1] / 2 + 1e-6).astype(int)
+    padded = np.pad(cells, 1)
+    return padded[
+        np.clip(row + 1, 0, padded.shape[0] - 1), np.clip(column + 1, 0, padded.shape[1] - 1)
+    ]
+
+
+_RASTERS = np.array([[_raster(s, pose) for pose in range(POSES)] for s in SHAPES.values()])

@@ -1,0 +1,234 @@
+"""Training the small model: flow matching on the tasks, resumable to the bit.
+
+Everything random is a function of the recipe's seed and the step, so a run that was killed and resumed ends
+in the same weights as one that was not.
+"""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+
+from jcos import checkpoint
+from jcos.config import WanConfig, toy
+from jcos.tasks import TASKS
+from jcos.text import word_ids
+from jcos.vae import encode_pixels
+from jcos.wan import Wan, image_channels
+
+Params = dict[str, Array]
+"""A model's leaves by path (`checkpoint.leaves`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a training run is; with the code's version it determines the weights.
+
+    small, large: videos per step on the 20- and the 28-pixel canvas. shares: how often a task is drawn,
+        relative to the others of its canvas.
+    shift: of the noise levels drawn in training, σ = k u / (1 + (k−1) u) with u stratified over the batch.
+    constant: fraction of the run at full learning rate, after which it falls linearly to `floor` of it.
+    null_text: fraction of samples trained without their prompt (for guidance).
+    """
+
+    steps: int = 6000
+    small: int = 32
+    large: int = 5
+    shares: Mapping[str, float] = dataclasses.field(
+        default_factory=lambda: {
+            "maze": 0.30,
+            "tictactoe": 0.20,
+            "pattern": 0.05,
+            "rotation": 0.12,
+            "returns": 0.05,
+            "bounce": 0.08,
+            "maze7": 1.00,
+            "tictactoe-block": 0.08,
+            "bounce-hard": 0.10,
+        }
+    )
+    seed: int = 0
+    shift: float = 3.0
+    learning_rate: float = 2e-3
+    warmup: int = 150
+    constant: float = 0.6
+    floor: float = 0.03
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.999
+    null_text: float = 0.05
+
+
+class Batch(NamedTuple):
+    videos: UInt8[Array, "B F H W 3"]
+    words: Int[Array, "B L"]
+
+
+class State(NamedTuple):
+    params: Params
+    ema: Params
+    optimizer: Any
+    step: Int[Array, ""]
+
+
+class Progress(NamedTuple):
+    step: int
+    loss: float
+    losses: dict[str, list[float]]
+    seconds: float
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Every word that the tasks' prompts use."""
+    prompts = {task.sample(seed).prompt for task in TASKS.values() for seed in range(200)}
+    return tuple(sorted({word for prompt in prompts for word in prompt.split()}))
+
+
+def batches(recipe: Recipe, config: WanConfig, step: int) -> tuple[Batch, ...]:
+    """The training videos of one step, one batch per canvas size."""
+    assert config.text is not None
+    rng = np.random.default_rng((recipe.seed, step))
+    found = []
+    for count, size in ((recipe.small, 20), (recipe.large, 28)):
+        names = [name for name, task in TASKS.items() if task.height == size]
+        shares = np.array([recipe.shares[name] for name in names])
+        videos, words = [], []
+        for name in rng.choice(names, count, p=shares / shares.sum()):
+            task = TASKS[name]
+            puzzle = task.sample(tuple(rng.integers(2**32, size=4).tolist()))
+            videos.append(task.reference(puzzle, rng))
+            prompt = "" if rng.random() < recipe.null_text else puzzle.prompt
+            words.append(word_ids(config.text, prompt, config.dit.text_len))
+        found.append(Batch(np.stack(videos), np.stack(words)))
+    return tuple(found)
+
+
+def loss(model: Wan, batch: Batch, key: Array, shift: float) -> Float[Array, ""]:
+    """Mean squared error of the velocity ε − x0 over a batch."""
+    config = model.config
+    assert config.codec is not None and model.text is not None
+    count = len(batch.videos)
+    noise_key, level_key = jax.random.split(key)
+    x0 = jax.vmap(lambda video: encode_pixels(config.codec, video))(batch.videos)
+    noise = jax.random.normal(noise_key, x0.shape)
+    u = (jnp.arange(count) + jax.random.uniform(level_key, (count,))) / count
+    sigma = shift * u / (1 + (shift - 1) * u)
+
+    def error(x0: Array, noise: Array, sigma: Array, words: Array) -> Array:
+        x = (1 - sigma) * x0 + sigma * noise
+        x = jnp.concatenate([x, image_channels(x0[:1], len(x0))], axis=-1)
+        v, _ = model.experts[0](x, 1000 * sigma, model.text(words), remat=True)
+        return jnp.mean(jnp.square(v - (noise - x0)))
+
+    return jnp.mean(jax.vmap(error)(x0, noise, sigma, batch.words))
+
+
+def optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    """Muon for the stacked matrices of the blocks, Adam for everything else."""
+    hold = int(recipe.constant * recipe.steps)
+    rate = optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, recipe.learning_rate, recipe.warmup),
+            optax.constant_schedule(recipe.learning_rate),
+            optax.linear_schedule(recipe.learning_rate, recipe.floor * recipe.learning_rate, recipe.steps - hold),
+        ],
+        [recipe.warmup, hold],
+    )
+    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+
+    def matrices(params: Params) -> dict[str, Any]:
+        return {
+            name: matrix if ".blocks." in name and name.endswith(".kernel") else None for name in params
+        }
+
+    muon = optax.contrib.muon(
+        rate,
+        weight_decay=recipe.weight_decay,
+        adam_b1=0.95,
+        adam_b2=0.98,
+        muon_weight_dimension_numbers=matrices,
+        consistent_rms=0.2,
+    )
+    return optax.chain(optax.clip_by_global_norm(recipe.clip), muon)
+
+
+def initial(recipe: Recipe, config: WanConfig) -> State:
+    params = checkpoint.leaves(Wan(config, rngs=nnx.Rngs(recipe.seed)))
+    ema = jax.tree.map(jnp.copy, params)  # a copy: `update` donates both
+    return State(params, ema, optimizer(recipe).init(params), jnp.zeros((), jnp.int32))
+
+
+def make_update(
+    recipe: Recipe, config: WanConfig
+) -> Callable[[State, tuple[Batch, ...]], tuple[State, Float[Array, " canvases"]]]:
+    """One jitted training step: new state and the loss of each canvas."""
+    abstract = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
+    transform = optimizer(recipe)
+
+    def total(params: Params, given: tuple[Batch, ...], key: Array) -> tuple[Array, Array]:
+        model = checkpoint.with_leaves(abstract, params)
+        keys = jax.random.split(key, len(given))
+        each = jnp.stack([loss(model, b, k, recipe.shift) for b, k in zip(given, keys, strict=True)])
+        weight = jnp.array([float(b.videos.size) for b in given])  # every pixel counts the same
+        return jnp.sum(each * weight) / jnp.sum(weight), each
+
+    def update(state: State, given: tuple[Batch, ...]) -> tuple[State, Array]:
+        key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+        grads, each = jax.grad(total, has_aux=True)(state.params, given, key)
+        change, opt = transform.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, change)
+        ema = jax.tree.map(lambda e, p: recipe.ema * e + (1 - recipe.ema) * p, state.ema, params)
+        return State(params, ema, opt, state.step + 1), each
+
+    return jax.jit(update, donate_argnums=0)
+
+
+def train(recipe: Recipe, folder: Path, *, save_every: int = 250) -> Iterator[Progress]:
+    """Trains, saving into `folder/step-…` and resuming from the newest of them; yields after every step.
+
+    When it ends, `folder/model` holds the model with averaged weights.
+    Raises ValueError if the folder holds a run of another recipe.
+    """
+    config = toy(vocabulary())
+    folder.mkdir(parents=True, exist_ok=True)
+    state, losses = initial(recipe, config), {"small": [], "large": []}
+    saved = sorted(folder.glob("step-*"))
+    if saved:
+        manifest = checkpoint.read_manifest(saved[-1])
+        if manifest["notes"]["recipe"] != dataclasses.asdict(recipe):
+            raise ValueError(f"{folder} holds a run of another recipe; choose another folder")
+        state = checkpoint.restore(saved[-1], jax.eval_shape(lambda: state))
+        losses = manifest["notes"]["losses"]
+    update = make_update(recipe, config)
+    first = int(state.step)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(batches, recipe, config, first)
+        for step in range(first, recipe.steps):
+            start = time.monotonic()
+            given = coming.result()
+            coming = pool.submit(batches, recipe, config, step + 1)
+            state, each = update(state, given)
+            for name, value in zip(losses, np.asarray(each).tolist(), strict=True):
+                losses[name].append(round(value, 5))
+            done = step + 1
+            if done % save_every == 0 or done == recipe.steps:
+                target = folder / f"step-{done:06d}"
+                notes = {"recipe": dataclasses.asdict(recipe), "losses": losses}
+                checkpoint.save(target, config, state, notes)
+                for old in sorted(folder.glob("step-*"))[:-2]:
+                    shutil.rmtree(old)
+            yield Progress(done, float(np.mean(np.asarray(each))), losses, time.monotonic() - start)
+    if not (folder / "model").exists():
+        model = checkpoint.with_leaves(jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0))), state.ema)
+        notes = {"recipe": dataclasses.asdict(recipe)}
+        checkpoint.save(folder / "model", config, model, notes)

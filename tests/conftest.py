@@ -1,0 +1,55 @@
+"""What holds for every test: the CPU, exact arithmetic, no silent broadcasting, reference numbers.
+
+Nothing here may import `jcos`: the shape checks are put in place when it is first imported.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+# Before jax is imported. Set JAX_PLATFORMS to run the tests on another device.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Compiled functions are kept between runs, which makes the second run of the tests much faster.
+if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def load_golden(name: str) -> dict[str, np.ndarray]:
+    """The arrays of `tests/golden/<name>.safetensors`, or of `<name>.npz`, by their keys.
+
+    They are outputs of the original PyTorch code, in torch layout and float32 unless the key says
+    otherwise.
+    `name` may have folders in it: `load_golden("dit/t2v_a")`.
+    """
+    packed, zipped = (GOLDEN / f"{name}{suffix}" for suffix in (".safetensors", ".npz"))
+    if packed.is_file():
+        return safetensors.numpy.load_file(packed)
+    if zipped.is_file():
+        with np.load(zipped) as arrays:
+            return dict(arrays)
+    known = sorted(
+        path.relative_to(GOLDEN).with_suffix("").as_posix()
+        for path in GOLDEN.rglob("*")
+        if path.suffix in {".safetensors", ".npz"}
+    )
+    raise FileNotFoundError(
+        f"no golden file {name!r} in tests/golden; there are: {', '.join(known) or 'none'}"
+    )
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, np.ndarray]]:
+    """`golden("dit/t2v_a")` is the dict of reference arrays of that file."""
+    return load_golden

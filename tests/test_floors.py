@@ -1,0 +1,201 @@
+"""The house rules a machine can read: who imports whom, how long files are, what is never named."""
+
+import ast
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "jcos"
+
+# A file imports only what stands above it; the files of one folder may import each other.
+# `jcos/__init__.py` lists the public names and may import all of them. A new file gets a line here.
+FLOORS = [
+    "config",
+    "flow",
+    "measures",
+    "attention",
+    "layers",
+    "dit",
+    "vae",
+    "text",
+    "sharding",
+    "checkpoint",
+    "probes",
+    "trajectory",
+    "wan",
+    "tasks/",
+    "training",
+    "experiments/",
+    "bench",
+    "media",
+    "report/",
+    "cli",
+    "__main__",
+]
+FORBIDDEN = {"torch", "diffusers", "transformers", "convert"}
+MAX_LINES = 450
+
+# Written in two halves, so that this file passes its own test.
+NEVER_NAMED = [
+    "pypi" + ".org",
+    "python" + "hosted.org",
+    "download.py" + "torch.org",
+    "ana" + "conda.org",
+    "npm" + "js.org",
+    "index" + "-url",
+    "../" + "shared",
+    "/work" + "/main",
+    "/work" + "/shared",
+]
+
+
+def sources() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def floor_of(path: Path) -> str:
+    """`jcos/flow.py` is on the floor `flow`, `jcos/tasks/maze.py` on `tasks/`."""
+    first, *rest = path.relative_to(PACKAGE).parts
+    return f"{first}/" if rest else first.removesuffix(".py")
+
+
+def imported_modules(source: str, package: str) -> set[str]:
+    """Full names of all that `source` imports, at any depth, `from x import y` giving `x.y`.
+
+    `package` is the dotted name of the package that the file lies in, for relative imports.
+    """
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import(names=aliases):
+                names |= {alias.name for alias in aliases}
+            case ast.ImportFrom(module=module, names=aliases, level=level):
+                parts = package.split(".")[: len(package.split(".")) - level + 1] if level else []
+                base = ".".join([*parts, *([module] if module else [])])
+                names |= {f"{base}.{alias.name}" for alias in aliases}
+            case ast.Call(
+                func=ast.Attribute(attr="import_module")
+                | ast.Name(id="import_module" | "__import__"),
+                args=[ast.Constant(value=str(name)), *_],
+            ):
+                names.add(name)
+    return names
+
+
+def imports_of(path: Path) -> set[str]:
+    package = ".".join(path.parent.relative_to(ROOT).parts)
+    return imported_modules(path.read_text(encoding="utf-8"), package)
+
+
+def upward(floor: str, names: set[str]) -> list[str]:
+    """What is wrong with the imports `names` of a file on `floor`, one sentence for each."""
+    wrong = []
+    for name in sorted(names):
+        if name.split(".")[0] != "jcos":
+            continue
+        part = name.partition(".")[2].partition(".")[0]
+        target = next((known for known in FLOORS if known.rstrip("/") == part), None)
+        if target is None:
+            wrong.append(f"imports {name}: import from the file, not from the package")
+        elif target == floor and floor.endswith("/"):
+            continue
+        elif FLOORS.index(target) >= FLOORS.index(floor):
+            wrong.append(f"imports {name}, which does not stand above it")
+    return wrong
+
+
+def repository_files() -> list[Path]:
+    """Files that git tracks or would add."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    paths = (ROOT / name for name in listed.decode().split("\0") if name)
+    return [path for path in paths if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("import jcos.flow as f", {"jcos.flow"}),
+        ("from jcos import flow", {"jcos.flow"}),
+        ("from jcos.flow import euler, unipc", {"jcos.flow.euler", "jcos.flow.unipc"}),
+        ("from . import base", {"jcos.tasks.base"}),
+        ("from .base import Task", {"jcos.tasks.base.Task"}),
+        ("from ..flow import euler", {"jcos.flow.euler"}),
+        ("def f():\n    import torch.nn", {"torch.nn"}),
+        ("torch = importlib.import_module('torch')", {"torch"}),
+    ],
+)
+def test_every_form_of_import_is_seen(source, names):
+    assert imported_modules(source, "jcos.tasks") == names
+
+
+@pytest.mark.parametrize(
+    ("floor", "name", "allowed"),
+    [
+        ("dit", "jcos.layers.rope", True),
+        ("dit", "jcos.probes.Site", False),
+        ("dit", "jcos.dit.Block", False),
+        ("tasks/", "jcos.tasks.base", True),
+        ("cli", "jcos.generate", False),
+        ("cli", "jcos", False),
+        ("config", "numpy.random", True),
+    ],
+)
+def test_the_rule_tells_right_from_wrong(floor, name, allowed):
+    assert (upward(floor, {name}) == []) is allowed
+
+
+def test_every_file_has_a_floor():
+    unknown = [
+        path.relative_to(ROOT).as_posix()
+        for path in sources()
+        if path != PACKAGE / "__init__.py" and floor_of(path) not in FLOORS
+    ]
+    assert not unknown, f"give these a place in FLOORS: {unknown}"
+
+
+def test_imports_point_upward_only():
+    wrong = [
+        f"{path.relative_to(ROOT)} {problem}"
+        for path in sources()
+        if floor_of(path) in FLOORS
+        for problem in upward(floor_of(path), imports_of(path))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_library_never_imports_torch_or_the_converter():
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in sources()
+        for name in sorted(imports_of(path))
+        if name.split(".")[0] in FORBIDDEN
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_file_is_read_in_one_sitting():
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in sources()}
+    long = [f"{path.relative_to(ROOT)}: {n}" for path, n in lengths.items() if n > MAX_LINES]
+    assert not long, f"more than {MAX_LINES} lines: {long}"
+
+
+def test_no_file_is_a_drawer_for_everything():
+    drawers = [path for path in repository_files() if path.name == "utils.py"]
+    assert not drawers, f"name these after what they do: {drawers}"
+
+
+def test_no_package_host_and_no_private_path_is_named():
+    wrong = [
+        f"{path.relative_to(ROOT)} says {word}"
+        for path in repository_files()
+        for content in [path.read_bytes()]
+        for word in NEVER_NAMED
+        if word.encode() in content
+    ]
+    assert not wrong, "\n".join(wrong)
