@@ -18,7 +18,7 @@ from jcos.config import FLOAT32, DiTConfig, Numerics
 from jcos.layers import LayerNorm, RMSNorm, layer_norm, rope_angles, rotate, time_features
 
 Tokens = Float[Array, "N D"]
-Angles = tuple[Float[Array, "N d/2"], Float[Array, "N d/2"]]
+Angles = tuple[Float[Array, "N half"], Float[Array, "N half"]]
 OnBlock = Callable[[Int[Array, ""], Tokens], tuple[Tokens, Any]]
 """Called after every block with its number and tokens; returns the tokens to go on with and an observation."""
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
 from jcos.config import Grid, Sampling, Solver
 
@@ -32,9 +32,9 @@ class Schedule(NamedTuple):
     table: solver coefficients (`solver_step`).
     """
 
-    sigmas: Float[Shaped, "S+1"]
-    timesteps: Float[Shaped, " S"]
-    table: Float[Shaped, "S 8"]
+    sigmas: Float[Array | np.ndarray, " S+1"]
+    timesteps: Float[Array | np.ndarray, " S"]
+    table: Float[Array | np.ndarray, "S 8"]
 
     @property
     def steps(self) -> int:

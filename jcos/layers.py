@@ -73,10 +73,10 @@ def _time_table(dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def rope_angles(
     grid: tuple[int, int, int], head_dim: int, theta: float
-) -> tuple[Float[Array, "N d/2"], Float[Array, "N d/2"]]:
+) -> tuple[Float[Array, "N half"], Float[Array, "N half"]]:
     """cos and sin of the rotary angles of every token of a (frames, height, width) grid, row-major.
 
-    Half of the head's d/2 pairs less two thirds turn with time, a third each with height and width; each axis
+    Half of the head's half pairs less two thirds turn with time, a third each with height and width; each axis
     counts its exponents by its own width. Tables are float64 per axis and joined as float32.
     """
     pairs = head_dim // 2
@@ -88,7 +88,7 @@ def rope_angles(
         shape[axis] = size
         axes.append(angle.reshape(shape))
 
-    def join(f: np.ufunc) -> Float[Array, "N d/2"]:
+    def join(f: np.ufunc) -> Float[Array, "N half"]:
         tables = [jnp.asarray(f(a).astype(np.float32)) for a in axes]
         return jnp.concatenate([jnp.broadcast_to(a, (*grid, a.shape[-1])) for a in tables], -1).reshape(-1, pairs)
 
@@ -96,7 +96,7 @@ def rope_angles(
 
 
 def rotate(
-    x: Float[Array, "N H d"], angles: tuple[Float[Array, "N d/2"], Float[Array, "N d/2"]]
+    x: Float[Array, "N H d"], angles: tuple[Float[Array, "N half"], Float[Array, "N half"]]
 ) -> Float[Array, "N H d"]:
     """Rotates interleaved pairs (2i, 2i+1) of every head by its token's angles, in float32."""
     cos, sin = (a[:, None, :] for a in angles)

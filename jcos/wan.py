@@ -1,12 +1,25 @@
 """`Wan`: expert(s), codec and text encoder of one model, with the defaults its authors sample with."""
 
-import jax.numpy as jnp
-from flax import nnx
-from jaxtyping import Array, Float
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
-from jcos.config import FLOAT32, Numerics, WanConfig
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key, UInt8
+
+from jcos import checkpoint, flow, trajectory
+from jcos.config import FLOAT32, Numerics, Sampling, WanConfig
 from jcos.dit import DiT
-from jcos.text import WordEmbedding
+from jcos.probes import Probe
+from jcos.text import WordEmbedding, word_ids
+from jcos.trajectory import Condition, Trace
+from jcos.vae import decode_pixels, encode_pixels
+
+TINY = Path(__file__).parent / "tiny"
+"""The trained small model that comes with the package."""
 
 
 class Wan(nnx.Module):
@@ -17,10 +30,115 @@ class Wan(nnx.Module):
         self.text = None if config.text is None else WordEmbedding(config.text, rngs=rngs)
         self.config = config
 
+    def condition(self, first_frame: UInt8[np.ndarray, "H W 3"], prompt: str, frames: int) -> Condition:
+        """What to generate from: a first frame (uint8 RGB), a prompt, and a number of frames.
 
-def image_channels(first: Float[Array, "1 h w C"], frames: int) -> Float[Array, "F h w C+4"]:
+        Raises ValueError where the frame is not of that kind or the prompt cannot be read.
+        """
+        config = self.config
+        if config.codec is None or config.text is None or self.text is None:
+            raise ValueError(f"{config.name} has no codec and text encoder in this folder")
+        if first_frame.ndim != 3 or first_frame.shape[-1] != 3 or first_frame.dtype != np.uint8:
+            raise ValueError(f"a first frame is uint8 [H, W, 3]; this one is {first_frame.dtype} {first_frame.shape}")
+        _check_size(config, frames, *first_frame.shape[:2])
+        context, negative = (
+            self.text(jnp.asarray(word_ids(config.text, p, config.dit.text_len))) for p in (prompt, "")
+        )
+        first = encode_pixels(config.codec, jnp.asarray(first_frame)[None])
+        return Condition(context, negative, image_channels(first, frames))
+
+    def decode(self, latents: Float[Array, "*axes F h w C"]) -> UInt8[np.ndarray, "*axes F H W 3"]:
+        """Latents (final ones or clean estimates, with any leading axes) as uint8 video."""
+        codec = self.config.codec
+        if codec is None:
+            raise ValueError(f"{self.config.name} has no codec in this folder")
+        flat = jnp.reshape(latents, (-1, *latents.shape[-4:]))
+        video = jax.vmap(partial(decode_pixels, codec))(flat)
+        video = np.asarray(jnp.clip(jnp.round(video), 0, 255).astype(jnp.uint8))
+        return video.reshape(*latents.shape[:-4], *video.shape[1:])
+
+
+def _check_size(config: WanConfig, frames: int, height: int, width: int) -> None:
+    assert config.codec is not None
+    stride = config.codec.stride
+    for name, size in (("height", height), ("width", width)):
+        multiple = stride * config.dit.patch[1]
+        if size < 1 or size % multiple:
+            raise ValueError(f"the {name} is {size} pixels; {config.name} needs a positive multiple of {multiple}")
+    if frames < 1:
+        raise ValueError(f"{frames} frames asked for; a video has at least 1")
+
+
+def image_channels(first: Float[Array, "1 h w C"], frames: int) -> Float[Array, "F h w E"]:
     """What Wan's image-to-video models see beside the noise: four mask channels, 1 where a frame is given, and
     that frame's latent, zero elsewhere."""
     _, h, w, _ = first.shape
     given = jnp.concatenate([jnp.ones((1, h, w, 4)), first], axis=-1)
     return jnp.pad(given, ((0, frames - 1), (0, 0), (0, 0), (0, 0)))
+
+
+def load(folder: Path | str = TINY) -> Wan:
+    """A model from a checkpoint folder; without one, the small model of the package.
+
+    Raises checkpoint.CheckpointError where the folder is not one, or is damaged.
+    """
+    manifest = checkpoint.read_manifest(Path(folder))
+    config = checkpoint.read_config(manifest)
+    return checkpoint.restore(Path(folder), jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0))))
+
+
+def seed_keys(seeds: Sequence[int]) -> Key[Array, " K"]:
+    """One key per seed: a seed's noise does not depend on which others run beside it."""
+    return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+
+
+@partial(jax.jit, static_argnames=("high_steps",))
+def generate_worlds(
+    model: Wan,
+    plan: flow.Schedule,
+    conditions: Condition,
+    keys: Key[Array, " K"],
+    probe: Probe,
+    guidance: Float[Array, " experts"] | None = None,
+    high_steps: int | None = None,
+) -> Trace:
+    """`trajectory.run` with noise drawn from the seeds' keys; arrays of `conditions` have a world axis."""
+    assert conditions.channels is not None
+    shape = (*conditions.channels.shape[1:4], model.config.dit.out_channels)
+    noise_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_keys)
+    return trajectory.run(model.experts, plan, conditions, noise, step_keys, probe, guidance, high_steps)
+
+
+def generate(
+    model: Wan,
+    condition: Condition,
+    seeds: Sequence[int] = (0,),
+    *,
+    probe: Probe | None = None,
+    sampling: Sampling | None = None,
+) -> Trace:
+    """One video per seed, with every step's clean estimate and what the probe observed: leaves [K, …].
+
+    sampling: the model's own by default. Raises FloatingPointError where a latent stops being finite.
+    """
+    worlds = jax.tree.map(lambda a: a[None], condition)
+    return jax.tree.map(lambda a: a[0], generate_side_by_side(model, worlds, seeds, probe=probe, sampling=sampling))
+
+
+def generate_side_by_side(
+    model: Wan,
+    conditions: Condition,
+    seeds: Sequence[int] = (0,),
+    *,
+    probe: Probe | None = None,
+    sampling: Sampling | None = None,
+) -> Trace:
+    """`generate` for several worlds at once (`trajectory.stack` of conditions): leaves [W, K, …]."""
+    sampling = sampling or model.config.sampling
+    plan = flow.schedule(sampling)
+    boundary = model.config.boundary
+    high_steps = None if boundary is None else flow.high_noise_steps(plan, boundary)
+    guidance = None if sampling.guidance is None else jnp.asarray(sampling.guidance)
+    trace = generate_worlds(model, plan, conditions, seed_keys(seeds), probe or Probe(), guidance, high_steps)
+    return trajectory.check_finite(trace)

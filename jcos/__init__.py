@@ -1,0 +1,50 @@
+"""jcos (JAX Chain-of-Steps): where does a video diffusion model reason?
+
+The files stand on floors; each imports only those above it:
+config, flow, measures, attention, layers, dit, vae, text, sharding, checkpoint, probes, trajectory, wan,
+tasks, training, experiments, bench, media, report, cli.
+"""
+
+from jcos import tasks
+from jcos.config import VARIANTS, DiTConfig, Numerics, Sampling, WanConfig
+from jcos.probes import (
+    Chain,
+    Noise,
+    Probe,
+    SeedEnsemble,
+    Site,
+    Swap,
+    TokenEnergy,
+    TokenFeatures,
+    chain,
+)
+from jcos.trajectory import Condition, Trace, stack, sweep
+from jcos.wan import Wan, generate, generate_side_by_side, load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "VARIANTS",
+    "Chain",
+    "Condition",
+    "DiTConfig",
+    "Noise",
+    "Numerics",
+    "Probe",
+    "Sampling",
+    "SeedEnsemble",
+    "Site",
+    "Swap",
+    "TokenEnergy",
+    "TokenFeatures",
+    "Trace",
+    "Wan",
+    "WanConfig",
+    "chain",
+    "generate",
+    "generate_side_by_side",
+    "load",
+    "stack",
+    "sweep",
+    "tasks",
+]

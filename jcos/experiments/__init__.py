@@ -1,0 +1,1 @@
+"""Questions to a model, one file each: what is run, what is measured."""

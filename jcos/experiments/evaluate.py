@@ -1,0 +1,71 @@
+"""How good is a model at a task, and does its answer take steps?"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jcos.config import Sampling
+from jcos.experiments.puzzles import held_out, play, score, solved
+from jcos.measures import Estimate, commitment_step, proportion
+from jcos.tasks import Puzzle, Task, chance, still_of
+from jcos.wan import Wan
+
+
+class Result(NamedTuple):
+    """One row of the evaluation table.
+
+    solved: over all frames, in `steps` steps; one_step: the same puzzles in a single step. several,
+    several_one_step: only the puzzles with more than one right answer. chance: solved by a random legal answer;
+    still: by the first frame held. commitment: 10th, 50th and 90th percentile of the step from which on x̂0
+    is solved, over the solved puzzles. distinct: different puzzles, up to symmetry.
+    """
+
+    task: str
+    solved: Estimate
+    one_step: Estimate
+    several: Estimate | None
+    several_one_step: Estimate | None
+    chance: float
+    still: float
+    commitment: tuple[float, float, float] | None
+    mean_score: float
+    distinct: int
+
+
+def evaluate(
+    model: Wan, task: Task, n: int, *, seed: int = 0, sampling: Sampling | None = None, every: int = 5
+) -> Result:
+    """Plays n held-out puzzles in full and in one step; looks at the clean estimate at every `every`-th step."""
+    sampling = sampling or model.config.sampling
+    puzzles = held_out(task, n, seed)
+    looked = [*range(0, sampling.steps - 1, every), sampling.steps - 1]
+    full = play(model, task, puzzles, sampling=sampling, keep=looked)
+    scores = [row[0] for row in score(model, task, puzzles, full.latents)]
+    good = np.array([s.solved for s in scores])
+    one = solved(model, task, puzzles, play(model, task, puzzles, sampling=_one(sampling)).latents)[:, 0]
+    by_step = solved(model, task, puzzles, full.x0)[:, 0]
+    by_step[:, -1] = good  # the last estimate is the answer itself
+    steps = np.array([*looked, sampling.steps])[commitment_step(by_step)]
+    several = np.array([len(p.answers) > 1 for p in puzzles])
+    return Result(
+        task.name,
+        proportion(good),
+        proportion(one),
+        proportion(good[several]) if several.any() else None,
+        proportion(one[several]) if several.any() else None,
+        chance(task, n, seed),
+        _still(task, puzzles),
+        tuple(np.percentile(steps[good], [10, 50, 90]).tolist()) if good.any() else None,
+        float(np.mean([s.score for s in scores])),
+        len({p.identity for p in puzzles}),
+    )
+
+
+def _one(sampling: Sampling) -> Sampling:
+    return Sampling(steps=1, shift=sampling.shift, solver=sampling.solver, grid=sampling.grid)
+
+
+def _still(task: Task, puzzles: Sequence[Puzzle]) -> float:
+    stills = (still_of(task.draw(p, p.answers[0])) for p in puzzles)
+    return float(np.mean([task.score(p, v).solved for p, v in zip(puzzles, stills, strict=True)]))

@@ -1,0 +1,73 @@
+"""What is read off trajectories: functions of arrays, and the intervals that go beside them."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+
+def cka(x: Float[Array, "n p"], y: Float[Array, "n q"]) -> Float[Array, ""]:
+    """Linear centred kernel alignment of two sets of n features: 1 the same up to rotation and scale, 0 unrelated.
+
+    Computed in feature space, p × q, which is what fits when n is tens of thousands of tokens.
+    """
+    x, y = x - x.mean(0, keepdims=True), y - y.mean(0, keepdims=True)
+    cross, own_x, own_y = (jnp.sum(jnp.square(a.T @ b)) for a, b in ((x, y), (x, x), (y, y)))
+    return cross / jnp.sqrt(own_x * own_y)
+
+
+class Mass(NamedTuple):
+    """on [K]: how much of the estimate is each answer (an even blend of two is ½, ½). off: the part of its
+    change against the still picture that no blend of answers explains, 0..1."""
+
+    on: Float[Array, " K"]
+    off: Float[Array, ""]
+
+
+def answer_mass(
+    x0: Float[Array, "F H W C"], answers: Float[Array, "K F H W C"], still: Float[Array, "F H W C"]
+) -> Mass:
+    """Weights of the blend of answers nearest to a clean estimate, all as changes against the still picture.
+
+    For the ideal denoiser the clean estimate is exactly Σ p_k answer_k, and the weights are the posterior p.
+    Where answers depend on each other (two independent detours give four routes, of which only three are
+    independent) the weights of least norm are taken.
+    """
+    change = (answers - still[None]).reshape(len(answers), -1)
+    seen = (x0 - still).reshape(-1)
+    gram = change @ change.T
+    on = jnp.linalg.pinv(gram, rtol=1e-4, hermitian=True) @ (change @ seen)
+    rest = jnp.sum(jnp.square(seen - on @ change)) / jnp.maximum(jnp.sum(jnp.square(seen)), 1e-12)
+    return Mass(on, rest)
+
+
+def commitment_step(solved: Bool[np.ndarray, "... S"]) -> Int[np.ndarray, "..."]:
+    """First step from which on every clean estimate is solved; S where the last one is not."""
+    return solved.shape[-1] - np.cumprod(solved[..., ::-1], axis=-1).sum(-1)
+
+
+class Estimate(NamedTuple):
+    """A mean with its 95 % interval over n puzzles."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def proportion(successes: Bool[np.ndarray, " n"]) -> Estimate:
+    """Wilson's interval: honest near 0 and 1, where the solved rates are."""
+    n = len(successes)
+    p, z = float(np.mean(successes)), 1.959964
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return Estimate(p, float(min(p, centre - half)), float(max(p, centre + half)), n)
+
+
+def bootstrap(values: Float[np.ndarray, " n"], *, seed: int = 0, draws: int = 10_000) -> Estimate:
+    """Percentile interval of a mean, resampling puzzles; of paired differences when `values` are such."""
+    n = len(values)
+    picks = np.random.default_rng(seed).integers(n, size=(draws, n))
+    low, high = np.percentile(np.asarray(values, np.float64)[picks].mean(1), [2.5, 97.5])
+    return Estimate(float(np.mean(values)), float(low), float(high), n)

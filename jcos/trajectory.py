@@ -1,0 +1,160 @@
+"""Sampling as one scan over noise levels, with every clean estimate and observation returned."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
+
+from jcos.dit import DiT
+from jcos.flow import Schedule, SolverState, clean_estimate, guide, solver_init, solver_step
+from jcos.probes import Probe, Site
+
+T = TypeVar("T")
+
+
+class Condition(NamedTuple):
+    """What a video is generated from.
+
+    context: embedded prompt. negative: embedded negative prompt, of as many rows; needed for guidance only.
+    channels: concatenated to the latent at every step (image-to-video). first: the given first latent frame of
+    models that keep it in place (TI2V): it replaces frame 0 before and after every step, at timestep 0.
+    """
+
+    context: Float[Array, "*axes L text"]
+    negative: Float[Array, "*axes L text"] | None = None
+    channels: Float[Array, "*axes F H W E"] | None = None
+    first: Float[Array, "*axes 1 H W C"] | None = None
+
+
+class Trace(NamedTuple):
+    """What a trajectory leaves behind.
+
+    latents: the end, [F, H, W, C]. x0: the clean estimate of every step, [S, F, H, W, C]. observed: what the
+    probe saw, [S, …] per observation. finite: whether each step's estimate is free of inf and nan, [S].
+    """
+
+    latents: Float[Array, "*axes F H W C"]
+    x0: Float[Array, "*axes S F H W C"]
+    observed: Any
+    finite: Bool[Array, "*axes S"]
+
+
+def denoise(
+    experts: Sequence[DiT],
+    plan: Schedule,
+    condition: Condition,
+    noise: Float[Array, "F H W C"],
+    key: Key[Array, ""],
+    probe: Probe,
+    guidance: Float[Array, " experts"] | None = None,
+    high_steps: int | None = None,
+) -> Trace:
+    """One trajectory; call it through `run`, which binds the axes `seed` and `world`.
+
+    guidance: one scale per expert, None for no unconditional branch. high_steps: how many leading steps the
+    first of two experts does (`flow.high_noise_steps`).
+    """
+    steps = jnp.arange(plan.steps)
+    split = plan.steps if high_steps is None else high_steps
+
+    def step(number: int, state: SolverState, scanned: tuple[Array, ...]) -> tuple[SolverState, tuple]:
+        i, sigma, t, row = scanned
+        none = jnp.int32(-1)
+        site = Site(i, none, jnp.int32(0), sigma, jax.random.fold_in(key, i))
+        x = probe.on_latents(site, state.x)
+        scale = None if guidance is None else guidance[number]
+        v, observed = _velocity(experts[number], x, t, site, condition, probe, scale)
+        x0 = clean_estimate(x, v, sigma)
+        state = solver_step(state, x, x0, row)
+        state = state._replace(x=_keep_first(state.x, condition))
+        return state, (x0, probe.on_step(site, observed), jnp.isfinite(x0).all())
+
+    state = solver_init(_keep_first(noise, condition))
+    pieces = []
+    for number, part in enumerate((slice(0, split), slice(split, None))[: len(experts)]):
+        xs = tuple(jnp.asarray(a)[part] for a in (steps, plan.sigmas[:-1], plan.timesteps, plan.table))
+        state, piece = jax.lax.scan(lambda s, x, number=number: step(number, s, x), state, xs)
+        pieces.append(piece)
+    x0, observed, finite = jax.tree.map(lambda *a: jnp.concatenate(a), *pieces)
+    return Trace(state.x, x0, observed, finite)
+
+
+def _velocity(
+    expert: DiT, x: Array, t: Array, site: Site, condition: Condition, probe: Probe, scale: Array | None
+) -> tuple[Array, Any]:
+    """Guided velocity and the conditional branch's observations."""
+    if condition.channels is not None:
+        model_input = jnp.concatenate([x, condition.channels], axis=-1)
+    else:
+        model_input = x
+    if condition.first is not None:
+        frames, height, width = expert.cfg.tokens(*x.shape[:3])
+        t = jnp.where(jnp.arange(frames * height * width) < height * width, 0.0, t)
+
+    def branch(number: Array, context: Array) -> tuple[Array, Any]:
+        here = site._replace(branch=number)
+        return expert(
+            model_input, t, context, lambda layer, tokens: probe.on_block(here._replace(layer=layer), tokens)
+        )
+
+    if scale is None:
+        return branch(jnp.int32(0), condition.context)
+    if condition.negative is None:
+        raise ValueError("guidance needs a negative prompt; this condition has none")
+    (v, v_negative), observed = jax.vmap(branch)(
+        jnp.arange(2), jnp.stack([condition.context, condition.negative])
+    )
+    return guide(v, v_negative, scale), jax.tree.map(lambda a: a[0], observed)
+
+
+def _keep_first(x: Array, condition: Condition) -> Array:
+    return x if condition.first is None else x.at[:1].set(condition.first)
+
+
+def run(
+    experts: Sequence[DiT],
+    plan: Schedule,
+    conditions: Condition,
+    noise: Float[Array, "K F H W C"],
+    keys: Key[Array, " K"],
+    probe: Probe,
+    guidance: Float[Array, " experts"] | None = None,
+    high_steps: int | None = None,
+) -> Trace:
+    """Trajectories of W worlds (leading axis of every array of `conditions`) × K seeds: leaves [W, K, …].
+
+    Worlds share noise and keys. Pure: jit it, vmap it over puzzles or probes.
+    """
+
+    def one(condition: Condition, noise: Array, key: Array) -> Trace:
+        return denoise(experts, plan, condition, noise, key, probe, guidance, high_steps)
+
+    seeds = jax.vmap(one, in_axes=(None, 0, 0), axis_name="seed")
+    return jax.vmap(seeds, in_axes=(0, None, None), axis_name="world")(conditions, noise, keys)
+
+
+def sweep(f: Callable[[T], Any], values: T, *, chunk: int | None = None) -> Any:
+    """f over the leading axis of `values` (probes, conditions, …) as one program, `chunk` of them at a time
+    (all at once by default)."""
+    return jax.vmap(f)(values) if chunk is None else jax.lax.map(f, values, batch_size=chunk)
+
+
+def stack(values: Sequence[T]) -> T:
+    """Pytrees of the same shape as one, with a leading axis: what `sweep` runs over."""
+    return jax.tree.map(lambda *a: jnp.stack(a), *values)
+
+
+def check_finite(trace: Trace) -> Trace:
+    """The trace itself. Raises FloatingPointError naming the first step and run with inf or nan in it."""
+    finite = np.asarray(trace.finite)
+    if not finite.all():
+        bad = np.argwhere(~finite)
+        *run_index, step = bad[bad[:, -1].argmin()].tolist()
+        raise FloatingPointError(
+            f"the latent is not finite from step {step} of {finite.shape[-1]} on (in run {tuple(run_index)}): "
+            "look at the probe, the guidance scale or the weights"
+        )
+    return trace
