@@ -1,7 +1,7 @@
 """Tensor names of the released checkpoints, as tables from regular expressions to paths in a jcos model.
 
 Every tensor must match exactly one row and every leaf of the model must be filled; all faults are reported at
-once. A path with `{i}` has a layer number: its tensors are stacked on a leading axis, as the scanned blocks are.
+once. Tensors of numbered blocks are stacked on a leading axis, as the scanned blocks are.
 """
 
 import re
@@ -64,10 +64,15 @@ def translate(tensors: Mapping[str, np.ndarray], table: Iterable[Row]) -> dict[s
             continue
         path, change = matches[0]
         layer = re.match(r"blocks\.(\d+)\.", name)
-        found[path][int(layer[1]) if layer else -1] = change(tensor)
+        number = int(layer[1]) if layer else -1
+        if number in found[path]:
+            faults.append(f"{name} is a second tensor for {path}")
+        found[path][number] = change(tensor)
     for path, layers in found.items():
-        if -1 not in layers and sorted(layers) != list(range(len(layers))):
+        if sorted(layers) not in ([-1], list(range(len(layers)))):
             faults.append(f"{path} has layers {sorted(layers)}, not 0 to {len(layers) - 1}")
+        if len(shapes := {a.shape for a in layers.values()}) > 1:
+            faults.append(f"{path} has layers of different shapes {sorted(shapes)}")
     if faults:
         raise CheckpointError(f"{len(faults)} tensors cannot be placed: " + "; ".join(sorted(faults)))
     return {

@@ -9,8 +9,8 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,9 +61,10 @@ def save(folder: Path, config: WanConfig, model: Any, notes: Mapping[str, Any]) 
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} exists; remove it or choose another name")
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    beside.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
+        beside.chmod(0o755)
         with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(beside.absolute() / "weights", leaves(model))
         files = {str(p.relative_to(beside)): _digest(p) for p in sorted(beside.rglob("*")) if p.is_file()}
@@ -80,8 +81,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     folder = Path(folder)
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        files = manifest["files"]
-    except FileNotFoundError:
+        files = dict(manifest["files"])
+        if not files:
+            raise ValueError
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise CheckpointError(f"{folder} is not a checkpoint folder: it has no {MANIFEST}") from None
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{folder / MANIFEST} is damaged; restore the folder from its source") from None

@@ -7,7 +7,7 @@ model that ships with the package. Nothing here imports jax, so that a configura
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Solver = Literal["euler", "unipc", "dpmpp"]
 Grid = Literal["euler", "unipc", "dpmpp", "diffusers"]
@@ -62,6 +62,10 @@ class DiTConfig:
         for name, value in sizes.items():
             if name not in ("patch", "eps", "rope_theta") and value < 1:
                 raise ValueError(f"DiTConfig.{name} is {value}; it must be at least 1")
+        if min(self.patch) < 1 or not self.eps > 0 or not self.rope_theta > 0:
+            raise ValueError(
+                f"DiTConfig: patch {self.patch}, eps {self.eps} and rope_theta {self.rope_theta} must be positive"
+            )
         if self.dim % self.heads:
             raise ValueError(f"DiTConfig: dim {self.dim} is not a multiple of heads {self.heads}")
         if self.head_dim % 2 or self.freq_dim % 2:
@@ -88,6 +92,10 @@ class PixelCodec:
     stride: int = 2
     mean: float = 0.55
     std: float = 0.42
+
+    def __post_init__(self) -> None:
+        if self.stride < 1 or not self.std > 0:
+            raise ValueError(f"PixelCodec: stride {self.stride} and std {self.std} must be positive")
 
     @property
     def channels(self) -> int:
@@ -118,8 +126,11 @@ class Sampling:
     guidance: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; sampling needs at least 1 step")
+        if self.steps < 1 or self.steps != int(self.steps):
+            raise ValueError(f"steps is {self.steps}; sampling needs a whole number of at least 1")
+        for what, value, known in (("solver", self.solver, Solver), ("grid", self.grid, Grid)):
+            if value not in get_args(known):
+                raise ValueError(f"{what} is {value!r}; known are {', '.join(get_args(known))}")
         if not (self.shift > 0 and math.isfinite(self.shift)):
             raise ValueError(f"shift is {self.shift}; it must be a positive number")
 
@@ -138,6 +149,13 @@ class WanConfig:
     sampling: Sampling
     image: ImageMode = "none"
     boundary: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.boundary is not None and not 0 < self.boundary < 1:
+            raise ValueError(f"boundary is {self.boundary}; it is a timestep / 1000, between 0 and 1")
+        guidance = self.sampling.guidance
+        if guidance is not None and len(guidance) != self.experts:
+            raise ValueError(f"guidance {guidance} has {len(guidance)} scales for {self.experts} expert(s)")
 
     @property
     def experts(self) -> int:
@@ -215,9 +233,15 @@ def to_json(config: WanConfig) -> dict[str, Any]:
 def from_json(data: dict[str, Any]) -> WanConfig:
     """The inverse of `to_json`; ValueError or TypeError where a field is missing or unknown."""
 
-    def make(cls: type, value: dict[str, Any] | None) -> Any:
+    def make(cls: type, value: Any) -> Any:
         # JSON has lists where the dataclasses have tuples (which must hash: configurations are static).
-        return None if value is None else cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in dict(value).items()})
 
     nested = {"dit": DiTConfig, "codec": PixelCodec, "text": Words, "sampling": Sampling}
-    return WanConfig(**{k: make(nested[k], v) if k in nested else v for k, v in data.items()})
+    optional = ("codec", "text")
+    return WanConfig(
+        **{
+            k: v if k not in nested or (v is None and k in optional) else make(nested[k], v)
+            for k, v in data.items()
+        }
+    )

@@ -6,7 +6,7 @@ a table of eight numbers per step, computed in float64 on the host, and `solver_
 multiplications for each of them: changing solver, shift or grid changes data, never the compiled program.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -145,7 +145,7 @@ def _unipc(sigmas: np.ndarray) -> np.ndarray:
     table[0, 0] = 1.0
     for i in range(steps):
         if i > 0:
-            order = min(2, i, steps - i + 1)  # that of the predictor which led here
+            order = min(2, i)  # that of the predictor which led here
             h = lam[i] - lam[i - 1]
             e = np.expm1(-h)
             gain = (1 - sigmas[i]) * e
@@ -167,11 +167,11 @@ def _unipc(sigmas: np.ndarray) -> np.ndarray:
         h = lam[i + 1] - lam[i]
         gain = (1 - sigmas[i + 1]) * np.expm1(-h)
         table[i, 5], table[i, 6] = sigmas[i + 1] / sigmas[i], -gain
-        if i > 0 and steps - i >= 2:
+        if i > 0:
             half = 0.5 * gain * h / (lam[i - 1] - lam[i])
             table[i, 6], table[i, 7] = -gain + half, -half
     return table
 
 
 _TABLES = {"euler": _euler, "dpmpp": _dpmpp, "unipc": _unipc}
-assert set(_TABLES) == set(Solver.__args__) and set(GRIDS) == set(Grid.__args__)
+assert set(_TABLES) == set(get_args(Solver))

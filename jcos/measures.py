@@ -44,7 +44,7 @@ def answer_mass(
 
 def commitment_step(solved: Bool[np.ndarray, "... S"]) -> Int[np.ndarray, "..."]:
     """First step from which on every clean estimate is solved; S where the last one is not."""
-    return solved.shape[-1] - np.cumprod(solved[..., ::-1], axis=-1).sum(-1)
+    return np.asarray(solved.shape[-1] - np.cumprod(solved[..., ::-1], axis=-1).sum(-1))
 
 
 class Estimate(NamedTuple):

@@ -75,6 +75,8 @@ class Batch(NamedTuple):
 
 
 class State(NamedTuple):
+    """ema: exponential average of the weights, started at zero (`averaged` corrects for that)."""
+
     params: Params
     ema: Params
     optimizer: Any
@@ -146,10 +148,8 @@ def optimizer(recipe: Recipe) -> optax.GradientTransformation:
     )
     matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
 
-    def matrices(params: Params) -> dict[str, Any]:
-        return {
-            name: matrix if ".blocks." in name and name.endswith(".kernel") else None for name in params
-        }
+    def matrices(params: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: matrix if _in_blocks(name) else None for name in params}
 
     muon = optax.contrib.muon(
         rate,
@@ -162,10 +162,20 @@ def optimizer(recipe: Recipe) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(recipe.clip), muon)
 
 
+def _in_blocks(name: str) -> bool:
+    return ".blocks." in name and name.endswith(".kernel")
+
+
 def initial(recipe: Recipe, config: WanConfig) -> State:
     params = checkpoint.leaves(Wan(config, rngs=nnx.Rngs(recipe.seed)))
-    ema = jax.tree.map(jnp.copy, params)  # a copy: `update` donates both
+    ema = jax.tree.map(jnp.zeros_like, params)
     return State(params, ema, optimizer(recipe).init(params), jnp.zeros((), jnp.int32))
+
+
+def averaged(recipe: Recipe, state: State) -> Params:
+    """The averaged weights, without the zeros that the average was started with."""
+    share = 1 - recipe.ema ** int(state.step)
+    return jax.tree.map(lambda e: e / share, state.ema)
 
 
 def make_update(
@@ -229,6 +239,6 @@ def train(recipe: Recipe, folder: Path, *, save_every: int = 250) -> Iterator[Pr
                     shutil.rmtree(old)
             yield Progress(done, float(np.mean(np.asarray(each))), losses, time.monotonic() - start)
     if not (folder / "model").exists():
-        model = checkpoint.with_leaves(jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0))), state.ema)
+        model = checkpoint.with_leaves(jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0))), averaged(recipe, state))
         notes = {"recipe": dataclasses.asdict(recipe)}
         checkpoint.save(folder / "model", config, model, notes)

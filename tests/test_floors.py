@@ -31,6 +31,7 @@ FLOORS = [
     "bench",
     "media",
     "report/",
+    "demo",
     "cli",
     "__main__",
 ]

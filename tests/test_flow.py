@@ -100,8 +100,7 @@ def test_every_pair_of_solver_and_grid_makes_a_sound_table(solver, grid, steps):
     plan = flow.schedule(Sampling(steps, 5.0, solver, grid))
     assert all(np.isfinite(a).all() and a.dtype == np.float32 for a in map(np.asarray, plan))
     assert (np.diff(plan.sigmas) < 0).all()
-    # Both rows reproduce a latent that is its own clean estimate: their coefficients sum to one, in
-    # sigma-weighted form: a state of pure x0 stays x0.
+    # Where state and estimates are all the same clean latent, both rows leave it as it is.
     table = np.asarray(plan.table, np.float64)
     corrector = table[:, 0] + table[:, 1] + table[:, 2:5].sum(1)
     predictor = table[:, 5] + table[:, 6:].sum(1)
@@ -121,17 +120,16 @@ def test_the_last_step_returns_the_clean_estimate(solver, grid):
 @pytest.mark.parametrize(
     ("variant", "boundary", "high"),
     [
-        ("wan2.2-t2v-a14b", 0.875, 26),
-        ("wan2.2-i2v-a14b", 0.9, 15),
-        ("wan2.2-i2v-a14b", 0.875, 17),  # DiffSynth's tool takes this one for I2V as well
+        ("wan2.2-t2v-a14b", None, 26),
+        ("wan2.2-i2v-a14b", None, 15),
+        ("wan2.2-i2v-a14b", 0.875, 17),  # what DiffSynth's tool takes for I2V
     ],
 )
 def test_high_noise_steps_of_the_released_models(variant, boundary, high):
     config = VARIANTS[variant]()
-    assert config.sampling.steps == 40
-    assert flow.high_noise_steps(flow.schedule(config.sampling), boundary) == high
-    if boundary == config.boundary:
-        assert flow.high_noise_steps(flow.schedule(config.sampling), config.boundary) == high
+    plan = flow.schedule(config.sampling)
+    assert plan.steps == 40
+    assert flow.high_noise_steps(plan, boundary or config.boundary) == high
 
 
 def test_one_expert_does_every_step():
@@ -141,7 +139,7 @@ def test_one_expert_does_every_step():
 @pytest.mark.parametrize("i", [0, 1, 3])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_an_intervention_moves_the_corrected_state_by_the_same_amount(solver, i):
-    """What a probe adds to the latent reaches the corrected state whole, and is not corrected away."""
+    """What a probe puts into the latent reaches the corrected state whole."""
     row = jnp.asarray(flow.schedule(Sampling(5, 5.0, solver, solver)).table[i])
     state = flow.SolverState(gaussian(0), gaussian(1), gaussian(2), gaussian(3))
     x0, put_in = gaussian(4), gaussian(5)
@@ -159,19 +157,6 @@ def test_only_unipc_corrects():
         np.testing.assert_array_equal(table[:, :5], np.tile([1, 0, 0, 0, 0], (5, 1)))
     table = np.asarray(flow.schedule(Sampling(5, 5.0, "unipc", "unipc")).table)
     np.testing.assert_array_equal(table[:, 0], [1, 0, 0, 0, 0])
-
-
-def test_higher_order_is_more_accurate():
-    """On a curved path 10 steps of order 2 beat 10 Euler steps, judged by 400 steps."""
-    x, a = gaussian(0), 0.1 * gaussian(1)
-
-    def end(solver: Solver, steps: int) -> np.ndarray:
-        plan = flow.schedule(Sampling(steps, 3.0, solver, "unipc"))
-        return np.asarray(sample(plan, x, a)[0][-1])
-
-    truth = end("unipc", 400)
-    euler, unipc, dpmpp = (relative(end(solver, 10), truth) for solver in SOLVERS)
-    assert max(unipc, dpmpp) < euler / 3
 
 
 @pytest.mark.parametrize("steps", [0, -3])

@@ -1,12 +1,13 @@
 """How good is a model at a task, and does its answer take steps?"""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jcos.config import Sampling
-from jcos.experiments.puzzles import held_out, play, score, solved
+from jcos.experiments.puzzles import held_out, play, score
 from jcos.measures import Estimate, commitment_step, proportion
 from jcos.tasks import Puzzle, Task, chance, still_of
 from jcos.wan import Wan
@@ -41,10 +42,10 @@ def evaluate(
     puzzles = held_out(task, n, seed)
     looked = [*range(0, sampling.steps - 1, every), sampling.steps - 1]
     full = play(model, task, puzzles, sampling=sampling, keep=looked)
-    scores = [row[0] for row in score(model, task, puzzles, full.latents)]
-    good = np.array([s.solved for s in scores])
-    one = solved(model, task, puzzles, play(model, task, puzzles, sampling=_one(sampling)).latents)[:, 0]
-    by_step = solved(model, task, puzzles, full.x0)[:, 0]
+    scores, good = score(model, task, puzzles, full.latents[0, :, 0])
+    short = play(model, task, puzzles, sampling=dataclasses.replace(sampling, steps=1))
+    _, one = score(model, task, puzzles, short.latents[0, :, 0])
+    _, by_step = score(model, task, puzzles, full.x0[0, :, 0])
     by_step[:, -1] = good  # the last estimate is the answer itself
     steps = np.array([*looked, sampling.steps])[commitment_step(by_step)]
     several = np.array([len(p.answers) > 1 for p in puzzles])
@@ -57,13 +58,9 @@ def evaluate(
         chance(task, n, seed),
         _still(task, puzzles),
         tuple(np.percentile(steps[good], [10, 50, 90]).tolist()) if good.any() else None,
-        float(np.mean([s.score for s in scores])),
+        float(np.mean(scores)),
         len({p.identity for p in puzzles}),
     )
-
-
-def _one(sampling: Sampling) -> Sampling:
-    return Sampling(steps=1, shift=sampling.shift, solver=sampling.solver, grid=sampling.grid)
 
 
 def _still(task: Task, puzzles: Sequence[Puzzle]) -> float:

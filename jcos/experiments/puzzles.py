@@ -37,17 +37,19 @@ def _play(
     plan: flow.Schedule,
     given: Condition,
     keys: Key[Array, "P K"],
-    probe: Probe,
+    probes: Probe,
     keep: Int[Array, " kept"],
+    which: Int[Array, "I 2"],
     chunk: int,
 ) -> Trace:
-    def one(inputs: tuple[Condition, Array]) -> Trace:
-        condition, seeds = inputs
-        worlds = jax.tree.map(lambda a: a[None], condition)
-        trace = jax.tree.map(lambda a: a[0], generate_worlds(model, plan, worlds, seeds, probe))
+    def one(pair: Int[Array, " 2"]) -> Trace:
+        probe = jax.tree.map(lambda a: a[pair[0]], probes)
+        world = jax.tree.map(lambda a: a[pair[1]][None], given)
+        trace = generate_worlds(model, plan, world, keys[pair[1]], probe)
+        trace = jax.tree.map(lambda a: a[0], trace)
         return trace._replace(x0=trace.x0[:, keep])
 
-    return jax.lax.map(one, (given, keys), batch_size=chunk)
+    return jax.lax.map(one, which, batch_size=chunk)
 
 
 def play(
@@ -56,38 +58,39 @@ def play(
     puzzles: Sequence[Puzzle],
     seeds: Sequence[int] = (0,),
     *,
+    probes: Sequence[Probe] = (Probe(),),
     sampling: Sampling | None = None,
-    probe: Probe | None = None,
-    keep: Sequence[int] = (),
+    keep: Sequence[int] = (-1,),
 ) -> Trace:
-    """Every puzzle with every seed: leaves [P, K, …]; x0 of the steps in `keep` only.
+    """Every probe on every puzzle with every seed: leaves [Q, P, K, …]; x0 of the steps in `keep` only (the last
+    by default).
 
-    Seeds are numbered per puzzle (seed k of puzzle i is one noise, whatever else runs), so runs that differ in
-    their probe are paired.
+    A seed's noise depends on the puzzle's number and the seed, not on what runs beside it: runs that differ in
+    their probe are paired. All probes are of one kind and run in one compiled program.
     """
     plan = flow.schedule(sampling or model.config.sampling)
-    keys = jnp.stack([jax.vmap(partial(_fold, i))(seed_keys(seeds)) for i in range(len(puzzles))])
-    given = conditions(model, task, puzzles)
-    kept = jnp.asarray(np.array(keep, np.int32))
-    chunk = min(CHUNK, len(puzzles))
-    return trajectory.check_finite(_play(model, plan, given, keys, probe or Probe(), kept, chunk))
-
-
-def _fold(puzzle: int, key: Key[Array, ""]) -> Key[Array, ""]:
-    return jax.random.fold_in(key, puzzle)
+    number = jnp.arange(len(puzzles))
+    keys = jax.vmap(lambda i: jax.vmap(lambda key: jax.random.fold_in(key, i))(seed_keys(seeds)))(number)
+    which = np.stack(np.meshgrid(np.arange(len(probes)), np.arange(len(puzzles)), indexing="ij"), -1)
+    trace = _play(
+        model,
+        plan,
+        conditions(model, task, puzzles),
+        keys,
+        trajectory.stack(probes),
+        jnp.asarray(np.array(keep, np.int32)),
+        jnp.asarray(which.reshape(-1, 2)),
+        min(CHUNK, which.size // 2),
+    )
+    shape = which.shape[:2]
+    return trajectory.check_finite(jax.tree.map(lambda a: a.reshape(*shape, *a.shape[1:]), trace))
 
 
 def score(
     model: Wan, task: Task, puzzles: Sequence[Puzzle], latents: Float[Array, "P *axes F h w C"]
-) -> list[list[Score]]:
-    """Scores of decoded latents, [P][all further axes flattened]."""
+) -> tuple[Float[np.ndarray, "P *axes"], Bool[np.ndarray, "P *axes"]]:
+    """Scores of decoded latents, and whether they are solved. The puzzles' axis comes first."""
     videos = model.decode(latents).reshape(len(puzzles), -1, task.frames, task.height, task.width, 3)
-    return [[task.score(p, v) for v in row] for p, row in zip(puzzles, videos, strict=True)]
-
-
-def solved(
-    model: Wan, task: Task, puzzles: Sequence[Puzzle], latents: Float[Array, "P *axes F h w C"]
-) -> Bool[np.ndarray, "P *axes"]:
-    """Whether each latent decodes to a solved puzzle."""
-    found = np.array([[s.solved for s in row] for row in score(model, task, puzzles, latents)])
-    return found.reshape(latents.shape[:-4])
+    found = [[task.score(p, v) for v in row] for p, row in zip(puzzles, videos, strict=True)]
+    scores, solved = (np.array([[s[i] for s in row] for row in found]) for i in (0, 1))
+    return scores.reshape(latents.shape[:-4]), solved.reshape(latents.shape[:-4]).astype(bool)

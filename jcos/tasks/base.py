@@ -1,26 +1,28 @@
 """What a small reasoning task is: seeded puzzles, their right answers as videos, and a judge.
 
-A puzzle's right answers can be enumerated (`Puzzle.answers`), so whatever a model shows between noise and
-answer can be compared with all of them, not only with the one that a data set happens to hold.
+A puzzle's right answers can be enumerated (`Puzzle.answers`), so whatever a model shows between
+noise and answer can be compared with all of them, not only with the one that a data set happens to
+hold.
 
-Scoring decodes first and judges then: every pixel becomes the nearest colour of a small palette, or
-`UNKNOWN` where it is far from all of them. A half-transparent blend of two answers is therefore no answer.
+A judge reads before it compares (`jcos.tasks.marks`): what is far from every colour that the scene
+can hold is nothing, so a half-transparent blend of two answers is no answer.
 """
 
 import abc
 import dataclasses
 import hashlib
+import math
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import UInt8
 
 Video = UInt8[np.ndarray, "F H W 3"]
 Frame = UInt8[np.ndarray, "H W 3"]
 Split = Literal["train", "test"]
 
 TILE = 4
-"""Side of a tile in pixels; with the codec's stride of 2 and the DiT's patch of 2, one token sees one tile."""
+"""Side of a tile in pixels: the codec's stride of 2 times the DiT's patch of 2, hence one token."""
 
 PALETTE: dict[str, tuple[int, int, int]] = {
     "floor": (236, 234, 224),
@@ -36,12 +38,6 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 COLOURS = ("red", "green", "blue", "yellow", "purple")
 """Palette entries an object may have."""
 
-SYMBOLS = {name: i for i, name in enumerate(PALETTE)}
-UNKNOWN = -1
-_RGB = np.array(list(PALETTE.values()), np.float32)
-_FAR = 48.0
-"""Mean absolute distance per channel (0..255) beyond which a colour is none of the palette."""
-
 HELD_OUT = 8
 """One puzzle identity in this many belongs to the test split."""
 
@@ -50,15 +46,19 @@ class Verdict(NamedTuple):
     """What a task's judge found.
 
     answer: how right the answer is, 0..1.
-    gates: 0..1 each; the score is the answer times all of them, so that no gate can be bought with another.
+    gates: 0..1 each. `raw` is the answer times all of them: no gate can be bought with another.
     """
 
     answer: float
     gates: dict[str, float]
 
+    @property
+    def raw(self) -> float:
+        return self.answer * math.prod(self.gates.values())
+
 
 class Score(NamedTuple):
-    """score: 0..1, 0 for the still picture and 1 for a reference answer. solved: score reaches the task's bar."""
+    """score: 0 for the still picture, 1 for a right answer. solved: it reaches the task's bar."""
 
     score: float
     solved: bool
@@ -70,10 +70,11 @@ class Score(NamedTuple):
 class Puzzle:
     """One puzzle.
 
-    identity: the puzzle up to the task's symmetries (mirrors, turns, exchange of colours); the split is drawn
-        from it, so that no mirrored copy of a test puzzle is ever trained on.
+    identity: the puzzle up to the task's symmetries (mirrors, turns, exchange of colours); the
+        split is drawn from it, so that no mirrored copy of a test puzzle is ever trained on.
     scene: the task's own description of the first frame.
-    answers: every right answer in the task's own terms (a path, a cell, …), all different, at least one.
+    answers: every right answer in the task's own terms (a path, a cell, …), all different, at least
+        one.
     """
 
     task: str
@@ -84,18 +85,20 @@ class Puzzle:
 
     @property
     def held_out(self) -> bool:
+        """Whether the puzzle is in the test split."""
         digest = hashlib.blake2b(repr((self.task, self.identity)).encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little") % HELD_OUT == 0
 
 
 class Task(abc.ABC):
-    """A family of puzzles. Subclasses are stateless; one instance of each stands in `jcos.tasks.TASKS`."""
+    """A family of puzzles. Subclasses are stateless; `jcos.tasks.TASKS` holds one of each."""
 
     name: ClassVar[str]
     about: ClassVar[str]
     """One sentence: what is shown and what is asked."""
     faculty: ClassVar[str]
-    """The benchmark category it is kin to (Spatiality, Knowledge, Abstraction, Transformation, Perception)."""
+    """The benchmark category it is kin to: Spatiality, Knowledge, Abstraction, Transformation or
+    Perception."""
     hard: ClassVar[bool] = False
     frames: ClassVar[int] = 5
     height: ClassVar[int] = 20
@@ -108,15 +111,15 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def draw(self, puzzle: Puzzle, answer: Any) -> Video:
-        """The video of one answer (right or wrong, as `guess` gives them). Frame 0 does not depend on it."""
+        """The video of one answer, right or wrong. Frame 0 does not depend on it."""
 
     @abc.abstractmethod
     def guess(self, puzzle: Puzzle, rng: np.random.Generator) -> Any:
-        """A random answer that obeys the rules of the scene but not the question: the chance level."""
+        """A random answer that obeys the rules of the scene but not the question: chance level."""
 
     @abc.abstractmethod
-    def judge(self, puzzle: Puzzle, symbols: Int[np.ndarray, "F H W"], video: Video) -> Verdict:
-        """Judges a decoded video (`decode`); the raw video is there for what symbols do not hold."""
+    def judge(self, puzzle: Puzzle, video: Video) -> Verdict:
+        """How right the video's answer is, and whether it came about as it should."""
 
     def sample(self, seed: int | tuple[int, ...], split: Split = "train") -> Puzzle:
         """The puzzle of this seed in this split; the same on every machine."""
@@ -130,38 +133,30 @@ class Task(abc.ABC):
         """One right answer, all equally likely: what a model is trained on."""
         return self.draw(puzzle, puzzle.answers[rng.integers(len(puzzle.answers))])
 
+    def routes(self, puzzle: Puzzle) -> UInt8[np.ndarray, "K F H W 3"]:
+        """All right answers drawn, in the order of `puzzle.answers`."""
+        return np.stack([self.draw(puzzle, answer) for answer in puzzle.answers])
+
     def score(self, puzzle: Puzzle, video: Video) -> Score:
-        """Score of a video [F, H, W, 3] uint8 (what the still picture scores is subtracted).
+        """Score of a video [F, H, W, 3] uint8, less what the still picture would get.
 
         Raises ValueError if the video has another shape or type than the task draws.
         """
         want = (self.frames, self.height, self.width, 3)
         if video.shape != want or video.dtype != np.uint8:
             raise ValueError(
-                f"{self.name}: scored videos are uint8 of shape {want}, this one is {video.dtype} {video.shape}"
+                f"{self.name}: scored videos are uint8 of shape {want}, "
+                f"this one is {video.dtype} {video.shape}"
             )
-        verdict = self.judge(puzzle, decode(video), video)
-        still = still_of(self.draw(puzzle, puzzle.answers[0]))
-        null = _product(self.judge(puzzle, decode(still), still))
-        score = max(0.0, (_product(verdict) - null) / (1.0 - null))
-        return Score(score, score >= self.solved_at, verdict.answer, verdict.gates)
+        verdict = self.judge(puzzle, video)
+        score = 0.0
+        if verdict.raw > 0.0:  # else there is nothing to subtract from
+            still = still_of(self.draw(puzzle, puzzle.answers[0]))
+            null = self.judge(puzzle, still).raw
+            score = max(0.0, (verdict.raw - null) / (1.0 - null))
+        return Score(score, score >= self.solved_at, *verdict)
 
 
 def still_of(video: Video) -> Video:
     """The first frame held for the whole clip: the baseline that every score has to beat."""
     return np.repeat(video[:1], len(video), axis=0)
-
-
-def decode(video: Video) -> Int[np.ndarray, "F H W"]:
-    """Nearest palette symbol of each pixel, `UNKNOWN` where none is near."""
-    distance: Float[np.ndarray, "F H W P"] = np.abs(video[..., None, :].astype(np.float32) - _RGB).mean(-1)
-    nearest = distance.argmin(-1)
-    return np.where(distance.min(-1) <= _FAR, nearest, UNKNOWN)
-
-
-def canvas(height: int, width: int, symbol: str = "floor") -> Frame:
-    return np.full((height, width, 3), PALETTE[symbol], np.uint8)
-
-
-def _product(verdict: Verdict) -> float:
-    return float(verdict.answer * np.prod(list(verdict.gates.values())))

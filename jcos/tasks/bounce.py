@@ -4,10 +4,22 @@ import itertools
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
-from jcos.tasks.base import COLOURS, PALETTE, Frame, Puzzle, Task, Verdict, Video, canvas
-from jcos.tasks.pattern import OPAQUE, TINTED, apart, pure, ramp, turned, turned_back
+from jcos.tasks.base import COLOURS, PALETTE, Frame, Puzzle, Task, Verdict, Video
+from jcos.tasks.marks import (
+    SYMBOLS,
+    TINTED,
+    apart,
+    canvas,
+    decode,
+    paint,
+    pure,
+    ramp,
+    stencil,
+    turned,
+    turned_back,
+)
 
 STEP = 2
 """Positions and velocities are whole multiples of this many pixels."""
@@ -15,9 +27,7 @@ WALL = 2
 """Thickness of the walls at the top and left; the far ones are thicker in smaller rooms."""
 SPANS = (4, 5, 6)
 """How many steps the ball can go from wall to wall."""
-BALL: Bool[np.ndarray, "4 4"] = (
-    np.array([[0, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 0]]) > 0
-)
+BALL = stencil(".##.", "####", "####", ".##.")
 RADIUS = 2.0
 
 Place = tuple[int, int]
@@ -32,9 +42,7 @@ class Axis(NamedTuple):
     speed: int
 
     def place(self, frame: int) -> int:
-        """Elastic reflection folds the straight path into a triangle wave."""
-        ahead = (self.at + self.speed * frame) % (2 * self.span)
-        return min(ahead, 2 * self.span - ahead)
+        return int(_folded(self.at + self.speed * frame, self.span))
 
     def bounces(self, frame: int) -> int:
         """Reflections up to this frame, for speeds >= 0; a touch is none until the ball turns."""
@@ -98,35 +106,37 @@ class Bounce(Task):
         )
         return self.draw(puzzle, tuple(zip(x, y, strict=True)))
 
-    def judge(self, puzzle: Puzzle, symbols: Int[np.ndarray, "F H W"], video: Video) -> Verdict:
+    def judge(self, puzzle: Puzzle, video: Video) -> Verdict:
+        """exp(- mean error in radii) from the first reflection on, gated by what holds always.
+
+        before: until then the ball is in its place.
+        one: there is no second ball.
+        whole: the ball has its size in every frame.
+        colour: and its colour.
+        room: all else is the room, with the shadow in the first frame only.
+        reach: each frame's ball is where some motion of its speed can have brought it.
+        """
         scene: Scene = puzzle.scene
         (path,) = puzzle.answers
         video = turned_back(video, scene.turn)
         room = _room(scene)
-        ball = apart(video, scene.colour) <= OPAQUE
+        ball = decode(video, ("floor", "wall", scene.colour)) == SYMBOLS[scene.colour]
         # The first frame is known; in the others the ball is found wherever it is.
-        at, area, far = (np.array(x) for x in zip(*map(_find, ball[1:]), strict=True))
+        found, area, far = (np.array(x) for x in zip(*map(_find, ball[1:]), strict=True))
         true = np.array([_centre(place) for place in path])
-        error = np.hypot(*(at - true[1:]).T)
+        error = np.hypot(*(found - true[1:]).T)
         after = np.array([_bounces(scene, f) > 0 for f in range(1, self.frames)])
+        miss = np.maximum(error - 0.25, 0.0)  # less is drawing, not physics
 
-        # The shadow belongs to the first frame only; whatever else is not the ball is the room.
-        first = room.copy()
-        _put(first, _shadow(scene), "grey")
-        _put(first, path[0], scene.colour)
-        want = np.concatenate([first[None], np.repeat(room[None], self.frames - 1, axis=0)])
-        stray = np.abs(video.astype(np.float32) - want).mean(-1) > TINTED
-        stray[1:] &= ~(ball[1:] & (room == PALETTE["floor"]).all(-1))
-
-        # Less than half a pixel is drawing, not physics.
-        miss = np.maximum(error - 0.25, 0.0)
-        moved = np.hypot(*np.diff(at, axis=0, prepend=true[:1]).T)
-        should = np.hypot(*np.diff(true, axis=0).T)
-        speed = STEP * np.hypot(scene.x.speed, scene.y.speed)
+        want = np.repeat(room[None], self.frames, axis=0)
+        _put(want[0], _shadow(scene), "grey")
+        _put(want[0], path[0], scene.colour)
+        stray = apart(video, want) > TINTED
+        stray[1:] &= ~(ball[1:] & (apart(room, "floor") == 0))
         return Verdict(
             answer=float(np.exp(-miss[after].mean() / RADIUS)),
             gates={
-                "before": ramp(error[~after].max(initial=0.0), 2.0, 1.0),
+                "before": ramp(error[~after].max(initial=0.0), STEP, STEP / 2),
                 "one": ramp(far.max(), 4, 1),
                 "whole": min(ramp(area.min(), 7, 10), ramp(area.max(), 18, 14)),
                 "colour": min(
@@ -134,8 +144,7 @@ class Bounce(Task):
                     for frame, mask in zip(video[1:], ball[1:], strict=True)
                 ),
                 "room": ramp(stray.sum((1, 2)).max(), 6, 2),
-                "continuous": ramp(moved.max(), speed + 3, speed + 1),
-                "flies": ramp(moved.sum() / should.sum(), 0.4, 0.7),
+                "reach": ramp(_leap(scene, np.stack([true[0], *found])), STEP, STEP / 2),
             },
         )
 
@@ -147,6 +156,27 @@ class HardBounce(Bounce):
     about = "A ball with a given velocity flies on and bounces off the walls at least twice."
     hard = True
     fastest = 3
+
+
+def _leap(scene: Scene, path: Float[np.ndarray, "F 2"]) -> float:
+    """How far at worst (pixels) the ball is from where a motion of its speed can have brought it.
+
+    Each place (x, y) is compared with those one and two frames before; along each axis the ball may
+    have come either way. So it can neither leap nor stay: one reflection may bring it back to where
+    it was a frame ago, but two frames later it is elsewhere.
+    """
+    span, _, speed = STEP * np.array([scene.x, scene.y]).T
+    path, worst = path - _centre((0, 0)), 0.0
+    for frames in (1, 2):
+        old, new = path[:-frames], path[frames:]
+        miss = [abs(_folded(old + way * frames * speed, span) - new) for way in (1, -1)]
+        worst = max(worst, np.hypot(*np.min(miss, axis=0).T).max())
+    return worst
+
+
+def _folded(position: int | np.ndarray, span: int | np.ndarray) -> int | np.ndarray:
+    """Elastic reflection folds a straight path into a triangle wave between 0 and the span."""
+    return span - abs(span - position % (2 * span))
 
 
 def _path(x: Axis, y: Axis) -> tuple[Place, ...]:
@@ -170,7 +200,7 @@ def _room(scene: Scene) -> Frame:
 
 def _put(frame: Frame, place: Place, colour: str) -> None:
     x, y = (WALL + STEP * p for p in place)
-    frame[y : y + len(BALL), x : x + len(BALL)][BALL] = PALETTE[colour]
+    paint(frame, y, x, BALL, colour)
 
 
 def _centre(place: Place) -> Float[np.ndarray, "2"]:

@@ -11,12 +11,15 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
-from jcos.tasks.base import PALETTE, SYMBOLS, TILE, Puzzle, Task, Verdict, Video, decode
+from jcos.tasks.base import PALETTE, TILE, Puzzle, Task, Verdict, Video
+from jcos.tasks.marks import SYMBOLS, decode, tiles
 
 Cell = tuple[int, int]
 Trail = tuple[Cell, ...]
+Doors = tuple[tuple[Cell, Cell], ...]
+Neighbours = dict[Cell, list[Cell]]
 Lattice = Int[np.ndarray, "N N"]
 
 _RGB = np.array(list(PALETTE.values()), np.uint8)
@@ -28,7 +31,7 @@ class Scene(NamedTuple):
     """doors: the pairs of neighbouring cells that one can walk between, sorted."""
 
     side: int
-    doors: tuple[tuple[Cell, Cell], ...]
+    doors: Doors
     start: Cell
     goal: Cell
 
@@ -87,7 +90,7 @@ class Maze(Task):
             trail.append(ahead[rng.integers(len(ahead))])
         return tuple(trail)
 
-    def judge(self, puzzle: Puzzle, symbols: Int[np.ndarray, "F H W"], video: Video) -> Verdict:
+    def judge(self, puzzle: Puzzle, video: Video) -> Verdict:
         """Progress along the maze, gated by how it was made.
 
         scene: 1 - (patches changed beside trail and goal, worst frame) / side.
@@ -142,7 +145,7 @@ def identity_of(scene: Scene) -> tuple:
     return (scene.side, min(turn.tobytes() for turn in turns))
 
 
-def _random_doors(side: int, loops: float, rng: np.random.Generator) -> tuple:
+def _random_doors(side: int, loops: float, rng: np.random.Generator) -> Doors:
     """A random spanning tree (Kruskal on random weights); each other wall opens by chance."""
     edges = _edges(side)
     room = {cell: [cell] for cell in itertools.product(range(side), repeat=2)}
@@ -164,15 +167,15 @@ def _edges(side: int) -> list[tuple[Cell, Cell]]:
     return sorted(right + down)
 
 
-def _neighbours(doors: tuple[tuple[Cell, Cell], ...]) -> dict[Cell, list[Cell]]:
-    near: dict[Cell, list[Cell]] = {}
+def _neighbours(doors: Doors) -> Neighbours:
+    near: Neighbours = {}
     for a, b in doors:
         near.setdefault(a, []).append(b)
         near.setdefault(b, []).append(a)
     return near
 
 
-def _distances(neighbours: dict[Cell, list[Cell]], source: Cell) -> dict[Cell, int]:
+def _distances(neighbours: Neighbours, source: Cell) -> dict[Cell, int]:
     """Steps from the source to each cell, breadth first."""
     distance, queue = {source: 0}, [source]
     for cell in queue:
@@ -183,7 +186,9 @@ def _distances(neighbours: dict[Cell, list[Cell]], source: Cell) -> dict[Cell, i
     return distance
 
 
-def _shortest_paths(neighbours: dict, to_goal: dict[Cell, int], trail: Trail) -> Iterator[Trail]:
+def _shortest_paths(
+    neighbours: Neighbours, to_goal: dict[Cell, int], trail: Trail
+) -> Iterator[Trail]:
     """All ways on from a trail that come nearer to the goal with each step."""
     left = to_goal[trail[-1]]
     if left == 0:
@@ -194,10 +199,12 @@ def _shortest_paths(neighbours: dict, to_goal: dict[Cell, int], trail: Trail) ->
 
 
 def _node(cell: Cell) -> tuple[int, int]:
+    """Where a cell is on the lattice."""
     return 2 * cell[0] + 1, 2 * cell[1] + 1
 
 
 def _door(a: Cell, b: Cell) -> tuple[int, int]:
+    """Where the door between two neighbours is on the lattice."""
     return a[0] + b[0] + 1, a[1] + b[1] + 1
 
 
@@ -213,14 +220,15 @@ def _lattice(scene: Scene) -> Lattice:
 
 def _read(video: Video) -> Int[np.ndarray, "F N N"]:
     """Lattice symbols of each frame, of the mean colour of 2x2 pixels: noise averages out."""
-    whole = np.pad(video.astype(np.float32), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    f, h, w, _ = whole.shape
-    means = whole.reshape(f, h // 2, 2, w // 2, 2, 3).mean((2, 4))
-    symbols = decode(np.rint(means).astype(np.uint8))
-    return np.where(symbols == SYMBOLS["shade"], _FLOOR, symbols)  # one floor only: no fine shades
+    whole = np.pad(video, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    seen = decode(tiles(whole, 2).mean((3, 4)), ("floor", "wall", "red", "green", "blue"))
+    seen[:, [0, 0, -1, -1], [0, -1, 0, -1]] = _WALL  # single pixels, too little to tell from noise
+    return seen
 
 
-def _trail(seen: Lattice, painted: np.ndarray, neighbours: dict, start: Cell) -> Trail:
+def _trail(
+    seen: Lattice, painted: Bool[np.ndarray, "N N"], neighbours: Neighbours, start: Cell
+) -> Trail:
     """The painted cells from start to agent; empty unless they are one simple legal way."""
     trail = [start]
     while True:

@@ -4,28 +4,38 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float
 
-from jcos.tasks.base import COLOURS, PALETTE, Puzzle, Task, Verdict, Video, canvas
+from jcos.tasks.base import COLOURS, Frame, Puzzle, Task, Verdict, Video
+from jcos.tasks.marks import (
+    SYMBOLS,
+    TINTED,
+    apart,
+    canvas,
+    decode,
+    iou,
+    paint,
+    pure,
+    ramp,
+    turned,
+    turned_back,
+    window,
+)
 
 SIDES = (2, 4, 6)
 SLOT = 6
 COLUMNS = (1, 7, 13)
 ROWS = (3, 11)
 """Top left corners of the slots, which lie symmetrically on the canvas."""
-SLOTS = tuple((y, x) for y in ROWS for x in COLUMNS)
+SLOTS = tuple(itertools.product(ROWS, COLUMNS))
 
 GROWTH = {2: (0, 0, 2, 2, 2), 4: (0, 2, 4, 4, 4), 6: (0, 2, 4, 6, 6)}
 """Sides of a new item in each frame. None is full after one step, nor is any absent until late:
-otherwise a jump from the first picture to the last would be a right answer."""
+otherwise a jump from the first picture to the last would be a right answer. One such jump is left:
+the smallest item has no smaller size to pass through, so at frame 2 it is there at once."""
 
-OPAQUE = 36.0
-"""Mean distance per channel up to which a pixel is of a colour; half-way blends are farther."""
-TINTED = 48.0
-"""The same where only a clearly foreign colour should count."""
-
-
-Real = int | float | np.number
+ORDERS = tuple(itertools.permutations(SIDES))
+PAIRS = tuple(itertools.permutations(COLOURS, 2))
 
 
 class Item(NamedTuple):
@@ -36,6 +46,8 @@ class Item(NamedTuple):
 
 
 class Scene(NamedTuple):
+    """sides and colours repeat over the slots, of which the first `shown` are filled."""
+
     sides: tuple[int, ...]
     shown: int
     colours: tuple[str, str]
@@ -69,70 +81,64 @@ class Pattern(Task):
 
     def draw(self, puzzle: Puzzle, answer: Item) -> Video:
         scene: Scene = puzzle.scene
-        first = canvas(self.height, self.width)
-        for i in range(scene.shown):
-            _put(first, i, scene.sides[i % 3], scene.colours[i % 2], scene.disc)
-        video = np.repeat(first[None], self.frames, axis=0)
+        video = np.repeat(_first(scene)[None], self.frames, axis=0)
         for frame, side in zip(video, GROWTH[answer.side], strict=True):
-            _put(frame, scene.shown, side, answer.colour, scene.disc)
+            paint(frame, *SLOTS[scene.shown], MASKS[side, scene.disc], answer.colour)
         return turned(video, scene.turn)
 
     def guess(self, puzzle: Puzzle, rng: np.random.Generator) -> Item:
         """Any of the three sizes in either of the two colours: right once in six."""
         return Item(SIDES[rng.integers(3)], puzzle.scene.colours[rng.integers(2)])
 
-    def judge(self, puzzle: Puzzle, symbols: Int[np.ndarray, "F H W"], video: Video) -> Verdict:
+    def judge(self, puzzle: Puzzle, video: Video) -> Verdict:
+        """The last frame's new item by overlap and colour, gated by how it got there.
+
+        grows: the new item has its size in every frame.
+        kept: so have the items shown.
+        empty: nothing appears elsewhere.
+        opaque: the slot shows floor and the item, no mixture.
+
+        A jump to the smallest item at frame 2 passes, for it is what `draw` draws (see `GROWTH`).
+        """
         scene: Scene = puzzle.scene
         (answer,) = puzzle.answers
         video = turned_back(video, scene.turn)
-        floor = apart(video, "floor")
-        near = {colour: apart(video, colour) <= OPAQUE for colour in scene.colours}
+        seen = decode(video, ("floor", *scene.colours))
+        slots = [(slice(None), *window(*corner, SLOT)) for corner in SLOTS]
 
-        def overlap(f: int, i: int, side: int) -> float:
-            return iou(near[scene.colours[i % 2]][f][_window(i)], _mask(side, scene.disc))
+        def overlap(i: int, masks: Bool[np.ndarray, "... 6 6"]) -> Float[np.ndarray, "F"]:
+            return iou(seen[slots[i]] == SYMBOLS[scene.colours[i % 2]], masks)
 
-        kept = [
-            overlap(f, i, scene.sides[i % 3])
-            for f in range(self.frames)
-            for i in range(scene.shown)
-        ]
-        drawn = [overlap(f, scene.shown, side) for f, side in enumerate(GROWTH[answer.side])]
+        grown = np.stack([MASKS[side, scene.disc] for side in GROWTH[answer.side]])
+        drawn = overlap(scene.shown, grown)
+        kept = [overlap(i, MASKS[scene.sides[i % 3], scene.disc]).min() for i in range(scene.shown)]
 
-        # Nothing may appear elsewhere, and in the slot there is floor or the colour, no mixture.
-        window = _window(scene.shown)
-        slot = (slice(None), *window)
-        item = video[-1][window][near[answer.colour][-1][window]]
-        mixed = (floor > OPAQUE) & ~near[answer.colour]
-        stray = floor > TINTED
-        stray[1:, *window] = False
-        for i in range(scene.shown):
-            y, x = _window(i)
-            stray[:, y, x] &= ~_mask(scene.sides[i % 3], scene.disc)
+        stray = (apart(video, "floor") > TINTED) & (apart(_first(scene), "floor") == 0)
+        slot = slots[scene.shown]
+        stray[slot][1:] = False
+        item = seen[slot] == SYMBOLS[answer.colour]
+        mixed = ~item & (seen[slot] != SYMBOLS["floor"])
+        colour = pure(video[slot][-1][item[-1]], answer.colour)
         return Verdict(
-            answer=ramp(drawn[-1], 0.4, 0.7) * pure(item, answer.colour),
+            answer=ramp(drawn[-1], 0.4, 0.7) * colour,
             gates={
-                "grows": ramp(min(drawn), 0.4, 0.7),
+                "grows": ramp(drawn.min(), 0.4, 0.7),
                 "kept": ramp(min(kept), 0.4, 0.7),
                 "empty": ramp(stray.sum((1, 2)).max(), 6, 2),
-                "opaque": ramp(mixed[slot].sum((1, 2)).max(), 7, 3),
+                "opaque": ramp(mixed.sum((1, 2)).max(), 7, 3),
             },
         )
 
 
-def _window(slot: int) -> tuple[slice, slice]:
-    y, x = SLOTS[slot]
-    return slice(y, y + SLOT), slice(x, x + SLOT)
-
-
-def _put(frame: UInt8[np.ndarray, "H W 3"], slot: int, side: int, colour: str, disc: bool) -> None:
-    frame[_window(slot)][_mask(side, disc)] = PALETTE[colour]
+def _first(scene: Scene) -> Frame:
+    frame = canvas(Pattern.height, Pattern.width)
+    for i in range(scene.shown):
+        mask = MASKS[scene.sides[i % 3], scene.disc]
+        paint(frame, *SLOTS[i], mask, scene.colours[i % 2])
+    return frame
 
 
 def _mask(side: int, disc: bool) -> Bool[np.ndarray, "6 6"]:
-    return _MASKS[side, disc]
-
-
-def _draw_mask(side: int, disc: bool) -> Bool[np.ndarray, "6 6"]:
     """A square centred in its slot, or one with the corners cut (the smallest has none to lose)."""
     mask = np.zeros((SLOT, SLOT), bool)
     if side:
@@ -143,47 +149,4 @@ def _draw_mask(side: int, disc: bool) -> Bool[np.ndarray, "6 6"]:
     return mask
 
 
-_MASKS = {(side, disc): _draw_mask(side, disc) for side in (0, *SIDES) for disc in (False, True)}
-ORDERS = tuple(itertools.permutations(SIDES))
-PAIRS = tuple(itertools.permutations(COLOURS, 2))
-
-
-# What the tasks with simple shapes share.
-
-
-def turned(video: Video, turn: int) -> Video:
-    """The video under one of the square's symmetries: transposed if 4, then mirrored (1, 2)."""
-    if turn & 4:
-        video = video.swapaxes(1, 2)
-    if turn & 1:
-        video = video[:, :, ::-1]
-    if turn & 2:
-        video = video[:, ::-1]
-    return np.ascontiguousarray(video)
-
-
-def turned_back(video: Video, turn: int) -> Video:
-    """The inverse of `turned`."""
-    video = turned(video, turn & 3)
-    return video.swapaxes(1, 2) if turn & 4 else video
-
-
-def apart(pixels: np.ndarray, colour: str) -> Float[np.ndarray, "..."]:
-    """Mean distance per channel (0..255) of each pixel [..., 3] from a palette colour."""
-    return np.abs(pixels.astype(np.float32) - np.array(PALETTE[colour], np.float32)).mean(-1)
-
-
-def pure(pixels: UInt8[np.ndarray, "N 3"], colour: str) -> float:
-    """1 if the pixels' mean is the colour, 0 half-way to another (at least 28 off)."""
-    return ramp(apart(pixels.mean(0)[None], colour)[0], 28, 20) if len(pixels) else 0.0
-
-
-def ramp(value: Real, zero: Real, one: Real) -> float:
-    """Linear from 0 at `zero` to 1 at `one` (which may be the smaller), flat beyond."""
-    return float(np.clip((value - zero) / (one - zero), 0.0, 1.0))
-
-
-def iou(a: Bool[np.ndarray, "..."], b: Bool[np.ndarray, "..."]) -> float:
-    """Area that two masks share over the area that either covers; 1 if both are empty."""
-    union = np.count_nonzero(a | b)
-    return np.count_nonzero(a & b) / union if union else 1.0
+MASKS = {(side, disc): _mask(side, disc) for side in (0, *SIDES) for disc in (False, True)}

@@ -3,19 +3,32 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float
 
-from jcos.tasks.base import COLOURS, PALETTE, TILE, Puzzle, Task, Verdict, Video, canvas
-from jcos.tasks.pattern import OPAQUE, apart, pure, ramp, turned, turned_back
+from jcos.tasks.base import COLOURS, PALETTE, TILE, Frame, Puzzle, Task, Verdict, Video
+from jcos.tasks.marks import (
+    OPAQUE,
+    SYMBOLS,
+    UNKNOWN,
+    apart,
+    canvas,
+    decode,
+    iou,
+    paint,
+    pure,
+    ramp,
+    stencil,
+    tiles,
+    turned,
+    turned_back,
+    window,
+)
 
 MASKS: dict[str, Bool[np.ndarray, "4 4"]] = {
-    name: np.array([[cell == "#" for cell in row] for row in rows])
-    for name, rows in {
-        "square": ("####", "####", "####", "####"),
-        "disc": (".##.", "####", "####", ".##."),
-        "ring": ("####", "#..#", "#..#", "####"),
-        "cross": ("#..#", ".##.", ".##.", "#..#"),
-    }.items()
+    "square": stencil("####", "####", "####", "####"),
+    "disc": stencil(".##.", "####", "####", ".##."),
+    "ring": stencil("####", "#..#", "#..#", "####"),
+    "cross": stencil("#..#", ".##.", ".##.", "#..#"),
 }
 """Every symmetry of the square maps each of them onto itself."""
 SHAPES = tuple(MASKS)
@@ -109,7 +122,15 @@ class Returns(Task):
         thing = Thing(COLOURS[rng.integers(len(COLOURS))], SHAPES[rng.integers(len(SHAPES))])
         return Outcome(thing, tuple(MODES)[rng.integers(2)])
 
-    def judge(self, puzzle: Puzzle, symbols: Int[np.ndarray, "F H W"], video: Video) -> Verdict:
+    def judge(self, puzzle: Puzzle, video: Video) -> Verdict:
+        """The last frame's object by shape and colour, gated by all else being as drawn.
+
+        before: the worst tile of the lane while the object comes.
+        hidden: the worst tile of the occluder, and of the lane from then on.
+        bystander: the tile of the other object in its worst frame.
+        empty: the worst tile of all.
+        opaque: the exit shows floor and the object, no mixture.
+        """
         scene: Scene = puzzle.scene
         (answer,) = puzzle.answers
         video = turned_back(video, scene.turn)
@@ -117,29 +138,26 @@ class Returns(Task):
         row, column = scene.lane, _exit(scene, answer.mode)
         colour, shape = answer.thing
 
-        tile = video[-1][_window(row, column)]
-        shown = apart(tile, colour) <= OPAQUE
-        blank = apart(tile, "floor") <= OPAQUE
-        overlap = {
-            name: (shown & mask).sum() / (mask | ~blank).sum() for name, mask in MASKS.items()
-        }
-        same_shape = ramp(overlap[shape], 0.75, 0.87) * (
-            max(overlap, key=lambda name: overlap[name]) == shape
-        )
+        tile = video[-1][window(TILE * row, TILE * column, TILE)]
+        seen = decode(tile, ("floor", colour))
+        shown = seen == SYMBOLS[colour]
+        overlap = iou(shown, np.stack(list(MASKS.values())))
+        likeness = overlap[SHAPES.index(shape)]
+        same_shape = ramp(likeness, 0.75, 0.87) * float(likeness == overlap.max())
 
-        # Everything else is known beforehand: the worst tile of each frame must be as drawn.
-        wrong = np.abs(video.astype(np.float32) - right).mean(-1) > OPAQUE
-        wrong = wrong.reshape(self.frames, LANES, TILE, LANES, TILE).mean((2, 4))
+        # Everything else is known beforehand.
+        wrong = tiles(apart(video, right) > OPAQUE, TILE).mean((3, 4))
         wrong[-1, row, column] = 0
-        lane, blocked = wrong[:, row], wrong[:, slice(*scene.cover), HIDE : HIDE + scene.width]
-        kept = ramp(wrong[(slice(None), *scene.other_at)].max(), 0.45, 0.2)
+        lane, block = wrong[:, row], wrong[:, slice(*scene.cover), HIDE : HIDE + scene.width]
+        other_row, other_column = scene.other_at
         return Verdict(
             answer=same_shape * pure(tile[shown], colour),
             gates={
-                "before": ramp(lane[:2].max(), 0.45, 0.2),
-                "hidden": ramp(max(lane[2:].max(), blocked.max()), 0.45, 0.2),
-                "bystander": kept,
-                "empty": ramp(wrong.max(), 0.45, 0.2),
+                "before": _kept(lane[:2]),
+                "hidden": min(_kept(lane[2:]), _kept(block)),
+                "bystander": _kept(wrong[:, other_row, other_column]),
+                "empty": _kept(wrong),
+                "opaque": ramp((seen == UNKNOWN).sum(), 4, 1),
             },
         )
 
@@ -149,10 +167,10 @@ def _exit(scene: Scene, mode: str) -> int:
     return HIDE - 1 if mode == "back" else HIDE + scene.width
 
 
-def _window(row: int, column: int) -> tuple[slice, slice]:
-    y, x = TILE * row, TILE * column
-    return slice(y, y + TILE), slice(x, x + TILE)
+def _kept(wrong: Float[np.ndarray, "..."]) -> float:
+    """Grades tiles by how much of the worst is wrong; the smallest object fills half of one."""
+    return ramp(wrong.max(), 0.45, 0.2)
 
 
-def _put(frame: np.ndarray, row: int, column: int, thing: Thing) -> None:
-    frame[_window(row, column)][MASKS[thing.shape]] = PALETTE[thing.colour]
+def _put(frame: Frame, row: int, column: int, thing: Thing) -> None:
+    paint(frame, TILE * row, TILE * column, MASKS[thing.shape], thing.colour)

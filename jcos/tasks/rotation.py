@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from jcos.tasks.base import COLOURS, PALETTE, Puzzle, Task, Verdict, Video, canvas
-from jcos.tasks.pattern import OPAQUE, apart, iou, pure, ramp
+from jcos.tasks.base import COLOURS, PALETTE, Puzzle, Task, Verdict, Video
+from jcos.tasks.marks import SYMBOLS, UNKNOWN, canvas, decode, iou, pure, ramp, stencil
 
 SHAPES = {
     "L4": ("#.", "#.", "##"),
@@ -61,53 +61,50 @@ class Rotation(Task):
     def draw(self, puzzle: Puzzle, answer: int) -> Video:
         scene: Scene = puzzle.scene
         video = np.repeat(canvas(self.height, self.width)[None], self.frames, axis=0)
-        video[_masks(scene, answer)] = PALETTE[scene.colour]
+        video[_table(scene)[_poses(scene, answer)]] = PALETTE[scene.colour]
         return video
 
     def guess(self, puzzle: Puzzle, rng: np.random.Generator) -> int:
         """Any of the eight angles: right once in eight."""
         return TURNS[rng.integers(len(TURNS))]
 
-    def judge(self, puzzle: Puzzle, symbols: Int[np.ndarray, "F H W"], video: Video) -> Verdict:
+    def judge(self, puzzle: Puzzle, video: Video) -> Verdict:
+        """How much more the last frame overlaps with the true end than with any other, 1 being what
+        the true end has; gated by how the shape got there.
+
+        way: the shape overlaps with its true pose in every frame.
+        pose: and it is nearest to that pose or to one beside it.
+        opaque: there is floor and shape, no mixture.
+        colour: the shape has its colour in every frame.
+        """
         scene: Scene = puzzle.scene
         (turn,) = puzzle.answers
-        shown = apart(video, scene.colour) <= OPAQUE
-        want = _masks(scene, turn)
-        table = _table(scene)
-        poses = [_QUARTER * scene.start + f * turn for f in range(self.frames)]
+        table, poses = _table(scene), _poses(scene, turn)
+        seen = decode(video, ("floor", scene.colour))
+        shown = seen == SYMBOLS[scene.colour]
+        overlap = iou(shown[:, None], table)
 
-        # Nearer to the true pose than to any other end, as a fraction of what the true pose has.
-        ends = [table[(poses[-1] + i * _EIGHTH) % POSES] for i in range(1, 8)]
-        rival = max(iou(shown[-1], end) for end in ends)
-        best = 1 - max(iou(want[-1], end) for end in ends)
-        margin = (iou(shown[-1], want[-1]) - rival) / best
-
-        overlap = min(iou(shown[f], want[f]) for f in range(self.frames))
-        off = max(_off(shown[f], table, poses[f]) for f in range(self.frames))
-        mixed = (apart(video, "floor") > OPAQUE) & ~shown
+        true = poses[-1]
+        ends = (true + _EIGHTH * np.arange(1, POSES // _EIGHTH)) % POSES
+        margin = overlap[-1, true] - overlap[-1, ends].max()
+        off = (overlap.argmax(1) - poses) % POSES
         return Verdict(
-            answer=ramp(margin, 0.0, 1.0),
+            answer=ramp(margin, 0.0, 1 - iou(table[true], table[ends]).max()),
             gates={
-                "way": ramp(overlap, 0.5, 0.7),
-                "pose": float(off <= 1),
-                "opaque": ramp(mixed.sum((1, 2)).max(), 16, 8),
-                "colour": min(pure(video[f][shown[f]], scene.colour) for f in range(self.frames)),
+                "way": ramp(overlap[range(self.frames), poses].min(), 0.5, 0.7),
+                "pose": float(np.minimum(off, POSES - off).max() <= 1),
+                "opaque": ramp((seen == UNKNOWN).sum((1, 2)).max(), 16, 8),
+                "colour": min(
+                    pure(frame[mask], scene.colour)
+                    for frame, mask in zip(video, shown, strict=True)
+                ),
             },
         )
 
 
-def _off(shown: Bool[np.ndarray, "H W"], table: Bool[np.ndarray, "P H W"], pose: int) -> int:
-    """How many poses lie between the one wanted and the one that the picture is nearest to."""
-    both = (shown & table).sum((1, 2))
-    nearest = int((both / (shown | table).sum((1, 2))).argmax())
-    away = (nearest - pose) % POSES
-    return min(away, POSES - away)
-
-
-def _masks(scene: Scene, turn: int) -> Bool[np.ndarray, "F H W"]:
-    """The shape in each frame, `turn` poses further to the left each time."""
-    poses = _QUARTER * scene.start + turn * np.arange(Rotation.frames)
-    return _table(scene)[poses % POSES]
+def _poses(scene: Scene, turn: int) -> Int[np.ndarray, "F"]:
+    """The shape's pose in each frame, `turn` further to the left each time."""
+    return (_QUARTER * scene.start + turn * np.arange(Rotation.frames)) % POSES
 
 
 def _table(scene: Scene) -> Bool[np.ndarray, "P H W"]:
@@ -118,7 +115,7 @@ def _table(scene: Scene) -> Bool[np.ndarray, "P H W"]:
 
 def _raster(shape: tuple[str, ...], pose: int) -> Bool[np.ndarray, "H W"]:
     """The pixels whose centres lie in the shape, turned left about the middle of the canvas."""
-    cells = np.array([[cell == "#" for cell in row] for row in shape])
+    cells = stencil(*shape)
     angle = 2 * np.pi * pose / POSES
     y, x = np.mgrid[: Rotation.height, : Rotation.width] + 0.5
     y, x = y - Rotation.height / 2, x - Rotation.width / 2

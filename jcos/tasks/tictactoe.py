@@ -9,20 +9,10 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int
 
-from jcos.tasks.base import (
-    PALETTE,
-    SYMBOLS,
-    TILE,
-    Frame,
-    Puzzle,
-    Task,
-    Verdict,
-    Video,
-    canvas,
-    decode,
-)
+from jcos.tasks.base import TILE, Frame, Puzzle, Task, Verdict, Video
+from jcos.tasks.marks import SYMBOLS, canvas, decode, paint, tiles
 
 Cell = tuple[int, int]
 Board = tuple[int, ...]
@@ -38,8 +28,8 @@ _TURNS = tuple(
 # Parts of a tile: the quadrants of a stone, clockwise from twelve o'clock, and the tile's corners.
 _PARTS = np.array([[4, 3, 0, 4], [3, 3, 0, 0], [2, 2, 1, 1], [4, 2, 1, 4]])
 _QUADRANTS, _N_PARTS = 4, 5
-_MASKS = np.stack([np.equal(_PARTS, part) for part in range(_N_PARTS)]).astype(np.float32)
-_MEANS = _MASKS / _MASKS.sum((1, 2), keepdims=True)
+_MASKS = _PARTS.ravel() == np.arange(_N_PARTS)[:, None]
+_MEANS = (_MASKS / _MASKS.sum(1, keepdims=True)).astype(np.float32)
 
 
 class Scene(NamedTuple):
@@ -72,10 +62,9 @@ class TicTacToe(Task):
 
     def draw(self, puzzle: Puzzle, answer: Cell) -> Video:
         scene: Scene = puzzle.scene
-        video = np.repeat(_draw_board(scene)[None], self.frames, 0)
-        tile = _tile(video, answer)
-        for f in range(self.frames):
-            tile[f][np.less(_PARTS, f)] = PALETTE[scene.mover]
+        video = np.repeat(_draw_board(scene)[None], self.frames, axis=0)
+        for f, frame in enumerate(video):
+            _put(frame, answer, np.less(_PARTS, f), scene.mover)
         return video
 
     def guess(self, puzzle: Puzzle, rng: np.random.Generator) -> Cell:
@@ -83,7 +72,7 @@ class TicTacToe(Task):
         empty = [i for i, colour in enumerate(puzzle.scene.colours) if colour is None]
         return divmod(empty[rng.integers(len(empty))], 3)
 
-    def judge(self, puzzle: Puzzle, symbols: Int[np.ndarray, "F H W"], video: Video) -> Verdict:
+    def judge(self, puzzle: Puzzle, video: Video) -> Verdict:
         """Right or wrong by the last frame, gated by how the stone got there.
 
         scene: 1 - (parts of tiles changed beside the new stone's tile, worst frame) / 8.
@@ -159,10 +148,9 @@ def _canonical(board: Board) -> Board:
 def _draw_board(scene: Scene) -> Frame:
     frame = canvas(5 * TILE, 5 * TILE, "wall")
     for cell, colour in zip(np.ndindex(3, 3), scene.colours, strict=True):
-        tile = _tile(frame[None], cell)[0]
-        tile[:] = PALETTE["shade" if sum(cell) % 2 else "floor"]
+        _put(frame, cell, np.less(_PARTS, _N_PARTS), "shade" if sum(cell) % 2 else "floor")
         if colour is not None:
-            tile[np.less(_PARTS, _QUADRANTS)] = PALETTE[colour]
+            _put(frame, cell, np.less(_PARTS, _QUADRANTS), colour)
     return frame
 
 
@@ -171,20 +159,18 @@ def _place(cell: Cell) -> tuple[int, int]:
     return cell[0] + 1, cell[1] + 1
 
 
-def _tile(video: Video, cell: Cell) -> UInt8[np.ndarray, "F 4 4 3"]:
-    """The cell's pixels, to be painted in place."""
-    top, left = (TILE * i for i in _place(cell))
-    return video[:, top : top + TILE, left : left + TILE]
+def _put(frame: Frame, cell: Cell, mask: Bool[np.ndarray, "4 4"], colour: str) -> None:
+    row, column = _place(cell)
+    paint(frame, TILE * row, TILE * column, mask, colour)
 
 
 def _read(video: Video) -> Int[np.ndarray, "F 5 5 P"]:
     """Symbols of each tile's parts, of their mean colour: noise averages out."""
-    tiles = video.astype(np.float32).reshape(len(video), 5, TILE, 5, TILE, 3)
-    means = np.rint(np.einsum("fiyjxc,pyx->fijpc", tiles, _MEANS)).astype(np.uint8)
-    symbols = decode(means.reshape(len(video), 5, -1, 3)).reshape(means.shape[:-1])
-    return np.where(symbols == SYMBOLS["shade"], SYMBOLS["floor"], symbols)  # too near to tell
+    pixels = tiles(video, TILE).reshape(len(video), 5, 5, -1, 3)
+    seen = decode(_MEANS @ pixels, ("floor", "shade", "wall", "red", "blue"))
+    return np.where(seen == SYMBOLS["shade"], SYMBOLS["floor"], seen)  # too near to tell
 
 
-def _kept(wrong: np.ndarray) -> float:
-    # Two stones of swapped colours (4 parts each) make another position: nothing is kept then.
+def _kept(wrong: Bool[np.ndarray, "F 5 5 P"]) -> float:
+    """How much of the scene is left; nothing with 8 parts changed, as by two stones that swap."""
     return max(0.0, 1.0 - float(wrong.sum((1, 2, 3)).max()) / 8)

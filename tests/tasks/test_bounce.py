@@ -93,6 +93,26 @@ def test_an_answer_is_solved_only_without_an_error(task, puzzles):
         assert not score.solved
 
 
+def test_a_ball_can_neither_leap_nor_stay(task):
+    for x, y in bounce._MOTIONS[task.name]:
+        scene = bounce.Scene(x, y, "red", 0)
+        path = np.array([bounce._centre(place) for place in bounce._path(x, y)])
+        assert bounce._leap(scene, path) == 0.0
+        for when in range(1, 5):
+            cut = np.where(np.arange(5)[:, None] < when, path[0], path[-1])
+            assert bounce._leap(scene, cut) >= bounce.STEP
+
+
+def test_a_frame_held_scores_nothing(task, puzzles):
+    for puzzle in puzzles:
+        video = task.draw(puzzle, puzzle.answers[0])
+        for when in range(1, 5):
+            held = video.copy()
+            held[when] = video[when - 1]
+            if (held != video).any():
+                assert task.score(puzzle, held).score <= 0.1
+
+
 def test_two_balls_none_and_a_ball_in_the_wall_score_nothing(task, puzzles):
     for puzzle in puzzles:
         puzzle = dataclasses.replace(puzzle, scene=puzzle.scene._replace(turn=0))

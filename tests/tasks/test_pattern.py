@@ -2,10 +2,9 @@ import dataclasses
 import itertools
 
 import numpy as np
-import pytest
 
 from jcos.tasks.base import PALETTE
-from jcos.tasks.pattern import GROWTH, SIDES, Item, Pattern, turned, turned_back
+from jcos.tasks.pattern import GROWTH, SIDES, Item, Pattern
 
 TASK = Pattern()
 PUZZLES = [TASK.sample(i) for i in range(24)]
@@ -13,17 +12,6 @@ PUZZLES = [TASK.sample(i) for i in range(24)]
 
 def redrawn(puzzle, **changes):
     return dataclasses.replace(puzzle, scene=puzzle.scene._replace(**changes))
-
-
-@pytest.mark.parametrize("turn", range(8))
-def test_turns_are_undone(turn):
-    video = np.random.default_rng(0).integers(0, 256, (5, 20, 20, 3), dtype=np.uint8)
-    assert (turned_back(turned(video, turn), turn) == video).all()
-
-
-def test_turns_are_eight_different_ones():
-    video = np.random.default_rng(0).integers(0, 256, (5, 20, 20, 3), dtype=np.uint8)
-    assert len({turned(video, turn).tobytes() for turn in range(8)}) == 8
 
 
 def test_the_next_item_continues_both_cycles_and_never_repeats_the_last_size():

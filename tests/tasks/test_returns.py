@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jcos.tasks.base import COLOURS, PALETTE
-from jcos.tasks.pattern import iou
+from jcos.tasks.marks import iou
 from jcos.tasks.returns import MASKS, MODES, SHAPES, Outcome, Returns, Thing
 
 TASK = Returns()

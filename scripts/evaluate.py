@@ -1,0 +1,68 @@
+"""The table of what a model solves: prints it as Markdown and writes it beside the other results.
+
+    python scripts/evaluate.py                                # the shipped model, 512 puzzles per task
+    python scripts/evaluate.py --checkpoint runs/tiny/model --puzzles 128 --task maze
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+from pathlib import Path
+
+from rich.progress import track
+
+from jcos.experiments.evaluate import Result, evaluate
+from jcos.measures import Estimate
+from jcos.tasks import TASKS, get
+from jcos.wan import TINY, load
+
+HEAD = (
+    "| task | solved | one step | several answers: 50 steps / one | commitment step, 10–50–90 % | chance | still |",
+    "|---|---|---|---|---|---|---|",
+)
+
+
+def interval(e: Estimate | None) -> str:
+    return "–" if e is None else f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]"
+
+
+def row(result: Result) -> str:
+    several = "–"
+    if result.several is not None and result.several_one_step is not None:
+        several = f"{result.several.mean:.3f} / {result.several_one_step.mean:.3f} (n={result.several.n})"
+    commitment = "–" if result.commitment is None else " – ".join(f"{s:.0f}" for s in result.commitment)
+    cells = (
+        result.task,
+        interval(result.solved),
+        f"{result.one_step.mean:.3f}",
+        several,
+        commitment,
+        f"{result.chance:.3f}",
+        f"{result.still:.3f}",
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=TINY)
+    parser.add_argument("--puzzles", type=int, default=512)
+    parser.add_argument("--task", action="append", choices=list(TASKS))
+    parser.add_argument("--out", type=Path, default=Path("out/evaluation"))
+    arguments = parser.parse_args()
+    model = load(arguments.checkpoint)
+    chosen = [get(name) for name in arguments.task or TASKS]
+    results = [evaluate(model, task, arguments.puzzles) for task in track(chosen, "playing")]
+    where = f"{arguments.puzzles} held-out puzzles per task, {model.config.sampling.steps} steps, "
+    where += f"{os.cpu_count()} × {platform.machine()} CPU, {datetime.date.today().isoformat()}"
+    table = "\n".join([*HEAD, *map(row, results), "", where])
+    print(table)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "table.md").write_text(table + "\n")
+    (arguments.out / "table.json").write_text(json.dumps([r._asdict() for r in results], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

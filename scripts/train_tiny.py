@@ -1,0 +1,61 @@
+"""Trains the small model on the reasoning tasks: about 90 minutes on two CPU cores.
+
+    python scripts/train_tiny.py --out runs/tiny            # resumes by itself after a kill
+    python scripts/train_tiny.py --out runs/tiny --steps 6000
+
+Ends with OUT/model (a checkpoint folder, what `jcos.load` reads) and OUT/curve.png. To ship it, replace
+jcos/tiny by OUT/model and run `make evaluate`.
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jcos.training import Recipe, train
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def draw_curve(losses: dict[str, list[float]], path: Path) -> None:
+    """Loss per canvas against the step, averaged over 25 steps."""
+    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    for name, values in losses.items():
+        window = min(25, len(values))
+        smooth = np.convolve(values, np.ones(window) / window, "valid")
+        axes.plot(np.arange(window, len(values) + 1), smooth, label=f"{name} canvas")
+    axes.set(xlabel="training step", ylabel="velocity loss", yscale="log")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
+    parser.add_argument("--steps", type=int, default=Recipe().steps)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-every", type=int, default=250)
+    arguments = parser.parse_args()
+    recipe = Recipe(steps=arguments.steps, seed=arguments.seed)
+    columns = (
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, refresh_per_second=1) as bar:
+        line = bar.add_task("training", total=recipe.steps, loss=float("nan"))
+        for now in train(recipe, arguments.out, save_every=arguments.save_every):
+            bar.update(line, completed=now.step, loss=now.loss)
+            if now.step % arguments.save_every == 0 or now.step == recipe.steps:
+                draw_curve(now.losses, arguments.out / "curve.png")
+    print(f"The model is in {arguments.out / 'model'}, the curve in {arguments.out / 'curve.png'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""What is read off trajectories: known values and laws."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jcos.measures import answer_mass, bootstrap, cka, commitment_step, proportion
+
+
+def gaussian(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def test_cka_is_one_up_to_rotation_scale_and_shift():
+    x = gaussian(0, 50, 6)
+    rotation, _ = jnp.linalg.qr(gaussian(1, 6, 6))
+    assert abs(float(cka(x, 3 * x @ rotation + 5)) - 1) < 1e-5
+
+
+def test_cka_of_unrelated_features_is_near_zero_and_symmetric():
+    x, y = gaussian(0, 4000, 3), gaussian(1, 4000, 5)
+    assert 0 <= float(cka(x, y)) < 0.01
+    assert abs(float(cka(x, y)) - float(cka(y, x))) < 1e-6
+
+
+def test_cka_equals_its_definition_by_gram_matrices():
+    x, y = np.asarray(gaussian(0, 20, 4)), np.asarray(gaussian(1, 20, 7))
+    centre = np.eye(20) - 1 / 20
+    k, m = (centre @ a @ a.T @ centre for a in (x, y))
+    want = np.sum(k * m) / np.sqrt(np.sum(k * k) * np.sum(m * m))
+    assert abs(float(cka(jnp.asarray(x), jnp.asarray(y))) - want) < 1e-5
+
+
+STILL, ANSWERS = gaussian(0, 2, 3, 3, 4), gaussian(1, 3, 2, 3, 3, 4)
+
+
+@pytest.mark.parametrize("weights", [(1, 0, 0), (0.5, 0.5, 0), (0.2, 0.3, 0.5), (0, 0, 0)])
+def test_a_blend_of_answers_has_its_weights_and_nothing_off(weights):
+    blend = STILL + jnp.tensordot(jnp.array(weights, jnp.float32), ANSWERS - STILL[None], 1)
+    mass = answer_mass(blend, ANSWERS, STILL)
+    np.testing.assert_allclose(mass.on, weights, atol=1e-5)
+    assert float(mass.off) < 1e-5
+
+
+def test_what_no_answer_explains_is_off():
+    change = (ANSWERS - STILL[None]).reshape(3, -1)
+    basis, _ = jnp.linalg.qr(change.T)
+    other = gaussian(2, change.shape[1])
+    other = (other - basis @ (basis.T @ other)).reshape(STILL.shape)
+    mass = answer_mass(STILL + other, ANSWERS, STILL)
+    np.testing.assert_allclose(mass.on, 0, atol=1e-5)
+    assert abs(float(mass.off) - 1) < 1e-5
+    size = jnp.linalg.norm(other) / jnp.linalg.norm(ANSWERS[0] - STILL)
+    half = answer_mass(ANSWERS[0] + other / size, ANSWERS, STILL)
+    np.testing.assert_allclose(half.on, [1, 0, 0], atol=1e-5)
+    assert abs(float(half.off) - 0.5) < 1e-5
+
+
+def test_answers_that_depend_on_each_other_share_the_weight():
+    """Four routes from two independent detours; any blend is one of the others as well."""
+    a, b = gaussian(2, *STILL.shape), gaussian(3, *STILL.shape)
+    routes = (
+        STILL[None] + jnp.stack([a + b, a - b, b - a, -a - b]) + gaussian(4, *STILL.shape)[None]
+    )
+    middle = (routes[1] + routes[2]) / 2
+    mass = answer_mass(middle, routes, STILL)
+    np.testing.assert_allclose(mass.on, 0.25, atol=1e-4)
+    assert float(mass.off) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("solved", "step"),
+    [
+        ([0, 0, 0], 3),
+        ([1, 1, 1], 0),
+        ([0, 1, 1], 1),
+        ([1, 0, 1], 2),
+        ([1, 1, 0], 3),
+        ([0, 1, 0], 3),
+    ],
+)
+def test_commitment_is_the_first_step_from_which_all_are_solved(solved, step):
+    assert commitment_step(np.array([solved], bool)) == [step]
+
+
+def test_commitment_keeps_leading_axes():
+    solved = np.random.default_rng(0).random((4, 5, 6)) < 0.7
+    each = np.stack([commitment_step(row) for row in solved])
+    np.testing.assert_array_equal(commitment_step(solved), each)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    # Newcombe (1998), "Two-sided confidence intervals for the single proportion", table I, method 3
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilsons_interval(successes, n, low, high):
+    found = proportion(np.arange(n) < successes)
+    assert found.n == n
+    assert found.mean == pytest.approx(successes / n)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
+    assert 0 <= found.low <= found.mean <= found.high <= 1
+
+
+def test_bootstrap_interval_is_that_of_the_mean():
+    values = np.random.default_rng(0).normal(2.0, 3.0, 400)
+    found = bootstrap(values)
+    assert found.mean == pytest.approx(values.mean())
+    assert found.n == 400
+    half = 1.96 * values.std() / 20
+    assert found.low == pytest.approx(values.mean() - half, abs=0.05)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.05)
+    assert found == bootstrap(values)
+    assert found != bootstrap(values, seed=1)
+
+
+def test_bootstrap_of_a_constant_is_a_point():
+    found = bootstrap(np.full(7, 0.25), draws=100)
+    assert found[:3] == (0.25, 0.25, 0.25)
