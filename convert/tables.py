@@ -1,7 +1,9 @@
-"""Tensor names of the released checkpoints, as tables from regular expressions to paths in a jcos model.
+"""Tensor names of the released checkpoints, as tables from regular expressions to paths in a jcos
+model.
 
-Every tensor must match exactly one row and every leaf of the model must be filled; all faults are reported at
-once. Tensors of numbered blocks are stacked on a leading axis, as the scanned blocks are.
+Every tensor must match exactly one row and every leaf of the model must be filled; all faults are
+reported at once. Tensors of numbered blocks are stacked on a leading axis, as the scanned blocks
+are.
 """
 
 import re
@@ -33,7 +35,10 @@ Row = tuple[str, str, Callable[[np.ndarray], np.ndarray]]
 
 
 def _both(pattern: str, path: str) -> list[Row]:
-    return [(pattern + r"\.weight", path + ".kernel", _kernel), (pattern + r"\.bias", path + ".bias", _as_is)]
+    return [
+        (pattern + r"\.weight", path + ".kernel", _kernel),
+        (pattern + r"\.bias", path + ".bias", _as_is),
+    ]
 
 
 # Names of the original repository; "blocks.<i>." becomes the stacked axis.
@@ -45,7 +50,11 @@ DIT: list[Row] = [
     (r"head\.modulation", "head.modulation", _drop_batch),
     (r"blocks\.\d+\.modulation", "blocks.modulation", _drop_batch),
     *_both(r"blocks\.\d+\.(self_attn|cross_attn)\.(q|k|v|o)", r"blocks.\1.\2"),
-    (r"blocks\.\d+\.(self_attn|cross_attn)\.(norm_q|norm_k)\.weight", r"blocks.\1.\2.scale", _as_is),
+    (
+        r"blocks\.\d+\.(self_attn|cross_attn)\.(norm_q|norm_k)\.weight",
+        r"blocks.\1.\2.scale",
+        _as_is,
+    ),
     (r"blocks\.\d+\.norm3\.weight", "blocks.norm3.scale", _as_is),
     (r"blocks\.\d+\.norm3\.bias", "blocks.norm3.bias", _as_is),
     *_both(r"blocks\.\d+\.ffn\.(0|2)", r"blocks.ffn.layers_\1"),
@@ -53,12 +62,15 @@ DIT: list[Row] = [
 
 
 def translate(tensors: Mapping[str, np.ndarray], table: Iterable[Row]) -> dict[str, np.ndarray]:
-    """Tensors by jcos path, layers stacked. Raises CheckpointError naming every tensor without exactly one row."""
+    """Tensors by jcos path, layers stacked. Raises CheckpointError naming every tensor without
+    exactly one row."""
     found: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
     faults = []
     rows = [(re.compile(pattern), path, change) for pattern, path, change in table]
     for name, tensor in tensors.items():
-        matches = [(m.expand(path), change) for regex, path, change in rows if (m := regex.fullmatch(name))]
+        matches = [
+            (m.expand(path), change) for regex, path, change in rows if (m := regex.fullmatch(name))
+        ]
         if len(matches) != 1:
             faults.append(f"{name} matches {len(matches)} rows")
             continue
@@ -74,7 +86,9 @@ def translate(tensors: Mapping[str, np.ndarray], table: Iterable[Row]) -> dict[s
         if len(shapes := {a.shape for a in layers.values()}) > 1:
             faults.append(f"{path} has layers of different shapes {sorted(shapes)}")
     if faults:
-        raise CheckpointError(f"{len(faults)} tensors cannot be placed: " + "; ".join(sorted(faults)))
+        raise CheckpointError(
+            f"{len(faults)} tensors cannot be placed: " + "; ".join(sorted(faults))
+        )
     return {
         path: layers[-1] if -1 in layers else np.stack([layers[i] for i in sorted(layers)])
         for path, layers in found.items()

@@ -1,8 +1,9 @@
 """Weights on disk: Orbax folders with a manifest, restored into a model that exists only as shapes.
 
-A model is addressed by the paths of its leaves (`blocks.self_attn.q.kernel`), here and in `convert`. A folder
-holds `jcos.json` (what it is, how it was made, size and hash of every file) and `weights/`. It is written beside
-its final name and renamed, so that a folder under that name is always whole.
+A model is addressed by the paths of its leaves (`blocks.self_attn.q.kernel`), here and in
+`convert`. A folder holds `jcos.json` (what it is, how it was made, size and hash of every file) and
+`weights/`. It is written beside its final name and renamed, so that a folder under that name is
+always whole.
 """
 
 import contextlib
@@ -27,11 +28,13 @@ M = TypeVar("M")
 
 
 class CheckpointError(ValueError):
-    """A folder that is no checkpoint, or a damaged one; the message says which file and what is wrong."""
+    """A folder that is no checkpoint, or a damaged one; the message says which file and what is
+    wrong."""
 
 
 def leaves(model: Any) -> dict[str, Any]:
-    """Every array of a model (or shape of an abstract one) by its path, stacked blocks as one leaf."""
+    """Every array of a model (or shape of an abstract one) by its path, stacked blocks as one
+    leaf."""
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
 
 
@@ -49,8 +52,12 @@ def with_leaves(model: M, values: Mapping[str, Any]) -> M:
         if name in values and tuple(values[name].shape) != tuple(leaf.shape)
     ]
     if faults:
-        raise CheckpointError(f"{len(faults)} weights do not fit the model: " + "; ".join(sorted(faults)))
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: values[_name(path)].astype(leaf.dtype), model)
+        raise CheckpointError(
+            f"{len(faults)} weights do not fit the model: " + "; ".join(sorted(faults))
+        )
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: values[_name(path)].astype(leaf.dtype), model
+    )
 
 
 def save(folder: Path, config: WanConfig, model: Any, notes: Mapping[str, Any]) -> None:
@@ -67,8 +74,15 @@ def save(folder: Path, config: WanConfig, model: Any, notes: Mapping[str, Any]) 
         beside.chmod(0o755)
         with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(beside.absolute() / "weights", leaves(model))
-        files = {str(p.relative_to(beside)): _digest(p) for p in sorted(beside.rglob("*")) if p.is_file()}
-        manifest = {"format": FORMAT, "config": to_json(config), "notes": dict(notes), "files": files}
+        files = {
+            str(p.relative_to(beside)): _digest(p) for p in sorted(beside.rglob("*")) if p.is_file()
+        }
+        manifest = {
+            "format": FORMAT,
+            "config": to_json(config),
+            "notes": dict(notes),
+            "files": files,
+        }
         (beside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         beside.rename(folder)
     except BaseException:
@@ -85,16 +99,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if not files:
             raise ValueError
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise CheckpointError(f"{folder} is not a checkpoint folder: it has no {MANIFEST}") from None
+        raise CheckpointError(
+            f"{folder} is not a checkpoint folder: it has no {MANIFEST}"
+        ) from None
     except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{folder / MANIFEST} is damaged; restore the folder from its source") from None
+        raise CheckpointError(
+            f"{folder / MANIFEST} is damaged; restore the folder from its source"
+        ) from None
     if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{folder} has format {manifest.get('format')}, this version of jcos reads {FORMAT}")
+        raise CheckpointError(
+            f"{folder} has format {manifest.get('format')}, this version of jcos reads {FORMAT}"
+        )
     for name, want in files.items():
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} is incomplete: {name} is missing")
         if _digest(folder / name) != want:
-            raise CheckpointError(f"{folder / name} is damaged: its content is not what was written")
+            raise CheckpointError(
+                f"{folder / name} is damaged: its content is not what was written"
+            )
     return manifest
 
 
@@ -102,7 +124,9 @@ def read_config(manifest: Mapping[str, Any]) -> WanConfig:
     try:
         return from_json(manifest["config"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"the checkpoint's configuration is not one this version reads: {error}") from None
+        raise CheckpointError(
+            f"the checkpoint's configuration is not one this version reads: {error}"
+        ) from None
 
 
 def restore(folder: Path, model: M) -> M:
@@ -114,7 +138,8 @@ def restore(folder: Path, model: M) -> M:
         if stored.keys() == shapes.keys():
             device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
             target = {
-                name: jax.ShapeDtypeStruct(stored[name].shape, stored[name].dtype, sharding=device) for name in shapes
+                name: jax.ShapeDtypeStruct(stored[name].shape, stored[name].dtype, sharding=device)
+                for name in shapes
             }
             stored = checkpointer.restore(path, target)
     return with_leaves(model, stored)
@@ -122,7 +147,8 @@ def restore(folder: Path, model: M) -> M:
 
 @contextlib.contextmanager
 def quiet_orbax():
-    """Orbax reports every save and restore through absl at warning level; a user has no use for that."""
+    """Orbax reports every save and restore through absl at warning level; a user has no use for
+    that."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,5 @@
-"""The `jcos` command. Thin: it reads arguments, calls the library, and turns its errors into one sentence."""
+"""The `jcos` command. Thin: it reads arguments, calls the library, and turns its errors into one
+sentence."""
 
 import dataclasses
 import json
@@ -25,12 +26,15 @@ console = Console(stderr=True)
 FAILURES = (ValueError, IndexError, FloatingPointError, OSError)
 """What a wrong input or a full disk raises; anything else is a bug and shows its traceback."""
 
-Checkpoint = Annotated[Path, tyro.conf.arg(help="A checkpoint folder; by default the small model of the package.")]
+Checkpoint = Annotated[
+    Path, tyro.conf.arg(help="A checkpoint folder; by default the small model of the package.")
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """See a small video model solve puzzles, denoising step by denoising step: one page, about a minute.
+    """See a small video model solve puzzles, denoising step by denoising step: one page, about a
+    minute.
 
     Writes OUT/index.html. The same seeds give the same numbers every time.
     """
@@ -46,16 +50,16 @@ class Demo:
                 status.update(f"{part} …")
         page = (self.out / "index.html").resolve()
         print(f"The page is at {page}")
-        print("Look at the maze first: several routes at once in the early steps, one in the late ones.")
+        print("Look at the maze first: several routes at once in early steps, one in late ones.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """Let the model solve held-out puzzles of a task, with or without an intervention.
 
-    For each puzzle, writes OUT/puzzle-N.png (rows: clean estimates at some steps, then the final video and a
-    right answer; columns: frames), OUT/puzzle-N.webp (the final video), and for all of them OUT/arrays.npz
-    (latents and every clean estimate) and OUT/run.json (what was run, scores).
+    For each puzzle, writes OUT/puzzle-N.png (rows: clean estimates at some steps, then the final
+    video and a right answer; columns: frames), OUT/puzzle-N.webp (the final video), and for all of
+    them OUT/arrays.npz (latents and every clean estimate) and OUT/run.json (what was run, scores).
 
     Examples:
       jcos sample maze
@@ -94,7 +98,9 @@ class Sample:
             sampling = dataclasses.replace(sampling, steps=self.steps)
         probe = self._probe(model, sampling.steps, task.frames)
         puzzles = held_out(task, self.puzzles, self.puzzle_seed)
-        with console.status(f"{self.puzzles} puzzles × {len(self.seeds)} seeds × {sampling.steps} steps …"):
+        with console.status(
+            f"{self.puzzles} puzzles × {len(self.seeds)} seeds × {sampling.steps} steps …"
+        ):
             trace = play(
                 model,
                 task,
@@ -112,7 +118,10 @@ class Sample:
         for i, puzzle in enumerate(puzzles):
             video = model.decode(latents[i, 0])
             rows = [*model.decode(x0[i, 0, shown]), video, task.routes(puzzle)[0]]
-            _write(self.out / f"puzzle-{i}.png", media.png(media.contact_sheet(np.stack(rows), scale=4)))
+            _write(
+                self.out / f"puzzle-{i}.png",
+                media.png(media.contact_sheet(np.stack(rows), scale=4)),
+            )
             _write(self.out / f"puzzle-{i}.webp", media.webp(media.upscale(video, 8)))
         run = {
             "command": shlex.join(["jcos", *sys.argv[1:]]),
@@ -125,7 +134,7 @@ class Sample:
             "solved": solved.tolist(),
         }
         _write(self.out / "run.json", (json.dumps(run, indent=1) + "\n").encode())
-        print(f"Solved {int(solved.sum())} of {solved.size}. Pictures, arrays and run.json are in {self.out}")
+        print(f"Solved {int(solved.sum())} of {solved.size}; pictures and arrays are in {self.out}")
 
     def _probe(self, model: Wan, steps: int, frames: int) -> Chain:
         """All interventions, most of them off: one program serves every choice."""
@@ -156,12 +165,11 @@ class Tasks:
     def run(self) -> None:
         chosen = tasks.TASKS if self.only is None else {self.only: tasks.get(self.only)}
         table = Table(title="Tasks")
-        for column in ("task", "what is asked", "kin to", "prompt", "pixels"):
-            table.add_column(column)
+        for column in ("task", "kin to", "what is asked, and how"):
+            table.add_column(column, no_wrap=column == "task")
         for name, task in chosen.items():
-            hard = " (hard)" if task.hard else ""
-            size = f"{task.height}×{task.width}×{task.frames}"
-            table.add_row(name + hard, task.about, task.faculty, task.sample(0).prompt, size)
+            kin = task.faculty + (" (hard)" if task.hard else "")
+            table.add_row(name, kin, f"{task.about} [dim]“{task.sample(0).prompt}”[/dim]")
         Console().print(table)
         for name, task in chosen.items() if self.draw > 0 else ():
             rows = [task.routes(p)[0] for p in held_out(task, self.draw)]
@@ -179,7 +187,11 @@ def _write(path: Path, content: bytes) -> None:
     beside.replace(path)
 
 
-COMMANDS: dict[str, Callable[..., Demo | Sample | Tasks]] = {"demo": Demo, "sample": Sample, "tasks": Tasks}
+COMMANDS: dict[str, Callable[..., Demo | Sample | Tasks]] = {
+    "demo": Demo,
+    "sample": Sample,
+    "tasks": Tasks,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,7 +1,9 @@
-"""What a model is and how it is sampled: frozen dataclasses that refuse impossible values when they are made.
+"""What a model is and how it is sampled: frozen dataclasses that refuse impossible values when they
+are made.
 
-Architectures of the released checkpoints are named constructors (`wan22_i2v_a14b()`, …); `toy()` is the small
-model that ships with the package. Nothing here imports jax, so that a configuration can be read anywhere.
+Architectures of the released checkpoints are named constructors (`wan22_i2v_a14b()`, …); `toy()` is
+the small model that ships with the package. Nothing here imports jax, so that a configuration can
+be read anywhere.
 """
 
 import dataclasses
@@ -12,12 +14,14 @@ from typing import Any, Literal, get_args
 Solver = Literal["euler", "unipc", "dpmpp"]
 Grid = Literal["euler", "unipc", "dpmpp", "diffusers"]
 ImageMode = Literal["none", "concat", "pin"]
-"""How a first frame enters: not at all; as extra channels (A14B I2V); as the fixed first latent frame (TI2V)."""
+"""How a first frame enters: not at all; as extra channels (A14B I2V); as the fixed first latent
+frame (TI2V)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Numerics:
-    """Data types of the forward pass, by name; which of them agree is what tells the reference codes apart.
+    """Data types of the forward pass, by name; which of them agree is what tells the reference
+    codes apart.
 
     linear: inputs and weights of attention, feed-forward and text projections.
     residual: the token stream between blocks.
@@ -39,7 +43,8 @@ OFFICIAL = Numerics(linear="bfloat16")
 class DiTConfig:
     """Sizes of one diffusion transformer (one expert).
 
-    in_channels: latent channels plus whatever is concatenated to them; out_channels: latent channels.
+    in_channels: latent channels plus whatever is concatenated to them; out_channels: latent
+    channels.
     text_len: rows the prompt is padded to (padding is attended to, as in the original).
     rope_theta: base of the rotary frequencies; 10000 in every release.
     """
@@ -64,13 +69,14 @@ class DiTConfig:
                 raise ValueError(f"DiTConfig.{name} is {value}; it must be at least 1")
         if min(self.patch) < 1 or not self.eps > 0 or not self.rope_theta > 0:
             raise ValueError(
-                f"DiTConfig: patch {self.patch}, eps {self.eps} and rope_theta {self.rope_theta} must be positive"
+                f"DiTConfig: patch {self.patch}, eps {self.eps} and rope_theta {self.rope_theta} "
+                "must be positive"
             )
         if self.dim % self.heads:
             raise ValueError(f"DiTConfig: dim {self.dim} is not a multiple of heads {self.heads}")
         if self.head_dim % 2 or self.freq_dim % 2:
             raise ValueError(
-                f"DiTConfig: head size {self.head_dim} and freq_dim {self.freq_dim} must be even (rotary pairs)"
+                f"DiTConfig: head size {self.head_dim} and freq_dim {self.freq_dim} must be even"
             )
 
     @property
@@ -79,15 +85,20 @@ class DiTConfig:
 
     def tokens(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Token grid of a latent [F, H, W]; ValueError where the patch does not divide it."""
-        for name, size, step in zip(("frames", "height", "width"), (frames, height, width), self.patch, strict=True):
+        for name, size, step in zip(
+            ("frames", "height", "width"), (frames, height, width), self.patch, strict=True
+        ):
             if size < 1 or size % step:
-                raise ValueError(f"latent {name} is {size}; the model's patch needs a positive multiple of {step}")
+                raise ValueError(
+                    f"latent {name} is {size}; the patch needs a positive multiple of {step}"
+                )
         return frames // self.patch[0], height // self.patch[1], width // self.patch[2]
 
 
 @dataclasses.dataclass(frozen=True)
 class PixelCodec:
-    """An exact, weightless codec: colours normalised, `stride` × `stride` pixels folded into channels."""
+    """An exact, weightless codec: colours normalised, `stride` × `stride` pixels folded into
+    channels."""
 
     stride: int = 2
     mean: float = 0.55
@@ -95,7 +106,9 @@ class PixelCodec:
 
     def __post_init__(self) -> None:
         if self.stride < 1 or not self.std > 0:
-            raise ValueError(f"PixelCodec: stride {self.stride} and std {self.std} must be positive")
+            raise ValueError(
+                f"PixelCodec: stride {self.stride} and std {self.std} must be positive"
+            )
 
     @property
     def channels(self) -> int:
@@ -115,8 +128,8 @@ class Sampling:
     """How a video is sampled.
 
     shift: k in σ' = kσ / (1 + (k−1)σ). grid: the sigma grid before the shift (`flow.GRIDS`).
-    guidance: v = v_u + g (v_c − v_u), one scale per expert, high noise first; None leaves the unconditional
-        branch out (the same as 1.0 at half the cost).
+    guidance: v = v_u + g (v_c − v_u), one scale per expert, high noise first; None leaves the
+        unconditional branch out (the same as 1.0 at half the cost).
     """
 
     steps: int = 50
@@ -152,10 +165,14 @@ class WanConfig:
 
     def __post_init__(self) -> None:
         if self.boundary is not None and not 0 < self.boundary < 1:
-            raise ValueError(f"boundary is {self.boundary}; it is a timestep / 1000, between 0 and 1")
+            raise ValueError(
+                f"boundary is {self.boundary}; it is a timestep / 1000, between 0 and 1"
+            )
         guidance = self.sampling.guidance
         if guidance is not None and len(guidance) != self.experts:
-            raise ValueError(f"guidance {guidance} has {len(guidance)} scales for {self.experts} expert(s)")
+            raise ValueError(
+                f"guidance {guidance} has {len(guidance)} scales for {self.experts} expert(s)"
+            )
 
     @property
     def experts(self) -> int:
@@ -196,8 +213,9 @@ def wan21_t2v_14b() -> WanConfig:
 def toy(vocabulary: tuple[str, ...] = ()) -> WanConfig:
     """The small model of the package: Wan's block at 1/40 of its width, pixels instead of a VAE.
 
-    In-channels: 12 latent + 4 mask + 12 first frame, concatenated as Wan's I2V models do. The rotary base is
-    100 because grids are 5 to 7 tokens wide. Sampling: the paper's Euler solver and 50 steps.
+    In-channels: 12 latent + 4 mask + 12 first frame, concatenated as Wan's I2V models do. The
+    rotary base is 100 because grids are 5 to 7 tokens wide. Sampling: the paper's Euler solver and
+    50 steps.
     """
     codec = PixelCodec()
     dit = DiTConfig(
@@ -213,7 +231,9 @@ def toy(vocabulary: tuple[str, ...] = ()) -> WanConfig:
         rope_theta=100.0,
     )
     sampling = Sampling(steps=50, shift=3.0)
-    return WanConfig("jcos-tiny", dit, codec, Words(vocabulary, dit.text_dim), sampling, image="concat")
+    return WanConfig(
+        "jcos-tiny", dit, codec, Words(vocabulary, dit.text_dim), sampling, image="concat"
+    )
 
 
 VARIANTS: dict[str, Callable[[], WanConfig]] = {
@@ -234,14 +254,14 @@ def from_json(data: dict[str, Any]) -> WanConfig:
     """The inverse of `to_json`; ValueError or TypeError where a field is missing or unknown."""
 
     def make(cls: type, value: Any) -> Any:
-        # JSON has lists where the dataclasses have tuples (which must hash: configurations are static).
+        # JSON has lists where the dataclasses have tuples (which must hash: configurations are
+        # static).
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in dict(value).items()})
 
     nested = {"dit": DiTConfig, "codec": PixelCodec, "text": Words, "sampling": Sampling}
     optional = ("codec", "text")
-    return WanConfig(
-        **{
-            k: v if k not in nested or (v is None and k in optional) else make(nested[k], v)
-            for k, v in data.items()
-        }
-    )
+    fields: dict[str, Any] = {
+        k: v if k not in nested or (v is None and k in optional) else make(nested[k], v)
+        for k, v in data.items()
+    }
+    return WanConfig(**fields)

@@ -1,7 +1,8 @@
 """Wan's diffusion transformer for one video: no batch axis, blocks stacked on a leading layer axis.
 
-Module names follow the released checkpoints (`blocks.self_attn.q`, `time_embedding`, …), so that converting
-weights is a table of names. Axis letters as in `layers.py`; latents are channels last, [F, H, W, C].
+Module names follow the released checkpoints (`blocks.self_attn.q`, `time_embedding`, …), so that
+converting weights is a table of names. Axis letters as in `layers.py`; latents are channels last,
+[F, H, W, C].
 """
 
 from collections.abc import Callable
@@ -20,7 +21,8 @@ from jcos.layers import LayerNorm, RMSNorm, layer_norm, rope_angles, rotate, tim
 Tokens = Float[Array, "N D"]
 Angles = tuple[Float[Array, "N half"], Float[Array, "N half"]]
 OnBlock = Callable[[Int[Array, ""], Tokens], tuple[Tokens, Any]]
-"""Called after every block with its number and tokens; returns the tokens to go on with and an observation."""
+"""Called after every block with its number and tokens; returns the tokens to go on with and an
+observation."""
 
 
 def observe_nothing(layer: Int[Array, ""], tokens: Tokens) -> tuple[Tokens, None]:
@@ -33,14 +35,19 @@ def _linear(n_in: int, n_out: int, dtype: str, rngs: nnx.Rngs) -> nnx.Linear:
 
 
 class Attention(nnx.Module):
-    """Multi-head attention; q and k are RMS-normed over all heads together, before the heads are split."""
+    """Multi-head attention; q and k are RMS-normed over all heads together, before the heads are
+    split."""
 
     def __init__(self, cfg: DiTConfig, numerics: Numerics, rngs: nnx.Rngs):
-        self.q, self.k, self.v, self.o = (_linear(cfg.dim, cfg.dim, numerics.linear, rngs) for _ in range(4))
+        self.q, self.k, self.v, self.o = (
+            _linear(cfg.dim, cfg.dim, numerics.linear, rngs) for _ in range(4)
+        )
         self.norm_q, self.norm_k = RMSNorm(cfg.dim, cfg.eps), RMSNorm(cfg.dim, cfg.eps)
         self.heads = cfg.heads
 
-    def __call__(self, x: Tokens, context: Float[Array, "M D"], angles: Angles | None = None) -> Tokens:
+    def __call__(
+        self, x: Tokens, context: Float[Array, "M D"], angles: Angles | None = None
+    ) -> Tokens:
         q, k, v = (
             rearrange(a, "n (h d) -> n h d", h=self.heads)
             for a in (self.norm_q(self.q(x)), self.norm_k(self.k(context)), self.v(context))
@@ -51,10 +58,17 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Two linear layers around an activation; `layers_0` and `layers_2` as a torch Sequential counts them."""
+    """Two linear layers around an activation; `layers_0` and `layers_2` as a torch Sequential
+    counts them."""
 
     def __init__(
-        self, n_in: int, hidden: int, n_out: int, activation: Callable[[Array], Array], dtype: str, rngs: nnx.Rngs
+        self,
+        n_in: int,
+        hidden: int,
+        n_out: int,
+        activation: Callable[[Array], Array],
+        dtype: str,
+        rngs: nnx.Rngs,
     ):
         self.layers_0 = _linear(n_in, hidden, dtype, rngs)
         self.layers_2 = _linear(hidden, n_out, dtype, rngs)
@@ -69,7 +83,8 @@ def gelu_tanh(x: Float[Array, "N D"]) -> Float[Array, "N D"]:
 
 
 class Block(nnx.Module):
-    """Self-attention and feed-forward, both modulated and gated by time, with cross-attention between them."""
+    """Self-attention and feed-forward, both modulated and gated by time, with cross-attention
+    between them."""
 
     def __init__(self, cfg: DiTConfig, numerics: Numerics, rngs: nnx.Rngs):
         self.self_attn = Attention(cfg, numerics, rngs)
@@ -83,7 +98,9 @@ class Block(nnx.Module):
     def __call__(
         self, x: Tokens, time: Float[Array, "T 6 D"], context: Float[Array, "L D"], angles: Angles
     ) -> Tokens:
-        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(self.modulation[...][None] + time, 1, 0)
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(
+            self.modulation[...][None] + time, 1, 0
+        )
 
         def add(x: Tokens, y: Tokens) -> Tokens:
             return (x + y).astype(self.residual)
@@ -105,7 +122,11 @@ class Head(nnx.Module):
         # Zero at the start of training, so that the first velocity is zero and not noise.
         zeros = nnx.initializers.zeros_init()
         self.head = nnx.Linear(
-            cfg.dim, pt * ph * pw * cfg.out_channels, kernel_init=zeros, dtype=jnp.dtype(numerics.head), rngs=rngs
+            cfg.dim,
+            pt * ph * pw * cfg.out_channels,
+            kernel_init=zeros,
+            dtype=jnp.dtype(numerics.head),
+            rngs=rngs,
         )
         self.modulation = nnx.Param(jax.random.normal(rngs.params(), (2, cfg.dim)) * cfg.dim**-0.5)
         self.eps = cfg.eps
@@ -116,11 +137,14 @@ class Head(nnx.Module):
 
 
 class DiT(nnx.Module):
-    """One expert. Call it with a latent, its timestep and the embedded prompt; it returns the velocity ε − x0."""
+    """One expert. Call it with a latent, its timestep and the embedded prompt; it returns the
+    velocity ε − x0."""
 
     def __init__(self, cfg: DiTConfig, *, numerics: Numerics = FLOAT32, rngs: nnx.Rngs):
         pt, ph, pw = cfg.patch
-        self.patch_embedding = _linear(pt * ph * pw * cfg.in_channels, cfg.dim, numerics.linear, rngs)
+        self.patch_embedding = _linear(
+            pt * ph * pw * cfg.in_channels, cfg.dim, numerics.linear, rngs
+        )
         self.text_embedding = MLP(cfg.text_dim, cfg.dim, cfg.dim, gelu_tanh, numerics.linear, rngs)
         self.time_embedding = MLP(cfg.freq_dim, cfg.dim, cfg.dim, jax.nn.silu, numerics.time, rngs)
         self.time_projection = _linear(cfg.dim, 6 * cfg.dim, numerics.time, rngs)
@@ -142,41 +166,58 @@ class DiT(nnx.Module):
     ) -> tuple[Float[Array, "F H W O"], Any]:
         """Velocity and what `on_block` observed, stacked over layers.
 
-        latents: any concatenated conditioning included (cfg.in_channels). t: timestep 0..1000, one for the
-            video or one per token (row-major over the token grid), as TI2V's fixed first frame needs.
-        context: embedded prompt, at most cfg.text_len rows; it is zero-padded to that length and, as in the
-            original, the padding is attended to.
+        latents: any concatenated conditioning included (cfg.in_channels). t: timestep 0..1000, one
+            for the video or one per token (row-major over the token grid), as TI2V's fixed first
+            frame needs.
+        context: embedded prompt, at most cfg.text_len rows; it is zero-padded to that length and,
+            as in the original, the padding is attended to.
         remat: recompute blocks in the backward pass (training).
         """
         cfg = self.cfg
         grid = cfg.tokens(*latents.shape[:3])
         if latents.shape[-1] != cfg.in_channels:
-            raise ValueError(f"latents have {latents.shape[-1]} channels; this model takes {cfg.in_channels}")
+            raise ValueError(
+                f"latents have {latents.shape[-1]} channels; this model takes {cfg.in_channels}"
+            )
         if context.shape[0] > cfg.text_len:
-            raise ValueError(f"the prompt has {context.shape[0]} rows; this model takes at most {cfg.text_len}")
+            raise ValueError(
+                f"the prompt has {context.shape[0]} rows; this model takes at most {cfg.text_len}"
+            )
 
         with jax.named_scope("embed"):
-            x = self.patch_embedding(self.patchify(latents)).astype(jnp.dtype(self.numerics.residual))
-            e = self.time_embedding(time_features(jnp.atleast_1d(t).astype(jnp.float32), cfg.freq_dim))
+            x = self.patch_embedding(self.patchify(latents)).astype(
+                jnp.dtype(self.numerics.residual)
+            )
+            e = self.time_embedding(
+                time_features(jnp.atleast_1d(t).astype(jnp.float32), cfg.freq_dim)
+            )
             time = rearrange(self.time_projection(jax.nn.silu(e)), "t (six d) -> t six d", six=6)
-            text = self.text_embedding(jnp.pad(context, ((0, cfg.text_len - context.shape[0]), (0, 0))))
+            text = self.text_embedding(
+                jnp.pad(context, ((0, cfg.text_len - context.shape[0]), (0, 0)))
+            )
             angles = rope_angles(grid, cfg.head_dim, cfg.rope_theta)
 
         def body(x: Tokens, scanned: tuple[Block, Int[Array, ""]]) -> tuple[Tokens, Any]:
             block, layer = scanned
             return on_block(layer, block(x, time, text, angles))
 
-        x, observed = jax.lax.scan(jax.checkpoint(body) if remat else body, x, (self.blocks, jnp.arange(cfg.layers)))
+        x, observed = jax.lax.scan(
+            jax.checkpoint(body) if remat else body, x, (self.blocks, jnp.arange(cfg.layers))
+        )
         with jax.named_scope("head"):
             return self.unpatchify(self.head(x, e), grid), observed
 
     def patchify(self, latents: Float[Array, "F H W C"]) -> Float[Array, "N P"]:
-        """Patches as rows, channel slowest within a patch (the flattening of the original's Conv3d weights)."""
+        """Patches as rows, channel slowest within a patch (the flattening of the original's Conv3d
+        weights)."""
         pt, ph, pw = self.cfg.patch
         return rearrange(latents, "(f a) (h b) (w c) ch -> (f h w) (ch a b c)", a=pt, b=ph, c=pw)
 
-    def unpatchify(self, patches: Float[Array, "N P"], grid: tuple[int, int, int]) -> Float[Array, "F H W O"]:
-        """The head's rows as a latent; here the channel is fastest within a patch, unlike in `patchify`."""
+    def unpatchify(
+        self, patches: Float[Array, "N P"], grid: tuple[int, int, int]
+    ) -> Float[Array, "F H W O"]:
+        """The head's rows as a latent; here the channel is fastest within a patch, unlike in
+        `patchify`."""
         f, h, w = grid
         pt, ph, pw = self.cfg.patch
         return rearrange(

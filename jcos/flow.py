@@ -1,9 +1,11 @@
 """Flow matching: sigma grids, guidance, clean estimates, and solvers as one linear multistep rule.
 
-The path is x_σ = (1−σ) x0 + σ ε with velocity v = ε − x0, hence x̂0 = x − σ v. Euler, UniPC and DPM++ all
-advance x by a linear combination of the state and of the last clean estimates. A `Schedule` therefore carries
-a table of eight numbers per step, computed in float64 on the host, and `solver_step` is the same few
-multiplications for each of them: changing solver, shift or grid changes data, never the compiled program.
+The path is x_σ = (1−σ) x0 + σ ε with velocity v = ε − x0, hence x̂0 = x − σ v. Euler, UniPC and
+DPM++ all advance x by a linear combination of the state and of the last clean estimates. A
+`Schedule` therefore carries a table of eight numbers per step, computed in float64 on the host, and
+`solver_step` is the same few
+multiplications for each of them: changing solver, shift or grid changes data, never the compiled
+program.
 """
 
 from typing import NamedTuple, get_args
@@ -42,7 +44,8 @@ class Schedule(NamedTuple):
 
 
 def schedule(sampling: Sampling) -> Schedule:
-    """The schedule of `sampling`: bit-equal to what the original of its grid computes, stored in float32."""
+    """The schedule of `sampling`: bit-equal to what the original of its grid computes, stored in
+    float32."""
     first, last, whole = GRIDS[sampling.grid]
     linspace = np.linspace if whole else _torch_linspace
     grid = linspace(first, last, sampling.steps + 1)[:-1]
@@ -59,15 +62,20 @@ def _torch_linspace(first: float, last: float, count: int) -> np.ndarray:
     """torch.linspace in float32, bit for bit: counted from both ends with fused multiply-adds."""
     step = np.float64(np.float32(last - first) / np.float32(count - 1))
     i = np.arange(count)
-    return np.where(i < count // 2, first + i * step, last - (count - 1 - i) * step).astype(np.float32)
+    grid = np.where(i < count // 2, first + i * step, last - (count - 1 - i) * step)
+    return grid.astype(np.float32)
 
 
 def high_noise_steps(plan: Schedule, boundary: float | None) -> int:
     """How many leading steps belong to the high-noise expert (timestep ≥ 1000 · boundary)."""
-    return plan.steps if boundary is None else int(np.sum(np.asarray(plan.timesteps) >= 1000 * boundary))
+    if boundary is None:
+        return plan.steps
+    return int(np.sum(np.asarray(plan.timesteps) >= 1000 * boundary))
 
 
-def clean_estimate(x: Float[Array, "..."], v: Float[Array, "..."], sigma: Float[Array, ""]) -> Float[Array, "..."]:
+def clean_estimate(
+    x: Float[Array, "..."], v: Float[Array, "..."], sigma: Float[Array, ""]
+) -> Float[Array, "..."]:
     """x̂0 = x − σ v (paper, section 3.1)."""
     return x - sigma * v
 
@@ -80,8 +88,8 @@ def guide(
 
 
 class SolverState(NamedTuple):
-    """x: what the model sees next. corrected: x after UniPC's corrector (equal to x for the other solvers).
-    last, before_last: the two previous clean estimates. All [F, H, W, C]."""
+    """x: what the model sees next. corrected: x after UniPC's corrector (equal to x for the other
+    solvers). last, before_last: the two previous clean estimates. All [F, H, W, C]."""
 
     x: Float[Array, "F H W C"]
     corrected: Float[Array, "F H W C"]
@@ -94,17 +102,25 @@ def solver_init(x: Float[Array, "F H W C"]) -> SolverState:
 
 
 def solver_step(
-    state: SolverState, changed: Float[Array, "F H W C"], x0: Float[Array, "F H W C"], row: Float[Array, " 8"]
+    state: SolverState,
+    changed: Float[Array, "F H W C"],
+    x0: Float[Array, "F H W C"],
+    row: Float[Array, " 8"],
 ) -> SolverState:
     """One step from σ_i to σ_{i+1}.
 
-    changed: the x that the model saw, `state.x` unless an intervention replaced it; the corrector's estimate
-        moves by the same amount, so that what was put in is not corrected away.
+    changed: the x that the model saw, `state.x` unless an intervention replaced it; the corrector's
+        estimate moves by the same amount, so that what was put in is not corrected away.
     x0: the model's clean estimate at this step. row: this step's coefficients,
-        x^c_i = r0 x_i + r1 x^c_{i−1} + r2 m_i + r3 m_{i−1} + r4 m_{i−2};  x_{i+1} = r5 x^c_i + r6 m_i + r7 m_{i−1}.
+        x^c_i = r0 x_i + r1 x^c_{i−1} + r2 m_i + r3 m_{i−1} + r4 m_{i−2};  x_{i+1} = r5 x^c_i + r6
+        m_i + r7 m_{i−1}.
     """
     corrected = (
-        row[0] * state.x + row[1] * state.corrected + row[2] * x0 + row[3] * state.last + row[4] * state.before_last
+        row[0] * state.x
+        + row[1] * state.corrected
+        + row[2] * x0
+        + row[3] * state.last
+        + row[4] * state.before_last
     ) + (changed - state.x)
     x = row[5] * corrected + row[6] * x0 + row[7] * state.last
     return SolverState(x, corrected, x0, state.last)
@@ -131,7 +147,8 @@ def _dpmpp(sigmas: np.ndarray) -> np.ndarray:
         h = lam[i + 1] - lam[i]
         k = (1 - sigmas[i + 1]) * np.expm1(-h)
         table[i, 5], table[i, 6] = sigmas[i + 1] / sigmas[i], -k
-        # σ0 = 1 lies at λ = −∞: the ratio of step sizes is then infinite and the correction vanishes.
+        # σ0 = 1 lies at λ = −∞: the ratio of step sizes is then infinite and the correction
+        # vanishes.
         if 0 < i < steps - 1 and np.isfinite(lam[i - 1]):
             half = 0.5 * k * h / (lam[i] - lam[i - 1])
             table[i, 6], table[i, 7] = -k - half, half
@@ -139,7 +156,8 @@ def _dpmpp(sigmas: np.ndarray) -> np.ndarray:
 
 
 def _unipc(sigmas: np.ndarray) -> np.ndarray:
-    """UniPC-bh2 of order 2 on clean estimates, lower order at both ends, corrector from the second step on."""
+    """UniPC-bh2 of order 2 on clean estimates, lower order at both ends, corrector from the second
+    step on."""
     lam, steps = _log_snr(sigmas), len(sigmas) - 1
     table = np.zeros((steps, 8))
     table[0, 0] = 1.0

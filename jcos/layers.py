@@ -1,7 +1,7 @@
 """The small parts of Wan's transformer: norms, time embedding, 3-D rotary positions.
 
-Axis letters: N tokens, M keys, H heads, d head size, D = H·d, L text rows, T timesteps (1, or N where tokens
-have their own), F frames, h w token grid.
+Axis letters: N tokens, M keys, H heads, d head size, D = H·d, L text rows, T timesteps (1, or N
+where tokens have their own), F frames, h w token grid.
 """
 
 from functools import cache
@@ -16,7 +16,8 @@ _STEPS = 1000
 
 
 def layer_norm(x: Float[Array, "N D"], eps: float) -> Float[Array, "N D"]:
-    """Layer norm without parameters, in float32. (Flax's default variance, E[x²] − E[x]², loses digits.)"""
+    """Layer norm without parameters, in float32. (Flax's default variance, E[x²] − E[x]², loses
+    digits.)"""
     x = x.astype(jnp.float32)
     centred = x - x.mean(-1, keepdims=True)
     return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
@@ -35,7 +36,8 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """RMS norm over all heads together; statistics in float32, cast to x's type before the weight is applied.
+    """RMS norm over all heads together; statistics in float32, cast to x's type before the weight
+    is applied.
 
     That order is the original's: with bfloat16 weights, multiplying first rounds differently.
     """
@@ -53,8 +55,9 @@ class RMSNorm(nnx.Module):
 def time_features(t: Float[Array, " T"], dim: int) -> Float[Array, "T dim"]:
     """Sinusoidal features [cos ; sin] of timesteps in 0..1000, as exact as the original's float64.
 
-    Angles reach 1000 radians, where float32 has lost four digits. So the whole part of t is looked up in a
-    table made in float64, and only the fraction's small angle is computed here and added on.
+    Angles reach 1000 radians, where float32 has lost four digits. So the whole part of t is looked
+    up in a table made in float64, and only the fraction's small angle is computed here and added
+    on.
     """
     cos, sin, rate = _time_table(dim)
     whole = jnp.clip(jnp.floor(t), 0, _STEPS).astype(jnp.int32)
@@ -68,7 +71,11 @@ def time_features(t: Float[Array, " T"], dim: int) -> Float[Array, "T dim"]:
 def _time_table(dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rate = 10000.0 ** (-np.arange(dim // 2) / (dim // 2))
     angle = np.arange(_STEPS + 1)[:, None] * rate
-    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32), rate.astype(np.float32)
+    return (
+        np.cos(angle).astype(np.float32),
+        np.sin(angle).astype(np.float32),
+        rate.astype(np.float32),
+    )
 
 
 def rope_angles(
@@ -76,8 +83,9 @@ def rope_angles(
 ) -> tuple[Float[Array, "N half"], Float[Array, "N half"]]:
     """cos and sin of the rotary angles of every token of a (frames, height, width) grid, row-major.
 
-    Half of the head's half pairs less two thirds turn with time, a third each with height and width; each axis
-    counts its exponents by its own width. Tables are float64 per axis and joined as float32.
+    Half of the head's half pairs less two thirds turn with time, a third each with height and
+    width; each axis counts its exponents by its own width. Tables are float64 per axis and joined
+    as float32.
     """
     pairs = head_dim // 2
     third = pairs // 3
@@ -90,7 +98,9 @@ def rope_angles(
 
     def join(f: np.ufunc) -> Float[Array, "N half"]:
         tables = [jnp.asarray(f(a).astype(np.float32)) for a in axes]
-        return jnp.concatenate([jnp.broadcast_to(a, (*grid, a.shape[-1])) for a in tables], -1).reshape(-1, pairs)
+        return jnp.concatenate(
+            [jnp.broadcast_to(a, (*grid, a.shape[-1])) for a in tables], -1
+        ).reshape(-1, pairs)
 
     return join(np.cos), join(np.sin)
 

@@ -8,7 +8,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 def cka(x: Float[Array, "n p"], y: Float[Array, "n q"]) -> Float[Array, ""]:
-    """Linear centred kernel alignment of two sets of n features: 1 the same up to rotation and scale, 0 unrelated.
+    """Linear centred kernel alignment of two sets of n features: 1 the same up to rotation and
+    scale, 0 unrelated.
 
     Computed in feature space, p × q, which is what fits when n is tens of thousands of tokens.
     """
@@ -18,8 +19,8 @@ def cka(x: Float[Array, "n p"], y: Float[Array, "n q"]) -> Float[Array, ""]:
 
 
 class Mass(NamedTuple):
-    """on [K]: how much of the estimate is each answer (an even blend of two is ½, ½). off: the part of its
-    change against the still picture that no blend of answers explains, 0..1."""
+    """on [K]: how much of the estimate is each answer (an even blend of two is ½, ½). off: the part
+    of its change against the still picture that no blend of answers explains, 0..1."""
 
     on: Float[Array, " K"]
     off: Float[Array, ""]
@@ -28,11 +29,12 @@ class Mass(NamedTuple):
 def answer_mass(
     x0: Float[Array, "F H W C"], answers: Float[Array, "K F H W C"], still: Float[Array, "F H W C"]
 ) -> Mass:
-    """Weights of the blend of answers nearest to a clean estimate, all as changes against the still picture.
+    """Weights of the blend of answers nearest to a clean estimate, all as changes against the still
+    picture.
 
-    For the ideal denoiser the clean estimate is exactly Σ p_k answer_k, and the weights are the posterior p.
-    Where answers depend on each other (two independent detours give four routes, of which only three are
-    independent) the weights of least norm are taken.
+    For the ideal denoiser the clean estimate is exactly Σ p_k answer_k, and the weights are the
+    posterior p. Where answers depend on each other (two independent detours give four routes, of
+    which only three are independent) the weights of least norm are taken.
     """
     change = (answers - still[None]).reshape(len(answers), -1)
     seen = (x0 - still).reshape(-1)
@@ -66,7 +68,8 @@ def proportion(successes: Bool[np.ndarray, " n"]) -> Estimate:
 
 
 def bootstrap(values: Float[np.ndarray, " n"], *, seed: int = 0, draws: int = 10_000) -> Estimate:
-    """Percentile interval of a mean, resampling puzzles; of paired differences when `values` are such."""
+    """Percentile interval of a mean, resampling puzzles; of paired differences when `values` are
+    such."""
     n = len(values)
     picks = np.random.default_rng(seed).integers(n, size=(draws, n))
     low, high = np.percentile(np.asarray(values, np.float64)[picks].mean(1), [2.5, 97.5])

@@ -1,11 +1,13 @@
 """Interventions and observations: data plus three pure functions.
 
-A probe is asked before the model sees a latent, after every block, and after every forward pass. It answers
-with what to go on with and with what it saw. Which step, frame or layer is meant is an array inside the probe,
-so a sweep over positions is a `vmap` over probes and one compiled program serves every mask, also the empty one.
+A probe is asked before the model sees a latent, after every block, and after every forward pass. It
+answers with what to go on with and with what it saw. Which step, frame or layer is meant is an
+array inside the probe, so a sweep over positions is a `vmap` over probes and one compiled program
+serves every mask, also the empty one.
 
-Every trajectory has two named axes: `seed` (same puzzle, other noise) and `world` (runs side by side that
-differ in what they are asked or in what is done to them). Collectives over them work in any probe.
+Every trajectory has two named axes: `seed` (same puzzle, other noise) and `world` (runs side by
+side that differ in what they are asked or in what is done to them). Collectives over them work in
+any probe.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,9 +26,9 @@ Tokens = Float[Array, "N D"]
 class Site(NamedTuple):
     """Where a trajectory is; traced scalars.
 
-    step: denoising step, 0 first. layer: DiT block, 0 first; −1 outside the blocks. branch: 0 conditional,
-    1 unconditional. sigma: noise level of this step. key: randomness of this seed at this step, the same in
-    every world.
+    step: denoising step, 0 first. layer: DiT block, 0 first; −1 outside the blocks. branch: 0
+    conditional, 1 unconditional. sigma: noise level of this step. key: randomness of this seed at
+    this step, the same in every world.
     """
 
     step: Int[Array, ""]
@@ -39,8 +41,9 @@ class Site(NamedTuple):
 class Probe(flax.struct.PyTreeNode):
     """Does nothing and sees nothing; subclasses override what they need.
 
-    Fields are arrays, or static and marked with `flax.struct.field(pytree_node=False)`. `trajectory.stack` of
-    several probes has leading axes (`*sweep` below), which `trajectory.sweep` takes off again.
+    Fields are arrays, or static and marked with `flax.struct.field(pytree_node=False)`.
+    `trajectory.stack` of several probes has leading axes (`*sweep` below), which `trajectory.sweep`
+    takes off again.
     """
 
     def on_latents(self, site: Site, x: Latents) -> Latents:
@@ -49,7 +52,8 @@ class Probe(flax.struct.PyTreeNode):
         return x
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, Any]:
-        """After block `site.layer`: tokens [N, D] to go on with, and an observation (any pytree of arrays)."""
+        """After block `site.layer`: tokens [N, D] to go on with, and an observation (any pytree of
+        arrays)."""
         del site
         return tokens, ()
 
@@ -77,7 +81,9 @@ class Chain(Probe):
         return tokens, tuple(seen)
 
     def on_step(self, site: Site, observed: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(probe.on_step(site, seen) for probe, seen in zip(self.probes, observed, strict=True))
+        return tuple(
+            probe.on_step(site, seen) for probe, seen in zip(self.probes, observed, strict=True)
+        )
 
 
 def chain(*probes: Probe) -> Chain:
@@ -86,7 +92,8 @@ def chain(*probes: Probe) -> Chain:
 
 
 def choose(size: int, chosen: Iterable[int], what: str) -> Bool[np.ndarray, " size"]:
-    """A mask of `size` with the chosen entries on; IndexError where one does not exist (`what` names it)."""
+    """A mask of `size` with the chosen entries on; IndexError where one does not exist (`what`
+    names it)."""
     mask = np.zeros(size, bool)
     for i in chosen:
         if not 0 <= i < size:
@@ -98,15 +105,16 @@ def choose(size: int, chosen: Iterable[int], what: str) -> Bool[np.ndarray, " si
 class Noise(Probe):
     """Replaces latent frames by N(0, I) at chosen steps (paper, section 3.2).
 
-    mask [steps, frames]: where. At one step in all frames it wipes what the trajectory has decided; in one
-    frame at all steps, the other frames can restore it.
+    mask [steps, frames]: where. At one step in all frames it wipes what the trajectory has decided;
+    in one frame at all steps, the other frames can restore it.
     """
 
     mask: Bool[Array, "*sweep S F"]
 
     @classmethod
     def at_steps(cls, steps: int, frames: int, chosen: Iterable[int]) -> "Noise":
-        """All frames at the chosen steps, of a run with `steps` steps over `frames` latent frames."""
+        """All frames at the chosen steps, of a run with `steps` steps over `frames` latent
+        frames."""
         return cls(jnp.asarray(np.repeat(choose(steps, chosen, "step")[:, None], frames, 1)))
 
     @classmethod
@@ -123,8 +131,10 @@ class SeedEnsemble(Probe):
     """Averages tokens over the seeds after chosen blocks at chosen steps (paper, section 6).
 
     mask [steps, layers]: where. branches [conditional, unconditional]: in which.
-    The mean is taken in float32. Seeds have no other input that differs inside a pass, so after the first
-    averaged block of a pass their tokens are the same until its end: a window of layers acts by its first.
+    The mean is taken in float32. Seeds have no other input that differs inside a pass, so after the
+    first
+    averaged block of a pass their tokens are the same until its end: a window of layers acts by its
+    first.
     """
 
     mask: Bool[Array, "*sweep S L"]
@@ -132,9 +142,14 @@ class SeedEnsemble(Probe):
 
     @classmethod
     def window(
-        cls, steps: int, layers: int, at_steps: Iterable[int] = (0,), at_layers: Iterable[int] | None = None
+        cls,
+        steps: int,
+        layers: int,
+        at_steps: Iterable[int] = (0,),
+        at_layers: Iterable[int] | None = None,
     ) -> "SeedEnsemble":
-        """Layers of the middle (by default the paper's 20–29 of 40, as a fraction) in the first step."""
+        """Layers of the middle (by default the paper's 20–29 of 40, as a fraction) in the first
+        step."""
         if at_layers is None:
             at_layers = range(layers // 2, max(layers // 2 + 1, 3 * layers // 4))
         mask = np.outer(choose(steps, at_steps, "step"), choose(layers, at_layers, "layer"))
@@ -142,14 +157,17 @@ class SeedEnsemble(Probe):
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[()]]:
         mean = jax.lax.pmean(tokens.astype(jnp.float32), "seed").astype(tokens.dtype)
-        return jnp.where(self.mask[site.step, site.layer] & self.branches[site.branch], mean, tokens), ()
+        return jnp.where(
+            self.mask[site.step, site.layer] & self.branches[site.branch], mean, tokens
+        ), ()
 
 
 class Swap(Probe):
-    """Gives a world the tokens of the world before it (the first gets the last's), after chosen blocks.
+    """Gives a world the tokens of the world before it (the first gets the last's), after chosen
+    blocks.
 
-    mask [worlds, steps, layers]: which world receives, when and where; with two worlds and both receiving,
-    they exchange. tokens [N]: which tokens (paper, section 5.2: all visual tokens).
+    mask [worlds, steps, layers]: which world receives, when and where; with two worlds and both
+    receiving, they exchange. tokens [N]: which tokens (paper, section 5.2: all visual tokens).
     """
 
     mask: Bool[Array, "*sweep W S L"]
@@ -166,7 +184,8 @@ class Swap(Probe):
         at_steps: Iterable[int] = (0,),
         receivers: Sequence[bool] = (True, False),
     ) -> "Swap":
-        """After the chosen layers in the first step, from a donor in world 1 to the run in world 0."""
+        """After the chosen layers in the first step, from a donor in world 1 to the run in world
+        0."""
         here = np.outer(choose(steps, at_steps, "step"), choose(layers, chosen, "layer"))
         return cls(jnp.asarray(np.stack([here & to for to in receivers])), jnp.ones(tokens, bool))
 
@@ -178,7 +197,8 @@ class Swap(Probe):
 
 
 class TokenEnergy(Probe):
-    """Observes the L2 norm of every token after every block (paper, section 5.1): [steps, layers, N]."""
+    """Observes the L2 norm of every token after every block (paper, section 5.1): [steps, layers,
+    N]."""
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, Float[Array, " N"]]:
         del site

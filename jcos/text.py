@@ -23,13 +23,16 @@ class WordEmbedding(nnx.Module):
 def word_ids(cfg: Words, prompt: str, length: int) -> Int[np.ndarray, " L"]:
     """Vocabulary numbers of a prompt's words, padded with −1; an empty prompt is all padding.
 
-    Raises ValueError where a word is not in the vocabulary or the prompt has more than `length` words.
+    Raises ValueError where a word is not in the vocabulary or the prompt has more than `length`
+    words.
     """
     words = prompt.lower().split()
     unknown = sorted(set(words) - set(cfg.vocabulary))
     if unknown:
         known = ", ".join(sorted(cfg.vocabulary))
-        raise ValueError(f"the model does not know the word(s) {', '.join(unknown)}; it knows: {known}")
+        raise ValueError(
+            f"the model does not know the word(s) {', '.join(unknown)}; it knows: {known}"
+        )
     if len(words) > length:
         raise ValueError(f"the prompt has {len(words)} words; this model reads at most {length}")
     ids = [cfg.vocabulary.index(word) for word in words]

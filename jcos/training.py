@@ -1,7 +1,7 @@
 """Training the small model: flow matching on the tasks, resumable to the bit.
 
-Everything random is a function of the recipe's seed and the step, so a run that was killed and resumed ends
-in the same weights as one that was not.
+Everything random is a function of the recipe's seed and the step, so a run that was killed and
+resumed ends in the same weights as one that was not.
 """
 
 import dataclasses
@@ -34,10 +34,12 @@ Params = dict[str, Array]
 class Recipe:
     """What a training run is; with the code's version it determines the weights.
 
-    small, large: videos per step on the 20- and the 28-pixel canvas. shares: how often a task is drawn,
-        relative to the others of its canvas.
-    shift: of the noise levels drawn in training, σ = k u / (1 + (k−1) u) with u stratified over the batch.
-    constant: fraction of the run at full learning rate, after which it falls linearly to `floor` of it.
+    small, large: videos per step on the 20- and the 28-pixel canvas. shares: how often a task is
+        drawn, relative to the others of its canvas.
+    shift: of the noise levels drawn in training, σ = k u / (1 + (k−1) u) with u stratified over the
+    batch.
+    constant: fraction of the run at full learning rate, after which it falls linearly to `floor` of
+    it.
     null_text: fraction of samples trained without their prompt (for guidance).
     """
 
@@ -70,8 +72,8 @@ class Recipe:
 
 
 class Batch(NamedTuple):
-    videos: UInt8[Array, "B F H W 3"]
-    words: Int[Array, "B L"]
+    videos: UInt8[Array | np.ndarray, "B F H W 3"]
+    words: Int[Array | np.ndarray, "B L"]
 
 
 class State(NamedTuple):
@@ -117,11 +119,11 @@ def batches(recipe: Recipe, config: WanConfig, step: int) -> tuple[Batch, ...]:
 
 def loss(model: Wan, batch: Batch, key: Array, shift: float) -> Float[Array, ""]:
     """Mean squared error of the velocity ε − x0 over a batch."""
-    config = model.config
-    assert config.codec is not None and model.text is not None
+    text = model.text
+    assert text is not None
     count = len(batch.videos)
     noise_key, level_key = jax.random.split(key)
-    x0 = jax.vmap(lambda video: encode_pixels(config.codec, video))(batch.videos)
+    x0 = jax.vmap(lambda video: encode_pixels(model.codec, video))(batch.videos)
     noise = jax.random.normal(noise_key, x0.shape)
     u = (jnp.arange(count) + jax.random.uniform(level_key, (count,))) / count
     sigma = shift * u / (1 + (shift - 1) * u)
@@ -129,10 +131,10 @@ def loss(model: Wan, batch: Batch, key: Array, shift: float) -> Float[Array, ""]
     def error(x0: Array, noise: Array, sigma: Array, words: Array) -> Array:
         x = (1 - sigma) * x0 + sigma * noise
         x = jnp.concatenate([x, image_channels(x0[:1], len(x0))], axis=-1)
-        v, _ = model.experts[0](x, 1000 * sigma, model.text(words), remat=True)
+        v, _ = model.experts[0](x, 1000 * sigma, text(words), remat=True)
         return jnp.mean(jnp.square(v - (noise - x0)))
 
-    return jnp.mean(jax.vmap(error)(x0, noise, sigma, batch.words))
+    return jnp.mean(jax.vmap(error)(x0, noise, sigma, jnp.asarray(batch.words)))
 
 
 def optimizer(recipe: Recipe) -> optax.GradientTransformation:
@@ -142,7 +144,9 @@ def optimizer(recipe: Recipe) -> optax.GradientTransformation:
         [
             optax.linear_schedule(0.0, recipe.learning_rate, recipe.warmup),
             optax.constant_schedule(recipe.learning_rate),
-            optax.linear_schedule(recipe.learning_rate, recipe.floor * recipe.learning_rate, recipe.steps - hold),
+            optax.linear_schedule(
+                recipe.learning_rate, recipe.floor * recipe.learning_rate, recipe.steps - hold
+            ),
         ],
         [recipe.warmup, hold],
     )
@@ -156,7 +160,7 @@ def optimizer(recipe: Recipe) -> optax.GradientTransformation:
         weight_decay=recipe.weight_decay,
         adam_b1=0.95,
         adam_b2=0.98,
-        muon_weight_dimension_numbers=matrices,
+        muon_weight_dimension_numbers=matrices,  # type: ignore[arg-type]
         consistent_rms=0.2,
     )
     return optax.chain(optax.clip_by_global_norm(recipe.clip), muon)
@@ -188,7 +192,9 @@ def make_update(
     def total(params: Params, given: tuple[Batch, ...], key: Array) -> tuple[Array, Array]:
         model = checkpoint.with_leaves(abstract, params)
         keys = jax.random.split(key, len(given))
-        each = jnp.stack([loss(model, b, k, recipe.shift) for b, k in zip(given, keys, strict=True)])
+        each = jnp.stack(
+            [loss(model, b, k, recipe.shift) for b, k in zip(given, keys, strict=True)]
+        )
         weight = jnp.array([float(b.videos.size) for b in given])  # every pixel counts the same
         return jnp.sum(each * weight) / jnp.sum(weight), each
 
@@ -196,7 +202,7 @@ def make_update(
         key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
         grads, each = jax.grad(total, has_aux=True)(state.params, given, key)
         change, opt = transform.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, change)
+        params: Params = optax.apply_updates(state.params, change)  # type: ignore[assignment]
         ema = jax.tree.map(lambda e, p: recipe.ema * e + (1 - recipe.ema) * p, state.ema, params)
         return State(params, ema, opt, state.step + 1), each
 
@@ -204,7 +210,8 @@ def make_update(
 
 
 def train(recipe: Recipe, folder: Path, *, save_every: int = 250) -> Iterator[Progress]:
-    """Trains, saving into `folder/step-…` and resuming from the newest of them; yields after every step.
+    """Trains, saving into `folder/step-…` and resuming from the newest of them; yields after every
+    step.
 
     When it ends, `folder/model` holds the model with averaged weights.
     Raises ValueError if the folder holds a run of another recipe.
@@ -239,6 +246,8 @@ def train(recipe: Recipe, folder: Path, *, save_every: int = 250) -> Iterator[Pr
                     shutil.rmtree(old)
             yield Progress(done, float(np.mean(np.asarray(each))), losses, time.monotonic() - start)
     if not (folder / "model").exists():
-        model = checkpoint.with_leaves(jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0))), averaged(recipe, state))
+        model = checkpoint.with_leaves(
+            jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0))), averaged(recipe, state)
+        )
         notes = {"recipe": dataclasses.asdict(recipe)}
         checkpoint.save(folder / "model", config, model, notes)

@@ -18,9 +18,11 @@ T = TypeVar("T")
 class Condition(NamedTuple):
     """What a video is generated from.
 
-    context: embedded prompt. negative: embedded negative prompt, of as many rows; needed for guidance only.
-    channels: concatenated to the latent at every step (image-to-video). first: the given first latent frame of
-    models that keep it in place (TI2V): it replaces frame 0 before and after every step, at timestep 0.
+    context: embedded prompt. negative: embedded negative prompt, of as many rows; needed for
+    guidance only.
+    channels: concatenated to the latent at every step (image-to-video). first: the given first
+    latent frame of models that keep it in place (TI2V): it replaces frame 0 before and after every
+    step, at timestep 0.
     """
 
     context: Float[Array, "*axes L text"]
@@ -32,8 +34,9 @@ class Condition(NamedTuple):
 class Trace(NamedTuple):
     """What a trajectory leaves behind.
 
-    latents: the end, [F, H, W, C]. x0: the clean estimate of every step, [S, F, H, W, C]. observed: what the
-    probe saw, [S, …] per observation. finite: whether each step's estimate is free of inf and nan, [S].
+    latents: the end, [F, H, W, C]. x0: the clean estimate of every step, [S, F, H, W, C]. observed:
+    what the probe saw, [S, …] per observation. finite: whether each step's estimate is free of inf
+    and nan, [S].
     """
 
     latents: Float[Array, "*axes F H W C"]
@@ -54,13 +57,15 @@ def denoise(
 ) -> Trace:
     """One trajectory; call it through `run`, which binds the axes `seed` and `world`.
 
-    guidance: one scale per expert, None for no unconditional branch. high_steps: how many leading steps the
-    first of two experts does (`flow.high_noise_steps`).
+    guidance: one scale per expert, None for no unconditional branch. high_steps: how many leading
+    steps the first of two experts does (`flow.high_noise_steps`).
     """
     steps = jnp.arange(plan.steps)
     split = plan.steps if high_steps is None else high_steps
 
-    def step(number: int, state: SolverState, scanned: tuple[Array, ...]) -> tuple[SolverState, tuple]:
+    def step(
+        number: int, state: SolverState, scanned: tuple[Array, ...]
+    ) -> tuple[SolverState, tuple]:
         i, sigma, t, row = scanned
         none = jnp.int32(-1)
         site = Site(i, none, jnp.int32(0), sigma, jax.random.fold_in(key, i))
@@ -75,7 +80,9 @@ def denoise(
     state = solver_init(_keep_first(noise, condition))
     pieces = []
     for number, part in enumerate((slice(0, split), slice(split, None))[: len(experts)]):
-        xs = tuple(jnp.asarray(a)[part] for a in (steps, plan.sigmas[:-1], plan.timesteps, plan.table))
+        xs = tuple(
+            jnp.asarray(a)[part] for a in (steps, plan.sigmas[:-1], plan.timesteps, plan.table)
+        )
         state, piece = jax.lax.scan(lambda s, x, number=number: step(number, s, x), state, xs)
         pieces.append(piece)
     x0, observed, finite = jax.tree.map(lambda *a: jnp.concatenate(a), *pieces)
@@ -83,7 +90,13 @@ def denoise(
 
 
 def _velocity(
-    expert: DiT, x: Array, t: Array, site: Site, condition: Condition, probe: Probe, scale: Array | None
+    expert: DiT,
+    x: Array,
+    t: Array,
+    site: Site,
+    condition: Condition,
+    probe: Probe,
+    scale: Array | None,
 ) -> tuple[Array, Any]:
     """Guided velocity and the conditional branch's observations."""
     if condition.channels is not None:
@@ -97,7 +110,10 @@ def _velocity(
     def branch(number: Array, context: Array) -> tuple[Array, Any]:
         here = site._replace(branch=number)
         return expert(
-            model_input, t, context, lambda layer, tokens: probe.on_block(here._replace(layer=layer), tokens)
+            model_input,
+            t,
+            context,
+            lambda layer, tokens: probe.on_block(here._replace(layer=layer), tokens),
         )
 
     if scale is None:
@@ -124,7 +140,8 @@ def run(
     guidance: Float[Array, " experts"] | None = None,
     high_steps: int | None = None,
 ) -> Trace:
-    """Trajectories of W worlds (leading axis of every array of `conditions`) × K seeds: leaves [W, K, …].
+    """Trajectories of W worlds (leading axis of every array of `conditions`) × K seeds: leaves [W,
+    K, …].
 
     Worlds share noise and keys. Pure: jit it, vmap it over puzzles or probes.
     """
@@ -137,8 +154,8 @@ def run(
 
 
 def sweep(f: Callable[[T], Any], values: T, *, chunk: int | None = None) -> Any:
-    """f over the leading axis of `values` (probes, conditions, …) as one program, `chunk` of them at a time
-    (all at once by default)."""
+    """f over the leading axis of `values` (probes, conditions, …) as one program, `chunk` of them
+    at a time (all at once by default)."""
     return jax.vmap(f)(values) if chunk is None else jax.lax.map(f, values, batch_size=chunk)
 
 
@@ -148,13 +165,14 @@ def stack(values: Sequence[T]) -> T:
 
 
 def check_finite(trace: Trace) -> Trace:
-    """The trace itself. Raises FloatingPointError naming the first step and run with inf or nan in it."""
+    """The trace itself. Raises FloatingPointError naming the first step and run with inf or nan in
+    it."""
     finite = np.asarray(trace.finite)
     if not finite.all():
         bad = np.argwhere(~finite)
         *run_index, step = bad[bad[:, -1].argmin()].tolist()
         raise FloatingPointError(
-            f"the latent is not finite from step {step} of {finite.shape[-1]} on (in run {tuple(run_index)}): "
-            "look at the probe, the guidance scale or the weights"
+            f"the latent is not finite from step {step} of {finite.shape[-1]} on "
+            f"(in run {tuple(run_index)}): look at the probe, the guidance scale or the weights"
         )
     return trace

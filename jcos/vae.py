@@ -8,7 +8,8 @@ from jcos.config import PixelCodec
 
 
 def encode_pixels(codec: PixelCodec, video: UInt8[Array, "F H W 3"]) -> Float[Array, "F h w C"]:
-    """Normalised colours with `stride` × `stride` pixels folded into channels. No time is folded: T = F."""
+    """Normalised colours with `stride` × `stride` pixels folded into channels. No time is folded: T
+    = F."""
     z = (video.astype(jnp.float32) / 255 - codec.mean) / codec.std
     return rearrange(z, "f (h a) (w b) c -> f h w (a b c)", a=codec.stride, b=codec.stride)
 

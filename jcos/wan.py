@@ -1,4 +1,5 @@
-"""`Wan`: expert(s), codec and text encoder of one model, with the defaults its authors sample with."""
+"""`Wan`: expert(s), codec and text encoder of one model, with the defaults its authors sample
+with."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -11,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
 from jcos import checkpoint, flow, trajectory
-from jcos.config import FLOAT32, Numerics, Sampling, WanConfig
+from jcos.config import FLOAT32, Numerics, PixelCodec, Sampling, WanConfig
 from jcos.dit import DiT
 from jcos.probes import Probe
 from jcos.text import WordEmbedding, word_ids
@@ -23,55 +24,59 @@ TINY = Path(__file__).parent / "tiny"
 
 
 class Wan(nnx.Module):
-    """A whole model as one pytree; pass it to jitted functions as an argument, never close over it."""
+    """A whole model as one pytree; pass it to jitted functions as an argument, never close over
+    it."""
 
     def __init__(self, config: WanConfig, *, numerics: Numerics = FLOAT32, rngs: nnx.Rngs):
-        self.experts = nnx.List([DiT(config.dit, numerics=numerics, rngs=rngs) for _ in range(config.experts)])
+        self.experts = nnx.List(
+            [DiT(config.dit, numerics=numerics, rngs=rngs) for _ in range(config.experts)]
+        )
         self.text = None if config.text is None else WordEmbedding(config.text, rngs=rngs)
         self.config = config
 
-    def condition(self, first_frame: UInt8[np.ndarray, "H W 3"], prompt: str, frames: int) -> Condition:
-        """What to generate from: a first frame (uint8 RGB), a prompt, and a number of frames.
+    @property
+    def codec(self) -> PixelCodec:
+        if self.config.codec is None:
+            raise ValueError(f"{self.config.name} comes without a codec: it has latents, no pixels")
+        return self.config.codec
+
+    def embed(self, prompt: str) -> Float[Array, "L text"]:
+        """Rows of a prompt, padded to the model's text length; ValueError if it cannot be read."""
+        words = self.config.text
+        if self.text is None or words is None:
+            raise ValueError(f"{self.config.name} comes without a text encoder")
+        return self.text(jnp.asarray(word_ids(words, prompt, self.config.dit.text_len)))
+
+    def condition(
+        self, first_frame: UInt8[np.ndarray, "..."], prompt: str, frames: int
+    ) -> Condition:
+        """What to generate from: a first frame [H, W, 3] uint8, a prompt, and a number of frames.
 
         Raises ValueError where the frame is not of that kind or the prompt cannot be read.
         """
-        config = self.config
-        if config.codec is None or config.text is None or self.text is None:
-            raise ValueError(f"{config.name} has no codec and text encoder in this folder")
-        if first_frame.ndim != 3 or first_frame.shape[-1] != 3 or first_frame.dtype != np.uint8:
-            raise ValueError(f"a first frame is uint8 [H, W, 3]; this one is {first_frame.dtype} {first_frame.shape}")
-        _check_size(config, frames, *first_frame.shape[:2])
-        context, negative = (
-            self.text(jnp.asarray(word_ids(config.text, p, config.dit.text_len))) for p in (prompt, "")
-        )
-        first = encode_pixels(config.codec, jnp.asarray(first_frame)[None])
-        return Condition(context, negative, image_channels(first, frames))
+        if first_frame.ndim != 3 or first_frame.shape[-1] != 3:
+            raise ValueError(f"a first frame has shape [H, W, 3]; this one has {first_frame.shape}")
+        if frames < 1:
+            raise ValueError(f"{frames} frames asked for; a video has at least 1")
+        multiple = self.codec.stride * self.config.dit.patch[1]
+        for name, size in zip(("height", "width"), first_frame.shape, strict=False):
+            if size < 1 or size % multiple:
+                wants = f"{self.config.name} needs a multiple of {multiple}"
+                raise ValueError(f"the {name} is {size} pixels; {wants}")
+        first = encode_pixels(self.codec, jnp.asarray(first_frame)[None])
+        return Condition(self.embed(prompt), self.embed(""), image_channels(first, frames))
 
     def decode(self, latents: Float[Array, "*axes F h w C"]) -> UInt8[np.ndarray, "*axes F H W 3"]:
         """Latents (final ones or clean estimates, with any leading axes) as uint8 video."""
-        codec = self.config.codec
-        if codec is None:
-            raise ValueError(f"{self.config.name} has no codec in this folder")
         flat = jnp.reshape(latents, (-1, *latents.shape[-4:]))
-        video = jax.vmap(partial(decode_pixels, codec))(flat)
+        video = jax.vmap(partial(decode_pixels, self.codec))(flat)
         video = np.asarray(jnp.clip(jnp.round(video), 0, 255).astype(jnp.uint8))
         return video.reshape(*latents.shape[:-4], *video.shape[1:])
 
 
-def _check_size(config: WanConfig, frames: int, height: int, width: int) -> None:
-    assert config.codec is not None
-    stride = config.codec.stride
-    for name, size in (("height", height), ("width", width)):
-        multiple = stride * config.dit.patch[1]
-        if size < 1 or size % multiple:
-            raise ValueError(f"the {name} is {size} pixels; {config.name} needs a positive multiple of {multiple}")
-    if frames < 1:
-        raise ValueError(f"{frames} frames asked for; a video has at least 1")
-
-
 def image_channels(first: Float[Array, "1 h w C"], frames: int) -> Float[Array, "F h w E"]:
-    """What Wan's image-to-video models see beside the noise: four mask channels, 1 where a frame is given, and
-    that frame's latent, zero elsewhere."""
+    """What Wan's image-to-video models see beside the noise: four mask channels, 1 where a frame is
+    given, and that frame's latent, zero elsewhere."""
     _, h, w, _ = first.shape
     given = jnp.concatenate([jnp.ones((1, h, w, 4)), first], axis=-1)
     return jnp.pad(given, ((0, frames - 1), (0, 0), (0, 0), (0, 0)))
@@ -102,12 +107,16 @@ def generate_worlds(
     guidance: Float[Array, " experts"] | None = None,
     high_steps: int | None = None,
 ) -> Trace:
-    """`trajectory.run` with noise drawn from the seeds' keys; arrays of `conditions` have a world axis."""
-    assert conditions.channels is not None
+    """`trajectory.run` with noise drawn from the seeds' keys; arrays of `conditions` have a world
+    axis."""
+    if conditions.channels is None:
+        raise ValueError("the size of the video is read off the image channels; there are none")
     shape = (*conditions.channels.shape[1:4], model.config.dit.out_channels)
     noise_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_keys)
-    return trajectory.run(model.experts, plan, conditions, noise, step_keys, probe, guidance, high_steps)
+    return trajectory.run(
+        model.experts, plan, conditions, noise, step_keys, probe, guidance, high_steps
+    )
 
 
 def generate(
@@ -118,12 +127,16 @@ def generate(
     probe: Probe | None = None,
     sampling: Sampling | None = None,
 ) -> Trace:
-    """One video per seed, with every step's clean estimate and what the probe observed: leaves [K, …].
+    """One video per seed, with every step's clean estimate and what the probe observed: leaves [K,
+    …].
 
-    sampling: the model's own by default. Raises FloatingPointError where a latent stops being finite.
+    sampling: the model's own by default. Raises FloatingPointError where a latent stops being
+    finite.
     """
     worlds = jax.tree.map(lambda a: a[None], condition)
-    return jax.tree.map(lambda a: a[0], generate_side_by_side(model, worlds, seeds, probe=probe, sampling=sampling))
+    return jax.tree.map(
+        lambda a: a[0], generate_side_by_side(model, worlds, seeds, probe=probe, sampling=sampling)
+    )
 
 
 def generate_side_by_side(
@@ -134,11 +147,14 @@ def generate_side_by_side(
     probe: Probe | None = None,
     sampling: Sampling | None = None,
 ) -> Trace:
-    """`generate` for several worlds at once (`trajectory.stack` of conditions): leaves [W, K, …]."""
+    """`generate` for several worlds at once (`trajectory.stack` of conditions): leaves [W, K,
+    …]."""
     sampling = sampling or model.config.sampling
     plan = flow.schedule(sampling)
     boundary = model.config.boundary
     high_steps = None if boundary is None else flow.high_noise_steps(plan, boundary)
     guidance = None if sampling.guidance is None else jnp.asarray(sampling.guidance)
-    trace = generate_worlds(model, plan, conditions, seed_keys(seeds), probe or Probe(), guidance, high_steps)
+    trace = generate_worlds(
+        model, plan, conditions, seed_keys(seeds), probe or Probe(), guidance, high_steps
+    )
     return trajectory.check_finite(trace)

@@ -1,11 +1,11 @@
 """The table of what a model solves: prints it as Markdown and writes it beside the other results.
 
-    python scripts/evaluate.py                                # the shipped model, 512 puzzles per task
-    python scripts/evaluate.py --checkpoint runs/tiny/model --puzzles 128 --task maze
+python scripts/evaluate.py                                # the shipped model, 512 puzzles per task
+python scripts/evaluate.py --checkpoint runs/tiny/model --puzzles 128 --task maze
 """
 
 import argparse
-import datetime
+import datetime as dt
 import json
 import os
 import platform
@@ -19,7 +19,7 @@ from jcos.tasks import TASKS, get
 from jcos.wan import TINY, load
 
 HEAD = (
-    "| task | solved | one step | several answers: 50 steps / one | commitment step, 10–50–90 % | chance | still |",
+    "| task | solved | one step | several answers: all / one step | committed | chance | still |",
     "|---|---|---|---|---|---|---|",
 )
 
@@ -31,8 +31,12 @@ def interval(e: Estimate | None) -> str:
 def row(result: Result) -> str:
     several = "–"
     if result.several is not None and result.several_one_step is not None:
-        several = f"{result.several.mean:.3f} / {result.several_one_step.mean:.3f} (n={result.several.n})"
-    commitment = "–" if result.commitment is None else " – ".join(f"{s:.0f}" for s in result.commitment)
+        several = (
+            f"{result.several.mean:.3f} / {result.several_one_step.mean:.3f} (n={result.several.n})"
+        )
+    commitment = (
+        "–" if result.commitment is None else " – ".join(f"{s:.0f}" for s in result.commitment)
+    )
     cells = (
         result.task,
         interval(result.solved),
@@ -46,7 +50,9 @@ def row(result: Result) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", type=Path, default=TINY)
     parser.add_argument("--puzzles", type=int, default=512)
     parser.add_argument("--task", action="append", choices=list(TASKS))
@@ -56,12 +62,14 @@ def main() -> None:
     chosen = [get(name) for name in arguments.task or TASKS]
     results = [evaluate(model, task, arguments.puzzles) for task in track(chosen, "playing")]
     where = f"{arguments.puzzles} held-out puzzles per task, {model.config.sampling.steps} steps, "
-    where += f"{os.cpu_count()} × {platform.machine()} CPU, {datetime.date.today().isoformat()}"
+    where += f"{os.cpu_count()} × {platform.machine()} CPU, {dt.date.today().isoformat()}"
     table = "\n".join([*HEAD, *map(row, results), "", where])
     print(table)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "table.md").write_text(table + "\n")
-    (arguments.out / "table.json").write_text(json.dumps([r._asdict() for r in results], indent=1) + "\n")
+    (arguments.out / "table.json").write_text(
+        json.dumps([r._asdict() for r in results], indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

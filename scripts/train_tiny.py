@@ -3,8 +3,8 @@
     python scripts/train_tiny.py --out runs/tiny            # resumes by itself after a kill
     python scripts/train_tiny.py --out runs/tiny --steps 6000
 
-Ends with OUT/model (a checkpoint folder, what `jcos.load` reads) and OUT/curve.png. To ship it, replace
-jcos/tiny by OUT/model and run `make evaluate`.
+Ends with OUT/model (a checkpoint folder, what `jcos.load` reads) and OUT/curve.png. To ship it,
+replace jcos/tiny by OUT/model and run `make evaluate`.
 """
 
 import argparse
@@ -35,7 +35,9 @@ def draw_curve(losses: dict[str, list[float]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
     parser.add_argument("--steps", type=int, default=Recipe().steps)
     parser.add_argument("--seed", type=int, default=0)

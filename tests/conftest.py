@@ -53,3 +53,39 @@ def load_golden(name: str) -> dict[str, np.ndarray]:
 def golden() -> Callable[[str], dict[str, np.ndarray]]:
     """`golden("dit/t2v_a")` is the dict of reference arrays of that file."""
     return load_golden
+
+
+def random_model(steps: int):
+    """A random model of the shipped one's kind, small enough to compile in a second or two.
+
+    It reads every prompt, takes both canvases, and solves nothing. No weight is zero: a head of
+    zeros would hide what happens before it.
+    """
+    import dataclasses
+
+    from flax import nnx
+
+    from jcos.config import Sampling, toy
+    from jcos.training import vocabulary
+    from jcos.wan import Wan
+
+    config = toy(vocabulary())
+    dit = dataclasses.replace(config.dit, dim=32, ffn_dim=32, heads=2, layers=2, freq_dim=16)
+    sampling = Sampling(steps=steps, shift=3.0)
+    model = Wan(dataclasses.replace(config, dit=dit, sampling=sampling), rngs=nnx.Rngs(0))
+    leaves, tree = jax.tree.flatten(model)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noise = [0.2 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
+    return tree.unflatten([a + n for a, n in zip(leaves, noise, strict=True)])
+
+
+@pytest.fixture(scope="session")
+def small_model():
+    """A random small model that samples in 4 steps."""
+    return random_model(4)
+
+
+@pytest.fixture(scope="session")
+def patient_model():
+    """A random small model that samples in 50 steps."""
+    return random_model(50)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+
 from jcos import flow, trajectory
 from jcos.config import DiTConfig, PixelCodec, Sampling, WanConfig, Words
 from jcos.probes import Noise, Probe, SeedEnsemble, Swap, TokenEnergy, TokenFeatures, chain
@@ -26,7 +27,12 @@ DIT = DiTConfig(
     freq_dim=16,
 )
 CONFIG = WanConfig(
-    "test", DIT, CODEC, Words(("left", "right"), 8), Sampling(steps=STEPS, shift=3.0), image="concat"
+    "test",
+    DIT,
+    CODEC,
+    Words(("left", "right"), 8),
+    Sampling(steps=STEPS, shift=3.0),
+    image="concat",
 )
 
 
@@ -55,7 +61,9 @@ def condition(model: Wan) -> trajectory.Condition:
 
 @pytest.fixture(scope="module")
 def worlds(model: Wan) -> trajectory.Condition:
-    return trajectory.stack([model.condition(frame(0), "left", FRAMES), model.condition(frame(1), "right", FRAMES)])
+    return trajectory.stack(
+        [model.condition(frame(0), "left", FRAMES), model.condition(frame(1), "right", FRAMES)]
+    )
 
 
 def close(a: jax.Array, b: jax.Array, tolerance: float = 2e-5) -> None:
@@ -70,14 +78,19 @@ def everything_off() -> Probe:
     )
 
 
-def test_probe_with_its_mask_off_is_plain_sampling(model: Wan, worlds: trajectory.Condition) -> None:
+def test_probe_with_its_mask_off_is_plain_sampling(
+    model: Wan, worlds: trajectory.Condition
+) -> None:
     plain = generate_side_by_side(model, worlds, (0, 1))
     off = generate_side_by_side(model, worlds, (0, 1), probe=everything_off())
     close(off.x0, plain.x0)
 
 
-def test_mask_off_is_bit_equal_inside_one_program(model: Wan, condition: trajectory.Condition) -> None:
-    """World 1 is wiped at a step, world 0 is not: world 0 equals a run in which no world is touched."""
+def test_mask_off_is_bit_equal_inside_one_program(
+    model: Wan, condition: trajectory.Condition
+) -> None:
+    """World 1 is wiped at a step, world 0 is not: world 0 equals a run in which no world is
+    touched."""
     both = trajectory.stack([condition, condition])
 
     class InWorldOne(Noise):
@@ -112,7 +125,9 @@ def test_noise_replaces_what_it_says(model: Wan, condition: trajectory.Condition
     def look(mask: np.ndarray) -> jax.Array:
         def latent(step: int) -> jax.Array:
             key = jax.random.fold_in(jax.random.key(0), step)
-            site = trajectory.Site(jnp.int32(step), jnp.int32(-1), jnp.int32(0), jnp.float32(0), key)
+            site = trajectory.Site(
+                jnp.int32(step), jnp.int32(-1), jnp.int32(0), jnp.float32(0), key
+            )
             return Seen(jnp.asarray(mask)).on_latents(site, jnp.ones((FRAMES, 40, 40, 12)))
 
         return jnp.stack([latent(s) for s in range(STEPS)])
@@ -128,7 +143,9 @@ def test_noise_replaces_what_it_says(model: Wan, condition: trajectory.Condition
     assert float(jnp.abs(x0 - generate(model, condition).x0).max()) > 0.1
 
 
-def test_ensemble_makes_seeds_equal_at_the_masked_layer(model: Wan, condition: trajectory.Condition) -> None:
+def test_ensemble_makes_seeds_equal_at_the_masked_layer(
+    model: Wan, condition: trajectory.Condition
+) -> None:
     ensemble = SeedEnsemble.window(STEPS, LAYERS, at_steps=[1], at_layers=[1])
     trace = generate(model, condition, (0, 1, 2), probe=chain(ensemble, TokenFeatures((0, 1, 2))))
     features = trace.observed[1]  # [seeds, steps, layers, tokens, D]
@@ -141,13 +158,16 @@ def test_ensemble_makes_seeds_equal_at_the_masked_layer(model: Wan, condition: t
     close(features[0, 1, 1], plain[:, 1, 1].mean(0))
 
 
-def test_ensemble_of_one_branch_leaves_the_other(model: Wan, condition: trajectory.Condition) -> None:
+def test_ensemble_of_one_branch_leaves_the_other(
+    model: Wan, condition: trajectory.Condition
+) -> None:
     sampling = Sampling(steps=STEPS, shift=3.0, guidance=(3.0,))
     both = SeedEnsemble.window(STEPS, LAYERS)
     one = both.replace(branches=jnp.array([True, False]))
     none = both.replace(branches=jnp.array([False, False]))
     plain, a, b, c = (
-        generate(model, condition, (0, 1), probe=p, sampling=sampling).latents for p in (None, both, one, none)
+        generate(model, condition, (0, 1), probe=p, sampling=sampling).latents
+        for p in (None, both, one, none)
     )
     close(c, plain)
     assert float(jnp.abs(a - b).max()) > 1e-3
@@ -155,8 +175,9 @@ def test_ensemble_of_one_branch_leaves_the_other(model: Wan, condition: trajecto
 
 
 def test_swapping_everything_swaps_the_outputs(model: Wan, condition: trajectory.Condition) -> None:
-    """Two prompts, one noise: after the last block at every step everything else comes from the tokens, the
-    time and the latent; with all layers swapped at the first step the two first velocities change places."""
+    """Two prompts, one noise: after the last block at every step everything else comes from the
+    tokens, the time and the latent; with all layers swapped at the first step the two first
+    velocities change places."""
     donor = model.condition(frame(1), "right", FRAMES)
     both = trajectory.stack([condition, donor])
     swap = Swap.at_layers(STEPS, LAYERS, TOKENS, [LAYERS - 1], receivers=(True, True))
@@ -167,10 +188,14 @@ def test_swapping_everything_swaps_the_outputs(model: Wan, condition: trajectory
         STEPS, LAYERS, TOKENS, [LAYERS - 1], at_steps=range(STEPS), receivers=(True, True)
     )
     exchanged = generate_side_by_side(model, both, probe=always)
-    # Each world now follows the other's velocity from the same noise: the trajectories change places, with
-    # the conditioning channels of the wrong world. They differ from plain runs but mirror each other.
+    # Each world now follows the other's velocity from the same noise: the trajectories change
+    # places, with the conditioning channels of the wrong world. They differ from plain runs but
+    # mirror each other.
     same = trajectory.stack([condition, condition])
-    close(generate_side_by_side(model, same, probe=always).latents, generate_side_by_side(model, same).latents)
+    close(
+        generate_side_by_side(model, same, probe=always).latents,
+        generate_side_by_side(model, same).latents,
+    )
     assert float(jnp.abs(exchanged.latents - plain.latents).max()) > 1e-2
 
 
@@ -181,7 +206,7 @@ def test_one_way_swap_leaves_the_donor_alone(model: Wan, worlds: trajectory.Cond
     assert float(jnp.abs(patched.latents[0] - plain.latents[0]).max()) > 1e-2
     few = swap.replace(tokens=jnp.arange(TOKENS) < 2)
     partly = generate_side_by_side(model, worlds, probe=few)
-    assert 1e-4 < float(jnp.abs(partly.x0[0, 0, 0] - plain.x0[0, 0, 0]).max())
+    assert float(jnp.abs(partly.x0[0, 0, 0] - plain.x0[0, 0, 0]).max()) > 1e-4
     assert float(jnp.abs(partly.x0[0] - patched.x0[0]).max()) > 1e-3
 
 
@@ -206,12 +231,17 @@ def test_one_compile_serves_every_mask(model: Wan, condition: trajectory.Conditi
 
 def test_seeds_and_schedules_do_not_recompile(model: Wan, condition: trajectory.Condition) -> None:
     generate(model, condition, (0,))
-    before = generate_worlds._cache_size()
+    compiled = generate_worlds._cache_size  # type: ignore[attr-defined]
+    before = compiled()
     generate(model, condition, (5,))
-    for solver, grid, shift in (("unipc", "unipc", 5.0), ("dpmpp", "dpmpp", 12.0), ("unipc", "diffusers", 3.0)):
+    for solver, grid, shift in (
+        ("unipc", "unipc", 5.0),
+        ("dpmpp", "dpmpp", 12.0),
+        ("unipc", "diffusers", 3.0),
+    ):
         sampling = dataclasses.replace(CONFIG.sampling, solver=solver, grid=grid, shift=shift)
         generate(model, condition, (0,), sampling=sampling)
-    assert generate_worlds._cache_size() == before
+    assert compiled() == before
 
 
 def test_vmapped_sweep_equals_loop(model: Wan, condition: trajectory.Condition) -> None:
@@ -241,11 +271,16 @@ def test_observations_have_their_axes(model: Wan, condition: trajectory.Conditio
 
 def test_guidance_of_one_is_no_guidance(model: Wan, condition: trajectory.Condition) -> None:
     sampling = Sampling(steps=STEPS, shift=3.0, guidance=(1.0,))
-    close(generate(model, condition, sampling=sampling).latents, generate(model, condition).latents, 1e-4)
+    close(
+        generate(model, condition, sampling=sampling).latents,
+        generate(model, condition).latents,
+        1e-4,
+    )
 
 
 def test_two_experts_share_a_run() -> None:
-    """With two experts of the same weights the boundary is invisible; with different ones it is where it says."""
+    """With two experts of the same weights the boundary is invisible; with different ones it is
+    where it says."""
     config = dataclasses.replace(CONFIG, boundary=0.8)
     pair, single = randomised(config), randomised(CONFIG)
     pair.experts = nnx.List([single.experts[0], single.experts[0]])
@@ -276,7 +311,9 @@ def test_first_frame_stays_in_place() -> None:
     assert float(jnp.abs(trace.latents[0, :, 1:] - noise[:, 1:]).max()) > 0.1
 
 
-def test_non_finite_latent_is_reported_with_its_step(model: Wan, condition: trajectory.Condition) -> None:
+def test_non_finite_latent_is_reported_with_its_step(
+    model: Wan, condition: trajectory.Condition
+) -> None:
     class Blow(Probe):
         def on_latents(self, site, x):
             return jnp.where(site.step == 2, jnp.inf, x)

@@ -17,9 +17,10 @@ class Result(NamedTuple):
     """One row of the evaluation table.
 
     solved: over all frames, in `steps` steps; one_step: the same puzzles in a single step. several,
-    several_one_step: only the puzzles with more than one right answer. chance: solved by a random legal answer;
-    still: by the first frame held. commitment: 10th, 50th and 90th percentile of the step from which on x̂0
-    is solved, over the solved puzzles. distinct: different puzzles, up to symmetry.
+    several_one_step: only the puzzles with more than one right answer. chance: solved by a random
+    legal answer;
+    still: by the first frame held. commitment: 10th, 50th and 90th percentile of the step from
+    which on x̂0 is solved, over the solved puzzles. distinct: different puzzles, up to symmetry.
     """
 
     task: str
@@ -35,9 +36,16 @@ class Result(NamedTuple):
 
 
 def evaluate(
-    model: Wan, task: Task, n: int, *, seed: int = 0, sampling: Sampling | None = None, every: int = 5
+    model: Wan,
+    task: Task,
+    n: int,
+    *,
+    seed: int = 0,
+    sampling: Sampling | None = None,
+    every: int = 5,
 ) -> Result:
-    """Plays n held-out puzzles in full and in one step; looks at the clean estimate at every `every`-th step."""
+    """Plays n held-out puzzles in full and in one step; looks at the clean estimate at every
+    `every`-th step."""
     sampling = sampling or model.config.sampling
     puzzles = held_out(task, n, seed)
     looked = [*range(0, sampling.steps - 1, every), sampling.steps - 1]

@@ -11,12 +11,13 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jcos import flow, trajectory
 from jcos.config import Sampling
 from jcos.probes import Probe
-from jcos.tasks import Puzzle, Score, Task
+from jcos.tasks import Puzzle, Task
 from jcos.trajectory import Condition, Trace
 from jcos.wan import Wan, generate_worlds, seed_keys
 
 CHUNK = 32
-"""Puzzles computed at a time: enough to keep the matrix units busy, small enough for a laptop's memory."""
+"""Puzzles computed at a time: enough to keep the matrix units busy, small enough for a laptop's
+memory."""
 
 
 def held_out(task: Task, n: int, seed: int = 0) -> list[Puzzle]:
@@ -26,8 +27,10 @@ def held_out(task: Task, n: int, seed: int = 0) -> list[Puzzle]:
 
 def conditions(model: Wan, task: Task, puzzles: Sequence[Puzzle]) -> Condition:
     """Conditions of all puzzles, stacked [P, …]."""
-    frames = [task.draw(puzzle, puzzle.answers[0])[0] for puzzle in puzzles]
-    given = [model.condition(f, p.prompt, task.frames) for f, p in zip(frames, puzzles, strict=True)]
+    frames = [task.first_frame(puzzle) for puzzle in puzzles]
+    given = [
+        model.condition(f, p.prompt, task.frames) for f, p in zip(frames, puzzles, strict=True)
+    ]
     return trajectory.stack(given)
 
 
@@ -62,16 +65,21 @@ def play(
     sampling: Sampling | None = None,
     keep: Sequence[int] = (-1,),
 ) -> Trace:
-    """Every probe on every puzzle with every seed: leaves [Q, P, K, …]; x0 of the steps in `keep` only (the last
-    by default).
+    """Every probe on every puzzle with every seed: leaves [Q, P, K, …]; x0 of the steps in `keep`
+    only (the last by default).
 
-    A seed's noise depends on the puzzle's number and the seed, not on what runs beside it: runs that differ in
-    their probe are paired. All probes are of one kind and run in one compiled program.
+    A seed's noise depends on the puzzle's number and the seed, not on what runs beside it: runs
+    that differ in their probe are paired. All probes are of one kind and run in one compiled
+    program.
     """
     plan = flow.schedule(sampling or model.config.sampling)
     number = jnp.arange(len(puzzles))
-    keys = jax.vmap(lambda i: jax.vmap(lambda key: jax.random.fold_in(key, i))(seed_keys(seeds)))(number)
-    which = np.stack(np.meshgrid(np.arange(len(probes)), np.arange(len(puzzles)), indexing="ij"), -1)
+    keys = jax.vmap(lambda i: jax.vmap(lambda key: jax.random.fold_in(key, i))(seed_keys(seeds)))(
+        number
+    )
+    which = np.stack(
+        np.meshgrid(np.arange(len(probes)), np.arange(len(puzzles)), indexing="ij"), -1
+    )
     trace = _play(
         model,
         plan,
@@ -90,7 +98,9 @@ def score(
     model: Wan, task: Task, puzzles: Sequence[Puzzle], latents: Float[Array, "P *axes F h w C"]
 ) -> tuple[Float[np.ndarray, "P *axes"], Bool[np.ndarray, "P *axes"]]:
     """Scores of decoded latents, and whether they are solved. The puzzles' axis comes first."""
-    videos = model.decode(latents).reshape(len(puzzles), -1, task.frames, task.height, task.width, 3)
+    videos = model.decode(latents).reshape(
+        len(puzzles), -1, task.frames, task.height, task.width, 3
+    )
     found = [[task.score(p, v) for v in row] for p, row in zip(puzzles, videos, strict=True)]
     scores, solved = (np.array([[s[i] for s in row] for row in found]) for i in (0, 1))
     return scores.reshape(latents.shape[:-4]), solved.reshape(latents.shape[:-4]).astype(bool)

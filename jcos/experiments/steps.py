@@ -1,6 +1,8 @@
-"""When does the answer appear? Clean estimates at every step, solved or not, and which answers they blend.
+"""When does the answer appear? Clean estimates at every step, solved or not, and which answers they
+blend.
 
-Paper, section 3.1: early estimates hold several answers at once, middle steps prune them, late ones polish.
+Paper, section 3.1: early estimates hold several answers at once, middle steps prune them, late ones
+polish.
 """
 
 from collections.abc import Sequence
@@ -20,43 +22,52 @@ from jcos.wan import Wan
 
 
 class Watched(NamedTuple):
-    """Runs of P puzzles, looked at in S steps.
+    """Runs of P puzzles, looked at in S steps, J of them judged.
 
-    x0 [P, S, F, h, w, C], latents [P, F, h, w, C]: clean estimates and the end. scores, solved [P, S]: of the
-    estimates, the last of them being the end.
+    x0 [P, S, F, h, w, C], latents [P, F, h, w, C]: clean estimates and the end. scores, solved
+    [P, J]: of the judged estimates (the last step's estimate is the end itself).
     """
 
     x0: Float[Array, "P S F h w C"]
     latents: Float[Array, "P F h w C"]
-    scores: Float[np.ndarray, "P S"]
-    solved: Bool[np.ndarray, "P S"]
+    scores: Float[np.ndarray, "P J"]
+    solved: Bool[np.ndarray, "P J"]
 
 
-def watch(model: Wan, task: Task, puzzles: Sequence[Puzzle], looked: Sequence[int]) -> Watched:
-    """Plays the puzzles with seed 0 and judges the clean estimate of the steps in `looked`."""
+def watch(
+    model: Wan, task: Task, puzzles: Sequence[Puzzle], looked: Sequence[int], judged: Sequence[int]
+) -> Watched:
+    """Plays the puzzles with seed 0; keeps the clean estimates of the steps `looked`, and scores
+    those of `judged`, which are among them."""
     trace = play(model, task, puzzles, keep=looked)
     x0, latents = trace.x0[0, :, 0], trace.latents[0, :, 0]
-    return Watched(x0, latents, *score(model, task, puzzles, x0))
+    where = np.array([list(looked).index(step) for step in judged])
+    return Watched(x0, latents, *score(model, task, puzzles, x0[:, where]))
 
 
-def masses(model: Wan, task: Task, puzzle: Puzzle, x0: Float[Array, "S F h w C"], room: int) -> Mass:
+def masses(
+    model: Wan, task: Task, puzzle: Puzzle, x0: Float[Array, "S F h w C"], room: int
+) -> Mass:
     """The blend of the puzzle's right answers in each clean estimate: on [S, K], off [S].
 
-    room: the most answers that any puzzle of the experiment has, so that all share one compiled program.
+    room: the most answers that any puzzle of the experiment has, so that all share one compiled
+    program.
     """
-    codec = model.config.codec
-    assert codec is not None
-    answers = jax.vmap(partial(encode_pixels, codec))(jnp.asarray(task.routes(puzzle)))
+    answers = jax.vmap(partial(encode_pixels, model.codec))(jnp.asarray(task.routes(puzzle)))
     still = jnp.broadcast_to(answers[0, :1], answers[0].shape)
     # Room is filled with the still picture, whose change is zero and which therefore gets no mass.
-    filled = jnp.concatenate([answers, jnp.broadcast_to(still, (room - len(answers), *still.shape))])
+    filled = jnp.concatenate(
+        [answers, jnp.broadcast_to(still, (room - len(answers), *still.shape))]
+    )
     on, off = _masses(x0, filled, still)
     return Mass(on[:, : len(answers)], off)
 
 
 @jax.jit
 def _masses(
-    x0: Float[Array, "S F h w C"], answers: Float[Array, "K F h w C"], still: Float[Array, "F h w C"]
+    x0: Float[Array, "S F h w C"],
+    answers: Float[Array, "K F h w C"],
+    still: Float[Array, "F h w C"],
 ) -> Mass:
     return jax.vmap(answer_mass, in_axes=(0, None, None))(x0, answers, still)
 
@@ -70,7 +81,8 @@ class Routes(NamedTuple):
 
 
 def routes(model: Wan, task: Task, puzzles: Sequence[Puzzle], watched: Watched) -> Routes:
-    """Where the mass is, step by step. The answer taken is the one with most mass at the last looked-at step."""
+    """Where the mass is, step by step. The answer taken is the one with most mass at the last
+    looked-at step."""
     room = max(len(p.answers) for p in puzzles)
     rows = []
     for puzzle, x0 in zip(puzzles, watched.x0, strict=True):

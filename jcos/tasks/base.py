@@ -133,6 +133,10 @@ class Task(abc.ABC):
         """One right answer, all equally likely: what a model is trained on."""
         return self.draw(puzzle, puzzle.answers[rng.integers(len(puzzle.answers))])
 
+    def first_frame(self, puzzle: Puzzle) -> Frame:
+        """What a model is given, beside the prompt: [H, W, 3]."""
+        return self.draw(puzzle, puzzle.answers[0])[0]
+
     def routes(self, puzzle: Puzzle) -> UInt8[np.ndarray, "K F H W 3"]:
         """All right answers drawn, in the order of `puzzle.answers`."""
         return np.stack([self.draw(puzzle, answer) for answer in puzzle.answers])

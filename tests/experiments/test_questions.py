@@ -1,0 +1,82 @@
+"""Each experiment on a random small model, and on latents whose answer is known."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from jcos.experiments.ensemble import ensemble_solved
+from jcos.experiments.evaluate import evaluate
+from jcos.experiments.noise import noise_scores
+from jcos.experiments.puzzles import held_out
+from jcos.experiments.steps import Watched, masses, routes, watch
+from jcos.probes import SeedEnsemble
+from jcos.tasks import TASKS, Puzzle
+from jcos.vae import encode_pixels
+from jcos.wan import Wan
+
+MAZE = TASKS["maze"]
+
+
+def answers_of(model: Wan, puzzle: Puzzle) -> np.ndarray:
+    drawn = MAZE.routes(puzzle)
+    return np.stack([np.asarray(encode_pixels(model.codec, jnp.asarray(a))) for a in drawn])
+
+
+def several(n: int) -> list[Puzzle]:
+    return [p for p in held_out(MAZE, 100) if len(p.answers) in (2, 3)][:n]
+
+
+def test_mass_is_the_weight_of_each_answer_in_a_blend(small_model: Wan) -> None:
+    for puzzle in several(4):
+        answers = answers_of(small_model, puzzle)
+        weights = np.linspace(1, 2, len(answers))
+        weights /= weights.sum()
+        blend = np.tensordot(weights, answers, 1)
+        on, off = masses(small_model, MAZE, puzzle, jnp.asarray(np.stack([blend, answers[0]])), 12)
+        independent = np.linalg.matrix_rank((answers - answers[0, :1]).reshape(len(answers), -1))
+        if independent == len(answers):
+            np.testing.assert_allclose(on[0], weights, atol=1e-3)
+            np.testing.assert_allclose(on[1], np.eye(len(answers))[0], atol=1e-3)
+        np.testing.assert_allclose(off, 0, atol=1e-4)
+        noise = np.random.default_rng(0).normal(size=(1, *blend.shape)).astype(np.float32)
+        assert masses(small_model, MAZE, puzzle, jnp.asarray(noise), 12).off[0] > 0.9
+
+
+def test_route_taken_is_the_one_at_the_end(small_model: Wan) -> None:
+    puzzles = several(2)
+    rows = []
+    for puzzle in puzzles:
+        answers = answers_of(small_model, puzzle)
+        rows.append(np.stack([answers[:2].mean(0), answers[1]]))
+    x0 = jnp.asarray(np.stack(rows))
+    judged = np.zeros((2, 2))
+    found = routes(small_model, MAZE, puzzles, Watched(x0, x0[:, -1], judged, judged > 0))
+    np.testing.assert_allclose(found.taken, [[0.5, 1.0]] * 2, atol=2e-2)
+    np.testing.assert_allclose(found.others, [[0.5, 0.0]] * 2, atol=2e-2)
+    np.testing.assert_allclose(found.off, 0, atol=1e-3)
+
+
+def test_watch_judges_the_steps_it_is_asked_for(small_model: Wan) -> None:
+    watched = watch(small_model, MAZE, held_out(MAZE, 2), range(4), judged=(0, 3))
+    assert watched.x0.shape == (2, 4, 5, 10, 10, 12)
+    assert watched.scores.shape == watched.solved.shape == (2, 2)
+    np.testing.assert_allclose(watched.x0[:, -1], watched.latents, atol=1e-4)
+
+
+def test_noise_and_ensemble_have_their_axes(small_model: Wan) -> None:
+    puzzles = held_out(MAZE, 2)
+    found = noise_scores(small_model, MAZE, puzzles, (0, 2))
+    assert found.plain.shape == (2,)
+    assert found.at_step.shape == (2, 2)
+    assert found.at_frame.shape == (2, 5)
+    probes = [SeedEnsemble.window(4, 2, at_steps=()), SeedEnsemble.window(4, 2)]
+    assert ensemble_solved(small_model, MAZE, puzzles, (0, 1, 2), probes).shape == (2, 2, 3)
+
+
+def test_evaluation_of_a_model_that_solves_nothing(small_model: Wan) -> None:
+    result = evaluate(small_model, MAZE, 6)
+    assert result.solved.mean == 0
+    assert result.solved.high > 0.1
+    assert result.commitment is None
+    assert result.still == 0
+    assert 0 <= result.chance < 0.9
+    assert result.distinct == 6

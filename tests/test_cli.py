@@ -1,0 +1,114 @@
+"""The commands as a user types them, and what wrong input ends in."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jcos import checkpoint, cli, wan
+
+
+def run(*arguments: object) -> None:
+    cli.main([str(a) for a in arguments])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one sentence that a command ends in."""
+    with pytest.raises(SystemExit) as error:
+        run(*arguments)
+    assert error.value.code == 2
+    message = capsys.readouterr().err.strip().splitlines()
+    assert len(message) == 1
+    assert message[0].startswith("jcos: ")
+    return message[0]
+
+
+def test_tasks_are_listed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("tasks", "--draw", 2, "--only", "maze", "--out", tmp_path / "t")
+    assert "maze" in capsys.readouterr().out
+    with Image.open(tmp_path / "t" / "maze.png") as picture:
+        assert picture.size == (5 * (20 * 6 + 2), 2 * (20 * 6 + 2))
+
+
+def test_sample_writes_pictures_arrays_and_manifest(tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    run("sample", "maze", "--puzzles", 2, "--steps", 3, "--seeds", 0, 7, "--out", out)
+    manifest = json.loads((out / "run.json").read_text())
+    assert manifest["seeds"] == [0, 7]
+    assert manifest["sampling"]["steps"] == 3
+    assert np.shape(manifest["solved"]) == (2, 2)
+    arrays = np.load(out / "arrays.npz")
+    assert arrays["x0"].shape == (2, 2, 3, 5, 10, 10, 12)
+    np.testing.assert_allclose(arrays["x0"][:, :, -1], arrays["latents"], atol=1e-5)
+    assert {p.name for p in out.iterdir()} == {
+        "run.json",
+        "arrays.npz",
+        *(f"puzzle-{i}.{kind}" for i in (0, 1) for kind in ("png", "webp")),
+    }
+
+
+def test_sample_is_deterministic_and_an_intervention_changes_it(tmp_path: Path) -> None:
+    for name, extra in (("a", ()), ("b", ()), ("c", ("--noise-steps", 1))):
+        run("sample", "maze", "--puzzles", 2, "--steps", 3, "--out", tmp_path / name, *extra)
+    a, b, c = (np.load(tmp_path / name / "arrays.npz")["x0"] for name in "abc")
+    np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(a[:, :, 0], c[:, :, 0])
+    assert np.abs(a[:, :, 1] - c[:, :, 1]).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("sample", "mazes"), "there is no task 'mazes'; the tasks are maze, "),
+        (("tasks", "--only", "chess"), "there is no task 'chess'"),
+        (("sample", "maze", "--steps", 0), "steps is 0"),
+        (("sample", "maze", "--puzzles", 0), "at least 1 is needed"),
+        (("sample", "maze", "--steps", 3, "--noise-steps", 3), "step 3 is out of range"),
+        (("sample", "maze", "--steps", 3, "--noise-frames", 5), "frame 5 is out of range"),
+        (("sample", "maze", "--steps", 3, "--ensemble-layers", 6), "layer 6 is out of range"),
+    ],
+)
+def test_wrong_input_is_one_sentence(
+    arguments: tuple, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "nothing"
+    assert says in refused(capsys, *arguments, "--out", out)
+    assert not out.exists()
+
+
+def test_no_checkpoint_and_a_damaged_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "nothing"
+    says = refused(capsys, "sample", "maze", "--checkpoint", tmp_path, "--out", out)
+    assert "is not a checkpoint folder" in says
+    copy = tmp_path / "copy"
+    shutil.copytree(wan.TINY, copy)
+    largest = max((p for p in copy.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    assert "is damaged" in refused(capsys, "demo", "--checkpoint", copy, "--out", out)
+    assert not out.exists()
+
+
+def test_shipped_model_is_what_it_says() -> None:
+    manifest = checkpoint.read_manifest(wan.TINY)
+    assert manifest["notes"]["recipe"]["steps"] > 0
+    size = sum(p.stat().st_size for p in wan.TINY.rglob("*") if p.is_file())
+    assert size <= 10 * 2**20
+    model = wan.load()
+    assert checkpoint.parameter_count(model) == sum(
+        leaf.size for leaf in checkpoint.leaves(model).values()
+    )
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        run("--help")
+    assert error.value.code == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in ("demo", "sample", "tasks"))
