@@ -74,6 +74,8 @@ def save(folder: Path, config: WanConfig, model: Any, notes: Mapping[str, Any]) 
         beside.chmod(0o755)
         with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(beside.absolute() / "weights", leaves(model))
+        # Says where it was written, which is not where it will be; needed on object stores only.
+        (beside / "weights" / "commit_success.txt").unlink(missing_ok=True)
         files = {
             str(p.relative_to(beside)): _digest(p) for p in sorted(beside.rglob("*")) if p.is_file()
         }

@@ -137,7 +137,7 @@ def test_heads_must_divide_the_width():
     ("change", "head", "freq"), [({"dim": 6}, 3, 256), ({"freq_dim": 7}, 4, 7)]
 )
 def test_odd_widths_cannot_be_rotated(change, head, freq):
-    message = rf"^DiTConfig: head size {head} and freq_dim {freq} must be even \(rotary pairs\)$"
+    message = rf"^DiTConfig: head size {head} and freq_dim {freq} must be even$"
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **change)
 
@@ -150,10 +150,10 @@ def test_tokens_count_patches():
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ((5, 11, 14), "latent height is 11; the model's patch needs a positive multiple of 2"),
-        ((5, 10, 13), "latent width is 13; the model's patch needs a positive multiple of 2"),
-        ((0, 10, 14), "latent frames is 0; the model's patch needs a positive multiple of 1"),
-        ((5, -2, 14), "latent height is -2; the model's patch needs a positive multiple of 2"),
+        ((5, 11, 14), "latent height is 11; the patch needs a positive multiple of 2"),
+        ((5, 10, 13), "latent width is 13; the patch needs a positive multiple of 2"),
+        ((0, 10, 14), "latent frames is 0; the patch needs a positive multiple of 1"),
+        ((5, -2, 14), "latent height is -2; the patch needs a positive multiple of 2"),
     ],
 )
 def test_a_latent_that_patches_do_not_cover_is_refused(size, message):
@@ -192,3 +192,21 @@ def test_two_experts_are_two_trees_of_weights():
 
 def test_official_numerics_differ_from_float32_in_the_matrix_products_alone():
     assert dataclasses.replace(OFFICIAL, linear="float32") == FLOAT32
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: dataclasses.replace(SMALL, patch=(1, 0, 2)), "must be positive"),
+        (lambda: dataclasses.replace(SMALL, eps=-1.0), "must be positive"),
+        (lambda: PixelCodec(stride=0), "must be positive"),
+        (lambda: dataclasses.replace(toy(), boundary=900.0), "between 0 and 1"),
+        (
+            lambda: dataclasses.replace(toy(), boundary=0.9, sampling=Sampling(guidance=(5.0,))),
+            "1 scales for 2 expert",
+        ),
+    ],
+)
+def test_impossible_values_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

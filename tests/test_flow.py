@@ -161,7 +161,9 @@ def test_only_unipc_corrects():
 
 @pytest.mark.parametrize("steps", [0, -3])
 def test_too_few_steps_are_refused(steps):
-    with pytest.raises(ValueError, match=rf"^steps is {steps}; sampling needs at least 1 step$"):
+    with pytest.raises(
+        ValueError, match=rf"^steps is {steps}; sampling needs a whole number of at least 1$"
+    ):
         Sampling(steps=steps)
 
 
