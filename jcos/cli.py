@@ -2,6 +2,7 @@
 sentence."""
 
 import dataclasses
+import io
 import json
 import os
 import shlex
@@ -113,7 +114,9 @@ class Sample:
             latents, x0 = trace.latents[0], trace.x0[0]
             scores, solved = score(model, task, puzzles, latents)
         self.out.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(self.out / "arrays.npz", latents=np.asarray(latents), x0=np.asarray(x0))
+        arrays = io.BytesIO()
+        np.savez_compressed(arrays, latents=np.asarray(latents), x0=np.asarray(x0))
+        _write(self.out / "arrays.npz", arrays.getvalue())
         shown = np.unique(np.linspace(0, sampling.steps - 1, 9).round().astype(int))
         for i, puzzle in enumerate(puzzles):
             video = model.decode(latents[i, 0])

@@ -175,28 +175,19 @@ def test_ensemble_of_one_branch_leaves_the_other(
 
 
 def test_swapping_everything_swaps_the_outputs(model: Wan, condition: trajectory.Condition) -> None:
-    """Two prompts, one noise: after the last block at every step everything else comes from the
-    tokens, the time and the latent; with all layers swapped at the first step the two first
-    velocities change places."""
-    donor = model.condition(frame(1), "right", FRAMES)
-    both = trajectory.stack([condition, donor])
+    """Two puzzles from one noise: whoever has the other's tokens after the last block has the
+    other's velocity, and in a run of one step the other's video."""
+    both = trajectory.stack([condition, model.condition(frame(1), "right", FRAMES)])
     swap = Swap.at_layers(STEPS, LAYERS, TOKENS, [LAYERS - 1], receivers=(True, True))
     plain, swapped = (generate_side_by_side(model, both, probe=p) for p in (None, swap))
-    close(swapped.x0[0, 0, 0], plain.x0[1, 0, 0])
-    close(swapped.x0[1, 0, 0], plain.x0[0, 0, 0])
-    always = Swap.at_layers(
-        STEPS, LAYERS, TOKENS, [LAYERS - 1], at_steps=range(STEPS), receivers=(True, True)
+    close(swapped.x0[:, 0, 0], plain.x0[::-1, 0, 0])
+    once = Sampling(steps=1, shift=3.0)
+    swap = Swap.at_layers(1, LAYERS, TOKENS, [LAYERS - 1], receivers=(True, True))
+    plain, swapped = (
+        generate_side_by_side(model, both, probe=p, sampling=once) for p in (None, swap)
     )
-    exchanged = generate_side_by_side(model, both, probe=always)
-    # Each world now follows the other's velocity from the same noise: the trajectories change
-    # places, with the conditioning channels of the wrong world. They differ from plain runs but
-    # mirror each other.
-    same = trajectory.stack([condition, condition])
-    close(
-        generate_side_by_side(model, same, probe=always).latents,
-        generate_side_by_side(model, same).latents,
-    )
-    assert float(jnp.abs(exchanged.latents - plain.latents).max()) > 1e-2
+    close(swapped.latents, plain.latents[::-1])
+    assert float(jnp.abs(plain.latents[0] - plain.latents[1]).max()) > 0.1
 
 
 def test_one_way_swap_leaves_the_donor_alone(model: Wan, worlds: trajectory.Condition) -> None:
