@@ -35,9 +35,9 @@ ROUTES = 4
 class Sizes(NamedTuple):
     """Puzzles behind each figure; `make evaluate` takes hundreds."""
 
-    task: int = 12
-    noise: int = 8
-    ensemble: int = 16
+    task: int = 8
+    noise: int = 6
+    ensemble: int = 12
 
 
 SIZES = Sizes()
@@ -85,11 +85,17 @@ def run(model: Wan, folder: Path, command: str, sizes: Sizes = SIZES) -> Iterato
 
 
 def _example(model: Wan, task: Task, puzzles: Sequence[Puzzle], watched: Watched) -> Example:
-    """The first puzzle with a few right answers if the task has such, else the first."""
-    several = [i for i, p in enumerate(puzzles) if 2 <= len(p.answers) <= ROUTES]
-    i = several[0] if several else 0
-    why = f"held-out puzzle {i}, noise seed 0"
-    why += f" (the first with 2 to {ROUTES} right answers)" if several else " (the first)"
+    """The first puzzle with a few right answers that the model solves, or the nearest to that."""
+    several = [2 <= len(p.answers) <= ROUTES for p in puzzles]
+    solved = watched.solved[:, -1]
+    # By preference: several answers and solved, several, solved, first.
+    i = max(range(len(puzzles)), key=lambda i: (several[i], solved[i], -i))
+    kind = f"first of {len(puzzles)}"
+    if several[i]:
+        kind += f" with 2 to {ROUTES} right answers"
+    if solved[i]:
+        kind += " that is solved"
+    why = f"held-out puzzle {i}, noise seed 0 (the {kind})"
     answers, shown = task.routes(puzzles[i]), list(SHOWN)
     mass = off = None
     if len(answers) > 1:
