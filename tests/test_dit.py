@@ -337,9 +337,9 @@ def test_a_prompt_that_is_too_long_is_refused():
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((3, 5, 8), r"^latent height is 5; the model's patch needs a positive multiple of 2$"),
-        ((3, 6, 7), r"^latent width is 7; the model's patch needs a positive multiple of 2$"),
-        ((0, 6, 8), r"^latent frames is 0; the model's patch needs a positive multiple of 1$"),
+        ((3, 5, 8), r"^latent height is 5; the patch needs a positive multiple of 2$"),
+        ((3, 6, 7), r"^latent width is 7; the patch needs a positive multiple of 2$"),
+        ((0, 6, 8), r"^latent frames is 0; the patch needs a positive multiple of 1$"),
     ],
 )
 def test_a_size_that_patches_do_not_cover_is_refused(shape, message):
