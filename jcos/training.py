@@ -43,7 +43,7 @@ class Recipe:
     null_text: fraction of samples trained without their prompt (for guidance).
     """
 
-    steps: int = 6000
+    steps: int = 5000
     small: int = 32
     large: int = 5
     shares: Mapping[str, float] = dataclasses.field(

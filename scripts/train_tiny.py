@@ -1,7 +1,7 @@
 """Trains the small model on the reasoning tasks: about 90 minutes on two CPU cores.
 
     python scripts/train_tiny.py --out runs/tiny            # resumes by itself after a kill
-    python scripts/train_tiny.py --out runs/tiny --steps 6000
+    python scripts/train_tiny.py --out runs/tiny --steps 5000
 
 Ends with OUT/model (a checkpoint folder, what `jcos.load` reads) and OUT/curve.png. To ship it,
 replace jcos/tiny by OUT/model and run `make evaluate`.
