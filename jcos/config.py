@@ -13,9 +13,9 @@ from typing import Any, Literal, get_args
 
 Solver = Literal["euler", "unipc", "dpmpp"]
 Grid = Literal["euler", "unipc", "dpmpp", "diffusers"]
-ImageMode = Literal["none", "concat", "pin"]
+ImageMode = Literal["none", "concat", "pin", "repeat"]
 """How a first frame enters: not at all; as extra channels (A14B I2V); as the fixed first latent
-frame (TI2V)."""
+frame (TI2V); as extra channels of every frame (the small model)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +232,7 @@ def toy(vocabulary: tuple[str, ...] = ()) -> WanConfig:
     )
     sampling = Sampling(steps=50, shift=3.0)
     return WanConfig(
-        "jcos-tiny", dit, codec, Words(vocabulary, dit.text_dim), sampling, image="concat"
+        "jcos-tiny", dit, codec, Words(vocabulary, dit.text_dim), sampling, image="repeat"
     )
 
 

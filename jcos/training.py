@@ -43,20 +43,20 @@ class Recipe:
     null_text: fraction of samples trained without their prompt (for guidance).
     """
 
-    steps: int = 5000
+    steps: int = 9000
     small: int = 32
-    large: int = 5
+    large: int = 4
     shares: Mapping[str, float] = dataclasses.field(
         default_factory=lambda: {
-            "maze": 0.30,
-            "tictactoe": 0.20,
-            "pattern": 0.05,
-            "rotation": 0.12,
-            "returns": 0.05,
-            "bounce": 0.08,
+            "maze": 0.24,
+            "tictactoe": 0.16,
+            "pattern": 0.06,
+            "rotation": 0.14,
+            "returns": 0.07,
+            "bounce": 0.14,
             "maze7": 1.00,
-            "tictactoe-block": 0.08,
-            "bounce-hard": 0.10,
+            "tictactoe-block": 0.07,
+            "bounce-hard": 0.12,
         }
     )
     seed: int = 0
@@ -130,7 +130,7 @@ def loss(model: Wan, batch: Batch, key: Array, shift: float) -> Float[Array, ""]
 
     def error(x0: Array, noise: Array, sigma: Array, words: Array) -> Array:
         x = (1 - sigma) * x0 + sigma * noise
-        x = jnp.concatenate([x, image_channels(x0[:1], len(x0))], axis=-1)
+        x = jnp.concatenate([x, image_channels(x0[:1], len(x0), model.config.image)], axis=-1)
         v, _ = model.experts[0](x, 1000 * sigma, text(words), remat=True)
         return jnp.mean(jnp.square(v - (noise - x0)))
 

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
 from jcos import checkpoint, flow, trajectory
-from jcos.config import FLOAT32, Numerics, PixelCodec, Sampling, WanConfig
+from jcos.config import FLOAT32, ImageMode, Numerics, PixelCodec, Sampling, WanConfig
 from jcos.dit import DiT
 from jcos.probes import Probe
 from jcos.text import WordEmbedding, word_ids
@@ -64,7 +64,7 @@ class Wan(nnx.Module):
                 wants = f"{self.config.name} needs a multiple of {multiple}"
                 raise ValueError(f"the {name} is {size} pixels; {wants}")
         first = encode_pixels(self.codec, jnp.asarray(first_frame)[None])
-        return Condition(self.embed(prompt), self.embed(""), image_channels(first, frames))
+        return Condition(self.embed(prompt), self.embed(""), image_channels(first, frames, self.config.image))
 
     def decode(self, latents: Float[Array, "*axes F h w C"]) -> UInt8[np.ndarray, "*axes F H W 3"]:
         """Latents (final ones or clean estimates, with any leading axes) as uint8 video."""
@@ -74,12 +74,17 @@ class Wan(nnx.Module):
         return video.reshape(*latents.shape[:-4], *video.shape[1:])
 
 
-def image_channels(first: Float[Array, "1 h w C"], frames: int) -> Float[Array, "F h w E"]:
-    """What Wan's image-to-video models see beside the noise: four mask channels, 1 where a frame is
-    given, and that frame's latent, zero elsewhere."""
+def image_channels(
+    first: Float[Array, "1 h w C"], frames: int, image: ImageMode = "concat"
+) -> Float[Array, "F h w E"]:
+    """What image-to-video models see beside the noise: four mask channels, 1 where a frame is
+    given, and that frame's latent; elsewhere zero (`concat`, as Wan has it) or repeated (`repeat`:
+    so the small model need not learn to copy the scene from frame to frame)."""
     _, h, w, _ = first.shape
-    given = jnp.concatenate([jnp.ones((1, h, w, 4)), first], axis=-1)
-    return jnp.pad(given, ((0, frames - 1), (0, 0), (0, 0), (0, 0)))
+    mask = jnp.zeros((frames, h, w, 4)).at[0].set(1.0)
+    if image == "repeat":
+        return jnp.concatenate([mask, jnp.repeat(first, frames, axis=0)], axis=-1)
+    return jnp.concatenate([mask, jnp.zeros((frames, *first.shape[1:])).at[:1].set(first)], axis=-1)
 
 
 def load(folder: Path | str = TINY) -> Wan:

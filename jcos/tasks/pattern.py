@@ -17,8 +17,6 @@ from jcos.tasks.marks import (
     paint,
     pure,
     ramp,
-    turned,
-    turned_back,
     window,
 )
 
@@ -26,7 +24,7 @@ SIDES = (2, 4, 6)
 SLOT = 6
 COLUMNS = (1, 7, 13)
 ROWS = (3, 11)
-"""Top left corners of the slots, which lie symmetrically on the canvas."""
+"""Top left corners of the slots."""
 SLOTS = tuple(itertools.product(ROWS, COLUMNS))
 
 GROWTH = {2: (0, 0, 2, 2, 2), 4: (0, 2, 4, 4, 4), 6: (0, 2, 4, 6, 6)}
@@ -52,7 +50,6 @@ class Scene(NamedTuple):
     shown: int
     colours: tuple[str, str]
     disc: bool
-    turn: int
 
 
 class Pattern(Task):
@@ -69,7 +66,7 @@ class Pattern(Task):
         sides = ORDERS[rng.integers(len(ORDERS))]
         colours = PAIRS[rng.integers(len(PAIRS))]
         shown = 4 + int(rng.integers(2))
-        scene = Scene(sides, shown, colours, bool(rng.integers(2)), int(rng.integers(8)))
+        scene = Scene(sides, shown, colours, bool(rng.integers(2)))
         answer = Item(sides[shown % 3], colours[shown % 2])
         return Puzzle(
             task=self.name,
@@ -84,7 +81,7 @@ class Pattern(Task):
         video = np.repeat(_first(scene)[None], self.frames, axis=0)
         for frame, side in zip(video, GROWTH[answer.side], strict=True):
             paint(frame, *SLOTS[scene.shown], MASKS[side, scene.disc], answer.colour)
-        return turned(video, scene.turn)
+        return video
 
     def guess(self, puzzle: Puzzle, rng: np.random.Generator) -> Item:
         """Any of the three sizes in either of the two colours: right once in six."""
@@ -102,7 +99,6 @@ class Pattern(Task):
         """
         scene: Scene = puzzle.scene
         (answer,) = puzzle.answers
-        video = turned_back(video, scene.turn)
         seen = decode(video, ("floor", *scene.colours))
         slots = [(slice(None), *window(*corner, SLOT)) for corner in SLOTS]
 

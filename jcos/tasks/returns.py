@@ -94,7 +94,7 @@ class Returns(Task):
             width=width,
             other=Thing(COLOURS[other_colour], SHAPES[other_shape]),
             other_at=free[rng.integers(len(free))],
-            turn=int(rng.integers(8)),
+            turn=int(rng.integers(2)),
         )
         mode = tuple(MODES)[rng.integers(2)]
         return Puzzle(

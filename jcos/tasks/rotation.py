@@ -10,7 +10,6 @@ from jcos.tasks.marks import SYMBOLS, UNKNOWN, canvas, decode, iou, pure, ramp, 
 
 SHAPES = {
     "L4": ("#.", "#.", "##"),
-    "L5": ("#.", "#.", "#.", "##"),
     "P": ("##", "##", "#."),
     "F": (".##", "##.", ".#."),
     "Y": (".#", "##", ".#", ".#"),
@@ -19,11 +18,11 @@ SHAPES = {
 UNIT = 4
 """Side of a cell in pixels."""
 
-POSES = 32
-"""Poses per full turn: a quarter of the smallest angle, 11.25 degrees, apart."""
-TURNS = (-4, -3, -2, -1, 1, 2, 3, 4)
-"""Angles in eighths of a full turn, to the left if positive; also the step per frame in poses."""
-_QUARTER, _EIGHTH = POSES // 4, POSES // 8
+POSES = 16
+"""Poses per full turn: a quarter of the smallest angle, 22.5 degrees, apart."""
+TURNS = (-3, -2, -1, 1, 2, 3)
+"""Angles in quarter turns, to the left if positive; also the step per frame in poses."""
+_QUARTER = POSES // 4
 
 
 class Scene(NamedTuple):
@@ -37,7 +36,7 @@ class Scene(NamedTuple):
 
 class Rotation(Task):
     """The shape turns evenly about the middle of the canvas. Only the prompt tells how far and
-    which way. An answer is a signed number of eighth turns of the unmirrored version.
+    which way. An answer is a signed number of quarter turns of the unmirrored version.
     """
 
     name = "rotation"
@@ -52,7 +51,7 @@ class Rotation(Task):
         way = "left" if (turn > 0) != scene.mirrored else "right"
         return Puzzle(
             task=self.name,
-            prompt=f"rotate the shape {way} by {45 * abs(turn)}",
+            prompt=f"rotate the shape {way} by {90 * abs(turn)}",
             identity=(shape, start, turn),
             scene=scene,
             answers=(turn,),
@@ -65,7 +64,7 @@ class Rotation(Task):
         return video
 
     def guess(self, puzzle: Puzzle, rng: np.random.Generator) -> int:
-        """Any of the eight angles: right once in eight."""
+        """Any of the six angles: right once in six."""
         return TURNS[rng.integers(len(TURNS))]
 
     def judge(self, puzzle: Puzzle, video: Video) -> Verdict:
@@ -73,7 +72,7 @@ class Rotation(Task):
         the true end has; gated by how the shape got there.
 
         way: the shape overlaps with its true pose in every frame.
-        pose: and it is nearest to that pose or to one beside it.
+        pose: and it is nearest to that pose.
         opaque: there is floor and shape, no mixture.
         colour: the shape has its colour in every frame.
         """
@@ -85,14 +84,13 @@ class Rotation(Task):
         overlap = iou(shown[:, None], table)
 
         true = poses[-1]
-        ends = (true + _EIGHTH * np.arange(1, POSES // _EIGHTH)) % POSES
+        ends = (true + _QUARTER * np.arange(1, POSES // _QUARTER)) % POSES
         margin = overlap[-1, true] - overlap[-1, ends].max()
-        off = (overlap.argmax(1) - poses) % POSES
         return Verdict(
             answer=ramp(margin, 0.0, 1 - iou(table[true], table[ends]).max()),
             gates={
                 "way": ramp(overlap[range(self.frames), poses].min(), 0.5, 0.7),
-                "pose": float(np.minimum(off, POSES - off).max() <= 1),
+                "pose": float((overlap.argmax(1) == poses).all()),
                 "opaque": ramp((seen == UNKNOWN).sum((1, 2)).max(), 16, 8),
                 "colour": min(
                     pure(frame[mask], scene.colour)

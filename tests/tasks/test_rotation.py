@@ -40,7 +40,7 @@ def test_a_mirror_image_has_the_same_identity_and_the_opposite_word():
         shape = (video != PALETTE["floor"]).any(-1)
         seen.setdefault(puzzle.identity, {})[puzzle.scene.mirrored] = (shape, puzzle.prompt)
     both = [pair for pair in seen.values() if len(pair) == 2]
-    assert len(both) > 100
+    assert len(both) > 60
     for pair in both:
         (shape, prompt), (mirrored, mirrored_prompt) = pair[False], pair[True]
         assert (shape == mirrored[:, :, ::-1]).all()
