@@ -114,6 +114,11 @@ class PixelCodec:
     def channels(self) -> int:
         return 3 * self.stride**2
 
+    @property
+    def strides(self) -> tuple[int, int, int]:
+        """Pixels per latent cell along time, height and width."""
+        return 1, self.stride, self.stride
+
 
 @dataclasses.dataclass(frozen=True)
 class Words:
@@ -121,6 +126,63 @@ class Words:
 
     vocabulary: tuple[str, ...]
     dim: int
+
+
+@dataclasses.dataclass(frozen=True)
+class VaeConfig:
+    """A causal video VAE of the Wan family; frames 1 + 4n become 1 + n latent frames.
+
+    encoder_dim, decoder_dim: narrowest widths, multiplied by 1, 2, 4, 4 with depth.
+    patched: 2.2's design (2 × 2 pixels folded into channels first, groups with averaging and
+        duplicating shortcuts), else 2.1's. mean, std: of the latents, per channel.
+    """
+
+    encoder_dim: int
+    decoder_dim: int
+    channels: int
+    patched: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if min(self.encoder_dim, self.decoder_dim, self.channels) < 1:
+            raise ValueError(
+                f"VaeConfig: widths {self.encoder_dim} and {self.decoder_dim} and {self.channels} "
+                "channels must be at least 1"
+            )
+        if not len(self.mean) == len(self.std) == self.channels or min(self.std) <= 0:
+            raise ValueError(
+                f"VaeConfig: {self.channels} channels need as many means and positive deviations"
+            )
+
+    @property
+    def strides(self) -> tuple[int, int, int]:
+        """Pixels per latent cell along time (after the first frame), height and width."""
+        return (4, 16, 16) if self.patched else (4, 8, 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class UMT5Config:
+    """UMT5's encoder; the sizes are those of XXL, which every release uses."""
+
+    vocabulary: int = 256384
+    dim: int = 4096
+    heads: int = 64
+    head_dim: int = 64
+    ffn_dim: int = 10240
+    layers: int = 24
+    eps: float = 1e-6
+    buckets: int = 32
+    max_distance: int = 128
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not value > 0:
+                raise ValueError(f"UMT5Config.{name} is {value}; it must be positive")
+
+
+Codec = PixelCodec | VaeConfig
+TextEncoder = Words | UMT5Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +219,8 @@ class WanConfig:
 
     name: str
     dit: DiTConfig
-    codec: PixelCodec | None
-    text: Words | None
+    codec: Codec | None
+    text: TextEncoder | None
     sampling: Sampling
     image: ImageMode = "none"
     boundary: float | None = None
@@ -179,35 +241,73 @@ class WanConfig:
         return 1 if self.boundary is None else 2
 
 
+def vae_2_1() -> VaeConfig:
+    """The VAE of Wan2.1 and of the A14B models."""
+    return VaeConfig(96, 96, 16, False, _MEAN_2_1, _STD_2_1)
+
+
+def vae_2_2() -> VaeConfig:
+    """The VAE of TI2V-5B."""
+    return VaeConfig(160, 256, 48, True, _MEAN_2_2, _STD_2_2)
+
+
+# fmt: off
+_MEAN_2_1 = (
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508, 0.4134, -0.0715,
+    0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+)
+_STD_2_1 = (
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743, 3.2687, 2.1526, 2.8652,
+    1.5579, 1.6382, 1.1253, 2.8251, 1.916,
+)
+_MEAN_2_2 = (
+    -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542,
+    0.2813, 0.0891, 0.157, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665,
+    -0.2108, -0.2158, 0.2502, -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799,
+    -0.123, -0.0313, -0.1649, 0.0117, 0.0723, -0.2839, -0.2083, -0.052, 0.3748, 0.0152, 0.1957,
+    0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
+)
+_STD_2_2 = (
+    0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.499, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894,
+    1.0901, 0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146,
+    0.8986, 0.5659, 0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709,
+    0.6065, 0.6415, 0.4944, 0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.06, 0.3943, 0.5537,
+    0.5444, 0.4089, 0.7468, 0.7744,
+)
+# fmt: on
+
+
 _A14B = DiTConfig(dim=5120, ffn_dim=13824, heads=40, layers=40, in_channels=16, out_channels=16)
 
 
 def wan22_t2v_a14b() -> WanConfig:
     sampling = Sampling(steps=40, shift=12.0, solver="unipc", grid="unipc", guidance=(4.0, 3.0))
-    return WanConfig("wan2.2-t2v-a14b", _A14B, None, None, sampling, boundary=0.875)
+    return WanConfig("wan2.2-t2v-a14b", _A14B, vae_2_1(), UMT5Config(), sampling, boundary=0.875)
 
 
 def wan22_i2v_a14b() -> WanConfig:
     sampling = Sampling(steps=40, shift=5.0, solver="unipc", grid="unipc", guidance=(3.5, 3.5))
     dit = dataclasses.replace(_A14B, in_channels=36)
-    return WanConfig("wan2.2-i2v-a14b", dit, None, None, sampling, image="concat", boundary=0.9)
+    return WanConfig(
+        "wan2.2-i2v-a14b", dit, vae_2_1(), UMT5Config(), sampling, image="concat", boundary=0.9
+    )
 
 
 def wan22_ti2v_5b() -> WanConfig:
     dit = DiTConfig(dim=3072, ffn_dim=14336, heads=24, layers=30, in_channels=48, out_channels=48)
     sampling = Sampling(steps=50, shift=5.0, solver="unipc", grid="unipc", guidance=(5.0,))
-    return WanConfig("wan2.2-ti2v-5b", dit, None, None, sampling, image="pin")
+    return WanConfig("wan2.2-ti2v-5b", dit, vae_2_2(), UMT5Config(), sampling, image="pin")
 
 
 def wan21_t2v_1_3b() -> WanConfig:
     dit = DiTConfig(dim=1536, ffn_dim=8960, heads=12, layers=30, in_channels=16, out_channels=16)
     sampling = Sampling(steps=50, shift=5.0, solver="unipc", grid="unipc", guidance=(5.0,))
-    return WanConfig("wan2.1-t2v-1.3b", dit, None, None, sampling)
+    return WanConfig("wan2.1-t2v-1.3b", dit, vae_2_1(), UMT5Config(), sampling)
 
 
 def wan21_t2v_14b() -> WanConfig:
     sampling = Sampling(steps=50, shift=5.0, solver="unipc", grid="unipc", guidance=(5.0,))
-    return WanConfig("wan2.1-t2v-14b", _A14B, None, None, sampling)
+    return WanConfig("wan2.1-t2v-14b", _A14B, vae_2_1(), UMT5Config(), sampling)
 
 
 def toy(vocabulary: tuple[str, ...] = ()) -> WanConfig:
@@ -258,10 +358,20 @@ def from_json(data: dict[str, Any]) -> WanConfig:
         # static).
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in dict(value).items()})
 
-    nested = {"dit": DiTConfig, "codec": PixelCodec, "text": Words, "sampling": Sampling}
+    def one_of(kinds: tuple[type, ...], value: Any) -> Any:
+        # Of several kinds the one whose fields these are; the last is left to complain.
+        named = [k for k in kinds if {f.name for f in dataclasses.fields(k)} == set(value)]
+        return make((*kinds, *named)[-1], value)
+
+    nested: dict[str, tuple[type, ...]] = {
+        "dit": (DiTConfig,),
+        "codec": get_args(Codec),
+        "text": get_args(TextEncoder),
+        "sampling": (Sampling,),
+    }
     optional = ("codec", "text")
     fields: dict[str, Any] = {
-        k: v if k not in nested or (v is None and k in optional) else make(nested[k], v)
+        k: v if k not in nested or (v is None and k in optional) else one_of(nested[k], v)
         for k, v in data.items()
     }
     return WanConfig(**fields)

@@ -64,7 +64,9 @@ class Wan(nnx.Module):
                 wants = f"{self.config.name} needs a multiple of {multiple}"
                 raise ValueError(f"the {name} is {size} pixels; {wants}")
         first = encode_pixels(self.codec, jnp.asarray(first_frame)[None])
-        return Condition(self.embed(prompt), self.embed(""), image_channels(first, frames, self.config.image))
+        return Condition(
+            self.embed(prompt), self.embed(""), image_channels(first, frames, self.config.image)
+        )
 
     def decode(self, latents: Float[Array, "*axes F h w C"]) -> UInt8[np.ndarray, "*axes F H W 3"]:
         """Latents (final ones or clean estimates, with any leading axes) as uint8 video."""

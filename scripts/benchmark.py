@@ -195,7 +195,7 @@ def depth(lab: Lab) -> list[Row]:
 
 
 def original_tensors(model: DiT) -> dict[str, np.ndarray]:
-    """The weights by the names of the original checkpoints: back through `convert.tables.DIT`."""
+    """The weights by the names of the original checkpoints: back through `jcos.names.DIT`."""
     tensors = {}
     for path, leaf in checkpoint.leaves(model).items():
         array = np.asarray(leaf).swapaxes(-1, -2) if path.endswith("kernel") else np.asarray(leaf)

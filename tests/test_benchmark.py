@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from convert.tables import DIT, translate
 from jcos import checkpoint
+from jcos.names import DIT, translate
 from scripts import benchmark
 from scripts.benchmark import Lab, Row, quick_lab
 

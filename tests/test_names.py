@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from convert.tables import DIT, Row, fill, translate
 from jcos.checkpoint import CheckpointError, leaves
 from jcos.config import DiTConfig
 from jcos.dit import DiT
+from jcos.names import DIT, Row, fill, translate
 
 CONFIG = DiTConfig(
     dim=8,

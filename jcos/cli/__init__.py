@@ -1,0 +1,51 @@
+"""The `jcos` command. Thin: each file reads one command's arguments and calls the library; here its
+errors become one sentence."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import jax
+import tyro
+
+from jcos.cli.demo import Demo
+from jcos.cli.sample import Sample
+from jcos.cli.tasks import Tasks
+
+FAILURES = (ValueError, IndexError, FloatingPointError, OSError)
+"""What a wrong input or a full disk raises; anything else is a bug and shows its traceback."""
+
+
+class Command(Protocol):
+    def run(self) -> None: ...
+
+
+COMMANDS: dict[str, Callable[..., Command]] = {
+    "demo": Demo,
+    "sample": Sample,
+    "tasks": Tasks,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command; a wrong input ends in one sentence and exit code 2."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "jcos" / "jax"))
+    command = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        prog="jcos",
+        description="Where does a video diffusion model reason? Try `jcos demo` first.",
+        args=arguments,
+    )
+    try:
+        command.run()
+    except FAILURES as error:
+        print(f"jcos: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""`jcos demo`."""
+
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+
+from jcos import demo as demonstration
+from jcos import wan
+from jcos.cli.common import Checkpoint, console
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """See a small video model solve puzzles, denoising step by denoising step: one page, about a
+    minute.
+
+    Writes OUT/index.html. The same seeds give the same numbers every time.
+    """
+
+    out: Path = Path("out/demo")
+    checkpoint: Checkpoint = wan.TINY
+
+    def run(self) -> None:
+        model = wan.load(self.checkpoint)
+        command = shlex.join(["jcos", *sys.argv[1:]])
+        with console.status("starting") as status:
+            for part in demonstration.run(model, self.out, command):
+                status.update(f"{part} …")
+        page = (self.out / "index.html").resolve()
+        print(f"The page is at {page}")
+        print("Look at the maze first: several routes at once in early steps, one in late ones.")

@@ -1,0 +1,45 @@
+"""`jcos tasks`."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from jcos import media, tasks
+from jcos.cli.common import write
+from jcos.experiments.puzzles import held_out
+
+
+@dataclasses.dataclass(frozen=True)
+class Tasks:
+    """List the reasoning tasks, or draw puzzles with their answers.
+
+    Examples:
+      jcos tasks
+      jcos tasks --draw 4 --out out/tasks
+    """
+
+    draw: int = 0
+    """Draw this many puzzles per task into OUT/TASK.png (rows: puzzles, columns: frames)."""
+    only: str | None = None
+    """Just this task."""
+    out: Path = Path("out/tasks")
+
+    def run(self) -> None:
+        chosen = tasks.TASKS if self.only is None else {self.only: tasks.get(self.only)}
+        table = Table(title="Tasks")
+        for column in ("task", "kin to", "what is asked, and how"):
+            table.add_column(column, no_wrap=column == "task")
+        for name, task in chosen.items():
+            kin = task.faculty + (" (hard)" if task.hard else "")
+            table.add_row(name, kin, f"{task.about} [dim]“{task.sample(0).prompt}”[/dim]")
+        Console().print(table)
+        for name, task in chosen.items() if self.draw > 0 else ():
+            rows = [task.routes(p)[0] for p in held_out(task, self.draw)]
+            self.out.mkdir(parents=True, exist_ok=True)
+            sheet = media.contact_sheet(np.stack(rows), scale=6)
+            write(self.out / f"{name}.png", media.png(sheet))
+        if self.draw > 0:
+            print(f"Drawn into {self.out}")
