@@ -25,18 +25,23 @@ class Numerics:
 
     linear: inputs and weights of attention, feed-forward and text projections.
     residual: the token stream between blocks.
-    time: time embedding and modulation. head: last norm and projection.
+    time: timestep, its embedding and the modulation. head: last norm and projection.
+    latents: what a latent is rounded to after every step.
     """
 
     linear: str = "float32"
     residual: str = "float32"
     time: str = "float32"
     head: str = "float32"
+    latents: str = "float32"
 
 
 FLOAT32 = Numerics()
 OFFICIAL = Numerics(linear="bfloat16")
 """The original code under its bfloat16 autocast: the residual stream stays float32."""
+DIFFUSERS = Numerics(linear="bfloat16", residual="bfloat16", head="bfloat16")
+DIFFSYNTH = Numerics("bfloat16", "bfloat16", "bfloat16", "bfloat16", "bfloat16")
+"""The code that the paper's released tools run on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,10 +216,21 @@ class Sampling:
 
 
 @dataclasses.dataclass(frozen=True)
+class Clip:
+    """The video made where nothing else is asked for; sizes in pixels."""
+
+    frames: int = 81
+    height: int = 480
+    width: int = 832
+    fps: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
 class WanConfig:
-    """A whole model: expert(s), codec, text and the sampling defaults its authors give.
+    """A whole model: expert(s), codec, text and the defaults its authors sample with.
 
     boundary: timestep / 1000 from which upwards the first (high-noise) of two experts is used.
+    negative: the prompt of the unconditional branch where none is given.
     """
 
     name: str
@@ -224,6 +240,9 @@ class WanConfig:
     sampling: Sampling
     image: ImageMode = "none"
     boundary: float | None = None
+    numerics: Numerics = FLOAT32
+    negative: str = ""
+    clip: Clip = Clip()
 
     def __post_init__(self) -> None:
         if self.boundary is not None and not 0 < self.boundary < 1:
@@ -278,36 +297,71 @@ _STD_2_2 = (
 
 
 _A14B = DiTConfig(dim=5120, ffn_dim=13824, heads=40, layers=40, in_channels=16, out_channels=16)
+_NEGATIVE = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，"
+    "低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，"
+    "毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
+
+
+def _released(
+    name: str,
+    dit: DiTConfig,
+    guidance: tuple[float, ...],
+    *,
+    codec: VaeConfig | None = None,
+    steps: int = 50,
+    shift: float = 5.0,
+    image: ImageMode = "none",
+    boundary: float | None = None,
+    clip: Clip = Clip(),
+) -> WanConfig:
+    """A release as the original code samples it."""
+    sampling = Sampling(steps, shift, solver="unipc", grid="unipc", guidance=guidance)
+    codec = codec or vae_2_1()
+    return WanConfig(
+        name,
+        dit,
+        codec,
+        UMT5Config(),
+        sampling,
+        image=image,
+        boundary=boundary,
+        numerics=OFFICIAL,
+        negative=_NEGATIVE,
+        clip=clip,
+    )
 
 
 def wan22_t2v_a14b() -> WanConfig:
-    sampling = Sampling(steps=40, shift=12.0, solver="unipc", grid="unipc", guidance=(4.0, 3.0))
-    return WanConfig("wan2.2-t2v-a14b", _A14B, vae_2_1(), UMT5Config(), sampling, boundary=0.875)
+    return _released(
+        "wan2.2-t2v-a14b", _A14B, (4.0, 3.0), steps=40, shift=12.0, boundary=0.875, clip=_720P
+    )
 
 
 def wan22_i2v_a14b() -> WanConfig:
-    sampling = Sampling(steps=40, shift=5.0, solver="unipc", grid="unipc", guidance=(3.5, 3.5))
     dit = dataclasses.replace(_A14B, in_channels=36)
-    return WanConfig(
-        "wan2.2-i2v-a14b", dit, vae_2_1(), UMT5Config(), sampling, image="concat", boundary=0.9
+    return _released(
+        "wan2.2-i2v-a14b", dit, (3.5, 3.5), steps=40, image="concat", boundary=0.9, clip=_720P
     )
 
 
 def wan22_ti2v_5b() -> WanConfig:
     dit = DiTConfig(dim=3072, ffn_dim=14336, heads=24, layers=30, in_channels=48, out_channels=48)
-    sampling = Sampling(steps=50, shift=5.0, solver="unipc", grid="unipc", guidance=(5.0,))
-    return WanConfig("wan2.2-ti2v-5b", dit, vae_2_2(), UMT5Config(), sampling, image="pin")
+    clip = Clip(frames=121, height=704, width=1280, fps=24)
+    return _released("wan2.2-ti2v-5b", dit, (5.0,), codec=vae_2_2(), image="pin", clip=clip)
 
 
 def wan21_t2v_1_3b() -> WanConfig:
     dit = DiTConfig(dim=1536, ffn_dim=8960, heads=12, layers=30, in_channels=16, out_channels=16)
-    sampling = Sampling(steps=50, shift=5.0, solver="unipc", grid="unipc", guidance=(5.0,))
-    return WanConfig("wan2.1-t2v-1.3b", dit, vae_2_1(), UMT5Config(), sampling)
+    return _released("wan2.1-t2v-1.3b", dit, (5.0,))
 
 
 def wan21_t2v_14b() -> WanConfig:
-    sampling = Sampling(steps=50, shift=5.0, solver="unipc", grid="unipc", guidance=(5.0,))
-    return WanConfig("wan2.1-t2v-14b", _A14B, vae_2_1(), UMT5Config(), sampling)
+    return _released("wan2.1-t2v-14b", _A14B, (5.0,), clip=_720P)
+
+
+_720P = Clip(height=720, width=1280)
 
 
 def toy(vocabulary: tuple[str, ...] = ()) -> WanConfig:
@@ -332,8 +386,42 @@ def toy(vocabulary: tuple[str, ...] = ()) -> WanConfig:
     )
     sampling = Sampling(steps=50, shift=3.0)
     return WanConfig(
-        "jcos-tiny", dit, codec, Words(vocabulary, dit.text_dim), sampling, image="repeat"
+        "jcos-tiny",
+        dit,
+        codec,
+        Words(vocabulary, dit.text_dim),
+        sampling,
+        image="repeat",
+        clip=Clip(5, 20, 20, 4),
     )
+
+
+Profile = Literal["official", "float32", "diffusers", "diffsynth"]
+
+
+def with_profile(config: WanConfig, profile: Profile) -> WanConfig:
+    """A release sampled as one of the reference codes does: data types, schedule, guidance.
+
+    official: the original repository (what the configurations are made for). float32: the same
+    without bfloat16. diffusers: its pipelines' defaults. diffsynth: what the paper's released tools
+    run (Euler, 50 steps, shift 5, guidance 5 for both experts, boundary 0.875).
+    """
+    match profile:
+        case "official":
+            return dataclasses.replace(config, numerics=OFFICIAL)
+        case "float32":
+            return dataclasses.replace(config, numerics=FLOAT32)
+        case "diffusers":
+            shift = 5.0 if config.boundary is None else 3.0
+            sampling = Sampling(50, shift, "unipc", "diffusers", (5.0,) * config.experts)
+            return dataclasses.replace(config, numerics=DIFFUSERS, sampling=sampling, negative="")
+        case "diffsynth":
+            sampling = Sampling(50, 5.0, "euler", "euler", (5.0,) * config.experts)
+            boundary = None if config.boundary is None else 0.875
+            return dataclasses.replace(
+                config, numerics=DIFFSYNTH, sampling=sampling, boundary=boundary
+            )
+    raise ValueError(f"profile is {profile!r}; known are {', '.join(get_args(Profile))}")
 
 
 VARIANTS: dict[str, Callable[[], WanConfig]] = {
@@ -368,6 +456,8 @@ def from_json(data: dict[str, Any]) -> WanConfig:
         "codec": get_args(Codec),
         "text": get_args(TextEncoder),
         "sampling": (Sampling,),
+        "numerics": (Numerics,),
+        "clip": (Clip,),
     }
     optional = ("codec", "text")
     fields: dict[str, Any] = {

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jcos.attention import attention
 from jcos.config import FLOAT32, DiTConfig, Numerics
-from jcos.layers import LayerNorm, RMSNorm, layer_norm, rope_angles, rotate, time_features
+from jcos.layers import LayerNorm, RMSNorm, layer_norm, rope_angles, rotate, rounded, time_features
 
 Tokens = Float[Array, "N D"]
 Angles = tuple[Float[Array, "N half"], Float[Array, "N half"]]
@@ -188,9 +188,7 @@ class DiT(nnx.Module):
             x = self.patch_embedding(self.patchify(latents)).astype(
                 jnp.dtype(self.numerics.residual)
             )
-            e = self.time_embedding(
-                time_features(jnp.atleast_1d(t).astype(jnp.float32), cfg.freq_dim)
-            )
+            e = self.time_embedding(time_features(self._rounded(t), cfg.freq_dim))
             time = rearrange(self.time_projection(jax.nn.silu(e)), "t (six d) -> t six d", six=6)
             text = self.text_embedding(
                 jnp.pad(context, ((0, cfg.text_len - context.shape[0]), (0, 0)))
@@ -206,6 +204,10 @@ class DiT(nnx.Module):
         )
         with jax.named_scope("head"):
             return self.unpatchify(self.head(x, e), grid), observed
+
+    def _rounded(self, t: Float[Array, "..."]) -> Float[Array, " T"]:
+        """Timesteps as the time embedding's data type knows them: bfloat16 makes 999 a 1000."""
+        return rounded(jnp.atleast_1d(t).astype(jnp.float32), self.numerics.time)
 
     def patchify(self, latents: Float[Array, "F H W C"]) -> Float[Array, "N P"]:
         """Patches as rows, channel slowest within a patch (the flattening of the original's Conv3d

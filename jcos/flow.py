@@ -10,6 +10,7 @@ program.
 
 from typing import NamedTuple, get_args
 
+import flax.struct
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -85,6 +86,30 @@ def guide(
 ) -> Float[Array, "..."]:
     """Classifier-free guidance: v_u + g (v_c − v_u)."""
     return unconditional + scale * (conditional - unconditional)
+
+
+class Plan(flax.struct.PyTreeNode):
+    """All that a run is besides model, condition and noise.
+
+    guidance: one scale per expert, None for no unconditional branch. high_steps: how many leading
+    steps the first of two experts does; None where there is one.
+    """
+
+    schedule: Schedule
+    guidance: Float[Array, " experts"] | None = None
+    high_steps: int | None = flax.struct.field(pytree_node=False, default=None)
+
+    @property
+    def steps(self) -> int:
+        return self.schedule.steps
+
+
+def plan(sampling: Sampling, boundary: float | None = None) -> Plan:
+    """The run of these settings; boundary: as in `WanConfig`."""
+    levels = schedule(sampling)
+    guidance = None if sampling.guidance is None else jnp.asarray(sampling.guidance)
+    high_steps = None if boundary is None else high_noise_steps(levels, boundary)
+    return Plan(levels, guidance, high_steps)
 
 
 class SolverState(NamedTuple):

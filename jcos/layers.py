@@ -15,6 +15,12 @@ from jaxtyping import Array, Float
 _STEPS = 1000
 
 
+def rounded(x: Float[Array, "..."], dtype: str) -> Float[Array, "..."]:
+    """float32 numbers as the type keeps them. (A cast there and back may be optimised away.)"""
+    info = jnp.finfo(jnp.dtype(dtype))
+    return jax.lax.reduce_precision(x, info.nexp, info.nmant)
+
+
 def layer_norm(x: Float[Array, "N D"], eps: float) -> Float[Array, "N D"]:
     """Layer norm without parameters, in float32. (Flax's default variance, E[x²] − E[x]², loses
     digits.)"""

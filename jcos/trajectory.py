@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from jcos.dit import DiT
-from jcos.flow import Schedule, SolverState, clean_estimate, guide, solver_init, solver_step
+from jcos.flow import Plan, SolverState, clean_estimate, guide, solver_init, solver_step
+from jcos.layers import rounded
 from jcos.probes import Probe, Site
 
 T = TypeVar("T")
@@ -47,21 +48,17 @@ class Trace(NamedTuple):
 
 def denoise(
     experts: Sequence[DiT],
-    plan: Schedule,
+    plan: Plan,
     condition: Condition,
     noise: Float[Array, "F H W C"],
     key: Key[Array, ""],
     probe: Probe,
-    guidance: Float[Array, " experts"] | None = None,
-    high_steps: int | None = None,
 ) -> Trace:
-    """One trajectory; call it through `run`, which binds the axes `seed` and `world`.
-
-    guidance: one scale per expert, None for no unconditional branch. high_steps: how many leading
-    steps the first of two experts does (`flow.high_noise_steps`).
-    """
+    """One trajectory; call it through `run`, which binds the axes `seed` and `world`."""
+    stored = experts[0].numerics.latents
     steps = jnp.arange(plan.steps)
-    split = plan.steps if high_steps is None else high_steps
+    split = plan.steps if plan.high_steps is None else plan.high_steps
+    levels = plan.schedule
 
     def step(
         number: int, state: SolverState, scanned: tuple[Array, ...]
@@ -70,18 +67,19 @@ def denoise(
         none = jnp.int32(-1)
         site = Site(i, none, jnp.int32(0), sigma, jax.random.fold_in(key, i))
         x = probe.on_latents(site, state.x)
-        scale = None if guidance is None else guidance[number]
+        scale = None if plan.guidance is None else plan.guidance[number]
         v, observed = _velocity(experts[number], x, t, site, condition, probe, scale)
         x0 = clean_estimate(x, v, sigma)
         state = solver_step(state, x, x0, row)
-        state = state._replace(x=_keep_first(state.x, condition))
+        state = state._replace(x=_keep_first(rounded(state.x, stored), condition))
         return state, (x0, probe.on_step(site, observed), jnp.isfinite(x0).all())
 
-    state = solver_init(_keep_first(noise, condition))
+    state = solver_init(_keep_first(rounded(noise, stored), condition))
     pieces = []
     for number, part in enumerate((slice(0, split), slice(split, None))[: len(experts)]):
         xs = tuple(
-            jnp.asarray(a)[part] for a in (steps, plan.sigmas[:-1], plan.timesteps, plan.table)
+            jnp.asarray(a)[part]
+            for a in (steps, levels.sigmas[:-1], levels.timesteps, levels.table)
         )
         state, piece = jax.lax.scan(lambda s, x, number=number: step(number, s, x), state, xs)
         pieces.append(piece)
@@ -132,13 +130,11 @@ def _keep_first(x: Array, condition: Condition) -> Array:
 
 def run(
     experts: Sequence[DiT],
-    plan: Schedule,
+    plan: Plan,
     conditions: Condition,
     noise: Float[Array, "K F H W C"],
     keys: Key[Array, " K"],
     probe: Probe,
-    guidance: Float[Array, " experts"] | None = None,
-    high_steps: int | None = None,
 ) -> Trace:
     """Trajectories of W worlds (leading axis of every array of `conditions`) × K seeds: leaves [W,
     K, …].
@@ -147,7 +143,7 @@ def run(
     """
 
     def one(condition: Condition, noise: Array, key: Array) -> Trace:
-        return denoise(experts, plan, condition, noise, key, probe, guidance, high_steps)
+        return denoise(experts, plan, condition, noise, key, probe)
 
     seeds = jax.vmap(one, in_axes=(None, 0, 0), axis_name="seed")
     return jax.vmap(seeds, in_axes=(0, None, None), axis_name="world")(conditions, noise, keys)

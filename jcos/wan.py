@@ -12,81 +12,201 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
 from jcos import checkpoint, flow, trajectory
-from jcos.config import FLOAT32, ImageMode, Numerics, PixelCodec, Sampling, WanConfig
+from jcos.config import (
+    Codec,
+    PixelCodec,
+    Sampling,
+    UMT5Config,
+    VaeConfig,
+    WanConfig,
+    Words,
+)
 from jcos.dit import DiT
+from jcos.image import check_frames
 from jcos.probes import Probe
-from jcos.text import WordEmbedding, word_ids
+from jcos.text import UMT5, Tokenizer, WordEmbedding, embed, word_ids
 from jcos.trajectory import Condition, Trace
-from jcos.vae import decode_pixels, encode_pixels
+from jcos.vae import Vae, decode_pixels, encode_pixels
 
 TINY = Path(__file__).parent / "tiny"
 """The trained small model that comes with the package."""
 
+Picture = UInt8[np.ndarray, "..."] | Float[np.ndarray, "..."] | Float[Array, "..."]
+Prompt = str | Float[Array, "L text"] | Float[np.ndarray, "L text"]
+"""What is asked for, in words or as rows that were embedded before."""
+
 
 class Wan(nnx.Module):
     """A whole model as one pytree; pass it to jitted functions as an argument, never close over
-    it."""
+    it.
 
-    def __init__(self, config: WanConfig, *, numerics: Numerics = FLOAT32, rngs: nnx.Rngs):
+    text, vae: None where the configuration has none, or where they were not loaded.
+    """
+
+    def __init__(self, config: WanConfig, *, rngs: nnx.Rngs):
         self.experts = nnx.List(
-            [DiT(config.dit, numerics=numerics, rngs=rngs) for _ in range(config.experts)]
+            [DiT(config.dit, numerics=config.numerics, rngs=rngs) for _ in range(config.experts)]
         )
-        self.text = None if config.text is None else WordEmbedding(config.text, rngs=rngs)
+        self.text: WordEmbedding | UMT5 | None = None
+        self.vae: Vae | None = None
+        match config.text:
+            case Words():
+                self.text = WordEmbedding(config.text, rngs=rngs)
+            case UMT5Config():
+                self.text = UMT5(config.text, rngs=rngs)
+        if isinstance(config.codec, VaeConfig):
+            self.vae = Vae(config.codec, rngs=rngs)
+        self.tokenizer: Tokenizer | None = None
         self.config = config
 
     @property
-    def codec(self) -> PixelCodec:
+    def codec(self) -> Codec:
         if self.config.codec is None:
             raise ValueError(f"{self.config.name} comes without a codec: it has latents, no pixels")
         return self.config.codec
 
-    def embed(self, prompt: str) -> Float[Array, "L text"]:
-        """Rows of a prompt, padded to the model's text length; ValueError if it cannot be read."""
-        words = self.config.text
-        if self.text is None or words is None:
-            raise ValueError(f"{self.config.name} comes without a text encoder")
-        return self.text(jnp.asarray(word_ids(words, prompt, self.config.dit.text_len)))
+    def embed(self, prompt: Prompt) -> Float[Array, "L text"]:
+        """Rows of a prompt, zero-padded to the model's text length; ValueError if it cannot be
+        read."""
+        name, length = self.config.name, self.config.dit.text_len
+        if not isinstance(prompt, str):
+            rows = jnp.asarray(prompt)
+            if rows.shape[0] > length or rows.shape[1] != self.config.dit.text_dim:
+                want = f"at most {length} rows of {self.config.dit.text_dim}"
+                raise ValueError(f"{name} reads {want}; these have shape {rows.shape}")
+            return jnp.pad(rows, ((0, length - rows.shape[0]), (0, 0)))
+        if isinstance(self.text, WordEmbedding) and isinstance(self.config.text, Words):
+            return self.text(jnp.asarray(word_ids(self.config.text, prompt, length)))
+        if not isinstance(self.text, UMT5):
+            raise ValueError(f"{name} was loaded without a text encoder; give embedded prompts")
+        if self.tokenizer is None:
+            raise ValueError(f"{name} was loaded without a tokenizer; give embedded prompts")
+        return embed(self.text, self.tokenizer, prompt, length)
 
     def condition(
-        self, first_frame: UInt8[np.ndarray, "..."], prompt: str, frames: int
+        self,
+        first_frame: Picture | None,
+        prompt: Prompt,
+        frames: int,
+        *,
+        negative: Prompt | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Condition:
-        """What to generate from: a first frame [H, W, 3] uint8, a prompt, and a number of frames.
+        """What to generate from: a first frame, a prompt, and a number of frames.
 
-        Raises ValueError where the frame is not of that kind or the prompt cannot be read.
+        first_frame: [H, W, 3], uint8, or floats in −1..1 (`image.prepare`); None for models that
+        make a video of a text alone, which need `size` (height, width) in pixels instead.
+        negative: of the unconditional branch; by default the model's own, which an empty one
+        selects too, as in the original.
+        Raises ValueError where the frame is not of that kind, the model does not take it, the size
+        does not divide into tokens, the codec has no such number of frames, or a prompt cannot be
+        read.
         """
-        if first_frame.ndim != 3 or first_frame.shape[-1] != 3:
-            raise ValueError(f"a first frame has shape [H, W, 3]; this one has {first_frame.shape}")
+        mode, name = self.config.image, self.config.name
+        if first_frame is not None:
+            if first_frame.ndim != 3 or first_frame.shape[-1] != 3:
+                raise ValueError(f"a first frame has shape [H, W, 3]; this is {first_frame.shape}")
+            if mode == "none":
+                raise ValueError(f"{name} makes videos of a text alone; it takes no first frame")
+            if size not in (None, first_frame.shape[:2]):
+                raise ValueError(f"the first frame has size {first_frame.shape[:2]}, not {size}")
+            size = first_frame.shape[:2]
+        elif mode in ("concat", "repeat"):
+            raise ValueError(f"{name} makes videos of a first frame; none is given")
+        if size is None:
+            raise ValueError("without a first frame, the size of the video must be given")
+        f, h, w = self.latent_grid(frames, *size)
+        if first_frame is None:
+            channels, first = jnp.zeros((f, h, w, 0)), None
+        elif mode == "pin":
+            channels, first = jnp.zeros((f, h, w, 0)), self.encode(first_frame[None])
+        else:
+            channels, first = self._image_channels(first_frame, frames), None
+        rows = self.embed(prompt)
+        default = self.config.negative if negative is None or _empty(negative) else negative
+        return Condition(rows, self.embed(default).astype(rows.dtype), channels, first)
+
+    def latent_grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Frames, height and width of the latent; ValueError where there is none of that size."""
         if frames < 1:
             raise ValueError(f"{frames} frames asked for; a video has at least 1")
-        multiple = self.codec.stride * self.config.dit.patch[1]
-        for name, size in zip(("height", "width"), first_frame.shape, strict=False):
-            if size < 1 or size % multiple:
-                wants = f"{self.config.name} needs a multiple of {multiple}"
+        along, *strides = self.codec.strides
+        check_frames(frames, along)
+        for name, size, stride, patch in zip(
+            ("height", "width"), (height, width), strides, self.config.dit.patch[1:], strict=True
+        ):
+            if size < 1 or size % (stride * patch):
+                wants = f"{self.config.name} needs a multiple of {stride * patch}"
                 raise ValueError(f"the {name} is {size} pixels; {wants}")
-        first = encode_pixels(self.codec, jnp.asarray(first_frame)[None])
-        return Condition(
-            self.embed(prompt), self.embed(""), image_channels(first, frames, self.config.image)
-        )
+        return (frames - 1) // along + 1, height // strides[0], width // strides[1]
 
-    def decode(self, latents: Float[Array, "*axes F h w C"]) -> UInt8[np.ndarray, "*axes F H W 3"]:
+    def _image_channels(self, first_frame: Picture, frames: int) -> Float[Array, "F h w E"]:
+        """Of an image-to-video model: for a VAE, the first frame and grey ones behind it, encoded
+        together."""
+        if self.vae is None:
+            return image_channels(self.encode(first_frame[None]), frames, self.config.image)
+        clip = jnp.zeros((frames, *first_frame.shape)).at[0].set(_signed(first_frame))
+        latents = self.encode(clip)
+        return jnp.concatenate([_given_mask(latents), latents], axis=-1)
+
+    def encode(self, video: Picture) -> Float[Array, "f h w C"]:
+        """A video [F, H, W, 3], uint8 or floats in −1..1, as latents."""
+        if isinstance(self.codec, PixelCodec):
+            return encode_pixels(self.codec, jnp.asarray(video))
+        if self.vae is None:
+            raise ValueError(f"{self.config.name} was loaded without its VAE")
+        return _encode(self.vae, _signed(video))
+
+    def decode(self, latents: Float[Array, "*axes f h w C"]) -> UInt8[np.ndarray, "*axes F H W 3"]:
         """Latents (final ones or clean estimates, with any leading axes) as uint8 video."""
         flat = jnp.reshape(latents, (-1, *latents.shape[-4:]))
-        video = jax.vmap(partial(decode_pixels, self.codec))(flat)
-        video = np.asarray(jnp.clip(jnp.round(video), 0, 255).astype(jnp.uint8))
+        if isinstance(self.codec, PixelCodec):
+            video = jax.vmap(partial(decode_pixels, self.codec))(flat)
+            video = np.asarray(jnp.clip(jnp.round(video), 0, 255).astype(jnp.uint8))
+        elif self.vae is None:
+            raise ValueError(f"{self.config.name} was loaded without its VAE")
+        else:
+            video = np.stack([_decode(self.vae, z) for z in flat])
         return video.reshape(*latents.shape[:-4], *video.shape[1:])
 
 
+@jax.jit
+def _encode(vae: Vae, video: Float[Array, "F H W 3"]) -> Float[Array, "f h w C"]:
+    return vae.encode(video)
+
+
+@jax.jit
+def _decode(vae: Vae, latents: Float[Array, "f h w C"]) -> UInt8[Array, "F H W 3"]:
+    """Truncated, not rounded, to 0..255, as the original writes its videos."""
+    return jnp.clip((vae.decode(latents) + 1) * 127.5, 0, 255).astype(jnp.uint8)
+
+
+def _signed(video: Picture) -> Float[Array, "..."]:
+    """Colours in −1..1."""
+    video = jnp.asarray(video)
+    if video.dtype == jnp.uint8:
+        return video.astype(jnp.float32) / 127.5 - 1
+    return video.astype(jnp.float32)
+
+
+def _empty(prompt: Prompt) -> bool:
+    return isinstance(prompt, str) and not prompt
+
+
+def _given_mask(latents: Float[Array, "F h w C"]) -> Float[Array, "F h w 4"]:
+    return jnp.zeros((*latents.shape[:3], 4)).at[0].set(1.0)
+
+
 def image_channels(
-    first: Float[Array, "1 h w C"], frames: int, image: ImageMode = "concat"
+    first: Float[Array, "1 h w C"], frames: int, image: str = "concat"
 ) -> Float[Array, "F h w E"]:
     """What image-to-video models see beside the noise: four mask channels, 1 where a frame is
-    given, and that frame's latent; elsewhere zero (`concat`, as Wan has it) or repeated (`repeat`:
-    so the small model need not learn to copy the scene from frame to frame)."""
-    _, h, w, _ = first.shape
-    mask = jnp.zeros((frames, h, w, 4)).at[0].set(1.0)
-    if image == "repeat":
-        return jnp.concatenate([mask, jnp.repeat(first, frames, axis=0)], axis=-1)
-    return jnp.concatenate([mask, jnp.zeros((frames, *first.shape[1:])).at[:1].set(first)], axis=-1)
+    given, and that frame's latent; elsewhere zero (`concat`) or repeated (`repeat`: so the small
+    model need not learn to copy the scene from frame to frame)."""
+    latents = jnp.repeat(first, frames, axis=0)
+    if image == "concat":
+        latents = latents.at[1:].set(0.0)
+    return jnp.concatenate([_given_mask(latents), latents], axis=-1)
 
 
 def load(folder: Path | str = TINY) -> Wan:
@@ -104,26 +224,26 @@ def seed_keys(seeds: Sequence[int]) -> Key[Array, " K"]:
     return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
 
 
-@partial(jax.jit, static_argnames=("high_steps",))
+@jax.jit
 def generate_worlds(
     model: Wan,
-    plan: flow.Schedule,
+    plan: flow.Plan,
     conditions: Condition,
     keys: Key[Array, " K"],
     probe: Probe,
-    guidance: Float[Array, " experts"] | None = None,
-    high_steps: int | None = None,
+    noise: Float[Array, "K F h w C"] | None = None,
 ) -> Trace:
-    """`trajectory.run` with noise drawn from the seeds' keys; arrays of `conditions` have a world
-    axis."""
+    """`trajectory.run` with noise drawn from the seeds' keys, unless it is given; arrays of
+    `conditions` have a world axis."""
     if conditions.channels is None:
         raise ValueError("the size of the video is read off the image channels; there are none")
     shape = (*conditions.channels.shape[1:4], model.config.dit.out_channels)
     noise_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_keys)
-    return trajectory.run(
-        model.experts, plan, conditions, noise, step_keys, probe, guidance, high_steps
-    )
+    if noise is None:
+        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_keys)
+    elif noise.shape[1:] != shape:
+        raise ValueError(f"noise of a seed has shape {noise.shape[1:]}; this video needs {shape}")
+    return trajectory.run(model.experts, plan, conditions, noise, step_keys, probe)
 
 
 def generate(
@@ -133,17 +253,18 @@ def generate(
     *,
     probe: Probe | None = None,
     sampling: Sampling | None = None,
+    noise: Float[Array | np.ndarray, "K F h w C"] | None = None,
 ) -> Trace:
     """One video per seed, with every step's clean estimate and what the probe observed: leaves [K,
     …].
 
-    sampling: the model's own by default. Raises FloatingPointError where a latent stops being
+    sampling: the model's own by default. noise: of each seed, drawn from its key by default.
+    Raises FloatingPointError where a latent stops being
     finite.
     """
     worlds = jax.tree.map(lambda a: a[None], condition)
-    return jax.tree.map(
-        lambda a: a[0], generate_side_by_side(model, worlds, seeds, probe=probe, sampling=sampling)
-    )
+    trace = generate_side_by_side(model, worlds, seeds, probe=probe, sampling=sampling, noise=noise)
+    return jax.tree.map(lambda a: a[0], trace)
 
 
 def generate_side_by_side(
@@ -153,15 +274,11 @@ def generate_side_by_side(
     *,
     probe: Probe | None = None,
     sampling: Sampling | None = None,
+    noise: Float[Array | np.ndarray, "K F h w C"] | None = None,
 ) -> Trace:
     """`generate` for several worlds at once (`trajectory.stack` of conditions): leaves [W, K,
     …]."""
-    sampling = sampling or model.config.sampling
-    plan = flow.schedule(sampling)
-    boundary = model.config.boundary
-    high_steps = None if boundary is None else flow.high_noise_steps(plan, boundary)
-    guidance = None if sampling.guidance is None else jnp.asarray(sampling.guidance)
-    trace = generate_worlds(
-        model, plan, conditions, seed_keys(seeds), probe or Probe(), guidance, high_steps
-    )
+    plan = flow.plan(sampling or model.config.sampling, model.config.boundary)
+    given = None if noise is None else jnp.asarray(noise)
+    trace = generate_worlds(model, plan, conditions, seed_keys(seeds), probe or Probe(), given)
     return trajectory.check_finite(trace)

@@ -142,7 +142,7 @@ def first_call(lab: Lab) -> list[Row]:
 
 def noise_positions(lab: Lab) -> list[Row]:
     """Noise at each step in turn: a run per position, or all as one program (rounded otherwise)."""
-    plan, keys = flow.schedule(lab.model.config.sampling), seed_keys((0,))
+    plan, keys = flow.plan(lab.model.config.sampling), seed_keys((0,))
     world = trajectory.stack([lab.condition()])
     probes = [Noise.at_steps(plan.steps, MAZE.frames, [step]) for step in range(plan.steps)]
 

@@ -208,7 +208,7 @@ def test_one_compile_serves_every_mask(model: Wan, condition: trajectory.Conditi
     def sample(probe: Probe) -> jax.Array:
         nonlocal traces
         traces += 1
-        plan = flow.schedule(CONFIG.sampling)
+        plan = flow.plan(CONFIG.sampling)
         worlds = jax.tree.map(lambda a: a[None], condition)
         return generate_worlds(model, plan, worlds, seed_keys((0, 1)), probe).latents
 
@@ -237,7 +237,7 @@ def test_seeds_and_schedules_do_not_recompile(model: Wan, condition: trajectory.
 
 def test_vmapped_sweep_equals_loop(model: Wan, condition: trajectory.Condition) -> None:
     probes = [Noise.at_steps(STEPS, FRAMES, [s]) for s in range(STEPS)]
-    plan = flow.schedule(CONFIG.sampling)
+    plan = flow.plan(CONFIG.sampling)
     worlds = jax.tree.map(lambda a: a[None], condition)
 
     def final(probe: Probe) -> jax.Array:
@@ -293,7 +293,7 @@ def test_first_frame_stays_in_place() -> None:
     dit = randomised(dataclasses.replace(CONFIG, dit=config, image="pin")).experts[0]
     first = jax.random.normal(jax.random.key(3), (1, 4, 4, 12))
     context = jnp.ones((2, 8))
-    plan = flow.schedule(CONFIG.sampling)
+    plan = flow.plan(CONFIG.sampling)
     noise = jax.random.normal(jax.random.key(0), (2, FRAMES, 4, 4, 12))
     keys = seed_keys((0, 1))
     conditions = jax.tree.map(lambda a: a[None], trajectory.Condition(context, first=first))

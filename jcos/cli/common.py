@@ -1,16 +1,43 @@
 """What the commands share."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from rich.console import Console
 
+from jcos.probes import Chain, Noise, Probe, SeedEnsemble, chain
+
 console = Console(stderr=True)
 
 Checkpoint = Annotated[
     Path, tyro.conf.arg(help="A checkpoint folder; by default the small model of the package.")
 ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Interventions:
+    """Options of every command that samples: what is done to the runs."""
+
+    noise_steps: tuple[int, ...] = ()
+    """Replace all frames by noise before these steps."""
+    noise_frames: tuple[int, ...] = ()
+    """Replace these latent frames by noise before every step."""
+    ensemble_layers: tuple[int, ...] = ()
+    """Average the tokens of all seeds after these layers …"""
+    ensemble_steps: tuple[int, ...] = (0,)
+    """… in these steps."""
+
+    def probe(self, steps: int, frames: int, layers: int) -> Chain:
+        """All interventions, most of them off: one program serves every choice."""
+        on = self.ensemble_steps if self.ensemble_layers else ()
+        parts: list[Probe] = [
+            Noise.at_steps(steps, frames, self.noise_steps),
+            Noise.at_frames(steps, frames, self.noise_frames),
+            SeedEnsemble.window(steps, layers, on, self.ensemble_layers),
+        ]
+        return chain(*parts)
 
 
 def write(path: Path, content: bytes) -> None:

@@ -11,14 +11,12 @@ import numpy as np
 import tyro
 
 from jcos import media, tasks, wan
-from jcos.cli.common import Checkpoint, console, write
+from jcos.cli.common import Checkpoint, Interventions, console, write
 from jcos.experiments.puzzles import held_out, play, score
-from jcos.probes import Chain, Noise, Probe, SeedEnsemble, chain
-from jcos.wan import Wan
 
 
-@dataclasses.dataclass(frozen=True)
-class Sample:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample(Interventions):
     """Let the model solve held-out puzzles of a task, with or without an intervention.
 
     For each puzzle, writes OUT/puzzle-N.png (rows: clean estimates at some steps, then the final
@@ -41,14 +39,6 @@ class Sample:
     """Noise seeds; each gives its own video of every puzzle."""
     steps: int | None = None
     """Denoising steps; the model's own number by default."""
-    noise_steps: tuple[int, ...] = ()
-    """Replace all frames by noise before these steps."""
-    noise_frames: tuple[int, ...] = ()
-    """Replace these frames by noise before every step."""
-    ensemble_layers: tuple[int, ...] = ()
-    """Average the tokens of all seeds after these layers …"""
-    ensemble_steps: tuple[int, ...] = (0,)
-    """… in these steps."""
     out: Path = Path("out/sample")
     checkpoint: Checkpoint = wan.TINY
 
@@ -60,7 +50,7 @@ class Sample:
         sampling = model.config.sampling
         if self.steps is not None:
             sampling = dataclasses.replace(sampling, steps=self.steps)
-        probe = self._probe(model, sampling.steps, task.frames)
+        probe = self.probe(sampling.steps, task.frames, model.config.dit.layers)
         puzzles = held_out(task, self.puzzles, self.puzzle_seed)
         with console.status(
             f"{self.puzzles} puzzles × {len(self.seeds)} seeds × {sampling.steps} steps …"
@@ -101,13 +91,3 @@ class Sample:
         }
         write(self.out / "run.json", (json.dumps(run, indent=1) + "\n").encode())
         print(f"Solved {int(solved.sum())} of {solved.size}; pictures and arrays are in {self.out}")
-
-    def _probe(self, model: Wan, steps: int, frames: int) -> Chain:
-        """All interventions, most of them off: one program serves every choice."""
-        parts: list[Probe] = [
-            Noise.at_steps(steps, frames, self.noise_steps),
-            Noise.at_frames(steps, frames, self.noise_frames),
-        ]
-        on = self.ensemble_steps if self.ensemble_layers else ()
-        parts.append(SeedEnsemble.window(steps, model.config.dit.layers, on, self.ensemble_layers))
-        return chain(*parts)

@@ -37,7 +37,7 @@ def conditions(model: Wan, task: Task, puzzles: Sequence[Puzzle]) -> Condition:
 @partial(jax.jit, static_argnames=("chunk",))
 def _play(
     model: Wan,
-    plan: flow.Schedule,
+    plan: flow.Plan,
     given: Condition,
     keys: Key[Array, "P K"],
     probes: Probe,
@@ -72,7 +72,7 @@ def play(
     that differ in their probe are paired. All probes are of one kind and run in one compiled
     program.
     """
-    plan = flow.schedule(sampling or model.config.sampling)
+    plan = flow.plan(sampling or model.config.sampling, model.config.boundary)
     number = jnp.arange(len(puzzles))
     keys = jax.vmap(lambda i: jax.vmap(lambda key: jax.random.fold_in(key, i))(seed_keys(seeds)))(
         number
