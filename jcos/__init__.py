@@ -6,7 +6,7 @@ wan, tasks, training, experiments, bench, media, report, cli.
 """
 
 from jcos import tasks
-from jcos.config import VARIANTS, DiTConfig, Numerics, Sampling, WanConfig
+from jcos.config import DiTConfig, Numerics, Sampling, WanConfig
 from jcos.probes import (
     Chain,
     Noise,
@@ -19,6 +19,7 @@ from jcos.probes import (
     chain,
 )
 from jcos.trajectory import Condition, Trace, stack, sweep
+from jcos.variants import VARIANTS
 from jcos.wan import Wan, generate, generate_side_by_side, load
 
 __version__ = "0.1.0"

@@ -20,10 +20,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from jcos import checkpoint
-from jcos.config import WanConfig, toy
+from jcos.config import WanConfig
 from jcos.tasks import TASKS
 from jcos.text import word_ids
 from jcos.vae import encode_pixels
+from jcos.variants import toy
 from jcos.wan import Wan, image_channels
 
 Params = dict[str, Array]
@@ -43,7 +44,7 @@ class Recipe:
     null_text: fraction of samples trained without their prompt (for guidance).
     """
 
-    steps: int = 9000
+    steps: int = 10000
     small: int = 32
     large: int = 4
     shares: Mapping[str, float] = dataclasses.field(

@@ -12,15 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
 from jcos import checkpoint, flow, trajectory
-from jcos.config import (
-    Codec,
-    PixelCodec,
-    Sampling,
-    UMT5Config,
-    VaeConfig,
-    WanConfig,
-    Words,
-)
+from jcos.config import Codec, PixelCodec, Sampling, UMT5Config, VaeConfig, WanConfig, Words
 from jcos.dit import DiT
 from jcos.image import check_frames
 from jcos.probes import Probe

@@ -29,11 +29,11 @@ from flax import nnx
 from rich.progress import track
 
 from jcos import checkpoint, flow, trajectory
-from jcos.config import toy
 from jcos.dit import DiT
 from jcos.layers import rope_angles, time_features
 from jcos.probes import Noise
 from jcos.tasks import get
+from jcos.variants import toy
 from jcos.wan import Wan, generate, generate_worlds, load, seed_keys
 
 MAZE = get("maze")

@@ -65,8 +65,9 @@ def random_model(steps: int):
 
     from flax import nnx
 
-    from jcos.config import Sampling, toy
+    from jcos.config import Sampling
     from jcos.training import vocabulary
+    from jcos.variants import toy
     from jcos.wan import Wan
 
     config = toy(vocabulary())

@@ -286,7 +286,7 @@ import os, signal, sys
 from pathlib import Path
 import jax.numpy as jnp
 from jcos import checkpoint
-from jcos.config import toy
+from jcos.variants import toy
 
 checkpoint._digest = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.save(Path(sys.argv[1]), toy(), {"a": jnp.ones(3)}, {})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import get_args
 
 import jax
 import pytest
@@ -11,7 +12,6 @@ from jcos.checkpoint import leaves, parameter_count
 from jcos.config import (
     FLOAT32,
     OFFICIAL,
-    VARIANTS,
     DiTConfig,
     PixelCodec,
     Sampling,
@@ -19,9 +19,10 @@ from jcos.config import (
     Words,
     from_json,
     to_json,
-    toy,
 )
 from jcos.dit import DiT
+from jcos.flow import plan
+from jcos.variants import VARIANTS, Profile, toy, with_profile
 from jcos.wan import Wan
 
 # What the released files hold: parameters of one expert, experts, tensors of one expert.
@@ -46,7 +47,9 @@ def test_parameter_counts_equal_the_releases_to_the_unit(name):
     assert len(leaves(dit)) - len(blocks) + config.dit.layers * len(blocks) == tensors
     assert config.experts == experts
     whole = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
-    assert parameter_count(whole) == experts * count
+    assert parameter_count(whole.experts) == experts * count
+    assert parameter_count(whole.text) == 5_680_910_336
+    assert parameter_count(whole.vae) == (704_688_668 if "5b" in name else 126_892_531)
 
 
 def test_every_released_model_is_listed():
@@ -62,7 +65,7 @@ def test_every_released_model_is_listed():
         ("wan2.2-ti2v-5b", 50, 5.0, (5.0,), None, "pin"),
         ("wan2.1-t2v-1.3b", 50, 5.0, (5.0,), None, "none"),
         ("wan2.1-t2v-14b", 50, 5.0, (5.0,), None, "none"),
-        ("jcos-tiny", 50, 3.0, None, None, "concat"),
+        ("jcos-tiny", 50, 3.0, None, None, "repeat"),
     ],
 )
 def test_sampling_defaults_are_their_authors(name, steps, shift, guidance, boundary, image):
@@ -84,6 +87,28 @@ def test_json_and_back_is_the_same_and_still_hashable(name):
     back = from_json(json.loads(json.dumps(to_json(config))))
     assert back == config
     assert hash(back) == hash(config)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("profile", get_args(Profile))
+def test_every_profile_is_a_configuration(name, profile):
+    config = with_profile(VARIANTS[name](), profile)
+    assert from_json(json.loads(json.dumps(to_json(config)))) == config
+
+
+def test_profiles_are_what_their_codes_run():
+    i2v = VARIANTS["wan2.2-i2v-a14b"]()
+    assert with_profile(i2v, "official") == i2v
+    paper = with_profile(i2v, "diffsynth")
+    sampling = paper.sampling
+    assert (sampling.solver, sampling.steps, sampling.shift) == ("euler", 50, 5.0)
+    assert (sampling.guidance, paper.boundary) == ((5.0, 5.0), 0.875)
+    # Of its 50 steps, 21 are above the boundary; 18 would be above the original's 0.9.
+    assert plan(sampling, paper.boundary).high_steps == 21
+    assert plan(sampling, 0.9).high_steps == 18
+    assert with_profile(i2v, "diffusers").negative == ""
+    with pytest.raises(ValueError, match="known are official, float32"):
+        with_profile(i2v, "comfy")
 
 
 def test_json_keeps_the_vocabulary():

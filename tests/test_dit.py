@@ -11,10 +11,11 @@ import pytest
 from flax import nnx
 
 from jcos.checkpoint import leaves, parameter_count
-from jcos.config import FLOAT32, OFFICIAL, DiTConfig, wan22_i2v_a14b
+from jcos.config import FLOAT32, OFFICIAL, DiTConfig
 from jcos.dit import MLP, Attention, DiT
 from jcos.layers import rope_angles, rotate, time_features
 from jcos.names import DIT, fill
+from jcos.variants import wan22_i2v_a14b
 from tests.conftest import GOLDEN, load_golden
 
 # golden file -> weights it was made with

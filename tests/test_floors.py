@@ -13,6 +13,7 @@ PACKAGE = ROOT / "jcos"
 # `jcos/__init__.py` lists the public names and may import all of them. A new file gets a line here.
 FLOORS = [
     "config",
+    "variants",
     "flow",
     "measures",
     "attention",

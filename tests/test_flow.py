@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jcos import flow
-from jcos.config import VARIANTS, Grid, Sampling, Solver
+from jcos.config import Grid, Sampling, Solver
+from jcos.variants import VARIANTS
 
 # key in the golden files -> solver and grid
 GOLDEN: dict[str, tuple[Solver, Grid]] = {

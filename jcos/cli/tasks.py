@@ -30,11 +30,12 @@ class Tasks:
     def run(self) -> None:
         chosen = tasks.TASKS if self.only is None else {self.only: tasks.get(self.only)}
         table = Table(title="Tasks")
-        for column in ("task", "kin to", "what is asked, and how"):
+        for column in ("task", "kin to", "solved at", "what is asked, and how"):
             table.add_column(column, no_wrap=column == "task")
         for name, task in chosen.items():
             kin = task.faculty + (" (hard)" if task.hard else "")
-            table.add_row(name, kin, f"{task.about} [dim]“{task.sample(0).prompt}”[/dim]")
+            bar = f"score ≥ {task.solved_at:.2f}"
+            table.add_row(name, kin, bar, f"{task.about} [dim]“{task.sample(0).prompt}”[/dim]")
         Console().print(table)
         for name, task in chosen.items() if self.draw > 0 else ():
             rows = [task.routes(p)[0] for p in held_out(task, self.draw)]

@@ -1,0 +1,280 @@
+"""`jcos generate`."""
+
+import dataclasses
+import hashlib
+import json
+import platform
+import shlex
+import sys
+import time
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from jaxtyping import Array, Float, UInt8
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from safetensors.numpy import load_file, save_file
+
+from jcos import image, media, wan
+from jcos.cli.common import Interventions, console, write
+from jcos.config import Sampling, Solver
+from jcos.noise import noise_from_file, wan_noise
+from jcos.probes import Probe, Site, chain
+from jcos.text import TextCache
+from jcos.variants import Profile
+from jcos.wan import Wan
+
+
+class Report(Probe):
+    """Tells the host after every step that it is done."""
+
+    def on_step(self, site: Site, observed: Any) -> Any:
+        jax.debug.callback(_report, site.step)
+        return observed
+
+
+_listeners: list[Any] = []
+
+
+def _report(step: np.ndarray) -> None:
+    for listener in _listeners:
+        listener(int(np.max(step)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generate(Interventions):
+    """Make videos with a Wan model: of a prompt, of a first frame, or of both.
+
+    Writes OUT/seed-N.mp4, OUT/latents.safetensors (final latents and the clean estimates of --x0,
+    float32 [seeds, …], channels last), with --x0 OUT/seed-N-x0.png (rows: steps, columns: frames),
+    and OUT/run.json (all that is needed to make them again). A call that is repeated after a kill
+    goes on with the latents it finds.
+
+    Examples:
+      jcos generate wan-i2v --image cat.png --prompt "The cat finds the way out."
+      jcos generate wan-t2v --prompt "A maze is solved." --size 832x480 --steps 50 --x0 0 5 10 20 49
+      jcos generate wan-i2v --image maze.png --prompt "…" --profile diffsynth --noise-steps 25
+    """
+
+    checkpoint: tyro.conf.Positional[Path]
+    """A folder that `python -m convert` made, or one with released safetensors."""
+    prompt: str
+    """What is to happen."""
+    image: Path | None = None
+    """The first frame; image-to-video models need one."""
+    negative: str | None = None
+    """The negative prompt; the authors' own by default."""
+    size: str | None = None
+    """WIDTHxHEIGHT in pixels; with an image its area, the picture's own shape is kept."""
+    frames: int | None = None
+    """Number of frames, 4 n + 1."""
+    steps: int | None = None
+    """Denoising steps."""
+    shift: float | None = None
+    """Of the noise levels."""
+    guidance: tuple[float, ...] | None = None
+    """One scale, or one per expert, high noise first; 1 leaves the negative prompt out."""
+    solver: Solver | None = None
+    """With its own grid of noise levels."""
+    profile: Profile | None = None
+    """Whose data types, schedule and defaults: by default those of the checkpoint's authors."""
+    seeds: tuple[int, ...] = (0,)
+    """One video per seed, side by side."""
+    noise: str = "torch"
+    """Where the first noise comes from: torch (what PyTorch draws on a CPU for the seed), jax, or a
+    file (.npy, .npz, .safetensors) of [C, F, h, w]."""
+    x0: tuple[int, ...] = ()
+    """Steps whose clean estimates are kept."""
+    text_cache: Path | None = None
+    """Folder of embedded prompts; with all of them in it, the text encoder is not loaded."""
+    out: Path = Path("out/generate")
+
+    def run(self) -> None:
+        model = wan.load(self.checkpoint, profile=self.profile, text=self.text_cache is None)
+        model.config = dataclasses.replace(model.config, sampling=self._sampling(model))
+        sampling, clip = model.config.sampling, model.config.clip
+        for step in self.x0:
+            if not 0 <= step < sampling.steps:
+                raise IndexError(
+                    f"step {step} is out of range: steps are 0 to {sampling.steps - 1}"
+                )
+        picture = None if self.image is None else image.read_picture(self.image)
+        first, size = self._first_frame(model, picture)
+        frames = clip.frames if self.frames is None else self.frames
+        grid = model.latent_grid(frames, *size)
+        noise = self._noise((*grid, model.config.dit.out_channels))
+        interventions = self.probe(sampling.steps, grid[0], model.config.dit.layers)
+        run = self._describe(model, size, frames, picture)
+
+        if _finished(self.out, run):
+            console.print(f"The latents of this run are in {self.out} already.")
+        else:
+            prompt, negative = self._prompts(model)
+            condition = model.condition(first, prompt, frames, negative=negative, size=size)
+            start = time.monotonic()
+            with _bar(sampling.steps):
+                trace = wan.generate(
+                    model, condition, self.seeds, probe=chain(Report(), interventions), noise=noise
+                )
+                arrays = {"latents": trace.latents, "x0": trace.x0[:, np.array(self.x0, int)]}
+                arrays = {name: np.asarray(a, np.float32) for name, a in arrays.items()}
+            self.out.mkdir(parents=True, exist_ok=True)
+            beside = self.out / ".latents.part"
+            save_file(arrays, beside, metadata={"run": json.dumps(run)})
+            beside.replace(self.out / "latents.safetensors")
+            made = {"seconds": round(time.monotonic() - start, 1), "date": _now()}
+            text = json.dumps(run | made, indent=1, ensure_ascii=False) + "\n"
+            write(self.out / "run.json", text.encode())
+        self._write_videos(model, load_file(self.out / "latents.safetensors"))
+        print(f"Videos, latents and run.json are in {self.out}")
+
+    def _sampling(self, model: Wan) -> Sampling:
+        changes: dict[str, Any] = {"steps": self.steps, "shift": self.shift, "solver": self.solver}
+        changes["grid"] = self.solver
+        if self.guidance is not None:
+            scales = self.guidance
+            if len(scales) == 1:
+                scales *= model.config.experts
+            if len(scales) != model.config.experts:
+                raise ValueError(
+                    f"{len(scales)} guidance scales given; {model.config.name} has "
+                    f"{model.config.experts} expert(s)"
+                )
+            changes["guidance"] = scales
+        changes = {name: value for name, value in changes.items() if value is not None}
+        if changes.get("guidance") and all(scale == 1 for scale in changes["guidance"]):
+            changes["guidance"] = None
+        return dataclasses.replace(model.config.sampling, **changes)
+
+    def _first_frame(
+        self, model: Wan, picture: UInt8[np.ndarray, "H W 3"] | None
+    ) -> tuple[Float[Array | np.ndarray, "h w 3"] | None, tuple[int, int]]:
+        """The first frame in the size that it is generated in, and that size (height, width)."""
+        clip = model.config.clip
+        width, height = (clip.width, clip.height) if self.size is None else _size(self.size)
+        if picture is None:
+            return None, (height, width)
+        rule = image.rule_for(model.config, self.profile)
+        frame = image.prepare(picture, rule, height, width)
+        return frame, (frame.shape[0], frame.shape[1])
+
+    def _noise(self, shape: tuple[int, ...]) -> Float[np.ndarray, "K F h w C"] | None:
+        match self.noise:
+            case "jax":
+                return None
+            case "torch":
+                return np.stack([wan_noise(seed, shape) for seed in self.seeds])
+        if len(self.seeds) > 1:
+            raise ValueError("noise from a file is one video's; give one seed")
+        return noise_from_file(Path(self.noise), shape)[None]
+
+    def _prompts(self, model: Wan) -> tuple[wan.Prompt, wan.Prompt]:
+        negative = self.negative or model.config.negative
+        if self.text_cache is None:
+            return self.prompt, negative
+        cache = TextCache(self.text_cache)
+        missing = [text for text in (self.prompt, negative) if text not in cache]
+        if missing:
+            whole = wan.load(self.checkpoint, profile=self.profile, experts=False, vae=False)
+            for text in missing:
+                cache[text] = np.asarray(whole.embed(text))
+        return cache[self.prompt], cache[negative]
+
+    def _describe(
+        self, model: Wan, size: tuple[int, int], frames: int, picture: np.ndarray | None
+    ) -> dict[str, Any]:
+        """Everything that decides what comes out; two runs that agree in it make the same."""
+        config = model.config
+        return {
+            "command": shlex.join(["jcos", *sys.argv[1:]]),
+            "checkpoint": str(self.checkpoint),
+            "model": config.name,
+            "prompt": self.prompt,
+            "negative": self.negative or config.negative,
+            "image": None if picture is None else hashlib.sha256(picture.tobytes()).hexdigest(),
+            "size": {"height": size[0], "width": size[1], "frames": frames, "fps": config.clip.fps},
+            "sampling": dataclasses.asdict(config.sampling) | {"boundary": config.boundary},
+            "numerics": dataclasses.asdict(config.numerics),
+            "seeds": list(self.seeds),
+            "noise": self.noise,
+            "interventions": {
+                f.name: list(getattr(self, f.name)) for f in dataclasses.fields(Interventions)
+            },
+            "x0": list(self.x0),
+            "versions": {name: metadata.version(name) for name in ("jcos", "jax", "flax")},
+            "device": jax.devices()[0].device_kind,
+            "python": platform.python_version(),
+        }
+
+    def _write_videos(self, model: Wan, arrays: dict[str, np.ndarray]) -> None:
+        for i, seed in enumerate(self.seeds):
+            with console.status(f"decoding seed {seed} …"):
+                video = model.decode(arrays["latents"][i])
+                media.write_mp4(self.out / f"seed-{seed}.mp4", video, model.config.clip.fps)
+                if not self.x0:
+                    continue
+                shown = np.unique(np.linspace(0, len(video) - 1, 9).round().astype(int))
+                rows = np.stack([model.decode(x0)[shown] for x0 in arrays["x0"][i]])
+                sheet = media.contact_sheet(rows[:, :, :: _thin(rows), :: _thin(rows)])
+                write(self.out / f"seed-{seed}-x0.png", media.png(sheet))
+
+
+def _thin(rows: np.ndarray) -> int:
+    """Every how many pixels of a frame are shown on a sheet of all frames."""
+    return max(1, rows.shape[3] // 240)
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise ValueError(f"size is {text!r}; it is WIDTHxHEIGHT in pixels, like 832x480")
+    return int(width), int(height)
+
+
+def _finished(out: Path, run: dict[str, Any]) -> bool:
+    """Whether the folder holds the latents of this run. ValueError if it holds another's."""
+    if not (out / "run.json").exists():
+        return False
+    found = json.loads((out / "run.json").read_text())
+    free = ("command", "versions", "device", "python")
+    changed = [k for k in run if k not in free and found.get(k) != json.loads(json.dumps(run[k]))]
+    if changed:
+        raise ValueError(
+            f"{out} holds a run with other settings ({', '.join(changed)}); choose another --out"
+        )
+    return (out / "latents.safetensors").exists()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class _bar:
+    """Steps done and time left, from what `Report` tells."""
+
+    def __init__(self, steps: int):
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        self.bar = Bar(*columns, console=console)
+        self.task = self.bar.add_task("compiling", total=steps)
+
+    def __enter__(self) -> None:
+        self.bar.start()
+        _listeners.append(self._seen)
+
+    def __exit__(self, *_: object) -> None:
+        jax.effects_barrier()
+        _listeners.remove(self._seen)
+        self.bar.stop()
+
+    def _seen(self, step: int) -> None:
+        self.bar.update(self.task, completed=step + 1, description="denoising")

@@ -1,0 +1,189 @@
+"""Whole models: from picture and prompt to video, equal to the original's loops."""
+
+import dataclasses
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jcos import image, wan
+from jcos.config import PixelCodec, Sampling, VaeConfig, WanConfig
+from jcos.names import VAE, fill
+from jcos.noise import wan_noise
+from jcos.vae import Vae
+from jcos.wan import Wan
+from tests.conftest import GOLDEN, load_golden
+
+FOLDERS = {"i2v": ("Wan2.2-I2V-A14B", "vae21"), "ti2v": ("Wan2.2-TI2V-5B", "vae22")}
+
+
+@cache
+def released(kind: str) -> Wan:
+    """The original's tiny weights, in float32."""
+    folder, vae = FOLDERS[kind]
+    model = wan.load(GOLDEN / "ckpt" / folder, profile="float32", text=False, vae=False)
+    assert isinstance(model.config.codec, VaeConfig)
+    abstract = jax.eval_shape(lambda: Vae(model.config.codec, rngs=nnx.Rngs(0)))
+    model.vae = fill(abstract, load_golden(f"weights/{vae}"), VAE)
+    return model
+
+
+def relative(found, want) -> float:
+    found, want = np.asarray(found), np.asarray(want)
+    assert found.shape == want.shape
+    return float(np.abs(found - want).max() / np.abs(want).max())
+
+
+def channels_last(a: np.ndarray) -> np.ndarray:
+    return np.moveaxis(a, 0, -1)
+
+
+def play(model: Wan, golden: dict[str, np.ndarray], condition, sampling: Sampling):
+    noise = channels_last(golden["noise"])[None]
+    return wan.generate(model, condition, (0,), sampling=sampling, noise=noise)
+
+
+def clean_estimates(golden: dict[str, np.ndarray], steps: int) -> np.ndarray:
+    return np.stack([channels_last(golden[f"step_{i:02d}.x0_hat"]) for i in range(steps)])
+
+
+@pytest.mark.parametrize(
+    ("name", "sampling", "boundary"),
+    [
+        ("i2v_unipc6", Sampling(6, 5.0, "unipc", "unipc"), 0.9),
+        ("i2v_dpmpp5", Sampling(5, 3.0, "dpmpp", "dpmpp"), 0.9),
+        ("i2v_euler6", Sampling(6, 5.0, "euler", "euler", (5.0, 5.0)), 0.875),
+    ],
+)
+def test_image_to_video_equals_the_original_step_by_step(name, sampling, boundary):
+    """Condition 1e-5, every clean estimate and the end 5e-6, decoded video 3e-5 of the largest."""
+    model, golden = released("i2v"), load_golden(f"loops/{name}")
+    picture = load_golden("loops/i2v_unipc6")["in.image_u8"]
+    if "guide_scale_low_high" in golden:
+        low, high = golden["guide_scale_low_high"].tolist()
+        sampling = dataclasses.replace(sampling, guidance=(high, low))
+    first = image.prepare(picture, image.rule_for(model.config), 80, 64)
+    condition = model.condition(first, golden["in.context"], 9, negative=golden["in.context_null"])
+    assert relative(condition.channels, channels_last(golden["in.y"])) <= 1e-5
+    exact = condition._replace(channels=jnp.asarray(channels_last(golden["in.y"])))
+    config = model.config
+    model.config = dataclasses.replace(config, boundary=boundary)
+    try:
+        trace = play(model, golden, exact, sampling)
+    finally:
+        model.config = config
+    for found, want in zip(trace.x0[0], clean_estimates(golden, sampling.steps), strict=True):
+        assert relative(found, want) <= 5e-6
+    last = golden.get("final_latent", golden[f"step_{sampling.steps - 1:02d}.latent_out"])
+    assert relative(trace.latents[0], channels_last(last)) <= 5e-6
+    if "video" in golden:
+        assert model.vae is not None
+        video = model.vae.decode(trace.latents[0])
+        assert relative(video, channels_last(golden["video"])) <= 3e-5
+        written = model.decode(trace.latents[0])
+        assert written.shape == (9, 80, 48, 3)
+        assert written.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "pictured"), [("ti2v_i2v_unipc4", 4, True), ("ti2v_t2v_unipc3", 3, False)]
+)
+def test_text_and_image_to_video_equals_the_original(name, steps, pictured):
+    model, golden = released("ti2v"), load_golden(f"loops/{name}")
+    sampling = Sampling(steps, 5.0, "unipc", "unipc", (5.0,))
+    first = None
+    if pictured:
+        first = image.prepare(golden["in.image_u8"], image.rule_for(model.config), 64, 96)
+    condition = model.condition(
+        first, golden["in.context"], 5, negative=golden["in.context_null"], size=(64, 96)
+    )
+    if pictured:
+        assert relative(condition.first, channels_last(golden["in.z_first"])) <= 1e-5
+    trace = play(model, golden, condition, sampling)
+    given = int(pictured)  # the given frame's own estimate means nothing
+    for found, want in zip(trace.x0[0], clean_estimates(golden, steps), strict=True):
+        assert relative(found[given:], want[given:]) <= 5e-6
+    assert relative(trace.latents[0], channels_last(golden["final_latent"])) <= 5e-6
+    if "video" in golden:
+        assert model.vae is not None
+        video = model.vae.decode(trace.latents[0])
+        assert relative(video, channels_last(golden["video"])) <= 3e-5
+
+
+def test_the_loops_noise_is_drawn_without_torch():
+    for name, seed in {"i2v_unipc6": 1234, "ti2v_i2v_unipc4": 77}.items():
+        noise = channels_last(load_golden(f"loops/{name}")["noise"])
+        assert np.abs(wan_noise(seed, noise.shape) - noise).max() <= 5e-7
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        ("i2v", (None, 9, (80, 48)), "makes videos of a first frame; none is given"),
+        ("i2v", ((80, 48), 8, None), "8 frames"),
+        ("i2v", ((80, 47), 9, None), "the width is 47 pixels; .* needs a multiple of 16"),
+        ("i2v", ((80, 48), 9, (48, 80)), "the first frame has size"),
+        ("ti2v", (None, 5, None), "the size of the video must be given"),
+        ("ti2v", (None, 5, (48, 96)), "the height is 48 pixels; .* needs a multiple of 32"),
+    ],
+)
+def test_a_condition_that_makes_no_video_is_refused(kind, arguments, message):
+    picture, frames, size = arguments
+    first = None if picture is None else np.zeros((*picture, 3), np.uint8)
+    rows = np.zeros((3, 64), np.float32)
+    with pytest.raises(ValueError, match=message):
+        released(kind).condition(first, rows, frames, negative=rows, size=size)
+
+
+def test_a_text_model_takes_no_picture():
+    model = wan.load(GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B", profile="float32")
+    rows = np.zeros((3, 64), np.float32)
+    with pytest.raises(ValueError, match="of a text alone; it takes no first frame"):
+        model.condition(np.zeros((32, 32, 3), np.uint8), rows, 5)
+
+
+def test_prompts_need_an_encoder_or_rows_of_the_right_kind():
+    model = released("i2v")
+    with pytest.raises(ValueError, match="loaded without a text encoder; give embedded prompts"):
+        model.embed("a cat")
+    with pytest.raises(ValueError, match=r"at most 24 rows of 64; these have shape \(25, 64\)"):
+        model.embed(np.zeros((25, 64), np.float32))
+
+
+def test_noise_of_another_shape_is_refused(small_model):
+    frame = np.zeros((20, 20, 3), np.uint8)
+    condition = small_model.condition(frame, "", 5)
+    with pytest.raises(ValueError, match=r"this video needs \(5, 10, 10, 12\)"):
+        wan.generate(small_model, condition, noise=np.zeros((1, 5, 9, 10, 12), np.float32))
+
+
+def test_bfloat16_latents_are_rounded_after_every_step():
+    model = released("ti2v")
+    numerics = dataclasses.replace(model.config.numerics, latents="bfloat16")
+    model = wan.load(GOLDEN / "ckpt" / "Wan2.2-TI2V-5B", profile="float32", text=False, vae=False)
+    for expert in model.experts:
+        expert.numerics = numerics
+    golden = load_golden("loops/ti2v_t2v_unipc3")
+    rows = golden["in.context"]
+    condition = model.condition(None, rows, 5, negative=rows, size=(64, 96))
+    trace = play(model, golden, condition, Sampling(3, 5.0, "euler", "euler", (5.0,)))
+    latents = np.asarray(trace.latents)
+    assert (latents == latents.astype(jnp.bfloat16).astype(np.float32)).all()
+
+
+def test_without_a_codec_there_are_no_pixels():
+    config = WanConfig("bare", released("i2v").config.dit, None, None, Sampling())
+    model = Wan(
+        dataclasses.replace(config, dit=dataclasses.replace(config.dit, layers=1)), rngs=nnx.Rngs(0)
+    )
+    with pytest.raises(ValueError, match="comes without a codec"):
+        model.decode(jnp.zeros((1, 2, 2, 16)))
+
+
+def test_the_pixel_codec_pictures_come_back(small_model):
+    assert isinstance(small_model.codec, PixelCodec)
+    video = np.random.default_rng(0).integers(0, 256, (5, 20, 20, 3), np.uint8)
+    np.testing.assert_array_equal(small_model.decode(small_model.encode(video)), video)
