@@ -44,7 +44,7 @@ class Recipe:
     null_text: fraction of samples trained without their prompt (for guidance).
     """
 
-    steps: int = 10000
+    steps: int = 9000
     small: int = 32
     large: int = 4
     shares: Mapping[str, float] = dataclasses.field(

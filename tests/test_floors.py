@@ -23,6 +23,7 @@ FLOORS = [
     "text",
     "sharding",
     "checkpoint",
+    "tensors",
     "names",
     "released",
     "probes",

@@ -1,0 +1,232 @@
+"""Conversion and restoring at true size, measured: a synthetic Wan2.2-TI2V-5B in release layout.
+
+    python scripts/full_size.py --work /tmp/full    # about 35 GB of disk, 16 GB of memory
+
+Writes shards of random float32 weights under the released names (20 GB, kept for the next call),
+converts them to bfloat16 with `python -m convert`, killed half-way and resumed, restores the
+transformer in a fresh process and runs one forward pass at a small size. Builds the two experts of
+A14B as shapes and counts their parameters. Prints the table of docs/performance.md.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+from jcos.checkpoint import leaves, parameter_count
+from jcos.dit import DiT
+from jcos.variants import VARIANTS, wan22_ti2v_5b
+
+SHARD = 5_000_000_000
+"""Bytes per shard; the releases have about as much."""
+
+
+def released_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the transformer's tensors as they are released."""
+    cfg = wan22_ti2v_5b().dit
+    dim, ffn = cfg.dim, cfg.ffn_dim
+    patch = (dim, cfg.in_channels, *cfg.patch)
+    yield "patch_embedding.weight", patch
+    yield "patch_embedding.bias", (dim,)
+    for name, n_in in (("text_embedding", cfg.text_dim), ("time_embedding", cfg.freq_dim)):
+        for layer, size in ((0, n_in), (2, dim)):
+            yield f"{name}.{layer}.weight", (dim, size)
+            yield f"{name}.{layer}.bias", (dim,)
+    yield "time_projection.1.weight", (6 * dim, dim)
+    yield "time_projection.1.bias", (6 * dim,)
+    for i in range(cfg.layers):
+        block = f"blocks.{i}"
+        yield f"{block}.modulation", (1, 6, dim)
+        for kind in ("self_attn", "cross_attn"):
+            for part in "qkvo":
+                yield f"{block}.{kind}.{part}.weight", (dim, dim)
+                yield f"{block}.{kind}.{part}.bias", (dim,)
+            for norm in ("norm_q", "norm_k"):
+                yield f"{block}.{kind}.{norm}.weight", (dim,)
+        yield f"{block}.norm3.weight", (dim,)
+        yield f"{block}.norm3.bias", (dim,)
+        yield f"{block}.ffn.0.weight", (ffn, dim)
+        yield f"{block}.ffn.0.bias", (ffn,)
+        yield f"{block}.ffn.2.weight", (dim, ffn)
+        yield f"{block}.ffn.2.bias", (dim,)
+    yield "head.modulation", (1, 2, dim)
+    yield "head.head.weight", (int(np.prod(cfg.patch)) * cfg.out_channels, dim)
+    yield "head.head.bias", (int(np.prod(cfg.patch)) * cfg.out_channels,)
+
+
+def write_release(folder: Path) -> None:
+    """The synthetic release. Values repeat with a long period: random enough, and quickly made."""
+    folder.mkdir(parents=True)
+    pool = (0.02 * np.random.default_rng(0).standard_normal(2**24 + 7)).astype(np.float32)
+    shards: list[dict[str, np.ndarray]] = [{}]
+    index, start = {}, 0
+    for name, shape in released_shapes():
+        size = int(np.prod(shape))
+        if sum(a.nbytes for a in shards[-1].values()) + 4 * size > SHARD:
+            _flush(folder, shards)
+        shards[-1][name] = np.resize(np.roll(pool, start), size).reshape(shape)
+        index[name] = len(shards) - 1
+        start += 1009
+    _flush(folder, shards)
+    count = len(shards) - 1
+    for i in range(count):
+        (folder / f"{i}.part").rename(folder / _shard(i, count))
+    weights = {name: _shard(i, count) for name, i in index.items()}
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weights})
+    )
+    cfg = wan22_ti2v_5b().dit
+    config = {
+        "_class_name": "WanModel",
+        "dim": cfg.dim,
+        "eps": cfg.eps,
+        "ffn_dim": cfg.ffn_dim,
+        "freq_dim": cfg.freq_dim,
+        "in_dim": cfg.in_channels,
+        "model_type": "ti2v",
+        "num_heads": cfg.heads,
+        "num_layers": cfg.layers,
+        "out_dim": cfg.out_channels,
+        "text_len": cfg.text_len,
+    }
+    (folder / "config.json").write_text(json.dumps(config))  # the last: with it, it is whole
+
+
+def _flush(folder: Path, shards: list[dict[str, np.ndarray]]) -> None:
+    save_file(shards[-1], folder / f"{len(shards) - 1}.part")
+    shards[-1] = {}
+    shards.append({})
+
+
+def _shard(i: int, count: int) -> str:
+    return f"diffusion_pytorch_model-{i + 1:05d}-of-{count:05d}.safetensors"
+
+
+def peak_memory(process: subprocess.Popen, until: float | None = None) -> int:
+    """Largest resident memory in bytes, polled until the process ends or `until` seconds pass."""
+    status, peak, start = Path(f"/proc/{process.pid}/status"), 0, time.monotonic()
+    while process.poll() is None and (until is None or time.monotonic() - start < until):
+        for line in status.read_text().splitlines() if status.exists() else ():
+            if line.startswith("VmRSS"):
+                peak = max(peak, 1024 * int(line.split()[1]))
+        time.sleep(0.05)
+    return peak
+
+
+def folder_size(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def convert(source: Path, target: Path) -> dict[str, str]:
+    """Converts twice: killed half-way and resumed, then in one go. What it took."""
+    command = [sys.executable, "-m", "convert", str(source), str(target), "--only", "dit"]
+    shutil.rmtree(target, ignore_errors=True)
+    start = time.monotonic()
+    process = subprocess.Popen(command)
+    peak = peak_memory(process)
+    whole = time.monotonic() - start
+    if process.returncode:
+        raise SystemExit("the conversion failed")
+    read, written = folder_size(source) / 1e9, folder_size(target) / 1e9
+    shutil.rmtree(target)
+
+    process = subprocess.Popen(command)
+    peak_memory(process, until=whole / 2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    start = time.monotonic()
+    subprocess.run(command, check=True)
+    resumed = time.monotonic() - start
+    return {
+        "read, float32": f"{read:.1f} GB",
+        "written, bfloat16": f"{written:.1f} GB",
+        "conversion": f"{whole:.0f} s, {read / whole:.2f} GB/s",
+        "its peak memory": f"{peak / 1e9:.1f} GB",
+        f"resumed after a kill at {whole / 2:.0f} s": f"{resumed:.0f} s",
+    }
+
+
+def restore_and_run(target: Path) -> None:
+    """In a process of its own: restores and runs one forward pass. Prints what it took as JSON."""
+    import jax.numpy as jnp
+
+    from jcos import load
+
+    start = time.monotonic()
+    model = load(target, text=False, vae=False)
+    jax.block_until_ready(model)
+    restored = time.monotonic() - start
+    cfg = model.config.dit
+    latents = jax.random.normal(jax.random.key(0), (2, 8, 8, cfg.in_channels))
+    context = jnp.zeros((cfg.text_len, cfg.text_dim))
+    forward = jax.jit(lambda dit, x, t, c: dit(x, t, c)[0])
+    seconds = []
+    for _ in range(2):
+        start = time.monotonic()
+        v = jax.block_until_ready(forward(model.experts[0], latents, jnp.float32(900), context))
+        seconds.append(time.monotonic() - start)
+    assert bool(jnp.isfinite(v).all())
+    print(
+        json.dumps(
+            {
+                "restored": f"{restored:.0f} s",
+                "parameters": f"{parameter_count(model.experts):,}",
+                "first forward, 2 × 4 × 4 tokens": f"{seconds[0]:.1f} s",
+                "second forward": f"{seconds[1]:.1f} s",
+            }
+        )
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, default=Path("out/full_size"))
+    parser.add_argument("--restore", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.restore:
+        restore_and_run(arguments.restore)
+        return
+    source, target = arguments.work / "Wan2.2-TI2V-5B", arguments.work / "converted"
+    if not (source / "config.json").exists():
+        shutil.rmtree(source, ignore_errors=True)
+        write_release(source)
+    rows = convert(source, target)
+    command = [sys.executable, __file__, "--restore", str(target)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
+    peak = peak_memory(process)
+    assert process.stdout is not None
+    rows |= json.loads(process.stdout.read().splitlines()[-1])
+    rows["peak memory of restoring and running"] = f"{peak / 1e9:.1f} GB"
+    for name in ("wan2.2-i2v-a14b", "wan2.2-t2v-a14b"):
+        config = VARIANTS[name]()
+        start = time.monotonic()
+        dit = jax.eval_shape(lambda c=config: DiT(c.dit, rngs=nnx.Rngs(0)))
+        tensors = len(leaves(dit))
+        rows[f"{name}, one expert as shapes"] = (
+            f"{parameter_count(dit):,} parameters in {tensors} leaves, "
+            f"{time.monotonic() - start:.1f} s"
+        )
+    print("\n| what | measured |\n|---|---|")
+    for name, value in rows.items():
+        print(f"| {name} | {value} |")
+    day = datetime.now(UTC).date().isoformat()
+    print(f"\n{os.cpu_count()} × {platform.machine()} CPU, {day}; `python {' '.join(sys.argv)}`")
+
+
+if __name__ == "__main__":
+    main()
