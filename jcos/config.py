@@ -23,7 +23,8 @@ class Numerics:
     linear: inputs and weights of attention, feed-forward and text projections.
     residual: the token stream between blocks.
     time: timestep, its embedding and the modulation. head: last norm and projection.
-    latents: what a latent is rounded to after every step.
+    latents: what a latent is rounded to after every step. text: the text encoder.
+    Weights are held in the type that they are used in. VAEs always compute in float32.
     """
 
     linear: str = "float32"
@@ -31,10 +32,11 @@ class Numerics:
     time: str = "float32"
     head: str = "float32"
     latents: str = "float32"
+    text: str = "float32"
 
 
 FLOAT32 = Numerics()
-OFFICIAL = Numerics(linear="bfloat16")
+OFFICIAL = Numerics(linear="bfloat16", text="bfloat16")
 """The original code under its bfloat16 autocast: the residual stream stays float32."""
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jcos.experiments.ensemble import ensemble_solved
 from jcos.experiments.noise import noise_scores
 from jcos.experiments.puzzles import held_out
-from jcos.experiments.steps import Watched, masses, routes, watch
+from jcos.experiments.watching import Watched, masses, routes, watch
 from jcos.measures import bootstrap, proportion
 from jcos.probes import SeedEnsemble
 from jcos.report.demo import Comparison, Curve, Demo, Example
@@ -99,7 +99,7 @@ def _example(model: Wan, task: Task, puzzles: Sequence[Puzzle], watched: Watched
     answers, shown = task.routes(puzzles[i]), list(SHOWN)
     mass = off = None
     if len(answers) > 1:
-        on, rest = masses(model, task, puzzles[i], watched.x0[i], room=ROUTES)
+        on, rest = masses(model, puzzles[i], watched.x0[i], room=ROUTES)
         mass, off = np.asarray(on, np.float32), np.asarray(rest, np.float32)
     return Example(
         task=task.name,
@@ -129,7 +129,7 @@ def _curve(label: str, x: Sequence[int], values: np.ndarray) -> Curve:
 def _route_mass(model: Wan, task: Task, n: int) -> list[Curve]:
     puzzles = [p for p in held_out(task, 12 * n) if len(p.answers) > 1][:n]
     watched = watch(model, task, puzzles, range(SHOWN[-1] + 1), judged=SHOWN[-1:])
-    found = routes(model, task, puzzles, watched)
+    found = routes(model, puzzles, watched)
     labels = ("route taken", "other shortest routes", "no route")
     steps = range(SHOWN[-1] + 1)
     return [_curve(label, steps, values) for label, values in zip(labels, found, strict=True)]

@@ -31,7 +31,8 @@ def observe_nothing(layer: Int[Array, ""], tokens: Tokens) -> tuple[Tokens, None
 
 
 def _linear(n_in: int, n_out: int, dtype: str, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(n_in, n_out, dtype=jnp.dtype(dtype), rngs=rngs)
+    kind = jnp.dtype(dtype)
+    return nnx.Linear(n_in, n_out, dtype=kind, param_dtype=kind, rngs=rngs)
 
 
 class Attention(nnx.Module):
@@ -126,6 +127,7 @@ class Head(nnx.Module):
             pt * ph * pw * cfg.out_channels,
             kernel_init=zeros,
             dtype=jnp.dtype(numerics.head),
+            param_dtype=jnp.dtype(numerics.head),
             rngs=rngs,
         )
         self.modulation = nnx.Param(jax.random.normal(rngs.params(), (2, cfg.dim)) * cfg.dim**-0.5)

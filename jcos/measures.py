@@ -1,10 +1,11 @@
 """What is read off trajectories: functions of arrays, and the intervals that go beside them."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
 def cka(x: Float[Array, "n p"], y: Float[Array, "n q"]) -> Float[Array, ""]:
@@ -49,8 +50,21 @@ def commitment_step(solved: Bool[np.ndarray, "... S"]) -> Int[np.ndarray, "..."]
     return np.asarray(solved.shape[-1] - np.cumprod(solved[..., ::-1], axis=-1).sum(-1))
 
 
+def held_at_once(weights: Float[np.ndarray, "... K"]) -> Float[np.ndarray, "..."]:
+    """How many answers a blend holds: exp of the entropy of its weights, 1 to K.
+
+    Negative weights, which `answer_mass` may give, count as none; all zero gives nan.
+    """
+    positive = np.maximum(np.asarray(weights, np.float64), 0.0)
+    total = positive.sum(-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = positive / total
+        entropy = -np.where(share > 0, share * np.log(share), 0.0).sum(-1)
+    return np.where(total[..., 0] > 0, np.exp(entropy), np.nan)
+
+
 class Estimate(NamedTuple):
-    """A mean with its 95 % interval over n puzzles."""
+    """A mean (or median, area, …) with its 95 % interval over n puzzles."""
 
     mean: float
     low: float
@@ -67,10 +81,54 @@ def proportion(successes: Bool[np.ndarray, " n"]) -> Estimate:
     return Estimate(p, float(min(p, centre - half)), float(max(p, centre + half)), n)
 
 
-def bootstrap(values: Float[np.ndarray, " n"], *, seed: int = 0, draws: int = 10_000) -> Estimate:
-    """Percentile interval of a mean, resampling puzzles; of paired differences when `values` are
-    such."""
-    n = len(values)
+def bootstrap(
+    values: Float[np.ndarray, " n"],
+    *,
+    statistic: Callable[..., np.ndarray] = np.mean,
+    seed: int = 0,
+    draws: int = 10_000,
+) -> Estimate:
+    """Percentile interval of a mean (or another numpy `statistic`), resampling puzzles; of paired
+    differences when `values` are such."""
+    n, exact = len(values), np.asarray(values, np.float64)
     picks = np.random.default_rng(seed).integers(n, size=(draws, n))
-    low, high = np.percentile(np.asarray(values, np.float64)[picks].mean(1), [2.5, 97.5])
-    return Estimate(float(np.mean(values)), float(low), float(high), n)
+    low, high = np.percentile(statistic(exact[picks], axis=1), [2.5, 97.5])
+    return Estimate(float(statistic(exact, axis=0)), float(low), float(high), n)
+
+
+def auroc(
+    values: Float[np.ndarray, " n"],
+    positive: Bool[np.ndarray, " n"],
+    *,
+    groups: Int[np.ndarray, " n"] | None = None,
+    seed: int = 0,
+    draws: int = 2_000,
+) -> Estimate:
+    """The chance that a positive case has a larger value than a negative one (ties count half): ½
+    for values that tell nothing.
+
+    groups: which puzzle each case belongs to, by default its own; puzzles are what is resampled.
+    All of it is nan where one kind is missing.
+    """
+    groups = np.arange(len(values)) if groups is None else groups
+    number = len(np.unique(groups))
+    if positive.all() or not positive.any():
+        return Estimate(float("nan"), float("nan"), float("nan"), number)
+    a, b = values[positive][:, None], values[~positive][None]
+    wins = (a > b) + 0.5 * (a == b)
+    _, group = np.unique(groups, return_inverse=True)
+    drawn = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), draws)
+    weight = drawn[:, group].astype(np.float64)
+    yes, no = weight[:, positive], weight[:, ~positive]
+    total = yes.sum(1) * no.sum(1)
+    areas = np.einsum("dp,pn,dn->d", yes, wins, no, optimize=True)[total > 0] / total[total > 0]
+    low, high = np.percentile(areas, [2.5, 97.5])
+    return Estimate(float(wins.mean()), float(low), float(high), number)
+
+
+def over_puzzles(values: Shaped[np.ndarray, "P *seeds"]) -> Estimate:
+    """The mean over puzzles with its interval: Wilson's for one yes or no per puzzle, else by
+    bootstrap of each puzzle's mean over seeds."""
+    if values.dtype == bool and values.size == len(values):
+        return proportion(values.reshape(-1))
+    return bootstrap(values.reshape(len(values), -1).mean(1).astype(np.float64))

@@ -1,7 +1,8 @@
-"""Interventions and observations: data plus three pure functions.
+"""Interventions and observations: data plus four pure functions.
 
-A probe is asked before the model sees a latent, after every block, and after every forward pass. It
-answers with what to go on with and with what it saw. Which step, frame or layer is meant is an
+A probe is asked before the model sees a latent, after every block, after every forward pass and
+about the clean estimate that follows from it. It answers with what to go on with and with what it
+saw. Which step, frame or layer is meant is an
 array inside the probe, so a sweep over positions is a `vmap` over probes and one compiled program
 serves every mask, also the empty one.
 
@@ -28,7 +29,8 @@ class Site(NamedTuple):
 
     step: denoising step, 0 first. layer: DiT block, 0 first; −1 outside the blocks. branch: 0
     conditional, 1 unconditional. sigma: noise level of this step. key: randomness of this seed at
-    this step, the same in every world.
+    this step, the same in every world. last: the clean estimate of the step before, [F, H, W, C],
+    zero at the first.
     """
 
     step: Int[Array, ""]
@@ -36,6 +38,7 @@ class Site(NamedTuple):
     branch: Int[Array, ""]
     sigma: Float[Array, ""]
     key: Key[Array, ""]
+    last: Latents | None = None
 
 
 class Probe(flax.struct.PyTreeNode):
@@ -62,6 +65,12 @@ class Probe(flax.struct.PyTreeNode):
         del site
         return observed
 
+    def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, Any]:
+        """After the pass, with guidance: what the model saw and its clean estimate x̂0 = x − σv;
+        returns the estimate to go on with, and an observation (`Trace.seen`)."""
+        del site, x
+        return x0, ()
+
 
 class Chain(Probe):
     """Several probes, one after the other; observations as a tuple in their order."""
@@ -85,6 +94,13 @@ class Chain(Probe):
             probe.on_step(site, seen) for probe, seen in zip(self.probes, observed, strict=True)
         )
 
+    def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, tuple[Any, ...]]:
+        seen = []
+        for probe in self.probes:
+            x0, observation = probe.on_estimate(site, x, x0)
+            seen.append(observation)
+        return x0, tuple(seen)
+
 
 def chain(*probes: Probe) -> Chain:
     """`chain(a, b)`: a acts first, b sees what a left."""
@@ -102,29 +118,110 @@ def choose(size: int, chosen: Iterable[int], what: str) -> Bool[np.ndarray, " si
     return mask
 
 
-class Noise(Probe):
-    """Replaces latent frames by N(0, I) at chosen steps (paper, section 3.2).
+class InWorlds(Probe):
+    """A probe that acts in some worlds only, and observes in all of them.
 
-    mask [steps, frames]: where. At one step in all frames it wipes what the trajectory has decided;
-    in one frame at all steps, the other frames can restore it.
+    worlds [worlds]: in which. A clean run and a perturbed one side by side share everything else.
     """
 
-    mask: Bool[Array, "*sweep S F"]
+    probe: Probe
+    worlds: Bool[Array, "*sweep W"]
 
-    @classmethod
-    def at_steps(cls, steps: int, frames: int, chosen: Iterable[int]) -> "Noise":
-        """All frames at the chosen steps, of a run with `steps` steps over `frames` latent
-        frames."""
-        return cls(jnp.asarray(np.repeat(choose(steps, chosen, "step")[:, None], frames, 1)))
-
-    @classmethod
-    def at_frames(cls, steps: int, frames: int, chosen: Iterable[int]) -> "Noise":
-        """The chosen frames at every step."""
-        return cls(jnp.asarray(np.repeat(choose(frames, chosen, "frame")[None], steps, 0)))
+    def _here(self, acted: Array, x: Array) -> Array:
+        return jnp.where(self.worlds[jax.lax.axis_index("world")], acted, x)
 
     def on_latents(self, site: Site, x: Latents) -> Latents:
-        noise = jax.random.normal(site.key, x.shape, x.dtype)
-        return jnp.where(self.mask[site.step][:, None, None, None], noise, x)
+        return self._here(self.probe.on_latents(site, x), x)
+
+    def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, Any]:
+        acted, observation = self.probe.on_block(site, tokens)
+        return self._here(acted, tokens), observation
+
+    def on_step(self, site: Site, observed: Any) -> Any:
+        return self.probe.on_step(site, observed)
+
+    def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, Any]:
+        acted, observation = self.probe.on_estimate(site, x, x0)
+        return self._here(acted, x0), observation
+
+
+class Noise(Probe):
+    """Turns latents towards fresh noise ε ~ N(0, I) at chosen steps and frames (paper, section
+    3.2).
+
+    mask [steps, frames]: strength r, from 0 (leaves x alone) to 1 (nothing of x is left), in
+        x ← m + √(1 − r²) (x − m) + r l ε.
+    own [steps, frames]: False (also where there is none) takes m = 0 and l = 1, the paper's
+        x ← N(0, I), which in late steps is more noise than the steps left can take out. True
+        renews the noise at the step's own level: m = (1 − σ) x̂0 of the step before, l = σ.
+    At one step in all frames it wipes what the trajectory has decided; in one frame at all steps,
+    the other frames can restore it.
+    """
+
+    mask: Bool[Array, "*sweep S F"] | Float[Array, "*sweep S F"]
+    own: Bool[Array, "*sweep S F"] | None = None
+
+    @classmethod
+    def at_steps(
+        cls,
+        steps: int,
+        frames: int,
+        chosen: Iterable[int],
+        *,
+        strength: float = 1.0,
+        own: bool = False,
+    ) -> "Noise":
+        """All frames at the chosen steps, of a run with `steps` steps over `frames` latent
+        frames."""
+        where = np.repeat(choose(steps, chosen, "step")[:, None], frames, 1)
+        return cls._at(where, strength, own)
+
+    @classmethod
+    def at_frames(
+        cls,
+        steps: int,
+        frames: int,
+        chosen: Iterable[int],
+        *,
+        strength: float = 1.0,
+        own: bool = False,
+    ) -> "Noise":
+        """The chosen frames at every step."""
+        where = np.repeat(choose(frames, chosen, "frame")[None], steps, 0)
+        return cls._at(where, strength, own)
+
+    @classmethod
+    def at_cells(
+        cls,
+        steps: int,
+        frames: int,
+        chosen: Iterable[tuple[int, int]],
+        *,
+        strength: float = 1.0,
+        own: bool = False,
+    ) -> "Noise":
+        """The chosen pairs of step and frame."""
+        where = np.zeros((steps, frames), bool)
+        for step, frame in chosen:
+            where |= np.outer(choose(steps, [step], "step"), choose(frames, [frame], "frame"))
+        return cls._at(where, strength, own)
+
+    @classmethod
+    def _at(cls, where: Bool[np.ndarray, "S F"], strength: float, own: bool) -> "Noise":
+        if not 0.0 <= strength <= 1.0:
+            raise ValueError(f"the strength of noise is {strength}; it lies between 0 and 1")
+        return cls(jnp.asarray(where * np.float32(strength)), jnp.asarray(where & own))
+
+    def on_latents(self, site: Site, x: Latents) -> Latents:
+        strength = self.mask[site.step].astype(x.dtype)[:, None, None, None]
+        centre, level = jnp.zeros_like(x), jnp.ones_like(strength)
+        if self.own is not None and site.last is not None:
+            own = self.own[site.step][:, None, None, None]
+            centre = jnp.where(own, (1 - site.sigma) * site.last, centre)
+            level = jnp.where(own, site.sigma, level)
+        noise = level * jax.random.normal(site.key, x.shape, x.dtype)
+        turned = centre + jnp.sqrt(1 - strength**2) * (x - centre) + strength * noise
+        return jnp.where(strength > 0, turned, x)
 
 
 class SeedEnsemble(Probe):
@@ -203,6 +300,15 @@ class TokenEnergy(Probe):
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, Float[Array, " N"]]:
         del site
         return tokens, jnp.linalg.norm(tokens.astype(jnp.float32), axis=-1)
+
+
+class States(Probe):
+    """Observes x_s, the latent that the model sees at each step: `Trace.seen` is [steps, F, H, W,
+    C]."""
+
+    def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, Latents]:
+        del site
+        return x0, x
 
 
 class TokenFeatures(Probe):

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -74,7 +74,7 @@ class Tensor:
         flat = empty(self.shape if strides is None else (_extent(self.shape, strides),), self.dtype)
         with self.file.open("rb") as file:
             file.seek(self.offset)
-            if file.readinto(flat.reshape(-1).view(np.uint8)) != flat.nbytes:
+            if file.readinto(flat.reshape(-1).view(np.uint8).data) != flat.nbytes:
                 raise CheckpointError(f"{self.file} ends in the middle of a tensor")
         if strides is None:
             return flat
@@ -158,7 +158,7 @@ class _Storage(NamedTuple):
 class _Unpickler(pickle.Unpickler):
     """Builds dicts of `Tensor` and nothing else: no name that the pickle asks for is imported."""
 
-    def __init__(self, stream: BinaryIO, path: Path, archive: zipfile.ZipFile, folder: str):
+    def __init__(self, stream: IO[bytes], path: Path, archive: zipfile.ZipFile, folder: str):
         super().__init__(stream)
         self.path = path
         self.archive = archive
@@ -175,8 +175,8 @@ class _Unpickler(pickle.Unpickler):
             case "torch", _ if name in _TORCH:
                 return _TORCH[name]
         raise CheckpointError(
-            f"{self.path} is refused: besides tensors it holds code, {module}.{name}, which loading "
-            "it in PyTorch would run; save its state dict alone"
+            f"{self.path} is refused: besides tensors it holds code, {module}.{name}, which "
+            "PyTorch would run on loading it; save its state dict alone"
         )
 
     def persistent_load(self, pid: Any) -> _Storage:

@@ -18,16 +18,16 @@ _PLACES = ("google/umt5-xxl/tokenizer.json", "tokenizer/tokenizer.json", "tokeni
 
 
 def clean(prompt: str) -> str:
-    """A prompt as the original cleans it: broken encodings and HTML entities (twice) repaired, every
-    run of whitespace one space. Capitals stay."""
+    """A prompt as the original cleans it: broken encodings and HTML entities (twice) repaired,
+    every run of whitespace one space. Capitals stay."""
     text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
     return re.sub(r"\s+", " ", text).strip()
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """UMT5's tokenizer. Two of the same file are equal and hash alike, so that a model may carry one
-    as a static field.
+    """UMT5's tokenizer. Two of the same file are equal and hash alike, so that a model may carry
+    one as a static field.
 
     digest: sha256 of the file.
     """
@@ -52,18 +52,13 @@ class Tokenizer:
         data = file.read_bytes()
         try:
             pieces = tokenizers.Tokenizer.from_buffer(data)
-        except Exception as error:  # the library raises nothing narrower
+        except ValueError as error:
             raise ValueError(f"{file} is not a tokenizer's file, or is damaged: {error}") from None
         if (pieces.token_to_id("<pad>"), pieces.token_to_id("</s>")) != (_PAD, _EOS):
             raise ValueError(f"{file} is not UMT5's: there, <pad> is token {_PAD} and </s> {_EOS}")
         pieces.no_truncation()
         pieces.no_padding()
         return cls(hashlib.sha256(data).hexdigest(), pieces)
-
-    @property
-    def size(self) -> int:
-        """Tokens are numbered below this."""
-        return max(self._pieces.get_vocab().values()) + 1
 
     def __call__(
         self, prompt: str, length: int = 512

@@ -44,7 +44,7 @@ class Recipe:
     null_text: fraction of samples trained without their prompt (for guidance).
     """
 
-    steps: int = 9000
+    steps: int = 8000
     small: int = 32
     large: int = 4
     shares: Mapping[str, float] = dataclasses.field(
@@ -64,7 +64,7 @@ class Recipe:
     shift: float = 3.0
     learning_rate: float = 2e-3
     warmup: int = 150
-    constant: float = 0.6
+    constant: float = 0.65625
     floor: float = 0.03
     weight_decay: float = 0.01
     clip: float = 1.0

@@ -35,15 +35,16 @@ class Condition(NamedTuple):
 class Trace(NamedTuple):
     """What a trajectory leaves behind.
 
-    latents: the end, [F, H, W, C]. x0: the clean estimate of every step, [S, F, H, W, C]. observed:
-    what the probe saw, [S, …] per observation. finite: whether each step's estimate is free of inf
-    and nan, [S].
+    latents: the end, [F, H, W, C]. x0: the clean estimate that every step went on with, [S, F, H,
+    W, C]. observed: what the probe saw after blocks, [S, …] per observation. finite: whether each
+    step's estimate is free of inf and nan, [S]. seen: what the probe saw of the estimates, [S, …].
     """
 
     latents: Float[Array, "*axes F H W C"]
     x0: Float[Array, "*axes S F H W C"]
     observed: Any
     finite: Bool[Array, "*axes S"]
+    seen: Any = ()
 
 
 def denoise(
@@ -65,14 +66,14 @@ def denoise(
     ) -> tuple[SolverState, tuple]:
         i, sigma, t, row = scanned
         none = jnp.int32(-1)
-        site = Site(i, none, jnp.int32(0), sigma, jax.random.fold_in(key, i))
+        site = Site(i, none, jnp.int32(0), sigma, jax.random.fold_in(key, i), state.last)
         x = probe.on_latents(site, state.x)
         scale = None if plan.guidance is None else plan.guidance[number]
         v, observed = _velocity(experts[number], x, t, site, condition, probe, scale)
-        x0 = clean_estimate(x, v, sigma)
+        x0, seen = probe.on_estimate(site, x, clean_estimate(x, v, sigma))
         state = solver_step(state, x, x0, row)
         state = state._replace(x=_keep_first(rounded(state.x, stored), condition))
-        return state, (x0, probe.on_step(site, observed), jnp.isfinite(x0).all())
+        return state, (x0, probe.on_step(site, observed), jnp.isfinite(x0).all(), seen)
 
     state = solver_init(_keep_first(rounded(noise, stored), condition))
     pieces = []
@@ -83,8 +84,7 @@ def denoise(
         )
         state, piece = jax.lax.scan(lambda s, x, number=number: step(number, s, x), state, xs)
         pieces.append(piece)
-    x0, observed, finite = jax.tree.map(lambda *a: jnp.concatenate(a), *pieces)
-    return Trace(state.x, x0, observed, finite)
+    return Trace(state.x, *jax.tree.map(lambda *a: jnp.concatenate(a), *pieces))
 
 
 def _velocity(
@@ -163,7 +163,12 @@ def stack(values: Sequence[T]) -> T:
 def check_finite(trace: Trace) -> Trace:
     """The trace itself. Raises FloatingPointError naming the first step and run with inf or nan in
     it."""
-    finite = np.asarray(trace.finite)
+    check_steps(np.asarray(trace.finite))
+    return trace
+
+
+def check_steps(finite: Bool[np.ndarray, "*runs S"]) -> None:
+    """`check_finite` of the flags alone."""
     if not finite.all():
         bad = np.argwhere(~finite)
         *run_index, step = bad[bad[:, -1].argmin()].tolist()
@@ -171,4 +176,3 @@ def check_finite(trace: Trace) -> Trace:
             f"the latent is not finite from step {step} of {finite.shape[-1]} on "
             f"(in run {tuple(run_index)}): look at the probe, the guidance scale or the weights"
         )
-    return trace

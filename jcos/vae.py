@@ -1,10 +1,21 @@
-"""From pixels to latents and back."""
+"""From pixels to latents and back: the small model's exact codec, and Wan's causal video VAEs.
 
+Axis letters: F H W frames, height and width of a video, f h w of its latents, C latent channels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
+from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from jcos.config import PixelCodec
+from jcos.causal import Decoder, Encoder, Frames, Past
+from jcos.config import PixelCodec, VaeConfig
 
 
 def encode_pixels(codec: PixelCodec, video: UInt8[Array, "F H W 3"]) -> Float[Array, "F h w C"]:
@@ -18,3 +29,183 @@ def decode_pixels(codec: PixelCodec, latents: Float[Array, "F h w C"]) -> Float[
     """The inverse, as float colours 0..255, not clipped (`media.to_uint8` clips and rounds)."""
     rgb = rearrange(latents, "f h w (a b c) -> f (h a) (w b) c", a=codec.stride, b=codec.stride)
     return (rgb * codec.std + codec.mean) * 255
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Pieces that a frame is coded in where it is too large for the memory as a whole.
+
+    size, overlap: height and width in latent cells. DiffSynth's are the defaults; its results too,
+    where the tiles fit the frame. (Where they do not, the last one is moved back to the border
+    here; there, it is cut off.)
+    """
+
+    size: tuple[int, int] = (30, 52)
+    overlap: tuple[int, int] = (15, 26)
+
+    def __post_init__(self) -> None:
+        for size, overlap in zip(self.size, self.overlap, strict=True):
+            if not 0 <= overlap < size:
+                raise ValueError(
+                    f"Tiles: size {self.size} and overlap {self.overlap}; an overlap is at least "
+                    "0 and less than the size"
+                )
+
+
+class Vae(nnx.Module):
+    """Wan's video VAE 2.1 or 2.2, for one video, in float32 with exact products whatever the
+    default precision.
+
+    Video and latents are streamed through it: the first frame, then 4 frames or 1 latent frame at a
+    time, so that memory hardly grows with their number. Source: `wan/modules/vae2_1.py` and
+    `vae2_2.py` of the original.
+    """
+
+    def __init__(self, cfg: VaeConfig, *, rngs: nnx.Rngs):
+        self.encoder = Encoder(cfg, rngs)
+        self.conv1 = nnx.Linear(2 * cfg.channels, 2 * cfg.channels, rngs=rngs)
+        self.conv2 = nnx.Linear(cfg.channels, cfg.channels, rngs=rngs)
+        self.decoder = Decoder(cfg, rngs)
+        self.cfg = cfg
+
+    def encode(
+        self, video: Float[Array, "F H W rgb"], *, tiles: Tiles | None = None, whole: bool = False
+    ) -> Float[Array, "f h w C"]:
+        """Normalised means (nothing is sampled) of a video in −1..1.
+
+        1 + 4n frames make 1 + n latent frames; as in the original, up to 3 frames more than that
+        are dropped. whole: all frames at once, the same numbers for much more memory.
+        Raises ValueError where the video has no frame, other than 3 colours, or a height or width
+        that is no multiple of `cfg.strides`.
+        """
+        along, *strides = self.cfg.strides
+        frames, height, width, colours = video.shape
+        if frames < 1 or colours != 3:
+            raise ValueError(
+                f"the video has shape {video.shape}; a VAE encodes at least 1 frame of 3 colours, "
+                "[F, H, W, 3]"
+            )
+        for name, size, stride in zip(("height", "width"), (height, width), strides, strict=True):
+            if size < 1 or size % stride:
+                raise ValueError(
+                    f"the {name} is {size} pixels; this VAE needs a multiple of {stride}: crop or "
+                    "resize the video"
+                )
+        video = video[: frames - (frames - 1) % along].astype(jnp.float32)
+        return _code(self._encode, video, along, tiles, (strides[0], 1), whole)
+
+    def decode(
+        self,
+        latents: Float[Array, "f h w C"],
+        *,
+        tiles: Tiles | None = None,
+        whole: bool = False,
+        clamp: bool = True,
+    ) -> Float[Array, "F H W 3"]:
+        """A video of 1 + 4(f − 1) frames, clamped to −1..1 or not.
+
+        whole: all frames at once, the same numbers for much more memory.
+        Raises ValueError where the latents are empty or have other channels than this VAE's.
+        """
+        channels = self.cfg.channels
+        if latents.shape[-1] != channels or not latents.size:
+            raise ValueError(
+                f"the latents have shape {latents.shape}; this VAE decodes at least 1 frame and "
+                f"cell of {channels} channels, [f, h, w, {channels}]"
+            )
+        scales = (1, self.cfg.strides[1])
+        video = _code(self._decode, latents.astype(jnp.float32), 1, tiles, scales, whole)
+        return jnp.clip(video, -1, 1) if clamp else video
+
+    def _encode(self, video: Float[Array, "F H W 3"], past: Past) -> tuple[Frames, Past]:
+        if self.cfg.patched:
+            video = rearrange(video, "f (h a) (w b) c -> f h w (c b a)", a=2, b=2)
+        x, past = self.encoder(video, past)
+        mean, std = self._statistics()
+        return (self.conv1(x)[..., : self.cfg.channels] - mean) / std, past
+
+    def _decode(self, latents: Float[Array, "f h w C"], past: Past) -> tuple[Frames, Past]:
+        mean, std = self._statistics()
+        x, past = self.decoder(self.conv2(latents * std + mean), past)
+        if self.cfg.patched:
+            x = rearrange(x, "f h w (c b a) -> f (h a) (w b) c", a=2, b=2)
+        return x, past
+
+    def _statistics(self) -> tuple[Float[Array, "1 1 1 C"], Float[Array, "1 1 1 C"]]:
+        mean, std = jnp.array(self.cfg.mean), jnp.array(self.cfg.std)
+        return mean[None, None, None], std[None, None, None]
+
+
+Chunk = Callable[[Frames, Past], tuple[Float[Array, "f h w O"], Past]]
+Clip = Callable[[Frames], Float[Array, "f h w O"]]
+
+
+def _code(
+    chunk: Chunk,
+    x: Frames,
+    frames: int,
+    tiles: Tiles | None,
+    scales: tuple[int, int],
+    whole: bool,
+) -> Float[Array, "f h w O"]:
+    clip: Clip = (lambda x: chunk(x, None)[0]) if whole else partial(_streamed, chunk, frames)
+    with jax.default_matmul_precision("highest"):
+        return clip(x) if tiles is None else _tiled(clip, x, tiles, scales)
+
+
+def _streamed(chunk: Chunk, frames: int, x: Frames) -> Float[Array, "f h w O"]:
+    """The first frame, then so many at a time."""
+    first, past = chunk(x[:1], None)
+    count = (len(x) - 1) // frames
+    if not count:
+        return first
+
+    def step(past: Past, i: Array) -> tuple[Past, Array]:
+        # A slice, because chunks as the scan's input would be a copy of the video.
+        y, past = chunk(jax.lax.dynamic_slice_in_dim(x, 1 + i * frames, frames), past)
+        return past, y
+
+    _, rest = jax.lax.scan(step, past, jnp.arange(count))
+    return jnp.concatenate([first, rearrange(rest, "n f h w c -> (n f) h w c")])
+
+
+def _tiled(
+    clip: Clip, x: Frames, tiles: Tiles, scales: tuple[int, int]
+) -> Float[Array, "f h w O"]:
+    """Every tile by itself, then blended; scales: pixels per latent cell, going in and coming
+    out."""
+    into, out = scales
+    cells = (x.shape[1] // into, x.shape[2] // into)
+    rows, columns = (
+        _cut(*axis, out) for axis in zip(cells, tiles.size, tiles.overlap, strict=True)
+    )
+    size = (len(x), rows[1].shape[1] // out * into, columns[1].shape[1] // out * into, x.shape[3])
+
+    def add(sums: list[Array], place: tuple[Array, ...]) -> tuple[list[Array], None]:
+        row, column, down, across = place
+        tile = clip(jax.lax.dynamic_slice(x, (0, row * into, column * into, 0), size))
+        weight = jnp.minimum(down[:, None], across[None])[None, :, :, None]
+        at = (0, row * out, column * out, 0)
+        return [_added(*terms, at) for terms in zip(sums, (tile * weight, weight), strict=True)], None
+
+    made = jax.eval_shape(clip, jax.ShapeDtypeStruct(size, x.dtype))
+    area = (cells[0] * out, cells[1] * out)
+    sums = [jnp.zeros((len(made), *area, made.shape[3])), jnp.zeros((1, *area, 1))]
+    i, j = np.indices((len(rows[0]), len(columns[0]))).reshape(2, -1)
+    (total, weight), _ = jax.lax.scan(add, sums, (rows[0][i], columns[0][j], rows[1][i], columns[1][j]))
+    return total / weight
+
+
+def _cut(cells: int, size: int, overlap: int, out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Along one axis: the tiles' first cells, and their weights at every pixel of theirs, which
+    rise and fall over the overlaps."""
+    last = max(cells - size, 0)
+    starts = np.array([*range(0, last, size - overlap), last])
+    rise = np.minimum(np.arange(1, min(size, cells) * out + 1) / max(overlap * out, 1), 1)
+    weights = [np.minimum(rise if a else 1, rise[::-1] if a < last else 1) for a in starts]
+    return starts, np.array([np.broadcast_to(w, rise.shape) for w in weights], np.float32)
+
+
+def _added(total: Array, value: Array, at: tuple[Array | int, ...]) -> Array:
+    there = jax.lax.dynamic_slice(total, at, value.shape)
+    return jax.lax.dynamic_update_slice(total, there + value, at)

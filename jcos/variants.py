@@ -20,8 +20,8 @@ from jcos.config import (
     Words,
 )
 
-DIFFUSERS = Numerics(linear="bfloat16", residual="bfloat16", head="bfloat16")
-DIFFSYNTH = Numerics("bfloat16", "bfloat16", "bfloat16", "bfloat16", "bfloat16")
+DIFFUSERS = Numerics(linear="bfloat16", residual="bfloat16", head="bfloat16", text="bfloat16")
+DIFFSYNTH = Numerics(*["bfloat16"] * 6)
 """The code that the paper's released tools run on."""
 
 

@@ -1,7 +1,7 @@
 """`Wan`: expert(s), codec and text encoder of one model, with the defaults its authors sample
 with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +15,14 @@ from jcos import checkpoint, flow, trajectory
 from jcos.config import Codec, PixelCodec, Sampling, UMT5Config, VaeConfig, WanConfig, Words
 from jcos.dit import DiT
 from jcos.image import check_frames
+from jcos.layouts import is_released
 from jcos.probes import Probe
-from jcos.text import UMT5, Tokenizer, WordEmbedding, embed, word_ids
+from jcos.released import load_released, open_released
+from jcos.text import UMT5, WordEmbedding, embed, word_ids
+from jcos.tokenizer import Tokenizer
 from jcos.trajectory import Condition, Trace
 from jcos.vae import Vae, decode_pixels, encode_pixels
+from jcos.variants import Profile, with_profile
 
 TINY = Path(__file__).parent / "tiny"
 """The trained small model that comes with the package."""
@@ -39,15 +43,8 @@ class Wan(nnx.Module):
         self.experts = nnx.List(
             [DiT(config.dit, numerics=config.numerics, rngs=rngs) for _ in range(config.experts)]
         )
-        self.text: WordEmbedding | UMT5 | None = None
-        self.vae: Vae | None = None
-        match config.text:
-            case Words():
-                self.text = WordEmbedding(config.text, rngs=rngs)
-            case UMT5Config():
-                self.text = UMT5(config.text, rngs=rngs)
-        if isinstance(config.codec, VaeConfig):
-            self.vae = Vae(config.codec, rngs=rngs)
+        self.text = _text_encoder(config, rngs)
+        self.vae = Vae(config.codec, rngs=rngs) if isinstance(config.codec, VaeConfig) else None
         self.tokenizer: Tokenizer | None = None
         self.config = config
 
@@ -162,6 +159,15 @@ class Wan(nnx.Module):
         return video.reshape(*latents.shape[:-4], *video.shape[1:])
 
 
+def _text_encoder(config: WanConfig, rngs: nnx.Rngs) -> WordEmbedding | UMT5 | None:
+    match config.text:
+        case Words():
+            return WordEmbedding(config.text, rngs=rngs)
+        case UMT5Config():
+            return UMT5(config.text, dtype=config.numerics.text, rngs=rngs)
+    return None
+
+
 @jax.jit
 def _encode(vae: Vae, video: Float[Array, "F H W 3"]) -> Float[Array, "f h w C"]:
     return vae.encode(video)
@@ -201,14 +207,48 @@ def image_channels(
     return jnp.concatenate([_given_mask(latents), latents], axis=-1)
 
 
-def load(folder: Path | str = TINY) -> Wan:
+def load(
+    folder: Path | str = TINY,
+    *,
+    profile: Profile | None = None,
+    experts: bool = True,
+    text: bool = True,
+    vae: bool = True,
+    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+) -> Wan:
     """A model from a checkpoint folder; without one, the small model of the package.
 
+    The folder is one that jcos or `python -m convert` wrote, or a released one as it is.
+    profile: whose numerics and schedule to follow (`variants.with_profile`); by default the
+    authors'. experts, text, vae: what to load; the rest is None, or no expert. shardings: by leaf
+    path, straight onto many devices.
     Raises checkpoint.CheckpointError where the folder is not one, or is damaged.
     """
-    manifest = checkpoint.read_manifest(Path(folder))
-    config = checkpoint.read_config(manifest)
-    return checkpoint.restore(Path(folder), jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0))))
+    folder = Path(folder)
+    source = None
+    if (folder / checkpoint.MANIFEST).exists() or not is_released(folder):
+        config = checkpoint.read_config(checkpoint.read_manifest(folder))
+        found = checkpoint.stored(folder).keys()
+        tokens = folder / "tokenizer"
+    else:
+        source = open_released(folder)
+        config, found, tokens = source.config, source.leaves.keys(), source.tokenizer
+    if profile is not None:
+        config = with_profile(config, profile)
+    model = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
+    wanted = {"experts": experts, "text": text, "vae": vae}
+    for part, want in wanted.items():
+        if not want or not any(name.split(".")[0] == part for name in found):
+            setattr(model, part, nnx.List([]) if part == "experts" else None)
+    if source is None:
+        only = [f"{part}." for part in wanted if getattr(model, part)]
+        model = checkpoint.restore(folder, model, shardings, only)
+    else:
+        want = checkpoint.leaves(model)
+        model = checkpoint.with_leaves(model, load_released(source, want, shardings))
+    if isinstance(model.text, UMT5) and tokens is not None and tokens.exists():
+        model.tokenizer = Tokenizer.load(tokens)
+    return model
 
 
 def seed_keys(seeds: Sequence[int]) -> Key[Array, " K"]:

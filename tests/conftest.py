@@ -49,6 +49,21 @@ def load_golden(name: str) -> dict[str, np.ndarray]:
     )
 
 
+RELEASES = {
+    "t2v": "Wan2.1-T2V-1.3B",
+    "i2v_high": "Wan2.2-I2V-A14B/high_noise_model",
+    "i2v_low": "Wan2.2-I2V-A14B/low_noise_model",
+    "ti2v": "Wan2.2-TI2V-5B",
+}
+"""Folders of the tiny transformers, in the layout of the releases."""
+
+
+def load_release(name: str) -> dict[str, np.ndarray]:
+    """The tensors of a transformer in `RELEASES`, by their names in the original code."""
+    shards = sorted((GOLDEN / "ckpt" / RELEASES[name]).glob("*.safetensors"))
+    return {name: a for file in shards for name, a in safetensors.numpy.load_file(file).items()}
+
+
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], dict[str, np.ndarray]]:
     """`golden("dit/t2v_a")` is the dict of reference arrays of that file."""

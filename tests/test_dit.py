@@ -16,7 +16,7 @@ from jcos.dit import MLP, Attention, DiT
 from jcos.layers import rope_angles, rotate, time_features
 from jcos.names import DIT, fill
 from jcos.variants import wan22_i2v_a14b
-from tests.conftest import GOLDEN, load_golden
+from tests.conftest import GOLDEN, RELEASES, load_golden, load_release
 
 # golden file -> weights it was made with
 CASES = {
@@ -35,8 +35,9 @@ CLIPS = [(name, i) for name in CASES for i in range(2 if name == "t2v_b" else 1)
 @cache
 def original(weights: str, numerics=FLOAT32) -> DiT:
     """The tiny model of these weights, converted."""
-    tensors = load_golden(f"weights/{weights}")
-    sizes = json.loads((GOLDEN / "weights" / f"{weights}.json").read_text(encoding="utf-8"))
+    tensors = load_release(weights)
+    folder = GOLDEN / "ckpt" / RELEASES[weights]
+    sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = DiTConfig(
         dim=sizes["dim"],
         ffn_dim=sizes["ffn_dim"],

@@ -1,5 +1,6 @@
 """Tables of names: every tensor one place, every place one tensor, all faults at once."""
 
+import json
 import re
 
 import jax
@@ -10,7 +11,19 @@ from flax import nnx
 from jcos.checkpoint import CheckpointError, leaves
 from jcos.config import DiTConfig
 from jcos.dit import DiT
-from jcos.names import DIT, Row, fill, translate
+from jcos.names import (
+    DIT,
+    DIT_OF_DIFFUSERS,
+    UMT5_OF_TRANSFORMERS,
+    VAE_2_1_OF_DIFFUSERS,
+    VAE_2_2_OF_DIFFUSERS,
+    Row,
+    fill,
+    original_name,
+    place,
+    translate,
+)
+from tests.conftest import GOLDEN, RELEASES, load_release
 
 CONFIG = DiTConfig(
     dim=8,
@@ -121,9 +134,9 @@ def test_no_two_tensors_share_a_place():
     np.testing.assert_array_equal(before, after)
 
 
-@pytest.mark.parametrize("weights", ["t2v", "i2v_high", "i2v_low", "ti2v"])
-def test_every_golden_checkpoint_is_translated_whole(golden, weights):
-    given = golden(f"weights/{weights}")
+@pytest.mark.parametrize("weights", RELEASES)
+def test_every_golden_checkpoint_is_translated_whole(weights):
+    given = load_release(weights)
     assert sum(a.size for a in translate(given, DIT).values()) == sum(
         a.size for a in given.values()
     )
@@ -184,3 +197,50 @@ def test_a_checkpoint_with_a_layer_less_does_not_fit(abstract):
 def test_weights_take_the_models_type(abstract):
     given = {name: a.astype(np.float16) for name, a in tensors().items()}
     assert {a.dtype for a in leaves(fill(abstract, given, DIT)).values()} == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "renaming"),
+    [
+        ("dit", DIT_OF_DIFFUSERS),
+        ("vae21", VAE_2_1_OF_DIFFUSERS),
+        ("vae22", VAE_2_2_OF_DIFFUSERS),
+        ("umt5", UMT5_OF_TRANSFORMERS),
+    ],
+)
+def test_names_of_diffusers_become_the_originals(kind, renaming):
+    """The map was made by diffusers' own conversion of tiny models."""
+    file = GOLDEN / "ckpt" / "key_maps_original_to_diffusers.json"
+    for original, diffusers in json.loads(file.read_text())[kind].items():
+        assert original_name(diffusers, renaming) == original
+        assert original_name(original, renaming) == original
+
+
+def test_leaves_are_placed_without_reading_tensors():
+    given = tensors()
+    placed = place({name: a.shape for name, a in given.items()}, DIT)
+    translated = translate(given, DIT)
+    assert {path: leaf.shape for path, leaf in placed.items()} == {
+        path: a.shape for path, a in translated.items()
+    }
+    leaf = placed["blocks.ffn.layers_0.kernel"]
+    assert leaf.stacked
+    assert [name for name, _ in leaf.sources] == [f"blocks.{i}.ffn.0.weight" for i in range(3)]
+    read: list[str] = []
+    built = leaf.build(lambda name: read.append(name) or given[name], np.dtype(np.float16))
+    assert read == [name for name, _ in leaf.sources]
+    np.testing.assert_array_equal(
+        built, translated["blocks.ffn.layers_0.kernel"].astype(np.float16)
+    )
+
+
+def test_a_tensor_of_another_rank_is_reported_with_the_others():
+    given = tensors()
+    given["head.modulation"] = np.zeros((), np.float32)
+    given["stranger"] = np.zeros(3)
+    with pytest.raises(CheckpointError, match=r"^2 tensors cannot be placed: ") as error:
+        translate(given, DIT)
+    assert faults(error) == [
+        "head.modulation has shape (), which no such tensor has",
+        "stranger matches 0 rows",
+    ]

@@ -11,6 +11,8 @@ import jax
 import tyro
 
 from jcos.cli.demo import Demo
+from jcos.cli.generate import Generate
+from jcos.cli.run import Run
 from jcos.cli.sample import Sample
 from jcos.cli.tasks import Tasks
 
@@ -25,6 +27,8 @@ class Command(Protocol):
 COMMANDS: dict[str, Callable[..., Command]] = {
     "demo": Demo,
     "sample": Sample,
+    "run": Run,
+    "generate": Generate,
     "tasks": Tasks,
 }
 

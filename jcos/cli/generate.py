@@ -25,7 +25,7 @@ from jcos.cli.common import Interventions, console, write
 from jcos.config import Sampling, Solver
 from jcos.noise import noise_from_file, wan_noise
 from jcos.probes import Probe, Site, chain
-from jcos.text import TextCache
+from jcos.text import UMT5, TextCache
 from jcos.variants import Profile
 from jcos.wan import Wan
 
@@ -174,16 +174,22 @@ class Generate(Interventions):
         return noise_from_file(Path(self.noise), shape)[None]
 
     def _prompts(self, model: Wan) -> tuple[wan.Prompt, wan.Prompt]:
-        negative = self.negative or model.config.negative
+        """Both prompts; embedded if there is a cache, for which the encoder is loaded only if it
+        lacks one of them, and let go again."""
+        prompts = (self.prompt, self.negative or model.config.negative)
         if self.text_cache is None:
-            return self.prompt, negative
-        cache = TextCache(self.text_cache)
-        missing = [text for text in (self.prompt, negative) if text not in cache]
-        if missing:
+            return prompts
+        length = model.config.dit.text_len
+        try:
+            cache = TextCache(self.text_cache)
+            prompt, negative = (cache.embed(text, length) for text in prompts)
+        except ValueError as missing:
             whole = wan.load(self.checkpoint, profile=self.profile, experts=False, vae=False)
-            for text in missing:
-                cache[text] = np.asarray(whole.embed(text))
-        return cache[self.prompt], cache[negative]
+            if not isinstance(whole.text, UMT5):
+                raise missing from None
+            cache = TextCache(self.text_cache, whole.text, whole.tokenizer)
+            prompt, negative = (cache.embed(text, length) for text in prompts)
+        return prompt, negative
 
     def _describe(
         self, model: Wan, size: tuple[int, int], frames: int, picture: np.ndarray | None

@@ -1,23 +1,145 @@
-"""Many puzzles of a task through a model, as one compiled program."""
+"""Many puzzles × probes × seeds through a model, as one compiled program."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 from jcos import flow, trajectory
-from jcos.config import Sampling
+from jcos.config import PixelCodec, Sampling
+from jcos.experiments.memory import runs_that_fit
 from jcos.probes import Probe
-from jcos.tasks import Puzzle, Task
+from jcos.tasks import TASKS, Puzzle, Task
 from jcos.trajectory import Condition, Trace
-from jcos.wan import Wan, generate_worlds, seed_keys
+from jcos.vae import decode_pixels
+from jcos.wan import Wan, generate_worlds
 
-CHUNK = 32
-"""Puzzles computed at a time: enough to keep the matrix units busy, small enough for a laptop's
-memory."""
+T = TypeVar("T")
+
+Look = Callable[[Wan, flow.Plan, Trace, Any], Any]
+"""What to keep of one run, leaves [W, K, …], on the device: a function of the model, the plan, the
+trace and what lies beside the puzzle. It is part of the program: define it at a module's top."""
+
+
+class Progress(NamedTuple):
+    """`done` of `total` runs of what is going on."""
+
+    what: str
+    done: int
+    total: int
+
+
+class Run(NamedTuple):
+    """One run as data. number: of the puzzle, for its noise. start: latents to begin with instead
+    of that noise. beside: what `look` is given."""
+
+    given: Condition
+    number: Int[Array | np.ndarray, "*runs"]
+    probe: Probe
+    start: Float[Array | np.ndarray, "*runs K F h w C"] | None
+    beside: Any
+
+
+@partial(jax.jit, static_argnames=("look",))
+def _play(
+    model: Wan, plan: flow.Plan, runs: Run, seeds: UInt32[np.ndarray, " K"], look: Look
+) -> tuple[Any, Bool[Array, "runs W K S"]]:
+    def one(run: Run) -> tuple[Any, Bool[Array, "W K S"]]:
+        keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), run.number))(seeds)
+        trace = generate_worlds(model, plan, run.given, keys, run.probe, run.start)
+        return look(model, plan, trace, run.beside), trace.finite
+
+    return jax.vmap(one)(runs)
+
+
+def compilations() -> int:
+    """How many programs were compiled so far; a sweep adds one, its positions none."""
+    return _play._cache_size()
+
+
+def playing(
+    model: Wan,
+    given: Condition,
+    seeds: Sequence[int] = (0,),
+    *,
+    probes: Sequence[Probe] = (Probe(),),
+    plan: flow.Plan | None = None,
+    look: Look | None = None,
+    beside: Any = (),
+    start: Float[Array | np.ndarray, "P K F h w C"] | None = None,
+    chunk: int | None = None,
+    what: str = "playing",
+) -> Generator[Progress, None, Any]:
+    """Every probe on every puzzle with every seed; returns what `look` keeps, as numpy, leaves [Q,
+    P, …].
+
+    given: conditions [P, W, …] of P puzzles in W worlds. probes: Q of one kind. plan: the model's
+    own by default. look: by default the whole `Trace`. beside: for `look`, leaves [P, …]. chunk:
+    runs computed at a time, by default as many as memory holds; they come back to the host before
+    the next ones start.
+
+    A seed's noise depends on the puzzle's number and the seed, not on what runs beside it: runs
+    that differ in their probe are paired.
+    Raises ValueError where the results do not fit into memory, before anything runs, and
+    FloatingPointError where a latent stops being finite.
+    """
+    plan = flow.plan(model.config.sampling, model.config.boundary) if plan is None else plan
+    given, stacked, beside, start = jax.tree.map(
+        np.asarray, (given, trajectory.stack(probes), beside, start)
+    )
+    puzzles, worlds = given.context.shape[:2]
+    total = len(probes) * puzzles
+    chunk = runs_that_fit(model, given, plan, len(seeds), worlds, total, chunk)
+    # All pieces are equally long, so that there is one program; the last is filled up.
+    chunk = -(-total // -(-total // chunk))
+    kept = []
+    for first in range(0, total, chunk):
+        yield Progress(what, first, total)
+        probe, puzzle = np.divmod(np.minimum(first + np.arange(chunk), total - 1), puzzles)
+        runs = Run(
+            _take(given, puzzle),
+            puzzle.astype(np.int32),
+            _take(stacked, probe),
+            _take(start, puzzle),
+            _take(beside, puzzle),
+        )
+        seen = _play(model, plan, runs, np.asarray(seeds, np.uint32), look or everything)
+        kept.append(jax.device_get(seen))
+    yield Progress(what, total, total)
+    found, finite = jax.tree.map(
+        lambda *a: np.concatenate(a)[:total].reshape(len(probes), puzzles, *a[0].shape[1:]), *kept
+    )
+    trajectory.check_steps(finite)
+    return found
+
+
+def _take(values: Any, rows: Int[np.ndarray, " n"]) -> Any:
+    return jax.tree.map(lambda a: a[rows], values)
+
+
+def finish(steps: Generator[Any, None, T]) -> T:
+    """What a generator returns, its progress unheard."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def everything(model: Wan, plan: flow.Plan, trace: Trace, beside: Any) -> Trace:
+    """Keeps the whole trace."""
+    del model, plan, beside
+    return trace
+
+
+def chosen_steps(model: Wan, plan: flow.Plan, trace: Trace, steps: Int[Array, " kept"]) -> Trace:
+    """Keeps the clean estimates of some steps only."""
+    del model, plan
+    return trace._replace(x0=trace.x0[:, :, steps])
 
 
 def held_out(task: Task, n: int, seed: int = 0) -> list[Puzzle]:
@@ -25,34 +147,13 @@ def held_out(task: Task, n: int, seed: int = 0) -> list[Puzzle]:
     return [task.sample((seed, i), "test") for i in range(n)]
 
 
-def conditions(model: Wan, task: Task, puzzles: Sequence[Puzzle]) -> Condition:
-    """Conditions of all puzzles, stacked [P, …]."""
-    frames = [task.first_frame(puzzle) for puzzle in puzzles]
-    given = [
-        model.condition(f, p.prompt, task.frames) for f, p in zip(frames, puzzles, strict=True)
-    ]
+def conditions(model: Wan, puzzles: Sequence[Puzzle]) -> Condition:
+    """Conditions of all puzzles, stacked [P, …]; they are of one canvas."""
+    given = []
+    for puzzle in puzzles:
+        task = TASKS[puzzle.task]
+        given.append(model.condition(task.first_frame(puzzle), puzzle.prompt, task.frames))
     return trajectory.stack(given)
-
-
-@partial(jax.jit, static_argnames=("chunk",))
-def _play(
-    model: Wan,
-    plan: flow.Plan,
-    given: Condition,
-    keys: Key[Array, "P K"],
-    probes: Probe,
-    keep: Int[Array, " kept"],
-    which: Int[Array, "I 2"],
-    chunk: int,
-) -> Trace:
-    def one(pair: Int[Array, " 2"]) -> Trace:
-        probe = jax.tree.map(lambda a: a[pair[0]], probes)
-        world = jax.tree.map(lambda a: a[pair[1]][None], given)
-        trace = generate_worlds(model, plan, world, keys[pair[1]], probe)
-        trace = jax.tree.map(lambda a: a[0], trace)
-        return trace._replace(x0=trace.x0[:, keep])
-
-    return jax.lax.map(one, which, batch_size=chunk)
 
 
 def play(
@@ -65,42 +166,51 @@ def play(
     sampling: Sampling | None = None,
     keep: Sequence[int] = (-1,),
 ) -> Trace:
-    """Every probe on every puzzle with every seed: leaves [Q, P, K, …]; x0 of the steps in `keep`
-    only (the last by default).
-
-    A seed's noise depends on the puzzle's number and the seed, not on what runs beside it: runs
-    that differ in their probe are paired. All probes are of one kind and run in one compiled
-    program.
-    """
+    """`playing` to its end, in one world: leaves [Q, P, K, …]; x0 of the steps in `keep` only (the
+    last by default)."""
+    del task
     plan = flow.plan(sampling or model.config.sampling, model.config.boundary)
-    number = jnp.arange(len(puzzles))
-    keys = jax.vmap(lambda i: jax.vmap(lambda key: jax.random.fold_in(key, i))(seed_keys(seeds)))(
-        number
-    )
-    which = np.stack(
-        np.meshgrid(np.arange(len(probes)), np.arange(len(puzzles)), indexing="ij"), -1
-    )
-    trace = _play(
-        model,
-        plan,
-        conditions(model, task, puzzles),
-        keys,
-        trajectory.stack(probes),
-        jnp.asarray(np.array(keep, np.int32)),
-        jnp.asarray(which.reshape(-1, 2)),
-        min(CHUNK, which.size // 2),
-    )
-    shape = which.shape[:2]
-    return trajectory.check_finite(jax.tree.map(lambda a: a.reshape(*shape, *a.shape[1:]), trace))
+    given = one_world(conditions(model, puzzles))
+    steps = np.tile(np.array(keep, np.int32), (len(puzzles), 1))
+    run = playing(model, given, seeds, probes=probes, plan=plan, look=chosen_steps, beside=steps)
+    return jax.tree.map(lambda a: a[:, :, 0], finish(run))
+
+
+def one_world(given: Condition) -> Condition:
+    """Conditions [P, …] as [P, W = 1, …]."""
+    return jax.tree.map(lambda a: a[:, None], given)
+
+
+def pixels(model: Wan, latents: Float[Array, "*axes F h w C"]) -> UInt8[Array, "*axes F H W 3"]:
+    """`Wan.decode` on the device, of models whose codec has no weights."""
+    if not isinstance(model.codec, PixelCodec):
+        raise ValueError(f"{model.config.name} has a VAE; decode its latents one by one")
+    flat = latents.reshape(-1, *latents.shape[-4:])
+    video = jax.vmap(partial(decode_pixels, model.codec))(flat)
+    video = jnp.clip(jnp.round(video), 0, 255).astype(jnp.uint8)
+    return video.reshape(*latents.shape[:-4], *video.shape[1:])
+
+
+def judge(
+    puzzles: Sequence[Puzzle], videos: UInt8[np.ndarray, "P *axes F H W 3"]
+) -> tuple[Float[np.ndarray, "P *axes"], Bool[np.ndarray, "P *axes"]]:
+    """Scores of videos, and whether they are solved, each by its puzzle's task."""
+    axes = videos.shape[:-4]
+    rows = videos.reshape(len(puzzles), -1, *videos.shape[-4:])
+    found = [
+        [TASKS[puzzle.task].score(puzzle, video)[:2] for video in row]
+        for puzzle, row in zip(puzzles, rows, strict=True)
+    ]
+    scores, solved = np.moveaxis(np.array(found, np.float64).reshape(*axes, 2), -1, 0)
+    return scores, solved.astype(bool)
 
 
 def score(
-    model: Wan, task: Task, puzzles: Sequence[Puzzle], latents: Float[Array, "P *axes F h w C"]
+    model: Wan,
+    task: Task,
+    puzzles: Sequence[Puzzle],
+    latents: Float[Array | np.ndarray, "P *axes F h w C"],
 ) -> tuple[Float[np.ndarray, "P *axes"], Bool[np.ndarray, "P *axes"]]:
-    """Scores of decoded latents, and whether they are solved. The puzzles' axis comes first."""
-    videos = model.decode(latents).reshape(
-        len(puzzles), -1, task.frames, task.height, task.width, 3
-    )
-    found = [[task.score(p, v) for v in row] for p, row in zip(puzzles, videos, strict=True)]
-    scores, solved = (np.array([[s[i] for s in row] for row in found]) for i in (0, 1))
-    return scores.reshape(latents.shape[:-4]), solved.reshape(latents.shape[:-4]).astype(bool)
+    """`judge` of decoded latents. The puzzles' axis comes first."""
+    del task
+    return judge(puzzles, model.decode(jnp.asarray(latents)))

@@ -1,92 +1,122 @@
-"""When does the answer appear? Clean estimates at every step, solved or not, and which answers they
-blend.
+"""When does the answer appear, and which answers does an estimate blend before? (Paper, section
+3.1.)
 
-Paper, section 3.1: early estimates hold several answers at once, middle steps prune them, late ones
-polish.
+Early estimates hold several answers at once, middle steps prune them, late ones polish. Any good
+denoiser must do so; the ideal one (`ideal.py`), asked at the very same noisy latents, says how
+much.
 """
 
-from collections.abc import Sequence
-from functools import partial
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Generator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
 
-from jcos.experiments.puzzles import play, score
-from jcos.measures import Mass, answer_mass
-from jcos.tasks import Puzzle, Task
-from jcos.vae import encode_pixels
+from jcos.experiments import plots
+from jcos.experiments.answers import answers_of
+from jcos.experiments.experiment import Experiment, Findings, Picture, looked_at, row
+from jcos.experiments.puzzles import Progress, playing
+from jcos.experiments.samples import Samples
+from jcos.experiments.steps_figures import FILM, figures
+from jcos.experiments.steps_found import Found
+from jcos.experiments.watching import Seen, look_at_answers, look_at_distance
+from jcos.probes import States
 from jcos.wan import Wan
 
 
-class Watched(NamedTuple):
-    """Runs of P puzzles, looked at in S steps, J of them judged.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Steps(Experiment):
+    """Paper, section 3.1: the clean estimate at every step, of every puzzle.
 
-    x0 [P, S, F, h, w, C], latents [P, F, h, w, C]: clean estimates and the end. scores, solved
-    [P, J]: of the judged estimates (the last step's estimate is the end itself).
+    Measured at each step: solved or not (hence the step of commitment, from which on it is solved);
+    the blend of right answers in the estimate, beside the ideal denoiser's posterior at the same
+    x_s and beside the ideal denoiser's own trajectory from the same noise; for puzzles with one
+    right answer the mass on wrong ones (sizes, angles: superposition); how well the uncertainty of
+    early estimates predicts failure (area under the ROC curve).
+    Of clips: the distance of every estimate from the last.
+
+    wrong: how many wrong answers a puzzle with a single right one is compared with.
     """
 
-    x0: Float[Array, "P S F h w C"]
-    latents: Float[Array, "P F h w C"]
-    scores: Float[np.ndarray, "P J"]
-    solved: Bool[np.ndarray, "P J"]
+    question = "When does the answer appear, and what do early estimates blend?"
 
+    tasks: tuple[str, ...] = ("maze", "tictactoe", "pattern", "rotation", "returns", "bounce")
+    wrong: int = 6
 
-def watch(
-    model: Wan, task: Task, puzzles: Sequence[Puzzle], looked: Sequence[int], judged: Sequence[int]
-) -> Watched:
-    """Plays the puzzles with seed 0; keeps the clean estimates of the steps `looked`, and scores
-    those of `judged`, which are among them."""
-    trace = play(model, task, puzzles, keep=looked)
-    x0, latents = trace.x0[0, :, 0], trace.latents[0, :, 0]
-    where = np.array([list(looked).index(step) for step in judged])
-    return Watched(x0, latents, *score(model, task, puzzles, x0[:, where]))
+    def check(self, model: Wan) -> None:
+        super().check(model)
+        if self.wrong < 0:
+            raise ValueError(f"wrong is {self.wrong}; it counts answers")
 
+    def measure(self, model: Wan) -> Generator[Progress, None, Findings]:
+        samples = self.samples(model)
+        if not samples.judged:
+            return (yield from self._clips(model, samples))
+        answers = answers_of(model, samples.puzzles, wrong=self.wrong)
+        seen: Seen = yield from playing(
+            model,
+            samples.given,
+            self.seeds,
+            probes=[States()],
+            plan=self.plan(model),
+            look=look_at_answers,
+            beside=answers,
+            chunk=self.chunk,
+            what="watching every step",
+        )
+        seen = jax.tree.map(lambda a: a[0], seen)
+        yield Progress("judging every step", 0, 1)
+        scores, solved = samples.judge(seen.video)
+        _, ideal_solved = samples.judge(seen.ideal_video)
+        found = Found(
+            lambda steps: self.forwards(model, steps),
+            samples,
+            answers,
+            seen,
+            scores,
+            solved,
+            ideal_solved,
+        )
+        yield Progress("drawing", 0, 1)
+        return Findings(found.arrays(), list(found.rows()), dict(figures(found)))
 
-def masses(
-    model: Wan, task: Task, puzzle: Puzzle, x0: Float[Array, "S F h w C"], room: int
-) -> Mass:
-    """The blend of the puzzle's right answers in each clean estimate: on [S, K], off [S].
-
-    room: the most answers that any puzzle of the experiment has, so that all share one compiled
-    program.
-    """
-    answers = jax.vmap(partial(encode_pixels, model.codec))(jnp.asarray(task.routes(puzzle)))
-    still = jnp.broadcast_to(answers[0, :1], answers[0].shape)
-    # Room is filled with the still picture, whose change is zero and which therefore gets no mass.
-    filled = jnp.concatenate(
-        [answers, jnp.broadcast_to(still, (room - len(answers), *still.shape))]
-    )
-    on, off = _masses(x0, filled, still)
-    return Mass(on[:, : len(answers)], off)
-
-
-@jax.jit
-def _masses(
-    x0: Float[Array, "S F h w C"],
-    answers: Float[Array, "K F h w C"],
-    still: Float[Array, "F h w C"],
-) -> Mass:
-    return jax.vmap(answer_mass, in_axes=(0, None, None))(x0, answers, still)
-
-
-class Routes(NamedTuple):
-    """Mass per step [P, S]: on the answer finally taken, on all other right answers, on none."""
-
-    taken: Float[np.ndarray, "P S"]
-    others: Float[np.ndarray, "P S"]
-    off: Float[np.ndarray, "P S"]
-
-
-def routes(model: Wan, task: Task, puzzles: Sequence[Puzzle], watched: Watched) -> Routes:
-    """Where the mass is, step by step. The answer taken is the one with most mass at the last
-    looked-at step."""
-    room = max(len(p.answers) for p in puzzles)
-    rows = []
-    for puzzle, x0 in zip(puzzles, watched.x0, strict=True):
-        on, off = (np.asarray(a) for a in masses(model, task, puzzle, x0, room))
-        taken = on[:, on[-1].argmax()]
-        rows.append((taken, on.sum(1) - taken, off))
-    return Routes(*(np.stack(part) for part in zip(*rows, strict=True)))
+    def _clips(self, model: Wan, samples: Samples) -> Generator[Progress, None, Findings]:
+        plan = self.plan(model)
+        shown = np.array(looked_at(plan.steps), np.int32)
+        steps = np.tile(shown, (len(samples), 1))
+        distance, change, x0 = yield from playing(
+            model,
+            samples.given,
+            self.seeds,
+            plan=plan,
+            look=look_at_distance,
+            beside=steps,
+            chunk=self.chunk,
+            what="watching every step",
+        )
+        curves = {"distance to the end": distance[0], "distance to the step before": change[0]}
+        rows = [
+            row(
+                "clips",
+                f"distance {name}",
+                f"step {s}",
+                values[:, :, s],
+                self.forwards(model, s + 1),
+            )
+            for name, values in curves.items()
+            for s in shown.tolist()
+        ]
+        figure = plots.panels(1)
+        for i, (name, values) in enumerate(curves.items()):
+            plots.curve(figure.axes[0], range(plan.steps), np.moveaxis(values, 1, 2), name, i)
+        plots.label(figure.axes[0], "denoising step", "distance of x̂0, relative")
+        yield Progress("decoding", 0, 1)
+        videos = model.decode(jnp.asarray(x0[0, 0, 0]))
+        film = plots.film_grid(videos, [f"step {s}" for s in shown])
+        pictures = {
+            "distance": Picture(figure, "Distance of estimates, over the norm of the last."),
+            "film": Picture(film, f"The first clip. {FILM}"),
+        }
+        arrays = {"distance": distance[0], "change": change[0], "x0": x0[0], "shown": shown}
+        return Findings(arrays, rows, pictures)

@@ -1,0 +1,12 @@
+"""What does noise destroy: one step in all frames, or one frame at all steps? (Paper, section 3.2.)
+
+    jcos run configs/noise.py
+
+Two cores: about N minutes. Writes out/noise: score and agreement against the step and the frame
+that get the noise, the map of single cells, the strength sweep, and the comparison at equal energy.
+"""
+
+from jcos.experiments.experiment import Settings
+from jcos.experiments.noise import Noise
+
+experiment = Noise(puzzles=48, sampling=Settings(steps=20))

@@ -1,0 +1,12 @@
+"""When does the answer appear, and what do early estimates blend? (Paper, section 3.1.)
+
+    jcos run configs/steps.py
+
+Two cores: about N minutes. Writes out/steps: the share of puzzles solved by each step, the step of
+commitment, how much of each estimate is which answer, all beside the ideal denoiser; how well early
+uncertainty predicts failure; grids of estimates, steps × frames.
+"""
+
+from jcos.experiments.steps import Steps
+
+experiment = Steps(puzzles=64)

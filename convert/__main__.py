@@ -1,0 +1,127 @@
+"""`python -m convert SRC DST`: a released checkpoint as a folder that `jcos.load` reads.
+
+SRC is a folder of Wan2.2 or Wan2.1 as it is published, in the original layout or in that of
+diffusers; nothing in it is changed. DST is written whole or not at all: stop the command when you
+like and give it again to go on.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import tyro
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from convert.stream import Job, Lora, Only, Plan, convert
+from jcos.released import StoredType
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Convert a released checkpoint into a folder that `jcos.load` reads."""
+
+    source: tyro.conf.Positional[Path]
+    """Folder as it is published: original layout, or that of diffusers."""
+    target: tyro.conf.Positional[Path]
+    """Folder to be written. It must not exist."""
+    dtype: StoredType = "bfloat16"
+    """Of the weights that the original multiplies in bfloat16 anyway: linear layers of the
+    transformers and text encoder. All others are float32, so bfloat16 halves the size and changes
+    no result of the official numerics; float32 is for other numerics, and for training."""
+    only: tuple[Only, ...] = ()
+    """Convert these parts alone."""
+    lora: tuple[Path, ...] = ()
+    """LoRA files to merge into a model with one expert."""
+    lora_scale: tuple[float, ...] = ()
+    """A factor for each of these; 1 by default."""
+    lora_high: tuple[Path, ...] = ()
+    """LoRA files to merge into the expert for high noise."""
+    lora_high_scale: tuple[float, ...] = ()
+    """A factor for each of these."""
+    lora_low: tuple[Path, ...] = ()
+    """LoRA files to merge into the expert for low noise."""
+    lora_low_scale: tuple[float, ...] = ()
+    """A factor for each of these."""
+    allow_unused_lora: Annotated[bool, tyro.conf.arg(name="allow-unused-lora")] = False
+    """Go on where LoRA files have keys that the model has no place for."""
+
+    def job(self) -> Job:
+        """Raises ValueError where there are not as many factors as files."""
+        loras = [
+            *_loras(self.lora, self.lora_scale, None),
+            *_loras(self.lora_high, self.lora_high_scale, 0),
+            *_loras(self.lora_low, self.lora_low_scale, 1),
+        ]
+        return Job(
+            self.source,
+            self.target,
+            self.dtype,
+            self.only,
+            tuple(loras),
+            self.allow_unused_lora,
+        )
+
+
+def _loras(files: Sequence[Path], scales: Sequence[float], expert: int | None) -> list[Lora]:
+    if scales and len(scales) != len(files):
+        raise ValueError(f"{len(scales)} factors are given for {len(files)} LoRA file(s)")
+    factors = scales or [1.0] * len(files)
+    return [Lora(file, expert, scale) for file, scale in zip(files, factors, strict=True)]
+
+
+def report(made: Plan) -> str:
+    """What was written, in a few lines."""
+    released = made.released
+    size = made.bytes_stored(released.leaves)
+    parts = ", ".join(released.parts)
+    lines = [f"{made.job.target}: {released.config.name}, {parts}; {size / 1e9:.2f} GB of weights"]
+    lines += [
+        f"{adapter.file} into {part}: {adapter.used} keys used, {len(adapter.skipped)} of an image "
+        f"encoder skipped, {len(adapter.unused)} unused"
+        for part, adapter in made.adapters
+    ]
+    if "text" in released.parts and released.tokenizer is None:
+        lines.append("the folder has no tokenizer: give embedded prompts, or copy one into it")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """A wrong input ends in one sentence and exit code 2, an interruption in exit code 130."""
+    chosen = tyro.cli(Arguments, prog="python -m convert", args=arguments)
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed; accelerators stay free
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    again = "the same command goes on where it stopped"
+    try:
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            made = convert(chosen.job(), progress)
+    except KeyboardInterrupt:
+        print(f"convert: stopped; {again}", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (ValueError, FileExistsError) as error:
+        print(f"convert: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        print(f"convert: {error}; when that is mended, {again}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print(report(made))
+
+
+if __name__ == "__main__":
+    main()

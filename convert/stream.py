@@ -1,0 +1,234 @@
+"""Conversion of a released folder, a part at a time.
+
+A part is one large leaf (a weight of all layers) or a bundle of small ones. Its tensors are read
+one after the other into an array of the type that is stored, so that little more than the largest
+leaf is in memory.
+"""
+
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich.progress import Progress
+
+from convert.lora import Adapter, open_adapter
+from convert.work import Work
+from jcos import checkpoint
+from jcos.checkpoint import CheckpointError
+from jcos.config import to_json
+from jcos.released import Released, StoredType, open_released, part_of
+
+BUNDLE = 512_000_000
+"""Bytes that small leaves are collected up to."""
+COMPRESSED = 0.7
+"""Weights take at least this part of their size on disk."""
+Only = Literal["dit", "vae", "text"]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA file to be merged into an expert: 0 for high noise, 1 for low, None for the only
+    one."""
+
+    file: Path
+    expert: int | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is converted into what.
+
+    dtype: `jcos.released.stored_type` says of which weights. only: parts to convert; all if empty.
+    allow_unused: go on where LoRA files have keys without a place in the model.
+    """
+
+    source: Path
+    target: Path
+    dtype: StoredType = "bfloat16"
+    only: tuple[Only, ...] = ()
+    loras: tuple[Lora, ...] = ()
+    allow_unused: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is known before the first tensor is read.
+
+    types: of every leaf on disk, by path. bundles: paths of the leaves of each part. adapters: with
+    the part that each is merged into.
+    """
+
+    job: Job
+    released: Released
+    types: dict[str, np.dtype]
+    bundles: dict[str, list[str]]
+    adapters: list[tuple[str, Adapter]]
+
+    def bytes_read(self, paths: Iterable[str]) -> int:
+        leaves = [self.released.leaves[path] for path in paths]
+        names = [name for leaf in leaves for name, _ in leaf.sources]
+        return sum(self.released.tensors[name].nbytes for name in names)
+
+    def bytes_stored(self, paths: Iterable[str]) -> int:
+        return sum(self.released.leaves[p].size * self.types[p].itemsize for p in paths)
+
+
+def plan(job: Job) -> Plan:
+    """Opens all files and matches all names; raises CheckpointError for what does not fit."""
+    released = _only(open_released(job.source), job.only)
+    types = {path: released.stored_type(path, job.dtype) for path in released.leaves}
+    adapters = [_adapter(lora, released, job.allow_unused) for lora in job.loras]
+    return Plan(job, released, types, _bundles(released, types), adapters)
+
+
+def convert(job: Job, progress: Progress) -> Plan:
+    """Writes `job.target`; when it fails or is killed, what is finished stays beside it to go on
+    with.
+
+    Raises FileExistsError where the target exists; CheckpointError where files are missing, damaged
+    or do not fit the model (before anything is written), or have changed since the conversion was
+    begun; OSError where the disk is full or may not be written to.
+    """
+    target = Path(job.target).absolute()
+    if target.exists():
+        raise FileExistsError(f"{target} exists; remove it or choose another name")
+    made = plan(job)
+    work = Work(target, _settings(made))
+    try:
+        files = _sources(made)
+        task = progress.add_task(
+            "checking files", total=sum(f.stat().st_size for f in files.values())
+        )
+        work.check_sources(files, lambda n: progress.advance(task, n))
+        left = {name: paths for name, paths in made.bundles.items() if name not in work.parts}
+        _check_space(target.parent, made.bytes_stored(_flat(left)), COMPRESSED)
+        task = progress.add_task("converting", total=made.bytes_read(_flat(left)))
+        for name, paths in left.items():
+            _write_part(made, work, name, paths, lambda n: progress.advance(task, n))
+        _finish(made, work)
+    finally:
+        work.close()
+    return made
+
+
+def _only(released: Released, only: tuple[Only, ...]) -> Released:
+    if not only:
+        return released
+    kinds = {"experts" if kind == "dit" else kind for kind in only}
+    if absent := sorted(kinds - {part.split(".")[0] for part in released.parts}):
+        raise CheckpointError(f"{released.folder} has no weights of {', '.join(absent)}")
+    return released.of([part for part in released.parts if part.split(".")[0] in kinds])
+
+
+def _adapter(lora: Lora, released: Released, allow_unused: bool) -> tuple[str, Adapter]:
+    expert = lora.expert or 0
+    part = f"experts.{expert}"
+    if (lora.expert is None) != (released.config.experts == 1):
+        raise CheckpointError(
+            f"{released.folder} has {released.config.experts} expert(s); say with --lora (one "
+            f"expert), --lora-high or --lora-low (two) what {lora.file} is for"
+        )
+    if part not in released.parts:
+        raise CheckpointError(f"{lora.file} changes {part}, which is not to be converted")
+    tensors = {
+        name.removeprefix(f"{part}."): tensor
+        for name, tensor in released.tensors.items()
+        if part_of(name) == part
+    }
+    adapter = open_adapter(lora.file, lora.scale, tensors, expert=expert, allow_unused=allow_unused)
+    return part, adapter
+
+
+def _bundles(released: Released, types: dict[str, np.dtype]) -> dict[str, list[str]]:
+    """Large leaves alone, small ones together; none together with those of another part, which may
+    be loaded alone."""
+    bundles: list[list[str]] = []
+    room, last = 0, ""
+    for path, leaf in released.leaves.items():
+        size = leaf.size * types[path].itemsize
+        if size > room or part_of(path) != last:
+            bundles.append([])
+            room = BUNDLE
+        bundles[-1].append(path)
+        room, last = room - size, part_of(path)
+    return {f"{i:03d}": paths for i, paths in enumerate(bundles)}
+
+
+def _flat(bundles: dict[str, list[str]]) -> list[str]:
+    return [path for paths in bundles.values() for path in paths]
+
+
+def _settings(made: Plan) -> dict[str, Any]:
+    """What must be the same for a conversion to be gone on with."""
+    return {
+        "version": metadata.version("jcos"),
+        "dtype": made.job.dtype,
+        "parts": made.bundles,
+        "configuration": to_json(made.released.config),
+        "LoRA": [[lora.file.name, lora.expert, lora.scale] for lora in made.job.loras],
+    }
+
+
+def _sources(made: Plan) -> dict[str, Path]:
+    """All files that are read, by their names in the manifest."""
+    folder = made.released.folder
+    files = {file.relative_to(folder).as_posix(): file for file in made.released.files()}
+    return files | {f"lora/{i}/{a.file.name}": a.file for i, (_, a) in enumerate(made.adapters)}
+
+
+def _check_space(folder: Path, size: int, smallest: float = 1.0) -> None:
+    """A full disk is noticed before something is written: what Orbax says then is long."""
+    free = shutil.disk_usage(folder).free
+    if free < smallest * size:
+        raise OSError(
+            f"{folder} has {free / 1e9:.2f} GB free; weights of {size / 1e9:.2f} GB are to be "
+            "written"
+        )
+
+
+def _write_part(
+    made: Plan, work: Work, name: str, paths: list[str], advance: Callable[[int], object]
+) -> None:
+    def read(tensor: str) -> np.ndarray:
+        array = made.released.tensors[tensor].read()
+        for part, adapter in made.adapters:
+            if part_of(tensor) == part:
+                array = adapter.merged(tensor.removeprefix(f"{part}."), array)
+        advance(made.released.tensors[tensor].nbytes)
+        return array
+
+    _check_space(work.folder, made.bytes_stored(paths))
+    values = {path: made.released.leaves[path].build(read, made.types[path]) for path in paths}
+    leaves = checkpoint.write_part(work.folder, name, values)
+    work.finish_part(name, leaves, checkpoint.digests(work.folder, f"weights/{name}"))
+
+
+def _finish(made: Plan, work: Work) -> None:
+    released = made.released
+    if released.tokenizer:
+        shutil.copytree(released.tokenizer, work.folder / "tokenizer", dirs_exist_ok=True)
+    notes = {
+        "converted from": released.folder.name,
+        "by": f"jcos {metadata.version('jcos')}",
+        "dtype": made.job.dtype,
+        "sources": work.sources,
+        "lora": [
+            {
+                "file": adapter.file.name,
+                "into": part,
+                "scale": adapter.scale,
+                "keys used": adapter.used,
+                "keys skipped": adapter.skipped,
+                "keys unused": adapter.unused,
+            }
+            for part, adapter in made.adapters
+        ],
+    }
+    files = work.files | checkpoint.digests(work.folder, "tokenizer")
+    checkpoint.write_manifest(work.folder, released.config, notes, files, work.parts)
+    work.finish()

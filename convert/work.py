@@ -1,0 +1,149 @@
+"""The folder beside the target in which a conversion is made, and the journal that lets it go on
+after it was killed."""
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from jcos.checkpoint import CheckpointError
+
+JOURNAL = "journal.json"
+Digests = dict[str, list[Any]]
+
+
+class Work:
+    """An unfinished conversion: `weights/` with the finished parts, and a journal of what they were
+    made from.
+
+    One process at a time: a second one is refused. Raises CheckpointError where the folder belongs
+    to a conversion with other settings or of files that have changed since.
+    """
+
+    def __init__(self, target: Path, settings: Mapping[str, Any]):
+        self.target = target
+        self.folder = target.with_name(f".{target.name}.unfinished")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.folder / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(f"another process is converting to {target}") from None
+        self._journal = self._read()
+        begun = self._journal.setdefault("settings", _plain(settings))
+        if begun != _plain(settings):
+            differing = [k for k in settings if begun.get(k) != _plain(settings)[k]]
+            raise CheckpointError(
+                f"{self.folder} is an unfinished conversion with another {', '.join(differing)}; "
+                "convert as before to finish it, or remove that folder to start anew"
+            )
+        self._remove_halves()
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The finished parts: what `checkpoint.write_part` returned, by name."""
+        return {name: part["leaves"] for name, part in self._journal["parts"].items()}
+
+    @property
+    def files(self) -> Digests:
+        """`checkpoint.digests` of all finished parts."""
+        return {k: v for part in self._journal["parts"].values() for k, v in part["files"].items()}
+
+    @property
+    def sources(self) -> Digests:
+        """Size and hash of every source file."""
+        return {name: [size, sha] for name, (size, _, sha) in self._journal["sources"].items()}
+
+    def check_sources(self, files: Mapping[str, Path], advance: Callable[[int], object]) -> None:
+        """Notes the size and hash of all source files, or compares them with what was noted; those
+        of the same size and time of change are taken to be the same.
+
+        advance: called with numbers of bytes.
+        """
+        noted = self._journal.setdefault("sources", {})
+        stats = {name: file.stat() for name, file in files.items()}
+        new = {
+            name: file
+            for name, file in files.items()
+            if noted.get(name, [])[:2] != [stats[name].st_size, stats[name].st_mtime_ns]
+        }
+        for name in files.keys() - new.keys():
+            advance(stats[name].st_size)
+        with ThreadPoolExecutor(4) as pool:
+            hashes = dict(
+                zip(new, pool.map(lambda f: _sha256(f, advance), new.values()), strict=True)
+            )
+        found = {
+            name: [stat.st_size, stat.st_mtime_ns, hashes.get(name) or noted[name][2]]
+            for name, stat in stats.items()
+        }
+        if noted:
+            changed = [
+                n for n in {**noted, **found} if noted.get(n, "")[::2] != found.get(n, "")[::2]
+            ]
+            if changed:
+                raise CheckpointError(
+                    f"{', '.join(sorted(changed))} changed since {self.folder} was begun; remove "
+                    "that folder to start anew"
+                )
+        self._journal["sources"] = found
+        self._write()
+
+    def finish_part(self, name: str, leaves: Mapping[str, Any], files: Digests) -> None:
+        """Notes that a part is written."""
+        self._journal["parts"][name] = {"leaves": dict(leaves), "files": files}
+        self._write()
+
+    def finish(self) -> None:
+        """Gives the folder, now a checkpoint, its final name."""
+        self.folder.rename(self.target)
+        for name in (JOURNAL, "lock"):
+            (self.target / name).unlink()
+        self._lock.close()
+
+    def close(self) -> None:
+        """Leaves the folder to be gone on with; removes it if nothing in it is finished."""
+        if not self._journal["parts"]:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.close()
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            journal = json.loads((self.folder / JOURNAL).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            journal = {}
+        except ValueError:
+            raise CheckpointError(
+                f"{self.folder / JOURNAL} is damaged; remove that folder to start anew"
+            ) from None
+        return {"parts": {}, **journal}
+
+    def _write(self) -> None:
+        beside = self.folder / f"{JOURNAL}.part"
+        beside.write_text(json.dumps(self._journal) + "\n", encoding="utf-8")
+        beside.replace(self.folder / JOURNAL)
+
+    def _remove_halves(self) -> None:
+        """What a killed process was writing."""
+        if (self.folder / "weights").is_dir():
+            for path in (self.folder / "weights").iterdir():
+                if path.name not in self._journal["parts"]:
+                    shutil.rmtree(path)
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(settings))
+
+
+def _sha256(file: Path, advance: Callable[[int], object]) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 24):
+            digest.update(block)
+            advance(len(block))
+    return digest.hexdigest()

@@ -1,0 +1,67 @@
+"""`jcos run`."""
+
+import dataclasses
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import tyro
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from jcos import wan
+from jcos.cli.common import Checkpoint, console
+from jcos.experiments.results import conduct, identify
+from jcos.experiments.settings import load_experiment, override
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """Run an experiment of the paper: a question to a model, its numbers, its figures.
+
+    Writes OUT/config.json (settings, weights, versions), OUT/arrays.npz, OUT/table.csv, OUT/figures
+    and OUT/index.html. Results that are there already are not made again.
+
+    Examples:
+      jcos run configs/steps.py
+      jcos run configs/noise.py --set puzzles=16 --set sampling.steps=10 --out out/quick
+      jcos run configs/steps.py --checkpoint wan-i2v --set clips=clips.json
+    """
+
+    config: tyro.conf.Positional[Path]
+    """A Python file that describes the experiment; configs/ holds one for each of the paper's."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Changes a parameter, as FIELD=VALUE; can be given several times."""
+    out: Path | None = None
+    """Where results go; out/NAME by default, NAME being the config's."""
+    redo: bool = False
+    """Run it again and replace the results that are there."""
+    checkpoint: Checkpoint = wan.TINY
+
+    def run(self) -> None:
+        experiment = override(load_experiment(self.config), self.set)
+        out = self.out or Path("out") / self.config.stem
+        start = time.monotonic()
+        steps = conduct(
+            experiment,
+            wan.load(self.checkpoint),
+            out,
+            weights=identify(self.checkpoint),
+            command=shlex.join(["jcos", *sys.argv[1:]]),
+            redo=self.redo,
+        )
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
+            shown = bar.add_task("starting", total=None)
+            while True:
+                try:
+                    what, done, total = next(steps)
+                except StopIteration as end:
+                    new = end.value
+                    break
+                bar.update(shown, description=what, completed=done, total=total)
+        page = (out / "index.html").resolve()
+        if new:
+            print(f"{experiment.name}: {time.monotonic() - start:.0f} s; the page is at {page}")
+        else:
+            print(f"{experiment.name}: these results are there already; the page is at {page}")

@@ -1,0 +1,227 @@
+"""What an experiment is: a question to a model as data, and the numbers and figures that answer it.
+
+A file of this folder holds one question: a frozen dataclass whose fields are its parameters, with
+`check` (what could not be run is refused before anything runs) and `measure` (a generator that
+tells its progress and returns `Findings`).
+"""
+
+import abc
+import dataclasses
+import math
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from jaxtyping import Shaped
+from matplotlib.figure import Figure
+
+from jcos import flow
+from jcos.config import Grid, PixelCodec, Sampling, Solver, WanConfig
+from jcos.experiments.puzzles import Progress
+from jcos.experiments.samples import Baseline, Samples, read_clips
+from jcos.measures import Estimate, over_puzzles
+from jcos.tasks import get
+from jcos.wan import Wan
+
+Place = int | float
+"""A step, layer or frame: a whole number counts from 0; a fraction, 0.0 to 1.0, is of the run or of
+the depth, so that it suits every model (the paper's layer 20 of 40 is 0.5)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is sampled otherwise than the model's authors do; None leaves a setting as it is.
+
+    guidance: one scale for all experts or one for each; 1 leaves the negative prompt out.
+    """
+
+    steps: int | None = None
+    shift: float | None = None
+    solver: Solver | None = None
+    grid: Grid | None = None
+    guidance: tuple[float, ...] | None = None
+
+    def of(self, config: WanConfig) -> Sampling:
+        """The sampling of this model. Raises ValueError where it cannot be."""
+        changes = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        if self.solver is not None and self.grid is None:
+            changes["grid"] = self.solver
+        if self.guidance is not None:
+            one = len(self.guidance) == 1
+            scales = self.guidance * config.experts if one else self.guidance
+            if len(scales) != config.experts:
+                raise ValueError(
+                    f"sampling.guidance has {len(scales)} scales; {config.name} has "
+                    f"{config.experts} expert(s)"
+                )
+            changes["guidance"] = None if all(scale == 1 for scale in scales) else scales
+        return dataclasses.replace(config.sampling, **changes)
+
+
+class Row(NamedTuple):
+    """One line of an experiment's table.
+
+    measure: what was measured. case: where or how. value, low, high: with its 95 % interval over n
+    puzzles. chance, still: the same measure of random legal answers, and of the first frame held;
+    None where that has no meaning. forwards: passes through the transformer behind one value.
+    """
+
+    task: str
+    measure: str
+    case: str
+    value: float
+    low: float
+    high: float
+    n: int
+    chance: float | None
+    still: float | None
+    forwards: int
+
+
+class Picture(NamedTuple):
+    """A figure and the sentence below it."""
+
+    figure: Figure
+    caption: str
+
+
+@dataclasses.dataclass
+class Findings:
+    """What an experiment returns: arrays as they were measured, the table, the figures by name."""
+
+    arrays: dict[str, Shaped[np.ndarray, "..."]]
+    rows: list[Row]
+    figures: dict[str, Picture]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment(abc.ABC):
+    """Parameters that every experiment has.
+
+    tasks: of the small puzzles, all with the same canvas. puzzles: held-out ones per task, of this
+    puzzle_seed; only those with several right answers where `several` is on. clips: a JSON file of
+    prompts with pictures instead (`samples.read_clips`), for models whose codec is a VAE; what
+    needs a judge is then left out. seeds: of the noise. chunk: runs computed at a time, by default
+    as many as memory holds; results do not depend on it.
+    """
+
+    question: ClassVar[str]
+    """One sentence, the title of the results."""
+
+    tasks: tuple[str, ...] = ("maze",)
+    puzzles: int = 64
+    puzzle_seed: int = 0
+    several: bool = False
+    clips: Path | None = None
+    seeds: tuple[int, ...] = (0,)
+    sampling: Settings = Settings()
+    chunk: int | None = None
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__.lower()
+
+    def check(self, model: Wan) -> None:
+        """Raises ValueError or IndexError, in one sentence, where this cannot be run on `model`."""
+        self.sampling.of(model.config)
+        if self.puzzles < 1:
+            raise ValueError(f"puzzles is {self.puzzles}; at least 1 is needed")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds are {self.seeds}; at least one is needed, each once")
+        if self.clips is not None:
+            read_clips(self.clips)
+            return
+        if not isinstance(model.config.codec, PixelCodec):
+            raise ValueError(
+                f"{model.config.name} is no model of the small puzzles (its codec is a VAE): give "
+                "it prompts with pictures, clips=FILE.json"
+            )
+        if not self.tasks:
+            raise ValueError("tasks is empty; name at least one, or give clips")
+        canvas = {(t.frames, t.height, t.width) for t in map(get, self.tasks)}
+        if len(canvas) > 1:
+            raise ValueError(
+                f"{', '.join(self.tasks)} are drawn on canvases of different sizes; run them "
+                "one after the other"
+            )
+
+    @abc.abstractmethod
+    def measure(self, model: Wan) -> Generator[Progress, None, Findings]:
+        """Runs it all, once `check` has passed."""
+
+    def run(self, model: Wan) -> Generator[Progress, None, Findings]:
+        """`check`, then `measure`."""
+        self.check(model)
+        return (yield from self.measure(model))
+
+    def samples(self, model: Wan) -> Samples:
+        """What it is run on."""
+        if self.clips is not None:
+            return Samples.of_clips(model, self.clips)
+        return Samples.of_tasks(model, self.tasks, self.puzzles, self.puzzle_seed, self.several)
+
+    def plan(self, model: Wan) -> flow.Plan:
+        return flow.plan(self.sampling.of(model.config), model.config.boundary)
+
+    def forwards(self, model: Wan, steps: int | None = None) -> int:
+        """Passes of one trajectory, or of its first `steps`: two per step with guidance."""
+        sampling = self.sampling.of(model.config)
+        return (sampling.steps if steps is None else steps) * (1 + (sampling.guidance is not None))
+
+
+def row(
+    task: str,
+    measure: str,
+    case: object,
+    values: Estimate | Shaped[np.ndarray, "P *seeds"],
+    forwards: int,
+    baseline: Baseline | None = None,
+) -> Row:
+    """A line of the table, of values per puzzle (and seed) or of an estimate."""
+    found = values if isinstance(values, Estimate) else over_puzzles(values)
+    chance, still = (None, None) if baseline is None else baseline
+    return Row(task, measure, str(case), *found, chance, still, forwards)
+
+
+def places(chosen: Sequence[Place] | None, size: int, what: str) -> list[int]:
+    """Chosen steps, layers or frames as numbers below `size`, ascending, each once; all of them for
+    None.
+
+    Raises IndexError for one that does not exist (`what` names it), and says how to name one that
+    exists in every model.
+    """
+    found = set()
+    for place in range(size) if chosen is None else chosen:
+        if isinstance(place, float) and 0.0 <= place <= 1.0:
+            found.add(min(size - 1, int(place * size)))
+        elif isinstance(place, int) and 0 <= place < size:
+            found.add(place)
+        else:
+            raise IndexError(
+                f"{what} {place} is out of range: there are {what}s 0 to {size - 1} (a fraction, "
+                "0.0 to 1.0, suits every model)"
+            )
+    return sorted(found)
+
+
+def window(first: float, last: float, size: int) -> list[int]:
+    """The layers (or steps) from one fraction to another, at least one: 0.5 to 0.75 is the paper's
+    20 to 29 of 40."""
+    if not 0.0 <= first <= last <= 1.0:
+        raise ValueError(f"the window {first} to {last} is none: fractions of 0.0 to 1.0, in order")
+    start = min(size - 1, math.floor(first * size))
+    return list(range(start, max(start + 1, math.floor(last * size))))
+
+
+def looked_at(steps: int, about: int = 10) -> list[int]:
+    """About so many steps, evenly spread, the first and the last among them: what tables list."""
+    return sorted({int(s) for s in np.linspace(0, steps - 1, min(steps, about + 1)).round()})
+
+
+def fields_of(experiment: Any) -> dict[str, Any]:
+    """All parameters as JSON knows them."""
+    return {
+        k: fields_of(v) if dataclasses.is_dataclass(v) else str(v) if isinstance(v, Path) else v
+        for k, v in ((f.name, getattr(experiment, f.name)) for f in dataclasses.fields(experiment))
+    }

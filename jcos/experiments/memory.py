@@ -1,0 +1,70 @@
+"""How many runs fit into memory at once."""
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jcos.flow import Plan
+from jcos.trajectory import Condition
+from jcos.wan import Wan
+
+MOST = 32
+"""Runs at a time on a CPU, where more of them gain no speed."""
+
+
+def runs_that_fit(
+    model: Wan, given: Condition, plan: Plan, seeds: int, worlds: int, total: int, asked: int | None
+) -> int:
+    """Runs to compute at a time, of `total`; `asked` is taken as it is.
+
+    Raises ValueError where not even one fits, or where fewer than one are asked for.
+    """
+    if asked is not None:
+        if asked < 1:
+            raise ValueError(f"chunk is {asked}; at least 1 run is computed at a time")
+        return min(asked, total)
+    trajectories = seeds * worlds * (1 if plan.guidance is None else 2)
+    stored, scores = run_bytes(model, given, plan.steps)
+    free = free_bytes()
+    if trajectories * stored > free:
+        raise ValueError(
+            f"one run of {worlds} worlds × {seeds} seeds × {plan.steps} steps needs about "
+            f"{_gigabytes(trajectories * stored)}, {_gigabytes(free)} are free: take fewer seeds, "
+            "fewer steps or a smaller video"
+        )
+    fitting = int(0.5 * free / (trajectories * (stored + scores)))
+    most = MOST if jax.default_backend() == "cpu" else 8 * MOST
+    return max(1, min(fitting, most, total))
+
+
+def run_bytes(model: Wan, given: Condition, steps: int) -> tuple[int, int]:
+    """About what a trajectory needs, in bytes: what it cannot do without (latents, the estimate and
+    the state of every step, one block's activations), and attention scores, which some kernels
+    store and others do not."""
+    cfg = model.config.dit
+    if given.channels is None:
+        raise ValueError("the size of the video is read off the image channels; there are none")
+    grid = given.channels.shape[-4:-1]
+    latent = int(np.prod(grid)) * cfg.out_channels
+    tokens = int(np.prod(cfg.tokens(*grid)))
+    block = tokens * (8 * cfg.dim + 2 * cfg.ffn_dim)
+    scores = 2 * cfg.heads * tokens * max(tokens, cfg.text_len)
+    return 4 * (latent * (2 * steps + 8) + block), 4 * scores
+
+
+def free_bytes() -> int:
+    """Memory that is free on the device, or on the host where the device is the CPU."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    about = Path("/proc/meminfo")
+    if about.exists():
+        lines = dict(line.split(":", 1) for line in about.read_text().splitlines())
+        return 1024 * int(lines["MemAvailable"].split()[0])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,121 @@
+"""What follows from noise at every position: the table of `noise.py`."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Shaped
+
+from jcos.experiments.experiment import Row, row
+from jcos.experiments.samples import Samples
+from jcos.measures import Estimate, over_puzzles
+
+
+class Case(NamedTuple):
+    """Where noise is put: at a step or at all (None), in a frame or in all, how strongly; own: at
+    the step's own level (`probes.Noise`)."""
+
+    kind: str
+    step: int | None = None
+    frame: int | None = None
+    strength: float = 1.0
+    own: bool = False
+
+    def __str__(self) -> str:
+        if self.kind == "none":
+            return "no noise"
+        step = "all steps" if self.step is None else f"step {self.step}"
+        frame = "all frames" if self.frame is None else f"frame {self.frame}"
+        strength = "" if self.strength == 1 else f", strength {self.strength:.2f}"
+        own = ", at its own level" if self.own else ""
+        matched = ", energy of one step" if self.kind == "matched" else ""
+        return f"{step}, {frame}{strength}{own}{matched}"
+
+
+@dataclasses.dataclass
+class Found:
+    """Readings [cases, P, K] by name; nan where a run cannot tell.
+
+    forwards, more_forwards: passes of a run, and of one with clean-up.
+    """
+
+    cases: list[Case]
+    samples: Samples
+    forwards: int
+    more_forwards: int
+    steps: int
+    readings: dict[str, Shaped[np.ndarray, "Q P K"]]
+
+    @property
+    def judged(self) -> bool:
+        return self.samples.judged
+
+    def where(self, kind: str, *, own: bool = False) -> list[int]:
+        """Numbers of the cases of a kind."""
+        return [i for i, c in enumerate(self.cases) if c.kind == kind and c.own is own]
+
+    def estimate(self, reading: str, cases: list[int]) -> list[Estimate]:
+        """The mean of each case over puzzles."""
+        return [estimate_known(self.readings[reading][i]) for i in cases]
+
+    def mean(self, reading: str, cases: list[int]) -> Shaped[np.ndarray, "P K"]:
+        """The mean over several cases, of each puzzle and seed."""
+        return np.mean(self.readings[reading][cases], axis=0, dtype=np.float64)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        def number(place: int | None) -> int:
+            return -1 if place is None else place
+
+        return {
+            "case": np.array([str(c) for c in self.cases]),
+            "kind": np.array([c.kind for c in self.cases]),
+            "step": np.array([number(c.step) for c in self.cases]),
+            "frame": np.array([number(c.frame) for c in self.cases]),
+            "strength": np.array([c.strength for c in self.cases]),
+            "own": np.array([c.own for c in self.cases]),
+            "several": self.samples.several,
+            **{name.replace(" ", "_"): values for name, values in self.readings.items()},
+        }
+
+    def rows(self) -> Iterator[Row]:
+        baselines = self.samples.baselines()
+        for task, p in self.samples.groups.items():
+            for name, values in self.readings.items():
+                base = baselines.get((task, name.split()[0]))
+                cost = self.forwards if name in ("score", "solved") else self.more_forwards
+                for case, found in zip(self.cases, values[:, p], strict=True):
+                    yield row(task, name, case, estimate_known(found), cost, base)
+            for name in self.compared:
+                yield from self._comparisons(task, name, p)
+
+    @property
+    def compared(self) -> list[str]:
+        """The readings by which steps and frames are compared."""
+        names = (
+            "score",
+            "score of the other frames",
+            "score after clean-up",
+        )
+        return [name for name in names if name in self.readings] or ["distance"]
+
+    def _comparisons(self, task: str, name: str, p: np.ndarray) -> Iterator[Row]:
+        """Noise at a frame less noise at a step, each averaged over its positions, puzzle by
+        puzzle."""
+        step = self.mean(name, self.where("step"))[p]
+        for kind, case in (("frame", "full strength"), ("matched", "same energy")):
+            less = self.mean(name, self.where(kind))[p] - step
+            cost = self.forwards if name == "score" else self.more_forwards
+            yield row(task, f"{name}, at a frame less at a step", case, less, cost)
+
+
+def estimate_known(values: Shaped[np.ndarray, "P K"]) -> Estimate:
+    """`over_puzzles` of the puzzles in which any seed can tell; all nan where none can."""
+    if values.dtype == bool:
+        return over_puzzles(values)
+    known = np.isfinite(values)
+    if not known.any():
+        return Estimate(float("nan"), float("nan"), float("nan"), 0)
+    kept, weight = values[known.any(1)], known[known.any(1)]
+    means = np.where(weight, kept, 0).sum(1) / weight.sum(1)
+    return over_puzzles(means)

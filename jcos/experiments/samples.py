@@ -1,0 +1,207 @@
+"""What experiments are run on: puzzles of small tasks, which can be judged, or prompts with
+pictures."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from jcos import image, trajectory
+from jcos.experiments.puzzles import conditions, held_out, judge
+from jcos.tasks import TASKS, Puzzle, get, still_of
+from jcos.trajectory import Condition
+from jcos.wan import Picture, Prompt, Wan
+
+GUESSES = 500
+"""About so many random answers are judged for the chance level of a task."""
+SEARCHED = 50
+"""Puzzles looked through for each one with several right answers."""
+
+
+class Baseline(NamedTuple):
+    """What a random legal answer gets, and the first frame held."""
+
+    chance: float
+    still: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """P samples of one size.
+
+    given: their conditions [P, W = 1, …]. tasks [P]: what each belongs to ("clips" where it is no
+    puzzle). puzzles: P of them, or none where there is no judge.
+    """
+
+    given: Condition
+    tasks: tuple[str, ...]
+    puzzles: tuple[Puzzle, ...]
+
+    @classmethod
+    def of_tasks(
+        cls, model: Wan, tasks: Sequence[str], n: int, seed: int = 0, several: bool = False
+    ) -> "Samples":
+        """n held-out puzzles of each task. Raises ValueError where there are not so many with
+        several right answers."""
+        puzzles: list[Puzzle] = []
+        for name in tasks:
+            puzzles += puzzles_of(name, n, seed, several)
+        given = jax.tree.map(lambda a: a[:, None], conditions(model, puzzles))
+        return cls(given, tuple(p.task for p in puzzles), tuple(puzzles))
+
+    @classmethod
+    def of_clips(cls, model: Wan, file: Path) -> "Samples":
+        """The clips of a file (`read_clips`), pictures brought to the size of the first."""
+        clips = read_clips(file)
+        given = [condition_of(model, clips, clip) for clip in clips.clips]
+        shapes = {c.channels.shape for c in given if c.channels is not None}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"the pictures of {file} give latents of different sizes, {sorted(shapes)}; put "
+                "pictures of one shape into a file"
+            )
+        worlds = jax.tree.map(lambda a: a[:, None], trajectory.stack(given))
+        return cls(worlds, ("clips",) * len(given), ())
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    @property
+    def judged(self) -> bool:
+        """Whether there are right answers to compare with."""
+        return bool(self.puzzles)
+
+    @property
+    def groups(self) -> dict[str, Int[np.ndarray, " n"]]:
+        """Which samples belong to each task, in the order of the tasks."""
+        names = np.array(self.tasks)
+        return {name: np.flatnonzero(names == name) for name in dict.fromkeys(self.tasks)}
+
+    @property
+    def several(self) -> Bool[np.ndarray, " P"]:
+        """Which puzzles have more than one right answer."""
+        return np.array([len(p.answers) > 1 for p in self.puzzles])
+
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        """Frames, height and width of the latents."""
+        assert self.given.channels is not None
+        frames, height, width = self.given.channels.shape[2:5]
+        return frames, height, width
+
+    def judge(
+        self, videos: UInt8[np.ndarray, "P *axes F H W 3"]
+    ) -> tuple[Float[np.ndarray, "P *axes"], Bool[np.ndarray, "P *axes"]]:
+        """Scores, and whether solved."""
+        return judge(self.puzzles, videos)
+
+    def baselines(self) -> dict[tuple[str, str], Baseline]:
+        """By task and measure ("score", "solved"): of these very puzzles."""
+        rng, found = np.random.default_rng(0), {}
+        for name, rows in self.groups.items() if self.judged else ():
+            task, puzzles = TASKS[name], [self.puzzles[i] for i in rows]
+            again = math.ceil(GUESSES / len(puzzles))
+            guessed = [[task.draw(p, task.guess(p, rng)) for _ in range(again)] for p in puzzles]
+            stills = [still_of(task.draw(p, p.answers[0])) for p in puzzles]
+            chance, still = (judge(puzzles, np.array(v)) for v in (guessed, stills))
+            for i, measure in enumerate(("score", "solved")):
+                found[name, measure] = Baseline(float(chance[i].mean()), float(still[i].mean()))
+        return found
+
+
+def puzzles_of(name: str, n: int, seed: int, several: bool) -> list[Puzzle]:
+    """The first n held-out puzzles of a task, with several right answers if need be."""
+    task, found = get(name), []
+    if not several:
+        return held_out(task, n, seed)
+    for i in range(SEARCHED * n):
+        puzzle = task.sample((seed, i), "test")
+        found += [puzzle] if len(puzzle.answers) > 1 else []
+        if len(found) == n:
+            return found
+    raise ValueError(
+        f"{name} has {len(found)} puzzles with several right answers among {SEARCHED * n}; {n} "
+        "are asked for: set several=false or choose maze or tictactoe"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """What one video is made of: texts, or `.npy` files of embedded prompts."""
+
+    prompt: str
+    picture: str | None = None
+    negative: str | None = None
+
+
+class Clips(NamedTuple):
+    """A file of clips: where its relative paths start, the clips, and the size of their videos."""
+
+    folder: Path
+    clips: tuple[Clip, ...]
+    frames: int | None
+    height: int | None
+    width: int | None
+
+
+def read_clips(file: Path) -> Clips:
+    """`{"frames": 81, "height": 480, "width": 832, "clips": [{"prompt": "…", "picture": "a.png",
+    "negative": "…"}, …]}`; all but clips and their prompts may be left out.
+
+    A prompt that ends in .npy is a file of embedded rows [L, text]. Paths are relative to the file.
+    Raises ValueError where something is missing or unknown.
+    """
+    try:
+        given = json.loads(file.read_text())
+        clips = tuple(Clip(**clip) for clip in given.pop("clips"))
+        found = Clips(file.parent, clips, *(given.pop(k, None) for k in Clips._fields[2:]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is no file of clips: {error!r}") from None
+    if given or not clips:
+        wrong = f"it has unknown entries {sorted(given)}" if given else "it lists none"
+        raise ValueError(f"{file} is no file of clips: {wrong}")
+    absent = [str(path) for path in _files(found) if not path.is_file()]
+    if absent:
+        raise ValueError(f"{file} names files that do not exist: {', '.join(absent)}")
+    return found
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file of clips and of all files that it names."""
+    found = hashlib.sha256(file.read_bytes())
+    for path in _files(read_clips(file)):
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def condition_of(model: Wan, clips: Clips, clip: Clip) -> Condition:
+    """A clip's condition, its picture brought to the model's size."""
+    size = model.config.clip
+    frames, height, width = clips.frames or size.frames, clips.height, clips.width
+    height, width = height or size.height, width or size.width
+
+    def words(prompt: str | None) -> Prompt | None:
+        embedded = prompt is not None and prompt.endswith(".npy")
+        return np.load(clips.folder / prompt) if embedded and prompt else prompt
+
+    first: Picture | None = None
+    if clip.picture is not None:
+        picture = image.read_picture(clips.folder / clip.picture)
+        first = image.prepare(picture, image.rule_for(model.config), height, width)
+    prompt = words(clip.prompt)
+    assert prompt is not None
+    where = None if first is not None else (height, width)
+    return model.condition(first, prompt, frames, negative=words(clip.negative), size=where)
+
+
+def _files(clips: Clips) -> list[Path]:
+    named = [name for c in clips.clips for name in (c.picture, c.prompt, c.negative) if name]
+    pictures = {c.picture for c in clips.clips}
+    return [clips.folder / n for n in named if n in pictures or n.endswith(".npy")]

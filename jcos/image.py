@@ -1,0 +1,255 @@
+"""The first frame of a video, made of a picture as the reference codes make it, and what sizes and
+numbers of frames they allow.
+
+Sizes are (height, width) in pixels. The four codes differ in the size they choose, in how the
+picture is brought to it, and in nothing else; a `Rule` holds both.
+"""
+
+import math
+import struct
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int, UInt8
+from PIL import Image
+
+from jcos.config import ImageMode, VaeConfig, WanConfig
+from jcos.variants import Profile
+
+LARGEST = 100_000_000
+"""Pixels of the largest picture that is opened."""
+
+Size = tuple[int, int]
+Picture = UInt8[np.ndarray, "H W 3"]
+Frame = Float32[np.ndarray, "h w 3"]
+
+_BYTES = np.arange(256, dtype=np.float32)
+SIGNED = (_BYTES / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+"""What becomes of a byte in the original and in diffusers, to the last bit."""
+SIGNED_DIFFSYNTH = _BYTES * np.float32(2 / 255) - 1
+
+
+class Rule(NamedTuple):
+    """How a first frame is made of a picture.
+
+    size: of the frame, from those of the picture and of the video asked for and from `multiple`.
+    resize: the picture in that size, in −1..1 or a little beyond.
+    multiple: pixels under a token, which divide both sides of the frame.
+    """
+
+    size: Callable[[Size, Size, int], Size]
+    resize: Callable[[Picture, int, int], Frame]
+    multiple: int
+
+
+def read_picture(path: Path | str) -> Picture:
+    """A picture file as RGB.
+
+    As in the original: transparency is dropped without blending, and the orientation that a camera
+    notes beside the pixels (EXIF) is not applied; turn such a photograph before.
+    Raises ValueError where the file is missing, no picture, damaged, of more than `LARGEST` pixels,
+    or of more than 8 bits per colour (which would come out white).
+    """
+    try:
+        # Pillow warns of large pictures and of transparent palettes; both are dealt with here.
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
+            large = file.width * file.height > LARGEST
+            deep = file.mode.startswith(("I", "F"))
+            picture = None if large or deep else np.array(file.convert("RGB"))
+    except FileNotFoundError:
+        raise ValueError(f"the picture {path} is missing") from None
+    except Image.DecompressionBombError:
+        large, picture = True, None
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+        raise ValueError(f"{path} is no picture that can be read: {error}") from None
+    if large:
+        raise ValueError(f"{path} has more than {LARGEST:,} pixels; make it smaller")
+    if picture is None:
+        raise ValueError(f"{path} has more than 8 bits per colour; save it with 8")
+    return picture
+
+
+def rule_for(config: WanConfig, profile: Profile | None = None) -> Rule:
+    """The rule of a model in a reference code; by default the original's.
+
+    Raises ValueError for models that take no picture, or take it as it is (the small model).
+    """
+    if config.image == "none":
+        raise ValueError(f"{config.name} makes videos of a text alone; it takes no picture")
+    rules = RULES[profile or "official"]
+    if not isinstance(config.codec, VaeConfig) or config.image not in rules:
+        clip = config.clip
+        raise ValueError(
+            f"{config.name} takes a picture of {clip.width} × {clip.height} pixels as it is; "
+            "no rule is needed to prepare it"
+        )
+    multiple = config.codec.strides[1] * config.dit.patch[1]
+    return Rule(*rules[config.image], multiple)
+
+
+def prepare(picture: Picture, rule: Rule, height: int, width: int) -> Frame:
+    """The first frame for a video that is asked for in a size; the rule may make it another.
+
+    Raises ValueError where the frame would have a side without pixels.
+    """
+    if min(height, width, *picture.shape) < 1:
+        raise ValueError(
+            f"a frame of {width} × {height} pixels cannot be made of a picture of shape "
+            f"{picture.shape}"
+        )
+    size = rule.size((picture.shape[0], picture.shape[1]), (height, width), rule.multiple)
+    if min(size) < 1:
+        raise ValueError(
+            f"a picture of {picture.shape[1]} × {picture.shape[0]} pixels cannot become a frame of "
+            f"about {width} × {height}: a side would be under {rule.multiple} pixels; crop the "
+            "picture or ask for a larger video"
+        )
+    return rule.resize(picture, *size)
+
+
+def i2v_a14b_size(picture: Size, asked: Size, multiple: int = 16) -> Size:
+    """The picture's shape with the area asked for, sides rounded down to multiples.
+
+    Source: wan/image2video.py. 0 where a side is too short.
+    """
+    area, aspect = asked[0] * asked[1], picture[0] / picture[1]
+    sides = math.sqrt(area * aspect), math.sqrt(area / aspect)
+    return _down(sides[0], multiple), _down(sides[1], multiple)
+
+
+def ti2v_5b_size(picture: Size, asked: Size, multiple: int = 32) -> Size:
+    """Of two sizes within the area asked for, one with the width rounded down first, one with the
+    height, the one whose shape is nearer to the picture's.
+
+    Source: best_output_size in wan/utils/utils.py. 0 where a side is too short.
+    """
+    area, ratio = asked[0] * asked[1], picture[1] / picture[0]
+    ideal = (area * ratio) ** 0.5
+    width, height = _down(ideal, multiple), _down(area / ideal, multiple)
+    if not (width and height):
+        return height, width
+    candidates = (height, _down(area / height, multiple)), (_down(area / width, multiple), width)
+
+    def misfit(size: Size) -> float:
+        shape = size[1] / size[0]
+        return max(ratio / shape, shape / ratio)
+
+    return min(candidates, key=misfit)  # the first, where both fit equally well
+
+
+def diffsynth_size(picture: Size, asked: Size, multiple: int = 16) -> Size:
+    """What is asked for, rounded up to multiples; the picture's shape does not count."""
+    return -(-asked[0] // multiple) * multiple, -(-asked[1] // multiple) * multiple
+
+
+def diffusers_size(picture: Size, asked: Size, multiple: int = 16) -> Size:
+    """What is asked for, rounded down to multiples; the picture's shape does not count."""
+    return _down(asked[0], multiple), _down(asked[1], multiple)
+
+
+def _down(side: float, multiple: int) -> int:
+    return int(side // multiple) * multiple
+
+
+def torch_bicubic(picture: Picture, height: int, width: int) -> Frame:
+    """The picture in −1..1, stretched as PyTorch stretches tensors on a CPU.
+
+    Cubic interpolation with a = −0.75 between pixel centres, borders repeated, no antialiasing;
+    colours may go beyond −1..1. Source: torch.nn.functional.interpolate(mode="bicubic").
+    """
+    rows, by_row = _taps(picture.shape[0], height)
+    columns, by_column = _taps(picture.shape[1], width)
+    tall = np.einsum("hk,hkWc->hWc", by_row, SIGNED[picture[rows]])
+    return np.einsum("wk,hwkc->hwc", by_column, tall[:, columns])
+
+
+def _taps(length: int, target: int) -> tuple[Int[np.ndarray, "T 4"], Float32[np.ndarray, "T 4"]]:
+    """The four pixels, of `length`, that each of `target` is made of, and their weights.
+
+    Positions are rounded to float32 once, as PyTorch's fused multiply-add does: exact ones make
+    colours that differ by 2e-4 at 1280 pixels, and by more in larger pictures.
+    """
+    scale = np.float64(np.float32(length) / np.float32(target))
+    position = (scale * (np.arange(target) + 0.5) - 0.5).astype(np.float32)
+    before = np.floor(position)
+    around = before[:, None] + np.arange(-1, 3)
+    distance = np.abs(position[:, None].astype(np.float64) - around)
+    a = -0.75
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = a * (((distance - 5) * distance + 8) * distance - 4)
+    weights = np.where(distance <= 1, near, far).astype(np.float32)
+    return np.clip(around.astype(int), 0, length - 1), weights
+
+
+def lanczos_crop(picture: Picture, height: int, width: int) -> Frame:
+    """The picture scaled to cover the frame (Pillow's LANCZOS), its middle cut out.
+
+    Source: wan/textimage2video.py.
+    """
+    scale = max(width / picture.shape[1], height / picture.shape[0])
+    covering = round(picture.shape[1] * scale), round(picture.shape[0] * scale)
+    scaled = Image.fromarray(picture).resize(covering, Image.Resampling.LANCZOS)
+    left, top = (covering[0] - width) // 2, (covering[1] - height) // 2
+    return SIGNED[np.asarray(scaled.crop((left, top, left + width, top + height)))]
+
+
+def pillow_bicubic(picture: Picture, height: int, width: int) -> Frame:
+    """The picture stretched by Pillow, whose BICUBIC has a = −0.5 and antialiases. Source:
+    diffsynth/pipelines/wan_video.py, which the paper's tools run."""
+    image = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
+    return SIGNED_DIFFSYNTH[np.asarray(image)]
+
+
+def pillow_lanczos(picture: Picture, height: int, width: int) -> Frame:
+    """The picture stretched by Pillow. Source: VaeImageProcessor of diffusers."""
+    image = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
+    return SIGNED[np.asarray(image)]
+
+
+_Rules = dict[ImageMode, tuple[Callable[[Size, Size, int], Size], Callable[..., Frame]]]
+_OFFICIAL: _Rules = {
+    "concat": (i2v_a14b_size, torch_bicubic),
+    "pin": (ti2v_5b_size, lanczos_crop),
+}
+_DIFFUSERS: _Rules = dict.fromkeys(_OFFICIAL, (diffusers_size, pillow_lanczos))
+_DIFFSYNTH: _Rules = dict.fromkeys(_OFFICIAL, (diffsynth_size, pillow_bicubic))
+RULES: dict[Profile, _Rules] = {
+    "official": _OFFICIAL,
+    "float32": _OFFICIAL,
+    "diffusers": _DIFFUSERS,
+    "diffsynth": _DIFFSYNTH,
+}
+
+
+def check_frames(frames: int, stride: int = 4) -> None:
+    """ValueError unless a VAE that folds `stride` frames into one makes a video of that length."""
+    if frames >= 1 and (frames - 1) % stride == 0:
+        return
+    below = max(1, (frames - 1) // stride * stride + 1)
+    raise ValueError(
+        f"{frames} frames are asked for, a video has {stride} n + 1; "
+        f"ask for {below} or {below + stride}"
+    )
+
+
+def round_frames(frames: int, profile: Profile = "official", stride: int = 4) -> int:
+    """The number of frames that a reference code makes of the one asked for.
+
+    diffsynth rounds up to 4 n + 1. diffusers takes ⌊frames / 4⌋ · 4 + 1, which is up for 80 and
+    down for 82. The original has no rule: ValueError as `check_frames`, and where frames is less
+    than 1.
+    """
+    if profile not in ROUNDED or frames < 1:
+        check_frames(frames, stride)
+    if (frames - 1) % stride == 0:
+        return frames
+    return ROUNDED[profile](frames, stride)
+
+
+ROUNDED: dict[Profile, Callable[[int, int], int]] = {
+    "diffusers": lambda frames, stride: frames // stride * stride + 1,
+    "diffsynth": lambda frames, stride: -(-frames // stride) * stride + 1,
+}
