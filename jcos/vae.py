@@ -169,9 +169,7 @@ def _streamed(chunk: Chunk, frames: int, x: Frames) -> Float[Array, "f h w O"]:
     return jnp.concatenate([first, rearrange(rest, "n f h w c -> (n f) h w c")])
 
 
-def _tiled(
-    clip: Clip, x: Frames, tiles: Tiles, scales: tuple[int, int]
-) -> Float[Array, "f h w O"]:
+def _tiled(clip: Clip, x: Frames, tiles: Tiles, scales: tuple[int, int]) -> Float[Array, "f h w O"]:
     """Every tile by itself, then blended; scales: pixels per latent cell, going in and coming
     out."""
     into, out = scales
@@ -186,13 +184,17 @@ def _tiled(
         tile = clip(jax.lax.dynamic_slice(x, (0, row * into, column * into, 0), size))
         weight = jnp.minimum(down[:, None], across[None])[None, :, :, None]
         at = (0, row * out, column * out, 0)
-        return [_added(*terms, at) for terms in zip(sums, (tile * weight, weight), strict=True)], None
+        return [
+            _added(*terms, at) for terms in zip(sums, (tile * weight, weight), strict=True)
+        ], None
 
     made = jax.eval_shape(clip, jax.ShapeDtypeStruct(size, x.dtype))
     area = (cells[0] * out, cells[1] * out)
     sums = [jnp.zeros((len(made), *area, made.shape[3])), jnp.zeros((1, *area, 1))]
     i, j = np.indices((len(rows[0]), len(columns[0]))).reshape(2, -1)
-    (total, weight), _ = jax.lax.scan(add, sums, (rows[0][i], columns[0][j], rows[1][i], columns[1][j]))
+    (total, weight), _ = jax.lax.scan(
+        add, sums, (rows[0][i], columns[0][j], rows[1][i], columns[1][j])
+    )
     return total / weight
 
 

@@ -17,7 +17,7 @@ from jcos.dit import DiT
 from jcos.image import check_frames
 from jcos.layouts import is_released
 from jcos.probes import Probe
-from jcos.released import load_released, open_released
+from jcos.released import Released, load_released, open_released
 from jcos.text import UMT5, WordEmbedding, embed, word_ids
 from jcos.tokenizer import Tokenizer
 from jcos.trajectory import Condition, Trace
@@ -91,43 +91,26 @@ class Wan(nnx.Module):
         does not divide into tokens, the codec has no such number of frames, or a prompt cannot be
         read.
         """
-        mode, name = self.config.image, self.config.name
+        check_picture(self.config, first_frame is not None)
         if first_frame is not None:
             if first_frame.ndim != 3 or first_frame.shape[-1] != 3:
                 raise ValueError(f"a first frame has shape [H, W, 3]; this is {first_frame.shape}")
-            if mode == "none":
-                raise ValueError(f"{name} makes videos of a text alone; it takes no first frame")
-            if size not in (None, first_frame.shape[:2]):
-                raise ValueError(f"the first frame has size {first_frame.shape[:2]}, not {size}")
-            size = first_frame.shape[:2]
-        elif mode in ("concat", "repeat"):
-            raise ValueError(f"{name} makes videos of a first frame; none is given")
+            height, width, _ = first_frame.shape
+            if size not in (None, (height, width)):
+                raise ValueError(f"the first frame has size {(height, width)}, not {size}")
+            size = (height, width)
         if size is None:
             raise ValueError("without a first frame, the size of the video must be given")
-        f, h, w = self.latent_grid(frames, *size)
+        f, h, w = latent_grid(self.config, frames, *size)
         if first_frame is None:
             channels, first = jnp.zeros((f, h, w, 0)), None
-        elif mode == "pin":
+        elif self.config.image == "pin":
             channels, first = jnp.zeros((f, h, w, 0)), self.encode(first_frame[None])
         else:
             channels, first = self._image_channels(first_frame, frames), None
         rows = self.embed(prompt)
         default = self.config.negative if negative is None or _empty(negative) else negative
         return Condition(rows, self.embed(default).astype(rows.dtype), channels, first)
-
-    def latent_grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Frames, height and width of the latent; ValueError where there is none of that size."""
-        if frames < 1:
-            raise ValueError(f"{frames} frames asked for; a video has at least 1")
-        along, *strides = self.codec.strides
-        check_frames(frames, along)
-        for name, size, stride, patch in zip(
-            ("height", "width"), (height, width), strides, self.config.dit.patch[1:], strict=True
-        ):
-            if size < 1 or size % (stride * patch):
-                wants = f"{self.config.name} needs a multiple of {stride * patch}"
-                raise ValueError(f"the {name} is {size} pixels; {wants}")
-        return (frames - 1) // along + 1, height // strides[0], width // strides[1]
 
     def _image_channels(self, first_frame: Picture, frames: int) -> Float[Array, "F h w E"]:
         """Of an image-to-video model: for a VAE, the first frame and grey ones behind it, encoded
@@ -157,6 +140,32 @@ class Wan(nnx.Module):
         else:
             video = np.stack([_decode(self.vae, z) for z in flat])
         return video.reshape(*latents.shape[:-4], *video.shape[1:])
+
+
+def check_picture(config: WanConfig, given: bool) -> None:
+    """ValueError where a model needs a first frame and none is given, or takes none and one is."""
+    if given and config.image == "none":
+        raise ValueError(f"{config.name} makes videos of a text alone; it takes no first frame")
+    if not given and config.image in ("concat", "repeat"):
+        raise ValueError(f"{config.name} makes videos of a first frame; none is given")
+
+
+def latent_grid(config: WanConfig, frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """Frames, height and width of the latent of a video in pixels; ValueError where there is none
+    of that size."""
+    if config.codec is None:
+        raise ValueError(f"{config.name} comes without a codec: it has latents, no pixels")
+    if frames < 1:
+        raise ValueError(f"{frames} frames asked for; a video has at least 1")
+    along, *strides = config.codec.strides
+    check_frames(frames, along)
+    for name, size, stride, patch in zip(
+        ("height", "width"), (height, width), strides, config.dit.patch[1:], strict=True
+    ):
+        if size < 1 or size % (stride * patch):
+            wants = f"{config.name} needs a multiple of {stride * patch}"
+            raise ValueError(f"the {name} is {size} pixels; {wants}")
+    return (frames - 1) // along + 1, height // strides[0], width // strides[1]
 
 
 def _text_encoder(config: WanConfig, rngs: nnx.Rngs) -> WordEmbedding | UMT5 | None:
@@ -207,6 +216,24 @@ def image_channels(
     return jnp.concatenate([_given_mask(latents), latents], axis=-1)
 
 
+def read_config(folder: Path | str, profile: Profile | None = None) -> WanConfig:
+    """What `load` would load, without its weights."""
+    folder = Path(folder)
+    source = _released(folder)
+    if source is None:
+        config = checkpoint.read_config(checkpoint.read_manifest(folder))
+    else:
+        config = source.config
+    return config if profile is None else with_profile(config, profile)
+
+
+def _released(folder: Path) -> Released | None:
+    """The folder as a released one, if that is what it is."""
+    if (folder / checkpoint.MANIFEST).exists() or not is_released(folder):
+        return None
+    return open_released(folder)
+
+
 def load(
     folder: Path | str = TINY,
     *,
@@ -225,16 +252,12 @@ def load(
     Raises checkpoint.CheckpointError where the folder is not one, or is damaged.
     """
     folder = Path(folder)
-    source = None
-    if (folder / checkpoint.MANIFEST).exists() or not is_released(folder):
-        config = checkpoint.read_config(checkpoint.read_manifest(folder))
-        found = checkpoint.stored(folder).keys()
-        tokens = folder / "tokenizer"
+    source = _released(folder)
+    config = read_config(folder, profile)
+    if source is None:
+        found, tokens = checkpoint.stored(folder).keys(), folder / "tokenizer"
     else:
-        source = open_released(folder)
-        config, found, tokens = source.config, source.leaves.keys(), source.tokenizer
-    if profile is not None:
-        config = with_profile(config, profile)
+        found, tokens = source.leaves.keys(), source.tokenizer
     model = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
     wanted = {"experts": experts, "text": text, "vae": vae}
     for part, want in wanted.items():

@@ -5,7 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jcos.measures import answer_mass, bootstrap, cka, commitment_step, proportion
+from jcos.measures import (
+    answer_mass,
+    auroc,
+    bootstrap,
+    cka,
+    commitment_step,
+    held_at_once,
+    over_puzzles,
+    proportion,
+)
 
 
 def gaussian(seed: int, *shape: int) -> jax.Array:
@@ -123,3 +132,68 @@ def test_bootstrap_interval_is_that_of_the_mean():
 def test_bootstrap_of_a_constant_is_a_point():
     found = bootstrap(np.full(7, 0.25), draws=100)
     assert found[:3] == (0.25, 0.25, 0.25)
+
+
+def test_bootstrap_of_a_median():
+    values = np.random.default_rng(0).exponential(1.0, 500)
+    found = bootstrap(values, statistic=np.median, draws=2000)
+    assert found.mean == pytest.approx(np.median(values))
+    assert found.low < np.log(2) < found.high
+    assert found.high - found.low < 0.3
+
+
+@pytest.mark.parametrize(
+    ("weights", "held"),
+    [([1, 0, 0], 1), ([0.5, 0.5, 0], 2), ([2, 2, 2], 3), ([0.5, 0.5, -0.3], 2)],
+)
+def test_answers_held_at_once(weights, held):
+    assert float(held_at_once(np.array(weights, float))) == pytest.approx(held)
+
+
+def test_nothing_held_is_no_number():
+    found = held_at_once(np.array([[0.0, -1.0], [0.2, 0.2]]))
+    assert np.isnan(found[0])
+    assert found[1] == pytest.approx(2)
+
+
+def test_area_under_the_curve_counts_pairs_in_order():
+    values = np.array([0.1, 0.4, 0.35, 0.8, 0.4])
+    positive = np.array([False, False, True, True, True])
+    # of the six pairs, four are in order and one is a tie
+    assert auroc(values, positive).mean == pytest.approx(4.5 / 6)
+    assert auroc(-values, positive).mean == pytest.approx(1.5 / 6)
+
+
+def test_area_under_the_curve_has_the_interval_of_its_distribution():
+    """Two normals one deviation apart: Φ(1/√2) = 0.760; values that tell nothing: 0.5."""
+    rng = np.random.default_rng(0)
+    positive = np.arange(600) % 2 == 0
+    values = rng.normal(size=600)
+    idle, apart = auroc(values, positive), auroc(values + positive, positive)
+    assert idle.low < 0.5 < idle.high
+    assert apart.low < 0.760 < apart.high
+    assert apart.high - apart.low == pytest.approx(0.076, abs=0.015)
+
+
+def test_area_under_the_curve_resamples_puzzles_not_runs():
+    """Ten copies of each case tell no more than one."""
+    rng = np.random.default_rng(0)
+    positive, values = rng.random(80) < 0.5, rng.normal(size=80)
+    once = auroc(values, positive)
+    copies = auroc(values.repeat(10), positive.repeat(10), groups=np.arange(80).repeat(10))
+    assert copies.mean == pytest.approx(once.mean)
+    assert copies.n == once.n == 80
+    assert copies.high - copies.low == pytest.approx(once.high - once.low, rel=0.05)
+
+
+def test_area_under_the_curve_of_one_kind_is_no_number():
+    assert np.isnan(auroc(np.arange(4.0), np.ones(4, bool)).mean)
+
+
+def test_over_puzzles_chooses_the_interval():
+    solved = np.arange(20) < 15
+    assert over_puzzles(solved) == over_puzzles(solved[:, None]) == proportion(solved)
+    seeds = np.stack([solved, ~solved], 1)
+    assert over_puzzles(seeds)[:3] == (0.5, 0.5, 0.5)
+    values = np.random.default_rng(0).normal(size=(20, 3))
+    assert over_puzzles(values) == bootstrap(values.mean(1))

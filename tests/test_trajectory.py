@@ -10,7 +10,17 @@ from flax import nnx
 
 from jcos import flow, trajectory
 from jcos.config import DiTConfig, PixelCodec, Sampling, WanConfig, Words
-from jcos.probes import Noise, Probe, SeedEnsemble, Swap, TokenEnergy, TokenFeatures, chain
+from jcos.probes import (
+    InWorlds,
+    Noise,
+    Probe,
+    SeedEnsemble,
+    States,
+    Swap,
+    TokenEnergy,
+    TokenFeatures,
+    chain,
+)
 from jcos.wan import Wan, generate, generate_side_by_side, generate_worlds, seed_keys
 
 STEPS, LAYERS, FRAMES, TOKENS = 4, 3, 3, 12
@@ -141,6 +151,103 @@ def test_noise_replaces_what_it_says(model: Wan, condition: trajectory.Condition
     assert abs(float(at_step[2].std()) - 1) < 0.02
     x0 = generate(model, condition, probe=Noise.at_frames(STEPS, FRAMES, [1])).x0
     assert float(jnp.abs(x0 - generate(model, condition).x0).max()) > 0.1
+
+
+def at(step: int, sigma: float, last: jax.Array | None = None) -> trajectory.Site:
+    key = jax.random.fold_in(jax.random.key(0), step)
+    return trajectory.Site(
+        jnp.int32(step), jnp.int32(-1), jnp.int32(0), jnp.float32(sigma), key, last
+    )
+
+
+def test_strength_turns_a_latent_towards_noise_and_keeps_its_variance() -> None:
+    x = jax.random.normal(jax.random.key(7), (FRAMES, 40, 40, 12))
+    full = Noise.at_steps(STEPS, FRAMES, [2]).on_latents(at(2, 0.5), x)
+    for strength in (0.0, 0.3, 0.9, 1.0):
+        probe = Noise.at_cells(STEPS, FRAMES, [(2, 1), (2, 2)], strength=strength)
+        found = probe.on_latents(at(2, 0.5), x)
+        np.testing.assert_array_equal(found[0], x[0])
+        want = np.sqrt(1 - strength**2) * x[1:] + strength * full[1:]
+        np.testing.assert_allclose(found[1:], want, atol=1e-5)
+        assert abs(float(found.std()) - 1) < 0.02
+        np.testing.assert_array_equal(probe.on_latents(at(1, 0.5), x), x)
+    with pytest.raises(ValueError, match=r"strength of noise is 1.5; it lies between 0 and 1"):
+        Noise.at_steps(STEPS, FRAMES, [2], strength=1.5)
+
+
+def test_noise_at_its_own_level_keeps_the_estimate() -> None:
+    """x = (1 − σ) x̂0 + σ ε before and after, with another ε."""
+    shape, sigma = (FRAMES, 40, 40, 12), 0.3
+    x0, noise = jax.random.normal(jax.random.key(1), (2, *shape))
+    x = (1 - sigma) * x0 + sigma * noise
+    for strength in (0.6, 1.0):
+        probe = Noise.at_steps(STEPS, FRAMES, [2], strength=strength, own=True)
+        renewed = (probe.on_latents(at(2, sigma, x0), x) - (1 - sigma) * x0) / sigma
+        assert abs(float(renewed.std()) - 1) < 0.01
+        shared = float(jnp.mean(renewed * noise))
+        assert shared == pytest.approx(np.sqrt(1 - strength**2), abs=0.02)
+
+
+def test_last_is_the_estimate_of_the_step_before(
+    model: Wan, condition: trajectory.Condition
+) -> None:
+    class Last(Probe):
+        def on_estimate(self, site, x, x0):
+            return x0, site.last
+
+    trace = generate(model, condition, probe=Last())
+    np.testing.assert_array_equal(trace.seen[0, 0], 0)
+    np.testing.assert_array_equal(trace.seen[0, 1:], trace.x0[0, :-1])
+
+
+def test_an_estimate_that_is_replaced_is_gone_on_with(
+    model: Wan, condition: trajectory.Condition
+) -> None:
+    """The mean over seeds of x̂0 in the last step makes all videos equal; in the first it does not,
+    but changes them."""
+
+    class Mean(Probe):
+        steps: jax.Array
+
+        def on_estimate(self, site, x, x0):
+            mean = jax.lax.pmean(x0, "seed")
+            return jnp.where(self.steps[site.step], mean, x0), ()
+
+    last, first, off = (Mean(jnp.arange(STEPS) == s) for s in (STEPS - 1, 0, -1))
+    plain = generate(model, condition, (0, 1))
+    ends = generate(model, condition, (0, 1), probe=last)
+    close(ends.latents, jnp.stack([plain.latents.mean(0)] * 2))
+    early = generate(model, condition, (0, 1), probe=first)
+    close(early.x0[0, 0], plain.x0[:, 0].mean(0))
+    assert float(jnp.abs(early.latents - plain.latents).max()) > 1e-2
+    close(generate(model, condition, (0, 1), probe=off).latents, plain.latents)
+
+
+def test_states_and_chains_see_what_the_model_saw(
+    model: Wan, condition: trajectory.Condition
+) -> None:
+    probe = chain(Noise.at_steps(STEPS, FRAMES, [1]), States(), TokenEnergy())
+    trace = generate(model, condition, probe=probe)
+    nothing, x, more = trace.seen
+    assert nothing == more == ()
+    assert x.shape == trace.x0.shape
+    assert abs(float(x[0, 1].std()) - 1) < 0.1
+    sigmas = np.asarray(flow.plan(CONFIG.sampling).schedule.sigmas)
+    for s in (0, 2):
+        ratio = sigmas[s + 1] / sigmas[s]
+        if s + 1 != 1:  # there the latent was replaced
+            close(x[0, s + 1], ratio * x[0, s] + (1 - ratio) * trace.x0[0, s])
+
+
+def test_a_probe_in_one_world_leaves_the_others(model: Wan, worlds: trajectory.Condition) -> None:
+    both = chain(Noise.at_steps(STEPS, FRAMES, [1]), SeedEnsemble.window(STEPS, LAYERS))
+    probe = chain(InWorlds(both, jnp.array([False, True])), TokenEnergy())
+    trace = generate_side_by_side(model, worlds, (0, 1), probe=probe)
+    plain = generate_side_by_side(model, worlds, (0, 1))
+    all_of_it = generate_side_by_side(model, worlds, (0, 1), probe=both)
+    close(trace.latents[0], plain.latents[0])
+    close(trace.latents[1], all_of_it.latents[1])
+    assert float(jnp.abs(trace.latents[1] - plain.latents[1]).max()) > 1e-2
 
 
 def test_ensemble_makes_seeds_equal_at_the_masked_layer(

@@ -25,8 +25,9 @@ def released(kind: str) -> Wan:
     """The original's tiny weights, in float32."""
     folder, vae = FOLDERS[kind]
     model = wan.load(GOLDEN / "ckpt" / folder, profile="float32", text=False, vae=False)
-    assert isinstance(model.config.codec, VaeConfig)
-    abstract = jax.eval_shape(lambda: Vae(model.config.codec, rngs=nnx.Rngs(0)))
+    codec = model.config.codec
+    assert isinstance(codec, VaeConfig)
+    abstract = jax.eval_shape(lambda: Vae(codec, rngs=nnx.Rngs(0)))
     model.vae = fill(abstract, load_golden(f"weights/{vae}"), VAE)
     return model
 

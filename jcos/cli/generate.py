@@ -18,13 +18,13 @@ import tyro
 from jaxtyping import Array, Float, UInt8
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from jcos import image, media, wan
 from jcos.cli.common import Interventions, console, write
-from jcos.config import Sampling, Solver
+from jcos.config import Sampling, Solver, WanConfig
 from jcos.noise import noise_from_file, wan_noise
-from jcos.probes import Probe, Site, chain
+from jcos.probes import Probe, Site, chain, choose
 from jcos.text import UMT5, TextCache
 from jcos.variants import Profile
 from jcos.wan import Wan
@@ -95,75 +95,76 @@ class Generate(Interventions):
     out: Path = Path("out/generate")
 
     def run(self) -> None:
-        model = wan.load(self.checkpoint, profile=self.profile, text=self.text_cache is None)
-        model.config = dataclasses.replace(model.config, sampling=self._sampling(model))
-        sampling, clip = model.config.sampling, model.config.clip
-        for step in self.x0:
-            if not 0 <= step < sampling.steps:
-                raise IndexError(
-                    f"step {step} is out of range: steps are 0 to {sampling.steps - 1}"
-                )
+        # All that can be wrong is found before the weights are read.
+        config = wan.read_config(self.checkpoint, self.profile)
+        config = dataclasses.replace(config, sampling=self._sampling(config))
+        sampling = config.sampling
+        choose(sampling.steps, self.x0, "step")
+        wan.check_picture(config, self.image is not None)
         picture = None if self.image is None else image.read_picture(self.image)
-        first, size = self._first_frame(model, picture)
-        frames = clip.frames if self.frames is None else self.frames
-        grid = model.latent_grid(frames, *size)
-        noise = self._noise((*grid, model.config.dit.out_channels))
-        interventions = self.probe(sampling.steps, grid[0], model.config.dit.layers)
-        run = self._describe(model, size, frames, picture)
+        first, size = self._first_frame(config, picture)
+        asked = config.clip.frames if self.frames is None else self.frames
+        stride = 1 if config.codec is None else config.codec.strides[0]
+        frames = image.round_frames(asked, self.profile or "official", stride)
+        grid = wan.latent_grid(config, frames, *size)
+        noise = self._noise((*grid, config.dit.out_channels))
+        interventions = self.probe(sampling.steps, grid[0], config.dit.layers)
+        run = self._describe(config, size, frames, picture)
+        done = _finished(self.out, run)
+        model = wan.load(self.checkpoint, profile=self.profile, text=self.text_cache is None)
 
-        if _finished(self.out, run):
+        if done:
             console.print(f"The latents of this run are in {self.out} already.")
         else:
             prompt, negative = self._prompts(model)
             condition = model.condition(first, prompt, frames, negative=negative, size=size)
             start = time.monotonic()
             with _bar(sampling.steps):
+                probe = chain(Report(), interventions)
                 trace = wan.generate(
-                    model, condition, self.seeds, probe=chain(Report(), interventions), noise=noise
+                    model, condition, self.seeds, probe=probe, sampling=sampling, noise=noise
                 )
                 arrays = {"latents": trace.latents, "x0": trace.x0[:, np.array(self.x0, int)]}
                 arrays = {name: np.asarray(a, np.float32) for name, a in arrays.items()}
             self.out.mkdir(parents=True, exist_ok=True)
-            beside = self.out / ".latents.part"
-            save_file(arrays, beside, metadata={"run": json.dumps(run)})
-            beside.replace(self.out / "latents.safetensors")
+            write(self.out / "latents.safetensors", save(arrays))
             made = {"seconds": round(time.monotonic() - start, 1), "date": _now()}
             text = json.dumps(run | made, indent=1, ensure_ascii=False) + "\n"
             write(self.out / "run.json", text.encode())
         self._write_videos(model, load_file(self.out / "latents.safetensors"))
         print(f"Videos, latents and run.json are in {self.out}")
 
-    def _sampling(self, model: Wan) -> Sampling:
+    def _sampling(self, config: WanConfig) -> Sampling:
         changes: dict[str, Any] = {"steps": self.steps, "shift": self.shift, "solver": self.solver}
         changes["grid"] = self.solver
         if self.guidance is not None:
             scales = self.guidance
             if len(scales) == 1:
-                scales *= model.config.experts
-            if len(scales) != model.config.experts:
+                scales *= config.experts
+            if len(scales) != config.experts:
                 raise ValueError(
-                    f"{len(scales)} guidance scales given; {model.config.name} has "
-                    f"{model.config.experts} expert(s)"
+                    f"{len(scales)} guidance scales given; {config.name} has "
+                    f"{config.experts} expert(s)"
                 )
             changes["guidance"] = scales
         changes = {name: value for name, value in changes.items() if value is not None}
         if changes.get("guidance") and all(scale == 1 for scale in changes["guidance"]):
             changes["guidance"] = None
-        return dataclasses.replace(model.config.sampling, **changes)
+        return dataclasses.replace(config.sampling, **changes)
 
     def _first_frame(
-        self, model: Wan, picture: UInt8[np.ndarray, "H W 3"] | None
+        self, config: WanConfig, picture: UInt8[np.ndarray, "H W 3"] | None
     ) -> tuple[Float[Array | np.ndarray, "h w 3"] | None, tuple[int, int]]:
         """The first frame in the size that it is generated in, and that size (height, width)."""
-        clip = model.config.clip
+        clip = config.clip
         width, height = (clip.width, clip.height) if self.size is None else _size(self.size)
         if picture is None:
             return None, (height, width)
-        rule = image.rule_for(model.config, self.profile)
+        rule = image.rule_for(config, self.profile)
         frame = image.prepare(picture, rule, height, width)
         return frame, (frame.shape[0], frame.shape[1])
 
-    def _noise(self, shape: tuple[int, ...]) -> Float[np.ndarray, "K F h w C"] | None:
+    def _noise(self, shape: tuple[int, int, int, int]) -> Float[np.ndarray, "K F h w C"] | None:
         match self.noise:
             case "jax":
                 return None
@@ -192,10 +193,9 @@ class Generate(Interventions):
         return prompt, negative
 
     def _describe(
-        self, model: Wan, size: tuple[int, int], frames: int, picture: np.ndarray | None
+        self, config: WanConfig, size: tuple[int, int], frames: int, picture: np.ndarray | None
     ) -> dict[str, Any]:
         """Everything that decides what comes out; two runs that agree in it make the same."""
-        config = model.config
         return {
             "command": shlex.join(["jcos", *sys.argv[1:]]),
             "checkpoint": str(self.checkpoint),

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from jcos.measures import Estimate, over_puzzles
 
@@ -34,11 +35,15 @@ STYLE = {
 }
 
 
+styled = mpl.rc_context(STYLE)
+"""Decorates what draws: matplotlib reads its style when a part is made."""
+
+
+@styled
 def panels(columns: int, rows: int = 1, *, size: tuple[float, float] = (3.2, 2.3)) -> Figure:
     """A figure of panels, `size` inches each; they are `figure.axes`, row by row."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
-        figure.subplots(rows, columns)
+    figure = Figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
+    figure.subplots(rows, columns)
     return figure
 
 
@@ -49,6 +54,7 @@ def trimmed(figure: Figure, used: int) -> Figure:
     return figure
 
 
+@styled
 def label(
     axes: Axes,
     x: str,
@@ -66,10 +72,10 @@ def label(
         room = 0.04 * (y_range[1] - y_range[0])
         axes.set_ylim(y_range[0] - room, y_range[1] + room)
     if legend and len(axes.get_legend_handles_labels()[1]) > 1:
-        with mpl.rc_context(STYLE):
-            axes.legend(handlelength=2.6)
+        axes.legend(handlelength=2.6)
 
 
+@styled
 def curve(
     axes: Axes,
     x: Sequence[float] | np.ndarray,
@@ -83,6 +89,8 @@ def curve(
     nan leave a hole."""
     found = [over_puzzles(v) for v in np.moveaxis(points, 1, 0)] if _raw(points) else points
     mean, low, high = np.array([e[:3] for e in found], np.float64).reshape(-1, 3).T
+    if all(float(at).is_integer() for at in x):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     look: dict[str, Any] = {"color": COLOURS[style % 8], "linestyle": DASHES[style % 8]}
     if len(mean) <= FEW:
         look["marker"] = MARKERS[style % 8]
@@ -94,11 +102,13 @@ def _raw(points: Any) -> bool:
     return isinstance(points, np.ndarray)
 
 
+@styled
 def level(axes: Axes, height: float, name: str) -> None:
     """A horizontal line to compare with: chance, the plain run."""
     axes.axhline(height, color="#555555", linestyle=(0, (1, 2)), linewidth=1.0, label=name)
 
 
+@styled
 def bars(axes: Axes, names: Sequence[str], points: Sequence[Estimate], style: int = 0) -> None:
     """A dot with its interval for each name, from top to bottom."""
     at = np.arange(len(names))[::-1]
@@ -109,6 +119,7 @@ def bars(axes: Axes, names: Sequence[str], points: Sequence[Estimate], style: in
     axes.set_ylim(-0.6, len(names) - 0.4)
 
 
+@styled
 def heat(
     axes: Axes,
     values: Float[np.ndarray, "rows columns"],
@@ -132,6 +143,7 @@ def heat(
     figure.colorbar(shown, ax=axes, label=name)
 
 
+@styled
 def film_grid(
     videos: UInt8[np.ndarray, "rows F H W 3"], rows: Sequence[str], *, frames: int = 8
 ) -> Figure:
@@ -145,8 +157,7 @@ def film_grid(
         layout="constrained",
     )
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)  # type: ignore[union-attr]
-    with mpl.rc_context(STYLE):
-        grid = figure.subplots(len(videos), len(shown), squeeze=False)
+    grid = figure.subplots(len(videos), len(shown), squeeze=False)
     for i, (video, name) in enumerate(zip(videos, rows, strict=True)):
         for j, frame in enumerate(shown):
             axes: Axes = grid[i, j]
@@ -163,8 +174,8 @@ def film_grid(
     return figure
 
 
+@styled
 def to_png(figure: Figure) -> bytes:
     file = io.BytesIO()
-    with mpl.rc_context(STYLE):
-        figure.savefig(file, format="png", dpi=180)
+    figure.savefig(file, format="png", dpi=180)
     return file.getvalue()

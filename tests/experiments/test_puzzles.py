@@ -1,10 +1,25 @@
 """Many puzzles as one program: pairing, order, scores."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jcos.experiments.puzzles import held_out, play, score
-from jcos.probes import Noise
+from jcos import flow
+from jcos.experiments import memory
+from jcos.experiments.puzzles import (
+    Progress,
+    compilations,
+    conditions,
+    finish,
+    held_out,
+    one_world,
+    pixels,
+    play,
+    playing,
+    score,
+)
+from jcos.probes import InWorlds, Noise
 from jcos.tasks import TASKS
 from jcos.wan import Wan
 
@@ -31,8 +46,6 @@ def test_a_run_does_not_depend_on_its_neighbours(small_model: Wan) -> None:
 
 def test_score_judges_what_is_decoded(small_model: Wan) -> None:
     """References as latents are solved, on the axes they came in; noise is not."""
-    import jax.numpy as jnp
-
     from jcos.vae import encode_pixels
 
     puzzles = held_out(MAZE, 2)
@@ -52,3 +65,66 @@ def test_every_task_fits_the_model(small_model: Wan, name: str) -> None:
         condition = small_model.condition(task.first_frame(puzzle), puzzle.prompt, task.frames)
         assert condition.channels is not None
         assert condition.channels.shape == (5, task.height // 2, task.width // 2, 16)
+
+
+def noises(*steps: int) -> list[Noise]:
+    return [Noise.at_steps(4, MAZE.frames, [s]) for s in steps]
+
+
+def test_a_sweep_is_one_program_whatever_its_chunks(small_model: Wan) -> None:
+    given = one_world(conditions(small_model, held_out(MAZE, 3)))
+    before = compilations()
+    told = playing(small_model, given, probes=noises(0, 1, 2), chunk=2, what="x")
+    seen = list(told)
+    assert seen[0] == Progress("x", 0, 9)
+    assert seen[-1] == Progress("x", 9, 9)
+    assert compilations() == before + 1
+    chunked = finish(playing(small_model, given, probes=noises(2, 3, 1), chunk=2))
+    assert compilations() == before + 1
+    whole = finish(playing(small_model, given, probes=noises(2, 3, 1), chunk=100))
+    assert compilations() == before + 2
+    np.testing.assert_allclose(chunked.latents, whole.latents, atol=2e-4)
+    assert whole.latents.shape == (3, 3, 1, 1, 5, 10, 10, 12)
+
+
+def test_worlds_share_their_noise(small_model: Wan) -> None:
+    """A clean world beside a perturbed one is the clean run."""
+    puzzles = held_out(MAZE, 2)
+    given = one_world(conditions(small_model, puzzles))
+    both = jax.tree.map(lambda a: jnp.concatenate([a, a], axis=1), given)
+    probe = InWorlds(noises(1)[0], jnp.array([False, True]))
+    trace = finish(playing(small_model, both, (0, 1), probes=[probe]))
+    clean = play(small_model, MAZE, puzzles, (0, 1), probes=noises(1))
+    assert trace.latents.shape == (1, 2, 2, 2, 5, 10, 10, 12)
+    np.testing.assert_allclose(trace.latents[0, :, 1], clean.latents[0], atol=2e-4)
+    plain = play(small_model, MAZE, puzzles, (0, 1))
+    np.testing.assert_allclose(trace.latents[0, :, 0], plain.latents[0], atol=2e-4)
+
+
+def test_a_run_starts_from_what_it_is_given(small_model: Wan) -> None:
+    given = one_world(conditions(small_model, held_out(MAZE, 2)))
+    start = np.zeros((2, 1, 5, 10, 10, 12), np.float32)
+    a, b = (finish(playing(small_model, given, (s,), start=start)).latents for s in (0, 1))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_guided_runs_cost_twice_the_memory_and_too_much_is_refused(
+    small_model: Wan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = one_world(conditions(small_model, held_out(MAZE, 2)))
+    plan = flow.plan(small_model.config.sampling)
+    guided = plan.replace(guidance=jnp.ones(1))
+    stored, scores = memory.run_bytes(small_model, given, 4)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 20 * (stored + scores))
+    assert memory.runs_that_fit(small_model, given, plan, 1, 1, 100, None) == 10
+    assert memory.runs_that_fit(small_model, given, guided, 1, 1, 100, None) == 5
+    assert memory.runs_that_fit(small_model, given, plan, 1, 1, 3, None) == 3
+    assert memory.runs_that_fit(small_model, given, plan, 1, 1, 100, 64) == 64
+    monkeypatch.setattr(memory, "free_bytes", lambda: stored - 1)
+    with pytest.raises(ValueError, match=r"one run of 2 worlds × 3 seeds × 4 steps needs about"):
+        memory.runs_that_fit(small_model, given, plan, 3, 2, 100, None)
+
+
+def test_pixels_are_what_decode_gives(small_model: Wan) -> None:
+    latents = jax.random.normal(jax.random.key(0), (2, 5, 10, 10, 12))
+    np.testing.assert_array_equal(pixels(small_model, latents), small_model.decode(latents))

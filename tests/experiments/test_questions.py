@@ -7,7 +7,7 @@ from jcos.experiments.ensemble import ensemble_solved
 from jcos.experiments.evaluate import evaluate
 from jcos.experiments.noise import noise_scores
 from jcos.experiments.puzzles import held_out
-from jcos.experiments.steps import Watched, masses, routes, watch
+from jcos.experiments.watching import Watched, masses, routes, watch
 from jcos.probes import SeedEnsemble
 from jcos.tasks import TASKS, Puzzle
 from jcos.vae import encode_pixels
@@ -31,14 +31,14 @@ def test_mass_is_the_weight_of_each_answer_in_a_blend(small_model: Wan) -> None:
         weights = np.linspace(1, 2, len(answers))
         weights /= weights.sum()
         blend = np.tensordot(weights, answers, 1)
-        on, off = masses(small_model, MAZE, puzzle, jnp.asarray(np.stack([blend, answers[0]])), 12)
+        on, off = masses(small_model, puzzle, jnp.asarray(np.stack([blend, answers[0]])), 12)
         independent = np.linalg.matrix_rank((answers - answers[0, :1]).reshape(len(answers), -1))
         if independent == len(answers):
             np.testing.assert_allclose(on[0], weights, atol=1e-3)
             np.testing.assert_allclose(on[1], np.eye(len(answers))[0], atol=1e-3)
         np.testing.assert_allclose(off, 0, atol=1e-4)
         noise = np.random.default_rng(0).normal(size=(1, *blend.shape)).astype(np.float32)
-        assert masses(small_model, MAZE, puzzle, jnp.asarray(noise), 12).off[0] > 0.9
+        assert masses(small_model, puzzle, jnp.asarray(noise), 12).off[0] > 0.9
 
 
 def test_route_taken_is_the_one_at_the_end(small_model: Wan) -> None:
@@ -49,7 +49,7 @@ def test_route_taken_is_the_one_at_the_end(small_model: Wan) -> None:
         rows.append(np.stack([answers[:2].mean(0), answers[1]]))
     x0 = jnp.asarray(np.stack(rows))
     judged = np.zeros((2, 2))
-    found = routes(small_model, MAZE, puzzles, Watched(x0, x0[:, -1], judged, judged > 0))
+    found = routes(small_model, puzzles, Watched(x0, x0[:, -1], judged, judged > 0))
     np.testing.assert_allclose(found.taken, [[0.5, 1.0]] * 2, atol=2e-2)
     np.testing.assert_allclose(found.others, [[0.5, 0.0]] * 2, atol=2e-2)
     np.testing.assert_allclose(found.off, 0, atol=1e-3)

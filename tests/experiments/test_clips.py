@@ -1,0 +1,97 @@
+"""The same experiments on a released model: two experts, guidance, a VAE, prompts with pictures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jcos.experiments.experiment import Settings
+from jcos.experiments.noise import Noise
+from jcos.experiments.puzzles import compilations, finish
+from jcos.experiments.samples import Samples
+from jcos.experiments.steps import Steps
+from jcos.wan import Wan
+from tests.conftest import load_golden
+from tests.test_wan import released
+
+SHORT = Settings(steps=4)
+
+
+@pytest.fixture(scope="module")
+def model() -> Wan:
+    return released("i2v")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, golden = tmp_path_factory.mktemp("clips"), load_golden("loops/i2v_unipc6")
+    Image.fromarray(golden["in.image_u8"]).save(folder / "picture.png")
+    np.save(folder / "prompt.npy", golden["in.context"])
+    np.save(folder / "negative.npy", golden["in.context_null"])
+    clip = {"prompt": "prompt.npy", "negative": "negative.npy", "picture": "picture.png"}
+    about = {
+        "frames": 9,
+        "height": 80,
+        "width": 64,
+        "clips": [clip, clip | {"prompt": "negative.npy"}],
+    }
+    (folder / "clips.json").write_text(json.dumps(about))
+    return folder / "clips.json"
+
+
+def test_clips_become_the_originals_condition(model: Wan, clips: Path) -> None:
+    samples = Samples.of_clips(model, clips)
+    want = np.moveaxis(load_golden("loops/i2v_unipc6")["in.y"], 0, -1)
+    found = np.asarray(samples.given.channels)
+    assert found.shape == (2, 1, *want.shape)
+    np.testing.assert_allclose(found[0, 0], want, atol=1e-5 * np.abs(want).max())
+
+
+def test_steps_measures_distances_and_decodes(model: Wan, clips: Path) -> None:
+    before = compilations()
+    found = finish(Steps(clips=clips, sampling=SHORT, seeds=(0, 1)).run(model))
+    assert compilations() == before + 1
+    distance = found.arrays["distance"]
+    assert distance.shape == (2, 2, 4)
+    np.testing.assert_array_equal(distance[..., -1], 0)
+    assert (distance[..., :-1] > 0).all()
+    assert {r.task for r in found.rows} == {"clips"}
+    assert not any(r.measure == "solved" for r in found.rows)
+    assert max(r.forwards for r in found.rows) == 8  # with guidance, two a step
+    assert set(found.figures) == {"distance", "film"}
+
+
+def test_noise_runs_without_a_judge(model: Wan, clips: Path) -> None:
+    experiment = Noise(
+        clips=clips,
+        sampling=SHORT,
+        steps=(0, 3),
+        frames=(2,),
+        map_steps=(1,),
+        strengths=(0.5,),
+        strength_steps=(1,),
+        cleanup=1,
+    )
+    before = compilations()
+    found = finish(experiment.run(model))
+    assert compilations() == before + 1
+    assert {r.measure.split(",")[0] for r in found.rows} == {"distance"}
+    by_case = {r.case: r.value for r in found.rows if r.measure == "distance"}
+    assert by_case["no noise"] == 0
+    assert by_case["step 3, all frames"] > by_case["step 3, all frames, at its own level"] > 0
+
+
+def test_clean_up_belongs_to_the_low_noise_expert(model: Wan, clips: Path) -> None:
+    experiment = Noise(clips=clips, sampling=SHORT, cleanup=4)
+    high = experiment.plan(model).high_steps
+    assert high is not None
+    assert high > 0
+    with pytest.raises(ValueError, match=f"it takes 0 to {4 - high} steps here"):
+        finish(experiment.run(model))
+
+
+def test_a_model_with_a_vae_is_asked_for_clips(model: Wan) -> None:
+    with pytest.raises(ValueError, match=r"is no model of the small puzzles .*clips=FILE.json"):
+        finish(Steps().run(model))

@@ -1,0 +1,136 @@
+"""A folder of results: whole or absent, never done twice, never mixed up."""
+
+import csv
+import dataclasses
+import json
+from collections.abc import Generator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jcos import cli
+from jcos.experiments import plots
+from jcos.experiments.experiment import Experiment, Findings, Picture, Row, row
+from jcos.experiments.puzzles import Progress, finish
+from jcos.experiments.results import conduct, identify
+from jcos.experiments.settings import override
+from jcos.measures import Estimate
+from jcos.wan import TINY, Wan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Coin(Experiment):
+    """Needs no model; `broken` fails half-way."""
+
+    question = "Is <this> a fair coin?"
+
+    sides: int = 2
+    broken: bool = False
+
+    def measure(self, model: Wan) -> Generator[Progress, None, Findings]:
+        yield Progress("tossing", 1, 2)
+        if self.broken:
+            raise FloatingPointError("the coin is not finite")
+        figure = plots.panels(1)
+        plots.curve(figure.axes[0], range(3), np.eye(3)[:, :, None], "heads")
+        values = np.arange(self.puzzles) % self.sides == 0
+        rows = [
+            row("coin", "heads", "first", values, self.forwards(model)),
+            row("coin", "tails", "none", Estimate(float("nan"), float("nan"), float("nan"), 0), 0),
+        ]
+        return Findings({"values": values}, rows, {"heads": Picture(figure, "a < b")})
+
+
+def done(experiment: Experiment, model: Wan, folder: Path, redo: bool = False) -> bool:
+    steps = conduct(experiment, model, folder, weights={"manifest": "0"}, command="x", redo=redo)
+    return finish(steps)
+
+
+def test_a_folder_holds_what_was_run_and_found(small_model: Wan, tmp_path: Path) -> None:
+    experiment = override(Coin(), ["puzzles=10", "sampling.steps=3"])
+    assert done(experiment, small_model, tmp_path / "a" / "coin")
+    folder = tmp_path / "a" / "coin"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "arrays.npz",
+        "config.json",
+        "figures",
+        "index.html",
+        "table.csv",
+    ]
+    assert [p.name for p in folder.parent.iterdir()] == ["coin"]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["parameters"]["puzzles"] == 10
+    assert config["sampling"]["steps"] == 3
+    assert config["model"] == {"name": "jcos-tiny", "manifest": "0"}
+    assert {"jcos", "jax", "numpy"} <= config["versions"].keys()
+    with (folder / "table.csv").open() as file:
+        first, second = csv.DictReader(file)
+    assert list(first) == list(Row._fields)
+    assert (first["value"], first["n"], first["forwards"]) == ("0.5", "10", "3")
+    assert 0.1 < float(first["low"]) < 0.5 < float(first["high"]) < 0.9
+    assert (second["value"], second["chance"]) == ("", "")
+    assert np.load(folder / "arrays.npz")["values"].sum() == 5
+    assert (folder / "figures" / "heads.png").read_bytes().startswith(b"\x89PNG")
+    page = (folder / "index.html").read_text()
+    assert "Is &lt;this&gt; a fair coin?" in page
+    assert "a &lt; b" in page
+    assert "data:image/png;base64," in page
+    assert 'src="figures' not in page
+
+
+def test_finished_results_are_left_alone(small_model: Wan, tmp_path: Path) -> None:
+    folder = tmp_path / "coin"
+    assert done(Coin(), small_model, folder)
+    before = (folder / "config.json").stat().st_mtime_ns
+    assert not done(Coin(), small_model, folder)
+    assert not done(Coin(chunk=3), small_model, folder), "chunk does not change results"
+    assert (folder / "config.json").stat().st_mtime_ns == before
+    assert done(Coin(), small_model, folder, redo=True)
+    assert (folder / "config.json").stat().st_mtime_ns > before
+
+
+def test_results_of_other_settings_are_not_overwritten(small_model: Wan, tmp_path: Path) -> None:
+    folder = tmp_path / "coin"
+    done(Coin(), small_model, folder)
+    with pytest.raises(ValueError, match=r"other settings \(sides 2, not 3\).*--redo"):
+        done(Coin(sides=3), small_model, folder)
+    assert done(Coin(sides=3), small_model, folder, redo=True)
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(ValueError, match="holds no results"):
+        done(Coin(), small_model, other)
+
+
+def test_what_fails_leaves_nothing_behind(small_model: Wan, tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError):
+        done(Coin(broken=True), small_model, tmp_path / "coin")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_experiment_is_checked_before_its_folder_is_looked_at(
+    small_model: Wan, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="puzzles is 0; at least 1"):
+        done(Coin(puzzles=0), small_model, tmp_path / "coin")
+
+
+def test_weights_are_identified_by_what_they_are(tmp_path: Path) -> None:
+    assert identify(TINY) == identify(TINY)
+    (tmp_path / "model.safetensors").write_bytes(b"1234")
+    first = identify(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"12345")
+    assert identify(tmp_path) != first
+    assert identify(tmp_path) != identify(TINY)
+
+
+def test_the_command_says_in_one_sentence_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["run", str(tmp_path / "none.py"), "--out", str(tmp_path / "out")])
+    assert end.value.code == 2
+    told = capsys.readouterr().err.strip()
+    assert told.startswith("jcos: there is no file")
+    assert "\n" not in told
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,100 @@
+"""What experiments are run on: puzzles with a judge, or clips without one."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jcos.experiments.samples import Samples, digest, read_clips
+from jcos.tasks import TASKS
+from jcos.wan import Wan
+
+
+def clips_file(folder: Path, clips: list[dict], **more: object) -> Path:
+    file = folder / "clips.json"
+    file.write_text(json.dumps({"clips": clips, **more}))
+    return file
+
+
+def picture(folder: Path, name: str = "a.png", side: int = 32) -> str:
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / name)
+    return name
+
+
+def test_puzzles_of_several_tasks_are_one_set(small_model: Wan) -> None:
+    samples = Samples.of_tasks(small_model, ("maze", "tictactoe"), 3, seed=1)
+    assert len(samples) == 6
+    assert samples.latent == (5, 10, 10)
+    assert {k: v.tolist() for k, v in samples.groups.items()} == {
+        "maze": [0, 1, 2],
+        "tictactoe": [3, 4, 5],
+    }
+    right = np.stack([TASKS[p.task].routes(p)[0] for p in samples.puzzles])
+    scores, solved = samples.judge(np.stack([right, right[:, ::-1]], 1))
+    assert solved.tolist() == [[True, False]] * 6
+    np.testing.assert_allclose(scores[:, 0], 1)
+
+
+def test_only_puzzles_with_several_answers_if_asked(small_model: Wan) -> None:
+    samples = Samples.of_tasks(small_model, ("maze",), 4, several=True)
+    assert samples.several.all()
+    with pytest.raises(ValueError, match="rotation has 0 puzzles with several right answers"):
+        Samples.of_tasks(small_model, ("rotation",), 1, several=True)
+
+
+def test_baselines_are_those_of_the_very_puzzles(small_model: Wan) -> None:
+    samples = Samples.of_tasks(small_model, ("rotation",), 20)
+    found = samples.baselines()
+    assert found["rotation", "solved"].still == 0
+    assert found["rotation", "score"].still == 0
+    assert 0.1 < found["rotation", "solved"].chance < 0.25  # one angle in six
+    assert found == samples.baselines()
+
+
+def test_clips_have_conditions_and_no_judge(small_model: Wan, tmp_path: Path) -> None:
+    prompt = "maze shortest way from red to blue"
+    rows = np.zeros((2, small_model.config.dit.text_dim), np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    entries = [
+        {"prompt": prompt, "picture": picture(tmp_path)},
+        {"prompt": "rows.npy", "picture": "a.png", "negative": prompt},
+    ]
+    file = clips_file(tmp_path, entries, frames=3, height=16, width=16)
+    samples = Samples.of_clips(small_model, file)
+    assert len(samples) == 2
+    assert not samples.judged
+    assert samples.baselines() == {}
+    assert samples.latent == (3, 8, 8)
+    context = np.asarray(samples.given.context)
+    np.testing.assert_array_equal(context[1], 0)
+    assert np.abs(context[0]).max() > 0
+    before = digest(file)
+    picture(tmp_path, side=48)
+    assert digest(file) != before
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[", "is no file of clips"),
+        ('{"clips": []}', "it lists none"),
+        ('{"clips": [{"picture": "a.png"}]}', "prompt"),
+        ('{"clips": [{"prompt": "x", "colour": "red"}]}', "colour"),
+        ('{"clips": [{"prompt": "x"}], "fps": 4}', r"unknown entries \['fps'\]"),
+        ('{"clips": [{"prompt": "x", "picture": "gone.png"}]}', "do not exist: .*gone.png"),
+        ('{"clips": [{"prompt": "gone.npy"}]}', "do not exist: .*gone.npy"),
+    ],
+)
+def test_files_that_are_no_clips_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "clips.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        read_clips(file)
+
+
+def test_a_missing_file_of_clips_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no file of clips"):
+        read_clips(tmp_path / "none.json")

@@ -1,0 +1,145 @@
+"""Every step of every run, beside the ideal denoiser."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jcos import trajectory
+from jcos.experiments.answers import answers_of, blend, chosen, shares, wrong_answers
+from jcos.experiments.ideal import ideal
+from jcos.experiments.puzzles import compilations, finish, held_out, play, playing
+from jcos.experiments.samples import Samples, puzzles_of
+from jcos.experiments.steps import Steps
+from jcos.experiments.watching import look_at_answers
+from jcos.probes import Probe, States
+from jcos.tasks import TASKS
+from jcos.wan import Wan
+
+MAZE = TASKS["maze"]
+SMALL = Steps(tasks=("maze", "rotation"), puzzles=4, wrong=3)
+
+
+@pytest.fixture(scope="module")
+def found(small_model: Wan):
+    before = compilations()
+    findings = finish(SMALL.run(small_model))
+    return findings, compilations() - before
+
+
+def test_all_tasks_are_one_program(found) -> None:
+    assert found[1] == 1
+
+
+def test_table_and_figures_are_complete(found) -> None:
+    findings, _ = found
+    rows = {(r.task, r.measure, r.case): r for r in findings.rows}
+    last = rows["maze", "solved", "step 3"]
+    assert (last.value, last.n, last.still, last.forwards) == (0, 4, 0, 4)
+    assert rows["maze", "solved", "step 0"].forwards == 1
+    assert rows["rotation", "solved", "step 3, ideal denoiser"].value == 1
+    assert rows["rotation", "commitment step, median", "ideal denoiser"].value == 0
+    assert ("rotation", "commitment step, median", "model") not in rows  # it commits to nothing
+    wrong = rows["rotation, one answer", "mass on wrong answers", "step 0, ideal denoiser"]
+    assert wrong.value == 0
+    assert ("rotation, one answer", "mass on other right answers", "step 0") not in rows
+    assert {"solved", "commitment", "blend", "film-rotation-one-answer"} <= set(findings.figures)
+    assert "prediction" not in findings.figures  # nothing is ever solved
+    assert findings.arrays["solved"].shape == (8, 1, 4)
+
+
+def test_the_last_estimate_is_the_end_of_a_plain_run(small_model: Wan, found) -> None:
+    puzzles = held_out(MAZE, 4)
+    latents = play(small_model, MAZE, puzzles).latents[0, :, 0]
+    on = jax.vmap(blend)(latents, answers_of(small_model, puzzles, wrong=3, room=9)).on
+    want = found[0].arrays["on"][:4, 0, -1, : on.shape[-1]]
+    np.testing.assert_allclose(on[:, : want.shape[-1]], want, atol=2e-2)
+
+
+class Ideally(Probe):
+    """A model that answers as the ideal denoiser does: seeing it, the experiment must see no
+    difference."""
+
+    answers: jax.Array
+    log_prior: jax.Array
+
+    def on_estimate(self, site, x, x0):
+        return ideal(x, site.sigma, self.answers, self.log_prior).x0, x
+
+
+def test_the_ideal_denoiser_does_not_differ_from_itself(small_model: Wan) -> None:
+    (puzzle,) = [p for p in held_out(MAZE, 60) if len(p.answers) == 3][:1]
+    samples = Samples.of_tasks(small_model, ("maze",), 1)
+    answers = answers_of(small_model, [puzzle])
+    probe = Ideally(jnp.asarray(answers.latents[0]), answers.log_prior[0])
+    seen = finish(
+        playing(
+            small_model,
+            samples.given,
+            (0, 1, 2),
+            probes=[probe],
+            look=look_at_answers,
+            beside=answers,
+        )
+    )
+    seen = jax.tree.map(lambda a: a[0, 0], seen)
+    np.testing.assert_allclose(seen.gap, 0, atol=1e-4)
+    np.testing.assert_allclose(seen.off, 0, atol=1e-3)
+    np.testing.assert_allclose(seen.posterior, seen.own_posterior, atol=2e-3)
+    np.testing.assert_array_equal(seen.video[:, -1], seen.ideal_video[:, -1])
+    dense = answers.latents[0] - answers.still[0][None]
+    if np.linalg.matrix_rank(dense.reshape(3, -1)) == 3:
+        np.testing.assert_allclose(seen.on, seen.posterior, atol=5e-3)
+
+
+def test_wrong_answers_are_legal_different_and_wrong() -> None:
+    for name in ("rotation", "pattern", "maze"):
+        (puzzle,) = [p for p in puzzles_of(name, 20, 0, False) if len(p.answers) == 1][:1]
+        drawn = wrong_answers(puzzle, 4)
+        assert 2 <= len(drawn) <= 4
+        task = TASKS[name]
+        assert not any(task.score(puzzle, video).solved for video in drawn)
+        assert len({video.tobytes() for video in drawn}) == len(drawn)
+        np.testing.assert_array_equal([v[0] for v in drawn], [drawn[0][0]] * len(drawn))
+    assert wrong_answers(puzzle, 0) == []
+
+
+def test_candidates_are_right_then_wrong_then_room(small_model: Wan) -> None:
+    puzzles = puzzles_of("maze", 40, 0, False)
+    several = next(p for p in puzzles if len(p.answers) > 1)
+    single = next(p for p in puzzles if len(p.answers) == 1)
+    answers = answers_of(small_model, [single, several], wrong=2, room=6)
+    assert answers.right.sum(1).tolist() == [1, len(several.answers)]
+    assert answers.wrong.sum(1).tolist() == [2, 0]
+    np.testing.assert_array_equal(
+        answers.latents[0, 3:], np.asarray(answers.still[0])[None].repeat(3, 0)
+    )
+    assert np.isneginf(answers.log_prior[0, 1:]).all()
+    mixed = 0.25 * answers.latents[0, 0] + 0.75 * answers.latents[0, 2]
+    on, off = blend(jnp.asarray(mixed)[None], jax.tree.map(lambda a: a[0], answers))
+    np.testing.assert_allclose(on[0], [0.25, 0, 0.75, 0, 0, 0], atol=2e-3)
+    assert float(off[0]) < 1e-4
+
+
+def test_shares_sort_the_mass(small_model: Wan) -> None:
+    puzzles = puzzles_of("maze", 40, 0, False)
+    pair = [next(p for p in puzzles if len(p.answers) == n) for n in (2, 1)]
+    answers = answers_of(small_model, pair, wrong=1, room=3)
+    on = np.array([[[[0.6, 0.3, 0.0], [0.2, 0.7, 0.0]]], [[[0.1, 0.5, 0.0], [0.4, 0.6, 0.0]]]])
+    np.testing.assert_array_equal(chosen(on[:, :, -1], answers), [[1], [0]])
+    mass = shares(on, answers)
+    np.testing.assert_allclose(mass.taken[:, 0], [[0.3, 0.7], [0.1, 0.4]])
+    np.testing.assert_allclose(mass.others[:, 0], [[0.6, 0.2], [0, 0]])
+    np.testing.assert_allclose(mass.wrong[:, 0], [[0, 0], [0.5, 0.6]])
+
+
+def test_states_are_what_the_model_saw(small_model: Wan) -> None:
+    """x_s follows from the clean estimates by Euler's rule."""
+    samples = Samples.of_tasks(small_model, ("maze",), 1)
+    trace = finish(playing(small_model, samples.given, probes=[States()]))
+    x, x0 = trace.seen[0, 0, 0, 0], trace.x0[0, 0, 0, 0]
+    sigmas = np.asarray(SMALL.plan(small_model).schedule.sigmas)
+    for s in range(3):
+        ratio = sigmas[s + 1] / sigmas[s]
+        np.testing.assert_allclose(x[s + 1], ratio * x[s] + (1 - ratio) * x0[s], atol=1e-4)
+    assert isinstance(trace, trajectory.Trace)

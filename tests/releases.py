@@ -1,0 +1,109 @@
+"""Folders in the layouts of the releases, made from those in `tests/golden/ckpt`.
+
+Nothing here may import `jcos`, as in `conftest`.
+"""
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from tests.conftest import GOLDEN, load_golden, load_release
+
+_SIZES = {
+    "num_attention_heads": "num_heads",
+    "num_layers": "num_layers",
+    "ffn_dim": "ffn_dim",
+    "freq_dim": "freq_dim",
+    "in_channels": "in_dim",
+    "out_channels": "out_dim",
+    "eps": "eps",
+}
+
+
+def as_diffusers(release: Path, folder: Path) -> Path:
+    """The I2V release in the layout of diffusers: the first expert in two shards, the second in one
+    file."""
+    maps = json.loads((GOLDEN / "ckpt" / "key_maps_original_to_diffusers.json").read_text())
+    for place, kind, tensors in (
+        ("transformer", "dit", load_release("i2v_high")),
+        ("transformer_2", "dit", load_release("i2v_low")),
+        ("vae", "vae21", load_golden("weights/vae21")),
+        ("text_encoder", "umt5", load_golden("weights/umt5")),
+    ):
+        (folder / place).mkdir(parents=True)
+        renamed = {maps[kind][name]: a for name, a in tensors.items()}
+        stem = "model" if place == "text_encoder" else "diffusion_pytorch_model"
+        if place == "transformer":
+            _write_shards(folder / place, stem, renamed)
+        else:
+            safetensors.numpy.save_file(renamed, folder / place / f"{stem}.safetensors")
+    for place, expert in (("transformer", "high"), ("transformer_2", "low")):
+        sizes = json.loads((release / f"{expert}_noise_model" / "config.json").read_text())
+        config: dict[str, Any] = {ours: sizes[theirs] for ours, theirs in _SIZES.items()}
+        config |= {
+            "_class_name": "WanTransformer3DModel",
+            "attention_head_dim": sizes["dim"] // sizes["num_heads"],
+            "patch_size": [1, 2, 2],
+            "text_dim": 64,
+        }
+        (folder / place / "config.json").write_text(json.dumps(config))
+    index = {
+        "_class_name": "WanImageToVideoPipeline",
+        "boundary_ratio": 0.9,
+        "transformer": ["diffusers", "WanTransformer3DModel"],
+        "transformer_2": ["diffusers", "WanTransformer3DModel"],
+        "image_encoder": [None, None],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def _write_shards(folder: Path, stem: str, tensors: dict[str, np.ndarray]) -> None:
+    names = sorted(tensors)
+    where = {}
+    for i, chosen in enumerate((names[::2], names[1::2])):
+        file = f"{stem}-{i + 1:05d}-of-00002.safetensors"
+        safetensors.numpy.save_file({name: tensors[name] for name in chosen}, folder / file)
+        where |= dict.fromkeys(chosen, file)
+    index = {"metadata": {}, "weight_map": where}
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+
+
+def write_pth(path: Path, content: bytes, storages: tuple[bytes, ...] = ()) -> None:
+    """A file as torch.save makes it, of a pickle and its storages."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+        for i, storage in enumerate(storages):
+            archive.writestr(f"archive/data/{i}", storage)
+
+
+def pickled_tensor(
+    name: str = "w",
+    shape: tuple[int, ...] = (2, 3),
+    strides: tuple[int, ...] = (3, 1),
+    offset: int = 0,
+    kind: str = "FloatStorage",
+    elements: int = 6,
+) -> bytes:
+    """The pickle of a dict with one tensor, written by hand: torch is not needed."""
+
+    def ints(values: tuple[int, ...]) -> bytes:
+        return (
+            b"("
+            + b"".join(pickle.BININT + v.to_bytes(4, "little", signed=True) for v in values)
+            + b"t"
+        )
+
+    def text(value: str) -> bytes:
+        return pickle.BINUNICODE + len(value).to_bytes(4, "little") + value.encode()
+
+    storage = b"(" + text("storage") + f"ctorch\n{kind}\n".encode() + text("0") + text("cpu")
+    storage += ints((elements,))[1:-1] + b"tQ"
+    arguments = b"(" + storage + ints((offset,))[1:-1] + ints(shape) + ints(strides) + b"\x89Nt"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"R"
+    return b"\x80\x02}" + text(name) + tensor + b"s."

@@ -1,0 +1,128 @@
+"""`jcos generate` on the original's tiny image-to-video checkpoint."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from PIL import Image
+from safetensors.numpy import load_file
+
+from jcos import cli, media
+from tests.conftest import GOLDEN
+
+
+def run(*arguments: object) -> None:
+    cli.main([str(a) for a in arguments])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one sentence that a command ends in."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as error:
+        run("generate", *arguments)
+    assert error.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder as it is published, with a tokenizer that knows the letters."""
+    folder = tmp_path_factory.mktemp("release") / "Wan2.2-I2V-A14B"
+    shutil.copytree(GOLDEN / "ckpt" / "Wan2.2-I2V-A14B", folder)
+    special = ["<pad>", "</s>", "<s>", "<unk>"]
+    letters = [(letter, -1.0) for letter in "abcdefghijklmnopqrstuvwxyz▁."]
+    made = tokenizers.Tokenizer(
+        tokenizers.models.Unigram([*((s, 0.0) for s in special), *letters], unk_id=3)
+    )
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    made.add_special_tokens(special)
+    (folder / "google" / "umt5-xxl").mkdir(parents=True)
+    made.save(str(folder / "google" / "umt5-xxl" / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("picture") / "first.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (83, 61, 3), np.uint8)).save(file)
+    return file
+
+
+def settings(release: Path, picture: Path, out: Path) -> list[object]:
+    sampling = ["--steps", 2, "--frames", 5, "--size", "48x80", "--profile", "float32"]
+    given = ["--image", picture, "--prompt", "a cat", "--x0", 0, 1]
+    return [release, *given, *sampling, "--out", out]
+
+
+@pytest.mark.slow
+def test_a_prompt_and_a_picture_become_a_video(
+    release: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, cache = tmp_path / "out", tmp_path / "prompts"
+    call = [*settings(release, picture, out), "--seeds", 3, 4, "--text-cache", cache]
+    run("generate", *call)
+    arrays = load_file(out / "latents.safetensors")
+    assert arrays["latents"].shape == (2, 2, 8, 6, 16)  # seeds, latent frames, 64 × 48 pixels / 8
+    assert arrays["x0"].shape == (2, 2, 2, 8, 6, 16)
+    np.testing.assert_allclose(arrays["x0"][:, 1], arrays["latents"], atol=1e-5)
+    assert np.abs(arrays["latents"][0] - arrays["latents"][1]).max() > 0.1
+    for seed in (3, 4):
+        assert media.read_mp4(out / f"seed-{seed}.mp4").shape == (5, 64, 48, 3)
+        with Image.open(out / f"seed-{seed}-x0.png") as sheet:
+            assert sheet.size == (5 * 50, 2 * 66)
+    about = json.loads((out / "run.json").read_text())
+    assert about["sampling"]["solver"] == "unipc"
+    assert about["negative"].startswith("色调")
+
+    # Repeated, it finds its latents and only decodes; the text encoder is not needed again.
+    made = (out / "latents.safetensors").stat().st_mtime_ns
+    (out / "seed-3.mp4").unlink()
+    (release / "models_t5_umt5-xxl-enc-bf16.pth").rename(release / "elsewhere")
+    try:
+        run("generate", *call)
+        assert (out / "seed-3.mp4").exists()
+        assert (out / "latents.safetensors").stat().st_mtime_ns == made
+        message = refused(capsys, *call, "--prompt", "a dog", "--out", tmp_path / "other")
+        assert "does not have the prompt 'a dog'" in message
+    finally:
+        (release / "elsewhere").rename(release / "models_t5_umt5-xxl-enc-bf16.pth")
+    message = refused(capsys, *call, "--shift", 3)
+    assert "holds a run with other settings (sampling); choose another --out" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--frames", 8], "8 frames"),
+        (["--size", "48by80"], "size is '48by80'; it is WIDTHxHEIGHT in pixels"),
+        (["--x0", 2], "step 2 is out of range: there are steps 0 to 1"),
+        (["--noise-steps", 9], "step 9 is out of range: there are steps 0 to 1"),
+        (["--guidance", 1, 2, 3], "3 guidance scales given; wan2.2-i2v-a14b has 2 expert"),
+        (["--noise", "absent.npy"], "absent.npy"),
+        (["--noise", "a.npy", "--seeds", 0, 1], "noise from a file is one video's; give one seed"),
+        (["--image", "absent.png"], "the picture absent.png is missing"),
+    ],
+)
+def test_wrong_input_ends_in_one_sentence_and_leaves_nothing(
+    release, picture, tmp_path, capsys, changes, message
+):
+    out = tmp_path / "out"
+    assert message in refused(capsys, *settings(release, picture, out), *changes)
+    assert not out.exists()
+
+
+def test_a_model_of_first_frames_needs_one(release, picture, tmp_path, capsys):
+    call = [release, "--prompt", "a cat", "--frames", 5, "--size", "48x80", "--out", tmp_path / "o"]
+    assert "makes videos of a first frame; none is given" in refused(capsys, *call)
+
+
+def test_a_text_model_takes_no_picture(picture, tmp_path, capsys):
+    call = [GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B", "--prompt", "a", "--image", picture]
+    assert "takes no first frame" in refused(capsys, *call, "--out", tmp_path / "o")
+
+
+def test_a_folder_that_is_no_checkpoint_says_so(picture, tmp_path, capsys):
+    assert "is not a checkpoint folder" in refused(capsys, tmp_path, "--prompt", "a")
