@@ -254,10 +254,8 @@ def duplicated(x: Frames, n_out: int, factor: tuple[int, int]) -> Float[Array, "
 # ---- the two halves
 
 
-def _middle(width: int, rngs: nnx.Rngs) -> nnx.List:
-    return nnx.List(
-        [Residual(width, width, rngs), FrameAttention(width, rngs), Residual(width, width, rngs)]
-    )
+def _middle(width: int, rngs: nnx.Rngs) -> list[nnx.Module]:
+    return [Residual(width, width, rngs), FrameAttention(width, rngs), Residual(width, width, rngs)]
 
 
 class Encoder(nnx.Module):
@@ -274,7 +272,7 @@ class Encoder(nnx.Module):
                 layers.append(Down(width, factor[0] == 2, rngs))
             stages += [DownStage(layers, width, factor)] if cfg.patched else layers
         self.downsamples = nnx.List(stages)
-        self.middle = _middle(width, rngs)
+        self.middle = nnx.List(_middle(width, rngs))
         self.head = Head(width, 2 * cfg.channels, rngs)
 
     @property
@@ -292,7 +290,7 @@ class Decoder(nnx.Module):
     def __init__(self, cfg: VaeConfig, rngs: nnx.Rngs):
         width = _WIDTHS[-1] * cfg.decoder_dim
         self.conv1 = CausalConv(cfg.channels, width, rngs)
-        self.middle = _middle(width, rngs)
+        self.middle = nnx.List(_middle(width, rngs))
         stages: list[nnx.Module] = []
         for times, factor in zip(reversed(_WIDTHS), _UP, strict=True):
             n_in, width = width, times * cfg.decoder_dim
