@@ -33,15 +33,13 @@ class Work:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CheckpointError(f"another process is converting to {target}") from None
-        self._journal = self._read()
-        begun = self._journal.setdefault("settings", _plain(settings))
-        if begun != _plain(settings):
-            differing = [k for k in settings if begun.get(k) != _plain(settings)[k]]
-            raise CheckpointError(
-                f"{self.folder} is an unfinished conversion with another {', '.join(differing)}; "
-                "convert as before to finish it, or remove that folder to start anew"
-            )
-        self._remove_halves()
+        try:
+            self._journal = self._read()
+            self._compare(_plain(settings))
+            self._remove_halves()
+        except BaseException:
+            self._lock.close()
+            raise
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -121,6 +119,14 @@ class Work:
                 f"{self.folder / JOURNAL} is damaged; remove that folder to start anew"
             ) from None
         return {"parts": {}, **journal}
+
+    def _compare(self, settings: dict[str, Any]) -> None:
+        begun = self._journal.setdefault("settings", settings)
+        if differing := [name for name in settings if begun.get(name) != settings[name]]:
+            raise CheckpointError(
+                f"{self.folder} is an unfinished conversion with another {', '.join(differing)}; "
+                "convert as before to finish it, or remove that folder to start anew"
+            )
 
     def _write(self) -> None:
         beside = self.folder / f"{JOURNAL}.part"

@@ -59,7 +59,8 @@ def first_apart(
 
 
 class RMSNorm(nnx.Module):
-    """Channels scaled to length √C, then by weights. Nothing but a floor guards against zero."""
+    """Channels scaled to length √C, then by weights. No epsilon is added to the length; it only has
+    a floor."""
 
     def __init__(self, channels: int):
         self.gamma = nnx.Param(jnp.ones(channels))
@@ -97,7 +98,7 @@ class CausalConv(nnx.Module):
         self.stride = stride
 
     def __call__(self, x: Frames, past: Past) -> tuple[Float[Array, "f H W O"], Past]:
-        """past: the last 3 − stride frames; black ones where None is given."""
+        """past: the 3 − stride frames before x; zeros where None is given."""
         kernel, stride = self.kernel[...], self.stride
         if past is None:
             past = jnp.zeros((3 - stride, *x.shape[1:]), x.dtype)
@@ -112,7 +113,7 @@ class CausalConv(nnx.Module):
             self.bias[...],
             padding=(kernel.shape[1] // 2,) * 2,
         )
-        return y, x[len(x) - (3 - stride) :]
+        return y, x[stride - 3 :]
 
 
 def _convolve(
@@ -194,7 +195,7 @@ class Up(nnx.Module):
 
     def __call__(self, x: Frames, past: Past) -> tuple[Float[Array, "f h w O"], Past]:
         if self.time_conv is not None:
-            # The second frame's convolution sees black frames, not the first one.
+            # The second frame's convolution sees zeros, not the first frame.
             x, past = first_apart(self._double, x, past, start=None)
         return self.conv(repeat(x, "f h w c -> f (h a) (w b) c", a=2, b=2)), past
 
@@ -237,7 +238,7 @@ class UpStage(nnx.Module):
 
 def averaged(x: Frames, n_out: int, factor: tuple[int, int]) -> Float[Array, "f h w O"]:
     """Cells folded into channels, which are averaged in groups. A first frame alone is averaged
-    with a black one."""
+    with zeros."""
     time, space = factor
     x = jnp.pad(x, ((-len(x) % time, 0), (0, 0), (0, 0), (0, 0)))
     x = rearrange(x, "(f t) (h a) (w b) c -> f h w (c t a b)", t=time, a=space, b=space)

@@ -196,7 +196,10 @@ _COLOURS = dict(dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPE
 def _encode(path: Path, video: UInt8[np.ndarray, "F H W 3"], fps: Fraction, crf: int) -> None:
     # faststart: the index comes first, so that a browser begins before it has the whole file.
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as file:
-        stream = file.add_stream("libx264", rate=fps, options={"crf": str(crf)})
+        # cpu-independent: without it some of x264's decisions differ from one machine, and even
+        # from one run, to the next.
+        options = {"crf": str(crf), "x264-params": "cpu-independent=1"}
+        stream = file.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = "yuv420p"
         codec = stream.codec_context

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -97,10 +97,9 @@ def tensors_in(path: Path) -> dict[str, Tensor]:
     file is missing, truncated, of another format, or holds code.
     """
     path = Path(path)
-    try:
-        return _safetensors(path)[0] if path.suffix == ".safetensors" else _torch(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    return _safetensors(path)[0] if path.suffix == ".safetensors" else _torch(path)
 
 
 def metadata_of(path: Path) -> dict[str, str]:
@@ -120,10 +119,10 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         text = file.read(length)
     start = 8 + length
     try:
-        header = dict(json.loads(text))
+        header = json.loads(text)
         metadata = dict(header.pop("__metadata__", {}))
         found = {name: _from_header(path, name, start, entry) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} is no safetensors file: its header is damaged") from None
@@ -141,7 +140,7 @@ def _from_header(path: Path, name: str, start: int, entry: Mapping[str, Any]) ->
         raise CheckpointError(f"{path}: {name} has type {kind}; those that can be read are {known}")
     begin, end = entry["data_offsets"]
     tensor = Tensor(path, tuple(entry["shape"]), _SAFETENSORS[kind], start + begin)
-    if begin < 0 or tensor.nbytes != end - begin:
+    if min(begin, *tensor.shape, 0) < 0 or tensor.nbytes != end - begin:
         raise ValueError
     return tensor
 
@@ -158,7 +157,7 @@ class _Storage(NamedTuple):
 class _Unpickler(pickle.Unpickler):
     """Builds dicts of `Tensor` and nothing else: no name that the pickle asks for is imported."""
 
-    def __init__(self, stream: IO[bytes], path: Path, archive: zipfile.ZipFile, folder: str):
+    def __init__(self, stream: Any, path: Path, archive: zipfile.ZipFile, folder: str):
         super().__init__(stream)
         self.path = path
         self.archive = archive

@@ -3,7 +3,7 @@
 Axis letters: F H W frames, height and width of a video, f h w of its latents, C latent channels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,7 +14,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from jcos.causal import Decoder, Encoder, Frames, Past
+from jcos.causal import Decoder, Encoder, Frames, Layer, Past
 from jcos.config import PixelCodec, VaeConfig
 
 
@@ -53,12 +53,11 @@ class Tiles:
 
 
 class Vae(nnx.Module):
-    """Wan's video VAE 2.1 or 2.2, for one video, in float32 with exact products whatever the
-    default precision.
+    """Wan's video VAE 2.1 or 2.2 for one video, in float32 of full precision on every device.
 
-    Video and latents are streamed through it: the first frame, then 4 frames or 1 latent frame at a
-    time, so that memory hardly grows with their number. Source: `wan/modules/vae2_1.py` and
-    `vae2_2.py` of the original.
+    Frames are streamed through it as in the original, the first one, then 4 or one latent frame at
+    a time: memory grows by no more than video and latents themselves. Source: `vae2_1.py` and
+    `vae2_2.py` in `wan/modules` of the original.
     """
 
     def __init__(self, cfg: VaeConfig, *, rngs: nnx.Rngs):
@@ -74,7 +73,8 @@ class Vae(nnx.Module):
         """Normalised means (nothing is sampled) of a video in −1..1.
 
         1 + 4n frames make 1 + n latent frames; as in the original, up to 3 frames more than that
-        are dropped. whole: all frames at once, the same numbers for much more memory.
+        are dropped. tiles: code pieces of the frames, for less memory; None for all of a frame.
+        whole: code all frames at once, for the same numbers and much more memory.
         Raises ValueError where the video has no frame, other than 3 colours, or a height or width
         that is no multiple of `cfg.strides`.
         """
@@ -104,7 +104,7 @@ class Vae(nnx.Module):
     ) -> Float[Array, "F H W 3"]:
         """A video of 1 + 4(f − 1) frames, clamped to −1..1 or not.
 
-        whole: all frames at once, the same numbers for much more memory.
+        tiles, whole: as in `encode`; tiles are blended before clamping.
         Raises ValueError where the latents are empty or have other channels than this VAE's.
         """
         channels = self.cfg.channels
@@ -117,14 +117,18 @@ class Vae(nnx.Module):
         video = _code(self._decode, latents.astype(jnp.float32), 1, tiles, scales, whole)
         return jnp.clip(video, -1, 1) if clamp else video
 
-    def _encode(self, video: Float[Array, "F H W 3"], past: Past) -> tuple[Frames, Past]:
+    def _encode(
+        self, video: Float[Array, "F H W 3"], past: Past
+    ) -> tuple[Float[Array, "f h w C"], Past]:
         if self.cfg.patched:
             video = rearrange(video, "f (h a) (w b) c -> f h w (c b a)", a=2, b=2)
         x, past = self.encoder(video, past)
         mean, std = self._statistics()
         return (self.conv1(x)[..., : self.cfg.channels] - mean) / std, past
 
-    def _decode(self, latents: Float[Array, "f h w C"], past: Past) -> tuple[Frames, Past]:
+    def _decode(
+        self, latents: Float[Array, "f h w C"], past: Past
+    ) -> tuple[Float[Array, "F H W 3"], Past]:
         mean, std = self._statistics()
         x, past = self.decoder(self.conv2(latents * std + mean), past)
         if self.cfg.patched:
@@ -136,33 +140,35 @@ class Vae(nnx.Module):
         return mean[None, None, None], std[None, None, None]
 
 
-Chunk = Callable[[Frames, Past], tuple[Float[Array, "f h w O"], Past]]
+# ---- how a clip is cut: in time, then in space
+
 Clip = Callable[[Frames], Float[Array, "f h w O"]]
 
 
 def _code(
-    chunk: Chunk,
+    layer: Layer,
     x: Frames,
     frames: int,
     tiles: Tiles | None,
     scales: tuple[int, int],
     whole: bool,
 ) -> Float[Array, "f h w O"]:
-    clip: Clip = (lambda x: chunk(x, None)[0]) if whole else partial(_streamed, chunk, frames)
+    """frames: of a chunk. scales: pixels per latent cell, going in and coming out."""
+    clip: Clip = (lambda x: layer(x, None)[0]) if whole else partial(_streamed, layer, frames)
     with jax.default_matmul_precision("highest"):
         return clip(x) if tiles is None else _tiled(clip, x, tiles, scales)
 
 
-def _streamed(chunk: Chunk, frames: int, x: Frames) -> Float[Array, "f h w O"]:
+def _streamed(layer: Layer, frames: int, x: Frames) -> Float[Array, "f h w O"]:
     """The first frame, then so many at a time."""
-    first, past = chunk(x[:1], None)
+    first, past = layer(x[:1], None)
     count = (len(x) - 1) // frames
     if not count:
         return first
 
     def step(past: Past, i: Array) -> tuple[Past, Array]:
         # A slice, because chunks as the scan's input would be a copy of the video.
-        y, past = chunk(jax.lax.dynamic_slice_in_dim(x, 1 + i * frames, frames), past)
+        y, past = layer(jax.lax.dynamic_slice_in_dim(x, 1 + i * frames, frames), past)
         return past, y
 
     _, rest = jax.lax.scan(step, past, jnp.arange(count))
@@ -170,42 +176,47 @@ def _streamed(chunk: Chunk, frames: int, x: Frames) -> Float[Array, "f h w O"]:
 
 
 def _tiled(clip: Clip, x: Frames, tiles: Tiles, scales: tuple[int, int]) -> Float[Array, "f h w O"]:
-    """Every tile by itself, then blended; scales: pixels per latent cell, going in and coming
-    out."""
+    """Every tile by itself, one after the other, then blended."""
     into, out = scales
     cells = (x.shape[1] // into, x.shape[2] // into)
-    rows, columns = (
+    size = (min(tiles.size[0], cells[0]), min(tiles.size[1], cells[1]))
+    (rows, down), (columns, across) = (
         _cut(*axis, out) for axis in zip(cells, tiles.size, tiles.overlap, strict=True)
     )
-    size = (len(x), rows[1].shape[1] // out * into, columns[1].shape[1] // out * into, x.shape[3])
 
-    def add(sums: list[Array], place: tuple[Array, ...]) -> tuple[list[Array], None]:
-        row, column, down, across = place
-        tile = clip(jax.lax.dynamic_slice(x, (0, row * into, column * into, 0), size))
+    def cut(row: Array | int, column: Array | int) -> Frames:
+        shape = (len(x), size[0] * into, size[1] * into, x.shape[3])
+        return jax.lax.dynamic_slice(x, (0, row * into, column * into, 0), shape)
+
+    def add(sums: tuple[Array, Array], tile: Sequence[Array]) -> tuple[tuple[Array, Array], None]:
+        row, column, down, across = tile
         weight = jnp.minimum(down[:, None], across[None])[None, :, :, None]
+        video, weights = sums
         at = (0, row * out, column * out, 0)
-        return [
-            _added(*terms, at) for terms in zip(sums, (tile * weight, weight), strict=True)
-        ], None
+        video = _added(video, clip(cut(row, column)) * weight, at)
+        return (video, _added(weights, weight, at)), None
 
-    made = jax.eval_shape(clip, jax.ShapeDtypeStruct(size, x.dtype))
+    made = jax.eval_shape(lambda: clip(cut(0, 0)))
     area = (cells[0] * out, cells[1] * out)
-    sums = [jnp.zeros((len(made), *area, made.shape[3])), jnp.zeros((1, *area, 1))]
-    i, j = np.indices((len(rows[0]), len(columns[0]))).reshape(2, -1)
-    (total, weight), _ = jax.lax.scan(
-        add, sums, (rows[0][i], columns[0][j], rows[1][i], columns[1][j])
-    )
-    return total / weight
+    sums = (jnp.zeros((len(made), *area, made.shape[3])), jnp.zeros((1, *area, 1)))
+    i, j = np.indices((len(rows), len(columns))).reshape(2, -1)
+    every = [jnp.asarray(a) for a in (rows[i], columns[j], down[i], across[j])]
+    (video, weights), _ = jax.lax.scan(add, sums, every)
+    return video / weights
 
 
 def _cut(cells: int, size: int, overlap: int, out: int) -> tuple[np.ndarray, np.ndarray]:
-    """Along one axis: the tiles' first cells, and their weights at every pixel of theirs, which
-    rise and fall over the overlaps."""
+    """Along one axis: the first cell of every tile, and its weight at each of its pixels, which
+    rises and falls over the overlaps."""
     last = max(cells - size, 0)
     starts = np.array([*range(0, last, size - overlap), last])
     rise = np.minimum(np.arange(1, min(size, cells) * out + 1) / max(overlap * out, 1), 1)
-    weights = [np.minimum(rise if a else 1, rise[::-1] if a < last else 1) for a in starts]
-    return starts, np.array([np.broadcast_to(w, rise.shape) for w in weights], np.float32)
+    level = np.ones_like(rise)
+    weights = [
+        np.minimum(rise if start else level, rise[::-1] if start < last else level)
+        for start in starts
+    ]
+    return starts, np.array(weights, np.float32)
 
 
 def _added(total: Array, value: Array, at: tuple[Array | int, ...]) -> Array:

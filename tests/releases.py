@@ -107,3 +107,34 @@ def pickled_tensor(
     arguments = b"(" + storage + ints((offset,))[1:-1] + ints(shape) + ints(strides) + b"\x89Nt"
     tensor = b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"R"
     return b"\x80\x02}" + text(name) + tensor + b"s."
+
+
+def write_release(folder: Path, dim: int, ffn_dim: int, layers: int) -> Path:
+    """A text-to-video transformer of any size in the original layout; its values mean nothing."""
+    sizes = {
+        "dim": dim,
+        "ffn_dim": ffn_dim,
+        "num_heads": 2,
+        "num_layers": layers,
+        "in_dim": 16,
+        "out_dim": 16,
+        "freq_dim": 64,
+        "text_len": 24,
+        "eps": 1e-6,
+    }
+    like = load_release("t2v")
+    small = json.loads((GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B" / "config.json").read_text())
+    larger = {small["dim"]: dim, small["ffn_dim"]: ffn_dim, 6 * small["dim"]: 6 * dim}
+    rng = np.random.default_rng(0)
+    tensors: dict[str, np.ndarray] = {}
+    for name, a in like.items():
+        names = [name]
+        if name.startswith("blocks."):
+            first, _, rest = name.removeprefix("blocks.").partition(".")
+            names = [f"blocks.{i}.{rest}" for i in range(layers)] if first == "0" else []
+        shape = [larger[size] if size in larger else size for size in a.shape]
+        tensors |= {new: rng.random(shape, dtype=np.float32) for new in names}
+    folder.mkdir(parents=True)
+    safetensors.numpy.save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
+    (folder / "config.json").write_text(json.dumps({**small, **sizes}))
+    return folder

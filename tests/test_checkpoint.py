@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -139,7 +140,9 @@ def test_a_checkpoint_without_its_manifest(damaged):
         restored(damaged)
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"format": 1}', "[]", "null", "\x00\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"format": 1}', '{"files": {"a": 3}}', "[]", "null", "\x00\xff"]
+)
 def test_a_damaged_manifest(damaged, text):
     (damaged / "jcos.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(CheckpointError) as error:
@@ -148,13 +151,13 @@ def test_a_damaged_manifest(damaged, text):
     assert str(error.value) == f"{where} is damaged; restore the folder from its source"
 
 
-@pytest.mark.parametrize("version", [0, 2, None])
+@pytest.mark.parametrize("version", [0, 3, None])
 def test_another_format(damaged, version):
     manifest = json.loads((damaged / "jcos.json").read_text())
     (damaged / "jcos.json").write_text(json.dumps({**manifest, "format": version}))
     with pytest.raises(CheckpointError) as error:
         restored(damaged)
-    assert str(error.value) == f"{damaged} has format {version}, this version of jcos reads 1"
+    assert str(error.value) == f"{damaged} has format {version}, this version of jcos reads 1 and 2"
 
 
 def test_every_single_file_is_missed(saved, damaged):
@@ -236,6 +239,126 @@ def test_wrong_shapes_alone_are_named_too(saved):
 
 def test_a_checkpoint_error_is_a_value_error():
     assert issubclass(CheckpointError, ValueError)
+
+
+# ---- folders in parts
+
+
+LEAVES = {
+    "experts.0.wide": np.random.default_rng(0).standard_normal((4, 6, 8)).astype(np.float32),
+    "experts.0.narrow": np.arange(6).astype(ml_dtypes.bfloat16),
+    "vae.scalar": np.float32(2.5).reshape(()),
+    "vae.odd": np.array([np.inf, -0.0, 1e-42, np.nan], np.float32),
+}
+
+
+@pytest.fixture
+def in_parts(tmp_path) -> Path:
+    folder = tmp_path / "model"
+    parts = {
+        str(i): checkpoint.write_part(folder, str(i), {k: LEAVES[k] for k in names})
+        for i, names in enumerate((list(LEAVES)[:1], list(LEAVES)[1:2], list(LEAVES)[2:]))
+    }
+    checkpoint.write_manifest(folder, CONFIG, {}, checkpoint.digests(folder), parts)
+    return folder
+
+
+def assert_bits(found: dict[str, Any], want: dict[str, np.ndarray]) -> None:
+    assert found.keys() == want.keys()
+    for name, a in want.items():
+        assert (found[name].dtype, found[name].shape) == (a.dtype, a.shape), name
+        assert np.asarray(found[name]).tobytes() == a.tobytes(), name
+
+
+def test_a_folder_in_parts_comes_back_bit_equal(in_parts):
+    stored = checkpoint.stored(in_parts)
+    assert {k: (a.dtype, a.shape) for k, a in stored.items()} == {
+        k: (a.dtype, a.shape) for k, a in LEAVES.items()
+    }
+    assert_bits(restored(in_parts, stored), LEAVES)
+    assert read_config(read_manifest(in_parts)) == CONFIG
+
+
+def test_what_is_stored_is_known_of_every_format(saved):
+    assert {k: (a.dtype, a.shape) for k, a in checkpoint.stored(saved).items()} == {
+        k: (a.dtype, a.shape) for k, a in leaves(tree()).items()
+    }
+
+
+def test_parts_are_restored_in_the_models_types(in_parts):
+    narrow = {k: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16) for k, a in LEAVES.items()}
+    want = {k: a.astype(ml_dtypes.bfloat16) for k, a in LEAVES.items()}
+    assert_bits(restored(in_parts, narrow), want)
+
+
+@pytest.mark.parametrize("only", [["vae."], ["experts.0.narrow", "vae.odd"], ["vae.s"]])
+def test_some_leaves_are_restored_alone(in_parts, only):
+    """Parts without them need not even be there."""
+    want = {k: a for k, a in LEAVES.items() if k.startswith(tuple(only))}
+    shutil.rmtree(in_parts / "weights" / "0")
+    shapes = {k: jax.ShapeDtypeStruct(a.shape, a.dtype) for k, a in want.items()}
+    assert_bits(checkpoint.restore(in_parts, shapes, only=only), want)
+
+
+def test_parts_are_restored_into_shards(in_parts):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("fsdp",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "fsdp"))
+    found = checkpoint.restore(in_parts, checkpoint.stored(in_parts), {"experts.0.wide": sharding})
+    assert found["experts.0.wide"].sharding == sharding
+    assert_bits(found, LEAVES)
+
+
+def test_misfits_of_a_folder_in_parts_are_named_before_anything_is_read(in_parts):
+    shutil.rmtree(in_parts / "weights")
+    shapes = {**checkpoint.stored(in_parts), "new": jax.ShapeDtypeStruct((2,), jnp.float32)}
+    del shapes["vae.odd"]
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.restore(in_parts, shapes)
+    assert str(error.value) == (
+        "2 weights do not fit the model: new is missing; vae.odd has no place in the model"
+    )
+
+
+def test_large_arrays_are_written_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "CHUNK", 4096)
+    a = np.random.default_rng(0).standard_normal((8, 32, 64)).astype(np.float32)
+    part = checkpoint.write_part(tmp_path, "0", {"a": a})
+    pieces = [p for p in (tmp_path / "weights" / "0" / "a").iterdir() if p.name[0].isdigit()]
+    assert len(pieces) == a.nbytes / 4096
+    checkpoint.write_manifest(tmp_path, CONFIG, {}, checkpoint.digests(tmp_path), {"0": part})
+    assert_bits(restored(tmp_path, checkpoint.stored(tmp_path)), {"a": a})
+
+
+def test_hashes_of_large_folders_are_checked_when_asked(in_parts, monkeypatch):
+    file = max(
+        (in_parts / "weights").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0
+    )
+    content = bytearray(file.read_bytes())
+    content[0] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read_manifest(in_parts)
+    monkeypatch.setattr(checkpoint, "HASHED", 1)
+    read_manifest(in_parts)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read_manifest(in_parts, verify=True)
+    file.write_bytes(content[:-1])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read_manifest(in_parts)
+
+
+@pytest.mark.parametrize("parts", [None, 3, {"0": 3}, {"0": {"a": ["float99", [2]]}}])
+def test_damaged_parts_of_a_manifest(in_parts, parts):
+    manifest = json.loads((in_parts / "jcos.json").read_text())
+    (in_parts / "jcos.json").write_text(json.dumps({**manifest, "parts": parts}))
+    with pytest.raises(CheckpointError, match=r"jcos\.json is damaged"):
+        checkpoint.stored(in_parts)
+
+
+def test_a_part_that_cannot_be_written(tmp_path):
+    (tmp_path / "weights").write_text("in the way")
+    with pytest.raises(OSError, match="weights"):
+        checkpoint.write_part(tmp_path, "0", {"a": np.ones(3, np.float32)})
 
 
 # ---- whole or not there

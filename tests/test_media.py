@@ -150,13 +150,13 @@ def test_an_mp4_keeps_frames_sizes_and_rate(tmp_path, frames, height, width, fps
 
 
 def test_an_mp4_keeps_pictures_in_order(tmp_path):
-    """44 dB: a root mean square error of 1.6 of 255, most of it from colours at half resolution."""
+    """43 dB: a root mean square error of 1.8 of 255, most of it from colours at half resolution."""
     path, video = tmp_path / "film.mp4", film()
     media.write_mp4(path, video)
     found = media.read_mp4(path)
-    assert psnr(found, video) > 44
     for frame, want, other in zip(found, video, np.roll(video, 1, axis=0), strict=True):
-        assert psnr(frame, want) > 44 > psnr(frame, other)
+        assert psnr(frame, want) > 43
+        assert psnr(frame, other) < 30
 
 
 def test_an_mp4_keeps_colours(tmp_path):
@@ -186,13 +186,13 @@ def test_a_higher_crf_makes_a_smaller_and_worse_mp4(tmp_path):
 
 
 def test_the_same_video_makes_the_same_mp4(tmp_path):
-    for name in ("a.mp4", "b.mp4"):
-        media.write_mp4(tmp_path / name, film())
-    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
-    turned = film(height=96, width=64).swapaxes(1, 2)  # not contiguous in memory
-    media.write_mp4(tmp_path / "c.mp4", turned)
-    media.write_mp4(tmp_path / "d.mp4", np.ascontiguousarray(turned))
-    assert (tmp_path / "c.mp4").read_bytes() == (tmp_path / "d.mp4").read_bytes()
+    """Also where it lies otherwise in memory. Ten times: x264 left to itself differs at times."""
+    path, turned = tmp_path / "film.mp4", film(height=96, width=64).swapaxes(1, 2)
+    files = set()
+    for video in (turned, np.ascontiguousarray(turned)) * 5:
+        media.write_mp4(path, video)
+        files.add(path.read_bytes())
+    assert len(files) == 1
 
 
 @pytest.mark.parametrize("shape", [(3, 21, 20, 3), (3, 20, 21, 3), (0, 20, 20, 3), (3, 0, 20, 3)])

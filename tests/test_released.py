@@ -15,11 +15,12 @@ import safetensors.numpy
 from flax import nnx
 
 from jcos.checkpoint import CheckpointError, leaves
+from jcos.config import UMT5Config
 from jcos.dit import DiT
 from jcos.layouts import is_released
 from jcos.names import DIT, UMT5, VAE, translate
 from jcos.released import load_released, open_released, part_of
-from jcos.variants import wan21_t2v_1_3b, wan22_i2v_a14b, wan22_ti2v_5b
+from jcos.variants import vae_2_1, vae_2_2, wan21_t2v_1_3b, wan22_i2v_a14b, wan22_ti2v_5b
 from tests.conftest import GOLDEN, load_golden, load_release
 from tests.releases import as_diffusers
 
@@ -100,8 +101,9 @@ def test_the_model_is_recognised_and_measured():
     assert (config.dit.dim, config.dit.layers, config.dit.heads) == (64, 2, 2)
     assert (config.dit.in_channels, config.dit.out_channels) == (36, 16)
     assert (config.dit.text_dim, config.dit.text_len, config.dit.freq_dim) == (64, 24, 64)
-    assert config.codec == dataclasses.replace(release.codec, encoder_dim=5, decoder_dim=5)
+    assert config.codec == dataclasses.replace(vae_2_1(), encoder_dim=5, decoder_dim=5)
     text = config.text
+    assert isinstance(text, UMT5Config)
     assert (text.vocabulary, text.dim, text.layers, text.buckets) == (384, 64, 3, 32)
     assert (text.heads, text.head_dim, text.ffn_dim) == (3, 16, 96)
 
@@ -109,12 +111,12 @@ def test_the_model_is_recognised_and_measured():
 def test_the_other_releases_are_recognised():
     ti2v, t2v = open_released(TI2V), open_released(T2V)
     assert (ti2v.config.name, t2v.config.name) == (wan22_ti2v_5b().name, wan21_t2v_1_3b().name)
-    assert (ti2v.config.codec.encoder_dim, ti2v.config.codec.decoder_dim) == (4, 5)
-    assert ti2v.config.codec.patched
+    assert ti2v.config.codec == dataclasses.replace(vae_2_2(), encoder_dim=4, decoder_dim=5)
     assert ti2v.parts == ["experts.0", "vae", "text"]
     # What a folder does not have is described all the same.
     assert t2v.parts == ["experts.0"]
     assert t2v.config.codec == wan21_t2v_1_3b().codec
+    assert isinstance(t2v.config.text, UMT5Config)
     assert t2v.config.text.dim == t2v.config.dit.text_dim
 
 

@@ -129,6 +129,8 @@ class Experiment(abc.ABC):
             raise ValueError(f"puzzles is {self.puzzles}; at least 1 is needed")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds are {self.seeds}; at least one is needed, each once")
+        if self.chunk is not None and self.chunk < 1:
+            raise ValueError(f"chunk is {self.chunk}; at least 1 run is computed at a time")
         if self.clips is not None:
             read_clips(self.clips)
             return

@@ -19,11 +19,9 @@ def runs_that_fit(
 ) -> int:
     """Runs to compute at a time, of `total`; `asked` is taken as it is.
 
-    Raises ValueError where not even one fits, or where fewer than one are asked for.
+    Raises ValueError where not even one fits.
     """
     if asked is not None:
-        if asked < 1:
-            raise ValueError(f"chunk is {asked}; at least 1 run is computed at a time")
         return min(asked, total)
     trajectories = seeds * worlds * (1 if plan.guidance is None else 2)
     stored, scores = run_bytes(model, given, plan.steps)

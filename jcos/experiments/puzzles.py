@@ -33,25 +33,39 @@ class Progress(NamedTuple):
     total: int
 
 
-class Run(NamedTuple):
-    """One run as data. number: of the puzzle, for its noise. start: latents to begin with instead
-    of that noise. beside: what `look` is given."""
+class Sweep(NamedTuple):
+    """All runs as data: one for each probe and each puzzle.
+
+    given, start, beside [P, …]: conditions, latents to begin with instead of noise, and what `look`
+    is given. probes [Q, …].
+    """
 
     given: Condition
-    number: Int[Array | np.ndarray, "*runs"]
-    probe: Probe
-    start: Float[Array | np.ndarray, "*runs K F h w C"] | None
+    probes: Probe
+    start: Float[Array, "P K F h w C"] | None
     beside: Any
 
 
 @partial(jax.jit, static_argnames=("look",))
 def _play(
-    model: Wan, plan: flow.Plan, runs: Run, seeds: UInt32[np.ndarray, " K"], look: Look
+    model: Wan,
+    plan: flow.Plan,
+    sweep: Sweep,
+    seeds: UInt32[Array, " K"],
+    runs: Int[Array, "runs 2"],
+    look: Look,
 ) -> tuple[Any, Bool[Array, "runs W K S"]]:
-    def one(run: Run) -> tuple[Any, Bool[Array, "W K S"]]:
-        keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), run.number))(seeds)
-        trace = generate_worlds(model, plan, run.given, keys, run.probe, run.start)
-        return look(model, plan, trace, run.beside), trace.finite
+    """Those runs of a sweep, each the numbers of a probe and a puzzle."""
+
+    def one(run: Int[Array, " 2"]) -> tuple[Any, Bool[Array, "W K S"]]:
+        which, number = run
+        probe = jax.tree.map(lambda a: a[which], sweep.probes)
+        given, start, beside = jax.tree.map(
+            lambda a: a[number], (sweep.given, sweep.start, sweep.beside)
+        )
+        keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), number))(seeds)
+        trace = generate_worlds(model, plan, given, keys, probe, start)
+        return look(model, plan, trace, beside), trace.finite
 
     return jax.vmap(one)(runs)
 
@@ -88,26 +102,18 @@ def playing(
     FloatingPointError where a latent stops being finite.
     """
     plan = flow.plan(model.config.sampling, model.config.boundary) if plan is None else plan
-    given, stacked, beside, start = jax.tree.map(
-        np.asarray, (given, trajectory.stack(probes), beside, start)
-    )
+    sweep = jax.tree.map(jnp.asarray, Sweep(given, trajectory.stack(probes), start, beside))
     puzzles, worlds = given.context.shape[:2]
     total = len(probes) * puzzles
     chunk = runs_that_fit(model, given, plan, len(seeds), worlds, total, chunk)
     # All pieces are equally long, so that there is one program; the last is filled up.
     chunk = -(-total // -(-total // chunk))
-    kept = []
+    numbers, kept = jnp.asarray(seeds, jnp.uint32), []
     for first in range(0, total, chunk):
         yield Progress(what, first, total)
-        probe, puzzle = np.divmod(np.minimum(first + np.arange(chunk), total - 1), puzzles)
-        runs = Run(
-            _take(given, puzzle),
-            puzzle.astype(np.int32),
-            _take(stacked, probe),
-            _take(start, puzzle),
-            _take(beside, puzzle),
-        )
-        seen = _play(model, plan, runs, np.asarray(seeds, np.uint32), look or everything)
+        runs = np.minimum(first + np.arange(chunk), total - 1)
+        runs = jnp.asarray(np.stack(np.divmod(runs, puzzles), -1).astype(np.int32))
+        seen = _play(model, plan, sweep, numbers, runs, look or everything)
         kept.append(jax.device_get(seen))
     yield Progress(what, total, total)
     found, finite = jax.tree.map(
@@ -115,10 +121,6 @@ def playing(
     )
     trajectory.check_steps(finite)
     return found
-
-
-def _take(values: Any, rows: Int[np.ndarray, " n"]) -> Any:
-    return jax.tree.map(lambda a: a[rows], values)
 
 
 def finish(steps: Generator[Any, None, T]) -> T:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from jcos import image, trajectory
+from jcos.config import PixelCodec
 from jcos.experiments.puzzles import conditions, held_out, judge
 from jcos.tasks import TASKS, Puzzle, get, still_of
 from jcos.trajectory import Condition
@@ -194,7 +195,9 @@ def condition_of(model: Wan, clips: Clips, clip: Clip) -> Condition:
     first: Picture | None = None
     if clip.picture is not None:
         picture = image.read_picture(clips.folder / clip.picture)
-        first = image.prepare(picture, image.rule_for(model.config), height, width)
+        first = picture
+        if not isinstance(model.codec, PixelCodec):  # which takes pictures as they are
+            first = image.prepare(picture, image.rule_for(model.config), height, width)
     prompt = words(clip.prompt)
     assert prompt is not None
     where = None if first is not None else (height, width)

@@ -31,12 +31,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "prompt.npy", golden["in.context"])
     np.save(folder / "negative.npy", golden["in.context_null"])
     clip = {"prompt": "prompt.npy", "negative": "negative.npy", "picture": "picture.png"}
-    about = {
-        "frames": 9,
-        "height": 80,
-        "width": 64,
-        "clips": [clip, clip | {"prompt": "negative.npy"}],
-    }
+    other = clip | {"prompt": "negative.npy"}
+    about = {"frames": 9, "height": 80, "width": 64, "clips": [clip, other]}
     (folder / "clips.json").write_text(json.dumps(about))
     return folder / "clips.json"
 

@@ -56,13 +56,13 @@ def test_baselines_are_those_of_the_very_puzzles(small_model: Wan) -> None:
 
 def test_clips_have_conditions_and_no_judge(small_model: Wan, tmp_path: Path) -> None:
     prompt = "maze shortest way from red to blue"
-    rows = np.zeros((2, small_model.config.dit.text_dim), np.float32)
+    rows = np.zeros((8, small_model.config.dit.text_dim), np.float32)
     np.save(tmp_path / "rows.npy", rows)
     entries = [
-        {"prompt": prompt, "picture": picture(tmp_path)},
+        {"prompt": prompt, "picture": picture(tmp_path, side=16)},
         {"prompt": "rows.npy", "picture": "a.png", "negative": prompt},
     ]
-    file = clips_file(tmp_path, entries, frames=3, height=16, width=16)
+    file = clips_file(tmp_path, entries, frames=3)
     samples = Samples.of_clips(small_model, file)
     assert len(samples) == 2
     assert not samples.judged

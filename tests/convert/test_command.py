@@ -1,0 +1,107 @@
+"""`python -m convert`: one sentence for every wrong input, and a full disk is no loss."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from convert import stream
+from convert.__main__ import Arguments, main
+from convert.stream import Lora
+from jcos import checkpoint
+from tests.conftest import GOLDEN, ROOT
+
+I2V, TI2V, T2V = (
+    GOLDEN / "ckpt" / name for name in ("Wan2.2-I2V-A14B", "Wan2.2-TI2V-5B", "Wan2.1-T2V-1.3B")
+)
+LORA = GOLDEN / "lora" / "kohya_alpha_high_noise_lora.safetensors"
+
+
+def refused(capsys, *arguments: Path | str) -> str:
+    with pytest.raises(SystemExit) as end:
+        main([str(a) for a in arguments])
+    assert end.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("convert: ")]
+    assert len(lines) == 1
+    return lines[0].removeprefix("convert: ")
+
+
+def test_a_folder_is_converted_and_reported(tmp_path, capsys):
+    main([str(I2V), str(tmp_path / "out"), "--lora-high", str(LORA), "--only", "dit", "text"])
+    written, lora, tokenizer = capsys.readouterr().out.splitlines()
+    assert written.startswith(f"{tmp_path / 'out'}: wan2.2-i2v-a14b, experts.0, experts.1, text; ")
+    assert lora == f"{LORA} into experts.0: 60 keys used, 0 of an image encoder skipped, 0 unused"
+    assert "no tokenizer" in tokenizer
+    assert checkpoint.read_manifest(tmp_path / "out", verify=True)["format"] == 2
+
+
+def test_every_option_reaches_the_job():
+    chosen = Arguments(
+        Path("a"),
+        Path("b"),
+        dtype="float32",
+        only=("dit",),
+        lora_high=(Path("x"), Path("y")),
+        lora_high_scale=(0.5, 2.0),
+        lora_low=(Path("z"),),
+        allow_unused_lora=True,
+    ).job()
+    assert chosen.loras == (
+        Lora(Path("x"), 0, 0.5),
+        Lora(Path("y"), 0, 2.0),
+        Lora(Path("z"), 1, 1.0),
+    )
+    assert (chosen.dtype, chosen.only, chosen.allow_unused) == ("float32", ("dit",), True)
+
+
+def test_wrong_inputs_are_one_sentence(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert refused(capsys, tmp_path / "none", out) == f"{tmp_path / 'none'} is not a folder"
+    assert "is no released checkpoint" in refused(capsys, tmp_path, out)
+    assert refused(capsys, T2V, tmp_path) == f"{tmp_path} exists; remove it or choose another name"
+    factors = ("--lora", LORA, "--lora-scale", "1", "2")
+    assert refused(capsys, TI2V, out, *factors) == "2 factors are given for 1 LoRA file(s)"
+    assert "say with --lora (one expert)" in refused(capsys, I2V, out, "--lora", LORA)
+    assert "does not fit the model in 20 places" in refused(capsys, TI2V, out, "--lora", LORA)
+    assert refused(capsys, I2V, out, "--lora-low", tmp_path / "x.safetensors").endswith(
+        "is missing"
+    )
+    skip = tmp_path / "skip.safetensors"
+    safetensors.numpy.save_file({"blocks.0.ffn.0.skip_proj.weight": np.ones((4, 4))}, skip)
+    assert "is a Skip-LoRA" in refused(capsys, I2V, out, "--lora-low", skip)
+    assert not out.exists()
+
+
+def test_a_target_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    message = refused(capsys, T2V, tmp_path / "file" / "out")
+    assert "Not a directory" in message
+    assert message.endswith("when that is mended, the same command goes on where it stopped")
+
+
+LIMITED = """
+import resource, sys
+from convert import stream
+from convert.__main__ import main
+
+stream.BUNDLE = 50_000
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+main(sys.argv[1:])
+"""
+
+
+def test_a_disk_that_takes_no_more_is_no_loss(tmp_path, monkeypatch):
+    """The system refuses to let files grow; when it no longer does, the conversion goes on."""
+    command = [sys.executable, "-c", LIMITED, str(T2V), str(tmp_path / "out")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=600, text=True)
+    assert result.returncode == 2, result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("convert: [Errno 27] File too large")
+    assert last.endswith("when that is mended, the same command goes on where it stopped")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(stream, "BUNDLE", 50_000)
+    main([str(T2V), str(tmp_path / "out")])
+    checkpoint.read_manifest(tmp_path / "out", verify=True)

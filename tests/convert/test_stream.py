@@ -1,0 +1,359 @@
+"""Conversion: every leaf equals the release's, a killed run goes on, memory stays small."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.progress import Progress
+
+from convert import stream
+from convert.lora import open_adapter
+from convert.stream import Job, Lora, convert
+from convert.work import Work
+from jcos import checkpoint
+from jcos.checkpoint import CheckpointError
+from jcos.released import StoredType, load_released, open_released, part_of
+from tests.conftest import GOLDEN, ROOT
+from tests.releases import as_diffusers, write_release
+
+I2V, TI2V, T2V = (
+    GOLDEN / "ckpt" / name for name in ("Wan2.2-I2V-A14B", "Wan2.2-TI2V-5B", "Wan2.1-T2V-1.3B")
+)
+LORA = GOLDEN / "lora" / "diffsynth_high_noise_lora.safetensors"
+
+
+@pytest.fixture
+def release(tmp_path) -> Path:
+    """A folder with every part and a tokenizer."""
+    folder = shutil.copytree(I2V, tmp_path / "release")
+    (folder / "google" / "umt5-xxl").mkdir(parents=True)
+    (folder / "google" / "umt5-xxl" / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def run(job: Job) -> stream.Plan:
+    return convert(job, Progress(disable=True))
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    """All leaves of a converted folder, in the types they are stored in."""
+    checkpoint.read_manifest(folder, verify=True)
+    return checkpoint.restore(folder, checkpoint.stored(folder))
+
+
+def published(folder: Path, dtype: StoredType = "bfloat16") -> dict[str, Any]:
+    """The same, straight from the release."""
+    source = open_released(folder)
+    want = {
+        path: jax.ShapeDtypeStruct(leaf.shape, source.stored_type(path, dtype))
+        for path, leaf in source.leaves.items()
+    }
+    return load_released(source, want)
+
+
+def assert_equal(found, want) -> None:
+    assert found.keys() == want.keys()
+    for path, a in want.items():
+        assert found[path].dtype == a.dtype, path
+        assert np.asarray(found[path]).tobytes() == np.asarray(a).tobytes(), path
+
+
+def files(folder: Path) -> dict[str, tuple[int, int]]:
+    """What changes when a file is written again."""
+    return {
+        str(p.relative_to(folder)): (p.stat().st_ino, p.stat().st_mtime_ns)
+        for p in folder.rglob("*")
+        if p.is_file()
+    }
+
+
+# ---- what is converted
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("folder", [I2V, TI2V, T2V], ids=lambda p: p.name)
+def test_every_leaf_equals_the_release(tmp_path, folder, dtype):
+    run(Job(folder, tmp_path / "out", dtype))
+    assert_equal(stored(tmp_path / "out"), published(folder, dtype))
+    manifest = checkpoint.read_manifest(tmp_path / "out")
+    assert checkpoint.read_config(manifest) == open_released(folder).config
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_layout_of_diffusers_gives_the_same(tmp_path):
+    run(Job(as_diffusers(I2V, tmp_path / "diffusers"), tmp_path / "out"))
+    assert_equal(stored(tmp_path / "out"), published(I2V))
+
+
+def test_a_converted_model_is_restored_into_another_type(tmp_path):
+    run(Job(T2V, tmp_path / "out", "float32"))
+    want = {k: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16) for k, a in published(T2V).items()}
+    found = checkpoint.restore(tmp_path / "out", want)
+    for path, a in published(T2V, "float32").items():
+        rounded = np.asarray(a).astype(jnp.bfloat16)
+        assert np.asarray(found[path]).tobytes() == rounded.tobytes(), path
+
+
+def test_a_lora_is_merged_into_one_expert(tmp_path):
+    run(Job(I2V, tmp_path / "out", "float32", loras=(Lora(LORA, 0, 0.5),)))
+    found, want = stored(tmp_path / "out"), published(I2V, "float32")
+    source = open_released(I2V)
+    mine = {k.removeprefix("experts.0."): t for k, t in source.tensors.items() if "ts.0." in k}
+    adapter = open_adapter(LORA, 0.5, mine)
+    for path, leaf in source.leaves.items():
+        if path.startswith("experts.0."):
+            want[path] = leaf.build(
+                lambda name: adapter.merged(
+                    name.removeprefix("experts.0."), source.tensors[name].read()
+                ),
+                np.dtype(np.float32),
+            )
+    assert_equal(found, want)
+    assert not np.array_equal(
+        found["experts.0.blocks.ffn.layers_0.kernel"],
+        published(I2V, "float32")["experts.0.blocks.ffn.layers_0.kernel"],
+    )
+
+
+def test_the_manifest_says_what_was_converted_and_from_what(release, tmp_path):
+    run(Job(release, tmp_path / "out", loras=(Lora(LORA, 1),)))
+    manifest = checkpoint.read_manifest(tmp_path / "out")
+    notes = manifest["notes"]
+    assert notes["converted from"] == "release"
+    assert notes["dtype"] == "bfloat16"
+    assert re.fullmatch(r"jcos \d+\.\d+\.\d+.*", notes["by"])
+    (lora,) = notes["lora"]
+    assert (lora["into"], lora["keys used"], lora["keys unused"]) == ("experts.1", 40, [])
+    name = "high_noise_model/diffusion_pytorch_model-00001-of-00002.safetensors"
+    size, digest = notes["sources"][name]
+    assert size == (release / name).stat().st_size
+    assert digest == checkpoint.digests(release)[name][1]
+    assert f"lora/0/{LORA.name}" in notes["sources"]
+    assert "tokenizer/tokenizer.json" in manifest["files"]
+    assert (tmp_path / "out" / "tokenizer" / "tokenizer.json").read_text() == "{}"
+
+
+def test_only_some_parts(release, tmp_path):
+    (release / "Wan2.1_VAE.pth").unlink()
+    run(Job(release, tmp_path / "out", only=("text",)))
+    assert {path.split(".")[0] for path in checkpoint.stored(tmp_path / "out")} == {"text"}
+    with pytest.raises(CheckpointError, match=r"has no weights of vae$"):
+        run(Job(release, tmp_path / "other", only=("dit", "vae")))
+    with pytest.raises(CheckpointError, match=r"changes experts\.0, which is not to be converted"):
+        run(Job(release, tmp_path / "other", only=("text",), loras=(Lora(LORA, 0),)))
+    assert not (tmp_path / "other").exists()
+
+
+def test_large_leaves_are_parts_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "BUNDLE", 20_000)
+    made = run(Job(I2V, tmp_path / "out"))
+    assert len(made.bundles) > 20
+    for paths in made.bundles.values():
+        assert len(paths) == 1 or made.bytes_stored(paths) <= 20_000
+        assert len({part_of(path) for path in paths}) == 1
+    assert_equal(stored(tmp_path / "out"), published(I2V))
+
+
+def test_one_part_is_restored_alone(tmp_path):
+    run(Job(I2V, tmp_path / "out"))
+    shutil.rmtree(tmp_path / "out" / "weights" / "000")
+    vae = {k: a for k, a in published(I2V).items() if k.startswith("vae.")}
+    found = checkpoint.restore(tmp_path / "out", jax.eval_shape(lambda: vae), only=["vae."])
+    assert_equal(found, vae)
+
+
+# ---- what is refused before anything is written
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_target_that_exists(tmp_path, kind):
+    target = tmp_path / "out"
+    target.mkdir() if kind == "folder" else target.write_text("mine")
+    with pytest.raises(FileExistsError) as error:
+        run(Job(T2V, target))
+    assert str(error.value) == f"{target} exists; remove it or choose another name"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_damaged_source(release, tmp_path):
+    shard = release / "low_noise_model" / "diffusion_pytorch_model-00002-of-00003.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match="is truncated"):
+        run(Job(release, tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == [release]
+
+
+def test_a_lora_needs_its_expert_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"has 2 expert\(s\); say with --lora"):
+        run(Job(I2V, tmp_path / "out", loras=(Lora(LORA),)))
+    with pytest.raises(CheckpointError, match=r"has 1 expert\(s\); say with --lora"):
+        run(Job(TI2V, tmp_path / "out", loras=(Lora(LORA, 1),)))
+    with pytest.raises(CheckpointError, match="does not fit the model in"):
+        run(Job(TI2V, tmp_path / "out", loras=(Lora(LORA),)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_too_small(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(OSError, match=r"0\.00 GB free; weights of 0\.00 GB are to be written"):
+        run(Job(T2V, tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- what goes on
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from rich.progress import Progress
+from convert import stream, work
+
+stream.BUNDLE = 50_000
+finish_part, finish = work.Work.finish_part, work.Work.finish
+where = sys.argv[3]
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def finish_part_until(self, name, *rest):
+    if where == f"writing {name}":
+        kill()
+    finish_part(self, name, *rest)
+
+def no_finish(self):
+    kill()
+
+work.Work.finish_part = finish_part_until
+if where == "renaming":
+    work.Work.finish = no_finish
+stream.convert(stream.Job(Path(sys.argv[1]), Path(sys.argv[2])), Progress(disable=True))
+"""
+
+
+def killed(source: Path, target: Path, where: str) -> Path:
+    """Converts until the process is killed; what it leaves."""
+    command = [sys.executable, "-c", SCRIPT, str(source), str(target), where]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=600)
+    assert result.returncode == -signal.SIGKILL, result.stderr.decode()
+    assert not target.exists()
+    return target.with_name(f".{target.name}.unfinished")
+
+
+def test_a_killed_conversion_goes_on_where_it_stopped(release, tmp_path, monkeypatch):
+    """Killed when a part is written but not noted, and again when all is done but the name."""
+    target = tmp_path / "out"
+    work = killed(release, target, "writing 004")
+    journal = json.loads((work / "journal.json").read_text())
+    assert list(journal["parts"]) == ["000", "001", "002", "003"]
+    assert (work / "weights" / "004").is_dir()
+    before = {k: v for k, v in files(work / "weights").items() if not k.startswith("004")}
+    work = killed(release, target, "renaming")
+    after = files(work / "weights")
+    assert {k: after[k] for k in before} == before
+    monkeypatch.setattr(stream, "BUNDLE", 50_000)
+    run(Job(release, target))
+    assert files(target / "weights") == after
+    assert {p.name for p in target.iterdir()} == {"jcos.json", "weights", "tokenizer"}
+    assert not work.exists()
+    assert_equal(stored(target), published(release))
+    run(Job(release, tmp_path / "whole"))
+    manifests = [checkpoint.read_manifest(tmp_path / name) for name in ("out", "whole")]
+    assert manifests[0]["notes"] == manifests[1]["notes"]
+    assert manifests[0]["parts"] == manifests[1]["parts"]
+
+
+def test_other_settings_and_changed_sources_are_refused(release, tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "BUNDLE", 50_000)
+    work = killed(release, tmp_path / "out", "writing 003")
+    before = {k: v for k, v in files(work / "weights").items() if not k.startswith("003")}
+
+    def refused(job: Job) -> str:
+        with pytest.raises(CheckpointError) as error:
+            run(job)
+        assert before.items() <= files(work / "weights").items()
+        return str(error.value)
+
+    message = refused(Job(release, tmp_path / "out", "float32"))
+    assert f"{work} is an unfinished conversion with another dtype" in message
+    message = refused(Job(release, tmp_path / "out", loras=(Lora(LORA, 0),)))
+    assert "with another LoRA; convert as before to finish it, or remove that folder" in message
+    vae = release / "Wan2.1_VAE.pth"
+    content = vae.read_bytes()
+    changed = bytearray(content)
+    changed[len(content) // 2] ^= 1
+    vae.write_bytes(changed)
+    message = refused(Job(release, tmp_path / "out"))
+    assert f"Wan2.1_VAE.pth changed since {work} was begun" in message
+    # Written anew with the same content, it is the same.
+    vae.write_bytes(content)
+    run(Job(release, tmp_path / "out"))
+    assert_equal(stored(tmp_path / "out"), published(release))
+
+
+def test_a_second_process_is_refused(tmp_path):
+    first = Work(tmp_path / "out", {})
+    first._journal["parts"]["000"] = {"leaves": {}, "files": {}}
+    script = "import sys; from pathlib import Path; from convert.work import Work\n"
+    script += "Work(Path(sys.argv[1]), {})"
+    command = [sys.executable, "-c", script, str(tmp_path / "out")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=600)
+    assert f"another process is converting to {tmp_path / 'out'}" in result.stderr.decode()
+    first.close()
+    Work(tmp_path / "out", {}).close()
+
+
+def test_a_damaged_journal(release, tmp_path):
+    work = tmp_path / ".out.unfinished"
+    work.mkdir()
+    (work / "journal.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"journal\.json is damaged; remove that folder"):
+        run(Job(release, tmp_path / "out"))
+
+
+# ---- memory
+
+MEASURED = """
+import resource, sys
+from pathlib import Path
+from rich.progress import Progress
+from convert import stream
+from jcos import checkpoint
+
+stream.BUNDLE, checkpoint.CHUNK = 8_000_000, 4_000_000
+source, small, target = map(Path, sys.argv[1:])
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# What libraries take when they first run is no part of a conversion's memory.
+stream.convert(stream.Job(small, target.with_name("small-out")), Progress(disable=True))
+before = peak()
+made = stream.convert(stream.Job(source, target), Progress(disable=True))
+largest = max(made.bytes_stored([path]) for path in made.released.leaves)
+print(peak() - before, largest, made.bytes_stored(made.released.leaves))
+"""
+
+
+def test_memory_stays_near_the_largest_leaf(tmp_path):
+    """A source of 430 MB; all of it, or a copy of the largest leaf too many, would be too much."""
+    source = write_release(tmp_path / "source", dim=256, ffn_dim=4096, layers=40)
+    command = [sys.executable, "-c", MEASURED, str(source), str(T2V), str(tmp_path / "out")]
+    result = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        timeout=600,
+        env={**os.environ, "MALLOC_ARENA_MAX": "2"},
+    )
+    assert result.returncode == 0, result.stderr.decode()
+    grown, largest, total = map(int, result.stdout.split())
+    assert total > 2 * largest
+    assert grown < 1.9 * largest, f"{grown / 1e6:.0f} MB for a leaf of {largest / 1e6:.0f} MB"
