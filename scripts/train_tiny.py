@@ -1,5 +1,5 @@
 """Trains the small model on the reasoning tasks: under two hours on two CPU cores
-(the shipped one: 100 minutes, 2026-11-21, on cores shared with other work).
+(the shipped one: about 95 minutes, 2026-11-21, on cores shared with other work).
 
     python scripts/train_tiny.py --out runs/tiny            # resumes by itself after a kill
     python scripts/train_tiny.py --out runs/tiny --steps 5000
