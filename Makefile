@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint ruff pyright format train evaluate bench clean
+.PHONY: help setup demo test lint ruff pyright format train evaluate paper bench clean
 
 help:  ## this list
 	@echo "Targets:"
@@ -48,6 +48,11 @@ train: $(READY)  ## train the tiny model
 
 evaluate: $(READY)  ## the table of what the tiny model solves
 	$(BIN)/python scripts/evaluate.py $(ARGS)
+
+paper: $(READY)  ## every experiment of the paper, into out/paper; goes on where it stopped
+	@for config in configs/*.py; do \
+		$(BIN)/jcos run $$config --out out/paper/$$(basename $$config .py) $(ARGS) || exit 1; \
+	done
 
 bench: $(READY)  ## compile and step times on this machine
 	$(BIN)/python scripts/benchmark.py $(ARGS)

@@ -145,17 +145,18 @@ def _adapter(lora: Lora, released: Released, allow_unused: bool) -> tuple[str, A
 
 
 def _bundles(released: Released, types: dict[str, np.dtype]) -> dict[str, list[str]]:
-    """Large leaves alone, small ones together; none together with those of another part, which may
-    be loaded alone."""
+    """Small leaves together, large ones alone; none together with those of another expert, VAE or
+    text encoder, which may be loaded alone."""
+    sizes = {path: leaf.size * types[path].itemsize for path, leaf in released.leaves.items()}
     bundles: list[list[str]] = []
-    room, last = 0, ""
-    for path, leaf in released.leaves.items():
-        size = leaf.size * types[path].itemsize
-        if size > room or part_of(path) != last:
-            bundles.append([])
-            room = BUNDLE
-        bundles[-1].append(path)
-        room, last = room - size, part_of(path)
+    for part in released.parts:
+        room = 0
+        for path in sorted((p for p in sizes if part_of(p) == part), key=sizes.__getitem__):
+            if sizes[path] > room:
+                bundles.append([])
+                room = BUNDLE
+            bundles[-1].append(path)
+            room -= sizes[path]
     return {f"{i:03d}": paths for i, paths in enumerate(bundles)}
 
 
@@ -210,10 +211,10 @@ def _write_part(
 
 def _finish(made: Plan, work: Work) -> None:
     released = made.released
-    if released.tokenizer:
+    if released.tokenizer and "text" in released.parts:
         shutil.copytree(released.tokenizer, work.folder / "tokenizer", dirs_exist_ok=True)
     notes = {
-        "converted from": released.folder.name,
+        "converted from": released.folder.resolve().name,
         "by": f"jcos {metadata.version('jcos')}",
         "dtype": made.job.dtype,
         "sources": work.sources,

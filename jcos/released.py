@@ -164,6 +164,20 @@ def _complain(folder: Path, faults: list[str]) -> None:
 # ---- which model it is
 
 _TYPES = ("t2v", "i2v", "ti2v")
+_COMMON = {"ffn_dim": "ffn_dim", "layers": "num_layers", "freq_dim": "freq_dim", "eps": "eps"}
+_SIZES = _COMMON | {
+    "dim": "dim",
+    "heads": "num_heads",
+    "in_channels": "in_dim",
+    "out_channels": "out_dim",
+    "text_len": "text_len",
+}
+_SIZES_OF_DIFFUSERS = _COMMON | {
+    "head_dim": "attention_head_dim",
+    "heads": "num_attention_heads",
+    "in_channels": "in_channels",
+    "out_channels": "out_channels",
+}
 
 
 def _is_dit(part: str) -> bool:
@@ -203,7 +217,7 @@ def _config(
             f"channels from texts of width {dits[0].text_dim}, the VAE has {codec.channels}, the "
             f"text encoder {text.dim}"
         )
-    boundary = config.boundary and layout.about.get("boundary_ratio", config.boundary)
+    boundary = config.boundary and (layout.about.get("boundary_ratio") or config.boundary)
     return dataclasses.replace(config, dit=dits[0], codec=codec, text=text, boundary=boundary)
 
 
@@ -216,17 +230,15 @@ def _dit_config(config: Mapping[str, Any], tensors: Tensors) -> DiTConfig:
         raise ValueError(
             "it is Wan2.1's image-to-video model, whose image encoder is not supported"
         )
-    ours = {"ffn_dim": "ffn_dim", "layers": "num_layers", "freq_dim": "freq_dim", "eps": "eps"}
-    if cls == "WanModel":
-        names = {"dim": "dim", "heads": "num_heads", "in_channels": "in_dim"}
-        ours |= names | {"out_channels": "out_dim", "text_len": "text_len"}
-    else:
-        config = {**config, "dim": config["num_attention_heads"] * config["attention_head_dim"]}
-        names = {"dim": "dim", "heads": "num_attention_heads", "in_channels": "in_channels"}
-        ours |= names | {"out_channels": "out_channels"}
+    names = _SIZES if cls == "WanModel" else _SIZES_OF_DIFFUSERS
+    wrong = [name for name in names.values() if not isinstance(config.get(name), int | float)]
+    if wrong:
+        raise ValueError(f"config.json has no number for {', '.join(wrong)}")
+    sizes: dict[str, Any] = {ours: config[theirs] for ours, theirs in names.items()}
+    if "head_dim" in sizes:
+        sizes["dim"] = sizes.pop("head_dim") * sizes["heads"]
     text_dim = tensors["text_embedding.0.weight"].shape[1]
-    patch = tuple(config.get("patch_size", (1, 2, 2)))
-    return DiTConfig(**{a: config[b] for a, b in ours.items()}, text_dim=text_dim, patch=patch)
+    return DiTConfig(**sizes, text_dim=text_dim, patch=tuple(config.get("patch_size", (1, 2, 2))))
 
 
 def _variant(dit: DiTConfig, experts: int) -> WanConfig:

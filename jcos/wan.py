@@ -129,7 +129,9 @@ class Wan(nnx.Module):
             raise ValueError(f"{self.config.name} was loaded without its VAE")
         return _encode(self.vae, _signed(video))
 
-    def decode(self, latents: Float[Array, "*axes f h w C"]) -> UInt8[np.ndarray, "*axes F H W 3"]:
+    def decode(
+        self, latents: Float[Array | np.ndarray, "*axes f h w C"]
+    ) -> UInt8[np.ndarray, "*axes F H W 3"]:
         """Latents (final ones or clean estimates, with any leading axes) as uint8 video."""
         flat = jnp.reshape(latents, (-1, *latents.shape[-4:]))
         if isinstance(self.codec, PixelCodec):

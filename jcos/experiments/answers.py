@@ -2,7 +2,7 @@
 would."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,9 @@ class Answers(NamedTuple):
     right, wrong [P, K]: which are which; neither is room.
     """
 
-    latents: Float[Array | np.ndarray, "*P K F h w C"]
-    right: Bool[Array | np.ndarray, "*P K"]
-    wrong: Bool[Array | np.ndarray, "*P K"]
+    latents: Float[Any, "*P K F h w C"]
+    right: Bool[Any, "*P K"]
+    wrong: Bool[Any, "*P K"]
 
     @property
     def log_prior(self) -> Float[Array, "*P K"]:
@@ -52,6 +52,8 @@ def answers_of(
     ]
     most = max(len(a) + len(b) for a, b in zip(right, others, strict=True))
     room = most if room is None else room
+    if room < most:
+        raise ValueError(f"there is room for {room} answers; one puzzle has {most}")
     rows = []
     for a, b in zip(right, others, strict=True):
         still = np.repeat(a[0][:1], len(a[0]), axis=0)

@@ -157,11 +157,11 @@ class Ends(NamedTuple):
     """How a run ended, by seed: as it was, and after clean-up. on: the blend of right answers of
     the latter. Videos and on of puzzles only."""
 
-    raw: Float[Array, "*K F h w C"]
-    clean: Float[Array, "*K F h w C"]
-    raw_video: UInt8[Array, "*K F H W 3"] | None
-    clean_video: UInt8[Array, "*K F H W 3"] | None
-    on: Float[Array, "*K A"] | None
+    raw: Float[Any, "*K F h w C"]
+    clean: Float[Any, "*K F h w C"]
+    raw_video: UInt8[Any, "*K F H W 3"] | None
+    clean_video: UInt8[Any, "*K F H W 3"] | None
+    on: Float[Any, "*K A"] | None
 
 
 def look_at_ends(

@@ -175,7 +175,7 @@ def play(
     given = one_world(conditions(model, puzzles))
     steps = np.tile(np.array(keep, np.int32), (len(puzzles), 1))
     run = playing(model, given, seeds, probes=probes, plan=plan, look=chosen_steps, beside=steps)
-    return jax.tree.map(lambda a: a[:, :, 0], finish(run))
+    return jax.tree.map(lambda a: jnp.asarray(a[:, :, 0]), finish(run))
 
 
 def one_world(given: Condition) -> Condition:

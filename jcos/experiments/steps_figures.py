@@ -35,7 +35,7 @@ def figures(found: Found) -> Iterator[tuple[str, Picture]]:
     if any(found.predictable(p) for p in found.samples.groups.values()):
         yield "prediction", Picture(_prediction(found), PREDICTION)
     for part, p in found.parts.items():
-        i = next((i for i in p if found.solved[i, 0, -1]), p[0])
+        i = int(next((i for i in p if found.solved[i, 0, -1]), p[0]))
         end = "solved" if found.solved[i, 0, -1] else "not solved"
         name = part.replace(", ", "-").replace(" ", "-")
         told = f"{part}: puzzle {i}, the first that is solved if any is; {end} in the end."

@@ -1,7 +1,7 @@
 """Runs looked at step by step: clean estimates, what they blend, what the ideal denoiser says."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jcos.wan import Wan
 
 
 class Seen(NamedTuple):
-    """What is kept of a run, by seed and step; A candidates.
+    """What is kept of a run, by seed and step, on the device and then on the host; A candidates.
 
     video, ideal_video: clean estimates, of the model and of the ideal denoiser's own trajectory
     from the same noise. on [K, S, A], off [K, S]: the blend. posterior: the ideal denoiser's at the
@@ -28,15 +28,15 @@ class Seen(NamedTuple):
     nearest colours that a scene can have.
     """
 
-    video: UInt8[Array, "*K S F H W 3"]
-    ideal_video: UInt8[Array, "*K S F H W 3"]
-    on: Float[Array, "*K S A"]
-    off: Float[Array, "*K S"]
-    posterior: Float[Array, "*K S A"]
-    own_posterior: Float[Array, "*K S A"]
-    gap: Float[Array, "*K S"]
-    change: Float[Array, "*K S"]
-    blur: Float[Array, "*K S"]
+    video: UInt8[Any, "*K S F H W 3"]
+    ideal_video: UInt8[Any, "*K S F H W 3"]
+    on: Float[Any, "*K S A"]
+    off: Float[Any, "*K S"]
+    posterior: Float[Any, "*K S A"]
+    own_posterior: Float[Any, "*K S A"]
+    gap: Float[Any, "*K S"]
+    change: Float[Any, "*K S"]
+    blur: Float[Any, "*K S"]
 
 
 def look_at_answers(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers) -> Seen:

@@ -156,12 +156,13 @@ def test_only_some_parts(release, tmp_path):
 
 def test_large_leaves_are_parts_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "BUNDLE", 20_000)
-    made = run(Job(I2V, tmp_path / "out"))
-    assert len(made.bundles) > 20
+    made = run(Job(I2V, tmp_path / "out", only=("dit", "text")))
+    assert len(made.bundles) > 10
     for paths in made.bundles.values():
         assert len(paths) == 1 or made.bytes_stored(paths) <= 20_000
         assert len({part_of(path) for path in paths}) == 1
-    assert_equal(stored(tmp_path / "out"), published(I2V))
+    want = {k: a for k, a in published(I2V).items() if part_of(k) != "vae"}
+    assert_equal(stored(tmp_path / "out"), want)
 
 
 def test_one_part_is_restored_alone(tmp_path):
@@ -219,7 +220,7 @@ from pathlib import Path
 from rich.progress import Progress
 from convert import stream, work
 
-stream.BUNDLE = 50_000
+stream.BUNDLE = 150_000
 finish_part, finish = work.Work.finish_part, work.Work.finish
 where = sys.argv[3]
 
@@ -253,15 +254,15 @@ def killed(source: Path, target: Path, where: str) -> Path:
 def test_a_killed_conversion_goes_on_where_it_stopped(release, tmp_path, monkeypatch):
     """Killed when a part is written but not noted, and again when all is done but the name."""
     target = tmp_path / "out"
-    work = killed(release, target, "writing 004")
+    work = killed(release, target, "writing 002")
     journal = json.loads((work / "journal.json").read_text())
-    assert list(journal["parts"]) == ["000", "001", "002", "003"]
-    assert (work / "weights" / "004").is_dir()
-    before = {k: v for k, v in files(work / "weights").items() if not k.startswith("004")}
+    assert list(journal["parts"]) == ["000", "001"]
+    assert (work / "weights" / "002").is_dir()
+    before = {k: v for k, v in files(work / "weights").items() if not k.startswith("002")}
     work = killed(release, target, "renaming")
     after = files(work / "weights")
     assert {k: after[k] for k in before} == before
-    monkeypatch.setattr(stream, "BUNDLE", 50_000)
+    monkeypatch.setattr(stream, "BUNDLE", 150_000)
     run(Job(release, target))
     assert files(target / "weights") == after
     assert {p.name for p in target.iterdir()} == {"jcos.json", "weights", "tokenizer"}
@@ -274,9 +275,9 @@ def test_a_killed_conversion_goes_on_where_it_stopped(release, tmp_path, monkeyp
 
 
 def test_other_settings_and_changed_sources_are_refused(release, tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "BUNDLE", 50_000)
-    work = killed(release, tmp_path / "out", "writing 003")
-    before = {k: v for k, v in files(work / "weights").items() if not k.startswith("003")}
+    monkeypatch.setattr(stream, "BUNDLE", 150_000)
+    work = killed(release, tmp_path / "out", "writing 002")
+    before = {k: v for k, v in files(work / "weights").items() if not k.startswith("002")}
 
     def refused(job: Job) -> str:
         with pytest.raises(CheckpointError) as error:
@@ -324,7 +325,7 @@ def test_a_damaged_journal(release, tmp_path):
 # ---- memory
 
 MEASURED = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from rich.progress import Progress
 from convert import stream
@@ -332,7 +333,12 @@ from jcos import checkpoint
 
 stream.BUNDLE, checkpoint.CHUNK = 8_000_000, 4_000_000
 source, small, target = map(Path, sys.argv[1:])
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def peak():
+    # Of this process alone: the resource module also counts what its parent took.
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1])
+
 # What libraries take when they first run is no part of a conversion's memory.
 stream.convert(stream.Job(small, target.with_name("small-out")), Progress(disable=True))
 before = peak()

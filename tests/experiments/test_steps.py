@@ -106,11 +106,13 @@ def test_wrong_answers_are_legal_different_and_wrong() -> None:
 
 def test_candidates_are_right_then_wrong_then_room(small_model: Wan) -> None:
     puzzles = puzzles_of("maze", 40, 0, False)
-    several = next(p for p in puzzles if len(p.answers) > 1)
+    several = next(p for p in puzzles if 1 < len(p.answers) <= 6)
     single = next(p for p in puzzles if len(p.answers) == 1)
     answers = answers_of(small_model, [single, several], wrong=2, room=6)
     assert answers.right.sum(1).tolist() == [1, len(several.answers)]
     assert answers.wrong.sum(1).tolist() == [2, 0]
+    with pytest.raises(ValueError, match="room for 2 answers; one puzzle has"):
+        answers_of(small_model, [single], wrong=2, room=2)
     for room in answers.latents[0, 3:]:
         np.testing.assert_array_equal(room, answers.still[0])
     assert np.isneginf(answers.log_prior[0, 1:]).all()
