@@ -1,0 +1,91 @@
+"""`python -m convert.verify`: agreement on the tiny releases, and a fault named where it is."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convert import verify
+from tests.conftest import GOLDEN
+
+RELEASES = {"Wan2.2-I2V-A14B": 25, "Wan2.2-TI2V-5B": 17, "Wan2.1-T2V-1.3B": 12}
+
+
+@pytest.fixture
+def pytorch() -> None:
+    for name in ("torch", "diffusers", "transformers"):
+        pytest.importorskip(name)
+
+
+@pytest.mark.usefixtures("pytorch")
+@pytest.mark.filterwarnings("default")  # those of PyTorch's libraries are theirs
+@pytest.mark.parametrize("name", RELEASES)
+def test_the_tiny_releases_agree(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    table = tmp_path / "table.json"
+    verify.main([str(GOLDEN / "ckpt" / name), "--json", str(table)])
+    rows = json.loads(table.read_text())
+    assert len(rows) == RELEASES[name]
+    assert all(0 <= row["error"] <= row["allowed"] for row in rows)
+    assert {row["place"] for row in rows} >= {"block 0", "block 1", "head", "3 steps, guidance"}
+    out = capsys.readouterr().out
+    assert f"All {len(rows)} places agree." in out
+    assert ("The folder has no VAE" in out) == (name == "Wan2.1-T2V-1.3B")
+
+
+@pytest.mark.usefixtures("pytorch")
+@pytest.mark.filterwarnings("default")
+def test_the_first_block_that_differs_is_named(monkeypatch, tmp_path, capsys):
+    """A weight of block 1 that jcos reads differently: blocks 0 and 2 are right by themselves."""
+    from convert import against
+
+    right = against.ours
+
+    def wrong(source, part, model, layer=None):
+        made = right(source, part, model, layer)
+        if layer == 1 and part == "experts.0":
+            made.ffn.layers_0.kernel[...] *= 1.001
+        return made
+
+    monkeypatch.setattr(against, "ours", wrong)
+    table = tmp_path / "table.json"
+    with pytest.raises(SystemExit) as error:
+        verify.main([str(GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B"), "--json", str(table)])
+    assert error.value.code == 1
+    assert "The first difference is at experts.0, block 1" in capsys.readouterr().err
+    rows = {row["place"]: row for row in json.loads(table.read_text())}
+    beyond = {place for place, row in rows.items() if row["error"] > row["allowed"]}
+    assert beyond == {"block 1", "all blocks, one after the other"}
+
+
+def test_without_pytorch_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.delitem(sys.modules, "convert.against", raising=False)
+    with pytest.raises(SystemExit) as error:
+        verify.main([str(GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B")])
+    assert error.value.code == 2
+    assert "diffusers is missing; install it: pip install 'jcos[verify]'" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("pytorch")
+@pytest.mark.filterwarnings("default")
+def test_a_folder_that_cannot_be_read_ends_in_one_sentence(tmp_path, capsys):
+    folder = tmp_path / "release"
+    shutil.copytree(GOLDEN / "ckpt" / "Wan2.2-TI2V-5B", folder)
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.raises(SystemExit) as error:
+        verify.main([str(folder)])
+    assert error.value.code == 2
+    assert shard.name in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("pytorch")
+def test_errors_are_relative_to_the_largest_value():
+    torch = pytest.importorskip("torch")
+    from convert.against import relative
+
+    assert relative(np.array([1.0, 4.0]), torch.tensor([1.0, 5.0])) == pytest.approx(0.2)
+    assert np.isnan(relative(np.array([np.nan]), torch.tensor([1.0])))
