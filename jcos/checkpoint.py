@@ -8,6 +8,7 @@ is written beside its final name and renamed, so that a folder under that name i
 """
 
 import contextlib
+import gc
 import hashlib
 import json
 import logging
@@ -115,6 +116,8 @@ def write_part(folder: Path, name: str, values: Mapping[str, np.ndarray]) -> dic
         if not (code := re.search(r"os_error_code='(\d+)'", str(error))):
             raise
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(target)) from None
+    del arrays
+    gc.collect()  # when jax lets go of the memory that it shared
     _forget_place(target)
     return {path: [str(value.dtype), list(value.shape)] for path, value in values.items()}
 

@@ -20,9 +20,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from jcos import checkpoint
-from jcos.config import WanConfig
+from jcos.config import PixelCodec, WanConfig, Words
 from jcos.tasks import TASKS
-from jcos.text import word_ids
+from jcos.text import WordEmbedding, word_ids
 from jcos.vae import encode_pixels
 from jcos.variants import toy
 from jcos.wan import Wan, image_channels
@@ -101,7 +101,7 @@ def vocabulary() -> tuple[str, ...]:
 
 def batches(recipe: Recipe, config: WanConfig, step: int) -> tuple[Batch, ...]:
     """The training videos of one step, one batch per canvas size."""
-    assert config.text is not None
+    assert isinstance(config.text, Words)
     rng = np.random.default_rng((recipe.seed, step))
     found = []
     for count, size in ((recipe.small, 20), (recipe.large, 28)):
@@ -120,11 +120,12 @@ def batches(recipe: Recipe, config: WanConfig, step: int) -> tuple[Batch, ...]:
 
 def loss(model: Wan, batch: Batch, key: Array, shift: float) -> Float[Array, ""]:
     """Mean squared error of the velocity ε − x0 over a batch."""
-    text = model.text
-    assert text is not None
+    text, codec = model.text, model.codec
+    assert isinstance(text, WordEmbedding)
+    assert isinstance(codec, PixelCodec)
     count = len(batch.videos)
     noise_key, level_key = jax.random.split(key)
-    x0 = jax.vmap(lambda video: encode_pixels(model.codec, video))(batch.videos)
+    x0 = jax.vmap(lambda video: encode_pixels(codec, video))(batch.videos)
     noise = jax.random.normal(noise_key, x0.shape)
     u = (jnp.arange(count) + jax.random.uniform(level_key, (count,))) / count
     sigma = shift * u / (1 + (shift - 1) * u)

@@ -28,7 +28,7 @@ TINY = Path(__file__).parent / "tiny"
 """The trained small model that comes with the package."""
 
 Picture = UInt8[np.ndarray, "..."] | Float[np.ndarray, "..."] | Float[Array, "..."]
-Prompt = str | Float[Array, "L text"] | Float[np.ndarray, "L text"]
+Prompt = str | Float[Array, "_ text"] | Float[np.ndarray, "_ text"]
 """What is asked for, in words or as rows that were embedded before."""
 
 

@@ -173,7 +173,7 @@ def restore_and_run(target: Path) -> None:
     latents = jax.random.normal(jax.random.key(0), (2, 8, 8, cfg.in_channels))
     context = jnp.zeros((cfg.text_len, cfg.text_dim))
     forward = jax.jit(lambda dit, x, t, c: dit(x, t, c)[0])
-    seconds = []
+    seconds, v = [], latents
     for _ in range(2):
         start = time.monotonic()
         v = jax.block_until_ready(forward(model.experts[0], latents, jnp.float32(900), context))

@@ -132,7 +132,7 @@ def write_release(folder: Path, dim: int, ffn_dim: int, layers: int) -> Path:
         if name.startswith("blocks."):
             first, _, rest = name.removeprefix("blocks.").partition(".")
             names = [f"blocks.{i}.{rest}" for i in range(layers)] if first == "0" else []
-        shape = [larger.get(size, size) for size in a.shape]
+        shape = tuple(larger[size] if size in larger else int(size) for size in a.shape)
         tensors |= {new: rng.random(shape, dtype=np.float32) for new in names}
     folder.mkdir(parents=True)
     safetensors.numpy.save_file(tensors, folder / "diffusion_pytorch_model.safetensors")

@@ -28,7 +28,7 @@ def released(kind: str) -> Wan:
     codec = model.config.codec
     assert isinstance(codec, VaeConfig)
     abstract = jax.eval_shape(lambda: Vae(codec, rngs=nnx.Rngs(0)))
-    model.vae = fill(abstract, load_golden(f"weights/{vae}"), VAE)
+    model.vae = jax.tree.map(jnp.asarray, fill(abstract, load_golden(f"weights/{vae}"), VAE))
     return model
 
 
@@ -51,6 +51,7 @@ def clean_estimates(golden: dict[str, np.ndarray], steps: int) -> np.ndarray:
     return np.stack([channels_last(golden[f"step_{i:02d}.x0_hat"]) for i in range(steps)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sampling", "boundary"),
     [
@@ -89,6 +90,7 @@ def test_image_to_video_equals_the_original_step_by_step(name, sampling, boundar
         assert written.dtype == np.uint8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "steps", "pictured"), [("ti2v_i2v_unipc4", 4, True), ("ti2v_t2v_unipc3", 3, False)]
 )

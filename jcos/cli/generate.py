@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from safetensors.numpy import load_file, save
@@ -41,7 +41,7 @@ class Report(Probe):
 _listeners: list[Any] = []
 
 
-def _report(step: np.ndarray) -> None:
+def _report(step: Int[Array | np.ndarray, "..."]) -> None:
     for listener in _listeners:
         listener(int(np.max(step)))
 

@@ -13,6 +13,7 @@ from jcos import wan
 from jcos.cli.common import Checkpoint, console
 from jcos.experiments.results import conduct, identify
 from jcos.experiments.settings import load_experiment, override
+from jcos.variants import Profile
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ class Run:
     redo: bool = False
     """Run it again and replace the results that are there."""
     checkpoint: Checkpoint = wan.TINY
+    profile: Profile | None = None
+    """Whose data types, schedule and defaults: by default those of the checkpoint's authors."""
 
     def run(self) -> None:
         experiment = override(load_experiment(self.config), self.set)
@@ -44,7 +47,7 @@ class Run:
         start = time.monotonic()
         steps = conduct(
             experiment,
-            wan.load(self.checkpoint),
+            wan.load(self.checkpoint, profile=self.profile),
             out,
             weights=identify(self.checkpoint),
             command=shlex.join(["jcos", *sys.argv[1:]]),

@@ -61,7 +61,7 @@ class Found:
 
     def mean(self, reading: str, cases: list[int]) -> Shaped[np.ndarray, "P K"]:
         """The mean over several cases, of each puzzle and seed."""
-        return np.mean(self.readings[reading][cases], axis=0, dtype=np.float64)
+        return self.readings[reading][cases].astype(np.float64).mean(0)
 
     def arrays(self) -> dict[str, np.ndarray]:
         def number(place: int | None) -> int:

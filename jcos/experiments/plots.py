@@ -20,7 +20,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 FEW = 12
 """Up to so many points a curve has markers."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.spines.top": False,
@@ -87,8 +87,9 @@ def curve(
 ) -> None:
     """A line with its 95 % band, of estimates or of values per puzzle at each x. Points that are
     nan leave a hole."""
-    found = [over_puzzles(v) for v in np.moveaxis(points, 1, 0)] if _raw(points) else points
-    mean, low, high = np.array([e[:3] for e in found], np.float64).reshape(-1, 3).T
+    if isinstance(points, np.ndarray):
+        points = [over_puzzles(values) for values in np.moveaxis(points, 1, 0)]
+    mean, low, high = np.array([e[:3] for e in points], np.float64).reshape(-1, 3).T
     if all(float(at).is_integer() for at in x):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     look: dict[str, Any] = {"color": COLOURS[style % 8], "linestyle": DASHES[style % 8]}
@@ -96,10 +97,6 @@ def curve(
         look["marker"] = MARKERS[style % 8]
     axes.plot(x, mean, label=name, alpha=0.55 if faint else 1.0, **look)
     axes.fill_between(x, low, high, color=look["color"], alpha=0.08 if faint else 0.16, linewidth=0)
-
-
-def _raw(points: Any) -> bool:
-    return isinstance(points, np.ndarray)
 
 
 @styled

@@ -42,7 +42,7 @@ class Sweep(NamedTuple):
 
     given: Condition
     probes: Probe
-    start: Float[Array, "P K F h w C"] | None
+    start: Float[Array | np.ndarray, "P K F h w C"] | None
     beside: Any
 
 
@@ -72,7 +72,7 @@ def _play(
 
 def compilations() -> int:
     """How many programs were compiled so far; a sweep adds one, its positions none."""
-    return _play._cache_size()
+    return _play._cache_size()  # type: ignore[attr-defined]
 
 
 def playing(

@@ -34,7 +34,7 @@ from jcos.wan import Wan
 CONFIG = "config.json"
 FREE = ("chunk",)
 """Parameters that results do not depend on."""
-IDENTITY = ("experiment", "parameters", "clips", "model", "sampling")
+IDENTITY = ("experiment", "parameters", "clips", "model", "sampling", "numerics")
 """Entries of `config.json` that decide what comes out."""
 
 
@@ -59,6 +59,7 @@ def describe(experiment: Experiment, model: Wan, weights: Mapping[str, str]) -> 
         "clips": None if experiment.clips is None else digest(experiment.clips),
         "model": {"name": model.config.name, **weights},
         "sampling": dataclasses.asdict(sampling) | {"boundary": model.config.boundary},
+        "numerics": dataclasses.asdict(model.config.numerics),
     }
     return json.loads(json.dumps(about))
 
@@ -139,7 +140,7 @@ def write(folder: Path, findings: Findings, config: Mapping[str, Any]) -> None:
     try:
         beside.chmod(0o755)
         (beside / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
-        np.savez_compressed(beside / "arrays.npz", **findings.arrays)
+        np.savez_compressed(beside / "arrays.npz", allow_pickle=False, **findings.arrays)
         _write_table(beside / "table.csv", findings.rows)
         pictures = {name: to_png(picture.figure) for name, picture in findings.figures.items()}
         (beside / "figures").mkdir()
@@ -172,10 +173,13 @@ def _cell(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+SHORT = 60
+"""A table of so many rows is shown at once."""
 STYLE = """
 :root { color-scheme: light dark }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
 figure { margin: 2rem 0 } img { max-width: 100%; background: white }
+summary { cursor: pointer; font-weight: 600; margin: 1rem 0 }
 figcaption, pre { font-size: 0.9rem; max-width: 60rem } pre { overflow-x: auto }
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums }
 td, th { padding: 0.15rem 0.7rem 0.15rem 0; text-align: left; border-bottom: 1px solid #8884 }
@@ -197,6 +201,7 @@ def page(findings: Findings, pictures: Mapping[str, bytes], config: Mapping[str,
     )
     title, command = html.escape(config["question"]), html.escape(config["command"])
     model = html.escape(config["model"]["name"])
+    opened = " open" if len(findings.rows) <= SHORT else ""
     settings = html.escape(json.dumps(config, indent=1, ensure_ascii=False))
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
@@ -205,8 +210,9 @@ def page(findings: Findings, pictures: Mapping[str, bytes], config: Mapping[str,
         f"<p><code>{command}</code>, {config['seconds']} s, model {model}. "
         "Bands and brackets are 95% intervals over puzzles; chance is a random legal answer, still "
         "the first frame held.</p>"
-        f"{figures}<h2>Table</h2><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        f"<h2>Settings</h2><pre>{settings}</pre></html>\n"
+        f"{figures}<details{opened}><summary>Table, {len(findings.rows)} rows</summary>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></details>"
+        f"<details><summary>Settings</summary><pre>{settings}</pre></details></html>\n"
     )
 
 

@@ -88,7 +88,7 @@ class Samples:
     @property
     def several(self) -> Bool[np.ndarray, " P"]:
         """Which puzzles have more than one right answer."""
-        return np.array([len(p.answers) > 1 for p in self.puzzles])
+        return np.array([len(p.answers) > 1 for p in self.puzzles], bool)
 
     @property
     def latent(self) -> tuple[int, int, int]:

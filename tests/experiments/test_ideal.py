@@ -26,13 +26,14 @@ ANSWERS = gaussian(0, 4, *SHAPE)
 @pytest.mark.parametrize("level", [0.05, 0.3, 0.6, 0.9, 0.99])
 def test_weights_are_bayes_rule_in_float64(level: float) -> None:
     x = (1 - level) * ANSWERS[2] + level * gaussian(1, *SHAPE)
-    apart = np.float64(x)[None] - (1 - level) * np.float64(ANSWERS)
+    exact = np.asarray(ANSWERS, np.float64)
+    apart = np.asarray(x, np.float64)[None] - (1 - level) * exact
     logits = -np.square(apart).sum((1, 2, 3, 4)) / (2 * level**2)
     want = np.exp(logits - logits.max())
     want /= want.sum()
     found = ideal(x, sigma(level), ANSWERS)
     np.testing.assert_allclose(found.weights, want, atol=1e-5)
-    np.testing.assert_allclose(found.x0, np.tensordot(want, np.float64(ANSWERS), 1), atol=1e-4)
+    np.testing.assert_allclose(found.x0, np.tensordot(want, exact, 1), atol=1e-4)
 
 
 def test_one_answer_is_certain_at_every_level() -> None:

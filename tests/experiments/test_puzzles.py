@@ -46,12 +46,8 @@ def test_a_run_does_not_depend_on_its_neighbours(small_model: Wan) -> None:
 
 def test_score_judges_what_is_decoded(small_model: Wan) -> None:
     """References as latents are solved, on the axes they came in; noise is not."""
-    from jcos.vae import encode_pixels
-
     puzzles = held_out(MAZE, 2)
-    right = jnp.stack(
-        [encode_pixels(small_model.codec, jnp.asarray(MAZE.routes(p)[0])) for p in puzzles]
-    )
+    right = jnp.stack([small_model.encode(MAZE.routes(p)[0]) for p in puzzles])
     latents = jnp.stack([right, jnp.zeros_like(right)], axis=1)
     scores, solved = score(small_model, MAZE, puzzles, latents)
     np.testing.assert_array_equal(solved, [[True, False]] * 2)

@@ -10,7 +10,6 @@ from jcos.experiments.puzzles import held_out
 from jcos.experiments.watching import Watched, masses, routes, watch
 from jcos.probes import SeedEnsemble
 from jcos.tasks import TASKS, Puzzle
-from jcos.vae import encode_pixels
 from jcos.wan import Wan
 
 MAZE = TASKS["maze"]
@@ -18,7 +17,7 @@ MAZE = TASKS["maze"]
 
 def answers_of(model: Wan, puzzle: Puzzle) -> np.ndarray:
     drawn = MAZE.routes(puzzle)
-    return np.stack([np.asarray(encode_pixels(model.codec, jnp.asarray(a))) for a in drawn])
+    return np.stack([np.asarray(model.encode(a)) for a in drawn])
 
 
 def several(n: int) -> list[Puzzle]:

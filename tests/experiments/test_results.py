@@ -124,6 +124,23 @@ def test_weights_are_identified_by_what_they_are(tmp_path: Path) -> None:
     assert identify(tmp_path) != identify(TINY)
 
 
+@pytest.mark.slow
+def test_the_command_runs_an_experiment_of_the_shipped_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ("puzzles=2", "tasks=maze", "sampling.steps=2")
+    config_file = Path(__file__).parents[2] / "configs" / "steps.py"
+    command = ["run", str(config_file), "--out", str(tmp_path / "steps")]
+    cli.main([*command, *(word for change in changes for word in ("--set", change))])
+    assert "the page is at" in capsys.readouterr().out
+    config = json.loads((tmp_path / "steps" / "config.json").read_text())
+    assert config["model"]["manifest"] == identify(TINY)["manifest"]
+    assert config["parameters"]["tasks"] == ["maze"]
+    with pytest.raises(SystemExit):
+        cli.main(command)
+    assert "puzzles 2, not 64" in capsys.readouterr().err
+
+
 def test_the_command_says_in_one_sentence_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
