@@ -160,7 +160,7 @@ def test_whole_videos_equal_streamed_ones_and_are_clamped(golden, version):
     vae, latents = original(version), last(arrays["dec.z"])
     video = jax.jit(lambda vae, z: vae.decode(z, whole=True))(vae, latents)
     assert relative(video, last(arrays["dec.video_clamped"])) <= 5e-6
-    assert relative(video, jnp.clip(decode(vae, latents), -1, 1)) <= 3e-6
+    assert relative(video, jnp.clip(decode(vae, latents), -1, 1)) <= 5e-6
     assert float(jnp.abs(video).max()) == 1
 
 
