@@ -151,7 +151,7 @@ def test_trailing_frames_are_dropped_and_whole_clips_equal_streamed_ones(golden,
     vae, video = original(version), last(arrays["enc.video"])
     latents = encode(vae, video[:-2], whole=True)
     assert relative(latents, last(arrays["encodd.mu_norm"])) <= 5e-6
-    assert relative(latents, encode(vae, video)[:-1]) <= 3e-6
+    assert relative(latents, encode(vae, video)[:-1]) <= 5e-6
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -290,8 +290,8 @@ def test_vmap_over_videos_equals_single_calls():
     both = jax.jit(jax.vmap(lambda vae, z: vae.decode(z, clamp=False), in_axes=(None, 0)))(
         vae, jnp.stack([latents, latents[::-1]])
     )
-    assert relative(both[0], decode(vae, latents)) <= 3e-6
-    assert relative(both[1], decode(vae, latents[::-1])) <= 3e-6
+    assert relative(both[0], decode(vae, latents)) <= 5e-6
+    assert relative(both[1], decode(vae, latents[::-1])) <= 5e-6
 
 
 @pytest.mark.slow
@@ -339,8 +339,8 @@ def test_averages_and_copies_undo_each_other():
 
 def test_one_tile_that_covers_everything_changes_nothing():
     vae, video, latents = original("22"), video_of("22", 1, 2, 2), latents_of("22", 1, 2, 2)
-    assert relative(encode(vae, video, Tiles()), encode(vae, video)) <= 3e-6
-    assert relative(decode(vae, latents, Tiles()), decode(vae, latents)) <= 3e-6
+    assert relative(encode(vae, video, Tiles()), encode(vae, video)) <= 5e-6
+    assert relative(decode(vae, latents, Tiles()), decode(vae, latents)) <= 5e-6
 
 
 def by_hand(code, x, cells: tuple[int, int], tiles: Tiles, into: int, out: int):
@@ -375,9 +375,9 @@ def test_blended_tiles_equal_a_loop_over_them():
     vae, cells, tiles = original("21"), (5, 4), Tiles((2, 3), (1, 1))
     video, latents = video_of("21", 1, *cells), latents_of("21", 2, *cells)
     expected = by_hand(partial(encode, vae), video, cells, tiles, 8, 1)
-    assert relative(encode(vae, video, tiles), expected) <= 3e-6
+    assert relative(encode(vae, video, tiles), expected) <= 5e-6
     expected = by_hand(partial(decode, vae), latents, cells, tiles, 1, 8)
-    assert relative(decode(vae, latents, tiles), expected) <= 3e-6
+    assert relative(decode(vae, latents, tiles), expected) <= 5e-6
 
 
 def test_seams_are_small():
