@@ -9,4 +9,4 @@ that get the noise, the map of single cells, the strength sweep, and the compari
 from jcos.experiments.experiment import Settings
 from jcos.experiments.noise import Noise
 
-experiment = Noise(puzzles=48, sampling=Settings(steps=20))
+experiment = Noise(puzzles=32, sampling=Settings(steps=20))

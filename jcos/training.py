@@ -25,7 +25,7 @@ from jcos.tasks import TASKS
 from jcos.text import WordEmbedding, word_ids
 from jcos.vae import encode_pixels
 from jcos.variants import toy
-from jcos.wan import Wan, image_channels
+from jcos.wan import Wan, image_channels, load
 
 Params = dict[str, Array]
 """A model's leaves by path (`checkpoint.leaves`)."""
@@ -39,6 +39,7 @@ class Recipe:
         drawn, relative to the others of its canvas.
     shift: of the noise levels drawn in training, σ = k u / (1 + (k−1) u) with u stratified over the
     batch.
+    start: folder of the model whose weights are gone on from; without one they are drawn.
     constant: fraction of the run at full learning rate, after which it falls linearly to `floor` of
     it.
     null_text: fraction of samples trained without their prompt (for guidance).
@@ -61,6 +62,7 @@ class Recipe:
         }
     )
     seed: int = 0
+    start: str | None = None
     shift: float = 3.0
     learning_rate: float = 2e-3
     warmup: int = 150
@@ -70,6 +72,24 @@ class Recipe:
     clip: float = 1.0
     ema: float = 0.999
     null_text: float = 0.05
+
+
+def second(start: str) -> Recipe:
+    """The run that makes the shipped weights from those of the first one: again as long, with other
+    puzzles, and more of what is learnt last.
+    """
+    shares = {
+        "maze": 0.18,
+        "tictactoe": 0.17,
+        "pattern": 0.05,
+        "rotation": 0.13,
+        "returns": 0.05,
+        "bounce": 0.20,
+        "maze7": 1.00,
+        "tictactoe-block": 0.10,
+        "bounce-hard": 0.12,
+    }
+    return Recipe(seed=1, start=start, large=3, shares=shares)
 
 
 class Batch(NamedTuple):
@@ -173,9 +193,20 @@ def _in_blocks(name: str) -> bool:
 
 
 def initial(recipe: Recipe, config: WanConfig) -> State:
-    params = checkpoint.leaves(Wan(config, rngs=nnx.Rngs(recipe.seed)))
+    """Raises ValueError if the model to start from is of another architecture or vocabulary."""
+    if recipe.start:
+        start = load(recipe.start)
+        if _architecture(start.config) != _architecture(config):
+            raise ValueError(f"{recipe.start} holds a model of another architecture or vocabulary")
+        params = checkpoint.leaves(start)
+    else:
+        params = checkpoint.leaves(Wan(config, rngs=nnx.Rngs(recipe.seed)))
     ema = jax.tree.map(jnp.zeros_like, params)
     return State(params, ema, optimizer(recipe).init(params), jnp.zeros((), jnp.int32))
+
+
+def _architecture(config: WanConfig) -> tuple[Any, ...]:
+    return config.dit, config.codec, config.text, config.image
 
 
 def averaged(recipe: Recipe, state: State) -> Params:

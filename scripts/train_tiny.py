@@ -9,13 +9,14 @@ replace jcos/tiny by OUT/model and run `make evaluate`.
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jcos.training import Recipe, train
+from jcos.training import Recipe, second, train
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -43,8 +44,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=Recipe().steps)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=250)
+    parser.add_argument("--start", help="model folder to go on from, by the recipe's second part")
     arguments = parser.parse_args()
-    recipe = Recipe(steps=arguments.steps, seed=arguments.seed)
+    recipe = second(arguments.start) if arguments.start else Recipe()
+    recipe = dataclasses.replace(recipe, steps=arguments.steps, seed=recipe.seed + arguments.seed)
     columns = (
         TextColumn("loss {task.fields[loss]:.4f}"),
         BarColumn(),

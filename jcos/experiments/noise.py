@@ -48,7 +48,7 @@ class Noise(Experiment):
     steps: tuple[Place, ...] | None = None
     frames: tuple[Place, ...] | None = None
     map_steps: tuple[Place, ...] = (0.0, 0.2, 0.4, 0.6, 0.8)
-    strengths: tuple[float, ...] = (0.25, 0.5, 0.75)
+    strengths: tuple[float, ...] = (0.5, 0.75, 0.9)
     strength_steps: tuple[Place, ...] = (0.2, 0.5, 0.8)
     cleanup: int = 6
 

@@ -47,10 +47,18 @@ def panels(columns: int, rows: int = 1, *, size: tuple[float, float] = (3.2, 2.3
     return figure
 
 
-def trimmed(figure: Figure, used: int) -> Figure:
-    """Without the panels behind the first `used` ones."""
+@styled
+def shared(figure: Figure, used: int) -> Figure:
+    """The first `used` panels, with one legend below for all of them; each name has one style."""
     for axes in figure.axes[used:]:
         axes.remove()
+    known: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles, names = axes.get_legend_handles_labels()
+        known = dict(zip(names, handles, strict=True)) | known
+        if axes.get_legend():
+            axes.get_legend().remove()
+    figure.legend(known.values(), known, loc="outside lower center", ncols=min(4, len(known)))
     return figure
 
 

@@ -51,7 +51,7 @@ def _solved(found: Found) -> Figure:
         plots.curve(axes, every, ideal, "ideal denoiser", 1, faint=True)
         plots.level(axes, baselines[task, "solved"].chance, "chance")
         plots.label(axes, "denoising step", "x̂0 solved", task, y_range=(0, 1))
-    return plots.trimmed(figure, len(found.samples.groups))
+    return plots.shared(figure, len(found.samples.groups))
 
 
 def _commitment(found: Found) -> Figure:
@@ -65,27 +65,27 @@ def _commitment(found: Found) -> Figure:
             by = steps[p][:, None] <= every.reshape(1, -1, 1)
             plots.curve(axes, every, by, name, i, faint=bool(i))
         plots.label(axes, "denoising step", "committed", part, y_range=(0, 1))
-    return plots.trimmed(figure, len(found.parts))
+    return plots.shared(figure, len(found.parts))
 
 
 def _blend(found: Found) -> Figure:
     figure = plots.panels(*_shape(len(found.parts)))
     every = np.arange(found.steps)
     for axes, (part, p) in zip(figure.axes, found.parts.items(), strict=False):
-        several = bool(found.samples.several[p].all())
-        second = "others" if several else "wrong"
-        names = ("answer taken", "other right answers" if several else "wrong answers")
-        for i, (name, field) in enumerate(zip(names, ("taken", second), strict=True)):
+        drawn = [("taken", "answer taken", 0), ("others", "other right answers", 2)]
+        if not found.samples.several[p].all():
+            drawn[1:] = [("wrong", "wrong answers", 4)]
+        for field, name, style in drawn:
             model, ideal = (
                 np.moveaxis(getattr(m, field)[p], 1, 2) for m in (found.mass, found.ideal_mass)
             )
-            plots.curve(axes, every, model, name, 2 * i)
-            if i == 0 or several:
-                plots.curve(axes, every, ideal, f"{name}, ideal", 2 * i + 1, faint=True)
+            plots.curve(axes, every, model, name, style)
+            if field != "wrong":  # on which the ideal denoiser never has any mass
+                plots.curve(axes, every, ideal, f"{name}, ideal", style + 1, faint=True)
         off = np.moveaxis(found.seen.off[p], 1, 2)
         plots.curve(axes, every, off, "no answer", 6)
         plots.label(axes, "denoising step", "share of x̂0", part, y_range=(0, 1))
-    return plots.trimmed(figure, len(found.parts))
+    return plots.shared(figure, len(found.parts))
 
 
 def _prediction(found: Found) -> Figure:
@@ -97,7 +97,7 @@ def _prediction(found: Found) -> Figure:
             plots.curve(axes, found.looked, points, told, i)
         plots.level(axes, 0.5, "chance")
         plots.label(axes, "denoising step", "AUROC of failure", task, y_range=(0, 1))
-    return plots.trimmed(figure, len(groups))
+    return plots.shared(figure, len(groups))
 
 
 def _film(found: Found, i: int) -> Figure:

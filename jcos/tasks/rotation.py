@@ -5,28 +5,28 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from jcos.tasks.base import COLOURS, PALETTE, Puzzle, Task, Verdict, Video
+from jcos.tasks.base import COLOURS, PALETTE, TILE, Puzzle, Task, Verdict, Video
 from jcos.tasks.marks import SYMBOLS, UNKNOWN, canvas, decode, iou, pure, ramp, stencil
 
 SHAPES = {
-    "L4": ("#.", "#.", "##"),
-    "P": ("##", "##", "#."),
-    "F": (".##", "##.", ".#."),
-    "Y": (".#", "##", ".#", ".#"),
+    "L": ("...", "###", "#.."),
+    "P": ("...", "###", "##."),
+    "S": ("..#", "###", "##."),
+    "W": ("..#", "##.", "###"),
 }
-"""Polyominoes that no turn and no mirror maps onto themselves, nor nearly so (as S, Z and N)."""
-UNIT = 4
-"""Side of a cell in pixels."""
+"""Shapes of tiles about a middle one that no turn and no mirror maps onto themselves."""
+RING = ((0, 0), (1, 0), (2, 0), (2, 1), (2, 2), (1, 2), (0, 2), (0, 1))
+"""The eight tiles around the middle one, in the order in which a turn to the left takes them."""
 
-POSES = 16
-"""Poses per full turn: a quarter of the smallest angle, 22.5 degrees, apart."""
+POSES = len(RING)
+"""Poses per full turn, 45 degrees apart: a turn moves every tile on to the next one of the ring."""
 TURNS = (-3, -2, -1, 1, 2, 3)
-"""Angles in quarter turns, to the left if positive; also the step per frame in poses."""
+"""Angles in quarter turns, to the left if positive."""
 _QUARTER = POSES // 4
 
 
 class Scene(NamedTuple):
-    """shape and start (quarter turns) are those of the puzzle's unmirrored version."""
+    """shape and start (a pose) are those of the puzzle's unmirrored version."""
 
     shape: int
     start: int
@@ -35,8 +35,9 @@ class Scene(NamedTuple):
 
 
 class Rotation(Task):
-    """The shape turns evenly about the middle of the canvas. Only the prompt tells how far and
-    which way. An answer is a signed number of quarter turns of the unmirrored version.
+    """The shape turns about the middle of the canvas, as evenly as steps of 45 degrees allow. Only
+    the prompt tells how far and which way. An answer is a signed number of quarter turns of the
+    unmirrored version.
     """
 
     name = "rotation"
@@ -45,7 +46,7 @@ class Rotation(Task):
     solved_at = 0.8
 
     def make(self, rng: np.random.Generator) -> Puzzle:
-        shape, start, turn = (int(rng.integers(n)) for n in (len(SHAPES), 4, len(TURNS)))
+        shape, start, turn = (int(rng.integers(n)) for n in (len(SHAPES), POSES, len(TURNS)))
         turn = TURNS[turn]
         scene = Scene(shape, start, COLOURS[rng.integers(len(COLOURS))], bool(rng.integers(2)))
         way = "left" if (turn > 0) != scene.mirrored else "right"
@@ -101,8 +102,10 @@ class Rotation(Task):
 
 
 def _poses(scene: Scene, turn: int) -> Int[np.ndarray, "F"]:
-    """The shape's pose in each frame, `turn` further to the left each time."""
-    return (_QUARTER * scene.start + turn * np.arange(Rotation.frames)) % POSES
+    """The shape's pose in each frame, `turn` further to the left in the last than in the first."""
+    last = Rotation.frames - 1
+    turned = (2 * abs(turn) * _QUARTER * np.arange(last + 1) + last) // (2 * last)  # nearest pose
+    return (scene.start + np.sign(turn) * turned) % POSES
 
 
 def _table(scene: Scene) -> Bool[np.ndarray, "P H W"]:
@@ -112,20 +115,11 @@ def _table(scene: Scene) -> Bool[np.ndarray, "P H W"]:
 
 
 def _raster(shape: tuple[str, ...], pose: int) -> Bool[np.ndarray, "H W"]:
-    """The pixels whose centres lie in the shape, turned left about the middle of the canvas."""
+    """The pixels of the shape, turned left about the middle of the canvas."""
     cells = stencil(*shape)
-    angle = 2 * np.pi * pose / POSES
-    y, x = np.mgrid[: Rotation.height, : Rotation.width] + 0.5
-    y, x = y - Rotation.height / 2, x - Rotation.width / 2
-    back_y = np.cos(angle) * y + np.sin(angle) * x
-    back_x = np.cos(angle) * x - np.sin(angle) * y
-    # The nudge decides centres that fall on an edge alike on every machine.
-    row = np.floor(back_y / UNIT + cells.shape[0] / 2 + 1e-6).astype(int)
-    column = np.floor(back_x / UNIT + cells.shape[1] / 2 + 1e-6).astype(int)
-    padded = np.pad(cells, 1)
-    return padded[
-        np.clip(row + 1, 0, padded.shape[0] - 1), np.clip(column + 1, 0, padded.shape[1] - 1)
-    ]
+    turned, ring = cells.copy(), np.array(RING).T
+    turned[*np.roll(ring, -pose, axis=1)] = cells[*ring]
+    return np.pad(turned, 1).repeat(TILE, 0).repeat(TILE, 1)
 
 
 _RASTERS = np.array([[_raster(s, pose) for pose in range(POSES)] for s in SHAPES.values()])
