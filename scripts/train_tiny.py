@@ -41,13 +41,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
-    parser.add_argument("--steps", type=int, default=Recipe().steps)
+    parser.add_argument("--steps", type=int, help="by default those of the recipe")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--start", help="model folder to go on from, by the recipe's second part")
     arguments = parser.parse_args()
     recipe = second(arguments.start) if arguments.start else Recipe()
-    recipe = dataclasses.replace(recipe, steps=arguments.steps, seed=recipe.seed + arguments.seed)
+    steps = recipe.steps if arguments.steps is None else arguments.steps
+    recipe = dataclasses.replace(recipe, steps=steps, seed=recipe.seed + arguments.seed)
     columns = (
         TextColumn("loss {task.fields[loss]:.4f}"),
         BarColumn(),

@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 
 from jcos import training
-from jcos.checkpoint import leaves, read_manifest, restore, with_leaves
+from jcos.checkpoint import leaves, read_manifest, restore, save, with_leaves
 from jcos.config import DiTConfig, PixelCodec, Sampling, WanConfig, Words
 from jcos.tasks import TASKS
 from jcos.tasks.base import Task
@@ -29,6 +29,7 @@ from jcos.training import (
     initial,
     loss,
     make_update,
+    second,
     train,
 )
 from jcos.wan import Wan, load
@@ -270,3 +271,31 @@ def test_a_run_keeps_two_states_and_a_model_of_averaged_weights(tmp_path, config
     with pytest.raises(ValueError, match="holds a run of another recipe; choose another folder"):
         next(train(other, tmp_path, save_every=2))
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny_toy")
+def test_a_second_run_goes_on_from_the_model_of_the_first(tmp_path, config):
+    list(train(RECIPE, tmp_path / "first"))
+    start = tmp_path / "first" / "model"
+    recipe = dataclasses.replace(RECIPE, start=str(start), seed=1)
+    assert same(initial(recipe, config).params, leaves(load(start)))
+
+    list(train(recipe, tmp_path / "second"))
+    told = read_manifest(tmp_path / "second" / "model")["notes"]["recipe"]
+    assert told["seed"] == 1
+    assert told["start"] == read_manifest(start)["notes"]["recipe"]
+    assert str(tmp_path) not in str(told)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny_toy")
+def test_a_run_starts_from_no_model_with_other_words(tmp_path, config):
+    other = dataclasses.replace(config, text=Words(("another",), 4))
+    save(tmp_path, other, Wan(other, rngs=nnx.Rngs(0)), {})
+    with pytest.raises(ValueError, match="holds a model of another architecture or vocabulary"):
+        initial(dataclasses.replace(RECIPE, start=str(tmp_path)), config)
+
+
+def test_the_second_recipe_shows_every_task():
+    assert second("first").shares.keys() == TASKS.keys()
