@@ -53,10 +53,17 @@ def schedule(sampling: Sampling) -> Schedule:
     sigmas = sampling.shift * grid / (1 + (sampling.shift - 1) * grid)
     if sampling.grid == "diffusers" and sigmas[0] == 1.0:
         sigmas[0] -= 1e-6  # as diffusers does, to keep log(1 − σ) finite
+    return at_sigmas(sigmas, sampling)
+
+
+def at_sigmas(sigmas: Float[np.ndarray, " S"], sampling: Sampling) -> Schedule:
+    """The schedule of these noise levels, descending, with the solver and the rounding of timesteps
+    of `sampling`."""
+    whole = GRIDS[sampling.grid][2]
     timesteps = np.floor(1000 * sigmas) if whole else 1000 * sigmas
-    sigmas = np.append(sigmas, 0)
-    table = _TABLES[sampling.solver](sigmas.astype(np.float64))
-    return Schedule(*(np.asarray(a, np.float32) for a in (sigmas, timesteps, table)))
+    levels = np.append(sigmas, 0)
+    table = _TABLES[sampling.solver](levels.astype(np.float64))
+    return Schedule(*(np.asarray(a, np.float32) for a in (levels, timesteps, table)))
 
 
 def _torch_linspace(first: float, last: float, count: int) -> np.ndarray:

@@ -1,0 +1,12 @@
+"""What do steps buy, and where are they best spent?
+
+    jcos run configs/budget.py
+
+Two cores: about N minutes. Writes out/budget: score against forwards for 1 to 50 steps, for several
+shifts, and for steps spent early, evenly or late, each beside the ideal denoiser under the same
+schedule and as a paired difference from the model's own spacing.
+"""
+
+from jcos.experiments.budget import Budget
+
+experiment = Budget(puzzles=48)

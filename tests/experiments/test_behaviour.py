@@ -1,0 +1,289 @@
+"""Working memory, self-correction, perception before action: on runs whose course is known."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jcos.experiments.answers import answers_of
+from jcos.experiments.behaviour import Behaviour, look_at_parts
+from jcos.experiments.behaviour_found import (
+    GATES,
+    Course,
+    Judged,
+    Shown,
+    common,
+    judge_parts,
+    shown,
+)
+from jcos.experiments.behaviour_memory import (
+    HIDDEN,
+    PLACES,
+    RETURNS,
+    Memory,
+    labels_of,
+    look_at_places,
+    places_of,
+    readings,
+    ridge,
+)
+from jcos.experiments.experiment import Settings
+from jcos.experiments.puzzles import compilations, finish, held_out
+from jcos.experiments.samples import puzzles_of
+from jcos.tasks import TASKS, still_of
+from jcos.tasks.base import PALETTE, TILE
+from jcos.trajectory import Trace
+from jcos.wan import Wan
+from tests.experiments import test_clips
+
+clips, model = test_clips.clips, test_clips.model
+SMALL = Behaviour(tasks=("maze", "rotation"), puzzles=3, wrong=2, learned=20, remembered=8)
+
+
+@pytest.fixture(scope="module")
+def found(small_model: Wan):
+    before = compilations()
+    findings = finish(SMALL.run(small_model))
+    return findings, compilations() - before
+
+
+def test_all_tasks_are_one_program_and_memory_another(found) -> None:
+    assert found[1] == 2
+
+
+def test_arrays_table_and_figures_are_complete(found) -> None:
+    findings, _ = found
+    assert findings.arrays["solved"].shape == findings.arrays["ideal_scene"].shape == (6, 1, 4)
+    assert findings.arrays["memory_tokens"].shape == (8, 1, 4, 2, len(PLACES), 2, 2)
+    rows = {(r.task, r.measure, r.case): r for r in findings.rows}
+    last = rows["maze", "solved", "step 3"]
+    assert (last.value, last.n, last.still, last.forwards) == (0, 3, 0, 4)
+    assert rows["maze", "scene right", "step 0"].still == 1
+    assert rows["maze", "corrected: wrong at step 0, right at the end", "model"].value == 0
+    # Nothing is ever solved, so nothing is said of runs that are.
+    assert ("maze", "step of correction, median", "model") not in rows
+    read = rows["returns", "shape of the hidden object read off", "where it started, step 3, x̂0"]
+    assert (read.chance, read.forwards) == (0.25, 4)
+    shuffled = "behind the block, step 0, layer 1, shuffled labels"
+    assert ("returns", "colour of the hidden object read off", shuffled) in rows
+    assert {"correction", "choice", "perception", "order", "memory", "memory-depth"} == set(
+        findings.figures
+    )
+
+
+def test_the_ideal_denoiser_has_the_scene_and_no_wrong_answer(found) -> None:
+    arrays = found[0].arrays
+    assert arrays["ideal_scene"].all()
+    assert arrays["ideal_last"][..., -1].all()
+    assert arrays["ideal_solved"][..., -1].all()
+    assert not arrays["ideal_wrong"].any()
+    # Its estimate of the hidden frames is the same for all objects: one reading for all puzzles.
+    ideal = arrays["memory_ideal"][:, PLACES.index("behind the block"), :, 0]
+    labels = np.array([labels_of(p) for p in held_out(RETURNS, 8)])
+    for y in range(2):
+        assert len(set(labels[ideal[:, y] == 1, y])) <= 1
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_parts_are_judged_apart(name: str) -> None:
+    task = TASKS[name]
+    puzzles = puzzles_of(name, 2, 0, False)
+    right = np.stack([task.draw(p, p.answers[0]) for p in puzzles])
+    still = np.stack([still_of(v) for v in right])
+    spoilt = right.copy()
+    for puzzle, video in zip(puzzles, spoilt, strict=True):
+        same = common(puzzle)
+        last = np.flatnonzero(same.any((1, 2)))[-1]
+        video[last, same[last]] = PALETTE["purple"]
+    judged = judge_parts(puzzles, np.stack([right, still, spoilt], 1))
+    assert judged.solved.tolist() == [[True, False, False]] * 2
+    assert judged.answer[:, :2].tolist() == [[True, False]] * 2
+    assert judged.scene.tolist()[0][::2] == [True, False]
+    assert judged.gates[:, 0].all()
+
+
+def test_every_task_has_gates_about_the_scene() -> None:
+    assert set(GATES) == set(TASKS)
+    for name, gates in GATES.items():
+        puzzle = TASKS[name].sample(0)
+        known = TASKS[name].judge(puzzle, TASKS[name].draw(puzzle, puzzle.answers[0])).gates
+        assert set(gates) <= set(known)
+
+
+def test_walls_do_not_depend_on_the_answer() -> None:
+    (puzzle,) = puzzles_of("maze", 1, 0, True)
+    same, routes = common(puzzle), TASKS["maze"].routes(puzzle)
+    wall = (routes[0] == PALETTE["wall"]).all(-1)
+    assert same[wall].all()
+    assert same[0].all()
+    assert not same[(routes[0] != routes[1]).any(-1)].any()
+
+
+def test_what_an_estimate_shows(small_model: Wan) -> None:
+    puzzles = puzzles_of("maze", 40, 0, False)
+    pair = [next(p for p in puzzles if len(p.answers) == n) for n in (2, 1)]
+    answers = answers_of(small_model, pair, wrong=1, room=3)
+    on = np.array(
+        [
+            [[[0.8, 0.2, 0], [0.5, 0.5, 0], [0.1, 0.9, 0]]],
+            [[[0.2, 0.8, 0], [0.6, 0.4, 0], [0.9, 0, 0]]],
+        ]
+    )
+    seen = shown(on, answers)
+    assert seen.last[:, 0].tolist() == [[False, False, True], [False, True, True]]
+    assert seen.other[:, 0].tolist() == [[True, False, False], [False] * 3]
+    assert seen.wrong[:, 0].tolist() == [[False] * 3, [True, False, False]]
+
+
+def course(solved: list[list[int]], scene: list[list[int]], answer: list[list[int]]) -> Course:
+    a, b, c = (np.array(x, bool)[:, None] for x in (solved, scene, answer))
+    return Course(Judged(a, c, b, b), Shown(a, a, ~a))
+
+
+def test_corrections_and_their_converse_are_counted() -> None:
+    solved = [[0, 0, 1, 1], [0, 1, 0, 1], [1, 1, 0, 0], [1, 1, 1, 1]]
+    one = course(solved, solved, solved)
+    runs = {name: values[:, 0].tolist() for name, values in one.of_runs().items()}
+    assert runs["corrected: wrong at step 0, right at the end"] == [1, 1, 0, 0]
+    assert runs["spoiled: right at any step, wrong at the end"] == [0, 0, 1, 0]
+    np.testing.assert_array_equal(runs["step of correction"], [2, 3, np.nan, np.nan])
+    lost = runs["times lost again, of runs right at the end"]
+    np.testing.assert_array_equal(lost, [0, 1, np.nan, 0])
+    steps = one.readings()
+    assert steps["wrong now, right at the end"][:, 0, 0].tolist() == [1, 1, 0, 0]
+    assert steps["right now, wrong at the end"][:, 0, 0].tolist() == [0, 0, 1, 0]
+    np.testing.assert_array_equal(
+        steps["right at the end, of those wrong now"][:, 0, 0], [1, 1, np.nan, np.nan]
+    )
+    np.testing.assert_array_equal(
+        steps["wrong at the end, of those right now"][:, 0, 0], [np.nan, np.nan, 1, 0]
+    )
+
+
+def test_the_scene_is_first_at_once_or_last() -> None:
+    scene = [[1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 1], [1, 1, 1, 1]]
+    answer = [[0, 0, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1], [1, 1, 1, 0]]
+    one = course(answer, scene, answer).of_runs()
+    later = one["answer later than the scene, steps"][:, 0]
+    np.testing.assert_array_equal(later, [2, 0, -2, np.nan])
+    for name, want in (
+        ("scene first", [1, 0, 0, np.nan]),
+        ("scene and answer at once", [0, 1, 0, np.nan]),
+        ("answer first", [0, 0, 1, np.nan]),
+    ):
+        np.testing.assert_array_equal(one[name][:, 0], want)
+
+
+def test_places_are_where_things_are() -> None:
+    for puzzle in held_out(RETURNS, 12):
+        weights = places_of(puzzle).reshape(len(PLACES), 5, 5)
+        np.testing.assert_allclose(weights.sum((1, 2)), 1, rtol=1e-5)
+        assert ((weights > 0).sum(0) <= 1).all()
+        video = RETURNS.routes(puzzle)[0]
+        thing = (video == PALETTE[puzzle.scene.thing.colour]).all(-1)
+        block = (video == PALETTE["grey"]).all(-1)
+        tiles = [m.reshape(5, 5, TILE, 5, TILE).any((2, 4)) for m in (thing, block)]
+        np.testing.assert_array_equal(weights[3] > 0, tiles[0][0])
+        np.testing.assert_array_equal(weights[1] > 0, tiles[0][-1])
+        assert tiles[1][2][weights[0] > 0].all()
+        assert not tiles[0][list(HIDDEN)].any()
+
+
+def test_tokens_of_the_hidden_frames_are_averaged_over_places(small_model: Wan) -> None:
+    rng = np.random.default_rng(0)
+    weights = places_of(held_out(RETURNS, 1)[0])
+    tokens = rng.normal(size=(1, 1, 4, 2, len(HIDDEN) * 25, 3)).astype(np.float32)
+    x0 = np.asarray(small_model.encode(RETURNS.routes(held_out(RETURNS, 1)[0])[0]))
+    steps = np.array([1, 3], np.int32)
+    x0, tokens = jnp.asarray(x0), jnp.asarray(tokens)
+    beside = jnp.asarray(weights), jnp.asarray(steps)
+    trace = Trace(x0, jnp.broadcast_to(x0, (1, 1, 4, *x0.shape)), tokens, jnp.ones(4, bool))
+    read, estimate = look_at_places(small_model, SMALL.plan(small_model), trace, beside)
+    want = np.asarray(tokens[0, 0, 3, 1]).reshape(2, 25, 3).mean(0)
+    np.testing.assert_allclose(read[0, 1, 1], weights @ want, atol=1e-5)
+    assert estimate.shape == (1, 2, len(PLACES), 48)
+    grey = np.asarray(small_model.encode(np.full((1, 4, 4, 3), PALETTE["grey"], np.uint8)))
+    np.testing.assert_allclose(
+        np.sort(estimate[0, 0, 0]), np.sort(np.tile(grey[0, 0, 0], 4)), atol=1e-4
+    )
+
+
+def test_probes_read_what_is_there_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.stack([rng.integers(5, size=300), rng.integers(4, size=300)], 1)
+    colour = np.eye(5)[labels[:, 0]] @ rng.normal(size=(5, 8))
+    features = np.stack([colour, rng.normal(size=(300, 8)), np.ones((300, 8))], 1)[:, None]
+    read = readings(features, labels, 200, 0.01)
+    assert read.shape == (100, 1, 3, 2, 2)
+    share = read.mean((0, 1))
+    assert share[0, 0, 0] > 0.95
+    assert share[0, 0, 1] < 0.35  # the control
+    assert share[0, 1, 0] < 0.45
+    assert (share[1] < 0.45).all()
+    assert np.isfinite(read).all()
+
+
+def test_ridge_is_least_squares_where_the_penalty_vanishes() -> None:
+    rng = np.random.default_rng(1)
+    x, z = rng.normal(size=(50, 2, 3)), rng.normal(size=(7, 2, 3))
+    w = rng.normal(size=(3, 4))
+    got = ridge(x, x[:, 1] @ w + 2, z, 1e-9)
+    np.testing.assert_allclose(got[:, 1], z[:, 1] @ w + 2, atol=1e-6)
+
+
+def test_identities_count_once() -> None:
+    nothing = np.zeros((4, 1))
+    memory = Memory(nothing, nothing, nothing, np.arange(1), np.array([0, 0, 0, 1]))
+    found = memory.estimate_of(np.array([1.0, 1.0, 1.0, 0.0]))
+    assert (found.mean, found.n) == (0.5, 2)
+
+
+def test_probes_are_fitted_on_other_identities_than_they_read() -> None:
+    fitted = {RETURNS.sample((0, i), "train").identity for i in range(40)}
+    assert not fitted & {p.identity for p in held_out(RETURNS, 40)}
+
+
+@pytest.mark.slow
+def test_clips_settle_in_parts(model: Wan, clips) -> None:
+    before = compilations()
+    found = finish(Behaviour(clips=clips, sampling=Settings(steps=4), seeds=(0, 1)).run(model))
+    assert compilations() == before + 1
+    assert found.arrays["still"].shape == found.arrays["moving"].shape == (2, 2, 4)
+    np.testing.assert_array_equal(found.arrays["moving"][..., -1], 0)
+    measures = {r.measure for r in found.rows}
+    assert measures == {
+        "distance to the end, what stays",
+        "distance to the end, what changes",
+        "step of settling",
+    }
+    assert set(found.figures) == {"settling", "film"}
+
+
+def test_parts_of_a_clip_are_told_apart_by_what_changes(small_model: Wan) -> None:
+    """The scene is there from the first estimate on, a tile that moves comes in late."""
+    end = np.zeros((3, 4, 4, 2), np.float32) + 1
+    end[1:, 0, :2] = 5
+    x0 = np.stack([end, end, end])
+    x0[0, 1:, 0, :2] = 1
+    trace = Trace(jnp.asarray(end), jnp.asarray(x0[None, None]), (), jnp.ones(3, bool))
+    plan = SMALL.plan(small_model)
+    still, moving, kept = look_at_parts(small_model, plan, trace, jnp.array([2]))
+    np.testing.assert_allclose(still, 0)
+    np.testing.assert_allclose(moving[0], [0.8, 0, 0], atol=1e-6)
+    np.testing.assert_array_equal(kept[0, 0], end)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"wrong": -1}, "wrong is -1"),
+        ({"learned": -1}, "learned is -1"),
+        ({"remembered": 0}, "remembered 0"),
+        ({"penalty": 0.0}, "penalty is 0.0; it must be positive"),
+        ({"puzzles": 0}, "puzzles is 0"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before(small_model: Wan, changes, said) -> None:
+    before = compilations()
+    with pytest.raises(ValueError, match=said):
+        finish(Behaviour(**{"puzzles": 2, **changes}).run(small_model))
+    assert compilations() == before

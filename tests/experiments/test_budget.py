@@ -1,0 +1,148 @@
+"""Schedules as data: many of a length are one program, and what they cost and buy."""
+
+import numpy as np
+import pytest
+
+from jcos import flow
+from jcos.config import Sampling
+from jcos.experiments.budget import Budget, around
+from jcos.experiments.budget_found import Case
+from jcos.experiments.experiment import Settings
+from jcos.experiments.puzzles import compilations, finish
+from jcos.wan import Wan
+from tests.experiments import test_clips
+
+clips, model = test_clips.clips, test_clips.model
+SMALL = Budget(
+    tasks=("maze", "rotation"),
+    puzzles=3,
+    steps=(1, 4),
+    lengths=(2, 4),
+    shifts=(1.0, 3.0),
+    middles=(0.5, 0.9),
+)
+
+
+@pytest.fixture(scope="module")
+def found(small_model: Wan):
+    before = compilations()
+    findings = finish(SMALL.run(small_model))
+    return findings, compilations() - before
+
+
+def test_all_schedules_of_a_length_are_one_program(found) -> None:
+    assert len(SMALL.cases()) == 3 + 2 * 4
+    assert found[1] == len({case.steps for case in SMALL.cases()}) == 3
+
+
+def test_arrays_table_and_figures_are_complete(found) -> None:
+    findings, _ = found
+    assert findings.arrays["score"].shape == (11, 6, 1)
+    assert set(findings.figures) == {"steps", "shift", "middle", "compared"}
+    rows = {(r.task, r.measure, r.case): r for r in findings.rows}
+    plain = rows["maze", "solved", "4 steps"]
+    assert (plain.value, plain.n, plain.still, plain.forwards) == (0, 3, 0, 4)
+    assert plain.chance is not None
+    assert rows["rotation", "score", "2 steps, half above σ 0.9"].forwards == 2
+    assert rows["all tasks", "score, more than with 4 steps", "1 step"].n == 6
+    # One right answer: the ideal denoiser has it in one step, whatever the schedule.
+    ideal = [r for r in findings.rows if r.task == "rotation" and "ideal" in r.case]
+    assert len(ideal) == 22
+    assert {r.value for r in ideal} == {1.0}
+    assert {r.forwards for r in ideal} == {0}
+
+
+def test_the_models_own_shift_differs_in_nothing(found) -> None:
+    same = [
+        r for r in found[0].rows if r.measure.endswith("own spacing") and r.case.endswith("shift 3")
+    ]
+    assert len(same) >= 6
+    assert {(r.value, r.low, r.high) for r in same} == {(0.0, 0.0, 0.0)}
+
+
+def test_half_the_steps_above_one_half_is_shift_one(small_model: Wan, found) -> None:
+    plans = [
+        SMALL.plan_of(small_model, Case(kind, 4, value)).schedule
+        for kind, value in (("shift", 1.0), ("middle", 0.5))
+    ]
+    for a, b in zip(*plans, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    cases, score = found[0].arrays["case"].tolist(), found[0].arrays["score"]
+    a, b = (score[cases.index(name)] for name in ("4 steps, shift 1", "4 steps, half above σ 0.5"))
+    np.testing.assert_allclose(a, b, atol=1e-3)
+
+
+def test_the_plain_case_is_how_the_model_samples(small_model: Wan) -> None:
+    plan = SMALL.plan_of(small_model, Case("steps", 4))
+    for a, b in zip(plan.schedule, flow.schedule(small_model.config.sampling), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("steps", "above"), [(2, 1), (5, 3), (8, 4)])
+def test_half_of_the_levels_lie_above_the_middle(steps: int, above: int) -> None:
+    levels = around(steps, 1.0, 0.8)
+    assert (len(levels), levels[0], levels[above]) == (steps, 1.0, 0.8)
+    assert (levels > 0.8).sum() == above
+    whole = np.append(levels, 0.0)
+    assert np.ptp(np.diff(whole[: above + 1])) == pytest.approx(0)
+    assert np.ptp(np.diff(whole[above:])) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("solver", ["euler", "dpmpp", "unipc"])
+def test_a_schedule_is_made_again_from_its_levels(solver) -> None:
+    sampling = Sampling(steps=8, shift=5.0, solver=solver, grid=solver)
+    want = flow.schedule(sampling)
+    got = flow.at_sigmas(np.asarray(want.sigmas[:-1], np.float64), sampling)
+    np.testing.assert_array_equal(got.sigmas, want.sigmas)
+    np.testing.assert_allclose(got.timesteps, want.timesteps, atol=1)
+    np.testing.assert_allclose(got.table, want.table, atol=2e-3)
+
+
+@pytest.mark.slow
+def test_clips_are_compared_with_the_longest_run(model: Wan, clips) -> None:
+    experiment = Budget(
+        clips=clips,
+        seeds=(0, 1),
+        steps=(1, 4),
+        lengths=(4,),
+        shifts=(5.0,),
+        middles=(0.5,),
+        frames=(5, 9),
+    )
+    before = compilations()
+    found = finish(experiment.run(model))
+    plans = [experiment.plan_of(model, case) for case in experiment.cases()]
+    # Two experts: a program is for a length and how it is divided; and one for each video length.
+    assert compilations() - before == len({(p.steps, p.high_steps) for p in plans}) + 2
+    value = {r.case: r.value for r in found.rows}
+    assert value["4 steps"] == value["4 steps, 9 frames"] == 0
+    assert value["1 step"] > 0
+    assert value["4 steps, 5 frames"] > 0
+    assert value["another seed"] > value["4 steps, shift 5"]
+    assert {r.task for r in found.rows} == {"clips"}
+    assert max(r.forwards for r in found.rows) == 8  # with guidance, two a step
+    assert set(found.figures) == {"distance", "film"}
+
+
+def test_frames_are_those_that_the_vae_makes(model: Wan, clips) -> None:
+    with pytest.raises(ValueError, match="10 frames are asked for"):
+        finish(Budget(clips=clips, frames=(10,)).run(model))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": ()}, "name at least one"),
+        ({"steps": (0, 2)}, "each at least 1"),
+        ({"lengths": (1,)}, "fewer than 2 steps"),
+        ({"shifts": (0.0,)}, "each is a positive number"),
+        ({"middles": (1.0,)}, "each is a noise level above 0"),
+        ({"frames": (9,)}, "frames are varied of clips only"),
+        ({"sampling": Settings(steps=8)}, "sampling.steps is 8; this experiment takes steps="),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before(small_model: Wan, changes, said) -> None:
+    before = compilations()
+    with pytest.raises(ValueError, match=said):
+        finish(Budget(**{"puzzles": 2, **changes}).run(small_model))
+    assert compilations() == before
