@@ -19,6 +19,38 @@ def cka(x: Float[Array, "n p"], y: Float[Array, "n q"]) -> Float[Array, ""]:
     return cross / jnp.sqrt(own_x * own_y)
 
 
+def dissimilarity(
+    x: Float[Array, "N D"], y: Float[Array, "N D"], frames: int
+) -> Float[Array, " G"]:
+    """1 − CKA (linear, without bias) of two sets of tokens, rows ordered by frame: of all of them,
+    and without those of each frame in turn."""
+    x, y = (a.astype(jnp.float32) for a in (x, y))
+    x, y = x - x.mean(0, keepdims=True), y - y.mean(0, keepdims=True)
+    cross, own_x, own_y = (hsic(a, b, frames) for a, b in ((x, y), (x, x), (y, y)))
+    return 1.0 - cross / jnp.sqrt(jnp.maximum(own_x * own_y, jnp.finfo(jnp.float32).tiny))
+
+
+def hsic(x: Float[Array, "N D"], y: Float[Array, "N D"], frames: int) -> Float[Array, " G"]:
+    """n (n − 3) times the unbiased estimate of HSIC with linear kernels (Song et al. 2012, equation
+    5): of all tokens, and without those of each frame in turn.
+
+    K = x xᵀ is never built but within a frame. What a frame takes off Σ K_ij L_ij = ‖xᵀy‖² is twice
+    its tokens' share Σ x_i xᵀy y_i, less what its tokens have among themselves.
+    """
+    keep = jnp.concatenate([jnp.zeros((1, frames)), jnp.eye(frames)])
+    keep = 1.0 - jnp.repeat(keep, len(x) // frames, axis=1)
+    n = keep.sum(1)
+    own_x, own_y = jnp.sum(x * x, 1), jnp.sum(y * y, 1)
+    share = jnp.sum((x @ (x.T @ y)) * y, 1)
+    by_frame = (a.reshape(frames, -1, a.shape[1]) for a in (x, y))
+    inside_x, inside_y = (jnp.einsum("fid,fjd->fij", a, a) for a in by_frame)
+    among = jnp.pad(jnp.sum(inside_x * inside_y, (1, 2)), (1, 0))
+    pairs = share.sum() - 2 * ((1 - keep) @ share) + among - keep @ (own_x * own_y)
+    rows_x, rows_y = (keep * ((keep @ a) @ a.T - own[None]) for a, own in ((x, own_x), (y, own_y)))
+    both = rows_x.sum(1) * rows_y.sum(1) / ((n - 1) * (n - 2))
+    return pairs + both - 2 * jnp.sum(rows_x * rows_y, 1) / (n - 2)
+
+
 class Mass(NamedTuple):
     """on [K]: how much of the estimate is each answer (an even blend of two is ½, ½). off: the part
     of its change against the still picture that no blend of answers explains, 0..1."""

@@ -227,15 +227,16 @@ class Noise(Probe):
 class SeedEnsemble(Probe):
     """Averages tokens over the seeds after chosen blocks at chosen steps (paper, section 6).
 
-    mask [steps, layers]: where. branches [conditional, unconditional]: in which.
+    mask [steps, layers]: where. branches [conditional, unconditional]: in which. groups [seeds]:
+    seeds of equal number are averaged together, by default all of them.
     The mean is taken in float32. Seeds have no other input that differs inside a pass, so after the
-    first
-    averaged block of a pass their tokens are the same until its end: a window of layers acts by its
-    first.
+    first averaged block of a pass their tokens are the same until its end: a window of layers acts
+    by its first.
     """
 
     mask: Bool[Array, "*sweep S L"]
     branches: Bool[Array, "*sweep 2"]
+    groups: Int[Array, "*sweep K"] | None = None
 
     @classmethod
     def window(
@@ -253,10 +254,39 @@ class SeedEnsemble(Probe):
         return cls(jnp.asarray(mask), jnp.ones(2, bool))
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[()]]:
-        mean = jax.lax.pmean(tokens.astype(jnp.float32), "seed").astype(tokens.dtype)
+        mean = _mean_of_seeds(tokens, self.groups)
         return jnp.where(
             self.mask[site.step, site.layer] & self.branches[site.branch], mean, tokens
         ), ()
+
+
+class EstimateEnsemble(Probe):
+    """Averages what the steps chosen go on with over the seeds: clean estimates, or velocities.
+
+    mask [steps]: where. velocity: False takes x̂0 ← mean x̂0, which draws the seeds together; True
+    takes v ← mean v, so that each keeps its own x: with v = (x − x̂0) / σ that is
+    x̂0 ← mean x̂0 + (x − mean x). groups [seeds]: as in `SeedEnsemble`, which acts like the latter:
+    from one set of tokens follows one velocity.
+    """
+
+    mask: Bool[Array, "*sweep S"]
+    velocity: Bool[Array, "*sweep"]
+    groups: Int[Array, "*sweep K"] | None = None
+
+    def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, tuple[()]]:
+        own = jnp.where(self.velocity, x - _mean_of_seeds(x, self.groups), 0)
+        return jnp.where(self.mask[site.step], _mean_of_seeds(x0, self.groups) + own, x0), ()
+
+
+def _mean_of_seeds(x: Array, groups: Int[Array, " K"] | None) -> Array:
+    """The mean over a seed's group, in float32."""
+    exact = x.astype(jnp.float32)
+    if groups is None:
+        return jax.lax.pmean(exact, "seed").astype(x.dtype)
+    together = (groups == groups[jax.lax.axis_index("seed")]).astype(jnp.float32)
+    every = jax.lax.all_gather(exact, "seed")
+    mean = jnp.tensordot(together / together.sum(), every, 1, precision="highest")
+    return mean.astype(x.dtype)
 
 
 class Swap(Probe):

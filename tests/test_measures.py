@@ -11,7 +11,9 @@ from jcos.measures import (
     bootstrap,
     cka,
     commitment_step,
+    dissimilarity,
     held_at_once,
+    hsic,
     over_puzzles,
     proportion,
 )
@@ -199,3 +201,49 @@ def test_over_puzzles_chooses_the_interval():
     assert over_puzzles(seeds)[:3] == (0.5, 0.5, 0.5)
     values = np.random.default_rng(0).normal(size=(20, 3))
     assert over_puzzles(values) == bootstrap(values.mean(1))
+
+
+# ---- CKA without bias
+
+
+def gram_hsic(x: np.ndarray, y: np.ndarray) -> float:
+    """By its definition: the inner product of U-centred Gram matrices."""
+    n = len(x)
+    centred = []
+    for gram in (x @ x.T, y @ y.T):
+        np.fill_diagonal(gram, 0)
+        rows = gram.sum(0, keepdims=True) / (n - 2)
+        gram = gram - rows - rows.T + gram.sum() / ((n - 1) * (n - 2))
+        np.fill_diagonal(gram, 0)
+        centred.append(gram)
+    return float((centred[0] * centred[1]).sum())
+
+
+def test_hsic_is_its_definition_also_without_each_frame():
+    rng = np.random.default_rng(0)
+    x, noise = rng.normal(size=(2, 18, 7))
+    y = 0.5 * x + noise + 3
+    found = hsic(jnp.asarray(x), jnp.asarray(y), 3)
+    outside = [np.arange(18) // 6 != f for f in range(3)]
+    want = [gram_hsic(x[kept], y[kept]) for kept in (np.full(18, True), *outside)]
+    np.testing.assert_allclose(found, want, rtol=1e-4)
+
+
+def test_dissimilarity_knows_nothing_and_everything():
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.normal(size=(40, 32)), jnp.float32)
+    rotation = jnp.asarray(np.linalg.qr(rng.normal(size=(32, 32)))[0], jnp.float32)
+    np.testing.assert_allclose(dissimilarity(x, 3 * x @ rotation + 5, 4), 0, atol=1e-4)
+    pairs = jnp.asarray(rng.normal(size=(200, 2, 40, 32)), jnp.float32)
+    free = jax.jit(jax.vmap(lambda pair: dissimilarity(pair[0], pair[1], 4)))(pairs)
+    np.testing.assert_allclose(free.mean(0), 1, atol=0.01)
+    biased = jax.vmap(lambda pair: cka(pair[0], pair[1]))(pairs)
+    assert biased.mean() > 0.4  # which is why it is not taken here
+
+
+def test_with_many_tokens_it_is_cka():
+    rng = np.random.default_rng(2)
+    x, noise = rng.normal(size=(2, 4000, 4)).astype(np.float32)
+    x, y = jnp.asarray(x), jnp.asarray(x + noise)
+    want = 1 - float(cka(x, y))
+    assert float(dissimilarity(x, y, 2)[0]) == pytest.approx(want, abs=2e-3)

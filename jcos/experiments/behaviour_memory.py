@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from jcos import flow
 from jcos.config import PixelCodec
 from jcos.experiments.puzzles import Progress, conditions, held_out, one_world, playing
+from jcos.experiments.ridge import ridge
 from jcos.measures import Estimate, over_puzzles
 from jcos.probes import TokenFeatures
 from jcos.tasks import TASKS, Puzzle
@@ -188,23 +189,3 @@ def readings(
         right = (scores.argmax(-1) == true).astype(np.float64)
         found.append(np.stack([right[..., 0], right[..., 1:].mean(-1)], -1))
     return np.stack(found, -2)
-
-
-def ridge(
-    features: Float[np.ndarray, "n *axes D"],
-    targets: Float[np.ndarray, "n Q"],
-    others: Float[np.ndarray, "m *axes D"],
-    penalty: float,
-) -> Float[np.ndarray, "m *axes Q"]:
-    """Linear regression of the targets on standardised features, one for each of the axes, applied
-    to other samples. penalty: of the weights' square, per sample."""
-    x, z = (np.moveaxis(a, 0, -2).astype(np.float64) for a in (features, others))
-    mean, size = x.mean(-2, keepdims=True), x.std(-2, keepdims=True)
-    # What does not vary, but for rounding, tells nothing.
-    size = np.where(size > 1e-5, size, np.inf)
-    x, z = (x - mean) / size, (z - mean) / size
-    centre = targets.mean(0)
-    gram = np.swapaxes(x, -1, -2) @ x
-    gram = gram + penalty * len(features) * np.eye(gram.shape[-1])
-    weights = np.linalg.solve(gram, np.swapaxes(x, -1, -2) @ (targets - centre))
-    return np.moveaxis(z @ weights + centre, -2, 0)

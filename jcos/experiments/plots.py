@@ -56,9 +56,10 @@ def shared(figure: Figure, used: int) -> Figure:
     for axes in figure.axes:
         handles, names = axes.get_legend_handles_labels()
         known = dict(zip(names, handles, strict=True)) | known
-        if axes.get_legend():
-            axes.get_legend().remove()
-    figure.legend(known.values(), known, loc="outside lower center", ncols=min(4, len(known)))
+        if legend := axes.get_legend():
+            legend.remove()
+    columns = max(1, min(4, len(known), int(figure.get_figwidth() / 1.6)))  # a name needs its room
+    figure.legend(known.values(), known, loc="outside lower center", ncols=columns)
     return figure
 
 

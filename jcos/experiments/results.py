@@ -32,7 +32,7 @@ from jcos.experiments.samples import digest
 from jcos.wan import Wan
 
 CONFIG = "config.json"
-FREE = ("chunk",)
+FREE = ("chunk", "at_once")
 """Parameters that results do not depend on."""
 IDENTITY = ("experiment", "parameters", "clips", "model", "sampling", "numerics")
 """Entries of `config.json` that decide what comes out."""

@@ -24,10 +24,10 @@ from jcos.experiments.behaviour_memory import (
     look_at_places,
     places_of,
     readings,
-    ridge,
 )
 from jcos.experiments.experiment import Settings
 from jcos.experiments.puzzles import compilations, finish, held_out
+from jcos.experiments.ridge import ridge
 from jcos.experiments.samples import puzzles_of
 from jcos.tasks import TASKS, still_of
 from jcos.tasks.base import PALETTE, TILE

@@ -1,0 +1,13 @@
+"""How far does a perturbation reach, and when is a run most sensitive to it? (Paper, section 3.2.)
+
+    jcos run configs/flow.py
+
+Two cores: about N minutes. Writes out/flow: the map of noised step × observed step (1 − CKA of the
+tokens), the sensitivity curve, the layer × step maps, the same for noise at a frame, all beside the
+ideal denoiser under the same noise.
+"""
+
+from jcos.experiments.experiment import Settings
+from jcos.experiments.information_flow import Flow
+
+experiment = Flow(puzzles=24, several=True, sampling=Settings(steps=20))

@@ -1,0 +1,13 @@
+"""What do tokens carry, layer by layer? (Paper, section 5.1.)
+
+    jcos run configs/layers.py
+
+Two cores: about N minutes. Writes out/layers: token energy by layer, frame and step, maps of energy
+and of principal components, how variance is spread; by linear probes, how well each layer and step
+tells foreground, and what the run's own answer will change, beside x_s, x̂0 and a control.
+"""
+
+from jcos.experiments.experiment import Settings
+from jcos.experiments.layerwise import Layers
+
+experiment = Layers(puzzles=64, sampling=Settings(steps=20))

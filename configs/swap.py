@@ -1,0 +1,14 @@
+"""Which layer decides the answer? Tokens of a donor run in place of the own ones. (Paper, section
+5.2.)
+
+    jcos run configs/swap.py
+
+Two cores: about N minutes. Writes out/swap: by layer, how often a run ends with the donor's answer,
+for swaps in the first step, in every other one and kept up over several; the donor's share in the
+estimate at once; the same for the object's tokens alone; films of one pair of each kind.
+"""
+
+from jcos.experiments.experiment import Settings
+from jcos.experiments.swap import Swap
+
+experiment = Swap(puzzles=12, sampling=Settings(steps=10))

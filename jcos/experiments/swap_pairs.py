@@ -1,0 +1,177 @@
+"""Pairs of puzzles that differ in one thing: a swap between their runs can flip an answer."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool
+
+from jcos.experiments.answers import Answers, answers_of
+from jcos.experiments.samples import SEARCHED
+from jcos.tasks import Puzzle, Task, get
+from jcos.tasks.returns import MODES, Outcome
+from jcos.tasks.tictactoe import MOVER, OTHER, winning_cells
+from jcos.wan import Wan
+
+TRIES = 10_000
+"""Puzzles drawn in search of one that fits another's scene."""
+
+
+class Pair(NamedTuple):
+    """Two puzzles that differ in one thing, named by `kind`.
+
+    puzzles: the own one and the donor. crossed: the same scenes, each with the other's answers:
+    what a run shows that has taken over the other's answer. The own puzzle is held out; its partner
+    may be any.
+    """
+
+    kind: str
+    puzzles: tuple[Puzzle, Puzzle]
+    crossed: tuple[Puzzle, Puzzle]
+
+
+def _other_angle(puzzle: Puzzle, rng: np.random.Generator) -> Puzzle | None:
+    """Same picture; the prompt tells an angle that ends in another pose."""
+
+    def fits(other: Puzzle) -> bool:
+        apart = other.answers[0] - puzzle.answers[0]
+        return other.scene.mirrored == puzzle.scene.mirrored and apart % 4 != 0
+
+    return _asked_as(puzzle, _drawn(get("rotation"), rng, fits))
+
+
+def _other_mover(puzzle: Puzzle, rng: np.random.Generator) -> Puzzle | None:
+    """Same board; the prompt names the other colour, which can win too. None where it cannot."""
+    colours, mover = puzzle.scene.colours, puzzle.scene.mover
+    board = tuple(0 if c is None else OTHER if c == mover else MOVER for c in colours)
+    cells = winning_cells(board, MOVER)
+    if not cells or board.count(MOVER) != board.count(OTHER):
+        return None
+    other = _drawn(get("tictactoe"), rng, lambda other: other.scene.mover != mover)
+    scene = puzzle.scene._replace(mover=other.scene.mover)
+    answers = tuple(divmod(cell, 3) for cell in cells)
+    return dataclasses.replace(puzzle, prompt=other.prompt, scene=scene, answers=answers)
+
+
+def _other_way(puzzle: Puzzle, rng: np.random.Generator) -> Puzzle | None:
+    """Same picture; the prompt lets the object come out on the other side."""
+    del rng
+    (answer,) = puzzle.answers
+    (mode,) = set(MODES) - {answer.mode}
+    answers = (Outcome(answer.thing, mode),)
+    return dataclasses.replace(puzzle, prompt=MODES[mode], answers=answers)
+
+
+def _other_object(puzzle: Puzzle, rng: np.random.Generator) -> Puzzle | None:
+    """Same prompt; another object goes behind the block, of another colour and shape."""
+    (answer,) = puzzle.answers
+
+    def fits(other: Puzzle) -> bool:
+        return all(a != b for a, b in zip(other.scene.thing, answer.thing, strict=True))
+
+    thing = _drawn(get("returns"), rng, fits).scene.thing
+    scene = puzzle.scene._replace(thing=thing)
+    return dataclasses.replace(puzzle, scene=scene, answers=(Outcome(thing, answer.mode),))
+
+
+def _other_size(puzzle: Puzzle, rng: np.random.Generator) -> Puzzle | None:
+    """Same prompt, slots and colours; two sizes change places, one of them the asked one."""
+    scene, (answer,) = puzzle.scene, puzzle.answers
+
+    def fits(other: Puzzle) -> bool:
+        moved = sum(a != b for a, b in zip(scene.sides, other.scene.sides, strict=True))
+        same = other.scene._replace(sides=scene.sides) == scene
+        return same and moved == 2 and other.answers[0].side != answer.side
+
+    return _drawn(get("pattern"), rng, fits)
+
+
+PARTNERS: dict[str, tuple[str, Callable[[Puzzle, np.random.Generator], Puzzle | None]]] = {
+    "rotation, other angle": ("rotation", _other_angle),
+    "tictactoe, other mover": ("tictactoe", _other_mover),
+    "returns, other way": ("returns", _other_way),
+    "returns, other object": ("returns", _other_object),
+    "pattern, other size": ("pattern", _other_size),
+}
+"""What the two of a pair differ in, the task, and how a puzzle gets its partner. In the first three
+the pictures are the same and the prompts differ; in the others it is the pictures."""
+
+
+def pairs_of(task: str, n: int, seed: int = 0) -> list[Pair]:
+    """n pairs of each kind that a task has, the own puzzles held out.
+
+    Raises ValueError for a task without any.
+    """
+    kinds = {kind: partner for kind, (name, partner) in PARTNERS.items() if name == task}
+    if not kinds:
+        known = ", ".join(dict.fromkeys(name for name, _ in PARTNERS.values()))
+        raise ValueError(f"{task} has no pairs that differ in one thing; the tasks are {known}")
+    return [pair for kind in kinds for pair in _pairs(kind, n, seed)]
+
+
+def _pairs(kind: str, n: int, seed: int) -> list[Pair]:
+    name, partner = PARTNERS[kind]
+    task, found = get(name), []
+    for i in range(SEARCHED * n):
+        own = task.sample((seed, i), "test")
+        donor = partner(own, np.random.default_rng((seed, i)))
+        if donor is not None:
+            found.append(Pair(kind, (own, donor), (_crossed(own, donor), _crossed(donor, own))))
+        if len(found) == n:
+            return found
+    raise ValueError(f"there are {len(found)} pairs of {kind}; {n} are asked for: take fewer")
+
+
+def _crossed(own: Puzzle, other: Puzzle) -> Puzzle:
+    """The own scene with the other's answers. Where the pictures are the same that is the other
+    puzzle itself (the scene of tic-tac-toe names the mover)."""
+    same = (get(own.task).first_frame(own) == get(own.task).first_frame(other)).all()
+    return other if same else dataclasses.replace(own, answers=other.answers)
+
+
+def _drawn(task: Task, rng: np.random.Generator, fits: Callable[[Puzzle], bool]) -> Puzzle:
+    for _ in range(TRIES):
+        puzzle = task.make(rng)
+        if fits(puzzle):
+            return puzzle
+    raise ValueError(f"no puzzle of {task.name} that fits among {TRIES}")
+
+
+def _asked_as(puzzle: Puzzle, other: Puzzle) -> Puzzle:
+    """The puzzle's scene with the other's question."""
+    return dataclasses.replace(puzzle, prompt=other.prompt, answers=other.answers)
+
+
+def candidates(model: Wan, pairs: Sequence[Pair]) -> Answers:
+    """Of each pair and world [P, W = 2]: own answers are the right ones, the other's in the same
+    scene the wrong ones."""
+    sides = [[*(p.puzzles[w] for p in pairs), *(p.crossed[w] for p in pairs)] for w in (0, 1)]
+    room = max(len(puzzle.answers) for side in sides for puzzle in side)
+    worlds = []
+    for side in sides:
+        drawn = answers_of(model, side, room=room)
+        own, other = (slice(0, len(pairs)), slice(len(pairs), None))
+        none = np.zeros_like(drawn.right[own])
+        worlds.append(
+            Answers(
+                np.concatenate([drawn.latents[own], drawn.latents[other]], 1),
+                np.concatenate([drawn.right[own], none], 1),
+                np.concatenate([none, drawn.right[other]], 1),
+            )
+        )
+    first, second = worlds
+    return Answers(*(np.stack([a, b], 1) for a, b in zip(first, second, strict=True)))
+
+
+def object_tokens(model: Wan, answers: Answers) -> Bool[np.ndarray, "P N"]:
+    """Which tokens show anything of what the answers of a pair differ in, in the own scene."""
+    known = np.asarray(answers.right | answers.wrong)[:, 0]
+    latents = np.asarray(answers.latents)[:, 0]
+    # The room that is left is filled with the first answer, which differs from none.
+    latents = np.where(known[..., None, None, None, None], latents, latents[:, :1])
+    differs = latents.max(1) - latents.min(1) > 1e-4
+    patches = jax.vmap(model.experts[0].patchify)(jnp.asarray(differs, jnp.float32))
+    return np.asarray((patches > 0).any(-1))

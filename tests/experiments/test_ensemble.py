@@ -1,0 +1,222 @@
+"""Means over seeds: laws that hold for any model, and what is counted."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jcos.experiments.ensemble import Ensemble, probe_of
+from jcos.experiments.ensemble_found import Arm, Found, difference, groups_of
+from jcos.experiments.experiment import Settings
+from jcos.experiments.puzzles import compilations, finish, held_out, play, playing
+from jcos.experiments.samples import Samples
+from jcos.probes import SeedEnsemble
+from jcos.tasks import TASKS
+from jcos.wan import Wan
+from tests.conftest import load_golden
+from tests.test_wan import released
+
+MAZE = TASKS["maze"]
+SMALL = Ensemble(puzzles=2, seeds=(0, 1, 2, 3), more_members=(2, 4), until=(0, 0.5))
+
+
+@pytest.fixture(scope="module")
+def found(small_model: Wan):
+    before = compilations()
+    findings = finish(SMALL.run(small_model))
+    return findings, compilations() - before
+
+
+def test_all_arms_are_one_program_and_each_longer_run_another(found) -> None:
+    assert found[1] == 1 + 2
+
+
+def test_arrays_table_and_figures_are_complete(small_model: Wan, found) -> None:
+    findings, _ = found
+    # none; the paper's (which is the window at layer 1 too); two sizes; two layers × two spans less
+    # one; two other kinds × two spans
+    arms = 1 + 1 + 2 + 3 + 4
+    assert findings.arrays["solved"].shape == (arms, 2, 4)
+    assert set(findings.figures) == {"compared", "gain", "members", "map", "kinds"}
+    rows = {(r.measure, r.case): r for r in findings.rows}
+    assert len(rows) == len(findings.rows)
+    plain = rows["solved", "one run"]
+    assert (plain.value, plain.n, plain.still, plain.forwards) == (0, 2, 0, 4)
+    assert plain.chance is not None
+    paper = "mean tokens of 3, layer 1, step 0"
+    assert str(SMALL.arms(small_model)[1]) == paper
+    assert rows["solved", f"{paper}, one goes on"].forwards == 4 + 2 * 1
+    assert rows["solved", f"{paper}, majority of all"].forwards == 3 * 4
+    assert rows["solved", "one run of 6 steps"].forwards == 6
+    assert rows["solved", "one run of 12 steps"].forwards == 12
+    long = "mean velocities of 3, steps 0 to 2, one goes on"
+    assert rows["solved", long].forwards == 4 + 2 * 3
+    assert ("solved, more than one run of 6 steps", f"{paper}, one goes on") in rows
+    assert ("solved, more than one run of 12 steps", "3 runs, majority") in rows
+    assert rows["solved only without", long].value == 0
+
+
+EVERY = tuple(range(4))
+PAIRS = {
+    "plain": Arm(),
+    "tokens": Arm("tokens", 2, (0, 1), EVERY),
+    "velocities": Arm("velocities", 2, (), EVERY),
+    "estimates": Arm("estimates", 2, (), EVERY),
+    "two steps": Arm("tokens", 2, (1,), (0, 1)),
+}
+"""Means over seeds 0 and 1, and over 2 and 3."""
+
+
+@pytest.fixture(scope="module")
+def ends(small_model: Wan) -> dict[str, np.ndarray]:
+    """Latents [seeds, …] of one puzzle."""
+    samples = Samples.of_tasks(small_model, ("maze",), 1)
+    probes = [probe_of(arm, 4, 2, 4, True) for arm in PAIRS.values()]
+    latents = finish(playing(small_model, samples.given, EVERY, probes=probes)).latents
+    return dict(zip(PAIRS, latents[:, 0, 0], strict=True))
+
+
+def test_the_first_arm_is_the_plain_run(small_model: Wan, ends) -> None:
+    plain = play(small_model, MAZE, held_out(MAZE, 1), EVERY).latents[0, 0]
+    np.testing.assert_allclose(ends["plain"], plain, atol=2e-4)
+    assert np.abs(ends["two steps"] - plain).max() > 0.01
+
+
+def test_seeds_under_one_velocity_keep_the_difference_of_their_noise(ends) -> None:
+    """Also those whose tokens are averaged; those whose estimates are end alike. A seed of another
+    group is of another mind."""
+    keys = [jax.random.fold_in(jax.random.key(seed), 0) for seed in EVERY]
+    shape = ends["plain"].shape[1:]
+    noise = np.stack([jax.random.normal(jax.random.split(key)[0], shape) for key in keys])
+    for kind in ("tokens", "velocities"):
+        x = ends[kind]
+        np.testing.assert_allclose(x[0] - x[1], noise[0] - noise[1], atol=1e-3)
+        assert np.abs(x[2] - x[0] - noise[2] + noise[0]).max() > 0.1
+    assert np.abs(ends["tokens"] - ends["velocities"]).max() > 1e-3
+    x0 = ends["estimates"]
+    np.testing.assert_allclose(x0[0], x0[1], atol=1e-4)
+    np.testing.assert_allclose(x0[2], x0[3], atol=1e-4)
+    assert np.abs(x0[0] - x0[2]).max() > 0.1
+
+
+def test_a_group_is_an_ensemble_of_its_own(small_model: Wan, ends) -> None:
+    """Seeds 2 and 3 beside others are what they are alone, by the probe without groups."""
+    samples = Samples.of_tasks(small_model, ("maze",), 1)
+    probe = SeedEnsemble.window(4, 2, at_steps=(0, 1), at_layers=(1,))
+    alone = finish(playing(small_model, samples.given, (2, 3), probes=[probe])).latents[0, 0, 0]
+    np.testing.assert_allclose(ends["two steps"][2:], alone, atol=1e-4)
+
+
+def test_seeds_are_grouped_in_their_order() -> None:
+    assert groups_of(8, 3).tolist() == [0, 0, 0, 1, 1, 1, 6, 7]
+    assert groups_of(4, 1).tolist() == [0, 1, 2, 3]
+    assert groups_of(4, 4).tolist() == [0, 0, 0, 0]
+
+
+def test_gain_majority_and_best_of_known_ends(small_model: Wan) -> None:
+    """Videos drawn instead of played; six seeds make two groups of three."""
+    puzzles = held_out(MAZE, 2)
+    right = np.stack([MAZE.routes(p)[0] for p in puzzles])
+    still = np.repeat(right[:, :1], 5, 1)
+    plain = np.stack([right, still, still, still, right, right], 1)
+    mean = np.stack([right, right, still, right, right, right], 1)
+    mean[1] = plain[1]
+    samples = Samples.of_tasks(small_model, ("maze",), 2)
+    arm = Arm("tokens", 3, (3, 4), (0,))
+    found = Found(
+        arms=[Arm(), arm],
+        samples=Samples(samples.given, samples.tasks, tuple(puzzles)),
+        forwards=lambda steps: steps,
+        steps=10,
+        shown=np.stack([plain, mean]),
+        longer={12: np.array([True, False]), 30: np.array([False, False])},
+    )
+    none, p = found.arms[0], np.arange(2)
+    assert found.majority(none, 3).tolist() == [[False, True]] * 2
+    assert found.best(none, 3).tolist() == [[True, True]] * 2
+    assert found.majority(arm, 3).tolist() == [[True, True], [False, True]]
+    assert found.gain(arm, p).mean == pytest.approx((5 - 3) / 6 / 2)
+    assert found.gain(arm, p, how="majority").mean == 0.25
+    assert found.gain(arm, p, how="best").mean == 0
+    rows = {(r.measure, r.case): r.value for r in found.rows()}
+    assert rows["solved", "one run"] == 0.5
+    assert rows["solved only with averaging", f"{arm}, one goes on"] == pytest.approx(2 / 12)
+    assert rows["solved only without", f"{arm}, one goes on"] == 0
+    assert rows["solved, more than one run of 12 steps", f"{arm}, one goes on"] == 0.5
+    assert rows["solved, more than one run of 30 steps", f"{arm}, majority of all"] == 0.5
+    assert rows["solved, more than one run of 30 steps", "3 runs, majority"] == 0
+    apart = rows["distance between the ends", str(arm)]
+    assert 0 < apart < rows["distance between the ends", "3 runs"]
+
+
+def test_no_difference_in_few_puzzles_is_no_certainty() -> None:
+    few, many = (difference(np.zeros(n)) for n in (8, 800))
+    assert few.mean == many.mean == 0
+    assert few.low < -0.1 < -0.01 < many.low < 0 < many.high < 0.01 < 0.1 < few.high
+    assert difference(np.array([[1.0, 1.0], [0.0, 1.0]])).mean == 0.75
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"members": 1}, ValueError, "1 members cannot be averaged"),
+        ({"more_members": (9,)}, ValueError, "9 members cannot be averaged: there are 8 seeds"),
+        ({"window": (0.5,)}, ValueError, "a first and a last fraction"),
+        ({"window": (0.7, 0.5)}, ValueError, "the window 0.7 to 0.5 is none"),
+        ({"steps": ()}, ValueError, "steps is empty"),
+        ({"steps": (4,)}, IndexError, "step 4 is out of range: there are steps 0 to 3"),
+        ({"layers": (2,)}, IndexError, "layer 2 is out of range"),
+        ({"until": (7,)}, IndexError, "step 7 is out of range"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before(small_model: Wan, changes, error, said) -> None:
+    before = compilations()
+    with pytest.raises(error, match=said):
+        finish(Ensemble(**{"puzzles": 2, **changes}).run(small_model))
+    assert compilations() == before
+
+
+def test_the_papers_comparison_alone(small_model: Wan) -> None:
+    """What is left for many puzzles: two arms, and the runs with more steps."""
+    alone = Ensemble(seeds=(0, 1, 2), more_members=(), layers=(), until=())
+    assert [str(arm) for arm in alone.arms(small_model)] == [
+        "plain",
+        "mean tokens of 3, layer 1, step 0",
+    ]
+    assert alone.step_counts(small_model) == (6, 12)
+
+
+@pytest.mark.slow
+def test_clips_of_a_released_model(tmp_path: Path) -> None:
+    """Two experts, guidance, a VAE: no judge, but how far the ends move and how far they are
+    apart."""
+    golden = load_golden("loops/i2v_unipc6")
+    Image.fromarray(golden["in.image_u8"]).save(tmp_path / "picture.png")
+    np.save(tmp_path / "prompt.npy", golden["in.context"])
+    np.save(tmp_path / "negative.npy", golden["in.context_null"])
+    clip = {"prompt": "prompt.npy", "negative": "negative.npy", "picture": "picture.png"}
+    about = {"frames": 5, "height": 80, "width": 64, "clips": [clip]}
+    (tmp_path / "clips.json").write_text(json.dumps(about))
+    model, before = released("i2v"), compilations()
+    experiment = Ensemble(
+        clips=tmp_path / "clips.json",
+        sampling=Settings(steps=3),
+        seeds=(0, 1, 2, 3),
+        more_members=(2,),
+        layers=(0, 0.5),
+        until=(0,),
+    )
+    result = finish(experiment.run(model))
+    assert compilations() == before + 1
+    rows = {(r.measure, r.case): r for r in result.rows}
+    assert {r.task for r in result.rows} == {"clips"}
+    assert not any("solved" in r.measure for r in result.rows)
+    (moved,) = [
+        r for (m, c), r in rows.items() if m.startswith("distance from") and "tokens of 2" in c
+    ]
+    assert moved.value > 0
+    assert moved.forwards == 2 * (3 + 1)  # with guidance, two a step
+    assert {"members", "map", "kinds"} == set(result.figures)
