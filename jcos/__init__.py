@@ -9,6 +9,7 @@ from jcos import tasks
 from jcos.config import DiTConfig, Numerics, Sampling, WanConfig
 from jcos.probes import (
     Chain,
+    EstimateEnsemble,
     Noise,
     Probe,
     SeedEnsemble,
@@ -18,6 +19,7 @@ from jcos.probes import (
     TokenFeatures,
     chain,
 )
+from jcos.sharding import fetch, init_distributed, make_mesh, on
 from jcos.trajectory import Condition, Trace, stack, sweep
 from jcos.variants import VARIANTS
 from jcos.wan import Wan, generate, generate_side_by_side, load
@@ -29,6 +31,7 @@ __all__ = [
     "Chain",
     "Condition",
     "DiTConfig",
+    "EstimateEnsemble",
     "Noise",
     "Numerics",
     "Probe",
@@ -42,9 +45,13 @@ __all__ = [
     "Wan",
     "WanConfig",
     "chain",
+    "fetch",
     "generate",
     "generate_side_by_side",
+    "init_distributed",
     "load",
+    "make_mesh",
+    "on",
     "stack",
     "sweep",
     "tasks",

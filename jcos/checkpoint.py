@@ -25,6 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jcos.config import WanConfig, from_json, to_json
+from jcos.sharding import leaf_path
 
 MANIFEST = "jcos.json"
 FORMATS = (1, 2)
@@ -43,7 +44,7 @@ class CheckpointError(ValueError):
 def leaves(model: Any) -> dict[str, Any]:
     """Every array of a model (or shape of an abstract one) by its path, stacked blocks as one
     leaf."""
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
+    return {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
 
 
 def with_leaves(model: M, values: Mapping[str, Any]) -> M:
@@ -53,7 +54,7 @@ def with_leaves(model: M, values: Mapping[str, Any]) -> M:
     """
     _check_fit(leaves(model), values)
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: values[_name(path)].astype(leaf.dtype), model
+        lambda path, leaf: values[leaf_path(path)].astype(leaf.dtype), model
     )
 
 
@@ -235,7 +236,7 @@ def restore(
         }
         if target:
             found |= _restore_part(Path(folder).absolute() / name, target)
-    return jax.tree_util.tree_map_with_path(lambda path, _: found[_name(path)], model)
+    return jax.tree_util.tree_map_with_path(lambda path, _: found[leaf_path(path)], model)
 
 
 def _restore_part(path: Path, target: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
@@ -283,10 +284,6 @@ def quiet_orbax():
         yield
     finally:
         logger.setLevel(level)
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
 
 
 def _forget_place(folder: Path) -> None:

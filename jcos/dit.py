@@ -14,6 +14,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jcos import mesh
 from jcos.attention import attention
 from jcos.config import FLOAT32, DiTConfig, Numerics
 from jcos.layers import LayerNorm, RMSNorm, layer_norm, rope_angles, rotate, rounded, time_features
@@ -30,9 +31,19 @@ def observe_nothing(layer: Int[Array, ""], tokens: Tokens) -> tuple[Tokens, None
     return tokens, None
 
 
-def _linear(n_in: int, n_out: int, dtype: str, rngs: nnx.Rngs) -> nnx.Linear:
-    kind = jnp.dtype(dtype)
-    return nnx.Linear(n_in, n_out, dtype=kind, param_dtype=kind, rngs=rngs)
+class Linear(nnx.Module):
+    """Rounds once, the bias included, as PyTorch's does; Flax's also rounds the product."""
+
+    def __init__(self, n_in: int, n_out: int, dtype: str, rngs: nnx.Rngs):
+        self.dtype = jnp.dtype(dtype)
+        self.kernel = nnx.Linear(n_in, n_out, param_dtype=self.dtype, rngs=rngs).kernel
+        self.bias = nnx.Param(jnp.zeros(n_out, self.dtype))
+
+    def __call__(self, x: Float[Array, "N I"]) -> Float[Array, "N O"]:
+        product = jnp.matmul(
+            x.astype(self.dtype), self.kernel[...], preferred_element_type=jnp.float32
+        )
+        return (product + self.bias[...][None]).astype(self.dtype)
 
 
 class Attention(nnx.Module):
@@ -41,21 +52,29 @@ class Attention(nnx.Module):
 
     def __init__(self, cfg: DiTConfig, numerics: Numerics, rngs: nnx.Rngs):
         self.q, self.k, self.v, self.o = (
-            _linear(cfg.dim, cfg.dim, numerics.linear, rngs) for _ in range(4)
+            Linear(cfg.dim, cfg.dim, numerics.linear, rngs) for _ in range(4)
         )
         self.norm_q, self.norm_k = RMSNorm(cfg.dim, cfg.eps), RMSNorm(cfg.dim, cfg.eps)
         self.heads = cfg.heads
 
     def __call__(
-        self, x: Tokens, context: Float[Array, "M D"], angles: Angles | None = None
+        self,
+        x: Tokens,
+        context: Float[Array, "M D"],
+        angles: Angles | None = None,
+        rows: int | None = None,
     ) -> Tokens:
+        """angles: of self-attention's tokens. rows: how many of them are no padding; None: all."""
         q, k, v = (
             rearrange(a, "n (h d) -> n h d", h=self.heads)
             for a in (self.norm_q(self.q(x)), self.norm_k(self.k(context)), self.v(context))
         )
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        return self.o(rearrange(attention(q, k, v), "n h d -> n (h d)"))
+        together = angles is not None
+        return self.o(
+            rearrange(attention(q, k, v, keys=rows, together=together), "n h d -> n (h d)")
+        )
 
 
 class MLP(nnx.Module):
@@ -71,8 +90,8 @@ class MLP(nnx.Module):
         dtype: str,
         rngs: nnx.Rngs,
     ):
-        self.layers_0 = _linear(n_in, hidden, dtype, rngs)
-        self.layers_2 = _linear(hidden, n_out, dtype, rngs)
+        self.layers_0 = Linear(n_in, hidden, dtype, rngs)
+        self.layers_2 = Linear(hidden, n_out, dtype, rngs)
         self.activation = activation
 
     def __call__(self, x: Float[Array, "N I"]) -> Float[Array, "N O"]:
@@ -80,7 +99,7 @@ class MLP(nnx.Module):
 
 
 def gelu_tanh(x: Float[Array, "N D"]) -> Float[Array, "N D"]:
-    return jax.nn.gelu(x, approximate=True)
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)  # rounds once
 
 
 class Block(nnx.Module):
@@ -97,7 +116,12 @@ class Block(nnx.Module):
         self.residual = jnp.dtype(numerics.residual)
 
     def __call__(
-        self, x: Tokens, time: Float[Array, "T 6 D"], context: Float[Array, "L D"], angles: Angles
+        self,
+        x: Tokens,
+        time: Float[Array, "T 6 D"],
+        context: Float[Array, "L D"],
+        angles: Angles,
+        rows: int | None = None,
     ) -> Tokens:
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(
             self.modulation[...][None] + time, 1, 0
@@ -108,7 +132,7 @@ class Block(nnx.Module):
 
         with jax.named_scope("self_attn"):
             h = layer_norm(x, self.eps) * (1 + scale1) + shift1
-            x = add(x, self.self_attn(h, h, angles) * gate1)
+            x = add(x, self.self_attn(h, h, angles, rows) * gate1)
         with jax.named_scope("cross_attn"):
             x = add(x, self.cross_attn(self.norm3(x), context))
         with jax.named_scope("ffn"):
@@ -144,12 +168,12 @@ class DiT(nnx.Module):
 
     def __init__(self, cfg: DiTConfig, *, numerics: Numerics = FLOAT32, rngs: nnx.Rngs):
         pt, ph, pw = cfg.patch
-        self.patch_embedding = _linear(
+        self.patch_embedding = Linear(
             pt * ph * pw * cfg.in_channels, cfg.dim, numerics.linear, rngs
         )
         self.text_embedding = MLP(cfg.text_dim, cfg.dim, cfg.dim, gelu_tanh, numerics.linear, rngs)
         self.time_embedding = MLP(cfg.freq_dim, cfg.dim, cfg.dim, jax.nn.silu, numerics.time, rngs)
-        self.time_projection = _linear(cfg.dim, 6 * cfg.dim, numerics.time, rngs)
+        self.time_projection = Linear(cfg.dim, 6 * cfg.dim, numerics.time, rngs)
         self.blocks = jax.vmap(lambda key: Block(cfg, numerics, nnx.Rngs(key)))(
             jax.random.split(rngs.params(), cfg.layers)
         )
@@ -197,15 +221,24 @@ class DiT(nnx.Module):
             )
             angles = rope_angles(grid, cfg.head_dim, cfg.rope_theta)
 
+        # On a mesh, rows lie spread over devices, with padding behind that no probe sees.
+        n = x.shape[0]
+        rows = None if mesh.padded(n) == n else n
+        x, *angles = (mesh.spread(a) for a in (x, *angles))
+        if time.shape[0] > 1:
+            time = mesh.spread(time)
+
         def body(x: Tokens, scanned: tuple[Block, Int[Array, ""]]) -> tuple[Tokens, Any]:
             block, layer = scanned
-            return on_block(layer, block(x, time, text, angles))
+            x = block(x, time, text, (angles[0], angles[1]), rows)
+            x, observed = on_block(layer, x[:n])
+            return mesh.spread(x), observed
 
         x, observed = jax.lax.scan(
             jax.checkpoint(body) if remat else body, x, (self.blocks, jnp.arange(cfg.layers))
         )
         with jax.named_scope("head"):
-            return self.unpatchify(self.head(x, e), grid), observed
+            return self.unpatchify(self.head(x[:n], e), grid), observed
 
     def _rounded(self, t: Float[Array, "..."]) -> Float[Array, " T"]:
         """Timesteps as the time embedding's data type knows them: bfloat16 makes 999 a 1000."""

@@ -11,6 +11,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -298,6 +299,7 @@ def _fit(part: str, tensors: Tensors, config: WanConfig, faults: list[str]) -> d
     return placed
 
 
+@cache
 def _shapes(part: str, config: WanConfig) -> dict[str, Any]:
     """The leaves of an abstract part of the model."""
 

@@ -1,13 +1,15 @@
 """Sampling as one scan over noise levels, with every clean estimate and observation returned."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
+from jcos import mesh
 from jcos.dit import DiT
 from jcos.flow import Plan, SolverState, clean_estimate, guide, solver_init, solver_step
 from jcos.layers import rounded
@@ -38,6 +40,7 @@ class Trace(NamedTuple):
     latents: the end, [F, H, W, C]. x0: the clean estimate that every step went on with, [S, F, H,
     W, C]. observed: what the probe saw after blocks, [S, …] per observation. finite: whether each
     step's estimate is free of inf and nan, [S]. seen: what the probe saw of the estimates, [S, …].
+    layer: the first block that handed on an inf or nan, [S]; −1 where none did.
     """
 
     latents: Float[Array, "*axes F H W C"]
@@ -45,6 +48,7 @@ class Trace(NamedTuple):
     observed: Any
     finite: Bool[Array, "*axes S"]
     seen: Any = ()
+    layer: Int[Array, "*axes S"] | int = -1
 
 
 def denoise(
@@ -69,13 +73,13 @@ def denoise(
         site = Site(i, none, jnp.int32(0), sigma, jax.random.fold_in(key, i), state.last)
         x = probe.on_latents(site, state.x)
         scale = None if plan.guidance is None else plan.guidance[number]
-        v, observed = _velocity(experts[number], x, t, site, condition, probe, scale)
+        v, (observed, layer) = _velocity(experts[number], x, t, site, condition, probe, scale)
         x0, seen = probe.on_estimate(site, x, clean_estimate(x, v, sigma))
         state = solver_step(state, x, x0, row)
         state = state._replace(x=_keep_first(rounded(state.x, stored), condition))
-        return state, (x0, probe.on_step(site, observed), jnp.isfinite(x0).all(), seen)
+        return state, (x0, probe.on_step(site, observed), jnp.isfinite(x0).all(), seen, layer)
 
-    state = solver_init(_keep_first(rounded(noise, stored), condition))
+    state = solver_init(mesh.constrain(_keep_first(rounded(noise, stored), condition)))
     pieces = []
     for number, part in enumerate((slice(0, split), slice(split, None))[: len(experts)]):
         xs = tuple(
@@ -95,8 +99,9 @@ def _velocity(
     condition: Condition,
     probe: Probe,
     scale: Array | None,
-) -> tuple[Array, Any]:
-    """Guided velocity and the conditional branch's observations."""
+) -> tuple[Array, tuple[Any, Array]]:
+    """Guided velocity, the conditional branch's observations, and the first block of either branch
+    that handed on an inf or nan (−1: none)."""
     if condition.channels is not None:
         model_input = jnp.concatenate([x, condition.channels], axis=-1)
     else:
@@ -107,21 +112,33 @@ def _velocity(
 
     def branch(number: Array, context: Array) -> tuple[Array, Any]:
         here = site._replace(branch=number)
-        return expert(
-            model_input,
-            t,
-            context,
-            lambda layer, tokens: probe.on_block(here._replace(layer=layer), tokens),
-        )
+
+        def on_block(layer: Array, tokens: Array) -> tuple[Array, tuple[Any, Array]]:
+            tokens, seen = probe.on_block(here._replace(layer=layer), tokens)
+            return tokens, (seen, jnp.isfinite(tokens).all())
+
+        v, (observed, finite) = expert(model_input, t, context, on_block)
+        return v, (observed, _first_false(finite))
 
     if scale is None:
         return branch(jnp.int32(0), condition.context)
     if condition.negative is None:
         raise ValueError("guidance needs a negative prompt; this condition has none")
-    (v, v_negative), observed = jax.vmap(branch)(
+    (v, v_negative), (observed, layers) = _spread_map(branch, mesh.BRANCH, (0, 0))(
         jnp.arange(2), jnp.stack([condition.context, condition.negative])
     )
-    return guide(v, v_negative, scale), jax.tree.map(lambda a: a[0], observed)
+    layer = jnp.where(layers < 0, jnp.max(layers), layers).min()
+    return guide(v, v_negative, scale), (jax.tree.map(lambda a: a[0], observed), layer)
+
+
+def _first_false(flags: Bool[Array, " L"]) -> Int[Array, ""]:
+    return jnp.where(flags.all(), -1, jnp.argmin(flags))
+
+
+def _spread_map(f: Callable[..., Any], axis: str, inputs: tuple[int | None, ...]) -> Any:
+    """`vmap` with a named axis, which on a mesh in use is spread over the axis of that name."""
+    over = axis if mesh.in_use() else None
+    return jax.vmap(f, in_axes=inputs, axis_name=axis, spmd_axis_name=over)
 
 
 def _keep_first(x: Array, condition: Condition) -> Array:
@@ -145,8 +162,13 @@ def run(
     def one(condition: Condition, noise: Array, key: Array) -> Trace:
         return denoise(experts, plan, condition, noise, key, probe)
 
-    seeds = jax.vmap(one, in_axes=(None, 0, 0), axis_name="seed")
-    return jax.vmap(seeds, in_axes=(0, None, None), axis_name="world")(conditions, noise, keys)
+    conditions = mesh.constrain(conditions, mesh.WORLD)
+    noise = mesh.constrain(noise, mesh.SEED)
+    seeds = _spread_map(one, mesh.SEED, (None, 0, 0))
+    trace = _spread_map(seeds, mesh.WORLD, (0, None, None))(conditions, noise, keys)
+    # Every host reads these.
+    finite, layer = mesh.constrain((trace.finite, trace.layer))
+    return trace._replace(finite=finite, layer=layer)
 
 
 def sweep(f: Callable[[T], Any], values: T, *, chunk: int | None = None) -> Any:
@@ -161,18 +183,36 @@ def stack(values: Sequence[T]) -> T:
 
 
 def check_finite(trace: Trace) -> Trace:
-    """The trace itself. Raises FloatingPointError naming the first step and run with inf or nan in
-    it."""
-    check_steps(np.asarray(trace.finite))
+    """The trace itself, if one of its runs is free of inf and nan; the others are logged.
+
+    Runs do not touch each other unless a probe makes them, so one bad seed leaves the rest as they
+    are. Raises FloatingPointError naming step and block where all runs are bad.
+    """
+    finite = np.asarray(trace.finite)
+    if not finite.all(-1).any():
+        check_steps(finite, np.asarray(trace.layer))
+    for run in np.argwhere(~finite.all(-1)):
+        sentence = _where_it_broke(finite, np.asarray(trace.layer), tuple(run.tolist()))
+        logging.getLogger("jcos").warning(sentence)
     return trace
 
 
-def check_steps(finite: Bool[np.ndarray, "*runs S"]) -> None:
-    """`check_finite` of the flags alone."""
+def check_steps(finite: Bool[np.ndarray, "*runs S"], layer: Any = None) -> None:
+    """FloatingPointError naming the first step and run with inf or nan in it, and the block if
+    `layer` tells (as in `Trace`)."""
     if not finite.all():
         bad = np.argwhere(~finite)
-        *run_index, step = bad[bad[:, -1].argmin()].tolist()
-        raise FloatingPointError(
-            f"the latent is not finite from step {step} of {finite.shape[-1]} on "
-            f"(in run {tuple(run_index)}): look at the probe, the guidance scale or the weights"
-        )
+        *run, _ = bad[bad[:, -1].argmin()].tolist()
+        raise FloatingPointError(_where_it_broke(finite, layer, tuple(run)))
+
+
+def _where_it_broke(finite: np.ndarray, layer: Any, run: tuple[int, ...]) -> str:
+    step = int(np.argmin(finite[run]))
+    place = ""
+    if layer is not None and np.ndim(layer):
+        block = int(layer[(*run, step)])
+        place = f", first after block {block}" if block >= 0 else ", outside the blocks"
+    return (
+        f"the latent is not finite from step {step} of {finite.shape[-1]} on "
+        f"(in run {run}{place}): look at the probe, the guidance scale or the weights"
+    )

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key, UInt8
 
-from jcos import checkpoint, flow, trajectory
+from jcos import checkpoint, flow, memory, mesh, sharding, trajectory
 from jcos.config import Codec, PixelCodec, Sampling, UMT5Config, VaeConfig, WanConfig, Words
 from jcos.dit import DiT
 from jcos.image import check_frames
@@ -21,7 +21,7 @@ from jcos.released import Released, load_released, open_released
 from jcos.text import UMT5, WordEmbedding, embed, word_ids
 from jcos.tokenizer import Tokenizer
 from jcos.trajectory import Condition, Trace
-from jcos.vae import Vae, decode_pixels, encode_pixels
+from jcos.vae import Tiles, Vae, decode_pixels, encode_pixels
 from jcos.variants import Profile, with_profile
 
 TINY = Path(__file__).parent / "tiny"
@@ -69,7 +69,11 @@ class Wan(nnx.Module):
         if not isinstance(self.text, UMT5):
             raise ValueError(f"{name} was loaded without a text encoder; give embedded prompts")
         if self.tokenizer is None:
-            raise ValueError(f"{name} was loaded without a tokenizer; give embedded prompts")
+            raise ValueError(
+                f"{name} was loaded without a tokenizer; put the release's tokenizer.json (of "
+                "google/umt5-xxl) where the release or the converted folder (tokenizer/) has it, "
+                "or give embedded prompts"
+            )
         return embed(self.text, self.tokenizer, prompt, length)
 
     def condition(
@@ -80,13 +84,14 @@ class Wan(nnx.Module):
         *,
         negative: Prompt | None = None,
         size: tuple[int, int] | None = None,
+        tiles: Tiles | None = None,
     ) -> Condition:
         """What to generate from: a first frame, a prompt, and a number of frames.
 
         first_frame: [H, W, 3], uint8, or floats in −1..1 (`image.prepare`); None for models that
         make a video of a text alone, which need `size` (height, width) in pixels instead.
         negative: of the unconditional branch; by default the model's own, which an empty one
-        selects too, as in the original.
+        selects too, as in the original. tiles: as in `encode`.
         Raises ValueError where the frame is not of that kind, the model does not take it, the size
         does not divide into tokens, the codec has no such number of frames, or a prompt cannot be
         read.
@@ -105,34 +110,38 @@ class Wan(nnx.Module):
         if first_frame is None:
             channels, first = jnp.zeros((f, h, w, 0)), None
         elif self.config.image == "pin":
-            channels, first = jnp.zeros((f, h, w, 0)), self.encode(first_frame[None])
+            channels, first = jnp.zeros((f, h, w, 0)), self.encode(first_frame[None], tiles)
         else:
-            channels, first = self._image_channels(first_frame, frames), None
+            channels, first = self._image_channels(first_frame, frames, tiles), None
         rows = self.embed(prompt)
         default = self.config.negative if negative is None or _empty(negative) else negative
         return Condition(rows, self.embed(default).astype(rows.dtype), channels, first)
 
-    def _image_channels(self, first_frame: Picture, frames: int) -> Float[Array, "F h w E"]:
+    def _image_channels(
+        self, first_frame: Picture, frames: int, tiles: Tiles | None
+    ) -> Float[Array, "F h w E"]:
         """Of an image-to-video model: for a VAE, the first frame and grey ones behind it, encoded
         together."""
         if self.vae is None:
             return image_channels(self.encode(first_frame[None]), frames, self.config.image)
         clip = jnp.zeros((frames, *first_frame.shape)).at[0].set(_signed(first_frame))
-        latents = self.encode(clip)
+        latents = self.encode(clip, tiles)
         return jnp.concatenate([_given_mask(latents), latents], axis=-1)
 
-    def encode(self, video: Picture) -> Float[Array, "f h w C"]:
-        """A video [F, H, W, 3], uint8 or floats in −1..1, as latents."""
+    def encode(self, video: Picture, tiles: Tiles | None = None) -> Float[Array, "f h w C"]:
+        """A video [F, H, W, 3], uint8 or floats in −1..1, as latents. tiles: of a VAE, pieces that
+        frames are coded in, for less memory."""
         if isinstance(self.codec, PixelCodec):
             return encode_pixels(self.codec, jnp.asarray(video))
         if self.vae is None:
             raise ValueError(f"{self.config.name} was loaded without its VAE")
-        return _encode(self.vae, _signed(video))
+        return _encode(self.vae, _signed(video), tiles)
 
     def decode(
-        self, latents: Float[Array | np.ndarray, "*axes f h w C"]
+        self, latents: Float[Array | np.ndarray, "*axes f h w C"], tiles: Tiles | None = None
     ) -> UInt8[np.ndarray, "*axes F H W 3"]:
-        """Latents (final ones or clean estimates, with any leading axes) as uint8 video."""
+        """Latents (final ones or clean estimates, with any leading axes) as uint8 video. tiles: as
+        in `encode`."""
         flat = jnp.reshape(latents, (-1, *latents.shape[-4:]))
         if isinstance(self.codec, PixelCodec):
             video = jax.vmap(partial(decode_pixels, self.codec))(flat)
@@ -140,7 +149,7 @@ class Wan(nnx.Module):
         elif self.vae is None:
             raise ValueError(f"{self.config.name} was loaded without its VAE")
         else:
-            video = np.stack([_decode(self.vae, z) for z in flat])
+            video = np.stack([_decode(self.vae, z, tiles) for z in flat])
         return video.reshape(*latents.shape[:-4], *video.shape[1:])
 
 
@@ -179,15 +188,20 @@ def _text_encoder(config: WanConfig, rngs: nnx.Rngs) -> WordEmbedding | UMT5 | N
     return None
 
 
-@jax.jit
-def _encode(vae: Vae, video: Float[Array, "F H W 3"]) -> Float[Array, "f h w C"]:
-    return vae.encode(video)
+@partial(jax.jit, static_argnames="tiles")
+def _encode(
+    vae: Vae, video: Float[Array, "F H W 3"], tiles: Tiles | None
+) -> Float[Array, "f h w C"]:
+    return vae.encode(video, tiles=tiles)
 
 
-@jax.jit
-def _decode(vae: Vae, latents: Float[Array, "f h w C"]) -> UInt8[Array, "F H W 3"]:
+@partial(jax.jit, static_argnames="tiles")
+def _decode(
+    vae: Vae, latents: Float[Array, "f h w C"], tiles: Tiles | None
+) -> UInt8[Array, "F H W 3"]:
     """Truncated, not rounded, to 0..255, as the original writes its videos."""
-    return jnp.clip((vae.decode(latents) + 1) * 127.5, 0, 255).astype(jnp.uint8)
+    video = vae.decode(latents, tiles=tiles)
+    return jnp.clip((video + 1) * 127.5, 0, 255).astype(jnp.uint8)
 
 
 def _signed(video: Picture) -> Float[Array, "..."]:
@@ -250,7 +264,7 @@ def load(
     The folder is one that jcos or `python -m convert` wrote, or a released one as it is.
     profile: whose numerics and schedule to follow (`variants.with_profile`); by default the
     authors'. experts, text, vae: what to load; the rest is None, or no expert. shardings: by leaf
-    path, straight onto many devices.
+    path, straight onto many devices; by default `sharding.shardings` of the mesh in use.
     Raises checkpoint.CheckpointError where the folder is not one, or is damaged.
     """
     folder = Path(folder)
@@ -265,6 +279,8 @@ def load(
     for part, want in wanted.items():
         if not want or not any(name.split(".")[0] == part for name in found):
             setattr(model, part, nnx.List([]) if part == "experts" else None)
+    if shardings is None and mesh.in_use():
+        shardings = sharding.shardings(model, jax.sharding.get_mesh())
     if source is None:
         only = [f"{part}." for part in wanted if getattr(model, part)]
         model = checkpoint.restore(folder, model, shardings, only)
@@ -316,8 +332,8 @@ def generate(
     …].
 
     sampling: the model's own by default. noise: of each seed, drawn from its key by default.
-    Raises FloatingPointError where a latent stops being
-    finite.
+    Raises FloatingPointError where latents of all seeds stop being finite; where only some do,
+    `Trace.finite` tells which, and a warning is logged.
     """
     worlds = jax.tree.map(lambda a: a[None], condition)
     trace = generate_side_by_side(model, worlds, seeds, probe=probe, sampling=sampling, noise=noise)
@@ -333,9 +349,27 @@ def generate_side_by_side(
     sampling: Sampling | None = None,
     noise: Float[Array | np.ndarray, "K F h w C"] | None = None,
 ) -> Trace:
-    """`generate` for several worlds at once (`trajectory.stack` of conditions): leaves [W, K,
-    …]."""
-    plan = flow.plan(sampling or model.config.sampling, model.config.boundary)
+    """`generate` for several worlds at once (`trajectory.stack` of conditions): leaves [W, K, …].
+
+    Inside `sharding.on(mesh)` it runs on that mesh. Raises MemoryError saying what would help where
+    a device has too little memory, ValueError where runs do not divide over the mesh.
+    """
+    cfg, sampling = model.config, sampling or model.config.sampling
+    plan, keys, asked = flow.plan(sampling, cfg.boundary), seed_keys(seeds), probe or Probe()
     given = None if noise is None else jnp.asarray(noise)
-    trace = generate_worlds(model, plan, conditions, seed_keys(seeds), probe or Probe(), given)
-    return trajectory.check_finite(trace)
+    run = memory.Run(
+        seeds=len(seeds),
+        worlds=len(conditions.context),
+        guided=plan.guidance is not None,
+        probed=probe is not None,
+        float32=cfg.numerics.linear == "float32",
+        devices=mesh.devices(*mesh.AXES),
+    )
+    if mesh.in_use():
+        sharding.check_runs(cfg.dit, run.worlds, run.seeds)
+        conditions, keys, given = sharding.place_runs(conditions, keys, given)
+        plan, asked = sharding.place_whole((plan, asked))
+    what = f"{run.seeds} seed(s) of {cfg.name} in {run.worlds} world(s)"
+    with memory.explained(what, run):
+        trace = generate_worlds(model, plan, conditions, keys, asked, given)
+        return trajectory.check_finite(trace)

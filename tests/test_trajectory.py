@@ -1,6 +1,7 @@
 """Laws of trajectories and probes, on a small random model."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -433,3 +434,27 @@ def test_guidance_needs_a_negative_prompt(model: Wan, condition: trajectory.Cond
     sampling = Sampling(steps=STEPS, guidance=(2.0,))
     with pytest.raises(ValueError, match="needs a negative prompt"):
         generate(model, condition._replace(negative=None), sampling=sampling)
+
+
+def test_a_bad_seed_leaves_the_others_alone_and_is_named(
+    model: Wan, condition: trajectory.Condition, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Seed 1 breaks in block 2 of step 1: seed 0 is what it is without it, step and block are
+    logged; alone, it is an error."""
+
+    class Blow(Probe):
+        seeds: jax.Array
+
+        def on_block(self, site, tokens):
+            here = self.seeds[jax.lax.axis_index("seed")] & (site.step == 1) & (site.layer == 2)
+            return jnp.where(here, jnp.nan, tokens), ()
+
+    good = generate(model, condition, (0, 1), probe=Blow(jnp.array([False, False])))
+    trace = generate(model, condition, (0, 1), probe=Blow(jnp.array([False, True])))
+    np.testing.assert_array_equal(trace.x0[0], good.x0[0])
+    np.testing.assert_array_equal(trace.finite, [[True] * 4, [True, False, False, False]])
+    np.testing.assert_array_equal(trace.layer, [[-1] * 4, [-1, 2, 0, 0]])
+    sentence = r"from step 1 of 4 on \(in run (\(0, )?1,?\), first after block 2\)"
+    assert re.search(sentence, caplog.text)
+    with pytest.raises(FloatingPointError, match=r"in run \(0, 0\), first after block 2"):
+        generate(model, condition, (0,), probe=Blow(jnp.array([True])))

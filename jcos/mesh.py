@@ -1,0 +1,73 @@
+"""The mesh in use, as the model sees it: names of its axes, how rows are laid out over it.
+
+A mesh is in use inside `sharding.on(mesh)` and part of what a jitted function is compiled for.
+Without one, every function here does nothing. Where weights lie is decided in `sharding.py`.
+"""
+
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array
+
+WORLD, SEED, BRANCH = DATA = ("world", "seed", "branch")
+"""Axes over which runs are spread: worlds, seeds, and the two branches of guidance."""
+CONTEXT, FSDP = SEQUENCE = ("context", "fsdp")
+"""Axes over which the tokens of one video are spread, the outer first: over `context` weights are
+whole, over `fsdp` they are stored in slices too."""
+TENSOR = "tensor"
+"""The axis over which heads and the feed-forward's hidden width are spread."""
+AXES = (*DATA, *SEQUENCE, TENSOR)
+
+T = TypeVar("T")
+
+
+def in_use() -> bool:
+    """Whether a mesh with these axes is in use."""
+    return set(AXES) <= set(jax.sharding.get_abstract_mesh().axis_names)
+
+
+def devices(*axes: str) -> int:
+    """Over how many devices the mesh spreads these axes together; 1 without a mesh."""
+    if not in_use():
+        return 1
+    sizes = jax.sharding.get_abstract_mesh().shape
+    total = 1
+    for axis in axes:
+        total *= sizes[axis]
+    return total
+
+
+def platform() -> str:
+    """Where the program will run: `cpu`, `gpu` or `tpu`. A mesh may be of devices that are not here
+    (compilation ahead of time)."""
+    device = jax.sharding.get_abstract_mesh().abstract_device if in_use() else None
+    name = (device and device.platform) or jax.default_backend()
+    return _KINDS.get(name, name)
+
+
+_KINDS = {"cuda": "gpu", "rocm": "gpu"}
+
+
+def constrain(tree: T, *spec: str | tuple[str, ...] | None) -> T:
+    """Arrays laid out over the mesh, one entry per leading axis; whole along the others.
+
+    Axes that `trajectory.run` maps over (world, seed, branch) are spread without being named.
+    """
+    if not in_use():
+        return tree
+    return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, PartitionSpec(*spec)), tree)
+
+
+def padded(rows: int) -> int:
+    """The next number of rows that the devices of the sequence divide."""
+    return -(-rows // devices(*SEQUENCE)) * devices(*SEQUENCE)
+
+
+def spread(x: Array) -> Array:
+    """Rows over the sequence axes, zero rows added behind where they do not divide."""
+    if not in_use():
+        return x
+    behind = padded(x.shape[0]) - x.shape[0]
+    return constrain(jnp.pad(x, ((0, behind), *[(0, 0)] * (x.ndim - 1))), SEQUENCE)

@@ -1,0 +1,245 @@
+"""What the tests do in processes of their own: runs on eight simulated devices, and on two hosts.
+
+jax counts its devices once per process, and the other tests have one. Called as
+`python -m tests.many_devices CASE …`; prints its findings as JSON on the last line.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def command(case: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "tests.many_devices", case, *arguments]
+
+
+def start(case: str, *arguments: str) -> subprocess.Popen:
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "PYTHONPATH": str(ROOT),
+    }
+    # As in conftest.py: what was compiled once is not compiled again.
+    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+    environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    return subprocess.Popen(
+        command(case, *arguments),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, seconds: float = 380) -> Any:
+    """What the case found; AssertionError with its last words where it failed."""
+    out, err = process.communicate(timeout=seconds)
+    assert process.returncode == 0, err[-3000:]
+    return json.loads(out.splitlines()[-1])
+
+
+def find(case: str, *arguments: str) -> Any:
+    return finish(start(case, *arguments))
+
+
+# ---- the cases; jax is imported in the new process alone
+
+
+def tiny_model() -> Any:
+    """Heads and widths that eight devices divide; 12 tokens, which they do not."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from jcos.config import DiTConfig, PixelCodec, Sampling, WanConfig, Words
+    from jcos.wan import Wan
+
+    dit = DiTConfig(
+        dim=32,
+        ffn_dim=64,
+        heads=8,
+        layers=2,
+        in_channels=28,
+        out_channels=12,
+        text_dim=8,
+        text_len=4,
+        freq_dim=16,
+    )
+    sampling = Sampling(steps=2, shift=3.0, guidance=(2.0,))
+    words = Words(("left", "right"), 8)
+    config = WanConfig("test", dit, PixelCodec(), words, sampling, image="concat")
+    model = Wan(config, rngs=nnx.Rngs(0))
+    return jax.tree.map(
+        lambda a: a + 0.2 * jnp.sin(jnp.arange(a.size, dtype=jnp.float32)).reshape(a.shape), model
+    )
+
+
+def conditions_of(model: Any, worlds: int) -> Any:
+    import numpy as np
+
+    from jcos import trajectory
+
+    frames = np.random.default_rng(0).integers(0, 256, (worlds, 8, 8, 3), np.uint8)
+    return trajectory.stack(
+        [model.condition(f, ("left", "right")[i % 2], 3) for i, f in enumerate(frames)]
+    )
+
+
+def trace_of(model: Any, conditions: Any, seeds: int) -> dict[str, Any]:
+    """A run with guidance, an average over seeds, and observations of every kind."""
+    import numpy as np
+
+    from jcos.probes import SeedEnsemble, States, TokenEnergy, chain
+    from jcos.sharding import fetch
+    from jcos.wan import generate_side_by_side
+
+    probe = chain(States(), TokenEnergy(), SeedEnsemble.window(2, 2, at_layers=[0]))
+    trace = generate_side_by_side(model, conditions, range(seeds), probe=probe)
+    x0, energy, states = fetch((trace.x0, trace.observed[1], trace.seen[0]))
+    return {"x0": x0, "energy": np.asarray(energy), "noise": states[:, :, 0]}
+
+
+def differences(found: dict[str, Any], want: dict[str, Any]) -> dict[str, float]:
+    import numpy as np
+
+    return {
+        name: float(np.abs(found[name] - a).max() / np.abs(a).max()) for name, a in want.items()
+    }
+
+
+def eight() -> None:
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", 8)
+
+
+def layouts(worlds: str, seeds: str, *meshes: str) -> dict[str, dict[str, float]]:
+    """How runs on these meshes differ from the same on one device, relative to the largest."""
+    eight()
+    from jcos import sharding
+
+    model = tiny_model()
+    conditions = conditions_of(model, int(worlds))
+    want, found = trace_of(model, conditions, int(seeds)), {}
+    for text in meshes:
+        mesh = sharding.make_mesh(sharding.parse_mesh(text))
+        with sharding.on(mesh):
+            spread = sharding.place(model, mesh)
+            found[text] = differences(trace_of(spread, conditions, int(seeds)), want)
+    return found
+
+
+def attention(*meshes: str) -> dict[str, list]:
+    """Every way to share a sequence, 50 tokens of 8 heads, against the reference."""
+    eight()
+    import jax
+    import numpy as np
+
+    from jcos import mesh, sharding
+    from jcos.attention import attention, using
+
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 50, 8, 16))
+    want = {True: attention(q, k, v), False: attention(q, k[:7], v[:7])}
+
+    @jax.jit
+    def on_mesh(q, k, v):
+        rows = None if mesh.padded(50) == 50 else 50
+        own = attention(*(mesh.spread(a) for a in (q, k, v)), keys=rows, together=True)
+        return own[:50], attention(mesh.spread(q), k[:7], v[:7])[:50]
+
+    found = {}
+    for text in meshes:
+        for method in ("ulysses", "ring", "gather"):
+            with sharding.on(sharding.make_mesh(sharding.parse_mesh(text))), using(method=method):
+                own, other = on_mesh(q, k, v)
+                program = on_mesh.lower(q, k, v).compile().as_text() or ""
+            off = max(np.abs(own - want[True]).max(), np.abs(other - want[False]).max())
+            exchanges = ("all-to-all", "collective-permute", "all-gather")
+            found[f"{text} {method}"] = [
+                float(off),
+                *[f"{name}(" in program for name in exchanges],
+            ]
+    return found
+
+
+def weights() -> dict[str, Any]:
+    """Slices of A14B's weights, and the shipped model restored straight into slices."""
+    eight()
+    import jax
+    import numpy as np
+    from flax import nnx
+
+    from jcos import checkpoint, sharding, wan
+    from jcos.variants import VARIANTS
+
+    model = jax.eval_shape(lambda: wan.Wan(VARIANTS["wan2.2-i2v-a14b"](), rngs=nnx.Rngs(0)))
+    model.vae = None
+    leaves = checkpoint.leaves(model)
+
+    def held(mesh: Any, store: tuple[str, ...]) -> float:
+        """Share of all bytes on one device."""
+        where = sharding.shardings(model, mesh, store=store)
+        sizes = {k: int(np.prod(a.shape)) * a.dtype.itemsize for k, a in leaves.items()}
+        mine = [
+            int(np.prod(where[k].shard_shape(a.shape))) * a.dtype.itemsize
+            for k, a in leaves.items()
+        ]
+        return sum(mine) / sum(sizes.values())
+
+    meshes = {
+        t: sharding.make_mesh(sharding.parse_mesh(t)) for t in ("fsdp=8", "tensor=8", "context=8")
+    }
+    found: dict[str, Any] = {text: held(mesh, ("fsdp",)) for text, mesh in meshes.items()}
+    found["context=8, stored over context"] = held(meshes["context=8"], ("fsdp", "context"))
+    whole = wan.load()
+    with sharding.on(sharding.make_mesh({"fsdp": 4, "tensor": 2})):
+        spread = wan.load()
+    pairs = zip(jax.tree.leaves(whole), jax.tree.leaves(spread), strict=True)
+    found["equal"] = all(np.array_equal(a, b) for a, b in pairs)
+    kernel = spread.experts[0].blocks.self_attn.q.kernel[...]
+    found["slice"] = kernel.addressable_shards[0].data.shape
+    found["whole"] = kernel.shape
+    return found
+
+
+def host(number: str, port: str) -> dict[str, float]:
+    """One of two hosts with four devices each: seeds apart, each video on the devices of a host."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", 4)
+    from jcos import sharding
+
+    sharding.init_distributed(f"localhost:{port}", 2, int(number), timeout=60)
+    model = tiny_model()
+    want = trace_of(model, conditions_of(model, 1), 2)
+    mesh = sharding.make_mesh({"seed": 2, "context": 4})
+    with sharding.on(mesh):
+        spread = sharding.place(model, mesh)
+        return differences(trace_of(spread, conditions_of(spread, 1), 2), want)
+
+
+def lost(number: str, port: str) -> None:
+    """One of two hosts, of which the second goes away without a word."""
+    import jax
+
+    from jcos import sharding
+
+    sharding.init_distributed(f"localhost:{port}", 2, int(number), timeout=10)
+    if number == "1":
+        os._exit(1)
+    mesh = sharding.make_mesh({"seed": 2})
+    with sharding.on(mesh):
+        keys = sharding.place_whole(jax.numpy.arange(2))
+        sharding.fetch(keys)
+
+
+CASES = {f.__name__: f for f in (layouts, attention, weights, host, lost)}
+
+if __name__ == "__main__":
+    print(json.dumps(CASES[sys.argv[1]](*sys.argv[2:])))
