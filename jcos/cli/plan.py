@@ -1,0 +1,161 @@
+"""`jcos plan`."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import jax
+import tyro
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from jcos import sharding
+from jcos.cli.common import console, read_size, write
+from jcos.planning import costs, forecast
+from jcos.planning.costs import Job
+from jcos.planning.forecast import Forecast, Option
+from jcos.planning.machines import GIB, machine
+from jcos.variants import VARIANTS, Profile, with_profile
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanCommand:
+    """Whether a run fits a machine and how long it takes, before the machine is rented.
+
+    For a TPU slice, compiles the whole run (all steps, both experts, guidance, all seeds; weights
+    as shapes) on the most promising meshes, with the compiler in the extra `tpu`; no TPU is needed.
+    For GPUs, calculates.
+
+    Examples:
+      jcos plan --model wan2.2-i2v-a14b --topology v5p:2x2x4 --size 832x480 --frames 81 --seeds 3
+      jcos plan --model wan2.2-t2v-a14b --topology v5e:2x4 --mesh fsdp=8 --mesh branch=2,fsdp=4
+      jcos plan --model wan2.2-ti2v-5b --topology gpu:h200:1 --json plan.json
+    """
+
+    model: str
+    """A released model, by its name."""
+    topology: str
+    """v5e:2x4, v5p:2x2x4, v6e:2x4 or any other slice; gpu:h100:8, gpu:h200:1."""
+    size: str | None = None
+    """WIDTHxHEIGHT in pixels; by default what the model is made for."""
+    frames: int | None = None
+    """Number of frames, 4 n + 1."""
+    seeds: int = 1
+    """How many videos are made side by side."""
+    steps: int | None = None
+    """Denoising steps."""
+    profile: Profile | None = None
+    """Whose data types, schedule and defaults: by default those of the model's authors."""
+    mesh: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Try this mesh, like branch=2,context=8 (can be given several times); by default the most
+    promising ones."""
+    tries: int = 3
+    """How many meshes to try where none are given."""
+    json: Path | None = None
+    """Write everything to this file, too."""
+
+    def run(self) -> None:
+        if not os.environ.get("JAX_PLATFORMS"):
+            # With libtpu installed, jax would look for a TPU.
+            jax.config.update("jax_platforms", "cpu")
+        target, job = machine(self.topology), self._job()
+        if self.tries < 1:
+            raise ValueError(f"{self.tries} meshes to try; at least 1 is needed")
+        given = [sharding.parse_mesh(text) for text in self.mesh]
+        tried = given or forecast.meshes(job, target)[: self.tries]
+        if self.json is not None:
+            self.json.parent.mkdir(parents=True, exist_ok=True)
+        found: list[Option] = []
+        try:
+            with console.status("looking at meshes") as status:
+                for option in forecast.options(job, target, tried):
+                    found.append(option)
+                    status.update(f"{len(found)} of {len(tried)} meshes")
+        except ModuleNotFoundError as missing:
+            raise ValueError(str(missing)) from None
+        result = Forecast(job, target, tuple(found))
+        if self.json is not None:
+            write(self.json, (json.dumps(result.to_json(), indent=1) + "\n").encode())
+        _show(result)
+
+    def _job(self) -> Job:
+        if self.model not in VARIANTS:
+            raise ValueError(f"there is no model {self.model!r}; known are {', '.join(VARIANTS)}")
+        config = VARIANTS[self.model]()
+        if self.profile is not None:
+            config = with_profile(config, self.profile)
+        if self.steps is not None:
+            sampling = dataclasses.replace(config.sampling, steps=self.steps)
+            config = dataclasses.replace(config, sampling=sampling)
+        clip = config.clip
+        width, height = (clip.width, clip.height) if self.size is None else read_size(self.size)
+        frames = clip.frames if self.frames is None else self.frames
+        return Job(config, frames, height, width, self.seeds)
+
+
+def _show(result: Forecast) -> None:
+    job, chip, best = result.job, result.machine.chip, result.best
+    out = Console()
+    runs = f"{job.seeds} seed{'s' if job.seeds > 1 else ''}"
+    out.print(
+        f"[bold]{job.config.name}[/bold], {job.frames} frames of {job.width}x{job.height} "
+        f"({job.tokens:,} tokens), {runs}, {job.sampling.steps} steps of "
+        f"{'two passes' if job.branches == 2 else 'one pass'}, on "
+        f"{result.machine.name}: {result.machine.devices} × {chip.memory / GIB:.0f} GiB"
+    )
+    out.print(_table(result))
+    for option in result.options:
+        if option.trouble:
+            out.print(f"{option.mesh} does not run: {option.trouble}")
+    share = costs.step_flops(job) / result.machine.devices
+    out.print(
+        f"{costs.step_flops(job) / 1e12:,.0f} TFLOP per step, {share / 1e12:,.0f} on each device. "
+        "At best: the roofline (what takes longest of arithmetic, memory and links). "
+        f"Expected: {chip.reached:.0%} of the arithmetic's peak, as {chip.by}."
+    )
+    if not result.machine.compiled:
+        out.print("All of this is calculated: no compiler for GPUs runs without one.")
+    if best is None:
+        out.print(_advice(result))
+    else:
+        out.print(f"Recommended: [bold]{best.mesh}[/bold]; its limit is {best.seconds.limit}.")
+    if best is not None and best.sent:
+        sent = (f"{k} {t.count:,} ({t.bytes / 1e9:.2f} GB)" for k, t in best.sent.items())
+        out.print(
+            f"It calls {best.attention} attention. Per step a device takes part in "
+            f"{', '.join(sent)}."
+        )
+
+
+def _table(result: Forecast) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    heads = ("weights + work\nGiB/device", "sends\nGB/step", "at best\ns/step")
+    table.add_column("mesh", no_wrap=True)
+    for head in (*heads, "expected\ns/step", "expected\nmin/video", "runs"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for option in result.options:
+        held, step = option.memory, result.expected(option)
+        parts = () if held is None else (held.arguments, held.temporaries + held.outputs)
+        per_video = step * result.job.sampling.steps / result.job.seeds / 60
+        table.add_row(
+            option.mesh,
+            " + ".join(f"{part / GIB:.1f}" for part in parts) or "–",
+            f"{option.link_bytes / 1e9:.1f}",
+            f"{option.seconds.roofline:.2f}",
+            f"{step:.2f}",
+            f"{per_video:.1f}",
+            "no" if option.trouble else "yes",
+        )
+    return table
+
+
+def _advice(result: Forecast) -> str:
+    """What to do where no mesh fits, in the order in which it helps."""
+    job = result.job
+    knobs = ["more devices"]
+    if job.seeds > 1:
+        knobs.append("fewer seeds at a time")
+    knobs += ["a smaller --size", "fewer --frames"]
+    return f"None of these fits. What would help, in this order: {', '.join(knobs)}."

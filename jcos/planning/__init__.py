@@ -1,0 +1,1 @@
+"""What a run needs before a machine is rented: memory, operations, bytes over links, seconds."""

@@ -1,0 +1,140 @@
+"""The true program, compiled ahead of time for a TPU slice that is not here.
+
+Needs the extra `tpu` (libtpu, which has the compiler in it) and no TPU.
+"""
+
+import importlib.util
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from jcos import flow, sharding
+from jcos.mesh import SEED, WORLD
+from jcos.planning.costs import Job, Memory
+from jcos.planning.hlo import Traffic, collectives
+from jcos.planning.machines import Machine
+from jcos.probes import Probe
+from jcos.trajectory import Condition
+from jcos.wan import Wan, generate_worlds, seed_keys
+
+
+class Compiled(NamedTuple):
+    """What the compiler says of one device's part in a whole run.
+
+    attention: the kernel that the blocks call. sent: collectives of one denoising step. seconds:
+    how long it compiled.
+    """
+
+    memory: Memory
+    attention: str
+    sent: Mapping[str, Traffic]
+    seconds: float
+
+
+class DoesNotFit(Exception):
+    """The compiler found no way to keep the run in a device's memory; the message says what was
+    needed and what there is."""
+
+
+# libtpu asks the cloud's metadata server who it is; on a laptop there is none.
+_ALONE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5p-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no device is held that a second process could want
+}
+
+
+def installed() -> bool:
+    """Whether the extra `tpu` is there."""
+    return importlib.util.find_spec("libtpu") is not None
+
+
+def described(machine: Machine) -> Sequence[jax.Device]:
+    """The devices of a TPU slice, as far as a compiler needs them.
+
+    Raises ModuleNotFoundError where libtpu is missing, ValueError where it knows no such slice.
+    """
+    if not installed():
+        raise ModuleNotFoundError(
+            f"a plan for {machine.name} needs the TPU compiler: pip install 'jcos[tpu]' "
+            "(no TPU is needed)"
+        )
+    for name, value in _ALONE.items():
+        os.environ.setdefault(name, value)
+    alone = {"chips_per_host_bounds": (1, 1, 1)} if machine.devices == 1 else {}
+    try:
+        slice_ = topologies.get_topology_desc(platform="tpu", topology_name=machine.name, **alone)
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"libtpu knows no slice {machine.name}: {_first_line(error)}") from None
+    return slice_.devices
+
+
+def compile_run(
+    job: Job, mesh: Mesh, *, store: Sequence[str] = (sharding.FSDP,), probe: Probe | None = None
+) -> Compiled:
+    """`wan.generate` of the job on that mesh: all steps, all experts, all seeds, no weights needed.
+
+    store: as in `sharding.shardings`. Raises DoesNotFit, and ValueError where the seeds do not
+    divide over the mesh.
+    """
+    start = time.monotonic()
+    taken = arguments(job, mesh, store, probe or Probe())
+    with sharding.on(mesh):  # where nothing can be computed: the devices are not here
+        sharding.check_runs(job.config.dit, 1, job.seeds)
+        lowered = generate_worlds.lower(*taken)
+        try:
+            program = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise DoesNotFit(_first_line(error)) from None
+    held, text = program.memory_analysis(), program.as_text()
+    assert held is not None
+    assert text is not None
+    memory = Memory(
+        arguments=held.argument_size_in_bytes,
+        temporaries=held.temp_size_in_bytes,
+        outputs=held.output_size_in_bytes - held.alias_size_in_bytes,
+    )
+    steps = job.sampling.steps
+    sent = {
+        kind: Traffic(math.ceil(traffic.count / steps), traffic.bytes / steps)
+        for kind, traffic in collectives(text).items()
+    }
+    attention = "splash" if "splash_mha" in text else "xla"
+    return Compiled(memory, attention, sent, time.monotonic() - start)
+
+
+def arguments(job: Job, mesh: Mesh, store: Sequence[str], probe: Probe) -> tuple:
+    """What `wan.generate_worlds` takes: all that is large as shapes that lie on the mesh."""
+    config, cfg = job.config, job.config.dit
+    model = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
+    model.text = model.vae = None
+
+    def given() -> Condition:
+        prompt = jnp.zeros((1, cfg.text_len, cfg.text_dim), config.numerics.text)
+        channels = jnp.zeros((1, *job.latent, cfg.in_channels - cfg.out_channels))
+        first = jnp.zeros((1, 1, *job.latent[1:], cfg.out_channels))
+        return Condition(prompt, prompt, channels, first if config.image == "pin" else None)
+
+    keys = jax.eval_shape(lambda: seed_keys(range(job.seeds)))
+    return (
+        sharding.abstract(model, mesh, store=store),
+        flow.plan(config.sampling, config.boundary),
+        sharding.abstract_runs(jax.eval_shape(given), mesh, WORLD),
+        sharding.abstract_runs(keys, mesh, SEED),
+        probe,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,92 @@
+"""Chips that runs are planned for, and machines made of them: `v5p:2x2x4`, `gpu:h200:1`."""
+
+import dataclasses
+import math
+import re
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One device as its maker describes it.
+
+    flops: dense bfloat16 multiplications and additions per second. memory: bytes. bandwidth: of
+    that memory, bytes per second. link: bytes per second that a device can send to the others of
+    its machine in one collective (on a TPU the two links of one torus axis, on a GPU NVLink in one
+    direction).
+    reached: share of `flops` that the fastest published run of Wan gets out of this kind of chip;
+    by: whose run that is.
+    axes: of the torus, 0 for a GPU. cores: devices per chip of the torus.
+    target: the compiler's name.
+    """
+
+    name: str
+    flops: float
+    memory: float
+    bandwidth: float
+    link: float
+    reached: float
+    by: str
+    axes: int = 0
+    cores: int = 1
+    target: str = ""
+
+
+# Links: the documented sum of both directions of all links, divided by 2 directions and by the
+# number of axes. v7x: documented per chip, a device is half of one.
+_V6E = "maxdiffusion, I2V-A14B 720p on v6e-8"
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v5e", 197e12, 16 * GIB, 819e9, 100e9, 0.28, _V6E, axes=2, target="v5e"),
+        Chip("v5p", 459e12, 95 * GIB, 2765e9, 200e9, 0.28, _V6E, axes=3, target="v5p"),
+        Chip("v6e", 918e12, 32 * GIB, 1638e9, 200e9, 0.28, _V6E, axes=2, target="v6e"),
+        Chip("h100", 989e12, 79 * GIB, 3350e9, 450e9, 0.66, "LightX2V, I2V-14B 480p on one H100"),
+        Chip("h200", 989e12, 139 * GIB, 4800e9, 450e9, 0.66, "LightX2V, I2V-14B 480p on one H100"),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Equal chips joined by links. shape: of the torus, or the number of GPUs alone."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def devices(self) -> int:
+        return math.prod(self.shape) * self.chip.cores
+
+    @property
+    def compiled(self) -> bool:
+        """Whether a compiler for it runs anywhere (TPU); otherwise a plan is a calculation."""
+        return self.chip.axes > 0
+
+    @property
+    def name(self) -> str:
+        if not self.compiled:
+            return f"gpu:{self.chip.name}:{self.shape[0]}"
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+
+def machine(name: str) -> Machine:
+    """The machine of that name; ValueError where there is none."""
+    examples = "known are v5e:2x4, v5p:2x2x4, v6e:2x4 (any slice) and gpu:h100:8, gpu:h200:1"
+    found = re.fullmatch(r"gpu:(\w+):(\d+)|(\w+):(\d+(?:x\d+)+)", name)
+    kind = found and (found[1] or found[3])
+    if not found or kind not in CHIPS or bool(found[1]) == bool(CHIPS[kind].axes):
+        raise ValueError(f"there is no machine {name!r}; {examples}")
+    chip = CHIPS[kind]
+    shape = tuple(int(n) for n in (found[2] or found[4]).split("x"))
+    if min(shape) < 1:
+        raise ValueError(f"{name} has no device")
+    if not chip.axes:
+        return Machine(chip, shape)
+    if len(shape) != chip.axes:
+        raise ValueError(f"a {kind} slice has {chip.axes} axes, {name} has {len(shape)}")
+    # Four chips share a host, 2 × 2; single chips are rented out of such hosts.
+    if math.prod(shape) > 1 and (shape[0] % 2 or shape[1] % 2):
+        raise ValueError(f"{name} is not made of whole hosts: its first two sizes must be even")
+    return Machine(chip, shape)

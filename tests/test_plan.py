@@ -1,0 +1,325 @@
+"""What a plan says: counted operations and bytes, compiled programs, and the command."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from jcos import cli, sharding
+from jcos.config import Sampling
+from jcos.dit import DiT
+from jcos.planning import compiled, costs, forecast
+from jcos.planning.costs import Job, Memory, Seconds
+from jcos.planning.forecast import Forecast, Option
+from jcos.planning.hlo import Traffic, collectives
+from jcos.planning.machines import GIB, machine
+from jcos.variants import VARIANTS, toy
+
+
+def job(name: str, frames: int, height: int, width: int, seeds: int = 1) -> Job:
+    return Job(VARIANTS[name](), frames, height, width, seeds)
+
+
+I2V = job("wan2.2-i2v-a14b", 81, 480, 832)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one sentence that a command ends in."""
+    with pytest.raises(SystemExit) as error:
+        cli.main(["plan", *(str(a) for a in arguments)])
+    assert error.value.code == 2
+    message = capsys.readouterr().err.strip().splitlines()
+    assert len(message) == 1
+    return message[0]
+
+
+# ---- counting
+
+
+def matrix_flops(jaxpr: Any, times: int = 1) -> int:
+    """Two per multiplication and addition of every matrix product of a program, loops unrolled."""
+    total = 0
+    for equation in jaxpr.eqns:
+        inner = times * equation.params.get("length", 1)
+        if equation.primitive.name == "dot_general":
+            ((contracted, _), _) = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            shared = math.prod(left[axis] for axis in contracted)
+            total += 2 * times * shared * math.prod(equation.outvars[0].aval.shape)
+        for value in equation.params.values():
+            if hasattr(value, "jaxpr"):
+                total += matrix_flops(value.jaxpr, inner)
+            elif hasattr(value, "eqns"):
+                total += matrix_flops(value, inner)
+    return total
+
+
+def test_formulas_count_the_matrix_products_of_the_model() -> None:
+    cfg = toy().dit
+    dit = jax.eval_shape(lambda: DiT(cfg, rngs=nnx.Rngs(0)))
+    latents = jax.ShapeDtypeStruct((5, 10, 10, cfg.in_channels), jnp.float32)
+    context = jax.ShapeDtypeStruct((cfg.text_len, cfg.text_dim), jnp.float32)
+    t = jax.ShapeDtypeStruct((), jnp.float32)
+    program = jax.make_jaxpr(lambda model, x, t, c: model(x, t, c))(dit, latents, t, context)
+    counted = costs.forward_flops(cfg, math.prod(cfg.tokens(5, 10, 10)))
+    assert sum(counted.values()) == matrix_flops(program.jaxpr)
+
+
+@pytest.mark.parametrize(
+    ("asked", "tokens", "tera"),
+    [
+        (I2V, 32_760, 1_678),
+        (job("wan2.2-i2v-a14b", 81, 720, 1280), 75_600, 6_524),
+        (job("wan2.1-t2v-1.3b", 81, 480, 832), 32_760, 283),
+    ],
+)
+def test_operations_of_the_released_models(asked: Job, tokens: int, tera: int) -> None:
+    assert asked.tokens == tokens
+    assert costs.step_flops(asked) / 2e12 == pytest.approx(tera, rel=2e-3)
+
+
+def test_weights_are_held_as_they_are_computed_with() -> None:
+    parameters = 14_288_901_184
+    assert 2 * parameters < costs.expert_bytes(I2V.config) < 2.05 * parameters
+
+
+def test_memory_follows_the_mesh() -> None:
+    whole = costs.memory(I2V, {})
+    assert whole.arguments > 57.2e9
+    sliced = costs.memory(I2V, {"fsdp": 8})
+    assert sliced.arguments == pytest.approx(whole.arguments / 8, rel=0.02)
+    assert costs.memory(I2V, {"context": 8}).arguments == whole.arguments
+    seeds = dataclasses.replace(I2V, seeds=3)
+    assert costs.memory(seeds, {"seed": 3}) == whole
+    assert costs.memory(seeds, {}).temporaries == pytest.approx(3 * whole.temporaries)
+    assert costs.link_bytes(I2V, {"branch": 2}) == 0
+    assert costs.link_bytes(I2V, {"context": 2}) < costs.link_bytes(I2V, {"fsdp": 2})
+
+
+def test_sixteen_devices_do_not_divide_forty_heads() -> None:
+    """A ring of two groups of eight sends less than one of sixteen devices."""
+    one_block = costs.block_bytes(I2V.config) * I2V.config.dit.layers
+    ring = costs.link_bytes(I2V, {"context": 16})
+    both = costs.link_bytes(I2V, {"context": 2, "fsdp": 8}) - one_block * 7 / 8
+    assert both == pytest.approx(ring * (4 * 7 / 8 + 2) / 30)
+
+
+# ---- machines
+
+
+@pytest.mark.parametrize(
+    ("name", "devices"),
+    [("v5e:1x1", 1), ("v5e:2x4", 8), ("v5p:2x2x4", 16), ("v6e:16x16", 256), ("gpu:h100:8", 8)],
+)
+def test_machines_by_name(name: str, devices: int) -> None:
+    assert machine(name).devices == devices
+    assert machine(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("v9:2x2", "there is no machine 'v9:2x2'; known are v5e:2x4"),
+        ("v5p", "there is no machine 'v5p'"),
+        ("gpu:v5e:8", "there is no machine"),
+        ("h100:2x2", "there is no machine"),
+        ("v5p:2x2", "a v5p slice has 3 axes, v5p:2x2 has 2"),
+        ("v5e:3x3", "v5e:3x3 is not made of whole hosts"),
+        ("gpu:h100:0", "gpu:h100:0 has no device"),
+    ],
+)
+def test_machines_that_are_none(name: str, says: str) -> None:
+    with pytest.raises(ValueError, match=r"machine|axes|hosts|device") as error:
+        machine(name)
+    assert says in str(error.value)
+
+
+# ---- programs
+
+PROGRAM = """HloModule jit_run, entry_computation_layout={()->f32[]}
+
+%cond.inner (p: (s32[], f32[8])) -> pred[] {
+  %constant.1 = s32[]{:T(128)} constant(40)
+  ROOT %lt.1 = pred[] compare(%get-tuple-element.1, %constant.1), direction=LT
+}
+
+%inner (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %all-gather.1 = bf16[100,20]{1,0:T(8,128)(2,1)} all-gather(%x), replica_groups=[2,4]<=[8]
+  %permute-start = (f32[50], f32[50], u32[]) collective-permute-start(%y), pairs={{0,1}}
+  %done = f32[50] collective-permute-done(%permute-start)
+}
+
+%cond.outer (p: (s32[], f32[8])) -> pred[] {
+  %constant.2 = s32[] constant(5)
+  ROOT %lt.2 = pred[] compare(%get-tuple-element.2, %constant.2), direction=LT
+}
+
+%outer (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %while.1 = (s32[], f32[8]) while(%t), condition=%cond.inner, body=%inner
+  %all-to-all.1 = f32[2,50]{1,0} all-to-all(%z), replica_groups={{0,1},{2,3}}, dimensions={0}
+}
+
+%summed (p: f32[10]) -> f32[10] {
+  %all-reduce.1 = (f32[10], f32[30]) all-reduce(%a, %b), replica_groups=mesh['x'=2,'y'=4] {'y'}
+}
+
+ENTRY %main (p: f32[8]) -> f32[] {
+  %while.2 = (s32[], f32[8]) while(%t), condition=%cond.outer, body=%outer
+  %fusion.1 = f32[10] fusion(%p), kind=kCustom, calls=%summed
+}
+"""
+
+
+def test_collectives_count_as_often_as_they_run() -> None:
+    assert collectives(PROGRAM) == {
+        "all-gather": Traffic(200, 200 * 4000 * 3 / 4),
+        "all-reduce": Traffic(1, 2 * 160 * 3 / 4),
+        "all-to-all": Traffic(5, 5 * 400 / 2),
+        "collective-permute": Traffic(200, 200 * 200),
+    }
+    assert collectives("") == {}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not compiled.installed(), reason="needs the extra `tpu` (libtpu)")
+def test_a_run_compiles_for_a_slice_that_is_not_here(tmp_path: Path) -> None:
+    """All blocks of a released model at full width, a short small video; in a process of its own,
+    since jax fills classes with other things than arrays when it lowers, which the shape checks of
+    these tests do not allow."""
+    file = tmp_path / "plan.json"
+    model = ["--model", "wan2.1-t2v-1.3b", "--topology", "v5e:2x2", "--mesh", "branch=2,context=2"]
+    video = ["--size", "128x128", "--frames", "9", "--steps", "4", "--seeds", "2"]
+    command = [sys.executable, "-c", "from jcos import cli; cli.main()", "plan", *model, *video]
+    run = subprocess.run([*command, "--json", str(file)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "Recommended: branch=2,context=2" in run.stdout
+    found = json.loads(file.read_text())
+    (option,) = found["options"]
+    assert option["compiled"]
+    assert option["attention"] == "splash"
+    asked = Job(VARIANTS[found["model"]](), 9, 128, 128, seeds=2)
+    weights = costs.expert_bytes(asked.config)
+    assert option["memory"]["arguments"] == pytest.approx(weights, rel=0.05)
+    # Queries, keys, values and results of each of the 30 blocks change hands, and little else.
+    assert option["sent"]["all-to-all"]["count"] >= 30
+    calculated = costs.link_bytes(asked, option["sizes"])
+    assert option["sent"]["all-to-all"]["bytes"] == pytest.approx(calculated, rel=0.05)
+    assert option["link_bytes"] < 2 * calculated
+
+
+def test_without_the_compiler_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compiled, "installed", lambda: False)
+    says = refused(capsys, "--model", "wan2.2-i2v-a14b", "--topology", "v5p:2x2x4")
+    assert "needs the TPU compiler: pip install 'jcos[tpu]'" in says
+
+
+# ---- forecasts
+
+
+@pytest.mark.parametrize("name", ["v5e:2x4", "v5p:2x2x4", "gpu:h100:8"])
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_proposed_meshes_make_up_the_machine(name: str, seeds: int) -> None:
+    asked, target = dataclasses.replace(I2V, seeds=seeds), machine(name)
+    proposed = forecast.meshes(asked, target)
+    assert len({tuple(sizes.items()) for sizes in proposed}) == len(proposed)
+    assert all(math.prod(sizes.values()) == target.devices for sizes in proposed)
+    assert all(seeds % sizes.get("seed", 1) == 0 for sizes in proposed)
+    first = forecast.calculated(asked, target, proposed[0])
+    if name != "v5e:2x4":  # where memory is short, weights are sliced over all there is
+        assert not first.trouble
+        assert proposed[0]["branch"] == 2  # the two passes need not talk
+    elif seeds == 1:
+        assert proposed[0] == {"fsdp": 8}
+        assert not first.trouble
+
+
+def test_the_fastest_that_runs_is_recommended() -> None:
+    def option(step: float, links: float, held: float, trouble: str = "") -> Option:
+        at = {"context": int(held)}
+        memory = Memory(held * GIB, 0, 0)
+        return Option(at, True, memory, 0.0, Seconds(step, 0.0, links), trouble=trouble)
+
+    target = machine("v5e:2x4")
+    tried = (option(1, 0.2, 1, "no"), option(2, 0.5, 2), option(2, 0.1, 4), option(2, 0.1, 3))
+    assert Forecast(I2V, target, tried).best == tried[3]
+    assert Forecast(I2V, target, tried[:1]).best is None
+
+
+def test_one_gpu_by_calculation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "plan.json"
+    video = ("--size", "832x480", "--frames", "81", "--steps", "50")
+    asked = ("--model", "wan2.2-i2v-a14b", "--topology", "gpu:h200:1", "--json", str(file))
+    cli.main(["plan", *asked, *video])
+    shown = capsys.readouterr().out
+    assert "All of this is calculated" in shown
+    found = json.loads(file.read_text())
+    (option,) = found["options"]
+    assert not option["compiled"]
+    assert found["step_flops"] == pytest.approx(2 * 1678e12, rel=2e-3)
+    assert option["roofline_seconds_per_step"] == pytest.approx(2 * 1678 / 989, rel=2e-3)
+    assert option["limit"] == "compute"
+    assert option["roofline_seconds_per_video"] == 50 * option["roofline_seconds_per_step"]
+    assert 57.2e9 < option["total_bytes"] < 139 * GIB
+
+
+def test_what_does_not_fit_says_what_would_help(capsys: pytest.CaptureFixture[str]) -> None:
+    model = ("--model", "wan2.2-i2v-a14b", "--seeds", "2")
+    cli.main(["plan", *model, "--topology", "gpu:h100:1", "--size", "1280x720"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "None of these fits" in shown
+    assert "more devices, fewer seeds at a time, a smaller --size, fewer --frames" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--model", "wan3"), "there is no model 'wan3'; known are wan2.2-t2v-a14b"),
+        (("--topology", "v5p:2x2"), "a v5p slice has 3 axes"),
+        (("--frames", "80"), "a video has 4 n + 1; ask for 77 or 81"),
+        (("--size", "830x480"), "the width is 830 pixels"),
+        (("--size", "big"), "WIDTHxHEIGHT in pixels"),
+        (("--seeds", "0"), "0 seeds asked for"),
+        (("--steps", "0"), "steps is 0"),
+        (("--tries", "0"), "0 meshes to try"),
+        (("--mesh", "context=3"), "context=3 does not make up 8 device(s)"),
+        (("--mesh", "time=8"), "has no axis 'time'"),
+        (("--mesh", "context"), "is no mesh"),
+        (("--mesh", "seed=2,context=4"), "1 seeds do not divide over the mesh's seed=2"),
+    ],
+)
+def test_wrong_input_is_one_sentence(
+    arguments: tuple[str, ...], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "plan.json"
+    asked = {"--model": "wan2.2-i2v-a14b", "--topology": "gpu:h100:8", "--json": str(file)}
+    asked |= {arguments[0]: arguments[1]}
+    message = refused(capsys, *(part for pair in asked.items() for part in pair))
+    assert says in message
+    assert not file.exists()
+
+
+def test_a_mesh_that_is_given_is_the_one_tried(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    model = ["--model", "wan2.2-ti2v-5b", "--topology", "gpu:h100:8", "--json", str(file)]
+    cli.main(["plan", *model, "--mesh", "branch=2,context=4", "--mesh", "fsdp=8"])
+    found = json.loads(file.read_text())
+    assert [option["mesh"] for option in found["options"]] == ["branch=2,context=4", "fsdp=8"]
+    assert found["recommended"] == {"branch": 2, "context": 4}
+
+
+def test_guidance_off_is_one_pass() -> None:
+    alone = dataclasses.replace(I2V.config, sampling=Sampling(steps=50))
+    once = dataclasses.replace(I2V, config=alone)
+    assert costs.step_flops(once) == costs.step_flops(I2V) / 2
+    assert all("branch" not in sizes for sizes in forecast.meshes(once, machine("gpu:h100:8")))
+    assert sharding.describe(forecast.meshes(once, machine("gpu:h100:8"))[0]) == "context=8"
