@@ -1,0 +1,173 @@
+"""An arm of the benchmark: how all its samples are generated, as data."""
+
+import dataclasses
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from jcos import image
+from jcos.bench.folder import Sample
+from jcos.config import DiTConfig, PixelCodec, Sampling, WanConfig
+from jcos.experiments.experiment import Place, Settings, places, window
+from jcos.flow import schedule
+from jcos.probes import Chain, Noise, SeedEnsemble, chain
+from jcos.variants import Profile
+from jcos.wan import check_picture, latent_grid
+
+PAPER = Settings(steps=50, shift=5.0, solver="euler", guidance=(5.0,))
+
+
+class Shape(NamedTuple):
+    """Of a video as it is generated, in frames and pixels."""
+
+    frames: int
+    height: int
+    width: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arm:
+    """What the paper's tools do, and what can be done otherwise.
+
+    profile: whose data types and schedule; None for the model's own. seed: of the noise, which is
+    PyTorch's. scale: size of the generated video against the first frame's; it is brought to the
+    size of the frame before it is written. frames: instead of the ground truth's, rounded up to
+    what the model makes. fps, crf: of the files, 25 being the quality of the paper's.
+    noise_steps, noise_frames: where latents are replaced by noise (`probes.Noise`).
+    ensemble: so many seeds, from `seed` on, whose tokens are averaged after the layers from
+    `ensemble_from` to `ensemble_to` (fractions of the depth) at `ensemble_steps`
+    (`probes.SeedEnsemble`); the first goes on.
+    x0: steps whose clean estimates are kept, of the first `x0_samples` samples.
+    """
+
+    profile: Profile | None = "diffsynth"
+    sampling: Settings = PAPER
+    seed: int = 1
+    scale: float = 1.0
+    frames: int | None = None
+    fps: int = 16
+    crf: int = 25
+    noise_steps: tuple[Place, ...] = ()
+    noise_frames: tuple[Place, ...] = ()
+    ensemble: int = 1
+    ensemble_from: float = 0.5
+    ensemble_to: float = 0.75
+    ensemble_steps: tuple[Place, ...] = (0,)
+    x0: tuple[Place, ...] = ()
+    x0_samples: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "fps", "ensemble"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+
+    def of(self, config: WanConfig) -> WanConfig:
+        """The model as this arm samples it. Raises ValueError or IndexError where it cannot."""
+        check_picture(config, True)
+        config = dataclasses.replace(config, sampling=self.sampling.of(config))
+        steps = config.sampling.steps
+        for chosen in (self.noise_steps, self.ensemble_steps, self.x0):
+            places(chosen, steps, "step")
+        return config
+
+    def shape(self, config: WanConfig, sample: Sample) -> Shape:
+        """Raises ValueError where the model makes no video of that size."""
+        asked = round(sample.height * self.scale), round(sample.width * self.scale)
+        if not isinstance(config.codec, PixelCodec):
+            rule = image.rule_for(config, self.profile)
+            asked = rule.size((sample.height, sample.width), asked, rule.multiple)
+        stride = 1 if config.codec is None else config.codec.strides[0]
+        frames = image.round_frames(self.frames or sample.frames, "diffsynth", stride)
+        latent_grid(config, frames, *asked)
+        return Shape(frames, *asked)
+
+    def first_frame(
+        self, config: WanConfig, sample: Sample
+    ) -> UInt8[np.ndarray, "h w 3"] | Float[np.ndarray, "h w 3"]:
+        """What the model is given."""
+        picture, shape = image.read_picture(sample.picture), self.shape(config, sample)
+        if isinstance(config.codec, PixelCodec):
+            return resized(picture, shape.height, shape.width, exact=True)
+        asked = round(sample.height * self.scale), round(sample.width * self.scale)
+        return image.prepare(picture, image.rule_for(config, self.profile), *asked)
+
+    def parts(self, config: WanConfig) -> list[tuple[int, int, int]]:
+        """The run in pieces: first step, the one after the last, and how many seeds go.
+
+        Seeds that are only averaged with go on no longer than that, where the solver needs nothing
+        of them but the latent.
+        """
+        steps = config.sampling.steps
+        last = max(places(self.ensemble_steps, steps, "step"), default=-1) + 1
+        alone = 0 if self.ensemble == 1 else last
+        if schedule(config.sampling).table[:, [1, 3, 4, 7]].any():
+            alone = steps if alone else 0
+        pieces = [(0, alone, self.ensemble), (alone, steps, 1)]
+        return [piece for piece in pieces if piece[0] < piece[1]]
+
+    def probe(self, config: WanConfig, frames: int, first: int, last: int) -> Chain:
+        """All interventions in these steps, most of them off; `frames` of the latent."""
+        steps, layers = config.sampling.steps, config.dit.layers
+        at_step = Noise.at_steps(steps, frames, places(self.noise_steps, steps, "step"))
+        at_frame = Noise.at_frames(steps, frames, places(self.noise_frames, frames, "frame"))
+        on = places(self.ensemble_steps, steps, "step") if self.ensemble > 1 else ()
+        middle = window(self.ensemble_from, self.ensemble_to, layers)
+        mean = SeedEnsemble.window(steps, layers, on, middle)
+        return chain(
+            *(Noise(probe.mask[first:last]) for probe in (at_step, at_frame)),
+            mean.replace(mask=mean.mask[first:last]),
+        )
+
+
+def resized(
+    picture: UInt8[np.ndarray, "H W 3"], height: int, width: int, *, exact: bool
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture in another size; exact: by whole pixels, as pictures of tiles want it."""
+    if picture.shape[:2] == (height, width):
+        return picture
+    how = Image.Resampling.NEAREST if exact else Image.Resampling.BICUBIC
+    return np.array(Image.fromarray(picture).resize((width, height), how))
+
+
+def load_arms(file: Path) -> dict[str, Arm]:
+    """The `arms` of a Python file, by name. Raises ValueError where there are none."""
+    if not file.is_file():
+        raise ValueError(f"there is no file {file}; arms are described by configs/vbvr_*.py")
+    found = runpy.run_path(str(file)).get("arms")
+    if not (isinstance(found, dict) and found and all(isinstance(a, Arm) for a in found.values())):
+        raise ValueError(f"{file} describes no arms: it must set `arms = {{name: Arm(…), …}}`")
+    return found
+
+
+def forward_flops(dit: DiTConfig, tokens: int) -> float:
+    """Of one pass through a transformer, two per multiplication and addition."""
+    d, text = dit.dim, dit.text_len
+    linear = 12 * tokens * d * d + 4 * text * d * d + 4 * tokens * d * dit.ffn_dim
+    return dit.layers * (linear + 4.0 * tokens * tokens * d + 4.0 * tokens * text * d)
+
+
+def hours(arm: Arm, config: WanConfig, samples: Sequence[Sample], step_seconds: float) -> float:
+    """How long all samples take on one device that does a guided step of 81 frames of 832 × 480
+    pixels in so many seconds: by floating point operations, the transformer's alone."""
+    config = arm.of(config)
+
+    def flops(shape: Shape) -> float:
+        return forward_flops(
+            config.dit, int(np.prod(config.dit.tokens(*latent_grid(config, *shape))))
+        )
+
+    speed = 2 * flops(Shape(81, 480, 832)) / step_seconds
+    passes = sum((last - first) * seeds for first, last, seeds in arm.parts(config))
+    passes *= 1 if config.sampling.guidance is None else 2
+    return sum(passes * flops(arm.shape(config, s)) / speed for s in samples) / 3600
+
+
+def as_json(arm: Arm, sampling: Sampling) -> dict[str, Any]:
+    """All of an arm that decides what comes out, with the sampling that it comes to."""
+    fields = dataclasses.asdict(arm) | {"sampling": dataclasses.asdict(sampling)}
+    return {name: value for name, value in fields.items() if not name.startswith("x0")}

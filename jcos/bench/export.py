@@ -1,0 +1,61 @@
+"""The small tasks as a benchmark folder of the same layout, to run the whole path where no
+benchmark is at hand. Scored by their own judges."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from jcos.bench.folder import SPLITS, Sample, write
+from jcos.experiments.puzzles import held_out
+from jcos.media import png, read_mp4, upscale, write_mp4
+from jcos.tasks import TASKS, Puzzle, get
+
+SCALE = 8
+"""Pixels of a picture to a pixel of the task: H.264 keeps colours at half the resolution, and the
+official scorer wants large pictures."""
+PUZZLE = "puzzle.json"
+
+
+def export(folder: Path, tasks: tuple[str, ...], number: int, fps: int = 16) -> None:
+    """`number` held-out puzzles of each task; hard tasks are out of domain.
+
+    Raises ValueError where a task is unknown, or the folder has something else in it.
+    """
+    chosen = [get(name) for name in tasks]
+    if number < 1:
+        raise ValueError(f"{number} puzzles are asked for; at least 1 is needed")
+    if folder.exists() and {p.name for p in folder.iterdir()} - set(SPLITS):
+        raise ValueError(f"{folder} has other things in it; choose another folder")
+    inside, outside = SPLITS
+    for task in chosen:
+        name = f"T-{list(TASKS).index(task.name) + 1}_{task.name}_data-generator"
+        for i, puzzle in enumerate(held_out(task, number)):
+            sample = folder / (outside if task.hard else inside) / name / f"{i:05d}"
+            video = upscale(task.draw(puzzle, puzzle.answers[0]), SCALE)
+            write(sample / "first_frame.png", png(video[0]))
+            write(sample / "final_frame.png", png(video[-1]))
+            write_mp4(sample / "ground_truth.mp4", video, fps)
+            write(sample / "prompt.txt", puzzle.prompt.encode())
+            write(sample / PUZZLE, json.dumps({"task": task.name, "seed": [0, i]}).encode())
+
+
+def puzzle_of(sample: Sample) -> Puzzle | None:
+    """The puzzle that an exported sample shows; None for samples of other origin."""
+    file = sample.folder / PUZZLE
+    if not file.is_file():
+        return None
+    about = json.loads(file.read_text())
+    return get(about["task"]).sample(tuple(about["seed"]), "test")
+
+
+def score(puzzle: Puzzle, video: Path) -> float:
+    """By the task's own judge, 0..1. Raises ValueError where it is no video of the task's size."""
+    big = read_mp4(video)
+    frames, height, width, _ = big.shape
+    if height % SCALE or width % SCALE:
+        raise ValueError(f"{video} has {width} × {height} pixels, no multiples of {SCALE}")
+    tiles = big.reshape(frames, height // SCALE, SCALE, width // SCALE, SCALE, 3)
+    inner = tiles[:, :, 2:-2, :, 2:-2]  # colours of neighbours run into the edge
+    small = inner.mean((2, 4)).round().astype(np.uint8)
+    return TASKS[puzzle.task].score(puzzle, small).score

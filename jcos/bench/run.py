@@ -1,0 +1,108 @@
+"""Generates the videos of an arm: as many workers as you like, each killed whenever you like."""
+
+import dataclasses
+from collections.abc import Callable, Generator, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from jcos import wan
+from jcos.bench.arm import Arm, as_json
+from jcos.bench.folder import Bench
+from jcos.bench.state import Folder, Status
+from jcos.bench.worker import Progress, Worker
+from jcos.config import UMT5Config, WanConfig
+from jcos.experiments.results import identify
+from jcos.text import UMT5, TextCache
+from jcos.wan import Prompt
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one worker does.
+
+    shard: (i, n) takes every n-th sample from the i-th on; all by default. batch: samples of equal
+    shape generated at a time, by default as many as memory holds. text: folder of embedded prompts.
+    dead: seconds after which the claim of a silent worker is taken over.
+    """
+
+    text: Path
+    shard: tuple[int, int] = (0, 1)
+    retry: bool = False
+    batch: int | None = None
+    dead: float = 240.0
+
+    def __post_init__(self) -> None:
+        i, n = self.shard
+        if not 0 <= i < n:
+            raise ValueError(f"shard is {i}/{n}; with {n} shards they are 0/{n} to {n - 1}/{n}")
+        if self.batch is not None and self.batch < 1:
+            raise ValueError(f"batch is {self.batch}; at least 1 sample is generated at a time")
+
+
+def conduct(
+    arm: Arm, checkpoint: Path, bench: Bench, out: Path, work: Work, command: str
+) -> Generator[Progress, None, Status]:
+    """Generates what is missing of this worker's samples, and says what still is.
+
+    Raises ValueError or IndexError where the arm does not suit the model, or `out` has videos of
+    other settings, before anything runs. What is wrong with one sample is written down, and the
+    rest goes on.
+    """
+    config = arm.of(wan.read_config(checkpoint, arm.profile))
+    folder = Folder(out)
+    folder.settle(
+        {
+            "arm": as_json(arm, config.sampling),
+            "model": {"name": config.name, **identify(checkpoint)},
+            "boundary": config.boundary,
+            "negative": config.negative,
+            "numerics": dataclasses.asdict(config.numerics),
+            "command": command,
+            "versions": {name: metadata.version(name) for name in ("jcos", "jax", "flax")},
+        }
+    )
+    bench = bench.part(*work.shard)
+    if work.retry:
+        folder.forgive(bench.names)
+    shapes, lost = {}, {}
+    for sample in bench.samples:
+        try:
+            shapes[sample] = arm.shape(config, sample)
+        except ValueError as error:
+            folder.note(sample.name, "failed", {"reason": str(error)})
+    if any(not folder.settled(sample.name) for sample in shapes):
+        yield Progress(0, len(shapes), "reading prompts")
+        rows = embedded(arm, checkpoint, config, [s.prompt for s in shapes], work.text)
+        yield Progress(0, len(shapes), "reading the model")
+        model = wan.load(checkpoint, profile=arm.profile, text=rows is None)
+        model.config = config
+        kept = {sample.name for sample in bench.samples[: arm.x0_samples if arm.x0 else 0]}
+        worker = Worker(arm, model, rows or model.embed, folder, shapes, kept, work.batch, lost)
+        for progress in worker.run(work.dead):
+            folder.status(bench)
+            yield progress
+    found = folder.status(bench)
+    return found._replace(failed=found.failed | lost)
+
+
+def embedded(
+    arm: Arm, checkpoint: Path, config: WanConfig, prompts: Sequence[str], folder: Path
+) -> Callable[[str], Prompt] | None:
+    """All prompts, embedded once for every arm and worker that shares the folder; the encoder is
+    loaded only where one is missing. None for models that read words themselves."""
+    if not isinstance(config.text, UMT5Config):
+        return None
+
+    def read(cache: TextCache) -> Callable[[str], Prompt]:
+        for prompt in (config.negative, *prompts):
+            cache.embed(prompt, config.dit.text_len)
+        return lambda prompt: cache.embed(prompt, config.dit.text_len)
+
+    try:
+        return read(TextCache(folder))
+    except ValueError as missing:
+        whole = wan.load(checkpoint, profile=arm.profile, experts=False, vae=False)
+        if not isinstance(whole.text, UMT5):
+            raise missing from None
+        read(TextCache(folder, whole.text, whole.tokenizer))
+    return read(TextCache(folder))

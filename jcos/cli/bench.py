@@ -1,0 +1,260 @@
+"""`jcos bench`: run, score, export."""
+
+import csv
+import dataclasses
+import io
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from jcos import wan
+from jcos.bench import scores
+from jcos.bench.arm import Arm, hours, load_arms
+from jcos.bench.export import export
+from jcos.bench.folder import Bench, read_bench
+from jcos.bench.folder import write as write_file
+from jcos.bench.run import Work, conduct
+from jcos.bench.state import Status
+from jcos.cli.common import Checkpoint, console
+from jcos.experiments.settings import override
+from jcos.measures import Estimate
+from jcos.tasks import TASKS
+
+Samples = Annotated[
+    Path, tyro.conf.arg(help="The benchmark's folder, with In-Domain_50 and Out-of-Domain_50.")
+]
+PerTask = Annotated[int | None, tyro.conf.arg(help="Only the first so many samples of each task.")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """Make the videos of a benchmark, for each arm of a config in a folder of its own.
+
+    Writes OUT/ARM/SPLIT/TASK/00000.mp4, where the official scorer looks for them, OUT/ARM/run.json
+    and OUT/ARM/summary.json. Goes on where it was stopped; any number of workers may share OUT.
+    Ends with exit code 1 where videos are missing.
+
+    Examples:
+      jcos bench run configs/vbvr_base.py --samples VBVR-Bench-Data --checkpoint wan-vbvr
+      jcos bench run configs/vbvr_noise.py --samples VBVR-Bench-Data --checkpoint wan-vbvr --plan
+      jcos bench run configs/vbvr_base.py --samples out/small --set scale=0.125 --set profile=none
+    """
+
+    config: tyro.conf.Positional[Path]
+    """A Python file that describes arms: configs/vbvr_*.py."""
+    samples: Samples
+    out: Path = Path("out/vbvr")
+    """Where the arms' folders go; may be shared by workers."""
+    checkpoint: Checkpoint = wan.TINY
+    arms: tuple[str, ...] = ()
+    """Only these arms of the config."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Changes every arm, as FIELD=VALUE; can be given several times."""
+    per_task: PerTask = None
+    shard: str = "0/1"
+    """I/N: only every N-th sample, from the I-th on, for workers that do not share OUT. Those that
+    do need none: each takes what no other has."""
+    batch: int | None = None
+    """Samples generated at a time; by default as many of one shape as memory holds."""
+    retry: bool = False
+    """Try the failed samples again."""
+    text_cache: Path | None = None
+    """Folder of embedded prompts; OUT/text by default."""
+    plan: bool = False
+    """Only say what would be done, and how long it takes."""
+    step_seconds: float = 5.6
+    """For --plan: what a guided step of 81 frames of 832 × 480 pixels takes on your device."""
+
+    def run(self) -> None:
+        arms = load_arms(self.config)
+        unknown = [name for name in self.arms if name not in arms]
+        if unknown:
+            raise ValueError(f"{self.config} has no arm {unknown[0]!r}; it has {', '.join(arms)}")
+        arms = {n: override(a, self.set) for n, a in arms.items() if n in (self.arms or arms)}
+        work = Work(
+            text=self.text_cache or self.out / "text",
+            shard=_shard(self.shard),
+            retry=self.retry,
+            batch=self.batch,
+        )
+        for arm in arms.values():  # all of them, before the first takes its days
+            arm.of(wan.read_config(self.checkpoint, arm.profile))
+        bench = read_bench(self.samples, self.per_task)
+        if self.plan:
+            self._plan(arms, bench)
+            return
+        complete = [self._conduct(name, arm, bench, work) for name, arm in arms.items()]
+        if not all(complete):
+            raise SystemExit(1)
+
+    def _plan(self, arms: dict[str, Arm], bench: Bench) -> None:
+        table = Table(title=f"{len(bench.samples)} samples, {len(bench.faults)} faults")
+        for column in ("arm", "shapes", "hours on one device"):
+            table.add_column(column)
+        for name, arm in arms.items():
+            config = arm.of(wan.read_config(self.checkpoint, arm.profile))
+            shapes = {arm.shape(config, sample) for sample in bench.samples}
+            time = hours(arm, config, bench.samples, self.step_seconds)
+            table.add_row(name, str(len(shapes)), f"{time:.1f}")
+        Console().print(table)
+        _print_faults(bench.faults)
+
+    def _conduct(self, name: str, arm: Arm, bench: Bench, work: Work) -> bool:
+        out = self.out / name
+        command = shlex.join(["jcos", *sys.argv[1:]])
+        steps = conduct(arm, self.checkpoint, bench, out, work, command)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Bar(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+            shown = bar.add_task(name, total=None)
+            while True:
+                try:
+                    done, total, what = next(steps)
+                except StopIteration as end:
+                    status: Status = end.value
+                    break
+                bar.update(shown, completed=done, total=total, description=f"{name}: {what}")
+        print(f"{name}: {status.done} of {status.total} videos are in {out}")
+        _print_faults(status.faults | status.failed)
+        _print_faults(dict.fromkeys(status.stale, "was made from other files; remove its video"))
+        return status.complete
+
+
+def _print_faults(faults: dict[str, str]) -> None:
+    for name, reason in faults.items():
+        print(f"{name}: {reason}", file=sys.stderr)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal()):
+        raise ValueError(f"shard is {text!r}; it is I/N, like 0/4")
+    return int(i), int(n)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Score:
+    """The paper's table of one or more arms, beside a still picture, paired by sample.
+
+    Reads what the official scorer wrote, or runs it; the exported small tasks judge themselves.
+    Writes OUT/scores.json (every sample) and OUT/table.csv, and the baselines' videos.
+
+    Examples:
+      jcos bench score out/vbvr/base out/vbvr/ensemble --samples VBVR-Bench-Data \\
+        --scorer "python VBVR-EvalKit/run_evaluation.py"
+    """
+
+    arms: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of arms; the others are compared with the first."""
+    samples: Samples
+    out: Path = Path("out/vbvr/scores")
+    """Where results, tables and baselines go."""
+    scorer: str | None = None
+    """How the official scorer is started, if it is installed."""
+    per_task: PerTask = None
+
+    def run(self) -> None:
+        if not self.arms:
+            raise ValueError("no arms are given; name at least one folder of videos")
+        bench = read_bench(self.samples, self.per_task)
+        found = scores.score(bench, self.arms, self.out, self.scorer)
+        cells = scores.table(bench, found)
+        gains = scores.against(bench, found[1 : len(self.arms)], found[0])
+        self._write(found, cells, gains)
+        _print(bench, cells, gains, found[0].arm)
+        for arm in found:
+            _print_faults({f"{arm.arm}: {name}": why for name, why in arm.errors.items()})
+        missing = any(len(arm.found) < len(bench.names) for arm in found[: len(self.arms)])
+        if missing or bench.faults:
+            raise SystemExit(1)
+
+    def _write(
+        self, found: list[scores.Scores], cells: list[scores.Cell], gains: list[scores.Cell]
+    ) -> None:
+        about = {arm.arm: {"scores": arm.found, "errors": arm.errors} for arm in found}
+        text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
+        write_file(self.out / "scores.json", text.encode())
+        rows = io.StringIO(newline="")
+        out = csv.writer(rows, lineterminator="\n")
+        out.writerow(("kind", *scores.Cell._fields))
+        out.writerows(("score", *cell) for cell in cells)
+        out.writerows((f"less {found[0].arm}", *cell) for cell in gains)
+        write_file(self.out / "table.csv", rows.getvalue().encode())
+
+
+def _print(bench: Bench, cells: list[scores.Cell], gains: list[scores.Cell], first: str) -> None:
+    by = {(cell.arm, cell.group): cell for cell in cells}
+    arms, groups = dict.fromkeys(c.arm for c in cells), list(scores.groups(bench.names))
+    head = Table(title=f"VBVR-Bench, {len(bench.names)} samples")
+    for column in ("arm", "videos", "overall", "of those found", "still 0, truth 1"):
+        head.add_column(column)
+    for arm in arms:
+        cell = by[arm, "overall"]
+        share = scores.restored(cell, by[scores.STILL, "overall"], by[scores.TRUTH, "overall"])
+        videos = f"{cell.found} / {cell.n}"
+        head.add_row(arm, videos, _interval(cell), f"{cell.official:.3f}", f"{share:.3f}")
+    Console().print(head)
+    whole = Table(title="Missing videos count as zero")
+    whole.add_column("group")
+    whole.add_column("n")
+    for arm in arms:
+        whole.add_column(arm)
+    for group in groups:
+        row = [by[arm, group] for arm in arms]
+        whole.add_row(group, str(row[0].n), *(f"{cell.mean:.3f}" for cell in row))
+    Console().print(whole)
+    if gains:
+        less = Table(title=f"Less {first}, by sample, 95 % intervals over tasks")
+        less.add_column("group")
+        by = {(cell.arm, cell.group): cell for cell in gains}
+        others = dict.fromkeys(cell.arm for cell in gains)
+        for arm in others:
+            less.add_column(arm)
+        for group in groups:
+            less.add_row(group, *(_interval(by[arm, group]) for arm in others))
+        Console().print(less)
+
+
+def _interval(cell: scores.Cell | Estimate) -> str:
+    return f"{cell.mean:.3f} [{cell.low:.3f}, {cell.high:.3f}]"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write small tasks out as a benchmark folder, to try the whole path on the small model.
+
+    Examples:
+      jcos bench export out/small
+      jcos bench run configs/vbvr_base.py --samples out/small --set scale=0.125 --set profile=none
+      jcos bench score out/vbvr/base --samples out/small
+    """
+
+    folder: tyro.conf.Positional[Path]
+    tasks: tuple[str, ...] = tuple(TASKS)
+    per_task: int = 5
+    """Held-out puzzles of each task."""
+
+    def run(self) -> None:
+        export(self.folder, self.tasks, self.per_task)
+        print(f"{len(self.tasks)} tasks with {self.per_task} samples each are in {self.folder}")
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchCommand:
+    """VBVR-Bench: videos of its samples, and their scores."""
+
+    what: tyro.conf.OmitSubcommandPrefixes[
+        Annotated[Run, tyro.conf.subcommand("run")]
+        | Annotated[Score, tyro.conf.subcommand("score")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
+    ]
+
+    def run(self) -> None:
+        self.what.run()

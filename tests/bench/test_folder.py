@@ -1,0 +1,79 @@
+"""Benchmark folders: what is in them, and what is wrong."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jcos.bench.export import export, puzzle_of, score
+from jcos.bench.folder import CATEGORIES, category_of, read_bench
+from jcos.bench.scores import still_of
+from jcos.media import write_mp4
+
+
+def test_the_benchmark_has_a_hundred_tasks_in_five_categories() -> None:
+    tasks = [task for row in CATEGORIES.values() for task in row.split()]
+    assert len(tasks) == len(set(tasks)) == 100
+    assert [len(row.split()) for row in CATEGORIES.values()] == [23, 14, 30, 13, 20]
+    assert category_of("O-36_grid_shift_data-generator") == "Transformation"
+    assert category_of("O-136_grid_shift_data-generator") is None
+    assert category_of("O-36_grid_shift") is None
+
+
+def test_samples_are_read_in_order(bench_folder: Path) -> None:
+    bench = read_bench(bench_folder)
+    assert bench.faults == {}
+    assert [s.name for s in bench.samples] == list(bench.names)
+    first, last = bench.samples[0], bench.samples[-1]
+    assert first.name == "In-Domain_50/T-1_maze_data-generator/00000"
+    assert last.name == "Out-of-Domain_50/T-7_maze7_data-generator/00001"
+    assert (first.frames, first.height, first.width) == (5, 160, 160)
+    assert last.height > 160
+    assert len(read_bench(bench_folder, per_task=1).names) == 3
+
+
+def test_what_is_wrong_is_said_and_the_rest_is_read(bench_folder: Path) -> None:
+    maze = bench_folder / "In-Domain_50" / "T-1_maze_data-generator"
+    pattern = bench_folder / "In-Domain_50" / "T-3_pattern_data-generator"
+    (maze / "00000" / "first_frame.png").write_bytes(b"\x89PNG\r\n\x1a\n but no more")
+    (maze / "00001" / "ground_truth.mp4").unlink()
+    (pattern / "00000" / "prompt.txt").write_text(" \n")
+    shutil.copytree(pattern / "00001", pattern / "1")
+    (bench_folder / "In-Domain_50" / "O-360_grid_data-generator" / "00000").mkdir(parents=True)
+    bench = read_bench(bench_folder)
+    assert len(bench.samples) == 3
+    assert len(bench.names) == 6
+    said = {name.split("/", 1)[1]: reason for name, reason in bench.faults.items()}
+    assert "is no picture" in said["T-1_maze_data-generator/00000"]
+    assert "ground_truth.mp4 is missing" in said["T-1_maze_data-generator/00001"]
+    assert "is empty" in said["T-3_pattern_data-generator/00000"]
+    assert "five digits" in said["T-3_pattern_data-generator/1"]
+    assert "no task of this name" in said["O-360_grid_data-generator"]
+
+
+def test_a_folder_without_a_benchmark_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no benchmark folder"):
+        read_bench(tmp_path)
+    (tmp_path / "In-Domain_50").mkdir()
+    with pytest.raises(ValueError, match="has no samples"):
+        read_bench(tmp_path)
+
+
+def test_exported_puzzles_are_judged_after_the_codec(bench_folder: Path, tmp_path: Path) -> None:
+    for sample in read_bench(bench_folder).samples:
+        puzzle = puzzle_of(sample)
+        assert puzzle is not None
+        assert puzzle.prompt == sample.prompt
+        worse = tmp_path / "still.mp4"
+        write_mp4(worse, still_of(sample), crf=25)
+        assert score(puzzle, sample.truth) >= 0.95
+        assert score(puzzle, worse) <= 0.1
+
+
+def test_an_export_does_not_mix_with_other_things(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(ValueError, match="has other things in it"):
+        export(tmp_path, ("maze",), 1)
+    with pytest.raises(ValueError, match="there is no task 'chess'"):
+        export(tmp_path / "new", ("chess",), 1)
+    assert not (tmp_path / "new").exists()

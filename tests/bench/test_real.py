@@ -1,0 +1,76 @@
+"""Real samples through the original's tiny image-to-video model. They are no part of the
+repository: JCOS_VBVR names their folder, JCOS_VBVR_SCORER the command of the official scorer."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jcos import media
+from jcos.bench import scores
+from jcos.bench.arm import Arm
+from jcos.bench.folder import Bench, read_bench
+from jcos.bench.run import Work, conduct
+from jcos.experiments.experiment import Settings
+from jcos.experiments.puzzles import finish
+from tests.test_generate import release  # noqa: F401
+
+FOLDER, SCORER = os.environ.get("JCOS_VBVR"), os.environ.get("JCOS_VBVR_SCORER")
+needs_samples = pytest.mark.skipif(not FOLDER, reason="JCOS_VBVR names no folder of samples")
+
+
+@pytest.fixture
+def samples() -> Bench:
+    assert FOLDER is not None
+    return read_bench(Path(FOLDER))
+
+
+def expected(bench: Bench) -> dict[str, dict]:
+    return {e["sample"]: e for e in json.loads((bench.root / "expected_scores.json").read_text())}
+
+
+@needs_samples
+def test_real_samples_are_read(samples: Bench) -> None:
+    assert samples.faults == {}
+    known = expected(samples)
+    assert set(samples.names) == set(known)
+    for sample in samples.samples:
+        want = known[sample.name]
+        assert (sample.frames, sample.width) == (want["frames"], want["width"])
+        assert abs(sample.height - want["height"]) <= 1  # a picture of 397 lines has a video of 396
+
+
+@needs_samples
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*token.*:UserWarning")  # this tiny model reads 24 of them
+def test_real_samples_become_videos(
+    samples: Bench,
+    release: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Every task, written at its own size, which may be odd; generated at a sixteenth."""
+    arm = Arm(profile="float32", scale=1 / 16, frames=5, sampling=Settings(steps=1))
+    few = samples._replace(samples=samples.samples[1::2], names=samples.names[1::2])
+    steps = conduct(arm, release, few, tmp_path / "arm", Work(text=tmp_path / "text"), "x")
+    status = finish(steps)
+    assert status.failed == {}
+    assert status.complete
+    for sample in few.samples:
+        video = media.read_mp4(tmp_path / "arm" / f"{sample.name}.mp4")
+        assert video.shape == (5, sample.height + sample.height % 2, sample.width, 3)
+
+
+@needs_samples
+@pytest.mark.slow
+@pytest.mark.skipif(not SCORER, reason="JCOS_VBVR_SCORER names no scorer")
+def test_the_official_scores_are_reproduced(samples: Bench, tmp_path: Path) -> None:
+    (tmp_path / "arm").mkdir()
+    _, still, truth = scores.score(samples, [tmp_path / "arm"], tmp_path / "s", SCORER)
+    known = expected(samples)
+    for name in samples.names:
+        assert truth.found[name] == pytest.approx(known[name]["ground_truth"], abs=2e-3)
+    gaps = [still.found[n] - known[n]["static_first_frame"] for n in samples.names]
+    assert abs(np.mean(gaps)) <= 0.02  # which moves by that much with the encoder
+    assert np.abs(gaps).max() <= 0.1
