@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 
+from jcos import flow
 from jcos.experiments.ensemble import ensemble_solved
 from jcos.experiments.noise import noise_scores
 from jcos.experiments.puzzles import held_out
@@ -21,6 +23,7 @@ from jcos.measures import bootstrap, proportion
 from jcos.probes import SeedEnsemble
 from jcos.report.demo import Comparison, Curve, Demo, Example
 from jcos.report.page import write_demo
+from jcos.report.plane import Line, Look, Plane, sigma_line
 from jcos.tasks import TASKS, Puzzle, Task
 from jcos.wan import Wan
 
@@ -52,12 +55,14 @@ def run(model: Wan, folder: Path, command: str, sizes: Sizes = SIZES) -> Iterato
         steps = model.config.sampling.steps
         raise ValueError(f"the demo looks at step {SHOWN[-1]}; this model samples in {steps} steps")
     start = time.monotonic()
-    examples, solved_by_step = [], []
+    examples, planes, solved_by_step = [], [], []
     for task in TASKS.values():
         yield f"watching {task.name}"
         puzzles = held_out(task, sizes.task)
         watched = watch(model, task, puzzles, range(SHOWN[-1] + 1), judged=SHOWN)
-        examples.append(_example(model, task, puzzles, watched))
+        example, plane = _example(model, task, puzzles, watched)
+        examples.append(example)
+        planes.append(plane)
         solved_by_step.append(_curve(task.name, SHOWN, watched.solved))
     maze = TASKS["maze"]
     yield "following routes"
@@ -67,25 +72,31 @@ def run(model: Wan, folder: Path, command: str, sizes: Sizes = SIZES) -> Iterato
     yield "averaging seeds"
     ensemble = _ensemble(model, maze, sizes.ensemble)
     yield "the page"
+    settings = _settings(model, time.monotonic() - start)
+    Look(planes).save(folder, command=command, **settings)
     write_demo(
         folder,
         Demo(
             examples=examples,
+            planes=planes,
             solved_by_step=solved_by_step,
             route_mass=route_mass,
             noise_steps=at_step,
             noise_frames=at_frame,
             noise_baseline=baseline,
             ensemble=ensemble,
-            settings=_settings(model, time.monotonic() - start),
+            settings=settings,
             command=command,
             interval="95% intervals over puzzles (Wilson's of what is solved, bootstrap of means)",
         ),
     )
 
 
-def _example(model: Wan, task: Task, puzzles: Sequence[Puzzle], watched: Watched) -> Example:
-    """The first puzzle with a few right answers that the model solves, or the nearest to that."""
+def _example(
+    model: Wan, task: Task, puzzles: Sequence[Puzzle], watched: Watched
+) -> tuple[Example, Plane]:
+    """The first puzzle with a few right answers that the model solves, or the nearest to that: some
+    of its steps, and all of them."""
     several = [2 <= len(p.answers) <= ROUTES for p in puzzles]
     solved = watched.solved[:, -1]
     # By preference: several answers and solved, several, solved, first.
@@ -101,7 +112,7 @@ def _example(model: Wan, task: Task, puzzles: Sequence[Puzzle], watched: Watched
     if len(answers) > 1:
         on, rest = masses(model, puzzles[i], watched.x0[i], room=ROUTES)
         mass, off = np.asarray(on, np.float32), np.asarray(rest, np.float32)
-    return Example(
+    example = Example(
         task=task.name,
         about=task.about,
         prompt=puzzles[i].prompt,
@@ -115,6 +126,31 @@ def _example(model: Wan, task: Task, puzzles: Sequence[Puzzle], watched: Watched
         mass=mass,
         off=off,
         answers=None if mass is None else answers,
+    )
+    return example, _plane(model, example, model.decode(watched.x0[i]))
+
+
+def _plane(model: Wan, example: Example, x0: UInt8[np.ndarray, "S F H W 3"]) -> Plane:
+    """Every step of an example, with what was measured of it."""
+    steps = range(len(x0))
+    lines = [sigma_line(flow.schedule(model.config.sampling).sigmas[:-1])]
+    score = "score of x̂0"
+    lines.append(Line(score, score, example.steps, example.scores))
+    if example.mass is not None:
+        chart = "mass on each right answer"
+        lines += [
+            Line(chart, f"answer {k}", steps, m.tolist()) for k, m in enumerate(example.mass.T)
+        ]
+    return Plane(
+        label="seed 0",
+        group=example.task,
+        prompt=example.prompt,
+        steps=steps,
+        x0=x0,
+        video=example.video,
+        reference=example.reference,
+        solved=example.solved,
+        lines=lines,
     )
 
 

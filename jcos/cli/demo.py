@@ -15,7 +15,8 @@ class Demo:
     """See a small video model solve puzzles, denoising step by denoising step: one page, about a
     minute.
 
-    Writes OUT/index.html. The same seeds give the same numbers every time.
+    Writes OUT/index.html, and its runs for `jcos report OUT`. The same seeds give the same numbers
+    every time.
     """
 
     out: Path = Path("out/demo")

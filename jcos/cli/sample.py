@@ -7,11 +7,13 @@ import shlex
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import tyro
 
 from jcos import media, tasks, wan
 from jcos.cli.common import Checkpoint, Interventions, console, write
+from jcos.experiments.answers import answers_of, blend
 from jcos.experiments.puzzles import held_out, play, score
 
 
@@ -21,7 +23,8 @@ class Sample(Interventions):
 
     For each puzzle, writes OUT/puzzle-N.png (rows: clean estimates at some steps, then the final
     video and a right answer; columns: frames), OUT/puzzle-N.webp (the final video), and for all of
-    them OUT/arrays.npz (latents and every clean estimate) and OUT/run.json (what was run, scores).
+    them OUT/arrays.npz (latents, every clean estimate, its score and its mass on each right answer)
+    and OUT/run.json (what was run, scores). `jcos report OUT` makes a page of them.
 
     Examples:
       jcos sample maze
@@ -66,9 +69,19 @@ class Sample(Interventions):
             )
             latents, x0 = trace.latents[0], trace.x0[0]
             scores, solved = score(model, task, puzzles, latents)
+            x0_scores, _ = score(model, task, puzzles, x0)
+            mass = jax.jit(jax.vmap(blend))(x0, answers_of(model, puzzles))
         self.out.mkdir(parents=True, exist_ok=True)
         arrays = io.BytesIO()
-        np.savez_compressed(arrays, latents=np.asarray(latents), x0=np.asarray(x0))
+        np.savez_compressed(
+            arrays,
+            latents=np.asarray(latents),
+            x0=np.asarray(x0),
+            x0_scores=x0_scores,
+            mass=np.asarray(mass.on),
+            off=np.asarray(mass.off),
+            reference=np.stack([task.routes(p)[0] for p in puzzles]),
+        )
         write(self.out / "arrays.npz", arrays.getvalue())
         shown = np.unique(np.linspace(0, sampling.steps - 1, 9).round().astype(int))
         for i, puzzle in enumerate(puzzles):
@@ -83,6 +96,10 @@ class Sample(Interventions):
             "command": shlex.join(["jcos", *sys.argv[1:]]),
             "model": model.config.name,
             "sampling": dataclasses.asdict(sampling),
+            "codec": model.config.codec and dataclasses.asdict(model.config.codec),
+            "interventions": {
+                f.name: list(getattr(self, f.name)) for f in dataclasses.fields(Interventions)
+            },
             "puzzles": [{"prompt": p.prompt, "right_answers": len(p.answers)} for p in puzzles],
             "seeds": list(self.seeds),
             "shown_steps": shown.tolist(),

@@ -1,1 +1,1 @@
-"""Results become pages: self-contained HTML that opens from disk, without network and scripts."""
+"""Results become pages: self-contained HTML that opens from disk, without network."""

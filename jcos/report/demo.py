@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence, Sized
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from jcos.report.plane import Plane
+
 Number = float | None
 
 
@@ -119,6 +121,7 @@ class Demo:
     """All that the page shows.
 
     examples: the first is the large one at the top, the others make the gallery.
+    planes: runs whose every step can be moved through.
     solved_by_step: fraction that the clean estimate of each step solves; a curve for each task or
         group.
     route_mass: means over mazes with several routes: mass on the route finally taken, on the other
@@ -131,6 +134,7 @@ class Demo:
     """
 
     examples: Sequence[Example]
+    planes: Sequence[Plane] = ()
     solved_by_step: Sequence[Curve] = ()
     route_mass: Sequence[Curve] = ()
     noise_steps: Curve | None = None

@@ -2,7 +2,7 @@
 
 `write_demo(folder, demo)` is the way in. The words that depend on results come from `words.py`, the
 pictures from `figures.py` and `charts.py`; all other words stand in `demo.html`, the looks in
-`style.css`.
+`base.css` and `demo.css`.
 """
 
 import os
@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jcos.report import figures, words
+from jcos.report.arrays import Trends
 from jcos.report.charts import interval_bar, line_chart
 from jcos.report.demo import Comparison, Demo, Example
+from jcos.report.explorer import inside, plane_data, policy, script
 from jcos.report.markup import Fragments, Html, finite, interval, join, number, read
+from jcos.report.reading import view_of
 
-PARTS = Fragments("demo.html")
+PARTS, EXPLORER = Fragments("demo.html"), Fragments("explorer.html")
 
 GRID_SIDE = 60
 """About how many pixels a frame of a grid is wide: whole multiples, so that squares stay square."""
@@ -44,6 +47,7 @@ def render(demo: Demo) -> Html:
     hero, others = demo.examples[0], demo.examples[1:]
     sections = [
         _hero(hero),
+        EXPLORER.fill("plane") if demo.planes else None,
         _route_mass(demo) if demo.route_mass else None,
         _solved(demo) if demo.solved_by_step else None,
         _noise(demo) if demo.noise_steps or demo.noise_frames else None,
@@ -52,10 +56,18 @@ def render(demo: Demo) -> Html:
         _made(demo),
     ]
     lengths = sorted({len(example.video) for example in demo.examples})
+    styles = ["base.css", "demo.css", *(["plane.css"] if demo.planes else [])]
+    code, data = Html(""), Html("")
+    if demo.planes:
+        code = script()
+        views = [view_of(plane) for plane in demo.planes]
+        data = EXPLORER.fill("data", **plane_data(views, Trends([], []), 0, inside), script=code)
     return PARTS.fill(
         "page",
+        policy=policy(code),
         icon=figures.icon(hero),
-        style=Html(read("style.css") + "".join(map(figures.keyframes, lengths))),
+        style=Html("".join([*map(read, styles), *map(figures.keyframes, lengths)])),
+        data=data,
         frames=len(hero.video),
         steps=demo.settings.get("steps", hero.steps[-1] + 1),
         sections=join(section for section in sections if section is not None),

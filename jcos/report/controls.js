@@ -1,0 +1,166 @@
+// Moving through the plane: sliders, playing, keys, the choice of runs.
+// ---- moving -------------------------------------------------------------------------------------
+function build() {
+  const box = $("axis").clientWidth;
+  width = box - LEFT - GAP;
+  if (state.wide) width = Math.max(width, steps.length * 72);
+  band = width / steps.length;
+  $("lanes").style.width = `${width + LEFT + GAP}px`;
+  $("lanes").style.setProperty("--left", `${LEFT}px`);
+  buildPanes(); buildGrids(); buildCurves(); buildHeats();
+  for (const lane of $("grids").children) layGrid(lane);
+  draw();
+}
+
+function draw() {
+  drawPanes();
+  for (const lane of $("grids").children) drawGrid(lane, true);
+  move();
+}
+
+function move() {
+  const step = steps[state.step], first = views[state.shown[0]];
+  $("step").value = state.step; $("frame").value = state.frame;
+  const sigma = first?.lines.find(l => l.label === "σ"), at = sigma ? sigma.steps.indexOf(step) : -1;
+  $("step-now").replaceChildren(make("b", {}, String(step)), make("span", {}, ` of ${steps.at(-1)}${at >= 0 ? ` · σ ${sigma.values[at].toFixed(3)}` : ""}`));
+  $("step").setAttribute("aria-valuetext", `step ${step} of ${steps.at(-1)}`);
+  if (first) {
+    const frame = first.frames[column(first)];
+    $("frame-now").replaceChildren(make("b", {}, String(frame)), make("span", {}, ` of ${first.frames.at(-1)}`));
+    $("frame").setAttribute("aria-valuetext", `frame ${frame} of ${first.frames.at(-1)}`);
+  }
+  $("cursor").style.left = `${place(step)}px`;
+  drawCurves();
+  const hash = `#step=${step}&frame=${state.frame}&runs=${state.shown.join()}`;
+  clearTimeout(move.later);
+  move.later = setTimeout(() => history.replaceState(null, "", hash), 300);
+}
+
+function set(change) {
+  const step = clamp(change.step ?? state.step, 0, steps.length - 1), frame = clamp(change.frame ?? state.frame, 0, frames() - 1);
+  if (step === state.step && frame === state.frame) return;
+  Object.assign(state, { step, frame });
+  drawPanes();
+  for (const lane of $("grids").children) drawGrid(lane, false);
+  move();
+  if (state.wide) {
+    const axis = $("axis"), x = place(steps[step]);
+    if (x < axis.scrollLeft + LEFT || x > axis.scrollLeft + axis.clientWidth - 40) axis.scrollLeft = x - axis.clientWidth / 2;
+  }
+}
+
+const say = text => { $("said").textContent = text; };
+
+// ---- playing: through time at one step, or through the steps at one frame ------------------------
+let timer = 0;
+function stop() {
+  clearTimeout(timer);
+  state.playing = null;
+  for (const b of document.querySelectorAll(".play")) b.setAttribute("aria-pressed", "false");
+}
+function play(what) {
+  const again = state.playing === what;
+  stop();
+  if (again) return;
+  state.playing = what;
+  $(`play-${what}`).setAttribute("aria-pressed", "true");
+  const size = () => what === "step" ? steps.length : frames();
+  const way = () => state.back ? -1 : 1;
+  const end = () => state.back ? 0 : size() - 1;
+  if (state[what] === end()) set({ [what]: state.back ? size() - 1 : 0 });
+  const tick = () => {
+    if (state[what] === end()) set({ [what]: state.back ? size() - 1 : 0 });
+    else set({ [what]: state[what] + way() });
+    const rest = what === "step" ? Math.max(80, 4000 / size()) : Math.max(90, Math.min(350, 5000 / size()));
+    timer = setTimeout(tick, state[what] === end() ? rest + 900 : rest);
+  };
+  timer = setTimeout(tick, 120);
+}
+
+// ---- controls -----------------------------------------------------------------------------------
+const press = (button, on) => button.setAttribute("aria-pressed", String(on));
+
+function show(shown) {
+  if (!shown.length) return;
+  state.shown = shown.slice(0, MOST);
+  if (shown.length > MOST) say(`At most ${MOST} runs are shown side by side.`);
+  $("frame").max = frames() - 1;
+  state.frame = Math.min(state.frame, frames() - 1);
+  for (const chip of $("runs").children) press(chip, state.shown.includes(+chip.dataset.view));
+  build();
+}
+
+const inGroup = group => group === EACH
+  ? groups.map(g => views.findIndex(v => v.group === g))
+  : views.map((_, i) => i).filter(i => views[i].group === group);
+
+function enter(group, shown) {
+  state.group = group;
+  const members = inGroup(group);
+  $("group").value = group;
+  $("runs").replaceChildren(...members.map(number => {
+    const chip = make("button", { type: "button", "data-view": number, "aria-pressed": "false", title: views[number].prompt.slice(0, 300) }, title(views[number]));
+    chip.addEventListener("click", () => show(state.shown.includes(number) ? state.shown.filter(v => v !== number) : [...state.shown, number].sort((a, b) => a - b)));
+    return chip;
+  }));
+  $("runs").hidden = members.length < 2;
+  show(shown ?? members.slice(0, group === EACH ? MOST : 4));
+}
+
+function controls() {
+  $("step").max = steps.length - 1;
+  $("step").addEventListener("input", () => { stop(); set({ step: +$("step").value }); });
+  $("frame").addEventListener("input", () => { stop(); set({ frame: +$("frame").value }); });
+  $("play-step").addEventListener("click", () => play("step"));
+  $("play-frame").addEventListener("click", () => play("frame"));
+  const back = () => { state.back = !state.back; press($("back"), state.back); $("plane").classList.toggle("backwards", state.back); };
+  $("back").addEventListener("click", back);
+  const choices = [...document.querySelectorAll("[data-difference]")];
+  const differ = kind => { state.difference = kind; choices.forEach(b => press(b, b.dataset.difference === kind)); draw(); };
+  choices.forEach(b => b.addEventListener("click", () => differ(b.dataset.difference)));
+  const wide = () => { state.wide = !state.wide; press($("wide"), state.wide); build(); };
+  $("wide").addEventListener("click", wide);
+  $("group").addEventListener("change", () => enter($("group").value));
+  const keys = {
+    ArrowLeft: () => set({ step: state.step - 1 }), ArrowRight: () => set({ step: state.step + 1 }),
+    ",": () => set({ frame: state.frame - 1 }), ".": () => set({ frame: state.frame + 1 }),
+    Home: () => set({ step: 0 }), End: () => set({ step: steps.length - 1 }),
+    p: () => play("step"), f: () => play("frame"), b: back, g: wide,
+    d: () => differ(state.difference === "none" ? "end" : "none"),
+  };
+  const grid = { ArrowUp: () => set({ frame: state.frame - 1 }), ArrowDown: () => set({ frame: state.frame + 1 }) };
+  document.addEventListener("keydown", event => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input:not([type=range]), select, video, .scroller")) return;
+    if (event.target.type === "range" && /^(Arrow|Home|End)/.test(event.key)) return;   // it does so itself
+    const digit = /^[1-9]$/.test(event.key) ? $("runs").children[+event.key - 1] : null;
+    const act = keys[event.key] ?? (event.target.matches(".grid canvas") ? grid[event.key] : null) ?? (digit ? () => digit.click() : null);
+    if (!act || (views.length === 0 && !["ArrowLeft", "ArrowRight", "Home", "End"].includes(event.key))) return;
+    event.preventDefault();
+    if (event.key.startsWith("Arrow") || event.key === "," || event.key === ".") stop();
+    act();
+  });
+  let last = innerWidth;
+  addEventListener("resize", () => { if (innerWidth !== last) { last = innerWidth; build(); } });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", build);
+}
+
+controls();
+if (views.length) {
+  const prompt = g => views.find(v => v.group === g).prompt, differ = new Set(groups.map(prompt)).size > 1;
+  const names = groups.map(g => [g, differ && prompt(g) ? `${g} – ${prompt(g).slice(0, 60)}` : g]);
+  if (groups.length > 1) names.push([EACH, `the first run of each of ${groups.length}`]);
+  $("group").replaceChildren(...names.map(([value, text]) => make("option", { value }, text)));
+  $("group").parentNode.hidden = groups.length < 2;
+  $("pick").hidden = views.length < 2;
+  const asked = new URLSearchParams(location.hash.slice(1));
+  const runs = (asked.get("runs") ?? "").split(",").filter(Boolean).map(Number).filter(i => views[i]);
+  state.frame = +(asked.get("frame") ?? Math.max(...views.map(v => v.frames.length)) - 1) || 0;
+  const wanted = asked.get("step"), start = wanted == null ? -1 : steps.indexOf(+wanted);
+  state.step = start >= 0 ? start : Math.min(steps.length - 1, Math.floor(steps.length * .12));
+  const group = runs.length ? (runs.every(i => views[i].group === views[runs[0]].group) ? views[runs[0]].group : EACH) : groups[0];
+  enter(group, runs.length ? runs : undefined);
+} else {
+  for (const id of ["pick", "stage", "prompt", "scrub-frame"]) $(id).hidden = true;
+  $("switches").hidden = true;
+  build();
+}

@@ -1,0 +1,266 @@
+"""A run as pictures: its clean estimates, steps × frames, beside the final video.
+
+`look(model, trace)` makes it of what `jcos.generate` returns. It shows itself in a notebook, and
+`Look.save` leaves a folder that `jcos report` turns into a page.
+"""
+
+import dataclasses
+import io
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from jcos import flow, media
+from jcos.report.markup import Fragments, Html, finite, join
+from jcos.trajectory import Trace
+from jcos.wan import Wan
+
+PLANES, RUN = "planes.npz", "run.json"
+"""Files of a folder of planes: the pictures, and what is known of them."""
+PARTS = Fragments("notebook.html")
+EXACT = 64
+"""Frames up to so many pixels wide are kept without loss; larger ones as a photograph is."""
+WIDEST = 256
+"""Frames of a sheet are thinned to about so many pixels; the films keep all."""
+LONGEST = 16383
+"""What a WebP picture can be high or wide."""
+ROWS, SIDE = 8, 40
+"""Steps that a notebook shows, and about how wide a frame is there."""
+
+
+class Line(NamedTuple):
+    """A curve over denoising steps. chart: what lies in one chart has one name."""
+
+    chart: str
+    label: str
+    steps: Sequence[int]
+    values: Sequence[float | None]
+    low: Sequence[float | None] | None = None
+    high: Sequence[float | None] | None = None
+
+
+class Heat(NamedTuple):
+    """Values [row, step] as colours. rows_are: "frame" or "layer". behind: for each row and step
+    the single runs' values; names: whose they are."""
+
+    title: str
+    rows_are: str
+    rows: Sequence[int]
+    steps: Sequence[int]
+    values: Sequence[Sequence[float | None]]
+    behind: Sequence[Sequence[Sequence[float | None]]] | None = None
+    names: Sequence[str] = ()
+
+
+class Marks(NamedTuple):
+    """What was changed in a run: steps and frames that got noise, layers averaged at steps."""
+
+    steps: Sequence[int] = ()
+    frames: Sequence[int] = ()
+    layers: Sequence[int] = ()
+    layer_steps: Sequence[int] = ()
+
+    @classmethod
+    def of(cls, interventions: Mapping[str, Sequence[int]]) -> "Marks":
+        """From what a command was asked for, as `run.json` has it."""
+        layers = interventions.get("ensemble_layers", ())
+        return cls(
+            interventions.get("noise_steps", ()),
+            interventions.get("noise_frames", ()),
+            layers,
+            interventions.get("ensemble_steps", ()) if layers else (),
+        )
+
+
+UNCHANGED = Marks()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plane:
+    """One run. Steps and frames count from 0.
+
+    group: what it is a run of (a puzzle, a prompt); runs of one group are shown side by side.
+    label: which of them. x0: the clean estimates at `steps`, ascending. frames: the numbers of the
+    frames shown, all by default. video: the end. reference: a right answer. solved: whether the end
+    is one. film: name of the video's file, beside the page.
+    """
+
+    label: str
+    group: str
+    steps: Sequence[int]
+    x0: UInt8[np.ndarray, "S F H W 3"]
+    video: UInt8[np.ndarray, "f h w 3"] | None = None
+    reference: UInt8[np.ndarray, "f h w 3"] | None = None
+    frames: Sequence[int] | None = None
+    prompt: str = ""
+    solved: bool | None = None
+    lines: Sequence[Line] = ()
+    marks: Marks = UNCHANGED
+    film: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.steps) != len(self.x0) or not len(self.steps):
+            raise ValueError(
+                f"{self.label}: {len(self.steps)} steps are named, {len(self.x0)} are there"
+            )
+        for name in ("video", "reference"):
+            clip = getattr(self, name)
+            if clip is not None and clip.shape != self.x0.shape[1:]:
+                raise ValueError(f"{self.label}: {name} is {clip.shape}, x0 {self.x0.shape}")
+
+    def sheet(self) -> bytes:
+        """All pictures in one: a row for each step, then the video and the right answer, without
+        gaps. PNG where frames are small, else WebP."""
+        rows = [*self.x0, *(clip for clip in (self.video, self.reference) if clip is not None)]
+        stacked = np.stack(rows)
+        thin = max(
+            -(-stacked.shape[3] // WIDEST),
+            -(-stacked.shape[0] * stacked.shape[2] // LONGEST),
+            -(-stacked.shape[1] * stacked.shape[3] // LONGEST),
+        )
+        stacked = stacked[:, :, ::thin, ::thin]
+        sheet = np.concatenate([media.film_strip(row) for row in stacked])
+        if self.x0.shape[3] <= EXACT:
+            return media.png(sheet)
+        file = io.BytesIO()
+        Image.fromarray(sheet).save(file, "WEBP", quality=82, method=2)
+        return file.getvalue()
+
+    def derived(self) -> tuple[list[Line], Heat]:
+        """Distance of the estimates from the last and from the one before, 0..1 of the colours'
+        range; and the first by frame."""
+        last = self.x0[-1].astype(np.float32)
+        apart = np.stack([_rms(x, last) for x in self.x0])
+        moved = [None, *(float(_rms(b, a).mean()) for a, b in _pairs(self.x0))]
+        charts = ("distance to the last x̂0", "change of x̂0 from the step before")
+        lines = [
+            Line(chart, chart, self.steps, values)
+            for chart, values in zip(charts, (listed(apart.mean(1).tolist()), moved), strict=True)
+        ]
+        values = [listed(row) for row in apart.T.tolist()]
+        heat = Heat(charts[0], "frame", self.numbers, self.steps, values)
+        return lines, heat
+
+    @property
+    def numbers(self) -> list[int]:
+        return list(range(self.x0.shape[1]) if self.frames is None else self.frames)
+
+    def about(self) -> dict[str, Any]:
+        """All but the pictures, as JSON has it."""
+        named = ("label", "group", "prompt", "solved", "film")
+        return {name: getattr(self, name) for name in named} | {
+            "steps": list(self.steps),
+            "frames": self.numbers,
+            "lines": [line._asdict() for line in self.lines],
+            "marks": self.marks._asdict(),
+        }
+
+    def _repr_html_(self) -> str:
+        shown = np.unique(np.linspace(0, len(self.x0) - 1, ROWS).round().astype(int))
+        scale = media.factor_for(self.x0.shape[3], SIDE)
+        thin = max(1, self.x0.shape[3] // (2 * SIDE))
+        rows = self.x0[shown][:, :, ::thin, ::thin]
+        steps = [self.steps[i] for i in shown]
+        grid = media.contact_sheet(rows, scale=scale)
+        video = self.x0[-1] if self.video is None else self.video
+        factor = media.factor_for(video.shape[2], 5 * SIDE)
+        film = media.webp(media.upscale(video, factor))
+        result = {None: "", True: " · ✓ solved", False: " · ✗ not solved"}[self.solved]
+        return PARTS.fill(
+            "plane",
+            label=f"{self.label}{result}",
+            prompt=self.prompt,
+            grid=media.data_uri(media.png(grid)),
+            grid_alt=f"Clean estimates. Rows: steps {', '.join(map(str, steps))}; columns: frames",
+            steps=join(PARTS.fill("step", step=step) for step in steps),
+            film=media.data_uri(film),
+            film_alt=f"The final video, {len(video)} frames",
+            width=video.shape[2] * factor,
+        )
+
+
+class Look(tuple[Plane, ...]):
+    """Runs to look at, side by side in a notebook."""
+
+    def _repr_html_(self) -> str:
+        return Html(PARTS.fill("planes", planes=join(Html(p._repr_html_()) for p in self)))
+
+    def save(self, folder: Path | str, **about: Any) -> None:
+        """Leaves `planes.npz` and `run.json`, of which `jcos report FOLDER` makes a page; `about`
+        goes into the latter."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays = {
+            f"{name}_{i}": clip
+            for i, plane in enumerate(self)
+            for name in ("x0", "video", "reference")
+            if (clip := getattr(plane, name)) is not None
+        }
+        packed = io.BytesIO()
+        np.savez_compressed(packed, allow_pickle=False, **arrays)
+        told = about | {"planes": [plane.about() for plane in self]}
+        text = json.dumps(told, indent=1, ensure_ascii=False, default=list) + "\n"
+        for name, content in ((PLANES, packed.getvalue()), (RUN, text.encode())):
+            beside = folder / f".{name}.part"
+            beside.write_bytes(content)
+            beside.replace(folder / name)
+
+
+def look(
+    model: Wan, trace: Trace, *, prompt: str = "", group: str = "run", marks: Marks = UNCHANGED
+) -> Look:
+    """The runs of a trace with all its steps, leaves [K, …], decoded: one `Plane` for each seed."""
+    steps = range(trace.x0.shape[1])
+    sampling = model.config.sampling
+    lines = []
+    if sampling.steps == len(steps):
+        lines = [sigma_line(flow.schedule(sampling).sigmas[:-1])]
+    return Look(
+        Plane(
+            label=f"run {k}",
+            group=group,
+            steps=steps,
+            x0=model.decode(trace.x0[k]),
+            video=model.decode(trace.latents[k]),
+            prompt=prompt,
+            lines=lines,
+            marks=marks,
+        )
+        for k in range(len(trace.latents))
+    )
+
+
+def sigma_line(sigmas: Any) -> Line:
+    """The noise level before each step."""
+    return Line("noise level σ", "σ", range(len(sigmas)), listed(np.asarray(sigmas).tolist()))
+
+
+def saved_plane(arrays: Mapping[str, np.ndarray], i: int, about: Mapping[str, Any]) -> Plane:
+    """Plane i of what `Look.save` left."""
+    clips = {n: arrays[f"{n}_{i}"] for n in ("video", "reference") if f"{n}_{i}" in arrays}
+    told = dict(about) | {
+        "lines": [Line(**line) for line in about["lines"]],
+        "marks": Marks(**about["marks"]),
+    }
+    return Plane(x0=arrays[f"x0_{i}"], **clips, **told)
+
+
+def _pairs(x: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    return ((a.astype(np.float32), b.astype(np.float32)) for a, b in itertools.pairwise(x))
+
+
+def _rms(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """By frame."""
+    return np.sqrt(np.mean(np.square(a - b), axis=(1, 2, 3))) / 255
+
+
+def listed(values: Iterable[float | None]) -> list[float | None]:
+    """For JSON: four digits, None where there is no number."""
+    known = map(finite, values)
+    return [None if v is None else float(f"{v:.4g}") for v in known]

@@ -1,0 +1,232 @@
+"""Any folder of results, read for the explorer: what is missing or damaged is said.
+
+Known are what `jcos sample`, `demo`, `run` and `generate` write; of other folders their CSV tables,
+pictures and films.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import av
+import numpy as np
+from PIL import Image
+
+from jcos.report.arrays import Trends, trends
+from jcos.report.plane import PLANES, RUN, Heat, Line, Plane, listed
+from jcos.report.runs import Arrays, planes_of
+
+T = TypeVar("T")
+CONFIG, ARRAYS = "config.json", "arrays.npz"
+PAGE, BESIDE = "explore.html", "explore.files"
+"""The page of a folder, and what lies beside it if it is large."""
+MANIFESTS = (CONFIG, RUN)
+"""Each says what a folder of results holds; the first that is there counts."""
+UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    SyntaxError,  # of Pillow, for a broken PNG
+    zipfile.BadZipFile,
+    zlib.error,
+    csv.Error,
+    av.FFmpegError,
+)
+"""What a missing or damaged file, or a manifest of another making, raises when it is read."""
+
+
+class View(NamedTuple):
+    """A plane as the page has it: `sheet` as one picture (PNG or WebP), its cells that many pixels
+    wide and high, and what is known of it."""
+
+    sheet: bytes
+    cell: tuple[int, int]
+    about: dict[str, Any]
+    lines: list[Line]
+    heats: list[Heat]
+
+
+class Table(NamedTuple):
+    name: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Results:
+    """What was found in a folder. manifest: what was run. missing: one sentence for each thing that
+    should be there and is not, or cannot be read."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    views: list[View]
+    trends: Trends
+    tables: list[Table]
+    pictures: list[Path]
+    films: list[Path]
+    files: list[Path]
+    missing: list[str]
+
+    @property
+    def title(self) -> str:
+        return str(self.manifest.get("question") or self.folder.resolve().name)
+
+    @property
+    def command(self) -> str:
+        return str(self.manifest.get("command", ""))
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps of a run; 0 where nothing says it."""
+        return int(_dict(self.manifest.get("sampling")).get("steps") or 0)
+
+
+def holds_results(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in MANIFESTS)
+
+
+def read(folder: Path) -> Results:
+    """Everything in a folder. Raises ValueError only where it is none, or an empty one."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; give one with results, such as out/sample")
+    files = _files(folder)
+    if not files:
+        raise ValueError(f"{folder} is empty; give a folder with results, such as out/sample")
+    missing: list[str] = []
+
+    def tried(told: str, what: Callable[[], T]) -> T | None:
+        try:
+            return what()
+        except UNREADABLE as error:
+            missing.append(f"{told}: {_reason(error)}")
+            return None
+
+    manifest = tried("The manifest", lambda: _manifest(folder)) or {}
+    absent = [name for name in _expected(manifest) if not (folder / name).is_file()]
+    missing += [f"{name}: it is missing." for name in absent]
+    arrays: Arrays = {}
+    if (folder / ARRAYS).is_file():
+        arrays = tried(ARRAYS, lambda: _npz(folder / ARRAYS)) or {}
+    planes = (
+        tried("The runs", lambda: list(planes_of(folder, manifest, arrays, missing.append))) or []
+    )
+    views = [tried(name, lambda plane=plane: view_of(plane())) for name, plane in planes or ()]
+    tables = [tried(p.name, lambda p=p: _table(p)) for p in files if p.suffix == ".csv"]
+    drawn = [p for p in files if p.suffix in (".png", ".webp") and not p.stem.endswith("-x0")]
+    told = {sentence.partition(":")[0] for sentence in missing}
+    films = [p for p in files if p.suffix == ".mp4" and p.name not in told]
+    return Results(
+        folder=folder,
+        manifest=manifest,
+        views=_there(views),
+        trends=tried("Curves of the arrays", lambda: trends(arrays, manifest)) or Trends([], []),
+        tables=_there(tables),
+        pictures=_there([tried(p.name, lambda p=p: _checked(p)) for p in drawn]),
+        films=_there([tried(p.name, lambda p=p: _film(p)) for p in films]),
+        files=files,
+        missing=missing,
+    )
+
+
+def _there(found: Sequence[T | None]) -> list[T]:
+    return [one for one in found if one is not None]
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files but hidden ones and pages."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        hidden = any(part.startswith(".") for part in parts)
+        if path.is_file() and not hidden and path.suffix != ".html" and BESIDE not in parts:
+            found.append(path)
+    return found
+
+
+def _expected(run: Mapping[str, Any]) -> list[str]:
+    """Files that a command leaves, by what its manifest says."""
+    if "experiment" in run:
+        return [ARRAYS, "table.csv"]
+    if "planes" in run:
+        return [PLANES]
+    if "puzzles" in run:
+        return [ARRAYS]
+    if "checkpoint" in run:
+        return [f"seed-{seed}.mp4" for seed in run.get("seeds") or ()]
+    return []
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "it is missing."
+    if isinstance(error, KeyError):
+        return f"{error.args[0]!r} is missing."
+    return f"it cannot be read ({str(error) or type(error).__name__})."
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = next((folder / name for name in MANIFESTS if (folder / name).is_file()), None)
+    if path is None:
+        raise FileNotFoundError(RUN)
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} is no JSON object")
+    return found
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    # Opened here: of a damaged one, NumPy would leave the file open.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _checked(path: Path) -> Path:
+    """The picture's own path, if it is whole."""
+    with Image.open(path) as picture:
+        picture.verify()
+    return path
+
+
+def _film(path: Path) -> Path:
+    """The film's own path, if it can be opened: an index that is cut off is told from this."""
+    with av.open(str(path)) as film:
+        if not film.streams.video:
+            raise ValueError("it has no pictures")
+    return path
+
+
+def _table(path: Path) -> Table:
+    with path.open(newline="", encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    return Table(path.stem, head, rows)
+
+
+def view_of(plane: Plane) -> View:
+    """A plane as the page has it, with what follows from its pictures."""
+    lines, heat = plane.derived()
+    sheet, about = plane.sheet(), plane.about()
+    del about["lines"]
+    about["video"], about["reference"] = plane.video is not None, plane.reference is not None
+    rows = len(plane.x0) + about["video"] + about["reference"]
+    with Image.open(io.BytesIO(sheet)) as picture:
+        width, height = picture.size
+    return View(
+        sheet,
+        (width // plane.x0.shape[1], height // rows),
+        about,
+        [line._replace(values=listed(line.values)) for line in (*plane.lines, *lines)],
+        [heat] if len(plane.x0) > 1 else [],
+    )

@@ -1,0 +1,29 @@
+"""The notebook of docs/ runs from its first cell to its last, and its runs show themselves."""
+
+from pathlib import Path
+
+import pytest
+
+NOTEBOOK = Path(__file__).resolve().parents[2] / "docs" / "explore.ipynb"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Jupyter's own libraries
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    why = "needs the extra `browser`: pip install -e '.[browser]'"
+    nbformat = pytest.importorskip("nbformat", reason=why)
+    nbclient = pytest.importorskip("nbclient", reason=why)
+    pytest.importorskip("ipykernel", reason=why)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    done = nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
+    shown = [
+        output["data"]["text/html"]
+        for cell in done.cells
+        for output in cell.get("outputs", ())
+        if "text/html" in output.get("data", {})
+    ]
+    assert len(shown) == 2
+    assert all(page.count("data:image/webp") == 2 for page in shown)
+    page = (tmp_path / "out" / "notebook" / "explore.html").read_text()
+    assert "run 1, noise" in page
