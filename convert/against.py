@@ -19,7 +19,7 @@ from flax import nnx
 
 from jcos import flow, trajectory
 from jcos.checkpoint import leaves, with_leaves
-from jcos.config import FLOAT32, Sampling, UMT5Config, VaeConfig
+from jcos.config import FLOAT32, OFFICIAL, Sampling, UMT5Config, VaeConfig
 from jcos.dit import Block, DiT
 from jcos.layers import rope_angles, time_features
 from jcos.names import (
@@ -36,6 +36,9 @@ from jcos.text import EncoderBlock, relative_buckets
 from jcos.vae import Vae
 
 M = TypeVar("M")
+BFLOAT16 = 1.1
+"""With products in bfloat16, errors are in root mean square; those of PyTorch's own rounding times
+this are allowed."""
 SMALL = 50_000_000
 """Parameters of an expert up to which a whole sampling run is compared."""
 
@@ -96,6 +99,12 @@ def relative(found: Any, want: torch.Tensor) -> float:
     return float(np.abs(a - b).max() / np.abs(b).max())
 
 
+def deviation(found: Any, want: torch.Tensor) -> float:
+    """Root mean square of the error, of that of the values."""
+    a, b = np.asarray(found, np.float64), want.numpy()
+    return float(np.sqrt(np.square(a - b).mean() / np.square(b).mean()))
+
+
 def array(tensor: torch.Tensor) -> jax.Array:
     return jnp.asarray(tensor.numpy())
 
@@ -123,7 +132,7 @@ def dit_module(cfg: Any, layers: int) -> Any:
 
 
 def expert(source: Released, part: str) -> Iterator[Row]:
-    """Embeddings, every block, head.
+    """Embeddings, every block (also as the original runs it, with products in bfloat16), head.
 
     diffusers computes the sinusoid of the timestep in float32, the original in float64 as jcos
     does: that row allows for it, and both go on with the exact one.
@@ -157,12 +166,19 @@ def expert(source: Released, part: str) -> Iterator[Row]:
     angles = rope_angles(cfg.tokens(2, 4, 6), cfg.head_dim, cfg.rope_theta)
     fixed = array(six), array(words[0]), angles
     run = jax.jit(lambda block, *given: block(*given))
-    abstract = jax.eval_shape(lambda: Block(cfg, FLOAT32, nnx.Rngs(0)))
+    abstract, narrow = (
+        jax.eval_shape(lambda n=n: Block(cfg, n, nnx.Rngs(0))) for n in (FLOAT32, OFFICIAL)
+    )
     for i in range(cfg.layers):
         theirs(source, part, module.blocks[0], DIT_OF_DIFFUSERS, f"blocks.{i}.")
         block = ours(source, part, abstract, i)
         y = module.blocks[0](x, words, six, rope)
         yield row(f"block {i}", run(block, array(x[0]), *fixed), y[0])
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = module.blocks[0](x, words, six, rope)
+        allowed = BFLOAT16 * deviation(rounded[0].numpy(), y[0])
+        rounded = run(with_leaves(narrow, leaves(block)), array(x[0]), *fixed)
+        yield Row(part, f"block {i}, bfloat16", deviation(rounded, y[0]), allowed)
         chained, x = run(block, chained, *fixed), y
     yield row("all blocks, one after the other", chained, x[0], 1e-5)
     shift, scale = (module.scale_shift_table + e[:, None]).chunk(2, dim=1)

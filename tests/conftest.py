@@ -7,10 +7,17 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-# Before jax is imported. Set JAX_PLATFORMS to run the tests on another device.
+# Before jax is imported, and in the environment, where the processes that tests start find it too.
+# Set JAX_PLATFORMS to run the tests on another device.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiled functions are kept between tests, processes and runs.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".cache" / "jax")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -20,10 +27,6 @@ GOLDEN = ROOT / "tests" / "golden"
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Compiled functions are kept between runs, which makes the second run of the tests much faster.
-if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-    jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def load_golden(name: str) -> dict[str, np.ndarray]:
@@ -80,6 +83,7 @@ def random_model(steps: int):
 
     from flax import nnx
 
+    from jcos.checkpoint import leaves, with_leaves
     from jcos.config import Sampling
     from jcos.training import vocabulary
     from jcos.variants import toy
@@ -88,11 +92,16 @@ def random_model(steps: int):
     config = toy(vocabulary())
     dit = dataclasses.replace(config.dit, dim=32, ffn_dim=32, heads=2, layers=2, freq_dim=16)
     sampling = Sampling(steps=steps, shift=3.0)
-    model = Wan(dataclasses.replace(config, dit=dit, sampling=sampling), rngs=nnx.Rngs(0))
-    leaves, tree = jax.tree.flatten(model)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noise = [0.2 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
-    return tree.unflatten([a + n for a, n in zip(leaves, noise, strict=True)])
+    config = dataclasses.replace(config, dit=dit, sampling=sampling)
+    model = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    weights = {}
+    for name, leaf in leaves(model).items():
+        random = rng.standard_normal(leaf.shape, np.float32)
+        weights[name] = (
+            1 + 0.2 * random if name.endswith("scale") else (1 if "table" in name else 0.3) * random
+        )
+    return jax.tree.map(jnp.asarray, with_leaves(model, weights))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """`jcos generate` on the original's tiny image-to-video checkpoint."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from jcos import cli, media
+from jcos.cli.common import write
+from jcos.vae import Tiles, Vae
 from tests.conftest import GOLDEN
 
 
@@ -59,11 +63,28 @@ def settings(release: Path, picture: Path, out: Path) -> list[object]:
 
 @pytest.mark.slow
 def test_a_prompt_and_a_picture_become_a_video(
-    release: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    release: Path,
+    picture: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    coded = []
+    for half, plain in {"encode": Vae.encode, "decode": Vae.decode}.items():
+
+        def record(self, x, *, half=half, plain=plain, **options):
+            coded.append((half, options["tiles"]))
+            return plain(self, x, **options)
+
+        monkeypatch.setattr(Vae, half, record)
     out, cache = tmp_path / "out", tmp_path / "prompts"
     call = [*settings(release, picture, out), "--seeds", 3, 4, "--text-cache", cache]
+    call += ["--tiles", 6, 5, "--prompt", "a cat that does not end " * 9]
     run("generate", *call)
+    tiles = Tiles((6, 5), (3, 2))
+    assert coded == [("encode", tiles), ("decode", tiles)]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Note: the prompt has 217 tokens; only the first 23 and the end token are read." in said
     arrays = load_file(out / "latents.safetensors")
     assert arrays["latents"].shape == (2, 2, 8, 6, 16)  # seeds, latent frames, 64 × 48 pixels / 8
     assert arrays["x0"].shape == (2, 2, 2, 8, 6, 16)
@@ -104,6 +125,8 @@ def test_a_prompt_and_a_picture_become_a_video(
         (["--noise", "absent.npy"], "absent.npy"),
         (["--noise", "a.npy", "--seeds", 0, 1], "noise from a file is one video's; give one seed"),
         (["--image", "absent.png"], "the picture absent.png is missing"),
+        (["--image", __file__], "test_generate.py"),
+        (["--tiles", 0, 4], "an overlap is at least 0 and less than the size"),
     ],
 )
 def test_wrong_input_ends_in_one_sentence_and_leaves_nothing(
@@ -112,6 +135,43 @@ def test_wrong_input_ends_in_one_sentence_and_leaves_nothing(
     out = tmp_path / "out"
     assert message in refused(capsys, *settings(release, picture, out), *changes)
     assert not out.exists()
+
+
+def test_a_full_disk_is_noticed_before_the_weights_are_read(
+    release, picture, tmp_path, capsys, monkeypatch
+):
+    call = settings(release, picture, tmp_path / "out")
+    (tmp_path / "file").touch()
+    message = refused(capsys, *call, "--out", tmp_path / "file" / "out")
+    assert f"{tmp_path / 'file'} is no folder that can be written to" in message
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert "0.00 GB free; latents of 0.00 GB are to be written" in refused(capsys, *call)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_fills_up_leaves_no_half_file(tmp_path, monkeypatch):
+    def full(self: Path, content: bytes) -> int:
+        self.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        write(tmp_path / "latents.safetensors", b"1234")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_size_that_tokens_do_not_cover_is_refused(tmp_path, capsys):
+    call = [GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B", "--prompt", "a", "--frames", 5, "--out"]
+    message = refused(capsys, *call, tmp_path / "o", "--size", "72x64")
+    assert "the width is 72 pixels; wan2.1-t2v-1.3b needs a multiple of 16" in message
+
+
+def test_a_folder_without_a_vae_makes_no_videos(tmp_path, capsys):
+    call = [GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B", "--prompt", "a", "--frames", 5, "--out"]
+    message = refused(capsys, *call, tmp_path / "o", "--size", "64x64")
+    assert "Wan2.1-T2V-1.3B has no VAE, which makes videos of latents" in message
+    assert not (tmp_path / "o").exists()
 
 
 def test_a_model_of_first_frames_needs_one(release, picture, tmp_path, capsys):

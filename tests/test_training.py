@@ -70,6 +70,15 @@ def tiny_toy(monkeypatch) -> None:
     monkeypatch.setattr(training, "toy", tiny)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, list[training.Progress]]:
+    """The folder of a run of all steps, saved after every second, and what it told. Read only."""
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "toy", tiny)
+        return folder, list(train(RECIPE, folder, save_every=2))
+
+
 def same(a, b) -> bool:
     return all(
         np.asarray(x).tobytes() == np.asarray(y).tobytes()
@@ -233,10 +242,9 @@ for progress in names["train"](names["RECIPE"], Path(folder), save_every=2):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny_toy")
-def test_a_killed_and_resumed_run_ends_in_the_same_weights(tmp_path, config):
+def test_a_killed_and_resumed_run_ends_in_the_same_weights(tmp_path, config, finished):
     """Killed after step 5 of 6, when 4 are saved, and resumed: as if nothing had happened."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    progress = list(train(RECIPE, whole, save_every=2))
+    (whole, progress), broken = finished, tmp_path / "broken"
     assert [p.step for p in progress] == [1, 2, 3, 4, 5, 6]
     assert all(np.isfinite(p.loss) for p in progress)
 
@@ -256,28 +264,27 @@ def test_a_killed_and_resumed_run_ends_in_the_same_weights(tmp_path, config):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny_toy")
-def test_a_run_keeps_two_states_and_a_model_of_averaged_weights(tmp_path, config):
-    list(train(RECIPE, tmp_path, save_every=2))
-    names = [p.name for p in sorted(tmp_path.iterdir())]
+def test_a_run_keeps_two_states_and_a_model_of_averaged_weights(config, finished):
+    folder, _ = finished
+    names = [p.name for p in sorted(folder.iterdir())]
     assert names == ["model", "step-000004", "step-000006"]
-    state, model = final(tmp_path, config), load(tmp_path / "model")
+    state, model = final(folder, config), load(folder / "model")
     assert model.config == config
     assert same(leaves(model), averaged(RECIPE, state))
     assert not same(state.ema, state.params)
-    assert list(train(RECIPE, tmp_path, save_every=2)) == []  # there is nothing left to do
+    assert list(train(RECIPE, folder, save_every=2)) == []  # there is nothing left to do
 
     other = dataclasses.replace(RECIPE, learning_rate=1e-3)
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     with pytest.raises(ValueError, match="holds a run of another recipe; choose another folder"):
-        next(train(other, tmp_path, save_every=2))
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+        next(train(other, folder, save_every=2))
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny_toy")
-def test_a_second_run_goes_on_from_the_model_of_the_first(tmp_path, config):
-    list(train(RECIPE, tmp_path / "first"))
-    start = tmp_path / "first" / "model"
+def test_a_second_run_goes_on_from_the_model_of_the_first(tmp_path, config, finished):
+    start = finished[0] / "model"
     recipe = dataclasses.replace(RECIPE, start=str(start), seed=1)
     assert same(initial(recipe, config).params, leaves(load(start)))
 
@@ -285,16 +292,17 @@ def test_a_second_run_goes_on_from_the_model_of_the_first(tmp_path, config):
     told = read_manifest(tmp_path / "second" / "model")["notes"]["recipe"]
     assert told["seed"] == 1
     assert told["start"] == read_manifest(start)["notes"]["recipe"]
-    assert str(tmp_path) not in str(told)
+    assert str(start) not in str(told)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny_toy")
 def test_a_run_starts_from_no_model_with_other_words(tmp_path, config):
     other = dataclasses.replace(config, text=Words(("another",), 4))
-    save(tmp_path, other, Wan(other, rngs=nnx.Rngs(0)), {})
+    folder = tmp_path / "other"
+    save(folder, other, Wan(other, rngs=nnx.Rngs(0)), {})
     with pytest.raises(ValueError, match="holds a model of another architecture or vocabulary"):
-        initial(dataclasses.replace(RECIPE, start=str(tmp_path)), config)
+        initial(dataclasses.replace(RECIPE, start=str(folder)), config)
 
 
 def test_the_second_recipe_shows_every_task():

