@@ -50,7 +50,7 @@ evaluate: $(READY)  ## the table of what the tiny model solves
 	$(BIN)/python scripts/evaluate.py $(ARGS)
 
 paper: $(READY)  ## every experiment of the paper, into out/paper; goes on where it stopped
-	@for config in configs/*.py; do \
+	@for config in $(filter-out configs/vbvr_%,$(wildcard configs/*.py)); do \
 		$(BIN)/jcos run $$config --out out/paper/$$(basename $$config .py) $(ARGS) || exit 1; \
 	done
 

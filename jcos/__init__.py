@@ -1,8 +1,8 @@
 """jcos (JAX Chain-of-Steps): where does a video diffusion model reason?
 
 The files stand on floors; each imports only those above it:
-config, flow, measures, attention, layers, dit, vae, text, sharding, checkpoint, probes, trajectory,
-wan, tasks, training, experiments, bench, media, report, cli.
+config, flow, measures, mesh, attention, layers, dit, vae, text, sharding, checkpoint, probes,
+trajectory, wan, planning, tasks, training, experiments, media, bench, report, cli.
 """
 
 from jcos import tasks

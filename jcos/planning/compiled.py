@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ def installed() -> bool:
     return importlib.util.find_spec("libtpu") is not None
 
 
-def described(machine: Machine) -> Sequence[jax.Device]:
+def described(machine: Machine) -> Sequence[Any]:
     """The devices of a TPU slice, as far as a compiler needs them.
 
     Raises ModuleNotFoundError where libtpu is missing, ValueError where it knows no such slice.
