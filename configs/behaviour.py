@@ -2,7 +2,7 @@
 
     jcos run configs/behaviour.py
 
-Two cores: about N minutes. Writes out/behaviour: how many early wrong answers are right in the end
+Writes out/behaviour: how many early wrong answers are right in the end
 and when, and the converse; when the scene is right and when the answer is; both beside the ideal
 denoiser; what linear probes read of a hidden object off the tokens, by layer, step and place.
 """

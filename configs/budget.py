@@ -2,7 +2,7 @@
 
     jcos run configs/budget.py
 
-Two cores: about N minutes. Writes out/budget: score against forwards for 1 to 50 steps, for several
+Writes out/budget: score against forwards for 1 to 50 steps, for several
 shifts, and for steps spent early, evenly or late, each beside the ideal denoiser under the same
 schedule and as a paired difference from the model's own spacing.
 """

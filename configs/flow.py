@@ -2,7 +2,7 @@
 
     jcos run configs/flow.py
 
-Two cores: about N minutes. Writes out/flow: the map of noised step × observed step (1 − CKA of the
+Writes out/flow: the map of noised step × observed step (1 − CKA of the
 tokens), the sensitivity curve, the layer × step maps, the same for noise at a frame, all beside the
 ideal denoiser under the same noise.
 """

@@ -2,7 +2,7 @@
 
     jcos run configs/noise.py
 
-Two cores: about N minutes. Writes out/noise: score and agreement against the step and the frame
+Writes out/noise: score and agreement against the step and the frame
 that get the noise, the map of single cells, the strength sweep, and the comparison at equal energy.
 """
 

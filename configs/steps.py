@@ -2,7 +2,7 @@
 
     jcos run configs/steps.py
 
-Two cores: about N minutes. Writes out/steps: the share of puzzles solved by each step, the step of
+Writes out/steps: the share of puzzles solved by each step, the step of
 commitment, how much of each estimate is which answer, all beside the ideal denoiser; how well early
 uncertainty predicts failure; grids of estimates, steps × frames.
 """

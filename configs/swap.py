@@ -3,7 +3,7 @@
 
     jcos run configs/swap.py
 
-Two cores: about N minutes. Writes out/swap: by layer, how often a run ends with the donor's answer,
+Writes out/swap: by layer, how often a run ends with the donor's answer,
 for swaps in the first step, in every other one and kept up over several; the donor's share in the
 estimate at once; the same for the object's tokens alone; films of one pair of each kind.
 """
