@@ -11,7 +11,7 @@ import pytest
 
 from jcos import cli, media, wan
 from jcos.bench import worker
-from jcos.bench.arm import Arm, forward_flops, hours
+from jcos.bench.arm import Arm, forward_flops, hours, load_arms
 from jcos.bench.folder import read_bench
 from jcos.bench.run import Work, conduct
 from jcos.bench.state import Folder, Status
@@ -22,8 +22,10 @@ from jcos.experiments.puzzles import finish
 from jcos.probes import Noise, SeedEnsemble
 from jcos.variants import VARIANTS, with_profile
 from jcos.wan import TINY, Wan
+from tests.conftest import ROOT
 
 SMALL = Arm(profile=None, scale=1 / 8, sampling=Settings(steps=2))
+CONFIGS = sorted((ROOT / "configs").glob("vbvr_*.py"))
 FIRST = "In-Domain_50/T-1_maze_data-generator/00000"
 
 
@@ -287,3 +289,11 @@ def test_the_whole_path_from_the_command_line(
     assert commanded("bench", "run", arms, *given, "--set", "sampling.steps=3") == 2
     assert "arm.sampling.steps 2, not 3" in capsys.readouterr().err
     assert jax.devices()
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_config_describes_its_arms(file):
+    arms = load_arms(file)
+    assert len(arms) == {"base": 1, "small": 2, "ensemble": 3, "noise": 8}[file.stem[5:]]
+    assert all(isinstance(arm, Arm) for arm in arms.values())
+    assert f"jcos bench run configs/{file.name}" in file.read_text()

@@ -10,7 +10,8 @@ from jcos.experiments.noise import Noise
 from jcos.experiments.settings import load_experiment, override
 from jcos.experiments.steps import Steps
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+FOLDER = Path(__file__).parents[2] / "configs"
+CONFIGS = [file for file in sorted(FOLDER.glob("*.py")) if not file.stem.startswith("vbvr_")]
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
