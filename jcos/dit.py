@@ -40,10 +40,9 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(n_out, self.dtype))
 
     def __call__(self, x: Float[Array, "N I"]) -> Float[Array, "N O"]:
-        product = jnp.matmul(
-            x.astype(self.dtype), self.kernel[...], preferred_element_type=jnp.float32
-        )
-        return (product + self.bias[...][None]).astype(self.dtype)
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, self.kernel[...], self.bias[...]))
+        product = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+        return (product + bias[None]).astype(self.dtype)
 
 
 class Attention(nnx.Module):
