@@ -89,6 +89,7 @@ def test_a_run_that_lost_a_host_ends():
     finally:
         for process in hosts:
             process.kill()
+            process.communicate()  # closes its pipes
     assert hosts[0].returncode != 0
     assert re.search("heartbeat|Connection|closed by peer|UNAVAILABLE|unhealthy", err)
 
