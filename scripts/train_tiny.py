@@ -5,7 +5,9 @@
     python scripts/train_tiny.py --out runs/tiny --steps 5000
 
 Ends with OUT/model (a checkpoint folder, what `jcos.load` reads) and OUT/curve.png. To ship it,
-replace jcos/tiny by OUT/model and run `make evaluate`.
+replace jcos/tiny by OUT/model and run `make evaluate`. The shipped one went on from there:
+
+    python scripts/train_tiny.py --start runs/tiny/model --out runs/second
 """
 
 import argparse
