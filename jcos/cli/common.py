@@ -29,6 +29,10 @@ class Interventions:
     ensemble_steps: tuple[int, ...] = (0,)
     """… in these steps."""
 
+    def interventions(self) -> dict[str, list[int]]:
+        """As a run's manifest holds them."""
+        return {f.name: list(getattr(self, f.name)) for f in dataclasses.fields(Interventions)}
+
     def probe(self, steps: int, frames: int, layers: int) -> Chain:
         """All interventions, most of them off: one program serves every choice."""
         on = self.ensemble_steps if self.ensemble_layers else ()

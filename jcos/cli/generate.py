@@ -244,9 +244,7 @@ class Generate(Interventions):
             "numerics": dataclasses.asdict(config.numerics),
             "seeds": list(self.seeds),
             "noise": self.noise,
-            "interventions": {
-                f.name: list(getattr(self, f.name)) for f in dataclasses.fields(Interventions)
-            },
+            "interventions": self.interventions(),
             "x0": list(self.x0),
             "tiles": None if self.tiles is None else list(self.tiles),
             "versions": {name: metadata.version(name) for name in ("jcos", "jax", "flax")},

@@ -97,9 +97,7 @@ class Sample(Interventions):
             "model": model.config.name,
             "sampling": dataclasses.asdict(sampling),
             "codec": model.config.codec and dataclasses.asdict(model.config.codec),
-            "interventions": {
-                f.name: list(getattr(self, f.name)) for f in dataclasses.fields(Interventions)
-            },
+            "interventions": self.interventions(),
             "puzzles": [{"prompt": p.prompt, "right_answers": len(p.answers)} for p in puzzles],
             "seeds": list(self.seeds),
             "shown_steps": shown.tolist(),
