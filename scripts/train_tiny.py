@@ -7,7 +7,8 @@
 Ends with OUT/model (a checkpoint folder, what `jcos.load` reads) and OUT/curve.png. To ship it,
 replace jcos/tiny by OUT/model and run `make evaluate`. The shipped one went on from there:
 
-    python scripts/train_tiny.py --start runs/tiny/model --out runs/second
+    python scripts/train_tiny.py --part 2 --start runs/tiny/model --out runs/second
+    python scripts/train_tiny.py --part 3 --start runs/second/model --out runs/third
 """
 
 import argparse
@@ -18,7 +19,7 @@ import matplotlib as mpl
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jcos.training import Recipe, second, train
+from jcos.training import PARTS, train
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -46,11 +47,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="by default those of the recipe")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=250)
-    parser.add_argument("--start", help="model folder to go on from, by the recipe's second part")
+    parser.add_argument("--part", type=int, default=1, choices=range(1, len(PARTS) + 1))
+    parser.add_argument("--start", help="model folder to go on from: what the part before made")
     arguments = parser.parse_args()
-    recipe = second(arguments.start) if arguments.start else Recipe()
-    steps = recipe.steps if arguments.steps is None else arguments.steps
-    recipe = dataclasses.replace(recipe, steps=steps, seed=recipe.seed + arguments.seed)
+    if (arguments.part > 1) != bool(arguments.start):
+        parser.error("the first part starts from nothing, every other one needs --start")
+    recipe = PARTS[arguments.part - 1]
+    recipe = dataclasses.replace(
+        recipe,
+        steps=recipe.steps if arguments.steps is None else arguments.steps,
+        seed=recipe.seed + arguments.seed,
+        start=arguments.start,
+    )
     columns = (
         TextColumn("loss {task.fields[loss]:.4f}"),
         BarColumn(),

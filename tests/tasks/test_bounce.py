@@ -83,7 +83,7 @@ def test_the_ball_moves_freely_until_the_first_bounce(task, puzzles):
 
 
 def test_an_answer_is_solved_only_without_an_error(task, puzzles):
-    """A ball that is one step (two pixels) off in one frame after the bounce is not solved."""
+    """A ball that is one step off in one frame after the bounce is not solved."""
     for puzzle in puzzles:
         (path,) = puzzle.answers
         x, y = path[-1]
