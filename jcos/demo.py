@@ -36,9 +36,11 @@ ROUTES = 4
 
 
 class Sizes(NamedTuple):
-    """Puzzles behind each figure; `make evaluate` takes hundreds."""
+    """Puzzles behind each figure; `make evaluate` takes hundreds. routes: mazes with several
+    shortest ways."""
 
     task: int = 10
+    routes: int = 16
     noise: int = 6
     ensemble: int = 12
 
@@ -55,18 +57,21 @@ def run(model: Wan, folder: Path, command: str, sizes: Sizes = SIZES) -> Iterato
         steps = model.config.sampling.steps
         raise ValueError(f"the demo looks at step {SHOWN[-1]}; this model samples in {steps} steps")
     start = time.monotonic()
+    maze = TASKS["maze"]
+    yield "following routes"
+    forked = [p for p in held_out(maze, 6 * sizes.routes) if len(p.answers) > 1][: sizes.routes]
+    followed = watch(model, maze, forked, range(SHOWN[-1] + 1), judged=SHOWN)
+    route_mass = _route_mass(model, forked, followed)
     examples, planes, solved_by_step = [], [], []
     for task in TASKS.values():
         yield f"watching {task.name}"
         puzzles = held_out(task, sizes.task)
         watched = watch(model, task, puzzles, range(SHOWN[-1] + 1), judged=SHOWN)
-        example, plane = _example(model, task, puzzles, watched)
+        shown = (forked, followed) if task is maze else (puzzles, watched)
+        example, plane = _example(model, task, *shown)
         examples.append(example)
         planes.append(plane)
         solved_by_step.append(_curve(task.name, SHOWN, watched.solved))
-    maze = TASKS["maze"]
-    yield "following routes"
-    route_mass = _route_mass(model, maze, sizes.task)
     yield "noise at a step, noise in a frame"
     at_step, at_frame, baseline = _noise(model, maze, sizes.noise)
     yield "averaging seeds"
@@ -95,18 +100,23 @@ def run(model: Wan, folder: Path, command: str, sizes: Sizes = SIZES) -> Iterato
 def _example(
     model: Wan, task: Task, puzzles: Sequence[Puzzle], watched: Watched
 ) -> tuple[Example, Plane]:
-    """The first puzzle with a few right answers that the model solves, or the nearest to that: some
-    of its steps, and all of them."""
-    several = [2 <= len(p.answers) <= ROUTES for p in puzzles]
+    """A puzzle with a few right answers that the model solves and whose first estimate blends them
+    most, or the nearest to that: some of its steps, and all of them."""
     solved = watched.solved[:, -1]
+    blended = np.zeros(len(puzzles))
+    for i, puzzle in enumerate(puzzles):
+        if 2 <= len(puzzle.answers) <= ROUTES:
+            first, _ = masses(model, puzzle, watched.x0[i, :1], room=ROUTES)
+            blended[i] = 1 - np.max(first)
     # By preference: several answers and solved, several, solved, first.
-    i = max(range(len(puzzles)), key=lambda i: (several[i], solved[i], -i))
-    kind = f"first of {len(puzzles)}"
-    if several[i]:
-        kind += f" with 2 to {ROUTES} right answers"
-    if solved[i]:
-        kind += " that is solved"
-    why = f"held-out puzzle {i}, noise seed 0 (the {kind})"
+    i = max(
+        range(len(puzzles)), key=lambda i: (blended[i] > 0, bool(solved[i]), float(blended[i]), -i)
+    )
+    which = "solved " if solved[i] else ""
+    why = f"held-out puzzle {i}, noise seed 0 (the first {which}one of {len(puzzles)})"
+    if blended[i]:
+        which += f"ones with 2 to {ROUTES} right answers"
+        why = f"held-out puzzle {i}, noise seed 0 (of the {which}, the most mixed first estimate)"
     answers, shown = task.routes(puzzles[i]), list(SHOWN)
     mass = off = None
     if len(answers) > 1:
@@ -162,9 +172,7 @@ def _curve(label: str, x: Sequence[int], values: np.ndarray) -> Curve:
     return Curve(label=label, x=list(x), y=y, low=low, high=high, n=len(values))
 
 
-def _route_mass(model: Wan, task: Task, n: int) -> list[Curve]:
-    puzzles = [p for p in held_out(task, 12 * n) if len(p.answers) > 1][:n]
-    watched = watch(model, task, puzzles, range(SHOWN[-1] + 1), judged=SHOWN[-1:])
+def _route_mass(model: Wan, puzzles: Sequence[Puzzle], watched: Watched) -> list[Curve]:
     found = routes(model, puzzles, watched)
     labels = ("route taken", "other shortest routes", "no route")
     steps = range(SHOWN[-1] + 1)

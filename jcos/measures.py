@@ -159,8 +159,9 @@ def auroc(
 
 
 def over_puzzles(values: Shaped[np.ndarray, "P *seeds"]) -> Estimate:
-    """The mean over puzzles with its interval: Wilson's for one yes or no per puzzle, else by
-    bootstrap of each puzzle's mean over seeds."""
-    if values.dtype == bool and values.size == len(values):
-        return proportion(values.reshape(-1))
-    return bootstrap(values.reshape(len(values), -1).mean(1).astype(np.float64))
+    """The mean over puzzles with its interval: Wilson's for one yes or no per puzzle (or where all
+    seeds of each agree), else by bootstrap of each puzzle's mean over seeds."""
+    means = values.reshape(len(values), -1).mean(1).astype(np.float64)
+    if values.dtype == bool and np.isin(means, (0.0, 1.0)).all():
+        return proportion(means == 1)
+    return bootstrap(means)

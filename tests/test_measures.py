@@ -199,6 +199,8 @@ def test_over_puzzles_chooses_the_interval():
     assert over_puzzles(solved) == over_puzzles(solved[:, None]) == proportion(solved)
     seeds = np.stack([solved, ~solved], 1)
     assert over_puzzles(seeds)[:3] == (0.5, 0.5, 0.5)
+    agreed = np.repeat(np.ones((9, 1), bool), 3, 1)  # no certainty: all of only nine
+    assert over_puzzles(agreed) == proportion(agreed[:, 0])
     values = np.random.default_rng(0).normal(size=(20, 3))
     assert over_puzzles(values) == bootstrap(values.mean(1))
 
