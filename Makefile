@@ -27,8 +27,8 @@ help:  ## this list
 demo: $(READY)  ## watch a small model solve a puzzle: results as a page for the browser
 	$(BIN)/jcos demo $(ARGS)
 
-test: $(READY)  ## all tests, on the CPU
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q $(ARGS)
+test: $(READY)  ## all tests, on the CPU, a few processes at a time
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 lint: ruff pyright  ## ruff check, ruff format --check, pyright
 

@@ -16,11 +16,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jcos import flow
-from jcos.experiments import plots
 from jcos.experiments.answers import answers_of
 from jcos.experiments.behaviour_figures import figures
 from jcos.experiments.behaviour_found import Found, courses
 from jcos.experiments.behaviour_memory import check_tiles, remembering
+from jcos.experiments.clips_watched import distance_figure, distance_rows, first_film
 from jcos.experiments.experiment import Experiment, Findings, Picture, looked_at, row
 from jcos.experiments.puzzles import Progress, playing
 from jcos.experiments.samples import Samples
@@ -133,30 +133,16 @@ class Behaviour(Experiment):
         parts = {"what stays": still, "what changes": moving}
         steps = {name: commitment_step(values <= SETTLED) for name, values in parts.items()}
         whole = self.forwards(model)
-        rows = [
-            row(
-                "clips",
-                f"distance to the end, {name}",
-                f"step {s}",
-                values[:, :, s],
-                self.forwards(model, s + 1),
-            )
-            for name, values in parts.items()
-            for s in shown.tolist()
-        ]
+        distances = {f"distance to the end, {name}": v for name, v in parts.items()}
+        rows = distance_rows(distances, shown.tolist(), lambda n: self.forwards(model, n))
         rows += [
             row("clips", "step of settling", name, at.astype(float), whole)
             for name, at in steps.items()
         ]
         later = (steps["what changes"] - steps["what stays"]).astype(float)
         rows.append(row("clips", "step of settling", "what changes less what stays", later, whole))
-        figure = plots.panels(1)
-        for i, (name, values) in enumerate(parts.items()):
-            plots.curve(figure.axes[0], range(plan.steps), np.moveaxis(values, 1, 2), name, i)
-        plots.level(figure.axes[0], SETTLED, "settled")
-        plots.label(figure.axes[0], "denoising step", "distance of x̂0, relative")
+        figure = distance_figure(parts, (SETTLED, "settled"))
         yield Progress("decoding", 0, 1)
-        film = plots.film_grid(model.decode(jnp.asarray(x0[0, 0])), [f"step {s}" for s in shown])
         pictures = {
             "settling": Picture(
                 figure,
@@ -164,10 +150,7 @@ class Behaviour(Experiment):
                 "the latent cells that differs least from the first frame in the end, and of the "
                 "tenth that differs most.",
             ),
-            "film": Picture(
-                film,
-                "The first clip. Clean estimates; rows are denoising steps, columns are frames.",
-            ),
+            "film": first_film(model, x0[0, 0], shown.tolist()),
         }
         arrays = {"still": still, "moving": moving, "x0": x0, "shown": shown}
         return Findings(arrays, rows, pictures)

@@ -41,7 +41,6 @@ DEPTH = (
     "The same by layer, the mean over the looked-at steps; x̂0: read off the estimate of the hidden "
     "frames. Dotted: the same probes fitted to shuffled labels, over all layers."
 )
-FILM = "Clean estimates; rows are denoising steps, columns are frames."
 
 
 def figures(
@@ -63,7 +62,7 @@ def figures(
                 videos[p[i], k, found.looked], [f"step {s}" for s in found.looked]
             )
             told = f"{task}, puzzle {i}: the first that shows a wrong answer and ends right."
-            yield f"film-{task}", Picture(film, f"{told} {FILM}")
+            yield f"film-{task}", Picture(film, f"{told} {plots.FILM}")
 
 
 def _by_task(found: Found, curves: dict[str, tuple[str, bool]], y: str) -> Figure:

@@ -149,6 +149,10 @@ def heat(
     figure.colorbar(shown, ax=axes, label=name)
 
 
+FILM = "Clean estimates; rows are denoising steps, columns are frames."
+"""The caption of a film of estimates."""
+
+
 @styled
 def film_grid(
     videos: UInt8[np.ndarray, "rows F H W 3"], rows: Sequence[str], *, frames: int = 8

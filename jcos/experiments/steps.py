@@ -10,15 +10,14 @@ import dataclasses
 from collections.abc import Generator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jcos.experiments import plots
 from jcos.experiments.answers import answers_of
-from jcos.experiments.experiment import Experiment, Findings, Picture, looked_at, row
+from jcos.experiments.clips_watched import distance_figure, distance_rows, first_film
+from jcos.experiments.experiment import Experiment, Findings, Picture, looked_at
 from jcos.experiments.puzzles import Progress, playing
 from jcos.experiments.samples import Samples
-from jcos.experiments.steps_figures import FILM, figures
+from jcos.experiments.steps_figures import figures
 from jcos.experiments.steps_found import Found
 from jcos.experiments.watching import Seen, look_at_answers, look_at_distance
 from jcos.probes import States
@@ -95,28 +94,16 @@ class Steps(Experiment):
             chunk=self.chunk,
             what="watching every step",
         )
-        curves = {"distance to the end": distance[0], "distance to the step before": change[0]}
-        rows = [
-            row(
-                "clips",
-                f"distance {name}",
-                f"step {s}",
-                values[:, :, s],
-                self.forwards(model, s + 1),
-            )
-            for name, values in curves.items()
-            for s in shown.tolist()
-        ]
-        figure = plots.panels(1)
-        for i, (name, values) in enumerate(curves.items()):
-            plots.curve(figure.axes[0], range(plan.steps), np.moveaxis(values, 1, 2), name, i)
-        plots.label(figure.axes[0], "denoising step", "distance of x̂0, relative")
+        distances = {
+            "distance to the end": distance[0],
+            "distance to the step before": change[0],
+        }
+        rows = distance_rows(distances, shown.tolist(), lambda n: self.forwards(model, n))
+        figure = distance_figure(distances)
         yield Progress("decoding", 0, 1)
-        videos = model.decode(jnp.asarray(x0[0, 0, 0]))
-        film = plots.film_grid(videos, [f"step {s}" for s in shown])
         pictures = {
             "distance": Picture(figure, "Distance of estimates, over the norm of the last."),
-            "film": Picture(film, f"The first clip. {FILM}"),
+            "film": first_film(model, x0[0, 0, 0], shown.tolist()),
         }
         arrays = {"distance": distance[0], "change": change[0], "x0": x0[0], "shown": shown}
         return Findings(arrays, rows, pictures)

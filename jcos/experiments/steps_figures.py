@@ -25,7 +25,6 @@ PREDICTION = (
     "How well a reading of the estimate at a step tells runs that will fail from those that will "
     "be solved; 0.5 tells nothing."
 )
-FILM = "Clean estimates; rows are denoising steps, columns are frames."
 
 
 def figures(found: Found) -> Iterator[tuple[str, Picture]]:
@@ -39,7 +38,7 @@ def figures(found: Found) -> Iterator[tuple[str, Picture]]:
         end = "solved" if found.solved[i, 0, -1] else "not solved"
         name = part.replace(", ", "-").replace(" ", "-")
         told = f"{part}: puzzle {i}, the first that is solved if any is; {end} in the end."
-        yield f"film-{name}", Picture(_film(found, i), f"{told} {FILM}")
+        yield f"film-{name}", Picture(_film(found, i), f"{told} {plots.FILM}")
 
 
 def _solved(found: Found) -> Figure:

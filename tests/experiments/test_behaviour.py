@@ -33,17 +33,8 @@ from jcos.tasks import TASKS, still_of
 from jcos.tasks.base import PALETTE, TILE
 from jcos.trajectory import Trace
 from jcos.wan import Wan
-from tests.experiments import test_clips
 
-clips, model = test_clips.clips, test_clips.model
 SMALL = Behaviour(tasks=("maze", "rotation"), puzzles=3, wrong=2, learned=20, remembered=8)
-
-
-@pytest.fixture(scope="module")
-def found(small_model: Wan):
-    before = compilations()
-    findings = finish(SMALL.run(small_model))
-    return findings, compilations() - before
 
 
 def test_all_tasks_are_one_program_and_memory_another(found) -> None:

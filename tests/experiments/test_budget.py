@@ -10,9 +10,7 @@ from jcos.experiments.budget_found import Case
 from jcos.experiments.experiment import Settings
 from jcos.experiments.puzzles import compilations, finish
 from jcos.wan import Wan
-from tests.experiments import test_clips
 
-clips, model = test_clips.clips, test_clips.model
 SMALL = Budget(
     tasks=("maze", "rotation"),
     puzzles=3,
@@ -21,13 +19,6 @@ SMALL = Budget(
     shifts=(1.0, 3.0),
     middles=(0.5, 0.9),
 )
-
-
-@pytest.fixture(scope="module")
-def found(small_model: Wan):
-    before = compilations()
-    findings = finish(SMALL.run(small_model))
-    return findings, compilations() - before
 
 
 def test_all_schedules_of_a_length_are_one_program(found) -> None:

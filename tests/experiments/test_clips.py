@@ -1,11 +1,9 @@
 """The same experiments on a released model: two experts, guidance, a VAE, prompts with pictures."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from jcos.experiments.experiment import Settings
 from jcos.experiments.noise import Noise
@@ -14,27 +12,8 @@ from jcos.experiments.samples import Samples
 from jcos.experiments.steps import Steps
 from jcos.wan import Wan
 from tests.conftest import load_golden
-from tests.test_wan import released
 
 SHORT = Settings(steps=4)
-
-
-@pytest.fixture(scope="module")
-def model() -> Wan:
-    return released("i2v")
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, golden = tmp_path_factory.mktemp("clips"), load_golden("loops/i2v_unipc6")
-    Image.fromarray(golden["in.image_u8"]).save(folder / "picture.png")
-    np.save(folder / "prompt.npy", golden["in.context"])
-    np.save(folder / "negative.npy", golden["in.context_null"])
-    clip = {"prompt": "prompt.npy", "negative": "negative.npy", "picture": "picture.png"}
-    other = clip | {"prompt": "negative.npy"}
-    about = {"frames": 9, "height": 80, "width": 64, "clips": [clip, other]}
-    (folder / "clips.json").write_text(json.dumps(about))
-    return folder / "clips.json"
 
 
 def test_clips_become_the_originals_condition(model: Wan, clips: Path) -> None:

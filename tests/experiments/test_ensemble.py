@@ -1,12 +1,10 @@
 """Means over seeds: laws that hold for any model, and what is counted."""
 
-import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from jcos.experiments.ensemble import Ensemble, probe_of
 from jcos.experiments.ensemble_found import Arm, Found, difference, groups_of
@@ -16,18 +14,10 @@ from jcos.experiments.samples import Samples
 from jcos.probes import SeedEnsemble
 from jcos.tasks import TASKS
 from jcos.wan import Wan
-from tests.conftest import load_golden
-from tests.test_wan import released
+from tests.experiments.conftest import clips_file
 
 MAZE = TASKS["maze"]
 SMALL = Ensemble(puzzles=2, seeds=(0, 1, 2, 3), more_members=(2, 4), until=(0, 0.5))
-
-
-@pytest.fixture(scope="module")
-def found(small_model: Wan):
-    before = compilations()
-    findings = finish(SMALL.run(small_model))
-    return findings, compilations() - before
 
 
 def test_all_arms_are_one_program_and_each_longer_run_another(found) -> None:
@@ -190,19 +180,11 @@ def test_the_papers_comparison_alone(small_model: Wan) -> None:
 
 
 @pytest.mark.slow
-def test_clips_of_a_released_model(tmp_path: Path) -> None:
-    """Two experts, guidance, a VAE: no judge, but how far the ends move and how far they are
-    apart."""
-    golden = load_golden("loops/i2v_unipc6")
-    Image.fromarray(golden["in.image_u8"]).save(tmp_path / "picture.png")
-    np.save(tmp_path / "prompt.npy", golden["in.context"])
-    np.save(tmp_path / "negative.npy", golden["in.context_null"])
-    clip = {"prompt": "prompt.npy", "negative": "negative.npy", "picture": "picture.png"}
-    about = {"frames": 5, "height": 80, "width": 64, "clips": [clip]}
-    (tmp_path / "clips.json").write_text(json.dumps(about))
-    model, before = released("i2v"), compilations()
+def test_clips_of_a_released_model(model: Wan, tmp_path: Path) -> None:
+    """No judge, but how far the ends move and how far they are apart."""
+    before = compilations()
     experiment = Ensemble(
-        clips=tmp_path / "clips.json",
+        clips=clips_file(tmp_path, frames=5, count=1),
         sampling=Settings(steps=3),
         seeds=(0, 1, 2, 3),
         more_members=(2,),

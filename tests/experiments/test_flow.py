@@ -20,20 +20,10 @@ from jcos.experiments.noise_found import Case
 from jcos.experiments.puzzles import compilations, finish
 from jcos.experiments.samples import Samples
 from jcos.wan import Wan
-from tests.experiments.test_clips import clips, model
-
-__all__ = ["clips", "model"]  # fixtures
 
 SMALL = Flow(
     tasks=("maze", "rotation"), puzzles=3, steps=(0, 2), frames=(1, 4), seeds=(0, 1), at_once=4
 )
-
-
-@pytest.fixture(scope="module")
-def found(small_model: Wan):
-    before = compilations()
-    findings = finish(SMALL.run(small_model))
-    return findings, compilations() - before
 
 
 def test_the_whole_experiment_is_one_program(found) -> None:

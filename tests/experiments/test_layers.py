@@ -14,18 +14,8 @@ from jcos.experiments.samples import Samples
 from jcos.probes import TokenFeatures, chain
 from jcos.tasks import TASKS
 from jcos.wan import Wan, generate
-from tests.experiments.test_clips import clips, model
-
-__all__ = ["clips", "model"]  # fixtures
 
 SMALL = Layers(tasks=("maze", "pattern"), puzzles=12, looked=(0, 3), shown=(0.0, 1.0))
-
-
-@pytest.fixture(scope="module")
-def found(small_model: Wan):
-    before = compilations()
-    findings = finish(SMALL.run(small_model))
-    return findings, compilations() - before
 
 
 def test_all_tasks_are_one_program(found) -> None:

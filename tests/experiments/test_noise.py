@@ -24,13 +24,6 @@ SMALL = Noise(
 )
 
 
-@pytest.fixture(scope="module")
-def found(small_model: Wan):
-    before = compilations()
-    findings = finish(SMALL.run(small_model))
-    return findings, compilations() - before
-
-
 def test_the_whole_experiment_is_one_program(found) -> None:
     assert found[1] == 1
 

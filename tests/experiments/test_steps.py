@@ -8,7 +8,7 @@ import pytest
 from jcos import trajectory
 from jcos.experiments.answers import answers_of, blend, chosen, shares, wrong_answers
 from jcos.experiments.ideal import ideal
-from jcos.experiments.puzzles import compilations, finish, held_out, play, playing
+from jcos.experiments.puzzles import finish, held_out, play, playing
 from jcos.experiments.samples import Samples, puzzles_of
 from jcos.experiments.steps import Steps
 from jcos.experiments.watching import look_at_answers
@@ -18,13 +18,6 @@ from jcos.wan import Wan
 
 MAZE = TASKS["maze"]
 SMALL = Steps(tasks=("maze", "rotation"), puzzles=4, wrong=3)
-
-
-@pytest.fixture(scope="module")
-def found(small_model: Wan):
-    before = compilations()
-    findings = finish(SMALL.run(small_model))
-    return findings, compilations() - before
 
 
 def test_all_tasks_are_one_program(found) -> None:

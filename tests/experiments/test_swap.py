@@ -1,12 +1,10 @@
 """Swaps between runs that differ in one thing: laws that hold for any model."""
 
-import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from jcos.experiments.experiment import Settings
 from jcos.experiments.puzzles import compilations, finish, playing
@@ -17,18 +15,10 @@ from jcos.probes import Swap as SwapProbe
 from jcos.tasks import TASKS
 from jcos.trajectory import Trace
 from jcos.wan import Wan
-from tests.conftest import load_golden
-from tests.test_wan import released
+from tests.experiments.conftest import clips_file
 
 SMALL = Swap(tasks=("returns", "rotation"), puzzles=2, steps=(0, 2), until=(0.5, 1.0), seeds=(0, 5))
 ALL = tuple(dict.fromkeys(task for task, _ in PARTNERS.values()))
-
-
-@pytest.fixture(scope="module")
-def found(small_model: Wan):
-    before = compilations()
-    findings = finish(SMALL.run(small_model))
-    return findings, compilations() - before
 
 
 @pytest.fixture(scope="module")
@@ -231,25 +221,11 @@ def test_what_cannot_be_run_is_refused_before(small_model: Wan, changes, error, 
     assert compilations() == before
 
 
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, golden = tmp_path_factory.mktemp("clips"), load_golden("loops/i2v_unipc6")
-    Image.fromarray(golden["in.image_u8"]).save(folder / "picture.png")
-    np.save(folder / "own.npy", golden["in.context"])
-    np.save(folder / "donor.npy", golden["in.context_null"])
-    listed = [{"prompt": f"{name}.npy", "picture": "picture.png"} for name in ("own", "donor")]
-    listed = [clip | {"negative": "donor.npy"} for clip in listed]
-    for name, n in (("clips", 2), ("odd", 1)):
-        about = {"frames": 5, "height": 80, "width": 64, "clips": listed[:n]}
-        (folder / f"{name}.json").write_text(json.dumps(about))
-    return folder / "clips.json"
-
-
 @pytest.mark.slow
-def test_clips_of_a_released_model_go_in_pairs(clips: Path) -> None:
-    """Two experts, guidance, a VAE: no judge, but the way from one run's end to the other's."""
-    model, before = released("i2v"), compilations()
-    settings = Settings(steps=4)
+def test_clips_of_a_released_model_go_in_pairs(model: Wan, tmp_path: Path) -> None:
+    """No judge, but the way from one run's end to the other's."""
+    before, settings = compilations(), Settings(steps=4)
+    clips = clips_file(tmp_path, frames=5, count=2)
     experiment = Swap(clips=clips, sampling=settings, steps=(0,), until=(1.0,))
     result = finish(experiment.run(model))
     assert compilations() == before + 1
@@ -261,4 +237,4 @@ def test_clips_of_a_released_model_go_in_pairs(clips: Path) -> None:
     assert ways["no swap"].forwards == 8  # with guidance, two a step
     assert set(result.figures) == {"layer", "film-clips"}
     with pytest.raises(ValueError, match="lists 1 clips; two after each other make a pair"):
-        finish(Swap(clips=clips.with_name("odd.json"), sampling=settings).run(model))
+        finish(Swap(clips=clips_file(tmp_path, frames=5, count=1), sampling=settings).run(model))

@@ -1,0 +1,90 @@
+"""Fills docs/findings.md: words from docs/findings.in.md, numbers from results of `jcos run`.
+
+    make paper && python scripts/findings.py --results out/paper
+
+In the words, `{steps | maze | solved | step 49}` stands for the line of out/paper/steps/table.csv
+with that task, measure and case, and becomes its value with interval and n; `{steps | command}` and
+`{steps | seconds}` for an entry of config.json. Figures that are shown are copied beside the page.
+"""
+
+import argparse
+import csv
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parents[1] / "docs"
+MARK = re.compile(r"\{([a-z_-]+) \| ([^{}\n]+)\}")
+FIGURE = re.compile(r"\(findings/([a-z_-]+)-([^()\s]+)\.png\)")
+
+
+class Results:
+    """Folders of `jcos run` under one folder, by name."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._tables: dict[str, Mapping[tuple[str, ...], Mapping[str, str]]] = {}
+
+    def config(self, name: str) -> dict[str, Any]:
+        return json.loads((self.folder / name / "config.json").read_text())
+
+    def line(self, name: str, key: tuple[str, ...]) -> Mapping[str, str]:
+        """The line of a table. Raises ValueError where there is none, with the nearest ones."""
+        if name not in self._tables:
+            with (self.folder / name / "table.csv").open(newline="") as file:
+                lines = csv.DictReader(file)
+                self._tables[name] = {(n["task"], n["measure"], n["case"]): n for n in lines}
+        table = self._tables[name]
+        if key not in table:
+            near = [" | ".join(k) for k in table if k[:-1] == key[:-1]] or [
+                " | ".join(k) for k in table if k[0] == key[0]
+            ]
+            raise ValueError(f"{name} has no line '{': '.join(key)}'; it has {near[:40]}")
+        return table[key]
+
+
+def number(text: str) -> str:
+    """A value to three digits after the point, or to three in all where it is large."""
+    value = float(text)
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}"
+
+
+def fill(words: str, results: Results) -> str:
+    """The words with every mark replaced. Raises ValueError for a mark that stands for nothing."""
+
+    def replaced(mark: re.Match[str]) -> str:
+        name, key = mark[1], tuple(mark[2].split(" | "))
+        if len(key) == 1:
+            return str(results.config(name)[key[0]])
+        line = results.line(name, key)
+        value, low, high = (number(line[k]) for k in ("value", "low", "high"))
+        return f"{value} [{low}, {high}] (n = {line['n']})"
+
+    return MARK.sub(replaced, words)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=Path("out/paper"))
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page")
+    arguments = parser.parse_args()
+    try:
+        page = fill((arguments.docs / "findings.in.md").read_text(), Results(arguments.results))
+        pictures = arguments.docs / "findings"
+        shutil.rmtree(pictures, ignore_errors=True)
+        pictures.mkdir()
+        for name, figure in FIGURE.findall(page):
+            source = arguments.results / name / "figures" / f"{figure}.png"
+            shutil.copyfile(source, pictures / f"{name}-{figure}.png")
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    (arguments.docs / "findings.md").write_text(page)
+
+
+if __name__ == "__main__":
+    main()

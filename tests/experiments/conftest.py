@@ -1,0 +1,49 @@
+"""What tests of experiments share: a small experiment run once a file, and a released model with
+clips."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jcos.experiments.puzzles import compilations, finish
+from jcos.wan import Wan
+from tests.conftest import load_golden
+from tests.test_wan import released
+
+
+@pytest.fixture(scope="module")
+def found(small_model: Wan, request: pytest.FixtureRequest):
+    """Findings of the file's experiment `SMALL`, and how many programs were compiled for them."""
+    before = compilations()
+    findings = finish(request.module.SMALL.run(small_model))
+    return findings, compilations() - before
+
+
+@pytest.fixture(scope="module")
+def model() -> Wan:
+    """Two experts, guidance, a VAE."""
+    return released("i2v")
+
+
+def clips_file(folder: Path, *, frames: int, count: int) -> Path:
+    """A file of clips that differ in their prompts, as embeddings, on the original's picture."""
+    golden = load_golden("loops/i2v_unipc6")
+    Image.fromarray(golden["in.image_u8"]).save(folder / "picture.png")
+    np.save(folder / "one.npy", golden["in.context"])
+    np.save(folder / "other.npy", golden["in.context_null"])
+    listed = [
+        {"prompt": f"{name}.npy", "negative": "other.npy", "picture": "picture.png"}
+        for name in ("one", "other")[:count]
+    ]
+    about = {"frames": frames, "height": 80, "width": 64, "clips": listed}
+    path = folder / f"clips-{count}.json"
+    path.write_text(json.dumps(about))
+    return path
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clips_file(tmp_path_factory.mktemp("clips"), frames=9, count=2)

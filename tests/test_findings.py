@@ -1,0 +1,68 @@
+"""The page of findings: its numbers are those of results."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+TABLE = """task,measure,case,value,low,high,n,chance,still,forwards
+maze,solved,step 3,0.98765,0.9,1.0,64,0.1,0.0,4
+maze,"commitment step, median",model,23.456,20,25.5,60,,,50
+"""
+WORDS = """Solved {steps | maze | solved | step 3}, decided at
+{steps | maze | commitment step, median | model}
+by `{steps | command}`.
+![x](findings/steps-solved.png)
+"""
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    folder = tmp_path / "results" / "steps"
+    (folder / "figures").mkdir(parents=True)
+    (folder / "table.csv").write_text(TABLE)
+    (folder / "config.json").write_text(json.dumps({"command": "jcos run it"}))
+    (folder / "figures" / "solved.png").write_bytes(b"picture")
+    return folder.parent
+
+
+def run(results: Path, docs: Path, words: str) -> subprocess.CompletedProcess[str]:
+    docs.mkdir(exist_ok=True)
+    (docs / "findings.in.md").write_text(words)
+    script = ROOT / "scripts" / "findings.py"
+    command = [sys.executable, str(script), "--results", str(results), "--docs", str(docs)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_marks_become_numbers(results: Path, tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    assert run(results, docs, WORDS).returncode == 0
+    page = (docs / "findings.md").read_text()
+    assert "Solved 0.988 [0.900, 1.000] (n = 64), decided at\n23.5 [20, 25.5] (n = 60)" in page
+    assert "by `jcos run it`" in page
+    assert (docs / "findings" / "steps-solved.png").read_bytes() == b"picture"
+
+
+@pytest.mark.parametrize(
+    "mark", ["{steps | maze | solved | step 4}", "{noise | maze | solved | step 3}"]
+)
+def test_a_mark_without_a_number_is_refused(results: Path, tmp_path: Path, mark: str) -> None:
+    docs = tmp_path / "docs"
+    ended = run(results, docs, mark)
+    assert ended.returncode == 2
+    assert "step 3" in ended.stderr or "noise" in ended.stderr
+    assert not (docs / "findings.md").exists()
+
+
+def test_the_page_is_its_words_with_numbers() -> None:
+    """Nobody edits the page itself: around its numbers stand the words of `findings.in.md`."""
+    words = (ROOT / "docs" / "findings.in.md").read_text()
+    page = (ROOT / "docs" / "findings.md").read_text()
+    pieces = map(re.escape, re.split(r"\{[a-z_-]+ \| [^{}\n]+\}", words))
+    assert re.fullmatch(".+?".join(pieces), page, re.DOTALL)
+    assert all((ROOT / "docs" / p).is_file() for p in re.findall(r"\((findings/[^)]+)\)", page))
