@@ -39,7 +39,7 @@ COLOURS = ("red", "green", "blue", "yellow", "purple")
 """Palette entries an object may have."""
 
 HELD_OUT = 8
-"""One puzzle identity in this many belongs to the test split."""
+"""One puzzle identity in this many belongs to the test split, unless a task says otherwise."""
 
 
 class Verdict(NamedTuple):
@@ -75,6 +75,7 @@ class Puzzle:
     scene: the task's own description of the first frame.
     answers: every right answer in the task's own terms (a path, a cell, …), all different, at least
         one.
+    one_in: of so many identities one is in the test split.
     """
 
     task: str
@@ -82,12 +83,13 @@ class Puzzle:
     identity: tuple
     scene: Any
     answers: tuple
+    one_in: int = HELD_OUT
 
     @property
     def held_out(self) -> bool:
         """Whether the puzzle is in the test split."""
         digest = hashlib.blake2b(repr((self.task, self.identity)).encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little") % HELD_OUT == 0
+        return int.from_bytes(digest, "little") % self.one_in == 0
 
 
 class Task(abc.ABC):

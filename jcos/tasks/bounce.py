@@ -77,6 +77,7 @@ class Bounce(Task):
             identity=(tuple(x), tuple(y)),
             scene=scene,
             answers=(_path(x, y),),
+            one_in=4,  # there are not many motions
         )
 
     def draw(self, puzzle: Puzzle, answer: tuple[Place, ...]) -> Video:
