@@ -6,10 +6,15 @@
 Own size and aspect, as many frames as the ground truth, 50 Euler steps, shift 5, guidance 5,
 seed 1; Wan2.2-I2V-A14B for comparison with --checkpoint wan-i2v --out out/vbvr-i2v.
 
-One H200: about 120 hours for all 500 samples, VAE not counted, if a guided step of 81 frames of
-832 × 480 pixels takes 5.6 s (what other implementations need on an H100; not measured with jcos)
-and a sample has 60 frames of 1024 × 1024 pixels (33 frames: 47 hours, 81: 190). --plan says it for
-your samples and --step-seconds. A worker on each of d devices needs a d-th of it.
+Hours for all 500 samples, if each has 60 frames of 1024 × 1024 pixels (33 frames: 0.4 times as
+many, 81: 1.6 times), VAE not counted, at the pace that `jcos plan` expects of such machines; none
+was measured with jcos, and --plan says it for your samples, or your --step-seconds:
+
+    one H200                                                    109
+    8 × H200    --mesh branch=2,context=4                        14
+    8 × H100    --mesh branch=2,fsdp=4                           14
+    v5p-32      --join --mesh fsdp=4, on each of its 4 hosts     35
+    v6e-8       --mesh fsdp=8                                    35
 """
 
 from jcos.bench.arm import Arm

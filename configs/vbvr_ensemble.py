@@ -1,14 +1,21 @@
 """Does averaging three seeds early help on VBVR-Bench? (Paper, section 6: from 0.685 to 0.716.)
 
-    jcos bench run configs/vbvr_ensemble.py --samples VBVR-Bench-Data --checkpoint wan-vbvr
+    jcos bench run configs/vbvr_ensemble.py --samples VBVR-Bench-Data --checkpoint wan-vbvr \
+      --mesh branch=2,context=4
     jcos bench score out/vbvr/base out/vbvr/ensemble --samples VBVR-Bench-Data --scorer …
 
 Seeds 1, 2 and 3 of the same model; tokens after layers 20 to 29 of 40 are averaged in the first
 step, in both branches, and the first seed goes on alone. `seed-2` and `seed-3` are the base with
 other seeds: what a gain has to be held against.
 
-One H200, at the pace that `vbvr_base.py` assumes: about 125 hours for the ensemble (4 % more than
-the base; the first step needs memory for three seeds with guidance) and 120 for each other seed.
+The first step makes six passes at once. By calculation that is 171 GiB for 60 frames of 1024 × 1024
+pixels, 207 for 81: more than one H200 has. Take two for up to 61 frames (--mesh branch=2), eight
+for all, or hosts of a v5p pod; or one H200 with --set scale=0.5, for the base too. Hours as in
+`vbvr_base.py`, 4 % more for the ensemble than for each other seed:
+
+    2 × H200    --mesh branch=2                                  57 + 2 × 54
+    8 × H200    --mesh branch=2,context=4                        14 + 2 × 14
+    v5p-32      --join --mesh fsdp=4, on each of its 4 hosts     36 + 2 × 35
 """
 
 from jcos.bench.arm import Arm

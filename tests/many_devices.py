@@ -14,11 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def command(case: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "tests.many_devices", case, *arguments]
-
-
-def start(case: str, *arguments: str) -> subprocess.Popen:
+def start(case: str, *arguments: str, module: str = "tests.many_devices") -> subprocess.Popen:
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
@@ -28,7 +24,7 @@ def start(case: str, *arguments: str) -> subprocess.Popen:
     environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
     environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     return subprocess.Popen(
-        command(case, *arguments),
+        [sys.executable, "-m", module, case, *arguments],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -135,6 +131,33 @@ def layouts(worlds: str, seeds: str, *meshes: str) -> dict[str, dict[str, float]
     return found
 
 
+def by_step(text: str) -> dict[str, float]:
+    """Steps that the host calls for, against a program of all of them: how they differ, also with
+    weights that wait in host memory, and how many programs they are."""
+    eight()
+    import jax
+    import numpy as np
+
+    from jcos import memory, sharding, wan
+
+    model, mesh = tiny_model(), sharding.make_mesh(sharding.parse_mesh(text))
+    conditions, found = conditions_of(model, 1), {}
+    with sharding.on(mesh):
+        spread = sharding.place(model, mesh)
+        want = sharding.fetch(wan.generate_side_by_side(spread, conditions, (0, 1)).x0)
+
+        def off() -> float:
+            trace = wan.generate_side_by_side(spread, conditions, (0, 1), told=lambda step: None)
+            return float(np.abs(sharding.fetch(trace.x0) - want).max() / np.abs(want).max())
+
+        found["off"] = off()
+        found["programs"] = wan._advance._cache_size()  # type: ignore[attr-defined]
+        spread.experts = jax.tree.map(
+            lambda a: jax.device_put(a, a.sharding.with_memory_kind(memory.HOST)), spread.experts
+        )
+        return found | {"waiting, off": off()}
+
+
 def attention(*meshes: str) -> dict[str, list]:
     """Every way to share a sequence, 50 tokens of 8 heads, against the reference."""
     eight()
@@ -239,7 +262,7 @@ def lost(number: str, port: str) -> None:
         sharding.fetch(keys)
 
 
-CASES = {f.__name__: f for f in (layouts, attention, weights, host, lost)}
+CASES = {f.__name__: f for f in (layouts, by_step, attention, weights, host, lost)}
 
 if __name__ == "__main__":
     print(json.dumps(CASES[sys.argv[1]](*sys.argv[2:])))

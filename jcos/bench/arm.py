@@ -2,7 +2,6 @@
 
 import dataclasses
 import runpy
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +11,8 @@ from PIL import Image
 
 from jcos import image
 from jcos.bench.folder import Sample
-from jcos.config import DiTConfig, PixelCodec, Sampling, WanConfig
+from jcos.config import PixelCodec, Sampling, WanConfig
 from jcos.experiments.experiment import Place, Settings, places, window
-from jcos.flow import schedule
 from jcos.probes import Chain, Noise, SeedEnsemble, chain
 from jcos.variants import Profile
 from jcos.wan import check_picture, latent_grid
@@ -97,30 +95,23 @@ class Arm:
         return image.prepare(picture, image.rule_for(config, self.profile), *asked)
 
     def parts(self, config: WanConfig) -> list[tuple[int, int, int]]:
-        """The run in pieces: first step, the one after the last, and how many seeds go.
-
-        Seeds that are only averaged with go on no longer than that, where the solver needs nothing
-        of them but the latent.
-        """
+        """The run in pieces: first step, the one after the last, and how many seeds go. Seeds that
+        are only averaged with go on no longer than that."""
         steps = config.sampling.steps
         last = max(places(self.ensemble_steps, steps, "step"), default=-1) + 1
-        alone = 0 if self.ensemble == 1 else last
-        if schedule(config.sampling).table[:, [1, 3, 4, 7]].any():
-            alone = steps if alone else 0
-        pieces = [(0, alone, self.ensemble), (alone, steps, 1)]
+        together = 0 if self.ensemble == 1 else last
+        pieces = [(0, together, self.ensemble), (together, steps, 1)]
         return [piece for piece in pieces if piece[0] < piece[1]]
 
-    def probe(self, config: WanConfig, frames: int, first: int, last: int) -> Chain:
-        """All interventions in these steps, most of them off; `frames` of the latent."""
+    def probe(self, config: WanConfig, frames: int) -> Chain:
+        """All interventions, most of them off; `frames` of the latent."""
         steps, layers = config.sampling.steps, config.dit.layers
-        at_step = Noise.at_steps(steps, frames, places(self.noise_steps, steps, "step"))
-        at_frame = Noise.at_frames(steps, frames, places(self.noise_frames, frames, "frame"))
         on = places(self.ensemble_steps, steps, "step") if self.ensemble > 1 else ()
         middle = window(self.ensemble_from, self.ensemble_to, layers)
-        mean = SeedEnsemble.window(steps, layers, on, middle)
         return chain(
-            *(Noise(probe.mask[first:last]) for probe in (at_step, at_frame)),
-            mean.replace(mask=mean.mask[first:last]),
+            Noise.at_steps(steps, frames, places(self.noise_steps, steps, "step")),
+            Noise.at_frames(steps, frames, places(self.noise_frames, frames, "frame")),
+            SeedEnsemble.window(steps, layers, on, middle),
         )
 
 
@@ -142,29 +133,6 @@ def load_arms(file: Path) -> dict[str, Arm]:
     if not (isinstance(found, dict) and found and all(isinstance(a, Arm) for a in found.values())):
         raise ValueError(f"{file} describes no arms: it must set `arms = {{name: Arm(…), …}}`")
     return found
-
-
-def forward_flops(dit: DiTConfig, tokens: int) -> float:
-    """Of one pass through a transformer, two per multiplication and addition."""
-    d, text = dit.dim, dit.text_len
-    linear = 12 * tokens * d * d + 4 * text * d * d + 4 * tokens * d * dit.ffn_dim
-    return dit.layers * (linear + 4.0 * tokens * tokens * d + 4.0 * tokens * text * d)
-
-
-def hours(arm: Arm, config: WanConfig, samples: Sequence[Sample], step_seconds: float) -> float:
-    """How long all samples take on one device that does a guided step of 81 frames of 832 × 480
-    pixels in so many seconds: by floating point operations, the transformer's alone."""
-    config = arm.of(config)
-
-    def flops(shape: Shape) -> float:
-        return forward_flops(
-            config.dit, int(np.prod(config.dit.tokens(*latent_grid(config, *shape))))
-        )
-
-    speed = 2 * flops(Shape(81, 480, 832)) / step_seconds
-    passes = sum((last - first) * seeds for first, last, seeds in arm.parts(config))
-    passes *= 1 if config.sampling.guidance is None else 2
-    return sum(passes * flops(arm.shape(config, s)) / speed for s in samples) / 3600
 
 
 def as_json(arm: Arm, sampling: Sampling) -> dict[str, Any]:

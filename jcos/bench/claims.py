@@ -41,16 +41,22 @@ class Claims:
             self.release(name)
 
     def take(self, name: str) -> bool:
-        """Whether the sample is now ours; False where another worker has it."""
+        """Whether the sample is now ours; False where another worker has it. Raises OSError where
+        the claim cannot be written."""
         newest = self._newest(name)
         if newest is not None and (newest in self.held.values() or self._alive(newest)):
             return False
         claim = self._file(name, 0 if newest is None else _generation(newest) + 1)
         try:
-            with claim.open("x") as file:
-                file.write(json.dumps(_here()))
+            file = claim.open("x")
         except FileExistsError:
             return False
+        try:
+            with file:
+                file.write(json.dumps(_here()))
+        except OSError:  # no room even for this
+            claim.unlink(missing_ok=True)
+            raise
         self.held[name] = claim
         return True
 

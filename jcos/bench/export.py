@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jcos.bench.folder import SPLITS, Sample, write
+from jcos.bench.folder import SPLITS, Sample
 from jcos.experiments.puzzles import held_out
+from jcos.files import write
 from jcos.media import png, read_mp4, upscale, write_mp4
 from jcos.tasks import TASKS, Puzzle, get
 

@@ -7,33 +7,27 @@ Other files beside these are left alone. The scorer names its videos after the s
 """
 
 import hashlib
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import av
 
+from jcos.bench.official import OFFICIAL, PER_TASK
 from jcos.image import read_picture
 from jcos.tasks import TASKS
 
 SPLITS = {"In-Domain_50": "ID", "Out-of-Domain_50": "OOD"}
 TASK = re.compile(r"(?P<id>[A-Z]-\d+)_(?P<name>.+)_data-generator")
 SAMPLE = re.compile(r"\d{5}")
-CATEGORIES = {
-    "Abstraction": "O-9 O-10 O-11 O-12 O-13 O-14 O-21 O-29 O-30 O-37 O-43 O-45 O-47 O-49 O-54 O-56 "
-    "G-29 G-41 G-51 G-131 G-134 G-135 G-193",
-    "Knowledge": "O-15 O-18 O-19 O-23 O-24 O-34 O-52 O-53 O-62 O-75 G-160 G-217 G-247 G-273",
-    "Perception": "O-2 O-16 O-31 O-33 O-38 O-65 G-3 G-5 G-9 G-39 G-43 G-54 G-136 G-138 G-147 G-158 "
-    "G-161 G-167 G-168 G-169 G-174 G-189 G-202 G-206 G-212 G-218 G-222 G-223 G-248 G-250",
-    "Spatiality": "O-25 O-39 O-55 G-13 G-15 G-16 G-18 G-31 G-45 G-47 G-140 G-219 G-221",
-    "Transformation": "O-5 O-6 O-22 O-27 O-32 O-36 O-44 O-46 O-58 O-59 O-60 O-61 O-64 O-85 G-8 "
-    "G-21 G-24 G-25 G-194 G-240",
+_KNOWN = {
+    f"{task}_data-generator": (split, category)
+    for split, categories in OFFICIAL.items()
+    for category, tasks in categories.items()
+    for task in tasks.split()
 }
-"""The benchmark's own tasks, by the part of the name that stands first."""
-_CATEGORY_OF = {task: name for name, tasks in CATEGORIES.items() for task in tasks.split()}
+"""Split and category of the benchmark's own tasks."""
 
 
 class Sample(NamedTuple):
@@ -69,6 +63,17 @@ class Bench(NamedTuple):
     faults: dict[str, str]
     names: tuple[str, ...]
 
+    @property
+    def extent(self) -> str:
+        """How much of the benchmark this is: scores of a part are not those of the whole."""
+        whole = PER_TASK * len(_KNOWN)
+        official = sum(task_of(name) in _KNOWN for name in self.names)
+        if official == len(self.names) == whole:
+            return f"all {whole} samples"
+        if official == len(self.names):
+            return f"{official} of the benchmark's {whole} samples"
+        return f"{len(self.names)} samples, {official} of them of the benchmark's {whole}"
+
     def part(self, i: int, n: int) -> "Bench":
         """Every n-th sample from the i-th on; what counts is its place among the names, so that all
         hosts agree even where one of them cannot read a sample."""
@@ -87,11 +92,21 @@ def task_of(name: str) -> str:
 def category_of(task: str) -> str | None:
     """One of the five categories; None for tasks that are neither the benchmark's nor ours."""
     match = TASK.fullmatch(task)
-    if match is None:
-        return None
-    if match["id"].startswith("T-") and match["name"] in TASKS:
+    if match and match["id"].startswith("T-") and match["name"] in TASKS:
         return TASKS[match["name"]].faculty
-    return _CATEGORY_OF.get(match["id"])
+    _, category = _KNOWN.get(task, (None, None))
+    return category
+
+
+def _misplaced(task: Path) -> str | None:
+    """What is wrong with a task's folder; None where nothing is."""
+    if category_of(task.name) is None:
+        number = task.name.partition("_")[0]
+        meant = [known for known in _KNOWN if known.startswith(f"{number}_")]
+        hint = f"; its {number} is {meant[0]}" if meant else ""
+        return f"the benchmark has no task of this name{hint}"
+    split, _ = _KNOWN.get(task.name, (task.parent.name, None))
+    return None if split == task.parent.name else f"the benchmark has this task in {split}"
 
 
 def read_bench(root: Path, per_task: int | None = None) -> Bench:
@@ -99,24 +114,29 @@ def read_bench(root: Path, per_task: int | None = None) -> Bench:
 
     Raises ValueError where there is no benchmark at all; a sample that cannot be used is a fault.
     """
+    if per_task is not None and per_task < 1:
+        raise ValueError(f"{per_task} samples of each task are asked for; at least 1 is needed")
     if not any((root / split).is_dir() for split in SPLITS):
         raise ValueError(f"{root} is no benchmark folder: it has neither {' nor '.join(SPLITS)}")
     samples, faults, names = [], {}, []
     for task in _folders(root, [root / split for split in SPLITS]):
-        found = 0
-        for folder in _folders(root, [task]):
-            name = folder.relative_to(root).as_posix()
-            if category_of(task.name) is None:
-                faults[task.relative_to(root).as_posix()] = "the benchmark has no task of this name"
-            elif not SAMPLE.fullmatch(folder.name):
-                faults[name] = "a sample is named with five digits, 00000"
-            elif per_task is None or found < per_task:
-                found += 1
-                names.append(name)
-                try:
-                    samples.append(_read(name, folder))
-                except (ValueError, OSError) as error:
-                    faults[name] = str(error)
+        place = task.relative_to(root).as_posix()
+        if (wrong := _misplaced(task)) is not None:
+            faults[place] = wrong
+            continue
+        inside = [folder.name for folder in _folders(root, [task])]
+        numbers = [number for number in inside if SAMPLE.fullmatch(number)]
+        for other in sorted(set(inside) - set(numbers)):
+            faults[f"{place}/{other}"] = "a sample is named with five digits, 00000"
+        last = max(map(int, numbers), default=-1)
+        gaps = {f"{i:05d}" for i in range(min(last, PER_TASK))} - set(numbers)
+        for number in sorted(gaps | set(numbers))[:per_task]:
+            name = f"{place}/{number}"
+            names.append(name)
+            try:
+                samples.append(_read(name, task / number))
+            except (ValueError, OSError) as error:
+                faults[name] = "the folder is missing" if number in gaps else str(error)
     if not names:
         raise ValueError(f"{root} has no samples: they are folders SPLIT/TASK/00000")
     return Bench(root, tuple(samples), faults, tuple(names))
@@ -160,22 +180,3 @@ def count_frames(path: Path) -> int:
     if not frames:
         raise ValueError(f"{path} has no frames")
     return frames
-
-
-def write(file: Path, content: bytes, *, new: bool = False) -> None:
-    """Beside its final name, which no other worker uses, then renamed.
-
-    new: FileExistsError where the file is there already, also if it was made this moment.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(content)
-        Path(beside).chmod(0o644)
-        if new:
-            os.link(beside, file)
-        else:
-            Path(beside).replace(file)
-    finally:
-        Path(beside).unlink(missing_ok=True)

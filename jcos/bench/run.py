@@ -5,9 +5,15 @@ from collections.abc import Callable, Generator, Sequence
 from importlib import metadata
 from pathlib import Path
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
 from jcos import wan
 from jcos.bench.arm import Arm, as_json
 from jcos.bench.folder import Bench
+from jcos.bench.sampler import Sampler, check_mesh, on
 from jcos.bench.state import Folder, Status
 from jcos.bench.worker import Progress, Worker
 from jcos.config import UMT5Config, WanConfig
@@ -22,7 +28,8 @@ class Work:
 
     shard: (i, n) takes every n-th sample from the i-th on; all by default. batch: samples of equal
     shape generated at a time, by default as many as memory holds. text: folder of embedded prompts.
-    dead: seconds after which the claim of a silent worker is taken over.
+    dead: seconds after which the claim of a silent worker is taken over. mesh: this process's own
+    devices, over which a batch and its samples are spread; one device by default.
     """
 
     text: Path
@@ -30,6 +37,7 @@ class Work:
     retry: bool = False
     batch: int | None = None
     dead: float = 240.0
+    mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
         i, n = self.shard
@@ -39,18 +47,15 @@ class Work:
             raise ValueError(f"batch is {self.batch}; at least 1 sample is generated at a time")
 
 
-def conduct(
-    arm: Arm, checkpoint: Path, bench: Bench, out: Path, work: Work, command: str
-) -> Generator[Progress, None, Status]:
-    """Generates what is missing of this worker's samples, and says what still is.
+def begin(arm: Arm, checkpoint: Path, out: Path, mesh: Mesh | None, command: str) -> WanConfig:
+    """The folder of an arm with its manifest, and the model as the arm samples it.
 
-    Raises ValueError or IndexError where the arm does not suit the model, or `out` has videos of
-    other settings, before anything runs. What is wrong with one sample is written down, and the
-    rest goes on.
+    Raises ValueError or IndexError where the arm does not suit the model or the mesh, or `out` has
+    videos of other settings.
     """
     config = arm.of(wan.read_config(checkpoint, arm.profile))
-    folder = Folder(out)
-    folder.settle(
+    check_mesh(mesh.shape if mesh else {}, config)
+    Folder(out).settle(
         {
             "arm": as_json(arm, config.sampling),
             "model": {"name": config.name, **identify(checkpoint)},
@@ -61,7 +66,20 @@ def conduct(
             "versions": {name: metadata.version(name) for name in ("jcos", "jax", "flax")},
         }
     )
-    bench = bench.part(*work.shard)
+    return config
+
+
+def conduct(
+    arm: Arm, checkpoint: Path, bench: Bench, out: Path, work: Work, command: str
+) -> Generator[Progress, None, Status]:
+    """Generates what is missing of this worker's samples, and says what still is.
+
+    Raises as `begin` does, before anything runs. What is wrong with one sample is written down, and
+    the rest goes on.
+    """
+    config, folder = begin(arm, checkpoint, out, work.mesh, command), Folder(out)
+    bench, (i, n) = bench.part(*work.shard), work.shard
+    summary = "summary.json" if n == 1 else f"summary-{i}-of-{n}.json"
     if work.retry:
         folder.forgive(bench.names)
     shapes, lost = {}, {}
@@ -70,18 +88,21 @@ def conduct(
             shapes[sample] = arm.shape(config, sample)
         except ValueError as error:
             folder.note(sample.name, "failed", {"reason": str(error)})
-    if any(not folder.settled(sample.name) for sample in shapes):
+    if _anywhere(any(not folder.settled(sample.name) for sample in shapes)):
         yield Progress(0, len(shapes), "reading prompts")
-        rows = embedded(arm, checkpoint, config, [s.prompt for s in shapes], work.text)
+        with on(work.mesh):
+            rows = embedded(arm, checkpoint, config, [s.prompt for s in shapes], work.text)
         yield Progress(0, len(shapes), "reading the model")
-        model = wan.load(checkpoint, profile=arm.profile, text=rows is None)
+        with on(work.mesh):
+            model = wan.load(checkpoint, profile=arm.profile, text=rows is None, resident=None)
         model.config = config
+        sampler = Sampler.of(arm, model, rows, work.mesh)
         kept = {sample.name for sample in bench.samples[: arm.x0_samples if arm.x0 else 0]}
-        worker = Worker(arm, model, rows or model.embed, folder, shapes, kept, work.batch, lost)
+        worker = Worker(sampler, folder, shapes, kept, work.batch, lost)
         for progress in worker.run(work.dead):
-            folder.status(bench)
+            folder.status(bench, summary)
             yield progress
-    found = folder.status(bench)
+    found = folder.status(bench, summary)
     return found._replace(failed=found.failed | lost)
 
 
@@ -98,11 +119,23 @@ def embedded(
             cache.embed(prompt, config.dit.text_len)
         return lambda prompt: cache.embed(prompt, config.dit.text_len)
 
+    lacking = ""
     try:
-        return read(TextCache(folder))
+        read(TextCache(folder))
     except ValueError as missing:
+        lacking = str(missing)
+    if _anywhere(bool(lacking)):
         whole = wan.load(checkpoint, profile=arm.profile, experts=False, vae=False)
-        if not isinstance(whole.text, UMT5):
-            raise missing from None
-        read(TextCache(folder, whole.text, whole.tokenizer))
+        if isinstance(whole.text, UMT5):
+            read(TextCache(folder, whole.text, whole.tokenizer))
+        elif lacking:
+            raise ValueError(lacking)
     return read(TextCache(folder))
+
+
+def _anywhere(here: bool) -> bool:
+    """Whether it holds on any of the hosts that have joined. They read checkpoints together or not
+    at all: Orbax waits for all of them."""
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(np.array(here)).any())

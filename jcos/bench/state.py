@@ -2,7 +2,8 @@
 
     ARM/{In-Domain_50,Out-of-Domain_50}/<task>/<00000>.mp4    where the scorer looks
     ARM/run.json                                              what decides the videos
-    ARM/summary.json                                          how far it is
+    ARM/summary.json                                          how far it is (summary-0-of-4.json:
+                                                              of a shard)
     ARM/state/{made,failed,claims,x0}                         a file for each sample
 
 A video under its final name is whole, and its sample is done. There is no other book-keeping, so
@@ -12,11 +13,14 @@ any number of workers may be killed at any time.
 import contextlib
 import datetime as dt
 import json
-from collections.abc import Mapping, Sequence
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jcos.bench.folder import Bench, write
+from jcos.bench.folder import Bench
+from jcos.files import write
 
 MANIFEST = "run.json"
 FREE = ("command", "versions")
@@ -72,7 +76,7 @@ class Folder(NamedTuple):
         file = self.path / MANIFEST
         if not file.exists():
             with contextlib.suppress(FileExistsError):  # another worker was first
-                write(file, _bytes(about), new=True)
+                _write_new(file, _bytes(about))
         found = read_json(file)
         old, new = (_flat({k: v for k, v in a.items() if k not in FREE}) for a in (found, about))
         changed = [
@@ -84,8 +88,8 @@ class Folder(NamedTuple):
                 "another --out"
             )
 
-    def status(self, bench: Bench) -> Status:
-        """How far it is, also written to `summary.json`."""
+    def status(self, bench: Bench, summary: str = "summary.json") -> Status:
+        """How far it is, also written to `summary`."""
         failed, seconds, stale = {}, [], []
         for sample in bench.samples:
             if self.video(sample.name).exists():
@@ -99,8 +103,33 @@ class Folder(NamedTuple):
         left = len(bench.samples) - found.done - len(failed)
         about = {"date": now(), "left": left, "hours_left_for_one_worker": left * mean / 3600}
         with contextlib.suppress(OSError):  # a full disk stops no run
-            write(self.path / "summary.json", _bytes(about | found._asdict()))
+            _write_shared(self.path / summary, _bytes(about | found._asdict()))
         return found
+
+
+def _write_shared(file: Path, content: bytes) -> None:
+    """As `files.write`, for a file that several workers may write at the same time."""
+    with _own(file) as part:
+        part.write_bytes(content)
+        part.replace(file)
+
+
+def _write_new(file: Path, content: bytes) -> None:
+    """FileExistsError where the file is there already, also if it was made this moment."""
+    with _own(file) as part:
+        part.write_bytes(content)
+        os.link(part, file)
+
+
+@contextlib.contextmanager
+def _own(file: Path) -> Iterator[Path]:
+    """A place beside the file that no other worker uses."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.{secrets.token_hex(8)}.part")
+    try:
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -9,23 +9,27 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import tyro
+from jax.experimental import multihost_utils
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from jcos import wan
+from jcos import sharding, wan
 from jcos.bench import scores
-from jcos.bench.arm import Arm, hours, load_arms
+from jcos.bench.arm import Arm, load_arms
 from jcos.bench.export import export
 from jcos.bench.folder import Bench, read_bench
-from jcos.bench.folder import write as write_file
-from jcos.bench.run import Work, conduct
+from jcos.bench.hours import Pace, expected, hours, measured
+from jcos.bench.run import Work, begin, conduct
 from jcos.bench.state import Status
 from jcos.cli.common import Checkpoint, console
 from jcos.experiments.settings import override
+from jcos.files import write
 from jcos.measures import Estimate
+from jcos.planning.machines import machine
 from jcos.tasks import TASKS
 
 Samples = Annotated[
@@ -44,6 +48,8 @@ class Run:
 
     Examples:
       jcos bench run configs/vbvr_base.py --samples VBVR-Bench-Data --checkpoint wan-vbvr
+      jcos bench run configs/vbvr_base.py --samples VBVR-Bench-Data --checkpoint wan-vbvr \\
+        --mesh branch=2,context=4
       jcos bench run configs/vbvr_noise.py --samples VBVR-Bench-Data --checkpoint wan-vbvr --plan
       jcos bench run configs/vbvr_base.py --samples out/small --set scale=0.125 --set profile=none
     """
@@ -60,8 +66,14 @@ class Run:
     """Changes every arm, as FIELD=VALUE; can be given several times."""
     per_task: PerTask = None
     shard: str = "0/1"
-    """I/N: only every N-th sample, from the I-th on, for workers that do not share OUT. Those that
-    do need none: each takes what no other has."""
+    """I/N: only every N-th sample, from the I-th on, for workers that do not share OUT; `host`:
+    this one's of all that --join. Those that share OUT need none: each takes what no other has."""
+    mesh: str | None = None
+    """How all devices of this process share the work, like world=4,fsdp=2: samples over world,
+    guidance over branch, a video's tokens over context or fsdp. One device by default."""
+    join: bool = False
+    """This is one of a pod's hosts, which must start together: joins the others first. Each still
+    takes samples of its own."""
     batch: int | None = None
     """Samples generated at a time; by default as many of one shape as memory holds."""
     retry: bool = False
@@ -70,47 +82,74 @@ class Run:
     """Folder of embedded prompts; OUT/text by default."""
     plan: bool = False
     """Only say what would be done, and how long it takes."""
-    step_seconds: float = 5.6
-    """For --plan: what a guided step of 81 frames of 832 × 480 pixels takes on your device."""
+    machine: str = "gpu:h200:1"
+    """For --plan: a machine as `jcos plan` names them, with all its devices in --mesh."""
+    step_seconds: float | None = None
+    """For --plan: what a guided step of 81 frames of 832 × 480 pixels takes on your machine, if you
+    have measured it."""
 
     def run(self) -> None:
+        if self.join:
+            sharding.init_distributed()
         arms = load_arms(self.config)
         unknown = [name for name in self.arms if name not in arms]
         if unknown:
             raise ValueError(f"{self.config} has no arm {unknown[0]!r}; it has {', '.join(arms)}")
         arms = {n: override(a, self.set) for n, a in arms.items() if n in (self.arms or arms)}
-        work = Work(
+        bench = read_bench(self.samples, self.per_task)
+        print(f"{bench.extent}, {len(bench.faults)} faults")
+        if self.plan:
+            self._plan(arms, bench)
+            return
+        work = self._work()
+        for name, arm in arms.items():  # all of them, before the first takes its days
+            begin(arm, self.checkpoint, self.out / name, work.mesh, _command())
+        complete = [self._conduct(name, arm, bench, work) for name, arm in arms.items()]
+        if self.join:
+            multihost_utils.sync_global_devices("all hosts are done")  # or they take it for a loss
+        if not all(complete):
+            raise SystemExit(1)
+
+    def _work(self) -> Work:
+        here = jax.local_devices()
+        if self.mesh is None and self.join:
+            raise ValueError("--join needs --mesh: how do the devices of a host share the work?")
+        if self.mesh is None and len(here) > 1:
+            idle = f"{len(here) - 1} of {len(here)} devices are idle: see --mesh"
+            console.print(f"Note: {idle}.", highlight=False)
+        mesh = self.mesh and sharding.make_mesh(sharding.parse_mesh(self.mesh), here)
+        return Work(
             text=self.text_cache or self.out / "text",
             shard=_shard(self.shard),
             retry=self.retry,
             batch=self.batch,
+            mesh=mesh or None,
         )
-        for arm in arms.values():  # all of them, before the first takes its days
-            arm.of(wan.read_config(self.checkpoint, arm.profile))
-        bench = read_bench(self.samples, self.per_task)
-        if self.plan:
-            self._plan(arms, bench)
-            return
-        complete = [self._conduct(name, arm, bench, work) for name, arm in arms.items()]
-        if not all(complete):
-            raise SystemExit(1)
 
     def _plan(self, arms: dict[str, Arm], bench: Bench) -> None:
-        table = Table(title=f"{len(bench.samples)} samples, {len(bench.faults)} faults")
-        for column in ("arm", "shapes", "hours on one device"):
+        pace: Pace
+        if self.step_seconds is None:
+            pace = expected(machine(self.machine), sharding.parse_mesh(self.mesh or ""))
+            where = f"{self.machine}, {self.mesh or 'one device'}"
+        else:
+            pace, where = measured(self.step_seconds), f"{self.step_seconds} s a step"
+        table = Table(title=f"One worker: {where}")
+        for column in ("arm", "shapes", "hours"):
             table.add_column(column)
         for name, arm in arms.items():
             config = arm.of(wan.read_config(self.checkpoint, arm.profile))
             shapes = {arm.shape(config, sample) for sample in bench.samples}
-            time = hours(arm, config, bench.samples, self.step_seconds)
-            table.add_row(name, str(len(shapes)), f"{time:.1f}")
+            try:
+                time = f"{hours(arm, config, bench.samples, pace):.1f}"
+            except ValueError as unfit:
+                time = str(unfit)
+            table.add_row(name, str(len(shapes)), time)
         Console().print(table)
         _print_faults(bench.faults)
 
     def _conduct(self, name: str, arm: Arm, bench: Bench, work: Work) -> bool:
         out = self.out / name
-        command = shlex.join(["jcos", *sys.argv[1:]])
-        steps = conduct(arm, self.checkpoint, bench, out, work, command)
+        steps = conduct(arm, self.checkpoint, bench, out, work, _command())
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Bar(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
             shown = bar.add_task(name, total=None)
@@ -127,15 +166,21 @@ class Run:
         return status.complete
 
 
+def _command() -> str:
+    return shlex.join(["jcos", *sys.argv[1:]])
+
+
 def _print_faults(faults: dict[str, str]) -> None:
     for name, reason in faults.items():
         print(f"{name}: {reason}", file=sys.stderr)
 
 
 def _shard(text: str) -> tuple[int, int]:
+    if text == "host":
+        return jax.process_index(), jax.process_count()
     i, _, n = text.partition("/")
     if not (i.isdecimal() and n.isdecimal()):
-        raise ValueError(f"shard is {text!r}; it is I/N, like 0/4")
+        raise ValueError(f"shard is {text!r}; it is I/N, like 0/4, or host")
     return int(i), int(n)
 
 
@@ -167,7 +212,7 @@ class Score:
         found = scores.score(bench, self.arms, self.out, self.scorer)
         cells = scores.table(bench, found)
         gains = scores.against(bench, found[1 : len(self.arms)], found[0])
-        self._write(found, cells, gains)
+        self._write(bench, found, cells, gains)
         _print(bench, cells, gains, found[0].arm)
         for arm in found:
             _print_faults({f"{arm.arm}: {name}": why for name, why in arm.errors.items()})
@@ -176,23 +221,31 @@ class Score:
             raise SystemExit(1)
 
     def _write(
-        self, found: list[scores.Scores], cells: list[scores.Cell], gains: list[scores.Cell]
+        self,
+        bench: Bench,
+        found: list[scores.Scores],
+        cells: list[scores.Cell],
+        gains: list[scores.Cell],
     ) -> None:
-        about = {arm.arm: {"scores": arm.found, "errors": arm.errors} for arm in found}
+        about = {
+            "samples": bench.extent,
+            "scorer": {"command": self.scorer, "commit": scores.commit_of(self.scorer)},
+            "arms": {arm.arm: {"scores": arm.found, "errors": arm.errors} for arm in found},
+        }
         text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
-        write_file(self.out / "scores.json", text.encode())
+        write(self.out / "scores.json", text.encode())
         rows = io.StringIO(newline="")
         out = csv.writer(rows, lineterminator="\n")
         out.writerow(("kind", *scores.Cell._fields))
         out.writerows(("score", *cell) for cell in cells)
         out.writerows((f"less {found[0].arm}", *cell) for cell in gains)
-        write_file(self.out / "table.csv", rows.getvalue().encode())
+        write(self.out / "table.csv", rows.getvalue().encode())
 
 
 def _print(bench: Bench, cells: list[scores.Cell], gains: list[scores.Cell], first: str) -> None:
     by = {(cell.arm, cell.group): cell for cell in cells}
     arms, groups = dict.fromkeys(c.arm for c in cells), list(scores.groups(bench.names))
-    head = Table(title=f"VBVR-Bench, {len(bench.names)} samples")
+    head = Table(title=f"VBVR-Bench, {bench.extent}")
     for column in ("arm", "videos", "overall", "of those found", "still 0, truth 1"):
         head.add_column(column)
     for arm in arms:
@@ -201,14 +254,14 @@ def _print(bench: Bench, cells: list[scores.Cell], gains: list[scores.Cell], fir
         videos = f"{cell.found} / {cell.n}"
         head.add_row(arm, videos, _interval(cell), f"{cell.official:.3f}", f"{share:.3f}")
     Console().print(head)
-    whole = Table(title="Missing videos count as zero")
+    whole = Table(title="Missing videos count as zero, 95 % intervals over tasks")
     whole.add_column("group")
     whole.add_column("n")
     for arm in arms:
         whole.add_column(arm)
     for group in groups:
         row = [by[arm, group] for arm in arms]
-        whole.add_row(group, str(row[0].n), *(f"{cell.mean:.3f}" for cell in row))
+        whole.add_row(group, str(row[0].n), *map(_interval, row))
     Console().print(whole)
     if gains:
         less = Table(title=f"Less {first}, by sample, 95 % intervals over tasks")
@@ -223,7 +276,8 @@ def _print(bench: Bench, cells: list[scores.Cell], gains: list[scores.Cell], fir
 
 
 def _interval(cell: scores.Cell | Estimate) -> str:
-    return f"{cell.mean:.3f} [{cell.low:.3f}, {cell.high:.3f}]"
+    spread = f" [{cell.low:.3f}, {cell.high:.3f}]" if cell.low == cell.low else ""  # nan: no spread
+    return f"{cell.mean:.3f}{spread}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

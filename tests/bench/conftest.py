@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax.numpy as jnp
+import numpy as np
 import pytest
 
 
@@ -20,16 +20,15 @@ def bench_folder(tmp_path: Path) -> Path:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grey videos instead of the model's; the names of the samples asked for, in order."""
     from jcos import wan
-    from jcos.bench.worker import Worker
+    from jcos.bench.sampler import Sampler
 
     asked: list[str] = []
 
-    def generate(worker: Worker, batch: Sequence) -> tuple:
+    def generate(sampler: Sampler, batch: Sequence, shape: tuple, size: int) -> tuple:
         asked.extend(sample.name for sample in batch)
-        config = worker.model.config
-        grid = wan.latent_grid(config, *worker.shapes[batch[0]])
-        latents = jnp.zeros((len(batch), *grid, config.dit.out_channels))
+        config = sampler.model.config
+        latents = np.zeros((len(batch), *wan.latent_grid(config, *shape), config.dit.out_channels))
         return latents, latents[:, None][:, :0]
 
-    monkeypatch.setattr(Worker, "generate", generate)
+    monkeypatch.setattr(Sampler, "generate", generate)
     return asked

@@ -6,17 +6,19 @@ from pathlib import Path
 import pytest
 
 from jcos.bench.export import export, puzzle_of, score
-from jcos.bench.folder import CATEGORIES, category_of, read_bench
+from jcos.bench.folder import category_of, read_bench
+from jcos.bench.official import OFFICIAL
 from jcos.bench.scores import still_of
 from jcos.media import write_mp4
 
 
 def test_the_benchmark_has_a_hundred_tasks_in_five_categories() -> None:
-    tasks = [task for row in CATEGORIES.values() for task in row.split()]
-    assert len(tasks) == len(set(tasks)) == 100
-    assert [len(row.split()) for row in CATEGORIES.values()] == [23, 14, 30, 13, 20]
+    counts = [[len(row.split()) for row in rows.values()] for rows in OFFICIAL.values()]
+    assert counts == [[15, 9, 11, 8, 7], [8, 5, 19, 5, 13]]
+    tasks = [t for rows in OFFICIAL.values() for row in rows.values() for t in row.split()]
+    assert len(set(tasks)) == 100
     assert category_of("O-36_grid_shift_data-generator") == "Transformation"
-    assert category_of("O-136_grid_shift_data-generator") is None
+    assert category_of("O-36_gridshift_data-generator") is None
     assert category_of("O-36_grid_shift") is None
 
 
@@ -39,16 +41,21 @@ def test_what_is_wrong_is_said_and_the_rest_is_read(bench_folder: Path) -> None:
     (maze / "00001" / "ground_truth.mp4").unlink()
     (pattern / "00000" / "prompt.txt").write_text(" \n")
     shutil.copytree(pattern / "00001", pattern / "1")
-    (bench_folder / "In-Domain_50" / "O-360_grid_data-generator" / "00000").mkdir(parents=True)
+    shutil.copytree(pattern / "00001", pattern / "00003")
+    for task in ("O-360_grid", "O-36_grid", "O-39_maze"):
+        (bench_folder / "In-Domain_50" / f"{task}_data-generator" / "00000").mkdir(parents=True)
     bench = read_bench(bench_folder)
-    assert len(bench.samples) == 3
-    assert len(bench.names) == 6
+    assert len(bench.samples) == 4
+    assert len(bench.names) == 8
     said = {name.split("/", 1)[1]: reason for name, reason in bench.faults.items()}
     assert "is no picture" in said["T-1_maze_data-generator/00000"]
     assert "ground_truth.mp4 is missing" in said["T-1_maze_data-generator/00001"]
     assert "is empty" in said["T-3_pattern_data-generator/00000"]
     assert "five digits" in said["T-3_pattern_data-generator/1"]
-    assert "no task of this name" in said["O-360_grid_data-generator"]
+    assert said["T-3_pattern_data-generator/00002"] == "the folder is missing"
+    assert said["O-360_grid_data-generator"] == "the benchmark has no task of this name"
+    assert "its O-36 is O-36_grid_shift_data-generator" in said["O-36_grid_data-generator"]
+    assert said["O-39_maze_data-generator"] == "the benchmark has this task in Out-of-Domain_50"
 
 
 def test_a_folder_without_a_benchmark_is_refused(tmp_path: Path) -> None:
@@ -57,6 +64,22 @@ def test_a_folder_without_a_benchmark_is_refused(tmp_path: Path) -> None:
     (tmp_path / "In-Domain_50").mkdir()
     with pytest.raises(ValueError, match="has no samples"):
         read_bench(tmp_path)
+    with pytest.raises(ValueError, match="0 samples of each task are asked for"):
+        read_bench(tmp_path, per_task=0)
+
+
+def test_it_is_said_how_much_of_the_benchmark_there_is(bench_folder: Path) -> None:
+    bench = read_bench(bench_folder)
+    assert bench.extent == "6 samples, 0 of them of the benchmark's 500"
+    names = [
+        f"{split}/{task}_data-generator/{i:05d}"
+        for split, rows in OFFICIAL.items()
+        for row in rows.values()
+        for task in row.split()
+        for i in range(5)
+    ]
+    assert bench._replace(names=tuple(names)).extent == "all 500 samples"
+    assert bench._replace(names=tuple(names[:16])).extent == "16 of the benchmark's 500 samples"
 
 
 def test_exported_puzzles_are_judged_after_the_codec(bench_folder: Path, tmp_path: Path) -> None:

@@ -4,21 +4,26 @@ import dataclasses
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
-from jcos import cli, media, wan
+from jcos import cli, flow, media, wan
 from jcos.bench import worker
-from jcos.bench.arm import Arm, forward_flops, hours, load_arms
-from jcos.bench.folder import read_bench
+from jcos.bench.arm import Arm, load_arms
+from jcos.bench.claims import Claims
+from jcos.bench.folder import Sample, read_bench
+from jcos.bench.hours import expected, hours, measured
 from jcos.bench.run import Work, conduct
+from jcos.bench.sampler import Sampler
 from jcos.bench.state import Folder, Status
-from jcos.bench.worker import Worker
-from jcos.config import PixelCodec
 from jcos.experiments.experiment import Settings
 from jcos.experiments.puzzles import finish
+from jcos.noise import wan_noise
+from jcos.planning.machines import machine
 from jcos.probes import Noise, SeedEnsemble
 from jcos.variants import VARIANTS, with_profile
 from jcos.wan import TINY, Wan
@@ -55,7 +60,7 @@ def test_videos_lie_where_the_scorer_looks(bench_folder: Path, tmp_path: Path) -
     model = wan.load()
     first = SMALL.first_frame(model.config, bench.samples[0])
     condition = model.condition(first, bench.samples[0].prompt, 5)
-    noise = worker.wan_noise(1, (5, 10, 10, 12))[None]
+    noise = wan_noise(1, (5, 10, 10, 12))[None]
     sampling = SMALL.sampling.of(model.config)
     trace = wan.generate(model, condition, (1,), sampling=sampling, noise=noise)
     want = model.decode(trace.latents[0]).astype(int)
@@ -127,12 +132,12 @@ def test_one_samples_failure_is_its_own(
     picture = bench_folder / names[4] / "first_frame.png"
     good = picture.read_bytes()
     picture.write_bytes(media.png(np.zeros((24, 20, 3), np.uint8)))
-    generate, write_mp4 = Worker.generate, worker.write_mp4
+    generate, write_mp4 = Sampler.generate, worker.write_mp4
 
-    def not_finite(self: Worker, batch: list) -> tuple:
+    def not_finite(self: Sampler, batch: list, *how: Any) -> tuple:
         if any(sample.name == names[1] for sample in batch):
             raise FloatingPointError("the latent is not finite")
-        return generate(self, batch)
+        return generate(self, batch, *how)
 
     def full(path: Path, *rest: object, crf: int) -> None:
         if names[2] in str(path):
@@ -140,7 +145,7 @@ def test_one_samples_failure_is_its_own(
         write_mp4(path, *rest, crf=crf)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(Worker, "generate", not_finite)
+        patch.setattr(Sampler, "generate", not_finite)
         patch.setattr(worker, "write_mp4", full)
         status = run(bench_folder, out)
     assert not status.complete
@@ -178,48 +183,69 @@ def test_a_video_of_a_sample_that_changed_is_told(
     assert run(bench_folder, tmp_path).stale == (FIRST,)
 
 
-def worker_of(model: Wan, arm: Arm, folder: Path, out: Path) -> tuple[Worker, list]:
+def sampler_of(model: Wan, arm: Arm, folder: Path) -> tuple[Sampler, list[Sample]]:
     model.config = arm.of(model.config)
     samples = [s for s in read_bench(folder).samples if s.height == 160][:2]
-    shapes = {sample: arm.shape(model.config, sample) for sample in samples}
-    return Worker(arm, model, model.embed, Folder(out), shapes, set(), None, {}), samples
+    return Sampler.of(arm, model), samples
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", ["euler", "unipc"])
 def test_seeds_that_are_only_averaged_with_stop_early(
-    small_model: Wan, bench_folder: Path, tmp_path: Path, solver
+    small_model: Wan, bench_folder: Path, solver
 ) -> None:
     """The end of the first seed is that of a run in which all go on, each sample by itself."""
     sampling = Settings(steps=4, solver=solver)
     arm = dataclasses.replace(SMALL, sampling=sampling, ensemble=3, x0=(0, 3))
     config = small_model.config
     try:
-        made, samples = worker_of(small_model, arm, bench_folder, tmp_path)
-        parts = [(0, 1, 3), (1, 4, 1)] if solver == "euler" else [(0, 4, 3)]
-        assert arm.parts(small_model.config) == parts
-        latents, x0 = made.generate(samples)
+        made, samples = sampler_of(small_model, arm, bench_folder)
+        shape = arm.shape(small_model.config, samples[0])
+        assert arm.parts(small_model.config) == [(0, 1, 3), (1, 4, 1)]
+        latents, x0 = made.generate(samples, shape, 2)
         assert x0.shape == (2, 2, *latents.shape[1:])
         np.testing.assert_allclose(x0[:, 1], latents, atol=1e-5)
-        noise = np.stack([worker.wan_noise(seed, (5, 10, 10, 12)) for seed in (1, 2, 3)])
+        noise = np.stack([wan_noise(seed, (5, 10, 10, 12)) for seed in (1, 2, 3)])
         probe = SeedEnsemble.window(4, config.dit.layers)
-        for sample, found in zip(samples, latents, strict=True):
-            condition = made._condition(sample)
+        conditions = made._conditions(samples, shape)
+        for condition, found in zip(conditions, latents, strict=True):
             trace = wan.generate(small_model, condition, (1, 2, 3), probe=probe, noise=noise)
             np.testing.assert_allclose(found, trace.latents[0], atol=1e-4)
     finally:
         small_model.config = config
 
 
-def test_noise_arms_are_the_probe(small_model: Wan, bench_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_two_experts_take_turns(small_model: Wan, bench_folder: Path) -> None:
+    """As in `wan.generate`, whose experts are one program: seeds averaged by the first, one of them
+    left to the second."""
+    model = jax.tree.map(lambda a: a, small_model)
+    other = jax.tree.map(lambda a: 0.8 * a, small_model.experts[0])
+    model.experts = nnx.List([small_model.experts[0], other])
+    model.config = dataclasses.replace(small_model.config, boundary=0.8)
+    arm = dataclasses.replace(SMALL, sampling=Settings(steps=4), ensemble=2, x0=(1, 2))
+    made, samples = sampler_of(model, arm, bench_folder)
+    assert 1 < (flow.plan(model.config.sampling, 0.8).high_steps or 0) < 4
+    shape = arm.shape(model.config, samples[0])
+    latents, x0 = made.generate(samples[:1], shape, 1)
+    noise = np.stack([wan_noise(seed, (5, 10, 10, 12)) for seed in (1, 2)])
+    probe = SeedEnsemble.window(4, model.config.dit.layers)
+    condition = made._conditions(samples[:1], shape)[0]
+    trace = wan.generate(model, condition, (1, 2), probe=probe, noise=noise)
+    np.testing.assert_allclose(latents[0], trace.latents[0], atol=1e-4)
+    np.testing.assert_allclose(x0[0], trace.x0[0, 1:3], atol=1e-4)
+
+
+def test_noise_arms_are_the_probe(small_model: Wan, bench_folder: Path) -> None:
     arm = dataclasses.replace(SMALL, sampling=Settings(steps=4), noise_steps=(0.5,))
     config = small_model.config
     try:
-        made, samples = worker_of(small_model, arm, bench_folder, tmp_path)
-        latents, _ = made.generate(samples[:1])
-        noise = worker.wan_noise(1, (5, 10, 10, 12))[None]
+        made, samples = sampler_of(small_model, arm, bench_folder)
+        shape = arm.shape(small_model.config, samples[0])
+        latents, _ = made.generate(samples[:1], shape, 1)
+        noise = wan_noise(1, (5, 10, 10, 12))[None]
         probe = Noise.at_steps(4, 5, [2])
-        condition = made._condition(samples[0])
+        condition = made._conditions(samples[:1], shape)[0]
         noised = wan.generate(small_model, condition, (1,), probe=probe, noise=noise)
         clean = wan.generate(small_model, condition, (1,), noise=noise)
         np.testing.assert_allclose(latents[0], noised.latents[0], atol=1e-4)
@@ -245,11 +271,35 @@ def test_real_samples_keep_their_size_and_get_4n_plus_1_frames(bench_folder: Pat
 
 def test_hours_follow_from_a_step(bench_folder: Path) -> None:
     config = with_profile(VARIANTS["wan2.2-i2v-a14b"](), "diffsynth")
-    assert forward_flops(config.dit, 32_760) == pytest.approx(1_678e12, rel=1e-3)
-    one = [read_bench(bench_folder).samples[0]._replace(frames=81, height=480, width=832)]
-    assert hours(Arm(), config, one, 6.0) == pytest.approx(50 * 6.0 / 3600)
-    assert hours(Arm(ensemble=3), config, one, 6.0) == pytest.approx(52 * 6.0 / 3600)
-    assert not isinstance(config.codec, PixelCodec)
+    sample = read_bench(bench_folder).samples[0]._replace(frames=81, height=480, width=832)
+    one, large = [sample], [sample._replace(height=1024, width=1024)]
+    pace = measured(6.0)
+    assert hours(Arm(), config, one, pace) == pytest.approx(50 * 6.0 / 3600)
+    assert hours(Arm(ensemble=3), config, one, pace) == pytest.approx(52 * 6.0 / 3600)
+    unguided = Arm(sampling=Settings(guidance=(1.0,)))
+    assert hours(unguided, config, one, pace) == pytest.approx(50 * 3.0 / 3600)
+    assert 2 < hours(Arm(), config, large, pace) / hours(Arm(), config, one, pace) < 6
+
+    # Worlds of their own devices are as fast as one device each.
+    alone = hours(Arm(), config, large, expected(machine("gpu:h200:1"), {}))
+    apart = hours(Arm(), config, large, expected(machine("gpu:h200:8"), {"world": 8}))
+    assert alone == pytest.approx(8 * apart)
+    with pytest.raises(ValueError, match="81 frames of 1024 × 1024 pixels do not fit on gpu:h200"):
+        hours(Arm(ensemble=3), config, large, expected(machine("gpu:h200:1"), {}))
+    with pytest.raises(ValueError, match=r"branch=2 does not make up gpu:h200:8"):
+        expected(machine("gpu:h200:8"), {"branch": 2})
+
+
+def test_a_claim_that_cannot_be_written_is_that_samples_failure(
+    bench_folder: Path, tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Claims, name: str) -> bool:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Claims, "take", full)
+    status = run(bench_folder, tmp_path / "out")
+    assert (status.done, len(status.failed), calls) == (0, 6, [])
+    assert "it cannot be claimed" in status.failed[FIRST]
 
 
 def commanded(*arguments: object) -> int:
@@ -273,7 +323,9 @@ def test_the_whole_path_from_the_command_line(
     given = ["--samples", small, "--out", out, "--set", "sampling.steps=2"]
     assert commanded("bench", "export", small, "--tasks", "maze", "--per-task", 2) == 0
     assert commanded("bench", "run", arms, *given, "--plan") == 0
-    assert "hours on one device" in capsys.readouterr().out
+    assert "One worker: gpu:h200:1" in capsys.readouterr().out
+    assert commanded("bench", "run", arms, *given, "--plan", "--step-seconds", 3) == 0
+    assert "3.0 s a step" in capsys.readouterr().out
     assert not out.exists()
     assert commanded("bench", "run", arms, *given) == 0
     assert "b: 2 of 2 videos" in capsys.readouterr().out
@@ -288,7 +340,8 @@ def test_the_whole_path_from_the_command_line(
     assert commanded("bench", "run", arms, *given, "--shard", "1") == 2
     assert commanded("bench", "run", arms, *given, "--set", "sampling.steps=3") == 2
     assert "arm.sampling.steps 2, not 3" in capsys.readouterr().err
-    assert jax.devices()
+    assert commanded("bench", "run", arms, *given, "--mesh", "world=2") == 2
+    assert "world=2 does not make up 1 device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)

@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -68,6 +70,25 @@ def test_intervals_are_over_tasks() -> None:
     many = {f"s/t{i}/{k:05d}": float(i % 2) for i in range(10) for k in range(5)}
     one = {f"s/t{i}/00000": float(i % 2) for i in range(10)}
     assert scores.over_tasks(many)[:3] == pytest.approx(scores.over_tasks(one)[:3])
+    alone = scores.over_tasks({"s/t/00000": 0.5})
+    assert alone.mean == 0.5
+    assert np.isnan(alone.low)
+
+
+@pytest.mark.parametrize("tasks", [5, 13, 50])
+def test_intervals_hold_the_truth_as_often_as_they_say(
+    tasks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores of five samples per task, whose tasks are mostly solved or mostly not: the numbers in
+    docs/vbvr.md."""
+    monkeypatch.setattr(scores, "DRAWS", 2_000)
+    rng, held = np.random.default_rng(0), []
+    for _ in range(400):
+        drawn = rng.beta(1.2, 0.6, (tasks, 1)) + rng.normal(0, 0.15, (tasks, 5))
+        found = {f"s/t{i}/{k:05d}": v for i, row in enumerate(drawn) for k, v in enumerate(row)}
+        estimate = scores.over_tasks(found)
+        held.append(estimate.low <= 1.2 / 1.8 <= estimate.high)
+    assert 0.9 <= np.mean(held) <= 0.98
 
 
 def test_the_still_picture_is_zero_and_the_truth_one() -> None:
@@ -113,6 +134,19 @@ def test_the_official_scorer_is_run_once_and_read(bench_folder: Path, tmp_path: 
     assert len(found[1].found) == len(found[2].found) == 6
     # Again: its files are there, and nothing is run.
     assert scores.score(bench, [tmp_path / "arm"], tmp_path / "s") == found
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git")
+def test_the_scorers_commit_is_told(tmp_path: Path) -> None:
+    script = tmp_path / "run_evaluation.py"
+    script.touch()
+    assert scores.commit_of(f"python {script}") is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    head = (tmp_path / ".git" / "HEAD").read_text().split()[1]
+    assert scores.commit_of(f"python {script}") == (tmp_path / ".git" / head).read_text().strip()
+    assert scores.commit_of(None) is None
 
 
 def test_our_own_tasks_judge_themselves(bench_folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,208 @@
+"""Samples of one shape through the model: on one device, or spread over a mesh of this process's
+own devices. What comes out does not depend on the mesh."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jcos import flow, memory, mesh, sharding, trajectory, wan
+from jcos.bench.arm import Arm, Shape
+from jcos.bench.folder import Sample
+from jcos.config import WanConfig
+from jcos.dit import DiT
+from jcos.experiments.experiment import places
+from jcos.experiments.memory import runs_that_fit
+from jcos.flow import SolverState
+from jcos.noise import wan_noise
+from jcos.probes import Probe
+from jcos.trajectory import Condition, Steps
+from jcos.wan import Prompt, Wan
+
+
+def on(devices: Mesh | None) -> AbstractContextManager[Any]:
+    """Everything inside uses the mesh, or one device."""
+    return contextlib.nullcontext() if devices is None else sharding.on(devices)
+
+
+def check_mesh(sizes: Mapping[str, int], config: WanConfig) -> None:
+    """ValueError where a mesh of these sizes has an axis that samples of this arm cannot be spread
+    over."""
+    seed, branch, tensor = (sizes.get(axis, 1) for axis in (mesh.SEED, mesh.BRANCH, mesh.TENSOR))
+    passes, heads = 1 if config.sampling.guidance is None else 2, config.dit.heads
+    if seed > 1:
+        raise ValueError(
+            f"a mesh of seed={seed} leaves devices idle, because the seeds of a sample do not all "
+            "go on to the end: spread samples over world"
+        )
+    if branch > passes:
+        raise ValueError(f"the mesh has branch={branch}, but a step has {passes} pass(es)")
+    if heads % tensor:
+        raise ValueError(f"{heads} heads do not divide over the mesh's tensor={tensor}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """An arm of a model.
+
+    model: with experts, spread over the mesh. rows: embeds a prompt. devices: the mesh, None for
+    one device. coders: models without experts that code pictures and videos, each on a device of
+    its own: sample i of a batch is the i-th coder's.
+    """
+
+    arm: Arm
+    model: Wan
+    rows: Callable[[str], Prompt]
+    devices: Mesh | None
+    coders: tuple[Wan, ...]
+
+    @classmethod
+    def of(
+        cls,
+        arm: Arm,
+        model: Wan,
+        rows: Callable[[str], Prompt] | None = None,
+        devices: Mesh | None = None,
+    ) -> "Sampler":
+        """The model was loaded on the same mesh; `rows` is by default what embeds words itself."""
+        coders = _coders(model, devices)
+        if devices is not None:
+            model.vae = None  # a copy on every device, which nothing uses
+        return cls(arm, model, rows or coders[0].embed, devices, coders)
+
+    @property
+    def worlds(self) -> int:
+        """Samples that are always generated together: on devices of their own."""
+        return 1 if self.devices is None else self.devices.shape[mesh.WORLD]
+
+    def fitting(self, shape: Shape, total: int, asked: int | None) -> int:
+        """Samples of a shape to generate at a time: `asked`, or as many as memory holds, of
+        `total`; a multiple of `worlds`."""
+        config = self.model.config
+        given = Condition(jnp.zeros(0), channels=jnp.zeros((*wan.latent_grid(config, *shape), 0)))
+        plan = flow.plan(config.sampling, config.boundary)
+        each = None if asked is None else -(-asked // self.worlds)
+        size = 1  # which is tried even if the estimate is against it
+        with contextlib.suppress(ValueError):
+            most = -(-total // self.worlds)
+            size = runs_that_fit(self.model, given, plan, self.arm.ensemble, 1, most, each)
+        return size * self.worlds
+
+    def generate(
+        self, batch: Sequence[Sample], shape: Shape, size: int
+    ) -> tuple[Float[np.ndarray, "B F h w C"], Float[np.ndarray, "B kept F h w C"]]:
+        """Final latents and kept clean estimates of samples of one shape.
+
+        size: of the program; a smaller batch is filled up. Raises FloatingPointError where a latent
+        is not finite, and MemoryError saying what would help where a device has too little.
+        """
+        conditions = self._conditions(batch, shape)
+        given = jax.tree.map(
+            lambda *a: np.stack(a), *conditions, *conditions[-1:] * (size - len(batch))
+        )
+        config = self.model.config
+        run = memory.Run(
+            seeds=1,  # fewer would be another arm
+            worlds=size,
+            guided=config.sampling.guidance is not None,
+            probed=False,
+            float32=config.numerics.linear == "float32",
+            devices=1 if self.devices is None else self.devices.size,
+            resident=len(self.model.experts) > 1 and not memory.waits(self.model.experts),
+        )
+        what = f"{size} sample(s) of {self.arm.ensemble} seed(s) of {config.name}"
+        with on(self.devices), memory.explained(what, memory.run_knobs(run)):
+            return self._denoised(given, shape, len(batch), size)
+
+    def _conditions(self, batch: Sequence[Sample], shape: Shape) -> list[Condition]:
+        """On the host. All coders work at the same time."""
+
+        def one(i: int, sample: Sample) -> Condition:
+            config, coder = self.model.config, self.coders[i % len(self.coders)]
+            first = self.arm.first_frame(config, sample)
+            prompt, negative = self.rows(sample.prompt), self.rows(config.negative)
+            condition = coder.condition(first, prompt, shape.frames, negative=negative)
+            return jax.device_get(condition)
+
+        with ThreadPoolExecutor(len(self.coders)) as coding:
+            return list(coding.map(one, range(len(batch)), batch))
+
+    def _denoised(
+        self, given: Condition, shape: Shape, number: int, size: int
+    ) -> tuple[Float[np.ndarray, "B F h w C"], Float[np.ndarray, "B kept F h w C"]]:
+        arm, config, cfg = self.arm, self.model.config, self.model.config.dit
+        grid = (*wan.latent_grid(config, *shape), cfg.out_channels)
+        seeds = range(arm.seed, arm.seed + arm.ensemble)
+        first = np.stack([wan_noise(seed, grid) for seed in seeds])
+        given, probe = self._spread(given), arm.probe(config, grid[0])
+        noise, keys = trajectory.draw(cfg, given, wan.seed_keys(seeds), jnp.asarray(first))
+        state = _begin(config.numerics, given, noise)
+        chosen = places(arm.x0, config.sampling.steps, "step")
+        plan, kept = flow.plan(config.sampling, config.boundary), []
+        for i, expert in enumerate(self.model.experts):
+            steps, here = trajectory.steps_of(plan, i), memory.on_device(expert)
+            for start, end, together in arm.parts(config):
+                some = _between(steps, start, end)
+                if not len(some.number):
+                    continue
+                state, keys = jax.tree.map(lambda a, n=together: a[:, :n], state), keys[:together]
+                look = np.flatnonzero(np.isin(some.number, chosen))
+                state, x0, finite = _advance(here, some, given, state, keys, probe, look)
+                trajectory.check_steps(np.asarray(finite))
+                kept.append(np.asarray(x0))
+            del here  # before the next expert comes
+        return np.asarray(state.x)[:number, 0], np.concatenate(kept, axis=1)[:number]
+
+    def _spread(self, tree: Any) -> Any:
+        """Arrays with a leading axis of samples, on the devices of their worlds."""
+        if self.devices is None:
+            return jax.tree.map(jnp.asarray, tree)
+        return jax.device_put(tree, NamedSharding(self.devices, PartitionSpec(mesh.WORLD)))
+
+
+def _coders(model: Wan, devices: Mesh | None) -> tuple[Wan, ...]:
+    """One on the first device of every world, so that the samples of a batch are coded at the same
+    time; the model itself where there is no mesh."""
+    if devices is None:
+        return (model,)
+    light = jax.tree.map(lambda a: a, model)
+    light.experts = nnx.List([])
+    worlds = np.moveaxis(devices.devices, mesh.AXES.index(mesh.WORLD), 0)
+    firsts = worlds.reshape(len(worlds), -1)[:, 0]
+    return tuple(jax.device_put(light, device) for device in firsts)
+
+
+def _between(steps: Steps, start: int, end: int) -> Steps:
+    """Those of an expert's steps whose numbers are from start to before end."""
+    numbers = np.asarray(steps.number)
+    inside = (numbers >= start) & (numbers < end)
+    columns = ("number", "sigma", "timestep", "row")
+    return steps._replace(**{name: np.asarray(getattr(steps, name))[inside] for name in columns})
+
+
+_begin = jax.jit(trajectory.begin, static_argnums=0)
+
+
+@jax.jit
+def _advance(
+    expert: DiT,
+    steps: Steps,
+    given: Condition,
+    state: SolverState,
+    keys: Key[Array, " K"],
+    probe: Probe,
+    look: Int[Array | np.ndarray, " kept"],
+) -> tuple[SolverState, Float[Array, "B kept F h w C"], Bool[Array, "B S"]]:
+    """Each sample is a world by itself: all its seeds some steps on, clean estimates of the first
+    seed at those of these steps that are looked at, and what is finite."""
+    state, trace = trajectory.advance(expert, steps, given, state, keys, probe)
+    return state, trace.x0[:, 0, look], trace.finite.all(1)

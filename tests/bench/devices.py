@@ -1,0 +1,78 @@
+"""What the tests of the benchmark do in processes of their own: samples on four simulated devices,
+and on two hosts. Called as `python -m tests.bench.devices CASE …`; see `tests/many_devices.py`."""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+
+def meshes(folder: str, *texts: str) -> dict[str, list[float]]:
+    """How three samples, two seeds averaged in the first step, with guidance, differ from the same
+    on one device: latents and clean estimates, relative to the largest."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", 4)
+    import numpy as np
+
+    from jcos import sharding
+    from jcos.bench.arm import Arm
+    from jcos.bench.folder import read_bench
+    from jcos.bench.sampler import Sampler, on
+    from jcos.experiments.experiment import Settings
+    from tests.conftest import random_model
+
+    arm = Arm(
+        profile=None,
+        scale=1 / 8,
+        sampling=Settings(steps=2, guidance=(2.0,)),
+        ensemble=2,
+        noise_steps=(1,),
+        x0=(0, 1),
+    )
+    samples = [s for s in read_bench(Path(folder)).samples if s.height == 160][:3]
+
+    def made(text: str) -> tuple[Any, ...]:
+        devices = sharding.make_mesh(sharding.parse_mesh(text)) if text else None
+        with on(devices):
+            model = random_model(2)
+            if devices is not None:
+                model = sharding.place(model, devices)
+        model.config = arm.of(model.config)
+        sampler = Sampler.of(arm, model, devices=devices)
+        shape = arm.shape(model.config, samples[0])
+        size = -(-3 // sampler.worlds) * sampler.worlds
+        latents, x0 = sampler.generate(samples, shape, size)
+        coders = sampler.coders
+        videos = [coders[i % len(coders)].decode(z) for i, z in enumerate(latents)]
+        return latents, x0, np.stack(videos).astype(np.float32)
+
+    want = made("")
+
+    def off(text: str) -> list[float]:
+        pairs = zip(made(text), want, strict=True)
+        return [float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs]
+
+    return {text: off(text) for text in texts}
+
+
+def host(number: str, port: str, *command: str) -> int:
+    """The exit code of a command on one of two hosts with two devices each."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", 2)
+    from jcos import cli, sharding
+
+    meet = partial(sharding.init_distributed, f"localhost:{port}", 2, int(number), timeout=100)
+    sharding.init_distributed = meet  # what a pod's hosts know by themselves
+    try:
+        cli.main(command)
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+if __name__ == "__main__":
+    cases = {"meshes": meshes, "host": host}
+    print(json.dumps(cases[sys.argv[1]](*sys.argv[2:])))

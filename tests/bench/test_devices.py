@@ -1,0 +1,137 @@
+"""The benchmark on many devices and hosts, and killed: what comes out is what one process makes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jcos import cli, media, sharding
+from jcos.bench.arm import Arm
+from jcos.bench.export import export
+from jcos.bench.sampler import check_mesh
+from jcos.experiments.experiment import Settings
+from jcos.wan import TINY, read_config
+from tests import many_devices
+from tests.conftest import ROOT
+from tests.test_sharding import free_port
+
+ARMS = """
+from jcos.bench.arm import Arm
+from jcos.experiments.experiment import Settings
+arms = {"base": Arm(profile=None, scale=1 / 8, sampling=Settings(steps=STEPS))}
+"""
+
+
+@pytest.fixture
+def eight_mazes(tmp_path: Path) -> list[str]:
+    """A folder with eight samples of one shape; the arguments of a run on them."""
+    export(tmp_path / "small", ("maze",), 8)
+    return ["bench", "run", str(tmp_path / "arms.py"), "--samples", str(tmp_path / "small")]
+
+
+def arms(folder: Path, steps: int) -> None:
+    (folder / "arms.py").write_text(ARMS.replace("STEPS", str(steps)))
+
+
+def videos(out: Path) -> dict[str, Path]:
+    return {p.relative_to(out).as_posix(): p for p in sorted(out.rglob("*.mp4"))}
+
+
+def check_same(out: Path, want: Path) -> None:
+    assert videos(out).keys() == videos(want).keys()
+    for name, video in videos(out).items():
+        found, other = (media.read_mp4(p).astype(int) for p in (video, videos(want)[name]))
+        assert np.abs(found - other).max() <= 8, name  # H.264 enlarges what is rounded otherwise
+
+
+@pytest.mark.slow
+def test_a_mesh_leaves_the_result_alone(eight_mazes: list[str]) -> None:
+    """Samples, the branches of guidance, tokens and weights spread over four devices; three samples
+    on two worlds are filled up to four."""
+    texts = ["world=2,branch=2", "context=2,fsdp=2"]
+    process = many_devices.start("meshes", eight_mazes[-1], *texts, module="tests.bench.devices")
+    found = many_devices.finish(process, 580)
+    assert found.keys() == set(texts)
+    for mesh, (latents, x0, pixels) in found.items():
+        assert max(latents, x0) < 1e-5, mesh
+        assert pixels < 0.005, mesh  # one of 255 levels
+
+
+@pytest.mark.slow
+def test_hosts_share_the_samples(eight_mazes: list[str], tmp_path: Path) -> None:
+    """Two hosts of two devices that must start together: each takes samples of its own."""
+    arms(tmp_path, 1)
+    cli.main([*eight_mazes, "--out", str(tmp_path / "one")])
+    port = str(free_port())
+    joined = [*eight_mazes, "--out", str(tmp_path / "two"), "--join", "--mesh", "fsdp=2"]
+    joined += ["--shard", "host", "--batch", "2"]
+    hosts = [
+        many_devices.start("host", str(i), port, *joined, module="tests.bench.devices")
+        for i in range(2)
+    ]
+    try:
+        assert [many_devices.finish(process, 580) for process in hosts] == [0, 0]
+    finally:
+        for process in hosts:
+            process.kill()
+    check_same(tmp_path / "two", tmp_path / "one")
+    made = [
+        json.loads(p.read_text()) for p in (tmp_path / "two" / "base/state/made").rglob("*.json")
+    ]
+    assert [about["mesh"] for about in made] == ["fsdp=2"] * 8
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on(eight_mazes: list[str], tmp_path: Path) -> None:
+    arms(tmp_path, 10)
+    run = [*eight_mazes, "--batch", "1", "--out"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    cli.main([*run, str(whole)])
+    victim = subprocess.Popen(
+        [sys.executable, "-c", "from jcos import cli; cli.main()", *run, str(killed)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        end = time.monotonic() + 500
+        while not videos(killed) and victim.poll() is None and time.monotonic() < end:
+            time.sleep(0.005)
+    finally:
+        victim.kill()
+        victim.wait()
+    assert victim.returncode == -signal.SIGKILL
+    before = {name: p.stat().st_mtime_ns for name, p in videos(killed).items()}
+    assert 1 <= len(before) < 8
+    claims = list((killed / "base" / "state" / "claims").iterdir())
+    assert claims  # of the sample it was at, which nobody let go
+    for name in before:
+        media.read_mp4(killed / name)  # whole
+
+    cli.main([*run, str(killed)])
+    after = {name: p.stat().st_mtime_ns for name, p in videos(killed).items()}
+    assert before.items() <= after.items()
+    check_same(killed, whole)
+    assert not [p for p in killed.rglob("*") if p.name.endswith(".part")]
+    assert list((killed / "base" / "state" / "claims").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("mesh", "guidance", "message"),
+    [
+        ("seed=2", 5.0, "a mesh of seed=2 leaves devices idle"),
+        ("branch=2", 1.0, r"branch=2, but a step has 1 pass"),
+        ("tensor=3", 5.0, "heads do not divide over the mesh's tensor=3"),
+    ],
+)
+def test_meshes_that_samples_cannot_be_spread_over_are_refused(
+    mesh: str, guidance: float, message: str
+) -> None:
+    config = Arm(profile=None, sampling=Settings(guidance=(guidance,))).of(read_config(TINY))
+    with pytest.raises(ValueError, match=message):
+        check_mesh(sharding.parse_mesh(mesh), config)
