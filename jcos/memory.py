@@ -1,18 +1,77 @@
-"""What a device that ran out of memory was asked for, in one sentence with what would help."""
+"""A device's memory: weights that wait in the host's until they are needed, and what to do where it
+runs out."""
 
 import contextlib
+import math
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+from jax.sharding import Sharding
+
+from jcos import mesh
 
 GIB = 2**30
+HOST = "pinned_host"
+"""Memory of the host that a device reads by itself, as jax calls it."""
+ROOM = 0.5
+"""Share of a device's memory that weights may fill and lie there all the time; the rest is for the
+run."""
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+M = TypeVar("M")
+
+
+# ---- where weights lie
+
+
+def in_host(shardings: Mapping[str, Sharding]) -> dict[str, Sharding]:
+    """The same slices for the same devices, in the memory of their hosts."""
+    return {path: where.with_memory_kind(HOST) for path, where in shardings.items()}
+
+
+def on_device(weights: M) -> M:
+    """The weights, brought to the device as far as they lie in host memory; in a jitted function
+    too. There the compiler chooses when, which may be early: to have room for one set of weights
+    alone, bring them before the call."""
+    return jax.tree.map(
+        lambda a: jax.device_put(a, jax.memory.Space.Device) if _in_host(a) else a, weights
+    )
+
+
+def waits(weights: Any) -> bool:
+    """Whether any of them lies in host memory."""
+    return any(_in_host(leaf) for leaf in jax.tree.leaves(weights))
+
+
+def _in_host(leaf: Any) -> bool:
+    return jax.typeof(leaf).memory_space == jax.memory.Space.Host
+
+
+def waiting(
+    weights: Mapping[str, Any], shardings: Mapping[str, Sharding], resident: bool | None
+) -> dict[str, Sharding]:
+    """Shardings in host memory for weights (or their shapes) that are not to lie on the device all
+    the time; for those that are, none.
+
+    shardings: of the device, by path; the first device for those that are not named. resident: None
+    for on a mesh, which can slice them, and where they take at most `ROOM` of the device.
+    """
+    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    if resident is None:
+        limit = None if mesh.in_use() else device_memory()
+        total = sum(math.prod(a.shape) * a.dtype.itemsize for a in weights.values())
+        resident = limit is None or total <= ROOM * limit
+    return {} if resident else in_host({path: shardings.get(path, first) for path in weights})
+
+
+# ---- when it runs out
 
 
 class Run(NamedTuple):
-    """What a run that may be too large consists of."""
+    """What a run that may be too large consists of. resident: two or more experts lie on the device
+    together."""
 
     seeds: int
     worlds: int
@@ -20,14 +79,16 @@ class Run(NamedTuple):
     probed: bool
     float32: bool
     devices: int
+    resident: bool = False
 
 
-def knobs(run: Run) -> list[str]:
+def run_knobs(run: Run) -> list[str]:
     """What this run can be changed in, that which changes least about its results first."""
     many = run.devices > 1
     table = [
         (run.seeds > 1, f"fewer than {run.seeds} seeds at a time: the same videos, in turns"),
         (run.worlds > 1, f"fewer than {run.worlds} worlds at a time"),
+        (run.resident, "one expert at a time: load(resident=False), --resident False"),
         (many and run.guided, "a mesh with branch=2: a device makes one pass of a step's two"),
         (many, "a mesh with a larger fsdp: weights in thinner slices, fewer tokens per device"),
         (many, "a mesh with a larger context: fewer tokens per device"),
@@ -39,8 +100,22 @@ def knobs(run: Run) -> list[str]:
     return [knob for helps, knob in table if helps]
 
 
+LOADING = (
+    "no text encoder: embedded prompts, --text-cache",
+    "one expert at a time: load(resident=False), --resident False",
+    "weights in bfloat16: profile 'official'",
+    "more devices and a mesh with fsdp (`jcos plan` says how many)",
+)
+CODING = (
+    "tiles: encode and decode(tiles=…), --tiles 30 52",
+    "a model loaded without its experts or text encoder",
+    "a smaller or shorter video",
+)
+"""What helps where weights, and where videos to be coded, are too large: the least change first."""
+
+
 @contextlib.contextmanager
-def explained(what: str, run: Run) -> Iterator[None]:
+def explained(what: str, knobs: Sequence[str]) -> Iterator[None]:
     """Turns XLA's report of exhausted memory into a MemoryError: what was asked for (by `what`),
     what there is, what would help."""
     try:
@@ -48,16 +123,16 @@ def explained(what: str, run: Run) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise MemoryError(sentence(str(error), what, run, device_memory())) from None
+        raise MemoryError(sentence(str(error), what, knobs, device_memory())) from None
 
 
-def sentence(report: str, what: str, run: Run, limit: int | None) -> str:
+def sentence(report: str, what: str, knobs: Sequence[str], limit: int | None) -> str:
     """limit: bytes of a device, where it tells."""
     asked = _bytes(_ASKED, report)
     limit = _bytes(_LIMIT, report) or limit
     size = "more memory than there is" if asked is None else f"{asked / GIB:.1f} GiB"
     there = "" if limit is None else f" of its {limit / GIB:.1f} GiB"
-    turn = "; ".join(f"({i}) {knob}" for i, knob in enumerate(knobs(run), 1))
+    turn = "; ".join(f"({i}) {knob}" for i, knob in enumerate(knobs, 1))
     return f"{what} asked a device for {size}{there}. What helps, the least change first: {turn}"
 
 

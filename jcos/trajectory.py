@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jcos import mesh
+from jcos import memory, mesh
+from jcos.config import DiTConfig, Numerics
 from jcos.dit import DiT
 from jcos.flow import Plan, SolverState, clean_estimate, guide, solver_init, solver_step
 from jcos.layers import rounded
@@ -51,6 +53,38 @@ class Trace(NamedTuple):
     layer: Int[Array, "*axes S"] | int = -1
 
 
+class Steps(NamedTuple):
+    """The steps of a run that one expert makes: their numbers, noise levels, timesteps and rows of
+    solver coefficients (`flow.Schedule`), and its scale of guidance."""
+
+    number: Int[Array | np.ndarray, " S"]
+    sigma: Float[Array | np.ndarray, " S"]
+    timestep: Float[Array | np.ndarray, " S"]
+    row: Float[Array | np.ndarray, "S 8"]
+    scale: Float[Array | np.ndarray, ""] | None
+
+    def one(self, i: int) -> "Steps":
+        """The i-th of them alone."""
+        at = slice(i, i + 1)
+        return Steps(
+            self.number[at], self.sigma[at], self.timestep[at], self.row[at], scale=self.scale
+        )
+
+
+def steps_of(plan: Plan, expert: int) -> Steps:
+    """Of the first expert (0), which makes all of them where it is the only one, or the second."""
+    split = plan.steps if plan.high_steps is None else plan.high_steps
+    part = (slice(0, split), slice(split, None))[expert]
+    levels = plan.schedule
+    return Steps(
+        np.arange(plan.steps, dtype=np.int32)[part],
+        levels.sigmas[:-1][part],
+        levels.timesteps[part],
+        levels.table[part],
+        scale=None if plan.guidance is None else plan.guidance[expert],
+    )
+
+
 def denoise(
     experts: Sequence[DiT],
     plan: Plan,
@@ -60,35 +94,55 @@ def denoise(
     probe: Probe,
 ) -> Trace:
     """One trajectory; call it through `run`, which binds the axes `seed` and `world`."""
-    stored = experts[0].numerics.latents
-    steps = jnp.arange(plan.steps)
-    split = plan.steps if plan.high_steps is None else plan.high_steps
-    levels = plan.schedule
+    state, parts = _start(experts[0].numerics, condition, noise), []
+    for number, expert in enumerate(experts):
+        steps = steps_of(plan, number)
+        state, part = _denoise_part(expert, steps, condition, state, key, probe)
+        parts.append(part)
+    return joined(parts)
 
-    def step(
-        number: int, state: SolverState, scanned: tuple[Array, ...]
-    ) -> tuple[SolverState, tuple]:
+
+def _start(numerics: Numerics, condition: Condition, noise: Float[Array, "F H W C"]) -> SolverState:
+    first = _keep_first(rounded(noise, numerics.latents), condition)
+    return solver_init(mesh.constrain(first))
+
+
+def _denoise_part(
+    expert: DiT,
+    steps: Steps,
+    condition: Condition,
+    state: SolverState,
+    key: Key[Array, ""],
+    probe: Probe,
+) -> tuple[SolverState, Trace]:
+    """One expert's steps. Weights that lie in host memory are brought to the device."""
+    expert, stored = memory.on_device(expert), expert.numerics.latents
+    scale = None if steps.scale is None else jnp.asarray(steps.scale)
+
+    def step(state: SolverState, scanned: tuple[Array, ...]) -> tuple[SolverState, tuple]:
         i, sigma, t, row = scanned
         none = jnp.int32(-1)
         site = Site(i, none, jnp.int32(0), sigma, jax.random.fold_in(key, i), state.last)
         x = probe.on_latents(site, state.x)
-        scale = None if plan.guidance is None else plan.guidance[number]
-        v, (observed, layer) = _velocity(experts[number], x, t, site, condition, probe, scale)
+        v, (observed, layer) = _velocity(expert, x, t, site, condition, probe, scale)
         x0, seen = probe.on_estimate(site, x, clean_estimate(x, v, sigma))
         state = solver_step(state, x, x0, row)
         state = state._replace(x=_keep_first(rounded(state.x, stored), condition))
         return state, (x0, probe.on_step(site, observed), jnp.isfinite(x0).all(), seen, layer)
 
-    state = solver_init(mesh.constrain(_keep_first(rounded(noise, stored), condition)))
-    pieces = []
-    for number, part in enumerate((slice(0, split), slice(split, None))[: len(experts)]):
-        xs = tuple(
-            jnp.asarray(a)[part]
-            for a in (steps, levels.sigmas[:-1], levels.timesteps, levels.table)
-        )
-        state, piece = jax.lax.scan(lambda s, x, number=number: step(number, s, x), state, xs)
-        pieces.append(piece)
-    return Trace(state.x, *jax.tree.map(lambda *a: jnp.concatenate(a), *pieces))
+    columns = (steps.number, steps.sigma, steps.timestep, steps.row)
+    state, left = jax.lax.scan(step, state, tuple(map(jnp.asarray, columns)))
+    return state, Trace(state.x, *left)
+
+
+def joined(parts: Sequence[Trace], axis: int = 0) -> Trace:
+    """A whole trajectory, of what its parts left behind. axis: that of the steps."""
+
+    def join(*pieces: Array) -> Array:
+        return jnp.concatenate(pieces, axis)
+
+    steps = [part._replace(latents=()) for part in parts]
+    return jax.tree.map(join, *steps)._replace(latents=parts[-1].latents)
 
 
 def _velocity(
@@ -165,8 +219,63 @@ def run(
     conditions = mesh.constrain(conditions, mesh.WORLD)
     noise = mesh.constrain(noise, mesh.SEED)
     seeds = _spread_map(one, mesh.SEED, (None, 0, 0))
-    trace = _spread_map(seeds, mesh.WORLD, (0, None, None))(conditions, noise, keys)
-    # Every host reads these.
+    return _told(_spread_map(seeds, mesh.WORLD, (0, None, None))(conditions, noise, keys))
+
+
+def draw(
+    cfg: DiTConfig,
+    conditions: Condition,
+    keys: Key[Array, " K"],
+    noise: Float[Array, "K F H W C"] | None,
+) -> tuple[Float[Array, "K F H W C"], Key[Array, " K"]]:
+    """For a `run`, of the seeds' keys: the first noise, unless it is given, and keys of the steps.
+
+    Raises ValueError where the conditions do not tell the size of the video, or noise has another.
+    """
+    if conditions.channels is None:
+        raise ValueError("the size of the video is read off the image channels; there are none")
+    shape = (*conditions.channels.shape[1:4], cfg.out_channels)
+    noise_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    if noise is None:
+        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_keys)
+    elif noise.shape[1:] != shape:
+        raise ValueError(f"noise of a seed has shape {noise.shape[1:]}; this video needs {shape}")
+    return noise, step_keys
+
+
+def begin(
+    numerics: Numerics, conditions: Condition, noise: Float[Array, "K F H W C"]
+) -> SolverState:
+    """All trajectories of a `run` before their first step: for `advance`."""
+    conditions = mesh.constrain(conditions, mesh.WORLD)
+    noise = mesh.constrain(noise, mesh.SEED)
+    seeds = _spread_map(partial(_start, numerics), mesh.SEED, (None, 0))
+    state = _spread_map(seeds, mesh.WORLD, (0, None))(conditions, noise)
+    return mesh.constrain(state, mesh.WORLD, mesh.SEED)
+
+
+def advance(
+    expert: DiT,
+    steps: Steps,
+    conditions: Condition,
+    state: SolverState,
+    keys: Key[Array, " K"],
+    probe: Probe,
+) -> tuple[SolverState, Trace]:
+    """All trajectories of a `run` by some steps of one expert. What the parts of a run leave is put
+    together by `joined(parts, 2)`."""
+
+    def one(condition: Condition, state: SolverState, key: Array) -> tuple[SolverState, Trace]:
+        return _denoise_part(expert, steps, condition, state, key, probe)
+
+    conditions = mesh.constrain(conditions, mesh.WORLD)
+    seeds = _spread_map(one, mesh.SEED, (None, 0, 0))
+    state, trace = _spread_map(seeds, mesh.WORLD, (0, 0, None))(conditions, state, keys)
+    return mesh.constrain(state, mesh.WORLD, mesh.SEED), _told(trace)
+
+
+def _told(trace: Trace) -> Trace:
+    """With what every host reads on each of them."""
     finite, layer = mesh.constrain((trace.finite, trace.layer))
     return trace._replace(finite=finite, layer=layer)
 

@@ -1,7 +1,8 @@
 """`Wan`: expert(s), codec and text encoder of one model, with the defaults its authors sample
 with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -9,18 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Sharding
 from jaxtyping import Array, Float, Key, UInt8
 
 from jcos import checkpoint, flow, memory, mesh, sharding, trajectory
 from jcos.config import Codec, PixelCodec, Sampling, UMT5Config, VaeConfig, WanConfig, Words
 from jcos.dit import DiT
+from jcos.flow import SolverState
 from jcos.image import check_frames
 from jcos.layouts import is_released
 from jcos.probes import Probe
 from jcos.released import Released, load_released, open_released
 from jcos.text import UMT5, WordEmbedding, embed, word_ids
 from jcos.tokenizer import Tokenizer
-from jcos.trajectory import Condition, Trace
+from jcos.trajectory import Condition, Steps, Trace
 from jcos.vae import Tiles, Vae, decode_pixels, encode_pixels
 from jcos.variants import Profile, with_profile
 
@@ -135,7 +138,8 @@ class Wan(nnx.Module):
             return encode_pixels(self.codec, jnp.asarray(video))
         if self.vae is None:
             raise ValueError(f"{self.config.name} was loaded without its VAE")
-        return _encode(self.vae, _signed(video), tiles)
+        with self._coding(f"{len(video)} frame(s) of {video.shape[2]}x{video.shape[1]} pixels"):
+            return jax.block_until_ready(_encode(self.vae, _signed(video), tiles))
 
     def decode(
         self, latents: Float[Array | np.ndarray, "*axes f h w C"], tiles: Tiles | None = None
@@ -149,8 +153,13 @@ class Wan(nnx.Module):
         elif self.vae is None:
             raise ValueError(f"{self.config.name} was loaded without its VAE")
         else:
-            video = np.stack([_decode(self.vae, z, tiles) for z in flat])
+            frames, height, width = latents.shape[-4:-1]
+            with self._coding(f"{frames} latent frame(s) of {width}x{height}"):
+                video = np.stack([_decode(self.vae, z, tiles) for z in flat])
         return video.reshape(*latents.shape[:-4], *video.shape[1:])
+
+    def _coding(self, what: str) -> AbstractContextManager[None]:
+        return memory.explained(f"the VAE of {self.config.name}, for {what},", memory.CODING)
 
 
 def check_picture(config: WanConfig, given: bool) -> None:
@@ -257,7 +266,8 @@ def load(
     experts: bool = True,
     text: bool = True,
     vae: bool = True,
-    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+    shardings: Mapping[str, Sharding] | None = None,
+    resident: bool | None = True,
 ) -> Wan:
     """A model from a checkpoint folder; without one, the small model of the package.
 
@@ -265,7 +275,11 @@ def load(
     profile: whose numerics and schedule to follow (`variants.with_profile`); by default the
     authors'. experts, text, vae: what to load; the rest is None, or no expert. shardings: by leaf
     path, straight onto many devices; by default `sharding.shardings` of the mesh in use.
-    Raises checkpoint.CheckpointError where the folder is not one, or is damaged.
+    resident: whether the weights of several experts lie on the device together, or wait in host
+    memory, from where each comes for its steps; the videos are the same. None: together on a mesh
+    (which can slice them), and where they take at most half of the device (`memory.ROOM`).
+    Raises checkpoint.CheckpointError where the folder is not one, or is damaged, and MemoryError
+    saying what would help where a device has too little memory.
     """
     folder = Path(folder)
     source = _released(folder)
@@ -281,12 +295,17 @@ def load(
             setattr(model, part, nnx.List([]) if part == "experts" else None)
     if shardings is None and mesh.in_use():
         shardings = sharding.shardings(model, jax.sharding.get_mesh())
-    if source is None:
-        only = [f"{part}." for part in wanted if getattr(model, part)]
-        model = checkpoint.restore(folder, model, shardings, only)
-    else:
-        want = checkpoint.leaves(model)
-        model = checkpoint.with_leaves(model, load_released(source, want, shardings))
+    where = dict(shardings or {})
+    if len(model.experts) > 1:
+        weights = {k: a for k, a in checkpoint.leaves(model).items() if k.startswith("experts.")}
+        where |= memory.waiting(weights, where, resident)
+    with memory.explained(f"the weights of {config.name}", memory.LOADING):
+        if source is None:
+            only = [f"{part}." for part in wanted if getattr(model, part)]
+            model = checkpoint.restore(folder, model, where, only)
+        else:
+            want = checkpoint.leaves(model)
+            model = checkpoint.with_leaves(model, load_released(source, want, where))
     if isinstance(model.text, UMT5) and tokens is not None and tokens.exists():
         model.tokenizer = Tokenizer.load(tokens)
     return model
@@ -308,15 +327,58 @@ def generate_worlds(
 ) -> Trace:
     """`trajectory.run` with noise drawn from the seeds' keys, unless it is given; arrays of
     `conditions` have a world axis."""
-    if conditions.channels is None:
-        raise ValueError("the size of the video is read off the image channels; there are none")
-    shape = (*conditions.channels.shape[1:4], model.config.dit.out_channels)
-    noise_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-    if noise is None:
-        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_keys)
-    elif noise.shape[1:] != shape:
-        raise ValueError(f"noise of a seed has shape {noise.shape[1:]}; this video needs {shape}")
-    return trajectory.run(model.experts, plan, conditions, noise, step_keys, probe)
+    noise, keys = trajectory.draw(model.config.dit, conditions, keys, noise)
+    return trajectory.run(model.experts, plan, conditions, noise, keys, probe)
+
+
+def generate_by_step(
+    model: Wan,
+    plan: flow.Plan,
+    conditions: Condition,
+    keys: Key[Array, " K"],
+    probe: Probe,
+    noise: Float[Array, "K F h w C"] | None = None,
+    told: Callable[[int], None] | None = None,
+) -> Trace:
+    """`generate_worlds` as the program of one step, which the host calls for every one.
+
+    It serves both experts and any number of steps. Weights that wait in host memory (`load`,
+    resident) are on the device only for the steps of their expert. told: called with the number of
+    every step that is done.
+    """
+    state, step_keys = _begin(model.config, conditions, keys, noise)
+    if not mesh.in_use():
+        # As it is after a step, or the second would be compiled anew.
+        state = jax.device_put(state, next(iter(jax.tree.leaves(model.experts)[0].devices())))
+    parts: list[Trace] = []
+
+    def by(expert: DiT, steps: Steps, state: SolverState) -> SolverState:
+        for i, number in enumerate(steps.number):
+            state, part = _advance(expert, steps.one(i), conditions, state, step_keys, probe)
+            parts.append(part)
+            if told is not None:
+                jax.block_until_ready(state)
+                told(int(number))
+        return jax.block_until_ready(state)  # or the next expert would come while this one works
+
+    for number, expert in enumerate(model.experts):
+        steps = jax.tree.map(np.asarray, trajectory.steps_of(plan, number))
+        state = by(memory.on_device(expert), steps, state)
+    return trajectory.joined(parts, 2)
+
+
+@partial(jax.jit, static_argnames="config")
+def _begin(
+    config: WanConfig,
+    conditions: Condition,
+    keys: Key[Array, " K"],
+    noise: Float[Array, "K F h w C"] | None,
+) -> tuple[SolverState, Key[Array, " K"]]:
+    noise, keys = trajectory.draw(config.dit, conditions, keys, noise)
+    return trajectory.begin(config.numerics, conditions, noise), keys
+
+
+_advance = jax.jit(trajectory.advance)
 
 
 def generate(
@@ -327,16 +389,20 @@ def generate(
     probe: Probe | None = None,
     sampling: Sampling | None = None,
     noise: Float[Array | np.ndarray, "K F h w C"] | None = None,
+    told: Callable[[int], None] | None = None,
 ) -> Trace:
     """One video per seed, with every step's clean estimate and what the probe observed: leaves [K,
     …].
 
-    sampling: the model's own by default. noise: of each seed, drawn from its key by default.
+    sampling: the model's own by default. noise: of each seed, drawn from its key by default. told:
+    called with the number of every step that is done (`generate_by_step`).
     Raises FloatingPointError where latents of all seeds stop being finite; where only some do,
     `Trace.finite` tells which, and a warning is logged.
     """
     worlds = jax.tree.map(lambda a: a[None], condition)
-    trace = generate_side_by_side(model, worlds, seeds, probe=probe, sampling=sampling, noise=noise)
+    trace = generate_side_by_side(
+        model, worlds, seeds, probe=probe, sampling=sampling, noise=noise, told=told
+    )
     return jax.tree.map(lambda a: a[0], trace)
 
 
@@ -348,6 +414,7 @@ def generate_side_by_side(
     probe: Probe | None = None,
     sampling: Sampling | None = None,
     noise: Float[Array | np.ndarray, "K F h w C"] | None = None,
+    told: Callable[[int], None] | None = None,
 ) -> Trace:
     """`generate` for several worlds at once (`trajectory.stack` of conditions): leaves [W, K, …].
 
@@ -364,12 +431,16 @@ def generate_side_by_side(
         probed=probe is not None,
         float32=cfg.numerics.linear == "float32",
         devices=mesh.devices(*mesh.AXES),
+        resident=len(model.experts) > 1 and not memory.waits(model.experts),
     )
     if mesh.in_use():
         sharding.check_runs(cfg.dit, run.worlds, run.seeds)
         conditions, keys, given = sharding.place_runs(conditions, keys, given)
         plan, asked = sharding.place_whole((plan, asked))
     what = f"{run.seeds} seed(s) of {cfg.name} in {run.worlds} world(s)"
-    with memory.explained(what, run):
-        trace = generate_worlds(model, plan, conditions, keys, asked, given)
+    with memory.explained(what, memory.run_knobs(run)):
+        if told is not None or memory.waits(model.experts):
+            trace = generate_by_step(model, plan, conditions, keys, asked, given, told)
+        else:
+            trace = generate_worlds(model, plan, conditions, keys, asked, given)
         return trajectory.check_finite(trace)

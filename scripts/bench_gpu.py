@@ -28,8 +28,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import SingleDeviceSharding
 
-from jcos import flow, trajectory
+from jcos import flow, memory, trajectory
 from jcos.attention import KERNELS, attention, using
 from jcos.config import Sampling, WanConfig
 from jcos.planning.costs import forward_flops
@@ -212,6 +213,16 @@ def jcos_rows(lab: Lab) -> Iterator[Row]:
     if stats := jax.devices()[0].memory_stats():
         note = f"{lab.config.experts} expert(s) resident, {SEEDS} seeds side by side"
         yield Row("peak memory", stats["peak_bytes_in_use"] / GIB, "GiB", note)
+    yield brought(lab, model.experts[0])
+
+
+def brought(lab: Lab, expert: Any) -> Row:
+    """What experts in turns cost: each comes from host memory once per run."""
+    host = SingleDeviceSharding(jax.devices()[0], memory_kind=memory.HOST)
+    waiting = jax.block_until_ready(jax.device_put(expert, host))
+    seconds = fastest(lab, lambda: memory.on_device(waiting))
+    rate = sum(a.nbytes for a in jax.tree.leaves(waiting)) / seconds / 1e9
+    return Row("an expert from the host", seconds, "s", f"{rate:.3g} GB/s")
 
 
 def passes(lab: Lab, model: Wan, size: Size) -> Generator[Row, None, float]:

@@ -60,7 +60,8 @@ def plan(name: str, size: str, slice_: str) -> dict[str, Any]:
 
 def row(found: dict[str, Any]) -> str:
     """A plan as a line of the table."""
-    best = next((o for o in found["options"] if o["sizes"] == found["recommended"]), None)
+    running = (o for o in found["options"] if not o["trouble"])
+    best = next((o for o in running if o["sizes"] == found["recommended"]), None)
     where = f"| {found['model']} {found['size']} | {found['machine']} "
     if best is None:
         return f"{where}| – | does not fit | | | | |"

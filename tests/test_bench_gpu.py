@@ -40,6 +40,7 @@ def test_jcos_is_measured():
     for what in ("energy observation", "clean estimates", "first-step ensemble"):
         assert what in rows
     assert rows["3 seeds side by side"] > 0
+    assert rows["an expert from the host"] > 0
 
 
 @pytest.mark.slow

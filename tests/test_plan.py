@@ -272,6 +272,25 @@ def test_one_gpu_by_calculation(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert 57.2e9 < option["total_bytes"] < 139 * GIB
 
 
+def test_experts_that_do_not_fit_together_come_in_turns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "plan.json"
+    model = ("--model", "wan2.2-i2v-a14b", "--size", "832x480", "--frames", "81")
+    cli.main(["plan", *model, "--topology", "gpu:h100:1", "--json", str(file)])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Recommended: one device, in turns" in shown
+    assert "58 GB of weights wait in host memory, and each comes once per run" in shown
+    together, turns = json.loads(file.read_text())["options"]
+    assert "needs 75.3 GiB" in together["trouble"]
+    assert (together["resident"], turns["resident"]) == (True, False)
+    saved = together["memory"]["arguments"] - turns["memory"]["arguments"]
+    assert saved == costs.expert_bytes(I2V.config)
+    assert turns["seconds"]["compute"] == together["seconds"]["compute"]
+    asked = job("wan2.2-ti2v-5b", 121, 704, 1280)
+    assert len(list(forecast.options(asked, machine("gpu:h100:1"), [{}]))) == 1
+
+
 def test_what_does_not_fit_says_what_would_help(capsys: pytest.CaptureFixture[str]) -> None:
     model = ("--model", "wan2.2-i2v-a14b", "--seeds", "2")
     cli.main(["plan", *model, "--topology", "gpu:h100:1", "--size", "1280x720"])

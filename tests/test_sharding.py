@@ -48,6 +48,14 @@ def test_every_layout_of_an_axis_gives_what_one_device_gives(worlds, seeds, firs
     check(many_devices.find("layouts", str(worlds), str(seeds), *meshes))
 
 
+@pytest.mark.slow
+def test_steps_that_the_host_calls_for_are_one_program_on_a_mesh():
+    found = many_devices.find("by_step", "seed=2,branch=2,fsdp=2")
+    assert found["off"] < TOLERANCE
+    assert found["waiting, off"] < TOLERANCE
+    assert found["programs"] == 1
+
+
 def test_weights_are_held_in_slices():
     found = many_devices.find("weights")
     for mesh in ("fsdp=8", "context=8, stored over context"):

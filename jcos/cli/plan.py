@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jcos import sharding
-from jcos.cli.common import console, read_size, write
+from jcos.cli.common import console, read_size
+from jcos.files import write
 from jcos.planning import costs, forecast
 from jcos.planning.costs import Job
 from jcos.planning.forecast import Forecast, Option
@@ -121,6 +122,12 @@ def _show(result: Forecast) -> None:
         out.print(_advice(result))
     else:
         out.print(f"Recommended: [bold]{best.mesh}[/bold]; its limit is {best.seconds.limit}.")
+        if not best.resident:
+            held = costs.expert_bytes(job.config) * job.config.experts / 1e9
+            out.print(
+                f"In turns: two experts do not fit together, so {held:.0f} GB of weights wait in "
+                "host memory, and each comes once per run (--resident of `jcos generate`)."
+            )
     if best is not None and best.sent:
         sent = (f"{k} {t.count:,} ({t.bytes / 1e9:.2f} GB)" for k, t in best.sent.items())
         out.print(

@@ -54,7 +54,7 @@ def run_bytes(model: Wan, given: Condition, steps: int) -> tuple[int, int]:
 
 def free_bytes() -> int:
     """Memory that is free on the device, or on the host where the device is the CPU."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
     about = Path("/proc/meminfo")

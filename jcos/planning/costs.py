@@ -62,6 +62,15 @@ class Job:
         return self.seeds * self.branches
 
 
+def in_turns(job: Job) -> Job:
+    """What a device sees of a job whose experts come to it one at a time (`wan.load`, resident): as
+    many steps by one expert."""
+    config, scales = job.config, job.sampling.guidance
+    sampling = dataclasses.replace(job.sampling, guidance=scales and scales[:1])
+    alone = dataclasses.replace(config, boundary=None, sampling=sampling)
+    return dataclasses.replace(job, config=alone)
+
+
 def forward_flops(cfg: DiTConfig, tokens: int, timesteps: int = 1) -> dict[str, float]:
     """Operations of one forward pass by part, two per multiplication and addition; those of
     matrix products alone.

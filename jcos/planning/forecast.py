@@ -4,7 +4,10 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
+
+from jax.sharding import Mesh
 
 from jcos import sharding
 from jcos.mesh import AXES
@@ -26,7 +29,8 @@ class Option:
 
     compiled: or calculated. memory: of one device; None where the compiler found no way. sent:
     collectives per step, and link_bytes what a device sends in them. attention: the kernel that the
-    compiled program calls. trouble: why it does not run there, if it does not.
+    compiled program calls. trouble: why it does not run there, if it does not. resident: all
+    experts lie on the device together, or one at a time, the other in host memory (`wan.load`).
     """
 
     sizes: Sizes
@@ -38,10 +42,12 @@ class Option:
     attention: str = ""
     compile_seconds: float = 0.0
     trouble: str = ""
+    resident: bool = True
 
     @property
     def mesh(self) -> str:
-        return sharding.describe(self.sizes) if self.sizes else "one device"
+        where = sharding.describe(self.sizes) if self.sizes else "one device"
+        return where if self.resident else f"{where}, in turns"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,37 +144,45 @@ def calculated(job: Job, machine: Machine, sizes: Sizes) -> Option:
 
 
 def options(job: Job, machine: Machine, tried: Sequence[Sizes]) -> Iterator[Option]:
-    """One option per mesh: compiled where there is a compiler, else calculated.
+    """One option per mesh: compiled where there is a compiler, else calculated. A second one, with
+    experts in turns, where two do not fit together.
 
     Raises ModuleNotFoundError where the compiler is missing, ValueError where a mesh does not make
     up the machine or does not divide the job.
     """
-    if not machine.compiled:
+    if machine.compiled:
+        devices = compiled.described(machine)
+        meshes = [sharding.make_mesh(sizes, devices) for sizes in tried]
+        tries = [partial(_compiled, machine=machine, mesh=mesh) for mesh in meshes]
+    else:
         for sizes in tried:
             _check(job, machine, sizes)
-            yield calculated(job, machine, sizes)
-        return
-    devices = compiled.described(machine)
-    for mesh in [sharding.make_mesh(sizes, devices) for sizes in tried]:
-        sizes = {name: size for name, size in mesh.shape.items() if size > 1}
-        try:
-            found = compiled.compile_run(job, mesh)
-        except compiled.DoesNotFit as refusal:
-            guess = calculated(job, machine, sizes)
-            yield Option(sizes, True, None, guess.link_bytes, guess.seconds, trouble=str(refusal))
-            continue
-        sent = sum(traffic.bytes for traffic in found.sent.values())
-        seconds = costs.seconds(job, machine, sizes, sent)
-        yield Option(
-            sizes,
-            True,
-            found.memory,
-            sent,
-            seconds,
-            sent=found.sent,
-            attention=found.attention,
-            compile_seconds=found.seconds,
-        )
+        tries = [partial(calculated, machine=machine, sizes=sizes) for sizes in tried]
+    for make in tries:
+        option = make(job)
+        yield option
+        if option.trouble and job.config.experts > 1:
+            yield dataclasses.replace(make(costs.in_turns(job)), resident=False)
+
+
+def _compiled(job: Job, machine: Machine, mesh: Mesh) -> Option:
+    sizes = {name: size for name, size in mesh.shape.items() if size > 1}
+    try:
+        found = compiled.compile_run(job, mesh)
+    except compiled.DoesNotFit as refusal:
+        guess = calculated(job, machine, sizes)
+        return Option(sizes, True, None, guess.link_bytes, guess.seconds, trouble=str(refusal))
+    sent = sum(traffic.bytes for traffic in found.sent.values())
+    return Option(
+        sizes,
+        True,
+        found.memory,
+        sent,
+        costs.seconds(job, machine, sizes, sent),
+        sent=found.sent,
+        attention=found.attention,
+        compile_seconds=found.seconds,
+    )
 
 
 def _check(job: Job, machine: Machine, sizes: Sizes) -> None:
