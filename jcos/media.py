@@ -18,10 +18,15 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from jaxtyping import UInt8
 from PIL import Image
 
+from jcos.files import beside
+
 FRAME_MS = 350
 """How long a frame of a short clip is shown; slow enough to follow an agent through a maze."""
 HOLD_MS = 1300
 """How much longer the last frame stays, before the clip starts again."""
+
+X0_FILM = "seed-{seed}-x0-step-{step}.mp4"
+"""The film of a clean estimate, as `jcos generate` names it."""
 
 _MIME = {b"\x89PNG": "image/png", b"GIF8": "image/gif", b"RIFF": "image/webp"}
 
@@ -148,14 +153,8 @@ def write_mp4(
         )
     if not (0 < fps < math.inf and 1 <= crf <= 51):
         raise ValueError(f"fps is {fps} and crf {crf}; they are positive, and from 1 to 51")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        _encode(beside, video, Fraction(fps).limit_denominator(1001), crf)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with beside(Path(path)) as part:
+        _encode(part, video, Fraction(fps).limit_denominator(1001), crf)
 
 
 def read_mp4(path: Path | str) -> UInt8[np.ndarray, "F H W 3"]:

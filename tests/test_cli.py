@@ -46,6 +46,7 @@ def test_sample_writes_pictures_arrays_and_manifest(tmp_path: Path) -> None:
     assert {p.name for p in out.iterdir()} == {
         "run.json",
         "arrays.npz",
+        "index.html",
         *(f"puzzle-{i}.{kind}" for i in (0, 1) for kind in ("png", "webp")),
     }
 

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "jcos"
 # A file imports only what stands above it; the files of one folder may import each other.
 # `jcos/__init__.py` lists the public names and may import all of them. A new file gets a line here.
 FLOORS = [
+    "files",
     "config",
     "variants",
     "flow",
@@ -26,6 +27,7 @@ FLOORS = [
     "text",
     "sharding",
     "memory",
+    "programs",
     "checkpoint",
     "tensors",
     "layouts",

@@ -12,9 +12,11 @@ import tokenizers
 from PIL import Image
 from safetensors.numpy import load_file
 
-from jcos import cli, media
-from jcos.cli.common import write
+from jcos import cli, media, wan
+from jcos.cli.generate import Generate
+from jcos.files import write
 from jcos.vae import Tiles, Vae
+from jcos.wan import Wan
 from tests.conftest import GOLDEN
 
 
@@ -94,6 +96,10 @@ def test_a_prompt_and_a_picture_become_a_video(
         assert media.read_mp4(out / f"seed-{seed}.mp4").shape == (5, 64, 48, 3)
         with Image.open(out / f"seed-{seed}-x0.png") as sheet:
             assert sheet.size == (5 * 50, 2 * 66)
+        for step in json.loads((out / "run.json").read_text())["x0"]:
+            name = media.X0_FILM.format(seed=seed, step=step)
+            assert media.read_mp4(out / name).shape == (5, 64, 48, 3)
+    assert '"frames":[0,1,2,3,4]' in (out / "index.html").read_text()
     about = json.loads((out / "run.json").read_text())
     assert about["sampling"]["solver"] == "unipc"
     assert about["negative"].startswith("色调")
@@ -186,3 +192,15 @@ def test_a_text_model_takes_no_picture(picture, tmp_path, capsys):
 
 def test_a_folder_that_is_no_checkpoint_says_so(picture, tmp_path, capsys):
     assert "is not a checkpoint folder" in refused(capsys, tmp_path, "--prompt", "a")
+
+
+def test_a_seed_that_broke_has_no_video(tmp_path, capsys, monkeypatch):
+    folder = GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B"
+    model = wan.load(folder, experts=False, text=False, vae=False)
+    monkeypatch.setattr(Wan, "decode", lambda self, latents, tiles: np.zeros((5, 32, 32, 3), "u1"))
+    latents = np.zeros((2, 2, 4, 4, 16), np.float32)
+    latents[0, 1, 2, 3, 4] = np.nan
+    command = Generate(checkpoint=folder, prompt="a cat", seeds=(3, 4), out=tmp_path)
+    command._write_videos(model, {"latents": latents}, None)
+    assert [file.name for file in tmp_path.iterdir()] == ["seed-4.mp4"]
+    assert "Seed 3 has no video: its latent is not finite" in capsys.readouterr().err

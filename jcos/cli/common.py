@@ -44,16 +44,6 @@ class Interventions:
         return chain(*parts)
 
 
-def write(path: Path, content: bytes) -> None:
-    """Writes beside and renames: a file under its final name is whole."""
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        beside.write_bytes(content)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def read_size(text: str) -> tuple[int, int]:
     """Width and height of WIDTHxHEIGHT; ValueError where it is something else."""
     width, _, height = text.lower().partition("x")

@@ -1,5 +1,6 @@
 """`jcos generate`."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -11,7 +12,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,36 +21,22 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from safetensors.numpy import load_file, save
 
-from jcos import image, media, wan
-from jcos.cli.common import Interventions, console, read_size, write
+from jcos import image, media, programs, wan
+from jcos.cli.common import Interventions, console, read_size
 from jcos.config import Sampling, Solver, VaeConfig, WanConfig
+from jcos.files import write
 from jcos.noise import noise_from_file, wan_noise
-from jcos.probes import Probe, Site, chain, choose
+from jcos.probes import choose
+from jcos.report import explorer
 from jcos.text import UMT5, TextCache
 from jcos.vae import Tiles
 from jcos.variants import Profile
 from jcos.wan import Wan
-
-
-class Report(Probe):
-    """Tells the host after every step that it is done."""
-
-    def on_step(self, site: Site, observed: Any) -> Any:
-        jax.debug.callback(_report, site.step)
-        return observed
-
-
-_listeners: list[Any] = []
-
-
-def _report(step: Int[Array | np.ndarray, "..."]) -> None:
-    for listener in _listeners:
-        listener(int(np.max(step)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,8 +44,9 @@ class Generate(Interventions):
     """Make videos with a Wan model: of a prompt, of a first frame, or of both.
 
     Writes OUT/seed-N.mp4, OUT/latents.safetensors (final latents and the clean estimates of --x0,
-    float32 [seeds, …], channels last), with --x0 OUT/seed-N-x0.png (rows: steps, columns: frames),
-    and OUT/run.json (all that is needed to make them again). A call that is repeated after a kill
+    float32 [seeds, …], channels last), with --x0 OUT/seed-N-x0-step-S.mp4 (the clean estimates as
+    films) and OUT/seed-N-x0.png (rows: steps, columns: some frames), OUT/run.json (all that is
+    needed to make them again) and the page OUT/index.html. A call that is repeated after a kill
     goes on with the latents it finds.
 
     Examples:
@@ -101,6 +89,15 @@ class Generate(Interventions):
     tiles: tuple[int, int] | None = None
     """Code pictures and videos in tiles of so many latent cells, height and width, that overlap by
     half: less memory for the VAE, slightly other colours. 30 52 are DiffSynth's."""
+    resident: bool | None = None
+    """Whether the weights of both experts lie on the device together, or wait in host memory, each
+    until its steps begin; the videos are the same. By default together if they take at most half of
+    the device's memory."""
+    programs: Path | None = None
+    """Folder of compiled programs, for instance CHECKPOINT/programs, that can go with the
+    checkpoint to other machines with the same devices; what is not there is compiled and put there.
+    What lies there is run: take it only from where you would take code. By default they are kept
+    in your cache folder."""
     out: Path = Path("out/generate")
 
     def run(self) -> None:
@@ -124,7 +121,14 @@ class Generate(Interventions):
         done = _finished(self.out, run)
         if not done:
             _check_room(self.out, 4 * len(self.seeds) * (1 + len(self.x0)) * math.prod(noise_shape))
-        model = wan.load(self.checkpoint, profile=self.profile, text=self.text_cache is None)
+        if self.programs is not None:
+            programs.keep(self.programs)
+        model = wan.load(
+            self.checkpoint,
+            profile=self.profile,
+            text=self.text_cache is None,
+            resident=self.resident,
+        )
         if isinstance(config.codec, VaeConfig) and model.vae is None:
             raise ValueError(
                 f"{self.checkpoint} has no VAE, which makes videos of latents; put that of the "
@@ -139,10 +143,15 @@ class Generate(Interventions):
                 first, prompt, frames, negative=negative, size=size, tiles=tiles
             )
             start = time.monotonic()
-            with _bar(sampling.steps):
-                probe = chain(Report(), interventions)
+            with _bar(sampling.steps) as told:
                 trace = wan.generate(
-                    model, condition, self.seeds, probe=probe, sampling=sampling, noise=noise
+                    model,
+                    condition,
+                    self.seeds,
+                    probe=interventions,
+                    sampling=sampling,
+                    noise=noise,
+                    told=told,
                 )
                 arrays = {"latents": trace.latents, "x0": trace.x0[:, np.array(self.x0, int)]}
                 arrays = {name: np.asarray(a, np.float32) for name, a in arrays.items()}
@@ -152,7 +161,9 @@ class Generate(Interventions):
             text = json.dumps(run | made, indent=1, ensure_ascii=False) + "\n"
             write(self.out / "run.json", text.encode())
         self._write_videos(model, load_file(self.out / "latents.safetensors"), tiles)
-        print(f"Videos, latents and run.json are in {self.out}")
+        with console.status("the page …"):
+            page = explorer.make(self.out)
+        print(f"Videos and latents are in {self.out}; the page is at {page.resolve()}")
 
     def _sampling(self, config: WanConfig) -> Sampling:
         changes: dict[str, Any] = {"steps": self.steps, "shift": self.shift, "solver": self.solver}
@@ -246,6 +257,7 @@ class Generate(Interventions):
             "noise": self.noise,
             "interventions": self.interventions(),
             "x0": list(self.x0),
+            "layers": config.dit.layers,
             "tiles": None if self.tiles is None else list(self.tiles),
             "versions": {name: metadata.version(name) for name in ("jcos", "jax", "flax")},
             "device": jax.devices()[0].device_kind,
@@ -254,13 +266,22 @@ class Generate(Interventions):
 
     def _write_videos(self, model: Wan, arrays: dict[str, np.ndarray], tiles: Tiles | None) -> None:
         for i, seed in enumerate(self.seeds):
+            if not np.isfinite(arrays["latents"][i]).all():
+                console.print(f"Seed {seed} has no video: its latent is not finite.")
+                continue
             with console.status(f"decoding seed {seed} …"):
                 video = model.decode(arrays["latents"][i], tiles)
                 media.write_mp4(self.out / f"seed-{seed}.mp4", video, model.config.clip.fps)
                 if not self.x0:
                     continue
                 shown = np.unique(np.linspace(0, len(video) - 1, 9).round().astype(int))
-                rows = np.stack([model.decode(x0, tiles)[shown] for x0 in arrays["x0"][i]])
+                kept = []
+                for step, x0 in zip(self.x0, arrays["x0"][i], strict=True):
+                    film = model.decode(x0, tiles)
+                    path = self.out / media.X0_FILM.format(seed=seed, step=step)
+                    media.write_mp4(path, film, model.config.clip.fps)
+                    kept.append(film[shown])
+                rows = np.stack(kept)
                 sheet = media.contact_sheet(rows[:, :, :: _thin(rows), :: _thin(rows)])
                 write(self.out / f"seed-{seed}-x0.png", media.png(sheet))
 
@@ -275,7 +296,7 @@ def _finished(out: Path, run: dict[str, Any]) -> bool:
     if not (out / "run.json").exists():
         return False
     found = json.loads((out / "run.json").read_text())
-    free = ("command", "versions", "device", "python")
+    free = ("command", "versions", "device", "python", "layers")
     changed = [k for k in run if k not in free and found.get(k) != json.loads(json.dumps(run[k]))]
     if changed:
         raise ValueError(
@@ -301,27 +322,10 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-class _bar:
-    """Steps done and time left, from what `Report` tells."""
-
-    def __init__(self, steps: int):
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        self.bar = Bar(*columns, console=console)
-        self.task = self.bar.add_task("compiling", total=steps)
-
-    def __enter__(self) -> None:
-        self.bar.start()
-        _listeners.append(self._seen)
-
-    def __exit__(self, *_: object) -> None:
-        jax.effects_barrier()
-        _listeners.remove(self._seen)
-        self.bar.stop()
-
-    def _seen(self, step: int) -> None:
-        self.bar.update(self.task, completed=step + 1, description="denoising")
+@contextlib.contextmanager
+def _bar(steps: int) -> Iterator[Callable[[int], None]]:
+    """Steps done and time left; to be called with every step that is done."""
+    columns = (TextColumn("{task.description}"), BarColumn())
+    with Bar(*columns, MofNCompleteColumn(), TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task("compiling", total=steps)
+        yield lambda step: bar.update(task, completed=step + 1, description="denoising")

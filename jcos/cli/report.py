@@ -8,18 +8,23 @@ import tyro
 
 from jcos.cli.common import console
 from jcos.report import explorer, live
-from jcos.report.reading import PAGE, read
+from jcos.report.reading import read
 
 PORT = 8642
+COMPARED = "compared.html"
+"""The page of several folders, in the first."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
     """Make a page of results to look inside: steps × frames, curves, heat maps, tables, files.
 
-    RESULTS is what any command left: demo, sample, run, generate. Several folders are shown side by
-    side, say a baseline and an intervention. Writes explore.html into the (first) folder: it opens
-    from disk, without network; large results leave explore.files/ beside it.
+    RESULTS is what any command left: sample, run and generate, which make this page themselves at
+    their end, or demo, which has a page of its own. Several folders are compared: the first is the
+    baseline, and runs of the same puzzle and seed stand side by side. Writes index.html into the
+    folder, or explore.html beside a page of another making; of several folders compared.html into
+    the first. It opens from disk, without network; large results leave a folder of the page's name
+    and .files beside it.
 
     Examples:
       jcos report out/sample
@@ -30,7 +35,7 @@ class Report:
     results: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of results; with --serve one folder, all of whose runs are listed."""
     out: Path | None = None
-    """The page; explore.html in the first folder by default."""
+    """The page, where it is to be another."""
     serve: bool = False
     """Show it live, to this machine only."""
     port: Annotated[int, tyro.conf.arg(help="Of --serve; 0 takes any that is free.")] = PORT
@@ -43,7 +48,9 @@ class Report:
             return
         with console.status("reading …"):
             found = [read(folder) for folder in self.results]
-            page = explorer.write(found, self.out or self.results[0] / PAGE)
+            own = explorer.page_of(self.results[0])
+            several = len(found) > 1
+            page = explorer.write(found, self.out or (own.with_name(COMPARED) if several else own))
         for results in found:
             for sentence in results.missing:
                 console.print(f"{results.folder}: {sentence}", markup=False, highlight=False)

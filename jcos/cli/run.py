@@ -13,6 +13,7 @@ from jcos import wan
 from jcos.cli.common import Checkpoint, console
 from jcos.experiments.results import conduct, identify
 from jcos.experiments.settings import load_experiment, override
+from jcos.report import explorer
 from jcos.variants import Profile
 
 
@@ -21,7 +22,8 @@ class Run:
     """Run an experiment of the paper: a question to a model, its numbers, its figures.
 
     Writes OUT/config.json (settings, weights, versions), OUT/arrays.npz, OUT/table.csv, OUT/figures
-    and OUT/index.html. Results that are there already are not made again.
+    and OUT/index.html, the page to look inside (`jcos report`). Results that are there already are
+    not made again.
 
     Examples:
       jcos run configs/steps.py
@@ -63,8 +65,9 @@ class Run:
                     new = end.value
                     break
                 bar.update(shown, description=what, completed=done, total=total)
-        page = (out / "index.html").resolve()
-        if new:
-            print(f"{experiment.name}: {time.monotonic() - start:.0f} s; the page is at {page}")
-        else:
-            print(f"{experiment.name}: these results are there already; the page is at {page}")
+        page = explorer.page_of(out)
+        if new or not page.is_file():  # of a run that was killed between the two
+            with console.status("the page …"):
+                explorer.make(out)
+        told = f"{time.monotonic() - start:.0f} s" if new else "these results are there already"
+        print(f"{experiment.name}: {told}; the page to look inside is at {page.resolve()}")

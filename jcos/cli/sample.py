@@ -12,9 +12,11 @@ import numpy as np
 import tyro
 
 from jcos import media, tasks, wan
-from jcos.cli.common import Checkpoint, Interventions, console, write
+from jcos.cli.common import Checkpoint, Interventions, console
 from jcos.experiments.answers import answers_of, blend
 from jcos.experiments.puzzles import held_out, play, score
+from jcos.files import write
+from jcos.report import explorer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,8 +25,8 @@ class Sample(Interventions):
 
     For each puzzle, writes OUT/puzzle-N.png (rows: clean estimates at some steps, then the final
     video and a right answer; columns: frames), OUT/puzzle-N.webp (the final video), and for all of
-    them OUT/arrays.npz (latents, every clean estimate, its score and its mass on each right answer)
-    and OUT/run.json (what was run, scores). `jcos report OUT` makes a page of them.
+    them OUT/arrays.npz (latents, every clean estimate, its score and its mass on each right
+    answer), OUT/run.json (what was run, scores) and the page OUT/index.html.
 
     Examples:
       jcos sample maze
@@ -95,6 +97,7 @@ class Sample(Interventions):
         run = {
             "command": shlex.join(["jcos", *sys.argv[1:]]),
             "model": model.config.name,
+            "layers": model.config.dit.layers,
             "sampling": dataclasses.asdict(sampling),
             "codec": model.config.codec and dataclasses.asdict(model.config.codec),
             "interventions": self.interventions(),
@@ -105,4 +108,5 @@ class Sample(Interventions):
             "solved": solved.tolist(),
         }
         write(self.out / "run.json", (json.dumps(run, indent=1) + "\n").encode())
-        print(f"Solved {int(solved.sum())} of {solved.size}; pictures and arrays are in {self.out}")
+        page = explorer.make(self.out)
+        print(f"Solved {int(solved.sum())} of {solved.size}; the page is at {page.resolve()}")

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jcos import media, tasks
-from jcos.cli.common import write
 from jcos.experiments.puzzles import held_out
+from jcos.files import write
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from jcos import flow
 from jcos.experiments.answers import answers_of
 from jcos.experiments.behaviour_figures import figures
-from jcos.experiments.behaviour_found import Found, courses
+from jcos.experiments.behaviour_found import AXES, Found, courses
 from jcos.experiments.behaviour_memory import check_tiles, remembering
 from jcos.experiments.clips_watched import distance_figure, distance_rows, first_film
 from jcos.experiments.experiment import Experiment, Findings, Picture, looked_at, row
@@ -57,6 +57,7 @@ class Behaviour(Experiment):
     """
 
     question = "Does the model remember, correct itself, and see before it acts?"
+    axes = AXES
 
     tasks: tuple[str, ...] = ("maze", "tictactoe", "pattern", "rotation", "returns", "bounce")
     wrong: int = 6

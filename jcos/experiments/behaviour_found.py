@@ -181,6 +181,16 @@ MEDIANS = ("step of correction", "step of the scene", "step of the answer")
 others it is the mean."""
 
 
+AXES = {
+    "memory_tokens": "puzzle seed step@memory_steps layer place label control: memory in tokens",
+    "memory_estimate": "puzzle seed step@memory_steps place label control: memory in x̂0",
+    "place": "place",
+    "label": "label",
+    "control": "control",
+}
+"""Of the arrays below (`Experiment.axes`)."""
+
+
 @dataclasses.dataclass
 class Found:
     """All that was seen of P puzzles × K seeds × S steps, of the model and of the ideal denoiser
@@ -208,6 +218,8 @@ class Found:
                 found |= {f"{name}{k}": v for k, v in part._asdict().items()}
         if self.memory is not None:
             found |= {f"memory_{k}": v for k, v in self.memory._asdict().items()}
+            found |= {"place": np.array(PLACES), "label": np.array(list(LABELS))}
+            found["control"] = np.array(["own labels", "shuffled labels"])
         return found
 
     def rows(self) -> Iterator[Row]:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 from jcos import flow
 from jcos.config import PixelCodec
 from jcos.experiments.ensemble_figures import figures
-from jcos.experiments.ensemble_found import Arm, Found, groups_of
+from jcos.experiments.ensemble_found import AXES, Arm, Found, groups_of
 from jcos.experiments.experiment import Experiment, Findings, Place, places, window
 from jcos.experiments.puzzles import Progress, pixels, play, playing, score
 from jcos.experiments.samples import Samples
@@ -50,6 +50,7 @@ class Ensemble(Experiment):
     """
 
     question = "Does averaging over several seeds help, at equal compute?"
+    axes = AXES
 
     seeds: tuple[int, ...] = tuple(range(8))
     members: int = 3

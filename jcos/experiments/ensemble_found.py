@@ -45,6 +45,17 @@ def groups_of(seeds: int, members: int) -> Int[np.ndarray, " K"]:
     return np.where(number < whole, number // members, number).astype(np.int32)
 
 
+AXES = {
+    "distance": "case puzzle seed: distance from the plain end",
+    "solved": "case puzzle seed",
+    "score": "case puzzle seed",
+    "kind": "case",
+    "layer": "case",
+    "step": "case",
+}
+"""Of the arrays below (`Experiment.axes`)."""
+
+
 @dataclasses.dataclass
 class Found:
     """All arms × P puzzles × K seeds.
@@ -148,6 +159,9 @@ class Found:
         found = {
             "arm": np.array([str(arm) for arm in self.arms]),
             "members": np.array([arm.members for arm in self.arms]),
+            "kind": np.array([f"mean {arm.kind} of {arm.members}" for arm in self.arms]),
+            "layer": np.array([arm.layers[0] if arm.layers else -1 for arm in self.arms]),
+            "step": np.array([arm.steps[-1] if arm.steps else -1 for arm in self.arms]),
             "distance": self.moved,
         }
         if self.judged:

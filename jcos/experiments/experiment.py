@@ -8,7 +8,7 @@ tells its progress and returns `Findings`).
 import abc
 import dataclasses
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -108,6 +108,12 @@ class Experiment(abc.ABC):
 
     question: ClassVar[str]
     """One sentence, the title of the results."""
+    axes: ClassVar[Mapping[str, str]] = {}
+    """Axes of its arrays by their names, for pages (`report.arrays`): `{"tokens": "case puzzle seed
+    step layer"}`, and a title after a colon where the name does not say enough; `*` in a name
+    stands for a task. Axes of runs are puzzle, pair, clip, direction and seed. Numbers or words
+    along an axis are in the array of its name, if that is listed too, or in NAME of `step@NAME`.
+    """
 
     tasks: tuple[str, ...] = ("maze",)
     puzzles: int = 64

@@ -23,7 +23,7 @@ from jcos.experiments.answers import Answers, answers_of, blend, chosen
 from jcos.experiments.experiment import Experiment, Findings, Place, places
 from jcos.experiments.ideal import ideal
 from jcos.experiments.information_flow_figures import figures
-from jcos.experiments.information_flow_found import Found
+from jcos.experiments.information_flow_found import AXES, Found
 from jcos.experiments.noise import probe_of
 from jcos.experiments.noise_found import Case
 from jcos.experiments.puzzles import Progress, pixels, playing
@@ -53,6 +53,7 @@ class Flow(Experiment):
     """
 
     question = "How far does a perturbation reach, and when is a run most sensitive to it?"
+    axes = AXES
 
     steps: tuple[Place, ...] | None = None
     frames: tuple[Place, ...] | None = None

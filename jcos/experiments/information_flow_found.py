@@ -17,6 +17,21 @@ in the last step."""
 SOURCES = {"tokens": "tokens", "x0": "x̂0", "ideal": "x̂0 of the ideal denoiser"}
 
 
+AXES = {
+    "tokens": "case puzzle seed step layer part: 1 − CKA of tokens",
+    "x0": "case puzzle seed step part: 1 − CKA of x̂0",
+    "ideal": "case puzzle seed step part: 1 − CKA of the ideal denoiser's x̂0",
+    "solved": "case puzzle seed",
+    "agreed": "case puzzle seed: same answer as the clean run",
+    "part": "part",
+    "step": "case",
+    "frame": "case",
+    "own": "case",
+    "task": "puzzle",
+}
+"""Of the arrays below (`Experiment.axes`)."""
+
+
 @dataclasses.dataclass
 class Found:
     """1 − CKA between clean and perturbed runs of Q cases, P samples, K seeds, S observed steps, L
@@ -86,11 +101,13 @@ class Found:
             return total / after.sum(0)
 
     def arrays(self) -> dict[str, np.ndarray]:
+        frames = self.x0.shape[-1] - 1
         found = {
             "case": np.array([str(c) for c in self.cases]),
             "step": np.array([-1 if c.step is None else c.step for c in self.cases]),
             "frame": np.array([-1 if c.frame is None else c.frame for c in self.cases]),
             "own": np.array([c.own for c in self.cases]),
+            "part": np.array(["all", *(f"without frame {f}" for f in range(frames))]),
             "task": np.array(self.samples.tasks),
             "several": self.samples.several,
         }

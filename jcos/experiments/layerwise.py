@@ -19,7 +19,7 @@ from jcos import flow, probes
 from jcos.experiments.experiment import Experiment, Findings, Place, places
 from jcos.experiments.layerwise_decoded import decode, halves, labels_of
 from jcos.experiments.layerwise_figures import figures
-from jcos.experiments.layerwise_found import Found, Part, Spread
+from jcos.experiments.layerwise_found import AXES, Found, Part, Spread
 from jcos.experiments.puzzles import Progress, pixels, playing
 from jcos.experiments.samples import Samples
 from jcos.probes import Site, States, TokenEnergy, TokenFeatures, Tokens
@@ -51,6 +51,7 @@ class Layers(Experiment):
     """
 
     question = "What do tokens carry, layer by layer?"
+    axes = AXES
 
     tasks: tuple[str, ...] = ("maze", "tictactoe", "pattern", "rotation", "returns")
     looked: tuple[Place, ...] = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)

@@ -73,6 +73,18 @@ class Part(NamedTuple):
         return over_puzzles(np.bincount(kinds, means) / np.bincount(kinds))
 
 
+AXES = {
+    "*_energy_by_frame": "puzzle seed step layer frame: token energy",
+    "*_channels": "puzzle seed step layer: share of channels that vary",
+    "*_three": "puzzle seed step layer: variance in three components",
+    "*_decoded": "reading source step@looked puzzle seed: read off tokens (AUROC)",
+    "*_control": "reading source step@looked puzzle seed: read off, other labels (AUROC)",
+    "reading": "reading",
+    "source": "source",
+}
+"""Of the arrays below (`Experiment.axes`)."""
+
+
 @dataclasses.dataclass
 class Found:
     """All that was seen, by task. looked: steps of maps and probes. shown: layers of maps. grid:
@@ -113,6 +125,8 @@ class Found:
             "looked": np.array(self.looked),
             "shown": np.array(self.shown),
             "grid": np.array(self.grid),
+            "reading": np.array([NAMES[name] for name in READINGS]),
+            "source": np.array(self.sources),
         }
         for task, part in self.parts.items():
             found |= {

@@ -1,15 +1,13 @@
-"""A folder of results: what was run, on what, by which versions; arrays, table, figures, a page.
+"""A folder of results: what was run, on what, by which versions; arrays, table, figures.
 
 It is written beside its final name and renamed, so a folder under that name is whole. A finished
 folder is not done again, and never overwritten by another experiment's results.
 """
 
-import base64
 import csv
 import dataclasses
 import datetime as dt
 import hashlib
-import html
 import json
 import os
 import platform
@@ -127,6 +125,8 @@ def conduct(
         "machine": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores",
         "device": jax.devices()[0].device_kind,
         "rows": len(findings.rows),
+        "figures": {name: picture.caption for name, picture in findings.figures.items()},
+        "axes": dict(experiment.axes),
     }
     yield Progress("writing", 0, 1)
     write(folder, findings, about | made)
@@ -142,11 +142,9 @@ def write(folder: Path, findings: Findings, config: Mapping[str, Any]) -> None:
         (beside / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
         np.savez_compressed(beside / "arrays.npz", allow_pickle=False, **findings.arrays)
         _write_table(beside / "table.csv", findings.rows)
-        pictures = {name: to_png(picture.figure) for name, picture in findings.figures.items()}
         (beside / "figures").mkdir()
-        for name, png in pictures.items():
-            (beside / "figures" / f"{name}.png").write_bytes(png)
-        (beside / "index.html").write_text(page(findings, pictures, config), encoding="utf-8")
+        for name, picture in findings.figures.items():
+            (beside / "figures" / f"{name}.png").write_bytes(to_png(picture.figure))
         if folder.exists():
             old = beside.with_name(f"{beside.name}.old")
             folder.rename(old)
@@ -171,50 +169,3 @@ def _cell(value: object) -> str:
     if value is None or value != value:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-SHORT = 60
-"""A table of so many rows is shown at once."""
-STYLE = """
-:root { color-scheme: light dark }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
-figure { margin: 2rem 0 } img { max-width: 100%; background: white }
-summary { cursor: pointer; font-weight: 600; margin: 1rem 0 }
-figcaption, pre { font-size: 0.9rem; max-width: 60rem } pre { overflow-x: auto }
-table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums }
-td, th { padding: 0.15rem 0.7rem 0.15rem 0; text-align: left; border-bottom: 1px solid #8884 }
-"""
-
-
-def page(findings: Findings, pictures: Mapping[str, bytes], config: Mapping[str, Any]) -> str:
-    """The results as one HTML file that needs nothing beside it."""
-    figures = "".join(
-        f'<figure id="{html.escape(name)}"><img alt="{html.escape(name)}" '
-        f'src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-        f"<figcaption>{html.escape(findings.figures[name].caption)}</figcaption></figure>"
-        for name, png in pictures.items()
-    )
-    head = "".join(f"<th>{name}</th>" for name in Row._fields)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(_short(value))}</td>" for value in row) + "</tr>"
-        for row in findings.rows
-    )
-    title, command = html.escape(config["question"]), html.escape(config["command"])
-    model = html.escape(config["model"]["name"])
-    opened = " open" if len(findings.rows) <= SHORT else ""
-    settings = html.escape(json.dumps(config, indent=1, ensure_ascii=False))
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        f"<title>{title}</title><style>{STYLE}</style><h1>{title}</h1>"
-        f"<p><code>{command}</code>, {config['seconds']} s, model {model}. "
-        "Bands and brackets are 95% intervals over puzzles; chance is a random legal answer, still "
-        "the first frame held.</p>"
-        f"{figures}<details{opened}><summary>Table, {len(findings.rows)} rows</summary>"
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></details>"
-        f"<details><summary>Settings</summary><pre>{settings}</pre></details></html>\n"
-    )
-
-
-def _short(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) and value == value else _cell(value)

@@ -24,7 +24,7 @@ from jcos.experiments.experiment import Experiment, Findings, Place, places
 from jcos.experiments.puzzles import Progress, conditions, finish, pixels, playing
 from jcos.experiments.samples import Samples, read_clips
 from jcos.experiments.swap_figures import figures
-from jcos.experiments.swap_found import Case, Ends, Found
+from jcos.experiments.swap_found import AXES, Case, Ends, Found
 from jcos.experiments.swap_pairs import Pair, candidates, object_tokens, pairs_of
 from jcos.trajectory import Condition, Trace
 from jcos.wan import Wan
@@ -53,6 +53,7 @@ class Swap(Experiment):
     """
 
     question = "Which layer decides the answer?"
+    axes = AXES
 
     tasks: tuple[str, ...] = ("rotation", "tictactoe", "returns", "pattern")
     layers: tuple[Place, ...] | None = None

@@ -14,6 +14,8 @@ from jcos.experiments.swap_pairs import Pair
 from jcos.measures import Estimate, over_puzzles
 from jcos.trajectory import Condition
 
+TOKENS = {"all": "", "object": ", object only", "rest": ", all but the object"}
+
 
 class Case(NamedTuple):
     """After which layer tokens are swapped (None: not at all), from step `first` to `last`, and
@@ -29,12 +31,17 @@ class Case(NamedTuple):
         """Whether it is run in both directions at once, which only single steps can be."""
         return self.first == self.last
 
+    @property
+    def during(self) -> str:
+        """What cases have in common that differ in layer and last step."""
+        steps = "in one step" if self.both else f"from step {self.first} on"
+        return f"{steps}{TOKENS[self.tokens]}"
+
     def __str__(self) -> str:
         if self.layer is None:
             return "no swap"
         steps = f"step {self.first}" if self.both else f"steps {self.first} to {self.last}"
-        tokens = {"all": "", "object": ", object only", "rest": ", all but the object"}
-        return f"layer {self.layer}, {steps}{tokens[self.tokens]}"
+        return f"layer {self.layer}, {steps}{TOKENS[self.tokens]}"
 
 
 class Ends(NamedTuple):
@@ -56,6 +63,19 @@ YES_OR_NO = (
 )
 AT_ONCE = "share of the donor's answer at once"
 WAY = "way to the donor's end"
+
+
+AXES = {
+    "flipped_to_the_donors_answer": "case pair direction seed: flipped to the donor's answer",
+    "share_of_the_donors_answer_at_once": "case pair direction seed: donor's share at once",
+    "way_to_the_donors_end": "case pair direction seed: way to the donor's end",
+    "share_other": "case pair direction seed step: donor's share at each step",
+    "layer": "case",
+    "step": "case",
+    "during": "case",
+    "kind": "pair",
+}
+"""Of the arrays below (`Experiment.axes`)."""
 
 
 @dataclasses.dataclass
@@ -170,6 +190,8 @@ class Found:
             "layer": np.array([-1 if c.layer is None else c.layer for c in self.cases]),
             "first": np.array([c.first for c in self.cases]),
             "last": np.array([c.last for c in self.cases]),
+            "step": np.array([c.last for c in self.cases]),
+            "during": np.array([c.during for c in self.cases]),
             "tokens": np.array([c.tokens for c in self.cases]),
             "kind": np.array([p.kind for p in self.pairs]),
             "object_here": self.object_here,

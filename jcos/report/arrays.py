@@ -1,60 +1,209 @@
-"""What arrays of an experiment say along the denoising steps: curves, and heat maps of steps.
+"""What arrays of an experiment say along the denoising steps: curves, and maps of more axes.
 
-Two layouts are known, by which the experiments keep their numbers. Arrays [puzzles, seeds, steps]
-are curves, one for each task. Readings [cases, puzzles, seeds], beside arrays `step` and `layer` or
-`frame` of one number for each case (−1: all of them), are curves or heat maps of the cases.
+Read are the arrays whose axes are named: by the experiment (`Experiment.axes`, which `config.json`
+holds), or by their form: [puzzles, seeds, steps], and [cases, puzzles, seeds] beside an array
+`step` of one number for each case. Axes of runs are averaged, and cases are spread over the steps,
+layers and frames at which they change something (−1: at none).
 """
 
-from collections.abc import Iterator, Mapping
+import fnmatch
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Shaped
 
 from jcos.measures import over_puzzles
+from jcos.report.maps import Axis, Map, of_runs
 from jcos.report.markup import finite
-from jcos.report.plane import Heat, Line
+from jcos.report.plane import Line
 
-MANY = 60_000
-"""Values of single runs behind a heat map; of larger ones the means alone are shown."""
-AXES = ("layer", "frame")
+RUN_AXES = ("puzzle", "pair", "clip", "direction", "seed")
+PLACES = ("step", "layer", "frame")
+DEGREES = ("strength",)
+"""What cases of one kind may differ in besides."""
+WORDS = {"own": "at its own level"}
+"""What a case is called that an array of yes and no says something of."""
+Arrays = Mapping[str, Shaped[np.ndarray, "..."]]
 
 
 class Trends(NamedTuple):
     lines: list[Line]
-    heats: list[Heat]
+    maps: list[Map]
 
 
-def trends(arrays: Mapping[str, Shaped[np.ndarray, "..."]], manifest: Mapping[str, Any]) -> Trends:
-    """All curves and heat maps that the arrays hold."""
+class Field(NamedTuple):
+    """An array with named axes; labels of those that do not count from 0."""
+
+    name: str
+    values: Shaped[np.ndarray, "..."]
+    axes: tuple[str, ...]
+    labels: Mapping[str, Sequence[float | str]]
+    tasks: Sequence[str] = ()
+
+    def axis(self, name: str) -> Axis:
+        size = self.values.shape[self.axes.index(name)]
+        return Axis(name, self.labels.get(name, range(size)))
+
+
+def trends(
+    arrays: Arrays, manifest: Mapping[str, Any], tell: Callable[[str], None] = lambda _: None
+) -> Trends:
+    """All curves and maps that the arrays hold; `tell` hears of arrays that are not as declared."""
     found = Trends([], [])
     steps = int((manifest.get("sampling") or {}).get("steps") or 0)
     if "puzzles" in manifest or not steps:  # of `jcos sample`, whose arrays are runs
         return found
-    task = arrays.get("task")
-    at = arrays.get("step")
-    for name, values in arrays.items():
-        if values.dtype.kind not in "fb" or values.ndim < 2:
-            continue
-        if at is not None and len(values) == len(at) and values.ndim == 3:
-            _add_cases(found, arrays, name.replace("_", " "), values)
-        elif values.ndim == 3 and values.shape[-1] == steps:
-            found.lines.extend(_courses(name.replace("_", " "), values, task))
+    told = dict(manifest.get("axes") or {})
+    fields = [*declared(arrays, told, tell), *implied(arrays, told, steps)]
+    for field in fields:
+        for part in spread(field, arrays, told) if "case" in field.axes else [field]:
+            _draw(found, part, cases=part is not field)
     return found
 
 
-def _courses(
-    name: str, values: Shaped[np.ndarray, "P K S"], task: Shaped[np.ndarray, " P"] | None
-) -> Iterator[Line]:
-    """A curve for each task, with its intervals over puzzles."""
-    if task is None or len(task) != len(values):
-        task = np.full(len(values), name)
-    for one in dict.fromkeys(task.tolist()):
-        columns = np.moveaxis(values[task == one], 2, 0)
-        yield _line(name, str(one), range(values.shape[2]), list(columns))
+def declared(
+    arrays: Arrays, told: Mapping[str, str], tell: Callable[[str], None]
+) -> Iterator[Field]:
+    """`"*_energy": "puzzle seed step@looked layer: token energy"`: axes and title of all arrays of
+    such a name, one task after the other; the numbers of the steps are in the array `looked`."""
+    for pattern, line in told.items():
+        words, _, title = line.partition(": ")
+        names = fnmatch.filter(arrays, pattern)
+        axes, _, sources = zip(*(word.partition("@") for word in words.split()), strict=True)
+        if len(axes) < 2 or not names:
+            continue
+        wrong = [n for n in names if not _fits(arrays[n], len(axes))]
+        if wrong:
+            tell(f"{wrong[0]}: its axes are to be {words}, its shape is {arrays[wrong[0]].shape}.")
+            continue
+        labels: dict[str, list[Any]] = {}
+        for axis, source, size in zip(axes, sources, arrays[names[0]].shape, strict=True):
+            numbers = arrays.get(source or (axis if told.get(axis) == axis else ""))
+            if numbers is not None and numbers.shape == (size,):
+                labels[axis] = numbers.tolist()
+        first = next((i for i, axis in enumerate(axes) if axis in RUN_AXES), 0)
+        values = np.concatenate([arrays[name] for name in names], first)
+        if "*" in pattern:
+            sizes = {_matched(name, pattern): arrays[name].shape[first] for name in names}
+            labels[axes[first]] = [i for size in sizes.values() for i in range(size)]
+            tasks = [task for task, size in sizes.items() for _ in range(size)]
+        else:
+            along = next((n for n, words in told.items() if words == axes[first]), "")
+            tasks = _tasks(arrays, along, values.shape[first])
+        yield Field(title or pattern.replace("*", "").strip("_"), values, axes, labels, tasks)
 
 
-def _line(chart: str, label: str, steps: Any, columns: list[np.ndarray]) -> Line:
+def _matched(name: str, pattern: str) -> str:
+    """What `*` stands for."""
+    before, _, after = pattern.partition("*")
+    return name.removeprefix(before).removesuffix(after)
+
+
+def _fits(values: Shaped[np.ndarray, "..."], axes: int) -> bool:
+    return values.ndim == axes and values.dtype.kind in "fb"
+
+
+def implied(arrays: Arrays, told: Mapping[str, str], steps: int) -> Iterator[Field]:
+    """Arrays that nobody declared, by their form."""
+    at = arrays.get("step")
+    for name, values in arrays.items():
+        known = any(fnmatch.fnmatch(name, pattern) for pattern in told)
+        if known or not _fits(values, 3):
+            continue
+        if at is not None and len(values) == len(at):
+            yield Field(name, values, ("case", "puzzle", "seed"), {})
+        elif values.shape[-1] == steps:
+            tasks = _tasks(arrays, "task", len(values))
+            yield Field(name, values, ("puzzle", "seed", "step"), {}, tasks)
+
+
+def _tasks(arrays: Arrays, name: str, size: int) -> list[str]:
+    """What each run is of, in the words of an array along its axis."""
+    found = arrays.get(name)
+    return [] if found is None or found.shape != (size,) else [str(t) for t in found.tolist()]
+
+
+def spread(field: Field, arrays: Arrays, told: Mapping[str, str]) -> Iterator[Field]:
+    """The cases of each kind over the places where they change something."""
+    at = field.axes.index("case")
+    values = np.moveaxis(field.values, at, 0).astype(np.float32)
+    rest = field.axes[:at] + field.axes[at + 1 :]
+    known = {n: a for n, a in arrays.items() if a.shape == (len(values),)}
+    coordinates = {n: known[n] for n in (*PLACES, *DEGREES) if n in known}
+    for kind, places, cases in _kinds(known, told, coordinates, len(values)):
+        numbers = {p: coordinates[p][cases] for p in places}
+        spots = {p: sorted(set(numbers[p].tolist())) for p in places}
+        on_plane = "step" in (*places, *rest) or len(places) > 1
+        if not on_plane or all(len(s) == 1 for s in spots.values()):
+            continue
+        grid = np.full((*map(len, spots.values()), *values.shape[1:]), np.nan, np.float32)
+        grid[tuple(np.searchsorted(spots[p], numbers[p]) for p in places)] = values[cases]
+        named = {p: f"changed {p}" if "step" in rest else p for p in places}
+        if not kind and "step" in rest:
+            kind = " and ".join(named.values())
+        labels = {named[p]: spots[p] for p in places} | dict(field.labels)
+        name = f"{field.name} ({kind})" if kind else field.name
+        yield Field(name, grid, (*named.values(), *rest), labels, field.tasks)
+
+
+def _kinds(
+    arrays: Arrays, told: Mapping[str, str], coordinates: Arrays, count: int
+) -> Iterator[tuple[str, list[str], np.ndarray]]:
+    """Cases of one kind and the same sort of place: the kind, the places, the cases' numbers."""
+    names = [n for n, words in told.items() if words == "case" and n not in coordinates]
+    names = [n for n in names or ("kind", "own") if n in arrays]
+    members: dict[tuple[Any, ...], list[int]] = {}
+    for i in range(count):
+        there = tuple(bool(c[i] >= 0) for c in coordinates.values())
+        members.setdefault((*(arrays[n][i].item() for n in names), *there), []).append(i)
+    for key, cases in members.items():
+        words = [
+            WORDS.get(name, name) if value is True else value
+            for name, value in zip(names, key[: len(names)], strict=True)
+            if value is not False and value != ""
+        ]
+        there = list(itertools.compress(coordinates, key[len(names) :]))
+        there = [p for p in there if p in PLACES or len(np.unique(coordinates[p][cases])) > 1]
+        yield ", ".join(map(str, words)), there, np.array(cases)
+
+
+def _draw(found: Trends, field: Field, *, cases: bool) -> None:
+    """A curve where there is nothing but steps (of each task, unless cases are compared); else a
+    map."""
+    places = [a for a in field.axes if a not in RUN_AXES]
+    runs = [a for a in field.axes if a in RUN_AXES]
+    values = np.transpose(field.values, [field.axes.index(a) for a in (*places, *runs)])
+    title = field.name.replace("_", " ")
+    if not places or not runs:
+        return
+    if places == ["step"]:
+        steps, columns = field.axis("step").labels, values.reshape(*values.shape[:2], -1)
+        tasks = [] if cases else list(dict.fromkeys(field.tasks))
+        for task in tasks or [title]:
+            mine = [t == task for t in field.tasks] if tasks else slice(None)
+            found.lines.append(_line(title, task, steps, [column[mine] for column in columns]))
+    elif "step" in places or len(places) > 1:
+        names, tasks = _names(field, runs)
+        flat = values.reshape(*values.shape[: len(places)], -1)
+        axes = [field.axis(a) for a in places]
+        found.maps.append(of_runs(title, axes, flat, names, tasks))
+
+
+def _names(field: Field, runs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What each run is called, and its task."""
+    names, tasks = [], []
+    several = len(set(field.tasks)) > 1
+    for spot in itertools.product(*(enumerate(field.axis(a).labels) for a in runs)):
+        told = ", ".join(f"{axis} {label}" for axis, (_, label) in zip(runs, spot, strict=True))
+        task = field.tasks[spot[0][0]] if field.tasks else ""
+        tasks.append(task)
+        names.append(f"{task}, {told}" if several else told)
+    return names, tasks
+
+
+def _line(chart: str, label: str, steps: Sequence[Any], columns: list[np.ndarray]) -> Line:
     """Means of values [P, K] at each step, with intervals over the puzzles that have a number."""
     points = []
     for column in columns:
@@ -62,62 +211,6 @@ def _line(chart: str, label: str, steps: Any, columns: list[np.ndarray]) -> Line
         points.append(over_puzzles(known) if len(known) else (None, None, None))
     mean, low, high = ([_short(p[i]) for p in points] for i in range(3))
     return Line(chart, label, list(steps), mean, low, high)
-
-
-def _add_cases(
-    found: Trends, arrays: Mapping[str, np.ndarray], name: str, values: Shaped[np.ndarray, "Q P K"]
-) -> None:
-    """The cases of each kind: a heat map where they lie on a plane, a curve where on a line."""
-    for kind, cases in _kinds(arrays, len(values)):
-        step = arrays["step"][cases]
-        if len(set(step[step >= 0].tolist())) < 2:
-            continue
-        told = f"{name} ({kind})" if kind else name
-        rows_are = next(
-            (a for a in AXES if a in arrays and len(set(arrays[a][cases].tolist())) > 1), None
-        )
-        if rows_are is None:
-            cases = cases[np.argsort(step, kind="stable")]
-            columns = [values[i] for i in cases]
-            found.lines.append(_line(told, told, arrays["step"][cases].tolist(), columns))
-        else:
-            found.heats.append(_heat(told, rows_are, step, arrays[rows_are][cases], values[cases]))
-
-
-def _kinds(arrays: Mapping[str, np.ndarray], cases: int) -> Iterator[tuple[str, np.ndarray]]:
-    kind = arrays.get("kind", np.full(cases, ""))
-    own = arrays.get("own", np.zeros(cases, bool))
-    for name in dict.fromkeys(kind.tolist()):
-        for flag in (False, True):
-            here = np.flatnonzero((kind == name) & (own == flag))
-            if len(here):
-                yield f"{name}, at its own level" if flag else name, here
-
-
-def _heat(
-    title: str,
-    rows_are: str,
-    step: Int[np.ndarray, " Q"],
-    row: Int[np.ndarray, " Q"],
-    values: Shaped[np.ndarray, "Q P K"],
-) -> Heat:
-    steps, rows = sorted({*step.tolist()} - {-1}), sorted({*row.tolist()} - {-1})
-    case = {(r, s): i for i, (r, s) in enumerate(zip(row.tolist(), step.tolist(), strict=True))}
-    grid: list[list[float | None]] = []
-    behind: list[list[list[float | None]]] = []
-    for r in rows:
-        runs = [values[case[r, s]].ravel() if (r, s) in case else np.zeros(0) for s in steps]
-        grid.append([_short(_mean(a)) for a in runs])
-        behind.append([[_short(v) for v in a.tolist()] for a in runs])
-    puzzles, seeds = values.shape[1:]
-    names = [f"puzzle {p}, seed {k}" for p in range(puzzles) for k in range(seeds)]
-    few = values.size <= MANY
-    return Heat(title, rows_are, rows, steps, grid, behind if few else None, names if few else ())
-
-
-def _mean(values: np.ndarray) -> float | None:
-    known = values[np.isfinite(values)] if values.size else values
-    return float(known.mean()) if known.size else None
 
 
 def _short(value: Any) -> float | None:

@@ -7,7 +7,7 @@ function build() {
   band = width / steps.length;
   $("lanes").style.width = `${width + LEFT + GAP}px`;
   $("lanes").style.setProperty("--left", `${LEFT}px`);
-  buildPanes(); buildGrids(); buildCurves(); buildHeats();
+  buildPanes(); buildGrids(); buildChanges(); buildCurves(); buildMaps();
   for (const lane of $("grids").children) layGrid(lane);
   draw();
 }
@@ -16,6 +16,7 @@ function draw() {
   drawPanes();
   for (const lane of $("grids").children) drawGrid(lane, true);
   move();
+  if (!draw.seen && state.shown.every(sheetOf)) { draw.seen = true; performance.mark("shown"); }
 }
 
 function move() {
@@ -24,13 +25,11 @@ function move() {
   const sigma = first?.lines.find(l => l.label === "σ"), at = sigma ? sigma.steps.indexOf(step) : -1;
   $("step-now").replaceChildren(make("b", {}, String(step)), make("span", {}, ` of ${steps.at(-1)}${at >= 0 ? ` · σ ${sigma.values[at].toFixed(3)}` : ""}`));
   $("step").setAttribute("aria-valuetext", `step ${step} of ${steps.at(-1)}`);
-  if (first) {
-    const frame = first.frames[column(first)];
-    $("frame-now").replaceChildren(make("b", {}, String(frame)), make("span", {}, ` of ${first.frames.at(-1)}`));
-    $("frame").setAttribute("aria-valuetext", `frame ${frame} of ${first.frames.at(-1)}`);
-  }
+  const all = first?.frames ?? Array.from({ length: frames() }, (_, i) => i), frame = all[Math.min(state.frame, all.length - 1)];
+  $("frame-now").replaceChildren(make("b", {}, String(frame)), make("span", {}, ` of ${all.at(-1)}`));
+  $("frame").setAttribute("aria-valuetext", `frame ${frame} of ${all.at(-1)}`);
   $("cursor").style.left = `${place(step)}px`;
-  drawCurves();
+  drawCurves(); followMaps();
   const hash = `#step=${step}&frame=${state.frame}&runs=${state.shown.join()}`;
   clearTimeout(move.later);
   move.later = setTimeout(() => history.replaceState(null, "", hash), 300);
@@ -117,6 +116,7 @@ function controls() {
   $("back").addEventListener("click", back);
   const choices = [...document.querySelectorAll("[data-difference]")];
   const differ = kind => { state.difference = kind; choices.forEach(b => press(b, b.dataset.difference === kind)); draw(); };
+  choices.at(-1).hidden = views.length < 2;
   choices.forEach(b => b.addEventListener("click", () => differ(b.dataset.difference)));
   const wide = () => { state.wide = !state.wide; press($("wide"), state.wide); build(); };
   $("wide").addEventListener("click", wide);
@@ -134,7 +134,7 @@ function controls() {
     if (event.target.type === "range" && /^(Arrow|Home|End)/.test(event.key)) return;   // it does so itself
     const digit = /^[1-9]$/.test(event.key) ? $("runs").children[+event.key - 1] : null;
     const act = keys[event.key] ?? (event.target.matches(".grid canvas") ? grid[event.key] : null) ?? (digit ? () => digit.click() : null);
-    if (!act || (views.length === 0 && !["ArrowLeft", "ArrowRight", "Home", "End"].includes(event.key))) return;
+    if (!act || (views.length === 0 && !["ArrowLeft", "ArrowRight", "Home", "End", ",", ".", "p"].includes(event.key))) return;
     event.preventDefault();
     if (event.key.startsWith("Arrow") || event.key === "," || event.key === ".") stop();
     act();
@@ -145,6 +145,7 @@ function controls() {
 }
 
 controls();
+chooseMaps();
 if (views.length) {
   const prompt = g => views.find(v => v.group === g).prompt, differ = new Set(groups.map(prompt)).size > 1;
   const names = groups.map(g => [g, differ && prompt(g) ? `${g} – ${prompt(g).slice(0, 60)}` : g]);
@@ -160,7 +161,9 @@ if (views.length) {
   const group = runs.length ? (runs.every(i => views[i].group === views[runs[0]].group) ? views[runs[0]].group : EACH) : groups[0];
   enter(group, runs.length ? runs : undefined);
 } else {
-  for (const id of ["pick", "stage", "prompt", "scrub-frame"]) $(id).hidden = true;
+  for (const id of ["pick", "stage", "prompt"]) $(id).hidden = true;
+  $("frame").max = frames() - 1;
+  $("scrub-frame").hidden = frames() < 2;
   $("switches").hidden = true;
   build();
 }

@@ -1,5 +1,4 @@
-// What lies under the plane on its axis of steps: curves and heat maps.
-// ---- curves -------------------------------------------------------------------------------------
+// Curves under the plane, on its axis of steps.
 const DASHES = ["", "7 4", "2 4", "9 3 2 3", "12 4", "1 3"];
 
 function chartsNow() {
@@ -52,7 +51,7 @@ function buildCurves() {
       svg.append(make("path", { class: t === 0 ? "floor" : "rule", d: `M${LEFT} ${y(t)}h${width}`, fill: "none" }));
       svg.append(make("text", { x: LEFT - 8, y: y(t) + 4, "text-anchor": "end" }, brief(t)));
     }
-    const marks = new Set(state.shown.flatMap(v => views[v].marks.steps));
+    const marks = new Set(state.shown.flatMap(v => marksOf(views[v]).steps));
     for (const s of marks) svg.append(make("rect", { class: "shade", x: place(s) - Math.max(1.5, band / 2), y: 0, width: Math.max(3, band), height: TALL }));
     for (const line of lines) {
       const spots = line.steps.map((s, i) => [place(s), line.values[i], line.low?.[i], line.high?.[i]]).filter(p => p[1] != null);
@@ -90,80 +89,4 @@ function drawCurves() {
       line.spot.setAttribute("visibility", v == null ? "hidden" : "visible");
       if (v != null) { line.spot.setAttribute("cx", place(line.steps[i])); line.spot.setAttribute("cy", lane.y(v)); }
     }
-}
-
-// ---- heat maps ----------------------------------------------------------------------------------
-const RAMP = [[0, 34, 78], [42, 63, 109], [87, 93, 109], [124, 123, 120], [166, 157, 117], [212, 193, 94], [254, 232, 56]];   // cividis
-const heatColour = t => {
-  const at = clamp(t, 0, 1) * (RAMP.length - 1), i = Math.min(RAMP.length - 2, Math.floor(at));
-  return `rgb(${RAMP[i].map((c, k) => Math.round(c + (at - i) * (RAMP[i + 1][k] - c))).join()})`;
-};
-
-function heatsNow() {
-  const heats = state.shown.flatMap(v => views[v].heats.map(heat => ({ ...heat, who: state.shown.length > 1 ? title(views[v]) : null })));
-  return [...heats, ...data.heats.map(heat => ({ ...heat, who: null }))];
-}
-
-function buildHeats() {
-  $("heats").replaceChildren();
-  for (const heat of heatsNow()) {
-    const known = heat.values.flat().filter(v => v != null), low = Math.min(0, ...known), high = Math.max(low + 1e-9, ...known);
-    const tall = clamp(Math.floor(150 / heat.rows.length), 4, 16), total = tall * heat.rows.length;
-    const canvas = make("canvas", { role: "img", "aria-label": `${heat.title}: ${heat.rows_are}s by denoising steps, values from ${brief(low)} to ${brief(high)}` });
-    canvas.width = (width + LEFT) * devicePixelRatio; canvas.height = total * devicePixelRatio;
-    canvas.style.width = `${width + LEFT}px`; canvas.style.height = `${total}px`;
-    const context = canvas.getContext("2d");
-    context.scale(devicePixelRatio, devicePixelRatio);
-    heat.values.forEach((values, r) => values.forEach((v, i) => {
-      if (v == null) return;
-      const edge = x => Math.round(x * devicePixelRatio) / devicePixelRatio;
-      const from = i ? (place(heat.steps[i - 1]) + place(heat.steps[i])) / 2 : place(heat.steps[i]) - band / 2;
-      const to = i + 1 < heat.steps.length ? (place(heat.steps[i]) + place(heat.steps[i + 1])) / 2 : place(heat.steps[i]) + band / 2;
-      context.fillStyle = heatColour((v - low) / (high - low));
-      context.fillRect(edge(from), r * tall, edge(to) - edge(from), tall);
-    }));
-    const names = make("div", { class: "rows", "aria-hidden": "true" }), every = Math.ceil(heat.rows.length / Math.floor(total / 11));
-    heat.rows.forEach((name, r) => { if (r % every) return; const s = make("span", {}, String(name)); s.style.top = `${(r + .5) * tall}px`; names.append(s); });
-    const ramp = make("span", { class: "ramp", title: "from the lowest to the highest" });
-    ramp.style.background = `linear-gradient(90deg, ${[0, .2, .4, .6, .8, 1].map(heatColour).join()})`;
-    const value = make("b"), key = make("ul", {}, make("li", {}, brief(low), ramp, brief(high)), make("li", {}, value));
-    const lane = make("div", { class: "lane heat" }, make("h3", {}, make("span", {}, `${heat.who ? `${heat.who}: ` : ""}${heat.title}, ${heat.rows_are} × step`), key), make("div", { class: "cells" }, names, canvas));
-    const cell = event => {
-      const box = canvas.getBoundingClientRect(), step = steps[stepAt(event.clientX - box.left)];
-      const i = heat.steps.reduce((best, s, k) => Math.abs(s - step) < Math.abs(heat.steps[best] - step) ? k : best, 0);
-      return [clamp(Math.floor((event.clientY - box.top) / tall), 0, heat.rows.length - 1), i, step];
-    };
-    canvas.addEventListener("pointermove", event => {
-      const [r, i, step] = cell(event);
-      value.textContent = `${heat.rows_are} ${heat.rows[r]}, step ${heat.steps[i]}: ${brief(heat.values[r][i])}`;
-      if (!state.playing) set({ step: steps.indexOf(step) });
-    });
-    canvas.addEventListener("pointerdown", event => {
-      stop();
-      const [r, i, step] = cell(event), view = views[state.shown[0]];
-      const frame = heat.rows_are === "frame" && view ? view.frames.indexOf(heat.rows[r]) : -1;
-      set({ step: steps.indexOf(step), ...(frame >= 0 && { frame }) });
-      if (heat.behind) behind(lane, heat, r, i);
-    });
-    $("heats").append(lane);
-  }
-}
-
-function behind(lane, heat, r, i) {
-  // The single runs of a cell, each a dot.
-  const values = heat.behind[r][i].map((v, k) => [v, heat.names[k]]).filter(p => p[0] != null);
-  lane.querySelector(".behind")?.remove();
-  if (!values.length) return;
-  const low = Math.min(0, ...values.map(p => p[0])), high = Math.max(low + 1e-9, 1, ...values.map(p => p[0]));
-  const svg = make("svg", { viewBox: "0 0 540 38", role: "img", "aria-label": `${values.length} runs from ${brief(Math.min(...values.map(p => p[0])))} to ${brief(Math.max(...values.map(p => p[0])))}` });
-  svg.append(make("path", { class: "rule", d: "M10 24h520" }));
-  const stacked = new Map();
-  for (const [v, name] of values) {
-    const x = Math.round(10 + (v - low) / (high - low) * 520), n = stacked.get(x) ?? 0;
-    stacked.set(x, n + 1);
-    svg.append(make("circle", { cx: x, cy: 24 - Math.min(n, 6) * 3.2, r: 3.5 }, make("title", {}, `${name}: ${brief(v)}`)));
-  }
-  svg.append(make("text", { x: 10, y: 37 }, brief(low)), make("text", { x: 530, y: 37, "text-anchor": "end" }, brief(high)));
-  const worst = [...values].sort((a, b) => a[0] - b[0]).slice(0, 5).map(p => `${p[1]} (${brief(p[0])})`).join(", ");
-  lane.append(make("div", { class: "behind" }, `Step ${heat.steps[i]}, ${heat.rows_are} ${heat.rows[r]}: ${values.length} runs. Lowest: ${worst}.`, svg));
 }

@@ -32,6 +32,13 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
+// ---- figures ------------------------------------------------------------------------------------
+for (const button of document.querySelectorAll(".enlarge"))
+  button.addEventListener("click", () => button.setAttribute("aria-expanded", button.getAttribute("aria-expanded") !== "true"));
+// The picture stands once in the page; its link gets it when it is wanted.
+for (const link of document.querySelectorAll(".save"))
+  link.addEventListener("click", () => { link.href = link.closest("figure").querySelector("img").src; });
+
 // ---- a page that is served looks whether its results changed ------------------------------------
 if ("live" in document.body.dataset) {
   let seen = null;

@@ -8,8 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
-from jcos.report.explorer import listing, relative, render
+from jcos.report.explorer import listing, render
 from jcos.report.reading import MANIFESTS, UNREADABLE, holds_results, read
+from jcos.report.sections import relative
 
 HOSTS = {"127.0.0.1", "localhost"}
 """Names by which a browser of this machine asks; any other page's name could be pointed here."""

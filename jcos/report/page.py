@@ -5,15 +5,15 @@ pictures from `figures.py` and `charts.py`; all other words stand in `demo.html`
 `base.css` and `demo.css`.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from jcos.files import write
 from jcos.report import figures, words
 from jcos.report.arrays import Trends
 from jcos.report.charts import interval_bar, line_chart
 from jcos.report.demo import Comparison, Demo, Example
-from jcos.report.explorer import inside, plane_data, policy, script
+from jcos.report.explorer import PAGE, inside, plane_data, policy, script
 from jcos.report.markup import Fragments, Html, finite, interval, join, number, read
 from jcos.report.reading import view_of
 
@@ -34,11 +34,8 @@ def write_demo(folder: Path, demo: Demo) -> Path:
 
     The folder is made if need be. A page that is there is replaced once the new one is complete.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    page = folder / "index.html"
-    beside = folder / "index.html.part"
-    beside.write_text(render(demo), encoding="utf-8")
-    os.replace(beside, page)
+    page = folder / PAGE
+    write(page, render(demo))
     return page
 
 

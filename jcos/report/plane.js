@@ -3,16 +3,18 @@ if (!$("plane")) return;
 
 // ---- data and state -----------------------------------------------------------------------------
 const data = JSON.parse($("data").textContent);
-const views = data.views, many = Math.max(data.steps, ...data.heats.map(h => Math.max(...h.steps) + 1));
+const stepsOf = map => map.axes.filter(a => a.name === "step").flatMap(a => a.labels);
+const views = data.views, many = Math.max(data.steps, ...data.maps.map(m => Math.max(0, ...stepsOf(m)) + 1));
 const steps = views.length
   ? [...new Set(views.flatMap(v => v.steps))].sort((a, b) => a - b)
   : Array.from({ length: many }, (_, i) => i);
 const groups = [...new Set(views.map(v => v.group))];
 const EACH = "\u0000each";
 const MOST = 6;
-const state = { step: 0, frame: 0, shown: [], group: groups[0], difference: "none", back: false, wide: false, playing: null };
+const state = { step: 0, frame: 0, shown: [], group: groups[0], difference: "none", back: false, wide: false, playing: null, maps: new Set() };
 const pictures = new Map();          // view → loaded image
-const frames = () => Math.max(1, ...state.shown.map(v => views[v].frames.length));
+const framesOf = map => map.axes.filter(a => a.name === "frame").map(a => a.labels.length);
+const frames = () => Math.max(1, ...state.shown.map(v => views[v].frames.length), ...(views.length ? [] : data.maps.flatMap(framesOf)));
 const row = (view, step = steps[state.step]) => Math.max(0, view.steps.findLastIndex(s => s <= step));
 const column = view => Math.min(state.frame, view.frames.length - 1);
 const VIDEO = -1, RIGHT = -2;
@@ -36,11 +38,14 @@ function paint(context, number, at, frame, x, y, w, h) {
   if (!picture) return;
   const [cw, ch] = view.cell;
   const line = at === VIDEO ? view.steps.length : at === RIGHT ? view.steps.length + 1 : at;
-  const put = (image, r) => context.drawImage(image, frame * cw, r * ch, cw, ch, x, y, w, h);
+  const put = (c, image, of, r, x, y) => {
+    const i = r * of.frames.length + Math.min(frame, of.frames.length - 1), [wide, high] = of.cell;
+    c.drawImage(image, i % of.columns * wide, Math.floor(i / of.columns) * high, wide, high, x, y, w, h);
+  };
   context.imageSmoothingEnabled = w < cw;
   context.imageSmoothingQuality = "high";
-  const end = state.difference === "end", first = state.difference === "first" ? state.shown[0] : null;
-  if (at < 0 || (!end && first == null)) return put(picture, line);
+  const end = state.difference === "end", first = state.difference === "first" ? view.baseline ?? state.shown[0] : null;
+  if (at < 0 || (!end && first == null)) return put(context, picture, view, line, x, y);
   const other = end ? picture : sheetOf(first);
   if (!other) return;
   const against = end ? view.steps.length - 1 : row(views[first], view.steps[at]);
@@ -48,13 +53,13 @@ function paint(context, number, at, frame, x, y, w, h) {
   buffer.width = w; buffer.height = h;
   const c = buffer.getContext("2d");
   c.imageSmoothingEnabled = context.imageSmoothingEnabled;
-  c.drawImage(picture, frame * cw, line * ch, cw, ch, 0, 0, w, h);
+  put(c, picture, view, line, 0, 0);
   c.globalCompositeOperation = "difference";
-  c.drawImage(other, frame * cw, against * ch, cw, ch, 0, 0, w, h);
+  put(c, other, end ? view : views[first], against, 0, 0);
   context.fillStyle = "#000";
   context.fillRect(x, y, w, h);
   context.globalAlpha = .22;
-  put(picture, line);
+  put(context, picture, view, line, x, y);
   context.globalAlpha = 1;
   context.globalCompositeOperation = "lighter";
   context.drawImage(buffer, x, y);
@@ -62,7 +67,8 @@ function paint(context, number, at, frame, x, y, w, h) {
 }
 
 // ---- the axis: step ↔ place ---------------------------------------------------------------------
-const LEFT = 46, GAP = 10;
+const worded = data.maps.some(m => m.axes.some(a => a.name !== "task" && a.labels.some(l => String(l).length > 6)));
+const LEFT = worded ? 92 : 46, GAP = 10;   // names of rows stand to the left
 let width = 0, band = 0;             // of the plot, of one step
 const place = step => {              // the middle of a step; between shown steps in proportion
   let i = steps.findIndex(s => s >= step);
@@ -80,12 +86,12 @@ const canvasOf = (view, about) => {
   return make("div", { class: about }, canvas, make("p"));
 };
 
-function changes(marks) {
-  const told = [];
-  if (marks.steps.length) told.push(`noise at step ${marks.steps.join(", ")}`);
-  if (marks.frames.length) told.push(`noise in frame ${marks.frames.join(", ")}`);
-  if (marks.layers.length) told.push(`seeds averaged after layer ${marks.layers.join(", ")} at step ${marks.layer_steps.join(", ")}`);
-  return told.join("; ");
+function marksOf(view) {
+  // Steps and frames at which something was changed, where it was not at all of them.
+  return view.marks ??= {
+    steps: [...new Set(view.changes.flatMap(c => { const at = new Set(c.cells.map(p => p[0])); return at.size < c.steps ? [...at] : []; }))],
+    frames: [...new Set(view.changes.flatMap(c => { const at = new Set(c.cells.map(p => p[1])); return c.axis === "frame" && at.size < c.size ? [...at] : []; }))],
+  };
 }
 
 function buildPanes() {
@@ -95,7 +101,7 @@ function buildPanes() {
     const name = make("figcaption", {}, make("i", { class: `swatch ${colour(i)}` }), make("b", {}, title(view)));
     if (view.solved != null)
       name.append(make("span", { class: `mark ${view.solved ? "solved" : "unsolved"}` }, view.solved ? "✓ solved" : "✗ not solved"));
-    const changed = changes(view.marks);
+    const changed = view.changes.map(c => c.text).join("; ");
     if (changed) name.append(make("span", { class: "changed" }, changed));
     const aside = make("div", { class: "beside" });
     if (view.video) aside.append(canvasOf(view, "end"));
@@ -136,7 +142,7 @@ function drawPanes() {
 function buildGrids() {
   $("grids").replaceChildren(...state.shown.map((number, i) => {
     const view = views[number];
-    const h3 = make("h3", {}, make("span", {}, `${state.shown.length > 1 ? `${title(view)}: ` : ""}x̂₀, frames × steps`));
+    const h3 = make("h3", {}, make("span", {}, `${state.shown.length > 1 ? `${title(view)}: ` : ""}x̂₀, frames × steps`), make("span", { class: "thinned" }));
     const canvas = make("canvas", { tabindex: 0, role: "img", "aria-label": `All clean estimates of ${view.label}: ${view.frames.length} frames by ${view.steps.length} steps. Arrow keys move through them.` });
     const cells = make("div", { class: "cells" }, make("div", { class: "rows", "aria-hidden": "true" }), canvas, make("div", { class: "here" }));
     const lane = make("div", { class: "lane grid", "data-view": number }, h3, cells);
@@ -151,6 +157,8 @@ function buildGrids() {
   }));
 }
 
+const nth = n => `${n}${n % 100 > 10 && n % 100 < 14 ? "th" : ["th", "st", "nd", "rd"][n % 10] ?? "th"}`;
+
 function layGrid(lane) {
   // Where its cells lie. Where steps are too narrow for a picture, one stands for its neighbours.
   const view = views[+lane.dataset.view], [cw, ch] = view.cell, least = 17;
@@ -160,8 +168,10 @@ function layGrid(lane) {
   const h = w * ch / cw, most = state.wide ? 99 : Math.max(2, Math.floor(330 / (h + 2)));
   const every = Math.ceil(view.frames.length / most);
   const rows = view.frames.map((_, f) => f).filter(f => f % every === 0 || (f === view.frames.length - 1 && every > 1));
-  const marked = view.marks.steps.length ? 9 : 0;
+  const marked = marksOf(view).steps.length ? 9 : 0, hit = new Set(marksOf(view).frames);
   lane.layout = { thin, wide, w, h, rows, top: marked, height: h + 2 };
+  const thinned = [every > 1 ? `every ${nth(every)} frame` : "", thin > 1 ? `every ${nth(thin)} step` : ""].filter(Boolean);
+  lane.querySelector(".thinned").textContent = thinned.length ? ` (${thinned.join(", ")}; the sliders reach all)` : "";
   const canvas = lane.querySelector("canvas");
   const total = rows.length * (h + 2) + marked;
   canvas.width = Math.round((width + LEFT) * devicePixelRatio);
@@ -169,7 +179,7 @@ function layGrid(lane) {
   canvas.style.width = `${width + LEFT}px`;
   canvas.style.height = `${total}px`;
   const names = lane.querySelector(".rows");
-  const label = f => make("span", view.marks.frames.includes(view.frames[f]) ? { class: "hit", title: "gets noise" } : {}, `${view.marks.frames.includes(view.frames[f]) ? "▸ " : ""}${view.frames[f]}`);
+  const label = f => make("span", hit.has(view.frames[f]) ? { class: "hit", title: "changed" } : {}, `${hit.has(view.frames[f]) ? "▸ " : ""}${view.frames[f]}`);
   names.replaceChildren(...rows.map((f, i) => {
     const span = label(f);
     span.style.top = `${marked + (i + .5) * (h + 2)}px`;
@@ -183,7 +193,7 @@ function drawGrid(lane, whole) {
   if (whole) {
     context.clearRect(0, 0, canvas.width, canvas.height);
     context.fillStyle = getComputedStyle(canvas).getPropertyValue("--bad");
-    for (const step of view.marks.steps) {   // what was changed
+    for (const step of marksOf(view).steps) {   // what was changed
       const x = place(step) * scale, half = Math.max(3, Math.min(6, band / 2)) * scale;
       context.beginPath();
       context.moveTo(x - half, 0); context.lineTo(x + half, 0); context.lineTo(x, 7 * scale);
@@ -208,4 +218,38 @@ function drawGrid(lane, whole) {
   here.style.top = `${top + Math.max(0, i) * height + 1}px`;
   here.style.width = `${w}px`;
   here.style.height = `${h}px`;
+}
+
+// ---- what was changed: steps × frames, or steps × layers ----------------------------------------
+function changesNow() {
+  // Of the runs that are shown: those with the same changes together, and what lies on the same axes.
+  const found = new Map();
+  for (const number of state.shown) for (const axis of ["frame", "layer"]) {
+    const mine = views[number].changes.filter(c => c.axis === axis);
+    const key = JSON.stringify([axis, mine.map(c => c.cells)]);
+    if (mine.length) found.set(key, [...found.get(key) ?? [], number]);
+  }
+  return [...found].map(([key, runs]) => [views[runs[0]].changes.filter(c => c.axis === JSON.parse(key)[0]), runs]);
+}
+
+function buildChanges() {
+  $("changes").replaceChildren(...changesNow().map(([parts, runs]) => {
+    const { axis, size, steps: count } = parts[0], text = parts.map(c => c.text).join("; ");
+    const who = runs.length < state.shown.length ? `${runs.map(v => title(views[v])).join("; ")}: ` : "";
+    const tall = clamp(Math.round(64 / size), 2, 14), total = Math.max(8, size * tall), high = total / size;
+    const canvas = make("canvas", { role: "img", "aria-label": `${who}what was changed: ${text}` });
+    const h3 = make("h3", {}, make("span", {}, `${who}what was changed, ${axis}s × steps`), make("span", { class: "changed" }, text));
+    canvas.width = Math.round((width + LEFT) * devicePixelRatio); canvas.height = Math.round(total * devicePixelRatio);
+    canvas.style.width = `${width + LEFT}px`; canvas.style.height = `${total}px`;
+    const context = canvas.getContext("2d"), looks = getComputedStyle($("changes"));
+    context.scale(devicePixelRatio, devicePixelRatio);
+    context.fillStyle = looks.getPropertyValue("--grid");
+    context.fillRect(LEFT, 0, width, total);
+    context.fillStyle = looks.getPropertyValue("--bad");
+    const wide = Math.max(2, width / Math.max(count, steps.length));
+    for (const [step, at] of parts.flatMap(c => c.cells)) context.fillRect(place(step) - wide / 2, at * high, wide + .3, high + .3);
+    const rows = make("div", { class: "rows", "aria-hidden": "true" }), ends = size > 1 && total > 20 ? [0, size - 1] : [0];
+    rows.append(...ends.map(i => { const s = make("span", {}, String(i)); s.style.top = `${(i + .5) * high}px`; return s; }));
+    return make("div", { class: "lane changes" }, h3, make("div", { class: "cells" }, rows, canvas));
+  }));
 }

@@ -17,6 +17,9 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from jcos import flow, media
+from jcos.files import write
+from jcos.report.changes import Change
+from jcos.report.maps import Axis, Map
 from jcos.report.markup import Fragments, Html, finite, join
 from jcos.trajectory import Trace
 from jcos.wan import Wan
@@ -28,8 +31,8 @@ EXACT = 64
 """Frames up to so many pixels wide are kept without loss; larger ones as a photograph is."""
 WIDEST = 256
 """Frames of a sheet are thinned to about so many pixels; the films keep all."""
-LONGEST = 16383
-"""What a WebP picture can be high or wide."""
+LONGEST, LARGEST = 16383, 40_000_000
+"""What a WebP picture can be high or wide; and how many pixels a browser is given at once."""
 ROWS, SIDE = 8, 40
 """Steps that a notebook shows, and about how wide a frame is there."""
 
@@ -45,40 +48,12 @@ class Line(NamedTuple):
     high: Sequence[float | None] | None = None
 
 
-class Heat(NamedTuple):
-    """Values [row, step] as colours. rows_are: "frame" or "layer". behind: for each row and step
-    the single runs' values; names: whose they are."""
+class Sheet(NamedTuple):
+    """Pictures in one: PNG or WebP, the width and height of each, how many lie side by side."""
 
-    title: str
-    rows_are: str
-    rows: Sequence[int]
-    steps: Sequence[int]
-    values: Sequence[Sequence[float | None]]
-    behind: Sequence[Sequence[Sequence[float | None]]] | None = None
-    names: Sequence[str] = ()
-
-
-class Marks(NamedTuple):
-    """What was changed in a run: steps and frames that got noise, layers averaged at steps."""
-
-    steps: Sequence[int] = ()
-    frames: Sequence[int] = ()
-    layers: Sequence[int] = ()
-    layer_steps: Sequence[int] = ()
-
-    @classmethod
-    def of(cls, interventions: Mapping[str, Sequence[int]]) -> "Marks":
-        """From what a command was asked for, as `run.json` has it."""
-        layers = interventions.get("ensemble_layers", ())
-        return cls(
-            interventions.get("noise_steps", ()),
-            interventions.get("noise_frames", ()),
-            layers,
-            interventions.get("ensemble_steps", ()) if layers else (),
-        )
-
-
-UNCHANGED = Marks()
+    data: bytes
+    cell: tuple[int, int]
+    columns: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +63,7 @@ class Plane:
     group: what it is a run of (a puzzle, a prompt); runs of one group are shown side by side.
     label: which of them. x0: the clean estimates at `steps`, ascending. frames: the numbers of the
     frames shown, all by default. video: the end. reference: a right answer. solved: whether the end
-    is one. film: name of the video's file, beside the page.
+    is one. film: name of the video's file, beside the page. changes: what was changed in it.
     """
 
     label: str
@@ -101,7 +76,7 @@ class Plane:
     prompt: str = ""
     solved: bool | None = None
     lines: Sequence[Line] = ()
-    marks: Marks = UNCHANGED
+    changes: Sequence[Change] = ()
     film: str | None = None
 
     def __post_init__(self) -> None:
@@ -114,25 +89,24 @@ class Plane:
             if clip is not None and clip.shape != self.x0.shape[1:]:
                 raise ValueError(f"{self.label}: {name} is {clip.shape}, x0 {self.x0.shape}")
 
-    def sheet(self) -> bytes:
-        """All pictures in one: a row for each step, then the video and the right answer, without
-        gaps. PNG where frames are small, else WebP."""
-        rows = [*self.x0, *(clip for clip in (self.video, self.reference) if clip is not None)]
-        stacked = np.stack(rows)
-        thin = max(
-            -(-stacked.shape[3] // WIDEST),
-            -(-stacked.shape[0] * stacked.shape[2] // LONGEST),
-            -(-stacked.shape[1] * stacked.shape[3] // LONGEST),
-        )
-        stacked = stacked[:, :, ::thin, ::thin]
-        sheet = np.concatenate([media.film_strip(row) for row in stacked])
+    def sheet(self) -> Sheet:
+        """All pictures in one, without gaps: the frames of each step, then of the video and of the
+        right answer. PNG where frames are small, else WebP."""
+        clips = [*self.x0, *(clip for clip in (self.video, self.reference) if clip is not None)]
+        frames = np.concatenate(clips)
+        thin, columns = _laid_out(len(frames), self.x0.shape[1], *frames.shape[1:3])
+        frames = frames[:, ::thin, ::thin]
+        empty = np.zeros((-len(frames) % columns, *frames.shape[1:]), np.uint8)
+        rows = np.concatenate([frames, empty]).reshape(-1, columns, *frames.shape[1:])
+        picture = np.concatenate([media.film_strip(row) for row in rows])
+        height, width = frames.shape[1:3]
         if self.x0.shape[3] <= EXACT:
-            return media.png(sheet)
+            return Sheet(media.png(picture), (width, height), columns)
         file = io.BytesIO()
-        Image.fromarray(sheet).save(file, "WEBP", quality=82, method=2)
-        return file.getvalue()
+        Image.fromarray(picture).save(file, "WEBP", quality=82, method=2)
+        return Sheet(file.getvalue(), (width, height), columns)
 
-    def derived(self) -> tuple[list[Line], Heat]:
+    def derived(self) -> tuple[list[Line], Map]:
         """Distance of the estimates from the last and from the one before, 0..1 of the colours'
         range; and the first by frame."""
         last = self.x0[-1].astype(np.float32)
@@ -143,9 +117,8 @@ class Plane:
             Line(chart, chart, self.steps, values)
             for chart, values in zip(charts, (listed(apart.mean(1).tolist()), moved), strict=True)
         ]
-        values = [listed(row) for row in apart.T.tolist()]
-        heat = Heat(charts[0], "frame", self.numbers, self.steps, values)
-        return lines, heat
+        axes = [Axis("frame", self.numbers), Axis("step", list(self.steps))]
+        return lines, Map(charts[0], axes, apart.T)
 
     @property
     def numbers(self) -> list[int]:
@@ -158,7 +131,7 @@ class Plane:
             "steps": list(self.steps),
             "frames": self.numbers,
             "lines": [line._asdict() for line in self.lines],
-            "marks": self.marks._asdict(),
+            "changes": [change.told() for change in self.changes],
         }
 
     def _repr_html_(self) -> str:
@@ -195,7 +168,6 @@ class Look(tuple[Plane, ...]):
         """Leaves `planes.npz` and `run.json`, of which `jcos report FOLDER` makes a page; `about`
         goes into the latter."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         arrays = {
             f"{name}_{i}": clip
             for i, plane in enumerate(self)
@@ -206,16 +178,20 @@ class Look(tuple[Plane, ...]):
         np.savez_compressed(packed, allow_pickle=False, **arrays)
         told = about | {"planes": [plane.about() for plane in self]}
         text = json.dumps(told, indent=1, ensure_ascii=False, default=list) + "\n"
-        for name, content in ((PLANES, packed.getvalue()), (RUN, text.encode())):
-            beside = folder / f".{name}.part"
-            beside.write_bytes(content)
-            beside.replace(folder / name)
+        write(folder / PLANES, packed.getvalue())
+        write(folder / RUN, text)
 
 
 def look(
-    model: Wan, trace: Trace, *, prompt: str = "", group: str = "run", marks: Marks = UNCHANGED
+    model: Wan,
+    trace: Trace,
+    *,
+    prompt: str = "",
+    group: str = "run",
+    changes: Sequence[Change] = (),
 ) -> Look:
-    """The runs of a trace with all its steps, leaves [K, …], decoded: one `Plane` for each seed."""
+    """The runs of a trace with all its steps, leaves [K, …], decoded: one `Plane` for each seed.
+    changes: what was changed in them (`changes_of(probe)`)."""
     steps = range(trace.x0.shape[1])
     sampling = model.config.sampling
     lines = []
@@ -230,7 +206,7 @@ def look(
             video=model.decode(trace.latents[k]),
             prompt=prompt,
             lines=lines,
-            marks=marks,
+            changes=changes,
         )
         for k in range(len(trace.latents))
     )
@@ -246,9 +222,23 @@ def saved_plane(arrays: Mapping[str, np.ndarray], i: int, about: Mapping[str, An
     clips = {n: arrays[f"{n}_{i}"] for n in ("video", "reference") if f"{n}_{i}" in arrays}
     told = dict(about) | {
         "lines": [Line(**line) for line in about["lines"]],
-        "marks": Marks(**about["marks"]),
+        "changes": [Change.of(change) for change in about["changes"]],
     }
     return Plane(x0=arrays[f"x0_{i}"], **clips, **told)
+
+
+def _laid_out(count: int, frames: int, height: int, width: int) -> tuple[int, int]:
+    """Every how many pixels of so many pictures are shown on a sheet, and how many lie side by
+    side: all frames of a step if they can."""
+    for thin in itertools.count(-(-width // WIDEST)):
+        high, wide = -(-height // thin), -(-width // thin)
+        columns = frames
+        if frames * wide > LONGEST or -(-count // frames) * high > LONGEST:
+            columns = LONGEST // wide
+        fits = -(-count // columns) * high <= LONGEST and count * high * wide <= LARGEST
+        if fits or high == wide == 1:
+            return thin, columns
+    raise AssertionError
 
 
 def _pairs(x: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -6,7 +6,6 @@ pictures and films.
 
 import csv
 import dataclasses
-import io
 import json
 import zipfile
 import zlib
@@ -19,13 +18,14 @@ import numpy as np
 from PIL import Image
 
 from jcos.report.arrays import Trends, trends
-from jcos.report.plane import PLANES, RUN, Heat, Line, Plane, listed
+from jcos.report.maps import Map
+from jcos.report.plane import PLANES, RUN, Line, Plane, Sheet, listed
 from jcos.report.runs import Arrays, planes_of
 
 T = TypeVar("T")
 CONFIG, ARRAYS = "config.json", "arrays.npz"
-PAGE, BESIDE = "explore.html", "explore.files"
-"""The page of a folder, and what lies beside it if it is large."""
+BESIDE = ".files"
+"""Ends the name of the folder beside a page that holds its pictures, if they are many."""
 MANIFESTS = (CONFIG, RUN)
 """Each says what a folder of results holds; the first that is there counts."""
 UNREADABLE = (
@@ -45,14 +45,12 @@ UNREADABLE = (
 
 
 class View(NamedTuple):
-    """A plane as the page has it: `sheet` as one picture (PNG or WebP), its cells that many pixels
-    wide and high, and what is known of it."""
+    """A plane as the page has it."""
 
-    sheet: bytes
-    cell: tuple[int, int]
+    sheet: Sheet
     about: dict[str, Any]
     lines: list[Line]
-    heats: list[Heat]
+    maps: list[Map]
 
 
 class Table(NamedTuple):
@@ -83,6 +81,11 @@ class Results:
     @property
     def command(self) -> str:
         return str(self.manifest.get("command", ""))
+
+    @property
+    def captions(self) -> dict[str, Any]:
+        """What is said below the figures, by their names."""
+        return _dict(self.manifest.get("figures"))
 
     @property
     def steps(self) -> int:
@@ -123,12 +126,14 @@ def read(folder: Path) -> Results:
     tables = [tried(p.name, lambda p=p: _table(p)) for p in files if p.suffix == ".csv"]
     drawn = [p for p in files if p.suffix in (".png", ".webp") and not p.stem.endswith("-x0")]
     told = {sentence.partition(":")[0] for sentence in missing}
-    films = [p for p in files if p.suffix == ".mp4" and p.name not in told]
+    shown = [p for p in files if p.suffix == ".mp4" and "-x0-step-" not in p.stem]
+    films = [p for p in shown if p.name not in told]
     return Results(
         folder=folder,
         manifest=manifest,
         views=_there(views),
-        trends=tried("Curves of the arrays", lambda: trends(arrays, manifest)) or Trends([], []),
+        trends=tried("Curves of the arrays", lambda: trends(arrays, manifest, missing.append))
+        or Trends([], []),
         tables=_there(tables),
         pictures=_there([tried(p.name, lambda p=p: _checked(p)) for p in drawn]),
         films=_there([tried(p.name, lambda p=p: _film(p)) for p in films]),
@@ -146,8 +151,8 @@ def _files(folder: Path) -> list[Path]:
     found = []
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        hidden = any(part.startswith(".") for part in parts)
-        if path.is_file() and not hidden and path.suffix != ".html" and BESIDE not in parts:
+        hidden = any(part.startswith(".") or part.endswith(BESIDE) for part in parts)
+        if path.is_file() and not hidden and path.suffix != ".html":
             found.append(path)
     return found
 
@@ -216,17 +221,13 @@ def _table(path: Path) -> Table:
 
 def view_of(plane: Plane) -> View:
     """A plane as the page has it, with what follows from its pictures."""
-    lines, heat = plane.derived()
-    sheet, about = plane.sheet(), plane.about()
+    lines, apart = plane.derived()
+    about = plane.about()
     del about["lines"]
     about["video"], about["reference"] = plane.video is not None, plane.reference is not None
-    rows = len(plane.x0) + about["video"] + about["reference"]
-    with Image.open(io.BytesIO(sheet)) as picture:
-        width, height = picture.size
     return View(
-        sheet,
-        (width // plane.x0.shape[1], height // rows),
+        plane.sheet(),
         about,
         [line._replace(values=listed(line.values)) for line in (*plane.lines, *lines)],
-        [heat] if len(plane.x0) > 1 else [],
+        [apart] if len(plane.x0) > 1 else [],
     )

@@ -15,7 +15,8 @@ from PIL import Image
 
 from jcos import flow, media
 from jcos.config import PixelCodec, Sampling
-from jcos.report.plane import PLANES, Line, Marks, Plane, saved_plane, sigma_line
+from jcos.report.changes import Change, asked
+from jcos.report.plane import PLANES, WIDEST, Line, Plane, saved_plane, sigma_line
 from jcos.vae import decode_pixels
 
 Arrays = Mapping[str, Shaped[np.ndarray, "..."]]
@@ -25,7 +26,7 @@ LATENT_FRAMES = 4
 """Frames of a film that one latent frame stands for (the first stands for one)."""
 SHEET_FRAMES, SHEET_GAP = 9, 2
 """Of a film so many frames, evenly spread, are on the sheets that `jcos generate` writes, that many
-pixels apart."""
+pixels apart. They are shown where the films of the estimates, with all frames, are missing."""
 
 
 def planes_of(
@@ -82,7 +83,9 @@ def _sampled(run: Mapping[str, Any], arrays: Arrays, p: int, k: int) -> Plane:
         reference=arrays["reference"][p] if "reference" in arrays else None,
         solved=bool(run["solved"][p][k]),
         lines=lines,
-        marks=Marks.of(run.get("interventions", {})),
+        changes=asked(
+            run.get("interventions", {}), len(x0), x0.shape[1], int(run.get("layers") or 0)
+        ),
     )
 
 
@@ -98,36 +101,70 @@ def _decoded(
 def _generated(
     folder: Path, run: Mapping[str, Any], seed: int, tell: Callable[[str], None]
 ) -> Plane:
-    """The pictures of the sheet and of the film; the estimates alone where that is damaged."""
-    with Image.open(folder / f"seed-{seed}-x0.png") as picture:
-        sheet = np.asarray(picture.convert("RGB"))
-    total = run["size"]["frames"]
-    frames = np.unique(np.linspace(0, total - 1, SHEET_FRAMES).round().astype(int))
-    x0 = _cut(sheet, len(run["x0"]), len(frames))
-    film = folder / f"seed-{seed}.mp4"
-    marks = Marks.of(run.get("interventions", {}))
-    hit = [f for f in frames.tolist() if -(-f // LATENT_FRAMES) in marks.frames]
-    video = None
-    if film.is_file():
+    """The films of the estimates and of the end, thinned; some frames of the sheet where those are
+    missing or damaged."""
+
+    def film(name: str) -> UInt8[np.ndarray, "F H W 3"] | None:
+        if not (folder / name).is_file():
+            return None
         try:
-            video = media.read_mp4(film)[frames]
-        except (ValueError, IndexError) as error:
-            tell(f"{film.name}: {error}.")
-    if video is not None:
-        thin = -(-video.shape[2] // x0.shape[3])
-        video = video[:, :, ::thin, ::thin]
+            frames = media.read_mp4(folder / name)
+        except ValueError as error:
+            tell(f"{name}: {error}.")
+            return None
+        thin = -(-frames.shape[2] // WIDEST)
+        return frames[:, ::thin, ::thin]
+
+    kept, total = run["x0"], run["size"]["frames"]
+    films = [film(media.X0_FILM.format(seed=seed, step=step)) for step in kept]
+    end, frames = film(f"seed-{seed}.mp4"), np.arange(total)
+    whole = [clip for clip in films if clip is not None and len(clip) == total]
+    if len(whole) == len(kept):
+        x0 = np.stack(whole)
+    else:
+        frames = np.unique(np.linspace(0, total - 1, SHEET_FRAMES).round().astype(int))
+        with Image.open(folder / f"seed-{seed}-x0.png") as picture:
+            x0 = _cut(np.asarray(picture.convert("RGB")), len(kept), len(frames))
+        tell(
+            f"Seed {seed}: {len(frames)} of {total} frames are shown, those of its sheet; not all "
+            "films of its estimates are there."
+        )
     return Plane(
         label=f"seed {seed}",
         group="the prompt",
         prompt=run["prompt"],
-        steps=run["x0"],
+        steps=kept,
         x0=x0,
-        video=video,
+        video=None if end is None else _as_large(end[frames], x0.shape[2:4]),
         frames=frames.tolist(),
         lines=[_sigma(run)],
-        marks=marks._replace(frames=hit),
-        film=None if video is None else film.name,
+        changes=_of_films(run, total),
+        film=None if end is None else f"seed-{seed}.mp4",
     )
+
+
+def _as_large(
+    video: UInt8[np.ndarray, "F h w 3"], size: tuple[int, ...]
+) -> UInt8[np.ndarray, "F H W 3"]:
+    """Its nearest pixels in another size."""
+    rows, columns = (
+        np.arange(new) * old // new for new, old in zip(size, video.shape[1:3], strict=True)
+    )
+    return video[:, rows][:, :, columns]
+
+
+def _of_films(run: Mapping[str, Any], total: int) -> list[Change]:
+    """What was changed, in frames of the film."""
+    latent = [-(-frame // LATENT_FRAMES) for frame in range(total)]
+    steps, layers = int(run["sampling"]["steps"]), int(run.get("layers") or 0)
+    found = []
+    for change in asked(run.get("interventions", {}), steps, latent[-1] + 1, layers):
+        if change.axis == "frame":
+            mask = np.zeros((steps, latent[-1] + 1), bool)
+            mask[tuple(np.array(change.cells).T)] = True
+            change = Change.at(change.what, "frame", mask[:, latent])
+        found.append(change)
+    return found
 
 
 def _cut(

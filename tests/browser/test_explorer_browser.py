@@ -127,7 +127,7 @@ def planes() -> Look:
 def page(planes: Look, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("planes")
     planes.save(folder, command="jcos sample maze", sampling=folders.SAMPLING)
-    return explorer.write([read(folder)], folder / "explore.html")
+    return explorer.make(folder)
 
 
 def test_scrubbers_show_the_cell(opened: Callable[..., Page], page: Path, planes: Look) -> None:
@@ -240,10 +240,24 @@ def test_difference_to_the_end_is_black_where_nothing_differs(
 def test_what_was_changed_is_drawn(opened: Callable[..., Page], page: Path) -> None:
     tab = opened(Path(page))
     tab.select_option("#group", "changed")
-    told = tab.locator(".changed").inner_text()
+    told = tab.locator(".pane .changed").inner_text()
     assert told.startswith("noise at step 3, 7; noise in frame 2; seeds averaged after layer 1, 4")
     assert tab.locator(".rows .hit").inner_text() == "▸ 2"
     assert tab.locator("#curves .shade").count() >= 2
+    # Noise at steps and in a frame, and seeds averaged after layers: each on its own axes.
+    noised = np.isin(range(folders.FRAMES), 2)[:, None] | np.isin(range(folders.STEPS), (3, 7))
+    np.testing.assert_array_equal(red(shown(tab, ".changes canvas"), folders.FRAMES), noised)
+    averaged = red(shown(tab, ".changes canvas", 1), 6)
+    assert np.argwhere(averaged).tolist() == [[1, 0], [4, 0]]
+
+
+def red(canvas: np.ndarray, rows: int) -> np.ndarray:
+    """Which cells of a lane of changes are marked, read in their middles: [rows, steps]."""
+    plot = canvas[:, 46:].astype(int)
+    y = ((np.arange(rows) + 0.5) * plot.shape[0] / rows).astype(int)
+    x = ((np.arange(folders.STEPS) + 0.5) * plot.shape[1] / folders.STEPS).astype(int)
+    middles = plot[y][:, x]
+    return middles[..., 0] > middles[..., 2] + 60
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -264,7 +278,7 @@ def test_it_fits_the_screen(
 
 def test_an_experiment(opened: Callable[..., Page], tmp_path: Path) -> None:
     folders.experiment_folder(tmp_path)
-    tab = opened(explorer.write([read(tmp_path)], tmp_path / "explore.html"))
+    tab = opened(explorer.make(tmp_path))
     first = tab.locator(".sortable tbody tr").first
     for _ in range(2):  # ascending, then descending
         tab.get_by_role("button", name="value").click()
@@ -273,8 +287,75 @@ def test_an_experiment(opened: Callable[..., Page], tmp_path: Path) -> None:
     assert tab.locator(".sortable tbody tr:visible").count() == 1
     tab.locator(".heat canvas").click(position={"x": 200, "y": 20})
     assert "8 runs" in tab.locator(".behind").inner_text()
+    assert tab.locator(".behind circle").count() == 8
     assert tab.locator(".picture img").evaluate("i => i.decode().then(() => i.naturalWidth)") == 20
     picture(tab, "experiment")
+
+
+LEFT = 92
+"""Pixels at the left of lanes where rows have words."""
+
+
+def colours(canvas: np.ndarray, rows: int, columns: int, left: int) -> np.ndarray:
+    """How light the cells of a map are, in their middles: [rows, columns]."""
+    plot = canvas[:, left:].astype(float).sum(-1)
+    y = ((np.arange(rows) + 0.5) * plot.shape[0] / rows).astype(int)
+    x = ((np.arange(columns) + 0.5) * plot.shape[1] / columns).astype(int)
+    return plot[y][:, x]
+
+
+def agrees(seen: np.ndarray, values: np.ndarray) -> bool:
+    """Whether lighter means more."""
+    return float(np.corrcoef(seen.ravel(), values.ravel())[0, 1]) > 0.97
+
+
+def test_maps_are_turned_and_follow_the_step(opened: Callable[..., Page], tmp_path: Path) -> None:
+    arrays = folders.layered_folder(tmp_path)
+    energy = np.concatenate([arrays["maze_energy"], arrays["bounce_energy"]])
+    tab = opened(explorer.make(tmp_path))
+    lane = tab.locator(".heat", has_text="token energy").first
+    canvas, size = "#matrices canvas", (folders.LAYERS, folders.FRAMES)
+    for step in (2, 9):  # layer × frame at the step
+        slide(tab, "step", step)
+        assert agrees(colours(shown(tab, canvas), *size, LEFT), energy[:, :, step].mean((0, 1)))
+    lane.get_by_label("task", exact=True).select_option("bounce")
+    assert agrees(
+        colours(shown(tab, canvas), *size, LEFT), arrays["bounce_energy"][:, :, 9].mean((0, 1))
+    )
+    lane.locator("canvas").click(position={"x": LEFT + 3, "y": 3})
+    told = lane.locator(".behind").inner_text()
+    assert told.startswith("layer 0, frame 0: 2 runs. Lowest: bounce, puzzle 0, seed ")
+    lane.get_by_label("columns", exact=True).select_option("step")  # now on the common axis
+    wide = colours(shown(tab, "#heats canvas"), folders.LAYERS, folders.STEPS, LEFT)
+    assert agrees(wide, arrays["bounce_energy"].mean((0, 1, 4)).T)
+    # Others wait until they are asked for; a click shows the runs behind a swap.
+    tab.get_by_role("button", name="flipped (one)").click()
+    swap = tab.locator(".heat", has_text="flipped (one)")
+    swap.locator("canvas").focus()
+    tab.keyboard.press("ArrowDown")
+    tab.keyboard.press("Enter")
+    assert "layer 1" in swap.locator(".behind").inner_text()
+    assert "6 runs" in swap.locator(".behind").inner_text()
+    picture(tab, "maps")
+
+
+def test_an_intervention_is_matched_with_its_baseline(
+    opened: Callable[..., Page], tmp_path: Path
+) -> None:
+    plain = folders.sample_folder(tmp_path / "plain", noise=())
+    noised = folders.sample_folder(tmp_path / "noised", seed=6)
+    page = explorer.write([read(tmp_path / n) for n in ("plain", "noised")], tmp_path / "a.html")
+    tab = opened(page)
+    slide(tab, "step", 4)
+    slide(tab, "frame", 1)
+    tab.locator("[data-difference=first]").click()
+    for seed, run in ((0, 1), (1, 3)):  # noised runs, each less the plain one of its seed
+        own, other = (clips[0, seed, 4, 1].astype(float) for clips in (noised, plain))
+        expected = np.clip(np.abs(own - other) + 0.22 * own, 0, 255)
+        np.testing.assert_allclose(shown(tab, nth=run).astype(float), expected, atol=2)
+    (told,) = tab.locator(".changes h3").all_inner_texts()
+    assert told.startswith("noised, seed 0; noised, seed 7: what was changed, frames × steps")
+    picture(tab, "compared")
 
 
 def test_hostile_text_is_text(opened: Callable[..., Page], tmp_path: Path) -> None:
@@ -291,7 +372,7 @@ def test_pictures_beside_the_page_are_loaded_when_looked_at(
     opened: Callable[..., Page], tmp_path: Path
 ) -> None:
     folders.look(2, 1).save(tmp_path)
-    page = explorer.write([read(tmp_path)], tmp_path / "explore.html", embedded=0)
+    page = explorer.write([read(tmp_path)], tmp_path / "index.html", embedded=0)
     tab = opened(page)
     loaded = []
     tab.on("request", lambda request: loaded.append(request.url.rpartition("/")[2]))
@@ -333,6 +414,5 @@ def test_the_demo_page_has_a_plane(opened: Callable[..., Page], tmp_path: Path) 
     slide(tab, "step", 6)
     slide(tab, "frame", 1)
     np.testing.assert_array_equal(shown(tab), planes[2].x0[6, 1])
-    assert tab.evaluate("performance.getEntriesByType('navigation')[0].domInteractive") < 2000
     tab.locator("#plane").scroll_into_view_if_needed()
     picture(tab, "demo")

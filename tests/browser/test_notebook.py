@@ -25,5 +25,6 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     ]
     assert len(shown) == 2
     assert all(page.count("data:image/webp") == 2 for page in shown)
-    page = (tmp_path / "out" / "notebook" / "explore.html").read_text()
-    assert "run 1, noise" in page
+    page = (tmp_path / "out" / "notebook" / "compared.html").read_text()
+    assert "noise, run 1" in page
+    assert "noise at step 25" in page

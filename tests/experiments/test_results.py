@@ -5,6 +5,7 @@ import dataclasses
 import json
 from collections.abc import Generator
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ class Coin(Experiment):
     """Needs no model; `broken` fails half-way."""
 
     question = "Is <this> a fair coin?"
+    axes = MappingProxyType({"values": "puzzle"})
 
     sides: int = 2
     broken: bool = False
@@ -55,7 +57,6 @@ def test_a_folder_holds_what_was_run_and_found(small_model: Wan, tmp_path: Path)
         "arrays.npz",
         "config.json",
         "figures",
-        "index.html",
         "table.csv",
     ]
     assert [p.name for p in folder.parent.iterdir()] == ["coin"]
@@ -72,11 +73,8 @@ def test_a_folder_holds_what_was_run_and_found(small_model: Wan, tmp_path: Path)
     assert (second["value"], second["chance"]) == ("", "")
     assert np.load(folder / "arrays.npz")["values"].sum() == 5
     assert (folder / "figures" / "heads.png").read_bytes().startswith(b"\x89PNG")
-    page = (folder / "index.html").read_text()
-    assert "Is &lt;this&gt; a fair coin?" in page
-    assert "a &lt; b" in page
-    assert "data:image/png;base64," in page
-    assert 'src="figures' not in page
+    assert config["figures"] == {"heads": "a < b"}
+    assert config["axes"] == {"values": "puzzle"}
 
 
 def test_finished_results_are_left_alone(small_model: Wan, tmp_path: Path) -> None:
@@ -132,10 +130,16 @@ def test_the_command_runs_an_experiment_of_the_shipped_model(
     config_file = Path(__file__).parents[2] / "configs" / "steps.py"
     command = ["run", str(config_file), "--out", str(tmp_path / "steps")]
     cli.main([*command, *(word for change in changes for word in ("--set", change))])
-    assert "the page is at" in capsys.readouterr().out
+    page = tmp_path / "steps" / "index.html"
+    assert f"the page to look inside is at {page}" in capsys.readouterr().out
+    assert '<section class="plane"' in page.read_text()
+    page.unlink()
     config = json.loads((tmp_path / "steps" / "config.json").read_text())
     assert config["model"]["manifest"] == identify(TINY)["manifest"]
     assert config["parameters"]["tasks"] == ["maze"]
+    cli.main([*command, *(word for change in changes for word in ("--set", change))])
+    assert "there already" in capsys.readouterr().out
+    assert page.is_file(), "a page that is missing is made again"
     with pytest.raises(SystemExit):
         cli.main(command)
     assert "puzzles 2, not 64" in capsys.readouterr().err

@@ -10,7 +10,9 @@ from einops import rearrange
 
 from jcos import media
 from jcos.config import PixelCodec
-from jcos.report.plane import Line, Look, Marks, Plane
+from jcos.probes import Noise, SeedEnsemble, chain
+from jcos.report.changes import changes_of
+from jcos.report.plane import Line, Look, Plane
 
 STEPS, FRAMES, SIDE = 12, 5, 20
 SAMPLING = {"steps": STEPS, "shift": 3.0, "solver": "euler", "grid": "euler", "guidance": None}
@@ -57,14 +59,20 @@ def look(puzzles: int = 2, seeds: int = 2, **more: Any) -> Look:
 
 def changed(seed: int = 0) -> Plane:
     """A run with every kind of intervention."""
-    marks = Marks(steps=(3, 7), frames=(2,), layers=(1, 4), layer_steps=(0,))
-    return plane(group="changed", seed=seed, marks=marks)
+    probe = chain(
+        Noise.at_steps(STEPS, FRAMES, [3, 7]),
+        Noise.at_frames(STEPS, FRAMES, [2]),
+        SeedEnsemble.window(STEPS, 6, [0], [1, 4]),
+    )
+    return plane(group="changed", seed=seed, changes=changes_of(probe))
 
 
-def sample_folder(folder: Path, *, prompt: str = "find the way") -> np.ndarray:
+def sample_folder(
+    folder: Path, *, prompt: str = "find the way", noise: tuple[int, ...] = (3,), seed: int = 5
+) -> np.ndarray:
     """Like `jcos sample`, 2 puzzles × 2 seeds; returns the pixels that its latents stand for."""
     codec = PixelCodec()
-    pixels = pictures(2, 2, STEPS + 1, seed=5)
+    pixels = pictures(2, 2, STEPS + 1, seed=seed)
     folded = rearrange(pixels / 255, "p k s f (h a) (w b) c -> p k s f h w (a b c)", a=2, b=2)
     latents = ((folded - codec.mean) / codec.std).astype(np.float32)
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +89,7 @@ def sample_folder(folder: Path, *, prompt: str = "find the way") -> np.ndarray:
         "command": "jcos sample maze --puzzles 2 --seeds 0 7",
         "model": "toy",
         "sampling": SAMPLING,
-        "interventions": {"noise_steps": [3], "noise_frames": []},
+        "interventions": {"noise_steps": list(noise), "noise_frames": []},
         "puzzles": [{"prompt": prompt, "right_answers": n} for n in (1, 3)],
         "seeds": [0, 7],
         "scores": [[1.0, 0.0], [0.5, 1.0]],
@@ -115,6 +123,7 @@ def experiment_folder(folder: Path, *, question: str = "Where does noise hurt?")
         "sampling": SAMPLING,
         "model": {"name": "toy"},
         "seconds": 12.5,
+        "figures": {"noise": "Noise <hurts> late."},
     }
     (folder / "config.json").write_text(json.dumps(config))
     with (folder / "table.csv").open("w", newline="") as file:
@@ -125,18 +134,72 @@ def experiment_folder(folder: Path, *, question: str = "Where does noise hurt?")
     (folder / "figures" / "noise.png").write_bytes(media.png(pictures(seed=1)[0]))
 
 
-def generate_folder(folder: Path, *, prompt: str = "a cat finds the way") -> tuple[np.ndarray, int]:
-    """Like `jcos generate --x0`: a film and a sheet for each of two seeds. Returns the pictures of
-    the first sheet [steps, frames, …], and how many frames a film has."""
+LAYERS, LOOKED = 4, [0, 5, 11]
+
+
+def layered_arrays() -> dict[str, np.ndarray]:
+    """Of 2 puzzles of a task and 1 of another × 2 seeds: energies [puzzle, seed, step, layer,
+    frame] by task; probes at three steps; a perturbed run's distances; swaps of two sets."""
+    rng = np.random.default_rng(4)
+    swaps = [(-1, 0, "none"), *((k, s, "one") for k in range(LAYERS) for s in (0, 6))]
+    swaps += [(k, 11, "kept up") for k in range(LAYERS)]
+    layer, step, during = zip(*swaps, strict=True)
+    return {
+        "maze_energy": rng.random((2, 2, STEPS, LAYERS, FRAMES)),
+        "bounce_energy": rng.random((1, 2, STEPS, LAYERS, FRAMES)),
+        "decoded": rng.random((2, 3, len(LOOKED), 3, 2)),
+        "looked": np.array(LOOKED),
+        "reading": np.array(["answer", "choice"]),
+        "source": np.array(["layer 0", "layer 1", "x̂0"]),
+        "layer": np.array(layer),
+        "step": np.array(step),
+        "during": np.array(during),
+        "flipped": rng.random((len(swaps), 3, 2)) < 0.5,
+        "reach": rng.random((len(swaps), 3, 2, STEPS)),
+        "task": np.array(["maze", "maze", "bounce"]),
+    }
+
+
+LAYERED = {
+    "*_energy": "puzzle seed step layer frame: token energy",
+    "decoded": "reading source step@looked puzzle seed",
+    "reading": "reading",
+    "source": "source",
+    "flipped": "case puzzle seed",
+    "reach": "case puzzle seed step",
+    "layer": "case",
+    "step": "case",
+    "during": "case",
+    "task": "puzzle",
+}
+
+
+def layered_folder(folder: Path) -> dict[str, np.ndarray]:
+    """Like `jcos run` of experiments that look into layers."""
+    experiment_folder(folder, question="What do layers do?")
+    np.savez_compressed(folder / "arrays.npz", allow_pickle=False, **layered_arrays())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"axes": LAYERED}))
+    return layered_arrays()
+
+
+def generate_folder(
+    folder: Path, *, prompt: str = "a cat finds the way", films: bool = True
+) -> tuple[np.ndarray, int]:
+    """Like `jcos generate --x0`: for each of two seeds a film, a sheet, and the films of its
+    estimates. Returns the colours of the first seed's estimates [steps, frames, …], and how many
+    frames a film has."""
     steps, frames, size = [0, 4, 11], 13, (48, 80)
     rng = np.random.default_rng(3)
     shown = np.unique(np.linspace(0, frames - 1, 9).round().astype(int))
-    colours = rng.integers(0, 256, (2, len(steps), len(shown), 1, 1, 3), dtype=np.uint8)
-    sheets = np.broadcast_to(colours, (*colours.shape[:3], *size, 3))
+    colours = rng.integers(64, 192, (2, len(steps), frames, 1, 1, 1), dtype=np.uint8)
+    estimates = np.broadcast_to(colours, (*colours.shape[:3], *size, 3))
     folder.mkdir(parents=True, exist_ok=True)
-    for seed, sheet in enumerate(sheets):
-        png = media.png(media.contact_sheet(sheet))
+    for seed, own in enumerate(estimates):
+        png = media.png(media.contact_sheet(own[:, shown]))
         (folder / f"seed-{seed}-x0.png").write_bytes(png)
+        for step, film in zip(steps, own, strict=True) if films else ():
+            media.write_mp4(folder / media.X0_FILM.format(seed=seed, step=step), film)
         video = np.zeros((frames, *size, 3), np.uint8) + np.uint8(10 * seed)
         media.write_mp4(folder / f"seed-{seed}.mp4", video, 16)
     run = {
@@ -151,4 +214,4 @@ def generate_folder(folder: Path, *, prompt: str = "a cat finds the way") -> tup
         "x0": steps,
     }
     (folder / "run.json").write_text(json.dumps(run, ensure_ascii=False))
-    return sheets[0], frames
+    return estimates[0], frames

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,13 +22,14 @@ import jcos
 from jcos import cli
 from jcos.report import explorer, live
 from jcos.report.arrays import trends
+from jcos.report.changes import changes_of
 from jcos.report.plane import Look, Plane, look
 from jcos.report.reading import View, read
 from tests.report import folders
 
 
 def page_of(folder: Path, **how: int) -> str:
-    return explorer.write([read(folder)], folder / "explore.html", **how).read_text()
+    return explorer.write([read(folder)], folder / "index.html", **how).read_text()
 
 
 def data_of(page: str) -> dict:
@@ -42,11 +44,16 @@ def numbers(values: Any) -> np.ndarray:
 
 def cells(view: View) -> np.ndarray:
     """The pictures of a sheet [rows, frames, H, W, 3]."""
-    with Image.open(io.BytesIO(view.sheet)) as picture:
+    with Image.open(io.BytesIO(view.sheet.data)) as picture:
         sheet = np.asarray(picture.convert("RGB"))
-    width, height = view.cell
-    rows, columns = sheet.shape[0] // height, sheet.shape[1] // width
-    return sheet.reshape(rows, height, columns, width, 3).swapaxes(1, 2)
+    (width, height), columns = view.sheet.cell, view.sheet.columns
+    assert sheet.shape[1] == columns * width
+    found = (
+        sheet.reshape(-1, height, columns, width, 3).swapaxes(1, 2).reshape(-1, height, width, 3)
+    )
+    frames = len(view.about["frames"])
+    rows = len(view.about["steps"]) + view.about["video"] + view.about["reference"]
+    return found[: rows * frames].reshape(rows, frames, height, width, 3)
 
 
 def test_saved_planes_come_back_as_they_were(tmp_path: Path) -> None:
@@ -59,7 +66,7 @@ def test_saved_planes_come_back_as_they_were(tmp_path: Path) -> None:
         rows = [*plane.x0, plane.video, plane.reference]
         np.testing.assert_array_equal(cells(view), np.stack(rows))
         assert view.about["label"] == plane.label
-        assert view.about["marks"]["steps"] == list(plane.marks.steps)
+        assert view.about["changes"] == [change.told() for change in plane.changes]
 
 
 def test_a_sample_is_decoded_without_its_model(tmp_path: Path) -> None:
@@ -77,31 +84,65 @@ def test_a_sample_is_decoded_without_its_model(tmp_path: Path) -> None:
     assert charts["noise level σ"].values[0] == 1
     one_answer = {line.chart for line in found.views[0].lines}
     assert "mass on each right answer" in set(charts) - one_answer
-    assert found.views[0].about["marks"]["steps"] == [3]
+    (change,) = found.views[0].about["changes"]
+    assert change["text"] == "noise at step 3"
+    assert change["cells"] == [(3, frame) for frame in range(folders.FRAMES)]
 
 
 def test_distances_are_those_of_the_pictures() -> None:
     x0 = np.zeros((3, 2, 4, 4, 3), np.uint8)
     x0[0, 0], x0[1, 1] = 51, 255
-    (to_last, moved), heat = Plane(label="a", group="b", steps=range(3), x0=x0).derived()
+    (to_last, moved), apart = Plane(label="a", group="b", steps=range(3), x0=x0).derived()
     np.testing.assert_allclose(numbers(to_last.values), [0.1, 0.5, 0])
     assert moved.values == [None, pytest.approx(0.6), 0.5]
-    np.testing.assert_allclose(numbers(heat.values), [[0.2, 0, 0], [0, 1, 0]])
+    np.testing.assert_allclose(apart.values, [[0.2, 0, 0], [0, 1, 0]])
 
 
-def test_a_generated_film_is_cut_out_of_its_sheet(tmp_path: Path) -> None:
-    sheet, frames = folders.generate_folder(tmp_path)
-    view = read(tmp_path).views[0]
+def middles(pictures: np.ndarray) -> np.ndarray:
+    """Their middles: WebP and H.264 blur the edges."""
+    return pictures[..., 8:-8, 8:-8, :].astype(float)
+
+
+def test_all_frames_of_a_generated_film_are_shown(tmp_path: Path) -> None:
+    estimates, frames = folders.generate_folder(tmp_path)
+    found = read(tmp_path)
+    view = found.views[0]
+    assert not found.missing
     assert view.about["steps"] == [0, 4, 11]
-    assert view.about["frames"][-1] == frames - 1
-    assert cells(view)[:-1].shape == sheet.shape
-    inside = (slice(None), slice(None), slice(8, -8), slice(8, -8))  # WebP blurs the edges
-    apart = np.abs(cells(view)[:-1][inside].astype(float) - sheet[inside])
-    assert apart.max() < 12
+    assert view.about["frames"] == list(range(frames))
+    assert np.abs(middles(cells(view)[:-1]) - middles(estimates)).max() < 12
     assert view.about["film"] == "seed-0.mp4"
+    assert [film.name for film in found.films] == ["seed-0.mp4", "seed-1.mp4"]
+    noised, given = view.about["changes"]
+    assert noised["text"] == "noise at step 4"
+    assert (given["text"], given["size"]) == ("noise in frame 1–4", frames)  # latent frame 1
 
 
-def test_arrays_of_an_experiment_become_curves_and_heat_maps(tmp_path: Path) -> None:
+def test_frames_of_the_sheet_stand_in_for_films(tmp_path: Path) -> None:
+    estimates, frames = folders.generate_folder(tmp_path, films=False)
+    found = read(tmp_path)
+    view = found.views[0]
+    shown = view.about["frames"]
+    assert len(shown) == 9
+    assert shown[-1] == frames - 1
+    assert np.abs(middles(cells(view)[:-1]) - middles(estimates[:, shown])).max() < 12
+    assert "Seed 0: 9 of 13 frames are shown" in found.missing[0]
+
+
+def test_many_large_frames_lie_in_several_rows_of_a_sheet() -> None:
+    rng = np.random.default_rng(0)
+    x0 = np.broadcast_to(rng.integers(0, 256, (3, 90, 1, 1, 3), np.uint8), (3, 90, 100, 200, 3))
+    sheet = Plane(label="a", group="b", steps=range(3), x0=x0).sheet()
+    assert sheet.cell == (200, 100)
+    with Image.open(io.BytesIO(sheet.data)) as picture:
+        assert max(picture.size) <= 16383
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    i = 2 * 90 + 71
+    spot = pixels[i // sheet.columns * 100 + 50, i % sheet.columns * 200 + 100]
+    assert np.abs(spot - x0[2, 71, 0, 0]).max() < 16
+
+
+def test_arrays_of_an_experiment_become_curves_and_maps(tmp_path: Path) -> None:
     folders.experiment_folder(tmp_path)
     found = read(tmp_path)
     with np.load(tmp_path / "arrays.npz") as arrays:
@@ -114,16 +155,13 @@ def test_arrays_of_an_experiment_become_curves_and_heat_maps(tmp_path: Path) -> 
     assert ((low <= mean) & (mean <= high)).all()
     means = score[kind == "step"].mean((1, 2))
     np.testing.assert_allclose(numbers(at_step.values), means, atol=1e-3)
-    (heat,) = found.trends.heats
-    assert (heat.rows_are, list(heat.rows), list(heat.steps)) == (
-        "frame",
-        [0, 1, 2, 3, 4],
-        [0, 4, 8],
-    )
+    (one,) = found.trends.maps
+    assert one.axes == [("step", [0, 4, 8]), ("frame", [0, 1, 2, 3, 4])]
     here = (kind == "cell") & (step == 4) & (frame == 2)
-    assert heat.values[2][1] == pytest.approx(score[here].mean(), abs=1e-3)
-    np.testing.assert_allclose(numbers(heat.behind)[2, 1], score[here].ravel(), atol=1e-3)
-    assert heat.names[3] == "puzzle 1, seed 1"
+    assert one.values[1, 2] == pytest.approx(score[here].mean())
+    assert one.runs is not None
+    np.testing.assert_allclose(one.runs[1, 2], score[here].ravel(), rtol=1e-6)
+    assert one.names[3] == "puzzle 1, seed 1"
 
 
 def test_arrays_without_numbers_make_no_trouble() -> None:
@@ -135,12 +173,14 @@ def test_arrays_without_numbers_make_no_trouble() -> None:
     }
     found = trends(arrays, {"sampling": {"steps": 4}})
     assert found.lines[0].values == [None] * 4
-    assert not found.heats
+    assert not found.maps
 
 
-def test_table_has_numbers_to_sort_by_and_intervals(tmp_path: Path) -> None:
+def test_an_experiment_has_figures_with_captions_and_a_table_to_sort(tmp_path: Path) -> None:
     folders.experiment_folder(tmp_path)
     page = page_of(tmp_path)
+    assert "<figcaption>Noise &lt;hurts&gt; late. <a" in page
+    assert page.index("Noise &lt;hurts&gt;") < page.index('id="plane"') < page.index("<table")
     assert '<td class="n" data-v="0.125">0.125 [0.025, 0.225]</td>' in page
     assert "<td>&lt;b&gt;score&lt;/b&gt;</td>" in page
     assert '<a href="arrays.npz" download>' in page
@@ -174,19 +214,23 @@ def test_the_page_loads_nothing_but_itself(tmp_path: Path) -> None:
 
 def test_large_results_lie_beside_the_page(tmp_path: Path) -> None:
     folders.generate_folder(tmp_path)
-    (tmp_path / explorer.BESIDE).mkdir()
-    (tmp_path / explorer.BESIDE / "old.png").touch()
+    store = tmp_path / "index.files"
+    store.mkdir()
+    (store / "sheet-9.png").touch()
     page = page_of(tmp_path, embedded=1000)
     sheets = [view["sheet"] for view in data_of(page)["views"]]
-    assert sheets == ["explore.files/sheet-0.webp", "explore.files/sheet-1.webp"]
-    assert {p.name for p in (tmp_path / explorer.BESIDE).iterdir()} == {
-        "sheet-0.webp",
-        "sheet-1.webp",
-    }
+    assert sheets == ["index.files/sheet-0.webp", "index.files/sheet-1.webp"]
+    assert {p.name for p in store.iterdir()} == {"sheet-0.webp", "sheet-1.webp"}
     assert 'src="seed-0.mp4"' in page
     assert len(page) < 100_000
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
-    assert read(tmp_path).views  # what a page left is no result
+    assert all("index" not in p.as_posix() for p in read(tmp_path).files)  # they are no results
+    page_of(tmp_path)
+    assert not store.exists()  # now all is inside
+    store.mkdir()
+    (store / "mine.txt").touch()
+    with pytest.raises(ValueError, match="holds other files than a page's pictures"):
+        page_of(tmp_path)
 
 
 def _truncate(path: Path) -> None:
@@ -200,7 +244,7 @@ def _truncate(path: Path) -> None:
         (folders.sample_folder, lambda f: (f / "arrays.npz").unlink(), "arrays.npz: it is miss", 0),
         (folders.sample_folder, lambda f: _truncate(f / "run.json"), "manifest: it cannot", 0),
         (folders.sample_folder, lambda f: (f / "run.json").write_text("[1]"), "no JSON object", 0),
-        (folders.generate_folder, lambda f: _truncate(f / "seed-0-x0.png"), "Seed 0", 1),
+        (folders.generate_folder, lambda f: _truncate(f / "seed-0-x0-step-4.mp4"), "Seed 0: 9", 2),
         (folders.generate_folder, lambda f: (f / "seed-1.mp4").unlink(), "seed-1.mp4: it is", 2),
         (folders.generate_folder, lambda f: _truncate(f / "seed-1.mp4"), "seed-1.mp4", 2),
         (folders.experiment_folder, lambda f: (f / "arrays.npz").unlink(), "arrays.npz", 0),
@@ -230,22 +274,40 @@ def test_damage_is_said_and_the_rest_is_shown(
     assert "Not everything could be read" in page
 
 
-def test_several_folders_stand_side_by_side(tmp_path: Path) -> None:
-    for name in ("plain", "noised"):
-        folders.sample_folder(tmp_path / name)
-    found = [read(tmp_path / name) for name in ("plain", "noised")]
-    page = explorer.write(found, tmp_path / "compared.html").read_text()
-    labels = [view["label"] for view in data_of(page)["views"] if view["group"] == "puzzle 0"]
-    assert labels == ["plain, seed 0", "plain, seed 7", "noised, seed 0", "noised, seed 7"]
-    assert 'href="plain/arrays.npz"' in page
+def test_folders_are_compared_run_by_run(tmp_path: Path) -> None:
+    folders.sample_folder(tmp_path / "plain", noise=())
+    folders.sample_folder(tmp_path / "noised", seed=6)
+    cli.main(["report", str(tmp_path / "plain"), str(tmp_path / "noised")])
+    page = (tmp_path / "plain" / "compared.html").read_text()
+    views = data_of(page)["views"]
+    assert [view["label"] for view in views if view["group"] == "puzzle 0"] == [
+        "plain, seed 0",
+        "noised, seed 0",
+        "plain, seed 7",
+        "noised, seed 7",
+    ]
+    assert [view["baseline"] for view in views] == [0, 0, 2, 2, 4, 4, 6, 6]
+    assert [bool(view["changes"]) for view in views[:4]] == [False, True, False, True]
+    assert 'href="../noised/arrays.npz"' in page
     assert "<h2>noised</h2>" in page
+    told = re.search(r'class="differences">.*?</section>', page, re.DOTALL)
+    assert told
+    row = '<th scope="row">interventions: noise steps</th><td>none</td><td>[3]</td>'
+    assert row in told[0]
+    assert told[0].count("<tr>") == 2  # the head and that row
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folders.experiment_folder(tmp_path / "x")
-    cli.main(["report", str(tmp_path / "x")])
-    assert "explore.html" in capsys.readouterr().out
-    assert (tmp_path / "x" / "explore.html").is_file()
+def test_the_page_is_the_folders_own_unless_another_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders.experiment_folder(tmp_path)
+    for _ in range(2):  # its own page is replaced
+        cli.main(["report", str(tmp_path)])
+        assert capsys.readouterr().out.strip() == f"The page is at {tmp_path / 'index.html'}"
+    (tmp_path / "index.html").write_text("<!doctype html>a page of another making")
+    cli.main(["report", str(tmp_path)])
+    assert capsys.readouterr().out.strip().endswith("explore.html")
+    assert "another making" in (tmp_path / "index.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -334,6 +396,33 @@ def test_a_run_shows_itself_in_a_notebook(small_model: jcos.Wan) -> None:
     assert shown.count("data:image/png") == 2
     assert shown.count("data:image/webp") == 2
     assert len(seen[0].lines[0].values) == 4
+
+
+def test_a_swap_stands_beside_its_baseline(small_model: jcos.Wan, tmp_path: Path) -> None:
+    """Tokens of a donor run in another puzzle, after one layer of the first step."""
+    task, dit = jcos.tasks.get("maze"), small_model.config.dit
+    puzzles = [task.sample(i, "test") for i in (0, 1)]
+    given = [small_model.condition(task.first_frame(p), p.prompt, task.frames) for p in puzzles]
+    channels = given[0].channels
+    assert channels is not None
+    tokens = int(np.prod(dit.tokens(*channels.shape[:3])))
+    steps = small_model.config.sampling.steps
+    for name, layers in (("plain", []), ("swapped", [1])):
+        probe = jcos.Swap.at_layers(steps, dit.layers, tokens, layers)
+        trace = jcos.generate_side_by_side(small_model, jcos.stack(given), [0, 1], probe=probe)
+        own = jax.tree.map(lambda a: a[0], trace)
+        look(small_model, own, changes=changes_of(probe)).save(tmp_path / name)
+    found = [read(tmp_path / name) for name in ("plain", "swapped")]
+    views = data_of(explorer.write(found, tmp_path / "compared.html").read_text())["views"]
+    labels = ["plain, run 0", "swapped, run 0", "plain, run 1", "swapped, run 1"]
+    assert [view["label"] for view in views] == labels
+    assert [view["baseline"] for view in views] == [0, 0, 2, 2]
+    assert not views[2]["changes"]
+    (change,) = views[3]["changes"]
+    assert change["text"] == "tokens of another run after layer 1 at step 0"
+    assert (change["cells"], change["size"]) == ([[0, 1]], dit.layers)
+    plain, swapped = (cells(view) for view in (found[0].views[1], found[1].views[1]))
+    assert (plain != swapped).any()
 
 
 def test_what_does_not_fit_is_refused() -> None:
