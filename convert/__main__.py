@@ -92,7 +92,9 @@ def report(made: Plan) -> str:
         for part, adapter in made.adapters
     ]
     if "text" in released.parts and released.tokenizer is None:
-        lines.append("the folder has no tokenizer: give embedded prompts, or copy one into it")
+        lines.append(
+            "the folder has no tokenizer: give embedded prompts (.npy), or copy one into it"
+        )
     return "\n".join(lines)
 
 

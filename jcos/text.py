@@ -206,6 +206,17 @@ def embed(model: UMT5, tokenizer: Tokenizer, prompt: str, length: int = 512) -> 
 # ---- embedded prompts on disk
 
 
+def read_prompt(text: str, folder: Path = Path()) -> str | Float[np.ndarray, "_ text"]:
+    """A prompt as it is given by name: the text itself, or the rows [L, text] of a `.npy` file,
+    relative to `folder`. Raises ValueError where such a file cannot be read."""
+    if not text.endswith(".npy"):
+        return text
+    try:
+        return np.load(folder / text, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / text} holds no embedded prompt: {error}") from None
+
+
 class TextCache:
     """Embedded prompts in a folder, so that not every machine needs the encoder and its 11 GB.
 

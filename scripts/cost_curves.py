@@ -104,16 +104,16 @@ def measured(lab: Lab, job: Job, probe: Probe | None = None) -> Point:
     if mesh.in_use():
         model = sharding.place(model, jax.sharding.get_mesh())
         given, keys, _ = sharding.place_runs(given, keys, None)
-        plan, probe = sharding.place_whole((plan, probe))
-    program = generate_worlds.lower(model, plan, given, keys, probe).compile()
+    run = jax.jit(lambda model, given, keys: generate_worlds(model, plan, given, keys, probe))
+    program = run.lower(model, given, keys).compile()
     held, text = program.memory_analysis(), program.as_text()
     assert held is not None
     assert text is not None
-    jax.block_until_ready(program(model, plan, given, keys, probe))
+    jax.block_until_ready(program(model, given, keys))
     seconds = []
     for _ in range(lab.repeat):
         start = time.perf_counter()
-        jax.block_until_ready(program(model, plan, given, keys, probe))
+        jax.block_until_ready(program(model, given, keys))
         seconds.append(time.perf_counter() - start)
     return Point(
         min(seconds),

@@ -1,5 +1,6 @@
 """`jcos generate` on the original's tiny image-to-video checkpoint."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -12,9 +13,10 @@ import tokenizers
 from PIL import Image
 from safetensors.numpy import load_file
 
-from jcos import cli, media, wan
+from jcos import cli, image, media, wan
 from jcos.cli.generate import Generate
 from jcos.files import write
+from jcos.noise import wan_noise
 from jcos.vae import Tiles, Vae
 from jcos.wan import Wan
 from tests.conftest import GOLDEN
@@ -131,6 +133,7 @@ def test_a_prompt_and_a_picture_become_a_video(
         (["--noise", "absent.npy"], "absent.npy"),
         (["--noise", "a.npy", "--seeds", 0, 1], "noise from a file is one video's; give one seed"),
         (["--image", "absent.png"], "the picture absent.png is missing"),
+        (["--prompt", "absent.npy"], "absent.npy holds no embedded prompt"),
         (["--image", __file__], "test_generate.py"),
         (["--tiles", 0, 4], "an overlap is at least 0 and less than the size"),
     ],
@@ -192,6 +195,27 @@ def test_a_text_model_takes_no_picture(picture, tmp_path, capsys):
 
 def test_a_folder_that_is_no_checkpoint_says_so(picture, tmp_path, capsys):
     assert "is not a checkpoint folder" in refused(capsys, tmp_path, "--prompt", "a")
+
+
+@pytest.mark.slow
+def test_embedded_prompts_need_no_encoder(release, picture, tmp_path):
+    rows = np.random.default_rng(0).standard_normal((2, 5, 64), np.float32)
+    files = [tmp_path / "prompt.npy", tmp_path / "negative.npy"]
+    for file, embedded in zip(files, rows, strict=True):
+        np.save(file, embedded)
+    bare = tmp_path / "bare"
+    shutil.copytree(release, bare, ignore=shutil.ignore_patterns("models_t5*", "google"))
+    call = [*settings(bare, picture, tmp_path / "out"), "--prompt", files[0]]
+    run("generate", *call, "--negative", files[1])
+    latents = load_file(tmp_path / "out" / "latents.safetensors")["latents"]
+
+    model = wan.load(bare, profile="float32")
+    first = image.prepare(image.read_picture(picture), image.rule_for(model.config, "float32"), 80, 48)
+    condition = model.condition(first, rows[0], 5, negative=rows[1])
+    sampling = dataclasses.replace(model.config.sampling, steps=2)
+    noise = np.stack([wan_noise(0, latents.shape[1:])])
+    want = wan.generate(model, condition, [0], sampling=sampling, noise=noise).latents
+    np.testing.assert_allclose(latents, want, atol=1e-5)
 
 
 def test_a_seed_that_broke_has_no_video(tmp_path, capsys, monkeypatch):

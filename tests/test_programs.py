@@ -37,6 +37,7 @@ def events() -> Iterator[list[str]]:
 def test_a_step_is_compiled_once_for_all_processes(small_model, tmp_path, events):
     """With the bar that tells how far it is: a call back to the host would keep jax from keeping
     the program."""
+    jax.clear_caches()  # what tests before this one compiled would not be kept again
     programs.keep(tmp_path / "programs")
     condition = small_model.condition(np.zeros((20, 20, 3), np.uint8), "", 5)
     first = generate(small_model, condition, told=lambda step: None)

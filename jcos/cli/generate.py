@@ -33,7 +33,7 @@ from jcos.files import write
 from jcos.noise import noise_from_file, wan_noise
 from jcos.probes import choose
 from jcos.report import explorer
-from jcos.text import UMT5, TextCache
+from jcos.text import UMT5, TextCache, read_prompt
 from jcos.vae import Tiles
 from jcos.variants import Profile
 from jcos.wan import Wan
@@ -58,11 +58,11 @@ class Generate(Interventions):
     checkpoint: tyro.conf.Positional[Path]
     """A folder that `python -m convert` made, or one with released safetensors."""
     prompt: str
-    """What is to happen."""
+    """What is to happen; or a .npy file of its embedding."""
     image: Path | None = None
     """The first frame; image-to-video models need one."""
     negative: str | None = None
-    """The negative prompt; the authors' own by default."""
+    """The negative prompt, or a .npy file of its embedding; the authors' own by default."""
     size: str | None = None
     """WIDTHxHEIGHT in pixels; with an image its area, the picture's own shape is kept."""
     frames: int | None = None
@@ -117,7 +117,8 @@ class Generate(Interventions):
         noise_shape = (*grid, config.dit.out_channels)
         noise = self._noise(noise_shape)
         interventions = self.probe(sampling.steps, grid[0], config.dit.layers)
-        run = self._describe(config, size, frames, picture)
+        prompts = [read_prompt(p) for p in (self.prompt, self.negative or config.negative)]
+        run = self._describe(config, size, frames, picture, prompts)
         done = _finished(self.out, run)
         if not done:
             _check_room(self.out, 4 * len(self.seeds) * (1 + len(self.x0)) * math.prod(noise_shape))
@@ -126,7 +127,7 @@ class Generate(Interventions):
         model = wan.load(
             self.checkpoint,
             profile=self.profile,
-            text=self.text_cache is None,
+            text=self.text_cache is None and any(isinstance(p, str) for p in prompts),
             resident=self.resident,
         )
         if isinstance(config.codec, VaeConfig) and model.vae is None:
@@ -138,7 +139,7 @@ class Generate(Interventions):
         if done:
             console.print(f"The latents of this run are in {self.out} already.")
         else:
-            prompt, negative = self._prompts(model)
+            prompt, negative = self._embedded(model, prompts)
             condition = model.condition(
                 first, prompt, frames, negative=negative, size=size, tiles=tiles
             )
@@ -213,20 +214,20 @@ class Generate(Interventions):
             raise ValueError("noise from a file is one video's; give one seed")
         return noise_from_file(Path(self.noise), shape)[None]
 
-    def _prompts(self, model: Wan) -> tuple[wan.Prompt, wan.Prompt]:
-        """Both prompts as rows. If there is a cache, the encoder is loaded only where it lacks one
-        of them, and let go again."""
-        prompts = (self.prompt, self.negative or model.config.negative)
-        length = model.config.dit.text_len
+    def _embedded(self, model: Wan, prompts: Sequence[wan.Prompt]) -> list[wan.Prompt]:
+        """Prompts as rows. If there is a cache, the encoder is loaded only where it lacks one of
+        them, and let go again."""
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", UserWarning)
             if self.text_cache is None:
-                rows = [model.embed(text) for text in prompts]
+                rows = [model.embed(text) for text in texts]
             else:
-                rows = self._cached(self.text_cache, prompts, length)
+                rows = self._cached(self.text_cache, texts, model.config.dit.text_len)
         for warning in said:  # of a prompt that is too long
             console.print(f"Note: {warning.message}.", highlight=False)
-        return rows[0], rows[1]
+        known = dict(zip(texts, rows, strict=True))
+        return [known[prompt] if isinstance(prompt, str) else prompt for prompt in prompts]
 
     def _cached(self, folder: Path, prompts: Sequence[str], length: int) -> list[wan.Prompt]:
         try:
@@ -240,7 +241,12 @@ class Generate(Interventions):
             return [cache.embed(text, length) for text in prompts]
 
     def _describe(
-        self, config: WanConfig, size: tuple[int, int], frames: int, picture: np.ndarray | None
+        self,
+        config: WanConfig,
+        size: tuple[int, int],
+        frames: int,
+        picture: np.ndarray | None,
+        prompts: Sequence[wan.Prompt],
     ) -> dict[str, Any]:
         """Everything that decides what comes out; two runs that agree in it make the same."""
         return {
@@ -249,7 +255,8 @@ class Generate(Interventions):
             "model": config.name,
             "prompt": self.prompt,
             "negative": self.negative or config.negative,
-            "image": None if picture is None else hashlib.sha256(picture.tobytes()).hexdigest(),
+            "embedded": [None if isinstance(p, str) else _hash(p) for p in prompts],
+            "image": None if picture is None else _hash(picture),
             "size": {"height": size[0], "width": size[1], "frames": frames, "fps": config.clip.fps},
             "sampling": dataclasses.asdict(config.sampling) | {"boundary": config.boundary},
             "numerics": dataclasses.asdict(config.numerics),
@@ -289,6 +296,10 @@ class Generate(Interventions):
 def _thin(rows: np.ndarray) -> int:
     """Every how many pixels of a frame are shown on a sheet of all frames."""
     return max(1, rows.shape[3] // 240)
+
+
+def _hash(array: wan.Prompt | np.ndarray) -> str:
+    return hashlib.sha256(np.asarray(array).tobytes()).hexdigest()
 
 
 def _finished(out: Path, run: dict[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from jcos import image, trajectory
 from jcos.config import PixelCodec
 from jcos.experiments.puzzles import conditions, held_out, judge
 from jcos.tasks import TASKS, Puzzle, get, still_of
+from jcos.text import read_prompt
 from jcos.trajectory import Condition
 from jcos.wan import Picture, Prompt, Wan
 
@@ -189,8 +190,7 @@ def condition_of(model: Wan, clips: Clips, clip: Clip) -> Condition:
     height, width = height or size.height, width or size.width
 
     def words(prompt: str | None) -> Prompt | None:
-        embedded = prompt is not None and prompt.endswith(".npy")
-        return np.load(clips.folder / prompt) if embedded and prompt else prompt
+        return None if prompt is None else read_prompt(prompt, clips.folder)
 
     first: Picture | None = None
     if clip.picture is not None:
