@@ -210,7 +210,9 @@ def test_embedded_prompts_need_no_encoder(release, picture, tmp_path):
     latents = load_file(tmp_path / "out" / "latents.safetensors")["latents"]
 
     model = wan.load(bare, profile="float32")
-    first = image.prepare(image.read_picture(picture), image.rule_for(model.config, "float32"), 80, 48)
+    first = image.prepare(
+        image.read_picture(picture), image.rule_for(model.config, "float32"), 80, 48
+    )
     condition = model.condition(first, rows[0], 5, negative=rows[1])
     sampling = dataclasses.replace(model.config.sampling, steps=2)
     noise = np.stack([wan_noise(0, latents.shape[1:])])
