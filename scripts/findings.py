@@ -18,7 +18,7 @@ from typing import Any
 
 DOCS = Path(__file__).parents[1] / "docs"
 MARK = re.compile(r"\{([a-z_-]+) \| ([^{}\n]+)\}")
-FIGURE = re.compile(r"\(findings/([a-z_-]+)-([^()\s]+)\.png\)")
+FIGURE = re.compile(r"\(findings/([a-z_]+)-([^()\s]+)\.png\)")
 
 
 class Results:
@@ -48,7 +48,7 @@ class Results:
 
 def number(text: str) -> str:
     """A value to three digits after the point, or to three in all where it is large."""
-    value = float(text)
+    value = round(float(text), 3) + 0.0  # no minus before a zero
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}"
 
 
