@@ -120,7 +120,8 @@ def _example(
     answers, shown = task.routes(puzzles[i]), list(SHOWN)
     mass = off = None
     if len(answers) > 1:
-        on, rest = masses(model, puzzles[i], watched.x0[i], room=ROUTES)
+        room = max(ROUTES, len(answers))
+        on, rest = masses(model, puzzles[i], watched.x0[i], room=room)
         mass, off = np.asarray(on, np.float32), np.asarray(rest, np.float32)
     example = Example(
         task=task.name,
