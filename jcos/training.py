@@ -109,6 +109,22 @@ PARTS: tuple[Recipe, ...] = (
             "bounce-hard": 0.25,
         },
     ),
+    Recipe(
+        steps=5000,
+        seed=3,
+        large=1,
+        shares={
+            "maze": 0.48,
+            "tictactoe": 0.08,
+            "pattern": 0.10,
+            "rotation": 0.06,
+            "returns": 0.10,
+            "bounce": 0.05,
+            "maze7": 1.00,
+            "tictactoe-block": 0.07,
+            "bounce-hard": 0.06,
+        },
+    ),
 )
 """The runs that make the shipped weights, each from those of the one before: other puzzles every
 time, and more of what is learnt last."""

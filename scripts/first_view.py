@@ -16,15 +16,16 @@ import shutil
 import statistics
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from playwright.sync_api import Browser, sync_playwright
 
 from jcos import files, media
 from jcos.report import explorer
 
+Browser: TypeAlias = Any  # of playwright, which only the extra `browser` has
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
 TIMES = 5
 TIMINGS = """() => {
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", type=Path, help="folders with an index.html")
     parser.add_argument("--large", type=float, default=0, metavar="MB", help="make such a folder")
     arguments = parser.parse_args()
+    sync_playwright = import_module("playwright.sync_api").sync_playwright
     print(f"{platform.machine()}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n")
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
         folders = list(arguments.folders)
