@@ -37,6 +37,8 @@ class Recipe:
 
     small, large: videos per step on the 20- and the 28-pixel canvas. shares: how often a task is
         drawn, relative to the others of its canvas.
+    draws: puzzles drawn for a video. The first that has several answers is taken, else the last:
+        choosing among answers is learnt later than finding one.
     shift: of the noise levels drawn in training, σ = k u / (1 + (k−1) u) with u stratified over the
     batch.
     start: folder of the model whose weights are gone on from; without one they are drawn.
@@ -61,6 +63,7 @@ class Recipe:
             "bounce-hard": 0.12,
         }
     )
+    draws: int = 1
     seed: int = 0
     start: str | None = None
     shift: float = 3.0
@@ -110,7 +113,8 @@ PARTS: tuple[Recipe, ...] = (
         },
     ),
     Recipe(
-        steps=5000,
+        steps=4500,
+        draws=3,
         seed=3,
         large=1,
         shares={
@@ -168,7 +172,10 @@ def batches(recipe: Recipe, config: WanConfig, step: int) -> tuple[Batch, ...]:
         videos, words = [], []
         for name in rng.choice(names, count, p=shares / shares.sum()):
             task = TASKS[name]
-            puzzle = task.sample(tuple(rng.integers(2**32, size=4).tolist()))
+            for _ in range(recipe.draws):
+                puzzle = task.sample(tuple(rng.integers(2**32, size=4).tolist()))
+                if len(puzzle.answers) > 1:
+                    break
             videos.append(task.reference(puzzle, rng))
             prompt = "" if rng.random() < recipe.null_text else puzzle.prompt
             words.append(word_ids(config.text, prompt, config.dit.text_len))

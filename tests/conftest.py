@@ -5,6 +5,7 @@ Nothing here may import `jcos`: the shape checks are put in place when it is fir
 
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 # Before jax is imported, and in the environment, where the processes that tests start find it too.
@@ -15,6 +16,9 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".cache" / "jax")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+# The tests compile for longer than they compute: without XLA's costly passes they take half the
+# time. With 0 they test the programs just as users run them, which .ci/run does on Python 3.12.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +54,21 @@ def load_golden(name: str) -> dict[str, np.ndarray]:
     raise FileNotFoundError(
         f"no golden file {name!r} in tests/golden; there are: {', '.join(known) or 'none'}"
     )
+
+
+EXTRAS = {
+    "verify": ("torch", "diffusers", "transformers"),
+    "browser": ("playwright", "nbformat", "nbclient", "ipykernel"),
+    "tpu": ("libtpu",),
+}
+"""What a test marked `extra(NAME)` imports."""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("extra"):
+        (name,) = mark.args
+        if not all(map(find_spec, EXTRAS[name])):
+            pytest.skip(f"needs the extra `{name}`: pip install -e '.[{name}]'")
 
 
 RELEASES = {

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -44,7 +43,7 @@ def test_jcos_is_measured():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("diffusers") is None, reason="needs the extra `verify`")
+@pytest.mark.extra("verify")
 def test_diffusers_is_measured():
     assert measured("diffusers")["diffusers, sdpa, guided step, 480p"] > 0
 

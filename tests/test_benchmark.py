@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from importlib.util import find_spec
 
 import jax
 import numpy as np
@@ -50,7 +49,7 @@ def test_scanned_blocks_do_what_unrolled_ones_do(lab):
     assert scanned.difference < 1e-5
 
 
-@pytest.mark.skipif(find_spec("diffusers") is None, reason="needs the extra `verify`")
+@pytest.mark.extra("verify")
 @pytest.mark.filterwarnings("ignore")  # other people's deprecations
 def test_diffusers_computes_the_same(lab):
     rows = benchmark.against_diffusers(lab)

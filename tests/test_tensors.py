@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+from importlib import import_module
 from pathlib import Path
 
 import ml_dtypes
@@ -121,8 +122,9 @@ def test_pth_equals_what_torch_read(file, weights):
         np.testing.assert_array_equal(found[name].read(), a, err_msg=name)
 
 
+@pytest.mark.extra("verify")
 def test_pth_equals_torch_itself(tmp_path):
-    torch = pytest.importorskip("torch")
+    torch = import_module("torch")
     base = torch.arange(24.0).reshape(4, 6)
     state = {
         "plain": base,

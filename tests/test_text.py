@@ -5,6 +5,7 @@ import json
 import re
 import warnings
 from functools import cache
+from importlib import import_module
 
 import jax
 import jax.numpy as jnp
@@ -229,10 +230,11 @@ def test_other_types_are_refused():
         UMT5(TINY, dtype="float16", rngs=nnx.Rngs(0))
 
 
+@pytest.mark.extra("verify")
 def test_umt5_equals_transformers():
     """Another size and other bucket counts than the golden data's, random weights, two prompts."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    torch = import_module("torch")
+    transformers = import_module("transformers")
     cfg = UMT5Config(
         vocabulary=50,
         dim=24,
@@ -404,13 +406,14 @@ def test_another_models_tokenizer_is_refused(tmp_path):
         Tokenizer.load(tmp_path)
 
 
+@pytest.mark.extra("verify")
 @pytest.mark.parametrize(
     "prompt",
     ["a red ball moves", "", "A  ball < é & 'q'", "ball</s>red <pad> a", "a red ball " * 9],
 )
 def test_tokens_equal_those_of_transformers(tokenizer, tokenizer_file, prompt):
     """The original asks transformers for padding to, and truncation at, the full length."""
-    transformers = pytest.importorskip("transformers")
+    transformers = import_module("transformers")
     reference = transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(tokenizer_file), eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     )

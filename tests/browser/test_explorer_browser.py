@@ -9,6 +9,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,6 +22,8 @@ from jcos.report.plane import Look, Plane
 from jcos.report.reading import read
 from tests.report import folders
 from tests.report.test_page import fake_demo
+
+pytestmark = pytest.mark.extra("browser")
 
 Browser: TypeAlias = Any  # of playwright, which only the extra has
 Page: TypeAlias = Any
@@ -41,10 +44,7 @@ PIXELS = """([selector, nth]) => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="needs the extra `browser`: pip install -e '.[browser]'"
-    )
-    with playwright.sync_playwright() as p:
+    with import_module("playwright.sync_api").sync_playwright() as p:
         path = os.environ.get("CHROMIUM") or shutil.which("chromium")
         running = p.chromium.launch(executable_path=path, args=FLAGS)
         yield running

@@ -1,5 +1,6 @@
 """The notebook of docs/ runs from its first cell to its last, and its runs show themselves."""
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,10 @@ NOTEBOOK = Path(__file__).resolve().parents[2] / "docs" / "explore.ipynb"
 
 
 @pytest.mark.slow
+@pytest.mark.extra("browser")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Jupyter's own libraries
 def test_the_notebook_runs(tmp_path: Path) -> None:
-    why = "needs the extra `browser`: pip install -e '.[browser]'"
-    nbformat = pytest.importorskip("nbformat", reason=why)
-    nbclient = pytest.importorskip("nbclient", reason=why)
-    pytest.importorskip("ipykernel", reason=why)
+    nbformat, nbclient = import_module("nbformat"), import_module("nbclient")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
     done = nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()

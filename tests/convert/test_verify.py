@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,7 @@ from tests.conftest import GOLDEN
 RELEASES = {"Wan2.2-I2V-A14B": 29, "Wan2.2-TI2V-5B": 20, "Wan2.1-T2V-1.3B": 15}
 
 
-@pytest.fixture
-def pytorch() -> None:
-    for name in ("torch", "diffusers", "transformers"):
-        pytest.importorskip(name)
-
-
-@pytest.mark.usefixtures("pytorch")
+@pytest.mark.extra("verify")
 @pytest.mark.filterwarnings("default")  # those of PyTorch's libraries are theirs
 @pytest.mark.parametrize("name", RELEASES)
 def test_the_tiny_releases_agree(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -35,7 +30,7 @@ def test_the_tiny_releases_agree(name: str, tmp_path: Path, capsys: pytest.Captu
     assert ("The folder has no VAE" in out) == (name == "Wan2.1-T2V-1.3B")
 
 
-@pytest.mark.usefixtures("pytorch")
+@pytest.mark.extra("verify")
 @pytest.mark.filterwarnings("default")
 def test_the_first_block_that_differs_is_named(monkeypatch, tmp_path, capsys):
     """A weight of block 1 that jcos reads differently: blocks 0 and 2 are right by themselves."""
@@ -69,7 +64,7 @@ def test_without_pytorch_it_says_what_to_install(monkeypatch, capsys):
     assert "diffusers is missing; install it: pip install 'jcos[verify]'" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("pytorch")
+@pytest.mark.extra("verify")
 @pytest.mark.filterwarnings("default")
 def test_a_folder_that_cannot_be_read_ends_in_one_sentence(tmp_path, capsys):
     folder = tmp_path / "release"
@@ -82,9 +77,9 @@ def test_a_folder_that_cannot_be_read_ends_in_one_sentence(tmp_path, capsys):
     assert shard.name in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("pytorch")
+@pytest.mark.extra("verify")
 def test_errors_are_relative_to_the_largest_value():
-    torch = pytest.importorskip("torch")
+    torch = import_module("torch")
     from convert.against import relative
 
     assert relative(np.array([1.0, 4.0]), torch.tensor([1.0, 5.0])) == pytest.approx(0.2)
