@@ -12,6 +12,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 ARGS   ?=
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+PAPER  := $(filter-out vbvr_% %_large,$(basename $(notdir $(wildcard configs/*.py))))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -49,10 +50,10 @@ train: $(READY)  ## train the tiny model
 evaluate: $(READY)  ## the table of what the tiny model solves
 	$(BIN)/python scripts/evaluate.py $(ARGS)
 
-paper: $(READY)  ## every experiment of the paper, into out/paper; goes on where it stopped
-	@for config in $(filter-out configs/vbvr_%,$(wildcard configs/*.py)); do \
-		$(BIN)/jcos run $$config --out out/paper/$$(basename $$config .py) $(ARGS) || exit 1; \
-	done
+paper: $(PAPER:%=paper-%)  ## every experiment of the paper, into out/paper; -j2: two at a time
+
+paper-%: $(READY)  # one of them, or paper-ensemble_large; goes on where it stopped
+	$(BIN)/jcos run configs/$*.py --out out/paper/$* $(ARGS)
 
 bench: $(READY)  ## compile and step times on this machine
 	$(BIN)/python scripts/benchmark.py $(ARGS)

@@ -7,10 +7,8 @@ in the first step against one run, the majority and the best of as many, and one
 forwards; 2 to 8 members; windows at every layer over more steps; means of estimates and of
 velocities.
 
-A point more or less needs some 1,600 puzzles. The paper's comparison alone:
-
-    jcos run configs/ensemble.py --out out/ensemble-large --set tasks=maze --set puzzles=1600 \\
-        --set seeds=0,1,2 --set more_members= --set layers= --set until=
+A point more or less needs some 1,600 puzzles: configs/ensemble_large.py, the paper's comparison
+alone.
 """
 
 from jcos.experiments.ensemble import Ensemble

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from jcos import checkpoint
 from jcos.config import PixelCodec, WanConfig, Words
-from jcos.tasks import TASKS
+from jcos.tasks import TASKS, Puzzle, Task
 from jcos.text import WordEmbedding, word_ids
 from jcos.vae import encode_pixels
 from jcos.variants import toy
@@ -37,8 +37,8 @@ class Recipe:
 
     small, large: videos per step on the 20- and the 28-pixel canvas. shares: how often a task is
         drawn, relative to the others of its canvas.
-    draws: puzzles drawn for a video. The first that has several answers is taken, else the last:
-        choosing among answers is learnt later than finding one.
+    draws: puzzles looked at for a video (`drawn`): choosing among several answers is learnt later
+        than finding the only one.
     shift: of the noise levels drawn in training, σ = k u / (1 + (k−1) u) with u stratified over the
     batch.
     start: folder of the model whose weights are gone on from; without one they are drawn.
@@ -172,15 +172,21 @@ def batches(recipe: Recipe, config: WanConfig, step: int) -> tuple[Batch, ...]:
         videos, words = [], []
         for name in rng.choice(names, count, p=shares / shares.sum()):
             task = TASKS[name]
-            for _ in range(recipe.draws):
-                puzzle = task.sample(tuple(rng.integers(2**32, size=4).tolist()))
-                if len(puzzle.answers) > 1:
-                    break
+            puzzle = drawn(task, rng, recipe.draws)
             videos.append(task.reference(puzzle, rng))
             prompt = "" if rng.random() < recipe.null_text else puzzle.prompt
             words.append(word_ids(config.text, prompt, config.dit.text_len))
         found.append(Batch(np.stack(videos), np.stack(words)))
     return tuple(found)
+
+
+def drawn(task: Task, rng: np.random.Generator, draws: int) -> Puzzle:
+    """The first of so many training puzzles that has several answers, else the last."""
+    for _ in range(draws):
+        puzzle = task.sample(tuple(rng.integers(2**32, size=4).tolist()))
+        if len(puzzle.answers) > 1:
+            break
+    return puzzle
 
 
 def loss(model: Wan, batch: Batch, key: Array, shift: float) -> Float[Array, ""]:

@@ -27,6 +27,7 @@ from jcos.training import (
     State,
     averaged,
     batches,
+    drawn,
     initial,
     loss,
     make_update,
@@ -135,6 +136,17 @@ def test_videos_are_right_answers_to_their_prompts(config, monkeypatch):
         assert said in ("", puzzle.prompt)
         empty += not said
     assert 0 < empty < len(seen)
+
+
+def test_more_draws_find_more_puzzles_with_several_answers():
+    def several(draws: int) -> float:
+        rng = np.random.default_rng(0)
+        found = [drawn(TASKS["maze"], rng, draws) for _ in range(60)]
+        assert not any(puzzle.held_out for puzzle in found)
+        return float(np.mean([len(puzzle.answers) > 1 for puzzle in found]))
+
+    assert several(1) < 0.5 < several(3)
+    assert several(20) > 0.98
 
 
 def test_every_task_has_a_share():
