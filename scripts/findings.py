@@ -1,6 +1,7 @@
 """Fills docs/findings.md: words from docs/findings.in.md, numbers from results of `jcos run`.
 
-    make paper && python scripts/findings.py --results out/paper
+    make -j2 paper paper-ensemble_large
+    python scripts/findings.py --results out/paper
 
 In the words, `{steps | maze | solved | step 49}` stands for the line of out/paper/steps/table.csv
 with that task, measure and case, and becomes its value with interval and n; `{steps | command}` and

@@ -9,6 +9,7 @@ replace jcos/tiny by OUT/model and run `make evaluate`. The shipped one went on 
 
     python scripts/train_tiny.py --part 2 --start runs/tiny/model --out runs/second
     python scripts/train_tiny.py --part 3 --start runs/second/model --out runs/third
+    python scripts/train_tiny.py --part 4 --start runs/third/model --out runs/fourth
 """
 
 import argparse
