@@ -19,8 +19,9 @@ from jcos.tasks import TASKS, get
 from jcos.wan import TINY, load
 
 HEAD = (
-    "| task | solved | one step | several answers: all / one step | committed | chance | still |",
-    "|---|---|---|---|---|---|---|",
+    "| task | solved | different | one step | several answers: all / one step | committed | chance "
+    "| still |",
+    "|---|---|---|---|---|---|---|---|",
 )
 
 
@@ -40,6 +41,7 @@ def row(result: Result) -> str:
     cells = (
         result.task,
         interval(result.solved),
+        str(result.distinct),
         f"{result.one_step.mean:.3f}",
         several,
         commitment,
