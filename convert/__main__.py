@@ -86,11 +86,12 @@ def report(made: Plan) -> str:
     size = made.bytes_stored(released.leaves)
     parts = ", ".join(released.parts)
     lines = [f"{made.job.target}: {released.config.name}, {parts}; {size / 1e9:.2f} GB of weights"]
-    lines += [
-        f"{adapter.file} into {part}: {adapter.used} keys used, {len(adapter.skipped)} of an image "
-        f"encoder skipped, {len(adapter.unused)} unused"
-        for part, adapter in made.adapters
-    ]
+    for part, adapter in made.adapters:
+        lines.append(
+            f"{adapter.file} into {part}: {len(adapter.used)} keys used, {len(adapter.skipped)} of "
+            f"an image encoder skipped, {len(adapter.unused)} unused"
+        )
+        lines += [f"  unused: {key}" for key in adapter.unused]
     if "text" in released.parts and released.tokenizer is None:
         lines.append(
             "the folder has no tokenizer: give embedded prompts (.npy), or copy one into it"

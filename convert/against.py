@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import diffusers
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import torch
 import transformers
@@ -19,9 +20,9 @@ from flax import nnx
 
 from jcos import flow, trajectory
 from jcos.checkpoint import leaves, with_leaves
-from jcos.config import FLOAT32, OFFICIAL, Sampling, UMT5Config, VaeConfig
+from jcos.config import FLOAT32, OFFICIAL, Sampling, Solver, UMT5Config, VaeConfig
 from jcos.dit import Block, DiT
-from jcos.layers import rope_angles, time_features
+from jcos.layers import RMSNorm, rope_angles, time_features
 from jcos.names import (
     DIT_OF_DIFFUSERS,
     UMT5_OF_TRANSFORMERS,
@@ -54,12 +55,14 @@ class Row(NamedTuple):
 
 def compare(source: Released) -> Iterator[Row]:
     """All parts that the folder has, one row per place."""
-    yield solver()
+    yield from solvers()
     for part in source.parts:
         yield from {"text": text, "vae": vae}.get(part, expert)(source, part)
     count = sum(leaf.size for path, leaf in source.leaves.items() if path.startswith("experts.0."))
     if count <= SMALL:
-        yield sampling_run(source)
+        yield sampling_run(source, pinned=False)
+        if source.config.image == "pin":
+            yield sampling_run(source, pinned=True)
 
 
 # ---- weights
@@ -206,7 +209,7 @@ class Outside(nnx.Module):
 
 
 def text(source: Released, part: str) -> Iterator[Row]:
-    """Every block."""
+    """Token embedding, every block (with padding behind the prompt), the norm at the end."""
     cfg = source.config.text
     assert isinstance(cfg, UMT5Config)
     sizes = transformers.UMT5Config(
@@ -222,19 +225,45 @@ def text(source: Released, part: str) -> Iterator[Row]:
         feed_forward_proj="gated-gelu",
     )
     stack = transformers.UMT5EncoderModel(sizes).eval().encoder
+    norm = stack.final_layer_norm
     stack.final_layer_norm = torch.nn.Identity()  # the next block takes what it would norm
-    length = 24
+    length, kept = 24, 17
+    ids = np.linspace(0, cfg.vocabulary - 1, length).astype(np.int64)
+    leaf = source.leaves[f"{part}.token_embedding"]
+    read = source.tensors[leaf.sources[0][0]]
+    found = leaf.build(lambda name: source.tensors[name].read(), read.dtype)[ids]
+    rows = torch.nn.functional.embedding(torch.from_numpy(ids), stored(read.read()))
+    yield Row(part, "token embedding", relative(found.astype(np.float32), rows.float()), 0.0)
     x = torch.from_numpy(numbers(2, 1, length, cfg.dim))
+    mask = np.arange(length) < kept
+    given = torch.from_numpy(mask)[None].long()
     places = np.arange(length)
     buckets = relative_buckets(places[None] - places[:, None], cfg.buckets, cfg.max_distance)
     abstract = jax.eval_shape(lambda: EncoderBlock(cfg, "float32", nnx.Rngs(0)))
-    run = jax.jit(lambda block, x: block(x, jnp.ones(length, bool), jnp.asarray(buckets)))
+    run = jax.jit(lambda block, x: block(x, jnp.asarray(mask), jnp.asarray(buckets)))
     for i in range(cfg.layers):
         theirs(source, part, stack.block[0], UMT5_OF_TRANSFORMERS, f"encoder.block.{i}.")
-        y = stack(inputs_embeds=x).last_hidden_state
+        y = stack(inputs_embeds=x, attention_mask=given).last_hidden_state
         found = run(ours(source, part, abstract, i), array(x[0]))
-        yield Row(part, f"block {i}", relative(found, y[0]), 2e-6)
+        yield Row(part, f"block {i}", relative(found[:kept], y[0, :kept]), 2e-6)
         x = y
+    theirs(source, part, norm, UMT5_OF_TRANSFORMERS, "encoder.final_layer_norm.")
+    end = ours(source, part, jax.eval_shape(lambda: End(cfg)))
+    yield Row(part, "final norm", relative(end.norm(array(x[0])), norm(x)[0]), 2e-6)
+
+
+class End(nnx.Module):
+    """What a text encoder has behind its blocks."""
+
+    def __init__(self, cfg: UMT5Config):
+        self.norm = RMSNorm(cfg.dim, cfg.eps)
+
+
+def stored(values: np.ndarray) -> torch.Tensor:
+    """In the type that they have; NumPy's bfloat16 is not one that PyTorch takes."""
+    if values.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(values)
 
 
 def vae(source: Released, part: str) -> Iterator[Row]:
@@ -274,9 +303,24 @@ def scheduler(steps: int, shift: float) -> Any:
     return made
 
 
-def solver() -> Row:
-    """Ten UniPC steps over a velocity that is a formula."""
-    plan, made = flow.schedule(Sampling(10, 5.0, "unipc", "diffusers")), scheduler(10, 5.0)
+def solvers() -> Iterator[Row]:
+    """Ten steps of each over a velocity that is a formula: UniPC on the grid of diffusers, which
+    has not the others' grids; they are given jcos's."""
+    yield solver("UniPC", Sampling(10, 5.0, "unipc", "diffusers"), scheduler(10, 5.0), 3e-6)
+    settings = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    others: dict[Solver, tuple[str, Any]] = {
+        "dpmpp": ("DPM++", diffusers.DPMSolverMultistepScheduler(**settings)),
+        "euler": ("Euler", diffusers.FlowMatchEulerDiscreteScheduler()),
+    }
+    for name, (shown, made) in others.items():
+        sampling = Sampling(10, 5.0, name, "unipc")
+        made.set_timesteps(10)
+        made.sigmas = torch.from_numpy(np.asarray(flow.schedule(sampling).sigmas))
+        yield solver(shown, sampling, made, 3e-6)
+
+
+def solver(name: str, sampling: Sampling, made: Any, allowed: float) -> Row:
+    plan = flow.schedule(sampling)
     x = torch.from_numpy(numbers(5, 2, 3, 4, 5))
     state = flow.solver_init(jnp.asarray(x.numpy()))
     for i, t in enumerate(made.timesteps):
@@ -286,11 +330,12 @@ def solver() -> Row:
         velocity = 0.3 * state.x + 0.5 * jnp.sin(2 * state.x + 3 * sigma)
         x0 = flow.clean_estimate(state.x, velocity, jnp.float32(sigma))
         state = flow.solver_step(state, state.x, x0, jnp.asarray(plan.table[i]))
-    return Row("solver", "UniPC, 10 steps", relative(state.x, x), 3e-6)
+    return Row("solver", f"{name}, 10 steps", relative(state.x, x), allowed)
 
 
-def sampling_run(source: Released) -> Row:
-    """Three steps with guidance through all experts, the sinusoid of each code its own."""
+def sampling_run(source: Released, pinned: bool) -> Row:
+    """Three steps with guidance through all experts, the sinusoid of each code its own. pinned:
+    with a first frame that stays in place, its tokens at timestep 0 (TI2V)."""
     config, cfg, scale = source.config, source.config.dit, 4.0
     settings = Sampling(3, 5.0, "unipc", "diffusers", (scale,) * config.experts)
     plan, made = flow.plan(settings, config.boundary), scheduler(3, 5.0)
@@ -303,7 +348,10 @@ def sampling_run(source: Released) -> Row:
         models.append(ours(source, f"experts.{i}", abstract))
         modules.append(dit_module(cfg, cfg.layers))
         theirs(source, f"experts.{i}", modules[-1], DIT_OF_DIFFUSERS)
+    first = numbers(9, 1, 4, 6, cfg.out_channels)
     condition = trajectory.Condition(*(jnp.asarray(a)[None] for a in (*rows, extra)))
+    if pinned:
+        condition = condition._replace(first=jnp.asarray(first)[None])
     keys = jax.vmap(jax.random.key)(jnp.zeros(1, jnp.uint32))
     run = jax.jit(
         lambda models: trajectory.run(
@@ -312,12 +360,18 @@ def sampling_run(source: Released) -> Row:
     )
     x = torch.from_numpy(noise).permute(3, 0, 1, 2)[None]
     beside = torch.from_numpy(extra).permute(3, 0, 1, 2)[None]
+    kept = torch.zeros(1, 1, 2, 4, 6, dtype=torch.bool)
+    kept[:, :, 0] = pinned
+    frame = torch.from_numpy(first).permute(3, 0, 1, 2)[None]
     for i, t in enumerate(made.timesteps):
         module = modules[0 if plan.high_steps is None or i < plan.high_steps else 1]
-        given = torch.cat([x, beside], 1)
+        given = torch.cat([torch.where(kept, frame, x), beside], 1)
+        # One timestep, or one per token of 2 x 2 cells.
+        times = (t * ~kept[0, 0, :, ::2, ::2]).reshape(1, -1) if pinned else t[None]
         v, v_negative = (
-            module(given, t[None], torch.from_numpy(r)[None], return_dict=False)[0] for r in rows
+            module(given, times, torch.from_numpy(r)[None], return_dict=False)[0] for r in rows
         )
         x = made.step(v_negative + scale * (v - v_negative), t, x, return_dict=False)[0]
-    found = run(models).latents[0, 0]
-    return Row("run", "3 steps, guidance", relative(found, x[0].permute(1, 2, 3, 0)), 5e-5)
+    found, x = run(models).latents[0, 0], torch.where(kept, frame, x)
+    place = f"3 steps, guidance{', first frame' if pinned else ''}"
+    return Row("run", place, relative(found, x[0].permute(1, 2, 3, 0)), 5e-5)

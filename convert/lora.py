@@ -69,14 +69,14 @@ class Difference:
 class Adapter:
     """A LoRA file matched with an expert.
 
-    changes: by the original's tensor names. used: how many keys they come from. skipped: keys of an
+    changes: by the original's tensor names. used: the keys they come from. skipped: keys of an
     image encoder that Wan2.2 does not have. unused: keys without a place.
     """
 
     file: Path
     scale: float
     changes: dict[str, list[Product | Difference]]
-    used: int
+    used: list[str]
     skipped: list[str]
     unused: list[str]
 
@@ -111,6 +111,7 @@ def open_adapter(
     if any(key.startswith("transformer_2.") for key in keys):
         keys = {k: t for k, t in keys.items() if k.startswith("transformer_2.") == (expert == 1)}
     groups, skipped, unused = _by_target(keys, tensors)
+    used = sorted(keys.keys() - {*skipped, *unused})
     if not groups:
         raise CheckpointError(f"{file} has no key that is a LoRA of this model's")
     changes, faults = {}, []
@@ -126,7 +127,7 @@ def open_adapter(
         raise CheckpointError(
             f"{file} does not fit the model in {len(faults)} places: " + "; ".join(faults)
         )
-    return Adapter(file, scale, changes, sum(map(len, groups.values())), skipped, unused)
+    return Adapter(file, scale, changes, used, skipped, unused)
 
 
 def _by_target(

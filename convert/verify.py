@@ -3,11 +3,12 @@
 SRC is a folder as it is published, in either layout. Every module is run in both, in float32 and
 with the same weights and inputs, a block at a time, so memory for one block is enough. Prints a
 table, names the first place beyond what is allowed, and ends with exit code 1 if there is one.
-Needs PyTorch, diffusers and transformers: pip install 'jcos[verify]'.
+Needs PyTorch, diffusers and transformers: pip install -e '.[verify]' -c constraints.txt.
 """
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from jcos.files import write
 from jcos.released import open_released
 
+INSTALL = "pip install -e '.[verify]' -c constraints.txt"
 PARTS = {"vae": "VAE", "text": "text encoder"}
 
 
@@ -37,13 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         from convert.against import compare
     except ImportError as error:
-        message = f"{error.name} is missing; install it: pip install 'jcos[verify]'"
-        print(message, file=sys.stderr)
+        print(f"{error.name} is missing; install it: {INSTALL}", file=sys.stderr)
         raise SystemExit(2) from None
     import torch
 
     try:
         source = open_released(given.source)
+        if given.json is not None:  # not after hours
+            given.json.parent.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
@@ -53,16 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for row in compare(source):
             rows.append(row)
             status.update(f"{row.part}, {row.place}: {row.error:.1e} …")
-    table = Table("part", "place", "error", "allowed", title=source.config.name)
+    shown = Table("part", "place", "error", "allowed", title=source.config.name)
     for row in rows:
         style = None if row.error <= row.allowed else "bold red"
-        table.add_row(row.part, row.place, f"{row.error:.1e}", f"{row.allowed:.0e}", style=style)
-    Console().print(table)
+        shown.add_row(row.part, row.place, f"{row.error:.1e}", f"{row.allowed:.0e}", style=style)
+    Console().print(shown)
     for part, name in PARTS.items():
         if part not in source.parts:
             print(f"The folder has no {name}: it was left out.")
     if given.json is not None:
-        given.json.write_text(json.dumps([row._asdict() for row in rows], indent=1) + "\n")
+        table = [row._asdict() | {"error": finite(row.error)} for row in rows]
+        write(given.json, json.dumps(table, indent=1, allow_nan=False) + "\n")
     # Also a nan is no success.
     wrong = [row for row in rows if not row.error <= row.allowed]
     if wrong:
@@ -74,6 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         raise SystemExit(1)
     print(f"All {len(rows)} places agree.")
+
+
+def finite(error: float) -> float | None:
+    """JSON has no nan."""
+    return error if math.isfinite(error) else None
 
 
 if __name__ == "__main__":

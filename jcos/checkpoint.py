@@ -97,6 +97,14 @@ def save(folder: Path, config: WanConfig, model: Any, notes: Mapping[str, Any]) 
         raise
 
 
+def clean(folder: Path, *names: str) -> None:
+    """Removes what killed `save`s left in a folder, of checkpoints whose names fit one of these
+    patterns. Nobody may be saving there."""
+    for name in names:
+        for left in Path(folder).glob(f".{name}.{'?' * 8}"):  # as `tempfile.mkdtemp` names them
+            shutil.rmtree(left)
+
+
 def write_part(folder: Path, name: str, values: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Writes some leaves as `folder/weights/name`, whole or not at all; returns what
     `write_manifest` wants to know of the part: its leaves.

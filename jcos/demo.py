@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from jcos import flow
 from jcos.experiments.ensemble import ensemble_solved
 from jcos.experiments.noise import noise_scores
-from jcos.experiments.puzzles import held_out
+from jcos.experiments.puzzles import Progress, held_out
 from jcos.experiments.watching import Watched, masses, routes, watch
 from jcos.measures import bootstrap, proportion
 from jcos.probes import SeedEnsemble
@@ -35,6 +35,16 @@ ROUTES = 4
 """The maze at the top has at most this many shortest routes, so that its chart can be read."""
 
 
+PARTS = (
+    "following routes",
+    *(f"watching {name}" for name in TASKS),
+    "noise at a step, noise in a frame",
+    "averaging seeds",
+    "the page",
+)
+"""What is done, in this order."""
+
+
 class Sizes(NamedTuple):
     """Puzzles behind each figure; `make evaluate` takes hundreds. routes: mazes with several
     shortest ways."""
@@ -48,8 +58,9 @@ class Sizes(NamedTuple):
 SIZES = Sizes()
 
 
-def run(model: Wan, folder: Path, command: str, sizes: Sizes = SIZES) -> Iterator[str]:
-    """Runs all parts, saying before each what it is; the page is `folder/index.html` when it ends.
+def run(model: Wan, folder: Path, command: str, sizes: Sizes = SIZES) -> Iterator[Progress]:
+    """Runs all parts, telling each before it begins and the last when it is done; the page is
+    `folder/index.html` then.
 
     Raises ValueError where the model does not take the 50 steps that the page is made for.
     """
@@ -58,13 +69,13 @@ def run(model: Wan, folder: Path, command: str, sizes: Sizes = SIZES) -> Iterato
         raise ValueError(f"the demo looks at step {SHOWN[-1]}; this model samples in {steps} steps")
     start = time.monotonic()
     maze = TASKS["maze"]
-    yield "following routes"
+    yield _now("following routes")
     forked = [p for p in held_out(maze, 6 * sizes.routes) if len(p.answers) > 1][: sizes.routes]
     followed = watch(model, maze, forked, range(SHOWN[-1] + 1), judged=SHOWN)
     route_mass = _route_mass(model, forked, followed)
     examples, planes, solved_by_step = [], [], []
     for task in TASKS.values():
-        yield f"watching {task.name}"
+        yield _now(f"watching {task.name}")
         puzzles = held_out(task, sizes.task)
         watched = watch(model, task, puzzles, range(SHOWN[-1] + 1), judged=SHOWN)
         shown = (forked, followed) if task is maze else (puzzles, watched)
@@ -72,11 +83,11 @@ def run(model: Wan, folder: Path, command: str, sizes: Sizes = SIZES) -> Iterato
         examples.append(example)
         planes.append(plane)
         solved_by_step.append(_curve(task.name, SHOWN, watched.solved))
-    yield "noise at a step, noise in a frame"
+    yield _now("noise at a step, noise in a frame")
     at_step, at_frame, baseline = _noise(model, maze, sizes.noise)
-    yield "averaging seeds"
+    yield _now("averaging seeds")
     ensemble = _ensemble(model, maze, sizes.ensemble)
-    yield "the page"
+    yield _now("the page")
     settings = _settings(model, time.monotonic() - start)
     Look(planes).save(folder, command=command, **settings)
     write_demo(
@@ -95,6 +106,11 @@ def run(model: Wan, folder: Path, command: str, sizes: Sizes = SIZES) -> Iterato
             interval="95% intervals over puzzles (Wilson's of what is solved, bootstrap of means)",
         ),
     )
+    yield Progress(PARTS[-1], len(PARTS), len(PARTS))
+
+
+def _now(part: str) -> Progress:
+    return Progress(part, PARTS.index(part), len(PARTS))
 
 
 def _example(

@@ -119,9 +119,11 @@ class Leaf(NamedTuple):
         return whole
 
 
-def place(shapes: Mapping[str, tuple[int, ...]], table: Iterable[Row]) -> dict[str, Leaf]:
-    """Which tensors make which leaf, found from their names and shapes alone. Raises
-    CheckpointError naming every tensor without exactly one row, and every gap in the layers."""
+def place(
+    shapes: Mapping[str, tuple[int, ...]], table: Iterable[Row]
+) -> tuple[dict[str, Leaf], list[str]]:
+    """Which tensors make which leaf, found from their names and shapes alone; and what does not go
+    into one: every tensor without exactly one row, every gap in the layers."""
     found: dict[str, dict[int, tuple[str, Change, tuple[int, ...]]]] = defaultdict(dict)
     faults = []
     rows = [(re.compile(pattern), path, change) for pattern, path, change in table]
@@ -154,16 +156,15 @@ def place(shapes: Mapping[str, tuple[int, ...]], table: Iterable[Row]) -> dict[s
             shape = next(iter(of_layers))
             stacked = -1 not in layers
             leaves[path] = Leaf(sources, stacked, (len(layers), *shape) if stacked else shape)
-    if faults:
-        raise CheckpointError(
-            f"{len(faults)} tensors cannot be placed: " + "; ".join(sorted(faults))
-        )
-    return leaves
+    return leaves, sorted(faults)
 
 
 def translate(tensors: Mapping[str, np.ndarray], table: Iterable[Row]) -> dict[str, np.ndarray]:
-    """Tensors by jcos path, layers stacked. Raises CheckpointError as `place` does."""
-    placed = place({name: tensor.shape for name, tensor in tensors.items()}, table)
+    """Tensors by jcos path, layers stacked. Raises CheckpointError
+    naming all that `place` finds wrong."""
+    placed, faults = place({name: tensor.shape for name, tensor in tensors.items()}, table)
+    if faults:
+        raise CheckpointError(f"{len(faults)} tensors cannot be placed: {'; '.join(faults)}")
     return {
         path: leaf.build(tensors.__getitem__, tensors[leaf.sources[0][0]].dtype)
         for path, leaf in placed.items()

@@ -2,9 +2,10 @@
 a file holds."""
 
 import math
+import operator
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -20,6 +21,16 @@ BLOCK = 16
 """PyTorch draws normal numbers in blocks of so many, and fewer than that one by one."""
 
 
+def seed_words(seeds: Sequence[int]) -> UInt32[np.ndarray, " K"]:
+    """What counts of each seed: its lowest 32 bits, as in PyTorch (−1 is 2³² − 1). ValueError where
+    PyTorch does not take it."""
+    numbers = [operator.index(seed) for seed in seeds]  # NumPy's would be looked for one by one
+    for seed in numbers:
+        if seed not in SEEDS:
+            raise ValueError(f"the seed is {seed}; PyTorch takes −2⁶³ to 2⁶⁴ − 1")
+    return np.array([seed & 0xFFFFFFFF for seed in numbers], np.uint32)
+
+
 def torch_cpu_normal(seed: int, shape: tuple[int, ...]) -> Float32[np.ndarray, "..."]:
     """What `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))` returns.
 
@@ -28,11 +39,10 @@ def torch_cpu_normal(seed: int, shape: tuple[int, ...]) -> Float32[np.ndarray, "
     on a GPU is another. Raises ValueError where PyTorch does not take the seed, or a size is
     negative.
     """
-    if seed not in SEEDS:
-        raise ValueError(f"the seed is {seed}; PyTorch takes −2⁶³ to 2⁶⁴ − 1")
+    (word,) = seed_words([seed])
     if any(size < 0 for size in shape):
         raise ValueError(f"noise of shape {shape} is asked for; no size may be negative")
-    twister = np.random.RandomState(seed & 0xFFFFFFFF)
+    twister = np.random.RandomState(word)
     count = math.prod(shape)
     values = _blocks(twister, count) if count >= BLOCK else _single(twister, count)
     return values.reshape(shape)

@@ -22,6 +22,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 Latents = Float[Array, "F H W C"]
 Tokens = Float[Array, "N D"]
+Sizes = tuple[tuple[str, int], ...]
+"""Pairs of what is counted (steps, layers, latent frames, tokens, seeds, worlds) and how many."""
 
 
 class Site(NamedTuple):
@@ -48,6 +50,11 @@ class Probe(flax.struct.PyTreeNode):
     `trajectory.stack` of several probes has leading axes (`*sweep` below), which `trajectory.sweep`
     takes off again.
     """
+
+    def made_for(self) -> Sizes:
+        """What the shapes of the probe's arrays expect of a run, like (("steps", 50), ("layers",
+        40)): a run of another size is refused before it begins."""
+        return ()
 
     def on_latents(self, site: Site, x: Latents) -> Latents:
         """The latent [F, H, W, C] that the model sees at this step instead of x."""
@@ -76,6 +83,9 @@ class Chain(Probe):
     """Several probes, one after the other; observations as a tuple in their order."""
 
     probes: tuple[Probe, ...]
+
+    def made_for(self) -> Sizes:
+        return tuple(size for probe in self.probes for size in probe.made_for())
 
     def on_latents(self, site: Site, x: Latents) -> Latents:
         for probe in self.probes:
@@ -118,6 +128,18 @@ def choose(size: int, chosen: Iterable[int], what: str) -> Bool[np.ndarray, " si
     return mask
 
 
+def _counted(array: Array | None, *axes: str) -> Sizes:
+    """How long the axes of an array are, if there is one."""
+    if array is None:
+        return ()
+    if array.ndim != len(axes):
+        raise ValueError(
+            f"the probe has an array of shape {array.shape} for {' × '.join(axes)}; stacked probes "
+            "are run by a sweep"
+        )
+    return tuple(zip(axes, array.shape, strict=True))
+
+
 class InWorlds(Probe):
     """A probe that acts in some worlds only, and observes in all of them.
 
@@ -126,6 +148,9 @@ class InWorlds(Probe):
 
     probe: Probe
     worlds: Bool[Array, "*sweep W"]
+
+    def made_for(self) -> Sizes:
+        return (*self.probe.made_for(), *_counted(self.worlds, "worlds"))
 
     def _here(self, acted: Array, x: Array) -> Array:
         return jnp.where(self.worlds[jax.lax.axis_index("world")], acted, x)
@@ -212,6 +237,10 @@ class Noise(Probe):
             raise ValueError(f"the strength of noise is {strength}; it lies between 0 and 1")
         return cls(jnp.asarray(where * np.float32(strength)), jnp.asarray(where & own))
 
+    def made_for(self) -> Sizes:
+        masks = (self.mask, self.own)
+        return tuple(size for mask in masks for size in _counted(mask, "steps", "latent frames"))
+
     def on_latents(self, site: Site, x: Latents) -> Latents:
         strength = self.mask[site.step].astype(x.dtype)[:, None, None, None]
         centre, level = jnp.zeros_like(x), jnp.ones_like(strength)
@@ -253,6 +282,9 @@ class SeedEnsemble(Probe):
         mask = np.outer(choose(steps, at_steps, "step"), choose(layers, at_layers, "layer"))
         return cls(jnp.asarray(mask), jnp.ones(2, bool))
 
+    def made_for(self) -> Sizes:
+        return (*_counted(self.mask, "steps", "layers"), *_counted(self.groups, "seeds"))
+
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[()]]:
         mean = _mean_of_seeds(tokens, self.groups)
         return jnp.where(
@@ -272,6 +304,9 @@ class EstimateEnsemble(Probe):
     mask: Bool[Array, "*sweep S"]
     velocity: Bool[Array, "*sweep"]
     groups: Int[Array, "*sweep K"] | None = None
+
+    def made_for(self) -> Sizes:
+        return (*_counted(self.mask, "steps"), *_counted(self.groups, "seeds"))
 
     def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, tuple[()]]:
         own = jnp.where(self.velocity, x - _mean_of_seeds(x, self.groups), 0)
@@ -316,6 +351,10 @@ class Swap(Probe):
         here = np.outer(choose(steps, at_steps, "step"), choose(layers, chosen, "layer"))
         return cls(jnp.asarray(np.stack([here & to for to in receivers])), jnp.ones(tokens, bool))
 
+    def made_for(self) -> Sizes:
+        mask = _counted(self.mask, "worlds", "steps", "layers")
+        return (*mask, *_counted(self.tokens, "tokens"))
+
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[()]]:
         worlds = self.mask.shape[0]
         other = jax.lax.ppermute(tokens, "world", [(i, (i + 1) % worlds) for i in range(worlds)])
@@ -345,6 +384,7 @@ class TokenFeatures(Probe):
     """Observes the tokens of chosen layers as they are: [steps, chosen layers, chosen tokens, D].
 
     layers: block numbers. tokens: which tokens, None for all; a large model's do not fit otherwise.
+    Numbers of tokens that there are not are observed as nan.
     """
 
     layers: tuple[int, ...] = flax.struct.field(pytree_node=False)
@@ -352,7 +392,9 @@ class TokenFeatures(Probe):
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, Float[Array, "n D"]]:
         del site
-        return tokens, tokens if self.tokens is None else tokens[self.tokens]
+        if self.tokens is None:
+            return tokens, tokens
+        return tokens, tokens.at[self.tokens].get(mode="fill", fill_value=jnp.nan)
 
     def on_step(self, site: Site, observed: Float[Array, "L n D"]) -> Float[Array, "l n D"]:
         del site

@@ -1,6 +1,7 @@
 """Compiled programs in a folder, for instance beside a checkpoint: what was compiled once, on any
 machine of one kind, is only read on the others."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -24,3 +25,11 @@ def keep(folder: Path | str) -> None:
     # XLA's own notes lie in the folder under its full name, by which programs would be called.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     compilation_cache.reset_cache()
+
+
+def keep_in_cache() -> None:
+    """Programs are kept in the user's cache folder, `$XDG_CACHE_HOME/jcos/jax` (by default under
+    `~/.cache`), unless JAX_COMPILATION_CACHE_DIR names another. What every command begins with."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "jcos" / "jax"))

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jcos.config import UMT5Config, Words
 from jcos.layers import RMSNorm
-from jcos.tokenizer import Tokenizer, clean
+from jcos.tokenizer import Tokenizer, clean, warn_if_cut
 
 Rows = Float[Array, "L D"]
 
@@ -246,7 +246,8 @@ class TextCache:
             )
 
     def embed(self, prompt: str, length: int = 512) -> Rows:
-        """As the function `embed`, but computed only if it is not in the folder.
+        """As the function `embed`, but computed only if it is not in the folder; a prompt that was
+        cut is told of every time.
 
         Raises ValueError where it is not and there is no encoder, and where its file is damaged or
         not of this cache.
@@ -255,7 +256,8 @@ class TextCache:
         key = _digest(json.dumps([self.encoder, length, cleaned]).encode())
         file = self.folder / f"{key}.safetensors"
         if file.exists():
-            rows = _read_rows(file, key)
+            rows, tokens = _read_rows(file, key)
+            warn_if_cut(tokens, length)
             return jnp.asarray(np.pad(rows, ((0, length - len(rows)), (0, 0))))
         if self.model is None or self.tokenizer is None:
             raise ValueError(
@@ -264,7 +266,12 @@ class TextCache:
             )
         rows = np.asarray(embed(self.model, self.tokenizer, prompt, length))
         kept = rows[: np.flatnonzero(rows.any(axis=1))[-1] + 1]  # without the zeros behind them
-        about = {"key": key, "prompt": cleaned, "sha256": _digest(_content(kept))}
+        about = {
+            "key": key,
+            "prompt": cleaned,
+            "tokens": str(self.tokenizer.count(prompt)),
+            "sha256": _digest(_content(kept)),
+        }
         _write(file, safetensors.numpy.save({"rows": kept}, about))
         return jnp.asarray(rows)
 
@@ -300,17 +307,19 @@ def _read_encoder(file: Path) -> dict[str, Any]:
     return encoder
 
 
-def _read_rows(file: Path, key: str) -> np.ndarray:
+def _read_rows(file: Path, key: str) -> tuple[np.ndarray, int]:
+    """The rows, and how many tokens the prompt had: 0 in files that are older than the count."""
     try:
         with safetensors.safe_open(file, framework="numpy") as opened:
             about, rows = opened.metadata() or {}, opened.get_tensor("rows")
+        tokens = int(about.get("tokens", 0))
         if about["key"] != key or about["sha256"] != _digest(_content(rows)):
             raise KeyError
-    except (safetensors.SafetensorError, KeyError):
+    except (safetensors.SafetensorError, KeyError, ValueError):
         raise ValueError(
             f"{file} is damaged, or not an embedded prompt of this folder; remove it"
         ) from None
-    return rows
+    return rows, tokens
 
 
 def _write(file: Path, data: bytes) -> None:

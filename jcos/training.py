@@ -112,23 +112,6 @@ PARTS: tuple[Recipe, ...] = (
             "bounce-hard": 0.25,
         },
     ),
-    Recipe(
-        steps=4500,
-        draws=3,
-        seed=3,
-        large=1,
-        shares={
-            "maze": 0.48,
-            "tictactoe": 0.08,
-            "pattern": 0.10,
-            "rotation": 0.06,
-            "returns": 0.10,
-            "bounce": 0.05,
-            "maze7": 1.00,
-            "tictactoe-block": 0.07,
-            "bounce-hard": 0.06,
-        },
-    ),
 )
 """The runs that make the shipped weights, each from those of the one before: other puzzles every
 time, and more of what is learnt last."""
@@ -182,10 +165,11 @@ def batches(recipe: Recipe, config: WanConfig, step: int) -> tuple[Batch, ...]:
 
 def drawn(task: Task, rng: np.random.Generator, draws: int) -> Puzzle:
     """The first of so many training puzzles that has several answers, else the last."""
-    for _ in range(draws):
-        puzzle = task.sample(tuple(rng.integers(2**32, size=4).tolist()))
+    puzzle = task.sample(tuple(rng.integers(2**32, size=4).tolist()))
+    for _ in range(draws - 1):
         if len(puzzle.answers) > 1:
             break
+        puzzle = task.sample(tuple(rng.integers(2**32, size=4).tolist()))
     return puzzle
 
 
@@ -262,10 +246,10 @@ def _architecture(config: WanConfig) -> tuple[Any, ...]:
 
 def _history(recipe: Recipe) -> dict[str, Any]:
     """The recipe with that of the model it started from in the place of the model's folder, which
-    means nothing elsewhere."""
+    means nothing elsewhere; None where that model does not tell."""
     fields = dataclasses.asdict(recipe)
     if recipe.start:
-        fields["start"] = checkpoint.read_manifest(Path(recipe.start))["notes"]["recipe"]
+        fields["start"] = checkpoint.read_manifest(Path(recipe.start))["notes"].get("recipe")
     return fields
 
 
@@ -302,23 +286,42 @@ def make_update(
     return jax.jit(update, donate_argnums=0)
 
 
+def _resumed(
+    recipe: Recipe, config: WanConfig, folder: Path
+) -> tuple[State, dict[str, list[float]], dict[str, Any]]:
+    """State, losses and history of a run as it was saved last, else at its beginning. The model it
+    started from is needed only there."""
+    saved = sorted(folder.glob("step-*"))
+    if not saved and (folder / "model").exists():
+        raise ValueError(f"{folder} holds a model and no run to go on with; choose another folder")
+    if not saved:
+        return initial(recipe, config), {"small": [], "large": []}, _history(recipe)
+    notes = checkpoint.read_manifest(saved[-1])["notes"]
+    if notes["recipe"] != dataclasses.asdict(recipe):
+        raise ValueError(f"{folder} holds a run of another recipe; choose another folder")
+    unstarted = dataclasses.replace(recipe, start=None)
+    abstract = jax.eval_shape(lambda: initial(unstarted, config))
+    # Runs that were begun by an earlier version did not note their history.
+    history = notes.get("history") or _history(recipe)
+    return checkpoint.restore(saved[-1], abstract), notes["losses"], history
+
+
 def train(recipe: Recipe, folder: Path, *, save_every: int = 250) -> Iterator[Progress]:
     """Trains, saving into `folder/step-…` and resuming from the newest of them; yields after every
     step.
 
-    When it ends, `folder/model` holds the model with averaged weights.
-    Raises ValueError if the folder holds a run of another recipe.
+    When it ends, `folder/model` holds the model with averaged weights. What a save that was killed
+    left in the folder is removed.
+    Raises ValueError, before anything is written, if there is nothing to train or never anything to
+    save, if the folder holds a run of another recipe, or as `initial`.
     """
+    for what, number in (("steps", recipe.steps), ("save_every", save_every)):
+        if number < 1:
+            raise ValueError(f"{what} is {number}; it is at least 1")
     config = toy(vocabulary())
+    state, losses, history = _resumed(recipe, config, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state, losses = initial(recipe, config), {"small": [], "large": []}
-    saved = sorted(folder.glob("step-*"))
-    if saved:
-        manifest = checkpoint.read_manifest(saved[-1])
-        if manifest["notes"]["recipe"] != dataclasses.asdict(recipe):
-            raise ValueError(f"{folder} holds a run of another recipe; choose another folder")
-        state = checkpoint.restore(saved[-1], jax.eval_shape(lambda: state))
-        losses = manifest["notes"]["losses"]
+    checkpoint.clean(folder, "step-*", "model")
     update = make_update(recipe, config)
     first = int(state.step)
     with ThreadPoolExecutor(1) as pool:
@@ -333,8 +336,8 @@ def train(recipe: Recipe, folder: Path, *, save_every: int = 250) -> Iterator[Pr
             done = step + 1
             if done % save_every == 0 or done == recipe.steps:
                 target = folder / f"step-{done:06d}"
-                notes = {"recipe": dataclasses.asdict(recipe), "losses": losses}
-                checkpoint.save(target, config, state, notes)
+                told = {"recipe": dataclasses.asdict(recipe), "history": history}
+                checkpoint.save(target, config, state, told | {"losses": losses})
                 for old in sorted(folder.glob("step-*"))[:-2]:
                     shutil.rmtree(old)
             yield Progress(done, float(np.mean(np.asarray(each))), losses, time.monotonic() - start)
@@ -342,4 +345,4 @@ def train(recipe: Recipe, folder: Path, *, save_every: int = 250) -> Iterator[Pr
         model = checkpoint.with_leaves(
             jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0))), averaged(recipe, state)
         )
-        checkpoint.save(folder / "model", config, model, {"recipe": _history(recipe)})
+        checkpoint.save(folder / "model", config, model, {"recipe": history})

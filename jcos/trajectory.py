@@ -1,6 +1,7 @@
 """Sampling as one scan over noise levels, with every clean estimate and observation returned."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jcos import memory, mesh
@@ -210,8 +212,10 @@ def run(
     """Trajectories of W worlds (leading axis of every array of `conditions`) × K seeds: leaves [W,
     K, …].
 
-    Worlds share noise and keys. Pure: jit it, vmap it over puzzles or probes.
+    Worlds share noise and keys. Pure: jit it, vmap it over puzzles or probes. Raises ValueError
+    where the probe is made for another run.
     """
+    check_probe(probe, experts[0].cfg, plan, (len(conditions.context), *noise.shape[:-1]))
 
     def one(condition: Condition, noise: Array, key: Array) -> Trace:
         return denoise(experts, plan, condition, noise, key, probe)
@@ -220,6 +224,28 @@ def run(
     noise = mesh.constrain(noise, mesh.SEED)
     seeds = _spread_map(one, mesh.SEED, (None, 0, 0))
     return _told(_spread_map(seeds, mesh.WORLD, (0, None, None))(conditions, noise, keys))
+
+
+def check_probe(probe: Probe, cfg: DiTConfig, plan: Plan, shape: tuple[int, ...]) -> None:
+    """ValueError where a probe is made for another run than that of `shape`: worlds, seeds, latent
+    frames, height and width.
+
+    Without it a step or layer that the probe's arrays do not have would be read as their last: an
+    index out of range is no error in a compiled program.
+    """
+    worlds, seeds, frames, height, width = shape
+    run = {
+        "steps": plan.steps,
+        "layers": cfg.layers,
+        "latent frames": frames,
+        "tokens": math.prod(cfg.tokens(frames, height, width)),
+        "seeds": seeds,
+        "worlds": worlds,
+    }
+    for what, size in probe.made_for():
+        if size != run[what]:
+            made = f"{size} {what if size != 1 else what[:-1]}"
+            raise ValueError(f"the probe is made for {made}; this run has {run[what]}")
 
 
 def draw(
@@ -296,7 +322,11 @@ def check_finite(trace: Trace) -> Trace:
 
     Runs do not touch each other unless a probe makes them, so one bad seed leaves the rest as they
     are. Raises FloatingPointError naming step and block where all runs are bad.
+    Inside jit, vmap or `sweep` no number is known yet: the trace passes unseen, and whoever calls
+    the whole looks at its `finite` (or calls this once more).
     """
+    if isinstance(trace.finite, Tracer):
+        return trace
     finite = np.asarray(trace.finite)
     if not finite.all(-1).any():
         check_steps(finite, np.asarray(trace.layer))

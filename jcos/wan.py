@@ -19,6 +19,7 @@ from jcos.dit import DiT
 from jcos.flow import SolverState
 from jcos.image import check_frames
 from jcos.layouts import is_released
+from jcos.noise import seed_words
 from jcos.probes import Probe
 from jcos.released import Released, load_released, open_released
 from jcos.text import UMT5, WordEmbedding, embed, word_ids
@@ -313,7 +314,7 @@ def load(
 
 def seed_keys(seeds: Sequence[int]) -> Key[Array, " K"]:
     """One key per seed: a seed's noise does not depend on which others run beside it."""
-    return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+    return jax.vmap(jax.random.key)(jnp.asarray(seed_words(seeds)))
 
 
 @jax.jit
@@ -347,6 +348,7 @@ def generate_by_step(
     every step that is done.
     """
     state, step_keys = _begin(model.config, conditions, keys, noise)
+    trajectory.check_probe(probe, model.config.dit, plan, state.x.shape[:-1])
     if not mesh.in_use():
         # As it is after a step, or the second would be compiled anew.
         state = jax.device_put(state, next(iter(jax.tree.leaves(model.experts)[0].devices())))
@@ -396,8 +398,9 @@ def generate(
 
     sampling: the model's own by default. noise: of each seed, drawn from its key by default. told:
     called with the number of every step that is done (`generate_by_step`).
-    Raises FloatingPointError where latents of all seeds stop being finite; where only some do,
-    `Trace.finite` tells which, and a warning is logged.
+    Raises ValueError, before anything runs, where the probe is made for another run, and
+    FloatingPointError where latents of all seeds stop being finite; where only some do,
+    `Trace.finite` tells which, and a warning is logged. In a `sweep` nothing looks at that.
     """
     worlds = jax.tree.map(lambda a: a[None], condition)
     trace = generate_side_by_side(

@@ -7,8 +7,8 @@ Measures, at 81 frames of 480p and 720p: the peak of matrix products, the attent
 forward pass, a guided step; memory; what clean estimates, energy observation, seeds side by side
 and the first-step ensemble cost; compilation with an empty and a filled cache; the same passes in
 PyTorch (diffusers, sdpa, with and without torch.compile) where that is installed. Every part is a
-process of its own, and what does not fit into the time is named. Prints a Markdown table and writes
-it to --out.
+process of its own, and what does not fit into the time or the memory is named. Prints a Markdown
+table and writes it to --out.
 """
 
 import argparse
@@ -94,6 +94,20 @@ def tiny_lab() -> Lab:
     return Lab(dataclasses.replace(config, dit=dit), sizes, repeat=1, matrix=128)
 
 
+Rows = Generator[Row, None, float | None]
+"""Rows of one measurement, and the seconds that others are compared with."""
+
+
+def fits(what: str, rows: Rows) -> Rows:
+    """The same; where memory runs out, a row that says so."""
+    try:
+        return (yield from rows)
+    except (RuntimeError, MemoryError) as error:  # both jax's and PyTorch's are RuntimeErrors
+        if not any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "out of memory")):
+            raise
+    yield Row(what, None, "", "does not fit")
+
+
 ENOUGH = 25.0
 """Seconds after which a long call is not timed again."""
 
@@ -131,12 +145,17 @@ def device_rows(lab: Lab) -> Iterator[Row]:
     note = f"fastest of {', '.join(KERNELS)} here, in bfloat16, at 512 tokens"
     yield Row("attention kernel is off by", float(off / jnp.abs(want).max()), "", note)
     for size in lab.sizes:
-        n = lab.tokens(size)
-        q, k, v = jax.random.normal(jax.random.key(2), (3, n, heads, d), jnp.bfloat16)
-        f = jax.jit(attention)
-        seconds = fastest(lab, lambda f=f, a=(q, k, v): f(*a))
-        rate = 4 * n**2 * heads * d / seconds / 1e12
-        yield Row(f"self-attention alone, {size.name}", rate, "TFLOP/s", f"{1e3 * seconds:.1f} ms")
+        what = f"self-attention alone, {size.name}"
+        yield from fits(what, attention_alone(lab, size, what))
+
+
+def attention_alone(lab: Lab, size: Size, what: str) -> Rows:
+    n, heads, d = lab.tokens(size), lab.config.dit.heads, lab.config.dit.head_dim
+    q, k, v = jax.random.normal(jax.random.key(2), (3, n, heads, d), jnp.bfloat16)
+    f = jax.jit(attention)
+    seconds = fastest(lab, lambda: f(q, k, v))
+    rate = 4 * n**2 * heads * d / seconds / 1e12
+    yield Row(what, rate, "TFLOP/s", f"{1e3 * seconds:.1f} ms")
 
 
 # ---- jcos
@@ -205,28 +224,30 @@ def jcos_rows(lab: Lab) -> Iterator[Row]:
     # One expert runs; the other only lies there, as in a whole run.
     model = jax.tree.map(lambda a: a, whole)
     model.experts = nnx.List(whole.experts[:1])
-    small, *larger = lab.sizes
-    alone = yield from passes(lab, model, small)
-    for size in larger:
-        yield from passes(lab, model, size)
-    yield from extras(lab, model, small, alone)
+    steps = {}
+    for size in lab.sizes:
+        yield from fits(f"forward pass, {size.name}", forward_pass(lab, model, size))
+        what = f"guided step, {size.name}"
+        steps[size] = yield from fits(what, guided_step(lab, model, size))
+    small = lab.sizes[0]
+    if (alone := steps[small]) is not None:
+        yield from extras(lab, model, small, alone)
     if stats := jax.devices()[0].memory_stats():
         note = f"{lab.config.experts} expert(s) resident, {SEEDS} seeds side by side"
         yield Row("peak memory", stats["peak_bytes_in_use"] / GIB, "GiB", note)
-    yield brought(lab, model.experts[0])
+    yield from fits("an expert from the host", brought(lab, model.experts[0]))
 
 
-def brought(lab: Lab, expert: Any) -> Row:
+def brought(lab: Lab, expert: Any) -> Rows:
     """What experts in turns cost: each comes from host memory once per run."""
     host = SingleDeviceSharding(jax.devices()[0], memory_kind=memory.HOST)
     waiting = jax.block_until_ready(jax.device_put(expert, host))
     seconds = fastest(lab, lambda: memory.on_device(waiting))
     rate = sum(a.nbytes for a in jax.tree.leaves(waiting)) / seconds / 1e9
-    return Row("an expert from the host", seconds, "s", f"{rate:.3g} GB/s")
+    yield Row("an expert from the host", seconds, "s", f"{rate:.3g} GB/s")
 
 
-def passes(lab: Lab, model: Wan, size: Size) -> Generator[Row, None, float]:
-    """A forward pass and a guided step; returns the seconds of the step."""
+def forward_pass(lab: Lab, model: Wan, size: Size) -> Rows:
     cfg = lab.config.dit
     x = jnp.ones((*latent_grid(lab.config, *size[1:]), cfg.in_channels))
     text = jnp.zeros((cfg.text_len, cfg.text_dim), jnp.dtype(lab.config.numerics.text))
@@ -234,6 +255,9 @@ def passes(lab: Lab, model: Wan, size: Size) -> Generator[Row, None, float]:
     once = fastest(lab, lambda: forward(model.experts[0], x, jnp.float32(900), text))
     yield Row(f"forward pass, {size.name}", once, "s")
     yield Row(f"forward pass, {size.name}, rate", lab.flops(size) / once / 1e12, "TFLOP/s")
+
+
+def guided_step(lab: Lab, model: Wan, size: Size) -> Rows:
     step = program(lab, model, size)
     alone = fastest(lab, step.call)
     yield Row(f"guided step, {size.name}", alone, "s")
@@ -252,17 +276,33 @@ def extras(lab: Lab, model: Wan, size: Size, alone: float) -> Iterator[Row]:
     def share(seconds: float, of: float) -> float:
         return 100 * (seconds / of - 1)
 
-    energy = fastest(lab, program(lab, model, size, probe=TokenEnergy()).call)
-    yield Row("energy observation", share(energy, alone), "%", "of a guided step; goal < 2")
-    bare = fastest(lab, program(lab, model, size, keep_x0=False).call)
-    yield Row("clean estimates", share(alone, bare), "%", "of a guided step; goal < 2")
-    many = fastest(lab, program(lab, model, size, seeds=SEEDS).call)
-    note = f"{many:.2f} s; {SEEDS} runs in turns take {SEEDS * alone:.2f} s"
-    yield Row(f"{SEEDS} seeds side by side", 100 * many / (SEEDS * alone), "%", note)
-    probe = SeedEnsemble.window(1, lab.config.dit.layers)
-    together = fastest(lab, program(lab, model, size, seeds=SEEDS, probe=probe).call)
-    cost = 100 * (together - alone) / (STEPS * alone)
-    yield Row("first-step ensemble", cost, "%", f"of a video of {STEPS} steps; goal ≤ 5")
+    def energy() -> Row:
+        seconds = fastest(lab, program(lab, model, size, probe=TokenEnergy()).call)
+        return Row("energy observation", share(seconds, alone), "%", "of a guided step; goal < 2")
+
+    def estimates() -> Row:
+        bare = fastest(lab, program(lab, model, size, keep_x0=False).call)
+        return Row("clean estimates", share(alone, bare), "%", "of a guided step; goal < 2")
+
+    def seeds() -> Row:
+        many = fastest(lab, program(lab, model, size, seeds=SEEDS).call)
+        note = f"{many:.2f} s; {SEEDS} runs in turns take {SEEDS * alone:.2f} s"
+        return Row(f"{SEEDS} seeds side by side", 100 * many / (SEEDS * alone), "%", note)
+
+    def ensemble() -> Row:
+        probe = SeedEnsemble.window(1, lab.config.dit.layers)
+        together = fastest(lab, program(lab, model, size, seeds=SEEDS, probe=probe).call)
+        cost = 100 * (together - alone) / (STEPS * alone)
+        return Row("first-step ensemble", cost, "%", f"of a video of {STEPS} steps; goal ≤ 5")
+
+    measurements = {
+        "energy observation": energy,
+        "clean estimates": estimates,
+        f"{SEEDS} seeds side by side": seeds,
+        "first-step ensemble": ensemble,
+    }
+    for what, measure in measurements.items():
+        yield from fits(what, (make() for make in (measure,)))
 
 
 # ---- diffusers
@@ -294,12 +334,16 @@ def diffusers_rows(lab: Lab) -> Iterator[Row]:
             taken.append(time.perf_counter() - start)
         return min(taken[1:])
 
+    def rows(name: str, forward: Callable[..., Any], size: Size) -> Rows:
+        once = seconds(forward, size)
+        yield Row(f"diffusers, {name}, forward pass, {size.name}", once, "s")
+        note = "two passes, one after the other, as its pipelines do"
+        yield Row(f"diffusers, {name}, guided step, {size.name}", 2 * once, "s", note)
+
     for name, forward in (("sdpa", model), ("torch.compile", torch.compile(model))):
         for size in lab.sizes:
-            once = seconds(forward, size)
-            yield Row(f"diffusers, {name}, forward pass, {size.name}", once, "s")
-            note = "two passes, one after the other, as its pipelines do"
-            yield Row(f"diffusers, {name}, guided step, {size.name}", 2 * once, "s", note)
+            what = f"diffusers, {name}, guided step, {size.name}"
+            yield from fits(what, rows(name, forward, size))
 
 
 PARTS: dict[str, Callable[[Lab], Iterator[Row]]] = {
@@ -319,7 +363,7 @@ def work(part: str, lab: Lab) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     with tempfile.TemporaryDirectory() as cache:
         jax.config.update("jax_compilation_cache_dir", cache)
-        for row in PARTS[part](lab):
+        for row in fits(f"{part}, the rest", (row for row in PARTS[part](lab))):
             print("ROW " + json.dumps(row), flush=True)
 
 
@@ -391,6 +435,7 @@ def main() -> None:
     if arguments.part:
         lab = tiny_lab() if arguments.tiny else full_lab(arguments.experts)
         return work(arguments.part, lab)
+    memory.claim()  # of this process's children; it has no device itself
     about = machine()
     rows = collect(arguments)
     text = table(rows, about)

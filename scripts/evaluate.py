@@ -13,14 +13,17 @@ from pathlib import Path
 
 from rich.progress import track
 
+from jcos import programs
 from jcos.experiments.evaluate import Result, evaluate
 from jcos.measures import Estimate
 from jcos.tasks import TASKS, get
 from jcos.wan import TINY, load
 
 HEAD = (
-    "| task | solved | different | one step | several answers: all / one step | committed | chance "
-    "| still |",
+    (
+        "| task | solved | different | one step | several answers: all / one step | committed "
+        "| chance | still |"
+    ),
     "|---|---|---|---|---|---|---|---|",
 )
 
@@ -60,7 +63,11 @@ def main() -> None:
     parser.add_argument("--task", action="append", choices=list(TASKS))
     parser.add_argument("--out", type=Path, default=Path("out/evaluation"))
     arguments = parser.parse_args()
-    model = load(arguments.checkpoint)
+    programs.keep_in_cache()
+    try:
+        model = load(arguments.checkpoint)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     chosen = [get(name) for name in arguments.task or TASKS]
     results = [evaluate(model, task, arguments.puzzles) for task in track(chosen, "playing")]
     where = f"{arguments.puzzles} held-out puzzles per task, {model.config.sampling.steps} steps, "

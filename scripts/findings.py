@@ -1,6 +1,6 @@
 """Fills docs/findings.md: words from docs/findings.in.md, numbers from results of `jcos run`.
 
-    make -j2 paper paper-ensemble_large
+    make -j2 paper
     python scripts/findings.py --results out/paper
 
 In the words, `{steps | maze | solved | step 49}` stands for the line of out/paper/steps/table.csv

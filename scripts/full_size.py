@@ -5,10 +5,11 @@
 Writes shards of random float32 weights under the released names (20 GB, kept for the next call),
 converts them to bfloat16 with `python -m convert`, killed half-way and resumed, restores the
 transformer in a fresh process and runs one forward pass at a small size. Builds the two experts of
-A14B as shapes and counts their parameters. Prints the table of docs/performance.md.
+A14B as shapes and counts their parameters. Prints the table of docs/performance.md, row by row.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -26,13 +27,18 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
+from convert.work import JOURNAL
 from jcos.checkpoint import leaves, parameter_count
 from jcos.dit import DiT
 from jcos.variants import VARIANTS, wan22_ti2v_5b
 
+Measured = tuple[str, str]
+"""What was measured, and what it was."""
 SHARD = 2_500_000_000
 """Bytes per shard. The releases have larger ones, which would take more memory to make here and the
 same to read."""
+STDERR = 2
+"""The table alone goes to stdout."""
 CPU_FLAGS = "--xla_disable_hlo_passes=while-loop-invariant-code-motion"
 """XLA for the CPU multiplies bfloat16 matrices as float32; without this it makes a float32 copy of
 all blocks before the loop over them, 20 GB."""
@@ -119,51 +125,74 @@ def _shard(i: int, count: int) -> str:
     return f"diffusion_pytorch_model-{i + 1:05d}-of-{count:05d}.safetensors"
 
 
-def peak_memory(process: subprocess.Popen, until: float | None = None) -> int:
-    """Largest resident memory in bytes, polled until the process ends or `until` seconds pass."""
-    status, peak, start = Path(f"/proc/{process.pid}/status"), 0, time.monotonic()
-    while process.poll() is None and (until is None or time.monotonic() - start < until):
-        for line in status.read_text().splitlines() if status.exists() else ():
-            if line.startswith("VmRSS"):
-                peak = max(peak, 1024 * int(line.split()[1]))
+def peak_memory(process: subprocess.Popen) -> int:
+    """Largest resident memory in bytes, polled until the process ends."""
+    status, peak = Path(f"/proc/{process.pid}/status"), 0
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for line in status.read_text().splitlines():
+                if line.startswith("VmRSS"):
+                    peak = max(peak, 1024 * int(line.split()[1]))
         time.sleep(0.05)
     return peak
 
 
 def folder_size(folder: Path) -> int:
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    """Bytes of all files; of a folder that is being written, of those that stay."""
+    size = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            size += path.stat().st_size if path.is_file() else 0
+    return size
 
 
-def convert(source: Path, target: Path) -> dict[str, str]:
-    """Converts twice: killed half-way and resumed, then in one go. What it took."""
+def kill_halfway(process: subprocess.Popen, unfinished: Path, size: int) -> bool:
+    """Kills a conversion when its journal names a finished part and half of `size` bytes are
+    written; False where it was finished before."""
+    journal = unfinished / JOURNAL
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):
+            begun = bool(json.loads(journal.read_text()).get("parts"))
+            if begun and folder_size(unfinished) >= size / 2:
+                break
+        time.sleep(0.05)
+    process.kill()
+    return process.wait() == -signal.SIGKILL and unfinished.exists()
+
+
+def convert(source: Path, target: Path) -> Iterator[Measured]:
+    """Converts twice: in one go, then killed half-way and resumed. What it took."""
     command = [sys.executable, "-m", "convert", str(source), str(target), "--only", "dit"]
-    shutil.rmtree(target, ignore_errors=True)
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    for folder in (target, unfinished):
+        shutil.rmtree(folder, ignore_errors=True)
     start = time.monotonic()
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, stdout=STDERR)
     peak = peak_memory(process)
     whole = time.monotonic() - start
     if process.returncode:
         raise SystemExit("the conversion failed")
-    read, written = folder_size(source) / 1e9, folder_size(target) / 1e9
-    shutil.rmtree(target)
-
-    process = subprocess.Popen(command)
-    peak_memory(process, until=whole / 2)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    start = time.monotonic()
-    subprocess.run(command, check=True)
-    resumed = time.monotonic() - start
+    read, written = folder_size(source), folder_size(target)
     cfg = wan22_ti2v_5b().dit
     largest = 2 * cfg.layers * cfg.dim * cfg.ffn_dim
-    return {
-        "read, float32": f"{read:.1f} GB",
-        "written, bfloat16": f"{written:.1f} GB",
-        "conversion": f"{whole:.0f} s, {read / whole:.2f} GB/s",
-        "its peak memory": f"{peak / 1e9:.1f} GB",
-        "allowed: twice the largest leaf and 1 GB": f"{(2 * largest + 1e9) / 1e9:.1f} GB",
-        f"resumed after a kill at {whole / 2:.0f} s": f"{resumed:.0f} s",
-    }
+    yield "read, float32", f"{read / 1e9:.1f} GB"
+    yield "written, bfloat16", f"{written / 1e9:.1f} GB"
+    yield "conversion", f"{whole:.0f} s, {read / 1e9 / whole:.2f} GB/s"
+    yield "its peak memory", f"{peak / 1e9:.1f} GB"
+    yield "allowed: twice the largest leaf and 1 GB", f"{(2 * largest + 1e9) / 1e9:.1f} GB"
+
+    shutil.rmtree(target)
+    start = time.monotonic()
+    killed = kill_halfway(subprocess.Popen(command, stdout=STDERR), unfinished, written)
+    until = time.monotonic() - start
+    if not killed:
+        yield "resumed after a kill", f"it was done in {until:.0f} s, before it could be killed"
+        return
+    left, start = folder_size(unfinished), time.monotonic()
+    if subprocess.run(command, stdout=STDERR).returncode:
+        raise SystemExit("the conversion could not be resumed")
+    what = f"resumed after a kill at {until:.0f} s, {left / 1e9:.1f} GB written"
+    yield what, f"{time.monotonic() - start:.0f} s"
 
 
 def restore_and_run(target: Path) -> None:
@@ -212,7 +241,16 @@ def main() -> None:
     if not (source / "config.json").exists():
         shutil.rmtree(source, ignore_errors=True)
         write_release(source)
-    rows = convert(source, target)
+    print("| what | measured |\n|---|---|", flush=True)
+    for name, value in measured(source, target):
+        print(f"| {name} | {value} |", flush=True)
+    day = datetime.now(UTC).date().isoformat()
+    print(f"\n{os.cpu_count()} × {platform.machine()} CPU, {day}; `python {' '.join(sys.argv)}`")
+
+
+def measured(source: Path, target: Path) -> Iterator[Measured]:
+    """Rows of the table, each as soon as it is known."""
+    yield from convert(source, target)
     command = [sys.executable, __file__, "--restore", str(target)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "XLA_FLAGS": CPU_FLAGS}
@@ -221,22 +259,15 @@ def main() -> None:
     assert process.stdout is not None
     if process.returncode:
         raise SystemExit("restoring failed")
-    rows |= json.loads(process.stdout.read().splitlines()[-1])
-    rows["peak memory of restoring and running"] = f"{peak / 1e9:.1f} GB"
+    yield from json.loads(process.stdout.read().splitlines()[-1]).items()
+    yield "peak memory of restoring and running", f"{peak / 1e9:.1f} GB"
     for name in ("wan2.2-i2v-a14b", "wan2.2-t2v-a14b"):
         config = VARIANTS[name]()
         start = time.monotonic()
         dit = jax.eval_shape(lambda c=config: DiT(c.dit, rngs=nnx.Rngs(0)))
-        tensors = len(leaves(dit))
-        rows[f"{name}, one expert as shapes"] = (
-            f"{parameter_count(dit):,} parameters in {tensors} leaves, "
-            f"{time.monotonic() - start:.1f} s"
-        )
-    print("\n| what | measured |\n|---|---|")
-    for name, value in rows.items():
-        print(f"| {name} | {value} |")
-    day = datetime.now(UTC).date().isoformat()
-    print(f"\n{os.cpu_count()} × {platform.machine()} CPU, {day}; `python {' '.join(sys.argv)}`")
+        count, tensors = parameter_count(dit), len(leaves(dit))
+        took = f"{time.monotonic() - start:.1f} s"
+        yield f"{name}, one expert as shapes", f"{count:,} parameters in {tensors} leaves, {took}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Trains the small model on the reasoning tasks, in four parts of about an hour each on two CPU
+"""Trains the small model on the reasoning tasks, in three parts of about an hour each on two CPU
 cores (0.65 to 0.9 seconds a step).
 
     python scripts/train_tiny.py --out runs/tiny            # resumes by itself after a kill
@@ -9,7 +9,6 @@ replace jcos/tiny by OUT/model and run `make evaluate`. The shipped one went on 
 
     python scripts/train_tiny.py --part 2 --start runs/tiny/model --out runs/second
     python scripts/train_tiny.py --part 3 --start runs/second/model --out runs/third
-    python scripts/train_tiny.py --part 4 --start runs/third/model --out runs/fourth
 """
 
 import argparse
@@ -20,6 +19,7 @@ import matplotlib as mpl
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jcos import programs
 from jcos.training import PARTS, train
 
 mpl.use("Agg")
@@ -66,12 +66,16 @@ def main() -> None:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, refresh_per_second=1) as bar:
-        line = bar.add_task("training", total=recipe.steps, loss=float("nan"))
-        for now in train(recipe, arguments.out, save_every=arguments.save_every):
-            bar.update(line, completed=now.step, loss=now.loss)
-            if now.step % arguments.save_every == 0 or now.step == recipe.steps:
-                draw_curve(now.losses, arguments.out / "curve.png")
+    programs.keep_in_cache()
+    try:
+        with Progress(*columns, refresh_per_second=1) as bar:
+            line = bar.add_task("training", total=recipe.steps, loss=float("nan"))
+            for now in train(recipe, arguments.out, save_every=arguments.save_every):
+                bar.update(line, completed=now.step, loss=now.loss)
+                if now.step % arguments.save_every == 0 or now.step == recipe.steps:
+                    draw_curve(now.losses, arguments.out / "curve.png")
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     print(f"The model is in {arguments.out / 'model'}, the curve in {arguments.out / 'curve.png'}")
 
 

@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+from jcos.probes import TokenEnergy
 from scripts import bench_gpu
 from scripts.bench_gpu import Row, full_lab, table, verdicts
 from tests.conftest import ROOT
@@ -74,11 +76,42 @@ def test_the_parts_are_compared():
     assert where == "device abacus"
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+)
+def test_what_does_not_fit_is_a_row_and_the_rest_goes_on(monkeypatch, error):
+    """A guided step of the larger size, and an intervention on the smaller."""
+
+    def program(lab, model, size, *, seeds=1, probe=None, keep_x0=True):
+        if size.name == "720p" or isinstance(probe, TokenEnergy):
+            raise error
+        return bench_gpu.Program(lambda: None, 1.0, 1.0, 1.0)
+
+    def forward_pass(lab, model, size):
+        yield Row(f"forward pass, {size.name}", 1.0, "s")
+
+    monkeypatch.setattr(bench_gpu, "program", program)
+    monkeypatch.setattr(bench_gpu, "forward_pass", forward_pass)
+    rows = {row.what: row for row in bench_gpu.jcos_rows(bench_gpu.tiny_lab())}
+    unfit = {what for what, row in rows.items() if row.note == "does not fit"}
+    assert unfit == {"guided step, 720p", "energy observation"}
+    assert all(rows[what].value is None for what in unfit)
+    assert {"guided step, 480p", "clean estimates", "an expert from the host"} <= rows.keys()
+    other = (Row("never", 1 / 0, "") for _ in "a")
+    with pytest.raises(ZeroDivisionError):
+        list(bench_gpu.fits("a mistake", other))
+
+
 def test_a_part_that_ends_early_leaves_its_rows(monkeypatch, tmp_path, capsys):
     """Every part as a process that knows one row and then fails, or hangs."""
     fake = tmp_path / "fake.py"
     fake.write_text(
-        "import json, sys, time\n"
+        "import json, os, sys, time\n"
+        "assert os.environ['XLA_CLIENT_MEM_FRACTION'] == '0.92'\n"
         "part = sys.argv[sys.argv.index('--part') + 1]\n"
         "print('ROW ' + json.dumps([part, 1.0, 's', '']), flush=True)\n"
         "time.sleep(60) if part == 'jcos' else sys.exit(3)\n"
@@ -86,6 +119,7 @@ def test_a_part_that_ends_early_leaves_its_rows(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench_gpu, "__file__", str(fake))
     monkeypatch.setattr(bench_gpu, "find_spec", lambda name: None)
     monkeypatch.setattr(bench_gpu, "machine", dict)
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "")
     out = tmp_path / "out"
     monkeypatch.setattr(sys, "argv", ["bench_gpu", "--minutes", "0.05", "--out", str(out)])
     bench_gpu.main()

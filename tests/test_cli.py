@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from jcos import checkpoint, cli, wan
+from jcos import checkpoint, cli, demo, wan
+from jcos.experiments.puzzles import Progress
 
 
 def run(*arguments: object) -> None:
@@ -26,6 +29,49 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return message[0]
 
 
+def test_programs_are_kept_in_the_users_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By every command; a folder that the environment names is left to jax."""
+    option = "jax_compilation_cache_dir"
+    before = getattr(jax.config, option)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    try:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "other"))
+        run("tasks")
+        assert getattr(jax.config, option) == before
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        run("tasks")
+        assert getattr(jax.config, option) == str(tmp_path / "jcos" / "jax")
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        run("tasks")
+        assert getattr(jax.config, option) == str(tmp_path / "home" / ".cache" / "jcos" / "jax")
+    finally:
+        jax.config.update(option, before)
+    capsys.readouterr()
+
+
+def test_the_demo_ends_with_its_page_and_what_to_look_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def play(model: wan.Wan, folder: Path, command: str) -> Iterator[Progress]:
+        yield Progress("following routes", 0, 2)
+        yield Progress("the page", 2, 2)
+
+    monkeypatch.setattr(demo, "run", play)
+    monkeypatch.setattr(wan, "load", lambda folder: None)
+    run("demo", "--out", tmp_path / "d")
+    said = capsys.readouterr()
+    page, look = said.out.splitlines()
+    assert page == f"The page is at {(tmp_path / 'd' / 'index.html').resolve()}"
+    assert (
+        look == "Look at the maze first: several routes at once in early steps, one in late ones."
+    )
+    assert "the page" in said.err
+    assert "2/2" in said.err
+
+
 def test_tasks_are_listed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("tasks", "--draw", 2, "--only", "maze", "--out", tmp_path / "t")
     assert "maze" in capsys.readouterr().out
@@ -35,9 +81,9 @@ def test_tasks_are_listed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_sample_writes_pictures_arrays_and_manifest(tmp_path: Path) -> None:
     out = tmp_path / "s"
-    run("sample", "maze", "--puzzles", 2, "--steps", 3, "--seeds", 0, 7, "--out", out)
+    run("sample", "maze", "--puzzles", 2, "--steps", 3, "--seeds", 0, -1, "--out", out)
     manifest = json.loads((out / "run.json").read_text())
-    assert manifest["seeds"] == [0, 7]
+    assert manifest["seeds"] == [0, -1]
     assert manifest["sampling"]["steps"] == 3
     assert np.shape(manifest["solved"]) == (2, 2)
     arrays = np.load(out / "arrays.npz")
@@ -67,6 +113,7 @@ def test_sample_is_deterministic_and_an_intervention_changes_it(tmp_path: Path) 
         (("tasks", "--only", "chess"), "there is no task 'chess'"),
         (("sample", "maze", "--steps", 0), "steps is 0"),
         (("sample", "maze", "--puzzles", 0), "at least 1 is needed"),
+        (("sample", "maze", "--seeds", 0, 2**64), f"the seed is {2**64}; PyTorch takes"),
         (("sample", "maze", "--steps", 3, "--noise-steps", 3), "step 3 is out of range"),
         (("sample", "maze", "--steps", 3, "--noise-frames", 5), "frame 5 is out of range"),
         (("sample", "maze", "--steps", 3, "--ensemble-layers", 6), "layer 6 is out of range"),

@@ -2,11 +2,16 @@
 
 import dataclasses
 import errno
+import gc
 import json
 import os
 import shutil
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
@@ -14,10 +19,13 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from jcos import cli, image, media, wan
+from jcos.cli import generate as command
 from jcos.cli.generate import Generate
+from jcos.config import Solver
 from jcos.files import write
 from jcos.noise import wan_noise
 from jcos.vae import Tiles, Vae
+from jcos.variants import wan22_i2v_a14b, with_profile
 from jcos.wan import Wan
 from tests.conftest import GOLDEN
 
@@ -106,14 +114,14 @@ def test_a_prompt_and_a_picture_become_a_video(
     assert about["sampling"]["solver"] == "unipc"
     assert about["negative"].startswith("色调")
 
-    # Repeated, it finds its latents and only decodes; the text encoder is not needed again.
+    # Repeated, it finds its latents and only decodes; known prompts need no text encoder.
     made = (out / "latents.safetensors").stat().st_mtime_ns
     (out / "seed-3.mp4").unlink()
+    run("generate", *call)
+    assert (out / "seed-3.mp4").exists()
+    assert (out / "latents.safetensors").stat().st_mtime_ns == made
     (release / "models_t5_umt5-xxl-enc-bf16.pth").rename(release / "elsewhere")
     try:
-        run("generate", *call)
-        assert (out / "seed-3.mp4").exists()
-        assert (out / "latents.safetensors").stat().st_mtime_ns == made
         message = refused(capsys, *call, "--prompt", "a dog", "--out", tmp_path / "other")
         assert "does not have the prompt 'a dog'" in message
     finally:
@@ -133,6 +141,8 @@ def test_a_prompt_and_a_picture_become_a_video(
         (["--noise", "absent.npy"], "absent.npy"),
         (["--noise", "a.npy", "--seeds", 0, 1], "noise from a file is one video's; give one seed"),
         (["--image", "absent.png"], "the picture absent.png is missing"),
+        (["--seeds", 2**64], "the seed is 18446744073709551616; PyTorch takes"),
+        (["--seeds", -(2**63) - 1, "--noise", "jax"], "the seed is -9223372036854775809; PyTorch"),
         (["--prompt", "absent.npy"], "absent.npy holds no embedded prompt"),
         (["--image", __file__], "test_generate.py"),
         (["--tiles", 0, 4], "an overlap is at least 0 and less than the size"),
@@ -144,6 +154,69 @@ def test_wrong_input_ends_in_one_sentence_and_leaves_nothing(
     out = tmp_path / "out"
     assert message in refused(capsys, *settings(release, picture, out), *changes)
     assert not out.exists()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], weakref.ref[Wan]]]:
+    """Nothing is computed. What was loaded, call by call, and whether it is still there."""
+    loaded, plain = [], wan.load
+
+    def load(folder: Path, **options: Any) -> Wan:
+        model = plain(folder, **options)
+        loaded.append(({k: v for k, v in options.items() if k != "profile"}, weakref.ref(model)))
+        return model
+
+    def generate(model, condition, seeds, *, noise, **options) -> Any:
+        gc.collect()
+        loaded[-1][0]["beside"] = sum(made() is not None for _, made in loaded[:-1])
+        x0 = np.repeat(np.asarray(noise)[:, None], 2, axis=1)
+        return SimpleNamespace(latents=noise, x0=x0)
+
+    monkeypatch.setattr(wan, "load", load)
+    monkeypatch.setattr(wan, "generate", generate)
+    monkeypatch.setattr(wan, "embed", lambda model, tokenizer, text, length: jnp.zeros((24, 64)))
+    monkeypatch.setattr(Wan, "encode", lambda self, video, tiles: jnp.zeros((2, 8, 6, 16)))
+    monkeypatch.setattr(Wan, "decode", lambda self, z, tiles: np.zeros((5, 64, 48, 3), np.uint8))
+    return loaded
+
+
+CODER = {"experts": False, "text": False}
+
+
+def test_only_what_is_needed_is_loaded(release, picture, tmp_path, quick):
+    """The text encoder is gone when the experts come; a repeated call needs the VAE alone."""
+    call = settings(release, picture, tmp_path / "out")
+    run("generate", *call)
+    experts = {"text": False, "vae": False, "resident": None, "beside": 1}  # the VAE
+    assert [options for options, _ in quick] == [CODER, {"experts": False, "vae": False}, experts]
+    quick.clear()
+    run("generate", *call)
+    assert [options for options, _ in quick] == [CODER]
+
+
+def test_latents_of_other_weights_or_noise_are_not_taken(
+    release, picture, tmp_path, capsys, monkeypatch, quick
+):
+    noise = np.random.default_rng(0).standard_normal((16, 2, 8, 6)).astype(np.float32)
+    np.save(tmp_path / "noise.npy", noise)
+    call = [*settings(release, picture, tmp_path / "out"), "--noise", tmp_path / "noise.npy"]
+    run("generate", *call)
+    np.save(tmp_path / "noise.npy", noise + 1)
+    assert "other settings (noise file)" in refused(capsys, *call)
+    np.save(tmp_path / "noise.npy", noise)
+    run("generate", *call)
+    monkeypatch.setattr(command, "identify", lambda folder: {"manifest": "another"})
+    assert "other settings (weights)" in refused(capsys, *call)
+
+
+def test_a_profile_keeps_its_grid_with_its_own_solver():
+    config = with_profile(wan22_i2v_a14b(), "diffusers")
+
+    def grid(solver: Solver | None) -> str:
+        return Generate(checkpoint=Path(), prompt="", solver=solver)._sampling(config).grid
+
+    assert config.sampling.solver == "unipc"
+    assert [grid(None), grid("unipc"), grid("euler")] == ["diffusers", "diffusers", "euler"]
 
 
 def test_a_full_disk_is_noticed_before_the_weights_are_read(
@@ -226,7 +299,7 @@ def test_a_seed_that_broke_has_no_video(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Wan, "decode", lambda self, latents, tiles: np.zeros((5, 32, 32, 3), "u1"))
     latents = np.zeros((2, 2, 4, 4, 16), np.float32)
     latents[0, 1, 2, 3, 4] = np.nan
-    command = Generate(checkpoint=folder, prompt="a cat", seeds=(3, 4), out=tmp_path)
-    command._write_videos(model, {"latents": latents}, None)
+    asked = Generate(checkpoint=folder, prompt="a cat", seeds=(3, 4), out=tmp_path)
+    asked._write_videos(model, {"latents": latents}, None)
     assert [file.name for file in tmp_path.iterdir()] == ["seed-4.mp4"]
     assert "Seed 3 has no video: its latent is not finite" in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """Weights that wait in host memory, and reports of exhausted memory that become one sentence."""
 
 import dataclasses
+import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from jcos import checkpoint, flow, memory, trajectory, wan
+from jcos import checkpoint, cli, flow, memory, trajectory, wan
 from jcos.config import Sampling
 from jcos.memory import CODING, LOADING, Run, explained, run_knobs, sentence
 from jcos.probes import Probe, States, TokenEnergy, chain
@@ -96,7 +98,9 @@ def test_a_program_of_all_steps_takes_experts_that_wait(pair: Wan, waiting: Wan)
     compare(found, want)
 
 
-def test_weights_wait_where_they_fill_more_than_half(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_wait_where_they_fill_more_than_their_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     weights = {"experts.0.a": jnp.zeros(300), "experts.1.a": jnp.zeros(200)}  # 2000 bytes
     first = SingleDeviceSharding(jax.devices()[0])
 
@@ -107,9 +111,46 @@ def test_weights_wait_where_they_fill_more_than_half(monkeypatch: pytest.MonkeyP
         assert not found or found.keys() == weights.keys()
         return bool(found)
 
-    assert [waits(None, limit) for limit in (None, 4000, 3999)] == [False, False, True]
+    enough = math.ceil(2000 / memory.ROOM)
+    assert [waits(None, limit) for limit in (None, enough, enough - 1)] == [False, False, True]
     assert not waits(True, 100)
     assert waits(False, None)
+
+
+@pytest.mark.parametrize(
+    ("gib", "share", "together"),
+    [(139, 0.92, True), (139, 0.75, True), (79, 0.92, False), (79, 0.75, False), (141, 0.92, True)],
+)
+def test_two_experts_lie_together_on_an_h200_and_wait_on_80_gb(
+    gib: int, share: float, together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A14B's, 27 GiB each, where jax has a share of the device."""
+    expert = jax.ShapeDtypeStruct((27 * 2**29,), jnp.bfloat16)
+    monkeypatch.setattr(memory, "device_memory", lambda: int(share * gib * 2**30))
+    found = memory.waiting({"experts.0": expert, "experts.1": expert}, {}, None)
+    assert (not found) == together
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"XLA_CLIENT_MEM_FRACTION": memory.CLAIM}),
+        ({"XLA_CLIENT_MEM_FRACTION": ".5"}, {"XLA_CLIENT_MEM_FRACTION": ".5"}),
+        ({"XLA_PYTHON_CLIENT_MEM_FRACTION": ".5"}, {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".5"}),
+    ],
+)
+def test_a_command_takes_more_of_a_gpu_unless_told_otherwise(before, after) -> None:
+    """One name alone: jax refuses both."""
+    memory.claim(before)
+    assert before == after
+
+
+def test_the_command_line_claims_before_anything_of_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in memory._FRACTION:
+        monkeypatch.setenv(name, "")
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert os.environ["XLA_CLIENT_MEM_FRACTION"] == memory.CLAIM
 
 
 def test_a_folder_of_jcos_is_restored_into_host_memory(tmp_path) -> None:

@@ -224,7 +224,7 @@ def test_without_the_compiler_one_sentence(
 ) -> None:
     monkeypatch.setattr(compiled, "installed", lambda: False)
     says = refused(capsys, "--model", "wan2.2-i2v-a14b", "--topology", "v5p:2x2x4")
-    assert "needs the TPU compiler: pip install 'jcos[tpu]'" in says
+    assert "needs the TPU compiler: pip install -e '.[tpu]' -c constraints.txt" in says
 
 
 # ---- forecasts

@@ -245,22 +245,28 @@ def test_an_index_that_names_absent_files_and_tensors(copied):
 
 
 def test_wrong_shapes_and_names_are_listed_at_once(copied):
+    """A name of no tensor hides neither a shape that is wrong nor a tensor that is not there."""
+
     def change(tensors):
         tensors["blocks.0.ffn.0.bias"] = np.zeros(145, np.float32)
         tensors["head.head.bias"] = np.zeros(7, np.float32)
+        tensors["ghost.weight"] = tensors.pop("head.modulation")
 
     for part in ("high", "low"):
         for file in (copied / f"{part}_noise_model").glob("*.safetensors"):
             with_bias = "head.head.bias" in safetensors.numpy.load_file(file)
             if with_bias:
                 rewrite(file, change)
+        path = copied / f"{part}_noise_model" / "diffusion_pytorch_model.safetensors.index.json"
+        index = json.loads(path.read_text())
+        del index["weight_map"]["head.modulation"]
+        path.write_text(json.dumps(index))
     message = refused(copied)
-    assert (
-        "experts.0: 1 tensors cannot be placed: blocks.ffn.layers_0.bias has layers of" in message
-    )
-    assert (
-        "experts.1: 1 tensors cannot be placed: blocks.ffn.layers_0.bias has layers of" in message
-    )
+    for part in ("experts.0", "experts.1"):
+        assert f"{part}.blocks.ffn.layers_0.bias has layers of different shapes" in message
+        assert f"{part}.head.head.bias has shape (7,), the model wants (64,)" in message
+        assert f"{part}.ghost.weight matches 0 rows" in message
+        assert f"{part}.head.modulation is missing" in message
 
 
 def test_a_configuration_of_another_size(copied):

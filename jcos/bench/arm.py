@@ -2,6 +2,7 @@
 
 import dataclasses
 import runpy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,6 +114,20 @@ class Arm:
             Noise.at_frames(steps, frames, places(self.noise_frames, frames, "frame")),
             SeedEnsemble.window(steps, layers, on, middle),
         )
+
+
+def shapes_of(
+    arm: Arm, config: WanConfig, samples: Sequence[Sample]
+) -> tuple[dict[Sample, Shape], dict[str, str]]:
+    """Shapes of the samples, and by name what is wrong with those whose video the model does not
+    make."""
+    shapes, wrong = {}, {}
+    for sample in samples:
+        try:
+            shapes[sample] = arm.shape(config, sample)
+        except ValueError as error:
+            wrong[sample.name] = str(error)
+    return shapes, wrong
 
 
 def resized(

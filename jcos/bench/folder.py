@@ -8,7 +8,7 @@ Other files beside these are left alone. The scorer names its videos after the s
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,12 +56,15 @@ class Sample(NamedTuple):
 
 class Bench(NamedTuple):
     """samples: the whole ones, in order. faults: what is wrong with the rest, by its name. names:
-    all that count in a table, the faulty ones too."""
+    all that count in a table, the faulty ones too. absent: tasks and samples of the benchmark that
+    the folder does not have, where all that it has are the benchmark's; a part of it is no fault.
+    """
 
     root: Path
     samples: tuple[Sample, ...]
     faults: dict[str, str]
     names: tuple[str, ...]
+    absent: tuple[str, ...] = ()
 
     @property
     def extent(self) -> str:
@@ -81,7 +84,7 @@ class Bench(NamedTuple):
         others = set(self.names) - set(names)
         samples = tuple(s for s in self.samples if s.name not in others)
         faults = {name: why for name, why in self.faults.items() if name not in others}
-        return Bench(self.root, samples, faults, names)
+        return Bench(self.root, samples, faults, names, self.absent)
 
 
 def task_of(name: str) -> str:
@@ -139,7 +142,21 @@ def read_bench(root: Path, per_task: int | None = None) -> Bench:
                 faults[name] = "the folder is missing" if number in gaps else str(error)
     if not names:
         raise ValueError(f"{root} has no samples: they are folders SPLIT/TASK/00000")
-    return Bench(root, tuple(samples), faults, tuple(names))
+    absent = _absent(names) if per_task is None else ()
+    return Bench(root, tuple(samples), faults, tuple(names), absent)
+
+
+def _absent(names: Sequence[str]) -> tuple[str, ...]:
+    """SPLIT/TASK of tasks that are wholly absent, SPLIT/TASK/NUMBER of single samples."""
+    tasks = {task_of(name) for name in names}
+    if tasks - _KNOWN.keys():
+        return ()
+    found = set(names)
+    lacking = []
+    for task, (split, _) in sorted(_KNOWN.items(), key=lambda known: (known[1][0], known[0])):
+        wanted = [f"{split}/{task}/{i:05d}" for i in range(PER_TASK)]
+        lacking += [n for n in wanted if n not in found] if task in tasks else [f"{split}/{task}"]
+    return tuple(lacking)
 
 
 def _folders(root: Path, parents: list[Path]) -> Iterator[Path]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Generator, Sequence
-from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -11,13 +10,16 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jcos import wan
-from jcos.bench.arm import Arm, as_json
+from jcos.bench.arm import Arm, as_json, shapes_of
 from jcos.bench.folder import Bench
 from jcos.bench.sampler import Sampler, check_mesh, on
-from jcos.bench.state import Folder, Status
+from jcos.bench.state import Folder, Status, versions
 from jcos.bench.worker import Progress, Worker
-from jcos.config import UMT5Config, WanConfig
+from jcos.checkpoint import MANIFEST as CONVERTED
+from jcos.checkpoint import stored
+from jcos.config import UMT5Config, VaeConfig, WanConfig
 from jcos.experiments.results import identify
+from jcos.released import open_released
 from jcos.text import UMT5, TextCache
 from jcos.wan import Prompt
 
@@ -50,11 +52,12 @@ class Work:
 def begin(arm: Arm, checkpoint: Path, out: Path, mesh: Mesh | None, command: str) -> WanConfig:
     """The folder of an arm with its manifest, and the model as the arm samples it.
 
-    Raises ValueError or IndexError where the arm does not suit the model or the mesh, or `out` has
-    videos of other settings.
+    Raises ValueError or IndexError where the arm does not suit the model or the mesh, the
+    checkpoint has no VAE, or `out` has videos of other settings.
     """
     config = arm.of(wan.read_config(checkpoint, arm.profile))
     check_mesh(mesh.shape if mesh else {}, config)
+    _check_vae(config, checkpoint)
     Folder(out).settle(
         {
             "arm": as_json(arm, config.sampling),
@@ -63,10 +66,23 @@ def begin(arm: Arm, checkpoint: Path, out: Path, mesh: Mesh | None, command: str
             "negative": config.negative,
             "numerics": dataclasses.asdict(config.numerics),
             "command": command,
-            "versions": {name: metadata.version(name) for name in ("jcos", "jax", "flax")},
+            "versions": versions(),
         }
     )
     return config
+
+
+def _check_vae(config: WanConfig, checkpoint: Path) -> None:
+    """ValueError where the model needs one that its folder does not have, as VBVR's."""
+    if not isinstance(config.codec, VaeConfig):
+        return
+    converted = (checkpoint / CONVERTED).is_file()
+    leaves = stored(checkpoint) if converted else open_released(checkpoint).leaves
+    if not any(name.startswith("vae.") for name in leaves):
+        raise ValueError(
+            f"{checkpoint} has no VAE, which codes pictures and videos; put that of the release "
+            "beside the weights and convert them together (docs/vbvr.md says how)"
+        )
 
 
 def conduct(
@@ -82,12 +98,13 @@ def conduct(
     summary = "summary.json" if n == 1 else f"summary-{i}-of-{n}.json"
     if work.retry:
         folder.forgive(bench.names)
-    shapes, lost = {}, {}
-    for sample in bench.samples:
+    shapes, wrong = shapes_of(arm, config, bench.samples)
+    lost: dict[str, str] = {}
+    for name, reason in wrong.items():
         try:
-            shapes[sample] = arm.shape(config, sample)
-        except ValueError as error:
-            folder.note(sample.name, "failed", {"reason": str(error)})
+            folder.note(name, "failed", {"reason": reason})
+        except OSError:  # a full disk stops no run
+            lost[name] = reason
     if _anywhere(any(not folder.settled(sample.name) for sample in shapes)):
         yield Progress(0, len(shapes), "reading prompts")
         with on(work.mesh):

@@ -1,36 +1,20 @@
-"""Scores of arms: the official scorer's, which is run if it is given, or, where the samples are the
-small tasks, our own. Missing videos count as zero."""
+"""Scores of arms: the official scorer's, or our own where the samples are the small tasks. Missing
+videos count as zero."""
 
-import contextlib
-import json
-import shlex
-import subprocess
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
-from jcos.bench import export
-from jcos.bench.arm import Arm, resized
-from jcos.bench.folder import SPLITS, Bench, Sample, category_of, task_of
-from jcos.files import write
-from jcos.image import read_picture
+from jcos.bench import baselines, export
+from jcos.bench.baselines import STILL, TRUTH
+from jcos.bench.evalkit import Scores, official
+from jcos.bench.folder import SPLITS, Bench, category_of, task_of
 from jcos.measures import Estimate
-from jcos.media import write_mp4
-
-STILL, TRUTH = "still", "truth"
-"""Arms that `score` makes itself: the first frame held, and the ground truth."""
-
-
-class Scores(NamedTuple):
-    """Of one arm: scores of the videos that were found, and what went wrong with some of them."""
-
-    arm: str
-    found: dict[str, float]
-    errors: dict[str, str]
 
 
 class Cell(NamedTuple):
@@ -53,53 +37,41 @@ class Cell(NamedTuple):
 
 def score(bench: Bench, arms: Sequence[Path], out: Path, scorer: str | None = None) -> list[Scores]:
     """Scores of the arms, then of the still pictures and of the ground truth, whose videos are made
-    in `out`.
+    in `out`; the still ones with the codec of the first arm.
 
     scorer: the command that runs the official `run_evaluation.py`; without one, its results are
     read from `out` or from beside the videos. Raises ValueError where there are neither.
     """
-    names = [arm.name for arm in arms]
-    if len(set(names)) < len(names) or {STILL, TRUTH} & set(names):
-        raise ValueError(
-            f"arms are told apart by their folders' names, which are {', '.join(names)}; each must "
-            f"be another, and none {STILL} or {TRUTH}"
-        )
     for arm in arms:
         if not arm.is_dir():
             raise ValueError(f"there is no folder {arm} with the videos of an arm")
+    names = [*labels(arms), STILL, TRUTH]
+    codec = baselines.codec_of(arms[0]) if arms else baselines.Codec()
+    folders = [*arms, *baselines.make(bench, out, codec)]
     puzzles = [export.puzzle_of(sample) for sample in bench.samples]
-    baselines = [_baseline(bench, out / STILL, _still), _baseline(bench, out / TRUTH, _truth)]
     if puzzles and all(puzzles):
-        return [_judged(bench, arm) for arm in (*arms, *baselines)]
-    return [_official(bench, arm, out, scorer) for arm in (*arms, *baselines)]
+        return [_judged(bench, *arm) for arm in zip(folders, names, strict=True)]
+    return [official(bench, *arm, out, scorer) for arm in zip(folders, names, strict=True)]
 
 
-def _baseline(bench: Bench, folder: Path, make: Callable[[Sample, Path], None]) -> Path:
-    for sample in bench.samples:
-        video = folder / f"{sample.name}.mp4"
-        if not video.exists():
-            make(sample, video)
-    return folder
+def labels(arms: Sequence[Path]) -> list[str]:
+    """The name of each arm's folder, with as many of the folders above it as tell it from the other
+    arms and from the baselines. Raises ValueError where a folder is given twice."""
+    parts = [Path(os.path.abspath(arm)).parts for arm in arms]
+
+    def label(arm: tuple[str, ...]) -> str:
+        for depth in range(1, len(arm) + 1):
+            name = "/".join(arm[-depth:])
+            others = [other for other in parts if other[-depth:] == arm[-depth:]]
+            if len(others) == 1 and name not in (STILL, TRUTH):
+                return name
+        raise ValueError(f"{Path(*arm)} is given twice; each arm is a folder of its own")
+
+    return [label(arm) for arm in parts]
 
 
-def _still(sample: Sample, video: Path) -> None:
-    """Coded as an arm's videos are: some rules see the difference (a still of G-174 loses 0.2)."""
-    write_mp4(video, still_of(sample), Arm.fps, crf=Arm.crf)
-
-
-def still_of(sample: Sample) -> UInt8[np.ndarray, "F H W 3"]:
-    """The first frame held for the whole clip, sides even as H.264 needs them."""
-    height, width = (side + side % 2 for side in (sample.height, sample.width))
-    first = resized(read_picture(sample.picture), height, width, exact=False)
-    return np.broadcast_to(first, (sample.frames, *first.shape)).copy()
-
-
-def _truth(sample: Sample, video: Path) -> None:
-    write(video, sample.truth.read_bytes())
-
-
-def _judged(bench: Bench, arm: Path) -> Scores:
-    scores = Scores(arm.name, {}, {})
+def _judged(bench: Bench, arm: Path, name: str) -> Scores:
+    scores = Scores(name, {}, {})
     for sample in bench.samples:
         video, puzzle = arm / f"{sample.name}.mp4", export.puzzle_of(sample)
         if puzzle is None or not video.exists():
@@ -109,60 +81,6 @@ def _judged(bench: Bench, arm: Path) -> Scores:
         except ValueError as error:  # as the official scorer: it counts, with nothing
             scores.found[sample.name] = 0.0
             scores.errors[sample.name] = str(error)
-    return scores
-
-
-def _official(bench: Bench, arm: Path, out: Path, scorer: str | None) -> Scores:
-    file = f"{arm.name}_vbvr_results.json"
-    videos = [v for v in (arm / f"{name}.mp4" for name in bench.names) if v.exists()]
-    places = [folder / file for folder in (out, arm, arm.parent)]
-    results = next((p for p in places if p.is_file()), None)
-    newest = max((v.stat().st_mtime for v in videos), default=0.0)
-    if results is not None and results.stat().st_mtime >= newest:
-        return read_results(results, arm.name, bench.names)
-    if not videos:
-        return Scores(arm.name, {}, {})
-    if scorer is None:
-        command = f"--model_path {arm} --gt_base {bench.root} --output_dir {out}"
-        lacks = "is missing" if results is None else "is older than the videos"
-        raise ValueError(
-            f"{file} {lacks}: give the official scorer with --scorer 'python run_evaluation.py', "
-            f"or run it yourself with {command}"
-        )
-    command = [*shlex.split(scorer), "--model_path", str(arm), "--gt_base", str(bench.root)]
-    try:
-        subprocess.run([*command, "--output_dir", str(out), "--device", "cpu"], check=True)
-    except subprocess.CalledProcessError as error:
-        raise ValueError(f"the scorer ended with exit code {error.returncode}") from None
-    return read_results(out / file, arm.name, bench.names)
-
-
-def commit_of(scorer: str | None) -> str | None:
-    """The commit of the scorer, which has changed since the paper; None where nothing tells."""
-    for part in shlex.split(scorer or ""):
-        if Path(part).is_file():
-            command = ["git", "-C", str(Path(part).resolve().parent), "rev-parse", "HEAD"]
-            with contextlib.suppress(OSError, subprocess.CalledProcessError):
-                told = subprocess.run(command, capture_output=True, check=True, text=True)
-                return told.stdout.strip()
-    return None
-
-
-def read_results(file: Path, arm: str, names: Sequence[str]) -> Scores:
-    """The samples of a results file of `run_evaluation.py`. Its own means are left alone: they are
-    of whatever videos it found. Raises ValueError where it is none."""
-    scores, known = Scores(arm, {}, {}), set(names)
-    try:
-        for entry in json.loads(file.read_text())["samples"]:
-            number = Path(entry["video_file"]).stem
-            name = f"{entry['folder']}/{entry['task_name']}/{number}"
-            if name not in known:
-                continue
-            scores.found[name] = float(entry["score"])
-            if entry.get("error"):
-                scores.errors[name] = str(entry["error"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no results file of the official scorer: {error!r}") from None
     return scores
 
 

@@ -16,6 +16,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +61,7 @@ class Folder(NamedTuple):
         return self.video(name).exists() or self.about(name, "failed").exists()
 
     def note(self, name: str, kind: str, about: Mapping[str, Any]) -> None:
-        write(self.about(name, kind), _bytes({**about, "date": now()}))
+        write(self.about(name, kind), as_text({**about, "date": now()}))
 
     def forgive(self, names: Sequence[str]) -> None:
         """Failed samples may be tried again."""
@@ -76,7 +77,7 @@ class Folder(NamedTuple):
         file = self.path / MANIFEST
         if not file.exists():
             with contextlib.suppress(FileExistsError):  # another worker was first
-                _write_new(file, _bytes(about))
+                _write_new(file, as_text(about))
         found = read_json(file)
         old, new = (_flat({k: v for k, v in a.items() if k not in FREE}) for a in (found, about))
         changed = [
@@ -101,23 +102,28 @@ class Folder(NamedTuple):
         mean = sum(seconds) / max(len(seconds), 1)
         found = Status(len(bench.names), len(seconds), mean, failed, bench.faults, tuple(stale))
         left = len(bench.samples) - found.done - len(failed)
-        about = {"date": now(), "left": left, "hours_left_for_one_worker": left * mean / 3600}
+        about = {
+            "date": now(),
+            "left": left,
+            "hours_left_for_one_worker": left * mean / 3600,
+            "absent": bench.absent,
+        }
         with contextlib.suppress(OSError):  # a full disk stops no run
-            _write_shared(self.path / summary, _bytes(about | found._asdict()))
+            _write_shared(self.path / summary, as_text(about | found._asdict()))
         return found
 
 
-def _write_shared(file: Path, content: bytes) -> None:
+def _write_shared(file: Path, content: str) -> None:
     """As `files.write`, for a file that several workers may write at the same time."""
     with _own(file) as part:
-        part.write_bytes(content)
+        part.write_text(content, encoding="utf-8")
         part.replace(file)
 
 
-def _write_new(file: Path, content: bytes) -> None:
+def _write_new(file: Path, content: str) -> None:
     """FileExistsError where the file is there already, also if it was made this moment."""
     with _own(file) as part:
-        part.write_bytes(content)
+        part.write_text(content, encoding="utf-8")
         os.link(part, file)
 
 
@@ -143,12 +149,17 @@ def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 def read_json(file: Path) -> dict[str, Any]:
     """Nothing where there is no such file, or a damaged one."""
     with contextlib.suppress(OSError, ValueError):
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     return {}
 
 
-def _bytes(about: Mapping[str, Any]) -> bytes:
-    return (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode()
+def as_text(about: Mapping[str, Any]) -> str:
+    return json.dumps(about, indent=1, ensure_ascii=False) + "\n"
+
+
+def versions() -> dict[str, str]:
+    """Of what the results depend on."""
+    return {name: metadata.version(name) for name in ("jcos", "jax", "flax")}
 
 
 def now() -> str:

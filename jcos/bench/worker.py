@@ -171,6 +171,7 @@ class Worker:
             write(self.folder.about(sample.name, "x0", "safetensors"), save(x0))
         about = {
             "digest": sample.digest,
+            "prompt": sample.prompt,
             "shape": self.shapes[sample]._asdict(),
             "seconds": round(made.seconds, 1),
             "device": jax.local_devices()[0].device_kind,

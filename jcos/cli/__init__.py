@@ -1,15 +1,13 @@
 """The `jcos` command. Thin: each file reads one command's arguments and calls the library; here its
 errors become one sentence."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol
 
-import jax
 import tyro
 
+from jcos import memory, programs
 from jcos.cli.bench import BenchCommand
 from jcos.cli.demo import Demo
 from jcos.cli.generate import Generate
@@ -42,9 +40,8 @@ COMMANDS: dict[str, Callable[..., Command]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; a wrong input ends in one sentence and exit code 2."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "jcos" / "jax"))
+    memory.claim()
+    programs.keep_in_cache()
     command = tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
         prog="jcos",

@@ -2,8 +2,8 @@
 
 import csv
 import dataclasses
+import datetime as dt
 import io
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -19,12 +19,13 @@ from rich.table import Table
 
 from jcos import sharding, wan
 from jcos.bench import scores
-from jcos.bench.arm import Arm, load_arms
+from jcos.bench.arm import Arm, load_arms, shapes_of
+from jcos.bench.baselines import Codec, codec_of
 from jcos.bench.export import export
 from jcos.bench.folder import Bench, read_bench
 from jcos.bench.hours import Pace, expected, hours, measured
 from jcos.bench.run import Work, begin, conduct
-from jcos.bench.state import Status
+from jcos.bench.state import MANIFEST, Status, as_text, now, versions
 from jcos.cli.common import Checkpoint, console
 from jcos.experiments.settings import override
 from jcos.files import write
@@ -98,6 +99,7 @@ class Run:
         arms = {n: override(a, self.set) for n, a in arms.items() if n in (self.arms or arms)}
         bench = read_bench(self.samples, self.per_task)
         print(f"{bench.extent}, {len(bench.faults)} faults")
+        _print_absent(bench)
         if self.plan:
             self._plan(arms, bench)
             return
@@ -133,26 +135,35 @@ class Run:
             where = f"{self.machine}, {self.mesh or 'one device'}"
         else:
             pace, where = measured(self.step_seconds), f"{self.step_seconds} s a step"
+        faults = dict(bench.faults)
         table = Table(title=f"One worker: {where}")
         for column in ("arm", "shapes", "hours"):
             table.add_column(column)
         for name, arm in arms.items():
             config = arm.of(wan.read_config(self.checkpoint, arm.profile))
-            shapes = {arm.shape(config, sample) for sample in bench.samples}
+            shapes, wrong = shapes_of(arm, config, bench.samples)
+            faults |= {f"{name}: {sample}": reason for sample, reason in wrong.items()}
             try:
-                time = f"{hours(arm, config, bench.samples, pace):.1f}"
+                time = f"{hours(arm, config, list(shapes), pace):.1f}"
             except ValueError as unfit:
                 time = str(unfit)
-            table.add_row(name, str(len(shapes)), time)
+            table.add_row(name, str(len(set(shapes.values()))), time)
         Console().print(table)
-        _print_faults(bench.faults)
+        _print_faults(faults)
 
     def _conduct(self, name: str, arm: Arm, bench: Bench, work: Work) -> bool:
         out = self.out / name
         steps = conduct(arm, self.checkpoint, bench, out, work, _command())
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Bar(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-            shown = bar.add_task(name, total=None)
+        with Bar(
+            *columns,
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            speed_estimate_period=MONTH,
+            disable=not console.is_terminal,
+        ) as bar:
+            shown, last = bar.add_task(name, total=None), 0
             while True:
                 try:
                     done, total, what = next(steps)
@@ -160,10 +171,20 @@ class Run:
                     status: Status = end.value
                     break
                 bar.update(shown, completed=done, total=total, description=f"{name}: {what}")
+                if bar.disable and done > last:
+                    left = bar.tasks[shown].time_remaining
+                    told = "" if left is None else f", {dt.timedelta(seconds=left)} left"
+                    print(f"{name}: {done} of {total}{told}", file=sys.stderr, flush=True)
+                last = done
         print(f"{name}: {status.done} of {status.total} videos are in {out}")
         _print_faults(status.faults | status.failed)
         _print_faults(dict.fromkeys(status.stale, "was made from other files; remove its video"))
         return status.complete
+
+
+MONTH = 30 * 24 * 3600
+"""Seconds over which the pace is taken. A sample may take an hour, and rich by itself forgets what
+was more than 30 seconds ago."""
 
 
 def _command() -> str:
@@ -173,6 +194,13 @@ def _command() -> str:
 def _print_faults(faults: dict[str, str]) -> None:
     for name, reason in faults.items():
         print(f"{name}: {reason}", file=sys.stderr)
+
+
+def _print_absent(bench: Bench) -> None:
+    if bench.absent:
+        first, more = ", ".join(bench.absent[:3]), len(bench.absent) - 3
+        others = f" and {more} more (the summaries list them)" if more > 0 else ""
+        print(f"Note: of the benchmark {first}{others} are absent here", file=sys.stderr)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -189,7 +217,8 @@ class Score:
     """The paper's table of one or more arms, beside a still picture, paired by sample.
 
     Reads what the official scorer wrote, or runs it; the exported small tasks judge themselves.
-    Writes OUT/scores.json (every sample) and OUT/table.csv, and the baselines' videos.
+    Writes OUT/scores.json (every sample), OUT/table.csv, OUT/run.json (what was compared), and the
+    baselines' videos.
 
     Examples:
       jcos bench score out/vbvr/base out/vbvr/ensemble --samples VBVR-Bench-Data \\
@@ -212,10 +241,14 @@ class Score:
         found = scores.score(bench, self.arms, self.out, self.scorer)
         cells = scores.table(bench, found)
         gains = scores.against(bench, found[1 : len(self.arms)], found[0])
-        self._write(bench, found, cells, gains)
+        codecs = {arm.arm: codec_of(path) for arm, path in zip(found, self.arms, strict=False)}
+        self._write(bench, found, cells, gains, codecs[found[0].arm])
         _print(bench, cells, gains, found[0].arm)
+        _print_differing("codecs", {name: str(codec) for name, codec in codecs.items()})
+        _print_differing("commits of the scorer", _commits(found))
         for arm in found:
             _print_faults({f"{arm.arm}: {name}": why for name, why in arm.errors.items()})
+        _print_absent(bench)
         missing = any(len(arm.found) < len(bench.names) for arm in found[: len(self.arms)])
         if missing or bench.faults:
             raise SystemExit(1)
@@ -226,20 +259,46 @@ class Score:
         found: list[scores.Scores],
         cells: list[scores.Cell],
         gains: list[scores.Cell],
+        codec: Codec,
     ) -> None:
+        by_arm = {arm.arm: arm for arm in found}
+        told = ("scores", "errors", "scorer")
         about = {
             "samples": bench.extent,
-            "scorer": {"command": self.scorer, "commit": scores.commit_of(self.scorer)},
-            "arms": {arm.arm: {"scores": arm.found, "errors": arm.errors} for arm in found},
+            "arms": {n: dict(zip(told, arm[1:], strict=True)) for n, arm in by_arm.items()},
         }
-        text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
-        write(self.out / "scores.json", text.encode())
+        write(self.out / "scores.json", as_text(about))
         rows = io.StringIO(newline="")
         out = csv.writer(rows, lineterminator="\n")
         out.writerow(("kind", *scores.Cell._fields))
         out.writerows(("score", *cell) for cell in cells)
         out.writerows((f"less {found[0].arm}", *cell) for cell in gains)
         write(self.out / "table.csv", rows.getvalue().encode())
+        folders = {arm.arm: str(path) for arm, path in zip(found, self.arms, strict=False)}
+        run = {
+            "question": "What do these arms score on VBVR-Bench?",
+            "command": _command(),
+            "samples": {"folder": str(self.samples), "extent": bench.extent},
+            "arms": folders,
+            "scorer": {n: arm.scorer for n, arm in by_arm.items()},
+            "still": codec._asdict(),
+            "versions": versions(),
+            "date": now(),
+        }
+        write(self.out / MANIFEST, as_text(run))
+
+
+def _commits(found: list[scores.Scores]) -> dict[str, str]:
+    """Of all that has scores."""
+    told = {arm.arm: arm.scorer or {} for arm in found if arm.found}
+    return {name: str(scorer.get("commit") or "unknown") for name, scorer in told.items()}
+
+
+def _print_differing(what: str, by_arm: dict[str, str]) -> None:
+    """A note where they are not the same for all arms."""
+    if len(set(by_arm.values())) > 1:
+        told = "; ".join(f"{name} {value}" for name, value in by_arm.items())
+        print(f"Note: the arms' {what} differ: {told}", file=sys.stderr)
 
 
 def _print(bench: Bench, cells: list[scores.Cell], gains: list[scores.Cell], first: str) -> None:

@@ -1,12 +1,17 @@
 """What the commands share."""
 
+import contextlib
 import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
+from jcos.experiments.puzzles import Progress
 from jcos.probes import Chain, Noise, Probe, SeedEnsemble, chain
 
 console = Console(stderr=True)
@@ -42,6 +47,21 @@ class Interventions:
             SeedEnsemble.window(steps, layers, on, self.ensemble_layers),
         ]
         return chain(*parts)
+
+
+@contextlib.contextmanager
+def bar() -> Iterator[Callable[[Progress], None]]:
+    """What is going on, how many parts are done, and the time that is left; to be called with
+    every `Progress`."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    whole = 3600.0  # seconds: the time left is told from all parts done, however long one takes
+    with Bar(
+        *columns, TimeRemainingColumn(), console=console, speed_estimate_period=whole
+    ) as shown:
+        task = shown.add_task("starting", total=None)
+        yield lambda now: shown.update(
+            task, description=now.what, completed=now.done, total=now.total
+        )
 
 
 def read_size(text: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jcos import demo as demonstration
 from jcos import wan
-from jcos.cli.common import Checkpoint, console
+from jcos.cli.common import Checkpoint, bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Demo:
     def run(self) -> None:
         model = wan.load(self.checkpoint)
         command = shlex.join(["jcos", *sys.argv[1:]])
-        with console.status("starting") as status:
-            for part in demonstration.run(model, self.out, command):
-                status.update(f"{part} …")
+        with bar() as told:
+            for now in demonstration.run(model, self.out, command):
+                told(now)
         page = (self.out / "index.html").resolve()
         print(f"The page is at {page}")
         print("Look at the maze first: several routes at once in early steps, one in late ones.")

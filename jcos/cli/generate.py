@@ -29,11 +29,13 @@ from safetensors.numpy import load_file, save
 from jcos import image, media, programs, wan
 from jcos.cli.common import Interventions, console, read_size
 from jcos.config import Sampling, Solver, VaeConfig, WanConfig
+from jcos.experiments.results import identify
 from jcos.files import write
-from jcos.noise import noise_from_file, wan_noise
-from jcos.probes import choose
+from jcos.noise import noise_from_file, seed_words, wan_noise
+from jcos.probes import Probe, choose
 from jcos.report import explorer
 from jcos.text import UMT5, TextCache, read_prompt
+from jcos.trajectory import Condition
 from jcos.vae import Tiles
 from jcos.variants import Profile
 from jcos.wan import Wan
@@ -74,7 +76,7 @@ class Generate(Interventions):
     guidance: tuple[float, ...] | None = None
     """One scale, or one per expert, high noise first; 1 leaves the negative prompt out."""
     solver: Solver | None = None
-    """With its own grid of noise levels."""
+    """With its own grid of noise levels, unless it is the profile's solver anyway."""
     profile: Profile | None = None
     """Whose data types, schedule and defaults: by default those of the checkpoint's authors."""
     seeds: tuple[int, ...] = (0,)
@@ -91,8 +93,8 @@ class Generate(Interventions):
     half: less memory for the VAE, slightly other colours. 30 52 are DiffSynth's."""
     resident: bool | None = None
     """Whether the weights of both experts lie on the device together, or wait in host memory, each
-    until its steps begin; the videos are the same. By default together if they take at most half of
-    the device's memory."""
+    until its steps begin; the videos are the same. By default together if they take at most 55 % of
+    the memory that jax has on the device."""
     programs: Path | None = None
     """Folder of compiled programs, for instance CHECKPOINT/programs, that can go with the
     checkpoint to other machines with the same devices; what is not there is compiled and put there.
@@ -115,22 +117,20 @@ class Generate(Interventions):
         frames = image.round_frames(asked, self.profile or "official", stride)
         grid = wan.latent_grid(config, frames, *size)
         noise_shape = (*grid, config.dit.out_channels)
+        seed_words(self.seeds)  # which of them are no seeds
         noise = self._noise(noise_shape)
         interventions = self.probe(sampling.steps, grid[0], config.dit.layers)
         prompts = [read_prompt(p) for p in (self.prompt, self.negative or config.negative)]
-        run = self._describe(config, size, frames, picture, prompts)
+        run = self._describe(config, size, frames, picture, prompts, noise)
         done = _finished(self.out, run)
         if not done:
             _check_room(self.out, 4 * len(self.seeds) * (1 + len(self.x0)) * math.prod(noise_shape))
         if self.programs is not None:
             programs.keep(self.programs)
-        model = wan.load(
-            self.checkpoint,
-            profile=self.profile,
-            text=self.text_cache is None and any(isinstance(p, str) for p in prompts),
-            resident=self.resident,
-        )
-        if isinstance(config.codec, VaeConfig) and model.vae is None:
+        # Text encoder, VAE and experts are loaded when they are needed, and let go again: the
+        # device never holds the experts and the text encoder together.
+        coder = wan.load(self.checkpoint, profile=self.profile, experts=False, text=False)
+        if isinstance(config.codec, VaeConfig) and coder.vae is None:
             raise ValueError(
                 f"{self.checkpoint} has no VAE, which makes videos of latents; put that of the "
                 "release into the folder (and convert it again)"
@@ -139,36 +139,52 @@ class Generate(Interventions):
         if done:
             console.print(f"The latents of this run are in {self.out} already.")
         else:
-            prompt, negative = self._embedded(model, prompts)
-            condition = model.condition(
+            prompt, negative = self._embedded(config, prompts)
+            condition = coder.condition(
                 first, prompt, frames, negative=negative, size=size, tiles=tiles
             )
-            start = time.monotonic()
-            with _bar(sampling.steps) as told:
-                trace = wan.generate(
-                    model,
-                    condition,
-                    self.seeds,
-                    probe=interventions,
-                    sampling=sampling,
-                    noise=noise,
-                    told=told,
-                )
-                arrays = {"latents": trace.latents, "x0": trace.x0[:, np.array(self.x0, int)]}
-                arrays = {name: np.asarray(a, np.float32) for name, a in arrays.items()}
+            arrays, seconds = self._sample(condition, sampling, interventions, noise)
             self.out.mkdir(parents=True, exist_ok=True)
             write(self.out / "latents.safetensors", save(arrays))
-            made = {"seconds": round(time.monotonic() - start, 1), "date": _now()}
+            made = {"seconds": round(seconds, 1), "date": _now()}
             text = json.dumps(run | made, indent=1, ensure_ascii=False) + "\n"
             write(self.out / "run.json", text.encode())
-        self._write_videos(model, load_file(self.out / "latents.safetensors"), tiles)
+        self._write_videos(coder, load_file(self.out / "latents.safetensors"), tiles)
         with console.status("the page …"):
             page = explorer.make(self.out)
         print(f"Videos and latents are in {self.out}; the page is at {page.resolve()}")
 
+    def _sample(
+        self,
+        condition: Condition,
+        sampling: Sampling,
+        probe: Probe,
+        noise: Float[np.ndarray, "K F h w C"] | None,
+    ) -> tuple[dict[str, np.ndarray], float]:
+        """Final latents and the clean estimates that are kept, and the seconds they took. The
+        experts are loaded for this alone."""
+        model = wan.load(
+            self.checkpoint, profile=self.profile, text=False, vae=False, resident=self.resident
+        )
+        start = time.monotonic()
+        with _bar(sampling.steps) as told:
+            trace = wan.generate(
+                model,
+                condition,
+                self.seeds,
+                probe=probe,
+                sampling=sampling,
+                noise=noise,
+                told=told,
+            )
+            arrays = {"latents": trace.latents, "x0": trace.x0[:, np.array(self.x0, int)]}
+            arrays = {name: np.asarray(a, np.float32) for name, a in arrays.items()}
+        return arrays, time.monotonic() - start
+
     def _sampling(self, config: WanConfig) -> Sampling:
         changes: dict[str, Any] = {"steps": self.steps, "shift": self.shift, "solver": self.solver}
-        changes["grid"] = self.solver
+        if self.solver != config.sampling.solver:  # else the grid stays the profile's
+            changes["grid"] = self.solver
         if self.guidance is not None:
             scales = self.guidance
             if len(scales) == 1:
@@ -214,16 +230,18 @@ class Generate(Interventions):
             raise ValueError("noise from a file is one video's; give one seed")
         return noise_from_file(Path(self.noise), shape)[None]
 
-    def _embedded(self, model: Wan, prompts: Sequence[wan.Prompt]) -> list[wan.Prompt]:
-        """Prompts as rows. If there is a cache, the encoder is loaded only where it lacks one of
-        them, and let go again."""
+    def _embedded(self, config: WanConfig, prompts: Sequence[wan.Prompt]) -> list[wan.Prompt]:
+        """Prompts as rows. The encoder is loaded where there are words (and a cache, if there is
+        one, lacks some of them), and let go again."""
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", UserWarning)
-            if self.text_cache is None:
-                rows = [model.embed(text) for text in texts]
-            else:
-                rows = self._cached(self.text_cache, texts, model.config.dit.text_len)
+            rows: list[wan.Prompt] = []
+            if texts and self.text_cache is None:
+                encoder = self._encoder()
+                rows = [encoder.embed(text) for text in texts]
+            elif texts and self.text_cache is not None:
+                rows = self._cached(self.text_cache, texts, config.dit.text_len)
         for warning in said:  # of a prompt that is too long
             console.print(f"Note: {warning.message}.", highlight=False)
         known = dict(zip(texts, rows, strict=True))
@@ -234,11 +252,14 @@ class Generate(Interventions):
             cache = TextCache(folder)
             return [cache.embed(text, length) for text in prompts]
         except ValueError as missing:
-            whole = wan.load(self.checkpoint, profile=self.profile, experts=False, vae=False)
-            if not isinstance(whole.text, UMT5):
+            encoder = self._encoder()
+            if not isinstance(encoder.text, UMT5):
                 raise missing from None
-            cache = TextCache(folder, whole.text, whole.tokenizer)
+            cache = TextCache(folder, encoder.text, encoder.tokenizer)
             return [cache.embed(text, length) for text in prompts]
+
+    def _encoder(self) -> Wan:
+        return wan.load(self.checkpoint, profile=self.profile, experts=False, vae=False)
 
     def _describe(
         self,
@@ -247,11 +268,13 @@ class Generate(Interventions):
         frames: int,
         picture: np.ndarray | None,
         prompts: Sequence[wan.Prompt],
+        noise: Float[np.ndarray, "K F h w C"] | None,
     ) -> dict[str, Any]:
         """Everything that decides what comes out; two runs that agree in it make the same."""
         return {
             "command": shlex.join(["jcos", *sys.argv[1:]]),
             "checkpoint": str(self.checkpoint),
+            "weights": identify(self.checkpoint),
             "model": config.name,
             "prompt": self.prompt,
             "negative": self.negative or config.negative,
@@ -262,6 +285,7 @@ class Generate(Interventions):
             "numerics": dataclasses.asdict(config.numerics),
             "seeds": list(self.seeds),
             "noise": self.noise,
+            "noise file": None if self.noise in ("torch", "jax") else _hash(noise),
             "interventions": self.interventions(),
             "x0": list(self.x0),
             "layers": config.dit.layers,
@@ -298,7 +322,7 @@ def _thin(rows: np.ndarray) -> int:
     return max(1, rows.shape[3] // 240)
 
 
-def _hash(array: wan.Prompt | np.ndarray) -> str:
+def _hash(array: wan.Prompt | np.ndarray | None) -> str:
     return hashlib.sha256(np.asarray(array).tobytes()).hexdigest()
 
 
@@ -337,6 +361,8 @@ def _now() -> str:
 def _bar(steps: int) -> Iterator[Callable[[int], None]]:
     """Steps done and time left; to be called with every step that is done."""
     columns = (TextColumn("{task.description}"), BarColumn())
-    with Bar(*columns, MofNCompleteColumn(), TimeRemainingColumn(), console=console) as bar:
+    columns = (*columns, MofNCompleteColumn(), TimeRemainingColumn())
+    # A step may take minutes, and rich by itself forgets what was more than 30 seconds ago.
+    with Bar(*columns, console=console, speed_estimate_period=86_400) as bar:
         task = bar.add_task("compiling", total=steps)
         yield lambda step: bar.update(task, completed=step + 1, description="denoising")

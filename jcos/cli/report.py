@@ -44,7 +44,13 @@ class Report:
         if not self.results:
             raise ValueError("no folder given; give one with results, such as out/sample")
         if self.serve:
-            serve(self.results[0], self.port)
+            folder, *others = self.results
+            if others or self.out is not None:
+                raise ValueError(
+                    "--serve shows the runs of one folder and writes no page: give the folder that "
+                    "all of them are in, and no --out"
+                )
+            serve(folder, self.port)
             return
         with console.status("reading …"):
             found = [read(folder) for folder in self.results]

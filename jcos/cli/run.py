@@ -11,10 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jcos import wan
 from jcos.cli.common import Checkpoint, console
+from jcos.config import Sampling, WanConfig
 from jcos.experiments.results import conduct, identify
 from jcos.experiments.settings import load_experiment, override
 from jcos.report import explorer
 from jcos.variants import Profile
+from jcos.wan import Wan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,15 +43,25 @@ class Run:
     """Run it again and replace the results that are there."""
     checkpoint: Checkpoint = wan.TINY
     profile: Profile | None = None
-    """Whose data types, schedule and defaults: by default those of the checkpoint's authors."""
+    """Whose data types, schedule, defaults and rule for pictures: by default those of the
+    checkpoint's authors."""
 
     def run(self) -> None:
         experiment = override(load_experiment(self.config), self.set)
+        profile = self.profile or experiment.profile
+        experiment = dataclasses.replace(experiment, profile=profile)
         out = self.out or Path("out") / self.config.stem
         start = time.monotonic()
+        config = wan.read_config(self.checkpoint, profile)
+
+        def load() -> Wan:
+            _tell_steps(experiment.sampling.of(config), config)
+            return wan.load(self.checkpoint, profile=profile)
+
         steps = conduct(
             experiment,
-            wan.load(self.checkpoint, profile=self.profile),
+            config,
+            load,
             out,
             weights=identify(self.checkpoint),
             command=shlex.join(["jcos", *sys.argv[1:]]),
@@ -71,3 +83,13 @@ class Run:
                 explorer.make(out)
         told = f"{time.monotonic() - start:.0f} s" if new else "these results are there already"
         print(f"{experiment.name}: {told}; the page to look inside is at {page.resolve()}")
+
+
+def _tell_steps(sampling: Sampling, config: WanConfig) -> None:
+    own = config.sampling.steps
+    if sampling.steps != own:
+        console.print(
+            f"Sampled in {sampling.steps} steps; {config.name} has {own} of its own "
+            "(--set sampling.steps=none).",
+            highlight=False,
+        )

@@ -5,18 +5,24 @@ import io
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import tyro
+from jaxtyping import Bool
 
 from jcos import media, tasks, wan
-from jcos.cli.common import Checkpoint, Interventions, console
+from jcos.cli.common import Checkpoint, Interventions, bar
+from jcos.config import Sampling
 from jcos.experiments.answers import answers_of, blend
-from jcos.experiments.puzzles import held_out, play, score
+from jcos.experiments.puzzles import Progress, held_out, play, score
 from jcos.files import write
+from jcos.noise import seed_words
+from jcos.probes import Probe
 from jcos.report import explorer
+from jcos.tasks import Puzzle, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,28 +57,44 @@ class Sample(Interventions):
         task = tasks.get(self.task)
         if self.puzzles < 1:
             raise ValueError(f"{self.puzzles} puzzles asked for; at least 1 is needed")
+        seed_words(self.seeds)  # which of them are no seeds
         model = wan.load(self.checkpoint)
         sampling = model.config.sampling
         if self.steps is not None:
             sampling = dataclasses.replace(sampling, steps=self.steps)
         probe = self.probe(sampling.steps, task.frames, model.config.dit.layers)
         puzzles = held_out(task, self.puzzles, self.puzzle_seed)
-        with console.status(
-            f"{self.puzzles} puzzles × {len(self.seeds)} seeds × {sampling.steps} steps …"
-        ):
-            trace = play(
-                model,
-                task,
-                puzzles,
-                self.seeds,
-                probes=[probe],
-                sampling=sampling,
-                keep=range(sampling.steps),
-            )
-            latents, x0 = trace.latents[0], trace.x0[0]
-            scores, solved = score(model, task, puzzles, latents)
-            x0_scores, _ = score(model, task, puzzles, x0)
-            mass = jax.jit(jax.vmap(blend))(x0, answers_of(model, puzzles))
+        with bar() as told:
+            page, solved = self._make(model, task, puzzles, sampling, probe, told)
+        print(f"Solved {int(solved.sum())} of {solved.size}; the page is at {page.resolve()}")
+
+    def _make(
+        self,
+        model: wan.Wan,
+        task: Task,
+        puzzles: list[Puzzle],
+        sampling: Sampling,
+        probe: Probe,
+        told: Callable[[Progress], None],
+    ) -> tuple[Path, Bool[np.ndarray, "P K"]]:
+        """Plays and writes everything; the page, and what is solved."""
+        parts = len(puzzles) + 3
+        runs = f"{len(puzzles)} puzzles × {len(self.seeds)} seeds × {sampling.steps} steps"
+        told(Progress(runs, 0, parts))
+        trace = play(
+            model,
+            task,
+            puzzles,
+            self.seeds,
+            probes=[probe],
+            sampling=sampling,
+            keep=range(sampling.steps),
+        )
+        latents, x0 = trace.latents[0], trace.x0[0]
+        told(Progress("scoring every step", 1, parts))
+        scores, solved = score(model, task, puzzles, latents)
+        x0_scores, _ = score(model, task, puzzles, x0)
+        mass = jax.jit(jax.vmap(blend))(x0, answers_of(model, puzzles))
         self.out.mkdir(parents=True, exist_ok=True)
         arrays = io.BytesIO()
         np.savez_compressed(
@@ -87,6 +109,7 @@ class Sample(Interventions):
         write(self.out / "arrays.npz", arrays.getvalue())
         shown = np.unique(np.linspace(0, sampling.steps - 1, 9).round().astype(int))
         for i, puzzle in enumerate(puzzles):
+            told(Progress(f"pictures of puzzle {i}", 2 + i, parts))
             video = model.decode(latents[i, 0])
             rows = [*model.decode(x0[i, 0, shown]), video, task.routes(puzzle)[0]]
             write(
@@ -108,5 +131,7 @@ class Sample(Interventions):
             "solved": solved.tolist(),
         }
         write(self.out / "run.json", (json.dumps(run, indent=1) + "\n").encode())
+        told(Progress("the page", parts - 1, parts))
         page = explorer.make(self.out)
-        print(f"Solved {int(solved.sum())} of {solved.size}; the page is at {page.resolve()}")
+        told(Progress("the page", parts, parts))
+        return page, solved

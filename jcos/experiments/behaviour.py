@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jcos import flow
+from jcos.config import WanConfig
 from jcos.experiments.answers import answers_of
 from jcos.experiments.behaviour_figures import figures
 from jcos.experiments.behaviour_found import AXES, Found, courses
@@ -65,8 +66,8 @@ class Behaviour(Experiment):
     remembered: int = 128
     penalty: float = 0.1
 
-    def check(self, model: Wan) -> None:
-        super().check(model)
+    def check(self, config: WanConfig) -> None:
+        super().check(config)
         if self.wrong < 0:
             raise ValueError(f"wrong is {self.wrong}; it counts answers")
         if self.clips is not None:
@@ -79,10 +80,10 @@ class Behaviour(Experiment):
         if not self.penalty > 0:
             raise ValueError(f"penalty is {self.penalty}; it must be positive")
         if self.learned:
-            check_tiles(model)
+            check_tiles(config)
 
     def measure(self, model: Wan) -> Generator[Progress, None, Findings]:
-        samples, plan = self.samples(model), self.plan(model)
+        samples, plan = self.samples(model), self.plan(model.config)
         if not samples.judged:
             return (yield from self._clips(model, samples))
         answers = answers_of(model, samples.puzzles, wrong=self.wrong)
@@ -113,12 +114,12 @@ class Behaviour(Experiment):
                 penalty=self.penalty,
                 chunk=self.chunk,
             )
-        found = Found(lambda steps: self.forwards(model, steps), samples, own, ideal, memory)
+        found = Found(lambda steps: self.forwards(model.config, steps), samples, own, ideal, memory)
         yield Progress("drawing", 0, 1)
         return Findings(found.arrays(), list(found.rows()), dict(figures(found, seen.video)))
 
     def _clips(self, model: Wan, samples: Samples) -> Generator[Progress, None, Findings]:
-        plan = self.plan(model)
+        plan = self.plan(model.config)
         shown = np.array(looked_at(plan.steps), np.int32)
         found = yield from playing(
             model,
@@ -133,9 +134,9 @@ class Behaviour(Experiment):
         still, moving, x0 = (a[0] for a in found)
         parts = {"what stays": still, "what changes": moving}
         steps = {name: commitment_step(values <= SETTLED) for name, values in parts.items()}
-        whole = self.forwards(model)
+        whole = self.forwards(model.config)
         distances = {f"distance to the end, {name}": v for name, v in parts.items()}
-        rows = distance_rows(distances, shown.tolist(), lambda n: self.forwards(model, n))
+        rows = distance_rows(distances, shown.tolist(), lambda n: self.forwards(model.config, n))
         rows += [
             row("clips", "step of settling", name, at.astype(float), whole)
             for name, at in steps.items()

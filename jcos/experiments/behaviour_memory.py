@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jcos import flow
-from jcos.config import PixelCodec
+from jcos.config import PixelCodec, WanConfig
 from jcos.experiments.puzzles import Progress, conditions, held_out, one_world, playing
 from jcos.experiments.ridge import ridge
 from jcos.measures import Estimate, over_puzzles
@@ -60,16 +60,16 @@ class Memory(NamedTuple):
         return over_puzzles(np.bincount(self.identities, rows) / counts)
 
 
-def check_tiles(model: Wan) -> None:
+def check_tiles(config: WanConfig) -> None:
     """ValueError where a token is not one tile of the puzzle in one frame."""
-    codec, patch = model.config.codec, model.config.dit.patch
+    codec, patch = config.codec, config.dit.patch
     if not isinstance(codec, PixelCodec) or patch != (
         1,
         TILE // codec.stride,
         TILE // codec.stride,
     ):
         raise ValueError(
-            f"{model.config.name} has no token per tile and frame, which working memory is read "
+            f"{config.name} has no token per tile and frame, which working memory is read "
             "from: set learned=0 to leave it out"
         )
 

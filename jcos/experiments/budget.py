@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from jcos import flow, trajectory
+from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import Answers, answers_of
 from jcos.experiments.budget_figures import clip_figures, figures
@@ -28,8 +29,7 @@ from jcos.experiments.budget_found import Case, Found, clip_rows
 from jcos.experiments.experiment import Experiment, Findings, Picture
 from jcos.experiments.ideal import ideal_run
 from jcos.experiments.puzzles import Progress, one_world, pixels, playing
-from jcos.experiments.samples import Samples, condition_of, read_clips
-from jcos.image import check_frames
+from jcos.experiments.samples import Samples, condition_of, latent_frames, read_clips
 from jcos.probes import States
 from jcos.trajectory import Condition, Trace
 from jcos.wan import Wan
@@ -58,8 +58,8 @@ class Budget(Experiment):
     middles: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9, 0.95)
     frames: tuple[int, ...] = ()
 
-    def check(self, model: Wan) -> None:
-        super().check(model)
+    def check(self, config: WanConfig) -> None:
+        super().check(config)
         if self.sampling.steps is not None:
             raise ValueError(
                 f"sampling.steps is {self.sampling.steps}; this experiment takes steps=1,2,4 …"
@@ -79,11 +79,11 @@ class Budget(Experiment):
             )
         if self.frames and self.clips is None:
             raise ValueError(
-                f"{model.config.name} makes puzzles of the one length that it was trained on: "
+                f"{config.name} makes puzzles of the one length that it was trained on: "
                 "frames are varied of clips only (clips=FILE.json)"
             )
         for frames in self.frames:
-            check_frames(frames, model.codec.strides[0])
+            latent_frames(config, frames)
 
     def measure(self, model: Wan) -> Generator[Progress, None, Findings]:
         samples = self.samples(model)
@@ -113,7 +113,7 @@ class Budget(Experiment):
         found = Found(
             cases=cases,
             samples=samples,
-            forwards=[self.forwards(model, c.steps) for c in cases],
+            forwards=[self.forwards(model.config, c.steps) for c in cases],
             own=self.sampling.of(model.config).shift,
             readings=readings,
         )
@@ -162,7 +162,7 @@ class Budget(Experiment):
             distances |= {str(case): distance for case, distance in of_frames.items()}
             cases = [*cases, *of_frames]
         seeds = apart(best, np.roll(best, 1, axis=1)) if len(self.seeds) > 1 else None
-        forwards = [self.forwards(model, c.steps) for c in cases]
+        forwards = [self.forwards(model.config, c.steps) for c in cases]
         yield Progress("decoding", 0, 1)
         shown = [case for case in cases if case.kind == "steps" and case.frames is None]
         videos = model.decode(jnp.asarray(np.stack([ends[str(c)][0, 0] for c in shown])))
@@ -216,7 +216,8 @@ class Budget(Experiment):
     def _given(self, model: Wan, frames: int) -> Condition:
         assert self.clips is not None
         clips = read_clips(self.clips)._replace(frames=frames)
-        return one_world(trajectory.stack([condition_of(model, clips, c) for c in clips.clips]))
+        given = [condition_of(model, clips, clip, self.profile) for clip in clips.clips]
+        return one_world(trajectory.stack(given))
 
 
 def around(steps: int, first: float, middle: float) -> Float[np.ndarray, " S"]:

@@ -87,11 +87,11 @@ class Found:
         }
 
     def rows(self) -> Iterator[Row]:
-        baselines = self.samples.baselines()
+        baselines = self.samples.baselines(self.parts)
         for part, p in self.parts.items():
             for i, (case, cost) in enumerate(zip(self.cases, self.forwards, strict=True)):
                 for name in ("score", "solved"):
-                    base = baselines[part, name] if part in self.samples.groups else None
+                    base = baselines[part, name]
                     yield row(part, name, case, self.readings[name][i, p], cost, base)
                     ideal = self.readings[f"ideal {name}"][i, p]
                     yield row(part, name, f"{case}, ideal denoiser", ideal, 0)

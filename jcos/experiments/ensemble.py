@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jcos import flow
-from jcos.config import PixelCodec
+from jcos.config import PixelCodec, WanConfig
 from jcos.experiments.ensemble_figures import figures
 from jcos.experiments.ensemble_found import AXES, Arm, Found, groups_of
 from jcos.experiments.experiment import Experiment, Findings, Place, places, window
@@ -62,15 +62,15 @@ class Ensemble(Experiment):
     until: tuple[Place, ...] = (0, 0.2, 0.5)
     longer: bool = True
 
-    def check(self, model: Wan) -> None:
-        super().check(model)
+    def check(self, config: WanConfig) -> None:
+        super().check(config)
         for size in (self.members, *self.more_members):
             if not 2 <= size <= len(self.seeds):
                 raise ValueError(
                     f"{size} members cannot be averaged: there are {len(self.seeds)} seeds, and "
                     "at least 2 of them make a mean"
                 )
-        steps, depth = self.plan(model).steps, model.config.dit.layers
+        steps, depth = self.plan(config).steps, config.dit.layers
         self._window(depth)
         places(self.layers, depth, "layer")
         places(self.until, steps, "step")
@@ -78,8 +78,8 @@ class Ensemble(Experiment):
             raise ValueError("steps is empty; the paper averages in step 0")
 
     def measure(self, model: Wan) -> Generator[Progress, None, Findings]:
-        samples, arms = self.samples(model), self.arms(model)
-        shown = yield from self._ends(model, samples, arms, self.seeds, self.plan(model), "runs")
+        samples, arms, own = self.samples(model), self.arms(model), self.plan(model.config)
+        shown = yield from self._ends(model, samples, arms, self.seeds, own, "runs")
         longer = {}
         for steps in self.step_counts(model) if self.longer and samples.judged else ():
             sampling = dataclasses.replace(self.sampling, steps=steps).of(model.config)
@@ -90,8 +90,8 @@ class Ensemble(Experiment):
         found = Found(
             arms=arms,
             samples=samples,
-            forwards=lambda steps: self.forwards(model, steps),
-            steps=self.plan(model).steps,
+            forwards=lambda steps: self.forwards(model.config, steps),
+            steps=own.steps,
             shown=shown,
             longer=longer,
         )
@@ -100,7 +100,7 @@ class Ensemble(Experiment):
 
     def arms(self, model: Wan) -> list[Arm]:
         """Everything that is tried: no averaging first, then the paper's."""
-        total, depth = self.plan(model).steps, model.config.dit.layers
+        total, depth = self.plan(model.config).steps, model.config.dit.layers
         here = self._window(depth)
         steps = tuple(places(self.steps, total, "step"))
         spans = [tuple(range(last + 1)) for last in places(self.until, total, "step")]
@@ -123,7 +123,7 @@ class Ensemble(Experiment):
     def step_counts(self, model: Wan) -> tuple[int, int]:
         """Steps of one run that cost as much as the paper's ensemble: with one member going on,
         with all of them."""
-        steps = self.plan(model).steps
+        steps = self.plan(model.config).steps
         last = places(self.steps, steps, "step")[-1]
         return steps + (self.members - 1) * (last + 1), self.members * steps
 

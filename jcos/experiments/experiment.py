@@ -19,9 +19,10 @@ from matplotlib.figure import Figure
 from jcos import flow
 from jcos.config import Grid, PixelCodec, Sampling, Solver, WanConfig
 from jcos.experiments.puzzles import Progress
-from jcos.experiments.samples import Baseline, Samples, read_clips
+from jcos.experiments.samples import Baseline, Samples, check_clips, latent_frames, read_clips
 from jcos.measures import Estimate, over_puzzles
 from jcos.tasks import get
+from jcos.variants import Profile
 from jcos.wan import Wan
 
 Place = int | float
@@ -33,6 +34,7 @@ the depth, so that it suits every model (the paper's layer 20 of 40 is 0.5)."""
 class Settings:
     """What is sampled otherwise than the model's authors do; None leaves a setting as it is.
 
+    solver: another than the model's own brings its own grid, unless one is given.
     guidance: one scale for all experts or one for each; 1 leaves the negative prompt out.
     """
 
@@ -45,7 +47,7 @@ class Settings:
     def of(self, config: WanConfig) -> Sampling:
         """The sampling of this model. Raises ValueError where it cannot be."""
         changes = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
-        if self.solver is not None and self.grid is None:
+        if self.solver not in (None, config.sampling.solver) and self.grid is None:
             changes["grid"] = self.solver
         if self.guidance is not None:
             one = len(self.guidance) == 1
@@ -102,8 +104,9 @@ class Experiment(abc.ABC):
     tasks: of the small puzzles, all with the same canvas. puzzles: held-out ones per task, of this
     puzzle_seed; only those with several right answers where `several` is on. clips: a JSON file of
     prompts with pictures instead (`samples.read_clips`), for models whose codec is a VAE; what
-    needs a judge is then left out. seeds: of the noise. chunk: runs computed at a time, by default
-    as many as memory holds; results do not depend on it.
+    needs a judge is then left out. profile: whose data types and schedule the model is loaded with,
+    and whose rule prepares pictures of clips; by default its authors'. seeds: of the noise. chunk:
+    runs computed at a time, by default as many as memory holds; results do not depend on it.
     """
 
     question: ClassVar[str]
@@ -120,6 +123,7 @@ class Experiment(abc.ABC):
     puzzle_seed: int = 0
     several: bool = False
     clips: Path | None = None
+    profile: Profile | None = None
     seeds: tuple[int, ...] = (0,)
     sampling: Settings = Settings()
     chunk: int | None = None
@@ -128,9 +132,10 @@ class Experiment(abc.ABC):
     def name(self) -> str:
         return type(self).__name__.lower()
 
-    def check(self, model: Wan) -> None:
-        """Raises ValueError or IndexError, in one sentence, where this cannot be run on `model`."""
-        self.sampling.of(model.config)
+    def check(self, config: WanConfig) -> None:
+        """Raises ValueError or IndexError, in one sentence, where this cannot be run on a model of
+        this configuration: it needs no weights."""
+        self.sampling.of(config)
         if self.puzzles < 1:
             raise ValueError(f"puzzles is {self.puzzles}; at least 1 is needed")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -138,11 +143,11 @@ class Experiment(abc.ABC):
         if self.chunk is not None and self.chunk < 1:
             raise ValueError(f"chunk is {self.chunk}; at least 1 run is computed at a time")
         if self.clips is not None:
-            read_clips(self.clips)
+            check_clips(config, self.clips)
             return
-        if not isinstance(model.config.codec, PixelCodec):
+        if not isinstance(config.codec, PixelCodec):
             raise ValueError(
-                f"{model.config.name} is no model of the small puzzles (its codec is a VAE): give "
+                f"{config.name} is no model of the small puzzles (its codec is a VAE): give "
                 "it prompts with pictures, clips=FILE.json"
             )
         if not self.tasks:
@@ -160,21 +165,27 @@ class Experiment(abc.ABC):
 
     def run(self, model: Wan) -> Generator[Progress, None, Findings]:
         """`check`, then `measure`."""
-        self.check(model)
+        self.check(model.config)
         return (yield from self.measure(model))
 
     def samples(self, model: Wan) -> Samples:
         """What it is run on."""
         if self.clips is not None:
-            return Samples.of_clips(model, self.clips)
+            return Samples.of_clips(model, self.clips, self.profile)
         return Samples.of_tasks(model, self.tasks, self.puzzles, self.puzzle_seed, self.several)
 
-    def plan(self, model: Wan) -> flow.Plan:
-        return flow.plan(self.sampling.of(model.config), model.config.boundary)
+    def latent_frames(self, config: WanConfig) -> int:
+        """Of every run."""
+        if self.clips is None:
+            return get(self.tasks[0]).frames
+        return latent_frames(config, read_clips(self.clips).frames)
 
-    def forwards(self, model: Wan, steps: int | None = None) -> int:
+    def plan(self, config: WanConfig) -> flow.Plan:
+        return flow.plan(self.sampling.of(config), config.boundary)
+
+    def forwards(self, config: WanConfig, steps: int | None = None) -> int:
         """Passes of one trajectory, or of its first `steps`: two per step with guidance."""
-        sampling = self.sampling.of(model.config)
+        sampling = self.sampling.of(config)
         return (sampling.steps if steps is None else steps) * (1 + (sampling.guidance is not None))
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped, UInt8
 
 from jcos import flow, probes, trajectory
+from jcos.config import WanConfig
 from jcos.experiments.answers import Answers, answers_of, blend, chosen
 from jcos.experiments.experiment import Experiment, Findings, Place, places
 from jcos.experiments.ideal import ideal
@@ -31,7 +32,6 @@ from jcos.experiments.samples import Samples
 from jcos.flow import Schedule, solver_init, solver_step
 from jcos.measures import dissimilarity
 from jcos.probes import Latents, Site, Tokens
-from jcos.tasks import TASKS
 from jcos.trajectory import Trace
 from jcos.wan import Wan
 
@@ -59,11 +59,10 @@ class Flow(Experiment):
     frames: tuple[Place, ...] | None = None
     at_once: int | None = None
 
-    def check(self, model: Wan) -> None:
-        super().check(model)
-        places(self.steps, self.plan(model).steps, "step")
-        if self.clips is None:
-            places(self.frames, TASKS[self.tasks[0]].frames, "frame")
+    def check(self, config: WanConfig) -> None:
+        super().check(config)
+        places(self.steps, self.plan(config).steps, "step")
+        places(self.frames, self.latent_frames(config), "frame")
         if self.steps == () == self.frames:
             raise ValueError("steps and frames are both empty: there is no place for noise")
         if self.at_once is not None and self.at_once < 1:
@@ -71,7 +70,7 @@ class Flow(Experiment):
 
     def measure(self, model: Wan) -> Generator[Progress, None, Findings]:
         samples = self.samples(model)
-        steps, frames = self.plan(model).steps, samples.latent[0]
+        steps, frames = self.plan(model.config).steps, samples.latent[0]
         cases = self.cases(steps, frames)
         answers = answers_of(model, samples.puzzles) if samples.judged else None
         groups = grouped(cases, self.at_once or (8 if samples.judged else 1))
@@ -81,7 +80,7 @@ class Flow(Experiment):
             jax.tree.map(lambda a: np.repeat(a, len(groups[0]), axis=1), samples.given),
             self.seeds,
             probes=[Perturbed(trajectory.stack(group), frames) for group in noise],
-            plan=self.plan(model),
+            plan=self.plan(model.config),
             look=look_at_reach,
             beside=answers,
             chunk=self.chunk,
@@ -95,7 +94,7 @@ class Flow(Experiment):
         found = Found(
             cases=cases,
             samples=samples,
-            forwards=2 * self.forwards(model),
+            forwards=2 * self.forwards(model.config),
             tokens=reach.tokens,
             x0=reach.x0,
             ideal=reach.ideal,

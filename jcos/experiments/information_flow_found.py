@@ -19,6 +19,7 @@ SOURCES = {"tokens": "tokens", "x0": "x̂0", "ideal": "x̂0 of the ideal denoise
 
 AXES = {
     "tokens": "case puzzle seed step layer part: 1 − CKA of tokens",
+    "reach": f"case puzzle seed: 1 − CKA of tokens, {ON}",
     "x0": "case puzzle seed step part: 1 − CKA of x̂0",
     "ideal": "case puzzle seed step part: 1 − CKA of the ideal denoiser's x̂0",
     "solved": "case puzzle seed",
@@ -102,7 +103,9 @@ class Found:
 
     def arrays(self) -> dict[str, np.ndarray]:
         frames = self.x0.shape[-1] - 1
+        reach = [self.reading("tokens", i, ON) for i in range(len(self.cases))]
         found = {
+            "reach": np.stack(reach).astype(np.float32),
             "case": np.array([str(c) for c in self.cases]),
             "step": np.array([-1 if c.step is None else c.step for c in self.cases]),
             "frame": np.array([-1 if c.frame is None else c.frame for c in self.cases]),

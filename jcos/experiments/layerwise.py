@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from jcos import flow, probes
+from jcos.config import WanConfig
 from jcos.experiments.experiment import Experiment, Findings, Place, places
 from jcos.experiments.layerwise_decoded import decode, halves, labels_of
 from jcos.experiments.layerwise_figures import figures
@@ -58,26 +59,26 @@ class Layers(Experiment):
     shown: tuple[Place, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     penalty: float = 1e-3
 
-    def check(self, model: Wan) -> None:
-        super().check(model)
+    def check(self, config: WanConfig) -> None:
+        super().check(config)
         for name, chosen, size in (
-            ("step", self.looked, self.plan(model).steps),
-            ("layer", self.shown, model.config.dit.layers),
+            ("step", self.looked, self.plan(config).steps),
+            ("layer", self.shown, config.dit.layers),
         ):
             if not places(chosen, size, name):
                 raise ValueError(f"no {name} is chosen to look at; name at least one")
         if not self.penalty > 0:
             raise ValueError(f"penalty is {self.penalty}; it is above 0")
-        frames, height, width = model.config.dit.patch
+        frames, height, width = config.dit.patch
         if self.clips is None and (frames != 1 or height != width):
             raise ValueError(
-                f"{model.config.name} has tokens of {frames} × {height} × {width}; probes read "
+                f"{config.name} has tokens of {frames} × {height} × {width}; probes read "
                 "square ones of a single frame"
             )
 
     def measure(self, model: Wan) -> Generator[Progress, None, Findings]:
         samples = self.samples(model)
-        looked = places(self.looked, self.plan(model).steps, "step")
+        looked = places(self.looked, self.plan(model.config).steps, "step")
         shown = places(self.shown, model.config.dit.layers, "layer")
         parts = {}
         # Task by task: features of all of them need not be held at once.
@@ -87,7 +88,7 @@ class Layers(Experiment):
                 jax.tree.map(lambda a, p=p: a[p], samples.given),
                 self.seeds,
                 probes=[self._probe(model, samples, shown)],
-                plan=self.plan(model),
+                plan=self.plan(model.config),
                 look=look_at_puzzles if samples.judged else look_at_tokens,
                 beside=np.tile(np.array(looked, np.int32), (len(p), 1)),
                 chunk=self.chunk,
@@ -101,7 +102,7 @@ class Layers(Experiment):
             looked=looked,
             shown=shown,
             grid=model.config.dit.tokens(*samples.latent),
-            forwards=lambda steps: self.forwards(model, steps),
+            forwards=lambda steps: self.forwards(model.config, steps),
         )
         yield Progress("drawing", 0, 1)
         return Findings(found.arrays(), list(found.rows()), dict(figures(found)))

@@ -15,9 +15,17 @@ MOST = 32
 
 
 def runs_that_fit(
-    model: Wan, given: Condition, plan: Plan, seeds: int, worlds: int, total: int, asked: int | None
+    model: Wan,
+    given: Condition,
+    plan: Plan,
+    seeds: int,
+    worlds: int,
+    total: int,
+    asked: int | None,
+    seen: int = 0,
 ) -> int:
-    """Runs to compute at a time, of `total`; `asked` is taken as it is.
+    """Runs to compute at a time, of `total`; `asked` is taken as it is. seen: bytes that are
+    observed and kept of a run.
 
     Raises ValueError where not even one fits.
     """
@@ -26,15 +34,26 @@ def runs_that_fit(
     trajectories = seeds * worlds * (1 if plan.guidance is None else 2)
     stored, scores = run_bytes(model, given, plan.steps)
     free = free_bytes()
-    if trajectories * stored > free:
+    if trajectories * stored + seen > free:
         raise ValueError(
             f"one run of {worlds} worlds × {seeds} seeds × {plan.steps} steps needs about "
-            f"{_gigabytes(trajectories * stored)}, {_gigabytes(free)} are free: take fewer seeds, "
-            "fewer steps or a smaller video"
+            f"{_gigabytes(trajectories * stored + seen)}, {_gigabytes(free)} are free: take fewer "
+            "seeds, fewer steps or a smaller video"
         )
-    fitting = int(0.5 * free / (trajectories * (stored + scores)))
+    fitting = int(0.5 * free / (trajectories * (stored + scores) + seen))
     most = MOST if jax.default_backend() == "cpu" else 8 * MOST
     return max(1, min(fitting, most, total))
+
+
+def sweep_knobs(chunk: int, seeds: int) -> list[str]:
+    """What a sweep that is too large can be changed in, that which changes least about its results
+    first (`jcos.memory.explained`)."""
+    table = [
+        (chunk > 1, f"fewer runs at a time, the same results (jcos run --set chunk={chunk // 2})"),
+        (seeds > 1, f"fewer than {seeds} seeds (--set seeds=0)"),
+        (True, "a smaller or shorter video"),
+    ]
+    return [knob for helps, knob in table if helps]
 
 
 def run_bytes(model: Wan, given: Condition, steps: int) -> tuple[int, int]:

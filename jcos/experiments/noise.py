@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from jcos import flow, probes
+from jcos.config import WanConfig
 from jcos.experiments.answers import Answers, answers_of, blend, chosen
 from jcos.experiments.experiment import Experiment, Findings, Place, places
 from jcos.experiments.noise_figures import figures
@@ -52,13 +53,12 @@ class Noise(Experiment):
     strength_steps: tuple[Place, ...] = (0.2, 0.5, 0.8)
     cleanup: int = 6
 
-    def check(self, model: Wan) -> None:
-        super().check(model)
-        plan = self.plan(model)
+    def check(self, config: WanConfig) -> None:
+        super().check(config)
+        plan = self.plan(config)
         for chosen_steps in (self.steps, self.map_steps, self.strength_steps):
             places(chosen_steps, plan.steps, "step")
-        if self.clips is None:
-            places(self.frames, TASKS[self.tasks[0]].frames, "frame")
+        places(self.frames, self.latent_frames(config), "frame")
         if not all(0 < r <= 1 for r in self.strengths):
             raise ValueError(f"strengths are {self.strengths}; each is above 0 and at most 1")
         high = plan.high_steps or 0
@@ -70,7 +70,7 @@ class Noise(Experiment):
 
     def measure(self, model: Wan) -> Generator[Progress, None, Findings]:
         samples = self.samples(model)
-        steps, frames = self.plan(model).steps, samples.latent[0]
+        steps, frames = self.plan(model.config).steps, samples.latent[0]
         cases = self.cases(steps, frames)
         answers = answers_of(model, samples.puzzles) if samples.judged else None
         last = np.full(len(samples), steps - 1, np.int32)
@@ -89,8 +89,8 @@ class Noise(Experiment):
         found = Found(
             cases=cases,
             samples=samples,
-            forwards=self.forwards(model),
-            more_forwards=self.forwards(model, steps + self.cleanup),
+            forwards=self.forwards(model.config),
+            more_forwards=self.forwards(model.config, steps + self.cleanup),
             steps=steps,
             readings=readings_of(samples, cases, ends, answers),
         )
@@ -140,7 +140,7 @@ def probe_of(case: Case, steps: int, frames: int, cleanup: int) -> probes.Noise:
 def with_cleanup(experiment: Noise, model: Wan) -> flow.Plan:
     """The run, and behind it once more its last `cleanup` steps, by Euler's solver, which needs no
     history."""
-    plan, more = experiment.plan(model), experiment.cleanup
+    plan, more = experiment.plan(model.config), experiment.cleanup
     if not more:
         return plan
     sampling = dataclasses.replace(experiment.sampling.of(model.config), solver="euler")

@@ -1,5 +1,6 @@
 """Many puzzles × probes × seeds through a model, as one compiled program."""
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -9,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
-from jcos import flow, trajectory
+from jcos import flow, memory, trajectory
 from jcos.config import PixelCodec, Sampling
-from jcos.experiments.memory import runs_that_fit
+from jcos.experiments.memory import runs_that_fit, sweep_knobs
+from jcos.noise import seed_words
 from jcos.probes import Probe
 from jcos.tasks import TASKS, Puzzle, Task
 from jcos.trajectory import Condition, Trace
@@ -58,16 +60,29 @@ def _play(
     """Those runs of a sweep, each the numbers of a probe and a puzzle."""
 
     def one(run: Int[Array, " 2"]) -> tuple[Any, Bool[Array, "W K S"]]:
-        which, number = run
-        probe = jax.tree.map(lambda a: a[which], sweep.probes)
-        given, start, beside = jax.tree.map(
-            lambda a: a[number], (sweep.given, sweep.start, sweep.beside)
-        )
-        keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), number))(seeds)
-        trace = generate_worlds(model, plan, given, keys, probe, start)
-        return look(model, plan, trace, beside), trace.finite
+        seen, trace = _one(model, plan, sweep, seeds, run, look)
+        return seen, trace.finite
 
     return jax.vmap(one)(runs)
+
+
+def _one(
+    model: Wan,
+    plan: flow.Plan,
+    sweep: Sweep,
+    seeds: UInt32[Array, " K"],
+    run: Int[Array, " 2"],
+    look: Look,
+) -> tuple[Any, Trace]:
+    """What `look` keeps of a run, and all of it."""
+    which, number = run
+    probe = jax.tree.map(lambda a: a[which], sweep.probes)
+    given, start, beside = jax.tree.map(
+        lambda a: a[number], (sweep.given, sweep.start, sweep.beside)
+    )
+    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), number))(seeds)
+    trace = generate_worlds(model, plan, given, keys, probe, start)
+    return look(model, plan, trace, beside), trace
 
 
 def compilations() -> int:
@@ -98,29 +113,71 @@ def playing(
 
     A seed's noise depends on the puzzle's number and the seed, not on what runs beside it: runs
     that differ in their probe are paired.
-    Raises ValueError where the results do not fit into memory, before anything runs, and
-    FloatingPointError where a latent stops being finite.
+    Raises ValueError where the results do not fit into memory, before anything runs, MemoryError
+    saying what would help where a device has too little, and FloatingPointError as soon as a latent
+    stops being finite: no number of a sweep with holes is told.
     """
     plan = flow.plan(model.config.sampling, model.config.boundary) if plan is None else plan
+    words = seed_words(seeds)
     sweep = jax.tree.map(jnp.asarray, Sweep(given, trajectory.stack(probes), start, beside))
     puzzles, worlds = given.context.shape[:2]
     total = len(probes) * puzzles
-    chunk = runs_that_fit(model, given, plan, len(seeds), worlds, total, chunk)
+    look, numbers, kept = look or everything, jnp.asarray(words), []
+    if chunk is None:
+        size = _bytes_seen(model, plan, sweep, numbers, look)
+        chunk = runs_that_fit(model, given, plan, len(seeds), worlds, total, None, size)
     # All pieces are equally long, so that there is one program; the last is filled up.
+    chunk = min(chunk, total)
     chunk = -(-total // -(-total // chunk))
-    numbers, kept = jnp.asarray(seeds, jnp.uint32), []
+    asking = f"{what}, {chunk} run(s) at a time of {len(seeds)} seed(s) in {worlds} world(s),"
     for first in range(0, total, chunk):
         yield Progress(what, first, total)
         runs = np.minimum(first + np.arange(chunk), total - 1)
         runs = jnp.asarray(np.stack(np.divmod(runs, puzzles), -1).astype(np.int32))
-        seen = _play(model, plan, sweep, numbers, runs, look or everything)
-        kept.append(jax.device_get(seen))
+        with memory.explained(asking, sweep_knobs(chunk, len(seeds))):
+            seen, finite = jax.device_get(_play(model, plan, sweep, numbers, runs, look))
+        if not finite.all():
+            bad = np.argwhere(~finite)
+            place = bad[bad[:, -1].argmin()].tolist()
+            # The sweep's own program does not keep the block; this run once more tells it.
+            again = _play(model, plan, sweep, numbers, runs[place[0] :][:1], everything)[0]
+            layer = int(again.layer[(0, *place[1:])])
+            raise FloatingPointError(_where_it_broke(what, runs, seeds, place, layer, plan.steps))
+        kept.append(seen)
     yield Progress(what, total, total)
-    found, finite = jax.tree.map(
+    return jax.tree.map(
         lambda *a: np.concatenate(a)[:total].reshape(len(probes), puzzles, *a[0].shape[1:]), *kept
     )
-    trajectory.check_steps(finite)
-    return found
+
+
+def _bytes_seen(
+    model: Wan, plan: flow.Plan, sweep: Sweep, seeds: UInt32[Array, " K"], look: Look
+) -> int:
+    """What the probe observes in a run, and what `look` keeps of it, in bytes."""
+    run = jax.ShapeDtypeStruct((2,), jnp.int32)
+    seen, trace = jax.eval_shape(partial(_one, look=look), model, plan, sweep, seeds, run)
+    leaves = jax.tree.leaves((seen, trace.observed, trace.seen))
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in leaves)
+
+
+def _where_it_broke(
+    what: str,
+    runs: Int[Array, "runs 2"],
+    seeds: Sequence[int],
+    place: Sequence[int],
+    layer: int,
+    steps: int,
+) -> str:
+    """place: the run of a chunk, its world, seed and first step with an inf or nan. layer: as in
+    `Trace`."""
+    run, world, seed, step = place
+    which, number = np.asarray(runs[run]).tolist()
+    where = f"first after block {layer}" if layer >= 0 else "outside the blocks"
+    return (
+        f"{what}: the latent of puzzle (or clip) {number} with seed {seeds[seed]} is not finite "
+        f"from step {step} of {steps} on, {where} (probe {which}, world {world}): look at the "
+        "probe, the guidance scale or the weights"
+    )
 
 
 def finish(steps: Generator[Any, None, T]) -> T:

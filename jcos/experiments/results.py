@@ -14,7 +14,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from jcos.checkpoint import MANIFEST
+from jcos.config import WanConfig
 from jcos.experiments.experiment import Experiment, Findings, Row, fields_of
 from jcos.experiments.plots import to_png
 from jcos.experiments.puzzles import Progress
@@ -37,27 +38,51 @@ IDENTITY = ("experiment", "parameters", "clips", "model", "sampling", "numerics"
 
 
 def identify(checkpoint: Path) -> dict[str, str]:
-    """Which weights a checkpoint folder holds: the hash of its manifest, which lists every file's,
-    or of the names and sizes of a released folder's files."""
+    """Which weights a checkpoint folder holds: the hash of its manifest, which lists every file's;
+    of a released folder, of the names and sizes of all files, and of pieces of those that hold
+    weights or say what they are. A folder of results that knows names and sizes alone, of an
+    earlier version, is one of other weights (`weights None`)."""
     manifest = checkpoint / MANIFEST
     if manifest.is_file():
         return {"manifest": hashlib.sha256(manifest.read_bytes()).hexdigest()}
     files = sorted(p for p in checkpoint.rglob("*") if p.is_file())
     listed = [(p.relative_to(checkpoint).as_posix(), p.stat().st_size) for p in files]
-    return {"files": hashlib.sha256(json.dumps(listed).encode()).hexdigest()}
+    pieces = hashlib.sha256()
+    for path in files:
+        if path.suffix in (".safetensors", ".pth", ".json"):
+            pieces.update(_pieces(path))
+    names = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+    return {"files": names, "weights": pieces.hexdigest()}
 
 
-def describe(experiment: Experiment, model: Wan, weights: Mapping[str, str]) -> dict[str, Any]:
+HEAD, PIECES, PIECE = 2**20, 64, 2**12
+"""Bytes that are read of a file's beginning, which has the header; how many pieces besides, and
+their bytes: 1.3 MB of any file. Fine-tuning changes nearly all weights."""
+
+
+def _pieces(path: Path) -> bytes:
+    last = max(0, path.stat().st_size - PIECE)
+    with path.open("rb") as file:
+        found = [file.read(HEAD)]
+        for i in range(PIECES):
+            file.seek(last * i // (PIECES - 1))
+            found.append(file.read(PIECE))
+    return b"".join(found)
+
+
+def describe(
+    experiment: Experiment, config: WanConfig, weights: Mapping[str, str]
+) -> dict[str, Any]:
     """All that decides what comes out, as JSON has it."""
-    sampling = experiment.sampling.of(model.config)
+    sampling = experiment.sampling.of(config)
     parameters = {k: v for k, v in fields_of(experiment).items() if k not in FREE}
     about = {
         "experiment": experiment.name,
         "parameters": parameters,
         "clips": None if experiment.clips is None else digest(experiment.clips),
-        "model": {"name": model.config.name, **weights},
-        "sampling": dataclasses.asdict(sampling) | {"boundary": model.config.boundary},
-        "numerics": dataclasses.asdict(model.config.numerics),
+        "model": {"name": config.name, **weights},
+        "sampling": dataclasses.asdict(sampling) | {"boundary": config.boundary},
+        "numerics": dataclasses.asdict(config.numerics),
     }
     return json.loads(json.dumps(about))
 
@@ -75,9 +100,9 @@ def finished(folder: Path, about: Mapping[str, Any]) -> bool:
         raise ValueError(
             f"{folder} exists and holds no results of an experiment; choose another folder"
         ) from None
-    changed = [name for name in IDENTITY if found.get(name) != about[name]]
+    changed = [part for name in IDENTITY for part in _differing(name, found, about)]
     if changed:
-        differ = ", ".join(part for name in changed for part in _differing(name, found, about))
+        differ = ", ".join(changed)
         raise ValueError(
             f"{folder} holds results of other settings ({differ}): choose another folder, or "
             "replace them with --redo"
@@ -86,17 +111,19 @@ def finished(folder: Path, about: Mapping[str, Any]) -> bool:
 
 
 def _differing(name: str, found: Mapping[str, Any], about: Mapping[str, Any]) -> list[str]:
-    """What differs in an entry: `puzzles 64, not 32`."""
+    """What differs in an entry: `puzzles 64, not 32`. None is as good as what is not there: of
+    results that are older than a parameter."""
     old, new = found.get(name), about[name]
     if not (isinstance(old, dict) and isinstance(new, dict)):
-        return [f"{name} {old}, not {new}"]
+        return [] if old == new else [f"{name} {old}, not {new}"]
     keys = [k for k in old | new if old.get(k) != new.get(k)]
     return [f"{key} {old.get(key)}, not {new.get(key)}" for key in keys]
 
 
 def conduct(
     experiment: Experiment,
-    model: Wan,
+    config: WanConfig,
+    load: Callable[[], Wan],
     folder: Path,
     *,
     weights: Mapping[str, str],
@@ -105,14 +132,17 @@ def conduct(
 ) -> Generator[Progress, None, bool]:
     """Runs an experiment into a folder; False where it is there already.
 
-    weights: which they are (`identify`). redo: replace what is there.
+    config, load: of the model (`wan.read_config`), and what loads it, which is called only where
+    there is something to run. weights: which they are (`identify`). redo: replace what is there.
     Raises ValueError or IndexError where it cannot be run on this model, or the folder holds other
-    results, before anything runs.
+    results, before weights are read.
     """
-    experiment.check(model)
-    about = describe(experiment, model, weights)
+    experiment.check(config)
+    about = describe(experiment, config, weights)
     if not redo and finished(folder, about):
         return False
+    yield Progress("reading the weights", 0, 1)
+    model = load()
     start = time.monotonic()
     findings = yield from experiment.run(model)
     made = {

@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,12 +14,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from jcos import image, trajectory
-from jcos.config import PixelCodec
+from jcos.config import PixelCodec, WanConfig
 from jcos.experiments.puzzles import conditions, held_out, judge
 from jcos.tasks import TASKS, Puzzle, get, still_of
 from jcos.text import read_prompt
 from jcos.trajectory import Condition
-from jcos.wan import Picture, Prompt, Wan
+from jcos.variants import Profile
+from jcos.wan import Picture, Prompt, Wan, check_picture, latent_grid
 
 GUESSES = 500
 """About so many random answers are judged for the chance level of a task."""
@@ -59,10 +60,10 @@ class Samples:
         return cls(given, tuple(p.task for p in puzzles), tuple(puzzles))
 
     @classmethod
-    def of_clips(cls, model: Wan, file: Path) -> "Samples":
-        """The clips of a file (`read_clips`), pictures brought to the size of the first."""
+    def of_clips(cls, model: Wan, file: Path, profile: Profile | None = None) -> "Samples":
+        """The clips of a file (`read_clips`), pictures prepared as the profile does it."""
         clips = read_clips(file)
-        given = [condition_of(model, clips, clip) for clip in clips.clips]
+        given = [condition_of(model, clips, clip, profile) for clip in clips.clips]
         shapes = {c.channels.shape for c in given if c.channels is not None}
         if len(shapes) > 1:
             raise ValueError(
@@ -104,17 +105,24 @@ class Samples:
         """Scores, and whether solved."""
         return judge(self.puzzles, videos)
 
-    def baselines(self) -> dict[tuple[str, str], Baseline]:
-        """By task and measure ("score", "solved"): of these very puzzles."""
+    def baselines(
+        self, parts: Mapping[str, Int[np.ndarray, " n"]] | None = None
+    ) -> dict[tuple[str, str], Baseline]:
+        """By task and measure ("score", "solved"): of these very puzzles. parts: others than the
+        tasks, each some puzzles of one task."""
         rng, found = np.random.default_rng(0), {}
+        parts = self.groups if parts is None else parts
         for name, rows in self.groups.items() if self.judged else ():
             task, puzzles = TASKS[name], [self.puzzles[i] for i in rows]
             again = math.ceil(GUESSES / len(puzzles))
             guessed = [[task.draw(p, task.guess(p, rng)) for _ in range(again)] for p in puzzles]
             stills = [still_of(task.draw(p, p.answers[0])) for p in puzzles]
             chance, still = (judge(puzzles, np.array(v)) for v in (guessed, stills))
-            for i, measure in enumerate(("score", "solved")):
-                found[name, measure] = Baseline(float(chance[i].mean()), float(still[i].mean()))
+            for part, chosen in parts.items():
+                inside = np.isin(rows, chosen)
+                for i, measure in enumerate(("score", "solved") if inside.any() else ()):
+                    levels = chance[i][inside].mean(), still[i][inside].mean()
+                    found[part, measure] = Baseline(*map(float, levels))
         return found
 
 
@@ -175,6 +183,22 @@ def read_clips(file: Path) -> Clips:
     return found
 
 
+def check_clips(config: WanConfig, file: Path) -> None:
+    """Raises ValueError where a model does not make videos of a file of clips, as far as is known
+    without its weights."""
+    clips = read_clips(file)
+    latent_frames(config, clips.frames)
+    for clip in clips.clips:
+        check_picture(config, clip.picture is not None)
+
+
+def latent_frames(config: WanConfig, frames: int | None) -> int:
+    """Of videos of so many frames, or of as many as the model makes by itself; ValueError where it
+    makes none of that length."""
+    size = config.clip
+    return latent_grid(config, frames or size.frames, size.height, size.width)[0]
+
+
 def digest(file: Path) -> str:
     """SHA-256 of a file of clips and of all files that it names."""
     found = hashlib.sha256(file.read_bytes())
@@ -183,8 +207,8 @@ def digest(file: Path) -> str:
     return found.hexdigest()
 
 
-def condition_of(model: Wan, clips: Clips, clip: Clip) -> Condition:
-    """A clip's condition, its picture brought to the model's size."""
+def condition_of(model: Wan, clips: Clips, clip: Clip, profile: Profile | None = None) -> Condition:
+    """A clip's condition, its picture brought to the model's size by the rule of a profile."""
     size = model.config.clip
     frames, height, width = clips.frames or size.frames, clips.height, clips.width
     height, width = height or size.height, width or size.width
@@ -197,7 +221,8 @@ def condition_of(model: Wan, clips: Clips, clip: Clip) -> Condition:
         picture = image.read_picture(clips.folder / clip.picture)
         first = picture
         if not isinstance(model.codec, PixelCodec):  # which takes pictures as they are
-            first = image.prepare(picture, image.rule_for(model.config), height, width)
+            rule = image.rule_for(model.config, profile)
+            first = image.prepare(picture, rule, height, width)
     prompt = words(clip.prompt)
     assert prompt is not None
     where = None if first is not None else (height, width)

@@ -12,6 +12,7 @@ from collections.abc import Generator
 import jax
 import numpy as np
 
+from jcos.config import WanConfig
 from jcos.experiments.answers import answers_of
 from jcos.experiments.clips_watched import distance_figure, distance_rows, first_film
 from jcos.experiments.experiment import Experiment, Findings, Picture, looked_at
@@ -43,8 +44,8 @@ class Steps(Experiment):
     tasks: tuple[str, ...] = ("maze", "tictactoe", "pattern", "rotation", "returns", "bounce")
     wrong: int = 6
 
-    def check(self, model: Wan) -> None:
-        super().check(model)
+    def check(self, config: WanConfig) -> None:
+        super().check(config)
         if self.wrong < 0:
             raise ValueError(f"wrong is {self.wrong}; it counts answers")
 
@@ -58,7 +59,7 @@ class Steps(Experiment):
             samples.given,
             self.seeds,
             probes=[States()],
-            plan=self.plan(model),
+            plan=self.plan(model.config),
             look=look_at_answers,
             beside=answers,
             chunk=self.chunk,
@@ -69,7 +70,7 @@ class Steps(Experiment):
         scores, solved = samples.judge(seen.video)
         _, ideal_solved = samples.judge(seen.ideal_video)
         found = Found(
-            lambda steps: self.forwards(model, steps),
+            lambda steps: self.forwards(model.config, steps),
             samples,
             answers,
             seen,
@@ -81,7 +82,7 @@ class Steps(Experiment):
         return Findings(found.arrays(), list(found.rows()), dict(figures(found)))
 
     def _clips(self, model: Wan, samples: Samples) -> Generator[Progress, None, Findings]:
-        plan = self.plan(model)
+        plan = self.plan(model.config)
         shown = np.array(looked_at(plan.steps), np.int32)
         steps = np.tile(shown, (len(samples), 1))
         distance, change, x0 = yield from playing(
@@ -98,7 +99,7 @@ class Steps(Experiment):
             "distance to the end": distance[0],
             "distance to the step before": change[0],
         }
-        rows = distance_rows(distances, shown.tolist(), lambda n: self.forwards(model, n))
+        rows = distance_rows(distances, shown.tolist(), lambda n: self.forwards(model.config, n))
         figure = distance_figure(distances)
         yield Progress("decoding", 0, 1)
         pictures = {

@@ -19,10 +19,11 @@ import numpy as np
 from jaxtyping import Bool
 
 from jcos import flow, probes
+from jcos.config import WanConfig
 from jcos.experiments.answers import Answers, blend
 from jcos.experiments.experiment import Experiment, Findings, Place, places
 from jcos.experiments.puzzles import Progress, conditions, finish, pixels, playing
-from jcos.experiments.samples import Samples, read_clips
+from jcos.experiments.samples import read_clips
 from jcos.experiments.swap_figures import figures
 from jcos.experiments.swap_found import AXES, Case, Ends, Found
 from jcos.experiments.swap_pairs import Pair, candidates, object_tokens, pairs_of
@@ -60,10 +61,10 @@ class Swap(Experiment):
     steps: tuple[Place, ...] = (0, 0.25, 0.5, 0.75)
     until: tuple[Place, ...] = (0.25, 0.5, 1.0)
 
-    def check(self, model: Wan) -> None:
-        super().check(model)
-        steps = self.plan(model).steps
-        places(self.layers, model.config.dit.layers, "layer")
+    def check(self, config: WanConfig) -> None:
+        super().check(config)
+        steps = self.plan(config).steps
+        places(self.layers, config.dit.layers, "layer")
         for chosen in (self.steps, self.until):
             places(chosen, steps, "step")
         if self.clips is not None:
@@ -87,7 +88,7 @@ class Swap(Experiment):
             given, answers = side_by_side(model, pairs), candidates(model, pairs)
             tokens = object_tokens(model, answers)
         else:
-            given, answers = two_by_two(Samples.of_clips(model, self.clips).given), None
+            given, answers = two_by_two(self.samples(model).given), None
             tokens = np.ones((len(given.context), token_count(model, given)), bool)
         cases = self.cases(model, judged=bool(pairs))
         ends = yield from self._played(model, given, answers, cases, tokens)
@@ -96,8 +97,8 @@ class Swap(Experiment):
             cases=cases,
             pairs=pairs,
             given=given,
-            forwards=lambda steps: self.forwards(model, steps),
-            steps=self.plan(model).steps,
+            forwards=lambda steps: self.forwards(model.config, steps),
+            steps=self.plan(model.config).steps,
             object_here=tokens,
             ends=ends,
         )
@@ -106,7 +107,7 @@ class Swap(Experiment):
 
     def cases(self, model: Wan, *, judged: bool) -> list[Case]:
         """All swaps; the first is none. Object tokens are known of puzzles only."""
-        steps = self.plan(model).steps
+        steps = self.plan(model.config).steps
         layers = places(self.layers, model.config.dit.layers, "layer")
         found = [Case()]
         found += [Case(k, s, s) for s in places(self.steps, steps, "step") for k in layers]
@@ -126,7 +127,7 @@ class Swap(Experiment):
         tokens: Bool[np.ndarray, "P N"],
     ) -> Generator[Progress, None, Ends]:
         """Pair by pair, since each has its own object tokens; leaves [Q, P, W, K, …]."""
-        kept, (steps, layers) = [], (self.plan(model).steps, model.config.dit.layers)
+        kept, (steps, layers) = [], (self.plan(model.config).steps, model.config.dit.layers)
         for i, mask in enumerate(tokens):
             yield Progress("swapping tokens", i, len(tokens))
             one = jax.tree.map(lambda a, i=i: a[i : i + 1], (given, answers))
@@ -135,10 +136,11 @@ class Swap(Experiment):
                 one[0],
                 [own_seed(seed, i) for seed in self.seeds],
                 probes=[probe_of(case, steps, layers, mask) for case in cases],
-                plan=self.plan(model),
+                plan=self.plan(model.config),
                 look=look_at_ends,
                 beside=one[1],
                 chunk=self.chunk,
+                what=f"swapping tokens, pair {i}",
             )
             kept.append(finish(run))
         yield Progress("swapping tokens", len(tokens), len(tokens))

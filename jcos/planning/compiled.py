@@ -65,8 +65,8 @@ def described(machine: Machine) -> Sequence[Any]:
     """
     if not installed():
         raise ModuleNotFoundError(
-            f"a plan for {machine.name} needs the TPU compiler: pip install 'jcos[tpu]' "
-            "(no TPU is needed)"
+            f"a plan for {machine.name} needs the TPU compiler: pip install -e '.[tpu]' "
+            "-c constraints.txt (no TPU is needed)"
         )
     for name, value in _ALONE.items():
         os.environ.setdefault(name, value)

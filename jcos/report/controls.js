@@ -86,7 +86,15 @@ function show(shown) {
   $("frame").max = frames() - 1;
   state.frame = Math.min(state.frame, frames() - 1);
   for (const chip of $("runs").children) press(chip, state.shown.includes(+chip.dataset.view));
+  const comparable = state.shown.some(v => ![null, v].includes(baseline(v)));
+  document.querySelector("[data-difference=first]").hidden = !comparable;
+  if (!comparable && state.difference === "first") differ("none");
   build();
+}
+
+function differ(kind) {
+  state.difference = kind;
+  for (const button of document.querySelectorAll("[data-difference]")) press(button, button.dataset.difference === kind);
 }
 
 const inGroup = group => group === EACH
@@ -114,10 +122,8 @@ function controls() {
   $("play-frame").addEventListener("click", () => play("frame"));
   const back = () => { state.back = !state.back; press($("back"), state.back); $("plane").classList.toggle("backwards", state.back); };
   $("back").addEventListener("click", back);
-  const choices = [...document.querySelectorAll("[data-difference]")];
-  const differ = kind => { state.difference = kind; choices.forEach(b => press(b, b.dataset.difference === kind)); draw(); };
-  choices.at(-1).hidden = views.length < 2;
-  choices.forEach(b => b.addEventListener("click", () => differ(b.dataset.difference)));
+  for (const button of document.querySelectorAll("[data-difference]"))
+    button.addEventListener("click", () => { differ(button.dataset.difference); draw(); });
   const wide = () => { state.wide = !state.wide; press($("wide"), state.wide); build(); };
   $("wide").addEventListener("click", wide);
   $("group").addEventListener("change", () => enter($("group").value));
@@ -126,7 +132,7 @@ function controls() {
     ",": () => set({ frame: state.frame - 1 }), ".": () => set({ frame: state.frame + 1 }),
     Home: () => set({ step: 0 }), End: () => set({ step: steps.length - 1 }),
     p: () => play("step"), f: () => play("frame"), b: back, g: wide,
-    d: () => differ(state.difference === "none" ? "end" : "none"),
+    d: () => { differ(state.difference === "none" ? "end" : "none"); draw(); },
   };
   const grid = { ArrowUp: () => set({ frame: state.frame - 1 }), ArrowDown: () => set({ frame: state.frame + 1 }) };
   document.addEventListener("keydown", event => {

@@ -21,7 +21,7 @@ from jcos.report.arrays import Trends
 from jcos.report.markup import Fragments, Html, join
 from jcos.report.markup import read as template
 from jcos.report.reading import BESIDE, Results, View, read
-from jcos.report.sections import MIME, Place, differences, figures, relative, section
+from jcos.report.sections import MIME, Place, differences, figures, films, relative, section
 
 PARTS = Fragments("explorer.html")
 SCRIPTS = ("explorer.js", "plane.js", "curves.js", "maps.js", "controls.js")
@@ -102,7 +102,9 @@ def render(results: Sequence[Results], place: Place, home: Path, *, live: bool =
         missing=join([_missing(results), differences(results)]),
         figures=figures(results[0], place) if alone else "",
         plane=PARTS.fill("plane") if views or any(trends) else "",
-        sections=join(section(r, place, home, alone=alone) for r in results),
+        sections=join(
+            [films(results, place), *(section(r, place, home, alone=alone) for r in results)]
+        ),
         data=PARTS.fill("data", **data, script=code),
     )
 

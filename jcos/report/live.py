@@ -1,15 +1,21 @@
 """Pages made when they are asked for (`jcos explore`): for this machine only, to be read only."""
 
+import contextlib
 import hashlib
+import io
+import itertools
 import json
+import os
+import re
 import urllib.parse
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
+from jcos.report.arms import STATE
 from jcos.report.explorer import listing, render
-from jcos.report.reading import MANIFESTS, UNREADABLE, holds_results, read
+from jcos.report.reading import MANIFESTS, UNREADABLE, files_of, holds_results, read
 from jcos.report.sections import relative
 
 HOSTS = {"127.0.0.1", "localhost"}
@@ -23,6 +29,9 @@ TYPES = {
     ".webp": "image/webp",
     ".mp4": "video/mp4",
 }
+RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)")
+BLOCK = 1 << 18
+"""Bytes of a file that are read at a time."""
 
 
 class Made(NamedTuple):
@@ -79,8 +88,8 @@ class Shelf:
             made = self._made[name] = Made(version, text.encode(), sheets)
         return made
 
-    def answer(self, path: str) -> tuple[bytes, str] | None:
-        """Content and type of an address; None where there is nothing."""
+    def answer(self, path: str) -> tuple[bytes | Path, str] | None:
+        """Content, or the file that has it, and type of an address; None where there is nothing."""
         parts = [urllib.parse.unquote(part) for part in path.split("/")[1:]]
         if parts == [""]:
             return self.list(), TYPES[".html"]
@@ -99,7 +108,7 @@ class Shelf:
                 file = folder.joinpath(*rest).resolve()
                 if not file.is_relative_to(folder) or not file.is_file() or _hidden(Path(*rest)):
                     return None
-                return file.read_bytes(), TYPES.get(file.suffix, "application/octet-stream")
+                return file, TYPES.get(file.suffix, "application/octet-stream")
 
 
 def server(folder: Path, port: int) -> ThreadingHTTPServer:
@@ -115,20 +124,41 @@ def server(folder: Path, port: int) -> ThreadingHTTPServer:
                 return
             try:
                 found = shelf.answer(urllib.parse.urlsplit(self.path).path)
+                if found is None:
+                    self.send_error(HTTPStatus.NOT_FOUND)
+                    return
+                content, kind = found
+                file = content.open("rb") if isinstance(content, Path) else io.BytesIO(content)
             except (OSError, ValueError) as error:
                 self.send_error(HTTPStatus.NOT_FOUND, explain=str(error))
                 return
-            if found is None:
-                self.send_error(HTTPStatus.NOT_FOUND)
-                return
-            content, kind = found
-            self.send_response(HTTPStatus.OK)
+            with file, contextlib.suppress(ConnectionError):  # a player that seeks goes away
+                self._send(file, kind)
+
+        def _send(self, file: io.BufferedIOBase, kind: str) -> None:
+            """All of it, or the part that is asked for."""
+            size = file.seek(0, os.SEEK_END)
+            part = part_of(self.headers.get("Range"), size)
+            wanted = range(size) if part is None else part
+            if part is None:
+                self.send_response(HTTPStatus.OK)
+            elif part:
+                self.send_response(HTTPStatus.PARTIAL_CONTENT)
+                self.send_header("Content-Range", f"bytes {part[0]}-{part[-1]}/{size}")
+            else:
+                self.send_response(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
+                self.send_header("Content-Range", f"bytes */{size}")
             self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Content-Length", str(len(wanted)))
+            self.send_header("Accept-Ranges", "bytes")
             self.send_header("Cache-Control", "no-cache")
             self.send_header("X-Content-Type-Options", "nosniff")
             self.end_headers()
-            self.wfile.write(content)
+            file.seek(wanted.start)
+            left = len(wanted)
+            while left and (block := file.read(min(BLOCK, left))):
+                self.wfile.write(block)
+                left -= len(block)
 
         def log_message(self, format: str, *args: object) -> None:
             """Nothing: the terminal shows the address."""
@@ -139,6 +169,22 @@ def server(folder: Path, port: int) -> ThreadingHTTPServer:
         raise OSError(
             f"port {port} cannot be had ({error.strerror}); give another: --port"
         ) from None
+
+
+def part_of(asked: str | None, size: int) -> range | None:
+    """The bytes that a Range header asks for: `bytes=a-b`, `bytes=a-`, or the last n, `bytes=-n`.
+
+    Empty where the file has none of them; None, for all, where it asks for no single range.
+    """
+    match = RANGE.fullmatch((asked or "").strip())
+    if match is None or len(match[0]) > 64:
+        return None
+    first, last = (int(number) if number else None for number in match.groups())
+    if first is None:
+        return None if last is None else range(max(0, size - last), size)
+    if last is not None and last < first:
+        return None
+    return range(min(first, size), size if last is None else min(last + 1, size))
 
 
 def _name(folder: Path) -> str:
@@ -154,7 +200,13 @@ def _changed(folder: Path) -> float:
 
 
 def _version(folder: Path) -> str:
-    """Changes with any file."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    told = [(p.as_posix(), s.st_mtime_ns, s.st_size) for p in files for s in [p.stat()]]
+    """Changes with any result; not with files that are being written, nor with the claims by which
+    a benchmark's workers say that they live."""
+    told = []
+    for path in files_of(folder):
+        claim = (STATE, "claims") in itertools.pairwise(path.relative_to(folder).parts)
+        if path.suffix != ".part" and not claim:
+            with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                now = path.stat()
+                told.append((path.as_posix(), now.st_mtime_ns, now.st_size))
     return hashlib.sha256(repr(told).encode()).hexdigest()[:16]

@@ -139,8 +139,8 @@ function laneOf(map, who) {
   if (turns.length) lane.append(make("p", { class: "turns" }, ...turns));
   lane.append(make("div", { class: "cells" }, make("div", { class: "rows", "aria-hidden": "true" }), canvas, make("div", { class: "foot", "aria-hidden": "true" })));
   lane.style.setProperty("--left", `${left}px`);
-  canvas.setAttribute("aria-label", `${map.title}: ${several(rows.name)} by ${several(columns.name)}, from ${brief(low)} to ${brief(high)}. Up and down choose a row, Enter shows the runs behind its cell.`);
-  Object.assign(lane, { map, low, high, left, value, canvas, mine: 0 });
+  canvas.setAttribute("aria-label", `${map.title}: ${several(rows.name)} by ${several(columns.name)}, from ${brief(low)} to ${brief(high)}. Arrow keys choose a cell, Enter shows the runs behind it.`);
+  Object.assign(lane, { map, low, high, left, value, canvas, mine: 0, at: null });
   listen(lane);
   return lane;
 }
@@ -194,6 +194,10 @@ function drawMap(lane, whole) {
     context.strokeStyle = getComputedStyle(canvas).getPropertyValue("--s1");
     context.lineWidth = 2;
     context.strokeRect(left + here(axis) * lane.wide + 1, 1, lane.wide - 2, lane.values.length * lane.tall - 2);
+  } else if (lane.at != null) {        // the cell that was chosen
+    context.strokeStyle = getComputedStyle(canvas).getPropertyValue("--s1");
+    context.lineWidth = 2;
+    context.strokeRect(left + lane.at * lane.wide + 1, lane.mine * lane.tall + 1, lane.wide - 2, lane.tall - 2);
   }
 }
 
@@ -230,6 +234,12 @@ function listen(lane) {
     if ("frame" in spot) change.frame = view ? view.frames.findLastIndex(f => f <= spot.frame) : spot.frame;
     set(change);
   };
+  const choose = (r, c) => {           // columns of steps and frames follow the sliders
+    lane.mine = r;
+    if (LINKED.includes(columns.name)) return;
+    lane.at = c;
+    drawMap(lane, false);
+  };
   canvas.addEventListener("pointermove", event => {
     const [r, c, x] = cell(event);
     say(r, c);
@@ -238,19 +248,22 @@ function listen(lane) {
   canvas.addEventListener("pointerdown", event => {
     stop();
     const [r, c, x] = cell(event);
-    lane.mine = r;
+    choose(r, c);
     go(r, c, x);
     say(r, c);
     behind(lane, r, c);
   });
   canvas.addEventListener("keydown", event => {
-    const move = { ArrowUp: -1, ArrowDown: 1, Enter: 0 }[event.key];
-    if (move == null) return;
+    const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Enter: [0, 0] }[event.key];
+    if (!move || event.ctrlKey || event.metaKey || event.altKey) return;
+    const [down, across] = move, linked = LINKED.includes(columns.name);
     event.preventDefault();
-    lane.mine = clamp(lane.mine + move, 0, rows.labels.length - 1);
-    const c = LINKED.includes(columns.name) ? here(columns) : 0;
+    event.stopPropagation();
+    if (linked && across) { stop(); set({ [columns.name]: state[columns.name] + across }); }
+    choose(clamp(lane.mine + down, 0, rows.labels.length - 1), clamp((lane.at ?? 0) + across, 0, columns.labels.length - 1));
+    const c = linked ? here(columns) : lane.at;
     say(lane.mine, c);
-    if (!move) behind(lane, lane.mine, c);
+    if (event.key === "Enter") behind(lane, lane.mine, c);
   });
 }
 

@@ -23,7 +23,7 @@ function sheetOf(number) {
   // Decoded when it is first looked at.
   if (!pictures.has(number)) {
     const picture = new Image(), source = views[number].sheet;
-    picture.onload = () => { if (state.shown.includes(number)) draw(); };
+    picture.onload = () => { if (state.shown.includes(number) || state.difference === "first") draw(); };
     picture.onerror = () => { views[number].broken = true; say(`The pictures of ${views[number].label} are missing.`); };
     picture.src = source.startsWith("#") ? $(source.slice(1)).textContent : source;
     pictures.set(number, picture);
@@ -31,6 +31,9 @@ function sheetOf(number) {
   const picture = pictures.get(number);
   return picture.complete && picture.naturalWidth ? picture : null;
 }
+
+// The run that another is compared with: that of the first folder, or else the first that is shown, of the same puzzle.
+const baseline = number => views[number].baseline ?? (state.group === EACH ? null : state.shown[0]);
 
 function paint(context, number, at, frame, x, y, w, h) {
   // One cell: a step's estimate (at = its row), the video or the right answer; as a difference if asked for.
@@ -44,7 +47,7 @@ function paint(context, number, at, frame, x, y, w, h) {
   };
   context.imageSmoothingEnabled = w < cw;
   context.imageSmoothingQuality = "high";
-  const end = state.difference === "end", first = state.difference === "first" ? view.baseline ?? state.shown[0] : null;
+  const end = state.difference === "end", first = state.difference === "first" ? baseline(number) : null;
   if (at < 0 || (!end && first == null)) return put(context, picture, view, line, x, y);
   const other = end ? picture : sheetOf(first);
   if (!other) return;

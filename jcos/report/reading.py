@@ -1,7 +1,7 @@
 """Any folder of results, read for the explorer: what is missing or damaged is said.
 
-Known are what `jcos sample`, `demo`, `run` and `generate` write; of other folders their CSV tables,
-pictures and films.
+Known are what `jcos sample`, `demo`, `run`, `generate` and `bench run` write; of other folders
+their CSV tables, pictures and films.
 """
 
 import csv
@@ -17,6 +17,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from jcos.report.arms import STATE, Samples, is_arm, samples_of
 from jcos.report.arrays import Trends, trends
 from jcos.report.maps import Map
 from jcos.report.plane import PLANES, RUN, Line, Plane, Sheet, listed
@@ -61,8 +62,9 @@ class Table(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Results:
-    """What was found in a folder. manifest: what was run. missing: one sentence for each thing that
-    should be there and is not, or cannot be read."""
+    """What was found in a folder. manifest: what was run. prompts: of films, by their paths inside
+    without ending, where they are known. missing: one sentence for each thing that should be there
+    and is not, or cannot be read."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -71,6 +73,7 @@ class Results:
     tables: list[Table]
     pictures: list[Path]
     films: list[Path]
+    prompts: dict[str, str]
     files: list[Path]
     missing: list[str]
 
@@ -89,8 +92,10 @@ class Results:
 
     @property
     def steps(self) -> int:
-        """Denoising steps of a run; 0 where nothing says it."""
-        return int(_dict(self.manifest.get("sampling")).get("steps") or 0)
+        """Denoising steps of a run; 0 where nothing says it, or what it says is no number."""
+        told = _dict(self.manifest.get("arm")) or self.manifest
+        steps = _dict(told.get("sampling")).get("steps")
+        return steps if isinstance(steps, int) else 0
 
 
 def holds_results(folder: Path) -> bool:
@@ -101,7 +106,7 @@ def read(folder: Path) -> Results:
     """Everything in a folder. Raises ValueError only where it is none, or an empty one."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; give one with results, such as out/sample")
-    files = _files(folder)
+    files = files_of(folder)
     if not files:
         raise ValueError(f"{folder} is empty; give a folder with results, such as out/sample")
     missing: list[str] = []
@@ -113,9 +118,15 @@ def read(folder: Path) -> Results:
             missing.append(f"{told}: {_reason(error)}")
             return None
 
+    def named(path: Path) -> str:
+        return path.relative_to(folder).as_posix()
+
     manifest = tried("The manifest", lambda: _manifest(folder)) or {}
-    absent = [name for name in _expected(manifest) if not (folder / name).is_file()]
+    expected = tried("The manifest", lambda: _expected(manifest)) or []
+    absent = [name for name in expected if not (folder / name).is_file()]
     missing += [f"{name}: it is missing." for name in absent]
+    if is_arm(manifest):
+        files = [p for p in files if p.relative_to(folder).parts[0] != STATE]
     arrays: Arrays = {}
     if (folder / ARRAYS).is_file():
         arrays = tried(ARRAYS, lambda: _npz(folder / ARRAYS)) or {}
@@ -123,11 +134,15 @@ def read(folder: Path) -> Results:
         tried("The runs", lambda: list(planes_of(folder, manifest, arrays, missing.append))) or []
     )
     views = [tried(name, lambda plane=plane: view_of(plane())) for name, plane in planes or ()]
-    tables = [tried(p.name, lambda p=p: _table(p)) for p in files if p.suffix == ".csv"]
+    tables = [tried(named(p), lambda p=p: _table(p)) for p in files if p.suffix == ".csv"]
     drawn = [p for p in files if p.suffix in (".png", ".webp") and not p.stem.endswith("-x0")]
     told = {sentence.partition(":")[0] for sentence in missing}
     shown = [p for p in files if p.suffix == ".mp4" and "-x0-step-" not in p.stem]
-    films = [p for p in shown if p.name not in told]
+    films = _there([tried(named(p), lambda p=p: _film(p)) for p in shown if named(p) not in told])
+    samples = Samples({}, [])
+    if is_arm(manifest):
+        samples = tried("The samples", lambda: samples_of(folder, shown)) or samples
+        missing[:0] = samples.missing
     return Results(
         folder=folder,
         manifest=manifest,
@@ -135,8 +150,9 @@ def read(folder: Path) -> Results:
         trends=tried("Curves of the arrays", lambda: trends(arrays, manifest, missing.append))
         or Trends([], []),
         tables=_there(tables),
-        pictures=_there([tried(p.name, lambda p=p: _checked(p)) for p in drawn]),
-        films=_there([tried(p.name, lambda p=p: _film(p)) for p in films]),
+        pictures=_there([tried(named(p), lambda p=p: _checked(p)) for p in drawn]),
+        films=films,
+        prompts=samples.prompts,
         files=files,
         missing=missing,
     )
@@ -146,7 +162,7 @@ def _there(found: Sequence[T | None]) -> list[T]:
     return [one for one in found if one is not None]
 
 
-def _files(folder: Path) -> list[Path]:
+def files_of(folder: Path) -> list[Path]:
     """All files but hidden ones and pages."""
     found = []
     for path in sorted(folder.rglob("*")):
@@ -206,10 +222,15 @@ def _checked(path: Path) -> Path:
 
 
 def _film(path: Path) -> Path:
-    """The film's own path, if it can be opened: an index that is cut off is told from this."""
+    """The film's own path, if all of its frames are there: an index may stand at the beginning and
+    name more. They are counted, not decoded."""
     with av.open(str(path)) as film:
         if not film.streams.video:
             raise ValueError("it has no pictures")
+        stream = film.streams.video[0]
+        whole = sum(1 for packet in film.demux(stream) if packet.size and not packet.is_corrupt)
+        if whole < stream.frames:  # 0 where the format does not say
+            raise ValueError(f"{whole} of its {stream.frames} frames are there")
     return path
 
 

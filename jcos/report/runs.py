@@ -3,6 +3,7 @@
 Each is read when it is called, so that a damaged one leaves the others whole.
 """
 
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -34,8 +35,12 @@ def planes_of(
 ) -> Iterator[tuple[str, Callable[[], Plane]]]:
     """Each run with its name, to be called for its pictures; `tell` hears what they lack."""
     if isinstance(run.get("planes"), list):
-        for i, about in enumerate(run["planes"]):
-            yield f"Run {i}", partial(_saved, folder / PLANES, i, about)
+        file = folder / PLANES
+        if file.is_file() and not zipfile.is_zipfile(file):
+            tell(f"{PLANES}: it cannot be read (its end is missing).")
+        elif file.is_file():  # where it is missing, that is said already
+            for i, about in enumerate(run["planes"]):
+                yield f"Run {i}", partial(_saved, file, i, about)
     elif isinstance(run.get("puzzles"), list) and "x0" in arrays:
         seeds = run.get("seeds", [])
         for p in range(len(run["puzzles"])):

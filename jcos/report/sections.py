@@ -15,7 +15,9 @@ from jcos.report.reading import MANIFESTS, Results, Table
 
 PARTS = Fragments("explorer.html")
 SHORT = 30
-"""A table of so many rows is shown at once."""
+"""A table of so many rows, or so many films, are shown at once."""
+ESTIMATES = ("value", "mean")
+"""Columns of a table that `low` and `high` are the interval of; the first that it has."""
 DATA = (".npz", ".safetensors", ".csv", ".json")
 MIME = {".png": "image/png", ".webp": "image/webp", ".mp4": "video/mp4"}
 WIDE = 1.9
@@ -60,15 +62,55 @@ def _figure(path: Path, caption: str | None, place: Place) -> Html:
     )
 
 
+def films(results: Sequence[Results], place: Place) -> Html:
+    """All films by the folders that they lie in; those of one name in several results, as of a
+    baseline and an intervention, are side by side."""
+    folders: dict[Path, dict[Path, dict[int, Path]]] = {}
+    for i, found in enumerate(results):
+        for path in found.films:
+            inside = path.relative_to(found.folder)
+            folders.setdefault(inside.parent, {}).setdefault(inside, {})[i] = path
+    count = sum(map(len, folders.values()))
+    groups = []
+    for folder, members in sorted(folders.items()):
+        drawn = PARTS.fill(
+            "films",
+            films=join(_together(results, *member, place) for member in sorted(members.items())),
+        )
+        if len(folders) > 1:
+            name = folder.as_posix() if folder.name else "at the top"
+            how = Html(" open") if count <= SHORT else ""
+            drawn = PARTS.fill("reel", name=name, count=len(members), open=how, films=drawn)
+        groups.append(drawn)
+    return join(groups)
+
+
+def _together(
+    results: Sequence[Results], inside: Path, by: Mapping[int, Path], place: Place
+) -> Html:
+    """The film of one name in all results."""
+    prompts = (found.prompts.get(inside.with_suffix("").as_posix()) for found in results)
+    prompt = next((text for text in prompts if text), "")
+    if len(results) == 1:
+        (path,) = by.values()
+        return _film(path, inside, inside.name, prompt, place)
+    drawn = [
+        _film(by[i], inside, f"{found.title}: {inside.name}", "", place)
+        if i in by
+        else PARTS.fill("no_film", name=f"{found.title}: {inside.name} is not there")
+        for i, found in enumerate(results)
+    ]
+    return PARTS.fill("pair", prompt=prompt, films=join(drawn))
+
+
+def _film(path: Path, inside: Path, name: str, prompt: str, place: Place) -> Html:
+    src = place(path.name, path)
+    return PARTS.fill("film", src=src, told=inside.as_posix(), name=name, prompt=prompt)
+
+
 def section(found: Results, place: Place, home: Path, *, alone: bool) -> Html:
     """All of a folder that does not move; alone, its figures stand above."""
     parts = [] if alone else [figures(found, place)]
-    if found.films:
-        films = (
-            PARTS.fill("film", src=place(p.name, p), name=p.relative_to(found.folder).as_posix())
-            for p in found.films
-        )
-        parts.append(PARTS.fill("films", films=join(films)))
     parts += [_table(table) for table in found.tables]
     if found.tables and "experiment" in found.manifest:
         parts.append(PARTS.fill("columns"))
@@ -111,8 +153,9 @@ def _settings_of(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _table(table: Table) -> Html:
-    """Numbers to three digits; a value's interval beside it."""
-    head = [name for name in table.head if name not in ("low", "high")]
+    """Numbers to three digits; the interval of what is estimated beside it."""
+    estimate = next((name for name in ESTIMATES if name in table.head), None)
+    head = [name for name in table.head if not (estimate and name in ("low", "high"))]
     rows = []
     for row in table.rows:
         cells = dict(zip(table.head, row, strict=False))
@@ -124,7 +167,7 @@ def _table(table: Table) -> Html:
                 drawn.append(PARTS.fill("td", text=text))
                 continue
             shown = _brief(value)
-            if name == "value" and between[0] is not None and between[1] is not None:
+            if name == estimate and between[0] is not None and between[1] is not None:
                 shown += f" [{_brief(between[0])}, {_brief(between[1])}]"
             drawn.append(PARTS.fill("td_number", value=value, text=shown))
         rows.append(PARTS.fill("tr", cells=join(drawn)))

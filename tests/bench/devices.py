@@ -1,8 +1,12 @@
 """What the tests of the benchmark do in processes of their own: samples on four simulated devices,
-and on two hosts. Called as `python -m tests.bench.devices CASE …`; see `tests/many_devices.py`."""
+on two hosts, and by workers side by side. Called as `python -m tests.bench.devices CASE …`; see
+`tests/many_devices.py`."""
 
 import json
+import os
 import sys
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,6 +77,41 @@ def host(number: str, port: str, *command: str) -> int:
     return 0
 
 
+def grey(asked: list[str]) -> Callable[..., tuple]:
+    """Instead of `Sampler.generate`: latents that cost nothing. Fills `asked` with the samples."""
+    import numpy as np
+
+    from jcos import wan
+
+    def generate(sampler: Any, batch: Any, shape: Any, size: int) -> tuple:
+        asked.extend(sample.name for sample in batch)
+        config = sampler.model.config
+        latents = np.zeros((len(batch), *wan.latent_grid(config, *shape), config.dit.out_channels))
+        return latents, latents[:, None][:, :0]
+
+    return generate
+
+
+def worker(meeting: str, number: str, *command: str) -> list[str]:
+    """The samples that one of so many workers takes; each waits at its first until all have one."""
+    from jcos import cli
+    from jcos.bench.sampler import Sampler
+
+    asked: list[str] = []
+    made, here = grey(asked), Path(meeting) / str(os.getpid())
+
+    def generate(self: Any, batch: Any, shape: Any, size: int) -> Any:
+        here.touch()
+        end = time.monotonic() + 500
+        while len(list(Path(meeting).iterdir())) < int(number) and time.monotonic() < end:
+            time.sleep(0.05)
+        return made(self, batch, shape, size)
+
+    Sampler.generate = generate
+    cli.main(command)
+    return asked
+
+
 if __name__ == "__main__":
-    cases = {"meshes": meshes, "host": host}
+    cases = {"meshes": meshes, "host": host, "worker": worker}
     print(json.dumps(cases[sys.argv[1]](*sys.argv[2:])))

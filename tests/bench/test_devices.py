@@ -87,6 +87,28 @@ def test_hosts_share_the_samples(eight_mazes: list[str], tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_processes_that_share_a_folder_take_what_no_other_has(
+    eight_mazes: list[str], tmp_path: Path
+) -> None:
+    """Without shards: by claims alone."""
+    arms(tmp_path, 1)
+    (tmp_path / "meeting").mkdir()
+    run = [*eight_mazes, "--out", str(tmp_path / "out"), "--batch", "1"]
+    given = (str(tmp_path / "meeting"), "2", *run)
+    workers = [many_devices.start("worker", *given, module="tests.bench.devices") for _ in "12"]
+    try:
+        one, two = (many_devices.finish(process, 580) for process in workers)
+    finally:
+        for process in workers:
+            process.kill()
+    assert one
+    assert two
+    assert {f"base/{name}.mp4" for name in (*one, *two)} == videos(tmp_path / "out").keys()
+    assert len(one) + len(two) == 8
+    assert list((tmp_path / "out" / "base" / "state" / "claims").iterdir()) == []
+
+
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on(eight_mazes: list[str], tmp_path: Path) -> None:
     arms(tmp_path, 10)
     run = [*eight_mazes, "--batch", "1", "--out"]

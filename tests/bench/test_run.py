@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jcos import cli, flow, media, wan
+from jcos import flow, media, wan
 from jcos.bench import worker
-from jcos.bench.arm import Arm, load_arms
+from jcos.bench.arm import Arm
 from jcos.bench.claims import Claims
 from jcos.bench.folder import Sample, read_bench
 from jcos.bench.hours import expected, hours, measured
@@ -27,10 +27,8 @@ from jcos.planning.machines import machine
 from jcos.probes import Noise, SeedEnsemble
 from jcos.variants import VARIANTS, with_profile
 from jcos.wan import TINY, Wan
-from tests.conftest import ROOT
 
 SMALL = Arm(profile=None, scale=1 / 8, sampling=Settings(steps=2))
-CONFIGS = sorted((ROOT / "configs").glob("vbvr_*.py"))
 FIRST = "In-Domain_50/T-1_maze_data-generator/00000"
 
 
@@ -71,6 +69,8 @@ def test_videos_lie_where_the_scorer_looks(bench_folder: Path, tmp_path: Path) -
 
     about = json.loads((out / "arm" / "run.json").read_text())
     assert about["arm"]["sampling"]["steps"] == 2
+    note = json.loads(worker.Folder(out / "arm").about(FIRST, "made").read_text())
+    assert note["prompt"] == bench.samples[0].prompt
     kept = worker.Folder(out / "arm").about(FIRST, "x0", "safetensors")
     assert list((out / "arm" / "state" / "x0").rglob("*.safetensors")) == [kept]
 
@@ -169,10 +169,13 @@ def test_a_disk_that_cannot_even_hold_the_reason(
     def full(self: Folder, name: str, kind: str, about: object) -> None:
         raise OSError(28, "No space left on device")
 
+    picture = bench_folder / FIRST / "first_frame.png"
+    picture.write_bytes(media.png(np.zeros((24, 20, 3), np.uint8)))  # a size the model has not
     monkeypatch.setattr(Folder, "note", full)
     status = run(bench_folder, tmp_path / "out")
     assert status.done == 0
     assert len(status.failed) == 6
+    assert "needs a multiple of 4" in status.failed[FIRST]
 
 
 def test_a_video_of_a_sample_that_changed_is_told(
@@ -300,53 +303,3 @@ def test_a_claim_that_cannot_be_written_is_that_samples_failure(
     status = run(bench_folder, tmp_path / "out")
     assert (status.done, len(status.failed), calls) == (0, 6, [])
     assert "it cannot be claimed" in status.failed[FIRST]
-
-
-def commanded(*arguments: object) -> int:
-    """The exit code of a command."""
-    try:
-        cli.main([str(a) for a in arguments])
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
-def test_the_whole_path_from_the_command_line(
-    tmp_path: Path, calls: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    small, out = tmp_path / "small", tmp_path / "out"
-    arms = tmp_path / "arms.py"
-    arms.write_text(
-        "from jcos.bench.arm import Arm\n"
-        "arms = {n: Arm(profile=None, scale=1 / 8, seed=s) for n, s in (('a', 1), ('b', 2))}\n"
-    )
-    given = ["--samples", small, "--out", out, "--set", "sampling.steps=2"]
-    assert commanded("bench", "export", small, "--tasks", "maze", "--per-task", 2) == 0
-    assert commanded("bench", "run", arms, *given, "--plan") == 0
-    assert "One worker: gpu:h200:1" in capsys.readouterr().out
-    assert commanded("bench", "run", arms, *given, "--plan", "--step-seconds", 3) == 0
-    assert "3.0 s a step" in capsys.readouterr().out
-    assert not out.exists()
-    assert commanded("bench", "run", arms, *given) == 0
-    assert "b: 2 of 2 videos" in capsys.readouterr().out
-    scored = ["bench", "score", out / "a", out / "b", "--samples", small, "--out", out / "s"]
-    assert commanded(*scored) == 0
-    assert (out / "s" / "table.csv").read_text().startswith("kind,arm,group,mean,low,high,n,")
-    (small / FIRST / "prompt.txt").unlink()
-    assert commanded("bench", "run", arms, *given) == 1
-    assert "prompt.txt is missing" in capsys.readouterr().err
-    assert commanded("bench", "run", arms, *given, "--arms", "c") == 2
-    assert "has no arm 'c'; it has a, b" in capsys.readouterr().err
-    assert commanded("bench", "run", arms, *given, "--shard", "1") == 2
-    assert commanded("bench", "run", arms, *given, "--set", "sampling.steps=3") == 2
-    assert "arm.sampling.steps 2, not 3" in capsys.readouterr().err
-    assert commanded("bench", "run", arms, *given, "--mesh", "world=2") == 2
-    assert "world=2 does not make up 1 device" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_every_config_describes_its_arms(file):
-    arms = load_arms(file)
-    assert len(arms) == {"base": 1, "small": 2, "ensemble": 3, "noise": 8}[file.stem[5:]]
-    assert all(isinstance(arm, Arm) for arm in arms.values())
-    assert f"jcos bench run configs/{file.name}" in file.read_text()

@@ -1,10 +1,8 @@
 """Scores and tables: known answers."""
 
 import json
-import shlex
+import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -99,56 +97,6 @@ def test_the_still_picture_is_zero_and_the_truth_one() -> None:
     assert np.isnan(scores.restored(cell(0.5), cell(0.4), cell(0.4)))
 
 
-SCORER = """
-import json, pathlib, sys
-given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-model = pathlib.Path(given["--model_path"])
-samples = [
-    {"folder": v.parts[-3], "task_name": v.parts[-2], "video_file": v.name, "score": 0.25,
-     "error": "blurred" if v.name == "00001.mp4" else None}
-    for v in sorted(model.rglob("*.mp4"))
-]
-out = pathlib.Path(given["--output_dir"])
-out.mkdir(parents=True, exist_ok=True)
-(out / (model.name + "_vbvr_results.json")).write_text(json.dumps({"samples": samples}))
-"""
-
-
-def test_the_official_scorer_is_run_once_and_read(bench_folder: Path, tmp_path: Path) -> None:
-    for puzzle in bench_folder.rglob("puzzle.json"):
-        puzzle.unlink()
-    bench = read_bench(bench_folder)
-    video = tmp_path / "arm" / f"{bench.names[0]}.mp4"
-    video.parent.mkdir(parents=True)
-    video.write_bytes(b"x")
-    (tmp_path / "arm" / f"{bench.names[1]}.mp4").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"arm_vbvr_results.json is missing: give the official"):
-        scores.score(bench, [tmp_path / "arm"], tmp_path / "s")
-    file = tmp_path / "scorer.py"
-    file.write_text(SCORER)
-    command = shlex.join([sys.executable, str(file)])
-    found = scores.score(bench, [tmp_path / "arm"], tmp_path / "s", command)
-    assert [s.arm for s in found] == ["arm", "still", "truth"]
-    assert found[0].found == {bench.names[0]: 0.25, bench.names[1]: 0.25}
-    assert found[0].errors == {bench.names[1]: "blurred"}
-    assert len(found[1].found) == len(found[2].found) == 6
-    # Again: its files are there, and nothing is run.
-    assert scores.score(bench, [tmp_path / "arm"], tmp_path / "s") == found
-
-
-@pytest.mark.skipif(shutil.which("git") is None, reason="no git")
-def test_the_scorers_commit_is_told(tmp_path: Path) -> None:
-    script = tmp_path / "run_evaluation.py"
-    script.touch()
-    assert scores.commit_of(f"python {script}") is None
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
-    subprocess.run([*git, "init", "-q"], check=True)
-    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
-    head = (tmp_path / ".git" / "HEAD").read_text().split()[1]
-    assert scores.commit_of(f"python {script}") == (tmp_path / ".git" / head).read_text().strip()
-    assert scores.commit_of(None) is None
-
-
 def test_our_own_tasks_judge_themselves(bench_folder: Path, tmp_path: Path) -> None:
     bench = read_bench(bench_folder)
     (tmp_path / "arm").mkdir()
@@ -164,18 +112,53 @@ def test_our_own_tasks_judge_themselves(bench_folder: Path, tmp_path: Path) -> N
     assert "no video that can be read" in again.errors[bench.names[0]]
 
 
-def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "a_vbvr_results.json"
-    for content in ("[]", "{}", json.dumps({"samples": [{"score": 1}]})):
-        file.write_text(content)
-        with pytest.raises(ValueError, match="is no results file of the official scorer"):
-            scores.read_results(file, "a", NAMES)
+def test_baselines_follow_the_samples_and_the_codec_of_the_arms(
+    bench_folder: Path, tmp_path: Path
+) -> None:
+    """They are remade where a sample of the same name has another picture or truth, or where the
+    first arm was written otherwise; else left alone."""
+    bench, out, arm = read_bench(bench_folder), tmp_path / "s", tmp_path / "arm"
+    arm.mkdir()
+    about = {"arm": {"crf": 25, "fps": 16}}
+    (arm / "run.json").write_text(json.dumps(about))
+
+    def remade() -> set[tuple[str, str]]:
+        """Baseline and sample."""
+        for video in out.rglob("*.mp4"):
+            os.utime(video, (1, 1))
+        scores.score(read_bench(bench_folder), [arm], out)
+        new = (p.relative_to(out) for p in out.rglob("*.mp4") if p.stat().st_mtime != 1)
+        return {(p.parts[0], Path(*p.parts[1:]).with_suffix("").as_posix()) for p in new}
+
+    assert len(remade()) == 12
+    assert remade() == set()
+    first, second = bench.samples[:2]
+    shutil.copy(second.picture, first.picture)
+    assert remade() == {("still", first.name)}
+    shutil.copy(second.truth, first.truth)
+    assert remade() == {("truth", first.name)}
+    assert (out / "truth" / f"{first.name}.mp4").read_bytes() == second.truth.read_bytes()
+    coarse = (out / "still" / f"{first.name}.mp4").stat().st_size
+    (arm / "run.json").write_text(json.dumps({"arm": {"crf": 1, "fps": 16}}))
+    assert remade() == {("still", name) for name in bench.names}
+    assert (out / "still" / f"{first.name}.mp4").stat().st_size > coarse
 
 
-def test_arms_need_names_of_their_own(bench_folder: Path, tmp_path: Path) -> None:
+def test_arms_are_told_apart_by_the_folders_above(bench_folder: Path, tmp_path: Path) -> None:
+    arms = [tmp_path / name for name in ("a/base", "b/base", "a/noise", "a/still")]
     bench = read_bench(bench_folder)
-    for names in (("a/x", "b/x"), ("still",)):
-        with pytest.raises(ValueError, match="arms are told apart by their folders' names"):
-            scores.score(bench, [tmp_path / name for name in names], tmp_path / "s")
+    for folder in arms:
+        folder.mkdir(parents=True)
+    video = arms[1] / f"{bench.names[0]}.mp4"
+    video.parent.mkdir(parents=True)
+    shutil.copy(bench.samples[0].truth, video)
+    found = scores.score(bench, arms, tmp_path / "s")
+    names = ["a/base", "b/base", "noise", "a/still", "still", "truth"]
+    assert [s.arm for s in found] == names
+    assert [len(s.found) for s in found] == [0, 1, 0, 0, 6, 6]
+    rows = scores.table(bench, found)
+    assert list(dict.fromkeys(cell.arm for cell in rows)) == names
+    with pytest.raises(ValueError, match=r"a/base is given twice"):
+        scores.score(bench, [arms[0], arms[0]], tmp_path / "s")
     with pytest.raises(ValueError, match="there is no folder"):
         scores.score(bench, [tmp_path / "absent"], tmp_path / "s")

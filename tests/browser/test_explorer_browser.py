@@ -1,121 +1,30 @@
 """The explorer in a real browser: the right picture is shown, and nothing leaves the page.
 
 Needs the extra `browser` and a Chromium (Debian's package `chromium`, or the one in $CHROMIUM).
-Screenshots are written into the folder that $SCREENSHOTS names, if it is set.
+Screenshots are written into the folder that $SCREENSHOTS names, and the page of the demo that
+$JCOS_DEMO names is opened, if they are set.
 """
 
-import dataclasses
-import os
-import shutil
 import threading
-from collections.abc import Callable, Iterator
-from importlib import import_module
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
 
+from jcos import media
 from jcos.report import explorer, live
-from jcos.report.page import write_demo
 from jcos.report.plane import Look, Plane
 from jcos.report.reading import read
+from tests.browser.tabs import WIDTH, Page, click_cell, picture, shown, slide, until, value
 from tests.report import folders
-from tests.report.test_page import fake_demo
 
 pytestmark = pytest.mark.extra("browser")
-
-Browser: TypeAlias = Any  # of playwright, which only the extra has
-Page: TypeAlias = Any
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-PIXELS = """([selector, nth]) => {
-  const canvas = document.querySelectorAll(selector)[nth];
-  const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
-  return [canvas.height, canvas.width, Array.from(data)];
-}"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with import_module("playwright.sync_api").sync_playwright() as p:
-        path = os.environ.get("CHROMIUM") or shutil.which("chromium")
-        running = p.chromium.launch(executable_path=path, args=FLAGS)
-        yield running
-        running.close()
-
-
-@pytest.fixture
-def opened(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Opens a page; at the end it must have said no error and asked nobody else for anything."""
-    contexts, troubles, asked = [], [], []
-
-    def go(page: Path | str, **how: object) -> Page:
-        context = browser.new_context(viewport={"width": 1280, "height": 900}, **how)
-        context.set_default_timeout(120_000)
-        contexts.append(context)
-        tab = context.new_page()
-        tab.on("console", lambda said: said.type == "error" and troubles.append(said.text))
-        tab.on("pageerror", lambda error: troubles.append(str(error)))
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.goto(page if isinstance(page, str) else page.as_uri())
-        return tab
-
-    yield go
-    for context in contexts:
-        context.close()
-    assert not troubles
-    ours = ("file:", "data:", "blob:", "http://127.0.0.1:")
-    assert not [url for url in asked if not url.startswith(ours)]
-
-
-def until(tab: Page, holds: Callable[[], bool]) -> None:
-    """Waits; not with `wait_for_function`, whose eval the page's policy forbids."""
-    for _ in range(2400):  # two minutes, for machines with much else to do
-        if holds():
-            return
-        tab.wait_for_timeout(50)
-    raise AssertionError("it did not come to be in two minutes")
-
-
-def shown(tab: Page, selector: str = ".now canvas", nth: int = 0) -> np.ndarray:
-    """The colours of a canvas, once its picture is loaded."""
-    found: list[np.ndarray] = []
-
-    def painted() -> bool:
-        height, width, data = tab.evaluate(PIXELS, [selector, nth])
-        found.append(np.array(data, np.uint8).reshape(height, width, 4))
-        return bool(found[-1].any())
-
-    until(tab, painted)
-    return found[-1][..., :3]
-
-
-def value(tab: Page, name: str) -> int:
-    """Where a slider is."""
-    return int(tab.locator(f"#{name}").input_value())
-
-
-def picture(tab: Page, name: str) -> None:
-    """A screenshot, kept where CI keeps them."""
-    if folder := os.environ.get("SCREENSHOTS"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        tab.screenshot(path=Path(folder) / f"{name}.png")
 
 
 def clip(plane: Plane, name: str) -> np.ndarray:
     """The video or the right answer, which all planes here have."""
     return getattr(plane, name)
-
-
-def slide(tab: Page, name: str, value: int) -> None:
-    tab.locator(f"#{name}").fill(str(value))
 
 
 @pytest.fixture(scope="module")
@@ -151,11 +60,7 @@ def test_a_click_in_the_grid_enlarges_its_cell(
     opened: Callable[..., Page], page: Path, planes: Look
 ) -> None:
     tab = opened(page)
-    grid = tab.locator(".grid canvas").first
-    box = grid.bounding_box()
-    assert box
-    band, row = (box["width"] - 46) / folders.STEPS, box["height"] / folders.FRAMES
-    grid.click(position={"x": 46 + 4.5 * band, "y": 1.5 * row})
+    grid = click_cell(tab, 4, 1)
     np.testing.assert_array_equal(shown(tab), planes[0].x0[4, 1])
     grid.press("ArrowDown")
     grid.press("ArrowRight")
@@ -235,6 +140,10 @@ def test_difference_to_the_end_is_black_where_nothing_differs(
     other = planes[1].x0[4, 1].astype(float)
     expected = np.clip(np.abs(other - x) + 0.22 * other, 0, 255)
     np.testing.assert_allclose(shown(tab, nth=1).astype(float), expected, atol=2)
+    # Runs of other puzzles are no baseline: then there is none.
+    tab.select_option("#group", label="the first run of each of 3")
+    assert not tab.locator("[data-difference=first]").is_visible()
+    np.testing.assert_array_equal(shown(tab, nth=1), planes[2].x0[4, 1])
 
 
 def test_what_was_changed_is_drawn(opened: Callable[..., Page], page: Path) -> None:
@@ -276,69 +185,6 @@ def test_it_fits_the_screen(
     assert tab.locator(unnamed).count() == 0
 
 
-def test_an_experiment(opened: Callable[..., Page], tmp_path: Path) -> None:
-    folders.experiment_folder(tmp_path)
-    tab = opened(explorer.make(tmp_path))
-    first = tab.locator(".sortable tbody tr").first
-    for _ in range(2):  # ascending, then descending
-        tab.get_by_role("button", name="value").click()
-    assert "0.5 [" in first.inner_text()
-    tab.locator("[data-find]").fill("task 2")
-    assert tab.locator(".sortable tbody tr:visible").count() == 1
-    tab.locator(".heat canvas").click(position={"x": 200, "y": 20})
-    assert "8 runs" in tab.locator(".behind").inner_text()
-    assert tab.locator(".behind circle").count() == 8
-    assert tab.locator(".picture img").evaluate("i => i.decode().then(() => i.naturalWidth)") == 20
-    picture(tab, "experiment")
-
-
-LEFT = 92
-"""Pixels at the left of lanes where rows have words."""
-
-
-def colours(canvas: np.ndarray, rows: int, columns: int, left: int) -> np.ndarray:
-    """How light the cells of a map are, in their middles: [rows, columns]."""
-    plot = canvas[:, left:].astype(float).sum(-1)
-    y = ((np.arange(rows) + 0.5) * plot.shape[0] / rows).astype(int)
-    x = ((np.arange(columns) + 0.5) * plot.shape[1] / columns).astype(int)
-    return plot[y][:, x]
-
-
-def agrees(seen: np.ndarray, values: np.ndarray) -> bool:
-    """Whether lighter means more."""
-    return float(np.corrcoef(seen.ravel(), values.ravel())[0, 1]) > 0.97
-
-
-def test_maps_are_turned_and_follow_the_step(opened: Callable[..., Page], tmp_path: Path) -> None:
-    arrays = folders.layered_folder(tmp_path)
-    energy = np.concatenate([arrays["maze_energy"], arrays["bounce_energy"]])
-    tab = opened(explorer.make(tmp_path))
-    lane = tab.locator(".heat", has_text="token energy").first
-    canvas, size = "#matrices canvas", (folders.LAYERS, folders.FRAMES)
-    for step in (2, 9):  # layer × frame at the step
-        slide(tab, "step", step)
-        assert agrees(colours(shown(tab, canvas), *size, LEFT), energy[:, :, step].mean((0, 1)))
-    lane.get_by_label("task", exact=True).select_option("bounce")
-    assert agrees(
-        colours(shown(tab, canvas), *size, LEFT), arrays["bounce_energy"][:, :, 9].mean((0, 1))
-    )
-    lane.locator("canvas").click(position={"x": LEFT + 3, "y": 3})
-    told = lane.locator(".behind").inner_text()
-    assert told.startswith("layer 0, frame 0: 2 runs. Lowest: bounce, puzzle 0, seed ")
-    lane.get_by_label("columns", exact=True).select_option("step")  # now on the common axis
-    wide = colours(shown(tab, "#heats canvas"), folders.LAYERS, folders.STEPS, LEFT)
-    assert agrees(wide, arrays["bounce_energy"].mean((0, 1, 4)).T)
-    # Others wait until they are asked for; a click shows the runs behind a swap.
-    tab.get_by_role("button", name="flipped (one)").click()
-    swap = tab.locator(".heat", has_text="flipped (one)")
-    swap.locator("canvas").focus()
-    tab.keyboard.press("ArrowDown")
-    tab.keyboard.press("Enter")
-    assert "layer 1" in swap.locator(".behind").inner_text()
-    assert "6 runs" in swap.locator(".behind").inner_text()
-    picture(tab, "maps")
-
-
 def test_an_intervention_is_matched_with_its_baseline(
     opened: Callable[..., Page], tmp_path: Path
 ) -> None:
@@ -358,14 +204,44 @@ def test_an_intervention_is_matched_with_its_baseline(
     picture(tab, "compared")
 
 
+def test_films_of_two_arms_stand_side_by_side(opened: Callable[..., Page], tmp_path: Path) -> None:
+    folders.arm_folder(tmp_path / "base")
+    folders.arm_folder(tmp_path / "noised", noise_steps=[3])
+    (tmp_path / "noised" / folders.ARM_TASKS[0] / "00001.mp4").unlink()
+    found = [read(tmp_path / name) for name in ("base", "noised")]
+    tab = opened(explorer.write(found, tmp_path / "arms.html"))
+    films = tab.locator(".pair").first.locator("video")
+    assert [films.nth(i).evaluate(WIDTH) for i in (0, 1)] == [16, 16]
+    base, noised = (films.nth(i).bounding_box() for i in (0, 1))
+    assert base["y"] == noised["y"]
+    assert base["x"] + base["width"] <= noised["x"]
+    picture(tab, "arms")
+
+
 def test_hostile_text_is_text(opened: Callable[..., Page], tmp_path: Path) -> None:
     folder = tmp_path / "<img src=x onerror=hacked=1>'\""
     folders.sample_folder(folder, prompt=folders.HOSTILE)
-    tab = opened(explorer.write([read(folder)], tmp_path / "a'b.html"))
-    shown(tab)
-    assert tab.evaluate("window.hacked") is None
-    assert tab.locator("#prompt").inner_text() == f"“{folders.HOSTILE}”"
-    assert tab.locator("h1").inner_text() == folder.name
+    name = "<script>hacked=1;'\"&amp;#?%41🦆"
+    (folder / f"{name}.csv").write_text(f"{name.replace(chr(34), '')}\n{name[:8]}\n")
+    (folder / f"{name}.png").write_bytes(media.png(folders.pictures()[0]))
+    (folder / name).mkdir()
+    media.write_mp4(folder / name / f"{name}.mp4", folders.pictures())
+    for embedded in (explorer.EMBEDDED, 0):  # the second links files by their names
+        tab = opened(explorer.write([read(folder)], tmp_path / "a'b.html", embedded=embedded))
+        if embedded:
+            shown(tab)  # pictures of other files cannot be read
+        assert tab.evaluate("window.hacked") is None
+        assert tab.locator("#prompt").inner_text() == f"“{folders.HOSTILE}”"
+        assert tab.locator("h1").inner_text() == folder.name
+        assert tab.locator(".numbers summary").inner_text().startswith(name)
+        assert tab.locator(".sortable td").inner_text() == "<script>"
+        listed = tab.locator(".files a").all_text_contents()
+        assert {f"{name}.csv", f"{name}.png", f"{name}/{name}.mp4"} < set(listed)
+        drawn, film = tab.locator(".picture img"), tab.locator(".picture video")
+        assert drawn.get_attribute("alt") == f"Figure: {name}"
+        assert drawn.evaluate("i => i.decode().then(() => i.naturalWidth)") == folders.SIDE
+        assert film.get_attribute("aria-label") == f"{name}/{name}.mp4"
+        assert film.evaluate(WIDTH) == folders.SIDE
 
 
 def test_pictures_beside_the_page_are_loaded_when_looked_at(
@@ -404,15 +280,3 @@ def test_live(opened: Callable[..., Page], tmp_path: Path) -> None:
         running.shutdown()
         thread.join()
         running.server_close()
-
-
-def test_the_demo_page_has_a_plane(opened: Callable[..., Page], tmp_path: Path) -> None:
-    planes = [folders.plane(group=f"task {i}", seed=i) for i in range(3)]
-    demo = dataclasses.replace(fake_demo(), planes=planes)
-    tab = opened(write_demo(tmp_path, demo))
-    tab.select_option("#group", "task 2")
-    slide(tab, "step", 6)
-    slide(tab, "frame", 1)
-    np.testing.assert_array_equal(shown(tab), planes[2].x0[6, 1])
-    tab.locator("#plane").scroll_into_view_if_needed()
-    picture(tab, "demo")

@@ -40,6 +40,22 @@ def test_a_folder_is_converted_and_reported(tmp_path, capsys):
     assert checkpoint.read_manifest(tmp_path / "out", verify=True)["format"] == 2
 
 
+def test_keys_that_have_no_place_are_named(tmp_path, capsys):
+    lora = tmp_path / "lora.safetensors"
+    known = safetensors.numpy.load_file(LORA)
+    strange = {f"blocks.{i}.ffn.9.lora_A.weight": np.ones((4, 64), np.float32) for i in (0, 1)}
+    safetensors.numpy.save_file({**known, **strange}, lora)
+    out = tmp_path / "out"
+    options = ["--lora-high", str(lora), "--allow-unused-lora", "--only", "dit"]
+    main([str(I2V), str(out), *options])
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].endswith("60 keys used, 0 of an image encoder skipped, 2 unused")
+    assert said[2:4] == [f"  unused: {key}" for key in strange]
+    (notes,) = checkpoint.read_manifest(out)["notes"]["lora"]
+    assert notes["keys used"] == sorted(known)
+    assert notes["keys unused"] == sorted(strange)
+
+
 def test_every_option_reaches_the_job():
     chosen = Arguments(
         Path("a"),

@@ -12,7 +12,7 @@ import pytest
 from convert import verify
 from tests.conftest import GOLDEN
 
-RELEASES = {"Wan2.2-I2V-A14B": 29, "Wan2.2-TI2V-5B": 20, "Wan2.1-T2V-1.3B": 15}
+RELEASES = {"Wan2.2-I2V-A14B": 33, "Wan2.2-TI2V-5B": 25, "Wan2.1-T2V-1.3B": 17}
 
 
 @pytest.mark.extra("verify")
@@ -24,7 +24,13 @@ def test_the_tiny_releases_agree(name: str, tmp_path: Path, capsys: pytest.Captu
     rows = json.loads(table.read_text())
     assert len(rows) == RELEASES[name]
     assert all(0 <= row["error"] <= row["allowed"] for row in rows)
-    assert {row["place"] for row in rows} >= {"block 0", "block 1", "head", "3 steps, guidance"}
+    places = {(row["part"], row["place"]) for row in rows}
+    assert places >= {("experts.0", place) for place in ("block 0", "block 1", "head")}
+    assert places >= {("solver", f"{name}, 10 steps") for name in ("UniPC", "DPM++", "Euler")}
+    assert ("run", "3 steps, guidance") in places
+    assert (("run", "3 steps, guidance, first frame") in places) == ("TI2V" in name)
+    ends = {("text", "token embedding"), ("text", "final norm")}
+    assert (places >= ends) == (name != "Wan2.1-T2V-1.3B")
     out = capsys.readouterr().out
     assert f"All {len(rows)} places agree." in out
     assert ("The folder has no VAE" in out) == (name == "Wan2.1-T2V-1.3B")
@@ -45,7 +51,7 @@ def test_the_first_block_that_differs_is_named(monkeypatch, tmp_path, capsys):
         return made
 
     monkeypatch.setattr(against, "ours", wrong)
-    table = tmp_path / "table.json"
+    table = tmp_path / "new" / "table.json"
     with pytest.raises(SystemExit) as error:
         verify.main([str(GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B"), "--json", str(table)])
     assert error.value.code == 1
@@ -61,7 +67,27 @@ def test_without_pytorch_it_says_what_to_install(monkeypatch, capsys):
     with pytest.raises(SystemExit) as error:
         verify.main([str(GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B")])
     assert error.value.code == 2
-    assert "diffusers is missing; install it: pip install 'jcos[verify]'" in capsys.readouterr().err
+    says = "diffusers is missing; install it: pip install -e '.[verify]' -c constraints.txt"
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.extra("verify")
+def test_a_place_that_is_not_finite_is_no_success(monkeypatch, tmp_path, capsys):
+    """And what is written is JSON, in a folder that is made before hours are spent."""
+    from convert import against
+
+    table = tmp_path / "new" / "table.json"
+
+    def rows(source):
+        assert table.parent.is_dir()
+        yield against.Row("solver", "one", float("nan"), 1.0)
+
+    monkeypatch.setattr(against, "compare", rows)
+    with pytest.raises(SystemExit) as error:
+        verify.main([str(GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B"), "--json", str(table)])
+    assert error.value.code == 1
+    (row,) = json.loads(table.read_text(), parse_constant=pytest.fail)
+    assert row["error"] is None
 
 
 @pytest.mark.extra("verify")

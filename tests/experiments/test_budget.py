@@ -34,6 +34,9 @@ def test_arrays_table_and_figures_are_complete(found) -> None:
     plain = rows["maze", "solved", "4 steps"]
     assert (plain.value, plain.n, plain.still, plain.forwards) == (0, 3, 0, 4)
     assert plain.chance is not None
+    judged = [r for r in findings.rows if r.measure in ("score", "solved") and r.forwards]
+    assert "maze, one answer" in {r.task for r in judged}
+    assert not [r for r in judged if r.chance is None or r.still is None]
     assert rows["rotation", "score", "2 steps, half above σ 0.9"].forwards == 2
     assert rows["all tasks", "score, more than with 4 steps", "1 step"].n == 6
     # One right answer: the ideal denoiser has it in one step, whatever the schedule.

@@ -1,17 +1,23 @@
 """The same experiments on a released model: two experts, guidance, a VAE, prompts with pictures."""
 
+import csv
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from jcos import cli, image
+from jcos.config import WanConfig
 from jcos.experiments.experiment import Settings
 from jcos.experiments.noise import Noise
 from jcos.experiments.puzzles import compilations, finish
 from jcos.experiments.samples import Samples
 from jcos.experiments.steps import Steps
+from jcos.experiments.swap import Swap
+from jcos.variants import Profile
 from jcos.wan import Wan
-from tests.conftest import load_golden
+from tests.conftest import GOLDEN, ROOT, load_golden
 
 SHORT = Settings(steps=4)
 
@@ -60,7 +66,7 @@ def test_noise_runs_without_a_judge(model: Wan, clips: Path) -> None:
 
 def test_clean_up_belongs_to_the_low_noise_expert(model: Wan, clips: Path) -> None:
     experiment = Noise(clips=clips, sampling=SHORT, cleanup=4)
-    high = experiment.plan(model).high_steps
+    high = experiment.plan(model.config).high_steps
     assert high is not None
     assert high > 0
     with pytest.raises(ValueError, match=f"it takes 0 to {4 - high} steps here"):
@@ -70,3 +76,41 @@ def test_clean_up_belongs_to_the_low_noise_expert(model: Wan, clips: Path) -> No
 def test_a_model_with_a_vae_is_asked_for_clips(model: Wan) -> None:
     with pytest.raises(ValueError, match=r"is no model of the small puzzles .*clips=FILE.json"):
         finish(Steps().run(model))
+
+
+def test_pictures_are_prepared_as_the_profile_does_it(
+    model: Wan, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def rule_for(config: WanConfig, profile: Profile | None = None) -> image.Rule:
+        asked.append((config.name, profile))
+        raise ValueError("asked")
+
+    monkeypatch.setattr(image, "rule_for", rule_for)
+    for experiment in (Steps(clips=clips, profile="diffsynth"), Swap(clips=clips)):
+        with pytest.raises(ValueError, match="asked"):
+            experiment.samples(model)
+    assert asked == [(model.config.name, "diffsynth"), (model.config.name, None)]
+
+
+@pytest.mark.slow
+def test_the_command_runs_a_config_on_a_released_folder(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["run", str(ROOT / "configs" / "steps.py"), "--out", str(tmp_path / "steps")]
+    command += ["--checkpoint", str(GOLDEN / "ckpt" / "Wan2.2-I2V-A14B"), "--profile", "float32"]
+    changes = (f"clips={clips}", "sampling.steps=3")
+    cli.main([*command, *(word for change in changes for word in ("--set", change))])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Sampled in 3 steps; wan2.2-i2v-a14b has 40 of its own" in said
+    about = json.loads((tmp_path / "steps" / "config.json").read_text())
+    assert about["model"]["name"] == "wan2.2-i2v-a14b"
+    assert about["parameters"]["profile"] == "float32"
+    assert about["sampling"]["guidance"] == [3.5, 3.5]
+    with (tmp_path / "steps" / "table.csv").open() as file:
+        assert {row["task"] for row in csv.DictReader(file)} == {"clips"}
+    assert (tmp_path / "steps" / "index.html").is_file()
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--set", f"clips={tmp_path / 'none.json'}"])
+    assert "is no file of clips" in capsys.readouterr().err

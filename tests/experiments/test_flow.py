@@ -15,10 +15,11 @@ from jcos.experiments.information_flow import (
     grouped,
     ideal_perturbed,
 )
-from jcos.experiments.information_flow_found import AT, END, ON, Found
+from jcos.experiments.information_flow_found import AT, AXES, END, ON, Found
 from jcos.experiments.noise_found import Case
 from jcos.experiments.puzzles import compilations, finish
 from jcos.experiments.samples import Samples
+from jcos.report.arrays import trends
 from jcos.wan import Wan
 
 SMALL = Flow(
@@ -41,6 +42,11 @@ def test_arrays_table_and_figures_are_complete(found) -> None:
     want = findings.arrays["tokens"][1, :3, :, 2:, :, 0].mean()
     assert (row.n, row.forwards) == (3, 8)
     assert row.value == pytest.approx(want, rel=1e-5)
+    assert findings.arrays["reach"][1, :3].mean() == pytest.approx(row.value, rel=1e-5)
+    lines = trends(findings.arrays, {"axes": AXES, "sampling": {"steps": 4}}).lines
+    (curve,) = (line for line in lines if line.chart == f"1 − CKA of tokens, {ON}")
+    assert curve.steps == [0, 2]
+    assert curve.values[1] == pytest.approx(findings.arrays["reach"][1].mean(), rel=1e-2)
     row = rows[f"1 − CKA of tokens, {END}", "layer 1, noise at a step"]
     want = findings.arrays["tokens"][:2, :3, :, 3, 1, 0].mean()
     assert row.value == pytest.approx(want, rel=1e-5)
@@ -88,7 +94,7 @@ def test_frames_and_steps_are_compared_by_the_same_tokens(found) -> None:
 def test_the_ideal_denoiser_gets_the_same_noise(small_model: Wan) -> None:
     samples = Samples.of_tasks(small_model, ("maze",), 1, several=True)
     answers = jax.tree.map(lambda a: a[0], answers_of(small_model, samples.puzzles))
-    schedule = SMALL.plan(small_model).schedule
+    schedule = SMALL.plan(small_model.config).schedule
     fresh = jax.random.normal(jax.random.key(0), (4, *answers.latents.shape[1:]))
     none = jnp.zeros((4, 5, 1, 1, 1), bool)
     run = jax.jit(lambda put: ideal_perturbed(schedule, put, answers))

@@ -64,7 +64,7 @@ def test_no_noise_is_the_plain_run(small_model: Wan, found) -> None:
 
 
 def test_clean_up_takes_the_run_up_again_at_the_level_of_its_last_steps(small_model: Wan) -> None:
-    plan, plain = with_cleanup(SMALL, small_model), SMALL.plan(small_model)
+    plan, plain = with_cleanup(SMALL, small_model), SMALL.plan(small_model.config)
     sigmas = np.asarray(plain.schedule.sigmas)
     np.testing.assert_array_equal(plan.schedule.sigmas, [*sigmas[:4], *sigmas[2:]])
     probe = probe_of(Case("frame", frame=1), 4, 5, 2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jcos import flow
-from jcos.experiments import memory
+from jcos.experiments import memory, puzzles
 from jcos.experiments.puzzles import (
     Progress,
     compilations,
@@ -19,7 +19,7 @@ from jcos.experiments.puzzles import (
     playing,
     score,
 )
-from jcos.probes import InWorlds, Noise
+from jcos.probes import InWorlds, Noise, Probe, States
 from jcos.tasks import TASKS
 from jcos.wan import Wan
 
@@ -104,6 +104,50 @@ def test_a_run_starts_from_what_it_is_given(small_model: Wan) -> None:
     np.testing.assert_array_equal(a, b)
 
 
+def test_what_is_not_finite_is_named_at_once(small_model: Wan) -> None:
+    """Not after all the others were computed, and with its block."""
+    given = one_world(conditions(small_model, held_out(MAZE, 2)))
+    start = np.zeros((2, 2, 5, 10, 10, 12), np.float32)
+    start[0, 1, 3] = np.nan
+    told = playing(small_model, given, (4, 7), start=start, chunk=1, what="watching")
+    assert next(told) == Progress("watching", 0, 2)
+    broke = r"watching: .*puzzle \(or clip\) 0 with seed 7 .*step 0 of 4 on, first after block 0"
+    with pytest.raises(FloatingPointError, match=broke):
+        next(told)
+
+
+def test_too_little_memory_says_what_helps(
+    small_model: Wan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: trying to allocate 3.50GiB")
+
+    monkeypatch.setattr(puzzles, "_play", full)
+    given = one_world(conditions(small_model, held_out(MAZE, 2)))
+    helps = r"asked a device for 3.5 GiB.*\(1\) .*--set chunk=4\); \(2\) fewer than 2 seeds .*video"
+    with pytest.raises(MemoryError, match=helps):
+        finish(playing(small_model, given, (0, 1), probes=noises(0, 1, 2, 3), chunk=8))
+
+
+def test_what_is_kept_of_a_run_takes_memory_too(
+    small_model: Wan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The states of four steps beside the whole trace."""
+    sizes = []
+
+    def stop(*arguments: object) -> int:
+        sizes.append(arguments[-1])
+        raise ValueError("stop")
+
+    monkeypatch.setattr(puzzles, "runs_that_fit", stop)
+    given = one_world(conditions(small_model, held_out(MAZE, 1)))
+    for probe in (Probe(), States()):
+        with pytest.raises(ValueError, match="stop"):
+            finish(playing(small_model, given, (0, 1), probes=[probe]))
+    states = 2 * 4 * 5 * 10 * 10 * 12 * 4
+    assert sizes[1] == sizes[0] + 2 * states, "observed, and kept with the trace"
+
+
 def test_guided_runs_cost_twice_the_memory_and_too_much_is_refused(
     small_model: Wan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +159,8 @@ def test_guided_runs_cost_twice_the_memory_and_too_much_is_refused(
     assert memory.runs_that_fit(small_model, given, plan, 1, 1, 100, None) == 10
     assert memory.runs_that_fit(small_model, given, guided, 1, 1, 100, None) == 5
     assert memory.runs_that_fit(small_model, given, plan, 1, 1, 3, None) == 3
+    more = stored + scores
+    assert memory.runs_that_fit(small_model, given, plan, 1, 1, 100, None, more) == 5
     assert memory.runs_that_fit(small_model, given, plan, 1, 1, 100, 64) == 64
     monkeypatch.setattr(memory, "free_bytes", lambda: stored - 1)
     with pytest.raises(ValueError, match=r"one run of 2 worlds × 3 seeds × 4 steps needs about"):

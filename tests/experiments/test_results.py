@@ -9,12 +9,14 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from jcos import cli
 from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Findings, Picture, Row, row
+from jcos.experiments.noise import Noise
 from jcos.experiments.puzzles import Progress, finish
-from jcos.experiments.results import conduct, identify
+from jcos.experiments.results import conduct, describe, finished, identify
 from jcos.experiments.settings import override
 from jcos.measures import Estimate
 from jcos.wan import TINY, Wan
@@ -38,14 +40,22 @@ class Coin(Experiment):
         plots.curve(figure.axes[0], range(3), np.eye(3)[:, :, None], "heads")
         values = np.arange(self.puzzles) % self.sides == 0
         rows = [
-            row("coin", "heads", "first", values, self.forwards(model)),
+            row("coin", "heads", "first", values, self.forwards(model.config)),
             row("coin", "tails", "none", Estimate(float("nan"), float("nan"), float("nan"), 0), 0),
         ]
         return Findings({"values": values}, rows, {"heads": Picture(figure, "a < b")})
 
 
 def done(experiment: Experiment, model: Wan, folder: Path, redo: bool = False) -> bool:
-    steps = conduct(experiment, model, folder, weights={"manifest": "0"}, command="x", redo=redo)
+    steps = conduct(
+        experiment,
+        model.config,
+        lambda: model,
+        folder,
+        weights={"manifest": "0"},
+        command="x",
+        redo=redo,
+    )
     return finish(steps)
 
 
@@ -113,6 +123,39 @@ def test_an_experiment_is_checked_before_its_folder_is_looked_at(
         done(Coin(puzzles=0), small_model, tmp_path / "coin")
 
 
+def unneeded() -> Wan:
+    raise AssertionError("weights were read")
+
+
+def test_no_weights_are_read_for_what_is_refused_or_there_already(
+    small_model: Wan, tmp_path: Path
+) -> None:
+    config, weights = small_model.config, {"manifest": "0"}
+    for wrong in (Coin(puzzles=0), Coin(clips=tmp_path / "none.json"), Noise(steps=(50,))):
+        run = conduct(wrong, config, unneeded, tmp_path / "x", weights=weights, command="x")
+        with pytest.raises((ValueError, IndexError)):
+            finish(run)
+    folder = tmp_path / "coin"
+    assert done(Coin(), small_model, folder)
+    args = (config, unneeded, folder)
+    assert not finish(conduct(Coin(), *args, weights=weights, command="x"))
+    with pytest.raises(ValueError, match="other settings"):
+        finish(conduct(Coin(sides=3), *args, weights=weights, command="x"))
+
+
+def test_results_older_than_a_parameter_are_those_without_it(
+    small_model: Wan, tmp_path: Path
+) -> None:
+    folder = tmp_path / "coin"
+    done(Coin(), small_model, folder)
+    about = json.loads((folder / "config.json").read_text())
+    del about["parameters"]["profile"]
+    (folder / "config.json").write_text(json.dumps(about))
+    assert not done(Coin(), small_model, folder)
+    with pytest.raises(ValueError, match=r"\(profile None, not float32\)"):
+        done(Coin(profile="float32"), small_model, folder)
+
+
 def test_weights_are_identified_by_what_they_are(tmp_path: Path) -> None:
     assert identify(TINY) == identify(TINY)
     (tmp_path / "model.safetensors").write_bytes(b"1234")
@@ -120,6 +163,37 @@ def test_weights_are_identified_by_what_they_are(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"12345")
     assert identify(tmp_path) != first
     assert identify(tmp_path) != identify(TINY)
+
+
+def test_fine_tuned_weights_of_the_same_layout_are_others(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = {f"blocks.{i}": rng.normal(size=(512, 512)).astype(np.float32) for i in range(6)}
+    folders = [tmp_path / name for name in ("base", "copy", "tuned", "one-block")]
+    tuned = {name: 1.01 * a for name, a in weights.items()}
+    one = weights | {"blocks.3": tuned["blocks.3"]}
+    for folder, tensors in zip(folders, (weights, weights, tuned, one), strict=True):
+        folder.mkdir()
+        save_file(tensors, folder / "model.safetensors")
+        (folder / "README.md").write_text(folder.name[:4])
+    base, copy, *others = map(identify, folders)
+    assert base == copy
+    for other in others:
+        assert other["files"] == base["files"]
+        assert other["weights"] != base["weights"]
+
+
+def test_results_that_know_only_names_and_sizes_are_refused(
+    small_model: Wan, tmp_path: Path
+) -> None:
+    folder = tmp_path / "coin"
+    about = describe(Coin(), small_model.config, {"files": "0", "weights": "1"})
+    old = describe(Coin(), small_model.config, {"files": "0"})
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(about))
+    assert finished(folder, about)
+    (folder / "config.json").write_text(json.dumps(old))
+    with pytest.raises(ValueError, match=r"other settings \(weights None, not 1\): choose another"):
+        finished(folder, about)
 
 
 @pytest.mark.slow

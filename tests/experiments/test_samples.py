@@ -3,12 +3,16 @@
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from jcos.experiments.samples import Samples, digest, read_clips
+from jcos.experiments.puzzles import held_out
+from jcos.experiments.samples import Samples, check_clips, digest, latent_frames, read_clips
 from jcos.tasks import TASKS
+from jcos.trajectory import Condition
+from jcos.variants import wan22_i2v_a14b
 from jcos.wan import Wan
 
 
@@ -54,6 +58,21 @@ def test_baselines_are_those_of_the_very_puzzles(small_model: Wan) -> None:
     assert found == samples.baselines()
 
 
+def test_parts_of_a_task_have_baselines_of_their_own() -> None:
+    puzzles = tuple(held_out(TASKS["maze"], 12))
+    nothing = Condition(jnp.zeros((12, 1, 1, 1)))
+    samples = Samples(nothing, ("maze",) * 12, puzzles)
+    several, one = np.flatnonzero(samples.several), np.flatnonzero(~samples.several)
+    assert len(several) * len(one)
+    parts = {"maze": np.arange(12), "several": several, "one": one}
+    found, whole = samples.baselines(parts), samples.baselines()
+    assert found["maze", "score"] == whole["maze", "score"]
+    chance = [found[part, "score"].chance for part in ("several", "one")]
+    mean = (chance[0] * len(several) + chance[1] * len(one)) / 12
+    assert mean == pytest.approx(whole["maze", "score"].chance)
+    assert chance[0] != chance[1]
+
+
 def test_clips_have_conditions_and_no_judge(small_model: Wan, tmp_path: Path) -> None:
     prompt = "maze shortest way from red to blue"
     rows = np.zeros((8, small_model.config.dit.text_dim), np.float32)
@@ -74,6 +93,19 @@ def test_clips_have_conditions_and_no_judge(small_model: Wan, tmp_path: Path) ->
     before = digest(file)
     picture(tmp_path, side=48)
     assert digest(file) != before
+
+
+def test_clips_a_model_cannot_make_are_refused_without_its_weights(tmp_path: Path) -> None:
+    config = wan22_i2v_a14b()
+    file = clips_file(tmp_path, [{"prompt": "x", "picture": picture(tmp_path)}], frames=81)
+    check_clips(config, file)
+    assert latent_frames(config, 81) == 21
+    clips_file(tmp_path, [{"prompt": "x", "picture": "a.png"}], frames=80)
+    with pytest.raises(ValueError, match="80 frames"):
+        check_clips(config, file)
+    clips_file(tmp_path, [{"prompt": "x"}])
+    with pytest.raises(ValueError, match="makes videos of a first frame; none is given"):
+        check_clips(config, file)
 
 
 @pytest.mark.parametrize(

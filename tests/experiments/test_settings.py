@@ -9,6 +9,7 @@ from jcos.experiments.experiment import Settings, places, window
 from jcos.experiments.noise import Noise
 from jcos.experiments.settings import load_experiment, override
 from jcos.experiments.steps import Steps
+from jcos.variants import wan22_i2v_a14b, with_profile
 
 FOLDER = Path(__file__).parents[2] / "configs"
 CONFIGS = [file for file in sorted(FOLDER.glob("*.py")) if not file.stem.startswith("vbvr_")]
@@ -20,6 +21,9 @@ def test_every_config_describes_its_experiment(file: Path) -> None:
     assert experiment.question.endswith("?")
     text = file.read_text()
     assert f"jcos run configs/{file.name}" in text
+    small = experiment.sampling.steps
+    assert (f"The {small} steps are for the small model" in text) == (small is not None)
+    assert override(experiment, ["sampling.steps=none"]).sampling == Settings()
 
 
 def test_fields_are_changed_by_their_types() -> None:
@@ -106,5 +110,8 @@ def test_settings_change_a_models_sampling_only_where_they_say(small_model) -> N
     assert Settings(steps=7).of(config) == dataclasses.replace(config.sampling, steps=7)
     unipc = Settings(solver="unipc", guidance=(1.0,)).of(config)
     assert (unipc.solver, unipc.grid, unipc.guidance) == ("unipc", "unipc", None)
+    diffusers = with_profile(wan22_i2v_a14b(), "diffusers")
+    assert Settings(solver="unipc").of(diffusers).grid == "diffusers", "its own solver"
+    assert Settings(solver="euler").of(diffusers).grid == "euler"
     with pytest.raises(ValueError, match="2 scales; jcos-tiny has 1 expert"):
         Settings(guidance=(1.0, 2.0)).of(config)

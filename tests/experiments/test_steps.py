@@ -132,7 +132,7 @@ def test_states_are_what_the_model_saw(small_model: Wan) -> None:
     samples = Samples.of_tasks(small_model, ("maze",), 1)
     trace = finish(playing(small_model, samples.given, probes=[States()]))
     x, x0 = trace.seen[0, 0, 0, 0], trace.x0[0, 0, 0, 0]
-    sigmas = np.asarray(SMALL.plan(small_model).schedule.sigmas)
+    sigmas = np.asarray(SMALL.plan(small_model.config).schedule.sigmas)
     for s in range(3):
         ratio = sigmas[s + 1] / sigmas[s]
         np.testing.assert_allclose(x[s + 1], ratio * x[s] + (1 - ratio) * x0[s], atol=1e-4)

@@ -215,3 +215,30 @@ def generate_folder(
     }
     (folder / "run.json").write_text(json.dumps(run, ensure_ascii=False))
     return estimates[0], frames
+
+
+ARM_TASKS = (
+    "In-Domain_50/T-1_maze_data-generator",
+    "Out-of-Domain_50/T-2_sort_data-generator",
+)
+
+
+def arm_folder(folder: Path, *, noise_steps: list[int] | None = None) -> None:
+    """Like an arm of `jcos bench run`: two films of each of two tasks, and their notes."""
+    video = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)
+    for task in ARM_TASKS:
+        for number in ("00000", "00001"):
+            name = f"{task}/{number}"
+            film = folder / f"{name}.mp4"
+            film.parent.mkdir(parents=True, exist_ok=True)
+            media.write_mp4(film, video)
+            note = folder / "state" / "made" / f"{name}.json"
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(json.dumps({"seconds": 1, "prompt": f"Find the way of {name} <b>."}))
+    run = {
+        "arm": {"noise_steps": noise_steps or [], "sampling": {"steps": 4}},
+        "model": {"name": "toy"},
+        "command": "jcos bench run configs/vbvr_base.py",
+    }
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "summary.json").write_text(json.dumps({"total": 4, "faults": {}}))

@@ -6,10 +6,7 @@ import html
 import io
 import json
 import re
-import threading
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from PIL import Image
 
 import jcos
 from jcos import cli
-from jcos.report import explorer, live
+from jcos.report import explorer
 from jcos.report.arrays import trends
 from jcos.report.changes import changes_of
 from jcos.report.plane import Look, Plane, look
@@ -246,7 +243,7 @@ def _truncate(path: Path) -> None:
         (folders.sample_folder, lambda f: (f / "run.json").write_text("[1]"), "no JSON object", 0),
         (folders.generate_folder, lambda f: _truncate(f / "seed-0-x0-step-4.mp4"), "Seed 0: 9", 2),
         (folders.generate_folder, lambda f: (f / "seed-1.mp4").unlink(), "seed-1.mp4: it is", 2),
-        (folders.generate_folder, lambda f: _truncate(f / "seed-1.mp4"), "seed-1.mp4", 2),
+        (folders.generate_folder, lambda f: _truncate(f / "seed-1.mp4"), "of 13 frames", 2),
         (folders.experiment_folder, lambda f: (f / "arrays.npz").unlink(), "arrays.npz", 0),
         (folders.experiment_folder, lambda f: _truncate(f / "figures/noise.png"), "noise.png", 0),
         (
@@ -272,6 +269,47 @@ def test_damage_is_said_and_the_rest_is_shown(
     assert len(found.views) == views
     page = page_of(tmp_path)
     assert "Not everything could be read" in page
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [(Path.unlink, "planes.npz: it is missing."), (_truncate, "planes.npz: it cannot be read")],
+)
+def test_what_many_runs_lack_is_said_once(
+    tmp_path: Path, damage: Callable[[Path], object], says: str
+) -> None:
+    folders.look(2, 2).save(tmp_path)
+    damage(tmp_path / "planes.npz")
+    (told,) = read(tmp_path).missing
+    assert told.startswith(says)
+
+
+@pytest.mark.parametrize("steps", ["many", [], None, {"a": 1}])
+@pytest.mark.parametrize(
+    "make", [folders.sample_folder, folders.experiment_folder, folders.generate_folder]
+)
+def test_a_manifest_may_say_nonsense(
+    tmp_path: Path, make: Callable[..., object], steps: object
+) -> None:
+    make(tmp_path)
+    (manifest,) = (p for p in (tmp_path / "run.json", tmp_path / "config.json") if p.is_file())
+    told = json.loads(manifest.read_text()) | {"seeds": 5}
+    told["sampling"] = told["sampling"] | {"steps": steps}
+    manifest.write_text(json.dumps(told))
+    assert read(tmp_path).steps == 0
+    assert "<summary>Settings</summary>" in page_of(tmp_path)
+
+
+@pytest.mark.parametrize("named", ["value", "mean", "median"])
+def test_an_interval_stands_beside_what_it_is_of(tmp_path: Path, named: str) -> None:
+    """Also in the table of the benchmark, whose column is the mean; of others no column is lost."""
+    (tmp_path / "table.csv").write_text(f"arm,{named},low,high,n\nbase,0.5,0.25,0.75,9\n")
+    page = page_of(tmp_path)
+    if named == "median":
+        assert [f'<td class="n" data-v="{v}">' in page for v in (0.25, 0.75)] == [True, True]
+    else:
+        assert '<td class="n" data-v="0.5">0.5 [0.25, 0.75]</td>' in page
+        assert "low</button>" not in page
 
 
 def test_folders_are_compared_run_by_run(tmp_path: Path) -> None:
@@ -317,6 +355,8 @@ def test_the_page_is_the_folders_own_unless_another_is_there(
         (["report", "none"], "none is no folder"),
         (["report", "empty"], "empty is empty"),
         (["explore", "none"], "none is no folder"),
+        (["report", "empty", "other", "--serve"], "--serve shows the runs of one folder"),
+        (["report", "empty", "--serve", "--out", "page.html"], "--serve shows the runs of one"),
     ],
 )
 def test_what_is_no_results_is_refused(
@@ -331,55 +371,6 @@ def test_what_is_no_results_is_refused(
     with pytest.raises(SystemExit):
         cli.main(arguments)
     assert says in capsys.readouterr().err
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[str]:
-    """The address of a folder with an experiment in `a` and a sample in `b`."""
-    folders.experiment_folder(tmp_path / "runs" / "a")
-    folders.sample_folder(tmp_path / "runs" / "b")
-    (tmp_path / "secret.txt").write_text("secret")
-    (tmp_path / "runs" / "b" / "out").symlink_to(tmp_path / "secret.txt")
-    running = live.server(tmp_path / "runs", 0)
-    thread = threading.Thread(target=running.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{running.server_port}"
-    running.shutdown()
-    thread.join()
-    running.server_close()
-
-
-def get(address: str, **headers: str) -> bytes:
-    with urllib.request.urlopen(urllib.request.Request(address, headers=headers)) as answer:
-        return answer.read()
-
-
-def test_live_lists_runs_and_serves_only_them(served: str, tmp_path: Path) -> None:
-    listed = get(f"{served}/").decode()
-    a, b = sorted(re.findall(r'href="(run/\w+/)"><b>(\w)</b>', listed), key=lambda run: run[1])
-    assert "Where does noise hurt?" in get(f"{served}/{a[0]}").decode()
-    page = get(f"{served}/{b[0]}").decode()
-    sheet = data_of(page)["views"][2]["sheet"]
-    with Image.open(io.BytesIO(get(f"{served}/{b[0]}{sheet}"))) as picture:
-        assert picture.format == "PNG"
-    assert len(get(f"{served}/{b[0]}arrays.npz")) == (
-        (tmp_path / "runs" / "b" / "arrays.npz").stat().st_size
-    )
-    before = get(f"{served}/{b[0]}version")
-    assert get(f"{served}/{b[0]}version") == before
-    (tmp_path / "runs" / "b" / "new.csv").write_text("a\n1\n")
-    assert get(f"{served}/{b[0]}version") != before
-    for wrong in ("../../secret.txt", "..%2f..%2fsecret.txt", "out", "none", "%00"):
-        with pytest.raises(urllib.error.HTTPError, match="404") as error:
-            get(f"{served}/{b[0]}{wrong}")
-        error.value.close()
-
-
-def test_live_answers_to_this_machine_alone(served: str) -> None:
-    with pytest.raises(urllib.error.HTTPError, match="403") as error:
-        get(f"{served}/", Host="elsewhere.example:80")
-    error.value.close()
-    assert served.startswith("http://127.0.0.1:")
 
 
 def test_a_run_shows_itself_in_a_notebook(small_model: jcos.Wan) -> None:

@@ -1,0 +1,124 @@
+"""`jcos bench` from the command line."""
+
+import csv
+import itertools
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jcos import cli, media
+from jcos.bench.arm import Arm, load_arms
+from jcos.cli.common import console
+from tests.conftest import ROOT
+
+CONFIGS = sorted((ROOT / "configs").glob("vbvr_*.py"))
+FIRST = "In-Domain_50/T-1_maze_data-generator/00000"
+
+
+def commanded(*arguments: object) -> int:
+    """The exit code of a command."""
+    try:
+        cli.main([str(a) for a in arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_the_whole_path_from_the_command_line(
+    tmp_path: Path, calls: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    small, out = tmp_path / "small", tmp_path / "out"
+    arms = tmp_path / "arms.py"
+    arms.write_text(
+        "from jcos.bench.arm import Arm\n"
+        "arms = {n: Arm(profile=None, scale=1 / 8, seed=s) for n, s in (('a', 1), ('b', 2))}\n"
+    )
+    given = ["--samples", small, "--out", out, "--set", "sampling.steps=2"]
+    assert commanded("bench", "export", small, "--tasks", "maze", "--per-task", 2) == 0
+    assert commanded("bench", "run", arms, *given, "--plan") == 0
+    assert "One worker: gpu:h200:1" in capsys.readouterr().out
+    assert commanded("bench", "run", arms, *given, "--plan", "--step-seconds", 3) == 0
+    assert "3.0 s a step" in capsys.readouterr().out
+    assert not out.exists()
+    assert commanded("bench", "run", arms, *given) == 0
+    told = capsys.readouterr()
+    assert "b: 2 of 2 videos" in told.out
+    assert "b: 2 of 2, 0:00:00 left\n" in told.err  # no terminal: plain lines
+    scored = ["bench", "score", out / "a", out / "b", "--samples", small, "--out", out / "s"]
+    assert commanded(*scored) == 0
+    assert (out / "s" / "table.csv").read_text().startswith("kind,arm,group,mean,low,high,n,")
+    about = json.loads((out / "s" / "run.json").read_text())
+    assert about["arms"] == {"a": str(out / "a"), "b": str(out / "b")}
+    assert about["command"].startswith("jcos ")
+    assert about["samples"] == {
+        "folder": str(small),
+        "extent": "2 samples, 0 of them of the benchmark's 500",
+    }
+    assert {"jcos", "jax"} <= about["versions"].keys()
+    (small / FIRST / "prompt.txt").unlink()
+    assert commanded("bench", "run", arms, *given) == 1
+    assert "prompt.txt is missing" in capsys.readouterr().err
+    assert commanded("bench", "run", arms, *given, "--arms", "c") == 2
+    assert "has no arm 'c'; it has a, b" in capsys.readouterr().err
+    assert commanded("bench", "run", arms, *given, "--shard", "1") == 2
+    assert commanded("bench", "run", arms, *given, "--set", "sampling.steps=3") == 2
+    assert "arm.sampling.steps 2, not 3" in capsys.readouterr().err
+    assert commanded("bench", "run", arms, *given, "--mesh", "world=2") == 2
+    assert "world=2 does not make up 1 device" in capsys.readouterr().err
+
+
+def test_the_time_left_is_told_however_long_a_sample_takes(
+    tmp_path: Path,
+    calls: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(console, "get_time", itertools.count(0, 3600).__next__)
+    assert commanded("bench", "export", tmp_path / "small", "--tasks", "maze", "--per-task", 6) == 0
+    run = ["bench", "run", CONFIGS[-1], "--arms", "base", "--samples", tmp_path / "small"]
+    assert commanded(*run, "--out", tmp_path / "out", "--batch", 1) == 0
+    assert re.search(r"^base: [345] of 6, .*\d:00:00 left$", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_a_plan_goes_on_after_a_sample_that_the_model_does_not_take(
+    bench_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = bench_folder / FIRST / "first_frame.png"
+    picture.write_bytes(media.png(np.zeros((24, 20, 3), np.uint8)))
+    plan = ["bench", "run", CONFIGS[-1], "--samples", bench_folder, "--plan"]
+    assert commanded(*plan, "--step-seconds", 3) == 0
+    told = capsys.readouterr()
+    assert re.search(r"base\W+2\W+\d", told.out)  # two shapes of the five others
+    assert f"base: {FIRST}: " in told.err
+    assert "needs a multiple of 4" in told.err
+
+
+def test_arms_that_were_written_otherwise_are_told(
+    bench_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The still picture has the codec of the first; two arms of one name stand in one table."""
+    for name, crf in (("1/base", 20), ("2/base", 25)):
+        (tmp_path / name).mkdir(parents=True)
+        about = {"arm": {"crf": crf, "fps": 16}}
+        (tmp_path / name / "run.json").write_text(json.dumps(about))
+    score = ["bench", "score", tmp_path / "1/base", tmp_path / "2/base", "--samples", bench_folder]
+    assert commanded(*score, "--out", tmp_path / "s") == 1
+    told = capsys.readouterr().err
+    assert "the arms' codecs differ: 1/base Codec(fps=16, crf=20); 2/base Codec(fps=16" in told
+    assert json.loads((tmp_path / "s" / "run.json").read_text())["still"]["crf"] == 20
+    with (tmp_path / "s" / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    arms = dict.fromkeys(row["arm"] for row in rows if row["kind"] == "score")
+    assert list(arms) == ["1/base", "2/base", "still", "truth"]
+    assert {row["arm"] for row in rows if row["kind"] == "less 1/base"} == {"2/base"}
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_config_describes_its_arms(file):
+    arms = load_arms(file)
+    assert len(arms) == {"base": 1, "small": 2, "ensemble": 3, "noise": 8}[file.stem[5:]]
+    assert all(isinstance(arm, Arm) for arm in arms.values())
+    assert f"jcos bench run configs/{file.name}" in file.read_text()

@@ -1,0 +1,69 @@
+"""A released model, with text encoder and VAE, through the benchmark: the original's tiny one."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jcos import media, wan
+from jcos.bench.arm import Arm
+from jcos.bench.export import export
+from jcos.bench.folder import read_bench
+from jcos.bench.run import Work, _check_vae, conduct
+from jcos.config import UMT5Config
+from jcos.experiments.experiment import Settings
+from jcos.experiments.puzzles import finish
+from jcos.text import UMT5
+from jcos.wan import TINY, Wan
+from tests.test_generate import release  # noqa: F401
+
+ARM = Arm(profile="float32", scale=0.1, frames=5, sampling=Settings(steps=1))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*token.*:UserWarning")  # this tiny model reads 24 of them
+def test_two_arms_load_the_text_encoder_once(
+    release: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded: list[Wan] = []
+    load = wan.load
+
+    def recorded(*given: Any, **options: Any) -> Wan:
+        loaded.append(load(*given, **options))
+        return loaded[-1]
+
+    monkeypatch.setattr(wan, "load", recorded)
+    export(tmp_path / "small", ("maze",), 1)
+    bench, work = read_bench(tmp_path / "small"), Work(text=tmp_path / "text")
+    for seed in (1, 2):
+        arm = dataclasses.replace(ARM, seed=seed)
+        assert finish(conduct(arm, release, bench, tmp_path / f"{seed}", work, "x")).complete
+    has_text = [isinstance(model.text, UMT5) for model in loaded]
+    assert has_text == [True, False, False]
+    assert [model.vae is None for model in loaded] == has_text
+    assert [len(model.experts) for model in loaded] == [0, 2, 2]
+    one, two = (tmp_path / f"{seed}" / f"{bench.names[0]}.mp4" for seed in (1, 2))
+    assert media.read_mp4(one).shape == (5, 160, 160, 3)
+    assert (media.read_mp4(one) != media.read_mp4(two)).any()
+
+
+def test_a_model_without_its_vae_is_refused_at_once(
+    release: Path,  # noqa: F811
+    bench_folder: Path,
+    tmp_path: Path,
+) -> None:
+    """As VBVR's folder is published; converted or not."""
+    folder = tmp_path / "VBVR-Wan2.2"
+    shutil.copytree(release, folder, ignore=shutil.ignore_patterns("*VAE*"))
+    steps = conduct(ARM, folder, read_bench(bench_folder), tmp_path / "a", Work(text=tmp_path), "x")
+    with pytest.raises(ValueError, match=r"VBVR-Wan2.2 has no VAE.*docs/vbvr.md"):
+        finish(steps)
+    assert not (tmp_path / "a").exists()
+    config = wan.read_config(release)
+    assert isinstance(config.text, UMT5Config)
+    with pytest.raises(ValueError, match="has no VAE"):
+        _check_vae(config, TINY)  # a folder that jcos wrote, whose weights have none

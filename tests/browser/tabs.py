@@ -1,0 +1,73 @@
+"""What the tests of pages in a browser share: looking at canvases, moving sliders."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from tests.report import folders
+
+Page: TypeAlias = Any  # of playwright, which only the extra has
+PIXELS = """([selector, nth]) => {
+  const canvas = document.querySelectorAll(selector)[nth];
+  const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  return [canvas.height, canvas.width, Array.from(data)];
+}"""
+WIDTH = """film => new Promise((done, failed) => {
+  film.onloadedmetadata = () => done(film.videoWidth);
+  film.onerror = () => failed(film.error.message);
+  film.preload = "metadata";
+  film.load();
+})"""
+"""Of a film in pixels, once it is loaded."""
+
+
+def until(tab: Page, holds: Callable[[], bool]) -> None:
+    """Waits; not with `wait_for_function`, whose eval the page's policy forbids."""
+    for _ in range(2400):  # two minutes, for machines with much else to do
+        if holds():
+            return
+        tab.wait_for_timeout(50)
+    raise AssertionError("it did not come to be in two minutes")
+
+
+def shown(tab: Page, selector: str = ".now canvas", nth: int = 0) -> np.ndarray:
+    """The colours of a canvas, once its picture is loaded."""
+    found: list[np.ndarray] = []
+
+    def painted() -> bool:
+        height, width, data = tab.evaluate(PIXELS, [selector, nth])
+        found.append(np.array(data, np.uint8).reshape(height, width, 4))
+        return bool(found[-1].any())
+
+    until(tab, painted)
+    return found[-1][..., :3]
+
+
+def value(tab: Page, name: str) -> int:
+    """Where a slider is."""
+    return int(tab.locator(f"#{name}").input_value())
+
+
+def picture(tab: Page, name: str) -> None:
+    """A screenshot, kept where CI keeps them."""
+    if folder := os.environ.get("SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tab.screenshot(path=Path(folder) / f"{name}.png")
+
+
+def slide(tab: Page, name: str, value: int) -> None:
+    tab.locator(f"#{name}").fill(str(value))
+
+
+def click_cell(tab: Page, step: int, frame: int) -> Any:
+    """Clicks into the first grid, which is returned; its rows have no words."""
+    grid = tab.locator(".grid canvas").first
+    grid.scroll_into_view_if_needed()
+    box = grid.bounding_box()
+    assert box
+    band, row = (box["width"] - 46) / folders.STEPS, box["height"] / folders.FRAMES
+    grid.click(position={"x": 46 + (step + 0.5) * band, "y": (frame + 0.5) * row})
+    return grid

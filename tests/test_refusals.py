@@ -1,0 +1,171 @@
+"""What sampling refuses, and how it says so: probes of another run, numbers that are not finite."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jcos import flow, trajectory
+from jcos.config import Sampling
+from jcos.probes import (
+    EstimateEnsemble,
+    InWorlds,
+    Noise,
+    Probe,
+    SeedEnsemble,
+    Swap,
+    TokenFeatures,
+    chain,
+)
+from jcos.wan import Wan, generate, generate_side_by_side, generate_worlds, seed_keys
+from tests.test_trajectory import CONFIG, FRAMES, LAYERS, STEPS, TOKENS, frame, randomised
+
+
+@pytest.fixture(scope="module")
+def model() -> Wan:
+    return randomised(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def condition(model: Wan) -> trajectory.Condition:
+    return model.condition(frame(0), "left", FRAMES)
+
+
+WINDOW = SeedEnsemble.window(STEPS, LAYERS)
+AVERAGED = EstimateEnsemble(jnp.ones(STEPS, bool), jnp.array(False))
+OTHERS: list[tuple[Probe, str]] = [
+    (Noise.at_steps(20, FRAMES, [19]), "20 steps; this run has 4"),
+    (Noise.at_frames(STEPS, 7, [1]), "7 latent frames; this run has 3"),
+    (SeedEnsemble.window(50, LAYERS), "50 steps; this run has 4"),
+    (SeedEnsemble.window(STEPS, 40), "40 layers; this run has 3"),
+    (WINDOW.replace(groups=jnp.zeros(3, int)), "3 seeds; this run has 2"),
+    (AVERAGED.replace(mask=jnp.ones(3, bool)), "3 steps; this run has 4"),
+    (AVERAGED.replace(groups=jnp.zeros(1, int)), "1 seed; this run has 2"),
+    (Swap.at_layers(STEPS, LAYERS, TOKENS, [0]), "2 worlds; this run has 1"),
+    (Swap.at_layers(STEPS, LAYERS, 9, [0], receivers=[True]), "9 tokens; this run has 12"),
+    (InWorlds(WINDOW, jnp.array([False, True])), "2 worlds; this run has 1"),
+    (chain(WINDOW, InWorlds(Noise.at_steps(9, 3, []), jnp.array([True]))), "9 steps; this run"),
+]
+
+
+@pytest.mark.parametrize(("probe", "says"), OTHERS)
+def test_a_probe_of_another_run_is_refused_before_anything_is_computed(
+    model: Wan,
+    condition: trajectory.Condition,
+    probe: Probe,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By every way of sampling, and in a sweep, where arrays have an axis more."""
+    monkeypatch.setattr(trajectory, "denoise", _never)
+    monkeypatch.setattr("jcos.wan._advance", _never)
+    plan, keys = flow.plan(model.config.sampling), seed_keys((0, 1))
+    worlds = jax.tree.map(lambda a: a[None], condition)
+    ways: list[Callable[[Probe], Any]] = [
+        lambda p: generate(model, condition, (0, 1), probe=p),
+        lambda p: generate(model, condition, (0, 1), probe=p, told=lambda step: None),
+        lambda p: generate_side_by_side(model, worlds, (0, 1), probe=p),
+        lambda p: generate_worlds(model, plan, worlds, keys, p),
+        lambda p: trajectory.sweep(ways[0], trajectory.stack([p, p])),
+        lambda p: trajectory.sweep(ways[0], trajectory.stack([p, p]), chunk=1),
+    ]
+    for way in ways:
+        with pytest.raises(ValueError, match=rf"^the probe is made for {says}"):
+            way(probe)
+
+
+def _never(*_: Any) -> Any:
+    raise AssertionError("this run was to be refused")
+
+
+def test_stacked_probes_without_a_sweep_are_refused(
+    model: Wan, condition: trajectory.Condition
+) -> None:
+    probes = trajectory.stack([Noise.at_steps(STEPS, FRAMES, [s]) for s in (0, 1)])
+    with pytest.raises(ValueError, match=r"\(2, 4, 3\) for steps × latent frames; stacked probes"):
+        generate(model, condition, probe=probes)
+
+
+def test_a_probe_of_ones_own_may_say_what_it_is_made_for(
+    model: Wan, condition: trajectory.Condition
+) -> None:
+    class Scaled(Probe):
+        by: jax.Array
+
+        def on_latents(self, site, x):
+            return self.by[site.step] * x
+
+    class Careful(Scaled):
+        def made_for(self):
+            return (("steps", len(self.by)),)
+
+    generate(model, condition, probe=Scaled(jnp.ones(STEPS - 1)))
+    with pytest.raises(ValueError, match="made for 3 steps; this run has 4"):
+        generate(model, condition, probe=Careful(jnp.ones(STEPS - 1)))
+
+
+def test_only_32_bits_of_a_seed_count(model: Wan, condition: trajectory.Condition) -> None:
+    a = generate(model, condition, (-1, 123456789012345))
+    b = generate(model, condition, (2**32 - 1, 123456789012345 % 2**32))
+    np.testing.assert_array_equal(a.latents, b.latents)
+    with pytest.raises(ValueError, match="PyTorch takes"):
+        generate(model, condition, (2**64,))
+
+
+def test_non_finite_latent_is_reported_with_its_step(
+    model: Wan, condition: trajectory.Condition
+) -> None:
+    class Blow(Probe):
+        def on_latents(self, site, x):
+            return jnp.where(site.step == 2, jnp.inf, x)
+
+    with pytest.raises(FloatingPointError, match="from step 2 of 4 on"):
+        generate(model, condition, probe=Blow())
+
+
+def test_masks_out_of_range_are_refused(model: Wan, condition: trajectory.Condition) -> None:
+    with pytest.raises(IndexError, match=r"layer 3 is out of range: there are layers 0 to 2"):
+        Swap.at_layers(STEPS, LAYERS, TOKENS, [3])
+    with pytest.raises(IndexError, match=r"step -1 is out of range"):
+        Noise.at_steps(STEPS, FRAMES, [-1])
+    with pytest.raises(IndexError, match=r"layer 9 is out of range"):
+        generate(model, condition, probe=TokenFeatures((9,)))
+    seen = generate(model, condition, probe=TokenFeatures((0,), jnp.array([TOKENS, 1]))).observed
+    assert jnp.isnan(seen[..., 0, :]).all()  # not those of the last token
+    assert jnp.isfinite(seen[..., 1, :]).all()
+
+
+def test_guidance_needs_a_negative_prompt(model: Wan, condition: trajectory.Condition) -> None:
+    sampling = Sampling(steps=STEPS, guidance=(2.0,))
+    with pytest.raises(ValueError, match="needs a negative prompt"):
+        generate(model, condition._replace(negative=None), sampling=sampling)
+
+
+def test_a_bad_seed_leaves_the_others_alone_and_is_named(
+    model: Wan,
+    condition: trajectory.Condition,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Seed 1 breaks in block 2 of step 1: seed 0 is what it is without it, step and block are
+    logged; alone, it is an error."""
+
+    class Blow(Probe):
+        seeds: jax.Array
+
+        def on_block(self, site, tokens):
+            here = self.seeds[jax.lax.axis_index("seed")] & (site.step == 1) & (site.layer == 2)
+            return jnp.where(here, jnp.nan, tokens), ()
+
+    good = generate(model, condition, (0, 1), probe=Blow(jnp.array([False, False])))
+    trace = generate(model, condition, (0, 1), probe=Blow(jnp.array([False, True])))
+    np.testing.assert_array_equal(trace.x0[0], good.x0[0])
+    np.testing.assert_array_equal(trace.finite, [[True] * 4, [True, False, False, False]])
+    np.testing.assert_array_equal(trace.layer, [[-1] * 4, [-1, 2, 0, 0]])
+    sentence = r"from step 1 of 4 on \(in run (\(0, )?1,?\), first after block 2\)"
+    assert re.search(sentence, caplog.text)
+    with pytest.raises(FloatingPointError, match=r"in run \(0, 0\), first after block 2"):
+        generate(model, condition, (0,), probe=Blow(jnp.array([True])))
