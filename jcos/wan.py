@@ -278,7 +278,7 @@ def load(
     path, straight onto many devices; by default `sharding.shardings` of the mesh in use.
     resident: whether the weights of several experts lie on the device together, or wait in host
     memory, from where each comes for its steps; the videos are the same. None: together on a mesh
-    (which can slice them), and where they take at most half of the device (`memory.ROOM`).
+    (which can slice them), and where they take little enough of the device (`memory.ROOM`).
     Raises checkpoint.CheckpointError where the folder is not one, or is damaged, and MemoryError
     saying what would help where a device has too little memory.
     """

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 from jcos.bench.state import read_json
 
 STATE = "state"
-"""The folder of its book-keeping, which is none of a page's files."""
+ASIDE = {"arm": (STATE,), "arms": ("still", "truth", "official")}
+"""By what a manifest is of, an arm or the scores of some: folders of book-keeping and of baselines,
+which are none of a page's files."""
 
 
 class Samples(NamedTuple):
@@ -20,6 +22,10 @@ class Samples(NamedTuple):
 
 def is_arm(manifest: Mapping[str, Any]) -> bool:
     return isinstance(manifest.get("arm"), dict)
+
+
+def aside(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(name for kind, names in ASIDE.items() if kind in manifest for name in names)
 
 
 def samples_of(folder: Path, films: Iterable[Path]) -> Samples:

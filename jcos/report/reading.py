@@ -17,7 +17,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from jcos.report.arms import STATE, Samples, is_arm, samples_of
+from jcos.report.arms import Samples, aside, is_arm, samples_of
 from jcos.report.arrays import Trends, trends
 from jcos.report.maps import Map
 from jcos.report.plane import PLANES, RUN, Line, Plane, Sheet, listed
@@ -125,8 +125,7 @@ def read(folder: Path) -> Results:
     expected = tried("The manifest", lambda: _expected(manifest)) or []
     absent = [name for name in expected if not (folder / name).is_file()]
     missing += [f"{name}: it is missing." for name in absent]
-    if is_arm(manifest):
-        files = [p for p in files if p.relative_to(folder).parts[0] != STATE]
+    files = [p for p in files if p.relative_to(folder).parts[0] not in aside(manifest)]
     arrays: Arrays = {}
     if (folder / ARRAYS).is_file():
         arrays = tried(ARRAYS, lambda: _npz(folder / ARRAYS)) or {}

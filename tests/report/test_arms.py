@@ -27,6 +27,16 @@ def test_films_are_grouped_by_task_and_the_books_are_no_files(tmp_path: Path) ->
     assert f"Find the way of {MAZE}/00001 &lt;b&gt;." in page
 
 
+def test_scores_show_their_table_and_no_baselines(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"command": "jcos bench score", "arms": ["a"]}))
+    (tmp_path / "table.csv").write_text("measure,mean\nall,0.5\n")
+    folders.arm_folder(tmp_path / "still")
+    found = read(tmp_path)
+    assert not found.films
+    assert not found.missing
+    assert [file.name for file in found.files] == ["run.json", "table.csv"]
+
+
 def test_what_is_missing_of_an_arm_is_said(tmp_path: Path) -> None:
     folders.arm_folder(tmp_path)
     failed = tmp_path / "state" / "failed" / SORT / "00000.json"
