@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,10 @@ def commanded(*arguments: object) -> int:
 
 
 def test_the_whole_path_from_the_command_line(
-    tmp_path: Path, calls: list[str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    calls: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     small, out = tmp_path / "small", tmp_path / "out"
     arms = tmp_path / "arms.py"
@@ -48,11 +52,12 @@ def test_the_whole_path_from_the_command_line(
     assert "b: 2 of 2 videos" in told.out
     assert "b: 2 of 2, 0:00:00 left\n" in told.err  # no terminal: plain lines
     scored = ["bench", "score", out / "a", out / "b", "--samples", small, "--out", out / "s"]
+    monkeypatch.setattr(sys, "argv", ["/bin/jcos", *map(str, scored)])
     assert commanded(*scored) == 0
     assert (out / "s" / "table.csv").read_text().startswith("kind,arm,group,mean,low,high,n,")
     about = json.loads((out / "s" / "run.json").read_text())
     assert about["arms"] == {"a": str(out / "a"), "b": str(out / "b")}
-    assert about["command"].startswith("jcos ")
+    assert about["command"].startswith("jcos bench score ")
     assert about["samples"] == {
         "folder": str(small),
         "extent": "2 samples, 0 of them of the benchmark's 500",
