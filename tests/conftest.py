@@ -17,7 +17,7 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # The tests compile for longer than they compute: without XLA's costly passes they take half the
-# time. With 0 they test the programs just as users run them, which .ci/run does on Python 3.12.
+# time. With 0 they test the programs just as users run them, which .ci/run does for some.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax

@@ -26,6 +26,7 @@ def groups(rows: list[Row]) -> list[int]:
     return [names.count(name) for name in dict.fromkeys(names)]
 
 
+@pytest.mark.slow
 def test_one_video_and_many(lab):
     assert groups(benchmark.sample(lab)) == [2]
 
@@ -35,6 +36,7 @@ def test_a_fresh_process_with_and_without_a_cache(lab):
     assert groups(benchmark.first_call(lab)) == [2]
 
 
+@pytest.mark.slow
 def test_one_program_for_all_noise_positions_does_what_the_loop_does(lab):
     rows = benchmark.noise_positions(lab)
     assert groups(rows) == [3]

@@ -79,6 +79,7 @@ def test_tasks_are_listed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert picture.size == (5 * (20 * 6 + 2), 2 * (20 * 6 + 2))
 
 
+@pytest.mark.slow
 def test_sample_writes_pictures_arrays_and_manifest(tmp_path: Path) -> None:
     out = tmp_path / "s"
     run("sample", "maze", "--puzzles", 2, "--steps", 3, "--seeds", 0, -1, "--out", out)
@@ -97,6 +98,7 @@ def test_sample_writes_pictures_arrays_and_manifest(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_sample_is_deterministic_and_an_intervention_changes_it(tmp_path: Path) -> None:
     for name, extra in (("a", ()), ("b", ()), ("c", ("--noise-steps", 1))):
         run("sample", "maze", "--puzzles", 2, "--steps", 3, "--out", tmp_path / name, *extra)

@@ -329,6 +329,7 @@ def test_vmap_over_videos_equals_single_calls():
         assert relative(together[i], single) <= 1e-6
 
 
+@pytest.mark.slow
 def test_gradients_exist_and_recomputation_does_not_change_them():
     model, latents, t, context = one_clip()
 

@@ -72,6 +72,7 @@ def waiting(pair: Wan) -> Wan:
     return waiting
 
 
+@pytest.mark.slow
 def test_one_program_makes_every_step_of_both_experts(pair: Wan, waiting: Wan) -> None:
     """The host calls it for each and brings the weights; what is observed is put together."""
     condition, probe = pair.condition(frame(0), "left", FRAMES), chain(TokenEnergy(), States())

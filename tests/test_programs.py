@@ -34,6 +34,7 @@ def events() -> Iterator[list[str]]:
     compilation_cache.reset_cache()
 
 
+@pytest.mark.slow
 def test_a_step_is_compiled_once_for_all_processes(small_model, tmp_path, events):
     """With the bar that tells how far it is: a call back to the host would keep jax from keeping
     the program."""

@@ -22,6 +22,7 @@ def check(found: dict[str, dict[str, float]]) -> None:
         assert max(off.values()) < TOLERANCE, f"{mesh}: {off}"
 
 
+@pytest.mark.slow
 def test_axes_of_every_kind_leave_the_result_alone():
     meshes = ("seed=2,branch=2,context=2", "fsdp=4,tensor=2")
     found = many_devices.find("layouts", "1", "2", *meshes)

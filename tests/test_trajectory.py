@@ -281,6 +281,7 @@ def test_ensemble_of_one_branch_leaves_the_other(
     assert float(jnp.abs(b - plain).max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_swapping_everything_swaps_the_outputs(model: Wan, condition: trajectory.Condition) -> None:
     """Two puzzles from one noise: whoever has the other's tokens after the last block has the
     other's velocity, and in a run of one step the other's video."""

@@ -164,6 +164,7 @@ def test_whole_videos_equal_streamed_ones_and_are_clamped(golden, version):
     assert float(jnp.abs(video).max()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_stage_equals_the_original(golden, version):
     arrays = golden(f"vae/wan{version}_trace")
@@ -282,6 +283,7 @@ def test_one_compile_serves_all_videos_of_a_size(monkeypatch):
         encode(jax.tree.map(lambda a, i=i: a * i, vae), video / i)
 
 
+@pytest.mark.slow
 def test_vmap_over_videos_equals_single_calls(golden):
     vae, latents = original("21"), last(golden("vae/wan21")["dec.z"])
     both = jax.jit(jax.vmap(lambda vae, z: vae.decode(z, clamp=False), in_axes=(None, 0)))(
@@ -336,6 +338,7 @@ def test_averages_and_copies_undo_each_other():
 # ---- tiles
 
 
+@pytest.mark.slow
 def test_one_tile_that_covers_everything_changes_nothing():
     vae, video = original("21"), video_of("21", 1, 2, 2)
     assert relative(encode(vae, video, Tiles()), encode(vae, video)) <= 5e-6
@@ -370,6 +373,7 @@ def by_hand(code, x, cells: tuple[int, int], tiles: Tiles, into: int, out: int):
     return total / weights
 
 
+@pytest.mark.slow
 def test_blended_tiles_equal_a_loop_over_them():
     """Tiles that do not divide the frame; the last of a row and column is moved back."""
     vae, cells, tiles = original("21"), (5, 4), Tiles((2, 3), (1, 1))
@@ -380,6 +384,7 @@ def test_blended_tiles_equal_a_loop_over_them():
     assert relative(decode(vae, latents, tiles), expected) <= 5e-6
 
 
+@pytest.mark.slow
 def test_seams_are_small():
     """Across the borders of tiles, what tiling changed is about as smooth as elsewhere; without
     an overlap it is not."""

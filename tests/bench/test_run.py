@@ -44,6 +44,7 @@ def videos(out: Path) -> dict[str, int]:
     return found
 
 
+@pytest.mark.slow
 def test_videos_lie_where_the_scorer_looks(bench_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     status = run(bench_folder, out, dataclasses.replace(SMALL, x0=(0, 1), x0_samples=1))

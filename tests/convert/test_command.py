@@ -120,6 +120,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_more_is_no_loss(tmp_path, monkeypatch):
     """The system refuses to let files grow; when it no longer does, the conversion goes on."""
     command = [sys.executable, "-c", LIMITED, str(T2V), str(tmp_path / "out")]

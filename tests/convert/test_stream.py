@@ -156,6 +156,7 @@ def test_only_some_parts(release, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_large_leaves_are_parts_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "BUNDLE", 60_000)
     made = run(Job(I2V, tmp_path / "out", only=("dit", "text")))
@@ -253,6 +254,7 @@ def killed(source: Path, target: Path, where: str) -> Path:
     return target.with_name(f".{target.name}.unfinished")
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_goes_on_where_it_stopped(release, tmp_path, monkeypatch):
     """Killed when a part is written but not noted, and again when all is done but the name."""
     target = tmp_path / "out"
@@ -276,6 +278,7 @@ def test_a_killed_conversion_goes_on_where_it_stopped(release, tmp_path, monkeyp
     assert manifests[0]["parts"] == manifests[1]["parts"]
 
 
+@pytest.mark.slow
 def test_other_settings_and_changed_sources_are_refused(release, tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "BUNDLE", 150_000)
     work = killed(release, tmp_path / "out", "writing 002")
@@ -350,6 +353,7 @@ print(peak() - before, largest, made.bytes_stored(made.released.leaves))
 """
 
 
+@pytest.mark.slow
 def test_memory_stays_near_the_largest_leaf(tmp_path):
     """A source of 430 MB; all of it, or a copy of the largest leaf too many, would be too much."""
     source = write_release(tmp_path / "source", dim=256, ffn_dim=4096, layers=40)

@@ -34,6 +34,8 @@ from jcos.tasks.base import PALETTE, TILE
 from jcos.trajectory import Trace
 from jcos.wan import Wan
 
+pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
+
 SMALL = Behaviour(tasks=("maze", "rotation"), puzzles=3, wrong=2, learned=20, remembered=8)
 
 
@@ -233,7 +235,6 @@ def test_probes_are_fitted_on_other_identities_than_they_read() -> None:
     assert not fitted & {p.identity for p in held_out(RETURNS, 40)}
 
 
-@pytest.mark.slow
 def test_clips_settle_in_parts(model: Wan, clips) -> None:
     before = compilations()
     found = finish(Behaviour(clips=clips, sampling=Settings(steps=4), seeds=(0, 1)).run(model))

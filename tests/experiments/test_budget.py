@@ -11,6 +11,8 @@ from jcos.experiments.experiment import Settings
 from jcos.experiments.puzzles import compilations, finish
 from jcos.wan import Wan
 
+pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
+
 SMALL = Budget(
     tasks=("maze", "rotation"),
     puzzles=3,
@@ -92,7 +94,6 @@ def test_a_schedule_is_made_again_from_its_levels(solver) -> None:
     np.testing.assert_allclose(got.table, want.table, atol=2e-3)
 
 
-@pytest.mark.slow
 def test_clips_are_compared_with_the_longest_run(model: Wan, clips) -> None:
     experiment = Budget(
         clips=clips,

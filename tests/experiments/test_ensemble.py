@@ -16,6 +16,8 @@ from jcos.tasks import TASKS
 from jcos.wan import Wan
 from tests.experiments.conftest import clips_file
 
+pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
+
 MAZE = TASKS["maze"]
 SMALL = Ensemble(puzzles=2, seeds=(0, 1, 2, 3), more_members=(2, 4), until=(0, 0.5))
 
@@ -179,7 +181,6 @@ def test_the_papers_comparison_alone(small_model: Wan) -> None:
     assert alone.step_counts(small_model) == (6, 12)
 
 
-@pytest.mark.slow
 def test_clips_of_a_released_model(model: Wan, tmp_path: Path) -> None:
     """No judge, but how far the ends move and how far they are apart."""
     before = compilations()

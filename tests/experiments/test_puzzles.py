@@ -33,6 +33,7 @@ def test_puzzles_are_held_out_and_the_same_each_time() -> None:
     assert [p.identity for p in puzzles] != [p.identity for p in held_out(MAZE, 5, seed=1)]
 
 
+@pytest.mark.slow
 def test_a_run_does_not_depend_on_its_neighbours(small_model: Wan) -> None:
     puzzles = held_out(MAZE, 3)
     off, wipe = (Noise.at_steps(4, MAZE.frames, at) for at in ((), (1,)))
@@ -83,6 +84,7 @@ def test_a_sweep_is_one_program_whatever_its_chunks(small_model: Wan) -> None:
     assert whole.latents.shape == (3, 3, 1, 1, 5, 10, 10, 12)
 
 
+@pytest.mark.slow
 def test_worlds_share_their_noise(small_model: Wan) -> None:
     """A clean world beside a perturbed one is the clean run."""
     puzzles = held_out(MAZE, 2)

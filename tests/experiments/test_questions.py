@@ -61,6 +61,7 @@ def test_watch_judges_the_steps_it_is_asked_for(small_model: Wan) -> None:
     np.testing.assert_allclose(watched.x0[:, -1], watched.latents, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_noise_and_ensemble_have_their_axes(small_model: Wan) -> None:
     puzzles = held_out(MAZE, 2)
     found = noise_scores(small_model, MAZE, puzzles, (0, 2))

@@ -16,6 +16,8 @@ from jcos.probes import Probe, States
 from jcos.tasks import TASKS
 from jcos.wan import Wan
 
+pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
+
 MAZE = TASKS["maze"]
 SMALL = Steps(tasks=("maze", "rotation"), puzzles=4, wrong=3)
 

@@ -17,6 +17,8 @@ from jcos.trajectory import Trace
 from jcos.wan import Wan
 from tests.experiments.conftest import clips_file
 
+pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
+
 SMALL = Swap(tasks=("returns", "rotation"), puzzles=2, steps=(0, 2), until=(0.5, 1.0), seeds=(0, 5))
 ALL = tuple(dict.fromkeys(task for task, _ in PARTNERS.values()))
 
@@ -221,7 +223,6 @@ def test_what_cannot_be_run_is_refused_before(small_model: Wan, changes, error, 
     assert compilations() == before
 
 
-@pytest.mark.slow
 def test_clips_of_a_released_model_go_in_pairs(model: Wan, tmp_path: Path) -> None:
     """No judge, but the way from one run's end to the other's."""
     before, settings = compilations(), Settings(steps=4)
