@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jcos.experiments.ensemble import ensemble_solved
 from jcos.experiments.evaluate import evaluate
