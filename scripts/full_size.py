@@ -1,6 +1,6 @@
 """Conversion and restoring at true size, measured: a synthetic Wan2.2-TI2V-5B in release layout.
 
-    python scripts/full_size.py --work /tmp/full    # about 35 GB of disk, 12 GB of memory
+    python scripts/full_size.py --work /tmp/full    # about 35 GB of disk, 14 GB of memory
 
 Writes shards of random float32 weights under the released names (20 GB, kept for the next call),
 converts them to bfloat16 with `python -m convert`, killed half-way and resumed, restores the
