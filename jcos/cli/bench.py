@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import datetime as dt
 import io
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +25,7 @@ from jcos.bench.folder import Bench, read_bench
 from jcos.bench.hours import Pace, expected, hours, measured
 from jcos.bench.run import Work, begin, conduct
 from jcos.bench.state import MANIFEST, Status, as_text, now, versions
-from jcos.cli.common import Checkpoint, console
+from jcos.cli.common import PACE, Checkpoint, command_line, console
 from jcos.experiments.settings import override
 from jcos.files import write
 from jcos.measures import Estimate
@@ -105,7 +104,7 @@ class Run:
             return
         work = self._work()
         for name, arm in arms.items():  # all of them, before the first takes its days
-            begin(arm, self.checkpoint, self.out / name, work.mesh, _command())
+            begin(arm, self.checkpoint, self.out / name, work.mesh, command_line())
         complete = [self._conduct(name, arm, bench, work) for name, arm in arms.items()]
         if self.join:
             multihost_utils.sync_global_devices("all hosts are done")  # or they take it for a loss
@@ -153,14 +152,14 @@ class Run:
 
     def _conduct(self, name: str, arm: Arm, bench: Bench, work: Work) -> bool:
         out = self.out / name
-        steps = conduct(arm, self.checkpoint, bench, out, work, _command())
+        steps = conduct(arm, self.checkpoint, bench, out, work, command_line())
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Bar(
             *columns,
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            speed_estimate_period=MONTH,
+            speed_estimate_period=PACE,
             disable=not console.is_terminal,
         ) as bar:
             shown, last = bar.add_task(name, total=None), 0
@@ -180,15 +179,6 @@ class Run:
         _print_faults(status.faults | status.failed)
         _print_faults(dict.fromkeys(status.stale, "was made from other files; remove its video"))
         return status.complete
-
-
-MONTH = 30 * 24 * 3600
-"""Seconds over which the pace is taken. A sample may take an hour, and rich by itself forgets what
-was more than 30 seconds ago."""
-
-
-def _command() -> str:
-    return shlex.join(["jcos", *sys.argv[1:]])
 
 
 def _print_faults(faults: dict[str, str]) -> None:
@@ -277,7 +267,7 @@ class Score:
         folders = {arm.arm: str(path) for arm, path in zip(found, self.arms, strict=False)}
         run = {
             "question": "What do these arms score on VBVR-Bench?",
-            "command": _command(),
+            "command": command_line(),
             "samples": {"folder": str(self.samples), "extent": bench.extent},
             "arms": folders,
             "scorer": {n: arm.scorer for n, arm in by_arm.items()},

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import shlex
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +17,9 @@ from jcos.experiments.puzzles import Progress
 from jcos.probes import Chain, Noise, Probe, SeedEnsemble, chain
 
 console = Console(stderr=True)
+PACE = 30 * 24 * 3600.0
+"""Seconds over which a progress bar takes the pace: a month, so all that is done. A step may take
+minutes and a sample an hour, and rich by itself forgets what was more than 30 seconds ago."""
 
 Checkpoint = Annotated[
     Path, tyro.conf.arg(help="A checkpoint folder; by default the small model of the package.")
@@ -49,15 +54,17 @@ class Interventions:
         return chain(*parts)
 
 
+def command_line() -> str:
+    """What was typed, to be kept beside what came of it."""
+    return shlex.join(["jcos", *sys.argv[1:]])
+
+
 @contextlib.contextmanager
 def bar() -> Iterator[Callable[[Progress], None]]:
     """What is going on, how many parts are done, and the time that is left; to be called with
     every `Progress`."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    whole = 3600.0  # seconds: the time left is told from all parts done, however long one takes
-    with Bar(
-        *columns, TimeRemainingColumn(), console=console, speed_estimate_period=whole
-    ) as shown:
+    with Bar(*columns, TimeRemainingColumn(), console=console, speed_estimate_period=PACE) as shown:
         task = shown.add_task("starting", total=None)
         yield lambda now: shown.update(
             task, description=now.what, completed=now.done, total=now.total

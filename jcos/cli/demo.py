@@ -1,13 +1,11 @@
 """`jcos demo`."""
 
 import dataclasses
-import shlex
-import sys
 from pathlib import Path
 
 from jcos import demo as demonstration
 from jcos import wan
-from jcos.cli.common import Checkpoint, bar
+from jcos.cli.common import Checkpoint, bar, command_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Demo:
 
     def run(self) -> None:
         model = wan.load(self.checkpoint)
-        command = shlex.join(["jcos", *sys.argv[1:]])
+        command = command_line()
         with bar() as told:
             for now in demonstration.run(model, self.out, command):
                 told(now)

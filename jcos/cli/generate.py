@@ -7,9 +7,7 @@ import json
 import math
 import os
 import platform
-import shlex
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +25,7 @@ from rich.progress import Progress as Bar
 from safetensors.numpy import load_file, save
 
 from jcos import image, media, programs, wan
-from jcos.cli.common import Interventions, console, read_size
+from jcos.cli.common import PACE, Interventions, command_line, console, read_size
 from jcos.config import Sampling, Solver, VaeConfig, WanConfig
 from jcos.experiments.results import identify
 from jcos.files import write
@@ -272,7 +270,7 @@ class Generate(Interventions):
     ) -> dict[str, Any]:
         """Everything that decides what comes out; two runs that agree in it make the same."""
         return {
-            "command": shlex.join(["jcos", *sys.argv[1:]]),
+            "command": command_line(),
             "checkpoint": str(self.checkpoint),
             "weights": identify(self.checkpoint),
             "model": config.name,
@@ -363,6 +361,6 @@ def _bar(steps: int) -> Iterator[Callable[[int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn())
     columns = (*columns, MofNCompleteColumn(), TimeRemainingColumn())
     # A step may take minutes, and rich by itself forgets what was more than 30 seconds ago.
-    with Bar(*columns, console=console, speed_estimate_period=86_400) as bar:
+    with Bar(*columns, console=console, speed_estimate_period=PACE) as bar:
         task = bar.add_task("compiling", total=steps)
         yield lambda step: bar.update(task, completed=step + 1, description="denoising")

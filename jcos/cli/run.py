@@ -1,8 +1,6 @@
 """`jcos run`."""
 
 import dataclasses
-import shlex
-import sys
 import time
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jcos import wan
-from jcos.cli.common import Checkpoint, console
+from jcos.cli.common import Checkpoint, command_line, console
 from jcos.config import Sampling, WanConfig
 from jcos.experiments.results import conduct, identify
 from jcos.experiments.settings import load_experiment, override
@@ -64,7 +62,7 @@ class Run:
             load,
             out,
             weights=identify(self.checkpoint),
-            command=shlex.join(["jcos", *sys.argv[1:]]),
+            command=command_line(),
             redo=self.redo,
         )
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())

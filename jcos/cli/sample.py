@@ -3,8 +3,6 @@
 import dataclasses
 import io
 import json
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import tyro
 from jaxtyping import Bool
 
 from jcos import media, tasks, wan
-from jcos.cli.common import Checkpoint, Interventions, bar
+from jcos.cli.common import Checkpoint, Interventions, bar, command_line
 from jcos.config import Sampling
 from jcos.experiments.answers import answers_of, blend
 from jcos.experiments.puzzles import Progress, held_out, play, score
@@ -118,7 +116,7 @@ class Sample(Interventions):
             )
             write(self.out / f"puzzle-{i}.webp", media.webp(media.upscale(video, 8)))
         run = {
-            "command": shlex.join(["jcos", *sys.argv[1:]]),
+            "command": command_line(),
             "model": model.config.name,
             "layers": model.config.dit.layers,
             "sampling": dataclasses.asdict(sampling),
