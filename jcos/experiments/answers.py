@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from jcos.experiments.ideal import IdealDenoiser
 from jcos.measures import Mass, answer_mass
 from jcos.tasks import TASKS, Puzzle, Video
 from jcos.wan import Wan
@@ -32,6 +33,11 @@ class Answers(NamedTuple):
     def log_prior(self) -> Float[Array, "*P K"]:
         """Of the ideal denoiser: the right answers are equally likely, nothing else is possible."""
         return jnp.where(jnp.asarray(self.right), 0.0, -jnp.inf)
+
+    @property
+    def ideal(self) -> IdealDenoiser:
+        """The denoiser that knows these right answers and no others."""
+        return IdealDenoiser(jnp.asarray(self.latents), self.log_prior)
 
     @property
     def still(self) -> Float[Array, "*P F h w C"]:

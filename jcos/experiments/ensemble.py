@@ -18,9 +18,11 @@ from jaxtyping import Array, Bool, Float
 
 from jcos import flow
 from jcos.config import PixelCodec, WanConfig
+from jcos.experiments.answers import answers_of
 from jcos.experiments.ensemble_figures import figures
 from jcos.experiments.ensemble_found import AXES, Arm, Found, groups_of
 from jcos.experiments.experiment import Experiment, Findings, Place, places, window
+from jcos.experiments.ideal import IdealDenoiser
 from jcos.experiments.puzzles import Progress, pixels, play, playing, score
 from jcos.experiments.samples import Samples
 from jcos.probes import Chain, EstimateEnsemble, SeedEnsemble, chain, choose
@@ -38,8 +40,9 @@ class Ensemble(Experiment):
     members; the mean of clean estimates or of velocities instead. Every arm starts from the same
     noise and is compared, puzzle by puzzle and seed by seed, with plain runs: one, the best of as
     many (which needs a judge) and their majority (the run that is nearest to the others); and with
-    one run that has as many steps as the ensemble has forwards. Of clips, which have no judge, how
-    far the ends move and how far they are apart.
+    one run that has as many steps as the ensemble has forwards; means of estimates and of
+    velocities also of the ideal denoiser (`ideal.py`). Of clips, which have no judge, how far the
+    ends move and how far they are apart.
 
     members: how many seeds are averaged; `seeds` are taken in groups of so many, and each member
     counts as the one that goes on. window: layers, as fractions of the depth. steps: in which.
@@ -86,6 +89,7 @@ class Ensemble(Experiment):
             plan, what = flow.plan(sampling, model.config.boundary), f"runs of {steps} steps"
             ends = yield from self._ends(model, samples, [Arm()], self.seeds[:1], plan, what)
             longer[steps] = samples.judge(ends[0, :, 0])[1]
+        ideal = yield from self._ideal(model, samples, arms)
         yield Progress("judging", 0, 1)
         found = Found(
             arms=arms,
@@ -94,6 +98,7 @@ class Ensemble(Experiment):
             steps=own.steps,
             shown=shown,
             longer=longer,
+            ideal=ideal,
         )
         yield Progress("drawing", 0, 1)
         return Findings(found.arrays(), list(found.rows()), dict(figures(found)))
@@ -127,6 +132,18 @@ class Ensemble(Experiment):
         last = places(self.steps, steps, "step")[-1]
         return steps + (self.members - 1) * (last + 1), self.members * steps
 
+    def _ideal(
+        self, model: Wan, samples: Samples, arms: Sequence[Arm]
+    ) -> Generator[Progress, None, dict[Arm, Bool[np.ndarray, "P K"]]]:
+        """Whether the ideal denoiser solves the puzzles, of the arms that need no tokens."""
+        if not samples.judged:
+            return {}
+        chosen, own = [a for a in arms if a.kind != "tokens"], answers_of(model, samples.puzzles)
+        what, plan = "runs of the ideal denoiser", self.plan(model.config)
+        ends = yield from self._ends(model, samples, chosen, self.seeds, plan, what, own.ideal)
+        solved = samples.judge(ends.swapaxes(0, 1))[1]
+        return {arm: solved[:, i] for i, arm in enumerate(chosen)}
+
     def _ends(
         self,
         model: Wan,
@@ -135,8 +152,10 @@ class Ensemble(Experiment):
         seeds: Sequence[int],
         plan: flow.Plan,
         what: str,
+        own: IdealDenoiser | None = None,
     ) -> Generator[Progress, None, np.ndarray]:
-        """How all runs end, [Q, P, K, …]: videos of puzzles, else latents."""
+        """How all runs end, [Q, P, K, …]: videos of puzzles, else latents. own: the denoiser of
+        each puzzle, if it is not the model."""
         depth = model.config.dit.layers
         probes = [probe_of(a, plan.steps, depth, len(seeds), self.unconditional) for a in arms]
         return (
@@ -145,6 +164,7 @@ class Ensemble(Experiment):
                 samples.given,
                 seeds,
                 probes=probes,
+                own=own,
                 plan=plan,
                 look=look_at_ends,
                 chunk=self.chunk,

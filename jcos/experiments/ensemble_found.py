@@ -62,7 +62,7 @@ class Found:
 
     forwards: passes of the first so many steps. shown: ends of runs, videos of puzzles or latents.
     longer: whether single runs of so many steps, from the noise of the first seed, solve the
-    puzzles.
+    puzzles. ideal: whether the ideal denoiser solves them, of the arms that need no tokens.
     """
 
     arms: list[Arm]
@@ -71,6 +71,7 @@ class Found:
     steps: int
     shown: UInt8[np.ndarray, "Q P K F H W 3"] | Float[np.ndarray, "Q P K F h w C"]
     longer: dict[int, Bool[np.ndarray, " P"]]
+    ideal: dict[Arm, Bool[np.ndarray, "P K"]]
 
     def __post_init__(self) -> None:
         plain = self.shown[0]
@@ -167,6 +168,8 @@ class Found:
         if self.judged:
             found |= {"solved": self.solved, "score": self.scores}
             found |= {f"solved_in_{n}_steps": v for n, v in self.longer.items()}
+            found["ideal_arm"] = np.array([str(arm) for arm in self.ideal])
+            found["ideal_solved"] = np.array(list(self.ideal.values()))
         return found
 
     def rows(self) -> Iterator[Row]:
@@ -176,6 +179,7 @@ class Found:
                 for arm in self.arms[1:]:
                     yield from self._solved(task, p, arm)
                 yield from self._equal_compute(task, p)
+                yield from self._ideal(task, p)
             yield from self._distances(task, p)
 
     def _plain(self, task: str, p: Int[np.ndarray, " n"]) -> Iterator[Row]:
@@ -222,6 +226,20 @@ class Found:
                     first = getattr(self, how)(which, k)[p, 0]
                     more = difference((first[:, 0] if how == "one" else first) - long)
                     yield row(task, f"solved, more than one run of {steps} steps", name, more, cost)
+
+    def _ideal(self, task: str, p: Int[np.ndarray, " n"]) -> Iterator[Row]:
+        """The ideal denoiser with each mean, and with it less without."""
+        plain = self.ideal[self.arms[0]][p].astype(float)
+        for arm, found in self.ideal.items():
+            solved, whose = found[p], "ideal denoiser"
+            if arm.kind == "nothing":
+                yield row(task, "solved", f"one run, {whose}", solved, 0, self.base[task, "solved"])
+                continue
+            case = f"{arm}, {_word('one')}, {whose}"
+            whole = solved.shape[1] // arm.members * arm.members
+            yield row(task, "solved", case, solved[:, :whole], 0, self.base[task, "solved"])
+            more = difference((solved - plain)[:, :whole])
+            yield row(task, f"solved, more than {_less('one')}", case, more, 0)
 
     def _distances(self, task: str, p: Int[np.ndarray, " n"]) -> Iterator[Row]:
         for k in self.sizes:

@@ -6,13 +6,14 @@ explains x_s. Early blends of several answers are what any good denoiser shows; 
 from this one is a model's own.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jcos.flow import Schedule, solver_init, solver_step
+from jcos.probes import Latents, Probe, Site, Sizes
 
 LEAST_SIGMA = 1e-6
 """Below it nothing changes any more, and float32 divides by its square without overflow."""
@@ -71,3 +72,27 @@ def ideal_run(
 
     rows = jnp.asarray(schedule.sigmas[:-1]), jnp.asarray(schedule.table)
     return jax.lax.scan(step, solver_init(noise), rows)[1]
+
+
+class IdealDenoiser(Probe):
+    """Lets the ideal denoiser make the run, in place of the model whose run it is: what it says
+    replaces every clean estimate. With another probe behind it, that one's intervention is done to
+    the ideal denoiser (as far as it is one on latents or estimates: it has no tokens).
+
+    answers [K, F, H, W, C], or [W, K, F, H, W, C] of each world; log_prior [K] or [W, K]: as in
+    `posterior`.
+    """
+
+    answers: Float[Any, "*sweep K F H W C"]
+    log_prior: Float[Any, "*sweep K"]
+
+    def made_for(self) -> Sizes:
+        worlds = (("worlds", len(self.answers)),) if self.answers.ndim == 6 else ()
+        return (*worlds, ("latent frames", self.answers.shape[-4]))
+
+    def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, tuple[()]]:
+        answers, prior = jnp.asarray(self.answers), jnp.asarray(self.log_prior)
+        if answers.ndim == 6:
+            world = jax.lax.axis_index("world")
+            answers, prior = answers[world], prior[world]
+        return ideal(x, site.sigma, answers, prior).x0.astype(x0.dtype), ()

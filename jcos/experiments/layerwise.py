@@ -7,6 +7,7 @@ whether its patch will change in the answer that this run ends with.
 
 import dataclasses
 from collections.abc import Generator
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -17,7 +18,9 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from jcos import flow, probes
 from jcos.config import WanConfig
+from jcos.experiments.answers import Answers, answers_of
 from jcos.experiments.experiment import Experiment, Findings, Place, places
+from jcos.experiments.ideal import ideal
 from jcos.experiments.layerwise_decoded import decode, halves, labels_of
 from jcos.experiments.layerwise_figures import figures
 from jcos.experiments.layerwise_found import AXES, Found, Part, Spread
@@ -43,9 +46,10 @@ class Layers(Experiment):
     and the latter among contested tokens, which some right answers change and others do not: so is
     the choice among answers told. Beside it the same probes on x_s and on x̂0 (patches, and how far
     they are from the first frame's), and probes fitted to the labels of other puzzles, which know
-    where answers usually are and nothing of this one. Probes are fitted on one half of the puzzles
-    and read on the other, and the other way round; puzzles of one identity are never in both. A
-    half of fewer than 5 puzzles is too few, and probes are left out.
+    where answers usually are and nothing of this one; and, without a probe, what the ideal denoiser
+    (`ideal.py`) makes of x_s, which is all that x_s can tell. Probes are fitted on one half of the
+    puzzles and read on the other, and the other way round; puzzles of one identity are never in
+    both. A half of fewer than 5 puzzles is too few, and probes are left out.
 
     looked: steps of maps and probes. shown: layers of maps (the paper's 0, 10, 20, 30, 39 of 40).
     penalty: of the probes' squared weights, per sample, on features of unit variance.
@@ -80,6 +84,7 @@ class Layers(Experiment):
         samples = self.samples(model)
         looked = places(self.looked, self.plan(model.config).steps, "step")
         shown = places(self.shown, model.config.dit.layers, "layer")
+        answers = answers_of(model, samples.puzzles) if samples.judged else None
         parts = {}
         # Task by task: features of all of them need not be held at once.
         for task, p in samples.groups.items():
@@ -90,7 +95,10 @@ class Layers(Experiment):
                 probes=[self._probe(model, samples, shown)],
                 plan=self.plan(model.config),
                 look=look_at_puzzles if samples.judged else look_at_tokens,
-                beside=np.tile(np.array(looked, np.int32), (len(p), 1)),
+                beside=(
+                    np.tile(np.array(looked, np.int32), (len(p), 1)),
+                    jax.tree.map(lambda a, p=p: a[p], answers),
+                ),
                 chunk=self.chunk,
                 what=f"watching tokens of {task}",
             )
@@ -126,6 +134,7 @@ class Layers(Experiment):
         half, identities = halves(puzzles)
         return plain._replace(
             video=seen.video[0, 0],
+            ideal=seen.ideal,
             identities=identities,
             labels=labels,
             decoded=decode(seen.features, labels, half, self.penalty),
@@ -178,27 +187,44 @@ class Seen(NamedTuple):
     components: Float[Any, "*K s l N 3"]
     spread: Spread
     features: tuple[Float[Any, "*K s L n D"], Float[Any, "*K s 2 n P"]] | None = None
+    ideal: Float[Any, "*K s n"] | None = None
     video: UInt8[Any, "*K F H W 3"] | None = None
 
 
-def look_at_tokens(model: Wan, plan: flow.Plan, trace: Trace, looked: Int[Array, " s"]) -> Seen:
+Beside = tuple[Int[Array, " s"], Answers | None]
+"""The steps that are looked at, and the answers of a puzzle."""
+
+
+def look_at_tokens(model: Wan, plan: flow.Plan, trace: Trace, beside: Beside) -> Seen:
     """`Seen` of a run in world 0."""
     del plan
+    looked, _ = beside
     energy, (components, spread), *_ = jax.tree.map(lambda a: a[0], trace.observed)
     frames = model.config.dit.tokens(*trace.latents.shape[2:5])[0]
     by_frame = energy.reshape(*energy.shape[:-1], frames, -1).mean(-1)
     return Seen(by_frame, energy[:, looked], components[:, looked], spread)
 
 
-def look_at_puzzles(model: Wan, plan: flow.Plan, trace: Trace, looked: Int[Array, " s"]) -> Seen:
+def look_at_puzzles(model: Wan, plan: flow.Plan, trace: Trace, beside: Beside) -> Seen:
     """`look_at_tokens`, and what probes are fitted on."""
+    looked, answers = beside
+    assert answers is not None
     features = trace.observed[2][0][:, looked].astype(jnp.float32)
-    *_, states = trace.seen
-    both = jnp.stack([states[0][:, looked], trace.x0[0][:, looked]], axis=2)
-    patches = jax.vmap(jax.vmap(jax.vmap(model.experts[0].patchify)))(both)
+    states = trace.seen[-1][0][:, looked]
+    sigmas = jnp.asarray(plan.schedule.sigmas)[looked]
+    over_steps = jax.vmap(partial(ideal, log_prior=answers.log_prior), (0, 0, None))
+    own = jax.vmap(over_steps, (0, None, None))(states, sigmas, jnp.asarray(answers.latents)).x0
+    patches = jax.vmap(jax.vmap(jax.vmap(model.experts[0].patchify)))(
+        jnp.stack([states, trace.x0[0][:, looked], own], axis=2)
+    )
     count = features.shape[-2]
     later, first = patches[..., -count:, :], patches[:, :, 1:, : patches.shape[-2] - count, :]
-    change = jnp.abs(later - jnp.tile(first, (1, 1, 1, count // first.shape[-2], 1)))
-    told = (features, jnp.concatenate([later, change], -1))
-    video = pixels(model, trace.latents[0])
-    return look_at_tokens(model, plan, trace, looked)._replace(features=told, video=video)
+    first = jnp.tile(first, (1, 1, 1, count // first.shape[-2], 1))
+    # What x_s and x̂0 tell: their patches, and their distance from the first frame's in x̂0.
+    change = jnp.abs(later[:, :, :2] - first[:, :, :1])
+    seen = look_at_tokens(model, plan, trace, beside)
+    return seen._replace(
+        features=(features, jnp.concatenate([later[:, :, :2], change], -1)),
+        ideal=jnp.abs(later[:, :, 2] - first[:, :, 1]).sum(-1),
+        video=pixels(model, trace.latents[0]),
+    )

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from jcos.experiments import plots
 from jcos.experiments.experiment import Picture
 from jcos.experiments.layerwise_decoded import READINGS
-from jcos.experiments.layerwise_found import NAMES, Found, Part
+from jcos.experiments.layerwise_found import IDEAL, NAMES, Found, Part
 
 ENERGY = (
     "Mean L2 norm of the tokens after each block at each step (left), and how it is shared out "
@@ -82,7 +82,8 @@ def _spread(found: Found) -> Figure:
 
 
 def _curves(found: Found, parts: dict[str, Part], label: str) -> Figure:
-    """Over steps: a first, middle and last layer, x_s, x̂0 and the control of the last layer."""
+    """Over steps: a first, middle and last layer, x_s, x̂0, the control of the last layer and the
+    ideal denoiser."""
     figure = plots.panels(*_shape(len(parts)))
     which, last = list(READINGS).index(label), found.layers - 1
     chosen = [*sorted({0, last // 2, last}), found.layers, found.layers + 1]
@@ -93,6 +94,9 @@ def _curves(found: Found, parts: dict[str, Part], label: str) -> Figure:
             plots.curve(axes, found.looked, points, found.sources[r], i)
         control = [part.estimate(area) for area in part.decoded.control[which, last]]
         plots.curve(axes, found.looked, control, f"layer {last}, another puzzle's", 6, faint=True)
+        if label in IDEAL:
+            points = [part.estimate(area) for area in part.by_ideal(label)]
+            plots.curve(axes, found.looked, points, "ideal denoiser at x_s", 5, faint=True)
         plots.level(axes, 0.5, "chance")
         plots.label(axes, "denoising step", f"AUROC of {label}", task, y_range=(0.3, 1))
     return plots.shared(figure, len(parts))

@@ -17,6 +17,9 @@ NAMES = {
     "choice": "which right answer is taken",
 }
 
+IDEAL = ("answer", "choice")
+"""What the ideal denoiser is asked for too."""
+
 
 class Spread(NamedTuple):
     """How a layer's variance over tokens is spread. channels: over how many it spreads evenly,
@@ -28,13 +31,14 @@ class Spread(NamedTuple):
 
 class Part(NamedTuple):
     """Runs of one task, P samples × K seeds (fields as in `layerwise.Seen`). Behind `spread` of
-    puzzles only. video: of the first run. identities: which one each puzzle has. decoded: None
-    where there are too few puzzles to fit probes."""
+    puzzles only. ideal: as in `layerwise.Seen`. video: of the first run. identities: which one each
+    puzzle has. decoded: None where there are too few puzzles to fit probes."""
 
     energy_by_frame: Float[np.ndarray, "P K S L F"]
     energy: Float[np.ndarray, "P K s L N"]
     components: Float[np.ndarray, "P K s l N 3"]
     spread: Spread
+    ideal: Float[np.ndarray, "P K s n"] | None = None
     video: UInt8[np.ndarray, "F H W 3"] | None = None
     identities: Int[np.ndarray, " P"] | None = None
     labels: Labels | None = None
@@ -54,6 +58,16 @@ class Part(NamedTuple):
             for layer in range(layers)
         ]
         return np.array(found)
+
+    def by_ideal(self, label: str) -> Float[np.ndarray, "s P K"]:
+        """How well the ideal denoiser tells a label, as `Decoded` says it; no probe is fitted."""
+        assert self.labels is not None
+        assert self.ideal is not None
+        number, contested = READINGS[label]
+        mask = self.labels[number]
+        among = self.labels.contested if contested else np.ones_like(mask)
+        values = np.moveaxis(self.ideal, 2, 0).reshape(-1, *mask.shape)
+        return auroc_within(values, mask & among, ~mask & among)
 
     def tells(self, label: str) -> bool:
         """Whether there is anything to be told apart."""
@@ -138,6 +152,7 @@ class Found:
             }
             if part.labels is not None:
                 found |= {f"{task}_{name}": mask for name, mask in part.labels._asdict().items()}
+                found |= {f"{task}_ideal_{name}": part.by_ideal(name) for name in IDEAL}
             if part.decoded is not None:
                 found |= {f"{task}_decoded": part.decoded.own}
                 found |= {f"{task}_control": part.decoded.control}
@@ -148,6 +163,7 @@ class Found:
             yield from self._energies(task, part)
             if part.labels is not None:
                 yield from self._told_by_energy(task, part)
+                yield from self._by_ideal(task, part)
             if part.decoded is not None:
                 yield from self._probes(task, part, part.decoded)
 
@@ -202,6 +218,13 @@ class Found:
                     if r < self.layers and label != "foreground":
                         less = own - decoded.own[i, -1, j]
                         yield self._row(task, f"{name}, more than by x̂0", case, part, less, s)
+
+    def _by_ideal(self, task: str, part: Part) -> Iterator[Row]:
+        for label in IDEAL:
+            areas, name = part.by_ideal(label), f"AUROC of {NAMES[label]}"
+            for i, s in enumerate(self.looked if np.isfinite(areas).any() else ()):
+                case = f"step {s}, ideal denoiser at x_s"
+                yield self._area(task, name, case, part, areas[i], s)._replace(forwards=0)
 
     def _area(
         self,

@@ -4,7 +4,9 @@ Two things would make late steps look decisive that are not. Unit noise at a lat
 the steps left can take out: so every run is also judged after a few clean-up steps, and compared
 with noise at the step's own level. And a run that was wiped early may simply choose another right
 answer: so agreement with the unperturbed choice stands beside the score. Noise at step 0 is a fresh
-seed; its agreement is what chance gives.
+seed; its agreement is what chance gives. And the ideal denoiser (`ideal.py`), which always ends
+with a right answer, meets the same noise: what it withstands and the model does not is no loss of
+the answer.
 """
 
 import dataclasses
@@ -20,7 +22,7 @@ from jcos.config import WanConfig
 from jcos.experiments.answers import Answers, answers_of, blend, chosen
 from jcos.experiments.experiment import Experiment, Findings, Place, places
 from jcos.experiments.noise_figures import figures
-from jcos.experiments.noise_found import Case, Found
+from jcos.experiments.noise_found import IDEAL, Case, Found
 from jcos.experiments.puzzles import Progress, pixels, play, playing, score
 from jcos.experiments.samples import Samples
 from jcos.tasks import TASKS, Puzzle, Task, Video
@@ -36,8 +38,8 @@ class Noise(Experiment):
     Beyond the paper: both at the step's own noise level (x̂0 kept, noise drawn anew); single cells
     of step × frame; strengths between nothing and all; noise at a frame weakened to inject the same
     energy as noise at a step. Measured: score and solved, as the run ends and after clean-up;
-    agreement with the choice of the unperturbed run; distance from where that ends. Of clips only
-    the distance.
+    agreement with the choice of the unperturbed run; distance from where that ends; all of it of
+    the ideal denoiser under the same noise too. Of clips only the distance.
 
     steps, frames: where noise goes, all by default. map_steps: steps of the map. strengths,
     strength_steps: of the strength sweep. cleanup: steps that every run is prolonged by, from its
@@ -73,29 +75,48 @@ class Noise(Experiment):
         steps, frames = self.plan(model.config).steps, samples.latent[0]
         cases = self.cases(steps, frames)
         answers = answers_of(model, samples.puzzles) if samples.judged else None
-        last = np.full(len(samples), steps - 1, np.int32)
-        ends: Ends = yield from playing(
-            model,
-            samples.given,
-            self.seeds,
-            probes=[probe_of(case, steps, frames, self.cleanup) for case in cases],
-            plan=with_cleanup(self, model),
-            look=look_at_ends,
-            beside=(answers, last),
-            chunk=self.chunk,
-            what="noise at every step and frame",
-        )
-        yield Progress("judging", 0, 1)
+        ends = yield from self._ends(model, samples, cases, answers)
+        readings = readings_of(samples, cases, ends, answers)
+        if answers is not None:
+            ends = yield from self._ends(model, samples, cases, answers, ideal=True)
+            of_ideal = readings_of(samples, cases, ends, answers)
+            readings |= {f"{IDEAL}{name}": values for name, values in of_ideal.items()}
         found = Found(
             cases=cases,
             samples=samples,
             forwards=self.forwards(model.config),
             more_forwards=self.forwards(model.config, steps + self.cleanup),
             steps=steps,
-            readings=readings_of(samples, cases, ends, answers),
+            readings=readings,
         )
         yield Progress("drawing", 0, 1)
         return Findings(found.arrays(), list(found.rows()), dict(figures(found)))
+
+    def _ends(
+        self,
+        model: Wan,
+        samples: Samples,
+        cases: Sequence[Case],
+        answers: Answers | None,
+        *,
+        ideal: bool = False,
+    ) -> Generator[Progress, None, "Ends"]:
+        """How all runs end, of the model or of the ideal denoiser, leaves [cases, P, K, …]."""
+        steps, frames = self.plan(model.config).steps, samples.latent[0]
+        ends = yield from playing(
+            model,
+            samples.given,
+            self.seeds,
+            probes=[probe_of(case, steps, frames, self.cleanup) for case in cases],
+            own=answers.ideal if ideal and answers is not None else None,
+            plan=with_cleanup(self, model),
+            look=look_at_ends,
+            beside=(answers, np.full(len(samples), steps - 1, np.int32)),
+            chunk=self.chunk,
+            what="noise at every step and frame" + ", ideal denoiser" * ideal,
+        )
+        yield Progress("judging", 0, 1)
+        return ends
 
     def cases(self, steps: int, frames: int) -> list[Case]:
         """All positions of noise; the first is none."""

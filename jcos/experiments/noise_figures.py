@@ -3,16 +3,17 @@
 from collections.abc import Iterator
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jcos.experiments import plots
 from jcos.experiments.experiment import Picture
-from jcos.experiments.noise_found import Found
+from jcos.experiments.noise_found import IDEAL, Found
 
 STEP = (
     "Noise at one step in all frames. Replaced: x ← N(0, I). Own level: the estimate is kept and "
     "its noise drawn anew at the step's level. Clean-up: judged after a few more steps, which take "
-    "out what is mere pixel noise."
+    "out what is mere pixel noise. Faint: the ideal denoiser, replaced, after clean-up."
 )
 FRAME = (
     "Noise in one frame at every step. The other frames: the noised one, which ends as noise, is "
@@ -23,19 +24,20 @@ MAP = "Score lost by noise in a single frame at a single step, judged after clea
 STRENGTH = "Noise of lesser strength at one step: x ← √(1 − r²) x + r ε."
 AGREEMENT = (
     "How often the perturbed run takes the same right answer as the unperturbed one, of puzzles "
-    "with several that both solve. Noise at step 0 is a fresh seed."
+    "with several that both solve. Noise at step 0 is a fresh seed. Faint: the ideal denoiser."
 )
 COMPARED = "All positions together: noise at a step, at a frame, and at a frame with equal energy."
 
 
 def figures(found: Found) -> Iterator[tuple[str, Picture]]:
     main = "score after clean-up" if found.judged else "distance"
-    yield "step", Picture(_step(found, main), STEP)
-    yield "frame", Picture(_frame(found, main), FRAME)
-    yield "map", Picture(_map(found, main), MAP)
-    yield "strength", Picture(_strength(found, main), STRENGTH)
-    yield "compared", Picture(_compared(found, main), COMPARED)
-    if found.judged and np.isfinite(found.readings["agreement"][1:]).any():
+    for name, (kind, draw, caption) in BY_KIND.items():
+        if found.where(kind):
+            yield name, Picture(draw(found, main), caption)
+    if found.where("step") and found.where("frame"):
+        yield "compared", Picture(_compared(found, main), COMPARED)
+    agreement = found.readings.get("agreement", np.array([]))
+    if found.where("step") and np.isfinite(agreement[1:]).any():
         yield "agreement", Picture(_agreement(found), AGREEMENT)
 
 
@@ -55,11 +57,21 @@ def _curves(found: Found, kind: str, main: str) -> Figure:
         cases = found.where("matched")
         x = [found.cases[c].frame or 0 for c in cases]
         plots.curve(axes, x, found.estimate(main, cases), "same energy as a step", len(shown))
+    if found.judged:
+        _ideal(axes, found, kind, main)
     plain = found.estimate(main, [0])[0].mean
     plots.level(axes, plain, "no noise")
     limits = (0.0, 1.0) if found.judged else None
     plots.label(axes, f"{kind} with noise", "score" if found.judged else main, y_range=limits)
     return figure
+
+
+def _ideal(axes: Axes, found: Found, kind: str, reading: str, style: int = 5) -> None:
+    """The ideal denoiser under the same noise."""
+    cases = found.where(kind)
+    x = [getattr(found.cases[c], kind) for c in cases]
+    points = found.estimate(f"{IDEAL}{reading}", cases)
+    plots.curve(axes, x, points, "ideal denoiser", style, faint=True)
 
 
 def _step(found: Found, main: str) -> Figure:
@@ -118,5 +130,15 @@ def _agreement(found: Found) -> Figure:
         cases = found.where("step", own=own)
         x = [found.cases[c].step or 0 for c in cases]
         plots.curve(figure.axes[0], x, found.estimate("agreement", cases), name, i)
+    _ideal(figure.axes[0], found, "step", "agreement")
     plots.label(figure.axes[0], "step with noise", "agreement", y_range=(0, 1))
     return figure
+
+
+BY_KIND = {
+    "step": ("step", _step, STEP),
+    "frame": ("frame", _frame, FRAME),
+    "map": ("cell", _map, MAP),
+    "strength": ("strength", _strength, STRENGTH),
+}
+"""Figures of the cases of one kind, which may be left out."""

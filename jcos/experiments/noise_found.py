@@ -11,6 +11,11 @@ from jcos.experiments.experiment import Row, row
 from jcos.experiments.samples import Samples
 from jcos.measures import Estimate, over_puzzles
 
+IDEAL = "ideal "
+"""Before the names of the ideal denoiser's readings."""
+AS_IT_ENDS = ("score", "solved", "score of the other frames")
+"""Readings of a run without clean-up."""
+
 
 class Case(NamedTuple):
     """Where noise is put: at a step or at all (None), in a frame or in all, how strongly; own: at
@@ -35,7 +40,9 @@ class Case(NamedTuple):
 
 @dataclasses.dataclass
 class Found:
-    """Readings [cases, P, K] by name; nan where a run cannot tell.
+    """Readings [cases, P, K] by name, those of the ideal denoiser `IDEAL` before it; nan where a
+    run
+    cannot tell.
 
     forwards, more_forwards: passes of a run, and of one with clean-up.
     """
@@ -82,31 +89,40 @@ class Found:
         baselines = self.samples.baselines()
         for task, p in self.samples.groups.items():
             for name, values in self.readings.items():
-                base = baselines.get((task, name.split()[0]))
-                cost = self.forwards if name in ("score", "solved") else self.more_forwards
+                measure, whose = name.removeprefix(IDEAL), _whose(name)
+                base = baselines.get((task, measure.split()[0]))
+                cost = self._cost(name)
                 for case, found in zip(self.cases, values[:, p], strict=True):
-                    yield row(task, name, case, estimate_known(found), cost, base)
-            for name in self.compared:
+                    yield row(task, measure, f"{case}{whose}", estimate_known(found), cost, base)
+            for name in self.compared if self.where("step") and self.where("frame") else ():
                 yield from self._comparisons(task, name, p)
+
+    def _cost(self, name: str) -> int:
+        """Passes behind a reading; the ideal denoiser makes none."""
+        if name.startswith(IDEAL):
+            return 0
+        return self.forwards if name in AS_IT_ENDS else self.more_forwards
 
     @property
     def compared(self) -> list[str]:
         """The readings by which steps and frames are compared."""
-        names = (
-            "score",
-            "score of the other frames",
-            "score after clean-up",
-        )
-        return [name for name in names if name in self.readings] or ["distance"]
+        names = ("score", "score of the other frames", "score after clean-up")
+        found = [f"{whose}{name}" for whose in ("", IDEAL) for name in names]
+        return [name for name in found if name in self.readings] or ["distance"]
 
     def _comparisons(self, task: str, name: str, p: np.ndarray) -> Iterator[Row]:
         """Noise at a frame less noise at a step, each averaged over its positions, puzzle by
         puzzle."""
-        step = self.mean(name, self.where("step"))[p]
+        step, measure = self.mean(name, self.where("step"))[p], name.removeprefix(IDEAL)
         for kind, case in (("frame", "full strength"), ("matched", "same energy")):
             less = self.mean(name, self.where(kind))[p] - step
-            cost = self.forwards if name == "score" else self.more_forwards
-            yield row(task, f"{name}, at a frame less at a step", case, less, cost)
+            about, cost = f"{case}{_whose(name)}", self._cost(name)
+            yield row(task, f"{measure}, at a frame less at a step", about, less, cost)
+
+
+def _whose(name: str) -> str:
+    """What a reading's case says behind it."""
+    return ", ideal denoiser" if name.startswith(IDEAL) else ""
 
 
 def estimate_known(values: Shaped[np.ndarray, "P K"]) -> Estimate:

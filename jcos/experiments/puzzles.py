@@ -14,7 +14,7 @@ from jcos import flow, memory, trajectory
 from jcos.config import PixelCodec, Sampling
 from jcos.experiments.memory import runs_that_fit, sweep_knobs
 from jcos.noise import seed_words
-from jcos.probes import Probe
+from jcos.probes import Probe, chain
 from jcos.tasks import TASKS, Puzzle, Task
 from jcos.trajectory import Condition, Trace
 from jcos.vae import decode_pixels
@@ -39,11 +39,12 @@ class Sweep(NamedTuple):
     """All runs as data: one for each probe and each puzzle.
 
     given, start, beside [P, …]: conditions, latents to begin with instead of noise, and what `look`
-    is given. probes [Q, …].
+    is given. probes [Q, …]. own [P, …]: a probe of each puzzle, that acts before them.
     """
 
     given: Condition
     probes: Probe
+    own: Probe | None
     start: Float[Array | np.ndarray, "P K F h w C"] | None
     beside: Any
 
@@ -77,9 +78,10 @@ def _one(
     """What `look` keeps of a run, and all of it."""
     which, number = run
     probe = jax.tree.map(lambda a: a[which], sweep.probes)
-    given, start, beside = jax.tree.map(
-        lambda a: a[number], (sweep.given, sweep.start, sweep.beside)
+    given, start, beside, own = jax.tree.map(
+        lambda a: a[number], (sweep.given, sweep.start, sweep.beside, sweep.own)
     )
+    probe = probe if own is None else chain(own, probe)
     keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), number))(seeds)
     trace = generate_worlds(model, plan, given, keys, probe, start)
     return look(model, plan, trace, beside), trace
@@ -96,6 +98,7 @@ def playing(
     seeds: Sequence[int] = (0,),
     *,
     probes: Sequence[Probe] = (Probe(),),
+    own: Probe | None = None,
     plan: flow.Plan | None = None,
     look: Look | None = None,
     beside: Any = (),
@@ -106,10 +109,11 @@ def playing(
     """Every probe on every puzzle with every seed; returns what `look` keeps, as numpy, leaves [Q,
     P, …].
 
-    given: conditions [P, W, …] of P puzzles in W worlds. probes: Q of one kind. plan: the model's
-    own by default. look: by default the whole `Trace`. beside: for `look`, leaves [P, …]. chunk:
-    runs computed at a time, by default as many as memory holds; they come back to the host before
-    the next ones start.
+    given: conditions [P, W, …] of P puzzles in W worlds. probes: Q of one kind. own: a probe of
+    each puzzle [P, …], which acts before those of the sweep (`chain`). plan: the model's own by
+    default. look: by default the whole `Trace`. beside: for `look`, leaves [P, …]. chunk: runs
+    computed at a time, by default as many as memory holds; they come back to the host before the
+    next ones start.
 
     A seed's noise depends on the puzzle's number and the seed, not on what runs beside it: runs
     that differ in their probe are paired.
@@ -119,7 +123,7 @@ def playing(
     """
     plan = flow.plan(model.config.sampling, model.config.boundary) if plan is None else plan
     words = seed_words(seeds)
-    sweep = jax.tree.map(jnp.asarray, Sweep(given, trajectory.stack(probes), start, beside))
+    sweep = jax.tree.map(jnp.asarray, Sweep(given, trajectory.stack(probes), own, start, beside))
     puzzles, worlds = given.context.shape[:2]
     total = len(probes) * puzzles
     look, numbers, kept = look or everything, jnp.asarray(words), []

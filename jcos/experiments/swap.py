@@ -16,7 +16,7 @@ from collections.abc import Generator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Array, Bool
 
 from jcos import flow, probes
 from jcos.config import WanConfig
@@ -25,7 +25,7 @@ from jcos.experiments.experiment import Experiment, Findings, Place, places
 from jcos.experiments.puzzles import Progress, conditions, finish, pixels, playing
 from jcos.experiments.samples import read_clips
 from jcos.experiments.swap_figures import figures
-from jcos.experiments.swap_found import AXES, Case, Ends, Found
+from jcos.experiments.swap_found import AXES, VELOCITY, Case, Ends, Found
 from jcos.experiments.swap_pairs import Pair, candidates, object_tokens, pairs_of
 from jcos.trajectory import Condition, Trace
 from jcos.wan import Wan
@@ -46,8 +46,10 @@ class Swap(Experiment):
     tokens alone, which are those that the two answers differ in, and with all others alone.
     Measured: whether the run ends with its own answer, the donor's (in either picture) or neither;
     the share of both in the estimate at once; how far along the way from the own plain end to the
-    donor's it ends. A flip is counted where both plain runs are right. Of clips, of which two after
-    each other make a pair, only the way.
+    donor's it ends. A flip is counted where both plain runs are right. The ideal denoiser
+    (`ideal.py`) has no layers, but a velocity, which is what all tokens after the last layer are:
+    it goes on with the donor's in the same steps. Of clips, of which two after each other make a
+    pair, only the way.
 
     layers: where, all by default. steps: of single swaps, the paper's is 0. until: last steps of
     swaps that are kept up from step 0 on; the last of them is also run with the object's tokens.
@@ -92,7 +94,6 @@ class Swap(Experiment):
             tokens = np.ones((len(given.context), token_count(model, given)), bool)
         cases = self.cases(model, judged=bool(pairs))
         ends = yield from self._played(model, given, answers, cases, tokens)
-        yield Progress("judging", 0, 1)
         found = Found(
             cases=cases,
             pairs=pairs,
@@ -102,6 +103,11 @@ class Swap(Experiment):
             object_here=tokens,
             ends=ends,
         )
+        if answers is not None:
+            swapped = dict.fromkeys(Case(None, c.first, c.last, VELOCITY) for c in cases[1:])
+            cases = [Case(), *swapped]
+            ends = yield from self._played(model, given, answers, cases, tokens, ideal=True)
+            found.ideal = dataclasses.replace(found, cases=cases, ends=ends)
         yield Progress("drawing", 0, 1)
         return Findings(found.arrays(), list(found.rows()), dict(figures(found, model)))
 
@@ -125,25 +131,33 @@ class Swap(Experiment):
         answers: Answers | None,
         cases: list[Case],
         tokens: Bool[np.ndarray, "P N"],
+        *,
+        ideal: bool = False,
     ) -> Generator[Progress, None, Ends]:
-        """Pair by pair, since each has its own object tokens; leaves [Q, P, W, K, …]."""
+        """Pair by pair, since each has its own object tokens; leaves [Q, P, W, K, …]. ideal: by the
+        ideal denoiser."""
         kept, (steps, layers) = [], (self.plan(model.config).steps, model.config.dit.layers)
+        what = "swapping velocities of the ideal denoiser" if ideal else "swapping tokens"
         for i, mask in enumerate(tokens):
-            yield Progress("swapping tokens", i, len(tokens))
+            yield Progress(what, i, len(tokens))
             one = jax.tree.map(lambda a, i=i: a[i : i + 1], (given, answers))
             run = playing(
                 model,
                 one[0],
                 [own_seed(seed, i) for seed in self.seeds],
-                probes=[probe_of(case, steps, layers, mask) for case in cases],
+                probes=[
+                    velocity_swap(case, steps) if ideal else probe_of(case, steps, layers, mask)
+                    for case in cases
+                ],
+                own=one[1].ideal if ideal and answers is not None else None,
                 plan=self.plan(model.config),
                 look=look_at_ends,
                 beside=one[1],
                 chunk=self.chunk,
-                what=f"swapping tokens, pair {i}",
+                what=f"{what}, pair {i}",
             )
             kept.append(finish(run))
-        yield Progress("swapping tokens", len(tokens), len(tokens))
+        yield Progress(what, len(tokens), len(tokens))
         return jax.tree.map(lambda *a: np.concatenate(a, 1), *kept)
 
 
@@ -183,6 +197,33 @@ def probe_of(
         receivers=BOTH if case.both else OWN_FROM_DONOR,
     )
     return swap.replace(tokens=jnp.asarray(where[case.tokens]))
+
+
+class VelocitySwap(probes.Probe):
+    """Gives a world the velocity of the other one in place of its own: x̂0 ← x − σ v of the other.
+
+    mask [worlds, steps]: which world receives, and when. It does what a swap of all tokens after
+    the last layer does, to any denoiser.
+    """
+
+    mask: Bool[Array, "*sweep 2 S"]
+
+    def made_for(self) -> probes.Sizes:
+        return tuple(zip(("worlds", "steps"), self.mask.shape, strict=True))
+
+    def on_estimate(
+        self, site: probes.Site, x: probes.Latents, x0: probes.Latents
+    ) -> tuple[probes.Latents, tuple[()]]:
+        other = jax.lax.ppermute(x0 - x, "world", [(0, 1), (1, 0)])
+        here = self.mask[jax.lax.axis_index("world"), site.step]
+        return jnp.where(here, x + other, x0), ()
+
+
+def velocity_swap(case: Case, steps: int) -> VelocitySwap:
+    """As `probe_of`."""
+    at = range(case.first, case.last + 1) if case.tokens == VELOCITY else ()
+    receivers = BOTH if case.both else OWN_FROM_DONOR
+    return VelocitySwap(jnp.asarray(np.outer(receivers, probes.choose(steps, at, "step"))))
 
 
 def look_at_ends(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers | None) -> Ends:

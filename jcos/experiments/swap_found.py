@@ -14,12 +14,14 @@ from jcos.experiments.swap_pairs import Pair
 from jcos.measures import Estimate, over_puzzles
 from jcos.trajectory import Condition
 
-TOKENS = {"all": "", "object": ", object only", "rest": ", all but the object"}
+VELOCITY = "velocity"
+"""What is swapped of the ideal denoiser, which has no tokens."""
+TOKENS = {"all": "", "object": ", object only", "rest": ", all but the object", VELOCITY: ""}
 
 
 class Case(NamedTuple):
     """After which layer tokens are swapped (None: not at all), from step `first` to `last`, and
-    which: all, those of the object, or the rest."""
+    which: all, those of the object, or the rest; or, without a layer, the `VELOCITY`."""
 
     layer: int | None = None
     first: int = 0
@@ -38,9 +40,9 @@ class Case(NamedTuple):
         return f"{steps}{TOKENS[self.tokens]}"
 
     def __str__(self) -> str:
-        if self.layer is None:
-            return "no swap"
         steps = f"step {self.first}" if self.both else f"steps {self.first} to {self.last}"
+        if self.layer is None:
+            return f"{VELOCITY}, {steps}" if self.tokens == VELOCITY else "no swap"
         return f"layer {self.layer}, {steps}{TOKENS[self.tokens]}"
 
 
@@ -84,7 +86,7 @@ class Found:
 
     forwards: passes of the first so many steps. object_here: which tokens are the object's.
     readings [Q, P, W, K] by name; nan where a run cannot tell, and of the donor's side where it is
-    no receiver.
+    no receiver. ideal: the ideal denoiser's runs, of puzzles.
     """
 
     cases: list[Case]
@@ -94,6 +96,7 @@ class Found:
     steps: int
     object_here: Bool[np.ndarray, "P N"]
     ends: Ends
+    ideal: "Found | None" = None
 
     def __post_init__(self) -> None:
         found = {WAY: ways(self.ends.shown)}
@@ -185,6 +188,9 @@ class Found:
 
     def arrays(self) -> dict[str, np.ndarray]:
         shares = {} if self.ends.own is None else {"own": self.ends.own, "other": self.ends.other}
+        shares = {f"share_{name}": np.asarray(values) for name, values in shares.items()}
+        readings = {k.replace("'", "").replace(" ", "_"): v for k, v in self.readings.items()}
+        of_ideal = {} if self.ideal is None else self.ideal.arrays()
         return {
             "case": np.array([str(c) for c in self.cases]),
             "layer": np.array([-1 if c.layer is None else c.layer for c in self.cases]),
@@ -195,8 +201,9 @@ class Found:
             "tokens": np.array([c.tokens for c in self.cases]),
             "kind": np.array([p.kind for p in self.pairs]),
             "object_here": self.object_here,
-            **{f"share_{k}": np.asarray(v) for k, v in shares.items()},
-            **{name.replace("'", "").replace(" ", "_"): v for name, v in self.readings.items()},
+            **shares,
+            **readings,
+            **{f"ideal_{name}": of_ideal[name] for name in ("case", *readings) if of_ideal},
         }
 
     def rows(self) -> Iterator[Row]:
@@ -208,6 +215,11 @@ class Found:
                     judged = base if name in YES_OR_NO and name != NEITHER else None
                     yield row(kind, name, case, found, self._cost(case), judged)
             yield from self._compared(kind, p)
+            if self.ideal is not None:
+                for name in self.ideal.readings:
+                    for i, case in enumerate(self.ideal.cases):
+                        (found,) = self.ideal.estimate(name, [i], p)
+                        yield row(kind, name, f"{case}, ideal denoiser", found, 0)
 
     def _compared(self, kind: str, p: Int[np.ndarray, " n"]) -> Iterator[Row]:
         """Each swap less none, pair by pair; and the two directions of a swap."""

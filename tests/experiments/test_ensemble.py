@@ -23,7 +23,8 @@ SMALL = Ensemble(puzzles=2, seeds=(0, 1, 2, 3), more_members=(2, 4), until=(0, 0
 
 
 def test_all_arms_are_one_program_and_each_longer_run_another(found) -> None:
-    assert found[1] == 1 + 2
+    """… and the ideal denoiser's one more."""
+    assert found[1] == 1 + 2 + 1
 
 
 def test_arrays_table_and_figures_are_complete(small_model: Wan, found) -> None:
@@ -49,6 +50,9 @@ def test_arrays_table_and_figures_are_complete(small_model: Wan, found) -> None:
     assert ("solved, more than one run of 6 steps", f"{paper}, one goes on") in rows
     assert ("solved, more than one run of 12 steps", "3 runs, majority") in rows
     assert rows["solved only without", long].value == 0
+    assert rows["solved", "one run, ideal denoiser"].value == 1
+    assert rows["solved, more than one run", f"{long}, ideal denoiser"].forwards == 0
+    assert not any("tokens" in case and "ideal" in case for _, case in rows)
 
 
 EVERY = tuple(range(4))
@@ -125,6 +129,7 @@ def test_gain_majority_and_best_of_known_ends(small_model: Wan) -> None:
         steps=10,
         shown=np.stack([plain, mean]),
         longer={12: np.array([True, False]), 30: np.array([False, False])},
+        ideal={},
     )
     none, p = found.arms[0], np.arange(2)
     assert found.majority(none, 3).tolist() == [[False, True]] * 2

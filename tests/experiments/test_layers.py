@@ -43,6 +43,7 @@ def test_arrays_table_and_figures_are_complete(found) -> None:
     assert (row.n, row.forwards, row.chance) == (12, 4, None)
     row = rows["pattern", "AUROC of foreground, by energy", "step 0, layer 0"]
     assert (row.forwards, row.chance) == (1, 0.5)
+    assert arrays["pattern_ideal_answer"].shape == (2, 12, 1)
     shares = [
         rows["maze", "energy of a frame over that of all", f"layer 1, frame {f}"].value
         for f in range(5)
@@ -209,3 +210,18 @@ def test_what_cannot_be_run_is_refused_before(small_model: Wan, changes, error, 
     with pytest.raises(error, match=said):
         finish(Layers(**{"puzzles": 2, **changes}).run(small_model))
     assert compilations() == before
+
+
+def test_the_ideal_denoiser_is_asked_for_the_answer_and_the_choice() -> None:
+    """Its change of each token, by frame: [steps, frames × tokens]."""
+    change = np.array([[2, 1, 0, 2, 1, 0], [1, 1, 1, 1, 1, 1], [0, 1, 2, 2, 1, 0]], np.float32)
+    answer = np.array([[True, False, False], [True, True, False]])[None, None]
+    contested = np.array([[True, True, False], [False, False, False]])[None, None]
+    nothing = np.zeros((1, 1, 1, 1, 1))
+    part = Part(
+        *(nothing[..., 0], nothing[..., 0], nothing, Spread(nothing[..., 0], nothing[..., 0])),
+        ideal=change[None, None],
+        labels=Labels(answer, answer, contested),
+    )
+    np.testing.assert_allclose(part.by_ideal("answer")[:, 0, 0], [1, 0.5, 0.5])
+    np.testing.assert_allclose(part.by_ideal("choice")[:, 0, 0], [1, 0.5, 0])

@@ -1,5 +1,7 @@
 """Noise at every position: laws that hold for any model."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -24,8 +26,8 @@ SMALL = Noise(
 )
 
 
-def test_the_whole_experiment_is_one_program(found) -> None:
-    assert found[1] == 1
+def test_all_positions_are_one_program_of_the_model_and_one_of_the_ideal(found) -> None:
+    assert found[1] == 2
 
 
 def test_arrays_table_and_figures_are_complete(found) -> None:
@@ -40,6 +42,31 @@ def test_arrays_table_and_figures_are_complete(found) -> None:
     assert rows["score after clean-up", "step 3, all frames"].forwards == 6
     assert rows["agreement", "no noise"].n == 0  # this model solves nothing
     assert ("score, at a frame less at a step", "same energy") in rows
+
+
+def test_the_ideal_denoiser_ends_right_whatever_noise_it_meets(found) -> None:
+    """Also where noise comes in the last step: the puzzle's answers are all that it knows."""
+    arrays = found[0].arrays
+    assert arrays["ideal_solved_after_clean-up"].all()
+    assert arrays["ideal_agreement"][0].tolist() == [[1.0]] * 3
+    rows = {(r.measure, r.case): r for r in found[0].rows}
+    case = "step 3, all frames, ideal denoiser"
+    assert (rows["solved after clean-up", case].value, rows["solved", case].forwards) == (1, 0)
+    assert ("score, at a frame less at a step", "same energy, ideal denoiser") in rows
+
+
+@pytest.mark.parametrize(
+    ("left_out", "gone"),
+    [
+        ({"steps": (), "strengths": ()}, {"step", "compared", "strength"}),
+        ({"frames": ()}, {"frame", "map", "compared"}),
+        ({"map_steps": ()}, {"map"}),
+    ],
+)
+def test_what_is_left_out_is_not_drawn(small_model: Wan, found, left_out, gone) -> None:
+    findings = finish(dataclasses.replace(SMALL, **left_out).run(small_model))
+    assert set(found[0].figures) - set(findings.figures) == gone
+    assert all(np.isfinite(r.value) for r in findings.rows if "less" in r.measure)
 
 
 def test_no_noise_is_the_plain_run(small_model: Wan, found) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from jcos.experiments.experiment import Settings
 from jcos.experiments.puzzles import compilations, finish, playing
-from jcos.experiments.swap import Swap, probe_of, side_by_side
-from jcos.experiments.swap_found import AT_ONCE, WAY, Case, Ends, Found
+from jcos.experiments.swap import Swap, probe_of, side_by_side, velocity_swap
+from jcos.experiments.swap_found import AT_ONCE, VELOCITY, WAY, Case, Ends, Found
 from jcos.experiments.swap_pairs import PARTNERS, Pair, candidates, object_tokens, pairs_of
 from jcos.probes import Swap as SwapProbe
 from jcos.tasks import TASKS
@@ -28,8 +28,18 @@ def pairs() -> list[Pair]:
     return [pair for task in ALL for pair in pairs_of(task, 3)]
 
 
-def test_the_whole_experiment_is_one_program(found) -> None:
-    assert found[1] == 1
+def test_all_swaps_are_one_program_and_those_of_the_ideal_another(found) -> None:
+    assert found[1] == 2
+
+
+def test_the_ideal_denoiser_takes_a_swap_back_unless_it_lasts(found) -> None:
+    rows = {(r.task, r.measure, r.case): r.value for r in found[0].rows}
+    kind, flipped = "rotation, other angle", "flipped to the donor's answer"
+    for when, flips in (("step 0", 0), ("step 2", 0), ("steps 0 to 2", 0), ("steps 0 to 3", 1)):
+        case = f"velocity, {when}, ideal denoiser"
+        assert rows[kind, flipped, case] == flips
+        assert rows[kind, "share of the donor's answer at once", case] > 0.5
+    assert rows[kind, "own answer solved", "no swap, ideal denoiser"] == 1
 
 
 def test_arrays_table_and_figures_are_complete(found) -> None:
@@ -69,6 +79,18 @@ def test_the_tokens_of_the_last_layer_are_the_donors_run(found) -> None:
         & (arrays["tokens"] == "all")
     )
     np.testing.assert_allclose(arrays["way_to_the_donors_end"][last, :, 0], 1, atol=0.02)
+
+
+def test_the_velocity_is_what_all_tokens_are_after_the_last_layer(small_model: Wan) -> None:
+    (pair,) = pairs_of("rotation", 1)
+    given, every = side_by_side(small_model, [pair]), np.ones(125, bool)
+    for case in (Case(1, 1, 1), Case(1, 0, 2)):
+        swapped = case._replace(layer=None, tokens=VELOCITY)
+        ends = [
+            finish(playing(small_model, given, probes=[probe])).latents
+            for probe in (probe_of(case, 4, 2, every), velocity_swap(swapped, 4))
+        ]
+        np.testing.assert_allclose(*ends, atol=2e-4)
 
 
 @pytest.fixture(scope="module")
