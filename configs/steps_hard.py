@@ -1,0 +1,12 @@
+"""When does the answer appear in puzzles that the model often fails, and does an unsure early
+estimate tell that it will fail? (Paper, section 3.1, on mazes of 7 × 7 cells.)
+
+    jcos run configs/steps_hard.py
+
+Writes out/steps_hard: as steps.py, of larger mazes with longer ways. They have failures enough to
+ask what predicts them, and decisions that come at any step.
+"""
+
+from jcos.experiments.steps import Steps
+
+experiment = Steps(tasks=("maze7",), puzzles=64)
