@@ -3,8 +3,7 @@ own devices. What comes out does not depend on the mesh."""
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -97,18 +96,24 @@ class Sampler:
             size = runs_that_fit(self.model, given, plan, self.arm.ensemble, 1, most, each)
         return size * self.worlds
 
+    def prepare(self, sample: Sample, shape: Shape, i: int = 0) -> Condition:
+        """What the i-th sample of a batch is generated from, on the host, where it waits for its
+        turn. Uses no device but the coder's, and may run while another batch is generated."""
+        config, coder = self.model.config, self.coders[i % len(self.coders)]
+        first = self.arm.first_frame(config, sample)
+        prompt, negative = self.rows(sample.prompt), self.rows(config.negative)
+        condition = coder.condition(first, prompt, shape.frames, negative=negative)
+        return jax.device_get(condition)
+
     def generate(
-        self, batch: Sequence[Sample], shape: Shape, size: int
+        self, batch: list[Condition], shape: Shape, size: int
     ) -> tuple[Float[np.ndarray, "B F h w C"], Float[np.ndarray, "B kept F h w C"]]:
         """Final latents and kept clean estimates of samples of one shape.
 
         size: of the program; a smaller batch is filled up. Raises FloatingPointError where a latent
         is not finite, and MemoryError saying what would help where a device has too little.
         """
-        conditions = self._conditions(batch, shape)
-        given = jax.tree.map(
-            lambda *a: np.stack(a), *conditions, *conditions[-1:] * (size - len(batch))
-        )
+        given = jax.tree.map(lambda *a: np.stack(a), *batch, *batch[-1:] * (size - len(batch)))
         config = self.model.config
         run = memory.Run(
             seeds=1,  # fewer would be another arm
@@ -122,19 +127,6 @@ class Sampler:
         what = f"{size} sample(s) of {self.arm.ensemble} seed(s) of {config.name}"
         with on(self.devices), memory.explained(what, memory.run_knobs(run)):
             return self._denoised(given, shape, len(batch), size)
-
-    def _conditions(self, batch: Sequence[Sample], shape: Shape) -> list[Condition]:
-        """On the host. All coders work at the same time."""
-
-        def one(i: int, sample: Sample) -> Condition:
-            config, coder = self.model.config, self.coders[i % len(self.coders)]
-            first = self.arm.first_frame(config, sample)
-            prompt, negative = self.rows(sample.prompt), self.rows(config.negative)
-            condition = coder.condition(first, prompt, shape.frames, negative=negative)
-            return jax.device_get(condition)
-
-        with ThreadPoolExecutor(len(self.coders)) as coding:
-            return list(coding.map(one, range(len(batch)), batch))
 
     def _denoised(
         self, given: Condition, shape: Shape, number: int, size: int

@@ -1,11 +1,12 @@
-"""One process that makes samples: claimed in batches of one shape, generated, decoded, written."""
+"""One process that makes samples: claimed in batches of one shape, prepared, generated, decoded,
+written."""
 
 import dataclasses
 import shutil
 import time
 from collections import Counter
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import av
@@ -23,6 +24,7 @@ from jcos.bench.state import Folder
 from jcos.config import PixelCodec
 from jcos.files import write
 from jcos.media import write_mp4
+from jcos.trajectory import Condition
 from jcos.wan import Wan
 
 ROOM = 64 * 2**20
@@ -45,6 +47,10 @@ class Progress(NamedTuple):
     done: int
     total: int
     what: str
+
+
+Batch = dict[Sample, Future[Condition]]
+"""Samples that are claimed, and what each is generated from."""
 
 
 class Made(NamedTuple):
@@ -73,34 +79,52 @@ class Worker:
 
     def run(self, dead: float) -> Generator[Progress, None, None]:
         """Until every sample is settled, by this worker or another. While a batch is generated, the
-        one before is decoded and written."""
-        written: list[Future[None]] = []
+        one before is decoded and written, and the next one is claimed and prepared."""
+        ahead: Batch = {}
+        made: dict[Sample, Made] = {}
         shape = None
         total = len(self.shapes)
         claims = Claims(self.folder.path / "state" / "claims", dead=dead, beat=dead / 16)
-        with claims, ThreadPoolExecutor(len(self.sampler.coders)) as writers:
+        # No more threads than coders, so that preparing takes no memory beside a decoder's.
+        with claims, ThreadPoolExecutor(len(self.sampler.coders)) as coding:
             while left := [s for s in self.shapes if not self._settled(s)]:
-                batch = self._take(left, claims, shape)
-                made: dict[Sample, Made] = {}
+                batch = ahead or self._begin(left, claims, shape, coding)
+                # After it, so that what is generated next does not wait for a decoder.
+                written = [coding.submit(self._finish, *one, claims) for one in made.items()]
+                ahead, made = {}, {}
                 if batch:
-                    shape = self.shapes[batch[0]]
-                    yield Progress(total - len(left), total, batch[0].name)
-                    made = self._attempt(batch, claims)
-                if not (batch or written):
+                    first = next(iter(batch))
+                    shape = self.shapes[first]
+                    yield Progress(total - len(left), total, first.name)
+                    # Not beside the first batch: workers that began together claim theirs first.
+                    if written and _enough(left, claims):
+                        ahead = self._begin(left, claims, shape, coding)
+                    made = self._attempt(self._prepared(batch, claims), claims)
+                elif not written:
                     time.sleep(min(2.0, dead / 8))  # others have the rest; one of them may die
                 for writing in written:
                     writing.result()
-                written = [writers.submit(self._finish, *one, claims) for one in made.items()]
         yield Progress(total, total, "done")
 
     def _settled(self, sample: Sample) -> bool:
         return sample.name in self.lost or self.folder.settled(sample.name)
+
+    def _begin(
+        self, left: Sequence[Sample], claims: Claims, shape: Shape | None, coding: Executor
+    ) -> Batch:
+        """The next batch, claimed, and its preparation on its way."""
+        return {
+            sample: coding.submit(self.sampler.prepare, sample, self.shapes[sample], i)
+            for i, sample in enumerate(self._take(left, claims, shape))
+        }
 
     def _take(self, left: Sequence[Sample], claims: Claims, shape: Shape | None) -> list[Sample]:
         """Claims as many samples of one shape as are made at a time, if possible of the one that is
         compiled already."""
         batch: list[Sample] = []
         for sample in sorted(left, key=lambda s: self.shapes[s] != shape):
+            if sample.name in claims.held:
+                continue
             if batch and self.shapes[sample] != self.shapes[batch[0]]:
                 continue
             try:
@@ -125,23 +149,40 @@ class Worker:
         total = Counter(self.shapes.values())[shape]
         return self.sizes.setdefault(shape, self.sampler.fitting(shape, total, self.batch))
 
-    def _attempt(self, batch: list[Sample], claims: Claims) -> dict[Sample, Made]:
+    def _prepared(self, batch: Batch, claims: Claims) -> dict[Sample, Condition]:
+        """Those that could be prepared; of the others the reason is written down."""
+        ready = {}
+        for i, (sample, prepared) in enumerate(batch.items()):
+            try:
+                if isinstance(prepared.exception(), FAILURES):
+                    # Perhaps for want of memory beside a batch that was generated: once more alone.
+                    ready[sample] = self.sampler.prepare(sample, self.shapes[sample], i)
+                else:
+                    ready[sample] = prepared.result()
+            except FAILURES as error:
+                self._fail(sample, error, claims)
+        return ready
+
+    def _attempt(self, batch: dict[Sample, Condition], claims: Claims) -> dict[Sample, Made]:
         """Those that succeed; of the others the reason is written down. Where several fail
         together, each is tried alone."""
+        if not batch:
+            return {}
         start = time.monotonic()
         try:
             free = shutil.disk_usage(self.folder.path).free
             if free < ROOM:
                 raise OSError(f"the disk of {self.folder.path} has only {free >> 20} MiB left")
-            shape, worlds = self.shapes[batch[0]], self.sampler.worlds
+            shape, worlds = self.shapes[next(iter(batch))], self.sampler.worlds
             # One program for every batch of a shape, and one for what is tried alone.
             size = worlds if len(batch) <= worlds else self._size(shape)
-            latents, x0 = self.sampler.generate(batch, shape, size)
+            latents, x0 = self.sampler.generate([*batch.values()], shape, size)
         except FAILURES as error:
             if len(batch) == 1:
-                self._fail(batch[0], error, claims)
+                self._fail(next(iter(batch)), error, claims)
                 return {}
-            return {k: v for one in batch for k, v in self._attempt([one], claims).items()}
+            alone = [self._attempt({sample: batch[sample]}, claims) for sample in batch]
+            return {sample: made for one in alone for sample, made in one.items()}
         seconds = (time.monotonic() - start) / len(batch)
         coders = self.sampler.coders
         return {
@@ -188,3 +229,16 @@ class Worker:
         except OSError:
             self.lost[sample.name] = reason
         claims.release(sample.name)
+
+
+def _enough(left: Sequence[Sample], claims: Claims) -> bool:
+    """Whether a batch may be claimed before its turn: where twice as many samples are free as other
+    workers hold, so that each of them still finds a batch after its own. Preparing takes seconds;
+    who finds all that is left claimed, but not begun, idles for as long as a batch takes. Claims of
+    other shards in the same folder count too, for caution."""
+    try:
+        others = sum(1 for _ in claims.folder.iterdir()) - len(claims.held)
+    except OSError:
+        return False
+    free = sum(sample.name not in claims.held for sample in left) - others
+    return free >= 2 * others

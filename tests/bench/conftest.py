@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.devices import grey
+from tests.bench.devices import grey, named
 
 
 @pytest.fixture
@@ -22,5 +22,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     from jcos.bench.sampler import Sampler
 
     asked: list[str] = []
+    monkeypatch.setattr(Sampler, "prepare", named)
     monkeypatch.setattr(Sampler, "generate", grey(asked))
     return asked

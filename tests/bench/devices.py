@@ -47,7 +47,8 @@ def meshes(folder: str, *texts: str) -> dict[str, list[float]]:
         sampler = Sampler.of(arm, model, devices=devices)
         shape = arm.shape(model.config, samples[0])
         size = -(-3 // sampler.worlds) * sampler.worlds
-        latents, x0 = sampler.generate(samples, shape, size)
+        batch = [sampler.prepare(sample, shape, i) for i, sample in enumerate(samples)]
+        latents, x0 = sampler.generate(batch, shape, size)
         coders = sampler.coders
         videos = [coders[i % len(coders)].decode(z) for i, z in enumerate(latents)]
         return latents, x0, np.stack(videos).astype(np.float32)
@@ -59,6 +60,16 @@ def meshes(folder: str, *texts: str) -> dict[str, list[float]]:
         return [float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs]
 
     return {text: off(text) for text in texts}
+
+
+def alone(*command: str) -> None:
+    """A command in one process that has four devices."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", 4)
+    from jcos import cli
+
+    cli.main(command)
 
 
 def host(number: str, port: str, *command: str) -> int:
@@ -77,6 +88,13 @@ def host(number: str, port: str, *command: str) -> int:
     return 0
 
 
+def named(self: Any, sample: Any, shape: Any, i: int = 0) -> Any:
+    """Instead of `Sampler.prepare`, for `grey`: a condition that has the sample's name alone."""
+    from jcos.trajectory import Condition
+
+    return Condition(context=sample.name)
+
+
 def grey(asked: list[str]) -> Callable[..., tuple]:
     """Instead of `Sampler.generate`: latents that cost nothing. Fills `asked` with the samples."""
     import numpy as np
@@ -84,7 +102,7 @@ def grey(asked: list[str]) -> Callable[..., tuple]:
     from jcos import wan
 
     def generate(sampler: Any, batch: Any, shape: Any, size: int) -> tuple:
-        asked.extend(sample.name for sample in batch)
+        asked.extend(given.context for given in batch)
         config = sampler.model.config
         latents = np.zeros((len(batch), *wan.latent_grid(config, *shape), config.dit.out_channels))
         return latents, latents[:, None][:, :0]
@@ -107,11 +125,11 @@ def worker(meeting: str, number: str, *command: str) -> list[str]:
             time.sleep(0.05)
         return made(self, batch, shape, size)
 
-    Sampler.generate = generate
+    Sampler.prepare, Sampler.generate = named, generate
     cli.main(command)
     return asked
 
 
 if __name__ == "__main__":
-    cases = {"meshes": meshes, "host": host, "worker": worker}
+    cases = {"meshes": meshes, "alone": alone, "host": host, "worker": worker}
     print(json.dumps(cases[sys.argv[1]](*sys.argv[2:])))

@@ -63,6 +63,18 @@ def test_a_mesh_leaves_the_result_alone(eight_mazes: list[str]) -> None:
 
 
 @pytest.mark.slow
+def test_batches_side_by_side_on_a_mesh(eight_mazes: list[str], tmp_path: Path) -> None:
+    """Two coders at the next batch and the one before, while collectives make one on all devices:
+    four batches, each of two samples on two devices."""
+    arms(tmp_path, 2)
+    cli.main([*eight_mazes, "--out", str(tmp_path / "one")])
+    spread = [*eight_mazes, "--out", str(tmp_path / "mesh"), "--mesh", "world=2,fsdp=2"]
+    spread += ["--batch", "2"]
+    many_devices.finish(many_devices.start("alone", *spread, module="tests.bench.devices"), 580)
+    check_same(tmp_path / "mesh", tmp_path / "one")
+
+
+@pytest.mark.slow
 def test_hosts_share_the_samples(eight_mazes: list[str], tmp_path: Path) -> None:
     """Two hosts of two devices that must start together: each takes samples of its own."""
     arms(tmp_path, 1)

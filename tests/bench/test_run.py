@@ -136,7 +136,7 @@ def test_one_samples_failure_is_its_own(
     generate, write_mp4 = Sampler.generate, worker.write_mp4
 
     def not_finite(self: Sampler, batch: list, *how: Any) -> tuple:
-        if any(sample.name == names[1] for sample in batch):
+        if any(given.context == names[1] for given in batch):
             raise FloatingPointError("the latent is not finite")
         return generate(self, batch, *how)
 
@@ -206,12 +206,12 @@ def test_seeds_that_are_only_averaged_with_stop_early(
         made, samples = sampler_of(small_model, arm, bench_folder)
         shape = arm.shape(small_model.config, samples[0])
         assert arm.parts(small_model.config) == [(0, 1, 3), (1, 4, 1)]
-        latents, x0 = made.generate(samples, shape, 2)
+        conditions = [made.prepare(sample, shape) for sample in samples]
+        latents, x0 = made.generate(conditions, shape, 2)
         assert x0.shape == (2, 2, *latents.shape[1:])
         np.testing.assert_allclose(x0[:, 1], latents, atol=1e-5)
         noise = np.stack([wan_noise(seed, (5, 10, 10, 12)) for seed in (1, 2, 3)])
         probe = SeedEnsemble.window(4, config.dit.layers)
-        conditions = made._conditions(samples, shape)
         for condition, found in zip(conditions, latents, strict=True):
             trace = wan.generate(small_model, condition, (1, 2, 3), probe=probe, noise=noise)
             np.testing.assert_allclose(found, trace.latents[0], atol=1e-4)
@@ -231,10 +231,10 @@ def test_two_experts_take_turns(small_model: Wan, bench_folder: Path) -> None:
     made, samples = sampler_of(model, arm, bench_folder)
     assert 1 < (flow.plan(model.config.sampling, 0.8).high_steps or 0) < 4
     shape = arm.shape(model.config, samples[0])
-    latents, x0 = made.generate(samples[:1], shape, 1)
+    condition = made.prepare(samples[0], shape)
+    latents, x0 = made.generate([condition], shape, 1)
     noise = np.stack([wan_noise(seed, (5, 10, 10, 12)) for seed in (1, 2)])
     probe = SeedEnsemble.window(4, model.config.dit.layers)
-    condition = made._conditions(samples[:1], shape)[0]
     trace = wan.generate(model, condition, (1, 2), probe=probe, noise=noise)
     np.testing.assert_allclose(latents[0], trace.latents[0], atol=1e-4)
     np.testing.assert_allclose(x0[0], trace.x0[0, 1:3], atol=1e-4)
@@ -246,10 +246,10 @@ def test_noise_arms_are_the_probe(small_model: Wan, bench_folder: Path) -> None:
     try:
         made, samples = sampler_of(small_model, arm, bench_folder)
         shape = arm.shape(small_model.config, samples[0])
-        latents, _ = made.generate(samples[:1], shape, 1)
+        condition = made.prepare(samples[0], shape)
+        latents, _ = made.generate([condition], shape, 1)
         noise = wan_noise(1, (5, 10, 10, 12))[None]
         probe = Noise.at_steps(4, 5, [2])
-        condition = made._conditions(samples[:1], shape)[0]
         noised = wan.generate(small_model, condition, (1,), probe=probe, noise=noise)
         clean = wan.generate(small_model, condition, (1,), noise=noise)
         np.testing.assert_allclose(latents[0], noised.latents[0], atol=1e-4)
