@@ -112,6 +112,41 @@ PARTS: tuple[Recipe, ...] = (
             "bounce-hard": 0.25,
         },
     ),
+    Recipe(
+        steps=4500,
+        draws=3,
+        seed=3,
+        large=1,
+        shares={
+            "maze": 0.48,
+            "tictactoe": 0.08,
+            "pattern": 0.10,
+            "rotation": 0.06,
+            "returns": 0.10,
+            "bounce": 0.05,
+            "maze7": 1.00,
+            "tictactoe-block": 0.07,
+            "bounce-hard": 0.06,
+        },
+    ),
+    Recipe(
+        steps=4000,
+        draws=2,
+        seed=4,
+        large=1,
+        shares={
+            "maze": 0.42,
+            "tictactoe": 0.20,
+            "pattern": 0.05,
+            "rotation": 0.06,
+            "returns": 0.07,
+            "bounce": 0.05,
+            "maze7": 1.00,
+            "tictactoe-block": 0.08,
+            "bounce-hard": 0.07,
+        },
+        constant=0.5,
+    ),
 )
 """The runs that make the shipped weights, each from those of the one before: other puzzles every
 time, and more of what is learnt last."""

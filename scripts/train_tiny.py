@@ -1,4 +1,4 @@
-"""Trains the small model on the reasoning tasks, in three parts of about an hour each on two CPU
+"""Trains the small model on the reasoning tasks, in five parts of about an hour each on two CPU
 cores (0.65 to 0.9 seconds a step).
 
     python scripts/train_tiny.py --out runs/tiny            # resumes by itself after a kill
@@ -9,6 +9,8 @@ replace jcos/tiny by OUT/model and run `make evaluate`. The shipped one went on 
 
     python scripts/train_tiny.py --part 2 --start runs/tiny/model --out runs/second
     python scripts/train_tiny.py --part 3 --start runs/second/model --out runs/third
+    python scripts/train_tiny.py --part 4 --start runs/third/model --out runs/fourth
+    python scripts/train_tiny.py --part 5 --start runs/fourth/model --out runs/fifth
 """
 
 import argparse
