@@ -191,9 +191,12 @@ def _first_false(flags: Bool[Array, " L"]) -> Int[Array, ""]:
     return jnp.where(flags.all(), -1, jnp.argmin(flags))
 
 
-def _spread_map(f: Callable[..., Any], axis: str, inputs: tuple[int | None, ...]) -> Any:
-    """`vmap` with a named axis, which on a mesh in use is spread over the axis of that name."""
-    over = axis if mesh.in_use() else None
+def _spread_map(
+    f: Callable[..., Any], axis: str, inputs: tuple[int | None, ...], idle: Sequence[str] = ()
+) -> Any:
+    """`vmap` with a named axis, which on a mesh in use is spread over the axis of that name, unless
+    that one is idle."""
+    over = axis if mesh.in_use() and axis not in idle else None
     return jax.vmap(f, in_axes=inputs, axis_name=axis, spmd_axis_name=over)
 
 
@@ -208,22 +211,25 @@ def run(
     noise: Float[Array, "K F H W C"],
     keys: Key[Array, " K"],
     probe: Probe,
+    *,
+    idle: Sequence[str] = (),
 ) -> Trace:
     """Trajectories of W worlds (leading axis of every array of `conditions`) × K seeds: leaves [W,
     K, …].
 
-    Worlds share noise and keys. Pure: jit it, vmap it over puzzles or probes. Raises ValueError
-    where the probe is made for another run.
+    Worlds share noise and keys. Pure: jit it, vmap it over puzzles or probes. idle: axes of a mesh
+    in use that these worlds or seeds are not spread over, because their number does not divide or
+    something around them is. Raises ValueError where the probe is made for another run.
     """
     check_probe(probe, experts[0].cfg, plan, (len(conditions.context), *noise.shape[:-1]))
 
     def one(condition: Condition, noise: Array, key: Array) -> Trace:
         return denoise(experts, plan, condition, noise, key, probe)
 
-    conditions = mesh.constrain(conditions, mesh.WORLD)
-    noise = mesh.constrain(noise, mesh.SEED)
-    seeds = _spread_map(one, mesh.SEED, (None, 0, 0))
-    return _told(_spread_map(seeds, mesh.WORLD, (0, None, None))(conditions, noise, keys))
+    world, seed = (None if axis in idle else axis for axis in (mesh.WORLD, mesh.SEED))
+    conditions, noise = mesh.constrain(conditions, world), mesh.constrain(noise, seed)
+    seeds = _spread_map(one, mesh.SEED, (None, 0, 0), idle)
+    return _told(_spread_map(seeds, mesh.WORLD, (0, None, None), idle)(conditions, noise, keys))
 
 
 def check_probe(probe: Probe, cfg: DiTConfig, plan: Plan, shape: tuple[int, ...]) -> None:

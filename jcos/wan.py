@@ -317,7 +317,7 @@ def seed_keys(seeds: Sequence[int]) -> Key[Array, " K"]:
     return jax.vmap(jax.random.key)(jnp.asarray(seed_words(seeds)))
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="idle")
 def generate_worlds(
     model: Wan,
     plan: flow.Plan,
@@ -325,11 +325,13 @@ def generate_worlds(
     keys: Key[Array, " K"],
     probe: Probe,
     noise: Float[Array, "K F h w C"] | None = None,
+    *,
+    idle: tuple[str, ...] = (),
 ) -> Trace:
     """`trajectory.run` with noise drawn from the seeds' keys, unless it is given; arrays of
-    `conditions` have a world axis."""
+    `conditions` have a world axis. idle: as there."""
     noise, keys = trajectory.draw(model.config.dit, conditions, keys, noise)
-    return trajectory.run(model.experts, plan, conditions, noise, keys, probe)
+    return trajectory.run(model.experts, plan, conditions, noise, keys, probe, idle=idle)
 
 
 def generate_by_step(

@@ -158,6 +158,35 @@ def by_step(text: str) -> dict[str, float]:
         return found | {"waiting, off": off()}
 
 
+def sweeps(*meshes: str) -> dict[str, dict[str, float]]:
+    """How a sweep differs from the same on one device: a mean over two seeds or a swap between two
+    worlds, of two pairs of pictures; three runs at a time."""
+    eight()
+    import jax
+
+    from jcos import sharding
+    from jcos.experiments.puzzles import finish, playing
+    from jcos.probes import SeedEnsemble, Swap, chain
+
+    def trace_of(model: Any) -> dict[str, Any]:
+        given = conditions_of(model, 4)
+        given = jax.tree.map(lambda a: a.reshape(2, 2, *a.shape[1:]), given)
+        probes = [
+            chain(SeedEnsemble.window(2, 2, mean, [0]), Swap.at_layers(2, 2, 12, swap))
+            for mean, swap in (((0,), ()), ((), (1,)))
+        ]
+        trace = finish(playing(model, given, (3, 4), probes=probes, chunk=3))
+        return {"mean": trace.x0[0], "swap": trace.x0[1]}
+
+    model = tiny_model()
+    want, found = trace_of(model), {}
+    for text in meshes:
+        mesh = sharding.make_mesh(sharding.parse_mesh(text))
+        with sharding.on(mesh):
+            found[text] = differences(trace_of(sharding.place(model, mesh)), want)
+    return found
+
+
 def attention(*meshes: str) -> dict[str, list]:
     """Every way to share a sequence, 50 tokens of 8 heads, against the reference."""
     eight()
@@ -262,7 +291,24 @@ def lost(number: str, port: str) -> None:
         sharding.fetch(keys)
 
 
-CASES = {f.__name__: f for f in (layouts, by_step, attention, weights, host, lost)}
+def command(*words: str) -> list[Any]:
+    """A command's exit code, and what it complains of."""
+    eight()
+    import contextlib
+    import io
+
+    from jcos import cli
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            cli.main(words)
+    except SystemExit as end:
+        return [int(end.code or 0), said.getvalue().strip().rpartition("\n")[2]]
+    return [0, ""]
+
+
+CASES = {f.__name__: f for f in (layouts, by_step, sweeps, attention, weights, host, lost, command)}
 
 if __name__ == "__main__":
     print(json.dumps(CASES[sys.argv[1]](*sys.argv[2:])))

@@ -12,6 +12,7 @@ from PIL import Image
 
 from jcos import checkpoint, cli, demo, wan
 from jcos.experiments.puzzles import Progress
+from tests.conftest import ROOT
 
 
 def run(*arguments: object) -> None:
@@ -126,6 +127,31 @@ def test_wrong_input_is_one_sentence(
 ) -> None:
     out = tmp_path / "nothing"
     assert says in refused(capsys, *arguments, "--out", out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--mesh", "branch=2,context=4"), "branch=2, but a step has 1 pass(es)"),
+        (("--mesh", "tensor=8"), "4 heads do not divide over the mesh's tensor=8"),
+        (("--mesh", "seed=8", "--set", "seeds=0,1"), "do not divide over the mesh's seed=8"),
+        (("--mesh", "context=4"), "context=4 does not make up 8 device(s)"),
+    ],
+)
+def test_an_experiment_refuses_a_mesh_that_it_cannot_use(
+    arguments: tuple,
+    says: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of eight devices, as far as the command knows; before any weights are read."""
+    monkeypatch.setattr(jax, "local_devices", lambda: 8 * jax.devices()[:1])
+    monkeypatch.setattr(wan, "load", None)
+    out = tmp_path / "nothing"
+    config = ROOT / "configs" / "steps.py"
+    assert says in refused(capsys, "run", config, *arguments, "--out", out)
     assert not out.exists()
 
 

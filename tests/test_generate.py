@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -146,6 +147,9 @@ def test_a_prompt_and_a_picture_become_a_video(
         (["--prompt", "absent.npy"], "absent.npy holds no embedded prompt"),
         (["--image", __file__], "test_generate.py"),
         (["--tiles", 0, 4], "an overlap is at least 0 and less than the size"),
+        (["--mesh", "batch=2"], "a mesh has no axis 'batch'; its axes are world, seed"),
+        (["--mesh", "context:4"], "'context:4' is no mesh; write it as branch=2,context=4"),
+        (["--mesh", "branch=2,context=4"], "context=4 does not make up 1 device(s)"),
     ],
 )
 def test_wrong_input_ends_in_one_sentence_and_leaves_nothing(
@@ -154,6 +158,26 @@ def test_wrong_input_ends_in_one_sentence_and_leaves_nothing(
     out = tmp_path / "out"
     assert message in refused(capsys, *settings(release, picture, out), *changes)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--mesh", "tensor=8"], "2 heads do not divide over the mesh's tensor=8"),
+        (["--mesh", "branch=8"], "the mesh has branch=8, but a step has 2 pass(es)"),
+        (["--mesh", "branch=2,fsdp=4", "--guidance", 1], "branch=2, but a step has 1 pass(es)"),
+        (["--mesh", "seed=8", "--seeds", 0, 1], "2 seeds do not divide over the mesh's seed=8"),
+        (["--mesh", "world=8"], "the mesh has world=8, but there is one prompt"),
+    ],
+)
+def test_a_mesh_that_a_run_cannot_use_is_refused(
+    release, picture, tmp_path, capsys, monkeypatch, changes, message
+):
+    """Of eight devices, as far as the command knows; before any weights are read."""
+    monkeypatch.setattr(jax, "local_devices", lambda: 8 * jax.devices()[:1])
+    monkeypatch.setattr(wan, "load", None)
+    assert message in refused(capsys, *settings(release, picture, tmp_path / "out"), *changes)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture
@@ -191,6 +215,18 @@ def test_only_what_is_needed_is_loaded(release, picture, tmp_path, quick):
     assert [options for options, _ in quick] == [CODER, {"experts": False, "vae": False}, experts]
     quick.clear()
     run("generate", *call)
+    assert [options for options, _ in quick] == [CODER]
+
+
+def test_a_call_on_another_mesh_is_the_same_run(release, picture, tmp_path, quick):
+    call = settings(release, picture, tmp_path / "out")
+    run("generate", *call)
+    file = tmp_path / "out" / "run.json"
+    about = json.loads(file.read_text())
+    assert about["mesh"] == "of size 1"
+    file.write_text(json.dumps(about | {"mesh": "branch=2,context=4"}))
+    quick.clear()
+    run("generate", *call, "--mesh", "fsdp=1")
     assert [options for options, _ in quick] == [CODER]
 
 

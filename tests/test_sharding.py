@@ -1,15 +1,27 @@
 """The result does not depend on the mesh: eight simulated devices, or two hosts, against one."""
 
+import json
 import re
 import socket
 import subprocess
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
+from safetensors.numpy import load_file
 
-from jcos import checkpoint, sharding
+from jcos import checkpoint, cli, flow, media, sharding
+from jcos.experiments import memory
+from jcos.mesh import AXES, SEQUENCE
+from jcos.trajectory import Condition
 from tests import many_devices
+from tests.conftest import GOLDEN
+from tests.experiments.conftest import clips_file
 from tests.test_trajectory import CONFIG, randomised
 
 TOLERANCE = 1e-5
@@ -30,6 +42,7 @@ def test_axes_of_every_kind_leave_the_result_alone():
     check(found)
 
 
+SWEPT = ("branch=2,context=4", "fsdp=4,seed=2", "world=2,seed=4")  # not divided by 4: idle
 SIZES = ((1, 8), (2, 4), (4, 2), (8, 1))
 
 
@@ -57,6 +70,12 @@ def test_steps_that_the_host_calls_for_are_one_program_on_a_mesh():
     assert found["programs"] == 1
 
 
+@pytest.mark.slow
+def test_a_sweep_gives_on_a_mesh_what_it_gives_on_one_device():
+    for mesh, off in many_devices.find("sweeps", *SWEPT).items():
+        assert max(off.values()) < TOLERANCE, mesh
+
+
 def test_weights_are_held_in_slices():
     found = many_devices.find("weights")
     for mesh in ("fsdp=8", "context=8, stored over context"):
@@ -67,6 +86,94 @@ def test_weights_are_held_in_slices():
     assert found["equal"]
     assert found["whole"] == [6, 128, 128]
     assert found["slice"] == [6, 32, 64]
+
+
+def command(*words: object) -> list:
+    return many_devices.find("command", *map(str, words))
+
+
+RELEASE = GOLDEN / "ckpt" / "Wan2.2-I2V-A14B"
+
+
+@pytest.mark.slow
+def test_the_command_makes_the_same_videos_on_a_mesh(tmp_path: Path) -> None:
+    """Seeds, passes, tokens and weights spread; a mean over the seeds in the first step."""
+    clips_file(tmp_path, frames=5, count=2)
+    given = [RELEASE, "--image", tmp_path / "picture.png", "--prompt", tmp_path / "one.npy"]
+    given += ["--negative", tmp_path / "other.npy", "--profile", "float32", "--frames", 5]
+    given += ["--size", "48x80", "--steps", 2, "--seeds", 3, 4, "--ensemble-layers", 0]
+    cli.main(["generate", *map(str, given), "--out", str(tmp_path / "one")])
+    spread = ["--mesh", "seed=2,branch=2,fsdp=2", "--out", tmp_path / "many"]
+    assert command("generate", *given, *spread) == [0, ""]
+    want, found = (load_file(tmp_path / name / "latents.safetensors") for name in ("one", "many"))
+    latents = want["latents"]
+    np.testing.assert_allclose(found["latents"], latents, atol=1e-5 * np.abs(latents).max())
+    for seed in (3, 4):
+        videos = (media.read_mp4(tmp_path / n / f"seed-{seed}.mp4") for n in ("one", "many"))
+        a, b = (video.astype(int) for video in videos)
+        assert np.abs(a - b).max() <= 8  # H.264 enlarges what is rounded otherwise
+    about = json.loads((tmp_path / "many" / "run.json").read_text())
+    assert about["mesh"] == "seed=2,branch=2,fsdp=2"
+
+
+ENSEMBLE = """
+from pathlib import Path
+from jcos.experiments.ensemble import Ensemble
+from jcos.experiments.experiment import Settings
+experiment = Ensemble(
+    clips=Path("CLIPS"), seeds=(0, 1), members=2, more_members=(), layers=(), until=(),
+    sampling=Settings(steps=2), chunk=3,
+)
+"""
+
+
+@pytest.mark.slow
+def test_an_experiment_finds_the_same_on_a_mesh(tmp_path: Path) -> None:
+    """Two arms on two clips, three runs at a time, which two worlds make four of."""
+    config = tmp_path / "ensemble.py"
+    config.write_text(ENSEMBLE.replace("CLIPS", str(clips_file(tmp_path, frames=5, count=2))))
+    given = ["run", config, "--checkpoint", RELEASE, "--profile", "float32", "--out"]
+    cli.main([*map(str, given), str(tmp_path / "one")])
+    assert command(*given, tmp_path / "many", "--mesh", "world=2,seed=2,fsdp=2") == [0, ""]
+    want, found = (np.load(tmp_path / name / "arrays.npz") for name in ("one", "many"))
+    assert set(found) == set(want)
+    for name in want:
+        if np.issubdtype(want[name].dtype, np.floating):
+            scale = np.nanmax(np.abs(want[name]))
+            np.testing.assert_allclose(found[name], want[name], atol=1e-4 * scale, err_msg=name)
+        else:
+            np.testing.assert_array_equal(found[name], want[name])
+
+
+def test_a_device_of_a_mesh_needs_memory_for_its_part_of_a_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Runs that fit into memory: as many more as devices share a run, or make others."""
+    model = randomised(CONFIG)
+    given = Condition(jnp.zeros(0), channels=jnp.zeros((3, 16, 16, 0)))
+    plan = flow.plan(model.config.sampling).replace(guidance=jnp.ones(1))
+    monkeypatch.setattr(memory, "free_bytes", lambda: 2**30)
+
+    monkeypatch.setattr(memory, "MOST", 10**6)
+
+    def on(**sizes: int) -> AbstractContextManager:
+        shape = tuple(sizes.get(axis, 1) for axis in AXES)
+        return jax.sharding.use_abstract_mesh(AbstractMesh(shape, AXES))
+
+    def fitting() -> int:
+        return memory.runs_that_fit(model, given, plan, 2, 1, 10**6, None)
+
+    one, (stored, scores) = fitting(), memory.run_bytes(model, given, plan.steps)
+    for axis in ("seed", "branch", "world"):
+        with on(**{axis: 2}):
+            assert fitting() == pytest.approx(2 * one, abs=1)
+    with on(seed=4):
+        assert fitting() == one  # two seeds do not divide
+    for axis in SEQUENCE:
+        with on(**{axis: 4}):
+            less, fewer = memory.run_bytes(model, given, plan.steps)
+        assert fewer == scores / 4
+        assert stored / 4 < less < stored
 
 
 def free_port() -> int:

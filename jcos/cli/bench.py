@@ -25,7 +25,7 @@ from jcos.bench.folder import Bench, read_bench
 from jcos.bench.hours import Pace, expected, hours, measured
 from jcos.bench.run import Work, begin, conduct
 from jcos.bench.state import MANIFEST, Status, as_text, now, versions
-from jcos.cli.common import PACE, Checkpoint, command_line, console
+from jcos.cli.common import PACE, Checkpoint, OnMesh, command_line, console
 from jcos.experiments.settings import override
 from jcos.files import write
 from jcos.measures import Estimate
@@ -39,7 +39,7 @@ PerTask = Annotated[int | None, tyro.conf.arg(help="Only the first so many sampl
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(OnMesh):
     """Make the videos of a benchmark, for each arm of a config in a folder of its own.
 
     Writes OUT/ARM/SPLIT/TASK/00000.mp4, where the official scorer looks for them, OUT/ARM/run.json
@@ -68,9 +68,6 @@ class Run:
     shard: str = "0/1"
     """I/N: only every N-th sample, from the I-th on, for workers that do not share OUT; `host`:
     this one's of all that --join. Those that share OUT need none: each takes what no other has."""
-    mesh: str | None = None
-    """How all devices of this process share the work, like world=4,fsdp=2: samples over world,
-    guidance over branch, a video's tokens over context or fsdp. One device by default."""
     join: bool = False
     """This is one of a pod's hosts, which must start together: joins the others first. Each still
     takes samples of its own."""
@@ -112,19 +109,14 @@ class Run:
             raise SystemExit(1)
 
     def _work(self) -> Work:
-        here = jax.local_devices()
         if self.mesh is None and self.join:
             raise ValueError("--join needs --mesh: how do the devices of a host share the work?")
-        if self.mesh is None and len(here) > 1:
-            idle = f"{len(here) - 1} of {len(here)} devices are idle: see --mesh"
-            console.print(f"Note: {idle}.", highlight=False)
-        mesh = self.mesh and sharding.make_mesh(sharding.parse_mesh(self.mesh), here)
         return Work(
             text=self.text_cache or self.out / "text",
             shard=_shard(self.shard),
             retry=self.retry,
             batch=self.batch,
-            mesh=mesh or None,
+            mesh=self.devices(),
         )
 
     def _plan(self, arms: dict[str, Arm], bench: Bench) -> None:

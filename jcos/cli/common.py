@@ -8,11 +8,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import tyro
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from jcos import mesh, sharding
+from jcos.bench.sampler import check_mesh
+from jcos.config import WanConfig
 from jcos.experiments.puzzles import Progress
 from jcos.probes import Chain, Noise, Probe, SeedEnsemble, chain
 
@@ -52,6 +57,37 @@ class Interventions:
             SeedEnsemble.window(steps, layers, on, self.ensemble_layers),
         ]
         return chain(*parts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnMesh:
+    """The option of every command that can use many devices."""
+
+    mesh: str | None = None
+    """How all devices of this process share the work, like branch=2,context=4: seeds over seed, the
+    two passes of guidance over branch, a video's tokens over context or fsdp, which slices the
+    weights too, heads over tensor; runs of an experiment and samples of a benchmark (which has no
+    use for seed) over world. The videos are the same. One device by default."""
+
+    def devices(self) -> Mesh | None:
+        """The mesh; None for one device. ValueError where the devices do not make it up."""
+        here = jax.local_devices()
+        if self.mesh is not None:
+            return sharding.make_mesh(sharding.parse_mesh(self.mesh), here)
+        if len(here) > 1:
+            idle = f"{len(here) - 1} of {len(here)} devices are idle: see --mesh"
+            console.print(f"Note: {idle}.", highlight=False)
+        return None
+
+    def devices_for(self, config: WanConfig, seeds: int) -> Mesh | None:
+        """`devices`, also with ValueError where runs of this model, sampled as its configuration
+        says, cannot be spread over them."""
+        devices = self.devices()
+        if devices is not None:
+            check_mesh({**devices.shape, mesh.SEED: 1}, config)
+            with sharding.on(devices):
+                sharding.check_runs(config.dit, devices.shape[mesh.WORLD], seeds)
+        return devices
 
 
 def command_line() -> str:

@@ -19,13 +19,15 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from safetensors.numpy import load_file, save
 
-from jcos import image, media, programs, wan
-from jcos.cli.common import PACE, Interventions, command_line, console, read_size
+from jcos import image, media, mesh, programs, sharding, wan
+from jcos.bench.sampler import on
+from jcos.cli.common import PACE, Interventions, OnMesh, command_line, console, read_size
 from jcos.config import Sampling, Solver, VaeConfig, WanConfig
 from jcos.experiments.results import identify
 from jcos.files import write
@@ -38,9 +40,12 @@ from jcos.vae import Tiles
 from jcos.variants import Profile
 from jcos.wan import Wan
 
+FREE = ("command", "versions", "device", "mesh", "python", "layers")
+"""Entries of `run.json` that two calls for the same videos may differ in."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Generate(Interventions):
+class Generate(Interventions, OnMesh):
     """Make videos with a Wan model: of a prompt, of a first frame, or of both.
 
     Writes OUT/seed-N.mp4, OUT/latents.safetensors (final latents and the clean estimates of --x0,
@@ -53,6 +58,7 @@ class Generate(Interventions):
       jcos generate wan-i2v --image cat.png --prompt "The cat finds the way out."
       jcos generate wan-t2v --prompt "A maze is solved." --size 832x480 --steps 50 --x0 0 5 10 20 49
       jcos generate wan-i2v --image maze.png --prompt "…" --profile diffsynth --noise-steps 25
+      jcos generate wan-i2v --image cat.png --prompt "…" --mesh branch=2,context=4
     """
 
     checkpoint: tyro.conf.Positional[Path]
@@ -104,7 +110,7 @@ class Generate(Interventions):
         # All that can be wrong is found before the weights are read.
         config = wan.read_config(self.checkpoint, self.profile)
         config = dataclasses.replace(config, sampling=self._sampling(config))
-        sampling = config.sampling
+        sampling, devices = config.sampling, self._devices(config)
         choose(sampling.steps, self.x0, "step")
         tiles = self._tiles(config)
         wan.check_picture(config, self.image is not None)
@@ -119,7 +125,7 @@ class Generate(Interventions):
         noise = self._noise(noise_shape)
         interventions = self.probe(sampling.steps, grid[0], config.dit.layers)
         prompts = [read_prompt(p) for p in (self.prompt, self.negative or config.negative)]
-        run = self._describe(config, size, frames, picture, prompts, noise)
+        run = self._describe(config, devices, size, frames, picture, prompts, noise)
         done = _finished(self.out, run)
         if not done:
             _check_room(self.out, 4 * len(self.seeds) * (1 + len(self.x0)) * math.prod(noise_shape))
@@ -141,7 +147,10 @@ class Generate(Interventions):
             condition = coder.condition(
                 first, prompt, frames, negative=negative, size=size, tiles=tiles
             )
-            arrays, seconds = self._sample(condition, sampling, interventions, noise)
+            if devices is not None:  # it lies on the one that coded it
+                condition = jax.device_get(condition)
+            with on(devices):
+                arrays, seconds = self._sample(condition, sampling, interventions, noise)
             self.out.mkdir(parents=True, exist_ok=True)
             write(self.out / "latents.safetensors", save(arrays))
             made = {"seconds": round(seconds, 1), "date": _now()}
@@ -178,6 +187,15 @@ class Generate(Interventions):
             arrays = {"latents": trace.latents, "x0": trace.x0[:, np.array(self.x0, int)]}
             arrays = {name: np.asarray(a, np.float32) for name, a in arrays.items()}
         return arrays, time.monotonic() - start
+
+    def _devices(self, config: WanConfig) -> Mesh | None:
+        devices = self.devices_for(config, len(self.seeds))
+        worlds = 1 if devices is None else devices.shape[mesh.WORLD]
+        if worlds > 1:
+            raise ValueError(
+                f"the mesh has world={worlds}, but there is one prompt: spread seeds over seed"
+            )
+        return devices
 
     def _sampling(self, config: WanConfig) -> Sampling:
         changes: dict[str, Any] = {"steps": self.steps, "shift": self.shift, "solver": self.solver}
@@ -262,13 +280,15 @@ class Generate(Interventions):
     def _describe(
         self,
         config: WanConfig,
+        devices: Mesh | None,
         size: tuple[int, int],
         frames: int,
         picture: np.ndarray | None,
         prompts: Sequence[wan.Prompt],
         noise: Float[np.ndarray, "K F h w C"] | None,
     ) -> dict[str, Any]:
-        """Everything that decides what comes out; two runs that agree in it make the same."""
+        """Everything that decides what comes out; two runs that agree in it, but for `FREE`, make
+        the same."""
         return {
             "command": command_line(),
             "checkpoint": str(self.checkpoint),
@@ -290,6 +310,7 @@ class Generate(Interventions):
             "tiles": None if self.tiles is None else list(self.tiles),
             "versions": {name: metadata.version(name) for name in ("jcos", "jax", "flax")},
             "device": jax.devices()[0].device_kind,
+            "mesh": sharding.describe(devices or {}),
             "python": platform.python_version(),
         }
 
@@ -329,8 +350,7 @@ def _finished(out: Path, run: dict[str, Any]) -> bool:
     if not (out / "run.json").exists():
         return False
     found = json.loads((out / "run.json").read_text())
-    free = ("command", "versions", "device", "python", "layers")
-    changed = [k for k in run if k not in free and found.get(k) != json.loads(json.dumps(run[k]))]
+    changed = [k for k in run if k not in FREE and found.get(k) != json.loads(json.dumps(run[k]))]
     if changed:
         raise ValueError(
             f"{out} holds a run with other settings ({', '.join(changed)}); choose another --out"

@@ -8,7 +8,8 @@ import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jcos import wan
-from jcos.cli.common import Checkpoint, command_line, console
+from jcos.bench.sampler import on
+from jcos.cli.common import Checkpoint, OnMesh, command_line, console
 from jcos.config import Sampling, WanConfig
 from jcos.experiments.results import conduct, identify
 from jcos.experiments.settings import load_experiment, override
@@ -18,7 +19,7 @@ from jcos.wan import Wan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(OnMesh):
     """Run an experiment of the paper: a question to a model, its numbers, its figures.
 
     Writes OUT/config.json (settings, weights, versions), OUT/arrays.npz, OUT/table.csv, OUT/figures
@@ -28,7 +29,9 @@ class Run:
     Examples:
       jcos run configs/steps.py
       jcos run configs/noise.py --set puzzles=16 --set sampling.steps=10 --out out/quick
+      jcos run configs/steps.py --mesh world=8
       jcos run configs/steps.py --checkpoint wan-i2v --set clips=clips.json
+      jcos run configs/swap.py --checkpoint wan-i2v --set clips=pairs.json --mesh branch=2,context=4
     """
 
     config: tyro.conf.Positional[Path]
@@ -51,6 +54,8 @@ class Run:
         out = self.out or Path("out") / self.config.stem
         start = time.monotonic()
         config = wan.read_config(self.checkpoint, profile)
+        sampled = dataclasses.replace(config, sampling=experiment.sampling.of(config))
+        devices = self.devices_for(sampled, len(experiment.seeds))
 
         def load() -> Wan:
             _tell_steps(experiment.sampling.of(config), config)
@@ -66,7 +71,10 @@ class Run:
             redo=self.redo,
         )
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
+        with (
+            on(devices),
+            Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar,
+        ):
             shown = bar.add_task("starting", total=None)
             while True:
                 try:

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from jcos import mesh
 from jcos.flow import Plan
 from jcos.trajectory import Condition
 from jcos.wan import Wan
@@ -25,13 +26,14 @@ def runs_that_fit(
     seen: int = 0,
 ) -> int:
     """Runs to compute at a time, of `total`; `asked` is taken as it is. seen: bytes that are
-    observed and kept of a run.
+    observed and kept of a run. On a mesh in use a device has a part of them.
 
     Raises ValueError where not even one fits.
     """
     if asked is not None:
         return min(asked, total)
-    trajectories = seeds * worlds * (1 if plan.guidance is None else 2)
+    passes = 1 if plan.guidance is None else 2
+    trajectories = worlds * _share(seeds, mesh.SEED) * _share(passes, mesh.BRANCH)
     stored, scores = run_bytes(model, given, plan.steps)
     free = free_bytes()
     if trajectories * stored + seen > free:
@@ -42,15 +44,23 @@ def runs_that_fit(
         )
     fitting = int(0.5 * free / (trajectories * (stored + scores) + seen))
     most = MOST if jax.default_backend() == "cpu" else 8 * MOST
-    return max(1, min(fitting, most, total))
+    return min(max(1, min(fitting, most)) * mesh.devices(mesh.WORLD), total)
+
+
+def _share(number: int, axis: str) -> int:
+    """How many of them one device of the mesh in use has; all where they do not divide."""
+    return number if number % mesh.devices(axis) else number // mesh.devices(axis)
 
 
 def sweep_knobs(chunk: int, seeds: int) -> list[str]:
     """What a sweep that is too large can be changed in, that which changes least about its results
     first (`jcos.memory.explained`)."""
+    many = mesh.devices(*mesh.AXES) > 1
     table = [
         (chunk > 1, f"fewer runs at a time, the same results (jcos run --set chunk={chunk // 2})"),
+        (many, "a mesh with a larger context or fsdp: fewer tokens per device"),
         (seeds > 1, f"fewer than {seeds} seeds (--set seeds=0)"),
+        (not many, "more devices and a mesh (--mesh; `jcos plan` says how many)"),
         (True, "a smaller or shorter video"),
     ]
     return [knob for helps, knob in table if helps]
@@ -59,15 +69,16 @@ def sweep_knobs(chunk: int, seeds: int) -> list[str]:
 def run_bytes(model: Wan, given: Condition, steps: int) -> tuple[int, int]:
     """About what a trajectory needs, in bytes: what it cannot do without (latents, the estimate and
     the state of every step, one block's activations), and attention scores, which some kernels
-    store and others do not."""
+    store and others do not. On a mesh in use: on one of the devices that share its tokens."""
     cfg = model.config.dit
     if given.channels is None:
         raise ValueError("the size of the video is read off the image channels; there are none")
     grid = given.channels.shape[-4:-1]
     latent = int(np.prod(grid)) * cfg.out_channels
     tokens = int(np.prod(cfg.tokens(*grid)))
-    block = tokens * (8 * cfg.dim + 2 * cfg.ffn_dim)
-    scores = 2 * cfg.heads * tokens * max(tokens, cfg.text_len)
+    rows = mesh.padded(tokens) // mesh.devices(*mesh.SEQUENCE)
+    block = rows * (8 * cfg.dim + 2 * cfg.ffn_dim)
+    scores = 2 * cfg.heads * rows * max(tokens, cfg.text_len)
     return 4 * (latent * (2 * steps + 8) + block), 4 * scores
 
 

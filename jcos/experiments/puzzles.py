@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
-from jcos import flow, memory, trajectory
+from jcos import flow, memory, mesh, trajectory
 from jcos.config import PixelCodec, Sampling
 from jcos.experiments.memory import runs_that_fit, sweep_knobs
 from jcos.noise import seed_words
@@ -58,13 +58,15 @@ def _play(
     runs: Int[Array, "runs 2"],
     look: Look,
 ) -> tuple[Any, Bool[Array, "runs W K S"]]:
-    """Those runs of a sweep, each the numbers of a probe and a puzzle."""
+    """Those runs of a sweep, each the numbers of a probe and a puzzle. On a mesh in use they are
+    spread over its axis `world`, which divides them."""
 
     def one(run: Int[Array, " 2"]) -> tuple[Any, Bool[Array, "W K S"]]:
         seen, trace = _one(model, plan, sweep, seeds, run, look)
         return seen, trace.finite
 
-    return jax.vmap(one)(runs)
+    over = mesh.WORLD if mesh.in_use() else None
+    return jax.vmap(one, spmd_axis_name=over)(mesh.constrain(runs, mesh.WORLD))
 
 
 def _one(
@@ -83,7 +85,10 @@ def _one(
     )
     probe = probe if own is None else chain(own, probe)
     keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), number))(seeds)
-    trace = generate_worlds(model, plan, given, keys, probe, start)
+    # Runs are spread over `world`, so their own worlds are not.
+    uneven = len(seeds) % mesh.devices(mesh.SEED) > 0
+    idle = (mesh.WORLD, mesh.SEED) if uneven else (mesh.WORLD,)
+    trace = generate_worlds(model, plan, given, keys, probe, start, idle=idle)
     return look(model, plan, trace, beside), trace
 
 
@@ -131,8 +136,9 @@ def playing(
         size = _bytes_seen(model, plan, sweep, numbers, look)
         chunk = runs_that_fit(model, given, plan, len(seeds), worlds, total, None, size)
     # All pieces are equally long, so that there is one program; the last is filled up.
-    chunk = min(chunk, total)
+    chunk, spread = min(chunk, total), mesh.devices(mesh.WORLD)
     chunk = -(-total // -(-total // chunk))
+    chunk = -(-chunk // spread) * spread
     asking = f"{what}, {chunk} run(s) at a time of {len(seeds)} seed(s) in {worlds} world(s),"
     for first in range(0, total, chunk):
         yield Progress(what, first, total)
@@ -144,7 +150,8 @@ def playing(
             bad = np.argwhere(~finite)
             place = bad[bad[:, -1].argmin()].tolist()
             # The sweep's own program does not keep the block; this run once more tells it.
-            again = _play(model, plan, sweep, numbers, runs[place[0] :][:1], everything)[0]
+            same = jnp.tile(runs[place[0]], (spread, 1))
+            again = _play(model, plan, sweep, numbers, same, everything)[0]
             layer = int(again.layer[(0, *place[1:])])
             raise FloatingPointError(_where_it_broke(what, runs, seeds, place, layer, plan.steps))
         kept.append(seen)
