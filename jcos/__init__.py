@@ -2,11 +2,12 @@
 
 The files stand on floors; each imports only those above it:
 config, flow, measures, mesh, attention, layers, dit, vae, text, sharding, checkpoint, probes,
-trajectory, wan, planning, tasks, training, experiments, media, bench, report, cli.
+trajectory, wan, generation, planning, tasks, training, experiments, media, bench, report, cli.
 """
 
 from jcos import tasks
 from jcos.config import DiTConfig, Numerics, Sampling, WanConfig
+from jcos.generation import generate, generate_side_by_side
 from jcos.probes import (
     Chain,
     EstimateEnsemble,
@@ -22,7 +23,7 @@ from jcos.probes import (
 from jcos.sharding import fetch, init_distributed, make_mesh, on
 from jcos.trajectory import Condition, Trace, stack, sweep
 from jcos.variants import VARIANTS
-from jcos.wan import Wan, generate, generate_side_by_side, load
+from jcos.wan import Wan, load
 
 __version__ = "0.1.0"
 

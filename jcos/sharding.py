@@ -185,8 +185,8 @@ def check_runs(dit: DiTConfig, worlds: int, seeds: int) -> None:
 
 
 def place_runs(conditions: C, keys: K, noise: N) -> tuple[C, K, N]:
-    """Inputs of `wan.generate_worlds` on the mesh in use: conditions by world, keys and noise by
-    seed. Every host gives the same."""
+    """Inputs of `generation.generate_worlds` on the mesh in use: conditions by world, keys and
+    noise by seed. Every host gives the same."""
     return _put(conditions, P(WORLD)), _put(keys, P(SEED)), _put(noise, P(SEED))
 
 

@@ -1,7 +1,7 @@
 """`Wan`: expert(s), codec and text encoder of one model, with the defaults its authors sample
 with."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -11,20 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Sharding
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, UInt8
 
-from jcos import checkpoint, flow, memory, mesh, sharding, trajectory
-from jcos.config import Codec, PixelCodec, Sampling, UMT5Config, VaeConfig, WanConfig, Words
+from jcos import checkpoint, memory, mesh, sharding
+from jcos.config import Codec, PixelCodec, UMT5Config, VaeConfig, WanConfig, Words
 from jcos.dit import DiT
-from jcos.flow import SolverState
 from jcos.image import check_frames
 from jcos.layouts import is_released
-from jcos.noise import seed_words
-from jcos.probes import Probe
 from jcos.released import Released, load_released, open_released
 from jcos.text import UMT5, WordEmbedding, embed, word_ids
 from jcos.tokenizer import Tokenizer
-from jcos.trajectory import Condition, Steps, Trace
+from jcos.trajectory import Condition
 from jcos.vae import Tiles, Vae, decode_pixels, encode_pixels
 from jcos.variants import Profile, with_profile
 
@@ -310,142 +307,3 @@ def load(
     if isinstance(model.text, UMT5) and tokens is not None and tokens.exists():
         model.tokenizer = Tokenizer.load(tokens)
     return model
-
-
-def seed_keys(seeds: Sequence[int]) -> Key[Array, " K"]:
-    """One key per seed: a seed's noise does not depend on which others run beside it."""
-    return jax.vmap(jax.random.key)(jnp.asarray(seed_words(seeds)))
-
-
-@partial(jax.jit, static_argnames="idle")
-def generate_worlds(
-    model: Wan,
-    plan: flow.Plan,
-    conditions: Condition,
-    keys: Key[Array, " K"],
-    probe: Probe,
-    noise: Float[Array, "K F h w C"] | None = None,
-    *,
-    idle: tuple[str, ...] = (),
-) -> Trace:
-    """`trajectory.run` with noise drawn from the seeds' keys, unless it is given; arrays of
-    `conditions` have a world axis. idle: as there."""
-    noise, keys = trajectory.draw(model.config.dit, conditions, keys, noise)
-    return trajectory.run(model.experts, plan, conditions, noise, keys, probe, idle=idle)
-
-
-def generate_by_step(
-    model: Wan,
-    plan: flow.Plan,
-    conditions: Condition,
-    keys: Key[Array, " K"],
-    probe: Probe,
-    noise: Float[Array, "K F h w C"] | None = None,
-    told: Callable[[int], None] | None = None,
-) -> Trace:
-    """`generate_worlds` as the program of one step, which the host calls for every one.
-
-    It serves both experts and any number of steps. Weights that wait in host memory (`load`,
-    resident) are on the device only for the steps of their expert. told: called with the number of
-    every step that is done.
-    """
-    state, step_keys = _begin(model.config, conditions, keys, noise)
-    trajectory.check_probe(probe, model.config.dit, plan, state.x.shape[:-1])
-    if not mesh.in_use():
-        # As it is after a step, or the second would be compiled anew.
-        state = jax.device_put(state, next(iter(jax.tree.leaves(model.experts)[0].devices())))
-    parts: list[Trace] = []
-
-    def by(expert: DiT, steps: Steps, state: SolverState) -> SolverState:
-        for i, number in enumerate(steps.number):
-            state, part = _advance(expert, steps.one(i), conditions, state, step_keys, probe)
-            parts.append(part)
-            if told is not None:
-                jax.block_until_ready(state)
-                told(int(number))
-        return jax.block_until_ready(state)  # or the next expert would come while this one works
-
-    for number, expert in enumerate(model.experts):
-        steps = jax.tree.map(np.asarray, trajectory.steps_of(plan, number))
-        state = by(memory.on_device(expert), steps, state)
-    return trajectory.joined(parts, 2)
-
-
-@partial(jax.jit, static_argnames="config")
-def _begin(
-    config: WanConfig,
-    conditions: Condition,
-    keys: Key[Array, " K"],
-    noise: Float[Array, "K F h w C"] | None,
-) -> tuple[SolverState, Key[Array, " K"]]:
-    noise, keys = trajectory.draw(config.dit, conditions, keys, noise)
-    return trajectory.begin(config.numerics, conditions, noise), keys
-
-
-_advance = jax.jit(trajectory.advance)
-
-
-def generate(
-    model: Wan,
-    condition: Condition,
-    seeds: Sequence[int] = (0,),
-    *,
-    probe: Probe | None = None,
-    sampling: Sampling | None = None,
-    noise: Float[Array | np.ndarray, "K F h w C"] | None = None,
-    told: Callable[[int], None] | None = None,
-) -> Trace:
-    """One video per seed, with every step's clean estimate and what the probe observed: leaves [K,
-    …].
-
-    sampling: the model's own by default. noise: of each seed, drawn from its key by default. told:
-    called with the number of every step that is done (`generate_by_step`).
-    Raises ValueError, before anything runs, where the probe is made for another run, and
-    FloatingPointError where latents of all seeds stop being finite; where only some do,
-    `Trace.finite` tells which, and a warning is logged. In a `sweep` nothing looks at that.
-    """
-    worlds = jax.tree.map(lambda a: a[None], condition)
-    trace = generate_side_by_side(
-        model, worlds, seeds, probe=probe, sampling=sampling, noise=noise, told=told
-    )
-    return jax.tree.map(lambda a: a[0], trace)
-
-
-def generate_side_by_side(
-    model: Wan,
-    conditions: Condition,
-    seeds: Sequence[int] = (0,),
-    *,
-    probe: Probe | None = None,
-    sampling: Sampling | None = None,
-    noise: Float[Array | np.ndarray, "K F h w C"] | None = None,
-    told: Callable[[int], None] | None = None,
-) -> Trace:
-    """`generate` for several worlds at once (`trajectory.stack` of conditions): leaves [W, K, …].
-
-    Inside `sharding.on(mesh)` it runs on that mesh. Raises MemoryError saying what would help where
-    a device has too little memory, ValueError where runs do not divide over the mesh.
-    """
-    cfg, sampling = model.config, sampling or model.config.sampling
-    plan, keys, asked = flow.plan(sampling, cfg.boundary), seed_keys(seeds), probe or Probe()
-    given = None if noise is None else jnp.asarray(noise)
-    run = memory.Run(
-        seeds=len(seeds),
-        worlds=len(conditions.context),
-        guided=plan.guidance is not None,
-        probed=probe is not None,
-        float32=cfg.numerics.linear == "float32",
-        devices=mesh.devices(*mesh.AXES),
-        resident=len(model.experts) > 1 and not memory.waits(model.experts),
-    )
-    if mesh.in_use():
-        sharding.check_runs(cfg.dit, run.worlds, run.seeds)
-        conditions, keys, given = sharding.place_runs(conditions, keys, given)
-        plan, asked = sharding.place_whole((plan, asked))
-    what = f"{run.seeds} seed(s) of {cfg.name} in {run.worlds} world(s)"
-    with memory.explained(what, memory.run_knobs(run)):
-        if told is not None or memory.waits(model.experts):
-            trace = generate_by_step(model, plan, conditions, keys, asked, given, told)
-        else:
-            trace = generate_worlds(model, plan, conditions, keys, asked, given)
-        return trajectory.check_finite(trace)

@@ -33,10 +33,11 @@ from jax.sharding import SingleDeviceSharding
 from jcos import flow, memory, trajectory
 from jcos.attention import KERNELS, attention, using
 from jcos.config import Sampling, WanConfig
+from jcos.generation import generate_worlds, seed_keys
 from jcos.planning.costs import forward_flops
 from jcos.probes import Probe, SeedEnsemble, TokenEnergy
 from jcos.variants import wan22_i2v_a14b
-from jcos.wan import Wan, generate_worlds, latent_grid, seed_keys
+from jcos.wan import Wan, latent_grid
 
 SEEDS = 3
 STEPS = 50

@@ -30,11 +30,12 @@ from rich.progress import track
 
 from jcos import checkpoint, flow, programs, trajectory
 from jcos.dit import DiT
+from jcos.generation import generate, generate_worlds, seed_keys
 from jcos.layers import rope_angles, time_features
 from jcos.probes import Noise
 from jcos.tasks import get
 from jcos.variants import toy
-from jcos.wan import Wan, generate, generate_worlds, load, seed_keys
+from jcos.wan import Wan, load
 
 MAZE = get("maze")
 PUZZLE = MAZE.sample(0, "test")

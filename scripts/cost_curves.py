@@ -29,13 +29,14 @@ from scipy.optimize import nnls
 
 from jcos import flow, mesh, sharding
 from jcos.config import WanConfig
+from jcos.generation import generate_worlds, seed_keys
 from jcos.planning import costs
 from jcos.planning.costs import Job
 from jcos.planning.hlo import collectives
 from jcos.probes import Probe, TokenEnergy, TokenFeatures
 from jcos.trajectory import Condition
 from jcos.variants import toy
-from jcos.wan import Wan, generate_worlds, seed_keys
+from jcos.wan import Wan
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 START, END = "<!-- curves: scripts/cost_curves.py -->\n", "<!-- end of curves -->\n"

@@ -91,9 +91,9 @@ def trace_of(model: Any, conditions: Any, seeds: int) -> dict[str, Any]:
     """A run with guidance, an average over seeds, and observations of every kind."""
     import numpy as np
 
+    from jcos.generation import generate_side_by_side
     from jcos.probes import SeedEnsemble, States, TokenEnergy, chain
     from jcos.sharding import fetch
-    from jcos.wan import generate_side_by_side
 
     probe = chain(States(), TokenEnergy(), SeedEnsemble.window(2, 2, at_layers=[0]))
     trace = generate_side_by_side(model, conditions, range(seeds), probe=probe)
@@ -138,20 +138,21 @@ def by_step(text: str) -> dict[str, float]:
     import jax
     import numpy as np
 
-    from jcos import memory, sharding, wan
+    from jcos import memory, sharding
+    from jcos.generation import _advance, generate_side_by_side
 
     model, mesh = tiny_model(), sharding.make_mesh(sharding.parse_mesh(text))
     conditions, found = conditions_of(model, 1), {}
     with sharding.on(mesh):
         spread = sharding.place(model, mesh)
-        want = sharding.fetch(wan.generate_side_by_side(spread, conditions, (0, 1)).x0)
+        want = sharding.fetch(generate_side_by_side(spread, conditions, (0, 1)).x0)
 
         def off() -> float:
-            trace = wan.generate_side_by_side(spread, conditions, (0, 1), told=lambda step: None)
+            trace = generate_side_by_side(spread, conditions, (0, 1), told=lambda _: None)
             return float(np.abs(sharding.fetch(trace.x0) - want).max() / np.abs(want).max())
 
         found["off"] = off()
-        found["programs"] = wan._advance._cache_size()  # type: ignore[attr-defined]
+        found["programs"] = _advance._cache_size()  # type: ignore[attr-defined]
         spread.experts = jax.tree.map(
             lambda a: jax.device_put(a, a.sharding.with_memory_kind(memory.HOST)), spread.experts
         )

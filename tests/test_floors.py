@@ -38,6 +38,7 @@ FLOORS = [
     "image",
     "noise",
     "wan",
+    "generation",
     "planning/",
     "tasks/",
     "training",

@@ -19,7 +19,7 @@ import tokenizers
 from PIL import Image
 from safetensors.numpy import load_file
 
-from jcos import cli, image, media, wan
+from jcos import cli, generation, image, media, wan
 from jcos.cli import generate as command
 from jcos.cli.generate import Generate
 from jcos.config import Solver
@@ -325,7 +325,7 @@ def test_embedded_prompts_need_no_encoder(release, picture, tmp_path):
     condition = model.condition(first, rows[0], 5, negative=rows[1])
     sampling = dataclasses.replace(model.config.sampling, steps=2)
     noise = np.stack([wan_noise(0, latents.shape[1:])])
-    want = wan.generate(model, condition, [0], sampling=sampling, noise=noise).latents
+    want = generation.generate(model, condition, [0], sampling=sampling, noise=noise).latents
     np.testing.assert_allclose(latents, want, atol=1e-5)
 
 

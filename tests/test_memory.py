@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from jcos import checkpoint, cli, flow, memory, trajectory, wan
+from jcos import checkpoint, cli, flow, generation, memory, trajectory, wan
 from jcos.config import Sampling
 from jcos.memory import CODING, LOADING, Run, explained, run_knobs, sentence
 from jcos.probes import Probe, States, TokenEnergy, chain
@@ -52,8 +52,8 @@ def test_experts_of_a_release_in_turns_make_the_same_videos() -> None:
     sampling = Sampling(4, 5.0, "unipc", "unipc", (3.5, 2.0))
     assert in_host(whole) == {False}
     assert in_host(waiting) == {True}
-    want = wan.generate(whole, condition, (0, 1), sampling=sampling)
-    compare(wan.generate(waiting, condition, (0, 1), sampling=sampling), want)
+    want = generation.generate(whole, condition, (0, 1), sampling=sampling)
+    compare(generation.generate(waiting, condition, (0, 1), sampling=sampling), want)
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +76,15 @@ def waiting(pair: Wan) -> Wan:
 def test_one_program_makes_every_step_of_both_experts(pair: Wan, waiting: Wan) -> None:
     """The host calls it for each and brings the weights; what is observed is put together."""
     condition, probe = pair.condition(frame(0), "left", FRAMES), chain(TokenEnergy(), States())
-    want = wan.generate(pair, condition, (0, 1), probe=probe)
-    programs = wan._advance._cache_size  # type: ignore[attr-defined]
+    want = generation.generate(pair, condition, (0, 1), probe=probe)
+    programs = generation._advance._cache_size  # type: ignore[attr-defined]
     before, told = programs(), []
-    found = wan.generate(waiting, condition, (0, 1), probe=probe, told=told.append)
+    found = generation.generate(waiting, condition, (0, 1), probe=probe, told=told.append)
     compare(found, want)
     assert told == list(range(STEPS))
     assert in_host(waiting) == {True}
     longer = dataclasses.replace(pair.config.sampling, steps=STEPS + 1)
-    wan.generate(waiting, condition, (3, 4), probe=probe, sampling=longer)
+    generation.generate(waiting, condition, (3, 4), probe=probe, sampling=longer)
     assert programs() == before + 1
 
 
@@ -93,7 +93,7 @@ def test_a_program_of_all_steps_takes_experts_that_wait(pair: Wan, waiting: Wan)
     plan = flow.plan(pair.config.sampling, pair.config.boundary)
     worlds = trajectory.stack([pair.condition(frame(0), "left", FRAMES)])
     found, want = (
-        wan.generate_worlds(model, plan, worlds, wan.seed_keys((0, 1)), Probe())
+        generation.generate_worlds(model, plan, worlds, generation.seed_keys((0, 1)), Probe())
         for model in (waiting, pair)
     )
     compare(found, want)

@@ -8,7 +8,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from jcos import programs
-from jcos.wan import generate
+from jcos.generation import generate
 
 OPTIONS = (
     "jax_compilation_cache_dir",

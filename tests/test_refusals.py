@@ -11,6 +11,7 @@ import pytest
 
 from jcos import flow, trajectory
 from jcos.config import Sampling
+from jcos.generation import generate, generate_side_by_side, generate_worlds, seed_keys
 from jcos.probes import (
     EstimateEnsemble,
     InWorlds,
@@ -21,7 +22,7 @@ from jcos.probes import (
     TokenFeatures,
     chain,
 )
-from jcos.wan import Wan, generate, generate_side_by_side, generate_worlds, seed_keys
+from jcos.wan import Wan
 from tests.test_trajectory import CONFIG, FRAMES, LAYERS, STEPS, TOKENS, frame, randomised
 
 
@@ -62,7 +63,7 @@ def test_a_probe_of_another_run_is_refused_before_anything_is_computed(
 ) -> None:
     """By every way of sampling, and in a sweep, where arrays have an axis more."""
     monkeypatch.setattr(trajectory, "denoise", _never)
-    monkeypatch.setattr("jcos.wan._advance", _never)
+    monkeypatch.setattr("jcos.generation._advance", _never)
     plan, keys = flow.plan(model.config.sampling), seed_keys((0, 1))
     worlds = jax.tree.map(lambda a: a[None], condition)
     ways: list[Callable[[Probe], Any]] = [

@@ -10,6 +10,7 @@ from flax import nnx
 
 from jcos import flow, trajectory
 from jcos.config import DiTConfig, PixelCodec, Sampling, WanConfig, Words
+from jcos.generation import generate, generate_side_by_side, generate_worlds, seed_keys
 from jcos.probes import (
     InWorlds,
     Noise,
@@ -21,7 +22,7 @@ from jcos.probes import (
     TokenFeatures,
     chain,
 )
-from jcos.wan import Wan, generate, generate_side_by_side, generate_worlds, seed_keys
+from jcos.wan import Wan
 
 STEPS, LAYERS, FRAMES, TOKENS = 4, 3, 3, 12
 CODEC = PixelCodec()

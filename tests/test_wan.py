@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jcos import image, wan
+from jcos import generation, image, wan
 from jcos.config import PixelCodec, Sampling, VaeConfig, WanConfig
 from jcos.names import VAE, fill
 from jcos.noise import wan_noise
@@ -44,7 +44,7 @@ def channels_last(a: np.ndarray) -> np.ndarray:
 
 def play(model: Wan, golden: dict[str, np.ndarray], condition, sampling: Sampling):
     noise = channels_last(golden["noise"])[None]
-    return wan.generate(model, condition, (0,), sampling=sampling, noise=noise)
+    return generation.generate(model, condition, (0,), sampling=sampling, noise=noise)
 
 
 @jax.jit
@@ -167,7 +167,7 @@ def test_noise_of_another_shape_is_refused(small_model):
     frame = np.zeros((20, 20, 3), np.uint8)
     condition = small_model.condition(frame, "", 5)
     with pytest.raises(ValueError, match=r"this video needs \(5, 10, 10, 12\)"):
-        wan.generate(small_model, condition, noise=np.zeros((1, 5, 9, 10, 12), np.float32))
+        generation.generate(small_model, condition, noise=np.zeros((1, 5, 9, 10, 12), np.float32))
 
 
 def test_bfloat16_latents_are_rounded_after_every_step():

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jcos import flow, memory, mesh, sharding, trajectory, wan
+from jcos import flow, generation, memory, mesh, sharding, trajectory, wan
 from jcos.bench.arm import Arm, Shape
 from jcos.bench.folder import Sample
 from jcos.config import WanConfig
@@ -136,7 +136,7 @@ class Sampler:
         seeds = range(arm.seed, arm.seed + arm.ensemble)
         first = np.stack([wan_noise(seed, grid) for seed in seeds])
         given, probe = self._spread(given), arm.probe(config, grid[0])
-        noise, keys = trajectory.draw(cfg, given, wan.seed_keys(seeds), jnp.asarray(first))
+        noise, keys = trajectory.draw(cfg, given, generation.seed_keys(seeds), jnp.asarray(first))
         state = _begin(config.numerics, given, noise)
         chosen = places(arm.x0, config.sampling.steps, "step")
         plan, kept = flow.plan(config.sampling, config.boundary), []

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from safetensors.numpy import load_file, save
 
-from jcos import image, media, mesh, programs, sharding, wan
+from jcos import generation, image, media, mesh, programs, sharding, wan
 from jcos.bench.sampler import on
 from jcos.cli.common import PACE, Interventions, OnMesh, command_line, console, read_size
 from jcos.config import Sampling, Solver, VaeConfig, WanConfig
@@ -175,7 +175,7 @@ class Generate(Interventions, OnMesh):
         )
         start = time.monotonic()
         with _bar(sampling.steps) as told:
-            trace = wan.generate(
+            trace = generation.generate(
                 model,
                 condition,
                 self.seeds,

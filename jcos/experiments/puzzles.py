@@ -13,12 +13,13 @@ from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 from jcos import flow, memory, mesh, trajectory
 from jcos.config import PixelCodec, Sampling
 from jcos.experiments.memory import runs_that_fit, sweep_knobs
+from jcos.generation import generate_worlds
 from jcos.noise import seed_words
 from jcos.probes import Probe, chain
 from jcos.tasks import TASKS, Puzzle, Task
 from jcos.trajectory import Condition, Trace
 from jcos.vae import decode_pixels
-from jcos.wan import Wan, generate_worlds
+from jcos.wan import Wan
 
 T = TypeVar("T")
 

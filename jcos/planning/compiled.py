@@ -17,13 +17,14 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from jcos import flow, sharding
+from jcos.generation import generate_worlds, seed_keys
 from jcos.mesh import SEED, WORLD
 from jcos.planning.costs import Job, Memory
 from jcos.planning.hlo import Traffic, collectives
 from jcos.planning.machines import Machine
 from jcos.probes import Probe
 from jcos.trajectory import Condition
-from jcos.wan import Wan, generate_worlds, seed_keys
+from jcos.wan import Wan
 
 
 class Compiled(NamedTuple):
@@ -81,7 +82,7 @@ def described(machine: Machine) -> Sequence[Any]:
 def compile_run(
     job: Job, mesh: Mesh, *, store: Sequence[str] = (sharding.FSDP,), probe: Probe | None = None
 ) -> Compiled:
-    """`wan.generate` of the job on that mesh: all steps, all experts, all seeds, no weights needed.
+    """`jcos.generate` of the job on that mesh: all steps, experts and seeds, no weights needed.
 
     store: as in `sharding.shardings`. Raises DoesNotFit, and ValueError where the seeds do not
     divide over the mesh.
@@ -115,7 +116,7 @@ def compile_run(
 
 
 def arguments(job: Job, mesh: Mesh, store: Sequence[str], probe: Probe) -> tuple:
-    """What `wan.generate_worlds` takes: all that is large as shapes that lie on the mesh."""
+    """What `generation.generate_worlds` takes: all that is large as shapes that lie on the mesh."""
     config, cfg = job.config, job.config.dit
     model = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
     model.text = model.vae = None

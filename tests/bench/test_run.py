@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jcos import flow, media, wan
+from jcos import flow, generation, media, wan
 from jcos.bench import worker
 from jcos.bench.arm import Arm
 from jcos.bench.claims import Claims
@@ -61,7 +61,7 @@ def test_videos_lie_where_the_scorer_looks(bench_folder: Path, tmp_path: Path) -
     condition = model.condition(first, bench.samples[0].prompt, 5)
     noise = wan_noise(1, (5, 10, 10, 12))[None]
     sampling = SMALL.sampling.of(model.config)
-    trace = wan.generate(model, condition, (1,), sampling=sampling, noise=noise)
+    trace = generation.generate(model, condition, (1,), sampling=sampling, noise=noise)
     want = model.decode(trace.latents[0]).astype(int)
     written = media.read_mp4(out / "arm" / f"{FIRST}.mp4")
     assert written.shape == (5, 160, 160, 3)
@@ -213,7 +213,7 @@ def test_seeds_that_are_only_averaged_with_stop_early(
         noise = np.stack([wan_noise(seed, (5, 10, 10, 12)) for seed in (1, 2, 3)])
         probe = SeedEnsemble.window(4, config.dit.layers)
         for condition, found in zip(conditions, latents, strict=True):
-            trace = wan.generate(small_model, condition, (1, 2, 3), probe=probe, noise=noise)
+            trace = generation.generate(small_model, condition, (1, 2, 3), probe=probe, noise=noise)
             np.testing.assert_allclose(found, trace.latents[0], atol=1e-4)
     finally:
         small_model.config = config
@@ -221,8 +221,8 @@ def test_seeds_that_are_only_averaged_with_stop_early(
 
 @pytest.mark.slow
 def test_two_experts_take_turns(small_model: Wan, bench_folder: Path) -> None:
-    """As in `wan.generate`, whose experts are one program: seeds averaged by the first, one of them
-    left to the second."""
+    """As in `generation.generate`, whose experts are one program: seeds averaged by the first, one
+    of them left to the second."""
     model = jax.tree.map(lambda a: a, small_model)
     other = jax.tree.map(lambda a: 0.8 * a, small_model.experts[0])
     model.experts = nnx.List([small_model.experts[0], other])
@@ -235,7 +235,7 @@ def test_two_experts_take_turns(small_model: Wan, bench_folder: Path) -> None:
     latents, x0 = made.generate([condition], shape, 1)
     noise = np.stack([wan_noise(seed, (5, 10, 10, 12)) for seed in (1, 2)])
     probe = SeedEnsemble.window(4, model.config.dit.layers)
-    trace = wan.generate(model, condition, (1, 2), probe=probe, noise=noise)
+    trace = generation.generate(model, condition, (1, 2), probe=probe, noise=noise)
     np.testing.assert_allclose(latents[0], trace.latents[0], atol=1e-4)
     np.testing.assert_allclose(x0[0], trace.x0[0, 1:3], atol=1e-4)
 
@@ -250,8 +250,8 @@ def test_noise_arms_are_the_probe(small_model: Wan, bench_folder: Path) -> None:
         latents, _ = made.generate([condition], shape, 1)
         noise = wan_noise(1, (5, 10, 10, 12))[None]
         probe = Noise.at_steps(4, 5, [2])
-        noised = wan.generate(small_model, condition, (1,), probe=probe, noise=noise)
-        clean = wan.generate(small_model, condition, (1,), noise=noise)
+        noised = generation.generate(small_model, condition, (1,), probe=probe, noise=noise)
+        clean = generation.generate(small_model, condition, (1,), noise=noise)
         np.testing.assert_allclose(latents[0], noised.latents[0], atol=1e-4)
         assert np.abs(noised.latents - clean.latents).max() > 0.1
     finally:
