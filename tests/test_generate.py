@@ -197,7 +197,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], weakref
         return SimpleNamespace(latents=noise, x0=x0)
 
     monkeypatch.setattr(wan, "load", load)
-    monkeypatch.setattr(wan, "generate", generate)
+    monkeypatch.setattr(generation, "generate", generate)
     monkeypatch.setattr(wan, "embed", lambda model, tokenizer, text, length: jnp.zeros((24, 64)))
     monkeypatch.setattr(Wan, "encode", lambda self, video, tiles: jnp.zeros((2, 8, 6, 16)))
     monkeypatch.setattr(Wan, "decode", lambda self, z, tiles: np.zeros((5, 64, 48, 3), np.uint8))

@@ -121,7 +121,8 @@ def test_gain_majority_and_best_of_known_ends(small_model: Wan) -> None:
     mean = np.stack([right, right, still, right, right, right], 1)
     mean[1] = plain[1]
     samples = Samples.of_tasks(small_model, ("maze",), 2)
-    arm = Arm("tokens", 3, (3, 4), (0,))
+    arm, averaged = Arm("tokens", 3, (3, 4), (0,)), Arm("estimates", 2, (), (0,))
+    averaged_ideal = np.array([[True] * 6, [True, True, False, False, False, False]])
     found = Found(
         arms=[Arm(), arm],
         samples=Samples(samples.given, samples.tasks, tuple(puzzles)),
@@ -129,7 +130,7 @@ def test_gain_majority_and_best_of_known_ends(small_model: Wan) -> None:
         steps=10,
         shown=np.stack([plain, mean]),
         longer={12: np.array([True, False]), 30: np.array([False, False])},
-        ideal={},
+        ideal={Arm(): np.ones((2, 6), bool), averaged: averaged_ideal},
     )
     none, p = found.arms[0], np.arange(2)
     assert found.majority(none, 3).tolist() == [[False, True]] * 2
@@ -145,6 +146,10 @@ def test_gain_majority_and_best_of_known_ends(small_model: Wan) -> None:
     assert rows["solved, more than one run of 12 steps", f"{arm}, one goes on"] == 0.5
     assert rows["solved, more than one run of 30 steps", f"{arm}, majority of all"] == 0.5
     assert rows["solved, more than one run of 30 steps", "3 runs, majority"] == 0
+    assert rows["solved", "one run, ideal denoiser"] == 1
+    case = f"{averaged}, one goes on, ideal denoiser"
+    assert rows["solved", case] == pytest.approx(8 / 12)
+    assert rows["solved, more than one run", case] == pytest.approx(-4 / 12)
     apart = rows["distance between the ends", str(arm)]
     assert 0 < apart < rows["distance between the ends", "3 runs"]
 
