@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -78,7 +79,9 @@ def make_mesh(sizes: Mapping[str, int] | None = None, machine: Sequence[Any] | N
     if int(np.prod(list(sizes.values()))) != len(machine):
         raise ValueError(f"a mesh {describe(sizes)} does not make up {len(machine)} device(s)")
     shape = tuple(sizes.get(name, 1) for name in AXES)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=machine)
+    # Axes may share one of a slice's own (a 4 × 4 torus as 2 × 8), which `jax.make_mesh` refuses.
+    placed = create_device_mesh(shape, machine, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def parse_mesh(text: str) -> dict[str, int]:

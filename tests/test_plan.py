@@ -191,6 +191,16 @@ def test_collectives_count_as_often_as_they_run() -> None:
 
 @pytest.mark.slow
 @pytest.mark.extra("tpu")
+@pytest.mark.parametrize("sizes", [{"context": 2, "fsdp": 8}, {"branch": 2, "context": 8}])
+def test_axes_of_a_mesh_may_share_one_of_the_slice(sizes: dict[str, int]) -> None:
+    """Sixteen chips are a torus of 4 × 4."""
+    devices = list(compiled.described(machine("v5e:4x4")))
+    mesh = sharding.make_mesh(sizes, devices)
+    assert {name: mesh.shape[name] for name in sizes} == sizes
+    assert set(mesh.devices.flat) == set(devices)
+
+
+@pytest.mark.extra("tpu")
 def test_a_run_compiles_for_a_slice_that_is_not_here(tmp_path: Path) -> None:
     """All blocks of a released model at full width, a short small video; in a process of its own,
     since jax fills classes with other things than arrays when it lowers, which the shape checks of
