@@ -4,8 +4,10 @@
     python scripts/findings.py --results out/paper
 
 In the words, `{steps | maze | solved | step 49}` stands for the line of out/paper/steps/table.csv
-with that task, measure and case, and becomes its value with interval and n; `{steps | command}` and
-`{steps | seconds}` for an entry of config.json. Figures that are shown are copied beside the page.
+with that task, measure and case, and becomes its value with interval and n, or with `| chance`,
+`| still` or `| forwards` behind it what the table says there; `{steps | command}` and
+`{steps | seconds}` stand for an entry of config.json. Figures that are shown are copied beside the
+page.
 """
 
 import argparse
@@ -60,7 +62,12 @@ def fill(words: str, results: Results) -> str:
         name, key = mark[1], tuple(mark[2].split(" | "))
         if len(key) == 1:
             return str(results.config(name)[key[0]])
-        line = results.line(name, key)
+        line, column = results.line(name, key[:3]), key[3:]
+        if column:
+            told = line.get(column[0])
+            if not told:
+                raise ValueError(f"{name} has no {column[0]} of '{': '.join(key[:3])}'")
+            return told if told.isdigit() else number(told)
         value, low, high = (number(line[k]) for k in ("value", "low", "high"))
         return f"{value} [{low}, {high}] (n = {line['n']})"
 

@@ -16,7 +16,8 @@ maze,"commitment step, median",model,23.456,20,25.5,60,,,50
 """
 WORDS = """Solved {steps | maze | solved | step 3}, decided at
 {steps | maze | commitment step, median | model}
-by `{steps | command}`.
+by `{steps | command}`, {steps | maze | solved | step 3 | forwards} forwards,
+chance {steps | maze | solved | step 3 | chance}.
 ![x](findings/steps-solved.png)
 """
 
@@ -44,12 +45,17 @@ def test_marks_become_numbers(results: Path, tmp_path: Path) -> None:
     assert run(results, docs, WORDS).returncode == 0
     page = (docs / "findings.md").read_text()
     assert "Solved 0.988 [0.900, 1.000] (n = 64), decided at\n23.5 [20, 25.5] (n = 60)" in page
-    assert "by `jcos run it`" in page
+    assert "by `jcos run it`, 4 forwards,\nchance 0.100." in page
     assert (docs / "findings" / "steps-solved.png").read_bytes() == b"picture"
 
 
 @pytest.mark.parametrize(
-    "mark", ["{steps | maze | solved | step 4}", "{noise | maze | solved | step 3}"]
+    "mark",
+    [
+        "{steps | maze | solved | step 4}",
+        "{noise | maze | solved | step 3}",
+        "{steps | maze | solved | step 3 | date}",
+    ],
 )
 def test_a_mark_without_a_number_is_refused(results: Path, tmp_path: Path, mark: str) -> None:
     docs = tmp_path / "docs"
