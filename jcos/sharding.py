@@ -19,7 +19,7 @@ Which dimension of which weight is cut is a table of paths (`RULES`); modules kn
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import jax
@@ -101,12 +101,13 @@ def describe(sizes: Mapping[str, int] | Mesh) -> str:
     return ",".join(f"{name}={size}" for name, size in shape.items() if size != 1) or "of size 1"
 
 
-def on(mesh: Mesh) -> AbstractContextManager[Any]:
-    """Everything inside (loading, generating, lowering ahead of time) uses this mesh.
+def on(mesh: Mesh | None) -> AbstractContextManager[Any]:
+    """Everything inside (loading, generating, lowering ahead of time) uses this mesh, or one device
+    for None.
 
     Not to be entered inside a jitted function. Functions are compiled anew for another mesh.
     """
-    return jax.set_mesh(mesh)
+    return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def leaf_path(path: tuple[Any, ...]) -> str:

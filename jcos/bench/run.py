@@ -9,10 +9,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jcos import wan
+from jcos import sharding, wan
 from jcos.bench.arm import Arm, as_json, shapes_of
 from jcos.bench.folder import Bench
-from jcos.bench.sampler import Sampler, check_mesh, on
+from jcos.bench.sampler import Sampler, check_mesh
 from jcos.bench.state import Folder, Status, versions
 from jcos.bench.worker import Progress, Worker
 from jcos.checkpoint import MANIFEST as CONVERTED
@@ -107,10 +107,10 @@ def conduct(
             lost[name] = reason
     if _anywhere(any(not folder.settled(sample.name) for sample in shapes)):
         yield Progress(0, len(shapes), "reading prompts")
-        with on(work.mesh):
+        with sharding.on(work.mesh):
             rows = embedded(arm, checkpoint, config, [s.prompt for s in shapes], work.text)
         yield Progress(0, len(shapes), "reading the model")
-        with on(work.mesh):
+        with sharding.on(work.mesh):
             model = wan.load(checkpoint, profile=arm.profile, text=rows is None, resident=None)
         model.config = config
         sampler = Sampler.of(arm, model, rows, work.mesh)

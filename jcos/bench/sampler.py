@@ -4,7 +4,6 @@ own devices. What comes out does not depend on the mesh."""
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -26,11 +25,6 @@ from jcos.noise import wan_noise
 from jcos.probes import Probe
 from jcos.trajectory import Condition, Steps
 from jcos.wan import Prompt, Wan
-
-
-def on(devices: Mesh | None) -> AbstractContextManager[Any]:
-    """Everything inside uses the mesh, or one device."""
-    return contextlib.nullcontext() if devices is None else sharding.on(devices)
 
 
 def check_mesh(sizes: Mapping[str, int], config: WanConfig) -> None:
@@ -125,7 +119,7 @@ class Sampler:
             resident=len(self.model.experts) > 1 and not memory.waits(self.model.experts),
         )
         what = f"{size} sample(s) of {self.arm.ensemble} seed(s) of {config.name}"
-        with on(self.devices), memory.explained(what, memory.run_knobs(run)):
+        with sharding.on(self.devices), memory.explained(what, memory.run_knobs(run)):
             return self._denoised(given, shape, len(batch), size)
 
     def _denoised(

@@ -26,7 +26,6 @@ from rich.progress import Progress as Bar
 from safetensors.numpy import load_file, save
 
 from jcos import generation, image, media, mesh, programs, sharding, wan
-from jcos.bench.sampler import on
 from jcos.cli.common import PACE, Interventions, OnMesh, command_line, console, read_size
 from jcos.config import Sampling, Solver, VaeConfig, WanConfig
 from jcos.experiments.results import identify
@@ -149,7 +148,7 @@ class Generate(Interventions, OnMesh):
             )
             if devices is not None:  # it lies on the one that coded it
                 condition = jax.device_get(condition)
-            with on(devices):
+            with sharding.on(devices):
                 arrays, seconds = self._sample(condition, sampling, interventions, noise)
             self.out.mkdir(parents=True, exist_ok=True)
             write(self.out / "latents.safetensors", save(arrays))

@@ -7,8 +7,7 @@ from pathlib import Path
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from jcos import wan
-from jcos.bench.sampler import on
+from jcos import sharding, wan
 from jcos.cli.common import Checkpoint, OnMesh, command_line, console
 from jcos.config import Sampling, WanConfig
 from jcos.experiments.results import conduct, identify
@@ -72,7 +71,7 @@ class Run(OnMesh):
         )
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with (
-            on(devices),
+            sharding.on(devices),
             Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar,
         ):
             shown = bar.add_task("starting", total=None)

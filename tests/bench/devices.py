@@ -23,8 +23,9 @@ def meshes(folder: str, *texts: str) -> dict[str, list[float]]:
     from jcos import sharding
     from jcos.bench.arm import Arm
     from jcos.bench.folder import read_bench
-    from jcos.bench.sampler import Sampler, on
+    from jcos.bench.sampler import Sampler
     from jcos.experiments.experiment import Settings
+    from jcos.sharding import on
     from tests.conftest import random_model
 
     arm = Arm(
