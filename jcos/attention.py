@@ -243,13 +243,34 @@ def _scores(q: Array, k: Array, v: Array, keys: Count) -> tuple[Array, Array]:
 
 def _cudnn(q: Array, k: Array, v: Array, keys: Count, lse: bool) -> Answer:
     """NVIDIA's flash attention. The logarithm that jax returns of it is rounded to bfloat16: too
-    coarse to merge parts by."""
+    coarse to merge parts by. Lengths are padded to even ones, which jax's gradient of it needs."""
     del lse
-    real = None if keys is None else jnp.full(1, keys, jnp.int32)
+    n, m = q.shape[0], k.shape[0]
+    real = jnp.array([n, m if keys is None else keys], jnp.int32)
+    padded = keys is not None or n % 2 or m % 2
+    q, k, v = (jnp.pad(a, ((0, a.shape[0] % 2), (0, 0), (0, 0))) for a in (q, k, v))
+    q, k, v, real = _mapped_alike(q, k, v, real)
     x = jax.nn.dot_product_attention(
-        q[None], k[None], v[None], scale=1.0, key_value_seq_lengths=real, implementation="cudnn"
+        q[None],
+        k[None],
+        v[None],
+        scale=1.0,
+        query_seq_lengths=real[:1] if padded else None,
+        key_value_seq_lengths=real[1:] if padded else None,
+        implementation="cudnn",
     )
-    return x[0], None
+    return x[0, :n], None
+
+
+def _mapped_alike(*arrays: Array) -> tuple[Array, ...]:
+    """The arrays; under `vmap`, each of them has every axis that one of them has.
+
+    jax's rule for mapping its cuDNN call takes the axes of all for those of the queries, which are
+    fewer where prompts alone differ. A choice between an array and itself has the axes of what it
+    depends on, and is compiled to nothing.
+    """
+    any_ = jnp.stack([a.ravel()[0] == 0 for a in arrays]).any()
+    return tuple(jnp.where(any_, a, a) for a in arrays)
 
 
 def _refuses_cudnn(problem: Problem) -> str | None:

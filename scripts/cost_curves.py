@@ -33,13 +33,14 @@ from jcos.generation import generate_worlds, seed_keys
 from jcos.planning import costs
 from jcos.planning.costs import Job
 from jcos.planning.hlo import collectives
+from jcos.planning.machines import CHIPS
 from jcos.probes import Probe, TokenEnergy, TokenFeatures
 from jcos.trajectory import Condition
 from jcos.variants import toy
 from jcos.wan import Wan
+from scripts.pages import rewrite
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
-START, END = "<!-- curves: scripts/cost_curves.py -->\n", "<!-- end of curves -->\n"
 MB = 1e6
 
 
@@ -127,6 +128,9 @@ def measured(lab: Lab, job: Job, probe: Probe | None = None) -> Point:
 
 # ---- the models
 
+COPIES = CHIPS["v5e"].copies
+"""What `jcos plan` counts on for TPUs; the tables say how much of it a CPU needs."""
+
 
 def work(job: Job) -> list[float]:
     """What a step's time is made of: calling it, and operations with weights and of attention."""
@@ -140,7 +144,7 @@ def held(job: Job) -> list[float]:
     `costs.memory`, and the scores of attention, which the reference kernel holds and others do
     not."""
     scores = 4.0 * job.passes * job.config.dit.heads * job.tokens**2
-    return [costs.memory(job, {}).temporaries, scores]
+    return [costs.memory(job, {}, COPIES).temporaries, scores]
 
 
 def fitted(terms: Sequence[Sequence[float]], values: Sequence[float]) -> np.ndarray:
@@ -233,7 +237,7 @@ def devices(lab: Lab) -> str:
         count = int(np.prod(list(axes.values()) or [1]))
         with sharding.on(sharding.make_mesh(axes, jax.devices()[:count])):
             point = measured(lab, job)
-        model, sent = costs.memory(job, axes), costs.link_bytes(job, axes)
+        model, sent = costs.memory(job, axes, COPIES), costs.link_bytes(job, axes)
         scores = held(job)[1] / count
         first = first or point
         if not text:  # how much of both one device holds; the others are predicted by it
@@ -275,16 +279,6 @@ def section(lab: Lab, quick: bool) -> str:
     return "\n".join([*parts, about])
 
 
-def rewrite(page: Path, text: str) -> None:
-    """Puts the section between its marks; a file that has none, or is none, becomes it."""
-    whole = page.read_text(encoding="utf-8") if page.exists() else START + END
-    before, rest = whole.split(START)
-    _, after = rest.split(END)
-    part = page.with_suffix(".part")
-    part.write_text(before + START + text + END + after, encoding="utf-8")
-    part.replace(page)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -302,7 +296,7 @@ def main() -> None:
         parser.error("toy sizes say nothing: name another --page")
     text = section(lab, arguments.quick)
     print(text)
-    rewrite(arguments.page, text)
+    rewrite(arguments.page, "cost_curves", "curves", text)
 
 
 if __name__ == "__main__":

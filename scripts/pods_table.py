@@ -4,7 +4,8 @@
     python scripts/pods_table.py --minutes 5     # stops starting compilations after five minutes
 
 Every plan is kept as a file under --work as soon as it is made, so that a stopped call goes on
-where it was. A compilation takes a minute or two on two cores. Needs the extra `tpu`, no TPU.
+where it was. A compilation takes seconds for a GPU, a minute or two for a TPU slice on two cores.
+Needs the extras `tpu` and `gpu`, and neither device.
 """
 
 import argparse
@@ -24,10 +25,9 @@ from jcos.planning.costs import Job
 from jcos.planning.forecast import Forecast
 from jcos.planning.machines import GIB, machine
 from jcos.variants import VARIANTS
+from scripts.pages import rewrite
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "pods.md"
-END = "<!-- end of table -->\n"
-START = "<!-- {}: scripts/pods_table.py -->\n"
 
 SIZES = {"480p": (81, 480, 832), "720p": (81, 720, 1280), "704p": (121, 704, 1280)}
 VIDEOS = (
@@ -38,8 +38,8 @@ VIDEOS = (
     ("wan2.2-t2v-a14b", "720p"),
     ("wan2.1-t2v-14b", "720p"),
 )
-CALCULATED = ("gpu:h100:1", "gpu:h200:1", "gpu:h100:8", "gpu:h200:8")
-COMPILED = ("v5e:2x4", "v5p:2x2x1", "v6e:2x4", "v5p:2x2x4", "v5e:4x4", "v6e:4x4")
+GPUS = ("gpu:h100:1", "gpu:h200:1", "gpu:h100:8", "gpu:h200:8")
+SLICES = ("v5e:2x4", "v5p:2x2x1", "v6e:2x4", "v5p:2x2x4", "v5e:4x4", "v6e:4x4")
 
 
 def plan(name: str, size: str, slice_: str) -> dict[str, Any]:
@@ -51,9 +51,8 @@ def plan(name: str, size: str, slice_: str) -> dict[str, Any]:
         tried += forecast.options(job, target, [sizes])
         if not tried[-1].trouble:
             break
-    versions = {name: metadata.version(name) for name in ("jcos", "jax")}
-    if target.compiled:
-        versions["libtpu"] = metadata.version("libtpu")
+    compiler = {"gpu": "jax-cuda13-pjrt", "tpu": "libtpu"}[target.platform]
+    versions = {name: metadata.version(name) for name in ("jcos", "jax", compiler)}
     made = {"size": size, "date": datetime.now(UTC).date().isoformat(), "versions": versions}
     return Forecast(job, target, tuple(tried)).to_json() | made
 
@@ -104,7 +103,7 @@ def curves() -> str:
         for frames in (5, 21, 41, 81, 121, 161):
             job = Job(config, frames, height, width)
             parts = costs.forward_flops(config.dit, job.tokens)
-            whole, held = sum(parts.values()), costs.memory(job, {})
+            whole, held = sum(parts.values()), costs.memory(job, {}, target.chip.copies)
             energies = 4 * steps * config.dit.layers * job.tokens
             rows.append(
                 f"| {frames} × {width}x{height} | {job.tokens:,} | {whole / 1e12:,.0f} "
@@ -114,18 +113,6 @@ def curves() -> str:
                 f"| {energies / GIB:.2f} |"
             )
     return "\n".join((*rows, ""))
-
-
-def rewrite(tables: dict[str, str]) -> None:
-    """Puts every table of docs/pods.md between its marks."""
-    page = PAGE.read_text(encoding="utf-8")
-    for name, content in tables.items():
-        before, rest = page.split(START.format(name))
-        _, after = rest.split(END, 1)
-        page = before + START.format(name) + content + END + after
-    beside = PAGE.with_suffix(".part")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(PAGE)
 
 
 def main() -> None:
@@ -142,7 +129,7 @@ def main() -> None:
     start, plans = time.monotonic(), []
     # Slice by slice for the video that most people make, then the next one.
     for name, size in VIDEOS:
-        for slice_ in (*CALCULATED, *COMPILED):
+        for slice_ in (*GPUS, *SLICES):
             file = arguments.work / f"{name}-{size}-{slice_.replace(':', '-')}.json"
             late = time.monotonic() - start > 60 * arguments.minutes
             if not file.exists() and not late and arguments.only in slice_:
@@ -153,8 +140,9 @@ def main() -> None:
                 print(row(json.loads(text)), flush=True)
             if file.exists():
                 plans.append(json.loads(file.read_text()))
-    rewrite({"machines": table(plans), "curves": curves()})
-    total = len(VIDEOS) * len((*CALCULATED, *COMPILED))
+    for part, text in {"machines": table(plans), "curves": curves()}.items():
+        rewrite(PAGE, "pods_table", part, text)
+    total = len(VIDEOS) * len((*GPUS, *SLICES))
     print(f"{len(plans)} of {total} plans are in {PAGE}")
 
 

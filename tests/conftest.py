@@ -65,6 +65,7 @@ EXTRAS = {
     "verify": ("torch", "diffusers", "transformers"),
     "browser": ("playwright", "nbformat", "nbclient", "ipykernel"),
     "tpu": ("libtpu",),
+    "gpu": ("jax_cuda13_plugin",),
 }
 """What a test marked `extra(NAME)` imports."""
 

@@ -82,6 +82,28 @@ def test_a_shared_sequence_gives_the_same(shared, name, method):
         assert {"ulysses": exchanges, "ring": passes, "gather": gathers}[method]
 
 
+@pytest.mark.parametrize("axes", [(0, None, None, None), (None, 0, 1, None), (None, 0, None, 0)])
+def test_what_one_array_is_mapped_over_all_are(axes):
+    """As jax's rule for mapping its cuDNN call expects: along their first dimension."""
+    q, k, v = inputs(4, 6, 1, 2)
+    arrays = [
+        a if axis is None else jnp.stack([a, 2 * a], axis)
+        for a, axis in zip((q, k, v, jnp.arange(2)), axes, strict=True)
+    ]
+    mapped: list = []
+
+    def f(*arrays):
+        alike = module._mapped_alike(*arrays)
+        mapped.extend(alike)
+        return alike
+
+    found = jax.vmap(f, axes)(*arrays)
+    assert [a.batch_dim for a in mapped] == [0, 0, 0, 0]
+    for a, axis, got in zip(arrays, axes, found, strict=True):
+        want = jnp.stack([a, a]) if axis is None else jnp.moveaxis(a, axis, 0)
+        np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize(
     ("platform", "kernel"), [("tpu", "splash"), ("gpu", "cudnn"), ("cpu", "xla")]
 )

@@ -5,7 +5,8 @@ import pytest
 
 from jcos.planning import costs
 from scripts import cost_curves
-from scripts.cost_curves import QUICK, Lab, fitted, held, rewrite, work
+from scripts.cost_curves import QUICK, Lab, fitted, held, work
+from scripts.pages import rewrite
 
 
 def test_a_step_is_work_with_weights_and_of_attention():
@@ -30,11 +31,11 @@ def test_factors_are_found():
 
 def test_the_page_keeps_what_is_around_the_tables(tmp_path):
     page = tmp_path / "page.md"
-    rewrite(page, "old\n")
+    rewrite(page, "a_script", "curves", "old\n")
     page.write_text(f"before\n{page.read_text()}after\n")
-    rewrite(page, "new\n")
-    text = page.read_text()
-    assert text == f"before\n{cost_curves.START}new\n{cost_curves.END}after\n"
+    rewrite(page, "a_script", "curves", "new\n")
+    start, end = "<!-- curves: scripts/a_script.py -->", "<!-- end of curves -->"
+    assert page.read_text() == f"before\n{start}\nnew\n{end}\nafter\n"
 
 
 @pytest.mark.slow

@@ -25,9 +25,9 @@ from jcos.variants import VARIANTS, Profile, with_profile
 class PlanCommand:
     """Whether a run fits a machine and how long it takes, before the machine is rented.
 
-    For a TPU slice, compiles the whole run (all steps, both experts, guidance, all seeds; weights
-    as shapes) on the most promising meshes, with the compiler in the extra `tpu`; no TPU is needed.
-    For GPUs, calculates.
+    Compiles the whole run (all steps, both experts, guidance, all seeds; weights as shapes) for
+    the most promising meshes, with the compiler of the extra `tpu` or `gpu`; no such device is
+    needed. Without the extra `gpu`, GPUs are calculated.
 
     Examples:
       jcos plan --model wan2.2-i2v-a14b --topology v5p:2x2x4 --size 832x480 --frames 81 --seeds 3
@@ -59,7 +59,7 @@ class PlanCommand:
 
     def run(self) -> None:
         if not os.environ.get("JAX_PLATFORMS"):
-            # With libtpu installed, jax would look for a TPU.
+            # With libtpu or the CUDA plugin installed, jax would look for their devices.
             jax.config.update("jax_platforms", "cpu")
         target, job = machine(self.topology), self._job()
         if self.tries < 1:
@@ -116,8 +116,12 @@ def _show(result: Forecast) -> None:
         "At best: the roofline (what takes longest of arithmetic, memory and links). "
         f"Expected: {chip.reached:.0%} of the arithmetic's peak, as {chip.by}."
     )
-    if not result.machine.compiled:
-        out.print("All of this is calculated: no compiler for GPUs runs without one.")
+    if not any(option.compiled for option in result.options):
+        out.print(
+            "All of this is calculated. The extra `gpu` has the compiler that would know: pip "
+            "install -e '.[gpu]' -c constraints.txt (no GPU is needed).",
+            markup=False,
+        )
     if best is None:
         out.print(_advice(result))
     else:
@@ -128,18 +132,17 @@ def _show(result: Forecast) -> None:
                 f"In turns: two experts do not fit together, so {held:.0f} GB of weights wait in "
                 "host memory, and each comes once per run (--resident of `jcos generate`)."
             )
+    if best is not None and best.compiled:
+        out.print(f"It calls {best.attention} attention.")
     if best is not None and best.sent:
         sent = (f"{k} {t.count:,} ({t.bytes / 1e9:.2f} GB)" for k, t in best.sent.items())
-        out.print(
-            f"It calls {best.attention} attention. Per step a device takes part in "
-            f"{', '.join(sent)}."
-        )
+        out.print(f"Per step a device takes part in {', '.join(sent)}.")
 
 
 def _table(result: Forecast) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     heads = ("weights + work\nGiB/device", "sends\nGB/step", "at best\ns/step")
-    table.add_column("mesh", no_wrap=True)
+    table.add_column("mesh")
     for head in (*heads, "expected\ns/step", "expected\nmin/video", "runs"):
         table.add_column(head, justify="right", no_wrap=True)
     for option in result.options:
@@ -147,7 +150,7 @@ def _table(result: Forecast) -> Table:
         parts = () if held is None else (held.arguments, held.temporaries + held.outputs)
         per_video = step * result.job.sampling.steps / result.job.seeds / 60
         table.add_row(
-            option.mesh,
+            option.mesh.replace(",", " "),  # which is where a narrow terminal breaks it
             " + ".join(f"{part / GIB:.1f}" for part in parts) or "–",
             f"{option.link_bytes / 1e9:.1f}",
             f"{option.seconds.roofline:.2f}",

@@ -1,27 +1,22 @@
-"""The true program, compiled ahead of time for a TPU slice that is not here.
+"""The true program, compiled ahead of time for devices that are not here (`targets`)."""
 
-Needs the extra `tpu` (libtpu, which has the compiler in it) and no TPU.
-"""
-
-import importlib.util
+import contextlib
 import math
-import os
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from jcos import flow, sharding
 from jcos.generation import generate_worlds, seed_keys
 from jcos.mesh import SEED, WORLD
+from jcos.planning import targets
 from jcos.planning.costs import Job, Memory
 from jcos.planning.hlo import Traffic, collectives
-from jcos.planning.machines import Machine
 from jcos.probes import Probe
 from jcos.trajectory import Condition
 from jcos.wan import Wan
@@ -45,40 +40,6 @@ class DoesNotFit(Exception):
     needed and what there is."""
 
 
-# libtpu asks the cloud's metadata server who it is; on a laptop there is none.
-_ALONE = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5p-8",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no device is held that a second process could want
-}
-
-
-def installed() -> bool:
-    """Whether the extra `tpu` is there."""
-    return importlib.util.find_spec("libtpu") is not None
-
-
-def described(machine: Machine) -> Sequence[Any]:
-    """The devices of a TPU slice, as far as a compiler needs them.
-
-    Raises ModuleNotFoundError where libtpu is missing, ValueError where it knows no such slice.
-    """
-    if not installed():
-        raise ModuleNotFoundError(
-            f"a plan for {machine.name} needs the TPU compiler: pip install -e '.[tpu]' "
-            "-c constraints.txt (no TPU is needed)"
-        )
-    for name, value in _ALONE.items():
-        os.environ.setdefault(name, value)
-    alone = {"chips_per_host_bounds": (1, 1, 1)} if machine.devices == 1 else {}
-    try:
-        slice_ = topologies.get_topology_desc(platform="tpu", topology_name=machine.name, **alone)
-    except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"libtpu knows no slice {machine.name}: {_first_line(error)}") from None
-    return slice_.devices
-
-
 def compile_run(
     job: Job, mesh: Mesh, *, store: Sequence[str] = (sharding.FSDP,), probe: Probe | None = None
 ) -> Compiled:
@@ -89,11 +50,12 @@ def compile_run(
     """
     start = time.monotonic()
     taken = arguments(job, mesh, store, probe or Probe())
-    with sharding.on(mesh):  # where nothing can be computed: the devices are not here
+    with sharding.on(mesh), _unkept():  # where nothing can be computed: the devices are not here
         sharding.check_runs(job.config.dit, 1, job.seeds)
         lowered = generate_worlds.lower(*taken)
         try:
-            program = lowered.compile()
+            options = targets.OPTIONS[mesh.devices.flat[0].platform]
+            program = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -111,8 +73,25 @@ def compile_run(
         kind: Traffic(math.ceil(traffic.count / steps), traffic.bytes / steps)
         for kind, traffic in collectives(text).items()
     }
-    attention = "splash" if "splash_mha" in text else "xla"
+    attention = next((name for name, call in _CALLS.items() if call in text), "xla")
     return Compiled(memory, attention, sent, time.monotonic() - start)
+
+
+@contextlib.contextmanager
+def _unkept() -> Iterator[None]:
+    """Nothing is kept in jax's cache: a program for devices that are not here cannot be read
+    back."""
+    option = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, option)
+    jax.config.update(option, math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update(option, before)
+
+
+_CALLS = {"splash": "splash_mha", "cudnn": "__cudnn$fmha"}
+"""How a compiled program calls attention kernels."""
 
 
 def arguments(job: Job, mesh: Mesh, store: Sequence[str], probe: Probe) -> tuple:

@@ -130,10 +130,6 @@ class Memory:
 Sizes = Mapping[str, int]
 """Of mesh axes; those that are not named are 1."""
 
-COPIES = 3
-"""How many times the widest place of a block XLA holds at once, by true-size compilations for TPU
-(1.9 to 2.9)."""
-
 
 def _of(sizes: Sizes, *axes: str) -> int:
     return math.prod(sizes.get(axis, 1) for axis in axes)
@@ -144,11 +140,12 @@ def passes_per_device(job: Job, sizes: Sizes) -> float:
     return job.passes / _of(sizes, "seed", "branch")
 
 
-def memory(job: Job, sizes: Sizes) -> Memory:
+def memory(job: Job, sizes: Sizes, copies: float) -> Memory:
     """What one device holds during a run, by calculation (`jcos plan` prefers a compiler's word).
 
     Weights of all experts in their slices; of every pass the residual stream and what a block
-    holds at its widest place (`_widest`); every step's clean estimate, and the solver's state.
+    holds at its widest place (`_widest`), `copies` times (`Chip`); every step's clean estimate, and
+    the solver's state.
     """
     config, cfg = job.config, job.config.dit
     weights = config.experts * expert_bytes(config) / _of(sizes, "fsdp", "tensor")
@@ -156,7 +153,7 @@ def memory(job: Job, sizes: Sizes) -> Memory:
     video = 4.0 * math.prod(job.latent) * cfg.out_channels
     tokens = job.tokens / _of(sizes, "context", "fsdp")
     widest = _widest(config, _of(sizes, "tensor"))
-    working = COPIES * passes_per_device(job, sizes) * tokens * widest
+    working = copies * passes_per_device(job, sizes) * tokens * widest
     gathered = 0.0 if _of(sizes, "fsdp") == 1 else 2 * block_bytes(config) / _of(sizes, "tensor")
     channels = cfg.in_channels - cfg.out_channels
     given = 4.0 * math.prod(job.latent) * channels

@@ -9,9 +9,9 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from jcos import sharding
+from jcos import memory, sharding
 from jcos.mesh import AXES
-from jcos.planning import compiled, costs
+from jcos.planning import compiled, costs, targets
 from jcos.planning.costs import Job, Memory, Seconds
 from jcos.planning.hlo import Traffic
 from jcos.planning.machines import GIB, Machine
@@ -135,23 +135,21 @@ def _divisors(n: int) -> list[int]:
 
 def calculated(job: Job, machine: Machine, sizes: Sizes) -> Option:
     """An option by formulas alone."""
-    held, sent = costs.memory(job, sizes), costs.link_bytes(job, sizes)
-    trouble, room = "", ROOM * machine.chip.memory
-    if held.total > room:
-        trouble = f"needs {held.total / GIB:.1f} GiB, {room / GIB:.1f} can be counted on"
+    held, sent = costs.memory(job, sizes, machine.chip.copies), costs.link_bytes(job, sizes)
+    trouble = _too_large(held, ROOM * machine.chip.memory)
     seconds = costs.seconds(job, machine, sizes, sent)
     return Option(sizes, False, held, sent, seconds, trouble=trouble)
 
 
 def options(job: Job, machine: Machine, tried: Sequence[Sizes]) -> Iterator[Option]:
-    """One option per mesh: compiled where there is a compiler, else calculated. A second one, with
-    experts in turns, where two do not fit together.
+    """One option per mesh: compiled, or for GPUs whose compiler is not installed calculated. A
+    second one, with experts in turns, where two do not fit together.
 
-    Raises ModuleNotFoundError where the compiler is missing, ValueError where a mesh does not make
-    up the machine or does not divide the job.
+    Raises ModuleNotFoundError where the compiler for TPUs is missing, ValueError where a mesh does
+    not make up the machine or does not divide the job.
     """
-    if machine.compiled:
-        devices = compiled.described(machine)
+    if targets.installed(machine) or machine.platform == "tpu":
+        devices = targets.described(machine)
         meshes = [sharding.make_mesh(sizes, devices) for sizes in tried]
         tries = [partial(_compiled, machine=machine, mesh=mesh) for mesh in meshes]
     else:
@@ -173,6 +171,9 @@ def _compiled(job: Job, machine: Machine, mesh: Mesh) -> Option:
         guess = calculated(job, machine, sizes)
         return Option(sizes, True, None, guess.link_bytes, guess.seconds, trouble=str(refusal))
     sent = sum(traffic.bytes for traffic in found.sent.values())
+    # A TPU's compiler refuses what does not fit; a GPU's leaves it to the run.
+    gpu = machine.platform == "gpu"
+    room = float(memory.CLAIM) * machine.chip.memory if gpu else math.inf
     return Option(
         sizes,
         True,
@@ -182,7 +183,14 @@ def _compiled(job: Job, machine: Machine, mesh: Mesh) -> Option:
         sent=found.sent,
         attention=found.attention,
         compile_seconds=found.seconds,
+        trouble=_too_large(found.memory, room),
     )
+
+
+def _too_large(held: Memory, room: float) -> str:
+    if held.total <= room:
+        return ""
+    return f"needs {held.total / GIB:.1f} GiB, {room / GIB:.1f} can be counted on"
 
 
 def _check(job: Job, machine: Machine, sizes: Sizes) -> None:

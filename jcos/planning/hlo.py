@@ -5,9 +5,10 @@ runs.
 """
 
 import dataclasses
+import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -37,7 +38,7 @@ def collectives(text: str) -> dict[str, Traffic]:
     text: `compiled.as_text()`. A device of a group of n sends (n−1)/n of what a gather or an
     exchange leaves with it, twice that in a reduction.
     """
-    bodies, entry = _computations(text)
+    bodies, entry = computations(text)
     counts: defaultdict[str, int] = defaultdict(int)
     sent: defaultdict[str, float] = defaultdict(float)
     for line, times in _run(bodies, entry, 1):
@@ -48,8 +49,8 @@ def collectives(text: str) -> dict[str, Traffic]:
     return {kind: Traffic(counts[kind], sent[kind]) for kind in KINDS if counts[kind]}
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """Lines by computation, and the name of the one that is run."""
+def computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """Lines of a compiled program by computation, and the name of the one that is run."""
     bodies: dict[str, list[str]] = {}
     entry = name = ""
     for line in text.splitlines():
@@ -62,18 +63,24 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
-def _run(bodies: dict[str, list[str]], name: str, times: int) -> Iterator[tuple[str, int]]:
+def _run(bodies: Mapping[str, Sequence[str]], name: str, times: int) -> Iterator[tuple[str, int]]:
     """Every instruction that is reached from a computation, with how often it runs."""
     for line in bodies.get(name, ()):
         yield line, times
-        if loop := _WHILE.search(line):
-            yield from _run(bodies, loop[2], times * _trips(bodies, loop[1], line))
+        if inner := loop(bodies, line):
+            yield from _run(bodies, inner[0], times * inner[1])
         elif not _ENDS.search(line) and (called := _CALLED.search(line)):
             for part in called[1].rstrip(",").split(","):
                 yield from _run(bodies, part.strip(" %"), times)
 
 
-def _trips(bodies: dict[str, list[str]], condition: str, line: str) -> int:
+def loop(bodies: Mapping[str, Sequence[str]], line: str) -> tuple[str, int] | None:
+    """The body of the loop that an instruction is, and how often it runs; None for others."""
+    found = _WHILE.search(line)
+    return (found[2], _trips(bodies, found[1], line)) if found else None
+
+
+def _trips(bodies: Mapping[str, Sequence[str]], condition: str, line: str) -> int:
     """How often a loop's body runs. A scan counts from 0 up to a constant of its condition; a loop
     that does not is counted once."""
     if known := _KNOWN_TRIPS.search(line):
@@ -89,13 +96,19 @@ def _trips(bodies: dict[str, list[str]], condition: str, line: str) -> int:
 def _result(shapes: str, start: bool) -> float:
     """Bytes of a collective's result on one device. The start of an asynchronous one names its
     input beside it: the larger of both is meant."""
-    sizes = []
-    for kind, dims in _SHAPE.findall(shapes):
-        count = 1
-        for dim in filter(None, dims.split(",")):
-            count *= int(dim)
-        sizes.append(float(count * _WIDTHS.get(kind, _digits(kind) / 8)))
-    return max(sizes, default=0.0) if start else sum(sizes)
+    return max(_sizes(shapes), default=0.0) if start else array_bytes(shapes)
+
+
+def array_bytes(shapes: str) -> float:
+    """Of all arrays in a shape as the program writes it, `(f32[2,3]{1,0}, bf16[8])`."""
+    return sum(_sizes(shapes))
+
+
+def _sizes(shapes: str) -> list[float]:
+    return [
+        math.prod(map(int, filter(None, dims.split(",")))) * _WIDTHS.get(kind, _digits(kind) / 8)
+        for kind, dims in _SHAPE.findall(shapes)
+    ]
 
 
 def _digits(kind: str) -> int:

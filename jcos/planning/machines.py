@@ -17,8 +17,9 @@ class Chip:
     direction).
     reached: share of `flops` that the fastest published run of Wan gets out of this kind of chip;
     by: whose run that is.
-    axes: of the torus, 0 for a GPU. cores: devices per chip of the torus.
-    target: the compiler's name.
+    copies: how many times the widest place of a block XLA holds at once there, by compilations at
+    true size (TPU 1.9 to 2.9; GPU 1.1 to 1.8 where a device holds more than a GiB of it).
+    axes: of the torus, 0 for a GPU.
     """
 
     name: str
@@ -28,22 +29,22 @@ class Chip:
     link: float
     reached: float
     by: str
+    copies: float
     axes: int = 0
-    cores: int = 1
-    target: str = ""
 
 
 # Links: the documented sum of both directions of all links, divided by 2 directions and by the
-# number of axes. v7x: documented per chip, a device is half of one.
+# number of axes.
+_H100 = "LightX2V, I2V-14B 480p on one H100"
 _V6E = "maxdiffusion, I2V-A14B 720p on v6e-8"
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", 197e12, 16 * GIB, 819e9, 100e9, 0.28, _V6E, axes=2, target="v5e"),
-        Chip("v5p", 459e12, 95 * GIB, 2765e9, 200e9, 0.28, _V6E, axes=3, target="v5p"),
-        Chip("v6e", 918e12, 32 * GIB, 1638e9, 200e9, 0.28, _V6E, axes=2, target="v6e"),
-        Chip("h100", 989e12, 79 * GIB, 3350e9, 450e9, 0.66, "LightX2V, I2V-14B 480p on one H100"),
-        Chip("h200", 989e12, 139 * GIB, 4800e9, 450e9, 0.66, "LightX2V, I2V-14B 480p on one H100"),
+        Chip("v5e", 197e12, 16 * GIB, 819e9, 100e9, 0.28, _V6E, 3.0, axes=2),
+        Chip("v5p", 459e12, 95 * GIB, 2765e9, 200e9, 0.28, _V6E, 3.0, axes=3),
+        Chip("v6e", 918e12, 32 * GIB, 1638e9, 200e9, 0.28, _V6E, 3.0, axes=2),
+        Chip("h100", 989e12, 79 * GIB, 3350e9, 450e9, 0.66, _H100, 1.8),
+        Chip("h200", 989e12, 139 * GIB, 4800e9, 450e9, 0.66, _H100, 1.8),
     )
 }
 
@@ -57,16 +58,15 @@ class Machine:
 
     @property
     def devices(self) -> int:
-        return math.prod(self.shape) * self.chip.cores
+        return math.prod(self.shape)
 
     @property
-    def compiled(self) -> bool:
-        """Whether a compiler for it runs anywhere (TPU); otherwise a plan is a calculation."""
-        return self.chip.axes > 0
+    def platform(self) -> str:
+        return "tpu" if self.chip.axes else "gpu"
 
     @property
     def name(self) -> str:
-        if not self.compiled:
+        if self.platform == "gpu":
             return f"gpu:{self.chip.name}:{self.shape[0]}"
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 

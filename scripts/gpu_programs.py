@@ -1,0 +1,227 @@
+"""What XLA makes of jcos's programs for a GPU that is not here: memory, kernels, bytes moved.
+
+    python scripts/gpu_programs.py            # true sizes; writes the tables of docs/performance.md
+    python scripts/gpu_programs.py --tiny     # toy sizes, prints them: does everything compile?
+
+Needs the extra `gpu` and no GPU. Every program that a run on one GPU consists of is lowered and
+compiled ahead of time with weights as shapes, two to four minutes in all on two cores. How long
+the kernels take only a GPU can tell (`scripts/bench_gpu.py`); this tells what they have to do.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jcos import generation, sharding, training, trajectory, wan
+from jcos.planning import compiled, costs, targets
+from jcos.planning.costs import Job
+from jcos.planning.hlo import Traffic
+from jcos.planning.kernels import kernels
+from jcos.planning.machines import GIB, Machine, machine
+from jcos.probes import Probe, SeedEnsemble, Swap, TokenEnergy, TokenFeatures
+from jcos.vae import Tiles
+from jcos.variants import toy, wan22_i2v_a14b
+from scripts.pages import rewrite
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
+SEEDS = 3
+LARGE = {"height": 720, "width": 1280}
+
+
+class Program(NamedTuple):
+    """A jitted function and its arguments, those that are large as shapes that lie on the device.
+
+    what: in the table. steps: how many denoising steps it makes, by which what it does is
+    divided."""
+
+    what: str
+    function: Any
+    arguments: tuple
+    steps: int = 1
+
+
+class Found(NamedTuple):
+    """Of one program: bytes held, and kernels by kind, per step."""
+
+    what: str
+    arguments: float
+    working: float
+    results: float
+    kernels: dict[str, Traffic]
+
+
+def looked_at(program: Program, mesh: Mesh) -> Found:
+    with sharding.on(mesh):  # where nothing can be computed: the device is not here
+        lowered = program.function.lower(*program.arguments)
+        made = lowered.compile(compiler_options=targets.OPTIONS["gpu"])
+    held = made.memory_analysis()
+    each = {
+        kind: Traffic(round(traffic.count / program.steps), traffic.bytes / program.steps)
+        for kind, traffic in kernels(made.as_text()).items()
+    }
+    results = held.output_size_in_bytes - held.alias_size_in_bytes
+    return Found(program.what, held.argument_size_in_bytes, held.temp_size_in_bytes, results, each)
+
+
+# ---- the programs
+
+
+def placed(tree: Any, mesh: Mesh) -> Any:
+    """Shapes that lie on the device."""
+    where = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree)
+
+
+def run(what: str, job: Job, mesh: Mesh, probe: Probe | None = None, worlds: int = 1) -> Program:
+    """`jcos.generate`, or side by side where there are several worlds."""
+    taken = compiled.arguments(job, mesh, (sharding.FSDP,), probe or Probe())
+    model, plan, given, keys, probe = taken
+    many = jax.tree.map(lambda a: jax.ShapeDtypeStruct((worlds, *a.shape[1:]), a.dtype), given)
+    taken = (model, plan, placed(many, mesh), keys, probe)
+    return Program(what, generation.generate_worlds, taken, job.sampling.steps)
+
+
+def one_step(what: str, job: Job, mesh: Mesh) -> Program:
+    """What `jcos generate` calls for every step, with the weights of its expert alone."""
+    model, plan, given, keys, probe = compiled.arguments(job, mesh, (sharding.FSDP,), Probe())
+
+    def begin(given: trajectory.Condition, keys: jax.Array) -> tuple[Any, jax.Array]:
+        noise, keys = trajectory.draw(job.config.dit, given, keys, None)
+        return trajectory.begin(job.config.numerics, given, noise), keys
+
+    state, keys = placed(jax.eval_shape(begin, given, keys), mesh)
+    first = jax.tree.map(np.asarray, trajectory.steps_of(plan, 0)).one(0)
+    taken = (model.experts[0], first, given, state, keys, probe)
+    return Program(what, jax.jit(trajectory.advance), taken)
+
+
+def sampling(job: Job, mesh: Mesh) -> Iterator[Program]:
+    steps, layers, tokens = job.sampling.steps, job.config.dit.layers, job.tokens
+    many = dataclasses.replace(job, seeds=SEEDS)
+    features = TokenFeatures(layers=(0,), tokens=jnp.arange(0, tokens, 64))
+    swap = Swap.at_layers(steps, layers, tokens, [layers // 2])
+    yield run("a whole run", job, mesh)
+    yield run("… token energies observed", job, mesh, TokenEnergy())
+    yield run("… every 64th token of a block observed", job, mesh, features)
+    yield run(f"… {SEEDS} seeds", many, mesh)
+    yield run(f"… {SEEDS} seeds, ensemble", many, mesh, SeedEnsemble.window(steps, layers))
+    yield run("… 2 worlds, swap", job, mesh, swap, worlds=2)
+    yield one_step("one step (`jcos generate`)", job, mesh)
+
+
+def coding(job: Job, mesh: Mesh) -> Iterator[Program]:
+    model = placed(jax.eval_shape(lambda: wan.Wan(job.config, rngs=nnx.Rngs(0))), mesh)
+
+    def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return placed(jax.ShapeDtypeStruct(sizes, dtype), mesh)
+
+    video = (model.vae, shape(job.frames, job.height, job.width, 3))
+    latents = (model.vae, shape(*job.latent, job.config.dit.out_channels))
+    rows = job.config.dit.text_len
+    words = (model.text, shape(rows, dtype=jnp.int32), shape(rows, dtype=jnp.bool))
+    yield Program("VAE, a video encoded", jax.jit(lambda vae, x: vae.encode(x)), video)
+    yield Program("VAE, a video decoded", jax.jit(lambda vae, x: vae.decode(x)), latents)
+    tiled = jax.jit(lambda vae, x: vae.decode(x, tiles=Tiles()))
+    yield Program("… in tiles", tiled, latents)
+    yield Program("text encoder, a prompt", jax.jit(lambda t, ids, mask: t(ids, mask)), words)
+
+
+def learning(mesh: Mesh) -> Iterator[Program]:
+    """Of the small model; in bfloat16 also with the gradient of cuDNN's attention."""
+    recipe, config = training.Recipe(), toy(training.vocabulary())
+    for linear in ("float32", "bfloat16"):
+        numerics = dataclasses.replace(config.numerics, linear=linear)
+        asked = dataclasses.replace(config, numerics=numerics)
+        state = jax.eval_shape(partial(training.initial, recipe, asked))
+        given = jax.tree.map(jnp.asarray, training.batches(recipe, asked, 0))
+        taken = (placed(state, mesh), placed(given, mesh))
+        what = f"the small model, a training step in {linear}"
+        yield Program(what, training.make_update(recipe, asked), taken)
+
+
+def tiny(job: Job) -> Job:
+    """Of the same kind, with everything in it that a kernel may refuse."""
+    dit = dataclasses.replace(job.config.dit, dim=256, ffn_dim=256, heads=2, layers=3)
+    config = dataclasses.replace(job.config, dit=dit)
+    return dataclasses.replace(job, config=config, frames=5, height=48, width=80)
+
+
+# ---- the tables
+
+
+def programs_table(all_found: Sequence[Found]) -> str:
+    heads = ("program", "weights and inputs GiB", "working GiB", "results GiB")
+    kinds = ("attention", "matrix products", "convolutions", "the rest moves")
+    lines = [f"| {' | '.join((*heads, *kinds))} |", "|---|" + 7 * "--:|"]
+    for found in all_found:
+        sizes = (found.arguments, found.working, found.results)
+        attention, products, convolutions, rest = found.kernels.values()
+        lines.append(
+            f"| {found.what} | {' | '.join(f'{size / GIB:.2f}' for size in sizes)} "
+            f"| {attention.count:,} | {products.count:,} | {convolutions.count:,} "
+            f"| {rest.bytes / 1e9:,.0f} GB |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def step_table(found: Mapping[str, tuple[Job, Found]], target: Machine) -> str:
+    """What a guided step consists of, and how long that takes at least: operations at the chip's
+    peak, bytes at its memory's, one kernel after the other."""
+    chip = target.chip
+    heads = ("a guided step", "attention", "matrix products", "the rest", "together")
+    lines = [f"| {' | '.join(heads)} |", "|---|" + 4 * "--:|"]
+    for size, (job, program) in found.items():
+        parts = costs.forward_flops(job.config.dit, job.tokens)
+        cross = 4 * job.config.dit.layers * job.tokens * job.config.dit.text_len
+        attention = parts["self-attention"] + cross * job.config.dit.dim
+        works = [job.passes * attention, job.passes * (sum(parts.values()) - attention)]
+        times = [work / chip.flops for work in works]
+        rest = program.kernels["the rest"].bytes
+        last = rest / chip.bandwidth
+        cells = [f"{w / 1e12:,.0f} TFLOP, {t:.2f} s" for w, t in zip(works, times, strict=True)]
+        lines.append(
+            f"| {size} | {' | '.join(cells)} | {rest / 1e9:,.0f} GB, {last:.2f} s "
+            f"| {sum(times) + last:.2f} s |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tiny", action="store_true")
+    small = parser.parse_args().tiny
+    jax.config.update("jax_platforms", "cpu")
+    target = machine("gpu:h200:1")
+    mesh = sharding.make_mesh({}, targets.described(target))
+    job = Job(wan22_i2v_a14b(), 81, 480, 832)
+    job, large = (tiny(job),) * 2 if small else (job, dataclasses.replace(job, **LARGE))
+    programs = (*sampling(job, mesh), *coding(job, mesh), *learning(mesh))
+    looked = []
+    for program in (*programs, run("a whole run at 720p", large, mesh)):
+        looked.append(looked_at(program, mesh))
+        print(program.what, flush=True)
+    steps = {"480p": (job, looked[0]), "720p": (large, looked[len(programs)])}
+    text = "\n".join([programs_table(looked[: len(programs)]), step_table(steps, target)])
+    packages = ("jax", "jax-cuda13-pjrt")
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
+    text += f"\n*{target.name}, {versions}, {datetime.now(UTC).date().isoformat()}.*\n"
+    print(text)
+    if not small:
+        rewrite(PAGE, "gpu_programs", "programs", text)
+
+
+if __name__ == "__main__":
+    main()
