@@ -54,7 +54,9 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
         wide = x.astype(jnp.float32)
-        normed = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
+        size = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
+        # Kept apart, or XLA's code for GPUs writes the norm out in float32 before it is rotated.
+        normed = wide * jax.lax.optimization_barrier(size)
         return normed.astype(x.dtype) * self.scale[...][None]
 
 

@@ -1,7 +1,7 @@
 """What XLA makes of jcos's programs for a GPU that is not here: memory, kernels, bytes moved.
 
     python scripts/gpu_programs.py            # true sizes; writes the tables of docs/performance.md
-    python scripts/gpu_programs.py --tiny     # toy sizes, prints them: does everything compile?
+    python scripts/gpu_programs.py --tiny     # what calls attention, at toy sizes: does it compile?
 
 Needs the extra `gpu` and no GPU. Every program that a run on one GPU consists of is lowered and
 compiled ahead of time with weights as shapes, two to four minutes in all on two cores. How long
@@ -28,7 +28,7 @@ from jcos.planning import compiled, costs, targets
 from jcos.planning.costs import Job
 from jcos.planning.hlo import Traffic
 from jcos.planning.kernels import kernels
-from jcos.planning.machines import GIB, Machine, machine
+from jcos.planning.machines import GIB, Chip, machine
 from jcos.probes import Probe, SeedEnsemble, Swap, TokenEnergy, TokenFeatures
 from jcos.vae import Tiles
 from jcos.variants import toy, wan22_i2v_a14b
@@ -36,7 +36,6 @@ from scripts.pages import rewrite
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 SEEDS = 3
-LARGE = {"height": 720, "width": 1280}
 
 
 class Program(NamedTuple):
@@ -137,10 +136,10 @@ def coding(job: Job, mesh: Mesh) -> Iterator[Program]:
     yield Program("text encoder, a prompt", jax.jit(lambda t, ids, mask: t(ids, mask)), words)
 
 
-def learning(mesh: Mesh) -> Iterator[Program]:
-    """Of the small model; in bfloat16 also with the gradient of cuDNN's attention."""
+def learning(mesh: Mesh, types: Sequence[str]) -> Iterator[Program]:
+    """Of the small model; in bfloat16 with the gradient of cuDNN's attention."""
     recipe, config = training.Recipe(), toy(training.vocabulary())
-    for linear in ("float32", "bfloat16"):
+    for linear in types:
         numerics = dataclasses.replace(config.numerics, linear=linear)
         asked = dataclasses.replace(config, numerics=numerics)
         state = jax.eval_shape(partial(training.initial, recipe, asked))
@@ -175,25 +174,26 @@ def programs_table(all_found: Sequence[Found]) -> str:
     return "\n".join([*lines, ""])
 
 
-def step_table(found: Mapping[str, tuple[Job, Found]], target: Machine) -> str:
+def step_table(found: Mapping[str, tuple[Job, Found]], chips: Sequence[Chip]) -> str:
     """What a guided step consists of, and how long that takes at least: operations at the chip's
     peak, bytes at its memory's, one kernel after the other."""
-    chip = target.chip
-    heads = ("a guided step", "attention", "matrix products", "the rest", "together")
-    lines = [f"| {' | '.join(heads)} |", "|---|" + 4 * "--:|"]
+    heads = ("a guided step", "attention", "matrix products", "the rest")
+    together = (f"together at best, {chip.name.upper()}" for chip in chips)
+    lines = [f"| {' | '.join((*heads, *together))} |", "|---|--:|--:|--:|" + len(chips) * "--:|"]
     for size, (job, program) in found.items():
-        parts = costs.forward_flops(job.config.dit, job.tokens)
-        cross = 4 * job.config.dit.layers * job.tokens * job.config.dit.text_len
-        attention = parts["self-attention"] + cross * job.config.dit.dim
-        works = [job.passes * attention, job.passes * (sum(parts.values()) - attention)]
-        times = [work / chip.flops for work in works]
+        cfg, parts = job.config.dit, costs.forward_flops(job.config.dit, job.tokens)
+        across = 4.0 * cfg.layers * job.tokens * cfg.text_len * cfg.dim
+        attention = job.passes * (parts["self-attention"] + across)
+        products = job.passes * sum(parts.values()) - attention
         rest = program.kernels["the rest"].bytes
-        last = rest / chip.bandwidth
-        cells = [f"{w / 1e12:,.0f} TFLOP, {t:.2f} s" for w, t in zip(works, times, strict=True)]
-        lines.append(
-            f"| {size} | {' | '.join(cells)} | {rest / 1e9:,.0f} GB, {last:.2f} s "
-            f"| {sum(times) + last:.2f} s |"
+        work = (
+            f"{attention / 1e12:,.0f} TFLOP | {products / 1e12:,.0f} TFLOP | {rest / 1e9:,.0f} GB"
         )
+        sums = (
+            f"{attention / c.flops:.2f} + {products / c.flops:.2f} + {rest / c.bandwidth:.2f} s"
+            for c in chips
+        )
+        lines.append(f"| {size} | {work} | {' | '.join(sums)} |")
     return "\n".join([*lines, ""])
 
 
@@ -207,17 +207,25 @@ def main() -> None:
     target = machine("gpu:h200:1")
     mesh = sharding.make_mesh({}, targets.described(target))
     job = Job(wan22_i2v_a14b(), 81, 480, 832)
-    job, large = (tiny(job),) * 2 if small else (job, dataclasses.replace(job, **LARGE))
-    programs = (*sampling(job, mesh), *coding(job, mesh), *learning(mesh))
+    if small:
+        job, programs = tiny(job), (*sampling(tiny(job), mesh), *learning(mesh, ["bfloat16"]))
+    else:
+        types = ("float32", "bfloat16")
+        programs = (*sampling(job, mesh), *coding(job, mesh), *learning(mesh, types))
     looked = []
-    for program in (*programs, run("a whole run at 720p", large, mesh)):
+    for program in programs:
         looked.append(looked_at(program, mesh))
         print(program.what, flush=True)
-    steps = {"480p": (job, looked[0]), "720p": (large, looked[len(programs)])}
-    text = "\n".join([programs_table(looked[: len(programs)]), step_table(steps, target)])
+    steps = {f"{job.width}x{job.height}": (job, looked[0])}
+    if not small:
+        large = dataclasses.replace(job, height=720, width=1280)
+        steps["1280x720"] = (large, looked_at(run("", large, mesh), mesh))
+    chips = (target.chip, machine("gpu:h100:1").chip)
+    text = "\n".join([programs_table(looked), step_table(steps, chips)])
     packages = ("jax", "jax-cuda13-pjrt")
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
-    text += f"\n*{target.name}, {versions}, {datetime.now(UTC).date().isoformat()}.*\n"
+    date = datetime.now(UTC).date().isoformat()
+    text += f"\n*`python scripts/gpu_programs.py`, {target.name}, {versions}, {date}.*\n"
     print(text)
     if not small:
         rewrite(PAGE, "gpu_programs", "programs", text)

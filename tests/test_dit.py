@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jcos import mesh
 from jcos.checkpoint import leaves, parameter_count, with_leaves
 from jcos.config import FLOAT32, OFFICIAL, DiTConfig
-from jcos.dit import MLP, Attention, Block, DiT
+from jcos.dit import MLP, Attention, Block, DiT, Linear
 from jcos.layers import rope_angles, rotate, time_features
 from jcos.names import DIT, fill, translate
 from jcos.variants import wan22_i2v_a14b
@@ -356,6 +357,21 @@ def test_bfloat16_stays_near_float32(golden, name, i):
     assert velocity.dtype == blocks.dtype == jnp.float32
     error = rms(velocity - exact) / rms(exact)
     assert 1e-4 < error <= 8e-3
+
+
+@pytest.mark.parametrize(("dtype", "roundings"), [("float32", 1), ("bfloat16", 2)])
+def test_a_linear_layer_for_a_gpu_rounds_at_most_once_more(monkeypatch, dtype, roundings):
+    """There the bias is left to cuBLAS, which adds it before it rounds; XLA's own code does not."""
+    layer = Linear(64, 48, dtype, nnx.Rngs(0))
+    layer.bias[...] = jax.random.normal(jax.random.key(1), 48).astype(layer.dtype)
+    x = jax.random.normal(jax.random.key(2), (30, 64)).astype(layer.dtype)
+    here = np.asarray(layer(x), np.float64)
+    monkeypatch.setattr(mesh, "platform", lambda: "gpu")
+    there = np.asarray(layer(x), np.float64)
+    exact = np.asarray(x, np.float64) @ np.asarray(layer.kernel[...], np.float64)
+    largest = np.maximum(np.abs(exact), np.abs(exact + np.asarray(layer.bias[...], np.float64)))
+    one = float(jnp.finfo(layer.dtype).eps) * largest + 1e-6
+    assert (np.abs(there - here) <= roundings * one).all()
 
 
 def test_residual_stream_takes_the_type_it_is_given():
