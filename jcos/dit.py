@@ -228,7 +228,7 @@ class DiT(nnx.Module):
         rows = None if mesh.padded(n) == n else n
         x, *angles = (mesh.spread(a) for a in (x, *angles))
         if time.shape[0] > 1:
-            time = mesh.spread(time)
+            e, time = mesh.spread(e), mesh.spread(time)
 
         def body(x: Tokens, scanned: tuple[Block, Int[Array, ""]]) -> tuple[Tokens, Any]:
             block, layer = scanned
@@ -240,7 +240,9 @@ class DiT(nnx.Module):
             jax.checkpoint(body) if remat else body, x, (self.blocks, jnp.arange(cfg.layers))
         )
         with jax.named_scope("head"):
-            return self.unpatchify(self.head(x[:n], e), grid), observed
+            # Spread until here, since patches are what is small enough to be brought together.
+            patches = mesh.constrain(self.head(x, e), mesh.SEQUENCE)
+            return self.unpatchify(patches[:n], grid), observed
 
     def _rounded(self, t: Float[Array, "..."]) -> Float[Array, " T"]:
         """Timesteps as the time embedding's data type knows them: bfloat16 makes 999 a 1000."""

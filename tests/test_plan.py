@@ -172,16 +172,21 @@ PROGRAM = """HloModule jit_run, entry_computation_layout={()->f32[]}
 
 %outer (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %while.1 = (s32[], f32[8]) while(%t), condition=%cond.inner, body=%inner
-  %all-to-all.1 = f32[2,50]{1,0} all-to-all(%z), replica_groups={{0,1},{2,3}}, dimensions={0}
+  %all-to-all.1 = f32[2,50]{1,0} all-to-all(%z), replica_groups=mesh['x'=2,'y'=4] {'x'}
 }
 
 %summed (p: f32[10]) -> f32[10] {
-  %all-reduce.1 = (f32[10], f32[30]) all-reduce(%a, %b), replica_groups=mesh['x'=2,'y'=4] {'y'}
+  %all-reduce.1 = (f32[10], f32[30]) all-reduce(%a, %b), replica_groups={{0,1,2,3}}, {chain_id="7"}
+}
+
+%done (p: f32[10]) -> f32[10] {
+  %all-reduce.2 = (f32[10], f32[30]) all-reduce(%a, %b), replica_groups={{0,1,2,3}}, {chain_id="7"}
 }
 
 ENTRY %main (p: f32[8]) -> f32[] {
   %while.2 = (s32[], f32[8]) while(%t), condition=%cond.outer, body=%outer
   %fusion.1 = f32[10] fusion(%p), kind=kCustom, calls=%summed
+  %fusion.2 = f32[10] fusion(%fusion.1), kind=kCustom, calls=%done
 }
 """
 

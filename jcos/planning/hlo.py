@@ -16,6 +16,7 @@ _WIDTHS = {"bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "pred": 1}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _COLLECTIVE = re.compile(rf" = (.*?) ({'|'.join(KINDS)})(-start)?\(")
+_CHAIN = re.compile(r"\bchain_id=\"(\d+)\"")
 _WHILE = re.compile(r"\bwhile\(.*?condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _CALLED = re.compile(r"\b(?:calls|to_apply|branch_computations|called_computations)=\{?([^}\s]+)")
 _ENDS = re.compile(r" async-(?:done|update)\(")
@@ -36,13 +37,19 @@ def collectives(text: str) -> dict[str, Traffic]:
     do not occur left out.
 
     text: `compiled.as_text()`. A device of a group of n sends (n−1)/n of what a gather or an
-    exchange leaves with it, twice that in a reduction.
+    exchange leaves with it, twice that in a reduction. One that XLA has cut into a start, steps
+    beside arithmetic and an end stands in each of them, and counts once.
     """
     bodies, entry = computations(text)
     counts: defaultdict[str, int] = defaultdict(int)
     sent: defaultdict[str, float] = defaultdict(float)
+    chains: set[str] = set()
     for line, times in _run(bodies, entry, 1):
         if found := _COLLECTIVE.search(line):
+            if chain := _CHAIN.search(line):
+                if chain[1] in chains:
+                    continue
+                chains.add(chain[1])
             kind = found[2]
             counts[kind] += times
             sent[kind] += times * _sent(kind, _result(found[1], bool(found[3])), _group(line))
