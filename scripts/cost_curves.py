@@ -68,6 +68,15 @@ class Lab:
     frames: tuple[int, ...] = (2, 4, 8, 12)
     sides: tuple[int, ...] = (32, 64, 96, 128)
     seeds: tuple[int, ...] = (1, 2, 4, 8)
+    meshes: tuple[str, ...] = (
+        "",
+        "context=2",
+        "context=4",
+        "context=8",
+        "branch=2,context=4",
+        "fsdp=8",
+        "tensor=8",
+    )
     repeat: int = 3
 
     def config(self) -> WanConfig:
@@ -90,6 +99,7 @@ QUICK = Lab(
     frames=(1, 2),
     sides=(8, 16),
     seeds=(1, 2),
+    meshes=("", "context=2", "branch=2,fsdp=2"),
     repeat=1,
 )
 
@@ -221,9 +231,6 @@ def observed(lab: Lab) -> str:
     return "\n".join([*lines, ""])
 
 
-MESHES = ("", "context=2", "context=4", "context=8", "branch=2,context=4", "fsdp=8", "tensor=8")
-
-
 def devices(lab: Lab) -> str:
     """In a process of its own: the simulated devices of a mesh, against one."""
     job = dataclasses.replace(lab, heads=8).job(frames=lab.frames[1])
@@ -232,7 +239,7 @@ def devices(lab: Lab) -> str:
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     first, copies = None, 1.0
-    for text in MESHES:
+    for text in lab.meshes:
         axes = sharding.parse_mesh(text)
         count = int(np.prod(list(axes.values()) or [1]))
         with sharding.on(sharding.make_mesh(axes, jax.devices()[:count])):

@@ -6,10 +6,13 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jcos.probes import TokenEnergy
+from jcos.wan import Wan
 from scripts import bench_gpu
 from scripts.bench_gpu import Row, full_lab, table, verdicts
 from tests.conftest import ROOT
@@ -94,6 +97,12 @@ def test_what_does_not_fit_is_a_row_and_the_rest_goes_on(monkeypatch, error):
     def forward_pass(lab, model, size):
         yield Row(f"forward pass, {size.name}", 1.0, "s")
 
+    def blank(config):
+        model = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
+        model.text = model.vae = None
+        return jax.tree.map(lambda a: jnp.asarray(np.zeros(a.shape, a.dtype)), model)
+
+    monkeypatch.setattr(bench_gpu, "random_model", blank)  # which takes long to compile
     monkeypatch.setattr(bench_gpu, "program", program)
     monkeypatch.setattr(bench_gpu, "forward_pass", forward_pass)
     rows = {row.what: row for row in bench_gpu.jcos_rows(bench_gpu.tiny_lab())}

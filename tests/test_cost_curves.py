@@ -51,7 +51,7 @@ def test_every_curve_is_measured():
 @pytest.mark.slow
 def test_devices_are_simulated():
     rows = cost_curves.simulated(quick=True).splitlines()[2:]
-    assert [row.split("|")[1].strip() for row in rows] == ["one device", *cost_curves.MESHES[1:]]
+    assert [row.split("|")[1].strip() for row in rows] == ["one device", *QUICK.meshes[1:]]
     sent = [float(row.split("|")[6]) for row in rows]
     assert sent[0] == 0
     assert min(sent[1:]) >= 0
