@@ -150,10 +150,10 @@ def learning(mesh: Mesh, types: Sequence[str]) -> Iterator[Program]:
 
 
 def tiny(job: Job) -> Job:
-    """Of the same kind, with everything in it that a kernel may refuse."""
+    """Of the same kind, with everything in it that a kernel may refuse, by one expert."""
     dit = dataclasses.replace(job.config.dit, dim=256, ffn_dim=256, heads=2, layers=3)
     config = dataclasses.replace(job.config, dit=dit)
-    return dataclasses.replace(job, config=config, frames=5, height=48, width=80)
+    return costs.in_turns(dataclasses.replace(job, config=config, frames=5, height=48, width=80))
 
 
 # ---- the tables

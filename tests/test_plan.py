@@ -132,6 +132,12 @@ def test_machines_by_name(name: str, devices: int) -> None:
     assert machine(name).name == name
 
 
+def test_between_hosts_gpus_are_joined_by_a_network() -> None:
+    near, far = (costs.seconds(I2V, machine(f"gpu:h200:{n}"), {}, 1e9).links for n in (8, 16))
+    assert far == pytest.approx(9 * near)
+    assert machine("v5p:4x4x4").link == machine("v5p:2x2x1").link
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
@@ -373,7 +379,7 @@ def test_experts_that_do_not_fit_together_come_in_turns(
     assert "Recommended: one device, in turns" in shown
     assert "58 GB of weights wait in host memory, and each comes once per run" in shown
     together, turns = json.loads(file.read_text())["options"]
-    assert "needs 84.1 GiB" in together["trouble"]
+    assert "needs 76.2 GiB" in together["trouble"]
     assert (together["resident"], turns["resident"]) == (True, False)
     saved = together["memory"]["arguments"] - turns["memory"]["arguments"]
     assert saved == costs.expert_bytes(I2V.config)

@@ -222,7 +222,7 @@ def seconds(job: Job, machine: Machine, sizes: Sizes, sent: float) -> Seconds:
     return Seconds(
         compute=step_flops(job) / machine.devices / chip.flops,
         memory=(weights + moved) / chip.bandwidth,
-        links=sent / chip.link,
+        links=sent / machine.link,
     )
 
 

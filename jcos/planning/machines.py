@@ -5,6 +5,10 @@ import math
 import re
 
 GIB = 2**30
+HOST = 8
+"""GPUs of one host, joined by NVLink."""
+NETWORK = 50e9
+"""Bytes per second that a GPU can send to other hosts: 400 Gbit/s, as is usual beside Hopper's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Chip:
     reached: share of `flops` that the fastest published run of Wan gets out of this kind of chip;
     by: whose run that is.
     copies: how many times the widest place of a block XLA holds at once there, by compilations at
-    true size (TPU 1.9 to 2.9; GPU 1.1 to 1.8 where a device holds more than a GiB of it).
+    true size (GPUs 0.8 to 1.3; TPUs 0.8 to 2.9, beside weights that it lays out anew for v5p).
     axes: of the torus, 0 for a GPU.
     """
 
@@ -43,8 +47,8 @@ CHIPS = {
         Chip("v5e", 197e12, 16 * GIB, 819e9, 100e9, 0.28, _V6E, 3.0, axes=2),
         Chip("v5p", 459e12, 95 * GIB, 2765e9, 200e9, 0.28, _V6E, 3.0, axes=3),
         Chip("v6e", 918e12, 32 * GIB, 1638e9, 200e9, 0.28, _V6E, 3.0, axes=2),
-        Chip("h100", 989e12, 79 * GIB, 3350e9, 450e9, 0.66, _H100, 1.8),
-        Chip("h200", 989e12, 139 * GIB, 4800e9, 450e9, 0.66, _H100, 1.8),
+        Chip("h100", 989e12, 79 * GIB, 3350e9, 450e9, 0.66, _H100, 1.3),
+        Chip("h200", 989e12, 139 * GIB, 4800e9, 450e9, 0.66, _H100, 1.3),
     )
 }
 
@@ -63,6 +67,13 @@ class Machine:
     @property
     def platform(self) -> str:
         return "tpu" if self.chip.axes else "gpu"
+
+    @property
+    def link(self) -> float:
+        """Bytes per second that a device sends to others; between hosts of GPUs as if all went that
+        way."""
+        alone = self.platform == "tpu" or self.devices <= HOST
+        return self.chip.link if alone else NETWORK
 
     @property
     def name(self) -> str:

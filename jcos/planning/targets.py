@@ -12,19 +12,17 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from jcos.planning.machines import Chip, Machine
+from jcos.planning.machines import HOST, Chip, Machine
 
 # libtpu asks the cloud's metadata server who it is; on a laptop there is none.
 _ALONE = {
     "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKERHOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5p-8",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no device is held that a second process could want
 }
 _COMPILERS = {"gpu": ("jax_cuda13_plugin", "jax_cuda12_plugin"), "tpu": ("libtpu",)}
 """Packages any of which has the compiler."""
-_HOST = 8
-"""GPUs of one host."""
 OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}, "tpu": {}}
 """Of the compilers. Which of its kernels multiplies matrices fastest XLA finds out on a GPU, by
 trying; without one it is told to call cuBLAS for all of them."""
@@ -63,9 +61,9 @@ def _slice(machine: Machine) -> Sequence[Any]:
 
 
 def _gpus(machine: Machine) -> Sequence[Any]:
-    hosts = -(-machine.devices // _HOST)
+    hosts = -(-machine.devices // HOST)
     if machine.devices % hosts:
-        raise ValueError(f"{machine.name} is not made of equal hosts of at most {_HOST} GPUs")
+        raise ValueError(f"{machine.name} is not made of equal hosts of at most {HOST} GPUs")
     # XLA warns where it would like to use less memory than there is. (jax itself has set 1 here.)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     shape = f"1x{hosts}x{machine.devices // hosts}"
