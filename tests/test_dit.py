@@ -363,7 +363,7 @@ def test_bfloat16_stays_near_float32(golden, name, i):
 def test_a_linear_layer_for_a_gpu_rounds_at_most_once_more(monkeypatch, dtype, roundings):
     """There the bias is left to cuBLAS, which adds it before it rounds; XLA's own code does not."""
     layer = Linear(64, 48, dtype, nnx.Rngs(0))
-    layer.bias[...] = jax.random.normal(jax.random.key(1), 48).astype(layer.dtype)
+    layer.bias[...] = jax.random.normal(jax.random.key(1), (48,)).astype(layer.dtype)
     x = jax.random.normal(jax.random.key(2), (30, 64)).astype(layer.dtype)
     here = np.asarray(layer(x), np.float64)
     monkeypatch.setattr(mesh, "platform", lambda: "gpu")
