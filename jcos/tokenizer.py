@@ -7,7 +7,6 @@ import re
 import warnings
 from pathlib import Path
 
-import ftfy
 import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int
@@ -20,6 +19,8 @@ _PLACES = ("google/umt5-xxl/tokenizer.json", "tokenizer/tokenizer.json", "tokeni
 def clean(prompt: str) -> str:
     """A prompt as the original cleans it: broken encodings and HTML entities (twice) repaired,
     every run of whitespace one space. Capitals stay."""
+    import ftfy  # here, because the transformer alone runs where it is not installed
+
     text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
     return re.sub(r"\s+", " ", text).strip()
 

@@ -29,6 +29,13 @@ def measured(part: str) -> dict[str, float]:
     return named
 
 
+def test_an_image_with_jax_flax_and_torch_is_enough():
+    """What the measurements do not need is imported nowhere on their way."""
+    absent = dict.fromkeys(["av", "ftfy", "tyro", "torch", "diffusers", "transformers"])
+    code = f"import sys; sys.modules.update({absent}); import scripts.bench_gpu"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 def test_the_device_is_measured():
     rows = measured("device")
     assert rows["peak"] > 0
