@@ -143,6 +143,8 @@ def test_an_experiment_finds_the_same_on_a_mesh(tmp_path: Path) -> None:
             np.testing.assert_allclose(found[name], want[name], atol=1e-4 * scale, err_msg=name)
         else:
             np.testing.assert_array_equal(found[name], want[name])
+    about = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("one", "many"))
+    assert [each["mesh"] for each in about] == ["of size 1", "world=2,seed=2,fsdp=2"]
 
 
 def test_a_device_of_a_mesh_needs_memory_for_its_part_of_a_run(

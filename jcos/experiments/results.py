@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jcos import sharding
 from jcos.checkpoint import MANIFEST
 from jcos.config import WanConfig
 from jcos.experiments.experiment import Experiment, Findings, Row, fields_of
@@ -154,6 +155,7 @@ def conduct(
         | {"python": platform.python_version()},
         "machine": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores",
         "device": jax.devices()[0].device_kind,
+        "mesh": sharding.describe(jax.sharding.get_mesh()),
         "rows": len(findings.rows),
         "figures": {name: picture.caption for name, picture in findings.figures.items()},
         "axes": dict(experiment.axes),
