@@ -8,11 +8,12 @@ Seeds 1, 2 and 3 of the same model; tokens after layers 20 to 29 of 40 are avera
 step, in both branches, and the first seed goes on alone. `seed-2` and `seed-3` are the base with
 other seeds: what a gain has to be held against.
 
-The first step makes six passes at once. By calculation that is 171 GiB for 60 frames of 1024 × 1024
-pixels, 207 for 81: more than one H200 has. Take two for up to 61 frames (--mesh branch=2), eight
-for all, or hosts of a v5p pod; or one H200 with --set scale=0.5, for the base too. Hours as in
-`vbvr_base.py`, 4 % more for the ensemble than for each other seed:
+The first step makes six passes at once. Compiled (`jcos plan --seeds 3`), that is 82 GiB for 60
+frames of 1024 × 1024 pixels, 91 for 81, which one H200 has; or one GPU of 80 GB with --set
+scale=0.5, for the base too. Hours as in `vbvr_base.py`, 4 % more for the ensemble than for each
+other seed:
 
+    1 × H200                                                    113 + 2 × 109
     2 × H200    --mesh branch=2                                  57 + 2 × 54
     8 × H200    --mesh branch=2,context=4                        14 + 2 × 14
     v5p-32      --join --mesh fsdp=4, on each of its 4 hosts     36 + 2 × 35
