@@ -288,7 +288,7 @@ def test_a_run_compiles_for_a_machine_that_is_not_here(
     these tests do not allow."""
     file = tmp_path / "plan.json"
     model = ["--model", "wan2.1-t2v-1.3b", "--topology", machine, "--mesh", "branch=2,context=2"]
-    video = ["--size", "128x128", "--frames", "9", "--steps", "4", "--seeds", "2"]
+    video = ["--size", "256x256", "--frames", "17", "--steps", "4", "--seeds", "2"]
     command = [sys.executable, "-c", "from jcos import cli; cli.main()", "plan", *model, *video]
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}  # as users run it
     run = subprocess.run(
@@ -301,7 +301,7 @@ def test_a_run_compiles_for_a_machine_that_is_not_here(
     (option,) = found["options"]
     assert option["compiled"]
     assert option["attention"] == attention
-    asked = Job(VARIANTS[found["model"]](), 9, 128, 128, seeds=2)
+    asked = Job(VARIANTS[found["model"]](), 17, 256, 256, seeds=2)
     weights = costs.expert_bytes(asked.config)
     assert option["memory"]["arguments"] == pytest.approx(weights, rel=0.05)
     # Queries, keys, values and results of each of the 30 blocks change hands, and little else.
