@@ -269,8 +269,8 @@ def _mapped_alike(*arrays: Array) -> tuple[Array, ...]:
     fewer where prompts alone differ. A choice between an array and itself has the axes of what it
     depends on, and is compiled to nothing.
     """
-    any_ = jnp.stack([a.ravel()[0] == 0 for a in arrays]).any()
-    return tuple(jnp.where(any_, a, a) for a in arrays)
+    of_all = jnp.stack([a.ravel()[0] == 0 for a in arrays]).any()
+    return tuple(jnp.where(of_all, a, a) for a in arrays)
 
 
 def _refuses_cudnn(problem: Problem) -> str | None:

@@ -17,7 +17,7 @@ from jcos.planning.machines import HOST, Chip, Machine
 # libtpu asks the cloud's metadata server who it is; on a laptop there is none.
 _ALONE = {
     "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKERHOSTNAMES": "localhost",
+    "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5p-8",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no device is held that a second process could want
 }
