@@ -199,7 +199,7 @@ def sizes(lab: Lab) -> str:
     factors = (
         f"Time: {1e3 * call:.1f} ms a call, {_rate(linear)} where weights are multiplied, "
         f"{_rate(attention)} in self-attention. Working memory: {copies:.2f} × what `jcos plan` "
-        f"counts on, and {scores:.2f} × the scores of attention. Ratio: measured / model."
+        f"counts on for TPUs, and {scores:.2f} × the scores of attention. Ratio: measured / model."
     )
     return "\n".join([*lines, "", factors, ""])
 
