@@ -21,15 +21,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from jcos import generation, sharding, training, trajectory, wan
 from jcos.planning import compiled, costs, targets
-from jcos.planning.costs import Job
+from jcos.planning.costs import Job, Memory
 from jcos.planning.hlo import Traffic
 from jcos.planning.kernels import kernels
 from jcos.planning.machines import GIB, Chip, machine
 from jcos.probes import Probe, SeedEnsemble, Swap, TokenEnergy, TokenFeatures
+from jcos.sharding import abstract_runs
 from jcos.vae import Tiles
 from jcos.variants import toy, wan22_i2v_a14b
 from scripts.pages import rewrite
@@ -54,32 +55,20 @@ class Found(NamedTuple):
     """Of one program: bytes held, and kernels by kind, per step."""
 
     what: str
-    arguments: float
-    working: float
-    results: float
+    memory: Memory
     kernels: dict[str, Traffic]
 
 
 def looked_at(program: Program, mesh: Mesh) -> Found:
-    with sharding.on(mesh):  # where nothing can be computed: the device is not here
-        lowered = program.function.lower(*program.arguments)
-        made = lowered.compile(compiler_options=targets.OPTIONS["gpu"])
-    held = made.memory_analysis()
+    memory, text = compiled.compile_for(mesh, program.function, *program.arguments)
     each = {
         kind: Traffic(round(traffic.count / program.steps), traffic.bytes / program.steps)
-        for kind, traffic in kernels(made.as_text()).items()
+        for kind, traffic in kernels(text).items()
     }
-    results = held.output_size_in_bytes - held.alias_size_in_bytes
-    return Found(program.what, held.argument_size_in_bytes, held.temp_size_in_bytes, results, each)
+    return Found(program.what, memory, each)
 
 
 # ---- the programs
-
-
-def placed(tree: Any, mesh: Mesh) -> Any:
-    """Shapes that lie on the device."""
-    where = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree)
 
 
 def run(what: str, job: Job, mesh: Mesh, probe: Probe | None = None, worlds: int = 1) -> Program:
@@ -87,7 +76,7 @@ def run(what: str, job: Job, mesh: Mesh, probe: Probe | None = None, worlds: int
     taken = compiled.arguments(job, mesh, (sharding.FSDP,), probe or Probe())
     model, plan, given, keys, probe = taken
     many = jax.tree.map(lambda a: jax.ShapeDtypeStruct((worlds, *a.shape[1:]), a.dtype), given)
-    taken = (model, plan, placed(many, mesh), keys, probe)
+    taken = (model, plan, abstract_runs(many, mesh), keys, probe)
     return Program(what, generation.generate_worlds, taken, job.sampling.steps)
 
 
@@ -99,7 +88,7 @@ def one_step(what: str, job: Job, mesh: Mesh) -> Program:
         noise, keys = trajectory.draw(job.config.dit, given, keys, None)
         return trajectory.begin(job.config.numerics, given, noise), keys
 
-    state, keys = placed(jax.eval_shape(begin, given, keys), mesh)
+    state, keys = abstract_runs(jax.eval_shape(begin, given, keys), mesh)
     first = jax.tree.map(np.asarray, trajectory.steps_of(plan, 0)).one(0)
     taken = (model.experts[0], first, given, state, keys, probe)
     return Program(what, jax.jit(trajectory.advance), taken)
@@ -120,10 +109,10 @@ def sampling(job: Job, mesh: Mesh) -> Iterator[Program]:
 
 
 def coding(job: Job, mesh: Mesh) -> Iterator[Program]:
-    model = placed(jax.eval_shape(lambda: wan.Wan(job.config, rngs=nnx.Rngs(0))), mesh)
+    model = abstract_runs(jax.eval_shape(lambda: wan.Wan(job.config, rngs=nnx.Rngs(0))), mesh)
 
     def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-        return placed(jax.ShapeDtypeStruct(sizes, dtype), mesh)
+        return abstract_runs(jax.ShapeDtypeStruct(sizes, dtype), mesh)
 
     video = (model.vae, shape(job.frames, job.height, job.width, 3))
     latents = (model.vae, shape(*job.latent, job.config.dit.out_channels))
@@ -144,7 +133,7 @@ def learning(mesh: Mesh, types: Sequence[str]) -> Iterator[Program]:
         asked = dataclasses.replace(config, numerics=numerics)
         state = jax.eval_shape(partial(training.initial, recipe, asked))
         given = jax.tree.map(jnp.asarray, training.batches(recipe, asked, 0))
-        taken = (placed(state, mesh), placed(given, mesh))
+        taken = (abstract_runs(state, mesh), abstract_runs(given, mesh))
         what = f"the small model, a training step in {linear}"
         yield Program(what, training.make_update(recipe, asked), taken)
 
@@ -164,7 +153,8 @@ def programs_table(all_found: Sequence[Found]) -> str:
     kinds = ("attention", "matrix products", "convolutions", "the rest moves")
     lines = [f"| {' | '.join((*heads, *kinds))} |", "|---|" + 7 * "--:|"]
     for found in all_found:
-        sizes = (found.arguments, found.working, found.results)
+        held = found.memory
+        sizes = (held.arguments, held.temporaries, held.outputs)
         attention, products, convolutions, rest = found.kernels.values()
         lines.append(
             f"| {found.what} | {' | '.join(f'{size / GIB:.2f}' for size in sizes)} "

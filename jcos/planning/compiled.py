@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,9 +50,25 @@ def compile_run(
     """
     start = time.monotonic()
     taken = arguments(job, mesh, store, probe or Probe())
-    with sharding.on(mesh), _unkept():  # where nothing can be computed: the devices are not here
+    with sharding.on(mesh):
         sharding.check_runs(job.config.dit, 1, job.seeds)
-        lowered = generate_worlds.lower(*taken)
+    memory, text = compile_for(mesh, generate_worlds, *taken)
+    steps = job.sampling.steps
+    sent = {
+        kind: Traffic(math.ceil(traffic.count / steps), traffic.bytes / steps)
+        for kind, traffic in collectives(text).items()
+    }
+    attention = next((name for name, call in _CALLS.items() if call in text), "xla")
+    return Compiled(memory, attention, sent, time.monotonic() - start)
+
+
+def compile_for(mesh: Mesh, function: Any, *arguments: Any) -> tuple[Memory, str]:
+    """What a device of the mesh holds of a jitted function, and the compiled program as text.
+
+    arguments: those that are large as shapes that lie on the mesh. Raises DoesNotFit.
+    """
+    with sharding.on(mesh), _unkept():  # where nothing can be computed: the devices are not here
+        lowered = function.lower(*arguments)
         try:
             options = targets.OPTIONS[mesh.devices.flat[0].platform]
             program = lowered.compile(compiler_options=options)
@@ -61,20 +77,12 @@ def compile_run(
                 raise
             raise DoesNotFit(_first_line(error)) from None
     held, text = program.memory_analysis(), program.as_text()
-    assert held is not None
-    assert text is not None
     memory = Memory(
         arguments=held.argument_size_in_bytes,
         temporaries=held.temp_size_in_bytes,
         outputs=held.output_size_in_bytes - held.alias_size_in_bytes,
     )
-    steps = job.sampling.steps
-    sent = {
-        kind: Traffic(math.ceil(traffic.count / steps), traffic.bytes / steps)
-        for kind, traffic in collectives(text).items()
-    }
-    attention = next((name for name, call in _CALLS.items() if call in text), "xla")
-    return Compiled(memory, attention, sent, time.monotonic() - start)
+    return memory, text
 
 
 @contextlib.contextmanager

@@ -20,7 +20,8 @@ Sizes = Mapping[str, int]
 
 ROOM = 0.9
 """Share of the memory that a calculation may fill: what it leaves out (the framework, fragments)
-has to fit too. A compiler's word is taken as it is."""
+has to fit too. What was compiled for a GPU must fit what a command claims of it (`memory.CLAIM`);
+the word of a TPU's compiler is taken as it is."""
 
 
 @dataclasses.dataclass(frozen=True)
