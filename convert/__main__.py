@@ -24,7 +24,7 @@ from rich.progress import (
 )
 
 from convert.stream import Job, Lora, Only, Plan, convert
-from jcos.released import StoredType
+from jcos.weights.released import StoredType
 
 
 @dataclasses.dataclass(frozen=True)

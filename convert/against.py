@@ -18,12 +18,15 @@ import torch
 import transformers
 from flax import nnx
 
-from jcos import flow, trajectory
-from jcos.checkpoint import leaves, with_leaves
 from jcos.config import FLOAT32, OFFICIAL, Sampling, Solver, UMT5Config, VaeConfig
-from jcos.dit import Block, DiT
-from jcos.layers import RMSNorm, rope_angles, time_features
-from jcos.names import (
+from jcos.model.dit import Block, DiT
+from jcos.model.layers import RMSNorm, rope_angles, time_features
+from jcos.model.text import EncoderBlock, relative_buckets
+from jcos.model.vae import Vae
+from jcos.sampling import flow, trajectory
+from jcos.sampling.probes import Probe
+from jcos.weights.checkpoint import leaves, with_leaves
+from jcos.weights.names import (
     DIT_OF_DIFFUSERS,
     UMT5_OF_TRANSFORMERS,
     VAE_2_1_OF_DIFFUSERS,
@@ -31,10 +34,7 @@ from jcos.names import (
     Renaming,
     original_name,
 )
-from jcos.probes import Probe
-from jcos.released import Released
-from jcos.text import EncoderBlock, relative_buckets
-from jcos.vae import Vae
+from jcos.weights.released import Released
 
 M = TypeVar("M")
 BFLOAT16 = 1.1

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from jcos.checkpoint import CheckpointError
-from jcos.names import DIT_OF_DIFFUSERS, original_name
-from jcos.tensors import Tensor, metadata_of, tensors_in
+from jcos.weights.checkpoint import CheckpointError
+from jcos.weights.names import DIT_OF_DIFFUSERS, original_name
+from jcos.weights.tensors import Tensor, metadata_of, tensors_in
 
 _PREFIX = re.compile(
     r"^((base_model\.model|module|pipe|dit|model|diffusion_model|transformer(_2)?)\.|lora_unet_)+"

@@ -17,10 +17,10 @@ from rich.progress import Progress
 
 from convert.lora import Adapter, open_adapter
 from convert.work import Work
-from jcos import checkpoint
-from jcos.checkpoint import CheckpointError
 from jcos.config import to_json
-from jcos.released import Released, StoredType, open_released, part_of
+from jcos.weights import checkpoint
+from jcos.weights.checkpoint import CheckpointError
+from jcos.weights.released import Released, StoredType, open_released, part_of
 
 BUNDLE = 512_000_000
 """Bytes that small leaves are collected up to."""
@@ -43,7 +43,8 @@ class Lora:
 class Job:
     """What is converted into what.
 
-    dtype: `jcos.released.stored_type` says of which weights. only: parts to convert; all if empty.
+    dtype: `jcos.weights.released.stored_type` says of which weights.
+    only: parts to convert; all if empty.
     allow_unused: go on where LoRA files have keys without a place in the model.
     """
 

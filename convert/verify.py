@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jcos.files import write
-from jcos.released import open_released
+from jcos.weights.released import open_released
 
 INSTALL = "pip install -e '.[verify]' -c constraints.txt"
 PARTS = {"vae": "VAE", "text": "text encoder"}

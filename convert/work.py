@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from jcos.checkpoint import CheckpointError
+from jcos.weights.checkpoint import CheckpointError
 
 JOURNAL = "journal.json"
 Digests = dict[str, list[Any]]

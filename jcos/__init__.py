@@ -1,14 +1,14 @@
 """jcos (JAX Chain-of-Steps): where does a video diffusion model reason?
 
-The files stand on floors; each imports only those above it:
-config, flow, measures, mesh, attention, layers, dit, vae, text, sharding, checkpoint, probes,
-trajectory, wan, generation, planning, tasks, training, experiments, media, bench, report, cli.
+The folders are floors, each imports only from those before it: devices, model, media, weights,
+sampling, then `wan` and `generation` (the core), lab, plan, experiments, bench, report, cli.
 """
 
-from jcos import tasks
 from jcos.config import DiTConfig, Numerics, Sampling, WanConfig
+from jcos.devices.sharding import fetch, init_distributed, make_mesh, on
 from jcos.generation import generate, generate_side_by_side
-from jcos.probes import (
+from jcos.lab import tasks
+from jcos.sampling.probes import (
     Chain,
     EstimateEnsemble,
     Noise,
@@ -20,8 +20,7 @@ from jcos.probes import (
     TokenFeatures,
     chain,
 )
-from jcos.sharding import fetch, init_distributed, make_mesh, on
-from jcos.trajectory import Condition, Trace, stack, sweep
+from jcos.sampling.trajectory import Condition, Trace, stack, sweep
 from jcos.variants import VARIANTS
 from jcos.wan import Wan, load
 

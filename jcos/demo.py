@@ -14,17 +14,17 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from jcos import flow
 from jcos.experiments.ensemble import ensemble_solved
 from jcos.experiments.noise import noise_scores
 from jcos.experiments.puzzles import Progress, held_out
 from jcos.experiments.watching import Watched, masses, routes, watch
-from jcos.measures import bootstrap, proportion
-from jcos.probes import SeedEnsemble
+from jcos.lab.measures import bootstrap, proportion
+from jcos.lab.tasks import TASKS, Puzzle, Task
 from jcos.report.demo import Comparison, Curve, Demo, Example
 from jcos.report.page import write_demo
 from jcos.report.plane import Line, Look, Plane, sigma_line
-from jcos.tasks import TASKS, Puzzle, Task
+from jcos.sampling import flow
+from jcos.sampling.probes import SeedEnsemble
 from jcos.wan import Wan
 
 SHOWN = (0, 2, 5, 8, 12, 16, 20, 25, 30, 40, 49)

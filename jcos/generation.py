@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from jcos import flow, memory, mesh, sharding, trajectory
 from jcos.config import Sampling, WanConfig
-from jcos.dit import DiT
-from jcos.flow import SolverState
-from jcos.noise import seed_words
-from jcos.probes import Probe
-from jcos.trajectory import Condition, Steps, Trace
+from jcos.devices import memory, mesh, sharding
+from jcos.model.dit import DiT
+from jcos.sampling import flow, trajectory
+from jcos.sampling.flow import SolverState
+from jcos.sampling.noise import seed_words
+from jcos.sampling.probes import Probe
+from jcos.sampling.trajectory import Condition, Steps, Trace
 from jcos.wan import Wan
 
 

@@ -13,17 +13,18 @@ from flax import nnx
 from jax.sharding import Sharding
 from jaxtyping import Array, Float, UInt8
 
-from jcos import checkpoint, memory, mesh, sharding
 from jcos.config import Codec, PixelCodec, UMT5Config, VaeConfig, WanConfig, Words
-from jcos.dit import DiT
-from jcos.image import check_frames
-from jcos.layouts import is_released
-from jcos.released import Released, load_released, open_released
-from jcos.text import UMT5, WordEmbedding, embed, word_ids
-from jcos.tokenizer import Tokenizer
-from jcos.trajectory import Condition
-from jcos.vae import Tiles, Vae, decode_pixels, encode_pixels
+from jcos.devices import memory, mesh, sharding
+from jcos.media.image import check_frames
+from jcos.model.dit import DiT
+from jcos.model.text import UMT5, WordEmbedding, embed, word_ids
+from jcos.model.tokenizer import Tokenizer
+from jcos.model.vae import Tiles, Vae, decode_pixels, encode_pixels
+from jcos.sampling.trajectory import Condition
 from jcos.variants import Profile, with_profile
+from jcos.weights import checkpoint
+from jcos.weights.layouts import is_released
+from jcos.weights.released import Released, load_released, open_released
 
 TINY = Path(__file__).parent / "tiny"
 """The trained small model that comes with the package."""

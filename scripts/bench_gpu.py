@@ -30,12 +30,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
-from jcos import flow, memory, trajectory
-from jcos.attention import KERNELS, attention, using
 from jcos.config import Sampling, WanConfig
+from jcos.devices import memory
 from jcos.generation import generate_worlds, seed_keys
-from jcos.planning.costs import forward_flops
-from jcos.probes import Probe, SeedEnsemble, TokenEnergy
+from jcos.model.attention import KERNELS, attention, using
+from jcos.plan.costs import forward_flops
+from jcos.sampling import flow, trajectory
+from jcos.sampling.probes import Probe, SeedEnsemble, TokenEnergy
 from jcos.variants import wan22_i2v_a14b
 from jcos.wan import Wan, latent_grid
 

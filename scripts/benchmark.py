@@ -28,14 +28,16 @@ import numpy as np
 from flax import nnx
 from rich.progress import track
 
-from jcos import checkpoint, flow, programs, trajectory
-from jcos.dit import DiT
+from jcos.devices import programs
 from jcos.generation import generate, generate_worlds, seed_keys
-from jcos.layers import rope_angles, time_features
-from jcos.probes import Noise
-from jcos.tasks import get
+from jcos.lab.tasks import get
+from jcos.model.dit import DiT
+from jcos.model.layers import rope_angles, time_features
+from jcos.sampling import flow, trajectory
+from jcos.sampling.probes import Noise
 from jcos.variants import toy
 from jcos.wan import Wan, load
+from jcos.weights import checkpoint
 
 MAZE = get("maze")
 PUZZLE = MAZE.sample(0, "test")
@@ -206,7 +208,7 @@ def depth(lab: Lab) -> list[Row]:
 
 
 def original_tensors(model: DiT) -> dict[str, np.ndarray]:
-    """The weights by the names of the original checkpoints: back through `jcos.names.DIT`."""
+    """The weights by the original names: back through `jcos.weights.names.DIT`."""
     tensors = {}
     for path, leaf in checkpoint.leaves(model).items():
         array = np.asarray(leaf).swapaxes(-1, -2) if path.endswith("kernel") else np.asarray(leaf)

@@ -27,15 +27,16 @@ import numpy as np
 from flax import nnx
 from scipy.optimize import nnls
 
-from jcos import flow, mesh, sharding
 from jcos.config import WanConfig
+from jcos.devices import mesh, sharding
 from jcos.generation import generate_worlds, seed_keys
-from jcos.planning import costs
-from jcos.planning.costs import Job
-from jcos.planning.hlo import collectives
-from jcos.planning.machines import CHIPS
-from jcos.probes import Probe, TokenEnergy, TokenFeatures
-from jcos.trajectory import Condition
+from jcos.plan import costs
+from jcos.plan.costs import Job
+from jcos.plan.hlo import collectives
+from jcos.plan.machines import CHIPS
+from jcos.sampling import flow
+from jcos.sampling.probes import Probe, TokenEnergy, TokenFeatures
+from jcos.sampling.trajectory import Condition
 from jcos.variants import toy
 from jcos.wan import Wan
 from scripts.pages import rewrite

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from rich.progress import track
 
-from jcos import programs
+from jcos.devices import programs
 from jcos.experiments.evaluate import Result, evaluate
-from jcos.measures import Estimate
-from jcos.tasks import TASKS, get
+from jcos.lab.measures import Estimate
+from jcos.lab.tasks import TASKS, get
 from jcos.wan import TINY, load
 
 HEAD = (

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from jcos import files, media
+from jcos import files
+from jcos.media import formats
 from jcos.report import explorer
 
 Browser: TypeAlias = Any  # of playwright, which only the extra `browser` has
@@ -98,13 +99,13 @@ def large(folder: Path, megabytes: float) -> Path:
     rng = np.random.default_rng(0)
     height, width = SIZE
     blocks = rng.integers(0, 200, (FRAMES, height // 16, width // 16, 3), np.uint8)
-    video = media.upscale(blocks, 16) + rng.integers(0, 56, (FRAMES, *SIZE, 3), np.uint8)
+    video = formats.upscale(blocks, 16) + rng.integers(0, 56, (FRAMES, *SIZE, 3), np.uint8)
     folder.mkdir()
     film = folder / "seed-0.mp4"
-    media.write_mp4(film, video)
+    formats.write_mp4(film, video)
     seeds = range(int(np.ceil(megabytes * 1e6 / film.stat().st_size / (1 + len(STEPS)))))
     for seed in seeds:
-        names = [media.X0_FILM.format(seed=seed, step=step) for step in STEPS]
+        names = [formats.X0_FILM.format(seed=seed, step=step) for step in STEPS]
         for name in [*names, f"seed-{seed}.mp4"][: None if seed else -1]:
             shutil.copy(film, folder / name)
     sampling = {"steps": 40, "shift": 5.0, "solver": "unipc", "grid": "unipc", "guidance": [3.5]}

@@ -28,9 +28,9 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from convert.work import JOURNAL
-from jcos.checkpoint import leaves, parameter_count
-from jcos.dit import DiT
+from jcos.model.dit import DiT
 from jcos.variants import VARIANTS, wan22_ti2v_5b
+from jcos.weights.checkpoint import leaves, parameter_count
 
 Measured = tuple[str, str]
 """What was measured, and what it was."""

@@ -23,15 +23,18 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from jcos import generation, sharding, training, trajectory, wan
-from jcos.planning import compiled, costs, targets
-from jcos.planning.costs import Job, Memory
-from jcos.planning.hlo import Traffic
-from jcos.planning.kernels import kernels
-from jcos.planning.machines import GIB, Chip, machine
-from jcos.probes import Probe, SeedEnsemble, Swap, TokenEnergy, TokenFeatures
-from jcos.sharding import abstract_runs
-from jcos.vae import Tiles
+from jcos import generation, wan
+from jcos.devices import sharding
+from jcos.devices.sharding import abstract_runs
+from jcos.lab import training
+from jcos.model.vae import Tiles
+from jcos.plan import compiled, costs, targets
+from jcos.plan.costs import Job, Memory
+from jcos.plan.hlo import Traffic
+from jcos.plan.kernels import kernels
+from jcos.plan.machines import GIB, Chip, machine
+from jcos.sampling import trajectory
+from jcos.sampling.probes import Probe, SeedEnsemble, Swap, TokenEnergy, TokenFeatures
 from jcos.variants import toy, wan22_i2v_a14b
 from scripts.pages import rewrite
 

@@ -20,10 +20,10 @@ from typing import Any
 
 import jax
 
-from jcos.planning import costs, forecast
-from jcos.planning.costs import Job
-from jcos.planning.forecast import Forecast
-from jcos.planning.machines import GIB, machine
+from jcos.plan import costs, forecast
+from jcos.plan.costs import Job
+from jcos.plan.forecast import Forecast
+from jcos.plan.machines import GIB, machine
 from jcos.variants import VARIANTS
 from scripts.pages import rewrite
 

@@ -21,8 +21,8 @@ import matplotlib as mpl
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jcos import programs
-from jcos.training import PARTS, train
+from jcos.devices import programs
+from jcos.lab.training import PARTS, train
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

@@ -112,11 +112,11 @@ def random_model(steps: int):
 
     from flax import nnx
 
-    from jcos.checkpoint import leaves, with_leaves
     from jcos.config import Sampling
-    from jcos.training import vocabulary
+    from jcos.lab.training import vocabulary
     from jcos.variants import toy
     from jcos.wan import Wan
+    from jcos.weights.checkpoint import leaves, with_leaves
 
     config = toy(vocabulary())
     dit = dataclasses.replace(config.dit, dim=32, ffn_dim=32, heads=2, layers=2, freq_dim=16)

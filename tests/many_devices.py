@@ -81,7 +81,7 @@ def tiny_model() -> Any:
 def conditions_of(model: Any, worlds: int) -> Any:
     import numpy as np
 
-    from jcos import trajectory
+    from jcos.sampling import trajectory
 
     frames = np.random.default_rng(0).integers(0, 256, (worlds, 8, 8, 3), np.uint8)
     return trajectory.stack(
@@ -93,9 +93,9 @@ def trace_of(model: Any, conditions: Any, seeds: int) -> dict[str, Any]:
     """A run with guidance, an average over seeds, and observations of every kind."""
     import numpy as np
 
+    from jcos.devices.sharding import fetch
     from jcos.generation import generate_side_by_side
-    from jcos.probes import SeedEnsemble, States, TokenEnergy, chain
-    from jcos.sharding import fetch
+    from jcos.sampling.probes import SeedEnsemble, States, TokenEnergy, chain
 
     probe = chain(States(), TokenEnergy(), SeedEnsemble.window(2, 2, at_layers=[0]))
     trace = generate_side_by_side(model, conditions, range(seeds), probe=probe)
@@ -120,7 +120,7 @@ def eight() -> None:
 def layouts(worlds: str, seeds: str, *meshes: str) -> dict[str, dict[str, float]]:
     """How runs on these meshes differ from the same on one device, relative to the largest."""
     eight()
-    from jcos import sharding
+    from jcos.devices import sharding
 
     model = tiny_model()
     conditions = conditions_of(model, int(worlds))
@@ -140,7 +140,7 @@ def by_step(text: str) -> dict[str, float]:
     import jax
     import numpy as np
 
-    from jcos import memory, sharding
+    from jcos.devices import memory, sharding
     from jcos.generation import _advance, generate_side_by_side
 
     model, mesh = tiny_model(), sharding.make_mesh(sharding.parse_mesh(text))
@@ -167,9 +167,9 @@ def sweeps(*meshes: str) -> dict[str, dict[str, float]]:
     eight()
     import jax
 
-    from jcos import sharding
+    from jcos.devices import sharding
     from jcos.experiments.puzzles import finish, playing
-    from jcos.probes import SeedEnsemble, Swap, chain
+    from jcos.sampling.probes import SeedEnsemble, Swap, chain
 
     def trace_of(model: Any) -> dict[str, Any]:
         given = conditions_of(model, 4)
@@ -196,8 +196,8 @@ def attention(*meshes: str) -> dict[str, list]:
     import jax
     import numpy as np
 
-    from jcos import mesh, sharding
-    from jcos.attention import attention, using
+    from jcos.devices import mesh, sharding
+    from jcos.model.attention import attention, using
 
     q, k, v = jax.random.normal(jax.random.key(0), (3, 50, 8, 16))
     want = {True: attention(q, k, v), False: attention(q, k[:7], v[:7])}
@@ -230,8 +230,10 @@ def weights() -> dict[str, Any]:
     import numpy as np
     from flax import nnx
 
-    from jcos import checkpoint, sharding, wan
+    from jcos import wan
+    from jcos.devices import sharding
     from jcos.variants import VARIANTS
+    from jcos.weights import checkpoint
 
     model = jax.eval_shape(lambda: wan.Wan(VARIANTS["wan2.2-i2v-a14b"](), rngs=nnx.Rngs(0)))
     model.vae = None
@@ -268,7 +270,7 @@ def host(number: str, port: str) -> dict[str, float]:
     import jax
 
     jax.config.update("jax_num_cpu_devices", 4)
-    from jcos import sharding
+    from jcos.devices import sharding
 
     sharding.init_distributed(f"localhost:{port}", 2, int(number), timeout=60)
     model = tiny_model()
@@ -283,7 +285,7 @@ def lost(number: str, port: str) -> None:
     """One of two hosts, of which the second goes away without a word."""
     import jax
 
-    from jcos import sharding
+    from jcos.devices import sharding
 
     sharding.init_distributed(f"localhost:{port}", 2, int(number), timeout=10)
     if number == "1":

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jcos import checkpoint, cli, demo, wan
+from jcos import cli, demo, wan
 from jcos.experiments.puzzles import Progress
+from jcos.weights import checkpoint
 from tests.conftest import ROOT
 
 

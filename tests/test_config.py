@@ -8,7 +8,6 @@ import jax
 import pytest
 from flax import nnx
 
-from jcos.checkpoint import leaves, parameter_count
 from jcos.config import (
     FLOAT32,
     OFFICIAL,
@@ -20,10 +19,11 @@ from jcos.config import (
     from_json,
     to_json,
 )
-from jcos.dit import DiT
-from jcos.flow import plan
+from jcos.model.dit import DiT
+from jcos.sampling.flow import plan
 from jcos.variants import VARIANTS, Profile, toy, with_profile
 from jcos.wan import Wan
+from jcos.weights.checkpoint import leaves, parameter_count
 
 # What the released files hold: parameters of one expert, experts, tensors of one expert.
 RELEASED = {

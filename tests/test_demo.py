@@ -8,7 +8,7 @@ import pytest
 
 from jcos import demo
 from jcos.experiments.puzzles import Progress
-from jcos.tasks import TASKS
+from jcos.lab.tasks import TASKS
 from jcos.wan import Wan
 
 SIZES = demo.Sizes(task=2, noise=1, ensemble=2)

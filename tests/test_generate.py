@@ -19,13 +19,14 @@ import tokenizers
 from PIL import Image
 from safetensors.numpy import load_file
 
-from jcos import cli, generation, image, media, wan
+from jcos import cli, generation, wan
 from jcos.cli import generate as command
 from jcos.cli.generate import Generate
 from jcos.config import Solver
 from jcos.files import write
-from jcos.noise import wan_noise
-from jcos.vae import Tiles, Vae
+from jcos.media import formats, image
+from jcos.model.vae import Tiles, Vae
+from jcos.sampling.noise import wan_noise
 from jcos.variants import wan22_i2v_a14b, with_profile
 from jcos.wan import Wan
 from tests.conftest import GOLDEN
@@ -104,12 +105,12 @@ def test_a_prompt_and_a_picture_become_a_video(
     np.testing.assert_allclose(arrays["x0"][:, 1], arrays["latents"], atol=1e-5)
     assert np.abs(arrays["latents"][0] - arrays["latents"][1]).max() > 0.1
     for seed in (3, 4):
-        assert media.read_mp4(out / f"seed-{seed}.mp4").shape == (5, 64, 48, 3)
+        assert formats.read_mp4(out / f"seed-{seed}.mp4").shape == (5, 64, 48, 3)
         with Image.open(out / f"seed-{seed}-x0.png") as sheet:
             assert sheet.size == (5 * 50, 2 * 66)
         for step in json.loads((out / "run.json").read_text())["x0"]:
-            name = media.X0_FILM.format(seed=seed, step=step)
-            assert media.read_mp4(out / name).shape == (5, 64, 48, 3)
+            name = formats.X0_FILM.format(seed=seed, step=step)
+            assert formats.read_mp4(out / name).shape == (5, 64, 48, 3)
     assert '"frames":[0,1,2,3,4]' in (out / "index.html").read_text()
     about = json.loads((out / "run.json").read_text())
     assert about["sampling"]["solver"] == "unipc"

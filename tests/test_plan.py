@@ -14,15 +14,16 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from jcos import cli, sharding
+from jcos import cli
 from jcos.config import Sampling
-from jcos.dit import DiT
-from jcos.planning import costs, forecast, targets
-from jcos.planning.costs import Job, Memory, Seconds
-from jcos.planning.forecast import Forecast, Option
-from jcos.planning.hlo import Traffic, collectives
-from jcos.planning.kernels import kernels
-from jcos.planning.machines import GIB, machine
+from jcos.devices import sharding
+from jcos.model.dit import DiT
+from jcos.plan import costs, forecast, targets
+from jcos.plan.costs import Job, Memory, Seconds
+from jcos.plan.forecast import Forecast, Option
+from jcos.plan.hlo import Traffic, collectives
+from jcos.plan.kernels import kernels
+from jcos.plan.machines import GIB, machine
 from jcos.variants import VARIANTS, toy
 
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jcos import flow, trajectory
 from jcos.config import Sampling
 from jcos.generation import generate, generate_side_by_side, generate_worlds, seed_keys
-from jcos.probes import (
+from jcos.sampling import flow, trajectory
+from jcos.sampling.probes import (
     EstimateEnsemble,
     InWorlds,
     Noise,
@@ -23,7 +23,7 @@ from jcos.probes import (
     chain,
 )
 from jcos.wan import Wan
-from tests.test_trajectory import CONFIG, FRAMES, LAYERS, STEPS, TOKENS, frame, randomised
+from tests.sampling.test_trajectory import CONFIG, FRAMES, LAYERS, STEPS, TOKENS, frame, randomised
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jcos import generation, image, wan
+from jcos import generation, wan
 from jcos.config import PixelCodec, Sampling, VaeConfig, WanConfig
-from jcos.names import VAE, fill
-from jcos.noise import wan_noise
-from jcos.vae import Vae
+from jcos.media import image
+from jcos.model.vae import Vae
+from jcos.sampling.noise import wan_noise
 from jcos.wan import Wan
+from jcos.weights.names import VAE, fill
 from tests.conftest import GOLDEN, load_golden
 
 FOLDERS = {"i2v": ("Wan2.2-I2V-A14B", "vae21"), "ti2v": ("Wan2.2-TI2V-5B", "vae22")}

@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from jcos import image
 from jcos.bench.folder import Sample
 from jcos.config import PixelCodec, Sampling, WanConfig
 from jcos.experiments.experiment import Place, Settings, places, window
-from jcos.probes import Chain, Noise, SeedEnsemble, chain
+from jcos.media import image
+from jcos.sampling.probes import Chain, Noise, SeedEnsemble, chain
 from jcos.variants import Profile
 from jcos.wan import check_picture, latent_grid
 

@@ -12,8 +12,8 @@ from jcos.bench.arm import Arm, resized
 from jcos.bench.folder import Bench, Sample
 from jcos.bench.state import MANIFEST, Folder, read_json
 from jcos.files import write
-from jcos.image import read_picture
-from jcos.media import write_mp4
+from jcos.media.formats import write_mp4
+from jcos.media.image import read_picture
 
 STILL, TRUTH = "still", "truth"
 """Arms that `score` makes itself."""

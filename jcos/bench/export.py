@@ -9,8 +9,8 @@ import numpy as np
 from jcos.bench.folder import SPLITS, Sample
 from jcos.experiments.puzzles import held_out
 from jcos.files import write
-from jcos.media import png, read_mp4, upscale, write_mp4
-from jcos.tasks import TASKS, Puzzle, get
+from jcos.lab.tasks import TASKS, Puzzle, get
+from jcos.media.formats import png, read_mp4, upscale, write_mp4
 
 SCALE = 8
 """Pixels of a picture to a pixel of the task: H.264 keeps colours at half the resolution, and the

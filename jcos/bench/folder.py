@@ -15,8 +15,8 @@ from typing import NamedTuple
 import av
 
 from jcos.bench.official import OFFICIAL, PER_TASK
-from jcos.image import read_picture
-from jcos.tasks import TASKS
+from jcos.lab.tasks import TASKS
+from jcos.media.image import read_picture
 
 SPLITS = {"In-Domain_50": "ID", "Out-of-Domain_50": "OOD"}
 TASK = re.compile(r"(?P<id>[A-Z]-\d+)_(?P<name>.+)_data-generator")

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from jcos.bench.arm import Arm, Shape
 from jcos.bench.folder import Sample
 from jcos.config import WanConfig
-from jcos.planning import forecast
-from jcos.planning.costs import Job, step_flops
-from jcos.planning.forecast import Forecast
-from jcos.planning.machines import Machine
+from jcos.plan import forecast
+from jcos.plan.costs import Job, step_flops
+from jcos.plan.forecast import Forecast
+from jcos.plan.machines import Machine
 
 REFERENCE = Shape(81, 480, 832)
 """The video whose steps are measured."""

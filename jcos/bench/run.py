@@ -9,19 +9,20 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jcos import sharding, wan
+from jcos import wan
 from jcos.bench.arm import Arm, as_json, shapes_of
 from jcos.bench.folder import Bench
 from jcos.bench.sampler import Sampler, check_mesh
 from jcos.bench.state import Folder, Status, versions
 from jcos.bench.worker import Progress, Worker
-from jcos.checkpoint import MANIFEST as CONVERTED
-from jcos.checkpoint import stored
 from jcos.config import UMT5Config, VaeConfig, WanConfig
+from jcos.devices import sharding
 from jcos.experiments.results import identify
-from jcos.released import open_released
-from jcos.text import UMT5, TextCache
+from jcos.model.text import UMT5, TextCache
 from jcos.wan import Prompt
+from jcos.weights.checkpoint import MANIFEST as CONVERTED
+from jcos.weights.checkpoint import stored
+from jcos.weights.released import open_released
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,17 +13,19 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jcos import flow, generation, memory, mesh, sharding, trajectory, wan
+from jcos import generation, wan
 from jcos.bench.arm import Arm, Shape
 from jcos.bench.folder import Sample
 from jcos.config import WanConfig
-from jcos.dit import DiT
+from jcos.devices import memory, mesh, sharding
 from jcos.experiments.experiment import places
 from jcos.experiments.memory import runs_that_fit
-from jcos.flow import SolverState
-from jcos.noise import wan_noise
-from jcos.probes import Probe
-from jcos.trajectory import Condition, Steps
+from jcos.model.dit import DiT
+from jcos.sampling import flow, trajectory
+from jcos.sampling.flow import SolverState
+from jcos.sampling.noise import wan_noise
+from jcos.sampling.probes import Probe
+from jcos.sampling.trajectory import Condition, Steps
 from jcos.wan import Prompt, Wan
 
 

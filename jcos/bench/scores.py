@@ -14,7 +14,7 @@ from jcos.bench import baselines, export
 from jcos.bench.baselines import STILL, TRUTH
 from jcos.bench.evalkit import Scores, official
 from jcos.bench.folder import SPLITS, Bench, category_of, task_of
-from jcos.measures import Estimate
+from jcos.lab.measures import Estimate
 
 
 class Cell(NamedTuple):

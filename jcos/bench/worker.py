@@ -15,16 +15,16 @@ import numpy as np
 from jaxtyping import Float
 from safetensors.numpy import save
 
-from jcos import sharding
 from jcos.bench.arm import Shape, resized
 from jcos.bench.claims import Claims
 from jcos.bench.folder import Sample
 from jcos.bench.sampler import Sampler
 from jcos.bench.state import Folder
 from jcos.config import PixelCodec
+from jcos.devices import sharding
 from jcos.files import write
-from jcos.media import write_mp4
-from jcos.trajectory import Condition
+from jcos.media.formats import write_mp4
+from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
 
 ROOM = 64 * 2**20

@@ -7,7 +7,6 @@ from typing import Protocol
 
 import tyro
 
-from jcos import memory, programs
 from jcos.cli.bench import BenchCommand
 from jcos.cli.demo import Demo
 from jcos.cli.generate import Generate
@@ -16,6 +15,7 @@ from jcos.cli.report import Explore, Report
 from jcos.cli.run import Run
 from jcos.cli.sample import Sample
 from jcos.cli.tasks import Tasks
+from jcos.devices import memory, programs
 
 FAILURES = (ValueError, IndexError, FloatingPointError, MemoryError, OSError)
 """What a wrong input or a full disk raises; anything else is a bug and shows its traceback."""

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from jcos import sharding, wan
+from jcos import wan
 from jcos.bench import scores
 from jcos.bench.arm import Arm, load_arms, shapes_of
 from jcos.bench.baselines import Codec, codec_of
@@ -26,11 +26,12 @@ from jcos.bench.hours import Pace, expected, hours, measured
 from jcos.bench.run import Work, begin, conduct
 from jcos.bench.state import MANIFEST, Status, as_text, now, versions
 from jcos.cli.common import PACE, Checkpoint, OnMesh, command_line, console
+from jcos.devices import sharding
 from jcos.experiments.settings import override
 from jcos.files import write
-from jcos.measures import Estimate
-from jcos.planning.machines import machine
-from jcos.tasks import TASKS
+from jcos.lab.measures import Estimate
+from jcos.lab.tasks import TASKS
+from jcos.plan.machines import machine
 
 Samples = Annotated[
     Path, tyro.conf.arg(help="The benchmark's folder, with In-Domain_50 and Out-of-Domain_50.")

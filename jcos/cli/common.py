@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from jcos import mesh, sharding
 from jcos.bench.sampler import check_mesh
 from jcos.config import WanConfig
+from jcos.devices import mesh, sharding
 from jcos.experiments.puzzles import Progress
-from jcos.probes import Chain, Noise, Probe, SeedEnsemble, chain
+from jcos.sampling.probes import Chain, Noise, Probe, SeedEnsemble, chain
 
 console = Console(stderr=True)
 PACE = 30 * 24 * 3600.0

@@ -25,17 +25,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from safetensors.numpy import load_file, save
 
-from jcos import generation, image, media, mesh, programs, sharding, wan
+from jcos import generation, wan
 from jcos.cli.common import PACE, Interventions, OnMesh, command_line, console, read_size
 from jcos.config import Sampling, Solver, VaeConfig, WanConfig
+from jcos.devices import mesh, programs, sharding
 from jcos.experiments.results import identify
 from jcos.files import write
-from jcos.noise import noise_from_file, seed_words, wan_noise
-from jcos.probes import Probe, choose
+from jcos.media import formats, image
+from jcos.model.text import UMT5, TextCache, read_prompt
+from jcos.model.vae import Tiles
 from jcos.report import explorer
-from jcos.text import UMT5, TextCache, read_prompt
-from jcos.trajectory import Condition
-from jcos.vae import Tiles
+from jcos.sampling.noise import noise_from_file, seed_words, wan_noise
+from jcos.sampling.probes import Probe, choose
+from jcos.sampling.trajectory import Condition
 from jcos.variants import Profile
 from jcos.wan import Wan
 
@@ -320,19 +322,19 @@ class Generate(Interventions, OnMesh):
                 continue
             with console.status(f"decoding seed {seed} …"):
                 video = model.decode(arrays["latents"][i], tiles)
-                media.write_mp4(self.out / f"seed-{seed}.mp4", video, model.config.clip.fps)
+                formats.write_mp4(self.out / f"seed-{seed}.mp4", video, model.config.clip.fps)
                 if not self.x0:
                     continue
                 shown = np.unique(np.linspace(0, len(video) - 1, 9).round().astype(int))
                 kept = []
                 for step, x0 in zip(self.x0, arrays["x0"][i], strict=True):
                     film = model.decode(x0, tiles)
-                    path = self.out / media.X0_FILM.format(seed=seed, step=step)
-                    media.write_mp4(path, film, model.config.clip.fps)
+                    path = self.out / formats.X0_FILM.format(seed=seed, step=step)
+                    formats.write_mp4(path, film, model.config.clip.fps)
                     kept.append(film[shown])
                 rows = np.stack(kept)
-                sheet = media.contact_sheet(rows[:, :, :: _thin(rows), :: _thin(rows)])
-                write(self.out / f"seed-{seed}-x0.png", media.png(sheet))
+                sheet = formats.contact_sheet(rows[:, :, :: _thin(rows), :: _thin(rows)])
+                write(self.out / f"seed-{seed}-x0.png", formats.png(sheet))
 
 
 def _thin(rows: np.ndarray) -> int:

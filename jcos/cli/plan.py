@@ -11,13 +11,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from jcos import sharding
 from jcos.cli.common import console, read_size
+from jcos.devices import sharding
 from jcos.files import write
-from jcos.planning import costs, forecast
-from jcos.planning.costs import Job
-from jcos.planning.forecast import Forecast, Option
-from jcos.planning.machines import GIB, machine
+from jcos.plan import costs, forecast
+from jcos.plan.costs import Job
+from jcos.plan.forecast import Forecast, Option
+from jcos.plan.machines import GIB, machine
 from jcos.variants import VARIANTS, Profile, with_profile
 
 

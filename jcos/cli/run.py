@@ -7,9 +7,10 @@ from pathlib import Path
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from jcos import sharding, wan
+from jcos import wan
 from jcos.cli.common import Checkpoint, OnMesh, command_line, console
 from jcos.config import Sampling, WanConfig
+from jcos.devices import sharding
 from jcos.experiments.results import conduct, identify
 from jcos.experiments.settings import load_experiment, override
 from jcos.report import explorer

@@ -11,16 +11,18 @@ import numpy as np
 import tyro
 from jaxtyping import Bool
 
-from jcos import media, tasks, wan
+from jcos import wan
 from jcos.cli.common import Checkpoint, Interventions, bar, command_line
 from jcos.config import Sampling
 from jcos.experiments.answers import answers_of, blend
 from jcos.experiments.puzzles import Progress, held_out, play, score
 from jcos.files import write
-from jcos.noise import seed_words
-from jcos.probes import Probe
+from jcos.lab import tasks
+from jcos.lab.tasks import Puzzle, Task
+from jcos.media import formats
 from jcos.report import explorer
-from jcos.tasks import Puzzle, Task
+from jcos.sampling.noise import seed_words
+from jcos.sampling.probes import Probe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,9 +114,9 @@ class Sample(Interventions):
             rows = [*model.decode(x0[i, 0, shown]), video, task.routes(puzzle)[0]]
             write(
                 self.out / f"puzzle-{i}.png",
-                media.png(media.contact_sheet(np.stack(rows), scale=4)),
+                formats.png(formats.contact_sheet(np.stack(rows), scale=4)),
             )
-            write(self.out / f"puzzle-{i}.webp", media.webp(media.upscale(video, 8)))
+            write(self.out / f"puzzle-{i}.webp", formats.webp(formats.upscale(video, 8)))
         run = {
             "command": command_line(),
             "model": model.config.name,

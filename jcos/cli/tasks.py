@@ -7,9 +7,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jcos import media, tasks
 from jcos.experiments.puzzles import held_out
 from jcos.files import write
+from jcos.lab import tasks
+from jcos.media import formats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Tasks:
         for name, task in chosen.items() if self.draw > 0 else ():
             rows = [task.routes(p)[0] for p in held_out(task, self.draw)]
             self.out.mkdir(parents=True, exist_ok=True)
-            sheet = media.contact_sheet(np.stack(rows), scale=6)
-            write(self.out / f"{name}.png", media.png(sheet))
+            sheet = formats.contact_sheet(np.stack(rows), scale=6)
+            write(self.out / f"{name}.png", formats.png(sheet))
         if self.draw > 0:
             print(f"Drawn into {self.out}")

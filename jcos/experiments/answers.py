@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jcos.experiments.ideal import IdealDenoiser
-from jcos.measures import Mass, answer_mass
-from jcos.tasks import TASKS, Puzzle, Video
+from jcos.lab.ideal import IdealDenoiser
+from jcos.lab.measures import Mass, answer_mass
+from jcos.lab.tasks import TASKS, Puzzle, Video
 from jcos.wan import Wan
 
 TRIES = 20

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jcos import flow
 from jcos.config import WanConfig
 from jcos.experiments.answers import answers_of
 from jcos.experiments.behaviour_figures import figures
@@ -26,9 +25,10 @@ from jcos.experiments.experiment import Experiment, Findings, Picture, looked_at
 from jcos.experiments.puzzles import Progress, playing
 from jcos.experiments.samples import Samples
 from jcos.experiments.watching import Seen, look_at_answers
-from jcos.measures import commitment_step
-from jcos.probes import States
-from jcos.trajectory import Trace
+from jcos.lab.measures import commitment_step
+from jcos.sampling import flow
+from jcos.sampling.probes import States
+from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
 SETTLED = 0.1

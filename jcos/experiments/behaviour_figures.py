@@ -11,7 +11,7 @@ from jcos.experiments.behaviour_found import Found
 from jcos.experiments.behaviour_memory import LABELS, PLACES, Memory
 from jcos.experiments.experiment import Picture
 from jcos.experiments.noise_found import estimate_known
-from jcos.measures import Estimate
+from jcos.lab.measures import Estimate
 
 CORRECTION = (
     "Runs whose estimate at a step is wrong although the end is right, and the reverse. Undecided "

@@ -13,9 +13,9 @@ from jcos.experiments.experiment import Row, looked_at, row
 from jcos.experiments.noise_found import estimate_known
 from jcos.experiments.samples import GUESSES, Baseline, Samples
 from jcos.experiments.watching import Seen
-from jcos.measures import bootstrap, commitment_step
-from jcos.tasks import TASKS, Puzzle, still_of
-from jcos.tasks.marks import OPAQUE, apart
+from jcos.lab.measures import bootstrap, commitment_step
+from jcos.lab.tasks import TASKS, Puzzle, still_of
+from jcos.lab.tasks.marks import OPAQUE, apart
 
 GATES: dict[str, tuple[str, ...]] = {
     "maze": ("scene", "agent", "goal"),

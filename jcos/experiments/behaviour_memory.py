@@ -15,17 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jcos import flow
 from jcos.config import PixelCodec, WanConfig
 from jcos.experiments.puzzles import Progress, conditions, held_out, one_world, playing
 from jcos.experiments.ridge import ridge
-from jcos.measures import Estimate, over_puzzles
-from jcos.probes import TokenFeatures
-from jcos.tasks import TASKS, Puzzle
-from jcos.tasks.base import COLOURS, TILE
-from jcos.tasks.marks import turned
-from jcos.tasks.returns import HIDE, LANES, SHAPES
-from jcos.trajectory import Trace
+from jcos.lab.measures import Estimate, over_puzzles
+from jcos.lab.tasks import TASKS, Puzzle
+from jcos.lab.tasks.base import COLOURS, TILE
+from jcos.lab.tasks.marks import turned
+from jcos.lab.tasks.returns import HIDE, LANES, SHAPES
+from jcos.sampling import flow
+from jcos.sampling.probes import TokenFeatures
+from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
 RETURNS = TASKS["returns"]

@@ -20,18 +20,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from jcos import flow, trajectory
 from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import Answers, answers_of
 from jcos.experiments.budget_figures import clip_figures, figures
 from jcos.experiments.budget_found import Case, Found, clip_rows
 from jcos.experiments.experiment import Experiment, Findings, Picture
-from jcos.experiments.ideal import ideal_run
 from jcos.experiments.puzzles import Progress, one_world, pixels, playing
 from jcos.experiments.samples import Samples, condition_of, latent_frames, read_clips
-from jcos.probes import States
-from jcos.trajectory import Condition, Trace
+from jcos.lab.ideal import ideal_run
+from jcos.sampling import flow, trajectory
+from jcos.sampling.probes import States
+from jcos.sampling.trajectory import Condition, Trace
 from jcos.wan import Wan
 
 

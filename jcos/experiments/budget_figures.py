@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from jcos.experiments import plots
 from jcos.experiments.budget_found import Case, Found
 from jcos.experiments.experiment import Picture
-from jcos.measures import over_puzzles
+from jcos.lab.measures import over_puzzles
 
 STEPS = (
     "Score against what a video costs, from one step on, with the model's own spacing; the ideal "

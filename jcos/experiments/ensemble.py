@@ -16,18 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jcos import flow
 from jcos.config import PixelCodec, WanConfig
 from jcos.experiments.answers import answers_of
 from jcos.experiments.ensemble_figures import figures
 from jcos.experiments.ensemble_found import AXES, Arm, Found, groups_of
 from jcos.experiments.experiment import Experiment, Findings, Place, places, window
-from jcos.experiments.ideal import IdealDenoiser
 from jcos.experiments.puzzles import Progress, pixels, play, playing, score
 from jcos.experiments.samples import Samples
-from jcos.probes import Chain, EstimateEnsemble, SeedEnsemble, chain, choose
-from jcos.tasks import Puzzle, Task
-from jcos.trajectory import Trace
+from jcos.lab.ideal import IdealDenoiser
+from jcos.lab.tasks import Puzzle, Task
+from jcos.sampling import flow
+from jcos.sampling.probes import Chain, EstimateEnsemble, SeedEnsemble, chain, choose
+from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from jcos.experiments import plots
 from jcos.experiments.ensemble_found import Arm, Found, difference
 from jcos.experiments.experiment import Picture
-from jcos.measures import Estimate, over_puzzles
+from jcos.lab.measures import Estimate, over_puzzles
 
 COMPARED = (
     "Share of puzzles solved; in brackets forward passes. Mean: {}. Best needs a judge; majority "

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from jcos.experiments.experiment import Row, row
 from jcos.experiments.samples import Samples
-from jcos.measures import Estimate, over_puzzles
+from jcos.lab.measures import Estimate, over_puzzles
 
 
 class Arm(NamedTuple):

@@ -8,8 +8,8 @@ import numpy as np
 
 from jcos.config import Sampling
 from jcos.experiments.puzzles import held_out, play, score
-from jcos.measures import Estimate, commitment_step, proportion
-from jcos.tasks import Puzzle, Task, chance, still_of
+from jcos.lab.measures import Estimate, commitment_step, proportion
+from jcos.lab.tasks import Puzzle, Task, chance, still_of
 from jcos.wan import Wan
 
 

@@ -16,12 +16,12 @@ import numpy as np
 from jaxtyping import Shaped
 from matplotlib.figure import Figure
 
-from jcos import flow
 from jcos.config import Grid, PixelCodec, Sampling, Solver, WanConfig
 from jcos.experiments.puzzles import Progress
 from jcos.experiments.samples import Baseline, Samples, check_clips, latent_frames, read_clips
-from jcos.measures import Estimate, over_puzzles
-from jcos.tasks import get
+from jcos.lab.measures import Estimate, over_puzzles
+from jcos.lab.tasks import get
+from jcos.sampling import flow
 from jcos.variants import Profile
 from jcos.wan import Wan
 

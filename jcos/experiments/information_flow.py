@@ -18,21 +18,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped, UInt8
 
-from jcos import flow, probes, trajectory
 from jcos.config import WanConfig
 from jcos.experiments.answers import Answers, answers_of, blend, chosen
 from jcos.experiments.experiment import Experiment, Findings, Place, places
-from jcos.experiments.ideal import ideal
 from jcos.experiments.information_flow_figures import figures
 from jcos.experiments.information_flow_found import AXES, Found
 from jcos.experiments.noise import probe_of
 from jcos.experiments.noise_found import Case
 from jcos.experiments.puzzles import Progress, pixels, playing
 from jcos.experiments.samples import Samples
-from jcos.flow import Schedule, solver_init, solver_step
-from jcos.measures import dissimilarity
-from jcos.probes import Latents, Site, Tokens
-from jcos.trajectory import Trace
+from jcos.lab.ideal import ideal
+from jcos.lab.measures import dissimilarity
+from jcos.sampling import flow, probes, trajectory
+from jcos.sampling.flow import Schedule, solver_init, solver_step
+from jcos.sampling.probes import Latents, Site, Tokens
+from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
 

@@ -9,7 +9,7 @@ from jcos.experiments import plots
 from jcos.experiments.experiment import Picture
 from jcos.experiments.information_flow_found import AT, END, ON, Found
 from jcos.experiments.noise_found import estimate_known
-from jcos.measures import over_puzzles
+from jcos.lab.measures import over_puzzles
 
 TRIANGLE = (
     "How much a run differs at each step from the clean one (columns) after noise at one step in "

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from jcos.experiments.experiment import Row, row
 from jcos.experiments.noise_found import Case, estimate_known
 from jcos.experiments.samples import Samples
-from jcos.measures import bootstrap
+from jcos.lab.measures import bootstrap
 
 AT, ON, END = "at that step", "from there on", "at the end"
 """When a perturbation is looked at: where it is put in, on average over that and all later steps,

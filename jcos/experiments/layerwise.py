@@ -16,18 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from jcos import flow, probes
 from jcos.config import WanConfig
 from jcos.experiments.answers import Answers, answers_of
 from jcos.experiments.experiment import Experiment, Findings, Place, places
-from jcos.experiments.ideal import ideal
 from jcos.experiments.layerwise_decoded import decode, halves, labels_of
 from jcos.experiments.layerwise_figures import figures
 from jcos.experiments.layerwise_found import AXES, Found, Part, Spread
 from jcos.experiments.puzzles import Progress, pixels, playing
 from jcos.experiments.samples import Samples
-from jcos.probes import Site, States, TokenEnergy, TokenFeatures, Tokens
-from jcos.trajectory import Trace
+from jcos.lab.ideal import ideal
+from jcos.sampling import flow, probes
+from jcos.sampling.probes import Site, States, TokenEnergy, TokenFeatures, Tokens
+from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
 ITERATIONS = 8

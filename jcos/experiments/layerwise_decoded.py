@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from jcos.experiments.ridge import ridge
-from jcos.tasks import TASKS, Puzzle
-from jcos.tasks.marks import TINTED, apart, tiles
+from jcos.lab.tasks import TASKS, Puzzle
+from jcos.lab.tasks.marks import TINTED, apart, tiles
 
 READINGS = {"foreground": (0, False), "answer": (1, False), "choice": (1, True)}
 """What is read: by probes of which label, and whether among contested tokens only."""

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 
 from jcos.experiments.experiment import Row, row
 from jcos.experiments.layerwise_decoded import READINGS, Decoded, Labels, auroc_within
-from jcos.measures import Estimate, over_puzzles
+from jcos.lab.measures import Estimate, over_puzzles
 
 NAMES = {
     "foreground": "foreground",

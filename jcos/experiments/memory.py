@@ -6,9 +6,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jcos import mesh
-from jcos.flow import Plan
-from jcos.trajectory import Condition
+from jcos.devices import mesh
+from jcos.sampling.flow import Plan
+from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
 
 MOST = 32
@@ -54,7 +54,7 @@ def _share(number: int, axis: str) -> int:
 
 def sweep_knobs(chunk: int, seeds: int) -> list[str]:
     """What a sweep that is too large can be changed in, that which changes least about its results
-    first (`jcos.memory.explained`)."""
+    first (`jcos.devices.memory.explained`)."""
     many = mesh.devices(*mesh.AXES) > 1
     table = [
         (chunk > 1, f"fewer runs at a time, the same results (jcos run --set chunk={chunk // 2})"),

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from jcos import flow, probes
 from jcos.config import WanConfig
 from jcos.experiments.answers import Answers, answers_of, blend, chosen
 from jcos.experiments.experiment import Experiment, Findings, Place, places
@@ -25,8 +24,9 @@ from jcos.experiments.noise_figures import figures
 from jcos.experiments.noise_found import IDEAL, Case, Found
 from jcos.experiments.puzzles import Progress, pixels, play, playing, score
 from jcos.experiments.samples import Samples
-from jcos.tasks import TASKS, Puzzle, Task, Video
-from jcos.trajectory import Trace
+from jcos.lab.tasks import TASKS, Puzzle, Task, Video
+from jcos.sampling import flow, probes
+from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
 

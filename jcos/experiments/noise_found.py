@@ -9,7 +9,7 @@ from jaxtyping import Shaped
 
 from jcos.experiments.experiment import Row, row
 from jcos.experiments.samples import Samples
-from jcos.measures import Estimate, over_puzzles
+from jcos.lab.measures import Estimate, over_puzzles
 
 IDEAL = "ideal "
 """Before the names of the ideal denoiser's readings."""

@@ -10,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
-from jcos import flow, memory, mesh, trajectory
 from jcos.config import PixelCodec, Sampling
+from jcos.devices import memory, mesh
 from jcos.experiments.memory import runs_that_fit, sweep_knobs
 from jcos.generation import generate_worlds
-from jcos.noise import seed_words
-from jcos.probes import Probe, chain
-from jcos.tasks import TASKS, Puzzle, Task
-from jcos.trajectory import Condition, Trace
-from jcos.vae import decode_pixels
+from jcos.lab.tasks import TASKS, Puzzle, Task
+from jcos.model.vae import decode_pixels
+from jcos.sampling import flow, trajectory
+from jcos.sampling.noise import seed_words
+from jcos.sampling.probes import Probe, chain
+from jcos.sampling.trajectory import Condition, Trace
 from jcos.wan import Wan
 
 T = TypeVar("T")

@@ -22,14 +22,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jcos import sharding
-from jcos.checkpoint import MANIFEST
 from jcos.config import WanConfig
+from jcos.devices import sharding
 from jcos.experiments.experiment import Experiment, Findings, Row, fields_of
 from jcos.experiments.plots import to_png
 from jcos.experiments.puzzles import Progress
 from jcos.experiments.samples import digest
 from jcos.wan import Wan
+from jcos.weights.checkpoint import MANIFEST
 
 CONFIG = "config.json"
 FREE = ("chunk", "at_once")

@@ -13,12 +13,13 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from jcos import image, trajectory
 from jcos.config import PixelCodec, WanConfig
 from jcos.experiments.puzzles import conditions, held_out, judge
-from jcos.tasks import TASKS, Puzzle, get, still_of
-from jcos.text import read_prompt
-from jcos.trajectory import Condition
+from jcos.lab.tasks import TASKS, Puzzle, get, still_of
+from jcos.media import image
+from jcos.model.text import read_prompt
+from jcos.sampling import trajectory
+from jcos.sampling.trajectory import Condition
 from jcos.variants import Profile
 from jcos.wan import Picture, Prompt, Wan, check_picture, latent_grid
 

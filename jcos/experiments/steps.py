@@ -21,7 +21,7 @@ from jcos.experiments.samples import Samples
 from jcos.experiments.steps_figures import figures
 from jcos.experiments.steps_found import Found
 from jcos.experiments.watching import Seen, look_at_answers, look_at_distance
-from jcos.probes import States
+from jcos.sampling.probes import States
 from jcos.wan import Wan
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jcos import measures
 from jcos.experiments.answers import Answers, chosen, shares
 from jcos.experiments.experiment import Row, looked_at, row
 from jcos.experiments.samples import Baseline, Samples
 from jcos.experiments.watching import Seen
-from jcos.measures import Estimate, bootstrap, commitment_step, held_at_once
+from jcos.lab import measures
+from jcos.lab.measures import Estimate, bootstrap, commitment_step, held_at_once
 
 UNCERTAIN = {
     "change": "change from the step before",

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from jcos import flow, probes
 from jcos.config import WanConfig
 from jcos.experiments.answers import Answers, blend
 from jcos.experiments.experiment import Experiment, Findings, Place, places
@@ -27,7 +26,8 @@ from jcos.experiments.samples import read_clips
 from jcos.experiments.swap_figures import figures
 from jcos.experiments.swap_found import AXES, VELOCITY, Case, Ends, Found
 from jcos.experiments.swap_pairs import Pair, candidates, object_tokens, pairs_of
-from jcos.trajectory import Condition, Trace
+from jcos.sampling import flow, probes
+from jcos.sampling.trajectory import Condition, Trace
 from jcos.wan import Wan
 
 OWN_FROM_DONOR, BOTH = (True, False), (True, True)

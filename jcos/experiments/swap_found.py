@@ -11,8 +11,8 @@ from jcos.experiments.experiment import Row, row
 from jcos.experiments.puzzles import judge
 from jcos.experiments.samples import Baseline, Samples
 from jcos.experiments.swap_pairs import Pair
-from jcos.measures import Estimate, over_puzzles
-from jcos.trajectory import Condition
+from jcos.lab.measures import Estimate, over_puzzles
+from jcos.sampling.trajectory import Condition
 
 VELOCITY = "velocity"
 """What is swapped of the ideal denoiser, which has no tokens."""

@@ -11,9 +11,9 @@ from jaxtyping import Bool
 
 from jcos.experiments.answers import Answers, answers_of
 from jcos.experiments.samples import SEARCHED
-from jcos.tasks import Puzzle, Task, get
-from jcos.tasks.returns import MODES, Outcome
-from jcos.tasks.tictactoe import MOVER, OTHER, winning_cells
+from jcos.lab.tasks import Puzzle, Task, get
+from jcos.lab.tasks.returns import MODES, Outcome
+from jcos.lab.tasks.tictactoe import MOVER, OTHER, winning_cells
 from jcos.wan import Wan
 
 TRIES = 10_000

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from jcos import flow
 from jcos.experiments.answers import Answers, answers_of, blend, shares
-from jcos.experiments.ideal import ideal, ideal_run
 from jcos.experiments.puzzles import pixels, play, score
-from jcos.measures import Mass
-from jcos.tasks import PALETTE, Puzzle, Task
-from jcos.trajectory import Trace
+from jcos.lab.ideal import ideal, ideal_run
+from jcos.lab.measures import Mass
+from jcos.lab.tasks import PALETTE, Puzzle, Task
+from jcos.sampling import flow
+from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
-from jcos.measures import over_puzzles
+from jcos.lab.measures import over_puzzles
 from jcos.report.maps import Axis, Map, of_runs
 from jcos.report.markup import finite
 from jcos.report.plane import Line

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool
 
-from jcos.probes import Chain, EstimateEnsemble, InWorlds, Noise, Probe, SeedEnsemble, Swap
+from jcos.sampling.probes import Chain, EstimateEnsemble, InWorlds, Noise, Probe, SeedEnsemble, Swap
 
 Cell = tuple[int, int]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jcos import media
+from jcos.media import formats
 from jcos.report.charts import Layer, legend, stacked_chart
 from jcos.report.demo import Example
 from jcos.report.markup import Fragments, Html, finite, join, number
@@ -78,11 +78,11 @@ def route_cards(example: Example, order: Sequence[int]) -> Html:
     cards = []
     layers = layers_of(example, order)
     for layer, k in zip(layers[:ROUTES], order[:ROUTES], strict=True):
-        picture = media.upscale(example.answers[k, -1], _factor(example, ROUTE_SIDE))
+        picture = formats.upscale(example.answers[k, -1], _factor(example, ROUTE_SIDE))
         cards.append(
             PARTS.fill(
                 "route",
-                src=media.data_uri(media.png(picture)),
+                src=formats.data_uri(formats.png(picture)),
                 width=picture.shape[1],
                 height=picture.shape[0],
                 alt=f"Last frame of a right answer: {layer.label}",
@@ -120,14 +120,14 @@ def sheet(
     """
     frames = len(example.video)
     scale = _factor(example, side)
-    picture = media.contact_sheet(example.x0[list(rows)], scale=scale, gap=max(2, scale // 2 * 2))
+    picture = formats.contact_sheet(example.x0[list(rows)], scale=scale, gap=max(2, scale // 2 * 2))
     steps = [example.steps[i] for i in rows]
     word = PARTS.fill("frame_word") if spacious else ""
     return PARTS.fill(
         "sheet",
         columns=join(Html(f"<span>{word}{frame}</span>") for frame in range(frames)),
         steps=join(Html(f"<b>{step}</b>") for step in steps),
-        src=media.data_uri(media.png(picture)),
+        src=formats.data_uri(formats.png(picture)),
         width=picture.shape[1],
         height=picture.shape[0],
         alt=(
@@ -173,7 +173,7 @@ def films(example: Example, side: int, *, marked: bool = False) -> Html:
     )
     parts = []
     for video, name, alt in shown:
-        strip = media.film_strip(media.upscale(video, _factor(example, side)))
+        strip = formats.film_strip(formats.upscale(video, _factor(example, side)))
         parts.append(
             PARTS.fill(
                 "film",
@@ -181,7 +181,7 @@ def films(example: Example, side: int, *, marked: bool = False) -> Html:
                 seconds=f"{_seconds(frames):g}",
                 wide=width * _factor(example, side),
                 ratio=f"{width}/{height}",
-                src=media.data_uri(media.png(strip)),
+                src=formats.data_uri(formats.png(strip)),
                 alt=f"{alt}: {example.task}, {frames} frames in a loop",
                 name=name,
             )
@@ -191,7 +191,7 @@ def films(example: Example, side: int, *, marked: bool = False) -> Html:
 
 def keyframes(frames: int) -> str:
     """The animation that plays a strip of so many frames, for the style sheet."""
-    each = media.FRAME_MS / 10 / _seconds(frames)
+    each = formats.FRAME_MS / 10 / _seconds(frames)
     cuts = (
         f"{f * each:.3f}%{{transform:translateX({-100 * f / frames:.4f}%)}}" for f in range(frames)
     )
@@ -200,18 +200,18 @@ def keyframes(frames: int) -> str:
 
 def saved(example: Example) -> Html:
     """A link that saves the final film, for slides."""
-    film = media.gif(media.upscale(example.video, _factor(example, SAVED_SIDE)))
-    return PARTS.fill("saved", task=example.task, gif=media.data_uri(film))
+    film = formats.gif(formats.upscale(example.video, _factor(example, SAVED_SIDE)))
+    return PARTS.fill("saved", task=example.task, gif=formats.data_uri(film))
 
 
 def icon(example: Example) -> str:
     """The last frame of the final video, for the browser's tab."""
-    return media.data_uri(media.png(example.video[-1]))
+    return formats.data_uri(formats.png(example.video[-1]))
 
 
 def _factor(example: Example, side: int) -> int:
-    return media.factor_for(max(example.video.shape[1:3]), side)
+    return formats.factor_for(max(example.video.shape[1:3]), side)
 
 
 def _seconds(frames: int) -> float:
-    return (frames * media.FRAME_MS + media.HOLD_MS) / 1000
+    return (frames * formats.FRAME_MS + formats.HOLD_MS) / 1000

@@ -16,12 +16,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from jcos import flow, media
 from jcos.files import write
+from jcos.media import formats
 from jcos.report.changes import Change
 from jcos.report.maps import Axis, Map
 from jcos.report.markup import Fragments, Html, finite, join
-from jcos.trajectory import Trace
+from jcos.sampling import flow
+from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
 PLANES, RUN = "planes.npz", "run.json"
@@ -98,10 +99,10 @@ class Plane:
         frames = frames[:, ::thin, ::thin]
         empty = np.zeros((-len(frames) % columns, *frames.shape[1:]), np.uint8)
         rows = np.concatenate([frames, empty]).reshape(-1, columns, *frames.shape[1:])
-        picture = np.concatenate([media.film_strip(row) for row in rows])
+        picture = np.concatenate([formats.film_strip(row) for row in rows])
         height, width = frames.shape[1:3]
         if self.x0.shape[3] <= EXACT:
-            return Sheet(media.png(picture), (width, height), columns)
+            return Sheet(formats.png(picture), (width, height), columns)
         file = io.BytesIO()
         Image.fromarray(picture).save(file, "WEBP", quality=82, method=2)
         return Sheet(file.getvalue(), (width, height), columns)
@@ -136,23 +137,23 @@ class Plane:
 
     def _repr_html_(self) -> str:
         shown = np.unique(np.linspace(0, len(self.x0) - 1, ROWS).round().astype(int))
-        scale = media.factor_for(self.x0.shape[3], SIDE)
+        scale = formats.factor_for(self.x0.shape[3], SIDE)
         thin = max(1, self.x0.shape[3] // (2 * SIDE))
         rows = self.x0[shown][:, :, ::thin, ::thin]
         steps = [self.steps[i] for i in shown]
-        grid = media.contact_sheet(rows, scale=scale)
+        grid = formats.contact_sheet(rows, scale=scale)
         video = self.x0[-1] if self.video is None else self.video
-        factor = media.factor_for(video.shape[2], 5 * SIDE)
-        film = media.webp(media.upscale(video, factor))
+        factor = formats.factor_for(video.shape[2], 5 * SIDE)
+        film = formats.webp(formats.upscale(video, factor))
         result = {None: "", True: " · ✓ solved", False: " · ✗ not solved"}[self.solved]
         return PARTS.fill(
             "plane",
             label=f"{self.label}{result}",
             prompt=self.prompt,
-            grid=media.data_uri(media.png(grid)),
+            grid=formats.data_uri(formats.png(grid)),
             grid_alt=f"Clean estimates. Rows: steps {', '.join(map(str, steps))}; columns: frames",
             steps=join(PARTS.fill("step", step=step) for step in steps),
-            film=media.data_uri(film),
+            film=formats.data_uri(film),
             film_alt=f"The final video, {len(video)} frames",
             width=video.shape[2] * factor,
         )

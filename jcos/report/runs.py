@@ -14,11 +14,12 @@ import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 
-from jcos import flow, media
 from jcos.config import PixelCodec, Sampling
+from jcos.media import formats
+from jcos.model.vae import decode_pixels
 from jcos.report.changes import Change, asked
 from jcos.report.plane import PLANES, WIDEST, Line, Plane, saved_plane, sigma_line
-from jcos.vae import decode_pixels
+from jcos.sampling import flow
 
 Arrays = Mapping[str, Shaped[np.ndarray, "..."]]
 SCORES = {"x0_scores": "score of x̂0", "off": "mass on no right answer"}
@@ -113,7 +114,7 @@ def _generated(
         if not (folder / name).is_file():
             return None
         try:
-            frames = media.read_mp4(folder / name)
+            frames = formats.read_mp4(folder / name)
         except ValueError as error:
             tell(f"{name}: {error}.")
             return None
@@ -121,7 +122,7 @@ def _generated(
         return frames[:, ::thin, ::thin]
 
     kept, total = run["x0"], run["size"]["frames"]
-    films = [film(media.X0_FILM.format(seed=seed, step=step)) for step in kept]
+    films = [film(formats.X0_FILM.format(seed=seed, step=step)) for step in kept]
     end, frames = film(f"seed-{seed}.mp4"), np.arange(total)
     whole = [clip for clip in films if clip is not None and len(clip) == total]
     if len(whole) == len(kept):

@@ -20,12 +20,12 @@ def meshes(folder: str, *texts: str) -> dict[str, list[float]]:
     jax.config.update("jax_num_cpu_devices", 4)
     import numpy as np
 
-    from jcos import sharding
     from jcos.bench.arm import Arm
     from jcos.bench.folder import read_bench
     from jcos.bench.sampler import Sampler
+    from jcos.devices import sharding
+    from jcos.devices.sharding import on
     from jcos.experiments.experiment import Settings
-    from jcos.sharding import on
     from tests.conftest import random_model
 
     arm = Arm(
@@ -78,7 +78,8 @@ def host(number: str, port: str, *command: str) -> int:
     import jax
 
     jax.config.update("jax_num_cpu_devices", 2)
-    from jcos import cli, sharding
+    from jcos import cli
+    from jcos.devices import sharding
 
     meet = partial(sharding.init_distributed, f"localhost:{port}", 2, int(number), timeout=100)
     sharding.init_distributed = meet  # what a pod's hosts know by themselves
@@ -91,7 +92,7 @@ def host(number: str, port: str, *command: str) -> int:
 
 def named(self: Any, sample: Any, shape: Any, i: int = 0) -> Any:
     """Instead of `Sampler.prepare`, for `grey`: a condition that has the sample's name alone."""
-    from jcos.trajectory import Condition
+    from jcos.sampling.trajectory import Condition
 
     return Condition(context=sample.name)
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jcos import cli, media
+from jcos import cli
 from jcos.bench.arm import Arm, load_arms
 from jcos.cli.common import console
+from jcos.media import formats
 from tests.conftest import ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("vbvr_*.py"))
@@ -92,7 +93,7 @@ def test_a_plan_goes_on_after_a_sample_that_the_model_does_not_take(
     bench_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = bench_folder / FIRST / "first_frame.png"
-    picture.write_bytes(media.png(np.zeros((24, 20, 3), np.uint8)))
+    picture.write_bytes(formats.png(np.zeros((24, 20, 3), np.uint8)))
     plan = ["bench", "run", CONFIGS[-1], "--samples", bench_folder, "--plan"]
     assert commanded(*plan, "--step-seconds", 3) == 0
     told = capsys.readouterr()

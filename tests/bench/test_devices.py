@@ -10,15 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jcos import cli, media, sharding
+from jcos import cli
 from jcos.bench.arm import Arm
 from jcos.bench.export import export
 from jcos.bench.sampler import check_mesh
+from jcos.devices import sharding
 from jcos.experiments.experiment import Settings
+from jcos.media import formats
 from jcos.wan import TINY, read_config
 from tests import many_devices
 from tests.conftest import ROOT
-from tests.test_sharding import free_port
+from tests.devices.test_sharding import free_port
 
 ARMS = """
 from jcos.bench.arm import Arm
@@ -45,7 +47,7 @@ def videos(out: Path) -> dict[str, Path]:
 def check_same(out: Path, want: Path) -> None:
     assert videos(out).keys() == videos(want).keys()
     for name, video in videos(out).items():
-        found, other = (media.read_mp4(p).astype(int) for p in (video, videos(want)[name]))
+        found, other = (formats.read_mp4(p).astype(int) for p in (video, videos(want)[name]))
         assert np.abs(found - other).max() <= 8, name  # H.264 enlarges what is rounded otherwise
 
 
@@ -145,7 +147,7 @@ def test_a_run_that_is_killed_goes_on(eight_mazes: list[str], tmp_path: Path) ->
     claims = list((killed / "base" / "state" / "claims").iterdir())
     assert claims  # of the sample it was at, which nobody let go
     for name in before:
-        media.read_mp4(killed / name)  # whole
+        formats.read_mp4(killed / name)  # whole
 
     cli.main([*run, str(killed)])
     after = {name: p.stat().st_mtime_ns for name, p in videos(killed).items()}

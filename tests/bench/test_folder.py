@@ -11,7 +11,7 @@ from jcos.bench.export import export, puzzle_of, score
 from jcos.bench.folder import category_of, read_bench
 from jcos.bench.official import OFFICIAL
 from jcos.bench.state import Folder
-from jcos.media import write_mp4
+from jcos.media.formats import write_mp4
 
 
 def test_the_benchmark_has_a_hundred_tasks_in_five_categories() -> None:

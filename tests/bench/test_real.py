@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jcos import media
 from jcos.bench import baselines, evalkit, scores
 from jcos.bench.arm import Arm
 from jcos.bench.folder import Bench, read_bench
 from jcos.bench.run import Work, conduct
 from jcos.experiments.experiment import Settings
 from jcos.experiments.puzzles import finish
+from jcos.media import formats
 from tests.test_generate import release  # noqa: F401
 
 FOLDER, SCORER = os.environ.get("JCOS_VBVR"), os.environ.get("JCOS_VBVR_SCORER")
@@ -59,7 +59,7 @@ def test_real_samples_become_videos(
     assert status.complete
     assert len(samples.samples) == len(expected(samples))
     for sample in samples.samples:
-        video = media.read_mp4(tmp_path / "arm" / f"{sample.name}.mp4")
+        video = formats.read_mp4(tmp_path / "arm" / f"{sample.name}.mp4")
         assert video.shape == (5, sample.height + sample.height % 2, sample.width, 3)
 
 

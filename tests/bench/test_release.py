@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jcos import media, wan
+from jcos import wan
 from jcos.bench.arm import Arm
 from jcos.bench.export import export
 from jcos.bench.folder import read_bench
@@ -15,7 +15,8 @@ from jcos.bench.run import Work, _check_vae, conduct
 from jcos.config import UMT5Config
 from jcos.experiments.experiment import Settings
 from jcos.experiments.puzzles import finish
-from jcos.text import UMT5
+from jcos.media import formats
+from jcos.model.text import UMT5
 from jcos.wan import TINY, Wan
 from tests.test_generate import release  # noqa: F401
 
@@ -47,8 +48,8 @@ def test_two_arms_load_the_text_encoder_once(
     assert [model.vae is None for model in loaded] == has_text
     assert [len(model.experts) for model in loaded] == [0, 2, 2]
     one, two = (tmp_path / f"{seed}" / f"{bench.names[0]}.mp4" for seed in (1, 2))
-    assert media.read_mp4(one).shape == (5, 160, 160, 3)
-    assert (media.read_mp4(one) != media.read_mp4(two)).any()
+    assert formats.read_mp4(one).shape == (5, 160, 160, 3)
+    assert (formats.read_mp4(one) != formats.read_mp4(two)).any()
 
 
 def test_a_model_without_its_vae_is_refused_at_once(

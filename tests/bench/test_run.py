@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jcos import flow, generation, media, wan
+from jcos import generation, wan
 from jcos.bench import worker
 from jcos.bench.arm import Arm
 from jcos.bench.claims import Claims
@@ -22,9 +22,11 @@ from jcos.bench.sampler import Sampler
 from jcos.bench.state import Folder, Status
 from jcos.experiments.experiment import Settings
 from jcos.experiments.puzzles import finish
-from jcos.noise import wan_noise
-from jcos.planning.machines import machine
-from jcos.probes import Noise, SeedEnsemble
+from jcos.media import formats
+from jcos.plan.machines import machine
+from jcos.sampling import flow
+from jcos.sampling.noise import wan_noise
+from jcos.sampling.probes import Noise, SeedEnsemble
 from jcos.variants import VARIANTS, with_profile
 from jcos.wan import TINY, Wan
 
@@ -63,7 +65,7 @@ def test_videos_lie_where_the_scorer_looks(bench_folder: Path, tmp_path: Path) -
     sampling = SMALL.sampling.of(model.config)
     trace = generation.generate(model, condition, (1,), sampling=sampling, noise=noise)
     want = model.decode(trace.latents[0]).astype(int)
-    written = media.read_mp4(out / "arm" / f"{FIRST}.mp4")
+    written = formats.read_mp4(out / "arm" / f"{FIRST}.mp4")
     assert written.shape == (5, 160, 160, 3)
     centres = written[:, 4::8, 4::8].astype(int)
     assert np.abs(centres - want).mean() < 6
@@ -132,7 +134,7 @@ def test_one_samples_failure_is_its_own(
     out, names = tmp_path / "out", read_bench(bench_folder).names
     picture = bench_folder / names[4] / "first_frame.png"
     good = picture.read_bytes()
-    picture.write_bytes(media.png(np.zeros((24, 20, 3), np.uint8)))
+    picture.write_bytes(formats.png(np.zeros((24, 20, 3), np.uint8)))
     generate, write_mp4 = Sampler.generate, worker.write_mp4
 
     def not_finite(self: Sampler, batch: list, *how: Any) -> tuple:
@@ -171,7 +173,7 @@ def test_a_disk_that_cannot_even_hold_the_reason(
         raise OSError(28, "No space left on device")
 
     picture = bench_folder / FIRST / "first_frame.png"
-    picture.write_bytes(media.png(np.zeros((24, 20, 3), np.uint8)))  # a size the model has not
+    picture.write_bytes(formats.png(np.zeros((24, 20, 3), np.uint8)))  # a size the model has not
     monkeypatch.setattr(Folder, "note", full)
     status = run(bench_folder, tmp_path / "out")
     assert status.done == 0

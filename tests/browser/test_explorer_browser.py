@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jcos import media
+from jcos.media import formats
 from jcos.report import explorer, live
 from jcos.report.plane import Look, Plane
 from jcos.report.reading import read
@@ -223,9 +223,9 @@ def test_hostile_text_is_text(opened: Callable[..., Page], tmp_path: Path) -> No
     folders.sample_folder(folder, prompt=folders.HOSTILE)
     name = "<script>hacked=1;'\"&amp;#?%41🦆"
     (folder / f"{name}.csv").write_text(f"{name.replace(chr(34), '')}\n{name[:8]}\n")
-    (folder / f"{name}.png").write_bytes(media.png(folders.pictures()[0]))
+    (folder / f"{name}.png").write_bytes(formats.png(folders.pictures()[0]))
     (folder / name).mkdir()
-    media.write_mp4(folder / name / f"{name}.mp4", folders.pictures())
+    formats.write_mp4(folder / name / f"{name}.mp4", folders.pictures())
     for embedded in (explorer.EMBEDDED, 0):  # the second links files by their names
         tab = opened(explorer.write([read(folder)], tmp_path / "a'b.html", embedded=embedded))
         if embedded:

@@ -12,7 +12,7 @@ import safetensors.numpy
 from convert import stream
 from convert.__main__ import Arguments, main
 from convert.stream import Lora
-from jcos import checkpoint
+from jcos.weights import checkpoint
 from tests.conftest import GOLDEN, ROOT
 from tests.releases import write_pth
 

@@ -13,11 +13,11 @@ import safetensors.numpy
 from flax import nnx
 
 from convert.lora import open_adapter
-from jcos.checkpoint import CheckpointError
-from jcos.dit import DiT
-from jcos.names import DIT, fill
-from jcos.released import open_released
-from jcos.tensors import Tensor, tensors_in
+from jcos.model.dit import DiT
+from jcos.weights.checkpoint import CheckpointError
+from jcos.weights.names import DIT, fill
+from jcos.weights.released import open_released
+from jcos.weights.tensors import Tensor, tensors_in
 from tests.conftest import GOLDEN, load_golden, load_release
 
 DIFFSYNTH, KOHYA, LIGHTX2V = (

@@ -20,10 +20,10 @@ from convert import stream
 from convert.lora import open_adapter
 from convert.stream import Job, Lora, convert
 from convert.work import Work
-from jcos import checkpoint
-from jcos.checkpoint import CheckpointError
-from jcos.released import StoredType, load_released, open_released, part_of
-from jcos.tensors import tensors_in
+from jcos.weights import checkpoint
+from jcos.weights.checkpoint import CheckpointError
+from jcos.weights.released import StoredType, load_released, open_released, part_of
+from jcos.weights.tensors import tensors_in
 from tests.conftest import GOLDEN, ROOT
 from tests.releases import as_diffusers, write_release
 
@@ -334,7 +334,7 @@ import re, sys
 from pathlib import Path
 from rich.progress import Progress
 from convert import stream
-from jcos import checkpoint
+from jcos.weights import checkpoint
 
 stream.BUNDLE, checkpoint.CHUNK = 8_000_000, 4_000_000
 source, small, target = map(Path, sys.argv[1:])

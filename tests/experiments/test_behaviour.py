@@ -29,9 +29,9 @@ from jcos.experiments.experiment import Settings
 from jcos.experiments.puzzles import compilations, finish, held_out
 from jcos.experiments.ridge import ridge
 from jcos.experiments.samples import puzzles_of
-from jcos.tasks import TASKS, still_of
-from jcos.tasks.base import PALETTE, TILE
-from jcos.trajectory import Trace
+from jcos.lab.tasks import TASKS, still_of
+from jcos.lab.tasks.base import PALETTE, TILE
+from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
 pytestmark = pytest.mark.slow  # the whole experiment, once for all tests

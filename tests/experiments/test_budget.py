@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from jcos import flow
 from jcos.config import Sampling
 from jcos.experiments.budget import Budget, around
 from jcos.experiments.budget_found import Case
 from jcos.experiments.experiment import Settings
 from jcos.experiments.puzzles import compilations, finish
+from jcos.sampling import flow
 from jcos.wan import Wan
 
 pytestmark = pytest.mark.slow  # the whole experiment, once for all tests

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jcos import cli, image
+from jcos import cli
 from jcos.config import WanConfig
 from jcos.experiments.experiment import Settings
 from jcos.experiments.noise import Noise
@@ -15,6 +15,7 @@ from jcos.experiments.puzzles import compilations, finish
 from jcos.experiments.samples import Samples
 from jcos.experiments.steps import Steps
 from jcos.experiments.swap import Swap
+from jcos.media import image
 from jcos.variants import Profile
 from jcos.wan import Wan
 from tests.conftest import GOLDEN, ROOT, load_golden

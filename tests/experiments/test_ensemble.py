@@ -11,8 +11,8 @@ from jcos.experiments.ensemble_found import Arm, Found, difference, groups_of
 from jcos.experiments.experiment import Settings
 from jcos.experiments.puzzles import compilations, finish, held_out, play, playing
 from jcos.experiments.samples import Samples
-from jcos.probes import SeedEnsemble
-from jcos.tasks import TASKS
+from jcos.lab.tasks import TASKS
+from jcos.sampling.probes import SeedEnsemble
 from jcos.wan import Wan
 from tests.experiments.conftest import clips_file
 

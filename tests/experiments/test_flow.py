@@ -7,7 +7,6 @@ import pytest
 
 from jcos.experiments.answers import answers_of
 from jcos.experiments.experiment import Settings
-from jcos.experiments.ideal import ideal_run
 from jcos.experiments.information_flow import (
     Flow,
     Put,
@@ -19,6 +18,7 @@ from jcos.experiments.information_flow_found import AT, AXES, END, ON, Found
 from jcos.experiments.noise_found import Case
 from jcos.experiments.puzzles import compilations, finish
 from jcos.experiments.samples import Samples
+from jcos.lab.ideal import ideal_run
 from jcos.report.arrays import trends
 from jcos.wan import Wan
 

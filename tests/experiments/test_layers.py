@@ -12,8 +12,8 @@ from jcos.experiments.layerwise_found import Part, Spread
 from jcos.experiments.puzzles import compilations, finish, held_out
 from jcos.experiments.samples import Samples
 from jcos.generation import generate
-from jcos.probes import TokenFeatures, chain
-from jcos.tasks import TASKS
+from jcos.lab.tasks import TASKS
+from jcos.sampling.probes import TokenFeatures, chain
 from jcos.wan import Wan
 
 SMALL = Layers(tasks=("maze", "pattern"), puzzles=12, looked=(0, 3), shown=(0.0, 1.0))

@@ -10,7 +10,7 @@ from jcos.experiments.noise import Noise, look_at_ends, matching_strength, probe
 from jcos.experiments.noise_found import Case
 from jcos.experiments.puzzles import compilations, finish, play, playing
 from jcos.experiments.samples import Samples
-from jcos.tasks import TASKS
+from jcos.lab.tasks import TASKS
 from jcos.wan import Wan
 
 MAZE = TASKS["maze"]

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jcos import flow
 from jcos.experiments import memory, puzzles
 from jcos.experiments.puzzles import (
     Progress,
@@ -19,8 +18,9 @@ from jcos.experiments.puzzles import (
     playing,
     score,
 )
-from jcos.probes import InWorlds, Noise, Probe, States
-from jcos.tasks import TASKS
+from jcos.lab.tasks import TASKS
+from jcos.sampling import flow
+from jcos.sampling.probes import InWorlds, Noise, Probe, States
 from jcos.wan import Wan
 
 MAZE = TASKS["maze"]

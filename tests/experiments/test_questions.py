@@ -9,8 +9,8 @@ from jcos.experiments.evaluate import evaluate
 from jcos.experiments.noise import noise_scores
 from jcos.experiments.puzzles import held_out
 from jcos.experiments.watching import Watched, masses, routes, watch
-from jcos.probes import SeedEnsemble
-from jcos.tasks import TASKS, Puzzle
+from jcos.lab.tasks import TASKS, Puzzle
+from jcos.sampling.probes import SeedEnsemble
 from jcos.wan import Wan
 
 MAZE = TASKS["maze"]

@@ -18,7 +18,7 @@ from jcos.experiments.noise import Noise
 from jcos.experiments.puzzles import Progress, finish
 from jcos.experiments.results import conduct, describe, finished, identify
 from jcos.experiments.settings import override
-from jcos.measures import Estimate
+from jcos.lab.measures import Estimate
 from jcos.wan import TINY, Wan
 
 

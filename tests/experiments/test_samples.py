@@ -10,8 +10,8 @@ from PIL import Image
 
 from jcos.experiments.puzzles import held_out
 from jcos.experiments.samples import Samples, check_clips, digest, latent_frames, read_clips
-from jcos.tasks import TASKS
-from jcos.trajectory import Condition
+from jcos.lab.tasks import TASKS
+from jcos.sampling.trajectory import Condition
 from jcos.variants import wan22_i2v_a14b
 from jcos.wan import Wan
 

@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jcos import trajectory
 from jcos.experiments.answers import answers_of, blend, chosen, shares, wrong_answers
-from jcos.experiments.ideal import ideal
 from jcos.experiments.puzzles import finish, held_out, play, playing
 from jcos.experiments.samples import Samples, puzzles_of
 from jcos.experiments.steps import Steps
 from jcos.experiments.watching import look_at_answers
-from jcos.probes import Probe, States
-from jcos.tasks import TASKS
+from jcos.lab.ideal import ideal
+from jcos.lab.tasks import TASKS
+from jcos.sampling import trajectory
+from jcos.sampling.probes import Probe, States
 from jcos.wan import Wan
 
 pytestmark = pytest.mark.slow  # the whole experiment, once for all tests

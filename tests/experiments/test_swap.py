@@ -11,9 +11,9 @@ from jcos.experiments.puzzles import compilations, finish, playing
 from jcos.experiments.swap import Swap, probe_of, side_by_side, velocity_swap
 from jcos.experiments.swap_found import AT_ONCE, VELOCITY, WAY, Case, Ends, Found
 from jcos.experiments.swap_pairs import PARTNERS, Pair, candidates, object_tokens, pairs_of
-from jcos.probes import Swap as SwapProbe
-from jcos.tasks import TASKS
-from jcos.trajectory import Trace
+from jcos.lab.tasks import TASKS
+from jcos.sampling.probes import Swap as SwapProbe
+from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 from tests.experiments.conftest import clips_file
 

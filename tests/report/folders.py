@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from einops import rearrange
 
-from jcos import media
 from jcos.config import PixelCodec
-from jcos.probes import Noise, SeedEnsemble, chain
+from jcos.media import formats
 from jcos.report.changes import changes_of
 from jcos.report.plane import Line, Look, Plane
+from jcos.sampling.probes import Noise, SeedEnsemble, chain
 
 STEPS, FRAMES, SIDE = 12, 5, 20
 SAMPLING = {"steps": STEPS, "shift": 3.0, "solver": "euler", "grid": "euler", "guidance": None}
@@ -131,7 +131,7 @@ def experiment_folder(folder: Path, *, question: str = "Where does noise hurt?")
         table.writerow(["task", "measure", "value", "low", "high", "n"])
         for i, value in enumerate([0.25, 0.5, 0.125]):
             table.writerow([f"task {i}", "<b>score</b>", value, value - 0.1, value + 0.1, 64])
-    (folder / "figures" / "noise.png").write_bytes(media.png(pictures(seed=1)[0]))
+    (folder / "figures" / "noise.png").write_bytes(formats.png(pictures(seed=1)[0]))
 
 
 LAYERS, LOOKED = 4, [0, 5, 11]
@@ -196,12 +196,12 @@ def generate_folder(
     estimates = np.broadcast_to(colours, (*colours.shape[:3], *size, 3))
     folder.mkdir(parents=True, exist_ok=True)
     for seed, own in enumerate(estimates):
-        png = media.png(media.contact_sheet(own[:, shown]))
+        png = formats.png(formats.contact_sheet(own[:, shown]))
         (folder / f"seed-{seed}-x0.png").write_bytes(png)
         for step, film in zip(steps, own, strict=True) if films else ():
-            media.write_mp4(folder / media.X0_FILM.format(seed=seed, step=step), film)
+            formats.write_mp4(folder / formats.X0_FILM.format(seed=seed, step=step), film)
         video = np.zeros((frames, *size, 3), np.uint8) + np.uint8(10 * seed)
-        media.write_mp4(folder / f"seed-{seed}.mp4", video, 16)
+        formats.write_mp4(folder / f"seed-{seed}.mp4", video, 16)
     run = {
         "command": "jcos generate wan-t2v --x0 0 4 11",
         "checkpoint": "wan-t2v",
@@ -231,7 +231,7 @@ def arm_folder(folder: Path, *, noise_steps: list[int] | None = None) -> None:
             name = f"{task}/{number}"
             film = folder / f"{name}.mp4"
             film.parent.mkdir(parents=True, exist_ok=True)
-            media.write_mp4(film, video)
+            formats.write_mp4(film, video)
             note = folder / "state" / "made" / f"{name}.json"
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_text(json.dumps({"seconds": 1, "prompt": f"Find the way of {name} <b>."}))

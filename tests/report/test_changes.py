@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import pytest
 
 import jcos
-from jcos.probes import EstimateEnsemble, InWorlds, Noise, Probe, SeedEnsemble, Swap, chain
 from jcos.report.changes import Change, asked, changes_of
+from jcos.sampling.probes import EstimateEnsemble, InWorlds, Noise, Probe, SeedEnsemble, Swap, chain
 
 STEPS, FRAMES, LAYERS = 10, 4, 6
 

@@ -13,10 +13,10 @@ import pytest
 from jaxtyping import Float
 from PIL import Image
 
+from jcos.lab.tasks import TASKS
 from jcos.report.demo import Comparison, Curve, Demo, Example
 from jcos.report.page import render, write_demo
 from jcos.report.words import verdict
-from jcos.tasks import TASKS
 
 SHOWN = [0, 2, 5, 8, 12, 16, 20, 25, 30, 40, 49]
 VOID = {"meta", "link", "img", "input", "br"}

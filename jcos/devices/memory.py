@@ -1,0 +1,166 @@
+"""A device's memory: weights that wait in the host's until they are needed, and what to do where it
+runs out."""
+
+import contextlib
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+from jax.sharding import Sharding
+
+from jcos.devices import mesh
+
+GIB = 2**30
+HOST = "pinned_host"
+"""Memory of the host that a device reads by itself, as jax calls it."""
+ROOM = 0.55
+"""Share of the memory that jax has on a device that weights may fill and lie there all the time;
+the rest is for the run. A14B's two experts, 54 GiB, do on an H200, also where jax has only 75 % of
+it, and do not on a GPU of 80 GB."""
+CLAIM = "0.92"
+"""Share of a GPU's memory that a command takes: jax's own 75 % would leave a quarter unused, and
+`jcos plan` counts on 90 %. The rest is for the libraries (cuDNN, cuBLAS)."""
+_FRACTION = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+"""By its present and its old name; jax refuses to start where both are set."""
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+M = TypeVar("M")
+
+
+def claim(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Lets jax have `CLAIM` of a GPU, unless the environment says how much. It counts until jax
+    first asks for its devices."""
+    if not any(environment.get(name) for name in _FRACTION):
+        environment[_FRACTION[0]] = CLAIM
+
+
+# ---- where weights lie
+
+
+def in_host(shardings: Mapping[str, Sharding]) -> dict[str, Sharding]:
+    """The same slices for the same devices, in the memory of their hosts."""
+    return {path: where.with_memory_kind(HOST) for path, where in shardings.items()}
+
+
+def on_device(weights: M) -> M:
+    """The weights, brought to the device as far as they lie in host memory; in a jitted function
+    too. There the compiler chooses when, which may be early: to have room for one set of weights
+    alone, bring them before the call."""
+    return jax.tree.map(
+        lambda a: jax.device_put(a, jax.memory.Space.Device) if _in_host(a) else a, weights
+    )
+
+
+def waits(weights: Any) -> bool:
+    """Whether any of them lies in host memory."""
+    return any(_in_host(leaf) for leaf in jax.tree.leaves(weights))
+
+
+def _in_host(leaf: Any) -> bool:
+    return jax.typeof(leaf).memory_space == jax.memory.Space.Host
+
+
+def waiting(
+    weights: Mapping[str, Any], shardings: Mapping[str, Sharding], resident: bool | None
+) -> dict[str, Sharding]:
+    """Shardings in host memory for weights (or their shapes) that are not to lie on the device all
+    the time; for those that are, none.
+
+    shardings: of the device, by path; the first device for those that are not named. resident: None
+    for on a mesh, which can slice them, and where they take at most `ROOM` of the device.
+    """
+    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    if resident is None:
+        limit = None if mesh.in_use() else device_memory()
+        total = sum(math.prod(a.shape) * a.dtype.itemsize for a in weights.values())
+        resident = limit is None or total <= ROOM * limit
+    return {} if resident else in_host({path: shardings.get(path, first) for path in weights})
+
+
+# ---- when it runs out
+
+
+class Run(NamedTuple):
+    """What a run that may be too large consists of. resident: two or more experts lie on the device
+    together."""
+
+    seeds: int
+    worlds: int
+    guided: bool
+    probed: bool
+    float32: bool
+    devices: int
+    resident: bool = False
+
+
+def run_knobs(run: Run) -> list[str]:
+    """What this run can be changed in, that which changes least about its results first."""
+    many = run.devices > 1
+    table = [
+        (run.seeds > 1, f"fewer than {run.seeds} seeds at a time: the same videos, in turns"),
+        (run.worlds > 1, f"fewer than {run.worlds} worlds at a time"),
+        (run.resident, "one expert at a time: load(resident=False), --resident False"),
+        (many and run.guided, "a mesh with branch=2: a device makes one pass of a step's two"),
+        (many, "a mesh with a larger fsdp: weights in thinner slices, fewer tokens per device"),
+        (many, "a mesh with a larger context: fewer tokens per device"),
+        (run.probed, "a probe that observes fewer layers or tokens"),
+        (run.float32, "weights in bfloat16: profile 'official'"),
+        (not many, "more devices (`jcos plan` says how many)"),
+        (True, "a smaller or shorter video"),
+    ]
+    return [knob for helps, knob in table if helps]
+
+
+LOADING = (
+    "no text encoder: embedded prompts, --text-cache",
+    "one expert at a time: load(resident=False), --resident False",
+    "weights in bfloat16: profile 'official'",
+    "more devices and a mesh with fsdp (`jcos plan` says how many)",
+)
+CODING = (
+    "tiles: encode and decode(tiles=…), --tiles 30 52",
+    "a model loaded without its experts or text encoder",
+    "a smaller or shorter video",
+)
+"""What helps where weights, and where videos to be coded, are too large: the least change first."""
+
+
+@contextlib.contextmanager
+def explained(what: str, knobs: Sequence[str]) -> Iterator[None]:
+    """Turns XLA's report of exhausted memory into a MemoryError: what was asked for (by `what`),
+    what there is, what would help."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(sentence(str(error), what, knobs, device_memory())) from None
+
+
+def sentence(report: str, what: str, knobs: Sequence[str], limit: int | None) -> str:
+    """limit: bytes of a device, where it tells."""
+    asked = _bytes(_ASKED, report)
+    limit = _bytes(_LIMIT, report) or limit
+    size = "more memory than there is" if asked is None else f"{asked / GIB:.1f} GiB"
+    there = "" if limit is None else f" of its {limit / GIB:.1f} GiB"
+    turn = "; ".join(f"({i}) {knob}" for i, knob in enumerate(knobs, 1))
+    return f"{what} asked a device for {size}{there}. What helps, the least change first: {turn}"
+
+
+_SIZE = r"([\d.]*\d) ?([KMGT]?)"
+_ASKED = rf"(?:allocate|allocating|Used) {_SIZE}"
+_LIMIT = rf"Used \S+ of {_SIZE}"
+
+
+def _bytes(pattern: str, report: str) -> int | None:
+    found = re.search(pattern, report)
+    return int(float(found[1]) * _UNITS[found[2]]) if found else None
+
+
+def device_memory() -> int | None:
+    """Bytes that programs may use of the first device here; None where it does not tell (CPU)."""
+    stats = jax.local_devices()[0].memory_stats()
+    return None if not stats else stats.get("bytes_limit")

@@ -1,0 +1,282 @@
+"""Many devices: the mesh, where every weight lies on it, and the inputs of a run.
+
+    mesh = jcos.make_mesh({"branch": 2, "context": 4})
+    with jcos.on(mesh):
+        model = jcos.load(folder)  # restored straight into its shards
+        trace = jcos.generate(model, condition, seeds=[0, 1])
+
+The result does not depend on the mesh. Axes (`mesh.AXES`, size 1 where not named):
+
+| axis | what is spread | weights |
+|---|---|---|
+| world, seed, branch | runs: worlds, seeds, conditional and unconditional pass | whole |
+| context | tokens of a video (ring or Ulysses attention) | whole |
+| fsdp | tokens as well, inside context | in slices, gathered block by block |
+| tensor | heads and hidden width | in slices that stay where they are |
+
+Which dimension of which weight is cut is a table of paths (`RULES`); modules know nothing of it.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.experimental.mesh_utils import create_device_mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jcos.config import DiTConfig
+from jcos.devices.mesh import AXES, FSDP, SEED, TENSOR, WORLD, devices
+
+M = TypeVar("M")
+C = TypeVar("C")
+K = TypeVar("K")
+N = TypeVar("N")
+
+RULES: tuple[tuple[str, P], ...] = (
+    # Stacked blocks have a leading layer axis, which the scan slices.
+    (r"blocks\.\w+_attn\.[qkv]\.kernel", P(None, FSDP, TENSOR)),
+    (r"blocks\.\w+_attn\.[qkv]\.bias", P(None, TENSOR)),
+    (r"blocks\.\w+_attn\.norm_[qk]\.scale", P(None, TENSOR)),
+    (r"blocks\.\w+_attn\.o\.kernel", P(None, TENSOR, FSDP)),
+    (r"blocks\.ffn\.layers_0\.kernel", P(None, FSDP, TENSOR)),
+    (r"blocks\.ffn\.layers_0\.bias", P(None, TENSOR)),
+    (r"blocks\.ffn\.layers_2\.kernel", P(None, TENSOR, FSDP)),
+    (r"(text_embedding|time_embedding)\.layers_\d\.kernel", P(FSDP)),
+    (r"time_projection\.kernel", P(FSDP)),
+    # UMT5
+    (r"text\.blocks\.(attn\.[qkv]|ffn\.(fc1|gate))\.kernel", P(None, FSDP, TENSOR)),
+    (r"text\.blocks\.(attn\.o|ffn\.fc2)\.kernel", P(None, TENSOR, FSDP)),
+    (r"text\.token_embedding", P(None, FSDP)),
+)
+"""Ends of leaf paths and how the leaf is cut, first match first; everything else is whole on every
+device."""
+
+
+def make_mesh(sizes: Mapping[str, int] | None = None, machine: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of all devices (of all hosts), or of `machine`, also of devices that are only
+    described (`jax.experimental.topologies`).
+
+    sizes: of the axes in `mesh.AXES` that are larger than 1; −1 for one of them: what is left.
+    Raises ValueError where an axis is unknown or the sizes do not make up the devices.
+    """
+    sizes = dict(sizes or {})
+    machine = list(jax.devices() if machine is None else machine)
+    if unknown := sorted(sizes.keys() - set(AXES)):
+        raise ValueError(f"a mesh has no axis {unknown[0]!r}; its axes are {', '.join(AXES)}")
+    if any(size != -1 and size < 1 for size in sizes.values()):
+        raise ValueError(f"sizes of mesh axes are at least 1 (or −1 for the rest): {sizes}")
+    open_axes = [name for name, size in sizes.items() if size == -1]
+    if len(open_axes) > 1:
+        raise ValueError(f"only one axis of a mesh can be what is left, not {open_axes}")
+    known = int(np.prod([size for size in sizes.values() if size != -1]))
+    if open_axes and len(machine) % known == 0:
+        sizes[open_axes[0]] = len(machine) // known
+    if int(np.prod(list(sizes.values()))) != len(machine):
+        raise ValueError(f"a mesh {describe(sizes)} does not make up {len(machine)} device(s)")
+    shape = tuple(sizes.get(name, 1) for name in AXES)
+    # Axes may share one of a slice's own (a 4 × 4 torus as 2 × 8), which `jax.make_mesh` refuses.
+    placed = create_device_mesh(shape, machine, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """`"branch=2,context=4"` as sizes for `make_mesh`; ValueError where it cannot be read."""
+    sizes: dict[str, int] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, _, size = part.partition("=")
+        if not re.fullmatch(r"-?\d+", size.strip()) or name.strip() in sizes:
+            raise ValueError(f"{text!r} is no mesh; write it as branch=2,context=4")
+        sizes[name.strip()] = int(size)
+    return sizes
+
+
+def describe(sizes: Mapping[str, int] | Mesh) -> str:
+    """`branch=2,context=4`, axes of size 1 left out."""
+    shape = sizes.shape if isinstance(sizes, Mesh) else sizes
+    return ",".join(f"{name}={size}" for name, size in shape.items() if size != 1) or "of size 1"
+
+
+def on(mesh: Mesh | None) -> AbstractContextManager[Any]:
+    """Everything inside (loading, generating, lowering ahead of time) uses this mesh, or one device
+    for None.
+
+    Not to be entered inside a jitted function. Functions are compiled anew for another mesh.
+    """
+    return nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def leaf_path(path: tuple[Any, ...]) -> str:
+    """`experts.0.blocks.self_attn.q.kernel`, as checkpoints name leaves."""
+    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+
+
+def spec_of(path: str, rules: Sequence[tuple[str, P]] = RULES) -> P:
+    """What the rules say about a leaf of this path."""
+    return next((s for rule, s in rules if re.search(rf"(^|\.)(?:{rule})$", path)), P())
+
+
+def shardings(
+    model: Any,
+    mesh: Mesh,
+    *,
+    store: Sequence[str] = (FSDP,),
+    rules: Sequence[tuple[str, P]] = RULES,
+) -> dict[str, NamedSharding]:
+    """Where every leaf of a model (or of its shapes) lies, by path: for `wan.load` and
+    `checkpoint.restore`.
+
+    store: the axes that weights are sliced over where `rules` say fsdp. More of them (`context`,
+    `branch`, `seed`) save memory and cost a gather of every block over those links too.
+    A dimension that an axis does not divide stays whole.
+    """
+    return {
+        leaf_path(path): NamedSharding(
+            mesh, _fitted(spec_of(leaf_path(path), rules), leaf.shape, mesh, tuple(store))
+        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(model)
+    }
+
+
+def _fitted(spec: P, shape: tuple[int, ...], mesh: Mesh, store: tuple[str, ...]) -> P:
+    """The spec of an array of this shape: fsdp read as `store`, axes that do not divide left
+    out."""
+    entries: list[tuple[str, ...] | str | None] = []
+    for size, entry in zip(shape, (*spec, *[None] * len(shape)), strict=False):
+        names = store if entry == FSDP else () if entry is None else (str(entry),)
+        kept: tuple[str, ...] = ()
+        for name in names:
+            if size % int(np.prod([mesh.shape[n] for n in (*kept, name)])) == 0:
+                kept = (*kept, name)
+        entries.append(kept or None)
+    return P(*entries)
+
+
+def abstract(model: M, mesh: Mesh, *, store: Sequence[str] = (FSDP,)) -> M:
+    """The model as shapes with shardings, for `jit(…).lower`; store as for `shardings`."""
+    where = shardings(model, mesh, store=store)
+
+    def shape(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where[leaf_path(path)])
+
+    return jax.tree_util.tree_map_with_path(shape, model)
+
+
+def place(model: M, mesh: Mesh, *, store: Sequence[str] = (FSDP,)) -> M:
+    """The model's arrays moved to where they lie on the mesh; store as for `shardings`."""
+    where = shardings(model, mesh, store=store)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.device_put(leaf, where[leaf_path(path)]), model
+    )
+
+
+def check_runs(dit: DiTConfig, worlds: int, seeds: int) -> None:
+    """ValueError where the mesh in use cannot spread these runs of this model evenly."""
+    for what, count, axis in (
+        ("worlds", worlds, WORLD),
+        ("seeds", seeds, SEED),
+        ("heads", dit.heads, TENSOR),
+    ):
+        if count % devices(axis):
+            raise ValueError(
+                f"{count} {what} do not divide over the mesh's {axis}={devices(axis)}; "
+                f"choose an axis that divides {count}"
+            )
+
+
+def place_runs(conditions: C, keys: K, noise: N) -> tuple[C, K, N]:
+    """Inputs of `generation.generate_worlds` on the mesh in use: conditions by world, keys and
+    noise by seed. Every host gives the same."""
+    return _put(conditions, P(WORLD)), _put(keys, P(SEED)), _put(noise, P(SEED))
+
+
+def place_whole(tree: M) -> M:
+    """Arrays on every device of the mesh in use."""
+    return _put(tree, P())
+
+
+def _put(tree: M, spec: P) -> M:
+    where = NamedSharding(jax.sharding.get_mesh(), spec)
+
+    def put(a: Any) -> jax.Array:
+        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+            # Keys themselves cannot be sent to other hosts.
+            bits = jax.device_put(jax.random.key_data(a), where)
+            return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(a))
+        return jax.device_put(a, where)
+
+    return jax.tree.map(put, tree)
+
+
+def abstract_runs(tree: M, mesh: Mesh, axis: str | None = None) -> M:
+    """Shapes of inputs with shardings, as `place_runs` would lay them out: conditions by `world`,
+    keys and noise by `seed`, plan and probe by None."""
+    where = NamedSharding(mesh, P() if axis is None else P(axis))
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree)
+
+
+def fetch(tree: M) -> M:
+    """Arrays of many hosts whole, as numpy arrays on every host: for decoding and writing."""
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def init_distributed(
+    coordinator: str | None = None,
+    hosts: int | None = None,
+    host: int | None = None,
+    *,
+    timeout: int = 120,
+) -> None:
+    """Joins this process with those of the other hosts; call it before anything else of jax.
+
+    On TPU pods, under SLURM and Open MPI nothing needs to be given. Elsewhere: the first host's
+    address with a free port (`10.0.0.1:1234`), how many processes there are, and which this is.
+    timeout: seconds to wait for the others at the start, and for a sign of life of each of them
+    later: after that long, a run that has lost a host ends on all of them.
+    Raises ValueError where it is not told who the others are, and ConnectionError where they do not
+    all come in time.
+    """
+    given = {"coordinator": coordinator, "hosts": hosts, "host": host}
+    missing = [name for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise ValueError(
+            f"init_distributed needs {' and '.join(missing)} too, or none of the three"
+        )
+    if hosts is not None and host is not None and not 0 <= host < hosts:
+        raise ValueError(f"host is {host}; with {hosts} hosts they are 0 to {hosts - 1}")
+    if jax.distributed.is_initialized():
+        raise ValueError("init_distributed was called before; once is enough")
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            hosts,
+            host,
+            initialization_timeout=timeout,
+            heartbeat_timeout_seconds=timeout,
+            shutdown_timeout_seconds=timeout,
+        )
+    except ValueError as error:
+        raise ValueError(
+            "this is no TPU pod, SLURM or Open MPI job that jax knows: say who the hosts are, "
+            f"init_distributed('address:port', hosts=…, host=…) ({_first_line(error)})"
+        ) from None
+    except jax.errors.JaxRuntimeError as error:
+        what = f"{hosts} hosts" if hosts else "the hosts of this job"
+        where = coordinator or "the first of them"
+        raise ConnectionError(
+            f"{what} did not all meet at {where} within {timeout} s: are they all started, and may "
+            f"they reach that port? ({_first_line(error)})"
+        ) from None
+    except RuntimeError as error:
+        # jax has looked for devices already, and now it is too late.
+        raise ValueError(
+            f"init_distributed must come before anything else of jax ({_first_line(error)})"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

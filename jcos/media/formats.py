@@ -1,0 +1,237 @@
+"""Pictures and short videos as bytes: sheets of steps x frames, PNG, WebP, GIF, `data:` URIs; and
+MP4 files.
+
+Everything takes uint8 RGB, channels last, as the tasks draw it and the codec decodes it. Nothing is
+resampled: a pixel of the array becomes a square of equal pixels.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
+from jaxtyping import UInt8
+from PIL import Image
+
+from jcos.files import beside
+
+FRAME_MS = 350
+"""How long a frame of a short clip is shown; slow enough to follow an agent through a maze."""
+HOLD_MS = 1300
+"""How much longer the last frame stays, before the clip starts again."""
+
+X0_FILM = "seed-{seed}-x0-step-{step}.mp4"
+"""The film of a clean estimate, as `jcos generate` names it."""
+
+_MIME = {b"\x89PNG": "image/png", b"GIF8": "image/gif", b"RIFF": "image/webp"}
+
+
+def upscale(
+    pictures: UInt8[np.ndarray, "*lead H W C"], factor: int
+) -> UInt8[np.ndarray, "*lead {factor}*H {factor}*W C"]:
+    """Every pixel of [..., H, W, C] becomes a square: [..., factor H, factor W, C]."""
+    if factor < 1:
+        raise ValueError(f"pictures cannot be upscaled by {factor}; the factor must be at least 1")
+    return pictures.repeat(factor, axis=-3).repeat(factor, axis=-2)
+
+
+def factor_for(side: int, target: int) -> int:
+    """The whole factor, at least 1, that brings a side of `side` pixels nearest to `target`."""
+    return max(1, round(target / side))
+
+
+def contact_sheet(
+    rows: UInt8[np.ndarray, "S F H W 3"], *, scale: int = 1, gap: int = 2
+) -> UInt8[np.ndarray, "{rows.shape[0]}*({scale}*H+{gap}) {rows.shape[1]}*({scale}*W+{gap}) 4"]:
+    """All frames of S videos as one RGBA picture: a row for each video, a column for each frame.
+
+    Every picture [H, W, 3] is upscaled by `scale` and sits in a cell that is `gap` pixels (an even
+    number) larger. So all rows are equally high, and labels set beside the sheet in equal rows stay
+    in line. The gaps are transparent: the sheet looks right on light and on dark ground.
+    """
+    if gap < 0 or gap % 2:
+        raise ValueError(
+            f"the gap of a contact sheet is {gap}; it must be an even number of pixels"
+        )
+    steps, frames = rows.shape[:2]
+    big = upscale(rows, scale)
+    height, width = big.shape[2:4]
+    cells = np.zeros((steps, frames, height + gap, width + gap, 4), np.uint8)
+    edge = gap // 2
+    inner = cells[:, :, edge : edge + height, edge : edge + width]
+    inner[..., :3] = big
+    inner[..., 3] = 255
+    return cells.transpose(0, 2, 1, 3, 4).reshape(steps * (height + gap), frames * (width + gap), 4)
+
+
+def film_strip(video: UInt8[np.ndarray, "F H W C"]) -> UInt8[np.ndarray, "H F*W C"]:
+    """All frames side by side without gaps: what a style sheet can play as a film."""
+    frames, height, width, channels = video.shape
+    return video.transpose(1, 0, 2, 3).reshape(height, frames * width, channels)
+
+
+def png(picture: UInt8[np.ndarray, "H W C"]) -> bytes:
+    """A picture [H, W, 3 or 4] as PNG, without loss."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def webp(
+    video: UInt8[np.ndarray, "F H W 3"], *, frame_ms: int = FRAME_MS, hold_ms: int = HOLD_MS
+) -> bytes:
+    """A video as animated WebP, looping and without loss; the last frame stays `hold_ms` more."""
+    first, *rest = [Image.fromarray(frame) for frame in video]
+    file = io.BytesIO()
+    first.save(
+        file,
+        "WEBP",
+        save_all=True,
+        append_images=rest,
+        duration=_durations(len(video), frame_ms, hold_ms),
+        loop=0,
+        lossless=True,
+        method=6,
+    )
+    return file.getvalue()
+
+
+def gif(
+    video: UInt8[np.ndarray, "F H W 3"], *, frame_ms: int = FRAME_MS, hold_ms: int = HOLD_MS
+) -> bytes:
+    """A video as GIF that loops: what every slide program plays.
+
+    All frames share one palette. It is exact where the video has at most 256 colours; otherwise the
+    colours are rounded to the nearest of 256. Times are rounded to 10 ms, as the format has it.
+    """
+    first, *rest = _indexed(video)
+    file = io.BytesIO()
+    first.save(
+        file,
+        "GIF",
+        save_all=True,
+        append_images=rest,
+        duration=_durations(len(video), frame_ms, hold_ms),
+        loop=0,
+        disposal=1,
+    )
+    return file.getvalue()
+
+
+def data_uri(data: bytes) -> str:
+    """PNG, GIF or WebP bytes as a `data:` URI, which stands in a page in place of a file's name."""
+    mime = _MIME.get(data[:4])
+    if mime is None:
+        raise ValueError(f"bytes that begin with {data[:4]!r} are no PNG, GIF or WebP picture")
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
+
+
+def write_mp4(
+    path: Path | str,
+    video: UInt8[np.ndarray, "F H W 3"],
+    fps: float | Fraction = 16,
+    *,
+    crf: int = 10,
+) -> None:
+    """A video as an MP4 file (H.264, colours at half the resolution), which everything plays.
+
+    crf: from 1, hardly any loss, to 51; the original writes with 10, VBVR's tools with 25.
+    The same video makes the same file each time. It is written beside its final name and renamed.
+    Raises ValueError where a side is odd (which the format does not have), there is no frame, or
+    fps or crf is out of range.
+    """
+    frames, height, width = video.shape[:3]
+    if min(video.shape) < 1 or height % 2 or width % 2:
+        raise ValueError(
+            f"{frames} frames of {width} × {height} pixels make no MP4, which needs frames with "
+            "even sides; crop them, or double them with formats.upscale"
+        )
+    if not (0 < fps < math.inf and 1 <= crf <= 51):
+        raise ValueError(f"fps is {fps} and crf {crf}; they are positive, and from 1 to 51")
+    with beside(Path(path)) as part:
+        _encode(part, video, Fraction(fps).limit_denominator(1001), crf)
+
+
+def read_mp4(path: Path | str) -> UInt8[np.ndarray, "F H W 3"]:
+    """All frames of a video file, of whatever format and codec FFmpeg knows.
+
+    Raises ValueError where the file is missing, damaged, or no video.
+    """
+    promised = 0
+    frames = []
+    try:
+        with av.open(str(path)) as file:
+            for stream in file.streams.video[:1]:
+                promised = stream.frames  # 0 where the format does not say
+                for frame in file.decode(stream):
+                    rgb = frame.reformat(format="rgb24", interpolation=_EXACT)
+                    frames.append(rgb.to_ndarray().astype(np.uint8, copy=False))
+    except FileNotFoundError:
+        raise ValueError(f"the video {path} is missing") from None
+    except (av.FFmpegError, OSError) as error:
+        raise ValueError(f"{path} is no video that can be read: {error.strerror}") from None
+    if not frames or len(frames) < promised:
+        raise ValueError(f"{path} has {len(frames)} of {promised} frames: it is damaged, or cut")
+    return np.stack(frames)
+
+
+# Rounds colours right, and equally on every machine.
+_EXACT = (
+    Interpolation.BICUBIC
+    | Interpolation.ACCURATE_RND
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.FULL_CHR_H_INP
+    | Interpolation.BITEXACT
+)
+# The file says BT.601, which is also what readers that do not look (OpenCV) assume.
+_COLOURS = dict(dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG)
+
+
+def _encode(path: Path, video: UInt8[np.ndarray, "F H W 3"], fps: Fraction, crf: int) -> None:
+    # faststart: the index comes first, so that a browser begins before it has the whole file.
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as file:
+        # cpu-independent: without it some of x264's decisions differ from one machine, and even
+        # from one run, to the next.
+        options = {"crf": str(crf), "x264-params": "cpu-independent=1"}
+        stream = file.add_stream("libx264", rate=fps, options=options)
+        stream.height, stream.width = video.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        codec = stream.codec_context
+        codec.thread_count = 4  # what comes out depends on it, so it is not left to the machine
+        codec.colorspace = Colorspace.ITU601
+        codec.color_range = ColorRange.MPEG
+        codec.color_primaries = ColorPrimaries.SMPTE170M
+        codec.color_trc = ColorTrc.SMPTE170M
+        for picture in video:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            yuv = frame.reformat(format="yuv420p", interpolation=_EXACT, **_COLOURS)
+            file.mux(stream.encode(yuv))
+        file.mux(stream.encode(None))
+
+
+def _durations(frames: int, frame_ms: int, hold_ms: int) -> list[int]:
+    return [frame_ms] * (frames - 1) + [frame_ms + hold_ms]
+
+
+def _indexed(video: UInt8[np.ndarray, "F H W 3"]) -> Sequence[Image.Image]:
+    """The frames as palette pictures with one palette for all."""
+    red, green, blue = video.astype(np.uint32).transpose(3, 0, 1, 2)
+    packed, index = np.unique((red << 16) | (green << 8) | blue, return_inverse=True)
+    colours = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.uint8)
+    if len(colours) > 256:
+        palette = Image.fromarray(film_strip(video)).quantize(256)
+        return [
+            Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
+            for frame in video
+        ]
+    frames = []
+    for plane in index.reshape(video.shape[:3]).astype(np.uint8):
+        frame = Image.fromarray(plane, "L").convert("P")
+        frame.putpalette(colours.tobytes())
+        frames.append(frame)
+    return frames

@@ -1,0 +1,275 @@
+"""Wan's diffusion transformer for one video: no batch axis, blocks stacked on a leading layer axis.
+
+Module names follow the released checkpoints (`blocks.self_attn.q`, `time_embedding`, …), so that
+converting weights is a table of names. Axis letters as in `layers.py`; latents are channels last,
+[F, H, W, C].
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jcos.config import FLOAT32, DiTConfig, Numerics
+from jcos.devices import mesh
+from jcos.model.attention import attention
+from jcos.model.layers import (
+    LayerNorm,
+    RMSNorm,
+    layer_norm,
+    rope_angles,
+    rotate,
+    rounded,
+    time_features,
+)
+
+Tokens = Float[Array, "N D"]
+Angles = tuple[Float[Array, "N half"], Float[Array, "N half"]]
+OnBlock = Callable[[Int[Array, ""], Tokens], tuple[Tokens, Any]]
+"""Called after every block with its number and tokens; returns the tokens to go on with and an
+observation."""
+
+
+def observe_nothing(layer: Int[Array, ""], tokens: Tokens) -> tuple[Tokens, None]:
+    del layer
+    return tokens, None
+
+
+class Linear(nnx.Module):
+    """Rounds once, the bias included, as PyTorch's does; Flax's also rounds the product. (So does
+    this one on a GPU where XLA finds its own kernel to be faster than cuBLAS.)"""
+
+    def __init__(self, n_in: int, n_out: int, dtype: str, rngs: nnx.Rngs):
+        self.dtype = jnp.dtype(dtype)
+        self.kernel = nnx.Linear(n_in, n_out, param_dtype=self.dtype, rngs=rngs).kernel
+        self.bias = nnx.Param(jnp.zeros(n_out, self.dtype))
+
+    def __call__(self, x: Float[Array, "N I"]) -> Float[Array, "N O"]:
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, self.kernel[...], self.bias[...]))
+        if mesh.platform() == "gpu":
+            # cuBLAS adds the bias before it rounds, and then writes half as much.
+            return jnp.matmul(x, kernel) + bias[None]
+        product = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+        return (product + bias[None]).astype(self.dtype)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention; q and k are RMS-normed over all heads together, before the heads are
+    split."""
+
+    def __init__(self, cfg: DiTConfig, numerics: Numerics, rngs: nnx.Rngs):
+        self.q, self.k, self.v, self.o = (
+            Linear(cfg.dim, cfg.dim, numerics.linear, rngs) for _ in range(4)
+        )
+        self.norm_q, self.norm_k = RMSNorm(cfg.dim, cfg.eps), RMSNorm(cfg.dim, cfg.eps)
+        self.heads = cfg.heads
+
+    def __call__(
+        self,
+        x: Tokens,
+        context: Float[Array, "M D"],
+        angles: Angles | None = None,
+        rows: int | None = None,
+    ) -> Tokens:
+        """angles: of self-attention's tokens. rows: how many of them are no padding; None: all."""
+        q, k, v = (
+            rearrange(a, "n (h d) -> n h d", h=self.heads)
+            for a in (self.norm_q(self.q(x)), self.norm_k(self.k(context)), self.v(context))
+        )
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        together = angles is not None
+        return self.o(
+            rearrange(attention(q, k, v, keys=rows, together=together), "n h d -> n (h d)")
+        )
+
+
+class MLP(nnx.Module):
+    """Two linear layers around an activation; `layers_0` and `layers_2` as a torch Sequential
+    counts them."""
+
+    def __init__(
+        self,
+        n_in: int,
+        hidden: int,
+        n_out: int,
+        activation: Callable[[Array], Array],
+        dtype: str,
+        rngs: nnx.Rngs,
+    ):
+        self.layers_0 = Linear(n_in, hidden, dtype, rngs)
+        self.layers_2 = Linear(hidden, n_out, dtype, rngs)
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "N I"]) -> Float[Array, "N O"]:
+        return self.layers_2(self.activation(self.layers_0(x)))
+
+
+def gelu_tanh(x: Float[Array, "N D"]) -> Float[Array, "N D"]:
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)  # rounds once
+
+
+class Block(nnx.Module):
+    """Self-attention and feed-forward, both modulated and gated by time, with cross-attention
+    between them."""
+
+    def __init__(self, cfg: DiTConfig, numerics: Numerics, rngs: nnx.Rngs):
+        self.self_attn = Attention(cfg, numerics, rngs)
+        self.cross_attn = Attention(cfg, numerics, rngs)
+        self.norm3 = LayerNorm(cfg.dim, cfg.eps)
+        self.ffn = MLP(cfg.dim, cfg.ffn_dim, cfg.dim, gelu_tanh, numerics.linear, rngs)
+        self.modulation = nnx.Param(jax.random.normal(rngs.params(), (6, cfg.dim)) * cfg.dim**-0.5)
+        self.eps = cfg.eps
+        self.residual = jnp.dtype(numerics.residual)
+
+    def __call__(
+        self,
+        x: Tokens,
+        time: Float[Array, "T 6 D"],
+        context: Float[Array, "L D"],
+        angles: Angles,
+        rows: int | None = None,
+    ) -> Tokens:
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(
+            self.modulation[...][None] + time, 1, 0
+        )
+
+        def add(x: Tokens, y: Tokens) -> Tokens:
+            return (x + y).astype(self.residual)
+
+        with jax.named_scope("self_attn"):
+            h = layer_norm(x, self.eps) * (1 + scale1) + shift1
+            x = add(x, self.self_attn(h, h, angles, rows) * gate1)
+        with jax.named_scope("cross_attn"):
+            x = add(x, self.cross_attn(self.norm3(x), context))
+        with jax.named_scope("ffn"):
+            return add(x, self.ffn(layer_norm(x, self.eps) * (1 + scale2) + shift2) * gate2)
+
+
+class Head(nnx.Module):
+    """Last modulated norm and projection to patches."""
+
+    def __init__(self, cfg: DiTConfig, numerics: Numerics, rngs: nnx.Rngs):
+        pt, ph, pw = cfg.patch
+        # Zero at the start of training, so that the first velocity is zero and not noise.
+        zeros = nnx.initializers.zeros_init()
+        self.head = nnx.Linear(
+            cfg.dim,
+            pt * ph * pw * cfg.out_channels,
+            kernel_init=zeros,
+            dtype=jnp.dtype(numerics.head),
+            param_dtype=jnp.dtype(numerics.head),
+            rngs=rngs,
+        )
+        self.modulation = nnx.Param(jax.random.normal(rngs.params(), (2, cfg.dim)) * cfg.dim**-0.5)
+        self.eps = cfg.eps
+
+    def __call__(self, x: Tokens, time: Float[Array, "T D"]) -> Float[Array, "N P"]:
+        shift, scale = jnp.moveaxis(self.modulation[...][None] + time[:, None], 1, 0)
+        return self.head(layer_norm(x, self.eps) * (1 + scale) + shift)
+
+
+class DiT(nnx.Module):
+    """One expert. Call it with a latent, its timestep and the embedded prompt; it returns the
+    velocity ε − x0."""
+
+    def __init__(self, cfg: DiTConfig, *, numerics: Numerics = FLOAT32, rngs: nnx.Rngs):
+        pt, ph, pw = cfg.patch
+        self.patch_embedding = Linear(
+            pt * ph * pw * cfg.in_channels, cfg.dim, numerics.linear, rngs
+        )
+        self.text_embedding = MLP(cfg.text_dim, cfg.dim, cfg.dim, gelu_tanh, numerics.linear, rngs)
+        self.time_embedding = MLP(cfg.freq_dim, cfg.dim, cfg.dim, jax.nn.silu, numerics.time, rngs)
+        self.time_projection = Linear(cfg.dim, 6 * cfg.dim, numerics.time, rngs)
+        self.blocks = jax.vmap(lambda key: Block(cfg, numerics, nnx.Rngs(key)))(
+            jax.random.split(rngs.params(), cfg.layers)
+        )
+        self.head = Head(cfg, numerics, rngs)
+        self.cfg = cfg
+        self.numerics = numerics
+
+    def __call__(
+        self,
+        latents: Float[Array, "F H W C"],
+        t: Float[Array, ""] | Float[Array, " N"],
+        context: Float[Array, "L text"],
+        on_block: OnBlock = observe_nothing,
+        *,
+        remat: bool = False,
+    ) -> tuple[Float[Array, "F H W O"], Any]:
+        """Velocity and what `on_block` observed, stacked over layers.
+
+        latents: any concatenated conditioning included (cfg.in_channels). t: timestep 0..1000, one
+            for the video or one per token (row-major over the token grid), as TI2V's fixed first
+            frame needs.
+        context: embedded prompt, at most cfg.text_len rows; it is zero-padded to that length and,
+            as in the original, the padding is attended to.
+        remat: recompute blocks in the backward pass (training).
+        """
+        cfg = self.cfg
+        grid = cfg.tokens(*latents.shape[:3])
+        if latents.shape[-1] != cfg.in_channels:
+            raise ValueError(
+                f"latents have {latents.shape[-1]} channels; this model takes {cfg.in_channels}"
+            )
+        if context.shape[0] > cfg.text_len:
+            raise ValueError(
+                f"the prompt has {context.shape[0]} rows; this model takes at most {cfg.text_len}"
+            )
+
+        with jax.named_scope("embed"):
+            x = self.patch_embedding(self.patchify(latents)).astype(
+                jnp.dtype(self.numerics.residual)
+            )
+            e = self.time_embedding(time_features(self._rounded(t), cfg.freq_dim))
+            time = rearrange(self.time_projection(jax.nn.silu(e)), "t (six d) -> t six d", six=6)
+            text = self.text_embedding(
+                jnp.pad(context, ((0, cfg.text_len - context.shape[0]), (0, 0)))
+            )
+            angles = rope_angles(grid, cfg.head_dim, cfg.rope_theta)
+
+        # On a mesh, rows lie spread over devices, with padding behind that no probe sees.
+        n = x.shape[0]
+        rows = None if mesh.padded(n) == n else n
+        x, *angles = (mesh.spread(a) for a in (x, *angles))
+        if time.shape[0] > 1:
+            e, time = mesh.spread(e), mesh.spread(time)
+
+        def body(x: Tokens, scanned: tuple[Block, Int[Array, ""]]) -> tuple[Tokens, Any]:
+            block, layer = scanned
+            x = block(x, time, text, (angles[0], angles[1]), rows)
+            x, observed = on_block(layer, x[:n])
+            return mesh.spread(x), observed
+
+        x, observed = jax.lax.scan(
+            jax.checkpoint(body) if remat else body, x, (self.blocks, jnp.arange(cfg.layers))
+        )
+        with jax.named_scope("head"):
+            # Spread until here, since patches are what is small enough to be brought together.
+            patches = mesh.constrain(self.head(x, e), mesh.SEQUENCE)
+            return self.unpatchify(patches[:n], grid), observed
+
+    def _rounded(self, t: Float[Array, "..."]) -> Float[Array, " T"]:
+        """Timesteps as the time embedding's data type knows them: bfloat16 makes 999 a 1000."""
+        return rounded(jnp.atleast_1d(t).astype(jnp.float32), self.numerics.time)
+
+    def patchify(self, latents: Float[Array, "F H W C"]) -> Float[Array, "N P"]:
+        """Patches as rows, channel slowest within a patch (the flattening of the original's Conv3d
+        weights)."""
+        pt, ph, pw = self.cfg.patch
+        return rearrange(latents, "(f a) (h b) (w c) ch -> (f h w) (ch a b c)", a=pt, b=ph, c=pw)
+
+    def unpatchify(
+        self, patches: Float[Array, "N P"], grid: tuple[int, int, int]
+    ) -> Float[Array, "F H W O"]:
+        """The head's rows as a latent; here the channel is fastest within a patch, unlike in
+        `patchify`."""
+        f, h, w = grid
+        pt, ph, pw = self.cfg.patch
+        return rearrange(
+            patches, "(f h w) (a b c ch) -> (f a) (h b) (w c) ch", f=f, h=h, w=w, a=pt, b=ph, c=pw
+        ).astype(jnp.float32)

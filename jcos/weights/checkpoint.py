@@ -1,0 +1,309 @@
+"""Weights on disk: Orbax folders with a manifest, restored into a model that exists only as shapes.
+
+A model is addressed by the paths of its leaves (`blocks.self_attn.q.kernel`), here and in
+`convert`. A folder holds `jcos.json` (what it is, how it was made, size and hash of every file) and
+`weights/`: one Orbax checkpoint for a small model (format 1, `save`), or one for each part of a
+large one (format 2, `write_part` and `write_manifest`), so that a part at a time is in memory. It
+is written beside its final name and renamed, so that a folder under that name is always whole.
+"""
+
+import contextlib
+import gc
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jcos.config import WanConfig, from_json, to_json
+from jcos.devices.sharding import leaf_path
+
+MANIFEST = "jcos.json"
+FORMATS = (1, 2)
+HASHED = 1_000_000_000
+"""Bytes of a folder up to which every hash is checked when it is opened; sizes always are."""
+CHUNK = 64_000_000
+"""Bytes of the largest piece of an array on disk; a device reads the pieces its shard needs."""
+M = TypeVar("M")
+
+
+class CheckpointError(ValueError):
+    """A folder that is no checkpoint, or a damaged one; the message says which file and what is
+    wrong."""
+
+
+def leaves(model: Any) -> dict[str, Any]:
+    """Every array of a model (or shape of an abstract one) by its path, stacked blocks as one
+    leaf."""
+    return {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
+
+
+def with_leaves(model: M, values: Mapping[str, Any]) -> M:
+    """`model` with its leaves replaced by those of the same path, cast to the model's types.
+
+    Raises CheckpointError naming every missing, superfluous and wrongly shaped leaf at once.
+    """
+    _check_fit(leaves(model), values)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: values[leaf_path(path)].astype(leaf.dtype), model
+    )
+
+
+def misfits(want: Mapping[str, Any], have: Mapping[str, Any]) -> list[str]:
+    """How arrays (or anything with a shape) differ from those of a model, a phrase for each."""
+    faults = [f"{name} is missing" for name in want.keys() - have.keys()]
+    faults += [f"{name} has no place in the model" for name in have.keys() - want.keys()]
+    faults += [
+        f"{name} has shape {tuple(have[name].shape)}, the model wants {tuple(leaf.shape)}"
+        for name, leaf in want.items()
+        if name in have and tuple(have[name].shape) != tuple(leaf.shape)
+    ]
+    return sorted(faults)
+
+
+def _check_fit(want: Mapping[str, Any], have: Mapping[str, Any]) -> None:
+    if faults := misfits(want, have):
+        raise CheckpointError(f"{len(faults)} weights do not fit the model: " + "; ".join(faults))
+
+
+def save(folder: Path, config: WanConfig, model: Any, notes: Mapping[str, Any]) -> None:
+    """Writes a model (any pytree of arrays) and its configuration; `notes` say how it was made.
+
+    Raises FileExistsError if the folder exists.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; remove it or choose another name")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        beside.chmod(0o755)
+        with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(beside.absolute() / "weights", leaves(model))
+        _forget_place(beside / "weights")
+        write_manifest(beside, config, notes, digests(beside))
+        beside.rename(folder)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def clean(folder: Path, *names: str) -> None:
+    """Removes what killed `save`s left in a folder, of checkpoints whose names fit one of these
+    patterns. Nobody may be saving there."""
+    for name in names:
+        for left in Path(folder).glob(f".{name}.{'?' * 8}"):  # as `tempfile.mkdtemp` names them
+            shutil.rmtree(left)
+
+
+def write_part(folder: Path, name: str, values: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Writes some leaves as `folder/weights/name`, whole or not at all; returns what
+    `write_manifest` wants to know of the part: its leaves.
+
+    Takes no memory beside the values (if they begin on 64-byte boundaries, `tensors.empty`) but for
+    some chunks on their way. Raises OSError where the disk is full or may not be written to.
+    """
+    arrays = {path: jax.device_put(value, may_alias=True) for path, value in values.items()}
+    pieces = {path: ocp.SaveArgs(chunk_byte_size=CHUNK) for path in arrays}
+    # Plain files: the default (OCDBT) collects all chunks in memory before it writes them.
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
+    target = Path(folder).absolute() / "weights" / name
+    try:
+        with quiet_orbax(), ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(target, arrays, save_args=pieces)
+    except ValueError as error:
+        # What the disk refuses comes as a ValueError with the system's number in it.
+        if not (code := re.search(r"os_error_code='(\d+)'", str(error))):
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(target)) from None
+    del arrays
+    gc.collect()  # when jax lets go of the memory that it shared
+    _forget_place(target)
+    return {path: [str(value.dtype), list(value.shape)] for path, value in values.items()}
+
+
+def write_manifest(
+    folder: Path,
+    config: WanConfig,
+    notes: Mapping[str, Any],
+    files: Mapping[str, Any],
+    parts: Mapping[str, Any] | None = None,
+) -> None:
+    """Makes a folder with `weights/` in it a checkpoint.
+
+    files: `digests` of it. parts: what `write_part` returned, by the part's name.
+    """
+    manifest = {
+        "format": 1 if parts is None else 2,
+        "config": to_json(config),
+        "notes": dict(notes),
+        "files": dict(files),
+        **({} if parts is None else {"parts": dict(parts)}),
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def digests(folder: Path, below: str = "") -> dict[str, list[Any]]:
+    """Size and hash of every file under `folder/below`, by its path from `folder`."""
+    files = sorted(p for p in (folder / below).rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): _digest(p) for p in files}
+
+
+def read_manifest(folder: Path, *, verify: bool | None = None) -> dict[str, Any]:
+    """The manifest of a checkpoint folder, every file of it checked for its size, and for its hash
+    where `verify` says so; by default if the folder has less than `HASHED` bytes."""
+    folder = Path(folder)
+    manifest = _parse(folder)
+    files = manifest["files"]
+    if verify is None:
+        verify = sum(size for size, _ in files.values()) < HASHED
+    for name, (size, digest) in files.items():
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} is incomplete: {name} is missing")
+        found = _digest(folder / name) if verify else [(folder / name).stat().st_size, digest]
+        if found != [size, digest]:
+            raise CheckpointError(
+                f"{folder / name} is damaged: its content is not what was written"
+            )
+    return manifest
+
+
+def _parse(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        sizes = [int(size) for size, _ in dict(manifest["files"]).values()]
+        if not sizes:
+            raise ValueError
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise CheckpointError(
+            f"{folder} is not a checkpoint folder: it has no {MANIFEST}"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(
+            f"{folder / MANIFEST} is damaged; restore the folder from its source"
+        ) from None
+    if manifest.get("format") not in FORMATS:
+        known = " and ".join(map(str, FORMATS))
+        raise CheckpointError(
+            f"{folder} has format {manifest.get('format')}, this version of jcos reads {known}"
+        )
+    return manifest
+
+
+def read_config(manifest: Mapping[str, Any]) -> WanConfig:
+    try:
+        return from_json(manifest["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the checkpoint's configuration is not one this version reads: {error}"
+        ) from None
+
+
+def stored(folder: Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and type of every leaf of a checkpoint folder, by its path."""
+    return {path: leaf for part in _parts(Path(folder)).values() for path, leaf in part.items()}
+
+
+def restore(
+    folder: Path,
+    model: M,
+    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+    only: Sequence[str] | None = None,
+) -> M:
+    """Fills an abstract model (`jax.eval_shape`) from a folder whose manifest was read.
+
+    Parts are read one after the other, straight onto the devices and in the model's types.
+    shardings: by path; the first device for those that are not named. only: leaves of the folder
+    whose paths begin with one of these are restored, the others left alone.
+    Raises CheckpointError naming every leaf that does not fit the model, before anything is read.
+    """
+    chosen = tuple(only) if only is not None else ("",)
+    parts = {
+        name: {path: leaf for path, leaf in part.items() if path.startswith(chosen)}
+        for name, part in _parts(Path(folder)).items()
+    }
+    want = leaves(model)
+    _check_fit(want, {path: leaf for part in parts.values() for path, leaf in part.items()})
+    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    found: dict[str, Any] = {}
+    for name, part in parts.items():
+        target = {
+            path: jax.ShapeDtypeStruct(
+                leaf.shape, want[path].dtype, sharding=(shardings or {}).get(path, first)
+            )
+            for path, leaf in part.items()
+        }
+        if target:
+            found |= _restore_part(Path(folder).absolute() / name, target)
+    return jax.tree_util.tree_map_with_path(lambda path, _: found[leaf_path(path)], model)
+
+
+def _restore_part(path: Path, target: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    arguments = ocp.args.PyTreeRestore(
+        item=dict(target),
+        restore_args={
+            name: ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype)
+            for name, leaf in target.items()
+        },
+        partial_restore=True,
+    )
+    with quiet_orbax(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(path, args=arguments)
+
+
+def _parts(folder: Path) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Leaves of every Orbax checkpoint of a folder, by its place in it."""
+    manifest = _parse(folder)
+    if manifest["format"] == 1:
+        with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.metadata(folder.absolute() / "weights").item_metadata.tree
+        return {"weights": {k: jax.ShapeDtypeStruct(a.shape, a.dtype) for k, a in tree.items()}}
+    try:
+        return {
+            f"weights/{name}": {
+                path: jax.ShapeDtypeStruct(tuple(shape), jax.numpy.dtype(dtype))
+                for path, (dtype, shape) in part.items()
+            }
+            for name, part in manifest["parts"].items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise CheckpointError(
+            f"{folder / MANIFEST} is damaged; restore the folder from its source"
+        ) from None
+
+
+@contextlib.contextmanager
+def quiet_orbax():
+    """Orbax reports every save and restore through absl at warning level, and errors that it raises
+    too; a user has no use for that."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _forget_place(folder: Path) -> None:
+    """Removes Orbax's note of where it wrote, which is not where the folder will be; object stores
+    alone need it."""
+    (folder / "commit_success.txt").unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> list[Any]:
+    with path.open("rb") as file:
+        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+
+
+def parameter_count(model: Any) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in leaves(model).values())

@@ -1,0 +1,127 @@
+"""The two layouts in which the models are published: where the parts lie, and their headers.
+
+The original's has an expert's shards beside its `config.json` (two folders of them, or the root),
+VAE and text encoder as `.pth`. That of diffusers has a folder for every part.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jcos.weights.checkpoint import CheckpointError
+from jcos.weights.tensors import Tensor, tensors_in
+
+Tensors = dict[str, Tensor]
+
+_INDEX = "model_index.json"
+_EXPERTS = ("high_noise_model", "low_noise_model")
+_STEMS = ("diffusion_pytorch_model", "model")
+
+
+class Layout(NamedTuple):
+    """Where things should lie in a folder.
+
+    places: a folder with shards, or a file, for each part: `experts.0`, `experts.1`, `vae`, `text`.
+    about: what `model_index.json` of diffusers says; empty in the original layout.
+    """
+
+    places: dict[str, Path]
+    about: dict[str, Any]
+    tokenizer: Path
+
+
+def is_released(folder: Path) -> bool:
+    """Whether a folder has the mark of one of the two layouts."""
+    return any((Path(folder) / name).exists() for name in (_INDEX, "config.json", *_EXPERTS))
+
+
+def recognise(folder: Path) -> Layout:
+    """Which of the two a folder has; CheckpointError where it has neither."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder")
+    if not is_released(folder):
+        raise CheckpointError(
+            f"{folder} is no released checkpoint: it has neither {_INDEX} (layout of diffusers) "
+            f"nor config.json or {_EXPERTS[0]} (the original layout)"
+        )
+    if not (folder / _INDEX).exists():
+        return Layout(_original(folder), {}, folder / "google" / "umt5-xxl")
+    faults: list[str] = []
+    index = read_json(folder / _INDEX, faults)
+    if faults:
+        raise CheckpointError(faults[0])
+    return Layout(_diffusers(folder, index), index, folder / "tokenizer")
+
+
+def _original(folder: Path) -> dict[str, Path]:
+    two = any((folder / name).is_dir() for name in _EXPERTS)
+    experts = [folder / name for name in _EXPERTS] if two else [folder]
+    found = {f"experts.{i}": place for i, place in enumerate(experts)}
+    for part, pattern in (("vae", "Wan2.?_VAE"), ("text", "models_t5*")):
+        files = [p for s in (".safetensors", ".pth") for p in sorted(folder.glob(pattern + s))]
+        if files:
+            found[part] = files[0]
+    return found
+
+
+def _diffusers(folder: Path, index: Mapping[str, Any]) -> dict[str, Path]:
+    found = {"experts.0": folder / "transformer"}
+    if any(index.get("transformer_2") or ()):
+        found["experts.1"] = folder / "transformer_2"
+    for part, name in (("vae", "vae"), ("text", "text_encoder")):
+        if (folder / name).is_dir():
+            found[part] = folder / name
+    return found
+
+
+def open_weights(place: Path, faults: list[str]) -> Tensors:
+    """The tensors of a file, or of the shards in a folder: those that the index names, else a lone
+    file. What is wrong is added to `faults`."""
+    if place.is_file():
+        return _headers([place], faults)
+    if not place.is_dir():
+        faults.append(f"{place} is missing")
+        return {}
+    for stem in _STEMS:
+        if (index := place / f"{stem}.safetensors.index.json").is_file():
+            return _shards(index, faults)
+    lone = [place / f"{stem}.safetensors" for stem in _STEMS]
+    lone = [path for path in lone if path.is_file()] or sorted(place.glob("*.safetensors"))
+    if len(lone) != 1:
+        faults.append(f"{place} has {len(lone)} safetensors files and no index that names them")
+        return {}
+    return _headers(lone, faults)
+
+
+def _shards(index: Path, faults: list[str]) -> Tensors:
+    where = read_json(index, faults).get("weight_map", {})
+    files = {name: index.parent / name for name in sorted(set(where.values()))}
+    found = _headers(files.values(), faults)
+    faults += [
+        f"{name} is not in {file}, where {index} says it is"
+        for name, file in sorted(where.items())
+        if name not in found and files[file].is_file()
+    ]
+    return found
+
+
+def _headers(files: Iterable[Path], faults: list[str]) -> Tensors:
+    found: Tensors = {}
+    for file in files:
+        try:
+            found |= tensors_in(file)
+        except CheckpointError as error:
+            faults.append(str(error))
+    return found
+
+
+def read_json(path: Path, faults: list[str]) -> dict[str, Any]:
+    """A file's JSON object; an empty one, and a phrase in `faults`, where it has none."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        faults.append(f"{path} is missing")
+    except (ValueError, TypeError):
+        faults.append(f"{path} is damaged: it holds no JSON object")
+    return {}

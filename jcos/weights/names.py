@@ -1,0 +1,249 @@
+"""Tensor names of the released checkpoints, as tables from regular expressions to paths in a jcos
+model.
+
+Every tensor must match exactly one row and every leaf of the model must be filled; all faults are
+reported at once. Tensors of numbered blocks are stacked on a leading axis, as the scanned blocks
+are.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from jcos.weights.checkpoint import CheckpointError, with_leaves
+from jcos.weights.tensors import empty
+
+M = TypeVar("M")
+
+
+def _as_is(a: np.ndarray) -> np.ndarray:
+    return a
+
+
+def _kernel(a: np.ndarray) -> np.ndarray:
+    """A torch Linear's [out, in] or a patch embedding's [out, in, t, h, w] as [in, out]."""
+    return a.reshape(a.shape[0], -1).T
+
+
+def _drop_batch(a: np.ndarray) -> np.ndarray:
+    return a[0]
+
+
+def _filter(a: np.ndarray) -> np.ndarray:
+    """A torch convolution's [out, in, ...] as [..., in, out]."""
+    return np.moveaxis(a, (0, 1), (-1, -2))
+
+
+Change = Callable[[np.ndarray], np.ndarray]
+Row = tuple[str, str, Change]
+
+
+def _both(pattern: str, path: str, kernel: Change = _kernel) -> list[Row]:
+    return [
+        (pattern + r"\.weight", path + ".kernel", kernel),
+        (pattern + r"\.bias", path + ".bias", _as_is),
+    ]
+
+
+# Names of the original repository; "blocks.<i>." becomes the stacked axis.
+DIT: list[Row] = [
+    *_both(r"patch_embedding", "patch_embedding"),
+    *_both(r"(text_embedding|time_embedding)\.(0|2)", r"\1.layers_\2"),
+    *_both(r"time_projection\.1", "time_projection"),
+    *_both(r"head\.head", "head.head"),
+    (r"head\.modulation", "head.modulation", _drop_batch),
+    (r"blocks\.\d+\.modulation", "blocks.modulation", _drop_batch),
+    *_both(r"blocks\.\d+\.(self_attn|cross_attn)\.(q|k|v|o)", r"blocks.\1.\2"),
+    (
+        r"blocks\.\d+\.(self_attn|cross_attn)\.(norm_q|norm_k)\.weight",
+        r"blocks.\1.\2.scale",
+        _as_is,
+    ),
+    (r"blocks\.\d+\.norm3\.weight", "blocks.norm3.scale", _as_is),
+    (r"blocks\.\d+\.norm3\.bias", "blocks.norm3.bias", _as_is),
+    *_both(r"blocks\.\d+\.ffn\.(0|2)", r"blocks.ffn.layers_\1"),
+]
+
+# Of the released text encoder.
+UMT5: list[Row] = [
+    (r"token_embedding\.weight", "token_embedding", _as_is),
+    (r"norm\.weight", "norm.scale", _as_is),
+    (r"blocks\.\d+\.(norm1|norm2)\.weight", r"blocks.\1.scale", _as_is),
+    (r"blocks\.\d+\.pos_embedding\.embedding\.weight", "blocks.pos_embedding", _as_is),
+    (r"blocks\.\d+\.(attn\.[qkvo]|ffn\.fc1|ffn\.fc2)\.weight", r"blocks.\1.kernel", _kernel),
+    (r"blocks\.\d+\.ffn\.gate\.0\.weight", "blocks.ffn.gate.kernel", _kernel),
+]
+
+
+# Of both released VAEs: 2.1 numbers the layers of a half, 2.2 its stages and the layers of each.
+VAE: list[Row] = [
+    *_both(r"(.+\.(?:shortcut|to_qkv|proj)|conv1|conv2)", r"\1"),
+    *_both(r"((?:en|de)coder\.conv1|.+\.time_conv)", r"\1", _filter),
+    *_both(r"(.+)\.residual\.2", r"\1.conv1", _filter),
+    *_both(r"(.+)\.residual\.6", r"\1.conv2", _filter),
+    *_both(r"(.+)\.resample\.1", r"\1.conv", _filter),
+    *_both(r"(.+\.head)\.2", r"\1.conv", _filter),
+    (r"(.+)\.residual\.0\.gamma", r"\1.norm1.gamma", np.ravel),
+    (r"(.+)\.residual\.3\.gamma", r"\1.norm2.gamma", np.ravel),
+    (r"(.+\.head)\.0\.gamma", r"\1.norm.gamma", np.ravel),
+    (r"(.+\.norm)\.gamma", r"\1.gamma", np.ravel),
+]
+
+
+class Leaf(NamedTuple):
+    """What a leaf of a model is made of: the name and change of its tensor, or of one per layer."""
+
+    sources: tuple[tuple[str, Change], ...]
+    stacked: bool
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def of(self, part: str) -> "Leaf":
+        """The same, of tensors that have the part's name before their own."""
+        return self._replace(sources=tuple((f"{part}.{name}", c) for name, c in self.sources))
+
+    def build(self, read: Callable[[str], np.ndarray], dtype: np.dtype) -> np.ndarray:
+        """The leaf in one type, from tensors that are read one after the other."""
+        whole = empty(self.shape, dtype)
+        layers = whole if self.stacked else whole[None]
+        for i, (name, change) in enumerate(self.sources):
+            # The type first: that is twice as fast as turning and casting at once.
+            layers[i] = change(read(name).astype(dtype, copy=False))
+        return whole
+
+
+def place(
+    shapes: Mapping[str, tuple[int, ...]], table: Iterable[Row]
+) -> tuple[dict[str, Leaf], list[str]]:
+    """Which tensors make which leaf, found from their names and shapes alone; and what does not go
+    into one: every tensor without exactly one row, every gap in the layers."""
+    found: dict[str, dict[int, tuple[str, Change, tuple[int, ...]]]] = defaultdict(dict)
+    faults = []
+    rows = [(re.compile(pattern), path, change) for pattern, path, change in table]
+    for name, shape in shapes.items():
+        matches = [
+            (m.expand(path), change) for regex, path, change in rows if (m := regex.fullmatch(name))
+        ]
+        if len(matches) != 1:
+            faults.append(f"{name} matches {len(matches)} rows")
+            continue
+        path, change = matches[0]
+        layer = re.match(r"blocks\.(\d+)\.", name)
+        number = int(layer[1]) if layer else -1
+        if number in found[path]:
+            faults.append(f"{name} is a second tensor for {path}")
+        try:
+            changed = change(np.broadcast_to(np.int8(0), shape)).shape
+        except (ValueError, IndexError):
+            faults.append(f"{name} has shape {shape}, which no such tensor has")
+            continue
+        found[path][number] = (name, change, changed)
+    leaves = {}
+    for path, layers in found.items():
+        if sorted(layers) not in ([-1], list(range(len(layers)))):
+            faults.append(f"{path} has layers {sorted(layers)}, not 0 to {len(layers) - 1}")
+        if len(of_layers := {shape for *_, shape in layers.values()}) > 1:
+            faults.append(f"{path} has layers of different shapes {sorted(of_layers)}")
+        if layers:
+            sources = tuple(layers[i][:2] for i in sorted(layers))
+            shape = next(iter(of_layers))
+            stacked = -1 not in layers
+            leaves[path] = Leaf(sources, stacked, (len(layers), *shape) if stacked else shape)
+    return leaves, sorted(faults)
+
+
+def translate(tensors: Mapping[str, np.ndarray], table: Iterable[Row]) -> dict[str, np.ndarray]:
+    """Tensors by jcos path, layers stacked. Raises CheckpointError
+    naming all that `place` finds wrong."""
+    placed, faults = place({name: tensor.shape for name, tensor in tensors.items()}, table)
+    if faults:
+        raise CheckpointError(f"{len(faults)} tensors cannot be placed: {'; '.join(faults)}")
+    return {
+        path: leaf.build(tensors.__getitem__, tensors[leaf.sources[0][0]].dtype)
+        for path, leaf in placed.items()
+    }
+
+
+def fill(model: M, tensors: Mapping[str, np.ndarray], table: Iterable[Row]) -> M:
+    """`model` (real or abstract) with the weights of `tensors`."""
+    return with_leaves(model, translate(tensors, table))
+
+
+# ---- names of diffusers and transformers, turned into those of the original
+
+Renaming = list[tuple[str, str]]
+
+_LINEARS = ((1, 0), (2, 2))  # diffusers counts linears, the original all layers of a Sequential
+DIT_OF_DIFFUSERS: Renaming = [
+    *[
+        (rf"^condition_embedder\.(text|time)_embedder\.linear_{i}\.", rf"\1_embedding.{j}.")
+        for i, j in _LINEARS
+    ],
+    (r"^condition_embedder\.time_proj\.", "time_projection.1."),
+    (r"^scale_shift_table$", "head.modulation"),
+    (r"\.scale_shift_table$", ".modulation"),
+    (r"^proj_out\.", "head.head."),
+    (r"\.attn1\.", ".self_attn."),
+    (r"\.attn2\.", ".cross_attn."),
+    (r"_attn\.to_(q|k|v)\.", r"_attn.\1."),
+    (r"_attn\.to_out\.0\.", "_attn.o."),
+    (r"\.norm2\.", ".norm3."),
+    (r"\.ffn\.net\.0\.proj\.", ".ffn.0."),
+    (r"\.ffn\.net\.2\.", ".ffn.2."),
+]
+
+_RESIDUAL = {"norm1": "0", "conv1": "2", "norm2": "3", "conv2": "6"}
+_VAE_OF_DIFFUSERS: Renaming = [
+    *[(rf"(_block.*)\.{name}\.", rf"\1.residual.{i}.") for name, i in _RESIDUAL.items()],
+    (r"\.conv_shortcut\.", ".shortcut."),
+    (r"\.mid_block\.resnets\.0\.", ".middle.0."),
+    (r"\.mid_block\.attentions\.0\.", ".middle.1."),
+    (r"\.mid_block\.resnets\.1\.", ".middle.2."),
+    (r"\.conv_in\.", ".conv1."),
+    (r"\.norm_out\.", ".head.0."),
+    (r"\.conv_out\.", ".head.2."),
+    (r"^quant_conv\.", "conv1."),
+    (r"^post_quant_conv\.", "conv2."),
+]
+VAE_2_1_OF_DIFFUSERS: Renaming = [
+    *_VAE_OF_DIFFUSERS,
+    (r"\.down_blocks\.", ".downsamples."),
+    *[
+        (rf"\.up_blocks\.{g}\.{part}\.", f".upsamples.{4 * g + i}.")
+        for g in range(4)
+        for i, part in enumerate([r"resnets\.0", r"resnets\.1", r"resnets\.2", r"upsamplers\.0"])
+    ],
+]
+VAE_2_2_OF_DIFFUSERS: Renaming = [
+    *_VAE_OF_DIFFUSERS,
+    (r"\.(up|down)_blocks\.(\d)\.resnets\.", r".\1samples.\2.\1samples."),
+    (r"\.down_blocks\.(\d)\.downsampler\.", r".downsamples.\1.downsamples.2."),
+    (r"\.up_blocks\.(\d)\.upsampler\.", r".upsamples.\1.upsamples.3."),
+]
+
+UMT5_OF_TRANSFORMERS: Renaming = [
+    (r"^(shared|encoder\.embed_tokens)\.", "token_embedding."),
+    (r"^encoder\.final_layer_norm\.", "norm."),
+    (r"^encoder\.block\.(\d+)\.layer\.", r"blocks.\1."),
+    (r"\.0\.layer_norm\.", ".norm1."),
+    (r"\.1\.layer_norm\.", ".norm2."),
+    (r"\.0\.SelfAttention\.relative_attention_bias\.", ".pos_embedding.embedding."),
+    (r"\.0\.SelfAttention\.", ".attn."),
+    (r"\.1\.DenseReluDense\.wi_0\.", ".ffn.gate.0."),
+    (r"\.1\.DenseReluDense\.wi_1\.", ".ffn.fc1."),
+    (r"\.1\.DenseReluDense\.wo\.", ".ffn.fc2."),
+]
+
+
+def original_name(name: str, renaming: Renaming) -> str:
+    """A tensor's name in the original code; names that are the original's stay as they are."""
+    for pattern, new in renaming:
+        name = re.sub(pattern, new, name)
+    return name

@@ -1,0 +1,310 @@
+"""Released checkpoints as they are published: which model a folder holds, and where each of its
+leaves lies.
+
+Two layouts are read: the original's (an expert's shards beside its `config.json`, VAE and text
+encoder as `.pth`) and that of diffusers (`transformer`, `transformer_2`, `vae`, `text_encoder`).
+Opening a folder reads headers only; `load_released` and the converter read the tensors, one at a
+time.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import ml_dtypes
+import numpy as np
+from flax import nnx
+
+from jcos.config import DiTConfig, UMT5Config, VaeConfig, WanConfig
+from jcos.model.dit import DiT
+from jcos.model.text import UMT5 as TextEncoder
+from jcos.model.vae import Vae
+from jcos.variants import VARIANTS, vae_2_1, vae_2_2
+from jcos.weights.checkpoint import CheckpointError, leaves, misfits
+from jcos.weights.layouts import Layout, Tensors, open_weights, read_json, recognise
+from jcos.weights.names import (
+    DIT,
+    DIT_OF_DIFFUSERS,
+    UMT5,
+    UMT5_OF_TRANSFORMERS,
+    VAE,
+    VAE_2_1_OF_DIFFUSERS,
+    VAE_2_2_OF_DIFFUSERS,
+    Leaf,
+    Renaming,
+    Row,
+    original_name,
+    place,
+)
+
+StoredType = Literal["bfloat16", "float32"]
+
+# What the original multiplies in bfloat16, whatever it is stored in.
+_NARROW = re.compile(
+    r"experts\.\d+\.(patch_embedding|text_embedding\.layers_\d|blocks\.\w+_attn\.[qkvo]"
+    r"|blocks\.ffn\.layers_\d)\.(kernel|bias)"
+)
+
+
+@dataclass(frozen=True)
+class Released:
+    """A folder that was opened. Paths and names begin with the part they are of: `experts.0`,
+    `experts.1`, `vae` or `text`.
+
+    config: of the whole model, VAE and text encoder included even where the folder has none.
+    leaves: of the model, by path, as far as the folder has them. tensors: that they are made of, by
+        the part and the name in the original code. tokenizer: its folder, if there is one.
+    """
+
+    folder: Path
+    config: WanConfig
+    leaves: dict[str, Leaf]
+    tensors: Tensors
+    tokenizer: Path | None
+
+    @property
+    def parts(self) -> list[str]:
+        """The parts that the folder has."""
+        return list(dict.fromkeys(map(part_of, self.leaves)))
+
+    def of(self, parts: Sequence[str]) -> "Released":
+        """Only these parts."""
+        leaves = {path: leaf for path, leaf in self.leaves.items() if part_of(path) in parts}
+        tensors = {name: t for name, t in self.tensors.items() if part_of(name) in parts}
+        return dataclasses.replace(self, leaves=leaves, tensors=tensors)
+
+    def files(self) -> list[Path]:
+        """Every file that holds tensors."""
+        return sorted({tensor.file for tensor in self.tensors.values()})
+
+    def stored_type(self, path: str, dtype: StoredType) -> np.dtype:
+        """The type that a leaf is kept in.
+
+        bfloat16: linear layers of the transformers and the whole text encoder, which the original
+        casts to bfloat16 anyway; norms, modulation, time embedding and head, which it computes in
+        float32, stay float32, and so does the VAE. So this changes no result of the official
+        numerics. float32: everything but a text encoder that is published in bfloat16.
+        """
+        text = part_of(path) == "text"
+        if dtype == "float32" and text:
+            return self.tensors[self.leaves[path].sources[0][0]].dtype
+        narrow = dtype == "bfloat16" and (text or _NARROW.fullmatch(path))
+        return np.dtype(ml_dtypes.bfloat16 if narrow else np.float32)
+
+
+def open_released(folder: Path) -> Released:
+    """Recognises a folder and checks that its tensors make the model whole, without reading them.
+
+    Raises CheckpointError: missing and truncated files all at once, then names and shapes that do
+    not fit all at once, or why the folder holds no model of this family.
+    """
+    folder = Path(folder)
+    layout = recognise(folder)
+    faults: list[str] = []
+    opened = {part: open_weights(place, faults) for part, place in layout.places.items()}
+    configs = [
+        read_json(place / "config.json", faults)
+        for part, place in layout.places.items()
+        if _is_dit(part)
+    ]
+    _complain(folder, faults)
+    tensors = {part: _renamed(part, found) for part, found in opened.items()}
+    try:
+        config = _config(configs, layout, tensors)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"{folder} cannot be read: {reason}") from None
+    placed = {part: _fit(part, found, config, faults) for part, found in tensors.items()}
+    _complain(folder, faults)
+    return Released(
+        folder,
+        config,
+        {f"{p}.{path}": leaf.of(p) for p, found in placed.items() for path, leaf in found.items()},
+        {f"{p}.{name}": tensor for p, found in tensors.items() for name, tensor in found.items()},
+        layout.tokenizer if layout.tokenizer.is_dir() else None,
+    )
+
+
+def load_released(
+    source: Released,
+    want: Mapping[str, Any],
+    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+) -> dict[str, jax.Array]:
+    """Leaves by path, read one after the other and put on the devices at once.
+
+    want: what to load, with the types to load it in (`checkpoint.leaves` of an abstract model).
+    shardings: by path; the first device for those that are not named.
+    Raises CheckpointError where the folder does not have a part that is wanted.
+    """
+    if absent := sorted({part_of(path) for path in want} - set(source.parts)):
+        raise CheckpointError(f"{source.folder} has no weights of {', '.join(absent)}")
+    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    found = {}
+    for path, leaf in want.items():
+        array = source.leaves[path].build(lambda name: source.tensors[name].read(), leaf.dtype)
+        found[path] = jax.device_put(array, (shardings or {}).get(path, first))
+    return found
+
+
+def part_of(path: str) -> str:
+    """`experts.0.blocks.…` belongs to `experts.0`, `vae.…` to `vae`."""
+    first, number, *_ = path.split(".")
+    return f"{first}.{number}" if first == "experts" else first
+
+
+def _complain(folder: Path, faults: list[str]) -> None:
+    if faults:
+        raise CheckpointError(f"{folder} cannot be read: {'; '.join(faults)}")
+
+
+# ---- which model it is
+
+_TYPES = ("t2v", "i2v", "ti2v")
+_COMMON = {"ffn_dim": "ffn_dim", "layers": "num_layers", "freq_dim": "freq_dim", "eps": "eps"}
+_SIZES = _COMMON | {
+    "dim": "dim",
+    "heads": "num_heads",
+    "in_channels": "in_dim",
+    "out_channels": "out_dim",
+    "text_len": "text_len",
+}
+_SIZES_OF_DIFFUSERS = _COMMON | {
+    "head_dim": "attention_head_dim",
+    "heads": "num_attention_heads",
+    "in_channels": "in_channels",
+    "out_channels": "out_channels",
+}
+
+
+def _is_dit(part: str) -> bool:
+    return part.startswith("experts.")
+
+
+def _renamed(part: str, tensors: Tensors) -> Tensors:
+    """By the names of the original code, whatever the layout."""
+    renaming: Renaming = UMT5_OF_TRANSFORMERS
+    if _is_dit(part):
+        renaming = DIT_OF_DIFFUSERS
+    elif part == "vae":
+        first = tensors.get("encoder.conv_in.weight")
+        patched = first is not None and first.shape[1:2] == (12,)
+        renaming = VAE_2_2_OF_DIFFUSERS if patched else VAE_2_1_OF_DIFFUSERS
+    return {original_name(name, renaming): tensor for name, tensor in tensors.items()}
+
+
+def _config(
+    configs: list[dict[str, Any]], layout: Layout, tensors: Mapping[str, Tensors]
+) -> WanConfig:
+    """The whole model: defaults of the release it is, sizes from its files."""
+    dits = [_dit_config(c, tensors[f"experts.{i}"]) for i, c in enumerate(configs)]
+    if dits[0] != dits[-1]:
+        raise ValueError(f"its experts differ: {dits[0]} and {dits[-1]}")
+    config = _variant(dits[0], len(dits))
+    codec = vae_2_2() if dits[0].out_channels == 48 else vae_2_1()
+    text = UMT5Config(dim=dits[0].text_dim)
+    if "vae" in tensors:
+        about = read_json(layout.places["vae"] / "config.json", []) if layout.about else {}
+        codec = _vae_config(tensors["vae"], about)
+    if "text" in tensors:
+        text = _text_config(tensors["text"])
+    if codec.channels != dits[0].out_channels or text.dim != dits[0].text_dim:
+        raise ValueError(
+            f"its parts do not belong together: the transformer makes {dits[0].out_channels} "
+            f"channels from texts of width {dits[0].text_dim}, the VAE has {codec.channels}, the "
+            f"text encoder {text.dim}"
+        )
+    boundary = config.boundary and (layout.about.get("boundary_ratio") or config.boundary)
+    return dataclasses.replace(config, dit=dits[0], codec=codec, text=text, boundary=boundary)
+
+
+def _dit_config(config: Mapping[str, Any], tensors: Tensors) -> DiTConfig:
+    kind = config.get("model_type", "t2v")
+    cls = config.get("_class_name", "WanModel")
+    if kind not in _TYPES or cls not in ("WanModel", "WanTransformer3DModel"):
+        raise ValueError(f"it is a {cls} of type {kind}; models of type {', '.join(_TYPES)} can be")
+    if any("img_emb" in name or "k_img" in name or "add_k_proj" in name for name in tensors):
+        raise ValueError(
+            "it is Wan2.1's image-to-video model, whose image encoder is not supported"
+        )
+    names = _SIZES if cls == "WanModel" else _SIZES_OF_DIFFUSERS
+    wrong = [name for name in names.values() if not isinstance(config.get(name), int | float)]
+    if wrong:
+        raise ValueError(f"config.json has no number for {', '.join(wrong)}")
+    sizes: dict[str, Any] = {ours: config[theirs] for ours, theirs in names.items()}
+    if "head_dim" in sizes:
+        sizes["dim"] = sizes.pop("head_dim") * sizes["heads"]
+    text_dim = tensors["text_embedding.0.weight"].shape[1]
+    return DiTConfig(**sizes, text_dim=text_dim, patch=tuple(config.get("patch_size", (1, 2, 2))))
+
+
+def _variant(dit: DiTConfig, experts: int) -> WanConfig:
+    match experts, dit.in_channels, dit.out_channels:
+        case 2, 36, 16:
+            name = "wan2.2-i2v-a14b"
+        case 2, 16, 16:
+            name = "wan2.2-t2v-a14b"
+        case 1, 48, 48:
+            name = "wan2.2-ti2v-5b"
+        case 1, 16, 16:
+            name = "wan2.1-t2v-14b" if dit.dim >= 5120 else "wan2.1-t2v-1.3b"
+        case _:
+            raise ValueError(
+                f"{experts} expert(s) with {dit.in_channels} channels in and {dit.out_channels} "
+                "out are no known release; of a model with two experts give the folder of both"
+            )
+    return VARIANTS[name]()
+
+
+def _vae_config(tensors: Tensors, about: Mapping[str, Any]) -> VaeConfig:
+    """about: `config.json` of diffusers, whose statistics of the latents are taken."""
+    width, channels = tensors["encoder.conv1.weight"].shape[:2]
+    base = vae_2_2() if channels == 12 else vae_2_1()
+    return dataclasses.replace(
+        base,
+        encoder_dim=width,
+        decoder_dim=tensors["decoder.head.0.gamma"].shape[0],
+        mean=tuple(about.get("latents_mean", base.mean)),
+        std=tuple(about.get("latents_std", base.std)),
+    )
+
+
+def _text_config(tensors: Tensors) -> UMT5Config:
+    vocabulary, dim = tensors["token_embedding.weight"].shape
+    buckets, heads = tensors["blocks.0.pos_embedding.embedding.weight"].shape
+    return UMT5Config(
+        vocabulary=vocabulary,
+        dim=dim,
+        heads=heads,
+        head_dim=tensors["blocks.0.attn.q.weight"].shape[0] // heads,
+        ffn_dim=tensors["blocks.0.ffn.fc1.weight"].shape[0],
+        layers=sum(bool(re.fullmatch(r"blocks\.\d+\.norm1\.weight", name)) for name in tensors),
+        buckets=buckets,
+    )
+
+
+def _fit(part: str, tensors: Tensors, config: WanConfig, faults: list[str]) -> dict[str, Leaf]:
+    """The leaves that the tensors make, as far as they have a place, compared with those of the
+    model."""
+    table: list[Row] = DIT if _is_dit(part) else VAE if part == "vae" else UMT5
+    placed, wrong = place({name: t.shape for name, t in tensors.items()}, table)
+    faults += [f"{part}.{fault}" for fault in [*wrong, *misfits(_shapes(part, config), placed)]]
+    return placed
+
+
+@cache
+def _shapes(part: str, config: WanConfig) -> dict[str, Any]:
+    """The leaves of an abstract part of the model."""
+
+    def make() -> nnx.Module:
+        if part == "vae" and isinstance(config.codec, VaeConfig):
+            return Vae(config.codec, rngs=nnx.Rngs(0))
+        if part == "text" and isinstance(config.text, UMT5Config):
+            return TextEncoder(config.text, rngs=nnx.Rngs(0))
+        return DiT(config.dit, numerics=config.numerics, rngs=nnx.Rngs(0))
+
+    return leaves(jax.eval_shape(make))

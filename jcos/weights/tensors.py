@@ -1,0 +1,242 @@
+"""Tensors in files of PyTorch's world, found by their headers and read one at a time.
+
+Two formats: safetensors, and the zip files that `torch.save` writes (`.pth`, `.pt`, `.bin`). The
+second is a pickle, which could run any code: here it may only build tensors, everything else is
+refused. PyTorch is not needed for either.
+"""
+
+import collections
+import json
+import math
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from jcos.weights.checkpoint import CheckpointError
+
+Shape = tuple[int, ...]
+
+_SAFETENSORS = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+_TORCH = {
+    "DoubleStorage": _SAFETENSORS["F64"],
+    "FloatStorage": _SAFETENSORS["F32"],
+    "HalfStorage": _SAFETENSORS["F16"],
+    "BFloat16Storage": _SAFETENSORS["BF16"],
+    "LongStorage": _SAFETENSORS["I64"],
+    "IntStorage": _SAFETENSORS["I32"],
+    "ShortStorage": _SAFETENSORS["I16"],
+    "CharStorage": _SAFETENSORS["I8"],
+    "ByteStorage": _SAFETENSORS["U8"],
+    "BoolStorage": _SAFETENSORS["BOOL"],
+}
+_LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
+_WRAPPERS = ("model_state", "state_dict")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor that lies in a file; `read` brings it into memory.
+
+    offset: bytes from the start of the file. strides: in elements, as torch counts them; None where
+    the values lie one behind the other.
+    """
+
+    file: Path
+    shape: Shape
+    dtype: np.dtype
+    offset: int
+    strides: Shape | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self) -> np.ndarray:
+        """The values, in memory of their own. CheckpointError where the file has become shorter."""
+        strides = self.strides
+        flat = empty(self.shape if strides is None else (_extent(self.shape, strides),), self.dtype)
+        with self.file.open("rb") as file:
+            file.seek(self.offset)
+            if file.readinto(flat.reshape(-1).view(np.uint8).data) != flat.nbytes:
+                raise CheckpointError(f"{self.file} ends in the middle of a tensor")
+        if strides is None:
+            return flat
+        steps = [step * self.dtype.itemsize for step in strides]
+        return np.lib.stride_tricks.as_strided(flat, self.shape, steps).copy()
+
+
+def empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
+    """An uninitialised array on a 64-byte boundary, which jax on a CPU takes without copying it."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def tensors_in(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a file by its name; only the header is read.
+
+    A `.pth` may hold its dict under `model_state` or `state_dict`. Raises CheckpointError where the
+    file is missing, truncated, of another format, or holds code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    return _safetensors(path)[0] if path.suffix == ".safetensors" else _torch(path)
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The texts that a safetensors file carries beside its tensors."""
+    return _safetensors(Path(path))[1]
+
+
+def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, _LONGEST_HEADER):
+            raise CheckpointError(
+                f"{path} is truncated or no safetensors file: {size} bytes, "
+                f"the header alone should have {length}"
+            )
+        text = file.read(length)
+    start = 8 + length
+    try:
+        header = json.loads(text)
+        metadata = dict(header.pop("__metadata__", {}))
+        found = {name: _from_header(path, name, start, entry) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is no safetensors file: its header is damaged") from None
+    end = max((t.offset + t.nbytes for t in found.values()), default=start)
+    if size < end:
+        raise CheckpointError(
+            f"{path} is truncated: {size} bytes, the header speaks of {end}; get it again"
+        )
+    return found, metadata
+
+
+def _from_header(path: Path, name: str, start: int, entry: Mapping[str, Any]) -> Tensor:
+    if (kind := entry["dtype"]) not in _SAFETENSORS:
+        known = ", ".join(_SAFETENSORS)
+        raise CheckpointError(f"{path}: {name} has type {kind}; those that can be read are {known}")
+    begin, end = entry["data_offsets"]
+    tensor = Tensor(path, tuple(entry["shape"]), _SAFETENSORS[kind], start + begin)
+    if min(begin, *tensor.shape, 0) < 0 or tensor.nbytes != end - begin:
+        raise ValueError
+    return tensor
+
+
+class _Storage(NamedTuple):
+    """Where the values of a torch storage lie in its file: bytes from the start, and how many
+    elements."""
+
+    dtype: np.dtype
+    offset: int
+    size: int
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds dicts of `Tensor` and nothing else: no name that the pickle asks for is imported."""
+
+    def __init__(self, stream: Any, path: Path, archive: zipfile.ZipFile, folder: str):
+        super().__init__(stream)
+        self.path = path
+        self.archive = archive
+        self.folder = folder
+
+    def find_class(self, module: str, name: str) -> Any:
+        match module, name:
+            case "collections", "OrderedDict":
+                return collections.OrderedDict
+            case "torch._utils", "_rebuild_tensor_v2":
+                return self.tensor
+            case "torch._utils", "_rebuild_parameter":
+                return lambda tensor, *rest: tensor
+            case "torch", _ if name in _TORCH:
+                return _TORCH[name]
+        raise CheckpointError(
+            f"{self.path} is refused: besides tensors it holds code, {module}.{name}, which "
+            "PyTorch would run on loading it; save its state dict alone"
+        )
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, dtype, key, _, size = pid
+        if kind != "storage" or not isinstance(dtype, np.dtype):
+            raise pickle.UnpicklingError(f"{kind} is no storage")
+        entry = self.archive.getinfo(f"{self.folder}data/{key}")
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < size * dtype.itemsize:
+            raise pickle.UnpicklingError(f"storage {key} is compressed or too short")
+        return _Storage(dtype, _start_of(self.path, entry), size)
+
+    def tensor(
+        self, storage: _Storage, offset: int, shape: Shape, strides: Shape, *rest: Any
+    ) -> Tensor:
+        del rest  # gradients and hooks
+        numbers = (offset, *shape, *strides)
+        if min(numbers) < 0 or offset + _extent(shape, strides) > storage.size:
+            raise pickle.UnpicklingError("a tensor reaches beyond its storage")
+        plain = strides == tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+        start = storage.offset + offset * storage.dtype.itemsize
+        return Tensor(self.path, tuple(shape), storage.dtype, start, None if plain else strides)
+
+
+def _torch(path: Path) -> dict[str, Tensor]:
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(
+            f"{path} is truncated, or not in the format that torch.save has written since PyTorch "
+            "1.6; get it again, or load it there and save it as safetensors"
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (root,) = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            with archive.open(root) as stream:
+                unpickler = _Unpickler(stream, path, archive, root.removesuffix("data.pkl"))
+                state = unpickler.load()
+    except CheckpointError:
+        raise
+    except (pickle.PickleError, zipfile.BadZipFile, EOFError, *_WRONG_PICKLE) as error:
+        raise CheckpointError(f"{path} is damaged or no PyTorch file: {error}") from None
+    for wrapper in _WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds no dict of tensors but a {type(state).__name__}")
+    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+# What a pickle that was not written by torch.save can make the steps above stumble over.
+_WRONG_PICKLE = (KeyError, ValueError, TypeError, AttributeError, IndexError)
+
+
+def _start_of(path: Path, entry: zipfile.ZipInfo) -> int:
+    """The first byte of a stored file, which stands behind a header of its own in the archive."""
+    with path.open("rb") as file:
+        file.seek(entry.header_offset + 26)
+        name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+    return entry.header_offset + 30 + name + extra
+
+
+def _extent(shape: Shape, strides: Shape) -> int:
+    """Elements from the first to the last of a strided tensor."""
+    if 0 in shape:
+        return 0
+    return 1 + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))

@@ -1,0 +1,137 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jcos.lab.tasks import bounce
+from jcos.lab.tasks.base import PALETTE
+from jcos.lab.tasks.bounce import Axis, Bounce, HardBounce
+
+TASKS = [Bounce(), HardBounce()]
+
+
+@pytest.fixture(params=TASKS, ids=lambda task: task.name)
+def task(request):
+    return request.param
+
+
+@pytest.fixture
+def puzzles(task):
+    return [task.sample(i) for i in range(24)]
+
+
+def simulated(axis):
+    """Positions in five frames, found in steps of a hundredth of a frame; and the reflections."""
+    at, speed, count, places = float(axis.at), axis.speed / 100, 0, [axis.at]
+    for i in range(1, 401):
+        at += speed
+        if not -1e-9 <= at <= axis.span + 1e-9:
+            at, speed, count = 2 * (axis.span if at > 0 else 0) - at, -speed, count + 1
+        if i % 100 == 0:
+            places.append(round(at))
+    return places, count
+
+
+def test_paths_are_those_of_a_simulation():
+    for motions in bounce._MOTIONS.values():
+        for axis in {axis for motion in motions for axis in motion}:
+            places, count = simulated(axis)
+            assert [axis.place(f) for f in range(5)] == places, axis
+            assert axis.bounces(4) == count, axis
+
+
+def test_reflection_keeps_the_speed_away_from_walls():
+    assert [Axis(6, 3, 2).place(f) for f in range(5)] == [3, 5, 5, 3, 1]
+    assert [Axis(6, 3, -2).place(f) for f in range(5)] == [3, 1, 1, 3, 5]
+
+
+def test_number_of_reflections(task, puzzles):
+    for puzzle in puzzles:
+        count = puzzle.scene.x.bounces(4) + puzzle.scene.y.bounces(4)
+        assert count >= 2 if task.hard else count == 1
+
+
+def test_each_identity_stands_for_one_class_under_the_symmetries():
+    def images(x, y):
+        for u, v in ((x, y), (y, x)):
+            for a in (u, Axis(u.span, u.span - u.at, -u.speed)):
+                for b in (v, Axis(v.span, v.span - v.at, -v.speed)):
+                    yield a, b
+
+    for motions in bounce._MOTIONS.values():
+        seen = [frozenset(images(*motion)) for motion in motions]
+        assert len(set(seen)) == len(motions)
+
+
+def test_the_shadow_lies_one_step_back_inside_the_room(task, puzzles):
+    for puzzle in puzzles:
+        for axis in (puzzle.scene.x, puzzle.scene.y):
+            assert 0 <= axis.at - axis.speed <= axis.span
+        grey = (task.draw(puzzle, puzzle.answers[0]) == PALETTE["grey"]).all(-1).sum((1, 2))
+        assert grey[0] >= 6
+        assert not grey[1:].any()
+
+
+def test_the_ball_moves_freely_until_the_first_bounce(task, puzzles):
+    for puzzle in puzzles:
+        right, straight = task.draw(puzzle, puzzle.answers[0]), task.straight(puzzle)
+        for f in range(5):
+            if puzzle.scene.x.bounces(f) + puzzle.scene.y.bounces(f) == 0:
+                assert (right[f] == straight[f]).all()
+        assert (right != straight).any()
+        assert not task.score(puzzle, straight).solved
+
+
+def test_an_answer_is_solved_only_without_an_error(task, puzzles):
+    """A ball that is one step off in one frame after the bounce is not solved."""
+    for puzzle in puzzles:
+        (path,) = puzzle.answers
+        x, y = path[-1]
+        off = (*path[:-1], (x + 1 if x < puzzle.scene.x.span else x - 1, y))
+        score = task.score(puzzle, task.draw(puzzle, off))
+        assert score.score < 1.0
+        assert not score.solved
+
+
+def test_a_ball_can_neither_leap_nor_stay(task):
+    for x, y in bounce._MOTIONS[task.name]:
+        scene = bounce.Scene(x, y, "red", 0)
+        path = np.array([bounce._centre(place) for place in bounce._path(x, y)])
+        assert bounce._leap(scene, path) == 0.0
+        for when in range(1, 5):
+            cut = np.where(np.arange(5)[:, None] < when, path[0], path[-1])
+            assert bounce._leap(scene, cut) >= bounce.STEP
+
+
+def test_a_frame_held_scores_nothing(task, puzzles):
+    for puzzle in puzzles:
+        video = task.draw(puzzle, puzzle.answers[0])
+        for when in range(1, 5):
+            held = video.copy()
+            held[when] = video[when - 1]
+            if (held != video).any():
+                assert task.score(puzzle, held).score <= 0.1
+
+
+def test_two_balls_none_and_a_ball_in_the_wall_score_nothing(task, puzzles):
+    for puzzle in puzzles:
+        puzzle = dataclasses.replace(puzzle, scene=puzzle.scene._replace(turn=0))
+        video = task.draw(puzzle, puzzle.answers[0])
+        ball = (video == PALETTE[puzzle.scene.colour]).all(-1)
+        none, wall, recoloured = video.copy(), video.copy(), video.copy()
+        none[2][ball[2]] = PALETTE["floor"]
+        recoloured[2][ball[2]] = PALETTE["grey"]
+        wall[2, :2, :4] = PALETTE[puzzle.scene.colour]
+        two = np.where((video == PALETTE["floor"]) & ball[3][None, ..., None], video[3], video)
+        for spoilt in (none, wall, recoloured, two):
+            assert task.score(puzzle, spoilt).score < 0.1
+
+
+def test_guesses_start_where_the_ball_is_and_stay_in_the_room(task, puzzles):
+    rng = np.random.default_rng(0)
+    for puzzle in puzzles:
+        x, y = puzzle.scene.x, puzzle.scene.y
+        for _ in range(20):
+            path = task.guess(puzzle, rng)
+            assert path[0] == (x.at, y.at)
+            assert all(0 <= a <= x.span and 0 <= b <= y.span for a, b in path)

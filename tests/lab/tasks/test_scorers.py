@@ -1,0 +1,204 @@
+"""Every scorer against what a model might show instead of an answer."""
+
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+
+from jcos.lab.tasks import TASKS, chance, get, still_of
+
+N = 16
+NOTHING = 0.1
+"""The most that a video without a proper answer may score."""
+GOOD = 0.95
+"""The least that a right answer must score when slightly off in colour."""
+
+
+@pytest.fixture(params=TASKS.values(), ids=list(TASKS), scope="module")
+def task(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def puzzles(task):
+    return [task.sample(i) for i in range(N)]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def blend(a, b, share=0.5):
+    return np.rint((1 - share) * a.astype(float) + share * b).astype(np.uint8)
+
+
+def fade(video):
+    shares = np.linspace(0, 1, len(video))
+    return np.stack([blend(video[0], video[-1], share) for share in shares])
+
+
+def backwards(video):
+    return video[::-1].copy()
+
+
+def grey(video):
+    return np.full_like(video, 128)
+
+
+def noise(video):
+    return np.random.default_rng(0).integers(0, 256, video.shape, dtype=np.uint8)
+
+
+def noise_after_first(video):
+    return np.concatenate([video[:1], noise(video)[1:]])
+
+
+def test_every_answer_scores_one(task, puzzles):
+    for puzzle in puzzles:
+        assert puzzle.answers
+        for answer in puzzle.answers:
+            score = task.score(puzzle, task.draw(puzzle, answer))
+            assert score.score == pytest.approx(1.0), score
+            assert score.solved
+
+
+def test_reference_is_one_of_the_answers(task, puzzles, rng):
+    for puzzle in puzzles:
+        video = task.reference(puzzle, rng)
+        assert any((video == task.draw(puzzle, answer)).all() for answer in puzzle.answers)
+
+
+def test_answers_give_different_videos_with_the_same_first_frame(task, puzzles, rng):
+    for puzzle in puzzles:
+        videos = [task.draw(puzzle, answer) for answer in puzzle.answers]
+        assert len({video.tobytes() for video in videos}) == len(videos)
+        videos += [task.draw(puzzle, task.guess(puzzle, rng)) for _ in range(4)]
+        assert len({video[0].tobytes() for video in videos}) == 1
+
+
+def test_routes_are_all_the_answers_drawn(task, puzzles):
+    for puzzle in puzzles:
+        routes = task.routes(puzzle)
+        assert routes.dtype == np.uint8
+        assert routes.shape == (len(puzzle.answers), task.frames, task.height, task.width, 3)
+        for route, answer in zip(routes, puzzle.answers, strict=True):
+            assert (route == task.draw(puzzle, answer)).all()
+
+
+def test_the_still_picture_scores_zero(task, puzzles, rng):
+    for puzzle in puzzles:
+        still = still_of(task.reference(puzzle, rng))
+        assert task.score(puzzle, still).score == 0.0
+        assert task.judge(puzzle, still).raw <= NOTHING  # so that little has to be subtracted
+
+
+@pytest.mark.parametrize("spoil", [fade, backwards, grey, noise, noise_after_first])
+def test_no_score_without_the_way(task, puzzles, rng, spoil):
+    for puzzle in puzzles:
+        score = task.score(puzzle, spoil(task.reference(puzzle, rng)))
+        assert score.score <= NOTHING, (puzzle, score)
+
+
+@pytest.mark.parametrize("when", range(1, 5))
+def test_no_score_for_a_jump_cut(task, puzzles, rng, when):
+    for puzzle in puzzles:
+        video = task.reference(puzzle, rng)
+        cut = np.concatenate([video[:1]] * when + [video[-1:]] * (task.frames - when))
+        if task.name == "pattern" and puzzle.answers[0].side == 2 and when == 2:
+            assert (cut == video).all()  # the smallest item is drawn in a single step
+            continue
+        score = task.score(puzzle, cut)
+        assert score.score <= NOTHING, (puzzle, score)
+
+
+@pytest.mark.parametrize("paste", [False, True], ids=["whole", "own first frame"])
+def test_no_score_for_the_answer_to_another_puzzle(task, puzzles, rng, paste):
+    for puzzle, other in itertools.pairwise([*puzzles, puzzles[0]]):
+        own, video = task.reference(puzzle, rng), task.reference(other, rng)
+        if (own[0] == video[0]).all():
+            continue  # the same scene, perhaps with another question
+        if paste:
+            video[0] = own[0]
+        score = task.score(puzzle, video)
+        assert score.score <= NOTHING, (puzzle, other, score)
+
+
+def test_no_score_for_two_answers_at_once(task, puzzles):
+    for puzzle in puzzles:
+        videos = [task.draw(puzzle, answer) for answer in puzzle.answers]
+        for a, b in itertools.islice(itertools.combinations(videos, 2), 3):
+            assert task.score(puzzle, blend(a, b)).score <= NOTHING
+
+
+def test_no_score_for_a_blend_with_a_wrong_answer(task, puzzles, rng):
+    for puzzle in puzzles:
+        right = task.reference(puzzle, rng)
+        wrong = task.draw(puzzle, task.guess(puzzle, rng))
+        if not task.score(puzzle, wrong).solved:
+            assert task.score(puzzle, blend(right, wrong)).score <= NOTHING
+
+
+@pytest.mark.parametrize("cast", [(8, 8, 8), (-8, -8, -8), (8, -8, 8)], ids=str)
+def test_a_colour_cast_is_forgiven(task, puzzles, rng, cast):
+    for puzzle in puzzles:
+        video = task.reference(puzzle, rng).astype(int) + cast
+        assert task.score(puzzle, video.clip(0, 255).astype(np.uint8)).score >= GOOD
+
+
+def test_noise_is_forgiven(task, puzzles, rng):
+    scores = []
+    for puzzle in puzzles:
+        video = task.reference(puzzle, rng)
+        noisy = video + rng.normal(0, 20, video.shape)
+        scores.append(task.score(puzzle, np.rint(noisy).clip(0, 255).astype(np.uint8)).score)
+    assert np.mean(scores) >= GOOD, scores
+
+
+def test_guesses_are_mostly_wrong(task, puzzles, rng):
+    scores = [task.score(p, task.draw(p, task.guess(p, rng))) for p in puzzles]
+    assert np.mean([score.score for score in scores]) < 0.8
+    assert all(0.0 <= score.score <= 1.0 for score in scores)
+    assert 0.0 <= chance(task, 4) <= 1.0
+
+
+def test_scores_are_plain_numbers(task, puzzles, rng):
+    for puzzle in puzzles[:2]:
+        for video in (task.reference(puzzle, rng), task.draw(puzzle, task.guess(puzzle, rng))):
+            score = task.score(puzzle, video)._asdict()
+            assert json.loads(json.dumps(score)) == score
+
+
+def test_scores_refuse_other_shapes(task, puzzles, rng):
+    video = task.reference(puzzles[0], rng)
+    with pytest.raises(ValueError, match=re.escape(str(video.shape))):
+        task.score(puzzles[0], video[:-1])
+
+
+def test_same_seed_same_puzzle(task):
+    for seed in range(8):
+        a, b = task.sample(seed), task.sample(seed)
+        assert (a.prompt, a.identity) == (b.prompt, b.identity)
+        assert (task.draw(a, a.answers[-1]) == task.draw(b, b.answers[-1])).all()
+
+
+def test_splits_share_no_identity(task):
+    train, test = ([task.sample(i, split) for i in range(100)] for split in ("train", "test"))
+    assert not {p.identity for p in train} & {p.identity for p in test}
+    assert all(p.held_out for p in test)
+    assert not any(p.held_out for p in train)
+
+
+def test_prompts_are_a_few_plain_words(task, puzzles):
+    for puzzle in puzzles:
+        assert puzzle.task == task.name
+        assert re.fullmatch(r"[a-z0-9]+( [a-z0-9]+){0,7}", puzzle.prompt), puzzle.prompt
+
+
+def test_get_names_what_there_is():
+    assert all(get(name) is task for name, task in TASKS.items())
+    assert all(task.name == name for name, task in TASKS.items())
+    with pytest.raises(ValueError, match=r"'chess'.*maze.*tictactoe"):
+        get("chess")

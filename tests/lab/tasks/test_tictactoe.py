@@ -1,0 +1,114 @@
+import collections
+
+import numpy as np
+import pytest
+
+from jcos.lab.tasks.base import PALETTE
+from jcos.lab.tasks.tictactoe import (
+    _TURNS,
+    LINES,
+    MOVER,
+    OTHER,
+    TicTacToe,
+    TicTacToeBlock,
+    _canonical,
+    winning_cells,
+)
+
+GAMES = [TicTacToe(), TicTacToeBlock()]
+games = pytest.mark.parametrize("task", GAMES, ids=lambda task: task.name)
+
+
+def marks(puzzle):
+    other = {"red": "blue", "blue": "red"}[puzzle.scene.mover]
+    return tuple(
+        {None: 0, puzzle.scene.mover: MOVER, other: OTHER}[c] for c in puzzle.scene.colours
+    )
+
+
+def wins(board, mark):
+    """By brute force: place a stone and look for a line."""
+    placed = [(i, (*board[:i], mark, *board[i + 1 :])) for i in range(9) if board[i] == 0]
+    return tuple(i for i, b in placed if any(all(b[j] == mark for j in line) for line in LINES))
+
+
+@games
+def test_positions_are_legal_and_answers_right(task):
+    for seed in range(300):
+        puzzle = task.sample(seed)
+        board = marks(puzzle)
+        assert board.count(0) in task.empties
+        assert board.count(OTHER) - board.count(MOVER) in (0, 1)
+        assert not any(board[a] == board[b] == board[c] != 0 for a, b, c in LINES)
+        cells = tuple(3 * r + c for r, c in puzzle.answers)
+        own, threats = wins(board, MOVER), wins(board, OTHER)
+        assert own == winning_cells(board, MOVER)
+        assert threats == winning_cells(board, OTHER)
+        if isinstance(task, TicTacToeBlock):
+            assert (own, len(threats)) == ((), 1)
+            assert cells == threats
+        else:
+            assert cells == own
+            assert 1 <= len(own) <= 3
+        assert puzzle.prompt == f"{puzzle.scene.mover} to move and {task.aim}"
+
+
+@games
+def test_answers_are_balanced(task):
+    rng = np.random.default_rng(0)
+    puzzles = [task.make(rng) for _ in range(3000)]
+    answers = collections.Counter(p.answers[rng.integers(len(p.answers))] for p in puzzles)
+    empties = collections.Counter(p.scene.colours.count(None) for p in puzzles)
+    movers = collections.Counter(p.scene.mover for p in puzzles)
+    for counts, kinds in ((answers, 9), (empties, len(task.empties)), (movers, 2)):
+        assert len(counts) == kinds
+        assert max(counts.values()) < 1.6 * min(counts.values()), counts
+
+
+@games
+def test_identity_ignores_turns_and_colours(task):
+    for seed in range(50):
+        board = marks(task.sample(seed))
+        copies = {_canonical(tuple(board[i] for i in turn)) for turn in _TURNS}
+        assert copies == {task.sample(seed).identity[0]}
+    assert len(set(_TURNS)) == 8
+
+
+def test_both_colours_of_a_board_are_in_the_same_split():
+    seen = collections.defaultdict(set)
+    for seed in range(300):
+        puzzle = TicTacToe().sample(seed, "test")
+        seen[puzzle.identity].add(puzzle.scene.mover)
+    assert any(len(movers) == 2 for movers in seen.values())
+
+
+@games
+def test_wrong_cells_and_colours_score_zero(task):
+    for seed in range(20):
+        puzzle = task.sample(seed)
+        empty = [divmod(i, 3) for i, c in enumerate(puzzle.scene.colours) if c is None]
+        for cell in empty:
+            right = task.score(puzzle, task.draw(puzzle, cell)).solved
+            assert right == (cell in puzzle.answers)
+        video = task.draw(puzzle, puzzle.answers[0])
+        new = (video != video[0]).any(-1)
+        other = {"red": "blue", "blue": "red"}[puzzle.scene.mover]
+        video[new] = PALETTE[other]
+        assert task.score(puzzle, video).score == 0.0
+
+
+@games
+def test_two_stones_or_a_lost_stone_score_zero(task):
+    puzzle = next(p for p in map(task.sample, range(100)) if p.scene.colours.count(None) == 5)
+    empty = [divmod(i, 3) for i, c in enumerate(puzzle.scene.colours) if c is None]
+    right, wrong = puzzle.answers[0], next(c for c in empty if c not in puzzle.answers)
+    one, two = task.draw(puzzle, right), task.draw(puzzle, wrong)
+    both = np.where(one != one[0], one, two)
+    assert task.score(puzzle, both).score == 0.0
+
+    stone = next(i for i, c in enumerate(puzzle.scene.colours) if c is not None)
+    row, column = (4 * (i + 1) for i in divmod(stone, 3))
+    lost = one.copy()
+    lost[2:, row : row + 4, column : column + 4] = PALETTE["floor"]
+    assert task.score(puzzle, lost).score <= 0.5
+    assert not task.score(puzzle, lost).solved

@@ -1,0 +1,90 @@
+"""The ideal denoiser against its definition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jcos.config import Sampling
+from jcos.lab.ideal import ideal, ideal_run, posterior
+from jcos.sampling import flow
+
+SHAPE = (2, 3, 3, 4)
+
+
+def gaussian(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def sigma(value: float) -> jax.Array:
+    return jnp.float32(value)
+
+
+ANSWERS = gaussian(0, 4, *SHAPE)
+
+
+@pytest.mark.parametrize("level", [0.05, 0.3, 0.6, 0.9, 0.99])
+def test_weights_are_bayes_rule_in_float64(level: float) -> None:
+    x = (1 - level) * ANSWERS[2] + level * gaussian(1, *SHAPE)
+    exact = np.asarray(ANSWERS, np.float64)
+    apart = np.asarray(x, np.float64)[None] - (1 - level) * exact
+    logits = -np.square(apart).sum((1, 2, 3, 4)) / (2 * level**2)
+    want = np.exp(logits - logits.max())
+    want /= want.sum()
+    found = ideal(x, sigma(level), ANSWERS)
+    np.testing.assert_allclose(found.weights, want, atol=1e-5)
+    np.testing.assert_allclose(found.x0, np.tensordot(want, exact, 1), atol=1e-4)
+
+
+def test_one_answer_is_certain_at_every_level() -> None:
+    for level in (0.0, 0.5, 1.0):
+        found = ideal(gaussian(1, *SHAPE), sigma(level), ANSWERS[:1])
+        np.testing.assert_array_equal(found.weights, [1.0])
+        np.testing.assert_array_equal(found.x0, ANSWERS[0])
+
+
+def test_two_answers_are_alike_half_way_between_them() -> None:
+    middle = 0.3 * (ANSWERS[0] + ANSWERS[1]) / 2
+    np.testing.assert_allclose(posterior(middle, sigma(0.7), ANSWERS[:2]), 0.5, atol=1e-5)
+
+
+def test_pure_noise_says_nothing_and_no_noise_says_all() -> None:
+    np.testing.assert_allclose(posterior(gaussian(1, *SHAPE), sigma(1.0), ANSWERS), 0.25)
+    for level in (1e-3, 0.0):
+        np.testing.assert_array_equal(posterior(ANSWERS[3], sigma(level), ANSWERS), np.eye(4)[3])
+
+
+def test_a_prior_weighs_and_leaves_out() -> None:
+    noise = gaussian(1, *SHAPE)
+    prior = jnp.log(jnp.array([0.1, 0.2, 0.3, 0.4]))
+    np.testing.assert_allclose(
+        posterior(noise, sigma(1.0), ANSWERS, prior), [0.1, 0.2, 0.3, 0.4], atol=1e-6
+    )
+    room = jnp.array([0.0, -jnp.inf, 0.0, -jnp.inf])
+    x = 0.5 * ANSWERS[1] + 0.5 * noise
+    padded = posterior(x, sigma(0.5), ANSWERS, room)
+    np.testing.assert_array_equal(padded[jnp.array([1, 3])], 0)
+    alone = posterior(x, sigma(0.5), ANSWERS[jnp.array([0, 2])])
+    np.testing.assert_allclose(padded[jnp.array([0, 2])], alone, atol=1e-5)
+
+
+def test_order_of_the_answers_does_not_matter() -> None:
+    x = 0.4 * ANSWERS[0] + 0.6 * gaussian(1, *SHAPE)
+    order = jnp.array([2, 0, 3, 1])
+    a, b = posterior(x, sigma(0.6), ANSWERS), posterior(x, sigma(0.6), ANSWERS[order])
+    np.testing.assert_allclose(a[order], b, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["euler", "unipc"])
+def test_its_own_run_ends_on_an_answer_and_all_are_equally_likely(solver: str) -> None:
+    """The flow of the ideal denoiser carries noise to the answers, in equal shares."""
+    schedule = flow.schedule(Sampling(steps=40, shift=3.0, solver=solver, grid=solver))  # type: ignore[arg-type]
+    noise = gaussian(5, 256, *SHAPE)
+    found = jax.jit(jax.vmap(lambda n: ideal_run(schedule, n, ANSWERS)))(noise)
+    assert found.x0.shape == (256, 40, *SHAPE)
+    assert (found.weights[:, -1].max(-1) > 0.999).mean() > 0.97
+    shares = np.bincount(np.asarray(found.weights[:, -1].argmax(-1)), minlength=4) / 256
+    np.testing.assert_allclose(shares, 0.25, atol=0.1)
+    entropy = -(found.weights * jnp.log(jnp.maximum(found.weights, 1e-30))).sum(-1).mean(0)
+    assert entropy[0] > 1.35  # ln 4 = 1.39
+    assert entropy[-1] < 0.02

@@ -1,0 +1,321 @@
+"""Training: what is drawn, that it learns, and that a killed run ends in the same weights."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jcos.config import DiTConfig, PixelCodec, Sampling, WanConfig, Words
+from jcos.lab import training
+from jcos.lab.tasks import TASKS
+from jcos.lab.tasks.base import Task
+from jcos.lab.training import (
+    PARTS,
+    Batch,
+    Recipe,
+    State,
+    averaged,
+    batches,
+    drawn,
+    initial,
+    loss,
+    make_update,
+    train,
+)
+from jcos.wan import Wan, load
+from jcos.weights.checkpoint import leaves, read_manifest, restore, save, with_leaves
+from tests.conftest import ROOT
+
+# A constant learning rate (floor), so that one compiled update serves 6 steps as well as 20.
+RECIPE = Recipe(
+    steps=6, small=2, large=1, warmup=1, constant=0.5, floor=1.0, learning_rate=1e-2, ema=0.9
+)
+
+
+def tiny(vocabulary: tuple[str, ...] = ()) -> WanConfig:
+    """`config.toy` made as small as it can be."""
+    dit = DiTConfig(
+        dim=16,
+        ffn_dim=16,
+        heads=2,
+        layers=2,
+        in_channels=28,
+        out_channels=12,
+        text_dim=4,
+        text_len=8,
+        freq_dim=8,
+        rope_theta=100.0,
+    )
+    words = Words(vocabulary, dit.text_dim)
+    return WanConfig("tiny", dit, PixelCodec(), words, Sampling(steps=2, shift=3.0), image="concat")
+
+
+@pytest.fixture(scope="module")
+def config() -> WanConfig:
+    return tiny(training.vocabulary())
+
+
+@pytest.fixture
+def tiny_toy(monkeypatch) -> None:
+    """`train` makes this model instead of the toy model."""
+    monkeypatch.setattr(training, "toy", tiny)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, list[training.Progress]]:
+    """The folder of a run of all steps, saved after every second, and what it told. Read only."""
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "toy", tiny)
+        return folder, list(train(RECIPE, folder, save_every=2))
+
+
+def same(a, b) -> bool:
+    return all(
+        np.asarray(x).tobytes() == np.asarray(y).tobytes()
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+# ---- batches
+
+
+def test_a_batch_is_a_function_of_recipe_and_step(config):
+    recipe = Recipe(small=3, large=2)
+    small, large = batches(recipe, config, 4)
+    assert small.videos.shape == (3, 5, 20, 20, 3)
+    assert large.videos.shape == (2, 5, 28, 28, 3)
+    assert small.words.shape == (3, 8)
+    assert large.words.shape == (2, 8)
+    assert same((small, large), batches(recipe, config, 4))
+    assert not same(small.videos, batches(recipe, config, 5)[0].videos)
+    other = dataclasses.replace(recipe, seed=1)
+    assert not same(small.videos, batches(other, config, 4)[0].videos)
+
+
+def test_no_held_out_puzzle_is_ever_trained_on(config, monkeypatch):
+    seen = []
+    sample = Task.sample
+
+    def record(self, *args, **kwargs):
+        seen.append(sample(self, *args, **kwargs))
+        return seen[-1]
+
+    monkeypatch.setattr(Task, "sample", record)
+    for step in range(12):
+        batches(Recipe(small=16, large=4), config, step)
+    assert len(seen) == 12 * 20
+    assert not any(puzzle.held_out for puzzle in seen)
+    assert {puzzle.task for puzzle in seen} == set(TASKS)
+
+
+def test_videos_are_right_answers_to_their_prompts(config, monkeypatch):
+    seen = []
+    sample = Task.sample
+    monkeypatch.setattr(
+        Task, "sample", lambda self, *a: seen.append((self, sample(self, *a))) or seen[-1][1]
+    )
+    given = batches(Recipe(small=12, large=4, null_text=0.5), config, 0)
+    videos = [video for batch in given for video in batch.videos]
+    prompts = [words for batch in given for words in batch.words]
+    assert config.text is not None
+    empty = 0
+    for (task, puzzle), video, words in zip(seen, videos, prompts, strict=True):
+        assert task.score(puzzle, video).solved
+        said = " ".join(config.text.vocabulary[i] for i in words if i >= 0)
+        assert said in ("", puzzle.prompt)
+        empty += not said
+    assert 0 < empty < len(seen)
+
+
+def test_more_draws_find_more_puzzles_with_several_answers():
+    def several(draws: int) -> float:
+        rng = np.random.default_rng(0)
+        found = [drawn(TASKS["maze"], rng, draws) for _ in range(60)]
+        assert not any(puzzle.held_out for puzzle in found)
+        return float(np.mean([len(puzzle.answers) > 1 for puzzle in found]))
+
+    assert several(1) < 0.5 < several(3)
+    assert several(20) > 0.98
+
+
+def test_every_task_has_a_share():
+    assert Recipe().shares.keys() == TASKS.keys()
+    assert {task.height for task in TASKS.values()} == {20, 28}
+
+
+def test_vocabulary_is_that_of_both_splits():
+    words = set(training.vocabulary())
+    for task in TASKS.values():
+        for seed in range(50):
+            assert set(task.sample((3, seed), "test").prompt.split()) <= words
+
+
+# ---- one update
+
+
+@pytest.fixture(scope="module")
+def fixed(config) -> tuple[Batch, ...]:
+    return batches(RECIPE, config, 0)
+
+
+def test_loss_of_the_untrained_model_is_that_of_predicting_nothing(config, fixed):
+    """The head starts at zero: the error is the mean square of ε − x0, about 1 plus that of x0."""
+    model = Wan(config, rngs=nnx.Rngs(0))
+    value = float(jax.jit(partial(loss, shift=3.0))(model, fixed[0], jax.random.key(0)))
+    x0 = (fixed[0].videos / 255 - 0.55) / 0.42
+    assert value == pytest.approx(1 + np.square(x0).mean(), rel=0.1)
+
+
+@pytest.mark.slow
+def test_twenty_updates_lower_the_loss_of_a_fixed_batch(config, fixed):
+    update = make_update(RECIPE, config)
+    state = initial(RECIPE, config)
+    start = jax.tree.map(np.asarray, state.params)
+
+    @jax.jit
+    def measure(params) -> jax.Array:
+        model = with_leaves(jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0))), params)
+        keys = jax.random.split(jax.random.key(9), 4)
+        return jnp.mean(jax.vmap(lambda key: loss(model, fixed[0], key, 3.0))(keys))
+
+    before = float(measure(start))
+    for _ in range(20):
+        state, each = update(state, fixed)
+        assert each.shape == (2,)
+    assert int(state.step) == 20
+    assert float(measure(state.params)) < 0.8 * before
+    for name, value in state.params.items():
+        assert np.isfinite(value).all()
+        assert not same(value, start[name]), f"{name} was not trained"
+        assert not same(value, state.ema[name]), f"{name}: the average is the last value"
+
+
+@pytest.mark.slow
+def test_the_average_follows_the_weights(config, fixed):
+    update = make_update(RECIPE, config)
+    state = initial(RECIPE, config)
+    want = jax.tree.map(np.asarray, state.ema)
+    for _ in range(3):
+        state, _ = update(state, fixed)
+        want = {k: 0.9 * v + 0.1 * np.asarray(state.params[k]) for k, v in want.items()}
+    for name, value in want.items():
+        np.testing.assert_allclose(state.ema[name], value, atol=1e-6, err_msg=name)
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_adam_the_rest(config):
+    """Muon keeps one moment per weight, Adam two: the state shows who trains what."""
+    params = initial(RECIPE, config).params
+    state: Any = training.optimizer(RECIPE).init(params)
+    inner = state[1].inner_states
+    muon, adam = (
+        {name for name, a in inner[kind].inner_state[0].mu.items() if hasattr(a, "shape")}
+        for kind in ("muon", "adam")
+    )
+    assert muon == {name for name in params if ".blocks." in name and params[name].ndim == 3} - {
+        "experts.0.blocks.modulation"
+    }
+    assert all(name.endswith(".kernel") for name in muon)
+    assert muon | adam == params.keys()
+    assert not muon & adam
+
+
+# ---- runs
+
+
+def final(folder: Path, config: WanConfig) -> State:
+    return restore(
+        folder / f"step-{RECIPE.steps:06d}", jax.eval_shape(lambda: initial(RECIPE, config))
+    )
+
+
+KILLED = """
+import os, runpy, signal, sys
+from pathlib import Path
+
+this, folder = sys.argv[1:]
+names = runpy.run_path(this)  # sets jax up as all tests are
+names["training"].toy = names["tiny"]
+for progress in names["train"](names["RECIPE"], Path(folder), save_every=2):
+    if progress.step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny_toy")
+def test_a_killed_and_resumed_run_ends_in_the_same_weights(tmp_path, config, finished):
+    """Killed after step 5 of 6, when 4 are saved, and resumed: as if nothing had happened."""
+    (whole, progress), broken = finished, tmp_path / "broken"
+    assert [p.step for p in progress] == [1, 2, 3, 4, 5, 6]
+    assert all(np.isfinite(p.loss) for p in progress)
+
+    command = [sys.executable, "-c", KILLED, __file__, str(broken)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=600)
+    assert result.returncode == -signal.SIGKILL, result.stderr.decode()
+    assert [p.name for p in sorted(broken.iterdir())] == ["step-000002", "step-000004"]
+
+    assert [p.step for p in train(RECIPE, broken, save_every=2)] == [5, 6]
+    assert same(final(broken, config), final(whole, config))
+    notes = [read_manifest(f / "step-000006")["notes"] for f in (whole, broken)]
+    assert notes[0] == notes[1]
+    assert {len(values) for values in notes[0]["losses"].values()} == {6}
+    assert same(load(whole / "model"), load(broken / "model"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny_toy")
+def test_a_run_keeps_two_states_and_a_model_of_averaged_weights(config, finished):
+    folder, _ = finished
+    names = [p.name for p in sorted(folder.iterdir())]
+    assert names == ["model", "step-000004", "step-000006"]
+    state, model = final(folder, config), load(folder / "model")
+    assert model.config == config
+    assert same(leaves(model), averaged(RECIPE, state))
+    assert not same(state.ema, state.params)
+    assert list(train(RECIPE, folder, save_every=2)) == []  # there is nothing left to do
+
+    other = dataclasses.replace(RECIPE, learning_rate=1e-3)
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    with pytest.raises(ValueError, match="holds a run of another recipe; choose another folder"):
+        next(train(other, folder, save_every=2))
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny_toy")
+def test_a_second_run_goes_on_from_the_model_of_the_first(tmp_path, config, finished):
+    start = finished[0] / "model"
+    recipe = dataclasses.replace(RECIPE, start=str(start), seed=1)
+    assert same(initial(recipe, config).params, leaves(load(start)))
+
+    list(train(recipe, tmp_path / "second"))
+    told = read_manifest(tmp_path / "second" / "model")["notes"]["recipe"]
+    assert told["seed"] == 1
+    assert told["start"] == read_manifest(start)["notes"]["recipe"]
+    assert str(start) not in str(told)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny_toy")
+def test_a_run_starts_from_no_model_with_other_words(tmp_path, config):
+    other = dataclasses.replace(config, text=Words(("another",), 4))
+    folder = tmp_path / "other"
+    save(folder, other, Wan(other, rngs=nnx.Rngs(0)), {})
+    with pytest.raises(ValueError, match="holds a model of another architecture or vocabulary"):
+        initial(dataclasses.replace(RECIPE, start=str(folder)), config)
+
+
+def test_every_part_of_the_recipe_shows_every_task():
+    assert all(part.shares.keys() == TASKS.keys() for part in PARTS)

@@ -1,0 +1,340 @@
+"""First frames are what the original and the paper's tools make of the same picture."""
+
+import dataclasses
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jcos.media import image
+from jcos.variants import (
+    Profile,
+    toy,
+    wan21_t2v_1_3b,
+    wan22_i2v_a14b,
+    wan22_t2v_a14b,
+    wan22_ti2v_5b,
+)
+from tests.conftest import GOLDEN
+
+SIZES = json.loads((GOLDEN / "image" / "sizes.json").read_text())
+PICTURE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+
+
+def channels_last(array: np.ndarray) -> np.ndarray:
+    return np.moveaxis(array, 0, -1)
+
+
+def size_in(key: str) -> tuple[int, int]:
+    """`0.torch_bicubic_32x64` is 32 high and 64 wide."""
+    height, width = key.removesuffix("_u8").rsplit("_", 1)[1].split("x")
+    return int(height), int(width)
+
+
+def preprocessed(golden, kind: str):
+    """(picture, height, width, what the reference made of it) for every case of a kind."""
+    arrays = golden("image/preprocess")
+    cases = [key for key in arrays if kind in key]
+    assert len(cases) >= 2
+    return [(arrays[f"{key[0]}.image_u8"], *size_in(key), arrays[key]) for key in cases]
+
+
+def test_stretching_is_that_of_torch(golden):
+    for picture, height, width, want in preprocessed(golden, "torch_bicubic"):
+        found = image.torch_bicubic(picture, height, width)
+        assert found.dtype == np.float32
+        assert np.abs(found - channels_last(want)).max() <= 1e-5
+        assert np.abs(found).max() > 1  # overshoot is kept
+
+
+def test_stretching_is_that_of_torch_at_real_sizes(golden):
+    """Exact positions would be 1e-4 off in lines of this length; torch's are rounded."""
+    arrays = golden("image/torch_bicubic_lines")
+    cases = [key.removeprefix("picture_") for key in arrays if key.startswith("picture_")]
+    assert len(cases) == 5
+    for case in cases:
+        line, want = arrays[f"picture_{case}"], arrays[f"stretched_{case}"]
+        colours = np.repeat(line[:, None, None], 3, axis=2)
+        rows = image.torch_bicubic(colours, len(want), 1)
+        columns = image.torch_bicubic(colours.swapaxes(0, 1), 1, len(want))
+        for c in range(3):
+            assert np.abs(rows[:, 0, c] - want).max() <= 5e-6
+            assert np.abs(columns[0, :, c] - want).max() <= 5e-6
+
+
+def test_a_picture_of_its_own_size_stays_as_it_is():
+    np.testing.assert_array_equal(image.torch_bicubic(PICTURE, 5, 7), image.SIGNED[PICTURE])
+    assert image.SIGNED[0] == -1
+    assert image.SIGNED[255] == 1
+
+
+def test_cutting_the_middle_is_that_of_the_original(golden):
+    for picture, height, width, want in preprocessed(golden, "lanczos_crop"):
+        found = image.lanczos_crop(picture, height, width)
+        np.testing.assert_array_equal(found, image.SIGNED[want])
+
+
+def test_stretching_with_pillow_is_that_of_diffsynth(golden):
+    for picture, height, width, want in preprocessed(golden, "pil_bicubic"):
+        found = image.pillow_bicubic(picture, height, width)
+        np.testing.assert_array_equal(found, channels_last(want))
+
+
+def test_stretching_for_diffusers_is_that_of_pillow():
+    found = image.pillow_lanczos(PICTURE, 32, 48)
+    pixels = Image.fromarray(PICTURE).resize((48, 32), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(found, 2 * (np.asarray(pixels, np.float32) / np.float32(255)) - 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "multiple"),
+    [("a14b", image.i2v_a14b_size, 16), ("ti2v", image.ti2v_5b_size, 32)],
+)
+def test_sizes_are_the_originals(kind, size, multiple):
+    assert len(SIZES[kind]) >= 9
+    for case in SIZES[kind]:
+        width, height = case["image_wh"]
+        found = size((height, width), (case["max_area"], 1), multiple)
+        assert found == (case["h"], case["w"])
+
+
+@pytest.mark.parametrize(
+    ("size", "asked", "multiple", "made"),
+    [
+        (image.diffsynth_size, (480, 832), 16, (480, 832)),
+        (image.diffsynth_size, (481, 831), 16, (496, 832)),
+        (image.diffsynth_size, (720, 1280), 32, (736, 1280)),
+        (image.diffsynth_size, (1, 1), 16, (16, 16)),
+        (image.diffusers_size, (481, 831), 16, (480, 816)),
+        (image.diffusers_size, (720, 1280), 32, (704, 1280)),
+    ],
+)
+def test_two_codes_round_what_is_asked_for(size, asked, multiple, made):
+    assert size((300, 10), asked, multiple) == made
+
+
+def test_equally_good_sizes_are_decided_as_in_the_original():
+    """A square of 1000 pixels: 31 · 32 either way, and no candidate is better."""
+    assert image.ti2v_5b_size((1000, 1000), (1000, 1000), 32) == (992, 992)
+    # Height first: 928 high, 960 wide; width first the other way round, equally far from a square.
+    assert image.ti2v_5b_size((1024, 1024), (704, 1280), 32) == (928, 960)
+
+
+@pytest.mark.parametrize(
+    ("config", "profile", "size", "resize", "multiple"),
+    [
+        (wan22_i2v_a14b(), None, image.i2v_a14b_size, image.torch_bicubic, 16),
+        (wan22_i2v_a14b(), "official", image.i2v_a14b_size, image.torch_bicubic, 16),
+        (wan22_i2v_a14b(), "float32", image.i2v_a14b_size, image.torch_bicubic, 16),
+        (wan22_i2v_a14b(), "diffusers", image.diffusers_size, image.pillow_lanczos, 16),
+        (wan22_i2v_a14b(), "diffsynth", image.diffsynth_size, image.pillow_bicubic, 16),
+        (wan22_ti2v_5b(), None, image.ti2v_5b_size, image.lanczos_crop, 32),
+        (wan22_ti2v_5b(), "diffusers", image.diffusers_size, image.pillow_lanczos, 32),
+        (wan22_ti2v_5b(), "diffsynth", image.diffsynth_size, image.pillow_bicubic, 32),
+    ],
+)
+def test_models_have_the_rule_of_their_code(
+    config, profile: Profile | None, size, resize, multiple
+):
+    assert image.rule_for(config, profile) == image.Rule(size, resize, multiple)
+
+
+@pytest.mark.parametrize("config", [wan22_t2v_a14b(), wan21_t2v_1_3b()])
+def test_a_text_model_has_no_rule(config):
+    with pytest.raises(ValueError, match="of a text alone; it takes no picture"):
+        image.rule_for(config)
+
+
+def test_the_small_model_takes_pictures_as_they_are():
+    with pytest.raises(ValueError, match="jcos-tiny takes a picture of 20 × 20 pixels as it is"):
+        image.rule_for(toy())
+
+
+@pytest.mark.parametrize(
+    ("config", "profile", "made"),
+    [
+        (wan22_i2v_a14b(), None, (464, 832)),
+        (wan22_i2v_a14b(), "diffsynth", (480, 832)),
+        (wan22_ti2v_5b(), None, (480, 832)),
+        (wan22_ti2v_5b(), "diffusers", (480, 832)),
+    ],
+)
+def test_a_prepared_frame_has_the_size_of_the_rule(config, profile: Profile | None, made):
+    rule = image.rule_for(config, profile)
+    picture = np.full((72, 128, 3), (255, 0, 51), np.uint8)
+    frame = image.prepare(picture, rule, 480, 832)
+    assert frame.shape == (*made, 3)
+    assert frame.dtype == np.float32
+    np.testing.assert_allclose(frame, np.broadcast_to((1, -1, -0.6), frame.shape), atol=1e-6)
+
+
+@pytest.mark.parametrize("config", [wan22_i2v_a14b(), wan22_ti2v_5b()])
+@pytest.mark.parametrize("shape", [(2, 4000), (4000, 2)])
+def test_a_picture_too_long_is_refused(config, shape):
+    picture = np.zeros((*shape, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"a side would be under .* crop the picture or ask for"):
+        image.prepare(picture, image.rule_for(config), 480, 832)
+
+
+def test_sizes_without_pixels_are_refused():
+    rule = image.rule_for(wan22_i2v_a14b())
+    with pytest.raises(ValueError, match=r"0 × 480 pixels cannot be made"):
+        image.prepare(PICTURE, rule, 480, 0)
+    with pytest.raises(ValueError, match=r"of a picture of shape \(0, 7, 3\)"):
+        image.prepare(PICTURE[:0], rule, 480, 832)
+    down = image.rule_for(wan22_i2v_a14b(), "diffusers")
+    with pytest.raises(ValueError, match="a side would be under 16 pixels"):
+        image.prepare(PICTURE, down, 15, 832)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "webp"])
+def test_a_picture_file_is_read_as_it_was_written(tmp_path, suffix):
+    path = tmp_path / f"picture.{suffix}"
+    Image.fromarray(PICTURE).save(path, lossless=True)
+    np.testing.assert_array_equal(image.read_picture(path), PICTURE)
+    assert image.read_picture(str(path)).flags.writeable
+
+
+def test_every_kind_of_picture_becomes_rgb(tmp_path):
+    grey = PICTURE[:, :, 0]
+    alpha = np.concatenate([PICTURE, PICTURE[:, :, :1]], axis=2)
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putpixel((1, 0), 1)
+    three = np.stack([grey] * 3, axis=2)
+    cases: list[tuple[Image.Image, dict, np.ndarray]] = [
+        (Image.fromarray(grey), {}, three),
+        (Image.fromarray(np.stack([grey, grey[::-1]], axis=2), "LA"), {}, three),
+        (Image.fromarray(alpha), {}, PICTURE),  # what a transparent pixel hides comes out
+        (palette, {}, np.array([[[10, 20, 30], [40, 50, 60]]])),
+        (palette, {"transparency": bytes([0, 128])}, np.array([[[10, 20, 30], [40, 50, 60]]])),
+        (Image.fromarray(grey > 99), {}, np.where(three > 99, 255, 0)),
+    ]
+    path = tmp_path / "picture.png"
+    for picture, options, want in cases:
+        picture.save(path, **options)
+        found = image.read_picture(path)
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, want)
+
+
+def test_the_cameras_orientation_is_not_applied(tmp_path):
+    """As in the original."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    path = tmp_path / "photo.png"
+    Image.fromarray(PICTURE).save(path, exif=exif)
+    with Image.open(path) as file:
+        assert file.getexif()[0x0112] == 6
+    np.testing.assert_array_equal(image.read_picture(path), PICTURE)
+
+
+def test_of_a_film_the_first_picture_is_read(tmp_path):
+    path = tmp_path / "film.webp"
+    first, second = Image.fromarray(PICTURE), Image.fromarray(255 - PICTURE)
+    first.save(path, save_all=True, append_images=[second], lossless=True)
+    np.testing.assert_array_equal(image.read_picture(path), PICTURE)
+
+
+def png_of_zeros(width: int, height: int) -> bytes:
+    """A tiny file that claims to be a picture of that size."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [10_001, 20_000, 2**31 - 1])
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, side):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_of_zeros(side, side))
+    with pytest.raises(ValueError, match=r"bomb.png has more than 100,000,000 pixels; make it"):
+        image.read_picture(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"P6 0 0 255\n", b"\x89PNG\r\n\x1a\n", b"<svg/>", png_of_zeros(9, 9)]
+)
+def test_what_is_no_picture_is_refused(tmp_path, content):
+    path = tmp_path / "picture.png"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"picture.png is no picture that can be read"):
+        image.read_picture(path)
+
+
+def test_a_truncated_picture_is_refused(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (50, 50, 3), np.uint8)).save(path)
+    whole = path.read_bytes()
+    for length in (10, 40, len(whole) // 2, len(whole) - 40):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"picture.png is no picture that can be read"):
+            image.read_picture(path)
+
+
+def test_a_picture_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"the picture .*gone.png is missing"):
+        image.read_picture(tmp_path / "gone.png")
+    with pytest.raises(ValueError, match="is no picture that can be read"):
+        image.read_picture(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+def test_a_picture_of_more_bits_would_come_out_white(tmp_path, kind):
+    path = tmp_path / "deep.tiff"
+    Image.fromarray(np.ones((4, 4), kind)).save(path)
+    with pytest.raises(ValueError, match="more than 8 bits per colour; save it with 8"):
+        image.read_picture(path)
+
+
+@pytest.mark.parametrize("frames", [1, 5, 77, 81, 121])
+def test_4n_plus_1_frames_are_right(frames):
+    image.check_frames(frames)
+    for profile in ("official", "float32", "diffusers", "diffsynth"):
+        assert image.round_frames(frames, profile) == frames
+
+
+@pytest.mark.parametrize(
+    ("frames", "low", "high"),
+    [(80, 77, 81), (82, 81, 85), (2, 1, 5), (0, 1, 5), (-9, 1, 5)],
+)
+def test_other_numbers_of_frames_are_refused_with_the_two_nearest(frames, low, high):
+    message = rf"{frames} frames are asked for, a video has 4 n \+ 1; ask for {low} or {high}$"
+    with pytest.raises(ValueError, match=message):
+        image.check_frames(frames)
+    with pytest.raises(ValueError, match=message):
+        image.round_frames(frames)
+
+
+@pytest.mark.parametrize(
+    ("frames", "diffusers", "diffsynth"),
+    [(80, 81, 81), (82, 81, 85), (83, 81, 85), (84, 85, 85), (2, 1, 5), (3, 1, 5), (4, 5, 5)],
+)
+def test_two_codes_round_the_number_of_frames(frames, diffusers, diffsynth):
+    assert image.round_frames(frames, "diffusers") == diffusers
+    assert image.round_frames(frames, "diffsynth") == diffsynth
+
+
+@pytest.mark.parametrize("profile", ["diffusers", "diffsynth"])
+def test_no_code_makes_a_video_without_frames(profile):
+    with pytest.raises(ValueError, match="0 frames are asked for"):
+        image.round_frames(0, profile)
+
+
+def test_a_codec_that_folds_no_time_makes_any_number_of_frames():
+    for frames in range(1, 9):
+        image.check_frames(frames, 1)
+    with pytest.raises(ValueError, match="0 frames are asked for"):
+        image.check_frames(0, 1)
+
+
+def test_the_multiple_follows_the_models_patch():
+    config = wan22_i2v_a14b()
+    config = dataclasses.replace(config, dit=dataclasses.replace(config.dit, patch=(1, 4, 4)))
+    assert image.rule_for(config).multiple == 32

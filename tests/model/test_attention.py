@@ -1,0 +1,165 @@
+"""Every kernel and every way to share a sequence computes what the reference computes."""
+
+import logging
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jcos.devices import mesh
+from jcos.model import attention as module
+from jcos.model.attention import KERNELS, Problem, attention, choose, using
+from tests import many_devices
+
+ON = {
+    "tpu": Problem("tpu", "bfloat16", 32760, 32760, 40, 128),
+    "gpu": Problem("gpu", "bfloat16", 32760, 32760, 40, 128),
+    "cpu": Problem("cpu", "float32", 100, 100, 4, 32),
+}
+
+
+def inputs(n: int, m: int, heads: int = 2, d: int = 128) -> list[jax.Array]:
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = ((n, heads, d), (m, heads, d), (m, heads, d))
+    return [jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True)]
+
+
+def by_hand(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """In float64, and the logarithm of the denominator."""
+    wide = [np.asarray(a, np.float64) for a in (q, k, v)]
+    weights = np.exp(np.einsum("nhd,mhd->nhm", wide[0], wide[1]))
+    total = weights.sum(-1, keepdims=True)
+    return np.einsum("nhm,mhd->nhd", weights / total, wide[2]), np.log(total[..., 0])
+
+
+@pytest.mark.parametrize("name", ["xla", "splash"])
+@pytest.mark.parametrize(("n", "m", "keys"), [(200, 130, None), (100, 700, 650)])
+def test_kernels_equal_the_formula_at_lengths_that_no_tile_divides(name, n, m, keys):
+    q, k, v = inputs(n, m)
+    q = q * q.shape[-1] ** -0.5
+    with jax.numpy_rank_promotion("allow"):
+        out, top = KERNELS[name].run(q, k, v, keys, True)
+        alone, _ = KERNELS[name].run(q, k, v, keys, False)
+    want, want_top = by_hand(q, k[:keys], v[:keys])
+    np.testing.assert_allclose(out, want, rtol=0, atol=2e-5)
+    assert top is not None
+    np.testing.assert_allclose(top, want_top, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(alone, want, rtol=0, atol=2e-5)
+
+
+def test_queries_in_turns_give_the_same(monkeypatch):
+    q, k, v = inputs(50, 40)
+    want = attention(q, k, v)
+    monkeypatch.setattr(module, "SCORES", 40 * 2 * 7)
+    turns = jax.jit(lambda *a: attention(*a))(q, k, v)
+    np.testing.assert_allclose(turns, want, rtol=0, atol=2e-6)
+    # Held at a time: 7 queries, not 50.
+    assert "50x40" not in jax.jit(lambda *a: attention(*a)).lower(q, k, v).as_text()
+
+
+def test_padded_keys_have_no_weight():
+    q, k, v = inputs(20, 30)
+    want = attention(q, k[:21], v[:21])
+    np.testing.assert_allclose(attention(q, k, v.at[21:].set(1e6), keys=21), want, atol=1e-6)
+
+
+MESHES = ("context=8", "fsdp=8", "context=2,fsdp=4", "context=4,tensor=2", "tensor=8")
+
+
+@pytest.fixture(scope="module")
+def shared() -> dict[str, list]:
+    return many_devices.find("attention", *MESHES)
+
+
+@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("method", ["ulysses", "ring", "gather"])
+def test_a_shared_sequence_gives_the_same(shared, name, method):
+    off, exchanges, passes, gathers = shared[f"{name} {method}"]
+    assert off < 2e-6
+    if name != "tensor=8":
+        assert {"ulysses": exchanges, "ring": passes, "gather": gathers}[method]
+
+
+@pytest.mark.parametrize("axes", [(0, None, None, None), (None, 0, 1, None), (None, 0, None, 0)])
+def test_what_one_array_is_mapped_over_all_are(axes):
+    """As jax's rule for mapping its cuDNN call expects: along their first dimension."""
+    q, k, v = inputs(4, 6, 1, 2)
+    arrays = [
+        a if axis is None else jnp.stack([a, 2 * a], axis)
+        for a, axis in zip((q, k, v, jnp.arange(2)), axes, strict=True)
+    ]
+    mapped: list = []
+
+    def f(*arrays):
+        alike = module._mapped_alike(*arrays)
+        mapped.extend(alike)
+        return alike
+
+    found = jax.vmap(f, axes)(*arrays)
+    assert [a.batch_dim for a in mapped] == [0, 0, 0, 0]
+    for a, axis, got in zip(arrays, axes, found, strict=True):
+        want = jnp.stack([a, a]) if axis is None else jnp.moveaxis(a, axis, 0)
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(
+    ("platform", "kernel"), [("tpu", "splash"), ("gpu", "cudnn"), ("cpu", "xla")]
+)
+def test_the_fastest_kernel_of_the_device_is_chosen(platform, kernel):
+    assert choose(ON[platform]) == (kernel, None)
+
+
+@pytest.mark.parametrize(
+    ("platform", "change", "why"),
+    [
+        ("tpu", {"dtype": "float32"}, "from splash to xla: .* multiplies in bfloat16, these are f"),
+        ("tpu", {"head_dim": 64}, "heads of a multiple of 128, these are 64"),
+        ("gpu", {"dtype": "float32"}, "from cudnn to xla: .* bfloat16 or float16"),
+        ("gpu", {"head_dim": 256}, "at most 128; these are 256"),
+    ],
+)
+def test_what_a_kernel_cannot_do_falls_back_and_says_why(platform, change, why):
+    name, sentence = choose(ON[platform]._replace(**change))
+    assert name == "xla"
+    assert sentence is not None
+    assert re.search(why, sentence)
+    # Nobody waits for a small problem.
+    assert choose(ON[platform]._replace(**change, queries=64, keys=64)) == ("xla", None)
+
+
+def test_a_wish_that_cannot_be_met_is_said_once(caplog):
+    module._say.cache_clear()
+    q, k, v = inputs(8, 8)
+    want = attention(q, k, v)
+    with caplog.at_level(logging.WARNING, logger="jcos"), using(kernel="splash"):
+        for _ in range(2):
+            np.testing.assert_array_equal(attention(q, k, v), want)
+    assert [r.message for r in caplog.records] == [
+        "attention falls back from splash to xla: splash attention is for TPUs, this is a cpu"
+    ]
+
+
+def test_a_wish_reaches_functions_that_were_compiled_without_it(caplog):
+    module._say.cache_clear()
+    f, (q, k, v) = jax.jit(attention), inputs(8, 8)
+    f(q, k, v)
+    with caplog.at_level(logging.WARNING, logger="jcos"), using(kernel="cudnn"):
+        f(q, k, v)
+    assert len(caplog.records) == 1
+
+
+def test_names_that_are_none_are_refused():
+    with pytest.raises(ValueError, match="no attention kernel is called 'flash': auto, xla, cudnn"):
+        using(kernel="flash")
+    with pytest.raises(ValueError, match="no attention method is called 'usp'"):
+        using(method="usp")
+
+
+def test_without_a_mesh_nothing_is_spread():
+    assert mesh.devices(*mesh.AXES) == 1
+    assert mesh.padded(13) == 13
+    x = jnp.ones((13, 2))
+    assert mesh.spread(x) is x
+    assert mesh.constrain(x, "seed") is x

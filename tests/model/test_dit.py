@@ -1,0 +1,427 @@
+"""The transformer: equal to PyTorch block by block, and the laws of its implementation."""
+
+import dataclasses
+import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jcos.config import FLOAT32, OFFICIAL, DiTConfig
+from jcos.devices import mesh
+from jcos.model.dit import MLP, Attention, Block, DiT, Linear
+from jcos.model.layers import rope_angles, rotate, time_features
+from jcos.variants import wan22_i2v_a14b
+from jcos.weights.checkpoint import leaves, parameter_count, with_leaves
+from jcos.weights.names import DIT, fill, translate
+from tests.conftest import GOLDEN, RELEASES, load_golden, load_release
+
+# golden file -> weights it was made with
+CASES = {
+    "t2v_a": "t2v",
+    "t2v_b": "t2v",
+    "t2v_c": "t2v",
+    "i2v_high_a": "i2v_high",
+    "i2v_low_a": "i2v_low",
+    "ti2v_a": "ti2v",
+    "ti2v_b": "ti2v",
+    "ti2v_c": "ti2v",
+}
+CLIPS = [(name, i) for name in CASES for i in range(2 if name == "t2v_b" else 1)]
+
+
+@cache
+def original(weights: str, numerics=FLOAT32) -> DiT:
+    """The tiny model of these weights, converted."""
+    tensors = load_release(weights)
+    folder = GOLDEN / "ckpt" / RELEASES[weights]
+    sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = DiTConfig(
+        dim=sizes["dim"],
+        ffn_dim=sizes["ffn_dim"],
+        heads=sizes["num_heads"],
+        layers=sizes["num_layers"],
+        in_channels=sizes["in_dim"],
+        out_channels=sizes["out_dim"],
+        text_dim=tensors["text_embedding.0.weight"].shape[1],
+        text_len=sizes["text_len"],
+        freq_dim=sizes["freq_dim"],
+        eps=sizes["eps"],
+    )
+    abstract = jax.eval_shape(lambda: DiT(config, numerics=numerics, rngs=nnx.Rngs(0)))
+    return jax.tree.map(jnp.asarray, fill(abstract, tensors, DIT))
+
+
+def inputs(arrays: dict[str, np.ndarray], i: int) -> tuple[jax.Array, jax.Array, jax.Array, int]:
+    """Latents (channels last), timestep(s), prompt and number of tokens of clip i."""
+    x = arrays[f"in.x_{i}"]
+    if f"in.y_{i}" in arrays:
+        x = np.concatenate([x, arrays[f"in.y_{i}"]])
+    x = np.moveaxis(x, 0, -1)
+    count = x[..., 0].size // 4
+    t = arrays["in.t"]
+    t = np.float32(t[0]) if t.ndim == 1 else t[i, :count]
+    return jnp.asarray(x), jnp.asarray(t), jnp.asarray(arrays[f"in.context_{i}"]), count
+
+
+def before_the_blocks(model: DiT, latents: jax.Array, t: jax.Array, context: jax.Array):
+    """What the model's first lines compute: tokens, time (e and its projection), prompt, angles."""
+    cfg = model.cfg
+    x = model.patch_embedding(model.patchify(latents))
+    e = model.time_embedding(time_features(jnp.atleast_1d(t), cfg.freq_dim))
+    time = model.time_projection(jax.nn.silu(e)).reshape(-1, 6, cfg.dim)
+    text = model.text_embedding(jnp.pad(context, ((0, cfg.text_len - len(context)), (0, 0))))
+    angles = rope_angles(cfg.tokens(*latents.shape[:3]), cfg.head_dim, cfg.rope_theta)
+    return x, e, time, text, angles
+
+
+def keep_tokens(layer, tokens):
+    del layer
+    return tokens, tokens
+
+
+@jax.jit
+def forward(model: DiT, latents: jax.Array, t: jax.Array, context: jax.Array):
+    return model(latents, t, context, keep_tokens)
+
+
+def one_clip(weights: str = "t2v", name: str = "t2v_a"):
+    model = original(weights)
+    latents, t, context, _ = inputs(load_golden(f"dit/{name}"), 0)
+    return model, latents, t, context
+
+
+def relative(a, b) -> float:
+    return float(np.abs(np.asarray(a, np.float64) - b).max() / np.abs(b).max())
+
+
+def rms(a) -> float:
+    return float(np.sqrt(np.mean(np.square(a))))
+
+
+# ---- equal to PyTorch
+
+
+@pytest.mark.parametrize(("name", "i"), CLIPS)
+def test_velocity_and_every_block_equal_the_original(golden, name, i):
+    """Clips that the original padded to a common length are given to ours without padding."""
+    arrays = golden(f"dit/{name}")
+    latents, t, context, count = inputs(arrays, i)
+    velocity, blocks = forward(original(CASES[name]), latents, t, context)
+    assert velocity.dtype == jnp.float32
+    assert relative(np.moveaxis(velocity, -1, 0), arrays[f"out.{i}"]) <= 2e-6
+    assert f"trace.block_{len(blocks):02d}" not in arrays
+    for layer, tokens in enumerate(blocks):
+        assert relative(tokens, arrays[f"trace.block_{layer:02d}"][i, :count]) <= 2e-6
+
+
+def test_the_padded_cases_are_padded(golden):
+    """Otherwise the test above would not say anything about padding."""
+    for name, i in (("t2v_b", 0), ("t2v_b", 1), ("ti2v_b", 0)):
+        arrays = golden(f"dit/{name}")
+        assert inputs(arrays, i)[3] < arrays["in.seq_len"] == arrays["trace.block_00"].shape[1]
+
+
+@pytest.mark.parametrize(("name", "i"), CLIPS)
+def test_embeddings_and_head_equal_the_original(golden, name, i):
+    arrays = golden(f"dit/{name}")
+    latents, t, context, count = inputs(arrays, i)
+    model = original(CASES[name])
+    cfg = model.cfg
+
+    @jax.jit
+    def embed(model: DiT, latents, t, context, last_tokens):
+        patches, e, time, text, _ = before_the_blocks(model, latents, t, context)
+        return patches, e, time.reshape(len(time), -1), text, model.head(last_tokens, e)
+
+    last = jnp.asarray(arrays[f"trace.block_{cfg.layers - 1:02d}"][i, :count])
+    patches, e, e0, text, head = embed(model, latents, t, context, last)
+
+    def each_token(a) -> np.ndarray:  # the original repeats a single timestep over the tokens
+        return np.broadcast_to(a, (count, a.shape[-1]))
+
+    sinusoid = time_features(jnp.atleast_1d(t), cfg.freq_dim)
+    want = arrays[f"trace.patch_embed_{i}"]
+    assert relative(patches, np.moveaxis(want, 0, -1).reshape(count, cfg.dim)) <= 2e-6
+    assert np.abs(each_token(sinusoid) - arrays["trace.time_sinusoid"][i, :count]).max() <= 1e-6
+    assert relative(each_token(e), arrays["trace.time_e"][i, :count]) <= 2e-6
+    assert relative(each_token(e0), arrays["trace.time_e0"][i, :count]) <= 2e-6
+    assert relative(text, arrays["trace.text_ctx"][i]) <= 2e-6
+    assert relative(head, arrays["trace.head_tokens"][i, :count]) <= 2e-6
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[jax.Array, jax.Array]]:
+    """What every attention and feed-forward layer is given and returns from now on."""
+    calls = []
+    for kind in (Attention, MLP):
+
+        def record(self, x, *rest, plain=kind.__call__):
+            y = plain(self, x, *rest)
+            calls.append((x, y))
+            return y
+
+        monkeypatch.setattr(kind, "__call__", record)
+    return calls
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.endswith("_a")])
+def test_the_layers_of_block_0_equal_the_original(golden, name, monkeypatch):
+    """What the original's layers took and gave, seen by recording every call of ours."""
+    arrays = golden(f"dit/{name}")
+    latents, t, context, _ = inputs(arrays, 0)
+    model = original(CASES[name])
+    calls = recorded(monkeypatch)
+
+    @jax.jit
+    def first_block(model: DiT, latents, t, context):
+        block = jax.tree.map(lambda a: a[0], model.blocks)
+        x, _, time, text, angles = before_the_blocks(model, latents, t, context)
+        calls.clear()
+        block(x, time, text, angles)
+        (into, attended), (_, crossed), (_, fed) = calls
+        return into, block.self_attn.norm_q(block.self_attn.q(into)), attended, crossed, fed
+
+    seen = first_block(model, latents, t, context)
+    keys = ("self_attn_in", "self_attn_qnorm_out", "self_attn_out", "cross_attn_out", "ffn_out")
+    for key, value in zip(keys, seen, strict=True):
+        assert relative(value, arrays[f"trace.b0.{key}"][0]) <= 2e-6, key
+
+
+def drawn(number: int, shape: tuple[int, ...], scale: float, mean: float = 0.0) -> np.ndarray:
+    """How the weights and inputs of `dit/a14b_block` were made."""
+    random = np.random.RandomState(1000 + number).standard_normal(shape)
+    return (mean + scale * random).astype(np.float32)
+
+
+@pytest.mark.slow
+def test_a_block_of_true_width_equals_the_original(golden, monkeypatch):
+    """A14B's 351 million weights of a block; to 2e-5 at most and 2e-6 in root mean square."""
+    config = wan22_i2v_a14b().dit
+    dim, ffn_dim = config.dim, config.ffn_dim
+    norm, bias = (0.2, 1.0), (0.1, 0.0)
+    made: list[tuple[str, tuple[int, ...], float, float]] = [("modulation", (1, 6, dim), 0.25, 0.0)]
+    for kind in ("self_attn", "cross_attn"):
+        for part in "qkvo":
+            made.append((f"{kind}.{part}.weight", (dim, dim), dim**-0.5, 0.0))
+            made.append((f"{kind}.{part}.bias", (dim,), *bias))
+        made += [(f"{kind}.{part}.weight", (dim,), *norm) for part in ("norm_q", "norm_k")]
+    made += [("norm3.weight", (dim,), *norm), ("norm3.bias", (dim,), *bias)]
+    for layer, n_out, n_in in ((0, ffn_dim, dim), (2, dim, ffn_dim)):
+        made.append((f"ffn.{layer}.weight", (n_out, n_in), n_in**-0.5, 0.0))
+        made.append((f"ffn.{layer}.bias", (n_out,), *bias))
+    with ThreadPoolExecutor(2) as pool:
+        arrays = pool.map(lambda i: drawn(i, *made[i][1:]), range(len(made)))
+        tensors = {f"blocks.0.{name}": a for (name, *_), a in zip(made, arrays, strict=True)}
+    placed = translate(tensors, DIT)
+    del tensors
+    block = with_leaves(
+        jax.eval_shape(lambda: Block(config, FLOAT32, nnx.Rngs(0))),
+        {path.removeprefix("blocks."): a[0] for path, a in placed.items()},
+    )
+    tokens, context = drawn(900, (24, dim), 1.0), drawn(902, (32, dim), 1.0)
+    time = drawn(901, (24, 6, dim), 0.5)[[0] * 8 + [8] * 16]
+    calls = recorded(monkeypatch)
+
+    @jax.jit
+    def run(block: Block, tokens, time, context):
+        calls.clear()
+        out = block(tokens, time, context, rope_angles((2, 3, 4), config.head_dim, 10000.0))
+        return out, [y[:4] for _, y in calls]
+
+    out, (attended, crossed, fed) = run(block, tokens, time, context)
+    arrays = golden("dit/a14b_block")
+    for found, name in (
+        (out[::2], "out_tokens_0_2_4"),
+        (attended, "self_attn_out"),
+        (crossed, "cross_attn_out"),
+        (fed, "ffn_out"),
+    ):
+        assert np.abs(found - arrays[name]).max() <= 2e-5, name
+        assert rms(found - arrays[name]) <= 2e-6 * rms(arrays[name]), name
+
+
+@pytest.mark.parametrize("head_dim", [32, 40, 128])
+def test_rotary_positions_equal_the_original(golden, head_dim):
+    arrays = golden(f"dit/rope_hd{head_dim}")
+    frames, height, width = arrays["grid"][0].tolist()
+    count = frames * height * width
+    angles = rope_angles((frames, height, width), head_dim, 10000.0)
+    rotated = rotate(jnp.asarray(arrays["x"][0, :count]), angles)
+    assert relative(rotated, arrays["out"][0, :count]) <= 1e-6
+
+
+def test_time_features_equal_the_original(golden):
+    arrays = golden("dit/sinusoid_256")
+    features = time_features(jnp.asarray(arrays["t"]), 256)
+    assert np.abs(features - arrays["emb"]).max() <= 1e-6
+
+
+# ---- laws
+
+
+def test_scan_equals_a_loop_over_the_blocks():
+    model, latents, t, context = one_clip()
+    cfg = model.cfg
+    velocity, blocks = forward(model, latents, t, context)
+
+    @jax.jit
+    def looped(model: DiT, latents, t, context):
+        x, e, time, text, angles = before_the_blocks(model, latents, t, context)
+        seen = []
+        for layer in range(cfg.layers):
+            block = jax.tree.map(lambda a, layer=layer: a[layer], model.blocks)
+            x = block(x, time, text, angles)
+            seen.append(x)
+        return model.unpatchify(model.head(x, e), cfg.tokens(*latents.shape[:3])), seen
+
+    by_hand, seen = looped(model, latents, t, context)
+    assert relative(velocity, by_hand) <= 1e-6
+    assert all(relative(a, b) <= 1e-6 for a, b in zip(blocks, seen, strict=True))
+
+
+def test_what_on_block_returns_goes_on():
+    """Tokens that are all alike after the last block give every patch the same velocity."""
+    model, latents, t, context = one_clip()
+    last = model.cfg.layers - 1
+
+    def replace(layer, tokens):
+        return jnp.where(layer == last, 0.0, tokens), layer
+
+    replaced, layers = jax.jit(lambda m, *a: m(*a, replace))(model, latents, t, context)
+    np.testing.assert_array_equal(layers, np.arange(model.cfg.layers))
+    tokens = replaced.reshape(3, 3, 2, 4, 2, 16)
+    np.testing.assert_allclose(
+        tokens, np.broadcast_to(tokens[:1, :1, :, :1], tokens.shape), atol=1e-6
+    )
+
+
+def test_one_timestep_equals_the_same_for_every_token():
+    model, latents, t, context = one_clip()
+    each = jnp.full(3 * 3 * 4, t)
+    assert (
+        relative(forward(model, latents, each, context)[0], forward(model, latents, t, context)[0])
+        <= 1e-6
+    )
+
+
+def test_the_prompt_is_padded_with_zeros_that_are_attended_to():
+    model, latents, t, context = one_clip()
+    by_hand = jnp.pad(context, ((0, model.cfg.text_len - len(context)), (0, 0)))
+    short, padded = (forward(model, latents, t, c)[0] for c in (context, by_hand))
+    assert relative(short, padded) <= 1e-6
+    repeated = jnp.tile(context, (4, 1))[: model.cfg.text_len]
+    assert relative(forward(model, latents, t, repeated)[0], short) > 1e-2
+
+
+def test_vmap_over_videos_equals_single_calls():
+    model, latents, t, context = one_clip()
+    many = jnp.stack([latents, latents[::-1], 2 * latents])
+    times = jnp.stack([t, 0.5 * t, t])
+    contexts = jnp.stack([context, context[::-1], 0 * context])
+    together = jax.jit(jax.vmap(lambda m, *a: m(*a)[0], in_axes=(None, 0, 0, 0)))(
+        model, many, times, contexts
+    )
+    for i in range(3):
+        single = forward(model, many[i], times[i], contexts[i])[0]
+        assert relative(together[i], single) <= 1e-6
+
+
+@pytest.mark.slow
+def test_gradients_exist_and_recomputation_does_not_change_them():
+    model, latents, t, context = one_clip()
+
+    def loss(model: DiT, latents, remat: bool):
+        velocity, _ = model(latents, t, context, remat=remat)
+        return jnp.mean(jnp.square(velocity))
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnames="remat")
+    (plain, plain_x), (remat, remat_x) = (gradient(model, latents, remat=r) for r in (False, True))
+    assert leaves(plain).keys() == leaves(model).keys()
+    assert relative(remat_x, plain_x) <= 1e-5
+    for name, value in leaves(plain).items():
+        assert np.isfinite(value).all(), name
+        assert np.abs(value).max() > 0, name
+        assert relative(leaves(remat)[name], np.asarray(value)) <= 1e-5, name
+
+
+@pytest.mark.parametrize(("name", "i"), [("t2v_a", 0), ("ti2v_a", 0)])
+def test_bfloat16_stays_near_float32(golden, name, i):
+    """Matrix products in bfloat16, as under the original's autocast; the velocity is float32."""
+    latents, t, context, _ = inputs(golden(f"dit/{name}"), i)
+    exact, _ = forward(original(CASES[name]), latents, t, context)
+    velocity, blocks = forward(original(CASES[name], OFFICIAL), latents, t, context)
+    assert velocity.dtype == blocks.dtype == jnp.float32
+    error = rms(velocity - exact) / rms(exact)
+    assert 1e-4 < error <= 8e-3
+
+
+@pytest.mark.parametrize(("dtype", "roundings"), [("float32", 1), ("bfloat16", 2)])
+def test_a_linear_layer_for_a_gpu_rounds_at_most_once_more(monkeypatch, dtype, roundings):
+    """There the bias is left to cuBLAS, which adds it before it rounds; XLA's own code does not."""
+    layer = Linear(64, 48, dtype, nnx.Rngs(0))
+    layer.bias[...] = jax.random.normal(jax.random.key(1), (48,)).astype(layer.dtype)
+    x = jax.random.normal(jax.random.key(2), (30, 64)).astype(layer.dtype)
+    here = np.asarray(layer(x), np.float64)
+    monkeypatch.setattr(mesh, "platform", lambda: "gpu")
+    there = np.asarray(layer(x), np.float64)
+    exact = np.asarray(x, np.float64) @ np.asarray(layer.kernel[...], np.float64)
+    largest = np.maximum(np.abs(exact), np.abs(exact + np.asarray(layer.bias[...], np.float64)))
+    one = float(jnp.finfo(layer.dtype).eps) * largest + 1e-6
+    assert (np.abs(there - here) <= roundings * one).all()
+
+
+def test_residual_stream_takes_the_type_it_is_given():
+    narrow = dataclasses.replace(OFFICIAL, residual="bfloat16")
+    _, latents, t, context = one_clip()
+    velocity, blocks = forward(original("t2v", narrow), latents, t, context)
+    assert velocity.dtype == jnp.float32
+    assert blocks.dtype == jnp.bfloat16
+    assert np.isfinite(velocity).all()
+
+
+def test_weights_are_arguments_of_the_program_not_constants_in_it():
+    """The 14B model is lowered from shapes alone, to a program smaller than one of its matrices."""
+    config = wan22_i2v_a14b().dit
+    model = jax.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0)))
+    assert parameter_count(model) > 14e9
+    shape = jax.ShapeDtypeStruct
+    given = (
+        shape((3, 8, 8, config.in_channels), jnp.float32),
+        shape((), jnp.float32),
+        shape((5, config.text_dim), jnp.float32),
+    )
+    program = jax.jit(lambda m, *a: m(*a)).lower(model, *given)
+    assert len(program.as_text()) < 5e6  # of which 2e6 are the table of time features
+
+
+# ---- errors
+
+
+def test_the_wrong_number_of_channels_is_refused():
+    model, latents, t, context = one_clip()
+    with pytest.raises(ValueError, match=r"^latents have 15 channels; this model takes 16$"):
+        model(latents[..., :-1], t, context)
+
+
+def test_a_prompt_that_is_too_long_is_refused():
+    model, latents, t, _ = one_clip()
+    with pytest.raises(ValueError, match=r"^the prompt has 25 rows; this model takes at most 24$"):
+        model(latents, t, jnp.zeros((25, 64)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((3, 5, 8), r"^latent height is 5; the patch needs a positive multiple of 2$"),
+        ((3, 6, 7), r"^latent width is 7; the patch needs a positive multiple of 2$"),
+        ((0, 6, 8), r"^latent frames is 0; the patch needs a positive multiple of 1$"),
+    ],
+)
+def test_a_size_that_patches_do_not_cover_is_refused(shape, message):
+    model, _, t, context = one_clip()
+    with pytest.raises(ValueError, match=message):
+        model(jnp.zeros((*shape, 16)), t, context)

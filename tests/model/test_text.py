@@ -1,0 +1,576 @@
+"""Prompts: a closed vocabulary, one row per word, zeros behind them; UMT5, equal to PyTorch, and
+its tokenizer."""
+
+import json
+import re
+import warnings
+from functools import cache
+from importlib import import_module
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+from flax import nnx
+
+from jcos.config import UMT5Config, Words
+from jcos.lab.training import vocabulary
+from jcos.model.layers import RMSNorm
+from jcos.model.text import (
+    UMT5,
+    TextCache,
+    WordEmbedding,
+    embed,
+    relative_buckets,
+    word_ids,
+)
+from jcos.model.tokenizer import Tokenizer, clean
+from jcos.weights.checkpoint import parameter_count
+from jcos.weights.names import UMT5 as NAMES
+from jcos.weights.names import UMT5_OF_TRANSFORMERS, fill, original_name
+from tests.conftest import load_golden
+
+WORDS = Words(("ball", "left", "move", "right"), 6)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "ids"),
+    [
+        ("move ball left", [2, 0, 1, -1, -1]),
+        ("  Move\tBALL ", [2, 0, -1, -1, -1]),
+        ("left left right move ball", [1, 1, 3, 2, 0]),
+        ("", [-1] * 5),
+    ],
+)
+def test_words_are_rows_of_the_vocabulary_padded_to_length(prompt, ids):
+    found = word_ids(WORDS, prompt, 5)
+    assert found.dtype == np.int32
+    assert found.tolist() == ids
+
+
+def test_unknown_words_are_named_with_what_is_known():
+    message = r"^the model does not know the word\(s\) cat, dog; it knows: ball, left, move, right$"
+    with pytest.raises(ValueError, match=message):
+        word_ids(WORDS, "move dog left cat dog", 8)
+
+
+def test_a_prompt_that_is_too_long_is_refused():
+    with pytest.raises(ValueError, match=r"^the prompt has 3 words; this model reads at most 2$"):
+        word_ids(WORDS, "move ball left", 2)
+
+
+def test_rows_are_the_tables_and_padding_is_zero():
+    embed = WordEmbedding(WORDS, rngs=nnx.Rngs(0))
+    rows = embed(jnp.array([2, 0, 3, -1, -1]))
+    np.testing.assert_array_equal(rows[:3], embed.table[...][jnp.array([2, 0, 3])])
+    np.testing.assert_array_equal(rows[3:], np.zeros((2, 6)))
+    assert not jnp.all(embed.table[...][-1] == 0)  # the last word is not what padding points at
+
+
+def test_padding_has_no_gradient():
+    embed = WordEmbedding(WORDS, rngs=nnx.Rngs(0))
+    gradient = jax.grad(lambda e: jnp.sum(e(jnp.array([2, 0, -1]))))(embed)
+    np.testing.assert_array_equal(gradient.table[...], np.outer([1, 0, 1, 0], np.ones(6)))
+
+
+def test_the_training_vocabulary_reads_every_prompt():
+    from jcos.lab.tasks import TASKS
+
+    words = Words(vocabulary(), 4)
+    assert list(words.vocabulary) == sorted(set(words.vocabulary))
+    for task in TASKS.values():
+        for seed in range(20):
+            ids = word_ids(words, task.sample((7, seed), "test").prompt, 8)
+            assert ids.max() >= 0
+
+
+# ---- UMT5, equal to PyTorch
+
+TINY = UMT5Config(vocabulary=384, dim=64, heads=3, head_dim=16, ffn_dim=96, layers=3)
+
+
+def filled(cfg: UMT5Config, tensors: dict[str, np.ndarray], dtype: str = "float32") -> UMT5:
+    abstract = jax.eval_shape(lambda: UMT5(cfg, dtype=dtype, rngs=nnx.Rngs(0)))
+    return jax.tree.map(jnp.asarray, fill(abstract, tensors, NAMES))
+
+
+@cache
+def original(dtype: str = "float32") -> UMT5:
+    """The tiny encoder of the golden data."""
+    return filled(TINY, load_golden("weights/umt5"), dtype)
+
+
+@jax.jit
+def encode(model: UMT5, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    return model(ids, mask)
+
+
+def prompts(arrays: dict[str, np.ndarray]):
+    """Number, ids, mask and number of tokens of every prompt."""
+    for i, (ids, mask) in enumerate(zip(arrays["ids"], arrays["mask"].astype(bool), strict=True)):
+        yield i, jnp.asarray(ids, jnp.int32), jnp.asarray(mask), int(mask.sum())
+
+
+def relative(a, b) -> float:
+    return float(np.abs(np.asarray(a, np.float64) - b).max() / np.abs(b).max())
+
+
+def rms(a) -> float:
+    return float(np.sqrt(np.mean(np.square(np.asarray(a, np.float64)))))
+
+
+def buckets_of(length: int) -> jax.Array:
+    places = np.arange(length)
+    return jnp.asarray(relative_buckets(places[None] - places[:, None], 32, 128))
+
+
+@pytest.mark.parametrize("name", ["umt5_L24", "umt5_L200", "loop_text"])
+def test_rows_equal_the_original(golden, name):
+    arrays = golden(f"t5/{name}")
+    for i, ids, mask, count in prompts(arrays):
+        rows = encode(original(), ids, mask)
+        assert rows.dtype == jnp.float32
+        assert relative(rows[:count], arrays["out_fp32"][i, :count]) <= 2e-6, i
+
+
+@pytest.mark.parametrize("name", ["umt5_L24", "umt5_L200"])
+def test_every_block_equals_the_original(golden, name):
+    arrays, model = golden(f"t5/{name}"), original()
+    traced = [key for key in arrays if key.startswith("trace.block_")]
+    assert len(traced) == {"umt5_L24": 3, "umt5_L200": 1}[name]
+    for i, ids, mask, count in prompts(arrays):
+        x = model.token_embedding[...][ids].astype(jnp.float32)
+        for layer in range(len(traced)):
+            block = jax.tree.map(lambda a, layer=layer: a[layer], model.blocks)
+            x = block(x, mask, buckets_of(len(ids)))
+            expected = arrays[f"trace.block_{layer:02}"][i, :count]
+            assert relative(x[:count], expected) <= 2e-6, (i, layer)
+
+
+def test_the_layers_of_the_first_block_equal_the_original(golden):
+    arrays, model = golden("t5/umt5_L24"), original()
+    block = jax.tree.map(lambda a: a[0], model.blocks)
+    for i, ids, mask, count in prompts(arrays):
+        x = model.token_embedding[...][ids].astype(jnp.float32)
+        bias = block.bias(mask, buckets_of(24)).astype(jnp.float32)
+        attended = block.attn(block.norm1(x), bias)
+        forwarded = block.ffn(block.norm2(x + attended))
+        assert relative(attended[:count], arrays["trace.b0.attn_out"][i, :count]) <= 2e-6, i
+        assert relative(forwarded[:count], arrays["trace.b0.ffn_out"][i, :count]) <= 2e-6, i
+
+
+def test_buckets_of_distances_equal_the_original(golden):
+    arrays = golden("t5/rel_buckets")
+    np.testing.assert_array_equal(relative_buckets(arrays["rel"], 32, 128), arrays["bucket"])
+    far = relative_buckets(np.array([-(10**6), 10**6]), 32, 128)
+    np.testing.assert_array_equal(far, [15, 31])
+
+
+def test_position_bias_of_the_first_block_equals_the_original(golden):
+    expected = golden("t5/rel_buckets")["bias_block0_L40"]
+    block = jax.tree.map(lambda a: a[0], original().blocks)
+    bias = np.asarray(block.bias(jnp.ones(40, bool), buckets_of(40)), np.float32)
+    np.testing.assert_allclose(bias, expected, atol=1e-6)
+    padded = np.asarray(block.bias(jnp.arange(40) < 30, buckets_of(40)), np.float32)
+    np.testing.assert_array_equal(padded[:, :, :30], bias[:, :, :30])
+    assert np.isfinite(padded).all()
+    assert padded[:, :, 30:].max() < -1e38
+
+
+def test_bfloat16_is_as_near_to_float32_as_the_originals(golden):
+    """Not bit by bit: where sums are rounded depends on the library."""
+    for name in ("umt5_L24", "umt5_L200", "loop_text"):
+        arrays = golden(f"t5/{name}")
+        for i, ids, mask, count in prompts(arrays):
+            rows = encode(original("bfloat16"), ids, mask)
+            assert rows.dtype == jnp.bfloat16
+            exact = arrays["out_fp32"][i, :count]
+            theirs = arrays["out_bf16"][i, :count].astype(np.float32)
+            error = rms(rows[:count].astype(np.float32) - exact) / rms(exact)
+            assert 1e-3 < error <= 1.5 * rms(theirs - exact) / rms(exact), (name, i)
+
+
+def test_the_true_size_has_the_releases_number_of_weights():
+    """And its program is made from shapes alone, with no weights in it."""
+    model = jax.eval_shape(lambda: UMT5(UMT5Config(), rngs=nnx.Rngs(0)))
+    assert parameter_count(model) == 5_680_910_336
+    large = [a for a in jax.tree.leaves(model) if a.size > 10**7]
+    assert {a.dtype for a in large} == {jnp.dtype("bfloat16")}
+    given = jax.ShapeDtypeStruct((512,), jnp.int32), jax.ShapeDtypeStruct((512,), jnp.bool_)
+    assert len(encode.lower(model, *given).as_text()) < 3e6  # most of it the table of buckets
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_weights_are_not_copied(dtype):
+    """Neither as they are nor in float32, but a layer at a time."""
+    cfg = UMT5Config(vocabulary=100, dim=256, heads=4, head_dim=64, ffn_dim=640, layers=24)
+    model = jax.eval_shape(lambda: UMT5(cfg, dtype=dtype, rngs=nnx.Rngs(0)))
+    given = jax.ShapeDtypeStruct((8,), jnp.int32), jax.ShapeDtypeStruct((8,), jnp.bool_)
+    memory = encode.lower(model, *given).compile().memory_analysis()
+    assert memory is not None
+    assert memory.argument_size_in_bytes > 3e7
+    assert memory.temp_size_in_bytes < 0.2 * memory.argument_size_in_bytes
+
+
+def test_padding_changes_no_row(golden):
+    arrays = golden("t5/umt5_L24")
+    ids, mask = jnp.asarray(arrays["ids"][1], jnp.int32), jnp.asarray(arrays["mask"][1] == 1)
+    count = int(mask.sum())
+    assert 0 < count < 24
+    rows = encode(original(), ids, mask)[:count]
+    other = encode(original(), ids.at[count:].set(7), mask)[:count]
+    np.testing.assert_array_equal(rows, other)
+    short = encode(original(), ids[:count], mask[:count])
+    assert relative(short, np.asarray(rows)) <= 2e-6
+
+
+def test_other_types_are_refused():
+    with pytest.raises(ValueError, match=r"^UMT5 computes in float32 or bfloat16, not in float16$"):
+        UMT5(TINY, dtype="float16", rngs=nnx.Rngs(0))
+
+
+@pytest.mark.extra("verify")
+def test_umt5_equals_transformers():
+    """Another size and other bucket counts than the golden data's, random weights, two prompts."""
+    torch = import_module("torch")
+    transformers = import_module("transformers")
+    cfg = UMT5Config(
+        vocabulary=50,
+        dim=24,
+        heads=2,
+        head_dim=10,
+        ffn_dim=40,
+        layers=2,
+        buckets=16,
+        max_distance=20,
+    )
+    reference = transformers.UMT5EncoderModel(
+        transformers.UMT5Config(
+            vocab_size=cfg.vocabulary,
+            d_model=cfg.dim,
+            d_kv=cfg.head_dim,
+            d_ff=cfg.ffn_dim,
+            num_layers=cfg.layers,
+            num_heads=cfg.heads,
+            relative_attention_num_buckets=cfg.buckets,
+            relative_attention_max_distance=cfg.max_distance,
+            layer_norm_epsilon=cfg.eps,
+            feed_forward_proj="gated-gelu",
+        )
+    ).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in reference.parameters():
+            # Of a trained model's size: much larger ones make every rounding of a score visible.
+            noise = torch.randn(weight.shape, generator=generator) * 0.7 * weight.shape[-1] ** -0.5
+            weight.copy_((noise + (weight.ndim == 1)).bfloat16())
+    tensors = {
+        original_name(name, UMT5_OF_TRANSFORMERS): weight.detach().numpy()
+        for name, weight in reference.named_parameters()
+    }
+    model = filled(cfg, tensors)
+    ids = np.random.default_rng(0).integers(2, 50, (2, 60)).astype(np.int32)
+    mask = np.arange(60) < np.array([[60], [31]])
+    with torch.no_grad():
+        expected = reference.double()(
+            torch.tensor(ids), torch.tensor(mask)
+        ).last_hidden_state.numpy()
+    for i, count in enumerate(mask.sum(1)):
+        rows = encode(model, jnp.asarray(ids[i]), jnp.asarray(mask[i]))
+        assert relative(rows[:count], expected[i, :count]) <= 2e-6
+
+
+# ---- the tokenizer
+
+PIECES = ["▁a", "▁ball", "▁red", "▁moves", "▁A", "<", ">", "&", "é", "'", "▁", *"abcdelmnorsv"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file(tmp_path_factory):
+    """A tokenizer of UMT5's kind with a few pieces, where a release has it."""
+    special = ["<pad>", "</s>", "<s>", "<unk>"]
+    vocabulary = [(piece, 0.0) for piece in special] + [
+        (p, -len(PIECES[0]) / len(p)) for p in PIECES
+    ]
+    made = tokenizers.Tokenizer(tokenizers.models.Unigram(vocabulary, unk_id=3))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    made.decoder = tokenizers.decoders.Metaspace()
+    made.add_special_tokens(special)
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    made.enable_padding(length=99)  # what a file says of padding must not matter
+    made.enable_truncation(3)
+    folder = tmp_path_factory.mktemp("release")
+    (folder / "google" / "umt5-xxl").mkdir(parents=True)
+    made.save(str(folder / "google" / "umt5-xxl" / "tokenizer.json"))
+    return folder / "google" / "umt5-xxl" / "tokenizer.json"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_file) -> Tokenizer:
+    return Tokenizer.load(tokenizer_file)
+
+
+def pieces_of(file, ids) -> list[str | None]:
+    known = tokenizers.Tokenizer.from_file(str(file))
+    return [known.id_to_token(int(i)) for i in ids]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "cleaned"),
+    [
+        ("A red  ball\n\tmoves ", "A red ball moves"),
+        ("\u3000a\u00a0red\u2003\u2028ball\x0b", "a red ball"),
+        ("a &lt; b &amp;amp; c &eacute;", "a < b & c é"),
+        ("&amp;amp;lt;", "<"),
+        ("a < &amp;amp;lt;", "a < &lt;"),  # ftfy leaves entities alone where there are tags
+        ("schÃ¶n â€” l\u2019Ã©toile", "schön — l'étoile"),
+        ("\u201cquoted\u201d \ufb01n \uff21", '"quoted" fin A'),
+        ("红色的球  移动", "红色的球 移动"),
+        (" \n ", ""),
+    ],
+)
+def test_prompts_are_cleaned_as_in_the_original(prompt, cleaned):
+    assert clean(prompt) == cleaned
+
+
+def test_tokens_are_numbered_ended_and_padded(tokenizer, tokenizer_file):
+    ids, mask = tokenizer("  a red&nbsp;ball\n", 8)
+    assert (ids.dtype, mask.dtype) == (np.int32, np.bool_)
+    expected = ["▁a", "▁red", "▁ball", "</s>", "<pad>", "<pad>", "<pad>", "<pad>"]
+    assert pieces_of(tokenizer_file, ids) == expected
+    assert (ids[3], ids[4]) == (1, 0)
+    assert mask.tolist() == [True] * 4 + [False] * 4
+
+
+@pytest.mark.parametrize("prompt", ["", " \t\n"])
+def test_an_empty_prompt_is_its_end(tokenizer, prompt):
+    ids, mask = tokenizer(prompt)
+    assert ids.tolist() == [1] + [0] * 511
+    assert mask.tolist() == [True] + [False] * 511
+
+
+def test_a_long_prompt_is_cut_before_its_end_and_says_so(tokenizer, tokenizer_file):
+    message = r"^the prompt has 5 tokens; only the first 2 and the end token are read$"
+    with pytest.warns(UserWarning, match=message):
+        ids, mask = tokenizer("a red ball moves", 3)
+    assert pieces_of(tokenizer_file, ids) == ["▁a", "▁red", "</s>"]
+    assert mask.all()
+    ids, mask = tokenizer("a red ball moves", 5)  # as many as there is room for: no warning
+    assert pieces_of(tokenizer_file, ids)[-2:] == ["▁moves", "</s>"]
+    assert mask.all()
+
+
+def test_a_prompt_has_room_for_its_end(tokenizer):
+    with pytest.raises(ValueError, match=r"^length is 0; a prompt has at least 1 token, its end$"):
+        tokenizer("a", 0)
+    with pytest.warns(UserWarning, match="only the first 0"):
+        assert tokenizer("a", 1)[0].tolist() == [1]
+
+
+def test_tokenizers_are_found_in_every_layout(tokenizer, tokenizer_file, tmp_path):
+    released = tokenizer_file.parent.parent.parent
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
+    for place in (released, tokenizer_file.parent, tmp_path, tmp_path / "tokenizer"):
+        found = Tokenizer.load(place)
+        assert found == tokenizer
+        assert hash(found) == hash(tokenizer)
+
+
+def test_a_folder_without_a_tokenizer_says_which_file_is_needed(tmp_path):
+    message = (
+        f"{tmp_path} has no tokenizer; a released folder has google/umt5-xxl/tokenizer.json beside "
+        "the weights, one in diffusers' layout tokenizer/tokenizer.json: fetch that file too"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"model": {"type": "Un'])
+def test_a_damaged_tokenizer_is_refused(tmp_path, content):
+    file = tmp_path / "tokenizer.json"
+    file.write_text(content)
+    message = f"{file} is not a tokenizer's file, or is damaged: "
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        Tokenizer.load(tmp_path)
+
+
+def test_another_models_tokenizer_is_refused(tmp_path):
+    file = tmp_path / "tokenizer.json"
+    tokenizers.Tokenizer(tokenizers.models.Unigram([("a", 0.0), ("b", 0.0)])).save(str(file))
+    message = f"{file} is not UMT5's: there, <pad> is token 0 and </s> 1"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.extra("verify")
+@pytest.mark.parametrize(
+    "prompt",
+    ["a red ball moves", "", "A  ball < é & 'q'", "ball</s>red <pad> a", "a red ball " * 9],
+)
+def test_tokens_equal_those_of_transformers(tokenizer, tokenizer_file, prompt):
+    """The original asks transformers for padding to, and truncation at, the full length."""
+    transformers = import_module("transformers")
+    reference = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(tokenizer_file), eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+    expected = reference(clean(prompt), padding="max_length", truncation=True, max_length=16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        ids, mask = tokenizer(prompt, 16)
+    assert ids.tolist() == expected["input_ids"]
+    assert mask.astype(int).tolist() == expected["attention_mask"]
+
+
+# ---- rows of a prompt
+
+
+def test_rows_of_a_prompt_end_in_zeros(tokenizer):
+    ids, mask = tokenizer("a red ball", 12)
+    rows = embed(original(), tokenizer, " a red   ball", 12)
+    assert rows.shape == (12, 64)
+    np.testing.assert_array_equal(rows[4:], np.zeros((8, 64)))
+    expected = encode(original(), jnp.asarray(ids), jnp.asarray(mask))[:4]
+    assert relative(rows[:4], np.asarray(expected)) <= 1e-6
+    assert not np.allclose(rows[:4], embed(original(), tokenizer, "a red moves", 12)[:4])
+
+
+def test_an_empty_prompt_is_one_row(tokenizer):
+    rows = embed(original("bfloat16"), tokenizer, "", 12)
+    assert rows.dtype == jnp.bfloat16
+    assert np.isfinite(rows).all()
+    np.testing.assert_array_equal(np.asarray(rows).any(axis=1), [True] + [False] * 11)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_encoder_is_refused(tokenizer):
+    small = UMT5(
+        UMT5Config(vocabulary=5, dim=4, heads=1, head_dim=2, ffn_dim=4, layers=1), rngs=nnx.Rngs(0)
+    )
+    message = r"^the tokenizer gives token 6, the text encoder has 5: they are not of one model$"
+    with pytest.raises(ValueError, match=message):
+        embed(small, tokenizer, "a red", 4)
+
+
+def test_a_model_may_carry_its_tokenizer(tokenizer, tokenizer_file):
+    """As a static field: an equal one compiles nothing again."""
+
+    class Holder(nnx.Module):
+        def __init__(self, held: Tokenizer):
+            self.norm = RMSNorm(4, 1e-6)
+            self.tokenizer = held
+
+    traced = []
+
+    @jax.jit
+    def double(model: Holder):
+        traced.append(1)
+        return model.norm.scale[...] * 2
+
+    double(Holder(tokenizer))
+    double(Holder(Tokenizer.load(tokenizer_file)))
+    assert len(traced) == 1
+
+
+# ---- embedded prompts on disk
+
+
+def named(message: str) -> str:
+    return f"^{re.escape(message)}$"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_embedded_prompts_are_read_without_the_encoder(tokenizer, tmp_path, dtype):
+    model, folder = original(dtype), tmp_path / "new" / "prompts"
+    cache = TextCache(folder, model, tokenizer)
+    for prompt in ("a  red ball", ""):
+        rows = cache.embed(prompt, 12)
+        np.testing.assert_array_equal(rows, embed(model, tokenizer, prompt, 12))
+        for again in (cache, TextCache(folder, model, tokenizer), TextCache(folder)):
+            read = again.embed(f" {prompt}\n", 12)
+            assert read.dtype == jnp.dtype(dtype)
+            np.testing.assert_array_equal(read, rows)
+    assert len(list(folder.iterdir())) == 3
+    assert max(f.stat().st_size for f in folder.iterdir()) < 2000  # padding is not stored
+
+
+def test_a_prompt_that_is_not_in_the_folder_is_named(tokenizer, tmp_path):
+    TextCache(tmp_path, original(), tokenizer).embed("a red ball", 12)
+    for prompt, length in (("a ball", 12), ("a red ball", 13)):
+        message = (
+            f"{tmp_path} does not have the prompt {prompt!r} at length {length}; put it there on a "
+            "machine that has the text encoder"
+        )
+        with pytest.raises(ValueError, match=named(message)):
+            TextCache(tmp_path).embed(prompt, length)
+
+
+def test_a_folder_belongs_to_one_encoder(tokenizer, tmp_path):
+    TextCache(tmp_path, original(), tokenizer)
+    weights = load_golden("weights/umt5")
+    other = filled(TINY, weights | {"norm.weight": weights["norm.weight"] * 2})
+    for model in (original("bfloat16"), other):
+        message = f"{tmp_path} has the prompts of another text encoder; use another folder"
+        with pytest.raises(ValueError, match=named(message)):
+            TextCache(tmp_path, model, tokenizer)
+
+
+def test_a_folder_that_is_no_cache_is_refused(tmp_path):
+    message = f"{tmp_path} has no embedded prompts: encoder.json is missing"
+    with pytest.raises(ValueError, match=named(message)):
+        TextCache(tmp_path)
+    for content in ("{", "[]", "{}", "\xff"):
+        (tmp_path / "encoder.json").write_text(content, encoding="latin-1")
+        message = f"{tmp_path / 'encoder.json'} is damaged, or not a description of a text encoder"
+        with pytest.raises(ValueError, match=named(message)):
+            TextCache(tmp_path)
+
+
+def test_an_encoder_needs_its_tokenizer(tmp_path):
+    message = "a text encoder and its tokenizer go together: give both or none"
+    with pytest.raises(ValueError, match=named(message)):
+        TextCache(tmp_path, original())
+
+
+def test_damaged_and_foreign_files_are_named(tokenizer, tmp_path):
+    cache = TextCache(tmp_path, original(), tokenizer)
+    cache.embed("a red ball", 12)
+    (file,) = tmp_path.glob("*.safetensors")
+    whole = file.read_bytes()
+    cache.embed("a ball", 12)
+    (other,) = set(tmp_path.glob("*.safetensors")) - {file}
+    flipped = bytearray(whole)
+    flipped[-1] ^= 1
+    message = f"{file} is damaged, or not an embedded prompt of this folder; remove it"
+    for content in (b"", whole[:-8], bytes(flipped), other.read_bytes()):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=named(message)):
+            cache.embed("a red ball", 12)
+    file.unlink()
+    np.testing.assert_array_equal(
+        cache.embed("a red ball", 12), embed(original(), tokenizer, "a red ball", 12)
+    )
+    assert file.stat().st_size == len(whole)
+
+
+def test_a_write_that_fails_leaves_nothing(tokenizer, tmp_path, monkeypatch):
+    cache = TextCache(tmp_path, original(), tokenizer)
+    before = sorted(tmp_path.iterdir())
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fdopen", full)
+    with pytest.raises(OSError, match="No space left"):
+        cache.embed("a red ball", 12)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_folder_says_in_words_whose_rows_it_has(tokenizer, tmp_path):
+    TextCache(tmp_path, original("bfloat16"), tokenizer)
+    said = json.loads((tmp_path / "encoder.json").read_text())
+    assert said["dtype"] == "bfloat16"
+    assert said["config"]["dim"] == 64
+    assert said["tokenizer"] == tokenizer.digest

@@ -1,0 +1,205 @@
+"""PyTorch's noise without PyTorch, and noise from files."""
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from jcos.sampling.noise import noise_from_file, torch_cpu_normal, wan_noise
+
+SHAPE = (3, 4, 5, 2)
+"""Of a latent [F, h, w, C]."""
+TORCH = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
+"""Noise for it as [C, F, h, w]."""
+LAST = np.moveaxis(TORCH, 0, -1)
+
+
+def cases(arrays: dict[str, np.ndarray]):
+    """(seed, shape, what torch drew, of which every so manieth is kept)."""
+    for key, want in arrays.items():
+        seed, shape, *every = key.removeprefix("s").replace("_every", "").split("_")
+        yield int(seed), tuple(map(int, shape.split("x"))), want, int(*every or [1])
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("noise/torch_cpu_randn", 6), ("noise/torch_cpu_randn_more", 25)]
+)
+def test_the_noise_is_torchs(golden, name, count):
+    """Among them: fewer than 16 values, lengths that 16 does not divide, negative seeds and large
+    ones, and a latent of 480 × 832 pixels and 81 frames."""
+    checked = 0
+    for seed, shape, want, every in cases(golden(name)):
+        found = torch_cpu_normal(seed, shape)
+        assert found.shape == shape
+        assert found.dtype == np.float32
+        kept = found.reshape(-1)[::every].reshape(want.shape)
+        assert np.abs(kept - want).max() <= 5e-7
+        checked += 1
+    assert checked == count
+
+
+def test_fewer_than_16_values_are_torchs_to_the_last_bit(golden):
+    small = [case for case in cases(golden("noise/torch_cpu_randn_more")) if case[2].size < 16]
+    assert len(small) == 16
+    for seed, shape, want, _ in small:
+        np.testing.assert_array_equal(torch_cpu_normal(seed, shape), want)
+
+
+def test_only_32_bits_of_a_seed_count():
+    noise = torch_cpu_normal(7, (20,))
+    np.testing.assert_array_equal(torch_cpu_normal(7 + 2**32, (20,)), noise)
+    np.testing.assert_array_equal(torch_cpu_normal(7 - 2**32, (20,)), noise)
+    assert not np.array_equal(torch_cpu_normal(8, (20,)), noise)
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
+def test_seeds_that_torch_does_not_take_are_refused(seed):
+    with pytest.raises(ValueError, match=rf"the seed is {seed}; PyTorch takes"):
+        torch_cpu_normal(seed, (4,))
+
+
+def test_empty_and_impossible_shapes():
+    assert torch_cpu_normal(0, (3, 0)).shape == (3, 0)
+    assert torch_cpu_normal(0, ()).shape == ()
+    with pytest.raises(ValueError, match="no size may be negative"):
+        torch_cpu_normal(0, (3, -1))
+
+
+def test_the_numpy_generator_of_the_process_is_left_alone():
+    before = np.random.get_state(legacy=False)["state"]["key"].copy()  # noqa: NPY002
+    torch_cpu_normal(0, (40,))
+    after = np.random.get_state(legacy=False)["state"]["key"]  # noqa: NPY002
+    np.testing.assert_array_equal(before, after)
+
+
+def test_a_latents_noise_is_drawn_channels_first():
+    noise = wan_noise(42, (3, 8, 10, 16))
+    assert noise.shape == (3, 8, 10, 16)
+    np.testing.assert_array_equal(np.moveaxis(noise, -1, 0), torch_cpu_normal(42, (16, 3, 8, 10)))
+
+
+def test_the_noise_is_normal():
+    noise = wan_noise(3, (5, 30, 52, 16))
+    assert abs(noise.mean()) < 0.01
+    assert abs(noise.std() - 1) < 0.01
+    assert abs(np.corrcoef(noise[..., 0].ravel(), noise[..., 1].ravel())[0, 1]) < 0.03
+
+
+def written(path, array: np.ndarray, **more: np.ndarray):
+    arrays: dict[str, Any] = {"latents": np.ascontiguousarray(array), **more}
+    match path.suffix:
+        case ".npy":
+            np.save(path, array)
+        case ".npz":
+            np.savez(path, **arrays)
+        case ".safetensors":
+            safetensors.numpy.save_file(arrays, path)
+    return path
+
+
+FILES = pytest.mark.parametrize("file", ["noise.npy", "noise.npz", "noise.safetensors"])
+
+
+@FILES
+def test_noise_comes_from_a_file(tmp_path, file):
+    path = written(tmp_path / file, TORCH)
+    np.testing.assert_array_equal(noise_from_file(path, SHAPE), LAST)
+    np.testing.assert_array_equal(noise_from_file(str(path), SHAPE), LAST)
+
+
+@FILES
+def test_noise_in_a_file_may_be_channels_last(tmp_path, file):
+    path = written(tmp_path / file, LAST)
+    np.testing.assert_array_equal(noise_from_file(path, SHAPE, channels_last=True), LAST)
+
+
+@FILES
+@pytest.mark.parametrize("kind", [np.float64, np.float16])
+def test_noise_becomes_float32(tmp_path, file, kind):
+    found = noise_from_file(written(tmp_path / file, TORCH.astype(kind)), SHAPE)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, LAST.astype(kind).astype(np.float32))
+
+
+def test_bfloat16_is_read_too(tmp_path):
+    rounded = TORCH.astype(ml_dtypes.bfloat16)
+    found = noise_from_file(written(tmp_path / "noise.safetensors", rounded), SHAPE)
+    np.testing.assert_array_equal(found, np.moveaxis(rounded, 0, -1).astype(np.float32))
+
+
+@FILES
+def test_a_batch_axis_is_dropped(tmp_path, file):
+    np.testing.assert_array_equal(
+        noise_from_file(written(tmp_path / file, TORCH[None]), SHAPE), LAST
+    )
+    with pytest.raises(ValueError, match=r"holds noise of shape \(2, 2, 3, 4, 5\)"):
+        noise_from_file(written(tmp_path / file, np.stack([TORCH, TORCH])), SHAPE)
+
+
+@pytest.mark.parametrize("file", ["noise.npz", "noise.safetensors"])
+def test_of_several_arrays_the_one_called_noise_is_read(tmp_path, file):
+    path = written(tmp_path / file, TORCH * 2, noise=TORCH)
+    np.testing.assert_array_equal(noise_from_file(path, SHAPE), LAST)
+    path = written(tmp_path / file, TORCH * 2, other=TORCH)
+    with pytest.raises(ValueError, match=r"holds latents, other; name the array noise"):
+        noise_from_file(path, SHAPE)
+
+
+@FILES
+def test_another_shape_is_refused_with_both(tmp_path, file):
+    path = written(tmp_path / file, TORCH[:, :2])
+    message = (
+        r"holds noise of shape \(2, 2, 4, 5\); this video needs \(2, 3, 4, 5\) \(\[C, F, h, w\]\)$"
+    )
+    with pytest.raises(ValueError, match=message):
+        noise_from_file(path, SHAPE)
+
+
+@FILES
+def test_the_other_layout_is_recognised_and_not_guessed(tmp_path, file):
+    path = written(tmp_path / file, LAST)
+    with pytest.raises(ValueError, match=r"\(\[C, F, h, w\]\); say channels_last=True"):
+        noise_from_file(path, SHAPE)
+    path = written(tmp_path / file, TORCH)
+    with pytest.raises(ValueError, match=r"\(\[F, h, w, C\]\); say channels_last=False"):
+        noise_from_file(path, SHAPE, channels_last=True)
+
+
+@FILES
+def test_noise_is_finite_floats(tmp_path, file):
+    with pytest.raises(ValueError, match="holds int64 numbers; noise is floats"):
+        noise_from_file(written(tmp_path / file, TORCH.astype(np.int64)), SHAPE)
+    broken = TORCH.copy()
+    broken[0, 0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        noise_from_file(written(tmp_path / file, broken), SHAPE)
+    with pytest.raises(ValueError, match="not finite"):  # beyond float32
+        noise_from_file(written(tmp_path / file, TORCH.astype(np.float64) * 1e60), SHAPE)
+
+
+@FILES
+def test_missing_and_damaged_files_are_named(tmp_path, file):
+    path = tmp_path / file
+    with pytest.raises(ValueError, match=rf"{file} is missing"):
+        noise_from_file(path, SHAPE)
+    whole = written(path, TORCH).read_bytes()
+    for content in (b"", b"hello", whole[: len(whole) // 2], whole[:-1]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{file} (is damaged|is truncated)"):
+            noise_from_file(path, SHAPE)
+
+
+def test_code_in_a_file_is_not_run(tmp_path):
+    path = tmp_path / "noise.npy"
+    np.save(path, np.array([print], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"noise.npy is damaged, or holds something else"):
+        noise_from_file(path, SHAPE)
+
+
+def test_other_files_are_refused(tmp_path):
+    path = tmp_path / "noise.pt"
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"files that can are .npy, .npz and .safetensors"):
+        noise_from_file(path, SHAPE)

@@ -1,0 +1,427 @@
+"""Laws of trajectories and probes, on a small random model."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jcos.config import DiTConfig, PixelCodec, Sampling, WanConfig, Words
+from jcos.generation import generate, generate_side_by_side, generate_worlds, seed_keys
+from jcos.sampling import flow, trajectory
+from jcos.sampling.probes import (
+    InWorlds,
+    Noise,
+    Probe,
+    SeedEnsemble,
+    States,
+    Swap,
+    TokenEnergy,
+    TokenFeatures,
+    chain,
+)
+from jcos.wan import Wan
+
+STEPS, LAYERS, FRAMES, TOKENS = 4, 3, 3, 12
+CODEC = PixelCodec()
+DIT = DiTConfig(
+    dim=32,
+    ffn_dim=48,
+    heads=2,
+    layers=LAYERS,
+    in_channels=28,
+    out_channels=12,
+    text_dim=8,
+    text_len=4,
+    freq_dim=16,
+)
+CONFIG = WanConfig(
+    "test",
+    DIT,
+    CODEC,
+    Words(("left", "right"), 8),
+    Sampling(steps=STEPS, shift=3.0),
+    image="concat",
+)
+
+
+def randomised(config: WanConfig, seed: int = 0) -> Wan:
+    """A model in which no weight is zero (the head starts at zero, and would hide everything)."""
+    model = Wan(config, rngs=nnx.Rngs(seed))
+    leaves, tree = jax.tree.flatten(model)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noise = [0.2 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
+    return tree.unflatten([a + n for a, n in zip(leaves, noise, strict=True)])
+
+
+@pytest.fixture(scope="module")
+def model() -> Wan:
+    return randomised(CONFIG)
+
+
+def frame(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def condition(model: Wan) -> trajectory.Condition:
+    return model.condition(frame(0), "left", FRAMES)
+
+
+@pytest.fixture(scope="module")
+def worlds(model: Wan) -> trajectory.Condition:
+    return trajectory.stack(
+        [model.condition(frame(0), "left", FRAMES), model.condition(frame(1), "right", FRAMES)]
+    )
+
+
+def close(a: jax.Array, b: jax.Array, tolerance: float = 2e-5) -> None:
+    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * float(jnp.abs(b).max()))
+
+
+def everything_off() -> Probe:
+    return chain(
+        Noise.at_steps(STEPS, FRAMES, ()),
+        SeedEnsemble.window(STEPS, LAYERS, at_steps=()),
+        Swap.at_layers(STEPS, LAYERS, TOKENS, ()),
+    )
+
+
+def test_probe_with_its_mask_off_is_plain_sampling(
+    model: Wan, worlds: trajectory.Condition
+) -> None:
+    plain = generate_side_by_side(model, worlds, (0, 1))
+    off = generate_side_by_side(model, worlds, (0, 1), probe=everything_off())
+    close(off.x0, plain.x0)
+
+
+def test_mask_off_is_bit_equal_inside_one_program(
+    model: Wan, condition: trajectory.Condition
+) -> None:
+    """World 1 is wiped at a step, world 0 is not: world 0 equals a run in which no world is
+    touched."""
+    both = trajectory.stack([condition, condition])
+
+    class InWorldOne(Noise):
+        def on_latents(self, site, x):
+            return jnp.where(jax.lax.axis_index("world") == 1, super().on_latents(site, x), x)
+
+    wiped = InWorldOne.at_steps(STEPS, FRAMES, [1])
+    a = generate_side_by_side(model, both, probe=wiped)
+    b = generate_side_by_side(model, both, probe=wiped.replace(mask=jnp.zeros_like(wiped.mask)))
+    np.testing.assert_array_equal(a.x0[0], b.x0[0])
+    np.testing.assert_array_equal(a.x0[1, :, 0], b.x0[1, :, 0])
+    assert float(jnp.abs(a.x0[1, :, 1] - b.x0[1, :, 1]).max()) > 0.1
+
+
+def test_seeds_run_together_equal_single_runs(model: Wan, condition: trajectory.Condition) -> None:
+    together = generate(model, condition, (3, 1, 7))
+    for i, seed in enumerate((3, 1, 7)):
+        close(together.latents[i], generate(model, condition, (seed,)).latents[0])
+    assert float(jnp.abs(together.latents[0] - together.latents[1]).max()) > 0.1
+
+
+def test_noise_replaces_what_it_says(model: Wan, condition: trajectory.Condition) -> None:
+    """The noise depends on seed and step alone, and is standard normal."""
+
+    class Seen(Noise):
+        def on_latents(self, site, x):
+            return super().on_latents(site, jnp.zeros_like(x))
+
+        def on_block(self, site, tokens):
+            return tokens, ()
+
+    def look(mask: np.ndarray) -> jax.Array:
+        def latent(step: int) -> jax.Array:
+            key = jax.random.fold_in(jax.random.key(0), step)
+            site = trajectory.Site(
+                jnp.int32(step), jnp.int32(-1), jnp.int32(0), jnp.float32(0), key
+            )
+            return Seen(jnp.asarray(mask)).on_latents(site, jnp.ones((FRAMES, 40, 40, 12)))
+
+        return jnp.stack([latent(s) for s in range(STEPS)])
+
+    at_step = look(np.asarray(Noise.at_steps(STEPS, FRAMES, [2]).mask))
+    at_frame = look(np.asarray(Noise.at_frames(STEPS, FRAMES, [1]).mask))
+    assert not jnp.delete(at_step, 2, 0).any()
+    assert not jnp.delete(at_frame, 1, 1).any()
+    np.testing.assert_array_equal(at_step[2, 1], at_frame[2, 1])
+    assert abs(float(at_step[2].mean())) < 0.02
+    assert abs(float(at_step[2].std()) - 1) < 0.02
+    x0 = generate(model, condition, probe=Noise.at_frames(STEPS, FRAMES, [1])).x0
+    assert float(jnp.abs(x0 - generate(model, condition).x0).max()) > 0.1
+
+
+def at(step: int, sigma: float, last: jax.Array | None = None) -> trajectory.Site:
+    key = jax.random.fold_in(jax.random.key(0), step)
+    return trajectory.Site(
+        jnp.int32(step), jnp.int32(-1), jnp.int32(0), jnp.float32(sigma), key, last
+    )
+
+
+def test_strength_turns_a_latent_towards_noise_and_keeps_its_variance() -> None:
+    x = jax.random.normal(jax.random.key(7), (FRAMES, 40, 40, 12))
+    full = Noise.at_steps(STEPS, FRAMES, [2]).on_latents(at(2, 0.5), x)
+    for strength in (0.0, 0.3, 0.9, 1.0):
+        probe = Noise.at_cells(STEPS, FRAMES, [(2, 1), (2, 2)], strength=strength)
+        found = probe.on_latents(at(2, 0.5), x)
+        np.testing.assert_array_equal(found[0], x[0])
+        want = np.sqrt(1 - strength**2) * x[1:] + strength * full[1:]
+        np.testing.assert_allclose(found[1:], want, atol=1e-5)
+        assert abs(float(found.std()) - 1) < 0.02
+        np.testing.assert_array_equal(probe.on_latents(at(1, 0.5), x), x)
+    with pytest.raises(ValueError, match=r"strength of noise is 1.5; it lies between 0 and 1"):
+        Noise.at_steps(STEPS, FRAMES, [2], strength=1.5)
+
+
+def test_noise_at_its_own_level_keeps_the_estimate() -> None:
+    """x = (1 − σ) x̂0 + σ ε before and after, with another ε."""
+    shape, sigma = (FRAMES, 40, 40, 12), 0.3
+    x0, noise = jax.random.normal(jax.random.key(1), (2, *shape))
+    x = (1 - sigma) * x0 + sigma * noise
+    for strength in (0.6, 1.0):
+        probe = Noise.at_steps(STEPS, FRAMES, [2], strength=strength, own=True)
+        renewed = (probe.on_latents(at(2, sigma, x0), x) - (1 - sigma) * x0) / sigma
+        assert abs(float(renewed.std()) - 1) < 0.01
+        shared = float(jnp.mean(renewed * noise))
+        assert shared == pytest.approx(np.sqrt(1 - strength**2), abs=0.02)
+
+
+def test_last_is_the_estimate_of_the_step_before(
+    model: Wan, condition: trajectory.Condition
+) -> None:
+    class Last(Probe):
+        def on_estimate(self, site, x, x0):
+            return x0, site.last
+
+    trace = generate(model, condition, probe=Last())
+    np.testing.assert_array_equal(trace.seen[0, 0], 0)
+    np.testing.assert_array_equal(trace.seen[0, 1:], trace.x0[0, :-1])
+
+
+def test_an_estimate_that_is_replaced_is_gone_on_with(
+    model: Wan, condition: trajectory.Condition
+) -> None:
+    """The mean over seeds of x̂0 in the last step makes all videos equal; in the first it does not,
+    but changes them."""
+
+    class Mean(Probe):
+        steps: jax.Array
+
+        def on_estimate(self, site, x, x0):
+            mean = jax.lax.pmean(x0, "seed")
+            return jnp.where(self.steps[site.step], mean, x0), ()
+
+    last, first, off = (Mean(jnp.arange(STEPS) == s) for s in (STEPS - 1, 0, -1))
+    plain = generate(model, condition, (0, 1))
+    ends = generate(model, condition, (0, 1), probe=last)
+    close(ends.latents, jnp.stack([plain.latents.mean(0)] * 2))
+    early = generate(model, condition, (0, 1), probe=first)
+    close(early.x0[0, 0], plain.x0[:, 0].mean(0))
+    assert float(jnp.abs(early.latents - plain.latents).max()) > 1e-2
+    close(generate(model, condition, (0, 1), probe=off).latents, plain.latents)
+
+
+def test_states_and_chains_see_what_the_model_saw(
+    model: Wan, condition: trajectory.Condition
+) -> None:
+    probe = chain(Noise.at_steps(STEPS, FRAMES, [1]), States(), TokenEnergy())
+    trace = generate(model, condition, probe=probe)
+    nothing, x, more = trace.seen
+    assert nothing == more == ()
+    assert x.shape == trace.x0.shape
+    assert abs(float(x[0, 1].std()) - 1) < 0.1
+    sigmas = np.asarray(flow.plan(CONFIG.sampling).schedule.sigmas)
+    for s in (0, 2):
+        ratio = sigmas[s + 1] / sigmas[s]
+        if s + 1 != 1:  # there the latent was replaced
+            close(x[0, s + 1], ratio * x[0, s] + (1 - ratio) * trace.x0[0, s])
+
+
+def test_a_probe_in_one_world_leaves_the_others(model: Wan, worlds: trajectory.Condition) -> None:
+    both = chain(Noise.at_steps(STEPS, FRAMES, [1]), SeedEnsemble.window(STEPS, LAYERS))
+    probe = chain(InWorlds(both, jnp.array([False, True])), TokenEnergy())
+    trace = generate_side_by_side(model, worlds, (0, 1), probe=probe)
+    plain = generate_side_by_side(model, worlds, (0, 1))
+    all_of_it = generate_side_by_side(model, worlds, (0, 1), probe=both)
+    close(trace.latents[0], plain.latents[0])
+    close(trace.latents[1], all_of_it.latents[1])
+    assert float(jnp.abs(trace.latents[1] - plain.latents[1]).max()) > 1e-2
+
+
+def test_ensemble_makes_seeds_equal_at_the_masked_layer(
+    model: Wan, condition: trajectory.Condition
+) -> None:
+    ensemble = SeedEnsemble.window(STEPS, LAYERS, at_steps=[1], at_layers=[1])
+    trace = generate(model, condition, (0, 1, 2), probe=chain(ensemble, TokenFeatures((0, 1, 2))))
+    features = trace.observed[1]  # [seeds, steps, layers, tokens, D]
+    spread = jnp.abs(features - features[:1]).max((0, 3, 4))
+    assert spread[1, 1] < 1e-5
+    assert spread[1, 2] < 1e-4  # from there on nothing differs between the seeds
+    assert spread[1, 0] > 0.1
+    assert (spread[2:] > 0.01).all()
+    plain = generate(model, condition, (0, 1, 2), probe=TokenFeatures((0, 1, 2))).observed
+    close(features[0, 1, 1], plain[:, 1, 1].mean(0))
+
+
+def test_ensemble_of_one_branch_leaves_the_other(
+    model: Wan, condition: trajectory.Condition
+) -> None:
+    sampling = Sampling(steps=STEPS, shift=3.0, guidance=(3.0,))
+    both = SeedEnsemble.window(STEPS, LAYERS)
+    one = both.replace(branches=jnp.array([True, False]))
+    none = both.replace(branches=jnp.array([False, False]))
+    plain, a, b, c = (
+        generate(model, condition, (0, 1), probe=p, sampling=sampling).latents
+        for p in (None, both, one, none)
+    )
+    close(c, plain)
+    assert float(jnp.abs(a - b).max()) > 1e-3
+    assert float(jnp.abs(b - plain).max()) > 1e-3
+
+
+@pytest.mark.slow
+def test_swapping_everything_swaps_the_outputs(model: Wan, condition: trajectory.Condition) -> None:
+    """Two puzzles from one noise: whoever has the other's tokens after the last block has the
+    other's velocity, and in a run of one step the other's video."""
+    both = trajectory.stack([condition, model.condition(frame(1), "right", FRAMES)])
+    swap = Swap.at_layers(STEPS, LAYERS, TOKENS, [LAYERS - 1], receivers=(True, True))
+    plain, swapped = (generate_side_by_side(model, both, probe=p) for p in (None, swap))
+    close(swapped.x0[:, 0, 0], plain.x0[::-1, 0, 0])
+    once = Sampling(steps=1, shift=3.0)
+    swap = Swap.at_layers(1, LAYERS, TOKENS, [LAYERS - 1], receivers=(True, True))
+    plain, swapped = (
+        generate_side_by_side(model, both, probe=p, sampling=once) for p in (None, swap)
+    )
+    close(swapped.latents, plain.latents[::-1])
+    assert float(jnp.abs(plain.latents[0] - plain.latents[1]).max()) > 0.1
+
+
+def test_one_way_swap_leaves_the_donor_alone(model: Wan, worlds: trajectory.Condition) -> None:
+    swap = Swap.at_layers(STEPS, LAYERS, TOKENS, [1])
+    plain, patched = (generate_side_by_side(model, worlds, probe=p) for p in (None, swap))
+    close(patched.latents[1], plain.latents[1])
+    assert float(jnp.abs(patched.latents[0] - plain.latents[0]).max()) > 1e-2
+    few = swap.replace(tokens=jnp.arange(TOKENS) < 2)
+    partly = generate_side_by_side(model, worlds, probe=few)
+    assert float(jnp.abs(partly.x0[0, 0, 0] - plain.x0[0, 0, 0]).max()) > 1e-4
+    assert float(jnp.abs(partly.x0[0] - patched.x0[0]).max()) > 1e-3
+
+
+def test_one_compile_serves_every_mask(model: Wan, condition: trajectory.Condition) -> None:
+    traces = 0
+
+    @jax.jit
+    def sample(probe: Probe) -> jax.Array:
+        nonlocal traces
+        traces += 1
+        plan = flow.plan(CONFIG.sampling)
+        worlds = jax.tree.map(lambda a: a[None], condition)
+        return generate_worlds(model, plan, worlds, seed_keys((0, 1)), probe).latents
+
+    outputs = [
+        sample(chain(Noise.at_steps(STEPS, FRAMES, at), SeedEnsemble.window(STEPS, LAYERS, window)))
+        for at, window in (((), ()), ((1,), ()), ((2, 3), (0,)), ((), (3,)))
+    ]
+    assert traces == 1
+    assert all(float(jnp.abs(a - outputs[0]).max()) > 1e-3 for a in outputs[1:])
+
+
+def test_seeds_and_schedules_do_not_recompile(model: Wan, condition: trajectory.Condition) -> None:
+    generate(model, condition, (0,))
+    compiled = generate_worlds._cache_size  # type: ignore[attr-defined]
+    before = compiled()
+    generate(model, condition, (5,))
+    for solver, grid, shift in (
+        ("unipc", "unipc", 5.0),
+        ("dpmpp", "dpmpp", 12.0),
+        ("unipc", "diffusers", 3.0),
+    ):
+        sampling = dataclasses.replace(CONFIG.sampling, solver=solver, grid=grid, shift=shift)
+        generate(model, condition, (0,), sampling=sampling)
+    assert compiled() == before
+
+
+def test_vmapped_sweep_equals_loop(model: Wan, condition: trajectory.Condition) -> None:
+    probes = [Noise.at_steps(STEPS, FRAMES, [s]) for s in range(STEPS)]
+    plan = flow.plan(CONFIG.sampling)
+    worlds = jax.tree.map(lambda a: a[None], condition)
+
+    def final(probe: Probe) -> jax.Array:
+        return generate_worlds(model, plan, worlds, seed_keys((0,)), probe).latents
+
+    at_once = jax.jit(lambda p: trajectory.sweep(final, p))(trajectory.stack(probes))
+    chunked = jax.jit(lambda p: trajectory.sweep(final, p, chunk=3))(trajectory.stack(probes))
+    for i, probe in enumerate(probes):
+        close(at_once[i], final(probe))
+        close(chunked[i], final(probe))
+
+
+def test_generate_is_swept_as_it_is(model: Wan, condition: trajectory.Condition) -> None:
+    probes = [Noise.at_steps(STEPS, FRAMES, [s]) for s in (0, 2)]
+
+    def one(probe: Probe) -> trajectory.Trace:
+        return generate(model, condition, (0, 1), probe=probe)
+
+    swept = trajectory.sweep(one, trajectory.stack(probes))
+    chunked = trajectory.sweep(one, trajectory.stack(probes), chunk=1)
+    assert trajectory.check_finite(swept) is swept
+    for i, probe in enumerate(probes):
+        alone = one(probe)
+        close(swept.x0[i], alone.x0)
+        close(chunked.latents[i], alone.latents)
+        np.testing.assert_array_equal(swept.finite[i], alone.finite)
+
+
+def test_observations_have_their_axes(model: Wan, condition: trajectory.Condition) -> None:
+    probe = chain(TokenEnergy(), TokenFeatures((2, 0), jnp.array([1, 5])))
+    trace = generate(model, condition, (0, 1), probe=probe)
+    energy, features = trace.observed
+    assert trace.x0.shape == (2, STEPS, FRAMES, 4, 4, 12)
+    assert energy.shape == (2, STEPS, LAYERS, TOKENS)
+    assert features.shape == (2, STEPS, 2, 2, 32)
+    close(jnp.linalg.norm(features[:, :, 0], axis=-1), energy[:, :, 2, jnp.array([1, 5])])
+
+
+def test_guidance_of_one_is_no_guidance(model: Wan, condition: trajectory.Condition) -> None:
+    sampling = Sampling(steps=STEPS, shift=3.0, guidance=(1.0,))
+    close(
+        generate(model, condition, sampling=sampling).latents,
+        generate(model, condition).latents,
+        1e-4,
+    )
+
+
+def test_two_experts_share_a_run() -> None:
+    """With two experts of the same weights the boundary is invisible; with different ones it is
+    where it says."""
+    config = dataclasses.replace(CONFIG, boundary=0.8)
+    pair, single = randomised(config), randomised(CONFIG)
+    pair.experts = nnx.List([single.experts[0], single.experts[0]])
+    pair.text = single.text
+    condition = single.condition(frame(0), "left", FRAMES)
+    close(generate(pair, condition).x0, generate(single, condition).x0)
+    other = randomised(CONFIG, seed=5)
+    pair.experts = nnx.List([single.experts[0], other.experts[0]])
+    high = flow.high_noise_steps(flow.schedule(config.sampling), 0.8)
+    assert 0 < high < STEPS
+    mixed, plain = generate(pair, condition).x0[0], generate(single, condition).x0[0]
+    close(mixed[:high], plain[:high])
+    assert float(jnp.abs(mixed[high] - plain[high]).max()) > 1e-2
+
+
+def test_first_frame_stays_in_place() -> None:
+    """TI2V: the given latent frame is never noised and its tokens are at timestep 0."""
+    config = dataclasses.replace(DIT, in_channels=12)
+    dit = randomised(dataclasses.replace(CONFIG, dit=config, image="pin")).experts[0]
+    first = jax.random.normal(jax.random.key(3), (1, 4, 4, 12))
+    context = jnp.ones((2, 8))
+    plan = flow.plan(CONFIG.sampling)
+    noise = jax.random.normal(jax.random.key(0), (2, FRAMES, 4, 4, 12))
+    keys = seed_keys((0, 1))
+    conditions = jax.tree.map(lambda a: a[None], trajectory.Condition(context, first=first))
+    trace = trajectory.run([dit], plan, conditions, noise, keys, Probe())
+    np.testing.assert_array_equal(trace.latents[0, :, :1], jnp.stack([first, first]))
+    assert float(jnp.abs(trace.latents[0, :, 1:] - noise[:, 1:]).max()) > 0.1

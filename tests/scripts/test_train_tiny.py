@@ -1,0 +1,141 @@
+"""The training script: what wrong input ends in. That training works is tested in test_training."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from jcos.lab import training
+from jcos.lab.training import PARTS, Progress, initial
+from jcos.wan import Wan
+from jcos.weights import checkpoint
+from scripts import evaluate, train_tiny
+from tests.lab.test_training import tiny
+
+
+def refused(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    main: Callable[[], None],
+    *arguments: object,
+) -> str:
+    """The sentence that a script ends in, after its usage."""
+    monkeypatch.setattr(sys, "argv", ["script", *map(str, arguments)])
+    with pytest.raises(SystemExit) as error:
+        main()
+    assert error.value.code == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said.splitlines()[-1]
+
+
+@pytest.fixture
+def tiny_toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`train` makes this model instead of the toy model."""
+    monkeypatch.setattr(training, "toy", tiny)
+
+
+@pytest.mark.usefixtures("tiny_toy")
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--steps", 0), "steps is 0; it is at least 1"),
+        (("--steps", -5), "steps is -5; it is at least 1"),
+        (("--save-every", 0), "save_every is 0; it is at least 1"),
+        (("--part", 2), "every other one needs --start"),
+        (("--start", "x"), "the first part starts from nothing"),
+        (("--part", 2, "--start", "no-such-folder"), "is not a checkpoint folder"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_writes_nothing(
+    arguments: tuple, says: str, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    out = tmp_path / "run"
+    assert says in refused(capsys, monkeypatch, train_tiny.main, *arguments, "--out", out)
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("tiny_toy")
+def test_a_model_of_another_kind_is_no_start(tmp_path: Path, capsys, monkeypatch) -> None:
+    other = dataclasses.replace(tiny(training.vocabulary()), image="repeat")
+    checkpoint.save(tmp_path / "other", other, Wan(other, rngs=nnx.Rngs(0)), {})
+    arguments = ("--part", 2, "--start", tmp_path / "other", "--out", tmp_path / "run")
+    says = refused(capsys, monkeypatch, train_tiny.main, *arguments)
+    assert "holds a model of another architecture or vocabulary" in says
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("tiny_toy")
+def test_a_folder_with_something_else_in_it_is_left_alone(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    """A run of another recipe, and a model without a run."""
+    config = tiny(training.vocabulary())
+    state = initial(PARTS[0], config)
+    notes = {"recipe": dataclasses.asdict(PARTS[1]), "losses": {}}
+    checkpoint.save(tmp_path / "run" / "step-000250", config, state, notes)
+    checkpoint.save(tmp_path / "alone" / "model", config, Wan(config, rngs=nnx.Rngs(0)), {})
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    for folder, says in (("run", "holds a run of another recipe"), ("alone", "holds a model and")):
+        out = tmp_path / folder
+        assert says in refused(capsys, monkeypatch, train_tiny.main, "--out", out)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def test_the_curve_is_drawn_when_a_state_is_saved_and_at_the_end(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    drawn = []
+
+    def train(recipe, folder, *, save_every):
+        assert (recipe.steps, recipe.seed, save_every) == (5, 7, 2)
+        for step in range(1, 6):
+            yield Progress(step, 0.5, {"small": [0.5] * step}, 0.1)
+
+    monkeypatch.setattr(train_tiny, "train", train)
+    monkeypatch.setattr(
+        train_tiny, "draw_curve", lambda losses, path: drawn.append((len(losses["small"]), path))
+    )
+    arguments = ["--steps", "5", "--seed", "7", "--save-every", "2", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["train_tiny.py", *arguments])
+    train_tiny.main()
+    assert drawn == [(step, tmp_path / "curve.png") for step in (2, 4, 5)]
+    assert f"The model is in {tmp_path / 'model'}" in capsys.readouterr().out.replace("\n", "")
+
+
+@pytest.mark.usefixtures("tiny_toy")
+def test_a_resumed_run_needs_no_start_and_clears_what_a_kill_left(tmp_path: Path) -> None:
+    """All steps are done and saved; only the model is not."""
+    config = tiny(training.vocabulary())
+    recipe = dataclasses.replace(PARTS[1], steps=6, start=str(tmp_path / "is-gone"))
+    state = initial(dataclasses.replace(recipe, start=None), config)
+    state = state._replace(step=jax.numpy.int32(6), ema=state.params)
+    history = dataclasses.asdict(recipe) | {"start": {"seed": 0}}
+    notes = {"recipe": dataclasses.asdict(recipe), "losses": {}, "history": history}
+    folder = tmp_path / "run"
+    checkpoint.save(folder / "step-000006", config, state, notes)
+    for left in (".step-000004.a_12bcd9", ".model.zzzz0000", ".mine", ".notes.abcdefgh"):
+        (folder / left / "weights").mkdir(parents=True)
+    assert list(training.train(recipe, folder)) == []
+    kept = [".mine", ".notes.abcdefgh", "model", "step-000006"]
+    assert sorted(p.name for p in folder.iterdir()) == kept
+    manifest = checkpoint.read_manifest(folder / "model")
+    assert manifest["notes"]["recipe"] == history
+    made = checkpoint.restore(
+        folder / "model", jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
+    )
+    share = 1 - recipe.ema**6
+    for name, value in checkpoint.leaves(made).items():
+        np.testing.assert_allclose(value, state.params[name] / share, rtol=1e-6, atol=1e-6)
+
+
+def test_evaluation_of_no_checkpoint_is_one_sentence(tmp_path: Path, capsys, monkeypatch) -> None:
+    out = tmp_path / "out"
+    arguments = ("--checkpoint", tmp_path, "--out", out)
+    assert "is not a checkpoint folder" in refused(capsys, monkeypatch, evaluate.main, *arguments)
+    assert not out.exists()
