@@ -6,7 +6,7 @@ sampling, then `wan` and `generation` (the core), lab, plan, experiments, bench,
 
 from jcos.config import DiTConfig, Numerics, Sampling, WanConfig
 from jcos.devices.sharding import fetch, init_distributed, make_mesh, on
-from jcos.generation import generate, generate_side_by_side
+from jcos.generation import State, generate, generate_side_by_side, steps
 from jcos.lab import tasks
 from jcos.sampling.probes import (
     Chain,
@@ -38,6 +38,7 @@ __all__ = [
     "Sampling",
     "SeedEnsemble",
     "Site",
+    "State",
     "Swap",
     "TokenEnergy",
     "TokenFeatures",
@@ -53,6 +54,7 @@ __all__ = [
     "make_mesh",
     "on",
     "stack",
+    "steps",
     "sweep",
     "tasks",
 ]

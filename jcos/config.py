@@ -193,6 +193,8 @@ class Sampling:
     shift: k in σ' = kσ / (1 + (k−1)σ). grid: the sigma grid before the shift (`flow.GRIDS`).
     guidance: v = v_u + g (v_c − v_u), one scale per expert, high noise first; None leaves the
         unconditional branch out (the same as 1.0 at half the cost).
+    sigmas: explicit noise levels in place of grid, shift and number of steps, as distilled models
+        want them. Numbers above 1 are timesteps: (1000, 750, 500, 250) is (1, 0.75, 0.5, 0.25).
     """
 
     steps: int = 50
@@ -200,6 +202,7 @@ class Sampling:
     solver: Solver = "euler"
     grid: Grid = "euler"
     guidance: tuple[float, ...] | None = None
+    sigmas: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.steps != int(self.steps):
@@ -209,6 +212,16 @@ class Sampling:
                 raise ValueError(f"{what} is {value!r}; known are {', '.join(get_args(known))}")
         if not (self.shift > 0 and math.isfinite(self.shift)):
             raise ValueError(f"shift is {self.shift}; it must be a positive number")
+        if self.sigmas is not None:
+            unit = 1000 if max(self.sigmas, default=0) > 1 else 1
+            levels = [float(sigma) / unit for sigma in self.sigmas or (0,)]
+            if not all(1 >= a > b for a, b in zip(levels, [*levels[1:], 0.0], strict=True)):
+                raise ValueError(
+                    f"sigmas are {self.sigmas}; they must descend within (0, 1], or as timesteps "
+                    "within (0, 1000]"
+                )
+            object.__setattr__(self, "sigmas", tuple(levels))
+            object.__setattr__(self, "steps", len(levels))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,6 +267,32 @@ class WanConfig:
     @property
     def experts(self) -> int:
         return 1 if self.boundary is None else 2
+
+    def sampling_with(self, **changes: Any) -> Sampling:
+        """Return this model's sampling with other settings; None leaves one as it is.
+
+        Another solver brings its own grid, and steps, shift or a grid take the place of explicit
+        sigmas. One guidance scale serves all experts; scales that are all 1 leave guidance out.
+        Raises ValueError where the model cannot be sampled so.
+        """
+        changes = {name: value for name, value in changes.items() if value is not None}
+        if changes.get("solver", self.sampling.solver) != self.sampling.solver:
+            changes.setdefault("grid", changes["solver"])
+        if "sigmas" in changes and changes.keys() & {"steps", "shift"}:
+            raise ValueError(
+                "sigmas are the whole schedule: give no steps and no shift beside them"
+            )
+        if changes.keys() & {"steps", "shift"}:
+            changes["sigmas"] = None
+        if "guidance" in changes:
+            scales = tuple(changes["guidance"])
+            scales = scales * self.experts if len(scales) == 1 else scales
+            if len(scales) != self.experts:
+                raise ValueError(
+                    f"{len(scales)} guidance scales given; {self.name} has {self.experts} expert(s)"
+                )
+            changes["guidance"] = None if all(scale == 1 for scale in scales) else scales
+        return dataclasses.replace(self.sampling, **changes)
 
 
 def to_json(config: WanConfig) -> dict[str, Any]:

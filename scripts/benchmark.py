@@ -149,7 +149,7 @@ def first_step(lab: Lab, folder: Path) -> float:
     programs.keep(folder)
     condition, start = lab.condition(), time.perf_counter()
     done: list[float] = []
-    generate(lab.model, condition, told=lambda _: done.append(time.perf_counter()))
+    generate(lab.model, condition, on_step=lambda _: done.append(time.perf_counter()))
     return done[0] - start
 
 

@@ -150,7 +150,7 @@ def by_step(text: str) -> dict[str, float]:
         want = sharding.fetch(generate_side_by_side(spread, conditions, (0, 1)).x0)
 
         def off() -> float:
-            trace = generate_side_by_side(spread, conditions, (0, 1), told=lambda _: None)
+            trace = generate_side_by_side(spread, conditions, (0, 1), on_step=lambda _: None)
             return float(np.abs(sharding.fetch(trace.x0) - want).max() / np.abs(want).max())
 
         found["off"] = off()

@@ -250,7 +250,7 @@ def test_a_profile_keeps_its_grid_with_its_own_solver():
     config = with_profile(wan22_i2v_a14b(), "diffusers")
 
     def grid(solver: Solver | None) -> str:
-        return Generate(checkpoint=Path(), prompt="", solver=solver)._sampling(config).grid
+        return config.sampling_with(solver=solver).grid
 
     assert config.sampling.solver == "unipc"
     assert [grid(None), grid("unipc"), grid("euler")] == ["diffusers", "diffusers", "euler"]

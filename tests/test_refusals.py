@@ -68,7 +68,7 @@ def test_a_probe_of_another_run_is_refused_before_anything_is_computed(
     worlds = jax.tree.map(lambda a: a[None], condition)
     ways: list[Callable[[Probe], Any]] = [
         lambda p: generate(model, condition, (0, 1), probe=p),
-        lambda p: generate(model, condition, (0, 1), probe=p, told=lambda step: None),
+        lambda p: generate(model, condition, (0, 1), probe=p, on_step=lambda step: None),
         lambda p: generate_side_by_side(model, worlds, (0, 1), probe=p),
         lambda p: generate_worlds(model, plan, worlds, keys, p),
         lambda p: trajectory.sweep(ways[0], trajectory.stack([p, p])),

@@ -95,14 +95,11 @@ class Arm:
         asked = round(sample.height * self.scale), round(sample.width * self.scale)
         return image.prepare(picture, image.rule_for(config, self.profile), *asked)
 
-    def parts(self, config: WanConfig) -> list[tuple[int, int, int]]:
-        """The run in pieces: first step, the one after the last, and how many seeds go. Seeds that
-        are only averaged with go on no longer than that."""
-        steps = config.sampling.steps
-        last = max(places(self.ensemble_steps, steps, "step"), default=-1) + 1
-        together = 0 if self.ensemble == 1 else last
-        pieces = [(0, together, self.ensemble), (together, steps, 1)]
-        return [piece for piece in pieces if piece[0] < piece[1]]
+    def together(self, config: WanConfig) -> int:
+        """Return after how many steps the first seed goes on alone."""
+        if self.ensemble == 1:
+            return 0
+        return max(places(self.ensemble_steps, config.sampling.steps, "step"), default=-1) + 1
 
     def probe(self, config: WanConfig, frames: int) -> Chain:
         """All interventions, most of them off; `frames` of the latent."""

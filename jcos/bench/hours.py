@@ -61,9 +61,11 @@ def expected(machine: Machine, sizes: Mapping[str, int]) -> Pace:
 def hours(arm: Arm, config: WanConfig, samples: Sequence[Sample], pace: Pace) -> float:
     """All samples on one machine; the VAE and the prompts not counted."""
     config = arm.of(config)
+    together, steps = arm.together(config), config.sampling.steps
     seconds = sum(
-        (last - first) * pace(config, arm.shape(config, sample), seeds)
+        count * pace(config, arm.shape(config, sample), seeds)
         for sample in samples
-        for first, last, seeds in arm.parts(config)
+        for count, seeds in ((together, arm.ensemble), (steps - together, 1))
+        if count
     )
     return seconds / 3600

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Float
 
 from jcos import generation, wan
 from jcos.bench.arm import Arm, Shape
@@ -20,12 +20,9 @@ from jcos.config import WanConfig
 from jcos.devices import memory, mesh, sharding
 from jcos.experiments.experiment import places
 from jcos.experiments.memory import runs_that_fit
-from jcos.model.dit import DiT
 from jcos.sampling import flow, trajectory
-from jcos.sampling.flow import SolverState
 from jcos.sampling.noise import wan_noise
-from jcos.sampling.probes import Probe
-from jcos.sampling.trajectory import Condition, Steps
+from jcos.sampling.trajectory import Condition
 from jcos.wan import Prompt, Wan
 
 
@@ -127,28 +124,31 @@ class Sampler:
     def _denoised(
         self, given: Condition, shape: Shape, number: int, size: int
     ) -> tuple[Float[np.ndarray, "B F h w C"], Float[np.ndarray, "B kept F h w C"]]:
-        arm, config, cfg = self.arm, self.model.config, self.model.config.dit
-        grid = (*wan.latent_grid(config, *shape), cfg.out_channels)
-        seeds = range(arm.seed, arm.seed + arm.ensemble)
-        first = np.stack([wan_noise(seed, grid) for seed in seeds])
-        given, probe = self._spread(given), arm.probe(config, grid[0])
-        noise, keys = trajectory.draw(cfg, given, generation.seed_keys(seeds), jnp.asarray(first))
-        state = _begin(config.numerics, given, noise)
-        chosen = places(arm.x0, config.sampling.steps, "step")
-        plan, kept = flow.plan(config.sampling, config.boundary), []
-        for i, expert in enumerate(self.model.experts):
-            steps, here = trajectory.steps_of(plan, i), memory.on_device(expert)
-            for start, end, together in arm.parts(config):
-                some = _between(steps, start, end)
-                if not len(some.number):
-                    continue
-                state, keys = jax.tree.map(lambda a, n=together: a[:, :n], state), keys[:together]
-                look = np.flatnonzero(np.isin(some.number, chosen))
-                state, x0, finite = _advance(here, some, given, state, keys, probe, look)
-                trajectory.check_steps(np.asarray(finite))
-                kept.append(np.asarray(x0))
-            del here  # before the next expert comes
-        return np.asarray(state.x)[:number, 0], np.concatenate(kept, axis=1)[:number]
+        arm, config = self.arm, self.model.config
+        grid = (*wan.latent_grid(config, *shape), config.dit.out_channels)
+        together = arm.together(config)
+        seeds = range(arm.seed, arm.seed + (arm.ensemble if together else 1))
+        noise = np.stack([wan_noise(seed, grid) for seed in seeds])
+        chosen, kept = places(arm.x0, config.sampling.steps, "step"), []
+        runs = generation.steps(
+            self.model,
+            self._spread(given),
+            seeds,
+            probe=arm.probe(config, grid[0]),
+            sampling=config.sampling,
+            noise=noise,
+        )
+        # Each sample is a world by itself; seeds that are only averaged with go on no longer.
+        for state in runs:
+            finite = np.asarray(state.finite).all(1)
+            trajectory.check_steps(finite[:, None])
+            if state.step in chosen:
+                kept.append(np.asarray(state.x0[:, 0]))
+            if state.step + 1 == together:
+                state = state.keep([0])
+        none = np.zeros((number, 0, *grid), np.float32)
+        x0 = np.stack(kept, axis=1)[:number] if kept else none
+        return np.asarray(state.x)[:number, 0], x0
 
     def _spread(self, tree: Any) -> Any:
         """Arrays with a leading axis of samples, on the devices of their worlds."""
@@ -167,30 +167,3 @@ def _coders(model: Wan, devices: Mesh | None) -> tuple[Wan, ...]:
     worlds = np.moveaxis(devices.devices, mesh.AXES.index(mesh.WORLD), 0)
     firsts = worlds.reshape(len(worlds), -1)[:, 0]
     return tuple(jax.device_put(light, device) for device in firsts)
-
-
-def _between(steps: Steps, start: int, end: int) -> Steps:
-    """Those of an expert's steps whose numbers are from start to before end."""
-    numbers = np.asarray(steps.number)
-    inside = (numbers >= start) & (numbers < end)
-    columns = ("number", "sigma", "timestep", "row")
-    return steps._replace(**{name: np.asarray(getattr(steps, name))[inside] for name in columns})
-
-
-_begin = jax.jit(trajectory.begin, static_argnums=0)
-
-
-@jax.jit
-def _advance(
-    expert: DiT,
-    steps: Steps,
-    given: Condition,
-    state: SolverState,
-    keys: Key[Array, " K"],
-    probe: Probe,
-    look: Int[Array | np.ndarray, " kept"],
-) -> tuple[SolverState, Float[Array, "B kept F h w C"], Bool[Array, "B S"]]:
-    """Each sample is a world by itself: all its seeds some steps on, clean estimates of the first
-    seed at those of these steps that are looked at, and what is finite."""
-    state, trace = trajectory.advance(expert, steps, given, state, keys, probe)
-    return state, trace.x0[:, 0, look], trace.finite.all(1)

@@ -80,6 +80,9 @@ class Generate(Interventions, OnMesh):
     """Of the noise levels."""
     guidance: tuple[float, ...] | None = None
     """One scale, or one per expert, high noise first; 1 leaves the negative prompt out."""
+    sigmas: tuple[float, ...] | None = None
+    """Explicit noise levels in place of steps and shift, or timesteps, as distilled models want
+    them: 1000 750 500 250."""
     solver: Solver | None = None
     """With its own grid of noise levels, unless it is the profile's solver anyway."""
     profile: Profile | None = None
@@ -110,8 +113,10 @@ class Generate(Interventions, OnMesh):
     def run(self) -> None:
         # All that can be wrong is found before the weights are read.
         config = wan.read_config(self.checkpoint, self.profile)
-        config = dataclasses.replace(config, sampling=self._sampling(config))
-        sampling, devices = config.sampling, self._devices(config)
+        changed = ("steps", "shift", "solver", "guidance", "sigmas")
+        sampling = config.sampling_with(**{name: getattr(self, name) for name in changed})
+        config = dataclasses.replace(config, sampling=sampling)
+        devices = self._devices(config)
         choose(sampling.steps, self.x0, "step")
         tiles = self._tiles(config)
         wan.check_picture(config, self.image is not None)
@@ -175,7 +180,7 @@ class Generate(Interventions, OnMesh):
             self.checkpoint, profile=self.profile, text=False, vae=False, resident=self.resident
         )
         start = time.monotonic()
-        with _bar(sampling.steps) as told:
+        with _bar(sampling.steps) as on_step:
             trace = generation.generate(
                 model,
                 condition,
@@ -183,7 +188,7 @@ class Generate(Interventions, OnMesh):
                 probe=probe,
                 sampling=sampling,
                 noise=noise,
-                told=told,
+                on_step=on_step,
             )
             arrays = {"latents": trace.latents, "x0": trace.x0[:, np.array(self.x0, int)]}
             arrays = {name: np.asarray(a, np.float32) for name, a in arrays.items()}
@@ -197,25 +202,6 @@ class Generate(Interventions, OnMesh):
                 f"the mesh has world={worlds}, but there is one prompt: spread seeds over seed"
             )
         return devices
-
-    def _sampling(self, config: WanConfig) -> Sampling:
-        changes: dict[str, Any] = {"steps": self.steps, "shift": self.shift, "solver": self.solver}
-        if self.solver != config.sampling.solver:  # else the grid stays the profile's
-            changes["grid"] = self.solver
-        if self.guidance is not None:
-            scales = self.guidance
-            if len(scales) == 1:
-                scales *= config.experts
-            if len(scales) != config.experts:
-                raise ValueError(
-                    f"{len(scales)} guidance scales given; {config.name} has "
-                    f"{config.experts} expert(s)"
-                )
-            changes["guidance"] = scales
-        changes = {name: value for name, value in changes.items() if value is not None}
-        if changes.get("guidance") and all(scale == 1 for scale in changes["guidance"]):
-            changes["guidance"] = None
-        return dataclasses.replace(config.sampling, **changes)
 
     def _tiles(self, config: WanConfig) -> Tiles | None:
         if self.tiles is None:

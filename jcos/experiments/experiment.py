@@ -36,6 +36,7 @@ class Settings:
 
     solver: another than the model's own brings its own grid, unless one is given.
     guidance: one scale for all experts or one for each; 1 leaves the negative prompt out.
+    sigmas: explicit noise levels or timesteps (`config.Sampling`).
     """
 
     steps: int | None = None
@@ -43,22 +44,11 @@ class Settings:
     solver: Solver | None = None
     grid: Grid | None = None
     guidance: tuple[float, ...] | None = None
+    sigmas: tuple[float, ...] | None = None
 
     def of(self, config: WanConfig) -> Sampling:
-        """The sampling of this model. Raises ValueError where it cannot be."""
-        changes = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
-        if self.solver not in (None, config.sampling.solver) and self.grid is None:
-            changes["grid"] = self.solver
-        if self.guidance is not None:
-            one = len(self.guidance) == 1
-            scales = self.guidance * config.experts if one else self.guidance
-            if len(scales) != config.experts:
-                raise ValueError(
-                    f"sampling.guidance has {len(scales)} scales; {config.name} has "
-                    f"{config.experts} expert(s)"
-                )
-            changes["guidance"] = None if all(scale == 1 for scale in scales) else scales
-        return dataclasses.replace(config.sampling, **changes)
+        """Return the sampling of this model. Raises ValueError where it cannot be."""
+        return config.sampling_with(**dataclasses.asdict(self))
 
 
 class Row(NamedTuple):

@@ -46,7 +46,9 @@ class Schedule(NamedTuple):
 
 def schedule(sampling: Sampling) -> Schedule:
     """The schedule of `sampling`: bit-equal to what the original of its grid computes, stored in
-    float32."""
+    float32. Explicit sigmas are taken as they are."""
+    if sampling.sigmas is not None:
+        return at_sigmas(np.array(sampling.sigmas), sampling)
     first, last, whole = GRIDS[sampling.grid]
     linspace = np.linspace if whole else _torch_linspace
     grid = linspace(first, last, sampling.steps + 1)[:-1]
@@ -59,9 +61,14 @@ def schedule(sampling: Sampling) -> Schedule:
 def at_sigmas(sigmas: Float[np.ndarray, " S"], sampling: Sampling) -> Schedule:
     """The schedule of these noise levels, descending, with the solver and the rounding of timesteps
     of `sampling`."""
-    whole = GRIDS[sampling.grid][2]
-    timesteps = np.floor(1000 * sigmas) if whole else 1000 * sigmas
+    timesteps = 1000 * sigmas
+    if GRIDS[sampling.grid][2]:
+        # 1000 · 0.57 is 569.9999999999999: a level that was given in decimals is meant.
+        exact = timesteps if sampling.sigmas is None else np.round(timesteps, 6)
+        timesteps = np.floor(exact)
     levels = np.append(sigmas, 0)
+    if sampling.sigmas is not None and sampling.solver != "euler":
+        levels[0] = min(levels[0], 1 - 1e-6)  # keeps log(1 − σ) finite
     table = _TABLES[sampling.solver](levels.astype(np.float64))
     return Schedule(*(np.asarray(a, np.float32) for a in (levels, timesteps, table)))
 

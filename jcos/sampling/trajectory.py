@@ -342,6 +342,16 @@ def check_finite(trace: Trace) -> Trace:
     return trace
 
 
+def check_step(step: int, steps: int, part: Trace) -> None:
+    """FloatingPointError naming step and block where no run is finite after a step. part: what the
+    step left, leaves [W, K, 1, …]."""
+    finite = np.asarray(part.finite)
+    if not finite.any():
+        before = np.ones((*finite.shape[:-1], steps), bool)
+        before[..., step:] = False
+        check_steps(before, np.broadcast_to(np.asarray(part.layer), before.shape))
+
+
 def check_steps(finite: Bool[np.ndarray, "*runs S"], layer: Any = None) -> None:
     """FloatingPointError naming the first step and run with inf or nan in it, and the block if
     `layer` tells (as in `Trace`)."""

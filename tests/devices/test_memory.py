@@ -82,7 +82,7 @@ def test_one_program_makes_every_step_of_both_experts(pair: Wan, waiting: Wan) -
     want = generation.generate(pair, condition, (0, 1), probe=probe)
     programs = generation._advance._cache_size  # type: ignore[attr-defined]
     before, told = programs(), []
-    found = generation.generate(waiting, condition, (0, 1), probe=probe, told=told.append)
+    found = generation.generate(waiting, condition, (0, 1), probe=probe, on_step=told.append)
     compare(found, want)
     assert told == list(range(STEPS))
     assert in_host(waiting) == {True}

@@ -41,12 +41,12 @@ def test_a_step_is_compiled_once_for_all_processes(small_model, tmp_path, events
     jax.clear_caches()  # what tests before this one compiled would not be kept again
     programs.keep(tmp_path / "programs")
     condition = small_model.condition(np.zeros((20, 20, 3), np.uint8), "", 5)
-    first = generate(small_model, condition, told=lambda step: None)
+    first = generate(small_model, condition, on_step=lambda step: None)
     kept = sorted(file.name for file in (tmp_path / "programs").iterdir())
     assert any(name.startswith("jit_advance-") for name in kept)
     jax.clear_caches()  # as in a new process
     events.clear()
-    again = generate(small_model, condition, told=lambda step: None)
+    again = generate(small_model, condition, on_step=lambda step: None)
     assert "/jax/compilation_cache/cache_hits" in events
     assert "/jax/compilation_cache/cache_misses" not in events
     np.testing.assert_array_equal(first.x0, again.x0)

@@ -1,0 +1,197 @@
+"""Laws of `jcos.steps`: the one loop over denoising steps."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jcos
+from jcos import files
+from jcos.config import Sampling
+from jcos.generation import Runs, _advance, generate, generate_side_by_side, steps
+from jcos.sampling import trajectory
+from jcos.sampling.probes import Noise, SeedEnsemble, States, TokenEnergy, chain
+from tests.sampling.test_trajectory import CONFIG, FRAMES, LAYERS, STEPS, close, frame, randomised
+
+
+@pytest.fixture(scope="module")
+def model() -> jcos.Wan:
+    return randomised(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def condition(model: jcos.Wan) -> jcos.Condition:
+    return model.condition(frame(0), "left", FRAMES)
+
+
+def to_the_end(runs: Runs) -> jax.Array:
+    return [state.x for state in runs][-1]
+
+
+def test_the_states_of_all_steps_are_the_trace_of_one_program(model, condition) -> None:
+    probe = chain(TokenEnergy(), States(), Noise.at_steps(STEPS, FRAMES, [2]))
+    want = generate(model, condition, (0, 5), probe=probe)
+    states = list(steps(model, condition, (0, 5), probe=probe))
+    assert [state.step for state in states] == list(range(STEPS))
+    assert all(state.seeds == (0, 5) and state.finite.all() for state in states)
+    close(jnp.stack([state.x0 for state in states], 1), want.x0)
+    close(jnp.stack([state.block_obs[0] for state in states], 1), want.observed[0])
+    close(jnp.stack([state.estimate_obs[1] for state in states], 1), want.seen[1])
+    close(states[-1].x, want.latents)
+    assert np.all(np.diff([state.sigma for state in states]) < 0)
+
+
+def test_stacked_conditions_run_side_by_side(model, condition) -> None:
+    worlds = trajectory.stack([condition, model.condition(frame(1), "right", FRAMES)])
+    want = generate_side_by_side(model, worlds, (0, 1))
+    close(to_the_end(steps(model, worlds, (0, 1))), want.latents)
+
+
+@pytest.mark.parametrize("solver", ["euler", "unipc", "dpmpp"])
+def test_runs_that_are_kept_end_as_if_they_had_never_shared_a_batch(
+    model, condition, solver
+) -> None:
+    sampling = model.config.sampling_with(solver=solver)
+    probe = Noise.at_steps(STEPS, FRAMES, [3], strength=0.5)
+    runs = steps(model, condition, (0, 1, 2), probe=probe, sampling=sampling)
+    for state in runs:
+        if state.step == 1:
+            assert state.keep([2, 0]).seeds == (2, 0)
+    want = generate(model, condition, (2, 0), probe=probe, sampling=sampling)
+    assert runs.state is not None
+    close(runs.state.x, want.latents)
+
+
+def test_branches_part_where_something_draws_from_their_keys(model, condition) -> None:
+    def branched(at: int) -> jax.Array:
+        probe = Noise.at_steps(STEPS, FRAMES, [at], strength=0.5)
+        runs = steps(model, condition, (0, 1), probe=probe)
+        for state in runs:
+            if state.step == 1:
+                assert state.branch([1, 2]).seeds == (0, 1, 1)
+        assert runs.state is not None
+        return runs.state.x
+
+    want = generate(
+        model, condition, (0, 1), probe=Noise.at_steps(STEPS, FRAMES, [3], strength=0.5)
+    )
+    later = branched(at=3)
+    close(later[:2], want.latents)
+    assert float(jnp.abs(later[2] - later[1]).max()) > 0.1
+    before = branched(at=0)
+    np.testing.assert_array_equal(before[2], before[1])
+
+
+def test_all_steps_are_one_program(model, condition) -> None:
+    to_the_end(steps(model, condition, (0, 1)))
+    programs = _advance._cache_size()  # type: ignore[attr-defined]
+    to_the_end(steps(model, condition, (3, 4), sampling=Sampling(steps=7)))
+    assert _advance._cache_size() == programs  # type: ignore[attr-defined]
+
+
+def test_a_saved_state_goes_on_in_another_process(model, condition, tmp_path) -> None:
+    """The first process is killed in the middle of its third step."""
+    program = f"""
+import os, signal
+from jcos.generation import steps
+from tests.sampling.test_trajectory import CONFIG, FRAMES, frame, randomised
+model = randomised(CONFIG)
+for state in steps(model, model.condition(frame(0), "left", FRAMES), (0, 1, 2)):
+    state.keep([0, 2]).save({str(tmp_path / "state")!r}) if state.step == 1 else None
+    if state.step == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, env=os.environ)
+    assert done.returncode == -signal.SIGKILL
+    runs = steps(model, condition, start=tmp_path / "state")
+    assert [state.step for state in runs] == [2, 3]
+    assert runs.state is not None
+    assert runs.state.seeds == (0, 2)
+    close(runs.state.x, generate(model, condition, (0, 2)).latents)
+
+
+def test_a_state_that_is_written_when_the_process_dies_is_the_one_before(
+    model, condition, tmp_path, monkeypatch
+) -> None:
+    file = tmp_path / "state"
+    runs = steps(model, condition)
+    next(runs).save(file)
+    before = file.read_bytes()
+
+    def dies(self: Path, target: Path) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.Path, "replace", dies)
+    with pytest.raises(KeyboardInterrupt):
+        next(runs).save(file)
+    assert file.read_bytes() == before
+
+
+def test_a_state_of_something_else_is_refused(model, condition, tmp_path) -> None:
+    file = tmp_path / "state"
+    probe = SeedEnsemble.window(STEPS, LAYERS)
+    next(steps(model, condition, (0, 1), probe=probe)).save(file)
+    others = {
+        "model": dict(model=randomised(CONFIG, seed=7)),
+        "condition": dict(condition=model.condition(frame(3), "left", FRAMES)),
+        "plan": dict(sampling=Sampling(steps=STEPS, shift=2.0)),
+        "probe": dict(probe=SeedEnsemble.window(STEPS, LAYERS, at_layers=[0])),
+    }
+    for what, other in others.items():
+        call = dict(model=model, condition=condition, probe=probe, start=file) | other
+        with pytest.raises(ValueError, match=what):
+            steps(**call)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="state"):
+        steps(model, condition, probe=probe, start=file)
+
+
+def test_runs_that_are_not_there_cannot_be_kept(model, condition) -> None:
+    runs = steps(model, condition, (0, 1))
+    state = next(runs)
+    for which in ([], [2], [-1], [0, 0]):
+        with pytest.raises(ValueError, match=r"run"):
+            state.keep(which)
+    for copies in (0, [1], [1, -1], [1, 1, 1]):
+        with pytest.raises(ValueError, match=r"run"):
+            state.branch(copies)
+    assert runs.state is state
+    next(runs)
+    with pytest.raises(ValueError, match="latest"):
+        state.keep([0])
+
+
+def test_explicit_sigmas_are_the_schedule(model, condition) -> None:
+    runs = steps(model, condition, sigmas=(1000, 750, 500, 250))
+    assert [state.sigma for state in runs] == [1.0, 0.75, 0.5, 0.25]
+    assert runs.state is not None
+    want = generate(model, condition, sampling=dataclasses.replace(CONFIG.sampling, shift=1.0))
+    close(runs.state.x, want.latents)
+    close(generate(model, condition, sigmas=(1, 0.75, 0.5, 0.25)).latents, want.latents)
+
+
+@pytest.mark.parametrize(
+    "sigmas", [(), (0.5, 0.5), (0.2, 0.4), (1.0, 0.0), (1001, 500), (0.5, -0.1), (float("nan"),)]
+)
+def test_sigmas_that_do_not_descend_are_refused(sigmas) -> None:
+    with pytest.raises(ValueError, match="sigmas"):
+        Sampling(sigmas=sigmas)
+
+
+def test_a_run_of_which_nothing_is_finite_ends_at_once(model, condition) -> None:
+    class Breaks(jcos.Probe):
+        def on_estimate(self, site, x, x0):
+            return jnp.where(site.step == 1, jnp.nan, x0), ()
+
+    runs = steps(model, condition, (0, 1), probe=Breaks())
+    next(runs)
+    with pytest.raises(FloatingPointError, match="step 1 of 4"):
+        next(runs)
