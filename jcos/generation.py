@@ -12,14 +12,15 @@ from jcos.config import Sampling, WanConfig
 from jcos.devices import memory, mesh, sharding
 from jcos.model.dit import DiT
 from jcos.sampling import flow, trajectory
+from jcos.sampling.checks import check_probe
 from jcos.sampling.flow import SolverState
 from jcos.sampling.noise import seed_words
-from jcos.sampling.probes import Probe
+from jcos.sampling.probe import Probe
 from jcos.sampling.trajectory import Condition, Steps, Trace
 from jcos.wan import Wan
 
 
-def seed_keys(seeds: Sequence[int]) -> Key[Array, " K"]:
+def seed_keys(seeds: Sequence[int] | int) -> Key[Array, " K"]:
     """One key per seed: a seed's noise does not depend on which others run beside it."""
     return jax.vmap(jax.random.key)(jnp.asarray(seed_words(seeds)))
 
@@ -56,8 +57,8 @@ def generate_by_step(
     resident) are on the device only for the steps of their expert. told: called with the number of
     every step that is done.
     """
+    _check(model, plan, conditions, len(keys), probe)
     state, step_keys = _begin(model.config, conditions, keys, noise)
-    trajectory.check_probe(probe, model.config.dit, plan, state.x.shape[:-1])
     if not mesh.in_use():
         # As it is after a step, or the second would be compiled anew.
         state = jax.device_put(state, next(iter(jax.tree.leaves(model.experts)[0].devices())))
@@ -78,6 +79,14 @@ def generate_by_step(
     return trajectory.joined(parts, 2)
 
 
+def _check(
+    model: Wan, plan: flow.Plan, conditions: Condition, seeds: int, probe: Probe
+) -> list[jax.ShapeDtypeStruct]:
+    """As `checks.check_probe`."""
+    size, guided = trajectory.size_of(conditions, seeds), plan.guidance is not None
+    return check_probe(probe, model.experts[0], plan.steps, size, guided=guided)
+
+
 @partial(jax.jit, static_argnames="config")
 def _begin(
     config: WanConfig,
@@ -95,7 +104,7 @@ _advance = jax.jit(trajectory.advance)
 def generate(
     model: Wan,
     condition: Condition,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | int = (0,),
     *,
     probe: Probe | None = None,
     sampling: Sampling | None = None,
@@ -105,11 +114,13 @@ def generate(
     """One video per seed, with every step's clean estimate and what the probe observed: leaves [K,
     …].
 
-    sampling: the model's own by default. noise: of each seed, drawn from its key by default. told:
-    called with the number of every step that is done (`generate_by_step`).
-    Raises ValueError, before anything runs, where the probe is made for another run, and
-    FloatingPointError where latents of all seeds stop being finite; where only some do,
-    `Trace.finite` tells which, and a warning is logged. In a `sweep` nothing looks at that.
+    seeds: 3 is one seed, like [3]. sampling: the model's own by default. noise: of each seed, drawn
+    from its key by default. told: called with the number of every step that is done
+    (`generate_by_step`).
+    Raises ValueError, IndexError or TypeError, before anything runs, where the probe does not fit
+    this run (`check_probe`), and FloatingPointError where latents of all seeds stop being finite;
+    where only some do, `Trace.finite` tells which, and a warning is logged. In a `sweep` nothing
+    looks at that.
     """
     worlds = jax.tree.map(lambda a: a[None], condition)
     trace = generate_side_by_side(
@@ -121,7 +132,7 @@ def generate(
 def generate_side_by_side(
     model: Wan,
     conditions: Condition,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | int = (0,),
     *,
     probe: Probe | None = None,
     sampling: Sampling | None = None,
@@ -136,11 +147,12 @@ def generate_side_by_side(
     cfg, sampling = model.config, sampling or model.config.sampling
     plan, keys, asked = flow.plan(sampling, cfg.boundary), seed_keys(seeds), probe or Probe()
     given = None if noise is None else jnp.asarray(noise)
+    observed = _check(model, plan, conditions, len(keys), asked)
     run = memory.Run(
-        seeds=len(seeds),
+        seeds=len(keys),
         worlds=len(conditions.context),
         guided=plan.guidance is not None,
-        probed=probe is not None,
+        probed=any(leaf.ndim for leaf in observed),
         float32=cfg.numerics.linear == "float32",
         devices=mesh.devices(*mesh.AXES),
         resident=len(model.experts) > 1 and not memory.waits(model.experts),
