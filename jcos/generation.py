@@ -19,15 +19,16 @@ from jcos.config import Sampling, WanConfig
 from jcos.devices import memory, mesh, sharding
 from jcos.files import write
 from jcos.sampling import flow, trajectory
+from jcos.sampling.checks import check_probe
 from jcos.sampling.flow import SolverState
 from jcos.sampling.noise import seed_words
-from jcos.sampling.probes import Probe
+from jcos.sampling.probe import Probe
 from jcos.sampling.trajectory import Condition, Trace
 from jcos.wan import Wan
 from jcos.weights import checkpoint
 
 
-def seed_keys(seeds: Sequence[int]) -> Key[Array, " K"]:
+def seed_keys(seeds: Sequence[int] | int) -> Key[Array, " K"]:
     """One key per seed: a seed's noise does not depend on which others run beside it."""
     return jax.vmap(jax.random.key)(jnp.asarray(seed_words(seeds)))
 
@@ -136,7 +137,7 @@ class State:
         where = np.array(chosen)
         solver = jax.tree.map(lambda a: a[:, where], self.solver)
         seeds = tuple(self.seeds[i] for i in chosen)
-        self.runs.check(solver)
+        self.runs.check(len(chosen))
         self.runs.state = dataclasses.replace(
             self, seeds=seeds, solver=solver, keys=keys, trace=None
         )
@@ -177,15 +178,18 @@ class Runs(Iterator[State]):
         self._parts = [jax.tree.map(np.asarray, part) for part in parts]
 
     def begin(
-        self, seeds: Sequence[int], noise: Float[Array | np.ndarray, "K F h w C"] | None = None
+        self,
+        seeds: Sequence[int] | int,
+        noise: Float[Array | np.ndarray, "K F h w C"] | None = None,
     ) -> None:
         """Draw the first noise of each seed, unless it is given."""
+        seeds = (seeds,) if isinstance(seeds, int) else tuple(int(seed) for seed in seeds)
         keys, given = seed_keys(seeds), None if noise is None else jnp.asarray(noise)
+        self.check(len(keys))
         if mesh.in_use():
-            sharding.check_runs(self.model.config.dit, len(self.conditions.context), len(seeds))
             _, keys, given = sharding.place_runs((), keys, given)
         solver, keys = _begin(self.model.config, self.conditions, keys, given)
-        self._set(-1, 1.0, tuple(int(seed) for seed in seeds), solver, keys)
+        self._set(-1, 1.0, seeds, solver, keys)
 
     def load(self, file: Path | str) -> None:
         """Take up a state that `State.save` wrote. Raises ValueError where it is none, or one of
@@ -207,6 +211,7 @@ class Runs(Iterator[State]):
         if mesh.in_use():
             solver, keys, _ = sharding.place_runs(solver, keys, None)
         solver = jax.tree.map(jnp.asarray, solver)
+        self.check(len(keys))
         self._set(about["step"], about["sigma"], tuple(about["seeds"]), solver, keys)
 
     def _set(
@@ -217,19 +222,18 @@ class Runs(Iterator[State]):
         solver: SolverState,
         keys: Key[Array, " K"],
     ) -> None:
-        self.check(solver)
         if not mesh.in_use():
             # As it is after a step, or the second would be compiled anew.
             device = next(iter(jax.tree.leaves(self.model.experts)[0].devices()))
             solver = jax.device_put(solver, device)
         self.state = State(step, sigma, seeds, self, solver, keys)
 
-    def check(self, solver: SolverState) -> None:
-        """Raise ValueError where the probe or the mesh does not take as many runs."""
-        dit, shape = self.model.config.dit, solver.x.shape[:-1]
-        trajectory.check_probe(self.probe, dit, self.plan, shape)
+    def check(self, seeds: int) -> None:
+        """Raise ValueError, IndexError or TypeError where the probe or the mesh does not take so
+        many runs."""
+        _check(self.model, self.plan, self.conditions, seeds, self.probe)
         if mesh.in_use():
-            sharding.check_runs(dit, *shape[:2])
+            sharding.check_runs(self.model.config.dit, len(self.conditions.context), seeds)
 
     def of_video(self, tree: Any) -> Any:
         """Leaves [W, K, …] without the world axis where there is one video."""
@@ -268,6 +272,14 @@ class Runs(Iterator[State]):
         return self.state
 
 
+def _check(
+    model: Wan, plan: flow.Plan, conditions: Condition, seeds: int, probe: Probe
+) -> list[jax.ShapeDtypeStruct]:
+    """As `checks.check_probe`."""
+    size, guided = trajectory.size_of(conditions, seeds), plan.guidance is not None
+    return check_probe(probe, model.experts[0], plan.steps, size, guided=guided)
+
+
 def _digest(tree: Any, about: str = "") -> str:
     """Return a digest of a pytree: its structure and its arrays (4,096 numbers of each that has
     over a million), and of a text about it."""
@@ -299,7 +311,7 @@ _advance = jax.jit(trajectory.advance)
 def steps(
     model: Wan,
     condition: Condition,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | int = (0,),
     *,
     probe: Probe | None = None,
     sampling: Sampling | None = None,
@@ -316,8 +328,9 @@ def steps(
     `State.save`, from which the runs go on (seeds and noise are the state's then).
     A caller may look at a state, let fewer runs go on (`keep`), copy some (`branch`), write it
     (`save`), or stop. Weights that wait in host memory (`load`, resident) are on the device only
-    for the steps of their expert. Raises ValueError, before anything runs, where the probe is made
-    for another run, and FloatingPointError as soon as no run is finite.
+    for the steps of their expert. Raises ValueError, IndexError or TypeError, before anything
+    runs, where the probe does not fit (`check_probe`), and FloatingPointError as soon as no run is
+    finite.
     """
     single = condition.context.ndim == 2
     conditions = jax.tree.map(lambda a: a[None], condition) if single else condition
@@ -338,7 +351,7 @@ def _sampling(model: Wan, sampling: Sampling | None, sigmas: Sequence[float] | N
 def generate(
     model: Wan,
     condition: Condition,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | int = (0,),
     *,
     probe: Probe | None = None,
     sampling: Sampling | None = None,
@@ -351,9 +364,11 @@ def generate(
 
     sampling, sigmas, noise: as in `steps`. on_step: called with the number of every step that is
     done; without it the run is one program, unless its experts take turns on the device.
-    Raises ValueError, before anything runs, where the probe is made for another run, and
-    FloatingPointError where latents of all seeds stop being finite; where only some do,
-    `Trace.finite` tells which, and a warning is logged. In a `sweep` nothing looks at that.
+    seeds: 3 is one seed, like [3].
+    Raises ValueError, IndexError or TypeError, before anything runs, where the probe does not fit
+    this run (`check_probe`), and FloatingPointError where latents of all seeds stop being finite;
+    where only some do, `Trace.finite` tells which, and a warning is logged. In a `sweep` nothing
+    looks at that.
     """
     worlds = jax.tree.map(lambda a: a[None], condition)
     trace = generate_side_by_side(
@@ -372,7 +387,7 @@ def generate(
 def generate_side_by_side(
     model: Wan,
     conditions: Condition,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | int = (0,),
     *,
     probe: Probe | None = None,
     sampling: Sampling | None = None,
@@ -386,12 +401,13 @@ def generate_side_by_side(
     a device has too little memory, ValueError where runs do not divide over the mesh.
     """
     cfg, sampling = model.config, _sampling(model, sampling, sigmas)
-    plan, asked = flow.plan(sampling, cfg.boundary), probe or Probe()
+    plan, keys, asked = flow.plan(sampling, cfg.boundary), seed_keys(seeds), probe or Probe()
+    observed = _check(model, plan, conditions, len(keys), asked)
     run = memory.Run(
-        seeds=len(seeds),
+        seeds=len(keys),
         worlds=len(conditions.context),
         guided=plan.guidance is not None,
-        probed=probe is not None,
+        probed=any(leaf.ndim for leaf in observed),
         float32=cfg.numerics.linear == "float32",
         devices=mesh.devices(*mesh.AXES),
         resident=len(model.experts) > 1 and not memory.waits(model.experts),
@@ -402,7 +418,6 @@ def generate_side_by_side(
             trace = _watched(Runs(model, conditions, plan, asked), seeds, noise, on_step)
         else:
             given = None if noise is None else jnp.asarray(noise)
-            keys = seed_keys(seeds)
             if mesh.in_use():
                 sharding.check_runs(cfg.dit, run.worlds, run.seeds)
                 conditions, keys, given = sharding.place_runs(conditions, keys, given)
@@ -413,7 +428,7 @@ def generate_side_by_side(
 
 def _watched(
     runs: "Runs",
-    seeds: Sequence[int],
+    seeds: Sequence[int] | int,
     noise: Float[Array | np.ndarray, "K F h w C"] | None,
     on_step: Callable[[int], None] | None,
 ) -> Trace:

@@ -1,9 +1,10 @@
-"""Three seeds of one video, averaged in the first step as in the paper, on all hosts of a TPU slice.
+"""Three seeds of one video, averaged in the first step as in the paper, on every host of a slice.
 
-    python scripts/pod_example.py OUT --model wan-i2v --picture maze.png --prompt "…" --mesh context=-1
+    python scripts/pod_example.py OUT --model wan-i2v --picture maze.png --prompt "…"
 
-Started alike on every host. Needs the core of jcos alone. OUT is an Orbax folder of final latents and
-clean estimates, of which every host writes the shards that it holds; `jcos.load_trace(OUT)` reads it.
+Started alike on every host; needs the core of jcos alone. OUT is an Orbax folder of final latents
+and clean estimates, of which every host writes the shards that it holds; `jcos.Trace.load(OUT)`
+reads it.
 """
 
 import argparse
@@ -18,7 +19,7 @@ parser.add_argument("--picture", required=True)
 parser.add_argument("--prompt", required=True)
 parser.add_argument("--frames", type=int, help="by default as the model's authors")
 parser.add_argument("--mesh", default="context=-1", help="axes over devices, as in docs/launch.md")
-parser.add_argument("--coordinator", help="ADDRESS:PORT of the first host, where jax cannot know it")
+parser.add_argument("--coordinator", help="ADDRESS:PORT of the first host, if jax cannot know it")
 parser.add_argument("--hosts", type=int)
 parser.add_argument("--host", type=int)
 options = parser.parse_args()

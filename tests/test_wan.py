@@ -114,9 +114,15 @@ def test_text_and_image_to_video_equals_the_original(name, steps, pictured):
     if pictured:
         assert relative(condition.first, channels_last(golden["in.z_first"])) <= 1e-5
     trace = play(model, golden, condition, sampling)
-    given = int(pictured)  # the given frame's own estimate means nothing
+    given = int(pictured)  # the original's own estimate of the given frame means nothing
     for found, want in zip(trace.x0[0], clean_estimates(golden, steps), strict=True):
         assert relative(found[given:], want[given:]) <= 5e-6
+        if pictured:
+            np.testing.assert_array_equal(found[:1], condition.first)
+    if pictured:
+        assert model.vae is not None
+        early, alone = (decoded(model.vae, a)[0] for a in (trace.x0[0, 0], condition.first))
+        assert relative(early, alone) <= 1e-5
     assert relative(trace.latents[0], channels_last(golden["final_latent"])) <= 5e-6
     if "video" in golden:
         assert model.vae is not None

@@ -107,8 +107,8 @@ class Arm:
         on = places(self.ensemble_steps, steps, "step") if self.ensemble > 1 else ()
         middle = window(self.ensemble_from, self.ensemble_to, layers)
         return chain(
-            Noise.at_steps(steps, frames, places(self.noise_steps, steps, "step")),
-            Noise.at_frames(steps, frames, places(self.noise_frames, frames, "frame")),
+            Noise.at_steps(steps, frames, places(self.noise_steps, steps, "step"))
+            | Noise.at_frames(steps, frames, places(self.noise_frames, frames, "frame")),
             SeedEnsemble.window(steps, layers, on, middle),
         )
 

@@ -52,8 +52,8 @@ class Interventions:
         """All interventions, most of them off: one program serves every choice."""
         on = self.ensemble_steps if self.ensemble_layers else ()
         parts: list[Probe] = [
-            Noise.at_steps(steps, frames, self.noise_steps),
-            Noise.at_frames(steps, frames, self.noise_frames),
+            Noise.at_steps(steps, frames, self.noise_steps)
+            | Noise.at_frames(steps, frames, self.noise_frames),
             SeedEnsemble.window(steps, layers, on, self.ensemble_layers),
         ]
         return chain(*parts)

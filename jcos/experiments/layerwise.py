@@ -157,10 +157,8 @@ class Components(probes.Probe):
         three = jnp.mean(jnp.square(scores), 0).sum() / variance.sum()
         return tokens, (scores, Spread(even, three))
 
-    def on_step(self, site: Site, observed: tuple[Array, Spread]) -> tuple[Array, Spread]:
-        del site
-        scores, spread = observed
-        return scores[np.array(self.layers)], spread
+    def slots(self) -> tuple[Array, None]:
+        return jnp.asarray(self.layers, jnp.int32), None
 
 
 def principal(centred: Float[Array, "N D"]) -> Float[Array, "N 3"]:

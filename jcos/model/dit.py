@@ -26,6 +26,7 @@ from jcos.model.layers import (
     rounded,
     time_features,
 )
+from jcos.model.slots import Slots
 
 Tokens = Float[Array, "N D"]
 Angles = tuple[Float[Array, "N half"], Float[Array, "N half"]]
@@ -199,6 +200,7 @@ class DiT(nnx.Module):
         context: Float[Array, "L text"],
         on_block: OnBlock = observe_nothing,
         *,
+        slots: Any = None,
         remat: bool = False,
     ) -> tuple[Float[Array, "F H W O"], Any]:
         """Velocity and what `on_block` observed, stacked over layers.
@@ -208,6 +210,7 @@ class DiT(nnx.Module):
             frame needs.
         context: embedded prompt, at most cfg.text_len rows; it is zero-padded to that length and,
             as in the original, the padding is attended to.
+        slots: layers whose observations are kept instead of all, as in `Slots`.
         remat: recompute blocks in the backward pass (training).
         """
         cfg = self.cfg
@@ -239,19 +242,23 @@ class DiT(nnx.Module):
         if time.shape[0] > 1:
             e, time = mesh.spread(e), mesh.spread(time)
 
-        def body(x: Tokens, scanned: tuple[Block, Int[Array, ""]]) -> tuple[Tokens, Any]:
-            block, layer = scanned
+        layers = jnp.arange(cfg.layers)
+        kept = Slots(slots, jax.eval_shape(on_block, layers[0], x[:n])[1])
+
+        def body(carry: tuple[Tokens, Any], scanned: tuple[Block, Int[Array, ""]]) -> Any:
+            (x, held), (block, layer) = carry, scanned
             x = block(x, time, text, (angles[0], angles[1]), rows)
             x, observed = on_block(layer, x[:n])
-            return mesh.spread(x), observed
+            held, stacked = kept.put(held, observed, layer)
+            return (mesh.spread(x), held), stacked
 
-        x, observed = jax.lax.scan(
-            jax.checkpoint(body) if remat else body, x, (self.blocks, jnp.arange(cfg.layers))
+        (x, held), stacked = jax.lax.scan(
+            jax.checkpoint(body) if remat else body, (x, kept.empty()), (self.blocks, layers)
         )
         with jax.named_scope("head"):
             # Spread until here, since patches are what is small enough to be brought together.
             patches = mesh.constrain(self.head(x, e), mesh.SEQUENCE)
-            return self.unpatchify(patches[:n], grid), observed
+            return self.unpatchify(patches[:n], grid), kept.observation(held, stacked)
 
     def _rounded(self, t: Float[Array, "..."]) -> Float[Array, " T"]:
         """Timesteps as the time embedding's data type knows them: bfloat16 makes 999 a 1000."""

@@ -1,6 +1,7 @@
 """The first noise of a video: what PyTorch draws on a CPU for a seed, made without PyTorch, or what
 a file holds."""
 
+import contextlib
 import math
 import operator
 import zipfile
@@ -21,9 +22,11 @@ BLOCK = 16
 """PyTorch draws normal numbers in blocks of so many, and fewer than that one by one."""
 
 
-def seed_words(seeds: Sequence[int]) -> UInt32[np.ndarray, " K"]:
-    """What counts of each seed: its lowest 32 bits, as in PyTorch (−1 is 2³² − 1). ValueError where
-    PyTorch does not take it."""
+def seed_words(seeds: Sequence[int] | int) -> UInt32[np.ndarray, " K"]:
+    """What counts of each seed, or of a single one: its lowest 32 bits, as in PyTorch (−1 is
+    2³² − 1). ValueError where PyTorch does not take it."""
+    with contextlib.suppress(TypeError):
+        seeds = [operator.index(seeds)]  # type: ignore[arg-type]
     numbers = [operator.index(seed) for seed in seeds]  # NumPy's would be looked for one by one
     for seed in numbers:
         if seed not in SEEDS:

@@ -1,113 +1,75 @@
-"""Interventions and observations: data plus four pure functions.
+"""The probes of the paper, and what makes one of several."""
 
-A probe is asked before the model sees a latent, after every block, after every forward pass and
-about the clean estimate that follows from it. It answers with what to go on with and with what it
-saw. Which step, frame or layer is meant is an
-array inside the probe, so a sweep over positions is a `vmap` over probes and one compiled program
-serves every mask, also the empty one.
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
-Every trajectory has two named axes: `seed` (same puzzle, other noise) and `world` (runs side by
-side that differ in what they are asked or in what is done to them). Collectives over them work in
-any probe.
-"""
-
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
-
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
-Latents = Float[Array, "F H W C"]
-Tokens = Float[Array, "N D"]
-Sizes = tuple[tuple[str, int], ...]
-"""Pairs of what is counted (steps, layers, latent frames, tokens, seeds, worlds) and how many."""
+from jcos.sampling.probe import Latents, Probe, Site, Sizes, Tokens
 
 
-class Site(NamedTuple):
-    """Where a trajectory is; traced scalars.
-
-    step: denoising step, 0 first. layer: DiT block, 0 first; −1 outside the blocks. branch: 0
-    conditional, 1 unconditional. sigma: noise level of this step. key: randomness of this seed at
-    this step, the same in every world. last: the clean estimate of the step before, [F, H, W, C],
-    zero at the first.
-    """
-
-    step: Int[Array, ""]
-    layer: Int[Array, ""]
-    branch: Int[Array, ""]
-    sigma: Float[Array, ""]
-    key: Key[Array, ""]
-    last: Latents | None = None
+def parts(probe: Probe) -> list[Probe]:
+    """Probes in the fields of another."""
+    values = [getattr(probe, field.name) for field in dataclasses.fields(probe)]
+    leaves = jax.tree.leaves(values, is_leaf=lambda value: isinstance(value, Probe))
+    return [leaf for leaf in leaves if isinstance(leaf, Probe)]
 
 
-class Probe(flax.struct.PyTreeNode):
-    """Does nothing and sees nothing; subclasses override what they need.
-
-    Fields are arrays, or static and marked with `flax.struct.field(pytree_node=False)`.
-    `trajectory.stack` of several probes has leading axes (`*sweep` below), which `trajectory.sweep`
-    takes off again.
-    """
-
-    def made_for(self) -> Sizes:
-        """What the shapes of the probe's arrays expect of a run, like (("steps", 50), ("layers",
-        40)): a run of another size is refused before it begins."""
-        return ()
-
-    def on_latents(self, site: Site, x: Latents) -> Latents:
-        """The latent [F, H, W, C] that the model sees at this step instead of x."""
-        del site
-        return x
-
-    def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, Any]:
-        """After block `site.layer`: tokens [N, D] to go on with, and an observation (any pytree of
-        arrays)."""
-        del site
-        return tokens, ()
-
-    def on_step(self, site: Site, observed: Any) -> Any:
-        """What to keep of a pass's observations, stacked [layers, …], of the conditional branch."""
-        del site
-        return observed
-
-    def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, Any]:
-        """After the pass, with guidance: what the model saw and its clean estimate x̂0 = x − σv;
-        returns the estimate to go on with, and an observation (`Trace.seen`)."""
-        del site, x
-        return x0, ()
+def _acting(probe: Probe, hook: str) -> int:
+    """How many probes in it have a method of their own of this name, and may draw numbers there."""
+    inner = sum(_acting(part, hook) for part in parts(probe))
+    if isinstance(probe, Chain | InWorlds):
+        return inner
+    return max(inner, int(getattr(type(probe), hook) is not getattr(Probe, hook)))
 
 
 class Chain(Probe):
-    """Several probes, one after the other; observations as a tuple in their order."""
+    """Several probes, one after the other; observations as a tuple in their order.
+
+    Each draws random numbers of its own: `site.key` is folded with the number of probes before it
+    that have the method, so the first one's are those that it draws alone.
+    """
 
     probes: tuple[Probe, ...]
 
     def made_for(self) -> Sizes:
         return tuple(size for probe in self.probes for size in probe.made_for())
 
-    def on_latents(self, site: Site, x: Latents) -> Latents:
+    def slots(self) -> tuple[Any, ...]:
+        return tuple(probe.slots() for probe in self.probes)
+
+    def _each(self, site: Site, hook: str) -> Iterator[tuple[Probe, Site]]:
+        before = 0
         for probe in self.probes:
-            x = probe.on_latents(site, x)
+            yield probe, site.folded(before) if before else site
+            before += _acting(probe, hook)
+
+    def on_latents(self, site: Site, x: Latents) -> Latents:
+        for probe, here in self._each(site, "on_latents"):
+            x = probe.on_latents(here, x)
         return x
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[Any, ...]]:
         seen = []
-        for probe in self.probes:
-            tokens, observation = probe.on_block(site, tokens)
+        for probe, here in self._each(site, "on_block"):
+            tokens, observation = probe.on_block(here, tokens)
             seen.append(observation)
         return tokens, tuple(seen)
 
     def on_step(self, site: Site, observed: tuple[Any, ...]) -> tuple[Any, ...]:
+        each = self._each(site, "on_step")
         return tuple(
-            probe.on_step(site, seen) for probe, seen in zip(self.probes, observed, strict=True)
+            probe.on_step(here, seen) for (probe, here), seen in zip(each, observed, strict=True)
         )
 
     def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, tuple[Any, ...]]:
         seen = []
-        for probe in self.probes:
-            x0, observation = probe.on_estimate(site, x, x0)
+        for probe, here in self._each(site, "on_estimate"):
+            x0, observation = probe.on_estimate(here, x, x0)
             seen.append(observation)
         return x0, tuple(seen)
 
@@ -151,6 +113,9 @@ class InWorlds(Probe):
 
     def made_for(self) -> Sizes:
         return (*self.probe.made_for(), *_counted(self.worlds, "worlds"))
+
+    def slots(self) -> Any:
+        return self.probe.slots()
 
     def _here(self, acted: Array, x: Array) -> Array:
         return jnp.where(self.worlds[jax.lax.axis_index("world")], acted, x)
@@ -236,6 +201,11 @@ class Noise(Probe):
         if not 0.0 <= strength <= 1.0:
             raise ValueError(f"the strength of noise is {strength}; it lies between 0 and 1")
         return cls(jnp.asarray(where * np.float32(strength)), jnp.asarray(where & own))
+
+    def __or__(self, other: "Noise") -> "Noise":
+        """Noise where one of two has it: at some steps, and in some frames."""
+        own = None if self.own is None or other.own is None else self.own | other.own
+        return Noise(jnp.maximum(self.mask, other.mask), own)
 
     def made_for(self) -> Sizes:
         masks = (self.mask, self.own)
@@ -383,20 +353,20 @@ class States(Probe):
 class TokenFeatures(Probe):
     """Observes the tokens of chosen layers as they are: [steps, chosen layers, chosen tokens, D].
 
-    layers: block numbers. tokens: which tokens, None for all; a large model's do not fit otherwise.
-    Numbers of tokens that there are not are observed as nan.
+    layers: block numbers, an array or a sequence; no other layer's tokens are held. tokens: which
+    of them, None for all.
     """
 
-    layers: tuple[int, ...] = flax.struct.field(pytree_node=False)
+    layers: Any
     tokens: Int[Array, "*sweep n"] | None = None
+
+    def slots(self) -> Int[Array, " l"]:
+        return jnp.asarray(self.layers, jnp.int32)
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, Float[Array, "n D"]]:
         del site
         if self.tokens is None:
             return tokens, tokens
-        return tokens, tokens.at[self.tokens].get(mode="fill", fill_value=jnp.nan)
-
-    def on_step(self, site: Site, observed: Float[Array, "L n D"]) -> Float[Array, "l n D"]:
-        del site
-        choose(observed.shape[0], self.layers, "layer")
-        return observed[np.array(self.layers)]
+        # Inside a program nobody knows whether there are such tokens: nan where not.
+        chosen = tokens.at[self.tokens]
+        return tokens, chosen.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)

@@ -1,7 +1,6 @@
 """Sampling as one scan over noise levels, with every clean estimate and observation returned."""
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -16,8 +15,9 @@ from jcos.config import DiTConfig, Numerics
 from jcos.devices import memory, mesh
 from jcos.model.dit import DiT
 from jcos.model.layers import rounded
+from jcos.sampling.checks import check_probe, swept
 from jcos.sampling.flow import Plan, SolverState, clean_estimate, guide, solver_init, solver_step
-from jcos.sampling.probes import Probe, Site
+from jcos.sampling.probe import Probe, Site
 
 T = TypeVar("T")
 
@@ -28,8 +28,8 @@ class Condition(NamedTuple):
     context: embedded prompt. negative: embedded negative prompt, of as many rows; needed for
     guidance only.
     channels: concatenated to the latent at every step (image-to-video). first: the given first
-    latent frame of models that keep it in place (TI2V): it replaces frame 0 before and after every
-    step, at timestep 0.
+    latent frame of models that keep it in place (TI2V): at every step frame 0 is this one, at
+    timestep 0, in what the model sees, in the clean estimate and in what the solver makes of it.
     """
 
     context: Float[Array, "*axes L text"]
@@ -125,12 +125,16 @@ def _denoise_part(
         i, sigma, t, row = scanned
         none = jnp.int32(-1)
         site = Site(i, none, jnp.int32(0), sigma, jax.random.fold_in(key, i), state.last)
-        x = probe.on_latents(site, state.x)
+        x = _keep_first(probe.on_latents(site.at("on_latents"), state.x), condition)
         v, (observed, layer) = _velocity(expert, x, t, site, condition, probe, scale)
-        x0, seen = probe.on_estimate(site, x, clean_estimate(x, v, sigma))
+        # At timestep 0 the velocity of the given frame means nothing: x0 has the frame itself.
+        x0 = _keep_first(clean_estimate(x, v, sigma), condition)
+        x0, seen = probe.on_estimate(site.at("on_estimate"), x, x0)
+        x0 = _keep_first(x0, condition)
         state = solver_step(state, x, x0, row)
         state = state._replace(x=_keep_first(rounded(state.x, stored), condition))
-        return state, (x0, probe.on_step(site, observed), jnp.isfinite(x0).all(), seen, layer)
+        observed = probe.on_step(site.at("on_step"), observed)
+        return state, (x0, observed, jnp.isfinite(x0).all(), seen, layer)
 
     columns = (steps.number, steps.sigma, steps.timestep, steps.row)
     state, left = jax.lax.scan(step, state, tuple(map(jnp.asarray, columns)))
@@ -166,25 +170,36 @@ def _velocity(
         frames, height, width = expert.cfg.tokens(*x.shape[:3])
         t = jnp.where(jnp.arange(frames * height * width) < height * width, 0.0, t)
 
-    def branch(number: Array, context: Array) -> tuple[Array, Any]:
+    # Devices that share the branches hold the observations of theirs; one device holds those of
+    # the conditional branch alone.
+    alone = scale is not None and mesh.devices(mesh.BRANCH) == 1
+
+    def branch(number: Array, context: Array) -> tuple[Array, Any, Array]:
         here = site._replace(branch=number)
 
         def on_block(layer: Array, tokens: Array) -> tuple[Array, tuple[Any, Array]]:
-            tokens, seen = probe.on_block(here._replace(layer=layer), tokens)
+            tokens, seen = probe.on_block(here.at("on_block", layer), tokens)
+            if alone:
+                seen = jax.tree.map(lambda a: jax.lax.all_gather(a, mesh.BRANCH)[0], seen)
             return tokens, (seen, jnp.isfinite(tokens).all())
 
-        v, (observed, finite) = expert(model_input, t, context, on_block)
-        return v, (observed, _first_false(finite))
+        slots = (probe.slots(), None)
+        v, (observed, finite) = expert(model_input, t, context, on_block, slots=slots)
+        return v, observed, _first_false(finite)
 
     if scale is None:
-        return branch(jnp.int32(0), condition.context)
+        v, observed, layer = branch(jnp.int32(0), condition.context)
+        return v, (observed, layer)
     if condition.negative is None:
         raise ValueError("guidance needs a negative prompt; this condition has none")
-    (v, v_negative), (observed, layers) = _spread_map(branch, mesh.BRANCH, (0, 0))(
+    both = _spread_map(branch, mesh.BRANCH, (0, 0), outputs=(0, None if alone else 0, 0))
+    (v, v_negative), observed, layers = both(
         jnp.arange(2), jnp.stack([condition.context, condition.negative])
     )
+    if not alone:
+        observed = jax.tree.map(lambda a: a[0], observed)
     layer = jnp.where(layers < 0, jnp.max(layers), layers).min()
-    return guide(v, v_negative, scale), (jax.tree.map(lambda a: a[0], observed), layer)
+    return guide(v, v_negative, scale), (observed, layer)
 
 
 def _first_false(flags: Bool[Array, " L"]) -> Int[Array, ""]:
@@ -192,12 +207,16 @@ def _first_false(flags: Bool[Array, " L"]) -> Int[Array, ""]:
 
 
 def _spread_map(
-    f: Callable[..., Any], axis: str, inputs: tuple[int | None, ...], idle: Sequence[str] = ()
+    f: Callable[..., Any],
+    axis: str,
+    inputs: tuple[int | None, ...],
+    idle: Sequence[str] = (),
+    outputs: Any = 0,
 ) -> Any:
     """`vmap` with a named axis, which on a mesh in use is spread over the axis of that name, unless
     that one is idle."""
     over = axis if mesh.in_use() and axis not in idle else None
-    return jax.vmap(f, in_axes=inputs, axis_name=axis, spmd_axis_name=over)
+    return jax.vmap(f, inputs, outputs, axis_name=axis, spmd_axis_name=over)
 
 
 def _keep_first(x: Array, condition: Condition) -> Array:
@@ -219,9 +238,10 @@ def run(
 
     Worlds share noise and keys. Pure: jit it, vmap it over puzzles or probes. idle: axes of a mesh
     in use that these worlds or seeds are not spread over, because their number does not divide or
-    something around them is. Raises ValueError where the probe is made for another run.
+    something around them is. Raises as `check_probe` where the probe does not fit this run.
     """
-    check_probe(probe, experts[0].cfg, plan, (len(conditions.context), *noise.shape[:-1]))
+    shape = (len(conditions.context), *noise.shape[:-1])
+    check_probe(probe, experts[0], plan.steps, shape, guided=plan.guidance is not None)
 
     def one(condition: Condition, noise: Array, key: Array) -> Trace:
         return denoise(experts, plan, condition, noise, key, probe)
@@ -232,26 +252,12 @@ def run(
     return _told(_spread_map(seeds, mesh.WORLD, (0, None, None), idle)(conditions, noise, keys))
 
 
-def check_probe(probe: Probe, cfg: DiTConfig, plan: Plan, shape: tuple[int, ...]) -> None:
-    """ValueError where a probe is made for another run than that of `shape`: worlds, seeds, latent
-    frames, height and width.
-
-    Without it a step or layer that the probe's arrays do not have would be read as their last: an
-    index out of range is no error in a compiled program.
-    """
-    worlds, seeds, frames, height, width = shape
-    run = {
-        "steps": plan.steps,
-        "layers": cfg.layers,
-        "latent frames": frames,
-        "tokens": math.prod(cfg.tokens(frames, height, width)),
-        "seeds": seeds,
-        "worlds": worlds,
-    }
-    for what, size in probe.made_for():
-        if size != run[what]:
-            made = f"{size} {what if size != 1 else what[:-1]}"
-            raise ValueError(f"the probe is made for {made}; this run has {run[what]}")
+def size_of(conditions: Condition, seeds: int) -> tuple[int, ...]:
+    """Worlds, seeds, latent frames, height and width of a run; ValueError where the conditions do
+    not tell the size of the video."""
+    if conditions.channels is None:
+        raise ValueError("the size of the video is read off the image channels; there are none")
+    return (len(conditions.context), seeds, *conditions.channels.shape[1:4])
 
 
 def draw(
@@ -264,9 +270,7 @@ def draw(
 
     Raises ValueError where the conditions do not tell the size of the video, or noise has another.
     """
-    if conditions.channels is None:
-        raise ValueError("the size of the video is read off the image channels; there are none")
-    shape = (*conditions.channels.shape[1:4], cfg.out_channels)
+    shape = (*size_of(conditions, len(keys))[2:], cfg.out_channels)
     noise_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     if noise is None:
         noise = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_keys)
@@ -315,7 +319,12 @@ def _told(trace: Trace) -> Trace:
 def sweep(f: Callable[[T], Any], values: T, *, chunk: int | None = None) -> Any:
     """f over the leading axis of `values` (probes, conditions, …) as one program, `chunk` of them
     at a time (all at once by default)."""
-    return jax.vmap(f)(values) if chunk is None else jax.lax.map(f, values, batch_size=chunk)
+
+    def one(value: T) -> Any:
+        with swept(value, values):
+            return f(value)
+
+    return jax.vmap(one)(values) if chunk is None else jax.lax.map(one, values, batch_size=chunk)
 
 
 def stack(values: Sequence[T]) -> T:

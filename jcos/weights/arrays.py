@@ -19,8 +19,8 @@ OUTLINE = "outline.json"
 def save(folder: Path | str, tree: Any, about: dict[str, Any]) -> None:
     """Write a pytree of dicts, tuples and arrays, with a dictionary about it.
 
-    Every process of a run calls it with the same; arrays stay where they lie. Raises FileExistsError
-    where the folder exists.
+    Every process of a run calls it with the same; arrays stay where they lie. Raises
+    FileExistsError where the folder exists.
     """
     folder = Path(folder).absolute()
     leaves: dict[str, Any] = {}

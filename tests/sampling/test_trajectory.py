@@ -424,4 +424,18 @@ def test_first_frame_stays_in_place() -> None:
     conditions = jax.tree.map(lambda a: a[None], trajectory.Condition(context, first=first))
     trace = trajectory.run([dit], plan, conditions, noise, keys, Probe())
     np.testing.assert_array_equal(trace.latents[0, :, :1], jnp.stack([first, first]))
+    np.testing.assert_array_equal(
+        trace.x0[0, :, :, :1], jnp.broadcast_to(first, (2, STEPS, 1, 4, 4, 12))
+    )
     assert float(jnp.abs(trace.latents[0, :, 1:] - noise[:, 1:]).max()) > 0.1
+
+    class Spoil(Probe):
+        def on_latents(self, site, x):
+            return x.at[:1].add(1.0)
+
+        def on_estimate(self, site, x, x0):
+            return x0.at[:1].add(1.0), ()
+
+    spoilt = trajectory.run([dit], plan, conditions, noise, keys, Spoil())
+    np.testing.assert_array_equal(spoilt.x0, trace.x0)
+    np.testing.assert_array_equal(spoilt.latents, trace.latents)

@@ -1,0 +1,120 @@
+"""Interventions and observations: data plus four pure functions.
+
+A probe is asked before the model sees a latent, after every block, after every forward pass and
+about the clean estimate that follows from it. It answers with what to go on with and with what it
+saw. Which step, frame or layer is meant is an array inside the probe, so a sweep over positions is
+a `vmap` over probes and one compiled program serves every mask, also the empty one.
+
+Every trajectory has two named axes: `seed` (same puzzle, other noise) and `world` (runs side by
+side that differ in what they are asked or in what is done to them). Collectives over them work in
+any probe.
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import flax.struct
+import jax
+from jaxtyping import Array, Float, Int, Key
+
+Latents = Float[Array, "F H W C"]
+Tokens = Float[Array, "N D"]
+Sizes = tuple[tuple[str, int], ...]
+"""Pairs of what is counted (steps, layers, latent frames, tokens, seeds, worlds) and how many."""
+HOOKS = ("on_latents", "on_block", "on_step", "on_estimate")
+"""The methods of a probe that a run calls."""
+
+
+class Site(NamedTuple):
+    """Where a trajectory is; traced scalars.
+
+    step: denoising step, 0 first. layer: DiT block, 0 first; −1 outside the blocks. branch: 0
+    conditional, 1 unconditional. sigma: noise level of this step. key: randomness of this seed at
+    this step for this probe in this method (after blocks: in this layer and branch), the same in
+    every world. last: the clean estimate of the step before, [F, H, W, C], zero at the first.
+    """
+
+    step: Int[Array, ""]
+    layer: Int[Array, ""]
+    branch: Int[Array, ""]
+    sigma: Float[Array, ""]
+    key: Key[Array, ""]
+    last: Latents | None = None
+
+    def at(self, hook: str, layer: Int[Array, ""] | None = None) -> "Site":
+        """This place in a method of the probe. The key of `on_latents` is that of the step."""
+        if hook == "on_latents":
+            return self
+        here = self.folded(2**31 + HOOKS.index(hook))  # no position in a chain is so large
+        return here if layer is None else here._replace(layer=layer).folded(layer, self.branch)
+
+    def folded(self, *numbers: Int[Array, ""] | int) -> "Site":
+        """The same place with other random numbers, which follow from the key and `numbers`."""
+        key = self.key
+        for number in numbers:
+            key = jax.random.fold_in(key, number)
+        return self._replace(key=key)
+
+
+class Probe(flax.struct.PyTreeNode):
+    """Does nothing and sees nothing; subclasses override what they need.
+
+    Fields are arrays, or static and marked with `flax.struct.field(pytree_node=False)`.
+    `trajectory.stack` of several probes has leading axes (`*sweep` below), which `trajectory.sweep`
+    takes off again. TypeError where a subclass has a method that is nearly named like one of these.
+
+    field_axes: for fields whose numbers index an axis that their name does not tell, or are no
+        indices in spite of it, like `{"depth": "layers", "seed": None}` (see `checks.py`).
+    """
+
+    field_axes: ClassVar[Mapping[str, str | None]] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in dir(cls):
+            if not name.startswith("_") and name not in HOOKS and callable(getattr(cls, name)):
+                _check_name(cls, name)
+
+    def made_for(self) -> Sizes:
+        """What the shapes of the probe's arrays expect of a run, like (("steps", 50), ("layers",
+        40)): a run of another size is refused before it begins."""
+        return ()
+
+    def on_latents(self, site: Site, x: Latents) -> Latents:
+        """The latent [F, H, W, C] that the model sees at this step instead of x."""
+        del site
+        return x
+
+    def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, Any]:
+        """After block `site.layer`: tokens [N, D] to go on with, and an observation (any pytree of
+        arrays)."""
+        del site
+        return tokens, ()
+
+    def slots(self) -> Any:
+        """Which layers' observations a pass keeps: None for all, or an array of layer numbers [l];
+        or a pytree of these, a prefix of the observation. Others are dropped as they arise."""
+        return None
+
+    def on_step(self, site: Site, observed: Any) -> Any:
+        """What to keep of a pass's observations, stacked [layers, …] or [l, …] as `slots` says, of
+        the conditional branch."""
+        del site
+        return observed
+
+    def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, Any]:
+        """After the pass, with guidance: what the model saw and its clean estimate x̂0 = x − σv;
+        returns the estimate to go on with, and an observation (`Trace.seen`)."""
+        del site, x
+        return x0, ()
+
+
+def _check_name(cls: type, name: str) -> None:
+    """TypeError where a method looks like one that a run calls, and is none."""
+    near = difflib.get_close_matches(name.lower(), HOOKS, 1, 0.0 if name.startswith("on_") else 0.8)
+    if near:
+        raise TypeError(
+            f"{cls.__name__}.{name} would never be called: a probe has {', '.join(HOOKS)}. "
+            f"Is {near[0]} meant?"
+        )
