@@ -18,9 +18,10 @@ from jcos.experiments.ensemble import ensemble_solved
 from jcos.experiments.noise import noise_scores
 from jcos.experiments.puzzles import Progress, held_out
 from jcos.experiments.watching import Watched, masses, routes, watch
-from jcos.lab.measures import bootstrap, proportion
+from jcos.lab.measures import GAINS, estimate
 from jcos.lab.tasks import TASKS, Puzzle, Task
 from jcos.report.demo import Comparison, Curve, Demo, Example
+from jcos.report.figures import layers_of, order_of
 from jcos.report.page import write_demo
 from jcos.report.plane import Line, Look, Plane, sigma_line
 from jcos.sampling import flow
@@ -103,7 +104,7 @@ def run(model: Wan, folder: Path, command: str, sizes: Sizes = SIZES) -> Iterato
             ensemble=ensemble,
             settings=settings,
             command=command,
-            interval="95% intervals over puzzles (Wilson's of what is solved, bootstrap of means)",
+            interval="95% intervals over puzzles (Wilson's of what is solved, else Student's t)",
         ),
     )
     yield Progress(PARTS[-1], len(PARTS), len(PARTS))
@@ -123,7 +124,7 @@ def _example(
     for i, puzzle in enumerate(puzzles):
         if 2 <= len(puzzle.answers) <= ROUTES:
             first, _ = masses(model, puzzle, watched.x0[i, :1], room=ROUTES)
-            blended[i] = 1 - np.max(first)
+            blended[i] = np.sum(first) - np.max(first)
     # By preference: several answers and solved, several, solved, first.
     i = max(
         range(len(puzzles)), key=lambda i: (blended[i] > 0, bool(solved[i]), float(blended[i]), -i)
@@ -163,11 +164,10 @@ def _plane(model: Wan, example: Example, x0: UInt8[np.ndarray, "S F H W 3"]) -> 
     lines = [sigma_line(flow.schedule(model.config.sampling).sigmas[:-1])]
     score = "score of x̂0"
     lines.append(Line(score, score, example.steps, example.scores))
-    if example.mass is not None:
-        chart = "mass on each right answer"
-        lines += [
-            Line(chart, f"answer {k}", steps, m.tolist()) for k, m in enumerate(example.mass.T)
-        ]
+    lines += [
+        Line("mass on each right answer", layer.label, steps, layer.values)
+        for layer in layers_of(example, order_of(example))
+    ]
     return Plane(
         label="seed 0",
         group=example.task,
@@ -182,9 +182,8 @@ def _plane(model: Wan, example: Example, x0: UInt8[np.ndarray, "S F H W 3"]) -> 
 
 
 def _curve(label: str, x: Sequence[int], values: np.ndarray) -> Curve:
-    """Means over puzzles of values [P, x], with intervals: Wilson's for what is solved, else
-    bootstrap."""
-    points = [proportion(v) if v.dtype == bool else bootstrap(v) for v in values.T]
+    """Means over puzzles of values [P, x] with their intervals."""
+    points = [estimate(v) for v in values.T]
     y, low, high = ([getattr(p, field) for p in points] for field in ("mean", "low", "high"))
     return Curve(label=label, x=list(x), y=y, low=low, high=high, n=len(values))
 
@@ -208,8 +207,8 @@ def _ensemble(model: Wan, task: Task, n: int) -> list[Comparison]:
     off = SeedEnsemble.window(steps, layers, at_steps=())
     on = SeedEnsemble.window(steps, layers)
     plain, mean = ensemble_solved(model, task, held_out(task, n), (0, 1, 2), (off, on))[:, :, 0].T
-    gain = bootstrap(mean.astype(float) - plain)
-    p, q = proportion(plain), proportion(mean)
+    gain = estimate(mean.astype(float) - plain, GAINS)
+    p, q = estimate(plain), estimate(mean)
     return [
         Comparison(label="one seed", solved=p.mean, low=p.low, high=p.high, n=n),
         Comparison(

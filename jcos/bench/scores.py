@@ -4,17 +4,15 @@ videos count as zero."""
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from jcos.bench import baselines, export
 from jcos.bench.baselines import STILL, TRUTH
 from jcos.bench.evalkit import Scores, official
 from jcos.bench.folder import SPLITS, Bench, category_of, task_of
-from jcos.lab.measures import Estimate
+from jcos.lab.measures import UNBOUNDED, Estimate, estimate
 
 
 class Cell(NamedTuple):
@@ -96,40 +94,13 @@ def groups(names: Sequence[str]) -> dict[str, list[str]]:
     return {group: found[group] for group in ordered if found[group]}
 
 
-DRAWS = 10_000
-
-
 def over_tasks(values: dict[str, float]) -> Estimate:
-    """The mean over samples with a 95 % interval: tasks are what is resampled, because the samples
-    of a task rise and fall together; samples, where there is one task.
-
-    Percentiles of a bootstrap, taken as much further out as Student's t is than the normal
-    distribution (Hesterberg 2015, "expanded percentile interval"): plain ones are too narrow for
-    few tasks, and some categories have five. nan where there is one sample.
-    """
+    """The mean over samples with a 95 % interval (`measures.estimate`): over tasks, because the
+    samples of a task rise and fall together; over samples, where there is one task. A task's mean
+    over its samples is taken as having no bounds, which it hardly ever meets."""
     scores = np.array(list(values.values()), np.float64)
-    _, unit = np.unique([task_of(name) for name in values], return_inverse=True)
-    if unit.max() == 0:
-        unit = np.arange(len(scores))
-    number = int(unit.max()) + 1
-    if number == 1:
-        return Estimate(float(scores.mean()), float("nan"), float("nan"), 1)
-    drawn = np.random.default_rng(0).multinomial(number, np.full(number, 1 / number), DRAWS)
-    total, size = (np.bincount(unit, weights) for weights in (scores, None))
-    means: Float[np.ndarray, " draws"] = (drawn @ total) / (drawn @ size)
-    outside = 100 * _outside(number)
-    low, high = np.percentile(means, [outside, 100 - outside])
-    return Estimate(float(scores.mean()), float(low), float(high), len(scores))
-
-
-def _outside(number: int) -> float:
-    """Share of a bootstrap of so many units that lies below a 95 % interval: 2.5 % for many."""
-    freedom = number - 1
-    # The distribution of Student's t by t = √freedom · tan θ.
-    angle = np.linspace(0, np.pi / 2, 20_001)
-    mass = np.cumsum(np.cos(angle) ** (freedom - 1))
-    quantile = np.sqrt(freedom) * np.tan(np.interp(0.95, mass / mass[-1], angle))
-    return NormalDist().cdf(-quantile * np.sqrt(number / freedom))
+    _, task = np.unique([task_of(name) for name in values], return_inverse=True)
+    return estimate(scores, UNBOUNDED, groups=task if task.any() else None)
 
 
 def table(bench: Bench, arms: Sequence[Scores]) -> list[Cell]:

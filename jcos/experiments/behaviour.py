@@ -25,7 +25,7 @@ from jcos.experiments.experiment import Experiment, Findings, Picture, looked_at
 from jcos.experiments.puzzles import Progress, playing
 from jcos.experiments.samples import Samples
 from jcos.experiments.watching import Seen, look_at_answers
-from jcos.lab.measures import commitment_step
+from jcos.lab.measures import POSITIVE, UNBOUNDED, commitment_step
 from jcos.sampling import flow
 from jcos.sampling.probes import States
 from jcos.sampling.trajectory import Trace
@@ -138,11 +138,12 @@ class Behaviour(Experiment):
         distances = {f"distance to the end, {name}": v for name, v in parts.items()}
         rows = distance_rows(distances, shown.tolist(), lambda n: self.forwards(model.config, n))
         rows += [
-            row("clips", "step of settling", name, at.astype(float), whole)
+            row("clips", "step of settling", name, at.astype(float), whole, span=POSITIVE)
             for name, at in steps.items()
         ]
         later = (steps["what changes"] - steps["what stays"]).astype(float)
-        rows.append(row("clips", "step of settling", "what changes less what stays", later, whole))
+        about = "what changes less what stays"
+        rows.append(row("clips", "step of settling", about, later, whole, span=UNBOUNDED))
         figure = distance_figure(parts, (SETTLED, "settled"))
         yield Progress("decoding", 0, 1)
         pictures = {

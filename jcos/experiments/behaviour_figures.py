@@ -10,8 +10,7 @@ from jcos.experiments import plots
 from jcos.experiments.behaviour_found import Found
 from jcos.experiments.behaviour_memory import LABELS, PLACES, Memory
 from jcos.experiments.experiment import Picture
-from jcos.experiments.noise_found import estimate_known
-from jcos.lab.measures import Estimate
+from jcos.lab.measures import UNBOUNDED, Estimate, estimate
 
 CORRECTION = (
     "Runs whose estimate at a step is wrong although the end is right, and the reverse. Undecided "
@@ -116,7 +115,7 @@ def _orders(found: Found) -> list[dict[str, Estimate]]:
     points = []
     for course in found.courses.values():
         later = course.of_runs()["answer later than the scene, steps"]
-        by_task = {t: estimate_known(later[p]) for t, p in found.samples.groups.items()}
+        by_task = {t: estimate(later[p], UNBOUNDED) for t, p in found.samples.groups.items()}
         points.append({task: e for task, e in by_task.items() if e.n})
     return points
 

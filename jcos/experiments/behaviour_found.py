@@ -10,10 +10,9 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 from jcos.experiments.answers import Answers, chosen
 from jcos.experiments.behaviour_memory import LABELS, PLACES, Memory
 from jcos.experiments.experiment import Row, looked_at, row
-from jcos.experiments.noise_found import estimate_known
 from jcos.experiments.samples import GUESSES, Baseline, Samples
 from jcos.experiments.watching import Seen
-from jcos.lab.measures import bootstrap, commitment_step
+from jcos.lab.measures import POSITIVE, SCORES, UNBOUNDED, commitment_step, estimate, median_step
 from jcos.lab.tasks import TASKS, Puzzle, still_of
 from jcos.lab.tasks.marks import OPAQUE, apart
 
@@ -181,6 +180,13 @@ MEDIANS = ("step of correction", "step of the scene", "step of the answer")
 others it is the mean."""
 
 
+SPANS = {
+    "times lost again, of runs right at the end": POSITIVE,
+    "answer later than the scene, steps": UNBOUNDED,
+}
+"""What readings of a run lie within, where that is not 0..1."""
+
+
 AXES = {
     "memory_tokens": "puzzle seed step@memory_steps layer place label control: memory in tokens",
     "memory_estimate": "puzzle seed step@memory_steps place label control: memory in x̂0",
@@ -231,13 +237,13 @@ class Found:
                     for s in self.looked:
                         cost = 0 if whose else self.forwards(s + 1)
                         case = f"step {s}{whose}"
-                        found = estimate_known(values[p, :, s])
+                        found = estimate(values[p, :, s])
                         if found.n:
                             yield row(task, measure, case, found, cost, None if whose else base)
                 cost = 0 if whose else self.forwards(course.steps)
                 case = "ideal denoiser" if whose else "model"
                 for measure, values in course.of_runs().items():
-                    yield from _of_runs(task, measure, case, values[p], cost)
+                    yield from _of_runs(task, measure, case, values[p], course.steps, cost)
         if self.memory is not None:
             yield from self._memory(self.memory)
 
@@ -267,17 +273,22 @@ def _chance(line: Row, label: int) -> Row:
 
 
 def _of_runs(
-    task: str, measure: str, case: str, values: Shaped[np.ndarray, "n K"], cost: int
+    task: str,
+    measure: str,
+    case: str,
+    values: Shaped[np.ndarray, "n K"],
+    steps: int,
+    cost: int,
 ) -> Iterator[Row]:
     """The line of a reading; none where no run can tell."""
     if measure in MEDIANS:
         rows = [v[np.isfinite(v)] for v in values]
         middle = np.array([np.median(v) for v in rows if len(v)])
         if len(middle):
-            found = bootstrap(middle, statistic=np.median)
+            found = median_step(middle, steps)
             yield row(task, f"{measure}, median", case, found, cost)
     else:
-        found = estimate_known(values)
+        found = estimate(values, SPANS.get(measure, SCORES))
         if found.n:
             yield row(task, measure, case, found, cost)
 
@@ -291,5 +302,5 @@ def courses(samples: Samples, answers: Answers, seen: Seen) -> tuple[Course, Cou
     """Of the model and of the ideal denoiser, from what was seen [P, K, S, …]."""
     return (
         Course(judge_parts(samples.puzzles, seen.video), shown(seen.on, answers)),
-        Course(judge_parts(samples.puzzles, seen.ideal_video), shown(seen.own_posterior, answers)),
+        Course(judge_parts(samples.puzzles, seen.ideal_video), shown(seen.ideal_run_on, answers)),
     )

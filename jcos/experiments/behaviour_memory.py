@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from jcos.config import PixelCodec, WanConfig
 from jcos.experiments.puzzles import Progress, conditions, held_out, one_world, playing
 from jcos.experiments.ridge import ridge
-from jcos.lab.measures import Estimate, over_puzzles
+from jcos.lab.measures import Estimate, estimate
 from jcos.lab.tasks import TASKS, Puzzle
 from jcos.lab.tasks.base import COLOURS, TILE
 from jcos.lab.tasks.marks import turned
@@ -57,7 +57,7 @@ class Memory(NamedTuple):
         much alike to count as many."""
         rows = values.reshape(len(values), -1).mean(1)
         counts = np.bincount(self.identities)
-        return over_puzzles(np.bincount(self.identities, rows) / counts)
+        return estimate(np.bincount(self.identities, rows) / counts)
 
 
 def check_tiles(config: WanConfig) -> None:

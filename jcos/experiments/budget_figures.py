@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from jcos.experiments import plots
 from jcos.experiments.budget_found import Case, Found
 from jcos.experiments.experiment import Picture
-from jcos.lab.measures import over_puzzles
+from jcos.lab.measures import GAINS, POSITIVE, estimate
 
 STEPS = (
     "Score against what a video costs, from one step on, with the model's own spacing; the ideal "
@@ -53,7 +53,7 @@ def clip_figures(
     """seeds: the distance of a seed from another."""
     figure = plots.panels(1, size=(4.0, 0.8 + 0.18 * len(cases)))
     names = [str(c) for c in cases]
-    points = [over_puzzles(distances[name]) for name in names]
+    points = [estimate(distances[name], POSITIVE) for name in names]
     plots.bars(figure.axes[0], names, points)
     if seeds is not None:
         axes = figure.axes[0]
@@ -104,7 +104,7 @@ def _compared(found: Found) -> Figure:
     for axes, steps in zip(figure.axes, lengths, strict=True):
         more = [found.more(i, everyone, found.plain(steps)) for i in cases[steps]]
         names = [str(found.cases[i]).partition(", ")[2] for i in cases[steps]]
-        plots.bars(axes, names, [over_puzzles(values) for values in more])
+        plots.bars(axes, names, [estimate(values, GAINS) for values in more])
         axes.axvline(0, color="#555555", linestyle=":", linewidth=1.0)
         plots.label(axes, "score, paired difference", "", f"{steps} steps")
     return figure

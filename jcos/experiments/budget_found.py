@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Shaped
 
 from jcos.experiments.experiment import Row, row
 from jcos.experiments.samples import Samples
-from jcos.lab.measures import Estimate, over_puzzles
+from jcos.lab.measures import GAINS, POSITIVE, Estimate, estimate
 
 
 class Case(NamedTuple):
@@ -72,7 +72,7 @@ class Found:
         return score[case, p] - score[than, p]
 
     def estimate(self, reading: str, cases: list[int], p: Int[np.ndarray, " n"]) -> list[Estimate]:
-        return [over_puzzles(self.readings[reading][i, p]) for i in cases]
+        return [estimate(self.readings[reading][i, p]) for i in cases]
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {
@@ -108,7 +108,8 @@ class Found:
                 than, name = self.plain(most), f"{most} steps"
             else:
                 continue
-            yield row(part, f"score, more than with {name}", case, self.more(i, p, than), cost)
+            more = self.more(i, p, than)
+            yield row(part, f"score, more than with {name}", case, more, cost, span=GAINS)
 
 
 def clip_rows(
@@ -121,6 +122,6 @@ def clip_rows(
     that run."""
     measure = "distance of the end"
     for case, cost in zip(cases, forwards, strict=True):
-        yield row("clips", measure, case, distances[str(case)], cost)
+        yield row("clips", measure, case, distances[str(case)], cost, span=POSITIVE)
     if seeds is not None:
-        yield row("clips", measure, "another seed", seeds, max(forwards))
+        yield row("clips", measure, "another seed", seeds, max(forwards), span=POSITIVE)

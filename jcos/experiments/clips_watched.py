@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from jcos.experiments import plots
 from jcos.experiments.experiment import Picture, Row, row
+from jcos.lab.measures import POSITIVE
 from jcos.wan import Wan
 
 Distances = Mapping[str, Float[np.ndarray, "P K S"]]
@@ -20,7 +21,7 @@ def distance_rows(
 ) -> list[Row]:
     """Lines of the looked-at steps. forwards: passes of the first so many steps."""
     return [
-        row("clips", name, f"step {s}", values[:, :, s], forwards(s + 1))
+        row("clips", name, f"step {s}", values[:, :, s], forwards(s + 1), span=POSITIVE)
         for name, values in distances.items()
         for s in shown
     ]
@@ -31,7 +32,8 @@ def distance_figure(distances: Distances, level: tuple[float, str] | None = None
     figure = plots.panels(1)
     (axes,) = figure.axes
     for i, (name, values) in enumerate(distances.items()):
-        plots.curve(axes, range(values.shape[-1]), np.moveaxis(values, 1, 2), name, i)
+        steps, by_step = range(values.shape[-1]), np.moveaxis(values, 1, 2)
+        plots.curve(axes, steps, by_step, name, i, span=POSITIVE)
     if level:
         plots.level(axes, *level)
     plots.label(axes, "denoising step", "distance of x̂0, relative")

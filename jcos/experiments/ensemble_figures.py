@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jcos.experiments import plots
-from jcos.experiments.ensemble_found import Arm, Found, difference
+from jcos.experiments.ensemble_found import Arm, Found
 from jcos.experiments.experiment import Picture
-from jcos.lab.measures import Estimate, over_puzzles
+from jcos.lab.measures import GAINS, POSITIVE, SCORES, Estimate, estimate
 
 COMPARED = (
     "Share of puzzles solved; in brackets forward passes. Mean: {}. Best needs a judge; majority "
@@ -70,7 +70,7 @@ def _compared(found: Found) -> Figure:
             lines.append((f"{how} of {k}", cost, getattr(found, how)(none, k)))
             lines.append((f"mean, {how} of {k}", cost, getattr(found, how)(main, k)))
         names = [f"{name} ({cost})" for name, cost, _ in lines]
-        plots.bars(axes, names, [over_puzzles(values[p]) for *_, values in lines])
+        plots.bars(axes, names, [estimate(values[p]) for *_, values in lines])
         plots.label(axes, "solved", "", task)
     return figure
 
@@ -84,8 +84,8 @@ def _gain(found: Found) -> Figure:
             "one goes on": found.gain(main, p),
             "majority of all": found.gain(main, p, how="majority"),
             "best of all": found.gain(main, p, how="best"),
-            f"without: majority of {k}": difference(found.majority(none, k)[p] - one),
-            f"without: best of {k}": difference(found.best(none, k)[p] - one),
+            f"without: majority of {k}": estimate(found.majority(none, k)[p] - one, GAINS),
+            f"without: best of {k}": estimate(found.best(none, k)[p] - one, GAINS),
         }
         plots.bars(axes, list(lines), list(lines.values()))
         axes.axvline(0, color="#555555", linestyle=(0, (1, 2)), linewidth=1.0)
@@ -117,8 +117,9 @@ def _members(found: Found) -> Figure:
                 "between the ends": [found.spread(a, k) for k, a in arms.items()],
                 "between plain ends": [found.spread(none, k) for k in arms],
             }
+        span = SCORES if found.judged else POSITIVE
         for i, (name, values) in enumerate(curves.items()):
-            plots.curve(axes, list(arms), [over_puzzles(v[p]) for v in values], name, i)
+            plots.curve(axes, list(arms), [estimate(v[p], span) for v in values], name, i)
         if found.judged:
             plots.level(axes, float(found.solved[0, p].mean()), "one run")
         plots.label(axes, "members", "solved" if found.judged else "distance", task)

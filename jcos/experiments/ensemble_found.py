@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from jcos.experiments.experiment import Row, row
 from jcos.experiments.samples import Samples
-from jcos.lab.measures import Estimate, over_puzzles
+from jcos.lab.measures import GAINS, POSITIVE, Estimate, estimate
 
 
 class Arm(NamedTuple):
@@ -148,13 +148,13 @@ class Found:
         "majority"."""
         measured = getattr(self, how)
         mean, plain = measured(arm, arm.members), measured(self.arms[0], arm.members)
-        return difference(mean[p].astype(np.float64) - plain[p])
+        return estimate(mean[p].astype(np.float64) - plain[p], GAINS)
 
     def change(self, arm: Arm, p: Int[np.ndarray, " n"]) -> Estimate:
         """What maps show: the gain; of clips the distance from the plain end."""
         if self.judged:
             return self.gain(arm, p)
-        return over_puzzles(self.of(arm, arm.members, self.moved)[p])
+        return estimate(self.of(arm, arm.members, self.moved)[p], POSITIVE)
 
     def arrays(self) -> dict[str, np.ndarray]:
         found = {
@@ -195,8 +195,8 @@ class Found:
                 solved = getattr(self, how)(none, k)[p]
                 yield row(task, "solved", f"{k} runs, {how}", solved, cost, base[task, "solved"])
                 more = solved.astype(float) - self.one(none, k)[p].mean(-1)
-                found = difference(more)
-                yield row(task, "solved, more than one run", f"{k} runs, {how}", found, cost)
+                case = f"{k} runs, {how}"
+                yield row(task, "solved, more than one run", case, more, cost, span=GAINS)
 
     def _solved(self, task: str, p: Int[np.ndarray, " n"], arm: Arm) -> Iterator[Row]:
         base, none, k = self.base, self.arms[0], arm.members
@@ -210,7 +210,7 @@ class Found:
         case, cost = f"{arm}, {_word('one')}", self.cost(arm)
         score, plain = (self.of(a, k, self.scores)[p] for a in (arm, none))
         yield row(task, "score", case, score, cost, base[task, "score"])
-        yield row(task, "score, more than one run", case, score - plain, cost)
+        yield row(task, "score, more than one run", case, score - plain, cost, span=GAINS)
         now, before = self.one(arm, k)[p], self.one(none, k)[p]
         yield row(task, "solved only with averaging", case, now & ~before, cost)
         yield row(task, "solved only without", case, before & ~now, cost)
@@ -224,8 +224,9 @@ class Found:
             for which, name in ((arm, f"{arm}, {_word(how)}"), (none, f"{k} runs, {how}")):
                 if which is arm or how == "majority":
                     first = getattr(self, how)(which, k)[p, 0]
-                    more = difference((first[:, 0] if how == "one" else first) - long)
-                    yield row(task, f"solved, more than one run of {steps} steps", name, more, cost)
+                    more = (first[:, 0] if how == "one" else first) - long
+                    about = f"solved, more than one run of {steps} steps"
+                    yield row(task, about, name, more, cost, span=GAINS)
 
     def _ideal(self, task: str, p: Int[np.ndarray, " n"]) -> Iterator[Row]:
         """The ideal denoiser with each mean, and with it less without."""
@@ -238,27 +239,21 @@ class Found:
             case = f"{arm}, {_word('one')}, {whose}"
             whole = solved.shape[1] // arm.members * arm.members
             yield row(task, "solved", case, solved[:, :whole], 0, self.base[task, "solved"])
-            more = difference((solved - plain)[:, :whole])
-            yield row(task, f"solved, more than {_less('one')}", case, more, 0)
+            more = (solved - plain)[:, :whole]
+            yield row(task, f"solved, more than {_less('one')}", case, more, 0, span=GAINS)
 
     def _distances(self, task: str, p: Int[np.ndarray, " n"]) -> Iterator[Row]:
         for k in self.sizes:
             cost = self.cost(self.arms[0], everyone=True, members=k)
             apart = self.spread(self.arms[0], k)[p]
-            yield row(task, "distance between the ends", f"{k} runs", apart, cost)
+            about = "distance between the ends"
+            yield row(task, about, f"{k} runs", apart, cost, span=POSITIVE)
         for arm in self.arms[1:]:
             moved = self.of(arm, arm.members, self.moved)[p]
-            yield row(task, "distance from the plain end", arm, moved, self.cost(arm))
+            about, cost = "distance from the plain end", self.cost(arm)
+            yield row(task, about, arm, moved, cost, span=POSITIVE)
             apart, cost = self.spread(arm, arm.members)[p], self.cost(arm, everyone=True)
-            yield row(task, "distance between the ends", arm, apart, cost)
-
-
-def difference(values: Float[np.ndarray, "P *seeds"]) -> Estimate:
-    """The mean of paired differences between two yes or no, over puzzles. The interval is drawn as
-    if one more puzzle had been won and one lost: no difference in a few puzzles is no certainty."""
-    each = values.reshape(len(values), -1).mean(1)
-    wide = over_puzzles(np.append(each, [1.0, -1.0]))
-    return Estimate(float(each.mean()), wide.low, wide.high, len(each))
+            yield row(task, "distance between the ends", arm, apart, cost, span=POSITIVE)
 
 
 def _word(how: str) -> str:

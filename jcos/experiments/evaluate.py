@@ -8,7 +8,7 @@ import numpy as np
 
 from jcos.config import Sampling
 from jcos.experiments.puzzles import held_out, play, score
-from jcos.lab.measures import Estimate, commitment_step, proportion
+from jcos.lab.measures import Estimate, commitment_step, estimate
 from jcos.lab.tasks import Puzzle, Task, chance, still_of
 from jcos.wan import Wan
 
@@ -59,10 +59,10 @@ def evaluate(
     several = np.array([len(p.answers) > 1 for p in puzzles])
     return Result(
         task.name,
-        proportion(good),
-        proportion(one),
-        proportion(good[several]) if several.any() else None,
-        proportion(one[several]) if several.any() else None,
+        estimate(good),
+        estimate(one),
+        estimate(good[several]) if several.any() else None,
+        estimate(one[several]) if several.any() else None,
         chance(task, n, seed),
         _still(task, puzzles),
         tuple(np.percentile(steps[good], [10, 50, 90]).tolist()) if good.any() else None,

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from jcos.config import Grid, PixelCodec, Sampling, Solver, WanConfig
 from jcos.experiments.puzzles import Progress
 from jcos.experiments.samples import Baseline, Samples, check_clips, latent_frames, read_clips
-from jcos.lab.measures import Estimate, over_puzzles
+from jcos.lab.measures import SCORES, Estimate, Span, estimate
 from jcos.lab.tasks import get
 from jcos.sampling import flow
 from jcos.variants import Profile
@@ -186,9 +186,10 @@ def row(
     values: Estimate | Shaped[np.ndarray, "P *seeds"],
     forwards: int,
     baseline: Baseline | None = None,
+    span: Span = SCORES,
 ) -> Row:
-    """A line of the table, of values per puzzle (and seed) or of an estimate."""
-    found = values if isinstance(values, Estimate) else over_puzzles(values)
+    """A line of the table, of values per puzzle (and seed) within a span, or of an estimate."""
+    found = values if isinstance(values, Estimate) else estimate(values, span)
     chance, still = (None, None) if baseline is None else baseline
     return Row(task, measure, str(case), *found, chance, still, forwards)
 

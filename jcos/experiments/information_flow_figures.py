@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 from jcos.experiments import plots
 from jcos.experiments.experiment import Picture
 from jcos.experiments.information_flow_found import AT, END, ON, Found
-from jcos.experiments.noise_found import estimate_known
-from jcos.lab.measures import over_puzzles
+from jcos.lab.measures import UNBOUNDED, estimate
 
 TRIANGLE = (
     "How much a run differs at each step from the clean one (columns) after noise at one step in "
@@ -81,7 +80,7 @@ def _sensitivity(found: Found) -> Figure:
     for axes, own in zip(figure.axes, (False, True), strict=True):
         cases = found.where("step", own=own)
         for i, when in enumerate((AT, ON, END)):
-            points = [over_puzzles(found.reading("tokens", c, when)) for c in cases]
+            points = [estimate(found.reading("tokens", c, when), UNBOUNDED) for c in cases]
             plots.curve(axes, found.steps(cases), points, when, i)
         title = "noise at its own level" if own else "replaced by noise"
         plots.label(axes, "noised step", "1 − CKA of tokens", title, y_range=(0, 1))
@@ -94,7 +93,7 @@ def _estimates(found: Found) -> Figure:
     for axes, own in zip(figure.axes, (False, True), strict=True):
         cases = found.where("step", own=own)
         for i, source in enumerate(s for s in names if s in found.sources):
-            points = [over_puzzles(found.reading(source, c, END)) for c in cases]
+            points = [estimate(found.reading(source, c, END), UNBOUNDED) for c in cases]
             plots.curve(axes, found.steps(cases), points, names[source], i, faint=bool(i))
         title = "noise at its own level" if own else "replaced by noise"
         plots.label(axes, "noised step", "1 − CKA of the last x̂0", title)
@@ -124,7 +123,7 @@ def _frames(found: Found) -> Figure:
     plots.heat(left, values, "1 − CKA", y=[found.cases[c].frame for c in cases])
     plots.label(left, "observed step", "noised frame")
     groups = {
-        f"{name}, {when}": over_puzzles(found.compared("tokens", chosen, when))
+        f"{name}, {when}": estimate(found.compared("tokens", chosen, when), UNBOUNDED)
         for name, chosen in (
             ("at a step", found.where("step")),
             ("own level", found.where("step", own=True)),
@@ -143,7 +142,7 @@ def _agreement(found: Found) -> Figure:
     figure = plots.panels(1)
     for i, (own, name) in enumerate(((False, "replaced"), (True, "own level"))):
         cases = found.where("step", own=own)
-        points = [estimate_known(found.agreed[c]) for c in cases]
+        points = [estimate(found.agreed[c]) for c in cases]
         plots.curve(figure.axes[0], found.steps(cases), points, name, i)
     plots.label(figure.axes[0], "noised step", "agreement", y_range=(0, 1))
     return figure

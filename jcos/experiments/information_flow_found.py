@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jcos.experiments.experiment import Row, row
-from jcos.experiments.noise_found import Case, estimate_known
+from jcos.experiments.noise_found import Case
 from jcos.experiments.samples import Samples
-from jcos.lab.measures import bootstrap
+from jcos.lab.measures import UNBOUNDED, estimate, median_step
 
 AT, ON, END = "at that step", "from there on", "at the end"
 """When a perturbation is looked at: where it is put in, on average over that and all later steps,
@@ -131,7 +131,9 @@ class Found:
         self, task: str, source: str, about: str, case: object, values: Shaped[np.ndarray, "P K"]
     ) -> Row:
         forwards = 0 if source == "ideal" else self.forwards
-        return row(task, f"1 − CKA of {SOURCES[source]}, {about}", case, values, forwards)
+        return row(
+            task, f"1 − CKA of {SOURCES[source]}, {about}", case, values, forwards, span=UNBOUNDED
+        )
 
     def _reaches(self, task: str, source: str, p: Int[np.ndarray, " n"]) -> Iterator[Row]:
         for when in (AT, ON, END):
@@ -156,7 +158,7 @@ class Found:
             for when in (ON, END) if len(cases) > 1 else ():
                 reach = np.stack([self.reading("tokens", c, when)[p].mean(1) for c in cases])
                 steps = np.array(self.steps(cases))[reach.argmax(0)].astype(np.float64)
-                middle = bootstrap(steps, statistic=np.median)
+                middle = median_step(steps, self.tokens.shape[3])
                 yield row(
                     task, f"step of farthest reach, median, {when}", kind, middle, self.forwards
                 )
@@ -188,7 +190,7 @@ class Found:
         base = self.samples.baselines()[task, "solved"]
         for i, case in enumerate(self.cases):
             if case.kind == "step":  # a noised frame ends as noise: nothing is solved
-                solved, agreed = self.solved[i, p], estimate_known(self.agreed[i, p])
+                solved, agreed = self.solved[i, p], self.agreed[i, p]
                 yield row(task, "solved", case, solved, self.forwards // 2, base)
                 yield row(task, "agreement", case, agreed, self.forwards)
         for same, name in ((1, "same answer"), (0, "another answer")):
@@ -198,5 +200,6 @@ class Found:
                     reach = np.stack([self.reading("tokens", c, END)[p] for c in cases])
                     known = np.where(self.agreed[cases][:, p] == same, reach, np.nan)
                     flat = np.moveaxis(known, 0, -1).reshape(len(p), -1)
-                    found, about = estimate_known(flat), f"1 − CKA of tokens, {END}, {name}"
+                    found = estimate(flat, UNBOUNDED)
+                    about = f"1 − CKA of tokens, {END}, {name}"
                     yield row(task, about, f"all steps, {kind}", found, self.forwards)

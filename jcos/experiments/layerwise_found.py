@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 
 from jcos.experiments.experiment import Row, row
 from jcos.experiments.layerwise_decoded import READINGS, Decoded, Labels, auroc_within
-from jcos.lab.measures import Estimate, over_puzzles
+from jcos.lab.measures import GAINS, POSITIVE, SCORES, UNKNOWN, Estimate, Span, estimate
 
 NAMES = {
     "foreground": "foreground",
@@ -74,17 +74,17 @@ class Part(NamedTuple):
         assert self.decoded is not None
         return bool(np.isfinite(self.decoded.own[list(READINGS).index(label)]).any())
 
-    def estimate(self, values: Shaped[np.ndarray, "P K"]) -> Estimate:
+    def estimate(self, values: Shaped[np.ndarray, "P K"], span: Span = SCORES) -> Estimate:
         """The mean over puzzles, those of one identity counted once; nan where none can tell."""
         kinds = np.arange(len(values)) if self.identities is None else self.identities
         finite = np.isfinite(values)
         number = finite.sum(1)
         known = number > 0
         if not known.any():
-            return Estimate(float("nan"), float("nan"), float("nan"), 0)
+            return UNKNOWN
         means = np.where(finite, values, 0).sum(1)[known] / number[known]
         _, kinds = np.unique(kinds[known], return_inverse=True)
-        return over_puzzles(np.bincount(kinds, means) / np.bincount(kinds))
+        return estimate(np.bincount(kinds, means) / np.bincount(kinds), span)
 
 
 AXES = {
@@ -177,7 +177,8 @@ class Found:
             for s in self.few:
                 for layer in range(self.layers):
                     case = f"step {s}, layer {layer}"
-                    yield self._row(task, measure, case, part, values[:, :, s, layer], s)
+                    span = POSITIVE if measure == "token energy" else SCORES
+                    yield self._row(task, measure, case, part, values[:, :, s, layer], s, span)
         total = part.energy_by_frame.mean(2)
         relative = total / total.mean(-1, keepdims=True)
         last = part.energy_by_frame.shape[2] - 1
@@ -185,7 +186,7 @@ class Found:
             for frame in range(self.grid[0]):
                 about, values = f"layer {layer}, frame {frame}", relative[:, :, layer, frame]
                 name = "energy of a frame over that of all"
-                yield self._row(task, name, about, part, values, last)
+                yield self._row(task, name, about, part, values, last, POSITIVE)
 
     def _row(
         self,
@@ -195,8 +196,9 @@ class Found:
         part: Part,
         values: Shaped[np.ndarray, "P K"],
         step: int,
+        span: Span = SCORES,
     ) -> Row:
-        return row(task, measure, case, part.estimate(values), self.forwards(step + 1))
+        return row(task, measure, case, part.estimate(values, span), self.forwards(step + 1))
 
     def _told_by_energy(self, task: str, part: Part) -> Iterator[Row]:
         areas = part.by_energy()
@@ -217,7 +219,8 @@ class Found:
                     yield self._area(task, about, case, part, decoded.control[i, r, j], s)
                     if r < self.layers and label != "foreground":
                         less = own - decoded.own[i, -1, j]
-                        yield self._row(task, f"{name}, more than by x̂0", case, part, less, s)
+                        about = f"{name}, more than by x̂0"
+                        yield self._row(task, about, case, part, less, s, GAINS)
 
     def _by_ideal(self, task: str, part: Part) -> Iterator[Row]:
         for label in IDEAL:

@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from jcos.experiments import plots
 from jcos.experiments.experiment import Picture
-from jcos.experiments.noise_found import IDEAL, Found
+from jcos.experiments.noise_found import IDEAL, Found, span_of
+from jcos.lab.measures import estimate
 
 STEP = (
     "Noise at one step in all frames. Replaced: x ← N(0, I). Own level: the estimate is kept and "
@@ -118,7 +119,7 @@ def _compared(found: Found, main: str) -> Figure:
         "at a frame": found.where("frame"),
         "at a frame, same energy": found.where("matched"),
     }
-    points = [plots.over_puzzles(found.mean(main, cases)) for cases in groups.values()]
+    points = [estimate(found.mean(main, c), span_of(main)) for c in groups.values()]
     plots.bars(figure.axes[0], list(groups), points)
     plots.label(figure.axes[0], main, "")
     return figure

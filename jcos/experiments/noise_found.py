@@ -9,7 +9,7 @@ from jaxtyping import Shaped
 
 from jcos.experiments.experiment import Row, row
 from jcos.experiments.samples import Samples
-from jcos.lab.measures import Estimate, over_puzzles
+from jcos.lab.measures import GAINS, POSITIVE, SCORES, UNBOUNDED, Estimate, Span, estimate
 
 IDEAL = "ideal "
 """Before the names of the ideal denoiser's readings."""
@@ -64,7 +64,7 @@ class Found:
 
     def estimate(self, reading: str, cases: list[int]) -> list[Estimate]:
         """The mean of each case over puzzles."""
-        return [estimate_known(self.readings[reading][i]) for i in cases]
+        return [estimate(self.readings[reading][i], span_of(reading)) for i in cases]
 
     def mean(self, reading: str, cases: list[int]) -> Shaped[np.ndarray, "P K"]:
         """The mean over several cases, of each puzzle and seed."""
@@ -93,7 +93,8 @@ class Found:
                 base = baselines.get((task, measure.split()[0]))
                 cost = self._cost(name)
                 for case, found in zip(self.cases, values[:, p], strict=True):
-                    yield row(task, measure, f"{case}{whose}", estimate_known(found), cost, base)
+                    about, span = f"{case}{whose}", span_of(name)
+                    yield row(task, measure, about, found, cost, base, span)
             for name in self.compared if self.where("step") and self.where("frame") else ():
                 yield from self._comparisons(task, name, p)
 
@@ -117,21 +118,15 @@ class Found:
         for kind, case in (("frame", "full strength"), ("matched", "same energy")):
             less = self.mean(name, self.where(kind))[p] - step
             about, cost = f"{case}{_whose(name)}", self._cost(name)
-            yield row(task, f"{measure}, at a frame less at a step", about, less, cost)
+            span = UNBOUNDED if measure == "distance" else GAINS
+            yield row(task, f"{measure}, at a frame less at a step", about, less, cost, span=span)
+
+
+def span_of(reading: str) -> Span:
+    """What values of a reading lie within."""
+    return POSITIVE if reading.endswith("distance") else SCORES
 
 
 def _whose(name: str) -> str:
     """What a reading's case says behind it."""
     return ", ideal denoiser" if name.startswith(IDEAL) else ""
-
-
-def estimate_known(values: Shaped[np.ndarray, "P K"]) -> Estimate:
-    """`over_puzzles` of the puzzles in which any seed can tell; all nan where none can."""
-    if values.dtype == bool:
-        return over_puzzles(values)
-    known = np.isfinite(values)
-    if not known.any():
-        return Estimate(float("nan"), float("nan"), float("nan"), 0)
-    kept, weight = values[known.any(1)], known[known.any(1)]
-    means = np.where(weight, kept, 0).sum(1) / weight.sum(1)
-    return over_puzzles(means)

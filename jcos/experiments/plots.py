@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from jcos.lab.measures import Estimate, over_puzzles
+from jcos.lab.measures import SCORES, Estimate, Span, estimate
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 """Okabe and Ito's, which the colour-blind can tell apart."""
@@ -93,11 +93,12 @@ def curve(
     style: int = 0,
     *,
     faint: bool = False,
+    span: Span = SCORES,
 ) -> None:
-    """A line with its 95 % band, of estimates or of values per puzzle at each x. Points that are
-    nan leave a hole."""
+    """A line with its 95 % band, of estimates or of values per puzzle, within a span, at each x.
+    Points that are nan leave a hole."""
     if isinstance(points, np.ndarray):
-        points = [over_puzzles(values) for values in np.moveaxis(points, 1, 0)]
+        points = [estimate(values, span) for values in np.moveaxis(points, 1, 0)]
     mean, low, high = np.array([e[:3] for e in points], np.float64).reshape(-1, 3).T
     if all(float(at).is_integer() for at in x):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

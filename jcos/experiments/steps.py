@@ -30,7 +30,7 @@ class Steps(Experiment):
     """Paper, section 3.1: the clean estimate at every step, of every puzzle.
 
     Measured at each step: solved or not (hence the step of commitment, from which on it is solved);
-    the blend of right answers in the estimate, beside the ideal denoiser's posterior at the same
+    the blend of right answers in the estimate, beside the one in the ideal denoiser's at the same
     x_s and beside the ideal denoiser's own trajectory from the same noise; for puzzles with one
     right answer the mass on wrong ones (sizes, angles: superposition); how well the uncertainty of
     early estimates predicts failure (area under the ROC curve).

@@ -17,9 +17,8 @@ COMMITMENT = (
     "Share of puzzles that have committed by each step: from there on every estimate is solved."
 )
 BLEND = (
-    "How much of the clean estimate is each answer. Ideal: the posterior at the same noisy latent, "
-    "which is what a denoiser that knows everything would say there; it has nothing on wrong "
-    "answers. No answer: the part that no blend explains."
+    "How much of the clean estimate is each answer. Ideal: the same of the ideal denoiser's "
+    "estimate at the same noisy latent; it has nothing on wrong answers. No answer: the rest."
 )
 PREDICTION = (
     "How well a reading of the estimate at a step tells runs that will fail from those that will "

@@ -12,7 +12,16 @@ from jcos.experiments.experiment import Row, looked_at, row
 from jcos.experiments.samples import Baseline, Samples
 from jcos.experiments.watching import Seen
 from jcos.lab import measures
-from jcos.lab.measures import Estimate, bootstrap, commitment_step, held_at_once
+from jcos.lab.measures import (
+    POSITIVE,
+    SCORES,
+    UNBOUNDED,
+    Estimate,
+    Span,
+    commitment_step,
+    held_at_once,
+    median_step,
+)
 
 UNCERTAIN = {
     "change": "change from the step before",
@@ -47,10 +56,9 @@ class Found:
         self.ideal_commitment = commitment_step(self.ideal_solved)
         self.taken = chosen(seen.on[:, :, -1], self.answers)
         self.mass = shares(seen.on, self.answers, self.taken)
-        self.ideal_mass = shares(seen.posterior, self.answers, self.taken)
+        self.ideal_mass = shares(seen.ideal_on, self.answers, self.taken)
         self.held = held_at_once(np.where(right, seen.on, 0))
-        self.ideal_held = held_at_once(seen.posterior)
-        self.own_held = held_at_once(seen.own_posterior)
+        self.ideal_held = held_at_once(np.where(right, seen.ideal_on, 0))
 
     @property
     def parts(self) -> dict[str, Int[np.ndarray, " n"]]:
@@ -100,10 +108,11 @@ class Found:
         *,
         ideal: bool = False,
         baseline: Baseline | None = None,
+        span: Span = SCORES,
     ) -> Row:
         case = f"step {step}, ideal denoiser" if ideal else f"step {step}"
         forwards = 0 if ideal else self.forwards(step + 1)
-        return row(task, measure, case, values, forwards, baseline)
+        return row(task, measure, case, values, forwards, baseline, span)
 
     def _commitments(self, task: str, p: Int[np.ndarray, " n"]) -> Iterator[Row]:
         """Of the runs that end solved; a puzzle's seeds count as their median."""
@@ -114,7 +123,7 @@ class Found:
         ):
             values = _of_solved(steps[p], self.steps)
             if len(values):
-                middle = bootstrap(values, statistic=np.median)
+                middle = median_step(values, self.steps)
                 yield row(task, "commitment step, median", case, middle, cost)
 
     def _predictors(self, task: str, p: Int[np.ndarray, " n"]) -> Iterator[Row]:
@@ -143,22 +152,19 @@ class Found:
                 others = mass.others[p, :, s]
                 yield self._row(part, "mass on other right answers", s, others, ideal=best)
                 held = (self.ideal_held if best else self.held)[p, :, s]
-                yield self._row(part, "answers held at once", s, _known(held), ideal=best)
+                name = "answers held at once"
+                yield self._row(part, name, s, held, ideal=best, span=(1.0, np.inf))
             elif self.answers.wrong[p].any():
                 yield self._row(part, "mass on wrong answers", s, mass.wrong[p, :, s], ideal=best)
         yield self._row(part, "mass on no answer", s, self.seen.off[p, :, s])
-        yield self._row(part, "distance to the ideal denoiser", s, self.seen.gap[p, :, s])
+        gap = self.seen.gap[p, :, s]
+        yield self._row(part, "distance to the ideal denoiser", s, gap, span=POSITIVE)
         if self.samples.several[p].all():
-            more = _known(self.held[p, :, s] - self.ideal_held[p, :, s])
-            yield self._row(part, "answers held at once, more than ideal", s, more)
+            more, name = self.held - self.ideal_held, "answers held at once, more than ideal"
+            yield self._row(part, name, s, more[p, :, s], span=UNBOUNDED)
 
 
 def _of_solved(steps: Int[np.ndarray, "P K"], never: int) -> Float[np.ndarray, " n"]:
     """The median over seeds of the runs that commit; puzzles without any are left out."""
     rows = [values[values < never] for values in steps]
     return np.array([float(np.median(values)) for values in rows if len(values)])
-
-
-def _known(values: Float[np.ndarray, "P K"]) -> Float[np.ndarray, "n K"]:
-    """Without the puzzles in which a value is nan."""
-    return values[np.isfinite(values).all(1)]

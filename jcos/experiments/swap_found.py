@@ -11,7 +11,7 @@ from jcos.experiments.experiment import Row, row
 from jcos.experiments.puzzles import judge
 from jcos.experiments.samples import Baseline, Samples
 from jcos.experiments.swap_pairs import Pair
-from jcos.lab.measures import Estimate, over_puzzles
+from jcos.lab.measures import GAINS, SCORES, UNBOUNDED, Estimate, Span, estimate
 from jcos.sampling.trajectory import Condition
 
 VELOCITY = "velocity"
@@ -184,7 +184,7 @@ class Found:
 
     def estimate(self, name: str, cases: list[int], p: Int[np.ndarray, " n"]) -> list[Estimate]:
         """The mean of each case over pairs, directions and seeds together."""
-        return [_estimate(name, self.readings[name][i, p]) for i in cases]
+        return [estimate(self.readings[name][i, p], span_of(name)) for i in cases]
 
     def arrays(self) -> dict[str, np.ndarray]:
         shares = {} if self.ends.own is None else {"own": self.ends.own, "other": self.ends.other}
@@ -226,11 +226,11 @@ class Found:
         for name in YES_OR_NO[:2] if self.pairs else ():
             values = self.readings[name]
             for i, case in enumerate(self.cases[1:], 1):
-                more = _estimate("", values[i, p] - values[0, p])
+                more = estimate(values[i, p] - values[0, p], GAINS)
                 yield row(kind, f"{name}, more than without", case, more, self._cost(case))
         for i, case in enumerate(self.cases[1:], 1):
             for w, way in enumerate(("own from donor", "donor from own") if case.both else ()):
-                one = _estimate(self.main, self.readings[self.main][i, p, w : w + 1])
+                one = estimate(self.readings[self.main][i, p, w : w + 1], span_of(self.main))
                 yield row(kind, f"{self.main}, {way}", case, one, self._cost(case))
 
     def _cost(self, case: Case) -> int:
@@ -244,6 +244,13 @@ class Found:
         return Samples(self.given, (task,) * len(own), own).baselines()[task, "solved"]
 
 
+def span_of(reading: str) -> Span:
+    """What values of a reading lie within."""
+    if reading == WAY:
+        return UNBOUNDED
+    return GAINS if reading.endswith("more than without") else SCORES
+
+
 def ways(shown: Shaped[np.ndarray, "Q P W K *video"]) -> Float[np.ndarray, "Q P W K"]:
     """How far each end lies along the way from the own plain end (0) to the other's (1), the plain
     ones being case 0; nan where those are alike."""
@@ -253,16 +260,3 @@ def ways(shown: Shaped[np.ndarray, "Q P W K *video"]) -> Float[np.ndarray, "Q P 
     size, least = np.sum(apart**2, axes), 1e-6 * np.sum(plain**2, axes)
     size = np.where(size > least, size, np.nan)
     return np.stack([np.sum((case - plain) * apart, axes) / size for case in shown])
-
-
-def _estimate(name: str, values: Float[np.ndarray, "P n *seeds"]) -> Estimate:
-    """Over the pairs in which any direction or seed can tell. Of yes and no that each pair answers
-    with one voice, Wilson's interval: a bootstrap of all or none would claim certainty."""
-    flat = values.reshape(len(values), -1)
-    known = np.isfinite(flat)
-    if not known.any():
-        return Estimate(float("nan"), float("nan"), float("nan"), 0)
-    flat, known = flat[known.any(1)], known[known.any(1)]
-    means = np.where(known, flat, 0).sum(1) / known.sum(1)
-    plain = name in YES_OR_NO and np.isin(means, (0, 1)).all()
-    return over_puzzles(means == 1 if plain else means)

@@ -22,9 +22,10 @@ class Seen(NamedTuple):
     """What is kept of a run, by seed and step, on the device and then on the host; A candidates.
 
     video, ideal_video: clean estimates, of the model and of the ideal denoiser's own trajectory
-    from the same noise. on [K, S, A], off [K, S]: the blend. posterior: the ideal denoiser's at the
-    model's x_s. own_posterior: on its own trajectory. gap: root mean square distance of the
-    model's x̂0 from the ideal one at the same x_s. change: from the step before. blur: from the
+    from the same noise. on [K, S, A], off [K, S]: the mass of the model's estimates; ideal_on: of
+    the ideal denoiser's at the model's x_s; ideal_run_on: on its own trajectory. All three are
+    measured alike (`measures.answer_mass`). gap: root mean square distance of the model's x̂0 from
+    the ideal one at the same x_s. change: from the step before. blur: from the
     nearest colours that a scene can have.
     """
 
@@ -32,8 +33,8 @@ class Seen(NamedTuple):
     ideal_video: UInt8[Any, "*K S F H W 3"]
     on: Float[Any, "*K S A"]
     off: Float[Any, "*K S"]
-    posterior: Float[Any, "*K S A"]
-    own_posterior: Float[Any, "*K S A"]
+    ideal_on: Float[Any, "*K S A"]
+    ideal_run_on: Float[Any, "*K S A"]
     gap: Float[Any, "*K S"]
     change: Float[Any, "*K S"]
     blur: Float[Any, "*K S"]
@@ -52,8 +53,8 @@ def look_at_answers(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers)
         pixels(model, own.x0),
         mass.on,
         mass.off,
-        here.weights,
-        own.weights,
+        blend(here.x0, answers).on,
+        blend(own.x0, answers).on,
         _rms(x0 - here.x0),
         _rms(x0 - _before(x0, answers.still)),
         _blur(model, x0),

@@ -1,11 +1,12 @@
 """What is read off trajectories: functions of arrays, and the intervals that go beside them."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
+from scipy import special
 
 
 def cka(x: Float[Array, "n p"], y: Float[Array, "n q"]) -> Float[Array, ""]:
@@ -51,9 +52,14 @@ def hsic(x: Float[Array, "N D"], y: Float[Array, "N D"], frames: int) -> Float[A
     return pairs + both - 2 * jnp.sum(rows_x * rows_y, 1) / (n - 2)
 
 
+ITERATIONS, LEAST_SPREAD = 1_000, 1e-4
+"""Of the fit in `answer_mass`: how often the weights are improved, and the spread of the blended
+answers below which its steps grow no more."""
+
+
 class Mass(NamedTuple):
-    """on [K]: how much of the estimate is each answer (an even blend of two is ½, ½). off: the part
-    of its change against the still picture that no blend of answers explains, 0..1."""
+    """on [K]: how much of the estimate is each answer, 0..1 (an even blend of two is ½, ½).
+    off: the rest, 0..1. All of it sums to 1."""
 
     on: Float[Array, " K"]
     off: Float[Array, ""]
@@ -62,19 +68,45 @@ class Mass(NamedTuple):
 def answer_mass(
     x0: Float[Array, "F H W C"], answers: Float[Array, "K F H W C"], still: Float[Array, "F H W C"]
 ) -> Mass:
-    """Weights of the blend of answers nearest to a clean estimate, all as changes against the still
-    picture.
+    """Return how much of a clean estimate is each answer, and how much is none.
 
-    For the ideal denoiser the clean estimate is exactly Σ p_k answer_k, and the weights are the
-    posterior p. Where answers depend on each other (two independent detours give four routes, of
-    which only three are independent) the weights of least norm are taken.
+    The blend Σ w_k answer_k + w_0 still nearest to the estimate, with weights of at least 0 that
+    sum to 1. Where several weights make the same blend (of four routes from two independent
+    detours only three are independent), those of largest entropy: only the blend is determined.
+    Each w_k counts by 1 − (residual / blend), both as squared changes against the still picture,
+    and by nothing where the residual is larger: grey or noise holds no answer. The weight of the
+    still picture and what is not explained are the rest. An answer that is the still picture
+    (room in a batch) never gets any mass.
+
+    For the ideal denoiser the clean estimate is Σ p_k answer_k, and the mass is the posterior p
+    wherever the blend determines it.
+
+    The weights are found by exponentiated gradient from even ones, which tends to the minimiser of
+    largest entropy. Its step is 1 / Σ w_k ‖answer_k − blend‖², which bounds the local curvature.
     """
     change = (answers - still[None]).reshape(len(answers), -1)
     seen = (x0 - still).reshape(-1)
-    gram = change @ change.T
-    on = jnp.linalg.pinv(gram, rtol=1e-4, hermitian=True) @ (change @ seen)
-    rest = jnp.sum(jnp.square(seen - on @ change)) / jnp.maximum(jnp.sum(jnp.square(seen)), 1e-12)
-    return Mass(on, rest)
+    columns = jnp.concatenate([change, jnp.zeros_like(change[:1])])
+    gram = jnp.matmul(columns, columns.T, precision="highest")
+    match = jnp.matmul(columns, seen, precision="highest")
+    size = jnp.maximum(jnp.max(jnp.diag(gram)), 1e-12)
+    gram, match = gram / size, match / size
+    possible = (jnp.diag(gram) > 1e-6).at[-1].set(True)
+
+    def improve(logits: Array, _: None) -> tuple[Array, None]:
+        weights = jax.nn.softmax(logits)
+        pull = gram @ weights
+        spread = weights @ jnp.diag(gram) - weights @ pull
+        logits = logits - (pull - match) / jnp.maximum(spread, LEAST_SPREAD)
+        return logits - jnp.max(logits), None
+
+    even = jnp.where(possible, 0.0, -jnp.inf)
+    logits, _ = jax.lax.scan(improve, even, length=ITERATIONS)
+    weights = jax.nn.softmax(logits)[:-1]
+    blend = jnp.matmul(weights, change, precision="highest")
+    residual, explained = (jnp.sum(jnp.square(a)) for a in (seen - blend, blend))
+    on = weights * jnp.clip(1 - residual / jnp.maximum(explained, 1e-12 * size), 0, 1)
+    return Mass(on, 1 - jnp.sum(on))
 
 
 def commitment_step(solved: Bool[np.ndarray, "... S"]) -> Int[np.ndarray, "..."]:
@@ -82,15 +114,12 @@ def commitment_step(solved: Bool[np.ndarray, "... S"]) -> Int[np.ndarray, "..."]
     return np.asarray(solved.shape[-1] - np.cumprod(solved[..., ::-1], axis=-1).sum(-1))
 
 
-def held_at_once(weights: Float[np.ndarray, "... K"]) -> Float[np.ndarray, "..."]:
-    """How many answers a blend holds: exp of the entropy of its weights, 1 to K.
-
-    Negative weights, which `answer_mass` may give, count as none; all zero gives nan.
-    """
-    positive = np.maximum(np.asarray(weights, np.float64), 0.0)
-    total = positive.sum(-1, keepdims=True)
+def held_at_once(mass: Float[np.ndarray, "... K"]) -> Float[np.ndarray, "..."]:
+    """Return how many answers a blend holds: exp of the entropy of their shares, 1 to K; nan where
+    none has any mass."""
+    total = mass.sum(-1, keepdims=True, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = positive / total
+        share = mass / total
         entropy = -np.where(share > 0, share * np.log(share), 0.0).sum(-1)
     return np.where(total[..., 0] > 0, np.exp(entropy), np.nan)
 
@@ -104,28 +133,109 @@ class Estimate(NamedTuple):
     n: int
 
 
-def proportion(successes: Bool[np.ndarray, " n"]) -> Estimate:
-    """Wilson's interval: honest near 0 and 1, where the solved rates are."""
-    n = len(successes)
-    p, z = float(np.mean(successes)), 1.959964
+UNKNOWN = Estimate(float("nan"), float("nan"), float("nan"), 0)
+"""What is estimated of nothing."""
+Span = tuple[float, float]
+SCORES: Span = (0.0, 1.0)
+"""What scores, masses, and yes or no lie within."""
+GAINS: Span = (-1.0, 1.0)
+"""What their paired differences lie within."""
+POSITIVE: Span = (0.0, np.inf)
+UNBOUNDED: Span = (-np.inf, np.inf)
+NORMAL = 1.959964
+"""The normal distribution's 97.5 % quantile."""
+
+
+def estimate(
+    values: Shaped[np.ndarray, "P *runs"],
+    span: Span = SCORES,
+    *,
+    groups: Int[np.ndarray, " P"] | None = None,
+) -> Estimate:
+    """Return the mean over puzzles, of each over its runs, with a 95 % interval over puzzles.
+
+    span: the least and the largest possible value. groups: which puzzles (or samples) rise and
+    fall together; then groups are what the interval is over. A value that is not finite is a run
+    that cannot tell: it is left out; all is nan where no run can tell. Raises ValueError for values
+    outside the span.
+
+    One convention: where every puzzle says all or nothing (0 or 1 of a score), Wilson's interval.
+    Otherwise Student's t of the values and of two more, one at each end of the span; as a beta
+    distribution of that mean and variance, so that it stays within. Where the span has no end,
+    these two lie as far from the mean as the farthest value (as zero, where all are alike; 1 away,
+    where all are zero) and count only for the spread. So the width is never zero.
+    """
+    rows = np.asarray(values, np.float64).reshape(len(values), -1)
+    known = np.isfinite(rows)
+    told = known.any(1)
+    if not told.any():
+        return UNKNOWN
+    means = np.where(known, rows, 0).sum(1)[told] / known.sum(1)[told]
+    low, high = span
+    slack = 1e-5 * (high - low) if np.isfinite(high - low) else 0.0
+    if means.min() < low - slack or means.max() > high + slack:
+        raise ValueError(
+            f"the values reach from {means.min():g} to {means.max():g}; they are to lie within "
+            f"{low:g} to {high:g}: give their span"
+        )
+    means = means.clip(low, high)
+    mean, n, weight = float(means.mean()), len(means), np.ones(len(means))
+    if groups is not None:
+        _, group = np.unique(groups[told], return_inverse=True)
+        weight = np.bincount(group)
+        means = np.bincount(group, means) / weight
+        weight = weight * weight.sum() / np.square(weight).sum()  # sums to their effective number
+    if not np.isfinite(high - low):
+        return Estimate(mean, *_unbounded(means, weight, span), n)
+    unit = (means - low) / (high - low)
+    ends = _wilson if np.isin(unit, (0.0, 1.0)).all() else _bounded
+    lower, upper = (low + (high - low) * end for end in ends(unit, weight))
+    return Estimate(mean, min(lower, mean), max(upper, mean), n)
+
+
+def _wilson(unit: Float[np.ndarray, " n"], weight: Float[np.ndarray, " n"]) -> Span:
+    """Wilson's interval of a proportion."""
+    n = float(weight.sum())
+    p, z = float(unit @ weight) / n, NORMAL
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return Estimate(p, float(min(p, centre - half)), float(max(p, centre + half)), n)
+    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
 
 
-def bootstrap(
-    values: Float[np.ndarray, " n"],
-    *,
-    statistic: Callable[..., np.ndarray] = np.mean,
-    seed: int = 0,
-    draws: int = 10_000,
-) -> Estimate:
-    """Percentile interval of a mean (or another numpy `statistic`), resampling puzzles; of paired
-    differences when `values` are such."""
-    n, exact = len(values), np.asarray(values, np.float64)
-    picks = np.random.default_rng(seed).integers(n, size=(draws, n))
-    low, high = np.percentile(statistic(exact[picks], axis=1), [2.5, 97.5])
-    return Estimate(float(statistic(exact, axis=0)), float(low), float(high), n)
+def _bounded(unit: Float[np.ndarray, " n"], weight: Float[np.ndarray, " n"]) -> Span:
+    """The interval of a mean of values 0..1, by those and by one more 0 and one more 1."""
+    n = float(weight.sum()) + 2
+    mean, square = (float(unit @ weight) + 1) / n, (float(unit**2 @ weight) + 1) / n
+    wider = special.stdtrit(n - 1, 0.975) / NORMAL
+    variance = (square - mean**2) / (n - 1) * wider**2
+    size = max(mean * (1 - mean) / variance - 1, 1e-3)
+    low, high = special.betaincinv(mean * size, (1 - mean) * size, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _unbounded(means: Float[np.ndarray, " n"], weight: Float[np.ndarray, " n"], span: Span) -> Span:
+    """The interval of a mean of values whose span has no end, cut off at the end that it has."""
+    n = float(weight.sum())
+    mean = float(means @ weight) / n
+    far = float(np.abs(means - mean).max())
+    if far <= 1e-9 * abs(mean):
+        far = abs(mean) or 1.0
+    square = float(np.square(means - mean) @ weight) + 2 * far**2
+    half = special.stdtrit(max(n - 1, 1), 0.975) * np.sqrt(square / (n + 1) / n)
+    return float(max(span[0], mean - half)), float(min(span[1], mean + half))
+
+
+def median_step(steps: Shaped[np.ndarray, " n"], number: int) -> Estimate:
+    """Return the median of steps, 0 to `number`, one of each puzzle, with its 95 % interval by
+    order statistics.
+
+    A step is only known to half a step: so much is added at both ends.
+    """
+    n, ordered = len(steps), np.sort(np.asarray(steps, np.float64))
+    outside = int(np.searchsorted(special.bdtr(np.arange(n + 1), n, 0.5), 0.025))
+    low, high = (0.0, number) if not outside else (ordered[outside - 1], ordered[-outside])
+    low, high = max(0.0, float(low) - 0.5), min(float(number), float(high) + 0.5)
+    return Estimate(float(np.median(ordered)), low, high, n)
 
 
 def auroc(
@@ -136,32 +246,28 @@ def auroc(
     seed: int = 0,
     draws: int = 2_000,
 ) -> Estimate:
-    """The chance that a positive case has a larger value than a negative one (ties count half): ½
-    for values that tell nothing.
+    """Return the chance that a positive case has a larger value than a negative one (ties count
+    half), with a 95 % interval over puzzles: ½ for values that tell nothing.
 
-    groups: which puzzle each case belongs to, by default its own; puzzles are what is resampled.
-    All of it is nan where one kind is missing.
+    groups: which puzzle each case belongs to, by default its own; puzzles are what is reweighted (a
+    Bayesian bootstrap), with a positive and a negative case more above all others and below them,
+    which weigh as two puzzles together. So the width is never zero. All of it is nan where one kind
+    is missing.
     """
     groups = np.arange(len(values)) if groups is None else groups
     number = len(np.unique(groups))
     if positive.all() or not positive.any():
-        return Estimate(float("nan"), float("nan"), float("nan"), number)
-    a, b = values[positive][:, None], values[~positive][None]
-    wins = (a > b) + 0.5 * (a == b)
+        return UNKNOWN._replace(n=number)
     _, group = np.unique(groups, return_inverse=True)
-    drawn = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), draws)
-    weight = drawn[:, group].astype(np.float64)
-    yes, no = weight[:, positive], weight[:, ~positive]
-    total = yes.sum(1) * no.sum(1)
-    areas = np.einsum("dp,pn,dn->d", yes, wins, no, optimize=True)[total > 0] / total[total > 0]
+    group = np.append(group, number + np.arange(4))
+    every = np.append(values, [np.inf, -np.inf, np.inf, -np.inf])
+    kind = np.append(positive, [True, True, False, False])
+    a, b = every[kind][:, None], every[~kind][None]
+    wins = (a > b) + 0.5 * (a == b)
+    alpha = np.append(np.ones(number), np.full(4, 0.5))
+    drawn = np.random.default_rng(seed).dirichlet(alpha, draws)[:, group]
+    yes, no = drawn[:, kind], drawn[:, ~kind]
+    areas = np.einsum("dp,pn,dn->d", yes, wins, no, optimize=True) / (yes.sum(1) * no.sum(1))
     low, high = np.percentile(areas, [2.5, 97.5])
-    return Estimate(float(wins.mean()), float(low), float(high), number)
-
-
-def over_puzzles(values: Shaped[np.ndarray, "P *seeds"]) -> Estimate:
-    """The mean over puzzles with its interval: Wilson's for one yes or no per puzzle (or where all
-    seeds of each agree), else by bootstrap of each puzzle's mean over seeds."""
-    means = values.reshape(len(values), -1).mean(1).astype(np.float64)
-    if values.dtype == bool and np.isin(means, (0.0, 1.0)).all():
-        return proportion(means == 1)
-    return bootstrap(means)
+    mean = float(wins[:-2, :-2].mean())
+    return Estimate(mean, min(float(low), mean), max(float(high), mean), number)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
-from jcos.lab.measures import over_puzzles
+from jcos.lab.measures import GAINS, SCORES, UNBOUNDED, Span, estimate
 from jcos.report.maps import Axis, Map, of_runs
 from jcos.report.markup import finite
 from jcos.report.plane import Line
@@ -205,12 +205,19 @@ def _names(field: Field, runs: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _line(chart: str, label: str, steps: Sequence[Any], columns: list[np.ndarray]) -> Line:
     """Means of values [P, K] at each step, with intervals over the puzzles that have a number."""
-    points = []
-    for column in columns:
-        known = column[np.isfinite(column).all(1)]
-        points.append(over_puzzles(known) if len(known) else (None, None, None))
+    span = span_of(columns)
+    points = [estimate(column, span) for column in columns]
     mean, low, high = ([_short(p[i]) for p in points] for i in range(3))
     return Line(chart, label, list(steps), mean, low, high)
+
+
+def span_of(columns: Sequence[Shaped[np.ndarray, "P K"]]) -> Span:
+    """What the values seem to lie within: 0..1, −1..1 or no bounds."""
+    known = np.concatenate([column[np.isfinite(column)] for column in columns])
+    for low, high in (SCORES, GAINS):
+        if ((known >= low) & (known <= high)).all():
+            return low, high
+    return UNBOUNDED
 
 
 def _short(value: Any) -> float | None:

@@ -33,8 +33,8 @@ class Example:
     x0: the decoded clean estimate at those steps.
     video: the final video. reference: one right answer.
     scores: score of x0 at the shown steps, 0..1. solved: whether the final video is right.
-    mass: how much of x0 lies on each of the puzzle's K right answers, 0..1, as the weights of the
-        blend of answers that is nearest to it. off: the part, 0..1, that no such blend explains.
+    mass: how much of x0 lies on each of the puzzle's K right answers, 0..1 (`lab.measures`).
+        off: how much lies on none, 0..1; all of it sums to 1.
     mass_steps: the steps that the rows of `mass` and `off` belong to; by default the shown steps if
         there are as many, and otherwise 0, 1, 2, ...
     answers: the K right answers, in the order of `mass`.

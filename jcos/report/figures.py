@@ -29,15 +29,13 @@ def order_of(example: Example) -> list[int]:
 
 
 def layers_of(example: Example, order: Sequence[int]) -> list[Layer]:
-    """The mass of each answer as a layer: `ROUTES` single ones, then the others together.
-
-    A weight below 0, which a blend may have, is drawn as 0.
-    """
+    """The mass of each answer as a layer: `ROUTES` single ones, then the others together. Every
+    chart of a page takes the names and colours of answers from here."""
     if example.mass is None:
         return []
-    mass = example.mass.clip(min=0)
-    first = "taken" if example.solved else "strongest"
-    names = [first, *(f"route {i + 1}" for i in range(1, len(order)))]
+    mass, kind = example.mass, "route" if "maze" in example.task else "answer"
+    first = f"{kind} taken" if example.solved else f"strongest {kind}"
+    names = [first, *(f"{kind} {i + 1}" for i in range(1, len(order)))]
     layers = [
         Layer(name, mass[:, k].tolist(), f"s{i}")
         for i, (name, k) in enumerate(zip(names[:ROUTES], order[:ROUTES], strict=True))
@@ -53,7 +51,7 @@ def mass_chart(example: Example, order: Sequence[int]) -> Html:
     entries = [] if has_cards(example, order) else [(layer.style, layer.label) for layer in layers]
     off = None
     if example.off is not None:
-        off = Layer("explained by no route", example.off.tolist(), "over")
+        off = Layer("no route", example.off.tolist(), "over")
         entries.append((off.style, off.label))
     drawn = stacked_chart(
         example.rows_of_mass,
@@ -150,9 +148,8 @@ def _bar(example: Example, row: int, order: Sequence[int]) -> Html:
         layers = layers_of(example, order)
         shares = [(k.style, k.label, finite(k.values[at]) or 0.0) for k in layers]
         told += "".join(f", {name} {number(share, percent=True)}" for _, name, share in shares)
-    total = max(1.0, sum(share for *_, share in shares))
     pieces = (
-        Html(f'<i class="{style}" style="width:{100 * share / total:.1f}%"></i>')
+        Html(f'<i class="{style}" style="width:{100 * share:.1f}%"></i>')
         for style, _, share in shares
         if share >= 0.005
     )

@@ -99,7 +99,7 @@ def _route_mass(demo: Demo) -> Html:
         x_label="denoising step",
         y_label="mass",
         percent=True,
-        styles=["s0", "s1", "off", "s2", "s3", "s4"][: len(demo.route_mass)],
+        styles=["s0", "s4", "off"][: len(demo.route_mass)],
     )
     return PARTS.fill(
         "route_mass",

@@ -29,7 +29,7 @@ def story(example: Example, order: Sequence[int]) -> str:
         first, last = number(example.scores[0]), number(example.scores[-1])
         return f"The estimate scores {first} at step {example.steps[0]} and {last} at the end."
     steps = example.rows_of_mass
-    mass = np.nan_to_num(example.mass).clip(min=0)
+    mass = np.nan_to_num(example.mass)
     taken, others = mass[:, order[0]], mass[:, list(order[1:])].sum(1)
     goal = "taken in the end" if example.solved else "that is strongest in the end"
     here, there = (number(float(share[0]), percent=True) for share in (taken, others))
@@ -39,13 +39,13 @@ def story(example: Example, order: Sequence[int]) -> str:
     below = np.flatnonzero(taken < CLEAR)
     clear = int(below[-1]) + 1 if len(below) else 0
     if clear == len(steps):
-        return f"{opening}. No single route comes to hold more than {CLEAR:.0%} by the last step."
-    held = int((mass[0] >= HELD).sum())
-    if held < 2:
+        return f"{opening}. No single route holds {CLEAR:.0%} at the last step."
+    if clear == 0:
         return f"{opening}: in this run one route leads from the start."
+    held = int((mass[0] >= HELD).sum())
+    told = f": {held} routes at once" if held > 1 else ""
     return (
-        f"{opening}: {held} routes at once. From step {steps[clear]} on one route alone holds more "
-        f"than {CLEAR:.0%}."
+        f"{opening}{told}. From step {steps[clear]} on one route alone holds at least {CLEAR:.0%}."
     )
 
 

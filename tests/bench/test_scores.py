@@ -53,13 +53,12 @@ def test_missing_videos_count_as_zero_beside_the_official_mean() -> None:
 
 
 def test_arms_are_compared_sample_by_sample() -> None:
-    """A gain that is the same everywhere has no spread, however the samples differ."""
+    """A gain that is the same everywhere has little spread, however the samples differ."""
     base = arm("base", 0.0, 0.2, 0.4, 0.6, 0.8, 0.1)
     better = arm("better", *(v + 0.1 for v in base.found.values()))
     for cell in scores.against(BENCH, [better], base):
         assert cell.mean == pytest.approx(0.1)
-        assert cell.low == pytest.approx(0.1)
-        assert cell.high == pytest.approx(0.1)
+        assert -0.2 < cell.low < 0.1 < cell.high < 0.4
         assert cell.official == pytest.approx(0.1)
 
 
@@ -70,16 +69,13 @@ def test_intervals_are_over_tasks() -> None:
     assert scores.over_tasks(many)[:3] == pytest.approx(scores.over_tasks(one)[:3])
     alone = scores.over_tasks({"s/t/00000": 0.5})
     assert alone.mean == 0.5
-    assert np.isnan(alone.low)
+    assert alone.low < 0 < 1 < alone.high
 
 
 @pytest.mark.parametrize("tasks", [5, 13, 50])
-def test_intervals_hold_the_truth_as_often_as_they_say(
-    tasks: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_intervals_hold_the_truth_as_often_as_they_say(tasks: int) -> None:
     """Scores of five samples per task, whose tasks are mostly solved or mostly not: the numbers in
     docs/vbvr.md."""
-    monkeypatch.setattr(scores, "DRAWS", 2_000)
     rng, held = np.random.default_rng(0), []
     for _ in range(400):
         drawn = rng.beta(1.2, 0.6, (tasks, 1)) + rng.normal(0, 0.15, (tasks, 5))

@@ -53,7 +53,8 @@ def test_the_models_own_shift_differs_in_nothing(found) -> None:
         r for r in found[0].rows if r.measure.endswith("own spacing") and r.case.endswith("shift 3")
     ]
     assert len(same) >= 6
-    assert {(r.value, r.low, r.high) for r in same} == {(0.0, 0.0, 0.0)}
+    assert {r.value for r in same} == {0.0}
+    assert all(r.low < 0 < r.high for r in same)  # no difference in few puzzles is no certainty
 
 
 def test_half_the_steps_above_one_half_is_shift_one(small_model: Wan, found) -> None:

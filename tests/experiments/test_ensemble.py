@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jcos.experiments.ensemble import Ensemble, probe_of
-from jcos.experiments.ensemble_found import Arm, Found, difference, groups_of
+from jcos.experiments.ensemble_found import Arm, Found, groups_of
 from jcos.experiments.experiment import Settings
 from jcos.experiments.puzzles import compilations, finish, held_out, play, playing
 from jcos.experiments.samples import Samples
@@ -152,13 +152,6 @@ def test_gain_majority_and_best_of_known_ends(small_model: Wan) -> None:
     assert rows["solved, more than one run", case] == pytest.approx(-4 / 12)
     apart = rows["distance between the ends", str(arm)]
     assert 0 < apart < rows["distance between the ends", "3 runs"]
-
-
-def test_no_difference_in_few_puzzles_is_no_certainty() -> None:
-    few, many = (difference(np.zeros(n)) for n in (8, 800))
-    assert few.mean == many.mean == 0
-    assert few.low < -0.1 < -0.01 < many.low < 0 < many.high < 0.01 < 0.1 < few.high
-    assert difference(np.array([[1.0, 1.0], [0.0, 1.0]])).mean == 0.75
 
 
 @pytest.mark.parametrize(

@@ -80,11 +80,11 @@ def test_the_ideal_denoiser_does_not_differ_from_itself(small_model: Wan) -> Non
     seen = jax.tree.map(lambda a: a[0, 0], seen)
     np.testing.assert_allclose(seen.gap, 0, atol=1e-4)
     np.testing.assert_allclose(seen.off, 0, atol=1e-3)
-    np.testing.assert_allclose(seen.posterior, seen.own_posterior, atol=2e-3)
+    np.testing.assert_allclose(seen.ideal_on, seen.ideal_run_on, atol=5e-3)
     np.testing.assert_array_equal(seen.video[:, -1], seen.ideal_video[:, -1])
     dense = answers.latents[0] - answers.still[0][None]
     if np.linalg.matrix_rank(dense.reshape(3, -1)) == 3:
-        np.testing.assert_allclose(seen.on, seen.posterior, atol=5e-3)
+        np.testing.assert_allclose(seen.on, seen.ideal_on, atol=5e-3)
 
 
 def test_wrong_answers_are_legal_different_and_wrong() -> None:
@@ -114,7 +114,7 @@ def test_candidates_are_right_then_wrong_then_room(small_model: Wan) -> None:
     mixed = 0.25 * answers.latents[0, 0] + 0.75 * answers.latents[0, 2]
     on, off = blend(jnp.asarray(mixed)[None], jax.tree.map(lambda a: a[0], answers))
     np.testing.assert_allclose(on[0], [0.25, 0, 0.75, 0, 0, 0], atol=2e-3)
-    assert float(off[0]) < 1e-4
+    assert float(off[0]) < 2e-3
 
 
 def test_shares_sort_the_mass(small_model: Wan) -> None:
