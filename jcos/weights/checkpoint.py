@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 
 from jcos.config import WanConfig, from_json, to_json
 from jcos.devices.sharding import leaf_path
+from jcos.weights.faults import listed
 
 MANIFEST = "jcos.json"
 FORMATS = (1, 2)
@@ -72,7 +73,7 @@ def misfits(want: Mapping[str, Any], have: Mapping[str, Any]) -> list[str]:
 
 def _check_fit(want: Mapping[str, Any], have: Mapping[str, Any]) -> None:
     if faults := misfits(want, have):
-        raise CheckpointError(f"{len(faults)} weights do not fit the model: " + "; ".join(faults))
+        raise CheckpointError(listed(f"{len(faults)} weights do not fit the model", faults))
 
 
 def save(folder: Path, config: WanConfig, model: Any, notes: Mapping[str, Any]) -> None:

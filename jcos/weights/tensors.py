@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from jcos.files import is_lfs_pointer
 from jcos.weights.checkpoint import CheckpointError
+from jcos.weights.faults import shorter
 
 Shape = tuple[int, ...]
 
@@ -99,6 +101,10 @@ def tensors_in(path: Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
+    if is_lfs_pointer(path):
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
+        )
     return _safetensors(path)[0] if path.suffix == ".safetensors" else _torch(path)
 
 
@@ -137,7 +143,10 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _from_header(path: Path, name: str, start: int, entry: Mapping[str, Any]) -> Tensor:
     if (kind := entry["dtype"]) not in _SAFETENSORS:
         known = ", ".join(_SAFETENSORS)
-        raise CheckpointError(f"{path}: {name} has type {kind}; those that can be read are {known}")
+        raise CheckpointError(
+            f"{path}: {shorter(name, 100)} has type {shorter(str(kind), 20)}; those that can be "
+            f"read are {known}; of a quantised release take the unquantised one"
+        )
     begin, end = entry["data_offsets"]
     tensor = Tensor(path, tuple(entry["shape"]), _SAFETENSORS[kind], start + begin)
     if min(begin, *tensor.shape, 0) < 0 or tensor.nbytes != end - begin:
