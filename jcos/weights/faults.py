@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 LONGEST = 600
 """Characters of a message; what is more goes to a file."""
@@ -42,6 +43,11 @@ def shorter(text: str, length: int) -> str:
     """Return a text without its middle, if it is longer."""
     half = length // 2
     return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"
+
+
+def readable(path: Path | str) -> str:
+    """Return a path as text that can be written anywhere, bytes that are not UTF-8 as `\\xe9`."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _written(start: str, lines: Sequence[str]) -> str:

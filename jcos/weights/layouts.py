@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jcos.files import is_lfs_pointer, visible
+from jcos.files import visible
 from jcos.weights.checkpoint import CheckpointError
-from jcos.weights.tensors import Tensor, tensors_in
+from jcos.weights.tensors import Tensor, check_fetched, tensors_in
 
 Tensors = dict[str, Tensor]
 
@@ -137,10 +137,10 @@ def _headers(files: Iterable[Path], faults: list[str]) -> Tensors:
 def read_json(path: Path, faults: list[str]) -> dict[str, Any]:
     """A file's JSON object; an empty one, and a phrase in `faults`, where it has none."""
     try:
-        if is_lfs_pointer(path):
-            faults.append(f"{path} is a Git LFS pointer, not the file itself; fetch it")
-            return {}
+        check_fetched(path)
         return dict(json.loads(path.read_text(encoding="utf-8")))
+    except CheckpointError as error:
+        faults.append(str(error))
     except FileNotFoundError:
         faults.append(f"{path} is missing")
     except (ValueError, TypeError):
