@@ -211,10 +211,10 @@ def _write_part(
     def read(name: str, dtype: np.dtype) -> np.ndarray:
         tensor = made.released.tensors[name]
         array = tensor.read()
-        for part, adapter in made.adapters:
-            if part_of(name) == part:
-                array = adapter.merged(name.removeprefix(f"{part}."), array)
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):  # what comes of it is looked at below
+            for part, adapter in made.adapters:
+                if part_of(name) == part:
+                    array = adapter.merged(name.removeprefix(f"{part}."), array)
             array = array.astype(dtype, copy=False)
         check_finite(array, f"{name} of {tensor.file}")
         advance(tensor.nbytes)

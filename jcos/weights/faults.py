@@ -36,7 +36,7 @@ def brief(message: str) -> str:
     if len(message) <= LONGEST:
         return message
     file = _written(message, ())
-    return shorter(message, LONGEST - len(file) - 10) + (f" (all in {file})" if file else "")
+    return shorter(message, LONGEST - len(file) - 12) + (f" (all in {file})" if file else "")
 
 
 def shorter(text: str, length: int) -> str:

@@ -64,7 +64,7 @@ def _original(folder: Path) -> dict[str, Path]:
         files = [p for s in (".safetensors", ".pth") for p in visible(folder, pattern + s)]
         if part == "vae" and len(files) > 1:
             channels = read_json(experts[0] / "config.json", []).get("out_dim")
-            files.sort(key=lambda file: _channels(file) not in (channels, None))
+            files.sort(key=lambda file: [channels, None, _channels(file)].index(_channels(file)))
         if files:
             found[part] = files[0]
     return found

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from jcos.weights.checkpoint import CheckpointError, with_leaves
-from jcos.weights.faults import listed
+from jcos.weights.faults import listed, shorter
 from jcos.weights.tensors import empty
 
 M = TypeVar("M")
@@ -252,18 +252,17 @@ ANCHORS = {
 }
 
 
-def without_prefix(tensors: Mapping[str, T], anchor: str) -> dict[str, T]:
+def without_prefix(tensors: Mapping[str, T], anchor: str, place: object) -> dict[str, T]:
     """Return tensors without a prefix that is common to all, such as `model.diffusion_model.`.
 
     Raises CheckpointError where a tensor has the prefix (by its name's end, `anchor`) and others
-    have not.
+    have not; place: what it calls the file or folder.
     """
     anchored = [m for name in tensors if (m := re.fullmatch(rf"(.*\.)?({anchor})", name))]
     prefix = min((m[1] or "" for m in anchored), key=len, default="")
     if strangers := sorted(name for name in tensors if not name.startswith(prefix)):
-        raise CheckpointError(
-            listed(f"beside tensors under {prefix} it has {len(strangers)} others", strangers)
-        )
+        start = f"{place} has {len(strangers)} tensors beside those under {shorter(prefix, 60)}"
+        raise CheckpointError(listed(start, strangers))
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 

@@ -123,8 +123,8 @@ def open_released(folder: Path) -> Released:
                 "unquantised release"
             )
     _complain(folder, faults)
+    tensors = {part: _renamed(part, t, layout.places[part]) for part, t in opened.items()}
     try:
-        tensors = {part: _renamed(part, found) for part, found in opened.items()}
         config = _config(configs, layout, tensors)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -195,9 +195,9 @@ def _is_dit(part: str) -> bool:
     return part.startswith("experts.")
 
 
-def _renamed(part: str, tensors: Tensors) -> Tensors:
+def _renamed(part: str, tensors: Tensors, place: Path) -> Tensors:
     """By the names of the original code, whatever the layout."""
-    tensors = without_prefix(tensors, ANCHORS[part.split(".")[0]])
+    tensors = without_prefix(tensors, ANCHORS[part.split(".")[0]], place)
     renaming: Renaming = UMT5_OF_TRANSFORMERS
     if _is_dit(part):
         renaming = DIT_OF_DIFFUSERS

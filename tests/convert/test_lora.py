@@ -270,7 +270,10 @@ def test_ranks_differences_and_halves_that_do_not_fit(tmp_path):
 @pytest.mark.parametrize("module", ["blocks.0.self_attn.q", "lora_unet_blocks_0_self_attn_q"])
 def test_adapters_of_another_kind(tmp_path, module, end, kind):
     """Alone with an alpha, as they are published, or among the keys of a LoRA."""
-    extra = {f"{module}.{end}": np.ones((4, 4), np.float32), f"{module}.alpha": np.float32([4])}
+    extra = {
+        f"{module}.{end}": np.ones((4, 4), np.float32),
+        f"{module}.alpha": np.full(1, 4, np.float32),
+    }
     for file in (saved(tmp_path, extra), renamed(DIFFSYNTH, tmp_path, lambda k: k, **extra)):
         message = refused(file, allow_unused=True)
         assert message.startswith(f"{file} is a")
