@@ -6,6 +6,7 @@ like and give it again to go on.
 """
 
 import dataclasses
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from rich.progress import (
 )
 
 from convert.stream import Job, Lora, Only, Plan, convert
+from jcos.weights.faults import brief, readable
 from jcos.weights.released import StoredType
 
 
@@ -42,22 +44,22 @@ class Arguments:
     only: tuple[Only, ...] = ()
     """Convert these parts alone."""
     lora: tuple[Path, ...] = ()
-    """LoRA files to merge into a model with one expert."""
+    """LoRA files, or folders of PEFT adapters, to merge into a model with one expert."""
     lora_scale: tuple[float, ...] = ()
     """A factor for each of these; 1 by default."""
     lora_high: tuple[Path, ...] = ()
-    """LoRA files to merge into the expert for high noise."""
+    """The same, to merge into the expert for high noise."""
     lora_high_scale: tuple[float, ...] = ()
     """A factor for each of these."""
     lora_low: tuple[Path, ...] = ()
-    """LoRA files to merge into the expert for low noise."""
+    """The same, to merge into the expert for low noise."""
     lora_low_scale: tuple[float, ...] = ()
     """A factor for each of these."""
     allow_unused_lora: Annotated[bool, tyro.conf.arg(name="allow-unused-lora")] = False
     """Go on where LoRA files have keys that the model has no place for."""
 
     def job(self) -> Job:
-        """Raises ValueError where there are not as many factors as files."""
+        """Raises ValueError where there are not as many factors as files, or one is no number."""
         loras = [
             *_loras(self.lora, self.lora_scale, None),
             *_loras(self.lora_high, self.lora_high_scale, 0),
@@ -76,6 +78,8 @@ class Arguments:
 def _loras(files: Sequence[Path], scales: Sequence[float], expert: int | None) -> list[Lora]:
     if scales and len(scales) != len(files):
         raise ValueError(f"{len(scales)} factors are given for {len(files)} LoRA file(s)")
+    if wrong := [scale for scale in scales if not math.isfinite(scale)]:
+        raise ValueError(f"a factor for a LoRA file is {wrong[0]}; give a number")
     factors = scales or [1.0] * len(files)
     return [Lora(file, expert, scale) for file, scale in zip(files, factors, strict=True)]
 
@@ -91,6 +95,7 @@ def report(made: Plan) -> str:
             f"{adapter.file} into {part}: {len(adapter.used)} keys used, {len(adapter.skipped)} of "
             f"an image encoder skipped, {len(adapter.unused)} unused"
         )
+        lines += [f"  {adapter.note}"] if adapter.note else []
         lines += [f"  unused: {key}" for key in adapter.unused]
     if "text" in released.parts and released.tokenizer is None:
         lines.append(
@@ -118,12 +123,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"convert: stopped; {again}", file=sys.stderr)
         raise SystemExit(130) from None
     except (ValueError, FileExistsError) as error:
-        print(f"convert: {error}", file=sys.stderr)
+        print(f"convert: {brief(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
-        print(f"convert: {error}; when that is mended, {again}", file=sys.stderr)
+        print(f"convert: {brief(str(error))}; when that is mended, {again}", file=sys.stderr)
         raise SystemExit(2) from None
-    print(report(made))
+    print(readable(report(made)))
 
 
 if __name__ == "__main__":

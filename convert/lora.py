@@ -1,43 +1,26 @@
 """LoRA files merged into an expert: W' = W + scale · (B A), in float32.
 
-The names of DiffSynth (any of its prefixes, `.default.`), diffusers and PEFT, kohya and ComfyUI
-(`lora_down`, `lora_up`, `alpha`), lightx2v (`diff`, `diff_b`, `diff_m`) and musubi (underscores)
-are read. Where a file gives alpha, B A is multiplied by alpha / rank; else by nothing but the scale
-asked for.
+The names of DiffSynth (any of its prefixes, `.default.`), diffusers and PEFT, kohya, LyCORIS,
+OneTrainer and ComfyUI (`lora_down`, `lora_up`, `alpha`), lightx2v (`diff`, `diff_b`, `diff_m`) and
+musubi (underscores) are read. Where a file, or the configuration in it or beside it, gives alpha,
+B A is multiplied by alpha / rank; else by nothing but the scale asked for.
 """
 
-import json
 import math
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from convert import peft, spelling
 from jcos.weights.checkpoint import CheckpointError
-from jcos.weights.names import DIT_OF_DIFFUSERS, original_name
-from jcos.weights.tensors import Tensor, metadata_of, tensors_in
+from jcos.weights.faults import listed, shorter
+from jcos.weights.tensors import Tensor, check_finite, tensors_in
 
-_PREFIX = re.compile(
-    r"^((base_model\.model|module|pipe|dit|model|diffusion_model|transformer(_2)?)\.|lora_unet_)+"
-)
-_KEY = re.compile(
-    r"(?P<module>.+)\.(lora_(?P<factor>A|B|down|up)(\.([^.]+\.)?weight)?|(?P<other>alpha|diff(_b|_m)?))"
-)
-# Of Wan2.1's image encoder: files for Wan2.2 made from 2.1's have them, Wan2.2 has no place.
-_IMAGE_ENCODER = re.compile(
-    r"(^|[._])(k_img|v_img|norm_k_img|img_emb|add_[kv]_proj|image_embedder)"
-)
-_FACTORS = {"A": "A", "down": "A", "B": "B", "up": "B"}
-_PLACES = {"diff_b": "bias", "diff_m": "modulation"}  # all other kinds change the weight
-_OTHER_KINDS = {
-    "skip_proj": "a Skip-LoRA, which chains the ranks of its layers and is no change of weights",
-    "dora_scale": "a DoRA, which changes the norms of the weights too",
-    "lora_magnitude_vector": "a DoRA, which changes the norms of the weights too",
-}
+# The key and tensor of each kind (`A`, `B`, `alpha`, `diff`, …) that changes one tensor.
+Group = dict[str, tuple[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -49,9 +32,13 @@ class Product:
     scale: float
 
     def __call__(self, shape: tuple[int, ...]) -> np.ndarray:
-        down, up = (a.read().astype(np.float32, copy=False) for a in (self.down, self.up))
+        down, up = (a.read().astype(np.float32, copy=False) for a in self.tensors)
         product = up.reshape(len(up), -1) @ down.reshape(len(down), -1)
         return np.float32(self.scale) * product.reshape(shape)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.down, self.up
 
 
 @dataclass(frozen=True)
@@ -64,13 +51,18 @@ class Difference:
     def __call__(self, shape: tuple[int, ...]) -> np.ndarray:
         return np.float32(self.scale) * self.tensor.read().astype(np.float32).reshape(shape)
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.tensor,)
+
 
 @dataclass(frozen=True)
 class Adapter:
     """A LoRA file matched with an expert.
 
     changes: by the original's tensor names. used: the keys they come from. skipped: keys of an
-    image encoder that Wan2.2 does not have. unused: keys without a place.
+    image encoder that Wan2.2 does not have. unused: keys without a place. note: where alpha is from
+    if not from the keys. settings: which gave it, if any.
     """
 
     file: Path
@@ -79,12 +71,25 @@ class Adapter:
     used: list[str]
     skipped: list[str]
     unused: list[str]
+    note: str
+    settings: peft.Settings | None
+
+    @property
+    def files(self) -> list[Path]:
+        """Files that the result depends on."""
+        return list(dict.fromkeys([self.file, *([self.settings.source] if self.settings else [])]))
 
     def merged(self, name: str, weight: np.ndarray) -> np.ndarray:
-        """The tensor `name` with what the file adds to it; float32 if that is anything."""
+        """Return the tensor `name` with what the file adds to it; float32 if that is anything."""
         for change in self.changes.get(name, ()):
             weight = weight.astype(np.float32, copy=False) + change(weight.shape)
         return weight
+
+    def check_finite(self) -> None:
+        """Read all that is used once. CheckpointError names the first tensor with a nan or inf."""
+        for name, changes in self.changes.items():
+            for tensor in (t for change in changes for t in change.tensors):
+                check_finite(tensor.read(), f"the LoRA of {name} in {tensor.file}")
 
 
 def open_adapter(
@@ -95,61 +100,68 @@ def open_adapter(
     expert: int = 0,
     allow_unused: bool = False,
 ) -> Adapter:
-    """Matches every key of a LoRA file with a tensor of an expert; of the large ones headers are
+    """Match every key of a LoRA file with a tensor of an expert; of the large ones headers are
     read alone.
 
-    tensors: of the expert, by the original's names. expert: which one to take of a file of
-    diffusers' that is for both.
+    file: or the folder of a PEFT adapter. tensors: of the expert, by the original's names. expert:
+    which one to take of a file that is for both.
     Raises CheckpointError naming every key without a place (unless `allow_unused`), every shape
     that does not fit and every half of a pair at once; and for adapters of another kind.
     """
-    file = Path(file)
+    file = peft.adapter_file(Path(file))
     keys = tensors_in(file)
-    for mark, kind in _OTHER_KINDS.items():
-        if any(mark in key for key in keys):
-            raise CheckpointError(f"{file} is {kind}; it cannot be merged")
-    if any(key.startswith("transformer_2.") for key in keys):
-        keys = {k: t for k, t in keys.items() if k.startswith("transformer_2.") == (expert == 1)}
+    if kind := spelling.other_kind(keys):
+        raise CheckpointError(f"{file} is {kind}; it cannot be merged")
+    second = {key for key in keys if spelling.is_of_second_expert(key)}
+    if second and second == keys.keys() and expert == 0:
+        raise CheckpointError(
+            f"{file} is of the expert for low noise, as keys such as "
+            f"{shorter(min(second), 100)} say; give it with --lora-low"
+        )
+    if second:
+        keys = {key: t for key, t in keys.items() if (key in second) == (expert == 1)}
     groups, skipped, unused = _by_target(keys, tensors)
     used = sorted(keys.keys() - {*skipped, *unused})
     if not groups:
-        raise CheckpointError(f"{file} has no key that is a LoRA of this model's")
+        first = shorter(min(keys, default="none"), 100)
+        raise CheckpointError(f"{file} has no key that is a LoRA of this model's; one is {first}")
+    settings, note = None, ""
+    if any("A" in group and "alpha" not in group for group in groups.values()):
+        settings = peft.settings(file, second=bool(second) and expert == 1)
+        note = f"alpha is that of {settings.source}" if settings else "no alpha: taken as it is"
     changes, faults = {}, []
-    alpha = _peft_alpha(file)
     for target, group in groups.items():
         try:
-            changes[target] = _changes(group, tensors[target].shape, scale, alpha)
+            changes[target] = _changes(group, tensors[target].shape, scale, settings)
+        except CheckpointError:
+            raise
         except (ValueError, IndexError) as error:
             faults.append(f"{target} {error}")
     if not allow_unused:
         faults += [f"{key} has no place in the model" for key in unused]
     if faults:
-        raise CheckpointError(
-            f"{file} does not fit the model in {len(faults)} places: " + "; ".join(faults)
-        )
-    return Adapter(file, scale, changes, used, skipped, unused)
+        start = f"{file} does not fit the model in {len(faults)} places"
+        deep, deepest = spelling.blocks(tensors), spelling.blocks(map(spelling.bare, keys))
+        if deepest > deep:
+            start += f" (it is of a model with {deepest} blocks, this one has {deep})"
+        raise CheckpointError(listed(start, faults))
+    return Adapter(file, scale, changes, used, skipped, unused, note, settings)
 
 
 def _by_target(
     keys: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
-) -> tuple[dict[str, dict[str, Tensor]], list[str], list[str]]:
+) -> tuple[dict[str, Group], list[str], list[str]]:
     """Keys by the tensor they change and by their kind (A, B, alpha, diff, …); and the keys that
     are skipped, and those that are unused."""
-    modules = [name.removesuffix(".weight") for name in tensors if name.endswith(".weight")]
-    with_underscores = {module.replace(".", "_"): module for module in modules}
-    groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    targets = {spelling.underscored(name): name for name in tensors}
+    groups: dict[str, Group] = defaultdict(dict)
     skipped, unused = [], []
-    for key, tensor in sorted(keys.items()):
-        parsed = _KEY.fullmatch(_PREFIX.sub("", key, count=1))
-        module, kind, target = "", "", ""
-        if parsed:
-            module = original_name(parsed["module"] + ".", DIT_OF_DIFFUSERS).removesuffix(".")
-            module = with_underscores.get(module, module)
-            kind = _FACTORS.get(parsed["factor"], parsed["other"])
-            target = f"{module}.{_PLACES.get(kind, 'weight')}"
-        if target in tensors and kind not in groups[target]:
-            groups[target][kind] = tensor
-        elif _IMAGE_ENCODER.search(key):
+    for key in sorted(keys):
+        parsed = spelling.parse(key)
+        target = targets.get(parsed.target) if parsed else None
+        if parsed and target and parsed.kind not in groups[target]:
+            groups[target][parsed.kind] = (key, keys[key])
+        elif spelling.is_of_image_encoder(key):
             skipped.append(key)
         else:
             unused.append(key)
@@ -157,41 +169,35 @@ def _by_target(
 
 
 def _changes(
-    group: Mapping[str, Tensor], shape: tuple[int, ...], scale: float, alpha: float | None
+    group: Group, shape: tuple[int, ...], scale: float, settings: peft.Settings | None
 ) -> list[Product | Difference]:
-    """What the keys of one tensor add to it; ValueError where their shapes do not."""
+    """What the keys of one tensor add to it; ValueError where their shapes or types do not fit."""
     changes: list[Product | Difference] = []
-    for kind, tensor in group.items():
+    for kind, (_, tensor) in group.items():
+        if kind != "alpha" and tensor.dtype.kind in "iub":
+            raise ValueError(f"has integers as its {kind}")
         if kind.startswith("diff"):
-            if math.prod(tensor.shape) != math.prod(shape):
+            if _without_ones(tensor.shape) != _without_ones(shape):
                 raise ValueError(f"has shape {shape}, its {kind} {tensor.shape}")
             changes.append(Difference(tensor, scale))
     if group.keys() & {"A", "B", "alpha"}:
         if not {"A", "B"} <= group.keys():
             raise ValueError(f"has of a pair only {' and '.join(sorted(group))}")
-        down, up = group["A"], group["B"]
+        (key, down), (_, up) = group["A"], group["B"]
         rank = down.shape[0]
         made = (up.shape[0], math.prod(down.shape[1:]))
-        if made != (shape[0], math.prod(shape[1:])) or math.prod(up.shape[1:]) != rank:
+        if made != (shape[0], math.prod(shape[1:])) or math.prod(up.shape[1:]) != rank or not rank:
             raise ValueError(f"has shape {shape}, its factors {up.shape} and {down.shape}")
+        factor = 1.0
         if "alpha" in group:
-            alpha = float(group["alpha"].read().reshape(-1)[0])
-        changes.append(Product(down, up, scale * (1.0 if alpha is None else alpha / rank)))
+            factor = float(group["alpha"][1].read().reshape(-1)[0]) / rank
+        elif settings:
+            factor = settings.factor(key, rank)
+        if not math.isfinite(factor):
+            raise ValueError(f"has an alpha that is no number: {factor * rank}")
+        changes.append(Product(down, up, scale * factor))
     return changes
 
 
-def _peft_alpha(file: Path) -> float | None:
-    """`lora_alpha`, where diffusers wrote it into the file or PEFT beside it."""
-    about: dict[str, Any] = {}
-    beside = file.with_name("adapter_config.json")
-    if file.suffix == ".safetensors":
-        about = json.loads(metadata_of(file).get("lora_adapter_metadata", "{}"))
-        about = {name.removeprefix("transformer."): value for name, value in about.items()}
-    if not about and file.stem == "adapter_model" and beside.is_file():
-        about = json.loads(beside.read_text(encoding="utf-8"))
-    if about.get("alpha_pattern") or about.get("use_rslora"):
-        raise CheckpointError(
-            f"{file} has an alpha_pattern or use_rslora in its PEFT configuration, which are not "
-            "supported; merge it with PEFT"
-        )
-    return about.get("lora_alpha")
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)

@@ -20,7 +20,9 @@ from convert.work import Work
 from jcos.config import to_json
 from jcos.weights import checkpoint
 from jcos.weights.checkpoint import CheckpointError
+from jcos.weights.faults import readable
 from jcos.weights.released import Released, StoredType, open_released, part_of
+from jcos.weights.tensors import check_fetched, check_finite
 
 BUNDLE = 512_000_000
 """Bytes that small leaves are collected up to."""
@@ -82,6 +84,8 @@ class Plan:
 def plan(job: Job) -> Plan:
     """Opens all files and matches all names; raises CheckpointError for what does not fit."""
     released = _only(open_released(job.source), job.only)
+    if released.tokenizer and "text" in released.parts:
+        check_fetched(released.tokenizer / "tokenizer.json")
     types = {path: released.stored_type(path, job.dtype) for path in released.leaves}
     adapters = [_adapter(lora, released, job.allow_unused) for lora in job.loras]
     return Plan(job, released, types, _bundles(released, types), adapters)
@@ -92,20 +96,26 @@ def convert(job: Job, progress: Progress) -> Plan:
     with.
 
     Raises FileExistsError where the target exists; CheckpointError where files are missing, damaged
-    or do not fit the model (before anything is written), or have changed since the conversion was
-    begun; OSError where the disk is full or may not be written to.
+    or do not fit the model (before anything is written), have changed since the conversion was
+    begun, or hold a nan; OSError where the disk is full or may not be written to.
     """
     target = Path(job.target).absolute()
     if target.exists():
         raise FileExistsError(f"{target} exists; remove it or choose another name")
+    checkpoint.check_name(target)
     made = plan(job)
     work = Work(target, _settings(made))
+    if not work.locked:
+        note = f"{target.parent} has no file locks: let no other process convert to {target.name}"
+        progress.console.print(note, markup=False, highlight=False, soft_wrap=True)
     try:
         files = _sources(made)
         task = progress.add_task(
             "checking files", total=sum(f.stat().st_size for f in files.values())
         )
         work.check_sources(files, lambda n: progress.advance(task, n))
+        for _, adapter in made.adapters:
+            adapter.check_finite()
         left = {name: paths for name, paths in made.bundles.items() if name not in work.parts}
         _check_space(target.parent, made.bytes_stored(_flat(left)), COMPRESSED)
         task = progress.add_task("converting", total=made.bytes_read(_flat(left)))
@@ -179,8 +189,10 @@ def _settings(made: Plan) -> dict[str, Any]:
 def _sources(made: Plan) -> dict[str, Path]:
     """All files that are read, by their names in the manifest."""
     folder = made.released.folder
-    files = {file.relative_to(folder).as_posix(): file for file in made.released.files()}
-    return files | {f"lora/{i}/{a.file.name}": a.file for i, (_, a) in enumerate(made.adapters)}
+    files = {readable(file.relative_to(folder)): file for file in made.released.files()}
+    for i, (_, adapter) in enumerate(made.adapters):
+        files |= {f"lora/{i}/{readable(file.name)}": file for file in adapter.files}
+    return files
 
 
 def _check_space(folder: Path, size: int, smallest: float = 1.0) -> None:
@@ -196,16 +208,24 @@ def _check_space(folder: Path, size: int, smallest: float = 1.0) -> None:
 def _write_part(
     made: Plan, work: Work, name: str, paths: list[str], advance: Callable[[int], object]
 ) -> None:
-    def read(tensor: str) -> np.ndarray:
-        array = made.released.tensors[tensor].read()
-        for part, adapter in made.adapters:
-            if part_of(tensor) == part:
-                array = adapter.merged(tensor.removeprefix(f"{part}."), array)
-        advance(made.released.tensors[tensor].nbytes)
+    def read(name: str, dtype: np.dtype) -> np.ndarray:
+        tensor = made.released.tensors[name]
+        array = tensor.read()
+        with np.errstate(all="ignore"):  # what comes of it is looked at below
+            for part, adapter in made.adapters:
+                if part_of(name) == part:
+                    array = adapter.merged(name.removeprefix(f"{part}."), array)
+            array = array.astype(dtype, copy=False)
+        check_finite(array, f"{name} of {tensor.file}")
+        advance(tensor.nbytes)
         return array
 
+    def build(path: str) -> np.ndarray:
+        dtype = made.types[path]
+        return made.released.leaves[path].build(lambda name: read(name, dtype), dtype)
+
     _check_space(work.folder, made.bytes_stored(paths))
-    values = {path: made.released.leaves[path].build(read, made.types[path]) for path in paths}
+    values = {path: build(path) for path in paths}
     leaves = checkpoint.write_part(work.folder, name, values)
     work.finish_part(name, leaves, checkpoint.digests(work.folder, f"weights/{name}"))
 
@@ -213,17 +233,20 @@ def _write_part(
 def _finish(made: Plan, work: Work) -> None:
     released = made.released
     if released.tokenizer and "text" in released.parts:
-        shutil.copytree(released.tokenizer, work.folder / "tokenizer", dirs_exist_ok=True)
+        hidden = shutil.ignore_patterns(".*")
+        place = work.folder / "tokenizer"
+        shutil.copytree(released.tokenizer, place, dirs_exist_ok=True, ignore=hidden)
     notes = {
-        "converted from": released.folder.resolve().name,
+        "converted from": readable(released.folder.resolve().name),
         "by": f"jcos {metadata.version('jcos')}",
         "dtype": made.job.dtype,
         "sources": work.sources,
         "lora": [
             {
-                "file": adapter.file.name,
+                "file": readable(adapter.file.name),
                 "into": part,
                 "scale": adapter.scale,
+                "note": adapter.note,
                 "keys used": adapter.used,
                 "keys skipped": adapter.skipped,
                 "keys unused": adapter.unused,

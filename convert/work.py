@@ -1,6 +1,7 @@
 """The folder beside the target in which a conversion is made, and the journal that lets it go on
 after it was killed."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -10,9 +11,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from jcos.files import visible
 from jcos.weights.checkpoint import CheckpointError
 
 JOURNAL = "journal.json"
+# What network and user-space file systems answer that have none.
+_NO_LOCKS = {
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOLCK,
+    errno.EINVAL,
+    errno.ENOTTY,
+}
 Digests = dict[str, list[Any]]
 
 
@@ -20,25 +31,26 @@ class Work:
     """An unfinished conversion: `weights/` with the finished parts, and a journal of what they were
     made from.
 
-    One process at a time: a second one is refused. Raises CheckpointError where the folder belongs
+    One process at a time: a second one is refused; where the disk has no locks, `locked` is false
+    and nothing is. Raises CheckpointError where the folder belongs
     to a conversion with other settings or of files that have changed since.
     """
 
     def __init__(self, target: Path, settings: Mapping[str, Any]):
         self.target = target
         self.folder = target.with_name(f".{target.name}.unfinished")
+        new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = (self.folder / "lock").open("w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointError(f"another process is converting to {target}") from None
-        try:
+            self.locked = self._take_lock()
             self._journal = self._read()
             self._compare(_plain(settings))
             self._remove_halves()
         except BaseException:
             self._lock.close()
+            if new:
+                shutil.rmtree(self.folder, ignore_errors=True)
             raise
 
     @property
@@ -84,9 +96,11 @@ class Work:
                 n for n in {**noted, **found} if noted.get(n, "")[::2] != found.get(n, "")[::2]
             ]
             if changed:
+                names = ", ".join(sorted(changed)[:3])
+                more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
                 raise CheckpointError(
-                    f"{', '.join(sorted(changed))} changed since {self.folder} was begun; remove "
-                    "that folder to start anew"
+                    f"{names}{more} changed since {self.folder} was begun; remove that folder to "
+                    "start anew"
                 )
         self._journal["sources"] = found
         self._write()
@@ -108,6 +122,17 @@ class Work:
         if not self._journal["parts"]:
             shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
+
+    def _take_lock(self) -> bool:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(f"another process is converting to {self.target}") from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            return False
+        return True
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -136,7 +161,7 @@ class Work:
     def _remove_halves(self) -> None:
         """What a killed process was writing."""
         if (self.folder / "weights").is_dir():
-            for path in (self.folder / "weights").iterdir():
+            for path in visible(self.folder / "weights"):
                 if path.name not in self._journal["parts"]:
                     shutil.rmtree(path)
 

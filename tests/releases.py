@@ -5,6 +5,7 @@ Nothing here may import `jcos`, as in `conftest`.
 
 import json
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,17 @@ def _write_shards(folder: Path, stem: str, tensors: dict[str, np.ndarray]) -> No
         where |= dict.fromkeys(chosen, file)
     index = {"metadata": {}, "weight_map": where}
     (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+
+
+def in_full(message: str) -> str:
+    """What a sentence says, together with the list in the file that it names, which is removed."""
+    assert len(message) <= 600
+    if not (named := re.search(r"\S+jcos-\w+\.txt", message)):
+        return message
+    file = Path(named[0])
+    content = file.read_text(encoding="utf-8")
+    file.unlink()
+    return f"{message}\n{content}"
 
 
 def write_pth(path: Path, content: bytes, storages: tuple[bytes, ...] = ()) -> None:

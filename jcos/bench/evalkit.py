@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from jcos.bench.folder import Bench
 from jcos.bench.state import as_text, now, read_json
-from jcos.files import write
+from jcos.files import visible, write
 
 RECORD = "scorer.json"
 """Beside results: what made them. Only results that were made by `official` have it."""
@@ -112,7 +112,7 @@ def _run(scorer: str, commit: str | None, bench: Bench, arm: Path, own: Path) ->
     """Leaves results in `own`, and beside them a record of what made them; returns that."""
     for old in own.glob("*.json"):
         old.unlink()
-    files = sorted(arm.rglob("*.mp4"))
+    files = visible(arm, "**/*.mp4")
     videos = {p.relative_to(arm).with_suffix("").as_posix(): _state(p) for p in files}
     command = [*shlex.split(scorer), "--model_path", str(arm), "--gt_base", str(bench.root)]
     try:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import av
 
 from jcos.bench.official import OFFICIAL, PER_TASK
+from jcos.files import visible
 from jcos.lab.tasks import TASKS
 from jcos.media.image import read_picture
 
@@ -161,8 +162,7 @@ def _absent(names: Sequence[str]) -> tuple[str, ...]:
 
 def _folders(root: Path, parents: list[Path]) -> Iterator[Path]:
     for parent in parents:
-        inside = sorted(parent.iterdir()) if parent.is_dir() else ()
-        yield from (p for p in inside if p.is_dir() and not p.name.startswith("."))
+        yield from (p for p in visible(parent) if p.is_dir())
 
 
 def _read(name: str, folder: Path) -> Sample:

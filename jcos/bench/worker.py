@@ -22,7 +22,7 @@ from jcos.bench.sampler import Sampler
 from jcos.bench.state import Folder
 from jcos.config import PixelCodec
 from jcos.devices import sharding
-from jcos.files import write
+from jcos.files import visible, write
 from jcos.media.formats import write_mp4
 from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
@@ -237,7 +237,7 @@ def _enough(left: Sequence[Sample], claims: Claims) -> bool:
     who finds all that is left claimed, but not begun, idles for as long as a batch takes. Claims of
     other shards in the same folder count too, for caution."""
     try:
-        others = sum(1 for _ in claims.folder.iterdir()) - len(claims.held)
+        others = len(visible(claims.folder)) - len(claims.held)
     except OSError:
         return False
     free = sum(sample.name not in claims.held for sample in left) - others

@@ -28,6 +28,7 @@ from jcos.experiments.experiment import Experiment, Findings, Row, fields_of
 from jcos.experiments.plots import to_png
 from jcos.experiments.puzzles import Progress
 from jcos.experiments.samples import digest
+from jcos.files import visible
 from jcos.wan import Wan
 from jcos.weights.checkpoint import MANIFEST
 
@@ -46,7 +47,7 @@ def identify(checkpoint: Path) -> dict[str, str]:
     manifest = checkpoint / MANIFEST
     if manifest.is_file():
         return {"manifest": hashlib.sha256(manifest.read_bytes()).hexdigest()}
-    files = sorted(p for p in checkpoint.rglob("*") if p.is_file())
+    files = [p for p in visible(checkpoint, "**/*") if p.is_file()]
     listed = [(p.relative_to(checkpoint).as_posix(), p.stat().st_size) for p in files]
     pieces = hashlib.sha256()
     for path in files:

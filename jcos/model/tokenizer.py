@@ -11,6 +11,8 @@ import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int
 
+from jcos.files import is_lfs_pointer
+
 _PAD, _EOS = 0, 1
 # Of a release, of a folder in diffusers' layout, of a tokenizer's own folder.
 _PLACES = ("google/umt5-xxl/tokenizer.json", "tokenizer/tokenizer.json", "tokenizer.json")
@@ -49,6 +51,10 @@ class Tokenizer:
             raise ValueError(
                 f"{path} has no tokenizer; a released folder has {_PLACES[0]} beside the weights, "
                 f"one in diffusers' layout {_PLACES[1]}: fetch that file too"
+            )
+        if is_lfs_pointer(file):
+            raise ValueError(
+                f"{file} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
             )
         data = file.read_bytes()
         try:

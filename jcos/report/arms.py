@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jcos.bench.state import read_json
+from jcos.files import visible
 
 STATE = "state"
 ASIDE = {"arm": (STATE,), "arms": ("still", "truth", "official")}
@@ -51,7 +52,7 @@ def samples_of(folder: Path, films: Iterable[Path]) -> Samples:
 
 def _notes(kind: Path) -> dict[str, dict[str, Any]]:
     """By the samples' names."""
-    files = [file for file in sorted(kind.rglob("*.json")) if not file.name.startswith(".")]
+    files = visible(kind, "**/*.json")
     return {file.relative_to(kind).with_suffix("").as_posix(): _note(file) for file in files}
 
 

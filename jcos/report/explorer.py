@@ -62,7 +62,7 @@ def write(results: Sequence[Results], page: Path, *, embedded: int = EMBEDDED) -
     Raises ValueError where there is a folder of that name that no page left."""
     page.parent.mkdir(parents=True, exist_ok=True)
     store = page.with_suffix(BESIDE)
-    if store.exists() and not all(p.name.startswith(SHEET) for p in store.iterdir()):
+    if store.exists() and not all(p.name.startswith(SHEET) for p in files.visible(store)):
         raise ValueError(f"{store} holds other files than a page's pictures; give another --out")
     pictures = [p for r in results for p in (*r.pictures, *r.films)]
     size = sum(len(v.sheet.data) for r in results for v in r.views)

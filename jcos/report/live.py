@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
+from jcos.files import is_hidden
 from jcos.report.arms import STATE
 from jcos.report.explorer import listing, render
 from jcos.report.reading import MANIFESTS, UNREADABLE, files_of, holds_results, read
@@ -53,7 +54,7 @@ class Shelf:
 
     def runs(self) -> dict[str, Path]:
         inside = (p for name in MANIFESTS for p in self.folder.rglob(name))
-        found = {p.parent for p in inside if not _hidden(p.parent.relative_to(self.folder))}
+        found = {p.parent for p in inside if not is_hidden(p.parent.relative_to(self.folder))}
         found |= {self.folder} if holds_results(self.folder) else set()
         return {_name(path): path for path in sorted(found)}
 
@@ -106,7 +107,7 @@ class Shelf:
                 return None if sheet is None else (sheet, TYPES[Path(name).suffix])
             case rest:
                 file = folder.joinpath(*rest).resolve()
-                if not file.is_relative_to(folder) or not file.is_file() or _hidden(Path(*rest)):
+                if not file.is_relative_to(folder) or not file.is_file() or is_hidden(Path(*rest)):
                     return None
                 return file, TYPES.get(file.suffix, "application/octet-stream")
 
@@ -189,10 +190,6 @@ def part_of(asked: str | None, size: int) -> range | None:
 
 def _name(folder: Path) -> str:
     return hashlib.sha256(str(folder).encode()).hexdigest()[:12]
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _changed(folder: Path) -> float:

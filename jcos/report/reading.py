@@ -17,6 +17,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from jcos.files import visible
 from jcos.report.arms import Samples, aside, is_arm, samples_of
 from jcos.report.arrays import Trends, trends
 from jcos.report.maps import Map
@@ -164,10 +165,9 @@ def _there(found: Sequence[T | None]) -> list[T]:
 def files_of(folder: Path) -> list[Path]:
     """All files but hidden ones and pages."""
     found = []
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        hidden = any(part.startswith(".") or part.endswith(BESIDE) for part in parts)
-        if path.is_file() and not hidden and path.suffix != ".html":
+    for path in visible(folder, "**/*"):
+        stored = any(part.endswith(BESIDE) for part in path.relative_to(folder).parts)
+        if path.is_file() and not stored and path.suffix != ".html":
             found.append(path)
     return found
 

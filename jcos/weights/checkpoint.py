@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 
 from jcos.config import WanConfig, from_json, to_json
 from jcos.devices.sharding import leaf_path
+from jcos.weights.faults import listed, readable
 
 MANIFEST = "jcos.json"
 FORMATS = (1, 2)
@@ -39,6 +40,17 @@ M = TypeVar("M")
 class CheckpointError(ValueError):
     """A folder that is no checkpoint, or a damaged one; the message says which file and what is
     wrong."""
+
+
+def check_name(path: Path) -> None:
+    """CheckpointError where a path has bytes that are not UTF-8: Orbax does not take it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(
+            f"{readable(path)} has bytes in its name that are not UTF-8, with which weights can "
+            "be neither written nor read; give it, or a link to it, another name"
+        ) from None
 
 
 def leaves(model: Any) -> dict[str, Any]:
@@ -72,7 +84,7 @@ def misfits(want: Mapping[str, Any], have: Mapping[str, Any]) -> list[str]:
 
 def _check_fit(want: Mapping[str, Any], have: Mapping[str, Any]) -> None:
     if faults := misfits(want, have):
-        raise CheckpointError(f"{len(faults)} weights do not fit the model: " + "; ".join(faults))
+        raise CheckpointError(listed(f"{len(faults)} weights do not fit the model", faults))
 
 
 def save(folder: Path, config: WanConfig, model: Any, notes: Mapping[str, Any]) -> None:
@@ -83,6 +95,7 @@ def save(folder: Path, config: WanConfig, model: Any, notes: Mapping[str, Any]) 
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} exists; remove it or choose another name")
+    check_name(folder.absolute())
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -263,6 +276,7 @@ def _restore_part(path: Path, target: Mapping[str, jax.ShapeDtypeStruct]) -> dic
 def _parts(folder: Path) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Leaves of every Orbax checkpoint of a folder, by its place in it."""
     manifest = _parse(folder)
+    check_name(folder.absolute())
     if manifest["format"] == 1:
         with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.metadata(folder.absolute() / "weights").item_metadata.tree

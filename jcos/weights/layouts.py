@@ -5,12 +5,14 @@ VAE and text encoder as `.pth`. That of diffusers has a folder for every part.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jcos.files import visible
 from jcos.weights.checkpoint import CheckpointError
-from jcos.weights.tensors import Tensor, tensors_in
+from jcos.weights.tensors import Tensor, check_fetched, tensors_in
 
 Tensors = dict[str, Tensor]
 
@@ -59,10 +61,21 @@ def _original(folder: Path) -> dict[str, Path]:
     experts = [folder / name for name in _EXPERTS] if two else [folder]
     found = {f"experts.{i}": place for i, place in enumerate(experts)}
     for part, pattern in (("vae", "Wan2.?_VAE"), ("text", "models_t5*")):
-        files = [p for s in (".safetensors", ".pth") for p in sorted(folder.glob(pattern + s))]
+        files = [p for s in (".safetensors", ".pth") for p in visible(folder, pattern + s)]
+        if part == "vae" and len(files) > 1:
+            channels = read_json(experts[0] / "config.json", []).get("out_dim")
+            files.sort(key=lambda file: [channels, None, _channels(file)].index(_channels(file)))
         if files:
             found[part] = files[0]
     return found
+
+
+def _channels(vae: Path) -> int | None:
+    """How many a VAE codes a frame in; None where its file cannot be read."""
+    for name, tensor in _headers([vae], []).items():
+        if re.fullmatch(r"(.*\.)?decoder\.conv(1|_in)\.weight", name):
+            return tensor.shape[1]
+    return None
 
 
 def _diffusers(folder: Path, index: Mapping[str, Any]) -> dict[str, Path]:
@@ -87,7 +100,7 @@ def open_weights(place: Path, faults: list[str]) -> Tensors:
         if (index := place / f"{stem}.safetensors.index.json").is_file():
             return _shards(index, faults)
     lone = [place / f"{stem}.safetensors" for stem in _STEMS]
-    lone = [path for path in lone if path.is_file()] or sorted(place.glob("*.safetensors"))
+    lone = [path for path in lone if path.is_file()] or visible(place, "*.safetensors")
     if len(lone) != 1:
         faults.append(f"{place} has {len(lone)} safetensors files and no index that names them")
         return {}
@@ -96,12 +109,17 @@ def open_weights(place: Path, faults: list[str]) -> Tensors:
 
 def _shards(index: Path, faults: list[str]) -> Tensors:
     where = read_json(index, faults).get("weight_map", {})
-    files = {name: index.parent / name for name in sorted(set(where.values()))}
-    found = _headers(files.values(), faults)
+    found: Tensors = {}
+    damaged = set()
+    for file in sorted(set(where.values())):
+        before = len(faults)
+        found |= _headers([index.parent / file], faults)
+        if len(faults) > before:
+            damaged.add(file)
     faults += [
         f"{name} is not in {file}, where {index} says it is"
         for name, file in sorted(where.items())
-        if name not in found and files[file].is_file()
+        if name not in found and file not in damaged
     ]
     return found
 
@@ -119,7 +137,10 @@ def _headers(files: Iterable[Path], faults: list[str]) -> Tensors:
 def read_json(path: Path, faults: list[str]) -> dict[str, Any]:
     """A file's JSON object; an empty one, and a phrase in `faults`, where it has none."""
     try:
+        check_fetched(path)
         return dict(json.loads(path.read_text(encoding="utf-8")))
+    except CheckpointError as error:
+        faults.append(str(error))
     except FileNotFoundError:
         faults.append(f"{path} is missing")
     except (ValueError, TypeError):

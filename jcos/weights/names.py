@@ -15,9 +15,11 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from jcos.weights.checkpoint import CheckpointError, with_leaves
+from jcos.weights.faults import listed, shorter
 from jcos.weights.tensors import empty
 
 M = TypeVar("M")
+T = TypeVar("T")
 
 
 def _as_is(a: np.ndarray) -> np.ndarray:
@@ -164,7 +166,7 @@ def translate(tensors: Mapping[str, np.ndarray], table: Iterable[Row]) -> dict[s
     naming all that `place` finds wrong."""
     placed, faults = place({name: tensor.shape for name, tensor in tensors.items()}, table)
     if faults:
-        raise CheckpointError(f"{len(faults)} tensors cannot be placed: {'; '.join(faults)}")
+        raise CheckpointError(listed(f"{len(faults)} tensors cannot be placed", faults))
     return {
         path: leaf.build(tensors.__getitem__, tensors[leaf.sources[0][0]].dtype)
         for path, leaf in placed.items()
@@ -240,6 +242,28 @@ UMT5_OF_TRANSFORMERS: Renaming = [
     (r"\.1\.DenseReluDense\.wi_1\.", ".ffn.fc1."),
     (r"\.1\.DenseReluDense\.wo\.", ".ffn.fc2."),
 ]
+
+
+# A tensor that each part has once, in either layout: what stands before its name is a prefix.
+ANCHORS = {
+    "experts": r"patch_embedding\.weight",
+    "vae": r"encoder\.conv(1|_in)\.weight",
+    "text": r"(token_embedding|shared|encoder\.embed_tokens)\.weight",
+}
+
+
+def without_prefix(tensors: Mapping[str, T], anchor: str, place: object) -> dict[str, T]:
+    """Return tensors without a prefix that is common to all, such as `model.diffusion_model.`.
+
+    Raises CheckpointError where a tensor has the prefix (by its name's end, `anchor`) and others
+    have not; place: what it calls the file or folder.
+    """
+    anchored = [m for name in tensors if (m := re.fullmatch(rf"(.*\.)?({anchor})", name))]
+    prefix = min((m[1] or "" for m in anchored), key=len, default="")
+    if strangers := sorted(name for name in tensors if not name.startswith(prefix)):
+        start = f"{place} has {len(strangers)} tensors beside those under {shorter(prefix, 60)}"
+        raise CheckpointError(listed(start, strangers))
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def original_name(name: str, renaming: Renaming) -> str:

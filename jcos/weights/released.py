@@ -26,8 +26,10 @@ from jcos.model.text import UMT5 as TextEncoder
 from jcos.model.vae import Vae
 from jcos.variants import VARIANTS, vae_2_1, vae_2_2
 from jcos.weights.checkpoint import CheckpointError, leaves, misfits
+from jcos.weights.faults import listed
 from jcos.weights.layouts import Layout, Tensors, open_weights, read_json, recognise
 from jcos.weights.names import (
+    ANCHORS,
     DIT,
     DIT_OF_DIFFUSERS,
     UMT5,
@@ -40,7 +42,9 @@ from jcos.weights.names import (
     Row,
     original_name,
     place,
+    without_prefix,
 )
+from jcos.weights.quantised import quantisation
 
 StoredType = Literal["bfloat16", "float32"]
 
@@ -107,13 +111,19 @@ def open_released(folder: Path) -> Released:
     layout = recognise(folder)
     faults: list[str] = []
     opened = {part: open_weights(place, faults) for part, place in layout.places.items()}
-    configs = [
-        read_json(place / "config.json", faults)
+    configs = {
+        part: read_json(place / "config.json", faults if _is_dit(part) else [])
         for part, place in layout.places.items()
-        if _is_dit(part)
-    ]
+        if place.is_dir()
+    }
+    for part, found in opened.items():
+        if kind := quantisation(found, configs.get(part, {})):
+            raise CheckpointError(
+                f"{layout.places[part]} is quantised ({kind}), which jcos does not read; take the "
+                "unquantised release"
+            )
     _complain(folder, faults)
-    tensors = {part: _renamed(part, found) for part, found in opened.items()}
+    tensors = {part: _renamed(part, t, layout.places[part]) for part, t in opened.items()}
     try:
         config = _config(configs, layout, tensors)
     except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -159,7 +169,7 @@ def part_of(path: str) -> str:
 
 def _complain(folder: Path, faults: list[str]) -> None:
     if faults:
-        raise CheckpointError(f"{folder} cannot be read: {'; '.join(faults)}")
+        raise CheckpointError(listed(f"{folder} cannot be read", faults))
 
 
 # ---- which model it is
@@ -185,8 +195,9 @@ def _is_dit(part: str) -> bool:
     return part.startswith("experts.")
 
 
-def _renamed(part: str, tensors: Tensors) -> Tensors:
+def _renamed(part: str, tensors: Tensors, place: Path) -> Tensors:
     """By the names of the original code, whatever the layout."""
+    tensors = without_prefix(tensors, ANCHORS[part.split(".")[0]], place)
     renaming: Renaming = UMT5_OF_TRANSFORMERS
     if _is_dit(part):
         renaming = DIT_OF_DIFFUSERS
@@ -198,18 +209,18 @@ def _renamed(part: str, tensors: Tensors) -> Tensors:
 
 
 def _config(
-    configs: list[dict[str, Any]], layout: Layout, tensors: Mapping[str, Tensors]
+    configs: Mapping[str, dict[str, Any]], layout: Layout, tensors: Mapping[str, Tensors]
 ) -> WanConfig:
     """The whole model: defaults of the release it is, sizes from its files."""
-    dits = [_dit_config(c, tensors[f"experts.{i}"]) for i, c in enumerate(configs)]
+    dits = [_dit_config(c, tensors[part]) for part, c in configs.items() if _is_dit(part)]
     if dits[0] != dits[-1]:
-        raise ValueError(f"its experts differ: {dits[0]} and {dits[-1]}")
+        one, other = (dataclasses.asdict(dit).items() for dit in (dits[0], dits[-1]))
+        raise ValueError(f"its experts differ: {dict(one - other)} and {dict(other - one)}")
     config = _variant(dits[0], len(dits))
     codec = vae_2_2() if dits[0].out_channels == 48 else vae_2_1()
     text = UMT5Config(dim=dits[0].text_dim)
     if "vae" in tensors:
-        about = read_json(layout.places["vae"] / "config.json", []) if layout.about else {}
-        codec = _vae_config(tensors["vae"], about)
+        codec = _vae_config(tensors["vae"], configs.get("vae", {}))
     if "text" in tensors:
         text = _text_config(tensors["text"])
     if codec.channels != dits[0].out_channels or text.dim != dits[0].text_dim:

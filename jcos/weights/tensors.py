@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from jcos.files import is_lfs_pointer
 from jcos.weights.checkpoint import CheckpointError
+from jcos.weights.faults import shorter
 
 Shape = tuple[int, ...]
 
@@ -47,6 +49,7 @@ _TORCH = {
     "BoolStorage": _SAFETENSORS["BOOL"],
 }
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
+_PIECE = 1 << 22  # values that are looked at together
 _WRAPPERS = ("model_state", "state_dict")
 
 
@@ -82,6 +85,14 @@ class Tensor:
         return np.lib.stride_tricks.as_strided(flat, self.shape, steps).copy()
 
 
+def check_finite(array: np.ndarray, what: str) -> None:
+    """CheckpointError where a value is nan or infinite. Takes little memory of its own."""
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, _PIECE):
+        if not np.isfinite(flat[start : start + _PIECE]).all():
+            raise CheckpointError(f"{what} has values that are no numbers (nan or inf)")
+
+
 def empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
     """An uninitialised array on a 64-byte boundary, which jax on a CPU takes without copying it."""
     size = math.prod(shape) * dtype.itemsize
@@ -99,7 +110,16 @@ def tensors_in(path: Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
+    check_fetched(path)
     return _safetensors(path)[0] if path.suffix == ".safetensors" else _torch(path)
+
+
+def check_fetched(path: Path) -> None:
+    """CheckpointError where a file is what Git LFS left in its place."""
+    if path.is_file() and is_lfs_pointer(path):
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
+        )
 
 
 def metadata_of(path: Path) -> dict[str, str]:
@@ -137,7 +157,10 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _from_header(path: Path, name: str, start: int, entry: Mapping[str, Any]) -> Tensor:
     if (kind := entry["dtype"]) not in _SAFETENSORS:
         known = ", ".join(_SAFETENSORS)
-        raise CheckpointError(f"{path}: {name} has type {kind}; those that can be read are {known}")
+        raise CheckpointError(
+            f"{path}: {shorter(name, 100)} has type {shorter(str(kind), 20)}; those that can be "
+            f"read are {known}; of a quantised release take the unquantised one"
+        )
     begin, end = entry["data_offsets"]
     tensor = Tensor(path, tuple(entry["shape"]), _SAFETENSORS[kind], start + begin)
     if min(begin, *tensor.shape, 0) < 0 or tensor.nbytes != end - begin:
@@ -220,6 +243,9 @@ def _torch(path: Path) -> dict[str, Tensor]:
             state = state[wrapper]
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds no dict of tensors but a {type(state).__name__}")
+    for name, value in state.items():
+        if str(name).endswith(".alpha") and not isinstance(value, Tensor):
+            raise CheckpointError(f"{path}: {shorter(str(name), 100)} is no tensor, but has to be")
     return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
 
 

@@ -19,6 +19,7 @@ from jcos.weights.names import DIT, fill
 from jcos.weights.released import open_released
 from jcos.weights.tensors import Tensor, tensors_in
 from tests.conftest import GOLDEN, load_golden, load_release
+from tests.releases import in_full
 
 DIFFSYNTH, KOHYA, LIGHTX2V = (
     GOLDEN / "lora" / f"{name}_high_noise_lora.safetensors"
@@ -66,10 +67,15 @@ def renamed(file: Path, into: Path, change, **more: np.ndarray) -> Path:
     return into / "renamed.safetensors"
 
 
+def saved(folder: Path, tensors: dict[str, np.ndarray]) -> Path:
+    safetensors.numpy.save_file(tensors, folder / "saved.safetensors")
+    return folder / "saved.safetensors"
+
+
 def refused(file: Path, **options) -> str:
     with pytest.raises(CheckpointError) as error:
         open_adapter(file, 1.0, expert(), **options)
-    return str(error.value)
+    return in_full(str(error.value))
 
 
 # ---- equal to PyTorch
@@ -159,17 +165,6 @@ def test_alpha_of_diffusers_metadata(tmp_path):
     )
     want, found = merged(PEFT, 2.0), merged(file)
     np.testing.assert_allclose(found["blocks.0.ffn.0.weight"], want["blocks.0.ffn.0.weight"])
-    patterned = {"lora_adapter_metadata": '{"transformer.alpha_pattern": {"blocks.0": 2}}'}
-    safetensors.numpy.save_file(tensors, file, patterned)
-    assert "has an alpha_pattern or use_rslora" in refused(file)
-
-
-def test_alpha_of_peft_beside_the_file(tmp_path):
-    file = tmp_path / "adapter_model.safetensors"
-    safetensors.numpy.save_file(safetensors.numpy.load_file(PEFT), file)
-    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 2}')
-    name = "blocks.1.self_attn.o.weight"
-    np.testing.assert_allclose(merged(file)[name], merged(PEFT, 0.5)[name])
 
 
 def test_a_file_of_diffusers_for_both_experts(tmp_path):
@@ -203,7 +198,8 @@ def test_unused_keys_are_all_named_unless_they_are_allowed(tmp_path):
     extra["blocks.2.self_attn.q.lora_A.weight"] = np.ones((4, 64), np.float32)
     file = renamed(DIFFSYNTH, tmp_path, lambda key: key, **extra)
     message = refused(file)
-    assert message.startswith(f"{file} does not fit the model in 3 places: ")
+    assert message.startswith(f"{file} does not fit the model in 3 places")
+    assert "3 blocks, this one has 2" in message
     for key in extra:
         assert f"{key} has no place in the model" in message
     adapter = open_adapter(file, 1.0, expert(), allow_unused=True)
@@ -251,17 +247,97 @@ def test_ranks_differences_and_halves_that_do_not_fit(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "kind"),
+    ("end", "kind"),
     [
-        ("blocks.0.self_attn.q.skip_proj.weight", "a Skip-LoRA, which chains"),
-        ("blocks.0.self_attn.q.dora_scale", "a DoRA, which changes"),
+        ("skip_proj.weight", "Skip-LoRA"),
+        ("dora_scale", "DoRA"),
+        ("lora_magnitude_vector.default.weight", "DoRA"),
+        ("hada_w1_a", "LoHa"),
+        ("hada_t1", "LoHa"),
+        ("lokr_w1", "LoKr"),
+        ("lokr_w2_b", "LoKr"),
+        ("oft_blocks", "OFT"),
+        ("oft_R.default.weight", "OFT"),
+        ("boft_R", "BOFT"),
+        ("a1.weight", "GLoRA"),
+        ("on_input", "IA3"),
+        ("ia3_l", "IA3"),
+        ("lora_mid.weight", "LoCon"),
+        ("vera_lambda_b", "VeRA"),
+        ("lora_E", "AdaLoRA"),
     ],
 )
-def test_adapters_of_another_kind(tmp_path, key, kind):
-    file = renamed(DIFFSYNTH, tmp_path, lambda k: k, **{key: np.ones((4, 4), np.float32)})
-    assert refused(file, allow_unused=True).startswith(f"{file} is {kind}")
+@pytest.mark.parametrize("module", ["blocks.0.self_attn.q", "lora_unet_blocks_0_self_attn_q"])
+def test_adapters_of_another_kind(tmp_path, module, end, kind):
+    """Alone with an alpha, as they are published, or among the keys of a LoRA."""
+    extra = {
+        f"{module}.{end}": np.ones((4, 4), np.float32),
+        f"{module}.alpha": np.full(1, 4, np.float32),
+    }
+    for file in (saved(tmp_path, extra), renamed(DIFFSYNTH, tmp_path, lambda k: k, **extra)):
+        message = refused(file, allow_unused=True)
+        assert message.startswith(f"{file} is a")
+        assert kind in message
+        assert len(message) < 250 + len(str(file))
+
+
+def test_a_deeper_model_is_named_in_a_short_sentence(tmp_path):
+    shapes = (("lora_A", (4, 64)), ("lora_B", (64, 4)))
+    tensors = {
+        f"diffusion_model.blocks.{i}.self_attn.{part}.{factor}.weight": np.zeros(shape, np.float32)
+        for i in range(40)
+        for part in "qkvo"
+        for factor, shape in shapes
+    }
+    message = refused(saved(tmp_path, tensors))
+    assert "in 304 places (it is of a model with 40 blocks, this one has 2)" in message
+    for key in tensors:
+        assert (key in message) == (int(key.split(".")[2]) >= 2)
+
+
+def test_of_the_second_expert_alone(tmp_path):
+    file = renamed(PEFT, tmp_path, lambda k: k.replace("transformer.", "transformer_2."))
+    assert "--lora-low" in refused(file)
+    np.testing.assert_array_equal(
+        merged(file, expert=1)["blocks.0.ffn.0.weight"], merged(PEFT)["blocks.0.ffn.0.weight"]
+    )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_alpha_that_is_no_number(tmp_path, value):
+    key = "diffusion_model.blocks.0.self_attn.q.alpha"
+    file = renamed(KOHYA, tmp_path, lambda k: k, **{key: np.array(value, np.float32)})
+    assert "blocks.0.self_attn.q.weight has an alpha" in refused(file)
+
+
+def test_factors_that_are_integers_or_of_rank_zero(tmp_path):
+    q, k = "blocks.0.self_attn.q", "blocks.0.self_attn.k"
+    tensors = {
+        f"{q}.lora_A.weight": np.ones((4, 64), np.int8),
+        f"{q}.lora_B.weight": np.ones((64, 4), np.int8),
+        f"{k}.lora_A.weight": np.ones((0, 64), np.float32),
+        f"{k}.lora_B.weight": np.ones((64, 0), np.float32),
+    }
+    message = refused(saved(tmp_path, tensors))
+    assert f"{q}.weight has integers" in message
+    assert f"{k}.weight has shape (64, 64), its factors (64, 0)" in message
+
+
+def test_a_difference_of_the_same_size_but_another_shape(tmp_path):
+    file = saved(tmp_path, {"blocks.0.ffn.0.diff": np.ones((64, 144), np.float32)})
+    assert "has shape (144, 64), its diff (64, 144)" in refused(file)
+
+
+def test_a_factor_that_is_no_number_is_named(tmp_path):
+    tensors = safetensors.numpy.load_file(DIFFSYNTH)
+    (name,) = [key for key in tensors if ".1.ffn.2.lora_B" in key]
+    tensors[name] = np.full_like(tensors[name], np.nan)
+    adapter = open_adapter(saved(tmp_path, tensors), 1.0, expert())
+    with pytest.raises(CheckpointError, match=r"LoRA of blocks\.1\.ffn\.2\.weight"):
+        adapter.check_finite()
+    open_adapter(DIFFSYNTH, 1.0, expert()).check_finite()
 
 
 def test_a_file_without_any_lora():
     file = GOLDEN / "lora" / "expected.safetensors"
-    assert refused(file) == f"{file} has no key that is a LoRA of this model's"
+    assert f"{file} has no key that is a LoRA of this model's" in refused(file)

@@ -1,0 +1,116 @@
+"""How the keys of LoRA files are spelled: a prefix, the name of a module, and what the tensor is.
+
+Modules have the names of the original or of diffusers, their parts joined by dots or underscores.
+Each rule is a row of a table here.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from jcos.weights.names import DIT_OF_DIFFUSERS, Renaming, original_name
+
+# Words that PEFT, DiffSynth, diffusers, ComfyUI, kohya, LyCORIS, OneTrainer and PyTorch put before
+# a module's name, in any order and number; of two, the longer first.
+_SECOND_EXPERT = ("transformer_2", "dit2")
+_WORDS = (
+    *_SECOND_EXPERT,
+    "base_model",
+    "diffusion_model",
+    "dit",
+    "lora",
+    "lycoris",
+    "model",
+    "module",
+    "_orig_mod",
+    "pipe",
+    "transformer",
+    "unet",
+)
+_PREFIX = re.compile(rf"((?:{'|'.join(_WORDS)})[._])*")
+_SUFFIX = re.compile(
+    r"(?P<module>.+)\.(lora(_linear_layer)?[._](?P<factor>A|B|down|up)(\.([^.]+\.)?weight)?"
+    r"|(?P<other>alpha|diff(_b|_m)?))"
+)
+_FACTORS = {"A": "A", "down": "A", "B": "B", "up": "B"}
+_PLACES = {"diff_b": "bias", "diff_m": "modulation"}  # all other kinds change the weight
+_EITHER: Renaming = [(pattern.replace(r"\.", "[._]"), new) for pattern, new in DIT_OF_DIFFUSERS]
+
+# Of Wan2.1's image encoder: files for Wan2.2 made from 2.1's have them, Wan2.2 has no place.
+_IMAGE_ENCODER = re.compile(
+    r"(^|[._])(k_img|v_img|norm_k_img|img_emb|add_[kv]_proj|norm_added_k|image_embedder)"
+)
+
+_KINDS = [
+    (r"skip_proj", "a Skip-LoRA, which chains the ranks of its layers and is no change of weights"),
+    (
+        r"dora_scale|lora_magnitude_vector",
+        "a DoRA, which changes the norms of the weights too",
+    ),
+    (r"hada_(w[12](_[ab])?|t[12])", "a LoHa (LyCORIS), which is no product of two factors"),
+    (r"lokr_(w[12](_[ab])?|t[12])", "a LoKr (LyCORIS), which is no product of two factors"),
+    (r"oft_(blocks|diag|r)|boft_[rs]", "an OFT or BOFT, which turns the weights"),
+    (r"[ab][12]\.weight|bm[12]\.weight", "a GLoRA (LyCORIS), which multiplies the weights"),
+    (r"ia3_l|on_input", "an IA3, which multiplies the weights"),
+    (r"lora_mid", "a LoCon with a Tucker core (lora_mid), which is no product of two factors"),
+    (r"vera_(lambda_[bd]|[ab])", "a VeRA, whose factors are made from a random seed"),
+    (r"lora_e|ranknum", "an AdaLoRA, which is no product of two factors"),
+    (r"[wb]_norm", "a set of norms (LyCORIS), which is no LoRA"),
+]
+_ENDS = [(re.compile(rf".*[._]({end})(\.[^.]+)?(\.weight)?"), kind) for end, kind in _KINDS]
+
+
+class Key(NamedTuple):
+    """A key of a LoRA file.
+
+    module: as it is written, without the prefix. kind: `A`, `B`, `alpha`, `diff`, `diff_b` or
+    `diff_m`. target: the tensor that it changes, as `underscored`.
+    """
+
+    module: str
+    kind: str
+    target: str
+
+
+def parse(key: str) -> Key | None:
+    """Return what a key says; None where it is spelled in no known way."""
+    parsed = _SUFFIX.fullmatch(bare(key))
+    if parsed is None:
+        return None
+    module = parsed["module"]
+    kind = _FACTORS.get(parsed["factor"], parsed["other"])
+    original = original_name(f"{module}.", _EITHER).removesuffix(".")
+    return Key(module, kind, underscored(f"{original}.{_PLACES.get(kind, 'weight')}"))
+
+
+def underscored(name: str) -> str:
+    """Return a tensor's name as it is where dots and underscores are not told apart."""
+    return name.replace(".", "_")
+
+
+def is_of_second_expert(key: str) -> bool:
+    """Return whether the prefix says so; a file without such prefixes is of either."""
+    prefix = key.removesuffix(bare(key))
+    return any(re.search(rf"(^|[._]){word}[._]", prefix) for word in _SECOND_EXPERT)
+
+
+def is_of_image_encoder(key: str) -> bool:
+    """Return whether Wan2.2 lacks the place because it has no image encoder."""
+    return bool(_IMAGE_ENCODER.search(key))
+
+
+def other_kind(keys: Iterable[str]) -> str | None:
+    """Return what kind of adapter the keys are of, if it is none that can be merged."""
+    lower = [key.lower() for key in keys]
+    return next((kind for end, kind in _ENDS if any(map(end.fullmatch, lower))), None)
+
+
+def blocks(names: Iterable[str]) -> int:
+    """Return how many blocks a model with such modules or tensors has at least."""
+    numbers = (re.match(r"blocks[._](\d+)[._]", name) for name in names)
+    return max((int(number[1]) + 1 for number in numbers if number), default=0)
+
+
+def bare(key: str) -> str:
+    """Return a key without its prefix."""
+    return _PREFIX.sub("", key, count=1)

@@ -1,0 +1,297 @@
+"""Releases as people have them: prefixes, odd files beside, quantised ones, damaged ones."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from convert.__main__ import main
+from convert.work import Work
+from jcos.weights import checkpoint
+from jcos.weights.checkpoint import CheckpointError
+from jcos.weights.released import open_released
+from tests.conftest import GOLDEN
+from tests.convert.makers import (
+    APPLE_DOUBLE,
+    EXPERTS,
+    I2V,
+    LFS_POINTER,
+    TI2V,
+    integers,
+    prefixed,
+    repacked,
+    with_keys,
+)
+from tests.convert.test_lora import KOHYA
+from tests.releases import as_diffusers, in_full
+
+FILE = "diffusion_pytorch_model.safetensors"
+T2V = GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B"
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(CheckpointError) as error:
+        open_released(folder)
+    return in_full(str(error.value))
+
+
+def ended(capsys, *arguments: Path | str) -> str:
+    """The one sentence of a command that is refused."""
+    with pytest.raises(SystemExit) as end:
+        main([str(a) for a in arguments])
+    assert end.value.code == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("convert: ")]
+    return line.removeprefix("convert: ")
+
+
+def same_weights(folder: Path, like: Path = I2V) -> None:
+    """Each tensor of the experts, bit by bit."""
+    found, want = open_released(folder), open_released(like).of(["experts.0", "experts.1"])
+    assert found.of(["experts.0", "experts.1"]).leaves.keys() == want.leaves.keys()
+    for name, tensor in want.tensors.items():
+        np.testing.assert_array_equal(found.tensors[name].read(), tensor.read(), err_msg=name)
+
+
+# ---- what is read
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model.", "module."])
+def test_a_prefix_of_all_tensors_is_no_content(tmp_path, prefix):
+    same_weights(repacked(tmp_path / "x", prefixed(prefix), "wan2.2_i2v_14B.safetensors"))
+
+
+def test_a_prefix_in_the_layout_of_diffusers_and_in_shards(tmp_path):
+    folder = as_diffusers(I2V, tmp_path / "x")
+    for file in folder.rglob("*.safetensors"):
+        tensors = safetensors.numpy.load_file(file)
+        safetensors.numpy.save_file(prefixed("some.thing.")(tensors), file)
+    for file in folder.rglob("*.index.json"):
+        index = json.loads(file.read_text())
+        where = {f"some.thing.{name}": shard for name, shard in index["weight_map"].items()}
+        file.write_text(json.dumps(index | {"weight_map": where}))
+    same_weights(folder)
+    assert open_released(folder).parts == ["experts.0", "experts.1", "vae", "text"]
+
+
+def test_tensors_beside_the_prefix_are_named(tmp_path):
+    def change(tensors):
+        return prefixed("model.")(tensors) | {"first_stage_model.conv1.bias": np.zeros(3)}
+
+    message = refused(repacked(tmp_path / "x", change))
+    assert "first_stage_model.conv1.bias" in message
+    assert "model." in message
+
+
+def test_hidden_files_are_no_weights(tmp_path):
+    folder = repacked(tmp_path / "x", name="wan22_i2v.safetensors")
+    for place in EXPERTS:
+        (folder / place / "._wan22_i2v.safetensors").write_bytes(APPLE_DOUBLE)
+        (folder / place / ".DS_Store").write_bytes(b"\0")
+    (folder / "._Wan2.1_VAE.pth").write_bytes(APPLE_DOUBLE)
+    same_weights(folder)
+    assert open_released(folder).parts == ["experts.0", "experts.1"]
+
+
+@pytest.mark.parametrize(("release", "width"), [(I2V, 16), (TI2V, 48)], ids=lambda p: str(p)[-8:])
+def test_of_two_vaes_the_fitting_one_is_taken(tmp_path, release, width):
+    folder = shutil.copytree(release, tmp_path / "x")
+    shutil.copy(I2V / "Wan2.1_VAE.pth", folder)
+    shutil.copy(TI2V / "Wan2.2_VAE.pth", folder)
+    found = open_released(folder)
+    assert found.config.codec.channels == found.config.dit.out_channels == width
+    assert found.leaves.keys() == open_released(release).leaves.keys()
+    # One that cannot be read is no reason to refuse the other, unless it is the one that is needed.
+    other, needed = ("Wan2.1_VAE.pth", "Wan2.2_VAE.pth")[:: 1 if width == 48 else -1]
+    content = (folder / needed).read_bytes()
+    (folder / other).write_bytes(b"damaged")
+    assert open_released(folder).config.codec.channels == width
+    (folder / needed).write_bytes(b"damaged")
+    (folder / other).write_bytes(content)
+    assert open_released(folder).config.codec.channels == width
+
+
+# ---- what is refused by name
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (integers, "20 tensors of integers without scales"),
+        (with_keys(".absmax"), "bitsandbytes"),
+        (with_keys(".quant_state.bitsandbytes__nf4", np.uint8), "bitsandbytes"),
+        (with_keys("SCB"), "bitsandbytes"),
+        (with_keys("weight_scale"), "weight_scale"),
+        (with_keys("weight_scale_inv"), "weight_scale"),
+        (with_keys("scale_weight"), "ComfyUI"),
+        (with_keys("comfy_quant", np.uint8), "ComfyUI"),
+        (with_keys("qweight", np.int32), "GPTQ"),
+        (with_keys("._data", np.int8), "quanto"),
+        (with_keys("smooth_factor"), "SVDQuant"),
+    ],
+)
+def test_quantised_weights(tmp_path, change, kind):
+    message = refused(repacked(tmp_path / "x", change))
+    assert kind in message
+    assert "take the unquantised release" in message
+    assert len(message) < 300 + len(str(tmp_path))
+
+
+def test_a_quantisation_that_the_configuration_names(tmp_path):
+    folder = as_diffusers(I2V, tmp_path / "x")
+    place = folder / "text_encoder" / "config.json"
+    place.write_text(json.dumps({"quantization_config": {"quant_method": "bitsandbytes"}}))
+    assert f"{place.parent} is quantised (bitsandbytes)" in refused(folder)
+
+
+def test_eight_bit_floats_stay_refused(tmp_path):
+    folder = repacked(tmp_path / "x")
+    for place in EXPERTS:
+        file = folder / place / FILE
+        file.write_bytes(file.read_bytes().replace(b'"F32"', b'"F8_E4M3"'[:5], 1))
+        header = {"a": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}
+        text = json.dumps(header).encode()
+        file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(2))
+    assert "F8_E4M3" in refused(folder)
+
+
+def test_a_git_lfs_pointer_is_called_one(tmp_path):
+    folder = shutil.copytree(I2V, tmp_path / "x")
+    shard = next((folder / "high_noise_model").glob("*-00001-*.safetensors"))
+    for file in (shard, folder / "Wan2.1_VAE.pth", folder / "low_noise_model" / "config.json"):
+        content = file.read_bytes()
+        file.write_bytes(LFS_POINTER)
+        assert f"{file} is a Git LFS pointer" in refused(folder)
+        file.write_bytes(content)
+
+
+def test_a_pointer_in_place_of_the_tokenizer(tmp_path, capsys):
+    folder = shutil.copytree(I2V, tmp_path / "x")
+    file = folder / "google" / "umt5-xxl" / "tokenizer.json"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(LFS_POINTER)
+    assert f"{file} is a Git LFS pointer" in ended(capsys, folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_message_is_short(tmp_path):
+    """Of a configuration of another depth and width: all 100 places are in the file it names."""
+    folder = repacked(tmp_path / "x", lambda tensors: {f"n.{k}" * 9: a for k, a in tensors.items()})
+    assert refused(folder)
+    folder = shutil.copytree(I2V, tmp_path / "y")
+    for place in EXPERTS:
+        path = folder / place / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"num_layers": 9, "dim": 96}))
+    message = refused(folder)
+    assert "more, all of them in" in message
+    assert "experts.1.time_projection.kernel has shape (64, 384)" in message
+
+
+# ---- values that are no numbers
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_weight_that_is_no_number_is_named(tmp_path, capsys, value):
+    def change(tensors):
+        wrong = tensors["blocks.1.ffn.0.weight"].copy()
+        wrong[3, 4] = value
+        return tensors | {"blocks.1.ffn.0.weight": wrong}
+
+    folder = repacked(tmp_path / "x", change)
+    message = ended(capsys, folder, tmp_path / "out")
+    assert f"experts.0.blocks.1.ffn.0.weight of {folder / 'high_noise_model' / FILE}" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_lora_that_is_no_number_is_named_before_anything_is_written(tmp_path, capsys):
+    tensors = safetensors.numpy.load_file(KOHYA)
+    (key,) = [key for key in tensors if "blocks.0.ffn.2.lora_up" in key]
+    tensors[key] = np.full_like(tensors[key], np.inf)
+    file = tmp_path / "lora.safetensors"
+    safetensors.numpy.save_file(tensors, file)
+    message = ended(capsys, I2V, tmp_path / "out", "--lora-low", file, "--only", "dit")
+    assert f"blocks.0.ffn.2.weight in {file}" in message
+    assert list(tmp_path.iterdir()) == [file]
+    scale = ("--lora-low", KOHYA, "--lora-low-scale", "nan")
+    assert "factor for a LoRA file is nan" in ended(capsys, I2V, tmp_path / "out", *scale)
+    huge = ("--lora-low", KOHYA, "--lora-low-scale", "1e39", "--only", "dit")
+    message = ended(capsys, I2V, tmp_path / "out", *huge)
+    assert "experts.1.blocks." in message
+    assert not (tmp_path / "out").exists()
+
+
+# ---- disks and names
+
+
+@pytest.mark.parametrize("code", ["ENOSYS", "EOPNOTSUPP", "ENOLCK", "ENOTSUP"])
+def test_a_disk_without_locks(tmp_path, monkeypatch, code):
+    def flock(*_):
+        raise OSError(getattr(errno, code), "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    work = Work(tmp_path / "out", {})
+    assert not work.locked
+    work.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_without_locks_is_said_and_converted_to(tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    main([str(T2V), str(tmp_path / "out")])
+    assert f"{tmp_path} has no file locks" in capsys.readouterr().err.replace("\n", " ")
+    checkpoint.read_manifest(tmp_path / "out", verify=True)
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_a_lock_that_fails_otherwise_leaves_nothing(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.EIO, "broken disk")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match="broken disk"):
+        Work(tmp_path / "out", {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def latin(tmp_path) -> Path:
+    """A folder whose name is no UTF-8."""
+    try:
+        os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    except OSError:
+        pytest.skip("this disk has names of UTF-8 alone")
+    return tmp_path / os.fsdecode(b"caf\xe9")
+
+
+def test_a_source_whose_name_is_not_utf_8(latin, tmp_path, capfd):
+    folder = shutil.copytree(T2V, latin / os.fsdecode(b"wan\xff"))
+    main([str(folder), str(tmp_path / "out")])
+    notes = checkpoint.read_manifest(tmp_path / "out", verify=True)["notes"]
+    assert notes["converted from"] == r"wan\xff"
+    assert "wan2.1-t2v-1.3b" in capfd.readouterr().out
+
+
+def test_a_target_whose_name_is_not_utf_8(latin, capsys):
+    message = ended(capsys, T2V, latin / "out")
+    assert r"caf\xe9" in message
+    assert "not UTF-8" in message
+    assert not list(latin.iterdir())
+
+
+def test_the_report_is_written_whatever_the_names_are(latin, tmp_path, capfd, monkeypatch):
+    """Also where standard output takes UTF-8 alone."""
+    lora = latin / os.fsdecode(b"\xe9.safetensors")
+    shutil.copy(KOHYA, lora)
+    with open(1, "w", encoding="utf-8", closefd=False) as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        main([str(I2V), str(tmp_path / "out"), "--lora-high", str(lora), "--only", "dit"])
+    assert r"caf\xe9/\xe9.safetensors into experts.0" in capfd.readouterr().out

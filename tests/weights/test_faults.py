@@ -1,0 +1,62 @@
+"""Messages stay short; what is left out is in the file they name."""
+
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from jcos.weights import faults
+from jcos.weights.faults import LONGEST, brief, listed, readable
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    """Where the lists go."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_short_list_is_shown_whole(folder):
+    assert (
+        listed("2 places", ["a is missing", "b is short"]) == "2 places: a is missing; b is short"
+    )
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("length", [3, 40, 250, 5000])
+def test_a_long_list_is_in_the_file_that_is_named(folder, length):
+    phrases = [f"{i:04d} " + "x" * length for i in range(1000)]
+    message = listed("1000 places", phrases)
+    assert len(message) <= LONGEST
+    (file,) = folder.iterdir()
+    assert str(file) in message
+    assert file.read_text().splitlines() == ["1000 places:", *phrases]
+    shown = len(re.findall(r"\d{4} x", message))
+    assert shown >= 1
+    assert f"; and {1000 - shown} more, all of them in" in message
+
+
+def test_where_no_file_can_be_written(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    message = listed("1000 places", [f"{i} is missing" for i in range(1000)])
+    assert len(message) <= LONGEST
+    assert message.endswith("more")
+
+
+def test_one_long_message(folder):
+    assert brief("short") == "short"
+    message = brief("begin" + "x" * 5000 + "end")
+    assert len(message) <= LONGEST
+    (file,) = folder.iterdir()
+    assert str(file) in message
+    assert file.read_text() == "begin" + "x" * 5000 + "end\n"
+
+
+def test_names_that_are_no_text(folder):
+    name = "caf\udce9"
+    assert readable(name) == readable(Path(name)) == r"caf\xe9"
+    listed("places", [name] * 500)
+    (file,) = folder.iterdir()
+    assert "caf" in file.read_text()
+    assert faults.shorter("abcdef", 4) == "ab…ef"
