@@ -23,7 +23,6 @@ from jcos.experiments.memory import runs_that_fit
 from jcos.model.dit import DiT
 from jcos.sampling import flow, trajectory
 from jcos.sampling.flow import SolverState
-from jcos.sampling.noise import wan_noise
 from jcos.sampling.probes import Probe
 from jcos.sampling.trajectory import Condition, Steps
 from jcos.wan import Prompt, Wan
@@ -130,10 +129,10 @@ class Sampler:
         arm, config, cfg = self.arm, self.model.config, self.model.config.dit
         grid = (*wan.latent_grid(config, *shape), cfg.out_channels)
         seeds = range(arm.seed, arm.seed + arm.ensemble)
-        first = np.stack([wan_noise(seed, grid) for seed in seeds])
         given, probe = self._spread(given), arm.probe(config, grid[0])
-        noise, keys = trajectory.draw(cfg, given, generation.seed_keys(seeds), jnp.asarray(first))
-        state = _begin(config.numerics, given, noise)
+        noise = generation.first_noise(config, seeds, grid)
+        keys = generation.seed_keys(seeds)
+        state, keys = generation.begin(config, given, keys, noise)
         chosen = places(arm.x0, config.sampling.steps, "step")
         plan, kept = flow.plan(config.sampling, config.boundary), []
         for i, expert in enumerate(self.model.experts):
@@ -175,9 +174,6 @@ def _between(steps: Steps, start: int, end: int) -> Steps:
     inside = (numbers >= start) & (numbers < end)
     columns = ("number", "sigma", "timestep", "row")
     return steps._replace(**{name: np.asarray(getattr(steps, name))[inside] for name in columns})
-
-
-_begin = jax.jit(trajectory.begin, static_argnums=0)
 
 
 @jax.jit

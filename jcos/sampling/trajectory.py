@@ -320,7 +320,8 @@ def advance(
 
     conditions = mesh.constrain(conditions, mesh.WORLD)
     seeds = _spread_map(one, mesh.SEED, (None, 0, 0))
-    with _passes(*state.x.shape[:2], steps.scale is not None):
+    worlds, seed_count = state.x.shape[:2]
+    with _passes(worlds, seed_count, steps.scale is not None):
         state, trace = _spread_map(seeds, mesh.WORLD, (0, 0, None))(conditions, state, keys)
     return mesh.constrain(state, mesh.WORLD, mesh.SEED), _told(trace)
 
