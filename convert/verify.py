@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shown = Table("part", "place", "error", "allowed", title=source.config.name)
     for row in rows:
         style = None if row.error <= row.allowed else "bold red"
-        shown.add_row(row.part, row.place, f"{row.error:.1e}", f"{row.allowed:.0e}", style=style)
+        shown.add_row(row.part, row.place, f"{row.error:.3e}", f"{row.allowed:.3e}", style=style)
     Console().print(shown)
     for part, name in PARTS.items():
         if part not in source.parts:
@@ -73,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if wrong:
         first = wrong[0]
         print(
-            f"The first difference is at {first.part}, {first.place}: {first.error:.1e} of the "
-            f"largest value, where {first.allowed:.0e} is allowed.",
+            f"The first difference is at {first.part}, {first.place}: {first.error:.3e} "
+            f"relative, where {first.allowed:.3e} is allowed.",
             file=sys.stderr,
         )
         raise SystemExit(1)

@@ -265,6 +265,12 @@ class WanConfig:
             )
 
     @property
+    def noise(self) -> Literal["torch", "jax"]:
+        """Who draws the first noise of a seed: PyTorch for Wan's models, whose codes all do, jax
+        for others."""
+        return "torch" if isinstance(self.codec, VaeConfig) else "jax"
+
+    @property
     def experts(self) -> int:
         return 1 if self.boundary is None else 2
 

@@ -19,18 +19,45 @@ from jcos.config import Sampling, WanConfig
 from jcos.devices import memory, mesh, sharding
 from jcos.files import write
 from jcos.sampling import flow, trajectory
-from jcos.sampling.checks import check_probe
+from jcos.sampling.checks import check_averages, check_probe
 from jcos.sampling.flow import SolverState
-from jcos.sampling.noise import seed_words
+from jcos.sampling.noise import seed_words, wan_noise
 from jcos.sampling.probe import Probe
 from jcos.sampling.trajectory import Condition, Trace
 from jcos.wan import Wan
 from jcos.weights import checkpoint
 
+Noise = Float[Array | np.ndarray, "K F h w C"] | str | None
+"""The first noise of each seed, or who draws it (`first_noise`)."""
+
 
 def seed_keys(seeds: Sequence[int] | int) -> Key[Array, " K"]:
     """One key per seed: a seed's noise does not depend on which others run beside it."""
     return jax.vmap(jax.random.key)(jnp.asarray(seed_words(seeds)))
+
+
+def first_noise(
+    config: WanConfig,
+    seeds: Sequence[int],
+    shape: tuple[int, int, int, int],
+    noise: Noise = None,
+) -> Float[Array, "K F h w C"] | None:
+    """Return the noise that videos of these seeds begin with, whoever makes them: commands, the
+    benchmark, experiments on clips, Python.
+
+    shape: of a latent, [F, h, w, C]. noise: an array, which is taken as it is, or who draws it, by
+    default `config.noise`: "torch" as all reference codes for Wan do (`noise.wan_noise`), "jax"
+    from the seeds' keys inside the program, which None stands for.
+    Raises ValueError where it is neither, or PyTorch does not take a seed.
+    """
+    drawn = config.noise if noise is None else noise
+    if not isinstance(drawn, str):
+        return jnp.asarray(drawn)
+    if drawn not in ("torch", "jax"):
+        raise ValueError(f"noise is {drawn!r}; it is torch, jax or an array [K, F, h, w, C]")
+    if drawn == "jax":
+        return None
+    return jnp.asarray(np.stack([wan_noise(seed, shape) for seed in seeds]))
 
 
 @partial(jax.jit, static_argnames="idle")
@@ -180,15 +207,18 @@ class Runs(Iterator[State]):
     def begin(
         self,
         seeds: Sequence[int] | int,
-        noise: Float[Array | np.ndarray, "K F h w C"] | None = None,
+        noise: Noise = None,
     ) -> None:
         """Draw the first noise of each seed, unless it is given."""
         seeds = (seeds,) if isinstance(seeds, int) else tuple(int(seed) for seed in seeds)
-        keys, given = seed_keys(seeds), None if noise is None else jnp.asarray(noise)
+        keys, config = seed_keys(seeds), self.model.config
         self.check(len(keys))
+        check_averages(self.probe, len(keys))
+        shape = trajectory.latent_shape(config.dit, self.conditions)
+        given = first_noise(config, seeds, shape, noise)
         if mesh.in_use():
             _, keys, given = sharding.place_runs((), keys, given)
-        solver, keys = _begin(self.model.config, self.conditions, keys, given)
+        solver, keys = _begin(config, self.conditions, keys, given)
         self._set(-1, 1.0, seeds, solver, keys)
 
     def load(self, file: Path | str) -> None:
@@ -316,7 +346,7 @@ def steps(
     probe: Probe | None = None,
     sampling: Sampling | None = None,
     sigmas: Sequence[float] | None = None,
-    noise: Float[Array | np.ndarray, "K F h w C"] | None = None,
+    noise: Noise = None,
     start: Path | str | None = None,
 ) -> Runs:
     """Iterate over the runs' `State` after every denoising step; each is one call of a compiled
@@ -356,7 +386,7 @@ def generate(
     probe: Probe | None = None,
     sampling: Sampling | None = None,
     sigmas: Sequence[float] | None = None,
-    noise: Float[Array | np.ndarray, "K F h w C"] | None = None,
+    noise: Noise = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Trace:
     """One video per seed, with every step's clean estimate and what the probe observed: leaves [K,
@@ -392,7 +422,7 @@ def generate_side_by_side(
     probe: Probe | None = None,
     sampling: Sampling | None = None,
     sigmas: Sequence[float] | None = None,
-    noise: Float[Array | np.ndarray, "K F h w C"] | None = None,
+    noise: Noise = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Trace:
     """`generate` for several worlds at once (`trajectory.stack` of conditions): leaves [W, K, …].
@@ -403,6 +433,7 @@ def generate_side_by_side(
     cfg, sampling = model.config, _sampling(model, sampling, sigmas)
     plan, keys, asked = flow.plan(sampling, cfg.boundary), seed_keys(seeds), probe or Probe()
     observed = _check(model, plan, conditions, len(keys), asked)
+    check_averages(asked, len(keys))
     run = memory.Run(
         seeds=len(keys),
         worlds=len(conditions.context),
@@ -417,7 +448,9 @@ def generate_side_by_side(
         if on_step is not None or memory.waits(model.experts):
             trace = _watched(Runs(model, conditions, plan, asked), seeds, noise, on_step)
         else:
-            given = None if noise is None else jnp.asarray(noise)
+            shape = trajectory.latent_shape(cfg.dit, conditions)
+            numbers = (seeds,) if isinstance(seeds, int) else seeds
+            given = first_noise(cfg, numbers, shape, noise)
             if mesh.in_use():
                 sharding.check_runs(cfg.dit, run.worlds, run.seeds)
                 conditions, keys, given = sharding.place_runs(conditions, keys, given)
@@ -429,7 +462,7 @@ def generate_side_by_side(
 def _watched(
     runs: "Runs",
     seeds: Sequence[int] | int,
-    noise: Float[Array | np.ndarray, "K F h w C"] | None,
+    noise: Noise,
     on_step: Callable[[int], None] | None,
 ) -> Trace:
     """All steps of `runs`, one by one."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 
 
 def start(case: str, *arguments: str, module: str = "tests.many_devices") -> subprocess.Popen:
@@ -19,7 +20,7 @@ def start(case: str, *arguments: str, module: str = "tests.many_devices") -> sub
         "JAX_PLATFORMS": "cpu",
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
         # Without the older emitters of conftest.py, whose noise is rounded by its layout.
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "").replace(OLDER_EMITTERS, "").strip(),
         "PYTHONPATH": str(ROOT),
     }
     # As in conftest.py: what was compiled once is not compiled again.
@@ -223,6 +224,46 @@ def attention(*meshes: str) -> dict[str, list]:
     return found
 
 
+def undivided(*meshes: str) -> dict[str, dict[str, float]]:
+    """What these meshes do not divide, against one device: attention of 50 tokens of 3 heads, and
+    the program of docs/launch.md, whose picture has 6 x 10 cells; 7 x 9 are decoded."""
+    eight()
+    import jax
+    import numpy as np
+
+    from jcos import generation, wan
+    from jcos.config import Sampling
+    from jcos.devices import sharding
+    from jcos.model.attention import attention
+
+    release = ROOT / "tests" / "golden" / "ckpt" / "Wan2.2-I2V-A14B"
+    sampling = Sampling(1, 5.0, "euler", "euler", (2.0, 2.0))
+    rng = np.random.default_rng(0)
+    q, k, v = rng.standard_normal((3, 50, 3, 16)).astype(np.float32)
+    rows = rng.standard_normal((4, 64)).astype(np.float32)
+    picture = rng.integers(0, 256, (48, 80, 3), np.uint8)
+    cells = rng.standard_normal((2, 7, 9, 16)).astype(np.float32)
+
+    def find() -> dict[str, Any]:
+        model = wan.load(release, profile="float32", text=False)
+        condition = model.condition(picture, rows, 5, negative=rows[:1])
+        trace = generation.generate(model, condition, (0, 1), sampling=sampling)
+        made = {
+            "together": jax.jit(lambda *a: attention(*a, keys=45, together=True))(q, k, v),
+            "alone": jax.jit(lambda *a: attention(*a))(q, k[:7], v[:7]),
+            "picture": condition.channels,
+            "latents": trace.latents,
+            "levels": model.decode(cells).astype(np.float32) / 255,
+        }
+        return sharding.fetch(made)
+
+    want, found = find(), {}
+    for text in meshes:
+        with sharding.on(sharding.make_mesh(sharding.parse_mesh(text))):
+            found[text] = differences(find(), want)
+    return found
+
+
 def weights() -> dict[str, Any]:
     """Slices of A14B's weights, and the shipped model restored straight into slices."""
     eight()
@@ -313,7 +354,10 @@ def command(*words: str) -> list[Any]:
     return [0, ""]
 
 
-CASES = {f.__name__: f for f in (layouts, by_step, sweeps, attention, weights, host, lost, command)}
+CASES = {
+    f.__name__: f
+    for f in (layouts, by_step, sweeps, attention, undivided, weights, host, lost, command)
+}
 
 if __name__ == "__main__":
     print(json.dumps(CASES[sys.argv[1]](*sys.argv[2:])))

@@ -1,5 +1,6 @@
 """The commands as a user types them, and what wrong input ends in."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ import pytest
 from PIL import Image
 
 from jcos import cli, demo, wan
-from jcos.experiments.puzzles import Progress
+from jcos.experiments.puzzles import Progress, held_out
+from jcos.generation import generate
+from jcos.lab import tasks
 from jcos.weights import checkpoint
 from tests.conftest import ROOT
 
@@ -92,6 +95,13 @@ def test_sample_writes_pictures_arrays_and_manifest(tmp_path: Path) -> None:
     arrays = np.load(out / "arrays.npz")
     assert arrays["x0"].shape == (2, 2, 3, 5, 10, 10, 12)
     np.testing.assert_allclose(arrays["x0"][:, :, -1], arrays["latents"], atol=1e-5)
+    # A seed is the same video in Python.
+    model, task = wan.load(), tasks.get("maze")
+    sampling = dataclasses.replace(model.config.sampling, steps=3)
+    for puzzle, latents in zip(held_out(task, 2), arrays["latents"], strict=True):
+        condition = model.condition(task.first_frame(puzzle), puzzle.prompt, task.frames)
+        trace = generate(model, condition, (0, -1), sampling=sampling)
+        np.testing.assert_allclose(latents, trace.latents, atol=1e-5)
     assert {p.name for p in out.iterdir()} == {
         "run.json",
         "arrays.npz",
@@ -120,7 +130,9 @@ def test_sample_is_deterministic_and_an_intervention_changes_it(tmp_path: Path) 
         (("sample", "maze", "--seeds", 0, 2**64), f"the seed is {2**64}; PyTorch takes"),
         (("sample", "maze", "--steps", 3, "--noise-steps", 3), "step 3 is out of range"),
         (("sample", "maze", "--steps", 3, "--noise-frames", 5), "frame 5 is out of range"),
-        (("sample", "maze", "--steps", 3, "--ensemble-layers", 6), "layer 6 is out of range"),
+        (("sample", "maze", "--steps", 3, "--ensemble-layers", 6, "--seeds", 0, 1), "layer 6 is"),
+        (("sample", "maze", "--ensemble-layers", 3), "averages over seeds; one is given"),
+        (("sample", "maze", "--ensemble-steps", 3), "--ensemble-steps go together: give both"),
     ],
 )
 def test_wrong_input_is_one_sentence(

@@ -138,6 +138,7 @@ def test_a_prompt_and_a_picture_become_a_video(
         (["--frames", 8], "8 frames"),
         (["--size", "48by80"], "size is '48by80'; it is WIDTHxHEIGHT in pixels"),
         (["--x0", 2], "step 2 is out of range: there are steps 0 to 1"),
+        (["--ensemble-layers", 0], "--ensemble-layers averages over seeds; one is given"),
         (["--noise-steps", 9], "step 9 is out of range: there are steps 0 to 1"),
         (["--guidance", 1, 2, 3], "3 guidance scales given; wan2.2-i2v-a14b has 2 expert"),
         (["--noise", "absent.npy"], "absent.npy"),
@@ -193,6 +194,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], weakref
 
     def generate(model, condition, seeds, *, noise, **options) -> Any:
         gc.collect()
+        shape = (*condition.channels.shape[:3], model.config.dit.out_channels)
+        noise = generation.first_noise(model.config, seeds, shape, noise)
         loaded[-1][0]["beside"] = sum(made() is not None for _, made in loaded[:-1])
         x0 = np.repeat(np.asarray(noise)[:, None], 2, axis=1)
         return SimpleNamespace(latents=noise, x0=x0)
@@ -316,7 +319,7 @@ def test_embedded_prompts_need_no_encoder(release, picture, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(release, bare, ignore=shutil.ignore_patterns("models_t5*", "google"))
     call = [*settings(bare, picture, tmp_path / "out"), "--prompt", files[0]]
-    run("generate", *call, "--negative", files[1])
+    run("generate", *call, "--negative", files[1], "--seeds", 7)
     latents = load_file(tmp_path / "out" / "latents.safetensors")["latents"]
 
     model = wan.load(bare, profile="float32")
@@ -325,9 +328,14 @@ def test_embedded_prompts_need_no_encoder(release, picture, tmp_path):
     )
     condition = model.condition(first, rows[0], 5, negative=rows[1])
     sampling = dataclasses.replace(model.config.sampling, steps=2)
-    noise = np.stack([wan_noise(0, latents.shape[1:])])
-    want = generation.generate(model, condition, [0], sampling=sampling, noise=noise).latents
-    np.testing.assert_allclose(latents, want, atol=1e-5)
+    # A seed is the same video in Python as in the command, and its noise PyTorch's.
+    want = generation.generate(model, condition, [7], sampling=sampling).latents
+    np.testing.assert_allclose(latents, want, atol=1e-5)  # by step, and as one program
+    noise = wan_noise(7, latents.shape[1:])[None]
+    drawn = generation.generate(model, condition, [7], sampling=sampling, noise=noise).latents
+    np.testing.assert_array_equal(drawn, want)
+    other = generation.generate(model, condition, [7], sampling=sampling, noise="jax").latents
+    assert np.abs(other - want).max() > 0.1
 
 
 def test_a_seed_that_broke_has_no_video(tmp_path, capsys, monkeypatch):

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from jcos.config import Sampling
-from jcos.generation import generate, generate_side_by_side, generate_worlds, seed_keys
+from jcos.experiments.puzzles import finish, playing
+from jcos.generation import (
+    check_averages,
+    generate,
+    generate_side_by_side,
+    generate_worlds,
+    seed_keys,
+)
 from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import (
     EstimateEnsemble,
@@ -77,6 +84,29 @@ def test_a_probe_of_another_run_is_refused_before_anything_is_computed(
     for way in ways:
         with pytest.raises(ValueError, match=rf"^the probe is made for {says}"):
             way(probe)
+
+
+@pytest.mark.parametrize(
+    ("probe", "seeds"),
+    [
+        (WINDOW, 1),
+        (AVERAGED, 1),
+        (chain(Noise.at_steps(STEPS, FRAMES, []), InWorlds(WINDOW, jnp.array([True]))), 1),
+        (WINDOW.replace(groups=jnp.arange(2)), 2),
+    ],
+)
+def test_an_average_of_one_seed_is_refused(
+    model: Wan, condition: trajectory.Condition, probe: Probe, seeds: int
+) -> None:
+    """By runs and sweeps; with its mask off, or some seeds in company, it may stand there."""
+    worlds = jax.tree.map(lambda a: a[None, None], condition)
+    with pytest.raises(ValueError, match="averages over seeds"):
+        generate(model, condition, range(seeds), probe=probe)
+    with pytest.raises(ValueError, match="averages over seeds"):
+        finish(playing(model, worlds, range(seeds), probes=[probe]))
+    off = WINDOW.replace(mask=jnp.zeros_like(WINDOW.mask))
+    check_averages(off, 1)
+    check_averages(WINDOW.replace(groups=jnp.array([0, 0, 1])), 3)
 
 
 def _never(*_: Any) -> Any:

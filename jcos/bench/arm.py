@@ -33,10 +33,10 @@ class Shape(NamedTuple):
 class Arm:
     """What the paper's tools do, and what can be done otherwise.
 
-    profile: whose data types and schedule; None for the model's own. seed: of the noise, which is
-    PyTorch's. scale: size of the generated video against the first frame's; it is brought to the
-    size of the frame before it is written. frames: instead of the ground truth's, rounded up to
-    what the model makes. fps, crf: of the files, 25 being the quality of the paper's.
+    profile: whose data types and schedule; None for the model's own. seed: of the noise
+    (`generation.first_noise`). scale: size of the generated video against the first frame's; it is
+    brought to the size of the frame before it is written. frames: instead of the ground truth's,
+    rounded up to what the model makes. fps, crf: of the files, 25 being the quality of the paper's.
     noise_steps, noise_frames: where latents are replaced by noise (`probes.Noise`).
     ensemble: so many seeds, from `seed` on, whose tokens are averaged after the layers from
     `ensemble_from` to `ensemble_to` (fractions of the depth) at `ensemble_steps`
@@ -64,6 +64,10 @@ class Arm:
         for name in ("scale", "fps", "ensemble"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        alone = [f.name for f in dataclasses.fields(self) if f.name.startswith("ensemble_")]
+        alone = [name for name in alone if getattr(self, name) != getattr(Arm, name)]
+        if self.ensemble == 1 and alone:
+            raise ValueError(f"{alone[0]} does nothing where ensemble is 1 seed; set ensemble too")
 
     def of(self, config: WanConfig) -> WanConfig:
         """The model as this arm samples it. Raises ValueError or IndexError where it cannot."""

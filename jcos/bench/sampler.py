@@ -21,7 +21,6 @@ from jcos.devices import memory, mesh, sharding
 from jcos.experiments.experiment import places
 from jcos.experiments.memory import runs_that_fit
 from jcos.sampling import flow, trajectory
-from jcos.sampling.noise import wan_noise
 from jcos.sampling.trajectory import Condition
 from jcos.wan import Prompt, Wan
 
@@ -128,7 +127,6 @@ class Sampler:
         grid = (*wan.latent_grid(config, *shape), config.dit.out_channels)
         together = arm.together(config)
         seeds = range(arm.seed, arm.seed + (arm.ensemble if together else 1))
-        noise = np.stack([wan_noise(seed, grid) for seed in seeds])
         chosen, kept = places(arm.x0, config.sampling.steps, "step"), []
         runs = generation.steps(
             self.model,
@@ -136,7 +134,6 @@ class Sampler:
             seeds,
             probe=arm.probe(config, grid[0]),
             sampling=config.sampling,
-            noise=noise,
         )
         # Each sample is a world by itself; seeds that are only averaged with go on no longer.
         for state in runs:

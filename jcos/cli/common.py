@@ -48,8 +48,13 @@ class Interventions:
         """As a run's manifest holds them."""
         return {f.name: list(getattr(self, f.name)) for f in dataclasses.fields(Interventions)}
 
-    def probe(self, steps: int, frames: int, layers: int) -> Chain:
-        """All interventions, most of them off: one program serves every choice."""
+    def probe(self, steps: int, frames: int, layers: int, seeds: int) -> Chain:
+        """All interventions, most of them off: one program serves every choice. ValueError where
+        seeds are to be averaged and there is one, or no layer or step to do it at."""
+        if self.ensemble_layers and seeds == 1:
+            raise ValueError("--ensemble-layers averages over seeds; one is given: try --seeds 0 1")
+        if not (self.ensemble_steps if self.ensemble_layers else self.ensemble_steps == (0,)):
+            raise ValueError("--ensemble-layers and --ensemble-steps go together: give both")
         on = self.ensemble_steps if self.ensemble_layers else ()
         parts: list[Probe] = [
             Noise.at_steps(steps, frames, self.noise_steps)

@@ -35,7 +35,7 @@ from jcos.media import formats, image
 from jcos.model.text import UMT5, TextCache, read_prompt
 from jcos.model.vae import Tiles
 from jcos.report import explorer
-from jcos.sampling.noise import noise_from_file, seed_words, wan_noise
+from jcos.sampling.noise import noise_from_file, seed_words
 from jcos.sampling.probes import Probe, choose
 from jcos.sampling.trajectory import Condition
 from jcos.variants import Profile
@@ -89,9 +89,10 @@ class Generate(Interventions, OnMesh):
     """Whose data types, schedule and defaults: by default those of the checkpoint's authors."""
     seeds: tuple[int, ...] = (0,)
     """One video per seed, side by side."""
-    noise: str = "torch"
+    noise: str | None = None
     """Where the first noise comes from: torch (what PyTorch draws on a CPU for the seed), jax, or a
-    file (.npy, .npz, .safetensors) of [C, F, h, w]."""
+    file (.npy, .npz, .safetensors) of [C, F, h, w]. By default torch, of the small model jax; the
+    same as in Python."""
     x0: tuple[int, ...] = ()
     """Steps whose clean estimates are kept."""
     text_cache: Path | None = None
@@ -128,8 +129,8 @@ class Generate(Interventions, OnMesh):
         grid = wan.latent_grid(config, frames, *size)
         noise_shape = (*grid, config.dit.out_channels)
         seed_words(self.seeds)  # which of them are no seeds
-        noise = self._noise(noise_shape)
-        interventions = self.probe(sampling.steps, grid[0], config.dit.layers)
+        noise = self._noise(config, noise_shape)
+        interventions = self.probe(sampling.steps, grid[0], config.dit.layers, len(self.seeds))
         prompts = [read_prompt(p) for p in (self.prompt, self.negative or config.negative)]
         run = self._describe(config, devices, size, frames, picture, prompts, noise)
         done = _finished(self.out, run)
@@ -172,7 +173,7 @@ class Generate(Interventions, OnMesh):
         condition: Condition,
         sampling: Sampling,
         probe: Probe,
-        noise: Float[np.ndarray, "K F h w C"] | None,
+        noise: generation.Noise,
     ) -> tuple[dict[str, np.ndarray], float]:
         """Final latents and the clean estimates that are kept, and the seconds they took. The
         experts are loaded for this alone."""
@@ -223,15 +224,13 @@ class Generate(Interventions, OnMesh):
         frame = image.prepare(picture, rule, height, width)
         return frame, (frame.shape[0], frame.shape[1])
 
-    def _noise(self, shape: tuple[int, int, int, int]) -> Float[np.ndarray, "K F h w C"] | None:
-        match self.noise:
-            case "jax":
-                return None
-            case "torch":
-                return np.stack([wan_noise(seed, shape) for seed in self.seeds])
+    def _noise(self, config: WanConfig, shape: tuple[int, int, int, int]) -> generation.Noise:
+        drawn = self.noise or config.noise
+        if drawn == "torch" or drawn == "jax":
+            return drawn
         if len(self.seeds) > 1:
             raise ValueError("noise from a file is one video's; give one seed")
-        return noise_from_file(Path(self.noise), shape)[None]
+        return noise_from_file(Path(drawn), shape)[None]
 
     def _embedded(self, config: WanConfig, prompts: Sequence[wan.Prompt]) -> list[wan.Prompt]:
         """Prompts as rows. The encoder is loaded where there are words (and a cache, if there is
@@ -272,7 +271,7 @@ class Generate(Interventions, OnMesh):
         frames: int,
         picture: np.ndarray | None,
         prompts: Sequence[wan.Prompt],
-        noise: Float[np.ndarray, "K F h w C"] | None,
+        noise: generation.Noise,
     ) -> dict[str, Any]:
         """Everything that decides what comes out; two runs that agree in it, but for `FREE`, make
         the same."""
@@ -289,8 +288,8 @@ class Generate(Interventions, OnMesh):
             "sampling": dataclasses.asdict(config.sampling) | {"boundary": config.boundary},
             "numerics": dataclasses.asdict(config.numerics),
             "seeds": list(self.seeds),
-            "noise": self.noise,
-            "noise file": None if self.noise in ("torch", "jax") else _hash(noise),
+            "noise": self.noise or config.noise,
+            "noise file": None if isinstance(noise, str) else _hash(noise),
             "interventions": self.interventions(),
             "x0": list(self.x0),
             "layers": config.dit.layers,

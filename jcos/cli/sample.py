@@ -62,7 +62,7 @@ class Sample(Interventions):
         sampling = model.config.sampling
         if self.steps is not None:
             sampling = dataclasses.replace(sampling, steps=self.steps)
-        probe = self.probe(sampling.steps, task.frames, model.config.dit.layers)
+        probe = self.probe(sampling.steps, task.frames, model.config.dit.layers, len(self.seeds))
         puzzles = held_out(task, self.puzzles, self.puzzle_seed)
         with bar() as told:
             page, solved = self._make(model, task, puzzles, sampling, probe, told)
@@ -89,6 +89,7 @@ class Sample(Interventions):
             probes=[probe],
             sampling=sampling,
             keep=range(sampling.steps),
+            alike=True,
         )
         latents, x0 = trace.latents[0], trace.x0[0]
         told(Progress("scoring every step", 1, parts))

@@ -12,7 +12,7 @@ does not is one that has a favourite among them.
 
 import dataclasses
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +28,7 @@ from jcos.experiments.budget_found import Case, Found, clip_rows
 from jcos.experiments.experiment import Experiment, Findings, Picture
 from jcos.experiments.puzzles import Progress, one_world, pixels, playing
 from jcos.experiments.samples import Samples, condition_of, latent_frames, read_clips
+from jcos.generation import first_noise, seed_keys
 from jcos.lab.ideal import ideal_run
 from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import States
@@ -190,10 +191,10 @@ class Budget(Experiment):
         plan = self.plan_of(model, Case("steps", steps))
         numbers = sorted(set(self.frames), reverse=True)
         given = {n: self._given(model, n) for n in numbers}
-        full = given[numbers[0]].channels
-        assert full is not None
-        shape = (*full.shape[2:5], model.config.dit.out_channels)
-        noise = noise_of(len(full), self.seeds, shape)
+        full, cfg = jax.tree.map(lambda a: a[0], given[numbers[0]]), model.config.dit
+        shape = trajectory.latent_shape(cfg, full)
+        noise = first_noise(model.config, self.seeds, shape)
+        noise, _ = trajectory.draw(cfg, full, seed_keys(self.seeds), noise)
         found, best = {}, None
         for n in numbers:
             channels = given[n].channels
@@ -205,7 +206,7 @@ class Budget(Experiment):
                 self.seeds,
                 plan=plan,
                 look=look_at_latents,
-                start=noise[:, :, shared],
+                start=np.tile(noise[None, :, shared], (len(channels), 1, 1, 1, 1, 1)),
                 chunk=self.chunk,
                 what=f"{n} frames",
             )
@@ -230,17 +231,6 @@ def around(steps: int, first: float, middle: float) -> Float[np.ndarray, " S"]:
             np.linspace(middle, 0.0, steps - above, endpoint=False),
         ]
     )
-
-
-def noise_of(
-    puzzles: int, seeds: Sequence[int], shape: tuple[int, ...]
-) -> Float[np.ndarray, "P K F h w C"]:
-    """Unit noise of each sample and seed."""
-    drawn = [
-        [np.random.default_rng((seed, number)).standard_normal(shape) for seed in seeds]
-        for number in range(puzzles)
-    ]
-    return np.array(drawn, np.float32)
 
 
 def apart(

@@ -8,16 +8,17 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from jcos.config import PixelCodec, Sampling
 from jcos.devices import memory, mesh
 from jcos.experiments.memory import runs_that_fit, sweep_knobs
-from jcos.generation import generate_worlds
+from jcos.generation import first_noise, generate_worlds, seed_keys
 from jcos.lab.tasks import TASKS, Puzzle, Task
+from jcos.model.attention import side_by_side
 from jcos.model.vae import decode_pixels
 from jcos.sampling import flow, trajectory
-from jcos.sampling.noise import seed_words
+from jcos.sampling.checks import check_averages
 from jcos.sampling.probes import Probe, chain
 from jcos.sampling.trajectory import Condition, Trace
 from jcos.wan import Wan
@@ -41,10 +42,13 @@ class Sweep(NamedTuple):
     """All runs as data: one for each probe and each puzzle.
 
     given, start, beside [P, …]: conditions, latents to begin with instead of noise, and what `look`
-    is given. probes [Q, …]. own [P, …]: a probe of each puzzle, that acts before them.
+    is given. keys [P, K]: of each puzzle's seeds. noise [K, …]: where it is not drawn from them.
+    probes [Q, …]. own [P, …]: a probe of each puzzle, that acts before them.
     """
 
     given: Condition
+    keys: Key[Array, "P K"]
+    noise: Float[Array | np.ndarray, "K F h w C"] | None
     probes: Probe
     own: Probe | None
     start: Float[Array | np.ndarray, "P K F h w C"] | None
@@ -56,7 +60,6 @@ def _play(
     model: Wan,
     plan: flow.Plan,
     sweep: Sweep,
-    seeds: UInt32[Array, " K"],
     runs: Int[Array, "runs 2"],
     look: Look,
 ) -> tuple[Any, Bool[Array, "runs W K S"]]:
@@ -64,33 +67,33 @@ def _play(
     spread over its axis `world`, which divides them."""
 
     def one(run: Int[Array, " 2"]) -> tuple[Any, Bool[Array, "W K S"]]:
-        seen, trace = _one(model, plan, sweep, seeds, run, look)
+        seen, trace = _one(model, plan, sweep, run, look)
         return seen, trace.finite
 
     over = mesh.WORLD if mesh.in_use() else None
-    return jax.vmap(one, spmd_axis_name=over)(mesh.constrain(runs, mesh.WORLD))
+    with side_by_side(-(-len(runs) // mesh.devices(mesh.WORLD))):
+        return jax.vmap(one, spmd_axis_name=over)(mesh.constrain(runs, mesh.WORLD))
 
 
 def _one(
     model: Wan,
     plan: flow.Plan,
     sweep: Sweep,
-    seeds: UInt32[Array, " K"],
     run: Int[Array, " 2"],
     look: Look,
 ) -> tuple[Any, Trace]:
     """What `look` keeps of a run, and all of it."""
     which, number = run
     probe = jax.tree.map(lambda a: a[which], sweep.probes)
-    given, start, beside, own = jax.tree.map(
-        lambda a: a[number], (sweep.given, sweep.start, sweep.beside, sweep.own)
+    given, keys, start, beside, own = jax.tree.map(
+        lambda a: a[number], (sweep.given, sweep.keys, sweep.start, sweep.beside, sweep.own)
     )
+    noise = sweep.noise if start is None else start
     probe = probe if own is None else chain(own, probe)
-    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), number))(seeds)
     # Runs are spread over `world`, so their own worlds are not.
-    uneven = len(seeds) % mesh.devices(mesh.SEED) > 0
+    uneven = len(keys) % mesh.devices(mesh.SEED) > 0
     idle = (mesh.WORLD, mesh.SEED) if uneven else (mesh.WORLD,)
-    trace = generate_worlds(model, plan, given, keys, probe, start, idle=idle)
+    trace = generate_worlds(model, plan, given, keys, probe, noise, idle=idle)
     return look(model, plan, trace, beside), trace
 
 
@@ -111,6 +114,7 @@ def playing(
     beside: Any = (),
     start: Float[Array | np.ndarray, "P K F h w C"] | None = None,
     chunk: int | None = None,
+    alike: bool = False,
     what: str = "playing",
 ) -> Generator[Progress, None, Any]:
     """Every probe on every puzzle with every seed; returns what `look` keeps, as numpy, leaves [Q,
@@ -123,19 +127,27 @@ def playing(
     next ones start.
 
     A seed's noise depends on the puzzle's number and the seed, not on what runs beside it: runs
-    that differ in their probe are paired.
+    that differ in their probe are paired. alike: on the seed alone, so that a seed gives the video
+    that `generation.generate` gives; clips of Wan's models are always run like that.
     Raises ValueError where the results do not fit into memory, before anything runs, MemoryError
     saying what would help where a device has too little, and FloatingPointError as soon as a latent
     stops being finite: no number of a sweep with holes is told.
     """
     plan = flow.plan(model.config.sampling, model.config.boundary) if plan is None else plan
-    words = seed_words(seeds)
-    sweep = jax.tree.map(jnp.asarray, Sweep(given, trajectory.stack(probes), own, start, beside))
     puzzles, worlds = given.context.shape[:2]
+    for probe in probes:
+        check_averages(probe, len(seeds))
+    grid = trajectory.latent_shape(model.config.dit, jax.tree.map(lambda a: a[0], given))
+    noise = None if start is not None else first_noise(model.config, seeds, grid)
+    keys = jnp.tile(seed_keys(seeds), (puzzles, 1))
+    if not alike and model.config.noise == "jax":
+        keys = _fold(keys, jnp.arange(puzzles))
+    data = Sweep(given, keys, noise, trajectory.stack(probes), own, start, beside)
+    sweep = jax.tree.map(jnp.asarray, data)
     total = len(probes) * puzzles
-    look, numbers, kept = look or everything, jnp.asarray(words), []
+    look, kept = look or everything, []
     if chunk is None:
-        size = _bytes_seen(model, plan, sweep, numbers, look)
+        size = _bytes_seen(model, plan, sweep, look)
         chunk = runs_that_fit(model, given, plan, len(seeds), worlds, total, None, size)
     # All pieces are equally long, so that there is one program; the last is filled up.
     chunk, spread = min(chunk, total), mesh.devices(mesh.WORLD)
@@ -147,13 +159,13 @@ def playing(
         runs = np.minimum(first + np.arange(chunk), total - 1)
         runs = jnp.asarray(np.stack(np.divmod(runs, puzzles), -1).astype(np.int32))
         with memory.explained(asking, sweep_knobs(chunk, len(seeds))):
-            seen, finite = jax.device_get(_play(model, plan, sweep, numbers, runs, look))
+            seen, finite = jax.device_get(_play(model, plan, sweep, runs, look))
         if not finite.all():
             bad = np.argwhere(~finite)
             place = bad[bad[:, -1].argmin()].tolist()
             # The sweep's own program does not keep the block; this run once more tells it.
             same = jnp.tile(runs[place[0]], (spread, 1))
-            again = _play(model, plan, sweep, numbers, same, everything)[0]
+            again = _play(model, plan, sweep, same, everything)[0]
             layer = int(again.layer[(0, *place[1:])])
             raise FloatingPointError(_where_it_broke(what, runs, seeds, place, layer, plan.steps))
         kept.append(seen)
@@ -163,12 +175,14 @@ def playing(
     )
 
 
-def _bytes_seen(
-    model: Wan, plan: flow.Plan, sweep: Sweep, seeds: UInt32[Array, " K"], look: Look
-) -> int:
+_fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))
+"""Keys [P, K] with their puzzle's number in them."""
+
+
+def _bytes_seen(model: Wan, plan: flow.Plan, sweep: Sweep, look: Look) -> int:
     """What the probe observes in a run, and what `look` keeps of it, in bytes."""
     run = jax.ShapeDtypeStruct((2,), jnp.int32)
-    seen, trace = jax.eval_shape(partial(_one, look=look), model, plan, sweep, seeds, run)
+    seen, trace = jax.eval_shape(partial(_one, look=look), model, plan, sweep, run)
     leaves = jax.tree.leaves((seen, trace.observed, trace.seen))
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in leaves)
 
@@ -237,14 +251,17 @@ def play(
     probes: Sequence[Probe] = (Probe(),),
     sampling: Sampling | None = None,
     keep: Sequence[int] = (-1,),
+    alike: bool = False,
 ) -> Trace:
     """`playing` to its end, in one world: leaves [Q, P, K, …]; x0 of the steps in `keep` only (the
-    last by default)."""
+    last by default). alike: as there."""
     del task
     plan = flow.plan(sampling or model.config.sampling, model.config.boundary)
     given = one_world(conditions(model, puzzles))
     steps = np.tile(np.array(keep, np.int32), (len(puzzles), 1))
-    run = playing(model, given, seeds, probes=probes, plan=plan, look=chosen_steps, beside=steps)
+    run = playing(
+        model, given, seeds, probes=probes, plan=plan, look=chosen_steps, beside=steps, alike=alike
+    )
     return jax.tree.map(lambda a: jnp.asarray(a[:, :, 0]), finish(run))
 
 

@@ -144,7 +144,7 @@ class Swap(Experiment):
             run = playing(
                 model,
                 one[0],
-                [own_seed(seed, i) for seed in self.seeds],
+                [own_seed(model, seed, i) for seed in self.seeds],
                 probes=[
                     velocity_swap(case, steps) if ideal else probe_of(case, steps, layers, mask)
                     for case in cases
@@ -161,8 +161,11 @@ class Swap(Experiment):
         return jax.tree.map(lambda *a: np.concatenate(a, 1), *kept)
 
 
-def own_seed(seed: int, pair: int) -> int:
-    """A seed of the pair's own: pairs do not share their noise."""
+def own_seed(model: Wan, seed: int, pair: int) -> int:
+    """A seed of the pair's own: pairs of puzzles do not share their noise. Of Wan's models a seed
+    is what it is everywhere (`generation.first_noise`)."""
+    if model.config.noise == "torch":
+        return seed
     return int(np.random.SeedSequence((seed, pair)).generate_state(1)[0])
 
 

@@ -229,19 +229,26 @@ def loss(model: Wan, batch: Batch, key: Array, shift: float) -> Float[Array, ""]
     return jnp.mean(jax.vmap(error)(x0, noise, sigma, jnp.asarray(batch.words)))
 
 
+def schedule(recipe: Recipe) -> optax.Schedule:
+    """Return the learning rate by step: a rise, a constant part, a linear fall to `floor`.
+
+    A run whose constant part ends before `warmup` rises until there only.
+    """
+    hold = int(recipe.constant * recipe.steps)
+    warmup, top = min(recipe.warmup, hold), recipe.learning_rate
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, top, warmup),
+            optax.constant_schedule(top),
+            optax.linear_schedule(top, recipe.floor * top, recipe.steps - hold),
+        ],
+        [warmup, hold],
+    )
+
+
 def optimizer(recipe: Recipe) -> optax.GradientTransformation:
     """Muon for the stacked matrices of the blocks, Adam for everything else."""
-    hold = int(recipe.constant * recipe.steps)
-    rate = optax.join_schedules(
-        [
-            optax.linear_schedule(0.0, recipe.learning_rate, recipe.warmup),
-            optax.constant_schedule(recipe.learning_rate),
-            optax.linear_schedule(
-                recipe.learning_rate, recipe.floor * recipe.learning_rate, recipe.steps - hold
-            ),
-        ],
-        [recipe.warmup, hold],
-    )
+    rate = schedule(recipe)
     matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
 
     def matrices(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,8 @@ Count = int | Int[Array, ""] | None
 """How many leading keys are real; None: all. The others are padding and are left out."""
 
 SCORES = 2**28
-"""Most scores of all heads that the reference holds at a time; it takes queries in turns above."""
+"""Most scores of all heads, and of all problems that are `side_by_side`, that the reference holds
+at a time; it takes queries in turns above."""
 TILE = 1024, 1024, 512
 """Queries, keys, and keys multiplied at a time, of a step of splash attention: its own defaults run
 out of scalar memory at 75,000 tokens."""
@@ -78,6 +79,18 @@ def using(kernel: str = "auto", method: str = "auto") -> AbstractContextManager[
     return _wish(Wish(kernel, method))
 
 
+_problems = jax.make_user_context(1)
+
+
+def side_by_side(problems: int) -> AbstractContextManager[Any]:
+    """Inside: every problem is solved this many times at once on a device.
+
+    A `vmap` around a function is hidden from it; whoever maps says so here, and `SCORES` bounds all
+    of them together.
+    """
+    return _problems(_problems.value * problems)
+
+
 def attention(
     q: Heads, k: Keys, v: Keys, *, keys: int | None = None, together: bool = False
 ) -> Heads:
@@ -85,7 +98,7 @@ def attention(
 
     keys: that many leading keys are real, the others are padding; None: all of them.
     together: q, k and v are rows of one sequence, which a mesh in use spreads over devices; else k
-        and v are whole on each of them.
+        and v are whole on each of them. Rows or heads that the mesh does not divide are whole too.
     """
     with jax.named_scope("attention"):
         q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(v.dtype)
@@ -94,7 +107,10 @@ def attention(
         kernel = _kernel(q, k)
         if mesh.devices(*mesh.AXES) == 1:
             return kernel.run(q, k, v, keys, False)[0]
-        along, beside = P(mesh.SEQUENCE, mesh.TENSOR), P(None, mesh.TENSOR)
+        rows = mesh.SEQUENCE if q.shape[0] % mesh.devices(*mesh.SEQUENCE) == 0 else None
+        heads = mesh.TENSOR if q.shape[1] % mesh.devices(mesh.TENSOR) == 0 else None
+        together = together and rows is not None
+        along, beside = P(rows, heads), P(None, heads)
         where = (along, *[along if together else beside] * 2)
         shard = partial(_together, keys=keys) if together else partial(_alone, keys=keys)
         # What a kernel leaves behind is not tracked by shard_map's check of replication.
@@ -213,7 +229,7 @@ def _say(sentence: str) -> None:
 
 def _reference(q: Array, k: Array, v: Array, keys: Count, lse: bool) -> Answer:
     """Plain XLA: what the others are compared with. Queries in turns where scores are many."""
-    block = SCORES // (q.shape[1] * k.shape[0])
+    block = SCORES // (_problems.value * q.shape[1] * k.shape[0])
     if block >= q.shape[0]:
         return _scores(q, k, v, keys)
     block = max(block, 1)

@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jcos.config import VaeConfig
-from jcos.model.attention import attention
+from jcos.model.attention import attention, side_by_side
 
 Frames = Float[Array, "F H W I"]
 Past = Any
@@ -146,7 +146,8 @@ class FrameAttention(nnx.Module):
 
     def __call__(self, x: Frames, past: Past) -> tuple[Frames, Past]:
         q, k, v = rearrange(self.to_qkv(self.norm(x)), "f h w (qkv c) -> qkv f (h w) 1 c", qkv=3)
-        y = jax.vmap(attention)(q, k, v)
+        with side_by_side(len(q)):
+            y = jax.vmap(attention)(q, k, v)
         return x + self.proj(y.reshape(x.shape)), past
 
 

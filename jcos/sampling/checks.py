@@ -30,7 +30,7 @@ from jcos.devices import mesh
 from jcos.model.dit import DiT
 from jcos.model.slots import Slots
 from jcos.sampling.probe import Probe, Site
-from jcos.sampling.probes import Chain, InWorlds, parts
+from jcos.sampling.probes import Chain, EstimateEnsemble, InWorlds, SeedEnsemble, parts
 
 NAMES = {"frame": "latent frames", "block": "layers"} | {
     name: f"{name}s" for name in ("layer", "step", "head", "token", "seed", "world")
@@ -68,6 +68,26 @@ def check_probe(
             raise ValueError(f"the probe is made for {made}; this run has {counts[what]}")
     _check_fields(probe, counts)
     return _check_hooks(probe, expert, shape, guided)
+
+
+def check_averages(probe: Probe, seeds: int) -> None:
+    """Raise ValueError where a probe averages over seeds, but no seed has another to average with:
+    it would leave the run as it is. Masks whose values are not known yet (inside jit) pass."""
+    averages = (SeedEnsemble, EstimateEnsemble)
+    for part in jax.tree.leaves(probe, is_leaf=lambda p: isinstance(p, averages)):
+        if not isinstance(part, averages):
+            continue
+        groups = jnp.zeros(seeds) if part.groups is None else part.groups
+        if any(isinstance(a, Tracer) for a in (part.mask, groups)):
+            continue
+        if not np.any(part.mask) or groups.shape != (seeds,):  # the latter is `check_probe`'s
+            continue
+        sizes = np.unique(groups, return_counts=True)[1]
+        if max(sizes) == 1:
+            raise ValueError(
+                f"{type(part).__name__} averages over seeds, but here each of {seeds} seed(s) is "
+                "alone; give several seeds to average, or switch the mask off"
+            )
 
 
 def _counts(cfg: DiTConfig, steps: int, shape: tuple[int, ...]) -> dict[str, int]:

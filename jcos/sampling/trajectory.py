@@ -1,7 +1,9 @@
 """Sampling as one scan over noise levels, with every clean estimate and observation returned."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jcos.config import DiTConfig, Numerics
 from jcos.devices import memory, mesh
+from jcos.model.attention import side_by_side
 from jcos.model.dit import DiT
 from jcos.model.layers import rounded
 from jcos.sampling.checks import check_probe, swept
@@ -249,15 +252,35 @@ def run(
     world, seed = (None if axis in idle else axis for axis in (mesh.WORLD, mesh.SEED))
     conditions, noise = mesh.constrain(conditions, world), mesh.constrain(noise, seed)
     seeds = _spread_map(one, mesh.SEED, (None, 0, 0), idle)
-    return _told(_spread_map(seeds, mesh.WORLD, (0, None, None), idle)(conditions, noise, keys))
+    with _passes(len(conditions.context), len(noise), plan.guidance is not None, idle):
+        return _told(_spread_map(seeds, mesh.WORLD, (0, None, None), idle)(conditions, noise, keys))
+
+
+def _passes(
+    worlds: int, seeds: int, guided: bool, idle: Sequence[str] = ()
+) -> AbstractContextManager[Any]:
+    """Tells attention how many passes a device makes at once."""
+    sizes = {mesh.WORLD: worlds, mesh.SEED: seeds, mesh.BRANCH: 2 if guided else 1}
+    here = [-(-n // (1 if axis in idle else mesh.devices(axis))) for axis, n in sizes.items()]
+    return side_by_side(math.prod(here))
 
 
 def size_of(conditions: Condition, seeds: int) -> tuple[int, ...]:
     """Worlds, seeds, latent frames, height and width of a run; ValueError where the conditions do
     not tell the size of the video."""
+    return (len(conditions.context), seeds, *_grid(conditions))
+
+
+def latent_shape(cfg: DiTConfig, conditions: Condition) -> tuple[int, int, int, int]:
+    """[F, h, w, C] of the latents of conditions [W, …]; ValueError where they do not tell it."""
+    return (*_grid(conditions), cfg.out_channels)
+
+
+def _grid(conditions: Condition) -> tuple[int, int, int]:
     if conditions.channels is None:
         raise ValueError("the size of the video is read off the image channels; there are none")
-    return (len(conditions.context), seeds, *conditions.channels.shape[1:4])
+    frames, height, width = conditions.channels.shape[1:4]
+    return frames, height, width
 
 
 def draw(
@@ -270,7 +293,7 @@ def draw(
 
     Raises ValueError where the conditions do not tell the size of the video, or noise has another.
     """
-    shape = (*size_of(conditions, len(keys))[2:], cfg.out_channels)
+    shape = latent_shape(cfg, conditions)
     noise_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     if noise is None:
         noise = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_keys)
@@ -306,7 +329,9 @@ def advance(
 
     conditions = mesh.constrain(conditions, mesh.WORLD)
     seeds = _spread_map(one, mesh.SEED, (None, 0, 0))
-    state, trace = _spread_map(seeds, mesh.WORLD, (0, 0, None))(conditions, state, keys)
+    worlds, seed_count = state.x.shape[:2]
+    with _passes(worlds, seed_count, steps.scale is not None):
+        state, trace = _spread_map(seeds, mesh.WORLD, (0, 0, None))(conditions, state, keys)
     return mesh.constrain(state, mesh.WORLD, mesh.SEED), _told(trace)
 
 
@@ -319,12 +344,16 @@ def _told(trace: Trace) -> Trace:
 def sweep(f: Callable[[T], Any], values: T, *, chunk: int | None = None) -> Any:
     """f over the leading axis of `values` (probes, conditions, …) as one program, `chunk` of them
     at a time (all at once by default)."""
+    total = len(jax.tree.leaves(values)[0])
 
     def one(value: T) -> Any:
         with swept(value, values):
             return f(value)
 
-    return jax.vmap(one)(values) if chunk is None else jax.lax.map(one, values, batch_size=chunk)
+    with side_by_side(min(chunk or total, total)):
+        if chunk is None:
+            return jax.vmap(one)(values)
+        return jax.lax.map(one, values, batch_size=chunk)
 
 
 def stack(values: Sequence[T]) -> T:

@@ -25,7 +25,6 @@ from jcos.experiments.puzzles import finish
 from jcos.media import formats
 from jcos.plan.machines import machine
 from jcos.sampling import flow
-from jcos.sampling.noise import wan_noise
 from jcos.sampling.probes import Noise, SeedEnsemble
 from jcos.variants import VARIANTS, with_profile
 from jcos.wan import TINY, Wan
@@ -61,9 +60,8 @@ def test_videos_lie_where_the_scorer_looks(bench_folder: Path, tmp_path: Path) -
     model = wan.load()
     first = SMALL.first_frame(model.config, bench.samples[0])
     condition = model.condition(first, bench.samples[0].prompt, 5)
-    noise = wan_noise(1, (5, 10, 10, 12))[None]
     sampling = SMALL.sampling.of(model.config)
-    trace = generation.generate(model, condition, (1,), sampling=sampling, noise=noise)
+    trace = generation.generate(model, condition, (1,), sampling=sampling)
     want = model.decode(trace.latents[0]).astype(int)
     written = formats.read_mp4(out / "arm" / f"{FIRST}.mp4")
     assert written.shape == (5, 160, 160, 3)
@@ -212,13 +210,18 @@ def test_seeds_that_are_only_averaged_with_stop_early(
         latents, x0 = made.generate(conditions, shape, 2)
         assert x0.shape == (2, 2, *latents.shape[1:])
         np.testing.assert_allclose(x0[:, 1], latents, atol=1e-5)
-        noise = np.stack([wan_noise(seed, (5, 10, 10, 12)) for seed in (1, 2, 3)])
         probe = SeedEnsemble.window(4, config.dit.layers)
         for condition, found in zip(conditions, latents, strict=True):
-            trace = generation.generate(small_model, condition, (1, 2, 3), probe=probe, noise=noise)
+            trace = generation.generate(small_model, condition, (1, 2, 3), probe=probe)
             np.testing.assert_allclose(found, trace.latents[0], atol=1e-4)
     finally:
         small_model.config = config
+
+
+def test_an_ensemble_of_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="ensemble_from does nothing where ensemble is 1 seed"):
+        Arm(ensemble_from=0.25)
+    Arm(ensemble=2, ensemble_from=0.25)
 
 
 @pytest.mark.slow
@@ -235,9 +238,8 @@ def test_two_experts_take_turns(small_model: Wan, bench_folder: Path) -> None:
     shape = arm.shape(model.config, samples[0])
     condition = made.prepare(samples[0], shape)
     latents, x0 = made.generate([condition], shape, 1)
-    noise = np.stack([wan_noise(seed, (5, 10, 10, 12)) for seed in (1, 2)])
     probe = SeedEnsemble.window(4, model.config.dit.layers)
-    trace = generation.generate(model, condition, (1, 2), probe=probe, noise=noise)
+    trace = generation.generate(model, condition, (1, 2), probe=probe)
     np.testing.assert_allclose(latents[0], trace.latents[0], atol=1e-4)
     np.testing.assert_allclose(x0[0], trace.x0[0, 1:3], atol=1e-4)
 
@@ -250,10 +252,9 @@ def test_noise_arms_are_the_probe(small_model: Wan, bench_folder: Path) -> None:
         shape = arm.shape(small_model.config, samples[0])
         condition = made.prepare(samples[0], shape)
         latents, _ = made.generate([condition], shape, 1)
-        noise = wan_noise(1, (5, 10, 10, 12))[None]
         probe = Noise.at_steps(4, 5, [2])
-        noised = generation.generate(small_model, condition, (1,), probe=probe, noise=noise)
-        clean = generation.generate(small_model, condition, (1,), noise=noise)
+        noised = generation.generate(small_model, condition, (1,), probe=probe)
+        clean = generation.generate(small_model, condition, (1,))
         np.testing.assert_allclose(latents[0], noised.latents[0], atol=1e-4)
         assert np.abs(noised.latents - clean.latents).max() > 0.1
     finally:

@@ -1,6 +1,7 @@
 """`python -m convert.verify`: agreement on the tiny releases, and a fault named where it is."""
 
 import json
+import re
 import shutil
 import sys
 from importlib import import_module
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from convert import verify
+from jcos.config import Numerics
 from tests.conftest import GOLDEN
 
 RELEASES = {"Wan2.2-I2V-A14B": 33, "Wan2.2-TI2V-5B": 25, "Wan2.1-T2V-1.3B": 17}
@@ -59,6 +62,50 @@ def test_the_first_block_that_differs_is_named(monkeypatch, tmp_path, capsys):
     rows = {row["place"]: row for row in json.loads(table.read_text())}
     beyond = {place for place, row in rows.items() if row["error"] > row["allowed"]}
     assert beyond - {"block 1, bfloat16"} == {"block 1", "all blocks, one after the other"}
+
+
+@pytest.mark.extra("verify")
+@pytest.mark.filterwarnings("default")
+def test_a_release_cast_to_half_precision_agrees(tmp_path, capsys):
+    """Whose numbers both codes read alike; a bound without room for chance refused it."""
+    name = "Wan2.2-I2V-A14B"
+    folder = tmp_path / name
+    shutil.copytree(GOLDEN / "ckpt" / name, folder, ignore=shutil.ignore_patterns("*.pth"))
+    for file in folder.rglob("*.safetensors"):
+        tensors = safetensors.numpy.load_file(file)
+        cast = {name: a.astype(np.float16) for name, a in tensors.items()}
+        safetensors.numpy.save_file(cast, file)
+    verify.main([str(folder)])
+    assert "places agree." in capsys.readouterr().out
+
+
+@pytest.mark.extra("verify")
+@pytest.mark.filterwarnings("default")
+def test_a_residual_stream_in_bfloat16_is_found_in_every_block(monkeypatch, tmp_path, capsys):
+    """The mistake that only these rows can see; it errs the least of those that were made."""
+    from convert import against
+
+    monkeypatch.setattr(against, "OFFICIAL", Numerics(linear="bfloat16", residual="bfloat16"))
+    table = tmp_path / "table.json"
+    with pytest.raises(SystemExit):
+        verify.main([str(GOLDEN / "ckpt" / "Wan2.2-I2V-A14B"), "--json", str(table)])
+    rows = json.loads(table.read_text())
+    wrong = {row["place"] for row in rows if row["error"] > row["allowed"]}
+    assert wrong == {row["place"] for row in rows if "bfloat16" in row["place"]}
+    assert re.search(r"bfloat16: \d\.\d{3}e-03 .*, where \d\.\d{3}e-03", capsys.readouterr().err)
+
+
+@pytest.mark.extra("verify")
+def test_what_is_allowed_in_bfloat16_is_beyond_chance():
+    """Root mean squares of independent errors that are the same by law, 1.03 apart as measured:
+    never refused in 2,000 draws, at the width of the smallest release."""
+    from convert.against import VALUES, allowed_in_bfloat16
+
+    rng = np.random.default_rng(0)
+    a, b = (np.sqrt((rng.standard_normal((2000, VALUES)) ** 2).mean(1)) for _ in range(2))
+    allowed = np.array([allowed_in_bfloat16(each, VALUES) for each in b])
+    assert (1.03 * a < allowed).all()
+    assert allowed_in_bfloat16(1.0, VALUES) < 1.25  # what errs 1.35 times as much is found
 
 
 def test_without_pytorch_it_says_what_to_install(monkeypatch, capsys):

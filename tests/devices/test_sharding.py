@@ -80,6 +80,14 @@ def test_a_sweep_gives_on_a_mesh_what_it_gives_on_one_device():
         assert max(off.values()) < TOLERANCE, mesh
 
 
+@pytest.mark.slow
+def test_what_a_mesh_does_not_divide_gives_what_one_device_gives():
+    """One head, odd grids: attention, VAE, and a run as docs/launch.md shows it."""
+    for mesh, off in many_devices.find("undivided", "context=8", "tensor=2,fsdp=4").items():
+        assert off.pop("levels") < 1.5 / 255, mesh  # whole ones, cut off: one apart at most
+        assert max(off.values()) < TOLERANCE, f"{mesh}: {off}"
+
+
 def test_weights_are_held_in_slices():
     found = many_devices.find("weights")
     for mesh in ("fsdp=8", "context=8, stored over context"):
@@ -101,23 +109,37 @@ RELEASE = GOLDEN / "ckpt" / "Wan2.2-I2V-A14B"
 
 @pytest.mark.slow
 def test_the_command_makes_the_same_videos_on_a_mesh(tmp_path: Path) -> None:
-    """Seeds, passes, tokens and weights spread; a mean over the seeds in the first step."""
+    """Seeds, passes, tokens and weights spread; a mean over the seeds in the first step.
+
+    Latents and clean estimates are compared, and not the films, which are theirs through H.264: it
+    turns a difference of rounding into whole levels, more of them on some CPUs than on others.
+    """
     clips_file(tmp_path, frames=5, count=2)
     given = [RELEASE, "--image", tmp_path / "picture.png", "--prompt", tmp_path / "one.npy"]
     given += ["--negative", tmp_path / "other.npy", "--profile", "float32", "--frames", 5]
     given += ["--size", "48x80", "--steps", 2, "--seeds", 3, 4, "--ensemble-layers", 0]
+    given += ["--x0", 0, 1]
     cli.main(["generate", *map(str, given), "--out", str(tmp_path / "one")])
     spread = ["--mesh", "seed=2,branch=2,fsdp=2", "--out", tmp_path / "many"]
     assert command("generate", *given, *spread) == [0, ""]
     want, found = (load_file(tmp_path / name / "latents.safetensors") for name in ("one", "many"))
-    latents = want["latents"]
-    np.testing.assert_allclose(found["latents"], latents, atol=1e-5 * np.abs(latents).max())
+    assert found.keys() == {"latents", "x0"}
+    for name, a in found.items():
+        np.testing.assert_allclose(a, want[name], atol=1e-5 * np.abs(want[name]).max())
     for seed in (3, 4):
-        videos = (formats.read_mp4(tmp_path / n / f"seed-{seed}.mp4") for n in ("one", "many"))
-        a, b = (video.astype(int) for video in videos)
-        assert np.abs(a - b).max() <= 8  # H.264 enlarges what is rounded otherwise
+        videos = [formats.read_mp4(tmp_path / n / f"seed-{seed}.mp4") for n in ("one", "many")]
+        assert videos[0].shape == videos[1].shape
     about = json.loads((tmp_path / "many" / "run.json").read_text())
     assert about["mesh"] == "seed=2,branch=2,fsdp=2"
+
+
+@pytest.mark.slow
+def test_clips_of_odd_grids_run_on_a_mesh(tmp_path: Path) -> None:
+    """5 x 4 cells a token are no multiple of eight devices; pictures are coded inside the mesh."""
+    config = tmp_path / "ensemble.py"
+    config.write_text(ENSEMBLE.replace("CLIPS", str(clips_file(tmp_path, frames=5, count=1))))
+    given = ["run", config, "--checkpoint", RELEASE, "--profile", "float32"]
+    assert command(*given, "--mesh", "tensor=2,fsdp=4", "--out", tmp_path / "many") == [0, ""]
 
 
 ENSEMBLE = """

@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,11 +12,14 @@ from jcos import cli
 from jcos.config import WanConfig
 from jcos.experiments.experiment import Settings
 from jcos.experiments.noise import Noise
-from jcos.experiments.puzzles import compilations, finish
+from jcos.experiments.puzzles import compilations, finish, playing
 from jcos.experiments.samples import Samples
 from jcos.experiments.steps import Steps
 from jcos.experiments.swap import Swap
+from jcos.generation import generate
 from jcos.media import image
+from jcos.sampling import flow
+from jcos.sampling.probes import Noise as Replaced
 from jcos.variants import Profile
 from jcos.wan import Wan
 from tests.conftest import GOLDEN, ROOT, load_golden
@@ -29,6 +33,17 @@ def test_clips_become_the_originals_condition(model: Wan, clips: Path) -> None:
     found = np.asarray(samples.given.channels)
     assert found.shape == (2, 1, *want.shape)
     np.testing.assert_allclose(found[0, 0], want, atol=1e-5 * np.abs(want).max())
+
+
+def test_a_seed_of_a_clip_is_what_it_is_in_python(model: Wan, clips: Path) -> None:
+    """Whichever clip it is, and under a probe that draws noise."""
+    samples, sampling = Samples.of_clips(model, clips), SHORT.of(model.config)
+    plan, probe = flow.plan(sampling, model.config.boundary), Replaced.at_steps(4, 3, [1])
+    found = finish(playing(model, samples.given, (5,), probes=[probe], plan=plan)).latents
+    for i, latents in enumerate(found[0]):
+        condition = jax.tree.map(lambda a, i=i: a[i, 0], samples.given)
+        want = generate(model, condition, (5,), probe=probe, sampling=sampling).latents
+        np.testing.assert_allclose(latents[0], want, atol=1e-4)
 
 
 def test_steps_measures_distances_and_decodes(model: Wan, clips: Path) -> None:

@@ -30,6 +30,7 @@ from jcos.lab.training import (
     initial,
     loss,
     make_update,
+    schedule,
     train,
 )
 from jcos.wan import Wan, load
@@ -40,6 +41,20 @@ from tests.conftest import ROOT
 RECIPE = Recipe(
     steps=6, small=2, large=1, warmup=1, constant=0.5, floor=1.0, learning_rate=1e-2, ema=0.9
 )
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 6, 20, 100, 150, 228, 229, 400])
+@pytest.mark.parametrize("constant", [0.0, 0.65625, 1.0])
+def test_the_learning_rate_does_not_jump(steps: int, constant: float) -> None:
+    """However short the run: it changes by no more than the slopes of its rise and fall."""
+    recipe = dataclasses.replace(PARTS[0], steps=steps, constant=constant)
+    rates = np.array([schedule(recipe)(step) for step in range(steps + 1)]) / recipe.learning_rate
+    hold = int(constant * steps)
+    rise, fall = 1 / max(min(recipe.warmup, hold), 1), 1 / max(steps - hold, 1)
+    assert np.diff(rates).max(initial=0) <= rise + 1e-6
+    assert np.diff(rates).min(initial=0) >= -fall - 1e-6
+    assert rates[hold] == pytest.approx(1)
+    assert rates[-1] == pytest.approx(recipe.floor if hold < steps else 1)
 
 
 def tiny(vocabulary: tuple[str, ...] = ()) -> WanConfig:

@@ -1,16 +1,23 @@
 """Every kernel and every way to share a sequence computes what the reference computes."""
 
 import logging
+import math
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from jcos.config import DiTConfig, Sampling
 from jcos.devices import mesh
 from jcos.model import attention as module
 from jcos.model.attention import KERNELS, Problem, attention, choose, using
+from jcos.model.dit import DiT
+from jcos.sampling import flow, trajectory
+from jcos.sampling.probes import Noise
+from jcos.sampling.trajectory import Condition
 from tests import many_devices
 
 ON = {
@@ -24,6 +31,11 @@ def inputs(n: int, m: int, heads: int = 2, d: int = 128) -> list[jax.Array]:
     keys = jax.random.split(jax.random.key(0), 3)
     shapes = ((n, heads, d), (m, heads, d), (m, heads, d))
     return [jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True)]
+
+
+def tiny(heads: int) -> DiT:
+    cfg = DiTConfig(8 * heads, 16, heads, 2, 4, 4, text_dim=4, text_len=4, freq_dim=8)
+    return DiT(cfg, rngs=nnx.Rngs(0))
 
 
 def by_hand(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -57,6 +69,40 @@ def test_queries_in_turns_give_the_same(monkeypatch):
     np.testing.assert_allclose(turns, want, rtol=0, atol=2e-6)
     # Held at a time: 7 queries, not 50.
     assert "50x40" not in jax.jit(lambda *a: attention(*a)).lower(q, k, v).as_text()
+
+
+@pytest.mark.parametrize("by_step", [False, True])
+def test_scores_of_all_runs_together_stay_below_the_limit(monkeypatch, by_step):
+    """In the compiled program: however many seeds, worlds, passes of guidance and probes of a sweep
+    there are, no array is larger than the scores of one of them."""
+    grid, heads, tokens = (1, 48, 48), 4, 576
+    model, limit = tiny(heads), heads * tokens**2
+    plan = flow.plan(Sampling(2, guidance=(2.0,)))
+
+    def largest(seeds: int, worlds: int, probes: int) -> int:
+        """Elements of the largest array."""
+        rows, keys = jnp.zeros((worlds, 4, 4)), jax.random.split(jax.random.key(0), seeds)
+        given = Condition(rows, rows, jnp.zeros((worlds, *grid, 0)))
+
+        def run(dit, given, noise, probe):
+            if not by_step:
+                return trajectory.run([dit], plan, given, noise, keys, probe)
+            state = trajectory.begin(dit.numerics, given, noise)
+            step = trajectory.steps_of(plan, 0).one(0)
+            return trajectory.advance(dit, step, given, state, keys, probe)
+
+        def swept(dit, given, noise, masks):
+            return trajectory.sweep(lambda mask: run(dit, given, noise, Noise(mask)), masks)
+
+        off = jnp.zeros((probes, 2, 1))
+        text = jax.jit(swept).lower(model, given, jnp.zeros((seeds, *grid, 4)), off).compile()
+        shapes = re.findall(r"[a-z]+\d+\[([\d,]+)\]", text.as_text() or "")
+        return max(math.prod(map(int, shape.split(","))) for shape in shapes)
+
+    assert largest(2, 2, 1) > 4 * limit  # unless it is told
+    monkeypatch.setattr(module, "SCORES", limit)
+    for many in ((8, 1, 1), (2, 2, 2)):
+        assert largest(*many) <= limit, many
 
 
 def test_padded_keys_have_no_weight():

@@ -124,6 +124,15 @@ def video_of(version: str, frames: int, height: int, width: int) -> jax.Array:
     return jax.random.uniform(jax.random.key(4), shape, minval=-1.0)
 
 
+TWO_ORDERS = 1e-5
+"""Between a video coded whole and streamed, of the largest value: the same sums in another order.
+
+Each may be 5e-6 off the original's, so twice that lies between them. It is also what their
+arithmetic gives: a sum of 27 × 20 products, in each of some 30 layers, errs by about
+√(27 · 20 · 30) · 2⁻²⁴ = 7.6e-6 where rounding errors add like random ones.
+"""
+
+
 # ---- equal to PyTorch
 
 
@@ -151,7 +160,7 @@ def test_trailing_frames_are_dropped_and_whole_clips_equal_streamed_ones(golden,
     vae, video = original(version), last(arrays["enc.video"])
     latents = encode(vae, video[:-2], whole=True)
     assert relative(latents, last(arrays["encodd.mu_norm"])) <= 5e-6
-    assert relative(latents, encode(vae, video)[:-1]) <= 5e-6
+    assert relative(latents, encode(vae, video)[:-1]) <= TWO_ORDERS
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -160,7 +169,7 @@ def test_whole_videos_equal_streamed_ones_and_are_clamped(golden, version):
     vae, latents = original(version), last(arrays["dec.z"])
     video = jax.jit(lambda vae, z: vae.decode(z, whole=True))(vae, latents)
     assert relative(video, last(arrays["dec.video_clamped"])) <= 5e-6
-    assert relative(video, jnp.clip(decode(vae, latents), -1, 1)) <= 5e-6
+    assert relative(video, jnp.clip(decode(vae, latents), -1, 1)) <= TWO_ORDERS
     assert float(jnp.abs(video).max()) == 1
 
 
