@@ -1,1 +1,6 @@
 """PyTorch checkpoints to jcos: tables of names, checked both ways."""
+
+from typing import Literal
+
+Only = Literal["dit", "vae", "text"]
+"""Parts of a model that can be converted alone."""

@@ -9,33 +9,27 @@ import dataclasses
 import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import jax
 import tyro
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
-from convert.stream import Job, Lora, Only, Plan, convert
-from jcos.weights.faults import brief, readable
-from jcos.weights.released import StoredType
+from convert import Only
+from jcos.cli.paths import InFolder, InPath, OutFolder, parse, refuse
+from jcos.config import StoredType
+
+if TYPE_CHECKING:  # what takes long to import is imported once the options are right
+    from convert.stream import Job, Lora, Plan
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     """Convert a released checkpoint into a folder that `jcos.load` reads."""
 
-    source: tyro.conf.Positional[Path]
+    source: tyro.conf.Positional[InFolder]
     """Folder as it is published: original layout, or that of diffusers."""
-    target: tyro.conf.Positional[Path]
+    target: tyro.conf.Positional[OutFolder]
     """Folder to be written. It must not exist."""
     dtype: StoredType = "bfloat16"
     """Of the weights that the original multiplies in bfloat16 anyway: linear layers of the
@@ -43,23 +37,25 @@ class Arguments:
     no result of the official numerics; float32 is for other numerics, and for training."""
     only: tuple[Only, ...] = ()
     """Convert these parts alone."""
-    lora: tuple[Path, ...] = ()
+    lora: tuple[InPath, ...] = ()
     """LoRA files, or folders of PEFT adapters, to merge into a model with one expert."""
     lora_scale: tuple[float, ...] = ()
     """A factor for each of these; 1 by default."""
-    lora_high: tuple[Path, ...] = ()
+    lora_high: tuple[InPath, ...] = ()
     """The same, to merge into the expert for high noise."""
     lora_high_scale: tuple[float, ...] = ()
     """A factor for each of these."""
-    lora_low: tuple[Path, ...] = ()
+    lora_low: tuple[InPath, ...] = ()
     """The same, to merge into the expert for low noise."""
     lora_low_scale: tuple[float, ...] = ()
     """A factor for each of these."""
     allow_unused_lora: Annotated[bool, tyro.conf.arg(name="allow-unused-lora")] = False
     """Go on where LoRA files have keys that the model has no place for."""
 
-    def job(self) -> Job:
+    def job(self) -> "Job":
         """Raises ValueError where there are not as many factors as files, or one is no number."""
+        from convert.stream import Job
+
         loras = [
             *_loras(self.lora, self.lora_scale, None),
             *_loras(self.lora_high, self.lora_high_scale, 0),
@@ -75,7 +71,9 @@ class Arguments:
         )
 
 
-def _loras(files: Sequence[Path], scales: Sequence[float], expert: int | None) -> list[Lora]:
+def _loras(files: Sequence[Path], scales: Sequence[float], expert: int | None) -> "list[Lora]":
+    from convert.stream import Lora
+
     if scales and len(scales) != len(files):
         raise ValueError(f"{len(scales)} factors are given for {len(files)} LoRA file(s)")
     if wrong := [scale for scale in scales if not math.isfinite(scale)]:
@@ -84,7 +82,7 @@ def _loras(files: Sequence[Path], scales: Sequence[float], expert: int | None) -
     return [Lora(file, expert, scale) for file, scale in zip(files, factors, strict=True)]
 
 
-def report(made: Plan) -> str:
+def report(made: "Plan") -> str:
     """What was written, in a few lines."""
     released = made.released
     size = made.bytes_stored(released.leaves)
@@ -106,28 +104,34 @@ def report(made: Plan) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """A wrong input ends in one sentence and exit code 2, an interruption in exit code 130."""
-    chosen = tyro.cli(Arguments, prog="python -m convert", args=arguments)
+    read = partial(tyro.cli, Arguments, prog="python -m convert")
+    chosen = parse("convert", read, sys.argv[1:] if arguments is None else arguments)
+
+    import jax
+    from rich import progress as bars
+    from rich.console import Console
+
+    from convert.stream import convert
+
     jax.config.update("jax_platforms", "cpu")  # nothing is computed; accelerators stay free
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.DownloadColumn(),
+        bars.TransferSpeedColumn(),
+        bars.TimeRemainingColumn(),
     )
     again = "the same command goes on where it stopped"
     try:
-        with Progress(*columns, console=Console(stderr=True)) as progress:
+        with bars.Progress(*columns, console=Console(stderr=True)) as progress:
             made = convert(chosen.job(), progress)
     except KeyboardInterrupt:
         print(f"convert: stopped; {again}", file=sys.stderr)
         raise SystemExit(130) from None
     except (ValueError, FileExistsError) as error:
-        print(f"convert: {brief(str(error))}", file=sys.stderr)
-        raise SystemExit(2) from None
+        refuse("convert", brief(str(error)))
     except OSError as error:
-        print(f"convert: {brief(str(error))}; when that is mended, {again}", file=sys.stderr)
-        raise SystemExit(2) from None
+        refuse("convert", f"{brief(str(error))}; when that is mended, {again}")
     print(readable(report(made)))
 
 

@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from rich.progress import Progress
 
+from convert import Only
 from convert.lora import Adapter, open_adapter
 from convert.work import Work
 from jcos.config import to_json
+from jcos.files import local_path
 from jcos.weights import checkpoint
 from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.faults import readable
@@ -28,7 +30,6 @@ BUNDLE = 512_000_000
 """Bytes that small leaves are collected up to."""
 COMPRESSED = 0.7
 """Weights take at least this part of their size on disk."""
-Only = Literal["dit", "vae", "text"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def convert(job: Job, progress: Progress) -> Plan:
     or do not fit the model (before anything is written), have changed since the conversion was
     begun, or hold a nan; OSError where the disk is full or may not be written to.
     """
-    target = Path(job.target).absolute()
+    target = local_path(job.target).absolute()
     if target.exists():
         raise FileExistsError(f"{target} exists; remove it or choose another name")
     checkpoint.check_name(target)

@@ -11,15 +11,12 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
-import jax
 import tyro
-from rich.console import Console
-from rich.table import Table
 
+from jcos.cli.paths import InFolder, OutFile, parse
 from jcos.files import write
-from jcos.weights.released import open_released
 
 INSTALL = "pip install -e '.[verify]' -c constraints.txt"
 PARTS = {"vae": "VAE", "text": "text encoder"}
@@ -29,20 +26,26 @@ PARTS = {"vae": "VAE", "text": "text encoder"}
 class Arguments:
     """Compare a released checkpoint's modules in PyTorch and in jcos."""
 
-    source: tyro.conf.Positional[Path]
+    source: tyro.conf.Positional[InFolder]
     """Folder as it is published: original layout, or that of diffusers."""
-    json: Path | None = None
+    json: OutFile | None = None
     """Also write the table here."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = tyro.cli(Arguments, prog="python -m convert.verify", args=arguments)
+    read = partial(tyro.cli, Arguments, prog="python -m convert.verify")
+    given = parse("convert", read, sys.argv[1:] if arguments is None else arguments)
     try:
         from convert.against import compare
     except ImportError as error:
         print(f"{error.name} is missing; install it: {INSTALL}", file=sys.stderr)
         raise SystemExit(2) from None
+    import jax
     import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from jcos.weights.released import open_released
 
     try:
         source = open_released(given.source)

@@ -2,27 +2,33 @@
 
 The folders are floors, each imports only from those before it: devices, model, media, weights,
 sampling, then `wan` and `generation` (the core), lab, plan, experiments, bench, report, cli.
+
+Public names are imported when they are first used: `import jcos` itself costs no import of jax.
 """
 
-from jcos.config import DiTConfig, Numerics, Sampling, WanConfig
-from jcos.devices.sharding import fetch, init_distributed, make_mesh, on
-from jcos.generation import State, generate, generate_side_by_side, steps
-from jcos.lab import tasks
-from jcos.sampling.probes import (
-    Chain,
-    EstimateEnsemble,
-    Noise,
-    Probe,
-    SeedEnsemble,
-    Site,
-    Swap,
-    TokenEnergy,
-    TokenFeatures,
-    chain,
-)
-from jcos.sampling.trajectory import Condition, Trace, stack, sweep
-from jcos.variants import VARIANTS
-from jcos.wan import Wan, load
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jcos.config import DiTConfig, Numerics, Sampling, WanConfig
+    from jcos.devices.sharding import fetch, init_distributed, make_mesh, on
+    from jcos.generation import State, generate, generate_side_by_side, steps
+    from jcos.lab import tasks
+    from jcos.sampling.probes import (
+        Chain,
+        EstimateEnsemble,
+        Noise,
+        Probe,
+        SeedEnsemble,
+        Site,
+        Swap,
+        TokenEnergy,
+        TokenFeatures,
+        chain,
+    )
+    from jcos.sampling.trajectory import Condition, Trace, stack, sweep
+    from jcos.variants import VARIANTS
+    from jcos.wan import Wan, load
 
 __version__ = "0.1.0"
 
@@ -58,3 +64,34 @@ __all__ = [
     "sweep",
     "tasks",
 ]
+
+_PLACES = {
+    "config": ("DiTConfig", "Numerics", "Sampling", "WanConfig"),
+    "devices.sharding": ("fetch", "init_distributed", "make_mesh", "on"),
+    "generation": ("State", "generate", "generate_side_by_side", "steps"),
+    "lab.tasks": ("tasks",),
+    "sampling.probes": (
+        *("Chain", "EstimateEnsemble", "Noise", "Probe", "SeedEnsemble", "Site", "Swap"),
+        *("TokenEnergy", "TokenFeatures", "chain"),
+    ),
+    "sampling.trajectory": ("Condition", "Trace", "stack", "sweep"),
+    "variants": ("VARIANTS",),
+    "wan": ("Wan", "load"),
+}
+"""The imports above, at run time; whatever else is touched is a module, like jcos.wan."""
+
+
+def __getattr__(name: str) -> Any:
+    place = next((place for place, names in _PLACES.items() if name in names), name)
+    try:
+        module = importlib.import_module(f"jcos.{place}")
+    except ModuleNotFoundError as missing:
+        if missing.name != f"jcos.{place}":
+            raise
+        raise AttributeError(f"module 'jcos' has no attribute {name!r}") from None
+    globals()[name] = value = getattr(module, name, module)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

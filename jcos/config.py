@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args
 
 Solver = Literal["euler", "unipc", "dpmpp"]
 Grid = Literal["euler", "unipc", "dpmpp", "diffusers"]
+StoredType = Literal["bfloat16", "float32"]
+"""Of weights on disk."""
 ImageMode = Literal["none", "concat", "pin", "repeat"]
 """How a first frame enters: not at all; as extra channels (A14B I2V); as the fixed first latent
 frame (TI2V); as extra channels of every frame (the small model)."""

@@ -1,14 +1,157 @@
-"""Files that are whole or absent: written beside their final names and renamed."""
+"""Paths: which of them can be used at all, and files that are whole or absent."""
 
 import contextlib
+import os
+import re
+import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+
+
+def local_path(given: Path | str) -> Path:
+    """Return what was named as a path, touching no file; every path that comes from outside goes
+    through here.
+
+    Raises ValueError where it is empty, holds a NUL, or names a place on no disk of this machine,
+    like gs://bucket/folder.
+    """
+    text = str(given)
+    scheme = _SCHEME.match(text)  # a Path has lost the second slash
+    if scheme:
+        raise ValueError(
+            f"{shown(text)} is on no disk of this machine: paths that begin with {scheme[1]}:// "
+            "are not supported; copy or mount it, and name the local folder or file"
+        )
+    if not text:
+        raise ValueError("a path is empty; name a file or folder, '.' for this one")
+    if "\0" in text:
+        raise ValueError(f"{shown(text)!r} is no path: it holds a NUL byte")
+    return Path(given)
+
+
+def shown(path: Path | str) -> str:
+    """Return a path as messages show it, the middle of a very long one left out."""
+    text = str(path)
+    return text if len(text) <= 240 else f"{text[:100]}…{text[-100:]}"
+
+
+# ---- what can be known of a path before any work; all raise ValueError in one sentence
+
+
+def check_file(path: Path) -> None:
+    """Check that it is a file that can be read."""
+    if _kind(path) == "folder":
+        raise ValueError(f"{shown(path)} is a folder; a file is needed")
+    if _kind(path) is None:
+        raise ValueError(f"there is no file {shown(path)}")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ValueError(f"{shown(path)} cannot be read: {error.strerror}") from None
+
+
+def check_folder(path: Path) -> None:
+    """Check that it is a folder whose files can be listed."""
+    if _kind(path) == "file":
+        raise ValueError(f"{shown(path)} is not a folder, which is needed")
+    if _kind(path) is None:
+        raise ValueError(f"there is no folder {shown(path)}")
+    try:
+        os.scandir(path).close()
+    except OSError as error:
+        raise ValueError(f"{shown(path)} cannot be read: {error.strerror}") from None
+
+
+def check_there(path: Path) -> None:
+    """Check that it is a file or folder that can be read."""
+    (check_folder if _kind(path) == "folder" else check_file)(path)
+
+
+def check_new_file(path: Path) -> None:
+    """Check that a file can be written there, by writing one without a name."""
+    if _kind(path) == "folder":
+        raise ValueError(f"{shown(path)} is a folder; a file is to be written: give it a name")
+    check_new_folder(path.parent)
+
+
+def check_new_folder(path: Path) -> None:
+    """Check that files can be written into it, where it is to be made too, by writing one without a
+    name. Nothing is left of it."""
+    place = next(p for p in (path, *path.absolute().parents) if _kind(p) is not None)
+    if _kind(place) == "file":
+        raise ValueError(f"{shown(place)} is a file; a folder is needed there: choose another path")
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise ValueError(
+            f"{shown(path)} cannot be written: {error.strerror} in {shown(place)}; "
+            "choose another path"
+        ) from None
+
+
+def check_cache(path: Path) -> None:
+    """Check that it is a folder, which need not be writable, or can be made."""
+    (check_new_folder if _kind(path) is None else check_folder)(path)
+
+
+def _kind(path: Path) -> str | None:
+    """`folder`, `file` (anything else that is there), or None."""
+    try:
+        return "folder" if stat.S_ISDIR(path.stat().st_mode) else "file"
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ValueError(f"{shown(path)} cannot be used: {error.strerror}") from None
+
+
+# ---- files of text
+
+
+def read_text(path: Path) -> str:
+    """Return a text file as words: UTF-8, or UTF-16 where its byte-order mark says so, without the
+    mark. ValueError where it cannot be read or holds bytes that are no text."""
+    check_file(path)
+    data = path.read_bytes()
+    wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    try:
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        name = "UTF-16" if wide else "UTF-8"
+        raise ValueError(
+            f"{shown(path)} is no text file in {name} (byte {error.start}); save it as UTF-8"
+        ) from None
+    if "\0" in text:
+        raise ValueError(f"{shown(path)} is no text file: it holds NUL bytes; save it as UTF-8")
+    return text
+
+
+def check_python(path: Path) -> None:
+    """Check that it is a Python file without mistakes in its syntax; it is not run."""
+    check_file(path)
+    if path.suffix != ".py":
+        raise ValueError(
+            f"{shown(path)} is no Python file; experiments and arms are described by such files, "
+            "like configs/steps.py"
+        )
+    try:
+        compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
+    except SyntaxError as error:
+        raise ValueError(f"{shown(path)}, line {error.lineno}: {error.msg}") from None
+    except ValueError as error:  # of NUL bytes
+        raise ValueError(f"{shown(path)} is no Python file: {error}") from None
+
+
+# ---- writing
 
 
 @contextlib.contextmanager
 def beside(path: Path) -> Iterator[Path]:
     """A hidden file beside `path` to write into, which gets that name if all goes well; else it is
     removed."""
+    path = local_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:

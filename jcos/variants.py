@@ -3,6 +3,7 @@ which reference codes run them."""
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, get_args
 
 from jcos.config import (
@@ -19,6 +20,9 @@ from jcos.config import (
     WanConfig,
     Words,
 )
+
+TINY = Path(__file__).parent / "tiny"
+"""The trained small model that comes with the package."""
 
 DIFFUSERS = Numerics(linear="bfloat16", residual="bfloat16", head="bfloat16", text="bfloat16")
 DIFFSYNTH = Numerics(*["bfloat16"] * 6)

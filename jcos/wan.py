@@ -15,19 +15,17 @@ from jaxtyping import Array, Float, UInt8
 
 from jcos.config import Codec, PixelCodec, UMT5Config, VaeConfig, WanConfig, Words
 from jcos.devices import memory, mesh, sharding
+from jcos.files import local_path
 from jcos.media.image import check_frames
 from jcos.model.dit import DiT
 from jcos.model.text import UMT5, WordEmbedding, embed, word_ids
 from jcos.model.tokenizer import Tokenizer
 from jcos.model.vae import Tiles, Vae, decode_pixels, encode_pixels
 from jcos.sampling.trajectory import Condition
-from jcos.variants import Profile, with_profile
+from jcos.variants import TINY, Profile, with_profile
 from jcos.weights import checkpoint
 from jcos.weights.layouts import is_released
 from jcos.weights.released import Released, load_released, open_released
-
-TINY = Path(__file__).parent / "tiny"
-"""The trained small model that comes with the package."""
 
 Picture = UInt8[np.ndarray, "..."] | Float[np.ndarray, "..."] | Float[Array, "..."]
 Prompt = str | Float[Array, "_ text"] | Float[np.ndarray, "_ text"]
@@ -242,7 +240,7 @@ def image_channels(
 
 def read_config(folder: Path | str, profile: Profile | None = None) -> WanConfig:
     """What `load` would load, without its weights."""
-    folder = Path(folder)
+    folder = local_path(folder)
     source = _released(folder)
     if source is None:
         config = checkpoint.read_config(checkpoint.read_manifest(folder))
@@ -280,7 +278,7 @@ def load(
     Raises checkpoint.CheckpointError where the folder is not one, or is damaged, and MemoryError
     saying what would help where a device has too little memory.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     source = _released(folder)
     config = read_config(folder, profile)
     if source is None:

@@ -32,6 +32,7 @@ from jax.sharding import SingleDeviceSharding
 
 from jcos.config import Sampling, WanConfig
 from jcos.devices import memory
+from jcos.files import local_path
 from jcos.generation import generate_worlds, seed_keys
 from jcos.model.attention import KERNELS, attention, using
 from jcos.plan.costs import forward_flops
@@ -431,7 +432,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="toy sizes")
     parser.add_argument("--minutes", type=float, default=9.5, help="time for everything")
     parser.add_argument("--experts", type=int, choices=(1, 2), default=2, help="in memory")
-    parser.add_argument("--out", type=Path, default=Path("out/bench_gpu"))
+    parser.add_argument("--out", type=local_path, default=Path("out/bench_gpu"))
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:

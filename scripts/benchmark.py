@@ -29,6 +29,7 @@ from flax import nnx
 from rich.progress import track
 
 from jcos.devices import programs
+from jcos.files import local_path
 from jcos.generation import generate, generate_worlds, seed_keys
 from jcos.lab.tasks import get
 from jcos.model.dit import DiT
@@ -286,8 +287,8 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument("--repeat", type=int, default=5, help="timings of every contender")
-    parser.add_argument("--out", type=Path, default=Path("out/benchmark"))
-    parser.add_argument("--first-call", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=local_path, default=Path("out/benchmark"))
+    parser.add_argument("--first-call", type=local_path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     lab = quick_lab(arguments.repeat) if arguments.quick else Lab(load(), arguments.repeat)

@@ -29,6 +29,7 @@ from scipy.optimize import nnls
 
 from jcos.config import WanConfig
 from jcos.devices import mesh, sharding
+from jcos.files import local_path
 from jcos.generation import generate_worlds, seed_keys
 from jcos.plan import costs
 from jcos.plan.costs import Job
@@ -292,7 +293,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="toy sizes")
-    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--page", type=local_path, default=PAGE)
     parser.add_argument("--devices", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")

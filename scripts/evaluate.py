@@ -15,6 +15,7 @@ from rich.progress import track
 
 from jcos.devices import programs
 from jcos.experiments.evaluate import Result, evaluate
+from jcos.files import local_path
 from jcos.lab.measures import Estimate
 from jcos.lab.tasks import TASKS, get
 from jcos.wan import TINY, load
@@ -58,10 +59,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=Path, default=TINY)
+    parser.add_argument("--checkpoint", type=local_path, default=TINY)
     parser.add_argument("--puzzles", type=int, default=512)
     parser.add_argument("--task", action="append", choices=list(TASKS))
-    parser.add_argument("--out", type=Path, default=Path("out/evaluation"))
+    parser.add_argument("--out", type=local_path, default=Path("out/evaluation"))
     arguments = parser.parse_args()
     programs.keep_in_cache()
     try:

@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jcos.files import local_path
+
 DOCS = Path(__file__).parents[1] / "docs"
 MARK = re.compile(r"\{([a-z_-]+) \| ([^{}\n]+)\}")
 FIGURE = re.compile(r"\(findings/([a-z_]+)-([^()\s]+)\.png\)")
@@ -78,8 +80,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--results", type=Path, default=Path("out/paper"))
-    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page")
+    parser.add_argument("--results", type=local_path, default=Path("out/paper"))
+    parser.add_argument("--docs", type=local_path, default=DOCS, help="folder of the page")
     arguments = parser.parse_args()
     try:
         page = fill((arguments.docs / "findings.in.md").read_text(), Results(arguments.results))

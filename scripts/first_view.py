@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from jcos import files
+from jcos.files import local_path
 from jcos.media import formats
 from jcos.report import explorer
 
@@ -48,7 +49,7 @@ class View(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("folders", nargs="*", type=Path, help="folders with an index.html")
+    parser.add_argument("folders", nargs="*", type=local_path, help="folders with an index.html")
     parser.add_argument("--large", type=float, default=0, metavar="MB", help="make such a folder")
     arguments = parser.parse_args()
     sync_playwright = import_module("playwright.sync_api").sync_playwright

@@ -28,6 +28,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from convert.work import JOURNAL
+from jcos.files import local_path
 from jcos.model.dit import DiT
 from jcos.variants import VARIANTS, wan22_ti2v_5b
 from jcos.weights.checkpoint import leaves, parameter_count
@@ -231,8 +232,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, default=Path("out/full_size"))
-    parser.add_argument("--restore", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=local_path, default=Path("out/full_size"))
+    parser.add_argument("--restore", type=local_path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.restore:
         restore_and_run(arguments.restore)

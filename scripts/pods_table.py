@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 
+from jcos.files import local_path
 from jcos.plan import costs, forecast
 from jcos.plan.costs import Job
 from jcos.plan.forecast import Forecast
@@ -119,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", type=Path, default=Path("out/pods"))
+    parser.add_argument("--work", type=local_path, default=Path("out/pods"))
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--only", default="", help="machines whose name has this in it")
     arguments = parser.parse_args()

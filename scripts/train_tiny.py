@@ -22,6 +22,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jcos.devices import programs
+from jcos.files import local_path
 from jcos.lab.training import PARTS, train
 
 mpl.use("Agg")
@@ -46,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
+    parser.add_argument("--out", type=local_path, default=Path("runs/tiny"))
     parser.add_argument("--steps", type=int, help="by default those of the recipe")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=250)

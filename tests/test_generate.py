@@ -143,10 +143,13 @@ def test_a_prompt_and_a_picture_become_a_video(
         (["--guidance", 1, 2, 3], "3 guidance scales given; wan2.2-i2v-a14b has 2 expert"),
         (["--noise", "absent.npy"], "absent.npy"),
         (["--noise", "a.npy", "--seeds", 0, 1], "noise from a file is one video's; give one seed"),
-        (["--image", "absent.png"], "the picture absent.png is missing"),
+        (["--image", "absent.png"], "absent.png"),
         (["--seeds", 2**64], "the seed is 18446744073709551616; PyTorch takes"),
         (["--seeds", -(2**63) - 1, "--noise", "jax"], "the seed is -9223372036854775809; PyTorch"),
         (["--prompt", "absent.npy"], "absent.npy holds no embedded prompt"),
+        (["--prompt", "absent.txt"], "absent.txt"),
+        (["--noise", "gs://bucket/noise.npy"], "gs://bucket/noise.npy"),
+        (["--negative", "gs://bucket/rows.npy"], "gs://bucket/rows.npy"),
         (["--image", __file__], "test_generate.py"),
         (["--tiles", 0, 4], "an overlap is at least 0 and less than the size"),
         (["--mesh", "batch=2"], "a mesh has no axis 'batch'; its axes are world, seed"),
@@ -222,6 +225,34 @@ def test_only_what_is_needed_is_loaded(release, picture, tmp_path, quick):
     assert [options for options, _ in quick] == [CODER]
 
 
+def test_a_prompt_in_a_file_is_the_same_run(release, picture, tmp_path, quick):
+    call = settings(release, picture, tmp_path / "out")
+    run("generate", *call)
+    (tmp_path / "prompt.txt").write_bytes(b"\xef\xbb\xbfa cat\r\n")
+    quick.clear()
+    run("generate", *call, "--prompt", tmp_path / "prompt.txt")
+    assert [options for options, _ in quick] == [CODER]
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["prompt"] == "a cat"
+
+
+def test_a_turned_photograph_is_told_of(release, tmp_path, capsys, quick):
+    """The size follows the picture as it lies in the file, but for the profile diffusers."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=exif)
+    call = settings(release, tmp_path / "photo.jpg", tmp_path / "out")
+    run("generate", *call)
+    (note,) = (line for line in capsys.readouterr().err.splitlines() if "EXIF" in line)
+    assert note.startswith("Note: ")
+    assert "photo.jpg" in note
+    out = tmp_path / "diffusers"
+    run("generate", *call, "--profile", "diffusers", "--out", out, "--steps", 2)
+    assert "EXIF" not in capsys.readouterr().err
+    images = [json.loads((f / "run.json").read_text())["image"] for f in (out, tmp_path / "out")]
+    assert images[0] != images[1]
+
+
 def test_a_call_on_another_mesh_is_the_same_run(release, picture, tmp_path, quick):
     call = settings(release, picture, tmp_path / "out")
     run("generate", *call)
@@ -265,7 +296,7 @@ def test_a_full_disk_is_noticed_before_the_weights_are_read(
     call = settings(release, picture, tmp_path / "out")
     (tmp_path / "file").touch()
     message = refused(capsys, *call, "--out", tmp_path / "file" / "out")
-    assert f"{tmp_path / 'file'} is no folder that can be written to" in message
+    assert f"{tmp_path / 'file'} is a file" in message
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     assert "0.00 GB free; latents of 0.00 GB are to be written" in refused(capsys, *call)

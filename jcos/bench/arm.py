@@ -1,7 +1,6 @@
 """An arm of the benchmark: how all its samples are generated, as data."""
 
 import dataclasses
-import runpy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from PIL import Image
 from jcos.bench.folder import Sample
 from jcos.config import PixelCodec, Sampling, WanConfig
 from jcos.experiments.experiment import Place, Settings, places, window
+from jcos.experiments.settings import names_in
 from jcos.media import image
 from jcos.sampling.probes import Chain, Noise, SeedEnsemble, chain
 from jcos.variants import Profile
@@ -143,9 +143,7 @@ def resized(
 
 def load_arms(file: Path) -> dict[str, Arm]:
     """The `arms` of a Python file, by name. Raises ValueError where there are none."""
-    if not file.is_file():
-        raise ValueError(f"there is no file {file}; arms are described by configs/vbvr_*.py")
-    found = runpy.run_path(str(file)).get("arms")
+    found = names_in(file).get("arms")
     if not (isinstance(found, dict) and found and all(isinstance(a, Arm) for a in found.values())):
         raise ValueError(f"{file} describes no arms: it must set `arms = {{name: Arm(…), …}}`")
     return found

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import av
 
 from jcos.bench.official import OFFICIAL, PER_TASK
-from jcos.files import visible
+from jcos.files import local_path, read_text, visible
 from jcos.lab.tasks import TASKS
 from jcos.media.image import read_picture
 
@@ -120,6 +120,7 @@ def read_bench(root: Path, per_task: int | None = None) -> Bench:
     """
     if per_task is not None and per_task < 1:
         raise ValueError(f"{per_task} samples of each task are asked for; at least 1 is needed")
+    root = local_path(root)
     if not any((root / split).is_dir() for split in SPLITS):
         raise ValueError(f"{root} is no benchmark folder: it has neither {' nor '.join(SPLITS)}")
     samples, faults, names = [], {}, []
@@ -170,7 +171,7 @@ def _read(name: str, folder: Path) -> Sample:
     file = folder / "prompt.txt"
     if not file.is_file():
         raise ValueError(f"the prompt {file} is missing")
-    prompt = file.read_text(encoding="utf-8").strip()  # UnicodeDecodeError is a ValueError
+    prompt = read_text(file).strip()
     if not prompt:
         raise ValueError(f"the prompt {file} is empty")
     picture = folder / "first_frame.png"

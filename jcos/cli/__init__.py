@@ -1,58 +1,70 @@
-"""The `jcos` command. Thin: each file reads one command's arguments and calls the library; here its
-errors become one sentence."""
+"""The `jcos` command. Thin: `options` reads one command's arguments, the file of its name calls the
+library; here its errors become one sentence. Help and mistakes import nothing that takes long."""
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from functools import partial
+from importlib import metadata
+from typing import Any
 
 import tyro
 
-from jcos.cli.bench import BenchCommand
-from jcos.cli.demo import Demo
-from jcos.cli.generate import Generate
-from jcos.cli.plan import PlanCommand
-from jcos.cli.report import Explore, Report
-from jcos.cli.run import Run
-from jcos.cli.sample import Sample
-from jcos.cli.tasks import Tasks
-from jcos.devices import memory, programs
+from jcos.cli import options
+from jcos.cli.paths import parse, refuse
 
 FAILURES = (ValueError, IndexError, FloatingPointError, MemoryError, OSError)
 """What a wrong input or a full disk raises; anything else is a bug and shows its traceback."""
 
-
-class Command(Protocol):
-    def run(self) -> None: ...
-
-
-COMMANDS: dict[str, Callable[..., Command]] = {
-    "demo": Demo,
-    "sample": Sample,
-    "run": Run,
-    "generate": Generate,
-    "bench": BenchCommand,
-    "plan": PlanCommand,
-    "report": Report,
-    "explore": Explore,
-    "tasks": Tasks,
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "demo": options.Demo,
+    "sample": options.Sample,
+    "run": options.Run,
+    "generate": options.Generate,
+    "bench": options.Bench,
+    "plan": options.Plan,
+    "report": options.Report,
+    "explore": options.Explore,
+    "tasks": options.Tasks,
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; a wrong input ends in one sentence and exit code 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if list(arguments) == ["--version"]:
+        print(", ".join(f"{name} {metadata.version(name)}" for name in ("jcos", "jax", "flax")))
+        return
+    command = parse("jcos", _read, arguments)
+
+    from jcos.devices import memory, programs
+
     memory.claim()
     programs.keep_in_cache()
-    command = tyro.extras.subcommand_cli_from_dict(
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_note, warnings.showwarning)
+            command.run()
+    except FAILURES as error:
+        refuse("jcos", error)
+
+
+def _note(others: Callable[..., None], message: Warning | str, kind: type, *where: Any) -> None:
+    """Show a warning: one to the user as a sentence, `others` as Python does."""
+    if kind is UserWarning:
+        print(f"Note: {message}.", file=sys.stderr)
+    else:
+        others(message, kind, *where)
+
+
+def _read(args: Sequence[str], **how: Any) -> Any:
+    return tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
         prog="jcos",
         description="Where does a video diffusion model reason? Try `jcos demo` first.",
-        args=arguments,
+        args=args,
+        **how,
     )
-    try:
-        command.run()
-    except FAILURES as error:
-        print(f"jcos: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -5,11 +5,8 @@ import dataclasses
 import datetime as dt
 import io
 import sys
-from pathlib import Path
-from typing import Annotated
 
 import jax
-import tyro
 from jax.experimental import multihost_utils
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -25,66 +22,19 @@ from jcos.bench.folder import Bench, read_bench
 from jcos.bench.hours import Pace, expected, hours, measured
 from jcos.bench.run import Work, begin, conduct
 from jcos.bench.state import MANIFEST, Status, as_text, now, versions
-from jcos.cli.common import PACE, Checkpoint, OnMesh, command_line, console
+from jcos.cli import options
+from jcos.cli.common import PACE, OnMesh, command_line, console
 from jcos.devices import sharding
 from jcos.experiments.settings import override
-from jcos.files import write
+from jcos.files import check_new_folder, write
 from jcos.lab.measures import Estimate
 from jcos.lab.tasks import TASKS
 from jcos.plan.machines import machine
 
-Samples = Annotated[
-    Path, tyro.conf.arg(help="The benchmark's folder, with In-Domain_50 and Out-of-Domain_50.")
-]
-PerTask = Annotated[int | None, tyro.conf.arg(help="Only the first so many samples of each task.")]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run(OnMesh):
-    """Make the videos of a benchmark, for each arm of a config in a folder of its own.
-
-    Writes OUT/ARM/SPLIT/TASK/00000.mp4, where the official scorer looks for them, OUT/ARM/run.json
-    and OUT/ARM/summary.json. Goes on where it was stopped; any number of workers may share OUT.
-    Ends with exit code 1 where videos are missing.
-
-    Examples:
-      jcos bench run configs/vbvr_base.py --samples VBVR-Bench-Data --checkpoint wan-vbvr
-      jcos bench run configs/vbvr_base.py --samples VBVR-Bench-Data --checkpoint wan-vbvr \\
-        --mesh branch=2,context=4
-      jcos bench run configs/vbvr_noise.py --samples VBVR-Bench-Data --checkpoint wan-vbvr --plan
-      jcos bench run configs/vbvr_base.py --samples out/small --set scale=0.125 --set profile=none
-    """
-
-    config: tyro.conf.Positional[Path]
-    """A Python file that describes arms: configs/vbvr_*.py."""
-    samples: Samples
-    out: Path = Path("out/vbvr")
-    """Where the arms' folders go; may be shared by workers."""
-    checkpoint: Checkpoint = wan.TINY
-    arms: tuple[str, ...] = ()
-    """Only these arms of the config."""
-    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Changes every arm, as FIELD=VALUE; can be given several times."""
-    per_task: PerTask = None
-    shard: str = "0/1"
-    """I/N: only every N-th sample, from the I-th on, for workers that do not share OUT; `host`:
-    this one's of all that --join. Those that share OUT need none: each takes what no other has."""
-    join: bool = False
-    """This is one of a pod's hosts, which must start together: joins the others first. Each still
-    takes samples of its own."""
-    batch: int | None = None
-    """Samples generated at a time; by default as many of one shape as memory holds."""
-    retry: bool = False
-    """Try the failed samples again."""
-    text_cache: Path | None = None
-    """Folder of embedded prompts; OUT/text by default."""
-    plan: bool = False
-    """Only say what would be done, and how long it takes."""
-    machine: str = "gpu:h200:1"
-    """For --plan: a machine as `jcos plan` names them, with all its devices in --mesh."""
-    step_seconds: float | None = None
-    """For --plan: what a guided step of 81 frames of 832 × 480 pixels takes on your machine, if you
-    have measured it."""
+class Run(options.BenchRun, OnMesh):
+    """`jcos bench run`, at work."""
 
     def run(self) -> None:
         if self.join:
@@ -100,6 +50,7 @@ class Run(OnMesh):
         if self.plan:
             self._plan(arms, bench)
             return
+        check_new_folder(self.out)
         work = self._work()
         for name, arm in arms.items():  # all of them, before the first takes its days
             begin(arm, self.checkpoint, self.out / name, work.mesh, command_line())
@@ -196,26 +147,8 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Score:
-    """The paper's table of one or more arms, beside a still picture, paired by sample.
-
-    Reads what the official scorer wrote, or runs it; the exported small tasks judge themselves.
-    Writes OUT/scores.json (every sample), OUT/table.csv, OUT/run.json (what was compared), and the
-    baselines' videos.
-
-    Examples:
-      jcos bench score out/vbvr/base out/vbvr/ensemble --samples VBVR-Bench-Data \\
-        --scorer "python VBVR-EvalKit/run_evaluation.py"
-    """
-
-    arms: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of arms; the others are compared with the first."""
-    samples: Samples
-    out: Path = Path("out/vbvr/scores")
-    """Where results, tables and baselines go."""
-    scorer: str | None = None
-    """How the official scorer is started, if it is installed."""
-    per_task: PerTask = None
+class Score(options.BenchScore):
+    """`jcos bench score`, at work."""
 
     def run(self) -> None:
         if not self.arms:
@@ -323,34 +256,10 @@ def _interval(cell: scores.Cell | Estimate) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Export:
-    """Write small tasks out as a benchmark folder, to try the whole path on the small model.
-
-    Examples:
-      jcos bench export out/small
-      jcos bench run configs/vbvr_base.py --samples out/small --set scale=0.125 --set profile=none
-      jcos bench score out/vbvr/base --samples out/small
-    """
-
-    folder: tyro.conf.Positional[Path]
-    tasks: tuple[str, ...] = tuple(TASKS)
-    per_task: int = 5
-    """Held-out puzzles of each task."""
+class Export(options.BenchExport):
+    """`jcos bench export`, at work."""
 
     def run(self) -> None:
-        export(self.folder, self.tasks, self.per_task)
-        print(f"{len(self.tasks)} tasks with {self.per_task} samples each are in {self.folder}")
-
-
-@dataclasses.dataclass(frozen=True)
-class BenchCommand:
-    """VBVR-Bench: videos of its samples, and their scores."""
-
-    what: tyro.conf.OmitSubcommandPrefixes[
-        Annotated[Run, tyro.conf.subcommand("run")]
-        | Annotated[Score, tyro.conf.subcommand("score")]
-        | Annotated[Export, tyro.conf.subcommand("export")]
-    ]
-
-    def run(self) -> None:
-        self.what.run()
+        tasks = self.tasks or tuple(TASKS)
+        export(self.folder, tasks, self.per_task)
+        print(f"{len(tasks)} tasks with {self.per_task} samples each are in {self.folder}")

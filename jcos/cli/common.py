@@ -5,17 +5,15 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Annotated
 
 import jax
-import tyro
 from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from jcos.bench.sampler import check_mesh
+from jcos.cli import options
 from jcos.config import WanConfig
 from jcos.devices import mesh, sharding
 from jcos.experiments.puzzles import Progress
@@ -26,27 +24,16 @@ PACE = 30 * 24 * 3600.0
 """Seconds over which a progress bar takes the pace: a month, so all that is done. A step may take
 minutes and a sample an hour, and rich by itself forgets what was more than 30 seconds ago."""
 
-Checkpoint = Annotated[
-    Path, tyro.conf.arg(help="A checkpoint folder; by default the small model of the package.")
-]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Interventions:
-    """Options of every command that samples: what is done to the runs."""
-
-    noise_steps: tuple[int, ...] = ()
-    """Replace all frames by noise before these steps."""
-    noise_frames: tuple[int, ...] = ()
-    """Replace these latent frames by noise before every step."""
-    ensemble_layers: tuple[int, ...] = ()
-    """Average the tokens of all seeds after these layers …"""
-    ensemble_steps: tuple[int, ...] = (0,)
-    """… in these steps."""
+class Interventions(options.Interventions):
+    """Interventions as probes."""
 
     def interventions(self) -> dict[str, list[int]]:
         """As a run's manifest holds them."""
-        return {f.name: list(getattr(self, f.name)) for f in dataclasses.fields(Interventions)}
+        return {
+            f.name: list(getattr(self, f.name)) for f in dataclasses.fields(options.Interventions)
+        }
 
     def probe(self, steps: int, frames: int, layers: int, seeds: int) -> Chain:
         """All interventions, most of them off: one program serves every choice. ValueError where
@@ -65,14 +52,8 @@ class Interventions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OnMesh:
-    """The option of every command that can use many devices."""
-
-    mesh: str | None = None
-    """How all devices of this process share the work, like branch=2,context=4: seeds over seed, the
-    two passes of guidance over branch, a video's tokens over context or fsdp, which slices the
-    weights too, heads over tensor; runs of an experiment and samples of a benchmark (which has no
-    use for seed) over world. The videos are the same. One device by default."""
+class OnMesh(options.OnMesh):
+    """The mesh that --mesh describes."""
 
     def devices(self) -> Mesh | None:
         """The mesh; None for one device. ValueError where the devices do not make it up."""

@@ -1,24 +1,16 @@
 """`jcos demo`."""
 
 import dataclasses
-from pathlib import Path
 
 from jcos import demo as demonstration
 from jcos import wan
-from jcos.cli.common import Checkpoint, bar, command_line
+from jcos.cli import options
+from jcos.cli.common import bar, command_line
 
 
-@dataclasses.dataclass(frozen=True)
-class Demo:
-    """See a small video model solve puzzles, denoising step by denoising step: one page, about a
-    minute.
-
-    Writes OUT/index.html, and its runs for `jcos report OUT`. The same seeds give the same numbers
-    every time.
-    """
-
-    out: Path = Path("out/demo")
-    checkpoint: Checkpoint = wan.TINY
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Demo(options.Demo):
+    """`jcos demo`, at work."""
 
     def run(self) -> None:
         model = wan.load(self.checkpoint)

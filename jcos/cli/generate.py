@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tyro
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -26,8 +25,9 @@ from rich.progress import Progress as Bar
 from safetensors.numpy import load_file, save
 
 from jcos import generation, wan
+from jcos.cli import options
 from jcos.cli.common import PACE, Interventions, OnMesh, command_line, console, read_size
-from jcos.config import Sampling, Solver, VaeConfig, WanConfig
+from jcos.config import Sampling, VaeConfig, WanConfig
 from jcos.devices import mesh, programs, sharding
 from jcos.experiments.results import identify
 from jcos.files import write
@@ -38,7 +38,6 @@ from jcos.report import explorer
 from jcos.sampling.noise import noise_from_file, seed_words
 from jcos.sampling.probes import Probe, choose
 from jcos.sampling.trajectory import Condition
-from jcos.variants import Profile
 from jcos.wan import Wan
 
 FREE = ("command", "versions", "device", "mesh", "python", "layers")
@@ -46,70 +45,8 @@ FREE = ("command", "versions", "device", "mesh", "python", "layers")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Generate(Interventions, OnMesh):
-    """Make videos with a Wan model: of a prompt, of a first frame, or of both.
-
-    Writes OUT/seed-N.mp4, OUT/latents.safetensors (final latents and the clean estimates of --x0,
-    float32 [seeds, …], channels last), with --x0 OUT/seed-N-x0-step-S.mp4 (the clean estimates as
-    films) and OUT/seed-N-x0.png (rows: steps, columns: some frames), OUT/run.json (all that is
-    needed to make them again) and the page OUT/index.html. A call that is repeated after a kill
-    goes on with the latents it finds.
-
-    Examples:
-      jcos generate wan-i2v --image cat.png --prompt "The cat finds the way out."
-      jcos generate wan-t2v --prompt "A maze is solved." --size 832x480 --steps 50 --x0 0 5 10 20 49
-      jcos generate wan-i2v --image maze.png --prompt "…" --profile diffsynth --noise-steps 25
-      jcos generate wan-i2v --image cat.png --prompt "…" --mesh branch=2,context=4
-    """
-
-    checkpoint: tyro.conf.Positional[Path]
-    """A folder that `python -m convert` made, or one with released safetensors."""
-    prompt: str
-    """What is to happen; or a .npy file of its embedding."""
-    image: Path | None = None
-    """The first frame; image-to-video models need one."""
-    negative: str | None = None
-    """The negative prompt, or a .npy file of its embedding; the authors' own by default."""
-    size: str | None = None
-    """WIDTHxHEIGHT in pixels; with an image its area, the picture's own shape is kept."""
-    frames: int | None = None
-    """Number of frames, 4 n + 1."""
-    steps: int | None = None
-    """Denoising steps."""
-    shift: float | None = None
-    """Of the noise levels."""
-    guidance: tuple[float, ...] | None = None
-    """One scale, or one per expert, high noise first; 1 leaves the negative prompt out."""
-    sigmas: tuple[float, ...] | None = None
-    """Explicit noise levels in place of steps and shift, or timesteps, as distilled models want
-    them: 1000 750 500 250."""
-    solver: Solver | None = None
-    """With its own grid of noise levels, unless it is the profile's solver anyway."""
-    profile: Profile | None = None
-    """Whose data types, schedule and defaults: by default those of the checkpoint's authors."""
-    seeds: tuple[int, ...] = (0,)
-    """One video per seed, side by side."""
-    noise: str | None = None
-    """Where the first noise comes from: torch (what PyTorch draws on a CPU for the seed), jax, or a
-    file (.npy, .npz, .safetensors) of [C, F, h, w]. By default torch, of the small model jax; the
-    same as in Python."""
-    x0: tuple[int, ...] = ()
-    """Steps whose clean estimates are kept."""
-    text_cache: Path | None = None
-    """Folder of embedded prompts; with all of them in it, the text encoder is not loaded."""
-    tiles: tuple[int, int] | None = None
-    """Code pictures and videos in tiles of so many latent cells, height and width, that overlap by
-    half: less memory for the VAE, slightly other colours. 30 52 are DiffSynth's."""
-    resident: bool | None = None
-    """Whether the weights of both experts lie on the device together, or wait in host memory, each
-    until its steps begin; the videos are the same. By default together if they take at most 55 % of
-    the memory that jax has on the device."""
-    programs: Path | None = None
-    """Folder of compiled programs, for instance CHECKPOINT/programs, that can go with the
-    checkpoint to other machines with the same devices; what is not there is compiled and put there.
-    What lies there is run: take it only from where you would take code. By default they are kept
-    in your cache folder."""
-    out: Path = Path("out/generate")
+class Generate(options.Generate, Interventions, OnMesh):
+    """`jcos generate`, at work."""
 
     def run(self) -> None:
         # All that can be wrong is found before the weights are read.
@@ -121,7 +58,7 @@ class Generate(Interventions, OnMesh):
         choose(sampling.steps, self.x0, "step")
         tiles = self._tiles(config)
         wan.check_picture(config, self.image is not None)
-        picture = None if self.image is None else image.read_picture(self.image)
+        picture = None if self.image is None else image.read_picture(self.image, self.profile)
         first, size = self._first_frame(config, picture)
         asked = config.clip.frames if self.frames is None else self.frames
         stride = 1 if config.codec is None else config.codec.strides[0]
@@ -230,7 +167,7 @@ class Generate(Interventions, OnMesh):
             return drawn
         if len(self.seeds) > 1:
             raise ValueError("noise from a file is one video's; give one seed")
-        return noise_from_file(Path(drawn), shape)[None]
+        return noise_from_file(drawn, shape)[None]
 
     def _embedded(self, config: WanConfig, prompts: Sequence[wan.Prompt]) -> list[wan.Prompt]:
         """Prompts as rows. The encoder is loaded where there are words (and a cache, if there is
@@ -280,8 +217,8 @@ class Generate(Interventions, OnMesh):
             "checkpoint": str(self.checkpoint),
             "weights": identify(self.checkpoint),
             "model": config.name,
-            "prompt": self.prompt,
-            "negative": self.negative or config.negative,
+            "prompt": prompts[0] if isinstance(prompts[0], str) else self.prompt,
+            "negative": prompts[1] if isinstance(prompts[1], str) else self.negative,
             "embedded": [None if isinstance(p, str) else _hash(p) for p in prompts],
             "image": None if picture is None else _hash(picture),
             "size": {"height": size[0], "width": size[1], "frames": frames, "fps": config.clip.fps},

@@ -3,14 +3,13 @@
 import dataclasses
 import json
 import os
-from pathlib import Path
 
 import jax
-import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from jcos.cli import options
 from jcos.cli.common import console, read_size
 from jcos.devices import sharding
 from jcos.files import write
@@ -18,44 +17,12 @@ from jcos.plan import costs, forecast
 from jcos.plan.costs import Job
 from jcos.plan.forecast import Forecast, Option
 from jcos.plan.machines import GIB, machine
-from jcos.variants import VARIANTS, Profile, with_profile
+from jcos.variants import VARIANTS, with_profile
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanCommand:
-    """Whether a run fits a machine and how long it takes, before the machine is rented.
-
-    Compiles the whole run (all steps, both experts, guidance, all seeds; weights as shapes) for
-    the most promising meshes, with the compiler of the extra `tpu` or `gpu`; no such device is
-    needed. Without the extra `gpu`, GPUs are calculated.
-
-    Examples:
-      jcos plan --model wan2.2-i2v-a14b --topology v5p:2x2x4 --size 832x480 --frames 81 --seeds 3
-      jcos plan --model wan2.2-t2v-a14b --topology v5e:2x4 --mesh fsdp=8 --mesh branch=2,fsdp=4
-      jcos plan --model wan2.2-ti2v-5b --topology gpu:h200:1 --json plan.json
-    """
-
-    model: str
-    """A released model, by its name."""
-    topology: str
-    """v5e:2x4, v5p:2x2x4, v6e:2x4 or any other slice; gpu:h100:8, gpu:h200:1."""
-    size: str | None = None
-    """WIDTHxHEIGHT in pixels; by default what the model is made for."""
-    frames: int | None = None
-    """Number of frames, 4 n + 1."""
-    seeds: int = 1
-    """How many videos are made side by side."""
-    steps: int | None = None
-    """Denoising steps."""
-    profile: Profile | None = None
-    """Whose data types, schedule and defaults: by default those of the model's authors."""
-    mesh: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Try this mesh, like branch=2,context=8 (can be given several times); by default the most
-    promising ones."""
-    tries: int = 3
-    """How many meshes to try where none are given."""
-    json: Path | None = None
-    """Write everything to this file, too."""
+class Plan(options.Plan):
+    """`jcos plan`, at work."""
 
     def run(self) -> None:
         if not os.environ.get("JAX_PLATFORMS"):

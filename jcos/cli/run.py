@@ -4,54 +4,37 @@ import dataclasses
 import time
 from pathlib import Path
 
-import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jcos import wan
-from jcos.cli.common import Checkpoint, OnMesh, command_line, console
+from jcos.cli import options
+from jcos.cli.common import OnMesh, command_line, console
 from jcos.config import Sampling, WanConfig
 from jcos.devices import sharding
+from jcos.experiments.clips import write_example
 from jcos.experiments.results import conduct, identify
 from jcos.experiments.settings import load_experiment, override
+from jcos.files import check_new_folder
 from jcos.report import explorer
-from jcos.variants import Profile
 from jcos.wan import Wan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run(OnMesh):
-    """Run an experiment of the paper: a question to a model, its numbers, its figures.
-
-    Writes OUT/config.json (settings, weights, versions), OUT/arrays.npz, OUT/table.csv, OUT/figures
-    and OUT/index.html, the page to look inside (`jcos report`). Results that are there already are
-    not made again.
-
-    Examples:
-      jcos run configs/steps.py
-      jcos run configs/noise.py --set puzzles=16 --set sampling.steps=10 --out out/quick
-      jcos run configs/steps.py --mesh world=8
-      jcos run configs/steps.py --checkpoint wan-i2v --set clips=clips.json
-      jcos run configs/swap.py --checkpoint wan-i2v --set clips=pairs.json --mesh branch=2,context=4
-    """
-
-    config: tyro.conf.Positional[Path]
-    """A Python file that describes the experiment; configs/ holds one for each of the paper's."""
-    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Changes a parameter, as FIELD=VALUE; can be given several times."""
-    out: Path | None = None
-    """Where results go; out/NAME by default, NAME being the config's."""
-    redo: bool = False
-    """Run it again and replace the results that are there."""
-    checkpoint: Checkpoint = wan.TINY
-    profile: Profile | None = None
-    """Whose data types, schedule, defaults and rule for pictures: by default those of the
-    checkpoint's authors."""
+class Run(options.Run, OnMesh):
+    """`jcos run`, at work."""
 
     def run(self) -> None:
+        if self.example_clips is not None:
+            write_example(self.example_clips)
+            print(f"Fill in the pictures and prompts of {self.example_clips}; docs/wan.md says how")
+            return
+        if self.config is None:
+            raise ValueError("no config is named; those of the paper are in configs/")
         experiment = override(load_experiment(self.config), self.set)
         profile = self.profile or experiment.profile
         experiment = dataclasses.replace(experiment, profile=profile)
         out = self.out or Path("out") / self.config.stem
+        check_new_folder(out)
         start = time.monotonic()
         config = wan.read_config(self.checkpoint, profile)
         sampled = dataclasses.replace(config, sampling=experiment.sampling.of(config))

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import tyro
 from jaxtyping import Bool
 
 from jcos import wan
-from jcos.cli.common import Checkpoint, Interventions, bar, command_line
+from jcos.cli import options
+from jcos.cli.common import Interventions, bar, command_line
 from jcos.config import Sampling
 from jcos.experiments.answers import answers_of, blend
 from jcos.experiments.puzzles import Progress, held_out, play, score
@@ -26,32 +26,8 @@ from jcos.sampling.probes import Probe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sample(Interventions):
-    """Let the model solve held-out puzzles of a task, with or without an intervention.
-
-    For each puzzle, writes OUT/puzzle-N.png (rows: clean estimates at some steps, then the final
-    video and a right answer; columns: frames), OUT/puzzle-N.webp (the final video), and for all of
-    them OUT/arrays.npz (latents, every clean estimate, its score and its mass on each right
-    answer), OUT/run.json (what was run, scores) and the page OUT/index.html.
-
-    Examples:
-      jcos sample maze
-      jcos sample maze --noise-steps 10 --out out/noised
-      jcos sample tictactoe --seeds 0 1 2 --ensemble-layers 3 4 --ensemble-steps 0
-    """
-
-    task: tyro.conf.Positional[str]
-    """Which task: `jcos tasks` lists them."""
-    puzzles: int = 2
-    """How many held-out puzzles."""
-    puzzle_seed: int = 0
-    """Which puzzles."""
-    seeds: tuple[int, ...] = (0,)
-    """Noise seeds; each gives its own video of every puzzle."""
-    steps: int | None = None
-    """Denoising steps; the model's own number by default."""
-    out: Path = Path("out/sample")
-    checkpoint: Checkpoint = wan.TINY
+class Sample(options.Sample, Interventions):
+    """`jcos sample`, at work."""
 
     def run(self) -> None:
         task = tasks.get(self.task)

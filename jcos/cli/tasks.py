@@ -1,34 +1,25 @@
 """`jcos tasks`."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from jcos.cli import options
 from jcos.experiments.puzzles import held_out
-from jcos.files import write
+from jcos.files import check_new_folder, write
 from jcos.lab import tasks
 from jcos.media import formats
 
 
-@dataclasses.dataclass(frozen=True)
-class Tasks:
-    """List the reasoning tasks, or draw puzzles with their answers.
-
-    Examples:
-      jcos tasks
-      jcos tasks --draw 4 --out out/tasks
-    """
-
-    draw: int = 0
-    """Draw this many puzzles per task into OUT/TASK.png (rows: puzzles, columns: frames)."""
-    only: str | None = None
-    """Just this task."""
-    out: Path = Path("out/tasks")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tasks(options.Tasks):
+    """`jcos tasks`, at work."""
 
     def run(self) -> None:
+        if self.draw > 0:
+            check_new_folder(self.out)
         chosen = tasks.TASKS if self.only is None else {self.only: tasks.get(self.only)}
         table = Table(title="Tasks")
         for column in ("task", "kin to", "solved at", "what is asked, and how"):

@@ -7,6 +7,8 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from jcos.files import local_path
+
 
 def keep(folder: Path | str) -> None:
     """From now on, every program is looked for in the folder before it is compiled, and kept there
@@ -17,7 +19,7 @@ def keep(folder: Path | str) -> None:
     Programs are code, and what lies there is run: take such a folder only from where you would take
     code. Raises OSError where it cannot be made.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
     # Small ones too: a process begins with a hundred of them.

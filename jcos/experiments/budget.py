@@ -25,9 +25,10 @@ from jcos.experiments import plots
 from jcos.experiments.answers import Answers, answers_of
 from jcos.experiments.budget_figures import clip_figures, figures
 from jcos.experiments.budget_found import Case, Found, clip_rows
+from jcos.experiments.clips import condition_of, latent_frames, read_clips
 from jcos.experiments.experiment import Experiment, Findings, Picture
 from jcos.experiments.puzzles import Progress, one_world, pixels, playing
-from jcos.experiments.samples import Samples, condition_of, latent_frames, read_clips
+from jcos.experiments.samples import Samples
 from jcos.generation import first_noise, seed_keys
 from jcos.lab.ideal import ideal_run
 from jcos.sampling import flow, trajectory

@@ -17,8 +17,9 @@ from jaxtyping import Shaped
 from matplotlib.figure import Figure
 
 from jcos.config import Grid, PixelCodec, Sampling, Solver, WanConfig
+from jcos.experiments.clips import check_clips, latent_frames, read_clips
 from jcos.experiments.puzzles import Progress
-from jcos.experiments.samples import Baseline, Samples, check_clips, latent_frames, read_clips
+from jcos.experiments.samples import Baseline, Samples
 from jcos.lab.measures import SCORES, Estimate, Span, estimate
 from jcos.lab.tasks import get
 from jcos.sampling import flow
@@ -93,7 +94,7 @@ class Experiment(abc.ABC):
 
     tasks: of the small puzzles, all with the same canvas. puzzles: held-out ones per task, of this
     puzzle_seed; only those with several right answers where `several` is on. clips: a JSON file of
-    prompts with pictures instead (`samples.read_clips`), for models whose codec is a VAE; what
+    prompts with pictures instead (`clips.read_clips`), for models whose codec is a VAE; what
     needs a judge is then left out. profile: whose data types and schedule the model is loaded with,
     and whose rule prepares pictures of clips; by default its authors'. seeds: of the noise. chunk:
     runs computed at a time, by default as many as memory holds; results do not depend on it.
@@ -133,7 +134,7 @@ class Experiment(abc.ABC):
         if self.chunk is not None and self.chunk < 1:
             raise ValueError(f"chunk is {self.chunk}; at least 1 run is computed at a time")
         if self.clips is not None:
-            check_clips(config, self.clips)
+            check_clips(config, self.clips, self.profile)
             return
         if not isinstance(config.codec, PixelCodec):
             raise ValueError(

@@ -24,11 +24,11 @@ import numpy as np
 
 from jcos.config import WanConfig
 from jcos.devices import sharding
+from jcos.experiments.clips import digest
 from jcos.experiments.experiment import Experiment, Findings, Row, fields_of
 from jcos.experiments.plots import to_png
 from jcos.experiments.puzzles import Progress
-from jcos.experiments.samples import digest
-from jcos.files import visible
+from jcos.files import local_path, visible
 from jcos.wan import Wan
 from jcos.weights.checkpoint import MANIFEST
 
@@ -139,6 +139,7 @@ def conduct(
     Raises ValueError or IndexError where it cannot be run on this model, or the folder holds other
     results, before weights are read.
     """
+    folder = local_path(folder)
     experiment.check(config)
     about = describe(experiment, config, weights)
     if not redo and finished(folder, about):

@@ -2,8 +2,6 @@
 pictures."""
 
 import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,15 +11,13 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from jcos.config import PixelCodec, WanConfig
+from jcos.experiments.clips import condition_of, read_clips
 from jcos.experiments.puzzles import conditions, held_out, judge
 from jcos.lab.tasks import TASKS, Puzzle, get, still_of
-from jcos.media import image
-from jcos.model.text import read_prompt
 from jcos.sampling import trajectory
 from jcos.sampling.trajectory import Condition
 from jcos.variants import Profile
-from jcos.wan import Picture, Prompt, Wan, check_picture, latent_grid
+from jcos.wan import Wan
 
 GUESSES = 500
 """About so many random answers are judged for the chance level of a task."""
@@ -141,96 +137,3 @@ def puzzles_of(name: str, n: int, seed: int, several: bool) -> list[Puzzle]:
         f"{name} has {len(found)} puzzles with several right answers among {SEARCHED * n}; {n} "
         "are asked for: set several=false or choose maze or tictactoe"
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Clip:
-    """What one video is made of: texts, or `.npy` files of embedded prompts."""
-
-    prompt: str
-    picture: str | None = None
-    negative: str | None = None
-
-
-class Clips(NamedTuple):
-    """A file of clips: where its relative paths start, the clips, and the size of their videos."""
-
-    folder: Path
-    clips: tuple[Clip, ...]
-    frames: int | None
-    height: int | None
-    width: int | None
-
-
-def read_clips(file: Path) -> Clips:
-    """`{"frames": 81, "height": 480, "width": 832, "clips": [{"prompt": "…", "picture": "a.png",
-    "negative": "…"}, …]}`; all but clips and their prompts may be left out.
-
-    A prompt that ends in .npy is a file of embedded rows [L, text]. Paths are relative to the file.
-    Raises ValueError where something is missing or unknown.
-    """
-    try:
-        given = json.loads(file.read_text())
-        clips = tuple(Clip(**clip) for clip in given.pop("clips"))
-        found = Clips(file.parent, clips, *(given.pop(k, None) for k in Clips._fields[2:]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is no file of clips: {error!r}") from None
-    if given or not clips:
-        wrong = f"it has unknown entries {sorted(given)}" if given else "it lists none"
-        raise ValueError(f"{file} is no file of clips: {wrong}")
-    absent = [str(path) for path in _files(found) if not path.is_file()]
-    if absent:
-        raise ValueError(f"{file} names files that do not exist: {', '.join(absent)}")
-    return found
-
-
-def check_clips(config: WanConfig, file: Path) -> None:
-    """Raises ValueError where a model does not make videos of a file of clips, as far as is known
-    without its weights."""
-    clips = read_clips(file)
-    latent_frames(config, clips.frames)
-    for clip in clips.clips:
-        check_picture(config, clip.picture is not None)
-
-
-def latent_frames(config: WanConfig, frames: int | None) -> int:
-    """Of videos of so many frames, or of as many as the model makes by itself; ValueError where it
-    makes none of that length."""
-    size = config.clip
-    return latent_grid(config, frames or size.frames, size.height, size.width)[0]
-
-
-def digest(file: Path) -> str:
-    """SHA-256 of a file of clips and of all files that it names."""
-    found = hashlib.sha256(file.read_bytes())
-    for path in _files(read_clips(file)):
-        found.update(path.read_bytes())
-    return found.hexdigest()
-
-
-def condition_of(model: Wan, clips: Clips, clip: Clip, profile: Profile | None = None) -> Condition:
-    """A clip's condition, its picture brought to the model's size by the rule of a profile."""
-    size = model.config.clip
-    frames, height, width = clips.frames or size.frames, clips.height, clips.width
-    height, width = height or size.height, width or size.width
-
-    def words(prompt: str | None) -> Prompt | None:
-        return None if prompt is None else read_prompt(prompt, clips.folder)
-
-    first: Picture | None = None
-    if clip.picture is not None:
-        picture = image.read_picture(clips.folder / clip.picture)
-        first = picture
-        if not isinstance(model.codec, PixelCodec):  # which takes pictures as they are
-            rule = image.rule_for(model.config, profile)
-            first = image.prepare(picture, rule, height, width)
-    prompt = words(clip.prompt)
-    assert prompt is not None
-    where = None if first is not None else (height, width)
-    return model.condition(first, prompt, frames, negative=words(clip.negative), size=where)
-
-
-def _files(clips: Clips) -> list[Path]:
-    named = [name for c in clips.clips for name in (c.picture, c.prompt, c.negative) if name]
-    pictures = {c.picture for c in clips.clips}
-    return [clips.folder / n for n in named if n in pictures or n.endswith(".npy")]

@@ -2,22 +2,36 @@
 
 import contextlib
 import dataclasses
+import difflib
 import runpy
+import traceback
 import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jcos.experiments.experiment import Experiment
+from jcos.files import check_python, local_path
 
 T = TypeVar("T")
 
 
+def names_in(file: Path) -> dict[str, Any]:
+    """Return what a Python file sets, by name. Raises ValueError where it is none, or where it
+    raises anything itself: with the line."""
+    check_python(local_path(file))
+    try:
+        return runpy.run_path(str(file))
+    except Exception as error:  # noqa: BLE001 - the file may hold any mistake
+        frames = traceback.extract_tb(error.__traceback__)
+        line = [frame.lineno for frame in frames if frame.filename == str(file)][-1]
+        why = str(error).partition("\n")[0][:300]
+        raise ValueError(f"{file}, line {line}: {type(error).__name__}: {why}") from None
+
+
 def load_experiment(file: Path) -> Experiment:
     """The `experiment` of a Python file. Raises ValueError where there is none."""
-    if not file.is_file():
-        raise ValueError(f"there is no file {file}; experiments are described by configs/*.py")
-    found = runpy.run_path(str(file)).get("experiment")
+    found = names_in(file).get("experiment")
     if not isinstance(found, Experiment):
         raise ValueError(f"{file} describes no experiment: it must set `experiment = …`")
     return found
@@ -42,8 +56,10 @@ def _changed(owner: Any, path: Sequence[str], text: str, whole: str) -> Any:
     hints = get_type_hints(type(owner))
     fields = [f.name for f in dataclasses.fields(owner)]
     if first not in fields:
-        name = type(owner).__name__
-        raise ValueError(f"{name} has no field {first!r} ({whole}); it has {', '.join(fields)}")
+        near = difflib.get_close_matches(first, fields, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        name, known = type(owner).__name__, ", ".join(fields)
+        raise ValueError(f"{name} has no field {first!r} ({whole}); {hint}it has {known}")
     inner = getattr(owner, first)
     if dataclasses.is_dataclass(inner):
         if not rest:
@@ -57,6 +73,8 @@ def _changed(owner: Any, path: Sequence[str], text: str, whole: str) -> Any:
     except ValueError:
         want = _words(hints[first])
         raise ValueError(f"{whole}={text} does not fit; {first} is {want}") from None
+    if isinstance(value, Path):
+        value = local_path(text)
     return dataclasses.replace(owner, **{first: value})
 
 

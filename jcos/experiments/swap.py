@@ -20,9 +20,9 @@ from jaxtyping import Array, Bool
 
 from jcos.config import WanConfig
 from jcos.experiments.answers import Answers, blend
+from jcos.experiments.clips import read_clips
 from jcos.experiments.experiment import Experiment, Findings, Place, places
 from jcos.experiments.puzzles import Progress, conditions, finish, pixels, playing
-from jcos.experiments.samples import read_clips
 from jcos.experiments.swap_figures import figures
 from jcos.experiments.swap_found import AXES, VELOCITY, Case, Ends, Found
 from jcos.experiments.swap_pairs import Pair, candidates, object_tokens, pairs_of

@@ -20,6 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from jcos.config import PixelCodec, WanConfig, Words
+from jcos.files import local_path
 from jcos.lab.tasks import TASKS, Puzzle, Task
 from jcos.model.text import WordEmbedding, word_ids
 from jcos.model.vae import encode_pixels
@@ -360,7 +361,7 @@ def train(recipe: Recipe, folder: Path, *, save_every: int = 250) -> Iterator[Pr
     for what, number in (("steps", recipe.steps), ("save_every", save_every)):
         if number < 1:
             raise ValueError(f"{what} is {number}; it is at least 1")
-    config = toy(vocabulary())
+    folder, config = local_path(folder), toy(vocabulary())
     state, losses, history = _resumed(recipe, config, folder)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.clean(folder, "step-*", "model")

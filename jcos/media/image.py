@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from jcos.config import ImageMode, VaeConfig, WanConfig
+from jcos.files import local_path
 from jcos.variants import Profile
 
 LARGEST = 100_000_000
@@ -45,31 +46,49 @@ class Rule(NamedTuple):
     multiple: int
 
 
-def read_picture(path: Path | str) -> Picture:
-    """A picture file as RGB.
+def read_picture(path: Path | str, profile: Profile | None = None) -> Picture:
+    """A picture file as RGB, as the loader of a reference code reads it.
 
-    As in the original: transparency is dropped without blending, and the orientation that a camera
-    notes beside the pixels (EXIF) is not applied; turn such a photograph before.
+    Transparency is dropped without blending. The orientation that a camera notes beside the pixels
+    (EXIF) is applied in the profile `diffusers` alone, as its load_image does; the others leave the
+    picture as it lies in the file, with a UserWarning that says so.
     Raises ValueError where the file is missing, no picture, damaged, of more than `LARGEST` pixels,
     or of more than 8 bits per colour (which would come out white).
     """
+    path = local_path(path)
     try:
         # Pillow warns of large pictures and of transparent palettes; both are dealt with here.
         with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
             large = file.width * file.height > LARGEST
             deep = file.mode.startswith(("I", "F"))
-            picture = None if large or deep else np.array(file.convert("RGB"))
+            turned = not (large or deep) and _turned(file)
+            upright = ImageOps.exif_transpose(file) if turned and profile == "diffusers" else file
+            picture = None if large or deep else np.array(upright.convert("RGB"))
     except FileNotFoundError:
         raise ValueError(f"the picture {path} is missing") from None
     except Image.DecompressionBombError:
-        large, picture = True, None
+        large, picture, turned = True, None, False
     except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
         raise ValueError(f"{path} is no picture that can be read: {error}") from None
     if large:
         raise ValueError(f"{path} has more than {LARGEST:,} pixels; make it smaller")
     if picture is None:
         raise ValueError(f"{path} has more than 8 bits per colour; save it with 8")
+    if turned and profile != "diffusers":
+        warnings.warn(
+            f"the camera's note in {path} that the picture is turned or mirrored (EXIF) is not "
+            "applied, as in the reference code; only the profile diffusers does",
+            stacklevel=2,
+        )
     return picture
+
+
+def _turned(file: Image.Image) -> bool:
+    """Whether EXIF says so; what cannot be read says nothing."""
+    try:
+        return file.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
+    except (OSError, ValueError, SyntaxError, EOFError, KeyError, TypeError, struct.error):
+        return False
 
 
 def rule_for(config: WanConfig, profile: Profile | None = None) -> Rule:
@@ -91,7 +110,13 @@ def rule_for(config: WanConfig, profile: Profile | None = None) -> Rule:
 
 
 def prepare(picture: Picture, rule: Rule, height: int, width: int) -> Frame:
-    """The first frame for a video that is asked for in a size; the rule may make it another.
+    """The first frame for a video that is asked for in a size; the rule may make it another
+    (`frame_size`)."""
+    return rule.resize(picture, *frame_size(picture, rule, height, width))
+
+
+def frame_size(picture: Picture, rule: Rule, height: int, width: int) -> Size:
+    """The size of the first frame for a video that is asked for in a size.
 
     Raises ValueError where the frame would have a side without pixels.
     """
@@ -107,7 +132,7 @@ def prepare(picture: Picture, rule: Rule, height: int, width: int) -> Frame:
             f"about {width} × {height}: a side would be under {rule.multiple} pixels; crop the "
             "picture or ask for a larger video"
         )
-    return rule.resize(picture, *size)
+    return size
 
 
 def i2v_a14b_size(picture: Size, asked: Size, multiple: int = 16) -> Size:

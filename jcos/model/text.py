@@ -24,6 +24,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jcos.config import UMT5Config, Words
+from jcos.files import local_path, read_text, shown
 from jcos.model.layers import RMSNorm
 from jcos.model.tokenizer import Tokenizer, clean, warn_if_cut
 
@@ -47,7 +48,7 @@ def word_ids(cfg: Words, prompt: str, length: int) -> Int[np.ndarray, " L"]:
     Raises ValueError where a word is not in the vocabulary or the prompt has more than `length`
     words.
     """
-    words = prompt.lower().split()
+    words = prompt.replace("\ufeff", " ").lower().split()  # a byte-order mark is no letter
     unknown = sorted(set(words) - set(cfg.vocabulary))
     if unknown:
         known = ", ".join(sorted(cfg.vocabulary))
@@ -206,15 +207,32 @@ def embed(model: UMT5, tokenizer: Tokenizer, prompt: str, length: int = 512) -> 
 # ---- embedded prompts on disk
 
 
+PROMPT_FILES = (".txt", ".npy")
+"""How a prompt ends that is the name of a file: of its words, or of its rows."""
+
+
 def read_prompt(text: str, folder: Path = Path()) -> str | Float[np.ndarray, "_ text"]:
-    """A prompt as it is given by name: the text itself, or the rows [L, text] of a `.npy` file,
-    relative to `folder`. Raises ValueError where such a file cannot be read."""
-    if not text.endswith(".npy"):
+    """A prompt as it is given by name: the text itself, the words of a `.txt` file (`read_text`),
+    or the rows [L, text] of a `.npy` file, relative to `folder`. Raises ValueError where such a
+    file cannot be read or is empty."""
+    if not text.endswith(PROMPT_FILES):
         return text
+    file = folder / local_path(text)
+    if text.endswith(".txt"):
+        words = read_text(file).strip()
+        if not words:
+            raise ValueError(f"{shown(file)} holds no prompt: it is empty")
+        return words
     try:
-        return np.load(folder / text, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder / text} holds no embedded prompt: {error}") from None
+        rows = np.asarray(np.load(file, allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{shown(file)} holds no embedded prompt: {error}") from None
+    if rows.ndim != 2 or rows.dtype.kind != "f":
+        raise ValueError(
+            f"{shown(file)} holds no embedded prompt: its shape is {rows.shape}, of {rows.dtype}; "
+            "it is [L, width], of floats"
+        )
+    return rows
 
 
 class TextCache:
@@ -229,7 +247,7 @@ class TextCache:
         self, folder: Path | str, model: UMT5 | None = None, tokenizer: Tokenizer | None = None
     ):
         """Raises ValueError where the folder is another encoder's, or no cache."""
-        self.folder, self.model, self.tokenizer = Path(folder), model, tokenizer
+        self.folder, self.model, self.tokenizer = local_path(folder), model, tokenizer
         file = self.folder / "encoder.json"
         if model is None or tokenizer is None:
             if model is not None or tokenizer is not None:

@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int
 
-from jcos.files import is_lfs_pointer
+from jcos.files import is_lfs_pointer, local_path
 
 _PAD, _EOS = 0, 1
 # Of a release, of a folder in diffusers' layout, of a tokenizer's own folder.
@@ -44,7 +44,7 @@ class Tokenizer:
 
         Raises ValueError where there is none, or it is not one of UMT5's kind.
         """
-        path = Path(path)
+        path = local_path(path)
         known = [path, *(path / place for place in _PLACES)]
         file = next((p for p in known if p.is_file()), None)
         if file is None:

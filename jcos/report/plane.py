@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from jcos.files import write
+from jcos.files import local_path, write
 from jcos.media import formats
 from jcos.report.changes import Change
 from jcos.report.maps import Axis, Map
@@ -168,7 +168,7 @@ class Look(tuple[Plane, ...]):
     def save(self, folder: Path | str, **about: Any) -> None:
         """Leaves `planes.npz` and `run.json`, of which `jcos report FOLDER` makes a page; `about`
         goes into the latter."""
-        folder = Path(folder)
+        folder = local_path(folder)
         arrays = {
             f"{name}_{i}": clip
             for i, plane in enumerate(self)

@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float, Float32, UInt32
 
+from jcos.files import local_path
 from jcos.weights.tensors import tensors_in
 
 FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
@@ -72,7 +73,7 @@ def noise_from_file(
     Raises ValueError where the file is missing, of another kind or damaged, holds no such array, or
     one of another shape, of another type than floats, or with values that are not finite.
     """
-    path = Path(path)
+    path = local_path(path)
     array = _read(path)
     if array.dtype not in FLOATS:
         raise ValueError(f"{path} holds {array.dtype} numbers; noise is floats")

@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 
 from jcos.config import WanConfig, from_json, to_json
 from jcos.devices.sharding import leaf_path
+from jcos.files import local_path
 from jcos.weights.faults import listed, readable
 
 MANIFEST = "jcos.json"
@@ -92,7 +93,7 @@ def save(folder: Path, config: WanConfig, model: Any, notes: Mapping[str, Any]) 
 
     Raises FileExistsError if the folder exists.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} exists; remove it or choose another name")
     check_name(folder.absolute())
@@ -174,7 +175,7 @@ def digests(folder: Path, below: str = "") -> dict[str, list[Any]]:
 def read_manifest(folder: Path, *, verify: bool | None = None) -> dict[str, Any]:
     """The manifest of a checkpoint folder, every file of it checked for its size, and for its hash
     where `verify` says so; by default if the folder has less than `HASHED` bytes."""
-    folder = Path(folder)
+    folder = local_path(folder)
     manifest = _parse(folder)
     files = manifest["files"]
     if verify is None:

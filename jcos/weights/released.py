@@ -13,14 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from jcos.config import DiTConfig, UMT5Config, VaeConfig, WanConfig
+from jcos.config import DiTConfig, StoredType, UMT5Config, VaeConfig, WanConfig
+from jcos.files import local_path
 from jcos.model.dit import DiT
 from jcos.model.text import UMT5 as TextEncoder
 from jcos.model.vae import Vae
@@ -45,8 +46,6 @@ from jcos.weights.names import (
     without_prefix,
 )
 from jcos.weights.quantised import quantisation
-
-StoredType = Literal["bfloat16", "float32"]
 
 # What the original multiplies in bfloat16, whatever it is stored in.
 _NARROW = re.compile(
@@ -107,7 +106,7 @@ def open_released(folder: Path) -> Released:
     Raises CheckpointError: missing and truncated files all at once, then names and shapes that do
     not fit all at once, or why the folder holds no model of this family.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     layout = recognise(folder)
     faults: list[str] = []
     opened = {part: open_weights(place, faults) for part, place in layout.places.items()}

@@ -77,16 +77,14 @@ def test_every_option_reaches_the_job():
 
 def test_wrong_inputs_are_one_sentence(tmp_path, capsys):
     out = tmp_path / "out"
-    assert refused(capsys, tmp_path / "none", out) == f"{tmp_path / 'none'} is not a folder"
+    assert str(tmp_path / "none") in refused(capsys, tmp_path / "none", out)
     assert "is no released checkpoint" in refused(capsys, tmp_path, out)
     assert refused(capsys, T2V, tmp_path) == f"{tmp_path} exists; remove it or choose another name"
     factors = ("--lora", LORA, "--lora-scale", "1", "2")
     assert refused(capsys, TI2V, out, *factors) == "2 factors are given for 1 LoRA file(s)"
     assert "say with --lora (one expert)" in refused(capsys, I2V, out, "--lora", LORA)
     assert "does not fit the model in 20 places" in refused(capsys, TI2V, out, "--lora", LORA)
-    assert refused(capsys, I2V, out, "--lora-low", tmp_path / "x.safetensors").endswith(
-        "is missing"
-    )
+    assert "x.safetensors" in refused(capsys, I2V, out, "--lora-low", tmp_path / "x.safetensors")
     skip = tmp_path / "skip.safetensors"
     safetensors.numpy.save_file({"blocks.0.ffn.0.skip_proj.weight": np.ones((4, 4))}, skip)
     assert "is a Skip-LoRA" in refused(capsys, I2V, out, "--lora-low", skip)
@@ -104,9 +102,7 @@ def test_a_pth_with_code_is_refused_and_nothing_is_left(tmp_path, capsys):
 
 def test_a_target_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
-    message = refused(capsys, T2V, tmp_path / "file" / "out")
-    assert "Not a directory" in message
-    assert message.endswith("when that is mended, the same command goes on where it stopped")
+    assert f"{tmp_path / 'file'} is a file" in refused(capsys, T2V, tmp_path / "file" / "out")
 
 
 LIMITED = """

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -221,15 +222,42 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path):
         np.testing.assert_array_equal(found, want)
 
 
-def test_the_cameras_orientation_is_not_applied(tmp_path):
-    """As in the original."""
+# What a viewer shows of pixels whose EXIF has this orientation.
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}
+
+
+@pytest.mark.parametrize("orientation", [*UPRIGHT, 0, 9])
+@pytest.mark.parametrize("mode", ["RGB", "P", "RGBA"])
+def test_the_cameras_orientation_is_applied_as_by_diffusers_alone(orientation, mode, tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
+    exif[0x0112] = orientation
     path = tmp_path / "photo.png"
-    Image.fromarray(PICTURE).save(path, exif=exif)
-    with Image.open(path) as file:
-        assert file.getexif()[0x0112] == 6
-    np.testing.assert_array_equal(image.read_picture(path), PICTURE)
+    pixels = np.broadcast_to(PICTURE[..., :1], PICTURE.shape) if mode == "P" else PICTURE
+    picture = Image.fromarray(pixels[..., 0], "L") if mode == "P" else Image.fromarray(pixels)
+    picture.convert(mode).save(path, exif=exif)
+    want = UPRIGHT.get(orientation, UPRIGHT[1])(pixels)
+    np.testing.assert_array_equal(image.read_picture(path, "diffusers"), want)
+    for profile in (None, "official", "float32", "diffsynth"):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            np.testing.assert_array_equal(image.read_picture(path, profile), pixels)
+        assert [w.category for w in said] == [UserWarning] * (orientation in range(2, 9))
+
+
+def test_exif_that_cannot_be_read_turns_nothing(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(PICTURE).save(path, exif=b"Exif\0\0MM\0*\0\0\0\x08\xff")
+    for profile in (None, "diffusers"):
+        np.testing.assert_array_equal(image.read_picture(path, profile), PICTURE)
 
 
 def test_of_a_film_the_first_picture_is_read(tmp_path):

@@ -1,0 +1,85 @@
+"""Paths on a command line: one reader for all options, and what each of them is for.
+
+An option's type says whether it is read or written; `parse` checks that before any work is done. A
+plain `Path` is read by the same reader and checked no further.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, get_args, get_type_hints
+
+import tyro
+
+from jcos import files
+
+InFile = Annotated[Path, files.check_file]
+InFolder = Annotated[Path, files.check_folder]
+InPath = Annotated[Path, files.check_there]
+PythonFile = Annotated[Path, files.check_python]
+OutFile = Annotated[Path, files.check_new_file]
+OutFolder = Annotated[Path, files.check_new_folder]
+CacheFolder = Annotated[Path, files.check_cache]
+
+
+def parse(prog: str, read: Callable[..., Any], arguments: Sequence[str]) -> Any:
+    """Return the options that `read` (of tyro) makes of the arguments, all paths checked.
+
+    Ends in one sentence and exit code 2 where one cannot be used for what it is given for.
+    """
+
+    def path(texts: list[str]) -> Path:
+        try:
+            return files.local_path(texts[0])
+        except ValueError as error:  # which tyro would put into a frame
+            refuse(prog, error)
+
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def _(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+        if info.type is not Path:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="PATH",
+            instance_from_str=path,
+            is_instance=lambda value: isinstance(value, Path),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    options = read(args=arguments, registry=registry)
+    try:
+        check(options)
+    except ValueError as error:
+        refuse(prog, error)
+    return options
+
+
+def refuse(prog: str, why: object) -> NoReturn:
+    """End the program with one sentence and exit code 2."""
+    print(f"{prog}: {why}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def check(options: Any) -> None:
+    """Check all paths of a dataclass of options, in the options within it too, as their types say;
+    ValueError names the first that cannot be used."""
+    hints = get_type_hints(type(options), include_extras=True)
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if dataclasses.is_dataclass(value):
+            check(value)
+        for path in value if isinstance(value, tuple) else (value,):
+            for use in _uses(hints[field.name]) if isinstance(path, Path) else ():
+                use(path)
+
+
+def _uses(hint: Any) -> Iterator[Callable[[Path], object]]:
+    """The functions among a type's annotations that check paths."""
+    for part in (*getattr(hint, "__metadata__", ()), *get_args(hint)):
+        if getattr(part, "__module__", None) == files.__name__:
+            yield part
+        else:
+            yield from _uses(part)

@@ -1,0 +1,293 @@
+"""Paths: which of them are refused before any work, whichever option or function they came by."""
+
+import dataclasses
+import inspect
+import os
+import re
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
+import pytest
+
+import jcos
+from convert.__main__ import Arguments
+from convert.__main__ import main as convert
+from convert.verify import main as verify
+from jcos import cli, files, wan
+from jcos.cli import options
+from jcos.cli.paths import _uses
+from jcos.devices import programs
+from jcos.experiments.results import conduct
+from jcos.experiments.settings import load_experiment, override
+from jcos.experiments.steps import Steps
+from jcos.model.text import TextCache, read_prompt, word_ids
+from jcos.variants import toy
+from jcos.weights import checkpoint
+from tests.conftest import ROOT
+
+REMOTE = ("gs://bucket/out", "s3://bucket/a", "hf://owner/name", "file:///tmp/x", "https://a.b/c")
+STEPS = str(ROOT / "configs" / "steps.py")
+TINY = str(wan.TINY)
+BENCH = ("bench", "run", str(ROOT / "configs" / "vbvr_base.py"))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str, main: Any = cli.main) -> str:
+    """The one sentence that a command ends in."""
+    with pytest.raises(SystemExit) as error:
+        main(list(arguments))
+    assert error.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert len(line) < 600
+    return line
+
+
+COMMANDS = [
+    ("demo", "--out", "{}"),
+    ("demo", "--checkpoint", "{}"),
+    ("sample", "maze", "--out", "{}"),
+    ("sample", "maze", "--checkpoint", "{}"),
+    ("run", "{}"),
+    ("run", STEPS, "--out", "{}"),
+    ("run", STEPS, "--checkpoint", "{}"),
+    ("run", STEPS, "--set", "clips={}"),
+    ("run", "--example-clips", "{}"),
+    ("generate", "{}", "--prompt", "x"),
+    ("generate", TINY, "--prompt", "x", "--out", "{}"),
+    ("generate", TINY, "--prompt", "x", "--image", "{}"),
+    ("generate", TINY, "--prompt", "x", "--text-cache", "{}"),
+    ("generate", TINY, "--prompt", "x", "--programs", "{}"),
+    (*BENCH, "--samples", "{}"),
+    (*BENCH, "--samples", TINY, "--out", "{}"),
+    (*BENCH, "--samples", TINY, "--text-cache", "{}"),
+    ("bench", "score", "{}", "--samples", TINY),
+    ("bench", "score", TINY, "--samples", TINY, "--out", "{}"),
+    ("bench", "export", "{}"),
+    ("plan", "--model", "jcos-tiny", "--topology", "gpu:h200:1", "--json", "{}"),
+    ("report", "{}"),
+    ("report", TINY, "--out", "{}"),
+    ("explore", "{}"),
+    ("tasks", "--out", "{}"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_option_refuses_what_is_on_no_disk(
+    command: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in REMOTE:
+        said = refused(capsys, *(word.format(path) for word in command))
+        assert said.startswith(f"jcos: {path.partition('//')[0]}//")
+    for path, word in (("a\0b", "NUL"), ("", "empty")):
+        assert word in refused(capsys, *(word.format(path) for word in command))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["source", "target", "--lora", "--lora-high", "--lora-low"])
+def test_convert_refuses_it_before_it_reads(
+    option: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = {"source": TINY, "target": "out"}
+    for path in REMOTE:
+        source, target = (given | {option: path})["source"], (given | {option: path})["target"]
+        more = (option, path) if option.startswith("--") else ()
+        said = refused(capsys, source, target, *more, main=convert)
+        assert said.startswith(f"convert: {path}")
+    assert "gs://a" in refused(capsys, "gs://a", main=verify)
+    assert "gs://a" in refused(capsys, TINY, "--json", "gs://a", main=verify)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_option_of_a_path_is_read_otherwise() -> None:
+    """All of them are `Path` to the reader, and have a use that is checked, but for two that are
+    written to only now and then."""
+    kinds = [kind for _, kind in inspect.getmembers(options, dataclasses.is_dataclass)]
+    free = set()
+    for kind in (*kinds, Arguments):
+        for name, hint in get_type_hints(kind, include_extras=True).items():
+            parts = [hint, *get_args(hint), *(p for a in get_args(hint) for p in get_args(a))]
+            if Path in parts and not list(_uses(hint)):
+                free.add((kind.__name__, name))
+    assert free == {("BenchRun", "out"), ("Tasks", "out")}
+
+
+CONFIG = toy(("left",))
+FUNCTIONS: list[Any] = [
+    jcos.load,
+    wan.read_config,
+    checkpoint.read_manifest,
+    programs.keep,
+    load_experiment,
+    TextCache,
+    lambda path: checkpoint.save(path, CONFIG, {}, {}),
+    lambda path: files.write(Path(path), "x"),
+    lambda path: read_prompt(f"{path}.txt"),
+    lambda path: override(Steps(), [f"clips={path}"]),
+    lambda path: next(conduct(Steps(), CONFIG, wan.load, path, weights={}, command="")),
+]
+
+
+@pytest.mark.parametrize("number", range(len(FUNCTIONS)))
+def test_functions_refuse_it_as_text_and_as_path(number: int, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="gs://"):
+        FUNCTIONS[number](Path("gs://bucket/folder"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_colon_is_no_scheme() -> None:
+    for path in ("C:/videos", "12:30/run", "a:b", "out/gs:/x", "/gs:/x"):
+        assert files.local_path(path) == Path(path)
+
+
+# ---- what is there
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("check", "right", "wrong"),
+    [
+        (files.check_file, ["file"], ["folder", "none", "file/none"]),
+        (files.check_folder, ["folder"], ["file", "none"]),
+        (files.check_there, ["file", "folder"], ["none"]),
+        (files.check_new_file, ["file", "none", "a/b/c"], ["folder", "file/none", "file/a/b"]),
+        (files.check_new_folder, ["folder", "none", "a/b/c"], ["file", "file/none"]),
+        (files.check_cache, ["folder", "none", "a/b"], ["file", "file/none"]),
+    ],
+)
+def test_uses_are_checked_and_nothing_is_left(
+    check: Any, right: list[str], wrong: list[str], here: Path
+) -> None:
+    before = sorted(here.rglob("*"))
+    for name in right:
+        check(here / name)
+    for name in (*wrong, "x" * 3000):
+        with pytest.raises(ValueError, match=re.escape(name.partition("/")[0][:60])) as error:
+            check(here / name)
+        assert len(str(error.value)) < 600
+    assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.skipif(not Path("/proc/1").exists(), reason="needs a folder that nobody can write to")
+def test_what_cannot_be_written_is_refused_by_trying(
+    capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    """The rights of a folder say nothing to root, so it is tried."""
+    for path in ("/proc/jcos", "/proc/jcos/a/b"):
+        assert "/proc" in refused(capsys, "sample", "maze", "--out", path)
+    assert "/proc" in refused(capsys, TINY, "/proc/jcos", main=convert)
+    if os.getuid():
+        (here / "folder").chmod(0o500)
+        assert "Permission" in refused(capsys, "demo", "--out", str(here / "folder" / "out"))
+
+
+def test_what_is_not_written_need_not_be_writable(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["tasks", "--only", "maze", "--out", "/proc/jcos"])
+    assert "maze" in capsys.readouterr().out
+    assert "/proc" in refused(capsys, "tasks", "--draw", "1", "--out", "/proc/jcos")
+
+
+# ---- files of text
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"maze left\n",
+        b"\xef\xbb\xbfmaze left\r\n",
+        "\ufeffmaze left\n".encode("utf-16-le"),
+        "\ufeffmaze left".encode("utf-16-be"),
+    ],
+)
+def test_a_prompt_is_read_from_a_file_of_any_editor(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_bytes(data)
+    assert read_prompt("prompt.txt", tmp_path) == "maze left"
+    assert read_prompt(str(tmp_path / "prompt.txt")) == "maze left"
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.txt", b"caf\xe9"),
+        ("a.txt", b"a\0b"),
+        ("a.txt", b"\xff\xfea"),
+        ("a.txt", b" \n"),
+        ("a.txt", None),
+        ("a.npy", b""),
+        ("a.npy", b"\x93NUMPY"),
+        ("a.npy", None),
+    ],
+)
+def test_a_prompt_that_cannot_be_read_is_refused(
+    name: str, data: bytes | None, tmp_path: Path
+) -> None:
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=re.escape(name)):
+        read_prompt(name, tmp_path)
+
+
+def test_rows_of_another_kind_are_refused(tmp_path: Path) -> None:
+    for rows in (np.zeros(4, np.float32), np.zeros((2, 3), int), np.array([["a"]])):
+        np.save(tmp_path / "rows.npy", rows)
+        with pytest.raises(ValueError, match=r"rows\.npy"):
+            read_prompt("rows.npy", tmp_path)
+
+
+def test_a_mark_before_a_prompt_is_no_word() -> None:
+    words = jcos.config.Words(("left", "maze"), 4)
+    np.testing.assert_array_equal(word_ids(words, "\ufeffmaze left", 3), [1, 0, -1])
+
+
+# ---- configs
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("README.md", "# hello", "README.md is no Python file"),
+        ("a.py", "experiment = (", "a.py, line 1: "),
+        ("a.py", "a = 1\nb = 1 / 0\n", "a.py, line 2: ZeroDivisionError"),
+        ("a.py", "import nothing_of_that_name\n", "a.py, line 1: ModuleNotFoundError"),
+        ("a.py", "from jcos.experiments.steps import Steps\n\nSteps(puzzels=3)\n", "line 3: TypeE"),
+        ("a.py", "x = 3\n", "a.py describes no "),
+        ("a.py", "experiment = 3\narms = 3\n", "a.py describes no "),
+        ("a.py", "\0", "a.py"),
+        ("a.py", "# caf\udce9", "a.py"),
+        ("folder.py/x", "", "folder.py is a folder"),
+        ("none.py", None, "there is no file "),
+    ],
+)
+@pytest.mark.parametrize("bench", [False, True])
+def test_a_config_that_is_none_is_one_sentence(
+    name: str,
+    content: str | None,
+    says: str,
+    bench: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / name
+    if content is not None:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(content.encode("utf-8", "surrogateescape"))
+    config = str(tmp_path / Path(name).parts[0])
+    command = ("bench", "run", config, "--samples", TINY) if bench else ("run", config)
+    assert says in refused(capsys, *command, "--out", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_field_that_is_none_is_told_with_its_neighbour() -> None:
+    with pytest.raises(ValueError, match=r"puzzels.*did you mean puzzles"):
+        override(Steps(), ["puzzels=3"])
