@@ -51,7 +51,7 @@ def test_blends_are_explained(several: tuple[list[Puzzle], Answers]) -> None:
         assert float(off.max()) < 2e-3
         for i, puzzle in enumerate(puzzles):
             k = len(puzzle.answers)
-            change = np.asarray(answers.latents[i, :k] - answers.still[i]).reshape(k, -1)
+            change = np.asarray(answers.latents[i, :k] - answers.still[i][None]).reshape(k, -1)
             if np.linalg.svd(change, compute_uv=False).min() > 0.1 * np.linalg.norm(change):
                 np.testing.assert_allclose(on[i, 0, :k], weights[i, :k], atol=5e-3)
             found, given = (np.maximum(w, 1e-9) for w in (on[i, 0, :k], weights[i, :k]))
