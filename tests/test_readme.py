@@ -1,9 +1,13 @@
-"""The README's example runs as it stands."""
+"""The README's examples run as they stand, and have an effect."""
 
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import jcos
+from jcos.experiments.puzzles import held_out, play, score
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
@@ -15,7 +19,20 @@ def test_readme_example_runs(capsys) -> None:
     exec(compile(blocks[0], str(README), "exec"), {"__name__": "readme"})
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6
-    assert all(re.fullmatch(r"without block \d .*: [0-4] of 4 solved", line) for line in lines)
+    solved = [re.fullmatch(r"noise after block \d: ([0-4]) of 4 solved", line) for line in lines]
+    assert len({match and match[1] for match in solved} - {None}) > 1  # layers differ
+
+
+@pytest.mark.slow
+def test_noise_at_the_readmes_step_changes_answers() -> None:
+    """On the puzzles that `jcos sample` takes by itself."""
+    (step,) = re.findall(r"`jcos sample maze --noise-steps (\d+)`", README.read_text())
+    model, task = jcos.load(), jcos.tasks.get("maze")
+    puzzles, steps = held_out(task, 2), model.config.sampling.steps
+    probes = [jcos.Noise.at_steps(steps, task.frames, at) for at in ((), (int(step),))]
+    latents = play(model, task, puzzles, probes=probes).latents
+    plain, noised = (score(model, task, puzzles, a)[1] for a in latents)
+    assert np.array(plain).sum() > np.array(noised).sum()
 
 
 def test_readme_names_only_files_that_exist() -> None:

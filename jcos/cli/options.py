@@ -87,7 +87,7 @@ class Sample(Interventions, Command):
 
     Examples:
       jcos sample maze
-      jcos sample maze --noise-steps 10 --out out/noised
+      jcos sample maze --noise-steps 30 --out out/noised
       jcos sample tictactoe --seeds 0 1 2 --ensemble-layers 3 4 --ensemble-steps 0
     """
 

@@ -1,0 +1,246 @@
+"""What a probe's fields and methods may be: everything else is refused before a run begins."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jcos import generation
+from jcos.devices.memory import Run, run_knobs
+from jcos.generation import generate, generate_side_by_side
+from jcos.model.dit import DiT
+from jcos.sampling import trajectory
+from jcos.sampling.checks import check_probe
+from jcos.sampling.probes import (
+    InWorlds,
+    Noise,
+    Probe,
+    SeedEnsemble,
+    Swap,
+    TokenEnergy,
+    TokenFeatures,
+    chain,
+)
+from jcos.wan import Wan
+from tests.sampling.test_trajectory import CONFIG, FRAMES, LAYERS, STEPS, TOKENS, frame
+
+SHAPE = (2, 3, FRAMES, 4, 4)
+"""Two worlds, three seeds, and the latent's."""
+
+
+def check(probe: Any, **options: Any) -> Any:
+    expert = jax.eval_shape(lambda: DiT(CONFIG.dit, rngs=nnx.Rngs(0)))
+    return check_probe(probe, expert, STEPS, SHAPE, **options)
+
+
+class Mute(Probe):
+    layer: int
+    steps: int
+
+    def on_block(self, site, tokens):
+        here = (site.layer == self.layer) & (site.step < self.steps)
+        return jnp.where(here, 0.0, tokens), jnp.linalg.norm(tokens, axis=-1).mean()
+
+
+def field(name: str, value: Any, **attributes: Any) -> Probe:
+    """A probe with one field, which is not static."""
+    annotated = {"__annotations__": {name: Any}, **attributes}
+    return type("Mine", (Probe,), annotated)(value)
+
+
+@pytest.mark.parametrize(
+    ("probe", "number"),
+    [
+        (Mute(LAYERS, 1), "layer 3 is out of range"),
+        (Mute(-1, 1), "layer -1"),
+        (Mute(0, STEPS + 1), "step 5"),
+        (Mute(0, -1), "step -1"),
+        (field("layers", jnp.array([0, 99])), "layer 99"),
+        (field("layers", (0, 99)), "layer 99"),
+        (field("steps", np.array([STEPS])), "step 4"),
+        (field("at_frame", FRAMES), "frame 3"),
+        (field("head", 2), "head 2"),
+        (field("tokens", jnp.array([TOKENS])), "token 12"),
+        (field("donor_world", 2), "world 2"),
+        (field("seed", 3), "seed 3"),
+        (field("block", np.int64(7)), "layer 7"),
+        (field("depth", 7, field_axes={"depth": "layers"}), "layer 7"),
+        (type("Fixed", (Probe,), {"layer": 7})(), "layer 7"),
+        (chain(TokenEnergy(), InWorlds(Mute(9, 1), jnp.array([True, False]))), "layer 9"),
+        (TokenFeatures((1, 9)), "layer 9"),
+        (TokenFeatures(jnp.array([-2])), "layer -2"),
+        (type("Last", (Probe,), {"slots": lambda self: jnp.array([LAYERS])})(), "layer 3"),
+    ],
+)
+def test_what_a_run_does_not_have_is_refused(probe: Probe, number: str) -> None:
+    with pytest.raises(IndexError, match=number):
+        check(probe)
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [
+        Mute(LAYERS - 1, STEPS),
+        Mute(0, 0),
+        field("steps", jnp.ones(2)),
+        field("layers", True),
+        field("seed", 1234, field_axes={"seed": None}),
+        field("seeds", jnp.array([True, False, True])),
+        field("frames", FRAMES),
+        TokenFeatures(()),
+    ],
+)
+def test_what_a_run_has_is_taken(probe: Probe) -> None:
+    check(probe)
+
+
+def test_a_mask_is_as_long_as_what_it_is_of() -> None:
+    with pytest.raises(ValueError, match="a mask of 2 seeds; this run has 3"):
+        check(field("seeds", jnp.array([True, False])))
+
+
+@pytest.fixture(scope="module")
+def model() -> Wan:
+    return Wan(CONFIG, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_a_number_of_a_sweep_is_refused_before_anything_runs(
+    model: Wan, chunk: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("this run was to be refused")
+
+    monkeypatch.setattr(generation, "generate_worlds", never)
+    condition = model.condition(frame(0), "left", FRAMES)
+    probes, layers = trajectory.stack([Mute(0, 1), Mute(99, 1)]), jnp.array([0, 99])
+    with pytest.raises(IndexError, match="layer 99"):
+        trajectory.sweep(lambda p: generate(model, condition, probe=p), probes, chunk=chunk)
+    with pytest.raises(IndexError, match="layer 99"):
+        trajectory.sweep(
+            lambda a: generate(model, condition, probe=Mute(a, 1)), layers, chunk=chunk
+        )
+    with pytest.raises(IndexError, match="layer 99"):
+        generate(model, condition, probe=Mute(99, 1))
+
+
+@pytest.mark.parametrize("name", ["on_blok", "onblock", "on_Block", "on_blocks", "on_layer"])
+def test_a_method_that_would_never_be_called_is_refused(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"Mine.{name} .*Is on_"):
+        type("Mine", (Probe,), {name: lambda self, site, tokens: (tokens, ())})
+
+
+def test_other_methods_are_a_probes_own() -> None:
+    names = dict.fromkeys(("_on_block", "mean", "blend", "once"), lambda self: 0)
+    type("Mine", (Probe,), names)
+
+
+TOLD = "float32[12, 32]"
+
+
+def hook(name: str, f: Any) -> Probe:
+    return type("Mine", (Probe,), {name: lambda self, site, *a: f(site, *a)})()
+
+
+def fails(site: Any, x: Any) -> Any:
+    raise KeyError("no such thing")
+
+
+@pytest.mark.parametrize(
+    ("name", "f", "words"),
+    [
+        ("on_block", lambda site, t: t, ("Mine.on_block", TOLD, "two things", "observation")),
+        ("on_block", lambda site, t: (t, 0, 0), ("Mine.on_block", "3 things", "two")),
+        ("on_block", lambda site, t: None, ("Mine.on_block", "None", TOLD)),
+        ("on_block", lambda site, t: (t[:1], ()), ("float32[1, 32]", TOLD)),
+        ("on_block", lambda site, t: (t.astype(jnp.bfloat16), ()), ("bfloat16[12, 32]", TOLD)),
+        ("on_block", lambda site, t: (t, "seen"), ("Mine.on_block", "'seen'", "arrays")),
+        ("on_block", lambda site, t: (t if site.step == 1 else 0 * t, ()), ("`if`", "jnp.where")),
+        ("on_block", lambda site, t: (t * int(site.layer), ()), ("`int`",)),
+        ("on_block", lambda site, t: (t, np.asarray(t)), ("numpy",)),
+        ("on_latents", lambda site, x: (x, ()), ("Mine.on_latents", "float32[3, 4, 4, 12]")),
+        ("on_latents", fails, ("Mine.on_latents", "KeyError", "no such thing")),
+        ("on_latents", lambda site: None, ("Mine.on_latents", "TypeError", "positional")),
+        ("on_estimate", lambda site, x, x0: x0, ("Mine.on_estimate", "clean estimate")),
+        ("on_step", lambda site, seen: seen[0], ("Mine.on_step", "IndexError")),
+        ("slots", lambda *a: jnp.array(1), ("Mine.slots", "int32[]")),
+    ],
+)
+@pytest.mark.parametrize("guided", [False, True])
+def test_what_a_method_returns_is_told(
+    name: str, f: Any, words: tuple[str, ...], guided: bool
+) -> None:
+    probe = hook(name, f) if name != "slots" else type("Mine", (Probe,), {"slots": f})()
+    with pytest.raises(ValueError, match=words[0]) as error:
+        check(chain(TokenEnergy(), probe), guided=guided)
+    said = str(error.value)
+    assert all(word in said for word in words), said
+    assert len(said) < 600
+
+
+def test_collectives_and_every_probe_of_the_package_pass() -> None:
+    def mean(site: Any, x: Any, x0: Any) -> Any:
+        other = jax.lax.ppermute(x0, "world", [(0, 1), (1, 0)])
+        return jax.lax.pmean(other, "seed"), jax.lax.axis_index("seed")
+
+    probe = chain(
+        Noise.at_steps(STEPS, FRAMES, [1]),
+        SeedEnsemble.window(STEPS, LAYERS),
+        InWorlds(Swap.at_layers(STEPS, LAYERS, TOKENS, [0]), jnp.array([True, False])),
+        hook("on_estimate", mean),
+        TokenFeatures((0, 2), jnp.array([1])),
+    )
+    for guided in (False, True):
+        (features,) = check(probe, guided=guided)
+        assert features.shape == (1, 32)
+
+
+def test_a_field_that_is_static_may_be_asked_in_python() -> None:
+    class Fixed(Probe):
+        on: bool = flax.struct.field(pytree_node=False)
+
+        def on_latents(self, site, x):
+            return 2 * x if self.on else x
+
+    check(Fixed(True))
+
+
+@pytest.mark.parametrize("value", ["layer 1", range(2)])
+def test_a_field_that_is_no_array_is_refused(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"Mine .* static"):
+        check(field("layers", value))
+
+
+@pytest.mark.parametrize("thing", [Noise, 3, "noise"])
+def test_what_is_no_probe_is_refused(thing: Any) -> None:
+    with pytest.raises(TypeError, match="is no probe"):
+        check(thing)
+
+
+def test_three_is_one_seed(model: Wan) -> None:
+    condition = model.condition(frame(0), "left", FRAMES)
+    worlds = jax.tree.map(lambda a: a[None], condition)
+    want = generate(model, condition, [3]).latents
+    for seeds in (3, np.int64(3), np.array(3)):
+        np.testing.assert_array_equal(generate(model, condition, seeds).latents, want)
+    found = generate_side_by_side(model, worlds, 3).latents
+    np.testing.assert_array_equal(found, want[None])
+
+
+@pytest.mark.parametrize(("probe", "named"), [(TokenEnergy(), True), (Mute(0, 1), False)])
+def test_advice_names_a_probe_only_if_it_observes_tokens(
+    model: Wan, probe: Probe, named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: it is full")
+
+    monkeypatch.setattr(generation, "generate_worlds", full)
+    with pytest.raises(MemoryError) as error:
+        generate(model, model.condition(frame(0), "left", FRAMES), probe=probe)
+    run = Run(seeds=1, worlds=1, guided=False, probed=True, float32=False, devices=1)
+    (knob,) = [knob for knob in run_knobs(run) if "observes" in knob]
+    assert (knob in str(error.value)) == named

@@ -1,0 +1,178 @@
+"""One layer that is observed costs one layer, and random numbers are each probe's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jcos.config import DiTConfig, Sampling
+from jcos.generation import generate, seed_keys
+from jcos.model.dit import DiT
+from jcos.model.slots import Slots
+from jcos.sampling import flow, trajectory
+from jcos.sampling.probes import (
+    InWorlds,
+    Noise,
+    Probe,
+    SeedEnsemble,
+    States,
+    TokenEnergy,
+    TokenFeatures,
+    chain,
+)
+from tests.sampling.test_trajectory import CONFIG, FRAMES, LAYERS, STEPS, at, frame, randomised
+
+# ---- what is held
+
+DEEP = DiTConfig(
+    dim=32,
+    ffn_dim=32,
+    heads=2,
+    layers=40,
+    in_channels=4,
+    out_channels=4,
+    text_dim=8,
+    text_len=2,
+    freq_dim=16,
+)
+GRID = (4, 32, 32, 4)
+LAYER = 4 * 16 * 16 * 32 * 4
+"""Bytes of the tokens after a block."""
+
+
+class Size(Probe):
+    """Observes one number."""
+
+    def on_block(self, site, tokens):
+        return tokens, jnp.linalg.norm(tokens)
+
+
+def held(probe: Probe, guided: bool) -> float:
+    """Working memory and results of one step, in layers of tokens, as the compiler counts them."""
+    expert = jax.eval_shape(lambda: DiT(DEEP, rngs=nnx.Rngs(0)))
+    plan = flow.plan(Sampling(steps=1, shift=3.0, guidance=(2.0,) if guided else None))
+    text = jax.ShapeDtypeStruct((1, 2, 8), jnp.float32)
+    given = trajectory.Condition(text, text if guided else None)
+    noise, keys = jax.ShapeDtypeStruct((1, *GRID), jnp.float32), jax.eval_shape(seed_keys, (0,))
+
+    @jax.jit
+    def run(expert, given, noise, keys, probe):
+        return trajectory.run([expert], plan, given, noise, keys, probe).observed
+
+    memory = run.lower(expert, given, noise, keys, probe).compile().memory_analysis()
+    assert memory is not None
+    return (memory.temp_size_in_bytes + memory.output_size_in_bytes) / LAYER
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_one_layer_of_forty_costs_one(guided: bool) -> None:
+    """Its result is one layer, and it takes no other room; with guidance it is not held twice."""
+    none, one = held(Size(), guided), held(TokenFeatures((20,)), guided)
+    assert 1.0 <= one - none < 1.2
+    both = held(chain(TokenFeatures((20,)), TokenEnergy()), guided)
+    assert both - none < 1 + 2 * 40 / 32 + 0.2  # energies of all layers, for one number of 32
+    if guided:
+        assert (
+            40 <= held(TokenFeatures(tuple(range(40))), guided) - none < 81
+        )  # not of two branches
+
+
+def test_slots_are_filled_in_their_order() -> None:
+    shapes = (jax.ShapeDtypeStruct((2,), jnp.float32), {"n": jax.ShapeDtypeStruct((), jnp.int32)})
+
+    @jax.jit
+    def fold(layers):
+        kept = Slots((layers, None), shapes)
+
+        def body(held, layer):
+            return kept.put(held, (jnp.full(2, layer, jnp.float32), {"n": layer}), layer)
+
+        return kept.observation(*jax.lax.scan(body, kept.empty(), jnp.arange(4)))
+
+    for layers in ([2, 0], [3], [1, 3, 1], []):
+        values, every = fold(jnp.array(layers, jnp.int32))
+        np.testing.assert_array_equal(values, np.repeat(np.array(layers)[:, None], 2, 1))
+        np.testing.assert_array_equal(every["n"], range(4))
+    assert jnp.isnan(fold(jnp.array([9]))[0]).all()
+
+
+def test_a_sweep_over_layers_is_one_program() -> None:
+    model = randomised(CONFIG)
+    condition = model.condition(frame(0), "left", FRAMES)
+    guided = Sampling(steps=STEPS, shift=3.0, guidance=(2.0,))
+
+    def observed(probe: Probe) -> jax.Array:
+        return generate(model, condition, (0, 1), probe=probe, sampling=guided).observed
+
+    probes = [TokenFeatures((layer,)) for layer in range(LAYERS)]
+    swept = jax.jit(lambda p: trajectory.sweep(observed, p))(trajectory.stack(probes))
+    whole = observed(TokenFeatures(tuple(range(LAYERS))))
+    np.testing.assert_allclose(jnp.moveaxis(swept[:, :, :, 0], 0, 2), whole, atol=1e-4)
+
+
+# ---- random numbers
+
+
+class Keys(Probe):
+    """Observes its randomness after every block."""
+
+    def on_block(self, site, tokens):
+        return tokens, jax.random.key_data(site.key)
+
+
+def test_keys_differ_between_layers_branches_methods_and_places_in_a_chain() -> None:
+    nested = chain(Keys(), chain(Keys(), Keys()), chain(chain(Keys())), Keys())
+    numbers = []
+    for layer in range(3):
+        for branch in range(2):
+            site = at(1, 0.5)._replace(branch=jnp.int32(branch)).at("on_block", jnp.int32(layer))
+            assert site.layer == layer
+            numbers += jax.tree.leaves(nested.on_block(site, jnp.zeros((1, 1)))[1])
+    numbers += [
+        jax.random.key_data(at(1, 0.5).at(hook).key)
+        for hook in ("on_latents", "on_step", "on_estimate")
+    ]
+    assert len({tuple(np.asarray(number).tolist()) for number in numbers}) == 3 * 2 * 5 + 3
+
+
+def test_noises_of_a_chain_are_independent() -> None:
+    """Their sum keeps the variance; the first is what it is alone, also behind probes that draw
+    nothing there."""
+    x = jax.random.normal(jax.random.key(7), (FRAMES, 40, 40, 12))
+    noise = Noise.at_steps(STEPS, FRAMES, [2], strength=0.6)
+    for twice in (chain(noise, noise), chain(chain(noise), chain(noise))):
+        assert float(twice.on_latents(at(2, 0.5), x).var()) == pytest.approx(1, abs=0.02)
+    alone = noise.on_latents(at(2, 0.5), x)
+    first = chain(States(), chain(SeedEnsemble.window(STEPS, LAYERS)), noise)
+    np.testing.assert_array_equal(first.on_latents(at(2, 0.5), x), alone)
+    by_hand = 0.8 * x + 0.6 * jax.random.normal(at(2, 0.5).key, x.shape)
+    np.testing.assert_allclose(alone, by_hand, atol=1e-6)
+
+
+def test_noise_is_the_same_in_every_world() -> None:
+    x, noise = jnp.zeros((FRAMES, 4, 4, 12)), Noise.at_steps(STEPS, FRAMES, [2])
+    inside = InWorlds(chain(noise), jnp.array([True, True]))
+    found = jax.vmap(lambda _: inside.on_latents(at(2, 0.5), x), axis_name="world", out_axes=0)(
+        jnp.arange(2)
+    )
+    np.testing.assert_array_equal(found, jnp.stack([noise.on_latents(at(2, 0.5), x)] * 2))
+
+
+def test_a_single_noise_is_drawn_of_seed_and_step_alone() -> None:
+    """Bit for bit what the key of the step gives."""
+    model = randomised(CONFIG)
+    condition = model.condition(frame(0), "left", FRAMES)
+    probe = chain(Noise.at_steps(STEPS, FRAMES, [1]), States())
+    x = generate(model, condition, (3,), probe=probe).seen[1][0, 1]
+    worlds = jax.tree.map(lambda a: a[None], condition)
+    _, (key,) = trajectory.draw(CONFIG.dit, worlds, seed_keys((3,)), None)
+    want = jax.jit(lambda key: jax.random.normal(jax.random.fold_in(key, 1), x.shape))(key)
+    np.testing.assert_array_equal(x, want)
+
+
+def test_noise_at_steps_or_in_frames_is_one_noise() -> None:
+    steps, frames = Noise.at_steps(STEPS, FRAMES, [2]), Noise.at_frames(STEPS, FRAMES, [1])
+    want = np.zeros((STEPS, FRAMES))
+    want[2], want[:, 1] = 1, 1
+    np.testing.assert_array_equal((steps | frames).mask, want)
