@@ -27,7 +27,7 @@ _WORDS = (
     "transformer",
     "unet",
 )
-_PREFIX = re.compile(rf"((?:{'|'.join(_WORDS)})[._])*")
+_PREFIX = re.compile(rf"((?:{'|'.join(_WORDS)})[._]+)*")
 _SUFFIX = re.compile(
     r"(?P<module>.+)\.(lora(_linear_layer)?[._](?P<factor>A|B|down|up)(\.([^.]+\.)?weight)?"
     r"|(?P<other>alpha|diff(_b|_m)?))"
@@ -50,7 +50,10 @@ _KINDS = [
     (r"hada_(w[12](_[ab])?|t[12])", "a LoHa (LyCORIS), which is no product of two factors"),
     (r"lokr_(w[12](_[ab])?|t[12])", "a LoKr (LyCORIS), which is no product of two factors"),
     (r"oft_(blocks|diag|r)|boft_[rs]", "an OFT or BOFT, which turns the weights"),
-    (r"[ab][12]\.weight|bm[12]\.weight", "a GLoRA (LyCORIS), which multiplies the weights"),
+    (
+        r"(?<!lora_[ab]\.)[ab][12]\.weight|bm[12]\.weight",
+        "a GLoRA (LyCORIS), which multiplies the weights",
+    ),
     (r"ia3_l|on_input", "an IA3, which multiplies the weights"),
     (r"lora_mid", "a LoCon with a Tucker core (lora_mid), which is no product of two factors"),
     (r"vera_(lambda_[bd]|[ab])", "a VeRA, whose factors are made from a random seed"),

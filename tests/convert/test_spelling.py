@@ -30,6 +30,7 @@ PREFIXES = [
     "unet.base_model.model.",
     "_orig_mod.",
     "lora_unet_",
+    "lora_unet__",
     "lora_unet.",
     "lora_transformer_",
     "lora_dit_",
@@ -117,6 +118,12 @@ def test_prefixes_of_the_second_expert():
     assert found.target == "blocks_0_self_attn_q_weight"
     for key in ("transformer.blocks.2.ffn.0.alpha", "dit.blocks.0.ffn.2.alpha", "blocks.2.x.alpha"):
         assert not spelling.is_of_second_expert(key)
+
+
+def test_adapters_may_have_any_name():
+    keys = ["blocks.0.ffn.0.lora_A.a1.weight", "blocks.0.ffn.0.lora_B.b_norm2.weight"]
+    assert spelling.other_kind(keys) is None
+    assert [found.kind for key in keys if (found := spelling.parse(key))] == ["A", "B"]
 
 
 def test_blocks_are_counted():
