@@ -1,9 +1,11 @@
 """The examples of the documentation run as they stand, one after the other."""
 
+import json
 import re
 from typing import Any
 
 import jcos
+from jcos.experiments.clips import EXAMPLE
 from jcos.wan import Wan
 from tests.conftest import ROOT
 
@@ -21,3 +23,8 @@ def test_the_examples_of_the_page_on_probes_run(small_model: Wan, monkeypatch) -
     assert names["traces"].x0.shape == (steps, 1, steps, 5, 10, 10, 12)
     assert names["videos"].shape == (steps, 1, 5, 20, 20, 3)
     assert names["trace"].latents.shape == (2, 1, 5, 10, 10, 12)
+
+
+def test_the_file_of_clips_of_the_page_is_the_one_that_is_written() -> None:
+    (block,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "wan.md").read_text(), re.DOTALL)
+    assert json.loads(block) == EXAMPLE

@@ -235,6 +235,7 @@ def test_a_prompt_in_a_file_is_the_same_run(release, picture, tmp_path, quick):
     assert json.loads((tmp_path / "out" / "run.json").read_text())["prompt"] == "a cat"
 
 
+@pytest.mark.filterwarnings("default::UserWarning")
 def test_a_turned_photograph_is_told_of(release, tmp_path, capsys, quick):
     """The size follows the picture as it lies in the file, but for the profile diffusers."""
     exif = Image.Exif()

@@ -106,7 +106,7 @@ def test_convert_refuses_it_before_it_reads(
 def test_no_option_of_a_path_is_read_otherwise() -> None:
     """All of them are `Path` to the reader, and have a use that is checked, but for two that are
     written to only now and then."""
-    kinds = [kind for _, kind in inspect.getmembers(options, dataclasses.is_dataclass)]
+    kinds: list[Any] = [k for _, k in inspect.getmembers(options, dataclasses.is_dataclass)]
     free = set()
     for kind in (*kinds, Arguments):
         for name, hint in get_type_hints(kind, include_extras=True).items():

@@ -119,6 +119,7 @@ class Run(OnMesh, Command):
       jcos run configs/steps.py
       jcos run configs/noise.py --set puzzles=16 --set sampling.steps=10 --out out/quick
       jcos run configs/steps.py --mesh world=8
+      jcos run --example-clips clips.json
       jcos run configs/steps.py --checkpoint wan-i2v --set clips=clips.json
       jcos run configs/swap.py --checkpoint wan-i2v --set clips=pairs.json --mesh branch=2,context=4
     """
@@ -134,7 +135,8 @@ class Run(OnMesh, Command):
     redo: bool = False
     """Run it again and replace the results that are there."""
     example_clips: OutFile | None = None
-    """Only write an example of a file for --set clips=FILE here, to be filled in."""
+    """Write a file of prompts with pictures here, to be filled in for --set clips=FILE, and no
+    more; docs/wan.md says what it may hold."""
     checkpoint: Checkpoint = TINY
     profile: Profile | None = None
     """Whose data types, schedule, defaults and rule for pictures: by default those of the

@@ -71,9 +71,11 @@ def check(options: Any) -> None:
         value = getattr(options, field.name)
         if dataclasses.is_dataclass(value):
             check(value)
-        for path in value if isinstance(value, tuple) else (value,):
-            for use in _uses(hints[field.name]) if isinstance(path, Path) else ():
-                use(path)
+            continue
+        for use in _uses(hints[field.name]):
+            for path in value if isinstance(value, tuple) else (value,):
+                if path is not None:
+                    use(path)
 
 
 def _uses(hint: Any) -> Iterator[Callable[[Path], object]]:

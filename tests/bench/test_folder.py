@@ -60,6 +60,13 @@ def test_what_is_wrong_is_said_and_the_rest_is_read(bench_folder: Path) -> None:
     assert said["O-39_maze_data-generator"] == "the benchmark has this task in Out-of-Domain_50"
 
 
+def test_a_prompt_with_a_byte_order_mark_is_the_same(bench_folder: Path) -> None:
+    before = read_bench(bench_folder).samples
+    for sample in before:
+        (sample.folder / "prompt.txt").write_text(f"\ufeff{sample.prompt}\r\n", encoding="utf-8")
+    assert read_bench(bench_folder).samples == before
+
+
 def test_a_folder_without_a_benchmark_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no benchmark folder"):
         read_bench(tmp_path)

@@ -352,10 +352,10 @@ def test_the_page_is_the_folders_own_unless_another_is_there(
     ("arguments", "says"),
     [
         (["report"], "no folder given"),
-        (["report", "none"], "none is no folder"),
+        (["report", "none"], "there is no folder none"),
         (["report", "empty"], "empty is empty"),
-        (["explore", "none"], "none is no folder"),
-        (["report", "empty", "other", "--serve"], "--serve shows the runs of one folder"),
+        (["explore", "none"], "there is no folder none"),
+        (["report", "empty", "empty", "--serve"], "--serve shows the runs of one folder"),
         (["report", "empty", "--serve", "--out", "page.html"], "--serve shows the runs of one"),
     ],
 )
