@@ -167,12 +167,13 @@ def _check_hooks(probe: Probe, expert: DiT, shape: tuple[int, ...], guided: bool
         return [leaf for part in parts(probe) for leaf in _check_hooks(part, expert, shape, guided)]
     leaves, tree = jax.tree.flatten(probe)
     try:
-        kinds = tuple(jax.typeof(leaf) for leaf in leaves)
+        types = [jax.typeof(leaf) for leaf in leaves]
     except TypeError as error:
         raise TypeError(
             f"{type(probe).__name__} has a field that holds no array ({error!s:.200}): mark it "
             "as static, flax.struct.field(pytree_node=False), or give an array"
         ) from error
+    kinds = tuple(Shape(a.shape, a.dtype, weak_type=a.weak_type) for a in types)
     return _trace_hooks(
         type(probe), tree, kinds, expert.cfg, expert.numerics.residual, shape, guided
     )
