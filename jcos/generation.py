@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from jcos.sampling.trajectory import Condition, Steps, Trace
 from jcos.wan import Wan
 
 
-def seed_keys(seeds: Sequence[int] | int) -> Key[Array, " K"]:
+def seed_keys(seeds: Sequence[int] | SupportsIndex) -> Key[Array, " K"]:
     """One key per seed: a seed's noise does not depend on which others run beside it."""
     return jax.vmap(jax.random.key)(jnp.asarray(seed_words(seeds)))
 
@@ -104,7 +105,7 @@ _advance = jax.jit(trajectory.advance)
 def generate(
     model: Wan,
     condition: Condition,
-    seeds: Sequence[int] | int = (0,),
+    seeds: Sequence[int] | SupportsIndex = (0,),
     *,
     probe: Probe | None = None,
     sampling: Sampling | None = None,
@@ -132,7 +133,7 @@ def generate(
 def generate_side_by_side(
     model: Wan,
     conditions: Condition,
-    seeds: Sequence[int] | int = (0,),
+    seeds: Sequence[int] | SupportsIndex = (0,),
     *,
     probe: Probe | None = None,
     sampling: Sampling | None = None,

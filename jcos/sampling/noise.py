@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import SupportsIndex
 
 import ml_dtypes
 import numpy as np
@@ -22,7 +23,7 @@ BLOCK = 16
 """PyTorch draws normal numbers in blocks of so many, and fewer than that one by one."""
 
 
-def seed_words(seeds: Sequence[int] | int) -> UInt32[np.ndarray, " K"]:
+def seed_words(seeds: Sequence[int] | SupportsIndex) -> UInt32[np.ndarray, " K"]:
     """What counts of each seed, or of a single one: its lowest 32 bits, as in PyTorch (−1 is
     2³² − 1). ValueError where PyTorch does not take it."""
     with contextlib.suppress(TypeError):
