@@ -133,7 +133,8 @@ def _axis(owner: type[Probe], name: str) -> tuple[str | None, bool]:
 
 
 def _check_numbers(field: str, value: Any, axis: str, size: int, may_count: bool) -> None:
-    dtype = getattr(value, "dtype", np.asarray(value).dtype if np.isscalar(value) else None)
+    plain = isinstance(value, int | float)
+    dtype = np.asarray(value).dtype if plain else getattr(value, "dtype", None)
     if dtype == np.bool_ and np.ndim(value) == 1 and len(value) != size:
         raise ValueError(f"{field} is a mask of {len(value)} {axis}; this run has {size}")
     if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
@@ -191,9 +192,10 @@ def _trace_hooks(
 ) -> list[Shape]:
     """Calls every method with abstract values, on all named axes."""
     worlds, seeds, *video = shape
-    latent = Shape((*video, cfg.out_channels), jnp.float32)
+    latent: Any = Shape((*video, cfg.out_channels), jnp.float32)
     tokens = Shape((math.prod(cfg.tokens(*video)), cfg.dim), jnp.dtype(residual))
-    whole, real = Shape((), jnp.int32), Shape((), jnp.float32)
+    whole: Any = Shape((), jnp.int32)
+    real: Any = Shape((), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     site, fields = Site(whole, whole, whole, real, key, latent), list(kinds)
     observed: dict[str, Any] = {}

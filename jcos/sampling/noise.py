@@ -1,7 +1,6 @@
 """The first noise of a video: what PyTorch draws on a CPU for a seed, made without PyTorch, or what
 a file holds."""
 
-import contextlib
 import math
 import operator
 import zipfile
@@ -26,9 +25,10 @@ BLOCK = 16
 def seed_words(seeds: Sequence[int] | SupportsIndex) -> UInt32[np.ndarray, " K"]:
     """What counts of each seed, or of a single one: its lowest 32 bits, as in PyTorch (−1 is
     2³² − 1). ValueError where PyTorch does not take it."""
-    with contextlib.suppress(TypeError):
-        seeds = [operator.index(seeds)]  # type: ignore[arg-type]
-    numbers = [operator.index(seed) for seed in seeds]  # NumPy's would be looked for one by one
+    try:
+        numbers = [operator.index(seeds)]  # type: ignore[arg-type]
+    except TypeError:
+        numbers = [operator.index(seed) for seed in seeds]  # type: ignore[union-attr]
     for seed in numbers:
         if seed not in SEEDS:
             raise ValueError(f"the seed is {seed}; PyTorch takes −2⁶³ to 2⁶⁴ − 1")
