@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from jcos.files import write
 from jcos.sampling import flow, trajectory
 from jcos.sampling.checks import check_averages, check_probe
 from jcos.sampling.flow import SolverState
-from jcos.sampling.noise import seed_words, wan_noise
+from jcos.sampling.noise import seed_numbers, seed_words, wan_noise
 from jcos.sampling.probe import Probe
 from jcos.sampling.trajectory import Condition, Trace
 from jcos.wan import Wan
@@ -31,7 +31,7 @@ Noise = Float[Array | np.ndarray, "K F h w C"] | str | None
 """The first noise of each seed, or who draws it (`first_noise`)."""
 
 
-def seed_keys(seeds: Sequence[int] | int) -> Key[Array, " K"]:
+def seed_keys(seeds: Sequence[int] | SupportsIndex) -> Key[Array, " K"]:
     """One key per seed: a seed's noise does not depend on which others run beside it."""
     return jax.vmap(jax.random.key)(jnp.asarray(seed_words(seeds)))
 
@@ -206,20 +206,20 @@ class Runs(Iterator[State]):
 
     def begin(
         self,
-        seeds: Sequence[int] | int,
+        seeds: Sequence[int] | SupportsIndex,
         noise: Noise = None,
     ) -> None:
         """Draw the first noise of each seed, unless it is given."""
-        seeds = (seeds,) if isinstance(seeds, int) else tuple(int(seed) for seed in seeds)
+        numbers = seed_numbers(seeds)
         keys, config = seed_keys(seeds), self.model.config
         self.check(len(keys))
         check_averages(self.probe, len(keys))
         shape = trajectory.latent_shape(config.dit, self.conditions)
-        given = first_noise(config, seeds, shape, noise)
+        given = first_noise(config, numbers, shape, noise)
         if mesh.in_use():
             _, keys, given = sharding.place_runs((), keys, given)
         solver, keys = _begin(config, self.conditions, keys, given)
-        self._set(-1, 1.0, seeds, solver, keys)
+        self._set(-1, 1.0, tuple(numbers), solver, keys)
 
     def load(self, file: Path | str) -> None:
         """Take up a state that `State.save` wrote. Raises ValueError where it is none, or one of
@@ -341,7 +341,7 @@ _advance = jax.jit(trajectory.advance)
 def steps(
     model: Wan,
     condition: Condition,
-    seeds: Sequence[int] | int = (0,),
+    seeds: Sequence[int] | SupportsIndex = (0,),
     *,
     probe: Probe | None = None,
     sampling: Sampling | None = None,
@@ -381,7 +381,7 @@ def _sampling(model: Wan, sampling: Sampling | None, sigmas: Sequence[float] | N
 def generate(
     model: Wan,
     condition: Condition,
-    seeds: Sequence[int] | int = (0,),
+    seeds: Sequence[int] | SupportsIndex = (0,),
     *,
     probe: Probe | None = None,
     sampling: Sampling | None = None,
@@ -417,7 +417,7 @@ def generate(
 def generate_side_by_side(
     model: Wan,
     conditions: Condition,
-    seeds: Sequence[int] | int = (0,),
+    seeds: Sequence[int] | SupportsIndex = (0,),
     *,
     probe: Probe | None = None,
     sampling: Sampling | None = None,
@@ -449,8 +449,7 @@ def generate_side_by_side(
             trace = _watched(Runs(model, conditions, plan, asked), seeds, noise, on_step)
         else:
             shape = trajectory.latent_shape(cfg.dit, conditions)
-            numbers = (seeds,) if isinstance(seeds, int) else seeds
-            given = first_noise(cfg, numbers, shape, noise)
+            given = first_noise(cfg, seed_numbers(seeds), shape, noise)
             if mesh.in_use():
                 sharding.check_runs(cfg.dit, run.worlds, run.seeds)
                 conditions, keys, given = sharding.place_runs(conditions, keys, given)
@@ -461,7 +460,7 @@ def generate_side_by_side(
 
 def _watched(
     runs: "Runs",
-    seeds: Sequence[int] | int,
+    seeds: Sequence[int] | SupportsIndex,
     noise: Noise,
     on_step: Callable[[int], None] | None,
 ) -> Trace:

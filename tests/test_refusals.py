@@ -30,7 +30,16 @@ from jcos.sampling.probes import (
     chain,
 )
 from jcos.wan import Wan
-from tests.sampling.test_trajectory import CONFIG, FRAMES, LAYERS, STEPS, TOKENS, frame, randomised
+from tests.sampling.test_trajectory import (
+    CONFIG,
+    FRAMES,
+    LAYERS,
+    STEPS,
+    TOKENS,
+    at,
+    frame,
+    randomised,
+)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +177,9 @@ def test_masks_out_of_range_are_refused(model: Wan, condition: trajectory.Condit
     with pytest.raises(IndexError, match=r"token 12 is out of range"):
         generate(model, condition, probe=TokenFeatures((0,), jnp.array([TOKENS, 1])))
     # Where numbers are not known, it is not the last token's features that are observed.
-    observe = jax.jit(lambda at: TokenFeatures((0,), at).on_block(None, jnp.ones((TOKENS, 2)))[1])
+    observe = jax.jit(
+        lambda a: TokenFeatures((0,), a).on_block(at(0, 1.0), jnp.ones((TOKENS, 2)))[1]
+    )
     seen = observe(jnp.array([TOKENS, 1, -1]))
     np.testing.assert_array_equal(jnp.isnan(seen).all(1), [True, False, True])
 

@@ -25,7 +25,7 @@ class Slots:
             is_leaf=lambda one: one is None,
         )
 
-    def empty(self) -> list[Array | None]:
+    def empty(self) -> list[Any]:
         """Buffers that nothing was put into: nan, if the numbers have one."""
         return [
             None if layers is None else _empty(layers, leaf)
@@ -33,15 +33,15 @@ class Slots:
         ]
 
     def put(
-        self, held: list[Array | None], observed: Any, layer: Int[Array, ""]
-    ) -> tuple[list[Array | None], list[Any]]:
+        self, held: list[Any], observed: Any, layer: Int[Array, ""]
+    ) -> tuple[list[Any], list[Any]]:
         """The buffers with what is kept of a layer, and what is stacked."""
         leaves = jax.tree.leaves(observed)
         rows = list(zip(held, leaves, self.chosen, strict=True))
         held = [None if at is None else _put(buffer, leaf, at, layer) for buffer, leaf, at in rows]
         return held, [leaf if at is None else None for _, leaf, at in rows]
 
-    def observation(self, held: list[Array | None], stacked: list[Any]) -> Any:
+    def observation(self, held: list[Any], stacked: list[Any]) -> Any:
         """[l, …] or [layers, …] of every part."""
         rows = zip(held, stacked, self.chosen, strict=True)
         parts = [leaf if at is None else _in_order(buffer, at) for buffer, leaf, at in rows]

@@ -153,7 +153,8 @@ def _axis(owner: type[Probe], name: str) -> tuple[str | None, bool]:
 
 
 def _check_numbers(field: str, value: Any, axis: str, size: int, may_count: bool) -> None:
-    dtype = getattr(value, "dtype", np.asarray(value).dtype if np.isscalar(value) else None)
+    plain = isinstance(value, int | float)
+    dtype = np.asarray(value).dtype if plain else getattr(value, "dtype", None)
     if dtype == np.bool_ and np.ndim(value) == 1 and len(value) != size:
         raise ValueError(f"{field} is a mask of {len(value)} {axis}; this run has {size}")
     if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
@@ -187,12 +188,13 @@ def _check_hooks(probe: Probe, expert: DiT, shape: tuple[int, ...], guided: bool
         return [leaf for part in parts(probe) for leaf in _check_hooks(part, expert, shape, guided)]
     leaves, tree = jax.tree.flatten(probe)
     try:
-        kinds = tuple(jax.typeof(leaf) for leaf in leaves)
+        types = [jax.typeof(leaf) for leaf in leaves]
     except TypeError as error:
         raise TypeError(
             f"{type(probe).__name__} has a field that holds no array ({error!s:.200}): mark it "
             "as static, flax.struct.field(pytree_node=False), or give an array"
         ) from error
+    kinds = tuple(Shape(a.shape, a.dtype, weak_type=a.weak_type) for a in types)
     return _trace_hooks(
         type(probe), tree, kinds, expert.cfg, expert.numerics.residual, shape, guided
     )
@@ -210,9 +212,10 @@ def _trace_hooks(
 ) -> list[Shape]:
     """Calls every method with abstract values, on all named axes."""
     worlds, seeds, *video = shape
-    latent = Shape((*video, cfg.out_channels), jnp.float32)
+    latent: Any = Shape((*video, cfg.out_channels), jnp.float32)
     tokens = Shape((math.prod(cfg.tokens(*video)), cfg.dim), jnp.dtype(residual))
-    whole, real = Shape((), jnp.int32), Shape((), jnp.float32)
+    whole: Any = Shape((), jnp.int32)
+    real: Any = Shape((), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     site, fields = Site(whole, whole, whole, real, key, latent), list(kinds)
     observed: dict[str, Any] = {}

@@ -1,13 +1,13 @@
 """The first noise of a video: what PyTorch draws on a CPU for a seed, made without PyTorch, or what
 a file holds."""
 
-import contextlib
 import math
 import operator
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import SupportsIndex
 
 import ml_dtypes
 import numpy as np
@@ -23,16 +23,22 @@ BLOCK = 16
 """PyTorch draws normal numbers in blocks of so many, and fewer than that one by one."""
 
 
-def seed_words(seeds: Sequence[int] | int) -> UInt32[np.ndarray, " K"]:
-    """What counts of each seed, or of a single one: its lowest 32 bits, as in PyTorch (−1 is
-    2³² − 1). ValueError where PyTorch does not take it."""
-    with contextlib.suppress(TypeError):
-        seeds = [operator.index(seeds)]  # type: ignore[arg-type]
-    numbers = [operator.index(seed) for seed in seeds]  # NumPy's would be looked for one by one
+def seed_numbers(seeds: Sequence[int] | SupportsIndex) -> list[int]:
+    """Return the seeds as a list; a single number is one seed. ValueError where PyTorch does not
+    take it."""
+    try:
+        numbers = [operator.index(seeds)]  # type: ignore[arg-type]
+    except TypeError:
+        numbers = [operator.index(seed) for seed in seeds]  # type: ignore[union-attr]
     for seed in numbers:
         if seed not in SEEDS:
             raise ValueError(f"the seed is {seed}; PyTorch takes −2⁶³ to 2⁶⁴ − 1")
-    return np.array([seed & 0xFFFFFFFF for seed in numbers], np.uint32)
+    return numbers
+
+
+def seed_words(seeds: Sequence[int] | SupportsIndex) -> UInt32[np.ndarray, " K"]:
+    """Return what counts of each seed: its lowest 32 bits, as in PyTorch (−1 is 2³² − 1)."""
+    return np.array([seed & 0xFFFFFFFF for seed in seed_numbers(seeds)], np.uint32)
 
 
 def torch_cpu_normal(seed: int, shape: tuple[int, ...]) -> Float32[np.ndarray, "..."]:
