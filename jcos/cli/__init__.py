@@ -1,6 +1,7 @@
 """The `jcos` command. Thin: each file reads one command's arguments and calls the library; here its
 errors become one sentence."""
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -16,6 +17,7 @@ from jcos.cli.run import Run
 from jcos.cli.sample import Sample
 from jcos.cli.tasks import Tasks
 from jcos.devices import memory, programs
+from jcos.files import shortened
 
 FAILURES = (ValueError, IndexError, FloatingPointError, MemoryError, OSError)
 """What a wrong input or a full disk raises; anything else is a bug and shows its traceback."""
@@ -40,6 +42,9 @@ COMMANDS: dict[str, Callable[..., Command]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; a wrong input ends in one sentence and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # names of files may have what they cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     memory.claim()
     programs.keep_in_cache()
     command = tyro.extras.subcommand_cli_from_dict(
@@ -51,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         command.run()
     except FAILURES as error:
-        print(f"jcos: {error}", file=sys.stderr)
+        told = str(error)
+        if isinstance(error, OSError) and error.filename:
+            told = f"{error.filename}: {error.strerror}"
+        print(f"jcos: {shortened(told)}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

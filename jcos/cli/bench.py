@@ -24,14 +24,15 @@ from jcos.bench.export import export
 from jcos.bench.folder import Bench, read_bench
 from jcos.bench.hours import Pace, expected, hours, measured
 from jcos.bench.run import Work, begin, conduct
-from jcos.bench.state import MANIFEST, Status, as_text, now, versions
+from jcos.bench.state import Status
 from jcos.cli.common import PACE, Checkpoint, OnMesh, command_line, console
 from jcos.devices import sharding
 from jcos.experiments.settings import override
-from jcos.files import write
+from jcos.files import check_room, write
 from jcos.lab.measures import Estimate
 from jcos.lab.tasks import TASKS
 from jcos.plan.machines import machine
+from jcos.runs import MANIFEST, as_text, made, read
 
 Samples = Annotated[
     Path, tyro.conf.arg(help="The benchmark's folder, with In-Domain_50 and Out-of-Domain_50.")
@@ -101,6 +102,7 @@ class Run(OnMesh):
             self._plan(arms, bench)
             return
         work = self._work()
+        check_room(self.out)
         for name, arm in arms.items():  # all of them, before the first takes its days
             begin(arm, self.checkpoint, self.out / name, work.mesh, command_line())
         complete = [self._conduct(name, arm, bench, work) for name, arm in arms.items()]
@@ -221,6 +223,8 @@ class Score:
         if not self.arms:
             raise ValueError("no arms are given; name at least one folder of videos")
         bench = read_bench(self.samples, self.per_task)
+        read(self.out / MANIFEST, "arms")  # not into the folder of an arm
+        check_room(self.out)
         found = scores.score(bench, self.arms, self.out, self.scorer)
         cells = scores.table(bench, found)
         gains = scores.against(bench, found[1 : len(self.arms)], found[0])
@@ -260,15 +264,12 @@ class Score:
         folders = {arm.arm: str(path) for arm, path in zip(found, self.arms, strict=False)}
         run = {
             "question": "What do these arms score on VBVR-Bench?",
-            "command": command_line(),
             "samples": {"folder": str(self.samples), "extent": bench.extent},
             "arms": folders,
             "scorer": {n: arm.scorer for n, arm in by_arm.items()},
             "still": codec._asdict(),
-            "versions": versions(),
-            "date": now(),
         }
-        write(self.out / MANIFEST, as_text(run))
+        write(self.out / MANIFEST, as_text(run | made(command_line())))
 
 
 def _commits(found: list[scores.Scores]) -> dict[str, str]:

@@ -4,8 +4,12 @@ import dataclasses
 from pathlib import Path
 
 from jcos import demo as demonstration
-from jcos import wan
+from jcos import runs, wan
 from jcos.cli.common import Checkpoint, bar, command_line
+from jcos.files import check_room
+
+ROOM = 2**23
+"""Bytes that a demo takes, at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +25,8 @@ class Demo:
     checkpoint: Checkpoint = wan.TINY
 
     def run(self) -> None:
+        runs.read(self.out / runs.MANIFEST, "planes")  # not into the folder of another run
+        check_room(self.out, ROOM)
         model = wan.load(self.checkpoint)
         command = command_line()
         with bar() as told:

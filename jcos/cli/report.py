@@ -8,7 +8,7 @@ import tyro
 
 from jcos.cli.common import console
 from jcos.report import explorer, live
-from jcos.report.reading import read
+from jcos.report.reading import check_results, read
 
 PORT = 8642
 COMPARED = "compared.html"
@@ -52,6 +52,10 @@ class Report:
                 )
             serve(folder, self.port)
             return
+        for folder in self.results:
+            check_results(folder)
+        if self.out is not None:
+            explorer.check_page(self.out)
         with console.status("reading …"):
             found = [read(folder) for folder in self.results]
             own = explorer.page_of(self.results[0])

@@ -11,11 +11,12 @@ from jcos import wan
 from jcos.cli.common import Checkpoint, OnMesh, command_line, console
 from jcos.config import Sampling, WanConfig
 from jcos.devices import sharding
-from jcos.experiments.results import conduct, identify
+from jcos.experiments.results import conduct
 from jcos.experiments.settings import load_experiment, override
 from jcos.report import explorer
 from jcos.variants import Profile
 from jcos.wan import Wan
+from jcos.weights.checkpoint import identify
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
