@@ -222,9 +222,9 @@ class Score:
     def run(self) -> None:
         if not self.arms:
             raise ValueError("no arms are given; name at least one folder of videos")
-        bench = read_bench(self.samples, self.per_task)
         read(self.out / MANIFEST, "arms")  # not into the folder of an arm
         check_room(self.out)
+        bench = read_bench(self.samples, self.per_task)
         found = scores.score(bench, self.arms, self.out, self.scorer)
         cells = scores.table(bench, found)
         gains = scores.against(bench, found[1 : len(self.arms)], found[0])
