@@ -237,6 +237,15 @@ def test_a_folder_that_is_none_of_ours_gets_no_page(
     assert listing(tmp_path) == before
 
 
+def test_a_page_of_a_folder_whose_name_is_no_unicode(tmp_path: Path) -> None:
+    run, page = tmp_path / os.fsdecode(b"caf\xe9"), tmp_path / "page.html"
+    folders.sample_folder(run)
+    cli.main(["report", str(run), "--out", str(page)])
+    assert 'href="caf%E9/arrays.npz"' in page.read_text()
+    cli.main(["report", str(run)])
+    assert (run / "index.html").is_file()
+
+
 def test_a_page_replaces_no_other_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, notes = tmp_path / "run", tmp_path / "notes.html"
     folders.sample_folder(run)
