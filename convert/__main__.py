@@ -129,9 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"convert: stopped; {again}", file=sys.stderr)
         raise SystemExit(130) from None
     except (ValueError, FileExistsError) as error:
-        refuse("convert", brief(str(error)))
+        refuse("convert", error)
     except OSError as error:
-        refuse("convert", f"{brief(str(error))}; when that is mended, {again}")
+        refuse("convert", f"{error}; when that is mended, {again}")
     print(readable(report(made)))
 
 

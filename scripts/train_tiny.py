@@ -22,7 +22,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jcos.devices import programs
-from jcos.files import local_path
+from jcos.files import beside, local_path
 from jcos.lab.training import PARTS, train
 
 mpl.use("Agg")
@@ -39,7 +39,8 @@ def draw_curve(losses: dict[str, list[float]], path: Path) -> None:
     axes.set(xlabel="training step", ylabel="velocity loss", yscale="log")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    with beside(path) as part:
+        figure.savefig(part, format="png", dpi=150)
     plt.close(figure)
 
 

@@ -1,10 +1,12 @@
 """The commands as a user types them, and what wrong input ends in."""
 
 import dataclasses
+import errno
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 from jcos import cli, demo, wan
+from jcos.cli import sample
 from jcos.experiments.puzzles import Progress, held_out
 from jcos.generation import generate
 from jcos.lab import tasks
@@ -108,6 +111,59 @@ def test_sample_writes_pictures_arrays_and_manifest(tmp_path: Path) -> None:
         "index.html",
         *(f"puzzle-{i}.{kind}" for i in (0, 1) for kind in ("png", "webp")),
     }
+
+
+def test_sample_goes_on_and_is_never_mixed_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told which run is there; whatever fails at the end, no step is done twice."""
+    played = []
+
+    def play(model, task, puzzles, seeds, *, sampling, **_) -> SimpleNamespace:
+        played.append(task.name)
+        shape = (1, len(puzzles), len(seeds), sampling.steps, 5, 10, 10, 12)
+        x0 = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        return SimpleNamespace(latents=x0[:, :, :, -1], x0=x0)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+
+    monkeypatch.setattr(sample, "play", play)
+    out = tmp_path / "s"
+    call = ("sample", "maze", "--puzzles", 2, "--steps", 2, "--out", out)
+    for where in ("formats.contact_sheet", "formats.webp", "runs.as_text", "explorer.make"):
+        with monkeypatch.context() as failing:
+            failing.setattr(f"jcos.cli.sample.{where}", full)
+            with pytest.raises(SystemExit) as end:
+                run(*call)
+        assert end.value.code == 2
+        assert "somewhere: No space left on device" in capsys.readouterr().err
+        assert played == ["maze"]
+    run(*call)
+    capsys.readouterr()
+    assert played == ["maze"]
+    manifest = json.loads((out / "run.json").read_text())
+    assert manifest["task"] == "maze"
+    assert manifest["weights"] == checkpoint.identify(wan.TINY)
+    assert len({puzzle["sha256"] for puzzle in manifest["puzzles"]}) == 2
+    assert {"date", "versions", "device", "numerics", "scores", "solved"} <= manifest.keys()
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    for changes, says in (
+        (("--puzzles", 1), "puzzles"),
+        (("--puzzle-seed", 1), "puzzle_seed 0, not 1"),
+        (("--seeds", 1), "seeds [0], not [1]"),
+        (("--steps", 3), "sampling.steps 2, not 3"),
+        (("--noise-steps", 1), "interventions.noise_steps [], not [1]"),
+    ):
+        assert says in refused(capsys, *call, *changes)
+    assert "task maze, not bounce" in refused(capsys, "sample", "bounce", *call[2:])
+    (out / "arrays.npz").write_bytes(before["arrays.npz"][:-100])
+    with pytest.raises(SystemExit):
+        run(*call)
+    assert f"{out / 'arrays.npz'} is damaged" in capsys.readouterr().err
+    (out / "arrays.npz").write_bytes(before["arrays.npz"])
+    assert before == {p.name: p.read_bytes() for p in out.iterdir()}
+    assert played == ["maze"]
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ FLOORS = [
     "sampling/",
     "wan",
     "generation",
+    "runs",
     "lab/",
     "plan/",
     "experiments/",

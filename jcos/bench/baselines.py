@@ -10,10 +10,11 @@ from jaxtyping import UInt8
 
 from jcos.bench.arm import Arm, resized
 from jcos.bench.folder import Bench, Sample
-from jcos.bench.state import MANIFEST, Folder, read_json
+from jcos.bench.state import Folder, read_json
 from jcos.files import write
 from jcos.media.formats import write_mp4
 from jcos.media.image import read_picture
+from jcos.runs import MANIFEST
 
 STILL, TRUTH = "still", "truth"
 """Arms that `score` makes itself."""

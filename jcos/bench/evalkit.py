@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jcos.bench.folder import Bench
-from jcos.bench.state import as_text, now, read_json
+from jcos.bench.state import read_json
 from jcos.files import visible, write
+from jcos.runs import as_text, now
 
 RECORD = "scorer.json"
 """Beside results: what made them. Only results that were made by `official` have it."""

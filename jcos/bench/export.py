@@ -8,7 +8,7 @@ import numpy as np
 
 from jcos.bench.folder import SPLITS, Sample
 from jcos.experiments.puzzles import held_out
-from jcos.files import visible, write
+from jcos.files import check_room, visible, write
 from jcos.lab.tasks import TASKS, Puzzle, get
 from jcos.media.formats import png, read_mp4, upscale, write_mp4
 
@@ -28,6 +28,7 @@ def export(folder: Path, tasks: tuple[str, ...], number: int, fps: int = 16) -> 
         raise ValueError(f"{number} puzzles are asked for; at least 1 is needed")
     if folder.exists() and {p.name for p in visible(folder)} - set(SPLITS):
         raise ValueError(f"{folder} has other things in it; choose another folder")
+    check_room(folder)
     inside, outside = SPLITS
     for task in chosen:
         name = f"T-{list(TASKS).index(task.name) + 1}_{task.name}_data-generator"

@@ -13,15 +13,16 @@ from jcos import wan
 from jcos.bench.arm import Arm, as_json, shapes_of
 from jcos.bench.folder import Bench
 from jcos.bench.sampler import Sampler, check_mesh
-from jcos.bench.state import Folder, Status, versions
+from jcos.bench.state import Folder, Status
 from jcos.bench.worker import Progress, Worker
 from jcos.config import UMT5Config, VaeConfig, WanConfig
 from jcos.devices import sharding
-from jcos.experiments.results import identify
+from jcos.media.formats import check_mp4
 from jcos.model.text import UMT5, TextCache
+from jcos.runs import made
 from jcos.wan import Prompt
 from jcos.weights.checkpoint import MANIFEST as CONVERTED
-from jcos.weights.checkpoint import stored
+from jcos.weights.checkpoint import identify, stored
 from jcos.weights.released import open_released
 
 
@@ -59,6 +60,7 @@ def begin(arm: Arm, checkpoint: Path, out: Path, mesh: Mesh | None, command: str
     config = arm.of(wan.read_config(checkpoint, arm.profile))
     check_mesh(mesh.shape if mesh else {}, config)
     _check_vae(config, checkpoint)
+    check_mp4(16, 16, arm.fps, crf=arm.crf)
     Folder(out).settle(
         {
             "arm": as_json(arm, config.sampling),
@@ -66,9 +68,8 @@ def begin(arm: Arm, checkpoint: Path, out: Path, mesh: Mesh | None, command: str
             "boundary": config.boundary,
             "negative": config.negative,
             "numerics": dataclasses.asdict(config.numerics),
-            "command": command,
-            "versions": versions(),
-        }
+        },
+        made(command, mesh.shape if mesh else {}),
     )
     return config
 

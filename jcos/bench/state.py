@@ -11,21 +11,16 @@ any number of workers may be killed at any time.
 """
 
 import contextlib
-import datetime as dt
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jcos.bench.folder import Bench
 from jcos.files import write
-
-MANIFEST = "run.json"
-FREE = ("command", "versions")
-"""Entries of the manifest that the videos do not depend on."""
+from jcos.runs import MANIFEST, as_text, check_same, now, read
 
 
 class Status(NamedTuple):
@@ -68,26 +63,15 @@ class Folder(NamedTuple):
         for name in names:
             self.about(name, "failed").unlink(missing_ok=True)
 
-    def settle(self, about: Mapping[str, Any]) -> None:
-        """Writes the manifest, or makes sure that the one which is there says the same.
+    def settle(self, settings: Mapping[str, Any], made: Mapping[str, Any]) -> None:
+        """Write the manifest, or make sure that the one which is there has these settings.
 
-        Raises ValueError where the folder belongs to other settings.
+        Raises ValueError where the folder belongs to other settings, or to another command.
         """
-        about = json.loads(json.dumps(about))
         file = self.path / MANIFEST
         if not file.exists():
-            with contextlib.suppress(FileExistsError):  # another worker was first
-                _write_new(file, as_text(about))
-        found = read_json(file)
-        old, new = (_flat({k: v for k, v in a.items() if k not in FREE}) for a in (found, about))
-        changed = [
-            f"{k} {old.get(k)}, not {new.get(k)}" for k in old | new if old.get(k) != new.get(k)
-        ]
-        if changed:
-            raise ValueError(
-                f"{self.path} holds videos of other settings ({'; '.join(changed)}): choose "
-                "another --out"
-            )
+            _write_new(file, as_text({**settings, **made}))
+        check_same(self.path, read(file, "arm") or {}, settings, "choose another --out")
 
     def status(self, bench: Bench, summary: str = "summary.json") -> Status:
         """How far it is, also written to `summary`."""
@@ -109,41 +93,23 @@ class Folder(NamedTuple):
             "absent": bench.absent,
         }
         with contextlib.suppress(OSError):  # a full disk stops no run
-            _write_shared(self.path / summary, as_text(about | found._asdict()))
+            write(self.path / summary, as_text(about | found._asdict()), shared=True)
         return found
 
 
-def _write_shared(file: Path, content: str) -> None:
-    """As `files.write`, for a file that several workers may write at the same time."""
-    with _own(file) as part:
-        part.write_text(content, encoding="utf-8")
-        part.replace(file)
-
-
 def _write_new(file: Path, content: str) -> None:
-    """FileExistsError where the file is there already, also if it was made this moment."""
-    with _own(file) as part:
-        part.write_text(content, encoding="utf-8")
-        os.link(part, file)
-
-
-@contextlib.contextmanager
-def _own(file: Path) -> Iterator[Path]:
-    """A place beside the file that no other worker uses."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{secrets.token_hex(8)}.part")
+    """Write a whole file unless it is there already, also if it was made this moment."""
+    spare = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
     try:
-        yield part
+        write(spare, content)
+        os.link(spare, file)
+    except FileExistsError:
+        pass  # another worker was first
+    except OSError:  # a disk without hard links
+        with contextlib.suppress(FileExistsError), file.open("x", encoding="utf-8") as new:
+            new.write(content)
     finally:
-        part.unlink(missing_ok=True)
-
-
-def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested entries by dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {above + key: value}
-    return flat
+        spare.unlink(missing_ok=True)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -151,16 +117,3 @@ def read_json(file: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
         return json.loads(file.read_text(encoding="utf-8"))
     return {}
-
-
-def as_text(about: Mapping[str, Any]) -> str:
-    return json.dumps(about, indent=1, ensure_ascii=False) + "\n"
-
-
-def versions() -> dict[str, str]:
-    """Of what the results depend on."""
-    return {name: metadata.version(name) for name in ("jcos", "jax", "flax")}
-
-
-def now() -> str:
-    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

@@ -1,6 +1,7 @@
 """The `jcos` command. Thin: `options` reads one command's arguments, the file of its name calls the
 library; here its errors become one sentence. Help and mistakes import nothing that takes long."""
 
+import io
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -31,6 +32,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; a wrong input ends in one sentence and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # names of files may have what they cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] if arguments is None else arguments
     if list(arguments) == ["--version"]:
         print(", ".join(f"{name} {metadata.version(name)}" for name in ("jcos", "jax", "flax")))

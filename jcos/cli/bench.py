@@ -21,15 +21,16 @@ from jcos.bench.export import export
 from jcos.bench.folder import Bench, read_bench
 from jcos.bench.hours import Pace, expected, hours, measured
 from jcos.bench.run import Work, begin, conduct
-from jcos.bench.state import MANIFEST, Status, as_text, now, versions
+from jcos.bench.state import Status
 from jcos.cli import options
 from jcos.cli.common import PACE, OnMesh, command_line, console
 from jcos.devices import sharding
 from jcos.experiments.settings import override
-from jcos.files import check_new_folder, write
+from jcos.files import check_room, write
 from jcos.lab.measures import Estimate
 from jcos.lab.tasks import TASKS
 from jcos.plan.machines import machine
+from jcos.runs import MANIFEST, as_text, made, read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,8 +51,8 @@ class Run(options.BenchRun, OnMesh):
         if self.plan:
             self._plan(arms, bench)
             return
-        check_new_folder(self.out)
         work = self._work()
+        check_room(self.out)
         for name, arm in arms.items():  # all of them, before the first takes its days
             begin(arm, self.checkpoint, self.out / name, work.mesh, command_line())
         complete = [self._conduct(name, arm, bench, work) for name, arm in arms.items()]
@@ -153,6 +154,8 @@ class Score(options.BenchScore):
     def run(self) -> None:
         if not self.arms:
             raise ValueError("no arms are given; name at least one folder of videos")
+        read(self.out / MANIFEST, "arms")  # not into the folder of an arm
+        check_room(self.out)
         bench = read_bench(self.samples, self.per_task)
         found = scores.score(bench, self.arms, self.out, self.scorer)
         cells = scores.table(bench, found)
@@ -193,15 +196,12 @@ class Score(options.BenchScore):
         folders = {arm.arm: str(path) for arm, path in zip(found, self.arms, strict=False)}
         run = {
             "question": "What do these arms score on VBVR-Bench?",
-            "command": command_line(),
             "samples": {"folder": str(self.samples), "extent": bench.extent},
             "arms": folders,
             "scorer": {n: arm.scorer for n, arm in by_arm.items()},
             "still": codec._asdict(),
-            "versions": versions(),
-            "date": now(),
         }
-        write(self.out / MANIFEST, as_text(run))
+        write(self.out / MANIFEST, as_text(run | made(command_line())))
 
 
 def _commits(found: list[scores.Scores]) -> dict[str, str]:

@@ -3,16 +3,10 @@
 import contextlib
 import dataclasses
 import hashlib
-import json
 import math
-import os
-import platform
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +16,15 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from jcos import generation, wan
+from jcos import generation, runs, wan
 from jcos.cli import options
 from jcos.cli.common import PACE, Interventions, OnMesh, command_line, console, read_size
 from jcos.config import Sampling, VaeConfig, WanConfig
 from jcos.devices import mesh, programs, sharding
-from jcos.experiments.results import identify
-from jcos.files import write
+from jcos.files import check_room, keep, write
 from jcos.media import formats, image
 from jcos.model.text import UMT5, TextCache, read_prompt
 from jcos.model.vae import Tiles
@@ -39,9 +33,12 @@ from jcos.sampling.noise import noise_from_file, seed_words
 from jcos.sampling.probes import Probe, choose
 from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
+from jcos.weights.checkpoint import identify
 
-FREE = ("command", "versions", "device", "mesh", "python", "layers")
-"""Entries of `run.json` that two calls for the same videos may differ in."""
+HEADER = 2**16
+"""Bytes of a safetensors file beside its numbers, at most."""
+PIXELS_OF_A_BYTE = 4
+"""Of a film, as far as its size can be told before it is there."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,10 +66,14 @@ class Generate(options.Generate, Interventions, OnMesh):
         noise = self._noise(config, noise_shape)
         interventions = self.probe(sampling.steps, grid[0], config.dit.layers, len(self.seeds))
         prompts = [read_prompt(p) for p in (self.prompt, self.negative or config.negative)]
-        run = self._describe(config, devices, size, frames, picture, prompts, noise)
-        done = _finished(self.out, run)
-        if not done:
-            _check_room(self.out, 4 * len(self.seeds) * (1 + len(self.x0)) * math.prod(noise_shape))
+        settings = self._settings(config, size, frames, picture, prompts, noise)
+        latents = self.out / "latents.safetensors"
+        done = runs.holds(self.out, "checkpoint", settings) and latents.is_file()
+        count = len(self.seeds) * (1 + len(self.x0))
+        room = HEADER + 4 * count * math.prod(noise_shape)
+        films = count * frames * math.prod(size) // PIXELS_OF_A_BYTE
+        check_room(self.out, 0 if done else room, films)
+        formats.check_mp4(*size, config.clip.fps)
         if self.programs is not None:
             programs.keep(self.programs)
         # Text encoder, VAE and experts are loaded when they are needed, and let go again: the
@@ -93,14 +94,22 @@ class Generate(options.Generate, Interventions, OnMesh):
             )
             if devices is not None:  # it lies on the one that coded it
                 condition = jax.device_get(condition)
-            with sharding.on(devices):
+            manifest = {
+                "checkpoint": str(self.checkpoint),
+                "layers": config.dit.layers,
+                **settings,
+                **runs.made(command_line(), devices.shape if devices else {}),
+            }
+            with runs.begun(self.out, manifest, room), sharding.on(devices):
                 arrays, seconds = self._sample(condition, sampling, interventions, noise)
-            self.out.mkdir(parents=True, exist_ok=True)
-            write(self.out / "latents.safetensors", save(arrays))
-            made = {"seconds": round(seconds, 1), "date": _now()}
-            text = json.dumps(run | made, indent=1, ensure_ascii=False) + "\n"
-            write(self.out / "run.json", text.encode())
-        self._write_videos(coder, load_file(self.out / "latents.safetensors"), tiles)
+            keep(latents, save(arrays))
+            manifest |= {"seconds": round(seconds, 1), "date": runs.now()}
+            write(self.out / runs.MANIFEST, runs.as_text(manifest))
+        try:
+            arrays = load_file(latents)
+        except SafetensorError as error:
+            raise ValueError(f"{latents} is damaged ({error}); remove it") from None
+        self._write_videos(coder, arrays, tiles)
         with console.status("the page …"):
             page = explorer.make(self.out)
         print(f"Videos and latents are in {self.out}; the page is at {page.resolve()}")
@@ -200,21 +209,17 @@ class Generate(options.Generate, Interventions, OnMesh):
     def _encoder(self) -> Wan:
         return wan.load(self.checkpoint, profile=self.profile, experts=False, vae=False)
 
-    def _describe(
+    def _settings(
         self,
         config: WanConfig,
-        devices: Mesh | None,
         size: tuple[int, int],
         frames: int,
         picture: np.ndarray | None,
         prompts: Sequence[wan.Prompt],
         noise: generation.Noise,
     ) -> dict[str, Any]:
-        """Everything that decides what comes out; two runs that agree in it, but for `FREE`, make
-        the same."""
+        """Everything that decides what comes out."""
         return {
-            "command": command_line(),
-            "checkpoint": str(self.checkpoint),
             "weights": identify(self.checkpoint),
             "model": config.name,
             "prompt": prompts[0] if isinstance(prompts[0], str) else self.prompt,
@@ -229,12 +234,7 @@ class Generate(options.Generate, Interventions, OnMesh):
             "noise file": None if isinstance(noise, str) else _hash(noise),
             "interventions": self.interventions(),
             "x0": list(self.x0),
-            "layers": config.dit.layers,
             "tiles": None if self.tiles is None else list(self.tiles),
-            "versions": {name: metadata.version(name) for name in ("jcos", "jax", "flax")},
-            "device": jax.devices()[0].device_kind,
-            "mesh": sharding.describe(devices or {}),
-            "python": platform.python_version(),
         }
 
     def _write_videos(self, model: Wan, arrays: dict[str, np.ndarray], tiles: Tiles | None) -> None:
@@ -266,36 +266,6 @@ def _thin(rows: np.ndarray) -> int:
 
 def _hash(array: wan.Prompt | np.ndarray | None) -> str:
     return hashlib.sha256(np.asarray(array).tobytes()).hexdigest()
-
-
-def _finished(out: Path, run: dict[str, Any]) -> bool:
-    """Whether the folder holds the latents of this run. ValueError if it holds another's."""
-    if not (out / "run.json").exists():
-        return False
-    found = json.loads((out / "run.json").read_text())
-    changed = [k for k in run if k not in FREE and found.get(k) != json.loads(json.dumps(run[k]))]
-    if changed:
-        raise ValueError(
-            f"{out} holds a run with other settings ({', '.join(changed)}); choose another --out"
-        )
-    return (out / "latents.safetensors").exists()
-
-
-def _check_room(out: Path, size: int) -> None:
-    """OSError where the latents of a run could not be written, before hours are spent on them."""
-    place = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise OSError(f"{place} is no folder that can be written to; choose another --out")
-    free = shutil.disk_usage(place).free
-    if free < size:
-        raise OSError(
-            f"{place} has {free / 1e9:.2f} GB free; latents of {size / 1e9:.2f} GB are to be "
-            "written: make room, or choose another --out or fewer --x0"
-        )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @contextlib.contextmanager

@@ -83,7 +83,8 @@ class Sample(Interventions, Command):
     For each puzzle, writes OUT/puzzle-N.png (rows: clean estimates at some steps, then the final
     video and a right answer; columns: frames), OUT/puzzle-N.webp (the final video), and for all of
     them OUT/arrays.npz (latents, every clean estimate, its score and its mass on each right
-    answer), OUT/run.json (what was run, scores) and the page OUT/index.html.
+    answer), OUT/run.json (what was run, scores) and the page OUT/index.html. A repeated call finds
+    its arrays; a folder of another run is refused.
 
     Examples:
       jcos sample maze

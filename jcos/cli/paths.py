@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 import tyro
 
 from jcos import files
+from jcos.weights.faults import brief
 
 InFile = Annotated[Path, files.check_file]
 InFolder = Annotated[Path, files.check_folder]
@@ -59,7 +60,10 @@ def parse(prog: str, read: Callable[..., Any], arguments: Sequence[str]) -> Any:
 
 def refuse(prog: str, why: object) -> NoReturn:
     """End the program with one sentence and exit code 2."""
-    print(f"{prog}: {why}", file=sys.stderr)
+    said = str(why)
+    if isinstance(why, OSError) and why.filename:
+        said = f"{why.filename}: {why.strerror}"
+    print(f"{prog}: {brief(said)}", file=sys.stderr)
     raise SystemExit(2) from None
 
 

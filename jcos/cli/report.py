@@ -6,7 +6,7 @@ from pathlib import Path
 from jcos.cli import options
 from jcos.cli.common import console
 from jcos.report import explorer, live
-from jcos.report.reading import read
+from jcos.report.reading import check_results, read
 
 COMPARED = "compared.html"
 """The page of several folders, in the first."""
@@ -28,6 +28,10 @@ class Report(options.Report):
                 )
             serve(folder, self.port)
             return
+        for folder in self.results:
+            check_results(folder)
+        if self.out is not None:
+            explorer.check_page(self.out)
         with console.status("reading …"):
             found = [read(folder) for folder in self.results]
             own = explorer.page_of(self.results[0])

@@ -12,11 +12,12 @@ from jcos.cli.common import OnMesh, command_line, console
 from jcos.config import Sampling, WanConfig
 from jcos.devices import sharding
 from jcos.experiments.clips import write_example
-from jcos.experiments.results import conduct, identify
+from jcos.experiments.results import conduct
 from jcos.experiments.settings import load_experiment, override
 from jcos.files import check_new_folder
 from jcos.report import explorer
 from jcos.wan import Wan
+from jcos.weights.checkpoint import identify
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

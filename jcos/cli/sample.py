@@ -1,28 +1,36 @@
 """`jcos sample`."""
 
 import dataclasses
+import hashlib
 import io
-import json
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Bool
 
-from jcos import wan
+from jcos import runs, wan
 from jcos.cli import options
 from jcos.cli.common import Interventions, bar, command_line
-from jcos.config import Sampling
+from jcos.config import Sampling, WanConfig
 from jcos.experiments.answers import answers_of, blend
 from jcos.experiments.puzzles import Progress, held_out, play, score
-from jcos.files import write
+from jcos.files import check_room, keep, write
 from jcos.lab import tasks
 from jcos.lab.tasks import Puzzle, Task
 from jcos.media import formats
 from jcos.report import explorer
 from jcos.sampling.noise import seed_words
 from jcos.sampling.probes import Probe
+from jcos.weights.checkpoint import identify
+
+ARRAYS = "arrays.npz"
+ROOM = 2**20
+"""Bytes that the small files of a run take, at most."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,29 +42,63 @@ class Sample(options.Sample, Interventions):
         if self.puzzles < 1:
             raise ValueError(f"{self.puzzles} puzzles asked for; at least 1 is needed")
         seed_words(self.seeds)  # which of them are no seeds
-        model = wan.load(self.checkpoint)
-        sampling = model.config.sampling
+        config = wan.read_config(self.checkpoint)
         if self.steps is not None:
-            sampling = dataclasses.replace(sampling, steps=self.steps)
-        probe = self.probe(sampling.steps, task.frames, model.config.dit.layers, len(self.seeds))
+            sampling = dataclasses.replace(config.sampling, steps=self.steps)
+            config = dataclasses.replace(config, sampling=sampling)
+        seeds = len(self.seeds)
+        probe = self.probe(config.sampling.steps, task.frames, config.dit.layers, seeds)
         puzzles = held_out(task, self.puzzles, self.puzzle_seed)
+        settings = self._settings(config, puzzles)
+        done = runs.holds(self.out, "puzzles", settings) and (self.out / ARRAYS).is_file()
+        videos = len(puzzles) * len(self.seeds) * (config.sampling.steps + 1)
+        room = ROOM + 12 * videos * task.frames * task.height * task.width
+        check_room(self.out, 0 if done else room)
+        model = wan.load(self.checkpoint)
+        parts = len(puzzles) + 3
         with bar() as told:
-            page, solved = self._make(model, task, puzzles, sampling, probe, told)
+            if not done:
+                shape = f"{len(puzzles)} puzzles × {len(self.seeds)} seeds"
+                told(Progress(f"{shape} × {config.sampling.steps} steps", 0, parts))
+                manifest = settings | runs.made(command_line())
+                with runs.begun(self.out, manifest, room):
+                    arrays = self._play(model, task, puzzles, config.sampling, probe)
+                keep(self.out / ARRAYS, arrays)
+            page, solved = self._show(model, task, puzzles, told, parts)
         print(f"Solved {int(solved.sum())} of {solved.size}; the page is at {page.resolve()}")
 
-    def _make(
+    def _settings(self, config: WanConfig, puzzles: list[Puzzle]) -> dict[str, Any]:
+        """Everything that decides what comes out."""
+        return {
+            "task": self.task,
+            "puzzle_seed": self.puzzle_seed,
+            "puzzles": [
+                {
+                    "prompt": p.prompt,
+                    "right_answers": len(p.answers),
+                    "sha256": hashlib.sha256(repr(p).encode()).hexdigest(),
+                }
+                for p in puzzles
+            ],
+            "seeds": list(self.seeds),
+            "model": config.name,
+            "weights": identify(self.checkpoint),
+            "layers": config.dit.layers,
+            "sampling": dataclasses.asdict(config.sampling),
+            "numerics": dataclasses.asdict(config.numerics),
+            "codec": config.codec and dataclasses.asdict(config.codec),
+            "interventions": self.interventions(),
+        }
+
+    def _play(
         self,
         model: wan.Wan,
         task: Task,
         puzzles: list[Puzzle],
         sampling: Sampling,
         probe: Probe,
-        told: Callable[[Progress], None],
-    ) -> tuple[Path, Bool[np.ndarray, "P K"]]:
-        """Plays and writes everything; the page, and what is solved."""
-        parts = len(puzzles) + 3
-        runs = f"{len(puzzles)} puzzles × {len(self.seeds)} seeds × {sampling.steps} steps"
-        told(Progress(runs, 0, parts))
+    ) -> bytes:
+        """Play the puzzles; what is written of them."""
         trace = play(
             model,
             task,
@@ -68,11 +110,8 @@ class Sample(options.Sample, Interventions):
             alike=True,
         )
         latents, x0 = trace.latents[0], trace.x0[0]
-        told(Progress("scoring every step", 1, parts))
-        scores, solved = score(model, task, puzzles, latents)
         x0_scores, _ = score(model, task, puzzles, x0)
         mass = jax.jit(jax.vmap(blend))(x0, answers_of(model, puzzles))
-        self.out.mkdir(parents=True, exist_ok=True)
         arrays = io.BytesIO()
         np.savez_compressed(
             arrays,
@@ -83,31 +122,39 @@ class Sample(options.Sample, Interventions):
             off=np.asarray(mass.off),
             reference=np.stack([task.routes(p)[0] for p in puzzles]),
         )
-        write(self.out / "arrays.npz", arrays.getvalue())
-        shown = np.unique(np.linspace(0, sampling.steps - 1, 9).round().astype(int))
+        return arrays.getvalue()
+
+    def _show(
+        self,
+        model: wan.Wan,
+        task: Task,
+        puzzles: list[Puzzle],
+        told: Callable[[Progress], None],
+        parts: int,
+    ) -> tuple[Path, Bool[np.ndarray, "P K"]]:
+        """Write pictures, scores and the page of the arrays; the page, and what is solved."""
+        told(Progress("scoring", 1, parts))
+        try:
+            with (self.out / ARRAYS).open("rb") as file, np.load(file) as arrays:
+                latents, x0 = arrays["latents"], arrays["x0"]
+        except (ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{self.out / ARRAYS} is damaged ({error}); remove it") from None
+        scores, solved = score(model, task, puzzles, latents)
+        steps = x0.shape[2]
+        shown = np.unique(np.linspace(0, steps - 1, 9).round().astype(int))
         for i, puzzle in enumerate(puzzles):
             told(Progress(f"pictures of puzzle {i}", 2 + i, parts))
             video = model.decode(latents[i, 0])
             rows = [*model.decode(x0[i, 0, shown]), video, task.routes(puzzle)[0]]
-            write(
-                self.out / f"puzzle-{i}.png",
-                formats.png(formats.contact_sheet(np.stack(rows), scale=4)),
-            )
+            sheet = formats.contact_sheet(np.stack(rows), scale=4)
+            write(self.out / f"puzzle-{i}.png", formats.png(sheet))
             write(self.out / f"puzzle-{i}.webp", formats.webp(formats.upscale(video, 8)))
-        run = {
-            "command": command_line(),
-            "model": model.config.name,
-            "layers": model.config.dit.layers,
-            "sampling": dataclasses.asdict(sampling),
-            "codec": model.config.codec and dataclasses.asdict(model.config.codec),
-            "interventions": self.interventions(),
-            "puzzles": [{"prompt": p.prompt, "right_answers": len(p.answers)} for p in puzzles],
-            "seeds": list(self.seeds),
+        manifest = (runs.read(self.out / runs.MANIFEST) or {}) | {
             "shown_steps": shown.tolist(),
             "scores": scores.round(4).tolist(),
             "solved": solved.tolist(),
         }
-        write(self.out / "run.json", (json.dumps(run, indent=1) + "\n").encode())
+        write(self.out / runs.MANIFEST, runs.as_text(manifest))
         told(Progress("the page", parts - 1, parts))
         page = explorer.make(self.out)
         told(Progress("the page", parts, parts))

@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from jcos.config import PixelCodec, WanConfig, Words
-from jcos.files import local_path
+from jcos.files import check_room, local_path
 from jcos.lab.tasks import TASKS, Puzzle, Task
 from jcos.model.text import WordEmbedding, word_ids
 from jcos.model.vae import encode_pixels
@@ -363,6 +363,7 @@ def train(recipe: Recipe, folder: Path, *, save_every: int = 250) -> Iterator[Pr
             raise ValueError(f"{what} is {number}; it is at least 1")
     folder, config = local_path(folder), toy(vocabulary())
     state, losses, history = _resumed(recipe, config, folder)
+    check_room(folder, 4 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.clean(folder, "step-*", "model")
     update = make_update(recipe, config)

@@ -8,6 +8,7 @@ resampled: a pixel of the array becomes a square of equal pixels.
 import base64
 import io
 import math
+import tempfile
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -142,8 +143,8 @@ def write_mp4(
 
     crf: from 1, hardly any loss, to 51; the original writes with 10, VBVR's tools with 25.
     The same video makes the same file each time. It is written beside its final name and renamed.
-    Raises ValueError where a side is odd (which the format does not have), there is no frame, or
-    fps or crf is out of range.
+    Raises ValueError where a side is odd (which the format does not have), there is no frame, fps
+    or crf is out of range, or the encoder does not take them.
     """
     frames, height, width = video.shape[:3]
     if min(video.shape) < 1 or height % 2 or width % 2:
@@ -153,8 +154,19 @@ def write_mp4(
         )
     if not (0 < fps < math.inf and 1 <= crf <= 51):
         raise ValueError(f"fps is {fps} and crf {crf}; they are positive, and from 1 to 51")
-    with beside(Path(path)) as part:
-        _encode(part, video, Fraction(fps).limit_denominator(1001), crf)
+    try:
+        with beside(Path(path)) as part:
+            _encode(part, video, Fraction(fps).limit_denominator(1001), crf)
+    except av.FFmpegError as error:
+        size = f"{width} × {height} pixels, fps {fps}, crf {crf}"
+        raise ValueError(f"{path} cannot be encoded ({size}): {error.strerror}") from None
+
+
+def check_mp4(height: int, width: int, fps: float | Fraction = 16, *, crf: int = 10) -> None:
+    """Raise ValueError where frames of this size make no MP4: one is tried."""
+    with tempfile.TemporaryDirectory() as folder:
+        frame = np.zeros((1, height, width, 3), np.uint8)
+        write_mp4(Path(folder) / "frame.mp4", frame, fps, crf=crf)
 
 
 def read_mp4(path: Path | str) -> UInt8[np.ndarray, "F H W 3"]:

@@ -9,8 +9,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jcos.config import UMT5Config, Words
-from jcos.files import local_path, read_text, shown
+from jcos.files import local_path, read_text, shown, write
 from jcos.model.layers import RMSNorm
 from jcos.model.tokenizer import Tokenizer, clean, warn_if_cut
 
@@ -257,7 +255,7 @@ class TextCache:
         self.encoder = _describe(model, tokenizer)
         if not file.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write(file, json.dumps(self.encoder, indent=1).encode())
+            write(file, json.dumps(self.encoder, indent=1), shared=True)
         elif _read_encoder(file) != self.encoder:
             raise ValueError(
                 f"{self.folder} has the prompts of another text encoder; use another folder"
@@ -290,7 +288,7 @@ class TextCache:
             "tokens": str(self.tokenizer.count(prompt)),
             "sha256": _digest(_content(kept)),
         }
-        _write(file, safetensors.numpy.save({"rows": kept}, about))
+        write(file, safetensors.numpy.save({"rows": kept}, about), shared=True)
         return jnp.asarray(rows)
 
 
@@ -338,16 +336,3 @@ def _read_rows(file: Path, key: str) -> tuple[np.ndarray, int]:
             f"{file} is damaged, or not an embedded prompt of this folder; remove it"
         ) from None
     return rows, tokens
-
-
-def _write(file: Path, data: bytes) -> None:
-    """Beside its final name, then renamed: a file under that name is always whole."""
-    handle, beside = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(data)
-        Path(beside).chmod(0o644)
-        Path(beside).replace(file)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise

@@ -47,12 +47,23 @@ def page_of(folder: Path) -> Path:
     """Where its page belongs: `index.html`, unless a page of another making, such as the demo's,
     has that name; then `explore.html`."""
     page = folder / PAGE
+    return page if _ours(page) else folder / OTHER
+
+
+def _ours(page: Path) -> bool:
+    """Whether a page may be written there: over none, or one of `write`."""
     try:
         with page.open(encoding="utf-8", errors="replace") as file:
-            ours = OURS in file.read(4096)
+            return OURS in file.read(4096)
     except FileNotFoundError:
-        ours = True
-    return page if ours else folder / OTHER
+        return True
+
+
+def check_page(page: Path) -> None:
+    """Raise ValueError or OSError where a page cannot be written, or would replace another file."""
+    files.check_room(page.parent)
+    if page.is_dir() or not _ours(page):
+        raise ValueError(f"{page} is there, and no page of jcos report; choose another --out")
 
 
 def write(results: Sequence[Results], page: Path, *, embedded: int = EMBEDDED) -> Path:
@@ -60,11 +71,14 @@ def write(results: Sequence[Results], page: Path, *, embedded: int = EMBEDDED) -
     than `embedded` bytes. Both are complete before they get their names.
 
     Raises ValueError where there is a folder of that name that no page left."""
+    check_page(page)
     page.parent.mkdir(parents=True, exist_ok=True)
     store = page.with_suffix(BESIDE)
     if store.exists() and not all(p.name.startswith(SHEET) for p in files.visible(store)):
         raise ValueError(f"{store} holds other files than a page's pictures; give another --out")
     pictures = [p for r in results for p in (*r.pictures, *r.films)]
+    if store.is_symlink():
+        store.unlink()
     size = sum(len(v.sheet.data) for r in results for v in r.views)
     size += sum(p.stat().st_size for p in pictures)
     if size <= embedded:

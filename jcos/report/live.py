@@ -71,7 +71,7 @@ class Shelf:
                 question = f"{manifest.name} cannot be read."
             shown = path.relative_to(self.folder).as_posix() if path != self.folder else path.name
             told.append((f"run/{name}/", shown, question, _changed(path)))
-        return listing(self.folder.name, told).encode()
+        return listing(self.folder.name, told).encode(errors="backslashreplace")
 
     def page(self, folder: Path) -> Made:
         name, version = _name(folder), _version(folder)
@@ -86,12 +86,12 @@ class Shelf:
                 return f"{SHEETS}/{picture}"
 
             text = render([read(folder)], place, folder, live=True)
-            made = self._made[name] = Made(version, text.encode(), sheets)
+            made = self._made[name] = Made(version, text.encode(errors="backslashreplace"), sheets)
         return made
 
     def answer(self, path: str) -> tuple[bytes | Path, str] | None:
         """Content, or the file that has it, and type of an address; None where there is nothing."""
-        parts = [urllib.parse.unquote(part) for part in path.split("/")[1:]]
+        parts = [os.fsdecode(urllib.parse.unquote_to_bytes(part)) for part in path.split("/")[1:]]
         if parts == [""]:
             return self.list(), TYPES[".html"]
         folder = self.runs().get(parts[1]) if len(parts) > 2 and parts[0] == "run" else None
@@ -189,7 +189,7 @@ def part_of(asked: str | None, size: int) -> range | None:
 
 
 def _name(folder: Path) -> str:
-    return hashlib.sha256(str(folder).encode()).hexdigest()[:12]
+    return hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
 
 
 def _changed(folder: Path) -> float:

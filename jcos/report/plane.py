@@ -21,11 +21,12 @@ from jcos.media import formats
 from jcos.report.changes import Change
 from jcos.report.maps import Axis, Map
 from jcos.report.markup import Fragments, Html, finite, join
+from jcos.runs import MANIFEST, read
 from jcos.sampling import flow
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
-PLANES, RUN = "planes.npz", "run.json"
+PLANES, RUN = "planes.npz", MANIFEST
 """Files of a folder of planes: the pictures, and what is known of them."""
 PARTS = Fragments("notebook.html")
 EXACT = 64
@@ -167,8 +168,9 @@ class Look(tuple[Plane, ...]):
 
     def save(self, folder: Path | str, **about: Any) -> None:
         """Leaves `planes.npz` and `run.json`, of which `jcos report FOLDER` makes a page; `about`
-        goes into the latter."""
+        goes into the latter. ValueError where the folder has another run."""
         folder = local_path(folder)
+        read(folder / RUN, "planes")
         arrays = {
             f"{name}_{i}": clip
             for i, plane in enumerate(self)

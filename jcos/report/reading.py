@@ -23,6 +23,7 @@ from jcos.report.arrays import Trends, trends
 from jcos.report.maps import Map
 from jcos.report.plane import PLANES, RUN, Line, Plane, Sheet, listed
 from jcos.report.runs import Arrays, planes_of
+from jcos.runs import KINDS
 
 T = TypeVar("T")
 CONFIG, ARRAYS = "config.json", "arrays.npz"
@@ -30,6 +31,10 @@ BESIDE = ".files"
 """Ends the name of the folder beside a page that holds its pictures, if they are many."""
 MANIFESTS = (CONFIG, RUN)
 """Each says what a folder of results holds; the first that is there counts."""
+SAYS = {*KINDS, "command", "question"}
+"""Entries of which a manifest of results has one; a model's `config.json` has none."""
+DATA = (ARRAYS, PLANES, "table.csv", "latents.safetensors", "summary.json")
+"""Files beside manifests."""
 UNREADABLE = (
     OSError,
     ValueError,
@@ -101,6 +106,25 @@ class Results:
 
 def holds_results(folder: Path) -> bool:
     return any((folder / name).is_file() for name in MANIFESTS)
+
+
+def check_results(folder: Path) -> None:
+    """Raise ValueError where a folder has files, but no results of a command: it gets no page. A
+    damaged manifest counts where the files that a command leaves lie beside it."""
+    try:
+        ours = not SAYS.isdisjoint(_manifest(folder))
+    except ValueError:
+        ours = any((folder / name).is_file() for name in DATA)
+    except FileNotFoundError:  # what is no folder, or an empty one, `read` says
+        ours = not folder.is_dir() or not any(folder.iterdir())
+    if not ours:
+        inside = sorted(p.parent for p in folder.glob("*/*") if p.name in MANIFESTS)
+        hint = (
+            f"give a folder in it, such as {inside[0]}, or --serve"
+            if inside
+            else ("give a folder that a command made, such as out/sample")
+        )
+        raise ValueError(f"{folder} holds no results of jcos: {hint}")
 
 
 def read(folder: Path) -> Results:

@@ -33,7 +33,7 @@ Place = Callable[[str, bytes | Path], str]
 
 def relative(path: Path, home: Path) -> str:
     """The address of a file, as seen from a page in `home`."""
-    return urllib.parse.quote(Path(os.path.relpath(path.resolve(), home.resolve())).as_posix())
+    return urllib.parse.quote(os.fsencode(os.path.relpath(path.resolve(), home.resolve())))
 
 
 def figures(found: Results, place: Place) -> Html:

@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 
 from jcos.config import WanConfig, from_json, to_json
 from jcos.devices.sharding import leaf_path
-from jcos.files import local_path
+from jcos.files import local_path, visible
 from jcos.weights.faults import listed, readable
 
 MANIFEST = "jcos.json"
@@ -322,3 +322,38 @@ def _digest(path: Path) -> list[Any]:
 
 def parameter_count(model: Any) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in leaves(model).values())
+
+
+def identify(checkpoint: Path) -> dict[str, str]:
+    """Return which weights a checkpoint folder holds: the hash of its manifest, which lists every
+    file's; of a released folder, of the names and sizes of all files but hidden ones and compiled
+    programs, and of pieces of those that hold weights or say what they are. A folder of results
+    that knows names and sizes alone, of an earlier version, is one of other weights
+    (`weights None`)."""
+    manifest = checkpoint / MANIFEST
+    if manifest.is_file():
+        return {"manifest": hashlib.sha256(manifest.read_bytes()).hexdigest()}
+    names = {p: p.relative_to(checkpoint) for p in visible(checkpoint, "**/*") if p.is_file()}
+    files = [path for path, name in names.items() if name.parts[0] != "programs"]
+    listed = [(names[p].as_posix(), p.stat().st_size) for p in files]
+    pieces = hashlib.sha256()
+    for path in files:
+        if path.suffix in (".safetensors", ".pth", ".json"):
+            pieces.update(_pieces(path))
+    listing = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+    return {"files": listing, "weights": pieces.hexdigest()}
+
+
+HEAD, PIECES, PIECE = 2**20, 64, 2**12
+"""Bytes that are read of a file's beginning, which has the header; how many pieces besides, and
+their bytes: 1.3 MB of any file. Fine-tuning changes nearly all weights."""
+
+
+def _pieces(path: Path) -> bytes:
+    last = max(0, path.stat().st_size - PIECE)
+    with path.open("rb") as file:
+        found = [file.read(HEAD)]
+        for i in range(PIECES):
+            file.seek(last * i // (PIECES - 1))
+            found.append(file.read(PIECE))
+    return b"".join(found)

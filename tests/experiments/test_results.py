@@ -16,10 +16,11 @@ from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Findings, Picture, Row, row
 from jcos.experiments.noise import Noise
 from jcos.experiments.puzzles import Progress, finish
-from jcos.experiments.results import conduct, describe, finished, identify
+from jcos.experiments.results import conduct, describe, finished
 from jcos.experiments.settings import override
 from jcos.lab.measures import Estimate
 from jcos.wan import TINY, Wan
+from jcos.weights.checkpoint import identify
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,13 +102,17 @@ def test_finished_results_are_left_alone(small_model: Wan, tmp_path: Path) -> No
 def test_results_of_other_settings_are_not_overwritten(small_model: Wan, tmp_path: Path) -> None:
     folder = tmp_path / "coin"
     done(Coin(), small_model, folder)
-    with pytest.raises(ValueError, match=r"other settings \(sides 2, not 3\).*--redo"):
+    with pytest.raises(ValueError, match=r"sides 2, not 3.*--redo"):
         done(Coin(sides=3), small_model, folder)
     assert done(Coin(sides=3), small_model, folder, redo=True)
     other = tmp_path / "other"
     other.mkdir()
-    with pytest.raises(ValueError, match="holds no results"):
-        done(Coin(), small_model, other)
+    (other / "notes.txt").write_text("mine")
+    for redo in (False, True):
+        with pytest.raises(ValueError, match=r"notes\.txt"):
+            done(Coin(), small_model, other, redo)
+    (other / "notes.txt").unlink()
+    assert done(Coin(), small_model, other), "an empty folder is as good as none"
 
 
 def test_what_fails_leaves_nothing_behind(small_model: Wan, tmp_path: Path) -> None:
@@ -152,7 +157,7 @@ def test_results_older_than_a_parameter_are_those_without_it(
     del about["parameters"]["profile"]
     (folder / "config.json").write_text(json.dumps(about))
     assert not done(Coin(), small_model, folder)
-    with pytest.raises(ValueError, match=r"\(profile None, not float32\)"):
+    with pytest.raises(ValueError, match="profile None, not float32"):
         done(Coin(profile="float32"), small_model, folder)
 
 
@@ -190,9 +195,10 @@ def test_results_that_know_only_names_and_sizes_are_refused(
     old = describe(Coin(), small_model.config, {"files": "0"})
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(about))
+    (folder / "table.csv").touch()
     assert finished(folder, about)
     (folder / "config.json").write_text(json.dumps(old))
-    with pytest.raises(ValueError, match=r"other settings \(weights None, not 1\): choose another"):
+    with pytest.raises(ValueError, match="weights None, not 1"):
         finished(folder, about)
 
 
