@@ -1,6 +1,7 @@
 """What a probe's fields and methods may be: everything else is refused before a run begins."""
 
 import re
+from functools import cache
 from typing import Any
 
 import flax.struct
@@ -33,9 +34,13 @@ SHAPE = (2, 3, FRAMES, 4, 4)
 """Two worlds, three seeds, and the latent's."""
 
 
+@cache
+def expert() -> DiT:
+    return jax.eval_shape(lambda: DiT(CONFIG.dit, rngs=nnx.Rngs(0)))
+
+
 def check(probe: Any, **options: Any) -> Any:
-    expert = jax.eval_shape(lambda: DiT(CONFIG.dit, rngs=nnx.Rngs(0)))
-    return check_probe(probe, expert, STEPS, SHAPE, **options)
+    return check_probe(probe, expert(), STEPS, SHAPE, **options)
 
 
 class Mute(Probe):
