@@ -4,9 +4,9 @@ from pathlib import Path
 
 from jcos.bench.export import export
 from jcos.bench.folder import read_bench
-from jcos.experiments.results import identify
 from jcos.files import visible
 from jcos.report.reading import files_of
+from jcos.weights.checkpoint import identify
 
 
 def litter(folder: Path) -> None:

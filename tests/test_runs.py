@@ -14,6 +14,7 @@ import pytest
 from jcos import cli, files, runs, wan
 from jcos.bench.state import Folder
 from jcos.media import formats
+from jcos.weights.faults import LONGEST
 from tests.report import folders
 
 SETTINGS = {"checkpoint": "wan", "prompt": "a cat", "sampling": {"steps": 50, "shift": 5.0}}
@@ -30,7 +31,7 @@ def refusal(folder: Path, settings: dict, kind: str = "checkpoint") -> str:
     with pytest.raises(ValueError, match=r".") as error:
         runs.holds(folder, kind, settings)
     said = str(error.value)
-    assert len(said) <= files.LONGEST
+    assert len(said) <= LONGEST
     assert "\n" not in said
     return said
 

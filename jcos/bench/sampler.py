@@ -137,15 +137,15 @@ class Sampler:
         )
         # Each sample is a world by itself; seeds that are only averaged with go on no longer.
         for state in runs:
-            finite = np.asarray(state.finite).all(1)
-            trajectory.check_steps(finite[:, None])
+            trajectory.check_step(state.step, config.sampling.steps, state.trace, every=True)
             if state.step in chosen:
                 kept.append(np.asarray(state.x0[:, 0]))
             if state.step + 1 == together:
-                state = state.keep([0])
+                state.keep([0])
+        assert runs.state is not None
         none = np.zeros((number, 0, *grid), np.float32)
         x0 = np.stack(kept, axis=1)[:number] if kept else none
-        return np.asarray(state.x)[:number, 0], x0
+        return np.asarray(runs.state.x)[:number, 0], x0
 
     def _spread(self, tree: Any) -> Any:
         """Arrays with a leading axis of samples, on the devices of their worlds."""

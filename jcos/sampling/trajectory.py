@@ -380,13 +380,15 @@ def check_finite(trace: Trace) -> Trace:
     return trace
 
 
-def check_step(step: int, steps: int, part: Trace) -> None:
-    """FloatingPointError naming step and block where no run is finite after a step. part: what the
-    step left, leaves [W, K, 1, …]."""
+def check_step(step: int, steps: int, part: Trace | None, *, every: bool = False) -> None:
+    """FloatingPointError naming step and block where no run is finite after a step, or not every
+    one. part: what the step left, leaves [W, K, 1, …]."""
+    if part is None:
+        return
     finite = np.asarray(part.finite)
-    if not finite.any():
+    if not (finite.all() if every else finite.any()):
         before = np.ones((*finite.shape[:-1], steps), bool)
-        before[..., step:] = False
+        before[..., step:] = finite
         check_steps(before, np.broadcast_to(np.asarray(part.layer), before.shape))
 
 

@@ -55,7 +55,8 @@ class Mute(Probe):
 def field(name: str, value: Any, **attributes: Any) -> Probe:
     """A probe with one field, which is not static."""
     annotated = {"__annotations__": {name: Any}, **attributes}
-    return type("Mine", (Probe,), annotated)(value)
+    kind: Any = type("Mine", (Probe,), annotated)
+    return kind(value)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,9 @@ def test_a_number_of_a_sweep_is_refused_before_anything_runs(
         trajectory.sweep(lambda p: generate(model, condition, probe=p), probes, chunk=chunk)
     with pytest.raises(IndexError, match="layer 99"):
         trajectory.sweep(
-            lambda a: generate(model, condition, probe=Mute(a, 1)), layers, chunk=chunk
+            lambda a: generate(model, condition, probe=Mute(a, 1)),  # type: ignore[arg-type]
+            layers,
+            chunk=chunk,
         )
     with pytest.raises(IndexError, match="layer 99"):
         generate(model, condition, probe=Mute(99, 1))
@@ -141,8 +144,8 @@ def test_a_method_that_would_never_be_called_is_refused(name: str) -> None:
 
 
 def test_other_methods_are_a_probes_own() -> None:
-    names = dict.fromkeys(("_on_block", "mean", "blend", "once"), lambda self: 0)
-    type("Mine", (Probe,), names)
+    for name in ("_on_block", "mean", "blend", "once"):
+        type("Mine", (Probe,), {name: lambda self: 0})
 
 
 TOLD = "float32[12, 32]"

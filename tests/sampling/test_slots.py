@@ -1,5 +1,7 @@
 """One layer that is observed costs one layer, and random numbers are each probe's own."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,8 +63,9 @@ def held(probe: Probe, guided: bool) -> float:
     """Working memory and results of one step, in layers of tokens, as the compiler counts them."""
     expert = jax.eval_shape(lambda: DiT(DEEP, rngs=nnx.Rngs(0)))
     plan = flow.plan(Sampling(steps=1, shift=3.0, guidance=(2.0,) if guided else None))
-    text = jax.ShapeDtypeStruct((1, 2, 8), jnp.float32)
-    given = trajectory.Condition(text, text if guided else None)
+    text: Any = jax.ShapeDtypeStruct((1, 2, 8), jnp.float32)
+    negative: Any = text if guided else None
+    given = trajectory.Condition(text, negative)
     noise, keys = jax.ShapeDtypeStruct((1, *GRID), jnp.float32), jax.eval_shape(seed_keys, (0,))
 
     @jax.jit
