@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jcos.config import DiTConfig, Numerics, Sampling, WanConfig
-    from jcos.devices.sharding import fetch, init_distributed, make_mesh, on
+    from jcos.devices.sharding import (
+        init_distributed,
+        make_mesh,
+        parse_mesh,
+        to_host,
+        use_mesh,
+    )
     from jcos.generation import State, generate, generate_side_by_side, steps
     from jcos.lab import tasks
     from jcos.sampling.probes import (
@@ -26,7 +32,7 @@ if TYPE_CHECKING:
         TokenFeatures,
         chain,
     )
-    from jcos.sampling.trajectory import Condition, Trace, stack, sweep
+    from jcos.sampling.trajectory import Condition, Trace, sweep, tree_stack
     from jcos.variants import VARIANTS
     from jcos.wan import Wan, load
 
@@ -52,29 +58,30 @@ __all__ = [
     "Wan",
     "WanConfig",
     "chain",
-    "fetch",
     "generate",
     "generate_side_by_side",
     "init_distributed",
     "load",
     "make_mesh",
-    "on",
-    "stack",
+    "parse_mesh",
     "steps",
     "sweep",
     "tasks",
+    "to_host",
+    "tree_stack",
+    "use_mesh",
 ]
 
 _PLACES = {
     "config": ("DiTConfig", "Numerics", "Sampling", "WanConfig"),
-    "devices.sharding": ("fetch", "init_distributed", "make_mesh", "on"),
+    "devices.sharding": (*("init_distributed", "make_mesh", "parse_mesh", "to_host", "use_mesh"),),
     "generation": ("State", "generate", "generate_side_by_side", "steps"),
     "lab.tasks": ("tasks",),
     "sampling.probes": (
         *("Chain", "EstimateEnsemble", "Noise", "Probe", "SeedEnsemble", "Site", "Swap"),
         *("TokenEnergy", "TokenFeatures", "chain"),
     ),
-    "sampling.trajectory": ("Condition", "Trace", "stack", "sweep"),
+    "sampling.trajectory": ("Condition", "Trace", "sweep", "tree_stack"),
     "variants": ("VARIANTS",),
     "wan": ("Wan", "load"),
 }

@@ -107,11 +107,11 @@ class State:
 
     @property
     def block_obs(self) -> Any:
-        return self._last("observed")
+        return self._last("block_obs")
 
     @property
     def estimate_obs(self) -> Any:
-        return self._last("seen")
+        return self._last("estimate_obs")
 
     @property
     def finite(self) -> Any:
@@ -173,8 +173,8 @@ class State:
     def save(self, file: Path | str) -> None:
         """Write the state into one file, from which `steps(…, start=file)` goes on, also in another
         process. The file is whole or, when the process is killed, the one before."""
-        arrays = {name: sharding.fetch(a) for name, a in self.solver._asdict().items()}
-        arrays["keys"] = sharding.fetch(jax.random.key_data(self.keys))
+        arrays = {name: sharding.to_host(a) for name, a in self.solver._asdict().items()}
+        arrays["keys"] = sharding.to_host(jax.random.key_data(self.keys))
         about = {"step": self.step, "sigma": self.sigma, "seeds": self.seeds}
         about |= {"identity": self.runs.identity()}
         if jax.process_index() == 0:
@@ -320,7 +320,7 @@ def _digest(tree: Any, about: str = "") -> str:
         if array.size > 1_000_000 and array.sharding.memory_kind != memory.HOST:
             array = array.reshape(-1)[:: array.size // 4096]
         digest.update(f"{array.shape} {array.dtype}".encode())
-        digest.update(np.ascontiguousarray(sharding.fetch(array)).tobytes())
+        digest.update(np.ascontiguousarray(sharding.to_host(array)).tobytes())
     return digest.hexdigest()
 
 
@@ -425,10 +425,10 @@ def generate_side_by_side(
     noise: Noise = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Trace:
-    """`generate` for several worlds at once (`trajectory.stack` of conditions): leaves [W, K, …].
+    """`generate` for several worlds at once (`tree_stack` of conditions): leaves [W, K, …].
 
-    Inside `sharding.on(mesh)` it runs on that mesh. Raises MemoryError saying what would help where
-    a device has too little memory, ValueError where runs do not divide over the mesh.
+    Inside `sharding.use_mesh(mesh)` it runs on that mesh. Raises MemoryError saying what would help
+    where a device has too little memory, ValueError where runs do not divide over the mesh.
     """
     cfg, sampling = model.config, _sampling(model, sampling, sigmas)
     plan, keys, asked = flow.plan(sampling, cfg.boundary), seed_keys(seeds), probe or Probe()

@@ -206,7 +206,7 @@ def program(
     @jax.jit
     def run(model: Wan, plan: Any, conditions: Any, keys: Any, probe: Probe) -> Any:
         trace = generate_worlds(model, plan, conditions, keys, probe)
-        return trace if keep_x0 else (trace.latents, trace.observed)
+        return trace if keep_x0 else (trace.latents, trace.block_obs)
 
     start = time.perf_counter()
     compiled = run.lower(*arguments, probe or Probe()).compile()

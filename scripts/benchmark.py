@@ -157,7 +157,7 @@ def first_step(lab: Lab, folder: Path) -> float:
 def noise_positions(lab: Lab) -> list[Row]:
     """Noise at each step in turn: a run per position, or all as one program (rounded otherwise)."""
     plan, keys = flow.plan(lab.model.config.sampling), seed_keys((0,))
-    world = trajectory.stack([lab.condition()])
+    world = trajectory.tree_stack([lab.condition()])
     probes = [Noise.at_steps(plan.steps, MAZE.frames, [step]) for step in range(plan.steps)]
 
     @partial(jax.jit, static_argnames="chunk")
@@ -166,9 +166,11 @@ def noise_positions(lab: Lab) -> list[Row]:
         return trajectory.sweep(one, probes, chunk=chunk)
 
     def loop() -> trajectory.Trace:
-        return trajectory.stack([generate_worlds(lab.model, plan, world, keys, p) for p in probes])
+        return trajectory.tree_stack(
+            [generate_worlds(lab.model, plan, world, keys, p) for p in probes]
+        )
 
-    swept = partial(sweep, lab.model, trajectory.stack(probes))
+    swept = partial(sweep, lab.model, trajectory.tree_stack(probes))
     contenders = {f"{plan.steps} calls": loop, "1 call": swept}
     contenders |= {f"1 call, {chunk} at a time": partial(swept, chunk) for chunk in lab.chunks}
     return race(lab, f"noise at each of {plan.steps} steps", contenders, tolerance=1e-2)

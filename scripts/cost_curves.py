@@ -244,7 +244,7 @@ def devices(lab: Lab) -> str:
     for text in lab.meshes:
         axes = sharding.parse_mesh(text)
         count = int(np.prod(list(axes.values()) or [1]))
-        with sharding.on(sharding.make_mesh(axes, jax.devices()[:count])):
+        with sharding.use_mesh(sharding.make_mesh(axes, jax.devices()[:count])):
             point = measured(lab, job)
         model, sent = costs.memory(job, axes, COPIES), costs.link_bytes(job, axes)
         scores = held(job)[1] / count

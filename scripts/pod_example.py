@@ -11,10 +11,11 @@ import argparse
 
 import jcos
 from jcos.media.image import read_picture
+from jcos.variants import TINY
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("out")
-parser.add_argument("--model", default=jcos.TINY, help="a converted or released folder")
+parser.add_argument("--model", default=str(TINY), help="a converted or released folder")
 parser.add_argument("--picture", required=True)
 parser.add_argument("--prompt", required=True)
 parser.add_argument("--frames", type=int, help="by default as the model's authors")

@@ -15,8 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 
 
-def start(case: str, *arguments: str, module: str = "tests.many_devices") -> subprocess.Popen:
-    environment = os.environ | {
+def environment() -> dict[str, str]:
+    """Of a process that computes on simulated devices."""
+    variables = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
         # Without the older emitters of conftest.py, whose noise is rounded by its layout.
@@ -24,12 +25,16 @@ def start(case: str, *arguments: str, module: str = "tests.many_devices") -> sub
         "PYTHONPATH": str(ROOT),
     }
     # As in conftest.py: what was compiled once is not compiled again.
-    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
-    environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    variables.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+    variables.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    return variables
+
+
+def start(case: str, *arguments: str, module: str = "tests.many_devices") -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", module, case, *arguments],
         cwd=ROOT,
-        env=environment,
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -85,7 +90,7 @@ def conditions_of(model: Any, worlds: int) -> Any:
     from jcos.sampling import trajectory
 
     frames = np.random.default_rng(0).integers(0, 256, (worlds, 8, 8, 3), np.uint8)
-    return trajectory.stack(
+    return trajectory.tree_stack(
         [model.condition(f, ("left", "right")[i % 2], 3) for i, f in enumerate(frames)]
     )
 
@@ -94,13 +99,13 @@ def trace_of(model: Any, conditions: Any, seeds: int) -> dict[str, Any]:
     """A run with guidance, an average over seeds, and observations of every kind."""
     import numpy as np
 
-    from jcos.devices.sharding import fetch
+    from jcos.devices.sharding import to_host
     from jcos.generation import generate_side_by_side
     from jcos.sampling.probes import SeedEnsemble, States, TokenEnergy, chain
 
     probe = chain(States(), TokenEnergy(), SeedEnsemble.window(2, 2, at_layers=[0]))
     trace = generate_side_by_side(model, conditions, range(seeds), probe=probe)
-    x0, energy, states = fetch((trace.x0, trace.observed[1], trace.seen[0]))
+    x0, energy, states = to_host((trace.x0, trace.block_obs[1], trace.estimate_obs[0]))
     return {"x0": x0, "energy": np.asarray(energy), "noise": states[:, :, 0]}
 
 
@@ -128,7 +133,7 @@ def layouts(worlds: str, seeds: str, *meshes: str) -> dict[str, dict[str, float]
     want, found = trace_of(model, conditions, int(seeds)), {}
     for text in meshes:
         mesh = sharding.make_mesh(sharding.parse_mesh(text))
-        with sharding.on(mesh):
+        with sharding.use_mesh(mesh):
             spread = sharding.place(model, mesh)
             found[text] = differences(trace_of(spread, conditions, int(seeds)), want)
     return found
@@ -146,13 +151,13 @@ def by_step(text: str) -> dict[str, float]:
 
     model, mesh = tiny_model(), sharding.make_mesh(sharding.parse_mesh(text))
     conditions, found = conditions_of(model, 1), {}
-    with sharding.on(mesh):
+    with sharding.use_mesh(mesh):
         spread = sharding.place(model, mesh)
-        want = sharding.fetch(generate_side_by_side(spread, conditions, (0, 1)).x0)
+        want = sharding.to_host(generate_side_by_side(spread, conditions, (0, 1)).x0)
 
         def off() -> float:
             trace = generate_side_by_side(spread, conditions, (0, 1), on_step=lambda _: None)
-            return float(np.abs(sharding.fetch(trace.x0) - want).max() / np.abs(want).max())
+            return float(np.abs(sharding.to_host(trace.x0) - want).max() / np.abs(want).max())
 
         found["off"] = off()
         found["programs"] = _advance._cache_size()  # type: ignore[attr-defined]
@@ -186,7 +191,7 @@ def sweeps(*meshes: str) -> dict[str, dict[str, float]]:
     want, found = trace_of(model), {}
     for text in meshes:
         mesh = sharding.make_mesh(sharding.parse_mesh(text))
-        with sharding.on(mesh):
+        with sharding.use_mesh(mesh):
             found[text] = differences(trace_of(sharding.place(model, mesh)), want)
     return found
 
@@ -212,7 +217,10 @@ def attention(*meshes: str) -> dict[str, list]:
     found = {}
     for text in meshes:
         for method in ("ulysses", "ring", "gather"):
-            with sharding.on(sharding.make_mesh(sharding.parse_mesh(text))), using(method=method):
+            with (
+                sharding.use_mesh(sharding.make_mesh(sharding.parse_mesh(text))),
+                using(method=method),
+            ):
                 own, other = on_mesh(q, k, v)
                 program = on_mesh.lower(q, k, v).compile().as_text() or ""
             off = max(np.abs(own - want[True]).max(), np.abs(other - want[False]).max())
@@ -255,11 +263,11 @@ def undivided(*meshes: str) -> dict[str, dict[str, float]]:
             "latents": trace.latents,
             "levels": model.decode(cells).astype(np.float32) / 255,
         }
-        return sharding.fetch(made)
+        return sharding.to_host(made)
 
     want, found = find(), {}
     for text in meshes:
-        with sharding.on(sharding.make_mesh(sharding.parse_mesh(text))):
+        with sharding.use_mesh(sharding.make_mesh(sharding.parse_mesh(text))):
             found[text] = differences(find(), want)
     return found
 
@@ -296,7 +304,7 @@ def weights() -> dict[str, Any]:
     found: dict[str, Any] = {text: held(mesh, ("fsdp",)) for text, mesh in meshes.items()}
     found["context=8, stored over context"] = held(meshes["context=8"], ("fsdp", "context"))
     whole = wan.load()
-    with sharding.on(sharding.make_mesh({"fsdp": 4, "tensor": 2})):
+    with sharding.use_mesh(sharding.make_mesh({"fsdp": 4, "tensor": 2})):
         spread = wan.load()
     pairs = zip(jax.tree.leaves(whole), jax.tree.leaves(spread), strict=True)
     found["equal"] = all(np.array_equal(a, b) for a, b in pairs)
@@ -317,7 +325,7 @@ def host(number: str, port: str) -> dict[str, float]:
     model = tiny_model()
     want = trace_of(model, conditions_of(model, 1), 2)
     mesh = sharding.make_mesh({"seed": 2, "context": 4})
-    with sharding.on(mesh):
+    with sharding.use_mesh(mesh):
         spread = sharding.place(model, mesh)
         return differences(trace_of(spread, conditions_of(spread, 1), 2), want)
 
@@ -332,9 +340,9 @@ def lost(number: str, port: str) -> None:
     if number == "1":
         os._exit(1)
     mesh = sharding.make_mesh({"seed": 2})
-    with sharding.on(mesh):
+    with sharding.use_mesh(mesh):
         keys = sharding.place_whole(jax.numpy.arange(2))
-        sharding.fetch(keys)
+        sharding.to_host(keys)
 
 
 def command(*words: str) -> list[Any]:

@@ -87,8 +87,8 @@ def test_a_probe_of_another_run_is_refused_before_anything_is_computed(
         lambda p: generate(model, condition, (0, 1), probe=p, on_step=lambda step: None),
         lambda p: generate_side_by_side(model, worlds, (0, 1), probe=p),
         lambda p: generate_worlds(model, plan, worlds, keys, p),
-        lambda p: trajectory.sweep(ways[0], trajectory.stack([p, p])),
-        lambda p: trajectory.sweep(ways[0], trajectory.stack([p, p]), chunk=1),
+        lambda p: trajectory.sweep(ways[0], trajectory.tree_stack([p, p])),
+        lambda p: trajectory.sweep(ways[0], trajectory.tree_stack([p, p]), chunk=1),
     ]
     for way in ways:
         with pytest.raises(ValueError, match=rf"^the probe is made for {says}"):
@@ -125,7 +125,7 @@ def _never(*_: Any) -> Any:
 def test_stacked_probes_without_a_sweep_are_refused(
     model: Wan, condition: trajectory.Condition
 ) -> None:
-    probes = trajectory.stack([Noise.at_steps(STEPS, FRAMES, [s]) for s in (0, 1)])
+    probes = trajectory.tree_stack([Noise.at_steps(STEPS, FRAMES, [s]) for s in (0, 1)])
     with pytest.raises(ValueError, match=r"\(2, 4, 3\) for steps × latent frames; stacked probes"):
         generate(model, condition, probe=probes)
 

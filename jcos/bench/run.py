@@ -109,10 +109,10 @@ def conduct(
             lost[name] = reason
     if _anywhere(any(not folder.settled(sample.name) for sample in shapes)):
         yield Progress(0, len(shapes), "reading prompts")
-        with sharding.on(work.mesh):
+        with sharding.use_mesh(work.mesh):
             rows = embedded(arm, checkpoint, config, [s.prompt for s in shapes], work.text)
         yield Progress(0, len(shapes), "reading the model")
-        with sharding.on(work.mesh):
+        with sharding.use_mesh(work.mesh):
             model = wan.load(checkpoint, profile=arm.profile, text=rows is None, resident=None)
         model.config = config
         sampler = Sampler.of(arm, model, rows, work.mesh)

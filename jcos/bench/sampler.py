@@ -117,7 +117,7 @@ class Sampler:
             resident=len(self.model.experts) > 1 and not memory.waits(self.model.experts),
         )
         what = f"{size} sample(s) of {self.arm.ensemble} seed(s) of {config.name}"
-        with sharding.on(self.devices), memory.explained(what, memory.run_knobs(run)):
+        with sharding.use_mesh(self.devices), memory.explained(what, memory.run_knobs(run)):
             return self._denoised(given, shape, len(batch), size)
 
     def _denoised(

@@ -71,7 +71,7 @@ class OnMesh(options.OnMesh):
         devices = self.devices()
         if devices is not None:
             check_mesh({**devices.shape, mesh.SEED: 1}, config)
-            with sharding.on(devices):
+            with sharding.use_mesh(devices):
                 sharding.check_runs(config.dit, devices.shape[mesh.WORLD], seeds)
         return devices
 

@@ -100,7 +100,7 @@ class Generate(options.Generate, Interventions, OnMesh):
                 **settings,
                 **runs.made(command_line(), devices.shape if devices else {}),
             }
-            with runs.begun(self.out, manifest, room), sharding.on(devices):
+            with runs.begun(self.out, manifest, room), sharding.use_mesh(devices):
                 arrays, seconds = self._sample(condition, sampling, interventions, noise)
             keep(latents, save(arrays))
             manifest |= {"seconds": round(seconds, 1), "date": runs.now()}

@@ -56,7 +56,7 @@ class Run(options.Run, OnMesh):
         )
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with (
-            sharding.on(devices),
+            sharding.use_mesh(devices),
             Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar,
         ):
             shown = bar.add_task("starting", total=None)

@@ -1,7 +1,7 @@
 """The mesh in use, as the model sees it: names of its axes, how rows are laid out over it.
 
-A mesh is in use inside `sharding.on(mesh)` and part of what a jitted function is compiled for.
-Without one, every function here does nothing. Where weights lie is decided in `sharding.py`.
+A mesh is in use inside `sharding.use_mesh(mesh)` and part of what a jitted function is compiled
+for. Without one, every function here does nothing. Where weights lie is decided in `sharding.py`.
 """
 
 from typing import TypeVar

@@ -1,7 +1,7 @@
 """Many devices: the mesh, where every weight lies on it, and the inputs of a run.
 
     mesh = jcos.make_mesh({"branch": 2, "context": 4})
-    with jcos.on(mesh):
+    with jcos.use_mesh(mesh):
         model = jcos.load(folder)  # restored straight into its shards
         trace = jcos.generate(model, condition, seeds=[0, 1])
 
@@ -101,7 +101,7 @@ def describe(sizes: Mapping[str, int] | Mesh) -> str:
     return ",".join(f"{name}={size}" for name, size in shape.items() if size != 1) or "of size 1"
 
 
-def on(mesh: Mesh | None) -> AbstractContextManager[Any]:
+def use_mesh(mesh: Mesh | None) -> AbstractContextManager[Any]:
     """Everything inside (loading, generating, lowering ahead of time) uses this mesh, or one device
     for None.
 
@@ -219,7 +219,7 @@ def abstract_runs(tree: M, mesh: Mesh, axis: str | None = None) -> M:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree)
 
 
-def fetch(tree: M) -> M:
+def to_host(tree: M) -> M:
     """Arrays of many hosts whole, as numpy arrays on every host: for decoding and writing."""
     return multihost_utils.process_allgather(tree, tiled=True)
 

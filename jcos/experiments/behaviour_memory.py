@@ -148,7 +148,7 @@ def look_at_places(
     over the hidden frames."""
     del plan
     weights, steps = beside
-    tokens = trace.observed[0][:, steps].astype(jnp.float32)
+    tokens = trace.block_obs[0][:, steps].astype(jnp.float32)
     tokens = tokens.reshape(*tokens.shape[:3], len(HIDDEN), weights.shape[1], -1).mean(3)
     tiles = jax.vmap(jax.vmap(lambda x0: _hidden_tiles(model, x0)))(trace.x0[0][:, steps])
     return jnp.einsum("pn,kslnd->kslpd", weights, tokens), jnp.einsum(

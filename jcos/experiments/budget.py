@@ -219,7 +219,7 @@ class Budget(Experiment):
         assert self.clips is not None
         clips = read_clips(self.clips)._replace(frames=frames)
         given = [condition_of(model, clips, clip, self.profile) for clip in clips.clips]
-        return one_world(trajectory.stack(given))
+        return one_world(trajectory.tree_stack(given))
 
 
 def around(steps: int, first: float, middle: float) -> Float[np.ndarray, " S"]:
@@ -251,7 +251,7 @@ class End(NamedTuple):
 
 
 def look_at_end(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers) -> End:
-    noise, latents, prior = trace.seen[0][:, 0], answers.latents, answers.log_prior
+    noise, latents, prior = trace.estimate_obs[0][:, 0], answers.latents, answers.log_prior
     own = jax.vmap(lambda x: ideal_run(plan.schedule, x, latents, prior).x0[-1])(noise)
     return End(pixels(model, trace.latents[0]), pixels(model, own))
 

@@ -79,7 +79,7 @@ class Flow(Experiment):
             model,
             jax.tree.map(lambda a: np.repeat(a, len(groups[0]), axis=1), samples.given),
             self.seeds,
-            probes=[Perturbed(trajectory.stack(group), frames) for group in noise],
+            probes=[Perturbed(trajectory.tree_stack(group), frames) for group in noise],
             plan=self.plan(model.config),
             look=look_at_reach,
             beside=answers,
@@ -196,12 +196,12 @@ def look_at_reach(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers | 
         one = jax.vmap(jax.vmap(lambda a, b: dissimilarity(a, b, frames)))
         return jax.vmap(one, in_axes=(None, 0))(patches[0], patches[1:])
 
-    seen, x0 = trace.observed[1:], apart(trace.x0)
+    seen, x0 = trace.block_obs[1:], apart(trace.x0)
     if answers is None:
         return Reach(seen, x0, None, None, None)
     run = jax.vmap(jax.vmap(lambda put: ideal_perturbed(plan.schedule, put, answers)))
     on, video = blend(trace.latents, answers).on, pixels(model, trace.latents)
-    return Reach(seen, x0, apart(run(trace.seen)), beside_first(on), beside_first(video))
+    return Reach(seen, x0, apart(run(trace.estimate_obs)), beside_first(on), beside_first(video))
 
 
 def beside_first(ends: Shaped[Array, "N *axes"]) -> Shaped[Array, "W 2 *axes"]:

@@ -197,7 +197,7 @@ def look_at_tokens(model: Wan, plan: flow.Plan, trace: Trace, beside: Beside) ->
     """`Seen` of a run in world 0."""
     del plan
     looked, _ = beside
-    energy, (components, spread), *_ = jax.tree.map(lambda a: a[0], trace.observed)
+    energy, (components, spread), *_ = jax.tree.map(lambda a: a[0], trace.block_obs)
     frames = model.config.dit.tokens(*trace.latents.shape[2:5])[0]
     by_frame = energy.reshape(*energy.shape[:-1], frames, -1).mean(-1)
     return Seen(by_frame, energy[:, looked], components[:, looked], spread)
@@ -207,8 +207,8 @@ def look_at_puzzles(model: Wan, plan: flow.Plan, trace: Trace, beside: Beside) -
     """`look_at_tokens`, and what probes are fitted on."""
     looked, answers = beside
     assert answers is not None
-    features = trace.observed[2][0][:, looked].astype(jnp.float32)
-    states = trace.seen[-1][0][:, looked]
+    features = trace.block_obs[2][0][:, looked].astype(jnp.float32)
+    states = trace.estimate_obs[-1][0][:, looked]
     sigmas = jnp.asarray(plan.schedule.sigmas)[looked]
     over_steps = jax.vmap(partial(ideal, log_prior=answers.log_prior), (0, 0, None))
     own = jax.vmap(over_steps, (0, None, None))(states, sigmas, jnp.asarray(answers.latents)).x0

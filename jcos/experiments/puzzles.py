@@ -142,7 +142,7 @@ def playing(
     keys = jnp.tile(seed_keys(seeds), (puzzles, 1))
     if not alike and model.config.noise == "jax":
         keys = _fold(keys, jnp.arange(puzzles))
-    data = Sweep(given, keys, noise, trajectory.stack(probes), own, start, beside)
+    data = Sweep(given, keys, noise, trajectory.tree_stack(probes), own, start, beside)
     sweep = jax.tree.map(jnp.asarray, data)
     total = len(probes) * puzzles
     look, kept = look or everything, []
@@ -183,7 +183,7 @@ def _bytes_seen(model: Wan, plan: flow.Plan, sweep: Sweep, look: Look) -> int:
     """What the probe observes in a run, and what `look` keeps of it, in bytes."""
     run = jax.ShapeDtypeStruct((2,), jnp.int32)
     seen, trace = jax.eval_shape(partial(_one, look=look), model, plan, sweep, run)
-    leaves = jax.tree.leaves((seen, trace.observed, trace.seen))
+    leaves = jax.tree.leaves((seen, trace.block_obs, trace.estimate_obs))
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in leaves)
 
 
@@ -239,7 +239,7 @@ def conditions(model: Wan, puzzles: Sequence[Puzzle]) -> Condition:
     for puzzle in puzzles:
         task = TASKS[puzzle.task]
         given.append(model.condition(task.first_frame(puzzle), puzzle.prompt, task.frames))
-    return trajectory.stack(given)
+    return trajectory.tree_stack(given)
 
 
 def play(

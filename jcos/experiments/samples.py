@@ -67,7 +67,7 @@ class Samples:
                 f"the pictures of {file} give latents of different sizes, {sorted(shapes)}; put "
                 "pictures of one shape into a file"
             )
-        worlds = jax.tree.map(lambda a: a[:, None], trajectory.stack(given))
+        worlds = jax.tree.map(lambda a: a[:, None], trajectory.tree_stack(given))
         return cls(worlds, ("clips",) * len(given), ())
 
     def __len__(self) -> int:

@@ -42,7 +42,7 @@ class Seen(NamedTuple):
 
 def look_at_answers(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers) -> Seen:
     """`Seen` of one puzzle's run, in world 0."""
-    x0, x = trace.x0[0], trace.seen[0]
+    x0, x = trace.x0[0], trace.estimate_obs[0]
     mass = blend(x0, answers)
     latents, prior = answers.latents, answers.log_prior
     at_x = jax.vmap(jax.vmap(lambda x, sigma: ideal(x, sigma, latents, prior)), in_axes=(0, None))

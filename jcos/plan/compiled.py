@@ -51,7 +51,7 @@ def compile_run(
     """
     start = time.monotonic()
     taken = arguments(job, mesh, store, probe or Probe())
-    with sharding.on(mesh):
+    with sharding.use_mesh(mesh):
         sharding.check_runs(job.config.dit, 1, job.seeds)
     memory, text = compile_for(mesh, generate_worlds, *taken)
     steps = job.sampling.steps
@@ -68,7 +68,7 @@ def compile_for(mesh: Mesh, function: Any, *arguments: Any) -> tuple[Memory, str
 
     arguments: those that are large as shapes that lie on the mesh. Raises DoesNotFit.
     """
-    with sharding.on(mesh), _unkept():  # where nothing can be computed: the devices are not here
+    with sharding.use_mesh(mesh), _unkept():  # the devices are not here: nothing can be computed
         lowered = function.lower(*arguments)
         try:
             options = targets.OPTIONS[mesh.devices.flat[0].platform]

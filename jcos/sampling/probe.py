@@ -61,8 +61,8 @@ class Probe(flax.struct.PyTreeNode):
     """Does nothing and sees nothing; subclasses override what they need.
 
     Fields are arrays, or static and marked with `flax.struct.field(pytree_node=False)`.
-    `trajectory.stack` of several probes has leading axes (`*sweep` below), which `trajectory.sweep`
-    takes off again. TypeError where a subclass has a method that is nearly named like one of these.
+    `tree_stack` of several probes has leading axes (`*sweep` below), which `sweep` takes off again.
+    TypeError where a subclass has a method that is nearly named like one of these.
 
     field_axes: for fields whose numbers index an axis that their name does not tell, or are no
         indices in spite of it, like `{"depth": "layers", "seed": None}` (see `checks.py`).
@@ -105,7 +105,7 @@ class Probe(flax.struct.PyTreeNode):
 
     def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, Any]:
         """After the pass, with guidance: what the model saw and its clean estimate x̂0 = x − σv;
-        returns the estimate to go on with, and an observation (`Trace.seen`)."""
+        returns the estimate to go on with, and an observation (`Trace.estimate_obs`)."""
         del site, x
         return x0, ()
 

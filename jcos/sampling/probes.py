@@ -342,8 +342,8 @@ class TokenEnergy(Probe):
 
 
 class States(Probe):
-    """Observes x_s, the latent that the model sees at each step: `Trace.seen` is [steps, F, H, W,
-    C]."""
+    """Observes x_s, the latent that the model sees at each step: `Trace.estimate_obs` is [steps,
+    F, H, W, C]."""
 
     def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, Latents]:
         del site

@@ -24,7 +24,6 @@ def meshes(folder: str, *texts: str) -> dict[str, list[float]]:
     from jcos.bench.folder import read_bench
     from jcos.bench.sampler import Sampler
     from jcos.devices import sharding
-    from jcos.devices.sharding import on
     from jcos.experiments.experiment import Settings
     from tests.conftest import random_model
 

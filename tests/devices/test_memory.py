@@ -94,7 +94,7 @@ def test_one_program_makes_every_step_of_both_experts(pair: Wan, waiting: Wan) -
 def test_a_program_of_all_steps_takes_experts_that_wait(pair: Wan, waiting: Wan) -> None:
     """Sweeps are jitted as a whole; they bring the weights themselves."""
     plan = flow.plan(pair.config.sampling, pair.config.boundary)
-    worlds = trajectory.stack([pair.condition(frame(0), "left", FRAMES)])
+    worlds = trajectory.tree_stack([pair.condition(frame(0), "left", FRAMES)])
     found, want = (
         generation.generate_worlds(model, plan, worlds, generation.seed_keys((0, 1)), Probe())
         for model in (waiting, pair)

@@ -1,5 +1,6 @@
 """Working memory, self-correction, perception before action: on runs whose course is known."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -37,6 +38,15 @@ from jcos.wan import Wan
 pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
 
 SMALL = Behaviour(tasks=("maze", "rotation"), puzzles=3, wrong=2, learned=20, remembered=8)
+
+
+def left_behind(latents: jax.Array, x0: jax.Array, **observed: jax.Array) -> Trace:
+    """A trace of these latents and clean estimates [W, K, S, …]."""
+    steps = x0.shape[2]
+    none = dict(block_obs=(), estimate_obs=()) | observed
+    one, levels = jnp.ones(steps, bool), jnp.linspace(1, 0.1, steps)
+    layer = -jnp.ones(steps, jnp.int32)
+    return Trace(latents, x0, **none, finite=one, layer=layer, sigma=levels, timestep=levels)
 
 
 def test_all_tasks_are_one_program_and_memory_another(found) -> None:
@@ -189,7 +199,8 @@ def test_tokens_of_the_hidden_frames_are_averaged_over_places(small_model: Wan) 
     steps = np.array([1, 3], np.int32)
     x0, tokens = jnp.asarray(x0), jnp.asarray(tokens)
     beside = jnp.asarray(weights), jnp.asarray(steps)
-    trace = Trace(x0, jnp.broadcast_to(x0, (1, 1, 4, *x0.shape)), tokens, jnp.ones(4, bool))
+    every = jnp.broadcast_to(x0, (1, 1, 4, *x0.shape))
+    trace = left_behind(x0, every, block_obs=tokens)
     read, estimate = look_at_places(small_model, SMALL.plan(small_model.config), trace, beside)
     want = np.asarray(tokens[0, 0, 3, 1]).reshape(2, 25, 3).mean(0)
     np.testing.assert_allclose(read[0, 1, 1], weights @ want, atol=1e-5)
@@ -256,7 +267,7 @@ def test_parts_of_a_clip_are_told_apart_by_what_changes(small_model: Wan) -> Non
     end[1:, 0, :2] = 5
     x0 = np.stack([end, end, end])
     x0[0, 1:, 0, :2] = 1
-    trace = Trace(jnp.asarray(end), jnp.asarray(x0[None, None]), (), jnp.ones(3, bool))
+    trace = left_behind(jnp.asarray(end), jnp.asarray(x0[None, None]))
     plan = SMALL.plan(small_model.config)
     still, moving, kept = look_at_parts(small_model, plan, trace, jnp.array([2]))
     np.testing.assert_allclose(still, 0)

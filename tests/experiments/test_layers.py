@@ -68,7 +68,7 @@ def test_spread_knows_one_channel_and_all(small_model: Wan) -> None:
     samples = Samples.of_tasks(small_model, ("maze",), 1)
     condition = jax.tree.map(lambda a: a[0, 0], samples.given)
     trace = generate(small_model, condition, probe=chain(Components((1,)), TokenFeatures((0, 1))))
-    (scores, spread), tokens = trace.observed
+    (scores, spread), tokens = trace.block_obs
     assert scores.shape == (1, 4, 1, 125, 3)
     x = np.asarray(tokens[0, 2, 1], np.float64)
     v = x.var(0)

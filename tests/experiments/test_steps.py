@@ -133,7 +133,7 @@ def test_states_are_what_the_model_saw(small_model: Wan) -> None:
     """x_s follows from the clean estimates by Euler's rule."""
     samples = Samples.of_tasks(small_model, ("maze",), 1)
     trace = finish(playing(small_model, samples.given, probes=[States()]))
-    x, x0 = trace.seen[0, 0, 0, 0], trace.x0[0, 0, 0, 0]
+    x, x0 = trace.estimate_obs[0, 0, 0, 0], trace.x0[0, 0, 0, 0]
     sigmas = np.asarray(SMALL.plan(small_model.config).schedule.sigmas)
     for s in range(3):
         ratio = sigmas[s + 1] / sigmas[s]

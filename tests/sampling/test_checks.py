@@ -124,7 +124,7 @@ def test_a_number_of_a_sweep_is_refused_before_anything_runs(
 
     monkeypatch.setattr(generation, "generate_worlds", never)
     condition = model.condition(frame(0), "left", FRAMES)
-    probes, layers = trajectory.stack([Mute(0, 1), Mute(99, 1)]), jnp.array([0, 99])
+    probes, layers = trajectory.tree_stack([Mute(0, 1), Mute(99, 1)]), jnp.array([0, 99])
     with pytest.raises(IndexError, match="layer 99"):
         trajectory.sweep(lambda p: generate(model, condition, probe=p), probes, chunk=chunk)
     with pytest.raises(IndexError, match="layer 99"):

@@ -70,7 +70,7 @@ def held(probe: Probe, guided: bool) -> float:
 
     @jax.jit
     def run(expert, given, noise, keys, probe):
-        return trajectory.run([expert], plan, given, noise, keys, probe).observed
+        return trajectory.run([expert], plan, given, noise, keys, probe).block_obs
 
     memory = run.lower(expert, given, noise, keys, probe).compile().memory_analysis()
     assert memory is not None
@@ -115,10 +115,10 @@ def test_a_sweep_over_layers_is_one_program() -> None:
     guided = Sampling(steps=STEPS, shift=3.0, guidance=(2.0,))
 
     def observed(probe: Probe) -> jax.Array:
-        return generate(model, condition, (0, 1), probe=probe, sampling=guided).observed
+        return generate(model, condition, (0, 1), probe=probe, sampling=guided).block_obs
 
     probes = [TokenFeatures((layer,)) for layer in range(LAYERS)]
-    swept = jax.jit(lambda p: trajectory.sweep(observed, p))(trajectory.stack(probes))
+    swept = jax.jit(lambda p: trajectory.sweep(observed, p))(trajectory.tree_stack(probes))
     whole = observed(TokenFeatures(tuple(range(LAYERS))))
     close(jnp.moveaxis(swept[:, :, :, 0], 0, 2), whole)
 

@@ -42,14 +42,14 @@ def test_the_states_of_all_steps_are_the_trace_of_one_program(model, condition) 
     assert [state.step for state in states] == list(range(STEPS))
     assert all(state.seeds == (0, 5) and state.finite.all() for state in states)
     close(jnp.stack([state.x0 for state in states], 1), want.x0)
-    close(jnp.stack([state.block_obs[0] for state in states], 1), want.observed[0])
-    close(jnp.stack([state.estimate_obs[1] for state in states], 1), want.seen[1])
+    close(jnp.stack([state.block_obs[0] for state in states], 1), want.block_obs[0])
+    close(jnp.stack([state.estimate_obs[1] for state in states], 1), want.estimate_obs[1])
     close(states[-1].x, want.latents)
     assert np.all(np.diff([state.sigma for state in states]) < 0)
 
 
 def test_stacked_conditions_run_side_by_side(model, condition) -> None:
-    worlds = trajectory.stack([condition, model.condition(frame(1), "right", FRAMES)])
+    worlds = trajectory.tree_stack([condition, model.condition(frame(1), "right", FRAMES)])
     want = generate_side_by_side(model, worlds, (0, 1))
     close(to_the_end(steps(model, worlds, (0, 1))), want.latents)
 

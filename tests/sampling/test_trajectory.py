@@ -72,7 +72,7 @@ def condition(model: Wan) -> trajectory.Condition:
 
 @pytest.fixture(scope="module")
 def worlds(model: Wan) -> trajectory.Condition:
-    return trajectory.stack(
+    return trajectory.tree_stack(
         [model.condition(frame(0), "left", FRAMES), model.condition(frame(1), "right", FRAMES)]
     )
 
@@ -102,7 +102,7 @@ def test_mask_off_is_bit_equal_inside_one_program(
 ) -> None:
     """World 1 is wiped at a step, world 0 is not: world 0 equals a run in which no world is
     touched."""
-    both = trajectory.stack([condition, condition])
+    both = trajectory.tree_stack([condition, condition])
 
     class InWorldOne(Noise):
         def on_latents(self, site, x):
@@ -197,8 +197,8 @@ def test_last_is_the_estimate_of_the_step_before(
             return x0, site.last
 
     trace = generate(model, condition, probe=Last())
-    np.testing.assert_array_equal(trace.seen[0, 0], 0)
-    np.testing.assert_array_equal(trace.seen[0, 1:], trace.x0[0, :-1])
+    np.testing.assert_array_equal(trace.estimate_obs[0, 0], 0)
+    np.testing.assert_array_equal(trace.estimate_obs[0, 1:], trace.x0[0, :-1])
 
 
 def test_an_estimate_that_is_replaced_is_gone_on_with(
@@ -229,7 +229,7 @@ def test_states_and_chains_see_what_the_model_saw(
 ) -> None:
     probe = chain(Noise.at_steps(STEPS, FRAMES, [1]), States(), TokenEnergy())
     trace = generate(model, condition, probe=probe)
-    nothing, x, more = trace.seen
+    nothing, x, more = trace.estimate_obs
     assert nothing == more == ()
     assert x.shape == trace.x0.shape
     assert abs(float(x[0, 1].std()) - 1) < 0.1
@@ -256,13 +256,13 @@ def test_ensemble_makes_seeds_equal_at_the_masked_layer(
 ) -> None:
     ensemble = SeedEnsemble.window(STEPS, LAYERS, at_steps=[1], at_layers=[1])
     trace = generate(model, condition, (0, 1, 2), probe=chain(ensemble, TokenFeatures((0, 1, 2))))
-    features = trace.observed[1]  # [seeds, steps, layers, tokens, D]
+    features = trace.block_obs[1]  # [seeds, steps, layers, tokens, D]
     spread = jnp.abs(features - features[:1]).max((0, 3, 4))
     assert spread[1, 1] < 1e-5
     assert spread[1, 2] < 1e-4  # from there on nothing differs between the seeds
     assert spread[1, 0] > 0.1
     assert (spread[2:] > 0.01).all()
-    plain = generate(model, condition, (0, 1, 2), probe=TokenFeatures((0, 1, 2))).observed
+    plain = generate(model, condition, (0, 1, 2), probe=TokenFeatures((0, 1, 2))).block_obs
     close(features[0, 1, 1], plain[:, 1, 1].mean(0))
 
 
@@ -286,7 +286,7 @@ def test_ensemble_of_one_branch_leaves_the_other(
 def test_swapping_everything_swaps_the_outputs(model: Wan, condition: trajectory.Condition) -> None:
     """Two puzzles from one noise: whoever has the other's tokens after the last block has the
     other's velocity, and in a run of one step the other's video."""
-    both = trajectory.stack([condition, model.condition(frame(1), "right", FRAMES)])
+    both = trajectory.tree_stack([condition, model.condition(frame(1), "right", FRAMES)])
     swap = Swap.at_layers(STEPS, LAYERS, TOKENS, [LAYERS - 1], receivers=(True, True))
     plain, swapped = (generate_side_by_side(model, both, probe=p) for p in (None, swap))
     close(swapped.x0[:, 0, 0], plain.x0[::-1, 0, 0])
@@ -352,8 +352,8 @@ def test_vmapped_sweep_equals_loop(model: Wan, condition: trajectory.Condition) 
     def final(probe: Probe) -> jax.Array:
         return generate_worlds(model, plan, worlds, seed_keys((0,)), probe).latents
 
-    at_once = jax.jit(lambda p: trajectory.sweep(final, p))(trajectory.stack(probes))
-    chunked = jax.jit(lambda p: trajectory.sweep(final, p, chunk=3))(trajectory.stack(probes))
+    at_once = jax.jit(lambda p: trajectory.sweep(final, p))(trajectory.tree_stack(probes))
+    chunked = jax.jit(lambda p: trajectory.sweep(final, p, chunk=3))(trajectory.tree_stack(probes))
     for i, probe in enumerate(probes):
         close(at_once[i], final(probe))
         close(chunked[i], final(probe))
@@ -365,8 +365,8 @@ def test_generate_is_swept_as_it_is(model: Wan, condition: trajectory.Condition)
     def one(probe: Probe) -> trajectory.Trace:
         return generate(model, condition, (0, 1), probe=probe)
 
-    swept = trajectory.sweep(one, trajectory.stack(probes))
-    chunked = trajectory.sweep(one, trajectory.stack(probes), chunk=1)
+    swept = trajectory.sweep(one, trajectory.tree_stack(probes))
+    chunked = trajectory.sweep(one, trajectory.tree_stack(probes), chunk=1)
     assert trajectory.check_finite(swept) is swept
     for i, probe in enumerate(probes):
         alone = one(probe)
@@ -378,7 +378,7 @@ def test_generate_is_swept_as_it_is(model: Wan, condition: trajectory.Condition)
 def test_observations_have_their_axes(model: Wan, condition: trajectory.Condition) -> None:
     probe = chain(TokenEnergy(), TokenFeatures((2, 0), jnp.array([1, 5])))
     trace = generate(model, condition, (0, 1), probe=probe)
-    energy, features = trace.observed
+    energy, features = trace.block_obs
     assert trace.x0.shape == (2, STEPS, FRAMES, 4, 4, 12)
     assert energy.shape == (2, STEPS, LAYERS, TOKENS)
     assert features.shape == (2, STEPS, 2, 2, 32)

@@ -1,0 +1,63 @@
+"""A trace on disk, and as a dataset with named axes."""
+
+import json
+
+import numpy as np
+import pytest
+
+import jcos
+from jcos.generation import generate, generate_side_by_side
+from jcos.sampling import trajectory
+from jcos.sampling.probes import States, TokenEnergy, chain
+from jcos.weights import arrays
+from jcos.weights.checkpoint import CheckpointError
+from tests.sampling.test_trajectory import CONFIG, FRAMES, LAYERS, STEPS, TOKENS, frame, randomised
+
+
+@pytest.fixture(scope="module")
+def model() -> jcos.Wan:
+    return randomised(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def condition(model: jcos.Wan) -> jcos.Condition:
+    return model.condition(frame(0), "left", FRAMES)
+
+
+def test_what_is_loaded_is_what_was_saved(model, condition, tmp_path) -> None:
+    trace = generate(model, condition, (0, 1), probe=chain(TokenEnergy(), States()))
+    trace.save(tmp_path / "trace")
+    found = jcos.Trace.load(tmp_path / "trace")
+    for name in ("latents", "x0", "finite", "layer", "sigma", "timestep"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(trace, name))
+    np.testing.assert_array_equal(found.block_obs[0], trace.block_obs[0])
+    np.testing.assert_array_equal(found.estimate_obs[1], trace.estimate_obs[1])
+    with pytest.raises(FileExistsError, match="trace"):
+        trace.save(tmp_path / "trace")
+
+
+def test_a_folder_that_is_no_whole_trace_is_refused(model, condition, tmp_path) -> None:
+    generate(model, condition).save(tmp_path / "trace")
+    outline = tmp_path / "trace" / arrays.OUTLINE
+    content = json.loads(outline.read_text())
+    outline.write_text(json.dumps(content | {"about": {}}))
+    with pytest.raises(CheckpointError, match="trace"):
+        jcos.Trace.load(tmp_path / "trace")
+    outline.unlink()
+    for folder in (tmp_path / "trace", tmp_path / "none", tmp_path):
+        with pytest.raises(CheckpointError, match=folder.name):
+            jcos.Trace.load(folder)
+
+
+def test_a_dataset_has_named_axes(model, condition) -> None:
+    trace = generate(model, condition, (0, 1), probe=TokenEnergy())
+    data = trace.to_xarray()
+    assert data.x0.dims == ("seed", "step", "frame", "row", "column", "channel")
+    assert data.sizes["step"] == STEPS
+    assert data.block_obs.shape == (2, STEPS, LAYERS, TOKENS)
+    np.testing.assert_array_equal(data.sigma, trace.sigma[0])
+    np.testing.assert_array_equal(data.x0.sel(step=2), trace.x0[:, 2])
+    worlds = trajectory.tree_stack([condition, condition])
+    both = generate_side_by_side(model, worlds, (0,)).to_xarray()
+    assert both.latents.dims[:2] == ("world", "seed")
+    assert "block_obs" not in both
