@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from convert import Only
 from jcos.cli.paths import InFolder, InPath, OutFolder, parse, refuse
 from jcos.config import StoredType
 
+from . import Only
+
 if TYPE_CHECKING:  # what takes long to import is imported once the options are right
-    from convert.stream import Job, Lora, Plan
+    from .stream import Job, Lora, Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Arguments:
 
     def job(self) -> "Job":
         """Raises ValueError where there are not as many factors as files, or one is no number."""
-        from convert.stream import Job
+        from .stream import Job
 
         loras = [
             *_loras(self.lora, self.lora_scale, None),
@@ -72,7 +73,7 @@ class Arguments:
 
 
 def _loras(files: Sequence[Path], scales: Sequence[float], expert: int | None) -> "list[Lora]":
-    from convert.stream import Lora
+    from .stream import Lora
 
     if scales and len(scales) != len(files):
         raise ValueError(f"{len(scales)} factors are given for {len(files)} LoRA file(s)")
@@ -111,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from rich import progress as bars
     from rich.console import Console
 
-    from convert.stream import convert
+    from .stream import convert
 
     jax.config.update("jax_platforms", "cpu")  # nothing is computed; accelerators stay free
     columns = (

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from convert import peft, spelling
 from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.faults import listed, shorter
 from jcos.weights.tensors import Tensor, check_finite, tensors_in
+
+from . import peft, spelling
 
 # The key and tensor of each kind (`A`, `B`, `alpha`, `diff`, …) that changes one tensor.
 Group = dict[str, tuple[str, Tensor]]

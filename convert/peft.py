@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert import spelling
 from jcos.files import visible
 from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.faults import shorter
 from jcos.weights.tensors import metadata_of
+
+from . import spelling
 
 CONFIG = "adapter_config.json"
 _NAMES = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors")

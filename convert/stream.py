@@ -15,9 +15,6 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from convert import Only
-from convert.lora import Adapter, open_adapter
-from convert.work import Work
 from jcos.config import to_json
 from jcos.files import local_path
 from jcos.weights import checkpoint
@@ -25,6 +22,10 @@ from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.faults import readable
 from jcos.weights.released import Released, StoredType, open_released, part_of
 from jcos.weights.tensors import check_fetched, check_finite
+
+from . import Only
+from .lora import Adapter, open_adapter
+from .work import Work
 
 BUNDLE = 512_000_000
 """Bytes that small leaves are collected up to."""

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     read = partial(tyro.cli, Arguments, prog="python -m convert.verify")
     given = parse("convert", read, sys.argv[1:] if arguments is None else arguments)
     try:
-        from convert.against import compare
+        from .against import compare
     except ImportError as error:
         print(f"{error.name} is missing; install it: {INSTALL}", file=sys.stderr)
         raise SystemExit(2) from None

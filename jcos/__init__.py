@@ -1,7 +1,8 @@
 """jcos (JAX Chain-of-Steps): where does a video diffusion model reason?
 
 The folders are floors, each imports only from those before it: devices, model, media, weights,
-sampling, then `wan` and `generation` (the core), lab, plan, experiments, bench, report, cli.
+sampling, then `wan`, `loop`, `generation` (so far the core), lab, plan, experiments, bench, report,
+cli.
 
 Public names are imported when they are first used: `import jcos` itself costs no import of jax.
 """
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
         to_host,
         use_mesh,
     )
-    from jcos.generation import State, generate, generate_side_by_side, steps
+    from jcos.generation import generate, generate_side_by_side
     from jcos.lab import tasks
+    from jcos.loop import State, steps
     from jcos.sampling.probes import (
         Chain,
         EstimateEnsemble,
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
         TokenFeatures,
         chain,
     )
-    from jcos.sampling.trajectory import Condition, Trace, sweep, tree_stack
+    from jcos.sampling.trace import Trace
+    from jcos.sampling.trajectory import Condition, sweep, tree_stack
     from jcos.variants import VARIANTS
     from jcos.wan import Wan, load
 
@@ -75,13 +78,15 @@ __all__ = [
 _PLACES = {
     "config": ("DiTConfig", "Numerics", "Sampling", "WanConfig"),
     "devices.sharding": (*("init_distributed", "make_mesh", "parse_mesh", "to_host", "use_mesh"),),
-    "generation": ("State", "generate", "generate_side_by_side", "steps"),
+    "generation": ("generate", "generate_side_by_side"),
+    "loop": ("State", "steps"),
     "lab.tasks": ("tasks",),
     "sampling.probes": (
         *("Chain", "EstimateEnsemble", "Noise", "Probe", "SeedEnsemble", "Site", "Swap"),
         *("TokenEnergy", "TokenFeatures", "chain"),
     ),
-    "sampling.trajectory": ("Condition", "Trace", "sweep", "tree_stack"),
+    "sampling.trace": ("Trace",),
+    "sampling.trajectory": ("Condition", "sweep", "tree_stack"),
     "variants": ("VARIANTS",),
     "wan": ("Wan", "load"),
 }

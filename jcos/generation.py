@@ -1,63 +1,21 @@
 """From conditions and seeds to trajectories: a model's runs as one program, or step by step."""
 
-import dataclasses
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Key
-from safetensors import safe_open
-from safetensors.numpy import save
 
-from jcos.config import Sampling, WanConfig
+from jcos import loop
+from jcos.config import Sampling
 from jcos.devices import memory, mesh, sharding
-from jcos.files import write
 from jcos.sampling import flow, trajectory
-from jcos.sampling.checks import check_averages, check_probe
-from jcos.sampling.flow import SolverState
-from jcos.sampling.noise import seed_numbers, seed_words, wan_noise
+from jcos.sampling.checks import check_averages
+from jcos.sampling.noise import seed_numbers
 from jcos.sampling.probe import Probe
 from jcos.sampling.trajectory import Condition, Trace
 from jcos.wan import Wan
-from jcos.weights import checkpoint
-
-Noise = Float[Array | np.ndarray, "K F h w C"] | str | None
-"""The first noise of each seed, or who draws it (`first_noise`)."""
-
-
-def seed_keys(seeds: Sequence[int] | SupportsIndex) -> Key[Array, " K"]:
-    """One key per seed: a seed's noise does not depend on which others run beside it."""
-    return jax.vmap(jax.random.key)(jnp.asarray(seed_words(seeds)))
-
-
-def first_noise(
-    config: WanConfig,
-    seeds: Sequence[int],
-    shape: tuple[int, int, int, int],
-    noise: Noise = None,
-) -> Float[Array, "K F h w C"] | None:
-    """Return the noise that videos of these seeds begin with, whoever makes them: commands, the
-    benchmark, experiments on clips, Python.
-
-    shape: of a latent, [F, h, w, C]. noise: an array, which is taken as it is, or who draws it, by
-    default `config.noise`: "torch" as all reference codes for Wan do (`noise.wan_noise`), "jax"
-    from the seeds' keys inside the program, which None stands for.
-    Raises ValueError where it is neither, or PyTorch does not take a seed.
-    """
-    drawn = config.noise if noise is None else noise
-    if not isinstance(drawn, str):
-        return jnp.asarray(drawn)
-    if drawn not in ("torch", "jax"):
-        raise ValueError(f"noise is {drawn!r}; it is torch, jax or an array [K, F, h, w, C]")
-    if drawn == "jax":
-        return None
-    return jnp.asarray(np.stack([wan_noise(seed, shape) for seed in seeds]))
 
 
 @partial(jax.jit, static_argnames="idle")
@@ -77,307 +35,6 @@ def generate_worlds(
     return trajectory.run(model.experts, plan, conditions, noise, keys, probe, idle=idle)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class State:
-    """The runs after one denoising step; arrays have a leading seed axis [K, …] (of stacked
-    conditions [W, K, …]).
-
-    step: its number, 0 first. sigma: its noise level. seeds: which run is which. x: what the model
-    sees next; after the last step the final latents. x0: the step's clean estimate. block_obs,
-    estimate_obs: what the probe observed after blocks and of the estimate. finite: free of inf and
-    nan. The last three are None in a state that was loaded, cut down or branched.
-    """
-
-    step: int
-    sigma: float
-    seeds: tuple[int, ...]
-    runs: "Runs" = dataclasses.field(repr=False)
-    solver: SolverState = dataclasses.field(repr=False)
-    keys: Key[Array, " K"] = dataclasses.field(repr=False)
-    trace: Trace | None = dataclasses.field(default=None, repr=False)
-    """What the step left behind, leaves [W, K, 1, …]."""
-
-    @property
-    def x(self) -> Float[Array, "*axes F h w C"]:
-        return self.runs.of_video(self.solver.x)
-
-    @property
-    def x0(self) -> Float[Array, "*axes F h w C"]:
-        return self.runs.of_video(self.solver.last)
-
-    @property
-    def block_obs(self) -> Any:
-        return self._last("block_obs")
-
-    @property
-    def estimate_obs(self) -> Any:
-        return self._last("estimate_obs")
-
-    @property
-    def finite(self) -> Any:
-        return self._last("finite")
-
-    def _last(self, field: str) -> Any:
-        if self.trace is None:
-            return None
-        return self.runs.of_video(jax.tree.map(lambda a: a[:, :, 0], getattr(self.trace, field)))
-
-    def keep(self, which: Sequence[int]) -> "State":
-        """Let only some runs go on: positions on the seed axis, in this order. Their noise, solver
-        state and keys go with them, so they end as if they had never shared a batch.
-
-        Raises ValueError for none, for a position that is not there or that comes twice (`branch`
-        makes copies), and where this is not the latest state.
-        """
-        chosen = [int(i) for i in which]
-        if len(set(chosen)) < len(chosen):
-            raise ValueError(f"keep was given {chosen}: a run cannot be kept twice; branch copies")
-        return self._take(chosen, self.keys[np.array(chosen, int)] if chosen else self.keys)
-
-    def branch(self, copies: int | Sequence[int] = 2) -> "State":
-        """Let runs go on as several: so many copies of each, or of every single one.
-
-        The first copy keeps its key, the others get fresh ones; they part where something draws
-        from them (a probe that adds noise). Copies of a run stand side by side. Raises ValueError
-        for a negative number, or where no run would be left.
-        """
-        counts = np.full(len(self.seeds), copies) if isinstance(copies, int) else np.array(copies)
-        if counts.shape != (len(self.seeds),) or counts.min() < 0:
-            raise ValueError(f"branch was given {copies}; there are {len(self.seeds)} runs")
-        chosen = np.repeat(np.arange(len(counts)), counts)
-        number = np.concatenate([np.arange(n) for n in counts]).astype(np.uint32)
-        if not len(chosen):
-            return self._take([], self.keys)
-        fresh = jax.vmap(jax.random.fold_in)(self.keys[chosen], jnp.asarray(number))
-        bits = (jax.random.key_data(k) for k in (self.keys[chosen], fresh))
-        mixed = jnp.where((number == 0)[:, None], *bits)
-        return self._take(chosen.tolist(), jax.random.wrap_key_data(mixed))
-
-    def _take(self, chosen: list[int], keys: Key[Array, " K"]) -> "State":
-        count = len(self.seeds)
-        if self.runs.state is not self:
-            raise ValueError(
-                f"step {self.step} is over: only the latest state can be cut or copied"
-            )
-        if not chosen or not all(0 <= i < count for i in chosen):
-            raise ValueError(f"runs {chosen} of {count} were chosen; they are 0 to {count - 1}")
-        where = np.array(chosen)
-        solver = jax.tree.map(lambda a: a[:, where], self.solver)
-        seeds = tuple(self.seeds[i] for i in chosen)
-        self.runs.check(len(chosen))
-        self.runs.state = dataclasses.replace(
-            self, seeds=seeds, solver=solver, keys=keys, trace=None
-        )
-        return self.runs.state
-
-    def save(self, file: Path | str) -> None:
-        """Write the state into one file, from which `steps(…, start=file)` goes on, also in another
-        process. The file is whole or, when the process is killed, the one before."""
-        arrays = {name: sharding.to_host(a) for name, a in self.solver._asdict().items()}
-        arrays["keys"] = sharding.to_host(jax.random.key_data(self.keys))
-        about = {"step": self.step, "sigma": self.sigma, "seeds": self.seeds}
-        about |= {"identity": self.runs.identity()}
-        if jax.process_index() == 0:
-            whole = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
-            write(Path(file), save(whole, {"jcos.State": json.dumps(about)}))
-
-
-class Runs(Iterator[State]):
-    """The runs of `steps`: an iterator over their states, of which `state` is the latest."""
-
-    def __init__(
-        self,
-        model: Wan,
-        conditions: Condition,
-        plan: flow.Plan,
-        probe: Probe,
-        *,
-        single: bool = False,
-    ):
-        if mesh.in_use():
-            conditions, _, _ = sharding.place_runs(conditions, (), None)
-            plan, probe = sharding.place_whole((plan, probe))
-        self.model, self.conditions, self.plan, self.probe = model, conditions, plan, probe
-        self.single = single
-        self.state: State | None = None
-        self._expert: tuple[int, Any] = (-1, None)
-        parts = [trajectory.steps_of(plan, i) for i in range(len(model.experts))]
-        self._parts = [jax.tree.map(np.asarray, part) for part in parts]
-
-    def begin(
-        self,
-        seeds: Sequence[int] | SupportsIndex,
-        noise: Noise = None,
-    ) -> None:
-        """Draw the first noise of each seed, unless it is given."""
-        numbers = seed_numbers(seeds)
-        keys, config = seed_keys(seeds), self.model.config
-        self.check(len(keys))
-        check_averages(self.probe, len(keys))
-        shape = trajectory.latent_shape(config.dit, self.conditions)
-        given = first_noise(config, numbers, shape, noise)
-        if mesh.in_use():
-            _, keys, given = sharding.place_runs((), keys, given)
-        solver, keys = _begin(config, self.conditions, keys, given)
-        self._set(-1, 1.0, tuple(numbers), solver, keys)
-
-    def load(self, file: Path | str) -> None:
-        """Take up a state that `State.save` wrote. Raises ValueError where it is none, or one of
-        another model, condition, plan or probe."""
-        try:
-            with safe_open(str(file), "numpy") as stored:
-                about = json.loads((stored.metadata() or {})["jcos.State"])
-                arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # noqa: BLE001 (safetensors raises its own kinds)
-            raise ValueError(f"{file} holds no state of a run ({type(error).__name__})") from None
-        identity = self.identity()
-        other = [name for name, digest in identity.items() if about["identity"][name] != digest]
-        if other:
-            raise ValueError(f"{file} is a state of another {' and another '.join(other)}")
-        bits = arrays.pop("keys")
-        solver, keys = SolverState(**arrays), jax.random.wrap_key_data(jnp.asarray(bits))
-        if mesh.in_use():
-            solver, keys, _ = sharding.place_runs(solver, keys, None)
-        solver = jax.tree.map(jnp.asarray, solver)
-        self.check(len(keys))
-        self._set(about["step"], about["sigma"], tuple(about["seeds"]), solver, keys)
-
-    def _set(
-        self,
-        step: int,
-        sigma: float,
-        seeds: tuple[int, ...],
-        solver: SolverState,
-        keys: Key[Array, " K"],
-    ) -> None:
-        if not mesh.in_use():
-            # As it is after a step, or the second would be compiled anew.
-            device = next(iter(jax.tree.leaves(self.model.experts)[0].devices()))
-            solver = jax.device_put(solver, device)
-        self.state = State(step, sigma, seeds, self, solver, keys)
-
-    def check(self, seeds: int) -> None:
-        """Raise ValueError, IndexError or TypeError where the probe or the mesh does not take so
-        many runs."""
-        _check(self.model, self.plan, self.conditions, seeds, self.probe)
-        if mesh.in_use():
-            sharding.check_runs(self.model.config.dit, len(self.conditions.context), seeds)
-
-    def of_video(self, tree: Any) -> Any:
-        """Leaves [W, K, …] without the world axis where there is one video."""
-        return jax.tree.map(lambda a: a[0], tree) if self.single else tree
-
-    def identity(self) -> dict[str, str]:
-        """Digests of all that decides how the runs go on."""
-        config = self.model.config
-        return {
-            "model": _digest(checkpoint.leaves(self.model.experts), repr(config.dit)),
-            "condition": _digest(self.conditions),
-            "plan": _digest(self.plan),
-            "probe": _digest(self.probe),
-        }
-
-    def __next__(self) -> State:
-        before = self.state
-        assert before is not None
-        step = before.step + 1
-        if step >= self.plan.steps:
-            self._expert = (-1, None)
-            raise StopIteration
-        number = next(i for i, part in enumerate(self._parts) if step in part.number)
-        if number != self._expert[0]:
-            jax.block_until_ready(before.solver)  # or the next expert comes while this one works
-            self._expert = (-1, None)
-            self._expert = (number, memory.on_device(self.model.experts[number]))
-        part = self._parts[number]
-        one = part.one(int(np.flatnonzero(part.number == step)[0]))
-        solver, trace = _advance(
-            self._expert[1], one, self.conditions, before.solver, before.keys, self.probe
-        )
-        trajectory.check_step(step, self.plan.steps, trace)
-        sigma = float(one.sigma[0])
-        self.state = State(step, sigma, before.seeds, self, solver, before.keys, trace)
-        return self.state
-
-
-def _check(
-    model: Wan, plan: flow.Plan, conditions: Condition, seeds: int, probe: Probe
-) -> list[jax.ShapeDtypeStruct]:
-    """As `checks.check_probe`."""
-    size, guided = trajectory.size_of(conditions, seeds), plan.guidance is not None
-    return check_probe(probe, model.experts[0], plan.steps, size, guided=guided)
-
-
-def _digest(tree: Any, about: str = "") -> str:
-    """Return a digest of a pytree: its structure and its arrays (4,096 numbers of each that has
-    over a million), and of a text about it."""
-    leaves, structure = jax.tree.flatten(tree)
-    digest = hashlib.sha256(f"{about} {structure}".encode())
-    for leaf in leaves:
-        array = jnp.asarray(leaf)
-        if array.size > 1_000_000 and array.sharding.memory_kind != memory.HOST:
-            array = array.reshape(-1)[:: array.size // 4096]
-        digest.update(f"{array.shape} {array.dtype}".encode())
-        digest.update(np.ascontiguousarray(sharding.to_host(array)).tobytes())
-    return digest.hexdigest()
-
-
-@partial(jax.jit, static_argnames="config")
-def _begin(
-    config: WanConfig,
-    conditions: Condition,
-    keys: Key[Array, " K"],
-    noise: Float[Array, "K F h w C"] | None,
-) -> tuple[SolverState, Key[Array, " K"]]:
-    noise, keys = trajectory.draw(config.dit, conditions, keys, noise)
-    return trajectory.begin(config.numerics, conditions, noise), keys
-
-
-_advance = jax.jit(trajectory.advance)
-
-
-def steps(
-    model: Wan,
-    condition: Condition,
-    seeds: Sequence[int] | SupportsIndex = (0,),
-    *,
-    probe: Probe | None = None,
-    sampling: Sampling | None = None,
-    sigmas: Sequence[float] | None = None,
-    noise: Noise = None,
-    start: Path | str | None = None,
-) -> Runs:
-    """Iterate over the runs' `State` after every denoising step; each is one call of a compiled
-    program that serves all steps and both experts.
-
-    condition: of one video, or stacked with a leading world axis. seeds: one run each. sampling:
-    the model's own by default. sigmas: explicit noise levels (or timesteps: numbers above 1) in
-    place of its grid. noise: of each seed, drawn from its key by default. start: a file of
-    `State.save`, from which the runs go on (seeds and noise are the state's then).
-    A caller may look at a state, let fewer runs go on (`keep`), copy some (`branch`), write it
-    (`save`), or stop. Weights that wait in host memory (`load`, resident) are on the device only
-    for the steps of their expert. Raises ValueError, IndexError or TypeError, before anything
-    runs, where the probe does not fit (`check_probe`), and FloatingPointError as soon as no run is
-    finite.
-    """
-    single = condition.context.ndim == 2
-    conditions = jax.tree.map(lambda a: a[None], condition) if single else condition
-    plan = flow.plan(_sampling(model, sampling, sigmas), model.config.boundary)
-    runs = Runs(model, conditions, plan, probe or Probe(), single=single)
-    if start is not None:
-        runs.load(start)
-    else:
-        runs.begin(seeds, noise)
-    return runs
-
-
-def _sampling(model: Wan, sampling: Sampling | None, sigmas: Sequence[float] | None) -> Sampling:
-    sampling = sampling or model.config.sampling
-    return sampling if sigmas is None else dataclasses.replace(sampling, sigmas=tuple(sigmas))
-
-
 def generate(
     model: Wan,
     condition: Condition,
@@ -386,7 +43,7 @@ def generate(
     probe: Probe | None = None,
     sampling: Sampling | None = None,
     sigmas: Sequence[float] | None = None,
-    noise: Noise = None,
+    noise: loop.Noise = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Trace:
     """One video per seed, with every step's clean estimate and what the probe observed: leaves [K,
@@ -422,7 +79,7 @@ def generate_side_by_side(
     probe: Probe | None = None,
     sampling: Sampling | None = None,
     sigmas: Sequence[float] | None = None,
-    noise: Noise = None,
+    noise: loop.Noise = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Trace:
     """`generate` for several worlds at once (`tree_stack` of conditions): leaves [W, K, …].
@@ -430,9 +87,9 @@ def generate_side_by_side(
     Inside `sharding.use_mesh(mesh)` it runs on that mesh. Raises MemoryError saying what would help
     where a device has too little memory, ValueError where runs do not divide over the mesh.
     """
-    cfg, sampling = model.config, _sampling(model, sampling, sigmas)
-    plan, keys, asked = flow.plan(sampling, cfg.boundary), seed_keys(seeds), probe or Probe()
-    observed = _check(model, plan, conditions, len(keys), asked)
+    cfg, sampling = model.config, loop.sampling_of(model, sampling, sigmas)
+    plan, keys, asked = flow.plan(sampling, cfg.boundary), loop.seed_keys(seeds), probe or Probe()
+    observed = loop.check(model, plan, conditions, len(keys), asked)
     check_averages(asked, len(keys))
     run = memory.Run(
         seeds=len(keys),
@@ -446,10 +103,10 @@ def generate_side_by_side(
     what = f"{run.seeds} seed(s) of {cfg.name} in {run.worlds} world(s)"
     with memory.explained(what, memory.run_knobs(run)):
         if on_step is not None or memory.waits(model.experts):
-            trace = _watched(Runs(model, conditions, plan, asked), seeds, noise, on_step)
+            trace = _watched(loop.Runs(model, conditions, plan, asked), seeds, noise, on_step)
         else:
             shape = trajectory.latent_shape(cfg.dit, conditions)
-            given = first_noise(cfg, seed_numbers(seeds), shape, noise)
+            given = loop.first_noise(cfg, seed_numbers(seeds), shape, noise)
             if mesh.in_use():
                 sharding.check_runs(cfg.dit, run.worlds, run.seeds)
                 conditions, keys, given = sharding.place_runs(conditions, keys, given)
@@ -459,9 +116,9 @@ def generate_side_by_side(
 
 
 def _watched(
-    runs: "Runs",
+    runs: loop.Runs,
     seeds: Sequence[int] | SupportsIndex,
-    noise: Noise,
+    noise: loop.Noise,
     on_step: Callable[[int], None] | None,
 ) -> Trace:
     """All steps of `runs`, one by one."""

@@ -33,7 +33,8 @@ from jax.sharding import SingleDeviceSharding
 from jcos.config import Sampling, WanConfig
 from jcos.devices import memory
 from jcos.files import local_path
-from jcos.generation import generate_worlds, seed_keys
+from jcos.generation import generate_worlds
+from jcos.loop import seed_keys
 from jcos.model.attention import KERNELS, attention, using
 from jcos.plan.costs import forward_flops
 from jcos.sampling import flow, trajectory

@@ -30,8 +30,9 @@ from rich.progress import track
 
 from jcos.devices import programs
 from jcos.files import local_path
-from jcos.generation import generate, generate_worlds, seed_keys
+from jcos.generation import generate, generate_worlds
 from jcos.lab.tasks import get
+from jcos.loop import seed_keys
 from jcos.model.dit import DiT
 from jcos.model.layers import rope_angles, time_features
 from jcos.sampling import flow, trajectory

@@ -30,7 +30,8 @@ from scipy.optimize import nnls
 from jcos.config import WanConfig
 from jcos.devices import mesh, sharding
 from jcos.files import local_path
-from jcos.generation import generate_worlds, seed_keys
+from jcos.generation import generate_worlds
+from jcos.loop import seed_keys
 from jcos.plan import costs
 from jcos.plan.costs import Job
 from jcos.plan.hlo import collectives

@@ -147,7 +147,8 @@ def by_step(text: str) -> dict[str, float]:
     import numpy as np
 
     from jcos.devices import memory, sharding
-    from jcos.generation import _advance, generate_side_by_side
+    from jcos.generation import generate_side_by_side
+    from jcos.loop import _advance
 
     model, mesh = tiny_model(), sharding.make_mesh(sharding.parse_mesh(text))
     conditions, found = conditions_of(model, 1), {}

@@ -21,6 +21,7 @@ FLOORS = [
     "weights/",
     "sampling/",
     "wan",
+    "loop",
     "generation",
     "runs",
     "lab/",

@@ -19,7 +19,7 @@ import tokenizers
 from PIL import Image
 from safetensors.numpy import load_file
 
-from jcos import cli, generation, wan
+from jcos import cli, generation, loop, wan
 from jcos.cli import generate as command
 from jcos.cli.generate import Generate
 from jcos.config import Solver
@@ -198,7 +198,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], weakref
     def generate(model, condition, seeds, *, noise, **options) -> Any:
         gc.collect()
         shape = (*condition.channels.shape[:3], model.config.dit.out_channels)
-        noise = generation.first_noise(model.config, seeds, shape, noise)
+        noise = loop.first_noise(model.config, seeds, shape, noise)
         loaded[-1][0]["beside"] = sum(made() is not None for _, made in loaded[:-1])
         x0 = np.repeat(np.asarray(noise)[:, None], 2, axis=1)
         return SimpleNamespace(latents=noise, x0=x0)

@@ -11,13 +11,8 @@ import pytest
 
 from jcos.config import Sampling
 from jcos.experiments.puzzles import finish, playing
-from jcos.generation import (
-    check_averages,
-    generate,
-    generate_side_by_side,
-    generate_worlds,
-    seed_keys,
-)
+from jcos.generation import check_averages, generate, generate_side_by_side, generate_worlds
+from jcos.loop import seed_keys
 from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import (
     EstimateEnsemble,

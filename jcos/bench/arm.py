@@ -34,7 +34,7 @@ class Arm:
     """What the paper's tools do, and what can be done otherwise.
 
     profile: whose data types and schedule; None for the model's own. seed: of the noise
-    (`generation.first_noise`). scale: size of the generated video against the first frame's; it is
+    (`loop.first_noise`). scale: size of the generated video against the first frame's; it is
     brought to the size of the frame before it is written. frames: instead of the ground truth's,
     rounded up to what the model makes. fps, crf: of the files, 25 being the quality of the paper's.
     noise_steps, noise_frames: where latents are replaced by noise (`probes.Noise`).

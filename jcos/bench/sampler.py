@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from jcos import generation, wan
+from jcos import loop, wan
 from jcos.bench.arm import Arm, Shape
 from jcos.bench.folder import Sample
 from jcos.config import WanConfig
@@ -128,7 +128,7 @@ class Sampler:
         together = arm.together(config)
         seeds = range(arm.seed, arm.seed + (arm.ensemble if together else 1))
         chosen, kept = places(arm.x0, config.sampling.steps, "step"), []
-        runs = generation.steps(
+        runs = loop.steps(
             self.model,
             self._spread(given),
             seeds,

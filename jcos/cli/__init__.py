@@ -65,11 +65,8 @@ def _read(args: Sequence[str], **how: Any) -> Any:
     return tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
         prog="jcos",
-        description="Where does a video diffusion model reason? Try `jcos demo` first.",
+        description="Where does a video diffusion model reason? Try `jcos demo` first. Released "
+        "weights: `jcos convert --help` and `jcos verify --help`.",
         args=args,
         **how,
     )
-
-
-if __name__ == "__main__":
-    main()

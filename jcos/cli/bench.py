@@ -24,6 +24,7 @@ from jcos.bench.run import Work, begin, conduct
 from jcos.bench.state import Status
 from jcos.cli import options
 from jcos.cli.common import PACE, OnMesh, command_line, console
+from jcos.cli.paths import config_file
 from jcos.devices import sharding
 from jcos.experiments.settings import override
 from jcos.files import check_room, write
@@ -40,7 +41,7 @@ class Run(options.BenchRun, OnMesh):
     def run(self) -> None:
         if self.join:
             sharding.init_distributed()
-        arms = load_arms(self.config)
+        arms = load_arms(config_file(self.config))
         unknown = [name for name in self.arms if name not in arms]
         if unknown:
             raise ValueError(f"{self.config} has no arm {unknown[0]!r}; it has {', '.join(arms)}")

@@ -19,7 +19,7 @@ from rich.progress import Progress as Bar
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from jcos import generation, runs, wan
+from jcos import generation, loop, runs, wan
 from jcos.cli import options
 from jcos.cli.common import PACE, Interventions, OnMesh, command_line, console, read_size
 from jcos.config import Sampling, VaeConfig, WanConfig
@@ -119,7 +119,7 @@ class Generate(options.Generate, Interventions, OnMesh):
         condition: Condition,
         sampling: Sampling,
         probe: Probe,
-        noise: generation.Noise,
+        noise: loop.Noise,
     ) -> tuple[dict[str, np.ndarray], float]:
         """Final latents and the clean estimates that are kept, and the seconds they took. The
         experts are loaded for this alone."""
@@ -170,7 +170,7 @@ class Generate(options.Generate, Interventions, OnMesh):
         frame = image.prepare(picture, rule, height, width)
         return frame, (frame.shape[0], frame.shape[1])
 
-    def _noise(self, config: WanConfig, shape: tuple[int, int, int, int]) -> generation.Noise:
+    def _noise(self, config: WanConfig, shape: tuple[int, int, int, int]) -> loop.Noise:
         drawn = self.noise or config.noise
         if drawn == "torch" or drawn == "jax":
             return drawn
@@ -216,7 +216,7 @@ class Generate(options.Generate, Interventions, OnMesh):
         frames: int,
         picture: np.ndarray | None,
         prompts: Sequence[wan.Prompt],
-        noise: generation.Noise,
+        noise: loop.Noise,
     ) -> dict[str, Any]:
         """Everything that decides what comes out."""
         return {

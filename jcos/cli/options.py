@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from jcos.cli.paths import CacheFolder, InFile, InFolder, OutFile, OutFolder, PythonFile
+from jcos.cli.paths import CacheFolder, ConfigFile, InFile, InFolder, OutFile, OutFolder
 from jcos.config import Solver
 from jcos.variants import TINY, Profile
 
@@ -127,8 +127,9 @@ class Run(OnMesh, Command):
 
     work = "jcos.cli.run:Run"
 
-    config: tyro.conf.Positional[PythonFile | None] = None
-    """A Python file that describes the experiment; configs/ holds one for each of the paper's."""
+    config: tyro.conf.Positional[ConfigFile | None] = None
+    """A Python file that describes the experiment, or the name of one that comes with jcos, like
+    noise."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Changes a parameter, as FIELD=VALUE; can be given several times."""
     out: OutFolder | None = None
@@ -232,8 +233,9 @@ class BenchRun(OnMesh, Command):
 
     work = "jcos.cli.bench:Run"
 
-    config: tyro.conf.Positional[PythonFile]
-    """A Python file that describes arms: configs/vbvr_*.py."""
+    config: tyro.conf.Positional[ConfigFile]
+    """A Python file that describes arms, or the name of one that comes with jcos, like
+    vbvr_base."""
     samples: Samples
     out: Path = Path("out/vbvr")
     """Where the arms' folders go; may be shared by workers."""

@@ -5,6 +5,7 @@ plain `Path` is read by the same reader and checked no further.
 """
 
 import dataclasses
+import difflib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,28 @@ from jcos.weights.faults import brief
 InFile = Annotated[Path, files.check_file]
 InFolder = Annotated[Path, files.check_folder]
 InPath = Annotated[Path, files.check_there]
-PythonFile = Annotated[Path, files.check_python]
+
+
+def config_file(named: Path) -> Path:
+    """Return the file of a config: a path, or the name of one of the package's (`noise`)."""
+    if named.suffix or len(named.parts) != 1 or named.exists():
+        return named
+    package = Path(__file__).parents[1]
+    folder = next(f for f in (package / "configs", package.parent / "configs") if f.is_dir())
+    names = sorted(path.stem for path in folder.glob("[a-z]*.py"))
+    if named.name not in names:
+        near = difflib.get_close_matches(named.name, names, 1)
+        hint = f"; is {near[0]} meant?" if near else f": there are {', '.join(names)}"
+        raise ValueError(f"there is no config {named.name}{hint}")
+    return folder / f"{named.name}.py"
+
+
+def check_config(named: Path) -> None:
+    """Check that it is a Python file, or the name of a config."""
+    files.check_python(config_file(named))
+
+
+ConfigFile = Annotated[Path, check_config]
 OutFile = Annotated[Path, files.check_new_file]
 OutFolder = Annotated[Path, files.check_new_folder]
 CacheFolder = Annotated[Path, files.check_cache]
@@ -85,7 +107,7 @@ def check(options: Any) -> None:
 def _uses(hint: Any) -> Iterator[Callable[[Path], object]]:
     """The functions among a type's annotations that check paths."""
     for part in (*getattr(hint, "__metadata__", ()), *get_args(hint)):
-        if getattr(part, "__module__", None) == files.__name__:
+        if getattr(part, "__module__", None) in (files.__name__, __name__):
             yield part
         else:
             yield from _uses(part)

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jcos import wan
 from jcos.cli import options
 from jcos.cli.common import OnMesh, command_line, console
+from jcos.cli.paths import config_file
 from jcos.config import Sampling, WanConfig
 from jcos.devices import sharding
 from jcos.experiments.clips import write_example
@@ -31,7 +32,7 @@ class Run(options.Run, OnMesh):
             return
         if self.config is None:
             raise ValueError("no config is named; those of the paper are in configs/")
-        experiment = override(load_experiment(self.config), self.set)
+        experiment = override(load_experiment(config_file(self.config)), self.set)
         profile = self.profile or experiment.profile
         experiment = dataclasses.replace(experiment, profile=profile)
         out = self.out or Path("out") / self.config.stem

@@ -29,8 +29,8 @@ from jcos.experiments.clips import condition_of, latent_frames, read_clips
 from jcos.experiments.experiment import Experiment, Findings, Picture
 from jcos.experiments.puzzles import Progress, one_world, pixels, playing
 from jcos.experiments.samples import Samples
-from jcos.generation import first_noise, seed_keys
 from jcos.lab.ideal import ideal_run
+from jcos.loop import first_noise, seed_keys
 from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import States
 from jcos.sampling.trajectory import Condition, Trace

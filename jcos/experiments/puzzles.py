@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from jcos.config import PixelCodec, Sampling
 from jcos.devices import memory, mesh
 from jcos.experiments.memory import runs_that_fit, sweep_knobs
-from jcos.generation import first_noise, generate_worlds, seed_keys
+from jcos.generation import generate_worlds
 from jcos.lab.tasks import TASKS, Puzzle, Task
+from jcos.loop import first_noise, seed_keys
 from jcos.model.attention import side_by_side
 from jcos.model.vae import decode_pixels
 from jcos.sampling import flow, trajectory

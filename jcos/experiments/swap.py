@@ -163,7 +163,7 @@ class Swap(Experiment):
 
 def own_seed(model: Wan, seed: int, pair: int) -> int:
     """A seed of the pair's own: pairs of puzzles do not share their noise. Of Wan's models a seed
-    is what it is everywhere (`generation.first_noise`)."""
+    is what it is everywhere (`loop.first_noise`)."""
     if model.config.noise == "torch":
         return seed
     return int(np.random.SeedSequence((seed, pair)).generate_state(1)[0])

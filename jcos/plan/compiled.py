@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 
 from jcos.devices import sharding
 from jcos.devices.mesh import SEED, WORLD
-from jcos.generation import generate_worlds, seed_keys
+from jcos.generation import generate_worlds
+from jcos.loop import seed_keys
 from jcos.plan import targets
 from jcos.plan.costs import Job, Memory
 from jcos.plan.hlo import Traffic, collectives

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from jcos import cli, generation, wan
+from jcos import cli, generation, loop, wan
 from jcos.config import Sampling
 from jcos.devices import memory
 from jcos.devices.memory import CODING, LOADING, Run, explained, run_knobs, sentence
@@ -96,7 +96,7 @@ def test_a_program_of_all_steps_takes_experts_that_wait(pair: Wan, waiting: Wan)
     plan = flow.plan(pair.config.sampling, pair.config.boundary)
     worlds = trajectory.tree_stack([pair.condition(frame(0), "left", FRAMES)])
     found, want = (
-        generation.generate_worlds(model, plan, worlds, generation.seed_keys((0, 1)), Probe())
+        generation.generate_worlds(model, plan, worlds, loop.seed_keys((0, 1)), Probe())
         for model in (waiting, pair)
     )
     compare(found, want)

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from jcos.config import DiTConfig, Sampling
-from jcos.generation import generate, seed_keys
+from jcos.generation import generate
+from jcos.loop import seed_keys
 from jcos.model.dit import DiT
 from jcos.model.slots import Slots
 from jcos.sampling import flow, trajectory
@@ -176,7 +177,7 @@ def test_a_single_noise_is_drawn_of_seed_and_step_alone() -> None:
     model = randomised(CONFIG)
     condition = model.condition(frame(0), "left", FRAMES)
     probe = chain(Noise.at_steps(STEPS, FRAMES, [1]), States())
-    x = generate(model, condition, (3,), probe=probe).seen[1][0, 1]
+    x = generate(model, condition, (3,), probe=probe).estimate_obs[1][0, 1]
     worlds = jax.tree.map(lambda a: a[None], condition)
     _, (key,) = trajectory.draw(CONFIG.dit, worlds, seed_keys((3,)), None)
     want = jax.jit(lambda key: jax.random.normal(jax.random.fold_in(key, 1), x.shape))(key)

@@ -15,7 +15,8 @@ import pytest
 import jcos
 from jcos import files
 from jcos.config import Sampling
-from jcos.generation import Runs, _advance, generate, generate_side_by_side, steps
+from jcos.generation import generate, generate_side_by_side
+from jcos.loop import Runs, _advance, steps
 from jcos.sampling import trajectory
 from jcos.sampling.probes import Noise, SeedEnsemble, States, TokenEnergy, chain
 from tests.sampling.test_trajectory import CONFIG, FRAMES, LAYERS, STEPS, close, frame, randomised
@@ -100,7 +101,7 @@ def test_a_saved_state_goes_on_in_another_process(model, condition, tmp_path) ->
     """The first process is killed in the middle of its third step."""
     program = f"""
 import os, signal
-from jcos.generation import steps
+from jcos.loop import steps
 from tests.sampling.test_trajectory import CONFIG, FRAMES, frame, randomised
 model = randomised(CONFIG)
 for state in steps(model, model.condition(frame(0), "left", FRAMES), (0, 1, 2)):

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from jcos.config import DiTConfig, PixelCodec, Sampling, WanConfig, Words
-from jcos.generation import generate, generate_side_by_side, generate_worlds, seed_keys
+from jcos.generation import generate, generate_side_by_side, generate_worlds
+from jcos.loop import seed_keys
 from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import (
     InWorlds,

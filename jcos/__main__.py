@@ -1,0 +1,33 @@
+"""The `jcos` command, as far as it can be without the packages of the laboratory."""
+
+import importlib
+import importlib.util
+import sys
+
+LAB = ("tyro", "rich", "matplotlib", "scipy", "xarray")
+ELSEWHERE = {"convert": "__main__", "verify": "verify"}
+"""Commands of the converter, which lies beside the package in a checkout."""
+
+
+def main() -> None:
+    """Run what was typed; one sentence and exit code 2 where an extra is not installed."""
+    name, arguments = (sys.argv[1:] or [""])[0], sys.argv[2:]
+    try:
+        if name not in ELSEWHERE:
+            importlib.import_module("jcos.cli").main()
+            return
+        package = "jcos.convert" if importlib.util.find_spec("jcos.convert") else "convert"
+        importlib.import_module(f"{package}.{ELSEWHERE[name]}").main(arguments)
+    except ModuleNotFoundError as missing:
+        if missing.name not in LAB:
+            raise
+        print(
+            f"jcos: commands need the extra 'lab' ({missing.name} is missing): "
+            "pip install 'jcos[lab]'",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()
