@@ -63,7 +63,10 @@ def held(probe: Probe, guided: bool) -> float:
     plan = flow.plan(Sampling(steps=1, shift=3.0, guidance=(2.0,) if guided else None))
     text = jax.ShapeDtypeStruct((1, 2, 8), jnp.float32)
     given = trajectory.Condition(text, text if guided else None)
-    noise, keys = jax.ShapeDtypeStruct((1, *GRID), jnp.float32), jax.eval_shape(seed_keys, (0,))
+    noise, keys = (
+        jax.ShapeDtypeStruct((1, *GRID), jnp.float32),
+        jax.eval_shape(lambda: seed_keys((0,))),
+    )
 
     @jax.jit
     def run(expert, given, noise, keys, probe):
