@@ -67,7 +67,8 @@ def held(probe: Probe, guided: bool) -> float:
     text: Any = jax.ShapeDtypeStruct((1, 2, 8), jnp.float32)
     negative: Any = text if guided else None
     given = trajectory.Condition(text, negative)
-    noise, keys = jax.ShapeDtypeStruct((1, *GRID), jnp.float32), jax.eval_shape(seed_keys, (0,))
+    noise = jax.ShapeDtypeStruct((1, *GRID), jnp.float32)
+    keys = jax.eval_shape(lambda: seed_keys((0,)))
 
     @jax.jit
     def run(expert, given, noise, keys, probe):
