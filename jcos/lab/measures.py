@@ -106,7 +106,7 @@ def answer_mass(
     blend = jnp.matmul(weights, change, precision="highest")
     residual, explained = (jnp.sum(jnp.square(a)) for a in (seen - blend, blend))
     on = weights * jnp.clip(1 - residual / jnp.maximum(explained, 1e-12 * size), 0, 1)
-    return Mass(on, 1 - jnp.sum(on))
+    return Mass(on, jnp.maximum(1 - jnp.sum(on), 0))
 
 
 def commitment_step(solved: Bool[np.ndarray, "... S"]) -> Int[np.ndarray, "..."]:
