@@ -17,6 +17,7 @@ import tyro
 
 from jcos.cli.paths import InFolder, InPath, OutFolder, parse, refuse
 from jcos.config import StoredType
+from jcos.weights.faults import readable
 
 from . import Only
 
