@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jcos.config import FLOAT32, DiTConfig, Numerics
 from jcos.devices import mesh
@@ -114,6 +114,11 @@ def gelu_tanh(x: Float[Array, "N D"]) -> Float[Array, "N D"]:
     return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)  # rounds once
 
 
+def of_tokens(rows: Float[Array, "T D"], clean: Bool[Array, " N"] | None) -> Float[Array, "_ D"]:
+    """Return a row for each token: of two, the second for those that are clean."""
+    return rows if clean is None else jnp.where(clean[:, None], rows[1], rows[0])
+
+
 class Block(nnx.Module):
     """Self-attention and feed-forward, both modulated and gated by time, with cross-attention
     between them."""
@@ -134,9 +139,10 @@ class Block(nnx.Module):
         context: Float[Array, "L D"],
         angles: Angles,
         rows: int | None = None,
+        clean: Bool[Array, " N"] | None = None,
     ) -> Tokens:
-        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(
-            self.modulation[...][None] + time, 1, 0
+        shift1, scale1, gate1, shift2, scale2, gate2 = (
+            of_tokens(row, clean) for row in jnp.moveaxis(self.modulation[...][None] + time, 1, 0)
         )
 
         def add(x: Tokens, y: Tokens) -> Tokens:
@@ -169,8 +175,11 @@ class Head(nnx.Module):
         self.modulation = nnx.Param(jax.random.normal(rngs.params(), (2, cfg.dim)) * cfg.dim**-0.5)
         self.eps = cfg.eps
 
-    def __call__(self, x: Tokens, time: Float[Array, "T D"]) -> Float[Array, "N P"]:
-        shift, scale = jnp.moveaxis(self.modulation[...][None] + time[:, None], 1, 0)
+    def __call__(
+        self, x: Tokens, time: Float[Array, "T D"], clean: Bool[Array, " N"] | None = None
+    ) -> Float[Array, "N P"]:
+        rows = jnp.moveaxis(self.modulation[...][None] + time[:, None], 1, 0)
+        shift, scale = (of_tokens(row, clean) for row in rows)
         return self.head(layer_norm(x, self.eps) * (1 + scale) + shift)
 
 
@@ -200,14 +209,16 @@ class DiT(nnx.Module):
         context: Float[Array, "L text"],
         on_block: OnBlock = observe_nothing,
         *,
+        clean: Bool[Array, " N"] | None = None,
         slots: Any = None,
         remat: bool = False,
     ) -> tuple[Float[Array, "F H W O"], Any]:
         """Velocity and what `on_block` observed, stacked over layers.
 
         latents: any concatenated conditioning included (cfg.in_channels). t: timestep 0..1000, one
-            for the video or one per token (row-major over the token grid), as TI2V's fixed first
-            frame needs.
+            for the video or one per token (row-major over the token grid).
+        clean: tokens at timestep 0 instead, as of TI2V's given first frame. Then two timesteps are
+            embedded, not one per token (2 GB less at 704p).
         context: embedded prompt, at most cfg.text_len rows; it is zero-padded to that length and,
             as in the original, the padding is attended to.
         slots: layers whose observations are kept instead of all, as in `Slots`.
@@ -228,6 +239,7 @@ class DiT(nnx.Module):
             x = self.patch_embedding(self.patchify(latents)).astype(
                 jnp.dtype(self.numerics.residual)
             )
+            t = t if clean is None else jnp.stack([t, jnp.zeros_like(t)])
             e = self.time_embedding(time_features(self._rounded(t), cfg.freq_dim))
             time = rearrange(self.time_projection(jax.nn.silu(e)), "t (six d) -> t six d", six=6)
             text = self.text_embedding(
@@ -239,7 +251,9 @@ class DiT(nnx.Module):
         n = x.shape[0]
         rows = None if mesh.padded(n) == n else n
         x, *angles = (mesh.spread(a) for a in (x, *angles))
-        if time.shape[0] > 1:
+        if clean is not None:
+            clean = mesh.spread(clean)
+        elif time.shape[0] > 1:
             e, time = mesh.spread(e), mesh.spread(time)
 
         layers = jnp.arange(cfg.layers)
@@ -247,7 +261,7 @@ class DiT(nnx.Module):
 
         def body(carry: tuple[Tokens, Any], scanned: tuple[Block, Int[Array, ""]]) -> Any:
             (x, held), (block, layer) = carry, scanned
-            x = block(x, time, text, (angles[0], angles[1]), rows)
+            x = block(x, time, text, (angles[0], angles[1]), rows, clean)
             x, observed = on_block(layer, x[:n])
             held, stacked = kept.put(held, observed, layer)
             return (mesh.spread(x), held), stacked
@@ -257,7 +271,7 @@ class DiT(nnx.Module):
         )
         with jax.named_scope("head"):
             # Spread until here, since patches are what is small enough to be brought together.
-            patches = mesh.constrain(self.head(x, e), mesh.SEQUENCE)
+            patches = mesh.constrain(self.head(x, e, clean), mesh.SEQUENCE)
             return self.unpatchify(patches[:n], grid), kept.observation(held, stacked)
 
     def _rounded(self, t: Float[Array, "..."]) -> Float[Array, " T"]:

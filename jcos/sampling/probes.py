@@ -256,10 +256,12 @@ class SeedEnsemble(Probe):
         return (*_counted(self.mask, "steps", "layers"), *_counted(self.groups, "seeds"))
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[()]]:
-        mean = _mean_of_seeds(tokens, self.groups)
-        return jnp.where(
-            self.mask[site.step, site.layer] & self.branches[site.branch], mean, tokens
-        ), ()
+        def average(tokens: Tokens) -> Tokens:
+            mean = _mean_of_seeds(tokens, self.groups)
+            return jnp.where(self.branches[site.branch], mean, tokens)
+
+        # A condition that all runs share is a branch of the program: off, nothing is sent.
+        return jax.lax.cond(self.mask[site.step, site.layer], average, unchanged, tokens), ()
 
 
 class EstimateEnsemble(Probe):
@@ -279,8 +281,15 @@ class EstimateEnsemble(Probe):
         return (*_counted(self.mask, "steps"), *_counted(self.groups, "seeds"))
 
     def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, tuple[()]]:
-        own = jnp.where(self.velocity, x - _mean_of_seeds(x, self.groups), 0)
-        return jnp.where(self.mask[site.step], _mean_of_seeds(x0, self.groups) + own, x0), ()
+        def average(x0: Latents) -> Latents:
+            apart = jnp.where(self.velocity, x - _mean_of_seeds(x, self.groups), 0)
+            return _mean_of_seeds(x0, self.groups) + apart
+
+        return jax.lax.cond(self.mask[site.step], average, unchanged, x0), ()
+
+
+def unchanged(x: Array) -> Array:
+    return x
 
 
 def _mean_of_seeds(x: Array, groups: Int[Array, " K"] | None) -> Array:
@@ -327,9 +336,15 @@ class Swap(Probe):
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[()]]:
         worlds = self.mask.shape[0]
-        other = jax.lax.ppermute(tokens, "world", [(i, (i + 1) % worlds) for i in range(worlds)])
-        here = self.mask[jax.lax.axis_index("world"), site.step, site.layer]
-        return jnp.where((here & self.tokens)[:, None], other, tokens), ()
+        receivers = self.mask[:, site.step, site.layer]
+
+        def exchange(tokens: Tokens) -> Tokens:
+            ring = [(i, (i + 1) % worlds) for i in range(worlds)]
+            other = jax.lax.ppermute(tokens, "world", ring)
+            here = receivers[jax.lax.axis_index("world")]
+            return jnp.where((here & self.tokens)[:, None], other, tokens)
+
+        return jax.lax.cond(receivers.any(), exchange, unchanged, tokens), ()
 
 
 class TokenEnergy(Probe):

@@ -153,9 +153,10 @@ def _velocity(
         model_input = jnp.concatenate([x, condition.channels], axis=-1)
     else:
         model_input = x
+    clean = None
     if condition.first is not None:
         frames, height, width = expert.cfg.tokens(*x.shape[:3])
-        t = jnp.where(jnp.arange(frames * height * width) < height * width, 0.0, t)
+        clean = jnp.arange(frames * height * width) < height * width
 
     # Devices that share the branches hold the observations of theirs; one device holds those of
     # the conditional branch alone.
@@ -171,7 +172,7 @@ def _velocity(
             return tokens, (seen, jnp.isfinite(tokens).all())
 
         slots = (probe.slots(), None)
-        v, (observed, finite) = expert(model_input, t, context, on_block, slots=slots)
+        v, (observed, finite) = expert(model_input, t, context, on_block, clean=clean, slots=slots)
         return v, observed, _first_false(finite)
 
     if scale is None:

@@ -425,3 +425,25 @@ def test_a_size_that_patches_do_not_cover_is_refused(shape, message):
     model, _, t, context = one_clip()
     with pytest.raises(ValueError, match=message):
         model(jnp.zeros((*shape, 16)), t, context)
+
+
+def test_two_timesteps_are_two_rows_and_not_one_per_token() -> None:
+    """The same as a timestep per token, without an array of six rows per token."""
+    cfg = DiTConfig(
+        dim=24, ffn_dim=32, heads=2, layers=2, in_channels=4, out_channels=4, text_dim=8, freq_dim=8
+    )
+    model = DiT(cfg, rngs=nnx.Rngs(0))
+    model.head.head.kernel[...] = jax.random.normal(jax.random.key(3), (24, 16))
+    x = jax.random.normal(jax.random.key(1), (3, 8, 10, 4))
+    context = jax.random.normal(jax.random.key(2), (5, 8))
+    n, first = 3 * 4 * 5, 4 * 5
+    clean = jnp.arange(n) < first
+
+    def by_row(x, t):
+        return model(x, t, context, clean=clean)[0]
+
+    want = model(x, jnp.where(clean, 0.0, 700.0), context)[0]
+    np.testing.assert_allclose(by_row(x, jnp.float32(700)), want, atol=1e-5)
+    shapes = str(jax.make_jaxpr(by_row)(x, jnp.float32(700)))
+    assert f"[{n},6,24]" not in shapes
+    assert f"[{n},24]" in shapes

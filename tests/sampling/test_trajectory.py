@@ -13,6 +13,7 @@ from jcos.generation import generate, generate_side_by_side, generate_worlds
 from jcos.loop import seed_keys
 from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import (
+    EstimateEnsemble,
     InWorlds,
     Noise,
     Probe,
@@ -440,3 +441,19 @@ def test_first_frame_stays_in_place() -> None:
     spoilt = trajectory.run([dit], plan, conditions, noise, keys, Spoil())
     close(spoilt.x0, trace.x0)
     close(spoilt.latents, trace.latents)
+
+
+def test_a_probe_that_is_off_in_a_step_sends_nothing(model: Wan, worlds) -> None:
+    """Its collective stands in a branch of the program, not in a choice between two results."""
+    plan = flow.plan(model.config.sampling, None)
+
+    def branches(probe: Probe) -> int:
+        taken = (plan, worlds, seed_keys((0, 1)), probe)
+        return str(jax.make_jaxpr(generate_worlds)(model, *taken)).count("cond[")
+
+    for probe in (
+        SeedEnsemble.window(STEPS, LAYERS),
+        EstimateEnsemble(jnp.zeros(STEPS, bool), jnp.bool_(True)),
+        Swap.at_layers(STEPS, LAYERS, TOKENS, [1]),
+    ):
+        assert branches(probe) == branches(Probe()) + 1
