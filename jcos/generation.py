@@ -161,7 +161,7 @@ def generate_side_by_side(
     if mesh.in_use():
         sharding.check_runs(cfg.dit, run.worlds, run.seeds)
         conditions, keys, given = sharding.place_runs(conditions, keys, given)
-        plan, asked = sharding.place_whole((plan, asked))
+        plan, asked = sharding.place_whole(jax.tree.map(jnp.asarray, (plan, asked)))
     what = f"{run.seeds} seed(s) of {cfg.name} in {run.worlds} world(s)"
     with memory.explained(what, memory.run_knobs(run)):
         if told is not None or memory.waits(model.experts):
