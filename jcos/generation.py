@@ -5,6 +5,7 @@ from functools import partial
 from typing import SupportsIndex
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jcos import loop
@@ -110,7 +111,7 @@ def generate_side_by_side(
             if mesh.in_use():
                 sharding.check_runs(cfg.dit, run.worlds, run.seeds)
                 conditions, keys, given = sharding.place_runs(conditions, keys, given)
-                plan, asked = sharding.place_whole((plan, asked))
+                plan, asked = sharding.place_whole(jax.tree.map(jnp.asarray, (plan, asked)))
             trace = generate_worlds(model, plan, conditions, keys, asked, given)
         return trajectory.check_finite(trace)
 

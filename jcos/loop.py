@@ -179,7 +179,7 @@ class Runs(Iterator[State]):
     ):
         if mesh.in_use():
             conditions, _, _ = sharding.place_runs(conditions, (), None)
-            plan, probe = sharding.place_whole((plan, probe))
+            plan, probe = sharding.place_whole(jax.tree.map(jnp.asarray, (plan, probe)))
         self.model, self.conditions, self.plan, self.probe = model, conditions, plan, probe
         self.single = single
         self.state: State | None = None

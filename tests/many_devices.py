@@ -101,12 +101,14 @@ def trace_of(model: Any, conditions: Any, seeds: int) -> dict[str, Any]:
 
     from jcos.devices.sharding import to_host
     from jcos.generation import generate_side_by_side
-    from jcos.sampling.probes import SeedEnsemble, States, TokenEnergy, chain
+    from jcos.sampling.probes import SeedEnsemble, States, TokenEnergy, TokenFeatures, chain
 
-    probe = chain(States(), TokenEnergy(), SeedEnsemble.window(2, 2, at_layers=[0]))
+    mean = SeedEnsemble.window(2, 2, at_layers=[0])
+    probe = chain(States(), TokenEnergy(), mean, TokenFeatures((1,)))
     trace = generate_side_by_side(model, conditions, range(seeds), probe=probe)
-    x0, energy, states = to_host((trace.x0, trace.block_obs[1], trace.estimate_obs[0]))
-    return {"x0": x0, "energy": np.asarray(energy), "noise": states[:, :, 0]}
+    x0, (_, energy, _, tokens), states = to_host((trace.x0, trace.block_obs, trace.estimate_obs[0]))
+    features = np.asarray(tokens)
+    return {"x0": x0, "energy": np.asarray(energy), "features": features, "noise": states[:, :, 0]}
 
 
 def differences(found: dict[str, Any], want: dict[str, Any]) -> dict[str, float]:

@@ -50,7 +50,7 @@ Shape = jax.ShapeDtypeStruct
 
 
 def check_probe(
-    probe: Probe, expert: DiT, steps: int, shape: tuple[int, ...], *, guided: bool = False
+    probe: Any, expert: DiT, steps: int, shape: tuple[int, ...], *, guided: bool = False
 ) -> list[Shape]:
     """What the probe observes of the tokens after a block. Refuses it where it does not fit a run
     of `shape`: worlds, seeds, latent frames, height and width.
