@@ -39,7 +39,7 @@ def meshes(folder: str, *texts: str) -> dict[str, list[float]]:
 
     def made(text: str) -> tuple[Any, ...]:
         devices = sharding.make_mesh(sharding.parse_mesh(text)) if text else None
-        with use_mesh(devices):
+        with sharding.use_mesh(devices):
             model = random_model(2)
             if devices is not None:
                 model = sharding.place(model, devices)
