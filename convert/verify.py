@@ -3,7 +3,7 @@
 SRC is a folder as it is published, in either layout. Every module is run in both, in float32 and
 with the same weights and inputs, a block at a time, so memory for one block is enough. Prints a
 table, names the first place beyond what is allowed, and ends with exit code 1 if there is one.
-Needs PyTorch, diffusers and transformers: pip install -e '.[verify]' -c constraints.txt.
+Needs PyTorch, diffusers and transformers: pip install -e '.[lab,verify]' -c constraints.txt.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import tyro
 from jcos.cli.paths import InFolder, OutFile, parse
 from jcos.files import write
 
-INSTALL = "pip install -e '.[verify]' -c constraints.txt"
+INSTALL = "pip install -e '.[lab,verify]' -c constraints.txt"
 PARTS = {"vae": "VAE", "text": "text encoder"}
 
 

@@ -3,7 +3,7 @@
 python scripts/benchmark.py              # the shipped model, on an otherwise idle machine
 python scripts/benchmark.py --quick      # tiny sizes: does everything work? The numbers say nothing
 
-The comparison with PyTorch needs `pip install -e '.[verify]'` and is left out without it.
+The comparison with PyTorch needs `pip install -e '.[lab,verify]'` and is left out without it.
 """
 
 import argparse
@@ -230,7 +230,7 @@ def against_diffusers(lab: Lab) -> list[Row]:
         wan = import_module("diffusers.models.transformers.transformer_wan")
         names = import_module("diffusers.loaders.single_file_utils")
     except ImportError:
-        print("PyTorch is left out. To have it: pip install -e '.[verify]'", file=sys.stderr)
+        print("PyTorch is left out. To have it: pip install -e '.[lab,verify]'", file=sys.stderr)
         return []
     model, cfg = lab.model.experts[0], lab.model.config.dit
     same = ("in_channels", "out_channels", "text_dim", "freq_dim", "ffn_dim", "eps")

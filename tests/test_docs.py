@@ -15,13 +15,15 @@ PROBES = ROOT / "docs" / "probes.md"
 def test_the_examples_of_the_page_on_probes_run(small_model: Wan, monkeypatch) -> None:
     monkeypatch.setattr(jcos, "load", lambda: small_model)
     blocks = re.findall(r"```python\n(.*?)```", PROBES.read_text(), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names: dict[str, Any] = {"__name__": "docs"}
     for block in blocks:
         exec(compile(block, str(PROBES), "exec"), names)
     steps = small_model.config.sampling.steps
     assert names["traces"].x0.shape == (steps, 1, steps, 5, 10, 10, 12)
     assert names["videos"].shape == (steps, 1, 5, 20, 20, 3)
+    assert names["runs"].state.seeds in ((0,), (1,), (2,), (3,))
+    assert names["video"].shape == (5, 20, 20, 3)
     assert names["trace"].latents.shape == (2, 1, 5, 10, 10, 12)
 
 

@@ -317,7 +317,7 @@ def test_without_the_compiler_one_sentence(
 ) -> None:
     monkeypatch.setattr(targets, "installed", lambda machine: False)
     says = refused(capsys, "--model", "wan2.2-i2v-a14b", "--topology", "v5p:2x2x4")
-    assert "needs the TPU compiler: pip install -e '.[tpu]' -c constraints.txt" in says
+    assert "needs the TPU compiler: pip install -e '.[lab,tpu]' -c constraints.txt" in says
 
 
 # ---- forecasts
@@ -359,7 +359,7 @@ def test_one_gpu_by_calculation(tmp_path: Path, capsys: pytest.CaptureFixture[st
     cli.main(["plan", *asked, *video])
     shown = " ".join(capsys.readouterr().out.split())
     assert "All of this is calculated" in shown
-    assert "pip install -e '.[gpu]' -c constraints.txt" in shown
+    assert "pip install -e '.[lab,gpu]' -c constraints.txt" in shown
     found = json.loads(file.read_text())
     (option,) = found["options"]
     assert not option["compiled"]

@@ -86,7 +86,7 @@ def _show(result: Forecast) -> None:
     if not any(option.compiled for option in result.options):
         out.print(
             "All of this is calculated. The extra `gpu` has the compiler that would know: pip "
-            "install -e '.[gpu]' -c constraints.txt (no GPU is needed).",
+            "install -e '.[lab,gpu]' -c constraints.txt (no GPU is needed).",
             markup=False,
         )
     if best is None:

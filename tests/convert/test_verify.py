@@ -114,7 +114,7 @@ def test_without_pytorch_it_says_what_to_install(monkeypatch, capsys):
     with pytest.raises(SystemExit) as error:
         verify.main([str(GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B")])
     assert error.value.code == 2
-    says = "diffusers is missing; install it: pip install -e '.[verify]' -c constraints.txt"
+    says = "diffusers is missing; install it: pip install -e '.[lab,verify]' -c constraints.txt"
     assert says in capsys.readouterr().err
 
 

@@ -145,6 +145,6 @@ def test_a_part_that_ends_early_leaves_its_rows(monkeypatch, tmp_path, capsys):
         ("device, incomplete", "it ended with 3"),
         ("jcos", ""),
         ("jcos, incomplete", "there was no time for the rest"),
-        ("diffusers", "not installed: pip install -e '.[verify]'"),
+        ("diffusers", "not installed: pip install -e '.[lab,verify]'"),
     ]
     assert "| jcos, incomplete | – |" in capsys.readouterr().out

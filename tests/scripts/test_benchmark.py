@@ -64,7 +64,7 @@ def test_diffusers_computes_the_same(lab):
 def test_without_pytorch_its_part_is_left_out(lab, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert benchmark.against_diffusers(lab) == []
-    assert "pip install -e '.[verify]'" in capsys.readouterr().err
+    assert "pip install -e '.[lab,verify]'" in capsys.readouterr().err
 
 
 def test_the_original_names_lead_back_to_the_same_weights(lab):
