@@ -213,10 +213,10 @@ def test_no_interval_of_a_finite_sample_has_no_width(span, n, value):
 
 
 def test_wide_samples_have_the_interval_of_student():
-    values = np.random.default_rng(0).normal(2.0, 3.0, 400)
+    values = np.random.default_rng(0).normal(2.0, 3.0, 4900)
     found = estimate(values, UNBOUNDED)
     assert found.mean == pytest.approx(values.mean())
-    half = 1.966 * values.std(ddof=1) / 20
+    half = 1.9604 * values.std(ddof=1) / 70
     assert found.high - found.mean == pytest.approx(half, rel=0.03)
     assert found.mean - found.low == pytest.approx(half, rel=0.03)
     rng, covered = np.random.default_rng(1), []
