@@ -208,19 +208,22 @@ class Found:
                 yield self._area(task, name, case, part, areas[layer, i], s)
 
     def _probes(self, task: str, part: Part, decoded: Decoded) -> Iterator[Row]:
-        """By each probe, by its control; and how much more the layers tell than x̂0 does."""
+        """By each probe, by its control; and how much more the layers tell than x̂0 and the ideal
+        denoiser do."""
         for i, label in enumerate(READINGS):
             name = f"AUROC of {NAMES[label]}"
+            ideal = part.by_ideal(label) if label in IDEAL else ()
             for j, s in enumerate(self.looked if part.tells(label) else ()):
                 for r, source in enumerate(self.sources):
                     case, own = f"step {s}, {source}", decoded.own[i, r, j]
                     about = f"{name}, fitted to another puzzle's"
                     yield self._area(task, name, case, part, own, s)
                     yield self._area(task, about, case, part, decoded.control[i, r, j], s)
-                    if r < self.layers and label != "foreground":
-                        less = own - decoded.own[i, -1, j]
-                        about = f"{name}, more than by x̂0"
-                        yield self._row(task, about, case, part, less, s, GAINS)
+                    if r < self.layers and label in IDEAL:
+                        others = {"x̂0": decoded.own[i, -1, j], "the ideal denoiser": ideal[j]}
+                        for other, values in others.items():
+                            about = f"{name}, more than by {other}"
+                            yield self._row(task, about, case, part, own - values, s, GAINS)
 
     def _by_ideal(self, task: str, part: Part) -> Iterator[Row]:
         for label in IDEAL:
