@@ -375,7 +375,9 @@ def collect(arguments: argparse.Namespace) -> list[Row]:
     start, rows = time.time(), []
     for part, share in SHARES.items():
         if part == "diffusers" and not (find_spec("torch") and find_spec("diffusers")):
-            rows.append(Row("diffusers", None, "s", "not installed: pip install -e '.[lab,verify]'"))
+            rows.append(
+                Row("diffusers", None, "s", "not installed: pip install -e '.[lab,verify]'")
+            )
             continue
         until = start + 60 * arguments.minutes * share
         command = [sys.executable, __file__, "--part", part, *["--tiny"] * arguments.tiny]

@@ -6,6 +6,7 @@ import re
 import warnings
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -562,7 +563,7 @@ def test_a_write_that_fails_leaves_nothing(tokenizer, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fdopen", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         cache.embed("a red ball", 12)
     assert sorted(tmp_path.iterdir()) == before
