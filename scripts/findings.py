@@ -70,7 +70,10 @@ def fill(words: str, results: Results) -> str:
             if not told:
                 raise ValueError(f"{name} has no {column[0]} of '{': '.join(key[:3])}'")
             return told if told.isdigit() else number(told)
-        value, low, high = (number(line[k]) for k in ("value", "low", "high"))
+        exact = [line[k] for k in ("value", "low", "high")]
+        value, low, high = map(number, exact)
+        if low == high and exact[1] != exact[2]:  # a width that three digits do not show
+            value, low, high = (f"{float(v):.1g}" for v in exact)
         return f"{value} [{low}, {high}] (n = {line['n']})"
 
     return MARK.sub(replaced, words)
