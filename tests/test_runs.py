@@ -264,7 +264,7 @@ def test_no_command_writes_into_another_ones_folder(
     for command in (
         ["demo"],
         ["sample", "maze"],
-        ["bench", "score", "arm", "--samples", "samples"],
+        ["bench", "score", tmp_path / "arm", "--samples", tmp_path],
         ["run", Path(__file__).parent.parent / "configs" / "steps.py", "--redo"],
     ):
         said = refused(capsys, *command, "--out", tmp_path / "arm")

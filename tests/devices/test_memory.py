@@ -80,7 +80,7 @@ def test_one_program_makes_every_step_of_both_experts(pair: Wan, waiting: Wan) -
     """The host calls it for each and brings the weights; what is observed is put together."""
     condition, probe = pair.condition(frame(0), "left", FRAMES), chain(TokenEnergy(), States())
     want = generation.generate(pair, condition, (0, 1), probe=probe)
-    programs = generation._advance._cache_size  # type: ignore[attr-defined]
+    programs = loop._advance._cache_size  # type: ignore[attr-defined]
     before, told = programs(), []
     found = generation.generate(waiting, condition, (0, 1), probe=probe, on_step=told.append)
     compare(found, want)

@@ -173,8 +173,8 @@ def test_auroc_within_a_frame_compares_no_frames() -> None:
 def test_puzzles_of_one_identity_count_once() -> None:
     nothing = np.zeros((3, 1, 1, 1, 1))
     part = Part(nothing, nothing, nothing, Spread(nothing, nothing), identities=np.array([0, 1, 1]))
-    found = part.estimate(np.array([[1.0], [2.0], [4.0]]))
-    assert (found.mean, found.n) == (2.0, 2)
+    found = part.estimate(np.array([[0.25], [0.5], [1.0]]))
+    assert (found.mean, found.n) == (0.5, 2)
     assert part.estimate(np.array([[1.0], [np.nan], [np.nan]]))[::3] == (1.0, 1)
     assert part.estimate(np.full((3, 1), np.nan)).n == 0
 
