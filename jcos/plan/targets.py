@@ -43,7 +43,7 @@ def described(machine: Machine) -> Sequence[Any]:
         kind = machine.platform
         raise ModuleNotFoundError(
             f"a plan for {machine.name} needs the {kind.upper()} compiler: pip install -e "
-            f"'.[{kind}]' -c constraints.txt (no {kind.upper()} is needed)"
+            f"'.[lab,{kind}]' -c constraints.txt (no {kind.upper()} is needed)"
         )
     return {"gpu": _gpus, "tpu": _slice}[machine.platform](machine)
 
