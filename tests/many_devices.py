@@ -103,7 +103,7 @@ def trace_of(model: Any, conditions: Any, seeds: int) -> dict[str, Any]:
     from jcos.generation import generate_side_by_side
     from jcos.sampling.probes import SeedEnsemble, States, TokenEnergy, TokenFeatures, chain
 
-    mean = SeedEnsemble.window(2, 2, at_layers=[0])
+    mean = SeedEnsemble.window(2, 2, at_layers=[0] if seeds > 1 else [])
     probe = chain(States(), TokenEnergy(), mean, TokenFeatures((1,)))
     trace = generate_side_by_side(model, conditions, range(seeds), probe=probe)
     x0, (_, energy, _, tokens), states = to_host((trace.x0, trace.block_obs, trace.estimate_obs[0]))
