@@ -41,7 +41,7 @@ from jcos.sampling.probes import Probe, TokenEnergy, TokenFeatures
 from jcos.sampling.trajectory import Condition
 from jcos.variants import toy
 from jcos.wan import Wan
-from scripts.pages import rewrite
+from pages import rewrite
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 MB = 1e6

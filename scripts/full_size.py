@@ -27,7 +27,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from convert.work import JOURNAL
+from jcos.convert.work import JOURNAL  # type: ignore[import-not-found]
 from jcos.files import local_path
 from jcos.model.dit import DiT
 from jcos.variants import VARIANTS, wan22_ti2v_5b

@@ -36,7 +36,7 @@ from jcos.plan.machines import GIB, Chip, machine
 from jcos.sampling import trajectory
 from jcos.sampling.probes import Probe, SeedEnsemble, Swap, TokenEnergy, TokenFeatures
 from jcos.variants import toy, wan22_i2v_a14b
-from scripts.pages import rewrite
+from pages import rewrite
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 SEEDS = 3

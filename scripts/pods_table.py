@@ -26,7 +26,7 @@ from jcos.plan.costs import Job
 from jcos.plan.forecast import Forecast
 from jcos.plan.machines import GIB, machine
 from jcos.variants import VARIANTS
-from scripts.pages import rewrite
+from pages import rewrite
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "pods.md"
 
