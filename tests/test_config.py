@@ -52,6 +52,18 @@ def test_parameter_counts_equal_the_releases_to_the_unit(name):
     assert parameter_count(whole.vae) == (704_688_668 if "5b" in name else 126_892_531)
 
 
+def test_another_number_of_steps_takes_the_place_of_explicit_sigmas():
+    config = VARIANTS["wan2.2-i2v-a14b"]()
+    distilled = dataclasses.replace(
+        config, sampling=config.sampling_with(sigmas=(1000, 750, 500, 250))
+    )
+    assert distilled.sampling.steps == 4
+    changed = distilled.sampling_with(steps=7)
+    assert (changed.steps, changed.sigmas) == (7, None)
+    with pytest.raises(ValueError, match="sigmas"):
+        config.sampling_with(steps=7, sigmas=(1.0, 0.5))
+
+
 def test_every_released_model_is_listed():
     assert VARIANTS.keys() == {*RELEASED, "jcos-tiny"}
     assert all(make().name == name for name, make in VARIANTS.items())

@@ -55,7 +55,7 @@ class Plan(options.Plan):
         if self.profile is not None:
             config = with_profile(config, self.profile)
         if self.steps is not None:
-            sampling = dataclasses.replace(config.sampling, steps=self.steps)
+            sampling = config.sampling_with(steps=self.steps)
             config = dataclasses.replace(config, sampling=sampling)
         clip = config.clip
         width, height = (clip.width, clip.height) if self.size is None else read_size(self.size)

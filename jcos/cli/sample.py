@@ -44,7 +44,7 @@ class Sample(options.Sample, Interventions):
         seed_words(self.seeds)  # which of them are no seeds
         config = wan.read_config(self.checkpoint)
         if self.steps is not None:
-            sampling = dataclasses.replace(config.sampling, steps=self.steps)
+            sampling = config.sampling_with(steps=self.steps)
             config = dataclasses.replace(config, sampling=sampling)
         seeds = len(self.seeds)
         probe = self.probe(config.sampling.steps, task.frames, config.dit.layers, seeds)

@@ -132,7 +132,9 @@ class Budget(Experiment):
 
     def plan_of(self, model: Wan, case: Case) -> flow.Plan:
         """The run of a case."""
-        sampling = dataclasses.replace(self.sampling.of(model.config), steps=case.steps)
+        sampling = dataclasses.replace(
+            self.sampling.of(model.config), steps=case.steps, sigmas=None
+        )
         if case.kind == "shift" and case.value is not None:
             sampling = dataclasses.replace(sampling, shift=case.value)
         plan = flow.plan(sampling, model.config.boundary)

@@ -51,7 +51,7 @@ def evaluate(
     looked = [*range(0, sampling.steps - 1, every), sampling.steps - 1]
     full = play(model, task, puzzles, sampling=sampling, keep=looked)
     scores, good = score(model, task, puzzles, full.latents[0, :, 0])
-    short = play(model, task, puzzles, sampling=dataclasses.replace(sampling, steps=1))
+    short = play(model, task, puzzles, sampling=dataclasses.replace(sampling, steps=1, sigmas=None))
     _, one = score(model, task, puzzles, short.latents[0, :, 0])
     _, by_step = score(model, task, puzzles, full.x0[0, :, 0])
     by_step[:, -1] = good  # the last estimate is the answer itself
