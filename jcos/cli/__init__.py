@@ -26,6 +26,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "plan": options.Plan,
     "report": options.Report,
     "explore": options.Explore,
+    "export": options.Export,
     "tasks": options.Tasks,
 }
 

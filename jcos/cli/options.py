@@ -66,8 +66,8 @@ class Demo(Command):
     """See a small video model solve puzzles, denoising step by denoising step: one page, about a
     minute.
 
-    Writes OUT/index.html, and its runs for `jcos report OUT`. The same seeds give the same numbers
-    every time.
+    Writes a folder of results whose page, OUT/index.html, can be opened after a few seconds and
+    fills as parts arrive. The same seeds give the same numbers every time.
     """
 
     work = "jcos.cli.demo:Demo"
@@ -353,12 +353,11 @@ class Plan(Command):
 class Report(Command):
     """Make a page of results to look inside: steps × frames, curves, heat maps, tables, files.
 
-    RESULTS is what any command left: sample, run and generate, which make this page themselves at
-    their end, or demo, which has a page of its own. Several folders are compared: the first is the
-    baseline, and runs of the same puzzle and seed stand side by side. Writes index.html into the
-    folder, or explore.html beside a page of another making; of several folders compared.html into
-    the first. It opens from disk, without network; large results leave a folder of the page's name
-    and .files beside it.
+    RESULTS is what any command left; most make this page themselves at their end. Several folders
+    are compared: the first is the baseline, and runs of the same puzzle and seed stand side by
+    side. Writes index.html into the folder, or explore.html beside a page of another making; of
+    several folders compared.html into the first. It opens from disk, without network; large results
+    leave a folder of the page's name and .files beside it.
 
     Examples:
       jcos report out/sample
@@ -379,7 +378,8 @@ class Report(Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Explore(Command):
-    """List the runs below a folder and look inside them, live, in the browser of this machine.
+    """List the runs below a folder as a table, compare them and look inside, in the browser of this
+    machine.
 
     Examples:
       jcos explore
@@ -392,6 +392,37 @@ class Explore(Command):
     """A folder of results, or one with such folders in it."""
     port: int = PORT
     """0 takes any that is free."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export(Command):
+    """Write results for talks and papers: films of x̂0 along the steps, the plane, every chart.
+
+    Examples:
+      jcos export out/demo --gif x0.gif --frame -1 --plane plane.png
+      jcos export out/steps --svg figures --csv figures
+    """
+
+    work = "jcos.cli.export:Export"
+
+    results: tyro.conf.Positional[InFolder]
+    """A folder of results."""
+    gif: OutFile | None = None
+    """The clean estimates along the steps, the final video beside them, as GIF …"""
+    mp4: OutFile | None = None
+    """… or as MP4."""
+    plane: OutFile | None = None
+    """Steps × frames as one PNG."""
+    svg: OutFolder | None = None
+    """Every chart, as SVG into this folder …"""
+    png: OutFolder | None = None
+    """… as PNG …"""
+    csv: OutFolder | None = None
+    """… and its numbers."""
+    run_number: Annotated[int | None, tyro.conf.arg(name="run")] = None
+    """Which run, from 0; by default the most telling one."""
+    frame: int | None = None
+    """Only this frame, -1 is the last; all by default."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,84 @@
+"""Runs of small puzzles in batches of one size: two programs serve a whole demo, one of single
+seeds and one of several."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, UInt8
+
+from jcos.generation import generate_worlds
+from jcos.lab.tasks import TASKS, Puzzle
+from jcos.model.vae import decode_pixels
+from jcos.sampling import flow
+from jcos.sampling.probe import Probe
+from jcos.sampling.trajectory import Condition, tree_stack
+from jcos.wan import Wan
+
+BATCH = 8
+"""Runs of one call of a program."""
+
+
+class Runs(NamedTuple):
+    """What is kept of N runs: x0 [N, K, S, F, h, w, C] as latents, and as video."""
+
+    latents: Float[Any, "*N S F h w C"]
+    video: UInt8[Any, "*N S F H W 3"]
+
+
+class Row(NamedTuple):
+    """One run: a puzzle, its noise seeds, and what is done to it."""
+
+    puzzle: Puzzle
+    seeds: tuple[int, ...]
+    probe: Probe
+
+
+class Batches:
+    """Plays rows in equal batches; `forward` counts the seconds in compiled programs."""
+
+    def __init__(self, model: Wan) -> None:
+        self.model, self.forward = model, 0.0
+        self.plan = flow.plan(model.config.sampling, model.config.boundary)
+        self._programs: dict[Any, Callable[..., Runs]] = {}
+        self._conditions: dict[Puzzle, Condition] = {}
+
+    def play(self, rows: Sequence[Row]) -> Runs:
+        """Return all runs, in order."""
+        parts = []
+        for first in range(0, len(rows), BATCH):
+            batch = [rows[min(first + i, len(rows) - 1)] for i in range(BATCH)]
+            given = tree_stack([self._condition(row.puzzle) for row in batch])
+            keys = jnp.stack([jax.vmap(jax.random.key)(np.array(row.seeds)) for row in batch])
+            inputs = self.model, self.plan, given, keys, tree_stack([row.probe for row in batch])
+            kind = type(batch[0].probe), keys.shape
+            if kind not in self._programs:
+                self._programs[kind] = _batch.lower(*inputs).compile()
+            start = time.monotonic()
+            parts.append(jax.device_get(self._programs[kind](*inputs)))
+            self.forward += time.monotonic() - start
+        joined = (np.concatenate(leaves)[: len(rows)] for leaves in zip(*parts, strict=True))
+        return Runs(*joined)
+
+    def _condition(self, puzzle: Puzzle) -> Condition:
+        if puzzle not in self._conditions:
+            task = TASKS[puzzle.task]
+            given = self.model.condition(task.first_frame(puzzle), puzzle.prompt, task.frames)
+            self._conditions[puzzle] = jax.tree.map(np.asarray, given)
+        return self._conditions[puzzle]
+
+
+@jax.jit
+def _batch(
+    model: Wan, plan: flow.Plan, given: Condition, keys: Key[Array, "N K"], probes: Probe
+) -> Runs:
+    def one(given: Condition, keys: Key[Array, " K"], probe: Probe) -> Runs:
+        world = jax.tree.map(lambda a: a[None], given)
+        x0 = generate_worlds(model, plan, world, keys, probe).x0[0]
+        video = jax.vmap(jax.vmap(lambda x: decode_pixels(model.codec, x)))(x0)
+        return Runs(x0, jnp.clip(jnp.round(video), 0, 255).astype(jnp.uint8))
+
+    return jax.vmap(one)(given, keys, probes)

@@ -1,0 +1,132 @@
+"""Charts come from the dimensions of a dataset: which there are, and what they show."""
+
+import base64
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from jcos.lab import results
+from jcos.report.charts import MISSING, Chart, charts_of, fitted, pack
+from tests.report import folders
+
+
+def unpacked(packed: dict[str, Any]) -> np.ndarray:
+    """What the page makes of packed numbers."""
+    codes = np.frombuffer(base64.b64decode(packed["data"]), "<u2").astype(np.float64)
+    step = (packed["high"] - packed["low"]) / (MISSING - 1)
+    return np.where(codes == MISSING, np.nan, packed["low"] + codes * step)
+
+
+@pytest.fixture(scope="module")
+def data() -> xr.Dataset:
+    return folders.dataset()
+
+
+@pytest.fixture(scope="module")
+def charts(data: xr.Dataset) -> dict[str, Chart]:
+    found, missing = charts_of(data)
+    assert not missing
+    return {chart.title: chart for chart in found}
+
+
+def test_what_moves_and_has_a_title_is_a_chart(charts: dict[str, Chart]) -> None:
+    assert {title: chart.about()["kind"] for title, chart in charts.items()} == {
+        "Solved": "curves",
+        "Token energy": "map",
+        "Score with noise: one step": "curves",
+        "Score with noise: one cell": "map",
+    }
+
+
+def test_curves_are_estimates_by_task(data: xr.Dataset, charts: dict[str, Chart]) -> None:
+    drawn = charts["Solved"].drawn()
+    maze, bounce = drawn["panels"]
+    model, ideal = maze["lines"]
+    cells = results.estimates(data["solved"]).sel(task="maze", denoiser="model")
+    for field in ("mean", "low", "high"):
+        np.testing.assert_allclose(model[field], cells[field], rtol=1e-3)
+    assert (model["label"], model["ideal"]) == ("model", False)
+    assert (ideal["label"], ideal["ideal"]) == ("ideal denoiser", True)
+    assert maze["levels"] == [{"label": "a random legal answer", "value": 0.25}]
+    assert bounce["levels"][0]["value"] == 0.5
+    assert (maze["n"], bounce["n"]) == (2, 1)
+    assert (maze["flat"], bounce["flat"]) == (False, True)  # solved from the first step on
+    assert drawn["range"] == [0, 1]
+    assert drawn["comment"] == "What Solved means."
+
+
+def test_cases_lie_where_they_change_something(data: xr.Dataset, charts: dict[str, Chart]) -> None:
+    drawn = charts["Score with noise: one step"].drawn()
+    assert drawn["labels"] == list(range(folders.STEPS))
+    (line,) = drawn["panels"][0]["lines"]
+    mazes = data["score"].isel(puzzle=[0, 1]).mean(("puzzle", "seed"))
+    np.testing.assert_allclose(line["mean"], mazes[1 : 1 + folders.STEPS], rtol=1e-3)
+    (level,) = drawn["panels"][0]["levels"]
+    assert level["label"] == "without noise"
+    assert level["value"] == pytest.approx(float(mazes[0]), rel=1e-3)
+    cells = charts["Score with noise: one cell"].drawn()
+    axes = {axis["name"]: axis["labels"] for axis in cells["axes"]}
+    assert axes == {"task": ["all", "maze", "bounce"], "step": [0, 4, 8], "frame": [0, 1, 2, 3, 4]}
+
+
+def test_a_map_has_the_runs_behind_it(data: xr.Dataset, charts: dict[str, Chart]) -> None:
+    drawn = charts["Token energy"].drawn()
+    shape = [len(axis["labels"]) for axis in drawn["axes"]]
+    assert shape == [3, folders.STEPS, folders.LAYERS, folders.FRAMES]
+    means = unpacked(drawn["values"]).reshape(shape)
+    energy = data["energy"]
+    np.testing.assert_allclose(means[0], energy.mean(("puzzle", "seed")), atol=1e-4)
+    np.testing.assert_allclose(means[2], energy[2].mean("seed"), atol=1e-4)
+    runs = unpacked(drawn["runs"]).reshape(*shape[1:], 6)
+    np.testing.assert_allclose(runs[3, 2, 1], energy[:, :, 3, 2, 1].values.ravel(), atol=1e-4)
+    assert drawn["names"][5] == "bounce, puzzle 2, seed 1"
+
+
+def test_many_lines_are_the_rows_of_a_map() -> None:
+    values = np.random.default_rng(0).random((9, 2, 4))
+    array = xr.DataArray(values, dims=("token", "puzzle", "step"), attrs={"long_name": "A"})
+    (chart,), _ = charts_of(array.to_dataset(name="a"))
+    assert chart.is_map
+    (chart,), _ = charts_of(array[:3].to_dataset(name="a"))
+    assert not chart.is_map
+    assert [line["hue"] for line in chart.drawn()["panels"][0]["lines"]] == [0, 1, 2]
+
+
+def test_a_chart_that_lacks_something_is_said() -> None:
+    without = xr.DataArray(np.zeros(4), dims="step", attrs={"long_name": "A"})
+    named = xr.DataArray(
+        np.zeros((2, 4)),
+        dims=("puzzle", "step"),
+        attrs={"long_name": "B", "ancillary_variables": "chance_b"},
+    )
+    charts, missing = charts_of(xr.Dataset({"a": without, "b": named}))
+    assert [chart.name for chart in charts] == ["b"]
+    assert [sentence.split(":")[0] for sentence in missing] == ["a", "b"]
+
+
+def test_values_that_are_not_known_leave_holes() -> None:
+    values = np.full((2, 1, 3), np.nan)
+    values[:, 0, 1] = 0.5
+    array = xr.DataArray(values, dims=("puzzle", "seed", "step"), attrs={"long_name": "A"})
+    (chart,), _ = charts_of(array.to_dataset(name="a"))
+    assert chart.drawn()["panels"][0]["lines"][0]["mean"] == [None, 0.5, None]
+    (nothing,), _ = charts_of((array * np.nan).assign_attrs(array.attrs).to_dataset(name="a"))
+    assert nothing.drawn()["panels"] == []
+
+
+def test_packed_numbers_come_back() -> None:
+    values = np.array([[0.25, np.nan], [-3.0, 7.5]])
+    np.testing.assert_allclose(unpacked(pack(values)).reshape(2, 2), values, atol=2e-4)
+    assert pack(np.full((2, 2), np.nan))["high"] == 0
+
+
+def test_a_map_that_is_too_large_is_averaged_from_its_last_axes() -> None:
+    values = np.random.default_rng(0).random((4, 5, 6, 3)).astype(np.float32)
+    axes = [
+        {"name": name, "labels": list(range(n))} for name, n in zip("abc", (4, 5, 6), strict=True)
+    ]
+    small, left = fitted(values, axes, 4 * 5 * 3, drop=True)
+    assert [axis["name"] for axis in left] == ["a", "b"]
+    np.testing.assert_allclose(small, values.mean(2), rtol=1e-5)
