@@ -4,7 +4,6 @@ import dataclasses
 import errno
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +14,7 @@ from PIL import Image
 
 from jcos import cli, demo, wan
 from jcos.cli import sample
-from jcos.experiments.puzzles import Progress, held_out
+from jcos.experiments.puzzles import held_out
 from jcos.generation import generate
 from jcos.lab import tasks
 from jcos.weights import checkpoint
@@ -60,23 +59,25 @@ def test_programs_are_kept_in_the_users_cache(
     capsys.readouterr()
 
 
-def test_the_demo_ends_with_its_page_and_what_to_look_at(
+def test_the_demo_names_its_page_and_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def play(model: wan.Wan, folder: Path, command: str) -> Iterator[Progress]:
-        yield Progress("following routes", 0, 2)
-        yield Progress("the page", 2, 2)
+    def play(
+        model: wan.Wan, folder: Path, command: str, *, progress: Callable[[str, int, int], None]
+    ) -> demo.Done:
+        progress("following routes", 0, 2)
+        progress("watching tasks", 1, 2)
+        progress("the page", 2, 2)
+        return demo.Done(31.0, 22.0, 9.0)
 
     monkeypatch.setattr(demo, "run", play)
     monkeypatch.setattr(wan, "load", lambda folder: None)
     run("demo", "--out", tmp_path / "d")
     said = capsys.readouterr()
-    page, look = said.out.splitlines()
+    page, times = said.out.splitlines()
     assert page == f"The page is at {(tmp_path / 'd' / 'index.html').resolve()}"
-    assert (
-        look == "Look at the maze first: several routes at once in early steps, one in late ones."
-    )
-    assert "the page" in said.err
+    assert all(time in times for time in ("31 s", "22 s", "9 s"))
+    assert "The first maze is at" in said.err
     assert "2/2" in said.err
 
 

@@ -31,6 +31,6 @@ class Demo(options.Demo):
                     console.print(f"The first maze is at {page}; the page fills as parts arrive.")
 
             seconds = demonstration.run(model, self.out, command, progress=progress)
+        total, forward, first = (f"{value:.0f} s" for value in seconds)
         print(f"The page is at {page}")
-        forward = f"{seconds.forward:.0f} s of them were forward passes of the model"
-        print(f"{seconds.total:.0f} s; {forward}")
+        print(f"{total}, of them {forward} in the model's forward passes; first page after {first}")

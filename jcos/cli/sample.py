@@ -113,6 +113,9 @@ class Sample(options.Sample, Interventions):
         x0_scores, _ = score(model, task, puzzles, x0)
         mass = jax.jit(jax.vmap(blend))(x0, answers_of(model, puzzles))
         arrays = io.BytesIO()
+        ends = [task.routes(p)[:, -1] for p in puzzles]
+        most = max(map(len, ends))
+        answers = [np.pad(e, ((0, most - len(e)), *[(0, 0)] * 3)) for e in ends]
         np.savez_compressed(
             arrays,
             latents=np.asarray(latents),
@@ -120,6 +123,7 @@ class Sample(options.Sample, Interventions):
             x0_scores=x0_scores,
             mass=np.asarray(mass.on),
             off=np.asarray(mass.off),
+            answers=np.stack(answers),
             reference=np.stack([task.routes(p)[0] for p in puzzles]),
         )
         return arrays.getvalue()

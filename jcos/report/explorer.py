@@ -202,6 +202,7 @@ def render(
         sections=sections,
         rest=[i for i in range(len(abouts)) if i not in used],
         plane=bool(runs),
+        first=next((i for i, section in enumerate(sections) if section["runs"]), None),
         films=contents.films(results, place),
         folders=folders,
         alone=alone,
