@@ -39,6 +39,8 @@ NOISED = (0, 5, 10, 15, 20, 25, 30, 40)
 """Denoising steps at which noise is put in."""
 ROUTES = 8
 """The most right answers of a puzzle whose masses are measured, so that all share a program."""
+STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "jcos", "font.size": 8}
+"""Of figures: text stays text, and the same figure is the same file."""
 PARTS = ("following routes", "watching tasks", "noise", "averaging seeds", "the page")
 """What is done, in this order."""
 TITLE = "Watch a video model make up its mind"
@@ -397,7 +399,8 @@ class Story:
         about |= {"unfinished": unfinished} if unfinished else runs.made(self.command)
         for name, (figure, _) in self.figures.items():
             drawn = io.BytesIO()
-            figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+            with mpl.rc_context(STYLE):
+                figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
             files.write(folder / "figures" / f"{name}.svg", drawn.getvalue())
         results.save(self.data, folder / "results.nc")
         Look(self.planes).save(folder, **about)
@@ -410,9 +413,9 @@ def _committed(plane: Plane) -> str:
         np.array([line.values for line in plane.lines if line.chart == MASS], float)
     )
     step = telling(plane.lines, plane.solved)[2]
-    decided = f"From step {step} on one route alone holds 90 % of that."
+    decided = f"From step {step} on one route alone holds 90% of that."
     if step >= mass.shape[1]:
-        decided = "No route alone holds 90 % of that, even at the last step."
+        decided = "No route alone holds 90% of that, even at the last step."
     return (
         f"At step 0, {mass[0, 0]:.0%} of the estimate lies on the route that is taken in the end "
         f"and {mass[1:, 0].sum():.0%} on the others. {decided}"
@@ -431,7 +434,7 @@ def _gains(solved: Float[np.ndarray, "T S"], names: Mapping[str, Any]) -> str:
 
 def _dots(points: Mapping[str, Estimate]) -> Figure:
     """Estimates as dots with their intervals, by name from top to bottom."""
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "jcos", "font.size": 8}):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.4, 0.9), layout="constrained")
         axes = figure.subplots()
         at = np.arange(len(points))[::-1]

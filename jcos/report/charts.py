@@ -161,7 +161,11 @@ def axis_of(array: xr.DataArray, dim: str) -> list[float | str]:
     """Return the labels along a dimension: words, or numbers, from 0 where there are none."""
     if dim not in array.coords:
         return list(range(array.sizes[dim]))
-    return [v if isinstance(v, str) else float(f"{v:g}") for v in array.coords[dim].values.tolist()]
+    return [v if isinstance(v, str) else _number(v) for v in array.coords[dim].values.tolist()]
+
+
+def _number(value: float) -> float:
+    return int(value) if float(value).is_integer() else float(f"{value:g}")
 
 
 # ---- curves

@@ -2,9 +2,9 @@
 and files; and of several folders, the settings in which they differ."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -12,26 +12,46 @@ from PIL import Image
 
 from jcos.media import formats
 from jcos.report import svg
-from jcos.report.reading import UNREADABLE, Results, Table, reason
+from jcos.report.reading import UNREADABLE, Results, Table
+from jcos.report.runs import Run
 from jcos.report.templates import finite
 from jcos.runs import MANIFEST
-
-if TYPE_CHECKING:
-    from jcos.report.explorer import Place, View
 
 SHORT = 30
 """A table of so many rows, or so many films, are shown at once."""
 ESTIMATES = ("value", "mean")
 """Columns of a table that `low` and `high` are the interval of; the first that it has."""
-DATA = (".nc", ".npz", ".safetensors", ".csv", ".json", ".svg", ".png", ".webp", ".mp4")
+DATA = (".nc", ".npz", ".safetensors", ".csv", ".json")
 WIDE = 1.9
 """Figures whose width is so many times their height have a row of their own."""
-ELSEWHERE = (
-    *("planes", "title", "question", "lead", "command", "figures", "sections", "unfinished"),
-)
+ELSEWHERE = ("planes", "title", "lead", "command", "figures", "sections", "unfinished", "question")
 """Entries of a manifest that are shown elsewhere on the page."""
 OUTCOMES = ("seconds", "date", "scores", "solved", "rows", "shown_steps", "machine", "device")
 """Entries that are no settings: two runs that are to be compared may differ in them."""
+
+
+MIME = {
+    ".png": "image/png",
+    ".webp": "image/webp",
+    ".svg": "image/svg+xml",
+    ".mp4": "video/mp4",
+}
+
+
+class Place(NamedTuple):
+    """Where a page finds what is no text. put: keeps a picture under a name, and returns its
+    address. link: the address of a file of the results."""
+
+    put: Callable[[str, bytes | Path], str]
+    link: Callable[[Path], str]
+
+
+class View(NamedTuple):
+    """A run on a page. stub: what is known before it is looked at."""
+
+    stub: dict[str, Any]
+    run: Run
+    found: Results
 
 
 def facts(found: Results) -> list[str]:
@@ -42,11 +62,12 @@ def facts(found: Results) -> list[str]:
     steps = f"{found.steps} denoising steps" if found.steps else None
     seconds = run.get("seconds")
     told = [name, steps, None if seconds is None else f"{seconds} s", run.get("device")]
-    return [str(fact) for fact in (*told, run.get("date")) if fact is not None]
+    date = str(run.get("date") or "")[:10]  # without the time
+    return [str(fact) for fact in (*told, date or None) if fact is not None]
 
 
-def folder(found: Results, place: "Place", said: list[str], *, alone: bool) -> dict[str, Any]:
-    """Return figures, tables, settings and files of a folder; `said` hears what cannot be shown."""
+def folder(found: Results, place: Place) -> dict[str, Any]:
+    """Return figures, tables, settings and files of a folder."""
     figures = {}
     for i, path in enumerate(found.pictures):
         if found.runs and path.stem.startswith("puzzle-"):  # their runs are shown
@@ -55,7 +76,7 @@ def folder(found: Results, place: "Place", said: list[str], *, alone: bool) -> d
             caption = found.captions.get(path.stem)
             figures[path.stem] = _figure(path, caption, place, f"f{i}{found.folder.name[:1]}-")
         except UNREADABLE as error:
-            said.append(f"{path.relative_to(found.folder).as_posix()}: {reason(error)}")
+            found.lacks(path.relative_to(found.folder).as_posix(), error)
     return {
         "title": found.title,
         "command": found.command,
@@ -68,11 +89,10 @@ def folder(found: Results, place: "Place", said: list[str], *, alone: bool) -> d
             if key not in ELSEWHERE
         ],
         "files": _files(found, place),
-        "alone": alone,
     }
 
 
-def _figure(path: Path, caption: Any, place: "Place", prefix: str) -> dict[str, Any]:
+def _figure(path: Path, caption: Any, place: Place, prefix: str) -> dict[str, Any]:
     name = path.stem.replace("_", " ")
     about = {"name": path.stem, "file": path.name, "caption": str(caption or name)}
     if path.suffix == ".svg":
@@ -87,7 +107,7 @@ def _figure(path: Path, caption: Any, place: "Place", prefix: str) -> dict[str, 
 def sections(
     found: Results,
     shown: Mapping[str, Any],
-    views: Sequence["View"],
+    views: Sequence[View],
     charts: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """Return text and figures in the order of the manifest, and leave out of `shown` what they
@@ -114,13 +134,13 @@ def _names(value: object) -> list[str]:
     return [str(name) for name in value] if isinstance(value, list) else []
 
 
-def _names_of(view: "View") -> set[str]:
+def _names_of(view: View) -> set[str]:
     """Return how a section may name a run: by its label, its group, or both."""
     label, group = view.stub["label"], view.stub["group"]
     return {label, group, f"{group}, {label}"}
 
 
-def films(results: Sequence[Results], place: "Place") -> list[dict[str, Any]]:
+def films(results: Sequence[Results], place: Place) -> list[dict[str, Any]]:
     """Return all films by the folders that they lie in; those of one name in several results, as of
     a baseline and an intervention, stand side by side."""
     folders: dict[Path, dict[Path, dict[int, Path]]] = {}
@@ -141,7 +161,7 @@ def films(results: Sequence[Results], place: "Place") -> list[dict[str, Any]]:
 
 
 def _film(
-    results: Sequence[Results], inside: Path, by: Mapping[int, Path], place: "Place"
+    results: Sequence[Results], inside: Path, by: Mapping[int, Path], place: Place
 ) -> dict[str, Any]:
     """Return the film of one name in all results."""
     prompts = (found.prompts.get(inside.with_suffix("").as_posix()) for found in results)
@@ -222,10 +242,10 @@ def _value(value: object) -> str:
     return text if len(text) <= 5000 else f"{text[:5000]} …"
 
 
-def _files(found: Results, place: "Place") -> list[tuple[str, str, str]]:
+def _files(found: Results, place: Place) -> list[tuple[str, str, str]]:
     """Return address, name and size of each file, data before pictures."""
-    listed = [p for p in found.files if p.suffix in DATA]
-    listed.sort(key=lambda p: (p.name != MANIFEST, DATA.index(p.suffix) > 4, p.as_posix()))
+    listed = [p for p in found.files if p.suffix in (*DATA, *MIME)]
+    listed.sort(key=lambda p: (p.name != MANIFEST, p.suffix in MIME, p.as_posix()))
     return [
         (place.link(p), p.relative_to(found.folder).as_posix(), _size(p.stat().st_size))
         for p in listed

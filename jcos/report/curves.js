@@ -10,18 +10,18 @@ function ticks(low, high, about) {
   return found;
 }
 
-function span(lines, levels, range) {
+function span(lines, levels, range, whole) {
   const known = [...lines.flatMap(l => [...l.mean, ...(l.low ?? []), ...(l.high ?? [])]), ...levels.map(l => l.value)].filter(v => v != null);
   if (!known.length) return range ?? [0, 1];
   const low = Math.min(...known), high = Math.max(...known), room = .04 * (high - low) || .5;
-  if (range && high - low > .3 * (range[1] - range[0])) return range;
+  if (range && (whole || high - low > .3 * (range[1] - range[0]))) return range;
   if (low >= 0 && low < .4 * high) return [0, high + room];
   return [Math.max(low - room, range?.[0] ?? -Infinity), Math.min(high + room, range?.[1] ?? Infinity)];
 }
 
-function plot({ at, lines, levels = [], range, width, height, left, right = 10, bottom = 4, label, x = [] }) {
+function plot({ at, lines, levels = [], range, whole, width, height, left, right = 10, bottom = 4, label, x = [] }) {
   // at: where each place of the axis lies. x: its ticks, as [where, text]. Returns what moves along it.
-  const [low, high] = span(lines, levels, range), top = 6, floor = height - bottom;
+  const [low, high] = span(lines, levels, range, whole), top = 6, floor = height - bottom;
   const y = v => top + (1 - (v - low) / (high - low || 1)) * (floor - top);
   const svg = make("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
   for (const t of ticks(low, high, height > 120 ? 4 : 2)) {
@@ -60,7 +60,7 @@ function drawCurves(box, chart) {
   const lines = [...new Map(chart.panels.flatMap(p => p.lines).map(l => [l.label, styled(l)])).values()];
   const legend = make("ul", { class: "legend" }, ...lines.filter(() => lines.length > 1).map(l => make("li", {}, key(l), l.label)));
   const sizes = [...new Set(chart.panels.map(p => p.n))].sort((a, b) => a - b), n = sizes.length > 1 ? `${sizes[0]} to ${sizes.at(-1)}` : sizes[0];
-  const all = panels => make("div", { class: "panels" }, ...panels.map(p => panel(chart, p, open.length + folded.length)));
+  const wide = Math.min(640, box.clientWidth || 640), all = panels => make("div", { class: "panels" }, ...panels.map(p => panel(chart, p, panels.length > 1 ? Math.min(330, wide) : wide)));
   box.replaceChildren(legend, all(open));
   if (folded.length) {
     const names = folded.map(p => p.task || "all runs").join(", "), values = folded.map(p => p.lines[0].mean.find(v => v != null));
@@ -70,11 +70,11 @@ function drawCurves(box, chart) {
   box.append(make("p", { class: "note" }, `Mean and 95 % interval over ${n} runs.`));
 }
 
-function panel(chart, { task, lines, levels }, count) {
-  const width = count > 1 ? 330 : 640, height = count > 1 ? 210 : 270, left = 46, right = 12, bottom = 34;
+function panel(chart, { task, lines, levels }, width) {
+  const height = width > 400 ? 270 : 210, left = 46, right = 12, bottom = 34;
   const numbers = chart.labels.every(l => typeof l === "number"), spots = numbers ? chart.labels : chart.labels.map((_, i) => i);
   const low = Math.min(...spots), high = Math.max(...spots), at = i => left + (spots[i] - low) / (high - low || 1) * (width - left - right);
-  const shown = numbers ? ticks(low, high || 1, 5).filter(t => t <= high).map(t => [left + (t - low) / (high - low || 1) * (width - left - right), brief(t)]) : chart.labels.map((l, i) => [at(i), l]);
+  const whole = spots.every(Number.isInteger), shown = numbers ? ticks(low, high || 1, 5).filter(t => t <= high && (!whole || Number.isInteger(t))).map(t => [left + (t - low) / (high - low || 1) * (width - left - right), brief(t)]) : chart.labels.map((l, i) => [at(i), l]);
   lines.forEach(styled);
   const says = lines.map(l => `${l.label || chart.title} from ${brief(l.mean.find(v => v != null))} to ${brief(l.mean.findLast(v => v != null))}`);
   const drawn = plot({ at, lines, levels, range: chart.range, width, height, left, right, bottom, x: shown, label: `${task ? `${task}: ` : ""}${chart.title}, along ${chart.x}s: ${says.join("; ")}` });

@@ -22,9 +22,9 @@ from markupsafe import Markup
 from jcos import files
 from jcos.report import contents
 from jcos.report.charts import Chart
+from jcos.report.contents import MIME, Place, View
 from jcos.report.plane import Plane, telling
 from jcos.report.reading import STORE, UNREADABLE, Results, read, reason
-from jcos.report.runs import Run
 from jcos.report.templates import JSON, fill, text_of
 
 SCRIPTS = ("page.js", "curves.js", "maps.js", "plane.js", "lanes.js", "controls.js")
@@ -36,25 +36,11 @@ EMBEDDED = 24_000_000
 """Bytes of pictures up to which a page holds them itself."""
 AGAIN = 4
 """Seconds after which the page of an unfinished run loads itself again."""
-MIME = {
-    ".png": "image/png",
-    ".webp": "image/webp",
-    ".svg": "image/svg+xml",
-    ".mp4": "video/mp4",
-}
 ICON = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 8 8'%3E"
     "%3Cpath fill='%230072b2' d='M0 0h8v8H0z'/%3E%3Cpath fill='%23f0a83c' d='M1 5h2v2H1zM3 3h2v2H3z"
     "M5 1h2v2H5z'/%3E%3C/svg%3E"
 )
-
-
-class Place(NamedTuple):
-    """Where a page finds what is no text. put: keeps a picture under a name, and returns its
-    address. link: the address of a file of the results."""
-
-    put: Callable[[str, bytes | Path], str]
-    link: Callable[[Path], str]
 
 
 def make(folder: Path) -> Path:
@@ -102,8 +88,7 @@ def write(results: Sequence[Results], page: Path, *, embedded: int = EMBEDDED) -
     made = Path(tempfile.mkdtemp(prefix=f".{store.name}.", dir=home))
     made.chmod(0o755)
     try:
-        missing: list[str] = []
-        views = list(_loaded(views_of(results), made, missing))
+        views = list(_loaded(views_of(results), made))
         size += sum(p.stat().st_size for p in made.iterdir())
 
         def link(path: Path) -> str:
@@ -113,7 +98,7 @@ def write(results: Sequence[Results], page: Path, *, embedded: int = EMBEDDED) -
             return link(content) if isinstance(content, Path) else link(store / name)
 
         place = Place(inside if size <= embedded else beside, link)
-        text = render(results, place, [_addressed(v, made, place) for v in views], missing)
+        text = render(results, place, [_addressed(v, made, place) for v in views])
         shutil.rmtree(store, ignore_errors=True)
         if size > embedded:
             made.rename(store)
@@ -123,25 +108,21 @@ def write(results: Sequence[Results], page: Path, *, embedded: int = EMBEDDED) -
     return page
 
 
-def _loaded(
-    views: Sequence["View"], made: Path, missing: list[str]
-) -> Iterator[tuple["View", dict[str, Any]]]:
+def _loaded(views: Sequence[View], made: Path) -> Iterator[tuple[View, dict[str, Any]]]:
     """Yield each run with what the page has of it, its sheet in a folder; what fails is said."""
-    failed = set()
     for i, view in enumerate(views):
         try:
-            data, sheet = plane_data(view.load())
-            (made / f"{SHEET}{i}.{data['sheet']}").write_bytes(sheet)
-            yield view, data | {"sheet": f"{SHEET}{i}.{data['sheet']}"}
+            data, sheet = plane_data(view.run.load())
+            name = f"{SHEET}{i}.{data['sheet']}"
+            (made / name).write_bytes(sheet)
+            yield view, data | {"sheet": name}
         except UNREADABLE as error:
-            if (why := f"{view.source}: {reason(error)}") not in failed:
-                failed.add(why)
-                missing.append(why)
+            view.found.lacks(f"{view.run.group}, {view.run.label}", error)
 
 
 def _addressed(
-    view: tuple["View", dict[str, Any]], made: Path, place: Place
-) -> tuple["View", dict[str, Any]]:
+    view: tuple[View, dict[str, Any]], made: Path, place: Place
+) -> tuple[View, dict[str, Any]]:
     about, data = view
     name = data["sheet"]
     return about, data | {"sheet": place.put(name, (made / name).read_bytes())}
@@ -150,15 +131,13 @@ def _addressed(
 def render(
     results: Sequence[Results],
     place: Place,
-    views: Sequence[tuple["View", dict[str, Any]]] | None = None,
-    missing: Sequence[str] = (),
+    views: Sequence[tuple[View, dict[str, Any]]] | None = None,
 ) -> str:
     """Return the page as text. views: the runs with their data; without them, runs and charts are
     asked for by the page when they are looked at."""
     first, alone, live = results[0], len(results) == 1, views is None
     runs = views_of(results) if views is None else [view for view, _ in views]
     drawings = drawings_of(results)
-    said = [*missing]
     payloads = {}
     if views is not None:
         payloads = {f"view-{i}": data for i, (_, data) in enumerate(views)}
@@ -166,9 +145,9 @@ def render(
             try:
                 payloads[f"chart-{i}"] = drawing.load()
             except UNREADABLE as error:
-                payloads[f"chart-{i}"] = drawing.about | {"error": reason(error)}
-                said.append(f"{drawing.about['title']}: {reason(error)}")
-    folders = [contents.folder(found, place, said, alone=alone) for found in results]
+                payloads[f"chart-{i}"] = {"error": reason(error)}
+                first.lacks(drawing.about["title"], error)
+    folders = [contents.folder(found, place) for found in results]
     abouts = [drawing.about for drawing in drawings]
     sections = contents.sections(first, folders[0], runs, abouts) if alone else []
     used = {number for section in sections for number in section["charts"]}
@@ -180,10 +159,10 @@ def render(
         "live": live,
     }
     code = script()
-    told = [
-        (f"{found.folder.name}: " if not alone else "", s)
+    missing = [
+        sentence if alone else f"{found.folder.name}: {sentence}"
         for found in results
-        for s in found.missing
+        for sentence in dict.fromkeys(found.missing)
     ]
     return fill(
         "explorer.html",
@@ -197,7 +176,7 @@ def render(
         lead=first.manifest.get("lead") if alone else None,
         facts=contents.facts(first) if alone else [],
         command=first.command if alone else "",
-        missing=[*("".join(parts) for parts in told), *said],
+        missing=missing,
         differences=contents.differences(results),
         sections=sections,
         rest=[i for i in range(len(abouts)) if i not in used],
@@ -241,37 +220,22 @@ def inside(name: str, content: bytes | Path) -> str:
 # ---- runs
 
 
-class View(NamedTuple):
-    """A run on a page. stub: what is known before it is looked at. source: where it comes from."""
-
-    stub: dict[str, Any]
-    run: Run
-    source: str
-
-    def load(self) -> Plane:
-        return self.run.load()
-
-
 def views_of(results: Sequence[Results]) -> list[View]:
     """Return all runs. Those of several folders are named after theirs, and follow the run of the
     same puzzle and seed in the first folder, their baseline."""
     alone = len(results) == 1
-    groups: dict[tuple[str, str], list[View]] = {}
+    groups: dict[tuple[Any, ...], list[View]] = {}
     for i, found in enumerate(results):
         for number, run in enumerate(found.runs):
             label = run.label if alone else f"{found.title}, {run.label}"
             stub = {"label": label, "group": run.group, "prompt": run.prompt, "solved": run.solved}
-            source = f"{run.group}, {label}"
-            view = View(stub | {"steps": list(run.steps)}, run, source)
-            key = (run.group, run.label)
-            if alone or (i and key not in groups):
-                groups.setdefault((*key, f"{i}-{number}"), []).append(view)  # type: ignore[arg-type]
-            else:
-                groups.setdefault(key, []).append(view)
+            view = View(stub | {"steps": list(run.steps)}, run, found)
+            key: tuple[Any, ...] = (run.group, run.label)
+            own = alone or (i and key not in groups)
+            groups.setdefault((*key, i, number) if own else key, []).append(view)
     views: list[View] = []
     for group in groups.values():
-        start = len(views)
-        matched = {"baseline": start} if len(group) > 1 else {}
+        matched = {"baseline": len(views)} if len(group) > 1 else {}
         views += [view._replace(stub=view.stub | matched) for view in group]
     return views
 
@@ -279,7 +243,12 @@ def views_of(results: Sequence[Results]) -> list[View]:
 def most_telling(views: Sequence[View]) -> int:
     """Return the run that the page opens with: one that holds several answers, decides late and
     ends on one of them; the first where none does."""
-    scores = [telling(view.run.lines, view.run.solved) for view in views]
+    scores = []
+    for view in views:
+        try:
+            scores.append(telling(view.run.lines, view.run.solved))
+        except (ValueError, TypeError):  # lines of another making
+            scores.append((False, False, 0))
     return max(range(len(views)), key=lambda i: (scores[i], -i), default=0)
 
 

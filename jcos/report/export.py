@@ -39,7 +39,7 @@ def plane_of(results: Results, run: int | None = None) -> Plane:
         raise ValueError(f"{results.folder} holds no runs to look into; give --svg or --csv")
     if run is not None and not 0 <= run < len(views):
         raise IndexError(f"run {run} is asked for; {results.folder} has {len(views)}, from 0")
-    return views[most_telling(views) if run is None else run].load()
+    return views[most_telling(views) if run is None else run].run.load()
 
 
 # ---- runs

@@ -1,5 +1,6 @@
 // Under the grids, on their axis of steps: what was measured of the runs that are shown.
 const TALL = 104, MASS = "mass on each right answer";
+const SHARES = [MASS, "mass on no right answer", "score of x̂0"];   // from 0 to 1
 
 function chartsNow() {
   // Their lines by chart; of several answers a chart for each run, of one measure a line for each.
@@ -26,7 +27,7 @@ function buildLanes() {
   const shaded = new Set(state.shown.flatMap(v => marksOf(views[v]).steps));
   $("curves").replaceChildren(...chartsNow().map(([name, lines]) => {
     const label = `${name}, over the denoising steps: ${lines.map(l => `${l.name} from ${brief(l.mean.find(v => v != null))} to ${brief(l.mean.findLast(v => v != null))}`).join("; ")}`;
-    const drawn = plot({ lines, range: name === MASS ? [0, 1] : null, width: width + LEFT + GAP, height: TALL, left: LEFT, right: GAP, label });
+    const drawn = plot({ lines, range: [0, 1], whole: SHARES.includes(lines[0].chart), width: width + LEFT + GAP, height: TALL, left: LEFT, right: GAP, label });
     for (const s of shaded) drawn.svg.prepend(make("rect", { class: "shade", x: place(s) - Math.max(1.5, band / 2), y: 0, width: Math.max(3, band), height: TALL }));
     const keys = make("ul", {}, ...lines.map(line => {
       line.value = make("b");

@@ -13,11 +13,11 @@ from pathlib import Path
 from markupsafe import Markup
 
 from jcos.files import is_hidden
+from jcos.report.contents import Place
 from jcos.report.explorer import (
     ICON,
     STYLES,
     Drawing,
-    Place,
     drawings_of,
     inside,
     json_of,
@@ -145,7 +145,7 @@ def _data(found: list[Results], name: str, place: Place) -> bytes | None:
     try:
         if isinstance(item, Drawing):
             return json_of(item.load())
-        data, sheet = plane_data(item.load())
+        data, sheet = plane_data(item.run.load())
         return json_of(data | {"sheet": place.put(f"sheet.{data['sheet']}", sheet)})
     except UNREADABLE as error:
         return json_of({"error": reason(error)})

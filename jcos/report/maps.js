@@ -60,14 +60,20 @@ function limits(map) {
 function drawMap(box, map) {
   turned(map);
   const build = () => {
-    const rows = map.axes[map.rows], columns = map.axes[map.columns], [low, high] = limits(map);
+    const rows = map.axes[map.rows], columns = map.axes[map.columns], [low, high] = limits(map), ends = [make("span"), make("span")];
     const canvas = make("canvas", { role: "img", tabindex: 0, "aria-label": `${map.title}: ${rows.name}s by ${columns.name}s, from ${brief(low)} to ${brief(high)}. Arrow keys choose a cell, Enter shows the runs behind it.` });
     const ramp = make("span", { class: "ramp", title: "from the lowest to the highest" });
     ramp.style.background = `linear-gradient(90deg, ${[0, .2, .4, .6, .8, 1].map(heatColour).join()})`;
     const value = make("b"), lane = make("div", { class: "heat" });
     const axes = make("div", { class: "cells" }, make("div", { class: "rows", "aria-hidden": "true" }), canvas, make("div", { class: "foot", "aria-hidden": "true" }));
-    lane.append(make("p", { class: "turns" }, ...choosers(map, build, () => paintMap(lane))), make("p", { class: "key" }, brief(low), ramp, brief(high), value), axes);
-    Object.assign(lane, { map, low, high, value, canvas, row: 0, column: 0 });
+    const scale = () => {
+      [lane.low, lane.high] = limits(map);
+      ends.forEach((end, i) => { end.textContent = brief([lane.low, lane.high][i]); });
+    };
+    const paint = rescaled => { if (rescaled) scale(); paintMap(lane); };
+    lane.append(make("p", { class: "turns" }, ...choosers(map, build, paint)), make("p", { class: "key" }, ends[0], ramp, ends[1], value), axes);
+    Object.assign(lane, { map, value, canvas, row: 0, column: 0 });
+    scale();
     box.replaceChildren(lane);
     layMap(lane);
     paintMap(lane);
@@ -94,7 +100,12 @@ function choosers(map, build, paint) {
     const say = () => { now.textContent = map.fixed[i] === MEAN ? `mean of ${axis.labels.length}` : axis.labels[map.fixed[i]]; };
     slider.value = map.fixed[i];
     say();
-    slider.addEventListener("input", () => { map.fixed[i] = +slider.value; say(); paint(); });
+    slider.addEventListener("input", () => {
+      const before = map.fixed[i];
+      map.fixed[i] = +slider.value;
+      say();
+      paint((before === MEAN) !== (map.fixed[i] === MEAN));   // colours mean the same at all places
+    });
     parts.push(make("span", {}, `${axis.name} `, slider, now));
   });
   return parts;

@@ -272,8 +272,8 @@ function drawStrip(strip, number, view) {
   const picture = sheetOf(number);
   if (view.error) return strip.remove();
   if (!picture) return pictures.get(number).addEventListener("load", () => drawStrip(strip, number, view));
-  const count = Math.min(11, view.steps.length), last = view.steps.length - 1, [cw, ch] = view.cell, frame = view.frames.length - 1;
-  const rows = [...new Set(Array.from({ length: count }, (_, i) => Math.round(i * last / Math.max(1, count - 1))))];
+  const last = view.steps.length - 1, [cw, ch] = view.cell, frame = view.frames.length - 1;
+  const each = last < 12 ? 1 : Math.max(5, Math.ceil(last / 50) * 5), rows = view.steps.map((_, r) => r).filter(r => r % each === 0 || r === last);
   const cells = rows.map(r => {
     const canvas = make("canvas", { width: cw, height: ch, class: cw <= 64 ? "exact" : "", role: "img", "aria-label": `Clean estimate of ${view.label}, step ${view.steps[r]}, last frame` });
     const i = r * view.frames.length + frame;

@@ -76,6 +76,12 @@ class Results:
     files: list[Path]
     missing: list[str]
 
+    def lacks(self, what: str, error: Exception) -> None:
+        """Note, once, what cannot be shown."""
+        sentence = f"{what}: {reason(error)}"
+        if sentence not in self.missing:
+            self.missing.append(sentence)
+
     @property
     def title(self) -> str:
         named = self.manifest.get("title") or self.manifest.get("question")
@@ -158,7 +164,8 @@ def read(folder: Path) -> Results:
     files = [p for p in files if p.relative_to(folder).parts[0] not in aside(manifest)]
     runs: list[Run] = []
     if not {PLANES, ARRAYS} & absent:
-        runs = tried("The runs", lambda: list(runs_of(folder, manifest, missing.append)), runs)
+        file = next((n for n in (PLANES, ARRAYS) if (folder / n).is_file()), "The runs")
+        runs = tried(file, lambda: list(runs_of(folder, manifest, missing.append)), runs)
     charts: list[Chart] = []
     if (folder / DATASET).is_file():
         data = tried(DATASET, lambda: dataset_of(folder, manifest), xr.Dataset())

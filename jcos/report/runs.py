@@ -60,6 +60,8 @@ def runs_of(
 ) -> Iterator[Run]:
     """Yield each run of a folder; `tell` hears what its pictures lack when they are loaded."""
     if isinstance(manifest.get("planes"), list):
+        if not zipfile.is_zipfile(folder / PLANES):
+            raise ValueError("its end is missing")
         for i, about in enumerate(manifest["planes"]):
             lines = [Line(**line) for line in about["lines"]]
             load = partial(_saved, folder / PLANES, i, about)

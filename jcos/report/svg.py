@@ -50,7 +50,7 @@ def inline(path: Path, prefix: str, label: str) -> Markup:
     root.set("role", "img")
     root.set("aria-label", label)
     # What matplotlib's own style element says of everything in the figure.
-    root.set("style", "stroke-linejoin:round;stroke-linecap:butt")
+    root.set("style", "stroke-linejoin:round;stroke-linecap:butt;fill:currentColor")
     ET.register_namespace("", SVG[1:-1])
     return Markup(ET.tostring(root, encoding="unicode"))
 

@@ -9,4 +9,3 @@ for (const box of document.querySelectorAll(".runs input"))
     $("ticked").textContent = names.length ? names.join(" and ") : "Tick two or more runs; the first that is ticked is the baseline.";
   });
 $("compare").addEventListener("click", () => { location.href = `run/${ticked.join("+")}/`; });
-for (const picture of document.querySelectorAll(".runs img")) picture.addEventListener("error", () => { picture.hidden = true; });

@@ -3,7 +3,6 @@
 import csv
 import datetime as dt
 import io
-import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import av
 import numpy as np
 
 from jcos.media import formats
-from jcos.report.contents import OUTCOMES, settings_of
+from jcos.report.contents import ESTIMATES, OUTCOMES, settings_of
 from jcos.report.plane import PLANES
 from jcos.report.reading import FIGURES, TABLE, UNREADABLE, manifest_of
 from jcos.runs import KINDS
@@ -22,7 +21,7 @@ HOW = ("weights", "versions", "mesh", "numerics", "puzzles", "model")
 """Settings that are too long for a table."""
 MOST = 6
 """Differences that a row names."""
-ESTIMATES = ("value", "mean")
+EMPTY = b'<svg xmlns="http://www.w3.org/2000/svg" width="3" height="2"/>'
 
 
 class Row(NamedTuple):
@@ -111,8 +110,9 @@ def score_of(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, float | No
         return "", None
 
 
-def thumbnail(folder: Path) -> tuple[bytes | Path, str] | None:
-    """Return a picture of a run and its type: the end of its first video, or its first figure."""
+def thumbnail(folder: Path) -> tuple[bytes | Path, str]:
+    """Return a picture of a run and its type: the end of its first video, or its first figure; an
+    empty one where it has neither."""
     try:
         if (folder / PLANES).is_file():
             with np.load(folder / PLANES, allow_pickle=False) as arrays:
@@ -131,9 +131,9 @@ def thumbnail(folder: Path) -> tuple[bytes | Path, str] | None:
             picture.thumbnail((176, 116))
             picture.save(data := io.BytesIO(), "PNG")
             return data.getvalue(), "image/png"
-    except (*UNREADABLE, zipfile.BadZipFile, StopIteration):
+    except (*UNREADABLE, StopIteration):
         pass
-    return None
+    return EMPTY, "image/svg+xml"
 
 
 def _settings(manifest: Mapping[str, Any]) -> dict[str, str]:

@@ -193,7 +193,7 @@ def test_an_intervention_is_matched_with_its_baseline(
     plain = folders.sample_folder(tmp_path / "plain", noise=())
     noised = folders.sample_folder(tmp_path / "noised", seed=6)
     page = explorer.write([read(tmp_path / n) for n in ("plain", "noised")], tmp_path / "a.html")
-    tab = opened(page)
+    tab = opened(f"{page.as_uri()}#runs=0,1,2,3")
     slide(tab, "step", 4)
     slide(tab, "frame", 1)
     tab.locator("[data-difference=first]").click()
