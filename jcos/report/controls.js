@@ -168,7 +168,7 @@ async function open() {
   const group = shown.every(i => views[i].group === views[shown[0]].group) ? views[shown[0]].group : EACH;
   state.frame = +(asked.get("frame") ?? 1e6);
   const at = asked.get("step"), start = at == null ? -1 : steps.indexOf(+at);
-  state.step = start >= 0 ? start : Math.min(steps.length - 1, Math.floor(steps.length * .12));
+  state.step = start >= 0 ? start : Math.min(steps.length - 1, Math.floor(steps.length * .1));
   await enter(group, shown);
 }
 
