@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 

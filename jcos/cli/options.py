@@ -407,22 +407,14 @@ class Export(Command):
 
     results: tyro.conf.Positional[InFolder]
     """A folder of results."""
-    gif: OutFile | None = None
-    """The clean estimates along the steps, the final video beside them, as GIF …"""
-    mp4: OutFile | None = None
-    """… or as MP4."""
-    plane: OutFile | None = None
-    """Steps × frames as one PNG."""
-    svg: OutFolder | None = None
-    """Every chart, as SVG into this folder …"""
-    png: OutFolder | None = None
-    """… as PNG …"""
-    csv: OutFolder | None = None
-    """… and its numbers."""
-    run_number: Annotated[int | None, tyro.conf.arg(name="run")] = None
-    """Which run, from 0; by default the most telling one."""
-    frame: int | None = None
-    """Only this frame, -1 is the last; all by default."""
+    gif: OutFile | None = None  # The clean estimates along the steps, beside the final video …
+    mp4: OutFile | None = None  # … or as MP4.
+    plane: OutFile | None = None  # Steps × frames as one PNG.
+    svg: OutFolder | None = None  # Every chart, as SVG into this folder …
+    png: OutFolder | None = None  # … as PNG …
+    csv: OutFolder | None = None  # … and its numbers.
+    run_number: Annotated[int | None, tyro.conf.arg(name="run")] = None  # From 0.
+    frame: int | None = None  # Only this frame, -1 is the last; all by default.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
