@@ -13,7 +13,7 @@ from jcos.cli.paths import config_file
 from jcos.config import Sampling, WanConfig
 from jcos.devices import sharding
 from jcos.experiments.clips import write_example
-from jcos.experiments.results import conduct
+from jcos.experiments.folder import run_to
 from jcos.experiments.settings import load_experiment, override
 from jcos.files import check_new_folder
 from jcos.report import explorer
@@ -46,28 +46,24 @@ class Run(options.Run, OnMesh):
             _tell_steps(experiment.sampling.of(config), config)
             return wan.load(self.checkpoint, profile=profile)
 
-        steps = conduct(
-            experiment,
-            config,
-            load,
-            out,
-            weights=identify(self.checkpoint),
-            command=command_line(),
-            redo=self.redo,
-        )
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with (
             sharding.use_mesh(devices),
             Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar,
         ):
             shown = bar.add_task("starting", total=None)
-            while True:
-                try:
-                    what, done, total = next(steps)
-                except StopIteration as end:
-                    new = end.value
-                    break
-                bar.update(shown, description=what, completed=done, total=total)
+            new = run_to(
+                out,
+                experiment,
+                config,
+                load,
+                weights=identify(self.checkpoint),
+                command=command_line(),
+                redo=self.redo,
+                progress=lambda what, done, total: bar.update(
+                    shown, description=what, completed=done, total=total
+                ),
+            )
         page = explorer.page_of(out)
         if new or not page.is_file():  # of a run that was killed between the two
             with console.status("the page …"):

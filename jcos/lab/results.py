@@ -1,0 +1,279 @@
+"""One labelled dataset per experiment: its measures, their estimates over puzzles, table and file.
+
+Dimensions have names. Runs are counted over `RUNS`, and averaged over `REPEATS` first; all others
+are what a measure depends on. A measure carries in its attributes what it means and how it is
+counted (`measure`), so that tables, figures and pages need nothing else.
+"""
+
+import io
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from jcos import files
+from jcos.lab.measures import SCORES, Estimate, Span, estimate, median_step
+
+RUNS = ("puzzle", "pair", "clip")
+"""Dimensions over whose places intervals are taken."""
+REPEATS = ("seed", "direction", "group", "member")
+"""Dimensions that a run is averaged over first."""
+MODEL, IDEAL = DENOISERS = ("model", "ideal denoiser")
+"""Labels of the dimension `denoiser`."""
+VERSION = 1
+"""Of the layout of a results file; another one is not read."""
+Variable = tuple[tuple[str, ...], Any, dict[str, Any]]
+
+
+class Row(NamedTuple):
+    """One line of an experiment's table.
+
+    measure: what was measured. case: where or how. value, low, high: with its 95 % interval over n
+    puzzles. chance, still: the same measure of random legal answers, and of the first frame held;
+    None where that has no meaning. forwards: passes through the transformer behind one value.
+    """
+
+    task: str
+    measure: str
+    case: str
+    value: float
+    low: float
+    high: float
+    n: int
+    chance: float | None = None
+    still: float | None = None
+    forwards: int = 0
+
+
+def measure(
+    dims: str,
+    values: Any,
+    name: str,
+    comment: str = "",
+    *,
+    units: str = "1",
+    span: Span = SCORES,
+    median: bool = False,
+    by: str = "task",
+    cluster: str | None = None,
+    forwards: str = "forwards",
+    tabled: bool = True,
+) -> Variable:
+    """Return a variable of a dataset with the attributes that describe it.
+
+    dims: blank-separated. name, comment: the title of its chart, and its meaning in one sentence.
+    span: the least and the largest possible value. median: counted as the median of steps, not as
+    a mean; nan is a run without such a step. by: coordinate along the runs whose values are
+    estimated apart. cluster: coordinate along the runs whose equal values are no independent
+    evidence. forwards: variable that says the passes behind a value. tabled: whether `table` lists
+    it.
+    """
+    attributes = {"long_name": name, "units": units, "grouped_by": by, "forwards": forwards}
+    attributes |= {"statistic": "median" if median else "mean", "tabled": int(tabled)}
+    if comment:
+        attributes["comment"] = comment
+    if cluster is not None:
+        attributes["clusters"] = cluster
+    limits = zip(("valid_min", "valid_max"), span, strict=True)
+    attributes |= {key: float(end) for key, end in limits if np.isfinite(end)}
+    return tuple(dims.split()), np.asarray(values), attributes
+
+
+def span_of(array: xr.DataArray) -> Span:
+    """Return the least and the largest possible value of a measure."""
+    attributes = array.attrs
+    return attributes.get("valid_min", -np.inf), attributes.get("valid_max", np.inf)
+
+
+def run_dimension(array: xr.DataArray) -> str:
+    """Return the dimension whose places are independent runs. Raises ValueError for none."""
+    for name in RUNS:
+        if name in array.dims:
+            return name
+    raise ValueError(f"{array.name} has no dimension of runs ({', '.join(RUNS)}): {array.dims}")
+
+
+def groups_of(array: xr.DataArray, by: str | None = None) -> dict[str, np.ndarray]:
+    """Return which runs belong to each value of a coordinate, in order of appearance; by default
+    that of the measure itself. Runs whose value is empty belong to none."""
+    by, over = by or array.attrs.get("grouped_by", "task"), run_dimension(array)
+    if by not in array.coords or array.coords[by].dims != (over,):
+        return {"": np.arange(array.sizes[over])}
+    names = array.coords[by].values.astype(str)
+    return {name: np.flatnonzero(names == name) for name in dict.fromkeys(names) if name}
+
+
+def estimates(
+    array: xr.DataArray,
+    *,
+    by: str | None = None,
+    cluster: str | None = None,
+    paired_with: xr.DataArray | None = None,
+) -> xr.Dataset:
+    """Return `mean low high n` of a measure over its runs, along all its other dimensions.
+
+    by: coordinate along the runs that becomes a dimension, by default that of the measure.
+    cluster: see `measure`. paired_with: another measure, which is subtracted run by run.
+    """
+    span, name = span_of(array), by or array.attrs.get("grouped_by", "task")
+    cluster = cluster or array.attrs.get("clusters")
+    if paired_with is not None:
+        least, most = span_of(paired_with)
+        attributes = array.attrs
+        array = (array.astype(float) - paired_with).assign_attrs(attributes)
+        span = span[0] - most, span[1] - least
+    over = run_dimension(array)
+    repeats = [d for d in array.dims if d in REPEATS]
+    rest = [d for d in array.dims if d not in (over, *repeats)]
+    shape = [array.sizes[d] for d in rest]
+    values = array.transpose(over, *repeats, *rest).values.astype(np.float64)
+    values = values.reshape(len(values), -1, int(np.prod(shape)))
+    same = None if cluster is None else np.unique(array[cluster].values, return_inverse=True)[1]
+    groups = groups_of(array, name)
+    cells = np.array(
+        [
+            [
+                _cell(array, values[rows, :, i], span, None if same is None else same[rows])
+                for i in range(values.shape[2])
+            ]
+            for rows in groups.values()
+        ]
+    ).reshape(len(groups), *shape, 4)
+    coordinates = {d: array.coords[d] for d in rest if d in array.coords}
+    return xr.Dataset(
+        {field: ((name, *rest), cells[..., i]) for i, field in enumerate(("mean", "low", "high"))}
+        | {"n": ((name, *rest), cells[..., 3].astype(int))},
+        coordinates | {name: list(groups)},
+    )
+
+
+def _cell(array: xr.DataArray, values: np.ndarray, span: Span, same: np.ndarray | None) -> Estimate:
+    if array.attrs.get("statistic") != "median":
+        return estimate(values, span, groups=same)
+    steps = [row[np.isfinite(row)] for row in values]
+    middle = np.array([np.median(row) for row in steps if len(row)])
+    if not len(middle):
+        return estimate(values, span)
+    return median_step(middle, int(span[1]))
+
+
+def table(data: xr.Dataset, at: Mapping[str, Sequence[Any]] | None = None) -> pd.DataFrame:
+    """Return one line for every measure, group of runs and place, as `Row` has them; lines of
+    nothing known are left out. at: the places of a dimension that are listed, by default all."""
+    return pd.DataFrame(rows(data, at), columns=pd.Index(Row._fields))
+
+
+def rows(data: xr.Dataset, at: Mapping[str, Sequence[Any]] | None = None) -> Iterator[Row]:
+    """Return the lines of `table`."""
+    for name, array in data.data_vars.items():
+        if not array.attrs.get("tabled"):
+            continue
+        array = array.sel({d: list(v) for d, v in (at or {}).items() if d in array.dims})
+        cells = estimates(array)
+        group, *dims = cells["mean"].dims
+        labels = [_labels(cells, d) for d in dims]
+        title = f"{array.attrs['long_name']}{_STATISTIC[array.attrs['statistic']]}"
+        columns = [cells[field].values for field in ("mean", "low", "high", "n")]
+        groups = groups_of(array)
+        baselines = [Level(data, f"{kind}{name}", groups) for kind in LEVELS]
+        forwards = Level(data, array.attrs["forwards"], groups)
+        for index in np.ndindex(*columns[0].shape):
+            value, low, high, n = (column[index] for column in columns)
+            if not n:
+                continue
+            task = str(cells[group].values[index[0]])
+            place = {d: names[i] for d, names, i in zip(dims, labels, index[1:], strict=True)}
+            case = case_of(place)
+            ideal = IDEAL in case
+            levels = [None if ideal else level.at(task, place) for level in baselines]
+            cost = 0 if ideal else int(forwards.at(task, place) or 0)
+            numbers = float(value), float(low), float(high), int(n)
+            yield Row(task, title, case, *numbers, *levels, cost)
+
+
+LEVELS = {"chance_": "a random legal answer", "still_": "the first frame held"}
+"""Before a measure's name: variables with the same measure of a baseline."""
+_STATISTIC = {"mean": "", "median": ", median"}
+
+
+class Level:
+    """A variable with fewer dimensions than a measure, such as a baseline, looked up by labels.
+    What it has along the runs is averaged over a group of them."""
+
+    def __init__(self, data: xr.Dataset, name: str, groups: Mapping[str, np.ndarray]):
+        self.array, self.groups = data.get(name), groups
+        dims = () if self.array is None else self.array.dims
+        self.runs = next((d for d in dims if d in RUNS), None)
+        self.places = {
+            d: {label: i for i, label in enumerate(_labels(data, d))}
+            for d in dims
+            if d != self.runs
+        }
+
+    def at(self, group: str, place: Mapping[Hashable, Any]) -> float | None:
+        """Return the value at a place of the measure, or None where there is no such variable."""
+        if self.array is None or any(place.get(d) not in p for d, p in self.places.items()):
+            return None
+        index = {d: self.places[d][place[d]] for d in self.places}
+        if self.runs is not None:
+            index[self.runs] = self.groups[group]
+        return float(self.array.values[tuple(index[d] for d in self.array.dims)].mean())
+
+
+def _labels(data: xr.Dataset, dim: Hashable) -> Sequence[Any]:
+    return list(data.indexes[dim]) if dim in data.indexes else range(data.sizes[dim])
+
+
+def case_of(place: Mapping[Hashable, Any]) -> str:
+    """Return a place in words: `step 20, layer 3, ideal denoiser`."""
+    words = []
+    for dim, label in place.items():
+        if isinstance(label, str | np.str_):
+            words += [str(label)] * (dim != "denoiser" or label != MODEL)
+        else:
+            words.append(f"{dim} {label:g}")
+    return ", ".join(words) or (MODEL if "denoiser" in place else "")
+
+
+def with_levels(variable: Variable, name: str, data: Iterable[str]) -> Variable:
+    """Return a measure that names its baselines, those among `data` called `chance_NAME` and
+    `still_NAME`, as lines of its chart."""
+    levels = [f"{kind}{name}" for kind in LEVELS if f"{kind}{name}" in set(data)]
+    dims, values, attributes = variable
+    return dims, values, attributes | {"ancillary_variables": " ".join(levels)}
+
+
+def save(data: xr.Dataset, path: Path) -> None:
+    """Write a dataset as one NetCDF file, whole or not at all."""
+    packed = {
+        name: {"zlib": True, "complevel": 4} for name, v in data.data_vars.items() if v.size > 1000
+    }
+    marked = data.assign_attrs(jcos_results=VERSION)
+    out = io.BytesIO(marked.to_netcdf(engine="h5netcdf", encoding=packed))
+    files.write(path, out.getvalue())
+
+
+def load(path: Path, experiment: str | None = None) -> xr.Dataset:
+    """Return a dataset that `save` wrote; its variables are read when they are used.
+
+    Raises ValueError for a file that is damaged, of another version, or of another experiment.
+    """
+    try:
+        data = xr.open_dataset(path, engine="h5netcdf")
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except (OSError, ValueError, KeyError) as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is no whole file of results ({why}); make it again") from None
+    if data.attrs.get("jcos_results") != VERSION:
+        version = data.attrs.get("jcos_results", "no version")
+        data.close()
+        raise ValueError(f"{path} has layout {version}, not {VERSION}: make the results again")
+    if experiment is not None and data.attrs.get("experiment") != experiment:
+        made_by = data.attrs.get("experiment")
+        data.close()
+        raise ValueError(f"{path} holds results of {made_by}, not of {experiment}")
+    return data
