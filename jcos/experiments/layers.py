@@ -196,8 +196,8 @@ SPREAD = (
 )
 MAPS = "The first video, then token energy by step and layer (rows) and frame; brighter is more."
 COMPONENTS = (
-    "The first three principal components of the tokens as red, green and blue. Each row has its "
-    "own scale; colours of different rows do not compare."
+    "The first three principal components of the tokens as red, green and blue. Each row has "
+    "another scale; colours of different rows do not compare."
 )
 DECODED = {
     "foreground": (

@@ -8,7 +8,7 @@ counted (`measure`), so that tables, figures and pages need nothing else.
 import io
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -244,6 +244,22 @@ def with_levels(variable: Variable, name: str, data: Iterable[str]) -> Variable:
     levels = [f"{kind}{name}" for kind in LEVELS if f"{kind}{name}" in set(data)]
     dims, values, attributes = variable
     return dims, values, attributes | {"ancillary_variables": " ".join(levels)}
+
+
+Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
+
+
+def of_kind(data: Labelled, kinds: str | Sequence[str], *along: str) -> Labelled:
+    """Return the cases whose coordinate `kind` is one of these. along: coordinates of `case` that
+    become dimensions in its place."""
+    cases = data.isel(case=np.flatnonzero(np.isin(data["kind"], kinds)))
+    if not along:
+        return cases
+    labels = [name for name, c in cases.coords.items() if "case" in c.dims and name not in along]
+    cases = cases.drop_vars(labels)
+    if len(along) == 1:
+        return cases.swap_dims(case=along[0])
+    return cases.set_index(case=list(along)).unstack("case")
 
 
 def save(data: xr.Dataset, path: Path) -> None:
