@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jcos.config import PixelCodec, WanConfig
-from jcos.experiments.linear_probes import ridge
 from jcos.experiments.puzzles import Progress, conditions, held_out, one_world, playing
+from jcos.experiments.ridge import ridge
 from jcos.lab.measures import Estimate, estimate
 from jcos.lab.tasks import TASKS, Puzzle
 from jcos.lab.tasks.base import COLOURS, TILE

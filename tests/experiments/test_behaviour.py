@@ -27,8 +27,8 @@ from jcos.experiments.behaviour_memory import (
     readings,
 )
 from jcos.experiments.experiment import Settings
-from jcos.experiments.linear_probes import ridge
 from jcos.experiments.puzzles import compilations, finish, held_out
+from jcos.experiments.ridge import ridge
 from jcos.experiments.samples import puzzles_of
 from jcos.lab.tasks import TASKS, still_of
 from jcos.lab.tasks.base import PALETTE, TILE
