@@ -132,7 +132,7 @@ class Layers(Experiment):
                 read = probe_measures(readout, labels, identities, steps, self.penalty)
                 part = xr.merge([part, read], join="outer", compat="no_conflicts")
             parts.append(by_identity(part, identities))
-        data = xr.concat(parts, "puzzle", data_vars="all", join="exact")
+        data = xr.concat(parts, "puzzle", data_vars="all", coords="minimal", compat="override")
         runs = "puzzle" if samples.judged else "clip"
         tasks = np.repeat(list(samples.groups), [part.sizes["puzzle"] for part in parts])
         cost = [self.forwards(model.config, s + 1) for s in range(plan.steps)]
@@ -160,11 +160,12 @@ class Layers(Experiment):
         )
         yield "spread", Picture(spread, SPREAD)
         layers = [f"layer {layer}" for layer in data["layer"].values]
-        for reading in READINGS:
-            if reading not in data or not data[reading].notnull().any():
+        for reading in READINGS if "by_energy" in data else ():
+            fitted = data[f"{reading}_control"].notnull().any(["step", "source"])
+            if not fitted.any():
                 continue
             area, control = (
-                data[name].dropna("puzzle", how="all").dropna("step", how="all")
+                data[name].isel(puzzle=np.flatnonzero(fitted)).sel(step=data["probed_step"].values)
                 for name in (reading, f"{reading}_control")
             )
             drawn = list(dict.fromkeys([layers[0], layers[(len(layers) - 1) // 2], layers[-1]]))
@@ -177,7 +178,7 @@ class Layers(Experiment):
                 shown, reading, hue="source", xlabel=x, ylabel=f"AUROC of {reading}"
             )
             yield reading, Picture(curves, DECODED[reading])
-            area = area.sel(source=layers).dropna("puzzle", how="all")
+            area = area.sel(source=layers)
             heat = plots.heat(area, "step", "source", limits=(0.5, 1), xlabel=x, ylabel=" ")
             yield f"{reading}-map", Picture(heat, f"By layer and step. {DECODED[reading]}")
         for task in data["film_of"].values:
