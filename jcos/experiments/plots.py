@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from jcos.lab.measures import Estimate
-from jcos.lab.results import LEVELS, Level, estimates, groups_of
+from jcos.lab.results import LEVELS, Level, estimates, groups_of, rows
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 """Okabe and Ito's, which the colour-blind can tell apart."""
@@ -45,7 +45,7 @@ styled = mpl.rc_context(STYLE)  # pyright: ignore[reportArgumentType]
 @styled
 def lines(
     data: xr.Dataset,
-    names: str | Sequence[str],
+    names: str | Sequence[str] | None = None,
     x: str = "step",
     *,
     hue: str | None = None,
@@ -58,9 +58,12 @@ def lines(
     """Plot measures along a dimension, with 95 % bands, one panel for each group of runs.
 
     names: measures; each, and each place of the dimension `hue`, is a line, and its baselines are
-    levels. labels: of the measures, by default their own titles. at: places of other dimensions.
+    levels. labels: of the measures, by default their titles. Without names, all measures are drawn,
+    and their names are the labels. at: places of other dimensions.
     by: coordinate of the groups (`results.estimates`).
     """
+    if names is None:
+        names = labels = [str(name) for name in data.data_vars]
     names = [names] if isinstance(names, str) else list(names)
     arrays = [data[name].sel(at or {}) for name in names]
     cells = [estimates(array, by=by) for array in arrays]
@@ -119,7 +122,7 @@ def _levels(axes: Axes, data: xr.Dataset, name: str, group: str) -> None:
 
 @styled
 def heat(
-    data: xr.DataArray,
+    data: xr.DataArray | Mapping[str, xr.DataArray],
     x: str,
     y: str,
     *,
@@ -127,17 +130,24 @@ def heat(
     limits: tuple[float, float] | None = None,
     xlabel: str = "",
     ylabel: str = "",
-    title: str = "",
 ) -> Figure:
     """Plot the mean of a measure on two of its dimensions as a map, one panel for each group of
-    runs; the first row is at the bottom."""
-    mean = estimates(data, by=by)["mean"]
-    group = str(mean.dims[0])
-    titles = [str(t) for t in mean[group].values]
-    figure = panels(len(titles))
-    for axes, name in zip(figure.axes, titles, strict=False):
-        values = mean.sel({group: name}).transpose(y, x)
-        low, high = limits or (float(np.nanmin(values)), float(np.nanmax(values)))
+    runs; the first row is at the bottom. data: one measure, or several by the titles of their
+    panels, on one scale."""
+    measures = {"": data} if isinstance(data, xr.DataArray) else data
+    maps: dict[str, xr.DataArray] = {}
+    for title, array in measures.items():
+        mean = estimates(array, by=by)["mean"]
+        group = str(mean.dims[0])
+        for name in mean[group].values:
+            words = [title] * bool(title) + [str(name)] * (not title or mean.sizes[group] > 1)
+            maps[", ".join(words)] = mean.sel({group: name}, drop=True).transpose(y, x)
+    figure, label = panels(len(maps)), next(iter(measures.values())).attrs.get("long_name", "")
+    ends = [(float(np.nanmin(one)), float(np.nanmax(one))) for one in maps.values()]
+    if limits is None and len(measures) > 1:
+        limits = min(low for low, _ in ends), max(high for _, high in ends)
+    for axes, (title, values), span in zip(figure.axes, maps.items(), ends, strict=False):
+        low, high = limits or span
         image = axes.imshow(
             values, origin="lower", aspect="auto", cmap="cividis", vmin=low, vmax=high
         )
@@ -145,17 +155,23 @@ def heat(
         for axis, dim in ((axes.xaxis, x), (axes.yaxis, y)):
             marks = values[dim].values if dim in values.coords else np.arange(values.sizes[dim])
             every = -(-len(marks) // FEW)
-            axis.set_ticks(range(0, len(marks), every), [str(m) for m in marks[::every]])
-        label_axes(axes, xlabel or x, ylabel or y, title or name)
-        figure.colorbar(image, ax=axes, label=str(data.attrs.get("long_name", "")))
-    for axes in figure.axes[len(titles) : _slots(len(titles))]:
+            words = [m if isinstance(m, str) else f"{m:g}" for m in marks[::every]]
+            axis.set_ticks(range(0, len(marks), every), words)
+        label_axes(axes, xlabel or x, ylabel or y, title)
+        figure.colorbar(image, ax=axes, label=str(label))
+    for axes in figure.axes[len(maps) : _slots(len(maps))]:
         axes.remove()
     return figure
 
 
 @styled
-def paired(points: Mapping[str, Estimate], label: str, *, zero: bool = True) -> Figure:
-    """Plot estimates as dots with their intervals, by name from top to bottom."""
+def paired(
+    points: Mapping[str, Estimate] | xr.DataArray, label: str, *, zero: bool = True
+) -> Figure:
+    """Plot estimates as dots with their intervals, by name from top to bottom; of a measure those
+    of every group and place."""
+    if isinstance(points, xr.DataArray):
+        points = _named(points)
     figure = panels(1, size=(4.4, 0.5 + 0.19 * len(points)))
     (axes,) = figure.axes
     at = np.arange(len(points))[::-1]
@@ -168,6 +184,17 @@ def paired(points: Mapping[str, Estimate], label: str, *, zero: bool = True) -> 
     axes.set_ylim(-0.6, len(points) - 0.4)
     label_axes(axes, label, "")
     return figure
+
+
+def _named(array: xr.DataArray) -> dict[str, Estimate]:
+    lines = list(rows(xr.Dataset({"points": array})))
+    several = len({line.task for line in lines}) > 1
+    return {
+        f"{line.task}, {line.case}" if several else line.case: Estimate(
+            line.value, line.low, line.high, line.n
+        )
+        for line in lines
+    }
 
 
 @styled

@@ -175,7 +175,9 @@ def rows(data: xr.Dataset, at: Mapping[str, Sequence[Any]] | None = None) -> Ite
         cells = estimates(array)
         group, *dims = cells["mean"].dims
         labels = [_labels(cells, d) for d in dims]
-        title = f"{array.attrs['long_name']}{_STATISTIC[array.attrs['statistic']]}"
+        title = array.attrs["long_name"]
+        if array.attrs["statistic"] == "median" and "median" not in title:
+            title = f"{title}, median"
         columns = [cells[field].values for field in ("mean", "low", "high", "n")]
         groups = groups_of(array)
         baselines = [Level(data, f"{kind}{name}", groups) for kind in LEVELS]
@@ -196,7 +198,6 @@ def rows(data: xr.Dataset, at: Mapping[str, Sequence[Any]] | None = None) -> Ite
 
 LEVELS = {"chance_": "a random legal answer", "still_": "the first frame held"}
 """Before a measure's name: variables with the same measure of a baseline."""
-_STATISTIC = {"mean": "", "median": ", median"}
 
 
 class Level:
@@ -244,6 +245,19 @@ def with_levels(variable: Variable, name: str, data: Iterable[str]) -> Variable:
     levels = [f"{kind}{name}" for kind in LEVELS if f"{kind}{name}" in set(data)]
     dims, values, attributes = variable
     return dims, values, attributes | {"ancillary_variables": " ".join(levels)}
+
+
+def of_kind(data: xr.Dataset, kinds: str | Sequence[str], *along: str) -> xr.Dataset:
+    """Return the cases whose coordinate `kind` is one of these. along: coordinates of `case` that
+    become dimensions in its place."""
+    cases = data.isel(case=np.flatnonzero(np.isin(data["kind"], kinds)))
+    if not along:
+        return cases
+    labels = [name for name, c in cases.coords.items() if "case" in c.dims and name not in along]
+    cases = cases.drop_vars(labels)
+    if len(along) == 1:
+        return cases.swap_dims(case=along[0])
+    return cases.set_index(case=list(along)).unstack("case")
 
 
 def save(data: xr.Dataset, path: Path) -> None:
