@@ -1,7 +1,7 @@
 """How far does a perturbation reach? (Paper, section 3.2.)
 
-Noise goes into one step, or into one frame at every step; a clean run beside it shares everything
-else. Both are compared after every block of every step, on the device: 1 − CKA of their tokens.
+Noise goes into one step, or into one frame at every step; a clean run shares everything else. Both
+are compared after every block of every step, on the device: 1 − CKA of their tokens.
 
 Linear CKA of few tokens in many dimensions is biased: 125 unrelated tokens in 128 dimensions are
 said to be half alike. So HSIC is estimated without bias here, and unrelated tokens get 0. Noise at
@@ -9,31 +9,37 @@ a frame is judged by the other frames' tokens; so is noise at a step where the t
 """
 
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 from jaxtyping import Array, Bool, Float, Shaped, UInt8
 
 from jcos.config import WanConfig
+from jcos.experiments import plots
 from jcos.experiments.answers import Answers, answers_of, blend, chosen
-from jcos.experiments.experiment import Experiment, Findings, Place, places
-from jcos.experiments.information_flow_figures import figures
-from jcos.experiments.information_flow_found import AXES, Found
-from jcos.experiments.noise import probe_of
-from jcos.experiments.noise_found import Case
-from jcos.experiments.puzzles import Progress, pixels, playing
+from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places
+from jcos.experiments.noise import FRAME, NONE, STEP, STEP_LEVEL, Case, labels_of, probe_of
 from jcos.experiments.samples import Samples
+from jcos.experiments.sweeps import pixels, sweep
 from jcos.lab.ideal import ideal
-from jcos.lab.measures import dissimilarity
+from jcos.lab.measures import UNBOUNDED, dissimilarity
+from jcos.lab.results import Variable, measure, of_kind, run_dimension
 from jcos.sampling import flow, probes, trajectory
 from jcos.sampling.flow import Schedule, solver_init, solver_step
 from jcos.sampling.probes import Latents, Site, Tokens
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
+
+WINDOWS = {"at": "at that step", "on": "from there on", "end": "at the end"}
+"""Observed steps that a reach is the mean of: where the noise is put in, that and all later steps,
+the last."""
+SOURCES = {"tokens": "tokens", "x0": "x̂0", "ideal": "x̂0 of the ideal denoiser"}
+STEPS = {STEP: "replaced", STEP_LEVEL: "at its own level"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +59,6 @@ class Flow(Experiment):
     """
 
     question = "How far does a perturbation reach, and when is a run most sensitive to it?"
-    axes = AXES
 
     steps: tuple[Place, ...] | None = None
     frames: tuple[Place, ...] | None = None
@@ -68,65 +73,244 @@ class Flow(Experiment):
         if self.at_once is not None and self.at_once < 1:
             raise ValueError(f"at_once is {self.at_once}; at least 1 run is perturbed at a time")
 
-    def measure(self, model: Wan) -> Generator[Progress, None, Findings]:
+    def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples = self.samples(model)
         steps, frames = self.plan(model.config).steps, samples.latent[0]
         cases = self.cases(steps, frames)
         answers = answers_of(model, samples.puzzles) if samples.judged else None
         groups = grouped(cases, self.at_once or (8 if samples.judged else 1))
         noise = [[probe_of(case, steps, frames, 0) for case in group] for group in groups]
-        reach: Reach = yield from playing(
+        reach: Reach = sweep(
             model,
-            jax.tree.map(lambda a: np.repeat(a, len(groups[0]), axis=1), samples.given),
+            jax.tree.map(lambda a: np.repeat(a, len(groups[0]), axis=1), samples.conditions),
             self.seeds,
             probes=[Perturbed(trajectory.tree_stack(group), frames) for group in noise],
             plan=self.plan(model.config),
-            look=look_at_reach,
-            beside=answers,
+            readout=read_reach,
+            aux=answers,
             chunk=self.chunk,
-            what="noise at every step and frame, beside clean runs",
+            what="noise at every step and frame, with clean runs",
+            progress=progress,
         )
         reach = jax.tree.map(lambda a: case_by_case(a, len(cases)), reach)
-        solved, agreed = None, None
+        each, one = f"case {samples.runs} seed", self.forwards(model.config)
+        variables = samples.levels({"solved": "solved"})
+        variables |= {"forwards": ((), 2 * one, {}), "run_forwards": ((), one, {})}
+        for name, words in SOURCES.items():
+            values = getattr(reach, name)
+            if values is not None:
+                dims = f"{each} step layer without" if name == "tokens" else f"{each} step without"
+                variables[name] = different(dims, values, f"1 − CKA of {words}", tabled=False)
         if answers is not None:
-            yield Progress("judging", 0, 1)
+            progress("judging", 0, 1)
             solved, agreed = outcomes(samples, answers, reach)
-        found = Found(
-            cases=cases,
-            samples=samples,
-            forwards=2 * self.forwards(model.config),
-            tokens=reach.tokens,
-            x0=reach.x0,
-            ideal=reach.ideal,
-            solved=solved,
-            agreed=agreed,
-        )
-        yield Progress("drawing", 0, 1)
-        return Findings(found.arrays(), list(found.rows()), dict(figures(found)))
+            # A noised frame ends as noise: nothing is solved.
+            solved = np.where([[[case.kind == FRAME]] for case in cases], np.nan, solved)
+            variables["solved"] = measure(each, solved, "solved", forwards="run_forwards")
+            variables["agreement"] = measure(each, agreed, "agreement", AGREEMENT)
+        without = ["nothing", *(f"frame {f}" for f in range(frames))]
+        labels = {"without": without, "step": range(steps), "seed": list(self.seeds)}
+        data = xr.Dataset(variables, labels | labels_of(cases) | samples.coordinates())
+        return data.assign(reaches(data))
 
     def cases(self, steps: int, frames: int) -> list[Case]:
-        """All positions of noise. A single frame has no others that it could be judged by."""
+        """Return all positions of noise. A single frame has no others to be judged by."""
         at_steps = places(self.steps, steps, "step")
         at_frames = places(self.frames, frames, "frame") if frames > 1 else []
         return [
-            *(Case("step", step=s, own=own) for own in (False, True) for s in at_steps),
-            *(Case("frame", frame=f) for f in at_frames),
+            *(Case(kind, step=s) for kind in STEPS for s in at_steps),
+            *(Case(FRAME, frame=f) for f in at_frames),
         ]
+
+    def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
+        kinds = set(data["kind"].values)
+        noised, cka = {"xlabel": "noised step"}, "1 − CKA"
+        if STEP in kinds:
+            steps = {words: of_kind(data, kind, "at_step") for kind, words in STEPS.items()}
+            maps = {f"tokens, {words}": _triangle(one["tokens"]) for words, one in steps.items()}
+            maps["x̂0, replaced"] = _triangle(steps["replaced"]["x0"])
+            if "ideal" in data:
+                maps["x̂0 of the ideal, replaced"] = _triangle(steps["replaced"]["ideal"])
+            tokens = {
+                name: one.mean("layer") if "layer" in one.dims else one
+                for name, one in maps.items()
+            }
+            axes = {"xlabel": "observed step", "ylabel": "noised step"}
+            yield "triangle", Picture(plots.heat(tokens, "step", "at_step", **axes), TRIANGLE)
+            for words, one in steps.items():
+                names = [f"tokens_{window}" for window in WINDOWS]
+                labels = list(WINDOWS.values())
+                figure = plots.lines(one, names, "at_step", labels=labels, ylabel=cka, **noised)
+                yield f"sensitivity-{words.replace(' ', '-')}", Picture(figure, SENSITIVITY)
+            ends = {"x0_end": "model", "ideal_end": "ideal denoiser"}
+            shown = {
+                f"{who}, {words}": one[name]
+                for name, who in ends.items()
+                for words, one in steps.items()
+                if name in one
+            }
+            figure = plots.lines(xr.Dataset(shown), x="at_step", ylabel=f"{cka} of x̂0", **noised)
+            yield "estimates", Picture(figure, ESTIMATES)
+            layers = {w: m.mean("step") for w, m in maps.items() if "layer" in m.dims}
+            yield "layers", Picture(plots.heat(layers, "at_step", "layer", **noised), LAYERS)
+            observed = maps["tokens, replaced"].mean("at_step")
+            figure = plots.heat(observed, "step", "layer", xlabel="observed step")
+            yield "layers-observed", Picture(figure, LAYERS_OBSERVED)
+            if "agreement" in data and data["agreement"].notnull().any():
+                shown = {words: one["agreement"] for words, one in steps.items()}
+                figure = plots.lines(xr.Dataset(shown), x="at_step", ylabel="agreement", **noised)
+                yield "agreement", Picture(figure, AGREEMENT)
+        if FRAME in kinds:
+            frames = of_kind(data, FRAME, "at_frame")["tokens"].mean("layer")
+            left_out = (frames["at_frame"] + 1).astype(int)
+            figure = plots.heat(
+                frames.isel(without=left_out), "step", "at_frame", ylabel="noised frame"
+            )
+            yield "frames", Picture(figure, FRAMES)
+        if "tokens_end_others" in data:
+            figure = plots.paired(data["tokens_end_others"], f"{cka}, other frames, at the end")
+            yield "others", Picture(figure, OTHERS)
+
+
+def _triangle(values: xr.DataArray) -> xr.DataArray:
+    """Return values by noised step × observed step, nan before the noise."""
+    return values.isel(without=0, drop=True).where(values["step"] >= values["at_step"])
+
+
+def different(dims: str, values: Any, name: str, **more: Any) -> Variable:
+    """Return a variable of 1 − CKA: 0 no effect, 1 nothing in common; estimates may lie outside."""
+    return measure(dims, values, name, span=UNBOUNDED, **more)
+
+
+def within(values: xr.DataArray, window: str) -> xr.DataArray:
+    """Return the mean over the observed steps of a window; nan where a case has no such window."""
+    step, first = values["step"], values["at_step"]
+    inside = {
+        "at": step == first,
+        "on": step >= first.fillna(0),
+        "end": step == step[-1],
+    }[window]
+    return values.astype(float).where(inside).mean("step")
+
+
+def reaches(data: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Return how far each case reaches, by all tokens, or by those outside its noised frame; and
+    what follows from it."""
+    kinds, runs = data["kind"].values, run_dimension(data["x0"])
+    at = {kind: np.flatnonzero(kinds == kind) for kind in (*STEPS, FRAME)}
+    outside = (data["at_frame"].fillna(-1) + 1).astype(int).drop_vars(labels_of([Case(NONE)]))
+    variables: dict[str, xr.DataArray] = {}
+
+    def add(name: str, lead: str, values: xr.DataArray, title: str, **more: Any) -> None:
+        dims = [*lead.split(), runs, *(d for d in values.dims if d == "seed")]
+        attributes = measure("", 0, title, **{"span": UNBOUNDED, **more})[2]
+        values = values.reset_coords(drop=True).transpose(*dims)
+        variables[name] = values.assign_attrs(attributes)
+
+    def by_kind(parts: list[xr.DataArray], dim: str, labels: list[str]) -> xr.DataArray:
+        return xr.concat(parts, xr.Variable(dim, labels), coords="minimal", compat="override")
+
+    for source, words in SOURCES.items():
+        if source not in data:
+            continue
+        cost = {"forwards": "" if source == "ideal" else "forwards"}
+        values = data[source].astype(float)
+        values = values.mean("layer") if source == "tokens" else values
+        for window, when in WINDOWS.items():
+            every = within(values, window)
+            case = every.isel(without=outside)
+            title = f"1 − CKA of {words}, {when}"
+            add(f"{source}_{window}", "case", case, title, **cost)
+            if window != "at" and len(at[STEP]) and len(at[FRAME]):
+                left_out = outside.values[at[FRAME]]
+                parts = [
+                    every[at[k]].isel(without=left_out).mean(("case", "without")) for k in STEPS
+                ]
+                parts.append(case[at[FRAME]].mean("case"))
+                parts.append(parts[-1] - parts[0])
+                others = by_kind(parts, "contrast", CONTRASTS)
+                add(
+                    f"{source}_{window}_others",
+                    "contrast",
+                    others,
+                    f"{title}, by other frames",
+                    **cost,
+                )
+    if not len(at[STEP]):
+        return variables
+    for window in ("on", "end"):
+        when, tokens = WINDOWS[window], data["tokens"].isel(without=0)
+        layers = by_kind(
+            [within(tokens[at[k]], window).mean("case") for k in STEPS],
+            "noise",
+            ["noise at a step", "noise at a step, at its own level"],
+        )
+        add(f"layers_{window}", "layer noise", layers, f"1 − CKA of tokens, {when}")
+        if len(at[STEP]) > 1:
+            mean = within(tokens.mean("layer"), window).mean("seed")
+            farthest = by_kind(
+                [mean[at[k]]["at_step"][mean[at[k]].argmax("case")] for k in STEPS],
+                "level",
+                list(STEPS.values()),
+            )
+            title = f"step of farthest reach, median, {when}"
+            span = (0, data.sizes["step"])
+            farthest_step = {"units": "step", "span": span, "median": True}
+            add(f"farthest_{window}", "level", farthest, title, **farthest_step)
+    if "agreement" in data:
+        end = within(data["tokens"].isel(without=0).mean("layer"), "end")
+        for same, words in ((1, "same answer"), (0, "another answer")):
+            known = end.where(data["agreement"] == same)
+            parts = by_kind(
+                [known[at[k]].mean(("case", "seed")) for k in STEPS],
+                "positions",
+                [f"all steps, {words}" for words in STEPS.values()],
+            )
+            title = f"1 − CKA of tokens, {WINDOWS['end']}, {words}"
+            add(words.replace(" ", "_"), "positions", parts, title)
+    return variables
+
+
+CONTRASTS = ["at a step", "at a step, at its own level", "at a frame", "at a frame less at a step"]
+"""Noise at all positions together, and a paired difference, all by the tokens outside each of the
+noised frames in turn."""
+TRIANGLE = (
+    "How much a run differs at each step from the clean one after noise at one step in all frames; "
+    "1 − CKA, mean over layers and puzzles. Replaced: x ← N(0, I). Own level: the estimate is kept "
+    "and its noise drawn anew. x̂0: of clean estimates in patches, of the model and of the ideal "
+    "denoiser under the same noise."
+)
+SENSITIVITY = (
+    "How far noise at each step reaches, mean over layers, with 95% intervals over puzzles: at "
+    "that very step, from there on, and at the end of the run. Noise at step 0 is a fresh seed."
+)
+ESTIMATES = (
+    "The same of clean estimates at the end of the run, and of the ideal denoiser under the same "
+    "noise: what it shows too is choosing again among right answers."
+)
+LAYERS = "By layer, for each noised step, from there on."
+LAYERS_OBSERVED = "By layer, at each observed step, mean over noise at that or any earlier step."
+FRAMES = "Noise in one frame at every step, measured by the tokens of all other frames."
+OTHERS = "Noise at a step and in a frame, all positions together, by the same tokens."
+AGREEMENT = (
+    "How often the perturbed run ends with the clean run's answer, of puzzles with several that "
+    "both solve."
+)
 
 
 def grouped(cases: list[Case], at_once: int) -> list[list[Case]]:
-    """Groups of one size, of at most so many cases: each begins with a clean run, and the last is
-    filled up with such."""
+    """Return groups of one size, of at most so many cases: each begins with a clean run, and the
+    last is filled up with such."""
     number = -(-len(cases) // at_once)
     size = -(-len(cases) // number)
-    filled = cases + [Case("none")] * (number * size - len(cases))
-    return [[Case("none"), *filled[i : i + size]] for i in range(0, len(filled), size)]
+    filled = cases + [Case(NONE)] * (number * size - len(cases))
+    return [[Case(NONE), *filled[i : i + size]] for i in range(0, len(filled), size)]
 
 
 def case_by_case(
     values: Shaped[np.ndarray, "groups P size *axes"], number: int
 ) -> Shaped[np.ndarray, "Q P *axes"]:
-    """What groups saw as what each case saw."""
+    """Return values of groups of cases as values of each case."""
     cases = np.moveaxis(values, 2, 1)
     return cases.reshape(-1, *cases.shape[2:])[:number]
 
@@ -137,7 +321,7 @@ class Put(NamedTuple):
 
     fresh: Float[Array, "*S F H W C"]
     here: Bool[Array, "*S F 1 1 1"]
-    own: Bool[Array, "*S F 1 1 1"]
+    kept: Bool[Array, "*S F 1 1 1"]
 
 
 class Perturbed(probes.Probe):
@@ -162,10 +346,10 @@ class Perturbed(probes.Probe):
     def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, Put]:
         noise = self._noise()
         here = noise.mask[site.step] > 0
-        own = here if noise.own is None else here & noise.own[site.step]
-        here, own = (a[:, None, None, None] for a in (here, own))
+        kept = here if noise.own is None else here & noise.own[site.step]
+        here, kept = (a[:, None, None, None] for a in (here, kept))
         last = jnp.zeros_like(x) if site.last is None else site.last
-        return x0, Put(x - jnp.where(own, (1 - site.sigma) * last, 0.0), here, own)
+        return x0, Put(x - jnp.where(kept, (1 - site.sigma) * last, 0.0), here, kept)
 
     def _noise(self) -> probes.Noise:
         """Of this world."""
@@ -187,8 +371,8 @@ class Reach(NamedTuple):
     video: UInt8[Any, "*W 2 K F H W 3"] | None
 
 
-def look_at_reach(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers | None) -> Reach:
-    """`Reach` of one group of cases on one puzzle."""
+def read_reach(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers | None) -> Reach:
+    """Return what is kept of one group of cases on one puzzle."""
     frames = trace.x0.shape[3]
 
     def apart(x0: Float[Array, "N K S F h w C"]) -> Float[Array, "W K S G"]:
@@ -196,22 +380,23 @@ def look_at_reach(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers | 
         one = jax.vmap(jax.vmap(lambda a, b: dissimilarity(a, b, frames)))
         return jax.vmap(one, in_axes=(None, 0))(patches[0], patches[1:])
 
-    seen, x0 = trace.block_obs[1:], apart(trace.x0)
+    tokens, x0 = trace.block_obs[1:], apart(trace.x0)
     if answers is None:
-        return Reach(seen, x0, None, None, None)
+        return Reach(tokens, x0, None, None, None)
     run = jax.vmap(jax.vmap(lambda put: ideal_perturbed(plan.schedule, put, answers)))
     on, video = blend(trace.latents, answers).on, pixels(model, trace.latents)
-    return Reach(seen, x0, apart(run(trace.estimate_obs)), beside_first(on), beside_first(video))
+    ideal_x0 = apart(run(trace.estimate_obs))
+    return Reach(tokens, x0, ideal_x0, with_first(on), with_first(video))
 
 
-def beside_first(ends: Shaped[Array, "N *axes"]) -> Shaped[Array, "W 2 *axes"]:
-    """The clean run's beside each perturbed one's."""
+def with_first(ends: Shaped[Array, "N *axes"]) -> Shaped[Array, "W 2 *axes"]:
+    """Return pairs of the clean run's end and each perturbed one's."""
     return jnp.stack([jnp.broadcast_to(ends[:1], ends[1:].shape), ends[1:]], axis=1)
 
 
 def ideal_perturbed(schedule: Schedule, put: Put, answers: Answers) -> Float[Array, "S F H W C"]:
-    """Clean estimates of the ideal denoiser, into whose trajectory the same noise is put. It begins
-    with the latent of step 0."""
+    """Return clean estimates of the ideal denoiser, into whose trajectory the same noise is put.
+    It begins with the latent of step 0."""
     latents, prior = jnp.asarray(answers.latents), answers.log_prior
 
     def step(state, scanned):
@@ -227,8 +412,8 @@ def ideal_perturbed(schedule: Schedule, put: Put, answers: Answers) -> Float[Arr
 def outcomes(
     samples: Samples, answers: Answers, reach: Reach
 ) -> tuple[Bool[np.ndarray, "Q P K"], Float[np.ndarray, "Q P K"]]:
-    """Whether the perturbed run is solved; and whether it ends with the clean run's answer, of
-    puzzles with several that both solve, else nan."""
+    """Return whether the perturbed run is solved; and whether it ends with the clean run's answer,
+    of puzzles with several that both solve, else nan."""
     assert reach.on is not None
     assert reach.video is not None
     _, solved = samples.judge(reach.video.swapaxes(0, 1))
