@@ -20,14 +20,14 @@ from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places
 from jcos.experiments.sweeps import sweep
-from jcos.lab.measures import GAINS
 from jcos.lab.results import measure
 from jcos.sampling import flow
 from jcos.sampling.probes import TokenFeatures
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
-CLAIM = 0.95
+CLAIM, SPAN = 0.95, (-np.inf, 1.0)
+"""What is claimed; at most 1, and its interval follows from the spread alone."""
 REFERENCES = ("the step before", "another seed", "another puzzle")
 """What the tokens of a step are compared with; the latter two are at the same step, the last has
 the same noise."""
@@ -84,10 +84,10 @@ class Cosine(Experiment):
         variables: dict[str, Any] = {"forwards": ((), 2 * self.forwards(config), {})}
         for (name, (title, comment)), values in zip(MEASURES.items(), (raw, centred), strict=True):
             values = np.transpose(values[0], (2, 3, 4, 0, 1))
-            variables[name] = measure(dims, values, title, comment, span=GAINS, tabled=False)
+            variables[name] = measure(dims, values, title, comment, span=SPAN, tabled=False)
             mean, title = values[1:].mean(0, dtype=np.float64), f"{title}, mean over steps"
             each = dims.removeprefix("step ")
-            variables[f"{name}_mean"] = measure(each, mean, title, comment, span=GAINS)
+            variables[f"{name}_mean"] = measure(each, mean, title, comment, span=SPAN)
         steps = range(self.plan(config).steps)
         labels = {"step": steps, "layer": layers, "reference": list(REFERENCES)}
         return xr.Dataset(variables, labels | samples.coordinates() | {"seed": list(self.seeds)})

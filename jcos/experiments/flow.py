@@ -9,7 +9,7 @@ a frame is judged by the other frames' tokens; so is noise at a step where the t
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -28,7 +28,7 @@ from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import pixels, sweep
 from jcos.lab.ideal import ideal
 from jcos.lab.measures import UNBOUNDED, dissimilarity
-from jcos.lab.results import Variable, measure, of_kind, run_dimension
+from jcos.lab.results import measure, of_kind, run_dimension
 from jcos.sampling import flow, probes, trajectory
 from jcos.sampling.flow import Schedule, solver_init, solver_step
 from jcos.sampling.probes import Latents, Site, Tokens
@@ -100,7 +100,8 @@ class Flow(Experiment):
             values = getattr(reach, name)
             if values is not None:
                 dims = f"{each} step layer without" if name == "tokens" else f"{each} step without"
-                variables[name] = different(dims, values, f"1 − CKA of {words}", tabled=False)
+                title = f"1 − CKA of {words}"
+                variables[name] = measure(dims, values, title, span=UNBOUNDED, tabled=False)
         if answers is not None:
             progress("judging", 0, 1)
             solved, agreed = outcomes(samples, answers, reach)
@@ -142,7 +143,7 @@ class Flow(Experiment):
                 labels = list(WINDOWS.values())
                 figure = plots.lines(one, names, "at_step", labels=labels, ylabel=cka, **noised)
                 yield f"sensitivity-{words.replace(' ', '-')}", Picture(figure, SENSITIVITY)
-            ends = {"x0_end": "model", "ideal_end": "ideal denoiser"}
+            ends = {"x0_end": "model", "ideal_end": "ideal"}
             shown = {
                 f"{who}, {words}": one[name]
                 for name, who in ends.items()
@@ -161,11 +162,9 @@ class Flow(Experiment):
                 figure = plots.lines(xr.Dataset(shown), x="at_step", ylabel="agreement", **noised)
                 yield "agreement", Picture(figure, AGREEMENT)
         if FRAME in kinds:
-            frames = of_kind(data, FRAME, "at_frame")["tokens"].mean("layer")
-            left_out = (frames["at_frame"] + 1).astype(int)
-            figure = plots.heat(
-                frames.isel(without=left_out), "step", "at_frame", ylabel="noised frame"
-            )
+            frames = of_kind(outside(data["tokens"].mean("layer")), FRAME, "at_frame")
+            words = {"xlabel": "observed step", "ylabel": "noised frame"}
+            figure = plots.heat(frames, "step", "at_frame", **words)
             yield "frames", Picture(figure, FRAMES)
         if "tokens_end_others" in data:
             figure = plots.paired(data["tokens_end_others"], f"{cka}, other frames, at the end")
@@ -177,28 +176,42 @@ def _triangle(values: xr.DataArray) -> xr.DataArray:
     return values.isel(without=0, drop=True).where(values["step"] >= values["at_step"])
 
 
-def different(dims: str, values: Any, name: str, **more: Any) -> Variable:
-    """Return a variable of 1 − CKA: 0 no effect, 1 nothing in common; estimates may lie outside."""
-    return measure(dims, values, name, span=UNBOUNDED, **more)
-
-
 def within(values: xr.DataArray, window: str) -> xr.DataArray:
     """Return the mean over the observed steps of a window; nan where a case has no such window."""
     step, first = values["step"], values["at_step"]
-    inside = {
-        "at": step == first,
-        "on": step >= first.fillna(0),
-        "end": step == step[-1],
-    }[window]
-    return values.astype(float).where(inside).mean("step")
+    windows = {"at": step == first, "on": step >= first.fillna(0), "end": step == step[-1]}
+    return values.astype(float).where(windows[window]).mean("step")
+
+
+def outside(values: xr.DataArray) -> xr.DataArray:
+    """Return values by the tokens outside each case's noised frame; by all where it has none."""
+    frame = values["at_frame"].fillna(-1).astype(int) + 1
+    return values.isel(without=xr.Variable("case", frame.values)).drop_vars("without")
+
+
+def at_steps(
+    values: xr.DataArray, dim: str, labels: Sequence[str], more: Sequence[str] = ()
+) -> xr.DataArray:
+    """Return the mean over noise at all steps, replaced and at its own level, along a new
+    dimension. more: dimensions that it is the mean over too."""
+    means = [of_kind(values, kind, "at_step").mean(("at_step", *more)) for kind in STEPS]
+    return xr.concat(means, xr.Variable(dim, list(labels)))
+
+
+def by_other_frames(values: xr.DataArray) -> xr.DataArray:
+    """Return `CONTRASTS`: noise at all positions together, and a paired difference, by the tokens
+    outside each of the noised frames in turn."""
+    frames = of_kind(outside(values), FRAME, "at_frame")
+    frame, left_out = frames.mean("at_frame"), frames["at_frame"].values.astype(int) + 1
+    steps = at_steps(values.isel(without=left_out), "contrast", CONTRASTS[:2], ["without"])
+    less = frame - steps.isel(contrast=0, drop=True)
+    frames = xr.concat([frame, less], xr.Variable("contrast", list(CONTRASTS[2:])))
+    return xr.concat([steps, frames], "contrast")
 
 
 def reaches(data: xr.Dataset) -> dict[str, xr.DataArray]:
-    """Return how far each case reaches, by all tokens, or by those outside its noised frame; and
-    what follows from it."""
-    kinds, runs = data["kind"].values, run_dimension(data["x0"])
-    at = {kind: np.flatnonzero(kinds == kind) for kind in (*STEPS, FRAME)}
-    outside = (data["at_frame"].fillna(-1) + 1).astype(int).drop_vars(labels_of([Case(NONE)]))
+    """Return how far each case reaches in each window, and what follows from it."""
+    kinds, runs = set(data["kind"].values), run_dimension(data["x0"])
     variables: dict[str, xr.DataArray] = {}
 
     def add(name: str, lead: str, values: xr.DataArray, title: str, **more: Any) -> None:
@@ -207,73 +220,46 @@ def reaches(data: xr.Dataset) -> dict[str, xr.DataArray]:
         values = values.reset_coords(drop=True).transpose(*dims)
         variables[name] = values.assign_attrs(attributes)
 
-    def by_kind(parts: list[xr.DataArray], dim: str, labels: list[str]) -> xr.DataArray:
-        return xr.concat(parts, xr.Variable(dim, labels), coords="minimal", compat="override")
-
+    tokens = data["tokens"].isel(without=0, drop=True)
     for source, words in SOURCES.items():
         if source not in data:
             continue
-        cost = {"forwards": "" if source == "ideal" else "forwards"}
+        cost = "" if source == "ideal" else "forwards"
         values = data[source].astype(float)
         values = values.mean("layer") if source == "tokens" else values
         for window, when in WINDOWS.items():
-            every = within(values, window)
-            case = every.isel(without=outside)
-            title = f"1 − CKA of {words}, {when}"
-            add(f"{source}_{window}", "case", case, title, **cost)
-            if window != "at" and len(at[STEP]) and len(at[FRAME]):
-                left_out = outside.values[at[FRAME]]
-                parts = [
-                    every[at[k]].isel(without=left_out).mean(("case", "without")) for k in STEPS
-                ]
-                parts.append(case[at[FRAME]].mean("case"))
-                parts.append(parts[-1] - parts[0])
-                others = by_kind(parts, "contrast", CONTRASTS)
-                add(
-                    f"{source}_{window}_others",
-                    "contrast",
-                    others,
-                    f"{title}, by other frames",
-                    **cost,
-                )
-    if not len(at[STEP]):
-        return variables
-    for window in ("on", "end"):
-        when, tokens = WINDOWS[window], data["tokens"].isel(without=0)
-        layers = by_kind(
-            [within(tokens[at[k]], window).mean("case") for k in STEPS],
-            "noise",
-            ["noise at a step", "noise at a step, at its own level"],
-        )
+            reach, title = within(values, window), f"1 − CKA of {words}, {when}"
+            add(f"{source}_{window}", "case", outside(reach), title, forwards=cost)
+            if window != "at" and {STEP, FRAME} <= kinds:
+                others, title = by_other_frames(reach), f"{title}, by other frames"
+                add(f"{source}_{window}_others", "contrast", others, title, forwards=cost)
+    for window in ("on", "end") if STEP in kinds else ():
+        when, reach = WINDOWS[window], within(tokens, window)
+        layers = at_steps(reach, "noise", ("noise at a step", "noise at a step, at its own level"))
         add(f"layers_{window}", "layer noise", layers, f"1 − CKA of tokens, {when}")
-        if len(at[STEP]) > 1:
-            mean = within(tokens.mean("layer"), window).mean("seed")
-            farthest = by_kind(
-                [mean[at[k]]["at_step"][mean[at[k]].argmax("case")] for k in STEPS],
+        mean = reach.mean(("layer", "seed"))
+        if (data["kind"] == STEP).sum() > 1:
+            farthest = [of_kind(mean, kind, "at_step").idxmax("at_step") for kind in STEPS]
+            add(
+                f"farthest_{window}",
                 "level",
-                list(STEPS.values()),
+                xr.concat(farthest, xr.Variable("level", list(STEPS.values()))),
+                f"step of farthest reach, median, {when}",
+                units="step",
+                span=(0, data.sizes["step"]),
+                median=True,
             )
-            title = f"step of farthest reach, median, {when}"
-            span = (0, data.sizes["step"])
-            farthest_step = {"units": "step", "span": span, "median": True}
-            add(f"farthest_{window}", "level", farthest, title, **farthest_step)
-    if "agreement" in data:
-        end = within(data["tokens"].isel(without=0).mean("layer"), "end")
+    if STEP in kinds and "agreement" in data:
         for same, words in ((1, "same answer"), (0, "another answer")):
-            known = end.where(data["agreement"] == same)
-            parts = by_kind(
-                [known[at[k]].mean(("case", "seed")) for k in STEPS],
-                "positions",
-                [f"all steps, {words}" for words in STEPS.values()],
-            )
-            title = f"1 − CKA of tokens, {WINDOWS['end']}, {words}"
-            add(words.replace(" ", "_"), "positions", parts, title)
+            end = within(tokens, "end").mean("layer").where(data["agreement"] == same)
+            labels = [f"all steps, {level}" for level in STEPS.values()]
+            values, title = at_steps(end, "positions", labels, ["seed"]), WINDOWS["end"]
+            title = f"1 − CKA of tokens, {title}, {words}"
+            add(words.replace(" ", "_"), "positions", values, title)
     return variables
 
 
-CONTRASTS = ["at a step", "at a step, at its own level", "at a frame", "at a frame less at a step"]
-"""Noise at all positions together, and a paired difference, all by the tokens outside each of the
-noised frames in turn."""
+CONTRASTS = ("at a step", "at a step, at its own level", "at a frame", "at a frame less at a step")
 TRIANGLE = (
     "How much a run differs at each step from the clean one after noise at one step in all frames; "
     "1 − CKA, mean over layers and puzzles. Replaced: x ← N(0, I). Own level: the estimate is kept "

@@ -124,7 +124,7 @@ def test_a_table_has_a_line_for_every_measure_group_and_place() -> None:
     assert (row.n, row.forwards, row.still) == (4, 3, 0)
     assert row.value == pytest.approx(SOLVED[0, :4, :, 2].mean())
     assert row.chance == pytest.approx(0.25), "the mean over the group's puzzles"
-    ideal = rows["bounce", "solved", "ideal denoiser, step 2"]
+    ideal = rows["bounce", "solved", "step 2, ideal denoiser"]
     assert ideal.forwards == 0
     assert np.isnan(ideal.chance)
     assert ideal.value == pytest.approx(SOLVED[1, 4:, :, 2].mean())
@@ -141,15 +141,15 @@ def test_a_table_lists_what_is_asked_for_and_known() -> None:
     assert {case for _, measure, case in rows if measure == "solved"} == {
         "step 1",
         "step 3",
-        "ideal denoiser, step 1",
-        "ideal denoiser, step 3",
+        "step 1, ideal denoiser",
+        "step 3, ideal denoiser",
     }
     assert not any(measure == "hidden" for _, measure, _ in rows)
     assert table(xr.Dataset()).columns.tolist() == list(results.Row._fields)
 
 
 def test_places_are_named_in_words() -> None:
-    assert case_of({"step": 20, "layer": np.int64(3), "denoiser": IDEAL}) == (
+    assert case_of({"denoiser": IDEAL, "step": 20, "layer": np.int64(3)}) == (
         "step 20, layer 3, ideal denoiser"
     )
     assert case_of({"case": "no noise", "denoiser": MODEL}) == "no noise"
