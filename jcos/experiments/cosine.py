@@ -43,7 +43,7 @@ class Cosine(Experiment):
 
     The conditional branch's tokens are compared on the device. layers: after which blocks, all by
     default. tokens: at most so many, evenly spread; with the layers they decide the memory: a
-    run's features are held for all steps.
+    run's features are held for all steps. Figures leave the first step out: it has none before.
     """
 
     question = "Do tokens change from one denoising step to the next?"
@@ -97,10 +97,7 @@ class Cosine(Experiment):
             figure = plots.lines(data, f"{name}_mean", "layer", hue="reference", ylabel=title)
             for axes in figure.axes:
                 axes.axhline(CLAIM, color="#777777", linestyle=":", linewidth=1)
-            yield (
-                name,
-                Picture(figure, f"By layer, mean over all steps but the first; {CLAIM}: dots."),
-            )
+            yield name, Picture(figure, f"By layer, mean over steps. Dotted: {CLAIM}.")
             before = data[name].sel(reference=REFERENCES[0], step=slice(1, None))
             caption = "By layer and step, with the step before."
             yield f"{name}-steps", Picture(plots.heat(before, "step", "layer"), caption)
@@ -119,6 +116,5 @@ def cosines(x: Float[Array, "2 K S L n D"]) -> Float[Array, "K S L 3"]:
     unit = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
     here, puzzle = unit
     before = jnp.roll(here, 1, 1).at[:, 0].set(jnp.nan)
-    return jnp.stack(
-        [(here * y).sum(-1).mean(-1) for y in (before, jnp.roll(here, 1, 0), puzzle)], -1
-    )
+    others = (before, jnp.roll(here, 1, 0), puzzle)
+    return jnp.stack([(here * other).sum(-1).mean(-1) for other in others], -1)

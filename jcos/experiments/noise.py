@@ -24,7 +24,7 @@ from jcos.experiments.experiment import Experiment, Picture, Place, Progress, pl
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import pixels, play, score, sweep
 from jcos.lab.measures import GAINS, POSITIVE, SCORES, UNBOUNDED
-from jcos.lab.results import IDEAL, MODEL, Variable, measure, of_kind
+from jcos.lab.results import IDEAL, MODEL, Variable, measure, of_kind, with_levels
 from jcos.lab.tasks import TASKS, Puzzle, Task, Video
 from jcos.sampling import flow, probes
 from jcos.sampling.trajectory import Trace
@@ -131,10 +131,10 @@ class Noise(Experiment):
             progress("judging", 0, 1)
             measured.append(values_of(samples, cases, ends, answers))
         values = {name: np.stack([m[name] for m in measured], 1) for name in measured[0]}
-        variables = samples.levels({n: MEASURES[n].level for n in values if MEASURES[n].level})
-        each = f"denoiser {samples.runs} seed"
+        variables, each = samples.levels(BASELINES), f"denoiser {samples.runs} seed"
         for name, array in values.items():
-            variables[name] = variable(f"case {each}", array, name)
+            one = variable(f"case {each}", array, name)
+            variables[name] = with_levels(one, name, variables)
         kinds = np.array([case.kind for case in cases])
         scores = ("score", "score_clean", "score_others") if samples.judged else ("distance",)
         if {STEP, FRAME} <= set(kinds):
@@ -182,9 +182,7 @@ class Noise(Experiment):
             figure = plots.heat(cells, "at_frame", "at_step", xlabel="frame", ylabel="step")
             yield "map", Picture(figure, MAP)
         if STRENGTH in kinds:
-            steps = of_kind(model, STRENGTH, "at_step", "strength")["at_step"]
-            shown = of_kind(model, (STRENGTH, STEP), "at_step", "strength").sel(at_step=steps)
-            shown = shown.rename(at_step="step")
+            shown = of_kind(model, STRENGTH, "at_step", "strength").rename(at_step="step")
             figure = plots.lines(shown, main, "strength", hue="step", **y)
             yield "strength", Picture(figure, WEAKER)
         if {STEP, FRAME} <= kinds:
@@ -197,48 +195,43 @@ class Noise(Experiment):
             yield "agreement", Picture(figure, AGREEMENT)
 
 
-class About(NamedTuple):
-    """Of a measure: its title, its meaning, and the baseline that it has."""
-
-    title: str
-    comment: str
-    level: str = ""
-
-
 MEASURES = {
-    "distance": About(
-        "distance", "Distance from the end of the unperturbed run, over its root mean square."
-    ),
-    "score": About("score", "Score as the run ends.", "score"),
-    "solved": About("solved", "Share of runs that end solved.", "solved"),
-    "score_clean": About("score after clean-up", "Score after a few more steps.", "score"),
-    "solved_clean": About("solved after clean-up", "Solved after a few more steps.", "solved"),
-    "score_others": About(
+    "distance": ("distance", "From the end of the unperturbed run, over its root mean square."),
+    "score": ("score", "Score as the run ends."),
+    "solved": ("solved", "Share of runs that end solved."),
+    "score_clean": ("score after clean-up", "Score after a few more steps."),
+    "solved_clean": ("solved after clean-up", "Solved after a few more steps."),
+    "score_others": (
         "score of the other frames",
         "The noised frame, which ends as noise, is taken from the right answer that suits best.",
-        "score",
     ),
-    "agreement": About(
+    "agreement": (
         "agreement",
         "Same right answer as the unperturbed run, of puzzles with several that both solve.",
     ),
 }
-
-
+"""Titles and meanings."""
+BASELINES = {
+    "score": "score",
+    "solved": "solved",
+    "score_clean": "score",
+    "solved_clean": "solved",
+    "score_others": "score",
+}
 LESS, CONTRASTS = "at a frame less at a step", ("full strength", "same energy")
 """Run by run, each averaged over its positions."""
 
 
 def variable(dims: str, values: np.ndarray, name: str, change: str = "") -> Variable:
     """Return one of `MEASURES` as a variable. change: of what it is a paired difference."""
-    about, distance = MEASURES[name], name == "distance"
+    (title, comment), distance = MEASURES[name], name == "distance"
     if change:
-        span, about = UNBOUNDED if distance else GAINS, About(f"{about.title}, {change}", "")
+        title, comment, span = f"{title}, {change}", "", UNBOUNDED if distance else GAINS
     else:
         span = POSITIVE if distance else SCORES
     as_it_ends = name in ("score", "solved", "score_others")
     cost = "forwards" if as_it_ends else "more_forwards"
-    return measure(dims, values, about.title, about.comment, span=span, forwards=cost)
+    return measure(dims, values, title, comment, span=span, forwards=cost)
 
 
 def matching_strength(steps: int, frames: int) -> float:
