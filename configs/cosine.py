@@ -1,4 +1,4 @@
-"""Do tokens change from one denoising step to the next? (arXiv 2602.10095: by less than a cosine
+"""How alike are tokens of neighbouring denoising steps, by layer? (arXiv 2602.10095: above a cosine
 similarity of 0.95 in early and middle layers.)
 
     jcos run configs/cosine.py

@@ -1,4 +1,4 @@
-"""Do tokens change from one denoising step to the next? (arXiv 2602.10095.)
+"""How alike are tokens of neighbouring denoising steps, by layer? (arXiv 2602.10095.)
 
 In an autoregressive Wan2.1, early and middle layers are said to give nearly the same features at
 all steps, with a cosine similarity above 0.95. But a few large channels, the same in every token of
@@ -46,7 +46,7 @@ class Cosine(Experiment):
     run's features are held for all steps. Figures leave the first step out: it has none before.
     """
 
-    question = "Do tokens change from one denoising step to the next?"
+    question = "How alike are tokens of neighbouring denoising steps, by layer?"
 
     seeds: tuple[int, ...] = (0, 1)
     layers: tuple[Place, ...] | None = None
