@@ -33,7 +33,7 @@ REFERENCES = ("the step before", "another seed", "another puzzle")
 the same noise."""
 MEASURES = {
     "cosine": ("cosine similarity", "Of each token with the one at its place; mean over tokens."),
-    "centred": ("cosine similarity, less the mean token", "The same, the mean token subtracted."),
+    "centred": ("centred cosine similarity", "The same, with the mean token subtracted."),
 }
 
 

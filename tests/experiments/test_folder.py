@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import xarray as xr
@@ -106,24 +105,16 @@ def kill_at(what: str, number: int) -> Progress:
     return progress
 
 
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Count the chunks that are computed."""
-    computed: list[int] = []
-    play = sweeps._play
-    for_shapes = jax.eval_shape
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Return a list that grows by the file of each chunk that is computed."""
+    computed: list[Path] = []
+    remember = sweeps._remember
 
-    def counting(*args, **kwargs):
-        computed.append(1)
-        return play(*args, **kwargs)
+    def counting(file: Path, tree: object) -> None:
+        computed.append(file)
+        remember(file, tree)
 
-    def shapes(function, *args, **kwargs):
-        before = len(computed)
-        out = for_shapes(function, *args, **kwargs)
-        del computed[before:]
-        return out
-
-    monkeypatch.setattr(sweeps, "_play", counting)
-    monkeypatch.setattr(jax, "eval_shape", shapes)
+    monkeypatch.setattr(sweeps, "_remember", counting)
     return computed
 
 
