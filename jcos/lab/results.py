@@ -17,12 +17,16 @@ import xarray as xr
 from jcos import files
 from jcos.lab.measures import SCORES, Estimate, Span, estimate, median_step
 
-RUNS = ("puzzle", "pair", "clip")
+RUNS = ("puzzle", "pair", "clip", "sample")
 """Dimensions over whose places intervals are taken."""
 REPEATS = ("seed", "direction", "group", "member")
 """Dimensions that a run is averaged over first."""
 MODEL, IDEAL = DENOISERS = ("model", "ideal denoiser")
 """Labels of the dimension `denoiser`."""
+TRUE_LABELS, SHUFFLED_LABELS = LABELS = ("true labels", "shuffled labels")
+"""Labels of the dimension `labels`: what a linear probe was fitted to."""
+UNSAID = {"denoiser": MODEL, "labels": TRUE_LABELS}
+"""Labels that go without saying in the name of a case."""
 VERSION = 1
 """Of the layout of a results file; another one is not read."""
 Variable = tuple[tuple[str, ...], Any, dict[str, Any]]
@@ -175,7 +179,9 @@ def rows(data: xr.Dataset, at: Mapping[str, Sequence[Any]] | None = None) -> Ite
         cells = estimates(array)
         group, *dims = cells["mean"].dims
         labels = [_labels(cells, d) for d in dims]
-        title = f"{array.attrs['long_name']}{_STATISTIC[array.attrs['statistic']]}"
+        title = array.attrs["long_name"]
+        if array.attrs["statistic"] == "median" and "median" not in title:
+            title = f"{title}, median"
         columns = [cells[field].values for field in ("mean", "low", "high", "n")]
         groups = groups_of(array)
         baselines = [Level(data, f"{kind}{name}", groups) for kind in LEVELS]
@@ -196,7 +202,6 @@ def rows(data: xr.Dataset, at: Mapping[str, Sequence[Any]] | None = None) -> Ite
 
 LEVELS = {"chance_": "a random legal answer", "still_": "the first frame held"}
 """Before a measure's name: variables with the same measure of a baseline."""
-_STATISTIC = {"mean": "", "median": ", median"}
 
 
 class Level:
@@ -232,7 +237,7 @@ def case_of(place: Mapping[Hashable, Any]) -> str:
     words = []
     for dim, label in place.items():
         if isinstance(label, str | np.str_):
-            words += [str(label)] * (dim != "denoiser" or label != MODEL)
+            words += [str(label)] * (UNSAID.get(str(dim)) != label)
         else:
             words.append(f"{dim} {label:g}")
     return ", ".join(words) or (MODEL if "denoiser" in place else "")
@@ -244,6 +249,17 @@ def with_levels(variable: Variable, name: str, data: Iterable[str]) -> Variable:
     levels = [f"{kind}{name}" for kind in LEVELS if f"{kind}{name}" in set(data)]
     dims, values, attributes = variable
     return dims, values, attributes | {"ancillary_variables": " ".join(levels)}
+
+
+def of_kind(data: xr.Dataset, kinds: str | Sequence[str], *along: str) -> xr.Dataset:
+    """Return the cases whose coordinate `kind` is one of these. along: coordinates of `case` that
+    become dimensions in its place."""
+    cases = data.isel(case=np.flatnonzero(np.isin(data["kind"], kinds)))
+    labels = [name for name, c in cases.coords.items() if "case" in c.dims and name not in along]
+    cases = cases.drop_vars(labels)
+    if len(along) == 1:
+        return cases.swap_dims(case=along[0])
+    return cases.set_index(case=list(along)).unstack("case")
 
 
 def save(data: xr.Dataset, path: Path) -> None:
