@@ -138,7 +138,8 @@ def memory_figures(data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
     for label, array in arrays.items():
         known = array.sel(labels=results.TRUE_LABELS, drop=True).dropna("step", how="all")
         about = {"xlabel": "denoising step", "ylabel": "after"}
-        figure = plots.heat(known, "step", "source", panel="place", limits=(0, 1), **about)
+        maps = {place: known.sel(place=place) for place in PLACES}
+        figure = plots.heat(maps, "step", "source", limits=(0, 1), **about)
         yield f"memory-{label}", Picture(figure, MEMORY)
     if arrays:
         both = []

@@ -151,8 +151,9 @@ def heat(
         group = str(mean.dims[0])
         for name in mean[group].values:
             words = [title] * bool(title) + [str(name)] * (not title or mean.sizes[group] > 1)
-            maps[", ".join(words)] = mean.sel({group: name}, drop=True).transpose(y, x)
-    figure, label = panels(len(maps)), next(iter(measures.values())).attrs.get("long_name", "")
+            one = mean.sel({group: name}, drop=True).transpose(y, x)
+            maps[", ".join(words)] = one.assign_attrs(array.attrs)
+    figure = panels(len(maps))
     ends = [(float(np.nanmin(one)), float(np.nanmax(one))) for one in maps.values()]
     if limits is None and len(measures) > 1:
         limits = min(low for low, _ in ends), max(high for _, high in ends)
@@ -168,7 +169,7 @@ def heat(
             words = [m if isinstance(m, str) else f"{m:g}" for m in marks[::every]]
             axis.set_ticks(range(0, len(marks), every), words)
         label_axes(axes, xlabel or x, ylabel or y, title)
-        figure.colorbar(image, ax=axes, label=str(label))
+        figure.colorbar(image, ax=axes, label=str(values.attrs.get("long_name", "")))
     for axes in figure.axes[len(maps) : _slots(len(maps))]:
         axes.remove()
     return figure

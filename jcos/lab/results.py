@@ -8,7 +8,7 @@ counted (`measure`), so that tables, figures and pages need nothing else.
 import io
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -233,9 +233,9 @@ def _labels(data: xr.Dataset, dim: Hashable) -> Sequence[Any]:
 
 
 def case_of(place: Mapping[Hashable, Any]) -> str:
-    """Return a place in words: `step 20, layer 3, ideal denoiser`."""
+    """Return a place in words, the denoiser last: `step 20, layer 3, ideal denoiser`."""
     words = []
-    for dim, label in place.items():
+    for dim, label in sorted(place.items(), key=lambda item: item[0] == "denoiser"):
         if isinstance(label, str | np.str_):
             words += [str(label)] * (UNSAID.get(str(dim)) != label)
         else:
@@ -251,10 +251,15 @@ def with_levels(variable: Variable, name: str, data: Iterable[str]) -> Variable:
     return dims, values, attributes | {"ancillary_variables": " ".join(levels)}
 
 
-def of_kind(data: xr.Dataset, kinds: str | Sequence[str], *along: str) -> xr.Dataset:
+Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
+
+
+def of_kind(data: Labelled, kinds: str | Sequence[str], *along: str) -> Labelled:
     """Return the cases whose coordinate `kind` is one of these. along: coordinates of `case` that
     become dimensions in its place."""
     cases = data.isel(case=np.flatnonzero(np.isin(data["kind"], kinds)))
+    if not along:
+        return cases
     labels = [name for name, c in cases.coords.items() if "case" in c.dims and name not in along]
     cases = cases.drop_vars(labels)
     if len(along) == 1:
