@@ -70,12 +70,12 @@ class Behaviour(Experiment):
     Apart from what is merely undecided: estimates that show one wrong answer clearly.
     Perception before action: the step from which on the scene is right (all of the first frame
     that no answer changes) against the step from which on the answer is, judged alone, whatever the
-    scene; beside them the judge's own gates about the scene, number of objects included. A model
-    that is given the first frame in every frame, as the small one is, has most of the scene for
+    scene; and against the judge's gates about the scene, number of objects included. A model whose
+    input is the first frame in every frame, as the small one's is, has most of the scene for
     nothing.
     Working memory, of the task `returns`: a ridge regression on the tokens of the frames in which
-    the object is hidden tells its colour and shape, by step, layer and place; fitted and read on
-    puzzles that share no identity, beside the same fit to shuffled labels.
+    the object is hidden reads its colour and shape, by step, layer and place. It is fitted and read
+    on puzzles that share no identity; the control is the same fit to shuffled labels.
     Of clips only perception before action, as distances: when the parts of the video that stay as
     they are in the first frame settle, and when those that change.
 
@@ -130,9 +130,9 @@ class Behaviour(Experiment):
         puzzles, looked = samples.puzzles, looked_at(plan.steps, 5)
         both = (watched.video, watched.on), (watched.ideal_video, watched.ideal_run_on)
         judged = [judge_parts(puzzles, video) for video, _ in both]
-        chosen = [shown(on, answers) for _, on in both]
-        steps = [of_steps(*one) for one in zip(judged, chosen, strict=True)]
-        runs = [of_runs(*one) for one in zip(judged, chosen, strict=True)]
+        choices = [shown(on, answers) for _, on in both]
+        steps = [of_steps(*one) for one in zip(judged, choices, strict=True)]
+        runs = [of_runs(*one) for one in zip(judged, choices, strict=True)]
         variables = baselines(samples)
         for name, (title, comment) in STEPS.items():
             values = np.stack([one[name] for one in steps])
@@ -146,7 +146,7 @@ class Behaviour(Experiment):
             variables[name] = measure("denoiser puzzle seed", values, title, **about)
         cost = [self.forwards(model.config, s + 1) for s in range(plan.steps)]
         variables |= {"forwards": (("step",), cost, {}), "all_forwards": ((), cost[-1], {})}
-        variables |= _turned(samples, judged[0], chosen[0], watched.video, looked)
+        variables |= _turned(samples, judged[0], choices[0], watched.video, looked)
         labels = {"denoiser": list(DENOISERS), "step": range(plan.steps), "seed": list(self.seeds)}
         data = xr.Dataset(variables, labels | samples.coordinates())
         if self.learned:
@@ -203,13 +203,9 @@ class Behaviour(Experiment):
         if "clip" in data.dims:
             yield from clip_figures(data)
             return
-        about = {"xlabel": "denoising step", "hue": "denoiser"}
-        for name, (curves, ylabel, caption) in FIGURES.items():
-            shown = data[list(curves)]
-            figure = plots.lines(
-                shown, list(curves), labels=list(curves.values()), ylabel=ylabel, **about
-            )
-            yield name, Picture(figure, caption)
+        about = {"xlabel": "denoising step", "ylabel": "share of runs", "hue": "denoiser"}
+        for name, (curves, caption) in FIGURES.items():
+            yield name, Picture(plots.lines(data, curves, **about), caption)
         if np.isfinite(data["later"]).any():
             yield "order", Picture(plots.paired(data["later"], "steps from scene to answer"), ORDER)
         yield from memory_figures(data)
@@ -266,29 +262,11 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Measures of whole runs."""
 FIGURES = {
-    "correction": (
-        {
-            "corrected_later": "wrong now, right at the end",
-            "spoiled_later": "right now, wrong at the end",
-        },
-        "share of runs",
-        CORRECTION,
-    ),
-    "choice": (
-        {
-            "shows_last": "its final answer",
-            "shows_other": "another right one",
-            "shows_wrong": "a wrong one",
-        },
-        "share of runs",
-        CHOICE,
-    ),
-    "perception": (
-        {"scene": "scene", "answer": "answer", "gates": "the judge's gates"},
-        "right",
-        PERCEPTION,
-    ),
+    "correction": (("corrected_later", "spoiled_later"), CORRECTION),
+    "choice": (("shows_last", "shows_other", "shows_wrong"), CHOICE),
+    "perception": (("scene", "answer", "gates"), PERCEPTION),
 }
+"""Measures of every step that are drawn together."""
 
 
 class Judged(NamedTuple):

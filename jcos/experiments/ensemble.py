@@ -9,88 +9,27 @@ steps it leaves nothing but noise. The mean of clean estimates draws the latents
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from jcos.config import PixelCodec, WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import answers_of
+from jcos.experiments.ensemble_means import HOW, KINDS, PLAIN, Case, Mean, probe_of
 from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places, window
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import pixels, play, score, sweep
 from jcos.lab.ideal import IdealDenoiser
-from jcos.lab.measures import GAINS, POSITIVE
+from jcos.lab.measures import GAINS, POSITIVE, SCORES, Span
 from jcos.lab.results import DENOISERS, MODEL, estimates, measure, of_kind, with_levels
 from jcos.lab.tasks import Puzzle, Task
 from jcos.sampling import flow
-from jcos.sampling.probes import Chain, EstimateEnsemble, SeedEnsemble, chain, choose
+from jcos.sampling.probes import SeedEnsemble
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
-
-KINDS = ("tokens", "estimates", "velocities")
-
-
-class Mean(NamedTuple):
-    """What is averaged (one of `KINDS`, or nothing), over how many seeds, after which layers, in
-    which steps."""
-
-    kind: str = "nothing"
-    members: int = 1
-    layers: tuple[int, ...] = ()
-    steps: tuple[int, ...] = ()
-
-    def __str__(self) -> str:
-        parts = [f"mean {self.kind} of {self.members}"]
-        parts += [_range("layer", self.layers)] if self.layers else []
-        return ", ".join([*parts, self.span])
-
-    @property
-    def span(self) -> str:
-        return _range("step", self.steps) if self.steps else ""
-
-
-def _range(what: str, numbers: tuple[int, ...]) -> str:
-    first, last = numbers[0], numbers[-1]
-    if len(numbers) == 1:
-        return f"{what} {first}"
-    if last - first + 1 == len(numbers):
-        return f"{what}s {first} to {last}"
-    return f"{what}s {' '.join(map(str, numbers))}"
-
-
-PLAIN = Mean()
-HOW = {"one": "one goes on", "majority": "majority of all", "best": "best of all"}
-
-
-class Case(NamedTuple):
-    """A mean, and what counts: each member as the one that goes on ("one"), the one nearest to the
-    others ("majority"), the best ("best"), or all together ("all"). Of runs without a mean, members
-    says how many are compared, or in how many steps one is made ("longer")."""
-
-    mean: Mean
-    how: str
-    members: int
-
-    def __str__(self) -> str:
-        return self._named(str(self.mean))
-
-    @property
-    def kind(self) -> str:
-        """Its name without layers and steps."""
-        return self._named(f"mean {self.mean.kind} of {self.members}")
-
-    def _named(self, mean: str) -> str:
-        if self.mean != PLAIN:
-            return f"{mean}, {HOW[self.how]}" if self.how in HOW else mean
-        if self.how == "longer":
-            return f"one run of {self.members} steps"
-        if self.how == "one":
-            return "one run"
-        return f"{self.members} runs" + (f", {self.how}" if self.how in HOW else "")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -253,6 +192,8 @@ class Ensemble(Experiment):
             figure = plots.lines(xr.Dataset(curves), None, "members", ylabel=y)
             yield "members", Picture(figure, "Against the number of members.")
         spans = _only(data, what="velocities")["span"].values
+        if not len(spans):
+            return
         data = _only(data, how="one", members=k, span=spans)
         measured, y = ("gain", "solved, more") if judged else ("distance", "distance")
         tokens = of_kind(data, f"mean tokens of {k}, one goes on", "at_step", "at_layer")[measured]
@@ -262,14 +203,12 @@ class Ensemble(Experiment):
             about = {"xlabel": "first layer", "ylabel": "up to step"}
             figure = plots.heat(tokens, "at_layer", "at_step", limits=limits, **about)
             yield "map", Picture(figure, MAP)
-        if len(spans):
-            curves = {"mean tokens": tokens.sel(at_layer=paper["at_layer"].item(), drop=True)}
-            for kind in KINDS[1:]:
-                cases = of_kind(data, f"mean {kind} of {k}, one goes on", "at_step")
-                curves[f"mean {kind}"] = cases[measured].sortby("at_step")
-            about = {"xlabel": "last step of averaging", "ylabel": y}
-            figure = plots.lines(xr.Dataset(curves), None, "at_step", **about)
-            yield "kinds", Picture(figure, BY_KIND)
+        curves = {"mean tokens": tokens.sel(at_layer=paper["at_layer"].item(), drop=True)}
+        for kind in KINDS[1:]:
+            cases = of_kind(data, f"mean {kind} of {k}, one goes on", "at_step")
+            curves[f"mean {kind}"] = cases[measured].sortby("at_step")
+        about = {"xlabel": "last step of averaging", "ylabel": y}
+        yield "kinds", Picture(plots.lines(xr.Dataset(curves), None, "at_step", **about), BY_KIND)
 
 
 COMPARED = (
@@ -344,60 +283,43 @@ def dataset(
     def only(values: np.ndarray, keep: np.ndarray) -> np.ndarray:
         return np.where(keep[:, None, None], values, np.nan)
 
-    dims = f"case {samples.runs} seed"
     moved = np.stack([_rms(end - ends[0].astype(np.float32)) for end in ends]) / size
-    variables = samples.levels({"solved": "solved", "score": "score"})
-    variables |= {
-        "distance": measure(
-            dims, only(every(moved), single), "distance from the plain end", FAR, span=POSITIVE
-        ),
-        "spread": measure(
-            dims, only(every(moved), hows == "all"), "distance between the ends", FAR, span=POSITIVE
-        ),
-    }
+    measures: list[tuple[str, np.ndarray, str, str, Span]] = [
+        ("distance", only(every(moved), single), "distance from the plain end", FAR, POSITIVE),
+        ("spread", only(every(moved), hows == "all"), "distance between the ends", FAR, POSITIVE),
+    ]
     if samples.judged:
         scores, solved = (a.swapaxes(0, 1) for a in samples.judge(ends.swapaxes(0, 1)))
         free = np.stack([ideal.get(mean, np.full(shape, np.nan)) for mean in means])
         alike = averaged & np.isin(hows, ("majority", "best"))
-        ends_solved, more = only(every(solved), hows != "all"), gained(solved)
-        for i, values in enumerate(longer.values()):
-            ends_solved[len(cases) - len(longer) + i, :, 0] = values
-        both = np.stack([ends_solved, only(every(free), hows == "one")], 1)
-        gain = np.stack([only(more, single | ~averaged), only(gained(free), single)], 1)
-        dims_both = "case denoiser puzzle seed"
-        score = only(every(scores), hows != "all")
-        variables |= {
-            "solved": measure(dims_both, both, "solved", "Share of puzzles solved."),
-            "score": measure(dims, score, "score", "Score of the end."),
-            "gain": measure(dims_both, gain, "solved, more than one run", MORE, span=GAINS),
-            "gain_alike": measure(
-                dims, only(more, alike), "solved, more than as many runs", MORE, span=GAINS
-            ),
-            "score_gain": measure(
-                dims,
-                only(gained(scores), single | ~averaged),
-                "score, more than one run",
-                MORE,
-                span=GAINS,
-            ),
-            "only_with": measure(
-                dims, only(np.maximum(more, 0), single), "solved only with averaging", MORE
-            ),
-            "only_without": measure(
-                dims, only(np.maximum(-more, 0), single), "solved only without", MORE
-            ),
-        }
+        of_model, more = only(every(solved), hows != "all"), gained(solved)
+        for i, values in enumerate(longer.values(), len(cases) - len(longer)):
+            of_model[i, :, 0] = values
+        both = np.stack([of_model, only(every(free), hows == "one")], 1)
+        of_one, with_mean = single | ~averaged, np.maximum(more, 0)
+        gain = np.stack([only(more, of_one), only(gained(free), single)], 1)
+        without = only(np.maximum(-more, 0), single)
+        measures += [
+            ("solved", both, "solved", "Share of puzzles solved.", SCORES),
+            ("score", only(every(scores), hows != "all"), "score", "Score of the end.", SCORES),
+            ("gain", gain, "solved, more than one run", MORE, GAINS),
+            ("gain_alike", only(more, alike), "solved, more than as many runs", MORE, GAINS),
+            ("score_gain", only(gained(scores), of_one), "score, more than one run", MORE, GAINS),
+            ("only_with", only(with_mean, single), "solved only with averaging", MORE, SCORES),
+            ("only_without", without, "solved only without", MORE, SCORES),
+        ]
         for (count, end), how in zip(longer.items(), ("one", "majority"), strict=False):
-            compared = [
-                c.how == how and c.members == paper.members and c.mean in (paper, PLAIN)
-                for c in cases
-            ]
-            equal = only(ends_solved, np.array(compared)) - end[:, None]
+            among = [c.how == how and c.members == paper.members for c in cases]
+            among = np.array(among) & [c.mean in (paper, PLAIN) for c in cases]
+            equal = only(of_model, among) - end[:, None]
             equal[:, :, 1:] = np.nan
-            name = f"solved, more than one run of {count} steps"
-            variables[f"gain_{count}"] = measure(dims, equal, name, EQUAL, span=GAINS)
-        for name in ("solved", "score"):
-            variables[name] = with_levels(variables[name], name, variables)
+            title = f"solved, more than one run of {count} steps"
+            measures.append((f"gain_{count}", equal, title, EQUAL, GAINS))
+    variables = samples.levels({"solved": "solved", "score": "score"})
+    for name, values, title, comment, span in measures:
+        dims = f"case {'denoiser ' * (values.ndim > 3)}{samples.runs} seed"
+        variable = measure(dims, values, title, comment, span=span)
+        variables[name] = with_levels(variable, name, variables)
 
     def cost(case: Case) -> int:
         """Passes of the run that goes on and of the others while they are needed, or of all."""
@@ -467,32 +389,6 @@ def _apart(ends: Shaped[np.ndarray, "P K *video"], members: int) -> Float[np.nda
 
 def _rms(ends: Any) -> Float[np.ndarray, "*axes"]:
     return np.sqrt(np.mean(np.square(ends, dtype=np.float32), axis=(-4, -3, -2, -1)))
-
-
-def groups_of(seeds: int, members: int) -> Int[np.ndarray, " K"]:
-    """Return which group each seed belongs to: groups of so many in their order; a seed that is
-    left over is alone."""
-    number = np.arange(seeds)
-    whole = seeds // members * members
-    return np.where(number < whole, number // members, number).astype(np.int32)
-
-
-def probe_of(mean: Mean, steps: int, layers: int, seeds: int, unconditional: bool) -> Chain:
-    """Return both kinds of mean, of which one or none is on: so all means are one program."""
-    at, tokens = choose(steps, mean.steps, "step"), mean.kind == "tokens"
-    groups = jnp.asarray(groups_of(seeds, mean.members))
-    return chain(
-        SeedEnsemble(
-            jnp.asarray(np.outer(at & tokens, choose(layers, mean.layers, "layer"))),
-            jnp.array([True, unconditional]),
-            groups,
-        ),
-        EstimateEnsemble(
-            jnp.asarray(at & (mean.kind in ("estimates", "velocities"))),
-            jnp.array(mean.kind == "velocities"),
-            groups,
-        ),
-    )
 
 
 def read_ends(
