@@ -10,7 +10,7 @@ import xarray as xr
 from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from jcos.lab.measures import Estimate
 from jcos.lab.results import LEVELS, Level, estimates, groups_of, rows
@@ -54,13 +54,14 @@ def lines(
     at: Mapping[str, Any] | None = None,
     xlabel: str = "",
     ylabel: str = "",
+    log: bool = False,
 ) -> Figure:
     """Plot measures along a dimension, with 95 % bands, one panel for each group of runs.
 
     names: measures; each, and each place of the dimension `hue`, is a line, and its baselines are
     levels. labels: of the measures, by default their titles. Without names, all measures are drawn,
     and their names are the labels. at: places of other dimensions.
-    by: coordinate of the groups (`results.estimates`).
+    by: coordinate of the groups (`results.estimates`). log: powers of two are equally far apart.
     """
     if names is None:
         names = labels = [str(name) for name in data.data_vars]
@@ -88,8 +89,13 @@ def lines(
                 _levels(axes, data, name, title)
         label_axes(axes, xlabel or x, ylabel or str(arrays[0].attrs["long_name"]), title)
         low, high = (arrays[0].attrs.get(f"valid_{end}") for end in ("min", "max"))
-        if low is not None and high is not None:
-            axes.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
+        if low == 0 and high is not None:
+            axes.set_ylim(-0.04 * high, 1.04 * high)
+        if log:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_locator(FixedLocator(sorted({float(v) for v in data[x].values})))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     return shared_legend(figure)
 
 
@@ -99,10 +105,14 @@ def _place(dim: str | None, label: Any) -> str:
 
 @styled
 def band(axes: Axes, cells: xr.Dataset, x: str, name: str, style: int = 0) -> None:
-    """Draw a line of estimates along a dimension with its 95 % band; nan leaves a hole."""
+    """Draw a line of estimates along a dimension, of numbers or texts, with its 95 % band; nan
+    leaves a hole."""
     at = cells[x].values if x in cells.coords else np.arange(cells.sizes[x])
     mean, low, high = (cells[field].values for field in ("mean", "low", "high"))
-    if np.all(np.asarray(at, float) % 1 == 0):
+    if at.dtype.kind in "UO":
+        words, at = at, np.arange(len(at))
+        axes.set_xticks(at, words, rotation=90)
+    elif np.all(np.asarray(at, float) % 1 == 0):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     look: dict[str, Any] = {"color": COLOURS[style % 8], "linestyle": DASHES[style % 8]}
     if len(mean) <= FEW:
@@ -117,6 +127,7 @@ def _levels(axes: Axes, data: xr.Dataset, name: str, group: str) -> None:
     for i, (kind, words) in enumerate(LEVELS.items()):
         height = Level(data, f"{kind}{name}", groups).at(group, {})
         if height is not None:
+            words = data[f"{kind}{name}"].attrs.get("long_name", words)
             axes.axhline(height, color="#777777", linestyle=DASHES[3 + i], linewidth=1, label=words)
 
 

@@ -17,12 +17,16 @@ import xarray as xr
 from jcos import files
 from jcos.lab.measures import SCORES, Estimate, Span, estimate, median_step
 
-RUNS = ("puzzle", "pair", "clip")
+RUNS = ("puzzle", "pair", "clip", "sample")
 """Dimensions over whose places intervals are taken."""
 REPEATS = ("seed", "direction", "group", "member")
 """Dimensions that a run is averaged over first."""
 MODEL, IDEAL = DENOISERS = ("model", "ideal denoiser")
 """Labels of the dimension `denoiser`."""
+TRUE_LABELS, SHUFFLED_LABELS = LABELS = ("true labels", "shuffled labels")
+"""Labels of the dimension `labels`: what a linear probe was fitted to."""
+UNSAID = {"denoiser": MODEL, "labels": TRUE_LABELS}
+"""Labels that go without saying in the name of a case."""
 VERSION = 1
 """Of the layout of a results file; another one is not read."""
 Variable = tuple[tuple[str, ...], Any, dict[str, Any]]
@@ -233,7 +237,7 @@ def case_of(place: Mapping[Hashable, Any]) -> str:
     words = []
     for dim, label in sorted(place.items(), key=lambda item: item[0] == "denoiser"):
         if isinstance(label, str | np.str_):
-            words += [str(label)] * (dim != "denoiser" or label != MODEL)
+            words += [str(label)] * (UNSAID.get(str(dim)) != label)
         else:
             words.append(f"{dim} {label:g}")
     return ", ".join(words) or (MODEL if "denoiser" in place else "")
