@@ -15,7 +15,7 @@ from PIL import Image
 
 from jcos import cli, demo, wan
 from jcos.cli import sample
-from jcos.experiments.puzzles import Progress, held_out
+from jcos.experiments.sweeps import held_out
 from jcos.generation import generate
 from jcos.lab import tasks
 from jcos.weights import checkpoint
@@ -63,9 +63,9 @@ def test_programs_are_kept_in_the_users_cache(
 def test_the_demo_ends_with_its_page_and_what_to_look_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def play(model: wan.Wan, folder: Path, command: str) -> Iterator[Progress]:
-        yield Progress("following routes", 0, 2)
-        yield Progress("the page", 2, 2)
+    def play(model: wan.Wan, folder: Path, command: str) -> Iterator[demo.Progress]:
+        yield demo.Progress("following routes", 0, 2)
+        yield demo.Progress("the page", 2, 2)
 
     monkeypatch.setattr(demo, "run", play)
     monkeypatch.setattr(wan, "load", lambda folder: None)

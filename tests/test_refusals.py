@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jcos.config import Sampling
-from jcos.experiments.puzzles import finish, playing
+from jcos.experiments.sweeps import sweep
 from jcos.generation import check_averages, generate, generate_side_by_side, generate_worlds
 from jcos.loop import seed_keys
 from jcos.sampling import flow, trajectory
@@ -107,7 +107,7 @@ def test_an_average_of_one_seed_is_refused(
     with pytest.raises(ValueError, match="averages over seeds"):
         generate(model, condition, range(seeds), probe=probe)
     with pytest.raises(ValueError, match="averages over seeds"):
-        finish(playing(model, worlds, range(seeds), probes=[probe]))
+        sweep(model, worlds, range(seeds), probes=[probe])
     off = WINDOW.replace(mask=jnp.zeros_like(WINDOW.mask))
     check_averages(off, 1)
     check_averages(WINDOW.replace(groups=jnp.array([0, 0, 1])), 3)

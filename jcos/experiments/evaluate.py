@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jcos.config import Sampling
-from jcos.experiments.puzzles import held_out, play, score
+from jcos.experiments.sweeps import held_out, play, score
 from jcos.lab.measures import Estimate, commitment_step, estimate
 from jcos.lab.tasks import Puzzle, Task, chance, still_of
 from jcos.wan import Wan

@@ -80,6 +80,11 @@ class Samples:
         return bool(self.puzzles)
 
     @property
+    def runs(self) -> str:
+        """The dimension of these in a dataset."""
+        return "puzzle" if self.judged else "clip"
+
+    @property
     def groups(self) -> dict[str, Int[np.ndarray, " n"]]:
         """Which samples belong to each task, in the order of the tasks."""
         names = np.array(self.tasks)
@@ -123,7 +128,7 @@ class Samples:
     def coordinates(self) -> dict[str, Any]:
         """Return what a dataset says of its runs: their task, and whether they have several right
         answers. `part` is both in words."""
-        runs = "puzzle" if self.judged else "clip"
+        runs = self.runs
         labels: dict[str, Any] = {"task": (runs, list(self.tasks))}
         if self.judged:
             several = self.several

@@ -17,12 +17,16 @@ import xarray as xr
 from jcos import files
 from jcos.lab.measures import SCORES, Estimate, Span, estimate, median_step
 
-RUNS = ("puzzle", "pair", "clip")
+RUNS = ("puzzle", "pair", "clip", "sample")
 """Dimensions over whose places intervals are taken."""
 REPEATS = ("seed", "direction", "group", "member")
 """Dimensions that a run is averaged over first."""
 MODEL, IDEAL = DENOISERS = ("model", "ideal denoiser")
 """Labels of the dimension `denoiser`."""
+TRUE_LABELS, SHUFFLED_LABELS = LABELS = ("true labels", "shuffled labels")
+"""Labels of the dimension `labels`: what a linear probe was fitted to."""
+UNSAID = {"denoiser": MODEL, "labels": TRUE_LABELS}
+"""Labels that go without saying in the name of a case."""
 VERSION = 1
 """Of the layout of a results file; another one is not read."""
 Variable = tuple[tuple[str, ...], Any, dict[str, Any]]
@@ -175,7 +179,9 @@ def rows(data: xr.Dataset, at: Mapping[str, Sequence[Any]] | None = None) -> Ite
         cells = estimates(array)
         group, *dims = cells["mean"].dims
         labels = [_labels(cells, d) for d in dims]
-        title = f"{array.attrs['long_name']}{_STATISTIC[array.attrs['statistic']]}"
+        title = array.attrs["long_name"]
+        if array.attrs["statistic"] == "median" and "median" not in title:
+            title = f"{title}, median"
         columns = [cells[field].values for field in ("mean", "low", "high", "n")]
         groups = groups_of(array)
         baselines = [Level(data, f"{kind}{name}", groups) for kind in LEVELS]
@@ -196,7 +202,6 @@ def rows(data: xr.Dataset, at: Mapping[str, Sequence[Any]] | None = None) -> Ite
 
 LEVELS = {"chance_": "a random legal answer", "still_": "the first frame held"}
 """Before a measure's name: variables with the same measure of a baseline."""
-_STATISTIC = {"mean": "", "median": ", median"}
 
 
 class Level:
@@ -228,11 +233,11 @@ def _labels(data: xr.Dataset, dim: Hashable) -> Sequence[Any]:
 
 
 def case_of(place: Mapping[Hashable, Any]) -> str:
-    """Return a place in words: `step 20, layer 3, ideal denoiser`."""
+    """Return a place in words, the denoiser last: `step 20, layer 3, ideal denoiser`."""
     words = []
-    for dim, label in place.items():
+    for dim, label in sorted(place.items(), key=lambda item: item[0] == "denoiser"):
         if isinstance(label, str | np.str_):
-            words += [str(label)] * (dim != "denoiser" or label != MODEL)
+            words += [str(label)] * (UNSAID.get(str(dim)) != label)
         else:
             words.append(f"{dim} {label:g}")
     return ", ".join(words) or (MODEL if "denoiser" in place else "")

@@ -6,10 +6,19 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+
+def finish(work: Generator[Any, None, Any]) -> Any:
+    """Return what a generator returns, whatever its progress."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
 
 
 def meshes(folder: str, *texts: str) -> dict[str, list[float]]:
