@@ -133,7 +133,6 @@ class Layers(Experiment):
                 part = xr.merge([part, read], join="outer", compat="no_conflicts")
             parts.append(by_identity(part, identities))
         data = xr.concat(parts, "puzzle", data_vars="all", coords="minimal", compat="override")
-        runs = "puzzle" if samples.judged else "clip"
         tasks = np.repeat(list(samples.groups), [part.sizes["puzzle"] for part in parts])
         cost = [self.forwards(model.config, s + 1) for s in range(plan.steps)]
         extra: dict[str, Any] = {"forwards": ("step", cost), "all_forwards": ((), cost[-1])}
@@ -143,12 +142,12 @@ class Layers(Experiment):
         for name, (dims, _) in films[0].items():
             extra[name] = (("film_of", *dims), np.stack([film[name][1] for film in films]))
         labels = {"film_of": list(samples.groups), "film_step": few(steps), "film_layer": layers}
-        labels |= {"task": (runs, tasks), "probed_step": steps}
-        data = data.rename({"puzzle": runs} if runs != "puzzle" else {})
-        return data.assign(extra).assign_coords(labels)
+        labels |= {"task": ("puzzle", tasks), "probed_step": steps}
+        data = data.assign(extra).assign_coords(labels)
+        return data if samples.judged else data.rename(puzzle=samples.runs)
 
     def table(self, data: xr.Dataset) -> pd.DataFrame:
-        return results.table(data, {"step": data["probed_step"].values})
+        return results.table(data, {"step": data["probed_step"].values.tolist()})
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         at, x = {"step": list(data["film_step"].values)}, "denoising step"

@@ -286,9 +286,7 @@ def _by_layer(array: xr.DataArray, kind: str, step: int) -> xr.DataArray:
 
 
 def _curves(curves: dict[str, xr.DataArray], ylabel: str) -> plots.Figure:
-    names = list(curves)
-    data = xr.Dataset(curves)
-    return plots.lines(data, names, "at_layer", labels=names, xlabel="layer", ylabel=ylabel)
+    return plots.lines(xr.Dataset(curves), x="at_layer", xlabel="layer", ylabel=ylabel)
 
 
 # ---- what is run
@@ -487,13 +485,13 @@ def levels(conditions: Condition, pairs: Sequence[Pair]) -> dict[str, Variable]:
     """Return the baselines of what is solved, mean over both puzzles of a pair: the donor's answers
     have the same."""
     variables: dict[str, Variable] = {}
-    known = []
+    baselines = []
     for kind in dict.fromkeys(pair.kind for pair in pairs):
         puzzles = tuple(p for pair in pairs if pair.kind == kind for p in pair.puzzles)
         samples = Samples(conditions, tuple(p.task for p in puzzles), puzzles)
-        known.append(samples.baselines()["solved"])
-    for level in Baseline._fields if known else ():
-        values = np.concatenate([getattr(one, level) for one in known]).reshape(-1, 2).mean(1)
+        baselines.append(samples.baselines()["solved"])
+    for level in Baseline._fields if baselines else ():
+        values = np.concatenate([getattr(one, level) for one in baselines]).reshape(-1, 2).mean(1)
         for name in JUDGED:
             variables[f"{level}_{name}"] = (("pair",), values, {})
     return variables
