@@ -143,7 +143,9 @@ def test_sensitivity_is_read_where_it_stands() -> None:
     tokens[0, :, :, 3] = 0.1 * np.arange(3)[None, None, :, None]
     dims = ("case", "puzzle", "seed", "step", "layer", "without")
     variables = {"tokens": (dims, tokens), "x0": (dims[:4] + dims[5:], tokens[..., 0, :])}
-    made_up = xr.Dataset(variables, {"step": range(4)} | labels_of([Case(STEP, step=2)]))
+    made_up = xr.Dataset(
+        variables, {"step": range(4), "without": range(6)} | labels_of([Case(STEP, step=2)])
+    )
     result = made_up.assign(reaches(made_up))
     for window, want in (("at", 0.0), ("on", 0.05), ("end", 0.1)):
         np.testing.assert_allclose(result[f"tokens_{window}"], want, atol=1e-6)
