@@ -125,7 +125,7 @@ class Flow(Experiment):
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         kinds = set(data["kind"].values)
-        noised, cka = {"xlabel": "noised step"}, "1 − CKA"
+        cka, noised = "1 − CKA", dict[str, Any](xlabel="noised step")
         if STEP in kinds:
             steps = {words: of_kind(data, kind, "at_step") for kind, words in STEPS.items()}
             maps = {f"tokens, {words}": _triangle(one["tokens"]) for words, one in steps.items()}
@@ -136,7 +136,7 @@ class Flow(Experiment):
                 name: one.mean("layer") if "layer" in one.dims else one
                 for name, one in maps.items()
             }
-            axes = {"xlabel": "observed step", "ylabel": "noised step"}
+            axes = dict[str, Any](xlabel="observed step", ylabel="noised step")
             yield "triangle", Picture(plots.heat(tokens, "step", "at_step", **axes), TRIANGLE)
             for words, one in steps.items():
                 names = [f"tokens_{window}" for window in WINDOWS]
@@ -163,7 +163,7 @@ class Flow(Experiment):
                 yield "agreement", Picture(figure, AGREEMENT)
         if FRAME in kinds:
             frames = of_kind(outside(data["tokens"].mean("layer")), FRAME, "at_frame")
-            words = {"xlabel": "observed step", "ylabel": "noised frame"}
+            words = dict[str, Any](xlabel="observed step", ylabel="noised frame")
             figure = plots.heat(frames, "step", "at_frame", **words)
             yield "frames", Picture(figure, FRAMES)
         if "tokens_end_others" in data:

@@ -86,7 +86,7 @@ def _chunk_file(model: Wan, plan: flow.Plan, sweep: "Sweep", readout: Readout) -
         return None
     digest = hashlib.sha256(f"{readout.__module__}.{readout.__qualname__}".encode())
     for path, leaf in jax.tree.leaves_with_path((plan, sweep)):
-        if jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
     name = digest.hexdigest()[:24]
