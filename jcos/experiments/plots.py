@@ -127,6 +127,7 @@ def _levels(axes: Axes, data: xr.Dataset, name: str, group: str) -> None:
     for i, (kind, words) in enumerate(LEVELS.items()):
         height = Level(data, f"{kind}{name}", groups).at(group, {})
         if height is not None:
+            words = data[f"{kind}{name}"].attrs.get("long_name", words)
             axes.axhline(height, color="#777777", linestyle=DASHES[3 + i], linewidth=1, label=words)
 
 

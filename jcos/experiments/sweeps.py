@@ -7,6 +7,8 @@ import hashlib
 import io
 import math
 import shutil
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -94,10 +96,11 @@ def _chunk_file(model: Wan, plan: flow.Plan, sweep: "Sweep", readout: Readout) -
 def _remembered(file: Path, shape: Any) -> Any | None:
     """Return what was kept in a file, leaves as in `shape`; None where that is not whole."""
     try:
-        with np.load(file.with_suffix(".npz"), allow_pickle=False) as stored:
+        content = io.BytesIO(file.with_suffix(".npz").read_bytes())
+        with np.load(content, allow_pickle=False) as stored:
             leaves = [stored[f"{i}"] for i in range(len(stored.files))]
         return jax.tree.unflatten(jax.tree.structure(shape), leaves)
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
 
 

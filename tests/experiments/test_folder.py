@@ -257,9 +257,11 @@ def test_a_chunk_that_is_not_whole_is_computed_again(
         done(Ends(puzzles=3), small_model, tmp_path / "ends", progress=kill_at("sampling", 3))
     chunks = sorted((tmp_path / ".ends.unfinished").glob("*.npz"))
     assert len(chunks) == len(computed) == 2
-    chunks[0].write_bytes(chunks[0].read_bytes()[:100])
+    whole = chunks[0].read_bytes()
+    chunks[0].write_bytes(whole[:100])
+    chunks[1].write_bytes(whole[:500] + b"damaged" + whole[507:])
     assert done(Ends(puzzles=3), small_model, tmp_path / "ends")
-    assert len(computed) == 2 + 5
+    assert len(computed) == 2 + 6
 
 
 def test_a_killed_run_is_not_mixed_with_other_settings_or_code(

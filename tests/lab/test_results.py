@@ -95,6 +95,7 @@ def test_runs_that_rise_and_fall_together_widen_the_interval() -> None:
 
 def test_a_median_is_over_puzzles_that_have_a_step() -> None:
     steps = np.array([[3, 5], [np.nan, 8], [np.nan, np.nan], [1, 1], [2, np.nan], [9, 9]])
+    steps = np.column_stack([steps, np.full(6, np.nan)])  # the third seed has none
     variable = measure("puzzle seed", steps, "commitment step", span=(0, 10), median=True)
     rows = rows_of(dataset(commitment=variable))
     want = median_step(np.array([4.0, 8.0, 1.0]), 10)
