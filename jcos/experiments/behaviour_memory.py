@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from jcos.config import PixelCodec, WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Picture, Progress
-from jcos.experiments.ridge import ridge
+from jcos.experiments.linear_probes import ridge
 from jcos.experiments.sweeps import conditions_of, held_out, one_world, sweep
 from jcos.lab import results
 from jcos.lab.results import measure, with_levels

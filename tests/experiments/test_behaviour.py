@@ -29,7 +29,7 @@ from jcos.experiments.behaviour_memory import (
     readings,
 )
 from jcos.experiments.experiment import Settings
-from jcos.experiments.ridge import ridge
+from jcos.experiments.linear_probes import ridge
 from jcos.experiments.samples import puzzles_of
 from jcos.experiments.sweeps import compilations, held_out
 from jcos.lab.tasks import TASKS, still_of
