@@ -182,7 +182,6 @@ class Budget(Experiment):
             variables[name] = with_levels(variables[name], name, variables)
         together = self.tasks[0] if len(samples.groups) == 1 else "all tasks"
         about = {"denoiser": list(DENOISERS), "together": ("puzzle", [together] * len(samples))}
-        about |= {"shift": self.sampling.of(model.config).shift}
         return self._dataset(model, samples, cases, variables).assign_coords(about)
 
     def _dataset(
