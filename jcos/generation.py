@@ -106,7 +106,7 @@ def generate_side_by_side(
         if on_step is not None or memory.waits(model.experts):
             trace = _watched(loop.Runs(model, conditions, plan, asked), seeds, noise, on_step)
         else:
-            shape = trajectory.latent_shape(cfg.dit, conditions)
+            shape = (*conditions.grid, cfg.dit.out_channels)
             given = loop.first_noise(cfg, seed_numbers(seeds), shape, noise)
             if mesh.in_use():
                 sharding.check_runs(cfg.dit, run.worlds, run.seeds)

@@ -197,7 +197,7 @@ class Runs(Iterator[State]):
         keys, config = seed_keys(seeds), self.model.config
         self.check(len(keys))
         check_averages(self.probe, len(keys))
-        shape = trajectory.latent_shape(config.dit, self.conditions)
+        shape = (*self.conditions.grid, config.dit.out_channels)
         given = first_noise(config, numbers, shape, noise)
         if mesh.in_use():
             _, keys, given = sharding.place_runs((), keys, given)
@@ -289,7 +289,7 @@ def check(
     model: Wan, plan: flow.Plan, conditions: Condition, seeds: int, probe: Probe
 ) -> list[jax.ShapeDtypeStruct]:
     """As `checks.check_probe`."""
-    size, guided = trajectory.size_of(conditions, seeds), plan.guidance is not None
+    size, guided = (len(conditions.context), seeds, *conditions.grid), plan.guidance is not None
     return check_probe(probe, model.experts[0], plan.steps, size, guided=guided)
 
 

@@ -113,7 +113,7 @@ def measured(lab: Lab, job: Job, probe: Probe | None = None) -> Point:
     model = Wan(job.config, rngs=nnx.Rngs(0))
     rows = jnp.ones((1, cfg.text_len, cfg.text_dim))
     given: Any = Condition(
-        rows, -rows, jnp.zeros((1, *job.latent, cfg.in_channels - cfg.out_channels))
+        rows, job.latent, -rows, jnp.zeros((1, *job.latent, cfg.in_channels - cfg.out_channels))
     )
     plan, keys, probe = flow.plan(job.sampling), seed_keys(range(job.seeds)), probe or Probe()
     if mesh.in_use():

@@ -197,7 +197,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], weakref
 
     def generate(model, condition, seeds, *, noise, **options) -> Any:
         gc.collect()
-        shape = (*condition.channels.shape[:3], model.config.dit.out_channels)
+        shape = (*condition.grid, model.config.dit.out_channels)
         noise = loop.first_noise(model.config, seeds, shape, noise)
         loaded[-1][0]["beside"] = sum(made() is not None for _, made in loaded[:-1])
         x0 = np.repeat(np.asarray(noise)[:, None], 2, axis=1)

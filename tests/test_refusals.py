@@ -182,7 +182,7 @@ def test_masks_out_of_range_are_refused(model: Wan, condition: trajectory.Condit
 def test_guidance_needs_a_negative_prompt(model: Wan, condition: trajectory.Condition) -> None:
     sampling = Sampling(steps=STEPS, guidance=(2.0,))
     with pytest.raises(ValueError, match="needs a negative prompt"):
-        generate(model, condition._replace(negative=None), sampling=sampling)
+        generate(model, condition.replace(negative=None), sampling=sampling)
 
 
 def test_a_bad_seed_leaves_the_others_alone_and_is_named(

@@ -195,21 +195,19 @@ class Budget(Experiment):
         numbers = sorted(set(self.frames), reverse=True)
         given = {n: self._given(model, n) for n in numbers}
         full, cfg = jax.tree.map(lambda a: a[0], given[numbers[0]]), model.config.dit
-        shape = trajectory.latent_shape(cfg, full)
+        shape = (*full.grid, cfg.out_channels)
         noise = first_noise(model.config, self.seeds, shape)
         noise, _ = trajectory.draw(cfg, full, seed_keys(self.seeds), noise)
         found, best = {}, None
         for n in numbers:
-            channels = given[n].channels
-            assert channels is not None
-            shared = np.linspace(0, shape[0] - 1, channels.shape[2]).round().astype(int)
+            shared = np.linspace(0, shape[0] - 1, given[n].grid[0]).round().astype(int)
             latents = yield from playing(
                 model,
                 given[n],
                 self.seeds,
                 plan=plan,
                 look=look_at_latents,
-                start=np.tile(noise[None, :, shared], (len(channels), 1, 1, 1, 1, 1)),
+                start=np.tile(noise[None, :, shared], (len(given[n].context), 1, 1, 1, 1, 1)),
                 chunk=self.chunk,
                 what=f"{n} frames",
             )

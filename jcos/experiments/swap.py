@@ -181,9 +181,7 @@ def two_by_two(given: Condition) -> Condition:
 
 
 def token_count(model: Wan, given: Condition) -> int:
-    assert given.channels is not None
-    frames, height, width = given.channels.shape[-4:-1]
-    return int(np.prod(model.config.dit.tokens(frames, height, width)))
+    return int(np.prod(model.config.dit.tokens(*given.grid)))
 
 
 def probe_of(

@@ -5,8 +5,9 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, no_type_check
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,17 +27,19 @@ from jcos.sampling.trace import Trace
 T = TypeVar("T")
 
 
-class Condition(NamedTuple):
+@no_type_check  # its leaves may be shapes, or numpy arrays that wait on the host
+class Condition(flax.struct.PyTreeNode):
     """What a video is generated from.
 
-    context: embedded prompt. negative: embedded negative prompt, of as many rows; needed for
-    guidance only.
-    channels: concatenated to the latent at every step (image-to-video). first: the given first
-    latent frame of models that keep it in place (TI2V): at every step frame 0 is this one, at
-    timestep 0, in what the model sees, in the clean estimate and in what the solver makes of it.
+    context: embedded prompt. grid: frames, height and width of the latent; static.
+    negative: embedded negative prompt, of as many rows; needed for guidance only.
+    channels: concatenated to the latent at every step (image-to-video). first: the first latent
+    frame of models that keep it in place (TI2V): at every step frame 0 is this one, at timestep 0,
+    in what the model sees, in the clean estimate and in what the solver makes of it.
     """
 
     context: Float[Array, "*axes L text"]
+    grid: tuple[int, int, int] = flax.struct.field(pytree_node=False)
     negative: Float[Array, "*axes L text"] | None = None
     channels: Float[Array, "*axes F H W E"] | None = None
     first: Float[Array, "*axes 1 H W C"] | None = None
@@ -250,35 +253,15 @@ def _passes(
     return side_by_side(math.prod(here))
 
 
-def size_of(conditions: Condition, seeds: int) -> tuple[int, ...]:
-    """Worlds, seeds, latent frames, height and width of a run; ValueError where the conditions do
-    not tell the size of the video."""
-    return (len(conditions.context), seeds, *_grid(conditions))
-
-
-def latent_shape(cfg: DiTConfig, conditions: Condition) -> tuple[int, int, int, int]:
-    """[F, h, w, C] of the latents of conditions [W, …]; ValueError where they do not tell it."""
-    return (*_grid(conditions), cfg.out_channels)
-
-
-def _grid(conditions: Condition) -> tuple[int, int, int]:
-    if conditions.channels is None:
-        raise ValueError("the size of the video is read off the image channels; there are none")
-    frames, height, width = conditions.channels.shape[1:4]
-    return frames, height, width
-
-
 def draw(
     cfg: DiTConfig,
     conditions: Condition,
     keys: Key[Array, " K"],
     noise: Float[Array, "K F H W C"] | None,
 ) -> tuple[Float[Array, "K F H W C"], Key[Array, " K"]]:
-    """For a `run`, of the seeds' keys: the first noise, unless it is given, and keys of the steps.
-
-    Raises ValueError where the conditions do not tell the size of the video, or noise has another.
-    """
-    shape = latent_shape(cfg, conditions)
+    """Split the seeds' keys into the first noise of a `run`, unless it is passed, and the keys of
+    the steps. Raises ValueError where noise has another shape than the video."""
+    shape = (*conditions.grid, cfg.out_channels)
     noise_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     if noise is None:
         noise = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_keys)
@@ -342,7 +325,12 @@ def sweep(f: Callable[[T], Any], values: T, *, chunk: int | None = None) -> Any:
 
 
 def tree_stack(values: Sequence[T]) -> T:
-    """Pytrees of the same shape as one, with a leading axis: what `sweep` runs over."""
+    """Stack pytrees of the same shape on a new leading axis: what `sweep` runs over. Raises
+    ValueError where conditions have different grids."""
+    grids = {value.grid for value in values if isinstance(value, Condition)}
+    if len(grids) > 1:
+        sizes = ", ".join("×".join(map(str, grid)) for grid in sorted(grids))
+        raise ValueError(f"conditions have latents of {sizes} cells; stack those of one size")
     return jax.tree.map(lambda *a: jnp.stack(a), *values)
 
 

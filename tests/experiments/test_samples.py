@@ -68,7 +68,7 @@ def test_baselines_are_those_of_the_very_puzzles(small_model: Wan) -> None:
 
 def test_parts_of_a_task_have_baselines_of_their_own() -> None:
     puzzles = tuple(held_out(TASKS["maze"], 12))
-    nothing = Condition(jnp.zeros((12, 1, 1, 1)))
+    nothing = Condition(jnp.zeros((12, 1, 1, 1)), (1, 1, 1))
     samples = Samples(nothing, ("maze",) * 12, puzzles)
     several, one = np.flatnonzero(samples.several), np.flatnonzero(~samples.several)
     assert len(several) * len(one)

@@ -82,7 +82,7 @@ def test_scores_of_all_runs_together_stay_below_the_limit(monkeypatch, by_step):
     def largest(seeds: int, worlds: int, probes: int) -> int:
         """Elements of the largest array."""
         rows, keys = jnp.zeros((worlds, 4, 4)), jax.random.split(jax.random.key(0), seeds)
-        given = Condition(rows, rows, jnp.zeros((worlds, *grid, 0)))
+        given = Condition(rows, grid, rows)
 
         def run(dit, given, noise, probe):
             if not by_step:

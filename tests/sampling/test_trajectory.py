@@ -414,6 +414,16 @@ def test_two_experts_share_a_run() -> None:
     assert float(jnp.abs(mixed[high] - plain[high]).max()) > 1e-2
 
 
+def test_conditions_of_two_sizes_are_not_stacked(model: Wan) -> None:
+    """A condition knows the grid of its latent by itself, stacked or not."""
+    large = model.condition(np.zeros((16, 8, 3), np.uint8), "left", FRAMES)
+    small = model.condition(frame(0), "left", FRAMES)
+    assert large.grid == (FRAMES, 8, 4)
+    assert trajectory.tree_stack([small, small]).grid == small.grid == (FRAMES, 4, 4)
+    with pytest.raises(ValueError, match=f"{FRAMES}×4×4, {FRAMES}×8×4"):
+        trajectory.tree_stack([small, large])
+
+
 def test_first_frame_stays_in_place() -> None:
     """TI2V: the given latent frame is never noised and its tokens are at timestep 0."""
     config = dataclasses.replace(DIT, in_channels=12)
@@ -423,7 +433,9 @@ def test_first_frame_stays_in_place() -> None:
     plan = flow.plan(CONFIG.sampling)
     noise = jax.random.normal(jax.random.key(0), (2, FRAMES, 4, 4, 12))
     keys = seed_keys((0, 1))
-    conditions = jax.tree.map(lambda a: a[None], trajectory.Condition(context, first=first))
+    conditions = jax.tree.map(
+        lambda a: a[None], trajectory.Condition(context, (FRAMES, 4, 4), first=first)
+    )
     trace = trajectory.run([dit], plan, conditions, noise, keys, Probe())
     np.testing.assert_array_equal(trace.latents[0, :, :1], jnp.stack([first, first]))
     np.testing.assert_array_equal(
