@@ -60,7 +60,8 @@ class Sample(options.Sample, Interventions):
             if not done:
                 shape = f"{len(puzzles)} puzzles × {len(self.seeds)} seeds"
                 told(Progress(f"{shape} × {config.sampling.steps} steps", 0, parts))
-                manifest = settings | runs.made(command_line())
+                changes = {"changes": [change.to_json() for change in probe.changes()]}
+                manifest = settings | changes | runs.made(command_line())
                 with runs.begun(self.out, manifest, room):
                     arrays = self._play(model, task, puzzles, config.sampling, probe)
                 keep(self.out / ARRAYS, arrays)
@@ -83,7 +84,6 @@ class Sample(options.Sample, Interventions):
             "seeds": list(self.seeds),
             "model": config.name,
             "weights": identify(self.checkpoint),
-            "layers": config.dit.layers,
             "sampling": dataclasses.asdict(config.sampling),
             "numerics": dataclasses.asdict(config.numerics),
             "codec": config.codec and dataclasses.asdict(config.codec),

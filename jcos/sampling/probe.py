@@ -11,12 +11,13 @@ any probe.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import flax.struct
 import jax
-from jaxtyping import Array, Float, Int, Key
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
 
 Latents = Float[Array, "F H W C"]
 Tokens = Float[Array, "N D"]
@@ -57,6 +58,59 @@ class Site(NamedTuple):
         return self._replace(key=key)
 
 
+class Change(NamedTuple):
+    """What a probe changes in a run.
+
+    what: in words. axis: "frame" (of the latent) or "layer". size: how many of these there are.
+    steps: of the run. cells: pairs of step and frame or layer.
+    """
+
+    what: str
+    axis: str
+    size: int
+    steps: int
+    cells: Sequence[tuple[int, int]]
+
+    @classmethod
+    def at(cls, what: str, axis: str, mask: Bool[Array | np.ndarray, "S N"]) -> "list[Change]":
+        """Return the change of the cells of a mask; nothing where all are off."""
+        steps, size = mask.shape
+        cells = [(int(step), int(place)) for step, place in np.argwhere(np.asarray(mask))]
+        return [cls(what, axis, size, steps, cells)] if cells else []
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Change":
+        cells = [(step, place) for step, place in data["cells"]]
+        return cls(data["what"], data["axis"], data["size"], data["steps"], cells)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as a dictionary; `text`: in a sentence."""
+        return self._asdict() | {"text": str(self)}
+
+    def __str__(self) -> str:
+        steps, places = (sorted(set(side)) for side in zip(*self.cells, strict=True))
+        if len(self.cells) < len(steps) * len(places):
+            return f"{self.what} at {len(self.cells)} pairs of step and {self.axis}"
+        words = [self.what]
+        if len(places) < self.size or self.axis == "layer":
+            words.append(f"{'after' if self.axis == 'layer' else 'in'} {self.axis}")
+            words.append(_ranges(places))
+        if len(steps) < self.steps:
+            words.append(f"at step {_ranges(steps)}")
+        return " ".join(words)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return 1, 2, 3, 7 as `1–3, 7`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{r[0]}–{r[-1]}" if len(r) > 2 else ", ".join(map(str, r)) for r in runs)
+
+
 class Probe(flax.struct.PyTreeNode):
     """Does nothing and sees nothing; subclasses override what they need.
 
@@ -80,6 +134,11 @@ class Probe(flax.struct.PyTreeNode):
         """What the shapes of the probe's arrays expect of a run, like (("steps", 50), ("layers",
         40)): a run of another size is refused before it begins."""
         return ()
+
+    def changes(self, world: int = 0) -> list[Change]:
+        """Return what the probe changes in the runs of a world; nothing where it does not say."""
+        del world
+        return []
 
     def on_latents(self, site: Site, x: Latents) -> Latents:
         """The latent [F, H, W, C] that the model sees at this step instead of x."""

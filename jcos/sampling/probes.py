@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jcos.sampling.probe import Latents, Probe, Site, Sizes, Tokens
+from jcos.sampling.probe import Change, Latents, Probe, Site, Sizes, Tokens
 
 
 def parts(probe: Probe) -> list[Probe]:
@@ -41,6 +41,9 @@ class Chain(Probe):
 
     def slots(self) -> tuple[Any, ...]:
         return tuple(probe.slots() for probe in self.probes)
+
+    def changes(self, world: int = 0) -> list[Change]:
+        return [change for probe in self.probes for change in probe.changes(world)]
 
     def _each(self, site: Site, hook: str) -> Iterator[tuple[Probe, Site]]:
         before = 0
@@ -116,6 +119,9 @@ class InWorlds(Probe):
 
     def slots(self) -> Any:
         return self.probe.slots()
+
+    def changes(self, world: int = 0) -> list[Change]:
+        return self.probe.changes(world) if self.worlds[world] else []
 
     def _here(self, acted: Array, x: Array) -> Array:
         return jnp.where(self.worlds[jax.lax.axis_index("world")], acted, x)
@@ -211,6 +217,15 @@ class Noise(Probe):
         masks = (self.mask, self.own)
         return tuple(size for mask in masks for size in _counted(mask, "steps", "latent frames"))
 
+    def changes(self, world: int = 0) -> list[Change]:
+        """Noise in all frames at some steps, and at all steps in some frames, are two changes."""
+        del world
+        mask = np.asarray(self.mask) > 0
+        steps, frames = mask.all(1, keepdims=True), mask.all(0, keepdims=True)
+        apart = not mask.all() and (mask == steps | frames).all()
+        parts = [mask & steps, mask & frames] if apart else [mask]
+        return [change for part in parts for change in Change.at("noise", "frame", part)]
+
     def on_latents(self, site: Site, x: Latents) -> Latents:
         strength = self.mask[site.step].astype(x.dtype)[:, None, None, None]
         centre, level = jnp.zeros_like(x), jnp.ones_like(strength)
@@ -255,6 +270,10 @@ class SeedEnsemble(Probe):
     def made_for(self) -> Sizes:
         return (*_counted(self.mask, "steps", "layers"), *_counted(self.groups, "seeds"))
 
+    def changes(self, world: int = 0) -> list[Change]:
+        del world
+        return Change.at("seeds averaged", "layer", self.mask)
+
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[()]]:
         def average(tokens: Tokens) -> Tokens:
             mean = _mean_of_seeds(tokens, self.groups)
@@ -279,6 +298,10 @@ class EstimateEnsemble(Probe):
 
     def made_for(self) -> Sizes:
         return (*_counted(self.mask, "steps"), *_counted(self.groups, "seeds"))
+
+    def changes(self, world: int = 0) -> list[Change]:
+        del world
+        return Change.at("estimates averaged", "frame", self.mask[:, None])
 
     def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, tuple[()]]:
         def average(x0: Latents) -> Latents:
@@ -333,6 +356,9 @@ class Swap(Probe):
     def made_for(self) -> Sizes:
         mask = _counted(self.mask, "worlds", "steps", "layers")
         return (*mask, *_counted(self.tokens, "tokens"))
+
+    def changes(self, world: int = 0) -> list[Change]:
+        return Change.at("tokens of another run", "layer", self.mask[world])
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[()]]:
         worlds = self.mask.shape[0]

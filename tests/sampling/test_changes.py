@@ -1,10 +1,14 @@
-"""What was changed in a run is read off its probes, on step × layer × frame."""
+"""Probes describe what they change, on step × frame or step × layer."""
+
+import json
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jaxtyping import Array
 
 import jcos
-from jcos.report.changes import Change, asked, changes_of
+from jcos.sampling.probe import Change
 from jcos.sampling.probes import EstimateEnsemble, InWorlds, Noise, Probe, SeedEnsemble, Swap, chain
 
 STEPS, FRAMES, LAYERS = 10, 4, 6
@@ -55,32 +59,43 @@ STEPS, FRAMES, LAYERS = 10, 4, 6
 def test_probes_of_the_paper_tell_what_they_change(
     probe: Probe, says: str, axis: str, cells: set[tuple[int, int]]
 ) -> None:
-    (change,) = changes_of(chain(Probe(), probe))
+    (change,) = chain(Probe(), probe).changes()
     assert str(change) == says
     assert change.axis == axis
     assert set(change.cells) == cells
-    assert Change.of(change.told()) == change
+    assert Change.from_json(json.loads(json.dumps(change.to_json()))) == change
 
 
 def test_each_world_has_its_own() -> None:
     swap = Swap.at_layers(STEPS, LAYERS, 20, [3])
-    assert changes_of(swap, 0)
-    assert not changes_of(swap, 1)
+    assert swap.changes(0)
+    assert not swap.changes(1)
     noise = InWorlds(Noise.at_steps(STEPS, FRAMES, [3]), jnp.array([False, True]))
-    assert [len(changes_of(noise, world)) for world in (0, 1)] == [0, 1]
+    assert [len(noise.changes(world)) for world in (0, 1)] == [0, 1]
 
 
 def test_probes_that_do_nothing_change_nothing() -> None:
-    assert not changes_of(jcos.Noise.at_steps(STEPS, FRAMES, []))
-    assert not changes_of(jcos.TokenEnergy())
-    assert not asked({}, STEPS, FRAMES, LAYERS)
+    assert not jcos.Noise.at_steps(STEPS, FRAMES, []).changes()
+    assert not jcos.TokenEnergy().changes()
 
 
-def test_what_a_command_was_asked_for() -> None:
-    given = {"noise_steps": [1], "noise_frames": [], "ensemble_layers": [2], "ensemble_steps": [0]}
-    assert [str(change) for change in asked(given, STEPS, FRAMES, 0)] == [
-        "noise at step 1",
-        "seeds averaged after layer 2 at step 0",
-    ]
-    # Steps are named by default; without layers nothing is averaged in them.
-    assert not asked({"ensemble_layers": [], "ensemble_steps": [0]}, STEPS, FRAMES, LAYERS)
+def test_noise_at_steps_and_in_frames_is_two_changes() -> None:
+    noise = Noise.at_steps(STEPS, FRAMES, [1]) | Noise.at_frames(STEPS, FRAMES, [2])
+    at_steps, in_frames = noise.changes()
+    assert (str(at_steps), str(in_frames)) == ("noise at step 1", "noise in frame 2")
+    cells = set(map(tuple, np.argwhere(np.asarray(noise.mask)).tolist()))
+    assert {*at_steps.cells, *in_frames.cells} == cells
+    assert [str(c) for c in Noise.at_steps(STEPS, FRAMES, range(STEPS)).changes()] == ["noise"]
+
+
+def test_a_probe_of_ones_own_describes_itself() -> None:
+    class Mute(Probe):
+        mask: Array
+
+        def changes(self, world: int = 0) -> list[Change]:
+            return Change.at("muted", "layer", self.mask)
+
+    mute = Mute(jnp.zeros((STEPS, LAYERS), bool).at[:2, 3].set(True))
+    (change,) = chain(mute, jcos.TokenEnergy()).changes()
+    assert change == Change("muted", "layer", LAYERS, STEPS, [(0, 3), (1, 3)])
+    assert str(change) == "muted after layer 3 at step 0, 1"
