@@ -73,7 +73,7 @@ def test_a_probe_of_another_run_is_refused_before_anything_is_computed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By every way of sampling, and in a sweep, where arrays have an axis more."""
-    monkeypatch.setattr(trajectory, "denoise", _never)
+    monkeypatch.setattr(trajectory, "advance", _never)
     monkeypatch.setattr("jcos.loop._advance", _never)
     plan, keys = flow.plan(model.config.sampling), seed_keys((0, 1))
     worlds = jax.tree.map(lambda a: a[None], condition)
