@@ -14,6 +14,10 @@ from jcos.sampling.probes import EstimateEnsemble, InWorlds, Noise, Probe, SeedE
 STEPS, FRAMES, LAYERS = 10, 4, 6
 
 
+def noise_at(*cells: tuple[int, int]) -> Noise:
+    return Noise(jnp.zeros((STEPS, FRAMES)).at[tuple(np.array(cells).T)].set(1.0))
+
+
 @pytest.mark.parametrize(
     ("probe", "says", "axis", "cells"),
     [
@@ -29,9 +33,9 @@ STEPS, FRAMES, LAYERS = 10, 4, 6
             "frame",
             {(s, f) for s in range(10) for f in range(3)},
         ),
-        (Noise.at_cells(STEPS, FRAMES, [(2, 1)]), "noise in frame 1 at step 2", "frame", {(2, 1)}),
+        (noise_at((2, 1)), "noise in frame 1 at step 2", "frame", {(2, 1)}),
         (
-            Noise.at_cells(STEPS, FRAMES, [(2, 1), (3, 2)]),
+            noise_at((2, 1), (3, 2)),
             "noise at 2 pairs of step and frame",
             "frame",
             {(2, 1), (3, 2)},

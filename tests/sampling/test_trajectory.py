@@ -167,7 +167,7 @@ def test_strength_turns_a_latent_towards_noise_and_keeps_its_variance() -> None:
     x = jax.random.normal(jax.random.key(7), (FRAMES, 40, 40, 12))
     full = Noise.at_steps(STEPS, FRAMES, [2]).on_latents(at(2, 0.5), x)
     for strength in (0.0, 0.3, 0.9, 1.0):
-        probe = Noise.at_cells(STEPS, FRAMES, [(2, 1), (2, 2)], strength=strength)
+        probe = Noise(jnp.zeros((STEPS, FRAMES)).at[2, 1:].set(strength))
         found = probe.on_latents(at(2, 0.5), x)
         np.testing.assert_array_equal(found[0], x[0])
         want = np.sqrt(1 - strength**2) * x[1:] + strength * full[1:]
@@ -184,7 +184,8 @@ def test_noise_at_its_own_level_keeps_the_estimate() -> None:
     x0, noise = jax.random.normal(jax.random.key(1), (2, *shape))
     x = (1 - sigma) * x0 + sigma * noise
     for strength in (0.6, 1.0):
-        probe = Noise.at_steps(STEPS, FRAMES, [2], strength=strength, own=True)
+        noisy = Noise.at_steps(STEPS, FRAMES, [2], strength=strength)
+        probe = noisy.replace(renoise=noisy.mask > 0)
         renewed = (probe.on_latents(at(2, sigma, x0), x) - (1 - sigma) * x0) / sigma
         assert abs(float(renewed.std()) - 1) < 0.01
         shared = float(jnp.mean(renewed * noise))
