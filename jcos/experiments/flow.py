@@ -332,7 +332,7 @@ class Perturbed(probes.Probe):
     def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, Put]:
         noise = self._noise()
         here = noise.mask[site.step] > 0
-        kept = here if noise.own is None else here & noise.own[site.step]
+        kept = here & (False if noise.renoise is None else noise.renoise[site.step])
         here, kept = (a[:, None, None, None] for a in (here, kept))
         last = jnp.zeros_like(x) if site.last is None else site.last
         return x0, Put(x - jnp.where(kept, (1 - site.sigma) * last, 0.0), here, kept)

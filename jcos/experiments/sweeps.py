@@ -211,8 +211,8 @@ def sweep(
     puzzles, worlds = conditions.context.shape[:2]
     for probe in probes:
         check_averages(probe, len(seeds))
-    grid = trajectory.latent_shape(model.config.dit, jax.tree.map(lambda a: a[0], conditions))
-    noise = None if start is not None else first_noise(model.config, seeds, grid)
+    shape = (*conditions.grid, model.config.dit.out_channels)
+    noise = None if start is not None else first_noise(model.config, seeds, shape)
     keys = jnp.tile(seed_keys(seeds), (puzzles, 1))
     if not alike and model.config.noise == "jax":
         keys = _fold(keys, jnp.arange(puzzles))

@@ -125,11 +125,11 @@ def test_clean_up_takes_the_run_up_again_at_the_level_of_its_last_steps(small_mo
     sigmas = np.asarray(plain.schedule.sigmas)
     np.testing.assert_array_equal(plan.schedule.sigmas, [*sigmas[:4], *sigmas[2:]])
     probe = probe_of(Case(FRAME, frame=1), 4, 5, 2)
-    assert probe.own is not None
+    assert probe.renoise is not None
     want = np.zeros((6, 5))
     want[:4, 1] = want[4] = 1
     np.testing.assert_array_equal(probe.mask, want)
-    np.testing.assert_array_equal(probe.own, [[False] * 5] * 4 + [[True] * 5] + [[False] * 5])
+    np.testing.assert_array_equal(probe.renoise, [[False] * 5] * 4 + [[True] * 5] + [[False] * 5])
 
 
 @pytest.mark.parametrize(("steps", "frames"), [(50, 5), (20, 5), (4, 5)])
