@@ -2,8 +2,8 @@
 section 4, which shows examples.)
 
 Any good denoiser corrects itself where early estimates blend several answers, and settles first
-what all answers share. So the ideal denoiser (`ideal.py`) is put beside every number; what it has
-too is no behaviour of the model's own. It never shows a wrong answer, and its estimate of the
+what all answers share. So every number is measured of the ideal denoiser (`ideal.py`) too; what it
+also does is no behaviour of the model. It never shows a wrong answer, and its estimate of the
 frames in which an object is hidden tells nothing of the object.
 """
 
@@ -127,7 +127,7 @@ class Behaviour(Experiment):
         )
         watched = jax.tree.map(lambda a: a[0], watched)
         progress("judging every step", 0, 1)
-        puzzles, looked = samples.puzzles, looked_at(plan.steps, 5)
+        puzzles, listed = samples.puzzles, looked_at(plan.steps, 5)
         both = (watched.video, watched.on), (watched.ideal_video, watched.ideal_run_on)
         judged = [judge_parts(puzzles, video) for video, _ in both]
         choices = [shown(on, answers) for _, on in both]
@@ -146,7 +146,7 @@ class Behaviour(Experiment):
             variables[name] = measure("denoiser puzzle seed", values, title, **about)
         cost = [self.forwards(model.config, s + 1) for s in range(plan.steps)]
         variables |= {"forwards": (("step",), cost, {}), "all_forwards": ((), cost[-1], {})}
-        variables |= _turned(samples, judged[0], choices[0], watched.video, looked)
+        variables |= _turned(samples, judged[0], choices[0], watched.video, listed)
         labels = {"denoiser": list(DENOISERS), "step": range(plan.steps), "seed": list(self.seeds)}
         data = xr.Dataset(variables, labels | samples.coordinates())
         if self.learned:
@@ -156,7 +156,7 @@ class Behaviour(Experiment):
                     plan,
                     self.learned,
                     self.remembered,
-                    steps=looked,
+                    steps=listed,
                     seeds=self.seeds,
                     seed=self.puzzle_seed,
                     penalty=self.penalty,
@@ -168,14 +168,14 @@ class Behaviour(Experiment):
 
     def _clips(self, model: Wan, samples: Samples, progress: Progress) -> xr.Dataset:
         plan = self.plan(model.config)
-        looked = np.array(looked_at(plan.steps), np.int32)
+        listed = np.array(looked_at(plan.steps), np.int32)
         still, moving, x0 = sweep(
             model,
             samples.conditions,
             self.seeds,
             plan=plan,
             readout=watch_parts,
-            aux=np.tile(looked, (len(samples), 1)),
+            aux=np.tile(listed, (len(samples), 1)),
             chunk=self.chunk,
             what="watching every step",
             progress=progress,

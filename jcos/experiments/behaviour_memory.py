@@ -2,8 +2,8 @@
 of the occluded frames.
 
 The ideal denoiser's estimate of those frames is the same for every object, so whatever tells it
-there is the model's own. A model that is given the first frame in every frame (`ImageMode`
-"repeat") sees the object in its input at the tile where it stood; that tile is a place of its own
+there is the model's doing. A model whose input is the first frame in every frame (`ImageMode`
+"repeat") has the object in its input at the tile where it stood; that tile is a separate place
 here, and no evidence of memory.
 """
 
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from jcos.config import PixelCodec, WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Picture, Progress
-from jcos.experiments.ridge import ridge
+from jcos.experiments.linear_probes import ridge
 from jcos.experiments.sweeps import conditions_of, held_out, one_world, sweep
 from jcos.lab import results
 from jcos.lab.results import measure, with_levels
@@ -69,9 +69,12 @@ def remembering(
     progress: Progress,
 ) -> xr.Dataset:
     """Fit probes on `learned` puzzles of the train split, and read `remembered` held-out ones: they
-    share no identity. Return the share of right readings at these steps, by label (`LABELS`), of
-    every layer's tokens, of the model's x̂0, and of the ideal denoiser's, which is the right answer
-    at every step; puzzles of one identity are no independent evidence."""
+    share no identity.
+
+    Return the share of right readings at these steps, by label (`LABELS`): of every layer's tokens,
+    of the model's x̂0, and of the ideal denoiser's, which is the right answer at every step. The
+    dimension `sample` holds identities.
+    """
     fitted = [RETURNS.sample((seed, i), "train") for i in range(learned)]
     puzzles = fitted + held_out(RETURNS, remembered, seed)
     weights = np.stack([places_of(p) for p in puzzles])
@@ -95,39 +98,37 @@ def remembering(
     answers = np.stack([model.encode(RETURNS.routes(p)[0]) for p in puzzles])
     ideal = jax.vmap(lambda x0, w: w @ _hidden_tiles(model, x0))(answers, weights)
     labels = np.array([labels_of(p) for p in puzzles])
+    _, same = np.unique([repr(p.identity) for p in puzzles[learned:]], return_inverse=True)
     of_tokens, of_estimate, of_ideal = (
-        readings(np.asarray(values), labels, learned, penalty)
+        by_identity(readings(np.asarray(values), labels, learned, penalty), same)
         for values in (tokens[0], estimate[0], np.asarray(ideal)[:, None])
     )
-    # [sample, seed, step, source, place, Y, 2]; steps that are not looked at are not known
-    looked = np.concatenate([of_tokens, of_estimate[:, :, :, None]], 3)
-    read = np.full((*looked.shape[:2], plan.steps, *looked.shape[3:]), np.nan)
-    read[:, :, list(steps)] = looked
+    # [sample, seed, step, source, place, Y, 2]; other steps are not known
+    listed = np.concatenate([of_tokens, of_estimate[:, :, :, None]], 3)
+    read = np.full((*listed.shape[:2], plan.steps, *listed.shape[3:]), np.nan)
+    read[:, :, list(steps)] = listed
     read = np.moveaxis(read, 4, 2)
     variables: dict[str, results.Variable] = {}
     for y, (label, values) in enumerate(LABELS.items()):
-        about = {"by": "read_of", "cluster": "identity"}
         title = f"{label} of the hidden object read off"
         variables |= {
             f"read_{label}": measure(
-                "sample seed place step source labels", read[..., y, :], title, MEMORY, **about
+                "sample seed place step source labels", read[..., y, :], title, MEMORY, by="read_of"
             ),
             f"chance_read_{label}": ((), 1 / len(values), {}),
             f"ideal_read_{label}": measure(
-                "sample place ideal_source", of_ideal[:, 0, :, y, :1], title, MEMORY, **about
+                "sample place ideal_source", of_ideal[:, 0, :, y, :1], title, MEMORY, by="read_of"
             ),
         }
         variables[f"read_{label}"] = with_levels(
             variables[f"read_{label}"], f"read_{label}", variables
         )
-    identities = [repr(p.identity) for p in puzzles[learned:]]
     coordinates = {
         "place": list(PLACES),
         "source": [*(f"layer {layer}" for layer in range(depth)), X0],
         "labels": list(results.LABELS),
         "ideal_source": [f"{X0} of the {results.IDEAL}"],
-        "read_of": ("sample", [RETURNS.name] * remembered),
-        "identity": ("sample", np.unique(identities, return_inverse=True)[1]),
+        "read_of": ("sample", [RETURNS.name] * len(read)),
     }
     return xr.Dataset(variables, coordinates)
 
@@ -163,12 +164,20 @@ def memory_figures(data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
 MEMORY = (
     "Share of held-out puzzles in which a linear probe on the tokens of the hidden frames reads "
     "the hidden object's colour or shape. The tile where it started shows it in the input of "
-    "models that are given the first frame in every frame."
+    "models whose input is the first frame in every frame."
 )
 DEPTH = (
     "The same by layer, the mean over the steps of the table; x̂0: read off the estimate of the "
     "hidden frames. Shuffled labels: the same probes fitted to those."
 )
+
+
+def by_identity(
+    values: Float[np.ndarray, "P *axes"], same: Int[np.ndarray, " P"]
+) -> Float[np.ndarray, "I *axes"]:
+    """Return the mean over the puzzles of each identity: they are too much alike to count as many.
+    same: the number of each puzzle's identity."""
+    return np.stack([values[same == i].mean(0) for i in range(same.max() + 1)])
 
 
 def labels_of(puzzle: Puzzle) -> list[int]:
@@ -221,7 +230,7 @@ def readings(
     learned: int,
     penalty: float,
 ) -> Float[np.ndarray, "m K *axes Y 2"]:
-    """Fit on the first `learned` puzzles (each seed a sample of its own) and read the others: 1
+    """Fit on the first `learned` puzzles (each seed is a sample) and read the others: 1
     where a label is read rightly, and the share of rightly read ones by probes of shuffled
     labels."""
     seeds = features.shape[1]

@@ -182,7 +182,6 @@ class Budget(Experiment):
             variables[name] = with_levels(variables[name], name, variables)
         together = self.tasks[0] if len(samples.groups) == 1 else "all tasks"
         about = {"denoiser": list(DENOISERS), "together": ("puzzle", [together] * len(samples))}
-        about |= {"shift": self.sampling.of(model.config).shift}
         return self._dataset(model, samples, cases, variables).assign_coords(about)
 
     def _dataset(
@@ -245,12 +244,11 @@ class Budget(Experiment):
         plan, distances = self.plan_of(model, Case("steps", steps)), {}
         conditions = {n: self._conditions(model, n) for n in sorted(set(self.frames), reverse=True)}
         longest = jax.tree.map(lambda a: a[0], next(iter(conditions.values())))
-        shape = trajectory.latent_shape(config.dit, longest)
+        shape = (*longest.grid, config.dit.out_channels)
         noise = first_noise(config, self.seeds, shape)
         noise, _ = trajectory.draw(config.dit, longest, seed_keys(self.seeds), noise)
         for n, of_length in conditions.items():
-            frames = trajectory.latent_shape(config.dit, jax.tree.map(lambda a: a[0], of_length))[0]
-            shared = np.linspace(0, shape[0] - 1, frames).round().astype(int)
+            shared = np.linspace(0, shape[0] - 1, of_length.grid[0]).round().astype(int)
             start = np.tile(noise[None, :, shared], (len(of_length.context), 1, 1, 1, 1, 1))
             latents = ends(plan, f"{n} frames", of_length, start=start)
             best = latents if best is None else best

@@ -309,9 +309,7 @@ def two_by_two(conditions: Condition) -> Condition:
 
 
 def token_count(model: Wan, conditions: Condition) -> int:
-    assert conditions.channels is not None
-    frames, height, width = conditions.channels.shape[-4:-1]
-    return int(np.prod(model.config.dit.tokens(frames, height, width)))
+    return int(np.prod(model.config.dit.tokens(*conditions.grid)))
 
 
 def probe_of(

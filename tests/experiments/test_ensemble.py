@@ -103,7 +103,7 @@ def test_seeds_under_one_velocity_keep_the_difference_of_their_noise(ends) -> No
 
 
 def test_a_group_is_an_ensemble_of_its_own(small_model: Wan, ends) -> None:
-    """Seeds 2 and 3 beside others are what they are alone, by the probe without groups."""
+    """Seeds 2 and 3 among others are what they are alone, by the probe without groups."""
     samples = Samples.of_tasks(small_model, ("maze",), 1)
     probe = SeedEnsemble.window(4, 2, at_steps=(0, 1), at_layers=(1,))
     alone = sweep(small_model, samples.conditions, (2, 3), probes=[probe]).latents[0, 0, 0]
