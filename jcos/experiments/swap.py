@@ -451,8 +451,8 @@ def end_measures(
 
 
 def solved(
-    pairs: Sequence[Pair], videos: UInt8[np.ndarray, "Q P W K F H W 3"], *, receiver: bool
-) -> Bool[np.ndarray, "Q P W K"]:
+    pairs: Sequence[Pair], videos: UInt8[np.ndarray, "Q P 2 K F H W 3"], *, receiver: bool
+) -> Bool[np.ndarray, "Q P 2 K"]:
     """Return whether runs end with the answer of their receiver, or else of their donor, in either
     picture."""
     right = np.zeros(videos.shape[:4], bool)
