@@ -516,7 +516,8 @@ def film_of(
         videos.append(one if pairs else model.decode(jnp.asarray(one)))
         chosen.append(pair)
         words.append("the object's tokens" if same else "all tokens")
-    names = ["receiver", "donor", *(f"layer {cases[i].layer}" for i in here)]
+    layers = dict.fromkeys(case.layer for case in cases if case.layer is not None)
+    names = ["receiver", "donor", *(f"layer {layer}" for layer in layers)]
     dims = ("film_of", "film_case", "film_frame", "row", "column", "rgb")
     return {
         "film": (dims, np.stack(videos), {}),
