@@ -344,7 +344,7 @@ def lost(number: str, port: str) -> None:
         os._exit(1)
     mesh = sharding.make_mesh({"seed": 2})
     with sharding.use_mesh(mesh):
-        keys = sharding.place_whole(jax.numpy.arange(2))
+        keys = sharding.place_inputs(jax.numpy.arange(2))
         sharding.to_host(keys)
 
 

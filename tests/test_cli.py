@@ -174,6 +174,9 @@ def test_sample_is_deterministic_and_an_intervention_changes_it(tmp_path: Path) 
     np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(a[:, :, 0], c[:, :, 0])
     assert np.abs(a[:, :, 1] - c[:, :, 1]).max() > 0.1
+    runs = (json.loads((tmp_path / name / "run.json").read_text()) for name in "ac")
+    texts = [[change["text"] for change in manifest["changes"]] for manifest in runs]
+    assert texts == [[], ["noise at step 1"]]
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_a_probe_of_another_run_is_refused_before_anything_is_computed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By every way of sampling, and in a sweep, where arrays have an axis more."""
-    monkeypatch.setattr(trajectory, "denoise", _never)
+    monkeypatch.setattr(trajectory, "advance", _never)
     monkeypatch.setattr("jcos.loop._advance", _never)
     plan, keys = flow.plan(model.config.sampling), seed_keys((0, 1))
     worlds = jax.tree.map(lambda a: a[None], condition)
@@ -182,7 +182,7 @@ def test_masks_out_of_range_are_refused(model: Wan, condition: trajectory.Condit
 def test_guidance_needs_a_negative_prompt(model: Wan, condition: trajectory.Condition) -> None:
     sampling = Sampling(steps=STEPS, guidance=(2.0,))
     with pytest.raises(ValueError, match="needs a negative prompt"):
-        generate(model, condition._replace(negative=None), sampling=sampling)
+        generate(model, condition.replace(negative=None), sampling=sampling)
 
 
 def test_a_bad_seed_leaves_the_others_alone_and_is_named(

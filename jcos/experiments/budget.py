@@ -244,12 +244,11 @@ class Budget(Experiment):
         plan, distances = self.plan_of(model, Case("steps", steps)), {}
         conditions = {n: self._conditions(model, n) for n in sorted(set(self.frames), reverse=True)}
         longest = jax.tree.map(lambda a: a[0], next(iter(conditions.values())))
-        shape = trajectory.latent_shape(config.dit, longest)
+        shape = (*longest.grid, config.dit.out_channels)
         noise = first_noise(config, self.seeds, shape)
         noise, _ = trajectory.draw(config.dit, longest, seed_keys(self.seeds), noise)
         for n, of_length in conditions.items():
-            frames = trajectory.latent_shape(config.dit, jax.tree.map(lambda a: a[0], of_length))[0]
-            shared = np.linspace(0, shape[0] - 1, frames).round().astype(int)
+            shared = np.linspace(0, shape[0] - 1, of_length.grid[0]).round().astype(int)
             start = np.tile(noise[None, :, shared], (len(of_length.context), 1, 1, 1, 1, 1))
             latents = ends(plan, f"{n} frames", of_length, start=start)
             best = latents if best is None else best

@@ -125,7 +125,7 @@ class Flow(Experiment):
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         kinds = set(data["kind"].values)
-        noised, cka = {"xlabel": "noised step"}, "1 − CKA"
+        cka, noised = "1 − CKA", dict[str, Any](xlabel="noised step")
         if STEP in kinds:
             steps = {words: of_kind(data, kind, "at_step") for kind, words in STEPS.items()}
             maps = {f"tokens, {words}": _triangle(one["tokens"]) for words, one in steps.items()}
@@ -136,7 +136,7 @@ class Flow(Experiment):
                 name: one.mean("layer") if "layer" in one.dims else one
                 for name, one in maps.items()
             }
-            axes = {"xlabel": "observed step", "ylabel": "noised step"}
+            axes = dict[str, Any](xlabel="observed step", ylabel="noised step")
             yield "triangle", Picture(plots.heat(tokens, "step", "at_step", **axes), TRIANGLE)
             for words, one in steps.items():
                 names = [f"tokens_{window}" for window in WINDOWS]
@@ -163,7 +163,7 @@ class Flow(Experiment):
                 yield "agreement", Picture(figure, AGREEMENT)
         if FRAME in kinds:
             frames = of_kind(outside(data["tokens"].mean("layer")), FRAME, "at_frame")
-            words = {"xlabel": "observed step", "ylabel": "noised frame"}
+            words = dict[str, Any](xlabel="observed step", ylabel="noised frame")
             figure = plots.heat(frames, "step", "at_frame", **words)
             yield "frames", Picture(figure, FRAMES)
         if "tokens_end_others" in data:
@@ -332,7 +332,7 @@ class Perturbed(probes.Probe):
     def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, Put]:
         noise = self._noise()
         here = noise.mask[site.step] > 0
-        kept = here if noise.own is None else here & noise.own[site.step]
+        kept = here & (False if noise.renoise is None else noise.renoise[site.step])
         here, kept = (a[:, None, None, None] for a in (here, kept))
         last = jnp.zeros_like(x) if site.last is None else site.last
         return x0, Put(x - jnp.where(kept, (1 - site.sigma) * last, 0.0), here, kept)

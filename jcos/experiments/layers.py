@@ -132,8 +132,7 @@ class Layers(Experiment):
                 read = probe_measures(readout, labels, identities, steps, self.penalty)
                 part = xr.merge([part, read], join="outer", compat="no_conflicts")
             parts.append(by_identity(part, identities))
-        data = xr.concat(parts, "puzzle", data_vars="all", join="exact")
-        runs = "puzzle" if samples.judged else "clip"
+        data = xr.concat(parts, "puzzle", data_vars="all", coords="minimal", compat="override")
         tasks = np.repeat(list(samples.groups), [part.sizes["puzzle"] for part in parts])
         cost = [self.forwards(model.config, s + 1) for s in range(plan.steps)]
         extra: dict[str, Any] = {"forwards": ("step", cost), "all_forwards": ((), cost[-1])}
@@ -143,12 +142,12 @@ class Layers(Experiment):
         for name, (dims, _) in films[0].items():
             extra[name] = (("film_of", *dims), np.stack([film[name][1] for film in films]))
         labels = {"film_of": list(samples.groups), "film_step": few(steps), "film_layer": layers}
-        labels |= {"task": (runs, tasks), "probed_step": steps}
-        data = data.rename({"puzzle": runs} if runs != "puzzle" else {})
-        return data.assign(extra).assign_coords(labels)
+        labels |= {"task": ("puzzle", tasks), "probed_step": steps}
+        data = data.assign(extra).assign_coords(labels)
+        return data if samples.judged else data.rename(puzzle=samples.runs)
 
     def table(self, data: xr.Dataset) -> pd.DataFrame:
-        return results.table(data, {"step": data["probed_step"].values})
+        return results.table(data, {"step": data["probed_step"].values.tolist()})
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         at, x = {"step": list(data["film_step"].values)}, "denoising step"
@@ -160,11 +159,12 @@ class Layers(Experiment):
         )
         yield "spread", Picture(spread, SPREAD)
         layers = [f"layer {layer}" for layer in data["layer"].values]
-        for reading in READINGS:
-            if reading not in data or not data[reading].notnull().any():
+        for reading in READINGS if "by_energy" in data else ():
+            fitted = data[f"{reading}_control"].notnull().any(["step", "source"])
+            if not fitted.any():
                 continue
             area, control = (
-                data[name].dropna("puzzle", how="all").dropna("step", how="all")
+                data[name].isel(puzzle=np.flatnonzero(fitted)).sel(step=data["probed_step"].values)
                 for name in (reading, f"{reading}_control")
             )
             drawn = list(dict.fromkeys([layers[0], layers[(len(layers) - 1) // 2], layers[-1]]))
@@ -177,7 +177,7 @@ class Layers(Experiment):
                 shown, reading, hue="source", xlabel=x, ylabel=f"AUROC of {reading}"
             )
             yield reading, Picture(curves, DECODED[reading])
-            area = area.sel(source=layers).dropna("puzzle", how="all")
+            area = area.sel(source=layers)
             heat = plots.heat(area, "step", "source", limits=(0.5, 1), xlabel=x, ylabel=" ")
             yield f"{reading}-map", Picture(heat, f"By layer and step. {DECODED[reading]}")
         for task in data["film_of"].values:

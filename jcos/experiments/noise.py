@@ -171,7 +171,7 @@ class Noise(Experiment):
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         kinds, model = set(data["kind"].values), data.sel(denoiser=MODEL, drop=True)
         main = "score_clean" if "score_clean" in data else "distance"
-        y = {"ylabel": "distance" if main == "distance" else "score"}
+        y = dict[str, Any](ylabel="distance" if main == "distance" else "score")
         for kind, raw, caption in ((STEP, "score", AT_STEP), (FRAME, "score_others", IN_FRAME)):
             if kind in kinds:
                 shown = _curves(data, kind, main, raw)

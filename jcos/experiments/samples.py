@@ -62,10 +62,10 @@ class Samples:
         """The clips of a file (`read_clips`), pictures prepared as the profile does it."""
         clips = read_clips(file)
         rows = [condition_of(model, clips, clip, profile) for clip in clips.clips]
-        shapes = {c.channels.shape for c in rows if c.channels is not None}
-        if len(shapes) > 1:
+        grids = {condition.grid for condition in rows}
+        if len(grids) > 1:
             raise ValueError(
-                f"the pictures of {file} give latents of different sizes, {sorted(shapes)}; put "
+                f"the pictures of {file} give latents of different sizes, {sorted(grids)}; put "
                 "pictures of one shape into a file"
             )
         worlds = jax.tree.map(lambda a: a[:, None], trajectory.tree_stack(rows))
@@ -98,9 +98,7 @@ class Samples:
     @property
     def latent(self) -> tuple[int, int, int]:
         """Frames, height and width of the latents."""
-        assert self.conditions.channels is not None
-        frames, height, width = self.conditions.channels.shape[2:5]
-        return frames, height, width
+        return self.conditions.grid
 
     def judge(
         self, videos: UInt8[np.ndarray, "P *axes F H W 3"]

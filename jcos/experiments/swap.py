@@ -29,7 +29,7 @@ from jcos.experiments.samples import Baseline, Samples
 from jcos.experiments.swap_pairs import Pair, candidates, object_tokens, pairs_of
 from jcos.experiments.sweeps import conditions_of, judge, pixels, sweep
 from jcos.lab.measures import GAINS, SCORES, UNBOUNDED, Span
-from jcos.lab.results import IDEAL, Variable, groups_of, measure, of_kind, with_levels
+from jcos.lab.results import IDEAL, Variable, groups_of, measure, of_kind
 from jcos.sampling import flow, probes
 from jcos.sampling.trajectory import Condition, Trace
 from jcos.wan import Wan
@@ -41,6 +41,8 @@ VELOCITY = "velocity"
 TOKENS = {"all": "", "object": ", object only", "rest": ", all but the object", VELOCITY: ""}
 SINGLE, KEPT_UP = "in one step", "from step 0 on"
 """Kinds of cases."""
+JUDGED = ("receiver_solved", "donor_solved", "flipped", "kept")
+"""Measures that random answers and the first frame held have too."""
 
 
 class Case(NamedTuple):
@@ -141,15 +143,15 @@ class Swap(Experiment):
             plain_and = [Case(), *swapped]
             ends = self._ends(model, conditions, answers, plain_and, tokens, progress, ideal=True)
             of_ideal = end_measures(plain_and, pairs, ends, f", {IDEAL}")
-            data = xr.concat([data, of_ideal], "case", data_vars="all", join="exact")
+            data = xr.concat(
+                [data, of_ideal], "case", data_vars="all", coords="minimal", compat="override"
+            )
         total = self.forwards(model.config)
         cost = [total + c.swaps * self.forwards(model.config, c.last + 1) for c in cases]
         cost += [0] * (data.sizes["case"] - len(cases))
         variables = levels(conditions, pairs) | film | {"forwards": (("case",), cost, {})}
-        for name in ("receiver_solved", "donor_solved", "flipped", "kept") if pairs else ():
-            array = data[name]
-            levelled = with_levels((array.dims, array.values, array.attrs), name, variables)
-            variables[name] = levelled
+        for name in JUDGED if pairs else ():
+            data[name].attrs["ancillary_variables"] = f"chance_{name} still_{name}"
         return data.assign(variables).assign_coords(seed=list(self.seeds))
 
     def cases(self, model: Wan, *, judged: bool) -> list[Case]:
@@ -284,9 +286,7 @@ def _by_layer(array: xr.DataArray, kind: str, step: int) -> xr.DataArray:
 
 
 def _curves(curves: dict[str, xr.DataArray], ylabel: str) -> plots.Figure:
-    names = list(curves)
-    data = xr.Dataset(curves)
-    return plots.lines(data, names, "at_layer", labels=names, xlabel="layer", ylabel=ylabel)
+    return plots.lines(xr.Dataset(curves), x="at_layer", xlabel="layer", ylabel=ylabel)
 
 
 # ---- what is run
@@ -312,9 +312,7 @@ def two_by_two(conditions: Condition) -> Condition:
 
 
 def token_count(model: Wan, conditions: Condition) -> int:
-    assert conditions.channels is not None
-    frames, height, width = conditions.channels.shape[-4:-1]
-    return int(np.prod(model.config.dit.tokens(frames, height, width)))
+    return int(np.prod(model.config.dit.tokens(*conditions.grid)))
 
 
 def probe_of(
@@ -485,14 +483,14 @@ def levels(conditions: Condition, pairs: Sequence[Pair]) -> dict[str, Variable]:
     """Return the baselines of what is solved, mean over both puzzles of a pair: the donor's answers
     have the same."""
     variables: dict[str, Variable] = {}
-    known = []
+    baselines = []
     for kind in dict.fromkeys(pair.kind for pair in pairs):
         puzzles = tuple(p for pair in pairs if pair.kind == kind for p in pair.puzzles)
         samples = Samples(conditions, tuple(p.task for p in puzzles), puzzles)
-        known.append(samples.baselines()["solved"])
-    for level in Baseline._fields if known else ():
-        values = np.concatenate([getattr(one, level) for one in known]).reshape(-1, 2).mean(1)
-        for name in ("receiver_solved", "donor_solved", "flipped", "kept"):
+        baselines.append(samples.baselines()["solved"])
+    for level in Baseline._fields if baselines else ():
+        values = np.concatenate([getattr(one, level) for one in baselines]).reshape(-1, 2).mean(1)
+        for name in JUDGED:
             variables[f"{level}_{name}"] = (("pair",), values, {})
     return variables
 

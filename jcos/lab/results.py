@@ -194,10 +194,10 @@ def rows(data: xr.Dataset, at: Mapping[str, Sequence[Any]] | None = None) -> Ite
             place = {d: names[i] for d, names, i in zip(dims, labels, index[1:], strict=True)}
             case = case_of(place)
             ideal = IDEAL in case
-            levels = [None if ideal else level.at(task, place) for level in baselines]
+            chance, still = (None if ideal else level.at(task, place) for level in baselines)
             cost = 0 if ideal else int(forwards.at(task, place) or 0)
             numbers = float(value), float(low), float(high), int(n)
-            yield Row(task, title, case, *numbers, *levels, cost)
+            yield Row(task, title, case, *numbers, chance, still, cost)
 
 
 LEVELS = {"chance_": "a random legal answer", "still_": "the first frame held"}
@@ -222,7 +222,7 @@ class Level:
         """Return the value at a place of the measure, or None where there is no such variable."""
         if self.array is None or any(place.get(d) not in p for d, p in self.places.items()):
             return None
-        index = {d: self.places[d][place[d]] for d in self.places}
+        index: dict[Hashable, Any] = {d: self.places[d][place[d]] for d in self.places}
         if self.runs is not None:
             index[self.runs] = self.groups[group]
         return float(self.array.values[tuple(index[d] for d in self.array.dims)].mean())
@@ -257,7 +257,7 @@ Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 def of_kind(data: Labelled, kinds: str | Sequence[str], *along: str) -> Labelled:
     """Return the cases whose coordinate `kind` is one of these. along: coordinates of `case` that
     become dimensions in its place."""
-    cases = data.isel(case=np.flatnonzero(np.isin(data["kind"], kinds)))
+    cases = data.isel(case=np.flatnonzero(np.isin(data["kind"].values, kinds)))
     if not along:
         return cases
     labels = [name for name, c in cases.coords.items() if "case" in c.dims and name not in along]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jcos.experiments.cosine import REFERENCES, Cosine, cosines
+from jcos.lab.results import rows as rows_of
 from jcos.wan import Wan
 
 SMALL = Cosine(tasks=("maze", "rotation"), puzzles=2, tokens=16, layers=(0, 1))
@@ -51,7 +52,7 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
     before = dataset["cosine"].sel(reference="the step before")
     assert np.isnan(before.sel(step=0)).all()
     assert np.isfinite(dataset["cosine"].sel(step=slice(1, None))).all()
-    rows = {(r.task, r.measure, r.case): r for r in SMALL.table(dataset).itertuples()}
+    rows = {(r.task, r.measure, r.case): r for r in rows_of(dataset)}
     assert len(rows) == 2 * 2 * 2 * len(REFERENCES)
     row = rows["maze", "cosine similarity, mean over steps", "layer 1, the step before"]
     want = before.sel(layer=1, step=slice(1, None), puzzle=slice(0, 2)).mean()

@@ -5,6 +5,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -269,7 +270,7 @@ def test_a_killed_run_is_not_mixed_with_other_settings_or_code(
 ) -> None:
     folder = tmp_path / "ends"
 
-    def kill(**changes: int) -> None:
+    def kill(**changes: Any) -> None:
         with pytest.raises(Killed):
             done(Ends(puzzles=3, **changes), small_model, folder, progress=kill_at("sampling", 2))
 

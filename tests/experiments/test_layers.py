@@ -9,6 +9,7 @@ import xarray as xr
 from jcos.experiments.experiment import Settings
 from jcos.experiments.layers import Components, Layers, by_identity, principal
 from jcos.experiments.linear_probes import (
+    READINGS,
     Labels,
     auroc_within,
     fit_and_read,
@@ -191,6 +192,20 @@ def test_puzzles_of_one_identity_count_once() -> None:
     np.testing.assert_array_equal(merged, [0.25, 0.75, np.nan])
     assert merged.attrs["long_name"] == "solved"
     assert merged.dims == ("puzzle",)
+
+
+def test_too_few_puzzles_for_probes_leave_the_ideal_denoiser(data) -> None:
+    """Without a fitted probe there is no figure of it."""
+    dataset, _ = data
+    names = [name for name in dataset.data_vars if str(name).startswith(tuple(READINGS))]
+    layers = dataset["source"] != "ideal denoiser at x_s"
+    unfitted = dataset.assign(
+        {n: dataset[n].where(~layers) for n in names if "source" in dataset[n].dims}
+    )
+    figures = {name for name, _ in SMALL.figures(unfitted)}
+    assert not figures & set(READINGS)
+    case = ("maze", "AUROC of what the answer changes", "step 0, ideal denoiser at x_s")
+    assert case in set(SMALL.table(unfitted)[["task", "measure", "case"]].itertuples(index=False))
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from jcos.experiments.noise import (
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import compilations, held_out, play, sweep
 from jcos.lab.results import IDEAL, MODEL, of_kind
+from jcos.lab.results import rows as rows_of
 from jcos.lab.tasks import TASKS
 from jcos.wan import Wan
 
@@ -48,7 +49,7 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
     assert dataset["score"].sizes == {"case": cases, "denoiser": 2, "puzzle": 3, "seed": 1}
     names = {name for name, _ in SMALL.figures(dataset)}
     assert names == {"step", "frame", "map", "strength", "compared", "agreement"}
-    rows = {(r.measure, r.case): r for r in SMALL.table(dataset).itertuples()}
+    rows = {(r.measure, r.case): r for r in rows_of(dataset)}
     row = rows["solved", "no noise"]
     assert (row.task, row.value, row.n, row.forwards, row.still) == ("maze", 0, 3, 4, 0)
     assert 0 <= row.chance <= 1
@@ -62,7 +63,7 @@ def test_the_ideal_denoiser_ends_right_whatever_noise_it_meets(data) -> None:
     ideal = data[0].sel(denoiser=IDEAL)
     assert ideal["solved_clean"].values.all()
     assert ideal["agreement"].sel(case="no noise").values.tolist() == [[1.0]] * 3
-    rows = {(r.measure, r.case): r for r in SMALL.table(data[0]).itertuples()}
+    rows = {(r.measure, r.case): r for r in rows_of(data[0])}
     case = "step 3, all frames, ideal denoiser"
     assert (rows["solved after clean-up", case].value, rows["solved", case].forwards) == (1, 0)
     assert ("score, at a frame less at a step", "same energy, ideal denoiser") in rows
@@ -124,11 +125,11 @@ def test_clean_up_takes_the_run_up_again_at_the_level_of_its_last_steps(small_mo
     sigmas = np.asarray(plain.schedule.sigmas)
     np.testing.assert_array_equal(plan.schedule.sigmas, [*sigmas[:4], *sigmas[2:]])
     probe = probe_of(Case(FRAME, frame=1), 4, 5, 2)
-    assert probe.own is not None
+    assert probe.renoise is not None
     want = np.zeros((6, 5))
     want[:4, 1] = want[4] = 1
     np.testing.assert_array_equal(probe.mask, want)
-    np.testing.assert_array_equal(probe.own, [[False] * 5] * 4 + [[True] * 5] + [[False] * 5])
+    np.testing.assert_array_equal(probe.renoise, [[False] * 5] * 4 + [[True] * 5] + [[False] * 5])
 
 
 @pytest.mark.parametrize(("steps", "frames"), [(50, 5), (20, 5), (4, 5)])

@@ -11,7 +11,7 @@ from jcos.experiments.steps import Steps
 from jcos.experiments.sweeps import held_out, play, sweep
 from jcos.experiments.watching import watch_answers
 from jcos.lab.ideal import ideal
-from jcos.lab.results import MODEL
+from jcos.lab.results import MODEL, Row
 from jcos.lab.tasks import TASKS
 from jcos.sampling import trajectory
 from jcos.sampling.probes import Probe, States
@@ -29,7 +29,8 @@ def test_all_tasks_are_one_program(data) -> None:
 
 def test_table_and_figures_are_complete(data) -> None:
     dataset, _ = data
-    rows = {(r.task, r.measure, r.case): r for r in SMALL.table(dataset).itertuples()}
+    lines = (Row(*line) for line in SMALL.table(dataset).itertuples(index=False))
+    rows = {(r.task, r.measure, r.case): r for r in lines}
     last = rows["maze", "solved", "step 3"]
     assert (last.value, last.n, last.still, last.forwards) == (0, 4, 0, 4)
     assert rows["maze", "solved", "step 0"].forwards == 1
