@@ -193,7 +193,7 @@ class Behaviour(Experiment):
             ),
         }
         labels = {"part": list(parts), "difference": ["what changes less what stays"]}
-        return data.merge(xr.Dataset(variables, labels | samples.coordinates()))
+        return data.assign(variables).assign_coords(labels)
 
     def table(self, data: xr.Dataset) -> pd.DataFrame:
         about = 10 if "clip" in data.dims else 5
