@@ -113,8 +113,8 @@ class Leaf(NamedTuple):
 def place(
     shapes: Mapping[str, tuple[int, ...]], table: Sequence[Row]
 ) -> tuple[dict[str, Leaf], list[str]]:
-    """Return which tensors make which leaf, by names and shapes alone, and a phrase for every tensor
-    without exactly one row and every gap in the layers."""
+    """Return which tensors make which leaf, by names and shapes alone; and a phrase for each tensor
+    without exactly one row, and for every gap in the layers."""
     found: dict[str, dict[int, tuple[str, Change, tuple[int, ...]]]] = defaultdict(dict)
     faults = []
     for name, shape in shapes.items():
