@@ -87,14 +87,14 @@ def plan(name: str, size: str, where: str) -> dict[str, Any]:
     return Forecast(job, target, tuple(tried)).to_json()
 
 
-def row(size: str, found: dict[str, Any]) -> tuple[str, ...]:
-    where = f"{found['model']} {size}", found["machine"]
-    best = next((option for option in found["options"] if not option["trouble"]), None)
+def row(size: str, plan: dict[str, Any]) -> tuple[str, ...]:
+    where = f"{plan['model']} {size}", plan["machine"]
+    best = next((option for option in plan["options"] if not option["trouble"]), None)
     if best is None:
         return (*where, "–", "does not fit", *4 * [""])
     held = best["memory"]
     parts = (held["arguments"], held["temporaries"] + held["outputs"])
-    share = best["total_bytes"] / found["chip"]["memory"]
+    share = best["total_bytes"] / plan["chip"]["memory"]
     return (
         *where,
         best["mesh"],

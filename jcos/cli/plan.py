@@ -31,8 +31,8 @@ class Plan(options.Plan):
         target, job = machine(self.topology), self._job()
         if self.tries < 1:
             raise ValueError(f"{self.tries} meshes to try; at least 1 is needed")
-        given = [sharding.parse_mesh(text) for text in self.mesh]
-        tried = given or forecast.meshes(job, target)[: self.tries]
+        meshes = [sharding.parse_mesh(text) for text in self.mesh]
+        tried = meshes or forecast.meshes(job, target)[: self.tries]
         made: list[Option] = []
         with console.status("looking at meshes") as status:
             for option in forecast.options(job, target, tried):

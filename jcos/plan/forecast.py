@@ -111,7 +111,9 @@ def meshes(job: Job, machine: Machine) -> list[Sizes]:
         if machine.devices % (seed * branch) == 0
         for fsdp in _divisors(machine.devices // (seed * branch))
     )
-    found = [{name: n for name, n in zip(named, sizes, strict=True) if n > 1} for sizes in every]
+    every_mesh = [
+        {name: n for name, n in zip(named, sizes, strict=True) if n > 1} for sizes in every
+    ]
 
     def rank(sizes: Sizes) -> tuple[float, ...]:
         option = calculated(job, machine, sizes)
@@ -119,7 +121,7 @@ def meshes(job: Job, machine: Machine) -> list[Sizes]:
         unfit = max(0.0, held - ROOM * machine.chip.memory)
         return unfit, round(option.seconds.compute + option.seconds.links, 4), held
 
-    return sorted(found, key=rank)
+    return sorted(every_mesh, key=rank)
 
 
 def _divisors(n: int) -> list[int]:

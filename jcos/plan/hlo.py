@@ -49,15 +49,15 @@ def collectives(text: str) -> dict[str, Traffic]:
     sent: defaultdict[str, float] = defaultdict(float)
     chains: set[str] = set()
     for line, times in _run(bodies, entry, 1):
-        found, chain = _COLLECTIVE.search(line), _CHAIN.search(line)
-        if not found or (chain and chain[1] in chains):
+        match, chain = _COLLECTIVE.search(line), _CHAIN.search(line)
+        if not match or (chain and chain[1] in chains):
             continue
         chains |= {chain[1]} if chain else set()
-        sizes = _sizes(found[1])
+        sizes = _sizes(match[1])
         # An asynchronous start names its input beside its result: the larger is meant.
-        size = max(sizes, default=0.0) if found[3] else sum(sizes)
-        counts[found[2]] += times
-        sent[found[2]] += times * _SENT[found[2]](size, _group(line))
+        size = max(sizes, default=0.0) if match[3] else sum(sizes)
+        counts[match[2]] += times
+        sent[match[2]] += times * _SENT[match[2]](size, _group(line))
     return {kind: Traffic(counts[kind], sent[kind]) for kind in _SENT if counts[kind]}
 
 
@@ -66,10 +66,10 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     bodies: dict[str, list[str]] = {}
     entry = name = ""
     for line in text.splitlines():
-        if found := _COMPUTATION.match(line):
-            name = found[2]
+        if match := _COMPUTATION.match(line):
+            name = match[2]
             bodies[name] = []
-            entry = name if found[1] else entry
+            entry = name if match[1] else entry
         elif name:
             bodies[name].append(line)
     return bodies, entry
@@ -105,11 +105,11 @@ def _sizes(shapes: str) -> list[float]:
 
 def _group(line: str) -> int:
     """How many devices exchange data with each other."""
-    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
-        return len(found[1].split(","))
-    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
-        return int(found[1])
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{('[^}]*)\}", line):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return len(match[1].split(","))
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(match[1])
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{('[^}]*)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
     return 2  # only permutations come without groups, and for them it does not matter
