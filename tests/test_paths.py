@@ -97,7 +97,7 @@ def test_convert_refuses_it_before_it_reads(
         source, target = (given | {option: path})["source"], (given | {option: path})["target"]
         more = (option, path) if option.startswith("--") else ()
         said = refused(capsys, source, target, *more, main=convert)
-        assert said.startswith(f"convert: {path}")
+        assert said.startswith(f"python -m convert: {path}")
     assert "gs://a" in refused(capsys, "gs://a", main=verify)
     assert "gs://a" in refused(capsys, TINY, "--json", "gs://a", main=verify)
     assert list(tmp_path.iterdir()) == []

@@ -316,12 +316,12 @@ class Plan(Command):
 
     Compiles the whole run (all steps, both experts, guidance, all seeds; weights as shapes) for
     the most promising meshes, with the compiler of the extra `tpu` or `gpu`; no such device is
-    needed. Without the extra `gpu`, GPUs are calculated.
+    needed. Without that extra, all is calculated.
 
     Examples:
       jcos plan --model wan2.2-i2v-a14b --topology v5p:2x2x4 --size 832x480 --frames 81 --seeds 3
       jcos plan --model wan2.2-t2v-a14b --topology v5e:2x4 --mesh fsdp=8 --mesh branch=2,fsdp=4
-      jcos plan --model wan2.2-ti2v-5b --topology gpu:h200:1 --json plan.json
+      jcos plan --model wan2.2-ti2v-5b --topology h200:1 --json plan.json
     """
 
     work = "jcos.cli.plan:Plan"
@@ -329,7 +329,7 @@ class Plan(Command):
     model: str
     """A released model, by its name."""
     topology: str
-    """v5e:2x4, v5p:2x2x4, v6e:2x4 or any other slice; gpu:h100:8, gpu:h200:1."""
+    """v5p-64, v6e-8, h200:8 as clouds sell them, or any slice by its shape, as v5p:2x2x4."""
     size: str | None = None
     """WIDTHxHEIGHT in pixels; by default what the model is made for."""
     frames: int | None = None

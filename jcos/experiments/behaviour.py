@@ -146,7 +146,7 @@ class Behaviour(Experiment):
             variables[name] = measure("denoiser puzzle seed", values, title, **about)
         cost = [self.forwards(model.config, s + 1) for s in range(plan.steps)]
         variables |= {"forwards": (("step",), cost, {}), "all_forwards": ((), cost[-1], {})}
-        variables |= _turned(samples, judged[0], choices[0], watched.video, listed)
+        variables |= turned_films(samples, judged[0], choices[0], watched.video, listed)
         labels = {"denoiser": list(DENOISERS), "step": range(plan.steps), "seed": list(self.seeds)}
         data = xr.Dataset(variables, labels | samples.coordinates())
         if self.learned:
@@ -193,7 +193,7 @@ class Behaviour(Experiment):
             ),
         }
         labels = {"part": list(parts), "difference": ["what changes less what stays"]}
-        return data.merge(xr.Dataset(variables, labels | samples.coordinates()))
+        return data.assign(variables).assign_coords(labels)
 
     def table(self, data: xr.Dataset) -> pd.DataFrame:
         about = 10 if "clip" in data.dims else 5
@@ -387,7 +387,7 @@ def of_runs(judged: Judged, shown: Shown) -> dict[str, Shaped[np.ndarray, "P K"]
     }
 
 
-def _turned(
+def turned_films(
     samples: Samples,
     judged: Judged,
     shown: Shown,
@@ -400,7 +400,7 @@ def _turned(
         if turned[rows].any():
             i, k = np.argwhere(turned[rows])[0]
             names.append(task)
-            runs.append((rows[i], k))
+            runs.append((int(rows[i]), int(k)))
     if not runs:
         return {}
     return films(

@@ -174,7 +174,7 @@ class Ensemble(Experiment):
 
             def along(name: str, case: str) -> xr.DataArray:
                 cases = data.sel(case=[case.format(n) for n in sizes])
-                return of_kind(cases, cases["kind"].values, "members")[name]
+                return of_kind(cases, cases["kind"].values.tolist(), "members")[name]
 
             curves = {
                 "distance from the plain end": along("distance", f"{pattern}, {HOW['one']}"),

@@ -243,7 +243,8 @@ def shared_legend(figure: Figure) -> Figure:
         handles, names = axes.get_legend_handles_labels()
         known = dict(zip(names, handles, strict=True)) | known
     if len(known) > 1:
-        columns = max(1, min(4, len(known), int(figure.get_figwidth() / 1.6)))
+        inches = max(1.6, 0.5 + 0.055 * max(map(len, known)))  # of a handle and the longest name
+        columns = max(1, min(4, len(known), int(figure.get_figwidth() / inches)))
         figure.legend(known.values(), known, loc="outside lower center", ncols=columns)
     return figure
 

@@ -56,22 +56,23 @@ def read_picture(path: Path | str, profile: Profile | None = None) -> Picture:
     or of more than 8 bits per colour (which would come out white).
     """
     path = local_path(path)
+    picture, turned = None, False
     try:
         # Pillow warns of large pictures and of transparent palettes; both are dealt with here.
         with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
-            large = file.width * file.height > LARGEST
-            deep = file.mode.startswith(("I", "F"))
-            turned = not (large or deep) and _turned(file)
-            upright = ImageOps.exif_transpose(file) if turned and profile == "diffusers" else file
-            picture = None if large or deep else np.array(upright.convert("RGB"))
+            if file.width * file.height > LARGEST:
+                raise Image.DecompressionBombError
+            if not file.mode.startswith(("I", "F")):
+                turned = _turned(file)
+                apply = turned and profile == "diffusers"
+                upright = ImageOps.exif_transpose(file) if apply else file
+                picture = np.array(upright.convert("RGB"))
     except FileNotFoundError:
         raise ValueError(f"the picture {path} is missing") from None
     except Image.DecompressionBombError:
-        large, picture, turned = True, None, False
+        raise ValueError(f"{path} has more than {LARGEST:,} pixels; make it smaller") from None
     except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
         raise ValueError(f"{path} is no picture that can be read: {error}") from None
-    if large:
-        raise ValueError(f"{path} has more than {LARGEST:,} pixels; make it smaller")
     if picture is None:
         raise ValueError(f"{path} has more than 8 bits per colour; save it with 8")
     if turned and profile != "diffusers":
@@ -98,15 +99,14 @@ def rule_for(config: WanConfig, profile: Profile | None = None) -> Rule:
     """
     if config.image == "none":
         raise ValueError(f"{config.name} makes videos of a text alone; it takes no picture")
-    rules = RULES[profile or "official"]
-    if not isinstance(config.codec, VaeConfig) or config.image not in rules:
+    if not isinstance(config.codec, VaeConfig) or config.image not in _OF_MODEL:
         clip = config.clip
         raise ValueError(
             f"{config.name} takes a picture of {clip.width} × {clip.height} pixels as it is; "
             "no rule is needed to prepare it"
         )
-    multiple = config.codec.strides[1] * config.dit.patch[1]
-    return Rule(*rules[config.image], multiple)
+    size, resize = _OF_PROFILE.get(profile or "official", _OF_MODEL[config.image])
+    return Rule(size, resize, config.codec.strides[1] * config.dit.patch[1])
 
 
 def prepare(picture: Picture, rule: Rule, height: int, width: int) -> Frame:
@@ -234,47 +234,35 @@ def pillow_lanczos(picture: Picture, height: int, width: int) -> Frame:
     return SIGNED[np.asarray(image)]
 
 
-_Rules = dict[ImageMode, tuple[Callable[[Size, Size, int], Size], Callable[..., Frame]]]
-_OFFICIAL: _Rules = {
+_OF_MODEL: dict[ImageMode, tuple] = {
     "concat": (i2v_a14b_size, torch_bicubic),
     "pin": (ti2v_5b_size, lanczos_crop),
 }
-_DIFFUSERS: _Rules = dict.fromkeys(_OFFICIAL, (diffusers_size, pillow_lanczos))
-_DIFFSYNTH: _Rules = dict.fromkeys(_OFFICIAL, (diffsynth_size, pillow_bicubic))
-RULES: dict[Profile, _Rules] = {
-    "official": _OFFICIAL,
-    "float32": _OFFICIAL,
-    "diffusers": _DIFFUSERS,
-    "diffsynth": _DIFFSYNTH,
+_OF_PROFILE: dict[Profile, tuple] = {
+    "diffusers": (diffusers_size, pillow_lanczos),
+    "diffsynth": (diffsynth_size, pillow_bicubic),
 }
+"""Size and resizing of the original, which differ by model, and of the other codes."""
 
 
 def check_frames(frames: int, stride: int = 4) -> None:
     """ValueError unless a VAE that folds `stride` frames into one makes a video of that length."""
-    if frames >= 1 and (frames - 1) % stride == 0:
-        return
-    below = max(1, (frames - 1) // stride * stride + 1)
-    raise ValueError(
-        f"{frames} frames are asked for, a video has {stride} n + 1; "
-        f"ask for {below} or {below + stride}"
-    )
+    if frames < 1 or (frames - 1) % stride:
+        below = max(1, (frames - 1) // stride * stride + 1)
+        raise ValueError(
+            f"{frames} frames are asked for, a video has {stride} n + 1; "
+            f"ask for {below} or {below + stride}"
+        )
 
 
 def round_frames(frames: int, profile: Profile = "official", stride: int = 4) -> int:
-    """The number of frames that a reference code makes of the one asked for.
+    """Return the number of frames that a reference code makes of the one asked for.
 
     diffsynth rounds up to 4 n + 1. diffusers takes ⌊frames / 4⌋ · 4 + 1, which is up for 80 and
-    down for 82. The original has no rule: ValueError as `check_frames`, and where frames is less
+    down for 82. The others have no rule: ValueError as `check_frames`, and where frames is less
     than 1.
     """
-    if profile not in ROUNDED or frames < 1:
+    if frames < 1 or profile not in ("diffusers", "diffsynth"):
         check_frames(frames, stride)
-    if (frames - 1) % stride == 0:
-        return frames
-    return ROUNDED[profile](frames, stride)
-
-
-ROUNDED: dict[Profile, Callable[[int, int], int]] = {
-    "diffusers": lambda frames, stride: frames // stride * stride + 1,
-    "diffsynth": lambda frames, stride: -(-frames // stride) * stride + 1,
-}
+    up = stride - 1 if profile == "diffsynth" else 0
+    return frames if (frames - 1) % stride == 0 else (frames + up) // stride * stride + 1

@@ -185,9 +185,7 @@ def read_manifest(folder: Path, *, verify: bool | None = None) -> dict[str, Any]
             raise CheckpointError(f"{folder} is incomplete: {name} is missing")
         found = _digest(folder / name) if verify else [(folder / name).stat().st_size, digest]
         if found != [size, digest]:
-            raise CheckpointError(
-                f"{folder / name} is damaged: its content is not what was written"
-            )
+            raise CheckpointError(f"{folder / name} is damaged: it is not what was written")
     return manifest
 
 
@@ -202,15 +200,17 @@ def _parse(folder: Path) -> dict[str, Any]:
             f"{folder} is not a checkpoint folder: it has no {MANIFEST}"
         ) from None
     except (ValueError, KeyError, TypeError):
-        raise CheckpointError(
-            f"{folder / MANIFEST} is damaged; restore the folder from its source"
-        ) from None
+        raise _damaged(folder) from None
     if manifest.get("format") not in FORMATS:
         known = " and ".join(map(str, FORMATS))
         raise CheckpointError(
             f"{folder} has format {manifest.get('format')}, this version of jcos reads {known}"
         )
     return manifest
+
+
+def _damaged(folder: Path) -> CheckpointError:
+    return CheckpointError(f"{folder / MANIFEST} is damaged; restore the folder from its source")
 
 
 def read_config(manifest: Mapping[str, Any]) -> WanConfig:
@@ -261,13 +261,10 @@ def restore(
     return jax.tree_util.tree_map_with_path(lambda path, _: found[leaf_path(path)], model)
 
 
-def _restore_part(path: Path, target: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+def _restore_part(path: Path, target: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
     arguments = ocp.args.PyTreeRestore(
-        item=dict(target),
-        restore_args={
-            name: ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype)
-            for name, leaf in target.items()
-        },
+        item=target,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
         partial_restore=True,
     )
     with quiet_orbax(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -291,9 +288,7 @@ def _parts(folder: Path) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
             for name, part in manifest["parts"].items()
         }
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise CheckpointError(
-            f"{folder / MANIFEST} is damaged; restore the folder from its source"
-        ) from None
+        raise _damaged(folder) from None
 
 
 @contextlib.contextmanager

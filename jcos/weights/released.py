@@ -28,7 +28,14 @@ from jcos.model.vae import Vae
 from jcos.variants import VARIANTS, vae_2_1, vae_2_2
 from jcos.weights.checkpoint import CheckpointError, leaves, misfits
 from jcos.weights.faults import listed
-from jcos.weights.layouts import Layout, Tensors, open_weights, read_json, recognise
+from jcos.weights.layouts import (
+    Layout,
+    Tensors,
+    open_weights,
+    quantisation,
+    read_json,
+    recognise,
+)
 from jcos.weights.names import (
     ANCHORS,
     DIT,
@@ -45,7 +52,6 @@ from jcos.weights.names import (
     place,
     without_prefix,
 )
-from jcos.weights.quantised import quantisation
 
 # What the original multiplies in bfloat16, whatever it is stored in.
 _NARROW = re.compile(

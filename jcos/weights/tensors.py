@@ -24,30 +24,20 @@ from jcos.weights.faults import shorter
 
 Shape = tuple[int, ...]
 
-_SAFETENSORS = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
+_TYPES = {
+    "F64": ("Double", np.float64),
+    "F32": ("Float", np.float32),
+    "F16": ("Half", np.float16),
+    "BF16": ("BFloat16", ml_dtypes.bfloat16),
+    "I64": ("Long", np.int64),
+    "I32": ("Int", np.int32),
+    "I16": ("Short", np.int16),
+    "I8": ("Char", np.int8),
+    "U8": ("Byte", np.uint8),
+    "BOOL": ("Bool", np.bool_),
 }
-_TORCH = {
-    "DoubleStorage": _SAFETENSORS["F64"],
-    "FloatStorage": _SAFETENSORS["F32"],
-    "HalfStorage": _SAFETENSORS["F16"],
-    "BFloat16Storage": _SAFETENSORS["BF16"],
-    "LongStorage": _SAFETENSORS["I64"],
-    "IntStorage": _SAFETENSORS["I32"],
-    "ShortStorage": _SAFETENSORS["I16"],
-    "CharStorage": _SAFETENSORS["I8"],
-    "ByteStorage": _SAFETENSORS["U8"],
-    "BoolStorage": _SAFETENSORS["BOOL"],
-}
+_SAFETENSORS = {name: np.dtype(kind) for name, (_, kind) in _TYPES.items()}
+_TORCH = {f"{name}Storage": np.dtype(kind) for name, kind in _TYPES.values()}
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 _PIECE = 1 << 22  # values that are looked at together
 _WRAPPERS = ("model_state", "state_dict")
