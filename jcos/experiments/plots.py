@@ -155,7 +155,8 @@ def heat(
             one = mean.sel({group: name}, drop=True).transpose(y, x)
             maps[", ".join(words)] = one.assign_attrs(array.attrs)
     figure = panels(len(maps))
-    ends = [(float(np.nanmin(one)), float(np.nanmax(one))) for one in maps.values()]
+    finite = [one.values[np.isfinite(one.values)] for one in maps.values()]
+    ends = [(float(a.min()), float(a.max())) if a.size else (0.0, 1.0) for a in finite]
     if limits is None and len(measures) > 1:
         limits = min(low for low, _ in ends), max(high for _, high in ends)
     for axes, (title, values), span in zip(figure.axes, maps.items(), ends, strict=False):
