@@ -115,7 +115,7 @@ def test_clips_are_compared_with_the_longest_run(model: Wan, clips) -> None:
     # Two experts: a program is for a length and how it is divided; and one for each video length.
     assert compilations() - before == len({(p.steps, p.high_steps) for p in plans}) + 2
     rows = experiment.table(dataset)
-    value = dict(zip(rows["case"], rows["value"], strict=True))
+    value = dict(zip(rows["case"].tolist(), rows["value"].tolist(), strict=True))
     assert value["4 steps"] == value["4 steps, 9 frames"] == 0
     assert value["1 step"] > 0
     assert value["4 steps, 5 frames"] > 0
