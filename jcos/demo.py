@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from jcos.experiments.ensemble import ensemble_solved
 from jcos.experiments.noise import noise_scores
 from jcos.experiments.sweeps import held_out
-from jcos.experiments.watching import Watched, masses, routes, watch
+from jcos.experiments.watching import Watch, masses, routes, watch
 from jcos.lab.measures import GAINS, estimate
 from jcos.lab.tasks import TASKS, Puzzle, Task
 from jcos.report.demo import Comparison, Curve, Demo, Example
@@ -123,7 +123,7 @@ def _now(part: str) -> Progress:
 
 
 def _example(
-    model: Wan, task: Task, puzzles: Sequence[Puzzle], watched: Watched
+    model: Wan, task: Task, puzzles: Sequence[Puzzle], watched: Watch
 ) -> tuple[Example, Plane]:
     """A puzzle with a few right answers that the model solves and whose first estimate blends them
     most, or the nearest to that: some of its steps, and all of them."""
@@ -196,7 +196,7 @@ def _curve(label: str, x: Sequence[int], values: np.ndarray) -> Curve:
     return Curve(label=label, x=list(x), y=y, low=low, high=high, n=len(values))
 
 
-def _route_mass(model: Wan, puzzles: Sequence[Puzzle], watched: Watched) -> list[Curve]:
+def _route_mass(model: Wan, puzzles: Sequence[Puzzle], watched: Watch) -> list[Curve]:
     found = routes(model, puzzles, watched)
     labels = ("route taken", "other shortest routes", "no route")
     steps = range(SHOWN[-1] + 1)

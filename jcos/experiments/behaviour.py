@@ -185,7 +185,8 @@ class Behaviour(Experiment):
         distances = {f"distance to the end, {name}": v for name, v in parts.items()}
         data = clip_dataset(self, model, samples, distances, x0[0])
         settled = np.stack([commitment_step(v <= SETTLED) for v in parts.values()]).astype(float)
-        name, about = "step of settling", {"units": "step", "forwards": "all_forwards"}
+        name = "step of settling"
+        about: dict[str, Any] = {"units": "step", "forwards": "all_forwards"}
         variables = {
             "settled": measure("part clip seed", settled, name, SETTLING, span=POSITIVE, **about),
             "settled_later": measure(
@@ -203,9 +204,12 @@ class Behaviour(Experiment):
         if "clip" in data.dims:
             yield from clip_figures(data)
             return
-        about = {"xlabel": "denoising step", "ylabel": "share of runs", "hue": "denoiser"}
+        about: dict[str, Any] = {"ylabel": "share of runs", "hue": "denoiser"}
         for name, (curves, caption) in FIGURES.items():
-            yield name, Picture(plots.lines(data, curves, **about), caption)
+            yield (
+                name,
+                Picture(plots.lines(data, curves, xlabel="denoising step", **about), caption),
+            )
         if np.isfinite(data["later"]).any():
             yield "order", Picture(plots.paired(data["later"], "steps from scene to answer"), ORDER)
         yield from memory_figures(data)

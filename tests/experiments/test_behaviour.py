@@ -33,6 +33,7 @@ from jcos.experiments.experiment import Settings
 from jcos.experiments.linear_probes import ridge
 from jcos.experiments.samples import Samples, puzzles_of
 from jcos.experiments.sweeps import compilations, held_out
+from jcos.lab import results
 from jcos.lab.tasks import TASKS, still_of
 from jcos.lab.tasks.base import PALETTE, TILE
 from jcos.sampling.trajectory import Trace
@@ -62,7 +63,7 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
     sources, steps = 2 + 1, 4
     identities = len({p.identity for p in held_out(RETURNS, 8)})
     assert dataset["read_shape"].shape == (identities, 1, len(PLACES), steps, sources, 2)
-    rows = {(r.task, r.measure, r.case): r for r in SMALL.table(dataset).itertuples()}
+    rows = {(r.task, r.measure, r.case): r for r in results.rows(dataset)}
     last = rows["maze", "solved", "step 3"]
     assert (last.value, last.n, last.still, last.forwards) == (0, 3, 0, 4)
     assert rows["maze", "scene right", "step 0"].still == 1
