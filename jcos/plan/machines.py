@@ -102,7 +102,7 @@ def machine(name: str) -> Machine:
     shape = tuple(map(int, size.split("x"))) if re.fullmatch(sizes, size) else ()
     if chip and chip.axes and sold and shape:
         shape = _slice(chip, *shape)
-    if not chip or not shape or ("gpu:" in name and chip.axes):
+    if not chip or not shape or ("gpu:" in name.lower() and chip.axes):
         near = difflib.get_close_matches(asked, _SOLD, 3, 0.0)
         raise ValueError(f"there is no machine {name!r}; the nearest are {', '.join(near)}")
     if min(shape) < 1:
