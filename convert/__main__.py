@@ -55,7 +55,8 @@ class Arguments:
     """Go on where LoRA files have keys that the model has no place for."""
 
     def job(self) -> "Job":
-        """Raises ValueError where there are not as many factors as files, or one is no number."""
+        """Return the job. Raises ValueError where there are not as many factors as files, or one is
+        no number."""
         from .stream import Job
 
         loras = [
@@ -79,7 +80,7 @@ def _loras(files: Sequence[Path], scales: Sequence[float], expert: int | None) -
 
 
 def report(made: "Plan") -> str:
-    """What was written, in a few lines."""
+    """Return what was written, in a few lines."""
     released = made.released
     size = made.bytes_stored(released.leaves)
     parts = ", ".join(released.parts)

@@ -55,7 +55,7 @@ class Row(NamedTuple):
 
 
 def compare(source: Released) -> Iterator[Row]:
-    """All parts that the folder has, one row per place."""
+    """Compare all parts that the folder has, one row per place."""
     yield from solvers()
     for part in source.parts:
         yield from {"text": text, "vae": vae}.get(part, expert)(source, part)
@@ -98,13 +98,13 @@ def relative(found: Any, want: torch.Tensor) -> float:
 
 
 def deviation(found: Any, want: torch.Tensor) -> float:
-    """Root mean square of the error, of that of the values."""
+    """Return the root mean square of the error, relative to that of the values."""
     a, b = np.asarray(found, np.float64), want.numpy()
     return float(np.sqrt(np.square(a - b).mean() / np.square(b).mean()))
 
 
 def allowed_in_bfloat16(of_pytorch: float, values: int) -> float:
-    """What the same products, rounded in another order, may err where PyTorch's do so much.
+    """Return what the same products, rounded in another order, may err where PyTorch's do so much.
 
     The square mean of n independent errors scatters by √(2/n) of itself, its root by √(1/2n), the
     ratio of two of them by √(1/n). A residual stream in bfloat16 errs 1.35 to 1.5 times as much.
@@ -139,8 +139,8 @@ def dit_module(cfg: Any, layers: int) -> Any:
 
 
 def expert(source: Released, part: str) -> Iterator[Row]:
-    """Embeddings, every block (also as the original runs it, with products in bfloat16), head.
-    Of a narrow model several videos are run, enough to tell its rounding errors from chance.
+    """Compare embeddings, every block (also as the original runs it, with products in bfloat16),
+    head. Of a narrow model several videos are run, enough to tell its rounding errors from chance.
 
     diffusers computes the sinusoid of the timestep in float32, the original in float64 as jcos
     does: that row allows for it, and both go on with the exact one.
@@ -202,7 +202,7 @@ def expert(source: Released, part: str) -> Iterator[Row]:
 
 
 def text(source: Released, part: str) -> Iterator[Row]:
-    """Token embedding, every block (with padding behind the prompt), the norm at the end."""
+    """Compare token embedding, every block (with padding behind the prompt), the last norm."""
     cfg = source.config.text
     assert isinstance(cfg, UMT5Config)
     sizes = transformers.UMT5Config(
@@ -246,7 +246,7 @@ def text(source: Released, part: str) -> Iterator[Row]:
 
 
 def vae(source: Released, part: str) -> Iterator[Row]:
-    """A short clip encoded, latents decoded."""
+    """Compare a short clip encoded, latents decoded."""
     cfg = source.config.codec
     assert isinstance(cfg, VaeConfig)
     _, height, width = (2 * stride for stride in cfg.strides)
@@ -283,8 +283,8 @@ def scheduler(steps: int, shift: float) -> Any:
 
 
 def solvers() -> Iterator[Row]:
-    """Ten steps of each over a velocity that is a formula: UniPC on the grid of diffusers, which
-    has not the others' grids; they are given jcos's."""
+    """Compare ten steps of each over a velocity that is a formula: UniPC on the grid of diffusers,
+    which has not the others' grids; they are given jcos's."""
     yield solver("UniPC", Sampling(10, 5.0, "unipc", "diffusers"), scheduler(10, 5.0), 3e-6)
     settings = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
     others: dict[Solver, tuple[str, Any]] = {
@@ -313,8 +313,8 @@ def solver(name: str, sampling: Sampling, made: Any, allowed: float) -> Row:
 
 
 def sampling_run(source: Released, pinned: bool) -> Row:
-    """Three steps with guidance through all experts, the sinusoid of each code its own. pinned:
-    with a first frame that stays in place, its tokens at timestep 0 (TI2V)."""
+    """Compare three steps with guidance through all experts, the sinusoid of each code its own.
+    pinned: with a first frame that stays in place, its tokens at timestep 0 (TI2V)."""
     config, cfg, scale = source.config, source.config.dit, 4.0
     settings = Sampling(3, 5.0, "unipc", "diffusers", (scale,) * config.experts)
     plan, made = flow.plan(settings, config.boundary), scheduler(3, 5.0)

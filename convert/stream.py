@@ -84,7 +84,7 @@ class Plan:
 
 
 def plan(job: Job) -> Plan:
-    """Opens all files and matches all names; raises CheckpointError for what does not fit."""
+    """Open all files and match all names; raises CheckpointError for what does not fit."""
     released = _only(open_released(job.source), job.only)
     if released.tokenizer and "text" in released.parts:
         check_fetched(released.tokenizer / "tokenizer.json")
@@ -94,7 +94,7 @@ def plan(job: Job) -> Plan:
 
 
 def convert(job: Job, progress: Progress) -> Plan:
-    """Writes `job.target`; when it fails or is killed, what is finished stays beside it to go on
+    """Write `job.target`; when it fails or is killed, what is finished stays beside it to go on
     with.
 
     Raises FileExistsError where the target exists; CheckpointError where files are missing, damaged

@@ -48,22 +48,22 @@ class Work:
 
     @property
     def parts(self) -> dict[str, Any]:
-        """The finished parts: what `checkpoint.write_part` returned, by name."""
+        """Return the finished parts: what `checkpoint.write_part` returned, by name."""
         return {name: part["leaves"] for name, part in self._journal["parts"].items()}
 
     @property
     def files(self) -> Digests:
-        """`checkpoint.digests` of all finished parts."""
+        """Return `checkpoint.digests` of all finished parts."""
         return {k: v for part in self._journal["parts"].values() for k, v in part["files"].items()}
 
     @property
     def sources(self) -> Digests:
-        """Size and hash of every source file."""
+        """Return size and hash of every source file."""
         return {name: [size, sha] for name, (size, _, sha) in self._journal["sources"].items()}
 
     def check_sources(self, files: Mapping[str, Path], advance: Callable[[int], object]) -> None:
-        """Notes the size and hash of all source files, or compares them with what was noted; those
-        of the same size and time of change are taken to be the same.
+        """Note the size and hash of all source files, or compare them with what was noted; those of
+        the same size and time of change are taken to be the same.
 
         advance: called with numbers of bytes.
         """
@@ -94,19 +94,19 @@ class Work:
         self._write()
 
     def finish_part(self, name: str, leaves: Mapping[str, Any], files: Digests) -> None:
-        """Notes that a part is written."""
+        """Note that a part is written."""
         self._journal["parts"][name] = {"leaves": dict(leaves), "files": files}
         self._write()
 
     def finish(self) -> None:
-        """Gives the folder, now a checkpoint, its final name."""
+        """Give the folder, now a checkpoint, its final name."""
         self.folder.rename(self.target)
         for name in (JOURNAL, "lock"):
             (self.target / name).unlink()
         self._lock.close()
 
     def close(self) -> None:
-        """Leaves the folder to be gone on with; removes it if nothing in it is finished."""
+        """Leave the folder to be gone on with; remove it if nothing in it is finished."""
         if not self._journal["parts"]:
             shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()

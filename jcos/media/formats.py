@@ -43,7 +43,7 @@ def upscale(
 
 
 def factor_for(side: int, target: int) -> int:
-    """The whole factor, at least 1, that brings a side of `side` pixels nearest to `target`."""
+    """Return the whole factor, at least 1, that brings a side in pixels nearest to `target`."""
     return max(1, round(target / side))
 
 
@@ -72,7 +72,7 @@ def contact_sheet(
 
 
 def film_strip(video: UInt8[np.ndarray, "F H W C"]) -> UInt8[np.ndarray, "H F*W C"]:
-    """All frames side by side without gaps: what a style sheet can play as a film."""
+    """Return all frames side by side without gaps: what a style sheet can play as a film."""
     frames, height, width, channels = video.shape
     return video.transpose(1, 0, 2, 3).reshape(height, frames * width, channels)
 
@@ -114,7 +114,8 @@ def _animated(
 
 
 def data_uri(data: bytes) -> str:
-    """PNG, GIF or WebP bytes as a `data:` URI, which stands in a page in place of a file's name."""
+    """Return PNG, GIF or WebP bytes as a `data:` URI, which stands in a page in place of a file's
+    name."""
     mime = _MIME.get(data[:4])
     if mime is None:
         raise ValueError(f"bytes that begin with {data[:4]!r} are no PNG, GIF or WebP picture")
@@ -128,7 +129,8 @@ def write_mp4(
     *,
     crf: int = 10,
 ) -> None:
-    """A video as an MP4 file (H.264, colours at half the resolution), which everything plays.
+    """Return a video as an MP4 file (H.264, colours at half the resolution), which everything
+    plays.
 
     crf: from 1, hardly any loss, to 51; the original writes with 10, VBVR's tools with 25.
     The same video makes the same file each time. It is written beside its final name and renamed.
@@ -159,7 +161,7 @@ def check_mp4(height: int, width: int, fps: float | Fraction = 16, *, crf: int =
 
 
 def read_mp4(path: Path | str) -> UInt8[np.ndarray, "F H W 3"]:
-    """All frames of a video file, of whatever format and codec FFmpeg knows.
+    """Return all frames of a video file, of whatever format and codec FFmpeg knows.
 
     Raises ValueError where the file is missing, damaged, or no video.
     """

@@ -47,7 +47,7 @@ class Rule(NamedTuple):
 
 
 def read_picture(path: Path | str, profile: Profile | None = None) -> Picture:
-    """A picture file as RGB, as the loader of a reference code reads it.
+    """Return a picture file as RGB, as the loader of a reference code reads it.
 
     Transparency is dropped without blending. The orientation that a camera notes beside the pixels
     (EXIF) is applied in the profile `diffusers` alone, as its load_image does; the others leave the
@@ -93,7 +93,7 @@ def _turned(file: Image.Image) -> bool:
 
 
 def rule_for(config: WanConfig, profile: Profile | None = None) -> Rule:
-    """The rule of a model in a reference code; by default the original's.
+    """Return the rule of a model in a reference code; by default the original's.
 
     Raises ValueError for models that take no picture, or take it as it is (the small model).
     """
@@ -110,13 +110,13 @@ def rule_for(config: WanConfig, profile: Profile | None = None) -> Rule:
 
 
 def prepare(picture: Picture, rule: Rule, height: int, width: int) -> Frame:
-    """The first frame for a video that is asked for in a size; the rule may make it another
+    """Return the first frame for a video that is asked for in a size; the rule may make it another
     (`frame_size`)."""
     return rule.resize(picture, *frame_size(picture, rule, height, width))
 
 
 def frame_size(picture: Picture, rule: Rule, height: int, width: int) -> Size:
-    """The size of the first frame for a video that is asked for in a size.
+    """Return the size of the first frame for a video that is asked for in a size.
 
     Raises ValueError where the frame would have a side without pixels.
     """
@@ -136,7 +136,7 @@ def frame_size(picture: Picture, rule: Rule, height: int, width: int) -> Size:
 
 
 def i2v_a14b_size(picture: Size, asked: Size, multiple: int = 16) -> Size:
-    """The picture's shape with the area asked for, sides rounded down to multiples.
+    """Return the picture's shape with the area asked for, sides rounded down to multiples.
 
     Source: wan/image2video.py. 0 where a side is too short.
     """
@@ -146,8 +146,8 @@ def i2v_a14b_size(picture: Size, asked: Size, multiple: int = 16) -> Size:
 
 
 def ti2v_5b_size(picture: Size, asked: Size, multiple: int = 32) -> Size:
-    """Of two sizes within the area asked for, one with the width rounded down first, one with the
-    height, the one whose shape is nearer to the picture's.
+    """Return that of two sizes within the area asked for whose shape is nearer to the picture's,
+    one with the width rounded down first, one with the height.
 
     Source: best_output_size in wan/utils/utils.py. 0 where a side is too short.
     """
@@ -166,12 +166,12 @@ def ti2v_5b_size(picture: Size, asked: Size, multiple: int = 32) -> Size:
 
 
 def diffsynth_size(picture: Size, asked: Size, multiple: int = 16) -> Size:
-    """What is asked for, rounded up to multiples; the picture's shape does not count."""
+    """Return what is asked for, rounded up to multiples; the picture's shape does not count."""
     return -(-asked[0] // multiple) * multiple, -(-asked[1] // multiple) * multiple
 
 
 def diffusers_size(picture: Size, asked: Size, multiple: int = 16) -> Size:
-    """What is asked for, rounded down to multiples; the picture's shape does not count."""
+    """Return what is asked for, rounded down to multiples; the picture's shape does not count."""
     return _down(asked[0], multiple), _down(asked[1], multiple)
 
 
@@ -180,7 +180,7 @@ def _down(side: float, multiple: int) -> int:
 
 
 def torch_bicubic(picture: Picture, height: int, width: int) -> Frame:
-    """The picture in −1..1, stretched as PyTorch stretches tensors on a CPU.
+    """Return the picture in −1..1, stretched as PyTorch stretches tensors on a CPU.
 
     Cubic interpolation with a = −0.75 between pixel centres, borders repeated, no antialiasing;
     colours may go beyond −1..1. Source: torch.nn.functional.interpolate(mode="bicubic").
@@ -210,7 +210,7 @@ def _taps(length: int, target: int) -> tuple[Int[np.ndarray, "T 4"], Float32[np.
 
 
 def lanczos_crop(picture: Picture, height: int, width: int) -> Frame:
-    """The picture scaled to cover the frame (Pillow's LANCZOS), its middle cut out.
+    """Return the picture scaled to cover the frame (Pillow's LANCZOS), its middle cut out.
 
     Source: wan/textimage2video.py.
     """
@@ -222,14 +222,14 @@ def lanczos_crop(picture: Picture, height: int, width: int) -> Frame:
 
 
 def pillow_bicubic(picture: Picture, height: int, width: int) -> Frame:
-    """The picture stretched by Pillow, whose BICUBIC has a = −0.5 and antialiases. Source:
+    """Return the picture stretched by Pillow, whose BICUBIC has a = −0.5 and antialiases. Source:
     diffsynth/pipelines/wan_video.py, which the paper's tools run."""
     image = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
     return SIGNED_DIFFSYNTH[np.asarray(image)]
 
 
 def pillow_lanczos(picture: Picture, height: int, width: int) -> Frame:
-    """The picture stretched by Pillow. Source: VaeImageProcessor of diffusers."""
+    """Return the picture stretched by Pillow. Source: VaeImageProcessor of diffusers."""
     image = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
     return SIGNED[np.asarray(image)]
 
@@ -246,7 +246,8 @@ _OF_PROFILE: dict[Profile, tuple] = {
 
 
 def check_frames(frames: int, stride: int = 4) -> None:
-    """ValueError unless a VAE that folds `stride` frames into one makes a video of that length."""
+    """Raise ValueError unless a VAE that folds `stride` frames into one makes a video of that
+    length."""
     if frames < 1 or (frames - 1) % stride:
         below = max(1, (frames - 1) // stride * stride + 1)
         raise ValueError(

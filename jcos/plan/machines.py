@@ -20,8 +20,9 @@ class Chip:
     that memory, bytes per second. link: bytes per second that a device can send to the others of
     its machine in one collective (on a TPU the two links of one torus axis, on a GPU NVLink in one
     direction). reached: share of `flops` that the fastest published run of Wan gets out of this
-    kind of chip; by: whose run that is. copies: how much of `costs.run_bytes` XLA holds at once
-    there, by compilations at true size. axes: of the torus, 0 for a GPU.
+    kind of chip; by: whose run that is. copies: how much of `costs.run_bytes` XLA holds at
+    once: on GPUs and v6e the most of any compilation at true size; v5e and v5p lay weights out
+    anew as well, which is not counted. axes: of the torus, 0 for a GPU.
     """
 
     name: str
@@ -45,8 +46,8 @@ CHIPS = {
         Chip("v5e", 197e12, 16 * GIB, 819e9, 100e9, 0.28, _V6E, 2.0, axes=2),
         Chip("v5p", 459e12, 95 * GIB, 2765e9, 200e9, 0.28, _V6E, 2.0, axes=3),
         Chip("v6e", 918e12, 32 * GIB, 1638e9, 200e9, 0.28, _V6E, 2.0, axes=2),
-        Chip("h100", 989e12, 79 * GIB, 3350e9, 450e9, 0.66, _H100, 0.9),
-        Chip("h200", 989e12, 139 * GIB, 4800e9, 450e9, 0.66, _H100, 0.9),
+        Chip("h100", 989e12, 79 * GIB, 3350e9, 450e9, 0.66, _H100, 0.8),
+        Chip("h200", 989e12, 139 * GIB, 4800e9, 450e9, 0.66, _H100, 0.8),
     )
 }
 
@@ -102,7 +103,7 @@ def machine(name: str) -> Machine:
     shape = tuple(map(int, size.split("x"))) if re.fullmatch(sizes, size) else ()
     if chip and chip.axes and sold and shape:
         shape = _slice(chip, *shape)
-    if not chip or not shape or ("gpu:" in name and chip.axes):
+    if not chip or not shape or ("gpu:" in name.lower() and chip.axes):
         near = difflib.get_close_matches(asked, _SOLD, 3, 0.0)
         raise ValueError(f"there is no machine {name!r}; the nearest are {', '.join(near)}")
     if min(shape) < 1:

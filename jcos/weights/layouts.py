@@ -35,12 +35,12 @@ class Layout(NamedTuple):
 
 
 def is_released(folder: Path) -> bool:
-    """Whether a folder has the mark of one of the two layouts."""
+    """Return whether a folder has the mark of one of the two layouts."""
     return any((Path(folder) / name).exists() for name in (_INDEX, "config.json", *_EXPERTS))
 
 
 def recognise(folder: Path) -> Layout:
-    """Which of the two a folder has; CheckpointError where it has neither."""
+    """Return which of the two a folder has; CheckpointError where it has neither."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder")
     if not is_released(folder):
@@ -90,8 +90,8 @@ def _diffusers(folder: Path, index: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def open_weights(place: Path, faults: list[str]) -> Tensors:
-    """The tensors of a file, or of the shards in a folder: those that the index names, else a lone
-    file. What is wrong is added to `faults`."""
+    """Return the tensors of a file, or of the shards in a folder: those that the index names, else
+    a lone file. What is wrong is added to `faults`."""
     if place.is_file():
         return _headers([place], faults)
     if not place.is_dir():
@@ -136,7 +136,7 @@ def _headers(files: Iterable[Path], faults: list[str]) -> Tensors:
 
 
 def read_json(path: Path, faults: list[str]) -> dict[str, Any]:
-    """A file's JSON object; an empty one, and a phrase in `faults`, where it has none."""
+    """Return a file's JSON object; an empty one, and a phrase in `faults`, where it has none."""
     try:
         check_fetched(path)
         return dict(json.loads(path.read_text(encoding="utf-8")))

@@ -97,11 +97,11 @@ class Leaf(NamedTuple):
         return math.prod(self.shape)
 
     def of(self, part: str) -> "Leaf":
-        """The same, of tensors that have the part's name before their own."""
+        """Return the same, of tensors that have the part's name before their own."""
         return self._replace(sources=tuple((f"{part}.{name}", c) for name, c in self.sources))
 
     def build(self, read: Callable[[str], np.ndarray], dtype: np.dtype) -> np.ndarray:
-        """The leaf in one type, from tensors that are read one after the other."""
+        """Return the leaf in one type, from tensors that are read one after the other."""
         whole = empty(self.shape, dtype)
         layers = whole if self.stacked else whole[None]
         for i, (name, change) in enumerate(self.sources):
@@ -154,8 +154,8 @@ def place(
 
 
 def translate(tensors: Mapping[str, np.ndarray], table: Sequence[Row]) -> dict[str, np.ndarray]:
-    """Tensors by jcos path, layers stacked. Raises CheckpointError
-    naming all that `place` finds wrong."""
+    """Return tensors by jcos path, layers stacked. Raises CheckpointError naming all that `place`
+    finds wrong."""
     placed, faults = place({name: tensor.shape for name, tensor in tensors.items()}, table)
     if faults:
         raise CheckpointError(listed(f"{len(faults)} tensors cannot be placed", faults))
@@ -166,7 +166,7 @@ def translate(tensors: Mapping[str, np.ndarray], table: Sequence[Row]) -> dict[s
 
 
 def fill(model: M, tensors: Mapping[str, np.ndarray], table: Sequence[Row]) -> M:
-    """`model` (real or abstract) with the weights of `tensors`."""
+    """Return `model` (real or abstract) with the weights of `tensors`."""
     return with_leaves(model, translate(tensors, table))
 
 
@@ -259,7 +259,7 @@ def without_prefix(tensors: Mapping[str, T], anchor: str, place: object) -> dict
 
 
 def original_name(name: str, renaming: Renaming) -> str:
-    """A tensor's name in the original code; names that are the original's stay as they are."""
+    """Return a tensor's name in the original code; those that are the original's stay."""
     for pattern, new in renaming:
         name = re.sub(pattern, new, name)
     return name

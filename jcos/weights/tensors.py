@@ -62,7 +62,8 @@ class Tensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
-        """The values, in memory of their own. CheckpointError where the file has become shorter."""
+        """Return the values, in memory of their own. CheckpointError where the file has become
+        shorter."""
         strides = self.strides
         flat = empty(self.shape if strides is None else (_extent(self.shape, strides),), self.dtype)
         with self.file.open("rb") as file:
@@ -76,7 +77,7 @@ class Tensor:
 
 
 def check_finite(array: np.ndarray, what: str) -> None:
-    """CheckpointError where a value is nan or infinite. Takes little memory of its own."""
+    """Raise CheckpointError where a value is nan or infinite. Takes little memory of its own."""
     flat = array.reshape(-1)
     for start in range(0, flat.size, _PIECE):
         if not np.isfinite(flat[start : start + _PIECE]).all():
@@ -84,7 +85,8 @@ def check_finite(array: np.ndarray, what: str) -> None:
 
 
 def empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
-    """An uninitialised array on a 64-byte boundary, which jax on a CPU takes without copying it."""
+    """Return an uninitialised array on a 64-byte boundary, which jax on a CPU takes without copying
+    it."""
     size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
@@ -92,7 +94,7 @@ def empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
 
 
 def tensors_in(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a file by its name; only the header is read.
+    """Return every tensor of a file by its name; only the header is read.
 
     A `.pth` may hold its dict under `model_state` or `state_dict`. Raises CheckpointError where the
     file is missing, truncated, of another format, or holds code.
@@ -105,7 +107,7 @@ def tensors_in(path: Path) -> dict[str, Tensor]:
 
 
 def check_fetched(path: Path) -> None:
-    """CheckpointError where a file is what Git LFS left in its place."""
+    """Raise CheckpointError where a file is what Git LFS left in its place."""
     if path.is_file() and is_lfs_pointer(path):
         raise CheckpointError(
             f"{path} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
@@ -113,7 +115,7 @@ def check_fetched(path: Path) -> None:
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """The texts that a safetensors file carries beside its tensors."""
+    """Return the texts that a safetensors file carries beside its tensors."""
     return _safetensors(Path(path))[1]
 
 
