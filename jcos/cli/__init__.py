@@ -11,7 +11,7 @@ from typing import Any
 
 import tyro
 
-from jcos.cli import options
+from jcos.cli import bench, options
 from jcos.cli.paths import parse, refuse
 
 FAILURES = (ValueError, IndexError, FloatingPointError, MemoryError, OSError)
@@ -22,7 +22,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "sample": options.Sample,
     "run": options.Run,
     "generate": options.Generate,
-    "bench": options.Bench,
+    "bench": bench.Bench,
     "plan": options.Plan,
     "report": options.Report,
     "explore": options.Explore,

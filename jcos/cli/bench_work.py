@@ -22,7 +22,7 @@ from jcos.bench.folder import Bench, read_bench
 from jcos.bench.hours import Pace, expected, hours, measured
 from jcos.bench.run import Work, begin, conduct
 from jcos.bench.state import Status
-from jcos.cli import options
+from jcos.cli import bench as options
 from jcos.cli.common import PACE, OnMesh, command_line, console
 from jcos.cli.paths import config_file
 from jcos.devices import sharding

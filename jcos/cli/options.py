@@ -1,53 +1,41 @@
-"""What can be typed: the options of every command, and nothing that takes long to import.
-
-A command's work is in the file of its name, in a class that adds methods to its options here.
-"""
+"""What can be typed: the options of every command, and nothing that takes long to import before one
+of them runs."""
 
 import dataclasses
 import pkgutil
+import warnings
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
-from jcos.cli.paths import CacheFolder, ConfigFile, InFile, InFolder, OutFile, OutFolder
+from jcos import files
+from jcos.cli.paths import CacheFolder, ConfigFile, InFile, InFolder, OutFile, OutFolder, TaskName
 from jcos.config import Solver
+from jcos.sampling.interventions import Interventions
 from jcos.variants import TINY, Profile
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from jcos.config import WanConfig
 
 Checkpoint = Annotated[
     InFolder, tyro.conf.arg(help="A checkpoint folder; by default the small model of the package.")
 ]
-Samples = Annotated[
-    InFolder,
-    tyro.conf.arg(help="The benchmark's folder, with In-Domain_50 and Out-of-Domain_50."),
-]
-PerTask = Annotated[int | None, tyro.conf.arg(help="Only the first so many samples of each task.")]
 PORT = 8642
+SAMPLING = ("steps", "shift", "solver", "guidance", "sigmas")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
-    """Options that can be run. work: the class that does it, as `module:name`."""
+    """Options that can be run, by default by a class with more methods: `module:name`."""
 
     work: ClassVar[str]
 
     def run(self) -> None:
         """Import what the command needs, which takes seconds, and do it."""
         pkgutil.resolve_name(self.work)(**vars(self)).run()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Interventions:
-    """Options of every command that samples: what is done to the runs."""
-
-    noise_steps: tuple[int, ...] = ()
-    """Replace all frames by noise before these steps."""
-    noise_frames: tuple[int, ...] = ()
-    """Replace these latent frames by noise before every step."""
-    ensemble_layers: tuple[int, ...] = ()
-    """Average the tokens of all seeds after these layers …"""
-    ensemble_steps: tuple[int, ...] = (0,)
-    """… in these steps."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +47,30 @@ class OnMesh:
     two passes of guidance over branch, a video's tokens over context or fsdp, which slices the
     weights too, heads over tensor; runs of an experiment and samples of a benchmark (which has no
     use for seed) over world. The videos are the same. One device by default."""
+
+    def devices(self) -> "Mesh | None":
+        """Return the mesh, None for one device. ValueError where the devices do not make it up."""
+        import jax
+
+        from jcos.devices import sharding
+
+        here = jax.local_devices()
+        if self.mesh is not None:
+            return sharding.make_mesh(sharding.parse_mesh(self.mesh), here)
+        if len(here) > 1:
+            warnings.warn(
+                f"{len(here) - 1} of {len(here)} devices are idle: see --mesh", stacklevel=2
+            )
+        return None
+
+    def devices_for(self, config: "WanConfig", seeds: int) -> "Mesh | None":
+        """Return `devices`; ValueError where runs of this model cannot be spread over them."""
+        from jcos import wan
+
+        devices = self.devices()
+        if devices is not None:
+            wan.check_mesh(devices.shape, config, seeds)
+        return devices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,9 +104,7 @@ class Sample(Interventions, Command):
       jcos sample tictactoe --seeds 0 1 2 --ensemble-layers 3 4 --ensemble-steps 0
     """
 
-    work = "jcos.cli.sample:Sample"
-
-    task: tyro.conf.Positional[str]
+    task: tyro.conf.Positional[TaskName]
     """Which task: `jcos tasks` lists them."""
     puzzles: int = 2
     """How many held-out puzzles."""
@@ -106,6 +116,26 @@ class Sample(Interventions, Command):
     """Denoising steps; the model's own number by default."""
     out: OutFolder = Path("out/sample")
     checkpoint: Checkpoint = TINY
+
+    def run(self) -> None:
+        from jcos.cli.common import bar, command_line, make_page
+        from jcos.experiments import sample
+
+        with bar() as progress:
+            solved = sample.run(
+                self.task,
+                self.out,
+                puzzles=self.puzzles,
+                puzzle_seed=self.puzzle_seed,
+                seeds=self.seeds,
+                steps=self.steps,
+                interventions=self,
+                checkpoint=self.checkpoint,
+                command=command_line(),
+                progress=progress,
+            )
+        page = make_page(self.out)
+        print(f"Solved {int(solved.sum())} of {solved.size}; the page is at {page}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,8 +192,6 @@ class Generate(Interventions, OnMesh, Command):
       jcos generate wan-i2v --image cat.png --prompt "…" --mesh branch=2,context=4
     """
 
-    work = "jcos.cli.generate:Generate"
-
     checkpoint: tyro.conf.Positional[InFolder]
     """A folder that `python -m convert` made, or one with released safetensors."""
     prompt: str
@@ -214,100 +242,37 @@ class Generate(Interventions, OnMesh, Command):
     in your cache folder."""
     out: OutFolder = Path("out/generate")
 
+    def run(self) -> None:
+        from jcos import staged
+        from jcos.cli.common import bar, command_line, make_page, read_size
+        from jcos.devices import programs
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BenchRun(OnMesh, Command):
-    """Make the videos of a benchmark, for each arm of a config in a folder of its own.
-
-    Writes OUT/ARM/SPLIT/TASK/00000.mp4, where the official scorer looks for them, OUT/ARM/run.json
-    and OUT/ARM/summary.json. Goes on where it was stopped; any number of workers may share OUT.
-    Ends with exit code 1 where videos are missing.
-
-    Examples:
-      jcos bench run configs/vbvr_base.py --samples VBVR-Bench-Data --checkpoint wan-vbvr
-      jcos bench run configs/vbvr_base.py --samples VBVR-Bench-Data --checkpoint wan-vbvr \\
-        --mesh branch=2,context=4
-      jcos bench run configs/vbvr_noise.py --samples VBVR-Bench-Data --checkpoint wan-vbvr --plan
-      jcos bench run configs/vbvr_base.py --samples out/small --set scale=0.125 --set profile=none
-    """
-
-    work = "jcos.cli.bench:Run"
-
-    config: tyro.conf.Positional[ConfigFile]
-    """A Python file that describes arms, or the name of one that comes with jcos, like
-    vbvr_base."""
-    samples: Samples
-    out: Path = Path("out/vbvr")
-    """Where the arms' folders go; may be shared by workers."""
-    checkpoint: Checkpoint = TINY
-    arms: tuple[str, ...] = ()
-    """Only these arms of the config."""
-    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Changes every arm, as FIELD=VALUE; can be given several times."""
-    per_task: PerTask = None
-    shard: str = "0/1"
-    """I/N: only every N-th sample, from the I-th on, for workers that do not share OUT; `host`:
-    this one's of all that --join. Those that share OUT need none: each takes what no other has."""
-    join: bool = False
-    """This is one of a pod's hosts, which must start together: joins the others first. Each still
-    takes samples of its own."""
-    batch: int | None = None
-    """Samples generated at a time; by default as many of one shape as memory holds."""
-    retry: bool = False
-    """Try the failed samples again."""
-    text_cache: CacheFolder | None = None
-    """Folder of embedded prompts; OUT/text by default."""
-    plan: bool = False
-    """Only say what would be done, and how long it takes."""
-    machine: str = "gpu:h200:1"
-    """For --plan: a machine as `jcos plan` names them, with all its devices in --mesh."""
-    step_seconds: float | None = None
-    """For --plan: what a guided step of 81 frames of 832 × 480 pixels takes on your machine, if you
-    have measured it."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BenchScore(Command):
-    """The paper's table of one or more arms, beside a still picture, paired by sample.
-
-    Reads what the official scorer wrote, or runs it; the exported small tasks judge themselves.
-    Writes OUT/scores.json (every sample), OUT/table.csv, OUT/run.json (what was compared), and the
-    baselines' videos.
-
-    Examples:
-      jcos bench score out/vbvr/base out/vbvr/ensemble --samples VBVR-Bench-Data \\
-        --scorer "python VBVR-EvalKit/run_evaluation.py"
-    """
-
-    work = "jcos.cli.bench:Score"
-
-    arms: tyro.conf.Positional[tuple[InFolder, ...]]
-    """Folders of arms; the others are compared with the first."""
-    samples: Samples
-    out: OutFolder = Path("out/vbvr/scores")
-    """Where results, tables and baselines go."""
-    scorer: str | None = None
-    """How the official scorer is started, if it is installed."""
-    per_task: PerTask = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BenchExport(Command):
-    """Write small tasks out as a benchmark folder, to try the whole path on the small model.
-
-    Examples:
-      jcos bench export out/small
-      jcos bench run configs/vbvr_base.py --samples out/small --set scale=0.125 --set profile=none
-      jcos bench score out/vbvr/base --samples out/small
-    """
-
-    work = "jcos.cli.bench:Export"
-
-    folder: tyro.conf.Positional[OutFolder]
-    tasks: tuple[str, ...] = ()
-    """Which tasks; by default all."""
-    per_task: int = 5
-    """Held-out puzzles of each task."""
+        if self.programs is not None:
+            programs.keep(self.programs)
+        with bar() as progress:
+            staged.run(
+                self.checkpoint,
+                self.prompt,
+                self.image,
+                out=self.out,
+                negative=self.negative,
+                size=None if self.size is None else read_size(self.size)[::-1],
+                frames=self.frames,
+                seeds=self.seeds,
+                x0=self.x0,
+                interventions=self,
+                noise=self.noise,
+                profile=self.profile,
+                text_cache=self.text_cache,
+                tiles=self.tiles,
+                resident=self.resident,
+                devices=self.devices(),
+                command=command_line(),
+                progress=progress,
+                **{name: getattr(self, name) for name in SAMPLING},
+            )
+        page = make_page(self.out)
+        print(f"Videos and latents are in {self.out}; the page is at {page}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -403,24 +368,36 @@ class Tasks(Command):
       jcos tasks --draw 4 --out out/tasks
     """
 
-    work = "jcos.cli.tasks:Tasks"
-
     draw: int = 0
     """Draw this many puzzles per task into OUT/TASK.png (rows: puzzles, columns: frames)."""
-    only: str | None = None
+    only: TaskName | None = None
     """Just this task."""
     out: Path = Path("out/tasks")
 
-
-@dataclasses.dataclass(frozen=True)
-class Bench:
-    """VBVR-Bench: videos of its samples, and their scores."""
-
-    what: tyro.conf.OmitSubcommandPrefixes[
-        Annotated[BenchRun, tyro.conf.subcommand("run")]
-        | Annotated[BenchScore, tyro.conf.subcommand("score")]
-        | Annotated[BenchExport, tyro.conf.subcommand("export")]
-    ]
-
     def run(self) -> None:
-        self.what.run()
+        import numpy as np
+
+        from jcos.cli.common import show_table
+        from jcos.experiments.puzzles import held_out
+        from jcos.lab.tasks import TASKS
+        from jcos.media import formats
+
+        if self.draw > 0:
+            files.check_new_folder(self.out)
+        chosen = {name: task for name, task in TASKS.items() if self.only in (None, name)}
+        rows = [
+            (
+                name,
+                task.faculty + (" (hard)" if task.hard else ""),
+                f"score ≥ {task.solved_at:.2f}",
+                f"{task.about} [dim]“{task.sample(0).prompt}”[/dim]",
+            )
+            for name, task in chosen.items()
+        ]
+        show_table("Tasks", ("task", "kin to", "solved at", "what is asked, and how"), rows)
+        for name, task in chosen.items() if self.draw > 0 else ():
+            answers = [task.routes(puzzle)[0] for puzzle in held_out(task, self.draw)]
+            sheet = formats.contact_sheet(np.stack(answers), scale=6)
+            files.write(self.out / f"{name}.png", formats.png(sheet))
+        if self.draw > 0:
+            print(f"Drawn into {self.out}")

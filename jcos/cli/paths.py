@@ -40,7 +40,15 @@ def check_config(named: Path) -> None:
     files.check_python(config_file(named))
 
 
+def check_task(name: str) -> None:
+    """Check that it is a task's name."""
+    from jcos.lab.tasks import get
+
+    get(name)
+
+
 ConfigFile = Annotated[Path, check_config]
+TaskName = Annotated[str, check_task]
 OutFile = Annotated[Path, files.check_new_file]
 OutFolder = Annotated[Path, files.check_new_folder]
 CacheFolder = Annotated[Path, files.check_cache]

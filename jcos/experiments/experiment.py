@@ -8,7 +8,7 @@ tells its progress and returns `Findings`).
 import abc
 import dataclasses
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,12 +23,10 @@ from jcos.experiments.samples import Baseline, Samples
 from jcos.lab.measures import SCORES, Estimate, Span, estimate
 from jcos.lab.tasks import get
 from jcos.sampling import flow
+from jcos.sampling.interventions import Place as Place
+from jcos.sampling.interventions import places as places
 from jcos.variants import Profile
 from jcos.wan import Wan
-
-Place = int | float
-"""A step, layer or frame: a whole number counts from 0; a fraction, 0.0 to 1.0, is of the run or of
-the depth, so that it suits every model (the paper's layer 20 of 40 is 0.5)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,27 +191,6 @@ def row(
     found = values if isinstance(values, Estimate) else estimate(values, span)
     chance, still = (None, None) if baseline is None else baseline
     return Row(task, measure, str(case), *found, chance, still, forwards)
-
-
-def places(chosen: Sequence[Place] | None, size: int, what: str) -> list[int]:
-    """Chosen steps, layers or frames as numbers below `size`, ascending, each once; all of them for
-    None.
-
-    Raises IndexError for one that does not exist (`what` names it), and says how to name one that
-    exists in every model.
-    """
-    found = set()
-    for place in range(size) if chosen is None else chosen:
-        if isinstance(place, float) and 0.0 <= place <= 1.0:
-            found.add(min(size - 1, int(place * size)))
-        elif isinstance(place, int) and 0 <= place < size:
-            found.add(place)
-        else:
-            raise IndexError(
-                f"{what} {place} is out of range: there are {what}s 0 to {size - 1} (a fraction, "
-                "0.0 to 1.0, suits every model)"
-            )
-    return sorted(found)
 
 
 def window(first: float, last: float, size: int) -> list[int]:

@@ -15,7 +15,7 @@ from jcos.bench.run import Work, conduct
 from jcos.experiments.experiment import Settings
 from jcos.experiments.puzzles import finish
 from jcos.media import formats
-from tests.test_generate import release  # noqa: F401
+from tests.test_staged import release  # noqa: F401
 
 FOLDER, SCORER = os.environ.get("JCOS_VBVR"), os.environ.get("JCOS_VBVR_SCORER")
 needs_samples = pytest.mark.skipif(not FOLDER, reason="JCOS_VBVR names no folder of samples")

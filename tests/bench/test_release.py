@@ -18,7 +18,7 @@ from jcos.experiments.puzzles import finish
 from jcos.media import formats
 from jcos.model.text import UMT5
 from jcos.wan import TINY, Wan
-from tests.test_generate import release  # noqa: F401
+from tests.test_staged import release  # noqa: F401
 
 ARM = Arm(profile="float32", scale=0.1, frames=5, sampling=Settings(steps=1))
 
