@@ -347,7 +347,9 @@ def embedder(
 
     Raises ValueError where one is neither in the cache nor can be read.
     """
-    if cache is None or not isinstance(config.text, UMT5Config):
+    if not isinstance(config.text, UMT5Config):
+        return load(folder, profile=profile, experts=False, vae=False).embed
+    if cache is None:
         encoder = load(folder, profile=profile, experts=False, vae=False)
         return {text: encoder.embed(text) for text in prompts}.__getitem__
     lacking = None

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jcos import cli, files, runs, wan
-from jcos.bench.state import Folder
+from jcos.bench.results import Folder
 from jcos.media import formats
 from jcos.weights.faults import LONGEST
 from tests.report import folders
@@ -274,19 +274,10 @@ def test_no_command_writes_into_another_ones_folder(
     assert listing(tmp_path) == before
 
 
-def test_the_manifest_of_an_arm_is_made_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also on disks without hard links, as buckets are."""
-
-    def without(*_: object) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    for name, link in (("a", os.link), ("b", without)):
-        monkeypatch.setattr(os, "link", link)
-        for seconds in (1, 2):
-            Folder(tmp_path / name).settle({"arm": {"seed": 1}}, {"seconds": seconds})
-        with pytest.raises(ValueError, match=r"arm\.seed 1, not 2"):
-            Folder(tmp_path / name).settle({"arm": {"seed": 2}}, {})
-        (manifest,) = (tmp_path / name).iterdir()
-        assert json.loads(manifest.read_text())["seconds"] == 1
+def test_the_manifest_of_an_arm_is_made_once(tmp_path: Path) -> None:
+    for seconds in (1, 2):
+        Folder(tmp_path).settle({"arm": {"seed": 1}}, {"seconds": seconds})
+    with pytest.raises(ValueError, match=r"arm\.seed 1, not 2"):
+        Folder(tmp_path).settle({"arm": {"seed": 2}}, {})
+    (manifest,) = tmp_path.iterdir()
+    assert json.loads(manifest.read_text())["seconds"] == 1
