@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jcos import cli, files, runs, wan
+from jcos.bench.export import export
 from jcos.bench.results import Folder
 from jcos.media import formats
 from jcos.weights.faults import LONGEST
@@ -260,11 +261,12 @@ def test_no_command_writes_into_another_ones_folder(
     """Whatever it would write there; before weights are read."""
     monkeypatch.setattr(wan, "load", None)
     folders.arm_folder(tmp_path / "arm")
+    export(tmp_path / "bench", ("maze",), 1)
     before = listing(tmp_path)
     for command in (
         ["demo"],
         ["sample", "maze"],
-        ["bench", "score", tmp_path / "arm", "--samples", tmp_path],
+        ["bench", "score", tmp_path / "arm", "--samples", tmp_path / "bench"],
         ["run", Path(__file__).parent.parent / "configs" / "steps.py", "--redo"],
     ):
         said = refused(capsys, *command, "--out", tmp_path / "arm")

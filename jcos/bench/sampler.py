@@ -23,6 +23,13 @@ from jcos.sampling.interventions import places
 from jcos.sampling.trajectory import Condition
 from jcos.wan import Prompt, Wan
 
+KNOBS = (
+    "fewer samples at a time (--batch 1)",
+    "a mesh with a larger branch, context or fsdp (--mesh; `jcos plan` says which)",
+    "smaller or shorter videos (--set scale=0.5)",
+)
+"""What helps where a device has too little memory, the least change first."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
@@ -90,17 +97,8 @@ class Sampler:
         """
         given = jax.tree.map(lambda *a: np.stack(a), *batch, *batch[-1:] * (size - len(batch)))
         config = self.model.config
-        run = memory.Run(
-            seeds=1,  # fewer would be another arm
-            worlds=size,
-            guided=config.sampling.guidance is not None,
-            probed=False,
-            float32=config.numerics.linear == "float32",
-            devices=1 if self.devices is None else self.devices.size,
-            resident=len(self.model.experts) > 1 and not memory.waits(self.model.experts),
-        )
         what = f"{size} sample(s) of {self.arm.ensemble} seed(s) of {config.name}"
-        with sharding.use_mesh(self.devices), memory.explained(what, memory.run_knobs(run)):
+        with sharding.use_mesh(self.devices), memory.explained(what, KNOBS):
             return self._denoised(given, shape, len(batch), size)
 
     def _denoised(

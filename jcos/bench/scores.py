@@ -110,19 +110,17 @@ def score(bench: Bench, arms: Sequence[Path], out: Path, scorer: str | None = No
 
 
 def labels(arms: Sequence[Path]) -> list[str]:
-    """The name of each arm's folder, with as many of the folders above it as tell it from the other
-    arms and from the baselines. Raises ValueError where a folder is given twice."""
-    parts = [Path(os.path.abspath(arm)).parts for arm in arms]
+    """Return a name for each arm's folder: its path below the folder that all of them are in.
 
-    def label(arm: tuple[str, ...]) -> str:
-        for depth in range(1, len(arm) + 1):
-            name = "/".join(arm[-depth:])
-            others = [other for other in parts if other[-depth:] == arm[-depth:]]
-            if len(others) == 1 and name not in (STILL, TRUTH):
-                return name
-        raise ValueError(f"{Path(*arm)} is given twice; each arm is a folder of its own")
-
-    return [label(arm) for arm in parts]
+    Raises ValueError where a folder is given twice.
+    """
+    paths = [os.path.abspath(arm) for arm in arms]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise ValueError(f"{twice[0]} is given twice; each arm is a folder of its own")
+    above = os.path.commonpath([os.path.dirname(path) for path in paths])
+    if {os.path.join(above, name) for name in (STILL, TRUTH)} & set(paths):
+        above = os.path.dirname(above)  # names of the baselines
+    return [os.path.relpath(path, above).replace(os.sep, "/") for path in paths]
 
 
 def _judged(bench: Bench, arm: Path, name: str) -> Scores:

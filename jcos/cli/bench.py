@@ -49,12 +49,11 @@ class Run(OnMesh, Command):
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Changes every arm, as FIELD=VALUE; can be given several times."""
     per_task: PerTask = None
-    shard: str = "0/1"
-    """I/N: only every N-th sample, from the I-th on, for each of N processes; `host`: this one's of
-    all that --join."""
+    shard: str | None = None
+    """I/N: only every N-th sample, from the I-th on, for each of N processes."""
     join: bool = False
-    """This is one of a pod's hosts, which must start together: joins the others first. Each still
-    takes samples of its own."""
+    """This is one of a pod's hosts, which must start together: joins the others first. Each takes
+    its own shard of the samples."""
     batch: int | None = None
     """Samples generated at a time; by default as many of one shape as memory holds."""
     retry: bool = False
@@ -114,11 +113,11 @@ class Run(OnMesh, Command):
     def _shard(self) -> tuple[int, int]:
         import jax
 
-        if self.shard == "host":
+        if self.shard is None:
             return jax.process_index(), jax.process_count()
         i, _, n = self.shard.partition("/")
         if not (i.isdecimal() and n.isdecimal()):
-            raise ValueError(f"shard is {self.shard!r}; it is I/N, like 0/4, or host")
+            raise ValueError(f"shard is {self.shard!r}; it is I/N, like 0/4")
         return int(i), int(n)
 
 
@@ -188,7 +187,7 @@ class Export(Command):
 
 
 @dataclasses.dataclass(frozen=True)
-class Bench:
+class Bench(Command):
     """VBVR-Bench: videos of its samples, and their scores."""
 
     what: tyro.conf.OmitSubcommandPrefixes[

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import tyro
 
 from jcos import files
-from jcos.cli.paths import CacheFolder, ConfigFile, InFile, InFolder, OutFile, OutFolder, TaskName
+from jcos.cli.paths import (
+    AnyPath,
+    CacheFolder,
+    ConfigFile,
+    InFile,
+    InFolder,
+    OutFile,
+    OutFolder,
+)
 from jcos.config import Solver
 from jcos.sampling.interventions import Interventions
 from jcos.variants import TINY, Profile
@@ -32,6 +40,9 @@ class Command:
     """Options that can be run, by default by a class with more methods: `module:name`."""
 
     work: ClassVar[str]
+
+    def check(self) -> None:
+        """Raise ValueError for what is wrong and can be known without importing jax."""
 
     def run(self) -> None:
         """Import what the command needs, which takes seconds, and do it."""
@@ -104,7 +115,7 @@ class Sample(Interventions, Command):
       jcos sample tictactoe --seeds 0 1 2 --ensemble-layers 3 4 --ensemble-steps 0
     """
 
-    task: tyro.conf.Positional[TaskName]
+    task: tyro.conf.Positional[str]
     """Which task: `jcos tasks` lists them."""
     puzzles: int = 2
     """How many held-out puzzles."""
@@ -116,6 +127,11 @@ class Sample(Interventions, Command):
     """Denoising steps; the model's own number by default."""
     out: OutFolder = Path("out/sample")
     checkpoint: Checkpoint = TINY
+
+    def check(self) -> None:
+        from jcos.lab.tasks import get
+
+        get(self.task)
 
     def run(self) -> None:
         from jcos.cli.common import bar, command_line, make_page
@@ -370,21 +386,21 @@ class Tasks(Command):
 
     draw: int = 0
     """Draw this many puzzles per task into OUT/TASK.png (rows: puzzles, columns: frames)."""
-    only: TaskName | None = None
+    only: str | None = None
     """Just this task."""
-    out: Path = Path("out/tasks")
+    out: AnyPath = Path("out/tasks")
 
     def run(self) -> None:
         import numpy as np
 
         from jcos.cli.common import show_table
         from jcos.experiments.puzzles import held_out
-        from jcos.lab.tasks import TASKS
+        from jcos.lab.tasks import TASKS, get
         from jcos.media import formats
 
         if self.draw > 0:
             files.check_new_folder(self.out)
-        chosen = {name: task for name, task in TASKS.items() if self.only in (None, name)}
+        chosen = TASKS if self.only is None else {self.only: get(self.only)}
         rows = [
             (
                 name,

@@ -89,7 +89,7 @@ def test_hosts_share_the_samples(eight_mazes: list[str], tmp_path: Path) -> None
     cli.main([*eight_mazes, "--out", str(tmp_path / "one")])
     port = str(free_port())
     joined = [*eight_mazes, "--out", str(tmp_path / "two"), "--join", "--mesh", "fsdp=2"]
-    joined += ["--shard", "host", "--batch", "2"]
+    joined += ["--batch", "2"]
     hosts = [
         many_devices.start("host", str(i), port, *joined, module="tests.bench.devices")
         for i in range(2)
