@@ -115,7 +115,8 @@ def run(
         picture = image.read_picture(picture, profile)
     first, size = _first_frame(config, profile, picture, size)
     stride = 1 if config.codec is None else config.codec.strides[0]
-    frames = image.round_frames(frames or config.clip.frames, profile or "official", stride)
+    frames = config.clip.frames if frames is None else frames
+    frames = image.round_frames(frames, profile or "official", stride)
     grid = wan.latent_grid(config, frames, *size)
     shape = (*grid, config.dit.out_channels)
     seed_words(seeds)  # which of them are no seeds

@@ -54,10 +54,9 @@ class OnMesh:
     """The option of every command that can use many devices."""
 
     mesh: str | None = None
-    """How all devices of this process share the work, like branch=2,context=4: seeds over seed, the
-    two passes of guidance over branch, a video's tokens over context or fsdp, which slices the
-    weights too, heads over tensor; runs of an experiment and samples of a benchmark (which has no
-    use for seed) over world. The videos are the same. One device by default."""
+    """How all devices of this process share the work, like branch=2,context=4 (docs/launch.md): by
+    seed, branch (of guidance), context or fsdp (a video's tokens; fsdp slices the weights too),
+    tensor (heads), world (runs of an experiment, samples of a benchmark). One device by default."""
 
     def devices(self) -> "Mesh | None":
         """Return the mesh, None for one device. ValueError where the devices do not make it up."""
@@ -103,11 +102,10 @@ class Demo(Command):
 class Sample(Interventions, Command):
     """Let the model solve held-out puzzles of a task, with or without an intervention.
 
-    For each puzzle, writes OUT/puzzle-N.png (rows: clean estimates at some steps, then the final
-    video and a right answer; columns: frames), OUT/puzzle-N.webp (the final video), and for all of
-    them OUT/arrays.npz (latents, every clean estimate, its score and its mass on each right
-    answer), OUT/run.json (what was run, scores) and the page OUT/index.html. A repeated call finds
-    its arrays; a folder of another run is refused.
+    Writes OUT/puzzle-N.png (rows: clean estimates at some steps, the final video, a right answer),
+    OUT/puzzle-N.webp (the final video), OUT/arrays.npz (latents, every clean estimate, its score
+    and its mass on each right answer), OUT/run.json and the page OUT/index.html. A repeated call
+    goes on with its arrays; a folder of another run is refused.
 
     Examples:
       jcos sample maze
@@ -196,9 +194,8 @@ class Generate(Interventions, OnMesh, Command):
     """Make videos with a Wan model: of a prompt, of a first frame, or of both.
 
     Writes OUT/seed-N.mp4, OUT/latents.safetensors (final latents and the clean estimates of --x0,
-    float32 [seeds, …], channels last), with --x0 OUT/seed-N-x0-step-S.mp4 (the clean estimates as
-    films) and OUT/seed-N-x0.png (rows: steps, columns: some frames), OUT/run.json (all that is
-    needed to make them again) and the page OUT/index.html. A call that is repeated after a kill
+    float32 [seeds, …], channels last), with --x0 OUT/seed-N-x0-step-S.mp4 and OUT/seed-N-x0.png
+    (rows: steps), OUT/run.json and the page OUT/index.html. A call that is repeated after a kill
     goes on with the latents it finds.
 
     Examples:
@@ -213,8 +210,8 @@ class Generate(Interventions, OnMesh, Command):
     prompt: str
     """What is to happen; or a .txt file of it, or a .npy file of its embedding."""
     image: InFile | None = None
-    """The first frame; image-to-video models need one. How a camera says that it is turned (EXIF)
-    is applied in the profile diffusers alone, as by its loader."""
+    """The first frame; image-to-video models need one. EXIF turns it in the profile diffusers
+    alone, as by its loader."""
     negative: str | None = None
     """The negative prompt, or a .txt or .npy file as for --prompt; the authors' own by default."""
     size: str | None = None
@@ -237,9 +234,8 @@ class Generate(Interventions, OnMesh, Command):
     seeds: tuple[int, ...] = (0,)
     """One video per seed, side by side."""
     noise: str | None = None
-    """Where the first noise comes from: torch (what PyTorch draws on a CPU for the seed), jax, or a
-    file (.npy, .npz, .safetensors) of [C, F, h, w]. By default torch, of the small model jax; the
-    same as in Python."""
+    """Of the first latents: torch (what PyTorch draws on a CPU for the seed; the default of
+    released models), jax, or a file (.npy, .npz, .safetensors) of [C, F, h, w]."""
     x0: tuple[int, ...] = ()
     """Steps whose clean estimates are kept."""
     text_cache: CacheFolder | None = None
@@ -248,14 +244,11 @@ class Generate(Interventions, OnMesh, Command):
     """Code pictures and videos in tiles of so many latent cells, height and width, that overlap by
     half: less memory for the VAE, slightly other colours. 30 52 are DiffSynth's."""
     resident: bool | None = None
-    """Whether the weights of both experts lie on the device together, or wait in host memory, each
-    until its steps begin; the videos are the same. By default together if they take at most 55 % of
-    the memory that jax has on the device."""
+    """Whether both experts lie on the device together, or each waits in host memory for its steps;
+    the videos are the same. By default together if they take at most 55 % of jax's memory."""
     programs: OutFolder | None = None
-    """Folder of compiled programs, for instance CHECKPOINT/programs, that can go with the
-    checkpoint to other machines with the same devices; what is not there is compiled and put there.
-    What lies there is run: take it only from where you would take code. By default they are kept
-    in your cache folder."""
+    """Folder of compiled programs, which can go to other machines with the same devices; by default
+    your cache folder. What lies there is run: take it only from where you would take code."""
     out: OutFolder = Path("out/generate")
 
     def run(self) -> None:

@@ -51,7 +51,7 @@ def test_what_is_wrong_is_said_and_the_rest_is_read(bench_folder: Path) -> None:
     assert len(bench.names) == 8
     said = {name.split("/", 1)[1]: reason for name, reason in bench.faults.items()}
     assert "is no picture" in said["T-1_maze_data-generator/00000"]
-    assert "ground_truth.mp4 is missing" in said["T-1_maze_data-generator/00001"]
+    assert "no file" in said["T-1_maze_data-generator/00001"]
     assert "is empty" in said["T-3_pattern_data-generator/00000"]
     assert "five digits" in said["T-3_pattern_data-generator/1"]
     assert said["T-3_pattern_data-generator/00002"] == "the folder is missing"
