@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from jcos import generation, loop, runs, wan
-from jcos.config import VaeConfig, WanConfig
+from jcos.config import VaeConfig
 from jcos.devices import mesh, sharding
 from jcos.files import check_room, local_path, write
 from jcos.media import formats, image
@@ -30,9 +30,9 @@ from jcos.model.text import read_prompt
 from jcos.model.vae import Tiles
 from jcos.sampling.interventions import Interventions
 from jcos.sampling.noise import noise_from_file, seed_words
+from jcos.sampling.probe import Probe
 from jcos.sampling.probes import choose
 from jcos.variants import Profile
-from jcos.wan import Prompt
 from jcos.weights.checkpoint import identify
 
 Progress = Callable[[str, int, int], None]
@@ -69,7 +69,7 @@ def run(
     frames: int | None = None,
     seeds: Sequence[int] = (0,),
     x0: Sequence[int] = (),
-    interventions: Interventions = NONE,
+    probe: Interventions | Probe = NONE,
     noise: str | Path | None = None,
     profile: Profile | None = None,
     text_cache: Path | None = None,
@@ -89,7 +89,8 @@ def run(
     prompt, negative: words, or the name of a file (`text.read_prompt`). size: height and width in
     pixels; with a picture its area, the shape is the picture's. frames, size, seeds, noise,
     profile, sampling (`WanConfig.sampling_with`: steps, shift, …): the model's own by default.
-    x0: steps whose clean estimates are kept. noise: torch, jax or a file. text_cache: folder of
+    x0: steps whose clean estimates are kept. probe: what is done to the runs; observations of a
+    probe of your own are not kept. noise: torch, jax or a file. text_cache: folder of
     embedded prompts, with all of which the encoder is not loaded. tiles: height and width in
     latent cells of what the VAE codes at a time. resident: as in `wan.load`. devices: a mesh.
     Raises ValueError, IndexError or OSError, before weights are read, where this cannot be run, its
@@ -113,16 +114,27 @@ def run(
     wan.check_picture(config, picture is not None)
     if isinstance(picture, str | Path):
         picture = image.read_picture(picture, profile)
-    first, size = _first_frame(config, profile, picture, size)
+    first, size = None, size or (config.clip.height, config.clip.width)
+    if picture is not None:
+        first = image.prepare(picture, image.rule_for(config, profile), *size)
+        size = (first.shape[0], first.shape[1])
     stride = 1 if config.codec is None else config.codec.strides[0]
     frames = config.clip.frames if frames is None else frames
     frames = image.round_frames(frames, profile or "official", stride)
     grid = wan.latent_grid(config, frames, *size)
     shape = (*grid, config.dit.out_channels)
     seed_words(seeds)  # which of them are no seeds
-    drawn = _noise(noise or config.noise, shape, len(seeds))
-    run_size = (steps, grid[0], config.dit.layers)
-    probe = interventions.probe(*run_size, len(seeds))
+    drawn: loop.Noise = str(noise or config.noise)
+    if drawn not in ("torch", "jax"):
+        if len(seeds) > 1:
+            raise ValueError("noise from a file is one video's; give one seed")
+        drawn = noise_from_file(drawn, shape)[None]
+    if isinstance(probe, Interventions):
+        done_to = probe.numbers(steps, grid[0], config.dit.layers)
+        probe = probe.probe(steps, grid[0], config.dit.layers, len(seeds))
+    else:
+        leaves, structure = jax.tree.flatten(probe)
+        done_to = {"probe": _hash(*leaves), "structure": str(structure)}
     prompts = [read_prompt(text) for text in (prompt, negative or config.negative)]
     settings = {
         "weights": identify(folder),
@@ -137,7 +149,7 @@ def run(
         "seeds": list(seeds),
         "noise": str(noise or config.noise),
         "noise file": None if isinstance(drawn, str) else _hash(drawn),
-        "interventions": interventions.numbers(*run_size),
+        "interventions": done_to,
         "x0": list(x0),
         "tiles": None if tiles is None else list(tiles),
     }
@@ -200,28 +212,6 @@ def run(
     return Videos(arrays["latents"], arrays["x0"], films)
 
 
-def _first_frame(
-    config: WanConfig,
-    profile: Profile | None,
-    picture: UInt8[np.ndarray, "H W 3"] | None,
-    size: tuple[int, int] | None,
-) -> tuple[Float[Array | np.ndarray, "h w 3"] | None, tuple[int, int]]:
-    """Return the first frame in the size that it is generated in, and that size."""
-    size = size or (config.clip.height, config.clip.width)
-    if picture is None:
-        return None, size
-    frame = image.prepare(picture, image.rule_for(config, profile), *size)
-    return frame, (frame.shape[0], frame.shape[1])
-
-
-def _noise(given: str | Path, shape: tuple[int, int, int, int], seeds: int) -> loop.Noise:
-    if given in ("torch", "jax"):
-        return str(given)
-    if seeds > 1:
-        raise ValueError("noise from a file is one video's; give one seed")
-    return noise_from_file(given, shape)[None]
-
-
 def _write_estimates(
     out: Path, seed: int, fps: int, films: Iterable[tuple[int, UInt8[np.ndarray, "F H W 3"]]]
 ) -> None:
@@ -235,5 +225,5 @@ def _write_estimates(
     write(out / f"seed-{seed}-x0.png", formats.png(formats.contact_sheet(np.stack(rows))))
 
 
-def _hash(array: Prompt | np.ndarray) -> str:
-    return hashlib.sha256(np.asarray(array).tobytes()).hexdigest()
+def _hash(*arrays: Array | np.ndarray) -> str:
+    return hashlib.sha256(b"".join(np.asarray(array).tobytes() for array in arrays)).hexdigest()

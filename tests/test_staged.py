@@ -28,7 +28,9 @@ from jcos.config import Solver
 from jcos.files import write
 from jcos.media import formats, image
 from jcos.model.vae import Tiles, Vae
+from jcos.sampling.interventions import Interventions
 from jcos.sampling.noise import wan_noise
+from jcos.sampling.probes import Noise, TokenEnergy
 from jcos.variants import wan22_i2v_a14b, with_profile
 from jcos.wan import Wan
 from tests.conftest import GOLDEN, ROOT
@@ -338,6 +340,18 @@ def test_latents_and_manifests_that_are_damaged(release, picture, tmp_path, caps
         data = (out / name).read_bytes()
         (out / name).write_bytes(data[: len(data) // 2])
         assert f"{out / name} is damaged" in refused(capsys, *call)
+
+
+def test_latents_of_another_probe_are_not_taken(release, picture, tmp_path, quick):
+    """A probe of the user's own, in Python."""
+    small = {"size": (80, 48), "frames": 5, "steps": 2, "profile": "float32"}
+    call = partial(staged.run, release, "a cat", picture, out=tmp_path / "out", **small)
+    for strength in (0.5, 0.5):
+        call(probe=Noise(jnp.full((2, 2), strength)))
+    assert [options for options, _ in quick] == [ENCODER, CODER, EXPERTS, CODER, CODER]
+    for other in (Noise(jnp.full((2, 2), 0.25)), TokenEnergy(), Interventions()):
+        with pytest.raises(ValueError, match="interventions"):
+            call(probe=other)
 
 
 def test_a_moved_checkpoint_is_the_same(release, picture, tmp_path, quick):

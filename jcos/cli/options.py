@@ -269,7 +269,7 @@ class Generate(Interventions, OnMesh, Command):
                 frames=self.frames,
                 seeds=self.seeds,
                 x0=self.x0,
-                interventions=self,
+                probe=self,
                 noise=self.noise,
                 profile=self.profile,
                 text_cache=self.text_cache,
