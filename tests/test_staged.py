@@ -24,14 +24,11 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from jcos import cli, generation, loop, staged, wan
-from jcos.config import Solver
-from jcos.files import write
 from jcos.media import formats, image
 from jcos.model.vae import Tiles, Vae
 from jcos.sampling.interventions import Interventions
 from jcos.sampling.noise import wan_noise
 from jcos.sampling.probes import Noise, TokenEnergy
-from jcos.variants import wan22_i2v_a14b, with_profile
 from jcos.wan import Wan
 from tests.conftest import GOLDEN, ROOT
 
@@ -362,16 +359,6 @@ def test_a_moved_checkpoint_is_the_same(release, picture, tmp_path, quick):
     assert [options for options, _ in quick] == [CODER]
 
 
-def test_a_profile_keeps_its_grid_with_its_own_solver():
-    config = with_profile(wan22_i2v_a14b(), "diffusers")
-
-    def grid(solver: Solver | None) -> str:
-        return config.sampling_with(solver=solver).grid
-
-    assert config.sampling.solver == "unipc"
-    assert [grid(None), grid("unipc"), grid("euler")] == ["diffusers", "diffusers", "euler"]
-
-
 def test_a_full_disk_is_noticed_before_the_weights_are_read(
     release, picture, tmp_path, capsys, monkeypatch
 ):
@@ -383,17 +370,6 @@ def test_a_full_disk_is_noticed_before_the_weights_are_read(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     assert "0.00 GB free" in refused(capsys, *call)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_disk_that_fills_up_leaves_no_half_file(tmp_path, monkeypatch):
-    def full(self: Path, content: bytes) -> int:
-        self.touch()
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left on device"):
-        write(tmp_path / "latents.safetensors", b"1234")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_size_that_tokens_do_not_cover_is_refused(tmp_path, capsys):

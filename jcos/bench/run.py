@@ -88,8 +88,7 @@ def run(
     """
     check_room(out)
     sizes = work.mesh.shape if work.mesh else {}
-    configs = {name: wan.read_config(checkpoint, arm.profile) for name, arm in arms.items()}
-    configs = {name: arm.of(configs[name]) for name, arm in arms.items()}
+    configs = {n: arm.of(wan.read_config(checkpoint, arm.profile)) for n, arm in arms.items()}
     for name, arm in arms.items():
         check_mesh(sizes, configs[name])
         wan.check_vae(configs[name], checkpoint)
@@ -105,10 +104,11 @@ def run(
             },
             made(command, sizes),
         )
-    part, found = bench.part(*work.shard), {}
-    for name, arm in arms.items():
-        found[name] = _run(arm, configs[name], checkpoint, part, Folder(out / name), work, progress)
-    return found
+    part = bench.part(*work.shard)
+    return {
+        name: _run(arm, configs[name], checkpoint, part, Folder(out / name), work, progress)
+        for name, arm in arms.items()
+    }
 
 
 def check_mesh(sizes: Mapping[str, int], config: WanConfig) -> None:
