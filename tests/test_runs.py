@@ -151,7 +151,6 @@ for what in (
     lambda: files.write(Path("notes.json"), "x" * 9000),
     lambda: formats.write_mp4("film.mp4", video),
     lambda: files.check_room(Path("out"), 9000),
-    lambda: files.keep(Path("latents"), b"x" * 9000),
 ):
     try:
         what()
@@ -166,28 +165,11 @@ def test_a_full_disk_is_told_with_the_file_and_leaves_no_half_of_it(tmp_path: Pa
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
-    notes, film, out, latents = done.stdout.splitlines()
+    notes, film, out = done.stdout.splitlines()
     assert "notes.json" in notes
     assert "film.mp4" in film
     assert out.startswith("out ")
-    assert "latents" in latents
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
-
-
-def test_what_took_hours_is_kept_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = Path.write_bytes
-
-    def full(self: Path, content: bytes) -> int:
-        if "out" in self.parts:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return plain(self, content)
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left on device") as error:
-        files.keep(tmp_path / "out" / "latents.safetensors", b"1234")
-    spare = str(error.value).partition("its content is in ")[2].partition(": ")[0]
-    assert Path(spare).read_bytes() == b"1234"
-    assert not list((tmp_path / "out").iterdir())
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -258,6 +258,10 @@ class Generate(Interventions, OnMesh, Command):
 
         if self.programs is not None:
             programs.keep(self.programs)
+        size = None
+        if self.size is not None:
+            width, height = read_size(self.size)
+            size = height, width
         with bar() as progress:
             staged.run(
                 self.checkpoint,
@@ -265,7 +269,7 @@ class Generate(Interventions, OnMesh, Command):
                 self.image,
                 out=self.out,
                 negative=self.negative,
-                size=None if self.size is None else read_size(self.size)[::-1],
+                size=size,
                 frames=self.frames,
                 seeds=self.seeds,
                 x0=self.x0,

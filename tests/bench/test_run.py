@@ -218,9 +218,10 @@ def test_seeds_that_are_only_averaged_with_stop_early(
 
 
 def test_an_ensemble_of_one_is_refused() -> None:
-    for wrong in ({"ensemble": 3}, {"ensemble_layers": (0.5,)}):
-        with pytest.raises(ValueError, match="at least 2 seeds and 1 layer"):
-            Arm(**wrong)
+    with pytest.raises(ValueError, match="at least 2 seeds and 1 layer"):
+        Arm(ensemble=3)
+    with pytest.raises(ValueError, match="at least 2 seeds and 1 layer"):
+        Arm(ensemble_layers=(0.5,))
     Arm(ensemble=2, ensemble_layers=(0.25,))
 
 
