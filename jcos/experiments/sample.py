@@ -101,6 +101,9 @@ def run(
             )
             latents, x0 = trace.latents[0], trace.x0[0]
             mass = jax.jit(jax.vmap(blend))(x0, answers_of(model, chosen))
+            ends = [task.routes(puzzle)[:, -1] for puzzle in chosen]
+            most = max(map(len, ends))
+            answers = [np.pad(end, ((0, most - len(end)), *[(0, 0)] * 3)) for end in ends]
             arrays = io.BytesIO()
             np.savez_compressed(
                 arrays,
@@ -109,6 +112,7 @@ def run(
                 x0_scores=score(model, task, chosen, x0)[0],
                 mass=np.asarray(mass.on),
                 off=np.asarray(mass.off),
+                answers=np.stack(answers),
                 reference=np.stack([task.routes(puzzle)[0] for puzzle in chosen]),
             )
         write(out / ARRAYS, arrays.getvalue())
