@@ -200,20 +200,6 @@ def write(path: Path, content: bytes | str, *, shared: bool = False) -> None:
         part.write_bytes(data)
 
 
-def keep(path: Path, content: bytes) -> None:
-    """Write a file that took hours. Where that fails, it goes to a folder for temporary files,
-    which the OSError names."""
-    try:
-        write(path, content)
-    except OSError as error:
-        spare = Path(tempfile.mkdtemp(prefix="jcos-")) / path.name
-        write(spare, content)
-        raise OSError(
-            f"{path}: {error.strerror}; its content is in {spare}: move it there, and repeat the "
-            "command"
-        ) from None
-
-
 @contextlib.contextmanager
 def reserved(folder: Path, size: int) -> Iterator[None]:
     """Hold `size` bytes of a folder's disk, in a file without a name.

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jcos.bench.state import read_json
+from jcos.bench.results import read_json
 from jcos.files import visible
 
 STATE = "state"
