@@ -17,7 +17,8 @@ def main() -> None:
             importlib.import_module("jcos.cli").main()
             return
         package = "jcos.convert" if importlib.util.find_spec("jcos.convert") else "convert"
-        importlib.import_module(f"{package}.{ELSEWHERE[name]}").main(arguments)
+        module = importlib.import_module(f"{package}.{ELSEWHERE[name]}")
+        module.main(arguments, f"jcos {name}")
     except ModuleNotFoundError as missing:
         if missing.name not in LAB:
             raise

@@ -5,23 +5,22 @@ is written after each part, so that the first maze can be looked at while the re
 """
 
 import dataclasses
-import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import matplotlib as mpl
 import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float, UInt8
 from matplotlib.figure import Figure
 
 from jcos import files, runs
+from jcos.experiments import plots
 from jcos.experiments.answers import answers_of, blend, shares
 from jcos.experiments.noise import score_others
-from jcos.experiments.puzzles import held_out
+from jcos.experiments.sweeps import held_out
 from jcos.lab import results
 from jcos.lab.batches import BATCH, Batches, Row
 from jcos.lab.measures import Estimate
@@ -39,8 +38,6 @@ NOISED = (0, 5, 10, 15, 20, 25, 30, 40)
 """Denoising steps at which noise is put in."""
 ROUTES = 8
 """The most right answers of a puzzle whose masses are measured, so that all share a program."""
-STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "jcos", "font.size": 8}
-"""Of figures: text stays text, and the same figure is the same file."""
 PARTS = ("following routes", "watching tasks", "noise", "averaging seeds", "the page")
 """What is done, in this order."""
 TITLE = "Watch a video model make up its mind"
@@ -314,13 +311,12 @@ class Story:
             100 * float(gain[f].sel(task=self.hero.name)) for f in ("mean", "low", "high")
         )
         shows = "excludes 0" if low > 0 or high < 0 else "includes 0: neither a gain nor a loss"
-        points = {
-            word: Estimate(
-                *(float(each[f].sel(task=self.hero.name, run=word)) for f in Estimate._fields)
-            )
-            for word in words
-        }
-        self.figures["ensemble"] = _dots(points), "Fraction of mazes solved, with 95 % intervals."
+        points = {}
+        for word in words:
+            one = each.sel(task=self.hero.name, run=word)
+            points[word] = Estimate(*(float(one[f]) for f in ("mean", "low", "high")), n)
+        drawn = plots.paired(points, "fraction solved", zero=False)
+        self.figures["ensemble"] = drawn, "Fraction of mazes solved, with 95 % intervals."
         self.sections += [
             {
                 "title": "Averaging over seeds",
@@ -398,10 +394,7 @@ class Story:
         }
         about |= {"unfinished": unfinished} if unfinished else runs.made(self.command)
         for name, (figure, _) in self.figures.items():
-            drawn = io.BytesIO()
-            with mpl.rc_context(STYLE):
-                figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
-            files.write(folder / "figures" / f"{name}.svg", drawn.getvalue())
+            files.write(folder / "figures" / f"{name}.svg", plots.to_svg(figure))
         results.save(self.data, folder / "results.nc")
         Look(self.planes).save(folder, **about)
         explorer.make(folder)
@@ -430,19 +423,3 @@ def _gains(solved: Float[np.ndarray, "T S"], names: Mapping[str, Any]) -> str:
         for kind, i in (("most", int(gain.argmax())), ("least", int(gain.argmin())))
     ]
     return " and ".join(words)
-
-
-def _dots(points: Mapping[str, Estimate]) -> Figure:
-    """Estimates as dots with their intervals, by name from top to bottom."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.4, 0.9), layout="constrained")
-        axes = figure.subplots()
-        at = np.arange(len(points))[::-1]
-        mean, low, high = np.array([point[:3] for point in points.values()]).T
-        error = np.stack([mean - low, high - mean]).clip(0)
-        axes.errorbar(mean, at, xerr=error, fmt="o", color="#0072b2", capsize=2)
-        axes.set_yticks(at, list(points))
-        axes.set_ylim(-0.6, len(points) - 0.4)
-        axes.set_xlabel("fraction solved")
-        axes.spines[["top", "right"]].set_visible(False)
-        return figure

@@ -1,13 +1,12 @@
-"""Fills docs/findings.md: words from docs/findings.in.md, numbers from results of `jcos run`.
+"""Make docs/findings.md: words from docs/findings.in.md, numbers from results of `jcos run`.
 
-    make -j2 paper
+    make -j2 paper paper-ensemble_large
     python scripts/findings.py --results out/paper
 
-In the words, `{steps | maze | solved | step 49}` stands for the line of out/paper/steps/table.csv
-with that task, measure and case, and becomes its value with interval and n, or with `| chance`,
-`| still` or `| forwards` behind it what the table says there; `{steps | command}` and
-`{steps | seconds}` stand for an entry of config.json. Figures that are shown are copied beside the
-page.
+The words are a jinja2 template. `{{ steps("maze", "solved", "step 49") }}` is the line of
+out/paper/steps/table.csv with that task, measure and case: its value with the 95 % interval. `n=1`
+adds the number of puzzles; `column="chance"` takes another column. `{{ steps.command }}` is an
+entry of its manifest. Figures that the page shows are copied beside it.
 """
 
 import argparse
@@ -15,68 +14,68 @@ import csv
 import json
 import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import jinja2
 
 from jcos.files import local_path
 
 DOCS = Path(__file__).parents[1] / "docs"
-MARK = re.compile(r"\{([a-z_-]+) \| ([^{}\n]+)\}")
-FIGURE = re.compile(r"\(findings/([a-z_]+)-([^()\s]+)\.png\)")
+FIGURE = re.compile(r"\(findings/([a-z_]+)-([^()\s]+)\.svg\)")
+KEY = ("task", "measure", "case")
 
 
 class Results:
-    """Folders of `jcos run` under one folder, by name."""
+    """A folder of `jcos run`: its manifest as attributes, the lines of its table when called."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        self._tables: dict[str, Mapping[tuple[str, ...], Mapping[str, str]]] = {}
+        self.name = folder.name
+        self._manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        with (folder / "table.csv").open(newline="", encoding="utf-8") as file:
+            self._lines = {tuple(line[k] for k in KEY): line for line in csv.DictReader(file)}
 
-    def config(self, name: str) -> dict[str, Any]:
-        return json.loads((self.folder / name / "config.json").read_text())
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._manifest[name]
+        except KeyError:
+            raise AttributeError(f"{self.name} has no {name} in its manifest") from None
 
-    def line(self, name: str, key: tuple[str, ...]) -> Mapping[str, str]:
-        """The line of a table. Raises ValueError where there is none, with the nearest ones."""
-        if name not in self._tables:
-            with (self.folder / name / "table.csv").open(newline="") as file:
-                lines = csv.DictReader(file)
-                self._tables[name] = {(n["task"], n["measure"], n["case"]): n for n in lines}
-        table = self._tables[name]
-        if key not in table:
-            near = [" | ".join(k) for k in table if k[:-1] == key[:-1]] or [
-                " | ".join(k) for k in table if k[0] == key[0]
+    def __call__(self, *key: str, column: str = "", n: bool = False) -> str:
+        """Return a cell in words. Raises ValueError for a line that the table does not have."""
+        if key not in self._lines:
+            near = [k for k in self._lines if k[:2] == key[:2]] or [
+                k for k in self._lines if k[0] == key[0]
             ]
-            raise ValueError(f"{name} has no line '{': '.join(key)}'; it has {near[:40]}")
-        return table[key]
-
-
-def number(text: str) -> str:
-    """A value to three digits after the point, or to three in all where it is large."""
-    value = round(float(text), 3) + 0.0  # no minus before a zero
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}"
-
-
-def fill(words: str, results: Results) -> str:
-    """The words with every mark replaced. Raises ValueError for a mark that stands for nothing."""
-
-    def replaced(mark: re.Match[str]) -> str:
-        name, key = mark[1], tuple(mark[2].split(" | "))
-        if len(key) == 1:
-            return str(results.config(name)[key[0]])
-        line, column = results.line(name, key[:3]), key[3:]
+            raise ValueError(f"{self.name} has no line {key}; it has {near[:40]}")
+        line = self._lines[key]
         if column:
-            told = line.get(column[0])
-            if not told:
-                raise ValueError(f"{name} has no {column[0]} of '{': '.join(key[:3])}'")
-            return told if told.isdigit() else number(told)
+            if not line[column]:
+                raise ValueError(f"{self.name} has no {column} of {key}")
+            return line[column] if line[column].isdigit() else number(line[column])
         exact = [line[k] for k in ("value", "low", "high")]
         value, low, high = map(number, exact)
         if low == high and exact[1] != exact[2]:  # a width that three digits do not show
             value, low, high = (f"{float(v):.1g}" for v in exact)
-        return f"{value} [{low}, {high}] (n = {line['n']})"
+        return f"{value} [{low}, {high}]" + (f" (n = {line['n']})" if n else "")
 
-    return MARK.sub(replaced, words)
+
+def number(text: str) -> str:
+    """Return a value to three digits after the point, or to three in all where it is large."""
+    value = round(float(text), 3) + 0.0  # no minus before a zero
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}"
+
+
+def fill(words: str, folder: Path) -> str:
+    """Return the page. Raises ValueError for a number that no table has."""
+    found = {p.parent.name: Results(p.parent) for p in sorted(folder.glob("*/run.json"))}
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    try:
+        return environment.from_string(words).render(found)
+    except jinja2.TemplateError as error:
+        raise ValueError(f"findings.in.md: {error}") from None
 
 
 def main() -> None:
@@ -87,13 +86,13 @@ def main() -> None:
     parser.add_argument("--docs", type=local_path, default=DOCS, help="folder of the page")
     arguments = parser.parse_args()
     try:
-        page = fill((arguments.docs / "findings.in.md").read_text(), Results(arguments.results))
+        page = fill((arguments.docs / "findings.in.md").read_text(), arguments.results)
         pictures = arguments.docs / "findings"
         shutil.rmtree(pictures, ignore_errors=True)
         pictures.mkdir()
         for name, figure in FIGURE.findall(page):
-            source = arguments.results / name / "figures" / f"{figure}.png"
-            shutil.copyfile(source, pictures / f"{name}-{figure}.png")
+            source = arguments.results / name / "figures" / f"{figure}.svg"
+            shutil.copyfile(source, pictures / f"{name}-{figure}.svg")
     except (OSError, ValueError) as error:
         parser.error(str(error))
     (arguments.docs / "findings.md").write_text(page)

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from jcos import cli, demo, wan
-from jcos.cli import sample
-from jcos.experiments.puzzles import held_out
+from jcos.experiments import sample
+from jcos.experiments.sweeps import held_out
 from jcos.generation import generate
 from jcos.lab import tasks
 from jcos.weights import checkpoint
@@ -79,7 +79,7 @@ def test_the_demo_names_its_page_and_its_time(
     assert page == f"The page is at {(tmp_path / 'd' / 'index.html').resolve()}"
     assert all(time in times for time in ("31 s", "22 s", "9 s"))
     assert "The first maze is at" in said.err
-    assert "2/2" in said.err
+    assert "the page: 2 of 2" in said.err
 
 
 def test_tasks_are_listed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,9 +133,15 @@ def test_sample_goes_on_and_is_never_mixed_up(
     monkeypatch.setattr(sample, "play", play)
     out = tmp_path / "s"
     call = ("sample", "maze", "--puzzles", 2, "--steps", 2, "--out", out)
-    for where in ("formats.contact_sheet", "formats.webp", "runs.as_text", "explorer.make"):
+    sampled = "experiments.sample"
+    for where in (
+        f"{sampled}.formats.contact_sheet",
+        f"{sampled}.formats.webp",
+        "files.beside",
+        "cli.common.explorer.make",
+    ):
         with monkeypatch.context() as failing:
-            failing.setattr(f"jcos.cli.sample.{where}", full)
+            failing.setattr(f"jcos.{where}", full)
             with pytest.raises(SystemExit) as end:
                 run(*call)
         assert end.value.code == 2
@@ -189,8 +195,8 @@ def test_sample_is_deterministic_and_an_intervention_changes_it(tmp_path: Path) 
         (("sample", "maze", "--steps", 3, "--noise-steps", 3), "step 3 is out of range"),
         (("sample", "maze", "--steps", 3, "--noise-frames", 5), "frame 5 is out of range"),
         (("sample", "maze", "--steps", 3, "--ensemble-layers", 6, "--seeds", 0, 1), "layer 6 is"),
-        (("sample", "maze", "--ensemble-layers", 3), "averages over seeds; one is given"),
-        (("sample", "maze", "--ensemble-steps", 3), "--ensemble-steps go together: give both"),
+        (("sample", "maze", "--ensemble-layers", 3), "averages over seeds; 1 is given"),
+        (("sample", "maze", "--ensemble-steps", 3), "ensemble-steps go together: give both"),
     ],
 )
 def test_wrong_input_is_one_sentence(
@@ -204,7 +210,10 @@ def test_wrong_input_is_one_sentence(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--mesh", "branch=2,context=4"), "branch=2, but a step has 1 pass(es)"),
+        (
+            ("--mesh", "branch=2,context=4"),
+            "1 pass(es) of a step do not divide over the mesh's branch=2",
+        ),
         (("--mesh", "tensor=8"), "4 heads do not divide over the mesh's tensor=8"),
         (("--mesh", "seed=8", "--set", "seeds=0,1"), "do not divide over the mesh's seed=8"),
         (("--mesh", "context=4"), "context=4 does not make up 8 device(s)"),

@@ -74,6 +74,7 @@ from jcos.__main__ import main
 main()
 """)
     assert done.returncode == 2
+    assert done.stderr.startswith(f"jcos {name}: ")
     assert str(none) in done.stderr
 
 

@@ -6,7 +6,6 @@ from jcos import demo as demonstration
 from jcos import runs, wan
 from jcos.cli import options
 from jcos.cli.common import bar, command_line, console
-from jcos.experiments.puzzles import Progress
 from jcos.files import check_room
 
 ROOM = 2**23
@@ -26,7 +25,7 @@ class Demo(options.Demo):
         with bar() as told:
 
             def progress(what: str, done: int, total: int) -> None:
-                told(Progress(what, done, total))
+                told(what, done, total)
                 if done == 1:
                     console.print(f"The first maze is at {page}; the page fills as parts arrive.")
 

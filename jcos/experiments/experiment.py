@@ -1,34 +1,34 @@
-"""What an experiment is: a question to a model as data, and the numbers and figures that answer it.
+"""What an experiment is: a question to a model as data, and the dataset that answers it.
 
 A file of this folder holds one question: a frozen dataclass whose fields are its parameters, with
-`check` (what could not be run is refused before anything runs) and `measure` (a generator that
-tells its progress and returns `Findings`).
+`check` (what could not be run is refused before anything runs), `measure` (a labelled dataset,
+`lab.results`), and the `figures` and the `table` of such a dataset.
 """
 
 import abc
 import dataclasses
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from jaxtyping import Shaped
+import pandas as pd
+import xarray as xr
 from matplotlib.figure import Figure
 
 from jcos.config import Grid, PixelCodec, Sampling, Solver, WanConfig
 from jcos.experiments.clips import check_clips, latent_frames, read_clips
-from jcos.experiments.puzzles import Progress
-from jcos.experiments.samples import Baseline, Samples
-from jcos.lab.measures import SCORES, Estimate, Span, estimate
+from jcos.experiments.samples import Samples
+from jcos.lab import results
 from jcos.lab.tasks import get
 from jcos.sampling import flow
+from jcos.sampling.interventions import Place as Place
+from jcos.sampling.interventions import places as places
+from jcos.staged import Progress as Progress
+from jcos.staged import silent as silent
 from jcos.variants import Profile
 from jcos.wan import Wan
-
-Place = int | float
-"""A step, layer or frame: a whole number counts from 0; a fraction, 0.0 to 1.0, is of the run or of
-the depth, so that it suits every model (the paper's layer 20 of 40 is 0.5)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,40 +52,11 @@ class Settings:
         return config.sampling_with(**dataclasses.asdict(self))
 
 
-class Row(NamedTuple):
-    """One line of an experiment's table.
-
-    measure: what was measured. case: where or how. value, low, high: with its 95 % interval over n
-    puzzles. chance, still: the same measure of random legal answers, and of the first frame held;
-    None where that has no meaning. forwards: passes through the transformer behind one value.
-    """
-
-    task: str
-    measure: str
-    case: str
-    value: float
-    low: float
-    high: float
-    n: int
-    chance: float | None
-    still: float | None
-    forwards: int
-
-
 class Picture(NamedTuple):
     """A figure and the sentence below it."""
 
     figure: Figure
     caption: str
-
-
-@dataclasses.dataclass
-class Findings:
-    """What an experiment returns: arrays as they were measured, the table, the figures by name."""
-
-    arrays: dict[str, Shaped[np.ndarray, "..."]]
-    rows: list[Row]
-    figures: dict[str, Picture]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,12 +73,6 @@ class Experiment(abc.ABC):
 
     question: ClassVar[str]
     """One sentence, the title of the results."""
-    axes: ClassVar[Mapping[str, str]] = {}
-    """Axes of its arrays by their names, for pages (`report.arrays`): `{"tokens": "case puzzle seed
-    step layer"}`, and a title after a colon where the name does not say enough; `*` in a name
-    stands for a task. Axes of runs are puzzle, pair, clip, direction and seed. Numbers or words
-    along an axis are in the array of its name, if that is listed too, or in NAME of `step@NAME`.
-    """
 
     tasks: tuple[str, ...] = ("maze",)
     puzzles: int = 64
@@ -151,13 +116,22 @@ class Experiment(abc.ABC):
             )
 
     @abc.abstractmethod
-    def measure(self, model: Wan) -> Generator[Progress, None, Findings]:
-        """Runs it all, once `check` has passed."""
+    def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
+        """Return all measures (`lab.results.measure`), once `check` has passed."""
 
-    def run(self, model: Wan) -> Generator[Progress, None, Findings]:
-        """`check`, then `measure`."""
+    @abc.abstractmethod
+    def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
+        """Return the figures of a dataset, by name."""
+
+    def table(self, data: xr.Dataset) -> pd.DataFrame:
+        """Return one line for each measure, group of runs and place."""
+        return results.table(data)
+
+    def run(self, model: Wan, progress: Progress | None = None) -> xr.Dataset:
+        """Check, and measure. Raises ValueError or IndexError as `check` does."""
         self.check(model.config)
-        return (yield from self.measure(model))
+        data = self.measure(model, progress or silent)
+        return data.assign_attrs(experiment=self.name, title=self.question)
 
     def samples(self, model: Wan) -> Samples:
         """What it is run on."""
@@ -178,42 +152,6 @@ class Experiment(abc.ABC):
         """Passes of one trajectory, or of its first `steps`: two per step with guidance."""
         sampling = self.sampling.of(config)
         return (sampling.steps if steps is None else steps) * (1 + (sampling.guidance is not None))
-
-
-def row(
-    task: str,
-    measure: str,
-    case: object,
-    values: Estimate | Shaped[np.ndarray, "P *seeds"],
-    forwards: int,
-    baseline: Baseline | None = None,
-    span: Span = SCORES,
-) -> Row:
-    """A line of the table, of values per puzzle (and seed) within a span, or of an estimate."""
-    found = values if isinstance(values, Estimate) else estimate(values, span)
-    chance, still = (None, None) if baseline is None else baseline
-    return Row(task, measure, str(case), *found, chance, still, forwards)
-
-
-def places(chosen: Sequence[Place] | None, size: int, what: str) -> list[int]:
-    """Chosen steps, layers or frames as numbers below `size`, ascending, each once; all of them for
-    None.
-
-    Raises IndexError for one that does not exist (`what` names it), and says how to name one that
-    exists in every model.
-    """
-    found = set()
-    for place in range(size) if chosen is None else chosen:
-        if isinstance(place, float) and 0.0 <= place <= 1.0:
-            found.add(min(size - 1, int(place * size)))
-        elif isinstance(place, int) and 0 <= place < size:
-            found.add(place)
-        else:
-            raise IndexError(
-                f"{what} {place} is out of range: there are {what}s 0 to {size - 1} (a fraction, "
-                "0.0 to 1.0, suits every model)"
-            )
-    return sorted(found)
 
 
 def window(first: float, last: float, size: int) -> list[int]:

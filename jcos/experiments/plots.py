@@ -1,17 +1,19 @@
-"""Figures for a paper: labelled, legible at column width, told apart without colour."""
+"""Figures of a dataset's measures: labelled, legible at column width, told apart without colour."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
+import xarray as xr
+from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from jcos.lab.measures import SCORES, Estimate, Span, estimate
+from jcos.lab.measures import Estimate
+from jcos.lab.results import LEVELS, Level, estimates, groups_of, rows
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 """Okabe and Ito's, which the colour-blind can tell apart."""
@@ -19,8 +21,7 @@ DASHES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (5, 1)), (0, (1, 1)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 FEW = 12
 """Up to so many points a curve has markers."""
-
-STYLE: dict[Any, Any] = {
+STYLE: dict[str, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.spines.top": False,
@@ -32,122 +33,221 @@ STYLE: dict[Any, Any] = {
     "lines.markersize": 3.5,
     "legend.frameon": False,
     "legend.fontsize": 7,
+    "svg.fonttype": "none",  # text stays text: pages give it their font and colour
+    "svg.hashsalt": "jcos",  # the same figure is the same file
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
 }
-
-
-styled = mpl.rc_context(STYLE)
+styled = mpl.rc_context(STYLE)  # pyright: ignore[reportArgumentType]
 """Decorates what draws: matplotlib reads its style when a part is made."""
 
 
 @styled
-def panels(columns: int, rows: int = 1, *, size: tuple[float, float] = (3.2, 2.3)) -> Figure:
-    """A figure of panels, `size` inches each; they are `figure.axes`, row by row."""
+def lines(
+    data: xr.Dataset,
+    names: str | Sequence[str] | None = None,
+    x: str = "step",
+    *,
+    hue: str | None = None,
+    by: str | None = None,
+    labels: Sequence[str] | None = None,
+    at: Mapping[str, Any] | None = None,
+    xlabel: str = "",
+    ylabel: str = "",
+    log: bool = False,
+) -> Figure:
+    """Plot measures along a dimension, with 95 % bands, one panel for each group of runs.
+
+    names: measures; each, and each place of the dimension `hue`, is a line, and its baselines are
+    levels. labels: of the measures, by default their titles. Without names, all measures are drawn,
+    and their names are the labels. at: places of other dimensions.
+    by: coordinate of the groups (`results.estimates`). log: powers of two are equally far apart.
+    """
+    if names is None:
+        names = labels = [str(name) for name in data.data_vars]
+    names = [names] if isinstance(names, str) else list(names)
+    arrays = [data[name].sel(at or {}) for name in names]
+    cells = [estimates(array, by=by) for array in arrays]
+    group = str(cells[0]["mean"].dims[0])
+    titles = list(dict.fromkeys(str(t) for c in cells for t in c[group].values))
+    figure = panels(len(titles))
+    for axes, title in zip(figure.axes, titles, strict=False):
+        style = 0
+        for i, (name, array, cell) in enumerate(zip(names, arrays, cells, strict=True)):
+            if title not in cell[group].values:
+                continue
+            here, label = cell.sel({group: title}), array.attrs["long_name"]
+            label = labels[i] if labels is not None else label
+            places = [None] if hue is None or hue not in here.dims else list(here[hue].values)
+            for place in places:
+                one = here if place is None else here.sel({hue: place})
+                words = [label] * (len(names) > 1 or place is None)
+                words += [] if place is None else [_place(hue, place)]
+                band(axes, one, x, ", ".join(words), style)
+                style += 1
+            if i == 0:
+                _levels(axes, data, name, title)
+        label_axes(axes, xlabel or x, ylabel or str(arrays[0].attrs["long_name"]), title)
+        low, high = (arrays[0].attrs.get(f"valid_{end}") for end in ("min", "max"))
+        if low == 0 and high is not None:
+            axes.set_ylim(-0.04 * high, 1.04 * high)
+        if log:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_locator(FixedLocator(sorted({float(v) for v in data[x].values})))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    return shared_legend(figure)
+
+
+def _place(dim: str | None, label: Any) -> str:
+    return str(label) if isinstance(label, str) else f"{dim} {label:g}"
+
+
+@styled
+def band(axes: Axes, cells: xr.Dataset, x: str, name: str, style: int = 0) -> None:
+    """Draw a line of estimates along a dimension, of numbers or texts, with its 95 % band; nan
+    leaves a hole."""
+    at = cells[x].values if x in cells.coords else np.arange(cells.sizes[x])
+    mean, low, high = (cells[field].values for field in ("mean", "low", "high"))
+    if at.dtype.kind in "UO":
+        words, at = at, np.arange(len(at))
+        axes.set_xticks(at, words, rotation=90)
+    elif np.all(np.asarray(at, float) % 1 == 0):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    look: dict[str, Any] = {"color": COLOURS[style % 8], "linestyle": DASHES[style % 8]}
+    if len(mean) <= FEW:
+        look["marker"] = MARKERS[style % 8]
+    axes.plot(at, mean, label=name, **look)
+    axes.fill_between(at, low, high, color=look["color"], alpha=0.16, linewidth=0)
+
+
+def _levels(axes: Axes, data: xr.Dataset, name: str, group: str) -> None:
+    """Draw the baselines of a measure as level lines."""
+    groups = groups_of(data[name])
+    for i, (kind, words) in enumerate(LEVELS.items()):
+        height = Level(data, f"{kind}{name}", groups).at(group, {})
+        if height is not None:
+            words = data[f"{kind}{name}"].attrs.get("long_name", words)
+            axes.axhline(height, color="#777777", linestyle=DASHES[3 + i], linewidth=1, label=words)
+
+
+@styled
+def heat(
+    data: xr.DataArray | Mapping[str, xr.DataArray],
+    x: str,
+    y: str,
+    *,
+    by: str | None = None,
+    limits: tuple[float, float] | None = None,
+    xlabel: str = "",
+    ylabel: str = "",
+) -> Figure:
+    """Plot the mean of a measure on two of its dimensions as a map, one panel for each group of
+    runs; the first row is at the bottom. data: one measure, or several by the titles of their
+    panels, on one scale."""
+    measures = {"": data} if isinstance(data, xr.DataArray) else data
+    maps: dict[str, xr.DataArray] = {}
+    for title, array in measures.items():
+        mean = estimates(array, by=by)["mean"]
+        group = str(mean.dims[0])
+        for name in mean[group].values:
+            words = [title] * bool(title) + [str(name)] * (not title or mean.sizes[group] > 1)
+            one = mean.sel({group: name}, drop=True).transpose(y, x)
+            maps[", ".join(words)] = one.assign_attrs(array.attrs)
+    figure = panels(len(maps))
+    finite = [one.values[np.isfinite(one.values)] for one in maps.values()]
+    ends = [(float(a.min()), float(a.max())) if a.size else (0.0, 1.0) for a in finite]
+    if limits is None and len(measures) > 1:
+        limits = min(low for low, _ in ends), max(high for _, high in ends)
+    for axes, (title, values), span in zip(figure.axes, maps.items(), ends, strict=False):
+        low, high = limits or span
+        image = axes.imshow(
+            values, origin="lower", aspect="auto", cmap="cividis", vmin=low, vmax=high
+        )
+        axes.grid(False)
+        for axis, dim in ((axes.xaxis, x), (axes.yaxis, y)):
+            marks = values[dim].values if dim in values.coords else np.arange(values.sizes[dim])
+            every = -(-len(marks) // FEW)
+            words = [m if isinstance(m, str) else f"{m:g}" for m in marks[::every]]
+            axis.set_ticks(range(0, len(marks), every), words)
+        label_axes(axes, xlabel or x, ylabel or y, title)
+        figure.colorbar(image, ax=axes, label=str(values.attrs.get("long_name", "")))
+    for axes in figure.axes[len(maps) : _slots(len(maps))]:
+        axes.remove()
+    return figure
+
+
+@styled
+def paired(
+    points: Mapping[str, Estimate] | xr.DataArray, label: str, *, zero: bool = True
+) -> Figure:
+    """Plot estimates as dots with their intervals, by name from top to bottom; of a measure those
+    of every group and place."""
+    if isinstance(points, xr.DataArray):
+        points = _named(points)
+    figure = panels(1, size=(4.4, 0.5 + 0.19 * len(points)))
+    (axes,) = figure.axes
+    at = np.arange(len(points))[::-1]
+    mean, low, high = np.array([e[:3] for e in points.values()], np.float64).reshape(-1, 3).T
+    error = np.maximum(np.stack([mean - low, high - mean]), 0)
+    axes.errorbar(mean, at, xerr=error, fmt=MARKERS[0], color=COLOURS[0], capsize=2)
+    if zero:
+        axes.axvline(0, color="#777777", linewidth=0.8)
+    axes.set_yticks(at, list(points))
+    axes.set_ylim(-0.6, len(points) - 0.4)
+    label_axes(axes, label, "")
+    return figure
+
+
+def _named(array: xr.DataArray) -> dict[str, Estimate]:
+    lines = list(rows(xr.Dataset({"points": array})))
+    several = len({line.task for line in lines}) > 1
+    return {
+        f"{line.task}, {line.case}" if several else line.case: Estimate(
+            line.value, line.low, line.high, line.n
+        )
+        for line in lines
+    }
+
+
+@styled
+def panels(number: int, *, size: tuple[float, float] = (3.2, 2.3)) -> Figure:
+    """Return a figure of at least so many panels, three in a row, `size` inches each."""
+    columns = min(3, number)
+    rows = _slots(number) // columns
     figure = Figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
     figure.subplots(rows, columns)
     return figure
 
 
+def _slots(number: int) -> int:
+    columns = min(3, number)
+    return -(-number // columns) * columns
+
+
 @styled
-def shared(figure: Figure, used: int) -> Figure:
-    """The first `used` panels, with one legend below for all of them; each name has one style."""
-    for axes in figure.axes[used:]:
-        axes.remove()
+def label_axes(axes: Axes, x: str, y: str, title: str = "") -> None:
+    """Name both axes and the panel."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_title(title)
+
+
+@styled
+def shared_legend(figure: Figure) -> Figure:
+    """Remove panels in which nothing is drawn, and name every line once, below all of them."""
+    for axes in figure.axes[:]:
+        if not axes.has_data():
+            axes.remove()
     known: dict[str, Any] = {}
     for axes in figure.axes:
         handles, names = axes.get_legend_handles_labels()
         known = dict(zip(names, handles, strict=True)) | known
-        if legend := axes.get_legend():
-            legend.remove()
-    columns = max(1, min(4, len(known), int(figure.get_figwidth() / 1.6)))  # a name needs its room
-    figure.legend(known.values(), known, loc="outside lower center", ncols=columns)
+    if len(known) > 1:
+        inches = max(1.6, 0.5 + 0.055 * max(map(len, known)))  # of a handle and the longest name
+        columns = max(1, min(4, len(known), int(figure.get_figwidth() / inches)))
+        figure.legend(known.values(), known, loc="outside lower center", ncols=columns)
     return figure
-
-
-@styled
-def label(
-    axes: Axes,
-    x: str,
-    y: str,
-    title: str = "",
-    *,
-    legend: bool = True,
-    y_range: tuple[float, float] | None = None,
-) -> None:
-    """Names of the axes, and a legend where more than one thing is drawn."""
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.set_title(title)
-    if y_range is not None:
-        room = 0.04 * (y_range[1] - y_range[0])
-        axes.set_ylim(y_range[0] - room, y_range[1] + room)
-    if legend and len(axes.get_legend_handles_labels()[1]) > 1:
-        axes.legend(handlelength=2.6)
-
-
-@styled
-def curve(
-    axes: Axes,
-    x: Sequence[float] | np.ndarray,
-    points: Sequence[Estimate] | Shaped[np.ndarray, "P x *seeds"],
-    name: str,
-    style: int = 0,
-    *,
-    faint: bool = False,
-    span: Span = SCORES,
-) -> None:
-    """A line with its 95 % band, of estimates or of values per puzzle, within a span, at each x.
-    Points that are nan leave a hole."""
-    if isinstance(points, np.ndarray):
-        points = [estimate(values, span) for values in np.moveaxis(points, 1, 0)]
-    mean, low, high = np.array([e[:3] for e in points], np.float64).reshape(-1, 3).T
-    if all(float(at).is_integer() for at in x):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    look: dict[str, Any] = {"color": COLOURS[style % 8], "linestyle": DASHES[style % 8]}
-    if len(mean) <= FEW:
-        look["marker"] = MARKERS[style % 8]
-    axes.plot(x, mean, label=name, alpha=0.55 if faint else 1.0, **look)
-    axes.fill_between(x, low, high, color=look["color"], alpha=0.08 if faint else 0.16, linewidth=0)
-
-
-@styled
-def level(axes: Axes, height: float, name: str) -> None:
-    """A horizontal line to compare with: chance, the plain run."""
-    axes.axhline(height, color="#555555", linestyle=(0, (1, 2)), linewidth=1.0, label=name)
-
-
-@styled
-def bars(axes: Axes, names: Sequence[str], points: Sequence[Estimate], style: int = 0) -> None:
-    """A dot with its interval for each name, from top to bottom."""
-    at = np.arange(len(names))[::-1]
-    mean, low, high = np.array([e[:3] for e in points], np.float64).reshape(-1, 3).T
-    error = np.maximum(np.stack([mean - low, high - mean]), 0)
-    axes.errorbar(mean, at, xerr=error, fmt=MARKERS[style % 8], color=COLOURS[style % 8], capsize=2)
-    axes.set_yticks(at, names)
-    axes.set_ylim(-0.6, len(names) - 0.4)
-
-
-@styled
-def heat(
-    axes: Axes,
-    values: Float[np.ndarray, "rows columns"],
-    name: str,
-    *,
-    limits: tuple[float, float] | None = None,
-    x: Sequence[Any] | None = None,
-    y: Sequence[Any] | None = None,
-) -> None:
-    """A map with its colour scale (one that also rises in grey), first row at the bottom; x and y:
-    what stands at columns and rows."""
-    low, high = limits if limits is not None else (float(np.nanmin(values)), np.nanmax(values))
-    shown = axes.imshow(values, origin="lower", aspect="auto", cmap="cividis", vmin=low, vmax=high)
-    axes.grid(False)
-    for axis, names in ((axes.xaxis, x), (axes.yaxis, y)):
-        if names is not None:
-            every = -(-len(names) // FEW)
-            axis.set_ticks(range(0, len(names), every), [str(n) for n in names[::every]])
-    figure = axes.figure
-    assert isinstance(figure, Figure)
-    figure.colorbar(shown, ax=axes, label=name)
 
 
 FILM = "Clean estimates; rows are denoising steps, columns are frames."
@@ -158,15 +258,12 @@ FILM = "Clean estimates; rows are denoising steps, columns are frames."
 def film_grid(
     videos: UInt8[np.ndarray, "rows F H W 3"], rows: Sequence[str], *, frames: int = 8
 ) -> Figure:
-    """The paper's figure 1: a row for each video, a column for each frame (at most `frames` of
-    them)."""
+    """Return the paper's figure 1: a row for each video, at most so many of its frames."""
     shown = np.unique(np.linspace(0, videos.shape[1] - 1, frames).round().astype(int))
     height, width = videos.shape[2:4]
     side = 0.62
-    figure = Figure(
-        figsize=(0.7 + side * len(shown) * width / height, side * len(videos) + 0.3),
-        layout="constrained",
-    )
+    size = (0.7 + side * len(shown) * width / height, side * len(videos) + 0.3)
+    figure = Figure(figsize=size, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)  # type: ignore[union-attr]
     grid = figure.subplots(len(videos), len(shown), squeeze=False)
     for i, (video, name) in enumerate(zip(videos, rows, strict=True)):
@@ -174,10 +271,8 @@ def film_grid(
             axes: Axes = grid[i, j]
             axes.imshow(video[frame], interpolation="nearest")
             axes.grid(False)
-            axes.set_xticks([])
-            axes.set_yticks([])
-            for spine in axes.spines.values():
-                spine.set_visible(False)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
             if i == 0:
                 axes.set_title(f"frame {frame}" if j == 0 else str(frame), pad=2)
             if j == 0:
@@ -186,7 +281,8 @@ def film_grid(
 
 
 @styled
-def to_png(figure: Figure) -> bytes:
+def to_svg(figure: Figure) -> bytes:
+    """Return a figure as a transparent SVG whose text is text."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=180)
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return file.getvalue()

@@ -5,14 +5,15 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from jcos.experiments.clips import condition_of, read_clips
-from jcos.experiments.puzzles import conditions, held_out, judge
+from jcos.experiments.sweeps import conditions_of, held_out, judge
+from jcos.lab.results import Variable
 from jcos.lab.tasks import TASKS, Puzzle, get, still_of
 from jcos.sampling import trajectory
 from jcos.sampling.trajectory import Condition
@@ -26,21 +27,21 @@ SEARCHED = 50
 
 
 class Baseline(NamedTuple):
-    """What a random legal answer gets, and the first frame held."""
+    """What a random legal answer of each puzzle gets, and its first frame held."""
 
-    chance: float
-    still: float
+    chance: Float[np.ndarray, " P"]
+    still: Float[np.ndarray, " P"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
     """P samples of one size.
 
-    given: their conditions [P, W = 1, …]. tasks [P]: what each belongs to ("clips" where it is no
+    conditions: [P, W = 1, …]. tasks [P]: what each belongs to ("clips" where it is no
     puzzle). puzzles: P of them, or none where there is no judge.
     """
 
-    given: Condition
+    conditions: Condition
     tasks: tuple[str, ...]
     puzzles: tuple[Puzzle, ...]
 
@@ -53,22 +54,22 @@ class Samples:
         puzzles: list[Puzzle] = []
         for name in tasks:
             puzzles += puzzles_of(name, n, seed, several)
-        given = jax.tree.map(lambda a: a[:, None], conditions(model, puzzles))
-        return cls(given, tuple(p.task for p in puzzles), tuple(puzzles))
+        worlds = jax.tree.map(lambda a: a[:, None], conditions_of(model, puzzles))
+        return cls(worlds, tuple(p.task for p in puzzles), tuple(puzzles))
 
     @classmethod
     def of_clips(cls, model: Wan, file: Path, profile: Profile | None = None) -> "Samples":
         """The clips of a file (`read_clips`), pictures prepared as the profile does it."""
         clips = read_clips(file)
-        given = [condition_of(model, clips, clip, profile) for clip in clips.clips]
-        shapes = {c.channels.shape for c in given if c.channels is not None}
-        if len(shapes) > 1:
+        rows = [condition_of(model, clips, clip, profile) for clip in clips.clips]
+        grids = {condition.grid for condition in rows}
+        if len(grids) > 1:
             raise ValueError(
-                f"the pictures of {file} give latents of different sizes, {sorted(shapes)}; put "
+                f"the pictures of {file} give latents of different sizes, {sorted(grids)}; put "
                 "pictures of one shape into a file"
             )
-        worlds = jax.tree.map(lambda a: a[:, None], trajectory.tree_stack(given))
-        return cls(worlds, ("clips",) * len(given), ())
+        worlds = jax.tree.map(lambda a: a[:, None], trajectory.tree_stack(rows))
+        return cls(worlds, ("clips",) * len(rows), ())
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -77,6 +78,11 @@ class Samples:
     def judged(self) -> bool:
         """Whether there are right answers to compare with."""
         return bool(self.puzzles)
+
+    @property
+    def runs(self) -> str:
+        """The dimension of these in a dataset."""
+        return "puzzle" if self.judged else "clip"
 
     @property
     def groups(self) -> dict[str, Int[np.ndarray, " n"]]:
@@ -92,9 +98,7 @@ class Samples:
     @property
     def latent(self) -> tuple[int, int, int]:
         """Frames, height and width of the latents."""
-        assert self.given.channels is not None
-        frames, height, width = self.given.channels.shape[2:5]
-        return frames, height, width
+        return self.conditions.grid
 
     def judge(
         self, videos: UInt8[np.ndarray, "P *axes F H W 3"]
@@ -102,25 +106,45 @@ class Samples:
         """Scores, and whether solved."""
         return judge(self.puzzles, videos)
 
-    def baselines(
-        self, parts: Mapping[str, Int[np.ndarray, " n"]] | None = None
-    ) -> dict[tuple[str, str], Baseline]:
-        """By task and measure ("score", "solved"): of these very puzzles. parts: others than the
-        tasks, each some puzzles of one task."""
-        rng, found = np.random.default_rng(0), {}
-        parts = self.groups if parts is None else parts
+    def baselines(self) -> dict[str, Baseline]:
+        """Return what random legal answers of these very puzzles get, and the first frame held, by
+        measure ("score", "solved"), for each puzzle."""
+        rng = np.random.default_rng(0)
+        levels = {name: Baseline(*np.zeros((2, len(self)))) for name in ("score", "solved")}
         for name, rows in self.groups.items() if self.judged else ():
             task, puzzles = TASKS[name], [self.puzzles[i] for i in rows]
             again = math.ceil(GUESSES / len(puzzles))
             guessed = [[task.draw(p, task.guess(p, rng)) for _ in range(again)] for p in puzzles]
-            stills = [still_of(task.draw(p, p.answers[0])) for p in puzzles]
-            chance, still = (judge(puzzles, np.array(v)) for v in (guessed, stills))
-            for part, chosen in parts.items():
-                inside = np.isin(rows, chosen)
-                for i, measure in enumerate(("score", "solved") if inside.any() else ()):
-                    levels = chance[i][inside].mean(), still[i][inside].mean()
-                    found[part, measure] = Baseline(*map(float, levels))
-        return found
+            held = [[still_of(task.draw(p, p.answers[0]))] for p in puzzles]
+            for kind, videos in (("chance", guessed), ("still", held)):
+                for level, values in zip(
+                    levels.values(), judge(puzzles, np.array(videos)), strict=True
+                ):
+                    getattr(level, kind)[rows] = values.mean(1)
+        return levels
+
+    def coordinates(self) -> dict[str, Any]:
+        """Return what a dataset says of its runs: their task, and whether they have several right
+        answers. `part` is both in words."""
+        runs = self.runs
+        labels: dict[str, Any] = {"task": (runs, list(self.tasks))}
+        if self.judged:
+            several = self.several
+            kinds = ["several answers" if s else "one answer" for s in several]
+            parts = [f"{task}, {kind}" for task, kind in zip(self.tasks, kinds, strict=True)]
+            labels |= {"several": (runs, several), "part": (runs, parts)}
+        return labels
+
+    def levels(self, names: Mapping[str, str]) -> dict[str, Variable]:
+        """Return the baselines of measures as variables. names: of measures, with the one of
+        "score" and "solved" that each is."""
+        known = self.baselines() if self.judged else {}
+        return {
+            f"{kind}_{name}": (("puzzle",), getattr(known[what], kind), {})
+            for name, what in names.items()
+            for kind in Baseline._fields
+            if known
+        }
 
 
 def puzzles_of(name: str, n: int, seed: int, several: bool) -> list[Puzzle]:

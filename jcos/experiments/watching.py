@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from jcos.experiments.answers import Answers, answers_of, blend, shares
-from jcos.experiments.puzzles import pixels, play, score
+from jcos.experiments.sweeps import pixels, play, score
 from jcos.lab.ideal import ideal, ideal_run
 from jcos.lab.measures import Mass
 from jcos.lab.tasks import PALETTE, Puzzle, Task
@@ -18,7 +18,7 @@ from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
 
-class Seen(NamedTuple):
+class Watched(NamedTuple):
     """What is kept of a run, by seed and step, on the device and then on the host; A candidates.
 
     video, ideal_video: clean estimates, of the model and of the ideal denoiser's own trajectory
@@ -40,15 +40,15 @@ class Seen(NamedTuple):
     blur: Float[Any, "*K S"]
 
 
-def look_at_answers(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers) -> Seen:
-    """`Seen` of one puzzle's run, in world 0."""
+def watch_answers(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers) -> Watched:
+    """Return what is kept of one puzzle's run, in world 0."""
     x0, x = trace.x0[0], trace.estimate_obs[0]
     mass = blend(x0, answers)
     latents, prior = answers.latents, answers.log_prior
     at_x = jax.vmap(jax.vmap(lambda x, sigma: ideal(x, sigma, latents, prior)), in_axes=(0, None))
     here = at_x(x, jnp.asarray(plan.schedule.sigmas[:-1]))
     own = jax.vmap(lambda noise: ideal_run(plan.schedule, noise, latents, prior))(x[:, 0])
-    return Seen(
+    return Watched(
         pixels(model, x0),
         pixels(model, own.x0),
         mass.on,
@@ -61,7 +61,7 @@ def look_at_answers(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers)
     )
 
 
-def look_at_distance(
+def watch_distance(
     model: Wan, plan: flow.Plan, trace: Trace, steps: Int[Array, " shown"]
 ) -> tuple[Float[Array, "K S"], Float[Array, "K S"], Float[Array, "K shown F h w C"]]:
     """Distance of each estimate to the last and to the one before, over the norm of the last; and
@@ -92,7 +92,7 @@ def _blur(model: Wan, x0: Float[Array, "K S F h w C"]) -> Float[Array, "K S"]:
     return nearest.mean((-3, -2, -1))
 
 
-class Watched(NamedTuple):
+class Watch(NamedTuple):
     """Runs of P puzzles, looked at in S steps, J of them judged.
 
     x0 [P, S, F, h, w, C], latents [P, F, h, w, C]: clean estimates and the end. scores, solved
@@ -107,13 +107,13 @@ class Watched(NamedTuple):
 
 def watch(
     model: Wan, task: Task, puzzles: Sequence[Puzzle], looked: Sequence[int], judged: Sequence[int]
-) -> Watched:
+) -> Watch:
     """Plays the puzzles with seed 0; keeps the clean estimates of the steps `looked`, and scores
     those of `judged`, which are among them."""
     trace = play(model, task, puzzles, keep=looked)
     x0, latents = trace.x0[0, :, 0], trace.latents[0, :, 0]
     where = np.array([list(looked).index(step) for step in judged])
-    return Watched(x0, latents, *score(model, task, puzzles, x0[:, where]))
+    return Watch(x0, latents, *score(model, task, puzzles, x0[:, where]))
 
 
 _blend = jax.jit(blend)
@@ -140,7 +140,7 @@ class Routes(NamedTuple):
     off: Float[np.ndarray, "P S"]
 
 
-def routes(model: Wan, puzzles: Sequence[Puzzle], watched: Watched) -> Routes:
+def routes(model: Wan, puzzles: Sequence[Puzzle], watched: Watch) -> Routes:
     """Where the mass is, step by step. The answer taken is the one with most mass at the last
     looked-at step."""
     answers = answers_of(model, puzzles)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt8
 
+from jcos.config import PixelCodec
 from jcos.generation import generate_worlds
 from jcos.lab.tasks import TASKS, Puzzle
 from jcos.model.vae import decode_pixels
@@ -41,6 +42,8 @@ class Batches:
     """Plays rows in equal batches, and counts the time of their forward passes."""
 
     def __init__(self, model: Wan) -> None:
+        if not isinstance(model.codec, PixelCodec):
+            raise ValueError(f"{model.config.name} is no model of the small puzzles: it has a VAE")
         self.model = model
         self.plan = flow.plan(model.config.sampling, model.config.boundary)
         self._conditions: dict[Puzzle, Condition] = {}
@@ -80,10 +83,13 @@ class Batches:
 def _batch(
     model: Wan, plan: flow.Plan, given: Condition, keys: Key[Array, "N K"], probes: Probe
 ) -> Runs:
+    codec = model.codec
+    assert isinstance(codec, PixelCodec)  # small puzzles have no other
+
     def one(given: Condition, keys: Key[Array, " K"], probe: Probe) -> Runs:
         world = jax.tree.map(lambda a: a[None], given)
         x0 = generate_worlds(model, plan, world, keys, probe).x0[0]
-        video = jax.vmap(jax.vmap(lambda x: decode_pixels(model.codec, x)))(x0)
+        video = jax.vmap(jax.vmap(lambda x: decode_pixels(codec, x)))(x0)
         return Runs(x0, jnp.clip(jnp.round(video), 0, 255).astype(jnp.uint8))
 
     return jax.vmap(one)(given, keys, probes)

@@ -173,7 +173,9 @@ def _curves_figure(chart: Chart) -> Figure:
         _panel(axes, panel, drawn)
     names = {name: h for a in grid for h, name in zip(*a.get_legend_handles_labels(), strict=True)}
     if len(names) > 1:
-        figure.legend(names.values(), names, loc="outside lower center", ncols=columns, frameon=False)
+        figure.legend(
+            names.values(), names, loc="outside lower center", ncols=columns, frameon=False
+        )
     figure.suptitle(chart.title)
     return figure
 

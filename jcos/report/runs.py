@@ -19,7 +19,6 @@ from PIL import Image
 from jcos.config import PixelCodec, Sampling
 from jcos.media import formats
 from jcos.model.vae import decode_pixels
-from jcos.report.changes import Change, asked
 from jcos.report.charts import listed
 from jcos.report.plane import (
     PLANES,
@@ -31,6 +30,7 @@ from jcos.report.plane import (
     sigma_line,
 )
 from jcos.sampling import flow
+from jcos.sampling.probe import Change
 
 ARRAYS = "arrays.npz"
 """Of `jcos sample`."""
@@ -65,7 +65,8 @@ def runs_of(
         for i, about in enumerate(manifest["planes"]):
             lines = [Line(**line) for line in about["lines"]]
             load = partial(_saved, folder / PLANES, i, about)
-            yield Run(*(about[name] for name in Run._fields[:5]), lines, load)
+            named = {name: about[name] for name in Run._fields[:5]}
+            yield Run(**named, lines=lines, load=load)
     elif isinstance(manifest.get("puzzles"), list) and "experiment" not in manifest:
         yield from _samples(folder / ARRAYS, manifest)
     elif manifest.get("x0") and "checkpoint" in manifest:
@@ -128,12 +129,11 @@ def _sampled(
 ) -> Plane:
     """The run of a puzzle and a seed, of a codec without weights."""
     codec, x0 = PixelCodec(**(manifest.get("codec") or {})), entry(file, "x0", at)
-    layers = int(manifest.get("layers") or 0)
     return Plane(
         **dict(zip(Run._fields, about, strict=False)),
         x0=_decoded(codec, x0),
         video=_decoded(codec, entry(file, "latents", at)),
-        changes=asked(manifest.get("interventions", {}), len(x0), x0.shape[1], layers),
+        changes=[Change.from_json(change) for change in manifest.get("changes", ())],
         **more,
     )
 
@@ -229,15 +229,13 @@ def _as_large(
 def _of_films(run: Mapping[str, Any], total: int) -> list[Change]:
     """What was changed, in frames of the film."""
     latent = [-(-frame // LATENT_FRAMES) for frame in range(total)]
-    steps, layers = int(run["sampling"]["steps"]), int(run.get("layers") or 0)
-    found = []
-    for change in asked(run.get("interventions", {}), steps, latent[-1] + 1, layers):
+    changes = []
+    for change in map(Change.from_json, run.get("changes", ())):
         if change.axis == "frame":
-            mask = np.zeros((steps, latent[-1] + 1), bool)
-            mask[tuple(np.array(change.cells).T)] = True
-            change = Change.at(change.what, "frame", mask[:, latent])
-        found.append(change)
-    return found
+            cells = [(s, i) for s, f in change.cells for i, of in enumerate(latent) if of == f]
+            change = change._replace(size=total, cells=cells)
+        changes.append(change)
+    return changes
 
 
 def _cut(

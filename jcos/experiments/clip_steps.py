@@ -1,0 +1,78 @@
+"""What clips show step by step, where no judge can tell what is right: distances, and a film."""
+
+from collections.abc import Iterator, Mapping
+
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Float
+
+from jcos.experiments import plots
+from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
+from jcos.experiments.samples import Samples
+from jcos.experiments.sweeps import sweep
+from jcos.experiments.watching import watch_distance
+from jcos.lab.measures import POSITIVE
+from jcos.lab.results import Variable, measure
+from jcos.wan import Wan
+
+DISTANCE = "Distance of estimates, over the norm of the last."
+
+
+def clip_steps(
+    experiment: Experiment, model: Wan, samples: Samples, progress: Progress
+) -> xr.Dataset:
+    """Return the distance of every estimate of every clip to the last, and to the one before."""
+    plan = experiment.plan(model.config)
+    shown = np.array(looked_at(plan.steps), np.int32)
+    to_end, change, x0 = sweep(
+        model,
+        samples.conditions,
+        experiment.seeds,
+        plan=plan,
+        readout=watch_distance,
+        aux=np.tile(shown, (len(samples), 1)),
+        chunk=experiment.chunk,
+        what="watching every step",
+        progress=progress,
+    )
+    names = {"distance to the end": to_end[0], "distance to the step before": change[0]}
+    progress("decoding", 0, 1)
+    return clip_dataset(experiment, model, samples, names, x0[0])
+
+
+def clip_dataset(
+    experiment: Experiment,
+    model: Wan,
+    samples: Samples,
+    distances: Mapping[str, Float[np.ndarray, "P K S"]],
+    x0: Float[Array | np.ndarray, "P K s F h w C"],
+) -> xr.Dataset:
+    """Return distances by name, and a film of the first clip's estimates at the looked-at steps."""
+    steps = next(iter(distances.values())).shape[-1]
+    looked = looked_at(steps)
+    film = model.decode(jnp.asarray(x0[0, 0]))
+    cost = [experiment.forwards(model.config, s + 1) for s in range(steps)]
+    variables: dict[str, Variable] = {
+        name.replace(" ", "_").replace(",", ""): measure(
+            "clip seed step", values, name, DISTANCE, span=POSITIVE
+        )
+        for name, values in distances.items()
+    }
+    variables |= {
+        "forwards": (("step",), cost, {}),
+        "all_forwards": ((), cost[-1], {}),
+        "film": (("film_step", "film_frame", "row", "column", "rgb"), film, {}),
+    }
+    labels = {"step": range(steps), "seed": list(experiment.seeds), "film_step": looked}
+    return xr.Dataset(variables, labels | samples.coordinates())
+
+
+def clip_figures(data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
+    """Return the curves of all distances, and the film."""
+    names = [str(n) for n, v in data.data_vars.items() if "step" in v.dims and "clip" in v.dims]
+    figure = plots.lines(data, names, xlabel="denoising step", ylabel="distance of x̂0, relative")
+    yield "distance", Picture(figure, DISTANCE)
+    rows = [f"step {s}" for s in data["film_step"].values]
+    film = plots.film_grid(data["film"].values, rows)
+    yield "film", Picture(film, f"The first clip. {plots.FILM}")

@@ -1,0 +1,125 @@
+"""A folder of results: what was run, on what, by which versions; the dataset, table and figures.
+
+It is written beside its final name and renamed, so a folder with a manifest is whole. A finished
+folder is not done again, and never overwritten by another experiment's results. Sweeps of a killed
+run are taken up where they stopped.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from jcos import files, runs
+from jcos.config import WanConfig
+from jcos.experiments.clips import digest
+from jcos.experiments.experiment import Experiment, Progress, fields_of, silent
+from jcos.experiments.plots import to_svg
+from jcos.experiments.sweeps import kept_in
+from jcos.files import local_path
+from jcos.lab import results
+from jcos.wan import Wan
+
+DATA, TABLE, FIGURES, MANIFEST = "results.nc", "table.csv", "figures", runs.MANIFEST
+FREE = ("chunk", "at_once")
+"""Parameters that results do not depend on."""
+ROOM = 64 * 2**20
+"""Bytes that must be free on the disk before an experiment is begun."""
+REMEDY = "choose another folder, or replace results of other settings with --redo"
+
+
+def describe(
+    experiment: Experiment, config: WanConfig, weights: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return all that decides what comes out, as JSON has it."""
+    sampling = experiment.sampling.of(config)
+    parameters = {k: v for k, v in fields_of(experiment).items() if k not in FREE}
+    about = {
+        "experiment": experiment.name,
+        "parameters": parameters,
+        "clips": None if experiment.clips is None else digest(experiment.clips),
+        "model": {"name": config.name, **weights},
+        "sampling": dataclasses.asdict(sampling) | {"boundary": config.boundary},
+        "numerics": dataclasses.asdict(config.numerics),
+    }
+    return json.loads(json.dumps(about))
+
+
+def run_to(
+    folder: Path,
+    experiment: Experiment,
+    config: WanConfig,
+    load: Callable[[], Wan],
+    *,
+    weights: Mapping[str, str],
+    command: str,
+    redo: bool = False,
+    progress: Progress = silent,
+) -> bool:
+    """Run an experiment into a folder; return False where it is there already.
+
+    config, load: of the model (`wan.read_config`), and what loads it, which is called only where
+    there is something to run. weights: which they are (`checkpoint.identify`). redo: replace what
+    is there, also what a killed run of other settings left.
+    Raises ValueError or IndexError where it cannot be run on this model, or the folder holds other
+    results, before weights are read.
+    """
+    folder = local_path(folder)
+    experiment.check(config)
+    about = describe(experiment, config, weights)
+    if not redo and runs.holds(folder, "experiment", about, remedy=REMEDY):
+        return False
+    files.check_room(folder, ROOM)
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    with kept_in(unfinished, about, redo=redo):
+        progress("reading the weights", 0, 1)
+        model = load()
+        start = time.monotonic()
+        data = experiment.run(model, progress)
+        about |= runs.made(command) | {
+            "title": experiment.question,
+            "seconds": round(time.monotonic() - start, 1),
+        }
+        progress("drawing and writing", 0, 1)
+        write(folder, experiment, data, about)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return True
+
+
+def write(
+    folder: Path, experiment: Experiment, data: xr.Dataset, manifest: Mapping[str, Any]
+) -> None:
+    """Write the whole folder, or nothing. Results that were there before are replaced, other files
+    in it stay."""
+    new = not folder.is_dir()
+    place = folder.parent if new else folder
+    place.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=".jcos-", dir=place))
+    try:
+        part.chmod(0o755)
+        results.save(data, part / DATA)
+        files.write(part / TABLE, experiment.table(data).to_csv(index=False, lineterminator="\n"))
+        (part / FIGURES).mkdir()
+        captions = {}
+        for name, picture in experiment.figures(data):
+            files.write(part / FIGURES / f"{name}.svg", to_svg(picture.figure))
+            captions[name] = picture.caption
+        about = {**manifest, "figures": captions}
+        files.write(part / MANIFEST, runs.as_text(about))
+        if new:
+            part.rename(folder)
+            return
+        (folder / MANIFEST).unlink(missing_ok=True)  # with it, a folder is whole
+        if os.path.lexists(folder / FIGURES):
+            (folder / FIGURES).rename(part / "old")
+        for name in (DATA, TABLE, FIGURES, MANIFEST):
+            (part / name).replace(folder / name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,385 @@
+"""Many puzzles × probes × seeds through a model, as one compiled program."""
+
+import contextlib
+import contextvars
+import functools
+import hashlib
+import io
+import math
+import shutil
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+
+from jcos import files, runs
+from jcos.config import PixelCodec, Sampling
+from jcos.devices import memory, mesh
+from jcos.experiments.memory import runs_that_fit, sweep_knobs
+from jcos.generation import generate_worlds
+from jcos.lab.tasks import TASKS, Puzzle, Task
+from jcos.loop import first_noise, seed_keys
+from jcos.model.attention import side_by_side
+from jcos.model.vae import decode_pixels
+from jcos.sampling import flow, trajectory
+from jcos.sampling.checks import check_averages
+from jcos.sampling.probes import Probe, chain
+from jcos.sampling.trajectory import Condition, Trace
+from jcos.wan import Wan
+
+Readout = Callable[[Wan, flow.Plan, Trace, Any], Any]
+"""What to keep of one run, leaves [W, K, …], on the device: a function of the model, the plan, the
+trace and `aux`. It is part of the program: define it at a module's top."""
+
+
+# ---- chunks of a sweep, kept until the experiment is finished
+
+_KEPT: contextvars.ContextVar[Path | None] = contextvars.ContextVar("kept", default=None)
+
+
+@contextlib.contextmanager
+def kept_in(folder: Path, settings: Mapping[str, Any], *, redo: bool = False) -> Iterator[None]:
+    """Keep what sweeps compute in a folder, and take from it what an earlier run has computed.
+
+    settings: what decides the results. redo: forget what is there. Raises ValueError where it was
+    computed with other settings, weights, versions or code.
+    """
+    about = dict(settings) | {"versions": runs.versions(), "code": _code()}
+    if redo:
+        shutil.rmtree(folder, ignore_errors=True)
+    there = runs.read(folder / runs.MANIFEST)
+    if there is not None:
+        remedy = "--redo begins anew; or finish it with the code and settings it was begun with"
+        runs.check_same(folder, there, about, remedy)
+    else:
+        files.write(folder / runs.MANIFEST, runs.as_text(about))
+    token = _KEPT.set(folder)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
+
+
+@functools.cache
+def _code() -> str:
+    """Return a digest of the source that numbers come from."""
+    digest, package = hashlib.sha256(), Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        if path.relative_to(package).parts[0] not in ("bench", "cli", "plan", "report"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _chunk_file(model: Wan, plan: flow.Plan, sweep: "Sweep", readout: Readout) -> Callable | None:
+    """Return what names the file of a chunk by all that decides what is in it, but for what the
+    manifest says; None where nothing is kept."""
+    folder = _KEPT.get()
+    if folder is None:
+        return None
+    digest = hashlib.sha256(f"{readout.__module__}.{readout.__qualname__}".encode())
+    for path, leaf in jax.tree.leaves_with_path((plan, sweep)):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+    name = digest.hexdigest()[:24]
+    return lambda runs: folder / f"{name}-{'-'.join(map(str, np.asarray(runs)[[0, -1]].ravel()))}"
+
+
+def _remembered(file: Path, shape: Any) -> Any | None:
+    """Return what was kept in a file, leaves as in `shape`; None where that is not whole."""
+    try:
+        content = io.BytesIO(file.with_suffix(".npz").read_bytes())
+        with np.load(content, allow_pickle=False) as stored:
+            leaves = [stored[f"{i}"] for i in range(len(stored.files))]
+        return jax.tree.unflatten(jax.tree.structure(shape), leaves)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+
+
+def _remember(file: Path, tree: Any) -> None:
+    out = io.BytesIO()
+    np.savez(out, **{f"{i}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))})
+    files.write(file.with_suffix(".npz"), out.getvalue())
+
+
+class Sweep(NamedTuple):
+    """All runs as data: one for each probe and each puzzle.
+
+    conditions, start, aux [P, …]: conditions, latents to begin with instead of noise, and what the
+    readout is given. keys [P, K]: of each puzzle's seeds. noise [K, …]: where it is not drawn from
+    them. probes [Q, …]. item_probe [P, …]: a probe of each puzzle, that acts before them.
+    """
+
+    conditions: Condition
+    keys: Key[Array, "P K"]
+    noise: Float[Array | np.ndarray, "K F h w C"] | None
+    probes: Probe
+    item_probe: Probe | None
+    start: Float[Array | np.ndarray, "P K F h w C"] | None
+    aux: Any
+
+
+@partial(jax.jit, static_argnames=("readout",))
+def _play(
+    model: Wan,
+    plan: flow.Plan,
+    sweep: Sweep,
+    runs: Int[Array, "runs 2"],
+    readout: Readout,
+) -> tuple[Any, Bool[Array, "runs W K S"]]:
+    """Those runs of a sweep, each the numbers of a probe and a puzzle. On a mesh in use they are
+    spread over its axis `world`, which divides them."""
+
+    def one(run: Int[Array, " 2"]) -> tuple[Any, Bool[Array, "W K S"]]:
+        reading, trace = _one(model, plan, sweep, run, readout)
+        return reading, trace.finite
+
+    over = mesh.WORLD if mesh.in_use() else None
+    with side_by_side(-(-len(runs) // mesh.devices(mesh.WORLD))):
+        return jax.vmap(one, spmd_axis_name=over)(mesh.constrain(runs, mesh.WORLD))
+
+
+def _one(
+    model: Wan,
+    plan: flow.Plan,
+    sweep: Sweep,
+    run: Int[Array, " 2"],
+    readout: Readout,
+) -> tuple[Any, Trace]:
+    """Return what the readout keeps of a run, and its trace."""
+    which, number = run
+    probe = jax.tree.map(lambda a: a[which], sweep.probes)
+    condition, keys, start, aux, item_probe = jax.tree.map(
+        lambda a: a[number],
+        (sweep.conditions, sweep.keys, sweep.start, sweep.aux, sweep.item_probe),
+    )
+    noise = sweep.noise if start is None else start
+    probe = probe if item_probe is None else chain(item_probe, probe)
+    # Runs are spread over `world`, so their own worlds are not.
+    uneven = len(keys) % mesh.devices(mesh.SEED) > 0
+    idle = (mesh.WORLD, mesh.SEED) if uneven else (mesh.WORLD,)
+    trace = generate_worlds(model, plan, condition, keys, probe, noise, idle=idle)
+    return readout(model, plan, trace, aux), trace
+
+
+def compilations() -> int:
+    """How many programs were compiled so far; a sweep adds one, its positions none."""
+    return _play._cache_size()  # type: ignore[attr-defined]
+
+
+def sweep(
+    model: Wan,
+    conditions: Condition,
+    seeds: Sequence[int] = (0,),
+    *,
+    probes: Sequence[Probe] = (Probe(),),
+    item_probe: Probe | None = None,
+    plan: flow.Plan | None = None,
+    readout: Readout | None = None,
+    aux: Any = (),
+    start: Float[Array | np.ndarray, "P K F h w C"] | None = None,
+    chunk: int | None = None,
+    alike: bool = False,
+    what: str = "sampling",
+    progress: Callable[[str, int, int], object] = lambda *_: None,
+) -> Any:
+    """Run every probe on every puzzle with every seed; return the readouts as numpy, leaves [Q, P,
+    …].
+
+    conditions: [P, W, …] of P puzzles in W worlds. probes: Q of one kind. item_probe: one of each
+    puzzle [P, …], which acts before those of the sweep (`chain`). plan: the model's own by default.
+    readout: by default the whole `Trace`. aux: for the readout, leaves [P, …]. chunk: runs computed
+    at a time, by default as many as memory holds; they come back to the host, and are kept
+    (`kept_in`), before the next ones start.
+
+    A seed's noise depends on the puzzle's number and the seed, not on what runs beside it: runs
+    that differ in their probe are paired. alike: on the seed alone, so that a seed gives the video
+    that `generation.generate` gives; clips of Wan's models are always run like that.
+    Raises ValueError where the results do not fit into memory, before anything runs, MemoryError
+    saying what would help where a device has too little, and FloatingPointError as soon as a latent
+    stops being finite: a sweep with holes has no numbers.
+    """
+    plan = flow.plan(model.config.sampling, model.config.boundary) if plan is None else plan
+    puzzles, worlds = conditions.context.shape[:2]
+    for probe in probes:
+        check_averages(probe, len(seeds))
+    shape = (*conditions.grid, model.config.dit.out_channels)
+    noise = None if start is not None else first_noise(model.config, seeds, shape)
+    keys = jnp.tile(seed_keys(seeds), (puzzles, 1))
+    if not alike and model.config.noise == "jax":
+        keys = _fold(keys, jnp.arange(puzzles))
+    data = Sweep(conditions, keys, noise, trajectory.tree_stack(probes), item_probe, start, aux)
+    data = jax.tree.map(jnp.asarray, data)
+    total = len(probes) * puzzles
+    readout = readout or everything
+    if chunk is None:
+        size = _bytes_read(model, plan, data, readout)
+        chunk = runs_that_fit(model, conditions, plan, len(seeds), worlds, total, None, size)
+    # All pieces are equally long, so that there is one program; the last is filled up.
+    chunk, spread = min(chunk, total), mesh.devices(mesh.WORLD)
+    chunk = -(-total // -(-total // chunk))
+    chunk = -(-chunk // spread) * spread
+    asking = f"{what}, {chunk} run(s) at a time of {len(seeds)} seed(s) in {worlds} world(s),"
+    file_of = _chunk_file(model, plan, data, readout)
+    pieces = []
+    for first in range(0, total, chunk):
+        progress(what, first, total)
+        numbers = np.minimum(first + np.arange(chunk), total - 1)
+        numbers = jnp.asarray(np.stack(np.divmod(numbers, puzzles), -1).astype(np.int32))
+        kept = None
+        if file_of is not None:
+            shape = jax.eval_shape(partial(_play, readout=readout), model, plan, data, numbers)[0]
+            kept = _remembered(file_of(numbers), shape)
+        if kept is None:
+            with memory.explained(asking, sweep_knobs(chunk, len(seeds))):
+                kept, finite = jax.device_get(_play(model, plan, data, numbers, readout))
+            _check_finite(model, plan, data, numbers, finite, what, seeds)
+            if file_of is not None:
+                _remember(file_of(numbers), kept)
+        pieces.append(kept)
+    progress(what, total, total)
+    return jax.tree.map(
+        lambda *a: np.concatenate(a)[:total].reshape(len(probes), puzzles, *a[0].shape[1:]),
+        *pieces,
+    )
+
+
+def _check_finite(
+    model: Wan,
+    plan: flow.Plan,
+    data: Sweep,
+    numbers: Int[Array, "runs 2"],
+    finite: Bool[np.ndarray, "runs W K S"],
+    what: str,
+    seeds: Sequence[int],
+) -> None:
+    """Raise FloatingPointError for the first latent that is not finite."""
+    if finite.all():
+        return
+    bad = np.argwhere(~finite)
+    run, world, seed, step = bad[bad[:, -1].argmin()].tolist()
+    # The sweep's own program does not keep the block; this run once more says which it is.
+    same = jnp.tile(numbers[run], (mesh.devices(mesh.WORLD), 1))
+    again = _play(model, plan, data, same, everything)[0]
+    layer = int(again.layer[0, world, seed, step])
+    probe, puzzle = np.asarray(numbers[run]).tolist()
+    where = f"first after block {layer}" if layer >= 0 else "outside the blocks"
+    raise FloatingPointError(
+        f"{what}: the latent of puzzle (or clip) {puzzle} with seed {seeds[seed]} is not finite "
+        f"from step {step} of {plan.steps} on, {where} (probe {probe}, world {world}): look at the "
+        "probe, the guidance scale or the weights"
+    )
+
+
+_fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))
+"""Keys [P, K] with their puzzle's number in them."""
+
+
+def _bytes_read(model: Wan, plan: flow.Plan, data: Sweep, readout: Readout) -> int:
+    """Return the bytes that a run's probe observes and its readout keeps."""
+    run = jax.ShapeDtypeStruct((2,), jnp.int32)
+    kept, trace = jax.eval_shape(partial(_one, readout=readout), model, plan, data, run)
+    leaves = jax.tree.leaves((kept, trace.block_obs, trace.estimate_obs))
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in leaves)
+
+
+def everything(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> Trace:
+    """Keeps the whole trace."""
+    del model, plan, aux
+    return trace
+
+
+def chosen_steps(model: Wan, plan: flow.Plan, trace: Trace, steps: Int[Array, " kept"]) -> Trace:
+    """Keeps the clean estimates of some steps only."""
+    del model, plan
+    return trace._replace(x0=trace.x0[:, :, steps])
+
+
+def held_out(task: Task, n: int, seed: int = 0) -> list[Puzzle]:
+    """n puzzles of the test split; the same for every model and experiment of this seed."""
+    return [task.sample((seed, i), "test") for i in range(n)]
+
+
+def conditions_of(model: Wan, puzzles: Sequence[Puzzle]) -> Condition:
+    """Return the conditions of all puzzles, stacked [P, …]; they are of one canvas."""
+    rows = []
+    for puzzle in puzzles:
+        task = TASKS[puzzle.task]
+        rows.append(model.condition(task.first_frame(puzzle), puzzle.prompt, task.frames))
+    return trajectory.tree_stack(rows)
+
+
+def play(
+    model: Wan,
+    task: Task,
+    puzzles: Sequence[Puzzle],
+    seeds: Sequence[int] = (0,),
+    *,
+    probes: Sequence[Probe] = (Probe(),),
+    sampling: Sampling | None = None,
+    keep: Sequence[int] = (-1,),
+    alike: bool = False,
+) -> Trace:
+    """Return `sweep` in one world: leaves [Q, P, K, …]; x0 of the steps in `keep` only (the
+    last by default). alike: as there."""
+    del task
+    plan = flow.plan(sampling or model.config.sampling, model.config.boundary)
+    steps = np.tile(np.array(keep, np.int32), (len(puzzles), 1))
+    run = sweep(
+        model,
+        one_world(conditions_of(model, puzzles)),
+        seeds,
+        probes=probes,
+        plan=plan,
+        readout=chosen_steps,
+        aux=steps,
+        alike=alike,
+    )
+    return jax.tree.map(lambda a: jnp.asarray(a[:, :, 0]), run)
+
+
+def one_world(conditions: Condition) -> Condition:
+    """Return conditions [P, …] as [P, W = 1, …]."""
+    return jax.tree.map(lambda a: a[:, None], conditions)
+
+
+def pixels(model: Wan, latents: Float[Array, "*axes F h w C"]) -> UInt8[Array, "*axes F H W 3"]:
+    """`Wan.decode` on the device, of models whose codec has no weights."""
+    if not isinstance(model.codec, PixelCodec):
+        raise ValueError(f"{model.config.name} has a VAE; decode its latents one by one")
+    flat = latents.reshape(-1, *latents.shape[-4:])
+    video = jax.vmap(partial(decode_pixels, model.codec))(flat)
+    video = jnp.clip(jnp.round(video), 0, 255).astype(jnp.uint8)
+    return video.reshape(*latents.shape[:-4], *video.shape[1:])
+
+
+def judge(
+    puzzles: Sequence[Puzzle], videos: UInt8[np.ndarray, "P *axes F H W 3"]
+) -> tuple[Float[np.ndarray, "P *axes"], Bool[np.ndarray, "P *axes"]]:
+    """Scores of videos, and whether they are solved, each by its puzzle's task."""
+    axes = videos.shape[:-4]
+    rows = videos.reshape(len(puzzles), -1, *videos.shape[-4:])
+    found = [
+        [TASKS[puzzle.task].score(puzzle, video)[:2] for video in row]
+        for puzzle, row in zip(puzzles, rows, strict=True)
+    ]
+    scores, solved = np.moveaxis(np.array(found, np.float64).reshape(*axes, 2), -1, 0)
+    return scores, solved.astype(bool)
+
+
+def score(
+    model: Wan,
+    task: Task,
+    puzzles: Sequence[Puzzle],
+    latents: Float[Array | np.ndarray, "P *axes F h w C"],
+) -> tuple[Float[np.ndarray, "P *axes"], Bool[np.ndarray, "P *axes"]]:
+    """`judge` of decoded latents. The puzzles' axis comes first."""
+    del task
+    return judge(puzzles, model.decode(jnp.asarray(latents)))

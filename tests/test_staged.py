@@ -1,0 +1,473 @@
+"""Text encoder, VAE, experts, VAE in turn (`jcos generate`), on the original's tiny image-to-video
+checkpoint."""
+
+import dataclasses
+import errno
+import gc
+import json
+import os
+import re
+import shutil
+import warnings
+import weakref
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+from PIL import Image
+from safetensors.numpy import load_file
+
+from jcos import cli, generation, loop, staged, wan
+from jcos.media import formats, image
+from jcos.model.vae import Tiles, Vae
+from jcos.sampling.interventions import Interventions
+from jcos.sampling.noise import wan_noise
+from jcos.sampling.probes import Noise, TokenEnergy
+from jcos.wan import Wan
+from tests.conftest import GOLDEN, ROOT
+
+WAN = ROOT / "docs" / "wan.md"
+
+
+def run(*arguments: object) -> None:
+    cli.main([str(a) for a in arguments])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one sentence that a command ends in."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as error:
+        run("generate", *arguments)
+    assert error.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder as it is published, with a tokenizer that knows the letters."""
+    folder = tmp_path_factory.mktemp("release") / "Wan2.2-I2V-A14B"
+    shutil.copytree(GOLDEN / "ckpt" / "Wan2.2-I2V-A14B", folder)
+    special = ["<pad>", "</s>", "<s>", "<unk>"]
+    letters = [(letter, -1.0) for letter in "abcdefghijklmnopqrstuvwxyz▁."]
+    made = tokenizers.Tokenizer(
+        tokenizers.models.Unigram([*((s, 0.0) for s in special), *letters], unk_id=3)
+    )
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    made.add_special_tokens(special)
+    (folder / "google" / "umt5-xxl").mkdir(parents=True)
+    made.save(str(folder / "google" / "umt5-xxl" / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("picture") / "first.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (83, 61, 3), np.uint8)).save(file)
+    return file
+
+
+def settings(release: Path, picture: Path, out: Path) -> list[object]:
+    sampling = ["--steps", 2, "--frames", 5, "--size", "48x80", "--profile", "float32"]
+    given = ["--image", picture, "--prompt", "a cat", "--x0", 0, 1]
+    return [release, *given, *sampling, "--out", out]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_a_prompt_and_a_picture_become_a_video(
+    release: Path,
+    picture: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    coded = []
+    for half, plain in {"encode": Vae.encode, "decode": Vae.decode}.items():
+
+        def record(self, x, *, half=half, plain=plain, **options):
+            coded.append((half, options["tiles"]))
+            return plain(self, x, **options)
+
+        monkeypatch.setattr(Vae, half, record)
+    out, cache = tmp_path / "out", tmp_path / "prompts"
+    call = [*settings(release, picture, out), "--seeds", 3, 4, "--text-cache", cache]
+    call += ["--tiles", 6, 5, "--prompt", "a cat that does not end " * 9]
+    run("generate", *call)
+    tiles = Tiles((6, 5), (3, 2))
+    assert coded == [("encode", tiles), ("decode", tiles)]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Note: the prompt has 217 tokens; only the first 23 and the end token are read." in said
+    arrays = load_file(out / "latents.safetensors")
+    assert arrays["latents"].shape == (2, 2, 8, 6, 16)  # seeds, latent frames, 64 × 48 pixels / 8
+    assert arrays["x0"].shape == (2, 2, 2, 8, 6, 16)
+    np.testing.assert_allclose(arrays["x0"][:, 1], arrays["latents"], atol=1e-5)
+    assert np.abs(arrays["latents"][0] - arrays["latents"][1]).max() > 0.1
+    for seed in (3, 4):
+        assert formats.read_mp4(out / f"seed-{seed}.mp4").shape == (5, 64, 48, 3)
+        with Image.open(out / f"seed-{seed}-x0.png") as sheet:
+            assert sheet.size == (5 * 50, 2 * 66)
+        for step in json.loads((out / "run.json").read_text())["x0"]:
+            name = formats.X0_FILM.format(seed=seed, step=step)
+            assert formats.read_mp4(out / name).shape == (5, 64, 48, 3)
+    assert '"frames":[0,1,2,3,4]' in (out / "index.html").read_text()
+    about = json.loads((out / "run.json").read_text())
+    assert about["sampling"]["solver"] == "unipc"
+    assert about["negative"].startswith("色调")
+
+    # Repeated, it finds its latents and only decodes; known prompts need no text encoder.
+    made = (out / "latents.safetensors").stat().st_mtime_ns
+    (out / "seed-3.mp4").unlink()
+    run("generate", *call)
+    assert (out / "seed-3.mp4").exists()
+    assert (out / "latents.safetensors").stat().st_mtime_ns == made
+    (release / "models_t5_umt5-xxl-enc-bf16.pth").rename(release / "elsewhere")
+    try:
+        message = refused(capsys, *call, "--prompt", "a dog", "--out", tmp_path / "other")
+        assert "does not have the prompt 'a dog'" in message
+    finally:
+        (release / "elsewhere").rename(release / "models_t5_umt5-xxl-enc-bf16.pth")
+    message = refused(capsys, *call, "--shift", 3)
+    assert "sampling.shift 5.0, not 3.0" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--frames", 8], "8 frames"),
+        (["--size", "48by80"], "size is '48by80'; it is WIDTHxHEIGHT in pixels"),
+        (["--x0", 2], "step 2 is out of range: there are steps 0 to 1"),
+        (["--ensemble-layers", 0], "ensemble-layers averages over seeds; 1 is given"),
+        (["--noise-steps", 9], "step 9 is out of range: there are steps 0 to 1"),
+        (["--guidance", 1, 2, 3], "3 guidance scales given; wan2.2-i2v-a14b has 2 expert"),
+        (["--noise", "absent.npy"], "absent.npy"),
+        (["--noise", "a.npy", "--seeds", 0, 1], "noise from a file is one video's; give one seed"),
+        (["--image", "absent.png"], "absent.png"),
+        (["--seeds", 2**64], "the seed is 18446744073709551616; PyTorch takes"),
+        (["--seeds", -(2**63) - 1, "--noise", "jax"], "the seed is -9223372036854775809; PyTorch"),
+        (["--prompt", "absent.npy"], "absent.npy holds no embedded prompt"),
+        (["--prompt", "absent.txt"], "absent.txt"),
+        (["--noise", "gs://bucket/noise.npy"], "gs://bucket/noise.npy"),
+        (["--negative", "gs://bucket/rows.npy"], "gs://bucket/rows.npy"),
+        (["--image", __file__], "test_staged.py"),
+        (["--tiles", 0, 4], "an overlap is at least 0 and less than the size"),
+        (["--mesh", "batch=2"], "a mesh has no axis 'batch'; its axes are world, seed"),
+        (["--mesh", "context:4"], "'context:4' is no mesh; write it as branch=2,context=4"),
+        (["--mesh", "branch=2,context=4"], "context=4 does not make up 1 device(s)"),
+    ],
+)
+def test_wrong_input_ends_in_one_sentence_and_leaves_nothing(
+    release, picture, tmp_path, capsys, changes, message
+):
+    out = tmp_path / "out"
+    assert message in refused(capsys, *settings(release, picture, out), *changes)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--mesh", "tensor=8"], "2 heads do not divide over the mesh's tensor=8"),
+        (["--mesh", "branch=8"], "2 pass(es) of a step do not divide over the mesh's branch=8"),
+        (["--mesh", "branch=2,fsdp=4", "--guidance", 1], "1 pass(es) of a step do not divide"),
+        (["--mesh", "seed=8", "--seeds", 0, 1], "2 seed(s) do not divide over the mesh's seed=8"),
+        (["--mesh", "world=8"], "the mesh has world=8, but there is one prompt"),
+    ],
+)
+def test_a_mesh_that_a_run_cannot_use_is_refused(
+    release, picture, tmp_path, capsys, monkeypatch, changes, message
+):
+    """Of eight devices, as far as the command knows; before any weights are read."""
+    monkeypatch.setattr(jax, "local_devices", lambda: 8 * jax.devices()[:1])
+    monkeypatch.setattr(wan, "load", None)
+    assert message in refused(capsys, *settings(release, picture, tmp_path / "out"), *changes)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], weakref.ref[Wan]]]:
+    """Nothing is computed. What was loaded, call by call, and whether it is still there."""
+    loaded, plain = [], wan.load
+
+    def load(folder: Path, **options: Any) -> Wan:
+        gc.collect()
+        about = {k: v for k, v in options.items() if k != "profile"}
+        about["beside"] = sum(model() is not None for _, model in loaded)
+        model = plain(folder, **options)
+        loaded.append((about, weakref.ref(model)))
+        return model
+
+    def generate(model, condition, seeds, *, noise, **options) -> Any:
+        shape = (*condition.grid, model.config.dit.out_channels)
+        noise = loop.first_noise(model.config, seeds, shape, noise)
+        x0 = np.repeat(np.asarray(noise)[:, None], 2, axis=1)
+        return SimpleNamespace(latents=noise, x0=x0)
+
+    monkeypatch.setattr(wan, "load", load)
+    monkeypatch.setattr(generation, "generate", generate)
+    monkeypatch.setattr(wan, "embed", lambda model, tokenizer, text, length: jnp.zeros((24, 64)))
+    monkeypatch.setattr(Wan, "encode", lambda self, video, tiles: jnp.zeros((2, 8, 6, 16)))
+    monkeypatch.setattr(Wan, "decode", lambda self, z, tiles: np.zeros((5, 64, 48, 3), np.uint8))
+    return loaded
+
+
+CODER = {"experts": False, "text": False, "beside": 0}
+ENCODER = {"experts": False, "vae": False, "beside": 0}
+EXPERTS = {"text": False, "vae": False, "resident": None, "beside": 0}
+
+
+def test_only_what_is_needed_is_loaded(release, picture, tmp_path, quick):
+    """Each part is gone when the next one comes; a repeated call needs the VAE alone."""
+    call = settings(release, picture, tmp_path / "out")
+    run("generate", *call)
+    assert [options for options, _ in quick] == [ENCODER, CODER, EXPERTS, CODER]
+    quick.clear()
+    run("generate", *call)
+    assert [options for options, _ in quick] == [CODER]
+
+
+def test_a_prompt_in_a_file_is_the_same_run(release, picture, tmp_path, quick):
+    call = settings(release, picture, tmp_path / "out")
+    run("generate", *call)
+    (tmp_path / "prompt.txt").write_bytes(b"\xef\xbb\xbfa cat\r\n")
+    quick.clear()
+    run("generate", *call, "--prompt", tmp_path / "prompt.txt")
+    assert [options for options, _ in quick] == [CODER]
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["prompt"] == "a cat"
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_a_turned_photograph_is_told_of(release, tmp_path, capsys, quick):
+    """The size follows the picture as it lies in the file, but for the profile diffusers."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=exif)
+    call = settings(release, tmp_path / "photo.jpg", tmp_path / "out")
+    run("generate", *call)
+    (note,) = (line for line in capsys.readouterr().err.splitlines() if "EXIF" in line)
+    assert note.startswith("Note: ")
+    assert "photo.jpg" in note
+    out = tmp_path / "diffusers"
+    run("generate", *call, "--profile", "diffusers", "--out", out, "--steps", 2)
+    assert "EXIF" not in capsys.readouterr().err
+    images = [json.loads((f / "run.json").read_text())["image"] for f in (out, tmp_path / "out")]
+    assert images[0] != images[1]
+
+
+def test_a_call_on_another_mesh_is_the_same_run(release, picture, tmp_path, quick):
+    call = settings(release, picture, tmp_path / "out")
+    run("generate", *call)
+    file = tmp_path / "out" / "run.json"
+    about = json.loads(file.read_text())
+    assert about["mesh"] == "of size 1"
+    file.write_text(json.dumps(about | {"mesh": "branch=2,context=4"}))
+    quick.clear()
+    run("generate", *call, "--mesh", "fsdp=1")
+    assert [options for options, _ in quick] == [CODER]
+
+
+def test_latents_of_other_weights_or_noise_are_not_taken(
+    release, picture, tmp_path, capsys, monkeypatch, quick
+):
+    noise = np.random.default_rng(0).standard_normal((16, 2, 8, 6)).astype(np.float32)
+    np.save(tmp_path / "noise.npy", noise)
+    call = [*settings(release, picture, tmp_path / "out"), "--noise", tmp_path / "noise.npy"]
+    run("generate", *call)
+    np.save(tmp_path / "noise.npy", noise + 1)
+    assert "noise file" in refused(capsys, *call)
+    np.save(tmp_path / "noise.npy", noise)
+    run("generate", *call)
+    monkeypatch.setattr(staged, "identify", lambda folder: {"manifest": "another"})
+    assert "weights.manifest None, not another" in refused(capsys, *call)
+
+
+@pytest.mark.parametrize("at", ["run.json", "film", "sheet", "page"])
+def test_whatever_fails_at_the_end_latents_are_not_made_again(
+    release, picture, tmp_path, capsys, monkeypatch, quick, at
+):
+    out = tmp_path / "out"
+    call = settings(release, picture, out)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", f"the {at}")
+
+    with monkeypatch.context() as failing:
+        if at == "film":
+            failing.setattr(formats, "_encode", full)
+            failing.setattr(formats, "check_mp4", lambda *_: None)
+        else:
+            name = {"run.json": "staged.runs.now", "sheet": "staged.formats.contact_sheet"}
+            name["page"] = "cli.common.explorer.make"
+            failing.setattr(f"jcos.{name[at]}", full)
+            failing.setattr("jcos.runs.made", lambda *_: {})
+        message = refused(capsys, *call)
+    assert "No space left on device" in message
+    assert ("seed-0" in message) is (at == "film")
+    assert not [p for p in out.iterdir() if p.name.endswith(".part")]
+    assert EXPERTS in [options for options, _ in quick]
+    quick.clear()
+    run("generate", *call)
+    assert [options for options, _ in quick] == [CODER]
+    assert {"run.json", "seed-0.mp4", "seed-0-x0.png", "index.html"} <= set(os.listdir(out))
+
+
+def test_the_film_is_tried_before_the_weights_are_read(
+    release, picture, tmp_path, capsys, monkeypatch
+):
+    def without(*_: object, **__: object) -> None:
+        raise ValueError("there is no libx264")
+
+    monkeypatch.setattr(formats, "_encode", without)
+    monkeypatch.setattr(wan, "load", None)
+    assert "libx264" in refused(capsys, *settings(release, picture, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_latents_and_manifests_that_are_damaged(release, picture, tmp_path, capsys, quick):
+    out = tmp_path / "out"
+    call = settings(release, picture, out)
+    run("generate", *call)
+    for name in ("latents.safetensors", "run.json"):
+        data = (out / name).read_bytes()
+        (out / name).write_bytes(data[: len(data) // 2])
+        assert f"{out / name} is damaged" in refused(capsys, *call)
+
+
+def test_latents_of_another_probe_are_not_taken(release, picture, tmp_path, quick):
+    """A probe of the user's own, in Python."""
+    small = {"size": (80, 48), "frames": 5, "steps": 2, "profile": "float32"}
+    call = partial(staged.run, release, "a cat", picture, out=tmp_path / "out", **small)
+    for strength in (0.5, 0.5):
+        call(probe=Noise(jnp.full((2, 2), strength)))
+    assert [options for options, _ in quick] == [ENCODER, CODER, EXPERTS, CODER, CODER]
+    for other in (Noise(jnp.full((2, 2), 0.25)), TokenEnergy(), Interventions()):
+        with pytest.raises(ValueError, match="interventions"):
+            call(probe=other)
+
+
+def test_a_moved_checkpoint_is_the_same(release, picture, tmp_path, quick):
+    run("generate", *settings(release, picture, tmp_path / "out"))
+    quick.clear()
+    (tmp_path / "link").symlink_to(release)
+    run("generate", *settings(tmp_path / "link", picture, tmp_path / "out"))
+    assert [options for options, _ in quick] == [CODER]
+
+
+def test_a_full_disk_is_noticed_before_the_weights_are_read(
+    release, picture, tmp_path, capsys, monkeypatch
+):
+    call = settings(release, picture, tmp_path / "out")
+    (tmp_path / "file").touch()
+    message = refused(capsys, *call, "--out", tmp_path / "file" / "out")
+    assert f"{tmp_path / 'file'} is a file" in message
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert "0.00 GB free" in refused(capsys, *call)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_size_that_tokens_do_not_cover_is_refused(tmp_path, capsys):
+    call = [GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B", "--prompt", "a", "--frames", 5, "--out"]
+    message = refused(capsys, *call, tmp_path / "o", "--size", "72x64")
+    assert "the width is 72 pixels; wan2.1-t2v-1.3b needs a multiple of 16" in message
+
+
+def test_a_folder_without_a_vae_makes_no_videos(tmp_path, capsys):
+    call = [GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B", "--prompt", "a", "--frames", 5, "--out"]
+    message = refused(capsys, *call, tmp_path / "o", "--size", "64x64")
+    assert "Wan2.1-T2V-1.3B has no VAE" in message
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_model_of_first_frames_needs_one(release, picture, tmp_path, capsys):
+    call = [release, "--prompt", "a cat", "--frames", 5, "--size", "48x80", "--out", tmp_path / "o"]
+    assert "makes videos of a first frame; none is given" in refused(capsys, *call)
+
+
+def test_a_text_model_takes_no_picture(picture, tmp_path, capsys):
+    call = [GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B", "--prompt", "a", "--image", picture]
+    assert "takes no first frame" in refused(capsys, *call, "--out", tmp_path / "o")
+
+
+def test_a_folder_that_is_no_checkpoint_says_so(picture, tmp_path, capsys):
+    assert "is not a checkpoint folder" in refused(capsys, tmp_path, "--prompt", "a")
+
+
+@pytest.mark.slow
+def test_embedded_prompts_need_no_encoder(release, picture, tmp_path):
+    rows = np.random.default_rng(0).standard_normal((2, 5, 64), np.float32)
+    files = [tmp_path / "prompt.npy", tmp_path / "negative.npy"]
+    for file, embedded in zip(files, rows, strict=True):
+        np.save(file, embedded)
+    bare = tmp_path / "bare"
+    shutil.copytree(release, bare, ignore=shutil.ignore_patterns("models_t5*", "google"))
+    call = [*settings(bare, picture, tmp_path / "out"), "--prompt", files[0]]
+    run("generate", *call, "--negative", files[1], "--seeds", 7)
+    latents = load_file(tmp_path / "out" / "latents.safetensors")["latents"]
+
+    model = wan.load(bare, profile="float32")
+    first = image.prepare(
+        image.read_picture(picture), image.rule_for(model.config, "float32"), 80, 48
+    )
+    condition = model.condition(first, rows[0], 5, negative=rows[1])
+    sampling = dataclasses.replace(model.config.sampling, steps=2)
+    # A seed is the same video in Python as in the command, and its noise PyTorch's.
+    want = generation.generate(model, condition, [7], sampling=sampling).latents
+    np.testing.assert_allclose(latents, want, atol=1e-5)  # by step, and as one program
+    noise = wan_noise(7, latents.shape[1:])[None]
+    drawn = generation.generate(model, condition, [7], sampling=sampling, noise=noise).latents
+    np.testing.assert_array_equal(drawn, want)
+    other = generation.generate(model, condition, [7], sampling=sampling, noise="jax").latents
+    assert np.abs(other - want).max() > 0.1
+
+
+def test_a_seed_that_broke_has_no_video(release, picture, tmp_path, monkeypatch, quick):
+    def broken(model: Wan, condition: Any, seeds: Any, **_: Any) -> SimpleNamespace:
+        latents = np.zeros((2, 2, 8, 6, 16), np.float32)
+        latents[0, 1, 2, 3, 4] = np.nan
+        return SimpleNamespace(latents=latents, x0=latents[:, None])
+
+    monkeypatch.setattr(generation, "generate", broken)
+    with pytest.warns(UserWarning, match="seed 3 has no video"):
+        made = staged.run(
+            release,
+            "a cat",
+            picture,
+            out=tmp_path / "out",
+            size=(80, 48),
+            frames=5,
+            seeds=(3, 4),
+            profile="float32",
+        )
+    assert made.films == {4: tmp_path / "out" / "seed-4.mp4"}
+    assert [p.name for p in (tmp_path / "out").glob("*.mp4")] == ["seed-4.mp4"]
+    assert np.isnan(made.latents[0]).any()
+    assert made.x0.shape == (2, 0, 2, 8, 6, 16)
+
+
+@pytest.mark.slow
+def test_the_example_of_the_page_runs(release, picture, tmp_path, monkeypatch):
+    """As it stands, but for a small size."""
+    (example,) = (
+        block
+        for block in re.findall(r"```python\n(.*?)```", WAN.read_text(), re.DOTALL)
+        if "staged.run(" in block
+    )
+    (tmp_path / "wan-i2v").symlink_to(release)
+    shutil.copy(picture, tmp_path / "maze.png")
+    monkeypatch.chdir(tmp_path)
+    small = partial(staged.run, size=(80, 48), frames=5, steps=6, profile="float32")
+    monkeypatch.setattr(staged, "run", small)
+    names: dict[str, Any] = {}
+    with warnings.catch_warnings(action="ignore"):  # this tiny model reads 24 tokens
+        exec(compile(example, str(WAN), "exec"), names)
+    made = names["made"]
+    assert made.latents.shape == (2, 2, 8, 6, 16)
+    assert made.x0.shape == (2, 2, 2, 8, 6, 16)
+    assert formats.read_mp4(made.films[1]).shape == (5, 64, 48, 3)
