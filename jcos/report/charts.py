@@ -131,6 +131,8 @@ def spread(array: xr.DataArray) -> Iterator[tuple[str, xr.DataArray, list[xr.Dat
             continue
         names = {c: _axis(c, array.dims) for c in axes}
         part = _unstacked(array.isel(case=cases), names)
+        if not np.isfinite(part.values).any():  # of these cases nothing is measured
+            continue
         own = kind or " and ".join(names.values())
         yield f"{title}: {own}" if several or moves else title, part, levels
 

@@ -97,7 +97,9 @@ def _figure(path: Path, caption: Any, place: Place, prefix: str) -> dict[str, An
     about = {"name": path.stem, "file": path.name, "caption": str(caption or name)}
     if path.suffix == ".svg":
         drawn = svg.inline(path, "".join(c for c in prefix if c.isalnum()) + "-", f"Figure: {name}")
-        return about | {"svg": drawn, "width": svg.width_of(path), "link": place.link(path)}
+        width, height = svg.size_of(path) or (None, None)
+        wide = width is not None and height is not None and width > WIDE * height
+        return about | {"svg": drawn, "width": width, "wide": wide, "link": place.link(path)}
     with Image.open(path) as picture:
         width, height = picture.size
     src = place.put(path.name, path)

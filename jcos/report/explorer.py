@@ -34,6 +34,8 @@ OURS = '<meta name="generator" content="jcos report">'
 SHEET = "sheet-"
 EMBEDDED = 24_000_000
 """Bytes of pictures up to which a page holds them itself."""
+FEW = 6
+"""Charts that no section names are shown at once up to so many; more are folded."""
 AGAIN = 4
 """Seconds after which the page of an unfinished run loads itself again."""
 ICON = (
@@ -179,6 +181,7 @@ def render(
         missing=missing,
         differences=contents.differences(results),
         sections=sections,
+        few=FEW,
         rest=[i for i in range(len(abouts)) if i not in used],
         plane=bool(runs),
         first=next((i for i, section in enumerate(sections) if section["runs"]), None),

@@ -55,11 +55,15 @@ def inline(path: Path, prefix: str, label: str) -> Markup:
     return Markup(ET.tostring(root, encoding="unicode"))
 
 
-def width_of(path: Path) -> float | None:
-    """Return a figure's width in points, None where it does not say."""
+def size_of(path: Path) -> tuple[float, float] | None:
+    """Return a figure's width and height in points, None where it does not say."""
     with path.open(encoding="utf-8", errors="replace") as file:
-        found = re.search(r'<svg[^>]*?\bwidth="([\d.]+)(?:pt)?"', file.read(4096), re.DOTALL)
-    return float(found[1]) if found else None
+        head = re.search(r"<svg[^>]*>", file.read(4096))
+    found = head and [re.search(rf'\b{side}="([\d.]+)', head[0]) for side in ("width", "height")]
+    if not found or None in found:
+        return None
+    width, height = (float(match[1]) for match in found if match)
+    return width, height
 
 
 def _clean(element: ET.Element, prefix: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from jcos.report.svg import inline, width_of
+from jcos.report.svg import inline, size_of
 from tests.report import folders
 
 
@@ -31,7 +31,7 @@ def test_a_figure_is_left_with_what_draws(tmp_path: Path) -> None:
     assert "fill: currentColor" in drawn
     assert "font-size:10px" in drawn
     assert 'aria-label="a &quot;figure&quot;"' in drawn
-    assert width_of(tmp_path / "a.svg") == 230.4
+    assert size_of(tmp_path / "a.svg") == (230.4, 165.6)
 
 
 def test_what_matplotlib_writes_is_whole(tmp_path: Path) -> None:
