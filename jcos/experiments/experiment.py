@@ -131,7 +131,8 @@ class Experiment(abc.ABC):
         """Check, and measure. Raises ValueError or IndexError as `check` does."""
         self.check(model.config)
         data = self.measure(model, progress or silent)
-        return data.assign_attrs(experiment=self.name, title=self.question)
+        data = data.assign_attrs(experiment=self.name, title=self.question)
+        return results.with_levels(data)
 
     def samples(self, model: Wan) -> Samples:
         """What it is run on."""
