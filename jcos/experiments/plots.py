@@ -152,11 +152,9 @@ def heat(
             one = mean.sel({group: name}, drop=True).transpose(y, x)
             maps[", ".join(words)] = one.assign_attrs(array.attrs)
     figure = panels(len(maps))
-    if limits is None and len(measures) > 1:
-        ends = [
-            f(one) for one in maps.values() for f in (np.nanmin, np.nanmax) if one.notnull().any()
-        ]
-        limits = (min(ends), max(ends)) if ends else None
+    shown = np.concatenate([one.values.ravel() for one in maps.values()])
+    if limits is None and len(measures) > 1 and np.isfinite(shown).any():
+        limits = float(np.nanmin(shown)), float(np.nanmax(shown))
     low, high = limits or (None, None)
     for axes, (title, values) in zip(figure.axes[:], maps.items(), strict=True):
         image = axes.imshow(
