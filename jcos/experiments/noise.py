@@ -257,7 +257,7 @@ class Ends(NamedTuple):
     and after clean-up; on, how much of the latter is each right answer."""
 
     latents: Float[Any, "*K F h w C"]
-    videos: UInt8[Any, "*2 K F H W 3"] | None
+    videos: UInt8[Any, "*axes K F H W 3"] | None
     on: Float[Any, "*K A"] | None
 
 

@@ -260,15 +260,10 @@ def load(path: Path, experiment: str | None = None) -> xr.Dataset:
     except (OSError, ValueError, KeyError) as error:
         why = str(error).partition("\n")[0]
         raise ValueError(f"{path} is no whole file of results ({why}); make it again") from None
-    version, made_by = (
-        data.attrs.get(name, f"no {name}") for name in ("jcos_results", "experiment")
-    )
-    why = ""
+    version, made_by = (data.attrs.get(name) for name in ("jcos_results", "experiment"))
+    if version == VERSION and experiment in (None, made_by):
+        return data
+    data.close()
     if version != VERSION:
-        why = f"has layout {version}, not {VERSION}: make the results again"
-    elif experiment not in (None, made_by):
-        why = f"holds results of {made_by}, not of {experiment}"
-    if why:
-        data.close()
-        raise ValueError(f"{path} {why}")
-    return data
+        raise ValueError(f"{path} has layout {version}, not {VERSION}: make the results again")
+    raise ValueError(f"{path} holds results of {made_by}, not of {experiment}")
