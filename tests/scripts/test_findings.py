@@ -54,7 +54,7 @@ def test_marks_become_numbers(results: Path, tmp_path: Path) -> None:
     [
         '{{ steps("maze", "solved", "step 4") }}',
         '{{ noise("maze", "solved", "step 3") }}',
-        '{{ steps("maze", "solved", "step 3", column="still") }}',
+        '{{ steps("maze", "commitment step, median", "model", column="chance") }}',
         "{{ steps.date }}",
     ],
 )
@@ -62,7 +62,7 @@ def test_a_mark_without_a_number_is_refused(results: Path, tmp_path: Path, mark:
     docs = tmp_path / "docs"
     ended = run(results, docs, mark)
     assert ended.returncode == 2
-    assert any(word in ended.stderr for word in ("step 3", "noise", "date"))
+    assert any(word in ended.stderr for word in ("step 3", "noise", "chance", "date"))
     assert not (docs / "findings.md").exists()
 
 
