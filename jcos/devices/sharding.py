@@ -190,8 +190,10 @@ def check_runs(dit: DiTConfig, worlds: int, seeds: int) -> None:
 
 def place_runs(conditions: C, keys: K, noise: N) -> tuple[C, K, N]:
     """Inputs of `generation.generate_worlds` on the mesh in use: conditions by world, keys and
-    noise by seed. Every host gives the same."""
-    return _put(conditions, P(WORLD)), _put(keys, P(SEED)), _put(noise, P(SEED))
+    noise by seed, or by both where each world has its own. Every host gives the same."""
+    by_world = getattr(keys, "ndim", 1) == 2
+    runs = P(WORLD, SEED) if by_world else P(SEED)
+    return _put(conditions, P(WORLD)), _put(keys, runs), _put(noise, runs)
 
 
 def place_whole(tree: M) -> M:

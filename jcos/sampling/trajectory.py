@@ -32,14 +32,15 @@ class Condition(NamedTuple):
     context: embedded prompt. negative: embedded negative prompt, of as many rows; needed for
     guidance only.
     channels: concatenated to the latent at every step (image-to-video). first: the given first
-    latent frame of models that keep it in place (TI2V): at every step frame 0 is this one, at
-    timestep 0, in what the model sees, in the clean estimate and in what the solver makes of it.
+    latent frames, mostly one, of models that keep them in place (TI2V): at every step they are
+    these, at timestep 0, in what the model sees, in the clean estimate and in what the solver makes
+    of it.
     """
 
     context: Float[Array, "*axes L text"]
     negative: Float[Array, "*axes L text"] | None = None
     channels: Float[Array, "*axes F H W E"] | None = None
-    first: Float[Array, "*axes 1 H W C"] | None = None
+    first: Float[Array, "*axes given H W C"] | None = None
 
 
 class Steps(NamedTuple):
@@ -156,7 +157,7 @@ def _velocity(
     clean = None
     if condition.first is not None:
         frames, height, width = expert.cfg.tokens(*x.shape[:3])
-        clean = jnp.arange(frames * height * width) < height * width
+        clean = jnp.arange(frames * height * width) < len(condition.first) * height * width
 
     # Devices that share the branches hold the observations of theirs; one device holds those of
     # the conditional branch alone.
@@ -208,7 +209,7 @@ def _spread_map(
 
 
 def _keep_first(x: Array, condition: Condition) -> Array:
-    return x if condition.first is None else x.at[:1].set(condition.first)
+    return x if condition.first is None else x.at[: len(condition.first)].set(condition.first)
 
 
 def run(
@@ -288,13 +289,13 @@ def draw(
 
 
 def begin(
-    numerics: Numerics, conditions: Condition, noise: Float[Array, "K F H W C"]
+    numerics: Numerics, conditions: Condition, noise: Float[Array, "worlds K F H W C"]
 ) -> SolverState:
-    """All trajectories of a `run` before their first step: for `advance`."""
+    """All trajectories of a `run` before their first step: for `advance`. noise: of each world."""
     conditions = mesh.constrain(conditions, mesh.WORLD)
-    noise = mesh.constrain(noise, mesh.SEED)
+    noise = mesh.constrain(noise, mesh.WORLD, mesh.SEED)
     seeds = _spread_map(partial(_start, numerics), mesh.SEED, (None, 0))
-    state = _spread_map(seeds, mesh.WORLD, (0, None))(conditions, noise)
+    state = _spread_map(seeds, mesh.WORLD, (0, 0))(conditions, noise)
     return mesh.constrain(state, mesh.WORLD, mesh.SEED)
 
 
@@ -303,11 +304,11 @@ def advance(
     steps: Steps,
     conditions: Condition,
     state: SolverState,
-    keys: Key[Array, " K"],
+    keys: Key[Array, "W K"],
     probe: Probe,
 ) -> tuple[SolverState, Trace]:
-    """All trajectories of a `run` by some steps of one expert. What the parts of a run leave is put
-    together by `joined(parts, 2)`."""
+    """All trajectories of a `run` by some steps of one expert. keys: of each world. What the parts
+    of a run leave is put together by `joined(parts, 2)`."""
 
     def one(condition: Condition, state: SolverState, key: Array) -> tuple[SolverState, Trace]:
         return _denoise_part(expert, steps, condition, state, key, probe)
@@ -316,7 +317,7 @@ def advance(
     seeds = _spread_map(one, mesh.SEED, (None, 0, 0))
     worlds, seed_count = state.x.shape[:2]
     with _passes(worlds, seed_count, steps.scale is not None):
-        state, trace = _spread_map(seeds, mesh.WORLD, (0, 0, None))(conditions, state, keys)
+        state, trace = _spread_map(seeds, mesh.WORLD, (0, 0, 0))(conditions, state, keys)
     return mesh.constrain(state, mesh.WORLD, mesh.SEED), _told(trace)
 
 

@@ -87,9 +87,11 @@ def test_scores_of_all_runs_together_stay_below_the_limit(monkeypatch, by_step):
         def run(dit, given, noise, probe):
             if not by_step:
                 return trajectory.run([dit], plan, given, noise, keys, probe)
-            state = trajectory.begin(dit.numerics, given, noise)
+            each = jnp.broadcast_to(noise, (worlds, *noise.shape))
+            state = trajectory.begin(dit.numerics, given, each)
             step = trajectory.steps_of(plan, 0).one(0)
-            return trajectory.advance(dit, step, given, state, keys, probe)
+            every = jnp.broadcast_to(keys, (worlds, seeds))
+            return trajectory.advance(dit, step, given, state, every, probe)
 
         def swept(dit, given, noise, masks):
             return trajectory.sweep(lambda mask: run(dit, given, noise, Noise(mask)), masks)
