@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         use_mesh,
     )
     from jcos.generation import generate, generate_side_by_side
-    from jcos.lab import tasks
+    from jcos.lab import search, tasks
     from jcos.loop import State, steps
     from jcos.sampling.probes import (
         Chain,
@@ -67,6 +67,7 @@ __all__ = [
     "load",
     "make_mesh",
     "parse_mesh",
+    "search",
     "steps",
     "sweep",
     "tasks",
@@ -80,6 +81,7 @@ _PLACES = {
     "devices.sharding": (*("init_distributed", "make_mesh", "parse_mesh", "to_host", "use_mesh"),),
     "generation": ("generate", "generate_side_by_side"),
     "loop": ("State", "steps"),
+    "lab.search": ("search",),
     "lab.tasks": ("tasks",),
     "sampling.probes": (
         *("Chain", "EstimateEnsemble", "Noise", "Probe", "SeedEnsemble", "Site", "Swap"),
