@@ -14,11 +14,13 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PAPER  := $(filter-out vbvr_% %_large,$(basename $(notdir $(wildcard configs/*.py))))
 
+DOCUMENTED := config variants wan loop generation runs devices model media weights sampling lab experiments
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint ruff pyright format train evaluate paper bench clean
+.PHONY: help setup demo test lint ruff pyright format docs train evaluate paper bench clean
 
 help:  ## this list
 	@echo "Targets:"
@@ -43,6 +45,9 @@ pyright: $(READY)
 format: $(READY)  ## sort the imports, fix what ruff can fix, format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)  ## the reference of the library, from its docstrings, into out/api
+	$(BIN)/python -W error -m pdoc --no-show-source -o out/api jcos $(DOCUMENTED:%=jcos.%)
 
 train: $(READY)  ## train the tiny model
 	$(BIN)/python scripts/train_tiny.py $(ARGS)

@@ -12,6 +12,6 @@ The 20 steps are for the small model; for another take its own with --set sampli
 """
 
 from jcos.experiments.experiment import Settings
-from jcos.experiments.information_flow import Flow
+from jcos.experiments.flow import Flow
 
 experiment = Flow(puzzles=24, several=True, sampling=Settings(steps=20))

@@ -365,9 +365,13 @@ def sampling_run(source: Released, pinned: bool) -> Row:
         modules.append(dit_module(cfg, cfg.layers))
         theirs(source, f"experts.{i}", modules[-1], DIT_OF_DIFFUSERS)
     first = numbers(9, 1, 4, 6, cfg.out_channels)
-    condition = trajectory.Condition(*(jnp.asarray(a)[None] for a in (*rows, extra)))
-    if pinned:
-        condition = condition._replace(first=jnp.asarray(first)[None])
+    condition = trajectory.Condition(
+        jnp.asarray(rows[0])[None],
+        (2, 4, 6),
+        jnp.asarray(rows[1])[None],
+        jnp.asarray(extra)[None],
+        jnp.asarray(first)[None] if pinned else None,
+    )
     keys = jax.vmap(jax.random.key)(jnp.zeros(1, jnp.uint32))
     run = jax.jit(
         lambda models: trajectory.run(

@@ -10,81 +10,52 @@ Public names are imported when they are first used: `import jcos` itself costs n
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from jcos.config import DiTConfig, Numerics, Sampling, WanConfig
-    from jcos.devices.sharding import (
-        init_distributed,
-        make_mesh,
-        parse_mesh,
-        to_host,
-        use_mesh,
-    )
-    from jcos.generation import generate, generate_side_by_side
-    from jcos.lab import search, tasks
-    from jcos.loop import State, steps
-    from jcos.sampling.probes import (
-        Chain,
-        EstimateEnsemble,
-        Noise,
-        Probe,
-        SeedEnsemble,
-        Site,
-        Swap,
-        TokenEnergy,
-        TokenFeatures,
-        chain,
-    )
-    from jcos.sampling.trace import Trace
-    from jcos.sampling.trajectory import Condition, sweep, tree_stack
-    from jcos.variants import VARIANTS
-    from jcos.wan import Wan, load
+if TYPE_CHECKING:  # `_PLACES` for type checkers
+    from jcos.config import DiTConfig as DiTConfig
+    from jcos.config import Numerics as Numerics
+    from jcos.config import Sampling as Sampling
+    from jcos.config import WanConfig as WanConfig
+    from jcos.devices.sharding import init_distributed as init_distributed
+    from jcos.devices.sharding import make_mesh as make_mesh
+    from jcos.devices.sharding import parse_mesh as parse_mesh
+    from jcos.devices.sharding import to_host as to_host
+    from jcos.devices.sharding import use_mesh as use_mesh
+    from jcos.generation import generate as generate
+    from jcos.generation import generate_side_by_side as generate_side_by_side
+    from jcos.lab import search as search
+    from jcos.lab import tasks as tasks
+    from jcos.loop import State as State
+    from jcos.loop import steps as steps
+    from jcos.sampling.probe import Probe as Probe
+    from jcos.sampling.probe import Site as Site
+    from jcos.sampling.probes import Chain as Chain
+    from jcos.sampling.probes import EstimateEnsemble as EstimateEnsemble
+    from jcos.sampling.probes import Noise as Noise
+    from jcos.sampling.probes import SeedEnsemble as SeedEnsemble
+    from jcos.sampling.probes import Swap as Swap
+    from jcos.sampling.probes import TokenEnergy as TokenEnergy
+    from jcos.sampling.probes import TokenFeatures as TokenFeatures
+    from jcos.sampling.probes import chain as chain
+    from jcos.sampling.trace import Trace as Trace
+    from jcos.sampling.trajectory import Condition as Condition
+    from jcos.sampling.trajectory import sweep as sweep
+    from jcos.sampling.trajectory import tree_stack as tree_stack
+    from jcos.variants import VARIANTS as VARIANTS
+    from jcos.wan import Wan as Wan
+    from jcos.wan import load as load
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "VARIANTS",
-    "Chain",
-    "Condition",
-    "DiTConfig",
-    "EstimateEnsemble",
-    "Noise",
-    "Numerics",
-    "Probe",
-    "Sampling",
-    "SeedEnsemble",
-    "Site",
-    "State",
-    "Swap",
-    "TokenEnergy",
-    "TokenFeatures",
-    "Trace",
-    "Wan",
-    "WanConfig",
-    "chain",
-    "generate",
-    "generate_side_by_side",
-    "init_distributed",
-    "load",
-    "make_mesh",
-    "parse_mesh",
-    "search",
-    "steps",
-    "sweep",
-    "tasks",
-    "to_host",
-    "tree_stack",
-    "use_mesh",
-]
-
 _PLACES = {
     "config": ("DiTConfig", "Numerics", "Sampling", "WanConfig"),
-    "devices.sharding": (*("init_distributed", "make_mesh", "parse_mesh", "to_host", "use_mesh"),),
+    "devices.sharding": ("init_distributed", "make_mesh", "parse_mesh", "to_host", "use_mesh"),
     "generation": ("generate", "generate_side_by_side"),
-    "loop": ("State", "steps"),
     "lab.search": ("search",),
     "lab.tasks": ("tasks",),
+    "loop": ("State", "steps"),
+    "sampling.probe": ("Probe", "Site"),
     "sampling.probes": (
-        *("Chain", "EstimateEnsemble", "Noise", "Probe", "SeedEnsemble", "Site", "Swap"),
+        *("Chain", "EstimateEnsemble", "Noise", "SeedEnsemble", "Swap"),
         *("TokenEnergy", "TokenFeatures", "chain"),
     ),
     "sampling.trace": ("Trace",),
@@ -92,15 +63,17 @@ _PLACES = {
     "variants": ("VARIANTS",),
     "wan": ("Wan", "load"),
 }
-"""The imports above, at run time; whatever else is touched is a module, like jcos.wan."""
+"""Public names by module; whatever else is touched is a module, like `jcos.wan`."""
+_MODULES = {name: module for module, names in _PLACES.items() for name in names}
+__all__ = list(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    place = next((place for place, names in _PLACES.items() if name in names), name)
+    path = f"jcos.{_MODULES.get(name, name)}"
     try:
-        module = importlib.import_module(f"jcos.{place}")
+        module = importlib.import_module(path)
     except ModuleNotFoundError as missing:
-        if missing.name != f"jcos.{place}":
+        if missing.name != path:
             raise
         raise AttributeError(f"module 'jcos' has no attribute {name!r}") from None
     globals()[name] = value = getattr(module, name, module)

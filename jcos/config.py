@@ -1,12 +1,9 @@
-"""What a model is and how it is sampled: frozen dataclasses that refuse impossible values when they
-are made.
-
-Nothing here imports jax, so that a configuration can be read anywhere.
-"""
+"""Models and their sampling: frozen dataclasses that refuse impossible values. Without jax, so that
+a configuration can be read anywhere."""
 
 import dataclasses
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 Solver = Literal["euler", "unipc", "dpmpp"]
 Grid = Literal["euler", "unipc", "dpmpp", "diffusers"]
@@ -19,14 +16,13 @@ frame (TI2V); as extra channels of every frame (the small model)."""
 
 @dataclasses.dataclass(frozen=True)
 class Numerics:
-    """Data types of the forward pass, by name; which of them agree is what tells the reference
-    codes apart.
+    """Data types of the forward pass, by name, in which the reference codes differ.
 
     linear: inputs and weights of attention, feed-forward and text projections.
     residual: the token stream between blocks.
     time: timestep, its embedding and the modulation. head: last norm and projection.
     latents: what a latent is rounded to after every step. text: the text encoder.
-    Weights are held in the type that they are used in. VAEs always compute in float32.
+    Weights are stored in the type that they are used in. VAEs always compute in float32.
     """
 
     linear: str = "float32"
@@ -35,6 +31,14 @@ class Numerics:
     head: str = "float32"
     latents: str = "float32"
     text: str = "float32"
+
+
+def _check_positive(config: Any) -> None:
+    """Raise ValueError for a number of a configuration that is not positive; means may be any."""
+    for name, value in dataclasses.asdict(config).items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if name not in ("mean", "patched") and not min(numbers, default=1) > 0:
+            raise ValueError(f"{type(config).__name__}.{name} is {value}; it must be positive")
 
 
 FLOAT32 = Numerics()
@@ -66,15 +70,7 @@ class DiTConfig:
     rope_theta: float = 10000.0
 
     def __post_init__(self) -> None:
-        sizes = dataclasses.asdict(self)
-        for name, value in sizes.items():
-            if name not in ("patch", "eps", "rope_theta") and value < 1:
-                raise ValueError(f"DiTConfig.{name} is {value}; it must be at least 1")
-        if min(self.patch) < 1 or not self.eps > 0 or not self.rope_theta > 0:
-            raise ValueError(
-                f"DiTConfig: patch {self.patch}, eps {self.eps} and rope_theta {self.rope_theta} "
-                "must be positive"
-            )
+        _check_positive(self)
         if self.dim % self.heads:
             raise ValueError(f"DiTConfig: dim {self.dim} is not a multiple of heads {self.heads}")
         if self.head_dim % 2 or self.freq_dim % 2:
@@ -108,10 +104,7 @@ class PixelCodec:
     std: float = 0.42
 
     def __post_init__(self) -> None:
-        if self.stride < 1 or not self.std > 0:
-            raise ValueError(
-                f"PixelCodec: stride {self.stride} and std {self.std} must be positive"
-            )
+        _check_positive(self)
 
     @property
     def channels(self) -> int:
@@ -148,15 +141,9 @@ class VaeConfig:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if min(self.encoder_dim, self.decoder_dim, self.channels) < 1:
-            raise ValueError(
-                f"VaeConfig: widths {self.encoder_dim} and {self.decoder_dim} and {self.channels} "
-                "channels must be at least 1"
-            )
-        if not len(self.mean) == len(self.std) == self.channels or min(self.std) <= 0:
-            raise ValueError(
-                f"VaeConfig: {self.channels} channels need as many means and positive deviations"
-            )
+        _check_positive(self)
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"VaeConfig: {self.channels} channels need as many means and stds")
 
     @property
     def strides(self) -> tuple[int, int, int]:
@@ -179,9 +166,7 @@ class UMT5Config:
     max_distance: int = 128
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if not value > 0:
-                raise ValueError(f"UMT5Config.{name} is {value}; it must be positive")
+        _check_positive(self)
 
 
 Codec = PixelCodec | VaeConfig
@@ -228,7 +213,7 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """The video made where nothing else is asked for; sizes in pixels."""
+    """The default video; sizes in pixels."""
 
     frames: int = 81
     height: int = 480
@@ -241,7 +226,7 @@ class WanConfig:
     """A whole model: expert(s), codec, text and the defaults its authors sample with.
 
     boundary: timestep / 1000 from which upwards the first (high-noise) of two experts is used.
-    negative: the prompt of the unconditional branch where none is given.
+    negative: the default prompt of the unconditional branch.
     """
 
     name: str
@@ -263,13 +248,13 @@ class WanConfig:
         guidance = self.sampling.guidance
         if guidance is not None and len(guidance) != self.experts:
             raise ValueError(
-                f"guidance {guidance} has {len(guidance)} scales for {self.experts} expert(s)"
+                f"guidance has {len(guidance)} scales; {self.name} has {self.experts} expert(s)"
             )
 
     @property
     def noise(self) -> Literal["torch", "jax"]:
-        """Who draws the first noise of a seed: PyTorch for Wan's models, whose codes all do, jax
-        for others."""
+        """The generator of a seed's first noise: PyTorch's for Wan's models, whose reference codes
+        all use it, jax's for others."""
         return "torch" if isinstance(self.codec, VaeConfig) else "jax"
 
     @property
@@ -287,20 +272,16 @@ class WanConfig:
         if changes.get("solver", self.sampling.solver) != self.sampling.solver:
             changes.setdefault("grid", changes["solver"])
         if "sigmas" in changes and changes.keys() & {"steps", "shift"}:
-            raise ValueError(
-                "sigmas are the whole schedule: give no steps and no shift beside them"
-            )
+            raise ValueError("sigmas are the whole schedule: leave out steps and shift")
         if changes.keys() & {"steps", "shift"}:
             changes["sigmas"] = None
         if "guidance" in changes:
             scales = tuple(changes["guidance"])
-            scales = scales * self.experts if len(scales) == 1 else scales
-            if len(scales) != self.experts:
-                raise ValueError(
-                    f"{len(scales)} guidance scales given; {self.name} has {self.experts} expert(s)"
-                )
-            changes["guidance"] = None if all(scale == 1 for scale in scales) else scales
-        return dataclasses.replace(self.sampling, **changes)
+            changes["guidance"] = scales * self.experts if len(scales) == 1 else scales
+        sampling = dataclasses.replace(self.sampling, **changes)
+        dataclasses.replace(self, sampling=sampling)  # raises where they do not fit
+        plain = sampling.guidance is not None and set(sampling.guidance) == {1}
+        return dataclasses.replace(sampling, guidance=None) if plain else sampling
 
 
 def to_json(config: WanConfig) -> dict[str, Any]:
@@ -308,29 +289,19 @@ def to_json(config: WanConfig) -> dict[str, Any]:
 
 
 def from_json(data: dict[str, Any]) -> WanConfig:
-    """The inverse of `to_json`; ValueError or TypeError where a field is missing or unknown."""
+    """Invert `to_json`; ValueError or TypeError where a field is missing or unknown."""
+    return _from_json(WanConfig, data)
 
-    def make(cls: type, value: Any) -> Any:
-        # JSON has lists where the dataclasses have tuples (which must hash: configurations are
-        # static).
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in dict(value).items()})
 
-    def one_of(kinds: tuple[type, ...], value: Any) -> Any:
-        # Of several kinds the one whose fields these are; the last is left to complain.
-        named = [k for k in kinds if {f.name for f in dataclasses.fields(k)} == set(value)]
-        return make((*kinds, *named)[-1], value)
-
-    nested: dict[str, tuple[type, ...]] = {
-        "dit": (DiTConfig,),
-        "codec": get_args(Codec),
-        "text": get_args(TextEncoder),
-        "sampling": (Sampling,),
-        "numerics": (Numerics,),
-        "clip": (Clip,),
-    }
-    optional = ("codec", "text")
-    fields: dict[str, Any] = {
-        k: v if k not in nested or (v is None and k in optional) else one_of(nested[k], v)
-        for k, v in data.items()
-    }
-    return WanConfig(**fields)
+def _from_json(cls: Any, data: Any) -> Any:
+    types, fields = get_type_hints(cls), {}
+    for name, value in dict(data).items():
+        options = (types.get(name), *get_args(types.get(name)))
+        kinds = [kind for kind in options if dataclasses.is_dataclass(kind)]
+        if kinds and not (value is None and type(None) in options):
+            # Of several kinds the one with these fields; the last raises the error.
+            fit = [k for k in kinds if {f.name for f in dataclasses.fields(k)} == set(value or ())]
+            value = _from_json([*kinds, *fit][-1], value)
+        # Configurations are static, so they must hash: tuples for lists.
+        fields[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**fields)

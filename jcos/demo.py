@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 
 from jcos.experiments.ensemble import ensemble_solved
 from jcos.experiments.noise import noise_scores
-from jcos.experiments.puzzles import Progress, held_out
+from jcos.experiments.sweeps import held_out
 from jcos.experiments.watching import Watched, masses, routes, watch
 from jcos.lab.measures import GAINS, estimate
 from jcos.lab.tasks import TASKS, Puzzle, Task
@@ -34,6 +34,14 @@ NOISED = (0, 5, 10, 15, 20, 25, 30, 40)
 """Denoising steps at which noise is put in."""
 ROUTES = 4
 """The maze at the top has at most this many shortest routes, so that its chart can be read."""
+
+
+class Progress(NamedTuple):
+    """What is going on, how many parts are done, and of how many."""
+
+    what: str
+    done: int
+    total: int
 
 
 PARTS = (

@@ -1,4 +1,4 @@
-"""The loop over denoising steps: states that can be looked at, cut down, copied and stored."""
+"""The loop over denoising steps: states that can be read, cut down, copied and stored."""
 
 import dataclasses
 import hashlib
@@ -28,7 +28,7 @@ from jcos.wan import Wan
 from jcos.weights import checkpoint
 
 Noise = Float[Array | np.ndarray, "K F h w C"] | str | None
-"""The first noise of each seed, or who draws it (`first_noise`)."""
+"""The first noise of each seed, or its generator (`first_noise`)."""
 
 
 Seeds = Sequence[int] | SupportsIndex | Sequence[Sequence[int]]
@@ -38,7 +38,7 @@ Chosen = Sequence[int] | Sequence[Sequence[int]] | np.ndarray
 
 
 def seed_keys(seeds: Sequence[int] | SupportsIndex) -> Key[Array, " K"]:
-    """One key per seed: a seed's noise does not depend on which others run beside it."""
+    """Return one key per seed: a seed's noise does not depend on the other seeds of a run."""
     return jax.vmap(jax.random.key)(jnp.asarray(seed_words(seeds)))
 
 
@@ -48,13 +48,11 @@ def first_noise(
     shape: tuple[int, int, int, int],
     noise: Noise = None,
 ) -> Float[Array, "K F h w C"] | None:
-    """Return the noise that videos of these seeds begin with, whoever makes them: commands, the
-    benchmark, experiments on clips, Python.
+    """Return the first noise of these seeds; None: the program draws it from their keys.
 
-    shape: of a latent, [F, h, w, C]. noise: an array, which is taken as it is, or who draws it, by
-    default `config.noise`: "torch" as all reference codes for Wan do (`noise.wan_noise`), "jax"
-    from the seeds' keys inside the program, which None stands for.
-    Raises ValueError where it is neither, or PyTorch does not take a seed.
+    shape: of a latent, [F, h, w, C]. noise: an array, which is returned, or its generator, by
+    default `config.noise`: "torch" as in all reference codes for Wan (`noise.wan_noise`), or "jax"
+    inside the program. Raises ValueError where it is neither, or PyTorch does not take a seed.
     """
     drawn = config.noise if noise is None else noise
     if not isinstance(drawn, str):
@@ -71,11 +69,10 @@ class State:
     """The runs after one denoising step; arrays have a leading seed axis [K, …] (of stacked
     conditions [W, K, …]).
 
-    step: its number, 0 first. sigma: its noise level. rows: the seed of every run. seeds: those of
-    a world, or where worlds do not share them a tuple for each. x: what the model sees next, of
-    noise level next_sigma; after the last step the final latents. x0: the step's clean estimate.
-    block_obs, estimate_obs: what the probe observed after blocks and of the estimate. finite: free
-    of inf and nan. The last three are None in a state that was loaded or changed.
+    step: its number, 0 first. sigma: its noise level. rows: the seed of every run [W, K]. seeds:
+    those of a world, or where worlds do not share them a tuple for each. x: the model's next input,
+    of noise level next_sigma; after the last step the final latents. x0: the step's clean estimate.
+    block_obs, estimate_obs, finite: as in `Trace`; None in a state that was loaded or changed.
     """
 
     step: int
@@ -85,7 +82,7 @@ class State:
     solver: SolverState = dataclasses.field(repr=False)
     keys: Key[Array, "W K"] = dataclasses.field(repr=False)
     trace: Trace | None = dataclasses.field(default=None, repr=False)
-    """What the step left behind, leaves [W, K, 1, …]."""
+    """Of this step, leaves [W, K, 1, …]."""
 
     @property
     def seeds(self) -> tuple[Any, ...]:
@@ -199,8 +196,8 @@ class State:
         return changed
 
     def save(self, file: Path | str) -> None:
-        """Write the state into one file, from which `steps(…, start=file)` goes on, also in another
-        process. The file is whole or, when the process is killed, the one before."""
+        """Write one file, from which `steps(…, start=file)` continues, also in another process. A
+        process that is killed leaves the file before."""
         arrays = {name: sharding.to_host(a) for name, a in self.solver._asdict().items()}
         arrays["keys"] = sharding.to_host(jax.random.key_data(self.keys))
         about = {"step": self.step, "sigma": self.sigma, "seeds": self.rows.tolist()}
@@ -216,76 +213,88 @@ class Runs(Iterator[State]):
     def __init__(
         self,
         model: Wan,
-        conditions: Condition,
-        plan: flow.Plan,
-        probe: Probe,
-        *,
-        single: bool = False,
+        condition: Condition,
+        probe: Probe | None = None,
+        sampling: Sampling | None = None,
+        sigmas: Sequence[float] | None = None,
     ):
-        if mesh.in_use():
-            conditions, _, _ = sharding.place_runs(conditions, (), None)
-            plan, probe = sharding.place_whole(jax.tree.map(jnp.asarray, (plan, probe)))
-        self.model, self.conditions, self.plan, self.probe = model, conditions, plan, probe
-        self.single = single
+        sampling = sampling or model.config.sampling
+        if sigmas is not None:
+            sampling = dataclasses.replace(sampling, sigmas=tuple(sigmas))
+        self.model, self.probe = model, probe or Probe()
+        self.plan = flow.plan(sampling, model.config.boundary)
+        self.single = condition.context.ndim == 2
+        self.conditions: Condition = condition
+        if self.single:
+            self.conditions = jax.tree.map(lambda a: a[None], condition)
         self.takes = 0  # calls of State.take so far: copies of no two of them share keys
         self.state: State | None = None
         self._expert: tuple[int, Any] = (-1, None)
-        parts = [trajectory.steps_of(plan, i) for i in range(len(model.experts))]
-        self._parts = [jax.tree.map(np.asarray, part) for part in parts]
+        parts = [trajectory.steps_of(self.plan, i) for i in range(len(model.experts))]
+        self._steps = [
+            (i, part.one(j)) for i, part in enumerate(parts) for j in range(len(part.number))
+        ]
 
     def begin(self, seeds: Seeds, noise: Noise = None) -> None:
-        """Draw the first noise of each seed, unless it is given. Raises ValueError where there is
+        """Draw the first noise of each seed, unless it is passed. Raises ValueError where there is
         not a row of seeds for each world, equally many."""
-        worlds, config = len(self.conditions.context), self.model.config
-        rows = _rows(seeds)
-        if len({len(row) for row in rows}) > 1 or len(rows) not in (1, worlds):
+        worlds, rows = len(self.conditions.context), _rows(seeds)
+        count = len(rows[0])
+        if any(len(row) != count for row in rows) or len(rows) not in (1, worlds):
             raise ValueError(
                 f"there are rows of {[len(row) for row in rows]} seeds for {worlds} world(s); give "
                 "equally many to each, or one row for all"
             )
-        count = len(rows[0])
         self.check(count)
         check_averages(self.probe, count)
-        shape = trajectory.latent_shape(config.dit, self.conditions)
-        numbers = [seed for row in rows for seed in row]
-        keys = seed_keys(numbers).reshape(len(rows), count)
-        given = first_noise(config, numbers, shape, noise)
-        if given is not None and given.shape[1:] != shape:
-            raise ValueError(
-                f"noise of a seed has shape {given.shape[1:]}; this video needs {shape}"
-            )
-        keys = jnp.broadcast_to(keys, (worlds, count))
-        if given is not None:
-            given = given.reshape(-1, count, *shape)
-            given = jnp.broadcast_to(given, (worlds, *given.shape[1:]))
-        if mesh.in_use():
-            _, keys, given = sharding.place_runs((), keys, given)
-        solver, keys = _begin(config, self.conditions, keys, given)
+        keys, first = self.inputs([seed for row in rows for seed in row], noise)
+        solver, keys = _begin(self.model.config, self.conditions, keys, first, count)
         self._set(-1, 1.0, np.array(rows * (worlds // len(rows)), object), solver, keys)
 
     def load(self, file: Path | str) -> None:
-        """Take up a state that `State.save` wrote. Raises ValueError where it is none, or one of
+        """Continue from a state that `State.save` wrote. Raises ValueError where it is none, or of
         another model, condition, plan or probe."""
         try:
             with safe_open(str(file), "numpy") as stored:
                 about = json.loads((stored.metadata() or {})["jcos.State"])
-                arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+                names = stored.keys()
+                arrays = {name: jnp.asarray(stored.get_tensor(name)) for name in names}
         except FileNotFoundError:
             raise
         except Exception as error:  # noqa: BLE001 (safetensors raises its own kinds)
             raise ValueError(f"{file} holds no state of a run ({type(error).__name__})") from None
+        self._place()
         identity = self.identity()
         other = [name for name, digest in identity.items() if about["identity"][name] != digest]
         if other:
             raise ValueError(f"{file} is a state of another {' and another '.join(other)}")
-        bits = arrays.pop("keys")
-        solver, keys = SolverState(**arrays), jax.random.wrap_key_data(jnp.asarray(bits))
-        if mesh.in_use():
-            solver, keys, _ = sharding.place_runs(solver, keys, None)
-        solver = jax.tree.map(jnp.asarray, solver)
+        keys = jax.random.wrap_key_data(arrays.pop("keys"))
         self.check(keys.shape[1])
+        solver, keys = sharding.place_inputs((SolverState(**arrays), keys), mesh.WORLD)
         self.takes = about["takes"]
         self._set(about["step"], about["sigma"], np.array(about["seeds"], object), solver, keys)
+
+    def check(self, seeds: int) -> list[jax.ShapeDtypeStruct]:
+        """Return what the probe observes after a block. Raises as `checks.check_probe`, and
+        ValueError where so many runs do not divide over the mesh in use."""
+        worlds, plan = len(self.conditions.context), self.plan
+        size, guided = (worlds, seeds, *self.conditions.grid), plan.guidance is not None
+        if mesh.in_use():
+            sharding.check_runs(self.model.config.dit, worlds, seeds)
+        return check_probe(self.probe, self.model.experts[0], plan.steps, size, guided=guided)
+
+    def inputs(
+        self, seeds: Sequence[int], noise: Noise
+    ) -> tuple[Key[Array, " K"], Float[Array, "K F h w C"] | None]:
+        """Return the seeds' keys and `first_noise`; lay all inputs out over the mesh in use."""
+        self._place()
+        config = self.model.config
+        first = first_noise(config, seeds, (*self.conditions.grid, config.dit.out_channels), noise)
+        return sharding.place_inputs((seed_keys(seeds), first), mesh.SEED)
+
+    def _place(self) -> None:
+        self.conditions = sharding.place_inputs(self.conditions, mesh.WORLD)
+        self.plan, self.probe = sharding.place_inputs((self.plan, self.probe))
 
     def _set(
         self,
@@ -301,19 +310,12 @@ class Runs(Iterator[State]):
             solver = jax.device_put(solver, device)
         self.state = State(step, sigma, rows, self, solver, keys)
 
-    def check(self, seeds: int) -> None:
-        """Raise ValueError, IndexError or TypeError where the probe or the mesh does not take so
-        many runs."""
-        check(self.model, self.plan, self.conditions, seeds, self.probe)
-        if mesh.in_use():
-            sharding.check_runs(self.model.config.dit, len(self.conditions.context), seeds)
-
     def of_video(self, tree: Any) -> Any:
-        """Leaves [W, K, …] without the world axis where there is one video."""
+        """Drop the world axis of leaves [W, K, …] where the condition was not stacked."""
         return jax.tree.map(lambda a: a[0], tree) if self.single else tree
 
     def identity(self) -> dict[str, str]:
-        """Digests of all that decides how the runs go on."""
+        """Return digests of all that decides how the runs continue."""
         config = self.model.config
         return {
             "model": _digest(checkpoint.leaves(self.model.experts), repr(config.dit)),
@@ -329,13 +331,11 @@ class Runs(Iterator[State]):
         if step >= self.plan.steps:
             self._expert = (-1, None)
             raise StopIteration
-        number = next(i for i, part in enumerate(self._parts) if step in part.number)
+        number, one = self._steps[step]
         if number != self._expert[0]:
             jax.block_until_ready(before.solver)  # or the next expert comes while this one works
             self._expert = (-1, None)
             self._expert = (number, memory.on_device(self.model.experts[number]))
-        part = self._parts[number]
-        one = part.one(int(np.flatnonzero(part.number == step)[0]))
         solver, trace = _advance(
             self._expert[1], one, self.conditions, before.solver, before.keys, self.probe
         )
@@ -343,14 +343,6 @@ class Runs(Iterator[State]):
         sigma = float(one.sigma[0])
         self.state = State(step, sigma, before.rows, self, solver, before.keys, trace)
         return self.state
-
-
-def check(
-    model: Wan, plan: flow.Plan, conditions: Condition, seeds: int, probe: Probe
-) -> list[jax.ShapeDtypeStruct]:
-    """As `checks.check_probe`."""
-    size, guided = trajectory.size_of(conditions, seeds), plan.guidance is not None
-    return check_probe(probe, model.experts[0], plan.steps, size, guided=guided)
 
 
 def _rows(seeds: Seeds) -> list[list[int]]:
@@ -374,8 +366,8 @@ def _fresh(
 
 
 def _digest(tree: Any, about: str = "") -> str:
-    """Return a digest of a pytree: its structure and its arrays (4,096 numbers of each that has
-    over a million), and of a text about it."""
+    """Return a digest of a text and a pytree: its structure and arrays (4,096 numbers of arrays of
+    over a million)."""
     leaves, structure = jax.tree.flatten(tree)
     digest = hashlib.sha256(f"{about} {structure}".encode())
     for leaf in leaves:
@@ -387,18 +379,22 @@ def _digest(tree: Any, about: str = "") -> str:
     return digest.hexdigest()
 
 
-@partial(jax.jit, static_argnames="config")
+@partial(jax.jit, static_argnames=("config", "count"))
 def _begin(
     config: WanConfig,
     conditions: Condition,
-    keys: Key[Array, "W K"],
-    noise: Float[Array, "W K F h w C"] | None,
-) -> tuple[SolverState, Key[Array, "W K"]]:
-    def one(keys: Key[Array, " K"], noise: Float[Array, "K F h w C"] | None) -> tuple[Array, Array]:
-        return trajectory.draw(config.dit, conditions, keys, noise)
+    keys: Key[Array, " K"],
+    noise: Float[Array, "K F h w C"] | None,
+    count: int,
+) -> tuple[SolverState, Key[Array, "W count"]]:
+    """keys, noise: of `count` runs, for all worlds or for one after the other."""
+    noise, keys = trajectory.draw(config.dit, conditions, keys, noise)
 
-    noise, keys = jax.vmap(one)(keys, noise)
-    return trajectory.begin(config.numerics, conditions, noise), keys
+    def of_worlds(a: Array) -> Array:
+        rows = a.reshape(-1, count, *a.shape[1:])
+        return jnp.broadcast_to(rows, (len(conditions.context), *rows.shape[1:]))
+
+    return trajectory.begin(config.numerics, conditions, of_worlds(noise)), of_worlds(keys)
 
 
 _advance = jax.jit(trajectory.advance)
@@ -418,28 +414,19 @@ def steps(
     """Iterate over the runs' `State` after every denoising step; each is one call of a compiled
     program that serves all steps and both experts.
 
-    condition: of one video, or stacked with a leading world axis. seeds: one run each, with the
-    same noise in all worlds, or a row of them for each world. sampling:
-    the model's own by default. sigmas: explicit noise levels (or timesteps: numbers above 1) in
-    place of its grid. noise: of each seed, drawn from its key by default. start: a file of
-    `State.save`, from which the runs go on (seeds and noise are the state's then).
-    A caller may look at a state, let fewer runs go on (`keep`), copy some (`branch`), write it
-    (`save`), or stop. Weights that wait in host memory (`load`, resident) are on the device only
-    for the steps of their expert. Raises ValueError, IndexError or TypeError, before anything
-    runs, where the probe does not fit (`check_probe`), and FloatingPointError as soon as no run is
-    finite.
+    condition: of one video, or stacked with a leading world axis. seeds: one run each; 3 is [3].
+    Worlds share them and their noise, unless there is a row of them for each world.
+    sampling: by default the model's. sigmas: explicit noise levels (or timesteps: numbers above 1)
+    in place of its grid. noise: as in `first_noise`. start: a file of `State.save` to continue
+    from, with its seeds and noise.
+    A caller may read a state, continue fewer runs (`keep`) or copies (`branch`), write it (`save`),
+    or stop. Offloaded weights (`load`, resident) are on the device only for the steps of their
+    expert. Raises ValueError, IndexError or TypeError, before anything runs, where the probe does
+    not fit (`check_probe`), and FloatingPointError as soon as no run is finite.
     """
-    single = condition.context.ndim == 2
-    conditions = jax.tree.map(lambda a: a[None], condition) if single else condition
-    plan = flow.plan(sampling_of(model, sampling, sigmas), model.config.boundary)
-    runs = Runs(model, conditions, plan, probe or Probe(), single=single)
+    runs = Runs(model, condition, probe, sampling, sigmas)
     if start is not None:
         runs.load(start)
     else:
         runs.begin(seeds, noise)
     return runs
-
-
-def sampling_of(model: Wan, sampling: Sampling | None, sigmas: Sequence[float] | None) -> Sampling:
-    sampling = sampling or model.config.sampling
-    return sampling if sigmas is None else dataclasses.replace(sampling, sigmas=tuple(sigmas))

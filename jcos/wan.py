@@ -106,16 +106,14 @@ class Wan(nnx.Module):
             size = (height, width)
         if size is None:
             raise ValueError("without a first frame, the size of the video must be given")
-        f, h, w = latent_grid(self.config, frames, *size)
-        if first_frame is None:
-            channels, first = jnp.zeros((f, h, w, 0)), None
-        elif self.config.image == "pin":
-            channels, first = jnp.zeros((f, h, w, 0)), self.encode(first_frame[None], tiles)
-        else:
-            channels, first = self._image_channels(first_frame, frames, tiles), None
+        grid, channels, first = latent_grid(self.config, frames, *size), None, None
+        if first_frame is not None and self.config.image == "pin":
+            first = self.encode(first_frame[None], tiles)
+        elif first_frame is not None:
+            channels = self._image_channels(first_frame, frames, tiles)
         rows = self.embed(prompt)
         default = self.config.negative if negative is None or _empty(negative) else negative
-        return Condition(rows, self.embed(default).astype(rows.dtype), channels, first)
+        return Condition(rows, grid, self.embed(default).astype(rows.dtype), channels, first)
 
     def _image_channels(
         self, first_frame: Picture, frames: int, tiles: Tiles | None

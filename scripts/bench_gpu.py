@@ -202,7 +202,8 @@ def program(
     text = 0.1 * jnp.ones((1, cfg.text_len, cfg.text_dim), jnp.dtype(lab.config.numerics.text))
     grid = latent_grid(lab.config, *size[1:])
     given = jnp.zeros((1, *grid, cfg.in_channels - cfg.out_channels))
-    arguments = (model, plan, trajectory.Condition(text, -text, given), seed_keys(range(seeds)))
+    condition = trajectory.Condition(text, grid, -text, given)
+    arguments = (model, plan, condition, seed_keys(range(seeds)))
 
     @jax.jit
     def run(model: Wan, plan: Any, conditions: Any, keys: Any, probe: Probe) -> Any:

@@ -113,12 +113,13 @@ def measured(lab: Lab, job: Job, probe: Probe | None = None) -> Point:
     model = Wan(job.config, rngs=nnx.Rngs(0))
     rows = jnp.ones((1, cfg.text_len, cfg.text_dim))
     given: Any = Condition(
-        rows, -rows, jnp.zeros((1, *job.latent, cfg.in_channels - cfg.out_channels))
+        rows, job.latent, -rows, jnp.zeros((1, *job.latent, cfg.in_channels - cfg.out_channels))
     )
     plan, keys, probe = flow.plan(job.sampling), seed_keys(range(job.seeds)), probe or Probe()
     if mesh.in_use():
         model = sharding.place(model, jax.sharding.get_mesh())
-        given, keys, _ = sharding.place_runs(given, keys, None)
+        given = sharding.place_inputs(given, mesh.WORLD)
+        keys = sharding.place_inputs(keys, mesh.SEED)
     run = jax.jit(lambda model, given, keys: generate_worlds(model, plan, given, keys, probe))
     program = run.lower(model, given, keys).compile()
     held, text = program.memory_analysis(), program.as_text()

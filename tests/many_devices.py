@@ -177,17 +177,17 @@ def sweeps(*meshes: str) -> dict[str, dict[str, float]]:
     import jax
 
     from jcos.devices import sharding
-    from jcos.experiments.puzzles import finish, playing
+    from jcos.experiments.sweeps import sweep
     from jcos.sampling.probes import SeedEnsemble, Swap, chain
 
     def trace_of(model: Any) -> dict[str, Any]:
-        given = conditions_of(model, 4)
-        given = jax.tree.map(lambda a: a.reshape(2, 2, *a.shape[1:]), given)
+        conditions = conditions_of(model, 4)
+        conditions = jax.tree.map(lambda a: a.reshape(2, 2, *a.shape[1:]), conditions)
         probes = [
             chain(SeedEnsemble.window(2, 2, mean, [0]), Swap.at_layers(2, 2, 12, swap))
             for mean, swap in (((0,), ()), ((), (1,)))
         ]
-        trace = finish(playing(model, given, (3, 4), probes=probes, chunk=3))
+        trace = sweep(model, conditions, (3, 4), probes=probes, chunk=3)
         return {"mean": trace.x0[0], "swap": trace.x0[1]}
 
     model = tiny_model()
@@ -344,7 +344,7 @@ def lost(number: str, port: str) -> None:
         os._exit(1)
     mesh = sharding.make_mesh({"seed": 2})
     with sharding.use_mesh(mesh):
-        keys = sharding.place_whole(jax.numpy.arange(2))
+        keys = sharding.place_inputs(jax.numpy.arange(2))
         sharding.to_host(keys)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from jcos import cli, demo, wan
 from jcos.cli import sample
-from jcos.experiments.puzzles import Progress, held_out
+from jcos.experiments.sweeps import held_out
 from jcos.generation import generate
 from jcos.lab import tasks
 from jcos.weights import checkpoint
@@ -63,9 +63,9 @@ def test_programs_are_kept_in_the_users_cache(
 def test_the_demo_ends_with_its_page_and_what_to_look_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def play(model: wan.Wan, folder: Path, command: str) -> Iterator[Progress]:
-        yield Progress("following routes", 0, 2)
-        yield Progress("the page", 2, 2)
+    def play(model: wan.Wan, folder: Path, command: str) -> Iterator[demo.Progress]:
+        yield demo.Progress("following routes", 0, 2)
+        yield demo.Progress("the page", 2, 2)
 
     monkeypatch.setattr(demo, "run", play)
     monkeypatch.setattr(wan, "load", lambda folder: None)
@@ -174,6 +174,9 @@ def test_sample_is_deterministic_and_an_intervention_changes_it(tmp_path: Path) 
     np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(a[:, :, 0], c[:, :, 0])
     assert np.abs(a[:, :, 1] - c[:, :, 1]).max() > 0.1
+    runs = (json.loads((tmp_path / name / "run.json").read_text()) for name in "ac")
+    texts = [[change["text"] for change in manifest["changes"]] for manifest in runs]
+    assert texts == [[], ["noise at step 1"]]
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 
 from jcos import demo
-from jcos.experiments.puzzles import Progress
 from jcos.lab.tasks import TASKS
 from jcos.wan import Wan
 
 SIZES = demo.Sizes(task=2, noise=1, ensemble=2)
 
 
-def played(model: Wan, folder: Path) -> list[Progress]:
+def played(model: Wan, folder: Path) -> list[demo.Progress]:
     """A small demo, whose page does not say when it was made or how long it took."""
     settings = demo._settings
     with pytest.MonkeyPatch.context() as patch:

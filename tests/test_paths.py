@@ -18,7 +18,7 @@ from jcos import cli, files, wan
 from jcos.cli import options
 from jcos.cli.paths import _uses
 from jcos.devices import programs
-from jcos.experiments.results import conduct
+from jcos.experiments.folder import run_to
 from jcos.experiments.settings import load_experiment, override
 from jcos.experiments.steps import Steps
 from jcos.model.text import TextCache, read_prompt, word_ids
@@ -128,7 +128,7 @@ FUNCTIONS: list[Any] = [
     lambda path: files.write(Path(path), "x"),
     lambda path: read_prompt(f"{path}.txt"),
     lambda path: override(Steps(), [f"clips={path}"]),
-    lambda path: next(conduct(Steps(), CONFIG, wan.load, path, weights={}, command="")),
+    lambda path: run_to(path, Steps(), CONFIG, lambda: wan.load(path), weights={}, command=""),
 ]
 
 

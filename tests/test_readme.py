@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jcos
-from jcos.experiments.puzzles import held_out, play, score
+from jcos.experiments.sweeps import held_out, play, score
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 

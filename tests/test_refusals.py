@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jcos.config import Sampling
-from jcos.experiments.puzzles import finish, playing
+from jcos.experiments.sweeps import sweep
 from jcos.generation import check_averages, generate, generate_side_by_side, generate_worlds
 from jcos.loop import seed_keys
 from jcos.sampling import flow, trajectory
@@ -73,7 +73,7 @@ def test_a_probe_of_another_run_is_refused_before_anything_is_computed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By every way of sampling, and in a sweep, where arrays have an axis more."""
-    monkeypatch.setattr(trajectory, "denoise", _never)
+    monkeypatch.setattr(trajectory, "advance", _never)
     monkeypatch.setattr("jcos.loop._advance", _never)
     plan, keys = flow.plan(model.config.sampling), seed_keys((0, 1))
     worlds = jax.tree.map(lambda a: a[None], condition)
@@ -107,7 +107,7 @@ def test_an_average_of_one_seed_is_refused(
     with pytest.raises(ValueError, match="averages over seeds"):
         generate(model, condition, range(seeds), probe=probe)
     with pytest.raises(ValueError, match="averages over seeds"):
-        finish(playing(model, worlds, range(seeds), probes=[probe]))
+        sweep(model, worlds, range(seeds), probes=[probe])
     off = WINDOW.replace(mask=jnp.zeros_like(WINDOW.mask))
     check_averages(off, 1)
     check_averages(WINDOW.replace(groups=jnp.array([0, 0, 1])), 3)
@@ -182,7 +182,7 @@ def test_masks_out_of_range_are_refused(model: Wan, condition: trajectory.Condit
 def test_guidance_needs_a_negative_prompt(model: Wan, condition: trajectory.Condition) -> None:
     sampling = Sampling(steps=STEPS, guidance=(2.0,))
     with pytest.raises(ValueError, match="needs a negative prompt"):
-        generate(model, condition._replace(negative=None), sampling=sampling)
+        generate(model, condition.replace(negative=None), sampling=sampling)
 
 
 def test_a_bad_seed_leaves_the_others_alone_and_is_named(

@@ -85,7 +85,7 @@ def test_image_to_video_equals_the_original_step_by_step(name, sampling, boundar
     first = image.prepare(picture, image.rule_for(model.config), 80, 64)
     condition = model.condition(first, golden["in.context"], 9, negative=golden["in.context_null"])
     assert relative(condition.channels, channels_last(golden["in.y"])) <= 1e-5
-    exact = condition._replace(channels=jnp.asarray(channels_last(golden["in.y"])))
+    exact = condition.replace(channels=jnp.asarray(channels_last(golden["in.y"])))
     config = model.config
     model.config = dataclasses.replace(config, boundary=boundary)
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from jcos.bench.folder import SPLITS, Sample
-from jcos.experiments.puzzles import held_out
+from jcos.experiments.sweeps import held_out
 from jcos.files import check_room, visible, write
 from jcos.lab.tasks import TASKS, Puzzle, get
 from jcos.media.formats import png, read_mp4, upscale, write_mp4

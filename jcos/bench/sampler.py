@@ -79,7 +79,7 @@ class Sampler:
         """Samples of a shape to generate at a time: `asked`, or as many as memory holds, of
         `total`; a multiple of `worlds`."""
         config = self.model.config
-        given = Condition(jnp.zeros(0), channels=jnp.zeros((*wan.latent_grid(config, *shape), 0)))
+        given = Condition(jnp.zeros(0), wan.latent_grid(config, *shape))
         plan = flow.plan(config.sampling, config.boundary)
         each = None if asked is None else -(-asked // self.worlds)
         size = 1  # which is tried even if the estimate is against it

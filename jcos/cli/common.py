@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 from jax.sharding import Mesh
@@ -16,7 +16,7 @@ from jcos.bench.sampler import check_mesh
 from jcos.cli import options
 from jcos.config import WanConfig
 from jcos.devices import mesh, sharding
-from jcos.experiments.puzzles import Progress
+from jcos.experiments.experiment import Progress
 from jcos.sampling.probes import Chain, Noise, Probe, SeedEnsemble, chain
 
 console = Console(stderr=True)
@@ -82,14 +82,13 @@ def command_line() -> str:
 
 
 @contextlib.contextmanager
-def bar() -> Iterator[Callable[[Progress], None]]:
-    """What is going on, how many parts are done, and the time that is left; to be called with
-    every `Progress`."""
+def bar() -> Iterator[Progress]:
+    """Show what is going on, how many parts are done, and the time that is left."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Bar(*columns, TimeRemainingColumn(), console=console, speed_estimate_period=PACE) as shown:
         task = shown.add_task("starting", total=None)
-        yield lambda now: shown.update(
-            task, description=now.what, completed=now.done, total=now.total
+        yield lambda what, done, total: shown.update(
+            task, description=what, completed=done, total=total
         )
 
 

@@ -23,7 +23,7 @@ class Demo(options.Demo):
         command = command_line()
         with bar() as told:
             for now in demonstration.run(model, self.out, command):
-                told(now)
+                told(*now)
         page = (self.out / "index.html").resolve()
         print(f"The page is at {page}")
         print("Look at the maze first: several routes at once in early steps, one in late ones.")

@@ -96,7 +96,7 @@ class Generate(options.Generate, Interventions, OnMesh):
                 condition = jax.device_get(condition)
             manifest = {
                 "checkpoint": str(self.checkpoint),
-                "layers": config.dit.layers,
+                "changes": [change.to_json() for change in interventions.changes()],
                 **settings,
                 **runs.made(command_line(), devices.shape if devices else {}),
             }

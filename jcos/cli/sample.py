@@ -5,7 +5,6 @@ import hashlib
 import io
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from jcos.cli import options
 from jcos.cli.common import Interventions, bar, command_line
 from jcos.config import Sampling, WanConfig
 from jcos.experiments.answers import answers_of, blend
-from jcos.experiments.puzzles import Progress, held_out, play, score
+from jcos.experiments.experiment import Progress
+from jcos.experiments.sweeps import held_out, play, score
 from jcos.files import check_room, keep, write
 from jcos.lab import tasks
 from jcos.lab.tasks import Puzzle, Task
@@ -59,7 +59,7 @@ class Sample(options.Sample, Interventions):
         with bar() as told:
             if not done:
                 shape = f"{len(puzzles)} puzzles × {len(self.seeds)} seeds"
-                told(Progress(f"{shape} × {config.sampling.steps} steps", 0, parts))
+                told(f"{shape} × {config.sampling.steps} steps", 0, parts)
                 manifest = settings | runs.made(command_line())
                 with runs.begun(self.out, manifest, room):
                     arrays = self._play(model, task, puzzles, config.sampling, probe)
@@ -129,11 +129,11 @@ class Sample(options.Sample, Interventions):
         model: wan.Wan,
         task: Task,
         puzzles: list[Puzzle],
-        told: Callable[[Progress], None],
+        told: Progress,
         parts: int,
     ) -> tuple[Path, Bool[np.ndarray, "P K"]]:
         """Write pictures, scores and the page of the arrays; the page, and what is solved."""
-        told(Progress("scoring", 1, parts))
+        told("scoring", 1, parts)
         try:
             with (self.out / ARRAYS).open("rb") as file, np.load(file) as arrays:
                 latents, x0 = arrays["latents"], arrays["x0"]
@@ -143,7 +143,7 @@ class Sample(options.Sample, Interventions):
         steps = x0.shape[2]
         shown = np.unique(np.linspace(0, steps - 1, 9).round().astype(int))
         for i, puzzle in enumerate(puzzles):
-            told(Progress(f"pictures of puzzle {i}", 2 + i, parts))
+            told(f"pictures of puzzle {i}", 2 + i, parts)
             video = model.decode(latents[i, 0])
             rows = [*model.decode(x0[i, 0, shown]), video, task.routes(puzzle)[0]]
             sheet = formats.contact_sheet(np.stack(rows), scale=4)
@@ -155,7 +155,7 @@ class Sample(options.Sample, Interventions):
             "solved": solved.tolist(),
         }
         write(self.out / runs.MANIFEST, runs.as_text(manifest))
-        told(Progress("the page", parts - 1, parts))
+        told("the page", parts - 1, parts)
         page = explorer.make(self.out)
-        told(Progress("the page", parts, parts))
+        told("the page", parts, parts)
         return page, solved

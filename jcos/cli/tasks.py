@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jcos.cli import options
-from jcos.experiments.puzzles import held_out
+from jcos.experiments.sweeps import held_out
 from jcos.files import check_new_folder, write
 from jcos.lab import tasks
 from jcos.media import formats

@@ -1,5 +1,4 @@
-"""A device's memory: weights that wait in the host's until they are needed, and what to do where it
-runs out."""
+"""A device's memory: weights offloaded to the host's, and what helps where it runs out."""
 
 import contextlib
 import math
@@ -15,14 +14,13 @@ from jcos.devices import mesh
 
 GIB = 2**30
 HOST = "pinned_host"
-"""Memory of the host that a device reads by itself, as jax calls it."""
+"""jax's name for host memory that a device reads by itself."""
 ROOM = 0.55
-"""Share of the memory that jax has on a device that weights may fill and lie there all the time;
-the rest is for the run. A14B's two experts, 54 GiB, do on an H200, also where jax has only 75 % of
-it, and do not on a GPU of 80 GB."""
+"""Share of jax's memory on a device that weights may take and stay there; the rest is for the run.
+A14B's two experts, 54 GiB, stay on an H200, even where jax has 75 % of it, and not on 80 GB."""
 CLAIM = "0.92"
-"""Share of a GPU's memory that a command takes: jax's own 75 % would leave a quarter unused, and
-`jcos plan` counts on 90 %. The rest is for the libraries (cuDNN, cuBLAS)."""
+"""Share of a GPU's memory that a command takes, in place of jax's 75 %; `jcos plan` counts on 90 %.
+The rest is for the libraries (cuDNN, cuBLAS)."""
 _FRACTION = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 """By its present and its old name; jax refuses to start where both are set."""
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -31,8 +29,8 @@ M = TypeVar("M")
 
 
 def claim(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Lets jax have `CLAIM` of a GPU, unless the environment says how much. It counts until jax
-    first asks for its devices."""
+    """Let jax have `CLAIM` of a GPU, unless the environment says how much; call it before jax first
+    asks for its devices."""
     if not any(environment.get(name) for name in _FRACTION):
         environment[_FRACTION[0]] = CLAIM
 
@@ -41,21 +39,20 @@ def claim(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def in_host(shardings: Mapping[str, Sharding]) -> dict[str, Sharding]:
-    """The same slices for the same devices, in the memory of their hosts."""
+    """Return the same slices for the same devices, in the memory of their hosts."""
     return {path: where.with_memory_kind(HOST) for path, where in shardings.items()}
 
 
 def on_device(weights: M) -> M:
-    """The weights, brought to the device as far as they lie in host memory; in a jitted function
-    too. There the compiler chooses when, which may be early: to have room for one set of weights
-    alone, bring them before the call."""
+    """Bring those weights to the device that lie in host memory. In a jitted function the compiler
+    chooses when, which may be early: where only one set of weights has room, call this before."""
     return jax.tree.map(
         lambda a: jax.device_put(a, jax.memory.Space.Device) if _in_host(a) else a, weights
     )
 
 
 def waits(weights: Any) -> bool:
-    """Whether any of them lies in host memory."""
+    """Return whether any of them lies in host memory."""
     return any(_in_host(leaf) for leaf in jax.tree.leaves(weights))
 
 
@@ -66,11 +63,11 @@ def _in_host(leaf: Any) -> bool:
 def waiting(
     weights: Mapping[str, Any], shardings: Mapping[str, Sharding], resident: bool | None
 ) -> dict[str, Sharding]:
-    """Shardings in host memory for weights (or their shapes) that are not to lie on the device all
-    the time; for those that are, none.
+    """Return shardings in host memory for weights (or their shapes) that are to be offloaded; none
+    where they stay on the device.
 
-    shardings: of the device, by path; the first device for those that are not named. resident: None
-    for on a mesh, which can slice them, and where they take at most `ROOM` of the device.
+    shardings: on the device, by path; by default on the first. resident: whether they stay; None:
+    on a mesh, which can slice them, and where they take at most `ROOM` of the device.
     """
     first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     if resident is None:
@@ -84,8 +81,7 @@ def waiting(
 
 
 class Run(NamedTuple):
-    """What a run that may be too large consists of. resident: two or more experts lie on the device
-    together."""
+    """The size of a run. resident: two or more experts lie on the device together."""
 
     seeds: int
     worlds: int
@@ -97,7 +93,7 @@ class Run(NamedTuple):
 
 
 def run_knobs(run: Run) -> list[str]:
-    """What this run can be changed in, that which changes least about its results first."""
+    """Return what would make this run smaller, the least change first."""
     many = run.devices > 1
     table = [
         (run.seeds > 1, f"fewer than {run.seeds} seeds at a time: the same videos, in turns"),
@@ -125,13 +121,13 @@ CODING = (
     "a model loaded without its experts or text encoder",
     "a smaller or shorter video",
 )
-"""What helps where weights, and where videos to be coded, are too large: the least change first."""
+"""What helps where weights, or videos to be coded, are too large: the least change first."""
 
 
 @contextlib.contextmanager
 def explained(what: str, knobs: Sequence[str]) -> Iterator[None]:
-    """Turns XLA's report of exhausted memory into a MemoryError: what was asked for (by `what`),
-    what there is, what would help."""
+    """Turn XLA's report of exhausted memory into a MemoryError: what `what` asked for, what there
+    is, and what would help."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -141,7 +137,7 @@ def explained(what: str, knobs: Sequence[str]) -> Iterator[None]:
 
 
 def sentence(report: str, what: str, knobs: Sequence[str], limit: int | None) -> str:
-    """limit: bytes of a device, where it tells."""
+    """Return the error of a report of XLA's. limit: bytes of a device, where known."""
     asked = _bytes(_ASKED, report)
     limit = _bytes(_LIMIT, report) or limit
     size = "more memory than there is" if asked is None else f"{asked / GIB:.1f} GiB"
@@ -156,11 +152,11 @@ _LIMIT = rf"Used \S+ of {_SIZE}"
 
 
 def _bytes(pattern: str, report: str) -> int | None:
-    found = re.search(pattern, report)
-    return int(float(found[1]) * _UNITS[found[2]]) if found else None
+    match = re.search(pattern, report)
+    return int(float(match[1]) * _UNITS[match[2]]) if match else None
 
 
 def device_memory() -> int | None:
-    """Bytes that programs may use of the first device here; None where it does not tell (CPU)."""
+    """Return the bytes that programs may use of the first device; None where unknown (CPU)."""
     stats = jax.local_devices()[0].memory_stats()
     return None if not stats else stats.get("bytes_limit")

@@ -1,9 +1,10 @@
 """The mesh in use, as the model sees it: names of its axes, how rows are laid out over it.
 
-A mesh is in use inside `sharding.use_mesh(mesh)` and part of what a jitted function is compiled
-for. Without one, every function here does nothing. Where weights lie is decided in `sharding.py`.
+A mesh is in use within `sharding.use_mesh(mesh)`, and jitted functions are compiled for it. Without
+one, every function here does nothing. `sharding.py` decides where weights lie.
 """
 
+import math
 from typing import TypeVar
 
 import jax
@@ -29,18 +30,15 @@ def in_use() -> bool:
 
 
 def devices(*axes: str) -> int:
-    """Over how many devices the mesh spreads these axes together; 1 without a mesh."""
+    """Return over how many devices the mesh spreads these axes together; 1 without a mesh."""
     if not in_use():
         return 1
     sizes = jax.sharding.get_abstract_mesh().shape
-    total = 1
-    for axis in axes:
-        total *= sizes[axis]
-    return total
+    return math.prod(sizes[axis] for axis in axes)
 
 
 def platform() -> str:
-    """Where the program will run: `cpu`, `gpu` or `tpu`. A mesh may be of devices that are not here
+    """Return where the program will run: `cpu`, `gpu` or `tpu`. The devices of a mesh may be absent
     (compilation ahead of time)."""
     device = jax.sharding.get_abstract_mesh().abstract_device if in_use() else None
     name = (device and device.platform) or jax.default_backend()
@@ -51,22 +49,20 @@ _KINDS = {"cuda": "gpu", "rocm": "gpu"}
 
 
 def constrain(tree: T, *spec: str | tuple[str, ...] | None) -> T:
-    """Arrays laid out over the mesh, one entry per leading axis; whole along the others.
-
-    Axes that `trajectory.run` maps over (world, seed, branch) are spread without being named.
-    """
+    """Lay arrays out over the mesh, one entry of `spec` per leading axis; whole along the others.
+    Axes that `trajectory.run` maps over (world, seed, branch) are spread without being named."""
     if not in_use():
         return tree
     return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, PartitionSpec(*spec)), tree)
 
 
 def padded(rows: int) -> int:
-    """The next number of rows that the devices of the sequence divide."""
+    """Return the next number of rows that the devices of a sequence divide."""
     return -(-rows // devices(*SEQUENCE)) * devices(*SEQUENCE)
 
 
 def spread(x: Array) -> Array:
-    """Rows over the sequence axes, zero rows added behind where they do not divide."""
+    """Spread rows over the sequence axes, padded with zero rows where they do not divide."""
     if not in_use():
         return x
     behind = padded(x.shape[0]) - x.shape[0]

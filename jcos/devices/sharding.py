@@ -23,6 +23,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.experimental.mesh_utils import create_device_mesh
@@ -30,12 +31,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jcos.config import DiTConfig
-from jcos.devices.mesh import AXES, FSDP, SEED, TENSOR, WORLD, devices
+from jcos.devices.mesh import AXES, FSDP, SEED, TENSOR, WORLD, devices, in_use
 
 M = TypeVar("M")
-C = TypeVar("C")
-K = TypeVar("K")
-N = TypeVar("N")
 
 RULES: tuple[tuple[str, P], ...] = (
     # Stacked blocks have a leading layer axis, which the scan slices.
@@ -58,11 +56,11 @@ device."""
 
 
 def make_mesh(sizes: Mapping[str, int] | None = None, machine: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of all devices (of all hosts), or of `machine`, also of devices that are only
+    """Return a mesh of all devices (of all hosts), or of `machine`: devices that may only be
     described (`jax.experimental.topologies`).
 
-    sizes: of the axes in `mesh.AXES` that are larger than 1; −1 for one of them: what is left.
-    Raises ValueError where an axis is unknown or the sizes do not make up the devices.
+    sizes: of the axes in `mesh.AXES` that are larger than 1; −1 for one of them: the rest. Raises
+    ValueError where an axis is unknown or the sizes do not make up the devices.
     """
     sizes = dict(sizes or {})
     machine = list(jax.devices() if machine is None else machine)
@@ -72,20 +70,20 @@ def make_mesh(sizes: Mapping[str, int] | None = None, machine: Sequence[Any] | N
         raise ValueError(f"sizes of mesh axes are at least 1 (or −1 for the rest): {sizes}")
     open_axes = [name for name, size in sizes.items() if size == -1]
     if len(open_axes) > 1:
-        raise ValueError(f"only one axis of a mesh can be what is left, not {open_axes}")
+        raise ValueError(f"only one axis of a mesh can be −1, not {open_axes}")
     known = int(np.prod([size for size in sizes.values() if size != -1]))
     if open_axes and len(machine) % known == 0:
         sizes[open_axes[0]] = len(machine) // known
     if int(np.prod(list(sizes.values()))) != len(machine):
         raise ValueError(f"a mesh {describe(sizes)} does not make up {len(machine)} device(s)")
     shape = tuple(sizes.get(name, 1) for name in AXES)
-    # Axes may share one of a slice's own (a 4 × 4 torus as 2 × 8), which `jax.make_mesh` refuses.
+    # Two axes may share one of a slice (a 4 × 4 torus as 2 × 8), which `jax.make_mesh` refuses.
     placed = create_device_mesh(shape, machine, allow_split_physical_axes=True)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """`"branch=2,context=4"` as sizes for `make_mesh`; ValueError where it cannot be read."""
+    """Read `"branch=2,context=4"` as sizes for `make_mesh`; ValueError where it is none."""
     sizes: dict[str, int] = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
         name, _, size = part.partition("=")
@@ -96,55 +94,46 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def describe(sizes: Mapping[str, int] | Mesh) -> str:
-    """`branch=2,context=4`, axes of size 1 left out."""
+    """Return `branch=2,context=4`, without axes of size 1."""
     shape = sizes.shape if isinstance(sizes, Mesh) else sizes
     return ",".join(f"{name}={size}" for name, size in shape.items() if size != 1) or "of size 1"
 
 
 def use_mesh(mesh: Mesh | None) -> AbstractContextManager[Any]:
-    """Everything inside (loading, generating, lowering ahead of time) uses this mesh, or one device
-    for None.
-
-    Not to be entered inside a jitted function. Functions are compiled anew for another mesh.
-    """
+    """Within: load, generate and lower on this mesh, or on one device for None. Not to be entered
+    in a jitted function. Functions are compiled anew for another mesh."""
     return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def leaf_path(path: tuple[Any, ...]) -> str:
-    """`experts.0.blocks.self_attn.q.kernel`, as checkpoints name leaves."""
+    """Return `experts.0.blocks.self_attn.q.kernel`, as checkpoints name leaves."""
     return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
 
 
-def spec_of(path: str, rules: Sequence[tuple[str, P]] = RULES) -> P:
-    """What the rules say about a leaf of this path."""
-    return next((s for rule, s in rules if re.search(rf"(^|\.)(?:{rule})$", path)), P())
+def spec_of(path: str) -> P:
+    """Return the rule for a leaf of this path."""
+    return next((s for rule, s in RULES if re.search(rf"(^|\.)(?:{rule})$", path)), P())
 
 
 def shardings(
-    model: Any,
-    mesh: Mesh,
-    *,
-    store: Sequence[str] = (FSDP,),
-    rules: Sequence[tuple[str, P]] = RULES,
+    model: Any, mesh: Mesh, *, store: Sequence[str] = (FSDP,)
 ) -> dict[str, NamedSharding]:
-    """Where every leaf of a model (or of its shapes) lies, by path: for `wan.load` and
+    """Return where every leaf of a model (or of its shapes) lies, by path: for `wan.load` and
     `checkpoint.restore`.
 
-    store: the axes that weights are sliced over where `rules` say fsdp. More of them (`context`,
+    store: the axes that weights are sliced over where `RULES` say fsdp. More of them (`context`,
     `branch`, `seed`) save memory and cost a gather of every block over those links too.
     A dimension that an axis does not divide stays whole.
     """
+    leaves = ((leaf_path(path), a) for path, a in jax.tree_util.tree_leaves_with_path(model))
     return {
-        leaf_path(path): NamedSharding(
-            mesh, _fitted(spec_of(leaf_path(path), rules), leaf.shape, mesh, tuple(store))
-        )
-        for path, leaf in jax.tree_util.tree_leaves_with_path(model)
+        path: NamedSharding(mesh, _fitted(spec_of(path), leaf.shape, mesh, tuple(store)))
+        for path, leaf in leaves
     }
 
 
 def _fitted(spec: P, shape: tuple[int, ...], mesh: Mesh, store: tuple[str, ...]) -> P:
-    """The spec of an array of this shape: fsdp read as `store`, axes that do not divide left
-    out."""
+    """Fit a spec to an array's shape: `store` in place of fsdp, no axis that does not divide."""
     entries: list[tuple[str, ...] | str | None] = []
     for size, entry in zip(shape, (*spec, *[None] * len(shape)), strict=False):
         names = store if entry == FSDP else () if entry is None else (str(entry),)
@@ -157,7 +146,7 @@ def _fitted(spec: P, shape: tuple[int, ...], mesh: Mesh, store: tuple[str, ...])
 
 
 def abstract(model: M, mesh: Mesh, *, store: Sequence[str] = (FSDP,)) -> M:
-    """The model as shapes with shardings, for `jit(…).lower`; store as for `shardings`."""
+    """Return the model as shapes with `shardings`, for `jit(…).lower`."""
     where = shardings(model, mesh, store=store)
 
     def shape(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
@@ -166,16 +155,16 @@ def abstract(model: M, mesh: Mesh, *, store: Sequence[str] = (FSDP,)) -> M:
     return jax.tree_util.tree_map_with_path(shape, model)
 
 
-def place(model: M, mesh: Mesh, *, store: Sequence[str] = (FSDP,)) -> M:
-    """The model's arrays moved to where they lie on the mesh; store as for `shardings`."""
-    where = shardings(model, mesh, store=store)
+def place(model: M, mesh: Mesh) -> M:
+    """Move a model's arrays to where they lie on the mesh."""
+    where = shardings(model, mesh)
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: jax.device_put(leaf, where[leaf_path(path)]), model
     )
 
 
 def check_runs(dit: DiTConfig, worlds: int, seeds: int) -> None:
-    """ValueError where the mesh in use cannot spread these runs of this model evenly."""
+    """Raise ValueError where the mesh in use cannot spread these runs of this model evenly."""
     for what, count, axis in (
         ("worlds", worlds, WORLD),
         ("seeds", seeds, SEED),
@@ -188,23 +177,16 @@ def check_runs(dit: DiTConfig, worlds: int, seeds: int) -> None:
             )
 
 
-def place_runs(conditions: C, keys: K, noise: N) -> tuple[C, K, N]:
-    """Inputs of `generation.generate_worlds` on the mesh in use: conditions by world, keys and
-    noise by seed, or by both where each world has its own. Every host gives the same."""
-    by_world = getattr(keys, "ndim", 1) == 2
-    runs = P(WORLD, SEED) if by_world else P(SEED)
-    return _put(conditions, P(WORLD)), _put(keys, runs), _put(noise, runs)
-
-
-def place_whole(tree: M) -> M:
-    """Arrays on every device of the mesh in use."""
-    return _put(tree, P())
-
-
-def _put(tree: M, spec: P) -> M:
-    where = NamedSharding(jax.sharding.get_mesh(), spec)
+def place_inputs(tree: M, axis: str | None = None) -> M:
+    """Spread the leading axis of a run's inputs over an axis of the mesh in use (conditions over
+    `world`, keys and noise over `seed`), or put them whole on every device. Every host passes the
+    same; without a mesh they stay as they are."""
+    if not in_use():
+        return tree
+    where = NamedSharding(jax.sharding.get_mesh(), _leading(axis))
 
     def put(a: Any) -> jax.Array:
+        a = jnp.asarray(a)
         if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
             # Keys themselves cannot be sent to other hosts.
             bits = jax.device_put(jax.random.key_data(a), where)
@@ -215,14 +197,17 @@ def _put(tree: M, spec: P) -> M:
 
 
 def abstract_runs(tree: M, mesh: Mesh, axis: str | None = None) -> M:
-    """Shapes of inputs with shardings, as `place_runs` would lay them out: conditions by `world`,
-    keys and noise by `seed`, plan and probe by None."""
-    where = NamedSharding(mesh, P() if axis is None else P(axis))
+    """Return shapes of inputs with shardings, as `place_inputs` would lay them out."""
+    where = NamedSharding(mesh, _leading(axis))
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree)
 
 
+def _leading(axis: str | None) -> P:
+    return P() if axis is None else P(axis)
+
+
 def to_host(tree: M) -> M:
-    """Arrays of many hosts whole, as numpy arrays on every host: for decoding and writing."""
+    """Gather arrays of many hosts as numpy arrays on every host: for decoding and writing."""
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
@@ -233,21 +218,19 @@ def init_distributed(
     *,
     timeout: int = 120,
 ) -> None:
-    """Joins this process with those of the other hosts; call it before anything else of jax.
+    """Join this process with those of the other hosts; call it before anything else of jax.
 
-    On TPU pods, under SLURM and Open MPI nothing needs to be given. Elsewhere: the first host's
-    address with a free port (`10.0.0.1:1234`), how many processes there are, and which this is.
-    timeout: seconds to wait for the others at the start, and for a sign of life of each of them
-    later: after that long, a run that has lost a host ends on all of them.
-    Raises ValueError where it is not told who the others are, and ConnectionError where they do not
-    all come in time.
+    TPU pods, SLURM and Open MPI need no arguments. Elsewhere: the first host's address with a free
+    port (`10.0.0.1:1234`), the number of processes, and which of them this is.
+    timeout: seconds to wait for the others at the start, and later for a sign of life of each: a
+    run that has lost a host then ends on all of them.
+    Raises ValueError where the other hosts are not known, and ConnectionError where they do not all
+    come in time.
     """
-    given = {"coordinator": coordinator, "hosts": hosts, "host": host}
-    missing = [name for name, value in given.items() if value is None]
-    if 0 < len(missing) < len(given):
-        raise ValueError(
-            f"init_distributed needs {' and '.join(missing)} too, or none of the three"
-        )
+    arguments = {"coordinator": coordinator, "hosts": hosts, "host": host}
+    missing = [name for name, value in arguments.items() if value is None]
+    if 0 < len(missing) < len(arguments):
+        raise ValueError(f"init_distributed needs {' and '.join(missing)} too, or none of three")
     if hosts is not None and host is not None and not 0 <= host < hosts:
         raise ValueError(f"host is {host}; with {hosts} hosts they are 0 to {hosts - 1}")
     if jax.distributed.is_initialized():

@@ -2,30 +2,37 @@
 section 4, which shows examples.)
 
 Any good denoiser corrects itself where early estimates blend several answers, and settles first
-what all answers share. So the ideal denoiser (`ideal.py`) is put beside every number; what it has
-too is no behaviour of the model's own. It never shows a wrong answer, and its estimate of the
+what all answers share. So every number is measured of the ideal denoiser (`ideal.py`) too; what it
+also does is no behaviour of the model. It never shows a wrong answer, and its estimate of the
 frames in which an object is hidden tells nothing of the object.
 """
 
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+import pandas as pd
+import xarray as xr
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
 from jcos.config import WanConfig
-from jcos.experiments.answers import answers_of
-from jcos.experiments.behaviour_figures import figures
-from jcos.experiments.behaviour_found import AXES, Found, courses
-from jcos.experiments.behaviour_memory import check_tiles, remembering
-from jcos.experiments.clips_watched import distance_figure, distance_rows, first_film
-from jcos.experiments.experiment import Experiment, Findings, Picture, looked_at, row
-from jcos.experiments.puzzles import Progress, playing
-from jcos.experiments.samples import Samples
-from jcos.experiments.watching import Seen, look_at_answers
+from jcos.experiments import plots
+from jcos.experiments.answers import Answers, answers_of, chosen
+from jcos.experiments.behaviour_memory import check_tiles, memory_figures, remembering
+from jcos.experiments.clip_steps import clip_dataset, clip_figures
+from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
+from jcos.experiments.films import film_figures, films
+from jcos.experiments.samples import GUESSES, Samples
+from jcos.experiments.sweeps import sweep
+from jcos.experiments.watching import Watched, watch_answers
+from jcos.lab import results
 from jcos.lab.measures import POSITIVE, UNBOUNDED, commitment_step
+from jcos.lab.results import DENOISERS, Variable, measure, with_levels
+from jcos.lab.tasks import TASKS, Puzzle, still_of
+from jcos.lab.tasks.marks import OPAQUE, apart
 from jcos.sampling import flow
 from jcos.sampling.probes import States
 from jcos.sampling.trajectory import Trace
@@ -33,6 +40,26 @@ from jcos.wan import Wan
 
 SETTLED = 0.1
 """A part of a clip has settled when it is this near to its end, relative to the end's norm."""
+GATES: dict[str, tuple[str, ...]] = {
+    "maze": ("scene", "agent", "goal"),
+    "maze7": ("scene", "agent", "goal"),
+    "tictactoe": ("scene",),
+    "tictactoe-block": ("scene",),
+    "pattern": ("kept", "empty"),
+    "rotation": ("colour",),
+    "returns": ("bystander", "hidden"),
+    "bounce": ("room", "one", "whole", "colour"),
+    "bounce-hard": ("room", "one", "whole", "colour"),
+}
+"""Which gates of a task's judge are about the scene: what the first frame shows is kept, and there
+are as many objects as there should be. The others are about how the answer comes about."""
+SHOWN = 0.5
+"""An estimate shows a candidate that makes up more than this of it."""
+COMMON = 64
+"""Random legal answers of a puzzle that tell which pixels no answer changes."""
+STRAY = 0.01
+"""Of a frame, so many pixels may be wrong where the scene is right: half of what the smallest
+object covers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,12 +70,12 @@ class Behaviour(Experiment):
     Apart from what is merely undecided: estimates that show one wrong answer clearly.
     Perception before action: the step from which on the scene is right (all of the first frame
     that no answer changes) against the step from which on the answer is, judged alone, whatever the
-    scene; beside them the judge's own gates about the scene, number of objects included. A model
-    that is given the first frame in every frame, as the small one is, has most of the scene for
+    scene; and against the judge's gates about the scene, number of objects included. A model whose
+    input is the first frame in every frame, as the small one's is, has most of the scene for
     nothing.
     Working memory, of the task `returns`: a ridge regression on the tokens of the frames in which
-    the object is hidden tells its colour and shape, by step, layer and place; fitted and read on
-    puzzles that share no identity, beside the same fit to shuffled labels.
+    the object is hidden reads its colour and shape, by step, layer and place. It is fitted and read
+    on puzzles that share no identity; the control is the same fit to shuffled labels.
     Of clips only perception before action, as distances: when the parts of the video that stay as
     they are in the first frame settle, and when those that change.
 
@@ -58,7 +85,6 @@ class Behaviour(Experiment):
     """
 
     question = "Does the model remember, correct itself, and see before it acts?"
-    axes = AXES
 
     tasks: tuple[str, ...] = ("maze", "tictactoe", "pattern", "rotation", "returns", "bounce")
     wrong: int = 6
@@ -82,89 +108,312 @@ class Behaviour(Experiment):
         if self.learned:
             check_tiles(config)
 
-    def measure(self, model: Wan) -> Generator[Progress, None, Findings]:
+    def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples, plan = self.samples(model), self.plan(model.config)
         if not samples.judged:
-            return (yield from self._clips(model, samples))
+            return self._clips(model, samples, progress)
         answers = answers_of(model, samples.puzzles, wrong=self.wrong)
-        seen: Seen = yield from playing(
+        watched: Watched = sweep(
             model,
-            samples.given,
+            samples.conditions,
             self.seeds,
             probes=[States()],
             plan=plan,
-            look=look_at_answers,
-            beside=answers,
+            readout=watch_answers,
+            aux=answers,
             chunk=self.chunk,
             what="watching every step",
+            progress=progress,
         )
-        yield Progress("judging every step", 0, 1)
-        seen = jax.tree.map(lambda a: a[0], seen)
-        own, ideal = courses(samples, answers, seen)
-        memory = None
+        watched = jax.tree.map(lambda a: a[0], watched)
+        progress("judging every step", 0, 1)
+        puzzles, listed = samples.puzzles, looked_at(plan.steps, 5)
+        both = (watched.video, watched.on), (watched.ideal_video, watched.ideal_run_on)
+        judged = [judge_parts(puzzles, video) for video, _ in both]
+        choices = [shown(on, answers) for _, on in both]
+        steps = [of_steps(*one) for one in zip(judged, choices, strict=True)]
+        runs = [of_runs(*one) for one in zip(judged, choices, strict=True)]
+        variables = baselines(samples)
+        for name, (title, comment) in STEPS.items():
+            values = np.stack([one[name] for one in steps])
+            variables[name] = measure("denoiser puzzle seed step", values, title, comment)
+            variables[name] = with_levels(variables[name], name, variables)
+        for name, (title, options) in RUNS.items():
+            values, about = np.stack([one[name] for one in runs]), dict(options)
+            if about.get("median"):
+                about |= {"span": (0, plan.steps), "units": "step"}
+            about["forwards"] = "all_forwards"
+            variables[name] = measure("denoiser puzzle seed", values, title, **about)
+        cost = [self.forwards(model.config, s + 1) for s in range(plan.steps)]
+        variables |= {"forwards": (("step",), cost, {}), "all_forwards": ((), cost[-1], {})}
+        variables |= _turned(samples, judged[0], choices[0], watched.video, listed)
+        labels = {"denoiser": list(DENOISERS), "step": range(plan.steps), "seed": list(self.seeds)}
+        data = xr.Dataset(variables, labels | samples.coordinates())
         if self.learned:
-            memory = yield from remembering(
-                model,
-                plan,
-                self.learned,
-                self.remembered,
-                steps=looked_at(plan.steps, 5),
-                seeds=self.seeds,
-                seed=self.puzzle_seed,
-                penalty=self.penalty,
-                chunk=self.chunk,
+            data = data.merge(
+                remembering(
+                    model,
+                    plan,
+                    self.learned,
+                    self.remembered,
+                    steps=listed,
+                    seeds=self.seeds,
+                    seed=self.puzzle_seed,
+                    penalty=self.penalty,
+                    chunk=self.chunk,
+                    progress=progress,
+                )
             )
-        found = Found(lambda steps: self.forwards(model.config, steps), samples, own, ideal, memory)
-        yield Progress("drawing", 0, 1)
-        return Findings(found.arrays(), list(found.rows()), dict(figures(found, seen.video)))
+        return data
 
-    def _clips(self, model: Wan, samples: Samples) -> Generator[Progress, None, Findings]:
+    def _clips(self, model: Wan, samples: Samples, progress: Progress) -> xr.Dataset:
         plan = self.plan(model.config)
-        shown = np.array(looked_at(plan.steps), np.int32)
-        found = yield from playing(
+        listed = np.array(looked_at(plan.steps), np.int32)
+        still, moving, x0 = sweep(
             model,
-            samples.given,
+            samples.conditions,
             self.seeds,
             plan=plan,
-            look=look_at_parts,
-            beside=np.tile(shown, (len(samples), 1)),
+            readout=watch_parts,
+            aux=np.tile(listed, (len(samples), 1)),
             chunk=self.chunk,
             what="watching every step",
+            progress=progress,
         )
-        still, moving, x0 = (a[0] for a in found)
-        parts = {"what stays": still, "what changes": moving}
-        steps = {name: commitment_step(values <= SETTLED) for name, values in parts.items()}
-        whole = self.forwards(model.config)
+        progress("decoding", 0, 1)
+        parts = {"what stays": still[0], "what changes": moving[0]}
         distances = {f"distance to the end, {name}": v for name, v in parts.items()}
-        rows = distance_rows(distances, shown.tolist(), lambda n: self.forwards(model.config, n))
-        rows += [
-            row("clips", "step of settling", name, at.astype(float), whole, span=POSITIVE)
-            for name, at in steps.items()
-        ]
-        later = (steps["what changes"] - steps["what stays"]).astype(float)
-        about = "what changes less what stays"
-        rows.append(row("clips", "step of settling", about, later, whole, span=UNBOUNDED))
-        figure = distance_figure(parts, (SETTLED, "settled"))
-        yield Progress("decoding", 0, 1)
-        pictures = {
-            "settling": Picture(
-                figure,
-                "Distance of estimates from the last, over the norm of the last: of the half of "
-                "the latent cells that differs least from the first frame in the end, and of the "
-                "tenth that differs most.",
+        data = clip_dataset(self, model, samples, distances, x0[0])
+        settled = np.stack([commitment_step(v <= SETTLED) for v in parts.values()]).astype(float)
+        name, about = "step of settling", {"units": "step", "forwards": "all_forwards"}
+        variables = {
+            "settled": measure("part clip seed", settled, name, SETTLING, span=POSITIVE, **about),
+            "settled_later": measure(
+                "difference clip seed", settled[1:] - settled[:1], name, span=UNBOUNDED, **about
             ),
-            "film": first_film(model, x0[0, 0], shown.tolist()),
         }
-        arrays = {"still": still, "moving": moving, "x0": x0, "shown": shown}
-        return Findings(arrays, rows, pictures)
+        labels = {"part": list(parts), "difference": ["what changes less what stays"]}
+        return data.merge(xr.Dataset(variables, labels | samples.coordinates()))
+
+    def table(self, data: xr.Dataset) -> pd.DataFrame:
+        about = 10 if "clip" in data.dims else 5
+        return results.table(data, {"step": looked_at(data.sizes["step"], about)})
+
+    def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
+        if "clip" in data.dims:
+            yield from clip_figures(data)
+            return
+        about = {"xlabel": "denoising step", "ylabel": "share of runs", "hue": "denoiser"}
+        for name, (curves, caption) in FIGURES.items():
+            yield name, Picture(plots.lines(data, curves, **about), caption)
+        if np.isfinite(data["later"]).any():
+            yield "order", Picture(plots.paired(data["later"], "steps from scene to answer"), ORDER)
+        yield from memory_figures(data)
+        yield from film_figures(data, "the first that shows a wrong answer and ends right")
 
 
-def look_at_parts(
+CORRECTION = (
+    "Runs whose estimate at a step is wrong although the end is right, and the reverse. Undecided "
+    "counts as wrong here, so the ideal denoiser has some of it too; it never ends wrong."
+)
+CHOICE = (
+    "Which answer makes up more than half of the estimate, of all runs: the one that the run ends "
+    "with, another right one, a wrong one; the rest shows none. The ideal denoiser never shows a "
+    "wrong one."
+)
+PERCEPTION = (
+    "Share of runs whose estimate has the scene right (all of the first frame that no answer "
+    "changes), and of those that have the answer right, each judged alone. The judge's gates: the "
+    "first frame's things kept, as many objects as there should be; a blur of answers does not "
+    "pass them."
+)
+ORDER = (
+    "How many steps the answer is settled after the scene (below 0: before it), of the runs that "
+    "end with both right."
+)
+SETTLING = f"First step from which on the part is within {SETTLED} of its end, over the end's norm."
+STEPS = {
+    "solved": ("solved", "The estimate is solved."),
+    "scene": ("scene right", "All of the first frame that no answer changes is there."),
+    "answer": ("answer right", "The answer alone is right, whatever the scene."),
+    "gates": ("scene's gates", "The judge's gates about the scene pass."),
+    "corrected_later": ("wrong now, right at the end", CORRECTION),
+    "spoiled_later": ("right now, wrong at the end", CORRECTION),
+    "corrected_of_wrong": ("right at the end, of those wrong now", CORRECTION),
+    "spoiled_of_right": ("wrong at the end, of those right now", CORRECTION),
+    "shows_last": ("shows the answer it ends with", CHOICE),
+    "shows_other": ("shows another right answer", CHOICE),
+    "shows_wrong": ("shows a wrong answer", CHOICE),
+    "turned_now": ("shows a wrong answer, right at the end", CHOICE),
+}
+"""Measures of every step."""
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "corrected": ("corrected: wrong at step 0, right at the end", {}),
+    "spoiled": ("spoiled: right at any step, wrong at the end", {}),
+    "lost": ("times lost again, of runs right at the end", {"span": POSITIVE, "units": "steps"}),
+    "turned": ("shows a wrong answer at any step, right at the end", {}),
+    "correction_step": ("step of correction", {"median": True}),
+    "scene_step": ("step of the scene", {"median": True}),
+    "answer_step": ("step of the answer", {"median": True}),
+    "later": ("answer later than the scene, steps", {"span": UNBOUNDED, "units": "steps"}),
+    "scene_first": ("scene first", {}),
+    "at_once": ("scene and answer at once", {}),
+    "answer_first": ("answer first", {}),
+}
+"""Measures of whole runs."""
+FIGURES = {
+    "correction": (("corrected_later", "spoiled_later"), CORRECTION),
+    "choice": (("shows_last", "shows_other", "shows_wrong"), CHOICE),
+    "perception": (("scene", "answer", "gates"), PERCEPTION),
+}
+"""Measures of every step that are drawn together."""
+
+
+class Judged(NamedTuple):
+    """Of each video: solved; answer: that alone, at the task's bar, whatever the scene. scene: all
+    of the first frame that no answer changes is there, in every frame. gates: the judge's gates
+    about the scene pass the bar; a blend of answers fails them where it blurs an object, so they
+    are not independent of the answer."""
+
+    solved: Bool[np.ndarray, "P *axes"]
+    answer: Bool[np.ndarray, "P *axes"]
+    scene: Bool[np.ndarray, "P *axes"]
+    gates: Bool[np.ndarray, "P *axes"]
+
+
+def judge_parts(puzzles: Sequence[Puzzle], videos: UInt8[np.ndarray, "P *axes F H W 3"]) -> Judged:
+    """Return `Judged` of videos, each by its puzzle's task."""
+    axes = videos.shape[:-4]
+    rows = videos.reshape(len(puzzles), -1, *videos.shape[-4:])
+    verdicts = []
+    for puzzle, of_puzzle in zip(puzzles, rows, strict=True):
+        task, first = TASKS[puzzle.task], TASKS[puzzle.task].first_frame(puzzle)[None]
+        same = common(puzzle)
+        for video in of_puzzle:
+            score = task.score(puzzle, video)
+            stray = ((apart(video, first) > OPAQUE) & same).mean((1, 2)).max()
+            gate = min(score.gates[name] for name in GATES[puzzle.task])
+            bar = task.solved_at
+            verdicts.append((score.solved, score.answer >= bar, stray <= STRAY, gate >= bar))
+    return Judged(*np.moveaxis(np.array(verdicts, bool).reshape(*axes, 4), -1, 0))
+
+
+def common(puzzle: Puzzle) -> Bool[np.ndarray, "F H W"]:
+    """Return the pixels that stay as in the first frame whatever the answer, right or wrong."""
+    task, rng = TASKS[puzzle.task], np.random.default_rng(0)
+    drawn = [task.draw(puzzle, task.guess(puzzle, rng)) for _ in range(COMMON)]
+    videos = np.stack([*task.routes(puzzle), *drawn])
+    return (videos == videos[:1, :1]).all((0, -1))
+
+
+def baselines(samples: Samples) -> dict[str, Variable]:
+    """Return what random legal answers and the first frame held get, by field of `Judged`."""
+    rng = np.random.default_rng(0)
+    levels = {
+        f"{kind}_{field}": np.zeros(len(samples))
+        for kind in ("chance", "still")
+        for field in Judged._fields
+    }
+    for name, rows in samples.groups.items():
+        task, puzzles = TASKS[name], [samples.puzzles[i] for i in rows]
+        again = -(-GUESSES // len(puzzles))
+        guessed = [[task.draw(p, task.guess(p, rng)) for _ in range(again)] for p in puzzles]
+        stills = [[still_of(task.draw(p, p.answers[0]))] for p in puzzles]
+        for kind, videos in (("chance", guessed), ("still", stills)):
+            for field, values in judge_parts(puzzles, np.array(videos))._asdict().items():
+                levels[f"{kind}_{field}"][rows] = values.mean(1)
+    return {name: (("puzzle",), values, {}) for name, values in levels.items()}
+
+
+class Shown(NamedTuple):
+    """Which candidate each estimate shows, if any: the one that the run ends with, another right
+    one, a wrong one. All false where it shows none."""
+
+    last: Bool[np.ndarray, "P K S"]
+    other: Bool[np.ndarray, "P K S"]
+    wrong: Bool[np.ndarray, "P K S"]
+
+
+def shown(on: Float[np.ndarray, "P K S A"], answers: Answers) -> Shown:
+    """Return `Shown` of blends; the right answer with most mass at the last step is what a run ends
+    with."""
+    taken = chosen(on[:, :, -1], answers)[:, :, None]
+    leader, clear = on.argmax(-1), on.max(-1) > SHOWN
+
+    def kind(which: Bool[np.ndarray, "P A"]) -> Bool[np.ndarray, "P K S"]:
+        return clear & np.stack([w[at] for w, at in zip(which, leader, strict=True)])
+
+    right = kind(np.asarray(answers.right))
+    return Shown(
+        right & (leader == taken), right & (leader != taken), kind(np.asarray(answers.wrong))
+    )
+
+
+def of_steps(judged: Judged, shown: Shown) -> dict[str, Shaped[np.ndarray, "P K S"]]:
+    """Return the measures `STEPS`; nan where a run cannot tell."""
+    now, end = judged.solved, np.broadcast_to(judged.solved[..., -1:], judged.solved.shape)
+    return {
+        **judged._asdict(),
+        "corrected_later": ~now & end,
+        "spoiled_later": now & ~end,
+        "corrected_of_wrong": np.where(now, np.nan, end),
+        "spoiled_of_right": np.where(now, ~end, np.nan),
+        "shows_last": shown.last,
+        "shows_other": shown.other,
+        "shows_wrong": shown.wrong,
+        "turned_now": shown.wrong & end,
+    }
+
+
+def of_runs(judged: Judged, shown: Shown) -> dict[str, Shaped[np.ndarray, "P K"]]:
+    """Return the measures `RUNS`; nan where a run cannot tell."""
+    solved, steps = judged.solved, judged.solved.shape[-1]
+    start, good = solved[..., 0], solved[..., -1]
+    scene, answer = commitment_step(judged.scene), commitment_step(judged.answer)
+    both, later = (scene < steps) & (answer < steps), answer - scene
+    lost = (solved[..., :-1] & ~solved[..., 1:]).sum(-1)
+    return {
+        "corrected": ~start & good,
+        "spoiled": solved.any(-1) & ~good,
+        "lost": np.where(good, lost, np.nan),
+        "turned": shown.wrong.any(-1) & good,
+        "correction_step": np.where(good & ~start, commitment_step(solved), np.nan),
+        "scene_step": np.where(both, scene, np.nan),
+        "answer_step": np.where(both, answer, np.nan),
+        "later": np.where(both, later, np.nan),
+        "scene_first": np.where(both, later > 0, np.nan),
+        "at_once": np.where(both, later == 0, np.nan),
+        "answer_first": np.where(both, later < 0, np.nan),
+    }
+
+
+def _turned(
+    samples: Samples,
+    judged: Judged,
+    shown: Shown,
+    videos: UInt8[np.ndarray, "P K S F H W 3"],
+    steps: Sequence[int],
+) -> dict[str, Variable]:
+    """Return a film of each task that has a run that shows a wrong answer and ends right."""
+    turned, names, runs = shown.wrong.any(-1) & judged.solved[..., -1], [], []
+    for task, rows in samples.groups.items():
+        if turned[rows].any():
+            i, k = np.argwhere(turned[rows])[0]
+            names.append(task)
+            runs.append((rows[i], k))
+    if not runs:
+        return {}
+    return films(
+        names, [i for i, _ in runs], steps, np.stack([videos[i, k, steps] for i, k in runs])
+    )
+
+
+def watch_parts(
     model: Wan, plan: flow.Plan, trace: Trace, steps: Int[Array, " shown"]
 ) -> tuple[Float[Array, "K S"], Float[Array, "K S"], Float[Array, "K shown F h w C"]]:
-    """Distance of each estimate to the last, over the norm of the last, in the half of the cells
-    that ends nearest to the first frame and in the tenth that ends farthest from it; and some of
-    the estimates. Frame 0 is left out."""
+    """Return the distance of each estimate to the last, over the norm of the last, in the half of
+    the cells that ends nearest to the first frame and in the tenth that ends farthest from it; and
+    some of the estimates. Frame 0 is left out."""
     del model, plan
     x0 = trace.x0[0]
     end = x0[:, -1]

@@ -1,9 +1,9 @@
 """What do steps buy, and where are they best spent? (Of the paper's limits: distilled models with
 four steps struggle; readers suggest to spend steps where the answer forms.)
 
-A schedule is data: its noise levels, the timesteps that the model is told, the solver's table. All
-schedules of one length are one compiled program, whatever their shift or spacing; where two experts
-share the run, all of one length that divide it alike.
+A schedule is data: its noise levels, the timesteps of the model, the solver's table. All schedules
+of one length are one compiled program, whatever their shift or spacing; where two experts share the
+run, all of one length that divide it alike.
 
 The ideal denoiser (`ideal.py`) runs under every schedule from the same noise. Where a puzzle has
 several right answers its first estimate blends them, so it needs more than one step; a model that
@@ -12,24 +12,25 @@ does not is one that has a favourite among them.
 
 import dataclasses
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 from jaxtyping import Array, Float, UInt8
 
 from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import Answers, answers_of
-from jcos.experiments.budget_figures import clip_figures, figures
-from jcos.experiments.budget_found import Case, Found, clip_rows
 from jcos.experiments.clips import condition_of, latent_frames, read_clips
-from jcos.experiments.experiment import Experiment, Findings, Picture
-from jcos.experiments.puzzles import Progress, one_world, pixels, playing
+from jcos.experiments.experiment import Experiment, Picture, Progress
 from jcos.experiments.samples import Samples
+from jcos.experiments.sweeps import one_world, pixels, sweep
 from jcos.lab.ideal import ideal_run
+from jcos.lab.measures import GAINS, POSITIVE
+from jcos.lab.results import DENOISERS, measure, of_kind, with_levels
 from jcos.loop import first_noise, seed_keys
 from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import States
@@ -37,18 +38,37 @@ from jcos.sampling.trajectory import Condition, Trace
 from jcos.wan import Wan
 
 
+class Case(NamedTuple):
+    """A schedule. kind: "steps" for the model's spacing, "shift" for another shift (value),
+    "middle" for half of the steps above the noise level `value`, "seed" for another seed. frames:
+    of the video, where they differ from the clips'."""
+
+    kind: str
+    steps: int
+    value: float | None = None
+    frames: int | None = None
+
+    def __str__(self) -> str:
+        if self.kind == "seed":
+            return "another seed"
+        words = {"steps": "", "shift": ", shift {:g}", "middle": ", half above σ {:g}"}
+        spacing = words[self.kind].format(self.value)
+        frames = "" if self.frames is None else f", {self.frames} frames"
+        return f"{self.steps} step{'s' * (self.steps > 1)}{spacing}{frames}"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget(Experiment):
     """Score against forwards, paired by puzzle and seed, under many schedules.
 
-    steps: how many, with the model's own spacing. lengths: at which of them spacing is tried:
-    shifts, and half of the steps above each of the noise levels `middles`, evenly spaced on both
-    sides (high: steps are spent early; low: late; 0.5: evenly).
+    steps: how many, with the model's spacing. lengths: at which of them spacing is tried: shifts,
+    and half of the steps above each of the noise levels `middles`, evenly spaced on both sides
+    (high: steps are spent early; low: late; 0.5: evenly).
     frames: of clips, any 4n + 1 that the model's VAE takes; noise is shared at the frames that two
     videos have in common in time. The small model makes videos of the one length that it was
     trained on, so for puzzles there is nothing to vary.
-    Of clips: how far each run ends from the one with most steps, or frames, beside the distance of
-    two seeds; what comes out is nowhere judged.
+    Of clips: how far each run ends from the one with most steps, or frames, and how far two seeds
+    are apart; what comes out is nowhere judged.
     """
 
     question = "What do steps buy, and where are they best spent?"
@@ -87,51 +107,16 @@ class Budget(Experiment):
         for frames in self.frames:
             latent_frames(config, frames)
 
-    def measure(self, model: Wan) -> Generator[Progress, None, Findings]:
-        samples = self.samples(model)
-        if not samples.judged:
-            return (yield from self._clips(model, samples))
-        cases, ends = self.cases(), []
-        answers = answers_of(model, samples.puzzles)
-        for case in cases:
-            end: End = yield from playing(
-                model,
-                samples.given,
-                self.seeds,
-                probes=[States()],
-                plan=self.plan_of(model, case),
-                look=look_at_end,
-                beside=answers,
-                chunk=self.chunk,
-                what=str(case),
-            )
-            ends.append(jax.tree.map(lambda a: a[0], end))
-        yield Progress("judging", 0, 1)
-        readings = {}
-        for name, field in (("", "video"), ("ideal ", "ideal_video")):
-            judged = [samples.judge(getattr(end, field)) for end in ends]
-            for i, measure in enumerate(("score", "solved")):
-                readings[f"{name}{measure}"] = np.stack([found[i] for found in judged])
-        found = Found(
-            cases=cases,
-            samples=samples,
-            forwards=[self.forwards(model.config, c.steps) for c in cases],
-            own=self.sampling.of(model.config).shift,
-            readings=readings,
-        )
-        yield Progress("drawing", 0, 1)
-        return Findings(found.arrays(), list(found.rows()), dict(figures(found)))
-
     def cases(self) -> list[Case]:
-        """All schedules; each length has the model's own spacing among them."""
-        found = [Case("steps", n) for n in sorted({*self.steps, *self.lengths})]
+        """Return all schedules; each length has the model's spacing among them."""
+        cases = [Case("steps", n) for n in sorted({*self.steps, *self.lengths})]
         for n in sorted(set(self.lengths)):
-            found += [Case("shift", n, float(k)) for k in sorted(set(self.shifts))]
-            found += [Case("middle", n, m) for m in sorted(set(self.middles))]
-        return found
+            cases += [Case("shift", n, float(k)) for k in sorted(set(self.shifts))]
+            cases += [Case("middle", n, m) for m in sorted(set(self.middles))]
+        return cases
 
     def plan_of(self, model: Wan, case: Case) -> flow.Plan:
-        """The run of a case."""
+        """Return the run of a case."""
         sampling = dataclasses.replace(
             self.sampling.of(model.config), steps=case.steps, sigmas=None
         )
@@ -146,87 +131,193 @@ class Budget(Experiment):
         high = None if boundary is None else flow.high_noise_steps(levels, boundary)
         return plan.replace(schedule=levels, high_steps=high)
 
-    def _clips(self, model: Wan, samples: Samples) -> Generator[Progress, None, Findings]:
-        cases, ends = self.cases(), {}
+    def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
+        samples, cases = self.samples(model), self.cases()
+        if not samples.judged:
+            return self._clips(model, samples, progress)
+        answers, each = answers_of(model, samples.puzzles), []
         for case in cases:
-            latents = yield from playing(
+            ends: Ends = sweep(
                 model,
-                samples.given,
+                samples.conditions,
                 self.seeds,
+                probes=[States()],
                 plan=self.plan_of(model, case),
-                look=look_at_latents,
+                readout=read_ends,
+                aux=answers,
                 chunk=self.chunk,
                 what=str(case),
+                progress=progress,
             )
-            ends[str(case)] = latents[0]
-        best = ends[str(Case("steps", max(c.steps for c in cases)))]
-        distances = {name: apart(end, best) for name, end in ends.items()}
-        if self.frames:
-            of_frames = yield from self._frames(model)
-            distances |= {str(case): distance for case, distance in of_frames.items()}
-            cases = [*cases, *of_frames]
-        seeds = apart(best, np.roll(best, 1, axis=1)) if len(self.seeds) > 1 else None
-        forwards = [self.forwards(model.config, c.steps) for c in cases]
-        yield Progress("decoding", 0, 1)
-        shown = [case for case in cases if case.kind == "steps" and case.frames is None]
-        videos = model.decode(jnp.asarray(np.stack([ends[str(c)][0, 0] for c in shown])))
-        film = plots.film_grid(videos, [str(c) for c in shown])
-        told = "The first clip and seed; rows are numbers of steps, columns are frames."
-        pictures = dict(
-            clip_figures(cases, distances, None if seeds is None else float(seeds.mean()))
+            each.append([samples.judge(videos[0]) for videos in ends])
+        progress("judging", 0, 1)
+        scores, solved = (
+            np.array([[run[i] for run in both] for both in each]).astype(float) for i in (0, 1)
         )
-        return Findings(
-            {
-                "case": np.array([str(c) for c in cases]),
-                "distance": np.stack([distances[str(c)] for c in cases]),
-                "forwards": np.array(forwards),
-            },
-            list(clip_rows(cases, distances, forwards, seeds)),
-            {**pictures, "film": Picture(film, told)},
-        )
+        number, most = {case: i for i, case in enumerate(cases)}, max(c.steps for c in cases)
+        plain = np.array([c.kind == "steps" for c in cases])[:, None, None]
+        spaced = scores[:, 0] - scores[[number[Case("steps", c.steps)] for c in cases], 0]
+        fewer = scores[:, 0] - scores[number[Case("steps", most)], 0]
+        fewer[number[Case("steps", most)]] = np.nan
+        dims, paired = "case denoiser puzzle seed", {"span": GAINS, "by": "together"}
+        variables = samples.levels({"score": "score", "solved": "solved"}) | {
+            "score": measure(dims, scores, "score", "Score of the end.", by="part"),
+            "solved": measure(dims, solved, "solved", "Share of puzzles solved.", by="part"),
+            "fewer": measure(
+                "case puzzle seed",
+                np.where(plain, fewer, np.nan),
+                f"score, more than with {most} steps",
+                "The same puzzles and seeds.",
+                **paired,
+            ),
+            "spaced": measure(
+                "case puzzle seed",
+                np.where(plain, np.nan, spaced),
+                "score, more than with the model's own spacing",
+                "The same puzzles and seeds in as many steps.",
+                **paired,
+            ),
+        }
+        for name in ("score", "solved"):
+            variables[name] = with_levels(variables[name], name, variables)
+        together = self.tasks[0] if len(samples.groups) == 1 else "all tasks"
+        about = {"denoiser": list(DENOISERS), "together": ("puzzle", [together] * len(samples))}
+        return self._dataset(model, samples, cases, variables).assign_coords(about)
 
-    def _frames(
-        self, model: Wan
-    ) -> Generator[Progress, None, dict[Case, Float[np.ndarray, "P K"]]]:
-        """How far the clips of each number of frames are from those of the most, at the latent
-        frames that they have in common in time, relative."""
-        steps = max(self.steps)
-        plan = self.plan_of(model, Case("steps", steps))
-        numbers = sorted(set(self.frames), reverse=True)
-        given = {n: self._given(model, n) for n in numbers}
-        full, cfg = jax.tree.map(lambda a: a[0], given[numbers[0]]), model.config.dit
-        shape = trajectory.latent_shape(cfg, full)
-        noise = first_noise(model.config, self.seeds, shape)
-        noise, _ = trajectory.draw(cfg, full, seed_keys(self.seeds), noise)
-        found, best = {}, None
-        for n in numbers:
-            channels = given[n].channels
-            assert channels is not None
-            shared = np.linspace(0, shape[0] - 1, channels.shape[2]).round().astype(int)
-            latents = yield from playing(
+    def _dataset(
+        self, model: Wan, samples: Samples, cases: list[Case], variables: dict[str, Any]
+    ) -> xr.Dataset:
+        """Return the variables with what is known of every case."""
+        columns = {
+            "case": [str(c) for c in cases],
+            "kind": [c.kind for c in cases],
+            "steps": [c.steps for c in cases],
+            "value": [np.nan if c.value is None else c.value for c in cases],
+            "forwards": [self.forwards(model.config, c.steps) for c in cases],
+        }
+        about = {name: ("case", values) for name, values in columns.items()}
+        return xr.Dataset(variables, samples.coordinates() | about | {"seed": list(self.seeds)})
+
+    def _clips(self, model: Wan, samples: Samples, progress: Progress) -> xr.Dataset:
+        def ends(plan: flow.Plan, what: str, conditions: Condition, **more: Any) -> np.ndarray:
+            return sweep(
                 model,
-                given[n],
+                conditions,
                 self.seeds,
                 plan=plan,
-                look=look_at_latents,
-                start=np.tile(noise[None, :, shared], (len(channels), 1, 1, 1, 1, 1)),
+                readout=read_latents,
                 chunk=self.chunk,
-                what=f"{n} frames",
-            )
-            best = latents[0] if best is None else best
-            found[Case("steps", steps, frames=n)] = apart(latents[0], best[:, :, shared])
-        return found
+                what=what,
+                progress=progress,
+                **more,
+            )[0]
 
-    def _given(self, model: Wan, frames: int) -> Condition:
+        cases = self.cases()
+        latents = [ends(self.plan_of(model, c), str(c), samples.conditions) for c in cases]
+        best = latents[cases.index(Case("steps", max(c.steps for c in cases)))]
+        distances = [apart(end, best) for end in latents]
+        shown = [i for i, c in enumerate(cases) if c.kind == "steps"]
+        film = model.decode(jnp.asarray(np.stack([latents[i][0, 0] for i in shown])))
+        film_of = [str(cases[i]) for i in shown]
+        if self.frames:
+            of_frames = self._frames(model, ends)
+            cases += of_frames
+            distances += of_frames.values()
+        if len(self.seeds) > 1:
+            cases.append(Case("seed", max(c.steps for c in cases)))
+            distances.append(apart(best, np.roll(best, 1, axis=1)))
+        variables: dict[str, Any] = {
+            "distance": measure(
+                "case clip seed", np.stack(distances), "distance of the end", CLIPS, span=POSITIVE
+            ),
+            "film": (("film_of", "film_frame", "row", "column", "rgb"), film, {}),
+            "film_of": (("film_of",), film_of, {}),
+        }
+        return self._dataset(model, samples, cases, variables)
+
+    def _frames(
+        self, model: Wan, ends: Callable[..., np.ndarray]
+    ) -> dict[Case, Float[np.ndarray, "P K"]]:
+        """Return how far the clips of each number of frames are from those of the most, at the
+        latent frames that they have in common in time, relative."""
+        steps, config, best = max(self.steps), model.config, None
+        plan, distances = self.plan_of(model, Case("steps", steps)), {}
+        conditions = {n: self._conditions(model, n) for n in sorted(set(self.frames), reverse=True)}
+        longest = jax.tree.map(lambda a: a[0], next(iter(conditions.values())))
+        shape = (*longest.grid, config.dit.out_channels)
+        noise = first_noise(config, self.seeds, shape)
+        noise, _ = trajectory.draw(config.dit, longest, seed_keys(self.seeds), noise)
+        for n, of_length in conditions.items():
+            shared = np.linspace(0, shape[0] - 1, of_length.grid[0]).round().astype(int)
+            start = np.tile(noise[None, :, shared], (len(of_length.context), 1, 1, 1, 1, 1))
+            latents = ends(plan, f"{n} frames", of_length, start=start)
+            best = latents if best is None else best
+            distances[Case("steps", steps, frames=n)] = apart(latents, best[:, :, shared])
+        return distances
+
+    def _conditions(self, model: Wan, frames: int) -> Condition:
         assert self.clips is not None
         clips = read_clips(self.clips)._replace(frames=frames)
-        given = [condition_of(model, clips, clip, self.profile) for clip in clips.clips]
-        return one_world(trajectory.tree_stack(given))
+        rows = [condition_of(model, clips, clip, self.profile) for clip in clips.clips]
+        return one_world(trajectory.tree_stack(rows))
+
+    def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
+        if "distance" in data:
+            figure = plots.paired(data["distance"], "distance of the end, relative")
+            yield "distance", Picture(figure, CLIPS)
+            film = plots.film_grid(data["film"].values, list(data["film_of"].values))
+            yield "film", Picture(film, FILM)
+            return
+        steps = of_kind(data, "steps", "forwards").sortby("forwards")
+        about = {"xlabel": "forwards per video", "ylabel": "score", "log": True}
+        figure = plots.lines(steps, "score", "forwards", hue="denoiser", **about)
+        yield "steps", Picture(figure, STEPS)
+        for kind, xlabel, caption in (
+            ("shift", "shift", SHIFT),
+            ("middle", "σ above which half the steps lie", MIDDLE),
+        ):
+            curves = {}
+            for n in np.unique(data["steps"].values[data["kind"].values == kind]):
+                cases = data.isel(case=data["steps"].values == n)
+                curves[f"{n} steps"] = of_kind(cases, kind, "value")["score"]
+            if curves:
+                about = {"xlabel": xlabel, "ylabel": "score", "log": kind == "shift"}
+                of_task = {"hue": "denoiser", "by": "task"}
+                figure = plots.lines(xr.Dataset(curves), None, "value", **of_task, **about)
+                yield kind, Picture(figure, caption)
+        spaced = data["spaced"].isel(case=data["kind"].values != "steps")
+        if spaced.size:
+            yield "compared", Picture(plots.paired(spaced, "score, paired difference"), COMPARED)
+
+
+STEPS = (
+    "Score against what a video costs, from one step on, with the model's own spacing; the ideal "
+    "denoiser runs under the same schedules from the same noise."
+)
+SHIFT = (
+    "Score by the shift of the schedule, at a few steps: a larger one spends more of them at high "
+    "noise."
+)
+MIDDLE = (
+    "Score by where the steps are: half of them lie above this noise level, evenly spaced, half "
+    "below it. Right: early; left: late; 0.5: evenly."
+)
+COMPARED = (
+    "Score above that of the model's own spacing with as many steps, paired by puzzle and seed, "
+    "over all tasks."
+)
+CLIPS = (
+    "How far a run ends from the one with most steps and the model's own spacing (frames: from the "
+    "one with most frames, at the frames that they share in time), relative, from the same noise."
+)
+
+
+FILM = "The first clip and seed; rows are numbers of steps, columns are frames."
 
 
 def around(steps: int, first: float, middle: float) -> Float[np.ndarray, " S"]:
-    """Noise levels from `first` down, half of the steps (one more if they are odd) above `middle`,
-    evenly spaced on both sides; the 0 at the end is left out."""
+    """Return noise levels from `first` down, half of the steps (one more if they are odd) above
+    `middle`, evenly spaced on both sides; the 0 at the end is left out."""
     above = math.ceil(steps / 2)
     return np.concatenate(
         [
@@ -239,27 +330,29 @@ def around(steps: int, first: float, middle: float) -> Float[np.ndarray, " S"]:
 def apart(
     ends: Float[np.ndarray, "P K F h w C"], others: Float[np.ndarray, "P K F h w C"]
 ) -> Float[np.ndarray, "P K"]:
-    """Root mean square distance, over the norm of the others."""
+    """Return the root mean square distance, over the norm of the others."""
     axes = (-4, -3, -2, -1)
     off, size = (np.square(a, dtype=np.float64).sum(axes) for a in (ends - others, others))
     return np.sqrt(off / size)
 
 
-class End(NamedTuple):
-    """How a run ended, by seed, and how the ideal denoiser's does from the same noise."""
+class Ends(NamedTuple):
+    """How a run ends, by seed, and how the ideal denoiser's does from the same noise."""
 
     video: UInt8[Any, "*K F H W 3"]
     ideal_video: UInt8[Any, "*K F H W 3"]
 
 
-def look_at_end(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers) -> End:
+def read_ends(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers) -> Ends:
+    """Return both ends of one puzzle's run, in world 0."""
     noise, latents, prior = trace.estimate_obs[0][:, 0], answers.latents, answers.log_prior
-    own = jax.vmap(lambda x: ideal_run(plan.schedule, x, latents, prior).x0[-1])(noise)
-    return End(pixels(model, trace.latents[0]), pixels(model, own))
+    ideal = jax.vmap(lambda x: ideal_run(plan.schedule, x, latents, prior).x0[-1])(noise)
+    return Ends(pixels(model, trace.latents[0]), pixels(model, ideal))
 
 
-def look_at_latents(
-    model: Wan, plan: flow.Plan, trace: Trace, beside: tuple[()]
+def read_latents(
+    model: Wan, plan: flow.Plan, trace: Trace, aux: tuple[()]
 ) -> Float[Array, "K F h w C"]:
-    del model, plan, beside
+    """Return how the runs of world 0 end."""
+    del model, plan, aux
     return trace.latents[0]

@@ -1,32 +1,33 @@
 """Does averaging over several seeds help? (Paper, section 6.)
 
-After the first averaged block of a pass nothing differs between its seeds but x, so that all of
-them get one velocity: a window of layers acts by its first, and averaging tokens is a way of
-averaging velocities, of which averaging the velocities themselves is the linear one. Under one
-velocity the seeds keep the whole difference of their noise, of which σ would be left otherwise: so
-such a mean can only be taken early, and over all steps leaves nothing but noise. Averaging clean
-estimates instead draws the latents together.
+After the first averaged block of a pass, its seeds differ in x alone, so all of them get one
+velocity. A window of layers therefore acts by its first layer, and averaging tokens is one way of
+averaging velocities; the mean of the velocities themselves is the linear one. Under one velocity
+the seeds keep the whole difference of their noise. Such a mean can only be taken early: over all
+steps it leaves nothing but noise. The mean of clean estimates draws the latents together instead.
 """
 
 import dataclasses
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+import xarray as xr
+from jaxtyping import Array, Bool, Float, Shaped
 
 from jcos.config import PixelCodec, WanConfig
+from jcos.experiments import plots
 from jcos.experiments.answers import answers_of
-from jcos.experiments.ensemble_figures import figures
-from jcos.experiments.ensemble_found import AXES, Arm, Found, groups_of
-from jcos.experiments.experiment import Experiment, Findings, Place, places, window
-from jcos.experiments.puzzles import Progress, pixels, play, playing, score
+from jcos.experiments.ensemble_means import HOW, KINDS, PLAIN, Case, Mean, probe_of
+from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places, window
 from jcos.experiments.samples import Samples
+from jcos.experiments.sweeps import pixels, play, score, sweep
 from jcos.lab.ideal import IdealDenoiser
+from jcos.lab.measures import GAINS, POSITIVE, SCORES, Span
+from jcos.lab.results import DENOISERS, MODEL, estimates, measure, of_kind, with_levels
 from jcos.lab.tasks import Puzzle, Task
 from jcos.sampling import flow
-from jcos.sampling.probes import Chain, EstimateEnsemble, SeedEnsemble, chain, choose
+from jcos.sampling.probes import SeedEnsemble
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
@@ -36,13 +37,13 @@ class Ensemble(Experiment):
     """Paper, section 6: the tokens of three runs, averaged over their seeds in layers 20 to 29 of
     40 in the first step; then one run goes on, or all of them.
 
-    Beyond the paper: windows that begin at every layer, kept up over more steps; two to eight
-    members; the mean of clean estimates or of velocities instead. Every arm starts from the same
-    noise and is compared, puzzle by puzzle and seed by seed, with plain runs: one, the best of as
-    many (which needs a judge) and their majority (the run that is nearest to the others); and with
-    one run that has as many steps as the ensemble has forwards; means of estimates and of
-    velocities also of the ideal denoiser (`ideal.py`). Of clips, which have no judge, how far the
-    ends move and how far they are apart.
+    Beyond the paper: windows that begin at every layer, over more steps; two to eight members; the
+    mean of clean estimates or of velocities. Every mean starts from the same noise as plain runs
+    and is compared with them, puzzle by puzzle and seed by seed: with one, with the best of as many
+    (which needs a judge), with their majority (the run that is nearest to the others), and with one
+    run that has as many steps as the ensemble has forwards. The means of estimates and of
+    velocities are taken of the ideal denoiser too. Of clips, which have no judge: how far the ends
+    move, and how far they are apart.
 
     members: how many seeds are averaged; `seeds` are taken in groups of so many, and each member
     counts as the one that goes on. window: layers, as fractions of the depth. steps: in which.
@@ -53,7 +54,6 @@ class Ensemble(Experiment):
     """
 
     question = "Does averaging over several seeds help, at equal compute?"
-    axes = AXES
 
     seeds: tuple[int, ...] = tuple(range(8))
     members: int = 3
@@ -80,44 +80,21 @@ class Ensemble(Experiment):
         if not places(self.steps, steps, "step"):
             raise ValueError("steps is empty; the paper averages in step 0")
 
-    def measure(self, model: Wan) -> Generator[Progress, None, Findings]:
-        samples, arms, own = self.samples(model), self.arms(model), self.plan(model.config)
-        shown = yield from self._ends(model, samples, arms, self.seeds, own, "runs")
-        longer = {}
-        for steps in self.step_counts(model) if self.longer and samples.judged else ():
-            sampling = dataclasses.replace(self.sampling, steps=steps).of(model.config)
-            plan, what = flow.plan(sampling, model.config.boundary), f"runs of {steps} steps"
-            ends = yield from self._ends(model, samples, [Arm()], self.seeds[:1], plan, what)
-            longer[steps] = samples.judge(ends[0, :, 0])[1]
-        ideal = yield from self._ideal(model, samples, arms)
-        yield Progress("judging", 0, 1)
-        found = Found(
-            arms=arms,
-            samples=samples,
-            forwards=lambda steps: self.forwards(model.config, steps),
-            steps=own.steps,
-            shown=shown,
-            longer=longer,
-            ideal=ideal,
-        )
-        yield Progress("drawing", 0, 1)
-        return Findings(found.arrays(), list(found.rows()), dict(figures(found)))
-
-    def arms(self, model: Wan) -> list[Arm]:
-        """Everything that is tried: no averaging first, then the paper's."""
-        total, depth = self.plan(model.config).steps, model.config.dit.layers
+    def means(self, config: WanConfig) -> list[Mean]:
+        """Return everything that is tried: no averaging first, then the paper's."""
+        total, depth = self.plan(config).steps, config.dit.layers
         here = self._window(depth)
         steps = tuple(places(self.steps, total, "step"))
         spans = [tuple(range(last + 1)) for last in places(self.until, total, "step")]
-        found = [Arm(), Arm("tokens", self.members, here, steps)]
-        found += [Arm("tokens", size, here, steps) for size in self.more_members]
+        means = [PLAIN, Mean("tokens", self.members, here, steps)]
+        means += [Mean("tokens", size, here, steps) for size in self.more_members]
         for first in places(self.layers, depth, "layer"):
             layers = tuple(range(first, min(depth, first + len(here))))
-            found += [Arm("tokens", self.members, layers, span) for span in spans]
+            means += [Mean("tokens", self.members, layers, span) for span in spans]
         for span in dict.fromkeys([steps, *spans]) if spans else ():
-            found += [Arm(kind, self.members, (), span) for kind in ("estimates", "velocities")]
-            found.append(Arm("tokens", self.members, here, span))
-        return list(dict.fromkeys(found))
+            means += [Mean(kind, self.members, (), span) for kind in KINDS[1:]]
+            means.append(Mean("tokens", self.members, here, span))
+        return list(dict.fromkeys(means))
 
     def _window(self, depth: int) -> tuple[int, ...]:
         if len(self.window) != 2:
@@ -125,77 +102,300 @@ class Ensemble(Experiment):
         first, last = self.window
         return tuple(window(first, last, depth))
 
-    def step_counts(self, model: Wan) -> tuple[int, int]:
-        """Steps of one run that cost as much as the paper's ensemble: with one member going on,
-        with all of them."""
-        steps = self.plan(model.config).steps
+    def step_counts(self, config: WanConfig) -> tuple[int, int]:
+        """Return the steps of one run that costs as much as the paper's ensemble: with one member
+        going on, with all of them."""
+        steps = self.plan(config).steps
         last = places(self.steps, steps, "step")[-1]
         return steps + (self.members - 1) * (last + 1), self.members * steps
 
-    def _ideal(
-        self, model: Wan, samples: Samples, arms: Sequence[Arm]
-    ) -> Generator[Progress, None, dict[Arm, Bool[np.ndarray, "P K"]]]:
-        """Whether the ideal denoiser solves the puzzles, of the arms that need no tokens."""
-        if not samples.judged:
-            return {}
-        chosen, own = [a for a in arms if a.kind != "tokens"], answers_of(model, samples.puzzles)
-        what, plan = "runs of the ideal denoiser", self.plan(model.config)
-        ends = yield from self._ends(model, samples, chosen, self.seeds, plan, what, own.ideal)
-        solved = samples.judge(ends.swapaxes(0, 1))[1]
-        return {arm: solved[:, i] for i, arm in enumerate(chosen)}
+    def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
+        config, samples, plan = model.config, self.samples(model), self.plan(model.config)
+        means = self.means(config)
 
-    def _ends(
-        self,
-        model: Wan,
-        samples: Samples,
-        arms: Sequence[Arm],
-        seeds: Sequence[int],
-        plan: flow.Plan,
-        what: str,
-        own: IdealDenoiser | None = None,
-    ) -> Generator[Progress, None, np.ndarray]:
-        """How all runs end, [Q, P, K, …]: videos of puzzles, else latents. own: the denoiser of
-        each puzzle, if it is not the model."""
-        depth = model.config.dit.layers
-        probes = [probe_of(a, plan.steps, depth, len(seeds), self.unconditional) for a in arms]
-        return (
-            yield from playing(
+        def ends(
+            means: Sequence[Mean], plan: flow.Plan, what: str, seeds: int, **more: Any
+        ) -> np.ndarray:
+            """Return how runs end [means, P, K, …]: videos of puzzles, else latents."""
+            depth = config.dit.layers
+            return sweep(
                 model,
-                samples.given,
-                seeds,
-                probes=probes,
-                own=own,
+                samples.conditions,
+                self.seeds[:seeds],
+                probes=[probe_of(m, plan.steps, depth, seeds, self.unconditional) for m in means],
                 plan=plan,
-                look=look_at_ends,
+                readout=read_ends,
                 chunk=self.chunk,
                 what=what,
+                progress=progress,
+                **more,
             )
-        )
+
+        every = len(self.seeds)
+        videos, longer, ideal = ends(means, plan, "runs", every), {}, {}
+        if samples.judged:
+            for steps in self.step_counts(config) if self.longer else ():
+                sampling = dataclasses.replace(self.sampling, steps=steps).of(config)
+                longer_plan = flow.plan(sampling, config.boundary)
+                end = ends([PLAIN], longer_plan, f"runs of {steps} steps", 1)
+                longer[steps] = samples.judge(end[0, :, 0])[1]
+            knowing: IdealDenoiser = answers_of(model, samples.puzzles).ideal
+            free = [m for m in means if m.kind != "tokens"]
+            what = "runs of the ideal denoiser"
+            end = ends(free, plan, what, every, item_probe=knowing)
+            ideal = dict(
+                zip(free, samples.judge(end.swapaxes(0, 1))[1].swapaxes(0, 1), strict=True)
+            )
+        progress("judging", 0, 1)
+        costs = [self.forwards(config, n) for n in range(1 + max([plan.steps, *longer]))]
+        data = dataset(means, samples, videos, longer, ideal, costs, plan.steps)
+        return data.assign_coords(seed=list(self.seeds))
+
+    def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
+        judged = "solved" in data
+        data = data.sel(denoiser=MODEL, drop=True) if judged else data
+        paper = data["case"][data["what"].values == "tokens"][0]
+        k, mean = paper["members"].item(), paper.item().removesuffix(f", {HOW['one']}")
+        if judged:
+            alike = [f"{k} runs, majority", f"{k} runs, best"]
+            alike += [f"{mean}, {HOW[how]}" for how in ("majority", "best")]
+            longer = _only(data, how="longer")["case"].values
+            shown = data.sel(case=["one run", paper.item(), *longer, *alike])
+            names = [str(c).replace(mean, "mean") for c in shown["case"].values]
+            costs = zip(names, shown["forwards"].values, strict=True)
+            solved = shown["solved"].assign_coords(case=[f"{c} ({n})" for c, n in costs])
+            figure = plots.paired(solved, "solved", zero=False)
+            yield "compared", Picture(figure, COMPARED.format(mean))
+            gain = shown["gain"].fillna(shown["gain_alike"]).assign_coords(case=names)
+            yield "gain", Picture(plots.paired(gain, "solved, more than without"), GAIN)
+        labels, pattern = set(data["case"].values), mean.replace(f"of {k}", "of {}", 1)
+        sizes = [n for n in np.unique(data["members"]) if pattern.format(n) in labels]
+        if len(sizes) > 1:
+
+            def along(name: str, case: str) -> xr.DataArray:
+                cases = data.sel(case=[case.format(n) for n in sizes])
+                return of_kind(cases, cases["kind"].values, "members")[name]
+
+            curves = {
+                "distance from the plain end": along("distance", f"{pattern}, {HOW['one']}"),
+                "between the ends": along("spread", pattern),
+                "between plain ends": along("spread", "{} runs"),
+            }
+            if judged:
+                curves = {
+                    "mean, one goes on": along("solved", f"{pattern}, {HOW['one']}"),
+                    "mean, majority": along("solved", f"{pattern}, {HOW['majority']}"),
+                    "majority": along("solved", "{} runs, majority"),
+                    "best": along("solved", "{} runs, best"),
+                }
+            y = "solved" if judged else "distance"
+            figure = plots.lines(xr.Dataset(curves), None, "members", ylabel=y)
+            yield "members", Picture(figure, "Against the number of members.")
+        spans = _only(data, what="velocities")["span"].values
+        if not len(spans):
+            return
+        data = _only(data, how="one", members=k, span=spans)
+        measured, y = ("gain", "solved, more") if judged else ("distance", "distance")
+        tokens = of_kind(data, f"mean tokens of {k}, one goes on", "at_step", "at_layer")[measured]
+        if tokens.sizes["at_layer"] > 1:
+            most = max(float(np.abs(estimates(tokens)["mean"]).max()), 1e-3)
+            limits = (-most if judged else 0.0, most)
+            about = {"xlabel": "first layer", "ylabel": "up to step"}
+            figure = plots.heat(tokens, "at_layer", "at_step", limits=limits, **about)
+            yield "map", Picture(figure, MAP)
+        curves = {"mean tokens": tokens.sel(at_layer=paper["at_layer"].item(), drop=True)}
+        for kind in KINDS[1:]:
+            cases = of_kind(data, f"mean {kind} of {k}, one goes on", "at_step")
+            curves[f"mean {kind}"] = cases[measured].sortby("at_step")
+        about = {"xlabel": "last step of averaging", "ylabel": y}
+        yield "kinds", Picture(plots.lines(xr.Dataset(curves), None, "at_step", **about), BY_KIND)
 
 
-def probe_of(arm: Arm, steps: int, layers: int, seeds: int, unconditional: bool) -> Chain:
-    """Both kinds of mean, of which an arm uses one or none: so all arms are one program."""
-    at, tokens = choose(steps, arm.steps, "step"), arm.kind == "tokens"
-    groups = jnp.asarray(groups_of(seeds, arm.members))
-    return chain(
-        SeedEnsemble(
-            jnp.asarray(np.outer(at & tokens, choose(layers, arm.layers, "layer"))),
-            jnp.array([True, unconditional]),
-            groups,
-        ),
-        EstimateEnsemble(
-            jnp.asarray(at & (arm.kind in ("estimates", "velocities"))),
-            jnp.array(arm.kind == "velocities"),
-            groups,
-        ),
-    )
+COMPARED = (
+    "Share of puzzles solved; in brackets forward passes. Mean: {}. Best needs a judge; majority "
+    "is the run that is nearest to the others. Runs with more steps are of the first seed only."
+)
+GAIN = (
+    "The same puzzles and seeds with averaging less without (those without: less one run); an "
+    "interval over 0 is no effect."
+)
+MAP = (
+    "Averaging tokens, by the first layer of the window and the last step of averaging, which "
+    "begins in step 0: puzzles solved more than by one run; of clips the distance from the plain "
+    "end."
+)
+BY_KIND = (
+    "Averaging from step 0 on to the step below: tokens in the paper's window, clean estimates, or "
+    "velocities. Puzzles solved more than by one run; of clips the distance from the plain end."
+)
 
 
-def look_at_ends(
-    model: Wan, plan: flow.Plan, trace: Trace, beside: Any
+def _only(data: xr.Dataset, **wanted: Any) -> xr.Dataset:
+    """Return the cases whose coordinates have these values, or one of these."""
+    keep = np.all([np.isin(data[name], values) for name, values in wanted.items()], axis=0)
+    return data.isel(case=np.flatnonzero(keep))
+
+
+def dataset(
+    means: Sequence[Mean],
+    samples: Samples,
+    ends: Shaped[np.ndarray, "Q P K *video"],
+    longer: Mapping[int, Bool[np.ndarray, " P"]],
+    ideal: Mapping[Mean, Bool[np.ndarray, "P K"]],
+    costs: Sequence[int],
+    steps: int,
+) -> xr.Dataset:
+    """Return what follows from how runs end: videos of puzzles, or latents of clips.
+
+    means: none first, then the paper's. longer: whether single runs of so many steps solve the
+    puzzles, from the first seed's noise. ideal: whether the ideal denoiser does, with each mean
+    that needs no tokens. costs: passes of runs of 0, 1, … steps. What is measured of a group of
+    seeds stands at the first of them.
+    """
+    paper, shape = means[1], ends.shape[1:3]
+    hows = (*HOW, "all") if samples.judged else ("one", "all")
+    cases = [Case(PLAIN, "one", 1)]
+    for k in sorted({mean.members for mean in means[1:]}):
+        cases += [Case(PLAIN, how, k) for how in hows if how != "one"]
+    cases += [Case(mean, how, mean.members) for mean in means[1:] for how in hows]
+    cases += [Case(PLAIN, "longer", count) for count in longer]
+    number = {mean: q for q, mean in enumerate(means)}
+    size = np.maximum(_rms(ends[0]), 1e-12)
+    apart = {
+        (mean, k): _apart(ends[number[mean]], k) / size.mean(1)[:, None, None, None]
+        for mean, k in {(c.mean, c.members) for c in cases if c.how == "all"}
+    }
+    hows, averaged = np.array([c.how for c in cases]), np.array([c.mean != PLAIN for c in cases])
+    single = averaged & (hows == "one")
+
+    def every(values: Shaped[np.ndarray, "Q P K"]) -> Float[np.ndarray, "case P K"]:
+        rows = [counted(values[number[m]], how, k, apart.get((m, k))) for m, how, k in cases]
+        return np.stack(rows)
+
+    def gained(values: Shaped[np.ndarray, "Q P K"]) -> Float[np.ndarray, "case P K"]:
+        """Return `every` less the same without averaging; of plain runs less one of them."""
+        rows = []
+        for mean, how, k in cases:
+            alike = how if mean != PLAIN else "mean" if how in ("majority", "best") else "longer"
+            rows.append(counted(values[0], alike, k, apart.get((PLAIN, k))))
+        return every(values) - np.stack(rows)
+
+    def only(values: np.ndarray, keep: np.ndarray) -> np.ndarray:
+        return np.where(keep[:, None, None], values, np.nan)
+
+    moved = np.stack([_rms(end - ends[0].astype(np.float32)) for end in ends]) / size
+    measures: list[tuple[str, np.ndarray, str, str, Span]] = [
+        ("distance", only(every(moved), single), "distance from the plain end", FAR, POSITIVE),
+        ("spread", only(every(moved), hows == "all"), "distance between the ends", FAR, POSITIVE),
+    ]
+    if samples.judged:
+        scores, solved = (a.swapaxes(0, 1) for a in samples.judge(ends.swapaxes(0, 1)))
+        free = np.stack([ideal.get(mean, np.full(shape, np.nan)) for mean in means])
+        alike = averaged & np.isin(hows, ("majority", "best"))
+        of_model, more = only(every(solved), hows != "all"), gained(solved)
+        for i, values in enumerate(longer.values(), len(cases) - len(longer)):
+            of_model[i, :, 0] = values
+        both = np.stack([of_model, only(every(free), hows == "one")], 1)
+        of_one, with_mean = single | ~averaged, np.maximum(more, 0)
+        gain = np.stack([only(more, of_one), only(gained(free), single)], 1)
+        without = only(np.maximum(-more, 0), single)
+        measures += [
+            ("solved", both, "solved", "Share of puzzles solved.", SCORES),
+            ("score", only(every(scores), hows != "all"), "score", "Score of the end.", SCORES),
+            ("gain", gain, "solved, more than one run", MORE, GAINS),
+            ("gain_alike", only(more, alike), "solved, more than as many runs", MORE, GAINS),
+            ("score_gain", only(gained(scores), of_one), "score, more than one run", MORE, GAINS),
+            ("only_with", only(with_mean, single), "solved only with averaging", MORE, SCORES),
+            ("only_without", without, "solved only without", MORE, SCORES),
+        ]
+        for (count, end), how in zip(longer.items(), ("one", "majority"), strict=False):
+            among = [c.how == how and c.members == paper.members for c in cases]
+            among = np.array(among) & [c.mean in (paper, PLAIN) for c in cases]
+            equal = only(of_model, among) - end[:, None]
+            equal[:, :, 1:] = np.nan
+            title = f"solved, more than one run of {count} steps"
+            measures.append((f"gain_{count}", equal, title, EQUAL, GAINS))
+    variables = samples.levels({"solved": "solved", "score": "score"})
+    for name, values, title, comment, span in measures:
+        dims = f"case {'denoiser ' * (values.ndim > 3)}{samples.runs} seed"
+        variable = measure(dims, values, title, comment, span=span)
+        variables[name] = with_levels(variable, name, variables)
+
+    def cost(case: Case) -> int:
+        """Passes of the run that goes on and of the others while they are needed, or of all."""
+        if case.how == "longer":
+            return costs[case.members]
+        if case.how != "one":
+            return case.members * costs[steps]
+        last = case.mean.steps[-1] + 1 if case.mean.steps else 0
+        return costs[steps] + (case.members - 1) * costs[last]
+
+    columns = {
+        "case": [str(c) for c in cases],
+        "kind": [c.kind for c in cases],
+        "what": [c.mean.kind for c in cases],
+        "how": hows,
+        "members": [c.members for c in cases],
+        "span": [c.mean.span for c in cases],
+        "at_layer": [(c.mean.layers or (np.nan,))[0] for c in cases],
+        "at_step": [(c.mean.steps or (np.nan,))[-1] for c in cases],
+        "forwards": [cost(c) for c in cases],
+    }
+    about = {name: ("case", values) for name, values in columns.items()}
+    denoiser = {"denoiser": list(DENOISERS)} if samples.judged else {}
+    return xr.Dataset(variables, samples.coordinates() | denoiser | about)
+
+
+FAR = "Root mean square over that of the plain ends; between the ends: the mean of two members."
+MORE = "The same puzzles and seeds, with averaging less without; of plain runs less one of them."
+EQUAL = "Less one run with as many forwards, from the first seed's noise."
+
+
+def counted(
+    values: Shaped[np.ndarray, "P K"],
+    how: str,
+    members: int,
+    apart: Float[np.ndarray, "P G m m"] | None = None,
+) -> Float[np.ndarray, "P K"]:
+    """Return what counts of each group of seeds (`Case`), at its first seed, of "one" at every
+    seed; nan elsewhere. apart: distances between a group's members, whose mean "all" is."""
+    placed = np.full(values.shape, np.nan)
+    groups = values.shape[1] // members
+    grouped = values[:, : groups * members].reshape(len(values), groups, members).astype(float)
+    first = placed[:, : groups * members : members]  # a view
+    if how == "one":
+        placed[:, : groups * members] = values[:, : groups * members]
+    elif how in ("best", "mean"):
+        first[:] = grouped.max(-1) if how == "best" else grouped.mean(-1)
+    elif how == "majority" and apart is not None:
+        nearest = apart.sum(-1).argmin(-1)[..., None]  # the first of equals
+        first[:] = np.take_along_axis(grouped, nearest, -1)[..., 0]
+    elif how == "all" and apart is not None:
+        first[:] = apart.sum((-1, -2)) / (members * (members - 1))
+    return placed
+
+
+def _apart(ends: Shaped[np.ndarray, "P K *video"], members: int) -> Float[np.ndarray, "P G m m"]:
+    """Return the distances between the ends of a group's members."""
+    groups = ends.shape[1] // members
+    grouped = ends[:, : groups * members].astype(np.float32)
+    grouped = grouped.reshape(len(ends), groups, members, *ends.shape[2:])
+    distances = np.zeros((len(ends), groups, members, members))
+    for i in range(members):
+        for j in range(i):
+            distances[..., i, j] = distances[..., j, i] = _rms(grouped[:, :, i] - grouped[:, :, j])
+    return distances
+
+
+def _rms(ends: Any) -> Float[np.ndarray, "*axes"]:
+    return np.sqrt(np.mean(np.square(ends, dtype=np.float32), axis=(-4, -3, -2, -1)))
+
+
+def read_ends(
+    model: Wan, plan: flow.Plan, trace: Trace, aux: Any
 ) -> Float[Array, "K F h w C"] | Array:
-    """Of world 0."""
-    del plan, beside
+    """Return how the runs of world 0 end."""
+    del plan, aux
     pixel = isinstance(model.config.codec, PixelCodec)
     return pixels(model, trace.latents[0]) if pixel else trace.latents[0]
 
@@ -207,8 +407,8 @@ def ensemble_solved(
     seeds: Sequence[int],
     probes: Sequence[SeedEnsemble],
 ) -> Bool[np.ndarray, "P Q K"]:
-    """Whether each puzzle is solved with each probe by each seed; in an ensemble every seed goes on
-    by itself."""
+    """Return whether each puzzle is solved with each probe by each seed; in an ensemble every seed
+    goes on by itself."""
     latents = play(model, task, puzzles, seeds, probes=probes).latents
     _, solved = score(model, task, puzzles, latents.swapaxes(0, 1))
     return solved

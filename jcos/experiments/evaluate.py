@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jcos.config import Sampling
-from jcos.experiments.puzzles import held_out, play, score
+from jcos.experiments.sweeps import held_out, play, score
 from jcos.lab.measures import Estimate, commitment_step, estimate
 from jcos.lab.tasks import Puzzle, Task, chance, still_of
 from jcos.wan import Wan
@@ -18,9 +18,9 @@ class Result(NamedTuple):
 
     solved: over all frames, in `steps` steps; one_step: the same puzzles in a single step. several,
     several_one_step: only the puzzles with more than one right answer. chance: solved by a random
-    legal answer;
-    still: by the first frame held. commitment: 10th, 50th and 90th percentile of the step from
-    which on x̂0 is solved, over the solved puzzles. distinct: different puzzles, up to symmetry.
+    legal answer; still: by the first frame held. commitment: 10th, 50th and 90th percentile of the
+    step from which on x̂0 is solved, over the solved puzzles. distinct: different puzzles, up to
+    symmetry.
     """
 
     task: str
@@ -44,18 +44,18 @@ def evaluate(
     sampling: Sampling | None = None,
     every: int = 5,
 ) -> Result:
-    """Plays n held-out puzzles in full and in one step; looks at the clean estimate at every
+    """Play n held-out puzzles in full and in one step, and score the clean estimate of every
     `every`-th step."""
     sampling = sampling or model.config.sampling
     puzzles = held_out(task, n, seed)
-    looked = [*range(0, sampling.steps - 1, every), sampling.steps - 1]
-    full = play(model, task, puzzles, sampling=sampling, keep=looked)
+    scored = [*range(0, sampling.steps - 1, every), sampling.steps - 1]
+    full = play(model, task, puzzles, sampling=sampling, keep=scored)
     scores, good = score(model, task, puzzles, full.latents[0, :, 0])
     short = play(model, task, puzzles, sampling=dataclasses.replace(sampling, steps=1, sigmas=None))
     _, one = score(model, task, puzzles, short.latents[0, :, 0])
     _, by_step = score(model, task, puzzles, full.x0[0, :, 0])
     by_step[:, -1] = good  # the last estimate is the answer itself
-    steps = np.array([*looked, sampling.steps])[commitment_step(by_step)]
+    steps = np.array([*scored, sampling.steps])[commitment_step(by_step)]
     several = np.array([len(p.answers) > 1 for p in puzzles])
     return Result(
         task.name,

@@ -71,11 +71,8 @@ def run_bytes(model: Wan, given: Condition, steps: int) -> tuple[int, int]:
     the state of every step, one block's activations), and attention scores, which some kernels
     store and others do not. On a mesh in use: on one of the devices that share its tokens."""
     cfg = model.config.dit
-    if given.channels is None:
-        raise ValueError("the size of the video is read off the image channels; there are none")
-    grid = given.channels.shape[-4:-1]
-    latent = int(np.prod(grid)) * cfg.out_channels
-    tokens = int(np.prod(cfg.tokens(*grid)))
+    latent = int(np.prod(given.grid)) * cfg.out_channels
+    tokens = int(np.prod(cfg.tokens(*given.grid)))
     rows = mesh.padded(tokens) // mesh.devices(*mesh.SEQUENCE)
     block = rows * (8 * cfg.dim + 2 * cfg.ffn_dim)
     scores = 2 * cfg.heads * rows * max(tokens, cfg.text_len)

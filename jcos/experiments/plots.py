@@ -10,10 +10,10 @@ import xarray as xr
 from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from jcos.lab.measures import Estimate
-from jcos.lab.results import LEVELS, Level, estimates, groups_of
+from jcos.lab.results import LEVELS, Level, estimates, groups_of, rows
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 """Okabe and Ito's, which the colour-blind can tell apart."""
@@ -45,7 +45,7 @@ styled = mpl.rc_context(STYLE)  # pyright: ignore[reportArgumentType]
 @styled
 def lines(
     data: xr.Dataset,
-    names: str | Sequence[str],
+    names: str | Sequence[str] | None = None,
     x: str = "step",
     *,
     hue: str | None = None,
@@ -54,13 +54,17 @@ def lines(
     at: Mapping[str, Any] | None = None,
     xlabel: str = "",
     ylabel: str = "",
+    log: bool = False,
 ) -> Figure:
     """Plot measures along a dimension, with 95 % bands, one panel for each group of runs.
 
     names: measures; each, and each place of the dimension `hue`, is a line, and its baselines are
-    levels. labels: of the measures, by default their own titles. at: places of other dimensions.
-    by: coordinate of the groups (`results.estimates`).
+    levels. labels: of the measures, by default their titles. Without names, all measures are drawn,
+    and their names are the labels. at: places of other dimensions.
+    by: coordinate of the groups (`results.estimates`). log: powers of two are equally far apart.
     """
+    if names is None:
+        names = labels = [str(name) for name in data.data_vars]
     names = [names] if isinstance(names, str) else list(names)
     arrays = [data[name].sel(at or {}) for name in names]
     cells = [estimates(array, by=by) for array in arrays]
@@ -85,8 +89,13 @@ def lines(
                 _levels(axes, data, name, title)
         label_axes(axes, xlabel or x, ylabel or str(arrays[0].attrs["long_name"]), title)
         low, high = (arrays[0].attrs.get(f"valid_{end}") for end in ("min", "max"))
-        if low is not None and high is not None:
-            axes.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
+        if low == 0 and high is not None:
+            axes.set_ylim(-0.04 * high, 1.04 * high)
+        if log:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_locator(FixedLocator(sorted({float(v) for v in data[x].values})))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     return shared_legend(figure)
 
 
@@ -96,10 +105,14 @@ def _place(dim: str | None, label: Any) -> str:
 
 @styled
 def band(axes: Axes, cells: xr.Dataset, x: str, name: str, style: int = 0) -> None:
-    """Draw a line of estimates along a dimension with its 95 % band; nan leaves a hole."""
+    """Draw a line of estimates along a dimension, of numbers or texts, with its 95 % band; nan
+    leaves a hole."""
     at = cells[x].values if x in cells.coords else np.arange(cells.sizes[x])
     mean, low, high = (cells[field].values for field in ("mean", "low", "high"))
-    if np.all(np.asarray(at, float) % 1 == 0):
+    if at.dtype.kind in "UO":
+        words, at = at, np.arange(len(at))
+        axes.set_xticks(at, words, rotation=90)
+    elif np.all(np.asarray(at, float) % 1 == 0):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     look: dict[str, Any] = {"color": COLOURS[style % 8], "linestyle": DASHES[style % 8]}
     if len(mean) <= FEW:
@@ -114,12 +127,13 @@ def _levels(axes: Axes, data: xr.Dataset, name: str, group: str) -> None:
     for i, (kind, words) in enumerate(LEVELS.items()):
         height = Level(data, f"{kind}{name}", groups).at(group, {})
         if height is not None:
+            words = data[f"{kind}{name}"].attrs.get("long_name", words)
             axes.axhline(height, color="#777777", linestyle=DASHES[3 + i], linewidth=1, label=words)
 
 
 @styled
 def heat(
-    data: xr.DataArray,
+    data: xr.DataArray | Mapping[str, xr.DataArray],
     x: str,
     y: str,
     *,
@@ -127,17 +141,25 @@ def heat(
     limits: tuple[float, float] | None = None,
     xlabel: str = "",
     ylabel: str = "",
-    title: str = "",
 ) -> Figure:
     """Plot the mean of a measure on two of its dimensions as a map, one panel for each group of
-    runs; the first row is at the bottom."""
-    mean = estimates(data, by=by)["mean"]
-    group = str(mean.dims[0])
-    titles = [str(t) for t in mean[group].values]
-    figure = panels(len(titles))
-    for axes, name in zip(figure.axes, titles, strict=False):
-        values = mean.sel({group: name}).transpose(y, x)
-        low, high = limits or (float(np.nanmin(values)), float(np.nanmax(values)))
+    runs; the first row is at the bottom. data: one measure, or several by the titles of their
+    panels, on one scale."""
+    measures = {"": data} if isinstance(data, xr.DataArray) else data
+    maps: dict[str, xr.DataArray] = {}
+    for title, array in measures.items():
+        mean = estimates(array, by=by)["mean"]
+        group = str(mean.dims[0])
+        for name in mean[group].values:
+            words = [title] * bool(title) + [str(name)] * (not title or mean.sizes[group] > 1)
+            one = mean.sel({group: name}, drop=True).transpose(y, x)
+            maps[", ".join(words)] = one.assign_attrs(array.attrs)
+    figure = panels(len(maps))
+    ends = [(float(np.nanmin(one)), float(np.nanmax(one))) for one in maps.values()]
+    if limits is None and len(measures) > 1:
+        limits = min(low for low, _ in ends), max(high for _, high in ends)
+    for axes, (title, values), span in zip(figure.axes, maps.items(), ends, strict=False):
+        low, high = limits or span
         image = axes.imshow(
             values, origin="lower", aspect="auto", cmap="cividis", vmin=low, vmax=high
         )
@@ -145,17 +167,23 @@ def heat(
         for axis, dim in ((axes.xaxis, x), (axes.yaxis, y)):
             marks = values[dim].values if dim in values.coords else np.arange(values.sizes[dim])
             every = -(-len(marks) // FEW)
-            axis.set_ticks(range(0, len(marks), every), [str(m) for m in marks[::every]])
-        label_axes(axes, xlabel or x, ylabel or y, title or name)
-        figure.colorbar(image, ax=axes, label=str(data.attrs.get("long_name", "")))
-    for axes in figure.axes[len(titles) : _slots(len(titles))]:
+            words = [m if isinstance(m, str) else f"{m:g}" for m in marks[::every]]
+            axis.set_ticks(range(0, len(marks), every), words)
+        label_axes(axes, xlabel or x, ylabel or y, title)
+        figure.colorbar(image, ax=axes, label=str(values.attrs.get("long_name", "")))
+    for axes in figure.axes[len(maps) : _slots(len(maps))]:
         axes.remove()
     return figure
 
 
 @styled
-def paired(points: Mapping[str, Estimate], label: str, *, zero: bool = True) -> Figure:
-    """Plot estimates as dots with their intervals, by name from top to bottom."""
+def paired(
+    points: Mapping[str, Estimate] | xr.DataArray, label: str, *, zero: bool = True
+) -> Figure:
+    """Plot estimates as dots with their intervals, by name from top to bottom; of a measure those
+    of every group and place."""
+    if isinstance(points, xr.DataArray):
+        points = _named(points)
     figure = panels(1, size=(4.4, 0.5 + 0.19 * len(points)))
     (axes,) = figure.axes
     at = np.arange(len(points))[::-1]
@@ -168,6 +196,17 @@ def paired(points: Mapping[str, Estimate], label: str, *, zero: bool = True) -> 
     axes.set_ylim(-0.6, len(points) - 0.4)
     label_axes(axes, label, "")
     return figure
+
+
+def _named(array: xr.DataArray) -> dict[str, Estimate]:
+    lines = list(rows(xr.Dataset({"points": array})))
+    several = len({line.task for line in lines}) > 1
+    return {
+        f"{line.task}, {line.case}" if several else line.case: Estimate(
+            line.value, line.low, line.high, line.n
+        )
+        for line in lines
+    }
 
 
 @styled

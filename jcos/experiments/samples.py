@@ -62,10 +62,10 @@ class Samples:
         """The clips of a file (`read_clips`), pictures prepared as the profile does it."""
         clips = read_clips(file)
         rows = [condition_of(model, clips, clip, profile) for clip in clips.clips]
-        shapes = {c.channels.shape for c in rows if c.channels is not None}
-        if len(shapes) > 1:
+        grids = {condition.grid for condition in rows}
+        if len(grids) > 1:
             raise ValueError(
-                f"the pictures of {file} give latents of different sizes, {sorted(shapes)}; put "
+                f"the pictures of {file} give latents of different sizes, {sorted(grids)}; put "
                 "pictures of one shape into a file"
             )
         worlds = jax.tree.map(lambda a: a[:, None], trajectory.tree_stack(rows))
@@ -78,6 +78,11 @@ class Samples:
     def judged(self) -> bool:
         """Whether there are right answers to compare with."""
         return bool(self.puzzles)
+
+    @property
+    def runs(self) -> str:
+        """The dimension of these in a dataset."""
+        return "puzzle" if self.judged else "clip"
 
     @property
     def groups(self) -> dict[str, Int[np.ndarray, " n"]]:
@@ -93,9 +98,7 @@ class Samples:
     @property
     def latent(self) -> tuple[int, int, int]:
         """Frames, height and width of the latents."""
-        assert self.conditions.channels is not None
-        frames, height, width = self.conditions.channels.shape[2:5]
-        return frames, height, width
+        return self.conditions.grid
 
     def judge(
         self, videos: UInt8[np.ndarray, "P *axes F H W 3"]
@@ -123,7 +126,7 @@ class Samples:
     def coordinates(self) -> dict[str, Any]:
         """Return what a dataset says of its runs: their task, and whether they have several right
         answers. `part` is both in words."""
-        runs = "puzzle" if self.judged else "clip"
+        runs = self.runs
         labels: dict[str, Any] = {"task": (runs, list(self.tasks))}
         if self.judged:
             several = self.several

@@ -19,6 +19,7 @@ from jcos.experiments import plots
 from jcos.experiments.answers import answers_of, chosen, shares
 from jcos.experiments.clip_steps import clip_figures, clip_steps
 from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
+from jcos.experiments.films import film_figures, films
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import sweep
 from jcos.experiments.watching import Watched, watch_answers
@@ -166,7 +167,7 @@ class Steps(Experiment):
             ),
             "change": (["puzzle", "seed", "step"], watched.change, {}),
             "blur": (["puzzle", "seed", "step"], watched.blur, {}),
-            **films(samples, solved[0], watched.video),
+            **one_of_each(samples, solved[0], watched.video),
         }
         for name in ("solved", "score"):
             variables[name] = with_levels(variables[name], name, variables)
@@ -205,13 +206,7 @@ class Steps(Experiment):
         groups = {task: rows for task, rows in groups.items() if predictable(data, rows)}
         if groups:
             yield "prediction", Picture(_prediction(data, groups), PREDICTION)
-        for part in data["film_of"].values if "film" in data else ():
-            film = data["film"].sel(film_of=part)
-            which = int(data["film_puzzle"].sel(film_of=part))
-            words = f"{part}: puzzle {which}, the first that is solved if any is"
-            rows = [f"step {s}" for s in data["film_step"].values]
-            name = f"film-{part.replace(', ', '-').replace(' ', '-')}"
-            yield name, Picture(plots.film_grid(film.values, rows), f"{words}. {plots.FILM}")
+        yield from film_figures(data, "the first that is solved if any is")
 
 
 SOLVED = (
@@ -231,22 +226,18 @@ PREDICTION = (
 )
 
 
-def films(samples: Samples, solved: np.ndarray, video: np.ndarray) -> dict[str, results.Variable]:
+def one_of_each(
+    samples: Samples, solved: np.ndarray, video: np.ndarray
+) -> dict[str, results.Variable]:
     """Return one run of each part: the estimates of its first puzzle that ends solved, or of its
     first. solved [P, K, S], video [P, K, S, F, H, W, 3]."""
     looked = looked_at(solved.shape[-1])
     parts = np.array(samples.coordinates()["part"][1])
-    firsts = []
-    for part in dict.fromkeys(parts):
+    names, firsts = list(dict.fromkeys(parts)), []
+    for part in names:
         inside = np.flatnonzero(parts == part)
         firsts.append(int(next((i for i in inside if solved[i, 0, -1]), inside[0])))
-    dims = ("film_of", "film_step", "film_frame", "row", "column", "rgb")
-    return {
-        "film": (dims, video[firsts, 0][:, looked], {}),
-        "film_of": (("film_of",), list(dict.fromkeys(parts)), {}),
-        "film_puzzle": (("film_of",), firsts, {}),
-        "film_step": (("film_step",), looked, {}),
-    }
+    return films(names, firsts, looked, video[firsts, 0][:, looked])
 
 
 def predictable(data: xr.Dataset, where: np.ndarray) -> bool:

@@ -23,9 +23,9 @@ TRIES = 10_000
 class Pair(NamedTuple):
     """Two puzzles that differ in one thing, named by `kind`.
 
-    puzzles: the own one and the donor. crossed: the same scenes, each with the other's answers:
-    what a run shows that has taken over the other's answer. The own puzzle is held out; its partner
-    may be any.
+    puzzles: the receiver's and the donor's. crossed: the same scenes, each with the other's
+    answers: what a run shows that has taken over the other's answer. The receiver's puzzle is held
+    out; the donor's may be any.
     """
 
     kind: str
@@ -34,7 +34,7 @@ class Pair(NamedTuple):
 
 
 def _other_angle(puzzle: Puzzle, rng: np.random.Generator) -> Puzzle | None:
-    """Same picture; the prompt tells an angle that ends in another pose."""
+    """Same picture; the prompt asks for an angle that ends in another pose."""
 
     def fits(other: Puzzle) -> bool:
         apart = other.answers[0] - puzzle.answers[0]
@@ -101,7 +101,7 @@ the pictures are the same and the prompts differ; in the others it is the pictur
 
 
 def pairs_of(task: str, n: int, seed: int = 0) -> list[Pair]:
-    """n pairs of each kind that a task has, the own puzzles held out.
+    """Return n pairs of each kind that a task has, the receiver's puzzles held out.
 
     Raises ValueError for a task without any.
     """
@@ -114,22 +114,24 @@ def pairs_of(task: str, n: int, seed: int = 0) -> list[Pair]:
 
 def _pairs(kind: str, n: int, seed: int) -> list[Pair]:
     name, partner = PARTNERS[kind]
-    task, found = get(name), []
+    task, pairs = get(name), []
     for i in range(SEARCHED * n):
-        own = task.sample((seed, i), "test")
-        donor = partner(own, np.random.default_rng((seed, i)))
+        puzzle = task.sample((seed, i), "test")
+        donor = partner(puzzle, np.random.default_rng((seed, i)))
         if donor is not None:
-            found.append(Pair(kind, (own, donor), (_crossed(own, donor), _crossed(donor, own))))
-        if len(found) == n:
-            return found
-    raise ValueError(f"there are {len(found)} pairs of {kind}; {n} are asked for: take fewer")
+            crossed = _crossed(puzzle, donor), _crossed(donor, puzzle)
+            pairs.append(Pair(kind, (puzzle, donor), crossed))
+        if len(pairs) == n:
+            return pairs
+    raise ValueError(f"there are {len(pairs)} pairs of {kind}; {n} are asked for: take fewer")
 
 
-def _crossed(own: Puzzle, other: Puzzle) -> Puzzle:
-    """The own scene with the other's answers. Where the pictures are the same that is the other
-    puzzle itself (the scene of tic-tac-toe names the mover)."""
-    same = (get(own.task).first_frame(own) == get(own.task).first_frame(other)).all()
-    return other if same else dataclasses.replace(own, answers=other.answers)
+def _crossed(puzzle: Puzzle, other: Puzzle) -> Puzzle:
+    """Return the puzzle's scene with the other's answers. Where the pictures are the same that is
+    the other puzzle itself (the scene of tic-tac-toe names the mover)."""
+    task = get(puzzle.task)
+    same = (task.first_frame(puzzle) == task.first_frame(other)).all()
+    return other if same else dataclasses.replace(puzzle, answers=other.answers)
 
 
 def _drawn(task: Task, rng: np.random.Generator, fits: Callable[[Puzzle], bool]) -> Puzzle:
@@ -141,33 +143,33 @@ def _drawn(task: Task, rng: np.random.Generator, fits: Callable[[Puzzle], bool])
 
 
 def _asked_as(puzzle: Puzzle, other: Puzzle) -> Puzzle:
-    """The puzzle's scene with the other's question."""
+    """Return the puzzle's scene with the other's question."""
     return dataclasses.replace(puzzle, prompt=other.prompt, answers=other.answers)
 
 
 def candidates(model: Wan, pairs: Sequence[Pair]) -> Answers:
-    """Of each pair and world [P, W = 2]: own answers are the right ones, the other's in the same
-    scene the wrong ones."""
+    """Return the answers of each pair and world [P, W = 2]: a world's are the right ones, the
+    other's in the same scene the wrong ones."""
     sides = [[*(p.puzzles[w] for p in pairs), *(p.crossed[w] for p in pairs)] for w in (0, 1)]
     room = max(len(puzzle.answers) for side in sides for puzzle in side)
     worlds = []
     for side in sides:
         drawn = answers_of(model, side, room=room)
-        own, other = (slice(0, len(pairs)), slice(len(pairs), None))
-        none = np.zeros_like(drawn.right[own])
+        first, other = slice(0, len(pairs)), slice(len(pairs), None)
+        none = np.zeros_like(drawn.right[first])
         worlds.append(
             Answers(
-                np.concatenate([drawn.latents[own], drawn.latents[other]], 1),
-                np.concatenate([drawn.right[own], none], 1),
+                np.concatenate([drawn.latents[first], drawn.latents[other]], 1),
+                np.concatenate([drawn.right[first], none], 1),
                 np.concatenate([none, drawn.right[other]], 1),
             )
         )
-    first, second = worlds
-    return Answers(*(np.stack([a, b], 1) for a, b in zip(first, second, strict=True)))
+    return Answers(*(np.stack(sides, 1) for sides in zip(*worlds, strict=True)))
 
 
 def object_tokens(model: Wan, answers: Answers) -> Bool[np.ndarray, "P N"]:
-    """Which tokens show anything of what the answers of a pair differ in, in the own scene."""
+    """Return which tokens show anything that the answers of a pair differ in, in the receiver's
+    scene."""
     known = np.asarray(answers.right | answers.wrong)[:, 0]
     latents = np.asarray(answers.latents)[:, 0]
     # The room that is left is filled with the first answer, which differs from none.

@@ -7,6 +7,8 @@ import hashlib
 import io
 import math
 import shutil
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -84,7 +86,7 @@ def _chunk_file(model: Wan, plan: flow.Plan, sweep: "Sweep", readout: Readout) -
         return None
     digest = hashlib.sha256(f"{readout.__module__}.{readout.__qualname__}".encode())
     for path, leaf in jax.tree.leaves_with_path((plan, sweep)):
-        if jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
     name = digest.hexdigest()[:24]
@@ -94,10 +96,11 @@ def _chunk_file(model: Wan, plan: flow.Plan, sweep: "Sweep", readout: Readout) -
 def _remembered(file: Path, shape: Any) -> Any | None:
     """Return what was kept in a file, leaves as in `shape`; None where that is not whole."""
     try:
-        with np.load(file.with_suffix(".npz"), allow_pickle=False) as stored:
+        content = io.BytesIO(file.with_suffix(".npz").read_bytes())
+        with np.load(content, allow_pickle=False) as stored:
             leaves = [stored[f"{i}"] for i in range(len(stored.files))]
         return jax.tree.unflatten(jax.tree.structure(shape), leaves)
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
 
 
@@ -208,8 +211,8 @@ def sweep(
     puzzles, worlds = conditions.context.shape[:2]
     for probe in probes:
         check_averages(probe, len(seeds))
-    grid = trajectory.latent_shape(model.config.dit, jax.tree.map(lambda a: a[0], conditions))
-    noise = None if start is not None else first_noise(model.config, seeds, grid)
+    shape = (*conditions.grid, model.config.dit.out_channels)
+    noise = None if start is not None else first_noise(model.config, seeds, shape)
     keys = jnp.tile(seed_keys(seeds), (puzzles, 1))
     if not alike and model.config.noise == "jax":
         keys = _fold(keys, jnp.arange(puzzles))

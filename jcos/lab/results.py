@@ -8,7 +8,7 @@ counted (`measure`), so that tables, figures and pages need nothing else.
 import io
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -17,12 +17,16 @@ import xarray as xr
 from jcos import files
 from jcos.lab.measures import SCORES, Estimate, Span, estimate, median_step
 
-RUNS = ("puzzle", "pair", "clip")
+RUNS = ("puzzle", "pair", "clip", "sample")
 """Dimensions over whose places intervals are taken."""
 REPEATS = ("seed", "direction", "group", "member")
 """Dimensions that a run is averaged over first."""
 MODEL, IDEAL = DENOISERS = ("model", "ideal denoiser")
 """Labels of the dimension `denoiser`."""
+TRUE_LABELS, SHUFFLED_LABELS = LABELS = ("true labels", "shuffled labels")
+"""Labels of the dimension `labels`: what a linear probe was fitted to."""
+UNSAID = {"denoiser": MODEL, "labels": TRUE_LABELS}
+"""Labels that go without saying in the name of a case."""
 VERSION = 1
 """Of the layout of a results file; another one is not read."""
 Variable = tuple[tuple[str, ...], Any, dict[str, Any]]
@@ -175,7 +179,9 @@ def rows(data: xr.Dataset, at: Mapping[str, Sequence[Any]] | None = None) -> Ite
         cells = estimates(array)
         group, *dims = cells["mean"].dims
         labels = [_labels(cells, d) for d in dims]
-        title = f"{array.attrs['long_name']}{_STATISTIC[array.attrs['statistic']]}"
+        title = array.attrs["long_name"]
+        if array.attrs["statistic"] == "median" and "median" not in title:
+            title = f"{title}, median"
         columns = [cells[field].values for field in ("mean", "low", "high", "n")]
         groups = groups_of(array)
         baselines = [Level(data, f"{kind}{name}", groups) for kind in LEVELS]
@@ -188,15 +194,14 @@ def rows(data: xr.Dataset, at: Mapping[str, Sequence[Any]] | None = None) -> Ite
             place = {d: names[i] for d, names, i in zip(dims, labels, index[1:], strict=True)}
             case = case_of(place)
             ideal = IDEAL in case
-            levels = [None if ideal else level.at(task, place) for level in baselines]
+            chance, still = (None if ideal else level.at(task, place) for level in baselines)
             cost = 0 if ideal else int(forwards.at(task, place) or 0)
             numbers = float(value), float(low), float(high), int(n)
-            yield Row(task, title, case, *numbers, *levels, cost)
+            yield Row(task, title, case, *numbers, chance, still, cost)
 
 
 LEVELS = {"chance_": "a random legal answer", "still_": "the first frame held"}
 """Before a measure's name: variables with the same measure of a baseline."""
-_STATISTIC = {"mean": "", "median": ", median"}
 
 
 class Level:
@@ -217,7 +222,7 @@ class Level:
         """Return the value at a place of the measure, or None where there is no such variable."""
         if self.array is None or any(place.get(d) not in p for d, p in self.places.items()):
             return None
-        index = {d: self.places[d][place[d]] for d in self.places}
+        index: dict[Hashable, Any] = {d: self.places[d][place[d]] for d in self.places}
         if self.runs is not None:
             index[self.runs] = self.groups[group]
         return float(self.array.values[tuple(index[d] for d in self.array.dims)].mean())
@@ -228,11 +233,11 @@ def _labels(data: xr.Dataset, dim: Hashable) -> Sequence[Any]:
 
 
 def case_of(place: Mapping[Hashable, Any]) -> str:
-    """Return a place in words: `step 20, layer 3, ideal denoiser`."""
+    """Return a place in words, the denoiser last: `step 20, layer 3, ideal denoiser`."""
     words = []
-    for dim, label in place.items():
+    for dim, label in sorted(place.items(), key=lambda item: item[0] == "denoiser"):
         if isinstance(label, str | np.str_):
-            words += [str(label)] * (dim != "denoiser" or label != MODEL)
+            words += [str(label)] * (UNSAID.get(str(dim)) != label)
         else:
             words.append(f"{dim} {label:g}")
     return ", ".join(words) or (MODEL if "denoiser" in place else "")
@@ -244,6 +249,22 @@ def with_levels(variable: Variable, name: str, data: Iterable[str]) -> Variable:
     levels = [f"{kind}{name}" for kind in LEVELS if f"{kind}{name}" in set(data)]
     dims, values, attributes = variable
     return dims, values, attributes | {"ancillary_variables": " ".join(levels)}
+
+
+Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
+
+
+def of_kind(data: Labelled, kinds: str | Sequence[str], *along: str) -> Labelled:
+    """Return the cases whose coordinate `kind` is one of these. along: coordinates of `case` that
+    become dimensions in its place."""
+    cases = data.isel(case=np.flatnonzero(np.isin(data["kind"].values, kinds)))
+    if not along:
+        return cases
+    labels = [name for name, c in cases.coords.items() if "case" in c.dims and name not in along]
+    cases = cases.drop_vars(labels)
+    if len(along) == 1:
+        return cases.swap_dims(case=along[0])
+    return cases.set_index(case=list(along)).unstack("case")
 
 
 def save(data: xr.Dataset, path: Path) -> None:

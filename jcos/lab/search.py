@@ -54,7 +54,7 @@ from jcos.lab.methods import (
     smc,
     tbs,
 )
-from jcos.sampling import flow, trajectory
+from jcos.sampling import flow
 from jcos.sampling.probes import Noise, Probe, TokenFeatures, chain
 from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
@@ -209,7 +209,7 @@ class _Run:
             sampling = dataclasses.replace(sampling, steps=method.steps, sigmas=None)
         self.sampling, self.plan = sampling, flow.plan(sampling, model.config.boundary)
         known = {name: make() for name, make in STANDARD.items()} | dict(judges or {})
-        self.shape = trajectory.latent_shape(model.config.dit, self.conditions)
+        self.shape = (*self.conditions.grid, model.config.dit.out_channels)
         check(method, model.config, sampling, list(known), self.shape[0], probe or Probe())
         self.judges = {row.judge: known[row.judge] for row in method.rows}
         self.layers = sorted({j.layer for j in self.judges.values() if j.layer is not None})
@@ -320,7 +320,7 @@ class _Run:
             sigma = float(self.plan.schedule.sigmas[row.back + 1])
             return state.move(self._noised(state, row.strength, sigma), step=row.back)
         if row.copy == "prefix":
-            self.conditions = self.conditions._replace(first=state.solver.last[:, 0, : row.frames])
+            self.conditions = self.conditions.replace(first=state.solver.last[:, 0, : row.frames])
             return self.begin(self.method.seeds * len(self.tree))
         return state
 

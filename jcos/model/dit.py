@@ -41,8 +41,8 @@ def observe_nothing(layer: Int[Array, ""], tokens: Tokens) -> tuple[Tokens, None
 
 
 class Linear(nnx.Module):
-    """Rounds once, the bias included, as PyTorch's does; Flax's also rounds the product. (So does
-    this one on a GPU where XLA finds its own kernel to be faster than cuBLAS.)"""
+    """Rounds once, after the bias, like PyTorch's; Flax's also rounds the product. (So does this
+    one on a GPU where XLA chooses its own kernel over cuBLAS.)"""
 
     def __init__(self, n_in: int, n_out: int, dtype: str, rngs: nnx.Rngs):
         self.dtype = jnp.dtype(dtype)
@@ -76,7 +76,7 @@ class Attention(nnx.Module):
         angles: Angles | None = None,
         rows: int | None = None,
     ) -> Tokens:
-        """angles: of self-attention's tokens. rows: how many of them are no padding; None: all."""
+        """angles: of self-attention. rows: how many of its tokens are no padding; None: all."""
         q, k, v = (
             rearrange(a, "n (h d) -> n h d", h=self.heads)
             for a in (self.norm_q(self.q(x)), self.norm_k(self.k(context)), self.v(context))
@@ -213,11 +213,11 @@ class DiT(nnx.Module):
         slots: Any = None,
         remat: bool = False,
     ) -> tuple[Float[Array, "F H W O"], Any]:
-        """Velocity and what `on_block` observed, stacked over layers.
+        """Return the velocity, and the observations of `on_block` stacked over layers.
 
         latents: any concatenated conditioning included (cfg.in_channels). t: timestep 0..1000, one
             for the video or one per token (row-major over the token grid).
-        clean: tokens at timestep 0 instead, as of TI2V's given first frame. Then two timesteps are
+        clean: tokens at timestep 0 instead, like TI2V's first frame. Then two timesteps are
             embedded, not one per token (2 GB less at 704p).
         context: embedded prompt, at most cfg.text_len rows; it is zero-padded to that length and,
             as in the original, the padding is attended to.
@@ -247,7 +247,7 @@ class DiT(nnx.Module):
             )
             angles = rope_angles(grid, cfg.head_dim, cfg.rope_theta)
 
-        # On a mesh, rows lie spread over devices, with padding behind that no probe sees.
+        # On a mesh, rows are spread over devices, with padding that probes do not get.
         n = x.shape[0]
         rows = None if mesh.padded(n) == n else n
         x, *angles = (mesh.spread(a) for a in (x, *angles))
@@ -257,38 +257,37 @@ class DiT(nnx.Module):
             e, time = mesh.spread(e), mesh.spread(time)
 
         layers = jnp.arange(cfg.layers)
-        kept = Slots(slots, jax.eval_shape(on_block, layers[0], x[:n])[1])
+        chosen = Slots(slots, jax.eval_shape(on_block, layers[0], x[:n])[1])
 
         def body(carry: tuple[Tokens, Any], scanned: tuple[Block, Int[Array, ""]]) -> Any:
-            (x, held), (block, layer) = carry, scanned
+            (x, buffers), (block, layer) = carry, scanned
             x = block(x, time, text, (angles[0], angles[1]), rows, clean)
-            x, observed = on_block(layer, x[:n])
-            held, stacked = kept.put(held, observed, layer)
-            return (mesh.spread(x), held), stacked
+            x, observation = on_block(layer, x[:n])
+            buffers, stacked = chosen.put(buffers, observation, layer)
+            return (mesh.spread(x), buffers), stacked
 
-        (x, held), stacked = jax.lax.scan(
-            jax.checkpoint(body) if remat else body, (x, kept.empty()), (self.blocks, layers)
+        (x, buffers), stacked = jax.lax.scan(
+            jax.checkpoint(body) if remat else body, (x, chosen.empty()), (self.blocks, layers)
         )
         with jax.named_scope("head"):
-            # Spread until here, since patches are what is small enough to be brought together.
+            # Patches are small enough to be gathered.
             patches = mesh.constrain(self.head(x, e, clean), mesh.SEQUENCE)
-            return self.unpatchify(patches[:n], grid), kept.observation(held, stacked)
+            return self.unpatchify(patches[:n], grid), chosen.observation(buffers, stacked)
 
     def _rounded(self, t: Float[Array, "..."]) -> Float[Array, " T"]:
-        """Timesteps as the time embedding's data type knows them: bfloat16 makes 999 a 1000."""
+        """Round timesteps to the time embedding's data type: bfloat16 makes 999 a 1000."""
         return rounded(jnp.atleast_1d(t).astype(jnp.float32), self.numerics.time)
 
     def patchify(self, latents: Float[Array, "F H W C"]) -> Float[Array, "N P"]:
-        """Patches as rows, channel slowest within a patch (the flattening of the original's Conv3d
-        weights)."""
+        """Return patches as rows, channel slowest within a patch (as the original's Conv3d weights
+        are flattened)."""
         pt, ph, pw = self.cfg.patch
         return rearrange(latents, "(f a) (h b) (w c) ch -> (f h w) (ch a b c)", a=pt, b=ph, c=pw)
 
     def unpatchify(
         self, patches: Float[Array, "N P"], grid: tuple[int, int, int]
     ) -> Float[Array, "F H W O"]:
-        """The head's rows as a latent; here the channel is fastest within a patch, unlike in
-        `patchify`."""
+        """Return the head's rows as a latent; within a patch the channel is fastest here."""
         f, h, w = grid
         pt, ph, pw = self.cfg.patch
         return rearrange(

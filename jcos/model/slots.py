@@ -1,4 +1,4 @@
-"""Observations of chosen layers, held as they arise: a layer that is not chosen costs nothing."""
+"""Observations of chosen layers, stored as they arise: a layer that is not chosen costs nothing."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from jaxtyping import Array, Int, Shaped
 
 
 class Slots:
-    """A buffer for every part of an observation of which some layers are kept; the other parts are
-    stacked over all layers by the scan over blocks.
+    """Buffers for the parts of an observation of which only some layers are kept; the other parts
+    are stacked over all layers by the scan over blocks.
 
     layers: numbers of the layers that are kept [l], in any order, or None for all; or a pytree of
         these, a prefix of the observation. shapes: of the observation of one layer.
@@ -26,24 +26,24 @@ class Slots:
         )
 
     def empty(self) -> list[Any]:
-        """Buffers that nothing was put into: nan, if the numbers have one."""
+        """Return buffers of nan, or of 0 for integers."""
         return [
             None if layers is None else _empty(layers, leaf)
             for layers, leaf in zip(self.chosen, self.leaves, strict=True)
         ]
 
     def put(
-        self, held: list[Any], observed: Any, layer: Int[Array, ""]
+        self, buffers: list[Any], observation: Any, layer: Int[Array, ""]
     ) -> tuple[list[Any], list[Any]]:
-        """The buffers with what is kept of a layer, and what is stacked."""
-        leaves = jax.tree.leaves(observed)
-        rows = list(zip(held, leaves, self.chosen, strict=True))
-        held = [None if at is None else _put(buffer, leaf, at, layer) for buffer, leaf, at in rows]
-        return held, [leaf if at is None else None for _, leaf, at in rows]
+        """Return the buffers with the observation of a layer, and the parts to be stacked."""
+        leaves = jax.tree.leaves(observation)
+        rows = list(zip(buffers, leaves, self.chosen, strict=True))
+        buffers = [None if at is None else _put(buffer, a, at, layer) for buffer, a, at in rows]
+        return buffers, [leaf if at is None else None for _, leaf, at in rows]
 
-    def observation(self, held: list[Any], stacked: list[Any]) -> Any:
-        """[l, …] or [layers, …] of every part."""
-        rows = zip(held, stacked, self.chosen, strict=True)
+    def observation(self, buffers: list[Any], stacked: list[Any]) -> Any:
+        """Return [l, …] or [layers, …] of every part."""
+        rows = zip(buffers, stacked, self.chosen, strict=True)
         parts = [leaf if at is None else _in_order(buffer, at) for buffer, leaf, at in rows]
         return self.tree.unflatten(parts)
 
@@ -59,7 +59,7 @@ def _put(
     layers: Int[Array, " l"],
     layer: Int[Array, ""],
 ) -> Shaped[Array, "l ..."]:
-    """Writes the layer's slot alone, the first of several; nothing where it has none."""
+    """Write the layer's slot alone, the first of several; nothing where it has none."""
     if not len(layers):
         return buffer
     here = layers == layer
@@ -69,7 +69,7 @@ def _put(
 
 
 def _in_order(buffer: Shaped[Array, "l ..."], layers: Int[Array, " l"]) -> Shaped[Array, "l ..."]:
-    """With a layer that is chosen twice in both of its slots."""
+    """Fill both slots of a layer that is chosen twice."""
     if len(layers) < 2:
         return buffer
     return buffer[jnp.argmax(layers[:, None] == layers[None], 1)]

@@ -112,9 +112,11 @@ def arguments(job: Job, mesh: Mesh, store: Sequence[str], probe: Probe) -> tuple
 
     def given() -> Condition:
         prompt = jnp.zeros((1, cfg.text_len, cfg.text_dim), config.numerics.text)
-        channels = jnp.zeros((1, *job.latent, cfg.in_channels - cfg.out_channels))
+        extra = cfg.in_channels - cfg.out_channels
+        channels = jnp.zeros((1, *job.latent, extra)) if extra else None
         first = jnp.zeros((1, 1, *job.latent[1:], cfg.out_channels))
-        return Condition(prompt, prompt, channels, first if config.image == "pin" else None)
+        pinned = first if config.image == "pin" else None
+        return Condition(prompt, job.latent, prompt, channels, pinned)
 
     keys = jax.eval_shape(lambda: seed_keys(range(job.seeds)))
     return (

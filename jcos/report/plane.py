@@ -18,11 +18,11 @@ from PIL import Image
 
 from jcos.files import local_path, write
 from jcos.media import formats
-from jcos.report.changes import Change
 from jcos.report.maps import Axis, Map
 from jcos.report.markup import Fragments, Html, finite, join
 from jcos.runs import MANIFEST, read
 from jcos.sampling import flow
+from jcos.sampling.probe import Change
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
@@ -133,7 +133,7 @@ class Plane:
             "steps": list(self.steps),
             "frames": self.numbers,
             "lines": [line._asdict() for line in self.lines],
-            "changes": [change.told() for change in self.changes],
+            "changes": [change.to_json() for change in self.changes],
         }
 
     def _repr_html_(self) -> str:
@@ -194,7 +194,7 @@ def look(
     changes: Sequence[Change] = (),
 ) -> Look:
     """The runs of a trace with all its steps, leaves [K, …], decoded: one `Plane` for each seed.
-    changes: what was changed in them (`changes_of(probe)`)."""
+    changes: what was changed in them (`probe.changes()`)."""
     steps = range(trace.x0.shape[1])
     sampling = model.config.sampling
     lines = []
@@ -225,7 +225,7 @@ def saved_plane(arrays: Mapping[str, np.ndarray], i: int, about: Mapping[str, An
     clips = {n: arrays[f"{n}_{i}"] for n in ("video", "reference") if f"{n}_{i}" in arrays}
     told = dict(about) | {
         "lines": [Line(**line) for line in about["lines"]],
-        "changes": [Change.of(change) for change in about["changes"]],
+        "changes": [Change.from_json(change) for change in about["changes"]],
     }
     return Plane(x0=arrays[f"x0_{i}"], **clips, **told)
 

@@ -17,9 +17,9 @@ from PIL import Image
 from jcos.config import PixelCodec, Sampling
 from jcos.media import formats
 from jcos.model.vae import decode_pixels
-from jcos.report.changes import Change, asked
 from jcos.report.plane import PLANES, WIDEST, Line, Plane, saved_plane, sigma_line
 from jcos.sampling import flow
+from jcos.sampling.probe import Change
 
 Arrays = Mapping[str, Shaped[np.ndarray, "..."]]
 SCORES = {"x0_scores": "score of x̂0", "off": "mass on no right answer"}
@@ -89,9 +89,7 @@ def _sampled(run: Mapping[str, Any], arrays: Arrays, p: int, k: int) -> Plane:
         reference=arrays["reference"][p] if "reference" in arrays else None,
         solved=bool(run["solved"][p][k]),
         lines=lines,
-        changes=asked(
-            run.get("interventions", {}), len(x0), x0.shape[1], int(run.get("layers") or 0)
-        ),
+        changes=[Change.from_json(change) for change in run.get("changes", ())],
     )
 
 
@@ -162,15 +160,13 @@ def _as_large(
 def _of_films(run: Mapping[str, Any], total: int) -> list[Change]:
     """What was changed, in frames of the film."""
     latent = [-(-frame // LATENT_FRAMES) for frame in range(total)]
-    steps, layers = int(run["sampling"]["steps"]), int(run.get("layers") or 0)
-    found = []
-    for change in asked(run.get("interventions", {}), steps, latent[-1] + 1, layers):
+    changes = []
+    for change in map(Change.from_json, run.get("changes", ())):
         if change.axis == "frame":
-            mask = np.zeros((steps, latent[-1] + 1), bool)
-            mask[tuple(np.array(change.cells).T)] = True
-            change = Change.at(change.what, "frame", mask[:, latent])
-        found.append(change)
-    return found
+            cells = [(s, i) for s, f in change.cells for i, of in enumerate(latent) if of == f]
+            change = change._replace(size=total, cells=cells)
+        changes.append(change)
+    return changes
 
 
 def _cut(

@@ -22,7 +22,7 @@ DATA = (".npz", ".safetensors", ".csv", ".json")
 MIME = {".png": "image/png", ".webp": "image/webp", ".mp4": "video/mp4"}
 WIDE = 1.9
 """Figures whose width is so many times their height have a row of their own."""
-ELSEWHERE = ("planes", "question", "command", "figures", "axes")
+ELSEWHERE = ("planes", "changes", "question", "command", "figures", "axes")
 """Entries of a manifest that are shown elsewhere on the page, or are none of its reader's."""
 OUTCOMES = ("seconds", "date", "scores", "solved", "rows", "shown_steps", "machine", "device")
 """Entries that are no settings: two runs that are to be compared may differ in them."""

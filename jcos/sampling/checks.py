@@ -1,15 +1,15 @@
-"""What is refused of a probe before a run begins.
+"""Checks of a probe before a run begins.
 
 In a compiled program an index out of range is no error: it would act on the last step or layer, or
-on none. So what a probe is made for, the numbers in its fields and what its methods return are
-checked by these rules:
+on none. So the sizes that a probe is made for, the numbers in its fields and what its methods
+return are checked:
 
-- A field is an index if its name is, or ends in `_` and, `layer`, `block`, `step`, `frame`, `head`,
-  `token`, `seed` or `world`, singular or plural, and it holds integers: each is at least 0 and less
-  than the run has. A single number in the plural (`steps: int`) may also be how many: up to and
-  with what the run has. A row of booleans of such a name is a mask, as long as the run has.
-- `Probe.field_axes` says it of other names, or that a field is no index (None).
-- Numbers that are not known, inside a jitted function, are not checked; those of a `sweep` are.
+- A field is an index if it holds integers and its name is, or ends in `_` and, `layer`, `block`,
+  `step`, `frame`, `head`, `token`, `seed` or `world`, singular or plural. An index is at least 0
+  and less than the run has; a single number in the plural (`steps: int`) may also be a count.
+  Booleans [n] of such a name are a mask, as long as the run has.
+- `Probe.field_axes` names the axes of other fields, or says that a field is no index (None).
+- Numbers that are unknown, inside a jitted function, are not checked; those of a `sweep` are.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Array
 
 from jcos.config import DiTConfig
 from jcos.devices import mesh
@@ -35,7 +36,7 @@ from jcos.sampling.probes import Chain, EstimateEnsemble, InWorlds, SeedEnsemble
 NAMES = {"frame": "latent frames", "block": "layers"} | {
     name: f"{name}s" for name in ("layer", "step", "head", "token", "seed", "world")
 }
-"""What fields of a name count."""
+"""Axes by the names of fields."""
 RETURNS = {
     "on_latents": ("latent",),
     "on_block": ("tokens", "observation"),
@@ -52,14 +53,22 @@ Shape = jax.ShapeDtypeStruct
 def check_probe(
     probe: Any, expert: DiT, steps: int, shape: tuple[int, ...], *, guided: bool = False
 ) -> list[Shape]:
-    """What the probe observes of the tokens after a block. Refuses it where it does not fit a run
-    of `shape`: worlds, seeds, latent frames, height and width.
+    """Return what the probe observes of the tokens after a block.
 
-    Raises ValueError where it is made for another run or a method fails or returns something else,
-    IndexError where a number in its fields is out of range, TypeError where it is no probe.
+    shape: worlds, seeds, latent frames, height and width of the run. Raises ValueError where the
+    probe is made for another run or a method fails or returns something else, IndexError where a
+    number in its fields is out of range, TypeError where it is no probe.
     """
-    cfg = expert.cfg
-    counts = _counts(cfg, steps, shape)
+    cfg, (worlds, seeds, *video) = expert.cfg, shape
+    counts = {
+        "steps": steps,
+        "layers": cfg.layers,
+        "heads": cfg.heads,
+        "latent frames": video[0],
+        "tokens": math.prod(cfg.tokens(*video)),
+        "seeds": seeds,
+        "worlds": worlds,
+    }
     if not isinstance(probe, Probe):
         raise TypeError(f"{probe!r:.99} is no probe: a probe is an object of a subclass of Probe")
     for what, size in probe.made_for():
@@ -71,47 +80,32 @@ def check_probe(
 
 
 def check_averages(probe: Probe, seeds: int) -> None:
-    """Raise ValueError where a probe averages over seeds, but no seed has another to average with:
-    it would leave the run as it is. Masks whose values are not known yet (inside jit) pass."""
+    """Raise ValueError where a probe averages over seeds, but each seed is alone, so that the run
+    would stay as it is. Masks whose values are unknown (inside jit) pass."""
     averages = (SeedEnsemble, EstimateEnsemble)
     for part in jax.tree.leaves(probe, is_leaf=lambda p: isinstance(p, averages)):
         if not isinstance(part, averages):
             continue
-        groups = jnp.zeros(seeds) if part.groups is None else part.groups
-        if any(isinstance(a, Tracer) for a in (part.mask, groups)):
+        groups = np.zeros(seeds) if part.groups is None else part.groups
+        unknown = isinstance(part.mask, Tracer) or isinstance(groups, Tracer)
+        if unknown or not np.any(part.mask) or groups.shape != (seeds,):  # see `made_for`
             continue
-        if not np.any(part.mask) or groups.shape != (seeds,):  # the latter is `check_probe`'s
-            continue
-        sizes = np.unique(groups, return_counts=True)[1]
-        if max(sizes) == 1:
+        if len(np.unique(groups)) == seeds:
             raise ValueError(
                 f"{type(part).__name__} averages over seeds, but here each of {seeds} seed(s) is "
                 "alone; give several seeds to average, or switch the mask off"
             )
 
 
-def _counts(cfg: DiTConfig, steps: int, shape: tuple[int, ...]) -> dict[str, int]:
-    worlds, seeds, *video = shape
-    return {
-        "steps": steps,
-        "layers": cfg.layers,
-        "heads": cfg.heads,
-        "latent frames": video[0],
-        "tokens": math.prod(cfg.tokens(*video)),
-        "seeds": seeds,
-        "worlds": worlds,
-    }
-
-
 # ---- numbers in fields
 
 _swept: ContextVar[Mapping[int, Any]] = ContextVar("_swept")
-"""The values over which a sweep runs, by the identity of those that stand for one of them."""
+"""The values of a sweep, by the identity of the tracers that stand for them."""
 
 
 @contextlib.contextmanager
 def swept(one: Any, values: Any) -> Iterator[None]:
-    """Here `one` stands for every entry of the leading axis of `values`."""
+    """Within: `one` stands for every entry of the leading axis of `values`."""
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(values), strict=True)
     token = _swept.set({**_swept.get({}), **{id(leaf): value for leaf, value in pairs}})
     try:
@@ -127,12 +121,12 @@ def _check_fields(probe: Probe, counts: Mapping[str, int]) -> None:
         if axis is None or isinstance(getattr(owner, name, None), property):
             continue
         value = getattr(probe, name)
-        if isinstance(value, int | np.generic | np.ndarray | jax.Array):
-            single = np.ndim(value) == 0 or types.get(name) in (int, "int")
-            _check_numbers(f"{owner.__name__}.{name}", value, axis, counts[axis], plural and single)
-        elif isinstance(value, list | tuple):
-            for number in value:
-                _check_numbers(f"{owner.__name__}.{name}", number, axis, counts[axis], False)
+        row = isinstance(value, list | tuple)
+        single = not row and (np.ndim(value) == 0 or types.get(name) in (int, "int"))
+        for number in value if row else [value]:
+            _check_numbers(
+                f"{owner.__name__}.{name}", number, axis, counts[axis], plural and single
+            )
     if not isinstance(probe, Chain | InWorlds):
         for layers in jax.tree.leaves(probe.slots()):
             _check_numbers(f"{owner.__name__}.slots", layers, "layers", counts["layers"], False)
@@ -141,7 +135,7 @@ def _check_fields(probe: Probe, counts: Mapping[str, int]) -> None:
 
 
 def _axis(owner: type[Probe], name: str) -> tuple[str | None, bool]:
-    """What a field indexes, and whether its name is in the plural."""
+    """Return what a field indexes, and whether its name is in the plural."""
     word = name.rpartition("_")[2]
     plural = word.endswith("s")
     if name in owner.field_axes:
@@ -153,10 +147,9 @@ def _axis(owner: type[Probe], name: str) -> tuple[str | None, bool]:
 
 
 def _check_numbers(field: str, value: Any, axis: str, size: int, may_count: bool) -> None:
-    plain = isinstance(value, int | float)
-    dtype = np.asarray(value).dtype if plain else getattr(value, "dtype", None)
-    if dtype == np.bool_ and np.ndim(value) == 1 and len(value) != size:
-        raise ValueError(f"{field} is a mask of {len(value)} {axis}; this run has {size}")
+    dtype = np.dtype(int) if type(value) is int else getattr(value, "dtype", None)
+    if dtype == np.bool_ and np.ndim(value) == 1 and np.size(value) != size:
+        raise ValueError(f"{field} is a mask of {np.size(value)} {axis}; this run has {size}")
     if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
         return
     numbers = _known(value)
@@ -171,7 +164,7 @@ def _check_numbers(field: str, value: Any, axis: str, size: int, may_count: bool
 
 
 def _known(value: Any) -> np.ndarray | None:
-    """The numbers that a value is, or stands for in a `sweep` or `vmap`; None inside a program."""
+    """Return the numbers of a value, also under `sweep` or `vmap`; None inside a program."""
     while isinstance(value, Tracer):
         value = _swept.get({}).get(id(value), getattr(value, "val", None))
     if isinstance(value, jax.Array):
@@ -183,7 +176,7 @@ def _known(value: Any) -> np.ndarray | None:
 
 
 def _check_hooks(probe: Probe, expert: DiT, shape: tuple[int, ...], guided: bool) -> list[Shape]:
-    """What all of the probe's parts observe after a block."""
+    """Return what all parts of the probe observe after a block."""
     if isinstance(probe, Chain | InWorlds):
         return [leaf for part in parts(probe) for leaf in _check_hooks(part, expert, shape, guided)]
     leaves, tree = jax.tree.flatten(probe)
@@ -195,14 +188,11 @@ def _check_hooks(probe: Probe, expert: DiT, shape: tuple[int, ...], guided: bool
             "as static, flax.struct.field(pytree_node=False), or give an array"
         ) from error
     kinds = tuple(Shape(a.shape, a.dtype, weak_type=a.weak_type) for a in types)
-    return _trace_hooks(
-        type(probe), tree, kinds, expert.cfg, expert.numerics.residual, shape, guided
-    )
+    return _trace_hooks(tree, kinds, expert.cfg, expert.numerics.residual, shape, guided)
 
 
 @lru_cache(256)
 def _trace_hooks(
-    owner: type[Probe],
     tree: Any,
     kinds: tuple[Any, ...],
     cfg: DiTConfig,
@@ -210,45 +200,38 @@ def _trace_hooks(
     shape: tuple[int, ...],
     guided: bool,
 ) -> list[Shape]:
-    """Calls every method with abstract values, on all named axes."""
+    """Call every method with abstract values, on all named axes."""
     worlds, seeds, *video = shape
-    latent: Any = Shape((*video, cfg.out_channels), jnp.float32)
-    tokens = Shape((math.prod(cfg.tokens(*video)), cfg.dim), jnp.dtype(residual))
-    whole: Any = Shape((), jnp.int32)
-    real: Any = Shape((), jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    site, fields = Site(whole, whole, whole, real, key, latent), list(kinds)
-    observed: dict[str, Any] = {}
+    observed: list[Any] = []
 
-    def trace(hook: str, *values: Any, branches: int = 1) -> None:
-        def call(fields: list[Any], site: Site, *values: Any) -> tuple[()]:
-            observed[hook] = _call(tree.unflatten(fields), hook, site, values)
-            return ()
+    def step(fields: Any, number: Array, sigma: Array, world: Array, seed: Array) -> None:
+        probe, value = tree.unflatten(fields), world + seed
+        latent = jnp.full((*video, cfg.out_channels), value)
+        key = jax.random.key(seed.astype(jnp.int32))
+        site = Site(number, number, number, sigma, key, latent)
 
-        if getattr(owner, hook) is getattr(Probe, hook):
-            return
-        axes = {"world": worlds, "seed": seeds} | ({mesh.BRANCH: 2} if branches > 1 else {})
-        for axis in reversed(axes):
-            mapped = (None, Site(None, None, None, None, 0, 0), *[0] * len(values))  # type: ignore
-            call = jax.vmap(call, mapped, axis_name=axis)
-        sizes = tuple(axes.values())
-        wide = site._replace(key=_more(key, sizes), last=_more(latent, sizes))
-        jax.eval_shape(call, fields, wide, *(_more(value, sizes) for value in values))
+        def block(branch: Array) -> None:
+            tokens = jnp.full((math.prod(cfg.tokens(*video)), cfg.dim), value + branch)
+            observed.append(_call(probe, "on_block", site, tokens.astype(residual)))
 
-    trace("on_latents", latent)
-    trace("on_block", tokens, branches=1 + guided)
-    slots = jax.eval_shape(lambda fields: _slots(tree.unflatten(fields)), fields)
-    kept = Slots(slots, observed.get("on_block", ()))
-    rows = zip(kept.chosen, kept.leaves, strict=True)
-    stacked = [_more(leaf, (cfg.layers if at is None else len(at),)) for at, leaf in rows]
-    trace("on_step", kept.tree.unflatten(stacked))
-    trace("on_estimate", latent, latent)
-    return kept.leaves
+        _call(probe, "on_latents", site, latent)
+        if guided:
+            jax.vmap(block, axis_name=mesh.BRANCH)(jnp.zeros(2))
+        else:
+            block(jnp.zeros(()))
+        slots = Slots(_slots(probe), observed[-1])
+        stacked = [
+            jnp.full((cfg.layers if at is None else len(at), *leaf.shape), value).astype(leaf.dtype)
+            for at, leaf in zip(slots.chosen, slots.leaves, strict=True)
+        ]
+        _call(probe, "on_step", site, slots.tree.unflatten(stacked))
+        _call(probe, "on_estimate", site, latent, latent)
 
-
-def _more(tree: Any, sizes: tuple[int, ...]) -> Any:
-    """With leading axes of these sizes."""
-    return jax.tree.map(lambda a: Shape((*sizes, *a.shape), a.dtype), tree)
+    runs = jax.vmap(step, (None, None, None, None, 0), axis_name=mesh.SEED)
+    runs = jax.vmap(runs, (None, None, None, 0, None), axis_name=mesh.WORLD)
+    scalar = jnp.int32(0), jnp.float32(0)
+    jax.eval_shape(runs, kinds, *scalar, jnp.zeros(worlds), jnp.zeros(seeds))
+    return jax.tree.leaves(observed[-1])
 
 
 def _slots(probe: Probe) -> Any:
@@ -256,14 +239,15 @@ def _slots(probe: Probe) -> Any:
     for layers in jax.tree.leaves(slots):
         if jnp.ndim(layers) != 1 or not jnp.issubdtype(jnp.asarray(layers).dtype, jnp.integer):
             raise ValueError(
-                f"{type(probe).__name__}.slots returned {_told(slots)}; expected None, or an array "
-                "of layer numbers [l], for all of an observation or for each part"
+                f"{type(probe).__name__}.slots returned {_describe(slots)}; expected None, or "
+                "layer numbers [l] for all of an observation or each part"
             )
     return jax.tree.map(jnp.asarray, slots)
 
 
-def _call(probe: Probe, hook: str, site: Site, values: tuple[Any, ...]) -> Any:
-    """The shapes of what a method observes; ValueError where it fails or returns something else."""
+def _call(probe: Probe, hook: str, site: Site, *values: Any) -> Any:
+    """Return the shapes of a method's observation; ValueError where it fails or returns something
+    else."""
     name = f"{type(probe).__name__}.{hook}"
     try:
         out = getattr(probe, hook)(site, *values)
@@ -274,24 +258,24 @@ def _call(probe: Probe, hook: str, site: Site, values: tuple[Any, ...]) -> Any:
             "or a field that is static (flax.struct.field(pytree_node=False))"
         ) from error
     except Exception as error:
-        said = (str(error).strip() or "no message").splitlines()[0]
-        raise ValueError(f"{name} fails with {type(error).__name__}: {said:.300}") from error
+        message = (str(error).strip() or "no message").splitlines()[0]
+        raise ValueError(f"{name} fails with {type(error).__name__}: {message:.300}") from error
     if hook == "on_step":
         return _shapes(name, out)
     *_, first = values
     names = RETURNS[hook]
-    want = f"{names[0]} {_told(first)}"
+    want = f"{names[0]} {_describe(first)}"
     if len(names) == 1:
         main, observation = out, ()
     elif isinstance(out, tuple | list) and len(out) == 2:
         main, observation = out
     else:
         raise ValueError(
-            f"{name} returned {_told(out)}; expected two things: {want}, and an observation "
+            f"{name} returned {_describe(out)}; expected two things: {want}, and an observation "
             "(`()` for none)"
         )
     if not hasattr(main, "dtype") or (main.shape, main.dtype) != (first.shape, first.dtype):
-        raise ValueError(f"{name} returned {_told(main)}; expected {want}")
+        raise ValueError(f"{name} returned {_describe(main)}; expected {want}")
     return _shapes(name, observation)
 
 
@@ -300,14 +284,14 @@ def _shapes(name: str, observation: Any) -> Any:
         return jax.tree.map(lambda a: Shape(jnp.shape(a), jax.typeof(a).dtype), observation)
     except TypeError as error:
         raise ValueError(
-            f"{name} observed {_told(observation)}; expected arrays, or tuples and dicts of them"
+            f"{name} observed {_describe(observation)}; expected arrays, tuples or dicts of them"
         ) from error
 
 
-def _told(value: Any) -> str:
-    """float32[12, 32] of an array; of other things what they are."""
+def _describe(value: Any) -> str:
+    """Return float32[12, 32] for an array."""
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"{value.dtype}{list(value.shape)}"
     if isinstance(value, tuple | list):
-        return f"{len(value)} things ({', '.join(_told(one) for one in value):.200})"
+        return f"{len(value)} things ({', '.join(_describe(one) for one in value):.200})"
     return f"{value!r:.60}"

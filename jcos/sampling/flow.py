@@ -1,11 +1,9 @@
 """Flow matching: sigma grids, guidance, clean estimates, and solvers as one linear multistep rule.
 
 The path is x_σ = (1−σ) x0 + σ ε with velocity v = ε − x0, hence x̂0 = x − σ v. Euler, UniPC and
-DPM++ all advance x by a linear combination of the state and of the last clean estimates. A
-`Schedule` therefore carries a table of eight numbers per step, computed in float64 on the host, and
-`solver_step` is the same few
-multiplications for each of them: changing solver, shift or grid changes data, never the compiled
-program.
+DPM++ all advance x by a linear combination of the state and of the last clean estimates. So a
+`Schedule` carries eight numbers per step, computed in float64 on the host, and `solver_step` is the
+same multiplications for each: solver, shift and grid are data, and never change the program.
 """
 
 from typing import NamedTuple, get_args
@@ -17,8 +15,8 @@ from jaxtyping import Array, Float
 
 from jcos.config import Grid, Sampling, Solver
 
-# first and last point of the grid before the shift (the last is dropped), and whether the model is
-# given ⌊1000σ⌋ or 1000σ. "unipc" and "dpmpp" are the original's (whose 0.999 went through float32),
+# First and last point of the grid before the shift (the last is dropped), and whether timesteps are
+# ⌊1000σ⌋ or 1000σ. "unipc" and "dpmpp" are the original's (whose 0.999 went through float32),
 # "euler" is DiffSynth's.
 GRIDS: dict[Grid, tuple[float, float, bool]] = {
     "unipc": (float(np.float32(0.999)), 0.0, True),
@@ -29,10 +27,10 @@ GRIDS: dict[Grid, tuple[float, float, bool]] = {
 
 
 class Schedule(NamedTuple):
-    """A sampling run as data: scanned over by `trajectory.denoise`.
+    """A sampling run as data: scanned over by `trajectory.advance`.
 
-    sigmas: noise level before each step, and 0 after the last. timesteps: what the model is told.
-    table: solver coefficients (`solver_step`).
+    sigmas: noise level before each step, and 0 after the last. timesteps: of the model. table:
+    solver coefficients (`solver_step`).
     """
 
     sigmas: Float[Array | np.ndarray, " S+1"]
@@ -45,8 +43,8 @@ class Schedule(NamedTuple):
 
 
 def schedule(sampling: Sampling) -> Schedule:
-    """The schedule of `sampling`: bit-equal to what the original of its grid computes, stored in
-    float32. Explicit sigmas are taken as they are."""
+    """Return the schedule of `sampling` in float32: bit-equal to what the original of its grid
+    computes, or with its explicit sigmas."""
     if sampling.sigmas is not None:
         return at_sigmas(np.array(sampling.sigmas), sampling)
     first, last, whole = GRIDS[sampling.grid]
@@ -59,11 +57,11 @@ def schedule(sampling: Sampling) -> Schedule:
 
 
 def at_sigmas(sigmas: Float[np.ndarray, " S"], sampling: Sampling) -> Schedule:
-    """The schedule of these noise levels, descending, with the solver and the rounding of timesteps
-    of `sampling`."""
+    """Return the schedule of these noise levels, descending, with the solver and the timestep
+    rounding of `sampling`."""
     timesteps = 1000 * sigmas
     if GRIDS[sampling.grid][2]:
-        # 1000 · 0.57 is 569.9999999999999: a level that was given in decimals is meant.
+        # 1000 · 0.57 is 569.9999999999999, where explicit sigmas mean 570.
         exact = timesteps if sampling.sigmas is None else np.round(timesteps, 6)
         timesteps = np.floor(exact)
     levels = np.append(sigmas, 0)
@@ -74,7 +72,7 @@ def at_sigmas(sigmas: Float[np.ndarray, " S"], sampling: Sampling) -> Schedule:
 
 
 def _torch_linspace(first: float, last: float, count: int) -> np.ndarray:
-    """torch.linspace in float32, bit for bit: counted from both ends with fused multiply-adds."""
+    """Return torch.linspace in float32, bit for bit: from both ends with fused multiply-adds."""
     step = np.float64(np.float32(last - first) / np.float32(count - 1))
     i = np.arange(count)
     grid = np.where(i < count // 2, first + i * step, last - (count - 1 - i) * step)
@@ -82,7 +80,7 @@ def _torch_linspace(first: float, last: float, count: int) -> np.ndarray:
 
 
 def high_noise_steps(plan: Schedule, boundary: float | None) -> int:
-    """How many leading steps belong to the high-noise expert (timestep ≥ 1000 · boundary)."""
+    """Count the leading steps of the high-noise expert (timestep ≥ 1000 · boundary)."""
     if boundary is None:
         return plan.steps
     return int(np.sum(np.asarray(plan.timesteps) >= 1000 * boundary))
@@ -91,26 +89,26 @@ def high_noise_steps(plan: Schedule, boundary: float | None) -> int:
 def clean_estimate(
     x: Float[Array, "..."], v: Float[Array, "..."], sigma: Float[Array, ""]
 ) -> Float[Array, "..."]:
-    """x̂0 = x − σ v (paper, section 3.1)."""
+    """Return x̂0 = x − σ v (paper, section 3.1)."""
     return x - sigma * v
 
 
 def guide(
     conditional: Float[Array, "..."], unconditional: Float[Array, "..."], scale: Float[Array, ""]
 ) -> Float[Array, "..."]:
-    """Classifier-free guidance: v_u + g (v_c − v_u)."""
+    """Return v_u + g (v_c − v_u): classifier-free guidance."""
     return unconditional + scale * (conditional - unconditional)
 
 
 class Plan(flax.struct.PyTreeNode):
-    """All that a run is besides model, condition and noise.
+    """What a run consists of apart from model, condition and noise.
 
-    guidance: one scale per expert, None for no unconditional branch. high_steps: how many leading
-    steps the first of two experts does; None where there is one.
+    guidance: one scale per expert, None for no unconditional branch. high_steps: number of leading
+    steps of the first of two experts; None where there is one.
     """
 
     schedule: Schedule
-    guidance: Float[Array, " experts"] | None = None
+    guidance: Float[Array | np.ndarray, " experts"] | None = None
     high_steps: int | None = flax.struct.field(pytree_node=False, default=None)
 
     @property
@@ -119,9 +117,10 @@ class Plan(flax.struct.PyTreeNode):
 
 
 def plan(sampling: Sampling, boundary: float | None = None) -> Plan:
-    """The run of these settings; boundary: as in `WanConfig`."""
+    """Return the plan of these settings; boundary: as in `WanConfig`."""
     levels = schedule(sampling)
-    guidance = None if sampling.guidance is None else jnp.asarray(sampling.guidance)
+    scales = sampling.guidance
+    guidance = None if scales is None else np.asarray(scales, np.float32)
     high_steps = None if boundary is None else high_noise_steps(levels, boundary)
     return Plan(levels, guidance, high_steps)
 
@@ -148,8 +147,8 @@ def solver_step(
 ) -> SolverState:
     """One step from σ_i to σ_{i+1}.
 
-    changed: the x that the model saw, `state.x` unless an intervention replaced it; the corrector's
-        estimate moves by the same amount, so that what was put in is not corrected away.
+    changed: the model's input x, `state.x` unless an intervention replaced it; the corrector's
+        estimate moves by the same amount, so that the intervention is not corrected away.
     x0: the model's clean estimate at this step. row: this step's coefficients,
         x^c_i = r0 x_i + r1 x^c_{i−1} + r2 m_i + r3 m_{i−1} + r4 m_{i−2};  x_{i+1} = r5 x^c_i + r6
         m_i + r7 m_{i−1}.

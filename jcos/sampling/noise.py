@@ -1,5 +1,4 @@
-"""The first noise of a video: what PyTorch draws on a CPU for a seed, made without PyTorch, or what
-a file holds."""
+"""The first noise of a video: PyTorch's for a seed on a CPU, made without PyTorch, or a file's."""
 
 import math
 import operator
@@ -18,9 +17,9 @@ from jcos.weights.tensors import tensors_in
 
 FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
 SEEDS = range(-(2**63), 2**64)
-"""What `torch.Generator.manual_seed` takes."""
+"""The range of `torch.Generator.manual_seed`."""
 BLOCK = 16
-"""PyTorch draws normal numbers in blocks of so many, and fewer than that one by one."""
+"""PyTorch draws so many normal numbers at a time, fewer one by one."""
 
 
 def seed_numbers(seeds: Sequence[int] | SupportsIndex) -> list[int]:
@@ -37,21 +36,20 @@ def seed_numbers(seeds: Sequence[int] | SupportsIndex) -> list[int]:
 
 
 def seed_words(seeds: Sequence[int] | SupportsIndex) -> UInt32[np.ndarray, " K"]:
-    """Return what counts of each seed: its lowest 32 bits, as in PyTorch (−1 is 2³² − 1)."""
+    """Return the lowest 32 bits of each seed, as PyTorch does (−1 is 2³² − 1)."""
     return np.array([seed & 0xFFFFFFFF for seed in seed_numbers(seeds)], np.uint32)
 
 
 def torch_cpu_normal(seed: int, shape: tuple[int, ...]) -> Float32[np.ndarray, "..."]:
-    """What `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))` returns.
+    """Return `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))`.
 
-    Equal to PyTorch within the last bit or two (5e-7), which are not the same on all of its
-    machines either. Only the lowest 32 bits of the seed count, as there: −1 is 2³² − 1. Noise drawn
-    on a GPU is another. Raises ValueError where PyTorch does not take the seed, or a size is
+    Equal within the last bit or two (5e-7), which differ between PyTorch's machines too. A GPU
+    draws other noise. Raises ValueError where PyTorch does not take the seed, or a size is
     negative.
     """
     (word,) = seed_words([seed])
     if any(size < 0 for size in shape):
-        raise ValueError(f"noise of shape {shape} is asked for; no size may be negative")
+        raise ValueError(f"the shape of noise is {shape}; no size may be negative")
     twister = np.random.RandomState(word)
     count = math.prod(shape)
     values = _blocks(twister, count) if count >= BLOCK else _single(twister, count)
@@ -59,12 +57,9 @@ def torch_cpu_normal(seed: int, shape: tuple[int, ...]) -> Float32[np.ndarray, "
 
 
 def wan_noise(seed: int, shape: tuple[int, int, int, int]) -> Float32[np.ndarray, "F h w C"]:
-    """PyTorch's noise for a latent [F, h, w, C]: drawn as [C, F, h, w] as all reference codes do,
-    then turned to channels last. ValueError as `torch_cpu_normal`.
-
-    The paper's tools draw theirs like this. The original draws on the GPU: save its noise and read
-    it with `noise_from_file`.
-    """
+    """Return PyTorch's noise for a latent [F, h, w, C], drawn as [C, F, h, w] by the paper's tools
+    too. ValueError as `torch_cpu_normal`. The original code draws on the GPU: save its noise, and
+    read it with `noise_from_file`."""
     frames, height, width, channels = shape
     return np.moveaxis(torch_cpu_normal(seed, (channels, frames, height, width)), 0, -1)
 
@@ -72,26 +67,25 @@ def wan_noise(seed: int, shape: tuple[int, int, int, int]) -> Float32[np.ndarray
 def noise_from_file(
     path: Path | str, shape: tuple[int, int, int, int], *, channels_last: bool = False
 ) -> Float32[np.ndarray, "F h w C"]:
-    """Noise for a latent of `shape` [F, h, w, C] from a .npy, .npz or .safetensors file.
+    """Read noise for a latent of `shape` [F, h, w, C] from a .npy, .npz or .safetensors file.
 
-    The file has PyTorch's layout [C, F, h, w], or [F, h, w, C] where `channels_last` says so; a
-    batch axis of 1 in front is dropped. Of several arrays in it, the one named `noise` is read.
-    Raises ValueError where the file is missing, of another kind or damaged, holds no such array, or
-    one of another shape, of another type than floats, or with values that are not finite.
+    The file has PyTorch's layout [C, F, h, w], or [F, h, w, C] for `channels_last`; a leading batch
+    axis of 1 is dropped. Of several arrays, the one named `noise` is read. Raises ValueError where
+    the file is missing, damaged or of another kind, or has no array of finite floats of this shape.
     """
     path = local_path(path)
     array = _read(path)
     if array.dtype not in FLOATS:
         raise ValueError(f"{path} holds {array.dtype} numbers; noise is floats")
     frames, height, width, channels = shape
-    want = shape if channels_last else (channels, frames, height, width)
-    found = array.shape[1:] if array.ndim == 5 and array.shape[0] == 1 else array.shape
-    if found != want:
+    channels_first = (channels, frames, height, width)
+    want, other = (shape, channels_first) if channels_last else (channels_first, shape)
+    size = array.shape[1:] if array.ndim == 5 and array.shape[0] == 1 else array.shape
+    if size != want:
         layout = "[F, h, w, C]" if channels_last else "[C, F, h, w]"
-        turned = found == (shape if not channels_last else (channels, frames, height, width))
-        hint = f"; say channels_last={not channels_last}" if turned else ""
+        hint = f"; say channels_last={not channels_last}" if size == other else ""
         raise ValueError(
-            f"{path} holds noise of shape {found}; this video needs {want} ({layout}){hint}"
+            f"{path} holds noise of shape {size}; this video needs {want} ({layout}){hint}"
         )
     with np.errstate(over="ignore"):
         values = array.reshape(want).astype(np.float32)
@@ -101,8 +95,8 @@ def noise_from_file(
 
 
 def _blocks(twister: np.random.RandomState, count: int) -> Float32[np.ndarray, " N"]:
-    """At least one block of 16. Where the last one is incomplete, PyTorch draws it anew so that it
-    ends with the array, over what stands there already."""
+    """Draw at least one block of 16. An incomplete last block is drawn anew, as PyTorch does, so
+    that it ends with the array and overwrites numbers before it."""
     uniform = _uniform(twister, count)
     last = _uniform(twister, BLOCK if count % BLOCK else 0)
     whole = count - count % BLOCK
@@ -113,13 +107,13 @@ def _blocks(twister: np.random.RandomState, count: int) -> Float32[np.ndarray, "
 
 
 def _uniform(twister: np.random.RandomState, count: int) -> Float32[np.ndarray, " N"]:
-    """Numbers of 24 bits in 0..1, exact in float32."""
+    """Draw numbers of 24 bits in 0..1, exact in float32."""
     return (_words(twister, count) & 0xFFFFFF).astype(np.float32) * np.float32(2**-24)
 
 
 def _box_muller(uniform: Float32[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-    """Pairs are 8 apart. The angle is rounded to float32, as PyTorch's is: without that, large
-    values differ in the sixth digit."""
+    """Transform pairs that are 8 apart. The angle is rounded to float32, as PyTorch's is: else
+    large values differ in the sixth digit."""
     u, v = np.moveaxis(uniform.reshape(-1, 2, BLOCK // 2), 1, 0)
     angle = (np.float32(2 * np.pi) * v).astype(np.float64)
     radius = np.sqrt(-2 * np.log(1 - u.astype(np.float64)))
@@ -127,7 +121,7 @@ def _box_muller(uniform: Float32[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
 
 
 def _single(twister: np.random.RandomState, count: int) -> Float32[np.ndarray, " N"]:
-    """Fewer than 16: in float64, of 53 bits each, the pair side by side."""
+    """Draw fewer than 16: in float64, of 53 bits each, pairs side by side."""
     pairs = -(-count // 2)
     high, low = np.moveaxis(_words(twister, 4 * pairs).reshape(pairs, 2, 2), -1, 0).astype(
         np.uint64
@@ -139,12 +133,12 @@ def _single(twister: np.random.RandomState, count: int) -> Float32[np.ndarray, "
 
 
 def _words(twister: np.random.RandomState, count: int) -> UInt32[np.ndarray, " N"]:
-    """The Mersenne twister's outputs as they come."""
+    """Draw the Mersenne twister's own outputs."""
     return twister.randint(0, 2**32, count, dtype=np.uint32)
 
 
 def _read(path: Path) -> np.ndarray:
-    """The array of a file. ValueError where there is none."""
+    """Return the array of a file; ValueError where there is none."""
     if path.suffix == ".safetensors":
         tensors = tensors_in(path)
         return tensors[_only(path, tensors)].read()
@@ -155,11 +149,11 @@ def _read(path: Path) -> np.ndarray:
 
 
 def _numpy(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file of NumPy's, one without a name as `noise`."""
+    """Return the arrays of a file of NumPy's by name, a single one as `noise`."""
     try:
         with path.open("rb") as file:
-            found = np.load(file, allow_pickle=False)
-            return {"noise": found} if isinstance(found, np.ndarray) else dict(found)
+            arrays = np.load(file, allow_pickle=False)
+            return {"noise": arrays} if isinstance(arrays, np.ndarray) else dict(arrays)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; noise was to be read from it") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
@@ -167,7 +161,7 @@ def _numpy(path: Path) -> dict[str, np.ndarray]:
 
 
 def _only(path: Path, arrays: Mapping[str, object]) -> str:
-    """The name of the one array of a file, or of the one called `noise`."""
+    """Return the name of the only array, or `noise` of several."""
     names = list(arrays)
     if "noise" not in names and len(names) != 1:
         raise ValueError(f"{path} holds {', '.join(names) or 'nothing'}; name the array noise")

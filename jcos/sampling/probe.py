@@ -1,27 +1,26 @@
 """Interventions and observations: data plus four pure functions.
 
-A probe is asked before the model sees a latent, after every block, after every forward pass and
-about the clean estimate that follows from it. It answers with what to go on with and with what it
-saw. Which step, frame or layer is meant is an array inside the probe, so a sweep over positions is
-a `vmap` over probes and one compiled program serves every mask, also the empty one.
+A probe acts on the model's input, on the tokens after every block, and on the clean estimate, and
+returns each with an observation. Step, frame and layer are arrays inside the probe, so a sweep over
+positions is a `vmap` over probes, and one compiled program serves every mask, also the empty one.
 
-Every trajectory has two named axes: `seed` (same puzzle, other noise) and `world` (runs side by
-side that differ in what they are asked or in what is done to them). Collectives over them work in
-any probe.
+Every trajectory has two named axes: `seed` (same puzzle, other noise) and `world` (runs with the
+same noise that differ in condition or intervention). Collectives over them work in any probe.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import flax.struct
 import jax
-from jaxtyping import Array, Float, Int, Key
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
 
 Latents = Float[Array, "F H W C"]
 Tokens = Float[Array, "N D"]
 Sizes = tuple[tuple[str, int], ...]
-"""Pairs of what is counted (steps, layers, latent frames, tokens, seeds, worlds) and how many."""
+"""Pairs of an axis (steps, layers, latent frames, tokens, seeds, worlds) and its length."""
 HOOKS = ("on_latents", "on_block", "on_step", "on_estimate")
 """The methods of a probe that a run calls."""
 
@@ -43,29 +42,82 @@ class Site(NamedTuple):
     last: Latents | None = None
 
     def at(self, hook: str, layer: Int[Array, ""] | None = None) -> "Site":
-        """This place in a method of the probe. The key of `on_latents` is that of the step."""
+        """Return the site in a method of the probe. The key of `on_latents` is the step's own."""
         if hook == "on_latents":
             return self
         here = self.folded(2**31 + HOOKS.index(hook))  # no position in a chain is so large
         return here if layer is None else here._replace(layer=layer).folded(layer, self.branch)
 
     def folded(self, *numbers: Int[Array, ""] | int) -> "Site":
-        """The same place with other random numbers, which follow from the key and `numbers`."""
+        """Return the site with the key folded with `numbers`."""
         key = self.key
         for number in numbers:
             key = jax.random.fold_in(key, number)
         return self._replace(key=key)
 
 
+class Change(NamedTuple):
+    """What a probe changes in a run.
+
+    what: in words. axis: "frame" (of the latent) or "layer". size: how many of these there are.
+    steps: of the run. cells: pairs of step and frame or layer.
+    """
+
+    what: str
+    axis: str
+    size: int
+    steps: int
+    cells: Sequence[tuple[int, int]]
+
+    @classmethod
+    def at(cls, what: str, axis: str, mask: Bool[Array | np.ndarray, "S N"]) -> "list[Change]":
+        """Return the change of the cells of a mask; nothing where all are off."""
+        steps, size = mask.shape
+        cells = [(int(step), int(place)) for step, place in np.argwhere(np.asarray(mask))]
+        return [cls(what, axis, size, steps, cells)] if cells else []
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Change":
+        cells = [(step, place) for step, place in data["cells"]]
+        return cls(data["what"], data["axis"], data["size"], data["steps"], cells)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as a dictionary; `text`: in a sentence."""
+        return self._asdict() | {"text": str(self)}
+
+    def __str__(self) -> str:
+        steps, places = (sorted(set(side)) for side in zip(*self.cells, strict=True))
+        if len(self.cells) < len(steps) * len(places):
+            return f"{self.what} at {len(self.cells)} pairs of step and {self.axis}"
+        words = [self.what]
+        if len(places) < self.size or self.axis == "layer":
+            words.append(f"{'after' if self.axis == 'layer' else 'in'} {self.axis}")
+            words.append(_ranges(places))
+        if len(steps) < self.steps:
+            words.append(f"at step {_ranges(steps)}")
+        return " ".join(words)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return 1, 2, 3, 7 as `1–3, 7`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{r[0]}–{r[-1]}" if len(r) > 2 else ", ".join(map(str, r)) for r in runs)
+
+
 class Probe(flax.struct.PyTreeNode):
-    """Does nothing and sees nothing; subclasses override what they need.
+    """An intervention or observation that does nothing; subclasses override what they need.
 
     Fields are arrays, or static and marked with `flax.struct.field(pytree_node=False)`.
     `tree_stack` of several probes has leading axes (`*sweep` below), which `sweep` takes off again.
     TypeError where a subclass has a method that is nearly named like one of these.
 
-    field_axes: for fields whose numbers index an axis that their name does not tell, or are no
-        indices in spite of it, like `{"depth": "layers", "seed": None}` (see `checks.py`).
+    field_axes: the axes that fields index, where their names mislead (`checks.py`); None for no
+        index: `{"depth": "layers", "seed": None}`.
     """
 
     field_axes: ClassVar[Mapping[str, str | None]] = {}
@@ -77,41 +129,46 @@ class Probe(flax.struct.PyTreeNode):
                 _check_name(cls, name)
 
     def made_for(self) -> Sizes:
-        """What the shapes of the probe's arrays expect of a run, like (("steps", 50), ("layers",
-        40)): a run of another size is refused before it begins."""
+        """Return the sizes of runs that the probe's arrays fit, like (("steps", 50), ("layers",
+        40)): others are refused before they begin."""
         return ()
 
+    def changes(self, world: int = 0) -> list[Change]:
+        """Return what the probe changes in the runs of a world; nothing where it does not say."""
+        del world
+        return []
+
     def on_latents(self, site: Site, x: Latents) -> Latents:
-        """The latent [F, H, W, C] that the model sees at this step instead of x."""
+        """Return the model's input [F, H, W, C] at this step."""
         del site
         return x
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, Any]:
-        """After block `site.layer`: tokens [N, D] to go on with, and an observation (any pytree of
-        arrays)."""
+        """Return tokens [N, D] to continue with after block `site.layer`, and an observation (any
+        pytree of arrays)."""
         del site
         return tokens, ()
 
     def slots(self) -> Any:
-        """Which layers' observations a pass keeps: None for all, or an array of layer numbers [l];
+        """Return the layers whose observations are kept: None for all, or an array of numbers [l],
         or a pytree of these, a prefix of the observation. Others are dropped as they arise."""
         return None
 
     def on_step(self, site: Site, observed: Any) -> Any:
-        """What to keep of a pass's observations, stacked [layers, …] or [l, …] as `slots` says, of
-        the conditional branch."""
+        """Reduce the observations of the conditional branch, stacked [layers, …], or [l, …] as
+        `slots` says."""
         del site
         return observed
 
     def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, Any]:
-        """After the pass, with guidance: what the model saw and its clean estimate x̂0 = x − σv;
-        returns the estimate to go on with, and an observation (`Trace.estimate_obs`)."""
+        """Return the clean estimate to continue with, and an observation (`Trace.estimate_obs`).
+        x: the model's input. x0: its estimate x − σv, after guidance."""
         del site, x
         return x0, ()
 
 
 def _check_name(cls: type, name: str) -> None:
-    """TypeError where a method looks like one that a run calls, and is none."""
+    """Raise TypeError where a name is nearly that of a method that a run calls."""
     near = difflib.get_close_matches(name.lower(), HOOKS, 1, 0.0 if name.startswith("on_") else 0.8)
     if near:
         raise TypeError(

@@ -1,4 +1,4 @@
-"""The probes of the paper, and what makes one of several."""
+"""The probes of the paper, and combinations of probes."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,18 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jcos.sampling.probe import Latents, Probe, Site, Sizes, Tokens
+from jcos.sampling.probe import Change, Latents, Probe, Site, Sizes, Tokens
 
 
 def parts(probe: Probe) -> list[Probe]:
-    """Probes in the fields of another."""
+    """Return the probes in the fields of another."""
     values = [getattr(probe, field.name) for field in dataclasses.fields(probe)]
     leaves = jax.tree.leaves(values, is_leaf=lambda value: isinstance(value, Probe))
     return [leaf for leaf in leaves if isinstance(leaf, Probe)]
 
 
 def _acting(probe: Probe, hook: str) -> int:
-    """How many probes in it have a method of their own of this name, and may draw numbers there."""
+    """Count the probes in it that define this method, and may draw random numbers there."""
     inner = sum(_acting(part, hook) for part in parts(probe))
     if isinstance(probe, Chain | InWorlds):
         return inner
@@ -30,8 +30,8 @@ def _acting(probe: Probe, hook: str) -> int:
 class Chain(Probe):
     """Several probes, one after the other; observations as a tuple in their order.
 
-    Each draws random numbers of its own: `site.key` is folded with the number of probes before it
-    that have the method, so the first one's are those that it draws alone.
+    Their random numbers are independent: `site.key` is folded with the number of probes before it
+    that have the method, so the first probe draws what it draws alone.
     """
 
     probes: tuple[Probe, ...]
@@ -41,6 +41,9 @@ class Chain(Probe):
 
     def slots(self) -> tuple[Any, ...]:
         return tuple(probe.slots() for probe in self.probes)
+
+    def changes(self, world: int = 0) -> list[Change]:
+        return [change for probe in self.probes for change in probe.changes(world)]
 
     def _each(self, site: Site, hook: str) -> Iterator[tuple[Probe, Site]]:
         before = 0
@@ -54,34 +57,34 @@ class Chain(Probe):
         return x
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[Any, ...]]:
-        seen = []
+        observations = []
         for probe, here in self._each(site, "on_block"):
             tokens, observation = probe.on_block(here, tokens)
-            seen.append(observation)
-        return tokens, tuple(seen)
+            observations.append(observation)
+        return tokens, tuple(observations)
 
     def on_step(self, site: Site, observed: tuple[Any, ...]) -> tuple[Any, ...]:
         each = self._each(site, "on_step")
         return tuple(
-            probe.on_step(here, seen) for (probe, here), seen in zip(each, observed, strict=True)
+            probe.on_step(here, one) for (probe, here), one in zip(each, observed, strict=True)
         )
 
     def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, tuple[Any, ...]]:
-        seen = []
+        observations = []
         for probe, here in self._each(site, "on_estimate"):
             x0, observation = probe.on_estimate(here, x, x0)
-            seen.append(observation)
-        return x0, tuple(seen)
+            observations.append(observation)
+        return x0, tuple(observations)
 
 
 def chain(*probes: Probe) -> Chain:
-    """`chain(a, b)`: a acts first, b sees what a left."""
+    """Return a probe of several: in `chain(a, b)`, a acts first, and b gets what a left."""
     return Chain(probes)
 
 
 def choose(size: int, chosen: Iterable[int], what: str) -> Bool[np.ndarray, " size"]:
-    """A mask of `size` with the chosen entries on; IndexError where one does not exist (`what`
-    names it)."""
+    """Return a mask with the chosen entries on; IndexError naming `what` where one is out of
+    range."""
     mask = np.zeros(size, bool)
     for i in chosen:
         if not 0 <= i < size:
@@ -91,7 +94,7 @@ def choose(size: int, chosen: Iterable[int], what: str) -> Bool[np.ndarray, " si
 
 
 def _counted(array: Array | None, *axes: str) -> Sizes:
-    """How long the axes of an array are, if there is one."""
+    """Return the lengths of an array's axes, if there is one."""
     if array is None:
         return ()
     if array.ndim != len(axes):
@@ -105,7 +108,7 @@ def _counted(array: Array | None, *axes: str) -> Sizes:
 class InWorlds(Probe):
     """A probe that acts in some worlds only, and observes in all of them.
 
-    worlds [worlds]: in which. A clean run and a perturbed one side by side share everything else.
+    worlds [worlds]: where it acts. A clean and a perturbed run side by side share all else.
     """
 
     probe: Probe
@@ -116,6 +119,9 @@ class InWorlds(Probe):
 
     def slots(self) -> Any:
         return self.probe.slots()
+
+    def changes(self, world: int = 0) -> list[Change]:
+        return self.probe.changes(world) if self.worlds[world] else []
 
     def _here(self, acted: Array, x: Array) -> Array:
         return jnp.where(self.worlds[jax.lax.axis_index("world")], acted, x)
@@ -141,83 +147,57 @@ class Noise(Probe):
 
     mask [steps, frames]: strength r, from 0 (leaves x alone) to 1 (nothing of x is left), in
         x ← m + √(1 − r²) (x − m) + r l ε.
-    own [steps, frames]: False (also where there is none) takes m = 0 and l = 1, the paper's
-        x ← N(0, I), which in late steps is more noise than the steps left can take out. True
-        renews the noise at the step's own level: m = (1 − σ) x̂0 of the step before, l = σ.
+    renoise [steps, frames]: False, or None for everywhere, takes m = 0 and l = 1, the paper's
+        x ← N(0, I), which in late steps is more noise than the remaining steps can remove. True
+        draws the noise anew at the level of the step: m = (1 − σ) x̂0 of the step before, l = σ.
     At one step in all frames it wipes what the trajectory has decided; in one frame at all steps,
     the other frames can restore it.
     """
 
     mask: Bool[Array, "*sweep S F"] | Float[Array, "*sweep S F"]
-    own: Bool[Array, "*sweep S F"] | None = None
+    renoise: Bool[Array, "*sweep S F"] | None = None
 
     @classmethod
     def at_steps(
-        cls,
-        steps: int,
-        frames: int,
-        chosen: Iterable[int],
-        *,
-        strength: float = 1.0,
-        own: bool = False,
+        cls, steps: int, frames: int, chosen: Iterable[int], *, strength: float = 1.0
     ) -> "Noise":
-        """All frames at the chosen steps, of a run with `steps` steps over `frames` latent
-        frames."""
-        where = np.repeat(choose(steps, chosen, "step")[:, None], frames, 1)
-        return cls._at(where, strength, own)
-
-    @classmethod
-    def at_frames(
-        cls,
-        steps: int,
-        frames: int,
-        chosen: Iterable[int],
-        *,
-        strength: float = 1.0,
-        own: bool = False,
-    ) -> "Noise":
-        """The chosen frames at every step."""
-        where = np.repeat(choose(frames, chosen, "frame")[None], steps, 0)
-        return cls._at(where, strength, own)
-
-    @classmethod
-    def at_cells(
-        cls,
-        steps: int,
-        frames: int,
-        chosen: Iterable[tuple[int, int]],
-        *,
-        strength: float = 1.0,
-        own: bool = False,
-    ) -> "Noise":
-        """The chosen pairs of step and frame."""
-        where = np.zeros((steps, frames), bool)
-        for step, frame in chosen:
-            where |= np.outer(choose(steps, [step], "step"), choose(frames, [frame], "frame"))
-        return cls._at(where, strength, own)
-
-    @classmethod
-    def _at(cls, where: Bool[np.ndarray, "S F"], strength: float, own: bool) -> "Noise":
+        """Return noise in all frames at the chosen steps, of a run with `steps` steps over `frames`
+        latent frames."""
         if not 0.0 <= strength <= 1.0:
             raise ValueError(f"the strength of noise is {strength}; it lies between 0 and 1")
-        return cls(jnp.asarray(where * np.float32(strength)), jnp.asarray(where & own))
+        mask = np.repeat(choose(steps, chosen, "step")[:, None], frames, 1)
+        return cls(jnp.asarray(mask * np.float32(strength)))
+
+    @classmethod
+    def at_frames(cls, steps: int, frames: int, chosen: Iterable[int]) -> "Noise":
+        """Return noise in the chosen frames at every step."""
+        mask = np.repeat(choose(frames, chosen, "frame")[None], steps, 0)
+        return cls(jnp.asarray(mask, jnp.float32))
 
     def __or__(self, other: "Noise") -> "Noise":
-        """Noise where one of two has it: at some steps, and in some frames."""
-        own = None if self.own is None or other.own is None else self.own | other.own
-        return Noise(jnp.maximum(self.mask, other.mask), own)
+        """Noise where either has it, such as at some steps and in some frames."""
+        return jax.tree.map(jnp.maximum, self, other)
 
     def made_for(self) -> Sizes:
-        masks = (self.mask, self.own)
+        masks = (self.mask, self.renoise)
         return tuple(size for mask in masks for size in _counted(mask, "steps", "latent frames"))
+
+    def changes(self, world: int = 0) -> list[Change]:
+        """Noise in all frames at some steps, and at all steps in some frames, are two changes."""
+        del world
+        mask = np.asarray(self.mask) > 0
+        steps, frames = mask.all(1, keepdims=True), mask.all(0, keepdims=True)
+        apart = not mask.all() and (mask == steps | frames).all()
+        parts = [mask & steps, mask & frames] if apart else [mask]
+        return [change for part in parts for change in Change.at("noise", "frame", part)]
 
     def on_latents(self, site: Site, x: Latents) -> Latents:
         strength = self.mask[site.step].astype(x.dtype)[:, None, None, None]
         centre, level = jnp.zeros_like(x), jnp.ones_like(strength)
-        if self.own is not None and site.last is not None:
-            own = self.own[site.step][:, None, None, None]
-            centre = jnp.where(own, (1 - site.sigma) * site.last, centre)
-            level = jnp.where(own, site.sigma, level)
+        if self.renoise is not None and site.last is not None:
+            renoise = self.renoise[site.step][:, None, None, None]
+            centre = jnp.where(renoise, (1 - site.sigma) * site.last, centre)
+            level = jnp.where(renoise, site.sigma, level)
         noise = level * jax.random.normal(site.key, x.shape, x.dtype)
         turned = centre + jnp.sqrt(1 - strength**2) * (x - centre) + strength * noise
         return jnp.where(strength > 0, turned, x)
@@ -245,8 +225,8 @@ class SeedEnsemble(Probe):
         at_steps: Iterable[int] = (0,),
         at_layers: Iterable[int] | None = None,
     ) -> "SeedEnsemble":
-        """Layers of the middle (by default the paper's 20–29 of 40, as a fraction) in the first
-        step."""
+        """Return an average after some layers (by default the same fraction as the paper's 20–29 of
+        40) in the first step."""
         if at_layers is None:
             at_layers = range(layers // 2, max(layers // 2 + 1, 3 * layers // 4))
         mask = np.outer(choose(steps, at_steps, "step"), choose(layers, at_layers, "layer"))
@@ -254,6 +234,10 @@ class SeedEnsemble(Probe):
 
     def made_for(self) -> Sizes:
         return (*_counted(self.mask, "steps", "layers"), *_counted(self.groups, "seeds"))
+
+    def changes(self, world: int = 0) -> list[Change]:
+        del world
+        return Change.at("seeds averaged", "layer", self.mask)
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[()]]:
         def average(tokens: Tokens) -> Tokens:
@@ -265,7 +249,7 @@ class SeedEnsemble(Probe):
 
 
 class EstimateEnsemble(Probe):
-    """Averages what the steps chosen go on with over the seeds: clean estimates, or velocities.
+    """Averages the clean estimates or velocities of chosen steps over the seeds.
 
     mask [steps]: where. velocity: False takes x̂0 ← mean x̂0, which draws the seeds together; True
     takes v ← mean v, so that each keeps its own x: with v = (x − x̂0) / σ that is
@@ -279,6 +263,10 @@ class EstimateEnsemble(Probe):
 
     def made_for(self) -> Sizes:
         return (*_counted(self.mask, "steps"), *_counted(self.groups, "seeds"))
+
+    def changes(self, world: int = 0) -> list[Change]:
+        del world
+        return Change.at("estimates averaged", "frame", self.mask[:, None])
 
     def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, tuple[()]]:
         def average(x0: Latents) -> Latents:
@@ -325,14 +313,17 @@ class Swap(Probe):
         at_steps: Iterable[int] = (0,),
         receivers: Sequence[bool] = (True, False),
     ) -> "Swap":
-        """After the chosen layers in the first step, from a donor in world 1 to the run in world
-        0."""
+        """Return a swap after the chosen layers in the first step, from a donor in world 1 to the
+        run in world 0."""
         here = np.outer(choose(steps, at_steps, "step"), choose(layers, chosen, "layer"))
         return cls(jnp.asarray(np.stack([here & to for to in receivers])), jnp.ones(tokens, bool))
 
     def made_for(self) -> Sizes:
         mask = _counted(self.mask, "worlds", "steps", "layers")
         return (*mask, *_counted(self.tokens, "tokens"))
+
+    def changes(self, world: int = 0) -> list[Change]:
+        return Change.at("tokens of another run", "layer", self.mask[world])
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[()]]:
         worlds = self.mask.shape[0]
@@ -348,8 +339,7 @@ class Swap(Probe):
 
 
 class TokenEnergy(Probe):
-    """Observes the L2 norm of every token after every block (paper, section 5.1): [steps, layers,
-    N]."""
+    """Observes the norm of every token after every block (paper, 5.1): [steps, layers, N]."""
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, Float[Array, " N"]]:
         del site
@@ -357,8 +347,7 @@ class TokenEnergy(Probe):
 
 
 class States(Probe):
-    """Observes x_s, the latent that the model sees at each step: `Trace.estimate_obs` is [steps,
-    F, H, W, C]."""
+    """Observes x_s, the model's input at each step: `Trace.estimate_obs` is [steps, F, H, W, C]."""
 
     def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, Latents]:
         del site
@@ -368,8 +357,8 @@ class States(Probe):
 class TokenFeatures(Probe):
     """Observes the tokens of chosen layers as they are: [steps, chosen layers, chosen tokens, D].
 
-    layers: block numbers, an array or a sequence; no other layer's tokens are held. tokens: which
-    of them, None for all.
+    layers: block numbers, an array or a sequence; no other layer's tokens are held. tokens: their
+    numbers, None for all.
     """
 
     layers: Any
@@ -382,6 +371,6 @@ class TokenFeatures(Probe):
         del site
         if self.tokens is None:
             return tokens, tokens
-        # Inside a program nobody knows whether there are such tokens: nan where not.
+        # Inside a program an index out of range is no error: it gives nan.
         chosen = tokens.at[self.tokens]
         return tokens, chosen.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)

@@ -1,4 +1,4 @@
-"""What a trajectory leaves behind: in memory, on disk, and as a dataset with named axes."""
+"""The results of a trajectory: in memory, on disk, and as a dataset with named axes."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,13 +11,12 @@ from jcos.weights.checkpoint import CheckpointError
 
 
 class Trace(NamedTuple):
-    """What a trajectory leaves behind.
+    """The results of a trajectory.
 
-    latents: the end, [F, H, W, C]. x0: the clean estimate that every step went on with, [S, F, H,
-    W, C]. block_obs: what the probe observed after blocks, [S, …] per observation. estimate_obs:
-    what it observed of the estimates, [S, …]. finite: whether each step's estimate is free of inf
-    and nan, [S]. layer: the first block that handed on an inf or nan, [S]; −1 where none did.
-    sigma, timestep: of each step, [S].
+    latents: the final ones, [F, H, W, C]. x0: each step's clean estimate, [S, F, H, W, C].
+    block_obs, estimate_obs: what the probe observed after blocks and of the estimates, [S, …].
+    finite: whether each step's estimate is free of inf and nan, [S]. layer: the first block whose
+    tokens were not, [S]; −1 for none. sigma, timestep: of each step, [S].
     """
 
     latents: Float[Array, "*axes F H W C"]
@@ -30,8 +29,8 @@ class Trace(NamedTuple):
     timestep: Float[Array, "*axes S"]
 
     def save(self, folder: Path | str) -> None:
-        """Write an Orbax folder, in which every process writes the shards that it holds; all call
-        it. Observations are tuples, dicts and arrays. Raises FileExistsError where it exists."""
+        """Write an Orbax folder; every process calls it and writes its own shards. Observations are
+        tuples, dicts and arrays. Raises FileExistsError where it exists."""
         arrays.save(folder, self._asdict(), {"kind": "Trace"})
 
     @classmethod

@@ -4,14 +4,14 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, no_type_check
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from jcos.config import DiTConfig, Numerics
 from jcos.devices import memory, mesh
@@ -26,26 +26,27 @@ from jcos.sampling.trace import Trace
 T = TypeVar("T")
 
 
-class Condition(NamedTuple):
+@no_type_check  # its leaves may be shapes, or numpy arrays that wait on the host
+class Condition(flax.struct.PyTreeNode):
     """What a video is generated from.
 
-    context: embedded prompt. negative: embedded negative prompt, of as many rows; needed for
-    guidance only.
-    channels: concatenated to the latent at every step (image-to-video). first: the given first
-    latent frames, mostly one, of models that keep them in place (TI2V): at every step they are
-    these, at timestep 0, in what the model sees, in the clean estimate and in what the solver makes
-    of it.
+    context: embedded prompt. grid: frames, height and width of the latent; static.
+    negative: embedded negative prompt, of as many rows; needed for guidance only.
+    channels: concatenated to the latent at every step (image-to-video). first: the first latent
+    frames, mostly one, of models that keep them in place (TI2V): at every step they are these, at
+    timestep 0, in the model's input, in the clean estimate and in the solver's result.
     """
 
     context: Float[Array, "*axes L text"]
+    grid: tuple[int, int, int] = flax.struct.field(pytree_node=False)
     negative: Float[Array, "*axes L text"] | None = None
     channels: Float[Array, "*axes F H W E"] | None = None
     first: Float[Array, "*axes given H W C"] | None = None
 
 
 class Steps(NamedTuple):
-    """The steps of a run that one expert makes: their numbers, noise levels, timesteps and rows of
-    solver coefficients (`flow.Schedule`), and its scale of guidance."""
+    """Steps of one expert: their numbers, noise levels, timesteps and rows of solver coefficients
+    (`flow.Schedule`), and its scale of guidance."""
 
     number: Int[Array | np.ndarray, " S"]
     sigma: Float[Array | np.ndarray, " S"]
@@ -54,15 +55,12 @@ class Steps(NamedTuple):
     scale: Float[Array | np.ndarray, ""] | None
 
     def one(self, i: int) -> "Steps":
-        """The i-th of them alone."""
-        at = slice(i, i + 1)
-        return Steps(
-            self.number[at], self.sigma[at], self.timestep[at], self.row[at], scale=self.scale
-        )
+        """Return the i-th step alone."""
+        return Steps(*(column[i : i + 1] for column in self[:-1]), scale=self.scale)
 
 
 def steps_of(plan: Plan, expert: int) -> Steps:
-    """Of the first expert (0), which makes all of them where it is the only one, or the second."""
+    """Return the steps of the first (or only) expert, 0, or of the second, 1."""
     split = plan.steps if plan.high_steps is None else plan.high_steps
     part = (slice(0, split), slice(split, None))[expert]
     levels = plan.schedule
@@ -75,29 +73,90 @@ def steps_of(plan: Plan, expert: int) -> Steps:
     )
 
 
-def denoise(
+def run(
     experts: Sequence[DiT],
     plan: Plan,
-    condition: Condition,
-    noise: Float[Array, "F H W C"],
-    key: Key[Array, ""],
+    conditions: Condition,
+    noise: Float[Array, "K F H W C"],
+    keys: Key[Array, " K"],
     probe: Probe,
+    *,
+    idle: Sequence[str] = (),
 ) -> Trace:
-    """One trajectory; call it through `run`, which binds the axes `seed` and `world`."""
-    state, parts = _start(experts[0].numerics, condition, noise), []
+    """Sample W worlds (leading axis of every array of `conditions`) × K seeds: leaves [W, K, …].
+
+    Worlds share noise and keys. Pure: jit it, vmap it over puzzles or probes. idle: axes of a mesh
+    in use over which these worlds or seeds are not spread, because their number does not divide or
+    something around them is spread there. Raises as `check_probe` where the probe does not fit.
+    """
+    shape = (len(conditions.context), *noise.shape[:-1])
+    check_probe(probe, experts[0], plan.steps, shape, guided=plan.guidance is not None)
+    state, parts = begin(experts[0].numerics, conditions, noise, idle=idle), []
     for number, expert in enumerate(experts):
         steps = steps_of(plan, number)
-        state, part = _denoise_part(expert, steps, condition, state, key, probe)
+        state, part = advance(expert, steps, conditions, state, keys, probe, idle=idle)
         parts.append(part)
     return joined(parts)
 
 
-def _start(numerics: Numerics, condition: Condition, noise: Float[Array, "F H W C"]) -> SolverState:
-    first = _keep_first(rounded(noise, numerics.latents), condition)
-    return solver_init(mesh.constrain(first))
+def begin(
+    numerics: Numerics,
+    conditions: Condition,
+    noise: Float[Array, "*worlds K F H W C"],
+    *,
+    idle: Sequence[str] = (),
+) -> SolverState:
+    """Return the solver's state before the first step, leaves [W, K, …]; for `advance`. noise: of
+    all worlds, or of each."""
+
+    def one(condition: Condition, noise: Array) -> SolverState:
+        first = _keep_first(rounded(noise, numerics.latents), condition)
+        return solver_init(mesh.constrain(first))
+
+    world, seed = _axes(idle)
+    shared = noise.ndim == 5
+    conditions = mesh.constrain(conditions, world)
+    noise = mesh.constrain(noise, *(world, seed)[shared:])
+    state = _map_runs(one, (0, None if shared else 0), (None, 0), idle)(conditions, noise)
+    return mesh.constrain(state, world, seed)
 
 
-def _denoise_part(
+def advance(
+    expert: DiT,
+    steps: Steps,
+    conditions: Condition,
+    state: SolverState,
+    keys: Key[Array, "*worlds K"],
+    probe: Probe,
+    *,
+    idle: Sequence[str] = (),
+) -> tuple[SolverState, Trace]:
+    """Sample some steps of one expert in all worlds and with all seeds, from a state [W, K, …].
+    keys: of all worlds, or of each. `joined` puts the parts of a run together."""
+
+    def one(condition: Condition, state: SolverState, key: Array) -> tuple[SolverState, Trace]:
+        return _denoise(expert, steps, condition, state, key, probe)
+
+    world, seed = _axes(idle)
+    conditions = mesh.constrain(conditions, world)
+    worlds, seeds = state.x.shape[:2]
+    with _passes(worlds, seeds, steps.scale is not None, idle):
+        over = (0, 0, None if keys.ndim == 1 else 0)
+        runs = _map_runs(one, over, (None, 0, 0), idle)
+        state, trace = runs(conditions, state, keys)
+    # Every host reads these.
+    finite, layer = mesh.constrain((trace.finite, trace.layer))
+    return mesh.constrain(state, world, seed), trace._replace(finite=finite, layer=layer)
+
+
+def joined(parts: Sequence[Trace]) -> Trace:
+    """Return a whole run, leaves [W, K, …], of what its parts left."""
+    steps = [part._replace(latents=()) for part in parts]
+    whole = jax.tree.map(lambda *pieces: jnp.concatenate(pieces, 2), *steps)
+    return whole._replace(latents=parts[-1].latents)
+
+
+def _denoise(
     expert: DiT,
     steps: Steps,
     condition: Condition,
@@ -105,7 +164,8 @@ def _denoise_part(
     key: Key[Array, ""],
     probe: Probe,
 ) -> tuple[SolverState, Trace]:
-    """One expert's steps. Weights that lie in host memory are brought to the device."""
+    """Sample one trajectory, with the axes `seed` and `world` bound. Weights that lie in host
+    memory are brought to the device."""
     expert, stored = memory.on_device(expert), expert.numerics.latents
     scale = None if steps.scale is None else jnp.asarray(steps.scale)
 
@@ -114,29 +174,18 @@ def _denoise_part(
         none = jnp.int32(-1)
         site = Site(i, none, jnp.int32(0), sigma, jax.random.fold_in(key, i), state.last)
         x = _keep_first(probe.on_latents(site.at("on_latents"), state.x), condition)
-        v, (observed, layer) = _velocity(expert, x, t, site, condition, probe, scale)
-        # At timestep 0 the velocity of the given frame means nothing: x0 has the frame itself.
+        v, (block_obs, layer) = _velocity(expert, x, t, site, condition, probe, scale)
+        # At timestep 0 the velocity of the first frame means nothing: x0 has the frame itself.
         x0 = _keep_first(clean_estimate(x, v, sigma), condition)
-        x0, seen = probe.on_estimate(site.at("on_estimate"), x, x0)
+        x0, estimate_obs = probe.on_estimate(site.at("on_estimate"), x, x0)
         x0 = _keep_first(x0, condition)
         state = solver_step(state, x, x0, row)
         state = state._replace(x=_keep_first(rounded(state.x, stored), condition))
-        observed = probe.on_step(site.at("on_step"), observed)
-        return state, (x0, observed, seen, jnp.isfinite(x0).all(), layer, sigma, t)
+        block_obs = probe.on_step(site.at("on_step"), block_obs)
+        return state, (x0, block_obs, estimate_obs, jnp.isfinite(x0).all(), layer, sigma, t)
 
-    columns = (steps.number, steps.sigma, steps.timestep, steps.row)
-    state, left = jax.lax.scan(step, state, tuple(map(jnp.asarray, columns)))
+    state, left = jax.lax.scan(step, state, tuple(map(jnp.asarray, steps[:-1])))
     return state, Trace(state.x, *left)
-
-
-def joined(parts: Sequence[Trace], axis: int = 0) -> Trace:
-    """A whole trajectory, of what its parts left behind. axis: that of the steps."""
-
-    def join(*pieces: Array) -> Array:
-        return jnp.concatenate(pieces, axis)
-
-    steps = [part._replace(latents=()) for part in parts]
-    return jax.tree.map(join, *steps)._replace(latents=parts[-1].latents)
 
 
 def _velocity(
@@ -148,51 +197,48 @@ def _velocity(
     probe: Probe,
     scale: Array | None,
 ) -> tuple[Array, tuple[Any, Array]]:
-    """Guided velocity, the conditional branch's observations, and the first block of either branch
-    that handed on an inf or nan (−1: none)."""
-    if condition.channels is not None:
-        model_input = jnp.concatenate([x, condition.channels], axis=-1)
-    else:
-        model_input = x
+    """Return the guided velocity, the conditional branch's observations, and the first block of
+    either branch that handed on an inf or nan (−1: none)."""
+    channels = [] if condition.channels is None else [condition.channels]
+    model_input = jnp.concatenate([x, *channels], axis=-1)
     clean = None
     if condition.first is not None:
         frames, height, width = expert.cfg.tokens(*x.shape[:3])
         clean = jnp.arange(frames * height * width) < len(condition.first) * height * width
 
-    # Devices that share the branches hold the observations of theirs; one device holds those of
-    # the conditional branch alone.
+    # Devices that share the branches hold the observations of their own branch; a single device
+    # holds those of the conditional branch only.
     alone = scale is not None and mesh.devices(mesh.BRANCH) == 1
 
     def branch(number: Array, context: Array) -> tuple[Array, Any, Array]:
         here = site._replace(branch=number)
 
         def on_block(layer: Array, tokens: Array) -> tuple[Array, tuple[Any, Array]]:
-            tokens, seen = probe.on_block(here.at("on_block", layer), tokens)
+            tokens, obs = probe.on_block(here.at("on_block", layer), tokens)
             if alone:
-                seen = jax.tree.map(lambda a: jax.lax.all_gather(a, mesh.BRANCH)[0], seen)
-            return tokens, (seen, jnp.isfinite(tokens).all())
+                obs = jax.tree.map(lambda a: jax.lax.all_gather(a, mesh.BRANCH)[0], obs)
+            return tokens, (obs, jnp.isfinite(tokens).all())
 
         slots = (probe.slots(), None)
-        v, (observed, finite) = expert(model_input, t, context, on_block, clean=clean, slots=slots)
-        return v, observed, _first_false(finite)
+        v, (obs, finite) = expert(model_input, t, context, on_block, clean=clean, slots=slots)
+        return v, obs, jnp.where(finite.all(), -1, jnp.argmin(finite))
 
     if scale is None:
-        v, observed, layer = branch(jnp.int32(0), condition.context)
-        return v, (observed, layer)
+        v, obs, layer = branch(jnp.int32(0), condition.context)
+        return v, (obs, layer)
     if condition.negative is None:
         raise ValueError("guidance needs a negative prompt; this condition has none")
     both = _spread_map(branch, mesh.BRANCH, (0, 0), outputs=(0, None if alone else 0, 0))
-    (v, v_negative), observed, layers = both(
-        jnp.arange(2), jnp.stack([condition.context, condition.negative])
-    )
+    contexts = jnp.stack([condition.context, condition.negative])
+    (v, v_negative), obs, layers = both(jnp.arange(2), contexts)
     if not alone:
-        observed = jax.tree.map(lambda a: a[0], observed)
+        obs = jax.tree.map(lambda a: a[0], obs)
     layer = jnp.where(layers < 0, jnp.max(layers), layers).min()
-    return guide(v, v_negative, scale), (observed, layer)
+    return guide(v, v_negative, scale), (obs, layer)
 
 
-def _first_false(flags: Bool[Array, " L"]) -> Int[Array, ""]:
-    return jnp.where(flags.all(), -1, jnp.argmin(flags))
+def _keep_first(x: Array, condition: Condition) -> Array:
+    return x if condition.first is None else x.at[: len(condition.first)].set(condition.first)
 
 
 def _spread_map(
@@ -202,71 +248,34 @@ def _spread_map(
     idle: Sequence[str] = (),
     outputs: Any = 0,
 ) -> Any:
-    """`vmap` with a named axis, which on a mesh in use is spread over the axis of that name, unless
-    that one is idle."""
+    """`vmap` with a named axis, spread over the axis of that name of a mesh in use unless it is
+    idle."""
     over = axis if mesh.in_use() and axis not in idle else None
     return jax.vmap(f, inputs, outputs, axis_name=axis, spmd_axis_name=over)
 
 
-def _keep_first(x: Array, condition: Condition) -> Array:
-    return x if condition.first is None else x.at[: len(condition.first)].set(condition.first)
+def _map_runs(
+    f: Callable[..., Any],
+    worlds: tuple[int | None, ...],
+    seeds: tuple[int | None, ...],
+    idle: Sequence[str],
+) -> Any:
+    """`vmap` over worlds and, inside, over seeds; 0 for arguments that have the axis."""
+    return _spread_map(_spread_map(f, mesh.SEED, seeds, idle), mesh.WORLD, worlds, idle)
 
 
-def run(
-    experts: Sequence[DiT],
-    plan: Plan,
-    conditions: Condition,
-    noise: Float[Array, "K F H W C"],
-    keys: Key[Array, " K"],
-    probe: Probe,
-    *,
-    idle: Sequence[str] = (),
-) -> Trace:
-    """Trajectories of W worlds (leading axis of every array of `conditions`) × K seeds: leaves [W,
-    K, …].
-
-    Worlds share noise and keys. Pure: jit it, vmap it over puzzles or probes. idle: axes of a mesh
-    in use that these worlds or seeds are not spread over, because their number does not divide or
-    something around them is. Raises as `check_probe` where the probe does not fit this run.
-    """
-    shape = (len(conditions.context), *noise.shape[:-1])
-    check_probe(probe, experts[0], plan.steps, shape, guided=plan.guidance is not None)
-
-    def one(condition: Condition, noise: Array, key: Array) -> Trace:
-        return denoise(experts, plan, condition, noise, key, probe)
-
-    world, seed = (None if axis in idle else axis for axis in (mesh.WORLD, mesh.SEED))
-    conditions, noise = mesh.constrain(conditions, world), mesh.constrain(noise, seed)
-    seeds = _spread_map(one, mesh.SEED, (None, 0, 0), idle)
-    with _passes(len(conditions.context), len(noise), plan.guidance is not None, idle):
-        return _told(_spread_map(seeds, mesh.WORLD, (0, None, None), idle)(conditions, noise, keys))
+def _axes(idle: Sequence[str]) -> tuple[str | None, ...]:
+    """Return the axes of a mesh that worlds and seeds are laid out over."""
+    return tuple(None if axis in idle else axis for axis in (mesh.WORLD, mesh.SEED))
 
 
 def _passes(
-    worlds: int, seeds: int, guided: bool, idle: Sequence[str] = ()
+    worlds: int, seeds: int, guided: bool, idle: Sequence[str]
 ) -> AbstractContextManager[Any]:
-    """Tells attention how many passes a device makes at once."""
+    """Tell attention how many passes a device makes at once."""
     sizes = {mesh.WORLD: worlds, mesh.SEED: seeds, mesh.BRANCH: 2 if guided else 1}
     here = [-(-n // (1 if axis in idle else mesh.devices(axis))) for axis, n in sizes.items()]
     return side_by_side(math.prod(here))
-
-
-def size_of(conditions: Condition, seeds: int) -> tuple[int, ...]:
-    """Worlds, seeds, latent frames, height and width of a run; ValueError where the conditions do
-    not tell the size of the video."""
-    return (len(conditions.context), seeds, *_grid(conditions))
-
-
-def latent_shape(cfg: DiTConfig, conditions: Condition) -> tuple[int, int, int, int]:
-    """[F, h, w, C] of the latents of conditions [W, …]; ValueError where they do not tell it."""
-    return (*_grid(conditions), cfg.out_channels)
-
-
-def _grid(conditions: Condition) -> tuple[int, int, int]:
-    if conditions.channels is None:
-        raise ValueError("the size of the video is read off the image channels; there are none")
-    frames, height, width = conditions.channels.shape[1:4]
-    return frames, height, width
 
 
 def draw(
@@ -275,11 +284,9 @@ def draw(
     keys: Key[Array, " K"],
     noise: Float[Array, "K F H W C"] | None,
 ) -> tuple[Float[Array, "K F H W C"], Key[Array, " K"]]:
-    """For a `run`, of the seeds' keys: the first noise, unless it is given, and keys of the steps.
-
-    Raises ValueError where the conditions do not tell the size of the video, or noise has another.
-    """
-    shape = latent_shape(cfg, conditions)
+    """Split the seeds' keys into the first noise of a `run`, unless it is passed, and the keys of
+    the steps. Raises ValueError where noise has another shape than the video."""
+    shape = (*conditions.grid, cfg.out_channels)
     noise_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     if noise is None:
         noise = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_keys)
@@ -288,48 +295,9 @@ def draw(
     return noise, step_keys
 
 
-def begin(
-    numerics: Numerics, conditions: Condition, noise: Float[Array, "worlds K F H W C"]
-) -> SolverState:
-    """All trajectories of a `run` before their first step: for `advance`. noise: of each world."""
-    conditions = mesh.constrain(conditions, mesh.WORLD)
-    noise = mesh.constrain(noise, mesh.WORLD, mesh.SEED)
-    seeds = _spread_map(partial(_start, numerics), mesh.SEED, (None, 0))
-    state = _spread_map(seeds, mesh.WORLD, (0, 0))(conditions, noise)
-    return mesh.constrain(state, mesh.WORLD, mesh.SEED)
-
-
-def advance(
-    expert: DiT,
-    steps: Steps,
-    conditions: Condition,
-    state: SolverState,
-    keys: Key[Array, "W K"],
-    probe: Probe,
-) -> tuple[SolverState, Trace]:
-    """All trajectories of a `run` by some steps of one expert. keys: of each world. What the parts
-    of a run leave is put together by `joined(parts, 2)`."""
-
-    def one(condition: Condition, state: SolverState, key: Array) -> tuple[SolverState, Trace]:
-        return _denoise_part(expert, steps, condition, state, key, probe)
-
-    conditions = mesh.constrain(conditions, mesh.WORLD)
-    seeds = _spread_map(one, mesh.SEED, (None, 0, 0))
-    worlds, seed_count = state.x.shape[:2]
-    with _passes(worlds, seed_count, steps.scale is not None):
-        state, trace = _spread_map(seeds, mesh.WORLD, (0, 0, 0))(conditions, state, keys)
-    return mesh.constrain(state, mesh.WORLD, mesh.SEED), _told(trace)
-
-
-def _told(trace: Trace) -> Trace:
-    """With what every host reads on each of them."""
-    finite, layer = mesh.constrain((trace.finite, trace.layer))
-    return trace._replace(finite=finite, layer=layer)
-
-
 def sweep(f: Callable[[T], Any], values: T, *, chunk: int | None = None) -> Any:
-    """f over the leading axis of `values` (probes, conditions, …) as one program, `chunk` of them
-    at a time (all at once by default)."""
+    """Map f over the leading axis of `values` (probes, conditions, …) in one program, `chunk` of
+    them at a time (all at once by default)."""
     total = len(jax.tree.leaves(values)[0])
 
     def one(value: T) -> Any:
@@ -343,57 +311,52 @@ def sweep(f: Callable[[T], Any], values: T, *, chunk: int | None = None) -> Any:
 
 
 def tree_stack(values: Sequence[T]) -> T:
-    """Pytrees of the same shape as one, with a leading axis: what `sweep` runs over."""
+    """Stack pytrees of the same shape on a new leading axis: what `sweep` runs over. Raises
+    ValueError where conditions have different grids."""
+    grids = {value.grid for value in values if isinstance(value, Condition)}
+    if len(grids) > 1:
+        sizes = ", ".join("×".join(map(str, grid)) for grid in sorted(grids))
+        raise ValueError(f"conditions have latents of {sizes} cells; stack those of one size")
     return jax.tree.map(lambda *a: jnp.stack(a), *values)
 
 
 def check_finite(trace: Trace) -> Trace:
-    """The trace itself, if one of its runs is free of inf and nan; the others are logged.
+    """Return the trace itself, if one of its runs is free of inf and nan; log the others.
 
     Runs do not touch each other unless a probe makes them, so one bad seed leaves the rest as they
     are. Raises FloatingPointError naming step and block where all runs are bad.
-    Inside jit, vmap or `sweep` no number is known yet: the trace passes unseen, and whoever calls
-    the whole looks at its `finite` (or calls this once more).
+    Inside jit, vmap or `sweep` no number is known yet, and the trace passes unchecked: call this on
+    what comes out.
     """
     if isinstance(trace.finite, Tracer):
         return trace
-    finite = np.asarray(trace.finite)
+    finite, layer = np.asarray(trace.finite), np.asarray(trace.layer)
+    bad = []
+    for run in map(tuple, np.argwhere(~finite.all(-1)).tolist()):
+        step = int(np.argmin(finite[run]))
+        bad.append((step, _not_finite(run, step, finite.shape[-1], int(layer[run][step]))))
     if not finite.all(-1).any():
-        check_steps(finite, np.asarray(trace.layer))
-    for run in np.argwhere(~finite.all(-1)):
-        sentence = _where_it_broke(finite, np.asarray(trace.layer), tuple(run.tolist()))
+        raise FloatingPointError(min(bad, key=lambda one: one[0])[1])
+    for _, sentence in bad:
         logging.getLogger("jcos").warning(sentence)
     return trace
 
 
 def check_step(step: int, steps: int, part: Trace | None, *, every: bool = False) -> None:
-    """FloatingPointError naming step and block where no run is finite after a step, or not every
-    one. part: what the step left, leaves [W, K, 1, …]."""
+    """Raise FloatingPointError naming step and block where no run is finite after a step, or not
+    every one. part: what the step left, leaves [W, K, 1, …]."""
     if part is None:
         return
-    finite = np.asarray(part.finite)
+    finite = np.asarray(part.finite)[..., 0]
     if not (finite.all() if every else finite.any()):
-        before = np.ones((*finite.shape[:-1], steps), bool)
-        before[..., step:] = finite
-        check_steps(before, np.broadcast_to(np.asarray(part.layer), before.shape))
+        run = tuple(np.argwhere(~finite)[0].tolist())
+        layer = int(np.asarray(part.layer)[run][0])
+        raise FloatingPointError(_not_finite(run, step, steps, layer))
 
 
-def check_steps(finite: Bool[np.ndarray, "*runs S"], layer: Any = None) -> None:
-    """FloatingPointError naming the first step and run with inf or nan in it, and the block if
-    `layer` tells (as in `Trace`)."""
-    if not finite.all():
-        bad = np.argwhere(~finite)
-        *run, _ = bad[bad[:, -1].argmin()].tolist()
-        raise FloatingPointError(_where_it_broke(finite, layer, tuple(run)))
-
-
-def _where_it_broke(finite: np.ndarray, layer: Any, run: tuple[int, ...]) -> str:
-    step = int(np.argmin(finite[run]))
-    place = ""
-    if layer is not None and np.ndim(layer):
-        block = int(layer[(*run, step)])
-        place = f", first after block {block}" if block >= 0 else ", outside the blocks"
+def _not_finite(run: tuple[int, ...], step: int, steps: int, layer: int) -> str:
+    place = f"first after block {layer}" if layer >= 0 else "outside the blocks"
     return (
-        f"the latent is not finite from step {step} of {finite.shape[-1]} on "
-        f"(in run {run}{place}): look at the probe, the guidance scale or the weights"
+        f"the latent is not finite from step {step} of {steps} on (in run {run}, {place}): look at "
+        "the probe, the guidance scale or the weights"
     )

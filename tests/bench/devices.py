@@ -6,10 +6,19 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+
+def finish(work: Generator[Any, None, Any]) -> Any:
+    """Return what a generator returns, whatever its progress."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
 
 
 def meshes(folder: str, *texts: str) -> dict[str, list[float]]:
@@ -93,7 +102,7 @@ def named(self: Any, sample: Any, shape: Any, i: int = 0) -> Any:
     """Instead of `Sampler.prepare`, for `grey`: a condition that has the sample's name alone."""
     from jcos.sampling.trajectory import Condition
 
-    return Condition(context=sample.name)
+    return Condition(context=sample.name, grid=(1, 1, 1))
 
 
 def grey(asked: list[str]) -> Callable[..., tuple]:

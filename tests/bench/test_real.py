@@ -13,8 +13,8 @@ from jcos.bench.arm import Arm
 from jcos.bench.folder import Bench, read_bench
 from jcos.bench.run import Work, conduct
 from jcos.experiments.experiment import Settings
-from jcos.experiments.puzzles import finish
 from jcos.media import formats
+from tests.bench.devices import finish
 from tests.test_generate import release  # noqa: F401
 
 FOLDER, SCORER = os.environ.get("JCOS_VBVR"), os.environ.get("JCOS_VBVR_SCORER")

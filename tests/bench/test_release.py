@@ -14,10 +14,10 @@ from jcos.bench.folder import read_bench
 from jcos.bench.run import Work, _check_vae, conduct
 from jcos.config import UMT5Config
 from jcos.experiments.experiment import Settings
-from jcos.experiments.puzzles import finish
 from jcos.media import formats
 from jcos.model.text import UMT5
 from jcos.wan import TINY, Wan
+from tests.bench.devices import finish
 from tests.test_generate import release  # noqa: F401
 
 ARM = Arm(profile="float32", scale=0.1, frames=5, sampling=Settings(steps=1))

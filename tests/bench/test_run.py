@@ -21,13 +21,13 @@ from jcos.bench.run import Work, conduct
 from jcos.bench.sampler import Sampler
 from jcos.bench.state import Folder, Status
 from jcos.experiments.experiment import Settings
-from jcos.experiments.puzzles import finish
 from jcos.media import formats
 from jcos.plan.machines import machine
 from jcos.sampling import flow
 from jcos.sampling.probes import Noise, SeedEnsemble
 from jcos.variants import VARIANTS, with_profile
 from jcos.wan import TINY, Wan
+from tests.bench.devices import finish
 
 SMALL = Arm(profile=None, scale=1 / 8, sampling=Settings(steps=2))
 FIRST = "In-Domain_50/T-1_maze_data-generator/00000"

@@ -15,9 +15,8 @@ from jcos.bench.run import Work, conduct
 from jcos.bench.sampler import Sampler
 from jcos.bench.state import Status
 from jcos.experiments.experiment import Settings
-from jcos.experiments.puzzles import finish
 from jcos.wan import TINY
-from tests.bench.devices import grey, named
+from tests.bench.devices import finish, grey, named
 
 LONG = 60.0
 """Seconds to wait for what must happen."""

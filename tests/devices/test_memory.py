@@ -51,7 +51,8 @@ def test_experts_of_a_release_in_turns_make_the_same_videos() -> None:
     golden, whole, waiting = load_golden("loops/i2v_unipc6"), two_experts(True), two_experts(False)
     channels = jnp.asarray(np.moveaxis(golden["in.y"], 0, -1))
     prompt, negative = (whole.embed(golden[f"in.{k}"]) for k in ("context", "context_null"))
-    condition = Condition(prompt, negative, channels)
+    frames, height, width, _ = channels.shape
+    condition = Condition(prompt, (frames, height, width), negative, channels)
     sampling = Sampling(4, 5.0, "unipc", "unipc", (3.5, 2.0))
     assert in_host(whole) == {False}
     assert in_host(waiting) == {True}

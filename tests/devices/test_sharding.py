@@ -178,7 +178,7 @@ def test_a_device_of_a_mesh_needs_memory_for_its_part_of_a_run(
 ) -> None:
     """Runs that fit into memory: as many more as devices share a run, or make others."""
     model = randomised(CONFIG)
-    given = Condition(jnp.zeros(0), channels=jnp.zeros((3, 16, 16, 0)))
+    given = Condition(jnp.zeros(0), (3, 16, 16))
     plan = flow.plan(model.config.sampling).replace(guidance=jnp.ones(1))
     monkeypatch.setattr(memory, "free_bytes", lambda: 2**30)
 

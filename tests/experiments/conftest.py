@@ -6,20 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 from PIL import Image
 
-from jcos.experiments.puzzles import compilations, finish
+from jcos.experiments.sweeps import compilations
 from jcos.wan import Wan
 from tests.conftest import load_golden
 from tests.test_wan import released
 
 
 @pytest.fixture(scope="module")
-def found(small_model: Wan, request: pytest.FixtureRequest):
-    """Findings of the file's experiment `SMALL`, and how many programs were compiled for them."""
+def data(small_model: Wan, request: pytest.FixtureRequest) -> tuple[xr.Dataset, int]:
+    """The dataset of the file's experiment `SMALL`, and how many programs were compiled for it."""
     before = compilations()
-    findings = finish(request.module.SMALL.run(small_model))
-    return findings, compilations() - before
+    dataset = request.module.SMALL.run(small_model)
+    return dataset, compilations() - before
 
 
 @pytest.fixture(scope="module")

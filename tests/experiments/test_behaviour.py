@@ -6,30 +6,32 @@ import numpy as np
 import pytest
 
 from jcos.experiments.answers import answers_of
-from jcos.experiments.behaviour import Behaviour, look_at_parts
-from jcos.experiments.behaviour_found import (
+from jcos.experiments.behaviour import (
     GATES,
-    Course,
+    Behaviour,
     Judged,
     Shown,
     common,
     judge_parts,
+    of_runs,
+    of_steps,
     shown,
+    watch_parts,
 )
 from jcos.experiments.behaviour_memory import (
     HIDDEN,
     PLACES,
     RETURNS,
-    Memory,
+    by_identity,
     labels_of,
-    look_at_places,
     places_of,
+    read_places,
     readings,
 )
 from jcos.experiments.experiment import Settings
-from jcos.experiments.puzzles import compilations, finish, held_out
-from jcos.experiments.ridge import ridge
+from jcos.experiments.linear_probes import ridge
 from jcos.experiments.samples import puzzles_of
+from jcos.experiments.sweeps import compilations, held_out
 from jcos.lab.tasks import TASKS, still_of
 from jcos.lab.tasks.base import PALETTE, TILE
 from jcos.sampling.trajectory import Trace
@@ -49,15 +51,17 @@ def left_behind(latents: jax.Array, x0: jax.Array, **observed: jax.Array) -> Tra
     return Trace(latents, x0, **none, finite=one, layer=layer, sigma=levels, timestep=levels)
 
 
-def test_all_tasks_are_one_program_and_memory_another(found) -> None:
-    assert found[1] == 2
+def test_all_tasks_are_one_program_and_memory_another(data) -> None:
+    assert data[1] == 2
 
 
-def test_arrays_table_and_figures_are_complete(found) -> None:
-    findings, _ = found
-    assert findings.arrays["solved"].shape == findings.arrays["ideal_scene"].shape == (6, 1, 4)
-    assert findings.arrays["memory_tokens"].shape == (8, 1, 4, 2, len(PLACES), 2, 2)
-    rows = {(r.task, r.measure, r.case): r for r in findings.rows}
+def test_dataset_table_and_figures_are_complete(data) -> None:
+    dataset, _ = data
+    assert dataset["solved"].shape == dataset["scene"].shape == (2, 6, 1, 4)
+    sources, steps = 2 + 1, 4
+    identities = len({p.identity for p in held_out(RETURNS, 8)})
+    assert dataset["read_shape"].shape == (identities, 1, len(PLACES), steps, sources, 2)
+    rows = {(r.task, r.measure, r.case): r for r in SMALL.table(dataset).itertuples()}
     last = rows["maze", "solved", "step 3"]
     assert (last.value, last.n, last.still, last.forwards) == (0, 3, 0, 4)
     assert rows["maze", "scene right", "step 0"].still == 1
@@ -66,24 +70,35 @@ def test_arrays_table_and_figures_are_complete(found) -> None:
     assert ("maze", "step of correction, median", "model") not in rows
     read = rows["returns", "shape of the hidden object read off", "where it started, step 3, x̂0"]
     assert (read.chance, read.forwards) == (0.25, 4)
-    shuffled = "behind the block, step 0, layer 1, shuffled labels"
-    assert ("returns", "colour of the hidden object read off", shuffled) in rows
-    assert {"correction", "choice", "perception", "order", "memory", "memory-depth"} == set(
-        findings.figures
-    )
+    for case in (
+        "behind the block, step 0, layer 1, shuffled labels",
+        "behind the block, x̂0 of the ideal denoiser",
+    ):
+        assert ("returns", "colour of the hidden object read off", case) in rows
+    assert dict(SMALL.figures(dataset)).keys() == {
+        "correction",
+        "choice",
+        "perception",
+        "order",
+        "memory-colour",
+        "memory-shape",
+        "memory-depth",
+    }
 
 
-def test_the_ideal_denoiser_has_the_scene_and_no_wrong_answer(found) -> None:
-    arrays = found[0].arrays
-    assert arrays["ideal_scene"].all()
-    assert arrays["ideal_last"][..., -1].all()
-    assert arrays["ideal_solved"][..., -1].all()
-    assert not arrays["ideal_wrong"].any()
+def test_the_ideal_denoiser_has_the_scene_and_no_wrong_answer(data) -> None:
+    ideal = data[0].sel(denoiser="ideal denoiser")
+    assert ideal["scene"].all()
+    assert ideal["shows_last"][..., -1].all()
+    assert ideal["solved"][..., -1].all()
+    assert not ideal["shows_wrong"].any()
     # Its estimate of the hidden frames is the same for all objects: one reading for all puzzles.
-    ideal = arrays["memory_ideal"][:, PLACES.index("behind the block"), :, 0]
-    labels = np.array([labels_of(p) for p in held_out(RETURNS, 8)])
-    for y in range(2):
-        assert len(set(labels[ideal[:, y] == 1, y])) <= 1
+    identities = {repr(p.identity): labels_of(p) for p in held_out(RETURNS, 8)}
+    labels = np.array([identities[name] for name in sorted(identities)])
+    for y, label in enumerate(("colour", "shape")):
+        read = data[0][f"ideal_read_{label}"].sel(place="behind the block").values.ravel()
+        assert set(read) <= {0.0, 1.0}
+        assert len(set(labels[read == 1, y])) <= 1
 
 
 @pytest.mark.parametrize("name", list(TASKS))
@@ -131,47 +146,43 @@ def test_what_an_estimate_shows(small_model: Wan) -> None:
             [[[0.2, 0.8, 0], [0.6, 0.4, 0], [0.9, 0, 0]]],
         ]
     )
-    seen = shown(on, answers)
-    assert seen.last[:, 0].tolist() == [[False, False, True], [False, True, True]]
-    assert seen.other[:, 0].tolist() == [[True, False, False], [False] * 3]
-    assert seen.wrong[:, 0].tolist() == [[False] * 3, [True, False, False]]
+    choices = shown(on, answers)
+    assert choices.last[:, 0].tolist() == [[False, False, True], [False, True, True]]
+    assert choices.other[:, 0].tolist() == [[True, False, False], [False] * 3]
+    assert choices.wrong[:, 0].tolist() == [[False] * 3, [True, False, False]]
 
 
-def course(solved: list[list[int]], scene: list[list[int]], answer: list[list[int]]) -> Course:
+def course(
+    solved: list[list[int]], scene: list[list[int]], answer: list[list[int]]
+) -> tuple[Judged, Shown]:
     a, b, c = (np.array(x, bool)[:, None] for x in (solved, scene, answer))
-    return Course(Judged(a, c, b, b), Shown(a, a, ~a))
+    return Judged(a, c, b, b), Shown(a, a, ~a)
 
 
 def test_corrections_and_their_converse_are_counted() -> None:
     solved = [[0, 0, 1, 1], [0, 1, 0, 1], [1, 1, 0, 0], [1, 1, 1, 1]]
     one = course(solved, solved, solved)
-    runs = {name: values[:, 0].tolist() for name, values in one.of_runs().items()}
-    assert runs["corrected: wrong at step 0, right at the end"] == [1, 1, 0, 0]
-    assert runs["spoiled: right at any step, wrong at the end"] == [0, 0, 1, 0]
-    np.testing.assert_array_equal(runs["step of correction"], [2, 3, np.nan, np.nan])
-    lost = runs["times lost again, of runs right at the end"]
-    np.testing.assert_array_equal(lost, [0, 1, np.nan, 0])
-    steps = one.readings()
-    assert steps["wrong now, right at the end"][:, 0, 0].tolist() == [1, 1, 0, 0]
-    assert steps["right now, wrong at the end"][:, 0, 0].tolist() == [0, 0, 1, 0]
-    np.testing.assert_array_equal(
-        steps["right at the end, of those wrong now"][:, 0, 0], [1, 1, np.nan, np.nan]
-    )
-    np.testing.assert_array_equal(
-        steps["wrong at the end, of those right now"][:, 0, 0], [np.nan, np.nan, 1, 0]
-    )
+    runs = {name: values[:, 0].tolist() for name, values in of_runs(*one).items()}
+    assert runs["corrected"] == [1, 1, 0, 0]
+    assert runs["spoiled"] == [0, 0, 1, 0]
+    np.testing.assert_array_equal(runs["correction_step"], [2, 3, np.nan, np.nan])
+    np.testing.assert_array_equal(runs["lost"], [0, 1, np.nan, 0])
+    steps = {name: values[:, 0, 0].tolist() for name, values in of_steps(*one).items()}
+    assert steps["corrected_later"] == [1, 1, 0, 0]
+    assert steps["spoiled_later"] == [0, 0, 1, 0]
+    np.testing.assert_array_equal(steps["corrected_of_wrong"], [1, 1, np.nan, np.nan])
+    np.testing.assert_array_equal(steps["spoiled_of_right"], [np.nan, np.nan, 1, 0])
 
 
 def test_the_scene_is_first_at_once_or_last() -> None:
     scene = [[1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 1], [1, 1, 1, 1]]
     answer = [[0, 0, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1], [1, 1, 1, 0]]
-    one = course(answer, scene, answer).of_runs()
-    later = one["answer later than the scene, steps"][:, 0]
-    np.testing.assert_array_equal(later, [2, 0, -2, np.nan])
+    one = of_runs(*course(answer, scene, answer))
+    np.testing.assert_array_equal(one["later"][:, 0], [2, 0, -2, np.nan])
     for name, want in (
-        ("scene first", [1, 0, 0, np.nan]),
-        ("scene and answer at once", [0, 1, 0, np.nan]),
-        ("answer first", [0, 0, 1, np.nan]),
+        ("scene_first", [1, 0, 0, np.nan]),
+        ("at_once", [0, 1, 0, np.nan]),
+        ("answer_first", [0, 0, 1, np.nan]),
     ):
         np.testing.assert_array_equal(one[name][:, 0], want)
 
@@ -198,10 +209,10 @@ def test_tokens_of_the_hidden_frames_are_averaged_over_places(small_model: Wan) 
     x0 = np.asarray(small_model.encode(RETURNS.routes(held_out(RETURNS, 1)[0])[0]))
     steps = np.array([1, 3], np.int32)
     x0, tokens = jnp.asarray(x0), jnp.asarray(tokens)
-    beside = jnp.asarray(weights), jnp.asarray(steps)
+    aux = jnp.asarray(weights), jnp.asarray(steps)
     every = jnp.broadcast_to(x0, (1, 1, 4, *x0.shape))
     trace = left_behind(x0, every, block_obs=tokens)
-    read, estimate = look_at_places(small_model, SMALL.plan(small_model.config), trace, beside)
+    read, estimate = read_places(small_model, SMALL.plan(small_model.config), trace, aux)
     want = np.asarray(tokens[0, 0, 3, 1]).reshape(2, 25, 3).mean(0)
     np.testing.assert_allclose(read[0, 1, 1], weights @ want, atol=1e-5)
     assert estimate.shape == (1, 2, len(PLACES), 48)
@@ -235,10 +246,9 @@ def test_ridge_is_least_squares_where_the_penalty_vanishes() -> None:
 
 
 def test_identities_count_once() -> None:
-    nothing = np.zeros((4, 1))
-    memory = Memory(nothing, nothing, nothing, np.arange(1), np.array([0, 0, 0, 1]))
-    found = memory.estimate_of(np.array([1.0, 1.0, 1.0, 0.0]))
-    assert (found.mean, found.n) == (0.5, 2)
+    values = np.array([[1.0, 0.0], [1.0, 0.5], [1.0, 1.0], [0.0, 0.0]])
+    mean = by_identity(values, np.array([0, 0, 0, 1]))
+    np.testing.assert_array_equal(mean, [[1, 0.5], [0, 0]])
 
 
 def test_probes_are_fitted_on_other_identities_than_they_read() -> None:
@@ -248,17 +258,20 @@ def test_probes_are_fitted_on_other_identities_than_they_read() -> None:
 
 def test_clips_settle_in_parts(model: Wan, clips) -> None:
     before = compilations()
-    found = finish(Behaviour(clips=clips, sampling=Settings(steps=4), seeds=(0, 1)).run(model))
+    experiment = Behaviour(clips=clips, sampling=Settings(steps=4), seeds=(0, 1))
+    dataset = experiment.run(model)
     assert compilations() == before + 1
-    assert found.arrays["still"].shape == found.arrays["moving"].shape == (2, 2, 4)
-    np.testing.assert_array_equal(found.arrays["moving"][..., -1], 0)
-    measures = {r.measure for r in found.rows}
-    assert measures == {
+    moving = dataset["distance_to_the_end_what_changes"]
+    assert moving.shape == dataset["distance_to_the_end_what_stays"].shape == (2, 2, 4)
+    np.testing.assert_array_equal(moving[..., -1], 0)
+    rows = experiment.table(dataset)
+    assert set(rows["measure"]) == {
         "distance to the end, what stays",
         "distance to the end, what changes",
         "step of settling",
     }
-    assert set(found.figures) == {"settling", "film"}
+    assert "what changes less what stays" in set(rows["case"])
+    assert dict(experiment.figures(dataset)).keys() == {"distance", "film"}
 
 
 def test_parts_of_a_clip_are_told_apart_by_what_changes(small_model: Wan) -> None:
@@ -269,7 +282,7 @@ def test_parts_of_a_clip_are_told_apart_by_what_changes(small_model: Wan) -> Non
     x0[0, 1:, 0, :2] = 1
     trace = left_behind(jnp.asarray(end), jnp.asarray(x0[None, None]))
     plan = SMALL.plan(small_model.config)
-    still, moving, kept = look_at_parts(small_model, plan, trace, jnp.array([2]))
+    still, moving, kept = watch_parts(small_model, plan, trace, jnp.array([2]))
     np.testing.assert_allclose(still, 0)
     np.testing.assert_allclose(moving[0], [0.8, 0, 0], atol=1e-6)
     np.testing.assert_array_equal(kept[0, 0], end)
@@ -288,5 +301,5 @@ def test_parts_of_a_clip_are_told_apart_by_what_changes(small_model: Wan) -> Non
 def test_what_cannot_be_run_is_refused_before(small_model: Wan, changes, said) -> None:
     before = compilations()
     with pytest.raises(ValueError, match=said):
-        finish(Behaviour(**{"puzzles": 2, **changes}).run(small_model))
+        Behaviour(**{"puzzles": 2, **changes}).run(small_model)
     assert compilations() == before

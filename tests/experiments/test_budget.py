@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from jcos.config import Sampling
-from jcos.experiments.budget import Budget, around
-from jcos.experiments.budget_found import Case
+from jcos.experiments.budget import Budget, Case, around
 from jcos.experiments.experiment import Settings
-from jcos.experiments.puzzles import compilations, finish
+from jcos.experiments.sweeps import compilations
 from jcos.sampling import flow
 from jcos.wan import Wan
 
@@ -23,49 +22,53 @@ SMALL = Budget(
 )
 
 
-def test_all_schedules_of_a_length_are_one_program(found) -> None:
+def test_all_schedules_of_a_length_are_one_program(data) -> None:
     assert len(SMALL.cases()) == 3 + 2 * 4
-    assert found[1] == len({case.steps for case in SMALL.cases()}) == 3
+    assert data[1] == len({case.steps for case in SMALL.cases()}) == 3
 
 
-def test_arrays_table_and_figures_are_complete(found) -> None:
-    findings, _ = found
-    assert findings.arrays["score"].shape == (11, 6, 1)
-    assert set(findings.figures) == {"steps", "shift", "middle", "compared"}
-    rows = {(r.task, r.measure, r.case): r for r in findings.rows}
-    plain = rows["maze", "solved", "4 steps"]
-    assert (plain.value, plain.n, plain.still, plain.forwards) == (0, 3, 0, 4)
-    assert plain.chance is not None
-    judged = [r for r in findings.rows if r.measure in ("score", "solved") and r.forwards]
-    assert "maze, one answer" in {r.task for r in judged}
-    assert not [r for r in judged if r.chance is None or r.still is None]
-    assert rows["rotation", "score", "2 steps, half above σ 0.9"].forwards == 2
+def test_dataset_table_and_figures_are_complete(data) -> None:
+    dataset, _ = data
+    assert dataset["score"].shape == (11, 2, 6, 1)
+    assert dict(SMALL.figures(dataset)).keys() == {"steps", "shift", "middle", "compared"}
+    lines = list(SMALL.table(dataset).itertuples())
+    rows = {(r.task, r.measure, r.case): r for r in lines}
+    assert len(rows) == len(lines)
+    plain = rows["maze, one answer", "solved", "4 steps"]
+    assert (plain.value, plain.still, plain.forwards) == (0, 0, 4)
+    judged = [r for r in lines if r.measure in ("score", "solved") and r.forwards]
+    assert not [r for r in judged if np.isnan(r.chance) or np.isnan(r.still)]
+    rotation = "rotation, one answer"
+    assert rows[rotation, "score", "2 steps, half above σ 0.9"].forwards == 2
     assert rows["all tasks", "score, more than with 4 steps", "1 step"].n == 6
     # One right answer: the ideal denoiser has it in one step, whatever the schedule.
-    ideal = [r for r in findings.rows if r.task == "rotation" and "ideal" in r.case]
+    ideal = [r for r in lines if r.task == rotation and "ideal" in r.case]
     assert len(ideal) == 22
     assert {r.value for r in ideal} == {1.0}
     assert {r.forwards for r in ideal} == {0}
 
 
-def test_the_models_own_shift_differs_in_nothing(found) -> None:
+def test_the_models_own_shift_differs_in_nothing(data) -> None:
     same = [
-        r for r in found[0].rows if r.measure.endswith("own spacing") and r.case.endswith("shift 3")
+        r
+        for r in SMALL.table(data[0]).itertuples()
+        if r.measure.endswith("own spacing") and r.case.endswith("shift 3")
     ]
-    assert len(same) >= 6
+    assert len(same) == 2
     assert {r.value for r in same} == {0.0}
     assert all(r.low < 0 < r.high for r in same)  # no difference in few puzzles is no certainty
 
 
-def test_half_the_steps_above_one_half_is_shift_one(small_model: Wan, found) -> None:
+def test_half_the_steps_above_one_half_is_shift_one(small_model: Wan, data) -> None:
     plans = [
         SMALL.plan_of(small_model, Case(kind, 4, value)).schedule
         for kind, value in (("shift", 1.0), ("middle", 0.5))
     ]
     for a, b in zip(*plans, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
-    cases, score = found[0].arrays["case"].tolist(), found[0].arrays["score"]
-    a, b = (score[cases.index(name)] for name in ("4 steps, shift 1", "4 steps, half above σ 0.5"))
+    a, b = (
+        data[0]["score"].sel(case=f"4 steps, {name}") for name in ("shift 1", "half above σ 0.5")
+    )
     np.testing.assert_allclose(a, b, atol=1e-3)
 
 
@@ -106,23 +109,24 @@ def test_clips_are_compared_with_the_longest_run(model: Wan, clips) -> None:
         frames=(5, 9),
     )
     before = compilations()
-    found = finish(experiment.run(model))
+    dataset = experiment.run(model)
     plans = [experiment.plan_of(model, case) for case in experiment.cases()]
     # Two experts: a program is for a length and how it is divided; and one for each video length.
     assert compilations() - before == len({(p.steps, p.high_steps) for p in plans}) + 2
-    value = {r.case: r.value for r in found.rows}
+    rows = experiment.table(dataset)
+    value = dict(zip(rows["case"], rows["value"], strict=True))
     assert value["4 steps"] == value["4 steps, 9 frames"] == 0
     assert value["1 step"] > 0
     assert value["4 steps, 5 frames"] > 0
     assert value["another seed"] > value["4 steps, shift 5"]
-    assert {r.task for r in found.rows} == {"clips"}
-    assert max(r.forwards for r in found.rows) == 8  # with guidance, two a step
-    assert set(found.figures) == {"distance", "film"}
+    assert set(rows["task"]) == {"clips"}
+    assert rows["forwards"].max() == 8  # with guidance, two a step
+    assert dict(experiment.figures(dataset)).keys() == {"distance", "film"}
 
 
 def test_frames_are_those_that_the_vae_makes(model: Wan, clips) -> None:
     with pytest.raises(ValueError, match="10 frames are asked for"):
-        finish(Budget(clips=clips, frames=(10,)).run(model))
+        Budget(clips=clips, frames=(10,)).run(model)
 
 
 @pytest.mark.parametrize(
@@ -140,5 +144,5 @@ def test_frames_are_those_that_the_vae_makes(model: Wan, clips) -> None:
 def test_what_cannot_be_run_is_refused_before(small_model: Wan, changes, said) -> None:
     before = compilations()
     with pytest.raises(ValueError, match=said):
-        finish(Budget(**{"puzzles": 2, **changes}).run(small_model))
+        Budget(**{"puzzles": 2, **changes}).run(small_model)
     assert compilations() == before

@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from jcos.experiments.ensemble import Ensemble, probe_of
-from jcos.experiments.ensemble_found import Arm, Found, groups_of
+from jcos.experiments.ensemble import Ensemble, dataset
+from jcos.experiments.ensemble_means import Mean, groups_of, probe_of
 from jcos.experiments.experiment import Settings
-from jcos.experiments.puzzles import compilations, finish, held_out, play, playing
 from jcos.experiments.samples import Samples
+from jcos.experiments.sweeps import compilations, held_out, play, sweep
+from jcos.lab import results
 from jcos.lab.tasks import TASKS
 from jcos.sampling.probes import SeedEnsemble
 from jcos.wan import Wan
@@ -22,27 +23,30 @@ MAZE = TASKS["maze"]
 SMALL = Ensemble(puzzles=2, seeds=(0, 1, 2, 3), more_members=(2, 4), until=(0, 0.5))
 
 
-def test_all_arms_are_one_program_and_each_longer_run_another(found) -> None:
+def test_all_means_are_one_program_and_each_longer_run_another(data) -> None:
     """… and the ideal denoiser's one more."""
-    assert found[1] == 1 + 2 + 1
+    assert data[1] == 1 + 2 + 1
 
 
-def test_arrays_table_and_figures_are_complete(small_model: Wan, found) -> None:
-    findings, _ = found
+def test_dataset_table_and_figures_are_complete(small_model: Wan, data) -> None:
+    known, _ = data
     # none; the paper's (which is the window at layer 1 too); two sizes; two layers × two spans less
     # one; two other kinds × two spans
-    arms = 1 + 1 + 2 + 3 + 4
-    assert findings.arrays["solved"].shape == (arms, 2, 4)
-    assert set(findings.figures) == {"compared", "gain", "members", "map", "kinds"}
-    rows = {(r.measure, r.case): r for r in findings.rows}
-    assert len(rows) == len(findings.rows)
+    means = 1 + 2 + 3 + 4
+    # one run; of three sizes the majority, the best and all; of each mean one more; longer runs
+    cases = 1 + 3 * 3 + means * 4 + 2
+    assert known["solved"].shape == (cases, 2, 2, 4)
+    assert dict(SMALL.figures(known)).keys() == {"compared", "gain", "members", "map", "kinds"}
+    rows = {(r.measure, r.case): r for r in SMALL.table(known).itertuples()}
+    assert len(rows) == len(SMALL.table(known))
     plain = rows["solved", "one run"]
     assert (plain.value, plain.n, plain.still, plain.forwards) == (0, 2, 0, 4)
-    assert plain.chance is not None
+    assert 0 <= plain.chance < 1
     paper = "mean tokens of 3, layer 1, step 0"
-    assert str(SMALL.arms(small_model)[1]) == paper
+    assert str(SMALL.means(small_model.config)[1]) == paper
     assert rows["solved", f"{paper}, one goes on"].forwards == 4 + 2 * 1
     assert rows["solved", f"{paper}, majority of all"].forwards == 3 * 4
+    assert rows["distance between the ends", paper].forwards == 3 * 4
     assert rows["solved", "one run of 6 steps"].forwards == 6
     assert rows["solved", "one run of 12 steps"].forwards == 12
     long = "mean velocities of 3, steps 0 to 2, one goes on"
@@ -57,11 +61,11 @@ def test_arrays_table_and_figures_are_complete(small_model: Wan, found) -> None:
 
 EVERY = tuple(range(4))
 PAIRS = {
-    "plain": Arm(),
-    "tokens": Arm("tokens", 2, (0, 1), EVERY),
-    "velocities": Arm("velocities", 2, (), EVERY),
-    "estimates": Arm("estimates", 2, (), EVERY),
-    "two steps": Arm("tokens", 2, (1,), (0, 1)),
+    "plain": Mean(),
+    "tokens": Mean("tokens", 2, (0, 1), EVERY),
+    "velocities": Mean("velocities", 2, (), EVERY),
+    "estimates": Mean("estimates", 2, (), EVERY),
+    "two steps": Mean("tokens", 2, (1,), (0, 1)),
 }
 """Means over seeds 0 and 1, and over 2 and 3."""
 
@@ -70,12 +74,12 @@ PAIRS = {
 def ends(small_model: Wan) -> dict[str, np.ndarray]:
     """Latents [seeds, …] of one puzzle."""
     samples = Samples.of_tasks(small_model, ("maze",), 1)
-    probes = [probe_of(arm, 4, 2, 4, True) for arm in PAIRS.values()]
-    latents = finish(playing(small_model, samples.given, EVERY, probes=probes)).latents
+    probes = [probe_of(mean, 4, 2, 4, True) for mean in PAIRS.values()]
+    latents = sweep(small_model, samples.conditions, EVERY, probes=probes).latents
     return dict(zip(PAIRS, latents[:, 0, 0], strict=True))
 
 
-def test_the_first_arm_is_the_plain_run(small_model: Wan, ends) -> None:
+def test_the_first_mean_is_the_plain_run(small_model: Wan, ends) -> None:
     plain = play(small_model, MAZE, held_out(MAZE, 1), EVERY).latents[0, 0]
     np.testing.assert_allclose(ends["plain"], plain, atol=2e-4)
     assert np.abs(ends["two steps"] - plain).max() > 0.01
@@ -99,10 +103,10 @@ def test_seeds_under_one_velocity_keep_the_difference_of_their_noise(ends) -> No
 
 
 def test_a_group_is_an_ensemble_of_its_own(small_model: Wan, ends) -> None:
-    """Seeds 2 and 3 beside others are what they are alone, by the probe without groups."""
+    """Seeds 2 and 3 among others are what they are alone, by the probe without groups."""
     samples = Samples.of_tasks(small_model, ("maze",), 1)
     probe = SeedEnsemble.window(4, 2, at_steps=(0, 1), at_layers=(1,))
-    alone = finish(playing(small_model, samples.given, (2, 3), probes=[probe])).latents[0, 0, 0]
+    alone = sweep(small_model, samples.conditions, (2, 3), probes=[probe]).latents[0, 0, 0]
     np.testing.assert_allclose(ends["two steps"][2:], alone, atol=1e-4)
 
 
@@ -121,36 +125,37 @@ def test_gain_majority_and_best_of_known_ends(small_model: Wan) -> None:
     mean = np.stack([right, right, still, right, right, right], 1)
     mean[1] = plain[1]
     samples = Samples.of_tasks(small_model, ("maze",), 2)
-    arm, averaged = Arm("tokens", 3, (3, 4), (0,)), Arm("estimates", 2, (), (0,))
-    averaged_ideal = np.array([[True] * 6, [True, True, False, False, False, False]])
-    found = Found(
-        arms=[Arm(), arm],
-        samples=Samples(samples.given, samples.tasks, tuple(puzzles)),
-        forwards=lambda steps: steps,
-        steps=10,
-        shown=np.stack([plain, mean]),
-        longer={12: np.array([True, False]), 30: np.array([False, False])},
-        ideal={Arm(): np.ones((2, 6), bool), averaged: averaged_ideal},
+    mean_of, averaged = Mean("tokens", 3, (3, 4), (0,)), Mean("estimates", 2, (), (0,))
+    ideal = np.array([[True] * 6, [True, True, False, False, False, False]])
+    known = dataset(
+        [Mean(), mean_of, averaged],
+        Samples(samples.conditions, samples.tasks, tuple(puzzles)),
+        np.stack([plain, mean, mean]),
+        {12: np.array([True, False]), 30: np.array([False, False])},
+        {Mean(): np.ones((2, 6), bool), averaged: ideal},
+        range(31),
+        10,
     )
-    none, p = found.arms[0], np.arange(2)
-    assert found.majority(none, 3).tolist() == [[False, True]] * 2
-    assert found.best(none, 3).tolist() == [[True, True]] * 2
-    assert found.majority(arm, 3).tolist() == [[True, True], [False, True]]
-    assert found.gain(arm, p).mean == pytest.approx((5 - 3) / 6 / 2)
-    assert found.gain(arm, p, how="majority").mean == 0.25
-    assert found.gain(arm, p, how="best").mean == 0
-    rows = {(r.measure, r.case): r.value for r in found.rows()}
+    every, one = f"{mean_of}, majority of all", f"{mean_of}, one goes on"
+    ends = known["solved"].sel(denoiser="model")[..., ::3]  # the first seeds of the groups
+    assert ends.sel(case="3 runs, majority").values.tolist() == [[False, True]] * 2
+    assert ends.sel(case="3 runs, best").values.tolist() == [[True, True]] * 2
+    assert ends.sel(case=every).values.tolist() == [[True, True], [False, True]]
+    assert known["gain"].sel(case=one, denoiser="model").mean() == (5 - 3) / 6 / 2
+    assert known["gain_alike"].sel(case=every).mean() == 0.25
+    assert known["gain_alike"].sel(case=f"{mean_of}, best of all").mean() == 0
+    rows = {(r.measure, r.case): r.value for r in results.rows(known)}
     assert rows["solved", "one run"] == 0.5
-    assert rows["solved only with averaging", f"{arm}, one goes on"] == pytest.approx(2 / 12)
-    assert rows["solved only without", f"{arm}, one goes on"] == 0
-    assert rows["solved, more than one run of 12 steps", f"{arm}, one goes on"] == 0.5
-    assert rows["solved, more than one run of 30 steps", f"{arm}, majority of all"] == 0.5
+    assert rows["solved only with averaging", one] == pytest.approx(2 / 12)
+    assert rows["solved only without", one] == 0
+    assert rows["solved, more than one run of 12 steps", one] == 0.5
+    assert rows["solved, more than one run of 30 steps", every] == 0.5
     assert rows["solved, more than one run of 30 steps", "3 runs, majority"] == 0
     assert rows["solved", "one run, ideal denoiser"] == 1
     case = f"{averaged}, one goes on, ideal denoiser"
     assert rows["solved", case] == pytest.approx(8 / 12)
     assert rows["solved, more than one run", case] == pytest.approx(-4 / 12)
-    apart = rows["distance between the ends", str(arm)]
+    apart = rows["distance between the ends", str(mean_of)]
     assert 0 < apart < rows["distance between the ends", "3 runs"]
 
 
@@ -170,18 +175,17 @@ def test_gain_majority_and_best_of_known_ends(small_model: Wan) -> None:
 def test_what_cannot_be_run_is_refused_before(small_model: Wan, changes, error, said) -> None:
     before = compilations()
     with pytest.raises(error, match=said):
-        finish(Ensemble(**{"puzzles": 2, **changes}).run(small_model))
+        Ensemble(**{"puzzles": 2, **changes}).run(small_model)
     assert compilations() == before
 
 
 def test_the_papers_comparison_alone(small_model: Wan) -> None:
-    """What is left for many puzzles: two arms, and the runs with more steps."""
+    """What is left for many puzzles: plain runs, one mean, and the runs with more steps."""
     alone = Ensemble(seeds=(0, 1, 2), more_members=(), layers=(), until=())
-    assert [str(arm) for arm in alone.arms(small_model)] == [
-        "plain",
-        "mean tokens of 3, layer 1, step 0",
-    ]
-    assert alone.step_counts(small_model) == (6, 12)
+    plain, *means = alone.means(small_model.config)
+    assert plain == Mean()
+    assert [str(mean) for mean in means] == ["mean tokens of 3, layer 1, step 0"]
+    assert alone.step_counts(small_model.config) == (6, 12)
 
 
 def test_clips_of_a_released_model(model: Wan, tmp_path: Path) -> None:
@@ -195,14 +199,14 @@ def test_clips_of_a_released_model(model: Wan, tmp_path: Path) -> None:
         layers=(0, 0.5),
         until=(0,),
     )
-    result = finish(experiment.run(model))
+    known = experiment.run(model)
     assert compilations() == before + 1
-    rows = {(r.measure, r.case): r for r in result.rows}
-    assert {r.task for r in result.rows} == {"clips"}
-    assert not any("solved" in r.measure for r in result.rows)
+    rows = {(r.measure, r.case): r for r in results.rows(known)}
+    assert {r.task for r in rows.values()} == {"clips"}
+    assert not any("solved" in measure for measure, _ in rows)
     (moved,) = [
         r for (m, c), r in rows.items() if m.startswith("distance from") and "tokens of 2" in c
     ]
     assert moved.value > 0
     assert moved.forwards == 2 * (3 + 1)  # with guidance, two a step
-    assert {"members", "map", "kinds"} == set(result.figures)
+    assert dict(experiment.figures(known)).keys() == {"members", "map", "kinds"}

@@ -4,22 +4,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 
 from jcos.experiments.answers import answers_of
 from jcos.experiments.experiment import Settings
-from jcos.experiments.information_flow import (
+from jcos.experiments.flow import (
     Flow,
     Put,
+    _triangle,
     case_by_case,
     grouped,
     ideal_perturbed,
+    reaches,
 )
-from jcos.experiments.information_flow_found import AT, AXES, END, ON, Found
-from jcos.experiments.noise_found import Case
-from jcos.experiments.puzzles import compilations, finish
+from jcos.experiments.noise import STEP, Case, labels_of
 from jcos.experiments.samples import Samples
+from jcos.experiments.sweeps import compilations
 from jcos.lab.ideal import ideal_run
-from jcos.report.arrays import trends
+from jcos.lab.results import of_kind
+from jcos.lab.results import rows as rows_of
 from jcos.wan import Wan
 
 SMALL = Flow(
@@ -27,35 +30,47 @@ SMALL = Flow(
 )
 
 
-def test_the_whole_experiment_is_one_program(found) -> None:
-    assert found[1] == 1
+FIGURES = {
+    "triangle",
+    "sensitivity-replaced",
+    "sensitivity-at-its-own-level",
+    "estimates",
+    "layers",
+    "layers-observed",
+    "frames",
+    "others",
+}
 
 
-def test_arrays_table_and_figures_are_complete(found) -> None:
-    findings, _ = found
-    assert findings.arrays["tokens"].shape == (6, 6, 2, 4, 2, 6)
-    assert findings.arrays["ideal"].shape == (6, 6, 2, 4, 6)
-    assert set(findings.figures) == {"triangle", "sensitivity", "estimates", "layers", "frames"}
-    assert len({(r.task, r.measure, r.case) for r in findings.rows}) == len(findings.rows)
-    rows = {(r.measure, r.case): r for r in findings.rows if r.task == "maze"}
-    row = rows[f"1 − CKA of tokens, {ON}", "step 2, all frames"]
-    want = findings.arrays["tokens"][1, :3, :, 2:, :, 0].mean()
+def test_the_whole_experiment_is_one_program(data) -> None:
+    assert data[1] == 1
+
+
+def test_dataset_table_and_figures_are_complete(data) -> None:
+    dataset, _ = data
+    assert dataset["tokens"].shape == (6, 6, 2, 4, 2, 6)
+    assert dataset["ideal"].shape == (6, 6, 2, 4, 6)
+    assert {name for name, _ in SMALL.figures(dataset)} == FIGURES
+    table = SMALL.table(dataset)
+    assert not table.duplicated(["task", "measure", "case"]).any()
+    rows = {(r.measure, r.case): r for r in rows_of(dataset) if r.task == "maze"}
+    row = rows["1 − CKA of tokens, from there on", "step 2, all frames"]
+    tokens = dataset["tokens"].values.astype(float)
     assert (row.n, row.forwards) == (3, 8)
-    assert row.value == pytest.approx(want, rel=1e-5)
-    assert findings.arrays["reach"][1, :3].mean() == pytest.approx(row.value, rel=1e-5)
-    lines = trends(findings.arrays, {"axes": AXES, "sampling": {"steps": 4}}).lines
-    (curve,) = (line for line in lines if line.chart == f"1 − CKA of tokens, {ON}")
-    assert curve.steps == [0, 2]
-    assert curve.values[1] == pytest.approx(findings.arrays["reach"][1].mean(), rel=1e-2)
-    row = rows[f"1 − CKA of tokens, {END}", "layer 1, noise at a step"]
-    want = findings.arrays["tokens"][:2, :3, :, 3, 1, 0].mean()
-    assert row.value == pytest.approx(want, rel=1e-5)
-    assert rows[f"1 − CKA of x̂0 of the ideal denoiser, {AT}", "step 0, all frames"].forwards == 0
-    assert rows["agreement", "step 2, all frames"].n == 0  # this model solves nothing
+    assert row.value == pytest.approx(tokens[1, :3, :, 2:, :, 0].mean(), rel=1e-5)
+    row = rows["1 − CKA of tokens, at the end", "layer 1, noise at a step"]
+    assert row.value == pytest.approx(tokens[:2, :3, :, 3, 1, 0].mean(), rel=1e-5)
+    row = rows["1 − CKA of x̂0 of the ideal denoiser, at that step", "step 0, all frames"]
+    assert row.forwards == 0
+    assert ("agreement", "step 2, all frames") not in rows  # this model solves nothing
     assert rows["solved", "step 2, all frames"].still == 0
+    assert ("solved", "all steps, frame 1") not in rows
+    row = rows["step of farthest reach, median, at the end", "replaced"]
+    ends = tokens[:2, :3, :, 3, :, 0].mean((2, 3))
+    assert row.value == np.median(np.array([0, 2])[ends.argmax(0)])
 
 
-def test_a_clean_run_is_beside_each_group() -> None:
+def test_each_group_has_a_clean_run() -> None:
     cases = SMALL.cases(4, 5)
     groups = grouped(cases, 4)
     assert [len(group) for group in groups] == [4, 4]
@@ -68,27 +83,30 @@ def test_a_clean_run_is_beside_each_group() -> None:
     np.testing.assert_array_equal(case_by_case(values, 5)[:, 0], [0, 1, 4, 5, 8])
 
 
-def test_nothing_differs_before_the_noise(found) -> None:
-    arrays = found[0].arrays
-    late = [str(c).startswith("step 2") for c in arrays["case"]]
+def test_nothing_differs_before_the_noise(data) -> None:
+    late = data[0].isel(case=data[0]["at_step"].values == 2)
     for source in ("tokens", "x0", "ideal"):
-        values = arrays[source][late]
-        np.testing.assert_allclose(values[:, :, :, :2], 0, atol=1e-5)
-        assert np.abs(values[:, :, :, 2:]).max() > 1e-3
-    assert arrays["tokens"][..., 0].min() > -1e-5
-    others = arrays["tokens"][-1, ..., 1 + 4]  # noise in frame 4, seen outside of it
-    assert 0 < others.mean() < arrays["tokens"][-1, ..., 0].mean()
+        values = late[source]
+        np.testing.assert_allclose(values.sel(step=[0, 1]), 0, atol=1e-5)
+        assert np.abs(values.sel(step=[2, 3])).max() > 1e-3
+    tokens = data[0]["tokens"]
+    assert tokens.sel(without="nothing").min() > -1e-5
+    noised = tokens.sel(case="all steps, frame 4")
+    assert 0 < noised.sel(without="frame 4").mean() < noised.sel(without="nothing").mean()
+    np.testing.assert_allclose(
+        data[0]["tokens_on"].sel(case="all steps, frame 4"),
+        noised.sel(without="frame 4").astype(float).mean(("step", "layer")),
+    )
 
 
-def test_frames_and_steps_are_compared_by_the_same_tokens(found) -> None:
-    arrays = found[0].arrays
-    tokens = np.float64(arrays["tokens"]).mean(4)  # cases, puzzles, seeds, steps, 1 + frames
+def test_frames_and_steps_are_compared_by_the_same_tokens(data) -> None:
+    tokens = data[0]["tokens"].values.astype(float).mean(4)  # cases, puzzles, seeds, steps, without
     frames = np.mean([tokens[4, ..., 1 + 1].mean(-1), tokens[5, ..., 1 + 4].mean(-1)], 0)
     both = tokens[..., [1 + 1, 1 + 4]].mean(-1)
     steps = np.mean([both[0].mean(-1), both[1, ..., 2:].mean(-1)], 0)
-    rows = {(r.measure, r.case): r for r in found[0].rows if r.task == "maze"}
-    row = rows[f"1 − CKA of tokens, {ON}, by other frames", "at a frame less at a step"]
-    assert row.value == pytest.approx((frames - steps)[:3].mean(), rel=1e-4)
+    less = data[0]["tokens_on_others"].sel(contrast="at a frame less at a step")
+    np.testing.assert_allclose(less, frames - steps, rtol=1e-6)
+    assert less.attrs["long_name"] == "1 − CKA of tokens, from there on, by other frames"
 
 
 def test_the_ideal_denoiser_gets_the_same_noise(small_model: Wan) -> None:
@@ -111,50 +129,54 @@ def test_the_ideal_denoiser_gets_the_same_noise(small_model: Wan) -> None:
     np.testing.assert_allclose(replaced[2:], again.x0, atol=1e-4)
 
 
-def test_one_answer_leaves_the_ideal_denoiser_unmoved(found) -> None:
-    arrays = found[0].arrays
-    ideal, several = np.abs(arrays["ideal"]).max((0, 2, 3, 4)), arrays["several"]
+def test_one_answer_leaves_the_ideal_denoiser_unmoved(data) -> None:
+    rest = ("case", "seed", "step", "without")
+    several = data[0]["several"].values
+    ideal, x0 = (np.abs(data[0][name]).max(rest).values for name in ("ideal", "x0"))
     np.testing.assert_allclose(ideal[~several], 0, atol=1e-5)
     assert (ideal[several] > 1e-3).all()
-    assert (arrays["x0"][:, ~several].max((0, 2, 3, 4)) > 1e-3).all()
+    assert (x0[~several] > 1e-3).all()
 
 
-def test_sensitivity_is_read_where_it_stands(small_model: Wan) -> None:
+def test_sensitivity_is_read_where_it_stands() -> None:
     """A made-up effect: a case that reaches 0.1 × layer at step 3 only."""
     tokens = np.zeros((1, 2, 1, 4, 3, 6), np.float32)
     tokens[0, :, :, 3] = 0.1 * np.arange(3)[None, None, :, None]
-    found = Found(
-        cases=[Case("step", step=2)],
-        samples=Samples.of_tasks(small_model, ("maze",), 2),
-        forwards=0,
-        tokens=tokens,
-        x0=tokens[..., 0, :],
-        ideal=None,
-        solved=None,
-        agreed=None,
+    dims = ("case", "puzzle", "seed", "step", "layer", "without")
+    variables = {"tokens": (dims, tokens), "x0": (dims[:4] + dims[5:], tokens[..., 0, :])}
+    made_up = xr.Dataset(
+        variables, {"step": range(4), "without": range(6)} | labels_of([Case(STEP, step=2)])
     )
-    for when, want in ((AT, 0.0), (ON, 0.05), (END, 0.1)):
-        np.testing.assert_allclose(found.reading("tokens", 0, when), want, atol=1e-6)
-    np.testing.assert_allclose(found.triangle("tokens", [0]), [[np.nan, np.nan, 0, 0.1]])
-    np.testing.assert_allclose(found.by_layer([0], ON)[0, 0, 0], [0, 0.05, 0.1])
-    over = found.layers_over_steps([0])
-    np.testing.assert_allclose(over[:, 2:], [[0, 0], [0, 0.1], [0, 0.2]])
-    assert np.isnan(over[:, :2]).all()
+    result = made_up.assign(reaches(made_up))
+    for window, want in (("at", 0.0), ("on", 0.05), ("end", 0.1)):
+        np.testing.assert_allclose(result[f"tokens_{window}"], want, atol=1e-6)
+    layers = result["layers_on"].sel(noise="noise at a step")
+    np.testing.assert_allclose(layers[:, 0, 0], [0, 0.05, 0.1], atol=1e-6)
+    assert "tokens_on_others" not in result
+
+
+def test_the_triangle_has_nothing_before_the_noise(data) -> None:
+    values = _triangle(of_kind(data[0], STEP, "at_step")["x0"])
+    np.testing.assert_array_equal(
+        values.isnull().all(("puzzle", "seed")), [[0, 0, 0, 0], [1, 1, 0, 0]]
+    )
 
 
 @pytest.mark.slow
 def test_clips_have_no_ideal_denoiser(model: Wan, clips) -> None:
     experiment = Flow(clips=clips, sampling=Settings(steps=4), steps=(1, 3), frames=(2,))
     before = compilations()
-    found = finish(experiment.run(model))
+    dataset = experiment.run(model)
     assert compilations() == before + 1
-    assert "ideal" not in found.arrays
-    assert found.arrays["tokens"].shape == (5, 2, 1, 4, model.config.dit.layers, 4)
-    assert not any("ideal" in r.measure or r.measure == "solved" for r in found.rows)
-    assert max(r.forwards for r in found.rows) == 16  # two runs, with guidance
-    assert set(found.figures) == {"triangle", "sensitivity", "estimates", "layers", "frames"}
-    late = found.arrays["tokens"][1]
-    assert np.abs(late[:, :, :3]).max() < 1e-4 < late[:, :, 3].max()
+    assert not {"ideal", "solved", "agreement"} & set(dataset)
+    assert dataset["tokens"].dims[:2] == ("case", "clip")
+    assert dataset["tokens"].shape == (5, 2, 1, 4, model.config.dit.layers, 4)
+    table = experiment.table(dataset)
+    assert not any("ideal" in measure for measure in table["measure"])
+    assert max(table["forwards"]) == 16  # two runs, with guidance
+    assert {name for name, _ in experiment.figures(dataset)} == FIGURES
+    late = abs(dataset["tokens"].sel(case="step 3, all frames"))
+    assert late.sel(step=slice(0, 2)).max() < 1e-4 < late.sel(step=3).max()
 
 
 @pytest.mark.parametrize(
@@ -171,5 +193,5 @@ def test_clips_have_no_ideal_denoiser(model: Wan, clips) -> None:
 def test_what_cannot_be_run_is_refused_before(small_model: Wan, changes, error, said) -> None:
     before = compilations()
     with pytest.raises(error, match=said):
-        finish(Flow(**{"puzzles": 2, **changes}).run(small_model))
+        Flow(**{"puzzles": 2, **changes}).run(small_model)
     assert compilations() == before

@@ -4,51 +4,61 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 
 from jcos.experiments.experiment import Settings
-from jcos.experiments.layerwise import Components, Layers, principal
-from jcos.experiments.layerwise_decoded import Labels, auroc_within, decode, halves, labels_of
-from jcos.experiments.layerwise_found import Part, Spread
-from jcos.experiments.puzzles import compilations, finish, held_out
+from jcos.experiments.layers import Components, Layers, by_identity, principal
+from jcos.experiments.linear_probes import (
+    READINGS,
+    Labels,
+    auroc_within,
+    fit_and_read,
+    identities_of,
+    labels_of,
+)
 from jcos.experiments.samples import Samples
+from jcos.experiments.sweeps import compilations, held_out
 from jcos.generation import generate
 from jcos.lab.tasks import TASKS
 from jcos.sampling.probes import TokenFeatures, chain
 from jcos.wan import Wan
 
-SMALL = Layers(tasks=("maze", "pattern"), puzzles=12, looked=(0, 3), shown=(0.0, 1.0))
+SMALL = Layers(tasks=("maze", "pattern"), puzzles=12, steps=(0, 3), layers=(0.0, 1.0))
 
 
-def test_all_tasks_are_one_program(found) -> None:
-    assert found[1] == 1
+def test_all_tasks_are_one_program(data) -> None:
+    assert data[1] == 1
 
 
-def test_arrays_table_and_figures_are_complete(found) -> None:
-    findings, _ = found
-    arrays = findings.arrays
-    assert arrays["maze_energy_by_frame"].shape == (12, 1, 4, 2, 5)
-    assert arrays["maze_energy"].shape == (1, 2, 2, 125)
-    assert arrays["pattern_components"].shape == (1, 2, 2, 125, 3)
-    assert arrays["pattern_answer"].shape == (12, 1, 4, 25)
-    assert arrays["pattern_decoded"].shape == (3, 4, 2, 12, 1)  # readings, sources, steps
-    names = {"energy", "spread"}
-    for i, kind in enumerate(("foreground", "answer", "choice")):
-        told = np.isfinite([arrays[f"{task}_decoded"][i] for task in SMALL.tasks]).any()
-        names |= {kind, f"{kind}-map"} if told else set()
-        assert told or kind not in findings.figures
-    assert names | {"maps-maze", "components-pattern"} <= set(findings.figures)
-    rows = {(r.task, r.measure, r.case): r for r in findings.rows}
-    assert len(rows) == len(findings.rows)
-    row = rows["maze", "token energy", "step 3, layer 1"]
-    assert row.value == pytest.approx(arrays["maze_energy_by_frame"][:, 0, 3, 1].mean(), rel=1e-5)
-    assert (row.n, row.forwards, row.chance) == (12, 4, None)
-    row = rows["pattern", "AUROC of foreground, by energy", "step 0, layer 0"]
-    assert (row.forwards, row.chance) == (1, 0.5)
-    assert arrays["pattern_ideal_answer"].shape == (2, 12, 1)
-    shares = [
-        rows["maze", "energy of a frame over that of all", f"layer 1, frame {f}"].value
-        for f in range(5)
-    ]
+def test_dataset_table_and_figures_are_complete(data) -> None:
+    dataset, _ = data
+    identities = [len(set(identities_of(held_out(TASKS[task], 12)))) for task in SMALL.tasks]
+    assert dataset["task"].values.tolist() == np.repeat(SMALL.tasks, identities).tolist()
+    n, by_frame = sum(identities), dataset["energy_by_frame"]
+    assert by_frame.shape == (n, 4, 2, 5)
+    assert dataset["film_energy"].shape == (2, 2, 2, 5, 5, 5)
+    assert dataset["film_components"].shape == (2, 2, 2, 5, 5, 5, 3)
+    assert dataset["answer"].shape == (n, 4, 5)  # two layers, x_s, x̂0, the ideal denoiser
+    probed = dataset["by_energy"].notnull().any(["puzzle", "layer"])
+    assert probed.values.tolist() == [True, False, False, True]
+    names = {"energy", "energy-frames", "spread", "maps-maze", "components-pattern"}
+    for reading in ("foreground", "answer", "choice"):
+        known = bool(dataset[reading].notnull().any())
+        names |= {reading, f"{reading}-map"} if known else set()
+    assert names <= {name for name, _ in SMALL.figures(dataset)}
+    table = SMALL.table(dataset).set_index(["task", "measure", "case"])
+    assert table.index.is_unique
+    row = table.loc["maze", "token energy", "step 3, layer 1"]
+    mazes = by_frame.values[: identities[0], 3, 1]
+    assert row.value == pytest.approx(mazes.mean(), rel=1e-5)
+    assert (row.n, row.forwards) == (identities[0], 4)
+    assert np.isnan(row.chance)
+    row = table.loc["pattern", "AUROC of foreground, by energy", "step 0, layer 0"]
+    assert (row.forwards, row.chance, row.n) == (1, 0.5, identities[1])
+    row = table.loc["maze", "AUROC of what the answer changes", "step 0, ideal denoiser at x_s"]
+    assert row.forwards == 0
+    cases = [f"layer 1, frame {f}" for f in range(5)]
+    shares = table.loc["maze"].loc["energy of a frame over that of all"].loc[cases].value
     assert np.mean(shares) == pytest.approx(1)
 
 
@@ -58,15 +68,15 @@ def test_components_are_those_of_the_covariance() -> None:
     x = (x - x.mean(0)).astype(np.float32)
     left, size, _ = np.linalg.svd(x, full_matrices=False)
     want = left[:, :3] * size[:3]
-    found = np.asarray(principal(jnp.asarray(x)))
-    signs = np.sign((found * want).sum(0, keepdims=True))
-    np.testing.assert_allclose(found, want * signs, atol=0.02 * size[0])
+    components = np.asarray(principal(jnp.asarray(x)))
+    signs = np.sign((components * want).sum(0, keepdims=True))
+    np.testing.assert_allclose(components, want * signs, atol=0.02 * size[0])
 
 
 def test_spread_knows_one_channel_and_all(small_model: Wan) -> None:
     """Observed in a run; the definitions, on the tokens themselves."""
     samples = Samples.of_tasks(small_model, ("maze",), 1)
-    condition = jax.tree.map(lambda a: a[0, 0], samples.given)
+    condition = jax.tree.map(lambda a: a[0, 0], samples.conditions)
     trace = generate(small_model, condition, probe=chain(Components((1,)), TokenFeatures((0, 1))))
     (scores, spread), tokens = trace.block_obs
     assert scores.shape == (1, 4, 1, 125, 3)
@@ -106,58 +116,60 @@ def test_contested_is_what_right_answers_differ_in() -> None:
         assert set(np.flatnonzero(labels.answer[0, run, -1])) == way
 
 
-def test_halves_share_no_identity() -> None:
+def test_identities_are_numbered_as_they_appear() -> None:
     puzzles = held_out(TASKS["returns"], 30)
-    half, identities = halves(puzzles)
-    names = np.array([repr(p.identity) for p in puzzles])
+    identities = identities_of(puzzles)
+    names = [repr(p.identity) for p in puzzles]
     assert len(set(names)) == identities.max() + 1 < 30
-    assert not set(names[half]) & set(names[~half])
-    assert abs(half.mean() - 0.5) < 0.3
+    assert [names.index(name) for name in names] == [
+        identities.tolist().index(i) for i in identities
+    ]
 
 
-def made_up(told: float) -> tuple[np.ndarray, Labels]:
-    """24 puzzles whose labels are read off features of 5 channels, as far as `told`."""
+def made_up(signal: float) -> tuple[np.ndarray, Labels]:
+    """24 puzzles whose labels can be read off one of 5 channels, as far as the signal goes."""
     rng = np.random.default_rng(0)
     answer = rng.random((24, 1, 2, 9)) < 0.3
     features = rng.normal(size=(24, 1, 1, 1, 18, 5)).astype(np.float32)
-    features[..., 2] += told * answer.reshape(24, 1, 1, 1, 18)
+    features[..., 2] += signal * answer.reshape(24, 1, 1, 1, 18)
     contested = rng.random(answer.shape) < 0.7
     return features, Labels(~answer, answer, contested)
 
 
 @pytest.mark.parametrize(
-    ("told", "least", "most"), [(0.0, 0.3, 0.7), (1.0, 0.65, 0.9), (9.0, 0.999, 1)]
+    ("signal", "least", "most"), [(0.0, 0.3, 0.7), (1.0, 0.65, 0.9), (9.0, 0.999, 1)]
 )
-def test_probes_tell_what_is_there_and_nothing_else(told, least, most) -> None:
-    features, labels = made_up(told)
-    blank = np.zeros((24, 1, 1, 2, 18, 3), np.float32)
-    half = np.arange(24) % 2 == 1
-    found = decode((features, blank), labels, half, 1e-3)
-    assert found is not None
-    assert found.own.shape == (3, 3, 1, 24, 1)
+def test_probes_read_what_is_there_and_nothing_else(signal, least, most) -> None:
+    features, labels = made_up(signal)
+    areas = fit_and_read(features, labels, np.arange(24), 1e-3)
+    assert areas.probe.shape == (3, 24, 1, 1, 1)
     for reading in (1, 2):
-        assert least <= np.nanmean(found.own[reading, 0]) <= most
-    np.testing.assert_allclose(found.own[0], found.own[1], atol=1e-6)  # one is the other's opposite
-    assert 0.25 < np.nanmean(found.control[:, 0]) < 0.75
-    blanks = found.own[:, 1:]
-    np.testing.assert_allclose(blanks[np.isfinite(blanks)], 0.5)  # what does not vary tells nothing
+        assert least <= np.nanmean(areas.probe[reading]) <= most
+    np.testing.assert_allclose(areas.probe[0], areas.probe[1], atol=1e-6)  # opposite labels
+    assert 0.25 < np.nanmean(areas.control) < 0.75
+    blank = fit_and_read(np.zeros_like(features), labels, np.arange(24), 1e-3).probe
+    np.testing.assert_allclose(blank[np.isfinite(blank)], 0.5)  # what does not vary tells nothing
 
 
 def test_probes_are_read_on_the_other_half_only() -> None:
-    """A label that only its own half could know is not told."""
+    """A label that only its half could know cannot be read."""
     rng = np.random.default_rng(1)
     answer = rng.random((10, 1, 1, 9)) < 0.5
     features = np.zeros((10, 1, 1, 1, 9, 90), np.float32)
-    for i in range(10):  # each token of each puzzle has a channel of its own
+    for i in range(10):  # each token of each puzzle has another channel
         features[i, 0, 0, 0, :, 9 * i : 9 * (i + 1)] = np.eye(9)
-    blank = features[:, :, :, [0, 0], :, :1]
-    half = np.arange(10) % 2 == 1
     labels = Labels(~answer, answer, np.ones_like(answer))
-    found = decode((features, blank), labels, half, 1e-3)
-    assert found is not None
-    areas = found.own[:, 0]
+    areas = fit_and_read(features, labels, np.arange(10), 1e-3).probe
     np.testing.assert_allclose(areas[np.isfinite(areas)], 0.5, atol=1e-6)
-    assert decode((features, blank), labels, np.arange(10) < 4, 1e-3) is None
+
+
+def test_puzzles_of_one_identity_are_in_one_half() -> None:
+    """With four puzzles in the second half, no probe is fitted."""
+    features, labels = made_up(9.0)
+    few = np.where(np.arange(24) < 4, 1, 2 * np.arange(24))
+    assert np.isnan(fit_and_read(features, labels, few, 1e-3).probe).all()
+    enough = np.where(np.arange(24) < 5, 1, 2 * np.arange(24))
+    assert np.isfinite(fit_and_read(features, labels, enough, 1e-3).probe).any()
 
 
 def test_auroc_within_a_frame_compares_no_frames() -> None:
@@ -171,58 +183,74 @@ def test_auroc_within_a_frame_compares_no_frames() -> None:
 
 
 def test_puzzles_of_one_identity_count_once() -> None:
-    nothing = np.zeros((3, 1, 1, 1, 1))
-    part = Part(nothing, nothing, nothing, Spread(nothing, nothing), identities=np.array([0, 1, 1]))
-    found = part.estimate(np.array([[0.25], [0.5], [1.0]]))
-    assert (found.mean, found.n) == (0.5, 2)
-    assert part.estimate(np.array([[1.0], [np.nan], [np.nan]]))[::3] == (1.0, 1)
-    assert part.estimate(np.full((3, 1), np.nan)).n == 0
+    values = xr.DataArray(
+        [[0.25, 0.25], [0.5, np.nan], [1.0, 1.0], [np.nan, np.nan]],
+        dims=("puzzle", "seed"),
+        attrs={"long_name": "solved"},
+    )
+    merged = by_identity(xr.Dataset({"solved": values}), np.array([0, 1, 1, 2]))["solved"]
+    np.testing.assert_array_equal(merged, [0.25, 0.75, np.nan])
+    assert merged.attrs["long_name"] == "solved"
+    assert merged.dims == ("puzzle",)
+
+
+def test_too_few_puzzles_for_probes_leave_the_ideal_denoiser(data) -> None:
+    """Without a fitted probe there is no figure of it."""
+    dataset, _ = data
+    names = [name for name in dataset.data_vars if str(name).startswith(tuple(READINGS))]
+    layers = dataset["source"] != "ideal denoiser at x_s"
+    unfitted = dataset.assign(
+        {n: dataset[n].where(~layers) for n in names if "source" in dataset[n].dims}
+    )
+    figures = {name for name, _ in SMALL.figures(unfitted)}
+    assert not figures & set(READINGS)
+    case = ("maze", "AUROC of what the answer changes", "step 0, ideal denoiser at x_s")
+    assert case in set(SMALL.table(unfitted)[["task", "measure", "case"]].itertuples(index=False))
 
 
 @pytest.mark.slow
 def test_clips_have_no_labels(model: Wan, clips) -> None:
-    experiment = Layers(clips=clips, sampling=Settings(steps=4), looked=(0, 3), shown=(1,))
+    experiment = Layers(clips=clips, sampling=Settings(steps=4), steps=(0, 3), layers=(1,))
     before = compilations()
-    found = finish(experiment.run(model))
+    dataset = experiment.run(model)
     assert compilations() == before + 1
     layers = model.config.dit.layers
-    assert found.arrays["clips_energy_by_frame"].shape == (2, 1, 4, layers, 3)
-    assert found.arrays["clips_components"].shape[1:3] == (2, 1)
-    assert not any("AUROC" in r.measure for r in found.rows)
-    assert set(found.figures) == {"energy", "spread", "maps-clips", "components-clips"}
-    assert max(r.forwards for r in found.rows) == 8  # with guidance, two a step
+    assert dataset["energy_by_frame"].shape == (2, 4, layers, 3)
+    assert dataset["energy_by_frame"].dims[0] == "clip"
+    assert dataset["film_components"].shape[1:3] == (2, 1)
+    table = experiment.table(dataset)
+    assert not table.measure.str.contains("AUROC").any()
+    assert set(table.task) == {"clips"}
+    assert table.forwards.max() == 8  # with guidance, two a step
+    names = {name for name, _ in experiment.figures(dataset)}
+    assert names == {"energy", "energy-frames", "spread", "maps-clips", "components-clips"}
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "said"),
+    ("changes", "error", "message"),
     [
-        ({"looked": (4,)}, IndexError, "step 4 is out of range: there are steps 0 to 3"),
+        ({"steps": (4,)}, IndexError, "step 4 is out of range: there are steps 0 to 3"),
         (
-            {"shown": (20,)},
+            {"layers": (20,)},
             IndexError,
             "layer 20 is out of range: .* 0 to 1 ",
         ),
-        ({"looked": ()}, ValueError, "no step is chosen"),
+        ({"steps": ()}, ValueError, "no step is chosen"),
         ({"penalty": 0.0}, ValueError, "penalty is 0.0; it is above 0"),
     ],
 )
-def test_what_cannot_be_run_is_refused_before(small_model: Wan, changes, error, said) -> None:
+def test_what_cannot_be_run_is_refused_before(small_model: Wan, changes, error, message) -> None:
     before = compilations()
-    with pytest.raises(error, match=said):
-        finish(Layers(**{"puzzles": 2, **changes}).run(small_model))
+    with pytest.raises(error, match=message):
+        Layers(**{"puzzles": 2, **changes}).run(small_model)
     assert compilations() == before
 
 
-def test_the_ideal_denoiser_is_asked_for_the_answer_and_the_choice() -> None:
-    """Its change of each token, by frame: [steps, frames × tokens]."""
+def test_the_change_of_an_estimate_is_read_within_frames() -> None:
+    """The ideal denoiser's change of each token, by frame: [steps, frames × tokens]."""
     change = np.array([[2, 1, 0, 2, 1, 0], [1, 1, 1, 1, 1, 1], [0, 1, 2, 2, 1, 0]], np.float32)
     answer = np.array([[True, False, False], [True, True, False]])[None, None]
     contested = np.array([[True, True, False], [False, False, False]])[None, None]
-    nothing = np.zeros((1, 1, 1, 1, 1))
-    part = Part(
-        *(nothing[..., 0], nothing[..., 0], nothing, Spread(nothing[..., 0], nothing[..., 0])),
-        ideal=change[None, None],
-        labels=Labels(answer, answer, contested),
-    )
-    np.testing.assert_allclose(part.by_ideal("answer")[:, 0, 0], [1, 0.5, 0.5])
-    np.testing.assert_allclose(part.by_ideal("choice")[:, 0, 0], [1, 0.5, 0])
+    labels = Labels(answer, answer, contested)
+    np.testing.assert_allclose(labels.auroc(change[None, None], "answer")[0, 0], [1, 0.5, 0.5])
+    np.testing.assert_allclose(labels.auroc(change[None, None], "choice")[0, 0], [1, 0.5, 0])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jcos.experiments.answers import Answers, answers_of, blend
-from jcos.experiments.puzzles import held_out
+from jcos.experiments.sweeps import held_out
 from jcos.lab.ideal import ideal
 from jcos.lab.tasks import TASKS, Puzzle
 from jcos.wan import Wan
@@ -54,8 +54,8 @@ def test_blends_are_explained(several: tuple[list[Puzzle], Answers]) -> None:
             change = np.asarray(answers.latents[i, :k] - answers.still[i][None]).reshape(k, -1)
             if np.linalg.svd(change, compute_uv=False).min() > 0.1 * np.linalg.norm(change):
                 np.testing.assert_allclose(on[i, 0, :k], weights[i, :k], atol=5e-3)
-            found, given = (np.maximum(w, 1e-9) for w in (on[i, 0, :k], weights[i, :k]))
-            assert -(found * np.log(found)).sum() > -(given * np.log(given)).sum() - 0.02
+            fitted, drawn = (np.maximum(w, 1e-9) for w in (on[i, 0, :k], weights[i, :k]))
+            assert -(fitted * np.log(fitted)).sum() > -(drawn * np.log(drawn)).sum() - 0.02
 
 
 def test_the_ideal_denoisers_mass_is_its_posterior(several: tuple[list[Puzzle], Answers]) -> None:

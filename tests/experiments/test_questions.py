@@ -6,9 +6,8 @@ import pytest
 
 from jcos.experiments.ensemble import ensemble_solved
 from jcos.experiments.evaluate import evaluate
-from jcos.experiments.noise import noise_scores
-from jcos.experiments.puzzles import held_out
-from jcos.experiments.watching import Watched, masses, routes, watch
+from jcos.experiments.sweeps import held_out
+from jcos.experiments.watching import Watch, masses, routes, watch
 from jcos.lab.tasks import TASKS, Puzzle
 from jcos.sampling.probes import SeedEnsemble
 from jcos.wan import Wan
@@ -47,10 +46,10 @@ def test_route_taken_is_the_one_at_the_end(small_model: Wan) -> None:
         rows.append(np.stack([answers[:2].mean(0), answers[1]]))
     x0 = jnp.asarray(np.stack(rows))
     judged = np.zeros((2, 2))
-    found = routes(small_model, puzzles, Watched(x0, x0[:, -1], judged, judged > 0))
-    np.testing.assert_allclose(found.taken, [[0.5, 1.0]] * 2, atol=2e-2)
-    np.testing.assert_allclose(found.others, [[0.5, 0.0]] * 2, atol=2e-2)
-    np.testing.assert_allclose(found.off, 0, atol=1e-3)
+    mass = routes(small_model, puzzles, Watch(x0, x0[:, -1], judged, judged > 0))
+    np.testing.assert_allclose(mass.taken, [[0.5, 1.0]] * 2, atol=2e-2)
+    np.testing.assert_allclose(mass.others, [[0.5, 0.0]] * 2, atol=2e-2)
+    np.testing.assert_allclose(mass.off, 0, atol=1e-3)
 
 
 def test_watch_judges_the_steps_it_is_asked_for(small_model: Wan) -> None:
@@ -61,13 +60,9 @@ def test_watch_judges_the_steps_it_is_asked_for(small_model: Wan) -> None:
 
 
 @pytest.mark.slow
-def test_noise_and_ensemble_have_their_axes(small_model: Wan) -> None:
-    puzzles = held_out(MAZE, 2)
-    found = noise_scores(small_model, MAZE, puzzles, (0, 2))
-    assert found.plain.shape == (2,)
-    assert found.at_step.shape == (2, 2)
-    assert found.at_frame.shape == (2, 5)
+def test_ensembles_have_their_axes(small_model: Wan) -> None:
     probes = [SeedEnsemble.window(4, 2, at_steps=()), SeedEnsemble.window(4, 2)]
+    puzzles = held_out(MAZE, 2)
     assert ensemble_solved(small_model, MAZE, puzzles, (0, 1, 2), probes).shape == (2, 2, 3)
 
 

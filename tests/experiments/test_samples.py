@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import get_args
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 from PIL import Image
 
 from jcos.experiments.clips import (
@@ -16,10 +16,8 @@ from jcos.experiments.clips import (
     read_clips,
     write_example,
 )
-from jcos.experiments.puzzles import held_out
 from jcos.experiments.samples import Samples
 from jcos.lab.tasks import TASKS
-from jcos.sampling.trajectory import Condition
 from jcos.variants import Profile, wan22_i2v_a14b, wan22_ti2v_5b, with_profile
 from jcos.wan import Wan
 
@@ -59,26 +57,27 @@ def test_only_puzzles_with_several_answers_if_asked(small_model: Wan) -> None:
 
 def test_baselines_are_those_of_the_very_puzzles(small_model: Wan) -> None:
     samples = Samples.of_tasks(small_model, ("rotation",), 20)
-    found = samples.baselines()
-    assert found["rotation", "solved"].still == 0
-    assert found["rotation", "score"].still == 0
-    assert 0.1 < found["rotation", "solved"].chance < 0.25  # one angle in six
-    assert found == samples.baselines()
+    levels = samples.baselines()
+    assert not levels["solved"].still.any()
+    assert not levels["score"].still.any()
+    assert 0.1 < levels["solved"].chance.mean() < 0.25  # one angle in six
+    np.testing.assert_array_equal(levels["score"], samples.baselines()["score"])
 
 
-def test_parts_of_a_task_have_baselines_of_their_own() -> None:
-    puzzles = tuple(held_out(TASKS["maze"], 12))
-    nothing = Condition(jnp.zeros((12, 1, 1, 1)))
-    samples = Samples(nothing, ("maze",) * 12, puzzles)
-    several, one = np.flatnonzero(samples.several), np.flatnonzero(~samples.several)
-    assert len(several) * len(one)
-    parts = {"maze": np.arange(12), "several": several, "one": one}
-    found, whole = samples.baselines(parts), samples.baselines()
-    assert found["maze", "score"] == whole["maze", "score"]
-    chance = [found[part, "score"].chance for part in ("several", "one")]
-    mean = (chance[0] * len(several) + chance[1] * len(one)) / 12
-    assert mean == pytest.approx(whole["maze", "score"].chance)
-    assert chance[0] != chance[1]
+def test_baselines_are_of_each_puzzle_by_its_task(small_model: Wan) -> None:
+    samples = Samples.of_tasks(small_model, ("rotation", "maze"), 6)
+    levels = samples.levels({"solved": "solved", "clean": "score"})
+    assert set(levels) == {"chance_solved", "still_solved", "chance_clean", "still_clean"}
+    data = xr.Dataset(levels, samples.coordinates())
+    assert data["chance_clean"].dims == ("puzzle",)
+    assert data["task"].values.tolist() == list(samples.tasks)
+    chance = data["chance_solved"].values
+    assert chance[6:].min() < chance[:6].mean(), "some mazes have many wrong ways"
+    alone = Samples.of_tasks(small_model, ("rotation",), 6).baselines()["solved"].chance
+    np.testing.assert_allclose(chance[:6], alone)
+    parts = data["part"].values
+    assert set(parts[:6]) == {"rotation, one answer"}
+    assert (parts == "maze, several answers").sum() == samples.several.sum()
 
 
 def test_clips_have_conditions_and_no_judge(small_model: Wan, tmp_path: Path) -> None:
@@ -93,9 +92,10 @@ def test_clips_have_conditions_and_no_judge(small_model: Wan, tmp_path: Path) ->
     samples = Samples.of_clips(small_model, file)
     assert len(samples) == 2
     assert not samples.judged
-    assert samples.baselines() == {}
+    assert samples.levels({"solved": "solved"}) == {}
+    assert samples.coordinates() == {"task": ("clip", ["clips", "clips"])}
     assert samples.latent == (3, 8, 8)
-    context = np.asarray(samples.given.context)
+    context = np.asarray(samples.conditions.context)
     np.testing.assert_array_equal(context[1], 0)
     assert np.abs(context[0]).max() > 0
     before = digest(file)
@@ -206,7 +206,7 @@ def test_a_prompt_in_a_file_of_its_own_counts(small_model: Wan, tmp_path: Path) 
         {"prompt": words, "picture": picture(tmp_path, side=16)} for words in (prompt, "prompt.txt")
     ]
     file = clips_file(tmp_path, entries, frames=3)
-    context = np.asarray(Samples.of_clips(small_model, file).given.context)
+    context = np.asarray(Samples.of_clips(small_model, file).conditions.context)
     np.testing.assert_array_equal(context[0], context[1])
     before = digest(file)
     (tmp_path / "prompt.txt").write_text("maze")

@@ -113,5 +113,5 @@ def test_settings_change_a_models_sampling_only_where_they_say(small_model) -> N
     diffusers = with_profile(wan22_i2v_a14b(), "diffusers")
     assert Settings(solver="unipc").of(diffusers).grid == "diffusers", "its own solver"
     assert Settings(solver="euler").of(diffusers).grid == "euler"
-    with pytest.raises(ValueError, match="2 guidance scales"):
+    with pytest.raises(ValueError, match="guidance has 2 scales"):
         Settings(guidance=(1.0, 2.0)).of(config)

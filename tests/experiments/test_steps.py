@@ -1,4 +1,4 @@
-"""Every step of every run, beside the ideal denoiser."""
+"""Every step of every run, compared with the ideal denoiser."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from jcos.experiments.answers import answers_of, blend, chosen, shares, wrong_answers
-from jcos.experiments.puzzles import finish, held_out, play, playing
 from jcos.experiments.samples import Samples, puzzles_of
 from jcos.experiments.steps import Steps
-from jcos.experiments.watching import look_at_answers
+from jcos.experiments.sweeps import held_out, play, sweep
+from jcos.experiments.watching import watch_answers
 from jcos.lab.ideal import ideal
+from jcos.lab.results import MODEL, Row
 from jcos.lab.tasks import TASKS
 from jcos.sampling import trajectory
 from jcos.sampling.probes import Probe, States
@@ -22,13 +23,14 @@ MAZE = TASKS["maze"]
 SMALL = Steps(tasks=("maze", "rotation"), puzzles=4, wrong=3)
 
 
-def test_all_tasks_are_one_program(found) -> None:
-    assert found[1] == 1
+def test_all_tasks_are_one_program(data) -> None:
+    assert data[1] == 1
 
 
-def test_table_and_figures_are_complete(found) -> None:
-    findings, _ = found
-    rows = {(r.task, r.measure, r.case): r for r in findings.rows}
+def test_table_and_figures_are_complete(data) -> None:
+    dataset, _ = data
+    lines = (Row(*line) for line in SMALL.table(dataset).itertuples(index=False))
+    rows = {(r.task, r.measure, r.case): r for r in lines}
     last = rows["maze", "solved", "step 3"]
     assert (last.value, last.n, last.still, last.forwards) == (0, 4, 0, 4)
     assert rows["maze", "solved", "step 0"].forwards == 1
@@ -38,22 +40,26 @@ def test_table_and_figures_are_complete(found) -> None:
     wrong = rows["rotation, one answer", "mass on wrong answers", "step 0, ideal denoiser"]
     assert wrong.value == pytest.approx(0, abs=1e-3)
     assert ("rotation, one answer", "mass on other right answers", "step 0") not in rows
-    assert {"solved", "commitment", "blend", "film-rotation-one-answer"} <= set(findings.figures)
-    assert "prediction" not in findings.figures  # nothing is ever solved
-    assert findings.arrays["solved"].shape == (8, 1, 4)
+    figures = {name for name, _ in SMALL.figures(dataset)}
+    assert {"solved", "commitment", "blend", "film-rotation-one-answer"} <= figures
+    assert "prediction" not in figures  # nothing is ever solved
+    assert dataset["solved"].sizes == {"denoiser": 2, "puzzle": 8, "seed": 1, "step": 4}
 
 
-def test_the_last_estimate_is_the_end_of_a_plain_run(small_model: Wan, found) -> None:
+def test_the_last_estimate_is_the_end_of_a_plain_run(small_model: Wan, data) -> None:
     puzzles = held_out(MAZE, 4)
     latents = play(small_model, MAZE, puzzles).latents[0, :, 0]
-    on = jax.vmap(blend)(latents, answers_of(small_model, puzzles, wrong=3, room=9)).on
-    want = found[0].arrays["on"][:4, 0, -1, : on.shape[-1]]
-    np.testing.assert_allclose(on[:, : want.shape[-1]], want, atol=2e-2)
+    answers = answers_of(small_model, puzzles, wrong=3, room=9)
+    on = np.asarray(jax.vmap(blend)(latents, answers).on)
+    mass = shares(on[:, None, None], answers)
+    last = data[0].sel(denoiser=MODEL, step=3, seed=0).isel(puzzle=slice(0, 4))
+    np.testing.assert_allclose(mass.taken[:, 0, 0], last["taken"], atol=2e-2)
+    several = last["several"].values
+    np.testing.assert_allclose(mass.others[several, 0, 0], last["others"][several], atol=2e-2)
 
 
 class Ideally(Probe):
-    """A model that answers as the ideal denoiser does: seeing it, the experiment must see no
-    difference."""
+    """A model that answers as the ideal denoiser does: the experiment must find no difference."""
 
     answers: jax.Array
     log_prior: jax.Array
@@ -67,24 +73,22 @@ def test_the_ideal_denoiser_does_not_differ_from_itself(small_model: Wan) -> Non
     samples = Samples.of_tasks(small_model, ("maze",), 1)
     answers = answers_of(small_model, [puzzle])
     probe = Ideally(jnp.asarray(answers.latents[0]), answers.log_prior[0])
-    seen = finish(
-        playing(
-            small_model,
-            samples.given,
-            (0, 1, 2),
-            probes=[probe],
-            look=look_at_answers,
-            beside=answers,
-        )
+    watched = sweep(
+        small_model,
+        samples.conditions,
+        (0, 1, 2),
+        probes=[probe],
+        readout=watch_answers,
+        aux=answers,
     )
-    seen = jax.tree.map(lambda a: a[0, 0], seen)
-    np.testing.assert_allclose(seen.gap, 0, atol=1e-4)
-    np.testing.assert_allclose(seen.off, 0, atol=1e-3)
-    np.testing.assert_allclose(seen.ideal_on, seen.ideal_run_on, atol=5e-3)
-    np.testing.assert_array_equal(seen.video[:, -1], seen.ideal_video[:, -1])
+    watched = jax.tree.map(lambda a: a[0, 0], watched)
+    np.testing.assert_allclose(watched.gap, 0, atol=1e-4)
+    np.testing.assert_allclose(watched.off, 0, atol=1e-3)
+    np.testing.assert_allclose(watched.ideal_on, watched.ideal_run_on, atol=5e-3)
+    np.testing.assert_array_equal(watched.video[:, -1], watched.ideal_video[:, -1])
     dense = answers.latents[0] - answers.still[0][None]
     if np.linalg.matrix_rank(dense.reshape(3, -1)) == 3:
-        np.testing.assert_allclose(seen.on, seen.ideal_on, atol=5e-3)
+        np.testing.assert_allclose(watched.on, watched.ideal_on, atol=5e-3)
 
 
 def test_wrong_answers_are_legal_different_and_wrong() -> None:
@@ -132,7 +136,7 @@ def test_shares_sort_the_mass(small_model: Wan) -> None:
 def test_states_are_what_the_model_saw(small_model: Wan) -> None:
     """x_s follows from the clean estimates by Euler's rule."""
     samples = Samples.of_tasks(small_model, ("maze",), 1)
-    trace = finish(playing(small_model, samples.given, probes=[States()]))
+    trace = sweep(small_model, samples.conditions, probes=[States()])
     x, x0 = trace.estimate_obs[0, 0, 0, 0], trace.x0[0, 0, 0, 0]
     sigmas = np.asarray(SMALL.plan(small_model.config).schedule.sigmas)
     for s in range(3):

@@ -82,16 +82,14 @@ def test_scores_of_all_runs_together_stay_below_the_limit(monkeypatch, by_step):
     def largest(seeds: int, worlds: int, probes: int) -> int:
         """Elements of the largest array."""
         rows, keys = jnp.zeros((worlds, 4, 4)), jax.random.split(jax.random.key(0), seeds)
-        given = Condition(rows, rows, jnp.zeros((worlds, *grid, 0)))
+        given = Condition(rows, grid, rows)
 
         def run(dit, given, noise, probe):
             if not by_step:
                 return trajectory.run([dit], plan, given, noise, keys, probe)
-            each = jnp.broadcast_to(noise, (worlds, *noise.shape))
-            state = trajectory.begin(dit.numerics, given, each)
+            state = trajectory.begin(dit.numerics, given, noise)
             step = trajectory.steps_of(plan, 0).one(0)
-            every = jnp.broadcast_to(keys, (worlds, seeds))
-            return trajectory.advance(dit, step, given, state, every, probe)
+            return trajectory.advance(dit, step, given, state, keys, probe)
 
         def swept(dit, given, noise, masks):
             return trajectory.sweep(lambda mask: run(dit, given, noise, Noise(mask)), masks)
@@ -168,7 +166,7 @@ def test_the_fastest_kernel_of_the_device_is_chosen(platform, kernel):
         ("gpu", {"head_dim": 256}, "at most 128; these are 256"),
     ],
 )
-def test_what_a_kernel_cannot_do_falls_back_and_says_why(platform, change, why):
+def test_what_a_kernel_cannot_do_falls_back_and_warns_why(platform, change, why):
     name, sentence = choose(ON[platform]._replace(**change))
     assert name == "xla"
     assert sentence is not None
@@ -177,8 +175,8 @@ def test_what_a_kernel_cannot_do_falls_back_and_says_why(platform, change, why):
     assert choose(ON[platform]._replace(**change, queries=64, keys=64)) == ("xla", None)
 
 
-def test_a_wish_that_cannot_be_met_is_said_once(caplog):
-    module._say.cache_clear()
+def test_an_override_that_cannot_be_met_is_said_once(caplog):
+    module._warn.cache_clear()
     q, k, v = inputs(8, 8)
     want = attention(q, k, v)
     with caplog.at_level(logging.WARNING, logger="jcos"), using(kernel="splash"):
@@ -189,8 +187,8 @@ def test_a_wish_that_cannot_be_met_is_said_once(caplog):
     ]
 
 
-def test_a_wish_reaches_functions_that_were_compiled_without_it(caplog):
-    module._say.cache_clear()
+def test_an_override_reaches_functions_that_were_compiled_without_it(caplog):
+    module._warn.cache_clear()
     f, (q, k, v) = jax.jit(attention), inputs(8, 8)
     f(q, k, v)
     with caplog.at_level(logging.WARNING, logger="jcos"), using(kernel="cudnn"):

@@ -10,9 +10,8 @@ from einops import rearrange
 
 from jcos.config import PixelCodec
 from jcos.media import formats
-from jcos.report.changes import changes_of
 from jcos.report.plane import Line, Look, Plane
-from jcos.sampling.probes import Noise, SeedEnsemble, chain
+from jcos.sampling.probes import Noise, Probe, SeedEnsemble, chain
 
 STEPS, FRAMES, SIDE = 12, 5, 20
 SAMPLING = {"steps": STEPS, "shift": 3.0, "solver": "euler", "grid": "euler", "guidance": None}
@@ -64,7 +63,12 @@ def changed(seed: int = 0) -> Plane:
         Noise.at_frames(STEPS, FRAMES, [2]),
         SeedEnsemble.window(STEPS, 6, [0], [1, 4]),
     )
-    return plane(group="changed", seed=seed, changes=changes_of(probe))
+    return plane(group="changed", seed=seed, changes=probe.changes())
+
+
+def changes_of(probe: Probe) -> list[dict[str, Any]]:
+    """As a command writes them."""
+    return [change.to_json() for change in probe.changes()]
 
 
 def sample_folder(
@@ -90,6 +94,7 @@ def sample_folder(
         "model": "toy",
         "sampling": SAMPLING,
         "interventions": {"noise_steps": list(noise), "noise_frames": []},
+        "changes": changes_of(Noise.at_steps(STEPS, FRAMES, noise)),
         "puzzles": [{"prompt": prompt, "right_answers": n} for n in (1, 3)],
         "seeds": [0, 7],
         "scores": [[1.0, 0.0], [0.5, 1.0]],
@@ -210,6 +215,7 @@ def generate_folder(
         "size": {"height": 48, "width": 80, "frames": frames, "fps": 16},
         "sampling": SAMPLING | {"boundary": None, "guidance": [5.0]},
         "interventions": {"noise_steps": [4], "noise_frames": [1]},
+        "changes": changes_of(Noise.at_steps(STEPS, 4, [4]) | Noise.at_frames(STEPS, 4, [1])),
         "seeds": [0, 1],
         "x0": steps,
     }

@@ -19,7 +19,6 @@ import jcos
 from jcos import cli
 from jcos.report import explorer
 from jcos.report.arrays import trends
-from jcos.report.changes import changes_of
 from jcos.report.plane import Look, Plane, look
 from jcos.report.reading import View, read
 from tests.report import folders
@@ -63,7 +62,7 @@ def test_saved_planes_come_back_as_they_were(tmp_path: Path) -> None:
         rows = [*plane.x0, plane.video, plane.reference]
         np.testing.assert_array_equal(cells(view), np.stack(rows))
         assert view.about["label"] == plane.label
-        assert view.about["changes"] == [change.told() for change in plane.changes]
+        assert view.about["changes"] == [change.to_json() for change in plane.changes]
 
 
 def test_a_sample_is_decoded_without_its_model(tmp_path: Path) -> None:
@@ -394,15 +393,13 @@ def test_a_swap_stands_beside_its_baseline(small_model: jcos.Wan, tmp_path: Path
     task, dit = jcos.tasks.get("maze"), small_model.config.dit
     puzzles = [task.sample(i, "test") for i in (0, 1)]
     given = [small_model.condition(task.first_frame(p), p.prompt, task.frames) for p in puzzles]
-    channels = given[0].channels
-    assert channels is not None
-    tokens = int(np.prod(dit.tokens(*channels.shape[:3])))
+    tokens = int(np.prod(dit.tokens(*given[0].grid)))
     steps = small_model.config.sampling.steps
     for name, layers in (("plain", []), ("swapped", [1])):
         probe = jcos.Swap.at_layers(steps, dit.layers, tokens, layers)
         trace = jcos.generate_side_by_side(small_model, jcos.tree_stack(given), [0, 1], probe=probe)
         own = jax.tree.map(lambda a: a[0], trace)
-        look(small_model, own, changes=changes_of(probe)).save(tmp_path / name)
+        look(small_model, own, changes=probe.changes()).save(tmp_path / name)
     found = [read(tmp_path / name) for name in ("plain", "swapped")]
     views = data_of(explorer.write(found, tmp_path / "compared.html").read_text())["views"]
     labels = ["plain, run 0", "swapped, run 0", "plain, run 1", "swapped, run 1"]

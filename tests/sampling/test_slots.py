@@ -66,7 +66,7 @@ def held(probe: Probe, guided: bool) -> float:
     plan = flow.plan(Sampling(steps=1, shift=3.0, guidance=(2.0,) if guided else None))
     text: Any = jax.ShapeDtypeStruct((1, 2, 8), jnp.float32)
     negative: Any = text if guided else None
-    given = trajectory.Condition(text, negative)
+    given = trajectory.Condition(text, GRID[:3], negative)
     noise = jax.ShapeDtypeStruct((1, *GRID), jnp.float32)
     keys = jax.eval_shape(lambda: seed_keys((0,)))
 

@@ -167,7 +167,7 @@ def test_strength_turns_a_latent_towards_noise_and_keeps_its_variance() -> None:
     x = jax.random.normal(jax.random.key(7), (FRAMES, 40, 40, 12))
     full = Noise.at_steps(STEPS, FRAMES, [2]).on_latents(at(2, 0.5), x)
     for strength in (0.0, 0.3, 0.9, 1.0):
-        probe = Noise.at_cells(STEPS, FRAMES, [(2, 1), (2, 2)], strength=strength)
+        probe = Noise(jnp.zeros((STEPS, FRAMES)).at[2, 1:].set(strength))
         found = probe.on_latents(at(2, 0.5), x)
         np.testing.assert_array_equal(found[0], x[0])
         want = np.sqrt(1 - strength**2) * x[1:] + strength * full[1:]
@@ -184,7 +184,8 @@ def test_noise_at_its_own_level_keeps_the_estimate() -> None:
     x0, noise = jax.random.normal(jax.random.key(1), (2, *shape))
     x = (1 - sigma) * x0 + sigma * noise
     for strength in (0.6, 1.0):
-        probe = Noise.at_steps(STEPS, FRAMES, [2], strength=strength, own=True)
+        noisy = Noise.at_steps(STEPS, FRAMES, [2], strength=strength)
+        probe = noisy.replace(renoise=noisy.mask > 0)
         renewed = (probe.on_latents(at(2, sigma, x0), x) - (1 - sigma) * x0) / sigma
         assert abs(float(renewed.std()) - 1) < 0.01
         shared = float(jnp.mean(renewed * noise))
@@ -414,6 +415,16 @@ def test_two_experts_share_a_run() -> None:
     assert float(jnp.abs(mixed[high] - plain[high]).max()) > 1e-2
 
 
+def test_conditions_of_two_sizes_are_not_stacked(model: Wan) -> None:
+    """A condition knows the grid of its latent by itself, stacked or not."""
+    large = model.condition(np.zeros((16, 8, 3), np.uint8), "left", FRAMES)
+    small = model.condition(frame(0), "left", FRAMES)
+    assert large.grid == (FRAMES, 8, 4)
+    assert trajectory.tree_stack([small, small]).grid == small.grid == (FRAMES, 4, 4)
+    with pytest.raises(ValueError, match=f"{FRAMES}×4×4, {FRAMES}×8×4"):
+        trajectory.tree_stack([small, large])
+
+
 def test_first_frame_stays_in_place() -> None:
     """TI2V: the given latent frame is never noised and its tokens are at timestep 0."""
     config = dataclasses.replace(DIT, in_channels=12)
@@ -423,7 +434,9 @@ def test_first_frame_stays_in_place() -> None:
     plan = flow.plan(CONFIG.sampling)
     noise = jax.random.normal(jax.random.key(0), (2, FRAMES, 4, 4, 12))
     keys = seed_keys((0, 1))
-    conditions = jax.tree.map(lambda a: a[None], trajectory.Condition(context, first=first))
+    conditions = jax.tree.map(
+        lambda a: a[None], trajectory.Condition(context, (FRAMES, 4, 4), first=first)
+    )
     trace = trajectory.run([dit], plan, conditions, noise, keys, Probe())
     np.testing.assert_array_equal(trace.latents[0, :, :1], jnp.stack([first, first]))
     np.testing.assert_array_equal(

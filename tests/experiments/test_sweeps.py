@@ -5,18 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jcos.experiments import memory, puzzles
-from jcos.experiments.puzzles import (
-    Progress,
+from jcos.experiments import memory, sweeps
+from jcos.experiments.sweeps import (
     compilations,
-    conditions,
-    finish,
+    conditions_of,
     held_out,
     one_world,
     pixels,
     play,
-    playing,
     score,
+    sweep,
 )
 from jcos.lab.tasks import TASKS
 from jcos.sampling import flow
@@ -69,16 +67,23 @@ def noises(*steps: int) -> list[Noise]:
 
 
 def test_a_sweep_is_one_program_whatever_its_chunks(small_model: Wan) -> None:
-    given = one_world(conditions(small_model, held_out(MAZE, 3)))
+    runs = one_world(conditions_of(small_model, held_out(MAZE, 3)))
     before = compilations()
-    told = playing(small_model, given, probes=noises(0, 1, 2), chunk=2, what="x")
-    seen = list(told)
-    assert seen[0] == Progress("x", 0, 9)
-    assert seen[-1] == Progress("x", 9, 9)
+    calls = []
+    sweep(
+        small_model,
+        runs,
+        probes=noises(0, 1, 2),
+        chunk=2,
+        what="x",
+        progress=lambda *call: calls.append(call),
+    )
+    assert calls[0] == ("x", 0, 9)
+    assert calls[-1] == ("x", 9, 9)
     assert compilations() == before + 1
-    chunked = finish(playing(small_model, given, probes=noises(2, 3, 1), chunk=2))
+    chunked = sweep(small_model, runs, probes=noises(2, 3, 1), chunk=2)
     assert compilations() == before + 1
-    whole = finish(playing(small_model, given, probes=noises(2, 3, 1), chunk=100))
+    whole = sweep(small_model, runs, probes=noises(2, 3, 1), chunk=100)
     assert compilations() == before + 2
     np.testing.assert_allclose(chunked.latents, whole.latents, atol=2e-4)
     assert whole.latents.shape == (3, 3, 1, 1, 5, 10, 10, 12)
@@ -86,12 +91,12 @@ def test_a_sweep_is_one_program_whatever_its_chunks(small_model: Wan) -> None:
 
 @pytest.mark.slow
 def test_worlds_share_their_noise(small_model: Wan) -> None:
-    """A clean world beside a perturbed one is the clean run."""
+    """A clean world with a perturbed one is the clean run."""
     puzzles = held_out(MAZE, 2)
-    given = one_world(conditions(small_model, puzzles))
-    both = jax.tree.map(lambda a: jnp.concatenate([a, a], axis=1), given)
+    runs = one_world(conditions_of(small_model, puzzles))
+    both = jax.tree.map(lambda a: jnp.concatenate([a, a], axis=1), runs)
     probe = InWorlds(noises(1)[0], jnp.array([False, True]))
-    trace = finish(playing(small_model, both, (0, 1), probes=[probe]))
+    trace = sweep(small_model, both, (0, 1), probes=[probe])
     clean = play(small_model, MAZE, puzzles, (0, 1), probes=noises(1))
     assert trace.latents.shape == (1, 2, 2, 2, 5, 10, 10, 12)
     np.testing.assert_allclose(trace.latents[0, :, 1], clean.latents[0], atol=2e-4)
@@ -99,23 +104,31 @@ def test_worlds_share_their_noise(small_model: Wan) -> None:
     np.testing.assert_allclose(trace.latents[0, :, 0], plain.latents[0], atol=2e-4)
 
 
-def test_a_run_starts_from_what_it_is_given(small_model: Wan) -> None:
-    given = one_world(conditions(small_model, held_out(MAZE, 2)))
+def test_a_run_starts_from_the_latents_of_start(small_model: Wan) -> None:
+    runs = one_world(conditions_of(small_model, held_out(MAZE, 2)))
     start = np.zeros((2, 1, 5, 10, 10, 12), np.float32)
-    a, b = (finish(playing(small_model, given, (s,), start=start)).latents for s in (0, 1))
+    a, b = (sweep(small_model, runs, (s,), start=start).latents for s in (0, 1))
     np.testing.assert_array_equal(a, b)
 
 
 def test_what_is_not_finite_is_named_at_once(small_model: Wan) -> None:
     """Not after all the others were computed, and with its block."""
-    given = one_world(conditions(small_model, held_out(MAZE, 2)))
+    runs = one_world(conditions_of(small_model, held_out(MAZE, 2)))
     start = np.zeros((2, 2, 5, 10, 10, 12), np.float32)
     start[0, 1, 3] = np.nan
-    told = playing(small_model, given, (4, 7), start=start, chunk=1, what="watching")
-    assert next(told) == Progress("watching", 0, 2)
+    calls = []
     broke = r"watching: .*puzzle \(or clip\) 0 with seed 7 .*step 0 of 4 on, first after block 0"
     with pytest.raises(FloatingPointError, match=broke):
-        next(told)
+        sweep(
+            small_model,
+            runs,
+            (4, 7),
+            start=start,
+            chunk=1,
+            what="watching",
+            progress=lambda *call: calls.append(call),
+        )
+    assert calls == [("watching", 0, 2)]
 
 
 def test_too_little_memory_says_what_helps(
@@ -124,28 +137,28 @@ def test_too_little_memory_says_what_helps(
     def full(*arguments: object) -> None:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: trying to allocate 3.50GiB")
 
-    monkeypatch.setattr(puzzles, "_play", full)
-    given = one_world(conditions(small_model, held_out(MAZE, 2)))
+    monkeypatch.setattr(sweeps, "_play", full)
+    runs = one_world(conditions_of(small_model, held_out(MAZE, 2)))
     helps = r"asked a device for 3.5 GiB.*\(1\) .*--set chunk=4\); \(2\) fewer than 2 seeds .*video"
     with pytest.raises(MemoryError, match=helps):
-        finish(playing(small_model, given, (0, 1), probes=noises(0, 1, 2, 3), chunk=8))
+        sweep(small_model, runs, (0, 1), probes=noises(0, 1, 2, 3), chunk=8)
 
 
 def test_what_is_kept_of_a_run_takes_memory_too(
     small_model: Wan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The states of four steps beside the whole trace."""
+    """The states of four steps, and the whole trace."""
     sizes = []
 
     def stop(*arguments: object) -> int:
         sizes.append(arguments[-1])
         raise ValueError("stop")
 
-    monkeypatch.setattr(puzzles, "runs_that_fit", stop)
-    given = one_world(conditions(small_model, held_out(MAZE, 1)))
+    monkeypatch.setattr(sweeps, "runs_that_fit", stop)
+    runs = one_world(conditions_of(small_model, held_out(MAZE, 1)))
     for probe in (Probe(), States()):
         with pytest.raises(ValueError, match="stop"):
-            finish(playing(small_model, given, (0, 1), probes=[probe]))
+            sweep(small_model, runs, (0, 1), probes=[probe])
     states = 2 * 4 * 5 * 10 * 10 * 12 * 4
     assert sizes[1] == sizes[0] + 2 * states, "observed, and kept with the trace"
 
@@ -153,20 +166,20 @@ def test_what_is_kept_of_a_run_takes_memory_too(
 def test_guided_runs_cost_twice_the_memory_and_too_much_is_refused(
     small_model: Wan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = one_world(conditions(small_model, held_out(MAZE, 2)))
+    runs = one_world(conditions_of(small_model, held_out(MAZE, 2)))
     plan = flow.plan(small_model.config.sampling)
     guided = plan.replace(guidance=jnp.ones(1))
-    stored, scores = memory.run_bytes(small_model, given, 4)
+    stored, scores = memory.run_bytes(small_model, runs, 4)
     monkeypatch.setattr(memory, "free_bytes", lambda: 20 * (stored + scores))
-    assert memory.runs_that_fit(small_model, given, plan, 1, 1, 100, None) == 10
-    assert memory.runs_that_fit(small_model, given, guided, 1, 1, 100, None) == 5
-    assert memory.runs_that_fit(small_model, given, plan, 1, 1, 3, None) == 3
+    assert memory.runs_that_fit(small_model, runs, plan, 1, 1, 100, None) == 10
+    assert memory.runs_that_fit(small_model, runs, guided, 1, 1, 100, None) == 5
+    assert memory.runs_that_fit(small_model, runs, plan, 1, 1, 3, None) == 3
     more = stored + scores
-    assert memory.runs_that_fit(small_model, given, plan, 1, 1, 100, None, more) == 5
-    assert memory.runs_that_fit(small_model, given, plan, 1, 1, 100, 64) == 64
+    assert memory.runs_that_fit(small_model, runs, plan, 1, 1, 100, None, more) == 5
+    assert memory.runs_that_fit(small_model, runs, plan, 1, 1, 100, 64) == 64
     monkeypatch.setattr(memory, "free_bytes", lambda: stored - 1)
     with pytest.raises(ValueError, match=r"one run of 2 worlds × 3 seeds × 4 steps needs about"):
-        memory.runs_that_fit(small_model, given, plan, 3, 2, 100, None)
+        memory.runs_that_fit(small_model, runs, plan, 3, 2, 100, None)
 
 
 def test_pixels_are_what_decode_gives(small_model: Wan) -> None:

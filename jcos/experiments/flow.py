@@ -1,0 +1,409 @@
+"""How far does a perturbation reach? (Paper, section 3.2.)
+
+Noise goes into one step, or into one frame at every step; a clean run shares everything else. Both
+are compared after every block of every step, on the device: 1 − CKA of their tokens.
+
+Linear CKA of few tokens in many dimensions is biased: 125 unrelated tokens in 128 dimensions are
+said to be half alike. So HSIC is estimated without bias here, and unrelated tokens get 0. Noise at
+a frame is judged by the other frames' tokens; so is noise at a step where the two are compared.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Bool, Float, Shaped, UInt8
+
+from jcos.config import WanConfig
+from jcos.experiments import plots
+from jcos.experiments.answers import Answers, answers_of, blend, chosen
+from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places
+from jcos.experiments.noise import FRAME, NONE, STEP, STEP_LEVEL, Case, labels_of, probe_of
+from jcos.experiments.samples import Samples
+from jcos.experiments.sweeps import pixels, sweep
+from jcos.lab.ideal import ideal
+from jcos.lab.measures import UNBOUNDED, dissimilarity
+from jcos.lab.results import measure, of_kind, run_dimension
+from jcos.sampling import flow, probes, trajectory
+from jcos.sampling.flow import Schedule, solver_init, solver_step
+from jcos.sampling.probes import Latents, Site, Tokens
+from jcos.sampling.trajectory import Trace
+from jcos.wan import Wan
+
+WINDOWS = {"at": "at that step", "on": "from there on", "end": "at the end"}
+"""Observed steps that a reach is the mean of: where the noise is put in, that and all later steps,
+the last."""
+SOURCES = {"tokens": "tokens", "x0": "x̂0", "ideal": "x̂0 of the ideal denoiser"}
+STEPS = {STEP: "replaced", STEP_LEVEL: "at its own level"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flow(Experiment):
+    """Paper, section 3.2: noise at a step, and how much every later step and layer differs from the
+    clean run (1 − CKA; 0 no effect, 1 nothing in common).
+
+    Which representation the paper compared was not to be had; here it is all tokens after each
+    block, of the conditional branch, video by video. Beyond the paper: by layer; the same for noise
+    at a frame; noise at the step's own level (x̂0 kept, noise drawn anew), which leaves no pixel
+    noise behind; whether the perturbed run ends with the answer of the clean one; and the ideal
+    denoiser under the very same noise, compared by its clean estimates, cut into the model's
+    patches, as the model's own are. Noise at step 0 is a fresh seed.
+
+    steps, frames: where noise goes, all by default. at_once: perturbed runs that share a clean one,
+    by default 8 of puzzles and 1 of clips, which needs the least memory.
+    """
+
+    question = "How far does a perturbation reach, and when is a run most sensitive to it?"
+
+    steps: tuple[Place, ...] | None = None
+    frames: tuple[Place, ...] | None = None
+    at_once: int | None = None
+
+    def check(self, config: WanConfig) -> None:
+        super().check(config)
+        places(self.steps, self.plan(config).steps, "step")
+        places(self.frames, self.latent_frames(config), "frame")
+        if self.steps == () == self.frames:
+            raise ValueError("steps and frames are both empty: there is no place for noise")
+        if self.at_once is not None and self.at_once < 1:
+            raise ValueError(f"at_once is {self.at_once}; at least 1 run is perturbed at a time")
+
+    def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
+        samples = self.samples(model)
+        steps, frames = self.plan(model.config).steps, samples.latent[0]
+        cases = self.cases(steps, frames)
+        answers = answers_of(model, samples.puzzles) if samples.judged else None
+        groups = grouped(cases, self.at_once or (8 if samples.judged else 1))
+        noise = [[probe_of(case, steps, frames, 0) for case in group] for group in groups]
+        reach: Reach = sweep(
+            model,
+            jax.tree.map(lambda a: np.repeat(a, len(groups[0]), axis=1), samples.conditions),
+            self.seeds,
+            probes=[Perturbed(trajectory.tree_stack(group), frames) for group in noise],
+            plan=self.plan(model.config),
+            readout=read_reach,
+            aux=answers,
+            chunk=self.chunk,
+            what="noise at every step and frame, with clean runs",
+            progress=progress,
+        )
+        reach = jax.tree.map(lambda a: case_by_case(a, len(cases)), reach)
+        each, one = f"case {samples.runs} seed", self.forwards(model.config)
+        variables = samples.levels({"solved": "solved"})
+        variables |= {"forwards": ((), 2 * one, {}), "run_forwards": ((), one, {})}
+        for name, words in SOURCES.items():
+            values = getattr(reach, name)
+            if values is not None:
+                dims = f"{each} step layer without" if name == "tokens" else f"{each} step without"
+                title = f"1 − CKA of {words}"
+                variables[name] = measure(dims, values, title, span=UNBOUNDED, tabled=False)
+        if answers is not None:
+            progress("judging", 0, 1)
+            solved, agreed = outcomes(samples, answers, reach)
+            # A noised frame ends as noise: nothing is solved.
+            solved = np.where([[[case.kind == FRAME]] for case in cases], np.nan, solved)
+            variables["solved"] = measure(each, solved, "solved", forwards="run_forwards")
+            variables["agreement"] = measure(each, agreed, "agreement", AGREEMENT)
+        without = ["nothing", *(f"frame {f}" for f in range(frames))]
+        labels = {"without": without, "step": range(steps), "seed": list(self.seeds)}
+        data = xr.Dataset(variables, labels | labels_of(cases) | samples.coordinates())
+        return data.assign(reaches(data))
+
+    def cases(self, steps: int, frames: int) -> list[Case]:
+        """Return all positions of noise. A single frame has no others to be judged by."""
+        at_steps = places(self.steps, steps, "step")
+        at_frames = places(self.frames, frames, "frame") if frames > 1 else []
+        return [
+            *(Case(kind, step=s) for kind in STEPS for s in at_steps),
+            *(Case(FRAME, frame=f) for f in at_frames),
+        ]
+
+    def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
+        kinds = set(data["kind"].values)
+        cka, noised = "1 − CKA", dict[str, Any](xlabel="noised step")
+        if STEP in kinds:
+            steps = {words: of_kind(data, kind, "at_step") for kind, words in STEPS.items()}
+            maps = {f"tokens, {words}": _triangle(one["tokens"]) for words, one in steps.items()}
+            maps["x̂0, replaced"] = _triangle(steps["replaced"]["x0"])
+            if "ideal" in data:
+                maps["x̂0 of the ideal, replaced"] = _triangle(steps["replaced"]["ideal"])
+            tokens = {
+                name: one.mean("layer") if "layer" in one.dims else one
+                for name, one in maps.items()
+            }
+            axes = dict[str, Any](xlabel="observed step", ylabel="noised step")
+            yield "triangle", Picture(plots.heat(tokens, "step", "at_step", **axes), TRIANGLE)
+            for words, one in steps.items():
+                names = [f"tokens_{window}" for window in WINDOWS]
+                labels = list(WINDOWS.values())
+                figure = plots.lines(one, names, "at_step", labels=labels, ylabel=cka, **noised)
+                yield f"sensitivity-{words.replace(' ', '-')}", Picture(figure, SENSITIVITY)
+            ends = {"x0_end": "model", "ideal_end": "ideal"}
+            shown = {
+                f"{who}, {words}": one[name]
+                for name, who in ends.items()
+                for words, one in steps.items()
+                if name in one
+            }
+            figure = plots.lines(xr.Dataset(shown), x="at_step", ylabel=f"{cka} of x̂0", **noised)
+            yield "estimates", Picture(figure, ESTIMATES)
+            layers = {w: m.mean("step") for w, m in maps.items() if "layer" in m.dims}
+            yield "layers", Picture(plots.heat(layers, "at_step", "layer", **noised), LAYERS)
+            observed = maps["tokens, replaced"].mean("at_step")
+            figure = plots.heat(observed, "step", "layer", xlabel="observed step")
+            yield "layers-observed", Picture(figure, LAYERS_OBSERVED)
+            if "agreement" in data and data["agreement"].notnull().any():
+                shown = {words: one["agreement"] for words, one in steps.items()}
+                figure = plots.lines(xr.Dataset(shown), x="at_step", ylabel="agreement", **noised)
+                yield "agreement", Picture(figure, AGREEMENT)
+        if FRAME in kinds:
+            frames = of_kind(outside(data["tokens"].mean("layer")), FRAME, "at_frame")
+            words = dict[str, Any](xlabel="observed step", ylabel="noised frame")
+            figure = plots.heat(frames, "step", "at_frame", **words)
+            yield "frames", Picture(figure, FRAMES)
+        if "tokens_end_others" in data:
+            figure = plots.paired(data["tokens_end_others"], f"{cka}, other frames, at the end")
+            yield "others", Picture(figure, OTHERS)
+
+
+def _triangle(values: xr.DataArray) -> xr.DataArray:
+    """Return values by noised step × observed step, nan before the noise."""
+    return values.isel(without=0, drop=True).where(values["step"] >= values["at_step"])
+
+
+def within(values: xr.DataArray, window: str) -> xr.DataArray:
+    """Return the mean over the observed steps of a window; nan where a case has no such window."""
+    step, first = values["step"], values["at_step"]
+    windows = {"at": step == first, "on": step >= first.fillna(0), "end": step == step[-1]}
+    return values.astype(float).where(windows[window]).mean("step")
+
+
+def outside(values: xr.DataArray) -> xr.DataArray:
+    """Return values by the tokens outside each case's noised frame; by all where it has none."""
+    frame = values["at_frame"].fillna(-1).astype(int) + 1
+    return values.isel(without=xr.Variable("case", frame.values)).drop_vars("without")
+
+
+def at_steps(
+    values: xr.DataArray, dim: str, labels: Sequence[str], more: Sequence[str] = ()
+) -> xr.DataArray:
+    """Return the mean over noise at all steps, replaced and at its own level, along a new
+    dimension. more: dimensions that it is the mean over too."""
+    means = [of_kind(values, kind, "at_step").mean(("at_step", *more)) for kind in STEPS]
+    return xr.concat(means, xr.Variable(dim, list(labels)))
+
+
+def by_other_frames(values: xr.DataArray) -> xr.DataArray:
+    """Return `CONTRASTS`: noise at all positions together, and a paired difference, by the tokens
+    outside each of the noised frames in turn."""
+    frames = of_kind(outside(values), FRAME, "at_frame")
+    frame, left_out = frames.mean("at_frame"), frames["at_frame"].values.astype(int) + 1
+    steps = at_steps(values.isel(without=left_out), "contrast", CONTRASTS[:2], ["without"])
+    less = frame - steps.isel(contrast=0, drop=True)
+    frames = xr.concat([frame, less], xr.Variable("contrast", list(CONTRASTS[2:])))
+    return xr.concat([steps, frames], "contrast")
+
+
+def reaches(data: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Return how far each case reaches in each window, and what follows from it."""
+    kinds, runs = set(data["kind"].values), run_dimension(data["x0"])
+    variables: dict[str, xr.DataArray] = {}
+
+    def add(name: str, lead: str, values: xr.DataArray, title: str, **more: Any) -> None:
+        dims = [*lead.split(), runs, *(d for d in values.dims if d == "seed")]
+        attributes = measure("", 0, title, **{"span": UNBOUNDED, **more})[2]
+        values = values.reset_coords(drop=True).transpose(*dims)
+        variables[name] = values.assign_attrs(attributes)
+
+    tokens = data["tokens"].isel(without=0, drop=True)
+    for source, words in SOURCES.items():
+        if source not in data:
+            continue
+        cost = "" if source == "ideal" else "forwards"
+        values = data[source].astype(float)
+        values = values.mean("layer") if source == "tokens" else values
+        for window, when in WINDOWS.items():
+            reach, title = within(values, window), f"1 − CKA of {words}, {when}"
+            add(f"{source}_{window}", "case", outside(reach), title, forwards=cost)
+            if window != "at" and {STEP, FRAME} <= kinds:
+                others, title = by_other_frames(reach), f"{title}, by other frames"
+                add(f"{source}_{window}_others", "contrast", others, title, forwards=cost)
+    for window in ("on", "end") if STEP in kinds else ():
+        when, reach = WINDOWS[window], within(tokens, window)
+        layers = at_steps(reach, "noise", ("noise at a step", "noise at a step, at its own level"))
+        add(f"layers_{window}", "layer noise", layers, f"1 − CKA of tokens, {when}")
+        mean = reach.mean(("layer", "seed"))
+        if (data["kind"] == STEP).sum() > 1:
+            farthest = [of_kind(mean, kind, "at_step").idxmax("at_step") for kind in STEPS]
+            add(
+                f"farthest_{window}",
+                "level",
+                xr.concat(farthest, xr.Variable("level", list(STEPS.values()))),
+                f"step of farthest reach, median, {when}",
+                units="step",
+                span=(0, data.sizes["step"]),
+                median=True,
+            )
+    if STEP in kinds and "agreement" in data:
+        for same, words in ((1, "same answer"), (0, "another answer")):
+            end = within(tokens, "end").mean("layer").where(data["agreement"] == same)
+            labels = [f"all steps, {level}" for level in STEPS.values()]
+            values, title = at_steps(end, "positions", labels, ["seed"]), WINDOWS["end"]
+            title = f"1 − CKA of tokens, {title}, {words}"
+            add(words.replace(" ", "_"), "positions", values, title)
+    return variables
+
+
+CONTRASTS = ("at a step", "at a step, at its own level", "at a frame", "at a frame less at a step")
+TRIANGLE = (
+    "How much a run differs at each step from the clean one after noise at one step in all frames; "
+    "1 − CKA, mean over layers and puzzles. Replaced: x ← N(0, I). Own level: the estimate is kept "
+    "and its noise drawn anew. x̂0: of clean estimates in patches, of the model and of the ideal "
+    "denoiser under the same noise."
+)
+SENSITIVITY = (
+    "How far noise at each step reaches, mean over layers, with 95% intervals over puzzles: at "
+    "that very step, from there on, and at the end of the run. Noise at step 0 is a fresh seed."
+)
+ESTIMATES = (
+    "The same of clean estimates at the end of the run, and of the ideal denoiser under the same "
+    "noise: what it shows too is choosing again among right answers."
+)
+LAYERS = "By layer, for each noised step, from there on."
+LAYERS_OBSERVED = "By layer, at each observed step, mean over noise at that or any earlier step."
+FRAMES = "Noise in one frame at every step, measured by the tokens of all other frames."
+OTHERS = "Noise at a step and in a frame, all positions together, by the same tokens."
+AGREEMENT = (
+    "How often the perturbed run ends with the clean run's answer, of puzzles with several that "
+    "both solve."
+)
+
+
+def grouped(cases: list[Case], at_once: int) -> list[list[Case]]:
+    """Return groups of one size, of at most so many cases: each begins with a clean run, and the
+    last is filled up with such."""
+    number = -(-len(cases) // at_once)
+    size = -(-len(cases) // number)
+    filled = cases + [Case(NONE)] * (number * size - len(cases))
+    return [[Case(NONE), *filled[i : i + size]] for i in range(0, len(filled), size)]
+
+
+def case_by_case(
+    values: Shaped[np.ndarray, "groups P size *axes"], number: int
+) -> Shaped[np.ndarray, "Q P *axes"]:
+    """Return values of groups of cases as values of each case."""
+    cases = np.moveaxis(values, 2, 1)
+    return cases.reshape(-1, *cases.shape[2:])[:number]
+
+
+class Put(NamedTuple):
+    """What a probe put into a latent: fresh noise, in which frames, and in which of them on top of
+    (1 − σ) x̂0 of the step before."""
+
+    fresh: Float[Array, "*S F H W C"]
+    here: Bool[Array, "*S F 1 1 1"]
+    kept: Bool[Array, "*S F 1 1 1"]
+
+
+class Perturbed(probes.Probe):
+    """Full noise, in each world its own (none in world 0); observes how much every world differs
+    from world 0: `dissimilarity` [steps, layers, G = 1 + frames], and of the estimates what was put
+    in (`Put`).
+
+    noise: its arrays have an axis of worlds before that of steps.
+    """
+
+    noise: probes.Noise
+    frames: int = flax.struct.field(pytree_node=False)
+
+    def on_latents(self, site: Site, x: Latents) -> Latents:
+        return self._noise().on_latents(site, x)
+
+    def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, Float[Array, " G"]]:
+        del site
+        clean = jax.lax.all_gather(tokens, "world")[0]
+        return tokens, dissimilarity(clean, tokens, self.frames)
+
+    def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, Put]:
+        noise = self._noise()
+        here = noise.mask[site.step] > 0
+        kept = here & (False if noise.renoise is None else noise.renoise[site.step])
+        here, kept = (a[:, None, None, None] for a in (here, kept))
+        last = jnp.zeros_like(x) if site.last is None else site.last
+        return x0, Put(x - jnp.where(kept, (1 - site.sigma) * last, 0.0), here, kept)
+
+    def _noise(self) -> probes.Noise:
+        """Of this world."""
+        return jax.tree.map(lambda a: a[jax.lax.axis_index("world")], self.noise)
+
+
+class Reach(NamedTuple):
+    """What is kept of a clean run and W perturbed ones, by seed.
+
+    tokens [W, K, S, L, G = 1 + F], x0, ideal [W, K, S, G]: `dissimilarity` of tokens, of clean
+    estimates, and of those of the ideal denoiser. on, video: how the clean and each perturbed run
+    end. All but tokens and x0 of puzzles only.
+    """
+
+    tokens: Float[Any, "*W K S L G"]
+    x0: Float[Any, "*W K S G"]
+    ideal: Float[Any, "*W K S G"] | None
+    on: Float[Any, "*W 2 K A"] | None
+    video: UInt8[Any, "*W 2 K F H W 3"] | None
+
+
+def read_reach(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers | None) -> Reach:
+    """Return what is kept of one group of cases on one puzzle."""
+    frames = trace.x0.shape[3]
+
+    def apart(x0: Float[Array, "N K S F h w C"]) -> Float[Array, "W K S G"]:
+        patches = jax.vmap(jax.vmap(jax.vmap(model.experts[0].patchify)))(x0)
+        one = jax.vmap(jax.vmap(lambda a, b: dissimilarity(a, b, frames)))
+        return jax.vmap(one, in_axes=(None, 0))(patches[0], patches[1:])
+
+    tokens, x0 = trace.block_obs[1:], apart(trace.x0)
+    if answers is None:
+        return Reach(tokens, x0, None, None, None)
+    run = jax.vmap(jax.vmap(lambda put: ideal_perturbed(plan.schedule, put, answers)))
+    on, video = blend(trace.latents, answers).on, pixels(model, trace.latents)
+    ideal_x0 = apart(run(trace.estimate_obs))
+    return Reach(tokens, x0, ideal_x0, with_first(on), with_first(video))
+
+
+def with_first(ends: Shaped[Array, "N *axes"]) -> Shaped[Array, "W 2 *axes"]:
+    """Return pairs of the clean run's end and each perturbed one's."""
+    return jnp.stack([jnp.broadcast_to(ends[:1], ends[1:].shape), ends[1:]], axis=1)
+
+
+def ideal_perturbed(schedule: Schedule, put: Put, answers: Answers) -> Float[Array, "S F H W C"]:
+    """Return clean estimates of the ideal denoiser, into whose trajectory the same noise is put.
+    It begins with the latent of step 0."""
+    latents, prior = jnp.asarray(answers.latents), answers.log_prior
+
+    def step(state, scanned):
+        sigma, row, (fresh, here, own) = scanned
+        x = jnp.where(here, jnp.where(own, (1 - sigma) * state.last, 0.0) + fresh, state.x)
+        x0 = ideal(x, sigma, latents, prior).x0
+        return solver_step(state, x, x0, row), x0
+
+    levels = jnp.asarray(schedule.sigmas[:-1]), jnp.asarray(schedule.table)
+    return jax.lax.scan(step, solver_init(put.fresh[0]), (*levels, put))[1]
+
+
+def outcomes(
+    samples: Samples, answers: Answers, reach: Reach
+) -> tuple[Bool[np.ndarray, "Q P K"], Float[np.ndarray, "Q P K"]]:
+    """Return whether the perturbed run is solved; and whether it ends with the clean run's answer,
+    of puzzles with several that both solve, else nan."""
+    assert reach.on is not None
+    assert reach.video is not None
+    _, solved = samples.judge(reach.video.swapaxes(0, 1))
+    clean, noisy = np.moveaxis(solved.swapaxes(0, 1), 2, 0)
+    choice = np.stack([chosen(on, answers) for on in reach.on])
+    known = clean & noisy & samples.several[None, :, None]
+    return noisy, np.where(known, choice[:, :, 0] == choice[:, :, 1], np.nan)

@@ -1,0 +1,81 @@
+"""Cosine similarity of tokens between steps: known answers, and the whole experiment."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jcos.experiments.cosine import REFERENCES, Cosine, cosines
+from jcos.lab.results import rows as rows_of
+from jcos.wan import Wan
+
+SMALL = Cosine(tasks=("maze", "rotation"), puzzles=2, tokens=16, layers=(0, 1))
+
+
+def tokens_of(pattern: np.ndarray, channel: float) -> jnp.ndarray:
+    """Tokens with a large first channel. pattern: in the others [2, K, S, L, n, D]."""
+    constant = np.zeros(pattern.shape[-1], np.float32)
+    constant[0] = channel
+    return jnp.asarray(pattern + constant)
+
+
+def test_angles_between_steps_are_measured() -> None:
+    """Tokens that turn by 60° at every step, whatever their size."""
+    angle = np.pi / 3 * np.arange(4)
+    turn = np.stack([np.cos(angle), np.sin(angle)], -1)[None, None, :, None, None]
+    size = np.arange(1, 6).reshape(1, 1, 1, 1, 5, 1)
+    x = jnp.asarray(np.broadcast_to(turn * size, (2, 3, 4, 2, 5, 2)), jnp.float32)
+    before, seed, puzzle = np.moveaxis(np.asarray(cosines(x)), -1, 0)
+    assert before.shape == (3, 4, 2)
+    assert np.isnan(before[:, 0]).all()
+    np.testing.assert_allclose(before[:, 1:], 0.5, atol=1e-6)
+    np.testing.assert_allclose([seed, puzzle], 1, atol=1e-6)
+
+
+def test_a_constant_channel_makes_strangers_alike_until_the_mean_is_subtracted() -> None:
+    rng = np.random.default_rng(0)
+    pattern = rng.normal(size=(2, 2, 3, 1, 64, 256)).astype(np.float32)
+    x = tokens_of(pattern, 100.0)
+    assert cosines(x)[:, 1:].min() > 0.95
+    centred = cosines(x - x.mean(-2, keepdims=True))[:, 1:]
+    np.testing.assert_allclose(centred, 0, atol=0.05)
+    same = tokens_of(np.broadcast_to(pattern[:, :, :1], pattern.shape), 100.0)
+    centred = cosines(same - same.mean(-2, keepdims=True))[:, 1:]
+    np.testing.assert_allclose(centred[..., 0], 1, atol=1e-5)
+    np.testing.assert_allclose(centred[..., 1:], 0, atol=0.05)
+
+
+def test_dataset_table_and_figures_are_complete(data) -> None:
+    dataset, programs = data
+    assert programs == 1
+    sizes = {"step": 4, "layer": 2, "reference": 3, "puzzle": 4, "seed": 2}
+    assert dataset["cosine"].sizes == dataset["centred"].sizes == sizes
+    before = dataset["cosine"].sel(reference="the step before")
+    assert np.isnan(before.sel(step=0)).all()
+    assert np.isfinite(dataset["cosine"].sel(step=slice(1, None))).all()
+    rows = {(r.task, r.measure, r.case): r for r in rows_of(dataset)}
+    assert len(rows) == 2 * 2 * 2 * len(REFERENCES)
+    row = rows["maze", "cosine similarity, mean over steps", "layer 1, the step before"]
+    want = before.sel(layer=1, step=slice(1, None), puzzle=slice(0, 2)).mean()
+    assert row.value == pytest.approx(float(want), abs=1e-6)
+    assert (row.n, row.forwards) == (2, 8)
+    figures = {name for name, _ in SMALL.figures(dataset)}
+    assert figures == {"cosine", "cosine-steps", "centred", "centred-steps"}
+
+
+def test_of_two_seeds_each_is_the_other_ones_reference(data) -> None:
+    seeds = data[0]["cosine"].sel(reference="another seed")
+    np.testing.assert_allclose(seeds.sel(seed=0), seeds.sel(seed=1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "named"),
+    [
+        ({"seeds": (3,)}, ValueError, "seeds: 1"),
+        ({"tokens": 1}, ValueError, "tokens: 1"),
+        ({"puzzles": 1}, ValueError, "puzzles: 1"),
+        ({"layers": (2,)}, IndexError, "layer 2 is out of range"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(small_model: Wan, changes, error, named) -> None:
+    with pytest.raises(error, match=named):
+        Cosine(**changes).run(small_model)

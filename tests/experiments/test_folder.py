@@ -1,0 +1,358 @@
+"""A folder of results: whole or absent, never done twice, never mixed up."""
+
+import csv
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from safetensors.numpy import save_file
+
+from jcos import cli
+from jcos.experiments import folder as folders
+from jcos.experiments import plots, sweeps
+from jcos.experiments.experiment import Experiment, Picture, Progress
+from jcos.experiments.folder import run_to
+from jcos.experiments.noise import Noise
+from jcos.experiments.settings import override
+from jcos.experiments.sweeps import sweep
+from jcos.lab import results
+from jcos.lab.results import Row, measure
+from jcos.wan import TINY, Wan
+from jcos.weights.checkpoint import identify
+
+WHOLE = ["figures", "results.nc", "run.json", "table.csv"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Coin(Experiment):
+    """Needs no model; `broken` fails half-way."""
+
+    question = "Is <this> a fair coin?"
+
+    sides: int = 2
+    broken: bool = False
+
+    def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
+        progress("tossing", 1, 2)
+        if self.broken:
+            raise FloatingPointError("the coin is not finite")
+        values = np.arange(self.puzzles) % self.sides == 0
+        variables = {
+            "heads": measure("puzzle", values, "heads"),
+            "forwards": ((), self.forwards(model.config), {}),
+        }
+        return xr.Dataset(variables, {"task": ("puzzle", ["coin"] * self.puzzles)})
+
+    def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
+        yield "heads", Picture(plots.paired(data["heads"], "heads"), "a < b")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ends(Coin):
+    """Two sweeps of a model in chunks of one puzzle; `killed` stops after so many calls of
+    `progress`."""
+
+    question = "How does it end?"
+
+    def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
+        conditions = self.samples(model).conditions
+        ends = [
+            sweep(model, conditions, (seed,), chunk=1, progress=progress).latents for seed in (0, 1)
+        ]
+        size = np.square(ends).mean((1, 3, 4, 5, 6, 7, 8))
+        variables = {"heads": measure("seed puzzle", size, "size", span=(0, np.inf))}
+        return xr.Dataset(variables, self.samples(model).coordinates())
+
+
+def done(
+    experiment: Experiment,
+    model: Wan,
+    folder: Path,
+    redo: bool = False,
+    progress: Progress = lambda *_: None,
+    weights: str = "0",
+) -> bool:
+    return run_to(
+        folder,
+        experiment,
+        model.config,
+        lambda: model,
+        weights={"manifest": weights},
+        command="x",
+        redo=redo,
+        progress=progress,
+    )
+
+
+class Killed(BaseException):
+    """As by a signal: nothing that handles errors sees it."""
+
+
+def kill_at(what: str, number: int) -> Progress:
+    """Return a callback that stops at the n-th call of this name."""
+    calls = []
+
+    def progress(name: str, done: int, total: int) -> None:
+        del done, total
+        calls.append(name)
+        if calls.count(what) == number:
+            raise Killed
+
+    return progress
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Return a list that grows by the file of each chunk that is computed."""
+    computed: list[Path] = []
+    remember = sweeps._remember
+
+    def counting(file: Path, tree: object) -> None:
+        computed.append(file)
+        remember(file, tree)
+
+    monkeypatch.setattr(sweeps, "_remember", counting)
+    return computed
+
+
+def test_a_folder_holds_what_was_run_and_measured(small_model: Wan, tmp_path: Path) -> None:
+    experiment = override(Coin(), ["puzzles=10", "sampling.steps=3"])
+    assert done(experiment, small_model, tmp_path / "a" / "coin")
+    folder = tmp_path / "a" / "coin"
+    assert sorted(p.name for p in folder.iterdir()) == WHOLE
+    assert [p.name for p in folder.parent.iterdir()] == ["coin"]
+    manifest = json.loads((folder / "run.json").read_text())
+    assert manifest["experiment"] == "coin"
+    assert manifest["title"] == "Is <this> a fair coin?"
+    assert manifest["parameters"]["puzzles"] == 10
+    assert manifest["sampling"]["steps"] == 3
+    assert manifest["model"] == {"name": "jcos-tiny", "manifest": "0"}
+    assert {"jcos", "jax", "numpy"} <= manifest["versions"].keys()
+    assert manifest["figures"] == {"heads": "a < b"}
+    with (folder / "table.csv").open() as file:
+        (line,) = csv.DictReader(file)
+    assert list(line) == list(Row._fields)
+    assert (line["value"], line["n"], line["forwards"]) == ("0.5", "10", "3")
+    assert (line["chance"], line["still"]) == ("", "")
+    assert 0.1 < float(line["low"]) < 0.5 < float(line["high"]) < 0.9
+    assert results.load(folder / "results.nc", "coin")["heads"].sum() == 5
+    svg = (folder / "figures" / "heads.svg").read_text()
+    assert "<svg" in svg
+    assert ">heads</text>" in svg
+
+
+def test_finished_results_are_left_alone(small_model: Wan, tmp_path: Path) -> None:
+    folder = tmp_path / "coin"
+    assert done(Coin(), small_model, folder)
+    before = (folder / "run.json").stat().st_mtime_ns
+    assert not done(Coin(), small_model, folder)
+    assert not done(Coin(chunk=3), small_model, folder), "chunk does not change results"
+    assert (folder / "run.json").stat().st_mtime_ns == before
+    (folder / "notes.txt").write_text("mine")
+    assert done(Coin(), small_model, folder, redo=True)
+    assert (folder / "run.json").stat().st_mtime_ns > before
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*WHOLE, "notes.txt"])
+
+
+def test_results_of_other_settings_are_not_overwritten(small_model: Wan, tmp_path: Path) -> None:
+    folder = tmp_path / "coin"
+    done(Coin(), small_model, folder)
+    with pytest.raises(ValueError, match=r"sides 2, not 3.*--redo"):
+        done(Coin(sides=3), small_model, folder)
+    with pytest.raises(ValueError, match="manifest 0, not 1"):
+        done(Coin(), small_model, folder, weights="1")
+    assert done(Coin(sides=3), small_model, folder, redo=True)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"notes\.txt"):
+        done(Coin(), small_model, other)
+    (other / "notes.txt").unlink()
+    assert done(Coin(), small_model, other), "an empty folder is as good as none"
+
+
+@pytest.mark.parametrize("redo", [False, True])
+def test_what_fails_leaves_no_results(small_model: Wan, tmp_path: Path, redo: bool) -> None:
+    """Whether there were results before or not."""
+    folder = tmp_path / "coin"
+    if redo:
+        done(Coin(), small_model, folder)
+    with pytest.raises(FloatingPointError):
+        done(Coin(broken=True), small_model, folder, redo)
+    assert folder.exists() == redo
+    if redo:
+        assert sorted(p.name for p in folder.iterdir()) == WHOLE
+        assert not done(Coin(), small_model, folder), "what was there is whole"
+
+
+def test_a_folder_is_written_whole_or_not_at_all(
+    small_model: Wan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "coin"
+
+    def full(figure: object) -> bytes:
+        del figure
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "to_svg", full)
+        with pytest.raises(OSError, match="No space left"):
+            done(Coin(), small_model, folder)
+    assert not folder.exists()
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".jcos")]
+    assert done(Coin(), small_model, folder)
+
+
+def test_an_experiment_is_checked_before_its_folder(small_model: Wan, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="puzzles is 0; at least 1"):
+        done(Coin(puzzles=0), small_model, tmp_path / "coin")
+    assert list(tmp_path.iterdir()) == []
+
+
+def unneeded() -> Wan:
+    raise AssertionError("weights were read")
+
+
+def test_no_weights_are_read_for_what_is_refused_or_there_already(
+    small_model: Wan, tmp_path: Path
+) -> None:
+    config, more = small_model.config, {"weights": {"manifest": "0"}, "command": "x"}
+    for wrong in (Coin(puzzles=0), Coin(clips=tmp_path / "none.json"), Noise(steps=(50,))):
+        with pytest.raises((ValueError, IndexError)):
+            run_to(tmp_path / "x", wrong, config, unneeded, **more)
+    folder = tmp_path / "coin"
+    assert done(Coin(), small_model, folder)
+    assert not run_to(folder, Coin(), config, unneeded, **more)
+    with pytest.raises(ValueError, match="other settings"):
+        run_to(folder, Coin(sides=3), config, unneeded, **more)
+
+
+def test_a_killed_run_goes_on_where_it_stopped(
+    small_model: Wan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, computed = Ends(puzzles=3), counted(monkeypatch)
+    assert done(experiment, small_model, tmp_path / "plain")
+    assert len(computed) == 6
+    computed.clear()
+    folder = tmp_path / "ends"
+    with pytest.raises(Killed):  # before the second chunk of the second sweep
+        done(experiment, small_model, folder, progress=kill_at("sampling", 6))
+    assert len(computed) == 4
+    assert not folder.exists()
+    assert done(experiment, small_model, folder)
+    assert len(computed) == 6, "four chunks were kept"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ends", "plain"]
+    ends, plain = (results.load(tmp_path / n / "results.nc")["heads"] for n in ("ends", "plain"))
+    np.testing.assert_array_equal(ends, plain)
+
+
+def test_a_chunk_that_is_not_whole_is_computed_again(
+    small_model: Wan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = counted(monkeypatch)
+    with pytest.raises(Killed):
+        done(Ends(puzzles=3), small_model, tmp_path / "ends", progress=kill_at("sampling", 3))
+    chunks = sorted((tmp_path / ".ends.unfinished").glob("*.npz"))
+    assert len(chunks) == len(computed) == 2
+    whole = chunks[0].read_bytes()
+    chunks[0].write_bytes(whole[:100])
+    chunks[1].write_bytes(whole[:500] + b"damaged" + whole[507:])
+    assert done(Ends(puzzles=3), small_model, tmp_path / "ends")
+    assert len(computed) == 2 + 6
+
+
+def test_a_killed_run_is_not_mixed_with_other_settings_or_code(
+    small_model: Wan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "ends"
+
+    def kill(**changes: Any) -> None:
+        with pytest.raises(Killed):
+            done(Ends(puzzles=3, **changes), small_model, folder, progress=kill_at("sampling", 2))
+
+    kill()
+    with pytest.raises(ValueError, match=r"sides 2, not 3.*--redo begins anew"):
+        done(Ends(puzzles=3, sides=3), small_model, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeps, "_code", lambda: "0123")
+        with pytest.raises(ValueError, match=r"code .*, not 0123"):
+            done(Ends(puzzles=3), small_model, folder)
+    assert done(Ends(puzzles=3, sides=3), small_model, folder, redo=True)
+
+
+def test_results_older_than_a_parameter_are_those_without_it(
+    small_model: Wan, tmp_path: Path
+) -> None:
+    folder = tmp_path / "coin"
+    done(Coin(), small_model, folder)
+    about = json.loads((folder / "run.json").read_text())
+    del about["parameters"]["profile"]
+    (folder / "run.json").write_text(json.dumps(about))
+    assert not done(Coin(), small_model, folder)
+    with pytest.raises(ValueError, match="profile None, not float32"):
+        done(Coin(profile="float32"), small_model, folder)
+
+
+def test_weights_are_identified_by_what_they_are(tmp_path: Path) -> None:
+    assert identify(TINY) == identify(TINY)
+    (tmp_path / "model.safetensors").write_bytes(b"1234")
+    first = identify(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"12345")
+    assert identify(tmp_path) != first
+    assert identify(tmp_path) != identify(TINY)
+
+
+def test_fine_tuned_weights_of_the_same_layout_are_others(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = {f"blocks.{i}": rng.normal(size=(512, 512)).astype(np.float32) for i in range(6)}
+    folders = [tmp_path / name for name in ("base", "copy", "tuned", "one-block")]
+    tuned = {name: 1.01 * a for name, a in weights.items()}
+    one = weights | {"blocks.3": tuned["blocks.3"]}
+    for folder, tensors in zip(folders, (weights, weights, tuned, one), strict=True):
+        folder.mkdir()
+        save_file(tensors, folder / "model.safetensors")
+        (folder / "README.md").write_text(folder.name[:4])
+    base, copy, *others = map(identify, folders)
+    assert base == copy
+    for other in others:
+        assert other["files"] == base["files"]
+        assert other["weights"] != base["weights"]
+
+
+@pytest.mark.slow
+def test_the_command_runs_an_experiment_of_the_shipped_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ("puzzles=2", "tasks=maze", "sampling.steps=2")
+    config_file = Path(__file__).parents[2] / "configs" / "steps.py"
+    command = ["run", str(config_file), "--out", str(tmp_path / "steps")]
+    cli.main([*command, *(word for change in changes for word in ("--set", change))])
+    page = tmp_path / "steps" / "index.html"
+    assert f"the page to look inside is at {page}" in capsys.readouterr().out
+    assert '<section class="plane"' in page.read_text()
+    page.unlink()
+    config = json.loads((tmp_path / "steps" / "run.json").read_text())
+    assert config["model"]["manifest"] == identify(TINY)["manifest"]
+    assert config["parameters"]["tasks"] == ["maze"]
+    cli.main([*command, *(word for change in changes for word in ("--set", change))])
+    assert "there already" in capsys.readouterr().out
+    assert page.is_file(), "a page that is missing is made again"
+    with pytest.raises(SystemExit):
+        cli.main(command)
+    assert "puzzles 2, not 64" in capsys.readouterr().err
+
+
+def test_the_command_says_in_one_sentence_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["run", str(tmp_path / "none.py"), "--out", str(tmp_path / "out")])
+    assert end.value.code == 2
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("jcos: there is no file")
+    assert "\n" not in message
+    assert list(tmp_path.iterdir()) == []

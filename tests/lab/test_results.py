@@ -1,0 +1,255 @@
+"""A labelled dataset: its estimates, its table and its file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from jcos.lab import results
+from jcos.lab.measures import GAINS, UNBOUNDED, estimate, median_step
+from jcos.lab.results import (
+    IDEAL,
+    MODEL,
+    Row,
+    case_of,
+    estimates,
+    groups_of,
+    measure,
+    of_kind,
+    span_of,
+    table,
+    with_levels,
+)
+
+RNG = np.random.default_rng(0)
+SOLVED = RNG.random((2, 6, 3, 4)) < 0.5
+TASKS = ["maze"] * 4 + ["bounce"] * 2
+
+
+def dataset(**variables) -> xr.Dataset:
+    """Six puzzles of two tasks, three seeds, four steps; the model and the ideal denoiser."""
+    known = {
+        "solved": measure("denoiser puzzle seed step", SOLVED, "solved", "Solved or not."),
+        "forwards": (("step",), [1, 2, 3, 4], {}),
+        "chance_solved": (("puzzle",), [0.1, 0.2, 0.3, 0.4, 0.5, 0.7], {}),
+        "still_solved": (("puzzle",), np.zeros(6), {}),
+    }
+    coordinates = {
+        "task": ("puzzle", TASKS),
+        "denoiser": [MODEL, IDEAL],
+        "step": range(4),
+        "seed": [0, 1, 2],
+    }
+    return xr.Dataset(known | variables, coordinates)
+
+
+def rows_of(data: xr.Dataset, at=None) -> dict[tuple[str, str, str], Row]:
+    return {(r.task, r.measure, r.case): r for r in results.rows(data, at)}
+
+
+def test_an_estimate_is_over_puzzles_and_seeds_are_averaged_first() -> None:
+    cells = estimates(dataset()["solved"])
+    assert cells["mean"].dims == ("task", "denoiser", "step")
+    assert cells["task"].values.tolist() == ["maze", "bounce"]
+    for task, rows in (("maze", slice(0, 4)), ("bounce", slice(4, 6))):
+        for i, denoiser in enumerate((MODEL, IDEAL)):
+            for step in range(4):
+                want = estimate(SOLVED[i, rows, :, step])
+                cell = cells.sel(task=task, denoiser=denoiser, step=step)
+                got = [float(cell[name]) for name in ("mean", "low", "high", "n")]
+                np.testing.assert_allclose(got, want)
+
+
+def test_the_order_of_dimensions_changes_only_the_order_of_cases() -> None:
+    array = dataset()["solved"]
+    turned = estimates(array.transpose("step", "seed", "denoiser", "puzzle"))
+    assert turned["mean"].dims == ("task", "step", "denoiser")
+    xr.testing.assert_allclose(turned.transpose("task", "denoiser", "step"), estimates(array))
+
+
+def test_a_difference_is_paired_run_by_run() -> None:
+    array = dataset()["solved"]
+    model, ideal = array.sel(denoiser=MODEL), array.sel(denoiser=IDEAL)
+    cell = estimates(model, paired_with=ideal).sel(task="maze", step=1)
+    less = SOLVED[0, :4, :, 1].astype(float) - SOLVED[1, :4, :, 1]
+    want = estimate(less, GAINS)
+    np.testing.assert_allclose([cell["mean"], cell["low"], cell["high"], cell["n"]], want)
+
+
+def test_runs_that_rise_and_fall_together_widen_the_interval() -> None:
+    values = np.repeat([0.1, 0.9, 0.5], 4)
+    same = {"picture": ("puzzle", np.repeat([0, 1, 2], 4)), "task": ("puzzle", ["maze"] * 12)}
+    data = xr.Dataset(
+        {
+            "score": measure("puzzle", values, "score"),
+            "clustered": measure("puzzle", values, "score", cluster="picture"),
+        },
+        same,
+    )
+    apart, together = (estimates(data[name]).squeeze() for name in ("score", "clustered"))
+    want = estimate(values, groups=np.repeat([0, 1, 2], 4))
+    np.testing.assert_allclose([together["mean"], together["low"], together["high"]], want[:3])
+    assert together["mean"] == apart["mean"]
+    assert together["high"] - together["low"] > apart["high"] - apart["low"]
+
+
+def test_a_median_is_over_puzzles_that_have_a_step() -> None:
+    steps = np.array([[3, 5], [np.nan, 8], [np.nan, np.nan], [1, 1], [2, np.nan], [9, 9]])
+    steps = np.column_stack([steps, np.full(6, np.nan)])  # the third seed has none
+    variable = measure("puzzle seed", steps, "commitment step", span=(0, 10), median=True)
+    rows = rows_of(dataset(commitment=variable))
+    want = median_step(np.array([4.0, 8.0, 1.0]), 10)
+    row = rows["maze", "commitment step, median", ""]
+    assert (row.value, row.low, row.high, row.n) == tuple(want)
+    named = measure("puzzle", steps[:, 0], "step, median, at the end", span=(0, 10), median=True)
+    assert ("maze", "step, median, at the end", "") in rows_of(dataset(named=named))
+
+
+def test_runs_without_a_group_are_left_out() -> None:
+    data = dataset().assign_coords(part=("puzzle", ["a", "", "b", "a", "", "b"]))
+    groups = groups_of(data["solved"], "part")
+    assert {name: rows.tolist() for name, rows in groups.items()} == {"a": [0, 3], "b": [2, 5]}
+    assert list(groups_of(data["solved"], "unknown")) == [""]
+    assert estimates(data["solved"], by="part")["n"].values.max() == 2
+
+
+def test_what_has_no_runs_has_no_estimate() -> None:
+    with pytest.raises(ValueError, match=r"puzzle, pair, clip.*step"):
+        estimates(xr.DataArray(np.zeros(3), dims="step", name="x"))
+
+
+def test_a_table_has_a_line_for_every_measure_group_and_place() -> None:
+    rows = rows_of(dataset())
+    assert len(rows) == 2 * 2 * 4
+    row = rows["maze", "solved", "step 2"]
+    assert (row.n, row.forwards, row.still) == (4, 3, 0)
+    assert row.value == pytest.approx(SOLVED[0, :4, :, 2].mean())
+    assert row.chance == pytest.approx(0.25), "the mean over the group's puzzles"
+    ideal = rows["bounce", "solved", "step 2, ideal denoiser"]
+    assert ideal.forwards == 0
+    assert ideal.chance is None
+    assert ideal.value == pytest.approx(SOLVED[1, 4:, :, 2].mean())
+
+
+def test_a_table_lists_what_is_asked_for_and_known() -> None:
+    half = np.where(np.arange(4) < 2, SOLVED[0].astype(float), np.nan)
+    data = dataset(
+        half=measure("puzzle seed step", half, "half"),
+        hidden=measure("puzzle", np.zeros(6), "hidden", tabled=False),
+    )
+    rows = rows_of(data, {"step": [1, 3]})
+    assert {case for _, measure, case in rows if measure == "half"} == {"step 1"}
+    assert {case for _, measure, case in rows if measure == "solved"} == {
+        "step 1",
+        "step 3",
+        "step 1, ideal denoiser",
+        "step 3, ideal denoiser",
+    }
+    assert not any(measure == "hidden" for _, measure, _ in rows)
+    assert table(xr.Dataset()).columns.tolist() == list(results.Row._fields)
+
+
+def test_places_are_named_in_words() -> None:
+    assert case_of({"denoiser": IDEAL, "step": 20, "layer": np.int64(3)}) == (
+        "step 20, layer 3, ideal denoiser"
+    )
+    assert case_of({"case": "no noise", "denoiser": MODEL}) == "no noise"
+    assert case_of({"denoiser": MODEL}) == MODEL
+    assert case_of({}) == ""
+
+
+def test_attributes_say_what_a_measure_is() -> None:
+    data = dataset(gap=measure("puzzle", np.ones(6), "gap", units="latent", span=UNBOUNDED))
+    solved = data["solved"].attrs
+    assert (solved["long_name"], solved["units"], solved["comment"]) == (
+        "solved",
+        "1",
+        "Solved or not.",
+    )
+    assert span_of(data["solved"]) == (0, 1)
+    assert span_of(data["gap"]) == UNBOUNDED
+    assert "valid_min" not in data["gap"].attrs
+    levelled = with_levels(measure("puzzle", np.ones(6), "solved"), "solved", map(str, data))
+    assert levelled[2]["ancillary_variables"] == "chance_solved still_solved"
+
+
+def test_values_outside_their_span_are_an_error() -> None:
+    with pytest.raises(ValueError, match="to 2"):
+        estimates(dataset(wrong=measure("puzzle", np.full(6, 2.0), "wrong"))["wrong"])
+
+
+def test_cases_of_a_kind_get_their_steps_and_frames_as_dimensions() -> None:
+    coordinates = {
+        "case": ["none", "a", "b", "c", "d", "e"],
+        "kind": ("case", ["none", "step", "step", "cell", "cell", "cell"]),
+        "at_step": ("case", [np.nan, 2, 0, 0, 0, 1]),
+        "at_frame": ("case", [np.nan, np.nan, np.nan, 0, 1, 1]),
+    }
+    data = xr.Dataset({"x": (("case", "puzzle"), np.arange(12.0).reshape(6, 2))}, coordinates)
+    steps = of_kind(data, "step", "at_step")["x"]
+    assert steps.dims == ("at_step", "puzzle")
+    assert steps.sel(at_step=2).values.tolist() == [2, 3]
+    cells = of_kind(data, "cell", "at_step", "at_frame")["x"].sel(puzzle=0)
+    np.testing.assert_array_equal(cells.transpose("at_step", "at_frame"), [[6, 8], [np.nan, 10]])
+    both = of_kind(data, ("step", "none"))
+    assert both["case"].values.tolist() == ["none", "a", "b"]
+
+
+def test_a_file_gives_back_the_dataset(tmp_path: Path) -> None:
+    large = measure("puzzle seed step frame", RNG.normal(size=(6, 3, 4, 50)), "x", span=UNBOUNDED)
+    data = dataset(large=large).assign_attrs(experiment="steps", title="When?")
+    path = tmp_path / "results.nc"
+    results.save(data, path)
+    with results.load(path, "steps") as stored:
+        xr.testing.assert_equal(stored, data)
+        assert stored["solved"].dtype == bool
+        assert stored["solved"].attrs == data["solved"].attrs
+        assert stored.attrs["title"] == "When?"
+        assert stored.drop_attrs(deep=False).sizes == data.sizes
+    assert [p.name for p in tmp_path.iterdir()] == ["results.nc"]
+
+
+def test_a_file_that_is_not_whole_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "results.nc"
+    with pytest.raises(ValueError, match=r"results.nc is missing"):
+        results.load(path)
+    results.save(dataset().assign_attrs(experiment="steps"), path)
+    content = path.read_bytes()
+    for part in (content[:0], content[:100], content[: len(content) // 2], b"no results" * 50):
+        path.write_bytes(part)
+        with pytest.raises(ValueError, match=r"results.nc is no whole file of results") as error:
+            results.load(path)
+        assert "\n" not in str(error.value)
+
+
+def test_results_of_another_version_or_experiment_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "results.nc"
+    results.save(dataset().assign_attrs(experiment="steps"), path)
+    with pytest.raises(ValueError, match="results of steps, not of noise"):
+        results.load(path, "noise")
+    monkeypatch.setattr(results, "VERSION", 2)
+    with pytest.raises(ValueError, match="layout 1, not 2"):
+        results.load(path)
+    dataset().to_netcdf(path, engine="h5netcdf")
+    with pytest.raises(ValueError, match="layout no version, not 2"):
+        results.load(path)
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "results.nc"
+    results.save(dataset(), path)
+    before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        results.save(dataset(more=measure("puzzle", np.ones(6), "more")), path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["results.nc"]
