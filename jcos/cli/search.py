@@ -8,6 +8,7 @@ import numpy as np
 from jcos import runs, wan
 from jcos.cli import options
 from jcos.cli.common import command_line
+from jcos.config import Sampling
 from jcos.experiments.sweeps import conditions_of, held_out, judge
 from jcos.files import check_room, write
 from jcos.lab import search, tasks
@@ -36,41 +37,49 @@ class Search(options.Search):
         sampling = config.sampling_with(steps=self.steps)
         puzzles = held_out(task, self.puzzles, self.puzzle_seed)
         settings = {
+            "search": repr(method),
             "task": self.task,
+            "count": self.puzzles,
             "puzzle_seed": self.puzzle_seed,
-            "puzzles": self.puzzles,
-            "preset": self.preset,
-            "method": repr(method),
             "first_seed": self.first_seed,
             "weights": identify(self.checkpoint),
             "sampling": dataclasses.asdict(sampling),
         }
-        check_room(self.out, ROOM)
-        model = wan.load(self.checkpoint)
-        with runs.begun(self.out, settings | runs.made(command_line()), ROOM):
-            result = search.run(
-                model,
-                conditions_of(model, puzzles),
-                method,
-                [self.first_seed] * len(puzzles),
-                judges={"oracle": search.Scorer(puzzles)},
-                sampling=sampling,
-                record=True,
-            )
-            solved = judge(puzzles, model.decode(result.latents))[1]
-            for number, puzzle in enumerate(puzzles):
-                self._show(model, result, number, puzzle)
-        about = {"solved": solved.tolist(), "tree": [_as_json(g) for g in result.tree]}
-        about |= {name: np.asarray(a).tolist() for name, a in result.cost._asdict().items()}
-        manifest = runs.read(self.out / runs.MANIFEST) or {}
-        write(self.out / runs.MANIFEST, runs.as_text(manifest | about))
-        cost = result.cost
-        print(
-            f"Solved {int(solved.sum())} of {len(solved)}; per puzzle {cost.forwards.mean():.1f} "
-            f"forwards (one run {sampling.steps}), {cost.decodes.mean():.1f} decodes, "
-            f"{cost.judged.mean():.1f} calls of the judge; {cost.seconds:.1f} s in all. "
-            f"The pictures are in {self.out.resolve()}"
+        if not runs.holds(self.out, "search", settings):
+            check_room(self.out, ROOM)
+            model = wan.load(self.checkpoint)
+            with runs.begun(self.out, settings | runs.made(command_line()), ROOM):
+                about = self._search(model, method, sampling, puzzles)
+            manifest = runs.read(self.out / runs.MANIFEST) or {}
+            write(self.out / runs.MANIFEST, runs.as_text(manifest | about))
+        said = runs.read(self.out / runs.MANIFEST, "solved") or {}
+        forwards, decodes, judged = (
+            np.mean(said[name]) for name in ("forwards", "decodes", "judged")
         )
+        print(
+            f"Solved {sum(said['solved'])} of {len(said['solved'])}; per puzzle {forwards:.1f} "
+            f"forwards (one run {sampling.steps}), {decodes:.1f} decodes, {judged:.1f} calls of "
+            f"the judge; {said['seconds']:.1f} s in all. The pictures are in {self.out.resolve()}"
+        )
+
+    def _search(
+        self, model: Wan, method: search.Method, sampling: Sampling, puzzles: list[Puzzle]
+    ) -> dict[str, Any]:
+        """Search, and write the pictures; return what the manifest says of it."""
+        result = search.run(
+            model,
+            conditions_of(model, puzzles),
+            method,
+            [self.first_seed] * len(puzzles),
+            judges={"oracle": search.Scorer(puzzles)},
+            sampling=sampling,
+            record=True,
+        )
+        solved = judge(puzzles, model.decode(result.latents))[1]
+        for number, puzzle in enumerate(puzzles):
+            self._show(model, result, number, puzzle)
+        cost = {name: np.asarray(a).tolist() for name, a in result.cost._asdict().items()}
+        return {"solved": solved.tolist(), "tree": [_as_json(g) for g in result.tree]} | cost
 
     def _show(self, model: Wan, result: search.Result, number: int, puzzle: Puzzle) -> None:
         """Write the estimates of all particles, a row each, those that go on first; the chosen
