@@ -215,11 +215,9 @@ class _Run:
         self.layers = sorted({j.layer for j in self.judges.values() if j.layer is not None})
         acting = [probe or Probe()]
         if method.noise:
-            steps = range(1, sampling.steps)
-            noise = Noise.at_steps(
-                sampling.steps, self.shape[0], steps, strength=method.noise, own=True
-            )
-            acting.append(noise)
+            mask = np.full((sampling.steps, self.shape[0]), method.noise, np.float32)
+            mask[0] = 0.0
+            acting.append(Noise(jnp.asarray(mask), jnp.asarray(mask > 0)))
         if self.layers:
             acting.append(TokenFeatures(self.layers))
         self.probe = chain(*acting)

@@ -46,7 +46,7 @@ def test_pure_colours_are_decided_and_blends_are_not(small_model: Wan, routes) -
     blend = 0.5 * routes[0] + 0.5 * routes[1]
     near = 0.9 * routes[0] + 0.1 * routes[1]
     at = estimates(small_model, [routes[0], near, blend])
-    for judge in (Decided(), Decided(1, 1), Decided(4)):
+    for judge in (Decided(), Decided(1, 1)):
         pure, little, much = np.asarray(judge(at))[0]
         assert pure > little > much
     assert float(Decided()(at)[0, 0]) == pytest.approx(0, abs=1e-3)

@@ -28,7 +28,7 @@ from jcos.lab.methods import (
 )
 from jcos.lab.search import replay, run
 from jcos.lab.tasks import TASKS
-from jcos.loop import _advance
+from jcos.loop import _advance, steps
 from jcos.sampling import trajectory
 from tests.sampling.test_trajectory import CONFIG, FRAMES, STEPS, close, frame, randomised
 
@@ -96,16 +96,9 @@ def test_the_tree_tells_who_came_from_whom(model, condition) -> None:
 def test_elites_stay_and_mutants_have_noise_of_their_level(model, condition) -> None:
     """The first copy runs as if it were alone; what a mutant has gained is σ · strength · ε."""
     row = Row(step=1, judge="listed", keep=1, copies=2, copy="mutate", strength=1.0)
-    states = []
-
-    class Spy(Listed):
-        def __call__(self, at: Estimates) -> np.ndarray:
-            states.append(at)
-            return super().__call__(at)
-
-    spy = Spy([0.0, 1.0], [1.0, 0.0])
-    rows = (row, Row(step=-1, judge="listed"))
-    result = run(model, condition, Method(rows=rows, seeds=2), judges={"listed": spy})
+    judge = Listed([0.0, 1.0], [1.0, 0.0])
+    rows = (row, Row(step=-1, judge="listed", keep=2))
+    result = run(model, condition, Method(rows=rows, seeds=2), judges={"listed": judge})
     close(result.latents, generate(model, condition, (1,)).latents[0])
     x = result.particles[0]
     assert float(jnp.abs(x[0] - x[1]).max()) > 1e-2
@@ -125,16 +118,10 @@ def test_what_becomes_of_a_video_does_not_depend_on_others(model, pair) -> None:
 def test_a_replay_of_finished_runs_chooses_as_the_search_does(model, pair) -> None:
     count = 6
     recorded = np.zeros((2, count, STEPS))
-
-    class Record(judges.Energy):
-        def __call__(self, at: Estimates) -> jax.Array:
-            scores = super().__call__(at)
-            if not isinstance(scores, jax.core.Tracer):
-                recorded[:, :, at.step] = scores
-            return scores
-
-    every = tuple(Row(step=s, judge="record", keep=count) for s in range(STEPS))
-    run(model, pair, Method(rows=every, seeds=count), (0, 100), judges={"record": Record()})
+    for state in steps(model, pair, [range(count), range(100, 100 + count)]):
+        solver, alive = state.solver, np.ones((2, count), bool)
+        at = Estimates(model, state.step, 0.5, solver.x, solver.last, solver.before_last, alive, {})
+        recorded[:, :, state.step] = judges.Energy()(at)
     least = float(np.median(recorded[..., 2]))
     methods = [
         best_of(count, "energy"),
@@ -162,9 +149,9 @@ def test_a_replay_of_finished_runs_chooses_as_the_search_does(model, pair) -> No
 
 def test_stages_with_as_many_particles_share_a_program(model, condition) -> None:
     before = _advance._cache_size()  # type: ignore[attr-defined]
-    run(model, condition, epbs(7, "energy", at=0.25, keep=3))
+    run(model, condition, epbs(9, "energy", at=0.25, keep=7))
     assert _advance._cache_size() - before == 2  # type: ignore[attr-defined]
-    run(model, condition, epbs(7, "change", at=0.5, keep=3), 40)
+    run(model, condition, epbs(9, "change", at=0.5, keep=7), 40)
     assert _advance._cache_size() - before == 2  # type: ignore[attr-defined]
 
 
