@@ -24,7 +24,10 @@ ESTIMATES = ("value", "mean")
 DATA = (".nc", ".npz", ".safetensors", ".csv", ".json")
 WIDE = 1.9
 """Figures whose width is so many times their height have a row of their own."""
-ELSEWHERE = ("planes", "title", "lead", "command", "figures", "sections", "unfinished", "question")
+ELSEWHERE = (
+    *("planes", "title", "question", "lead", "command", "figures", "sections", "unfinished"),
+    "changes",
+)
 """Entries of a manifest that are shown elsewhere on the page."""
 OUTCOMES = ("seconds", "date", "scores", "solved", "rows", "shown_steps", "machine", "device")
 """Entries that are no settings: two runs that are to be compared may differ in them."""
