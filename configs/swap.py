@@ -1,4 +1,4 @@
-"""Which layer decides the answer? Tokens of a donor run in place of the own ones. (Paper, section
+"""Which layer decides the answer? Tokens of a donor run in place of the receiver's. (Paper, section
 5.2.)
 
     jcos run configs/swap.py

@@ -8,7 +8,7 @@ seed 1; Wan2.2-I2V-A14B for comparison with --checkpoint wan-i2v --out out/vbvr-
 
 Hours for all 500 samples, if each has 60 frames of 1024 × 1024 pixels (33 frames: 0.4 times as
 many, 81: 1.6 times), VAE not counted, at the pace that `jcos plan` expects of such machines; none
-was measured with jcos, and --plan says it for your samples, or your --step-seconds:
+was measured with jcos:
 
     one H200                                                    109
     8 × H200    --mesh branch=2,context=4                        14

@@ -21,4 +21,10 @@ other seed:
 
 from jcos.bench.arm import Arm
 
-arms = {"ensemble": Arm(ensemble=3), "seed-2": Arm(seed=2), "seed-3": Arm(seed=3)}
+LAYERS = tuple((layer + 0.5) / 40 for layer in range(20, 30))
+
+arms = {
+    "ensemble": Arm(ensemble=3, ensemble_layers=LAYERS),
+    "seed-2": Arm(seed=2),
+    "seed-3": Arm(seed=3),
+}

@@ -55,7 +55,8 @@ class Arguments:
     """Go on where LoRA files have keys that the model has no place for."""
 
     def job(self) -> "Job":
-        """Raises ValueError where there are not as many factors as files, or one is no number."""
+        """Return the job. Raises ValueError where there are not as many factors as files, or one is
+        no number."""
         from .stream import Job
 
         loras = [
@@ -63,14 +64,8 @@ class Arguments:
             *_loras(self.lora_high, self.lora_high_scale, 0),
             *_loras(self.lora_low, self.lora_low_scale, 1),
         ]
-        return Job(
-            self.source,
-            self.target,
-            self.dtype,
-            self.only,
-            tuple(loras),
-            self.allow_unused_lora,
-        )
+        only, unused = self.only, self.allow_unused_lora
+        return Job(self.source, self.target, self.dtype, only, tuple(loras), unused)
 
 
 def _loras(files: Sequence[Path], scales: Sequence[float], expert: int | None) -> "list[Lora]":
@@ -85,7 +80,7 @@ def _loras(files: Sequence[Path], scales: Sequence[float], expert: int | None) -
 
 
 def report(made: "Plan") -> str:
-    """What was written, in a few lines."""
+    """Return what was written, in a few lines."""
     released = made.released
     size = made.bytes_stored(released.leaves)
     parts = ", ".join(released.parts)
@@ -104,10 +99,13 @@ def report(made: "Plan") -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """A wrong input ends in one sentence and exit code 2, an interruption in exit code 130."""
-    read = partial(tyro.cli, Arguments, prog="python -m convert")
-    chosen = parse("convert", read, sys.argv[1:] if arguments is None else arguments)
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m convert") -> None:
+    """End in one sentence and exit code 2 for a wrong input, in exit code 130 for an interruption.
+
+    prog: how the command was started.
+    """
+    read = partial(tyro.cli, Arguments, prog=prog)
+    chosen = parse(prog, read, sys.argv[1:] if arguments is None else arguments)
 
     import jax
     from rich import progress as bars
@@ -128,12 +126,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with bars.Progress(*columns, console=Console(stderr=True)) as progress:
             made = convert(chosen.job(), progress)
     except KeyboardInterrupt:
-        print(f"convert: stopped; {again}", file=sys.stderr)
+        print(f"{prog}: stopped; {again}", file=sys.stderr)
         raise SystemExit(130) from None
     except (ValueError, FileExistsError) as error:
-        refuse("convert", error)
+        refuse(prog, error)
     except OSError as error:
-        refuse("convert", f"{error}; when that is mended, {again}")
+        refuse(prog, f"{error}; when that is mended, {again}")
     print(readable(report(made)))
 
 

@@ -5,7 +5,6 @@ named where it arises. One block of each is in memory at a time, whatever the si
 Errors are max|a − b| / max|b|; what is allowed is three times what an exact port shows.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeVar
@@ -13,7 +12,6 @@ from typing import Any, NamedTuple, TypeVar
 import diffusers
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import torch
 import transformers
@@ -57,7 +55,7 @@ class Row(NamedTuple):
 
 
 def compare(source: Released) -> Iterator[Row]:
-    """All parts that the folder has, one row per place."""
+    """Compare all parts that the folder has, one row per place."""
     yield from solvers()
     for part in source.parts:
         yield from {"text": text, "vae": vae}.get(part, expert)(source, part)
@@ -71,12 +69,12 @@ def compare(source: Released) -> Iterator[Row]:
 # ---- weights
 
 
-def ours(source: Released, part: str, model: M, layer: int | None = None) -> M:
-    """An abstract model with the weights of a part, or of one of its blocks, in float32."""
-    inside = f"{part}." if layer is None else f"{part}.blocks."
+def ours(source: Released, place: str, model: M, layer: int | None = None) -> M:
+    """Return an abstract module with the weights of a place, or of one of its layers, in
+    float32."""
     found = {}
     for path in leaves(model):
-        leaf = source.leaves[inside + path]
+        leaf = source.leaves[f"{place}.{path}"]
         if layer is None:
             found[path] = leaf.build(lambda name: source.tensors[name].read(), np.dtype(np.float32))
         else:
@@ -85,14 +83,8 @@ def ours(source: Released, part: str, model: M, layer: int | None = None) -> M:
     return with_leaves(model, found)
 
 
-def theirs(
-    source: Released,
-    part: str,
-    module: Any,
-    renaming: Renaming,
-    within: str = "",
-) -> None:
-    """Loads the folder's weights into a PyTorch module; within: what it is of the whole model."""
+def theirs(source: Released, part: str, module: Any, renaming: Renaming, within: str = "") -> None:
+    """Load the folder's weights into a PyTorch module; within: what it is of the whole model."""
     state = {}
     for name in module.state_dict():
         tensor = source.tensors[f"{part}.{original_name(within + name, renaming)}"]
@@ -106,13 +98,13 @@ def relative(found: Any, want: torch.Tensor) -> float:
 
 
 def deviation(found: Any, want: torch.Tensor) -> float:
-    """Root mean square of the error, of that of the values."""
+    """Return the root mean square of the error, relative to that of the values."""
     a, b = np.asarray(found, np.float64), want.numpy()
     return float(np.sqrt(np.square(a - b).mean() / np.square(b).mean()))
 
 
 def allowed_in_bfloat16(of_pytorch: float, values: int) -> float:
-    """What the same products, rounded in another order, may err where PyTorch's do so much.
+    """Return what the same products, rounded in another order, may err where PyTorch's do so much.
 
     The square mean of n independent errors scatters by √(2/n) of itself, its root by √(1/2n), the
     ratio of two of them by √(1/n). A residual stream in bfloat16 errs 1.35 to 1.5 times as much.
@@ -147,15 +139,16 @@ def dit_module(cfg: Any, layers: int) -> Any:
 
 
 def expert(source: Released, part: str) -> Iterator[Row]:
-    """Embeddings, every block (also as the original runs it, with products in bfloat16), head.
-    Of a narrow model several videos are run, enough to tell its rounding errors from chance.
+    """Compare embeddings, every block (also as the original runs it, with products in bfloat16),
+    head. Of a narrow model several videos are run, enough to tell its rounding errors from chance.
 
     diffusers computes the sinusoid of the timestep in float32, the original in float64 as jcos
     does: that row allows for it, and both go on with the exact one.
     """
     cfg = source.config.dit
-    one = dataclasses.replace(cfg, layers=1)
-    module, dit = dit_module(cfg, 1), ours(source, part, jax.eval_shape(lambda: Outside(one)))
+    dit = jax.eval_shape(lambda: DiT(cfg, rngs=nnx.Rngs(0)))
+    dit.blocks = None  # which follow one by one
+    module, dit = dit_module(cfg, 1), ours(source, part, dit)
     theirs(source, part, module, DIT_OF_DIFFUSERS)
     embedder = module.condition_embedder
 
@@ -178,7 +171,7 @@ def expert(source: Released, part: str) -> Iterator[Row]:
     latents = numbers(0, copies, *grid, cfg.in_channels)
     video = torch.from_numpy(latents).permute(0, 4, 1, 2, 3)
     x = module.patch_embedding(video).flatten(2).transpose(1, 2)
-    embed = jax.vmap(lambda video: dit.patch_embedding(DiT.patchify(dit, video)))
+    embed = jax.vmap(lambda video: dit.patch_embedding(dit.patchify(video)))
     chained = embed(jnp.asarray(latents))
     yield row("patch embedding", chained, x)
 
@@ -190,7 +183,7 @@ def expert(source: Released, part: str) -> Iterator[Row]:
     )
     for i in range(cfg.layers):
         theirs(source, part, module.blocks[0], DIT_OF_DIFFUSERS, f"blocks.{i}.")
-        block = ours(source, part, abstract, i)
+        block = ours(source, f"{part}.blocks", abstract, i)
         y = module.blocks[0](x, words, six, rope)
         yield row(f"block {i}", run(block, array(x), *fixed), y)
         with torch.autocast("cpu", torch.bfloat16):
@@ -205,27 +198,11 @@ def expert(source: Released, part: str) -> Iterator[Row]:
     yield row("head", dit.head(array(x[0]), array(e)), want[0])
 
 
-class Outside(nnx.Module):
-    """A DiT without its blocks."""
-
-    def __init__(self, cfg: Any):
-        whole = DiT(cfg, rngs=nnx.Rngs(0))
-        for name in (
-            "patch_embedding",
-            "text_embedding",
-            "time_embedding",
-            "time_projection",
-            "head",
-        ):
-            setattr(self, name, getattr(whole, name))
-        self.cfg = cfg
-
-
 # ---- text encoder, VAE, solver
 
 
 def text(source: Released, part: str) -> Iterator[Row]:
-    """Token embedding, every block (with padding behind the prompt), the norm at the end."""
+    """Compare token embedding, every block (with padding behind the prompt), the last norm."""
     cfg = source.config.text
     assert isinstance(cfg, UMT5Config)
     sizes = transformers.UMT5Config(
@@ -248,8 +225,8 @@ def text(source: Released, part: str) -> Iterator[Row]:
     leaf = source.leaves[f"{part}.token_embedding"]
     read = source.tensors[leaf.sources[0][0]]
     found = leaf.build(lambda name: source.tensors[name].read(), read.dtype)[ids]
-    rows = torch.nn.functional.embedding(torch.from_numpy(ids), stored(read.read()))
-    yield Row(part, "token embedding", relative(found.astype(np.float32), rows.float()), 0.0)
+    rows = torch.from_numpy(read.read()[ids].astype(np.float32))
+    yield Row(part, "token embedding", relative(found.astype(np.float32), rows), 0.0)
     x = torch.from_numpy(numbers(2, 1, length, cfg.dim))
     mask = np.arange(length) < kept
     given = torch.from_numpy(mask)[None].long()
@@ -260,30 +237,16 @@ def text(source: Released, part: str) -> Iterator[Row]:
     for i in range(cfg.layers):
         theirs(source, part, stack.block[0], UMT5_OF_TRANSFORMERS, f"encoder.block.{i}.")
         y = stack(inputs_embeds=x, attention_mask=given).last_hidden_state
-        found = run(ours(source, part, abstract, i), array(x[0]))
+        found = run(ours(source, f"{part}.blocks", abstract, i), array(x[0]))
         yield Row(part, f"block {i}", relative(found[:kept], y[0, :kept]), 2e-6)
         x = y
     theirs(source, part, norm, UMT5_OF_TRANSFORMERS, "encoder.final_layer_norm.")
-    end = ours(source, part, jax.eval_shape(lambda: End(cfg)))
-    yield Row(part, "final norm", relative(end.norm(array(x[0])), norm(x)[0]), 2e-6)
-
-
-class End(nnx.Module):
-    """What a text encoder has behind its blocks."""
-
-    def __init__(self, cfg: UMT5Config):
-        self.norm = RMSNorm(cfg.dim, cfg.eps)
-
-
-def stored(values: np.ndarray) -> torch.Tensor:
-    """In the type that they have; NumPy's bfloat16 is not one that PyTorch takes."""
-    if values.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(values)
+    end = ours(source, f"{part}.norm", jax.eval_shape(lambda: RMSNorm(cfg.dim, cfg.eps)))
+    yield Row(part, "final norm", relative(end(array(x[0])), norm(x)[0]), 2e-6)
 
 
 def vae(source: Released, part: str) -> Iterator[Row]:
-    """A short clip encoded, latents decoded."""
+    """Compare a short clip encoded, latents decoded."""
     cfg = source.config.codec
     assert isinstance(cfg, VaeConfig)
     _, height, width = (2 * stride for stride in cfg.strides)
@@ -320,8 +283,8 @@ def scheduler(steps: int, shift: float) -> Any:
 
 
 def solvers() -> Iterator[Row]:
-    """Ten steps of each over a velocity that is a formula: UniPC on the grid of diffusers, which
-    has not the others' grids; they are given jcos's."""
+    """Compare ten steps of each over a velocity that is a formula: UniPC on the grid of diffusers,
+    which has not the others' grids; they are given jcos's."""
     yield solver("UniPC", Sampling(10, 5.0, "unipc", "diffusers"), scheduler(10, 5.0), 3e-6)
     settings = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
     others: dict[Solver, tuple[str, Any]] = {
@@ -350,8 +313,8 @@ def solver(name: str, sampling: Sampling, made: Any, allowed: float) -> Row:
 
 
 def sampling_run(source: Released, pinned: bool) -> Row:
-    """Three steps with guidance through all experts, the sinusoid of each code its own. pinned:
-    with a first frame that stays in place, its tokens at timestep 0 (TI2V)."""
+    """Compare three steps with guidance through all experts, the sinusoid of each code its own.
+    pinned: with a first frame that stays in place, its tokens at timestep 0 (TI2V)."""
     config, cfg, scale = source.config, source.config.dit, 4.0
     settings = Sampling(3, 5.0, "unipc", "diffusers", (scale,) * config.experts)
     plan, made = flow.plan(settings, config.boundary), scheduler(3, 5.0)

@@ -77,7 +77,7 @@ class Adapter:
 
     @property
     def files(self) -> list[Path]:
-        """Files that the result depends on."""
+        """Return files that the result depends on."""
         return list(dict.fromkeys([self.file, *([self.settings.source] if self.settings else [])]))
 
     def merged(self, name: str, weight: np.ndarray) -> np.ndarray:

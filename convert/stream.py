@@ -16,7 +16,7 @@ import numpy as np
 from rich.progress import Progress
 
 from jcos.config import to_json
-from jcos.files import local_path
+from jcos.files import check_room, local_path
 from jcos.weights import checkpoint
 from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.faults import readable
@@ -84,7 +84,7 @@ class Plan:
 
 
 def plan(job: Job) -> Plan:
-    """Opens all files and matches all names; raises CheckpointError for what does not fit."""
+    """Open all files and match all names; raises CheckpointError for what does not fit."""
     released = _only(open_released(job.source), job.only)
     if released.tokenizer and "text" in released.parts:
         check_fetched(released.tokenizer / "tokenizer.json")
@@ -94,7 +94,7 @@ def plan(job: Job) -> Plan:
 
 
 def convert(job: Job, progress: Progress) -> Plan:
-    """Writes `job.target`; when it fails or is killed, what is finished stays beside it to go on
+    """Write `job.target`; when it fails or is killed, what is finished stays beside it to go on
     with.
 
     Raises FileExistsError where the target exists; CheckpointError where files are missing, damaged
@@ -119,7 +119,8 @@ def convert(job: Job, progress: Progress) -> Plan:
         for _, adapter in made.adapters:
             adapter.check_finite()
         left = {name: paths for name, paths in made.bundles.items() if name not in work.parts}
-        _check_space(target.parent, made.bytes_stored(_flat(left)), COMPRESSED)
+        size = made.bytes_stored(_flat(left))
+        check_room(target.parent, more=int(COMPRESSED * size))
         task = progress.add_task("converting", total=made.bytes_read(_flat(left)))
         for name, paths in left.items():
             _write_part(made, work, name, paths, lambda n: progress.advance(task, n))
@@ -197,16 +198,6 @@ def _sources(made: Plan) -> dict[str, Path]:
     return files
 
 
-def _check_space(folder: Path, size: int, smallest: float = 1.0) -> None:
-    """A full disk is noticed before something is written: what Orbax says then is long."""
-    free = shutil.disk_usage(folder).free
-    if free < smallest * size:
-        raise OSError(
-            f"{folder} has {free / 1e9:.2f} GB free; weights of {size / 1e9:.2f} GB are to be "
-            "written"
-        )
-
-
 def _write_part(
     made: Plan, work: Work, name: str, paths: list[str], advance: Callable[[int], object]
 ) -> None:
@@ -226,7 +217,7 @@ def _write_part(
         dtype = made.types[path]
         return made.released.leaves[path].build(lambda name: read(name, dtype), dtype)
 
-    _check_space(work.folder, made.bytes_stored(paths))
+    check_room(work.folder, more=made.bytes_stored(paths))
     values = {path: build(path) for path in paths}
     leaves = checkpoint.write_part(work.folder, name, values)
     work.finish_part(name, leaves, checkpoint.digests(work.folder, f"weights/{name}"))

@@ -15,7 +15,7 @@ from functools import partial
 
 import tyro
 
-from jcos.cli.paths import InFolder, OutFile, parse
+from jcos.cli.paths import InFolder, OutFile, parse, refuse
 from jcos.files import write
 
 INSTALL = "pip install -e '.[lab,verify]' -c constraints.txt"
@@ -32,14 +32,17 @@ class Arguments:
     """Also write the table here."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    read = partial(tyro.cli, Arguments, prog="python -m convert.verify")
-    given = parse("convert", read, sys.argv[1:] if arguments is None else arguments)
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m convert.verify") -> None:
+    """End with exit code 1 where a place differs, with 2 and one sentence for a wrong input.
+
+    prog: how the command was started.
+    """
+    read = partial(tyro.cli, Arguments, prog=prog)
+    given = parse(prog, read, sys.argv[1:] if arguments is None else arguments)
     try:
         from .against import compare
     except ImportError as error:
-        print(f"{error.name} is missing; install it: {INSTALL}", file=sys.stderr)
-        raise SystemExit(2) from None
+        refuse(prog, f"{error.name} is missing; install it: {INSTALL}")
     import jax
     import torch
     from rich.console import Console
@@ -49,11 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     try:
         source = open_released(given.source)
-        if given.json is not None:  # not after hours
-            given.json.parent.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
+        refuse(prog, error)
     rows = []
     precision, status = jax.default_matmul_precision("highest"), Console(stderr=True).status("…")
     with precision, torch.no_grad(), status:
@@ -69,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if part not in source.parts:
             print(f"The folder has no {name}: it was left out.")
     if given.json is not None:
-        table = [row._asdict() | {"error": finite(row.error)} for row in rows]
+        table = [row._asdict() for row in rows]
+        for row in table:  # JSON has no nan
+            row["error"] = row["error"] if math.isfinite(row["error"]) else None
         write(given.json, json.dumps(table, indent=1, allow_nan=False) + "\n")
     # Also a nan is no success.
     wrong = [row for row in rows if not row.error <= row.allowed]
@@ -82,11 +84,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         raise SystemExit(1)
     print(f"All {len(rows)} places agree.")
-
-
-def finite(error: float) -> float | None:
-    """JSON has no nan."""
-    return error if math.isfinite(error) else None
 
 
 if __name__ == "__main__":

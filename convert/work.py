@@ -11,19 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from jcos.files import visible
+from jcos.files import visible, write
 from jcos.weights.checkpoint import CheckpointError
 
 JOURNAL = "journal.json"
 # What network and user-space file systems answer that have none.
-_NO_LOCKS = {
-    errno.ENOSYS,
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-    errno.ENOLCK,
-    errno.EINVAL,
-    errno.ENOTTY,
-}
+_NO_LOCKS = ("ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK", "EINVAL", "ENOTTY")
 Digests = dict[str, list[Any]]
 
 
@@ -45,7 +38,7 @@ class Work:
         try:
             self.locked = self._take_lock()
             self._journal = self._read()
-            self._compare(_plain(settings))
+            self._compare(json.loads(json.dumps(settings)))
             self._remove_halves()
         except BaseException:
             self._lock.close()
@@ -55,22 +48,22 @@ class Work:
 
     @property
     def parts(self) -> dict[str, Any]:
-        """The finished parts: what `checkpoint.write_part` returned, by name."""
+        """Return the finished parts: what `checkpoint.write_part` returned, by name."""
         return {name: part["leaves"] for name, part in self._journal["parts"].items()}
 
     @property
     def files(self) -> Digests:
-        """`checkpoint.digests` of all finished parts."""
+        """Return `checkpoint.digests` of all finished parts."""
         return {k: v for part in self._journal["parts"].values() for k, v in part["files"].items()}
 
     @property
     def sources(self) -> Digests:
-        """Size and hash of every source file."""
+        """Return size and hash of every source file."""
         return {name: [size, sha] for name, (size, _, sha) in self._journal["sources"].items()}
 
     def check_sources(self, files: Mapping[str, Path], advance: Callable[[int], object]) -> None:
-        """Notes the size and hash of all source files, or compares them with what was noted; those
-        of the same size and time of change are taken to be the same.
+        """Note the size and hash of all source files, or compare them with what was noted; those of
+        the same size and time of change are taken to be the same.
 
         advance: called with numbers of bytes.
         """
@@ -84,41 +77,36 @@ class Work:
         for name in files.keys() - new.keys():
             advance(stats[name].st_size)
         with ThreadPoolExecutor(4) as pool:
-            hashes = dict(
-                zip(new, pool.map(lambda f: _sha256(f, advance), new.values()), strict=True)
-            )
-        found = {
-            name: [stat.st_size, stat.st_mtime_ns, hashes.get(name) or noted[name][2]]
-            for name, stat in stats.items()
-        }
+            hashes = pool.map(lambda file: _sha256(file, advance), new.values())
+            found = {name: [*noted.get(name, [])] for name in stats}
+            for name, digest in zip(new, hashes, strict=True):
+                found[name] = [stats[name].st_size, stats[name].st_mtime_ns, digest]
         if noted:
-            changed = [
-                n for n in {**noted, **found} if noted.get(n, "")[::2] != found.get(n, "")[::2]
-            ]
+            names = {**noted, **found}
+            changed = sorted(n for n in names if noted.get(n, "")[::2] != found.get(n, "")[::2])
             if changed:
-                names = ", ".join(sorted(changed)[:3])
                 more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
                 raise CheckpointError(
-                    f"{names}{more} changed since {self.folder} was begun; remove that folder to "
-                    "start anew"
+                    f"{', '.join(changed[:3])}{more} changed since {self.folder} was begun; remove "
+                    "that folder to start anew"
                 )
         self._journal["sources"] = found
         self._write()
 
     def finish_part(self, name: str, leaves: Mapping[str, Any], files: Digests) -> None:
-        """Notes that a part is written."""
+        """Note that a part is written."""
         self._journal["parts"][name] = {"leaves": dict(leaves), "files": files}
         self._write()
 
     def finish(self) -> None:
-        """Gives the folder, now a checkpoint, its final name."""
+        """Give the folder, now a checkpoint, its final name."""
         self.folder.rename(self.target)
         for name in (JOURNAL, "lock"):
             (self.target / name).unlink()
         self._lock.close()
 
     def close(self) -> None:
-        """Leaves the folder to be gone on with; removes it if nothing in it is finished."""
+        """Leave the folder to be gone on with; remove it if nothing in it is finished."""
         if not self._journal["parts"]:
             shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
@@ -129,7 +117,7 @@ class Work:
         except BlockingIOError:
             raise CheckpointError(f"another process is converting to {self.target}") from None
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in [getattr(errno, name) for name in _NO_LOCKS]:
                 raise
             return False
         return True
@@ -154,9 +142,7 @@ class Work:
             )
 
     def _write(self) -> None:
-        beside = self.folder / f"{JOURNAL}.part"
-        beside.write_text(json.dumps(self._journal) + "\n", encoding="utf-8")
-        beside.replace(self.folder / JOURNAL)
+        write(self.folder / JOURNAL, json.dumps(self._journal) + "\n")
 
     def _remove_halves(self) -> None:
         """What a killed process was writing."""
@@ -164,11 +150,6 @@ class Work:
             for path in visible(self.folder / "weights"):
                 if path.name not in self._journal["parts"]:
                     shutil.rmtree(path)
-
-
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back."""
-    return json.loads(json.dumps(settings))
 
 
 def _sha256(file: Path, advance: Callable[[int], object]) -> str:

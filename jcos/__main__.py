@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import sys
 
-LAB = ("tyro", "rich", "matplotlib", "scipy", "xarray")
+LAB = ("tyro", "rich", "matplotlib", "scipy", "xarray", "h5netcdf", "jinja2")
 ELSEWHERE = {"convert": "__main__", "verify": "verify"}
 """Commands of the converter, which lies beside the package in a checkout."""
 
@@ -17,7 +17,8 @@ def main() -> None:
             importlib.import_module("jcos.cli").main()
             return
         package = "jcos.convert" if importlib.util.find_spec("jcos.convert") else "convert"
-        importlib.import_module(f"{package}.{ELSEWHERE[name]}").main(arguments)
+        module = importlib.import_module(f"{package}.{ELSEWHERE[name]}")
+        module.main(arguments, f"jcos {name}")
     except ModuleNotFoundError as missing:
         if missing.name not in LAB:
             raise

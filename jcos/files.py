@@ -44,55 +44,75 @@ def shown(path: Path | str) -> str:
 # ---- what can be known of a path before any work; all raise ValueError in one sentence
 
 
-def check_file(path: Path) -> None:
-    """Check that it is a file that can be read."""
-    if _kind(path) == "folder":
-        raise ValueError(f"{shown(path)} is a folder; a file is needed")
-    if _kind(path) is None:
-        raise ValueError(f"there is no file {shown(path)}")
+def check_there(path: Path, kind: str | None = None) -> None:
+    """Check that it is a file or folder that can be read. kind: `file` or `folder`, which one."""
+    there = _kind(path)
+    if there is None:
+        raise ValueError(f"there is no {kind or 'file'} {shown(path)}")
+    if kind and there != kind:
+        raise ValueError(f"{shown(path)} is a {there}; a {kind} is needed")
     try:
-        path.open("rb").close()
+        if there == "folder":
+            os.scandir(path).close()
+        else:
+            path.open("rb").close()
     except OSError as error:
         raise ValueError(f"{shown(path)} cannot be read: {error.strerror}") from None
+
+
+def check_file(path: Path) -> None:
+    """Check that it is a file that can be read."""
+    check_there(path, "file")
 
 
 def check_folder(path: Path) -> None:
     """Check that it is a folder whose files can be listed."""
-    if _kind(path) == "file":
-        raise ValueError(f"{shown(path)} is not a folder, which is needed")
-    if _kind(path) is None:
-        raise ValueError(f"there is no folder {shown(path)}")
-    try:
-        os.scandir(path).close()
-    except OSError as error:
-        raise ValueError(f"{shown(path)} cannot be read: {error.strerror}") from None
-
-
-def check_there(path: Path) -> None:
-    """Check that it is a file or folder that can be read."""
-    (check_folder if _kind(path) == "folder" else check_file)(path)
+    check_there(path, "folder")
 
 
 def check_new_file(path: Path) -> None:
-    """Check that a file can be written there, by writing one without a name."""
+    """Check that a file can be written there."""
     if _kind(path) == "folder":
         raise ValueError(f"{shown(path)} is a folder; a file is to be written: give it a name")
     check_new_folder(path.parent)
 
 
-def check_new_folder(path: Path) -> None:
-    """Check that files can be written into it, where it is to be made too, by writing one without a
-    name. Nothing is left of it."""
-    place = next(p for p in (path, *path.absolute().parents) if _kind(p) is not None)
-    if _kind(place) == "file":
-        raise ValueError(f"{shown(place)} is a file; a folder is needed there: choose another path")
+def check_new_folder(path: Path, size: int = 0) -> None:
+    """Check that a folder is there or can be made, and takes a file of `size` bytes, by trying.
+    Nothing is left of it."""
+    whole = Path(os.path.abspath(path))
+    place = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
+    if not place.is_dir():
+        raise ValueError(
+            f"{shown(place)} is a file or a broken link; a folder is needed there: choose another "
+            "path"
+        )
     try:
-        tempfile.TemporaryFile(dir=place).close()
+        with tempfile.TemporaryDirectory(prefix=".jcos-", dir=place) as probe:
+            (Path(probe) / whole.relative_to(place)).mkdir(parents=True, exist_ok=True)
+            with reserved(Path(probe), size):
+                pass
     except OSError as error:
         raise ValueError(
             f"{shown(path)} cannot be written: {error.strerror} in {shown(place)}; "
             "choose another path"
         ) from None
+
+
+def check_room(folder: Path, size: int = 0, more: int = 0) -> None:
+    """Check, as `check_new_folder`, before hours are spent on what is to be written, that there is
+    room for it: OSError where there is not.
+
+    size: bytes of the largest file. more: of all others, as far as is known.
+    """
+    whole = Path(os.path.abspath(folder))
+    free = shutil.disk_usage(next(p for p in (whole, *whole.parents) if os.path.exists(p))).free
+    if free < size + more:
+        raise OSError(
+            f"{shown(folder)} has {free / 1e9:.2f} GB free; about {(size + more) / 1e9:.2f} GB are "
+            "to be written: make room, or choose another path"
+        )
+    check_new_folder(folder, size)
 
 
 def check_cache(path: Path) -> None:
@@ -180,20 +200,6 @@ def write(path: Path, content: bytes | str, *, shared: bool = False) -> None:
         part.write_bytes(data)
 
 
-def keep(path: Path, content: bytes) -> None:
-    """Write a file that took hours. Where that fails, it goes to a folder for temporary files,
-    which the OSError names."""
-    try:
-        write(path, content)
-    except OSError as error:
-        spare = Path(tempfile.mkdtemp(prefix="jcos-")) / path.name
-        write(spare, content)
-        raise OSError(
-            f"{path}: {error.strerror}; its content is in {spare}: move it there, and repeat the "
-            "command"
-        ) from None
-
-
 @contextlib.contextmanager
 def reserved(folder: Path, size: int) -> Iterator[None]:
     """Hold `size` bytes of a folder's disk, in a file without a name.
@@ -207,33 +213,6 @@ def reserved(folder: Path, size: int) -> Iterator[None]:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise
         yield
-
-
-def check_room(folder: Path, size: int = 0, more: int = 0) -> None:
-    """Raise OSError where a folder cannot be made, or has no room, before hours are spent on what
-    is to be written. Nothing is left there.
-
-    size: bytes of the largest file. more: of all others, as far as is known.
-    """
-    whole = Path(os.path.abspath(folder))
-    place = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
-    if not place.is_dir():
-        raise OSError(f"{place} is no folder that can be written to; choose another --out")
-    free = shutil.disk_usage(place).free
-    if free < size + more:
-        raise OSError(
-            f"{place} has {free / 1e9:.2f} GB free; about {(size + more) / 1e9:.2f} GB are to be "
-            "written: make room, or choose another --out"
-        )
-    try:
-        with tempfile.TemporaryDirectory(prefix=".jcos-", dir=place) as probe:
-            (Path(probe) / whole.relative_to(place)).mkdir(parents=True, exist_ok=True)
-            with reserved(Path(probe), size):
-                pass
-    except OSError as error:
-        raise OSError(
-            f"{folder} cannot be written to ({error.strerror}); choose another --out"
-        ) from None
 
 
 # ---- reading folders

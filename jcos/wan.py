@@ -1,7 +1,7 @@
 """`Wan`: expert(s), codec and text encoder of one model, with the defaults its authors sample
 with."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 from jaxtyping import Array, Float, UInt8
 
@@ -18,7 +19,7 @@ from jcos.devices import memory, mesh, sharding
 from jcos.files import local_path
 from jcos.media.image import check_frames
 from jcos.model.dit import DiT
-from jcos.model.text import UMT5, WordEmbedding, embed, word_ids
+from jcos.model.text import UMT5, TextCache, WordEmbedding, embed, word_ids
 from jcos.model.tokenizer import Tokenizer
 from jcos.model.vae import Tiles, Vae, decode_pixels, encode_pixels
 from jcos.sampling.trajectory import Condition
@@ -165,6 +166,19 @@ def check_picture(config: WanConfig, given: bool) -> None:
         raise ValueError(f"{config.name} makes videos of a first frame; none is given")
 
 
+def check_mesh(sizes: Mapping[str, int], config: WanConfig, seeds: int = 1) -> None:
+    """Raise ValueError where runs of this model, sampled as its configuration says, cannot be
+    spread over a mesh of these sizes."""
+    passes = 1 if config.sampling.guidance is None else 2
+    for what, count, axis in (
+        ("pass(es) of a step", passes, mesh.BRANCH),
+        ("seed(s)", seeds, mesh.SEED),
+        ("heads", config.dit.heads, mesh.TENSOR),
+    ):
+        if count % sizes.get(axis, 1):
+            raise ValueError(f"{count} {what} do not divide over the mesh's {axis}={sizes[axis]}")
+
+
 def latent_grid(config: WanConfig, frames: int, height: int, width: int) -> tuple[int, int, int]:
     """Frames, height and width of the latent of a video in pixels; ValueError where there is none
     of that size."""
@@ -304,3 +318,60 @@ def load(
     if isinstance(model.text, UMT5) and tokens is not None and tokens.exists():
         model.tokenizer = Tokenizer.load(tokens)
     return model
+
+
+def check_vae(config: WanConfig, folder: Path) -> None:
+    """Raise ValueError where the model needs a VAE that its folder does not have, as VBVR's."""
+    if not isinstance(config.codec, VaeConfig):
+        return
+    source = _released(folder)
+    leaves = checkpoint.stored(folder) if source is None else source.leaves
+    if not any(name.startswith("vae.") for name in leaves):
+        raise ValueError(
+            f"{folder} has no VAE, which codes pictures and videos; put that of the release beside "
+            "the weights (and convert them together, as docs/vbvr.md says)"
+        )
+
+
+def embedder(
+    folder: Path,
+    config: WanConfig,
+    prompts: Sequence[str],
+    cache: Path | None = None,
+    profile: Profile | None = None,
+) -> Callable[[str], Prompt]:
+    """Return what embeds these prompts. The text encoder is loaded only where one of them is not in
+    the folder `cache`, and let go again; small models, that read words, need no cache.
+
+    Raises ValueError where one is neither in the cache nor can be read.
+    """
+    if not isinstance(config.text, UMT5Config):
+        return load(folder, profile=profile, experts=False, vae=False).embed
+    if cache is None:
+        encoder = load(folder, profile=profile, experts=False, vae=False)
+        return {text: encoder.embed(text) for text in prompts}.__getitem__
+    lacking = None
+    try:
+        _read(TextCache(cache), prompts, config)
+    except ValueError as error:
+        lacking = error
+    if anywhere(lacking is not None):
+        encoder = load(folder, profile=profile, experts=False, vae=False)
+        if isinstance(encoder.text, UMT5):
+            _read(TextCache(cache, encoder.text, encoder.tokenizer), prompts, config)
+        elif lacking is not None:
+            raise lacking
+    return partial(TextCache(cache).embed, length=config.dit.text_len)
+
+
+def _read(cache: TextCache, prompts: Sequence[str], config: WanConfig) -> None:
+    for text in prompts:
+        cache.embed(text, config.dit.text_len)
+
+
+def anywhere(here: bool) -> bool:
+    """Return whether it holds on any of the hosts that have joined. They read checkpoints together
+    or not at all: Orbax waits for all of them."""
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(np.array(here)).any())

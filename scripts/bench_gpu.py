@@ -14,13 +14,13 @@ table and writes it to --out.
 import argparse
 import dataclasses
 import json
-import math
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
-from importlib import import_module, metadata
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,21 +36,23 @@ from jcos.files import local_path
 from jcos.generation import generate_worlds
 from jcos.loop import seed_keys
 from jcos.model.attention import KERNELS, attention, using
-from jcos.plan.costs import forward_flops
+from jcos.plan.costs import Job, forward_flops
 from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import Probe, SeedEnsemble, TokenEnergy
 from jcos.variants import wan22_i2v_a14b
-from jcos.wan import Wan, latent_grid
+from jcos.wan import Wan
+from tables import about, markdown, save
 
 SEEDS = 3
 STEPS = 50
 """Of the video that the ensemble's cost is a share of."""
-PACKAGES = ("jax", "jaxlib", "flax", "torch", "diffusers")
+ENOUGH = 25.0
+"""Seconds after which a long call is not timed again."""
 GIB = 2**30
 
 
 class Row(NamedTuple):
-    """what: unique in the table. value: in `unit`; None where there was no time for it."""
+    """what: unique in the table. value: in `unit`; None where there was no time or no room."""
 
     what: str
     value: float | None
@@ -58,27 +60,14 @@ class Row(NamedTuple):
     note: str = ""
 
 
-class Size(NamedTuple):
-    name: str
-    frames: int
-    height: int
-    width: int
-
-
 class Lab(NamedTuple):
     """What is measured. repeat: timings of which the fastest counts; matrix: width of the product
     that shows the peak."""
 
     config: WanConfig
-    sizes: tuple[Size, ...]
+    jobs: dict[str, Job]
     repeat: int
     matrix: int
-
-    def tokens(self, size: Size) -> int:
-        return math.prod(self.config.dit.tokens(*latent_grid(self.config, *size[1:])))
-
-    def flops(self, size: Size) -> float:
-        return sum(forward_flops(self.config.dit, self.tokens(size)).values())
 
 
 def full_lab(experts: int) -> Lab:
@@ -86,34 +75,30 @@ def full_lab(experts: int) -> Lab:
     if experts == 1:
         sampling = dataclasses.replace(config.sampling, guidance=(3.5,))
         config = dataclasses.replace(config, boundary=None, sampling=sampling)
-    sizes = (Size("480p", 81, 480, 832), Size("720p", 81, 720, 1280))
-    return Lab(config, sizes, repeat=3, matrix=8192)
+    jobs = {"480p": Job(config, 81, 480, 832), "720p": Job(config, 81, 720, 1280)}
+    return Lab(config, jobs, repeat=3, matrix=8192)
 
 
 def tiny_lab() -> Lab:
     config = wan22_i2v_a14b()
     small = dict(dim=64, ffn_dim=64, heads=2, layers=2, text_dim=16, text_len=8, freq_dim=16)
-    dit = dataclasses.replace(config.dit, **small)
-    sizes = (Size("480p", 5, 32, 48), Size("720p", 5, 48, 64))
-    return Lab(dataclasses.replace(config, dit=dit), sizes, repeat=1, matrix=128)
+    config = dataclasses.replace(config, dit=dataclasses.replace(config.dit, **small))
+    jobs = {"480p": Job(config, 5, 32, 48), "720p": Job(config, 5, 48, 64)}
+    return Lab(config, jobs, repeat=1, matrix=128)
 
 
-Rows = Generator[Row, None, float | None]
-"""Rows of one measurement, and the seconds that others are compared with."""
-
-
-def fits(what: str, rows: Rows) -> Rows:
-    """The same; where memory runs out, a row that says so."""
+def attempt(what: str, measure: Callable[[], list[Row]]) -> list[Row]:
+    """Return the rows of a measurement, printed for the parent process as soon as they are known;
+    one that says so where memory runs out."""
     try:
-        return (yield from rows)
+        rows = measure()
     except (RuntimeError, MemoryError) as error:  # both jax's and PyTorch's are RuntimeErrors
         if not any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "out of memory")):
             raise
-    yield Row(what, None, "", "does not fit")
-
-
-ENOUGH = 25.0
-"""Seconds after which a long call is not timed again."""
+        rows = [Row(what, None, "", "does not fit")]
+    for row in rows:
+        print("ROW " + json.dumps(row), flush=True)
+    return rows
 
 
 def fastest(lab: Lab, run: Callable[[], Any]) -> float:
@@ -130,36 +115,37 @@ def fastest(lab: Lab, run: Callable[[], Any]) -> float:
 # ---- the device
 
 
-def device_rows(lab: Lab) -> Iterator[Row]:
+def device_rows(lab: Lab) -> None:
     """What the machine can do: the largest rate that the rest is measured against."""
+    attempt("peak", partial(peak, lab))
+    for name, job in lab.jobs.items():
+        attempt(f"self-attention alone, {name}", partial(attention_alone, lab, name, job))
+
+
+def peak(lab: Lab) -> list[Row]:
     n, chain = lab.matrix, 16
     a = jax.random.normal(jax.random.key(0), (n, n), jnp.bfloat16) / n**0.5
-
-    @jax.jit
-    def products(a: jax.Array) -> jax.Array:
-        return jax.lax.fori_loop(0, chain, lambda _, x: x @ a, a)
-
+    products = jax.jit(lambda a: jax.lax.fori_loop(0, chain, lambda _, x: x @ a, a))
     rate = 2 * n**3 * chain / fastest(lab, lambda: products(a)) / 1e12
-    yield Row("peak", rate, "TFLOP/s", f"bfloat16 products of {n} × {n}")
     heads, d = lab.config.dit.heads, lab.config.dit.head_dim
     q, k, v = jax.random.normal(jax.random.key(1), (3, 512, heads, d), jnp.bfloat16)
     with using(kernel="xla"):
         want = jax.jit(attention)(q, k, v).astype(jnp.float32)
     off = jnp.abs(jax.jit(attention)(q, k, v).astype(jnp.float32) - want).max()
     note = f"fastest of {', '.join(KERNELS)} here, in bfloat16, at 512 tokens"
-    yield Row("attention kernel is off by", float(off / jnp.abs(want).max()), "", note)
-    for size in lab.sizes:
-        what = f"self-attention alone, {size.name}"
-        yield from fits(what, attention_alone(lab, size, what))
+    return [
+        Row("peak", rate, "TFLOP/s", f"bfloat16 products of {n} × {n}"),
+        Row("attention kernel is off by", float(off / jnp.abs(want).max()), "", note),
+    ]
 
 
-def attention_alone(lab: Lab, size: Size, what: str) -> Rows:
-    n, heads, d = lab.tokens(size), lab.config.dit.heads, lab.config.dit.head_dim
-    q, k, v = jax.random.normal(jax.random.key(2), (3, n, heads, d), jnp.bfloat16)
+def attention_alone(lab: Lab, name: str, job: Job) -> list[Row]:
+    heads, d = lab.config.dit.heads, lab.config.dit.head_dim
+    q, k, v = jax.random.normal(jax.random.key(2), (3, job.tokens, heads, d), jnp.bfloat16)
     f = jax.jit(attention)
     seconds = fastest(lab, lambda: f(q, k, v))
-    rate = 4 * n**2 * heads * d / seconds / 1e12
-    yield Row(what, rate, "TFLOP/s", f"{1e3 * seconds:.1f} ms")
+    rate = 4 * job.tokens**2 * heads * d / seconds / 1e12
+    return [Row(f"self-attention alone, {name}", rate, "TFLOP/s", f"{1e3 * seconds:.1f} ms")]
 
 
 # ---- jcos
@@ -179,7 +165,8 @@ def random_model(config: WanConfig) -> Wan:
 
 
 class Program(NamedTuple):
-    """A compiled run of one guided step. seconds: of tracing, lowering and compiling it."""
+    """A compiled run of one guided step. seconds: of tracing, lowering and compiling it. held,
+    working: GiB."""
 
     call: Callable[[], Any]
     seconds: float
@@ -188,132 +175,115 @@ class Program(NamedTuple):
 
 
 def program(
-    lab: Lab,
-    model: Wan,
-    size: Size,
-    *,
-    seeds: int = 1,
-    probe: Probe | None = None,
-    keep_x0: bool = True,
+    model: Wan, job: Job, *, seeds: int = 1, probe: Probe | None = None, keep_x0: bool = True
 ) -> Program:
     """One guided Euler step by the first expert; without keep_x0 its clean estimate is dropped."""
-    cfg = lab.config.dit
+    config, cfg = job.config, job.config.dit
     plan = flow.plan(Sampling(1, 5.0, guidance=(3.5,)))
-    text = 0.1 * jnp.ones((1, cfg.text_len, cfg.text_dim), jnp.dtype(lab.config.numerics.text))
-    grid = latent_grid(lab.config, *size[1:])
-    given = jnp.zeros((1, *grid, cfg.in_channels - cfg.out_channels))
-    condition = trajectory.Condition(text, grid, -text, given)
-    arguments = (model, plan, condition, seed_keys(range(seeds)))
+    text = 0.1 * jnp.ones((1, cfg.text_len, cfg.text_dim), jnp.dtype(config.numerics.text))
+    channels = jnp.zeros((1, *job.latent, cfg.in_channels - cfg.out_channels))
+    condition = trajectory.Condition(text, job.latent, -text, channels)
+    arguments = (model, plan, condition, seed_keys(range(seeds)), probe or Probe())
 
     @jax.jit
-    def run(model: Wan, plan: Any, conditions: Any, keys: Any, probe: Probe) -> Any:
-        trace = generate_worlds(model, plan, conditions, keys, probe)
+    def run(*arguments: Any) -> Any:
+        trace = generate_worlds(*arguments)
         return trace if keep_x0 else (trace.latents, trace.block_obs)
 
     start = time.perf_counter()
-    compiled = run.lower(*arguments, probe or Probe()).compile()
+    compiled = run.lower(*arguments).compile()
     seconds, held = time.perf_counter() - start, compiled.memory_analysis()
     assert held is not None
-    return Program(
-        lambda: compiled(*arguments, probe or Probe()),
-        seconds,
-        held.argument_size_in_bytes / GIB,
-        (held.temp_size_in_bytes + held.output_size_in_bytes) / GIB,
-    )
+    working = held.temp_size_in_bytes + held.output_size_in_bytes
+    call = partial(compiled, *arguments)
+    return Program(call, seconds, held.argument_size_in_bytes / GIB, working / GIB)
 
 
-def jcos_rows(lab: Lab) -> Iterator[Row]:
+def jcos_rows(lab: Lab) -> None:
     start = time.perf_counter()
     whole = jax.block_until_ready(random_model(lab.config))
-    yield Row("random weights made in", time.perf_counter() - start, "s")
+    made = Row("random weights made in", time.perf_counter() - start, "s")
+    attempt(made.what, lambda: [made])
     # One expert runs; the other only lies there, as in a whole run.
     model = jax.tree.map(lambda a: a, whole)
     model.experts = nnx.List(whole.experts[:1])
     steps = {}
-    for size in lab.sizes:
-        yield from fits(f"forward pass, {size.name}", forward_pass(lab, model, size))
-        what = f"guided step, {size.name}"
-        steps[size] = yield from fits(what, guided_step(lab, model, size))
-    small = lab.sizes[0]
-    if (alone := steps[small]) is not None:
-        yield from extras(lab, model, small, alone)
+    for name, job in lab.jobs.items():
+        attempt(f"forward pass, {name}", partial(forward_pass, lab, model, name, job))
+        what = f"guided step, {name}"
+        steps[name] = attempt(what, partial(guided_step, lab, model, name, job))[0].value
+    name, job = next(iter(lab.jobs.items()))
+    if (alone := steps[name]) is not None:
+        extras(lab, model, job, name, alone)
     if stats := jax.devices()[0].memory_stats():
         note = f"{lab.config.experts} expert(s) resident, {SEEDS} seeds side by side"
-        yield Row("peak memory", stats["peak_bytes_in_use"] / GIB, "GiB", note)
-    yield from fits("an expert from the host", brought(lab, model.experts[0]))
+        most = Row("peak memory", stats["peak_bytes_in_use"] / GIB, "GiB", note)
+        attempt(most.what, lambda: [most])
+    attempt("an expert from the host", partial(brought, lab, model.experts[0]))
 
 
-def brought(lab: Lab, expert: Any) -> Rows:
+def brought(lab: Lab, expert: Any) -> list[Row]:
     """What experts in turns cost: each comes from host memory once per run."""
     host = SingleDeviceSharding(jax.devices()[0], memory_kind=memory.HOST)
     waiting = jax.block_until_ready(jax.device_put(expert, host))
     seconds = fastest(lab, lambda: memory.on_device(waiting))
     rate = sum(a.nbytes for a in jax.tree.leaves(waiting)) / seconds / 1e9
-    yield Row("an expert from the host", seconds, "s", f"{rate:.3g} GB/s")
+    return [Row("an expert from the host", seconds, "s", f"{rate:.3g} GB/s")]
 
 
-def forward_pass(lab: Lab, model: Wan, size: Size) -> Rows:
+def forward_pass(lab: Lab, model: Wan, name: str, job: Job) -> list[Row]:
     cfg = lab.config.dit
-    x = jnp.ones((*latent_grid(lab.config, *size[1:]), cfg.in_channels))
+    x = jnp.ones((*job.latent, cfg.in_channels))
     text = jnp.zeros((cfg.text_len, cfg.text_dim), jnp.dtype(lab.config.numerics.text))
     forward = jax.jit(lambda dit, x, t, text: dit(x, t, text)[0])
     once = fastest(lab, lambda: forward(model.experts[0], x, jnp.float32(900), text))
-    yield Row(f"forward pass, {size.name}", once, "s")
-    yield Row(f"forward pass, {size.name}, rate", lab.flops(size) / once / 1e12, "TFLOP/s")
+    rate = sum(forward_flops(cfg, job.tokens).values()) / once / 1e12
+    what = f"forward pass, {name}"
+    return [Row(what, once, "s"), Row(f"{what}, rate", rate, "TFLOP/s")]
 
 
-def guided_step(lab: Lab, model: Wan, size: Size) -> Rows:
-    step = program(lab, model, size)
-    alone = fastest(lab, step.call)
-    yield Row(f"guided step, {size.name}", alone, "s")
-    yield Row(f"compilation of it, cache empty, {size.name}", step.seconds, "s")
-    yield Row(f"weights of one expert, {size.name}", step.held, "GiB")
-    yield Row(f"working memory, {size.name}", step.working, "GiB", "beside the weights")
-    return alone
+def guided_step(lab: Lab, model: Wan, name: str, job: Job) -> list[Row]:
+    step = program(model, job)
+    return [
+        Row(f"guided step, {name}", fastest(lab, step.call), "s"),
+        Row(f"compilation of it, cache empty, {name}", step.seconds, "s"),
+        Row(f"weights of one expert, {name}", step.held, "GiB"),
+        Row(f"working memory, {name}", step.working, "GiB", "beside the weights"),
+    ]
 
 
-def extras(lab: Lab, model: Wan, size: Size, alone: float) -> Iterator[Row]:
-    """What looking and intervening cost on top of a guided step of one seed."""
+def extras(lab: Lab, model: Wan, job: Job, name: str, alone: float) -> None:
+    """What looking and intervening cost on top of a guided step of one seed, `alone` seconds."""
     jax.clear_caches()
-    again = program(lab, model, size).seconds
-    yield Row(f"compilation of it, cache filled, {size.name}", again, "s")
+    again = f"compilation of it, cache filled, {name}"
 
-    def share(seconds: float, of: float) -> float:
-        return 100 * (seconds / of - 1)
+    def timed(**options: Any) -> float:
+        return fastest(lab, program(model, job, **options).call)
 
-    def energy() -> Row:
-        seconds = fastest(lab, program(lab, model, size, probe=TokenEnergy()).call)
-        return Row("energy observation", share(seconds, alone), "%", "of a guided step; goal < 2")
-
-    def estimates() -> Row:
-        bare = fastest(lab, program(lab, model, size, keep_x0=False).call)
-        return Row("clean estimates", share(alone, bare), "%", "of a guided step; goal < 2")
-
-    def seeds() -> Row:
-        many = fastest(lab, program(lab, model, size, seeds=SEEDS).call)
-        note = f"{many:.2f} s; {SEEDS} runs in turns take {SEEDS * alone:.2f} s"
-        return Row(f"{SEEDS} seeds side by side", 100 * many / (SEEDS * alone), "%", note)
-
-    def ensemble() -> Row:
+    def together() -> float:
         probe = SeedEnsemble.window(1, lab.config.dit.layers)
-        together = fastest(lab, program(lab, model, size, seeds=SEEDS, probe=probe).call)
-        cost = 100 * (together - alone) / (STEPS * alone)
-        return Row("first-step ensemble", cost, "%", f"of a video of {STEPS} steps; goal ≤ 5")
+        return 100 * (timed(seeds=SEEDS, probe=probe) - alone) / (STEPS * alone)
 
-    measurements = {
-        "energy observation": energy,
-        "clean estimates": estimates,
-        f"{SEEDS} seeds side by side": seeds,
-        "first-step ensemble": ensemble,
+    share = "of a guided step; goal < 2"
+    measurements: dict[str, tuple[Callable[[], float], str, str]] = {
+        again: (lambda: program(model, job).seconds, "s", ""),
+        "energy observation": (lambda: 100 * (timed(probe=TokenEnergy()) / alone - 1), "%", share),
+        "clean estimates": (lambda: 100 * (alone / timed(keep_x0=False) - 1), "%", share),
+        f"{SEEDS} seeds side by side": (
+            lambda: 100 * timed(seeds=SEEDS) / (SEEDS * alone),
+            "%",
+            f"of the time of {SEEDS} runs in turns",
+        ),
+        "first-step ensemble": (together, "%", f"of a video of {STEPS} steps; goal ≤ 5"),
     }
-    for what, measure in measurements.items():
-        yield from fits(what, (make() for make in (measure,)))
+    for what, (measure, unit, note) in measurements.items():
+        attempt(what, lambda w=what, m=measure, u=unit, n=note: [Row(w, m(), u, n)])
 
 
 # ---- diffusers
 
 
-def diffusers_rows(lab: Lab) -> Iterator[Row]:
+def diffusers_rows(lab: Lab) -> None:
     """The same passes in PyTorch: a transformer of the same sizes with random bfloat16 weights."""
     torch = import_module("torch")
     wan = import_module("diffusers.models.transformers.transformer_wan")
@@ -325,33 +295,30 @@ def diffusers_rows(lab: Lab) -> Iterator[Row]:
     with torch.device(there):
         model = wan.WanTransformer3DModel(cfg.patch, cfg.heads, cfg.head_dim, **sizes).eval()
 
-    def seconds(forward: Callable[..., Any], size: Size) -> float:
-        grid = latent_grid(lab.config, *size[1:])
-        x = torch.randn(1, cfg.in_channels, *grid, device=there)
+    def rows(how: str, forward: Callable[..., Any], name: str, job: Job) -> list[Row]:
+        x = torch.randn(1, cfg.in_channels, *job.latent, device=there)
         text = torch.randn(1, cfg.text_len, cfg.text_dim, device=there)
-        t, taken = torch.full((1,), 900, device=there, dtype=torch.int64), []
-        while len(taken) <= lab.repeat and (len(taken) < 2 or sum(taken[1:]) < ENOUGH):
-            start = time.perf_counter()
+        t = torch.full((1,), 900, device=there, dtype=torch.int64)
+
+        def call() -> None:
             with torch.inference_mode():
                 forward(x, t, text, return_dict=False)
             if there == "cuda":
                 torch.cuda.synchronize()
-            taken.append(time.perf_counter() - start)
-        return min(taken[1:])
 
-    def rows(name: str, forward: Callable[..., Any], size: Size) -> Rows:
-        once = seconds(forward, size)
-        yield Row(f"diffusers, {name}, forward pass, {size.name}", once, "s")
-        note = "two passes, one after the other, as its pipelines do"
-        yield Row(f"diffusers, {name}, guided step, {size.name}", 2 * once, "s", note)
+        once, note = fastest(lab, call), "two passes, one after the other, as its pipelines do"
+        return [
+            Row(f"diffusers, {how}, forward pass, {name}", once, "s"),
+            Row(f"diffusers, {how}, guided step, {name}", 2 * once, "s", note),
+        ]
 
-    for name, forward in (("sdpa", model), ("torch.compile", torch.compile(model))):
-        for size in lab.sizes:
-            what = f"diffusers, {name}, guided step, {size.name}"
-            yield from fits(what, rows(name, forward, size))
+    for how, forward in (("sdpa", model), ("torch.compile", torch.compile(model))):
+        for name, job in lab.jobs.items():
+            what = f"diffusers, {how}, guided step, {name}"
+            attempt(what, partial(rows, how, forward, name, job))
 
 
-PARTS: dict[str, Callable[[Lab], Iterator[Row]]] = {
+PARTS: dict[str, Callable[[Lab], None]] = {
     "device": device_rows,
     "jcos": jcos_rows,
     "diffusers": diffusers_rows,
@@ -364,34 +331,32 @@ SHARES = {"device": 0.15, "jcos": 0.8, "diffusers": 1.0}
 
 
 def work(part: str, lab: Lab) -> None:
-    """In a part's own process: every row is printed as soon as it is known."""
+    """In a part's own process."""
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     with tempfile.TemporaryDirectory() as cache:
         jax.config.update("jax_compilation_cache_dir", cache)
-        for row in fits(f"{part}, the rest", (row for row in PARTS[part](lab))):
-            print("ROW " + json.dumps(row), flush=True)
+        attempt(f"{part}, the rest", lambda: PARTS[part](lab) or [])
 
 
 def collect(arguments: argparse.Namespace) -> list[Row]:
     start, rows = time.time(), []
     for part, share in SHARES.items():
         if part == "diffusers" and not (find_spec("torch") and find_spec("diffusers")):
-            rows.append(
-                Row("diffusers", None, "s", "not installed: pip install -e '.[lab,verify]'")
-            )
+            missing = "not installed: pip install -e '.[lab,verify]'"
+            rows.append(Row("diffusers", None, "s", missing))
             continue
         until = start + 60 * arguments.minutes * share
         command = [sys.executable, __file__, "--part", part, *["--tiny"] * arguments.tiny]
         command += ["--experts", str(arguments.experts)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
-            out, _ = process.communicate(timeout=max(until - time.time(), 1))
-            end = "" if process.returncode == 0 else f"it ended with {process.returncode}"
-        except subprocess.TimeoutExpired:
-            process.kill()
-            out, _ = process.communicate()
-            end = "there was no time for the rest"
-        rows += [Row(*json.loads(line[4:])) for line in out.splitlines() if line[:4] == "ROW "]
+            limit = max(until - time.time(), 1)
+            done = subprocess.run(command, stdout=subprocess.PIPE, timeout=limit, check=False)
+            out, end = done.stdout, f"it ended with {done.returncode}" if done.returncode else ""
+        except subprocess.TimeoutExpired as late:
+            out, end = late.stdout or b"", "there was no time for the rest"
+        rows += [
+            Row(*json.loads(line[4:])) for line in out.decode().splitlines() if line[:4] == "ROW "
+        ]
         rows += [Row(f"{part}, incomplete", None, "", end)] if end else []
     return [*rows, *verdicts(rows)]
 
@@ -399,34 +364,24 @@ def collect(arguments: argparse.Namespace) -> list[Row]:
 def verdicts(rows: list[Row]) -> list[Row]:
     """What the parts say together."""
     known = {row.what: row.value for row in rows if row.value is not None}
-    found = []
+    made = []
     for size in ("480p", "720p"):
-        rate, peak = known.get(f"forward pass, {size}, rate"), known.get("peak")
-        if rate and peak:
-            found.append(Row(f"share of the peak, {size}", 100 * rate / peak, "%"))
-        ours = known.get(f"guided step, {size}")
-        for name in ("sdpa", "torch.compile"):
-            theirs = known.get(f"diffusers, {name}, guided step, {size}")
+        rate, most = known.get(f"forward pass, {size}, rate"), known.get("peak")
+        if rate and most:
+            made.append(Row(f"share of the peak, {size}", 100 * rate / most, "%"))
+        for how in ("sdpa", "torch.compile"):
+            step = f"guided step, {size}"
+            ours, theirs = known.get(step), known.get(f"diffusers, {how}, {step}")
             if ours and theirs:
-                what = f"speed-up over diffusers, {name}, {size}"
-                found.append(Row(what, theirs / ours, "×", "goal ≥ 1.5"))
-    return found
+                what = f"speed-up over diffusers, {how}, {size}"
+                made.append(Row(what, theirs / ours, "×", "goal ≥ 1.5"))
+    return made
 
 
-def table(rows: list[Row], about: dict[str, Any]) -> str:
-    lines = ["| what | measured | |", "|---|--:|---|"]
-    for what, value, unit, note in rows:
-        shown = "–" if value is None else f"{value:.3g} {unit}".strip()
-        lines.append(f"| {what} | {shown} | {note} |")
-    return "\n".join([*lines, "", ", ".join(f"{name} {value}" for name, value in about.items())])
-
-
-def machine() -> dict[str, Any]:
-    """Asked in a process of its own: this one must not hold the device."""
-    code = "import jax; d = jax.devices()[0]; print(d.device_kind)"
-    kind = subprocess.check_output([sys.executable, "-c", code], text=True).strip()
-    about = {"device": kind, "date": time.strftime("%Y-%m-%d")}
-    return about | {d.name: d.version for d in metadata.distributions() if d.name in PACKAGES}
+def table(rows: list[Row]) -> str:
+    values = ["–" if r.value is None else f"{r.value:.3g} {r.unit}".strip() for r in rows]
+    lines = [(r.what, value, r.note) for r, value in zip(rows, values, strict=True)]
+    return markdown(("what", "measured", ""), lines, left=3)
 
 
 def main() -> None:
@@ -443,14 +398,10 @@ def main() -> None:
         lab = tiny_lab() if arguments.tiny else full_lab(arguments.experts)
         return work(arguments.part, lab)
     memory.claim()  # of this process's children; it has no device itself
-    about = machine()
+    code = "import jax; print(jax.devices()[0].device_kind)"
+    device = subprocess.check_output([sys.executable, "-c", code], text=True).strip()
     rows = collect(arguments)
-    text = table(rows, about)
-    print(text)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "table.md").write_text(text + "\n")
-    record = {"machine": about, "rows": [row._asdict() for row in rows]}
-    (arguments.out / "table.json").write_text(json.dumps(record, indent=1) + "\n")
+    save(arguments.out, table(rows), about(device=device), (row._asdict() for row in rows))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ The comparison with PyTorch needs `pip install -e '.[lab,verify]'` and is left o
 
 import argparse
 import dataclasses
-import json
 import os
 import platform
 import re
@@ -18,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,24 +32,22 @@ from jcos.files import local_path
 from jcos.generation import generate, generate_worlds
 from jcos.lab.tasks import get
 from jcos.loop import seed_keys
-from jcos.model.dit import DiT
-from jcos.model.layers import rope_angles, time_features
 from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import Noise
 from jcos.variants import toy
 from jcos.wan import Wan, load
-from jcos.weights import checkpoint
+from jcos.weights.names import DIT, DIT_OF_DIFFUSERS, fill, original_name
+from tables import about, markdown, save
 
 MAZE = get("maze")
 PUZZLE = MAZE.sample(0, "test")
-PACKAGES = ("jax", "jaxlib", "flax", "torch", "diffusers")
 
 
 class Lab(NamedTuple):
     """What is measured, and how often.
 
     seconds: that a timing lasts at least, by calling again; threads of the contender before it spin
-    on for milliseconds. chunks: how many noise positions at a time. depths: numbers of layers.
+    on for milliseconds. chunks: how many noise positions at a time.
     """
 
     model: Wan
@@ -58,7 +55,6 @@ class Lab(NamedTuple):
     seconds: float = 0.3
     videos: int = 32
     chunks: tuple[int, ...] = (25, 10)
-    depths: tuple[int, ...] = (6, 40)
     quick: bool = False
 
     def condition(self) -> trajectory.Condition:
@@ -78,7 +74,7 @@ def quick_lab(repeat: int) -> Lab:
     dit = dataclasses.replace(config.dit, dim=32, ffn_dim=32, heads=2, layers=2)
     sampling = dataclasses.replace(config.sampling, steps=3)
     model = Wan(dataclasses.replace(config, dit=dit, sampling=sampling), rngs=nnx.Rngs(0))
-    return Lab(shaken(model), repeat, 0.0, videos=2, chunks=(2,), depths=(2,), quick=True)
+    return Lab(shaken(model), repeat, 0.0, videos=2, chunks=(2,), quick=True)
 
 
 def shaken(model: Any) -> Any:
@@ -177,69 +173,24 @@ def noise_positions(lab: Lab) -> list[Row]:
     return race(lab, f"noise at each of {plan.steps} steps", contenders, tolerance=1e-2)
 
 
-def forward(tree: Any, leaves: Any, x: jax.Array, t: jax.Array, text: jax.Array) -> jax.Array:
-    """`DiT.__call__`, with the blocks written out where the tree has a list of them."""
-    model, blocks = tree.unflatten(leaves)
-    if blocks is None:
-        return model(x, t, text)[0]
-    cfg, grid = model.cfg, model.cfg.tokens(*x.shape[:3])
-    tokens = model.patch_embedding(model.patchify(x))
-    e = model.time_embedding(time_features(t[None], cfg.freq_dim))
-    six = model.time_projection(jax.nn.silu(e)).reshape(1, 6, cfg.dim)
-    text, angles = model.text_embedding(text), rope_angles(grid, cfg.head_dim, cfg.rope_theta)
-    for block in blocks:
-        tokens = block(tokens, six, text, angles)
-    return model.unpatchify(model.head(tokens, e), grid)
-
-
-def depth(lab: Lab) -> list[Row]:
-    """Blocks written out against blocks scanned: to compile (a function new to jit), and to run."""
-    rows = []
-    for layers in lab.depths:
-        cfg = dataclasses.replace(lab.model.config.dit, layers=layers)
-        model = shaken(DiT(cfg, rngs=nnx.Rngs(0)))
-        blocks = [jax.tree.map(lambda a, i=i: a[i], model.blocks) for i in range(layers)]
-        builds, runs = {}, {}
-        for name, form in {"blocks unrolled": blocks, "blocks scanned": None}.items():
-            # Weights as a flat list: to walk through 40 modules at every call takes time as well.
-            leaves, tree = jax.tree.flatten((model, form))
-            inputs = (leaves, *(a[0] for a in lab.inputs(1)))
-            builds[name] = lambda t=tree, a=inputs: jax.jit(partial(forward, t)).lower(*a).compile()
-            runs[name] = partial(jax.jit(partial(forward, tree)), *inputs)
-        rows += race(lab, f"trace and compile a forward pass, {layers} layers", builds)
-        rows += race(lab, f"forward pass, {layers} layers", runs, tolerance=1e-4)
-    return rows
-
-
-def original_tensors(model: DiT) -> dict[str, np.ndarray]:
-    """The weights by the original names: back through `jcos.weights.names.DIT`."""
-    tensors = {}
-    for path, leaf in checkpoint.leaves(model).items():
-        array = np.asarray(leaf).swapaxes(-1, -2) if path.endswith("kernel") else np.asarray(leaf)
-        name = re.sub(r"\.(kernel|scale)$", ".weight", path).replace("layers_", "")
-        name = name.replace("time_projection", "time_projection.1")
-        for i, layer in enumerate(array if name.startswith("blocks.") else [array]):
-            tensors[name.replace("blocks", f"blocks.{i}")] = layer
-    return tensors
-
-
 def against_diffusers(lab: Lab) -> list[Row]:
     """A forward pass in PyTorch (eager) and here: the same weights, inputs, cores, in float32."""
     try:
         torch = import_module("torch")
         wan = import_module("diffusers.models.transformers.transformer_wan")
-        names = import_module("diffusers.loaders.single_file_utils")
     except ImportError:
         print("PyTorch is left out. To have it: pip install -e '.[lab,verify]'", file=sys.stderr)
         return []
-    model, cfg = lab.model.experts[0], lab.model.config.dit
+    cfg = lab.model.config.dit
     same = ("in_channels", "out_channels", "text_dim", "freq_dim", "ffn_dim", "eps")
     sizes = {"num_layers": cfg.layers} | {name: getattr(cfg, name) for name in same}
     other = wan.WanTransformer3DModel(cfg.patch, cfg.heads, cfg.head_dim, **sizes).eval()
     other.rope = wan.WanRotaryPosEmbed(cfg.head_dim, cfg.patch, 1024, theta=cfg.rope_theta)
-    tensors = names.convert_wan_transformer_to_diffusers(original_tensors(model))
-    shapes = {k: a.shape for k, a in other.state_dict().items()}
-    other.load_state_dict({k: torch.tensor(a).reshape(shapes[k]) for k, a in tensors.items()})
+    tensors = {
+        original_name(name, DIT_OF_DIFFUSERS): tensor.numpy()
+        for name, tensor in other.state_dict().items()
+    }
+    model = jax.tree.map(jnp.asarray, fill(lab.model.experts[0], tensors, DIT))
 
     @torch.inference_mode()
     def theirs(threads: int, *inputs: Any) -> Any:
@@ -259,29 +210,45 @@ def against_diffusers(lab: Lab) -> list[Row]:
     return rows
 
 
+COMMANDS = ("jcos --help", "jcos sample maze --wrong", "jcos run none.py", "jcos convert --help")
+
+
+def startup(lab: Lab) -> list[Row]:
+    """What help and mistakes cost: a whole process of a command that has nothing to compute."""
+    rows = [Row("help and mistakes", command, []) for command in COMMANDS]
+    for row in rows * lab.repeat:
+        words, start = row.contender.split()[1:], time.perf_counter()
+        subprocess.run([sys.executable, "-m", "jcos", *words], capture_output=True, check=False)
+        row.seconds.append(time.perf_counter() - start)
+    return rows
+
+
 def machine() -> dict[str, Any]:
     """What the numbers hold for; the load average is that before the first of them."""
     info = Path("/proc/cpuinfo").read_text() if platform.system() == "Linux" else ""
     cpu = re.search(r"model name\s*: (.+)", info)
-    about = {"CPU": cpu[1] if cpu else platform.processor() or platform.machine()}
-    about |= {"cores": os.cpu_count(), "load before": round(os.getloadavg()[0], 2)}
-    about |= {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version()}
-    return about | {d.name: d.version for d in metadata.distributions() if d.name in PACKAGES}
+    name = cpu[1] if cpu else platform.processor() or platform.machine()
+    return about(CPU=name, cores=os.cpu_count(), load=round(os.getloadavg()[0], 2))
 
 
-def table(rows: list[Row], about: dict[str, Any]) -> str:
-    lines = ["| | | median, ms | range, ms | speed-up | off by |", "|---|---|--:|--:|--:|--:|"]
+def table(rows: list[Row]) -> str:
+    heads = ("", "", "median, ms", "range, ms", "speed-up", "off by")
     firsts = {row.group: row for row in reversed(rows)}
+    lines = []
     for row in rows:
         first = firsts[row.group]
         median, low, high = (1e3 * s for s in (row.median, min(row.seconds), max(row.seconds)))
         lines.append(
-            f"| {row.group if row is first else ''} | {row.contender} | {median:,.1f} "
-            f"| {low:,.1f} – {high:,.1f} | {first.median / row.median:.2f} "
-            f"| {'' if row.difference is None else f'{row.difference:.0e}'} |"
+            (
+                row.group if row is first else "",
+                row.contender,
+                f"{median:,.1f}",
+                f"{low:,.1f} – {high:,.1f}",
+                f"{first.median / row.median:.2f}",
+                "" if row.difference is None else f"{row.difference:.0e}",
+            )
         )
-    where = ", ".join(f"{name} {value}" for name, value in about.items())
-    return "\n".join([*lines, "", f"Medians of {len(rows[0].seconds)}. {where}"])
+    return markdown(heads, lines, left=2)
 
 
 def main() -> None:
@@ -298,16 +265,11 @@ def main() -> None:
     if arguments.first_call:
         return print(first_step(lab, arguments.first_call))
     jax.config.update("jax_enable_compilation_cache", False)
-    about = machine()
-    measurements = (sample, first_call, noise_positions, depth, against_diffusers)
+    before = machine()
+    measurements = (sample, first_call, startup, noise_positions, against_diffusers)
     rows = [row for measure in track(measurements, "measuring") for row in measure(lab)]
-    text = table(rows, about)
-    print(text)
     out = arguments.out / "quick" if arguments.quick else arguments.out
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "table.md").write_text(text + "\n")
-    record = {"machine": about, "rows": [{**r._asdict(), "median": r.median} for r in rows]}
-    (out / "table.json").write_text(json.dumps(record, indent=1) + "\n")
+    save(out, table(rows), before, ({**row._asdict(), "median": row.median} for row in rows))
 
 
 if __name__ == "__main__":

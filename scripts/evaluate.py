@@ -5,8 +5,6 @@ python scripts/evaluate.py --checkpoint runs/tiny/model --puzzles 128 --task maz
 """
 
 import argparse
-import datetime as dt
-import json
 import os
 import platform
 from pathlib import Path
@@ -19,13 +17,11 @@ from jcos.files import local_path
 from jcos.lab.measures import Estimate
 from jcos.lab.tasks import TASKS, get
 from jcos.wan import TINY, load
+from tables import about, markdown, save
 
-HEAD = (
-    (
-        "| task | solved | different | one step | several answers: all / one step | committed "
-        "| chance | still |"
-    ),
-    "|---|---|---|---|---|---|---|---|",
+HEADS = (
+    *("task", "solved", "different", "one step", "several answers: all / one step", "committed"),
+    *("chance", "still"),
 )
 
 
@@ -33,26 +29,19 @@ def interval(e: Estimate | None) -> str:
     return "–" if e is None else f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]"
 
 
-def row(result: Result) -> str:
-    several = "–"
-    if result.several is not None and result.several_one_step is not None:
-        several = (
-            f"{result.several.mean:.3f} / {result.several_one_step.mean:.3f} (n={result.several.n})"
-        )
-    commitment = (
-        "–" if result.commitment is None else " – ".join(f"{s:.0f}" for s in result.commitment)
-    )
-    cells = (
+def row(result: Result) -> tuple[str, ...]:
+    several, one = result.several, result.several_one_step
+    both = "–" if not several or not one else f"{several.mean:.3f} / {one.mean:.3f} (n={several.n})"
+    return (
         result.task,
         interval(result.solved),
         str(result.distinct),
         f"{result.one_step.mean:.3f}",
-        several,
-        commitment,
+        both,
+        " – ".join(f"{step:.0f}" for step in result.commitment or ()) or "–",
         f"{result.chance:.3f}",
         f"{result.still:.3f}",
     )
-    return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:
@@ -71,15 +60,13 @@ def main() -> None:
         parser.error(str(error))
     chosen = [get(name) for name in arguments.task or TASKS]
     results = [evaluate(model, task, arguments.puzzles) for task in track(chosen, "playing")]
-    where = f"{arguments.puzzles} held-out puzzles per task, {model.config.sampling.steps} steps, "
-    where += f"{os.cpu_count()} × {platform.machine()} CPU, {dt.date.today().isoformat()}"
-    table = "\n".join([*HEAD, *map(row, results), "", where])
-    print(table)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "table.md").write_text(table + "\n")
-    (arguments.out / "table.json").write_text(
-        json.dumps([r._asdict() for r in results], indent=1) + "\n"
+    where = about(
+        puzzles=f"{arguments.puzzles} held out per task",
+        steps=model.config.sampling.steps,
+        CPU=f"{os.cpu_count()} × {platform.machine()}",
     )
+    table = markdown(HEADS, map(row, results), left=len(HEADS))
+    save(arguments.out, table, where, (result._asdict() for result in results))
 
 
 if __name__ == "__main__":

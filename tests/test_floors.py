@@ -24,6 +24,7 @@ FLOORS = [
     "loop",
     "generation",
     "runs",
+    "staged",
     "lab/",
     "plan/",
     "experiments/",

@@ -56,6 +56,13 @@ def test_help_and_mistakes_import_nothing_slow(
     assert json.loads(result.stdout.splitlines()[-1]) == []
 
 
+def test_a_task_that_is_none_is_told_without_jax() -> None:
+    result = ended("jcos.cli", "sample", "mazes")
+    assert result.returncode == 2
+    assert "'mazes'" in result.stderr
+    assert json.loads(result.stdout.splitlines()[-1]) == ["numpy"]
+
+
 def test_the_version_is_told_with_those_that_results_depend_on() -> None:
     told = ended("jcos.cli", "--version").stdout
     assert told.startswith(f"jcos {jcos.__version__}, jax ")
@@ -88,7 +95,7 @@ def test_type_checkers_and_python_read_the_same_names() -> None:
         for alias in node.names
     }
     places = {
-        ("jcos.lab" if place == "lab.tasks" else f"jcos.{place}", name)
+        (f"jcos.{place}".removesuffix(f".{name}"), name)
         for place, names in jcos._PLACES.items()
         for name in names
     }

@@ -1,7 +1,6 @@
 """An arm of the benchmark: how all its samples are generated, as data."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +10,10 @@ from PIL import Image
 
 from jcos.bench.folder import Sample
 from jcos.config import PixelCodec, Sampling, WanConfig
-from jcos.experiments.experiment import Place, Settings, places, window
+from jcos.experiments.experiment import Settings
 from jcos.experiments.settings import names_in
 from jcos.media import image
-from jcos.sampling.probes import Chain, Noise, SeedEnsemble, chain
+from jcos.sampling.interventions import Interventions, Place, places
 from jcos.variants import Profile
 from jcos.wan import check_picture, latent_grid
 
@@ -30,18 +29,16 @@ class Shape(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Arm:
+class Arm(Interventions):
     """What the paper's tools do, and what can be done otherwise.
 
     profile: whose data types and schedule; None for the model's own. seed: of the noise
     (`loop.first_noise`). scale: size of the generated video against the first frame's; it is
     brought to the size of the frame before it is written. frames: instead of the ground truth's,
     rounded up to what the model makes. fps, crf: of the files, 25 being the quality of the paper's.
-    noise_steps, noise_frames: where latents are replaced by noise (`probes.Noise`).
-    ensemble: so many seeds, from `seed` on, whose tokens are averaged after the layers from
-    `ensemble_from` to `ensemble_to` (fractions of the depth) at `ensemble_steps`
-    (`probes.SeedEnsemble`); the first goes on.
-    x0: steps whose clean estimates are kept, of the first `x0_samples` samples.
+    ensemble: how many seeds, from `seed` on, are averaged after `ensemble_layers` at
+    `ensemble_steps`; the first goes on. x0: steps whose clean estimates are kept, of the first
+    `x0_samples` samples.
     """
 
     profile: Profile | None = "diffsynth"
@@ -51,12 +48,7 @@ class Arm:
     frames: int | None = None
     fps: int = 16
     crf: int = 25
-    noise_steps: tuple[Place, ...] = ()
-    noise_frames: tuple[Place, ...] = ()
     ensemble: int = 1
-    ensemble_from: float = 0.5
-    ensemble_to: float = 0.75
-    ensemble_steps: tuple[Place, ...] = (0,)
     x0: tuple[Place, ...] = ()
     x0_samples: int = 8
 
@@ -64,10 +56,11 @@ class Arm:
         for name in ("scale", "fps", "ensemble"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
-        alone = [f.name for f in dataclasses.fields(self) if f.name.startswith("ensemble_")]
-        alone = [name for name in alone if getattr(self, name) != getattr(Arm, name)]
-        if self.ensemble == 1 and alone:
-            raise ValueError(f"{alone[0]} does nothing where ensemble is 1 seed; set ensemble too")
+        if (self.ensemble > 1) != bool(self.ensemble_layers):
+            raise ValueError(
+                f"ensemble is {self.ensemble} and ensemble_layers are {self.ensemble_layers}: to "
+                "average needs at least 2 seeds and 1 layer"
+            )
 
     def of(self, config: WanConfig) -> WanConfig:
         """The model as this arm samples it. Raises ValueError or IndexError where it cannot."""
@@ -76,6 +69,7 @@ class Arm:
         steps = config.sampling.steps
         for chosen in (self.noise_steps, self.ensemble_steps, self.x0):
             places(chosen, steps, "step")
+        places(self.ensemble_layers, config.dit.layers, "layer")
         return config
 
     def shape(self, config: WanConfig, sample: Sample) -> Shape:
@@ -104,31 +98,6 @@ class Arm:
         if self.ensemble == 1:
             return 0
         return max(places(self.ensemble_steps, config.sampling.steps, "step"), default=-1) + 1
-
-    def probe(self, config: WanConfig, frames: int) -> Chain:
-        """All interventions, most of them off; `frames` of the latent."""
-        steps, layers = config.sampling.steps, config.dit.layers
-        on = places(self.ensemble_steps, steps, "step") if self.ensemble > 1 else ()
-        middle = window(self.ensemble_from, self.ensemble_to, layers)
-        return chain(
-            Noise.at_steps(steps, frames, places(self.noise_steps, steps, "step"))
-            | Noise.at_frames(steps, frames, places(self.noise_frames, frames, "frame")),
-            SeedEnsemble.window(steps, layers, on, middle),
-        )
-
-
-def shapes_of(
-    arm: Arm, config: WanConfig, samples: Sequence[Sample]
-) -> tuple[dict[Sample, Shape], dict[str, str]]:
-    """Shapes of the samples, and by name what is wrong with those whose video the model does not
-    make."""
-    shapes, wrong = {}, {}
-    for sample in samples:
-        try:
-            shapes[sample] = arm.shape(config, sample)
-        except ValueError as error:
-            wrong[sample.name] = str(error)
-    return shapes, wrong
 
 
 def resized(

@@ -1,7 +1,7 @@
 """What arms are held against: videos of the first frame held, and of the ground truth."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 
 from jcos.bench.arm import Arm, resized
 from jcos.bench.folder import Bench, Sample
-from jcos.bench.state import Folder, read_json
+from jcos.bench.results import Folder, read_json
 from jcos.files import write
 from jcos.media.formats import write_mp4
 from jcos.media.image import read_picture
@@ -37,41 +37,30 @@ def codec_of(arm: Path) -> Codec:
 
 
 def make(bench: Bench, out: Path, codec: Codec) -> tuple[Path, Path]:
-    """The folders of both in `out`, laid out as an arm's. A video that is there is left alone if it
-    was made of the same files and with the same codec.
+    """Return the folders of both in `out`, laid out as an arm's. A video that is there is left
+    alone if it was made of the same files and with the same codec.
 
     codec: of the still pictures. It is that of the arms, because some rules see the difference (a
     still of G-174 loses 0.2).
     """
     still, truth = Folder(out / STILL), Folder(out / TRUTH)
     for sample in bench.samples:
-        _make_still(still, sample, codec)
-        _make_truth(truth, sample)
+        about = {"digest": sample.digest, **codec._asdict()}
+        if not _is_made(still, sample, about):
+            write_mp4(still.video(sample.name), still_of(sample), codec.fps, crf=codec.crf)
+            still.note(sample.name, "made", about)
+        content = sample.truth.read_bytes()
+        about = {"digest": hashlib.sha256(content).hexdigest()}
+        if not _is_made(truth, sample, about):
+            write(truth.video(sample.name), content)
+            truth.note(sample.name, "made", about)
     return still.path, truth.path
 
 
-def _make_still(folder: Folder, sample: Sample, codec: Codec) -> None:
-    def put(video: Path) -> None:
-        write_mp4(video, still_of(sample), codec.fps, crf=codec.crf)
-
-    _renew(folder, sample, {"digest": sample.digest, **codec._asdict()}, put)
-
-
-def _make_truth(folder: Folder, sample: Sample) -> None:
-    content = sample.truth.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    _renew(folder, sample, {"digest": digest}, lambda video: write(video, content))
-
-
-def _renew(
-    folder: Folder, sample: Sample, about: Mapping[str, Any], put: Callable[[Path], None]
-) -> None:
-    """about: of what the video is made. It is noted after the video, so that a kill in between
-    makes both anew."""
-    video, found = folder.video(sample.name), read_json(folder.about(sample.name, "made"))
-    if not video.exists() or {k: found.get(k) for k in about} != about:
-        put(video)
-        folder.note(sample.name, "made", about)
+def _is_made(folder: Folder, sample: Sample, about: Mapping[str, Any]) -> bool:
+    """Return whether the video is there, made of what is told."""
+    made = read_json(folder.about(sample.name, "made"))
+    return folder.video(sample.name).exists() and {k: made.get(k) for k in about} == about
 
 
 def still_of(sample: Sample) -> UInt8[np.ndarray, "F H W 3"]:

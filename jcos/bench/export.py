@@ -21,13 +21,14 @@ PUZZLE = "puzzle.json"
 def export(folder: Path, tasks: tuple[str, ...], number: int, fps: int = 16) -> None:
     """`number` held-out puzzles of each task; hard tasks are out of domain.
 
-    Raises ValueError where a task is unknown, or the folder has something else in it.
+    Raises ValueError where a task is unknown, or the folder is not empty: an older export would be
+    mixed with this one.
     """
     chosen = [get(name) for name in tasks]
     if number < 1:
         raise ValueError(f"{number} puzzles are asked for; at least 1 is needed")
-    if folder.exists() and {p.name for p in visible(folder)} - set(SPLITS):
-        raise ValueError(f"{folder} has other things in it; choose another folder")
+    if folder.exists() and (inside := visible(folder)):
+        raise ValueError(f"{folder} holds {inside[0].name} already; choose another folder")
     check_room(folder)
     inside, outside = SPLITS
     for task in chosen:

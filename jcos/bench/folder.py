@@ -15,7 +15,7 @@ from typing import NamedTuple
 import av
 
 from jcos.bench.official import OFFICIAL, PER_TASK
-from jcos.files import local_path, read_text, visible
+from jcos.files import check_file, local_path, read_text, visible
 from jcos.lab.tasks import TASKS
 from jcos.media.image import read_picture
 
@@ -168,12 +168,9 @@ def _folders(root: Path, parents: list[Path]) -> Iterator[Path]:
 
 def _read(name: str, folder: Path) -> Sample:
     """Raises ValueError or OSError where a file is missing, damaged or empty."""
-    file = folder / "prompt.txt"
-    if not file.is_file():
-        raise ValueError(f"the prompt {file} is missing")
-    prompt = read_text(file).strip()
+    prompt = read_text(folder / "prompt.txt").strip()
     if not prompt:
-        raise ValueError(f"the prompt {file} is empty")
+        raise ValueError(f"the prompt {folder / 'prompt.txt'} is empty")
     picture = folder / "first_frame.png"
     height, width, _ = read_picture(picture).shape
     frames = count_frames(folder / "ground_truth.mp4")
@@ -186,8 +183,7 @@ def count_frames(path: Path) -> int:
 
     Raises ValueError where it is missing, damaged, or no video.
     """
-    if not path.is_file():
-        raise ValueError(f"the video {path} is missing")
+    check_file(path)
     frames = 0
     try:
         with av.open(str(path)) as file:

@@ -1,46 +1,64 @@
-"""Generates the videos of an arm: as many workers as you like, each killed whenever you like."""
+"""Makes the videos of an arm that are not there, in batches of one shape. While a batch is
+denoised, the one before is decoded and written, and the next one is prepared."""
 
 import dataclasses
-from collections.abc import Callable, Generator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
+import av
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 from jcos import wan
-from jcos.bench.arm import Arm, as_json, shapes_of
-from jcos.bench.folder import Bench
-from jcos.bench.sampler import Sampler, check_mesh
-from jcos.bench.state import Folder, Status
-from jcos.bench.worker import Progress, Worker
-from jcos.config import UMT5Config, VaeConfig, WanConfig
-from jcos.devices import sharding
-from jcos.media.formats import check_mp4
-from jcos.model.text import UMT5, TextCache
+from jcos.bench.arm import Arm, Shape, as_json, resized
+from jcos.bench.folder import Bench, Sample
+from jcos.bench.results import Folder, Status
+from jcos.bench.sampler import Sampler
+from jcos.config import PixelCodec, WanConfig
+from jcos.devices import mesh, sharding
+from jcos.files import check_room, write
+from jcos.media.formats import check_mp4, write_mp4
 from jcos.runs import made
-from jcos.wan import Prompt
-from jcos.weights.checkpoint import MANIFEST as CONVERTED
-from jcos.weights.checkpoint import identify, stored
-from jcos.weights.released import open_released
+from jcos.sampling.trajectory import Condition
+from jcos.staged import Progress, silent
+from jcos.weights.checkpoint import identify
+
+T = TypeVar("T")
+ROOM = 64 * 2**20
+"""Bytes that must be free on the disk before a batch is begun."""
+FAILURES = (
+    ValueError,
+    IndexError,
+    FloatingPointError,
+    OSError,
+    MemoryError,
+    SafetensorError,
+    av.FFmpegError,
+    jax.errors.JaxRuntimeError,
+)
+"""What may go wrong with one sample while others go well; the last one when memory is short."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """What one worker does.
+    """What one process does.
 
-    shard: (i, n) takes every n-th sample from the i-th on; all by default. batch: samples of equal
-    shape generated at a time, by default as many as memory holds. text: folder of embedded prompts.
-    dead: seconds after which the claim of a silent worker is taken over. mesh: this process's own
-    devices, over which a batch and its samples are spread; one device by default.
+    shard: (i, n) takes every n-th sample from the i-th on; all by default. retry: failed samples
+    too. batch: samples of equal shape generated at a time, by default as many as memory holds.
+    text: folder of embedded prompts. mesh: this process's own devices, over which a batch and its
+    samples are spread; one device by default.
     """
 
     text: Path
     shard: tuple[int, int] = (0, 1)
     retry: bool = False
     batch: int | None = None
-    dead: float = 240.0
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
@@ -51,110 +69,202 @@ class Work:
             raise ValueError(f"batch is {self.batch}; at least 1 sample is generated at a time")
 
 
-def begin(arm: Arm, checkpoint: Path, out: Path, mesh: Mesh | None, command: str) -> WanConfig:
-    """The folder of an arm with its manifest, and the model as the arm samples it.
+def run(
+    arms: Mapping[str, Arm],
+    checkpoint: Path,
+    bench: Bench,
+    out: Path,
+    work: Work,
+    *,
+    command: str = "",
+    progress: Progress = silent,
+) -> dict[str, Status]:
+    """Make what is missing of the arms' videos, each arm's in OUT/NAME, and return what still is.
 
-    Raises ValueError or IndexError where the arm does not suit the model or the mesh, the
-    checkpoint has no VAE, or `out` has videos of other settings.
+    Raises ValueError, IndexError or OSError, before anything runs, where an arm does not suit the
+    model or the mesh, the checkpoint has no VAE, a folder cannot be written or has videos of other
+    settings. What is wrong with one sample is written down, and the rest goes on; OSError where
+    not even that can be written.
     """
-    config = arm.of(wan.read_config(checkpoint, arm.profile))
-    check_mesh(mesh.shape if mesh else {}, config)
-    _check_vae(config, checkpoint)
-    check_mp4(16, 16, arm.fps, crf=arm.crf)
-    Folder(out).settle(
-        {
-            "arm": as_json(arm, config.sampling),
-            "model": {"name": config.name, **identify(checkpoint)},
-            "boundary": config.boundary,
-            "negative": config.negative,
-            "numerics": dataclasses.asdict(config.numerics),
-        },
-        made(command, mesh.shape if mesh else {}),
-    )
-    return config
-
-
-def _check_vae(config: WanConfig, checkpoint: Path) -> None:
-    """ValueError where the model needs one that its folder does not have, as VBVR's."""
-    if not isinstance(config.codec, VaeConfig):
-        return
-    converted = (checkpoint / CONVERTED).is_file()
-    leaves = stored(checkpoint) if converted else open_released(checkpoint).leaves
-    if not any(name.startswith("vae.") for name in leaves):
-        raise ValueError(
-            f"{checkpoint} has no VAE, which codes pictures and videos; put that of the release "
-            "beside the weights and convert them together (docs/vbvr.md says how)"
+    check_room(out)
+    sizes = work.mesh.shape if work.mesh else {}
+    configs = {n: arm.of(wan.read_config(checkpoint, arm.profile)) for n, arm in arms.items()}
+    for name, arm in arms.items():
+        check_mesh(sizes, configs[name])
+        wan.check_vae(configs[name], checkpoint)
+        check_mp4(16, 16, arm.fps, crf=arm.crf)
+    for name, arm in arms.items():
+        Folder(out / name).settle(
+            {
+                "arm": as_json(arm, configs[name].sampling),
+                "model": {"name": configs[name].name, **identify(checkpoint)},
+                "boundary": configs[name].boundary,
+                "negative": configs[name].negative,
+                "numerics": dataclasses.asdict(configs[name].numerics),
+            },
+            made(command, sizes),
         )
+    part = bench.part(*work.shard)
+    return {
+        name: _run(arm, configs[name], checkpoint, part, Folder(out / name), work, progress)
+        for name, arm in arms.items()
+    }
 
 
-def conduct(
-    arm: Arm, checkpoint: Path, bench: Bench, out: Path, work: Work, command: str
-) -> Generator[Progress, None, Status]:
-    """Generates what is missing of this worker's samples, and says what still is.
+def check_mesh(sizes: Mapping[str, int], config: WanConfig) -> None:
+    """Raise ValueError where a mesh of these sizes has an axis that samples cannot be spread
+    over."""
+    if sizes.get(mesh.SEED, 1) > 1:
+        raise ValueError(
+            f"a mesh of seed={sizes[mesh.SEED]} leaves devices idle, because the seeds of a sample "
+            "do not all go on to the end: spread samples over world"
+        )
+    wan.check_mesh(sizes, config)
 
-    Raises as `begin` does, before anything runs. What is wrong with one sample is written down, and
-    the rest goes on.
-    """
-    config, folder = begin(arm, checkpoint, out, work.mesh, command), Folder(out)
-    bench, (i, n) = bench.part(*work.shard), work.shard
+
+def _run(
+    arm: Arm,
+    config: WanConfig,
+    checkpoint: Path,
+    bench: Bench,
+    folder: Folder,
+    work: Work,
+    progress: Progress,
+) -> Status:
+    i, n = work.shard
     summary = "summary.json" if n == 1 else f"summary-{i}-of-{n}.json"
-    if work.retry:
-        folder.forgive(bench.names)
-    shapes, wrong = shapes_of(arm, config, bench.samples)
-    lost: dict[str, str] = {}
-    for name, reason in wrong.items():
+    for name in bench.names if work.retry else ():
+        folder.about(name, "failed").unlink(missing_ok=True)
+    shapes: dict[Sample, Shape] = {}
+    for sample in bench.samples:
         try:
-            folder.note(name, "failed", {"reason": reason})
-        except OSError:  # a full disk stops no run
-            lost[name] = reason
-    if _anywhere(any(not folder.settled(sample.name) for sample in shapes)):
-        yield Progress(0, len(shapes), "reading prompts")
+            shapes[sample] = arm.shape(config, sample)
+        except ValueError as error:
+            folder.fail(sample.name, error)
+    left = [sample for sample in shapes if not folder.is_settled(sample.name)]
+    if wan.anywhere(bool(left)):
+        progress(f"{folder.path.name}: reading the model", len(shapes) - len(left), len(shapes))
+        words = [config.negative, *(sample.prompt for sample in left)]
         with sharding.use_mesh(work.mesh):
-            rows = embedded(arm, checkpoint, config, [s.prompt for s in shapes], work.text)
-        yield Progress(0, len(shapes), "reading the model")
-        with sharding.use_mesh(work.mesh):
-            model = wan.load(checkpoint, profile=arm.profile, text=rows is None, resident=None)
+            rows = wan.embedder(checkpoint, config, words, work.text, arm.profile)
+            model = wan.load(checkpoint, profile=arm.profile, text=False, resident=None)
         model.config = config
-        sampler = Sampler.of(arm, model, rows, work.mesh)
         kept = {sample.name for sample in bench.samples[: arm.x0_samples if arm.x0 else 0]}
-        worker = Worker(sampler, folder, shapes, kept, work.batch, lost)
-        for progress in worker.run(work.dead):
+        worker = _Worker(Sampler.of(arm, model, rows, work.mesh), folder, shapes, kept)
+        for name in worker.run(left, work.batch):
             folder.status(bench, summary)
-            yield progress
-    found = folder.status(bench, summary)
-    return found._replace(failed=found.failed | lost)
+            done = sum(folder.is_settled(sample.name) for sample in shapes)
+            progress(f"{folder.path.name}: {name}", done, len(shapes))
+    return folder.status(bench, summary)
 
 
-def embedded(
-    arm: Arm, checkpoint: Path, config: WanConfig, prompts: Sequence[str], folder: Path
-) -> Callable[[str], Prompt] | None:
-    """All prompts, embedded once for every arm and worker that shares the folder; the encoder is
-    loaded only where one is missing. None for models that read words themselves."""
-    if not isinstance(config.text, UMT5Config):
-        return None
+@dataclasses.dataclass(frozen=True)
+class _Worker:
+    """kept: names of the samples whose clean estimates are written. sizes: of programs, in
+    samples."""
 
-    def read(cache: TextCache) -> Callable[[str], Prompt]:
-        for prompt in (config.negative, *prompts):
-            cache.embed(prompt, config.dit.text_len)
-        return lambda prompt: cache.embed(prompt, config.dit.text_len)
+    sampler: Sampler
+    folder: Folder
+    shapes: dict[Sample, Shape]
+    kept: set[str]
+    sizes: dict[Shape, int] = dataclasses.field(default_factory=dict)
 
-    lacking = ""
-    try:
-        read(TextCache(folder))
-    except ValueError as missing:
-        lacking = str(missing)
-    if _anywhere(bool(lacking)):
-        whole = wan.load(checkpoint, profile=arm.profile, experts=False, vae=False)
-        if isinstance(whole.text, UMT5):
-            read(TextCache(folder, whole.text, whole.tokenizer))
-        elif lacking:
-            raise ValueError(lacking)
-    return read(TextCache(folder))
+    def run(self, left: Sequence[Sample], asked: int | None) -> Iterator[str]:
+        """Make samples, so many of one shape at a time as are asked for or as memory holds, telling
+        the first of each batch when it is begun.
 
+        Of samples that a killed run has denoised, only the videos are made.
+        """
+        denoised = [sample for sample in left if self.folder.is_denoised(sample)]
+        batches = self._batches([s for s in left if s not in denoised], asked)
+        # No more threads than coders, so that preparing takes no memory beside a decoder's.
+        with ThreadPoolExecutor(len(self.sampler.coders)) as coding:
 
-def _anywhere(here: bool) -> bool:
-    """Whether it holds on any of the hosts that have joined. They read checkpoints together or not
-    at all: Orbax waits for all of them."""
-    if jax.process_count() == 1:
-        return here
-    return bool(multihost_utils.process_allgather(np.array(here)).any())
+            def begin(work: Callable[[Sample, int], T], batch: Sequence[Sample]) -> list[Future[T]]:
+                return [coding.submit(work, sample, i) for i, sample in enumerate(batch)]
+
+            writing = begin(self._finish, denoised)
+            ahead = begin(self._prepare, batches[0] if batches else [])
+            for batch, after in zip(batches, [*batches[1:], []], strict=True):
+                ready = [self._ready(*each) for each in zip(batch, ahead, strict=True)]
+                ahead = begin(self._prepare, after)
+                yield batch[0].name
+                made = self._denoise({s: c for s, c in zip(batch, ready, strict=True) if c})
+                for future in writing:
+                    future.result()
+                writing = begin(self._finish, made)
+            for future in writing:
+                future.result()
+        yield "done"
+
+    def _batches(self, samples: Sequence[Sample], asked: int | None) -> list[list[Sample]]:
+        by_shape: dict[Shape, list[Sample]] = {}
+        for sample in samples:
+            by_shape.setdefault(self.shapes[sample], []).append(sample)
+        batches = []
+        for shape, alike in by_shape.items():
+            self.sizes[shape] = size = self.sampler.fitting(shape, len(alike), asked)
+            batches += [alike[i : i + size] for i in range(0, len(alike), size)]
+        return batches
+
+    def _prepare(self, sample: Sample, i: int) -> Condition:
+        return self.sampler.prepare(sample, self.shapes[sample], i)
+
+    def _ready(self, sample: Sample, prepared: Future[Condition]) -> Condition | None:
+        """Return what a sample is generated from; None where it cannot be prepared."""
+        try:
+            if isinstance(prepared.exception(), FAILURES):
+                # Perhaps for want of memory beside a batch that was denoised: once more alone.
+                return self._prepare(sample, 0)
+            return prepared.result()
+        except FAILURES as error:
+            self.folder.fail(sample.name, error)
+            return None
+
+    def _denoise(self, batch: Mapping[Sample, Condition]) -> list[Sample]:
+        """Write the latents of samples of one shape, and return those that succeeded. Where several
+        fail together, each is tried alone."""
+        if not batch:
+            return []
+        check_room(self.folder.path, ROOM)
+        start = time.monotonic()
+        shape, worlds = self.shapes[next(iter(batch))], self.sampler.worlds
+        # One program for every batch of a shape, and one for what is tried alone.
+        size = worlds if len(batch) <= worlds else self.sizes[shape]
+        try:
+            latents, x0 = self.sampler.generate([*batch.values()], shape, size)
+        except FAILURES as error:
+            if len(batch) > 1:
+                return [s for one in batch for s in self._denoise({one: batch[one]})]
+            self.folder.fail(next(iter(batch)).name, error)
+            return []
+        seconds = round((time.monotonic() - start) / len(batch), 1)
+        for i, sample in enumerate(batch):
+            about = {
+                "digest": sample.digest,
+                "prompt": sample.prompt,
+                "shape": shape._asdict(),
+                "seconds": seconds,
+                "device": jax.local_devices()[0].device_kind,
+                "mesh": sharding.describe(self.sampler.devices or {}),
+            }
+            if sample.name in self.kept:
+                estimates = {"x0": x0[i].astype(np.float16)}
+                write(self.folder.about(sample.name, "x0", "safetensors"), save(estimates))
+            write(self.folder.latents(sample.name), save({"latents": latents[i]}))
+            self.folder.note(sample.name, "made", about)
+        return list(batch)
+
+    def _finish(self, sample: Sample, i: int) -> None:
+        """Write the video of latents, which makes the sample done."""
+        arm, coder = self.sampler.arm, self.sampler.coders[i % len(self.sampler.coders)]
+        # H.264 needs even sides.
+        height, width = (side + side % 2 for side in (sample.height, sample.width))
+        exact, latents = isinstance(coder.codec, PixelCodec), self.folder.latents(sample.name)
+        try:
+            video = coder.decode(load_file(latents)["latents"])
+            video = np.stack([resized(frame, height, width, exact=exact) for frame in video])
+            write_mp4(self.folder.video(sample.name), video, arm.fps, crf=arm.crf)
+            latents.unlink()
+        except FAILURES as error:
+            self.folder.fail(sample.name, error)

@@ -3,7 +3,7 @@ own devices. What comes out does not depend on the mesh."""
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,29 +16,19 @@ from jaxtyping import Float
 from jcos import loop, wan
 from jcos.bench.arm import Arm, Shape
 from jcos.bench.folder import Sample
-from jcos.config import WanConfig
 from jcos.devices import memory, mesh, sharding
-from jcos.experiments.experiment import places
 from jcos.experiments.memory import runs_that_fit
 from jcos.sampling import flow, trajectory
+from jcos.sampling.interventions import places
 from jcos.sampling.trajectory import Condition
 from jcos.wan import Prompt, Wan
 
-
-def check_mesh(sizes: Mapping[str, int], config: WanConfig) -> None:
-    """ValueError where a mesh of these sizes has an axis that samples of this arm cannot be spread
-    over."""
-    seed, branch, tensor = (sizes.get(axis, 1) for axis in (mesh.SEED, mesh.BRANCH, mesh.TENSOR))
-    passes, heads = 1 if config.sampling.guidance is None else 2, config.dit.heads
-    if seed > 1:
-        raise ValueError(
-            f"a mesh of seed={seed} leaves devices idle, because the seeds of a sample do not all "
-            "go on to the end: spread samples over world"
-        )
-    if branch > passes:
-        raise ValueError(f"the mesh has branch={branch}, but a step has {passes} pass(es)")
-    if heads % tensor:
-        raise ValueError(f"{heads} heads do not divide over the mesh's tensor={tensor}")
+KNOBS = (
+    "fewer samples at a time (--batch 1)",
+    "a mesh with a larger branch, context or fsdp (--mesh; `jcos plan` says which)",
+    "smaller or shorter videos (--set scale=0.5)",
+)
+"""What helps where a device has too little memory, the least change first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,17 +97,8 @@ class Sampler:
         """
         given = jax.tree.map(lambda *a: np.stack(a), *batch, *batch[-1:] * (size - len(batch)))
         config = self.model.config
-        run = memory.Run(
-            seeds=1,  # fewer would be another arm
-            worlds=size,
-            guided=config.sampling.guidance is not None,
-            probed=False,
-            float32=config.numerics.linear == "float32",
-            devices=1 if self.devices is None else self.devices.size,
-            resident=len(self.model.experts) > 1 and not memory.waits(self.model.experts),
-        )
         what = f"{size} sample(s) of {self.arm.ensemble} seed(s) of {config.name}"
-        with sharding.use_mesh(self.devices), memory.explained(what, memory.run_knobs(run)):
+        with sharding.use_mesh(self.devices), memory.explained(what, KNOBS):
             return self._denoised(given, shape, len(batch), size)
 
     def _denoised(
@@ -132,7 +113,7 @@ class Sampler:
             self.model,
             self._spread(given),
             seeds,
-            probe=arm.probe(config, grid[0]),
+            probe=arm.probe(config.sampling.steps, grid[0], config.dit.layers, arm.ensemble),
             sampling=config.sampling,
         )
         # Each sample is a world by itself; seeds that are only averaged with go on no longer.

@@ -1,6 +1,8 @@
 """Scores of arms: the official scorer's, or our own where the samples are the small tasks. Missing
 videos count as zero."""
 
+import csv
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +14,9 @@ from jcos.bench import baselines, export
 from jcos.bench.baselines import STILL, TRUTH
 from jcos.bench.evalkit import Scores, official
 from jcos.bench.folder import SPLITS, Bench, category_of, task_of
+from jcos.files import check_folder, check_room, write
 from jcos.lab.measures import UNBOUNDED, Estimate, estimate
+from jcos.runs import MANIFEST, as_text, made, read
 
 
 class Cell(NamedTuple):
@@ -33,19 +37,72 @@ class Cell(NamedTuple):
     official: float
 
 
+class Comparison(NamedTuple):
+    """scores: of the arms, the first of which is the baseline, then of still and truth. cells: of
+    all of them. gains: of the other arms, less the baseline. notes: what makes arms differ that
+    should not."""
+
+    scores: list[Scores]
+    cells: list[Cell]
+    gains: list[Cell]
+    notes: list[str]
+
+
+def compare(
+    bench: Bench, arms: Sequence[Path], out: Path, scorer: str | None = None, command: str = ""
+) -> Comparison:
+    """Return what arms score, beside a still picture and the ground truth, paired by sample.
+
+    Writes OUT/scores.json (every sample), OUT/table.csv, OUT/run.json and the baselines' videos.
+    Raises ValueError as `score`, and OSError where `out` cannot be written.
+    """
+    read(out / MANIFEST, "arms")  # not into the folder of an arm
+    check_room(out)
+    scores = score(bench, arms, out, scorer)
+    cells, base = table(bench, scores), scores[0]
+    gains = against(bench, scores[1 : len(arms)], base)
+    parts = {arm.arm: {"scores": arm.found, "errors": arm.errors} for arm in scores}
+    makers = {arm.arm: arm.scorer for arm in scores}
+    parts = {name: part | {"scorer": makers[name]} for name, part in parts.items()}
+    write(out / "scores.json", as_text({"samples": bench.extent, "arms": parts}))
+    rows = io.StringIO(newline="")
+    lines = csv.writer(rows, lineterminator="\n")
+    lines.writerow(("kind", *Cell._fields))
+    lines.writerows(("score", *cell) for cell in cells)
+    lines.writerows((f"less {base.arm}", *cell) for cell in gains)
+    write(out / "table.csv", rows.getvalue())
+    folders = {arm.arm: path for arm, path in zip(scores, arms, strict=False)}
+    codecs = {name: baselines.codec_of(path) for name, path in folders.items()}
+    about = {
+        "question": "What do these arms score on VBVR-Bench?",
+        "samples": {"folder": str(bench.root), "extent": bench.extent},
+        "arms": {name: str(path) for name, path in folders.items()},
+        "scorer": makers,
+        "still": codecs[base.arm]._asdict(),
+    }
+    write(out / MANIFEST, as_text(about | made(command)))
+    commits = {arm.arm: (arm.scorer or {}).get("commit") for arm in scores if arm.found}
+    notes = [
+        f"the arms' {what} differ: " + "; ".join(f"{name} {value}" for name, value in by.items())
+        for what, by in (("codecs", codecs), ("commits of the scorer", commits))
+        if len(set(by.values())) > 1
+    ]
+    return Comparison(scores, cells, gains, notes)
+
+
 def score(bench: Bench, arms: Sequence[Path], out: Path, scorer: str | None = None) -> list[Scores]:
     """Scores of the arms, then of the still pictures and of the ground truth, whose videos are made
     in `out`; the still ones with the codec of the first arm.
 
-    scorer: the command that runs the official `run_evaluation.py`; without one, its results are
-    read from `out` or from beside the videos. Raises ValueError where there are neither.
+    scorer: the command that runs the official `run_evaluation.py`; without one, the results of the
+    last time are read. Raises ValueError where there are none, or no arms.
     """
+    if not arms:
+        raise ValueError("no arms are given; name at least one folder of videos")
     for arm in arms:
-        if not arm.is_dir():
-            raise ValueError(f"there is no folder {arm} with the videos of an arm")
+        check_folder(arm)
     names = [*labels(arms), STILL, TRUTH]
-    codec = baselines.codec_of(arms[0]) if arms else baselines.Codec()
-    folders = [*arms, *baselines.make(bench, out, codec)]
+    folders = [*arms, *baselines.make(bench, out, baselines.codec_of(arms[0]))]
     puzzles = [export.puzzle_of(sample) for sample in bench.samples]
     if puzzles and all(puzzles):
         return [_judged(bench, *arm) for arm in zip(folders, names, strict=True)]
@@ -53,19 +110,17 @@ def score(bench: Bench, arms: Sequence[Path], out: Path, scorer: str | None = No
 
 
 def labels(arms: Sequence[Path]) -> list[str]:
-    """The name of each arm's folder, with as many of the folders above it as tell it from the other
-    arms and from the baselines. Raises ValueError where a folder is given twice."""
-    parts = [Path(os.path.abspath(arm)).parts for arm in arms]
+    """Return a name for each arm's folder: its path below the folder that all of them are in.
 
-    def label(arm: tuple[str, ...]) -> str:
-        for depth in range(1, len(arm) + 1):
-            name = "/".join(arm[-depth:])
-            others = [other for other in parts if other[-depth:] == arm[-depth:]]
-            if len(others) == 1 and name not in (STILL, TRUTH):
-                return name
-        raise ValueError(f"{Path(*arm)} is given twice; each arm is a folder of its own")
-
-    return [label(arm) for arm in parts]
+    Raises ValueError where a folder is given twice.
+    """
+    paths = [os.path.abspath(arm) for arm in arms]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise ValueError(f"{twice[0]} is given twice; each arm is a folder of its own")
+    above = os.path.commonpath([os.path.dirname(path) for path in paths])
+    if {os.path.join(above, name) for name in (STILL, TRUTH)} & set(paths):
+        above = os.path.dirname(above)  # names of the baselines
+    return [os.path.relpath(path, above).replace(os.sep, "/") for path in paths]
 
 
 def _judged(bench: Bench, arm: Path, name: str) -> Scores:

@@ -1,5 +1,5 @@
-"""The `jcos` command. Thin: `options` reads one command's arguments, the file of its name calls the
-library; here its errors become one sentence. Help and mistakes import nothing that takes long."""
+"""The `jcos` command. Thin: a command is its options and one call of the library, whose errors here
+become one sentence. Help and mistakes import nothing that takes long."""
 
 import io
 import sys
@@ -11,7 +11,7 @@ from typing import Any
 
 import tyro
 
-from jcos.cli import options
+from jcos.cli import bench, options
 from jcos.cli.paths import parse, refuse
 
 FAILURES = (ValueError, IndexError, FloatingPointError, MemoryError, OSError)
@@ -23,10 +23,11 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "search": options.Search,
     "run": options.Run,
     "generate": options.Generate,
-    "bench": options.Bench,
+    "bench": bench.Bench,
     "plan": options.Plan,
     "report": options.Report,
     "explore": options.Explore,
+    "export": options.Export,
     "tasks": options.Tasks,
 }
 
@@ -41,12 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(", ".join(f"{name} {metadata.version(name)}" for name in ("jcos", "jax", "flax")))
         return
     command = parse("jcos", _read, arguments)
-
-    from jcos.devices import memory, programs
-
-    memory.claim()
-    programs.keep_in_cache()
     try:
+        command.check()
+
+        from jcos.devices import memory, programs
+
+        memory.claim()
+        programs.keep_in_cache()
         with warnings.catch_warnings():
             warnings.showwarning = partial(_note, warnings.showwarning)
             command.run()

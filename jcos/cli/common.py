@@ -1,23 +1,20 @@
-"""What the commands share."""
+"""What the commands share once they are at work."""
 
 import contextlib
-import dataclasses
+import datetime as dt
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-import jax
-from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Table
 
-from jcos.bench.sampler import check_mesh
-from jcos.cli import options
-from jcos.config import WanConfig
-from jcos.devices import mesh, sharding
-from jcos.experiments.experiment import Progress
-from jcos.sampling.probes import Chain, Noise, Probe, SeedEnsemble, chain
+from jcos.cli.options import OnMesh as OnMesh
+from jcos.report import explorer
+from jcos.staged import Progress
 
 console = Console(stderr=True)
 PACE = 30 * 24 * 3600.0
@@ -25,71 +22,55 @@ PACE = 30 * 24 * 3600.0
 minutes and a sample an hour, and rich by itself forgets what was more than 30 seconds ago."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Interventions(options.Interventions):
-    """Interventions as probes."""
-
-    def interventions(self) -> dict[str, list[int]]:
-        """As a run's manifest holds them."""
-        return {
-            f.name: list(getattr(self, f.name)) for f in dataclasses.fields(options.Interventions)
-        }
-
-    def probe(self, steps: int, frames: int, layers: int, seeds: int) -> Chain:
-        """All interventions, most of them off: one program serves every choice. ValueError where
-        seeds are to be averaged and there is one, or no layer or step to do it at."""
-        if self.ensemble_layers and seeds == 1:
-            raise ValueError("--ensemble-layers averages over seeds; one is given: try --seeds 0 1")
-        if not (self.ensemble_steps if self.ensemble_layers else self.ensemble_steps == (0,)):
-            raise ValueError("--ensemble-layers and --ensemble-steps go together: give both")
-        on = self.ensemble_steps if self.ensemble_layers else ()
-        parts: list[Probe] = [
-            Noise.at_steps(steps, frames, self.noise_steps)
-            | Noise.at_frames(steps, frames, self.noise_frames),
-            SeedEnsemble.window(steps, layers, on, self.ensemble_layers),
-        ]
-        return chain(*parts)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OnMesh(options.OnMesh):
-    """The mesh that --mesh describes."""
-
-    def devices(self) -> Mesh | None:
-        """The mesh; None for one device. ValueError where the devices do not make it up."""
-        here = jax.local_devices()
-        if self.mesh is not None:
-            return sharding.make_mesh(sharding.parse_mesh(self.mesh), here)
-        if len(here) > 1:
-            idle = f"{len(here) - 1} of {len(here)} devices are idle: see --mesh"
-            console.print(f"Note: {idle}.", highlight=False)
-        return None
-
-    def devices_for(self, config: WanConfig, seeds: int) -> Mesh | None:
-        """`devices`, also with ValueError where runs of this model, sampled as its configuration
-        says, cannot be spread over them."""
-        devices = self.devices()
-        if devices is not None:
-            check_mesh({**devices.shape, mesh.SEED: 1}, config)
-            with sharding.use_mesh(devices):
-                sharding.check_runs(config.dit, devices.shape[mesh.WORLD], seeds)
-        return devices
-
-
 def command_line() -> str:
-    """What was typed, to be kept beside what came of it."""
+    """Return what was typed, to be kept beside what came of it."""
     return shlex.join(["jcos", *sys.argv[1:]])
 
 
 @contextlib.contextmanager
 def bar() -> Iterator[Progress]:
-    """Show what is going on, how many parts are done, and the time that is left."""
+    """Show what is going on, how much of it is done, and the time that is left: as a bar, or in
+    lines where the output is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Bar(*columns, TimeRemainingColumn(), console=console, speed_estimate_period=PACE) as shown:
+    quiet = not console.is_terminal
+    with Bar(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        speed_estimate_period=PACE,
+        disable=quiet,
+    ) as shown:
         task = shown.add_task("starting", total=None)
-        yield lambda what, done, total: shown.update(
-            task, description=what, completed=done, total=total
-        )
+        last: tuple[str, int] = ("", 0)
+
+        def show(what: str, done: int, total: int) -> None:
+            nonlocal last
+            if done < last[1]:  # something else begins
+                shown.reset(task)
+            shown.update(task, description=what, completed=done, total=total)
+            if quiet and last != (what, done):
+                left = shown.tasks[0].time_remaining
+                end = "" if left is None else f", {dt.timedelta(seconds=left)} left"
+                print(f"{what}: {done} of {total}{end}", file=sys.stderr, flush=True)
+            last = (what, done)
+
+        yield show
+
+
+def make_page(folder: Path) -> Path:
+    """Make the page of a run's folder, and return its full path."""
+    with console.status("the page …"):
+        return explorer.make(folder).resolve()
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(title=title)
+    for number, column in enumerate(columns):
+        table.add_column(column, no_wrap=number == 0)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
 
 
 def read_size(text: str) -> tuple[int, int]:

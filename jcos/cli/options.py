@@ -1,35 +1,48 @@
-"""What can be typed: the options of every command, and nothing that takes long to import.
-
-A command's work is in the file of its name, in a class that adds methods to its options here.
-"""
+"""What can be typed: the options of every command, and nothing that takes long to import before one
+of them runs."""
 
 import dataclasses
 import pkgutil
+import warnings
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
-from jcos.cli.paths import CacheFolder, ConfigFile, InFile, InFolder, OutFile, OutFolder
+from jcos import files
+from jcos.cli.paths import (
+    AnyPath,
+    CacheFolder,
+    ConfigFile,
+    InFile,
+    InFolder,
+    OutFile,
+    OutFolder,
+)
 from jcos.config import Solver
+from jcos.sampling.interventions import Interventions
 from jcos.variants import TINY, Profile
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from jcos.config import WanConfig
 
 Checkpoint = Annotated[
     InFolder, tyro.conf.arg(help="A checkpoint folder; by default the small model of the package.")
 ]
-Samples = Annotated[
-    InFolder,
-    tyro.conf.arg(help="The benchmark's folder, with In-Domain_50 and Out-of-Domain_50."),
-]
-PerTask = Annotated[int | None, tyro.conf.arg(help="Only the first so many samples of each task.")]
 PORT = 8642
+SAMPLING = ("steps", "shift", "solver", "guidance", "sigmas")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
-    """Options that can be run. work: the class that does it, as `module:name`."""
+    """Options that can be run, by default by a class with more methods: `module:name`."""
 
     work: ClassVar[str]
+
+    def check(self) -> None:
+        """Raise ValueError for what is wrong and can be known without importing jax."""
 
     def run(self) -> None:
         """Import what the command needs, which takes seconds, and do it."""
@@ -37,28 +50,37 @@ class Command:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Interventions:
-    """Options of every command that samples: what is done to the runs."""
-
-    noise_steps: tuple[int, ...] = ()
-    """Replace all frames by noise before these steps."""
-    noise_frames: tuple[int, ...] = ()
-    """Replace these latent frames by noise before every step."""
-    ensemble_layers: tuple[int, ...] = ()
-    """Average the tokens of all seeds after these layers …"""
-    ensemble_steps: tuple[int, ...] = (0,)
-    """… in these steps."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class OnMesh:
     """The option of every command that can use many devices."""
 
     mesh: str | None = None
-    """How all devices of this process share the work, like branch=2,context=4: seeds over seed, the
-    two passes of guidance over branch, a video's tokens over context or fsdp, which slices the
-    weights too, heads over tensor; runs of an experiment and samples of a benchmark (which has no
-    use for seed) over world. The videos are the same. One device by default."""
+    """How all devices of this process share the work, like branch=2,context=4 (docs/launch.md): by
+    seed, branch (of guidance), context or fsdp (a video's tokens; fsdp slices the weights too),
+    tensor (heads), world (runs of an experiment, samples of a benchmark). One device by default."""
+
+    def devices(self) -> "Mesh | None":
+        """Return the mesh, None for one device. ValueError where the devices do not make it up."""
+        import jax
+
+        from jcos.devices import sharding
+
+        here = jax.local_devices()
+        if self.mesh is not None:
+            return sharding.make_mesh(sharding.parse_mesh(self.mesh), here)
+        if len(here) > 1:
+            warnings.warn(
+                f"{len(here) - 1} of {len(here)} devices are idle: see --mesh", stacklevel=2
+            )
+        return None
+
+    def devices_for(self, config: "WanConfig", seeds: int) -> "Mesh | None":
+        """Return `devices`; ValueError where runs of this model cannot be spread over them."""
+        from jcos import wan
+
+        devices = self.devices()
+        if devices is not None:
+            wan.check_mesh(devices.shape, config, seeds)
+        return devices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,8 +88,8 @@ class Demo(Command):
     """See a small video model solve puzzles, denoising step by denoising step: one page, about a
     minute.
 
-    Writes OUT/index.html, and its runs for `jcos report OUT`. The same seeds give the same numbers
-    every time.
+    Writes a folder of results whose page, OUT/index.html, can be opened after a few seconds and
+    fills as parts arrive. The same seeds give the same numbers every time.
     """
 
     work = "jcos.cli.demo:Demo"
@@ -80,19 +102,16 @@ class Demo(Command):
 class Sample(Interventions, Command):
     """Let the model solve held-out puzzles of a task, with or without an intervention.
 
-    For each puzzle, writes OUT/puzzle-N.png (rows: clean estimates at some steps, then the final
-    video and a right answer; columns: frames), OUT/puzzle-N.webp (the final video), and for all of
-    them OUT/arrays.npz (latents, every clean estimate, its score and its mass on each right
-    answer), OUT/run.json (what was run, scores) and the page OUT/index.html. A repeated call finds
-    its arrays; a folder of another run is refused.
+    Writes OUT/puzzle-N.png (rows: clean estimates at some steps, the final video, a right answer),
+    OUT/puzzle-N.webp (the final video), OUT/arrays.npz (latents, every clean estimate, its score
+    and its mass on each right answer), OUT/run.json and the page OUT/index.html. A repeated call
+    goes on with its arrays; a folder of another run is refused.
 
     Examples:
       jcos sample maze
       jcos sample maze --noise-steps 30 --out out/noised
       jcos sample tictactoe --seeds 0 1 2 --ensemble-layers 3 4 --ensemble-steps 0
     """
-
-    work = "jcos.cli.sample:Sample"
 
     task: tyro.conf.Positional[str]
     """Which task: `jcos tasks` lists them."""
@@ -106,6 +125,31 @@ class Sample(Interventions, Command):
     """Denoising steps; the model's own number by default."""
     out: OutFolder = Path("out/sample")
     checkpoint: Checkpoint = TINY
+
+    def check(self) -> None:
+        from jcos.lab.tasks import get
+
+        get(self.task)
+
+    def run(self) -> None:
+        from jcos.cli.common import bar, command_line, make_page
+        from jcos.experiments import sample
+
+        with bar() as progress:
+            solved = sample.run(
+                self.task,
+                self.out,
+                puzzles=self.puzzles,
+                puzzle_seed=self.puzzle_seed,
+                seeds=self.seeds,
+                steps=self.steps,
+                interventions=self,
+                checkpoint=self.checkpoint,
+                command=command_line(),
+                progress=progress,
+            )
+        page = make_page(self.out)
+        print(f"Solved {int(solved.sum())} of {solved.size}; the page is at {page}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -187,9 +231,8 @@ class Generate(Interventions, OnMesh, Command):
     """Make videos with a Wan model: of a prompt, of a first frame, or of both.
 
     Writes OUT/seed-N.mp4, OUT/latents.safetensors (final latents and the clean estimates of --x0,
-    float32 [seeds, …], channels last), with --x0 OUT/seed-N-x0-step-S.mp4 (the clean estimates as
-    films) and OUT/seed-N-x0.png (rows: steps, columns: some frames), OUT/run.json (all that is
-    needed to make them again) and the page OUT/index.html. A call that is repeated after a kill
+    float32 [seeds, …], channels last), with --x0 OUT/seed-N-x0-step-S.mp4 and OUT/seed-N-x0.png
+    (rows: steps), OUT/run.json and the page OUT/index.html. A call that is repeated after a kill
     goes on with the latents it finds.
 
     Examples:
@@ -199,15 +242,13 @@ class Generate(Interventions, OnMesh, Command):
       jcos generate wan-i2v --image cat.png --prompt "…" --mesh branch=2,context=4
     """
 
-    work = "jcos.cli.generate:Generate"
-
     checkpoint: tyro.conf.Positional[InFolder]
     """A folder that `python -m convert` made, or one with released safetensors."""
     prompt: str
     """What is to happen; or a .txt file of it, or a .npy file of its embedding."""
     image: InFile | None = None
-    """The first frame; image-to-video models need one. How a camera says that it is turned (EXIF)
-    is applied in the profile diffusers alone, as by its loader."""
+    """The first frame; image-to-video models need one. EXIF turns it in the profile diffusers
+    alone, as by its loader."""
     negative: str | None = None
     """The negative prompt, or a .txt or .npy file as for --prompt; the authors' own by default."""
     size: str | None = None
@@ -230,9 +271,8 @@ class Generate(Interventions, OnMesh, Command):
     seeds: tuple[int, ...] = (0,)
     """One video per seed, side by side."""
     noise: str | None = None
-    """Where the first noise comes from: torch (what PyTorch draws on a CPU for the seed), jax, or a
-    file (.npy, .npz, .safetensors) of [C, F, h, w]. By default torch, of the small model jax; the
-    same as in Python."""
+    """Of the first latents: torch (what PyTorch draws on a CPU for the seed; the default of
+    released models), jax, or a file (.npy, .npz, .safetensors) of [C, F, h, w]."""
     x0: tuple[int, ...] = ()
     """Steps whose clean estimates are kept."""
     text_cache: CacheFolder | None = None
@@ -241,110 +281,48 @@ class Generate(Interventions, OnMesh, Command):
     """Code pictures and videos in tiles of so many latent cells, height and width, that overlap by
     half: less memory for the VAE, slightly other colours. 30 52 are DiffSynth's."""
     resident: bool | None = None
-    """Whether the weights of both experts lie on the device together, or wait in host memory, each
-    until its steps begin; the videos are the same. By default together if they take at most 55 % of
-    the memory that jax has on the device."""
+    """Whether both experts lie on the device together, or each waits in host memory for its steps;
+    the videos are the same. By default together if they take at most 55 % of jax's memory."""
     programs: OutFolder | None = None
-    """Folder of compiled programs, for instance CHECKPOINT/programs, that can go with the
-    checkpoint to other machines with the same devices; what is not there is compiled and put there.
-    What lies there is run: take it only from where you would take code. By default they are kept
-    in your cache folder."""
+    """Folder of compiled programs, which can go to other machines with the same devices; by default
+    your cache folder. What lies there is run: take it only from where you would take code."""
     out: OutFolder = Path("out/generate")
 
+    def run(self) -> None:
+        from jcos import staged
+        from jcos.cli.common import bar, command_line, make_page, read_size
+        from jcos.devices import programs
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BenchRun(OnMesh, Command):
-    """Make the videos of a benchmark, for each arm of a config in a folder of its own.
-
-    Writes OUT/ARM/SPLIT/TASK/00000.mp4, where the official scorer looks for them, OUT/ARM/run.json
-    and OUT/ARM/summary.json. Goes on where it was stopped; any number of workers may share OUT.
-    Ends with exit code 1 where videos are missing.
-
-    Examples:
-      jcos bench run configs/vbvr_base.py --samples VBVR-Bench-Data --checkpoint wan-vbvr
-      jcos bench run configs/vbvr_base.py --samples VBVR-Bench-Data --checkpoint wan-vbvr \\
-        --mesh branch=2,context=4
-      jcos bench run configs/vbvr_noise.py --samples VBVR-Bench-Data --checkpoint wan-vbvr --plan
-      jcos bench run configs/vbvr_base.py --samples out/small --set scale=0.125 --set profile=none
-    """
-
-    work = "jcos.cli.bench:Run"
-
-    config: tyro.conf.Positional[ConfigFile]
-    """A Python file that describes arms, or the name of one that comes with jcos, like
-    vbvr_base."""
-    samples: Samples
-    out: Path = Path("out/vbvr")
-    """Where the arms' folders go; may be shared by workers."""
-    checkpoint: Checkpoint = TINY
-    arms: tuple[str, ...] = ()
-    """Only these arms of the config."""
-    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Changes every arm, as FIELD=VALUE; can be given several times."""
-    per_task: PerTask = None
-    shard: str = "0/1"
-    """I/N: only every N-th sample, from the I-th on, for workers that do not share OUT; `host`:
-    this one's of all that --join. Those that share OUT need none: each takes what no other has."""
-    join: bool = False
-    """This is one of a pod's hosts, which must start together: joins the others first. Each still
-    takes samples of its own."""
-    batch: int | None = None
-    """Samples generated at a time; by default as many of one shape as memory holds."""
-    retry: bool = False
-    """Try the failed samples again."""
-    text_cache: CacheFolder | None = None
-    """Folder of embedded prompts; OUT/text by default."""
-    plan: bool = False
-    """Only say what would be done, and how long it takes."""
-    machine: str = "gpu:h200:1"
-    """For --plan: a machine as `jcos plan` names them, with all its devices in --mesh."""
-    step_seconds: float | None = None
-    """For --plan: what a guided step of 81 frames of 832 × 480 pixels takes on your machine, if you
-    have measured it."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BenchScore(Command):
-    """The paper's table of one or more arms, beside a still picture, paired by sample.
-
-    Reads what the official scorer wrote, or runs it; the exported small tasks judge themselves.
-    Writes OUT/scores.json (every sample), OUT/table.csv, OUT/run.json (what was compared), and the
-    baselines' videos.
-
-    Examples:
-      jcos bench score out/vbvr/base out/vbvr/ensemble --samples VBVR-Bench-Data \\
-        --scorer "python VBVR-EvalKit/run_evaluation.py"
-    """
-
-    work = "jcos.cli.bench:Score"
-
-    arms: tyro.conf.Positional[tuple[InFolder, ...]]
-    """Folders of arms; the others are compared with the first."""
-    samples: Samples
-    out: OutFolder = Path("out/vbvr/scores")
-    """Where results, tables and baselines go."""
-    scorer: str | None = None
-    """How the official scorer is started, if it is installed."""
-    per_task: PerTask = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BenchExport(Command):
-    """Write small tasks out as a benchmark folder, to try the whole path on the small model.
-
-    Examples:
-      jcos bench export out/small
-      jcos bench run configs/vbvr_base.py --samples out/small --set scale=0.125 --set profile=none
-      jcos bench score out/vbvr/base --samples out/small
-    """
-
-    work = "jcos.cli.bench:Export"
-
-    folder: tyro.conf.Positional[OutFolder]
-    tasks: tuple[str, ...] = ()
-    """Which tasks; by default all."""
-    per_task: int = 5
-    """Held-out puzzles of each task."""
+        if self.programs is not None:
+            programs.keep(self.programs)
+        size = None
+        if self.size is not None:
+            width, height = read_size(self.size)
+            size = height, width
+        with bar() as progress:
+            staged.run(
+                self.checkpoint,
+                self.prompt,
+                self.image,
+                out=self.out,
+                negative=self.negative,
+                size=size,
+                frames=self.frames,
+                seeds=self.seeds,
+                x0=self.x0,
+                probe=self,
+                noise=self.noise,
+                profile=self.profile,
+                text_cache=self.text_cache,
+                tiles=self.tiles,
+                resident=self.resident,
+                devices=self.devices(),
+                command=command_line(),
+                progress=progress,
+                **{name: getattr(self, name) for name in SAMPLING},
+            )
+        page = make_page(self.out)
+        print(f"Videos and latents are in {self.out}; the page is at {page}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -353,12 +331,12 @@ class Plan(Command):
 
     Compiles the whole run (all steps, both experts, guidance, all seeds; weights as shapes) for
     the most promising meshes, with the compiler of the extra `tpu` or `gpu`; no such device is
-    needed. Without the extra `gpu`, GPUs are calculated.
+    needed. Without that extra, all is calculated.
 
     Examples:
       jcos plan --model wan2.2-i2v-a14b --topology v5p:2x2x4 --size 832x480 --frames 81 --seeds 3
       jcos plan --model wan2.2-t2v-a14b --topology v5e:2x4 --mesh fsdp=8 --mesh branch=2,fsdp=4
-      jcos plan --model wan2.2-ti2v-5b --topology gpu:h200:1 --json plan.json
+      jcos plan --model wan2.2-ti2v-5b --topology h200:1 --json plan.json
     """
 
     work = "jcos.cli.plan:Plan"
@@ -366,7 +344,7 @@ class Plan(Command):
     model: str
     """A released model, by its name."""
     topology: str
-    """v5e:2x4, v5p:2x2x4, v6e:2x4 or any other slice; gpu:h100:8, gpu:h200:1."""
+    """v5p-64, v6e-8, h200:8 as clouds sell them, or any slice by its shape, as v5p:2x2x4."""
     size: str | None = None
     """WIDTHxHEIGHT in pixels; by default what the model is made for."""
     frames: int | None = None
@@ -390,12 +368,11 @@ class Plan(Command):
 class Report(Command):
     """Make a page of results to look inside: steps × frames, curves, heat maps, tables, files.
 
-    RESULTS is what any command left: sample, run and generate, which make this page themselves at
-    their end, or demo, which has a page of its own. Several folders are compared: the first is the
-    baseline, and runs of the same puzzle and seed stand side by side. Writes index.html into the
-    folder, or explore.html beside a page of another making; of several folders compared.html into
-    the first. It opens from disk, without network; large results leave a folder of the page's name
-    and .files beside it.
+    RESULTS is what any command left; most make this page themselves at their end. Several folders
+    are compared: the first is the baseline, and runs of the same puzzle and seed stand side by
+    side. Writes index.html into the folder, or explore.html beside a page of another making; of
+    several folders compared.html into the first. It opens from disk, without network; large results
+    leave a folder of the page's name and .files beside it.
 
     Examples:
       jcos report out/sample
@@ -416,7 +393,8 @@ class Report(Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Explore(Command):
-    """List the runs below a folder and look inside them, live, in the browser of this machine.
+    """List the runs below a folder as a table, compare them and look inside, in the browser of this
+    machine.
 
     Examples:
       jcos explore
@@ -432,6 +410,29 @@ class Explore(Command):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Export(Command):
+    """Write results for talks and papers: films of x̂0 along the steps, the plane, every chart.
+
+    Examples:
+      jcos export out/demo --gif x0.gif --frame -1 --plane plane.png
+      jcos export out/steps --svg figures --csv figures
+    """
+
+    work = "jcos.cli.export:Export"
+
+    results: tyro.conf.Positional[InFolder]
+    """A folder of results."""
+    gif: OutFile | None = None  # The clean estimates along the steps, beside the final video …
+    mp4: OutFile | None = None  # … or as MP4.
+    plane: OutFile | None = None  # Steps × frames as one PNG.
+    svg: OutFolder | None = None  # Every chart, as SVG into this folder …
+    png: OutFolder | None = None  # … as PNG …
+    csv: OutFolder | None = None  # … and its numbers.
+    run_number: Annotated[int | None, tyro.conf.arg(name="run")] = None  # From 0.
+    frame: int | None = None  # Only this frame, -1 is the last; all by default.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Tasks(Command):
     """List the reasoning tasks, or draw puzzles with their answers.
 
@@ -440,24 +441,36 @@ class Tasks(Command):
       jcos tasks --draw 4 --out out/tasks
     """
 
-    work = "jcos.cli.tasks:Tasks"
-
     draw: int = 0
     """Draw this many puzzles per task into OUT/TASK.png (rows: puzzles, columns: frames)."""
     only: str | None = None
     """Just this task."""
-    out: Path = Path("out/tasks")
-
-
-@dataclasses.dataclass(frozen=True)
-class Bench:
-    """VBVR-Bench: videos of its samples, and their scores."""
-
-    what: tyro.conf.OmitSubcommandPrefixes[
-        Annotated[BenchRun, tyro.conf.subcommand("run")]
-        | Annotated[BenchScore, tyro.conf.subcommand("score")]
-        | Annotated[BenchExport, tyro.conf.subcommand("export")]
-    ]
+    out: AnyPath = Path("out/tasks")
 
     def run(self) -> None:
-        self.what.run()
+        import numpy as np
+
+        from jcos.cli.common import show_table
+        from jcos.experiments.sweeps import held_out
+        from jcos.lab.tasks import TASKS, get
+        from jcos.media import formats
+
+        if self.draw > 0:
+            files.check_new_folder(self.out)
+        chosen = TASKS if self.only is None else {self.only: get(self.only)}
+        rows = [
+            (
+                name,
+                task.faculty + (" (hard)" if task.hard else ""),
+                f"score ≥ {task.solved_at:.2f}",
+                f"{task.about} [dim]“{task.sample(0).prompt}”[/dim]",
+            )
+            for name, task in chosen.items()
+        ]
+        show_table("Tasks", ("task", "kin to", "solved at", "what is asked, and how"), rows)
+        for name, task in chosen.items() if self.draw > 0 else ():
+            answers = [task.routes(puzzle)[0] for puzzle in held_out(task, self.draw)]
+            sheet = formats.contact_sheet(np.stack(answers), scale=6)
+            files.write(self.out / f"{name}.png", formats.png(sheet))
+        if self.draw > 0:
+            print(f"Drawn into {self.out}")

@@ -1,24 +1,40 @@
-"""Paths on a command line: one reader for all options, and what each of them is for.
+"""Paths on a command line: each option's type says what its path is for, which is checked while the
+options are read, before any work is done."""
 
-An option's type says whether it is read or written; `parse` checks that before any work is done. A
-plain `Path` is read by the same reader and checked no further.
-"""
-
-import dataclasses
 import difflib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_args, get_type_hints
+from typing import Annotated, Any, NoReturn
 
-import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 from jcos import files
 from jcos.weights.faults import brief
 
-InFile = Annotated[Path, files.check_file]
-InFolder = Annotated[Path, files.check_folder]
-InPath = Annotated[Path, files.check_there]
+
+class _Unusable(Exception):
+    """What tyro would put into a frame, were it a ValueError."""
+
+
+def _checked(check: Callable[[Path], object]) -> PrimitiveConstructorSpec[Path]:
+    """Return how tyro reads a path, which `check` refuses by ValueError."""
+
+    def read(words: list[str]) -> Path:
+        try:
+            path = files.local_path(words[0])
+            check(path)
+        except ValueError as error:
+            raise _Unusable(error) from None
+        return path
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def config_file(named: Path) -> Path:
@@ -40,44 +56,23 @@ def check_config(named: Path) -> None:
     files.check_python(config_file(named))
 
 
-ConfigFile = Annotated[Path, check_config]
-OutFile = Annotated[Path, files.check_new_file]
-OutFolder = Annotated[Path, files.check_new_folder]
-CacheFolder = Annotated[Path, files.check_cache]
+AnyPath = Annotated[Path, _checked(str)]
+InFile = Annotated[Path, _checked(files.check_file)]
+InFolder = Annotated[Path, _checked(files.check_folder)]
+InPath = Annotated[Path, _checked(files.check_there)]
+OutFile = Annotated[Path, _checked(files.check_new_file)]
+OutFolder = Annotated[Path, _checked(files.check_new_folder)]
+CacheFolder = Annotated[Path, _checked(files.check_cache)]
+ConfigFile = Annotated[Path, _checked(check_config)]
 
 
 def parse(prog: str, read: Callable[..., Any], arguments: Sequence[str]) -> Any:
-    """Return the options that `read` (of tyro) makes of the arguments, all paths checked.
-
-    Ends in one sentence and exit code 2 where one cannot be used for what it is given for.
-    """
-
-    def path(texts: list[str]) -> Path:
-        try:
-            return files.local_path(texts[0])
-        except ValueError as error:  # which tyro would put into a frame
-            refuse(prog, error)
-
-    registry = tyro.constructors.ConstructorRegistry()
-
-    @registry.primitive_rule
-    def _(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-        if info.type is not Path:
-            return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="PATH",
-            instance_from_str=path,
-            is_instance=lambda value: isinstance(value, Path),
-            str_from_instance=lambda value: [str(value)],
-        )
-
-    options = read(args=arguments, registry=registry)
+    """Return the options that `read` (of tyro) makes of the arguments; one sentence and exit code 2
+    where a path cannot be used for what it is given for."""
     try:
-        check(options)
-    except ValueError as error:
+        return read(args=arguments)
+    except _Unusable as error:
         refuse(prog, error)
-    return options
 
 
 def refuse(prog: str, why: object) -> NoReturn:
@@ -87,27 +82,3 @@ def refuse(prog: str, why: object) -> NoReturn:
         said = f"{why.filename}: {why.strerror}"
     print(f"{prog}: {brief(said)}", file=sys.stderr)
     raise SystemExit(2) from None
-
-
-def check(options: Any) -> None:
-    """Check all paths of a dataclass of options, in the options within it too, as their types say;
-    ValueError names the first that cannot be used."""
-    hints = get_type_hints(type(options), include_extras=True)
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        if dataclasses.is_dataclass(value):
-            check(value)
-            continue
-        for use in _uses(hints[field.name]):
-            for path in value if isinstance(value, tuple) else (value,):
-                if path is not None:
-                    use(path)
-
-
-def _uses(hint: Any) -> Iterator[Callable[[Path], object]]:
-    """The functions among a type's annotations that check paths."""
-    for part in (*getattr(hint, "__metadata__", ()), *get_args(hint)):
-        if getattr(part, "__module__", None) in (files.__name__, __name__):
-            yield part
-        else:
-            yield from _uses(part)

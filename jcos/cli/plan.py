@@ -31,21 +31,16 @@ class Plan(options.Plan):
         target, job = machine(self.topology), self._job()
         if self.tries < 1:
             raise ValueError(f"{self.tries} meshes to try; at least 1 is needed")
-        given = [sharding.parse_mesh(text) for text in self.mesh]
-        tried = given or forecast.meshes(job, target)[: self.tries]
+        meshes = [sharding.parse_mesh(text) for text in self.mesh]
+        tried = meshes or forecast.meshes(job, target)[: self.tries]
+        made: list[Option] = []
+        with console.status("looking at meshes") as status:
+            for option in forecast.options(job, target, tried):
+                made.append(option)
+                status.update(f"{len(made)} of {len(tried)} meshes")
+        result = Forecast(job, target, tuple(made))
         if self.json is not None:
-            self.json.parent.mkdir(parents=True, exist_ok=True)
-        found: list[Option] = []
-        try:
-            with console.status("looking at meshes") as status:
-                for option in forecast.options(job, target, tried):
-                    found.append(option)
-                    status.update(f"{len(found)} of {len(tried)} meshes")
-        except ModuleNotFoundError as missing:
-            raise ValueError(str(missing)) from None
-        result = Forecast(job, target, tuple(found))
-        if self.json is not None:
-            write(self.json, (json.dumps(result.to_json(), indent=1) + "\n").encode())
+            write(self.json, json.dumps(result.to_json(), indent=1) + "\n")
         _show(result)
 
     def _job(self) -> Job:
@@ -64,75 +59,66 @@ class Plan(options.Plan):
 
 
 def _show(result: Forecast) -> None:
-    job, chip, best = result.job, result.machine.chip, result.best
-    out = Console()
-    runs = f"{job.seeds} seed{'s' if job.seeds > 1 else ''}"
+    job, machine, best = result.job, result.machine, result.best
+    chip, out, share = machine.chip, Console(), costs.step_flops(job) / machine.devices
     out.print(
         f"[bold]{job.config.name}[/bold], {job.frames} frames of {job.width}x{job.height} "
-        f"({job.tokens:,} tokens), {runs}, {job.sampling.steps} steps of "
-        f"{'two passes' if job.branches == 2 else 'one pass'}, on "
-        f"{result.machine.name}: {result.machine.devices} × {chip.memory / GIB:.0f} GiB"
+        f"({job.tokens:,} tokens), {job.seeds} seed{'s' if job.seeds > 1 else ''}, {job.steps} "
+        f"steps of {'two passes' if job.branches == 2 else 'one pass'}, on "
+        f"{machine.name}: {machine.devices} × {chip.memory / GIB:.0f} GiB"
     )
     out.print(_table(result))
     for option in result.options:
         if option.trouble:
             out.print(f"{option.mesh} does not run: {option.trouble}")
-    share = costs.step_flops(job) / result.machine.devices
     out.print(
         f"{costs.step_flops(job) / 1e12:,.0f} TFLOP per step, {share / 1e12:,.0f} on each device. "
         "At best: the roofline (what takes longest of arithmetic, memory and links). "
         f"Expected: {chip.reached:.0%} of the arithmetic's peak, as {chip.by}."
     )
     if not any(option.compiled for option in result.options):
+        kind = machine.platform
         out.print(
-            "All of this is calculated. The extra `gpu` has the compiler that would know: pip "
-            "install -e '.[lab,gpu]' -c constraints.txt (no GPU is needed).",
+            f"All of this is calculated. The extra `{kind}` has the compiler that would know: pip "
+            f"install -e '.[lab,{kind}]' -c constraints.txt (no {kind.upper()} is needed).",
             markup=False,
         )
     if best is None:
-        out.print(_advice(result))
-    else:
-        out.print(f"Recommended: [bold]{best.mesh}[/bold]; its limit is {best.seconds.limit}.")
-        if not best.resident:
-            held = costs.expert_bytes(job.config) * job.config.experts / 1e9
-            out.print(
-                f"In turns: two experts do not fit together, so {held:.0f} GB of weights wait in "
-                "host memory, and each comes once per run (--resident of `jcos generate`)."
-            )
-    if best is not None and best.compiled:
+        seeds = "fewer seeds at a time, " if job.seeds > 1 else ""
+        out.print(
+            f"None of these fits. What would help, in this order: more devices, {seeds}a smaller "
+            "--size, fewer --frames."
+        )
+        return
+    out.print(f"Recommended: [bold]{best.mesh}[/bold]; its limit is {best.seconds.limit}.")
+    if not best.resident:
+        held = costs.expert_bytes(job.config) * job.config.experts / 1e9
+        out.print(
+            f"In turns: two experts do not fit together, so {held:.0f} GB of weights wait in "
+            "host memory, and each comes once per run (--resident of `jcos generate`)."
+        )
+    if best.compiled:
         out.print(f"It calls {best.attention} attention.")
-    if best is not None and best.sent:
+    if best.sent:
         sent = (f"{k} {t.count:,} ({t.bytes / 1e9:.2f} GB)" for k, t in best.sent.items())
         out.print(f"Per step a device takes part in {', '.join(sent)}.")
 
 
 def _table(result: Forecast) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table("mesh", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     heads = ("weights + work\nGiB/device", "sends\nGB/step", "at best\ns/step")
-    table.add_column("mesh")
     for head in (*heads, "expected\ns/step", "expected\nmin/video", "runs"):
         table.add_column(head, justify="right", no_wrap=True)
     for option in result.options:
-        held, step = option.memory, result.expected(option)
+        held, step = option.memory, option.seconds.expected
         parts = () if held is None else (held.arguments, held.temporaries + held.outputs)
-        per_video = step * result.job.sampling.steps / result.job.seeds / 60
         table.add_row(
             option.mesh.replace(",", " "),  # which is where a narrow terminal breaks it
             " + ".join(f"{part / GIB:.1f}" for part in parts) or "–",
             f"{option.link_bytes / 1e9:.1f}",
             f"{option.seconds.roofline:.2f}",
             f"{step:.2f}",
-            f"{per_video:.1f}",
+            f"{step * result.job.steps / result.job.seeds / 60:.1f}",
             "no" if option.trouble else "yes",
         )
     return table
-
-
-def _advice(result: Forecast) -> str:
-    """What to do where no mesh fits, in the order in which it helps."""
-    job = result.job
-    knobs = ["more devices"]
-    if job.seeds > 1:
-        knobs.append("fewer seeds at a time")
-    knobs += ["a smaller --size", "fewer --frames"]
-    return f"None of these fits. What would help, in this order: {', '.join(knobs)}."

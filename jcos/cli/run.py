@@ -4,11 +4,9 @@ import dataclasses
 import time
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from jcos import wan
 from jcos.cli import options
-from jcos.cli.common import OnMesh, command_line, console
+from jcos.cli.common import OnMesh, bar, command_line, console, make_page
 from jcos.cli.paths import config_file
 from jcos.config import Sampling, WanConfig
 from jcos.devices import sharding
@@ -46,12 +44,7 @@ class Run(options.Run, OnMesh):
             _tell_steps(experiment.sampling.of(config), config)
             return wan.load(self.checkpoint, profile=profile)
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with (
-            sharding.use_mesh(devices),
-            Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar,
-        ):
-            shown = bar.add_task("starting", total=None)
+        with sharding.use_mesh(devices), bar() as progress:
             new = run_to(
                 out,
                 experiment,
@@ -60,16 +53,13 @@ class Run(options.Run, OnMesh):
                 weights=identify(self.checkpoint),
                 command=command_line(),
                 redo=self.redo,
-                progress=lambda what, done, total: bar.update(
-                    shown, description=what, completed=done, total=total
-                ),
+                progress=progress,
             )
-        page = explorer.page_of(out)
+        page = explorer.page_of(out).resolve()
         if new or not page.is_file():  # of a run that was killed between the two
-            with console.status("the page …"):
-                explorer.make(out)
-        told = f"{time.monotonic() - start:.0f} s" if new else "these results are there already"
-        print(f"{experiment.name}: {told}; the page to look inside is at {page.resolve()}")
+            page = make_page(out)
+        words = f"{time.monotonic() - start:.0f} s" if new else "these results are there already"
+        print(f"{experiment.name}: {words}; the page to look inside is at {page}")
 
 
 def _tell_steps(sampling: Sampling, config: WanConfig) -> None:

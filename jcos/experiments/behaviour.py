@@ -146,7 +146,7 @@ class Behaviour(Experiment):
             variables[name] = measure("denoiser puzzle seed", values, title, **about)
         cost = [self.forwards(model.config, s + 1) for s in range(plan.steps)]
         variables |= {"forwards": (("step",), cost, {}), "all_forwards": ((), cost[-1], {})}
-        variables |= _turned(samples, judged[0], choices[0], watched.video, listed)
+        variables |= turned_films(samples, judged[0], choices[0], watched.video, listed)
         labels = {"denoiser": list(DENOISERS), "step": range(plan.steps), "seed": list(self.seeds)}
         data = xr.Dataset(variables, labels | samples.coordinates())
         if self.learned:
@@ -185,7 +185,8 @@ class Behaviour(Experiment):
         distances = {f"distance to the end, {name}": v for name, v in parts.items()}
         data = clip_dataset(self, model, samples, distances, x0[0])
         settled = np.stack([commitment_step(v <= SETTLED) for v in parts.values()]).astype(float)
-        name, about = "step of settling", {"units": "step", "forwards": "all_forwards"}
+        name = "step of settling"
+        about: dict[str, Any] = {"units": "step", "forwards": "all_forwards"}
         variables = {
             "settled": measure("part clip seed", settled, name, SETTLING, span=POSITIVE, **about),
             "settled_later": measure(
@@ -193,7 +194,7 @@ class Behaviour(Experiment):
             ),
         }
         labels = {"part": list(parts), "difference": ["what changes less what stays"]}
-        return data.merge(xr.Dataset(variables, labels | samples.coordinates()))
+        return data.assign(variables).assign_coords(labels)
 
     def table(self, data: xr.Dataset) -> pd.DataFrame:
         about = 10 if "clip" in data.dims else 5
@@ -203,9 +204,12 @@ class Behaviour(Experiment):
         if "clip" in data.dims:
             yield from clip_figures(data)
             return
-        about = {"xlabel": "denoising step", "ylabel": "share of runs", "hue": "denoiser"}
+        about: dict[str, Any] = {"ylabel": "share of runs", "hue": "denoiser"}
         for name, (curves, caption) in FIGURES.items():
-            yield name, Picture(plots.lines(data, curves, **about), caption)
+            yield (
+                name,
+                Picture(plots.lines(data, curves, xlabel="denoising step", **about), caption),
+            )
         if np.isfinite(data["later"]).any():
             yield "order", Picture(plots.paired(data["later"], "steps from scene to answer"), ORDER)
         yield from memory_figures(data)
@@ -387,7 +391,7 @@ def of_runs(judged: Judged, shown: Shown) -> dict[str, Shaped[np.ndarray, "P K"]
     }
 
 
-def _turned(
+def turned_films(
     samples: Samples,
     judged: Judged,
     shown: Shown,
@@ -400,7 +404,7 @@ def _turned(
         if turned[rows].any():
             i, k = np.argwhere(turned[rows])[0]
             names.append(task)
-            runs.append((rows[i], k))
+            runs.append((int(rows[i]), int(k)))
     if not runs:
         return {}
     return films(

@@ -8,6 +8,7 @@ here, and no evidence of memory.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -154,10 +155,8 @@ def memory_figures(data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
             lines = xr.concat([places, shuffled], "place")
             both.append(lines.assign_coords(label=("sample", [label] * lines.sizes["sample"])))
         curves = xr.Dataset({"read": xr.concat(both, "sample").assign_attrs(both[0].attrs)})
-        about = {"xlabel": "after", "ylabel": "read"}
-        figure = plots.lines(
-            curves, "read", "source", hue="place", by="label", labels=[""], **about
-        )
+        about: dict[str, Any] = {"hue": "place", "by": "label", "labels": [""]}
+        figure = plots.lines(curves, "read", "source", xlabel="after", ylabel="read", **about)
         yield "memory-depth", Picture(figure, DEPTH)
 
 

@@ -174,7 +174,7 @@ class Ensemble(Experiment):
 
             def along(name: str, case: str) -> xr.DataArray:
                 cases = data.sel(case=[case.format(n) for n in sizes])
-                return of_kind(cases, cases["kind"].values, "members")[name]
+                return of_kind(cases, cases["kind"].values.tolist(), "members")[name]
 
             curves = {
                 "distance from the plain end": along("distance", f"{pattern}, {HOW['one']}"),
@@ -200,14 +200,14 @@ class Ensemble(Experiment):
         if tokens.sizes["at_layer"] > 1:
             most = max(float(np.abs(estimates(tokens)["mean"]).max()), 1e-3)
             limits = (-most if judged else 0.0, most)
-            about = {"xlabel": "first layer", "ylabel": "up to step"}
-            figure = plots.heat(tokens, "at_layer", "at_step", limits=limits, **about)
+            axes = {"xlabel": "first layer", "ylabel": "up to step"}
+            figure = plots.heat(tokens, "at_layer", "at_step", limits=limits, **axes)
             yield "map", Picture(figure, MAP)
         curves = {"mean tokens": tokens.sel(at_layer=paper["at_layer"].item(), drop=True)}
         for kind in KINDS[1:]:
             cases = of_kind(data, f"mean {kind} of {k}, one goes on", "at_step")
             curves[f"mean {kind}"] = cases[measured].sortby("at_step")
-        about = {"xlabel": "last step of averaging", "ylabel": y}
+        about: dict[str, Any] = {"xlabel": "last step of averaging", "ylabel": y}
         yield "kinds", Picture(plots.lines(xr.Dataset(curves), None, "at_step", **about), BY_KIND)
 
 

@@ -8,7 +8,7 @@ A file of this folder holds one question: a frozen dataclass whose fields are it
 import abc
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,20 +23,12 @@ from jcos.experiments.samples import Samples
 from jcos.lab import results
 from jcos.lab.tasks import get
 from jcos.sampling import flow
+from jcos.sampling.interventions import Place as Place
+from jcos.sampling.interventions import places as places
+from jcos.staged import Progress as Progress
+from jcos.staged import silent as silent
 from jcos.variants import Profile
 from jcos.wan import Wan
-
-Progress = Callable[[str, int, int], object]
-"""Called with what is going on, how much of it is done, and of how much."""
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """Show no progress."""
-
-
-Place = int | float
-"""A step, layer or frame: a whole number counts from 0; a fraction, 0.0 to 1.0, is of the run or of
-the depth, so that it suits every model (the paper's layer 20 of 40 is 0.5)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,27 +152,6 @@ class Experiment(abc.ABC):
         """Passes of one trajectory, or of its first `steps`: two per step with guidance."""
         sampling = self.sampling.of(config)
         return (sampling.steps if steps is None else steps) * (1 + (sampling.guidance is not None))
-
-
-def places(chosen: Sequence[Place] | None, size: int, what: str) -> list[int]:
-    """Chosen steps, layers or frames as numbers below `size`, ascending, each once; all of them for
-    None.
-
-    Raises IndexError for one that does not exist (`what` names it), and says how to name one that
-    exists in every model.
-    """
-    found = set()
-    for place in range(size) if chosen is None else chosen:
-        if isinstance(place, float) and 0.0 <= place <= 1.0:
-            found.add(min(size - 1, int(place * size)))
-        elif isinstance(place, int) and 0 <= place < size:
-            found.add(place)
-        else:
-            raise IndexError(
-                f"{what} {place} is out of range: there are {what}s 0 to {size - 1} (a fraction, "
-                "0.0 to 1.0, suits every model)"
-            )
-    return sorted(found)
 
 
 def window(first: float, last: float, size: int) -> list[int]:

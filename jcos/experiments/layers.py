@@ -124,7 +124,7 @@ class Layers(Experiment):
             films.append(film_of(readout, steps, layers, grid))
             progress(f"fitting linear probes, {task}", 0, 1)
             part, identities = token_measures(readout), np.arange(len(p))
-            if samples.judged:
+            if readout.video is not None:
                 puzzles = [samples.puzzles[i] for i in p]
                 identities = identities_of(puzzles)
                 side = model.config.dit.patch[1] * model.codec.strides[1]

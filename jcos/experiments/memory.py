@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from jcos.devices import mesh
+from jcos.plan import costs
 from jcos.sampling.flow import Plan
 from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
@@ -67,16 +67,11 @@ def sweep_knobs(chunk: int, seeds: int) -> list[str]:
 
 
 def run_bytes(model: Wan, given: Condition, steps: int) -> tuple[int, int]:
-    """About what a trajectory needs, in bytes: what it cannot do without (latents, the estimate and
-    the state of every step, one block's activations), and attention scores, which some kernels
-    store and others do not. On a mesh in use: on one of the devices that share its tokens."""
-    cfg = model.config.dit
-    latent = int(np.prod(given.grid)) * cfg.out_channels
-    tokens = int(np.prod(cfg.tokens(*given.grid)))
-    rows = mesh.padded(tokens) // mesh.devices(*mesh.SEQUENCE)
-    block = rows * (8 * cfg.dim + 2 * cfg.ffn_dim)
-    scores = 2 * cfg.heads * rows * max(tokens, cfg.text_len)
-    return 4 * (latent * (2 * steps + 8) + block), 4 * scores
+    """Return about what a trajectory needs, in bytes: what it cannot do without, and attention
+    scores (`costs.run_bytes`). On a mesh in use: on one of the devices that share its tokens."""
+    sizes = {axis: mesh.devices(axis) for axis in mesh.AXES}
+    held = costs.run_bytes(model.config, given.grid, steps, sizes)
+    return int(held.estimates + held.block), int(held.scores)
 
 
 def free_bytes() -> int:

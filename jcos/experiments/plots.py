@@ -155,7 +155,8 @@ def heat(
             one = mean.sel({group: name}, drop=True).transpose(y, x)
             maps[", ".join(words)] = one.assign_attrs(array.attrs)
     figure = panels(len(maps))
-    ends = [(float(np.nanmin(one)), float(np.nanmax(one))) for one in maps.values()]
+    finite = [one.values[np.isfinite(one.values)] for one in maps.values()]
+    ends = [(float(a.min()), float(a.max())) if a.size else (0.0, 1.0) for a in finite]
     if limits is None and len(measures) > 1:
         limits = min(low for low, _ in ends), max(high for _, high in ends)
     for axes, (title, values), span in zip(figure.axes, maps.items(), ends, strict=False):
@@ -243,7 +244,8 @@ def shared_legend(figure: Figure) -> Figure:
         handles, names = axes.get_legend_handles_labels()
         known = dict(zip(names, handles, strict=True)) | known
     if len(known) > 1:
-        columns = max(1, min(4, len(known), int(figure.get_figwidth() / 1.6)))
+        inches = max(1.6, 0.5 + 0.055 * max(map(len, known)))  # of a handle and the longest name
+        columns = max(1, min(4, len(known), int(figure.get_figwidth() / inches)))
         figure.legend(known.values(), known, loc="outside lower center", ncols=columns)
     return figure
 

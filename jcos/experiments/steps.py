@@ -8,6 +8,7 @@ much.
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -103,7 +104,7 @@ class Steps(Experiment):
             """Values of those puzzles [*axes, P, K, S], nan of the others."""
             return np.where(which[:, None, None], values, np.nan)
 
-        variables = samples.levels({"solved": "solved", "score": "score"})
+        variables: dict[str, Any] = samples.levels({"solved": "solved", "score": "score"})
         variables |= {
             "forwards": (("step",), [self.forwards(model.config, s + 1) for s in range(steps)], {}),
             "all_forwards": ((), self.forwards(model.config), {}),
@@ -191,7 +192,7 @@ class Steps(Experiment):
         if "solved" not in data:
             yield from clip_figures(data)
             return
-        x = {"xlabel": "denoising step"}
+        x: dict[str, Any] = {"xlabel": "denoising step"}
         solved = plots.lines(data, "solved", hue="denoiser", ylabel="x̂0 solved", **x)
         yield "solved", Picture(solved, SOLVED)
         committed = data["commitment"].drop_attrs() <= data["step"]

@@ -219,10 +219,9 @@ class Swap(Experiment):
                 curves[f"{label}, first step"] = _by_layer(data[name], SINGLE, 0)
             if until:
                 curves[f"{label}, up to step {last}"] = _by_layer(data[name], KEPT_UP, last)
-        yield (
-            "layer",
-            Picture(_curves(curves, "share of pairs" if judged else WAY), f"{LAYER} {words}"),
-        )
+        if curves:
+            figure = _curves(curves, "share of pairs" if judged else WAY)
+            yield "layer", Picture(figure, f"{LAYER} {words}")
         if judged and 0 in single:
             shares = {"donor's answer": "at_once", "receiver's answer": "receiver_at_once"}
             curves = {label: _by_layer(data[name], SINGLE, 0) for label, name in shares.items()}
@@ -247,10 +246,8 @@ class Swap(Experiment):
             one = data.sel(film_of=kind)
             caption = FILM.format(kind, int(one["film_pair"]), one["film_tokens"].item(), last)
             name = f"film-{kind}".replace(", ", "-").replace(" ", "-")
-            yield (
-                name,
-                Picture(plots.film_grid(one["film"].values, one["film_case"].values), caption),
-            )
+            film = plots.film_grid(one["film"].values, one["film_case"].values.tolist())
+            yield name, Picture(film, caption)
 
 
 WAY = "way to the donor's end"
@@ -454,8 +451,8 @@ def end_measures(
 
 
 def solved(
-    pairs: Sequence[Pair], videos: UInt8[np.ndarray, "Q P W K F H W 3"], *, receiver: bool
-) -> Bool[np.ndarray, "Q P W K"]:
+    pairs: Sequence[Pair], videos: UInt8[np.ndarray, "Q P 2 K F H W 3"], *, receiver: bool
+) -> Bool[np.ndarray, "Q P 2 K"]:
     """Return whether runs end with the answer of their receiver, or else of their donor, in either
     picture."""
     right = np.zeros(videos.shape[:4], bool)
@@ -519,7 +516,8 @@ def film_of(
         videos.append(one if pairs else model.decode(jnp.asarray(one)))
         chosen.append(pair)
         words.append("the object's tokens" if same else "all tokens")
-    names = ["receiver", "donor", *(f"layer {cases[i].layer}" for i in here)]
+    layers = dict.fromkeys(case.layer for case in cases if case.layer is not None)
+    names = ["receiver", "donor", *(f"layer {layer}" for layer in layers)]
     dims = ("film_of", "film_case", "film_frame", "row", "column", "rgb")
     return {
         "film": (dims, np.stack(videos), {}),

@@ -257,7 +257,7 @@ Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 def of_kind(data: Labelled, kinds: str | Sequence[str], *along: str) -> Labelled:
     """Return the cases whose coordinate `kind` is one of these. along: coordinates of `case` that
     become dimensions in its place."""
-    cases = data.isel(case=np.flatnonzero(np.isin(data["kind"].values, kinds)))
+    cases = data.isel(case=np.flatnonzero(np.isin(np.asarray(data.coords["kind"]), kinds)))
     if not along:
         return cases
     labels = [name for name, c in cases.coords.items() if "case" in c.dims and name not in along]

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -35,25 +36,25 @@ _MIME = {b"\x89PNG": "image/png", b"GIF8": "image/gif", b"RIFF": "image/webp"}
 def upscale(
     pictures: UInt8[np.ndarray, "*lead H W C"], factor: int
 ) -> UInt8[np.ndarray, "*lead {factor}*H {factor}*W C"]:
-    """Every pixel of [..., H, W, C] becomes a square: [..., factor H, factor W, C]."""
+    """Return pictures in which every pixel has become a square of equal ones."""
     if factor < 1:
         raise ValueError(f"pictures cannot be upscaled by {factor}; the factor must be at least 1")
     return pictures.repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
 def factor_for(side: int, target: int) -> int:
-    """The whole factor, at least 1, that brings a side of `side` pixels nearest to `target`."""
+    """Return the whole factor, at least 1, that brings a side in pixels nearest to `target`."""
     return max(1, round(target / side))
 
 
 def contact_sheet(
     rows: UInt8[np.ndarray, "S F H W 3"], *, scale: int = 1, gap: int = 2
 ) -> UInt8[np.ndarray, "{rows.shape[0]}*({scale}*H+{gap}) {rows.shape[1]}*({scale}*W+{gap}) 4"]:
-    """All frames of S videos as one RGBA picture: a row for each video, a column for each frame.
+    """Return all frames of S videos as one RGBA picture: a row for each video, a column for each
+    frame.
 
-    Every picture [H, W, 3] is upscaled by `scale` and sits in a cell that is `gap` pixels (an even
-    number) larger. So all rows are equally high, and labels set beside the sheet in equal rows stay
-    in line. The gaps are transparent: the sheet looks right on light and on dark ground.
+    Pictures are upscaled by `scale` and centred in equal cells, `gap` pixels (an even number)
+    larger; the gaps are transparent.
     """
     if gap < 0 or gap % 2:
         raise ValueError(
@@ -71,13 +72,13 @@ def contact_sheet(
 
 
 def film_strip(video: UInt8[np.ndarray, "F H W C"]) -> UInt8[np.ndarray, "H F*W C"]:
-    """All frames side by side without gaps: what a style sheet can play as a film."""
+    """Return all frames side by side without gaps: what a style sheet can play as a film."""
     frames, height, width, channels = video.shape
     return video.transpose(1, 0, 2, 3).reshape(height, frames * width, channels)
 
 
 def png(picture: UInt8[np.ndarray, "H W C"]) -> bytes:
-    """A picture [H, W, 3 or 4] as PNG, without loss."""
+    """Return a picture [H, W, 3 or 4] as PNG, without loss."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG", optimize=True)
     return file.getvalue()
@@ -86,46 +87,35 @@ def png(picture: UInt8[np.ndarray, "H W C"]) -> bytes:
 def webp(
     video: UInt8[np.ndarray, "F H W 3"], *, frame_ms: int = FRAME_MS, hold_ms: int = HOLD_MS
 ) -> bytes:
-    """A video as animated WebP, looping and without loss; the last frame stays `hold_ms` more."""
-    first, *rest = [Image.fromarray(frame) for frame in video]
-    file = io.BytesIO()
-    first.save(
-        file,
-        "WEBP",
-        save_all=True,
-        append_images=rest,
-        duration=_durations(len(video), frame_ms, hold_ms),
-        loop=0,
-        lossless=True,
-        method=6,
-    )
-    return file.getvalue()
+    """Return a video as animated WebP, looping and without loss; the last frame stays `hold_ms`
+    more."""
+    frames = [Image.fromarray(frame) for frame in video]
+    return _animated(frames, "WEBP", frame_ms, hold_ms, lossless=True, method=6)
 
 
 def gif(
     video: UInt8[np.ndarray, "F H W 3"], *, frame_ms: int = FRAME_MS, hold_ms: int = HOLD_MS
 ) -> bytes:
-    """A video as GIF that loops: what every slide program plays.
+    """Return a video as GIF that loops: what every slide program plays.
 
     All frames share one palette. It is exact where the video has at most 256 colours; otherwise the
     colours are rounded to the nearest of 256. Times are rounded to 10 ms, as the format has it.
     """
-    first, *rest = _indexed(video)
-    file = io.BytesIO()
-    first.save(
-        file,
-        "GIF",
-        save_all=True,
-        append_images=rest,
-        duration=_durations(len(video), frame_ms, hold_ms),
-        loop=0,
-        disposal=1,
-    )
+    return _animated(_indexed(video), "GIF", frame_ms, hold_ms, disposal=1)
+
+
+def _animated(
+    frames: Sequence[Image.Image], kind: str, frame_ms: int, hold_ms: int, **options: Any
+) -> bytes:
+    file, durations = io.BytesIO(), [frame_ms] * (len(frames) - 1) + [frame_ms + hold_ms]
+    animation = {"append_images": frames[1:], "duration": durations, "loop": 0}
+    frames[0].save(file, kind, save_all=True, **animation, **options)
     return file.getvalue()
 
 
 def data_uri(data: bytes) -> str:
-    """PNG, GIF or WebP bytes as a `data:` URI, which stands in a page in place of a file's name."""
+    """Return PNG, GIF or WebP bytes as a `data:` URI, which stands in a page in place of a file's
+    name."""
     mime = _MIME.get(data[:4])
     if mime is None:
         raise ValueError(f"bytes that begin with {data[:4]!r} are no PNG, GIF or WebP picture")
@@ -139,7 +129,8 @@ def write_mp4(
     *,
     crf: int = 10,
 ) -> None:
-    """A video as an MP4 file (H.264, colours at half the resolution), which everything plays.
+    """Return a video as an MP4 file (H.264, colours at half the resolution), which everything
+    plays.
 
     crf: from 1, hardly any loss, to 51; the original writes with 10, VBVR's tools with 25.
     The same video makes the same file each time. It is written beside its final name and renamed.
@@ -170,7 +161,7 @@ def check_mp4(height: int, width: int, fps: float | Fraction = 16, *, crf: int =
 
 
 def read_mp4(path: Path | str) -> UInt8[np.ndarray, "F H W 3"]:
-    """All frames of a video file, of whatever format and codec FFmpeg knows.
+    """Return all frames of a video file, of whatever format and codec FFmpeg knows.
 
     Raises ValueError where the file is missing, damaged, or no video.
     """
@@ -224,10 +215,6 @@ def _encode(path: Path, video: UInt8[np.ndarray, "F H W 3"], fps: Fraction, crf:
             yuv = frame.reformat(format="yuv420p", interpolation=_EXACT, **_COLOURS)
             file.mux(stream.encode(yuv))
         file.mux(stream.encode(None))
-
-
-def _durations(frames: int, frame_ms: int, hold_ms: int) -> list[int]:
-    return [frame_ms] * (frames - 1) + [frame_ms + hold_ms]
 
 
 def _indexed(video: UInt8[np.ndarray, "F H W 3"]) -> Sequence[Image.Image]:

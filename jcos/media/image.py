@@ -47,7 +47,7 @@ class Rule(NamedTuple):
 
 
 def read_picture(path: Path | str, profile: Profile | None = None) -> Picture:
-    """A picture file as RGB, as the loader of a reference code reads it.
+    """Return a picture file as RGB, as the loader of a reference code reads it.
 
     Transparency is dropped without blending. The orientation that a camera notes beside the pixels
     (EXIF) is applied in the profile `diffusers` alone, as its load_image does; the others leave the
@@ -56,22 +56,23 @@ def read_picture(path: Path | str, profile: Profile | None = None) -> Picture:
     or of more than 8 bits per colour (which would come out white).
     """
     path = local_path(path)
+    picture, turned = None, False
     try:
         # Pillow warns of large pictures and of transparent palettes; both are dealt with here.
         with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
-            large = file.width * file.height > LARGEST
-            deep = file.mode.startswith(("I", "F"))
-            turned = not (large or deep) and _turned(file)
-            upright = ImageOps.exif_transpose(file) if turned and profile == "diffusers" else file
-            picture = None if large or deep else np.array(upright.convert("RGB"))
+            if file.width * file.height > LARGEST:
+                raise Image.DecompressionBombError
+            if not file.mode.startswith(("I", "F")):
+                turned = _turned(file)
+                apply = turned and profile == "diffusers"
+                upright = ImageOps.exif_transpose(file) if apply else file
+                picture = np.array(upright.convert("RGB"))
     except FileNotFoundError:
         raise ValueError(f"the picture {path} is missing") from None
     except Image.DecompressionBombError:
-        large, picture, turned = True, None, False
+        raise ValueError(f"{path} has more than {LARGEST:,} pixels; make it smaller") from None
     except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
         raise ValueError(f"{path} is no picture that can be read: {error}") from None
-    if large:
-        raise ValueError(f"{path} has more than {LARGEST:,} pixels; make it smaller")
     if picture is None:
         raise ValueError(f"{path} has more than 8 bits per colour; save it with 8")
     if turned and profile != "diffusers":
@@ -92,31 +93,30 @@ def _turned(file: Image.Image) -> bool:
 
 
 def rule_for(config: WanConfig, profile: Profile | None = None) -> Rule:
-    """The rule of a model in a reference code; by default the original's.
+    """Return the rule of a model in a reference code; by default the original's.
 
     Raises ValueError for models that take no picture, or take it as it is (the small model).
     """
     if config.image == "none":
         raise ValueError(f"{config.name} makes videos of a text alone; it takes no picture")
-    rules = RULES[profile or "official"]
-    if not isinstance(config.codec, VaeConfig) or config.image not in rules:
+    if not isinstance(config.codec, VaeConfig) or config.image not in _OF_MODEL:
         clip = config.clip
         raise ValueError(
             f"{config.name} takes a picture of {clip.width} × {clip.height} pixels as it is; "
             "no rule is needed to prepare it"
         )
-    multiple = config.codec.strides[1] * config.dit.patch[1]
-    return Rule(*rules[config.image], multiple)
+    size, resize = _OF_PROFILE.get(profile or "official", _OF_MODEL[config.image])
+    return Rule(size, resize, config.codec.strides[1] * config.dit.patch[1])
 
 
 def prepare(picture: Picture, rule: Rule, height: int, width: int) -> Frame:
-    """The first frame for a video that is asked for in a size; the rule may make it another
+    """Return the first frame for a video that is asked for in a size; the rule may make it another
     (`frame_size`)."""
     return rule.resize(picture, *frame_size(picture, rule, height, width))
 
 
 def frame_size(picture: Picture, rule: Rule, height: int, width: int) -> Size:
-    """The size of the first frame for a video that is asked for in a size.
+    """Return the size of the first frame for a video that is asked for in a size.
 
     Raises ValueError where the frame would have a side without pixels.
     """
@@ -136,7 +136,7 @@ def frame_size(picture: Picture, rule: Rule, height: int, width: int) -> Size:
 
 
 def i2v_a14b_size(picture: Size, asked: Size, multiple: int = 16) -> Size:
-    """The picture's shape with the area asked for, sides rounded down to multiples.
+    """Return the picture's shape with the area asked for, sides rounded down to multiples.
 
     Source: wan/image2video.py. 0 where a side is too short.
     """
@@ -146,8 +146,8 @@ def i2v_a14b_size(picture: Size, asked: Size, multiple: int = 16) -> Size:
 
 
 def ti2v_5b_size(picture: Size, asked: Size, multiple: int = 32) -> Size:
-    """Of two sizes within the area asked for, one with the width rounded down first, one with the
-    height, the one whose shape is nearer to the picture's.
+    """Return that of two sizes within the area asked for whose shape is nearer to the picture's,
+    one with the width rounded down first, one with the height.
 
     Source: best_output_size in wan/utils/utils.py. 0 where a side is too short.
     """
@@ -166,12 +166,12 @@ def ti2v_5b_size(picture: Size, asked: Size, multiple: int = 32) -> Size:
 
 
 def diffsynth_size(picture: Size, asked: Size, multiple: int = 16) -> Size:
-    """What is asked for, rounded up to multiples; the picture's shape does not count."""
+    """Return what is asked for, rounded up to multiples; the picture's shape does not count."""
     return -(-asked[0] // multiple) * multiple, -(-asked[1] // multiple) * multiple
 
 
 def diffusers_size(picture: Size, asked: Size, multiple: int = 16) -> Size:
-    """What is asked for, rounded down to multiples; the picture's shape does not count."""
+    """Return what is asked for, rounded down to multiples; the picture's shape does not count."""
     return _down(asked[0], multiple), _down(asked[1], multiple)
 
 
@@ -180,7 +180,7 @@ def _down(side: float, multiple: int) -> int:
 
 
 def torch_bicubic(picture: Picture, height: int, width: int) -> Frame:
-    """The picture in −1..1, stretched as PyTorch stretches tensors on a CPU.
+    """Return the picture in −1..1, stretched as PyTorch stretches tensors on a CPU.
 
     Cubic interpolation with a = −0.75 between pixel centres, borders repeated, no antialiasing;
     colours may go beyond −1..1. Source: torch.nn.functional.interpolate(mode="bicubic").
@@ -210,7 +210,7 @@ def _taps(length: int, target: int) -> tuple[Int[np.ndarray, "T 4"], Float32[np.
 
 
 def lanczos_crop(picture: Picture, height: int, width: int) -> Frame:
-    """The picture scaled to cover the frame (Pillow's LANCZOS), its middle cut out.
+    """Return the picture scaled to cover the frame (Pillow's LANCZOS), its middle cut out.
 
     Source: wan/textimage2video.py.
     """
@@ -222,59 +222,48 @@ def lanczos_crop(picture: Picture, height: int, width: int) -> Frame:
 
 
 def pillow_bicubic(picture: Picture, height: int, width: int) -> Frame:
-    """The picture stretched by Pillow, whose BICUBIC has a = −0.5 and antialiases. Source:
+    """Return the picture stretched by Pillow, whose BICUBIC has a = −0.5 and antialiases. Source:
     diffsynth/pipelines/wan_video.py, which the paper's tools run."""
     image = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
     return SIGNED_DIFFSYNTH[np.asarray(image)]
 
 
 def pillow_lanczos(picture: Picture, height: int, width: int) -> Frame:
-    """The picture stretched by Pillow. Source: VaeImageProcessor of diffusers."""
+    """Return the picture stretched by Pillow. Source: VaeImageProcessor of diffusers."""
     image = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
     return SIGNED[np.asarray(image)]
 
 
-_Rules = dict[ImageMode, tuple[Callable[[Size, Size, int], Size], Callable[..., Frame]]]
-_OFFICIAL: _Rules = {
+_OF_MODEL: dict[ImageMode, tuple] = {
     "concat": (i2v_a14b_size, torch_bicubic),
     "pin": (ti2v_5b_size, lanczos_crop),
 }
-_DIFFUSERS: _Rules = dict.fromkeys(_OFFICIAL, (diffusers_size, pillow_lanczos))
-_DIFFSYNTH: _Rules = dict.fromkeys(_OFFICIAL, (diffsynth_size, pillow_bicubic))
-RULES: dict[Profile, _Rules] = {
-    "official": _OFFICIAL,
-    "float32": _OFFICIAL,
-    "diffusers": _DIFFUSERS,
-    "diffsynth": _DIFFSYNTH,
+_OF_PROFILE: dict[Profile, tuple] = {
+    "diffusers": (diffusers_size, pillow_lanczos),
+    "diffsynth": (diffsynth_size, pillow_bicubic),
 }
+"""Size and resizing of the original, which differ by model, and of the other codes."""
 
 
 def check_frames(frames: int, stride: int = 4) -> None:
-    """ValueError unless a VAE that folds `stride` frames into one makes a video of that length."""
-    if frames >= 1 and (frames - 1) % stride == 0:
-        return
-    below = max(1, (frames - 1) // stride * stride + 1)
-    raise ValueError(
-        f"{frames} frames are asked for, a video has {stride} n + 1; "
-        f"ask for {below} or {below + stride}"
-    )
+    """Raise ValueError unless a VAE that folds `stride` frames into one makes a video of that
+    length."""
+    if frames < 1 or (frames - 1) % stride:
+        below = max(1, (frames - 1) // stride * stride + 1)
+        raise ValueError(
+            f"{frames} frames are asked for, a video has {stride} n + 1; "
+            f"ask for {below} or {below + stride}"
+        )
 
 
 def round_frames(frames: int, profile: Profile = "official", stride: int = 4) -> int:
-    """The number of frames that a reference code makes of the one asked for.
+    """Return the number of frames that a reference code makes of the one asked for.
 
     diffsynth rounds up to 4 n + 1. diffusers takes ⌊frames / 4⌋ · 4 + 1, which is up for 80 and
-    down for 82. The original has no rule: ValueError as `check_frames`, and where frames is less
+    down for 82. The others have no rule: ValueError as `check_frames`, and where frames is less
     than 1.
     """
-    if profile not in ROUNDED or frames < 1:
+    if frames < 1 or profile not in ("diffusers", "diffsynth"):
         check_frames(frames, stride)
-    if (frames - 1) % stride == 0:
-        return frames
-    return ROUNDED[profile](frames, stride)
-
-
-ROUNDED: dict[Profile, Callable[[int, int], int]] = {
-    "diffusers": lambda frames, stride: frames // stride * stride + 1,
-    "diffsynth": lambda frames, stride: -(-frames // stride) * stride + 1,
-}
+    up = stride - 1 if profile == "diffsynth" else 0
+    return frames if (frames - 1) % stride == 0 else (frames + up) // stride * stride + 1

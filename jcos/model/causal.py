@@ -36,7 +36,7 @@ _UP = ((2, 2), (2, 2), (1, 2), (1, 1))
 def through(
     layers: Sequence[Layer], x: Frames, past: Past
 ) -> tuple[Float[Array, "f h w O"], list[Past]]:
-    """One layer after the other, each with a past of its own."""
+    """Apply one layer after the other, each with a past of its own."""
     kept = []
     for layer, before in zip(layers, past or [None] * len(layers), strict=True):
         x, now = layer(x, before)
@@ -47,8 +47,8 @@ def through(
 def first_apart(
     layer: Layer, x: Frames, past: Past, start: Past
 ) -> tuple[Float[Array, "f H W I"], Past]:
-    """`layer` on all frames but the clip's first, which stays as it is; `start`: the layer's past
-    before the second."""
+    """Apply `layer` to all frames but the clip's first, which stays as it is; `start`: the layer's
+    past before the second."""
     if past is not None:
         return layer(x, past)
     y, past = layer(x[1:], start)
@@ -226,8 +226,8 @@ class UpStage(nnx.Module):
 
 
 def averaged(x: Frames, n_out: int, factor: tuple[int, int]) -> Float[Array, "f h w O"]:
-    """Cells folded into channels, which are averaged in groups. A first frame alone is averaged
-    with zeros."""
+    """Return cells folded into channels, which are averaged in groups. A first frame alone is
+    averaged with zeros."""
     time, space = factor
     x = jnp.pad(x, ((-len(x) % time, 0), (0, 0), (0, 0), (0, 0)))
     x = rearrange(x, "(f t) (h a) (w b) c -> f h w (c t a b)", t=time, a=space, b=space)
@@ -235,7 +235,7 @@ def averaged(x: Frames, n_out: int, factor: tuple[int, int]) -> Float[Array, "f 
 
 
 def duplicated(x: Frames, n_out: int, factor: tuple[int, int]) -> Float[Array, "f h w O"]:
-    """Channels repeated, then unfolded into cells: the converse of `averaged`."""
+    """Return channels repeated, then unfolded into cells: the converse of `averaged`."""
     time, space = factor
     x = jnp.repeat(x, n_out * time * space**2 // x.shape[-1], axis=-1)
     return rearrange(x, "f h w (c t a b) -> (f t) (h a) (w b) c", t=time, a=space, b=space)

@@ -16,14 +16,14 @@ _STEPS = 1000
 
 
 def rounded(x: Float[Array, "..."], dtype: str) -> Float[Array, "..."]:
-    """float32 numbers as the type keeps them. (A cast there and back may be optimised away.)"""
+    """Return float32 numbers as a type keeps them. (Casts there and back may be optimised away.)"""
     info = jnp.finfo(jnp.dtype(dtype))
     return jax.lax.reduce_precision(x, info.nexp, info.nmant)
 
 
 def layer_norm(x: Float[Array, "N D"], eps: float) -> Float[Array, "N D"]:
-    """Layer norm without parameters, in float32. (Flax's default variance, E[x²] − E[x]², loses
-    digits.)"""
+    """Return layer norm without parameters, in float32. (Flax's default variance, E[x²] − E[x]²,
+    loses digits.)"""
     x = x.astype(jnp.float32)
     centred = x - x.mean(-1, keepdims=True)
     return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
@@ -61,7 +61,8 @@ class RMSNorm(nnx.Module):
 
 
 def time_features(t: Float[Array, " T"], dim: int) -> Float[Array, "T dim"]:
-    """Sinusoidal features [cos ; sin] of timesteps in 0..1000, as exact as the original's float64.
+    """Return sinusoidal features [cos ; sin] of timesteps in 0..1000, as exact as the original's
+    float64.
 
     Angles reach 1000 radians, where float32 has lost four digits. So the whole part of t is looked
     up in a table made in float64, and only the fraction's small angle is computed here and added
@@ -89,7 +90,8 @@ def _time_table(dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def rope_angles(
     grid: tuple[int, int, int], head_dim: int, theta: float
 ) -> tuple[Float[Array, "N half"], Float[Array, "N half"]]:
-    """cos and sin of the rotary angles of every token of a (frames, height, width) grid, row-major.
+    """Return cos and sin of the rotary angles of every token of a (frames, height, width) grid,
+    row-major.
 
     Half of the head's half pairs less two thirds turn with time, a third each with height and
     width; each axis counts its exponents by its own width. Tables are float64 per axis and joined
@@ -116,7 +118,7 @@ def rope_angles(
 def rotate(
     x: Float[Array, "N H d"], angles: tuple[Float[Array, "N half"], Float[Array, "N half"]]
 ) -> Float[Array, "N H d"]:
-    """Rotates interleaved pairs (2i, 2i+1) of every head by its token's angles, in float32."""
+    """Rotate interleaved pairs (2i, 2i+1) of every head by its token's angles, in float32."""
     cos, sin = (a[:, None, :] for a in angles)
     a, b = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
     return jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(x.shape)

@@ -41,7 +41,8 @@ class WordEmbedding(nnx.Module):
 
 
 def word_ids(cfg: Words, prompt: str, length: int) -> Int[np.ndarray, " L"]:
-    """Vocabulary numbers of a prompt's words, padded with −1; an empty prompt is all padding.
+    """Return vocabulary numbers of a prompt's words, padded with −1; an empty prompt is all
+    padding.
 
     Raises ValueError where a word is not in the vocabulary or the prompt has more than `length`
     words.
@@ -65,7 +66,7 @@ def word_ids(cfg: Words, prompt: str, length: int) -> Int[np.ndarray, " L"]:
 def relative_buckets(
     distance: Int[np.ndarray, "..."], buckets: int, max_distance: int
 ) -> Int[np.ndarray, "..."]:
-    """Rows of the bias table for distances key − query, in float32 as the original has it.
+    """Return rows of the bias table for distances key − query, in float32 as the original has it.
 
     Half of the buckets are for keys that follow. In each half, half are one distance each; the
     others widen logarithmically up to `max_distance`, behind which everything is in the last.
@@ -136,8 +137,8 @@ class EncoderBlock(nnx.Module):
             return x + self.ffn(self.norm2(x))
 
     def bias(self, mask: Bool[Array, " L"], buckets: Int[Array, "L L"]) -> Float[Array, "H L L"]:
-        """Of every head, query and key. As in the original, the lowest number takes the place of
-        padding's, so that even then scores are finite."""
+        """Return the bias of every head, query and key. As in the original, the lowest number takes
+        the place of padding's, so that even then scores are finite."""
         bias = rearrange(self.pos_embedding[...][buckets], "q k h -> h q k")
         return jnp.where(mask[None, None], bias, jnp.finfo(bias.dtype).min)
 
@@ -189,7 +190,7 @@ def _encode(model: UMT5, ids: Int[Array, " L"], mask: Bool[Array, " L"]) -> Rows
 
 
 def embed(model: UMT5, tokenizer: Tokenizer, prompt: str, length: int = 512) -> Rows:
-    """Rows of a prompt, its end token included, with zeros behind them: what the DiT reads.
+    """Return rows of a prompt, its end token included, with zeros behind them: what the DiT reads.
 
     Compiled once per length. Warns where the prompt has more tokens than that.
     """
@@ -210,9 +211,9 @@ PROMPT_FILES = (".txt", ".npy")
 
 
 def read_prompt(text: str, folder: Path = Path()) -> str | Float[np.ndarray, "_ text"]:
-    """A prompt as it is given by name: the text itself, the words of a `.txt` file (`read_text`),
-    or the rows [L, text] of a `.npy` file, relative to `folder`. Raises ValueError where such a
-    file cannot be read or is empty."""
+    """Return a prompt as it is given by name: the text itself, the words of a `.txt` file
+    (`read_text`), or the rows [L, text] of a `.npy` file, relative to `folder`. Raises ValueError
+    where such a file cannot be read or is empty."""
     if not text.endswith(PROMPT_FILES):
         return text
     file = folder / local_path(text)
@@ -262,8 +263,8 @@ class TextCache:
             )
 
     def embed(self, prompt: str, length: int = 512) -> Rows:
-        """As the function `embed`, but computed only if it is not in the folder; a prompt that was
-        cut is told of every time.
+        """Embed a prompt as the function `embed`, but computed only if it is not in the folder; a
+        prompt that was cut is told of every time.
 
         Raises ValueError where it is not and there is no encoder, and where its file is damaged or
         not of this cache.

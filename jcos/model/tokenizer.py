@@ -19,8 +19,8 @@ _PLACES = ("google/umt5-xxl/tokenizer.json", "tokenizer/tokenizer.json", "tokeni
 
 
 def clean(prompt: str) -> str:
-    """A prompt as the original cleans it: broken encodings and HTML entities (twice) repaired,
-    every run of whitespace one space. Capitals stay."""
+    """Return a prompt as the original cleans it: broken encodings and HTML entities (twice)
+    repaired, every run of whitespace one space. Capitals stay."""
     import ftfy  # here, because the transformer alone runs where it is not installed
 
     text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
@@ -40,7 +40,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path | str) -> "Tokenizer":
-        """From a `tokenizer.json`, or from a checkpoint folder that has one.
+        """Load from a `tokenizer.json`, or from a checkpoint folder that has one.
 
         Raises ValueError where there is none, or it is not one of UMT5's kind.
         """
@@ -85,7 +85,7 @@ class Tokenizer:
         return ids, np.arange(length) < len(kept)
 
     def count(self, prompt: str) -> int:
-        """Tokens of a cleaned prompt, its end token included."""
+        """Return the number of a cleaned prompt's tokens, its end token included."""
         return len(self._numbers(prompt)) + 1
 
     def _numbers(self, prompt: str) -> list[int]:
@@ -93,7 +93,7 @@ class Tokenizer:
 
 
 def warn_if_cut(tokens: int, length: int) -> None:
-    """Says (UserWarning) where a prompt of so many tokens, its end token included, is cut."""
+    """Warn (UserWarning) where a prompt of so many tokens, its end token included, is cut."""
     if tokens > length:
         warnings.warn(
             f"the prompt has {tokens} tokens; only the first {length - 1} and the end token are "

@@ -19,14 +19,14 @@ from jcos.model.causal import Decoder, Encoder, Frames, Layer, Past
 
 
 def encode_pixels(codec: PixelCodec, video: UInt8[Array, "F H W 3"]) -> Float[Array, "F h w C"]:
-    """Normalised colours with `stride` × `stride` pixels folded into channels. No time is folded: T
-    = F."""
+    """Return normalised colours with `stride` × `stride` pixels folded into channels. No time is
+    folded: T = F."""
     z = (video.astype(jnp.float32) / 255 - codec.mean) / codec.std
     return rearrange(z, "f (h a) (w b) c -> f h w (a b c)", a=codec.stride, b=codec.stride)
 
 
 def decode_pixels(codec: PixelCodec, latents: Float[Array, "F h w C"]) -> Float[Array, "F H W 3"]:
-    """The inverse, as float colours 0..255, not clipped (`formats.to_uint8` clips and rounds)."""
+    """Return the inverse, as float colours 0..255, not clipped."""
     rgb = rearrange(latents, "f h w (a b c) -> f (h a) (w b) c", a=codec.stride, b=codec.stride)
     return (rgb * codec.std + codec.mean) * 255
 
@@ -70,7 +70,7 @@ class Vae(nnx.Module):
     def encode(
         self, video: Float[Array, "F H W rgb"], *, tiles: Tiles | None = None, whole: bool = False
     ) -> Float[Array, "f h w C"]:
-        """Normalised means (nothing is sampled) of a video in −1..1.
+        """Return normalised means (nothing is sampled) of a video in −1..1.
 
         1 + 4n frames make 1 + n latent frames; as in the original, up to 3 frames more than that
         are dropped. tiles: code pieces of the frames, for less memory; None for all of a frame.
@@ -102,7 +102,7 @@ class Vae(nnx.Module):
         whole: bool = False,
         clamp: bool = True,
     ) -> Float[Array, "F H W 3"]:
-        """A video of 1 + 4(f − 1) frames, clamped to −1..1 or not.
+        """Return a video of 1 + 4(f − 1) frames, clamped to −1..1 or not.
 
         tiles, whole: as in `encode`; tiles are blended before clamping.
         Raises ValueError where the latents are empty or have other channels than this VAE's.

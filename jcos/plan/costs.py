@@ -1,23 +1,27 @@
-"""What a run costs, counted by hand: operations, bytes held, bytes sent.
+"""What a run costs by formula: operations, bytes held and sent, and how long they take at best.
 
-Formulas of the transformer's sizes alone; nothing is compiled or allocated. They are what docs say
-about scaling, the plan for machines without a compiler at hand, and what orders the meshes that a
-compiler then looks at.
+Nothing is compiled or allocated. The formulas order the meshes that a compiler then looks at, are
+the first answer where none is installed, and say how many runs of a sweep fit into memory.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
 from functools import cache
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
-from jcos.config import DiTConfig, Sampling, WanConfig
+from jcos.config import DiTConfig, WanConfig
+from jcos.devices.mesh import BRANCH, FSDP, SEED, SEQUENCE, TENSOR
 from jcos.model.dit import DiT
 from jcos.plan.machines import Machine
 from jcos.wan import latent_grid
+
+Sizes = Mapping[str, int]
+"""Of mesh axes; those that are not named are 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,37 +52,31 @@ class Job:
         return math.prod(self.config.dit.tokens(*self.latent))
 
     @property
-    def sampling(self) -> Sampling:
-        return self.config.sampling
+    def steps(self) -> int:
+        return self.config.sampling.steps
 
     @property
     def branches(self) -> int:
         """Passes per step: two with guidance."""
-        return 1 if self.sampling.guidance is None else 2
-
-    @property
-    def passes(self) -> int:
-        """Forward passes of one step, over all seeds."""
-        return self.seeds * self.branches
+        return 1 if self.config.sampling.guidance is None else 2
 
 
 def in_turns(job: Job) -> Job:
-    """What a device sees of a job whose experts come to it one at a time (`wan.load`, resident): as
-    many steps by one expert."""
-    config, scales = job.config, job.sampling.guidance
-    sampling = dataclasses.replace(job.sampling, guidance=scales and scales[:1])
+    """Return what a device sees of a job whose experts come to it one at a time (`wan.load`,
+    resident): as many steps by one expert."""
+    config, scales = job.config, job.config.sampling.guidance
+    sampling = dataclasses.replace(config.sampling, guidance=scales and scales[:1])
     alone = dataclasses.replace(config, boundary=None, sampling=sampling)
     return dataclasses.replace(job, config=alone)
 
 
 def forward_flops(cfg: DiTConfig, tokens: int, timesteps: int = 1) -> dict[str, float]:
-    """Operations of one forward pass by part, two per multiplication and addition; those of
-    matrix products alone.
+    """Return the operations of one forward pass by part, two per multiplication and addition; those
+    of matrix products alone.
 
     timesteps: different ones among the tokens: 1, or as many as tokens (TI2V).
     """
-    n, d, text = tokens, cfg.dim, cfg.text_len
-    patch = math.prod(cfg.patch)
+    n, d, text, patch = tokens, cfg.dim, cfg.text_len, math.prod(cfg.patch)
     per_block = {
         "projections": 8 * n * d * d,
         "self-attention": 4 * n * n * d,
@@ -96,22 +94,63 @@ def forward_flops(cfg: DiTConfig, tokens: int, timesteps: int = 1) -> dict[str, 
 
 
 def step_flops(job: Job) -> float:
-    """Of one denoising step of all seeds."""
+    """Return the operations of one denoising step of all seeds."""
     timesteps = job.tokens if job.config.image == "pin" else 1
-    return job.passes * sum(forward_flops(job.config.dit, job.tokens, timesteps).values())
+    once = sum(forward_flops(job.config.dit, job.tokens, timesteps).values())
+    return job.seeds * job.branches * once
 
 
 @cache
 def expert_bytes(config: WanConfig) -> int:
-    """Weights of one expert, in the types that they are held in."""
+    """Return the bytes of one expert's weights, in the types that they are held in."""
     dit = jax.eval_shape(lambda: DiT(config.dit, numerics=config.numerics, rngs=nnx.Rngs(0)))
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(dit))
 
 
 def block_bytes(config: WanConfig) -> float:
-    """Weights of one block: what is gathered where they are stored in slices."""
-    cfg, size = config.dit, np.dtype(config.numerics.linear).itemsize
-    return float(size * (8 * cfg.dim**2 + 2 * cfg.dim * cfg.ffn_dim))
+    """Return the bytes of one block's weights: what is gathered where they are stored in slices."""
+    cfg, (_, linear) = config.dit, _widths(config)
+    return float(linear * (8 * cfg.dim**2 + 2 * cfg.dim * cfg.ffn_dim))
+
+
+def _widths(config: WanConfig) -> tuple[int, int]:
+    """Bytes of a number of the residual stream, and of one that is multiplied with weights."""
+    numerics = config.numerics
+    return np.dtype(numerics.residual).itemsize, np.dtype(numerics.linear).itemsize
+
+
+def _of(sizes: Sizes, *axes: str) -> int:
+    return math.prod(sizes.get(axis, 1) for axis in axes)
+
+
+class Held(NamedTuple):
+    """Bytes that a run holds on a device beside the weights.
+
+    estimates: of a seed: latents, clean estimates of all steps, the solver's state. block: of a
+    pass: what a block holds where it is widest. scores: of attention, which flash kernels do not
+    store.
+    """
+
+    estimates: float
+    block: float
+    scores: float
+
+
+def run_bytes(config: WanConfig, latent: tuple[int, int, int], steps: int, sizes: Sizes) -> Held:
+    """Return what a run of so many steps holds on one of the devices that share its tokens.
+
+    A block holds the residual stream and its normed copy, queries, keys, values and their result,
+    rotated copies in float32, and the feed-forward's hidden width twice.
+    """
+    cfg, (stream, linear), tensor = config.dit, _widths(config), _of(sizes, TENSOR)
+    tokens = math.prod(cfg.tokens(*latent))
+    rows = -(-tokens // _of(sizes, *SEQUENCE))
+    spread = (4 * linear + 8) * cfg.dim + 2 * linear * cfg.ffn_dim
+    return Held(
+        4.0 * math.prod(latent) * cfg.out_channels * (2 * steps + 8),
+        rows * ((stream + linear) * cfg.dim + spread / tensor),
+        8.0 * cfg.heads * rows * max(tokens, cfg.text_len),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,66 +166,36 @@ class Memory:
         return self.arguments + self.temporaries + self.outputs
 
 
-Sizes = Mapping[str, int]
-"""Of mesh axes; those that are not named are 1."""
-
-
-def _of(sizes: Sizes, *axes: str) -> int:
-    return math.prod(sizes.get(axis, 1) for axis in axes)
-
-
 def passes_per_device(job: Job, sizes: Sizes) -> float:
-    """How many forward passes of a step one device has a part in."""
-    return job.passes / _of(sizes, "seed", "branch")
+    """Return how many forward passes of a step one device has a part in."""
+    return job.seeds * job.branches / _of(sizes, SEED, BRANCH)
 
 
-def memory(job: Job, sizes: Sizes, copies: float) -> Memory:
-    """What one device holds during a run, by calculation (`jcos plan` prefers a compiler's word).
+def memory(job: Job, sizes: Sizes, copies: float = 1.0) -> Memory:
+    """Return what one device holds: weights of all experts in their slices, and `run_bytes`.
 
-    Weights of all experts in their slices; of every pass the residual stream and what a block
-    holds at its widest place (`_widest`), `copies` times (`Chip`); every step's clean estimate, and
-    the solver's state.
+    copies: of a block's widest place that the compiler holds at once (`Chip`).
     """
-    config, cfg = job.config, job.config.dit
-    weights = config.experts * expert_bytes(config) / _of(sizes, "fsdp", "tensor")
-    seeds = job.seeds / _of(sizes, "seed")
-    video = 4.0 * math.prod(job.latent) * cfg.out_channels
-    tokens = job.tokens / _of(sizes, "context", "fsdp")
-    widest = _widest(config, _of(sizes, "tensor"))
-    working = copies * passes_per_device(job, sizes) * tokens * widest
-    gathered = 0.0 if _of(sizes, "fsdp") == 1 else 2 * block_bytes(config) / _of(sizes, "tensor")
-    channels = cfg.in_channels - cfg.out_channels
-    given = 4.0 * math.prod(job.latent) * channels
+    config, fsdp, tensor = job.config, _of(sizes, FSDP), _of(sizes, TENSOR)
+    held, seeds = run_bytes(config, job.latent, job.steps, sizes), job.seeds / _of(sizes, SEED)
+    gathered = 0.0 if fsdp == 1 else 2 * block_bytes(config) / tensor
     return Memory(
-        arguments=weights + given + 8.0 * cfg.text_len * cfg.text_dim,
-        # Estimates are gathered by each expert's scan and joined at the end.
-        temporaries=working + gathered + seeds * video * (job.sampling.steps + 6),
-        outputs=seeds * video * (job.sampling.steps + 1),
+        arguments=config.experts * expert_bytes(config) / fsdp / tensor,
+        temporaries=copies * passes_per_device(job, sizes) * held.block
+        + gathered
+        + seeds * held.estimates / 2,
+        outputs=seeds * held.estimates / 2,
     )
 
 
-def _widest(config: WanConfig, tensor: int) -> float:
-    """Bytes per token where a block holds most: the residual stream, its normed copy, and either
-    queries, keys, values (and rotated copies in float32) or the feed-forward's hidden width."""
-    cfg = config.dit
-    stream = np.dtype(config.numerics.residual).itemsize * cfg.dim
-    linear = np.dtype(config.numerics.linear).itemsize
-    attention = (4 * linear + 2 * 4) * cfg.dim / tensor
-    hidden = 2 * linear * cfg.ffn_dim / tensor
-    return stream + linear * cfg.dim + max(attention, hidden)
-
-
 def link_bytes(job: Job, sizes: Sizes) -> float:
-    """Bytes that one device sends to others in a step, by calculation: queries, keys, values and
-    results exchanged for heads (Ulysses), keys and values passed round where heads do not divide,
-    blocks gathered, sums over `tensor`."""
-    cfg = job.config.dit
-    linear = np.dtype(job.config.numerics.linear).itemsize
-    fsdp, tensor = _of(sizes, "fsdp"), _of(sizes, "tensor")
-    spread = _of(sizes, "context", "fsdp")
+    """Return the bytes that one device sends to others in a step: queries, keys, values and results
+    exchanged for heads (Ulysses), keys and values passed round where heads do not divide, blocks
+    gathered, sums over `tensor`."""
+    cfg, (_, linear) = job.config.dit, _widths(job.config)
+    fsdp, tensor, spread = _of(sizes, FSDP), _of(sizes, TENSOR), _of(sizes, *SEQUENCE)
     by_head = next(n for n in (spread, fsdp, 1) if cfg.heads // tensor % n == 0)
-    passes = passes_per_device(job, sizes)
-    rows = passes * job.tokens / spread * cfg.dim * linear
+    rows = passes_per_device(job, sizes) * job.tokens / spread * cfg.dim * linear
     exchanged = rows / tensor * (4 * (by_head - 1) / by_head + 2 * (spread / by_head - 1))
     gathered = block_bytes(job.config) / tensor * (fsdp - 1) / fsdp
     summed = 3 * 2 * rows * (tensor - 1) / tensor
@@ -195,43 +204,45 @@ def link_bytes(job: Job, sizes: Sizes) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Seconds:
-    """One step on one device, by what could hold it up; they overlap at best."""
+    """One step's seconds on one device, by what could hold it up; they overlap at best.
+
+    reached: the share of the arithmetic's peak that is reached in practice (`Chip`).
+    """
 
     compute: float
     memory: float
     links: float
+    reached: float = 1.0
+
+    @property
+    def limit(self) -> str:
+        """Which of the three takes longest."""
+        return max(("compute", "memory", "links"), key=lambda name: getattr(self, name))
 
     @property
     def roofline(self) -> float:
         """With everything overlapped: no run is faster."""
-        return max(self.compute, self.memory, self.links)
+        return getattr(self, self.limit)
 
     @property
-    def limit(self) -> str:
-        """Which of the three it is."""
-        named = dataclasses.asdict(self)
-        return max(named, key=lambda name: named[name])
+    def expected(self) -> float:
+        return max(self.roofline, self.compute / self.reached)
 
 
 def seconds(job: Job, machine: Machine, sizes: Sizes, sent: float) -> Seconds:
-    """Of one step whose work is spread evenly. sent: bytes over links per device and step."""
-    cfg, chip = job.config.dit, machine.chip
-    weights = expert_bytes(job.config) / _of(sizes, "tensor")
-    tokens = job.tokens / _of(sizes, "context", "fsdp")
-    moved = passes_per_device(job, sizes) * tokens * cfg.layers * _moved(job.config)
+    """Return those of one step whose work is spread evenly. sent: bytes over links per device.
+
+    Where every chain of elementwise operations is fused, a block's norms and sums go over the
+    residual stream nine times, matrix products and attention over 24 arrays of its width, the
+    feed-forward over its hidden width twice.
+    """
+    cfg, chip, (stream, linear) = job.config.dit, machine.chip, _widths(job.config)
+    weights = expert_bytes(job.config) / _of(sizes, TENSOR)
+    rows = passes_per_device(job, sizes) * job.tokens / _of(sizes, *SEQUENCE)
+    moved = (9.0 * stream + 24.0 * linear) * cfg.dim + 2.0 * linear * cfg.ffn_dim
     return Seconds(
         compute=step_flops(job) / machine.devices / chip.flops,
-        memory=(weights + moved) / chip.bandwidth,
+        memory=(weights + rows * cfg.layers * moved) / chip.bandwidth,
         links=sent / machine.link,
+        reached=chip.reached,
     )
-
-
-def _moved(config: WanConfig) -> float:
-    """Bytes per token that a block reads and writes where every chain of elementwise operations is
-    fused: norms and sums go over the residual stream nine times, matrix products and attention over
-    24 arrays of its width, the feed-forward over its hidden width twice."""
-    cfg = config.dit
-    stream, linear = (
-        np.dtype(kind).itemsize for kind in (config.numerics.residual, config.numerics.linear)
-    )
-    return (9.0 * stream + 24.0 * linear) * cfg.dim + 2.0 * linear * cfg.ffn_dim

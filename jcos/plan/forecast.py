@@ -3,20 +3,18 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from jax.sharding import Mesh
-
 from jcos.devices import memory, sharding
 from jcos.devices.mesh import AXES
+from jcos.generation import generate_worlds
 from jcos.plan import compiled, costs, targets
-from jcos.plan.costs import Job, Memory, Seconds
-from jcos.plan.hlo import Traffic
+from jcos.plan.costs import Job, Memory, Seconds, Sizes
+from jcos.plan.hlo import Traffic, collectives
 from jcos.plan.machines import GIB, Machine
-
-Sizes = Mapping[str, int]
 
 ROOM = 0.9
 """Share of the memory that a calculation may fill: what it leaves out (the framework, fragments)
@@ -62,32 +60,26 @@ class Forecast:
     @property
     def best(self) -> Option | None:
         """The fastest that runs; of equals the one that sends and holds least."""
-        running = [option for option in self.options if not option.trouble]
 
         def rank(option: Option) -> tuple[float, ...]:
             held = 0.0 if option.memory is None else option.memory.total
             return (round(option.seconds.roofline, 4), round(option.seconds.links, 4), held)
 
+        running = [option for option in self.options if not option.trouble]
         return min(running, key=rank, default=None)
 
-    def expected(self, option: Option) -> float:
-        """Seconds per step where as much of the chip's peak is reached as the fastest published run
-        of Wan reaches."""
-        return max(option.seconds.roofline, option.seconds.compute / self.machine.chip.reached)
-
     def to_json(self) -> dict[str, Any]:
-        """Everything, in bytes, operations and seconds."""
-        job, chip = self.job, self.machine.chip
-        best = self.best
+        """Return everything, in bytes, operations and seconds."""
+        job, best = self.job, self.best
         return {
             "model": job.config.name,
             "machine": self.machine.name,
             "devices": self.machine.devices,
-            "chip": dataclasses.asdict(chip),
+            "chip": dataclasses.asdict(self.machine.chip),
             "video": {"frames": job.frames, "height": job.height, "width": job.width},
             "seeds": job.seeds,
             "tokens": job.tokens,
-            "steps": job.sampling.steps,
+            "steps": job.steps,
             "forward_flops": costs.forward_flops(job.config.dit, job.tokens),
             "step_flops": costs.step_flops(job),
             "recommended": None if best is None else dict(best.sizes),
@@ -95,31 +87,33 @@ class Forecast:
         }
 
     def _option_json(self, option: Option) -> dict[str, Any]:
-        step, steps = self.expected(option), self.job.sampling.steps
-        return dataclasses.asdict(option) | {
-            "mesh": option.mesh,
-            "total_bytes": None if option.memory is None else option.memory.total,
-            "limit": option.seconds.limit,
-            "roofline_seconds_per_step": option.seconds.roofline,
-            "roofline_seconds_per_video": option.seconds.roofline * steps / self.job.seeds,
-            "expected_seconds_per_step": step,
-            "expected_seconds_per_video": step * steps / self.job.seeds,
-        }
+        videos = self.job.steps / self.job.seeds
+        times = {"roofline": option.seconds.roofline, "expected": option.seconds.expected}
+        return (
+            dataclasses.asdict(option)
+            | {
+                "mesh": option.mesh,
+                "total_bytes": None if option.memory is None else option.memory.total,
+                "limit": option.seconds.limit,
+            }
+            | {f"{name}_seconds_per_step": step for name, step in times.items()}
+            | {f"{name}_seconds_per_video": step * videos for name, step in times.items()}
+        )
 
 
 def meshes(job: Job, machine: Machine) -> list[Sizes]:
-    """Meshes worth trying, the most promising by calculation first: those that fit, by the time of
-    a step whose links and arithmetic do not overlap, then those that send and hold less."""
-    devices = machine.devices
-    runs = itertools.product(_divisors(job.seeds), _divisors(job.branches))
+    """Return meshes worth trying, the most promising by calculation first: those that fit, by the
+    time of a step whose links and arithmetic do not overlap, then those that send and hold less."""
+    named = ("seed", "branch", "context", "fsdp")
     every = (
-        {"seed": seed, "branch": branch, "context": left // fsdp, "fsdp": fsdp}
-        for seed, branch in runs
-        if devices % (seed * branch) == 0
-        for left in [devices // (seed * branch)]
-        for fsdp in _divisors(left)
+        (seed, branch, machine.devices // (seed * branch * fsdp), fsdp)
+        for seed, branch in itertools.product(_divisors(job.seeds), _divisors(job.branches))
+        if machine.devices % (seed * branch) == 0
+        for fsdp in _divisors(machine.devices // (seed * branch))
     )
-    found = [{name: n for name, n in sizes.items() if n > 1} for sizes in every]
+    every_mesh = [
+        {name: n for name, n in zip(named, sizes, strict=True) if n > 1} for sizes in every
+    ]
 
     def rank(sizes: Sizes) -> tuple[float, ...]:
         option = calculated(job, machine, sizes)
@@ -127,71 +121,29 @@ def meshes(job: Job, machine: Machine) -> list[Sizes]:
         unfit = max(0.0, held - ROOM * machine.chip.memory)
         return unfit, round(option.seconds.compute + option.seconds.links, 4), held
 
-    return sorted(found, key=rank)
+    return sorted(every_mesh, key=rank)
 
 
 def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def calculated(job: Job, machine: Machine, sizes: Sizes) -> Option:
-    """An option by formulas alone."""
-    held, sent = costs.memory(job, sizes, machine.chip.copies), costs.link_bytes(job, sizes)
-    trouble = _too_large(held, ROOM * machine.chip.memory)
-    seconds = costs.seconds(job, machine, sizes, sent)
-    return Option(sizes, False, held, sent, seconds, trouble=trouble)
-
-
 def options(job: Job, machine: Machine, tried: Sequence[Sizes]) -> Iterator[Option]:
-    """One option per mesh: compiled, or for GPUs whose compiler is not installed calculated. A
-    second one, with experts in turns, where two do not fit together.
+    """Yield one option per mesh, compiled, or calculated where the machine's compiler is not
+    installed. A second one, with experts in turns, where two do not fit together.
 
-    Raises ModuleNotFoundError where the compiler for TPUs is missing, ValueError where a mesh does
-    not make up the machine or does not divide the job.
+    Raises ValueError where a mesh does not make up the machine or does not divide the job.
     """
-    if targets.installed(machine) or machine.platform == "tpu":
-        devices = targets.described(machine)
-        meshes = [sharding.make_mesh(sizes, devices) for sizes in tried]
-        tries = [partial(_compiled, machine=machine, mesh=mesh) for mesh in meshes]
-    else:
-        for sizes in tried:
-            _check(job, machine, sizes)
-        tries = [partial(calculated, machine=machine, sizes=sizes) for sizes in tried]
-    for make in tries:
-        option = make(job)
+    make: Callable[[Job, Machine, Sizes], Option] = calculated
+    for sizes in tried:
+        _check(job, machine, sizes)
+    if targets.installed(machine):
+        make = partial(_compiled, devices=targets.described(machine))
+    for sizes in tried:
+        option = make(job, machine, sizes)
         yield option
         if option.trouble and job.config.experts > 1:
-            yield dataclasses.replace(make(costs.in_turns(job)), resident=False)
-
-
-def _compiled(job: Job, machine: Machine, mesh: Mesh) -> Option:
-    sizes = {name: size for name, size in mesh.shape.items() if size > 1}
-    try:
-        found = compiled.compile_run(job, mesh)
-    except compiled.DoesNotFit as refusal:
-        guess = calculated(job, machine, sizes)
-        return Option(sizes, True, None, guess.link_bytes, guess.seconds, trouble=str(refusal))
-    sent = sum(traffic.bytes for traffic in found.sent.values())
-    # A TPU's compiler refuses what does not fit; a GPU's leaves it to the run.
-    gpu = machine.platform == "gpu"
-    room = float(memory.CLAIM) * machine.chip.memory if gpu else math.inf
-    return Option(
-        sizes,
-        True,
-        found.memory,
-        sent,
-        costs.seconds(job, machine, sizes, sent),
-        sent=found.sent,
-        attention=found.attention,
-        compile_seconds=found.seconds,
-        trouble=_too_large(found.memory, room),
-    )
-
-
-def _too_large(held: Memory, room: float) -> str:
-    if held.total <= room:
-        return ""
-    return f"needs {held.total / GIB:.1f} GiB, {room / GIB:.1f} can be counted on"
+            yield dataclasses.replace(make(costs.in_turns(job), machine, sizes), resident=False)
 
 
 def _check(job: Job, machine: Machine, sizes: Sizes) -> None:
@@ -203,3 +155,46 @@ def _check(job: Job, machine: Machine, sizes: Sizes) -> None:
         raise ValueError(f"a mesh {shown} does not make up {machine.devices} device(s)")
     if job.seeds % sizes.get("seed", 1):
         raise ValueError(f"{job.seeds} seeds do not divide over the mesh's seed={sizes['seed']}")
+
+
+def calculated(job: Job, machine: Machine, sizes: Sizes) -> Option:
+    """Return an option by formulas alone."""
+    held, sent = costs.memory(job, sizes, machine.chip.copies), costs.link_bytes(job, sizes)
+    trouble = _too_large(held, ROOM * machine.chip.memory)
+    seconds = costs.seconds(job, machine, sizes, sent)
+    return Option(sizes, False, held, sent, seconds, trouble=trouble)
+
+
+def _compiled(job: Job, machine: Machine, sizes: Sizes, devices: Sequence[Any]) -> Option:
+    """`jcos.generate` of the job: all steps, experts and seeds, no weights needed."""
+    start, mesh = time.monotonic(), sharding.make_mesh(sizes, devices)
+    try:
+        taken = compiled.arguments(job, mesh)
+        held, text = compiled.compile_for(mesh, generate_worlds, *taken)
+    except compiled.DoesNotFit as refusal:
+        guess = calculated(job, machine, sizes)
+        return dataclasses.replace(guess, compiled=True, memory=None, trouble=str(refusal))
+    sent = {
+        kind: Traffic(math.ceil(traffic.count / job.steps), traffic.bytes / job.steps)
+        for kind, traffic in collectives(text).items()
+    }
+    total = sum(traffic.bytes for traffic in sent.values())
+    # A TPU's compiler refuses what does not fit; a GPU's leaves it to the run.
+    gpu = machine.platform == "gpu"
+    return Option(
+        sizes,
+        True,
+        held,
+        total,
+        costs.seconds(job, machine, sizes, total),
+        sent,
+        next((name for name, call in compiled.ATTENTION.items() if call in text), "xla"),
+        time.monotonic() - start,
+        _too_large(held, float(memory.CLAIM) * machine.chip.memory if gpu else math.inf),
+    )
+
+
+def _too_large(held: Memory, room: float) -> str:
+    if held.total <= room:
+        return ""
+    return f"needs {held.total / GIB:.1f} GiB, {room / GIB:.1f} can be counted on"

@@ -1,6 +1,7 @@
-"""Chips that runs are planned for, and machines made of them: `v5p:2x2x4`, `gpu:h200:1`."""
+"""Machines that runs are planned for, by the names that clouds sell them under or by shape."""
 
 import dataclasses
+import difflib
 import math
 import re
 
@@ -18,12 +19,10 @@ class Chip:
     flops: dense bfloat16 multiplications and additions per second. memory: bytes. bandwidth: of
     that memory, bytes per second. link: bytes per second that a device can send to the others of
     its machine in one collective (on a TPU the two links of one torus axis, on a GPU NVLink in one
-    direction).
-    reached: share of `flops` that the fastest published run of Wan gets out of this kind of chip;
-    by: whose run that is.
-    copies: how many times the widest place of a block XLA holds at once there, by compilations at
-    true size (GPUs 0.8 to 1.3; TPUs 0.8 to 2.9, beside weights that it lays out anew for v5p).
-    axes: of the torus, 0 for a GPU.
+    direction). reached: share of `flops` that the fastest published run of Wan gets out of this
+    kind of chip; by: whose run that is. copies: how much of `costs.run_bytes` XLA holds at
+    once: on GPUs and v6e the most of any compilation at true size; v5e and v5p lay weights out
+    anew as well, which is not counted. axes: of the torus, 0 for a GPU.
     """
 
     name: str
@@ -44,11 +43,11 @@ _V6E = "maxdiffusion, I2V-A14B 720p on v6e-8"
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", 197e12, 16 * GIB, 819e9, 100e9, 0.28, _V6E, 3.0, axes=2),
-        Chip("v5p", 459e12, 95 * GIB, 2765e9, 200e9, 0.28, _V6E, 3.0, axes=3),
-        Chip("v6e", 918e12, 32 * GIB, 1638e9, 200e9, 0.28, _V6E, 3.0, axes=2),
-        Chip("h100", 989e12, 79 * GIB, 3350e9, 450e9, 0.66, _H100, 1.3),
-        Chip("h200", 989e12, 139 * GIB, 4800e9, 450e9, 0.66, _H100, 1.3),
+        Chip("v5e", 197e12, 16 * GIB, 819e9, 100e9, 0.28, _V6E, 2.0, axes=2),
+        Chip("v5p", 459e12, 95 * GIB, 2765e9, 200e9, 0.28, _V6E, 2.0, axes=3),
+        Chip("v6e", 918e12, 32 * GIB, 1638e9, 200e9, 0.28, _V6E, 2.0, axes=2),
+        Chip("h100", 989e12, 79 * GIB, 3350e9, 450e9, 0.66, _H100, 0.8),
+        Chip("h200", 989e12, 139 * GIB, 4800e9, 450e9, 0.66, _H100, 0.8),
     )
 }
 
@@ -77,27 +76,51 @@ class Machine:
 
     @property
     def name(self) -> str:
-        if self.platform == "gpu":
-            return f"gpu:{self.chip.name}:{self.shape[0]}"
-        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+        kind = "" if self.chip.axes else "gpu:"
+        return f"{kind}{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+
+_SOLD = [
+    *(f"{kind}-{2**n}" for kind in ("v5e", "v6e") for n in (0, 2, 3, 4, 5, 6, 7, 8)),
+    *(f"v5p-{2**n}" for n in range(3, 11)),
+    *(f"{kind}:{n}" for kind in ("h100", "h200") for n in (1, 2, 4, 8, 16)),
+    *("v5e:2x4", "v5p:2x2x4", "v6e:2x4"),
+]
+"""Names to propose where one is none; a slice of v5p counts two cores for a chip."""
 
 
 def machine(name: str) -> Machine:
-    """The machine of that name; ValueError where there is none."""
-    examples = "known are v5e:2x4, v5p:2x2x4, v6e:2x4 (any slice) and gpu:h100:8, gpu:h200:1"
-    found = re.fullmatch(r"gpu:(\w+):(\d+)|(\w+):(\d+(?:x\d+)+)", name)
-    kind = found and (found[1] or found[3])
-    if not found or kind not in CHIPS or bool(found[1]) == bool(CHIPS[kind].axes):
-        raise ValueError(f"there is no machine {name!r}; {examples}")
-    chip = CHIPS[kind]
-    shape = tuple(int(n) for n in (found[2] or found[4]).split("x"))
+    """Return the machine of a name: `v5p:2x2x4` (a torus of chips), `v5p-32`, `v6e-8`, `h200:8`.
+
+    Raises ValueError where there is none, naming the nearest.
+    """
+    asked = name.strip().lower().removeprefix("tpu-").replace("litepod", "e").removeprefix("gpu:")
+    kind, sign, size = re.fullmatch(r"(\w*)([:-]?)(.*)", asked, re.DOTALL).groups()  # type: ignore
+    chip, sold = CHIPS.get(kind), sign == "-"
+    sizes = r"\d+(x\d+)+" if chip and chip.axes and not sold else r"\d+"
+    if chip and not chip.axes and not sign:
+        size = "1"
+    shape = tuple(map(int, size.split("x"))) if re.fullmatch(sizes, size) else ()
+    if chip and chip.axes and sold and shape:
+        shape = _slice(chip, *shape)
+    if not chip or not shape or ("gpu:" in name.lower() and chip.axes):
+        near = difflib.get_close_matches(asked, _SOLD, 3, 0.0)
+        raise ValueError(f"there is no machine {name!r}; the nearest are {', '.join(near)}")
     if min(shape) < 1:
         raise ValueError(f"{name} has no device")
-    if not chip.axes:
-        return Machine(chip, shape)
-    if len(shape) != chip.axes:
+    if len(shape) != max(chip.axes, 1):
         raise ValueError(f"a {kind} slice has {chip.axes} axes, {name} has {len(shape)}")
     # Four chips share a host, 2 × 2; single chips are rented out of such hosts.
-    if math.prod(shape) > 1 and (shape[0] % 2 or shape[1] % 2):
+    if chip.axes and math.prod(shape) > 1 and (shape[0] % 2 or shape[1] % 2):
         raise ValueError(f"{name} is not made of whole hosts: its first two sizes must be even")
     return Machine(chip, shape)
+
+
+def _slice(chip: Chip, size: int) -> tuple[int, ...]:
+    """The shape of a slice that is sold by its number of chips (v5p: cores); empty for none."""
+    if f"{chip.name}-{size}" not in _SOLD:
+        return ()
+    power = size.bit_length() - (1 if chip.axes == 2 else 2)
+    each, more = divmod(power, chip.axes)
+    shape = [2 ** (each + (axis >= chip.axes - more)) for axis in range(chip.axes)]
+    return tuple(shape if each else reversed(shape))

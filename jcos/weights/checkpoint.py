@@ -44,7 +44,7 @@ class CheckpointError(ValueError):
 
 
 def check_name(path: Path) -> None:
-    """CheckpointError where a path has bytes that are not UTF-8: Orbax does not take it."""
+    """Raise CheckpointError where a path has bytes that are not UTF-8: Orbax does not take it."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -55,13 +55,13 @@ def check_name(path: Path) -> None:
 
 
 def leaves(model: Any) -> dict[str, Any]:
-    """Every array of a model (or shape of an abstract one) by its path, stacked blocks as one
-    leaf."""
+    """Return every array of a model (or shape of an abstract one) by its path, stacked blocks as
+    one leaf."""
     return {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
 
 
 def with_leaves(model: M, values: Mapping[str, Any]) -> M:
-    """`model` with its leaves replaced by those of the same path, cast to the model's types.
+    """Return `model` with its leaves replaced by those of the same path, cast to the model's types.
 
     Raises CheckpointError naming every missing, superfluous and wrongly shaped leaf at once.
     """
@@ -72,7 +72,7 @@ def with_leaves(model: M, values: Mapping[str, Any]) -> M:
 
 
 def misfits(want: Mapping[str, Any], have: Mapping[str, Any]) -> list[str]:
-    """How arrays (or anything with a shape) differ from those of a model, a phrase for each."""
+    """Return how arrays (or anything with a shape) differ from a model's, a phrase for each."""
     faults = [f"{name} is missing" for name in want.keys() - have.keys()]
     faults += [f"{name} has no place in the model" for name in have.keys() - want.keys()]
     faults += [
@@ -89,7 +89,7 @@ def _check_fit(want: Mapping[str, Any], have: Mapping[str, Any]) -> None:
 
 
 def save(folder: Path, config: WanConfig, model: Any, notes: Mapping[str, Any]) -> None:
-    """Writes a model (any pytree of arrays) and its configuration; `notes` say how it was made.
+    """Write a model (any pytree of arrays) and its configuration; `notes` say how it was made.
 
     Raises FileExistsError if the folder exists.
     """
@@ -112,7 +112,7 @@ def save(folder: Path, config: WanConfig, model: Any, notes: Mapping[str, Any]) 
 
 
 def clean(folder: Path, *names: str) -> None:
-    """Removes what killed `save`s left in a folder, of checkpoints whose names fit one of these
+    """Remove what killed `save`s left in a folder, of checkpoints whose names fit one of these
     patterns. Nobody may be saving there."""
     for name in names:
         for left in Path(folder).glob(f".{name}.{'?' * 8}"):  # as `tempfile.mkdtemp` names them
@@ -120,7 +120,7 @@ def clean(folder: Path, *names: str) -> None:
 
 
 def write_part(folder: Path, name: str, values: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Writes some leaves as `folder/weights/name`, whole or not at all; returns what
+    """Write some leaves as `folder/weights/name`, whole or not at all; returns what
     `write_manifest` wants to know of the part: its leaves.
 
     Takes no memory beside the values (if they begin on 64-byte boundaries, `tensors.empty`) but for
@@ -152,7 +152,7 @@ def write_manifest(
     files: Mapping[str, Any],
     parts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Makes a folder with `weights/` in it a checkpoint.
+    """Make a folder with `weights/` in it a checkpoint.
 
     files: `digests` of it. parts: what `write_part` returned, by the part's name.
     """
@@ -167,14 +167,14 @@ def write_manifest(
 
 
 def digests(folder: Path, below: str = "") -> dict[str, list[Any]]:
-    """Size and hash of every file under `folder/below`, by its path from `folder`."""
+    """Return size and hash of every file under `folder/below`, by its path from `folder`."""
     files = sorted(p for p in (folder / below).rglob("*") if p.is_file())
     return {p.relative_to(folder).as_posix(): _digest(p) for p in files}
 
 
 def read_manifest(folder: Path, *, verify: bool | None = None) -> dict[str, Any]:
-    """The manifest of a checkpoint folder, every file of it checked for its size, and for its hash
-    where `verify` says so; by default if the folder has less than `HASHED` bytes."""
+    """Return the manifest of a checkpoint folder, every file of it checked for its size, and for
+    its hash where `verify` says so; by default if the folder has less than `HASHED` bytes."""
     folder = local_path(folder)
     manifest = _parse(folder)
     files = manifest["files"]
@@ -185,9 +185,7 @@ def read_manifest(folder: Path, *, verify: bool | None = None) -> dict[str, Any]
             raise CheckpointError(f"{folder} is incomplete: {name} is missing")
         found = _digest(folder / name) if verify else [(folder / name).stat().st_size, digest]
         if found != [size, digest]:
-            raise CheckpointError(
-                f"{folder / name} is damaged: its content is not what was written"
-            )
+            raise CheckpointError(f"{folder / name} is damaged: it is not what was written")
     return manifest
 
 
@@ -202,15 +200,17 @@ def _parse(folder: Path) -> dict[str, Any]:
             f"{folder} is not a checkpoint folder: it has no {MANIFEST}"
         ) from None
     except (ValueError, KeyError, TypeError):
-        raise CheckpointError(
-            f"{folder / MANIFEST} is damaged; restore the folder from its source"
-        ) from None
+        raise _damaged(folder) from None
     if manifest.get("format") not in FORMATS:
         known = " and ".join(map(str, FORMATS))
         raise CheckpointError(
             f"{folder} has format {manifest.get('format')}, this version of jcos reads {known}"
         )
     return manifest
+
+
+def _damaged(folder: Path) -> CheckpointError:
+    return CheckpointError(f"{folder / MANIFEST} is damaged; restore the folder from its source")
 
 
 def read_config(manifest: Mapping[str, Any]) -> WanConfig:
@@ -223,7 +223,7 @@ def read_config(manifest: Mapping[str, Any]) -> WanConfig:
 
 
 def stored(folder: Path) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and type of every leaf of a checkpoint folder, by its path."""
+    """Return shape and type of every leaf of a checkpoint folder, by its path."""
     return {path: leaf for part in _parts(Path(folder)).values() for path, leaf in part.items()}
 
 
@@ -233,7 +233,7 @@ def restore(
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
     only: Sequence[str] | None = None,
 ) -> M:
-    """Fills an abstract model (`jax.eval_shape`) from a folder whose manifest was read.
+    """Fill an abstract model (`jax.eval_shape`) from a folder whose manifest was read.
 
     Parts are read one after the other, straight onto the devices and in the model's types.
     shardings: by path; the first device for those that are not named. only: leaves of the folder
@@ -261,13 +261,10 @@ def restore(
     return jax.tree_util.tree_map_with_path(lambda path, _: found[leaf_path(path)], model)
 
 
-def _restore_part(path: Path, target: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+def _restore_part(path: Path, target: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
     arguments = ocp.args.PyTreeRestore(
-        item=dict(target),
-        restore_args={
-            name: ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype)
-            for name, leaf in target.items()
-        },
+        item=target,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
         partial_restore=True,
     )
     with quiet_orbax(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -291,9 +288,7 @@ def _parts(folder: Path) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
             for name, part in manifest["parts"].items()
         }
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise CheckpointError(
-            f"{folder / MANIFEST} is damaged; restore the folder from its source"
-        ) from None
+        raise _damaged(folder) from None
 
 
 @contextlib.contextmanager

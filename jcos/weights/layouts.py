@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from jcos.files import visible
 from jcos.weights.checkpoint import CheckpointError
+from jcos.weights.faults import shorter
 from jcos.weights.tensors import Tensor, check_fetched, tensors_in
 
 Tensors = dict[str, Tensor]
@@ -34,12 +35,12 @@ class Layout(NamedTuple):
 
 
 def is_released(folder: Path) -> bool:
-    """Whether a folder has the mark of one of the two layouts."""
+    """Return whether a folder has the mark of one of the two layouts."""
     return any((Path(folder) / name).exists() for name in (_INDEX, "config.json", *_EXPERTS))
 
 
 def recognise(folder: Path) -> Layout:
-    """Which of the two a folder has; CheckpointError where it has neither."""
+    """Return which of the two a folder has; CheckpointError where it has neither."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder")
     if not is_released(folder):
@@ -89,8 +90,8 @@ def _diffusers(folder: Path, index: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def open_weights(place: Path, faults: list[str]) -> Tensors:
-    """The tensors of a file, or of the shards in a folder: those that the index names, else a lone
-    file. What is wrong is added to `faults`."""
+    """Return the tensors of a file, or of the shards in a folder: those that the index names, else
+    a lone file. What is wrong is added to `faults`."""
     if place.is_file():
         return _headers([place], faults)
     if not place.is_dir():
@@ -135,7 +136,7 @@ def _headers(files: Iterable[Path], faults: list[str]) -> Tensors:
 
 
 def read_json(path: Path, faults: list[str]) -> dict[str, Any]:
-    """A file's JSON object; an empty one, and a phrase in `faults`, where it has none."""
+    """Return a file's JSON object; an empty one, and a phrase in `faults`, where it has none."""
     try:
         check_fetched(path)
         return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -146,3 +147,38 @@ def read_json(path: Path, faults: list[str]) -> dict[str, Any]:
     except (ValueError, TypeError):
         faults.append(f"{path} is damaged: it holds no JSON object")
     return {}
+
+
+# ---- quantised weights, recognised so that they are refused by name
+
+# By the names of what such files hold beside the weights, or in their place: numbers without their
+# scales are no weights.
+_KINDS = [
+    (
+        r".*\.(nested_)?(absmax|quant_map)|.*\.quant_state\..+|.*\.(SCB|weight_format)",
+        "bitsandbytes",
+    ),
+    (r".*\.weight\._(data|scale|shift)", "quanto"),
+    (r".*\._?weight[:_](qdata|_data)", "torchao"),
+    (r".*\.(wscales|smooth_factor)", "SVDQuant"),
+    (r".*\.(qweight|qzeros|g_idx|scales)", "GPTQ or AWQ"),
+    (r".*\.comfy_quant|(.*\.)?scaled_fp8|.*\.scale_(weight|input)", "ComfyUI's, with scales"),
+    (r".*(weight|input|output)_(scale(_inv|_2)?|zero_point)", "with weight_scale"),
+]
+
+
+def quantisation(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str | None:
+    """Return the name of how the weights are quantised; None where they are floats.
+
+    about: the folder's `config.json`.
+    """
+    for pattern, kind in _KINDS:
+        if any(re.fullmatch(pattern, name) for name in tensors):
+            return kind
+    if config := about.get("quantization_config"):
+        method = config.get("quant_method") if isinstance(config, dict) else None
+        return shorter(str(method or "as its config.json says"), 60)
+    whole = [name for name, tensor in tensors.items() if tensor.dtype.kind in "iub"]
+    if whole:
+        return f"{len(whole)} tensors of integers without scales, such as {shorter(whole[0], 100)}"
+    return None

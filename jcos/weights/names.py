@@ -9,7 +9,7 @@ are.
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -51,35 +51,24 @@ def _both(pattern: str, path: str, kernel: Change = _kernel) -> list[Row]:
     ]
 
 
-# Names of the original repository; "blocks.<i>." becomes the stacked axis.
+# Names of the original repository, "blocks.<i>." without its number.
 DIT: list[Row] = [
-    *_both(r"patch_embedding", "patch_embedding"),
-    *_both(r"(text_embedding|time_embedding)\.(0|2)", r"\1.layers_\2"),
+    *_both(r"(patch_embedding|head\.head|blocks\.(?:self|cross)_attn\.[qkvo])", r"\1"),
+    *_both(r"(text_embedding|time_embedding|blocks\.ffn)\.([02])", r"\1.layers_\2"),
     *_both(r"time_projection\.1", "time_projection"),
-    *_both(r"head\.head", "head.head"),
-    (r"head\.modulation", "head.modulation", _drop_batch),
-    (r"blocks\.\d+\.modulation", "blocks.modulation", _drop_batch),
-    *_both(r"blocks\.\d+\.(self_attn|cross_attn)\.(q|k|v|o)", r"blocks.\1.\2"),
-    (
-        r"blocks\.\d+\.(self_attn|cross_attn)\.(norm_q|norm_k)\.weight",
-        r"blocks.\1.\2.scale",
-        _as_is,
-    ),
-    (r"blocks\.\d+\.norm3\.weight", "blocks.norm3.scale", _as_is),
-    (r"blocks\.\d+\.norm3\.bias", "blocks.norm3.bias", _as_is),
-    *_both(r"blocks\.\d+\.ffn\.(0|2)", r"blocks.ffn.layers_\1"),
+    (r"((?:head|blocks)\.modulation)", r"\1", _drop_batch),
+    (r"(blocks\.(?:norm3|(?:self|cross)_attn\.norm_[qk]))\.weight", r"\1.scale", _as_is),
+    (r"(blocks\.norm3\.bias)", r"\1", _as_is),
 ]
 
 # Of the released text encoder.
 UMT5: list[Row] = [
-    (r"token_embedding\.weight", "token_embedding", _as_is),
-    (r"norm\.weight", "norm.scale", _as_is),
-    (r"blocks\.\d+\.(norm1|norm2)\.weight", r"blocks.\1.scale", _as_is),
-    (r"blocks\.\d+\.pos_embedding\.embedding\.weight", "blocks.pos_embedding", _as_is),
-    (r"blocks\.\d+\.(attn\.[qkvo]|ffn\.fc1|ffn\.fc2)\.weight", r"blocks.\1.kernel", _kernel),
-    (r"blocks\.\d+\.ffn\.gate\.0\.weight", "blocks.ffn.gate.kernel", _kernel),
+    (r"(token_embedding)\.weight", r"\1", _as_is),
+    (r"(norm|blocks\.norm[12])\.weight", r"\1.scale", _as_is),
+    (r"(blocks\.pos_embedding)\.embedding\.weight", r"\1", _as_is),
+    (r"(blocks\.(?:attn\.[qkvo]|ffn\.fc[12]))\.weight", r"\1.kernel", _kernel),
+    (r"blocks\.ffn\.gate\.0\.weight", "blocks.ffn.gate.kernel", _kernel),
 ]
-
 
 # Of both released VAEs: 2.1 numbers the layers of a half, 2.2 its stages and the layers of each.
 VAE: list[Row] = [
@@ -108,11 +97,11 @@ class Leaf(NamedTuple):
         return math.prod(self.shape)
 
     def of(self, part: str) -> "Leaf":
-        """The same, of tensors that have the part's name before their own."""
+        """Return the same, of tensors that have the part's name before their own."""
         return self._replace(sources=tuple((f"{part}.{name}", c) for name, c in self.sources))
 
     def build(self, read: Callable[[str], np.ndarray], dtype: np.dtype) -> np.ndarray:
-        """The leaf in one type, from tensors that are read one after the other."""
+        """Return the leaf in one type, from tensors that are read one after the other."""
         whole = empty(self.shape, dtype)
         layers = whole if self.stacked else whole[None]
         for i, (name, change) in enumerate(self.sources):
@@ -122,22 +111,24 @@ class Leaf(NamedTuple):
 
 
 def place(
-    shapes: Mapping[str, tuple[int, ...]], table: Iterable[Row]
+    shapes: Mapping[str, tuple[int, ...]], table: Sequence[Row]
 ) -> tuple[dict[str, Leaf], list[str]]:
-    """Which tensors make which leaf, found from their names and shapes alone; and what does not go
-    into one: every tensor without exactly one row, every gap in the layers."""
+    """Return which tensors make which leaf, by names and shapes alone; and a phrase for each tensor
+    without exactly one row, and for every gap in the layers."""
     found: dict[str, dict[int, tuple[str, Change, tuple[int, ...]]]] = defaultdict(dict)
     faults = []
-    rows = [(re.compile(pattern), path, change) for pattern, path, change in table]
     for name, shape in shapes.items():
+        layer = re.match(r"blocks\.(\d+)\.", name)
+        bare = f"blocks.{name[layer.end() :]}" if layer else name
         matches = [
-            (m.expand(path), change) for regex, path, change in rows if (m := regex.fullmatch(name))
+            (m.expand(path), change)
+            for pattern, path, change in table
+            if (m := re.fullmatch(pattern, bare))
         ]
         if len(matches) != 1:
             faults.append(f"{name} matches {len(matches)} rows")
             continue
         path, change = matches[0]
-        layer = re.match(r"blocks\.(\d+)\.", name)
         number = int(layer[1]) if layer else -1
         if number in found[path]:
             faults.append(f"{name} is a second tensor for {path}")
@@ -149,21 +140,22 @@ def place(
         found[path][number] = (name, change, changed)
     leaves = {}
     for path, layers in found.items():
+        if not layers:
+            continue
         if sorted(layers) not in ([-1], list(range(len(layers)))):
             faults.append(f"{path} has layers {sorted(layers)}, not 0 to {len(layers) - 1}")
-        if len(of_layers := {shape for *_, shape in layers.values()}) > 1:
-            faults.append(f"{path} has layers of different shapes {sorted(of_layers)}")
-        if layers:
-            sources = tuple(layers[i][:2] for i in sorted(layers))
-            shape = next(iter(of_layers))
-            stacked = -1 not in layers
-            leaves[path] = Leaf(sources, stacked, (len(layers), *shape) if stacked else shape)
+        shape, *others = dict.fromkeys(shape for *_, shape in layers.values())
+        if others:
+            faults.append(f"{path} has layers of different shapes {sorted([shape, *others])}")
+        sources = tuple(layers[i][:2] for i in sorted(layers))
+        stacked = -1 not in layers
+        leaves[path] = Leaf(sources, stacked, (len(layers), *shape) if stacked else shape)
     return leaves, sorted(faults)
 
 
-def translate(tensors: Mapping[str, np.ndarray], table: Iterable[Row]) -> dict[str, np.ndarray]:
-    """Tensors by jcos path, layers stacked. Raises CheckpointError
-    naming all that `place` finds wrong."""
+def translate(tensors: Mapping[str, np.ndarray], table: Sequence[Row]) -> dict[str, np.ndarray]:
+    """Return tensors by jcos path, layers stacked. Raises CheckpointError naming all that `place`
+    finds wrong."""
     placed, faults = place({name: tensor.shape for name, tensor in tensors.items()}, table)
     if faults:
         raise CheckpointError(listed(f"{len(faults)} tensors cannot be placed", faults))
@@ -173,8 +165,8 @@ def translate(tensors: Mapping[str, np.ndarray], table: Iterable[Row]) -> dict[s
     }
 
 
-def fill(model: M, tensors: Mapping[str, np.ndarray], table: Iterable[Row]) -> M:
-    """`model` (real or abstract) with the weights of `tensors`."""
+def fill(model: M, tensors: Mapping[str, np.ndarray], table: Sequence[Row]) -> M:
+    """Return `model` (real or abstract) with the weights of `tensors`."""
     return with_leaves(model, translate(tensors, table))
 
 
@@ -267,7 +259,7 @@ def without_prefix(tensors: Mapping[str, T], anchor: str, place: object) -> dict
 
 
 def original_name(name: str, renaming: Renaming) -> str:
-    """A tensor's name in the original code; names that are the original's stay as they are."""
+    """Return a tensor's name in the original code; those that are the original's stay."""
     for pattern, new in renaming:
         name = re.sub(pattern, new, name)
     return name

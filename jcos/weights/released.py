@@ -28,7 +28,14 @@ from jcos.model.vae import Vae
 from jcos.variants import VARIANTS, vae_2_1, vae_2_2
 from jcos.weights.checkpoint import CheckpointError, leaves, misfits
 from jcos.weights.faults import listed
-from jcos.weights.layouts import Layout, Tensors, open_weights, read_json, recognise
+from jcos.weights.layouts import (
+    Layout,
+    Tensors,
+    open_weights,
+    quantisation,
+    read_json,
+    recognise,
+)
 from jcos.weights.names import (
     ANCHORS,
     DIT,
@@ -45,7 +52,6 @@ from jcos.weights.names import (
     place,
     without_prefix,
 )
-from jcos.weights.quantised import quantisation
 
 # What the original multiplies in bfloat16, whatever it is stored in.
 _NARROW = re.compile(
@@ -72,21 +78,21 @@ class Released:
 
     @property
     def parts(self) -> list[str]:
-        """The parts that the folder has."""
+        """Return the parts that the folder has."""
         return list(dict.fromkeys(map(part_of, self.leaves)))
 
     def of(self, parts: Sequence[str]) -> "Released":
-        """Only these parts."""
+        """Return only these parts."""
         leaves = {path: leaf for path, leaf in self.leaves.items() if part_of(path) in parts}
         tensors = {name: t for name, t in self.tensors.items() if part_of(name) in parts}
         return dataclasses.replace(self, leaves=leaves, tensors=tensors)
 
     def files(self) -> list[Path]:
-        """Every file that holds tensors."""
+        """Return every file that holds tensors."""
         return sorted({tensor.file for tensor in self.tensors.values()})
 
     def stored_type(self, path: str, dtype: StoredType) -> np.dtype:
-        """The type that a leaf is kept in.
+        """Return the type that a leaf is kept in.
 
         bfloat16: linear layers of the transformers and the whole text encoder, which the original
         casts to bfloat16 anyway; norms, modulation, time embedding and head, which it computes in
@@ -101,7 +107,7 @@ class Released:
 
 
 def open_released(folder: Path) -> Released:
-    """Recognises a folder and checks that its tensors make the model whole, without reading them.
+    """Recognise a folder and check that its tensors make the model whole, without reading them.
 
     Raises CheckpointError: missing and truncated files all at once, then names and shapes that do
     not fit all at once, or why the folder holds no model of this family.
@@ -144,7 +150,7 @@ def load_released(
     want: Mapping[str, Any],
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
 ) -> dict[str, jax.Array]:
-    """Leaves by path, read one after the other and put on the devices at once.
+    """Return leaves by path, read one after the other and put on the devices at once.
 
     want: what to load, with the types to load it in (`checkpoint.leaves` of an abstract model).
     shardings: by path; the first device for those that are not named.

@@ -24,30 +24,20 @@ from jcos.weights.faults import shorter
 
 Shape = tuple[int, ...]
 
-_SAFETENSORS = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
+_TYPES = {
+    "F64": ("Double", np.float64),
+    "F32": ("Float", np.float32),
+    "F16": ("Half", np.float16),
+    "BF16": ("BFloat16", ml_dtypes.bfloat16),
+    "I64": ("Long", np.int64),
+    "I32": ("Int", np.int32),
+    "I16": ("Short", np.int16),
+    "I8": ("Char", np.int8),
+    "U8": ("Byte", np.uint8),
+    "BOOL": ("Bool", np.bool_),
 }
-_TORCH = {
-    "DoubleStorage": _SAFETENSORS["F64"],
-    "FloatStorage": _SAFETENSORS["F32"],
-    "HalfStorage": _SAFETENSORS["F16"],
-    "BFloat16Storage": _SAFETENSORS["BF16"],
-    "LongStorage": _SAFETENSORS["I64"],
-    "IntStorage": _SAFETENSORS["I32"],
-    "ShortStorage": _SAFETENSORS["I16"],
-    "CharStorage": _SAFETENSORS["I8"],
-    "ByteStorage": _SAFETENSORS["U8"],
-    "BoolStorage": _SAFETENSORS["BOOL"],
-}
+_SAFETENSORS = {name: np.dtype(kind) for name, (_, kind) in _TYPES.items()}
+_TORCH = {f"{name}Storage": np.dtype(kind) for name, kind in _TYPES.values()}
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 _PIECE = 1 << 22  # values that are looked at together
 _WRAPPERS = ("model_state", "state_dict")
@@ -72,7 +62,8 @@ class Tensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
-        """The values, in memory of their own. CheckpointError where the file has become shorter."""
+        """Return the values, in memory of their own. CheckpointError where the file has become
+        shorter."""
         strides = self.strides
         flat = empty(self.shape if strides is None else (_extent(self.shape, strides),), self.dtype)
         with self.file.open("rb") as file:
@@ -86,7 +77,7 @@ class Tensor:
 
 
 def check_finite(array: np.ndarray, what: str) -> None:
-    """CheckpointError where a value is nan or infinite. Takes little memory of its own."""
+    """Raise CheckpointError where a value is nan or infinite. Takes little memory of its own."""
     flat = array.reshape(-1)
     for start in range(0, flat.size, _PIECE):
         if not np.isfinite(flat[start : start + _PIECE]).all():
@@ -94,7 +85,8 @@ def check_finite(array: np.ndarray, what: str) -> None:
 
 
 def empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
-    """An uninitialised array on a 64-byte boundary, which jax on a CPU takes without copying it."""
+    """Return an uninitialised array on a 64-byte boundary, which jax on a CPU takes without copying
+    it."""
     size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
@@ -102,7 +94,7 @@ def empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
 
 
 def tensors_in(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a file by its name; only the header is read.
+    """Return every tensor of a file by its name; only the header is read.
 
     A `.pth` may hold its dict under `model_state` or `state_dict`. Raises CheckpointError where the
     file is missing, truncated, of another format, or holds code.
@@ -115,7 +107,7 @@ def tensors_in(path: Path) -> dict[str, Tensor]:
 
 
 def check_fetched(path: Path) -> None:
-    """CheckpointError where a file is what Git LFS left in its place."""
+    """Raise CheckpointError where a file is what Git LFS left in its place."""
     if path.is_file() and is_lfs_pointer(path):
         raise CheckpointError(
             f"{path} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
@@ -123,7 +115,7 @@ def check_fetched(path: Path) -> None:
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """The texts that a safetensors file carries beside its tensors."""
+    """Return the texts that a safetensors file carries beside its tensors."""
     return _safetensors(Path(path))[1]
 
 

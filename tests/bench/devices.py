@@ -1,24 +1,12 @@
 """What the tests of the benchmark do in processes of their own: samples on four simulated devices,
-on two hosts, and by workers side by side. Called as `python -m tests.bench.devices CASE …`; see
-`tests/many_devices.py`."""
+and on two hosts. Called as `python -m tests.bench.devices CASE …`; see `tests/many_devices.py`."""
 
 import json
-import os
 import sys
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-
-def finish(work: Generator[Any, None, Any]) -> Any:
-    """Return what a generator returns, whatever its progress."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return end.value
 
 
 def meshes(folder: str, *texts: str) -> dict[str, list[float]]:
@@ -41,6 +29,7 @@ def meshes(folder: str, *texts: str) -> dict[str, list[float]]:
         scale=1 / 8,
         sampling=Settings(steps=2, guidance=(2.0,)),
         ensemble=2,
+        ensemble_layers=(0.5,),
         noise_steps=(1,),
         x0=(0, 1),
     )
@@ -102,7 +91,7 @@ def named(self: Any, sample: Any, shape: Any, i: int = 0) -> Any:
     """Instead of `Sampler.prepare`, for `grey`: a condition that has the sample's name alone."""
     from jcos.sampling.trajectory import Condition
 
-    return Condition(context=sample.name, grid=(1, 1, 1))
+    return Condition(context=sample.name)
 
 
 def grey(asked: list[str]) -> Callable[..., tuple]:
@@ -120,26 +109,6 @@ def grey(asked: list[str]) -> Callable[..., tuple]:
     return generate
 
 
-def worker(meeting: str, number: str, *command: str) -> list[str]:
-    """The samples that one of so many workers takes; each waits at its first until all have one."""
-    from jcos import cli
-    from jcos.bench.sampler import Sampler
-
-    asked: list[str] = []
-    made, here = grey(asked), Path(meeting) / str(os.getpid())
-
-    def generate(self: Any, batch: Any, shape: Any, size: int) -> Any:
-        here.touch()
-        end = time.monotonic() + 500
-        while len(list(Path(meeting).iterdir())) < int(number) and time.monotonic() < end:
-            time.sleep(0.05)
-        return made(self, batch, shape, size)
-
-    Sampler.prepare, Sampler.generate = named, generate
-    cli.main(command)
-    return asked
-
-
 if __name__ == "__main__":
-    cases = {"meshes": meshes, "alone": alone, "host": host, "worker": worker}
+    cases = {"meshes": meshes, "alone": alone, "host": host}
     print(json.dumps(cases[sys.argv[1]](*sys.argv[2:])))

@@ -7,13 +7,11 @@ import re
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from jcos import cli
 from jcos.bench.arm import Arm, load_arms
 from jcos.cli.common import console
-from jcos.media import formats
 from tests.conftest import ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("vbvr_*.py"))
@@ -43,15 +41,10 @@ def test_the_whole_path_from_the_command_line(
     )
     given = ["--samples", small, "--out", out, "--set", "sampling.steps=2"]
     assert commanded("bench", "export", small, "--tasks", "maze", "--per-task", 2) == 0
-    assert commanded("bench", "run", arms, *given, "--plan") == 0
-    assert "One worker: gpu:h200:1" in capsys.readouterr().out
-    assert commanded("bench", "run", arms, *given, "--plan", "--step-seconds", 3) == 0
-    assert "3.0 s a step" in capsys.readouterr().out
-    assert not out.exists()
     assert commanded("bench", "run", arms, *given) == 0
     told = capsys.readouterr()
     assert "b: 2 of 2 videos" in told.out
-    assert "b: 2 of 2, 0:00:00 left\n" in told.err  # no terminal: plain lines
+    assert "b: done: 2 of 2" in told.err  # no terminal: plain lines
     scored = ["bench", "score", out / "a", out / "b", "--samples", small, "--out", out / "s"]
     monkeypatch.setattr(sys, "argv", ["/bin/jcos", *map(str, scored)])
     assert commanded(*scored) == 0
@@ -66,7 +59,7 @@ def test_the_whole_path_from_the_command_line(
     assert {"jcos", "jax"} <= about["versions"].keys()
     (small / FIRST / "prompt.txt").unlink()
     assert commanded("bench", "run", arms, *given) == 1
-    assert "prompt.txt is missing" in capsys.readouterr().err
+    assert "prompt.txt" in capsys.readouterr().err
     assert commanded("bench", "run", arms, *given, "--arms", "c") == 2
     assert "has no arm 'c'; it has a, b" in capsys.readouterr().err
     assert commanded("bench", "run", arms, *given, "--shard", "1") == 2
@@ -86,20 +79,9 @@ def test_the_time_left_is_told_however_long_a_sample_takes(
     assert commanded("bench", "export", tmp_path / "small", "--tasks", "maze", "--per-task", 6) == 0
     run = ["bench", "run", CONFIGS[-1], "--arms", "base", "--samples", tmp_path / "small"]
     assert commanded(*run, "--out", tmp_path / "out", "--batch", 1) == 0
-    assert re.search(r"^base: [345] of 6, .*\d:00:00 left$", capsys.readouterr().err, re.MULTILINE)
-
-
-def test_a_plan_goes_on_after_a_sample_that_the_model_does_not_take(
-    bench_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    picture = bench_folder / FIRST / "first_frame.png"
-    picture.write_bytes(formats.png(np.zeros((24, 20, 3), np.uint8)))
-    plan = ["bench", "run", CONFIGS[-1], "--samples", bench_folder, "--plan"]
-    assert commanded(*plan, "--step-seconds", 3) == 0
-    told = capsys.readouterr()
-    assert re.search(r"base\W+2\W+\d", told.out)  # two shapes of the five others
-    assert f"base: {FIRST}: " in told.err
-    assert "needs a multiple of 4" in told.err
+    assert re.search(
+        r"^base: .*: [345] of 6, .*\d:00:00 left$", capsys.readouterr().err, re.MULTILINE
+    )
 
 
 def test_arms_that_were_written_otherwise_are_told(

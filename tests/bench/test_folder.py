@@ -10,7 +10,7 @@ from jcos.bench.baselines import still_of
 from jcos.bench.export import export, puzzle_of, score
 from jcos.bench.folder import category_of, read_bench
 from jcos.bench.official import OFFICIAL
-from jcos.bench.state import Folder
+from jcos.bench.results import Folder
 from jcos.media.formats import write_mp4
 
 
@@ -51,7 +51,7 @@ def test_what_is_wrong_is_said_and_the_rest_is_read(bench_folder: Path) -> None:
     assert len(bench.names) == 8
     said = {name.split("/", 1)[1]: reason for name, reason in bench.faults.items()}
     assert "is no picture" in said["T-1_maze_data-generator/00000"]
-    assert "ground_truth.mp4 is missing" in said["T-1_maze_data-generator/00001"]
+    assert "no file" in said["T-1_maze_data-generator/00001"]
     assert "is empty" in said["T-3_pattern_data-generator/00000"]
     assert "five digits" in said["T-3_pattern_data-generator/1"]
     assert said["T-3_pattern_data-generator/00002"] == "the folder is missing"
@@ -124,9 +124,13 @@ def test_exported_puzzles_are_judged_after_the_codec(bench_folder: Path, tmp_pat
 
 
 def test_an_export_does_not_mix_with_other_things(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("x")
-    with pytest.raises(ValueError, match="has other things in it"):
-        export(tmp_path, ("maze",), 1)
     with pytest.raises(ValueError, match="there is no task 'chess'"):
         export(tmp_path / "new", ("chess",), 1)
     assert not (tmp_path / "new").exists()
+    export(tmp_path / "new", ("maze",), 1)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="In-Domain_50"):  # an older export
+        export(tmp_path / "new", ("pattern",), 1)
+    with pytest.raises(ValueError, match="new"):
+        export(tmp_path, ("maze",), 1)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -11,11 +11,10 @@ import pytest
 from jcos.bench import baselines, evalkit, scores
 from jcos.bench.arm import Arm
 from jcos.bench.folder import Bench, read_bench
-from jcos.bench.run import Work, conduct
+from jcos.bench.run import Work, run
 from jcos.experiments.experiment import Settings
 from jcos.media import formats
-from tests.bench.devices import finish
-from tests.test_generate import release  # noqa: F401
+from tests.test_staged import release  # noqa: F401
 
 FOLDER, SCORER = os.environ.get("JCOS_VBVR"), os.environ.get("JCOS_VBVR_SCORER")
 needs_samples = pytest.mark.skipif(not FOLDER, reason="JCOS_VBVR names no folder of samples")
@@ -53,8 +52,7 @@ def test_real_samples_become_videos(
     """Every sample, written at its own size, which may be odd; generated at a sixteenth, in four
     shapes."""
     arm = Arm(profile="float32", scale=1 / 16, frames=5, sampling=Settings(steps=1))
-    steps = conduct(arm, release, samples, tmp_path / "arm", Work(text=tmp_path / "text"), "x")
-    status = finish(steps)
+    status = run({"arm": arm}, release, samples, tmp_path, Work(text=tmp_path / "text"))["arm"]
     assert status.failed == {}
     assert status.complete
     assert len(samples.samples) == len(expected(samples))

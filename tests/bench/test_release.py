@@ -11,14 +11,13 @@ from jcos import wan
 from jcos.bench.arm import Arm
 from jcos.bench.export import export
 from jcos.bench.folder import read_bench
-from jcos.bench.run import Work, _check_vae, conduct
+from jcos.bench.run import Work, run
 from jcos.config import UMT5Config
 from jcos.experiments.experiment import Settings
 from jcos.media import formats
 from jcos.model.text import UMT5
 from jcos.wan import TINY, Wan
-from tests.bench.devices import finish
-from tests.test_generate import release  # noqa: F401
+from tests.test_staged import release  # noqa: F401
 
 ARM = Arm(profile="float32", scale=0.1, frames=5, sampling=Settings(steps=1))
 
@@ -40,9 +39,9 @@ def test_two_arms_load_the_text_encoder_once(
     monkeypatch.setattr(wan, "load", recorded)
     export(tmp_path / "small", ("maze",), 1)
     bench, work = read_bench(tmp_path / "small"), Work(text=tmp_path / "text")
-    for seed in (1, 2):
-        arm = dataclasses.replace(ARM, seed=seed)
-        assert finish(conduct(arm, release, bench, tmp_path / f"{seed}", work, "x")).complete
+    arms = {f"{seed}": dataclasses.replace(ARM, seed=seed) for seed in (1, 2)}
+    done = run(arms, release, bench, tmp_path, work)
+    assert [status.complete for status in done.values()] == [True, True]
     has_text = [isinstance(model.text, UMT5) for model in loaded]
     assert has_text == [True, False, False]
     assert [model.vae is None for model in loaded] == has_text
@@ -60,11 +59,10 @@ def test_a_model_without_its_vae_is_refused_at_once(
     """As VBVR's folder is published; converted or not."""
     folder = tmp_path / "VBVR-Wan2.2"
     shutil.copytree(release, folder, ignore=shutil.ignore_patterns("*VAE*"))
-    steps = conduct(ARM, folder, read_bench(bench_folder), tmp_path / "a", Work(text=tmp_path), "x")
     with pytest.raises(ValueError, match=r"VBVR-Wan2.2 has no VAE.*docs/vbvr.md"):
-        finish(steps)
+        run({"a": ARM}, folder, read_bench(bench_folder), tmp_path, Work(text=tmp_path))
     assert not (tmp_path / "a").exists()
     config = wan.read_config(release)
     assert isinstance(config.text, UMT5Config)
     with pytest.raises(ValueError, match="has no VAE"):
-        _check_vae(config, TINY)  # a folder that jcos wrote, whose weights have none
+        wan.check_vae(config, TINY)  # a folder that jcos wrote, whose weights have none

@@ -12,30 +12,36 @@ import pytest
 from flax import nnx
 
 from jcos import generation, wan
-from jcos.bench import worker
-from jcos.bench.arm import Arm
-from jcos.bench.claims import Claims
+from jcos.bench import run as bench_run
+from jcos.bench.arm import Arm, Shape, load_arms
 from jcos.bench.folder import Sample, read_bench
-from jcos.bench.hours import expected, hours, measured
-from jcos.bench.run import Work, conduct
+from jcos.bench.results import Folder, Status
+from jcos.bench.run import Work
 from jcos.bench.sampler import Sampler
-from jcos.bench.state import Folder, Status
 from jcos.experiments.experiment import Settings
 from jcos.media import formats
-from jcos.plan.machines import machine
 from jcos.sampling import flow
 from jcos.sampling.probes import Noise, SeedEnsemble
+from jcos.staged import Progress, silent
 from jcos.variants import VARIANTS, with_profile
 from jcos.wan import TINY, Wan
-from tests.bench.devices import finish
+from tests.bench.devices import grey, named
+from tests.conftest import ROOT
 
+MIDDLE = (0.5, 0.7)
+"""As the probe has it by default, of six layers: 3 and 4."""
+LONG = 60.0
+"""Seconds to wait for what must happen."""
 SMALL = Arm(profile=None, scale=1 / 8, sampling=Settings(steps=2))
 FIRST = "In-Domain_50/T-1_maze_data-generator/00000"
 
 
-def run(folder: Path, out: Path, arm: Arm = SMALL, work: Work | None = None) -> Status:
+def run(
+    folder: Path, out: Path, arm: Arm = SMALL, work: Work | None = None, progress: Progress = silent
+) -> Status:
     work = work or Work(text=out / "text")
-    return finish(conduct(arm, TINY, read_bench(folder), out / "arm", work, "x"))
+    arms = {"arm": arm}
+    return bench_run.run(arms, TINY, read_bench(folder), out, work, progress=progress)["arm"]
 
 
 def videos(out: Path) -> dict[str, int]:
@@ -70,9 +76,9 @@ def test_videos_lie_where_the_scorer_looks(bench_folder: Path, tmp_path: Path) -
 
     about = json.loads((out / "arm" / "run.json").read_text())
     assert about["arm"]["sampling"]["steps"] == 2
-    note = json.loads(worker.Folder(out / "arm").about(FIRST, "made").read_text())
+    note = json.loads(Folder(out / "arm").about(FIRST, "made").read_text())
     assert note["prompt"] == bench.samples[0].prompt
-    kept = worker.Folder(out / "arm").about(FIRST, "x0", "safetensors")
+    kept = Folder(out / "arm").about(FIRST, "x0", "safetensors")
     assert list((out / "arm" / "state" / "x0").rglob("*.safetensors")) == [kept]
 
     # A repeated run does nothing; one with other settings is refused.
@@ -83,45 +89,36 @@ def test_videos_lie_where_the_scorer_looks(bench_folder: Path, tmp_path: Path) -
 
 
 def test_a_killed_run_goes_on(bench_folder: Path, tmp_path: Path, calls: list[str]) -> None:
-    out, work = tmp_path / "out", Work(text=tmp_path, batch=1)
-    steps = conduct(SMALL, TINY, read_bench(bench_folder), out / "arm", work, "x")
-    while len(calls) < 3:
-        next(steps)
-    steps.close()
-    before = videos(out / "arm")
-    assert 1 <= len(before) < 6
-    # A claim and half a file of a worker that died.
-    claim = out / "arm" / "state" / "claims" / f"{FIRST.replace('/', '+')}.0"
-    claim.write_text(json.dumps({"host": "elsewhere", "space": 0, "pid": 1}))
-    assert run(bench_folder, out, work=dataclasses.replace(work, dead=0.1)).complete
-    after = videos(out / "arm")
+    def kill(what: str, done: int, total: int) -> None:
+        if done >= 2:
+            raise KeyboardInterrupt
+
+    work = Work(text=tmp_path, batch=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(bench_folder, tmp_path, work=work, progress=kill)
+    before = videos(tmp_path / "arm")
+    assert 2 <= len(before) < 6
+    assert run(bench_folder, tmp_path, work=work).complete
+    after = videos(tmp_path / "arm")
     assert len(after) == 6
     assert before.items() <= after.items()
+    assert sorted(calls) == list(read_bench(bench_folder).names)  # each once
 
 
-def test_shards_share_the_samples_without_overlap(
+def test_shards_of_one_folder_never_write_the_same_file(
     bench_folder: Path, tmp_path: Path, calls: list[str]
 ) -> None:
+    names, made = read_bench(bench_folder).names, []
     for i in (0, 1):
-        run(bench_folder, tmp_path / f"{i}", work=Work(text=tmp_path, shard=(i, 2), batch=1))
-    assert sorted(calls) == list(read_bench(bench_folder).names)
+        run(bench_folder, tmp_path, work=Work(text=tmp_path, shard=(i, 2), batch=1))
+        made.append(videos(tmp_path / "arm"))
+    assert sorted(calls) == list(names)
+    assert [name.removesuffix(".mp4") for name in sorted(made[0])] == list(names[::2])
+    assert made[0].items() <= made[1].items()
+    notes = [json.loads((tmp_path / f"arm/summary-{i}-of-2.json").read_text()) for i in (0, 1)]
+    assert [(note["done"], note["total"]) for note in notes] == [(3, 3), (3, 3)]
     with pytest.raises(ValueError, match="with 2 shards they are 0/2 to 1/2"):
         Work(text=tmp_path, shard=(2, 2))
-
-
-def test_workers_take_what_no_other_has(
-    bench_folder: Path, tmp_path: Path, calls: list[str]
-) -> None:
-    def one() -> None:
-        run(bench_folder, tmp_path / "out", work=Work(text=tmp_path, batch=2, dead=60.0))
-
-    threads = [threading.Thread(target=one) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(calls) == list(read_bench(bench_folder).names)
-    assert len(videos(tmp_path / "out")) == 6
 
 
 def test_one_samples_failure_is_its_own(
@@ -133,7 +130,7 @@ def test_one_samples_failure_is_its_own(
     picture = bench_folder / names[4] / "first_frame.png"
     good = picture.read_bytes()
     picture.write_bytes(formats.png(np.zeros((24, 20, 3), np.uint8)))
-    generate, write_mp4 = Sampler.generate, worker.write_mp4
+    generate, write_mp4 = Sampler.generate, bench_run.write_mp4
 
     def not_finite(self: Sampler, batch: list, *how: Any) -> tuple:
         if any(given.context == names[1] for given in batch):
@@ -147,7 +144,7 @@ def test_one_samples_failure_is_its_own(
 
     with monkeypatch.context() as patch:
         patch.setattr(Sampler, "generate", not_finite)
-        patch.setattr(worker, "write_mp4", full)
+        patch.setattr(bench_run, "write_mp4", full)
         status = run(bench_folder, out)
     assert not status.complete
     assert status.done == 3
@@ -162,21 +159,21 @@ def test_one_samples_failure_is_its_own(
     assert run(bench_folder, out).done == 3
     assert calls == []
     assert run(bench_folder, out, work=Work(text=tmp_path, retry=True)).complete
+    assert sorted(calls) == [names[1], names[4]]  # the third was denoised before
 
 
-def test_a_disk_that_cannot_even_hold_the_reason(
+def test_a_disk_that_cannot_even_hold_the_reason_ends_the_run(
     bench_folder: Path, tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: Folder, name: str, kind: str, about: object) -> None:
         raise OSError(28, "No space left on device")
 
-    picture = bench_folder / FIRST / "first_frame.png"
-    picture.write_bytes(formats.png(np.zeros((24, 20, 3), np.uint8)))  # a size the model has not
-    monkeypatch.setattr(Folder, "note", full)
-    status = run(bench_folder, tmp_path / "out")
-    assert status.done == 0
-    assert len(status.failed) == 6
-    assert "needs a multiple of 4" in status.failed[FIRST]
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "note", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(bench_folder, tmp_path)
+    assert videos(tmp_path / "arm") == {}
+    assert run(bench_folder, tmp_path).complete
 
 
 def test_a_video_of_a_sample_that_changed_is_told(
@@ -200,7 +197,9 @@ def test_seeds_that_are_only_averaged_with_stop_early(
 ) -> None:
     """The end of the first seed is that of a run in which all go on, each sample by itself."""
     sampling = Settings(steps=4, solver=solver)
-    arm = dataclasses.replace(SMALL, sampling=sampling, ensemble=3, x0=(0, 3))
+    arm = dataclasses.replace(
+        SMALL, sampling=sampling, ensemble=3, ensemble_layers=MIDDLE, x0=(0, 3)
+    )
     config = small_model.config
     try:
         made, samples = sampler_of(small_model, arm, bench_folder)
@@ -219,9 +218,17 @@ def test_seeds_that_are_only_averaged_with_stop_early(
 
 
 def test_an_ensemble_of_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="ensemble_from does nothing where ensemble is 1 seed"):
-        Arm(ensemble_from=0.25)
-    Arm(ensemble=2, ensemble_from=0.25)
+    with pytest.raises(ValueError, match="at least 2 seeds and 1 layer"):
+        Arm(ensemble=3)
+    with pytest.raises(ValueError, match="at least 2 seeds and 1 layer"):
+        Arm(ensemble_layers=(0.5,))
+    Arm(ensemble=2, ensemble_layers=(0.25,))
+
+
+def test_the_papers_layers_are_20_to_29_of_40() -> None:
+    arm = load_arms(ROOT / "configs" / "vbvr_ensemble.py")["ensemble"]
+    assert arm.numbers(50, 21, 40)["ensemble_layers"] == list(range(20, 30))
+    assert arm.numbers(50, 5, 6)["ensemble_layers"][0] == 3
 
 
 @pytest.mark.slow
@@ -232,7 +239,8 @@ def test_two_experts_take_turns(small_model: Wan, bench_folder: Path) -> None:
     other = jax.tree.map(lambda a: 0.8 * a, small_model.experts[0])
     model.experts = nnx.List([small_model.experts[0], other])
     model.config = dataclasses.replace(small_model.config, boundary=0.8)
-    arm = dataclasses.replace(SMALL, sampling=Settings(steps=4), ensemble=2, x0=(1, 2))
+    arm = dataclasses.replace(SMALL, sampling=Settings(steps=4), ensemble=2, ensemble_layers=MIDDLE)
+    arm = dataclasses.replace(arm, x0=(1, 2))
     made, samples = sampler_of(model, arm, bench_folder)
     assert 1 < (flow.plan(model.config.sampling, 0.8).high_steps or 0) < 4
     shape = arm.shape(model.config, samples[0])
@@ -276,34 +284,72 @@ def test_real_samples_keep_their_size_and_get_4n_plus_1_frames(bench_folder: Pat
     assert (settings.steps, settings.shift, settings.guidance) == (50, 5.0, (5.0, 5.0))
 
 
-def test_hours_follow_from_a_step(bench_folder: Path) -> None:
-    config = with_profile(VARIANTS["wan2.2-i2v-a14b"](), "diffsynth")
-    sample = read_bench(bench_folder).samples[0]._replace(frames=81, height=480, width=832)
-    one, large = [sample], [sample._replace(height=1024, width=1024)]
-    pace = measured(6.0)
-    assert hours(Arm(), config, one, pace) == pytest.approx(50 * 6.0 / 3600)
-    assert hours(Arm(ensemble=3), config, one, pace) == pytest.approx(52 * 6.0 / 3600)
-    unguided = Arm(sampling=Settings(guidance=(1.0,)))
-    assert hours(unguided, config, one, pace) == pytest.approx(50 * 3.0 / 3600)
-    assert 2 < hours(Arm(), config, large, pace) / hours(Arm(), config, one, pace) < 6
+def test_the_next_batch_is_prepared_while_one_is_denoised(
+    bench_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No batch is done before the next one is prepared, and no video is written before the batch
+    after it has begun."""
+    names, out = read_bench(bench_folder).names, tmp_path / "arm"
+    changed = threading.Condition()
+    prepared: list[str] = []
+    begun: list[str] = []
+    make, write_mp4 = grey(begun), bench_run.write_mp4
 
-    # Worlds of their own devices are as fast as one device each.
-    alone = hours(Arm(), config, large, expected(machine("gpu:h200:1"), {}))
-    apart = hours(Arm(), config, large, expected(machine("gpu:h200:8"), {"world": 8}))
-    assert alone == pytest.approx(8 * apart)
-    with pytest.raises(ValueError, match="81 frames of 1024 × 1024 pixels do not fit on gpu:h100"):
-        hours(Arm(ensemble=3), config, large, expected(machine("gpu:h100:1"), {}))
-    with pytest.raises(ValueError, match=r"branch=2 does not make up gpu:h200:8"):
-        expected(machine("gpu:h200:8"), {"branch": 2})
+    def prepare(self: Sampler, sample: Sample, shape: Shape, i: int) -> Any:
+        with changed:
+            prepared.append(sample.name)
+            changed.notify_all()
+        return named(self, sample, shape, i)
+
+    def generate(self: Sampler, batch: list[Any], shape: Shape, size: int) -> tuple:
+        with changed:
+            made = make(self, batch, shape, size)
+            changed.notify_all()
+            want = min(len(begun) + 1, len(names))
+            assert changed.wait_for(lambda: len(prepared) >= want, LONG), "nothing is prepared"
+        assert len(prepared) == want
+        return made
+
+    def write(path: Path, *rest: Any, crf: int) -> None:
+        at = begun.index(path.relative_to(out).with_suffix("").as_posix())
+        want = min(at + 2, len(names))
+        with changed:
+            assert changed.wait_for(lambda: len(begun) >= want, LONG), "nothing is denoised"
+        write_mp4(path, *rest, crf=crf)
+
+    monkeypatch.setattr(Sampler, "prepare", prepare)
+    monkeypatch.setattr(Sampler, "generate", generate)
+    monkeypatch.setattr(bench_run, "write_mp4", write)
+    assert run(bench_folder, tmp_path, work=Work(text=tmp_path, batch=1)).complete
+    assert prepared == begun
+    assert sorted(begun) == list(names)
 
 
-def test_a_claim_that_cannot_be_written_is_that_samples_failure(
+def test_what_cannot_be_prepared_is_one_samples_failure(
     bench_folder: Path, tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Claims, name: str) -> bool:
-        raise OSError(28, "No space left on device")
+    """The rest of its batch goes on together; what fails only beside another batch is made."""
+    names = read_bench(bench_folder).names
+    broken, short = names[1], names[4]
+    tried: list[str] = []
+    sizes: list[int] = []
+    generate = Sampler.generate
 
-    monkeypatch.setattr(Claims, "take", full)
-    status = run(bench_folder, tmp_path / "out")
-    assert (status.done, len(status.failed), calls) == (0, 6, [])
-    assert "it cannot be claimed" in status.failed[FIRST]
+    def prepare(self: Sampler, sample: Sample, shape: Shape, i: int) -> Any:
+        tried.append(sample.name)
+        if sample.name == broken:
+            raise ValueError("the picture cannot be read")
+        if sample.name == short and tried.count(short) == 1:
+            raise MemoryError("asked a device for too much")
+        return named(self, sample, shape, i)
+
+    def sized(self: Sampler, batch: list[Any], *how: Any) -> tuple:
+        sizes.append(len(batch))
+        return generate(self, batch, *how)
+
+    monkeypatch.setattr(Sampler, "prepare", prepare)
+    monkeypatch.setattr(Sampler, "generate", sized)
+    status = run(bench_folder, tmp_path, work=Work(text=tmp_path, batch=4))
+    assert status.failed == {broken: "the picture cannot be read"}
+    assert (status.done, sizes, tried.count(short)) == (5, [3, 2], 2)
+    assert sorted(calls) == sorted(set(names) - {broken})

@@ -150,7 +150,7 @@ def test_arms_are_told_apart_by_the_folders_above(bench_folder: Path, tmp_path: 
     video.parent.mkdir(parents=True)
     shutil.copy(bench.samples[0].truth, video)
     found = scores.score(bench, arms, tmp_path / "s")
-    names = ["a/base", "b/base", "noise", "a/still", "still", "truth"]
+    names = ["a/base", "b/base", "a/noise", "a/still", "still", "truth"]
     assert [s.arm for s in found] == names
     assert [len(s.found) for s in found] == [0, 1, 0, 0, 6, 6]
     rows = scores.table(bench, found)

@@ -26,9 +26,13 @@ def refused(capsys, *arguments: Path | str) -> str:
     with pytest.raises(SystemExit) as end:
         main([str(a) for a in arguments])
     assert end.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("convert: ")]
+    lines = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith("python -m convert: ")
+    ]
     assert len(lines) == 1
-    return lines[0].removeprefix("convert: ")
+    return lines[0].removeprefix("python -m convert: ")
 
 
 def test_a_folder_is_converted_and_reported(tmp_path, capsys):
@@ -123,7 +127,7 @@ def test_a_disk_that_takes_no_more_is_no_loss(tmp_path, monkeypatch):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=600, text=True)
     assert result.returncode == 2, result.stderr
     last = result.stderr.splitlines()[-1]
-    assert last.startswith("convert: [Errno 27] File too large")
+    assert last.startswith("python -m convert: [Errno 27] File too large")
     assert last.endswith("when that is mended, the same command goes on where it stopped")
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(stream, "BUNDLE", 50_000)

@@ -47,8 +47,10 @@ def ended(capsys, *arguments: Path | str) -> str:
     with pytest.raises(SystemExit) as end:
         main([str(a) for a in arguments])
     assert end.value.code == 2
-    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("convert: ")]
-    return line.removeprefix("convert: ")
+    (line,) = [
+        x for x in capsys.readouterr().err.splitlines() if x.startswith("python -m convert: ")
+    ]
+    return line.removeprefix("python -m convert: ")
 
 
 def same_weights(folder: Path, like: Path = I2V) -> None:

@@ -210,7 +210,7 @@ def test_a_lora_needs_its_expert_named(tmp_path):
 def test_a_disk_that_is_too_small(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(OSError, match=r"0\.00 GB free; weights of 0\.00 GB are to be written"):
+    with pytest.raises(OSError, match=r"0\.00 GB free; about 0\.00 GB are to be written"):
         run(Job(T2V, tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
 

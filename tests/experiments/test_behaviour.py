@@ -16,6 +16,7 @@ from jcos.experiments.behaviour import (
     of_runs,
     of_steps,
     shown,
+    turned_films,
     watch_parts,
 )
 from jcos.experiments.behaviour_memory import (
@@ -30,8 +31,9 @@ from jcos.experiments.behaviour_memory import (
 )
 from jcos.experiments.experiment import Settings
 from jcos.experiments.linear_probes import ridge
-from jcos.experiments.samples import puzzles_of
+from jcos.experiments.samples import Samples, puzzles_of
 from jcos.experiments.sweeps import compilations, held_out
+from jcos.lab import results
 from jcos.lab.tasks import TASKS, still_of
 from jcos.lab.tasks.base import PALETTE, TILE
 from jcos.sampling.trajectory import Trace
@@ -61,7 +63,7 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
     sources, steps = 2 + 1, 4
     identities = len({p.identity for p in held_out(RETURNS, 8)})
     assert dataset["read_shape"].shape == (identities, 1, len(PLACES), steps, sources, 2)
-    rows = {(r.task, r.measure, r.case): r for r in SMALL.table(dataset).itertuples()}
+    rows = {(r.task, r.measure, r.case): r for r in results.rows(dataset)}
     last = rows["maze", "solved", "step 3"]
     assert (last.value, last.n, last.still, last.forwards) == (0, 3, 0, 4)
     assert rows["maze", "scene right", "step 0"].still == 1
@@ -172,6 +174,19 @@ def test_corrections_and_their_converse_are_counted() -> None:
     assert steps["spoiled_later"] == [0, 0, 1, 0]
     np.testing.assert_array_equal(steps["corrected_of_wrong"], [1, 1, np.nan, np.nan])
     np.testing.assert_array_equal(steps["spoiled_of_right"], [np.nan, np.nan, 1, 0])
+
+
+def test_the_first_run_that_turns_from_a_wrong_answer_has_a_film(small_model: Wan) -> None:
+    samples = Samples.of_tasks(small_model, ("maze", "rotation"), 2)
+    ends = course([[0, 0], [0, 1], [0, 0], [1, 0]], [[1, 1]] * 4, [[1, 1]] * 4)
+    videos = np.zeros((4, 1, 2, 5, 20, 20, 3), np.uint8)
+    videos[1, 0, 1] = 7
+    kept = turned_films(samples, *ends, videos, (1,))
+    assert kept["film_of"][1] == ["maze"]
+    assert kept["film_puzzle"][1] == [1]
+    assert (kept["film"][1] == 7).all()
+    none = course([[0, 0]] * 4, [[1, 1]] * 4, [[1, 1]] * 4)
+    assert turned_films(samples, *none, videos, (1,)) == {}
 
 
 def test_the_scene_is_first_at_once_or_last() -> None:

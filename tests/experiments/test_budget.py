@@ -7,6 +7,7 @@ from jcos.config import Sampling
 from jcos.experiments.budget import Budget, Case, around
 from jcos.experiments.experiment import Settings
 from jcos.experiments.sweeps import compilations
+from jcos.lab import results
 from jcos.sampling import flow
 from jcos.wan import Wan
 
@@ -31,13 +32,13 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
     dataset, _ = data
     assert dataset["score"].shape == (11, 2, 6, 1)
     assert dict(SMALL.figures(dataset)).keys() == {"steps", "shift", "middle", "compared"}
-    lines = list(SMALL.table(dataset).itertuples())
+    lines = list(results.rows(dataset))
     rows = {(r.task, r.measure, r.case): r for r in lines}
     assert len(rows) == len(lines)
     plain = rows["maze, one answer", "solved", "4 steps"]
     assert (plain.value, plain.still, plain.forwards) == (0, 0, 4)
     judged = [r for r in lines if r.measure in ("score", "solved") and r.forwards]
-    assert not [r for r in judged if np.isnan(r.chance) or np.isnan(r.still)]
+    assert not [r for r in judged if r.chance is None or r.still is None]
     rotation = "rotation, one answer"
     assert rows[rotation, "score", "2 steps, half above σ 0.9"].forwards == 2
     assert rows["all tasks", "score, more than with 4 steps", "1 step"].n == 6
@@ -51,7 +52,7 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
 def test_the_models_own_shift_differs_in_nothing(data) -> None:
     same = [
         r
-        for r in SMALL.table(data[0]).itertuples()
+        for r in results.rows(data[0])
         if r.measure.endswith("own spacing") and r.case.endswith("shift 3")
     ]
     assert len(same) == 2
@@ -114,13 +115,13 @@ def test_clips_are_compared_with_the_longest_run(model: Wan, clips) -> None:
     # Two experts: a program is for a length and how it is divided; and one for each video length.
     assert compilations() - before == len({(p.steps, p.high_steps) for p in plans}) + 2
     rows = experiment.table(dataset)
-    value = dict(zip(rows["case"], rows["value"], strict=True))
+    value = dict(zip(rows["case"].tolist(), rows["value"].tolist(), strict=True))
     assert value["4 steps"] == value["4 steps, 9 frames"] == 0
     assert value["1 step"] > 0
     assert value["4 steps, 5 frames"] > 0
     assert value["another seed"] > value["4 steps, shift 5"]
     assert set(rows["task"]) == {"clips"}
-    assert rows["forwards"].max() == 8  # with guidance, two a step
+    assert max(rows["forwards"]) == 8  # with guidance, two a step
     assert dict(experiment.figures(dataset)).keys() == {"distance", "film"}
 
 

@@ -7,9 +7,16 @@ import pytest
 import xarray as xr
 
 from jcos.experiments.experiment import Settings
-from jcos.experiments.layers import Components, Layers, by_identity, principal
+from jcos.experiments.layers import (
+    Components,
+    Layers,
+    Readout,
+    Spread,
+    by_identity,
+    principal,
+    probe_measures,
+)
 from jcos.experiments.linear_probes import (
-    READINGS,
     Labels,
     auroc_within,
     fit_and_read,
@@ -39,24 +46,15 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
     assert dataset["film_energy"].shape == (2, 2, 2, 5, 5, 5)
     assert dataset["film_components"].shape == (2, 2, 2, 5, 5, 5, 3)
     assert dataset["answer"].shape == (n, 4, 5)  # two layers, x_s, x̂0, the ideal denoiser
-    probed = dataset["by_energy"].notnull().any(["puzzle", "layer"])
-    assert probed.values.tolist() == [True, False, False, True]
+    assert dataset["by_energy"].shape == (n, 4, 2)
     names = {"energy", "energy-frames", "spread", "maps-maze", "components-pattern"}
-    for reading in ("foreground", "answer", "choice"):
-        known = bool(dataset[reading].notnull().any())
-        names |= {reading, f"{reading}-map"} if known else set()
     assert names <= {name for name, _ in SMALL.figures(dataset)}
     table = SMALL.table(dataset).set_index(["task", "measure", "case"])
     assert table.index.is_unique
     row = table.loc["maze", "token energy", "step 3, layer 1"]
     mazes = by_frame.values[: identities[0], 3, 1]
     assert row.value == pytest.approx(mazes.mean(), rel=1e-5)
-    assert (row.n, row.forwards) == (identities[0], 4)
-    assert np.isnan(row.chance)
-    row = table.loc["pattern", "AUROC of foreground, by energy", "step 0, layer 0"]
-    assert (row.forwards, row.chance, row.n) == (1, 0.5, identities[1])
-    row = table.loc["maze", "AUROC of what the answer changes", "step 0, ideal denoiser at x_s"]
-    assert row.forwards == 0
+    assert (row.n, row.forwards, row.chance) == (identities[0], 4, None)
     cases = [f"layer 1, frame {f}" for f in range(5)]
     shares = table.loc["maze"].loc["energy of a frame over that of all"].loc[cases].value
     assert np.mean(shares) == pytest.approx(1)
@@ -194,18 +192,46 @@ def test_puzzles_of_one_identity_count_once() -> None:
     assert merged.dims == ("puzzle",)
 
 
+def measured(identities: np.ndarray) -> xr.Dataset:
+    """Probe measures of made-up tokens, whose answer the ideal denoiser knows and energy does
+    not."""
+    features, labels = made_up(9.0)
+    patches = np.zeros((24, 1, 1, 2, 18, 3), np.float32)
+    change = labels.answer.reshape(24, 1, 1, 18).astype(np.float32)
+    flat = np.ones((24, 1, 1, 1, 27), np.float32)
+    spread = Spread(flat[..., 0], flat[..., 0])
+    readout = Readout(flat, flat, flat[..., None], spread, (features, patches), change)
+    return probe_measures(readout, labels, identities, [2], 1e-3)
+
+
+def test_sources_are_layers_then_latents_then_the_ideal_denoiser() -> None:
+    means = measured(np.arange(24)).mean(["puzzle", "seed"], keep_attrs=True).sel(step=2)
+    assert means["answer"].sel(source="layer 0") > 0.999
+    assert means["answer"].sel(source="x_s") == 0.5
+    assert means["answer"].sel(source="x̂0") == 0.5
+    assert means["answer"].sel(source="ideal denoiser at x_s") == 1
+    assert means["by_energy"].item() == 0.5
+    assert means["answer_more_than_x0"].item() == pytest.approx(0.5, abs=1e-3)
+    assert means["answer_more_than_ideal"].item() == pytest.approx(0, abs=1e-3)
+    assert means["answer_control"].sel(source="layer 0").item() == pytest.approx(0.5, abs=0.2)
+    assert means["foreground"].sel(source="ideal denoiser at x_s").isnull()
+
+
 def test_too_few_puzzles_for_probes_leave_the_ideal_denoiser(data) -> None:
     """Without a fitted probe there is no figure of it."""
+    areas = measured(np.zeros(24, int))["answer"]
+    assert areas.sel(source=["layer 0", "x_s", "x̂0"]).isnull().all()
+    assert areas.sel(source="ideal denoiser at x_s").notnull().any()
     dataset, _ = data
-    names = [name for name in dataset.data_vars if str(name).startswith(tuple(READINGS))]
-    layers = dataset["source"] != "ideal denoiser at x_s"
-    unfitted = dataset.assign(
-        {n: dataset[n].where(~layers) for n in names if "source" in dataset[n].dims}
-    )
-    figures = {name for name, _ in SMALL.figures(unfitted)}
-    assert not figures & set(READINGS)
-    case = ("maze", "AUROC of what the answer changes", "step 0, ideal denoiser at x_s")
-    assert case in set(SMALL.table(unfitted)[["task", "measure", "case"]].itertuples(index=False))
+    unfitted = dataset.assign(answer=dataset["answer"].fillna(0.5))
+    fitted = unfitted.assign(answer_control=dataset["answer_control"].fillna(0.5))
+    figures = [{name for name, _ in SMALL.figures(one)} for one in (unfitted, fitted)]
+    assert figures[1] - figures[0] == {"answer", "answer-map"}
+    rows = SMALL.table(fitted).set_index(["task", "measure", "case"])
+    row = rows.loc["maze", "AUROC of what the answer changes", "step 3, x_s"]
+    assert (row.value, row.forwards, row.chance) == (0.5, 4, 0.5)
+    row = rows.loc["maze", "AUROC of what the answer changes", "step 3, ideal denoiser at x_s"]
+    assert (row.value, row.forwards) == (0.5, 0)
 
 
 @pytest.mark.slow

@@ -52,6 +52,7 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
     rows = {(r.measure, r.case): r for r in rows_of(dataset)}
     row = rows["solved", "no noise"]
     assert (row.task, row.value, row.n, row.forwards, row.still) == ("maze", 0, 3, 4, 0)
+    assert row.chance is not None
     assert 0 <= row.chance <= 1
     assert rows["score after clean-up", "step 3, all frames"].forwards == 6
     assert ("agreement", "no noise") not in rows  # this model solves nothing

@@ -170,7 +170,7 @@ def test_attributes_say_what_a_measure_is() -> None:
     assert span_of(data["solved"]) == (0, 1)
     assert span_of(data["gap"]) == UNBOUNDED
     assert "valid_min" not in data["gap"].attrs
-    levelled = with_levels(measure("puzzle", np.ones(6), "solved"), "solved", map(str, data))
+    levelled = with_levels(measure("puzzle", np.ones(6), "solved"), "solved", [*map(str, data)])
     assert levelled[2]["ancillary_variables"] == "chance_solved still_solved"
 
 

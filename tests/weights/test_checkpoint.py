@@ -185,7 +185,7 @@ def test_every_truncated_file_is_noticed(damaged):
         file.write_bytes(content[:-1])
         with pytest.raises(CheckpointError) as error:
             read_manifest(damaged)
-        assert str(error.value) == f"{file} is damaged: its content is not what was written"
+        assert str(error.value) == f"{file} is damaged: it is not what was written"
         file.write_bytes(content)
 
 
@@ -196,7 +196,7 @@ def test_every_flipped_byte_is_noticed(damaged):
         file.write_bytes(content)
         with pytest.raises(CheckpointError) as error:
             read_manifest(damaged)
-        assert str(error.value) == f"{file} is damaged: its content is not what was written"
+        assert str(error.value) == f"{file} is damaged: it is not what was written"
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
 

@@ -143,7 +143,7 @@ def test_every_golden_checkpoint_is_translated_whole(weights):
 
 
 def test_many_layers_are_stacked_by_number_and_not_by_spelling():
-    rows: list[Row] = [(r"blocks\.\d+\.bias", "blocks.bias", lambda a: a)]
+    rows: list[Row] = [(r"blocks\.bias", "blocks.bias", lambda a: a)]
     given = {f"blocks.{i}.bias": np.full(2, i) for i in reversed(range(12))}
     np.testing.assert_array_equal(translate(given, rows)["blocks.bias"][:, 0], np.arange(12))
 

@@ -4,21 +4,19 @@
     ARM/run.json                                              what decides the videos
     ARM/summary.json                                          how far it is (summary-0-of-4.json:
                                                               of a shard)
-    ARM/state/{made,failed,claims,x0}                         a file for each sample
+    ARM/state/{made,failed,latents,x0}                        a file for each sample
 
-A video under its final name is whole, and its sample is done. There is no other book-keeping, so
-any number of workers may be killed at any time.
+A video under its final name is whole, and its sample is done. There is no other book-keeping, so a
+run may be killed at any time.
 """
 
 import contextlib
 import json
-import os
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jcos.bench.folder import Bench
+from jcos.bench.folder import Bench, Sample
 from jcos.files import write
 from jcos.runs import MANIFEST, as_text, check_same, now, read
 
@@ -49,19 +47,28 @@ class Folder(NamedTuple):
         return self.path / f"{name}.mp4"
 
     def about(self, name: str, kind: str, ending: str = "json") -> Path:
-        """What is known of a sample; kind: made, failed or x0."""
+        """Return where something of a sample is; kind: made, failed, latents or x0."""
         return self.path / "state" / kind / f"{name}.{ending}"
 
-    def settled(self, name: str) -> bool:
+    def latents(self, name: str) -> Path:
+        """Return where the end of a sample is until its video is written."""
+        return self.about(name, "latents", "safetensors")
+
+    def is_settled(self, name: str) -> bool:
         return self.video(name).exists() or self.about(name, "failed").exists()
+
+    def is_denoised(self, sample: Sample) -> bool:
+        """Return whether only the video is missing."""
+        made = read_json(self.about(sample.name, "made"))
+        return self.latents(sample.name).exists() and made.get("digest") == sample.digest
 
     def note(self, name: str, kind: str, about: Mapping[str, Any]) -> None:
         write(self.about(name, kind), as_text({**about, "date": now()}))
 
-    def forgive(self, names: Sequence[str]) -> None:
-        """Failed samples may be tried again."""
-        for name in names:
-            self.about(name, "failed").unlink(missing_ok=True)
+    def fail(self, name: str, error: Exception) -> None:
+        """Write down why a sample failed. Raises OSError where the disk has no room for that."""
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        self.note(name, "failed", {"reason": reason})
 
     def settle(self, settings: Mapping[str, Any], made: Mapping[str, Any]) -> None:
         """Write the manifest, or make sure that the one which is there has these settings.
@@ -70,11 +77,11 @@ class Folder(NamedTuple):
         """
         file = self.path / MANIFEST
         if not file.exists():
-            _write_new(file, as_text({**settings, **made}))
+            write(file, as_text({**settings, **made}), shared=True)
         check_same(self.path, read(file, "arm") or {}, settings, "choose another --out")
 
     def status(self, bench: Bench, summary: str = "summary.json") -> Status:
-        """How far it is, also written to `summary`."""
+        """Return how far it is, which is also written to `summary`."""
         failed, seconds, stale = {}, [], []
         for sample in bench.samples:
             if self.video(sample.name).exists():
@@ -84,36 +91,16 @@ class Folder(NamedTuple):
             elif (note := self.about(sample.name, "failed")).exists():
                 failed[sample.name] = read_json(note).get("reason", "unknown")
         mean = sum(seconds) / max(len(seconds), 1)
-        found = Status(len(bench.names), len(seconds), mean, failed, bench.faults, tuple(stale))
-        left = len(bench.samples) - found.done - len(failed)
-        about = {
-            "date": now(),
-            "left": left,
-            "hours_left_for_one_worker": left * mean / 3600,
-            "absent": bench.absent,
-        }
-        with contextlib.suppress(OSError):  # a full disk stops no run
-            write(self.path / summary, as_text(about | found._asdict()), shared=True)
-        return found
-
-
-def _write_new(file: Path, content: str) -> None:
-    """Write a whole file unless it is there already, also if it was made this moment."""
-    spare = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
-    try:
-        write(spare, content)
-        os.link(spare, file)
-    except FileExistsError:
-        pass  # another worker was first
-    except OSError:  # a disk without hard links
-        with contextlib.suppress(FileExistsError), file.open("x", encoding="utf-8") as new:
-            new.write(content)
-    finally:
-        spare.unlink(missing_ok=True)
+        status = Status(len(bench.names), len(seconds), mean, failed, bench.faults, tuple(stale))
+        left = len(bench.samples) - status.done - len(failed)
+        about = {"date": now(), "left": left, "hours_left": left * mean / 3600}
+        about |= {"absent": bench.absent} | status._asdict()
+        write(self.path / summary, as_text(about))
+        return status
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Nothing where there is no such file, or a damaged one."""
+    """Return nothing where there is no such file, or a damaged one."""
     with contextlib.suppress(OSError, ValueError):
         return json.loads(file.read_text(encoding="utf-8"))
     return {}

@@ -1,12 +1,16 @@
-"""`jcos generate` on the original's tiny image-to-video checkpoint."""
+"""Text encoder, VAE, experts, VAE in turn (`jcos generate`), on the original's tiny image-to-video
+checkpoint."""
 
 import dataclasses
 import errno
 import gc
 import json
 import os
+import re
 import shutil
+import warnings
 import weakref
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,17 +23,16 @@ import tokenizers
 from PIL import Image
 from safetensors.numpy import load_file
 
-from jcos import cli, generation, loop, wan
-from jcos.cli import generate as command
-from jcos.cli.generate import Generate
-from jcos.config import Solver
-from jcos.files import write
+from jcos import cli, generation, loop, staged, wan
 from jcos.media import formats, image
 from jcos.model.vae import Tiles, Vae
+from jcos.sampling.interventions import Interventions
 from jcos.sampling.noise import wan_noise
-from jcos.variants import wan22_i2v_a14b, with_profile
+from jcos.sampling.probes import Noise, TokenEnergy
 from jcos.wan import Wan
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, ROOT
+
+WAN = ROOT / "docs" / "wan.md"
 
 
 def run(*arguments: object) -> None:
@@ -76,6 +79,7 @@ def settings(release: Path, picture: Path, out: Path) -> list[object]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default::UserWarning")
 def test_a_prompt_and_a_picture_become_a_video(
     release: Path,
     picture: Path,
@@ -138,7 +142,7 @@ def test_a_prompt_and_a_picture_become_a_video(
         (["--frames", 8], "8 frames"),
         (["--size", "48by80"], "size is '48by80'; it is WIDTHxHEIGHT in pixels"),
         (["--x0", 2], "step 2 is out of range: there are steps 0 to 1"),
-        (["--ensemble-layers", 0], "--ensemble-layers averages over seeds; one is given"),
+        (["--ensemble-layers", 0], "ensemble-layers averages over seeds; 1 is given"),
         (["--noise-steps", 9], "step 9 is out of range: there are steps 0 to 1"),
         (["--guidance", 1, 2, 3], "guidance has 3 scales; wan2.2-i2v-a14b has 2 expert"),
         (["--noise", "absent.npy"], "absent.npy"),
@@ -150,7 +154,7 @@ def test_a_prompt_and_a_picture_become_a_video(
         (["--prompt", "absent.txt"], "absent.txt"),
         (["--noise", "gs://bucket/noise.npy"], "gs://bucket/noise.npy"),
         (["--negative", "gs://bucket/rows.npy"], "gs://bucket/rows.npy"),
-        (["--image", __file__], "test_generate.py"),
+        (["--image", __file__], "test_staged.py"),
         (["--tiles", 0, 4], "an overlap is at least 0 and less than the size"),
         (["--mesh", "batch=2"], "a mesh has no axis 'batch'; its axes are world, seed"),
         (["--mesh", "context:4"], "'context:4' is no mesh; write it as branch=2,context=4"),
@@ -169,9 +173,9 @@ def test_wrong_input_ends_in_one_sentence_and_leaves_nothing(
     ("changes", "message"),
     [
         (["--mesh", "tensor=8"], "2 heads do not divide over the mesh's tensor=8"),
-        (["--mesh", "branch=8"], "the mesh has branch=8, but a step has 2 pass(es)"),
-        (["--mesh", "branch=2,fsdp=4", "--guidance", 1], "branch=2, but a step has 1 pass(es)"),
-        (["--mesh", "seed=8", "--seeds", 0, 1], "2 seeds do not divide over the mesh's seed=8"),
+        (["--mesh", "branch=8"], "2 pass(es) of a step do not divide over the mesh's branch=8"),
+        (["--mesh", "branch=2,fsdp=4", "--guidance", 1], "1 pass(es) of a step do not divide"),
+        (["--mesh", "seed=8", "--seeds", 0, 1], "2 seed(s) do not divide over the mesh's seed=8"),
         (["--mesh", "world=8"], "the mesh has world=8, but there is one prompt"),
     ],
 )
@@ -191,15 +195,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], weakref
     loaded, plain = [], wan.load
 
     def load(folder: Path, **options: Any) -> Wan:
+        gc.collect()
+        about = {k: v for k, v in options.items() if k != "profile"}
+        about["beside"] = sum(model() is not None for _, model in loaded)
         model = plain(folder, **options)
-        loaded.append(({k: v for k, v in options.items() if k != "profile"}, weakref.ref(model)))
+        loaded.append((about, weakref.ref(model)))
         return model
 
     def generate(model, condition, seeds, *, noise, **options) -> Any:
-        gc.collect()
         shape = (*condition.grid, model.config.dit.out_channels)
         noise = loop.first_noise(model.config, seeds, shape, noise)
-        loaded[-1][0]["beside"] = sum(made() is not None for _, made in loaded[:-1])
         x0 = np.repeat(np.asarray(noise)[:, None], 2, axis=1)
         return SimpleNamespace(latents=noise, x0=x0)
 
@@ -211,15 +216,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], weakref
     return loaded
 
 
-CODER = {"experts": False, "text": False}
+CODER = {"experts": False, "text": False, "beside": 0}
+ENCODER = {"experts": False, "vae": False, "beside": 0}
+EXPERTS = {"text": False, "vae": False, "resident": None, "beside": 0}
 
 
 def test_only_what_is_needed_is_loaded(release, picture, tmp_path, quick):
-    """The text encoder is gone when the experts come; a repeated call needs the VAE alone."""
+    """Each part is gone when the next one comes; a repeated call needs the VAE alone."""
     call = settings(release, picture, tmp_path / "out")
     run("generate", *call)
-    experts = {"text": False, "vae": False, "resident": None, "beside": 1}  # the VAE
-    assert [options for options, _ in quick] == [CODER, {"experts": False, "vae": False}, experts]
+    assert [options for options, _ in quick] == [ENCODER, CODER, EXPERTS, CODER]
     quick.clear()
     run("generate", *call)
     assert [options for options, _ in quick] == [CODER]
@@ -277,44 +283,34 @@ def test_latents_of_other_weights_or_noise_are_not_taken(
     assert "noise file" in refused(capsys, *call)
     np.save(tmp_path / "noise.npy", noise)
     run("generate", *call)
-    monkeypatch.setattr(command, "identify", lambda folder: {"manifest": "another"})
+    monkeypatch.setattr(staged, "identify", lambda folder: {"manifest": "another"})
     assert "weights.manifest None, not another" in refused(capsys, *call)
 
 
-@pytest.mark.parametrize("at", ["latents", "run.json", "film", "sheet", "page"])
+@pytest.mark.parametrize("at", ["run.json", "film", "sheet", "page"])
 def test_whatever_fails_at_the_end_latents_are_not_made_again(
     release, picture, tmp_path, capsys, monkeypatch, quick, at
 ):
     out = tmp_path / "out"
     call = settings(release, picture, out)
-    experts = {"text": False, "vae": False, "resident": None, "beside": 1}
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", f"the {at}")
 
     with monkeypatch.context() as failing:
-        if at == "latents":
-            write = Path.write_bytes
-            failing.setattr(
-                Path, "write_bytes", lambda p, b: full() if at in p.name and out in p.parents
-                else write(p, b)
-            )  # fmt: skip
-        elif at == "film":
+        if at == "film":
             failing.setattr(formats, "_encode", full)
             failing.setattr(formats, "check_mp4", lambda *_: None)
         else:
-            name = {"run.json": "runs.now", "sheet": "formats.contact_sheet"}
-            name["page"] = "explorer.make"
-            failing.setattr(f"jcos.cli.generate.{name[at]}", full)
+            name = {"run.json": "staged.runs.now", "sheet": "staged.formats.contact_sheet"}
+            name["page"] = "cli.common.explorer.make"
+            failing.setattr(f"jcos.{name[at]}", full)
             failing.setattr("jcos.runs.made", lambda *_: {})
         message = refused(capsys, *call)
     assert "No space left on device" in message
     assert ("seed-0" in message) is (at == "film")
     assert not [p for p in out.iterdir() if p.name.endswith(".part")]
-    if at == "latents":
-        spare = message.partition("its content is in ")[2].partition(": ")[0]
-        shutil.move(spare, out / "latents.safetensors")
-    assert [options for options, _ in quick][-1] == experts
+    assert EXPERTS in [options for options, _ in quick]
     quick.clear()
     run("generate", *call)
     assert [options for options, _ in quick] == [CODER]
@@ -343,22 +339,24 @@ def test_latents_and_manifests_that_are_damaged(release, picture, tmp_path, caps
         assert f"{out / name} is damaged" in refused(capsys, *call)
 
 
+def test_latents_of_another_probe_are_not_taken(release, picture, tmp_path, quick):
+    """A probe of the user's own, in Python."""
+    small = {"size": (80, 48), "frames": 5, "steps": 2, "profile": "float32"}
+    call = partial(staged.run, release, "a cat", picture, out=tmp_path / "out", **small)
+    for strength in (0.5, 0.5):
+        call(probe=Noise(jnp.full((2, 2), strength)))
+    assert [options for options, _ in quick] == [ENCODER, CODER, EXPERTS, CODER, CODER]
+    for other in (Noise(jnp.full((2, 2), 0.25)), TokenEnergy(), Interventions()):
+        with pytest.raises(ValueError, match="interventions"):
+            call(probe=other)
+
+
 def test_a_moved_checkpoint_is_the_same(release, picture, tmp_path, quick):
     run("generate", *settings(release, picture, tmp_path / "out"))
     quick.clear()
     (tmp_path / "link").symlink_to(release)
     run("generate", *settings(tmp_path / "link", picture, tmp_path / "out"))
     assert [options for options, _ in quick] == [CODER]
-
-
-def test_a_profile_keeps_its_grid_with_its_own_solver():
-    config = with_profile(wan22_i2v_a14b(), "diffusers")
-
-    def grid(solver: Solver | None) -> str:
-        return config.sampling_with(solver=solver).grid
-
-    assert config.sampling.solver == "unipc"
-    assert [grid(None), grid("unipc"), grid("euler")] == ["diffusers", "diffusers", "euler"]
 
 
 def test_a_full_disk_is_noticed_before_the_weights_are_read(
@@ -374,17 +372,6 @@ def test_a_full_disk_is_noticed_before_the_weights_are_read(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_disk_that_fills_up_leaves_no_half_file(tmp_path, monkeypatch):
-    def full(self: Path, content: bytes) -> int:
-        self.touch()
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left on device"):
-        write(tmp_path / "latents.safetensors", b"1234")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_size_that_tokens_do_not_cover_is_refused(tmp_path, capsys):
     call = [GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B", "--prompt", "a", "--frames", 5, "--out"]
     message = refused(capsys, *call, tmp_path / "o", "--size", "72x64")
@@ -394,7 +381,7 @@ def test_a_size_that_tokens_do_not_cover_is_refused(tmp_path, capsys):
 def test_a_folder_without_a_vae_makes_no_videos(tmp_path, capsys):
     call = [GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B", "--prompt", "a", "--frames", 5, "--out"]
     message = refused(capsys, *call, tmp_path / "o", "--size", "64x64")
-    assert "Wan2.1-T2V-1.3B has no VAE, which makes videos of latents" in message
+    assert "Wan2.1-T2V-1.3B has no VAE" in message
     assert not (tmp_path / "o").exists()
 
 
@@ -440,13 +427,47 @@ def test_embedded_prompts_need_no_encoder(release, picture, tmp_path):
     assert np.abs(other - want).max() > 0.1
 
 
-def test_a_seed_that_broke_has_no_video(tmp_path, capsys, monkeypatch):
-    folder = GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B"
-    model = wan.load(folder, experts=False, text=False, vae=False)
-    monkeypatch.setattr(Wan, "decode", lambda self, latents, tiles: np.zeros((5, 32, 32, 3), "u1"))
-    latents = np.zeros((2, 2, 4, 4, 16), np.float32)
-    latents[0, 1, 2, 3, 4] = np.nan
-    asked = Generate(checkpoint=folder, prompt="a cat", seeds=(3, 4), out=tmp_path)
-    asked._write_videos(model, {"latents": latents}, None)
-    assert [file.name for file in tmp_path.iterdir()] == ["seed-4.mp4"]
-    assert "Seed 3 has no video: its latent is not finite" in capsys.readouterr().err
+def test_a_seed_that_broke_has_no_video(release, picture, tmp_path, monkeypatch, quick):
+    def broken(model: Wan, condition: Any, seeds: Any, **_: Any) -> SimpleNamespace:
+        latents = np.zeros((2, 2, 8, 6, 16), np.float32)
+        latents[0, 1, 2, 3, 4] = np.nan
+        return SimpleNamespace(latents=latents, x0=latents[:, None])
+
+    monkeypatch.setattr(generation, "generate", broken)
+    with pytest.warns(UserWarning, match="seed 3 has no video"):
+        made = staged.run(
+            release,
+            "a cat",
+            picture,
+            out=tmp_path / "out",
+            size=(80, 48),
+            frames=5,
+            seeds=(3, 4),
+            profile="float32",
+        )
+    assert made.films == {4: tmp_path / "out" / "seed-4.mp4"}
+    assert [p.name for p in (tmp_path / "out").glob("*.mp4")] == ["seed-4.mp4"]
+    assert np.isnan(made.latents[0]).any()
+    assert made.x0.shape == (2, 0, 2, 8, 6, 16)
+
+
+@pytest.mark.slow
+def test_the_example_of_the_page_runs(release, picture, tmp_path, monkeypatch):
+    """As it stands, but for a small size."""
+    (example,) = (
+        block
+        for block in re.findall(r"```python\n(.*?)```", WAN.read_text(), re.DOTALL)
+        if "staged.run(" in block
+    )
+    (tmp_path / "wan-i2v").symlink_to(release)
+    shutil.copy(picture, tmp_path / "maze.png")
+    monkeypatch.chdir(tmp_path)
+    small = partial(staged.run, size=(80, 48), frames=5, steps=6, profile="float32")
+    monkeypatch.setattr(staged, "run", small)
+    names: dict[str, Any] = {}
+    with warnings.catch_warnings(action="ignore"):  # this tiny model reads 24 tokens
+        exec(compile(example, str(WAN), "exec"), names)
+    made = names["made"]
+    assert made.latents.shape == (2, 2, 8, 6, 16)
+    assert made.x0.shape == (2, 2, 2, 8, 6, 16)
+    assert formats.read_mp4(made.films[1]).shape == (5, 64, 48, 3)

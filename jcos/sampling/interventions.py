@@ -1,0 +1,77 @@
+"""The interventions that every command offers, as data; importing this file imports no jax."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jcos.sampling.probes import Chain
+
+Place = int | float
+"""A step, layer or frame: a whole number counts from 0; a fraction, 0.0 to 1.0, is of the run or of
+the depth, so that it suits every model (the paper's layer 20 of 40 is 0.5)."""
+
+
+def places(chosen: Sequence[Place] | None, size: int, what: str) -> list[int]:
+    """Return chosen steps, layers or frames as numbers below `size`, ascending, each once; all of
+    them for None.
+
+    Raises IndexError for one that does not exist (`what` names it), and says how to name one that
+    exists in every model.
+    """
+    numbers = set()
+    for place in range(size) if chosen is None else chosen:
+        if isinstance(place, float) and 0.0 <= place <= 1.0:
+            numbers.add(min(size - 1, int(place * size)))
+        elif isinstance(place, int) and 0 <= place < size:
+            numbers.add(place)
+        else:
+            raise IndexError(
+                f"{what} {place} is out of range: there are {what}s 0 to {size - 1} (a fraction, "
+                "0.0 to 1.0, suits every model)"
+            )
+    return sorted(numbers)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Interventions:
+    noise_steps: tuple[Place, ...] = ()
+    """Replace all frames by noise before these steps (here and below numbers from 0, or fractions
+    of the whole, like 0.5)."""
+    noise_frames: tuple[Place, ...] = ()
+    """Replace these latent frames by noise before every step."""
+    ensemble_layers: tuple[Place, ...] = ()
+    """Average the tokens of all seeds after these layers …"""
+    ensemble_steps: tuple[Place, ...] = (0,)
+    """… in these steps."""
+
+    def numbers(self, steps: int, frames: int, layers: int) -> dict[str, list[int]]:
+        """Return the places by field, as numbers. Raises IndexError for one that does not exist."""
+        sizes = {"steps": steps, "frames": frames, "layers": layers}
+        fields = [field.name for field in dataclasses.fields(Interventions)]
+        kinds = {name: name.partition("_")[2] for name in fields}
+        return {
+            name: places(getattr(self, name), sizes[kind], kind.removesuffix("s"))
+            for name, kind in kinds.items()
+        }
+
+    def probe(self, steps: int, frames: int, layers: int, seeds: int) -> "Chain":
+        """Return all interventions in a run of this size, most of them off: one program serves
+        every choice.
+
+        Raises ValueError where one seed is to be averaged, or no layer or no step is chosen to do
+        it at, and IndexError for a place that does not exist.
+        """
+        from jcos.sampling.probes import Noise, SeedEnsemble, chain
+
+        if self.ensemble_layers and seeds == 1:
+            raise ValueError("ensemble-layers averages over seeds; 1 is given, give at least 2")
+        if not (self.ensemble_steps if self.ensemble_layers else self.ensemble_steps == (0,)):
+            raise ValueError("ensemble-layers and ensemble-steps go together: give both")
+        at = self.numbers(steps, frames, layers)
+        on = at["ensemble_steps"] if self.ensemble_layers else ()
+        return chain(
+            Noise.at_steps(steps, frames, at["noise_steps"])
+            | Noise.at_frames(steps, frames, at["noise_frames"]),
+            SeedEnsemble.window(steps, layers, on, at["ensemble_layers"]),
+        )

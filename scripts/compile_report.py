@@ -1,0 +1,243 @@
+"""What XLA makes of jcos's programs for machines that are not here: the tables of docs/.
+
+    python scripts/compile_report.py                # docs/pods.md and docs/performance.md
+    python scripts/compile_report.py --only curves  # formulas alone: no compiler, no time
+    python scripts/compile_report.py --tiny         # toy sizes, printed alone: does it compile?
+
+`machines`: every released model on common machines, planned as `jcos plan` does; each plan is kept
+under --work, so that a stopped call goes on where it was; seconds for a GPU, a minute or two for a
+TPU slice on two cores. `programs`: every program that a run on one GPU consists of, compiled with
+weights as shapes, four minutes. `curves`: how a video's cost grows, by formula. Needs the extras
+`tpu` and `gpu`, and neither device.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from jcos import wan
+from jcos.devices import sharding
+from jcos.devices.sharding import abstract_runs
+from jcos.files import local_path, write
+from jcos.generation import generate_worlds
+from jcos.lab import training
+from jcos.model.vae import Tiles
+from jcos.plan import compiled, costs, forecast, targets
+from jcos.plan.costs import Job
+from jcos.plan.forecast import Forecast
+from jcos.plan.machines import GIB, machine
+from jcos.sampling.probes import Probe, SeedEnsemble, Swap, TokenEnergy, TokenFeatures
+from jcos.variants import VARIANTS, toy, wan22_i2v_a14b
+from tables import about, markdown, rewrite
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGES = {"machines": "pods.md", "curves": "pods.md", "programs": "performance.md"}
+SIZES = {"480p": (81, 480, 832), "720p": (81, 720, 1280), "704p": (121, 704, 1280)}
+VIDEOS = (
+    ("wan2.2-i2v-a14b", "480p"),
+    ("wan2.2-i2v-a14b", "720p"),
+    ("wan2.2-ti2v-5b", "704p"),
+    ("wan2.1-t2v-1.3b", "480p"),
+    ("wan2.2-t2v-a14b", "720p"),
+    ("wan2.1-t2v-14b", "720p"),
+)
+MACHINES = (
+    *("gpu:h100:1", "gpu:h200:1", "gpu:h100:8", "gpu:h200:8"),
+    *("v5e:2x4", "v5p:2x2x1", "v6e:2x4", "v5p:2x2x4", "v5e:4x4", "v6e:4x4"),
+)
+COMPILERS = ("libtpu", "jax-cuda13-pjrt")
+SEEDS = 3
+A14B = wan22_i2v_a14b()
+
+
+# ---- machines
+
+
+def machines(work: Path, only: str) -> str:
+    rows = []
+    for video in VIDEOS:
+        for name in (name for name in MACHINES if only in name):
+            file = work / f"{'-'.join(video)}-{name.replace(':', '-')}.json"
+            if not file.exists():
+                write(file, json.dumps(plan(*video, name), indent=1))
+            rows.append(row(video[1], json.loads(file.read_text())))
+            print(*rows[-1], sep=" | ", flush=True)
+    held = "GiB per device: weights + work (of memory)"
+    times = ("GB sent per step", "roofline s/step (limit)", "expected s/step", "min/video")
+    return markdown(("video", "machine", "mesh", held, *times), rows, left=3)
+
+
+def plan(name: str, size: str, where: str) -> dict[str, Any]:
+    """The most promising mesh, or, where the compiler refuses it, the next ones."""
+    job, target, tried = Job(VARIANTS[name](), *SIZES[size]), machine(where), []
+    for sizes in forecast.meshes(job, target)[:3]:
+        tried += forecast.options(job, target, [sizes])
+        if not tried[-1].trouble:
+            break
+    return Forecast(job, target, tuple(tried)).to_json()
+
+
+def row(size: str, plan: dict[str, Any]) -> tuple[str, ...]:
+    where = f"{plan['model']} {size}", plan["machine"]
+    best = next((option for option in plan["options"] if not option["trouble"]), None)
+    if best is None:
+        return (*where, "–", "does not fit", *4 * [""])
+    held = best["memory"]
+    parts = (held["arguments"], held["temporaries"] + held["outputs"])
+    share = best["total_bytes"] / plan["chip"]["memory"]
+    return (
+        *where,
+        best["mesh"],
+        f"{' + '.join(f'{part / GIB:.1f}' for part in parts)} ({share:.0%})",
+        f"{best['link_bytes'] / 1e9:.1f}",
+        f"{best['roofline_seconds_per_step']:.2f} ({best['limit']})",
+        f"{best['expected_seconds_per_step']:.2f}",
+        f"{best['expected_seconds_per_video'] / 60:.1f}",
+    )
+
+
+def curves() -> str:
+    """How one video's cost grows with its frames and its size; formulas alone."""
+    chip, steps = machine("gpu:h200:1").chip, 50
+    sampling = dataclasses.replace(A14B.sampling, steps=steps)
+    config, rows = dataclasses.replace(A14B, sampling=sampling), []
+    for height, width in ((480, 832), (720, 1280)):
+        for frames in (5, 21, 41, 81, 121, 161):
+            job = Job(config, frames, height, width)
+            parts = costs.forward_flops(config.dit, job.tokens)
+            whole, held = sum(parts.values()), costs.memory(job, {}, chip.copies)
+            energies = 4 * steps * config.dit.layers * job.tokens
+            sizes = (held.temporaries / GIB, held.outputs / GIB, energies / GIB)
+            rows.append(
+                (
+                    f"{frames} × {width}x{height}",
+                    f"{job.tokens:,}",
+                    f"{whole / 1e12:,.0f}",
+                    f"{parts['self-attention'] / whole:.0%}",
+                    f"{costs.step_flops(job) / chip.flops:.2f}",
+                    *(f"{size:.2f}" for size in sizes),
+                )
+            )
+    work = ("tokens", "TFLOP per pass", "of it self-attention", "H200: s/step at the peak")
+    return markdown(
+        ("A14B", *work, "working GiB", "clean estimates GiB", "token energies GiB"), rows
+    )
+
+
+# ---- programs of one GPU: what it is, a jitted function, arguments (large ones as shapes)
+
+Program = tuple[str, Any, tuple]
+
+
+def run(what: str, job: Job, mesh: Mesh, probe: Probe | None = None, worlds: int = 1) -> Program:
+    """`jcos.generate`, side by side where there are several worlds."""
+    model, plan, given, keys, probe = compiled.arguments(job, mesh, probe)
+    many = jax.tree.map(lambda a: jax.ShapeDtypeStruct((worlds, *a.shape[1:]), a.dtype), given)
+    return what, generate_worlds, (model, plan, abstract_runs(many, mesh), keys, probe)
+
+
+def sampling(job: Job, mesh: Mesh) -> Iterator[Program]:
+    steps, layers, tokens = job.steps, job.config.dit.layers, job.tokens
+    many = dataclasses.replace(job, seeds=SEEDS)
+    features = TokenFeatures(layers=(0,), tokens=jnp.arange(0, tokens, 64))
+    yield run("a whole run", job, mesh)
+    yield run("… token energies observed", job, mesh, TokenEnergy())
+    yield run("… every 64th token of a block observed", job, mesh, features)
+    yield run(f"… {SEEDS} seeds", many, mesh)
+    yield run(f"… {SEEDS} seeds, ensemble", many, mesh, SeedEnsemble.window(steps, layers))
+    swap = Swap.at_layers(steps, layers, tokens, [layers // 2])
+    yield run("… 2 worlds, swap", job, mesh, swap, worlds=2)
+
+
+def coding(job: Job, mesh: Mesh) -> Iterator[Program]:
+    model = abstract_runs(jax.eval_shape(lambda: wan.Wan(job.config, rngs=nnx.Rngs(0))), mesh)
+
+    def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return abstract_runs(jax.ShapeDtypeStruct(sizes, dtype), mesh)
+
+    video = (model.vae, shape(job.frames, job.height, job.width, 3))
+    latents = (model.vae, shape(*job.latent, job.config.dit.out_channels))
+    rows = job.config.dit.text_len
+    words = (model.text, shape(rows, dtype=jnp.int32), shape(rows, dtype=jnp.bool))
+    yield "VAE, a video encoded", jax.jit(lambda vae, x: vae.encode(x)), video
+    yield "VAE, a video decoded", jax.jit(lambda vae, x: vae.decode(x)), latents
+    yield "… in tiles", jax.jit(lambda vae, x: vae.decode(x, tiles=Tiles())), latents
+    yield "text encoder, a prompt", jax.jit(lambda t, ids, mask: t(ids, mask)), words
+
+
+def learning(mesh: Mesh) -> Iterator[Program]:
+    """Of the small model; in bfloat16 with the gradient of cuDNN's attention."""
+    recipe, config = training.Recipe(), toy(training.vocabulary())
+    for linear in ("float32", "bfloat16"):
+        numerics = dataclasses.replace(config.numerics, linear=linear)
+        asked = dataclasses.replace(config, numerics=numerics)
+        state = jax.eval_shape(partial(training.initial, recipe, asked))
+        given = jax.tree.map(jnp.asarray, training.batches(recipe, asked, 0))
+        taken = (abstract_runs(state, mesh), abstract_runs(given, mesh))
+        what = f"the small model, a training step in {linear}"
+        yield what, training.make_update(recipe, asked), taken
+
+
+def programs(tiny: bool) -> str:
+    mesh, job = (
+        sharding.make_mesh({}, targets.described(machine("h200"))),
+        Job(A14B, *SIZES["480p"]),
+    )
+    if tiny:
+        dit = dataclasses.replace(A14B.dit, dim=256, ffn_dim=256, heads=2, layers=3)
+        small = dataclasses.replace(A14B, dit=dit)
+        job = costs.in_turns(Job(small, 5, 48, 80))
+    rows = []
+    for what, function, taken in (
+        *sampling(job, mesh),
+        *(() if tiny else coding(job, mesh)),
+        *learning(mesh),
+    ):
+        held, text = compiled.compile_for(mesh, function, *taken)
+        sizes = (held.arguments, held.temporaries, held.outputs)
+        kernel = next((name for name, call in compiled.ATTENTION.items() if call in text), "–")
+        rows.append((what, *(f"{size / GIB:.2f}" for size in sizes), kernel))
+        print(*rows[-1], sep=" | ", flush=True)
+    sizes = ("weights and inputs GiB", "working GiB", "results GiB")
+    return markdown(("program", *sizes, "attention"), rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=PAGES, help="one of the tables")
+    parser.add_argument("--machine", default="", help="machines whose name has this in it")
+    parser.add_argument("--work", type=local_path, default=Path("out/pods"))
+    parser.add_argument("--docs", type=local_path, default=DOCS, help="folder of the pages")
+    parser.add_argument("--tiny", action="store_true", help="programs at toy sizes, printed alone")
+    options = parser.parse_args()
+    if not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cpu")
+    if options.tiny:
+        return print(programs(tiny=True))
+    tables = {
+        "curves": curves,
+        "machines": partial(machines, options.work, options.machine),
+        "programs": partial(programs, tiny=False),
+    }
+    made = {name: v for name, v in about().items() if name in ("date", "jax", *COMPILERS)}
+    where = ", ".join(f"{name} {value}" for name, value in made.items())
+    for name in [options.only] if options.only else tables:
+        text = f"{tables[name]()}\n*`python scripts/compile_report.py --only {name}`, {where}.*\n"
+        rewrite(options.docs / PAGES[name], "compile_report", name, text)
+    print(f"The tables are in {options.docs}")
+
+
+if __name__ == "__main__":
+    main()

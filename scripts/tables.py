@@ -1,0 +1,42 @@
+"""What the scripts share: Markdown tables, and what their numbers hold for."""
+
+import json
+import platform
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("jax", "jaxlib", "flax", "torch", "diffusers", "libtpu", "jax-cuda13-pjrt")
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> str:
+    """Return a table whose first `left` columns are words, all others numbers."""
+    rule = ["---"] * left + ["--:"] * (len(heads) - left)
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (heads, rule, *rows)) + "\n"
+
+
+def about(**machine: object) -> dict[str, Any]:
+    """Return what numbers hold for: the machine, the date, the versions of what runs there."""
+    versions = {d.name: d.version for d in metadata.distributions() if d.name in PACKAGES}
+    day = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version()}
+    return machine | day | versions
+
+
+def save(out: Path, table: str, about: Mapping[str, Any], rows: Iterable[Mapping]) -> None:
+    """Print a table with what it holds for; write it, and the rows as JSON, into a folder."""
+    table += "\n" + ", ".join(f"{name} {value}" for name, value in about.items()) + "\n"
+    print(table)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "table.md").write_text(table)
+    (out / "table.json").write_text(
+        json.dumps({"machine": about, "rows": list(rows)}, indent=1) + "\n"
+    )
+
+
+def rewrite(page: Path, script: str, name: str, text: str) -> None:
+    """Put a text between its marks in a page of docs/."""
+    start, end = f"<!-- {name}: scripts/{script}.py -->\n", f"<!-- end of {name} -->\n"
+    before, rest = page.read_text(encoding="utf-8").split(start)
+    page.write_text(before + start + text + end + rest.split(end)[1], encoding="utf-8")

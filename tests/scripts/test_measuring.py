@@ -1,0 +1,81 @@
+"""The benchmarks and the report of compilations run at toy size. No test says how long."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT
+
+DOCS = {
+    "pods.md": "<!-- curves: scripts/compile_report.py -->\n<!-- end of curves -->\n",
+}
+
+
+def run(script: str, *options: object) -> str:
+    """As users run it, in a process of its own."""
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, f"scripts/{script}.py", *map(str, options)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_this_machine_is_measured(tmp_path: Path) -> None:
+    """That contenders agree within their tolerance is checked by the script itself."""
+    run("benchmark", "--quick", "--repeat", 1, "--out", tmp_path)
+    found = json.loads((tmp_path / "quick" / "table.json").read_text())
+    groups = {row["group"] for row in found["rows"]}
+    assert {"3-step sample, per video", "noise at each of 3 steps", "help and mistakes"} <= groups
+    assert all(row["median"] > 0 for row in found["rows"])
+    assert found["machine"]["jax"] == jax.__version__
+    assert (tmp_path / "quick" / "table.md").read_text().startswith("|  |  | median, ms |")
+
+
+@pytest.mark.slow
+def test_a_gpu_is_measured_and_what_fails_is_a_row(tmp_path: Path) -> None:
+    run("bench_gpu", "--tiny", "--minutes", 5, "--out", tmp_path)
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    known = {row["what"]: row["value"] for row in rows}
+    assert known["peak"] > 0
+    assert known["attention kernel is off by"] == 0.0  # xla against itself
+    assert np.isfinite([value for value in known.values() if value is not None]).all()
+    for what in ("guided step, 720p", "energy observation", "an expert from the host"):
+        assert known[what] is not None
+    run("bench_gpu", "--tiny", "--minutes", 0.01, "--out", tmp_path / "short")
+    rows = json.loads((tmp_path / "short" / "table.json").read_text())["rows"]
+    assert {"jcos, incomplete": "there was no time for the rest"}.items() <= {
+        row["what"]: row["note"] for row in rows
+    }.items()
+
+
+def test_an_image_with_jax_flax_and_torch_is_enough() -> None:
+    """What the measurements do not need is imported nowhere on their way."""
+    absent = dict.fromkeys(["av", "ftfy", "tyro", "torch", "diffusers", "transformers"])
+    code = f"import sys; sys.modules.update({absent}); sys.path.append('scripts'); import bench_gpu"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_formulas_are_written_into_a_page(tmp_path: Path) -> None:
+    for name, text in DOCS.items():
+        (tmp_path / name).write_text(f"before\n{text}after\n")
+    run("compile_report", "--only", "curves", "--docs", tmp_path)
+    lines = (tmp_path / "pods.md").read_text().splitlines()
+    assert (lines[0], lines[-1]) == ("before", "after")
+    (row,) = (line for line in lines if line.startswith("| 81 × 832x480 "))
+    assert row.split("|")[2:4] == [" 32,760 ", " 1,678 "]
+
+
+@pytest.mark.slow
+@pytest.mark.extra("gpu")
+def test_programs_compile_for_a_gpu_that_is_not_here() -> None:
+    rows = [line.split("|") for line in run("compile_report", "--tiny").splitlines()]
+    kernels = {row[1].strip(): row[-2].strip() for row in rows if len(row) == 7}
+    assert kernels["a whole run"] == "cudnn"
+    assert kernels["the small model, a training step in bfloat16"] == "cudnn"
