@@ -35,7 +35,7 @@ TOGETHER = 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Search(Experiment):
-    """Solved puzzles against forwards, for every method of search beside one run with as many
+    """Solved puzzles against forwards, for every method of search, and for one run with as many
     steps.
 
     Settings of a method (step, threshold, number of seeds) are those that solve most training
@@ -51,9 +51,9 @@ class Search(Experiment):
     tasks: tuple[str, ...] = ("maze7",)
     puzzles: int = 512
     seeds: tuple[int, ...] = tuple(range(8))
-    training: int = 96
+    training: int = 64
     budgets: tuple[int, ...] = (16, 31, 60)
-    drawn: int = 96
+    drawn: int = 48
     long: tuple[int, ...] = (20, 50)
 
     def check(self, config: WanConfig) -> None:

@@ -84,8 +84,9 @@ def make_bank(
 
 def add_head(learnt: Bank, others: Sequence[Bank], penalty: float = 1.0) -> None:
     """Add the scores of a head on tokens, fitted at each step on the first bank, to all of them."""
+    right = learnt.solved.ravel().astype(float)
     heads = [
-        fit_head(0, features.reshape(-1, features.shape[-1]), learnt.solved.ravel(), penalty)
+        fit_head(0, features.reshape(-1, features.shape[-1]), right, penalty)
         for features in np.moveaxis(learnt.features, 2, 0)
     ]
     weights = np.stack([head.weights for head in heads])

@@ -87,7 +87,7 @@ class Decided(Judge):
         if not isinstance(config.codec, PixelCodec):
             raise ValueError(
                 f"{config.name} draws no puzzles of pure colours; judge it by change, agreement, "
-                "energy or a function of your own (judges.Frames)"
+                "energy or a function of frames (judges.Frames)"
             )
         super().check(config, at)
 
@@ -163,7 +163,7 @@ class Random(Judge):
 
 
 class Scorer(Judge):
-    """The tasks' own scorer of the estimate, which knows the answer: the oracle. puzzles: one of
+    """The tasks' scorer of the estimate, which knows the answer: the oracle. puzzles: one of
     each video."""
 
     decodes, on_host = True, True

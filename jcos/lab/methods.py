@@ -149,7 +149,7 @@ def early_failure(
 
 def tbs(seeds: int = 4, judge: str = "decided", *, frames: Sequence[int] = (2,)) -> Method:
     """Restarts in time: the best run's first latent frames are where all begin anew, again and
-    again with more of them. For models that keep given frames in place."""
+    again with more of them. For models that keep first frames in place."""
     rows = [
         Row(step=-1, judge=judge, copies=seeds, copy="prefix", frames=count) for count in frames
     ]
@@ -163,7 +163,7 @@ def evosearch(
     at: Sequence[float] = (0.1, 0.4),
     strength: float = 0.5,
 ) -> Method:
-    """The better half goes on at some steps, beside mutants of it (scored on estimates, not on
+    """The better half goes on at some steps, with mutants of it (scored on estimates, not on
     whole runs as in the original)."""
     change: dict[str, Any] = {"copies": seeds, "copy": "mutate", "strength": strength}
     rows = [Row(step=step, judge=judge, keep=max(1, seeds // 2), **change) for step in at]
@@ -343,7 +343,7 @@ def check(
         if row.copy == "prefix":
             if config.image != "pin":
                 raise ValueError(
-                    f"{here}: {config.name} keeps no given frames in place; a prefix needs a TI2V "
+                    f"{here}: {config.name} keeps no first frames in place; a prefix needs a TI2V "
                     "model"
                 )
             if (row.keep, row.count) != (1, method.seeds) or not 1 < row.frames < frames:

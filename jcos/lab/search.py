@@ -153,11 +153,11 @@ def run(
     """Search for the best video of a condition, or of each of several stacked ones.
 
     seed: the first one (of each video): particles have this one and those that follow. judges: by
-    name, beside those that need nothing (`judges.STANDARD`). sampling: the model's own by default.
+    name, added to those of `judges.STANDARD`. sampling: the model's own by default.
     probe: acts on every particle. record: keep the estimates that were judged. on_step: called with
     the step and the number of particles after each.
 
-    What becomes of a video does not depend on those beside it. Raises ValueError, before anything
+    The result of a video does not depend on the others. Raises ValueError, before anything
     runs, for a method that this model cannot do (`check`) or a judge that does not fit, and later
     for one that returns nan.
     """
@@ -202,7 +202,7 @@ class _Run:
         worlds = len(self.conditions.context)
         self.first = [seed] * worlds if isinstance(seed, int) else list(seed)
         if len(self.first) != worlds:
-            raise ValueError(f"{len(self.first)} first seeds are given for {worlds} video(s)")
+            raise ValueError(f"{len(self.first)} first seeds for {worlds} video(s)")
         self.model, self.method, self.record, self.on_step = model, method, record, on_step
         sampling = sampling or model.config.sampling
         if method.steps is not None:
@@ -239,9 +239,9 @@ class _Run:
             cfg = self.model.config.dit
             tokens = math.prod(cfg.tokens(*self.shape[:3]))
             each = jax.ShapeDtypeStruct((worlds, count, tokens, cfg.dim), jnp.float32)
-            seen = dict.fromkeys(self.layers, each)
+            tokens_of = dict.fromkeys(self.layers, each)
             alive = np.ones((worlds, count), bool)
-            at = Estimates(self.model, -1, 1.0, latents, latents, latents, alive, seen)
+            at = Estimates(self.model, -1, 1.0, latents, latents, latents, alive, tokens_of)
             judge.check(self.model.config, at)
 
     def begin(self, number: int) -> loop.State:
@@ -277,8 +277,8 @@ class _Run:
         if judge.layer is not None:
             if state.trace is None:
                 raise ValueError(f"{row.judge} reads tokens, of which nothing is left after a row")
-            seen = state.trace.block_obs[-1]
-            tokens = {layer: seen[:, :, 0, i] for i, layer in enumerate(self.layers)}
+            observed = state.trace.block_obs[-1]
+            tokens = {layer: observed[:, :, 0, i] for i, layer in enumerate(self.layers)}
         at = Estimates(
             self.model,
             state.step,
@@ -381,15 +381,15 @@ def replay(
     for number, row in enumerate(method.rows):
         at = row.at(steps)
         forwards += passes * (at - step) * people.alive.sum(1)
-        step, seen = at, scores[row.judge][each, index, at]
+        step, read = at, scores[row.judge][each, index, at]
         for _ in range(row.tries):
-            lacking = people.lacking(row, seen)
+            lacking = people.lacking(row, read)
             fresh = index.shape[1] + np.tile(np.arange(method.seeds), (worlds, 1))
             forwards += passes * (at + 1) * method.seeds * lacking
             people.join(np.repeat(lacking[:, None], method.seeds, 1))
             index = np.concatenate([index, fresh], 1)
-            seen = np.concatenate([seen, scores[row.judge][each, fresh, at]], 1)
-        which = people.select(row, seen, last=number == len(method.rows) - 1)
+            read = np.concatenate([read, scores[row.judge][each, fresh, at]], 1)
+        which = people.select(row, read, last=number == len(method.rows) - 1)
         index = np.take_along_axis(index, which, 1)
     forwards += passes * (steps - 1 - step) * people.alive.sum(1)
     best = np.where(people.alive, people.rank, -np.inf).argmax(1)
