@@ -139,8 +139,8 @@ def test_sample_goes_on_and_is_never_mixed_up(
     """It is told which run is there; whatever fails at the end, no step is done twice."""
     played = []
 
-    def play(model, task, puzzles, seeds, *, sampling, **_) -> SimpleNamespace:
-        played.append(task.name)
+    def play(model, puzzles, seeds, *, sampling, **_) -> SimpleNamespace:
+        played.append(puzzles[0].task)
         shape = (1, len(puzzles), len(seeds), sampling.steps, 5, 10, 10, 12)
         x0 = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         return SimpleNamespace(latents=x0[:, :, :, -1], x0=x0)
