@@ -170,13 +170,8 @@ def check_mesh(sizes: Mapping[str, int], config: WanConfig, seeds: int = 1) -> N
     """Raise ValueError where runs of this model, sampled as its configuration says, cannot be
     spread over a mesh of these sizes."""
     passes = 1 if config.sampling.guidance is None else 2
-    for what, count, axis in (
-        ("pass(es) of a step", passes, mesh.BRANCH),
-        ("seed(s)", seeds, mesh.SEED),
-        ("heads", config.dit.heads, mesh.TENSOR),
-    ):
-        if count % sizes.get(axis, 1):
-            raise ValueError(f"{count} {what} do not divide over the mesh's {axis}={sizes[axis]}")
+    worlds = sizes.get(mesh.WORLD, 1)  # as many as there is room for
+    sharding.check_runs(sizes, config.dit.heads, worlds=worlds, seeds=seeds, passes=passes)
 
 
 def latent_grid(config: WanConfig, frames: int, height: int, width: int) -> tuple[int, int, int]:

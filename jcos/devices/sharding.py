@@ -17,6 +17,7 @@ The result does not depend on the mesh. Axes (`mesh.AXES`, size 1 where not name
 Which dimension of which weight is cut is a table of paths (`RULES`); modules know nothing of it.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -30,8 +31,7 @@ from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jcos.config import DiTConfig
-from jcos.devices.mesh import AXES, FSDP, SEED, TENSOR, WORLD, devices, in_use
+from jcos.devices.mesh import AXES, BRANCH, FSDP, SEED, TENSOR, WORLD, in_use
 
 M = TypeVar("M")
 
@@ -62,24 +62,41 @@ def make_mesh(sizes: Mapping[str, int] | None = None, machine: Sequence[Any] | N
     sizes: of the axes in `mesh.AXES` that are larger than 1; −1 for one of them: the rest. Raises
     ValueError where an axis is unknown or the sizes do not make up the devices.
     """
-    sizes = dict(sizes or {})
     machine = list(jax.devices() if machine is None else machine)
-    if unknown := sorted(sizes.keys() - set(AXES)):
-        raise ValueError(f"a mesh has no axis {unknown[0]!r}; its axes are {', '.join(AXES)}")
-    if any(size != -1 and size < 1 for size in sizes.values()):
-        raise ValueError(f"sizes of mesh axes are at least 1 (or −1 for the rest): {sizes}")
-    open_axes = [name for name, size in sizes.items() if size == -1]
-    if len(open_axes) > 1:
-        raise ValueError(f"only one axis of a mesh can be −1, not {open_axes}")
-    known = int(np.prod([size for size in sizes.values() if size != -1]))
-    if open_axes and len(machine) % known == 0:
-        sizes[open_axes[0]] = len(machine) // known
-    if int(np.prod(list(sizes.values()))) != len(machine):
-        raise ValueError(f"a mesh {describe(sizes)} does not make up {len(machine)} device(s)")
-    shape = tuple(sizes.get(name, 1) for name in AXES)
+    shape = mesh_shape(sizes or {}, len(machine))
     # Two axes may share one of a slice (a 4 × 4 torus as 2 × 8), which `jax.make_mesh` refuses.
     placed = create_device_mesh(shape, machine, allow_split_physical_axes=True)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_shape(sizes: Mapping[str, int], count: int) -> tuple[int, ...]:
+    """Return the size of every axis of a mesh of `count` devices; arguments, errors as above."""
+    if unknown := sorted(sizes.keys() - set(AXES)):
+        raise ValueError(f"a mesh has no axis {unknown[0]!r}; its axes are {', '.join(AXES)}")
+    known = math.prod(size for size in sizes.values() if size != -1)
+    rest = count // known if known > 0 else 0
+    shape = tuple(rest if sizes.get(name) == -1 else sizes.get(name, 1) for name in AXES)
+    if min(shape) < 1 or math.prod(shape) != count or list(sizes.values()).count(-1) > 1:
+        raise ValueError(
+            f"a mesh {describe(sizes)} does not make up {count} device(s); sizes are at least 1, "
+            "one may be −1 for the rest"
+        )
+    return shape
+
+
+def check_runs(
+    sizes: Mapping[str, int], heads: int, *, worlds: int = 1, seeds: int = 1, passes: int = 0
+) -> None:
+    """Raise ValueError where runs of a model with so many heads cannot be spread evenly over a mesh
+    of these sizes. passes: of a step, 0 for any."""
+    for what, count, axis in (
+        ("world(s)", worlds, WORLD),
+        ("seed(s)", seeds, SEED),
+        ("pass(es) of a step", passes, BRANCH),
+        ("heads", heads, TENSOR),
+    ):
+        if count % sizes.get(axis, 1):
+            raise ValueError(f"{count} {what} do not divide over the mesh's {axis}={sizes[axis]}")
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -161,20 +178,6 @@ def place(model: M, mesh: Mesh) -> M:
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: jax.device_put(leaf, where[leaf_path(path)]), model
     )
-
-
-def check_runs(dit: DiTConfig, worlds: int, seeds: int) -> None:
-    """Raise ValueError where the mesh in use cannot spread these runs of this model evenly."""
-    for what, count, axis in (
-        ("worlds", worlds, WORLD),
-        ("seeds", seeds, SEED),
-        ("heads", dit.heads, TENSOR),
-    ):
-        if count % devices(axis):
-            raise ValueError(
-                f"{count} {what} do not divide over the mesh's {axis}={devices(axis)}; "
-                f"choose an axis that divides {count}"
-            )
 
 
 def place_inputs(tree: M, axis: str | None = None) -> M:
