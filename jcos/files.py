@@ -9,6 +9,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
@@ -60,14 +61,8 @@ def check_there(path: Path, kind: str | None = None) -> None:
         raise ValueError(f"{shown(path)} cannot be read: {error.strerror}") from None
 
 
-def check_file(path: Path) -> None:
-    """Check that it is a file that can be read."""
-    check_there(path, "file")
-
-
-def check_folder(path: Path) -> None:
-    """Check that it is a folder whose files can be listed."""
-    check_there(path, "folder")
+check_file, check_folder = partial(check_there, kind="file"), partial(check_there, kind="folder")
+"""Check that it is a file that can be read, a folder whose files can be listed."""
 
 
 def check_new_file(path: Path) -> None:

@@ -179,8 +179,6 @@ def latent_grid(config: WanConfig, frames: int, height: int, width: int) -> tupl
     of that size."""
     if config.codec is None:
         raise ValueError(f"{config.name} comes without a codec: it has latents, no pixels")
-    if frames < 1:
-        raise ValueError(f"{frames} frames asked for; a video has at least 1")
     along, *strides = config.codec.strides
     check_frames(frames, along)
     for name, size, stride, patch in zip(

@@ -97,14 +97,10 @@ def rule_for(config: WanConfig, profile: Profile | None = None) -> Rule:
 
     Raises ValueError for models that take no picture, or take it as it is (the small model).
     """
-    if config.image == "none":
-        raise ValueError(f"{config.name} makes videos of a text alone; it takes no picture")
     if not isinstance(config.codec, VaeConfig) or config.image not in _OF_MODEL:
-        clip = config.clip
-        raise ValueError(
-            f"{config.name} takes a picture of {clip.width} × {clip.height} pixels as it is; "
-            "no rule is needed to prepare it"
-        )
+        taken = f"one of {config.clip.width} × {config.clip.height} pixels as it is"
+        taken = "none" if config.image == "none" else taken
+        raise ValueError(f"no rule prepares a picture for {config.name}: it takes {taken}")
     size, resize = _OF_PROFILE.get(profile or "official", _OF_MODEL[config.image])
     return Rule(size, resize, config.codec.strides[1] * config.dit.patch[1])
 

@@ -16,8 +16,9 @@ from jcos.model.causal import averaged, duplicated
 from jcos.model.vae import Tiles, Vae, decode_pixels, encode_pixels
 from jcos.variants import vae_2_1, vae_2_2
 from jcos.weights.checkpoint import CheckpointError, leaves, parameter_count
-from jcos.weights.names import VAE, fill, translate
+from jcos.weights.names import VAE
 from tests.conftest import load_golden
+from tests.translated import fill, translate
 
 # ---- the pixel codec
 

@@ -19,10 +19,11 @@ from jcos.model.dit import DiT
 from jcos.variants import vae_2_1, vae_2_2, wan21_t2v_1_3b, wan22_i2v_a14b, wan22_ti2v_5b
 from jcos.weights.checkpoint import CheckpointError, leaves
 from jcos.weights.layouts import is_released
-from jcos.weights.names import DIT, UMT5, VAE, translate
+from jcos.weights.names import DIT, UMT5, VAE
 from jcos.weights.released import load_released, open_released, part_of
 from tests.conftest import GOLDEN, load_golden, load_release
 from tests.releases import as_diffusers, in_full
+from tests.translated import translate
 
 I2V, TI2V, T2V = (
     GOLDEN / "ckpt" / name for name in ("Wan2.2-I2V-A14B", "Wan2.2-TI2V-5B", "Wan2.1-T2V-1.3B")
