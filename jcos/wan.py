@@ -245,13 +245,14 @@ def image_channels(
 
 def read_config(folder: Path | str, profile: Profile | None = None) -> WanConfig:
     """What `load` would load, without its weights."""
-    folder = local_path(folder)
+    return _read(local_path(folder), profile)[0]
+
+
+def _read(folder: Path, profile: Profile | None) -> tuple[WanConfig, Released | None]:
     source = _released(folder)
-    if source is None:
-        config = checkpoint.read_config(checkpoint.read_manifest(folder))
-    else:
-        config = source.config
-    return config if profile is None else with_profile(config, profile)
+    manifest = checkpoint.read_manifest(folder) if source is None else {}
+    config = checkpoint.read_config(manifest) if source is None else source.config
+    return (config if profile is None else with_profile(config, profile)), source
 
 
 def _released(folder: Path) -> Released | None:
@@ -284,8 +285,7 @@ def load(
     saying what would help where a device has too little memory.
     """
     folder = local_path(folder)
-    source = _released(folder)
-    config = read_config(folder, profile)
+    config, source = _read(folder, profile)
     if source is None:
         found, tokens = checkpoint.stored(folder).keys(), folder / "tokenizer"
     else:
@@ -345,19 +345,19 @@ def embedder(
         return {text: encoder.embed(text) for text in prompts}.__getitem__
     lacking = None
     try:
-        _read(TextCache(cache), prompts, config)
+        _embed_all(TextCache(cache), prompts, config)
     except ValueError as error:
         lacking = error
     if anywhere(lacking is not None):
         encoder = load(folder, profile=profile, experts=False, vae=False)
         if isinstance(encoder.text, UMT5):
-            _read(TextCache(cache, encoder.text, encoder.tokenizer), prompts, config)
+            _embed_all(TextCache(cache, encoder.text, encoder.tokenizer), prompts, config)
         elif lacking is not None:
             raise lacking
     return partial(TextCache(cache).embed, length=config.dit.text_len)
 
 
-def _read(cache: TextCache, prompts: Sequence[str], config: WanConfig) -> None:
+def _embed_all(cache: TextCache, prompts: Sequence[str], config: WanConfig) -> None:
     for text in prompts:
         cache.embed(text, config.dit.text_len)
 

@@ -227,8 +227,8 @@ def init_distributed(
     port (`10.0.0.1:1234`), the number of processes, and which of them this is.
     timeout: seconds to wait for the others at the start, and later for a sign of life of each: a
     run that has lost a host then ends on all of them.
-    Raises ValueError where the other hosts are not known, and ConnectionError where they do not all
-    come in time.
+    Raises ValueError where it comes too late or the other hosts are not known, and ConnectionError
+    where they do not all come in time.
     """
     arguments = {"coordinator": coordinator, "hosts": hosts, "host": host}
     missing = [name for name, value in arguments.items() if value is None]
@@ -236,8 +236,6 @@ def init_distributed(
         raise ValueError(f"init_distributed needs {' and '.join(missing)} too, or none of three")
     if hosts is not None and host is not None and not 0 <= host < hosts:
         raise ValueError(f"host is {host}; with {hosts} hosts they are 0 to {hosts - 1}")
-    if jax.distributed.is_initialized():
-        raise ValueError("init_distributed was called before; once is enough")
     try:
         jax.distributed.initialize(
             coordinator,
@@ -247,24 +245,11 @@ def init_distributed(
             heartbeat_timeout_seconds=timeout,
             shutdown_timeout_seconds=timeout,
         )
-    except ValueError as error:
-        raise ValueError(
-            "this is no TPU pod, SLURM or Open MPI job that jax knows: say who the hosts are, "
-            f"init_distributed('address:port', hosts=…, host=…) ({_first_line(error)})"
+    except (ValueError, RuntimeError) as error:
+        late = isinstance(error, jax.errors.JaxRuntimeError)
+        raise (ConnectionError if late else ValueError)(
+            f"the hosts did not meet within {timeout} s ({str(error).strip().splitlines()[0]}): "
+            "start all of them; init_distributed must come once, before anything else of jax; "
+            "outside TPU pods, SLURM and Open MPI say who they are, init_distributed"
+            "('address:port', hosts=…, host=…)"
         ) from None
-    except jax.errors.JaxRuntimeError as error:
-        what = f"{hosts} hosts" if hosts else "the hosts of this job"
-        where = coordinator or "the first of them"
-        raise ConnectionError(
-            f"{what} did not all meet at {where} within {timeout} s: are they all started, and may "
-            f"they reach that port? ({_first_line(error)})"
-        ) from None
-    except RuntimeError as error:
-        # jax has looked for devices already, and now it is too late.
-        raise ValueError(
-            f"init_distributed must come before anything else of jax ({_first_line(error)})"
-        ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

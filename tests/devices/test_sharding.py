@@ -277,7 +277,7 @@ def test_meshes_are_read_and_written():
     [
         (("10.0.0.1:1",), "needs hosts and host too"),
         (("10.0.0.1:1", 2, 2), "host is 2; with 2 hosts they are 0 to 1"),
-        (("localhost:1", 2, 0), "must come before anything else of jax"),
+        (("localhost:1", 2, 0), "before anything else of jax"),
     ],
 )
 def test_hosts_that_cannot_meet_are_refused(arguments, message):
