@@ -321,8 +321,7 @@ def check_vae(config: WanConfig, folder: Path) -> None:
     leaves = checkpoint.stored(folder) if source is None else source.leaves
     if not any(name.startswith("vae.") for name in leaves):
         raise ValueError(
-            f"{folder} has no VAE, which codes pictures and videos; put that of the release beside "
-            "the weights (and convert them together, as docs/vbvr.md says)"
+            f"{folder} has no VAE; put the release's beside the weights (docs/vbvr.md)"
         )
 
 

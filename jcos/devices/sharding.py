@@ -77,10 +77,7 @@ def mesh_shape(sizes: Mapping[str, int], count: int) -> tuple[int, ...]:
     rest = count // known if known > 0 else 0
     shape = tuple(rest if sizes.get(name) == -1 else sizes.get(name, 1) for name in AXES)
     if min(shape) < 1 or math.prod(shape) != count or list(sizes.values()).count(-1) > 1:
-        raise ValueError(
-            f"a mesh {describe(sizes)} does not make up {count} device(s); sizes are at least 1, "
-            "one may be −1 for the rest"
-        )
+        raise ValueError(f"a mesh {describe(sizes)} does not make up {count} device(s)")
     return shape
 
 

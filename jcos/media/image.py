@@ -116,17 +116,13 @@ def frame_size(picture: Picture, rule: Rule, height: int, width: int) -> Size:
 
     Raises ValueError where the frame would have a side without pixels.
     """
-    if min(height, width, *picture.shape) < 1:
-        raise ValueError(
-            f"a frame of {width} × {height} pixels cannot be made of a picture of shape "
-            f"{picture.shape}"
-        )
-    size = rule.size((picture.shape[0], picture.shape[1]), (height, width), rule.multiple)
+    size, shape = (0, 0), (picture.shape[0], picture.shape[1])
+    if min(height, width, *shape) > 0:
+        size = rule.size(shape, (height, width), rule.multiple)
     if min(size) < 1:
         raise ValueError(
-            f"a picture of {picture.shape[1]} × {picture.shape[0]} pixels cannot become a frame of "
-            f"about {width} × {height}: a side would be under {rule.multiple} pixels; crop the "
-            "picture or ask for a larger video"
+            f"a picture of {shape[1]} × {shape[0]} pixels cannot become a frame of about {width} × "
+            f"{height}: a side would be under {rule.multiple} pixels; crop it or ask for more"
         )
     return size
 

@@ -95,8 +95,7 @@ def _counted(array: Array | None, *axes: str) -> Sizes:
         return ()
     if array.ndim != len(axes):
         raise ValueError(
-            f"the probe has an array of shape {array.shape} for {' × '.join(axes)}; stacked probes "
-            "are run by a sweep"
+            f"a probe has {array.shape} for {' × '.join(axes)}; stacks are run by a sweep"
         )
     return tuple(zip(axes, array.shape, strict=True))
 

@@ -211,7 +211,7 @@ def refused(folder: Path) -> str:
 
 def test_what_is_no_release(tmp_path):
     assert refused(tmp_path / "none") == f"{tmp_path / 'none'} is not a folder"
-    assert "is no released checkpoint: it has neither model_index.json" in refused(tmp_path)
+    assert "is no released checkpoint: it has no model_index.json" in refused(tmp_path)
     assert not is_released(tmp_path)
     assert is_released(T2V)
 
