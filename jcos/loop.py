@@ -279,8 +279,8 @@ class Runs(Iterator[State]):
         ValueError where so many runs do not divide over the mesh in use."""
         worlds, plan = len(self.conditions.context), self.plan
         size, guided = (worlds, seeds, *self.conditions.grid), plan.guidance is not None
-        if mesh.in_use():
-            sharding.check_runs(self.model.config.dit, worlds, seeds)
+        sizes = {axis: mesh.devices(axis) for axis in mesh.AXES}
+        sharding.check_runs(sizes, self.model.config.dit.heads, worlds=worlds, seeds=seeds)
         return check_probe(self.probe, self.model.experts[0], plan.steps, size, guided=guided)
 
     def inputs(
