@@ -314,7 +314,7 @@ class Story:
         points = {}
         for word in words:
             one = each.sel(task=self.hero.name, run=word)
-            points[word] = Estimate(*(float(one[f]) for f in ("mean", "low", "high")), n)
+            points[word] = Estimate(float(one["mean"]), float(one["low"]), float(one["high"]), n)
         drawn = plots.paired(points, "fraction solved", zero=False)
         self.figures["ensemble"] = drawn, "Fraction of mazes solved, with 95 % intervals."
         self.sections += [

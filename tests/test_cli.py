@@ -90,6 +90,24 @@ def test_tasks_are_listed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
+def test_search_writes_the_tree_its_cost_and_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s"
+    run("search", "maze", "--seeds", 3, "--steps", 4, "--puzzles", 2, "--out", out)
+    assert "per puzzle 10.0 forwards (one run 4)" in capsys.readouterr().out
+    manifest = json.loads((out / "run.json").read_text())
+    assert manifest["forwards"] == [10, 10]
+    (made,) = manifest["tree"]
+    assert (made["step"], made["judge"]) == (2, "decided")
+    assert made["seeds"] == [[0, 1, 2]] * 2
+    for scores, (kept,) in zip(made["scores"], made["parents"], strict=True):
+        assert kept == int(np.argmax(scores))
+    names = {f"puzzle-{i}.{kind}" for i in range(2) for kind in ("png", "webp")}
+    assert {p.name for p in out.iterdir()} == names | {"run.json"}
+
+
+@pytest.mark.slow
 def test_sample_writes_pictures_arrays_and_manifest(tmp_path: Path) -> None:
     out = tmp_path / "s"
     run("sample", "maze", "--puzzles", 2, "--steps", 3, "--seeds", 0, -1, "--out", out)
@@ -189,6 +207,12 @@ def test_sample_is_deterministic_and_an_intervention_changes_it(tmp_path: Path) 
     [
         (("sample", "mazes"), "there is no task 'mazes'; the tasks are maze, "),
         (("tasks", "--only", "chess"), "there is no task 'chess'"),
+        (
+            ("search", "maze", "--preset", "luck"),
+            "there is no preset 'luck'; the presets are best-of",
+        ),
+        (("search", "maze", "--preset", "tbs"), "a prefix needs a TI2V"),
+        (("search", "maze", "--judge", "mood"), "there is no judge 'mood'"),
         (("sample", "maze", "--steps", 0), "steps is 0"),
         (("sample", "maze", "--puzzles", 0), "at least 1 is needed"),
         (("sample", "maze", "--seeds", 0, 2**64), f"the seed is {2**64}; PyTorch takes"),

@@ -176,7 +176,7 @@ def test_wrong_input_ends_in_one_sentence_and_leaves_nothing(
         (["--mesh", "branch=8"], "2 pass(es) of a step do not divide over the mesh's branch=8"),
         (["--mesh", "branch=2,fsdp=4", "--guidance", 1], "1 pass(es) of a step do not divide"),
         (["--mesh", "seed=8", "--seeds", 0, 1], "2 seed(s) do not divide over the mesh's seed=8"),
-        (["--mesh", "world=8"], "the mesh has world=8, but there is one prompt"),
+        (["--mesh", "world=8"], "a mesh of world=8 for one prompt"),
     ],
 )
 def test_a_mesh_that_a_run_cannot_use_is_refused(

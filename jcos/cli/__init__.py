@@ -20,6 +20,7 @@ FAILURES = (ValueError, IndexError, FloatingPointError, MemoryError, OSError)
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": options.Demo,
     "sample": options.Sample,
+    "search": options.Search,
     "run": options.Run,
     "generate": options.Generate,
     "bench": bench.Bench,

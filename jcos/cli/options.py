@@ -153,6 +153,43 @@ class Sample(Interventions, Command):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Search(Command):
+    """Search along the denoising steps: several seeds begin, the best early estimates go on.
+
+    Writes OUT/puzzle-N.png (rows: every particle's clean estimate at each step where some are
+    chosen, those that go on first; the chosen video; a right answer), OUT/puzzle-N.webp (the chosen
+    video) and OUT/run.json (the tree of who came from whom, and what it cost).
+
+    Examples:
+      jcos search maze7 --preset epbs --seeds 8
+      jcos search maze7 --preset early-failure --seeds 8 --steps 10 --puzzles 16
+      jcos search maze7 --preset best-of --judge oracle --out out/oracle
+    """
+
+    work = "jcos.cli.search:Search"
+
+    task: tyro.conf.Positional[str]
+    """Which task: `jcos tasks` lists them."""
+    preset: str = "epbs"
+    """Which method (docs/search.md): best-of, epbs, latsearch, smc, early-failure, tbs or
+    evosearch."""
+    seeds: int = 8
+    """How many begin; of early-failure how many may be tried."""
+    judge: str = "decided"
+    """Who says what is good: decided, pixels, change, agreement, energy, random, or the oracle."""
+    first_seed: int = 0
+    """The first noise seed; the others follow."""
+    puzzles: int = 4
+    """How many held-out puzzles."""
+    puzzle_seed: int = 0
+    """Which puzzles."""
+    steps: int | None = 10
+    """Denoising steps of a run."""
+    out: OutFolder = Path("out/search")
+    checkpoint: Checkpoint = TINY
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Run(OnMesh, Command):
     """Run an experiment of the paper: a question to a model, its numbers, its figures.
 

@@ -180,7 +180,7 @@ def one_of_each(
 ) -> dict[str, results.Variable]:
     """Return one run of each part: the estimates of its first puzzle that ends solved, or of its
     first. solved [P, K, S], video [P, K, S, F, H, W, 3]."""
-    looked = looked_at(solved.shape[-1])
+    looked = looked_at(solved.shape[-1], 5)
     parts = np.array(samples.coordinates()["part"][1])
     names, firsts = list(dict.fromkeys(parts)), []
     for part in names:

@@ -22,9 +22,13 @@ SHORT = 30
 ESTIMATES = ("value", "mean")
 """Columns of a table that `low` and `high` are the interval of; the first that it has."""
 DATA = (".nc", ".npz", ".safetensors", ".csv", ".json")
-WIDE = 1.9
-"""Figures whose width is so many times their height have a row of their own."""
-ELSEWHERE = ("planes", "title", "lead", "command", "figures", "sections", "unfinished", "question")
+WIDE, COLUMN = 1.9, 500
+"""Figures whose width is so many times their height have a row of their own; so have drawings wider
+than so many points."""
+ELSEWHERE = (
+    *("planes", "title", "question", "lead", "command", "figures", "sections", "unfinished"),
+    "changes",
+)
 """Entries of a manifest that are shown elsewhere on the page."""
 OUTCOMES = ("seconds", "date", "scores", "solved", "rows", "shown_steps", "machine", "device")
 """Entries that are no settings: two runs that are to be compared may differ in them."""
@@ -68,8 +72,9 @@ def facts(found: Results) -> list[str]:
 
 def folder(found: Results, place: Place) -> dict[str, Any]:
     """Return figures, tables, settings and files of a folder."""
-    figures = {}
-    for i, path in enumerate(found.pictures):
+    figures, order = {}, {name: i for i, name in enumerate(found.captions)}
+    ordered = sorted(found.pictures, key=lambda p: order.get(p.stem, len(order)))
+    for i, path in enumerate(ordered):
         if found.runs and path.stem.startswith("puzzle-"):  # their runs are shown
             continue
         try:
@@ -98,7 +103,7 @@ def _figure(path: Path, caption: Any, place: Place, prefix: str) -> dict[str, An
     if path.suffix == ".svg":
         drawn = svg.inline(path, "".join(c for c in prefix if c.isalnum()) + "-", f"Figure: {name}")
         width, height = svg.size_of(path) or (None, None)
-        wide = width is not None and height is not None and width > WIDE * height
+        wide = width is not None and height is not None and width > min(WIDE * height, COLUMN)
         return about | {"svg": drawn, "width": width, "wide": wide, "link": place.link(path)}
     with Image.open(path) as picture:
         width, height = picture.size

@@ -3,7 +3,7 @@ estimates along the steps as films."""
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,10 @@ def plane_of(results: Results, run: int | None = None) -> Plane:
 # ---- runs
 
 
-def plane_png(plane: Plane, every: int | None = None) -> bytes:
+def plane_png(plane: Plane) -> bytes:
     """Return the plane as PNG: a row for each step shown, the final video last; a column for each
     frame."""
-    each = every or (1 if len(plane.x0) <= 12 else EVERY)
+    each = 1 if len(plane.x0) <= 12 else EVERY
     rows = plane.x0[[*range(0, len(plane.x0) - 1, each), -1]]
     if plane.video is not None:
         rows = np.concatenate([rows, plane.video[None]])
@@ -125,10 +125,10 @@ def _csv(chart: Chart) -> str:
     else:
         drawn = chart.drawn()
         table.writerow(["task", "line", drawn["x"], "mean", "low", "high"])
-        for panel, line in _lines(drawn):
-            for label, *point in zip(drawn["labels"], *_points(line), strict=True):
-                table.writerow([panel["task"], line["label"], label, *point])
         for panel in drawn["panels"]:
+            for line in panel["lines"]:
+                for label, *point in zip(drawn["labels"], *_points(line), strict=True):
+                    table.writerow([panel["task"], line["label"], label, *point])
             for level in panel["levels"]:
                 table.writerow([panel["task"], level["label"], "", level["value"], "", ""])
     return out.getvalue()
@@ -139,10 +139,6 @@ def _means(chart: Chart) -> np.ndarray:
     dims = [*chart.labels, *chart.moving]
     values = chart.array.transpose(*dims, ...).values.astype(np.float64)
     return mean(values.reshape(*values.shape[: len(dims)], -1))
-
-
-def _lines(drawn: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    return ((panel, line) for panel in drawn["panels"] for line in panel["lines"])
 
 
 def _points(line: dict[str, Any]) -> list[list[float | None]]:
@@ -164,8 +160,7 @@ def _curves_figure(chart: Chart) -> Figure:
     panels = drawn["panels"]
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    size = 3.2 * columns, 2.3 * rows + 0.4
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=(3.2 * columns, 2.3 * rows + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid[len(panels) :]:
         axes.remove()

@@ -282,6 +282,7 @@ def test_runs_are_listed_and_compared(opened: Callable[..., Page], tmp_path: Pat
         picture(tab, "runs")
         tab.get_by_role("link", name="one").click()
         tab.select_option("#group", "puzzle 0")
+        until(tab, lambda: tab.locator(".pane").count() == 2)
         tab.locator("#runs button").nth(1).click()
         slide(tab, "step", 2)
         slide(tab, "frame", 3)
