@@ -274,42 +274,33 @@ def vae(source: Released, part: str) -> Iterator[Row]:
     yield Row(part, "decode", relative(found, want), 5e-6)
 
 
-def scheduler(steps: int, shift: float) -> Any:
-    made = diffusers.UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
-    )
-    made.set_timesteps(steps)
-    return made
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 
 
 def solvers() -> Iterator[Row]:
     """Compare ten steps of each over a velocity that is a formula: UniPC on the grid of diffusers,
     which has not the others' grids; they are given jcos's."""
-    yield solver("UniPC", Sampling(10, 5.0, "unipc", "diffusers"), scheduler(10, 5.0), 3e-6)
-    settings = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
-    others: dict[Solver, tuple[str, Any]] = {
-        "dpmpp": ("DPM++", diffusers.DPMSolverMultistepScheduler(**settings)),
+    compared: dict[Solver, tuple[str, Any]] = {
+        "unipc": ("UniPC", diffusers.UniPCMultistepScheduler(**FLOW, flow_shift=5.0)),
+        "dpmpp": ("DPM++", diffusers.DPMSolverMultistepScheduler(**FLOW)),
         "euler": ("Euler", diffusers.FlowMatchEulerDiscreteScheduler()),
     }
-    for name, (shown, made) in others.items():
-        sampling = Sampling(10, 5.0, name, "unipc")
+    for solver, (name, made) in compared.items():
+        grid = "diffusers" if solver == "unipc" else "unipc"
+        plan = flow.schedule(Sampling(10, 5.0, solver, grid))
         made.set_timesteps(10)
-        made.sigmas = torch.from_numpy(np.asarray(flow.schedule(sampling).sigmas))
-        yield solver(shown, sampling, made, 3e-6)
-
-
-def solver(name: str, sampling: Sampling, made: Any, allowed: float) -> Row:
-    plan = flow.schedule(sampling)
-    x = torch.from_numpy(numbers(5, 2, 3, 4, 5))
-    state = flow.solver_init(jnp.asarray(x.numpy()))
-    for i, t in enumerate(made.timesteps):
-        sigma = float(plan.sigmas[i])
-        v = 0.3 * x + 0.5 * torch.sin(2 * x + 3 * sigma)
-        x = made.step(v, t, x, return_dict=False)[0]
-        velocity = 0.3 * state.x + 0.5 * jnp.sin(2 * state.x + 3 * sigma)
-        x0 = flow.clean_estimate(state.x, velocity, jnp.float32(sigma))
-        state = flow.solver_step(state, state.x, x0, jnp.asarray(plan.table[i]))
-    return Row("solver", f"{name}, 10 steps", relative(state.x, x), allowed)
+        if grid == "unipc":
+            made.sigmas = torch.from_numpy(np.asarray(plan.sigmas))
+        x = torch.from_numpy(numbers(5, 2, 3, 4, 5))
+        state = flow.solver_init(jnp.asarray(x.numpy()))
+        for i, t in enumerate(made.timesteps):
+            sigma = float(plan.sigmas[i])
+            v = 0.3 * x + 0.5 * torch.sin(2 * x + 3 * sigma)
+            x = made.step(v, t, x, return_dict=False)[0]
+            velocity = 0.3 * state.x + 0.5 * jnp.sin(2 * state.x + 3 * sigma)
+            x0 = flow.clean_estimate(state.x, velocity, jnp.float32(sigma))
+            state = flow.solver_step(state, state.x, x0, jnp.asarray(plan.table[i]))
+        yield Row("solver", f"{name}, 10 steps", relative(state.x, x), 3e-6)
 
 
 def sampling_run(source: Released, pinned: bool) -> Row:
@@ -317,7 +308,9 @@ def sampling_run(source: Released, pinned: bool) -> Row:
     pinned: with a first frame that stays in place, its tokens at timestep 0 (TI2V)."""
     config, cfg, scale = source.config, source.config.dit, 4.0
     settings = Sampling(3, 5.0, "unipc", "diffusers", (scale,) * config.experts)
-    plan, made = flow.plan(settings, config.boundary), scheduler(3, 5.0)
+    plan = flow.plan(settings, config.boundary)
+    made = diffusers.UniPCMultistepScheduler(**FLOW, flow_shift=5.0)
+    made.set_timesteps(3)
     noise = numbers(6, 2, 4, 6, cfg.out_channels)
     extra = numbers(7, 2, 4, 6, cfg.in_channels - cfg.out_channels)
     rows = numbers(8, 2, cfg.text_len, cfg.text_dim)

@@ -25,36 +25,20 @@ Group = dict[str, tuple[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Product:
-    """B A, [out, r] times [r, in], and what multiplies it."""
+class Change:
+    """What is added to a tensor, times `scale`: B A, [out, r] times [r, in], or a tensor as it is.
 
-    down: Tensor
-    up: Tensor
+    tensors: B and A, or the one.
+    """
+
+    tensors: tuple[Tensor, ...]
     scale: float
 
     def __call__(self, shape: tuple[int, ...]) -> np.ndarray:
-        down, up = (a.read().astype(np.float32, copy=False) for a in self.tensors)
-        product = up.reshape(len(up), -1) @ down.reshape(len(down), -1)
-        return np.float32(self.scale) * product.reshape(shape)
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return self.down, self.up
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A tensor that is added as it is."""
-
-    tensor: Tensor
-    scale: float
-
-    def __call__(self, shape: tuple[int, ...]) -> np.ndarray:
-        return np.float32(self.scale) * self.tensor.read().astype(np.float32).reshape(shape)
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.tensor,)
+        total, *down = (a.read().astype(np.float32, copy=False) for a in self.tensors)
+        for a in down:
+            total = total.reshape(len(total), -1) @ a.reshape(len(a), -1)
+        return np.float32(self.scale) * total.reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -68,7 +52,7 @@ class Adapter:
 
     file: Path
     scale: float
-    changes: dict[str, list[Product | Difference]]
+    changes: dict[str, list[Change]]
     used: list[str]
     skipped: list[str]
     unused: list[str]
@@ -112,13 +96,10 @@ def open_adapter(
     file = peft.adapter_file(Path(file))
     keys = tensors_in(file)
     if kind := spelling.other_kind(keys):
-        raise CheckpointError(f"{file} is {kind}; it cannot be merged")
+        raise CheckpointError(f"{file} is a {kind}, no product of two factors: it cannot be merged")
     second = {key for key in keys if spelling.is_of_second_expert(key)}
     if second and second == keys.keys() and expert == 0:
-        raise CheckpointError(
-            f"{file} is of the expert for low noise, as keys such as "
-            f"{shorter(min(second), 100)} say; give it with --lora-low"
-        )
+        raise CheckpointError(f"{file} is of the expert for low noise; give it with --lora-low")
     if second:
         keys = {key: t for key, t in keys.items() if (key in second) == (expert == 1)}
     groups, skipped, unused = _by_target(keys, tensors)
@@ -171,16 +152,16 @@ def _by_target(
 
 def _changes(
     group: Group, shape: tuple[int, ...], scale: float, settings: peft.Settings | None
-) -> list[Product | Difference]:
+) -> list[Change]:
     """What the keys of one tensor add to it; ValueError where their shapes or types do not fit."""
-    changes: list[Product | Difference] = []
+    changes: list[Change] = []
     for kind, (_, tensor) in group.items():
         if kind != "alpha" and tensor.dtype.kind in "iub":
             raise ValueError(f"has integers as its {kind}")
         if kind.startswith("diff"):
             if _without_ones(tensor.shape) != _without_ones(shape):
                 raise ValueError(f"has shape {shape}, its {kind} {tensor.shape}")
-            changes.append(Difference(tensor, scale))
+            changes.append(Change((tensor,), scale))
     if group.keys() & {"A", "B", "alpha"}:
         if not {"A", "B"} <= group.keys():
             raise ValueError(f"has of a pair only {' and '.join(sorted(group))}")
@@ -196,7 +177,7 @@ def _changes(
             factor = settings.factor(key, rank)
         if not math.isfinite(factor):
             raise ValueError(f"has an alpha that is no number: {factor * rank}")
-        changes.append(Product(down, up, scale * factor))
+        changes.append(Change((up, down), scale * factor))
     return changes
 
 

@@ -41,26 +41,21 @@ _IMAGE_ENCODER = re.compile(
     r"(^|[._])(k_img|v_img|norm_k_img|img_emb|add_[kv]_proj|norm_added_k|image_embedder)"
 )
 
-_KINDS = [
-    (r"skip_proj", "a Skip-LoRA, which chains the ranks of its layers and is no change of weights"),
-    (
-        r"dora_scale|lora_magnitude_vector",
-        "a DoRA, which changes the norms of the weights too",
-    ),
-    (r"hada_(w[12](_[ab])?|t[12])", "a LoHa (LyCORIS), which is no product of two factors"),
-    (r"lokr_(w[12](_[ab])?|t[12])", "a LoKr (LyCORIS), which is no product of two factors"),
-    (r"oft_(blocks|diag|r)|boft_[rs]", "an OFT or BOFT, which turns the weights"),
-    (
-        r"(?<!lora_[ab]\.)[ab][12]\.weight|bm[12]\.weight",
-        "a GLoRA (LyCORIS), which multiplies the weights",
-    ),
-    (r"ia3_l|on_input", "an IA3, which multiplies the weights"),
-    (r"lora_mid", "a LoCon with a Tucker core (lora_mid), which is no product of two factors"),
-    (r"vera_(lambda_[bd]|[ab])", "a VeRA, whose factors are made from a random seed"),
-    (r"lora_e|ranknum", "an AdaLoRA, which is no product of two factors"),
-    (r"[wb]_norm", "a set of norms (LyCORIS), which is no LoRA"),
-]
-_ENDS = [(re.compile(rf".*[._]({end})(\.[^.]+)?(\.weight)?"), kind) for end, kind in _KINDS]
+_KINDS = {
+    "Skip-LoRA": r"skip_proj",
+    "DoRA": r"dora_scale|lora_magnitude_vector",
+    "LoHa (LyCORIS)": r"hada_(w[12](_[ab])?|t[12])",
+    "LoKr (LyCORIS)": r"lokr_(w[12](_[ab])?|t[12])",
+    "OFT or BOFT": r"oft_(blocks|diag|r)|boft_[rs]",
+    "GLoRA (LyCORIS)": r"(?<!lora_[ab]\.)[ab][12]\.weight|bm[12]\.weight",
+    "IA3": r"ia3_l|on_input",
+    "LoCon with a Tucker core (lora_mid)": r"lora_mid",
+    "VeRA": r"vera_(lambda_[bd]|[ab])",
+    "AdaLoRA": r"lora_e|ranknum",
+    "set of norms (LyCORIS)": r"[wb]_norm",
+}
+"""Adapters that are no product of two factors, by how their keys end."""
+_ENDS = {k: re.compile(rf".*[._]({end})(\.[^.]+)?(\.weight)?") for k, end in _KINDS.items()}
 
 
 class Key(NamedTuple):
@@ -105,7 +100,7 @@ def is_of_image_encoder(key: str) -> bool:
 def other_kind(keys: Iterable[str]) -> str | None:
     """Return what kind of adapter the keys are of, if it is none that can be merged."""
     lower = [key.lower() for key in keys]
-    return next((kind for end, kind in _ENDS if any(map(end.fullmatch, lower))), None)
+    return next((kind for kind, end in _ENDS.items() if any(map(end.fullmatch, lower))), None)
 
 
 def blocks(names: Iterable[str]) -> int:

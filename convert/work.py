@@ -13,6 +13,7 @@ from typing import Any
 
 from jcos.files import visible, write
 from jcos.weights.checkpoint import CheckpointError
+from jcos.weights.faults import shorter
 
 JOURNAL = "journal.json"
 # What network and user-space file systems answer that have none.
@@ -25,8 +26,8 @@ class Work:
     made from.
 
     One process at a time: a second one is refused; where the disk has no locks, `locked` is false
-    and nothing is. Raises CheckpointError where the folder belongs
-    to a conversion with other settings or of files that have changed since.
+    and nothing is. Raises CheckpointError where the folder belongs to a conversion with other
+    settings or of files that have changed since.
     """
 
     def __init__(self, target: Path, settings: Mapping[str, Any]):
@@ -67,29 +68,24 @@ class Work:
 
         advance: called with numbers of bytes.
         """
-        noted = self._journal.setdefault("sources", {})
-        stats = {name: file.stat() for name, file in files.items()}
-        new = {
-            name: file
-            for name, file in files.items()
-            if noted.get(name, [])[:2] != [stats[name].st_size, stats[name].st_mtime_ns]
-        }
-        for name in files.keys() - new.keys():
-            advance(stats[name].st_size)
+        noted = self._journal.get("sources", {})
+
+        def look(name: str) -> list[Any]:
+            about = files[name].stat()
+            size, changed = about.st_size, about.st_mtime_ns
+            if noted.get(name, [])[:2] == [size, changed]:
+                advance(size)
+                return noted[name]
+            return [size, changed, _sha256(files[name], advance)]
+
         with ThreadPoolExecutor(4) as pool:
-            hashes = pool.map(lambda file: _sha256(file, advance), new.values())
-            found = {name: [*noted.get(name, [])] for name in stats}
-            for name, digest in zip(new, hashes, strict=True):
-                found[name] = [stats[name].st_size, stats[name].st_mtime_ns, digest]
-        if noted:
-            names = {**noted, **found}
-            changed = sorted(n for n in names if noted.get(n, "")[::2] != found.get(n, "")[::2])
-            if changed:
-                more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-                raise CheckpointError(
-                    f"{', '.join(changed[:3])}{more} changed since {self.folder} was begun; remove "
-                    "that folder to start anew"
-                )
+            found = dict(zip(files, pool.map(look, files), strict=True))
+        names = {**noted, **found} if noted else ()
+        if changed := sorted(n for n in names if noted.get(n, "")[::2] != found.get(n, "")[::2]):
+            raise CheckpointError(
+                f"{shorter(', '.join(changed), 200)} changed since {self.folder} was begun; remove "
+                "that folder to start anew"
+            )
         self._journal["sources"] = found
         self._write()
 

@@ -203,10 +203,7 @@ class Sampling:
             unit = 1000 if max(self.sigmas, default=0) > 1 else 1
             levels = [float(sigma) / unit for sigma in self.sigmas or (0,)]
             if not all(1 >= a > b for a, b in zip(levels, [*levels[1:], 0.0], strict=True)):
-                raise ValueError(
-                    f"sigmas are {self.sigmas}; they must descend within (0, 1], or as timesteps "
-                    "within (0, 1000]"
-                )
+                raise ValueError(f"sigmas {self.sigmas} must descend within (0, 1] or (0, 1000]")
             object.__setattr__(self, "sigmas", tuple(levels))
             object.__setattr__(self, "steps", len(levels))
 

@@ -9,6 +9,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
@@ -60,14 +61,8 @@ def check_there(path: Path, kind: str | None = None) -> None:
         raise ValueError(f"{shown(path)} cannot be read: {error.strerror}") from None
 
 
-def check_file(path: Path) -> None:
-    """Check that it is a file that can be read."""
-    check_there(path, "file")
-
-
-def check_folder(path: Path) -> None:
-    """Check that it is a folder whose files can be listed."""
-    check_there(path, "folder")
+check_file, check_folder = partial(check_there, kind="file"), partial(check_there, kind="folder")
+"""Check that it is a file that can be read, a folder whose files can be listed."""
 
 
 def check_new_file(path: Path) -> None:
@@ -83,10 +78,7 @@ def check_new_folder(path: Path, size: int = 0) -> None:
     whole = Path(os.path.abspath(path))
     place = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
     if not place.is_dir():
-        raise ValueError(
-            f"{shown(place)} is a file or a broken link; a folder is needed there: choose another "
-            "path"
-        )
+        raise ValueError(f"{shown(place)} is a file or a broken link; a folder is needed there")
     try:
         with tempfile.TemporaryDirectory(prefix=".jcos-", dir=place) as probe:
             (Path(probe) / whole.relative_to(place)).mkdir(parents=True, exist_ok=True)
@@ -94,8 +86,7 @@ def check_new_folder(path: Path, size: int = 0) -> None:
                 pass
     except OSError as error:
         raise ValueError(
-            f"{shown(path)} cannot be written: {error.strerror} in {shown(place)}; "
-            "choose another path"
+            f"{shown(path)} cannot be written: {error.strerror} in {shown(place)}"
         ) from None
 
 
@@ -155,10 +146,7 @@ def check_python(path: Path) -> None:
     """Check that it is a Python file without mistakes in its syntax; it is not run."""
     check_file(path)
     if path.suffix != ".py":
-        raise ValueError(
-            f"{shown(path)} is no Python file; experiments and arms are described by such files, "
-            "like configs/steps.py"
-        )
+        raise ValueError(f"{shown(path)} is no Python file; give one like configs/steps.py")
     try:
         compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
     except SyntaxError as error:

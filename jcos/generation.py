@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 
 from jcos import loop
 from jcos.config import Sampling
-from jcos.devices import memory, mesh
+from jcos.devices import memory
 from jcos.sampling import flow, trajectory
 from jcos.sampling.checks import check_averages
 from jcos.sampling.noise import seed_numbers
@@ -60,17 +60,17 @@ def generate(
     observed = runs.check(len(numbers))
     check_averages(runs.probe, len(numbers))
     offloaded = memory.waits(model.experts)
-    run = memory.Run(
-        seeds=len(numbers),
-        worlds=len(runs.conditions.context),
+    seeds, worlds = len(numbers), len(runs.conditions.context)
+    knobs = memory.run_knobs(
+        seeds=seeds,
+        worlds=worlds,
         guided=runs.plan.guidance is not None,
         probed=any(leaf.ndim for leaf in observed),
         float32=model.config.numerics.linear == "float32",
-        devices=mesh.devices(*mesh.AXES),
         resident=len(model.experts) > 1 and not offloaded,
     )
-    what = f"{run.seeds} seed(s) of {model.config.name} in {run.worlds} world(s)"
-    with memory.explained(what, memory.run_knobs(run)):
+    what = f"{seeds} seed(s) of {model.config.name} in {worlds} world(s)"
+    with memory.explained(what, knobs):
         if on_step is not None or offloaded:
             runs.begin(numbers, noise)
             trace = _finish(runs, on_step)

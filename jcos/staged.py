@@ -103,10 +103,7 @@ def run(
     sizes = {} if devices is None else devices.shape
     wan.check_mesh(sizes, config, len(seeds))
     if sizes.get(mesh.WORLD, 1) > 1:
-        raise ValueError(
-            f"the mesh has world={sizes[mesh.WORLD]}, but there is one prompt: spread seeds over "
-            "seed"
-        )
+        raise ValueError(f"a mesh of world={sizes[mesh.WORLD]} for one prompt: spread over seed")
     choose(steps, x0, "step")
     if tiles is not None and not isinstance(config.codec, VaeConfig):
         raise ValueError(f"{config.name} has no VAE whose frames could be coded in tiles")

@@ -4,14 +4,13 @@ which reference codes run them."""
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from jcos.config import (
     FLOAT32,
     OFFICIAL,
     Clip,
     DiTConfig,
-    ImageMode,
     Numerics,
     PixelCodec,
     Sampling,
@@ -81,25 +80,12 @@ def _released(
     codec: VaeConfig | None = None,
     steps: int = 50,
     shift: float = 5.0,
-    image: ImageMode = "none",
-    boundary: float | None = None,
-    clip: Clip | None = None,
+    **options: Any,
 ) -> WanConfig:
-    """A release as the original code samples it."""
+    """A release as the original code samples it. options: of `WanConfig`."""
     sampling = Sampling(steps, shift, solver="unipc", grid="unipc", guidance=guidance)
-    codec = codec or vae_2_1()
-    return WanConfig(
-        name,
-        dit,
-        codec,
-        UMT5Config(),
-        sampling,
-        image=image,
-        boundary=boundary,
-        numerics=OFFICIAL,
-        negative=_NEGATIVE,
-        clip=clip or Clip(),
-    )
+    options |= dict(numerics=OFFICIAL, negative=_NEGATIVE)
+    return WanConfig(name, dit, codec or vae_2_1(), UMT5Config(), sampling, **options)
 
 
 def wan22_t2v_a14b() -> WanConfig:

@@ -170,13 +170,8 @@ def check_mesh(sizes: Mapping[str, int], config: WanConfig, seeds: int = 1) -> N
     """Raise ValueError where runs of this model, sampled as its configuration says, cannot be
     spread over a mesh of these sizes."""
     passes = 1 if config.sampling.guidance is None else 2
-    for what, count, axis in (
-        ("pass(es) of a step", passes, mesh.BRANCH),
-        ("seed(s)", seeds, mesh.SEED),
-        ("heads", config.dit.heads, mesh.TENSOR),
-    ):
-        if count % sizes.get(axis, 1):
-            raise ValueError(f"{count} {what} do not divide over the mesh's {axis}={sizes[axis]}")
+    worlds = sizes.get(mesh.WORLD, 1)  # as many as there is room for
+    sharding.check_runs(sizes, config.dit.heads, worlds=worlds, seeds=seeds, passes=passes)
 
 
 def latent_grid(config: WanConfig, frames: int, height: int, width: int) -> tuple[int, int, int]:
@@ -184,8 +179,6 @@ def latent_grid(config: WanConfig, frames: int, height: int, width: int) -> tupl
     of that size."""
     if config.codec is None:
         raise ValueError(f"{config.name} comes without a codec: it has latents, no pixels")
-    if frames < 1:
-        raise ValueError(f"{frames} frames asked for; a video has at least 1")
     along, *strides = config.codec.strides
     check_frames(frames, along)
     for name, size, stride, patch in zip(
@@ -252,13 +245,14 @@ def image_channels(
 
 def read_config(folder: Path | str, profile: Profile | None = None) -> WanConfig:
     """What `load` would load, without its weights."""
-    folder = local_path(folder)
+    return _read(local_path(folder), profile)[0]
+
+
+def _read(folder: Path, profile: Profile | None) -> tuple[WanConfig, Released | None]:
     source = _released(folder)
-    if source is None:
-        config = checkpoint.read_config(checkpoint.read_manifest(folder))
-    else:
-        config = source.config
-    return config if profile is None else with_profile(config, profile)
+    manifest = checkpoint.read_manifest(folder) if source is None else {}
+    config = checkpoint.read_config(manifest) if source is None else source.config
+    return (config if profile is None else with_profile(config, profile)), source
 
 
 def _released(folder: Path) -> Released | None:
@@ -291,8 +285,7 @@ def load(
     saying what would help where a device has too little memory.
     """
     folder = local_path(folder)
-    source = _released(folder)
-    config = read_config(folder, profile)
+    config, source = _read(folder, profile)
     if source is None:
         found, tokens = checkpoint.stored(folder).keys(), folder / "tokenizer"
     else:
@@ -328,8 +321,7 @@ def check_vae(config: WanConfig, folder: Path) -> None:
     leaves = checkpoint.stored(folder) if source is None else source.leaves
     if not any(name.startswith("vae.") for name in leaves):
         raise ValueError(
-            f"{folder} has no VAE, which codes pictures and videos; put that of the release beside "
-            "the weights (and convert them together, as docs/vbvr.md says)"
+            f"{folder} has no VAE; put the release's beside the weights (docs/vbvr.md)"
         )
 
 
@@ -352,19 +344,19 @@ def embedder(
         return {text: encoder.embed(text) for text in prompts}.__getitem__
     lacking = None
     try:
-        _read(TextCache(cache), prompts, config)
+        _embed_all(TextCache(cache), prompts, config)
     except ValueError as error:
         lacking = error
     if anywhere(lacking is not None):
         encoder = load(folder, profile=profile, experts=False, vae=False)
         if isinstance(encoder.text, UMT5):
-            _read(TextCache(cache, encoder.text, encoder.tokenizer), prompts, config)
+            _embed_all(TextCache(cache, encoder.text, encoder.tokenizer), prompts, config)
         elif lacking is not None:
             raise lacking
     return partial(TextCache(cache).embed, length=config.dit.text_len)
 
 
-def _read(cache: TextCache, prompts: Sequence[str], config: WanConfig) -> None:
+def _embed_all(cache: TextCache, prompts: Sequence[str], config: WanConfig) -> None:
     for text in prompts:
         cache.embed(text, config.dit.text_len)
 

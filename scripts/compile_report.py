@@ -32,7 +32,7 @@ from jcos.files import local_path, write
 from jcos.generation import generate_worlds
 from jcos.lab import training
 from jcos.model.vae import Tiles
-from jcos.plan import compiled, costs, forecast, targets
+from jcos.plan import compiled, costs, forecast
 from jcos.plan.costs import Job
 from jcos.plan.forecast import Forecast
 from jcos.plan.machines import GIB, machine
@@ -189,10 +189,8 @@ def learning(mesh: Mesh) -> Iterator[Program]:
 
 
 def programs(tiny: bool) -> str:
-    mesh, job = (
-        sharding.make_mesh({}, targets.described(machine("h200"))),
-        Job(A14B, *SIZES["480p"]),
-    )
+    mesh = sharding.make_mesh({}, compiled.described(machine("h200")))
+    job = Job(A14B, *SIZES["480p"])
     if tiny:
         dit = dataclasses.replace(A14B.dit, dim=256, ffn_dim=256, heads=2, layers=3)
         small = dataclasses.replace(A14B, dit=dit)

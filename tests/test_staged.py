@@ -144,7 +144,7 @@ def test_a_prompt_and_a_picture_become_a_video(
         (["--x0", 2], "step 2 is out of range: there are steps 0 to 1"),
         (["--ensemble-layers", 0], "ensemble-layers averages over seeds; 1 is given"),
         (["--noise-steps", 9], "step 9 is out of range: there are steps 0 to 1"),
-        (["--guidance", 1, 2, 3], "3 guidance scales given; wan2.2-i2v-a14b has 2 expert"),
+        (["--guidance", 1, 2, 3], "guidance has 3 scales; wan2.2-i2v-a14b has 2 expert"),
         (["--noise", "absent.npy"], "absent.npy"),
         (["--noise", "a.npy", "--seeds", 0, 1], "noise from a file is one video's; give one seed"),
         (["--image", "absent.png"], "absent.png"),
@@ -176,7 +176,7 @@ def test_wrong_input_ends_in_one_sentence_and_leaves_nothing(
         (["--mesh", "branch=8"], "2 pass(es) of a step do not divide over the mesh's branch=8"),
         (["--mesh", "branch=2,fsdp=4", "--guidance", 1], "1 pass(es) of a step do not divide"),
         (["--mesh", "seed=8", "--seeds", 0, 1], "2 seed(s) do not divide over the mesh's seed=8"),
-        (["--mesh", "world=8"], "the mesh has world=8, but there is one prompt"),
+        (["--mesh", "world=8"], "a mesh of world=8 for one prompt"),
     ],
 )
 def test_a_mesh_that_a_run_cannot_use_is_refused(

@@ -17,8 +17,9 @@ from jcos.sampling import trajectory
 from jcos.sampling.noise import wan_noise
 from jcos.sampling.probes import Noise
 from jcos.wan import Wan
-from jcos.weights.names import VAE, fill
+from jcos.weights.names import VAE
 from tests.conftest import GOLDEN, load_golden
+from tests.translated import fill
 
 FOLDERS = {"i2v": ("Wan2.2-I2V-A14B", "vae21"), "ti2v": ("Wan2.2-TI2V-5B", "vae22")}
 

@@ -1,9 +1,8 @@
 """What arms are held against: videos of the first frame held, and of the ground truth."""
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -45,22 +44,20 @@ def make(bench: Bench, out: Path, codec: Codec) -> tuple[Path, Path]:
     """
     still, truth = Folder(out / STILL), Folder(out / TRUTH)
     for sample in bench.samples:
-        about = {"digest": sample.digest, **codec._asdict()}
-        if not _is_made(still, sample, about):
-            write_mp4(still.video(sample.name), still_of(sample), codec.fps, crf=codec.crf)
-            still.note(sample.name, "made", about)
         content = sample.truth.read_bytes()
-        about = {"digest": hashlib.sha256(content).hexdigest()}
-        if not _is_made(truth, sample, about):
-            write(truth.video(sample.name), content)
-            truth.note(sample.name, "made", about)
+        for folder, about in (
+            (still, {"digest": sample.digest, **codec._asdict()}),
+            (truth, {"digest": hashlib.sha256(content).hexdigest()}),
+        ):
+            video, made = folder.video(sample.name), folder.about(sample.name, "made")
+            if video.exists() and about.items() <= read_json(made).items():
+                continue
+            if folder is still:
+                write_mp4(video, still_of(sample), codec.fps, crf=codec.crf)
+            else:
+                write(video, content)
+            folder.note(sample.name, "made", about)
     return still.path, truth.path
-
-
-def _is_made(folder: Folder, sample: Sample, about: Mapping[str, Any]) -> bool:
-    """Return whether the video is there, made of what is told."""
-    made = read_json(folder.about(sample.name, "made"))
-    return folder.video(sample.name).exists() and {k: made.get(k) for k in about} == about
 
 
 def still_of(sample: Sample) -> UInt8[np.ndarray, "F H W 3"]:

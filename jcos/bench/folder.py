@@ -8,7 +8,7 @@ Other files beside these are left alone. The scorer names its videos after the s
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,12 +124,14 @@ def read_bench(root: Path, per_task: int | None = None) -> Bench:
     if not any((root / split).is_dir() for split in SPLITS):
         raise ValueError(f"{root} is no benchmark folder: it has neither {' nor '.join(SPLITS)}")
     samples, faults, names = [], {}, []
-    for task in _folders(root, [root / split for split in SPLITS]):
+    for task in visible(root, "*_50/*"):
+        if not task.is_dir() or task.parent.name not in SPLITS:
+            continue
         place = task.relative_to(root).as_posix()
         if (wrong := _misplaced(task)) is not None:
             faults[place] = wrong
             continue
-        inside = [folder.name for folder in _folders(root, [task])]
+        inside = [folder.name for folder in visible(task) if folder.is_dir()]
         numbers = [number for number in inside if SAMPLE.fullmatch(number)]
         for other in sorted(set(inside) - set(numbers)):
             faults[f"{place}/{other}"] = "a sample is named with five digits, 00000"
@@ -159,11 +161,6 @@ def _absent(names: Sequence[str]) -> tuple[str, ...]:
         wanted = [f"{split}/{task}/{i:05d}" for i in range(PER_TASK)]
         lacking += [n for n in wanted if n not in found] if task in tasks else [f"{split}/{task}"]
     return tuple(lacking)
-
-
-def _folders(root: Path, parents: list[Path]) -> Iterator[Path]:
-    for parent in parents:
-        yield from (p for p in visible(parent) if p.is_dir())
 
 
 def _read(name: str, folder: Path) -> Sample:

@@ -114,11 +114,8 @@ def run(
 def check_mesh(sizes: Mapping[str, int], config: WanConfig) -> None:
     """Raise ValueError where a mesh of these sizes has an axis that samples cannot be spread
     over."""
-    if sizes.get(mesh.SEED, 1) > 1:
-        raise ValueError(
-            f"a mesh of seed={sizes[mesh.SEED]} leaves devices idle, because the seeds of a sample "
-            "do not all go on to the end: spread samples over world"
-        )
+    if (seeds := sizes.get(mesh.SEED, 1)) > 1:  # of which not all go on to the end
+        raise ValueError(f"a mesh of seed={seeds} leaves devices idle: spread samples over world")
     wan.check_mesh(sizes, config)
 
 

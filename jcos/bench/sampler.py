@@ -96,37 +96,28 @@ class Sampler:
         is not finite, and MemoryError saying what would help where a device has too little.
         """
         given = jax.tree.map(lambda *a: np.stack(a), *batch, *batch[-1:] * (size - len(batch)))
-        config = self.model.config
-        what = f"{size} sample(s) of {self.arm.ensemble} seed(s) of {config.name}"
-        with sharding.use_mesh(self.devices), memory.explained(what, KNOBS):
-            return self._denoised(given, shape, len(batch), size)
-
-    def _denoised(
-        self, given: Condition, shape: Shape, number: int, size: int
-    ) -> tuple[Float[np.ndarray, "B F h w C"], Float[np.ndarray, "B kept F h w C"]]:
         arm, config = self.arm, self.model.config
+        what = f"{size} sample(s) of {arm.ensemble} seed(s) of {config.name}"
         grid = (*wan.latent_grid(config, *shape), config.dit.out_channels)
         together = arm.together(config)
         seeds = range(arm.seed, arm.seed + (arm.ensemble if together else 1))
         chosen, kept = places(arm.x0, config.sampling.steps, "step"), []
-        runs = loop.steps(
-            self.model,
-            self._spread(given),
-            seeds,
-            probe=arm.probe(config.sampling.steps, grid[0], config.dit.layers, arm.ensemble),
-            sampling=config.sampling,
-        )
-        # Each sample is a world by itself; seeds that are only averaged with go on no longer.
-        for state in runs:
-            trajectory.check_step(state.step, config.sampling.steps, state.trace, every=True)
-            if state.step in chosen:
-                kept.append(np.asarray(state.x0[:, 0]))
-            if state.step + 1 == together:
-                state.keep([0])
-        assert runs.state is not None
-        none = np.zeros((number, 0, *grid), np.float32)
-        x0 = np.stack(kept, axis=1)[:number] if kept else none
-        return np.asarray(runs.state.x)[:number, 0], x0
+        probe = arm.probe(config.sampling.steps, grid[0], config.dit.layers, arm.ensemble)
+        with sharding.use_mesh(self.devices), memory.explained(what, KNOBS):
+            given, sampling = self._spread(given), config.sampling
+            runs = loop.steps(self.model, given, seeds, probe=probe, sampling=sampling)
+            # Each sample is a world by itself; seeds that are only averaged with go on no longer.
+            for state in runs:
+                trajectory.check_step(state.step, sampling.steps, state.trace, every=True)
+                if state.step in chosen:
+                    kept.append(np.asarray(state.x0[:, 0]))
+                if state.step + 1 == together:
+                    state.keep([0])
+            assert runs.state is not None
+            latents = np.asarray(runs.state.x)
+        none = np.zeros((len(batch), 0, *grid), np.float32)
+        x0 = np.stack(kept, axis=1)[: len(batch)] if kept else none
+        return latents[: len(batch), 0], x0
 
     def _spread(self, tree: Any) -> Any:
         """Arrays with a leading axis of samples, on the devices of their worlds."""

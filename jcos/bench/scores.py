@@ -60,10 +60,9 @@ def compare(
     check_room(out)
     scores = score(bench, arms, out, scorer)
     cells, base = table(bench, scores), scores[0]
-    gains = against(bench, scores[1 : len(arms)], base)
-    parts = {arm.arm: {"scores": arm.found, "errors": arm.errors} for arm in scores}
+    gains = table(bench, scores[1 : len(arms)], base)
     makers = {arm.arm: arm.scorer for arm in scores}
-    parts = {name: part | {"scorer": makers[name]} for name, part in parts.items()}
+    parts = {a.arm: {"scores": a.found, "errors": a.errors, "scorer": a.scorer} for a in scores}
     write(out / "scores.json", as_text({"samples": bench.extent, "arms": parts}))
     rows = io.StringIO(newline="")
     lines = csv.writer(rows, lineterminator="\n")
@@ -158,27 +157,16 @@ def over_tasks(values: dict[str, float]) -> Estimate:
     return estimate(scores, UNBOUNDED, groups=task if task.any() else None)
 
 
-def table(bench: Bench, arms: Sequence[Scores]) -> list[Cell]:
-    """Every arm in every group."""
-    cells = []
+def table(bench: Bench, arms: Sequence[Scores], base: Scores | None = None) -> list[Cell]:
+    """Every arm in every group; less `base`, sample by sample, if there is one. official: over
+    samples that both have."""
+    cells, less = [], {} if base is None else base.found
     for scores in arms:
         for group, names in groups(bench.names).items():
-            there = [scores.found[name] for name in names if name in scores.found]
-            official = float(np.mean(there)) if there else float("nan")
-            mean = over_tasks({name: scores.found.get(name, 0.0) for name in names})
-            cells.append(Cell(scores.arm, group, *mean, len(there), official))
-    return cells
-
-
-def against(bench: Bench, arms: Sequence[Scores], base: Scores) -> list[Cell]:
-    """Every arm less another, sample by sample. official: over samples that both have."""
-    cells = []
-    for scores in arms:
-        for group, names in groups(bench.names).items():
-            both = [name for name in names if name in scores.found and name in base.found]
-            gain = {n: scores.found.get(n, 0.0) - base.found.get(n, 0.0) for n in names}
-            official = float(np.mean([gain[name] for name in both])) if both else float("nan")
-            cells.append(Cell(scores.arm, group, *over_tasks(gain), len(both), official))
+            gain = {n: scores.found.get(n, 0.0) - less.get(n, 0.0) for n in names}
+            there = [n for n in names if n in scores.found and (base is None or n in less)]
+            official = float(np.mean([gain[n] for n in there])) if there else float("nan")
+            cells.append(Cell(scores.arm, group, *over_tasks(gain), len(there), official))
     return cells
 
 

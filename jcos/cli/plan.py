@@ -15,7 +15,7 @@ from jcos.devices import sharding
 from jcos.files import write
 from jcos.plan import costs, forecast
 from jcos.plan.costs import Job
-from jcos.plan.forecast import Forecast, Option
+from jcos.plan.forecast import Forecast
 from jcos.plan.machines import GIB, machine
 from jcos.variants import VARIANTS, with_profile
 
@@ -33,12 +33,8 @@ class Plan(options.Plan):
             raise ValueError(f"{self.tries} meshes to try; at least 1 is needed")
         meshes = [sharding.parse_mesh(text) for text in self.mesh]
         tried = meshes or forecast.meshes(job, target)[: self.tries]
-        made: list[Option] = []
-        with console.status("looking at meshes") as status:
-            for option in forecast.options(job, target, tried):
-                made.append(option)
-                status.update(f"{len(made)} of {len(tried)} meshes")
-        result = Forecast(job, target, tuple(made))
+        with console.status(f"looking at {len(tried)} meshes"):
+            result = Forecast(job, target, tuple(forecast.options(job, target, tried)))
         if self.json is not None:
             write(self.json, json.dumps(result.to_json(), indent=1) + "\n")
         _show(result)
@@ -60,19 +56,18 @@ class Plan(options.Plan):
 
 def _show(result: Forecast) -> None:
     job, machine, best = result.job, result.machine, result.best
-    chip, out, share = machine.chip, Console(), costs.step_flops(job) / machine.devices
+    chip, out, flops = machine.chip, Console(), costs.step_flops(job) / 1e12
     out.print(
         f"[bold]{job.config.name}[/bold], {job.frames} frames of {job.width}x{job.height} "
-        f"({job.tokens:,} tokens), {job.seeds} seed{'s' if job.seeds > 1 else ''}, {job.steps} "
-        f"steps of {'two passes' if job.branches == 2 else 'one pass'}, on "
-        f"{machine.name}: {machine.devices} × {chip.memory / GIB:.0f} GiB"
+        f"({job.tokens:,} tokens), seeds: {job.seeds}, {job.steps} steps, passes per step: "
+        f"{job.branches}, on {machine.name}: {machine.devices} × {chip.memory / GIB:.0f} GiB"
     )
     out.print(_table(result))
     for option in result.options:
         if option.trouble:
             out.print(f"{option.mesh} does not run: {option.trouble}")
     out.print(
-        f"{costs.step_flops(job) / 1e12:,.0f} TFLOP per step, {share / 1e12:,.0f} on each device. "
+        f"{flops:,.0f} TFLOP per step, {flops / machine.devices:,.0f} on each device. "
         "At best: the roofline (what takes longest of arithmetic, memory and links). "
         f"Expected: {chip.reached:.0%} of the arithmetic's peak, as {chip.by}."
     )
@@ -84,10 +79,9 @@ def _show(result: Forecast) -> None:
             markup=False,
         )
     if best is None:
-        seeds = "fewer seeds at a time, " if job.seeds > 1 else ""
         out.print(
-            f"None of these fits. What would help, in this order: more devices, {seeds}a smaller "
-            "--size, fewer --frames."
+            "None of these fits. What would help, in this order: more devices, fewer seeds at a "
+            "time, a smaller --size, fewer --frames."
         )
         return
     out.print(f"Recommended: [bold]{best.mesh}[/bold]; its limit is {best.seconds.limit}.")
@@ -98,16 +92,23 @@ def _show(result: Forecast) -> None:
             "host memory, and each comes once per run (--resident of `jcos generate`)."
         )
     if best.compiled:
-        out.print(f"It calls {best.attention} attention.")
-    if best.sent:
         sent = (f"{k} {t.count:,} ({t.bytes / 1e9:.2f} GB)" for k, t in best.sent.items())
-        out.print(f"Per step a device takes part in {', '.join(sent)}.")
+        out.print(
+            f"It calls {best.attention} attention. Per step a device takes part in "
+            f"{', '.join(sent) or 'no exchange'}."
+        )
 
 
 def _table(result: Forecast) -> Table:
     table = Table("mesh", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    heads = ("weights + work\nGiB/device", "sends\nGB/step", "at best\ns/step")
-    for head in (*heads, "expected\ns/step", "expected\nmin/video", "runs"):
+    for head in (
+        "weights + work\nGiB/device",
+        "sends\nGB/step",
+        "at best\ns/step",
+        "expected\ns/step",
+        "expected\nmin/video",
+        "runs",
+    ):
         table.add_column(head, justify="right", no_wrap=True)
     for option in result.options:
         held, step = option.memory, option.seconds.expected

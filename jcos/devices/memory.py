@@ -5,7 +5,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import Sharding
@@ -36,11 +36,6 @@ def claim(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 # ---- where weights lie
-
-
-def in_host(shardings: Mapping[str, Sharding]) -> dict[str, Sharding]:
-    """Return the same slices for the same devices, in the memory of their hosts."""
-    return {path: where.with_memory_kind(HOST) for path, where in shardings.items()}
 
 
 def on_device(weights: M) -> M:
@@ -74,52 +69,49 @@ def waiting(
         limit = None if mesh.in_use() else device_memory()
         total = sum(math.prod(a.shape) * a.dtype.itemsize for a in weights.values())
         resident = limit is None or total <= ROOM * limit
-    return {} if resident else in_host({path: shardings.get(path, first) for path in weights})
+    if resident:
+        return {}
+    return {path: shardings.get(path, first).with_memory_kind(HOST) for path in weights}
 
 
 # ---- when it runs out
 
 
-class Run(NamedTuple):
-    """The size of a run. resident: two or more experts lie on the device together."""
-
-    seeds: int
-    worlds: int
-    guided: bool
-    probed: bool
-    float32: bool
-    devices: int
-    resident: bool = False
+_IN_TURNS = "one expert at a time: load(resident=False), --resident False"
+_NARROW = "weights in bfloat16: profile 'official'"
+_SMALLER = "a smaller or shorter video"
 
 
-def run_knobs(run: Run) -> list[str]:
-    """Return what would make this run smaller, the least change first."""
-    many = run.devices > 1
+def run_knobs(
+    *, seeds: int, worlds: int, guided: bool, probed: bool, float32: bool, resident: bool
+) -> list[str]:
+    """Return what would make a run smaller, the least change first. resident: two or more experts
+    lie on the device together."""
+    many = mesh.devices(*mesh.AXES) > 1
     table = [
-        (run.seeds > 1, f"fewer than {run.seeds} seeds at a time: the same videos, in turns"),
-        (run.worlds > 1, f"fewer than {run.worlds} worlds at a time"),
-        (run.resident, "one expert at a time: load(resident=False), --resident False"),
-        (many and run.guided, "a mesh with branch=2: a device makes one pass of a step's two"),
-        (many, "a mesh with a larger fsdp: weights in thinner slices, fewer tokens per device"),
-        (many, "a mesh with a larger context: fewer tokens per device"),
-        (run.probed, "a probe that observes fewer layers or tokens"),
-        (run.float32, "weights in bfloat16: profile 'official'"),
+        (seeds > 1, f"fewer than {seeds} seeds at a time: the same videos, in turns"),
+        (worlds > 1, f"fewer than {worlds} worlds at a time"),
+        (resident, _IN_TURNS),
+        (many and guided, "a mesh with branch=2: a device makes one pass of a step's two"),
+        (many, "a mesh with a larger fsdp or context: fewer tokens per device"),
+        (probed, "a probe that observes fewer layers or tokens"),
+        (float32, _NARROW),
         (not many, "more devices (`jcos plan` says how many)"),
-        (True, "a smaller or shorter video"),
+        (True, _SMALLER),
     ]
     return [knob for helps, knob in table if helps]
 
 
 LOADING = (
     "no text encoder: embedded prompts, --text-cache",
-    "one expert at a time: load(resident=False), --resident False",
-    "weights in bfloat16: profile 'official'",
+    _IN_TURNS,
+    _NARROW,
     "more devices and a mesh with fsdp (`jcos plan` says how many)",
 )
 CODING = (
     "tiles: encode and decode(tiles=…), --tiles 30 52",
     "a model loaded without its experts or text encoder",
-    "a smaller or shorter video",
+    _SMALLER,
 )
 """What helps where weights, or videos to be coded, are too large: the least change first."""
 
@@ -138,22 +130,16 @@ def explained(what: str, knobs: Sequence[str]) -> Iterator[None]:
 
 def sentence(report: str, what: str, knobs: Sequence[str], limit: int | None) -> str:
     """Return the error of a report of XLA's. limit: bytes of a device, where known."""
-    asked = _bytes(_ASKED, report)
-    limit = _bytes(_LIMIT, report) or limit
-    size = "more memory than there is" if asked is None else f"{asked / GIB:.1f} GiB"
-    there = "" if limit is None else f" of its {limit / GIB:.1f} GiB"
+    asked = _size("allocate|allocating|Used", report) or "more memory than there is"
+    there = _size(r"Used \S+ of", report) or (limit and f"{limit / GIB:.1f} GiB")
+    there = f" of its {there}" if there else ""
     turn = "; ".join(f"({i}) {knob}" for i, knob in enumerate(knobs, 1))
-    return f"{what} asked a device for {size}{there}. What helps, the least change first: {turn}"
+    return f"{what} asked a device for {asked}{there}. What helps, the least change first: {turn}"
 
 
-_SIZE = r"([\d.]*\d) ?([KMGT]?)"
-_ASKED = rf"(?:allocate|allocating|Used) {_SIZE}"
-_LIMIT = rf"Used \S+ of {_SIZE}"
-
-
-def _bytes(pattern: str, report: str) -> int | None:
-    match = re.search(pattern, report)
-    return int(float(match[1]) * _UNITS[match[2]]) if match else None
+def _size(behind: str, report: str) -> str | None:
+    match = re.search(rf"(?:{behind}) ([\d.]*\d) ?([KMGT]?)", report)
+    return match and f"{float(match[1]) * _UNITS[match[2]] / GIB:.1f} GiB"
 
 
 def device_memory() -> int | None:

@@ -17,6 +17,7 @@ The result does not depend on the mesh. Axes (`mesh.AXES`, size 1 where not name
 Which dimension of which weight is cut is a table of paths (`RULES`); modules know nothing of it.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -30,8 +31,7 @@ from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jcos.config import DiTConfig
-from jcos.devices.mesh import AXES, FSDP, SEED, TENSOR, WORLD, devices, in_use
+from jcos.devices.mesh import AXES, BRANCH, FSDP, SEED, TENSOR, WORLD, in_use
 
 M = TypeVar("M")
 
@@ -62,24 +62,38 @@ def make_mesh(sizes: Mapping[str, int] | None = None, machine: Sequence[Any] | N
     sizes: of the axes in `mesh.AXES` that are larger than 1; −1 for one of them: the rest. Raises
     ValueError where an axis is unknown or the sizes do not make up the devices.
     """
-    sizes = dict(sizes or {})
     machine = list(jax.devices() if machine is None else machine)
-    if unknown := sorted(sizes.keys() - set(AXES)):
-        raise ValueError(f"a mesh has no axis {unknown[0]!r}; its axes are {', '.join(AXES)}")
-    if any(size != -1 and size < 1 for size in sizes.values()):
-        raise ValueError(f"sizes of mesh axes are at least 1 (or −1 for the rest): {sizes}")
-    open_axes = [name for name, size in sizes.items() if size == -1]
-    if len(open_axes) > 1:
-        raise ValueError(f"only one axis of a mesh can be −1, not {open_axes}")
-    known = int(np.prod([size for size in sizes.values() if size != -1]))
-    if open_axes and len(machine) % known == 0:
-        sizes[open_axes[0]] = len(machine) // known
-    if int(np.prod(list(sizes.values()))) != len(machine):
-        raise ValueError(f"a mesh {describe(sizes)} does not make up {len(machine)} device(s)")
-    shape = tuple(sizes.get(name, 1) for name in AXES)
+    shape = mesh_shape(sizes or {}, len(machine))
     # Two axes may share one of a slice (a 4 × 4 torus as 2 × 8), which `jax.make_mesh` refuses.
     placed = create_device_mesh(shape, machine, allow_split_physical_axes=True)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_shape(sizes: Mapping[str, int], count: int) -> tuple[int, ...]:
+    """Return the size of every axis of a mesh of `count` devices; arguments, errors as above."""
+    if unknown := sorted(sizes.keys() - set(AXES)):
+        raise ValueError(f"a mesh has no axis {unknown[0]!r}; its axes are {', '.join(AXES)}")
+    known = math.prod(size for size in sizes.values() if size != -1)
+    rest = count // known if known > 0 else 0
+    shape = tuple(rest if sizes.get(name) == -1 else sizes.get(name, 1) for name in AXES)
+    if min(shape) < 1 or math.prod(shape) != count or list(sizes.values()).count(-1) > 1:
+        raise ValueError(f"a mesh {describe(sizes)} does not make up {count} device(s)")
+    return shape
+
+
+def check_runs(
+    sizes: Mapping[str, int], heads: int, *, worlds: int = 1, seeds: int = 1, passes: int = 0
+) -> None:
+    """Raise ValueError where runs of a model with so many heads cannot be spread evenly over a mesh
+    of these sizes. passes: of a step, 0 for any."""
+    for what, count, axis in (
+        ("world(s)", worlds, WORLD),
+        ("seed(s)", seeds, SEED),
+        ("pass(es) of a step", passes, BRANCH),
+        ("heads", heads, TENSOR),
+    ):
+        if count % sizes.get(axis, 1):
+            raise ValueError(f"{count} {what} do not divide over the mesh's {axis}={sizes[axis]}")
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -163,20 +177,6 @@ def place(model: M, mesh: Mesh) -> M:
     )
 
 
-def check_runs(dit: DiTConfig, worlds: int, seeds: int) -> None:
-    """Raise ValueError where the mesh in use cannot spread these runs of this model evenly."""
-    for what, count, axis in (
-        ("worlds", worlds, WORLD),
-        ("seeds", seeds, SEED),
-        ("heads", dit.heads, TENSOR),
-    ):
-        if count % devices(axis):
-            raise ValueError(
-                f"{count} {what} do not divide over the mesh's {axis}={devices(axis)}; "
-                f"choose an axis that divides {count}"
-            )
-
-
 def place_inputs(tree: M, axis: str | None = None) -> M:
     """Spread the leading axis of a run's inputs over an axis of the mesh in use (conditions over
     `world`, keys and noise over `seed`), or put them whole on every device. Every host passes the
@@ -224,8 +224,8 @@ def init_distributed(
     port (`10.0.0.1:1234`), the number of processes, and which of them this is.
     timeout: seconds to wait for the others at the start, and later for a sign of life of each: a
     run that has lost a host then ends on all of them.
-    Raises ValueError where the other hosts are not known, and ConnectionError where they do not all
-    come in time.
+    Raises ValueError where it comes too late or the other hosts are not known, and ConnectionError
+    where they do not all come in time.
     """
     arguments = {"coordinator": coordinator, "hosts": hosts, "host": host}
     missing = [name for name, value in arguments.items() if value is None]
@@ -233,8 +233,6 @@ def init_distributed(
         raise ValueError(f"init_distributed needs {' and '.join(missing)} too, or none of three")
     if hosts is not None and host is not None and not 0 <= host < hosts:
         raise ValueError(f"host is {host}; with {hosts} hosts they are 0 to {hosts - 1}")
-    if jax.distributed.is_initialized():
-        raise ValueError("init_distributed was called before; once is enough")
     try:
         jax.distributed.initialize(
             coordinator,
@@ -244,24 +242,11 @@ def init_distributed(
             heartbeat_timeout_seconds=timeout,
             shutdown_timeout_seconds=timeout,
         )
-    except ValueError as error:
-        raise ValueError(
-            "this is no TPU pod, SLURM or Open MPI job that jax knows: say who the hosts are, "
-            f"init_distributed('address:port', hosts=…, host=…) ({_first_line(error)})"
+    except (ValueError, RuntimeError) as error:
+        late = isinstance(error, jax.errors.JaxRuntimeError)
+        raise (ConnectionError if late else ValueError)(
+            f"the hosts did not meet within {timeout} s ({str(error).strip().splitlines()[0]}): "
+            "start all of them; init_distributed must come once, before anything else of jax; "
+            "outside TPU pods, SLURM and Open MPI say who they are, init_distributed"
+            "('address:port', hosts=…, host=…)"
         ) from None
-    except jax.errors.JaxRuntimeError as error:
-        what = f"{hosts} hosts" if hosts else "the hosts of this job"
-        where = coordinator or "the first of them"
-        raise ConnectionError(
-            f"{what} did not all meet at {where} within {timeout} s: are they all started, and may "
-            f"they reach that port? ({_first_line(error)})"
-        ) from None
-    except RuntimeError as error:
-        # jax has looked for devices already, and now it is too late.
-        raise ValueError(
-            f"init_distributed must come before anything else of jax ({_first_line(error)})"
-        ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -338,6 +338,6 @@ def ensemble_solved(
 ) -> Bool[np.ndarray, "P Q K"]:
     """Return whether each puzzle is solved with each probe by each seed; in an ensemble every seed
     goes on by itself."""
-    latents = play(model, task, puzzles, seeds, probes=probes).latents
-    _, solved = score(model, task, puzzles, latents.swapaxes(0, 1))
+    latents = play(model, puzzles, seeds, probes=probes).latents
+    _, solved = score(model, puzzles, latents.swapaxes(0, 1))
     return solved

@@ -140,8 +140,7 @@ def write_mp4(
     frames, height, width = video.shape[:3]
     if min(video.shape) < 1 or height % 2 or width % 2:
         raise ValueError(
-            f"{frames} frames of {width} × {height} pixels make no MP4, which needs frames with "
-            "even sides; crop them, or double them with formats.upscale"
+            f"{frames} frames of {width} × {height} pixels make no MP4: crop it to even sides"
         )
     if not (0 < fps < math.inf and 1 <= crf <= 51):
         raise ValueError(f"fps is {fps} and crf {crf}; they are positive, and from 1 to 51")

@@ -97,14 +97,10 @@ def rule_for(config: WanConfig, profile: Profile | None = None) -> Rule:
 
     Raises ValueError for models that take no picture, or take it as it is (the small model).
     """
-    if config.image == "none":
-        raise ValueError(f"{config.name} makes videos of a text alone; it takes no picture")
     if not isinstance(config.codec, VaeConfig) or config.image not in _OF_MODEL:
-        clip = config.clip
-        raise ValueError(
-            f"{config.name} takes a picture of {clip.width} × {clip.height} pixels as it is; "
-            "no rule is needed to prepare it"
-        )
+        taken = f"one of {config.clip.width} × {config.clip.height} pixels as it is"
+        taken = "none" if config.image == "none" else taken
+        raise ValueError(f"no rule prepares a picture for {config.name}: it takes {taken}")
     size, resize = _OF_PROFILE.get(profile or "official", _OF_MODEL[config.image])
     return Rule(size, resize, config.codec.strides[1] * config.dit.patch[1])
 
@@ -120,17 +116,13 @@ def frame_size(picture: Picture, rule: Rule, height: int, width: int) -> Size:
 
     Raises ValueError where the frame would have a side without pixels.
     """
-    if min(height, width, *picture.shape) < 1:
-        raise ValueError(
-            f"a frame of {width} × {height} pixels cannot be made of a picture of shape "
-            f"{picture.shape}"
-        )
-    size = rule.size((picture.shape[0], picture.shape[1]), (height, width), rule.multiple)
+    size, shape = (0, 0), (picture.shape[0], picture.shape[1])
+    if min(height, width, *shape) > 0:
+        size = rule.size(shape, (height, width), rule.multiple)
     if min(size) < 1:
         raise ValueError(
-            f"a picture of {picture.shape[1]} × {picture.shape[0]} pixels cannot become a frame of "
-            f"about {width} × {height}: a side would be under {rule.multiple} pixels; crop the "
-            "picture or ask for a larger video"
+            f"a picture of {shape[1]} × {shape[0]} pixels cannot become a frame of about {width} × "
+            f"{height}: a side would be under {rule.multiple} pixels; crop it or ask for more"
         )
     return size
 

@@ -240,7 +240,9 @@ class DiT(nnx.Module):
                 jnp.dtype(self.numerics.residual)
             )
             t = t if clean is None else jnp.stack([t, jnp.zeros_like(t)])
-            e = self.time_embedding(time_features(self._rounded(t), cfg.freq_dim))
+            # Rounded to the time embedding's data type: bfloat16 makes 999 a 1000.
+            t = rounded(jnp.atleast_1d(t).astype(jnp.float32), self.numerics.time)
+            e = self.time_embedding(time_features(t, cfg.freq_dim))
             time = rearrange(self.time_projection(jax.nn.silu(e)), "t (six d) -> t six d", six=6)
             text = self.text_embedding(
                 jnp.pad(context, ((0, cfg.text_len - context.shape[0]), (0, 0)))
@@ -273,10 +275,6 @@ class DiT(nnx.Module):
             # Patches are small enough to be gathered.
             patches = mesh.constrain(self.head(x, e, clean), mesh.SEQUENCE)
             return self.unpatchify(patches[:n], grid), chosen.observation(buffers, stacked)
-
-    def _rounded(self, t: Float[Array, "..."]) -> Float[Array, " T"]:
-        """Round timesteps to the time embedding's data type: bfloat16 makes 999 a 1000."""
-        return rounded(jnp.atleast_1d(t).astype(jnp.float32), self.numerics.time)
 
     def patchify(self, latents: Float[Array, "F H W C"]) -> Float[Array, "N P"]:
         """Return patches as rows, channel slowest within a patch (as the original's Conv3d weights

@@ -27,10 +27,12 @@ class Slots:
 
     def empty(self) -> list[Any]:
         """Return buffers of nan, or of 0 for integers."""
-        return [
-            None if layers is None else _empty(layers, leaf)
-            for layers, leaf in zip(self.chosen, self.leaves, strict=True)
-        ]
+        buffers = []
+        for layers, leaf in zip(self.chosen, self.leaves, strict=True):
+            fill = jnp.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0
+            shape = None if layers is None else (len(layers), *leaf.shape)
+            buffers.append(shape and jnp.full(shape, fill, leaf.dtype))
+        return buffers
 
     def put(
         self, buffers: list[Any], observation: Any, layer: Int[Array, ""]
@@ -46,11 +48,6 @@ class Slots:
         rows = zip(buffers, stacked, self.chosen, strict=True)
         parts = [leaf if at is None else _in_order(buffer, at) for buffer, leaf, at in rows]
         return self.tree.unflatten(parts)
-
-
-def _empty(layers: Int[Array, " l"], leaf: jax.ShapeDtypeStruct) -> Shaped[Array, "l ..."]:
-    fill = jnp.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0
-    return jnp.full((len(layers), *leaf.shape), fill, leaf.dtype)
 
 
 def _put(

@@ -196,10 +196,7 @@ def embed(model: UMT5, tokenizer: Tokenizer, prompt: str, length: int = 512) -> 
     """
     ids, mask = tokenizer(prompt, length)
     if ids.max() >= model.cfg.vocabulary:
-        raise ValueError(
-            f"the tokenizer gives token {ids.max()}, the text encoder has {model.cfg.vocabulary}: "
-            "they are not of one model"
-        )
+        raise ValueError(f"token {ids.max()} is beyond the text encoder's {model.cfg.vocabulary}")
     return _encode(model, jnp.asarray(ids), jnp.asarray(mask))
 
 
@@ -228,8 +225,7 @@ def read_prompt(text: str, folder: Path = Path()) -> str | Float[np.ndarray, "_ 
         raise ValueError(f"{shown(file)} holds no embedded prompt: {error}") from None
     if rows.ndim != 2 or rows.dtype.kind != "f":
         raise ValueError(
-            f"{shown(file)} holds no embedded prompt: its shape is {rows.shape}, of {rows.dtype}; "
-            "it is [L, width], of floats"
+            f"{shown(file)} holds {rows.dtype} {rows.shape}, no embedded prompt: floats [L, width]"
         )
     return rows
 

@@ -81,16 +81,10 @@ class Vae(nnx.Module):
         along, *strides = self.cfg.strides
         frames, height, width, colours = video.shape
         if frames < 1 or colours != 3:
-            raise ValueError(
-                f"the video has shape {video.shape}; a VAE encodes at least 1 frame of 3 colours, "
-                "[F, H, W, 3]"
-            )
+            raise ValueError(f"a VAE encodes 1 or more frames [F, H, W, 3], not {video.shape}")
         for name, size, stride in zip(("height", "width"), (height, width), strides, strict=True):
             if size < 1 or size % stride:
-                raise ValueError(
-                    f"the {name} is {size} pixels; this VAE needs a multiple of {stride}: crop or "
-                    "resize the video"
-                )
+                raise ValueError(f"the {name} is {size} pixels; a VAE needs a multiple of {stride}")
         video = video[: frames - (frames - 1) % along].astype(jnp.float32)
         return _code(self._encode, video, along, tiles, (strides[0], 1), whole)
 
@@ -110,8 +104,7 @@ class Vae(nnx.Module):
         channels = self.cfg.channels
         if latents.shape[-1] != channels or not latents.size:
             raise ValueError(
-                f"the latents have shape {latents.shape}; this VAE decodes at least 1 frame and "
-                f"cell of {channels} channels, [f, h, w, {channels}]"
+                f"this VAE decodes 1 or more cells [f, h, w, {channels}], not {latents.shape}"
             )
         scales = (1, self.cfg.strides[1])
         video = _code(self._decode, latents.astype(jnp.float32), 1, tiles, scales, whole)

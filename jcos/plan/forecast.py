@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any
 
 from jcos.devices import memory, sharding
-from jcos.devices.mesh import AXES
 from jcos.generation import generate_worlds
-from jcos.plan import compiled, costs, targets
+from jcos.plan import compiled, costs
 from jcos.plan.costs import Job, Memory, Seconds, Sizes
 from jcos.plan.hlo import Traffic, collectives
 from jcos.plan.machines import GIB, Machine
+from jcos.wan import check_mesh
 
 ROOM = 0.9
 """Share of the memory that a calculation may fill: what it leaves out (the framework, fragments)
@@ -47,6 +47,19 @@ class Option:
     def mesh(self) -> str:
         where = sharding.describe(self.sizes) if self.sizes else "one device"
         return where if self.resident else f"{where}, in turns"
+
+    def to_json(self, steps: float) -> dict[str, Any]:
+        """Return everything; steps: that one video takes of those that all seeds make."""
+        roofline, expected = self.seconds.roofline, self.seconds.expected
+        return dataclasses.asdict(self) | {
+            "mesh": self.mesh,
+            "total_bytes": None if self.memory is None else self.memory.total,
+            "limit": self.seconds.limit,
+            "roofline_seconds_per_step": roofline,
+            "expected_seconds_per_step": expected,
+            "roofline_seconds_per_video": roofline * steps,
+            "expected_seconds_per_video": expected * steps,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,45 +96,29 @@ class Forecast:
             "forward_flops": costs.forward_flops(job.config.dit, job.tokens),
             "step_flops": costs.step_flops(job),
             "recommended": None if best is None else dict(best.sizes),
-            "options": [self._option_json(option) for option in self.options],
+            "options": [option.to_json(job.steps / job.seeds) for option in self.options],
         }
-
-    def _option_json(self, option: Option) -> dict[str, Any]:
-        videos = self.job.steps / self.job.seeds
-        times = {"roofline": option.seconds.roofline, "expected": option.seconds.expected}
-        return (
-            dataclasses.asdict(option)
-            | {
-                "mesh": option.mesh,
-                "total_bytes": None if option.memory is None else option.memory.total,
-                "limit": option.seconds.limit,
-            }
-            | {f"{name}_seconds_per_step": step for name, step in times.items()}
-            | {f"{name}_seconds_per_video": step * videos for name, step in times.items()}
-        )
 
 
 def meshes(job: Job, machine: Machine) -> list[Sizes]:
     """Return meshes worth trying, the most promising by calculation first: those that fit, by the
-    time of a step whose links and arithmetic do not overlap, then those that send and hold less."""
-    named = ("seed", "branch", "context", "fsdp")
-    every = (
-        (seed, branch, machine.devices // (seed * branch * fsdp), fsdp)
-        for seed, branch in itertools.product(_divisors(job.seeds), _divisors(job.branches))
-        if machine.devices % (seed * branch) == 0
-        for fsdp in _divisors(machine.devices // (seed * branch))
-    )
-    every_mesh = [
-        {name: n for name, n in zip(named, sizes, strict=True) if n > 1} for sizes in every
-    ]
+    time of a step whose links and arithmetic do not overlap, then those that hold less."""
+    count, every = machine.devices, []
+    divisors = map(_divisors, (job.seeds, job.branches, count))
+    for seed, branch, fsdp in itertools.product(*divisors):
+        if count % (seed * branch * fsdp) == 0:
+            context = count // (seed * branch * fsdp)
+            sizes = {"seed": seed, "branch": branch, "context": context, "fsdp": fsdp}
+            every.append({name: n for name, n in sizes.items() if n > 1})
 
     def rank(sizes: Sizes) -> tuple[float, ...]:
         option = calculated(job, machine, sizes)
-        held = option.memory.total if option.memory else math.inf
+        assert option.memory is not None
+        held = option.memory.total
         unfit = max(0.0, held - ROOM * machine.chip.memory)
         return unfit, round(option.seconds.compute + option.seconds.links, 4), held
 
-    return sorted(every_mesh, key=rank)
+    return sorted(every, key=rank)
 
 
 def _divisors(n: int) -> list[int]:
@@ -136,25 +133,15 @@ def options(job: Job, machine: Machine, tried: Sequence[Sizes]) -> Iterator[Opti
     """
     make: Callable[[Job, Machine, Sizes], Option] = calculated
     for sizes in tried:
-        _check(job, machine, sizes)
-    if targets.installed(machine):
-        make = partial(_compiled, devices=targets.described(machine))
+        sharding.mesh_shape(sizes, machine.devices)
+        check_mesh(sizes, job.config, job.seeds)
+    if compiled.installed(machine):
+        make = partial(_compiled, devices=compiled.described(machine))
     for sizes in tried:
         option = make(job, machine, sizes)
         yield option
         if option.trouble and job.config.experts > 1:
             yield dataclasses.replace(make(costs.in_turns(job), machine, sizes), resident=False)
-
-
-def _check(job: Job, machine: Machine, sizes: Sizes) -> None:
-    """As `sharding.make_mesh`, for devices that are not even described."""
-    if unknown := sorted(sizes.keys() - set(AXES)):
-        raise ValueError(f"a mesh has no axis {unknown[0]!r}; its axes are {', '.join(AXES)}")
-    if math.prod(sizes.values()) != machine.devices or min(sizes.values(), default=1) < 1:
-        shown = sharding.describe(sizes)
-        raise ValueError(f"a mesh {shown} does not make up {machine.devices} device(s)")
-    if job.seeds % sizes.get("seed", 1):
-        raise ValueError(f"{job.seeds} seeds do not divide over the mesh's seed={sizes['seed']}")
 
 
 def calculated(job: Job, machine: Machine, sizes: Sizes) -> Option:
@@ -171,7 +158,7 @@ def _compiled(job: Job, machine: Machine, sizes: Sizes, devices: Sequence[Any]) 
     try:
         taken = compiled.arguments(job, mesh)
         held, text = compiled.compile_for(mesh, generate_worlds, *taken)
-    except compiled.DoesNotFit as refusal:
+    except MemoryError as refusal:
         guess = calculated(job, machine, sizes)
         return dataclasses.replace(guess, compiled=True, memory=None, trouble=str(refusal))
     sent = {

@@ -53,7 +53,11 @@ def collectives(text: str) -> dict[str, Traffic]:
         if not match or (chain and chain[1] in chains):
             continue
         chains |= {chain[1]} if chain else set()
-        sizes = _sizes(match[1])
+        # Of every array in a shape as the program writes it, `(f32[2,3]{1,0}, bf16[8])`.
+        sizes = [
+            math.prod(map(int, filter(None, dims.split(",")))) * int(bits or 8) / 8
+            for bits, dims in _SHAPE.findall(match[1])
+        ]
         # An asynchronous start names its input beside its result: the larger is meant.
         size = max(sizes, default=0.0) if match[3] else sum(sizes)
         counts[match[2]] += times
@@ -93,14 +97,6 @@ def _trips(bodies: Mapping[str, Sequence[str]], condition: str, line: str) -> in
         return int(known[1])
     inside = (line for line, _ in _run(bodies, condition, 1))
     return max((int(n) for line in inside for n in _CONSTANT.findall(line)), default=1)
-
-
-def _sizes(shapes: str) -> list[float]:
-    """Bytes of every array in a shape as the program writes it, `(f32[2,3]{1,0}, bf16[8])`."""
-    return [
-        math.prod(map(int, filter(None, dims.split(",")))) * int(bits or 8) / 8
-        for bits, dims in _SHAPE.findall(shapes)
-    ]
 
 
 def _group(line: str) -> int:

@@ -71,8 +71,7 @@ class Machine:
     def link(self) -> float:
         """Bytes per second that a device sends to others; between hosts of GPUs as if all went that
         way."""
-        alone = self.platform == "tpu" or self.devices <= HOST
-        return self.chip.link if alone else NETWORK
+        return self.chip.link if self.chip.axes or self.devices <= HOST else NETWORK
 
     @property
     def name(self) -> str:
@@ -80,47 +79,39 @@ class Machine:
         return f"{kind}{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
 
+_SLICES: dict[str, tuple[int, ...]] = {
+    f"{kind}-{2**n}": (2 ** (n // 2), 2 ** ((n + 1) // 2))
+    for kind in ("v5e", "v6e")
+    for n in (0, *range(2, 9))
+}
+_SLICES |= {f"v5p-{2**n}": tuple(2 ** ((n + i) // 3) for i in (-1, 0, 1)) for n in range(4, 11)}
+_SLICES["v5p-8"] = (2, 2, 1)
+"""Shapes of slices that are sold by their number of chips (v5p: cores, two per chip)."""
 _SOLD = [
-    *(f"{kind}-{2**n}" for kind in ("v5e", "v6e") for n in (0, 2, 3, 4, 5, 6, 7, 8)),
-    *(f"v5p-{2**n}" for n in range(3, 11)),
+    *_SLICES,
     *(f"{kind}:{n}" for kind in ("h100", "h200") for n in (1, 2, 4, 8, 16)),
     *("v5e:2x4", "v5p:2x2x4", "v6e:2x4"),
 ]
-"""Names to propose where one is none; a slice of v5p counts two cores for a chip."""
+"""Names to propose where one is none."""
 
 
 def machine(name: str) -> Machine:
     """Return the machine of a name: `v5p:2x2x4` (a torus of chips), `v5p-32`, `v6e-8`, `h200:8`.
 
-    Raises ValueError where there is none, naming the nearest.
+    Raises ValueError where there is none, naming the nearest, or its hosts would not be whole.
     """
     asked = name.strip().lower().removeprefix("tpu-").replace("litepod", "e").removeprefix("gpu:")
-    kind, sign, size = re.fullmatch(r"(\w*)([:-]?)(.*)", asked, re.DOTALL).groups()  # type: ignore
-    chip, sold = CHIPS.get(kind), sign == "-"
-    sizes = r"\d+(x\d+)+" if chip and chip.axes and not sold else r"\d+"
-    if chip and not chip.axes and not sign:
-        size = "1"
-    shape = tuple(map(int, size.split("x"))) if re.fullmatch(sizes, size) else ()
-    if chip and chip.axes and sold and shape:
-        shape = _slice(chip, *shape)
+    kind = re.split("[:-]", asked)[0]
+    chip, shape = CHIPS.get(kind), _SLICES.get(asked, ())
+    size = r":\d+(x\d+)+" if chip and chip.axes else r"([:-]\d+)?"
+    if re.fullmatch(size, asked.removeprefix(kind)):
+        shape = tuple(map(int, re.findall(r"\d+", asked.removeprefix(kind)))) or (1,)
     if not chip or not shape or ("gpu:" in name.lower() and chip.axes):
         near = difflib.get_close_matches(asked, _SOLD, 3, 0.0)
         raise ValueError(f"there is no machine {name!r}; the nearest are {', '.join(near)}")
-    if min(shape) < 1:
-        raise ValueError(f"{name} has no device")
-    if len(shape) != max(chip.axes, 1):
-        raise ValueError(f"a {kind} slice has {chip.axes} axes, {name} has {len(shape)}")
     # Four chips share a host, 2 × 2; single chips are rented out of such hosts.
-    if chip.axes and math.prod(shape) > 1 and (shape[0] % 2 or shape[1] % 2):
-        raise ValueError(f"{name} is not made of whole hosts: its first two sizes must be even")
+    odd = chip.axes and math.prod(shape) > 1 and any(n % 2 for n in shape[:2])
+    if len(shape) != max(chip.axes, 1) or min(shape) < 1 or odd:
+        want = f"{chip.axes} axes, the first two even" if chip.axes else "at least 1 device"
+        raise ValueError(f"{name} is not made of whole hosts of {kind}: give {want}")
     return Machine(chip, shape)
-
-
-def _slice(chip: Chip, size: int) -> tuple[int, ...]:
-    """The shape of a slice that is sold by its number of chips (v5p: cores); empty for none."""
-    if f"{chip.name}-{size}" not in _SOLD:
-        return ()
-    power = size.bit_length() - (1 if chip.axes == 2 else 2)
-    each, more = divmod(power, chip.axes)
-    shape = [2 ** (each + (axis >= chip.axes - more)) for axis in range(chip.axes)]
-    return tuple(shape if each else reversed(shape))

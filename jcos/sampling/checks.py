@@ -37,11 +37,8 @@ NAMES = {"frame": "latent frames", "block": "layers"} | {
     name: f"{name}s" for name in ("layer", "step", "head", "token", "seed", "world")
 }
 """Axes by the names of fields."""
-RETURNS = {
-    "on_latents": ("latent",),
-    "on_block": ("tokens", "observation"),
-    "on_estimate": ("clean estimate", "observation"),
-}
+RETURNS = {"on_latents": "latent", "on_block": "tokens", "on_estimate": "clean estimate"}
+"""The first thing that methods return; all but `on_latents` an observation too."""
 UNKNOWN = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -263,17 +260,14 @@ def _call(probe: Probe, hook: str, site: Site, *values: Any) -> Any:
     if hook == "on_step":
         return _shapes(name, out)
     *_, first = values
-    names = RETURNS[hook]
-    want = f"{names[0]} {_describe(first)}"
-    if len(names) == 1:
-        main, observation = out, ()
-    elif isinstance(out, tuple | list) and len(out) == 2:
-        main, observation = out
-    else:
+    want = f"{RETURNS[hook]} {_describe(first)}"
+    pair = (out, ()) if hook == "on_latents" else out
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise ValueError(
             f"{name} returned {_describe(out)}; expected two things: {want}, and an observation "
             "(`()` for none)"
         )
+    main, observation = pair
     if not hasattr(main, "dtype") or (main.shape, main.dtype) != (first.shape, first.dtype):
         raise ValueError(f"{name} returned {_describe(main)}; expected {want}")
     return _shapes(name, observation)

@@ -4,7 +4,7 @@ import math
 import operator
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import SupportsIndex
 
@@ -138,18 +138,18 @@ def _words(twister: np.random.RandomState, count: int) -> UInt32[np.ndarray, " N
 
 
 def _read(path: Path) -> np.ndarray:
-    """Return the array of a file; ValueError where there is none."""
-    if path.suffix == ".safetensors":
-        tensors = tensors_in(path)
-        return tensors[_only(path, tensors)].read()
-    if path.suffix not in (".npy", ".npz"):
-        raise ValueError(f"{path} holds no noise; files that can are .npy, .npz and .safetensors")
-    arrays = _numpy(path)
-    return arrays[_only(path, arrays)]
+    """Return the only array of a file, or `noise` of several; ValueError where there is none."""
+    arrays = tensors_in(path) if path.suffix == ".safetensors" else _numpy(path)
+    if "noise" not in arrays and len(arrays) != 1:
+        raise ValueError(f"{path} holds {', '.join(arrays) or 'nothing'}; name the array noise")
+    array = arrays["noise"] if "noise" in arrays else next(iter(arrays.values()))
+    return array if isinstance(array, np.ndarray) else array.read()
 
 
 def _numpy(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of a file of NumPy's by name, a single one as `noise`."""
+    if path.suffix not in (".npy", ".npz"):
+        raise ValueError(f"{path} holds no noise; files that can are .npy, .npz and .safetensors")
     try:
         with path.open("rb") as file:
             arrays = np.load(file, allow_pickle=False)
@@ -158,11 +158,3 @@ def _numpy(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is missing; noise was to be read from it") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         raise ValueError(f"{path} is damaged, or holds something else than numbers") from None
-
-
-def _only(path: Path, arrays: Mapping[str, object]) -> str:
-    """Return the name of the only array, or `noise` of several."""
-    names = list(arrays)
-    if "noise" not in names and len(names) != 1:
-        raise ValueError(f"{path} holds {', '.join(names) or 'nothing'}; name the array noise")
-    return "noise" if "noise" in names else names[0]

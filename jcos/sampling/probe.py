@@ -171,7 +171,4 @@ def _check_name(cls: type, name: str) -> None:
     """Raise TypeError where a name is nearly that of a method that a run calls."""
     near = difflib.get_close_matches(name.lower(), HOOKS, 1, 0.0 if name.startswith("on_") else 0.8)
     if near:
-        raise TypeError(
-            f"{cls.__name__}.{name} would never be called: a probe has {', '.join(HOOKS)}. "
-            f"Is {near[0]} meant?"
-        )
+        raise TypeError(f"{cls.__name__}.{name} would never be called: is {near[0]} meant?")

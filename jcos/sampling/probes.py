@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jcos.sampling.interventions import places
 from jcos.sampling.probe import Change, Latents, Probe, Site, Sizes, Tokens
 
 
@@ -85,12 +86,7 @@ def chain(*probes: Probe) -> Chain:
 def choose(size: int, chosen: Iterable[int], what: str) -> Bool[np.ndarray, " size"]:
     """Return a mask with the chosen entries on; IndexError naming `what` where one is out of
     range."""
-    mask = np.zeros(size, bool)
-    for i in chosen:
-        if not 0 <= i < size:
-            raise IndexError(f"{what} {i} is out of range: there are {what}s 0 to {size - 1}")
-        mask[i] = True
-    return mask
+    return np.isin(np.arange(size), places([int(i) for i in chosen], size, what))
 
 
 def _counted(array: Array | None, *axes: str) -> Sizes:
@@ -99,8 +95,7 @@ def _counted(array: Array | None, *axes: str) -> Sizes:
         return ()
     if array.ndim != len(axes):
         raise ValueError(
-            f"the probe has an array of shape {array.shape} for {' × '.join(axes)}; stacked probes "
-            "are run by a sweep"
+            f"a probe has {array.shape} for {' × '.join(axes)}; stacks are run by a sweep"
         )
     return tuple(zip(axes, array.shape, strict=True))
 

@@ -49,8 +49,7 @@ def check_name(path: Path) -> None:
         str(path).encode()
     except UnicodeEncodeError:
         raise CheckpointError(
-            f"{readable(path)} has bytes in its name that are not UTF-8, with which weights can "
-            "be neither written nor read; give it, or a link to it, another name"
+            f"{readable(path)} has bytes in its name that are not UTF-8; give it another name"
         ) from None
 
 

@@ -45,8 +45,7 @@ def recognise(folder: Path) -> Layout:
         raise CheckpointError(f"{folder} is not a folder")
     if not is_released(folder):
         raise CheckpointError(
-            f"{folder} is no released checkpoint: it has neither {_INDEX} (layout of diffusers) "
-            f"nor config.json or {_EXPERTS[0]} (the original layout)"
+            f"{folder} is no released checkpoint: it has no {_INDEX}, config.json or {_EXPERTS[0]}"
         )
     if not (folder / _INDEX).exists():
         return Layout(_original(folder), {}, folder / "google" / "umt5-xxl")

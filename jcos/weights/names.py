@@ -14,11 +14,10 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from jcos.weights.checkpoint import CheckpointError, with_leaves
+from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.faults import listed, shorter
 from jcos.weights.tensors import empty
 
-M = TypeVar("M")
 T = TypeVar("T")
 
 
@@ -151,23 +150,6 @@ def place(
         stacked = -1 not in layers
         leaves[path] = Leaf(sources, stacked, (len(layers), *shape) if stacked else shape)
     return leaves, sorted(faults)
-
-
-def translate(tensors: Mapping[str, np.ndarray], table: Sequence[Row]) -> dict[str, np.ndarray]:
-    """Return tensors by jcos path, layers stacked. Raises CheckpointError naming all that `place`
-    finds wrong."""
-    placed, faults = place({name: tensor.shape for name, tensor in tensors.items()}, table)
-    if faults:
-        raise CheckpointError(listed(f"{len(faults)} tensors cannot be placed", faults))
-    return {
-        path: leaf.build(tensors.__getitem__, tensors[leaf.sources[0][0]].dtype)
-        for path, leaf in placed.items()
-    }
-
-
-def fill(model: M, tensors: Mapping[str, np.ndarray], table: Sequence[Row]) -> M:
-    """Return `model` (real or abstract) with the weights of `tensors`."""
-    return with_leaves(model, translate(tensors, table))
 
 
 # ---- names of diffusers and transformers, turned into those of the original

@@ -1,10 +1,8 @@
 """Released checkpoints as they are published: which model a folder holds, and where each of its
 leaves lies.
 
-Two layouts are read: the original's (an expert's shards beside its `config.json`, VAE and text
-encoder as `.pth`) and that of diffusers (`transformer`, `transformer_2`, `vae`, `text_encoder`).
-Opening a folder reads headers only; `load_released` and the converter read the tensors, one at a
-time.
+Opening a folder (`layouts`) reads headers only; `load_released` and the converter read the
+tensors, one at a time.
 """
 
 import dataclasses

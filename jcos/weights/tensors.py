@@ -217,8 +217,7 @@ class _Unpickler(pickle.Unpickler):
 def _torch(path: Path) -> dict[str, Tensor]:
     if not zipfile.is_zipfile(path):
         raise CheckpointError(
-            f"{path} is truncated, or not in the format that torch.save has written since PyTorch "
-            "1.6; get it again, or load it there and save it as safetensors"
+            f"{path} is truncated, or older than PyTorch 1.6; get it again, or as safetensors"
         )
     try:
         with zipfile.ZipFile(path) as archive:

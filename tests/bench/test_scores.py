@@ -56,7 +56,7 @@ def test_arms_are_compared_sample_by_sample() -> None:
     """A gain that is the same everywhere has the spread of its size, however samples differ."""
     base = arm("base", 0.0, 0.2, 0.4, 0.6, 0.8, 0.1)
     better = arm("better", *(v + 0.1 for v in base.found.values()))
-    for cell in scores.against(BENCH, [better], base):
+    for cell in scores.table(BENCH, [better], base):
         assert cell.mean == pytest.approx(0.1)
         assert cell.low < 0.1 < cell.high
         assert cell.high - cell.mean == pytest.approx(cell.mean - cell.low)

@@ -15,11 +15,12 @@ from flax import nnx
 from convert.lora import open_adapter
 from jcos.model.dit import DiT
 from jcos.weights.checkpoint import CheckpointError
-from jcos.weights.names import DIT, fill
+from jcos.weights.names import DIT
 from jcos.weights.released import open_released
 from jcos.weights.tensors import Tensor, tensors_in
 from tests.conftest import GOLDEN, load_golden, load_release
 from tests.releases import in_full
+from tests.translated import fill
 
 DIFFSYNTH, KOHYA, LIGHTX2V = (
     GOLDEN / "lora" / f"{name}_high_noise_lora.safetensors"

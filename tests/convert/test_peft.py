@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from convert.lora import Adapter, Product, open_adapter
+from convert.lora import Adapter, open_adapter
 from jcos.weights.checkpoint import CheckpointError
 from tests.conftest import GOLDEN
 from tests.convert.test_lora import PEFT, expert
@@ -36,7 +36,7 @@ def scales(adapter: Adapter) -> dict[str, float]:
     """What B A is multiplied by, by the tensor."""
     assert {len(changes) for changes in adapter.changes.values()} == {1}
     found = {name: changes[0] for name, changes in adapter.changes.items()}
-    return {name: p.scale for name, p in found.items() if isinstance(p, Product)}
+    return {name: p.scale for name, p in found.items() if len(p.tensors) == 2}
 
 
 def opened(file: Path, scale: float = 1.0, expert_number: int = 0) -> Adapter:

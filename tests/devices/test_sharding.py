@@ -255,7 +255,7 @@ def test_every_leaf_of_a_block_that_has_a_rule_exists():
         ({"batch": 1}, "no axis 'batch'; its axes are world, seed"),
         ({"seed": 2}, r"seed=2 does not make up 1 device"),
         ({"seed": 0}, "at least 1"),
-        ({"seed": -1, "context": -1}, "only one axis"),
+        ({"seed": -1, "context": -1}, "does not make up 1 device"),
     ],
 )
 def test_meshes_that_cannot_be_are_refused(sizes, message):
@@ -277,7 +277,7 @@ def test_meshes_are_read_and_written():
     [
         (("10.0.0.1:1",), "needs hosts and host too"),
         (("10.0.0.1:1", 2, 2), "host is 2; with 2 hosts they are 0 to 1"),
-        (("localhost:1", 2, 0), "must come before anything else of jax"),
+        (("localhost:1", 2, 0), "before anything else of jax"),
     ],
 )
 def test_hosts_that_cannot_meet_are_refused(arguments, message):

@@ -145,12 +145,12 @@ def test_models_have_the_rule_of_their_code(
 
 @pytest.mark.parametrize("config", [wan22_t2v_a14b(), wan21_t2v_1_3b()])
 def test_a_text_model_has_no_rule(config):
-    with pytest.raises(ValueError, match="of a text alone; it takes no picture"):
+    with pytest.raises(ValueError, match="it takes none"):
         image.rule_for(config)
 
 
 def test_the_small_model_takes_pictures_as_they_are():
-    with pytest.raises(ValueError, match="jcos-tiny takes a picture of 20 × 20 pixels as it is"):
+    with pytest.raises(ValueError, match="jcos-tiny: it takes one of 20 × 20 pixels as it is"):
         image.rule_for(toy())
 
 
@@ -182,9 +182,9 @@ def test_a_picture_too_long_is_refused(config, shape):
 
 def test_sizes_without_pixels_are_refused():
     rule = image.rule_for(wan22_i2v_a14b())
-    with pytest.raises(ValueError, match=r"0 × 480 pixels cannot be made"):
+    with pytest.raises(ValueError, match="a frame of about 0 × 480"):
         image.prepare(PICTURE, rule, 480, 0)
-    with pytest.raises(ValueError, match=r"of a picture of shape \(0, 7, 3\)"):
+    with pytest.raises(ValueError, match="a picture of 7 × 0 pixels"):
         image.prepare(PICTURE[:0], rule, 480, 832)
     down = image.rule_for(wan22_i2v_a14b(), "diffusers")
     with pytest.raises(ValueError, match="a side would be under 16 pixels"):

@@ -16,8 +16,9 @@ from jcos.model.causal import averaged, duplicated
 from jcos.model.vae import Tiles, Vae, decode_pixels, encode_pixels
 from jcos.variants import vae_2_1, vae_2_2
 from jcos.weights.checkpoint import CheckpointError, leaves, parameter_count
-from jcos.weights.names import VAE, fill, translate
+from jcos.weights.names import VAE
 from tests.conftest import load_golden
+from tests.translated import fill, translate
 
 # ---- the pixel codec
 
@@ -428,21 +429,21 @@ def test_impossible_tiles_are_refused(size, overlap):
     [
         (
             (0, 32, 32, 3),
-            r"^the video has shape \(0, 32, 32, 3\); a VAE encodes at least 1 frame of 3",
+            r"1 or more frames .* not \(0, 32, 32, 3\)$",
         ),
         (
             (1, 32, 32, 4),
-            r"^the video has shape \(1, 32, 32, 4\); a VAE encodes at least 1 frame of 3",
+            r"1 or more frames .* not \(1, 32, 32, 4\)$",
         ),
         (
             (1, 36, 32, 3),
-            r"^the height is 36 pixels; this VAE needs a multiple of 16: crop or resize",
+            r"^the height is 36 pixels; a VAE needs a multiple of 16$",
         ),
         (
             (1, 32, 40, 3),
-            r"^the width is 40 pixels; this VAE needs a multiple of 16: crop or resize",
+            r"^the width is 40 pixels; a VAE needs a multiple of 16$",
         ),
-        ((1, 32, 0, 3), r"^the width is 0 pixels; this VAE needs a multiple of 16: crop or resize"),
+        ((1, 32, 0, 3), r"^the width is 0 pixels; a VAE needs a multiple of 16$"),
     ],
 )
 def test_videos_that_cannot_be_encoded_are_refused(shape, message):
@@ -452,6 +453,6 @@ def test_videos_that_cannot_be_encoded_are_refused(shape, message):
 
 @pytest.mark.parametrize("shape", [(0, 2, 2, 16), (1, 2, 0, 16), (1, 2, 2, 48)])
 def test_latents_that_cannot_be_decoded_are_refused(shape):
-    message = r"this VAE decodes at least 1 frame and cell of 16 channels, \[f, h, w, 16\]$"
+    message = r"this VAE decodes 1 or more cells \[f, h, w, 16\], not"
     with pytest.raises(ValueError, match=message):
         original("21").decode(jnp.zeros(shape))

@@ -18,12 +18,11 @@ from jcos.weights.names import (
     VAE_2_1_OF_DIFFUSERS,
     VAE_2_2_OF_DIFFUSERS,
     Row,
-    fill,
     original_name,
     place,
-    translate,
 )
 from tests.conftest import GOLDEN, RELEASES, load_release
+from tests.translated import fill, translate
 
 CONFIG = DiTConfig(
     dim=8,

@@ -19,10 +19,11 @@ from jcos.model.dit import DiT
 from jcos.variants import vae_2_1, vae_2_2, wan21_t2v_1_3b, wan22_i2v_a14b, wan22_ti2v_5b
 from jcos.weights.checkpoint import CheckpointError, leaves
 from jcos.weights.layouts import is_released
-from jcos.weights.names import DIT, UMT5, VAE, translate
+from jcos.weights.names import DIT, UMT5, VAE
 from jcos.weights.released import load_released, open_released, part_of
 from tests.conftest import GOLDEN, load_golden, load_release
 from tests.releases import as_diffusers, in_full
+from tests.translated import translate
 
 I2V, TI2V, T2V = (
     GOLDEN / "ckpt" / name for name in ("Wan2.2-I2V-A14B", "Wan2.2-TI2V-5B", "Wan2.1-T2V-1.3B")
@@ -210,7 +211,7 @@ def refused(folder: Path) -> str:
 
 def test_what_is_no_release(tmp_path):
     assert refused(tmp_path / "none") == f"{tmp_path / 'none'} is not a folder"
-    assert "is no released checkpoint: it has neither model_index.json" in refused(tmp_path)
+    assert "is no released checkpoint: it has no model_index.json" in refused(tmp_path)
     assert not is_released(tmp_path)
     assert is_released(T2V)
 
