@@ -33,7 +33,7 @@ def adapter_file(path: Path) -> Path:
     files = files or visible(path, "*.safetensors")
     if len(files) != 1:
         raise CheckpointError(
-            f"{path} is a folder with {len(files)} safetensors files; name the LoRA file itself"
+            f"{path} has {len(files)} safetensors files; name the LoRA file itself"
         )
     return files[0]
 

@@ -136,9 +136,7 @@ class State:
     def _take(self, chosen: list[int], keys: Key[Array, " K"]) -> "State":
         count = len(self.seeds)
         if self.runs.state is not self:
-            raise ValueError(
-                f"step {self.step} is over: only the latest state can be cut or copied"
-            )
+            raise ValueError(f"step {self.step} is over: only the latest can be cut or copied")
         if not chosen or not all(0 <= i < count for i in chosen):
             raise ValueError(f"runs {chosen} of {count} were chosen; they are 0 to {count - 1}")
         where = np.array(chosen)

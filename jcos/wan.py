@@ -320,9 +320,7 @@ def check_vae(config: WanConfig, folder: Path) -> None:
     source = _released(folder)
     leaves = checkpoint.stored(folder) if source is None else source.leaves
     if not any(name.startswith("vae.") for name in leaves):
-        raise ValueError(
-            f"{folder} has no VAE; put the release's beside the weights (docs/vbvr.md)"
-        )
+        raise ValueError(f"{folder} has no VAE; put the release's by the weights (docs/vbvr.md)")
 
 
 def embedder(

@@ -57,9 +57,7 @@ def contact_sheet(
     larger; the gaps are transparent.
     """
     if gap < 0 or gap % 2:
-        raise ValueError(
-            f"the gap of a contact sheet is {gap}; it must be an even number of pixels"
-        )
+        raise ValueError(f"the gap of a contact sheet is {gap}; it must be an even number")
     steps, frames = rows.shape[:2]
     big = upscale(rows, scale)
     height, width = big.shape[2:4]

@@ -227,13 +227,9 @@ class DiT(nnx.Module):
         cfg = self.cfg
         grid = cfg.tokens(*latents.shape[:3])
         if latents.shape[-1] != cfg.in_channels:
-            raise ValueError(
-                f"latents have {latents.shape[-1]} channels; this model takes {cfg.in_channels}"
-            )
+            raise ValueError(f"latents have {latents.shape[-1]} channels, not {cfg.in_channels}")
         if context.shape[0] > cfg.text_len:
-            raise ValueError(
-                f"the prompt has {context.shape[0]} rows; this model takes at most {cfg.text_len}"
-            )
+            raise ValueError(f"the prompt has {context.shape[0]} rows, more than {cfg.text_len}")
 
         with jax.named_scope("embed"):
             x = self.patch_embedding(self.patchify(latents)).astype(

@@ -51,9 +51,7 @@ def word_ids(cfg: Words, prompt: str, length: int) -> Int[np.ndarray, " L"]:
     unknown = sorted(set(words) - set(cfg.vocabulary))
     if unknown:
         known = ", ".join(sorted(cfg.vocabulary))
-        raise ValueError(
-            f"the model does not know the word(s) {', '.join(unknown)}; it knows: {known}"
-        )
+        raise ValueError(f"the model does not know {', '.join(unknown)}; it knows: {known}")
     if len(words) > length:
         raise ValueError(f"the prompt has {len(words)} words; this model reads at most {length}")
     ids = [cfg.vocabulary.index(word) for word in words]
@@ -254,9 +252,7 @@ class TextCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             write(file, json.dumps(self.encoder, indent=1), shared=True)
         elif _read_encoder(file) != self.encoder:
-            raise ValueError(
-                f"{self.folder} has the prompts of another text encoder; use another folder"
-            )
+            raise ValueError(f"{self.folder} is of another text encoder; use another folder")
 
     def embed(self, prompt: str, length: int = 512) -> Rows:
         """Embed a prompt as the function `embed`, but computed only if it is not in the folder; a
@@ -329,7 +325,5 @@ def _read_rows(file: Path, key: str) -> tuple[np.ndarray, int]:
         if about["key"] != key or about["sha256"] != _digest(_content(rows)):
             raise KeyError
     except (safetensors.SafetensorError, KeyError, ValueError):
-        raise ValueError(
-            f"{file} is damaged, or not an embedded prompt of this folder; remove it"
-        ) from None
+        raise ValueError(f"{file} is damaged, or not of this folder; remove it") from None
     return rows, tokens

@@ -103,9 +103,7 @@ class Vae(nnx.Module):
         """
         channels = self.cfg.channels
         if latents.shape[-1] != channels or not latents.size:
-            raise ValueError(
-                f"this VAE decodes 1 or more cells [f, h, w, {channels}], not {latents.shape}"
-            )
+            raise ValueError(f"a VAE decodes 1 or more cells […, {channels}], not {latents.shape}")
         scales = (1, self.cfg.strides[1])
         video = _code(self._decode, latents.astype(jnp.float32), 1, tiles, scales, whole)
         return jnp.clip(video, -1, 1) if clamp else video

@@ -94,9 +94,7 @@ def _counted(array: Array | None, *axes: str) -> Sizes:
     if array is None:
         return ()
     if array.ndim != len(axes):
-        raise ValueError(
-            f"a probe has {array.shape} for {' × '.join(axes)}; stacks are run by a sweep"
-        )
+        raise ValueError(f"a probe has {array.shape} for {' × '.join(axes)}; a sweep runs stacks")
     return tuple(zip(axes, array.shape, strict=True))
 
 

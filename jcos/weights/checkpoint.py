@@ -195,16 +195,12 @@ def _parse(folder: Path) -> dict[str, Any]:
         if not sizes:
             raise ValueError
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise CheckpointError(
-            f"{folder} is not a checkpoint folder: it has no {MANIFEST}"
-        ) from None
+        raise CheckpointError(f"{folder} is not a checkpoint folder: it lacks {MANIFEST}") from None
     except (ValueError, KeyError, TypeError):
         raise _damaged(folder) from None
     if manifest.get("format") not in FORMATS:
         known = " and ".join(map(str, FORMATS))
-        raise CheckpointError(
-            f"{folder} has format {manifest.get('format')}, this version of jcos reads {known}"
-        )
+        raise CheckpointError(f"{folder} has format {manifest.get('format')}; known are {known}")
     return manifest
 
 
@@ -216,9 +212,7 @@ def read_config(manifest: Mapping[str, Any]) -> WanConfig:
     try:
         return from_json(manifest["config"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"the checkpoint's configuration is not one this version reads: {error}"
-        ) from None
+        raise CheckpointError(f"the checkpoint's configuration cannot be read: {error}") from None
 
 
 def stored(folder: Path) -> dict[str, jax.ShapeDtypeStruct]:

@@ -242,9 +242,7 @@ def _dit_config(config: Mapping[str, Any], tensors: Tensors) -> DiTConfig:
     if kind not in _TYPES or cls not in ("WanModel", "WanTransformer3DModel"):
         raise ValueError(f"it is a {cls} of type {kind}; models of type {', '.join(_TYPES)} can be")
     if any("img_emb" in name or "k_img" in name or "add_k_proj" in name for name in tensors):
-        raise ValueError(
-            "it is Wan2.1's image-to-video model, whose image encoder is not supported"
-        )
+        raise ValueError("it is Wan2.1's image-to-video model, whose image encoder is unsupported")
     names = _SIZES if cls == "WanModel" else _SIZES_OF_DIFFUSERS
     wrong = [name for name in names.values() if not isinstance(config.get(name), int | float)]
     if wrong:

@@ -109,9 +109,7 @@ def tensors_in(path: Path) -> dict[str, Tensor]:
 def check_fetched(path: Path) -> None:
     """Raise CheckpointError where a file is what Git LFS left in its place."""
     if path.is_file() and is_lfs_pointer(path):
-        raise CheckpointError(
-            f"{path} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
-        )
+        raise CheckpointError(f"{path} is a Git LFS pointer; fetch it with `git lfs pull`")
 
 
 def metadata_of(path: Path) -> dict[str, str]:
@@ -140,9 +138,7 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path} is no safetensors file: its header is damaged") from None
     end = max((t.offset + t.nbytes for t in found.values()), default=start)
     if size < end:
-        raise CheckpointError(
-            f"{path} is truncated: {size} bytes, the header speaks of {end}; get it again"
-        )
+        raise CheckpointError(f"{path} is truncated: {size} bytes, the header speaks of {end}")
     return found, metadata
 
 
@@ -216,9 +212,7 @@ class _Unpickler(pickle.Unpickler):
 
 def _torch(path: Path) -> dict[str, Tensor]:
     if not zipfile.is_zipfile(path):
-        raise CheckpointError(
-            f"{path} is truncated, or older than PyTorch 1.6; get it again, or as safetensors"
-        )
+        raise CheckpointError(f"{path} is truncated, or older than PyTorch 1.6; get it again")
     try:
         with zipfile.ZipFile(path) as archive:
             (root,) = [name for name in archive.namelist() if name.endswith("data.pkl")]
