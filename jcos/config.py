@@ -92,8 +92,7 @@ class DiTConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PixelCodec:
-    """An exact, weightless codec: colours normalised, `stride` × `stride` pixels folded into
-    channels."""
+    """An exact codec: colours normalised, `stride` × `stride` pixels folded into channels."""
 
     stride: int = 2
     mean: float = 0.55
@@ -244,8 +243,8 @@ class WanConfig:
 
     @property
     def noise(self) -> Literal["torch", "jax"]:
-        """The generator of a seed's first noise: PyTorch's for Wan's models, whose reference codes
-        all use it, jax's for others."""
+        """The generator of first noise: PyTorch's for Wan's models, as reference codes; else
+        jax's."""
         return "torch" if isinstance(self.codec, VaeConfig) else "jax"
 
     @property

@@ -116,8 +116,7 @@ class GatedMLP(nnx.Module):
 
 
 class EncoderBlock(nnx.Module):
-    """Attention and feed-forward, each normed before and added; unlike T5's, every block has a
-    position bias of its own."""
+    """Attention and feed-forward, normed before and added; each block has a position bias."""
 
     def __init__(self, cfg: UMT5Config, dtype: str, rngs: nnx.Rngs):
         self.norm1, self.norm2 = RMSNorm(cfg.dim, cfg.eps), RMSNorm(cfg.dim, cfg.eps)
@@ -161,8 +160,7 @@ class UMT5(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, ids: Int[Array, " L"], mask: Bool[Array, " L"]) -> Rows:
-        """A row per token, in `dtype`. mask: False for padding, which no token attends to; the rows
-        of padding itself mean nothing."""
+        """A row per token, in `dtype`. mask: False for padding, whose rows mean nothing."""
         cfg, places = self.cfg, np.arange(len(ids))
         buckets = jnp.asarray(
             relative_buckets(places[None] - places[:, None], cfg.buckets, cfg.max_distance)

@@ -19,8 +19,7 @@ from jcos.model.causal import Decoder, Encoder, Frames, Layer, Past
 
 
 def encode_pixels(codec: PixelCodec, video: UInt8[Array, "F H W 3"]) -> Float[Array, "F h w C"]:
-    """Return normalised colours with `stride` × `stride` pixels folded into channels. No time is
-    folded: T = F."""
+    """Return normalised colours with `stride` × `stride` pixels folded into channels."""
     z = (video.astype(jnp.float32) / 255 - codec.mean) / codec.std
     return rearrange(z, "f (h a) (w b) c -> f h w (a b c)", a=codec.stride, b=codec.stride)
 

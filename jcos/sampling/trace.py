@@ -35,8 +35,7 @@ class Trace(NamedTuple):
 
     @classmethod
     def load(cls, folder: Path | str) -> "Trace":
-        """Return what `save` wrote, as numpy arrays. Raises CheckpointError where the folder is no
-        trace, or not whole."""
+        """Return what `save` wrote, as numpy arrays; CheckpointError where it is not whole."""
         tree, about = arrays.load(folder)
         if about.get("kind") != "Trace":
             raise CheckpointError(f"{folder} holds arrays, but no trace")

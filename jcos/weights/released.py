@@ -300,8 +300,7 @@ def _text_config(tensors: Tensors) -> UMT5Config:
 
 
 def _fit(part: str, tensors: Tensors, config: WanConfig, faults: list[str]) -> dict[str, Leaf]:
-    """The leaves that the tensors make, as far as they have a place, compared with those of the
-    model."""
+    """The leaves that the tensors make, compared with those of the model."""
     table: list[Row] = DIT if _is_dit(part) else VAE if part == "vae" else UMT5
     placed, wrong = place({name: t.shape for name, t in tensors.items()}, table)
     faults += [f"{part}.{fault}" for fault in [*wrong, *misfits(_shapes(part, config), placed)]]

@@ -62,8 +62,7 @@ class Tensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
-        """Return the values, in memory of their own. CheckpointError where the file has become
-        shorter."""
+        """Return a copy of the values. CheckpointError where the file has become shorter."""
         strides = self.strides
         flat = empty(self.shape if strides is None else (_extent(self.shape, strides),), self.dtype)
         with self.file.open("rb") as file:
@@ -85,8 +84,7 @@ def check_finite(array: np.ndarray, what: str) -> None:
 
 
 def empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
-    """Return an uninitialised array on a 64-byte boundary, which jax on a CPU takes without copying
-    it."""
+    """Return an empty array on a 64-byte boundary, which jax on a CPU takes without a copy."""
     size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
@@ -157,8 +155,7 @@ def _from_header(path: Path, name: str, start: int, entry: Mapping[str, Any]) ->
 
 
 class _Storage(NamedTuple):
-    """Where the values of a torch storage lie in its file: bytes from the start, and how many
-    elements."""
+    """Where a torch storage lies in its file: bytes from the start, and how many elements."""
 
     dtype: np.dtype
     offset: int
