@@ -28,8 +28,7 @@ SCORES = 2**28
 """Most scores, of all heads and all problems that are `side_by_side`, that the reference holds at a
 time; above, it takes the queries in blocks."""
 TILE = 1024, 1024, 512
-"""Of splash attention: queries, keys, keys at a time. At 75,000 tokens its defaults are too
-much."""
+"""Splash attention's queries, keys, keys at a time; its defaults fail at 75,000 tokens."""
 
 
 class Problem(NamedTuple):
