@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # `_PLACES` for type checkers
     from jcos.devices.sharding import use_mesh as use_mesh
     from jcos.generation import generate as generate
     from jcos.generation import generate_side_by_side as generate_side_by_side
+    from jcos.lab import measures as measures
+    from jcos.lab import search as search
     from jcos.lab import tasks as tasks
     from jcos.loop import State as State
     from jcos.loop import steps as steps
@@ -49,6 +51,8 @@ _PLACES = {
     "config": ("DiTConfig", "Numerics", "Sampling", "WanConfig"),
     "devices.sharding": ("init_distributed", "make_mesh", "parse_mesh", "to_host", "use_mesh"),
     "generation": ("generate", "generate_side_by_side"),
+    "lab.measures": ("measures",),
+    "lab.search": ("search",),
     "lab.tasks": ("tasks",),
     "loop": ("State", "steps"),
     "sampling.probe": ("Probe", "Site"),

@@ -1,248 +1,425 @@
-"""`jcos demo`: the phenomena of the paper on the shipped model, as one page, in about a minute.
+"""`jcos demo`: the phenomena of the paper on the shipped model, as a folder of results with a page.
 
-Deterministic: the puzzles, the noise and therefore every number follow from fixed seeds.
+Deterministic: the puzzles, the noise and therefore every number follow from fixed seeds. The page
+is written after each part, so that the first maze can be looked at while the rest is at work.
 """
 
-import datetime as dt
-import platform
+import dataclasses
 import time
-from collections.abc import Iterator, Sequence
-from importlib import metadata
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import UInt8
+import xarray as xr
+from jaxtyping import Array, Float, UInt8
+from matplotlib.figure import Figure
 
-from jcos.experiments.ensemble import ensemble_solved
-from jcos.experiments.noise import noise_scores
+from jcos import files, runs
+from jcos.experiments import plots
+from jcos.experiments.answers import answers_of, blend, shares
+from jcos.experiments.noise import score_others
 from jcos.experiments.sweeps import held_out
-from jcos.experiments.watching import Watch, masses, routes, watch
-from jcos.lab.measures import GAINS, estimate
-from jcos.lab.tasks import TASKS, Puzzle, Task
-from jcos.report.demo import Comparison, Curve, Demo, Example
-from jcos.report.figures import layers_of, order_of
-from jcos.report.page import write_demo
-from jcos.report.plane import Line, Look, Plane, sigma_line
+from jcos.lab import results
+from jcos.lab.batches import BATCH, Batches, Row
+from jcos.lab.measures import Estimate
+from jcos.lab.tasks import TASKS, Puzzle
+from jcos.report import explorer
+from jcos.report.plane import MASS, Line, Look, Plane, answer_lines, sigma_line, telling
 from jcos.sampling import flow
-from jcos.sampling.probes import SeedEnsemble
+from jcos.sampling.probe import Probe
+from jcos.sampling.probes import Noise, SeedEnsemble
 from jcos.wan import Wan
 
 SHOWN = (0, 2, 5, 8, 12, 16, 20, 25, 30, 40, 49)
-"""Denoising steps of 50 whose clean estimates are shown and judged."""
+"""Denoising steps of 50 whose clean estimates are judged."""
 NOISED = (0, 5, 10, 15, 20, 25, 30, 40)
 """Denoising steps at which noise is put in."""
-ROUTES = 4
-"""The maze at the top has at most this many shortest routes, so that its chart can be read."""
-
-
-class Progress(NamedTuple):
-    """What is going on, how many parts are done, and of how many."""
-
-    what: str
-    done: int
-    total: int
-
-
-PARTS = (
-    "following routes",
-    *(f"watching {name}" for name in TASKS),
-    "noise at a step, noise in a frame",
-    "averaging seeds",
-    "the page",
-)
+ROUTES = 8
+"""The most right answers of a puzzle whose masses are measured, so that all share a program."""
+PARTS = ("following routes", "watching tasks", "noise", "averaging seeds", "the page")
 """What is done, in this order."""
+TITLE = "Watch a video model make up its mind"
+LEAD = (
+    "A small video diffusion model gets the first frame of a puzzle and one sentence, and draws "
+    "the answer as a video in {steps} denoising steps. After each step it can be asked for its "
+    "clean estimate x̂0, the video it would hand in if it had to stop there. The paper behind this "
+    "page is “Demystifying Video Reasoning” (arXiv 2603.16870)."
+)
 
 
 class Sizes(NamedTuple):
     """Puzzles behind each figure; `make evaluate` takes hundreds. routes: mazes with several
-    shortest ways."""
+    shortest ways. noise and ensemble are at most those of a task."""
 
     task: int = 10
     routes: int = 16
     noise: int = 6
-    ensemble: int = 12
+    ensemble: int = 10
 
 
-SIZES = Sizes()
+class Done(NamedTuple):
+    """Seconds of a demo: in all, of its forward passes, and until the first page."""
+
+    total: float
+    forward: float
+    first: float
 
 
-def run(model: Wan, folder: Path, command: str, sizes: Sizes = SIZES) -> Iterator[Progress]:
-    """Runs all parts, telling each before it begins and the last when it is done; the page is
-    `folder/index.html` then.
+@jax.jit
+def _masses(x0: Float[Array, "N S F h w C"], answers: Any) -> Any:
+    return jax.vmap(blend)(x0, answers)
 
-    Raises ValueError where the model does not take the 50 steps that the page is made for.
+
+def run(
+    model: Wan,
+    folder: Path,
+    command: str,
+    sizes: Sizes = Sizes(),  # noqa: B008 (a constant)
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> Done:
+    """Run all parts; `folder` is a folder of results with a page after the first of them.
+
+    progress: called with what is going on, how many parts are done, and of how many.
+    Raises ValueError where the model does not take the 50 steps that the demo is made for.
     """
-    if model.config.sampling.steps <= SHOWN[-1]:
-        steps = model.config.sampling.steps
+    steps = model.config.sampling.steps
+    if steps <= SHOWN[-1]:
         raise ValueError(f"the demo looks at step {SHOWN[-1]}; this model samples in {steps} steps")
-    start = time.monotonic()
-    maze = TASKS["maze"]
-    yield _now("following routes")
-    forked = [p for p in held_out(maze, 6 * sizes.routes) if len(p.answers) > 1][: sizes.routes]
-    followed = watch(model, maze, forked, range(SHOWN[-1] + 1), judged=SHOWN)
-    route_mass = _route_mass(model, forked, followed)
-    examples, planes, solved_by_step = [], [], []
-    for task in TASKS.values():
-        yield _now(f"watching {task.name}")
-        puzzles = held_out(task, sizes.task)
-        watched = watch(model, task, puzzles, range(SHOWN[-1] + 1), judged=SHOWN)
-        shown = (forked, followed) if task is maze else (puzzles, watched)
-        example, plane = _example(model, task, *shown)
-        examples.append(example)
-        planes.append(plane)
-        solved_by_step.append(_curve(task.name, SHOWN, watched.solved))
-    yield _now("noise at a step, noise in a frame")
-    at_step, at_frame, baseline = _noise(model, maze, sizes.noise)
-    yield _now("averaging seeds")
-    ensemble = _ensemble(model, maze, sizes.ensemble)
-    yield _now("the page")
-    settings = _settings(model, time.monotonic() - start)
-    Look(planes).save(folder, command=command, **settings)
-    write_demo(
-        folder,
-        Demo(
-            examples=examples,
-            planes=planes,
-            solved_by_step=solved_by_step,
-            route_mass=route_mass,
-            noise_steps=at_step,
-            noise_frames=at_frame,
-            noise_baseline=baseline,
-            ensemble=ensemble,
-            settings=settings,
-            command=command,
-            interval="95% intervals over puzzles (Wilson's of what is solved, else Student's t)",
-        ),
+    start, lab = time.monotonic(), Batches(model)
+    story = Story(model, sizes, command)
+    first = 0.0
+    for i, part in enumerate((story.routes, story.tasks, story.noise, story.ensemble)):
+        progress(PARTS[i], i, len(PARTS))
+        part(lab)
+        seconds = time.monotonic() - start
+        story.write(folder, PARTS[i + 1] if i < 3 else None, seconds)
+        first = first or time.monotonic() - start
+    progress(PARTS[-1], len(PARTS), len(PARTS))
+    return Done(time.monotonic() - start, lab.forward, first)
+
+
+class Story:
+    """The folder as it grows: runs to look into, a dataset, sections of text."""
+
+    def __init__(self, model: Wan, sizes: Sizes, command: str) -> None:
+        self.model, self.sizes, self.command = model, sizes, command
+        self.steps = model.config.sampling.steps
+        self.hero = hero = next(iter(TASKS.values()))
+        canvas = hero.frames, hero.height, hero.width
+        self.watched = [t for t in TASKS.values() if (t.frames, t.height, t.width) == canvas]
+        self.puzzles = {task.name: held_out(task, sizes.task) for task in self.watched}
+        many = held_out(hero, 6 * sizes.routes)
+        self.forked = [p for p in many if 1 < len(p.answers) <= ROUTES][: sizes.routes]
+        self.rows = [*(p for one in self.puzzles.values() for p in one), *self.forked]
+        self.plain = Noise.at_steps(self.steps, hero.frames, ())
+        self.planes: list[Plane] = []
+        self.sections: list[dict[str, Any]] = []
+        self.figures: dict[str, tuple[Figure, str]] = {}
+        self.data = xr.Dataset(
+            {},
+            {
+                "step": np.arange(self.steps),
+                "task": ("puzzle", [p.task for p in self.rows]),
+            },
+            {"experiment": "demo"},
+        )
+
+    def _row(self, puzzle: Puzzle, number: int, probe: Probe | None = None) -> Row:
+        return Row(puzzle, (number,), self.plain if probe is None else probe)
+
+    def _add(
+        self, name: str, dims: str, values: Any, rows: slice, title: str, comment: str, **more: Any
+    ) -> None:
+        """Add a measure of some of the puzzles, whose axis is the last but one of steps."""
+        named = dims.split()
+        at = named.index("puzzle")
+        shape = list(values.shape)
+        shape[at] = len(self.rows)
+        whole = np.full(shape, np.nan, np.float32)
+        whole[(*[slice(None)] * at, rows)] = values
+        self.data[name] = results.measure(dims, whole, title, comment, **more)
+
+    # ---- parts
+
+    def routes(self, lab: Batches) -> None:
+        """Mazes with several shortest ways: which of them the estimates hold."""
+        n = len(self.forked)
+        played = lab.play([self._row(p, i) for i, p in enumerate(self.forked)])
+        mass, answers = self._mass(self.forked, played.latents[:, 0])
+        parts = shares(mass[:, None], answers)
+        off = 1 - mass.sum(-1)
+        on = np.stack([parts.taken[:, 0], parts.others[:, 0], off.clip(0, 1)])
+        planes = [self._plane(p, i, played.video[i, 0], mass[i]) for i, p in enumerate(self.forked)]
+        best = max(planes, key=lambda plane: telling(plane.lines, plane.solved))
+        self.planes.append(best)
+        self.data = self.data.assign_coords(
+            route=["route taken", "other shortest routes", "no route"]
+        )
+        self._add(
+            *("mass", "route puzzle step", on, slice(-n, None)),
+            "Mass on the routes",
+            "How much of the clean estimate lies on the route that the run takes in the end, on "
+            "the other shortest routes, and on none of them.",
+        )
+        count = len(best.answers)
+        self.sections += [
+            {
+                "title": f"One maze, {count} shortest routes",
+                "text": f"{_committed(best)} Each column is one step, from noise on the left to "
+                "the answer on the right; only the last frame is shown here, all frames below.",
+                "runs": [best.group],
+            },
+            {
+                "title": "The same, averaged over mazes",
+                "text": "One maze may be an exception: this is the mean over mazes with several "
+                "shortest routes. A word of caution: as long as noise hides which route it will "
+                "be, a model trained on squared error has to show the average of all routes it "
+                "holds possible. That routes overlap early is therefore expected; what counts "
+                "is when the overlap ends.",
+                "charts": ["mass"],
+            },
+        ]
+
+    def tasks(self, lab: Batches) -> None:
+        """When the answer is there, task by task."""
+        rows = [self._row(p, i) for one in self.puzzles.values() for i, p in enumerate(one)]
+        played = lab.play(rows)
+        solved = np.full((len(rows), self.steps), np.nan)
+        solved[:, SHOWN] = [
+            [TASKS[row.puzzle.task].score(row.puzzle, video[0, s]).solved for s in SHOWN]
+            for row, video in zip(rows, played.video, strict=True)
+        ]
+        self.scores = [
+            TASKS[row.puzzle.task].score(row.puzzle, video[0, -1]).score
+            for row, video in zip(rows[: self.sizes.noise], played.video, strict=False)
+        ]
+        self._add(
+            *("solved", "puzzle step", solved, slice(len(rows))),
+            "Solved by the clean estimate",
+            "Fraction of puzzles that the clean estimate of each step solves, judged as if it were "
+            "the final video.",
+        )
+        chosen = []
+        for k in range(1, len(self.watched)):
+            first, last = k * self.sizes.task, (k + 1) * self.sizes.task
+            several = [1 < len(rows[i].puzzle.answers) <= ROUTES for i in range(first, last)]
+            ends = solved[first:last, -1]
+            chosen.append(first + max(range(len(ends)), key=lambda i: (ends[i], several[i], -i)))
+        mass, _ = self._mass([rows[i].puzzle for i in chosen], played.latents[chosen, 0])
+        for i, row_mass in zip(chosen, mass, strict=True):
+            number = rows[i].seeds[0]
+            self.planes.append(self._plane(rows[i].puzzle, number, played.video[i, 0], row_mass))
+        known = np.nanmean(solved.reshape(len(self.watched), -1, self.steps)[:, :, SHOWN], 1)
+        self.sections += [
+            {
+                "title": "When is the answer there?",
+                "text": f"From the first step to the last, {_gains(known, self.puzzles)}.",
+                "charts": ["solved"],
+            }
+        ]
+
+    def noise(self, lab: Batches) -> None:
+        """Noise in all frames at one step, and in one frame at all steps."""
+        n, frames = self.sizes.noise, self.hero.frames
+        probes = [Noise.at_steps(self.steps, frames, [s]) for s in NOISED]
+        probes += [Noise.at_frames(self.steps, frames, [f]) for f in range(frames)]
+        mazes = self.puzzles[self.hero.name][:n]
+        rows = [self._row(p, i, probe) for probe in probes for i, p in enumerate(mazes)]
+        videos = (
+            lab.play(rows).video[:, 0, -1].reshape(len(probes), n, *self.planes[0].x0.shape[1:])
+        )
+        scores = np.array(
+            [
+                self.scores,
+                *(
+                    [self.hero.score(p, v).score for p, v in zip(mazes, row, strict=True)]
+                    for row in videos[: len(NOISED)]
+                ),
+                *(
+                    [score_others(p, v, frame) for p, v in zip(mazes, row, strict=True)]
+                    for frame, row in enumerate(videos[len(NOISED) :])
+                ),
+            ]
+        )
+        kinds = ["without noise", *["all frames, at one step"] * len(NOISED)]
+        kinds += ["one frame, at all steps"] * frames
+        nowhere = np.nan
+        self.data = self.data.assign_coords(
+            case=[kinds[0], *(f"step {s}" for s in NOISED), *(f"frame {f}" for f in range(frames))],
+            kind=("case", kinds),
+            at_step=("case", [nowhere, *map(float, NOISED), *[nowhere] * frames]),
+            at_frame=("case", [nowhere] * (1 + len(NOISED)) + list(map(float, range(frames)))),
+        )
+        self._add(
+            *("noise", "case puzzle", scores, slice(n)),
+            "Score with noise",
+            "Score of the final video. A frame with noise up to the last step is nothing but "
+            "noise, so the other frames are judged there.",
+        )
+        at_step, at_frame = scores[1 : 1 + len(NOISED)].mean(1), scores[1 + len(NOISED) :].mean(1)
+        self.sections += [
+            {
+                "title": "Noise at one step, noise in one frame",
+                "text": "If the model reasons along the denoising steps, wiping out all frames at "
+                "a single step should cost more than wiping out a single frame at all steps. "
+                f"Without noise the score is {scores[0].mean():.2f}. The worst step to hit is "
+                f"{NOISED[int(at_step.argmin())]}, which leaves {at_step.min():.2f}; the worst "
+                f"frame is {int(at_frame.argmin())}, which leaves {at_frame.min():.2f}. One "
+                "caution: noise that is put in late leaves pixel noise that nothing later can "
+                "remove, so a low score there is not always lost reasoning.",
+                "charts": ["noise"],
+            }
+        ]
+
+    def ensemble(self, lab: Batches) -> None:
+        """Hidden states averaged over three seeds, against the same seeds alone."""
+        n, layers = self.sizes.ensemble, self.model.config.dit.layers
+        mazes = self.puzzles[self.hero.name][:n]
+        off = SeedEnsemble.window(self.steps, layers, at_steps=())
+        on = SeedEnsemble.window(self.steps, layers)
+        rows = [
+            Row(p, (3 * i, 3 * i + 1, 3 * i + 2), probe)
+            for probe in (off, on)
+            for i, p in enumerate(mazes)
+        ]
+        videos = lab.play(rows).video[:, 0, -1].reshape(2, n, *self.planes[0].x0.shape[1:])
+        solved = np.array(
+            [
+                [self.hero.score(p, v).solved for p, v in zip(mazes, row, strict=True)]
+                for row in videos
+            ],
+            float,
+        )
+        words = ["one seed", "mean of three seeds"]
+        self.data = self.data.assign_coords(run=words)
+        self._add(
+            *("ensemble", "run puzzle", solved, slice(n)),
+            "Solved, with and without averaging",
+            "Fraction of mazes that are solved.",
+        )
+        each = results.estimates(self.data["ensemble"])
+        gain = results.estimates(
+            self.data["ensemble"]
+            .sel(run=words[1])
+            .drop_vars("run")
+            .assign_attrs(self.data["ensemble"].attrs),
+            paired_with=self.data["ensemble"].sel(run=words[0]).drop_vars("run"),
+        )
+        mean, low, high = (
+            100 * float(gain[f].sel(task=self.hero.name)) for f in ("mean", "low", "high")
+        )
+        shows = "excludes 0" if low > 0 or high < 0 else "includes 0: neither a gain nor a loss"
+        points = {}
+        for word in words:
+            one = each.sel(task=self.hero.name, run=word)
+            points[word] = Estimate(float(one["mean"]), float(one["low"]), float(one["high"]), n)
+        drawn = plots.paired(points, "fraction solved", zero=False)
+        self.figures["ensemble"] = drawn, "Fraction of mazes solved, with 95 % intervals."
+        self.sections += [
+            {
+                "title": "Averaging over seeds",
+                "text": "The paper averages the hidden states of three runs with different noise, "
+                "in the middle layers of the first step, and reports 0.685 → 0.716 on its "
+                "benchmark with a large model. The same is done to this one: the difference, "
+                f"paired by maze, is {mean:+.0f} points [{low:+.0f}, {high:+.0f}], "
+                f"and the interval {shows} (n = {n}).",
+                "figures": ["ensemble"],
+            },
+            {
+                "title": "The other tasks",
+                "text": "One run of each, the last frame along the steps. The model is small and "
+                "its puzzles are simple: what is seen here is how to look, not how a large "
+                "model does.",
+                "runs": [plane.group for plane in self.planes[1:]],
+            },
+        ]
+
+    # ---- what they share
+
+    def _mass(
+        self, puzzles: Sequence[Puzzle], x0: Float[np.ndarray, "N S F h w C"]
+    ) -> tuple[Float[np.ndarray, "N S K"], Any]:
+        """Mass on the right answers, in batches of one size; of more answers than there is room for
+        the first ones."""
+        short = [dataclasses.replace(p, answers=p.answers[:ROUTES]) for p in puzzles]
+        answers = answers_of(self.model, short, room=ROUTES)
+        rows = np.arange(-(-len(puzzles) // BATCH) * BATCH).clip(max=len(puzzles) - 1)
+        mass = [
+            _masses(x0[part], jax.tree.map(lambda a, part=part: a[part], answers)).on
+            for part in rows.reshape(-1, BATCH)
+        ]
+        return np.concatenate(jax.device_get(mass))[: len(puzzles)], answers
+
+    def _plane(
+        self, puzzle: Puzzle, seed: int, video: UInt8[np.ndarray, "S F H W 3"], mass: np.ndarray
+    ) -> Plane:
+        """A run with every step, and what was measured of it."""
+        task, steps = TASKS[puzzle.task], range(len(video))
+        judged = [task.score(puzzle, video[s]) for s in SHOWN]
+        lines = [sigma_line(flow.schedule(self.model.config.sampling).sigmas[:-1])]
+        lines.append(Line("score of x̂0", "score of x̂0", SHOWN, [one.score for one in judged]))
+        drawn: Mapping[str, Any] = {}
+        pictures = task.routes(puzzle)
+        if 1 < len(pictures) <= ROUTES:
+            kind = "route" if task is self.hero else "answer"
+            shown, drawn = answer_lines(steps, mass[:, : len(pictures)], pictures[:, -1], kind)
+            lines += shown
+        return Plane(
+            label=f"seed {seed}",
+            group=task.name,
+            prompt=puzzle.prompt,
+            steps=steps,
+            x0=video,
+            video=video[-1],
+            reference=pictures[0],
+            solved=judged[-1].solved,
+            lines=lines,
+            answers=drawn,
+        )
+
+    def write(self, folder: Path, unfinished: str | None, seconds: float) -> None:
+        """Write the folder and its page as far as they are."""
+        about: dict[str, Any] = {
+            "title": TITLE,
+            "lead": LEAD.format(steps=self.steps),
+            "command": self.command,
+            "model": self.model.config.name,
+            "seconds": round(seconds),
+            "sampling": dataclasses.asdict(self.model.config.sampling),
+            "sizes": self.sizes._asdict(),
+            "sections": self.sections,
+            "figures": {name: caption for name, (_, caption) in self.figures.items()},
+        }
+        about |= {"unfinished": unfinished} if unfinished else runs.made(self.command)
+        for name, (figure, _) in self.figures.items():
+            files.write(folder / "figures" / f"{name}.svg", plots.to_svg(figure))
+        results.save(self.data, folder / "results.nc")
+        Look(self.planes).save(folder, **about)
+        explorer.make(folder)
+
+
+def _committed(plane: Plane) -> str:
+    """What the lines of a run say of its routes."""
+    mass = np.nan_to_num(
+        np.array([line.values for line in plane.lines if line.chart == MASS], float)
     )
-    yield Progress(PARTS[-1], len(PARTS), len(PARTS))
-
-
-def _now(part: str) -> Progress:
-    return Progress(part, PARTS.index(part), len(PARTS))
-
-
-def _example(
-    model: Wan, task: Task, puzzles: Sequence[Puzzle], watched: Watch
-) -> tuple[Example, Plane]:
-    """A puzzle with a few right answers that the model solves and whose first estimate blends them
-    most, or the nearest to that: some of its steps, and all of them."""
-    solved = watched.solved[:, -1]
-    blended = np.zeros(len(puzzles))
-    for i, puzzle in enumerate(puzzles):
-        if 2 <= len(puzzle.answers) <= ROUTES:
-            first, _ = masses(model, puzzle, watched.x0[i, :1], room=ROUTES)
-            blended[i] = np.sum(first) - np.max(first)
-    # By preference: several answers and solved, several, solved, first.
-    i = max(
-        range(len(puzzles)), key=lambda i: (blended[i] > 0, bool(solved[i]), float(blended[i]), -i)
+    step = telling(plane.lines, plane.solved)[2]
+    decided = f"From step {step} on one route alone holds 90% of that."
+    if step >= mass.shape[1]:
+        decided = "No route alone holds 90% of that, even at the last step."
+    return (
+        f"At step 0, {mass[0, 0]:.0%} of the estimate lies on the route that is taken in the end "
+        f"and {mass[1:, 0].sum():.0%} on the others. {decided}"
     )
-    which = "solved " if solved[i] else ""
-    why = f"held-out puzzle {i}, noise seed 0 (the first {which}one of {len(puzzles)})"
-    if blended[i]:
-        which += f"ones with 2 to {ROUTES} right answers"
-        why = f"held-out puzzle {i}, noise seed 0 (of the {which}, the most mixed first estimate)"
-    answers, shown = task.routes(puzzles[i]), list(SHOWN)
-    mass = off = None
-    if len(answers) > 1:
-        room = max(ROUTES, len(answers))
-        on, rest = masses(model, puzzles[i], watched.x0[i], room=room)
-        mass, off = np.asarray(on, np.float32), np.asarray(rest, np.float32)
-    example = Example(
-        task=task.name,
-        about=task.about,
-        prompt=puzzles[i].prompt,
-        seed=why,
-        steps=shown,
-        x0=model.decode(watched.x0[i, np.array(shown)]),
-        video=model.decode(watched.latents[i]),
-        reference=answers[0],
-        scores=watched.scores[i].tolist(),
-        solved=bool(watched.solved[i, -1]),
-        mass=mass,
-        off=off,
-        answers=None if mass is None else answers,
-    )
-    return example, _plane(model, example, model.decode(watched.x0[i]))
 
 
-def _plane(model: Wan, example: Example, x0: UInt8[np.ndarray, "S F H W 3"]) -> Plane:
-    """Every step of an example, with what was measured of it."""
-    steps = range(len(x0))
-    lines = [sigma_line(flow.schedule(model.config.sampling).sigmas[:-1])]
-    score = "score of x̂0"
-    lines.append(Line(score, score, example.steps, example.scores))
-    lines += [
-        Line("mass on each right answer", layer.label, steps, layer.values)
-        for layer in layers_of(example, order_of(example))
+def _gains(solved: Float[np.ndarray, "T S"], names: Mapping[str, Any]) -> str:
+    """The tasks that gain most and least between the first and the last step."""
+    gain = solved[:, -1] - solved[:, 0]
+    words = [
+        f"{[*names][i]} gains {kind} ({solved[i, 0]:.0%} → {solved[i, -1]:.0%})"
+        for kind, i in (("most", int(gain.argmax())), ("least", int(gain.argmin())))
     ]
-    return Plane(
-        label="seed 0",
-        group=example.task,
-        prompt=example.prompt,
-        steps=steps,
-        x0=x0,
-        video=example.video,
-        reference=example.reference,
-        solved=example.solved,
-        lines=lines,
-    )
-
-
-def _curve(label: str, x: Sequence[int], values: np.ndarray) -> Curve:
-    """Means over puzzles of values [P, x] with their intervals."""
-    points = [estimate(v) for v in values.T]
-    y, low, high = ([getattr(p, field) for p in points] for field in ("mean", "low", "high"))
-    return Curve(label=label, x=list(x), y=y, low=low, high=high, n=len(values))
-
-
-def _route_mass(model: Wan, puzzles: Sequence[Puzzle], watched: Watch) -> list[Curve]:
-    found = routes(model, puzzles, watched)
-    labels = ("route taken", "other shortest routes", "no route")
-    steps = range(SHOWN[-1] + 1)
-    return [_curve(label, steps, values) for label, values in zip(labels, found, strict=True)]
-
-
-def _noise(model: Wan, task: Task, n: int) -> tuple[Curve, Curve, float]:
-    found = noise_scores(model, task, held_out(task, n), NOISED)
-    at_step = _curve("noise at one step, all frames", NOISED, found.at_step)
-    at_frame = _curve("noise in one frame, all steps", range(task.frames), found.at_frame)
-    return at_step, at_frame, float(found.plain.mean())
-
-
-def _ensemble(model: Wan, task: Task, n: int) -> list[Comparison]:
-    steps, layers = model.config.sampling.steps, model.config.dit.layers
-    off = SeedEnsemble.window(steps, layers, at_steps=())
-    on = SeedEnsemble.window(steps, layers)
-    plain, mean = ensemble_solved(model, task, held_out(task, n), (0, 1, 2), (off, on))[:, :, 0].T
-    gain = estimate(mean.astype(float) - plain, GAINS)
-    p, q = estimate(plain), estimate(mean)
-    return [
-        Comparison(label="one seed", solved=p.mean, low=p.low, high=p.high, n=n),
-        Comparison(
-            label="mean of three seeds, first step, middle layers",
-            solved=q.mean,
-            low=q.low,
-            high=q.high,
-            n=n,
-            difference=gain.mean,
-            difference_low=gain.low,
-            difference_high=gain.high,
-        ),
-    ]
-
-
-def _settings(model: Wan, seconds: float) -> dict[str, str]:
-    sampling = model.config.sampling
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jcos", "jax", "flax"))
-    return {
-        "model": model.config.name,
-        "steps": str(sampling.steps),
-        "solver": sampling.solver,
-        "shift": str(sampling.shift),
-        "guidance": "none" if sampling.guidance is None else str(sampling.guidance),
-        "versions": versions,
-        "machine": f"{platform.machine()}, {platform.system()}",
-        "date": dt.date.today().isoformat(),
-        "seconds": f"{seconds:.0f}",
-    }
+    return " and ".join(words)

@@ -11,7 +11,7 @@ from typing import Any, SupportsIndex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt32
 from safetensors import safe_open
 from safetensors.numpy import save
 
@@ -29,6 +29,12 @@ from jcos.weights import checkpoint
 
 Noise = Float[Array | np.ndarray, "K F h w C"] | str | None
 """The first noise of each seed, or its generator (`first_noise`)."""
+
+
+Seeds = Sequence[int] | SupportsIndex | Sequence[Sequence[int]]
+"""One seed for each run, or a row of them for each world."""
+Chosen = Sequence[int] | Sequence[Sequence[int]] | np.ndarray
+"""Positions on the seed axis, or a row of them for each world."""
 
 
 def seed_keys(seeds: Sequence[int] | SupportsIndex) -> Key[Array, " K"]:
@@ -63,19 +69,29 @@ class State:
     """The runs after one denoising step; arrays have a leading seed axis [K, …] (of stacked
     conditions [W, K, …]).
 
-    step: its number, 0 first. sigma: its noise level. seeds: of the runs. x: the model's next
-    input; after the last step the final latents. x0: the step's clean estimate. block_obs,
-    estimate_obs, finite: as in `Trace`; None in a state that was loaded, cut down or branched.
+    step: its number, 0 first. sigma: its noise level. rows: the seed of every run [W, K]. seeds:
+    those of a world, or where worlds do not share them a tuple for each. x: the model's next input,
+    of noise level next_sigma; after the last step the final latents. x0: the step's clean estimate.
+    block_obs, estimate_obs, finite: as in `Trace`; None in a state that was loaded or changed.
     """
 
     step: int
     sigma: float
-    seeds: tuple[int, ...]
+    rows: np.ndarray
     runs: "Runs" = dataclasses.field(repr=False)
     solver: SolverState = dataclasses.field(repr=False)
-    keys: Key[Array, " K"] = dataclasses.field(repr=False)
+    keys: Key[Array, "W K"] = dataclasses.field(repr=False)
     trace: Trace | None = dataclasses.field(default=None, repr=False)
     """Of this step, leaves [W, K, 1, …]."""
+
+    @property
+    def seeds(self) -> tuple[Any, ...]:
+        rows = [tuple(row) for row in self.rows.tolist()]
+        return rows[0] if len(set(rows)) == 1 else tuple(rows)
+
+    @property
+    def next_sigma(self) -> float:
+        return float(self.runs.plan.schedule.sigmas[self.step + 1])
 
     @property
     def x(self) -> Float[Array, "*axes F h w C"]:
@@ -102,59 +118,90 @@ class State:
             return None
         return self.runs.of_video(jax.tree.map(lambda a: a[:, :, 0], getattr(self.trace, field)))
 
-    def keep(self, which: Sequence[int]) -> "State":
-        """Continue some runs only: positions on the seed axis, in this order. Their noise, solver
-        state and keys go with them, so they end as if they had never shared a batch.
+    def keep(self, which: Chosen) -> "State":
+        """Let only some runs go on: positions on the seed axis, in this order, the same in all
+        worlds or a row for each. Their noise, solver state and keys go with them, so they end as if
+        they had never shared a batch.
 
-        Raises ValueError for none, for a position that is out of range or comes twice, and where
-        this is not the latest state.
+        Raises ValueError for none, for a position that is not there or that comes twice (`take`
+        and `branch` make copies), and where this is not the latest state.
         """
-        chosen = [int(i) for i in which]
-        if len(set(chosen)) < len(chosen):
-            raise ValueError(f"keep got {chosen}: a run cannot be kept twice; use branch")
-        return self._take(chosen, self.keys[np.array(chosen, int)] if chosen else self.keys)
+        rows = np.atleast_2d(np.asarray(which, int)).tolist()
+        if any(len(set(row)) < len(row) for row in rows):
+            raise ValueError(f"keep was given {which}: a run cannot be kept twice; branch copies")
+        return self.take(which)
 
     def branch(self, copies: int | Sequence[int] = 2) -> "State":
-        """Continue several copies of each run, as many of all or a number for each.
+        """Let runs go on as several: so many copies of each, or of every single one.
 
-        The first copy keeps its key, the others get fresh ones; they differ once something draws
-        from them (a probe that adds noise). Copies of a run are neighbours. Raises ValueError for a
+        Copies of a run stand side by side; they part as those of `take` do. Raises ValueError for a
         negative number, or where no run would be left.
         """
-        counts = np.full(len(self.seeds), copies) if isinstance(copies, int) else np.array(copies)
-        if counts.shape != (len(self.seeds),) or counts.min() < 0:
-            raise ValueError(f"branch got {copies}; there are {len(self.seeds)} runs")
-        chosen = np.repeat(np.arange(len(counts)), counts)
-        number = np.concatenate([np.arange(n) for n in counts]).astype(np.uint32)
-        if not len(chosen):
-            return self._take([], self.keys)
-        fresh = jax.vmap(jax.random.fold_in)(self.keys[chosen], jnp.asarray(number))
-        bits = (jax.random.key_data(k) for k in (self.keys[chosen], fresh))
-        mixed = jnp.where((number == 0)[:, None], *bits)
-        return self._take(chosen.tolist(), jax.random.wrap_key_data(mixed))
+        count = self.rows.shape[1]
+        counts = np.full(count, copies) if isinstance(copies, int) else np.array(copies)
+        if counts.shape != (count,) or counts.min() < 0:
+            raise ValueError(f"branch was given {copies}; there are {count} runs")
+        return self.take(np.repeat(np.arange(count), counts))
 
-    def _take(self, chosen: list[int], keys: Key[Array, " K"]) -> "State":
-        count = len(self.seeds)
+    def take(self, which: Chosen) -> "State":
+        """Let these runs go on, in this order; one that comes again goes on as a copy.
+
+        The first of a run keeps its key, copies get fresh ones; they part where something draws
+        from them (a probe that adds noise). Raises ValueError as `keep`, but for copies.
+        """
+        chosen, (worlds, count) = np.asarray(which, int), self.rows.shape
+        if not chosen.size or chosen.min() < 0 or chosen.max() >= count:
+            raise ValueError(f"runs {which} of {count} were chosen; they are 0 to {count - 1}")
+        if chosen.shape[:-1] not in ((), (worlds,)):
+            raise ValueError(f"runs of {len(chosen)} worlds were chosen; there are {worlds}")
+        places = np.broadcast_to(chosen, (worlds, chosen.shape[-1]))
+        number = np.tril(places[:, :, None] == places[:, None], -1).sum(-1)
+        at = np.arange(worlds)[:, None], places
+        keys, takes = self.keys[at], self.runs.takes + 1
+        if number.any():
+            keys = _fresh(keys, np.uint32(2**31 + takes), number.astype(np.uint32))
+        solver = jax.tree.map(lambda a: a[at], self.solver)
+        state = self._go_on(rows=self.rows[at], solver=solver, keys=keys)
+        self.runs.takes = takes
+        return state
+
+    def join(self, other: "State") -> "State":
+        """Let the runs of another state of this step go on beside these, behind them. Raises
+        ValueError where it is of another step or of other worlds."""
+        if other.step != self.step or len(other.rows) != len(self.rows):
+            raise ValueError(
+                f"runs of {len(other.rows)} world(s) after step {other.step} cannot go on beside "
+                f"those of {len(self.rows)} after step {self.step}"
+            )
+        solver = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), self.solver, other.solver)
+        keys = jnp.concatenate([self.keys, other.keys], 1)
+        rows = np.concatenate([self.rows, other.rows], 1)
+        return self._go_on(rows=rows, solver=solver, keys=keys)
+
+    def move(self, x: Float[Array, "W K F h w C"], step: int | None = None) -> "State":
+        """Go on from other latents. step: the one that they are taken to come from, by default this
+        one; from another, the solver forgets what it remembers."""
+        if step is None:
+            corrected = self.solver.corrected + (x - self.solver.x)
+            return self._go_on(solver=self.solver._replace(x=x, corrected=corrected))
+        return self._go_on(step=step, solver=jax.vmap(jax.vmap(flow.solver_init))(x))
+
+    def _go_on(self, **changes: Any) -> "State":
+        """Make a changed state the latest one."""
         if self.runs.state is not self:
-            raise ValueError(f"step {self.step} is over: only the latest can be cut or copied")
-        if not chosen or not all(0 <= i < count for i in chosen):
-            raise ValueError(f"runs {chosen} of {count} were chosen; they are 0 to {count - 1}")
-        where = np.array(chosen)
-        solver = jax.tree.map(lambda a: a[:, where], self.solver)
-        seeds = tuple(self.seeds[i] for i in chosen)
-        self.runs.check(len(chosen))
-        self.runs.state = dataclasses.replace(
-            self, seeds=seeds, solver=solver, keys=keys, trace=None
-        )
-        return self.runs.state
+            raise ValueError(f"step {self.step} is over: only the latest state can be changed")
+        changed = dataclasses.replace(self, trace=None, **changes)
+        self.runs.check(changed.rows.shape[1])
+        self.runs.state = changed
+        return changed
 
     def save(self, file: Path | str) -> None:
         """Write one file, from which `steps(…, start=file)` continues, also in another process. A
         process that is killed leaves the file before."""
         arrays = {name: sharding.to_host(a) for name, a in self.solver._asdict().items()}
         arrays["keys"] = sharding.to_host(jax.random.key_data(self.keys))
-        about = {"step": self.step, "sigma": self.sigma, "seeds": self.seeds}
-        about |= {"identity": self.runs.identity()}
+        about = {"step": self.step, "sigma": self.sigma, "seeds": self.rows.tolist()}
+        about |= {"identity": self.runs.identity(), "takes": self.runs.takes}
         if jax.process_index() == 0:
             whole = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
             write(Path(file), save(whole, {"jcos.State": json.dumps(about)}))
@@ -180,6 +227,7 @@ class Runs(Iterator[State]):
         self.conditions: Condition = condition
         if self.single:
             self.conditions = jax.tree.map(lambda a: a[None], condition)
+        self.takes = 0  # calls of State.take so far: copies of no two of them share keys
         self.state: State | None = None
         self._expert: tuple[int, Any] = (-1, None)
         parts = [trajectory.steps_of(self.plan, i) for i in range(len(model.experts))]
@@ -187,14 +235,21 @@ class Runs(Iterator[State]):
             (i, part.one(j)) for i, part in enumerate(parts) for j in range(len(part.number))
         ]
 
-    def begin(self, seeds: Sequence[int] | SupportsIndex, noise: Noise = None) -> None:
-        """Draw the first noise of each seed, unless it is passed."""
-        numbers = seed_numbers(seeds)
-        self.check(len(numbers))
-        check_averages(self.probe, len(numbers))
-        keys, first = self.inputs(numbers, noise)
-        solver, keys = _begin(self.model.config, self.conditions, keys, first)
-        self._set(-1, 1.0, tuple(numbers), solver, keys)
+    def begin(self, seeds: Seeds, noise: Noise = None) -> None:
+        """Draw the first noise of each seed, unless it is passed. Raises ValueError where there is
+        not a row of seeds for each world, equally many."""
+        worlds, rows = len(self.conditions.context), _rows(seeds)
+        count = len(rows[0])
+        if any(len(row) != count for row in rows) or len(rows) not in (1, worlds):
+            raise ValueError(
+                f"there are rows of {[len(row) for row in rows]} seeds for {worlds} world(s); give "
+                "equally many to each, or one row for all"
+            )
+        self.check(count)
+        check_averages(self.probe, count)
+        keys, first = self.inputs([seed for row in rows for seed in row], noise)
+        solver, keys = _begin(self.model.config, self.conditions, keys, first, count)
+        self._set(-1, 1.0, np.array(rows * (worlds // len(rows)), object), solver, keys)
 
     def load(self, file: Path | str) -> None:
         """Continue from a state that `State.save` wrote. Raises ValueError where it is none, or of
@@ -214,10 +269,10 @@ class Runs(Iterator[State]):
         if other:
             raise ValueError(f"{file} is a state of another {' and another '.join(other)}")
         keys = jax.random.wrap_key_data(arrays.pop("keys"))
-        self.check(len(keys))
-        solver = sharding.place_inputs(SolverState(**arrays), mesh.WORLD)
-        keys = sharding.place_inputs(keys, mesh.SEED)
-        self._set(about["step"], about["sigma"], tuple(about["seeds"]), solver, keys)
+        self.check(keys.shape[1])
+        solver, keys = sharding.place_inputs((SolverState(**arrays), keys), mesh.WORLD)
+        self.takes = about["takes"]
+        self._set(about["step"], about["sigma"], np.array(about["seeds"], object), solver, keys)
 
     def check(self, seeds: int) -> list[jax.ShapeDtypeStruct]:
         """Return what the probe observes after a block. Raises as `checks.check_probe`, and
@@ -245,15 +300,15 @@ class Runs(Iterator[State]):
         self,
         step: int,
         sigma: float,
-        seeds: tuple[int, ...],
+        rows: np.ndarray,
         solver: SolverState,
-        keys: Key[Array, " K"],
+        keys: Key[Array, "W K"],
     ) -> None:
         if not mesh.in_use():
             # As it is after a step, or the second would be compiled anew.
             device = next(iter(jax.tree.leaves(self.model.experts)[0].devices()))
             solver = jax.device_put(solver, device)
-        self.state = State(step, sigma, seeds, self, solver, keys)
+        self.state = State(step, sigma, rows, self, solver, keys)
 
     def of_video(self, tree: Any) -> Any:
         """Drop the world axis of leaves [W, K, …] where the condition was not stacked."""
@@ -286,8 +341,28 @@ class Runs(Iterator[State]):
         )
         trajectory.check_step(step, self.plan.steps, trace)
         sigma = float(one.sigma[0])
-        self.state = State(step, sigma, before.seeds, self, solver, before.keys, trace)
+        self.state = State(step, sigma, before.rows, self, solver, before.keys, trace)
         return self.state
+
+
+def _rows(seeds: Seeds) -> list[list[int]]:
+    """Return the seeds of each world, or those of all as a single row."""
+    if not isinstance(seeds, SupportsIndex) and any(
+        not isinstance(s, SupportsIndex) for s in seeds
+    ):
+        return [seed_numbers(row) for row in seeds]  # type: ignore[arg-type]
+    return [seed_numbers(seeds)]  # type: ignore[arg-type]
+
+
+@jax.jit
+def _fresh(
+    keys: Key[Array, "W K"], time: UInt32[Array, ""], number: UInt32[Array, "W K"]
+) -> Key[Array, "W K"]:
+    """Return the keys, those of copies (number above 0) new ones."""
+    drawn = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys, time)
+    drawn = jax.vmap(jax.vmap(jax.random.fold_in))(drawn, number)
+    bits = (jax.random.key_data(k) for k in (keys, drawn))
+    return jax.random.wrap_key_data(jnp.where((number == 0)[..., None], *bits))
 
 
 def _digest(tree: Any, about: str = "") -> str:
@@ -303,15 +378,22 @@ def _digest(tree: Any, about: str = "") -> str:
     return digest.hexdigest()
 
 
-@partial(jax.jit, static_argnames="config")
+@partial(jax.jit, static_argnames=("config", "count"))
 def _begin(
     config: WanConfig,
     conditions: Condition,
     keys: Key[Array, " K"],
     noise: Float[Array, "K F h w C"] | None,
-) -> tuple[SolverState, Key[Array, " K"]]:
+    count: int,
+) -> tuple[SolverState, Key[Array, "W count"]]:
+    """keys, noise: of `count` runs, for all worlds or for one after the other."""
     noise, keys = trajectory.draw(config.dit, conditions, keys, noise)
-    return trajectory.begin(config.numerics, conditions, noise), keys
+
+    def of_worlds(a: Array) -> Array:
+        rows = a.reshape(-1, count, *a.shape[1:])
+        return jnp.broadcast_to(rows, (len(conditions.context), *rows.shape[1:]))
+
+    return trajectory.begin(config.numerics, conditions, of_worlds(noise)), of_worlds(keys)
 
 
 _advance = jax.jit(trajectory.advance)
@@ -320,7 +402,7 @@ _advance = jax.jit(trajectory.advance)
 def steps(
     model: Wan,
     condition: Condition,
-    seeds: Sequence[int] | SupportsIndex = (0,),
+    seeds: Seeds = (0,),
     *,
     probe: Probe | None = None,
     sampling: Sampling | None = None,
@@ -332,6 +414,7 @@ def steps(
     program that serves all steps and both experts.
 
     condition: of one video, or stacked with a leading world axis. seeds: one run each; 3 is [3].
+    Worlds share them and their noise, unless there is a row of them for each world.
     sampling: by default the model's. sigmas: explicit noise levels (or timesteps: numbers above 1)
     in place of its grid. noise: as in `first_noise`. start: a file of `State.save` to continue
     from, with its seeds and noise.

@@ -21,9 +21,9 @@ from jcos import files
 from jcos.devices import sharding
 
 MANIFEST = "run.json"
-KINDS = ("experiment", "planes", "puzzles", "checkpoint", "arm", "arms")
+KINDS = ("experiment", "planes", "puzzles", "search", "checkpoint", "arm", "arms")
 """Entries of which a manifest has one, by what made it: `jcos run`, `demo` (and `Look.save`),
-`sample`, `generate`, `bench run`, `bench score`."""
+`sample`, `search`, `generate`, `bench run`, `bench score`."""
 SHOWN, WIDE = 4, 50
 """Differences that a message names, and characters of a value."""
 

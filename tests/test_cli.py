@@ -4,7 +4,7 @@ import dataclasses
 import errno
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,22 +60,25 @@ def test_programs_are_kept_in_the_users_cache(
     capsys.readouterr()
 
 
-def test_the_demo_ends_with_its_page_and_what_to_look_at(
+def test_the_demo_names_its_page_and_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def play(model: wan.Wan, folder: Path, command: str) -> Iterator[Progress]:
-        yield Progress("following routes", 0, 2)
-        yield Progress("the page", 2, 2)
+    def play(
+        model: wan.Wan, folder: Path, command: str, *, progress: Callable[[str, int, int], None]
+    ) -> demo.Done:
+        progress("following routes", 0, 2)
+        progress("watching tasks", 1, 2)
+        progress("the page", 2, 2)
+        return demo.Done(31.0, 22.0, 9.0)
 
     monkeypatch.setattr(demo, "run", play)
     monkeypatch.setattr(wan, "load", lambda folder: None)
     run("demo", "--out", tmp_path / "d")
     said = capsys.readouterr()
-    page, look = said.out.splitlines()
+    page, times = said.out.splitlines()
     assert page == f"The page is at {(tmp_path / 'd' / 'index.html').resolve()}"
-    assert (
-        look == "Look at the maze first: several routes at once in early steps, one in late ones."
-    )
+    assert all(time in times for time in ("31 s", "22 s", "9 s"))
+    assert "The first maze is at" in said.err
     assert "the page: 2 of 2" in said.err
 
 
@@ -84,6 +87,24 @@ def test_tasks_are_listed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "maze" in capsys.readouterr().out
     with Image.open(tmp_path / "t" / "maze.png") as picture:
         assert picture.size == (5 * (20 * 6 + 2), 2 * (20 * 6 + 2))
+
+
+@pytest.mark.slow
+def test_search_writes_the_tree_its_cost_and_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s"
+    run("search", "maze", "--seeds", 3, "--steps", 4, "--puzzles", 2, "--out", out)
+    assert "per puzzle 10.0 forwards (one run 4)" in capsys.readouterr().out
+    manifest = json.loads((out / "run.json").read_text())
+    assert manifest["forwards"] == [10, 10]
+    (made,) = manifest["tree"]
+    assert (made["step"], made["judge"]) == (2, "decided")
+    assert made["seeds"] == [[0, 1, 2]] * 2
+    for scores, (kept,) in zip(made["scores"], made["parents"], strict=True):
+        assert kept == int(np.argmax(scores))
+    names = {f"puzzle-{i}.{kind}" for i in range(2) for kind in ("png", "webp")}
+    assert {p.name for p in out.iterdir()} == names | {"run.json"}
 
 
 @pytest.mark.slow
@@ -118,8 +139,8 @@ def test_sample_goes_on_and_is_never_mixed_up(
     """It is told which run is there; whatever fails at the end, no step is done twice."""
     played = []
 
-    def play(model, task, puzzles, seeds, *, sampling, **_) -> SimpleNamespace:
-        played.append(task.name)
+    def play(model, puzzles, seeds, *, sampling, **_) -> SimpleNamespace:
+        played.append(puzzles[0].task)
         shape = (1, len(puzzles), len(seeds), sampling.steps, 5, 10, 10, 12)
         x0 = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         return SimpleNamespace(latents=x0[:, :, :, -1], x0=x0)
@@ -186,6 +207,12 @@ def test_sample_is_deterministic_and_an_intervention_changes_it(tmp_path: Path) 
     [
         (("sample", "mazes"), "there is no task 'mazes'; the tasks are maze, "),
         (("tasks", "--only", "chess"), "there is no task 'chess'"),
+        (
+            ("search", "maze", "--preset", "luck"),
+            "there is no preset 'luck'; the presets are best-of",
+        ),
+        (("search", "maze", "--preset", "tbs"), "a prefix needs a TI2V"),
+        (("search", "maze", "--judge", "mood"), "there is no judge 'mood'"),
         (("sample", "maze", "--steps", 0), "steps is 0"),
         (("sample", "maze", "--puzzles", 0), "at least 1 is needed"),
         (("sample", "maze", "--seeds", 0, 2**64), f"the seed is {2**64}; PyTorch takes"),

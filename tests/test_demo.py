@@ -1,61 +1,84 @@
 """The demo from end to end, on a random small model that samples in 50 steps."""
 
-import html
+import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jcos import demo
-from jcos.lab.tasks import TASKS
+from jcos.lab import results
+from jcos.report.reading import read
 from jcos.wan import Wan
 
-SIZES = demo.Sizes(task=2, noise=1, ensemble=2)
-
-
-def played(model: Wan, folder: Path) -> list[demo.Progress]:
-    """A small demo, whose page does not say when it was made or how long it took."""
-    settings = demo._settings
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "_settings", lambda model, _: settings(model, 0.0) | {"date": "then"})
-        return list(demo.run(model, folder, "jcos demo", SIZES))
+SIZES = demo.Sizes(task=2, routes=3, noise=1, ensemble=2)
 
 
 @pytest.fixture(scope="module")
-def made(patient_model: Wan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list]:
-    """The folder of a demo, and what it told. Read only."""
+def made(patient_model: Wan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list, list]:
+    """The folder of a demo, what it told, and its page after each part. Read only."""
     folder = tmp_path_factory.mktemp("demo")
-    return folder, played(patient_model, folder)
+    told, pages = [], []
+
+    def progress(what: str, done: int, total: int) -> None:
+        told.append((what, done, total))
+        pages.append((folder / "index.html").read_text() if done else "")
+
+    done = demo.run(patient_model, folder, "jcos demo", SIZES, progress)
+    assert done.total > done.forward > 0
+    assert done.total > done.first > 0
+    return folder, told, pages
 
 
 @pytest.mark.slow
-def test_demo_writes_its_page(made: tuple[Path, list]) -> None:
-    folder, told = made
+def test_the_page_fills_as_parts_arrive(made: tuple[Path, list, list]) -> None:
+    folder, told, pages = made
     total = len(demo.PARTS)
-    assert [now.what for now in told] == [*demo.PARTS, "the page"]
-    assert [(now.done, now.total) for now in told] == [(i, total) for i in range(total + 1)]
-    page = (folder / "index.html").read_text()
-    hero, *gallery = TASKS.values()
-    assert hero.sample(0).prompt in page
-    assert all(html.escape(task.about) in page for task in gallery)
-    assert {p.name for p in folder.iterdir()} == {"index.html", "planes.npz", "run.json"}
+    assert told[:-1] == [(part, i, total) for i, part in enumerate(demo.PARTS[:-1])]
+    assert told[-1] == (demo.PARTS[-1], total, total)
+    lengths = [len(re.findall('class="story"', page)) for page in pages]
+    assert lengths == [0, 2, 3, 4, 6]
+    assert all('http-equiv="refresh"' in page for page in pages[1:-1])
+    assert 'http-equiv="refresh"' not in pages[-1]
+    found = read(folder)
+    assert not found.missing
+    tasks = {run.group for run in found.runs}
+    assert len(found.runs) == len(tasks) == 8
+    assert "unfinished" not in found.manifest
+
+
+@pytest.mark.slow
+def test_the_dataset_has_every_measure(made: tuple[Path, list, list]) -> None:
+    folder, *_ = made
+    with results.load(folder / "results.nc", "demo") as data:
+        rows = 8 * SIZES.task + SIZES.routes
+        assert data.sizes["puzzle"] == rows
+        mass = data["mass"].values
+        np.testing.assert_allclose(mass[:, -SIZES.routes :].sum(0), 1, atol=0.02)
+        assert np.isnan(mass[:, : -SIZES.routes]).all()
+        judged = np.isfinite(data["solved"].values[0])
+        assert np.flatnonzero(judged).tolist() == list(demo.SHOWN)
+        assert np.isfinite(data["noise"].values).sum() == (1 + len(demo.NOISED) + 5) * SIZES.noise
+        assert np.isfinite(data["ensemble"].values).sum() == 2 * SIZES.ensemble
 
 
 @pytest.mark.slow
 def test_the_same_seeds_give_the_same_numbers(
-    patient_model: Wan, made: tuple[Path, list], tmp_path: Path
+    patient_model: Wan, made: tuple[Path, list, list], tmp_path: Path
 ) -> None:
-    folder, _ = made
-    played(patient_model, tmp_path)
+    folder, *_ = made
+    demo.run(patient_model, tmp_path, "jcos demo", SIZES)
     with np.load(folder / "planes.npz") as first, np.load(tmp_path / "planes.npz") as again:
-        assert len(first.files) == 3 * len(TASKS)
+        assert first.files == again.files
         for name in first.files:
             np.testing.assert_array_equal(first[name], again[name], err_msg=name)
-    for name in ("index.html", "run.json"):
-        assert (folder / name).read_text() == (tmp_path / name).read_text()
+    told = [json.loads((place / "run.json").read_text()) for place in (folder, tmp_path)]
+    assert told[0]["sections"] == told[1]["sections"]
+    assert told[0]["planes"] == told[1]["planes"]
 
 
 def test_demo_refuses_a_model_of_few_steps(small_model: Wan, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="samples in 4 steps"):
-        list(demo.run(small_model, tmp_path / "x", "jcos demo"))
+        demo.run(small_model, tmp_path / "x", "jcos demo")
     assert not (tmp_path / "x").exists()

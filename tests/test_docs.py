@@ -10,6 +10,7 @@ from jcos.wan import Wan
 from tests.conftest import ROOT
 
 PROBES = ROOT / "docs" / "probes.md"
+SEARCH = ROOT / "docs" / "search.md"
 
 
 def test_the_examples_of_the_page_on_probes_run(small_model: Wan, monkeypatch) -> None:
@@ -25,6 +26,18 @@ def test_the_examples_of_the_page_on_probes_run(small_model: Wan, monkeypatch) -
     assert names["runs"].state.seeds in ((0,), (1,), (2,), (3,))
     assert names["video"].shape == (5, 20, 20, 3)
     assert names["trace"].latents.shape == (2, 1, 5, 10, 10, 12)
+
+
+def test_the_examples_of_the_page_on_search_run(small_model: Wan, monkeypatch) -> None:
+    monkeypatch.setattr(jcos, "load", lambda: small_model)
+    blocks = re.findall(r"```python\n(.*?)```", SEARCH.read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    names: dict[str, Any] = {"__name__": "docs"}
+    for block in blocks:
+        exec(compile(block, str(SEARCH), "exec"), names)
+    assert small_model.config.sampling.steps == 4  # after three of them one seed is left
+    assert names["result"].cost.forwards.tolist() == [4 * 3 + 1]
+    assert names["method"].rows[0].keep == 4
 
 
 def test_the_file_of_clips_of_the_page_is_the_one_that_is_written() -> None:

@@ -30,8 +30,8 @@ def test_noise_at_the_readmes_step_changes_answers() -> None:
     model, task = jcos.load(), jcos.tasks.get("maze")
     puzzles, steps = held_out(task, 2), model.config.sampling.steps
     probes = [jcos.Noise.at_steps(steps, task.frames, at) for at in ((), (int(step),))]
-    latents = play(model, task, puzzles, probes=probes).latents
-    plain, noised = (score(model, task, puzzles, a)[1] for a in latents)
+    latents = play(model, puzzles, probes=probes).latents
+    plain, noised = (score(model, puzzles, a)[1] for a in latents)
     assert np.array(plain).sum() > np.array(noised).sum()
 
 

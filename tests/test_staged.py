@@ -144,7 +144,7 @@ def test_a_prompt_and_a_picture_become_a_video(
         (["--x0", 2], "step 2 is out of range: there are steps 0 to 1"),
         (["--ensemble-layers", 0], "ensemble-layers averages over seeds; 1 is given"),
         (["--noise-steps", 9], "step 9 is out of range: there are steps 0 to 1"),
-        (["--guidance", 1, 2, 3], "3 guidance scales given; wan2.2-i2v-a14b has 2 expert"),
+        (["--guidance", 1, 2, 3], "guidance has 3 scales; wan2.2-i2v-a14b has 2 expert"),
         (["--noise", "absent.npy"], "absent.npy"),
         (["--noise", "a.npy", "--seeds", 0, 1], "noise from a file is one video's; give one seed"),
         (["--image", "absent.png"], "absent.png"),

@@ -95,7 +95,7 @@ def test_type_checkers_and_python_read_the_same_names() -> None:
         for alias in node.names
     }
     places = {
-        ("jcos.lab" if place == "lab.tasks" else f"jcos.{place}", name)
+        (f"jcos.{place}".removesuffix(f".{name}"), name)
         for place, names in jcos._PLACES.items()
         for name in names
     }

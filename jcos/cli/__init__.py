@@ -20,12 +20,14 @@ FAILURES = (ValueError, IndexError, FloatingPointError, MemoryError, OSError)
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": options.Demo,
     "sample": options.Sample,
+    "search": options.Search,
     "run": options.Run,
     "generate": options.Generate,
     "bench": bench.Bench,
     "plan": options.Plan,
     "report": options.Report,
     "explore": options.Explore,
+    "export": options.Export,
     "tasks": options.Tasks,
 }
 

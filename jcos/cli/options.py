@@ -88,8 +88,8 @@ class Demo(Command):
     """See a small video model solve puzzles, denoising step by denoising step: one page, about a
     minute.
 
-    Writes OUT/index.html, and its runs for `jcos report OUT`. The same seeds give the same numbers
-    every time.
+    Writes a folder of results whose page, OUT/index.html, can be opened after a few seconds and
+    fills as parts arrive. The same seeds give the same numbers every time.
     """
 
     work = "jcos.cli.demo:Demo"
@@ -150,6 +150,43 @@ class Sample(Interventions, Command):
             )
         page = make_page(self.out)
         print(f"Solved {int(solved.sum())} of {solved.size}; the page is at {page}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Search(Command):
+    """Search along the denoising steps: several seeds begin, the best early estimates go on.
+
+    Writes OUT/puzzle-N.png (rows: every particle's clean estimate at each step where some are
+    chosen, those that go on first; the chosen video; a right answer), OUT/puzzle-N.webp (the chosen
+    video) and OUT/run.json (the tree of who came from whom, and what it cost).
+
+    Examples:
+      jcos search maze7 --preset epbs --seeds 8
+      jcos search maze7 --preset early-failure --seeds 8 --steps 10 --puzzles 16
+      jcos search maze7 --preset best-of --judge oracle --out out/oracle
+    """
+
+    work = "jcos.cli.search:Search"
+
+    task: tyro.conf.Positional[str]
+    """Which task: `jcos tasks` lists them."""
+    preset: str = "epbs"
+    """Which method (docs/search.md): best-of, epbs, latsearch, smc, early-failure, tbs or
+    evosearch."""
+    seeds: int = 8
+    """How many begin; of early-failure how many may be tried."""
+    judge: str = "decided"
+    """Who says what is good: decided, pixels, change, agreement, energy, random, or the oracle."""
+    first_seed: int = 0
+    """The first noise seed; the others follow."""
+    puzzles: int = 4
+    """How many held-out puzzles."""
+    puzzle_seed: int = 0
+    """Which puzzles."""
+    steps: int | None = 10
+    """Denoising steps of a run."""
+    out: OutFolder = Path("out/search")
+    checkpoint: Checkpoint = TINY
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -331,12 +368,11 @@ class Plan(Command):
 class Report(Command):
     """Make a page of results to look inside: steps × frames, curves, heat maps, tables, files.
 
-    RESULTS is what any command left: sample, run and generate, which make this page themselves at
-    their end, or demo, which has a page of its own. Several folders are compared: the first is the
-    baseline, and runs of the same puzzle and seed stand side by side. Writes index.html into the
-    folder, or explore.html beside a page of another making; of several folders compared.html into
-    the first. It opens from disk, without network; large results leave a folder of the page's name
-    and .files beside it.
+    RESULTS is what any command left; most make this page themselves at their end. Several folders
+    are compared: the first is the baseline, and runs of the same puzzle and seed stand side by
+    side. Writes index.html into the folder, or explore.html beside a page of another making; of
+    several folders compared.html into the first. It opens from disk, without network; large results
+    leave a folder of the page's name and .files beside it.
 
     Examples:
       jcos report out/sample
@@ -357,7 +393,8 @@ class Report(Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Explore(Command):
-    """List the runs below a folder and look inside them, live, in the browser of this machine.
+    """List the runs below a folder as a table, compare them and look inside, in the browser of this
+    machine.
 
     Examples:
       jcos explore
@@ -370,6 +407,29 @@ class Explore(Command):
     """A folder of results, or one with such folders in it."""
     port: int = PORT
     """0 takes any that is free."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export(Command):
+    """Write results for talks and papers: films of x̂0 along the steps, the plane, every chart.
+
+    Examples:
+      jcos export out/demo --gif x0.gif --frame -1 --plane plane.png
+      jcos export out/steps --svg figures --csv figures
+    """
+
+    work = "jcos.cli.export:Export"
+
+    results: tyro.conf.Positional[InFolder]
+    """A folder of results."""
+    gif: OutFile | None = None  # The clean estimates along the steps, beside the final video …
+    mp4: OutFile | None = None  # … or as MP4.
+    plane: OutFile | None = None  # Steps × frames as one PNG.
+    svg: OutFolder | None = None  # Every chart, as SVG into this folder …
+    png: OutFolder | None = None  # … as PNG …
+    csv: OutFolder | None = None  # … and its numbers.
+    run_number: Annotated[int | None, tyro.conf.arg(name="run")] = None  # From 0.
+    frame: int | None = None  # Only this frame, -1 is the last; all by default.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ class Answers(NamedTuple):
 
     @property
     def log_prior(self) -> Float[Array, "*P K"]:
-        """Of the ideal denoiser: the right answers are equally likely, nothing else is possible."""
+        """Return the ideal denoiser's: right answers are equally likely, others impossible."""
         return jnp.where(jnp.asarray(self.right), 0.0, -jnp.inf)
 
     @property
@@ -48,78 +48,75 @@ class Answers(NamedTuple):
 def answers_of(
     model: Wan, puzzles: Sequence[Puzzle], *, wrong: int = 0, room: int | None = None
 ) -> Answers:
-    """Candidates of puzzles of one canvas. wrong: how many wrong ones at most, for puzzles with a
-    single right answer (a puzzle with several has its alternatives in those). room: K, the most
-    that any puzzle has by default; a fixed one lets several calls share a program."""
+    """Return candidates of puzzles of one canvas. wrong: how many wrong ones at most, for puzzles
+    with a single right answer (a puzzle with several has its alternatives in those). room: K, the
+    most that any puzzle has by default; a fixed one lets several calls share a program."""
     right = [list(TASKS[p.task].routes(p)) for p in puzzles]
-    others = [
-        wrong_answers(p, wrong, i) if len(drawn) == 1 else []
-        for i, (p, drawn) in enumerate(zip(puzzles, right, strict=True))
+    drawn = [
+        [*a, *(wrong_answers(p, wrong, i) if len(a) == 1 else [])]
+        for i, (p, a) in enumerate(zip(puzzles, right, strict=True))
     ]
-    most = max(len(a) + len(b) for a, b in zip(right, others, strict=True))
+    most = max(map(len, drawn))
     room = most if room is None else room
     if room < most:
         raise ValueError(f"there is room for {room} answers; one puzzle has {most}")
-    rows = []
-    for a, b in zip(right, others, strict=True):
-        still = np.repeat(a[0][:1], len(a[0]), axis=0)
-        rows.append(np.stack([*a, *b, *[still] * (room - len(a) - len(b))]))
-    latents = np.stack([np.stack([np.asarray(model.encode(v)) for v in row]) for row in rows])
-    number = np.arange(room)
-    ends = np.array([[len(a), len(a) + len(b)] for a, b in zip(right, others, strict=True)])
-    is_right, known = number < ends[:, :1], number < ends[:, 1:]
-    return Answers(latents, is_right, known & ~is_right)
+    latents = []
+    for videos in drawn:
+        still = np.repeat(videos[0][:1], len(videos[0]), axis=0)
+        filled = videos + [still] * (room - len(videos))
+        latents.append(np.stack([np.asarray(model.encode(v)) for v in filled]))
+    is_right, known = (
+        np.arange(room) < np.array([[len(videos)] for videos in some]) for some in (right, drawn)
+    )
+    return Answers(np.stack(latents), is_right, known & ~is_right)
 
 
 def wrong_answers(puzzle: Puzzle, n: int, seed: int = 0) -> list[Video]:
-    """Up to n different legal answers that are not right, as videos: other sizes, angles, ways."""
+    """Return up to n different legal answers that are not right, as videos: other sizes, angles,
+    ways."""
     task, rng = TASKS[puzzle.task], np.random.default_rng((seed, 0))
     known = {video.tobytes() for video in task.routes(puzzle)}
-    found: list[Video] = []
+    wrong: list[Video] = []
     for _ in range(TRIES * n):
         video = task.draw(puzzle, task.guess(puzzle, rng))
-        if len(found) < n and video.tobytes() not in known:
+        if len(wrong) < n and video.tobytes() not in known:
             known.add(video.tobytes())
-            if not task.score(puzzle, video).solved:
-                found.append(video)
-    return found
+            wrong += [video] * (not task.score(puzzle, video).solved)
+    return wrong
 
 
 def blend(x0: Float[Array, "*S F h w C"], answers: Answers) -> Mass:
-    """How much of each clean estimate is each candidate (`measures.answer_mass`): on [*S, K], off
-    [*S]."""
-    flat = x0.reshape(-1, *x0.shape[-4:])
-    latents = jnp.asarray(answers.latents)
+    """Return how much of each clean estimate is each candidate: on [*S, K], off [*S]."""
+    flat, latents = x0.reshape(-1, *x0.shape[-4:]), jnp.asarray(answers.latents)
     mass = jax.vmap(answer_mass, in_axes=(0, None, None))(flat, latents, answers.still)
-    axes = x0.shape[:-4]
-    return Mass(mass.on.reshape(*axes, -1), mass.off.reshape(axes))
+    return jax.tree.map(lambda a: a.reshape(*x0.shape[:-4], *a.shape[1:]), mass)
 
 
 class Shares(NamedTuple):
-    """Mass [*axes]: on the answer that has most at the end, on other right answers, on wrong
+    """Mass of P puzzles, K seeds, S steps: on the answer taken, on other right ones, on wrong
     ones."""
 
-    taken: Float[np.ndarray, "*axes"]
-    others: Float[np.ndarray, "*axes"]
-    wrong: Float[np.ndarray, "*axes"]
+    taken: Float[np.ndarray, "P K S"]
+    others: Float[np.ndarray, "P K S"]
+    wrong: Float[np.ndarray, "P K S"]
 
 
 def shares(
     on: Float[np.ndarray, "P K S A"], answers: Answers, taken: np.ndarray | None = None
 ) -> Shares:
-    """Where the mass is. on: of P puzzles, K seeds, S steps, A candidates. taken [P, K]: the right
-    answer that counts as taken, by default the one with most mass at the last step."""
-    right = np.asarray(answers.right)[:, None, None]
-    if taken is None:
-        taken = chosen(on[:, :, -1], answers)
-    own = np.take_along_axis(on, taken[:, :, None, None], -1)[..., 0]
-    others = np.where(right, on, 0).sum(-1) - own
-    wrong = np.where(np.asarray(answers.wrong)[:, None, None], on, 0).sum(-1)
-    return Shares(own, others, wrong)
+    """Return where the mass is, `on` each of A candidates. taken [P, K]: the right answer that
+    counts as taken, by default the one with most mass at the last step."""
+    taken = chosen(on[:, :, -1], answers) if taken is None else taken
+    mass = np.take_along_axis(on, taken[:, :, None, None], -1)[..., 0]
+    right, wrong = (
+        np.where(np.asarray(which)[:, None, None], on, 0).sum(-1)
+        for which in (answers.right, answers.wrong)
+    )
+    return Shares(mass, right - mass, wrong)
 
 
 def chosen(on: Float[np.ndarray, "P *axes A"], answers: Answers) -> np.ndarray:
-    """The right answer with most mass [P, *axes]."""
+    """Return the right answer with most mass [P, *axes]."""
     right = np.asarray(answers.right)
     right = right.reshape(len(right), *[1] * (on.ndim - 2), -1)
     return np.where(right, on, -np.inf).argmax(-1)

@@ -30,7 +30,7 @@ from jcos.experiments.sweeps import sweep
 from jcos.experiments.watching import Watched, watch_answers
 from jcos.lab import results
 from jcos.lab.measures import POSITIVE, UNBOUNDED, commitment_step
-from jcos.lab.results import DENOISERS, Variable, measure, with_levels
+from jcos.lab.results import DENOISERS, Variable, measure
 from jcos.lab.tasks import TASKS, Puzzle, still_of
 from jcos.lab.tasks.marks import OPAQUE, apart
 from jcos.sampling import flow
@@ -137,7 +137,6 @@ class Behaviour(Experiment):
         for name, (title, comment) in STEPS.items():
             values = np.stack([one[name] for one in steps])
             variables[name] = measure("denoiser puzzle seed step", values, title, comment)
-            variables[name] = with_levels(variables[name], name, variables)
         for name, (title, options) in RUNS.items():
             values, about = np.stack([one[name] for one in runs]), dict(options)
             if about.get("median"):

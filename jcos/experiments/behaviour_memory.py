@@ -22,7 +22,7 @@ from jcos.experiments.experiment import Picture, Progress
 from jcos.experiments.linear_probes import ridge
 from jcos.experiments.sweeps import conditions_of, held_out, one_world, sweep
 from jcos.lab import results
-from jcos.lab.results import measure, with_levels
+from jcos.lab.results import measure
 from jcos.lab.tasks import TASKS, Puzzle
 from jcos.lab.tasks.base import COLOURS, TILE
 from jcos.lab.tasks.marks import turned
@@ -121,9 +121,6 @@ def remembering(
                 "sample place ideal_source", of_ideal[:, 0, :, y, :1], title, MEMORY, by="read_of"
             ),
         }
-        variables[f"read_{label}"] = with_levels(
-            variables[f"read_{label}"], f"read_{label}", variables
-        )
     coordinates = {
         "place": list(PLACES),
         "source": [*(f"layer {layer}" for layer in range(depth)), X0],

@@ -30,7 +30,7 @@ from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import one_world, pixels, sweep
 from jcos.lab.ideal import ideal_run
 from jcos.lab.measures import GAINS, POSITIVE
-from jcos.lab.results import DENOISERS, measure, of_kind, with_levels
+from jcos.lab.results import DENOISERS, measure, of_kind
 from jcos.loop import first_noise, seed_keys
 from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import States
@@ -178,8 +178,6 @@ class Budget(Experiment):
                 **paired,
             ),
         }
-        for name in ("score", "solved"):
-            variables[name] = with_levels(variables[name], name, variables)
         together = self.tasks[0] if len(samples.groups) == 1 else "all tasks"
         about = {"denoiser": list(DENOISERS), "together": ("puzzle", [together] * len(samples))}
         return self._dataset(model, samples, cases, variables).assign_coords(about)

@@ -5,15 +5,18 @@ from collections.abc import Iterator, Mapping
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
+from jcos.experiments.films import film_figures, films
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import sweep
-from jcos.experiments.watching import watch_distance
+from jcos.experiments.watching import rms
 from jcos.lab.measures import POSITIVE
 from jcos.lab.results import Variable, measure
+from jcos.sampling import flow
+from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
 DISTANCE = "Distance of estimates, over the norm of the last."
@@ -41,6 +44,18 @@ def clip_steps(
     return clip_dataset(experiment, model, samples, names, x0[0])
 
 
+def watch_distance(
+    model: Wan, plan: flow.Plan, trace: Trace, steps: Int[Array, " shown"]
+) -> tuple[Float[Array, "K S"], Float[Array, "K S"], Float[Array, "K shown F h w C"]]:
+    """Return the distance of each estimate to the last and to the one before (the first: to
+    nothing), over the norm of the last; and some of the estimates."""
+    del model, plan
+    x0 = trace.x0[0]
+    before = jnp.concatenate([jnp.zeros_like(x0[:, :1]), x0[:, :-1]], axis=1)
+    size = rms(x0[:, -1:])
+    return rms(x0 - x0[:, -1:]) / size, rms(x0 - before) / size, x0[:, steps]
+
+
 def clip_dataset(
     experiment: Experiment,
     model: Wan,
@@ -50,8 +65,6 @@ def clip_dataset(
 ) -> xr.Dataset:
     """Return distances by name, and a film of the first clip's estimates at the looked-at steps."""
     steps = next(iter(distances.values())).shape[-1]
-    looked = looked_at(steps)
-    film = model.decode(jnp.asarray(x0[0, 0]))
     cost = [experiment.forwards(model.config, s + 1) for s in range(steps)]
     variables: dict[str, Variable] = {
         name.replace(" ", "_").replace(",", ""): measure(
@@ -62,9 +75,9 @@ def clip_dataset(
     variables |= {
         "forwards": (("step",), cost, {}),
         "all_forwards": ((), cost[-1], {}),
-        "film": (("film_step", "film_frame", "row", "column", "rgb"), film, {}),
+        **films(["clips"], [0], looked_at(steps), model.decode(jnp.asarray(x0[:1, 0]))),
     }
-    labels = {"step": range(steps), "seed": list(experiment.seeds), "film_step": looked}
+    labels = {"step": range(steps), "seed": list(experiment.seeds)}
     return xr.Dataset(variables, labels | samples.coordinates())
 
 
@@ -73,6 +86,4 @@ def clip_figures(data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
     names = [str(n) for n, v in data.data_vars.items() if "step" in v.dims and "clip" in v.dims]
     figure = plots.lines(data, names, xlabel="denoising step", ylabel="distance of x̂0, relative")
     yield "distance", Picture(figure, DISTANCE)
-    rows = [f"step {s}" for s in data["film_step"].values]
-    film = plots.film_grid(data["film"].values, rows)
-    yield "film", Picture(film, f"The first clip. {plots.FILM}")
+    yield from film_figures(data, "the first")

@@ -16,7 +16,7 @@ from jcos.media import image
 from jcos.model.text import PROMPT_FILES, read_prompt
 from jcos.sampling.trajectory import Condition
 from jcos.variants import Profile
-from jcos.wan import Picture, Prompt, Wan, check_picture, latent_grid
+from jcos.wan import Picture, Wan, check_picture, latent_grid
 
 EXAMPLE = {
     "frames": 81,
@@ -53,6 +53,9 @@ class Clips(NamedTuple):
     width: int | None
 
 
+SIZES = ("frames", "height", "width")
+
+
 def write_example(file: Path) -> None:
     """Write a file of clips to be filled in. ValueError where there is one, or none can be."""
     check_new_file(local_path(file))
@@ -73,27 +76,27 @@ def read_clips(file: Path) -> Clips:
         raise ValueError(f"{shown(file)} is no file of clips: {error}") from None
 
 
-def _clips(folder: Path, given: Any) -> Clips:
-    _check_fields("it", given, ("clips", *Clips._fields[2:]))
-    numbers = [given.get(name) for name in Clips._fields[2:]]
-    for name, number in zip(Clips._fields[2:], numbers, strict=True):
+def _clips(folder: Path, content: Any) -> Clips:
+    _check_fields("it", content, ("clips", *SIZES))
+    for name in SIZES:
+        number = content.get(name)
         if number is not None and (type(number) is not int or number < 1):
             raise ValueError(f"{name} is {_short(number)}; it is a whole number of at least 1")
-    listed = given.get("clips")
+    listed = content.get("clips")
     if not isinstance(listed, list) or not listed:
         raise ValueError(f'"clips" is {_short(listed)}; it is a list [{{…}}, …] of at least one')
     clips = tuple(_clip(f"clip {i}", folder, fields) for i, fields in enumerate(listed))
-    return Clips(folder, clips, *numbers)
+    return Clips(folder, clips, *map(content.get, SIZES))
 
 
-def _clip(name: str, folder: Path, given: Any) -> Clip:
-    _check_fields(name, given, [field.name for field in dataclasses.fields(Clip)])
-    if given.get("prompt") is None:
+def _clip(name: str, folder: Path, content: Any) -> Clip:
+    _check_fields(name, content, [field.name for field in dataclasses.fields(Clip)])
+    if content.get("prompt") is None:
         raise ValueError(f"{name} has no prompt")
-    for field, text in given.items():
+    for field, text in content.items():
         if text is not None and not isinstance(text, str):
             raise ValueError(f"{name}: {field} is {_short(text)}; it is a text in quotes")
-    clip = Clip(**given)
+    clip = Clip(**content)
     for field, file in _named(clip).items():
         try:
             check_file(folder / local_path(file))
@@ -102,10 +105,10 @@ def _clip(name: str, folder: Path, given: Any) -> Clip:
     return clip
 
 
-def _check_fields(what: str, given: Any, known: Sequence[str]) -> None:
-    if not isinstance(given, dict):
-        raise ValueError(f"{what} is {_short(given)}; it is an object {{…}}")
-    for name in given:
+def _check_fields(what: str, content: Any, known: Sequence[str]) -> None:
+    if not isinstance(content, dict):
+        raise ValueError(f"{what} is {_short(content)}; it is an object {{…}}")
+    for name in content:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}? " if near else ""
@@ -118,17 +121,18 @@ def _short(value: Any) -> str:
 
 
 def _named(clip: Clip) -> dict[str, str]:
-    """The files that a clip names, by field."""
-    fields = dataclasses.asdict(clip)
-    return {
-        field: text
-        for field, text in fields.items()
-        if text is not None and (field == "picture" or text.endswith(PROMPT_FILES))
-    }
+    """Return the files that a clip names, by field."""
+    texts = {field: text for field, text in dataclasses.asdict(clip).items() if text is not None}
+    return {f: t for f, t in texts.items() if f == "picture" or t.endswith(PROMPT_FILES)}
+
+
+def _asked(config: WanConfig, clips: Clips) -> list[int]:
+    """Return frames, height and width asked for, by default the model's."""
+    return [getattr(clips, name) or getattr(config.clip, name) for name in SIZES]
 
 
 def check_clips(config: WanConfig, file: Path, profile: Profile | None = None) -> None:
-    """Raises ValueError where a model does not make videos of a file of clips, as far as is known
+    """Raise ValueError where a model does not make videos of a file of clips, as far as is known
     without its weights: with the clip and the field."""
     clips = read_clips(file)
     latent_frames(config, clips.frames)
@@ -152,14 +156,14 @@ def check_clips(config: WanConfig, file: Path, profile: Profile | None = None) -
 
 
 def _size(config: WanConfig, clips: Clips, clip: Clip, profile: Profile | None) -> tuple[int, int]:
-    """Height and width of a clip's video."""
-    asked = clips.height or config.clip.height, clips.width or config.clip.width
+    """Return height and width of a clip's video."""
+    _, height, width = _asked(config, clips)
     if clip.picture is None:
-        return asked
+        return height, width
     picture = image.read_picture(clips.folder / clip.picture, profile)
     if isinstance(config.codec, PixelCodec):
         return picture.shape[0], picture.shape[1]
-    return image.frame_size(picture, image.rule_for(config, profile), *asked)
+    return image.frame_size(picture, image.rule_for(config, profile), height, width)
 
 
 def _check_rows(config: WanConfig, folder: Path, field: str, text: str | None) -> None:
@@ -174,38 +178,28 @@ def _check_rows(config: WanConfig, folder: Path, field: str, text: str | None) -
 
 
 def latent_frames(config: WanConfig, frames: int | None) -> int:
-    """Of videos of so many frames, or of as many as the model makes by itself; ValueError where it
-    makes none of that length."""
+    """Return those of videos of so many frames, or of as many as the model makes by itself.
+    ValueError where it makes none of that length."""
     size = config.clip
     return latent_grid(config, frames or size.frames, size.height, size.width)[0]
 
 
 def digest(file: Path) -> str:
-    """SHA-256 of a file of clips and of all files that it names."""
-    found = hashlib.sha256(file.read_bytes())
-    clips = read_clips(file)
+    """Return SHA-256 of a file of clips and of all files that it names."""
+    whole, clips = hashlib.sha256(file.read_bytes()), read_clips(file)
     for name in (name for clip in clips.clips for name in _named(clip).values()):
-        found.update((clips.folder / name).read_bytes())
-    return found.hexdigest()
+        whole.update((clips.folder / name).read_bytes())
+    return whole.hexdigest()
 
 
 def condition_of(model: Wan, clips: Clips, clip: Clip, profile: Profile | None = None) -> Condition:
-    """A clip's condition, its picture brought to the model's size by the rule of a profile."""
-    size = model.config.clip
-    frames, height, width = clips.frames or size.frames, clips.height, clips.width
-    height, width = height or size.height, width or size.width
-
-    def words(prompt: str | None) -> Prompt | None:
-        return None if prompt is None else read_prompt(prompt, clips.folder)
-
-    first: Picture | None = None
-    if clip.picture is not None:
-        picture = image.read_picture(clips.folder / clip.picture, profile)
-        first = picture
-        if not isinstance(model.codec, PixelCodec):  # which takes pictures as they are
-            rule = image.rule_for(model.config, profile)
-            first = image.prepare(picture, rule, height, width)
-    prompt = words(clip.prompt)
-    assert prompt is not None
-    where = None if first is not None else (height, width)
-    return model.condition(first, prompt, frames, negative=words(clip.negative), size=where)
+    """Return a clip's condition, its picture brought to the model's size by a profile's rule."""
+    frames, height, width = _asked(model.config, clips)
+    prompt = read_prompt(clip.prompt, clips.folder)
+    negative = None if clip.negative is None else read_prompt(clip.negative, clips.folder)
+    if clip.picture is None:
+        return model.condition(None, prompt, frames, negative=negative, size=(height, width))
+    first: Picture = image.read_picture(clips.folder / clip.picture, profile)
+    if not isinstance(model.codec, PixelCodec):  # which takes pictures as they are
+        first = image.prepare(first, image.rule_for(model.config, profile), height, width)
+    return model.condition(first, prompt, frames, negative=negative)

@@ -43,7 +43,7 @@ class Cosine(Experiment):
 
     The conditional branch's tokens are compared on the device. layers: after which blocks, all by
     default. tokens: at most so many, evenly spread; with the layers they decide the memory: a
-    run's features are held for all steps. Figures leave the first step out: it has none before.
+    run's features are held for all steps. The first step has none before.
     """
 
     question = "How alike are tokens of neighbouring denoising steps, by layer?"
@@ -83,11 +83,11 @@ class Cosine(Experiment):
         dims = f"step layer reference {samples.runs} seed"
         variables: dict[str, Any] = {"forwards": ((), 2 * self.forwards(config), {})}
         for (name, (title, comment)), values in zip(MEASURES.items(), (raw, centred), strict=True):
-            values = np.transpose(values[0], (2, 3, 4, 0, 1))
-            variables[name] = measure(dims, values, title, comment, span=SPAN, tabled=False)
+            values, about = np.transpose(values[0], (2, 3, 4, 0, 1)), {"span": SPAN}
+            variables[name] = measure(dims, values, title, comment, tabled=False, **about)
             mean, title = values[1:].mean(0, dtype=np.float64), f"{title}, mean over steps"
             each = dims.removeprefix("step ")
-            variables[f"{name}_mean"] = measure(each, mean, title, comment, span=SPAN)
+            variables[f"{name}_mean"] = measure(each, mean, title, comment, **about)
         steps = range(self.plan(config).steps)
         labels = {"step": steps, "layer": layers, "reference": list(REFERENCES)}
         return xr.Dataset(variables, labels | samples.coordinates() | {"seed": list(self.seeds)})
@@ -98,9 +98,6 @@ class Cosine(Experiment):
             for axes in figure.axes:
                 axes.axhline(CLAIM, color="#777777", linestyle=":", linewidth=1)
             yield name, Picture(figure, f"By layer, mean over steps. Dotted: {CLAIM}.")
-            before = data[name].sel(reference=REFERENCES[0], step=slice(1, None))
-            caption = "By layer and step, with the step before."
-            yield f"{name}-steps", Picture(plots.heat(before, "step", "layer"), caption)
 
 
 def read_cosines(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> tuple[Array, Array]:

@@ -24,7 +24,7 @@ from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import pixels, play, score, sweep
 from jcos.lab.ideal import IdealDenoiser
 from jcos.lab.measures import GAINS, POSITIVE, SCORES, Span
-from jcos.lab.results import DENOISERS, MODEL, estimates, measure, of_kind, with_levels
+from jcos.lab.results import DENOISERS, MODEL, estimates, measure, of_kind
 from jcos.lab.tasks import Puzzle, Task
 from jcos.sampling import flow
 from jcos.sampling.probes import SeedEnsemble
@@ -318,8 +318,7 @@ def dataset(
     variables = samples.levels({"solved": "solved", "score": "score"})
     for name, values, title, comment, span in measures:
         dims = f"case {'denoiser ' * (values.ndim > 3)}{samples.runs} seed"
-        variable = measure(dims, values, title, comment, span=span)
-        variables[name] = with_levels(variable, name, variables)
+        variables[name] = measure(dims, values, title, comment, span=span)
 
     def cost(case: Case) -> int:
         """Passes of the run that goes on and of the others while they are needed, or of all."""
@@ -409,6 +408,6 @@ def ensemble_solved(
 ) -> Bool[np.ndarray, "P Q K"]:
     """Return whether each puzzle is solved with each probe by each seed; in an ensemble every seed
     goes on by itself."""
-    latents = play(model, task, puzzles, seeds, probes=probes).latents
-    _, solved = score(model, task, puzzles, latents.swapaxes(0, 1))
+    latents = play(model, puzzles, seeds, probes=probes).latents
+    _, solved = score(model, puzzles, latents.swapaxes(0, 1))
     return solved

@@ -1,15 +1,14 @@
 """How good is a model at a task, and does its answer take steps?"""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jcos.config import Sampling
-from jcos.experiments.sweeps import held_out, play, score
+from jcos.experiments.sweeps import held_out, judge, play, score
 from jcos.lab.measures import Estimate, commitment_step, estimate
-from jcos.lab.tasks import Puzzle, Task, chance, still_of
+from jcos.lab.tasks import Task, chance, still_of
 from jcos.wan import Wan
 
 
@@ -49,13 +48,14 @@ def evaluate(
     sampling = sampling or model.config.sampling
     puzzles = held_out(task, n, seed)
     scored = [*range(0, sampling.steps - 1, every), sampling.steps - 1]
-    full = play(model, task, puzzles, sampling=sampling, keep=scored)
-    scores, good = score(model, task, puzzles, full.latents[0, :, 0])
-    short = play(model, task, puzzles, sampling=dataclasses.replace(sampling, steps=1, sigmas=None))
-    _, one = score(model, task, puzzles, short.latents[0, :, 0])
-    _, by_step = score(model, task, puzzles, full.x0[0, :, 0])
+    full = play(model, puzzles, sampling=sampling, keep=scored)
+    scores, good = score(model, puzzles, full.latents[0, :, 0])
+    short = play(model, puzzles, sampling=dataclasses.replace(sampling, steps=1, sigmas=None))
+    _, one = score(model, puzzles, short.latents[0, :, 0])
+    _, by_step = score(model, puzzles, full.x0[0, :, 0])
     by_step[:, -1] = good  # the last estimate is the answer itself
     steps = np.array([*scored, sampling.steps])[commitment_step(by_step)]
+    _, still = judge(puzzles, np.stack([still_of(task.draw(p, p.answers[0])) for p in puzzles]))
     several = np.array([len(p.answers) > 1 for p in puzzles])
     return Result(
         task.name,
@@ -64,13 +64,8 @@ def evaluate(
         estimate(good[several]) if several.any() else None,
         estimate(one[several]) if several.any() else None,
         chance(task, n, seed),
-        _still(task, puzzles),
+        float(still.mean()),
         tuple(np.percentile(steps[good], [10, 50, 90]).tolist()) if good.any() else None,
         float(np.mean(scores)),
         len({p.identity for p in puzzles}),
     )
-
-
-def _still(task: Task, puzzles: Sequence[Puzzle]) -> float:
-    stills = (still_of(task.draw(p, p.answers[0])) for p in puzzles)
-    return float(np.mean([task.score(p, v).solved for p, v in zip(puzzles, stills, strict=True)]))

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -89,15 +89,14 @@ class Experiment(abc.ABC):
         return type(self).__name__.lower()
 
     def check(self, config: WanConfig) -> None:
-        """Raises ValueError or IndexError, in one sentence, where this cannot be run on a model of
+        """Raise ValueError or IndexError, in one sentence, where this cannot be run on a model of
         this configuration: it needs no weights."""
         self.sampling.of(config)
-        if self.puzzles < 1:
-            raise ValueError(f"puzzles is {self.puzzles}; at least 1 is needed")
+        for name, number in (("puzzles", self.puzzles), ("chunk", self.chunk)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} is {number}; at least 1 is needed")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds are {self.seeds}; at least one is needed, each once")
-        if self.chunk is not None and self.chunk < 1:
-            raise ValueError(f"chunk is {self.chunk}; at least 1 run is computed at a time")
         if self.clips is not None:
             check_clips(config, self.clips, self.profile)
             return
@@ -131,16 +130,17 @@ class Experiment(abc.ABC):
         """Check, and measure. Raises ValueError or IndexError as `check` does."""
         self.check(model.config)
         data = self.measure(model, progress or silent)
-        return data.assign_attrs(experiment=self.name, title=self.question)
+        data = data.assign_attrs(experiment=self.name, title=self.question)
+        return results.with_levels(data)
 
     def samples(self, model: Wan) -> Samples:
-        """What it is run on."""
+        """Return what it is run on."""
         if self.clips is not None:
             return Samples.of_clips(model, self.clips, self.profile)
         return Samples.of_tasks(model, self.tasks, self.puzzles, self.puzzle_seed, self.several)
 
     def latent_frames(self, config: WanConfig) -> int:
-        """Of every run."""
+        """Return those of every run."""
         if self.clips is None:
             return get(self.tasks[0]).frames
         return latent_frames(config, read_clips(self.clips).frames)
@@ -149,14 +149,14 @@ class Experiment(abc.ABC):
         return flow.plan(self.sampling.of(config), config.boundary)
 
     def forwards(self, config: WanConfig, steps: int | None = None) -> int:
-        """Passes of one trajectory, or of its first `steps`: two per step with guidance."""
+        """Return the passes of a trajectory, or of its first `steps`: two a step with guidance."""
         sampling = self.sampling.of(config)
         return (sampling.steps if steps is None else steps) * (1 + (sampling.guidance is not None))
 
 
 def window(first: float, last: float, size: int) -> list[int]:
-    """The layers (or steps) from one fraction to another, at least one: 0.5 to 0.75 is the paper's
-    20 to 29 of 40."""
+    """Return the layers (or steps) from one fraction to another, at least one: 0.5 to 0.75 is the
+    paper's 20 to 29 of 40."""
     if not 0.0 <= first <= last <= 1.0:
         raise ValueError(f"the window {first} to {last} is none: fractions of 0.0 to 1.0, in order")
     start = min(size - 1, math.floor(first * size))
@@ -164,13 +164,5 @@ def window(first: float, last: float, size: int) -> list[int]:
 
 
 def looked_at(steps: int, about: int = 10) -> list[int]:
-    """About so many steps, evenly spread, the first and the last among them: what tables list."""
+    """Return about so many steps, evenly spread, with the first and the last: what tables list."""
     return sorted({int(s) for s in np.linspace(0, steps - 1, min(steps, about + 1)).round()})
-
-
-def fields_of(experiment: Any) -> dict[str, Any]:
-    """All parameters as JSON knows them."""
-    return {
-        k: fields_of(v) if dataclasses.is_dataclass(v) else str(v) if isinstance(v, Path) else v
-        for k, v in ((f.name, getattr(experiment, f.name)) for f in dataclasses.fields(experiment))
-    }

@@ -3,9 +3,8 @@
 Noise goes into one step, or into one frame at every step; a clean run shares everything else. Both
 are compared after every block of every step, on the device: 1 − CKA of their tokens.
 
-Linear CKA of few tokens in many dimensions is biased: 125 unrelated tokens in 128 dimensions are
-said to be half alike. So HSIC is estimated without bias here, and unrelated tokens get 0. Noise at
-a frame is judged by the other frames' tokens; so is noise at a step where the two are compared.
+HSIC is estimated without bias, so that unrelated tokens get 0. Noise at a frame is judged by the
+other frames' tokens; so is noise at a step where the two are compared.
 """
 
 import dataclasses
@@ -28,7 +27,7 @@ from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import pixels, sweep
 from jcos.lab.ideal import ideal
 from jcos.lab.measures import UNBOUNDED, dissimilarity
-from jcos.lab.results import measure, of_kind, run_dimension
+from jcos.lab.results import described, measure, of_kind
 from jcos.sampling import flow, probes, trajectory
 from jcos.sampling.flow import Schedule, solver_init, solver_step
 from jcos.sampling.probes import Latents, Site, Tokens
@@ -47,12 +46,11 @@ class Flow(Experiment):
     """Paper, section 3.2: noise at a step, and how much every later step and layer differs from the
     clean run (1 − CKA; 0 no effect, 1 nothing in common).
 
-    Which representation the paper compared was not to be had; here it is all tokens after each
-    block, of the conditional branch, video by video. Beyond the paper: by layer; the same for noise
-    at a frame; noise at the step's own level (x̂0 kept, noise drawn anew), which leaves no pixel
-    noise behind; whether the perturbed run ends with the answer of the clean one; and the ideal
-    denoiser under the very same noise, compared by its clean estimates, cut into the model's
-    patches, as the model's own are. Noise at step 0 is a fresh seed.
+    Compared are all tokens after each block, of the conditional branch, video by video; the paper
+    does not say which representation it took. Beyond the paper: by layer; noise at a frame; noise
+    at the step's own level (x̂0 kept, noise drawn anew), which leaves no pixel noise behind; whether
+    the perturbed run ends with the answer of the clean one; and clean estimates, in patches, of the
+    model and of the ideal denoiser under the very same noise. Noise at step 0 is a fresh seed.
 
     steps, frames: where noise goes, all by default. at_once: perturbed runs that share a clean one,
     by default 8 of puzzles and 1 of clips, which needs the least memory.
@@ -66,10 +64,8 @@ class Flow(Experiment):
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
-        places(self.steps, self.plan(config).steps, "step")
-        places(self.frames, self.latent_frames(config), "frame")
-        if self.steps == () == self.frames:
-            raise ValueError("steps and frames are both empty: there is no place for noise")
+        if not self.cases(self.plan(config).steps, self.latent_frames(config)):
+            raise ValueError("steps and frames leave no place for noise; give at least one step")
         if self.at_once is not None and self.at_once < 1:
             raise ValueError(f"at_once is {self.at_once}; at least 1 run is perturbed at a time")
 
@@ -92,21 +88,17 @@ class Flow(Experiment):
             what="noise at every step and frame, with clean runs",
             progress=progress,
         )
-        reach = jax.tree.map(lambda a: case_by_case(a, len(cases)), reach)
         each, one = f"case {samples.runs} seed", self.forwards(model.config)
         variables = samples.levels({"solved": "solved"})
         variables |= {"forwards": ((), 2 * one, {}), "run_forwards": ((), one, {})}
         for name, words in SOURCES.items():
-            values = getattr(reach, name)
-            if values is not None:
+            if (values := getattr(reach, name)) is not None:
                 dims = f"{each} step layer without" if name == "tokens" else f"{each} step without"
-                title = f"1 − CKA of {words}"
+                values, title = by_case(values, len(cases)), f"1 − CKA of {words}"
                 variables[name] = measure(dims, values, title, span=UNBOUNDED, tabled=False)
         if answers is not None:
             progress("judging", 0, 1)
-            solved, agreed = outcomes(samples, answers, reach)
-            # A noised frame ends as noise: nothing is solved.
-            solved = np.where([[[case.kind == FRAME]] for case in cases], np.nan, solved)
+            solved, agreed = outcomes(samples, answers, reach, cases)
             variables["solved"] = measure(each, solved, "solved", forwards="run_forwards")
             variables["agreement"] = measure(each, agreed, "agreement", AGREEMENT)
         without = ["nothing", *(f"frame {f}" for f in range(frames))]
@@ -117,61 +109,23 @@ class Flow(Experiment):
     def cases(self, steps: int, frames: int) -> list[Case]:
         """Return all positions of noise. A single frame has no others to be judged by."""
         at_steps = places(self.steps, steps, "step")
-        at_frames = places(self.frames, frames, "frame") if frames > 1 else []
-        return [
-            *(Case(kind, step=s) for kind in STEPS for s in at_steps),
-            *(Case(FRAME, frame=f) for f in at_frames),
-        ]
+        cases = [Case(kind, step=s) for kind in STEPS for s in at_steps]
+        at_frames = places(self.frames, frames, "frame")
+        return cases + [Case(FRAME, frame=f) for f in at_frames if frames > 1]
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
-        kinds = set(data["kind"].values)
-        cka, noised = "1 − CKA", dict[str, Any](xlabel="noised step")
-        if STEP in kinds:
-            steps = {words: of_kind(data, kind, "at_step") for kind, words in STEPS.items()}
-            maps = {f"tokens, {words}": _triangle(one["tokens"]) for words, one in steps.items()}
-            maps["x̂0, replaced"] = _triangle(steps["replaced"]["x0"])
-            if "ideal" in data:
-                maps["x̂0 of the ideal, replaced"] = _triangle(steps["replaced"]["ideal"])
-            tokens = {
-                name: one.mean("layer") if "layer" in one.dims else one
-                for name, one in maps.items()
-            }
-            axes = dict[str, Any](xlabel="observed step", ylabel="noised step")
-            yield "triangle", Picture(plots.heat(tokens, "step", "at_step", **axes), TRIANGLE)
-            for words, one in steps.items():
-                names = [f"tokens_{window}" for window in WINDOWS]
-                labels = list(WINDOWS.values())
-                figure = plots.lines(one, names, "at_step", labels=labels, ylabel=cka, **noised)
-                yield f"sensitivity-{words.replace(' ', '-')}", Picture(figure, SENSITIVITY)
-            ends = {"x0_end": "model", "ideal_end": "ideal"}
-            shown = {
-                f"{who}, {words}": one[name]
-                for name, who in ends.items()
-                for words, one in steps.items()
-                if name in one
-            }
-            figure = plots.lines(xr.Dataset(shown), x="at_step", ylabel=f"{cka} of x̂0", **noised)
-            yield "estimates", Picture(figure, ESTIMATES)
-            layers = {w: m.mean("step") for w, m in maps.items() if "layer" in m.dims}
-            yield "layers", Picture(plots.heat(layers, "at_step", "layer", **noised), LAYERS)
-            observed = maps["tokens, replaced"].mean("at_step")
-            figure = plots.heat(observed, "step", "layer", xlabel="observed step")
-            yield "layers-observed", Picture(figure, LAYERS_OBSERVED)
-            if "agreement" in data and data["agreement"].notnull().any():
-                shown = {words: one["agreement"] for words, one in steps.items()}
-                figure = plots.lines(xr.Dataset(shown), x="at_step", ylabel="agreement", **noised)
-                yield "agreement", Picture(figure, AGREEMENT)
-        if FRAME in kinds:
-            frames = of_kind(outside(data["tokens"].mean("layer")), FRAME, "at_frame")
-            words = dict[str, Any](xlabel="observed step", ylabel="noised frame")
-            figure = plots.heat(frames, "step", "at_frame", **words)
-            yield "frames", Picture(figure, FRAMES)
-        if "tokens_end_others" in data:
-            figure = plots.paired(data["tokens_end_others"], f"{cka}, other frames, at the end")
-            yield "others", Picture(figure, OTHERS)
+        if STEP not in data["kind"]:
+            return
+        steps = {words: of_kind(data, kind, "at_step") for kind, words in STEPS.items()}
+        maps = {f"tokens, {words}": one["tokens"].mean("layer") for words, one in steps.items()}
+        for name, who in (("x0", "x̂0"), ("ideal", "x̂0 of the ideal")):
+            maps |= {f"{who}, replaced": steps["replaced"][name]} if name in data else {}
+        maps = {title: triangle(values) for title, values in maps.items()}
+        axes = {"xlabel": "observed step", "ylabel": "noised step"}
+        yield "triangle", Picture(plots.heat(maps, "step", "at_step", **axes), TRIANGLE)
 
 
-def _triangle(values: xr.DataArray) -> xr.DataArray:
+def triangle(values: xr.DataArray) -> xr.DataArray:
     """Return values by noised step × observed step, nan before the noise."""
     return values.isel(without=0, drop=True).where(values["step"] >= values["at_step"])
 
@@ -211,16 +165,14 @@ def by_other_frames(values: xr.DataArray) -> xr.DataArray:
 
 def reaches(data: xr.Dataset) -> dict[str, xr.DataArray]:
     """Return how far each case reaches in each window, and what follows from it."""
-    kinds, runs = set(data["kind"].values), run_dimension(data["x0"])
+    kinds = set(data["kind"].values)
     variables: dict[str, xr.DataArray] = {}
 
-    def add(name: str, lead: str, values: xr.DataArray, title: str, **more: Any) -> None:
-        dims = [*lead.split(), runs, *(d for d in values.dims if d == "seed")]
-        attributes = measure("", 0, title, **{"span": UNBOUNDED, **more})[2]
-        values = values.reset_coords(drop=True).transpose(*dims)
-        variables[name] = values.assign_attrs(attributes)
+    def add(name: str, values: xr.DataArray, title: str, **more: Any) -> None:
+        values = values.reset_coords(drop=True)
+        values.attrs = described(title, **{"span": UNBOUNDED, **more})
+        variables[name] = values
 
-    tokens = data["tokens"].isel(without=0, drop=True)
     for source, words in SOURCES.items():
         if source not in data:
             continue
@@ -229,33 +181,28 @@ def reaches(data: xr.Dataset) -> dict[str, xr.DataArray]:
         values = values.mean("layer") if source == "tokens" else values
         for window, when in WINDOWS.items():
             reach, title = within(values, window), f"1 − CKA of {words}, {when}"
-            add(f"{source}_{window}", "case", outside(reach), title, forwards=cost)
+            add(f"{source}_{window}", outside(reach), title, forwards=cost)
             if window != "at" and {STEP, FRAME} <= kinds:
                 others, title = by_other_frames(reach), f"{title}, by other frames"
-                add(f"{source}_{window}_others", "contrast", others, title, forwards=cost)
+                add(f"{source}_{window}_others", others, title, forwards=cost)
     for window in ("on", "end") if STEP in kinds else ():
-        when, reach = WINDOWS[window], within(tokens, window)
-        layers = at_steps(reach, "noise", ("noise at a step", "noise at a step, at its own level"))
-        add(f"layers_{window}", "layer noise", layers, f"1 − CKA of tokens, {when}")
-        mean = reach.mean(("layer", "seed"))
-        if (data["kind"] == STEP).sum() > 1:
+        when, reach = WINDOWS[window], within(data["tokens"].isel(without=0, drop=True), window)
+        labels = ("noise at a step", "noise at a step, at its own level")
+        layers = at_steps(reach, "noise", labels).transpose("layer", ...)
+        add(f"layers_{window}", layers, f"1 − CKA of tokens, {when}")
+        if data["at_step"].max() > data["at_step"].min():
+            mean = reach.mean(("layer", "seed"))
             farthest = [of_kind(mean, kind, "at_step").idxmax("at_step") for kind in STEPS]
-            add(
-                f"farthest_{window}",
-                "level",
-                xr.concat(farthest, xr.Variable("level", list(STEPS.values()))),
-                f"step of farthest reach, median, {when}",
-                units="step",
-                span=(0, data.sizes["step"]),
-                median=True,
-            )
-    if STEP in kinds and "agreement" in data:
-        for same, words in ((1, "same answer"), (0, "another answer")):
-            end = within(tokens, "end").mean("layer").where(data["agreement"] == same)
+            steps = xr.concat(farthest, xr.Variable("level", list(STEPS.values())))
+            title, span = f"step of farthest reach, median, {when}", (0, data.sizes["step"])
+            add(f"farthest_{window}", steps, title, units="step", span=span, median=True)
+    for same, words in enumerate(("another answer", "same answer")):
+        if STEP in kinds and "agreement" in data:
+            end = within(data["tokens"].isel(without=0, drop=True), "end").mean("layer")
+            end = end.where(data["agreement"] == same)
             labels = [f"all steps, {level}" for level in STEPS.values()]
-            values, title = at_steps(end, "positions", labels, ["seed"]), WINDOWS["end"]
-            title = f"1 − CKA of tokens, {title}, {words}"
-            add(words.replace(" ", "_"), "positions", values, title)
+            title = f"1 − CKA of tokens, {WINDOWS['end']}, {words}"
+            add(words.replace(" ", "_"), at_steps(end, "positions", labels, ["seed"]), title)
     return variables
 
 
@@ -266,18 +213,6 @@ TRIANGLE = (
     "and its noise drawn anew. x̂0: of clean estimates in patches, of the model and of the ideal "
     "denoiser under the same noise."
 )
-SENSITIVITY = (
-    "How far noise at each step reaches, mean over layers, with 95% intervals over puzzles: at "
-    "that very step, from there on, and at the end of the run. Noise at step 0 is a fresh seed."
-)
-ESTIMATES = (
-    "The same of clean estimates at the end of the run, and of the ideal denoiser under the same "
-    "noise: what it shows too is choosing again among right answers."
-)
-LAYERS = "By layer, for each noised step, from there on."
-LAYERS_OBSERVED = "By layer, at each observed step, mean over noise at that or any earlier step."
-FRAMES = "Noise in one frame at every step, measured by the tokens of all other frames."
-OTHERS = "Noise at a step and in a frame, all positions together, by the same tokens."
 AGREEMENT = (
     "How often the perturbed run ends with the clean run's answer, of puzzles with several that "
     "both solve."
@@ -293,17 +228,16 @@ def grouped(cases: list[Case], at_once: int) -> list[list[Case]]:
     return [[Case(NONE), *filled[i : i + size]] for i in range(0, len(filled), size)]
 
 
-def case_by_case(
+def by_case(
     values: Shaped[np.ndarray, "groups P size *axes"], number: int
 ) -> Shaped[np.ndarray, "Q P *axes"]:
-    """Return values of groups of cases as values of each case."""
-    cases = np.moveaxis(values, 2, 1)
+    """Return values of groups of cases as values of each case, without the clean runs."""
+    cases = np.moveaxis(values[:, :, 1:], 2, 1)
     return cases.reshape(-1, *cases.shape[2:])[:number]
 
 
 class Put(NamedTuple):
-    """What a probe put into a latent: fresh noise, in which frames, and in which of them on top of
-    (1 − σ) x̂0 of the step before."""
+    """Fresh noise, the frames that it is put into, and those where (1 − σ) x̂0 is kept below it."""
 
     fresh: Float[Array, "*S F H W C"]
     here: Bool[Array, "*S F 1 1 1"]
@@ -343,41 +277,35 @@ class Perturbed(probes.Probe):
 
 
 class Reach(NamedTuple):
-    """What is kept of a clean run and W perturbed ones, by seed.
+    """What is kept of a clean run and the perturbed ones of its group, N worlds, by seed.
 
-    tokens [W, K, S, L, G = 1 + F], x0, ideal [W, K, S, G]: `dissimilarity` of tokens, of clean
-    estimates, and of those of the ideal denoiser. on, video: how the clean and each perturbed run
-    end. All but tokens and x0 of puzzles only.
+    tokens [N, K, S, L, G = 1 + F], x0, ideal [N, K, S, G]: `dissimilarity` from the clean run, of
+    tokens, of clean estimates, and of those of the ideal denoiser. on, video: how each run ends.
+    All but tokens and x0 of puzzles only.
     """
 
-    tokens: Float[Any, "*W K S L G"]
-    x0: Float[Any, "*W K S G"]
-    ideal: Float[Any, "*W K S G"] | None
-    on: Float[Any, "*W 2 K A"] | None
-    video: UInt8[Any, "*W 2 K F H W 3"] | None
+    tokens: Float[Any, "*N K S L G"]
+    x0: Float[Any, "*N K S G"]
+    ideal: Float[Any, "*N K S G"] | None = None
+    on: Float[Any, "*N K A"] | None = None
+    video: UInt8[Any, "*N K F H W 3"] | None = None
 
 
 def read_reach(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers | None) -> Reach:
     """Return what is kept of one group of cases on one puzzle."""
     frames = trace.x0.shape[3]
 
-    def apart(x0: Float[Array, "N K S F h w C"]) -> Float[Array, "W K S G"]:
+    def apart(x0: Float[Array, "N K S F h w C"]) -> Float[Array, "N K S G"]:
         patches = jax.vmap(jax.vmap(jax.vmap(model.experts[0].patchify)))(x0)
         one = jax.vmap(jax.vmap(lambda a, b: dissimilarity(a, b, frames)))
-        return jax.vmap(one, in_axes=(None, 0))(patches[0], patches[1:])
+        return jax.vmap(one, in_axes=(None, 0))(patches[0], patches)
 
-    tokens, x0 = trace.block_obs[1:], apart(trace.x0)
+    tokens, x0 = trace.block_obs, apart(trace.x0)
     if answers is None:
-        return Reach(tokens, x0, None, None, None)
+        return Reach(tokens, x0)
     run = jax.vmap(jax.vmap(lambda put: ideal_perturbed(plan.schedule, put, answers)))
     on, video = blend(trace.latents, answers).on, pixels(model, trace.latents)
-    ideal_x0 = apart(run(trace.estimate_obs))
-    return Reach(tokens, x0, ideal_x0, with_first(on), with_first(video))
-
-
-def with_first(ends: Shaped[Array, "N *axes"]) -> Shaped[Array, "W 2 *axes"]:
-    """Return pairs of the clean run's end and each perturbed one's."""
-    return jnp.stack([jnp.broadcast_to(ends[:1], ends[1:].shape), ends[1:]], axis=1)
+    return Reach(tokens, x0, apart(run(trace.estimate_obs)), on, video)
 
 
 def ideal_perturbed(schedule: Schedule, put: Put, answers: Answers) -> Float[Array, "S F H W C"]:
@@ -396,14 +324,15 @@ def ideal_perturbed(schedule: Schedule, put: Put, answers: Answers) -> Float[Arr
 
 
 def outcomes(
-    samples: Samples, answers: Answers, reach: Reach
-) -> tuple[Bool[np.ndarray, "Q P K"], Float[np.ndarray, "Q P K"]]:
-    """Return whether the perturbed run is solved; and whether it ends with the clean run's answer,
-    of puzzles with several that both solve, else nan."""
+    samples: Samples, answers: Answers, reach: Reach, cases: Sequence[Case]
+) -> tuple[Float[np.ndarray, "Q P K"], Float[np.ndarray, "Q P K"]]:
+    """Return whether each perturbed run is solved (nan with noise in a frame, which ends as noise);
+    and whether it ends with the clean run's answer, of puzzles with several that both solve."""
     assert reach.on is not None
     assert reach.video is not None
-    _, solved = samples.judge(reach.video.swapaxes(0, 1))
-    clean, noisy = np.moveaxis(solved.swapaxes(0, 1), 2, 0)
+    solved = samples.judge(reach.video.swapaxes(0, 1))[1].swapaxes(0, 1)
     choice = np.stack([chosen(on, answers) for on in reach.on])
-    known = clean & noisy & samples.several[None, :, None]
-    return noisy, np.where(known, choice[:, :, 0] == choice[:, :, 1], np.nan)
+    noisy, taken = by_case(solved, len(cases)), by_case(choice, len(cases))
+    known = solved[0, :, 0] & noisy & samples.several[:, None]
+    in_frame = np.array([case.kind == FRAME for case in cases])[:, None, None]
+    return np.where(in_frame, np.nan, noisy), np.where(known, taken == choice[0, :, 0], np.nan)

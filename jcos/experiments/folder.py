@@ -20,7 +20,7 @@ import xarray as xr
 from jcos import files, runs
 from jcos.config import WanConfig
 from jcos.experiments.clips import digest
-from jcos.experiments.experiment import Experiment, Progress, fields_of, silent
+from jcos.experiments.experiment import Experiment, Progress, silent
 from jcos.experiments.plots import to_svg
 from jcos.experiments.sweeps import kept_in
 from jcos.files import local_path
@@ -39,17 +39,16 @@ def describe(
     experiment: Experiment, config: WanConfig, weights: Mapping[str, str]
 ) -> dict[str, Any]:
     """Return all that decides what comes out, as JSON has it."""
-    sampling = experiment.sampling.of(config)
-    parameters = {k: v for k, v in fields_of(experiment).items() if k not in FREE}
+    sampling, parameters = experiment.sampling.of(config), dataclasses.asdict(experiment)
     about = {
         "experiment": experiment.name,
-        "parameters": parameters,
+        "parameters": {name: v for name, v in parameters.items() if name not in FREE},
         "clips": None if experiment.clips is None else digest(experiment.clips),
         "model": {"name": config.name, **weights},
         "sampling": dataclasses.asdict(sampling) | {"boundary": config.boundary},
         "numerics": dataclasses.asdict(config.numerics),
     }
-    return json.loads(json.dumps(about))
+    return json.loads(json.dumps(about, default=str))
 
 
 def run_to(
@@ -65,11 +64,10 @@ def run_to(
 ) -> bool:
     """Run an experiment into a folder; return False where it is there already.
 
-    config, load: of the model (`wan.read_config`), and what loads it, which is called only where
-    there is something to run. weights: which they are (`checkpoint.identify`). redo: replace what
-    is there, also what a killed run of other settings left.
-    Raises ValueError or IndexError where it cannot be run on this model, or the folder holds other
-    results, before weights are read.
+    load: loads the model, only where there is something to run. weights: which they are
+    (`checkpoint.identify`). redo: replace what is there, also what a killed run of other settings
+    left. Raises ValueError or IndexError, before weights are read, where it cannot be run on this
+    model, or the folder holds other results.
     """
     folder = local_path(folder)
     experiment.check(config)

@@ -23,38 +23,35 @@ def runs_that_fit(
     worlds: int,
     total: int,
     asked: int | None,
-    seen: int = 0,
+    kept: int = 0,
 ) -> int:
-    """Runs to compute at a time, of `total`; `asked` is taken as it is. seen: bytes that are
-    observed and kept of a run. On a mesh in use a device has a part of them.
-
-    Raises ValueError where not even one fits.
-    """
+    """Return how many runs to compute at a time, of `total`; `asked` is taken as it is. kept: bytes
+    that are observed and kept of a run. Raises ValueError where not even one fits."""
     if asked is not None:
         return min(asked, total)
     passes = 1 if plan.guidance is None else 2
     trajectories = worlds * _share(seeds, mesh.SEED) * _share(passes, mesh.BRANCH)
     stored, scores = run_bytes(model, given, plan.steps)
     free = free_bytes()
-    if trajectories * stored + seen > free:
+    if trajectories * stored + kept > free:
         raise ValueError(
             f"one run of {worlds} worlds × {seeds} seeds × {plan.steps} steps needs about "
-            f"{_gigabytes(trajectories * stored + seen)}, {_gigabytes(free)} are free: take fewer "
+            f"{_gigabytes(trajectories * stored + kept)}, {_gigabytes(free)} are free: take fewer "
             "seeds, fewer steps or a smaller video"
         )
-    fitting = int(0.5 * free / (trajectories * (stored + scores) + seen))
+    fitting = int(0.5 * free / (trajectories * (stored + scores) + kept))
     most = MOST if jax.default_backend() == "cpu" else 8 * MOST
     return min(max(1, min(fitting, most)) * mesh.devices(mesh.WORLD), total)
 
 
 def _share(number: int, axis: str) -> int:
-    """How many of them one device of the mesh in use has; all where they do not divide."""
+    """Return how many of them one device of the mesh in use has; all where they do not divide."""
     return number if number % mesh.devices(axis) else number // mesh.devices(axis)
 
 
 def sweep_knobs(chunk: int, seeds: int) -> list[str]:
-    """What a sweep that is too large can be changed in, that which changes least about its results
-    first (`jcos.devices.memory.explained`)."""
+    """Return what a sweep that is too large can be changed in, that which changes least about its
+    results first (`jcos.devices.memory.explained`)."""
     many = mesh.devices(*mesh.AXES) > 1
     table = [
         (chunk > 1, f"fewer runs at a time, the same results (jcos run --set chunk={chunk // 2})"),
@@ -75,7 +72,7 @@ def run_bytes(model: Wan, given: Condition, steps: int) -> tuple[int, int]:
 
 
 def free_bytes() -> int:
-    """Memory that is free on the device, or on the host where the device is the CPU."""
+    """Return the bytes that are free on the device, or on the host where the device is the CPU."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from jcos.lab.measures import Estimate
-from jcos.lab.results import LEVELS, Level, estimates, groups_of, rows
+from jcos.lab.results import LEVELS, case_of, estimates, groups_of, rows, run_dimension
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 """Okabe and Ito's, which the colour-blind can tell apart."""
@@ -58,10 +58,10 @@ def lines(
 ) -> Figure:
     """Plot measures along a dimension, with 95 % bands, one panel for each group of runs.
 
-    names: measures; each, and each place of the dimension `hue`, is a line, and its baselines are
-    levels. labels: of the measures, by default their titles. Without names, all measures are drawn,
-    and their names are the labels. at: places of other dimensions.
-    by: coordinate of the groups (`results.estimates`). log: powers of two are equally far apart.
+    names: measures, all by default; each, and each place of the dimension `hue`, is a line, and its
+    baselines are levels. labels: of the measures, by default their titles; without names, their
+    names. at: places of other dimensions. by: coordinate of the groups (`results.estimates`). log:
+    powers of two are equally far apart.
     """
     if names is None:
         names = labels = [str(name) for name in data.data_vars]
@@ -69,25 +69,25 @@ def lines(
     arrays = [data[name].sel(at or {}) for name in names]
     cells = [estimates(array, by=by) for array in arrays]
     group = str(cells[0]["mean"].dims[0])
+    labels = labels or [array.attrs["long_name"] for array in arrays]
     titles = list(dict.fromkeys(str(t) for c in cells for t in c[group].values))
     figure = panels(len(titles))
-    for axes, title in zip(figure.axes, titles, strict=False):
+    for axes, title in zip(figure.axes, titles, strict=True):
         style = 0
-        for i, (name, array, cell) in enumerate(zip(names, arrays, cells, strict=True)):
+        for label, cell in zip(labels, cells, strict=True):
             if title not in cell[group].values:
                 continue
-            here, label = cell.sel({group: title}), array.attrs["long_name"]
-            label = labels[i] if labels is not None else label
-            places = [None] if hue is None or hue not in here.dims else list(here[hue].values)
-            for place in places:
+            here = cell.sel({group: title})
+            for place in here[hue].values if hue in here.dims else [None]:
                 one = here if place is None else here.sel({hue: place})
                 words = [label] * (len(names) > 1 or place is None)
-                words += [] if place is None else [_place(hue, place)]
+                words += [] if place is None else [case_of({hue: place}) or str(place)]
                 band(axes, one, x, ", ".join(words), style)
                 style += 1
-            if i == 0:
-                _levels(axes, data, name, title)
-        label_axes(axes, xlabel or x, ylabel or str(arrays[0].attrs["long_name"]), title)
+        if title in cells[0][group].values:
+            _levels(axes, data, names[0], title)
+        ylabel = ylabel or str(arrays[0].attrs["long_name"])
+        axes.set(xlabel=xlabel or x, ylabel=ylabel, title=title)
         low, high = (arrays[0].attrs.get(f"valid_{end}") for end in ("min", "max"))
         if low == 0 and high is not None:
             axes.set_ylim(-0.04 * high, 1.04 * high)
@@ -97,10 +97,6 @@ def lines(
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     return shared_legend(figure)
-
-
-def _place(dim: str | None, label: Any) -> str:
-    return str(label) if isinstance(label, str) else f"{dim} {label:g}"
 
 
 @styled
@@ -123,12 +119,13 @@ def band(axes: Axes, cells: xr.Dataset, x: str, name: str, style: int = 0) -> No
 
 def _levels(axes: Axes, data: xr.Dataset, name: str, group: str) -> None:
     """Draw the baselines of a measure as level lines."""
-    groups = groups_of(data[name])
     for i, (kind, words) in enumerate(LEVELS.items()):
-        height = Level(data, f"{kind}{name}", groups).at(group, {})
-        if height is not None:
-            words = data[f"{kind}{name}"].attrs.get("long_name", words)
-            axes.axhline(height, color="#777777", linestyle=DASHES[3 + i], linewidth=1, label=words)
+        level = data.get(f"{kind}{name}")
+        if level is not None and level.dims in ((), (over := run_dimension(data[name]),)):
+            height = level[{over: groups_of(data[name])[group]}] if level.dims else level
+            words = level.attrs.get("long_name", words)
+            look = {"color": "#777777", "linestyle": DASHES[3 + i], "linewidth": 1}
+            axes.axhline(float(height.mean()), label=words, **look)
 
 
 @styled
@@ -155,12 +152,11 @@ def heat(
             one = mean.sel({group: name}, drop=True).transpose(y, x)
             maps[", ".join(words)] = one.assign_attrs(array.attrs)
     figure = panels(len(maps))
-    finite = [one.values[np.isfinite(one.values)] for one in maps.values()]
-    ends = [(float(a.min()), float(a.max())) if a.size else (0.0, 1.0) for a in finite]
-    if limits is None and len(measures) > 1:
-        limits = min(low for low, _ in ends), max(high for _, high in ends)
-    for axes, (title, values), span in zip(figure.axes, maps.items(), ends, strict=False):
-        low, high = limits or span
+    shown = np.concatenate([one.values.ravel() for one in maps.values()])
+    if limits is None and len(measures) > 1 and np.isfinite(shown).any():
+        limits = float(np.nanmin(shown)), float(np.nanmax(shown))
+    low, high = limits or (None, None)
+    for axes, (title, values) in zip(figure.axes[:], maps.items(), strict=True):
         image = axes.imshow(
             values, origin="lower", aspect="auto", cmap="cividis", vmin=low, vmax=high
         )
@@ -170,10 +166,8 @@ def heat(
             every = -(-len(marks) // FEW)
             words = [m if isinstance(m, str) else f"{m:g}" for m in marks[::every]]
             axis.set_ticks(range(0, len(marks), every), words)
-        label_axes(axes, xlabel or x, ylabel or y, title)
+        axes.set(xlabel=xlabel or x, ylabel=ylabel or y, title=title)
         figure.colorbar(image, ax=axes, label=str(values.attrs.get("long_name", "")))
-    for axes in figure.axes[len(maps) : _slots(len(maps))]:
-        axes.remove()
     return figure
 
 
@@ -195,50 +189,32 @@ def paired(
         axes.axvline(0, color="#777777", linewidth=0.8)
     axes.set_yticks(at, list(points))
     axes.set_ylim(-0.6, len(points) - 0.4)
-    label_axes(axes, label, "")
+    axes.set_xlabel(label)
     return figure
 
 
 def _named(array: xr.DataArray) -> dict[str, Estimate]:
     lines = list(rows(xr.Dataset({"points": array})))
     several = len({line.task for line in lines}) > 1
-    return {
-        f"{line.task}, {line.case}" if several else line.case: Estimate(
-            line.value, line.low, line.high, line.n
-        )
-        for line in lines
-    }
+    names = [f"{line.task}, {line.case}" if several else line.case for line in lines]
+    points = [Estimate(line.value, line.low, line.high, line.n) for line in lines]
+    return dict(zip(names, points, strict=True))
 
 
 @styled
 def panels(number: int, *, size: tuple[float, float] = (3.2, 2.3)) -> Figure:
-    """Return a figure of at least so many panels, three in a row, `size` inches each."""
+    """Return a figure of so many panels, three in a row, `size` inches each."""
     columns = min(3, number)
-    rows = _slots(number) // columns
+    rows = -(-number // columns)
     figure = Figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
-    figure.subplots(rows, columns)
+    for i in range(number):
+        figure.add_subplot(rows, columns, i + 1)
     return figure
-
-
-def _slots(number: int) -> int:
-    columns = min(3, number)
-    return -(-number // columns) * columns
-
-
-@styled
-def label_axes(axes: Axes, x: str, y: str, title: str = "") -> None:
-    """Name both axes and the panel."""
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.set_title(title)
 
 
 @styled
 def shared_legend(figure: Figure) -> Figure:
-    """Remove panels in which nothing is drawn, and name every line once, below all of them."""
-    for axes in figure.axes[:]:
-        if not axes.has_data():
-            axes.remove()
+    """Name every line once, below all panels."""
     known: dict[str, Any] = {}
     for axes in figure.axes:
         handles, names = axes.get_legend_handles_labels()
@@ -260,8 +236,7 @@ def film_grid(
 ) -> Figure:
     """Return the paper's figure 1: a row for each video, at most so many of its frames."""
     shown = np.unique(np.linspace(0, videos.shape[1] - 1, frames).round().astype(int))
-    height, width = videos.shape[2:4]
-    side = 0.62
+    (height, width), side = videos.shape[2:4], 0.62
     size = (0.7 + side * len(shown) * width / height, side * len(videos) + 0.3)
     figure = Figure(figsize=size, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)  # type: ignore[union-attr]

@@ -59,17 +59,18 @@ def run(
     size = (sampling.steps, task.frames, config.dit.layers)
     probe = interventions.probe(*size, len(seeds))
     chosen = held_out(task, puzzles, puzzle_seed)
+    listed = [
+        {
+            "prompt": puzzle.prompt,
+            "right_answers": len(puzzle.answers),
+            "sha256": hashlib.sha256(repr(puzzle).encode()).hexdigest(),
+        }
+        for puzzle in chosen
+    ]
     settings = {
         "task": name,
         "puzzle_seed": puzzle_seed,
-        "puzzles": [
-            {
-                "prompt": puzzle.prompt,
-                "right_answers": len(puzzle.answers),
-                "sha256": hashlib.sha256(repr(puzzle).encode()).hexdigest(),
-            }
-            for puzzle in chosen
-        ],
+        "puzzles": listed,
         "seeds": list(seeds),
         "model": config.name,
         "weights": identify(checkpoint),
@@ -91,7 +92,6 @@ def run(
         with runs.begun(out, manifest | runs.made(command), room):
             trace = play(
                 model,
-                task,
                 chosen,
                 seeds,
                 probes=[probe],
@@ -99,19 +99,18 @@ def run(
                 keep=range(sampling.steps),
                 alike=True,
             )
-            latents, x0 = trace.latents[0], trace.x0[0]
+            x0, arrays = trace.x0[0], io.BytesIO()
             mass = jax.jit(jax.vmap(blend))(x0, answers_of(model, chosen))
             ends = [task.routes(puzzle)[:, -1] for puzzle in chosen]
             most = max(map(len, ends))
             answers = [np.pad(end, ((0, most - len(end)), *[(0, 0)] * 3)) for end in ends]
-            arrays = io.BytesIO()
             np.savez_compressed(
                 arrays,
-                latents=np.asarray(latents),
-                x0=np.asarray(x0),
-                x0_scores=score(model, task, chosen, x0)[0],
-                mass=np.asarray(mass.on),
-                off=np.asarray(mass.off),
+                latents=trace.latents[0],
+                x0=x0,
+                x0_scores=score(model, chosen, x0)[0],
+                mass=mass.on,
+                off=mass.off,
                 answers=np.stack(answers),
                 reference=np.stack([task.routes(puzzle)[0] for puzzle in chosen]),
             )
@@ -121,7 +120,7 @@ def run(
             latents, x0 = stored["latents"], stored["x0"]
     except (ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{out / ARRAYS} is damaged ({error}); remove it") from None
-    scores, solved = score(model, task, chosen, latents)
+    scores, solved = score(model, chosen, latents)
     shown = np.unique(np.linspace(0, sampling.steps - 1, 9).round().astype(int))
     for i, puzzle in enumerate(chosen):
         progress(f"pictures of puzzle {i}", 1 + i, puzzles + 1)

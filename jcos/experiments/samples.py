@@ -2,17 +2,17 @@
 pictures."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from jcos.experiments.clips import condition_of, read_clips
-from jcos.experiments.sweeps import conditions_of, held_out, judge
+from jcos.experiments.sweeps import conditions_of, held_out, judge, one_world
 from jcos.lab.results import Variable
 from jcos.lab.tasks import TASKS, Puzzle, get, still_of
 from jcos.sampling import trajectory
@@ -37,8 +37,8 @@ class Baseline(NamedTuple):
 class Samples:
     """P samples of one size.
 
-    conditions: [P, W = 1, …]. tasks [P]: what each belongs to ("clips" where it is no
-    puzzle). puzzles: P of them, or none where there is no judge.
+    conditions: [P, W = 1, …]. tasks [P]: what each belongs to, "clips" where it is no puzzle.
+    puzzles: P of them, or none where there is no judge.
     """
 
     conditions: Condition
@@ -49,79 +49,68 @@ class Samples:
     def of_tasks(
         cls, model: Wan, tasks: Sequence[str], n: int, seed: int = 0, several: bool = False
     ) -> "Samples":
-        """n held-out puzzles of each task. Raises ValueError where there are not so many with
-        several right answers."""
-        puzzles: list[Puzzle] = []
-        for name in tasks:
-            puzzles += puzzles_of(name, n, seed, several)
-        worlds = jax.tree.map(lambda a: a[:, None], conditions_of(model, puzzles))
-        return cls(worlds, tuple(p.task for p in puzzles), tuple(puzzles))
+        """Return n held-out puzzles of each task. Raises ValueError where there are not so many
+        with several right answers."""
+        puzzles = tuple(p for name in tasks for p in puzzles_of(name, n, seed, several))
+        tasks = tuple(p.task for p in puzzles)
+        return cls(one_world(conditions_of(model, puzzles)), tasks, puzzles)
 
     @classmethod
     def of_clips(cls, model: Wan, file: Path, profile: Profile | None = None) -> "Samples":
-        """The clips of a file (`read_clips`), pictures prepared as the profile does it."""
+        """Return the clips of a file (`read_clips`), pictures prepared as the profile does it."""
         clips = read_clips(file)
         rows = [condition_of(model, clips, clip, profile) for clip in clips.clips]
-        grids = {condition.grid for condition in rows}
-        if len(grids) > 1:
-            raise ValueError(
-                f"the pictures of {file} give latents of different sizes, {sorted(grids)}; put "
-                "pictures of one shape into a file"
-            )
-        worlds = jax.tree.map(lambda a: a[:, None], trajectory.tree_stack(rows))
-        return cls(worlds, ("clips",) * len(rows), ())
+        return cls(one_world(trajectory.tree_stack(rows)), ("clips",) * len(rows), ())
 
     def __len__(self) -> int:
         return len(self.tasks)
 
     @property
     def judged(self) -> bool:
-        """Whether there are right answers to compare with."""
+        """Return whether there are right answers to compare with."""
         return bool(self.puzzles)
 
     @property
     def runs(self) -> str:
-        """The dimension of these in a dataset."""
+        """Return the dimension of these in a dataset."""
         return "puzzle" if self.judged else "clip"
 
     @property
     def groups(self) -> dict[str, Int[np.ndarray, " n"]]:
-        """Which samples belong to each task, in the order of the tasks."""
+        """Return which samples belong to each task, in the order of the tasks."""
         names = np.array(self.tasks)
         return {name: np.flatnonzero(names == name) for name in dict.fromkeys(self.tasks)}
 
     @property
     def several(self) -> Bool[np.ndarray, " P"]:
-        """Which puzzles have more than one right answer."""
+        """Return which puzzles have more than one right answer."""
         return np.array([len(p.answers) > 1 for p in self.puzzles], bool)
 
     @property
     def latent(self) -> tuple[int, int, int]:
-        """Frames, height and width of the latents."""
+        """Return frames, height and width of the latents."""
         return self.conditions.grid
 
     def judge(
         self, videos: UInt8[np.ndarray, "P *axes F H W 3"]
     ) -> tuple[Float[np.ndarray, "P *axes"], Bool[np.ndarray, "P *axes"]]:
-        """Scores, and whether solved."""
+        """Return scores, and whether solved."""
         return judge(self.puzzles, videos)
 
     def baselines(self) -> dict[str, Baseline]:
         """Return what random legal answers of these very puzzles get, and the first frame held, by
         measure ("score", "solved"), for each puzzle."""
-        rng = np.random.default_rng(0)
-        levels = {name: Baseline(*np.zeros((2, len(self)))) for name in ("score", "solved")}
+        rng, values = np.random.default_rng(0), np.zeros((2, 2, len(self)))
         for name, rows in self.groups.items() if self.judged else ():
             task, puzzles = TASKS[name], [self.puzzles[i] for i in rows]
             again = math.ceil(GUESSES / len(puzzles))
             guessed = [[task.draw(p, task.guess(p, rng)) for _ in range(again)] for p in puzzles]
             held = [[still_of(task.draw(p, p.answers[0]))] for p in puzzles]
-            for kind, videos in (("chance", guessed), ("still", held)):
-                for level, values in zip(
-                    levels.values(), judge(puzzles, np.array(videos)), strict=True
-                ):
-                    getattr(level, kind)[rows] = values.mean(1)
-        return levels
+            for i, videos in enumerate((guessed, held)):
+                values[:, i, rows] = [a.mean(1) for a in judge(puzzles, np.array(videos))]
+        return {
+            name: Baseline(*level) for name, level in zip(("score", "solved"), values, strict=True)
+        }
 
     def coordinates(self) -> dict[str, Any]:
         """Return what a dataset says of its runs: their task, and whether they have several right
@@ -148,15 +137,14 @@ class Samples:
 
 
 def puzzles_of(name: str, n: int, seed: int, several: bool) -> list[Puzzle]:
-    """The first n held-out puzzles of a task, with several right answers if need be."""
-    task, found = get(name), []
+    """Return the first n held-out puzzles of a task, with several right answers if need be."""
+    task = get(name)
     if not several:
         return held_out(task, n, seed)
-    for i in range(SEARCHED * n):
-        puzzle = task.sample((seed, i), "test")
-        found += [puzzle] if len(puzzle.answers) > 1 else []
-        if len(found) == n:
-            return found
+    puzzles = (task.sample((seed, i), "test") for i in range(SEARCHED * n))
+    found = list(itertools.islice((p for p in puzzles if len(p.answers) > 1), n))
+    if len(found) == n:
+        return found
     raise ValueError(
         f"{name} has {len(found)} puzzles with several right answers among {SEARCHED * n}; {n} "
         "are asked for: set several=false or choose maze or tictactoe"

@@ -33,11 +33,11 @@ def names_in(file: Path) -> dict[str, Any]:
 
 
 def load_experiment(file: Path) -> Experiment:
-    """The `experiment` of a Python file. Raises ValueError where there is none."""
-    found = names_in(file).get("experiment")
-    if not isinstance(found, Experiment):
+    """Return the `experiment` of a Python file. Raises ValueError where there is none."""
+    experiment = names_in(file).get("experiment")
+    if not isinstance(experiment, Experiment):
         raise ValueError(f"{file} describes no experiment: it must set `experiment = …`")
-    return found
+    return experiment
 
 
 def override(experiment: T, changes: Sequence[str]) -> T:
@@ -53,11 +53,8 @@ def override(experiment: T, changes: Sequence[str]) -> T:
         hints = dict(_fields(experiment))
         if name not in hints:
             near = difflib.get_close_matches(name, hints, 1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            known = ", ".join(hints)
-            raise ValueError(
-                f"{type(experiment).__name__} has no field {name!r}; {hint}it has {known}"
-            )
+            hint, of = f"did you mean {near[0]}? " if near else "", type(experiment).__name__
+            raise ValueError(f"{of} has no field {name!r}; {hint}it has {', '.join(hints)}")
         experiment = _replaced(experiment, name.split("."), _read(name, text, hints[name]))
     return experiment
 
@@ -82,16 +79,13 @@ def _replaced(owner: Any, path: Sequence[str], value: Any) -> Any:
 
 def _read(name: str, text: str, hint: Any) -> Any:
     kind = inspect.formatannotation(hint)
-    words = (
-        [word.strip() for word in text.split(",") if word.strip()] if "tuple[" in kind else [text]
-    )
+    words = [word.strip() for word in text.split(",")] if "tuple[" in kind else [text]
     if type(None) in get_args(hint) or hint is bool:
         words = [word.capitalize() if word in ("none", "true", "false") else word for word in words]
+    config, words = (tyro.conf.FlagConversionOff,), [word for word in words if word]
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            value = tyro.cli(
-                hint, args=words, config=(tyro.conf.FlagConversionOff,), add_help=False
-            )
+            value = tyro.cli(hint, args=words, config=config, add_help=False)
     except SystemExit:
         raise ValueError(f"{name}={text} does not fit: {name} is {kind}") from None
     return local_path(text) if isinstance(value, Path) else value

@@ -33,7 +33,7 @@ from jcos.lab.measures import (
     commitment_step,
     held_at_once,
 )
-from jcos.lab.results import DENOISERS, MODEL, Row, measure, with_levels
+from jcos.lab.results import DENOISERS, MODEL, Row, measure
 from jcos.sampling.probes import States
 from jcos.wan import Wan
 
@@ -89,134 +89,88 @@ class Steps(Experiment):
         )
         watched = jax.tree.map(lambda a: a[0], watched)
         progress("judging every step", 0, 1)
-        both = [samples.judge(v) for v in (watched.video, watched.ideal_video)]
-        scores, solved = both[0][0], np.stack([one[1] for one in both])
-        taken = chosen(watched.on[:, :, -1], answers)
-        on = np.stack([watched.on, watched.ideal_on])
-        mass = [shares(one, answers, taken) for one in on]
+        (scores, solved), ideally = map(samples.judge, (watched.video, watched.ideal_video))
+        solved = np.stack([solved, ideally[1]])
+        steps, on = solved.shape[-1], np.stack([watched.on, watched.ideal_on])
+        chosen_by_model = chosen(watched.on[:, :, -1], answers)
+        mass = (shares(one, answers, chosen_by_model) for one in on)
+        taken, others, wrong = map(np.stack, zip(*mass, strict=True))
         held = held_at_once(np.where(answers.right[:, None, None], on, 0))
-        several, has_wrong = samples.several, np.asarray(answers.wrong).any(1)
+        several = samples.several[:, None, None]
+        single = ~several & answers.wrong.any(1)[:, None, None]
         commitment = commitment_step(solved).astype(float)
-        steps = solved.shape[-1]
-        runs, each = "denoiser puzzle seed", "denoiser puzzle seed step"
-
-        def of(which: np.ndarray, values: np.ndarray) -> np.ndarray:
-            """Values of those puzzles [*axes, P, K, S], nan of the others."""
-            return np.where(which[:, None, None], values, np.nan)
-
+        commitment[commitment == steps] = np.nan
+        of_model, each = "puzzle seed step", "denoiser puzzle seed step"
+        span = {"units": "step", "span": (0, steps), "median": True, "forwards": "all_forwards"}
+        parts = {
+            "taken": (each, taken, "mass on the answer taken", {"comment": BLEND}),
+            "others": (each, np.where(several, others, np.nan), "mass on other right answers", {}),
+            "wrong": (each, np.where(single, wrong, np.nan), "mass on wrong answers", {}),
+            "off": (of_model, watched.off, "mass on no answer", {}),
+            "held": (each, np.where(several, held, np.nan), "answers held at once", HELD),
+            "held_more": (
+                of_model,
+                np.where(several, held[0] - held[1], np.nan),
+                "answers held at once, more than ideal",
+                HELD | {"span": UNBOUNDED},
+            ),
+            "gap": (of_model, watched.gap, "distance to the ideal denoiser", GAP),
+        }
         variables: dict[str, Any] = samples.levels({"solved": "solved", "score": "score"})
         variables |= {
             "forwards": (("step",), [self.forwards(model.config, s + 1) for s in range(steps)], {}),
             "all_forwards": ((), self.forwards(model.config), {}),
             "solved": measure(each, solved, "solved", SOLVED),
-            "score": measure("puzzle seed step", scores, "score", "Score of the clean estimate."),
+            "score": measure(of_model, scores, "score", "Score of the clean estimate."),
             "commitment": measure(
-                runs,
-                np.where(commitment < steps, commitment, np.nan),
-                "commitment step",
-                "First step from which on every clean estimate is solved; of runs that end solved.",
-                units="step",
-                span=(0, steps),
-                median=True,
-                forwards="all_forwards",
-            ),
-            "taken": measure(
-                each,
-                np.stack([m.taken for m in mass]),
-                "mass on the answer taken",
-                BLEND,
-                by="part",
-            ),
-            "others": measure(
-                each,
-                of(several, np.stack([m.others for m in mass])),
-                "mass on other right answers",
-                by="part",
-            ),
-            "wrong": measure(
-                each,
-                of(~several & has_wrong, np.stack([m.wrong for m in mass])),
-                "mass on wrong answers",
-                by="part",
-            ),
-            "off": measure("puzzle seed step", watched.off, "mass on no answer", by="part"),
-            "held": measure(
-                each,
-                of(several, held),
-                "answers held at once",
-                "exp of the entropy of the shares of right answers.",
-                units="answers",
-                span=(1, np.inf),
-                by="part",
-            ),
-            "held_more": measure(
-                "puzzle seed step",
-                of(several, held[0] - held[1]),
-                "answers held at once, more than ideal",
-                units="answers",
-                span=UNBOUNDED,
-                by="part",
-            ),
-            "gap": measure(
-                "puzzle seed step",
-                watched.gap,
-                "distance to the ideal denoiser",
-                "Root mean square distance of x̂0 from the ideal one at the same latent.",
-                units="latent",
-                span=POSITIVE,
-                by="part",
+                "denoiser puzzle seed", commitment, "commitment step", COMMITMENT, **span
             ),
             "change": (["puzzle", "seed", "step"], watched.change, {}),
             "blur": (["puzzle", "seed", "step"], watched.blur, {}),
             **one_of_each(samples, solved[0], watched.video),
         }
-        for name in ("solved", "score"):
-            variables[name] = with_levels(variables[name], name, variables)
+        for name, (dims, values, title, about) in parts.items():
+            variables[name] = measure(dims, values, title, by="part", **about)
         labels = {"denoiser": list(DENOISERS), "step": range(steps), "seed": list(self.seeds)}
         return xr.Dataset(variables, labels | samples.coordinates())
 
     def table(self, data: xr.Dataset) -> pd.DataFrame:
-        looked = looked_at(data.sizes["step"])
-        rows = list(results.rows(data, {"step": looked}))
-        if "blur" in data:
-            for task, where in results.groups_of(data["solved"]).items():
-                for name, words in SIGNS.items() if predictable(data, where) else ():
-                    for step in looked:
-                        area = failure_auroc(data, name, where, step)
-                        cost = int(data["forwards"][step])
-                        title = f"AUROC of failure: {words}"
-                        rows.append(Row(task, title, f"step {step}", *area, 0.5, None, cost))
+        rows = list(results.rows(data, {"step": looked_at(data.sizes["step"])}))
+        for task, areas in predictions(data).items():
+            for (sign, step), area in areas.items():
+                cost = int(data["forwards"][step])
+                title = f"AUROC of failure: {SIGNS[sign]}"
+                rows.append(Row(task, title, f"step {step}", *area, 0.5, None, cost))
         return pd.DataFrame(rows)
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         if "solved" not in data:
             yield from clip_figures(data)
             return
-        x: dict[str, Any] = {"xlabel": "denoising step"}
-        solved = plots.lines(data, "solved", hue="denoiser", ylabel="x̂0 solved", **x)
-        yield "solved", Picture(solved, SOLVED)
-        committed = data["commitment"].drop_attrs() <= data["step"]
-        committed.attrs = measure("", 0, "committed", by="part")[2]
-        shown = data.assign(committed=committed)
-        figure = plots.lines(shown, "committed", hue="denoiser", ylabel="committed", **x)
-        yield "commitment", Picture(figure, COMMITMENT)
+        x = {"hue": "denoiser", "xlabel": "denoising step"}
+        yield "solved", Picture(plots.lines(data, "solved", ylabel="x̂0 solved", **x), SOLVED)
         names = ["taken", "others", "wrong", "off"]
-        blend = plots.lines(data, names, hue="denoiser", ylabel="share of x̂0", **x)
-        yield "blend", Picture(blend, BLEND)
-        groups = results.groups_of(data["solved"])
-        groups = {task: rows for task, rows in groups.items() if predictable(data, rows)}
-        if groups:
-            yield "prediction", Picture(_prediction(data, groups), PREDICTION)
+        yield "blend", Picture(plots.lines(data, names, ylabel="share of x̂0", **x), BLEND)
+        if areas := predictions(data):
+            yield "prediction", Picture(_prediction(areas), PREDICTION)
         yield from film_figures(data, "the first that is solved if any is")
 
 
+HELD = {
+    "comment": "exp of the entropy of the shares of right answers.",
+    "units": "answers",
+    "span": (1, np.inf),
+}
+GAP = {
+    "comment": "Root mean square distance of x̂0 from the ideal one at the same latent.",
+    "units": "latent",
+    "span": POSITIVE,
+}
 SOLVED = (
     "Share of puzzles whose clean estimate is solved at each step, with 95% intervals over "
     "puzzles; the ideal denoiser runs from the same noise."
 )
-COMMITMENT = (
-    "Share of puzzles that have committed by each step: from there on every estimate is solved."
-)
+COMMITMENT = "First step from which on every clean estimate is solved; of runs that end solved."
 BLEND = (
     "How much of the clean estimate is each answer. Ideal: the same of the ideal denoiser's "
     "estimate at the same noisy latent; it has nothing on wrong answers. No answer: the rest."
@@ -232,7 +186,7 @@ def one_of_each(
 ) -> dict[str, results.Variable]:
     """Return one run of each part: the estimates of its first puzzle that ends solved, or of its
     first. solved [P, K, S], video [P, K, S, F, H, W, 3]."""
-    looked = looked_at(solved.shape[-1])
+    looked = looked_at(solved.shape[-1], 5)
     parts = np.array(samples.coordinates()["part"][1])
     names, firsts = list(dict.fromkeys(parts)), []
     for part in names:
@@ -241,27 +195,32 @@ def one_of_each(
     return films(names, firsts, looked, video[firsts, 0][:, looked])
 
 
-def predictable(data: xr.Dataset, where: np.ndarray) -> bool:
-    """Return whether enough of these puzzles end solved, and enough do not."""
-    good = data["solved"].sel(denoiser=MODEL)[{"puzzle": where, "step": -1}].values
-    return min(int(good.sum()), int((~good).sum())) >= RARE
+def predictions(data: xr.Dataset) -> dict[str, dict[tuple[str, int], Estimate]]:
+    """Return by task how well each sign at each of some steps tells the puzzles that will fail; of
+    tasks with enough of those and of others."""
+    areas: dict[str, dict[tuple[str, int], Estimate]] = {}
+    for task, where in results.groups_of(data["solved"]).items() if "blur" in data else ():
+        one = data.isel(puzzle=where)
+        fails = ~one["solved"].sel(denoiser=MODEL).values[..., -1]
+        if min(fails.sum(), (~fails).sum()) < RARE:
+            continue
+        puzzles = np.repeat(np.arange(len(where)), fails.shape[1])
+        areas[task] = {
+            (sign, step): auroc(one[sign].values[..., step].ravel(), fails.ravel(), groups=puzzles)
+            for sign in SIGNS
+            for step in looked_at(data.sizes["step"])
+        }
+    return areas
 
 
-def failure_auroc(data: xr.Dataset, name: str, where: np.ndarray, step: int) -> Estimate:
-    """Return how well a measure at a step tells the puzzles that will fail."""
-    values = data[name][{"puzzle": where, "step": step}].values
-    fails = ~data["solved"].sel(denoiser=MODEL)[{"puzzle": where, "step": -1}].values
-    groups = np.repeat(np.arange(len(where)), values.shape[1])
-    return auroc(values.ravel(), fails.ravel(), groups=groups)
-
-
-def _prediction(data: xr.Dataset, groups: dict[str, np.ndarray]) -> plots.Figure:
-    figure, looked = plots.panels(len(groups)), looked_at(data.sizes["step"])
-    for axes, (task, where) in zip(figure.axes, groups.items(), strict=False):
-        for i, (name, words) in enumerate(SIGNS.items()):
-            areas = np.array([failure_auroc(data, name, where, s) for s in looked])
-            fields = {f: ("step", areas[:, j]) for j, f in enumerate(("mean", "low", "high"))}
-            plots.band(axes, xr.Dataset(fields, {"step": looked}), "step", words, i)
+def _prediction(areas: dict[str, dict[tuple[str, int], Estimate]]) -> plots.Figure:
+    figure = plots.panels(len(areas))
+    for axes, (task, of_task) in zip(figure.axes, areas.items(), strict=True):
+        for i, (sign, words) in enumerate(SIGNS.items()):
+            steps, curve = zip(*((s, a) for (n, s), a in of_task.items() if n == sign), strict=True)
+            fields = zip(Estimate._fields, np.array(curve).T, strict=True)
+            cells = xr.Dataset({f: ("step", v) for f, v in fields}, {"step": list(steps)})
+            plots.band(axes, cells, "step", words, i)
         axes.axhline(0.5, color="#777777", linestyle=":", linewidth=1, label="chance")
-        plots.label_axes(axes, "denoising step", "AUROC of failure", task)
+        axes.set(xlabel="denoising step", ylabel="AUROC of failure", title=task)
     return plots.shared_legend(figure)

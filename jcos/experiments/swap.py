@@ -150,8 +150,6 @@ class Swap(Experiment):
         cost = [total + c.swaps * self.forwards(model.config, c.last + 1) for c in cases]
         cost += [0] * (data.sizes["case"] - len(cases))
         variables = levels(conditions, pairs) | film | {"forwards": (("case",), cost, {})}
-        for name in JUDGED if pairs else ():
-            data[name].attrs["ancillary_variables"] = f"chance_{name} still_{name}"
         return data.assign(variables).assign_coords(seed=list(self.seeds))
 
     def cases(self, model: Wan, *, judged: bool) -> list[Case]:

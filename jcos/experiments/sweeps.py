@@ -39,9 +39,8 @@ Readout = Callable[[Wan, flow.Plan, Trace, Any], Any]
 trace and `aux`. It is part of the program: define it at a module's top."""
 
 
-# ---- chunks of a sweep, kept until the experiment is finished
-
 _KEPT: contextvars.ContextVar[Path | None] = contextvars.ContextVar("kept", default=None)
+"""Where chunks of sweeps are kept until the experiment is finished."""
 
 
 @contextlib.contextmanager
@@ -54,8 +53,7 @@ def kept_in(folder: Path, settings: Mapping[str, Any], *, redo: bool = False) ->
     about = dict(settings) | {"versions": runs.versions(), "code": _code()}
     if redo:
         shutil.rmtree(folder, ignore_errors=True)
-    there = runs.read(folder / runs.MANIFEST)
-    if there is not None:
+    if (there := runs.read(folder / runs.MANIFEST)) is not None:
         remedy = "--redo begins anew; or finish it with the code and settings it was begun with"
         runs.check_same(folder, there, about, remedy)
     else:
@@ -77,26 +75,20 @@ def _code() -> str:
     return digest.hexdigest()[:16]
 
 
-def _chunk_file(model: Wan, plan: flow.Plan, sweep: "Sweep", readout: Readout) -> Callable | None:
-    """Return what names the file of a chunk by all that decides what is in it, but for what the
-    manifest says; None where nothing is kept."""
-    folder = _KEPT.get()
-    if folder is None:
-        return None
+def _prefix(plan: flow.Plan, sweep: "Sweep", readout: Readout) -> str:
+    """Return a digest of all that decides what is in a chunk, but for what the manifest says."""
     digest = hashlib.sha256(f"{readout.__module__}.{readout.__qualname__}".encode())
     for path, leaf in jax.tree.leaves_with_path((plan, sweep)):
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
-    name = digest.hexdigest()[:24]
-    return lambda runs: folder / f"{name}-{'-'.join(map(str, np.asarray(runs)[[0, -1]].ravel()))}"
+    return digest.hexdigest()[:24]
 
 
 def _remembered(file: Path, shape: Any) -> Any | None:
     """Return what was kept in a file, leaves as in `shape`; None where that is not whole."""
     try:
-        content = io.BytesIO(file.with_suffix(".npz").read_bytes())
-        with np.load(content, allow_pickle=False) as stored:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as stored:
             leaves = [stored[f"{i}"] for i in range(len(stored.files))]
         return jax.tree.unflatten(jax.tree.structure(shape), leaves)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
@@ -106,21 +98,21 @@ def _remembered(file: Path, shape: Any) -> Any | None:
 def _remember(file: Path, tree: Any) -> None:
     out = io.BytesIO()
     np.savez(out, **{f"{i}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))})
-    files.write(file.with_suffix(".npz"), out.getvalue())
+    files.write(file, out.getvalue())
 
 
 class Sweep(NamedTuple):
-    """All runs as data: one for each probe and each puzzle.
+    """All runs as data: one for each of Q probes and each of P puzzles.
 
-    conditions, start, aux [P, …]: conditions, latents to begin with instead of noise, and what the
-    readout is given. keys [P, K]: of each puzzle's seeds. noise [K, …]: where it is not drawn from
-    them. probes [Q, …]. item_probe [P, …]: a probe of each puzzle, that acts before them.
+    start: latents to begin with instead of noise. noise: where it is not drawn from the keys.
+    probes [Q, …]. item_probe, aux [P, …]: a probe of each puzzle, which acts before them, and what
+    the readout is given.
     """
 
     conditions: Condition
     keys: Key[Array, "P K"]
     noise: Float[Array | np.ndarray, "K F h w C"] | None
-    probes: Probe
+    probes: Probe | None
     item_probe: Probe | None
     start: Float[Array | np.ndarray, "P K F h w C"] | None
     aux: Any
@@ -128,14 +120,10 @@ class Sweep(NamedTuple):
 
 @partial(jax.jit, static_argnames=("readout",))
 def _play(
-    model: Wan,
-    plan: flow.Plan,
-    sweep: Sweep,
-    runs: Int[Array, "runs 2"],
-    readout: Readout,
+    model: Wan, plan: flow.Plan, sweep: Sweep, runs: Int[Array, "runs 2"], readout: Readout
 ) -> tuple[Any, Bool[Array, "runs W K S"]]:
-    """Those runs of a sweep, each the numbers of a probe and a puzzle. On a mesh in use they are
-    spread over its axis `world`, which divides them."""
+    """Return what the readout keeps of some runs, each the numbers of a probe and a puzzle. On a
+    mesh in use they are spread over its axis `world`, which divides them."""
 
     def one(run: Int[Array, " 2"]) -> tuple[Any, Bool[Array, "W K S"]]:
         reading, trace = _one(model, plan, sweep, run, readout)
@@ -147,30 +135,24 @@ def _play(
 
 
 def _one(
-    model: Wan,
-    plan: flow.Plan,
-    sweep: Sweep,
-    run: Int[Array, " 2"],
-    readout: Readout,
+    model: Wan, plan: flow.Plan, sweep: Sweep, run: Int[Array, " 2"], readout: Readout
 ) -> tuple[Any, Trace]:
     """Return what the readout keeps of a run, and its trace."""
     which, number = run
     probe = jax.tree.map(lambda a: a[which], sweep.probes)
-    condition, keys, start, aux, item_probe = jax.tree.map(
-        lambda a: a[number],
-        (sweep.conditions, sweep.keys, sweep.start, sweep.aux, sweep.item_probe),
-    )
-    noise = sweep.noise if start is None else start
-    probe = probe if item_probe is None else chain(item_probe, probe)
+    each = sweep._replace(noise=None, probes=None)  # what else there is, each puzzle has its own
+    each = jax.tree.map(lambda a: a[number], each)
+    noise = sweep.noise if each.start is None else each.start
+    probe = probe if each.item_probe is None else chain(each.item_probe, probe)
     # Runs are spread over `world`, so their own worlds are not.
-    uneven = len(keys) % mesh.devices(mesh.SEED) > 0
+    uneven = len(each.keys) % mesh.devices(mesh.SEED) > 0
     idle = (mesh.WORLD, mesh.SEED) if uneven else (mesh.WORLD,)
-    trace = generate_worlds(model, plan, condition, keys, probe, noise, idle=idle)
-    return readout(model, plan, trace, aux), trace
+    trace = generate_worlds(model, plan, each.conditions, each.keys, probe, noise, idle=idle)
+    return readout(model, plan, trace, each.aux), trace
 
 
 def compilations() -> int:
-    """How many programs were compiled so far; a sweep adds one, its positions none."""
+    """Return how many programs were compiled so far; a sweep adds one, its positions none."""
     return _play._cache_size()  # type: ignore[attr-defined]
 
 
@@ -193,18 +175,16 @@ def sweep(
     """Run every probe on every puzzle with every seed; return the readouts as numpy, leaves [Q, P,
     …].
 
-    conditions: [P, W, …] of P puzzles in W worlds. probes: Q of one kind. item_probe: one of each
-    puzzle [P, …], which acts before those of the sweep (`chain`). plan: the model's own by default.
-    readout: by default the whole `Trace`. aux: for the readout, leaves [P, …]. chunk: runs computed
-    at a time, by default as many as memory holds; they come back to the host, and are kept
-    (`kept_in`), before the next ones start.
+    conditions: [P, W, …] of P puzzles in W worlds. probes: Q of one kind. item_probe, aux, start:
+    as in `Sweep`. plan: the model's own by default. readout: by default the whole `Trace`. chunk:
+    runs computed at a time, by default as many as memory holds; they are kept (`kept_in`) before
+    the next ones start.
 
     A seed's noise depends on the puzzle's number and the seed, not on what runs beside it: runs
     that differ in their probe are paired. alike: on the seed alone, so that a seed gives the video
     that `generation.generate` gives; clips of Wan's models are always run like that.
     Raises ValueError where the results do not fit into memory, before anything runs, MemoryError
-    saying what would help where a device has too little, and FloatingPointError as soon as a latent
-    stops being finite: a sweep with holes has no numbers.
+    where a device has too little, and FloatingPointError as soon as a latent is not finite.
     """
     plan = flow.plan(model.config.sampling, model.config.boundary) if plan is None else plan
     puzzles, worlds = conditions.context.shape[:2]
@@ -214,7 +194,7 @@ def sweep(
     noise = None if start is not None else first_noise(model.config, seeds, shape)
     keys = jnp.tile(seed_keys(seeds), (puzzles, 1))
     if not alike and model.config.noise == "jax":
-        keys = _fold(keys, jnp.arange(puzzles))
+        keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))(keys, jnp.arange(puzzles))
     data = Sweep(conditions, keys, noise, trajectory.tree_stack(probes), item_probe, start, aux)
     data = jax.tree.map(jnp.asarray, data)
     total = len(probes) * puzzles
@@ -227,22 +207,24 @@ def sweep(
     chunk = -(-total // -(-total // chunk))
     chunk = -(-chunk // spread) * spread
     asking = f"{what}, {chunk} run(s) at a time of {len(seeds)} seed(s) in {worlds} world(s),"
-    file_of = _chunk_file(model, plan, data, readout)
-    pieces = []
+    store, pieces = _KEPT.get(), []
+    prefix = "" if store is None else _prefix(plan, data, readout)
     for first in range(0, total, chunk):
         progress(what, first, total)
         numbers = np.minimum(first + np.arange(chunk), total - 1)
         numbers = jnp.asarray(np.stack(np.divmod(numbers, puzzles), -1).astype(np.int32))
+        file = None if store is None else store / f"{prefix}-{first}-{chunk}.npz"
         kept = None
-        if file_of is not None:
+        if file is not None:
             shape = jax.eval_shape(partial(_play, readout=readout), model, plan, data, numbers)[0]
-            kept = _remembered(file_of(numbers), shape)
+            kept = _remembered(file, shape)
         if kept is None:
             with memory.explained(asking, sweep_knobs(chunk, len(seeds))):
                 kept, finite = jax.device_get(_play(model, plan, data, numbers, readout))
-            _check_finite(model, plan, data, numbers, finite, what, seeds)
-            if file_of is not None:
-                _remember(file_of(numbers), kept)
+            if not finite.all():
+                raise _not_finite(model, plan, data, numbers, finite, what, seeds)
+            if file is not None:
+                _remember(file, kept)
         pieces.append(kept)
     progress(what, total, total)
     return jax.tree.map(
@@ -251,7 +233,7 @@ def sweep(
     )
 
 
-def _check_finite(
+def _not_finite(
     model: Wan,
     plan: flow.Plan,
     data: Sweep,
@@ -259,10 +241,8 @@ def _check_finite(
     finite: Bool[np.ndarray, "runs W K S"],
     what: str,
     seeds: Sequence[int],
-) -> None:
-    """Raise FloatingPointError for the first latent that is not finite."""
-    if finite.all():
-        return
+) -> FloatingPointError:
+    """Return an error that names the first latent that is not finite."""
     bad = np.argwhere(~finite)
     run, world, seed, step = bad[bad[:, -1].argmin()].tolist()
     # The sweep's own program does not keep the block; this run once more says which it is.
@@ -271,15 +251,11 @@ def _check_finite(
     layer = int(again.layer[0, world, seed, step])
     probe, puzzle = np.asarray(numbers[run]).tolist()
     where = f"first after block {layer}" if layer >= 0 else "outside the blocks"
-    raise FloatingPointError(
+    return FloatingPointError(
         f"{what}: the latent of puzzle (or clip) {puzzle} with seed {seeds[seed]} is not finite "
         f"from step {step} of {plan.steps} on, {where} (probe {probe}, world {world}): look at the "
         "probe, the guidance scale or the weights"
     )
-
-
-_fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))
-"""Keys [P, K] with their puzzle's number in them."""
 
 
 def _bytes_read(model: Wan, plan: flow.Plan, data: Sweep, readout: Readout) -> int:
@@ -291,19 +267,19 @@ def _bytes_read(model: Wan, plan: flow.Plan, data: Sweep, readout: Readout) -> i
 
 
 def everything(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> Trace:
-    """Keeps the whole trace."""
+    """Return the whole trace."""
     del model, plan, aux
     return trace
 
 
 def chosen_steps(model: Wan, plan: flow.Plan, trace: Trace, steps: Int[Array, " kept"]) -> Trace:
-    """Keeps the clean estimates of some steps only."""
+    """Return the trace with the clean estimates of some steps only."""
     del model, plan
     return trace._replace(x0=trace.x0[:, :, steps])
 
 
 def held_out(task: Task, n: int, seed: int = 0) -> list[Puzzle]:
-    """n puzzles of the test split; the same for every model and experiment of this seed."""
+    """Return n puzzles of the test split; the same for every model and experiment of this seed."""
     return [task.sample((seed, i), "test") for i in range(n)]
 
 
@@ -318,7 +294,6 @@ def conditions_of(model: Wan, puzzles: Sequence[Puzzle]) -> Condition:
 
 def play(
     model: Wan,
-    task: Task,
     puzzles: Sequence[Puzzle],
     seeds: Sequence[int] = (0,),
     *,
@@ -329,17 +304,14 @@ def play(
 ) -> Trace:
     """Return `sweep` in one world: leaves [Q, P, K, …]; x0 of the steps in `keep` only (the
     last by default). alike: as there."""
-    del task
-    plan = flow.plan(sampling or model.config.sampling, model.config.boundary)
-    steps = np.tile(np.array(keep, np.int32), (len(puzzles), 1))
     run = sweep(
         model,
         one_world(conditions_of(model, puzzles)),
         seeds,
         probes=probes,
-        plan=plan,
+        plan=flow.plan(sampling or model.config.sampling, model.config.boundary),
         readout=chosen_steps,
-        aux=steps,
+        aux=np.tile(np.array(keep, np.int32), (len(puzzles), 1)),
         alike=alike,
     )
     return jax.tree.map(lambda a: jnp.asarray(a[:, :, 0]), run)
@@ -363,23 +335,18 @@ def pixels(model: Wan, latents: Float[Array, "*axes F h w C"]) -> UInt8[Array, "
 def judge(
     puzzles: Sequence[Puzzle], videos: UInt8[np.ndarray, "P *axes F H W 3"]
 ) -> tuple[Float[np.ndarray, "P *axes"], Bool[np.ndarray, "P *axes"]]:
-    """Scores of videos, and whether they are solved, each by its puzzle's task."""
-    axes = videos.shape[:-4]
+    """Return scores of videos, and whether they are solved, each by its puzzle's task."""
     rows = videos.reshape(len(puzzles), -1, *videos.shape[-4:])
-    found = [
+    judged = [
         [TASKS[puzzle.task].score(puzzle, video)[:2] for video in row]
         for puzzle, row in zip(puzzles, rows, strict=True)
     ]
-    scores, solved = np.moveaxis(np.array(found, np.float64).reshape(*axes, 2), -1, 0)
-    return scores, solved.astype(bool)
+    scores = np.array(judged, np.float64).reshape(*videos.shape[:-4], 2)
+    return scores[..., 0], scores[..., 1].astype(bool)
 
 
 def score(
-    model: Wan,
-    task: Task,
-    puzzles: Sequence[Puzzle],
-    latents: Float[Array | np.ndarray, "P *axes F h w C"],
+    model: Wan, puzzles: Sequence[Puzzle], latents: Float[Array | np.ndarray, "P *axes F h w C"]
 ) -> tuple[Float[np.ndarray, "P *axes"], Bool[np.ndarray, "P *axes"]]:
-    """`judge` of decoded latents. The puzzles' axis comes first."""
-    del task
+    """Return `judge` of decoded latents."""
     return judge(puzzles, model.decode(jnp.asarray(latents)))

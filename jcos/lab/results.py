@@ -6,7 +6,7 @@ counted (`measure`), so that tables, figures and pages need nothing else.
 """
 
 import io
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -52,9 +52,12 @@ class Row(NamedTuple):
     forwards: int = 0
 
 
-def measure(
-    dims: str,
-    values: Any,
+def measure(dims: str, values: Any, name: str, comment: str = "", **more: Any) -> Variable:
+    """Return a variable of a dataset. dims: blank-separated. more: as in `described`."""
+    return tuple(dims.split()), np.asarray(values), described(name, comment, **more)
+
+
+def described(
     name: str,
     comment: str = "",
     *,
@@ -65,25 +68,21 @@ def measure(
     cluster: str | None = None,
     forwards: str = "forwards",
     tabled: bool = True,
-) -> Variable:
-    """Return a variable of a dataset with the attributes that describe it.
+) -> dict[str, Any]:
+    """Return the attributes that describe a measure.
 
-    dims: blank-separated. name, comment: the title of its chart, and its meaning in one sentence.
-    span: the least and the largest possible value. median: counted as the median of steps, not as
-    a mean; nan is a run without such a step. by: coordinate along the runs whose values are
-    estimated apart. cluster: coordinate along the runs whose equal values are no independent
-    evidence. forwards: variable that says the passes behind a value. tabled: whether `table` lists
-    it.
+    name, comment: the title of its chart, and its meaning in one sentence. span: the least and the
+    largest possible value. median: counted as the median of steps, not as a mean; nan is a run
+    without such a step. by: coordinate along the runs whose values are estimated apart. cluster:
+    coordinate along the runs whose equal values are no independent evidence. forwards: variable
+    that says the passes behind a value. tabled: whether `table` lists it.
     """
     attributes = {"long_name": name, "units": units, "grouped_by": by, "forwards": forwards}
     attributes |= {"statistic": "median" if median else "mean", "tabled": int(tabled)}
-    if comment:
-        attributes["comment"] = comment
-    if cluster is not None:
-        attributes["clusters"] = cluster
+    attributes |= {"comment": comment} if comment else {}
+    attributes |= {"clusters": cluster} if cluster else {}
     limits = zip(("valid_min", "valid_max"), span, strict=True)
-    attributes |= {key: float(end) for key, end in limits if np.isfinite(end)}
-    return tuple(dims.split()), np.asarray(values), attributes
+    return attributes | {key: float(end) for key, end in limits if np.isfinite(end)}
 
 
 def span_of(array: xr.DataArray) -> Span:
@@ -177,78 +176,65 @@ def rows(data: xr.Dataset, at: Mapping[str, Sequence[Any]] | None = None) -> Ite
             continue
         array = array.sel({d: list(v) for d, v in (at or {}).items() if d in array.dims})
         cells = estimates(array)
-        group, *dims = cells["mean"].dims
-        labels = [_labels(cells, d) for d in dims]
+        dims = cells["mean"].dims[1:]
+        labels = [list(cells[d].values) for d in dims]
         title = array.attrs["long_name"]
         if array.attrs["statistic"] == "median" and "median" not in title:
             title = f"{title}, median"
         columns = [cells[field].values for field in ("mean", "low", "high", "n")]
-        groups = groups_of(array)
-        baselines = [Level(data, f"{kind}{name}", groups) for kind in LEVELS]
-        forwards = Level(data, array.attrs["forwards"], groups)
+        others = (*(f"{kind}{name}" for kind in LEVELS), array.attrs["forwards"])
+        chance, still, forwards = (level(data, other, array, cells) for other in others)
         for index in np.ndindex(*columns[0].shape):
-            value, low, high, n = (column[index] for column in columns)
+            value, low, high, n = (column[index].item() for column in columns)
             if not n:
                 continue
-            task = str(cells[group].values[index[0]])
             place = {d: names[i] for d, names, i in zip(dims, labels, index[1:], strict=True)}
             case = case_of(place)
-            ideal = IDEAL in case
-            chance, still = (None if ideal else level.at(task, place) for level in baselines)
-            cost = 0 if ideal else int(forwards.at(task, place) or 0)
-            numbers = float(value), float(low), float(high), int(n)
-            yield Row(task, title, case, *numbers, chance, still, cost)
+            baselines = (None if np.isnan(a[index]) else float(a[index]) for a in (chance, still))
+            if ideal := IDEAL in case:
+                baselines = None, None
+            cost = 0 if ideal else int(np.nan_to_num(forwards[index]))
+            task = str(cells[cells["mean"].dims[0]].values[index[0]])
+            yield Row(task, title, case, value, low, high, n, *baselines, cost)
 
 
 LEVELS = {"chance_": "a random legal answer", "still_": "the first frame held"}
 """Before a measure's name: variables with the same measure of a baseline."""
 
 
-class Level:
-    """A variable with fewer dimensions than a measure, such as a baseline, looked up by labels.
-    What it has along the runs is averaged over a group of them."""
-
-    def __init__(self, data: xr.Dataset, name: str, groups: Mapping[str, np.ndarray]):
-        self.array, self.groups = data.get(name), groups
-        dims = () if self.array is None else self.array.dims
-        self.runs = next((d for d in dims if d in RUNS), None)
-        self.places = {
-            d: {label: i for i, label in enumerate(_labels(data, d))}
-            for d in dims
-            if d != self.runs
-        }
-
-    def at(self, group: str, place: Mapping[Hashable, Any]) -> float | None:
-        """Return the value at a place of the measure, or None where there is no such variable."""
-        if self.array is None or any(place.get(d) not in p for d, p in self.places.items()):
-            return None
-        index: dict[Hashable, Any] = {d: self.places[d][place[d]] for d in self.places}
-        if self.runs is not None:
-            index[self.runs] = self.groups[group]
-        return float(self.array.values[tuple(index[d] for d in self.array.dims)].mean())
-
-
-def _labels(data: xr.Dataset, dim: Hashable) -> Sequence[Any]:
-    return list(data.indexes[dim]) if dim in data.indexes else range(data.sizes[dim])
+def level(data: xr.Dataset, name: str, array: xr.DataArray, cells: xr.Dataset) -> np.ndarray:
+    """Return a variable with fewer dimensions than a measure, such as a baseline, at each of the
+    measure's cells: averaged over each group of runs; nan where it is not known."""
+    mean, known = cells["mean"], data.get(name)
+    over = run_dimension(array)
+    if known is None or not {over, *mean.dims} >= set(known.dims):
+        return np.full(mean.shape, np.nan)
+    if over in known.dims:
+        groups = [known[{over: rows}].mean(over) for rows in groups_of(array).values()]
+        known = xr.concat(groups, mean[mean.dims[0]])
+    known = known.astype(float).reindex({d: mean[d] for d in known.dims if d in mean.dims})
+    return known.broadcast_like(mean).transpose(*mean.dims).values
 
 
 def case_of(place: Mapping[Hashable, Any]) -> str:
     """Return a place in words, the denoiser last: `step 20, layer 3, ideal denoiser`."""
     words = []
     for dim, label in sorted(place.items(), key=lambda item: item[0] == "denoiser"):
-        if isinstance(label, str | np.str_):
-            words += [str(label)] * (UNSAID.get(str(dim)) != label)
+        if isinstance(label, str):
+            words += [label] * (UNSAID.get(str(dim)) != label)
         else:
             words.append(f"{dim} {label:g}")
     return ", ".join(words) or (MODEL if "denoiser" in place else "")
 
 
-def with_levels(variable: Variable, name: str, data: Iterable[str]) -> Variable:
-    """Return a measure that names its baselines, those among `data` called `chance_NAME` and
-    `still_NAME`, as lines of its chart."""
-    levels = [f"{kind}{name}" for kind in LEVELS if f"{kind}{name}" in set(data)]
-    dims, values, attributes = variable
-    return dims, values, attributes | {"ancillary_variables": " ".join(levels)}
+def with_levels(data: xr.Dataset) -> xr.Dataset:
+    """Return a dataset whose measures name their baselines, the variables `chance_NAME` and
+    `still_NAME`, as lines of their charts."""
+    for name, array in data.data_vars.items():
+        levels = [f"{kind}{name}" for kind in LEVELS if f"{kind}{name}" in data]
+        if levels:
+            array.attrs["ancillary_variables"] = " ".join(levels)
+    return data
 
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)

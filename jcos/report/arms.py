@@ -1,10 +1,10 @@
 """What a folder of `jcos bench run` says of its samples, beside their films."""
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jcos.bench.results import read_json
 from jcos.files import visible
 
 STATE = "state"
@@ -57,5 +57,8 @@ def _notes(kind: Path) -> dict[str, dict[str, Any]]:
 
 
 def _note(file: Path) -> dict[str, Any]:
-    found: object = read_json(file)
+    try:
+        found: object = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
     return found if isinstance(found, dict) else {}

@@ -1,366 +1,340 @@
-"""Small charts as inline SVG: lines with bands or whiskers, stacked areas, intervals on a scale.
+"""Charts of a dataset of results, chosen by the names of its dimensions.
 
-The SVG only names classes (`s0`, `s1`, ..., `off`); the style sheet gives them colours and dashes,
-so that one picture serves light and dark pages. Every point tells its value as a `<title>`, which
-browsers show on hover. Points that are None or nan leave a hole.
+A variable with a `long_name` that is measured along steps, layers or frames is a chart: along one
+of them curves, along several a map. Means are over runs; other dimensions are the labels of lines.
+Cases that change something at one step, layer or frame each (coordinates `at_step`, `at_layer`,
+`at_frame`) are spread along these. Values are read when a chart is asked for.
 """
 
-import dataclasses
-import math
-from collections.abc import Iterable, Iterator, Sequence
+import base64
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from jcos.report.demo import Curve, Number
-from jcos.report.markup import Html, escape, finite, interval, join, number
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
 
-DOTS, WHISKERS = 12, 8
-"""Up to so many points a curve has dots, and shows its interval as whiskers and not as a band."""
+from jcos.lab.results import DENOISERS, REPEATS, RUNS, estimates, groups_of
+from jcos.report.templates import finite
 
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """One area of a stacked chart: its name, its height at each x and the class that colours it."""
-
-    label: str
-    values: Sequence[Number]
-    style: str
-
-
-@dataclasses.dataclass(frozen=True)
-class _Axes:
-    """Maps data to pixels of a viewBox; margins are left, right, top, bottom."""
-
-    x: tuple[float, float]
-    y: tuple[float, float]
-    size: tuple[int, int]
-    margins: tuple[int, int, int, int]
-
-    def px(self, x: float) -> float:
-        left, right, _, _ = self.margins
-        return left + (x - self.x[0]) / (self.x[1] - self.x[0]) * (self.size[0] - left - right)
-
-    def py(self, y: float) -> float:
-        _, _, top, bottom = self.margins
-        return (
-            self.size[1]
-            - bottom
-            - (y - self.y[0]) / (self.y[1] - self.y[0]) * (self.size[1] - top - bottom)
-        )
-
-    def frame(
-        self, x_label: str, y_label: str, *, percent: bool, spare: bool, whole: bool = True
-    ) -> Html:
-        """Grid lines, numbers on the axes and what they are; `spare`: few numbers and no words."""
-        left, right, _, bottom = self.margins
-        end = self.size[0] - right
-        floor = self.size[1] - bottom
-        parts = []
-        for y in ticks(*self.y, 2 if spare else 4):
-            line = "axis" if y == self.y[0] else "grid"
-            parts.append(
-                f'<path class="{line}" d="M{left} {_n(self.py(y))}H{end}"/>'
-                f'<text x="{left - 6}" y="{_n(self.py(y) + 4)}" text-anchor="end">'
-                f"{_tick(y, percent)}</text>"
-            )
-        for x in ticks(*self.x, 3 if spare else 5, whole=whole):
-            at = _n(self.px(x))
-            parts.append(
-                f'<path class="axis" d="M{at} {floor}v4"/>'
-                f'<text x="{at}" y="{floor + 17}" text-anchor="middle">{_tick(x, False)}</text>'
-            )
-        if not spare:
-            parts.append(
-                f'<text class="name" x="{(left + end) / 2:.0f}" y="{floor + 36}" '
-                f'text-anchor="middle">{escape(x_label)}</text>'
-                f'<text class="name" x="2" y="13">{escape(y_label)}</text>'
-            )
-        return Html("".join(parts))
+MOVING = ("step", "layer", "frame")
+"""Dimensions that a chart runs along."""
+PLACES = ("at_step", "at_layer", "at_frame", "strength")
+"""Coordinates of cases that say where, or how strongly, each changes something."""
+LINES = 8
+"""Most lines of one panel; more are the rows of a map."""
+MISSING = 65535
+"""The code of no number in a packed map."""
+CELLS, RUN_CELLS = 400_000, 200_000
+"""Most numbers of a map, and of the single runs behind it; more are averaged beforehand."""
+FLAT = 0.01
+"""A panel whose lines all stay within this part of the range shows nothing."""
 
 
-def line_chart(
-    curves: Sequence[Curve],
-    *,
-    title: str,
-    x_label: str,
-    y_label: str,
-    y_range: tuple[float, float] = (0.0, 1.0),
-    percent: bool = False,
-    baseline: tuple[float, str] | None = None,
-    background: Sequence[Curve] = (),
-    styles: Sequence[str] = (),
-    spare: bool = False,
-) -> Html:
-    """Curves over a common x axis.
+class Chart(NamedTuple):
+    """A chart that can be drawn: `drawn` reads its values.
 
-    baseline: a height and its name, drawn as a dashed line. background: curves drawn faintly
-    behind, to compare with. styles: a class for each curve, by default s0, s1, ... spare: a small
-    panel, without words at the axes and without legend.
+    name: of the variable. array: with the dimensions that are drawn. levels: baselines along fewer
+    dimensions. moving: dimensions that it runs along, one for curves.
     """
-    spans = [x for curve in (*curves, *background) for x in curve.x if finite(x) is not None]
-    axes = _Axes(
-        _widened(spans),
-        y_range,
-        (240, 150) if spare else (440, 270),
-        (42, 8, 8, 24) if spare else (46, 12, 26, 42),
-    )
-    styles = styles or [f"s{i}" for i in range(len(curves))]
-    parts = [axes.frame(x_label, y_label, percent=percent, spare=spare)]
-    parts += [Html(f'<path class="faint" d="{_path(axes, c.x, c.y)}"/>') for c in background]
-    level = finite(baseline[0]) if baseline else None
-    if level is not None:
-        left, right, _, _ = axes.margins
-        at = _n(axes.py(_clamp(level, y_range)))
-        parts.append(Html(f'<path class="baseline" d="M{left} {at}H{axes.size[0] - right}"/>'))
-    parts += [_spread(axes, curve, style) for curve, style in zip(curves, styles, strict=True)]
-    for curve, style in zip(curves, styles, strict=True):
-        parts.append(Html(f'<path class="line {style}" d="{_path(axes, curve.x, curve.y)}"/>'))
-        parts.append(_points(axes, curve, style, x_label, percent))
-    if not any(finite(y) is not None for curve in curves for y in curve.y):
-        parts.append(_nothing(axes))
-    told = f"{title}. " + " ".join(_said(curve, x_label, percent) for curve in curves)
-    if spare:
-        return _svg(axes.size, told, parts)
-    entries = [(style, curve.label) for curve, style in zip(curves, styles, strict=True)]
-    if len(curves) == 1:  # its name stands at the axis
-        entries = []
-    if baseline and level is not None:
-        entries.append(("base", f"{baseline[1]}: {number(level, percent=percent)}"))
-    return join([legend(entries) if entries else "", _svg(axes.size, told, parts)])
+
+    name: str
+    title: str
+    array: xr.DataArray
+    levels: tuple[xr.DataArray, ...]
+    moving: tuple[str, ...]
+
+    @property
+    def is_map(self) -> bool:
+        labels = [self.array.sizes[d] for d in self.labels if d != "denoiser"]
+        return len(self.moving) > 1 or int(np.prod(labels)) > LINES
+
+    @property
+    def labels(self) -> list[str]:
+        """Dimensions whose places are lines of their own."""
+        return [str(d) for d in self.array.dims if d not in (*self.moving, *RUNS, *REPEATS)]
+
+    def about(self) -> dict[str, Any]:
+        """Return what is known without reading values."""
+        attributes = self.array.attrs
+        return {
+            "name": self.name,
+            "title": self.title,
+            "units": "" if attributes.get("units") in (None, "1") else str(attributes["units"]),
+            "comment": str(attributes.get("comment", "")),
+            "kind": "map" if self.is_map else "curves",
+        }
+
+    def drawn(self) -> dict[str, Any]:
+        """Return all that the page draws."""
+        return self.about() | (map_of(self) if self.is_map else curves_of(self))
 
 
-def stacked_chart(
-    x: Sequence[float],
-    layers: Sequence[Layer],
-    *,
-    title: str,
-    x_label: str,
-    y_label: str,
-    over: Layer | None = None,
-) -> Html:
-    """Shares 0..1 as areas on top of each other, the first layer at the bottom.
-
-    Where a layer has no number all areas have a hole. over: a line in front that is no part of the
-    stack. The legend is the caller's.
-    """
-    found = [
-        [finite(v) for v in column] for column in zip(*(k.values for k in layers), strict=True)
-    ]
-    complete = [None not in row for row in found]
-    rows = [[max(0.0, v or 0.0) for v in row] for row in found]
-    known = [i for i, whole in enumerate(complete) if whole]
-    highest = max((sum(rows[i]) for i in known), default=1.0)
-    axes = _Axes(
-        _widened([x[i] for i in known]),
-        (0.0, max(1.0, highest)),
-        (440, 250),
-        (46, 12, 26, 42),
-    )
-    parts: list[Html] = []
-    for run in _runs(complete):
-        spots = [x[i] for i in run]
-        heights = [rows[i] for i in run]
-        if len(spots) == 1:  # a lone step is shown as a column
-            spots, heights = [spots[0] - 0.4, spots[0] + 0.4], heights * 2
-        for k, layer in enumerate(layers):
-            lower = [(at, sum(row[:k])) for at, row in zip(spots, heights, strict=True)]
-            upper = [(at, sum(row[: k + 1])) for at, row in zip(spots, heights, strict=True)]
-            outline = " ".join(
-                f"{_n(axes.px(at))},{_n(axes.py(height))}" for at, height in upper + lower[::-1]
-            )
-            parts.append(Html(f'<polygon class="area {layer.style}" points="{outline}"/>'))
-    lines = axes.frame(x_label, y_label, percent=True, spare=False)
-    parts.append(Html(f'<g class="over">{lines}</g>'))
-    _, _, top, bottom = axes.margins
-    if over is not None:
-        parts.append(Html(f'<path class="line {over.style}" d="{_path(axes, x, over.values)}"/>'))
-    column = max(2.0, (axes.px(axes.x[1]) - axes.px(axes.x[0])) / max(1, len(known)))
-    every = [*layers, over] if over is not None else list(layers)
-    for i in known:
-        at = x[i]
-        values = ", ".join(f"{k.label} {number(k.values[i], percent=True)}" for k in every)
-        parts.append(
-            Html(
-                f'<rect class="hit" x="{_n(axes.px(at) - column / 2)}" y="{top}" '
-                f'width="{_n(column)}" height="{axes.size[1] - top - bottom}">'
-                f"<title>{escape(f'step {_tick(at, False)}: {values}')}</title></rect>"
-            )
-        )
-    if not known:
-        parts.append(_nothing(axes))
-    told = " ".join(_said(Curve(label=k.label, x=x, y=k.values), x_label, True) for k in every)
-    return _svg(axes.size, f"{title}. {told}", parts)
-
-
-def interval_bar(
-    value: Number,
-    low: Number,
-    high: Number,
-    scale: tuple[float, float],
-    *,
-    told: str,
-    zero: bool = False,
-) -> Html:
-    """A dot with its interval on a horizontal scale, for a table cell; `zero` marks the 0."""
-    axes = _Axes(scale, (0.0, 1.0), (240, 26), (6, 6, 0, 0))
-    parts = [Html('<path class="grid" d="M6 13H234"/>')]
-    if zero:
-        parts.append(Html(f'<path class="baseline" d="M{_n(axes.px(0.0))} 1V25"/>'))
-    ends = [finite(low), finite(high)]
-    if ends[0] is not None and ends[1] is not None:
-        a, b = (_n(axes.px(_clamp(end, scale))) for end in (ends[0], ends[1]))
-        parts.append(Html(f'<path class="line s0" d="M{a} 13H{b}M{a} 8v10M{b} 8v10"/>'))
-    middle = finite(value)
-    if middle is not None:
-        at = _n(axes.px(_clamp(middle, scale)))
-        parts.append(
-            Html(
-                f'<circle class="dot s0" cx="{at}" cy="13" r="5">'
-                f"<title>{escape(told)}</title></circle>"
-            )
-        )
-    return _svg(axes.size, told, parts)
-
-
-def legend(entries: Iterable[tuple[str, str]]) -> Html:
-    """A list of keys: class and name; the swatch is drawn with the line's own dashes."""
-    items = (
-        f'<li><svg class="key" viewBox="0 0 28 10" aria-hidden="true">'
-        f'<path class="{"baseline" if style == "base" else f"line {style}"}" d="M1 5H27"/></svg>'
-        f"{escape(label)}</li>"
-        for style, label in entries
-    )
-    return Html(f'<ul class="legend">{"".join(items)}</ul>')
-
-
-def ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[float]:
-    """Round numbers from low to high, about `about` + 1 of them; `whole`: integers only."""
-    if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
-        return [low]
-    rough = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = min((m * power for m in (1, 2, 2.5, 5, 10)), key=lambda s: abs(s - rough))
-    step = max(1.0, float(round(step))) if whole else step
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(i * step, 10) for i in range(first, last + 1)]
-
-
-def _svg(size: tuple[int, int], told: str, parts: Iterable[Html]) -> Html:
-    return Html(
-        f'<svg class="chart" role="img" viewBox="0 0 {size[0]} {size[1]}" '
-        f'aria-label="{escape(told)}">{join(parts)}</svg>'
-    )
-
-
-def _spread(axes: _Axes, curve: Curve, style: str) -> Html:
-    """The interval of a curve: whiskers where there are few points, else a band."""
-    if curve.low is None or curve.high is None:
-        return Html("")
-    ends = [(finite(low), finite(high)) for low, high in zip(curve.low, curve.high, strict=True)]
-    at = [axes.px(x) for x in curve.x]
-    low = [axes.py(_clamp(a, axes.y)) if a is not None else 0.0 for a, _ in ends]
-    high = [axes.py(_clamp(b, axes.y)) if b is not None else 0.0 for _, b in ends]
-    known = [a is not None and b is not None for a, b in ends]
-    if len(at) <= WHISKERS:
-        lines = "".join(
-            f"M{_n(at[i])} {_n(low[i])}V{_n(high[i])}M{_n(at[i] - 4)} {_n(low[i])}h8"
-            f"M{_n(at[i] - 4)} {_n(high[i])}h8"
-            for i, whole in enumerate(known)
-            if whole
-        )
-        return Html(f'<path class="whisker {style}" d="{lines}"/>')
-    bands = (
-        " ".join(
-            [f"{_n(at[i])},{_n(high[i])}" for i in run]
-            + [f"{_n(at[i])},{_n(low[i])}" for i in reversed(run)]
-        )
-        for run in _runs(known)
-    )
-    return Html("".join(f'<polygon class="band {style}" points="{band}"/>' for band in bands))
-
-
-def _points(axes: _Axes, curve: Curve, style: str, x_label: str, percent: bool) -> Html:
-    """Where the pointer finds a value; drawn as dots where there are few of them."""
-    seen = sum(finite(y) is not None for y in curve.y)
-    kind, radius = ("dot", 3.5) if seen <= DOTS else ("hit", 5)
-    lows = curve.low or [None] * len(curve.x)
-    highs = curve.high or [None] * len(curve.x)
-    parts = []
-    for x, y, low, high in zip(curve.x, curve.y, lows, highs, strict=True):
-        height = finite(y)
-        if height is None or finite(x) is None:
+def charts_of(data: xr.Dataset) -> tuple[list[Chart], list[str]]:
+    """Return the charts of a dataset, and a sentence for each variable that makes none but should:
+    it has a title and lacks a dimension of runs."""
+    charts: list[Chart] = []
+    missing = []
+    for name, array in data.data_vars.items():
+        if "long_name" not in array.attrs or array.dtype.kind not in "bfiu":
             continue
-        told = (
-            f"{curve.label}, {x_label} {_tick(x, False)}: {number(height, percent=percent)}"
-            f"{interval(low, high, percent=percent)}"
+        moves = {*MOVING} & {*array.dims} or any(c in array.coords for c in PLACES)
+        if not moves:
+            continue
+        if not {*RUNS} & {*array.dims}:
+            missing.append(
+                f"{name}: it has no dimension of runs ({', '.join(map(str, array.dims))})."
+            )
+            continue
+        named = str(array.attrs.get("ancillary_variables", "")).split()
+        absent = [n for n in named if n not in data]
+        missing += [f"{name}: its baseline {n} is missing." for n in absent]
+        levels = [data[n] for n in named if n in data]
+        for title, part, plain in spread(array):
+            moving = tuple(
+                d for d in (*map(str, part.dims),) if d.removeprefix("changed ") in MOVING
+            )
+            if moving and all(part.sizes[d] for d in part.dims):
+                charts.append(Chart(str(name), title, part, (*levels, *plain), moving))
+    return charts, missing
+
+
+def spread(array: xr.DataArray) -> Iterator[tuple[str, xr.DataArray, list[xr.DataArray]]]:
+    """Yield the parts of an array that have a chart of their own: title, values, level lines.
+
+    Cases of one kind that differ in where they change something lie along those places. A case
+    that changes nothing is a level line, or a line of its own where the array has steps itself.
+    """
+    title = str(array.attrs["long_name"])
+    places = [c for c in PLACES if c in array.coords and array.coords[c].dims == ("case",)]
+    if "case" not in array.dims or not places:
+        yield title, array, []
+        return
+    where = np.stack([array.coords[c].values.astype(float) for c in places], -1)
+    kinds = array.coords["kind"].values if "kind" in array.coords else [""] * len(where)
+    members: dict[tuple[Any, ...], list[int]] = {}
+    for i, row in enumerate(where):
+        members.setdefault((str(kinds[i]), *np.isfinite(row)), []).append(i)
+    apart = {key: _apart(where[cases], places) for key, cases in members.items()}
+    alone = [i for key, cases in members.items() if not apart[key] for i in cases]
+    moves = any(d in MOVING for d in array.dims)
+    levels = []
+    if alone and moves:
+        yield title, array.isel(case=alone).drop_vars(places), []
+    elif alone:
+        levels = [array.isel(case=i).drop_vars(places) for i in alone[:3]]
+    several = sum(map(bool, apart.values())) > 1
+    for (kind, *_), cases in members.items():
+        axes = apart[(kind, *_)]
+        if not axes:
+            continue
+        names = {c: _axis(c, array.dims) for c in axes}
+        part = _unstacked(array.isel(case=cases), names)
+        if not np.isfinite(part.values).any():  # of these cases nothing is measured
+            continue
+        own = kind or " and ".join(names.values())
+        yield f"{title}: {own}" if several or moves else title, part, levels
+
+
+def _apart(where: Float[np.ndarray, "cases places"], places: Sequence[str]) -> list[str]:
+    """Return the places in which cases of one kind differ."""
+    return [p for p, column in zip(places, where.T, strict=True) if len(np.unique(column)) > 1]
+
+
+def _axis(place: str, dims: tuple[Any, ...]) -> str:
+    name = place.removeprefix("at_")
+    return f"changed {name}" if name in dims else name
+
+
+def _unstacked(array: xr.DataArray, names: dict[str, str]) -> xr.DataArray:
+    """Return cases along the axes where they lie, nan where there is none."""
+    at = [np.unique(array.coords[c].values, return_inverse=True) for c in names]
+    values = np.moveaxis(array.values.astype(np.float32), array.dims.index("case"), 0)
+    grid = np.full((*(len(v) for v, _ in at), *values.shape[1:]), np.nan, np.float32)
+    grid[tuple(i for _, i in at)] = values
+    rest = [d for d in array.dims if d != "case"]
+    coordinates = {n: c for n, c in array.coords.items() if "case" not in c.dims and n not in names}
+    coordinates |= {n: v for n, (v, _) in zip(names.values(), at, strict=True)}
+    return xr.DataArray(grid, coordinates, [*names.values(), *rest], array.name, array.attrs)
+
+
+def axis_of(array: xr.DataArray, dim: str) -> list[float | str]:
+    """Return the labels along a dimension: words, or numbers, from 0 where there are none."""
+    if dim not in array.coords:
+        return list(range(array.sizes[dim]))
+    return [v if isinstance(v, str) else _number(v) for v in array.coords[dim].values.tolist()]
+
+
+def _number(value: float) -> float:
+    return int(value) if float(value).is_integer() else float(f"{value:g}")
+
+
+# ---- curves
+
+
+def curves_of(chart: Chart) -> dict[str, Any]:
+    """Return panels, one for each task, of lines with their bands."""
+    array, (x,) = chart.array, chart.moving
+    cells = estimates(array)
+    task, labels, groups = str(cells["mean"].dims[0]), chart.labels, groups_of(array)
+    span = range_of(array)
+    panels = []
+    for name in cells[task].values.tolist():
+        here = cells.sel({task: name})
+        lines = []
+        for spot in itertools.product(*(range(array.sizes[d]) for d in labels)):
+            one = here.isel(dict(zip(labels, spot, strict=True)))
+            if int(one["n"].max()):
+                words = _words(array, labels, spot)
+                lines.append(words | {f: listed(one[f].values) for f in ("mean", "low", "high")})
+        levels = [level for one in chart.levels if (level := _level(one, groups, name))]
+        n = int(here["n"].max())
+        panels.append({"task": name, "n": n, "lines": lines, "levels": levels})
+    panels = [panel for panel in panels if panel["lines"]]
+    for panel in panels:
+        panel["flat"] = _is_flat(panel, span)
+    return {"x": x, "labels": axis_of(array, x), "range": span, "panels": panels}
+
+
+def _words(array: xr.DataArray, labels: Sequence[str], spot: Sequence[int]) -> dict[str, Any]:
+    """Return what a line is called, its colour's number, and whether it is the ideal denoiser's."""
+    words, hue, ideal = [], 0, False
+    for dim, i in zip(labels, spot, strict=True):
+        label = axis_of(array, dim)[i]
+        if dim == "denoiser":
+            ideal = label == DENOISERS[1]
+        else:
+            hue = hue * array.sizes[dim] + i
+        words.append(label if isinstance(label, str) else f"{dim} {label:g}")
+    return {"label": ", ".join(words), "hue": hue, "ideal": ideal}
+
+
+def _level(
+    array: xr.DataArray, groups: Mapping[str, np.ndarray], name: str
+) -> dict[str, Any] | None:
+    """Return a baseline's height in a panel: over the runs of the panel, or of its task."""
+    over = [d for d in array.dims if d in (*RUNS, *REPEATS)]
+    if "task" in array.dims:
+        array = array.isel(task=[*groups].index(name))
+    if over and over[0] in RUNS:
+        array = array.isel({over[0]: groups[name]})
+    if {*array.dims} - {*over}:
+        return None
+    value = finite(float(mean(array.values.astype(float).ravel())))
+    label = str(array.attrs.get("level") or _level_name(array))
+    return None if value is None else {"label": label, "value": value}
+
+
+LEVELS = {"chance": "a random legal answer", "still": "the first frame held"}
+
+
+def _level_name(array: xr.DataArray) -> str:
+    if "case" in array.coords:
+        return str(array.coords["case"].values)
+    words = str(array.name).split("_")
+    return str(array.attrs.get("long_name") or LEVELS.get(words[0]) or " ".join(words))
+
+
+def _is_flat(panel: dict[str, Any], span: Sequence[float] | None) -> bool:
+    known = [v for line in panel["lines"] for v in line["mean"] if v is not None]
+    size = span[1] - span[0] if span else max(map(abs, known), default=0)
+    return len(panel["lines"][0]["mean"]) > 1 and max(known) - min(known) <= FLAT * size
+
+
+def range_of(array: xr.DataArray) -> list[float] | None:
+    """Return what values lie within, where both ends are known."""
+    ends = array.attrs.get("valid_range")
+    if ends is None:
+        ends = [array.attrs.get(f"valid_{end}") for end in ("min", "max")]
+    known = [finite(end) for end in ends]
+    return None if None in known or len(known) != 2 else known  # type: ignore[return-value]
+
+
+def listed(values: Any) -> list[float | None]:
+    """Return numbers for JSON: four digits, None where there is no number."""
+    known = map(finite, values)
+    return [None if v is None else float(f"{v:.4g}") for v in known]
+
+
+# ---- maps
+
+
+def map_of(chart: Chart) -> dict[str, Any]:
+    """Return means over runs along all axes, and the runs behind them where they are not too many.
+
+    Numbers are packed (`pack`). Several tasks are an axis of their own, the first.
+    """
+    array = chart.array
+    dims = [*chart.labels, *chart.moving]
+    over = [str(d) for d in array.dims if d not in dims]
+    values = array.transpose(*dims, *over).values.astype(np.float32)
+    runs = values.reshape(*values.shape[: len(dims)], -1)
+    axes = [{"name": d, "labels": axis_of(array, d)} for d in dims]
+    runs, axes = fitted(runs, axes, CELLS * runs.shape[-1], drop=True)
+    names, tasks = _runs(array, over)
+    kinds = list(dict.fromkeys(tasks))
+    means = mean(runs)
+    behind, _ = fitted(runs, axes, RUN_CELLS)
+    if several := len(kinds) > 1:
+        means = np.stack([means, *(mean(runs[..., np.array(tasks) == kind]) for kind in kinds)])
+        axes = [{"name": "task", "labels": ["all", *kinds]}, *axes]
+    found = {"axes": axes, "values": pack(means), "names": [], "tasks": [], "runs": None}
+    if behind.size <= RUN_CELLS:
+        found |= {"names": names, "tasks": tasks if several else []}
+        found["runs"] = pack(behind) | {"shape": behind.shape[:-1]}
+    return found
+
+
+def _runs(array: xr.DataArray, over: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return what each run is called, and its task."""
+    task = array.coords.get("task")
+    names, tasks = [], []
+    for spot in itertools.product(*(range(array.sizes[d]) for d in over)):
+        at = dict(zip(over, spot, strict=True))
+        tasks.append(
+            "" if task is None else str(task.isel({d: at[str(d)] for d in task.dims}).item())
         )
-        cx, cy = axes.px(x), axes.py(_clamp(height, axes.y))
-        parts.append(
-            f'<circle class="{kind} {style}" cx="{_n(cx)}" cy="{_n(cy)}" r="{radius}">'
-            f"<title>{escape(told)}</title></circle>"
-        )
-    return Html("".join(parts))
+        names.append(", ".join(f"{d} {axis_of(array, d)[i]}" for d, i in at.items()))
+    if len(set(tasks)) > 1:
+        names = [f"{kind}, {name}" for kind, name in zip(tasks, names, strict=True)]
+    return names, tasks
 
 
-def _path(axes: _Axes, xs: Sequence[float], ys: Sequence[Number]) -> str:
-    """A line through the known points, interrupted at the others."""
-    heights = [finite(y) for y in ys]
-    known = [y is not None and finite(x) is not None for x, y in zip(xs, heights, strict=True)]
-    parts = []
-    for run in _runs(known):
-        spots = [
-            f"{_n(axes.px(xs[i]))} {_n(axes.py(_clamp(heights[i] or 0.0, axes.y)))}" for i in run
-        ]
-        parts.append("M" + "L".join(spots))
-    return "".join(parts)
+def pack(values: Float[np.ndarray, "*axes"]) -> dict[str, Any]:
+    """Return numbers as `data`: 16-bit codes from `low` to `high`, row by row, low byte first, as
+    base64; `MISSING` where there is no number."""
+    known = values[np.isfinite(values)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
+    scale = (MISSING - 1) / (high - low) if high > low else 0.0
+    codes = np.where(np.isfinite(values), np.rint((np.nan_to_num(values) - low) * scale), MISSING)
+    data = base64.b64encode(codes.astype("<u2").tobytes()).decode()
+    return {"low": low, "high": high, "data": data}
 
 
-def _runs(known: Sequence[bool]) -> Iterator[list[int]]:
-    """The stretches of indices that are known."""
-    run: list[int] = []
-    for i, good in enumerate(known):
-        if good:
-            run.append(i)
-        elif run:
-            yield run
-            run = []
-    if run:
-        yield run
+def fitted(
+    values: Float[np.ndarray, "*axes R"], axes: list[Any], most: int, *, drop: bool = False
+) -> tuple[np.ndarray, list[Any]]:
+    """Return no more than so many values if possible: words are cut to their first, then numbers
+    averaged, the last axes first, until two are left. Such axes have length 1 then, or none with
+    `drop`."""
+    words = [isinstance(axis["labels"][0], str) for axis in axes]
+    order = sorted(range(len(axes)), key=lambda i: (not words[i], axes[i]["name"] == "step", -i))
+    for i in order[: max(0, len(axes) - 2)]:
+        if values.size <= most:
+            break
+        part = np.take(values, [0], i)
+        values = part if words[i] else np.expand_dims(mean(np.moveaxis(values, i, -1)), i)
+    if drop:
+        gone = [i for i, axis in enumerate(axes) if values.shape[i] < len(axis["labels"])]
+        values = values.squeeze(tuple(gone))
+        axes = [axis for i, axis in enumerate(axes) if i not in gone]
+    return values, axes
 
 
-def _said(curve: Curve, x_label: str, percent: bool) -> str:
-    """A curve in a sentence, for who does not see it."""
-    seen = [(x, y) for x, y in zip(curve.x, curve.y, strict=True) if finite(y) is not None]
-    if not seen:
-        return f"{curve.label}: no data."
-    ends = [
-        f"{number(y, percent=percent)} at {x_label} {_tick(x, False)}"
-        for x, y in (seen[:1] if len(seen) == 1 else (seen[0], seen[-1]))
-    ]
-    return f"{curve.label}: {' to '.join(ends)}."
-
-
-def _nothing(axes: _Axes) -> Html:
-    return Html(
-        f'<text x="{axes.size[0] / 2:.0f}" y="{axes.size[1] / 2:.0f}" text-anchor="middle">'
-        "no data</text>"
-    )
-
-
-def _widened(values: Sequence[float]) -> tuple[float, float]:
-    """First and last of the values; room around a single one."""
-    if not values:
-        return 0.0, 1.0
-    low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 1.0, high + 1.0)
-
-
-def _clamp(value: float, span: tuple[float, float]) -> float:
-    return min(max(value, span[0]), span[1])
-
-
-def _tick(value: float, percent: bool) -> str:
-    return f"{100 * value:.0f}%" if percent else f"{value:g}".replace("-", "−")
-
-
-def _n(value: float) -> str:
-    """A coordinate, as short as a tenth of a pixel allows."""
-    return f"{value:.1f}".removesuffix(".0")
+def mean(values: Float[np.ndarray, "*axes R"]) -> Float[np.ndarray, "*axes"]:
+    """Return the mean over the last axis of what is known; nan where nothing is."""
+    known = np.isfinite(values)
+    count = known.sum(-1)
+    total = np.where(known, values, 0).sum(-1, dtype=np.float64)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -7,7 +7,7 @@ function build() {
   band = width / steps.length;
   $("lanes").style.width = `${width + LEFT + GAP}px`;
   $("lanes").style.setProperty("--left", `${LEFT}px`);
-  buildPanes(); buildGrids(); buildChanges(); buildCurves(); buildMaps();
+  buildPanes(); buildGrids(); buildChanges(); buildLanes();
   for (const lane of $("grids").children) layGrid(lane);
   draw();
 }
@@ -29,8 +29,8 @@ function move() {
   $("frame-now").replaceChildren(make("b", {}, String(frame)), make("span", {}, ` of ${all.at(-1)}`));
   $("frame").setAttribute("aria-valuetext", `frame ${frame} of ${all.at(-1)}`);
   $("cursor").style.left = `${place(step)}px`;
-  drawCurves(); followMaps();
-  const hash = `#step=${step}&frame=${state.frame}&runs=${state.shown.join()}`;
+  moveLanes();
+  const hash = location.hash && !location.hash.includes("=") ? location.hash : `#step=${step}&frame=${state.frame}&runs=${state.shown.join()}`;
   clearTimeout(move.later);
   move.later = setTimeout(() => history.replaceState(null, "", hash), 300);
 }
@@ -79,9 +79,13 @@ function play(what) {
 // ---- controls -----------------------------------------------------------------------------------
 const press = (button, on) => button.setAttribute("aria-pressed", String(on));
 
-function show(shown) {
+async function show(shown) {
   if (!shown.length) return;
-  state.shown = shown.slice(0, MOST);
+  const wanted = shown.slice(0, MOST), turn = show.turn = (show.turn ?? 0) + 1;
+  await Promise.all([...wanted, ...wanted.map(v => views[v].baseline ?? wanted[0])].map(loaded));
+  if (turn !== show.turn) return;      // another choice was made meanwhile
+  state.shown = wanted.filter(v => !views[v].error);
+  if (!state.shown.length) return;
   if (shown.length > MOST) say(`At most ${MOST} runs are shown side by side.`);
   $("frame").max = frames() - 1;
   state.frame = Math.min(state.frame, frames() - 1);
@@ -111,7 +115,7 @@ function enter(group, shown) {
     return chip;
   }));
   $("runs").hidden = members.length < 2;
-  show(shown ?? members.slice(0, group === EACH ? MOST : 4));
+  return show(shown ?? members.slice(0, group === EACH ? MOST : 2));
 }
 
 function controls() {
@@ -140,19 +144,17 @@ function controls() {
     if (event.target.type === "range" && /^(Arrow|Home|End)/.test(event.key)) return;   // it does so itself
     const digit = /^[1-9]$/.test(event.key) ? $("runs").children[+event.key - 1] : null;
     const act = keys[event.key] ?? (event.target.matches(".grid canvas") ? grid[event.key] : null) ?? (digit ? () => digit.click() : null);
-    if (!act || (views.length === 0 && !["ArrowLeft", "ArrowRight", "Home", "End", ",", ".", "p"].includes(event.key))) return;
+    if (!act || !state.shown.length) return;
     event.preventDefault();
     if (event.key.startsWith("Arrow") || event.key === "," || event.key === ".") stop();
     act();
   });
   let last = innerWidth;
-  addEventListener("resize", () => { if (innerWidth !== last) { last = innerWidth; build(); } });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", build);
+  addEventListener("resize", () => { if (innerWidth !== last && state.shown.length) { last = innerWidth; build(); } });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (state.shown.length) build(); });
 }
 
-controls();
-chooseMaps();
-if (views.length) {
+async function open() {
   const prompt = g => views.find(v => v.group === g).prompt, differ = new Set(groups.map(prompt)).size > 1;
   const names = groups.map(g => [g, differ && prompt(g) ? `${g} – ${prompt(g).slice(0, 60)}` : g]);
   if (groups.length > 1) names.push([EACH, `the first run of each of ${groups.length}`]);
@@ -160,16 +162,15 @@ if (views.length) {
   $("group").parentNode.hidden = groups.length < 2;
   $("pick").hidden = views.length < 2;
   const asked = new URLSearchParams(location.hash.slice(1));
-  const runs = (asked.get("runs") ?? "").split(",").filter(Boolean).map(Number).filter(i => views[i]);
-  state.frame = +(asked.get("frame") ?? Math.max(...views.map(v => v.frames.length)) - 1) || 0;
-  const wanted = asked.get("step"), start = wanted == null ? -1 : steps.indexOf(+wanted);
-  state.step = start >= 0 ? start : Math.min(steps.length - 1, Math.floor(steps.length * .12));
-  const group = runs.length ? (runs.every(i => views[i].group === views[runs[0]].group) ? views[runs[0]].group : EACH) : groups[0];
-  enter(group, runs.length ? runs : undefined);
-} else {
-  for (const id of ["pick", "stage", "prompt"]) $(id).hidden = true;
-  $("frame").max = frames() - 1;
-  $("scrub-frame").hidden = frames() < 2;
-  $("switches").hidden = true;
-  build();
+  const wanted = (asked.get("runs") ?? "").split(",").filter(Boolean).map(Number).filter(i => views[i]);
+  const best = views[data.open], own = views.map((_, i) => i).filter(i => views[i].baseline === best.baseline && best.baseline != null);
+  const shown = wanted.length ? wanted : own.length ? own : [data.open];
+  const group = shown.every(i => views[i].group === views[shown[0]].group) ? views[shown[0]].group : EACH;
+  state.frame = +(asked.get("frame") ?? 1e6);
+  const at = asked.get("step"), start = at == null ? -1 : steps.indexOf(+at);
+  state.step = start >= 0 ? start : Math.min(steps.length - 1, Math.floor(steps.length * .1));
+  await enter(group, shown);
 }
+
+controls();
+open();

@@ -1,92 +1,100 @@
-// Curves under the plane, on its axis of steps.
+// The one chart: lines with bands, baselines, ticks. Under the plane it lies on its axis of steps;
+// charts of an experiment have a panel for each task.
 const DASHES = ["", "7 4", "2 4", "9 3 2 3", "12 4", "1 3"];
-
-function chartsNow() {
-  // Lines by chart: of the runs that are shown, or of the whole experiment.
-  const charts = new Map(), add = (line, who, i) => {
-    if (!charts.has(line.chart)) charts.set(line.chart, []);
-    charts.get(line.chart).push({ ...line, who, run: i });
-  };
-  state.shown.forEach((v, i) => views[v].lines.forEach(line => add(line, title(views[v]), i)));
-  data.lines.forEach(line => add(line, null, 0));
-  const found = [];
-  for (const [name, lines] of charts) {
-    const labels = [...new Set(lines.map(l => l.label))], runs = [...new Set(lines.map(l => l.run))];
-    const style = (line, i, text) => Object.assign(line, { style: colour(i), dash: DASHES[i % DASHES.length], name: text });
-    const equal = lines[0].who && lines.every(l => JSON.stringify(l.values) === JSON.stringify(lines[0].values));
-    if (equal && labels.length === 1) {           // the noise level: the same in all runs
-      found.push([name, [style(lines[0], 0, name)]]);
-    } else if (labels.length > 1 && lines[0].who) {  // a chart for each run
-      for (const r of runs) {
-        const mine = lines.filter(l => l.run === r);
-        found.push([runs.length > 1 ? `${mine[0].who}: ${name}` : name, mine.map(l => style(l, labels.indexOf(l.label), l.label))]);
-      }
-    } else found.push([name, lines.map(l => style(l, labels.length > 1 ? labels.indexOf(l.label) : l.run, l.who ?? l.label))]);
-  }
-  return found;
-}
-
-function span(lines) {
-  const known = lines.flatMap(l => [...l.values, ...(l.low ?? []), ...(l.high ?? [])]).filter(v => v != null);
-  if (!known.length) return [0, 1];
-  const low = Math.min(0, ...known), high = Math.max(...known);
-  return low >= 0 && high <= 1.0001 && high > .3 ? [0, 1] : [low, high > low ? high * 1.04 : low + 1];
-}
+const hue = i => `s${i % 6}`;
 
 function ticks(low, high, about) {
   const rough = (high - low) / about, power = 10 ** Math.floor(Math.log10(rough));
-  const each = [1, 2, 2.5, 5, 10].map(m => m * power).find(s => s >= rough * .999);
-  const found = [];
+  const each = [1, 2, 2.5, 5, 10].map(m => m * power).find(s => s >= rough * .999), found = [];
   for (let t = Math.ceil(low / each - 1e-9) * each; t <= high + each * 1e-6; t += each) found.push(+t.toPrecision(10));
   return found;
 }
 
-const TALL = 92;
-function buildCurves() {
-  $("curves").replaceChildren();
-  for (const [name, lines] of chartsNow()) {
-    const [low, high] = span(lines), y = v => 6 + (1 - (v - low) / (high - low)) * (TALL - 12);
-    const svg = make("svg", { width: width + LEFT + GAP, height: TALL + 2, role: "img", "aria-label": `${name}, over the denoising steps: ${lines.map(l => `${l.name} from ${brief(l.values.find(v => v != null))} to ${brief(l.values.findLast(v => v != null))}`).join("; ")}` });
-    for (const t of ticks(low, high, 2)) {
-      svg.append(make("path", { class: t === 0 ? "floor" : "rule", d: `M${LEFT} ${y(t)}h${width}`, fill: "none" }));
-      svg.append(make("text", { x: LEFT - 8, y: y(t) + 4, "text-anchor": "end" }, brief(t)));
-    }
-    const marks = new Set(state.shown.flatMap(v => marksOf(views[v]).steps));
-    for (const s of marks) svg.append(make("rect", { class: "shade", x: place(s) - Math.max(1.5, band / 2), y: 0, width: Math.max(3, band), height: TALL }));
-    for (const line of lines) {
-      const spots = line.steps.map((s, i) => [place(s), line.values[i], line.low?.[i], line.high?.[i]]).filter(p => p[1] != null);
-      const bounded = spots.filter(p => p[2] != null && p[3] != null);
-      if (bounded.length) svg.append(make("polygon", { class: `band ${line.style}`, points: [...bounded.map(p => `${p[0].toFixed(1)},${y(p[3]).toFixed(1)}`), ...bounded.reverse().map(p => `${p[0].toFixed(1)},${y(p[2]).toFixed(1)}`)].join(" ") }));
-      svg.append(make("path", { class: `line ${line.style}`, "stroke-dasharray": line.dash, d: spots.map((p, i) => `${i ? "L" : "M"}${p[0].toFixed(1)} ${y(p[1]).toFixed(1)}`).join("") }));
-      line.spot = make("circle", { class: `spot ${line.style}`, r: 4 });
-      svg.append(line.spot);
-    }
-    const keys = make("ul", {}, ...lines.map(line => {
-      const key = make("svg", { viewBox: "0 0 22 8", "aria-hidden": "true" }, make("path", { class: `line ${line.style}`, "stroke-dasharray": line.dash, d: "M1 4h20" }));
-      line.value = make("b");
-      return make("li", {}, ...(lines.length > 1 ? [key, line.name] : []), line.value);
-    }));
-    const lane = make("div", { class: "lane curve" }, make("h3", {}, make("span", {}, name), keys), svg);
-    lane.lines = lines; lane.y = y;
-    const follow = event => set({ step: stepAt(event.clientX - svg.getBoundingClientRect().left) });
-    svg.addEventListener("pointermove", event => { if (!state.playing) follow(event); });
-    svg.addEventListener("pointerdown", event => { stop(); follow(event); });
-    $("curves").append(lane);
-  }
-  const last = make("svg", { width: width + LEFT + GAP, height: 34, "aria-hidden": "true" });
-  for (const t of ticks(0, steps.length - 1, Math.max(2, Math.min(steps.length - 1, width / 70))).filter(t => Number.isInteger(t)))
-    last.append(make("text", { x: LEFT + (t + .5) * band, y: 12, "text-anchor": "middle" }, String(steps[t])));
-  last.append(make("text", { x: LEFT + width / 2, y: 30, "text-anchor": "middle" }, "denoising step"));
-  $("curves").append(make("div", { class: "lane numbers" }, last));
+function span(lines, levels, range, whole) {
+  const known = [...lines.flatMap(l => [...l.mean, ...(l.low ?? []), ...(l.high ?? [])]), ...levels.map(l => l.value)].filter(v => v != null);
+  if (!known.length) return range ?? [0, 1];
+  const low = Math.min(...known), high = Math.max(...known), room = .04 * (high - low) || .5;
+  if (range && (whole || high - low > .3 * (range[1] - range[0]))) return range;
+  if (low >= 0 && low < .4 * high) return [0, high + room];
+  return [Math.max(low - room, range?.[0] ?? -Infinity), Math.min(high + room, range?.[1] ?? Infinity)];
 }
 
-function drawCurves() {
-  const step = steps[state.step];
-  for (const lane of document.querySelectorAll("#curves .curve"))
-    for (const line of lane.lines) {
-      const i = line.steps.findLastIndex(s => s <= step), v = i < 0 ? null : line.values[i];
-      line.value.textContent = brief(v);
-      line.spot.setAttribute("visibility", v == null ? "hidden" : "visible");
-      if (v != null) { line.spot.setAttribute("cx", place(line.steps[i])); line.spot.setAttribute("cy", lane.y(v)); }
-    }
+function plot({ at, lines, levels = [], range, whole, width, height, left, right = 10, bottom = 4, label, x = [] }) {
+  // at: where each place of the axis lies. x: its ticks, as [where, text]. Returns what moves along it.
+  const [low, high] = span(lines, levels, range, whole), top = 6, floor = height - bottom;
+  const y = v => top + (1 - (v - low) / (high - low || 1)) * (floor - top);
+  const svg = make("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
+  for (const t of ticks(low, high, height > 120 ? 4 : 2)) {
+    svg.append(make("path", { class: t === 0 ? "floor" : "rule", d: `M${left} ${y(t)}H${width - right}`, fill: "none" }));
+    svg.append(make("text", { x: left - 8, y: y(t) + 4, "text-anchor": "end" }, brief(t)));
+  }
+  for (const [where, text] of x) svg.append(make("text", { x: where, y: floor + 15, "text-anchor": "middle" }, text));
+  for (const level of levels) {
+    const h = y(level.value);
+    svg.append(make("path", { class: "level", d: `M${left} ${h}H${width - right}` }, make("title", {}, `${level.label}: ${brief(level.value)}`)));
+    if (bottom > 10) svg.append(make("text", { class: "name", x: width - right, y: h < top + 14 ? h + 12 : h - 4, "text-anchor": "end" }, level.label));
+  }
+  for (const line of lines) {
+    const spots = line.mean.map((v, i) => [(line.at ?? at)(i), v, line.low?.[i], line.high?.[i]]).filter(p => p[1] != null);
+    const bounded = spots.filter(p => p[2] != null && p[3] != null), point = (p, k) => `${p[0].toFixed(1)},${y(p[k]).toFixed(1)}`;
+    if (bounded.length) svg.append(make("polygon", { class: `band ${line.style}`, points: [...bounded.map(p => point(p, 3)), ...bounded.toReversed().map(p => point(p, 2))].join(" ") }));
+    svg.append(make("path", { class: `line ${line.style}`, "stroke-dasharray": line.dash, d: spots.map((p, i) => `${i ? "L" : "M"}${point(p, 1).replace(",", " ")}`).join("") }));
+    line.spot = make("circle", { class: `spot ${line.style}`, r: 4, visibility: "hidden" });
+    svg.append(line.spot);
+  }
+  const move = (line, i) => {          // to a place of the axis
+    const v = i < 0 ? null : line.mean[i];
+    if (line.value) line.value.textContent = brief(v);
+    line.spot.setAttribute("visibility", v == null ? "hidden" : "visible");
+    if (v != null) { line.spot.setAttribute("cx", (line.at ?? at)(i)); line.spot.setAttribute("cy", y(v)); }
+  };
+  return { svg, move };
 }
+
+const styled = line => Object.assign(line, line.ideal ? { style: "off", dash: "5 4" } : { style: hue(line.hue), dash: DASHES[Math.floor(line.hue / 6) % DASHES.length] });
+const key = line => make("svg", { viewBox: "0 0 22 8", "aria-hidden": "true" }, make("path", { class: `line ${line.style}`, "stroke-dasharray": line.dash, d: "M1 4h20" }));
+
+// ---- charts of an experiment --------------------------------------------------------------------
+function drawCurves(box, chart) {
+  const open = chart.panels.filter(p => !p.flat), folded = chart.panels.filter(p => p.flat);
+  const lines = [...new Map(chart.panels.flatMap(p => p.lines).map(l => [l.label, styled(l)])).values()];
+  const legend = make("ul", { class: "legend" }, ...lines.filter(() => lines.length > 1).map(l => make("li", {}, key(l), l.label)));
+  const sizes = [...new Set(chart.panels.map(p => p.n))].sort((a, b) => a - b), n = sizes.length > 1 ? `${sizes[0]} to ${sizes.at(-1)}` : sizes[0];
+  const wide = Math.min(640, box.clientWidth || 640), all = panels => make("div", { class: "panels" }, ...panels.map(p => panel(chart, p, panels.length > 1 ? Math.min(330, wide) : wide)));
+  box.replaceChildren(legend, all(open));
+  if (folded.length) {
+    const names = folded.map(p => p.task || "all runs").join(", "), values = folded.map(p => p.lines[0].mean.find(v => v != null));
+    const level = Math.max(...values) - Math.min(...values) < .01 ? ` (${brief(values[0])} throughout)` : "";
+    box.append(make("details", { class: "folded" }, make("summary", {}, `Nothing changes: ${names}${level}`), all(folded)));
+  }
+  box.append(make("p", { class: "note" }, `Mean and 95 % interval over ${n} runs.`));
+}
+
+function panel(chart, { task, lines, levels }, width) {
+  const height = width > 400 ? 270 : 210, left = 46, right = 12, bottom = 34;
+  const numbers = chart.labels.every(l => typeof l === "number"), spots = numbers ? chart.labels : chart.labels.map((_, i) => i);
+  const low = Math.min(...spots), high = Math.max(...spots), at = i => left + (spots[i] - low) / (high - low || 1) * (width - left - right);
+  const whole = spots.every(Number.isInteger), shown = numbers ? ticks(low, high || 1, 5).filter(t => t <= high && (!whole || Number.isInteger(t))).map(t => [left + (t - low) / (high - low || 1) * (width - left - right), brief(t)]) : chart.labels.map((l, i) => [at(i), l]);
+  lines.forEach(styled);
+  const says = lines.map(l => `${l.label || chart.title} from ${brief(l.mean.find(v => v != null))} to ${brief(l.mean.findLast(v => v != null))}`);
+  const drawn = plot({ at, lines, levels, range: chart.range, width, height, left, right, bottom, x: shown, label: `${task ? `${task}: ` : ""}${chart.title}, along ${chart.x}s: ${says.join("; ")}` });
+  drawn.svg.append(make("text", { x: (left + width - right) / 2, y: height - 3, "text-anchor": "middle" }, chart.x === "step" ? "denoising step" : chart.x));
+  if (chart.units) drawn.svg.append(make("text", { x: 2, y: 10 }, chart.units));
+  const told = make("span", { class: "told" });
+  drawn.svg.addEventListener("pointermove", event => {
+    const box = drawn.svg.getBoundingClientRect(), x = (event.clientX - box.left) / box.width * width;
+    const i = spots.map((_, i) => i).reduce((a, b) => Math.abs(at(b) - x) < Math.abs(at(a) - x) ? b : a, 0);
+    lines.forEach(line => drawn.move(line, i));
+    told.textContent = `${chart.x} ${chart.labels[i]}: ${lines.map(l => `${lines.length > 1 ? `${l.label} ` : ""}${brief(l.mean[i])}`).join(" · ")}`;
+  });
+  drawn.svg.addEventListener("pointerleave", () => { lines.forEach(line => drawn.move(line, -1)); told.textContent = ""; });
+  return make("div", { class: "panel" }, make("p", { class: "name" }, make("b", {}, task), told), drawn.svg);
+}
+
+for (const figure of document.querySelectorAll("[data-chart]"))
+  seen(figure, async () => {
+    const box = figure.querySelector(".drawing"), chart = await read(`chart-${figure.dataset.chart}`);
+    if (chart.error) box.append(make("p", { class: "note" }, `Not shown: ${chart.error}`));
+    else if (chart.kind === "map") drawMap(box, chart);
+    else drawCurves(box, chart);
+  });

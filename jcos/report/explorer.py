@@ -1,36 +1,43 @@
-"""Folders of results as one page: the step × frame plane, curves and heat maps on one axis,
-figures, tables, settings, files.
+"""Folders of results as one page: text and figures, the step × frame plane, curves and heat maps,
+tables, settings, files.
 
 `make` writes a folder's page, a file that opens from disk. Up to `EMBEDDED` bytes, pictures are
 inside; of more they lie beside the page in `index.files/`, each loaded when it is looked at. The
-words and the looks are in `explorer.html` and the style sheets; the scripts move the plane; what
-does not move is in `sections.py`.
+words and the looks are in `explorer.html` and the style sheets; the scripts draw what moves.
 """
 
 import base64
-import datetime as dt
 import hashlib
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
 
 from jcos import files
-from jcos.report.arrays import Trends
-from jcos.report.markup import Fragments, Html, join
-from jcos.report.markup import read as template
-from jcos.report.reading import BESIDE, Results, View, read
-from jcos.report.sections import MIME, Place, differences, figures, films, relative, section
+from jcos.report import contents
+from jcos.report.charts import Chart
+from jcos.report.contents import MIME, Place, View
+from jcos.report.plane import Plane, telling
+from jcos.report.reading import STORE, UNREADABLE, Results, read, reason
+from jcos.report.templates import JSON, fill, text_of
 
-PARTS = Fragments("explorer.html")
-SCRIPTS = ("explorer.js", "plane.js", "curves.js", "maps.js", "controls.js")
-STYLES = ("base.css", "plane.css", "explorer.css")
+SCRIPTS = ("page.js", "curves.js", "maps.js", "plane.js", "lanes.js", "controls.js")
+STYLES = ("base.css", "page.css", "plane.css")
 PAGE, OTHER = "index.html", "explore.html"
 OURS = '<meta name="generator" content="jcos report">'
 SHEET = "sheet-"
 EMBEDDED = 24_000_000
 """Bytes of pictures up to which a page holds them itself."""
+FEW = 6
+"""Charts that no section names are shown at once up to so many; more are folded."""
+AGAIN = 4
+"""Seconds after which the page of an unfinished run loads itself again."""
 ICON = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 8 8'%3E"
     "%3Cpath fill='%230072b2' d='M0 0h8v8H0z'/%3E%3Cpath fill='%23f0a83c' d='M1 5h2v2H1zM3 3h2v2H3z"
@@ -39,19 +46,19 @@ ICON = (
 
 
 def make(folder: Path) -> Path:
-    """Reads a folder and writes its page (`page_of`), which commands end with."""
+    """Read a folder and write its page (`page_of`), which commands end with."""
     return write([read(folder)], page_of(folder))
 
 
 def page_of(folder: Path) -> Path:
-    """Where its page belongs: `index.html`, unless a page of another making, such as the demo's,
-    has that name; then `explore.html`."""
+    """Return where its page belongs: `index.html`, unless a page of another making has that name;
+    then `explore.html`."""
     page = folder / PAGE
     return page if _ours(page) else folder / OTHER
 
 
 def _ours(page: Path) -> bool:
-    """Whether a page may be written there: over none, or one of `write`."""
+    """Return whether a page may be written there: over none, or one of `write`."""
     try:
         with page.open(encoding="utf-8", errors="replace") as file:
             return OURS in file.read(4096)
@@ -67,98 +74,133 @@ def check_page(page: Path) -> None:
 
 
 def write(results: Sequence[Results], page: Path, *, embedded: int = EMBEDDED) -> Path:
-    """Writes the page, and a folder of the same name that ends in `.files` if its pictures are more
+    """Write the page, and a folder of the same name that ends in `.files` if its pictures are more
     than `embedded` bytes. Both are complete before they get their names.
 
     Raises ValueError where there is a folder of that name that no page left."""
     check_page(page)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    store = page.with_suffix(BESIDE)
+    home = page.parent
+    home.mkdir(parents=True, exist_ok=True)
+    store = page.with_suffix(STORE)
     if store.exists() and not all(p.name.startswith(SHEET) for p in files.visible(store)):
         raise ValueError(f"{store} holds other files than a page's pictures; give another --out")
-    pictures = [p for r in results for p in (*r.pictures, *r.films)]
     if store.is_symlink():
         store.unlink()
-    size = sum(len(v.sheet.data) for r in results for v in r.views)
-    size += sum(p.stat().st_size for p in pictures)
-    if size <= embedded:
-        files.write(page, render(results, inside, page.parent))
-        shutil.rmtree(store, ignore_errors=True)
-        return page
-    made = Path(tempfile.mkdtemp(prefix=f".{store.name}.", dir=page.parent))
+    size = sum(p.stat().st_size for r in results for p in (*r.pictures, *r.films))
+    made = Path(tempfile.mkdtemp(prefix=f".{store.name}.", dir=home))
     made.chmod(0o755)
     try:
-        text = render(results, _Beside(made, store), page.parent)
+        views = list(_loaded(views_of(results), made))
+        size += sum(p.stat().st_size for p in made.iterdir())
+
+        def link(path: Path) -> str:
+            return relative(path, home)
+
+        def beside(name: str, content: bytes | Path) -> str:
+            return link(content) if isinstance(content, Path) else link(store / name)
+
+        place = Place(inside if size <= embedded else beside, link)
+        text = render(results, place, [_addressed(v, made, place) for v in views])
         shutil.rmtree(store, ignore_errors=True)
-        made.rename(store)
-    except BaseException:
+        if size > embedded:
+            made.rename(store)
+    finally:
         shutil.rmtree(made, ignore_errors=True)
-        raise
     files.write(page, text)
     return page
 
 
-def render(results: Sequence[Results], place: Place, home: Path, *, live: bool = False) -> Html:
-    """The page as text; `home`: the folder that it lies in, from which files are linked."""
-    title = results[0].title if len(results) == 1 else " · ".join(r.title for r in results)
-    code, views, alone = script(), _views(results), len(results) == 1
-    trends = results[0].trends if alone else _side_by_side(results)
-    data = plane_data(views, trends, max(r.steps for r in results), place)
-    return PARTS.fill(
-        "page",
-        policy=policy(code),
-        title=title,
-        icon=ICON,
-        style=Html("".join(map(template, STYLES))),
-        live=Html(' data-live=""') if live else "",
-        back=PARTS.fill("back") if live else "",
-        lead=_lead(results[0]) if alone else "",
-        missing=join([_missing(results), differences(results)]),
-        figures=figures(results[0], place) if alone else "",
-        plane=PARTS.fill("plane") if views or any(trends) else "",
-        sections=join(
-            [films(results, place), *(section(r, place, home, alone=alone) for r in results)]
-        ),
-        data=PARTS.fill("data", **data, script=code),
-    )
+def _loaded(views: Sequence[View], made: Path) -> Iterator[tuple[View, dict[str, Any]]]:
+    """Yield each run with what the page has of it, its sheet in a folder; what fails is said."""
+    for i, view in enumerate(views):
+        try:
+            data, sheet = plane_data(view.run.load())
+            name = f"{SHEET}{i}.{data['sheet']}"
+            (made / name).write_bytes(sheet)
+            yield view, data | {"sheet": name}
+        except UNREADABLE as error:
+            view.found.lacks(f"{view.run.group}, {view.run.label}", error)
 
 
-def listing(title: str, runs: Iterable[tuple[str, str, str, float]]) -> Html:
-    """A page that lists runs: address, name, what they are, and when they were made."""
-    items = [
-        PARTS.fill(
-            "run",
-            href=href,
-            name=name,
-            question=question,
-            when=dt.datetime.fromtimestamp(when).isoformat(" ", "minutes"),
-        )
-        for href, name, question, when in runs
+def _addressed(
+    view: tuple[View, dict[str, Any]], made: Path, place: Place
+) -> tuple[View, dict[str, Any]]:
+    about, data = view
+    name = data["sheet"]
+    return about, data | {"sheet": place.put(name, (made / name).read_bytes())}
+
+
+def render(
+    results: Sequence[Results],
+    place: Place,
+    views: Sequence[tuple[View, dict[str, Any]]] | None = None,
+) -> str:
+    """Return the page as text. views: the runs with their data; without them, runs and charts are
+    asked for by the page when they are looked at."""
+    first, alone, live = results[0], len(results) == 1, views is None
+    runs = views_of(results) if views is None else [view for view, _ in views]
+    drawings = drawings_of(results)
+    payloads = {}
+    if views is not None:
+        payloads = {f"view-{i}": data for i, (_, data) in enumerate(views)}
+        for i, drawing in enumerate(drawings):
+            try:
+                payloads[f"chart-{i}"] = drawing.load()
+            except UNREADABLE as error:
+                payloads[f"chart-{i}"] = {"error": reason(error)}
+                first.lacks(drawing.about["title"], error)
+    folders = [contents.folder(found, place) for found in results]
+    abouts = [drawing.about for drawing in drawings]
+    sections = contents.sections(first, folders[0], runs, abouts) if alone else []
+    used = {number for section in sections for number in section["charts"]}
+    data = {
+        "views": [view.stub for view in runs],
+        "charts": abouts,
+        "steps": max(found.steps for found in results),
+        "open": most_telling(runs),
+        "live": live,
+    }
+    code = script()
+    missing = [
+        sentence if alone else f"{found.folder.name}: {sentence}"
+        for found in results
+        for sentence in dict.fromkeys(found.missing)
     ]
-    return PARTS.fill(
-        "page",
-        policy=policy(""),
-        title=title,
+    return fill(
+        "explorer.html",
+        policy=policy(code),
+        title=first.title if alone else " · ".join(found.title for found in results),
         icon=ICON,
-        style=Html("".join(map(template, STYLES))),
-        live="",
-        back="",
-        lead="",
-        missing="",
-        figures="",
-        plane=PARTS.fill("runs", items=join(items, "\n")) if items else PARTS.fill("no_runs"),
-        sections="",
-        data="",
+        style=Markup("".join(map(text_of, STYLES))),
+        refresh=AGAIN if alone and first.manifest.get("unfinished") else None,
+        unfinished=first.manifest.get("unfinished") if alone else None,
+        live=live,
+        lead=first.manifest.get("lead") if alone else None,
+        facts=contents.facts(first) if alone else [],
+        command=first.command if alone else "",
+        missing=missing,
+        differences=contents.differences(results),
+        sections=sections,
+        few=FEW,
+        rest=[i for i in range(len(abouts)) if i not in used],
+        plane=bool(runs),
+        first=next((i for i, section in enumerate(sections) if section["runs"]), None),
+        films=contents.films(results, place),
+        folders=folders,
+        alone=alone,
+        data=data,
+        payloads=payloads,
+        script=code,
     )
 
 
-def script() -> Html:
-    """The page's script: all files as one function, which leaves nothing behind."""
-    return Html("".join(['"use strict";\n(() => {\n', *map(template, SCRIPTS), "})();\n"]))
+def script() -> Markup:
+    """Return the page's script: all files as one function, which leaves nothing behind."""
+    return Markup("".join(['"use strict";\n(() => {\n', *map(text_of, SCRIPTS), "})();\n"]))
 
 
 def policy(script: str) -> str:
-    """What the page may load: pictures and films of its own, and this very script."""
+    """Return what the page may load: pictures and films of its own, and this very script."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         "default-src 'none'; img-src 'self' data: file:; media-src 'self' data: file:; "
@@ -167,110 +209,134 @@ def policy(script: str) -> str:
     )
 
 
-def plane_data(views: Sequence[View], trends: Trends, steps: int, place: Place) -> dict[str, Html]:
-    """`json` and `sheets`: what the scripts read. steps: of a run, if nothing is seen of it."""
-    told, sheets = [], []
-    for i, view in enumerate(views):
-        kind = "png" if view.sheet.data.startswith(b"\x89PNG") else "webp"
-        src = place(f"{SHEET}{i}.{kind}", view.sheet.data)
-        if src.startswith("data:"):  # read only when it is looked at
-            sheets.append(PARTS.fill("sheet", id=f"{SHEET}{i}", src=src))
-            src = f"#{SHEET}{i}"
-        about = {
-            "sheet": src,
-            "cell": view.sheet.cell,
-            "columns": view.sheet.columns,
-            "lines": [line._asdict() for line in view.lines],
-            "maps": [one.told() for one in view.maps],
-        }
-        told.append(view.about | about)
-    data = {
-        "views": told,
-        "lines": [line._asdict() for line in trends.lines],
-        "maps": [one.told() for one in trends.maps],
-        "steps": steps,
-    }
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), default=list)
-    return {"json": Html(text.replace("<", "\\u003c")), "sheets": join(sheets)}
-
-
-def _views(results: Sequence[Results]) -> list[View]:
-    """Of several folders, the runs are named after theirs, and follow the run of the same puzzle
-    and seed in the first folder, their baseline."""
-    if len(results) == 1:
-        return results[0].views
-    first, *others = results
-    groups: list[list[View]] = [[_named(first, view)] for view in first.views]
-    place = {_key(view): i for i, view in reversed(list(enumerate(first.views)))}
-    for found in others:
-        for view in found.views:
-            at = place.get(_key(view))
-            named = _named(found, view)
-            groups.append([named]) if at is None else groups[at].append(named)
-    views = []
-    for group in groups:
-        start = len(views)
-        matched = len(group) > 1
-        views += [v._replace(about=v.about | {"baseline": start}) if matched else v for v in group]
-    return views
-
-
-def _side_by_side(results: Sequence[Results]) -> Trends:
-    """The curves of several folders in the same charts, and their maps, named after them."""
-    found = Trends([], [])
-    for r in results:
-        lines, maps = r.trends
-        found.lines.extend(one._replace(label=f"{r.title}, {one.label}") for one in lines)
-        found.maps.extend(one._replace(title=f"{r.title}: {one.title}") for one in maps)
-    return found
-
-
-def _key(view: View) -> tuple[str, str]:
-    return view.about["group"], view.about["label"]
-
-
-def _named(found: Results, view: View) -> View:
-    return view._replace(about=view.about | {"label": f"{found.title}, {view.about['label']}"})
+def relative(path: Path, home: Path) -> str:
+    """Return the address of a file, as seen from a page in `home`."""
+    return urllib.parse.quote(os.fsencode(os.path.relpath(path.resolve(), home.resolve())))
 
 
 def inside(name: str, content: bytes | Path) -> str:
-    """A `Place`: the page itself."""
-    suffix = Path(name).suffix
+    """Return a picture as an address: the page itself holds it."""
     data = content if isinstance(content, bytes) else content.read_bytes()
-    return f"data:{MIME[suffix]};base64,{base64.b64encode(data).decode()}"
+    return f"data:{MIME[Path(name).suffix]};base64,{base64.b64encode(data).decode()}"
 
 
-class _Beside:
-    """Puts sheets into a folder beside the page; what lies in the results already is linked."""
-
-    def __init__(self, made: Path, store: Path) -> None:
-        self.made, self.store = made, store
-
-    def __call__(self, name: str, content: bytes | Path) -> str:
-        if isinstance(content, Path):
-            return relative(content, self.store.parent)
-        (self.made / name).write_bytes(content)
-        return relative(self.store / name, self.store.parent)
+# ---- runs
 
 
-def _lead(found: Results) -> Html:
-    run = found.manifest
-    model = run.get("model")
-    name = model.get("name") if isinstance(model, dict) else model
-    facts = [
-        ("model {}", name),
-        ("{} denoising steps", found.steps or None),
-        ("{} s", run.get("seconds")),
-        ("{}", run.get("device")),
-        ("{}", run.get("date")),
+def views_of(results: Sequence[Results]) -> list[View]:
+    """Return all runs. Those of several folders are named after theirs, and follow the run of the
+    same puzzle and seed in the first folder, their baseline."""
+    alone = len(results) == 1
+    groups: dict[tuple[Any, ...], list[View]] = {}
+    for i, found in enumerate(results):
+        for number, run in enumerate(found.runs):
+            label = run.label if alone else f"{found.title}, {run.label}"
+            stub = {"label": label, "group": run.group, "prompt": run.prompt, "solved": run.solved}
+            view = View(stub | {"steps": list(run.steps)}, run, found)
+            key: tuple[Any, ...] = (run.group, run.label)
+            own = alone or (i and key not in groups)
+            groups.setdefault((*key, i, number) if own else key, []).append(view)
+    views: list[View] = []
+    for group in groups.values():
+        matched = {"baseline": len(views)} if len(group) > 1 else {}
+        views += [view._replace(stub=view.stub | matched) for view in group]
+    return views
+
+
+def most_telling(views: Sequence[View]) -> int:
+    """Return the run that the page opens with: one that holds several answers, decides late and
+    ends on one of them; the first where none does."""
+    scores = []
+    for view in views:
+        try:
+            scores.append(telling(view.run.lines, view.run.solved))
+        except (ValueError, TypeError):  # lines of another making
+            scores.append((False, False, 0))
+    return max(range(len(views)), key=lambda i: (scores[i], -i), default=0)
+
+
+def plane_data(plane: Plane) -> tuple[dict[str, Any], bytes]:
+    """Return what the page has of a run, and the sheet of its pictures; `sheet` is its kind."""
+    sheet = plane.sheet()
+    lines, maps = plane.derived()
+    about = plane.about()
+    pictures = [contents.png_uri(picture) for picture in plane.answers.values()]
+    data = {name: about[name] for name in ("frames", "changes", "film", "answers")}
+    data |= {
+        "sheet": "png" if sheet.data.startswith(b"\x89PNG") else "webp",
+        "cell": sheet.cell,
+        "columns": sheet.columns,
+        "lines": [line._asdict() for line in (*plane.lines, *lines)],
+        "maps": maps,
+        "pictures": pictures,
+        "video": plane.video is not None,
+        "reference": plane.reference is not None,
+    }
+    return data, sheet.data
+
+
+# ---- charts
+
+
+class Drawing(NamedTuple):
+    """A chart on a page, of one folder or of several. about: what is known before it is drawn."""
+
+    about: dict[str, Any]
+    load: Callable[[], dict[str, Any]]
+
+
+def drawings_of(results: Sequence[Results]) -> list[Drawing]:
+    """Return all charts. Curves of the same measure in several folders share a chart, whose lines
+    are named after the folders; maps stand one after the other."""
+    if len(results) == 1:
+        return [Drawing(chart.about(), chart.drawn) for chart in results[0].charts]
+    found: list[Drawing] = []
+    shared: dict[tuple[str, str], list[tuple[str, Chart]]] = {}
+    for result in results:
+        for chart in result.charts:
+            about = chart.about()
+            if chart.is_map:
+                titled = {"title": f"{result.title}: {chart.title}"}
+                found.append(Drawing(about | titled, lambda c=chart, t=titled: c.drawn() | t))
+            else:
+                shared.setdefault((chart.name, chart.title), []).append((result.title, chart))
+    curves = [
+        Drawing(charts[0][1].about(), lambda charts=charts: _together(charts))
+        for charts in shared.values()
     ]
-    told = [PARTS.fill("fact", text=text.format(v)) for text, v in facts if v is not None]
-    return PARTS.fill("lead", facts=join(told), command=found.command)
+    return curves + found
 
 
-def _missing(results: Iterable[Results]) -> Html:
-    told = [f"{r.folder.name}: {sentence}" for r in results for sentence in r.missing]
-    if not told:
-        return Html("")
-    items = join((PARTS.fill("missing_item", text=text) for text in told), "\n")
-    return PARTS.fill("missing", items=items)
+def _together(charts: Sequence[tuple[str, Chart]]) -> dict[str, Any]:
+    drawn = [(title, chart.drawn()) for title, chart in charts]
+    whole = dict(drawn[0][1])
+    panels: dict[str, dict[str, Any]] = {}
+    hues = 0
+    for title, one in drawn:
+        here = 0
+        for panel in one["panels"]:
+            mine: Mapping[str, Any] = {"lines": [], "flat": True, "levels": panel["levels"]}
+            same = panels.setdefault(
+                panel["task"], {"task": panel["task"], "n": panel["n"], **mine}
+            )
+            same["flat"] &= panel["flat"]
+            for line in panel["lines"]:
+                label = ", ".join(filter(None, (title, line["label"])))
+                points = {
+                    f: _along(whole["labels"], one["labels"], line[f])
+                    for f in ("mean", "low", "high")
+                }
+                same["lines"].append(line | points | {"label": label, "hue": hues + line["hue"]})
+                here = max(here, line["hue"] + 1)
+        hues += here
+    return whole | {"panels": list(panels.values())}
+
+
+def _along(labels: Sequence[Any], own: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+    """Return values at the places of another axis; None where they have none."""
+    known = dict(zip(own, values, strict=True))
+    return [known.get(label) for label in labels]
+
+
+def json_of(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data, **JSON).encode(errors="backslashreplace")

@@ -3,113 +3,152 @@
 import contextlib
 import hashlib
 import io
-import itertools
-import json
 import os
 import re
 import urllib.parse
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import NamedTuple
+
+from markupsafe import Markup
 
 from jcos.files import is_hidden
-from jcos.report.arms import STATE
-from jcos.report.explorer import listing, render
-from jcos.report.reading import MANIFESTS, UNREADABLE, files_of, holds_results, read
-from jcos.report.sections import relative
+from jcos.report.contents import Place
+from jcos.report.explorer import (
+    ICON,
+    STYLES,
+    Drawing,
+    drawings_of,
+    inside,
+    json_of,
+    plane_data,
+    policy,
+    relative,
+    render,
+    views_of,
+)
+from jcos.report.reading import UNREADABLE, Results, files_of, read, reason
+from jcos.report.table import rows_of, thumbnail
+from jcos.report.templates import fill, text_of
+from jcos.runs import MANIFEST
 
 HOSTS = {"127.0.0.1", "localhost"}
 """Names by which a browser of this machine asks; any other page's name could be pointed here."""
-SHEETS = "explore.sheets"
+DATA = re.compile(r"(view|chart)-([0-9]{1,9})\.json")
 TYPES = {
     ".html": "text/html; charset=utf-8",
     ".json": "application/json",
     ".csv": "text/csv; charset=utf-8",
     ".png": "image/png",
     ".webp": "image/webp",
+    ".svg": "image/svg+xml",
     ".mp4": "video/mp4",
 }
 RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)")
+STORED = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
+"""What a file of the results may do where it is opened by itself: be looked at."""
 BLOCK = 1 << 18
 """Bytes of a file that are read at a time."""
 
 
-class Made(NamedTuple):
-    """A run's page, of its files as they were then."""
-
-    version: str
-    page: bytes
-    sheets: dict[str, bytes]
-
-
 class Shelf:
-    """The runs below a folder, each by a short name that its path decides."""
+    """The runs below a folder, each by a short name that its path decides.
+
+    What is made of a run is kept as long as none of its files changes: its page without pictures,
+    and the data of the runs and charts that were looked at.
+    """
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder; give one with results in it, such as out")
         self.folder = folder.resolve()
-        self._made: dict[str, Made] = {}
+        self._runs: dict[str, Path] = {}
+        self._read: dict[tuple[Path, ...], tuple[object, list[Results]]] = {}
 
     def runs(self) -> dict[str, Path]:
-        inside = (p for name in MANIFESTS for p in self.folder.rglob(name))
-        found = {p.parent for p in inside if not is_hidden(p.parent.relative_to(self.folder))}
-        found |= {self.folder} if holds_results(self.folder) else set()
-        return {_name(path): path for path in sorted(found)}
+        """Look for runs and return them by their names."""
+        found = {p.parent for p in self.folder.rglob(MANIFEST)}
+        found = {p for p in found if not is_hidden(p.relative_to(self.folder))}
+        self._runs = {_name(path): path for path in sorted(found)}
+        return self._runs
 
-    def list(self) -> bytes:
-        """The page that lists them, the newest first."""
-        runs = sorted(self.runs().items(), key=lambda run: -_changed(run[1]))
-        told = []
-        for name, path in runs:
-            manifest = next(path / m for m in MANIFESTS if (path / m).is_file())
-            try:
-                about = json.loads(manifest.read_text(encoding="utf-8"))
-                question = str(about.get("question") or about.get("command") or "")
-            except (*UNREADABLE, AttributeError):
-                question = f"{manifest.name} cannot be read."
-            shown = path.relative_to(self.folder).as_posix() if path != self.folder else path.name
-            told.append((f"run/{name}/", shown, question, _changed(path)))
-        return listing(self.folder.name, told).encode(errors="backslashreplace")
+    def table(self) -> bytes:
+        """Return the page that lists them, the newest first."""
+        rows = rows_of(self.folder, self.runs())
+        code = Markup(f"{text_of('page.js')}{text_of('table.js')}")
+        code = Markup(f'"use strict";\n(() => {{\n{code}}})();\n')
+        style = Markup("".join(map(text_of, STYLES)))
+        about = {"title": self.folder.name, "icon": ICON, "policy": policy(code), "style": style}
+        return fill("table.html", **about, refresh=None, rows=rows, script=code).encode()
 
-    def page(self, folder: Path) -> Made:
-        name, version = _name(folder), _version(folder)
-        made = self._made.get(name)
-        if made is None or made.version != version:
-            sheets: dict[str, bytes] = {}
+    def folders(self, names: str) -> list[Path]:
+        """Return the folders of `name` or `name+name`; none where one is unknown."""
+        keys = names.split("+")
+        known = self._runs if all(key in self._runs for key in keys) else self.runs()
+        return [known[key] for key in keys] if all(key in known for key in keys) else []
 
-            def place(picture: str, content: bytes | Path) -> str:
-                if isinstance(content, Path):
-                    return relative(content, folder)
-                sheets[picture] = content
-                return f"{SHEETS}/{picture}"
-
-            text = render([read(folder)], place, folder, live=True)
-            made = self._made[name] = Made(version, text.encode(errors="backslashreplace"), sheets)
-        return made
+    def read(self, folders: list[Path]) -> list[Results]:
+        """Return what runs hold, the first of them the baseline."""
+        key, version = tuple(folders), [_version(folder) for folder in folders]
+        made = self._read.get(key)
+        if made is None or made[0] != version:
+            made = self._read[key] = version, [read(folder) for folder in folders]
+        return made[1]
 
     def answer(self, path: str) -> tuple[bytes | Path, str] | None:
-        """Content, or the file that has it, and type of an address; None where there is nothing."""
+        """Return the content of an address, or the file that has it, and its type; None where there
+        is nothing."""
         parts = [os.fsdecode(urllib.parse.unquote_to_bytes(part)) for part in path.split("/")[1:]]
         if parts == [""]:
-            return self.list(), TYPES[".html"]
-        folder = self.runs().get(parts[1]) if len(parts) > 2 and parts[0] == "run" else None
-        if folder is None:
+            return self.table(), TYPES[".html"]
+        folders = self.folders(parts[1]) if len(parts) > 2 and parts[0] == "run" else []
+        if not folders:
             return None
         match parts[2:]:
             case [""]:
-                return self.page(folder).page, TYPES[".html"]
-            case ["version"]:
-                return _version(folder).encode(), "text/plain"
-            case [first, name] if first == SHEETS:
-                sheet = self.page(folder).sheets.get(name)
-                return None if sheet is None else (sheet, TYPES[Path(name).suffix])
+                found = self.read(folders)
+                page = render(found, self._place(found))
+                return page.encode(errors="backslashreplace"), TYPES[".html"]
+            case ["explore.data", name]:
+                found = self.read(folders)
+                data = _data(found, name, self._place(found))
+                return None if data is None else (data, TYPES[".json"])
+            case ["explore.thumbnail"]:
+                return thumbnail(folders[0])
             case rest:
+                folder = folders[0]
                 file = folder.joinpath(*rest).resolve()
                 if not file.is_relative_to(folder) or not file.is_file() or is_hidden(Path(*rest)):
                     return None
                 return file, TYPES.get(file.suffix, "application/octet-stream")
+
+    def _place(self, found: list[Results]) -> Place:
+        """Files are linked; what is made on the way is inside the answer."""
+
+        def link(path: Path) -> str:
+            folder = next(r.folder for r in found if path.is_relative_to(r.folder))
+            return f"/run/{_name(folder)}/{relative(path, folder)}"
+
+        def put(name: str, content: bytes | Path) -> str:
+            return link(content) if isinstance(content, Path) else inside(name, content)
+
+        return Place(put, link)
+
+
+def _data(found: list[Results], name: str, place: Place) -> bytes | None:
+    """Return `view-3.json`, a run, or `chart-3.json`; what cannot be read says why."""
+    match = DATA.fullmatch(name)
+    items = (views_of if match and match[1] == "view" else drawings_of)(found)
+    if match is None or int(match[2]) >= len(items):
+        return None
+    item = items[int(match[2])]
+    try:
+        if isinstance(item, Drawing):
+            return json_of(item.load())
+        data, sheet = plane_data(item.run.load())
+        return json_of(data | {"sheet": place.put(f"sheet.{data['sheet']}", sheet)})
+    except UNREADABLE as error:
+        return json_of({"error": reason(error)})
 
 
 def server(folder: Path, port: int) -> ThreadingHTTPServer:
@@ -129,15 +168,16 @@ def server(folder: Path, port: int) -> ThreadingHTTPServer:
                     self.send_error(HTTPStatus.NOT_FOUND)
                     return
                 content, kind = found
-                file = content.open("rb") if isinstance(content, Path) else io.BytesIO(content)
+                stored = isinstance(content, Path)
+                file = content.open("rb") if stored else io.BytesIO(content)
             except (OSError, ValueError) as error:
                 self.send_error(HTTPStatus.NOT_FOUND, explain=str(error))
                 return
             with file, contextlib.suppress(ConnectionError):  # a player that seeks goes away
-                self._send(file, kind)
+                self._send(file, kind, stored)
 
-        def _send(self, file: io.BufferedIOBase, kind: str) -> None:
-            """All of it, or the part that is asked for."""
+        def _send(self, file: io.BufferedIOBase, kind: str, stored: bool) -> None:
+            """All of it, or the part that is asked for; files of the results run no script."""
             size = file.seek(0, os.SEEK_END)
             part = part_of(self.headers.get("Range"), size)
             wanted = range(size) if part is None else part
@@ -154,6 +194,8 @@ def server(folder: Path, port: int) -> ThreadingHTTPServer:
             self.send_header("Accept-Ranges", "bytes")
             self.send_header("Cache-Control", "no-cache")
             self.send_header("X-Content-Type-Options", "nosniff")
+            if stored:
+                self.send_header("Content-Security-Policy", STORED)
             self.end_headers()
             file.seek(wanted.start)
             left = len(wanted)
@@ -192,18 +234,12 @@ def _name(folder: Path) -> str:
     return hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
 
 
-def _changed(folder: Path) -> float:
-    return max(p.stat().st_mtime for p in (*folder.glob("*.json"), folder))
-
-
-def _version(folder: Path) -> str:
-    """Changes with any result; not with files that are being written, nor with the claims by which
-    a benchmark's workers say that they live."""
-    told = []
+def _version(folder: Path) -> object:
+    """Return what changes with any file of results; not with those that are being written."""
+    stats = []
     for path in files_of(folder):
-        claim = (STATE, "claims") in itertools.pairwise(path.relative_to(folder).parts)
-        if path.suffix != ".part" and not claim:
+        if path.suffix != ".part":
             with contextlib.suppress(FileNotFoundError):  # gone since it was listed
                 now = path.stat()
-                told.append((path.as_posix(), now.st_mtime_ns, now.st_size))
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+                stats.append((path, now.st_mtime_ns, now.st_size))
+    return stats

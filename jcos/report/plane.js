@@ -2,30 +2,34 @@
 if (!$("plane")) return;
 
 // ---- data and state -----------------------------------------------------------------------------
-const data = JSON.parse($("data").textContent);
-const stepsOf = map => map.axes.filter(a => a.name === "step").flatMap(a => a.labels);
-const views = data.views, many = Math.max(data.steps, ...data.maps.map(m => Math.max(0, ...stepsOf(m)) + 1));
-const steps = views.length
-  ? [...new Set(views.flatMap(v => v.steps))].sort((a, b) => a - b)
-  : Array.from({ length: many }, (_, i) => i);
+// Of each run a page knows the name and the steps; all else once it is looked at (`loaded`).
+const views = data.views;
+const steps = [...new Set(views.flatMap(v => v.steps))].sort((a, b) => a - b);
 const groups = [...new Set(views.map(v => v.group))];
 const EACH = "\u0000each";
 const MOST = 6;
-const state = { step: 0, frame: 0, shown: [], group: groups[0], difference: "none", back: false, wide: false, playing: null, maps: new Set() };
+const state = { step: 0, frame: 0, shown: [], group: groups[0], difference: "none", back: false, wide: false, playing: null };
 const pictures = new Map();          // view → loaded image
-const framesOf = map => map.axes.filter(a => a.name === "frame").map(a => a.labels.length);
-const frames = () => Math.max(1, ...state.shown.map(v => views[v].frames.length), ...(views.length ? [] : data.maps.flatMap(framesOf)));
+const frames = () => Math.max(1, ...state.shown.map(v => views[v].frames.length));
 const row = (view, step = steps[state.step]) => Math.max(0, view.steps.findLastIndex(s => s <= step));
 const column = view => Math.min(state.frame, view.frames.length - 1);
 const VIDEO = -1, RIGHT = -2;
 
+async function loaded(number) {
+  const view = views[number];
+  view.reading ??= read(`view-${number}`).then(found => Object.assign(view, { frames: [0], lines: [], maps: [], changes: [], answers: [], pictures: [], cell: [1, 1], columns: 1 }, found));
+  await view.reading;
+  if (view.error) say(`${view.label} is not shown: ${view.error}`);
+  return view;
+}
+
 function sheetOf(number) {
   // Decoded when it is first looked at.
   if (!pictures.has(number)) {
-    const picture = new Image(), source = views[number].sheet;
+    const picture = new Image();
     picture.onload = () => { if (state.shown.includes(number) || state.difference === "first") draw(); };
-    picture.onerror = () => { views[number].broken = true; say(`The pictures of ${views[number].label} are missing.`); };
-    picture.src = source.startsWith("#") ? $(source.slice(1)).textContent : source;
+    picture.onerror = () => { if (!views[number].error) say(`The pictures of ${views[number].label} are missing.`); };
+    if (views[number].sheet) picture.src = views[number].sheet;
     pictures.set(number, picture);
   }
   const picture = pictures.get(number);
@@ -70,8 +74,7 @@ function paint(context, number, at, frame, x, y, w, h) {
 }
 
 // ---- the axis: step ↔ place ---------------------------------------------------------------------
-const worded = data.maps.some(m => m.axes.some(a => a.name !== "task" && a.labels.some(l => String(l).length > 6)));
-const LEFT = worded ? 92 : 46, GAP = 10;   // names of rows stand to the left
+const LEFT = 46, GAP = 10;           // names of rows stand to the left
 let width = 0, band = 0;             // of the plot, of one step
 const place = step => {              // the middle of a step; between shown steps in proportion
   let i = steps.findIndex(s => s >= step);
@@ -82,7 +85,6 @@ const place = step => {              // the middle of a step; between shown step
 const stepAt = x => clamp(Math.floor((x - LEFT) / band), 0, steps.length - 1);
 
 // ---- panes --------------------------------------------------------------------------------------
-const colour = i => `s${i % 5}`;
 const canvasOf = (view, about) => {
   const canvas = make("canvas", { role: "img", class: view.cell[0] <= 64 ? "exact" : "" });
   [canvas.width, canvas.height] = view.cell;
@@ -101,7 +103,7 @@ function buildPanes() {
   const stage = $("stage");
   stage.replaceChildren(...state.shown.map((number, i) => {
     const view = views[number];
-    const name = make("figcaption", {}, make("i", { class: `swatch ${colour(i)}` }), make("b", {}, title(view)));
+    const name = make("figcaption", {}, make("i", { class: `swatch ${hue(i)}` }), make("b", {}, title(view)));
     if (view.solved != null)
       name.append(make("span", { class: `mark ${view.solved ? "solved" : "unsolved"}` }, view.solved ? "✓ solved" : "✗ not solved"));
     const changed = view.changes.map(c => c.text).join("; ");
@@ -163,12 +165,13 @@ function buildGrids() {
 const nth = n => `${n}${n % 100 > 10 && n % 100 < 14 ? "th" : ["th", "st", "nd", "rd"][n % 10] ?? "th"}`;
 
 function layGrid(lane) {
-  // Where its cells lie. Where steps are too narrow for a picture, one stands for its neighbours.
-  const view = views[+lane.dataset.view], [cw, ch] = view.cell, least = 17;
-  const thin = Math.max(1, Math.ceil(least / band)), wide = band * thin;
-  let w = Math.max(4, Math.min(wide - 2, state.wide ? wide : Math.max(20, 320 / view.frames.length) * cw / ch));
+  // Where its cells lie: every fifth step or so at first, large enough to be looked at.
+  const view = views[+lane.dataset.view], [cw, ch] = view.cell, count = steps.length;
+  const room = Math.max(48, Math.min(112, 620 / view.frames.length * cw / ch)), least = Math.ceil(Math.min(room, 64) / band);
+  const thin = state.wide || count <= 12 ? 1 : Math.max(5, Math.ceil(least / 5) * 5), wide = band * thin;
+  let w = Math.max(4, Math.min(wide - 2, room));
   if (cw <= 64 && w * devicePixelRatio >= cw) w = Math.floor(w * devicePixelRatio / cw) * cw / devicePixelRatio;
-  const h = w * ch / cw, most = state.wide ? 99 : Math.max(2, Math.floor(330 / (h + 2)));
+  const h = w * ch / cw, most = state.wide ? 99 : Math.max(2, Math.floor(640 / (h + 2)));
   const every = Math.ceil(view.frames.length / most);
   const rows = view.frames.map((_, f) => f).filter(f => f % every === 0 || (f === view.frames.length - 1 && every > 1));
   const marked = marksOf(view).steps.length ? 9 : 0, hit = new Set(marksOf(view).frames);
@@ -255,4 +258,29 @@ function buildChanges() {
     rows.append(...ends.map(i => { const s = make("span", {}, String(i)); s.style.top = `${(i + .5) * high}px`; return s; }));
     return make("div", { class: "lane changes" }, h3, make("div", { class: "cells" }, rows, canvas));
   }));
+}
+
+// ---- strips of a section: the last frame along the steps ----------------------------------------
+for (const box of document.querySelectorAll("[data-runs]"))
+  for (const number of box.dataset.runs.split(",").map(Number)) {
+    const strip = make("button", { type: "button", class: "strip", title: "Look inside" });
+    box.append(strip);
+    seen(strip, async () => drawStrip(strip, number, await loaded(number)));
+  }
+
+function drawStrip(strip, number, view) {
+  const picture = sheetOf(number);
+  if (view.error) return strip.remove();
+  if (!picture) return pictures.get(number).addEventListener("load", () => drawStrip(strip, number, view));
+  const last = view.steps.length - 1, [cw, ch] = view.cell, frame = view.frames.length - 1;
+  const each = last < 12 ? 1 : Math.max(5, Math.ceil(last / 50) * 5), rows = view.steps.map((_, r) => r).filter(r => r % each === 0 || r === last);
+  const cells = rows.map(r => {
+    const canvas = make("canvas", { width: cw, height: ch, class: cw <= 64 ? "exact" : "", role: "img", "aria-label": `Clean estimate of ${view.label}, step ${view.steps[r]}, last frame` });
+    const i = r * view.frames.length + frame;
+    canvas.getContext("2d").drawImage(picture, i % view.columns * cw, Math.floor(i / view.columns) * ch, cw, ch, 0, 0, cw, ch);
+    return make("span", {}, canvas, String(view.steps[r]));
+  });
+  const result = view.solved == null ? [] : [make("span", { class: `mark ${view.solved ? "solved" : "unsolved"}` }, view.solved ? "✓ solved" : "✗ not solved")];
+  strip.replaceChildren(make("span", { class: "title" }, make("b", {}, `${view.group}${groups.length < views.length ? `, ${view.label}` : ""}`), ...result), make("span", { class: "cells" }, ...cells));
+  strip.addEventListener("click", async () => { await enter(view.group, [number]); $("plane").scrollIntoView({ behavior: "smooth" }); });
 }

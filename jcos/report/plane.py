@@ -8,18 +8,18 @@ import dataclasses
 import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from jcos.files import local_path, write
 from jcos.media import formats
-from jcos.report.maps import Axis, Map
-from jcos.report.markup import Fragments, Html, finite, join
+from jcos.report.charts import listed, pack
+from jcos.report.templates import fill
 from jcos.runs import MANIFEST, read
 from jcos.sampling import flow
 from jcos.sampling.probe import Change
@@ -28,7 +28,12 @@ from jcos.wan import Wan
 
 PLANES, RUN = "planes.npz", MANIFEST
 """Files of a folder of planes: the pictures, and what is known of them."""
-PARTS = Fragments("notebook.html")
+MASS = "mass on each right answer"
+"""The chart of the answers, whose lines are named like their pictures."""
+HUES = 4
+"""Right answers with a colour of their own; the others share one."""
+COMMITTED, HELD = 0.9, 0.1
+"""Share of the mass from which on one answer is decided for, or is one of several."""
 EXACT = 64
 """Frames up to so many pixels wide are kept without loss; larger ones as a photograph is."""
 WIDEST = 256
@@ -66,6 +71,7 @@ class Plane:
     label: which of them. x0: the clean estimates at `steps`, ascending. frames: the numbers of the
     frames shown, all by default. video: the end. reference: a right answer. solved: whether the end
     is one. film: name of the video's file, beside the page. changes: what was changed in it.
+    answers: a picture of each right answer, by its name in the chart `MASS`.
     """
 
     label: str
@@ -80,6 +86,7 @@ class Plane:
     lines: Sequence[Line] = ()
     changes: Sequence[Change] = ()
     film: str | None = None
+    answers: Mapping[str, UInt8[np.ndarray, "H W 3"]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.steps) != len(self.x0) or not len(self.steps):
@@ -108,9 +115,9 @@ class Plane:
         Image.fromarray(picture).save(file, "WEBP", quality=82, method=2)
         return Sheet(file.getvalue(), (width, height), columns)
 
-    def derived(self) -> tuple[list[Line], Map]:
-        """Distance of the estimates from the last and from the one before, 0..1 of the colours'
-        range; and the first by frame."""
+    def derived(self) -> tuple[list[Line], list[dict[str, Any]]]:
+        """Return the distance of the estimates from the last and from the one before, 0..1 of the
+        colours' range; and the first by frame, as a map."""
         last = self.x0[-1].astype(np.float32)
         apart = np.stack([_rms(x, last) for x in self.x0])
         moved = [None, *(float(_rms(b, a).mean()) for a, b in _pairs(self.x0))]
@@ -119,8 +126,9 @@ class Plane:
             Line(chart, chart, self.steps, values)
             for chart, values in zip(charts, (listed(apart.mean(1).tolist()), moved), strict=True)
         ]
-        axes = [Axis("frame", self.numbers), Axis("step", list(self.steps))]
-        return lines, Map(charts[0], axes, apart.T)
+        axes = [{"name": "frame", "labels": self.numbers}, {"name": "step", "labels": self.steps}]
+        by_frame = {"title": charts[0], "axes": axes, "values": pack(apart.T), "runs": None}
+        return lines, [by_frame | {"names": [], "tasks": []}] if len(self.x0) > 1 else []
 
     @property
     def numbers(self) -> list[int]:
@@ -134,6 +142,7 @@ class Plane:
             "frames": self.numbers,
             "lines": [line._asdict() for line in self.lines],
             "changes": [change.to_json() for change in self.changes],
+            "answers": list(self.answers),
         }
 
     def _repr_html_(self) -> str:
@@ -147,15 +156,14 @@ class Plane:
         factor = formats.factor_for(video.shape[2], 5 * SIDE)
         film = formats.webp(formats.upscale(video, factor))
         result = {None: "", True: " · ✓ solved", False: " · ✗ not solved"}[self.solved]
-        return PARTS.fill(
-            "plane",
+        return fill(
+            "notebook.html",
             label=f"{self.label}{result}",
             prompt=self.prompt,
             grid=formats.data_uri(formats.png(grid)),
-            grid_alt=f"Clean estimates. Rows: steps {', '.join(map(str, steps))}; columns: frames",
-            steps=join(PARTS.fill("step", step=step) for step in steps),
             film=formats.data_uri(film),
-            film_alt=f"The final video, {len(video)} frames",
+            frames=len(video),
+            steps=steps,
             width=video.shape[2] * factor,
         )
 
@@ -164,7 +172,8 @@ class Look(tuple[Plane, ...]):
     """Runs to look at, side by side in a notebook."""
 
     def _repr_html_(self) -> str:
-        return Html(PARTS.fill("planes", planes=join(Html(p._repr_html_()) for p in self)))
+        inside = "".join(plane._repr_html_() for plane in self)
+        return f'<div style="display:flex;flex-wrap:wrap;gap:2rem">{inside}</div>'
 
     def save(self, folder: Path | str, **about: Any) -> None:
         """Leaves `planes.npz` and `run.json`, of which `jcos report FOLDER` makes a page; `about`
@@ -176,6 +185,11 @@ class Look(tuple[Plane, ...]):
             for i, plane in enumerate(self)
             for name in ("x0", "video", "reference")
             if (clip := getattr(plane, name)) is not None
+        }
+        arrays |= {
+            f"answers_{i}": np.stack(list(plane.answers.values()))
+            for i, plane in enumerate(self)
+            if plane.answers
         }
         packed = io.BytesIO()
         np.savez_compressed(packed, allow_pickle=False, **arrays)
@@ -220,14 +234,53 @@ def sigma_line(sigmas: Any) -> Line:
     return Line("noise level σ", "σ", range(len(sigmas)), listed(np.asarray(sigmas).tolist()))
 
 
+def answer_lines(
+    steps: Sequence[int],
+    mass: Float[np.ndarray, "S K"],
+    pictures: UInt8[np.ndarray, "K H W 3"] | None,
+    kind: str = "answer",
+) -> tuple[list[Line], dict[str, UInt8[np.ndarray, "H W 3"]]]:
+    """Return the mass on each right answer as lines, that which is strongest at the end first, then
+    by their mass at the beginning; and their pictures by the same names. The last of many answers
+    share a line."""
+    mass = np.nan_to_num(mass)
+    taken = int(mass[-1].argmax())
+    order = [taken, *(k for k in (-mass[0]).argsort(kind="stable").tolist() if k != taken)]
+    names = [f"{kind} {i + 1}" for i in range(len(order))]
+    lines = [
+        Line(MASS, name, steps, listed(mass[:, k].tolist()))
+        for name, k in zip(names[:HUES], order, strict=False)
+    ]
+    if rest := order[HUES:]:
+        lines.append(Line(MASS, f"{len(rest)} more", steps, listed(mass[:, rest].sum(1).tolist())))
+    if pictures is None:
+        return lines, {}
+    return lines, {n: pictures[k] for n, k in zip(names[:HUES], order, strict=False)}
+
+
+def telling(lines: Sequence[Line], solved: bool | None) -> tuple[bool, bool, int]:
+    """Return how much a run shows, to be compared: whether several answers are held at first,
+    whether it ends on one, and at which step the last one took over."""
+    shares = np.array([line.values for line in lines if line.chart == MASS], np.float64)
+    if len(shares) < 2:
+        return False, bool(solved), 0
+    shares = np.nan_to_num(shares) / np.maximum(np.nan_to_num(shares).sum(0), 1e-9)
+    held = int((shares[:, 0] >= HELD).sum())
+    undecided = np.flatnonzero(shares[shares[:, -1].argmax()] < COMMITTED)
+    return held > 1, bool(solved), int(undecided[-1]) + 1 if len(undecided) else 0
+
+
 def saved_plane(arrays: Mapping[str, np.ndarray], i: int, about: Mapping[str, Any]) -> Plane:
-    """Plane i of what `Look.save` left."""
+    """Return plane i of what `Look.save` left."""
     clips = {n: arrays[f"{n}_{i}"] for n in ("video", "reference") if f"{n}_{i}" in arrays}
-    told = dict(about) | {
+    names = about.get("answers") or []
+    pictures = arrays[f"answers_{i}"] if names else ()
+    known = dict(about) | {
         "lines": [Line(**line) for line in about["lines"]],
         "changes": [Change.from_json(change) for change in about["changes"]],
+        "answers": dict(zip(names, pictures, strict=True)),
     }
-    return Plane(x0=arrays[f"x0_{i}"], **clips, **told)
+    return Plane(x0=arrays[f"x0_{i}"], **clips, **known)
 
 
 def _laid_out(count: int, frames: int, height: int, width: int) -> tuple[int, int]:
@@ -251,9 +304,3 @@ def _pairs(x: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def _rms(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """By frame."""
     return np.sqrt(np.mean(np.square(a - b), axis=(1, 2, 3))) / 255
-
-
-def listed(values: Iterable[float | None]) -> list[float | None]:
-    """For JSON: four digits, None where there is no number."""
-    known = map(finite, values)
-    return [None if v is None else float(f"{v:.4g}") for v in known]

@@ -1,7 +1,8 @@
-"""Any folder of results, read for the explorer: what is missing or damaged is said.
+"""Any folder of results, read for its page: what is missing or damaged is said.
 
 Known are what `jcos sample`, `demo`, `run`, `generate` and `bench run` write; of other folders
-their CSV tables, pictures and films.
+their CSV tables, pictures and films. Pictures of runs and values of charts are read when they are
+asked for.
 """
 
 import csv
@@ -9,32 +10,31 @@ import dataclasses
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import av
-import numpy as np
+import xarray as xr
 from PIL import Image
 
 from jcos.files import visible
+from jcos.lab import results
 from jcos.report.arms import Samples, aside, is_arm, samples_of
-from jcos.report.arrays import Trends, trends
-from jcos.report.maps import Map
-from jcos.report.plane import PLANES, RUN, Line, Plane, Sheet, listed
-from jcos.report.runs import Arrays, planes_of
-from jcos.runs import KINDS
+from jcos.report.charts import Chart, charts_of
+from jcos.report.plane import PLANES
+from jcos.report.runs import ARRAYS, Run, runs_of
+from jcos.runs import KINDS, MANIFEST
 
 T = TypeVar("T")
-CONFIG, ARRAYS = "config.json", "arrays.npz"
-BESIDE = ".files"
+DATASET, TABLE, FIGURES = "results.nc", "table.csv", "figures"
+STORE = ".files"
 """Ends the name of the folder beside a page that holds its pictures, if they are many."""
-MANIFESTS = (CONFIG, RUN)
-"""Each says what a folder of results holds; the first that is there counts."""
-SAYS = {*KINDS, "command", "question"}
+SAYS = {*KINDS, "command", "title"}
 """Entries of which a manifest of results has one; a model's `config.json` has none."""
-DATA = (ARRAYS, PLANES, "table.csv", "latents.safetensors", "summary.json")
-"""Files beside manifests."""
+LEFT = (DATASET, ARRAYS, PLANES, TABLE, "latents.safetensors", "summary.json")
+"""Files that commands leave beside the manifest."""
+DRAWN = (".svg", ".png", ".webp")
 UNREADABLE = (
     OSError,
     ValueError,
@@ -51,15 +51,6 @@ UNREADABLE = (
 """What a missing or damaged file, or a manifest of another making, raises when it is read."""
 
 
-class View(NamedTuple):
-    """A plane as the page has it."""
-
-    sheet: Sheet
-    about: dict[str, Any]
-    lines: list[Line]
-    maps: list[Map]
-
-
 class Table(NamedTuple):
     name: str
     head: list[str]
@@ -68,14 +59,16 @@ class Table(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Results:
-    """What was found in a folder. manifest: what was run. prompts: of films, by their paths inside
-    without ending, where they are known. missing: one sentence for each thing that should be there
-    and is not, or cannot be read."""
+    """What a folder holds.
+
+    manifest: what was run. prompts: of films, by their paths inside without ending, where they are
+    known. missing: one sentence for each thing that should be there and is not, or cannot be read.
+    """
 
     folder: Path
     manifest: dict[str, Any]
-    views: list[View]
-    trends: Trends
+    runs: list[Run]
+    charts: list[Chart]
     tables: list[Table]
     pictures: list[Path]
     films: list[Path]
@@ -83,9 +76,16 @@ class Results:
     files: list[Path]
     missing: list[str]
 
+    def lacks(self, what: str, error: Exception) -> None:
+        """Note, once, what cannot be shown."""
+        sentence = f"{what}: {reason(error)}"
+        if sentence not in self.missing:
+            self.missing.append(sentence)
+
     @property
     def title(self) -> str:
-        return str(self.manifest.get("question") or self.folder.resolve().name)
+        named = self.manifest.get("title") or self.manifest.get("question")
+        return str(named or self.folder.resolve().name)
 
     @property
     def command(self) -> str:
@@ -97,28 +97,39 @@ class Results:
         return _dict(self.manifest.get("figures"))
 
     @property
+    def sections(self) -> list[dict[str, Any]]:
+        """Text and figures in the order of the manifest; each has a title."""
+        listed = self.manifest.get("sections")
+        found = listed if isinstance(listed, list) else []
+        return [section for section in found if _dict(section).get("title")]
+
+    @property
     def steps(self) -> int:
         """Denoising steps of a run; 0 where nothing says it, or what it says is no number."""
-        told = _dict(self.manifest.get("arm")) or self.manifest
-        steps = _dict(told.get("sampling")).get("steps")
+        about = _dict(self.manifest.get("arm")) or self.manifest
+        steps = _dict(about.get("sampling")).get("steps")
         return steps if isinstance(steps, int) else 0
 
 
 def holds_results(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in MANIFESTS)
+    return (folder / MANIFEST).is_file()
 
 
 def check_results(folder: Path) -> None:
     """Raise ValueError where a folder has files, but no results of a command: it gets no page. A
-    damaged manifest counts where the files that a command leaves lie beside it."""
+    damaged manifest counts where the files that a command leaves lie in the same folder."""
     try:
-        ours = not SAYS.isdisjoint(_manifest(folder))
+        ours = not SAYS.isdisjoint(manifest_of(folder))
     except ValueError:
-        ours = any((folder / name).is_file() for name in DATA)
-    except FileNotFoundError:  # what is no folder, or an empty one, `read` says
+        ours = any((folder / name).is_file() for name in LEFT)
+    except FileNotFoundError:  # `read` refuses what is no folder, or an empty one
         ours = not folder.is_dir() or not any(folder.iterdir())
     if not ours:
-        inside = sorted(p.parent for p in folder.glob("*/*") if p.name in MANIFESTS)
+        if (folder / "config.json").is_file() and (folder / ARRAYS).is_file():
+            raise ValueError(
+                f"{folder} was written by an older version of jcos; make the results again"
+            )
+        inside = sorted(p.parent for p in folder.glob(f"*/{MANIFEST}"))
         hint = (
             f"give a folder in it, such as {inside[0]}, or --serve"
             if inside
@@ -128,7 +139,7 @@ def check_results(folder: Path) -> None:
 
 
 def read(folder: Path) -> Results:
-    """Everything in a folder. Raises ValueError only where it is none, or an empty one."""
+    """Return everything in a folder. Raises ValueError only where it is none, or an empty one."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; give one with results, such as out/sample")
     files = files_of(folder)
@@ -136,80 +147,93 @@ def read(folder: Path) -> Results:
         raise ValueError(f"{folder} is empty; give a folder with results, such as out/sample")
     missing: list[str] = []
 
-    def tried(told: str, what: Callable[[], T]) -> T | None:
+    def tried(what: str, how: Callable[[], T], other: T) -> T:
         try:
-            return what()
+            return how()
         except UNREADABLE as error:
-            missing.append(f"{told}: {_reason(error)}")
-            return None
+            missing.append(f"{what}: {reason(error)}")
+            return other
 
     def named(path: Path) -> str:
         return path.relative_to(folder).as_posix()
 
-    manifest = tried("The manifest", lambda: _manifest(folder)) or {}
-    expected = tried("The manifest", lambda: _expected(manifest)) or []
-    absent = [name for name in expected if not (folder / name).is_file()]
-    missing += [f"{name}: it is missing." for name in absent]
+    manifest = tried("The manifest", lambda: manifest_of(folder), {})
+    expected = tried("The manifest", lambda: _expected(manifest), [])
+    absent = {name for name in expected if not (folder / name).is_file()}
+    missing += [f"{name}: it is missing." for name in expected if name in absent]
     files = [p for p in files if p.relative_to(folder).parts[0] not in aside(manifest)]
-    arrays: Arrays = {}
-    if (folder / ARRAYS).is_file():
-        arrays = tried(ARRAYS, lambda: _npz(folder / ARRAYS)) or {}
-    planes = (
-        tried("The runs", lambda: list(planes_of(folder, manifest, arrays, missing.append))) or []
-    )
-    views = [tried(name, lambda plane=plane: view_of(plane())) for name, plane in planes or ()]
-    tables = [tried(named(p), lambda p=p: _table(p)) for p in files if p.suffix == ".csv"]
-    drawn = [p for p in files if p.suffix in (".png", ".webp") and not p.stem.endswith("-x0")]
-    told = {sentence.partition(":")[0] for sentence in missing}
-    shown = [p for p in files if p.suffix == ".mp4" and "-x0-step-" not in p.stem]
-    films = _there([tried(named(p), lambda p=p: _film(p)) for p in shown if named(p) not in told])
+    runs: list[Run] = []
+    if not {PLANES, ARRAYS} & absent:
+        file = next((n for n in (PLANES, ARRAYS) if (folder / n).is_file()), "The runs")
+        runs = tried(file, lambda: list(runs_of(folder, manifest, missing.append)), runs)
+    charts: list[Chart] = []
+    if (folder / DATASET).is_file():
+        data = tried(DATASET, lambda: dataset_of(folder, manifest), xr.Dataset())
+        charts, lacking = charts_of(data)
+        missing += lacking
+    tables = [tried(named(p), lambda p=p: _table(p), None) for p in files if p.suffix == ".csv"]
+    drawn = [p for p in files if p.suffix in DRAWN and not p.stem.endswith("-x0")]
+    films = [p for p in files if p.suffix == ".mp4" and "-x0-step-" not in p.stem]
     samples = Samples({}, [])
     if is_arm(manifest):
-        samples = tried("The samples", lambda: samples_of(folder, shown)) or samples
+        samples = tried("The samples", lambda: samples_of(folder, films), samples)
         missing[:0] = samples.missing
     return Results(
         folder=folder,
         manifest=manifest,
-        views=_there(views),
-        trends=tried("Curves of the arrays", lambda: trends(arrays, manifest, missing.append))
-        or Trends([], []),
-        tables=_there(tables),
-        pictures=_there([tried(named(p), lambda p=p: _checked(p)) for p in drawn]),
-        films=films,
+        runs=runs,
+        charts=charts,
+        tables=[table for table in tables if table is not None],
+        pictures=[p for p in drawn if tried(named(p), lambda p=p: _picture(p), False)],
+        films=[p for p in films if tried(named(p), lambda p=p: _film(p), False)],
         prompts=samples.prompts,
         files=files,
         missing=missing,
     )
 
 
-def _there(found: Sequence[T | None]) -> list[T]:
-    return [one for one in found if one is not None]
-
-
 def files_of(folder: Path) -> list[Path]:
-    """All files but hidden ones and pages."""
+    """Return all files but hidden ones and pages."""
     found = []
     for path in visible(folder, "**/*"):
-        stored = any(part.endswith(BESIDE) for part in path.relative_to(folder).parts)
+        stored = any(part.endswith(STORE) for part in path.relative_to(folder).parts)
         if path.is_file() and not stored and path.suffix != ".html":
             found.append(path)
     return found
 
 
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """Return what `run.json` says. Raises FileNotFoundError, or ValueError for no JSON object."""
+    found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"{MANIFEST} is no JSON object")
+    return found
+
+
+def dataset_of(folder: Path, manifest: Mapping[str, Any]) -> xr.Dataset:
+    """Return the dataset of a folder, its values unread; ValueError where it is another's."""
+    name = manifest.get("experiment")
+    return results.load(folder / DATASET, str(name) if name else None)
+
+
 def _expected(run: Mapping[str, Any]) -> list[str]:
-    """Files that a command leaves, by what its manifest says."""
+    """Return files that a command leaves, by what its manifest says."""
+    listed = [f"{FIGURES}/{name}.svg" for name in _dict(run.get("figures"))]
+    if run.get("unfinished"):
+        return []
     if "experiment" in run:
-        return [ARRAYS, "table.csv"]
+        return [DATASET, TABLE, *listed]
     if "planes" in run:
-        return [PLANES]
+        return [PLANES, *listed]
     if "puzzles" in run:
-        return [ARRAYS]
+        return [ARRAYS, *listed]
     if "checkpoint" in run:
         return [f"seed-{seed}.mp4" for seed in run.get("seeds") or ()]
-    return []
+    return listed
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Return why something is not shown, as the end of a sentence."""
     if isinstance(error, FileNotFoundError):
         return "it is missing."
     if isinstance(error, KeyError):
@@ -221,31 +245,16 @@ def _dict(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = next((folder / name for name in MANIFESTS if (folder / name).is_file()), None)
-    if path is None:
-        raise FileNotFoundError(RUN)
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise ValueError(f"{path.name} is no JSON object")
-    return found
+def _picture(path: Path) -> bool:
+    """Return True for a picture that is whole; SVGs are read when they become part of a page."""
+    if path.suffix != ".svg":
+        with Image.open(path) as picture:
+            picture.verify()
+    return True
 
 
-def _npz(path: Path) -> dict[str, np.ndarray]:
-    # Opened here: of a damaged one, NumPy would leave the file open.
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
-def _checked(path: Path) -> Path:
-    """The picture's own path, if it is whole."""
-    with Image.open(path) as picture:
-        picture.verify()
-    return path
-
-
-def _film(path: Path) -> Path:
-    """The film's own path, if all of its frames are there: an index may stand at the beginning and
+def _film(path: Path) -> bool:
+    """Return True for a film whose frames are all there: an index may stand at the beginning and
     name more. They are counted, not decoded."""
     with av.open(str(path)) as film:
         if not film.streams.video:
@@ -254,24 +263,10 @@ def _film(path: Path) -> Path:
         whole = sum(1 for packet in film.demux(stream) if packet.size and not packet.is_corrupt)
         if whole < stream.frames:  # 0 where the format does not say
             raise ValueError(f"{whole} of its {stream.frames} frames are there")
-    return path
+    return True
 
 
 def _table(path: Path) -> Table:
     with path.open(newline="", encoding="utf-8") as file:
         head, *rows = csv.reader(file)
     return Table(path.stem, head, rows)
-
-
-def view_of(plane: Plane) -> View:
-    """A plane as the page has it, with what follows from its pictures."""
-    lines, apart = plane.derived()
-    about = plane.about()
-    del about["lines"]
-    about["video"], about["reference"] = plane.video is not None, plane.reference is not None
-    return View(
-        plane.sheet(),
-        about,
-        [line._replace(values=listed(line.values)) for line in (*plane.lines, *lines)],
-        [apart] if len(plane.x0) > 1 else [],
-    )

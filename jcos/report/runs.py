@@ -1,13 +1,15 @@
 """The runs in a folder of results as planes: of `jcos sample`, of `jcos generate`, of `Look.save`.
 
-Each is read when it is called, so that a damaged one leaves the others whole.
+What is small is read at once; the pictures of a run when they are loaded, so that a damaged one
+leaves the others whole.
 """
 
+import math
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,11 +19,21 @@ from PIL import Image
 from jcos.config import PixelCodec, Sampling
 from jcos.media import formats
 from jcos.model.vae import decode_pixels
-from jcos.report.plane import PLANES, WIDEST, Line, Plane, saved_plane, sigma_line
+from jcos.report.charts import listed
+from jcos.report.plane import (
+    PLANES,
+    WIDEST,
+    Line,
+    Plane,
+    answer_lines,
+    saved_plane,
+    sigma_line,
+)
 from jcos.sampling import flow
 from jcos.sampling.probe import Change
 
-Arrays = Mapping[str, Shaped[np.ndarray, "..."]]
+ARRAYS = "arrays.npz"
+"""Of `jcos sample`."""
 SCORES = {"x0_scores": "score of x̂0", "off": "mass on no right answer"}
 """Arrays [puzzles, seeds, steps] of `jcos sample` that are curves."""
 LATENT_FRAMES = 4
@@ -31,25 +43,37 @@ SHEET_FRAMES, SHEET_GAP = 9, 2
 pixels apart. They are shown where the films of the estimates, with all frames, are missing."""
 
 
-def planes_of(
-    folder: Path, run: Mapping[str, Any], arrays: Arrays, tell: Callable[[str], None]
-) -> Iterator[tuple[str, Callable[[], Plane]]]:
-    """Each run with its name, to be called for its pictures; `tell` hears what they lack."""
-    if isinstance(run.get("planes"), list):
-        file = folder / PLANES
-        if file.is_file() and not zipfile.is_zipfile(file):
-            tell(f"{PLANES}: it cannot be read (its end is missing).")
-        elif file.is_file():  # where it is missing, that is said already
-            for i, about in enumerate(run["planes"]):
-                yield f"Run {i}", partial(_saved, file, i, about)
-    elif isinstance(run.get("puzzles"), list) and "x0" in arrays:
-        seeds = run.get("seeds", [])
-        for p in range(len(run["puzzles"])):
-            for k in range(len(seeds)):
-                yield f"Puzzle {p}, seed {seeds[k]}", partial(_sampled, run, arrays, p, k)
-    elif run.get("x0") and "checkpoint" in run:
-        for seed in run.get("seeds", []):
-            yield f"Seed {seed}", partial(_generated, folder, run, seed, tell)
+class Run(NamedTuple):
+    """What is known of a run without its pictures, and how to get the `Plane` that has them."""
+
+    label: str
+    group: str
+    prompt: str
+    solved: bool | None
+    steps: Sequence[int]
+    lines: Sequence[Line]
+    load: Callable[[], Plane]
+
+
+def runs_of(
+    folder: Path, manifest: Mapping[str, Any], tell: Callable[[str], None]
+) -> Iterator[Run]:
+    """Yield each run of a folder; `tell` hears what its pictures lack when they are loaded."""
+    if isinstance(manifest.get("planes"), list):
+        if not zipfile.is_zipfile(folder / PLANES):
+            raise ValueError("its end is missing")
+        for i, about in enumerate(manifest["planes"]):
+            lines = [Line(**line) for line in about["lines"]]
+            load = partial(_saved, folder / PLANES, i, about)
+            named = {name: about[name] for name in Run._fields[:5]}
+            yield Run(**named, lines=lines, load=load)
+    elif isinstance(manifest.get("puzzles"), list) and "experiment" not in manifest:
+        yield from _samples(folder / ARRAYS, manifest)
+    elif manifest.get("x0") and "checkpoint" in manifest:
+        for seed in manifest.get("seeds", []):
+            load = partial(_generated, folder, manifest, seed, tell)
+            about = f"seed {seed}", "the prompt", manifest["prompt"], None, manifest["x0"]
+            yield Run(*about, [_sigma(manifest)], load)
 
 
 def _saved(path: Path, i: int, about: Mapping[str, Any]) -> Plane:
@@ -59,38 +83,83 @@ def _saved(path: Path, i: int, about: Mapping[str, Any]) -> Plane:
 
 def _sigma(run: Mapping[str, Any]) -> Line:
     settings = {k: v for k, v in run["sampling"].items() if k != "boundary"}
-    if settings.get("guidance") is not None:
-        settings["guidance"] = tuple(settings["guidance"])
+    for name in ("guidance", "sigmas"):
+        if settings.get(name) is not None:
+            settings[name] = tuple(settings[name])
     return sigma_line(flow.schedule(Sampling(**settings)).sigmas[:-1])
 
 
-def _sampled(run: Mapping[str, Any], arrays: Arrays, p: int, k: int) -> Plane:
-    """x0 [P, K, S, F, h, w, C] and latents [P, K, F, h, w, C], of a codec without weights."""
-    puzzle, codec = run["puzzles"][p], PixelCodec(**run.get("codec", {}))
-    x0 = arrays["x0"][p, k]
-    steps, answers = range(len(x0)), puzzle.get("right_answers", 1)
-    lines = [_sigma(run)]
-    for name, chart in SCORES.items():
-        if name in arrays and (name != "off" or answers > 1):
-            lines.append(Line(chart, chart, steps, arrays[name][p, k].tolist()))
-    if "mass" in arrays and answers > 1:
-        mass = arrays["mass"][p, k, :, :answers]
-        lines += [
-            Line("mass on each right answer", f"answer {a}", steps, values)
-            for a, values in enumerate(mass.T.tolist())
-        ]
+def _samples(file: Path, manifest: Mapping[str, Any]) -> Iterator[Run]:
+    """Runs of `jcos sample`: latents [P, K, F, h, w, C] and x0 [P, K, S, F, h, w, C] in a file,
+    beside small arrays of what was measured."""
+    kept = ("x0_scores", "off", "mass", "answers", "reference")
+    with zipfile.ZipFile(file) as archive:
+        names = {name.removesuffix(".npy") for name in archive.namelist()}
+        small = {name: entry(file, name) for name in kept if name in names}
+        for name in ("x0", "latents"):
+            if name not in names:
+                raise ValueError(f"it has no array {name}")
+    sigma = _sigma(manifest)
+    steps = range(len(sigma.steps))
+    for p, puzzle in enumerate(manifest["puzzles"]):
+        answers = puzzle.get("right_answers", 1)
+        for k, seed in enumerate(manifest.get("seeds", [])):
+            lines, drawn = [sigma], {}
+            for name, chart in SCORES.items():
+                if name in small and (name != "off" or answers > 1):
+                    lines.append(Line(chart, chart, steps, listed(small[name][p, k].tolist())))
+            if "mass" in small and answers > 1:
+                pictures = small["answers"][p, :answers] if "answers" in small else None
+                mass = small["mass"][p, k, :, :answers]
+                shown, drawn = answer_lines(steps, mass, pictures)
+                lines += shown
+            solved = bool(manifest["solved"][p][k])
+            about = f"seed {seed}", f"puzzle {p}", puzzle["prompt"], solved, steps, lines
+            reference = small["reference"][p] if "reference" in small else None
+            more = {"reference": reference, "answers": drawn}
+            yield Run(*about, partial(_sampled, file, manifest, (p, k), about, more))
+
+
+def _sampled(
+    file: Path,
+    manifest: Mapping[str, Any],
+    at: tuple[int, int],
+    about: tuple[Any, ...],
+    more: Mapping[str, Any],
+) -> Plane:
+    """The run of a puzzle and a seed, of a codec without weights."""
+    codec, x0 = PixelCodec(**(manifest.get("codec") or {})), entry(file, "x0", at)
     return Plane(
-        label=f"seed {run['seeds'][k]}",
-        group=f"puzzle {p}",
-        prompt=puzzle["prompt"],
-        steps=steps,
+        **dict(zip(Run._fields, about, strict=False)),
         x0=_decoded(codec, x0),
-        video=_decoded(codec, arrays["latents"][p, k]),
-        reference=arrays["reference"][p] if "reference" in arrays else None,
-        solved=bool(run["solved"][p][k]),
-        lines=lines,
-        changes=[Change.from_json(change) for change in run.get("changes", ())],
+        video=_decoded(codec, entry(file, "latents", at)),
+        changes=[Change.from_json(change) for change in manifest.get("changes", ())],
+        **more,
     )
+
+
+def entry(file: Path, name: str, at: tuple[int, ...] = ()) -> Shaped[np.ndarray, "..."]:
+    """Return an array of an npz file, or its part at the first indices: what lies behind that part
+    is not read."""
+    with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as stream:
+        version = np.lib.format.read_magic(stream)
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else (np.lib.format.read_array_header_2_0)
+        )
+        shape, fortran, dtype = read(stream)
+        if fortran or dtype.hasobject:
+            raise ValueError(f"{name} is stored in an order that is not read")
+        rest = shape[len(at) :]
+        size = math.prod(rest) * dtype.itemsize
+        first = size * int(np.ravel_multi_index(at, shape[: len(at)])) if at else 0
+        while first:
+            first -= len(stream.read(min(first, 1 << 20))) or first
+        data = stream.read(size)
+    if len(data) < size:
+        raise ValueError(f"{name} is not whole")
+    return np.frombuffer(data, dtype).reshape(rest)
 
 
 def _decoded(

@@ -33,15 +33,15 @@ class Condition(flax.struct.PyTreeNode):
     context: embedded prompt. grid: frames, height and width of the latent; static.
     negative: embedded negative prompt, of as many rows; needed for guidance only.
     channels: concatenated to the latent at every step (image-to-video). first: the first latent
-    frame of models that keep it in place (TI2V): at every step frame 0 is this one, at timestep 0,
-    in the model's input, in the clean estimate and in the solver's result.
+    frames, mostly one, of models that keep them in place (TI2V): at every step they are these, at
+    timestep 0, in the model's input, in the clean estimate and in the solver's result.
     """
 
     context: Float[Array, "*axes L text"]
     grid: tuple[int, int, int] = flax.struct.field(pytree_node=False)
     negative: Float[Array, "*axes L text"] | None = None
     channels: Float[Array, "*axes F H W E"] | None = None
-    first: Float[Array, "*axes 1 H W C"] | None = None
+    first: Float[Array, "*axes given H W C"] | None = None
 
 
 class Steps(NamedTuple):
@@ -102,19 +102,22 @@ def run(
 def begin(
     numerics: Numerics,
     conditions: Condition,
-    noise: Float[Array, "K F H W C"],
+    noise: Float[Array, "*worlds K F H W C"],
     *,
     idle: Sequence[str] = (),
 ) -> SolverState:
-    """Return the solver's state before the first step, leaves [W, K, …]; for `advance`."""
+    """Return the solver's state before the first step, leaves [W, K, …]; for `advance`. noise: of
+    all worlds, or of each."""
 
     def one(condition: Condition, noise: Array) -> SolverState:
         first = _keep_first(rounded(noise, numerics.latents), condition)
         return solver_init(mesh.constrain(first))
 
     world, seed = _axes(idle)
-    conditions, noise = mesh.constrain(conditions, world), mesh.constrain(noise, seed)
-    state = _map_runs(one, (0, None), (None, 0), idle)(conditions, noise)
+    shared = noise.ndim == 5
+    conditions = mesh.constrain(conditions, world)
+    noise = mesh.constrain(noise, *(world, seed)[shared:])
+    state = _map_runs(one, (0, None if shared else 0), (None, 0), idle)(conditions, noise)
     return mesh.constrain(state, world, seed)
 
 
@@ -123,13 +126,13 @@ def advance(
     steps: Steps,
     conditions: Condition,
     state: SolverState,
-    keys: Key[Array, " K"],
+    keys: Key[Array, "*worlds K"],
     probe: Probe,
     *,
     idle: Sequence[str] = (),
 ) -> tuple[SolverState, Trace]:
     """Sample some steps of one expert in all worlds and with all seeds, from a state [W, K, …].
-    `joined` puts the parts of a run together."""
+    keys: of all worlds, or of each. `joined` puts the parts of a run together."""
 
     def one(condition: Condition, state: SolverState, key: Array) -> tuple[SolverState, Trace]:
         return _denoise(expert, steps, condition, state, key, probe)
@@ -138,7 +141,8 @@ def advance(
     conditions = mesh.constrain(conditions, world)
     worlds, seeds = state.x.shape[:2]
     with _passes(worlds, seeds, steps.scale is not None, idle):
-        runs = _map_runs(one, (0, 0, None), (None, 0, 0), idle)
+        over = (0, 0, None if keys.ndim == 1 else 0)
+        runs = _map_runs(one, over, (None, 0, 0), idle)
         state, trace = runs(conditions, state, keys)
     # Every host reads these.
     finite, layer = mesh.constrain((trace.finite, trace.layer))
@@ -200,7 +204,7 @@ def _velocity(
     clean = None
     if condition.first is not None:
         frames, height, width = expert.cfg.tokens(*x.shape[:3])
-        clean = jnp.arange(frames * height * width) < height * width
+        clean = jnp.arange(frames * height * width) < len(condition.first) * height * width
 
     # Devices that share the branches hold the observations of their own branch; a single device
     # holds those of the conditional branch only.
@@ -234,7 +238,7 @@ def _velocity(
 
 
 def _keep_first(x: Array, condition: Condition) -> Array:
-    return x if condition.first is None else x.at[:1].set(condition.first)
+    return x if condition.first is None else x.at[: len(condition.first)].set(condition.first)
 
 
 def _spread_map(

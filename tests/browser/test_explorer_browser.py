@@ -5,6 +5,8 @@ Screenshots are written into the folder that $SCREENSHOTS names, and the page of
 $JCOS_DEMO names is opened, if they are set.
 """
 
+import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 
 from jcos.media import formats
 from jcos.report import explorer, live
-from jcos.report.plane import Look, Plane
+from jcos.report.plane import Look, Plane, answer_lines
 from jcos.report.reading import read
 from tests.browser.tabs import WIDTH, Page, click_cell, picture, shown, slide, until, value
 from tests.report import folders
@@ -33,13 +35,14 @@ def planes() -> Look:
 
 
 @pytest.fixture(scope="module")
-def page(planes: Look, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(planes: Look, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A page with both seeds of the first puzzle."""
     folder = tmp_path_factory.mktemp("planes")
     planes.save(folder, command="jcos sample maze", sampling=folders.SAMPLING)
-    return explorer.make(folder)
+    return f"{explorer.make(folder).as_uri()}#runs=0,1&frame=0"
 
 
-def test_scrubbers_show_the_cell(opened: Callable[..., Page], page: Path, planes: Look) -> None:
+def test_scrubbers_show_the_cell(opened: Callable[..., Page], page: str, planes: Look) -> None:
     tab = opened(page)
     for step, frame in ((0, 0), (7, 3), (11, 4), (7, 0)):
         slide(tab, "step", step)
@@ -57,7 +60,7 @@ def test_scrubbers_show_the_cell(opened: Callable[..., Page], page: Path, planes
 
 
 def test_a_click_in_the_grid_enlarges_its_cell(
-    opened: Callable[..., Page], page: Path, planes: Look
+    opened: Callable[..., Page], page: str, planes: Look
 ) -> None:
     tab = opened(page)
     grid = click_cell(tab, 4, 1)
@@ -70,7 +73,7 @@ def test_a_click_in_the_grid_enlarges_its_cell(
     )
 
 
-def test_the_grid_shows_every_cell(opened: Callable[..., Page], page: Path, planes: Look) -> None:
+def test_the_grid_shows_every_cell(opened: Callable[..., Page], page: str, planes: Look) -> None:
     """The middle of each cell of the overview is the middle of its picture."""
     tab = opened(page)
     overview = shown(tab, ".grid canvas").astype(int)
@@ -85,7 +88,7 @@ def test_the_grid_shows_every_cell(opened: Callable[..., Page], page: Path, plan
             assert apart == 0, (step, frame)
 
 
-def test_runs_and_puzzles_are_chosen(opened: Callable[..., Page], page: Path, planes: Look) -> None:
+def test_runs_and_puzzles_are_chosen(opened: Callable[..., Page], page: str, planes: Look) -> None:
     tab = opened(page)
     slide(tab, "step", 3)
     slide(tab, "frame", 2)
@@ -93,13 +96,14 @@ def test_runs_and_puzzles_are_chosen(opened: Callable[..., Page], page: Path, pl
     assert tab.locator(".pane").count() == 1
     np.testing.assert_array_equal(shown(tab), planes[1].x0[3, 2])
     tab.select_option("#group", "puzzle 1")
+    until(tab, lambda: tab.locator(".pane b").first.inner_text() == "seed 0")
     np.testing.assert_array_equal(shown(tab, nth=1), planes[3].x0[3, 2])
     tab.select_option("#group", label="the first run of each of 3")
     assert tab.locator(".pane").count() == 3
     np.testing.assert_array_equal(shown(tab, nth=1), planes[2].x0[3, 2])
 
 
-def test_a_curve_moves_the_step(opened: Callable[..., Page], page: Path) -> None:
+def test_a_curve_moves_the_step(opened: Callable[..., Page], page: str) -> None:
     tab = opened(page)
     svg = tab.locator("#curves .curve > svg").first
     svg.scroll_into_view_if_needed()
@@ -110,7 +114,7 @@ def test_a_curve_moves_the_step(opened: Callable[..., Page], page: Path) -> None
     assert value(tab, "step") == 9
 
 
-def test_it_plays_both_ways(opened: Callable[..., Page], page: Path) -> None:
+def test_it_plays_both_ways(opened: Callable[..., Page], page: str) -> None:
     tab = opened(page)
     slide(tab, "step", 2)
     tab.locator("#play-step").click()
@@ -127,7 +131,7 @@ def test_it_plays_both_ways(opened: Callable[..., Page], page: Path) -> None:
 
 
 def test_difference_to_the_end_is_black_where_nothing_differs(
-    opened: Callable[..., Page], page: Path, planes: Look
+    opened: Callable[..., Page], page: str, planes: Look
 ) -> None:
     tab = opened(page)
     slide(tab, "step", 4)
@@ -146,8 +150,8 @@ def test_difference_to_the_end_is_black_where_nothing_differs(
     np.testing.assert_array_equal(shown(tab, nth=1), planes[2].x0[4, 1])
 
 
-def test_what_was_changed_is_drawn(opened: Callable[..., Page], page: Path) -> None:
-    tab = opened(Path(page))
+def test_what_was_changed_is_drawn(opened: Callable[..., Page], page: str) -> None:
+    tab = opened(page)
     tab.select_option("#group", "changed")
     told = tab.locator(".pane .changed").inner_text()
     assert told.startswith("noise at step 3, 7; noise in frame 2; seeds averaged after layer 1, 4")
@@ -172,7 +176,7 @@ def red(canvas: np.ndarray, rows: int) -> np.ndarray:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_it_fits_the_screen(
-    opened: Callable[..., Page], page: Path, width: int, scheme: str
+    opened: Callable[..., Page], page: str, width: int, scheme: str
 ) -> None:
     tab = opened(page, color_scheme=scheme)
     tab.set_viewport_size({"width": width, "height": 844})
@@ -191,7 +195,7 @@ def test_an_intervention_is_matched_with_its_baseline(
     plain = folders.sample_folder(tmp_path / "plain", noise=())
     noised = folders.sample_folder(tmp_path / "noised", seed=6)
     page = explorer.write([read(tmp_path / n) for n in ("plain", "noised")], tmp_path / "a.html")
-    tab = opened(page)
+    tab = opened(f"{page.as_uri()}#runs=0,1,2,3")
     slide(tab, "step", 4)
     slide(tab, "frame", 1)
     tab.locator("[data-difference=first]").click()
@@ -239,6 +243,7 @@ def test_hostile_text_is_text(opened: Callable[..., Page], tmp_path: Path) -> No
         assert {f"{name}.csv", f"{name}.png", f"{name}/{name}.mp4"} < set(listed)
         drawn, film = tab.locator(".picture img"), tab.locator(".picture video")
         assert drawn.get_attribute("alt") == f"Figure: {name}"
+        drawn.scroll_into_view_if_needed()  # it is loaded then
         assert drawn.evaluate("i => i.decode().then(() => i.naturalWidth)") == folders.SIDE
         assert film.get_attribute("aria-label") == f"{name}/{name}.mp4"
         assert film.evaluate(WIDTH) == folders.SIDE
@@ -262,21 +267,83 @@ def test_pictures_beside_the_page_are_loaded_when_looked_at(
     assert tab.locator(".now canvas").screenshot() != before
 
 
-def test_live(opened: Callable[..., Page], tmp_path: Path) -> None:
+def test_runs_are_listed_and_compared(opened: Callable[..., Page], tmp_path: Path) -> None:
     pixels = folders.sample_folder(tmp_path / "runs" / "one")
+    folders.sample_folder(tmp_path / "runs" / "two", noise=())
+    folders.experiment_folder(tmp_path / "runs" / "three")
     running = live.server(tmp_path / "runs", 0)
     thread = threading.Thread(target=running.serve_forever)
     thread.start()
     try:
         tab = opened(f"http://127.0.0.1:{running.server_port}/")
+        assert tab.locator(".runs tbody tr").count() == 3
+        tab.locator("[data-find]").fill("solved")
+        assert tab.locator(".runs tbody tr:visible").count() == 2
+        picture(tab, "runs")
         tab.get_by_role("link", name="one").click()
+        tab.select_option("#group", "puzzle 0")
+        until(tab, lambda: tab.locator(".pane").count() == 2)
+        tab.locator("#runs button").nth(1).click()
         slide(tab, "step", 2)
         slide(tab, "frame", 3)
+        until(tab, lambda: tab.locator(".pane").count() == 1)
         np.testing.assert_array_equal(shown(tab), pixels[0, 0, 2, 3])
         tab.get_by_role("link", name="All runs").click()
-        assert tab.locator(".list li").count() == 1
+        for name in ("two", "one"):
+            tab.get_by_label(f"Compare {name}").check()
+        assert tab.locator("#ticked").inner_text() == "two and one"
+        tab.get_by_role("button", name="Compare").click()
+        tab.wait_for_url(lambda url: "+" in url)
+        assert tab.locator(".differences tbody tr").count() == 1
+        until(tab, lambda: tab.locator(".pane").count() == 2)
+        assert tab.locator(".pane b").all_inner_texts()[0].startswith("two, seed")
+        tab.goto(f"http://127.0.0.1:{running.server_port}/")
+        tab.get_by_role("link", name="three").click()
+        tab.locator(".chart .panel svg").first.wait_for()
         tab.close()
     finally:
         running.shutdown()
         thread.join()
         running.server_close()
+
+
+def test_the_page_opens_with_the_run_that_decides_late(
+    opened: Callable[..., Page], tmp_path: Path
+) -> None:
+    steps = range(folders.STEPS)
+    late = [0.5] * 9 + [1.0] * 3
+    lines, drawn = answer_lines(
+        steps, np.array([late, [1 - v for v in late]]).T, folders.pictures(1)[0, :2]
+    )
+    telling = folders.plane(group="puzzle 1", lines=lines, answers=drawn)
+    Look([folders.plane(), telling]).save(
+        tmp_path, sections=[{"title": "All", "text": "Of each.", "runs": ["puzzle 0", "puzzle 1"]}]
+    )
+    tab = opened(explorer.make(tmp_path))
+    until(tab, lambda: tab.locator(".pane").count() == 1)
+    assert tab.locator("#group").input_value() == "puzzle 1"
+    answers = tab.locator(".lane img.answer")
+    assert [answers.nth(i).get_attribute("class") for i in (0, 1)] == ["answer s0", "answer s1"]
+    assert answers.first.evaluate("i => i.decode().then(() => i.naturalWidth)") == folders.SIDE
+    strips = tab.locator(".strip")
+    assert strips.count() == 2
+    strips.first.locator("canvas").first.wait_for()
+    strips.first.click()
+    until(tab, lambda: tab.locator("#group").input_value() == "puzzle 0")
+
+
+@pytest.mark.skipif("JCOS_DEMO" not in os.environ, reason="$JCOS_DEMO names no folder of a demo")
+def test_the_demo_itself(opened: Callable[..., Page]) -> None:
+    folder = Path(os.environ["JCOS_DEMO"]).resolve()
+    runs = json.loads((folder / "run.json").read_text())["planes"]
+    tab = opened(folder / "index.html")
+    with np.load(folder / "planes.npz") as arrays:
+        for number, run in enumerate(runs):
+            tab.select_option("#group", run["group"])
+            until(tab, lambda run=run: tab.locator(".pane b").inner_text() == run["label"])
+            x0 = arrays[f"x0_{number}"]
+            for step, frame in ((0, 0), (len(x0) // 2, 1), (len(x0) - 1, x0.shape[1] - 1)):
+                slide(tab, "step", step)
+                slide(tab, "frame", frame)
+                np.testing.assert_array_equal(shown(tab), x0[step, frame])
+    picture(tab, "demo-itself")

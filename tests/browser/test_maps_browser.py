@@ -1,4 +1,4 @@
-"""Experiments in a real browser: tables, figures, maps; see `test_explorer_browser.py`."""
+"""Experiments in a real browser: tables, figures, curves, maps; see `test_explorer_browser.py`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +7,20 @@ import numpy as np
 import pytest
 
 from jcos.report import explorer
-from tests.browser.tabs import Page, picture, shown, slide, value
+from tests.browser.tabs import Page, picture, shown
 from tests.report import folders
 
 pytestmark = pytest.mark.extra("browser")
+LEFT = 34
+"""Pixels at the left of maps whose rows are short numbers."""
+
+
+def chart(tab: Page, title: str) -> Page:
+    """The figure of this title, once it is drawn."""
+    figure = tab.locator(".chart", has=tab.get_by_role("heading", name=title, exact=True))
+    figure.scroll_into_view_if_needed()
+    figure.locator(".drawing > *").first.wait_for()
+    return figure
 
 
 def test_an_experiment(opened: Callable[..., Page], tmp_path: Path) -> None:
@@ -22,20 +32,35 @@ def test_an_experiment(opened: Callable[..., Page], tmp_path: Path) -> None:
     assert "0.5 [" in first.inner_text()
     tab.locator("[data-find]").fill("task 2")
     assert tab.locator(".sortable tbody tr:visible").count() == 1
-    tab.locator(".heat canvas").click(position={"x": 200, "y": 20})
-    assert "8 runs" in tab.locator(".behind").inner_text()
-    assert tab.locator(".behind circle").count() == 8
-    assert tab.locator(".picture img").evaluate("i => i.decode().then(() => i.naturalWidth)") == 20
+    figure = tab.locator(".drawn svg")
+    text = figure.locator("text")
+    family = "e => getComputedStyle(e).fontFamily"
+    assert text.evaluate(family) == tab.locator("body").evaluate(family)
+    assert figure.bounding_box()["width"] > 200
     picture(tab, "experiment")
 
 
-LEFT = 92
-"""Pixels at the left of lanes where rows have words."""
+def test_curves_have_a_panel_for_each_task(opened: Callable[..., Page], tmp_path: Path) -> None:
+    data = folders.experiment_folder(tmp_path)
+    tab = opened(explorer.make(tmp_path))
+    solved = chart(tab, "Solved")
+    assert solved.locator(".legend li").all_inner_texts() == ["model", "ideal denoiser"]
+    assert solved.locator(".panel:visible").count() == 1  # the other task is flat
+    folded = solved.locator("details")
+    assert folded.locator("summary").inner_text() == "Nothing changes: bounce (1 throughout)"
+    svg = solved.locator("svg[role=img]").first
+    assert svg.locator(".level").count() == 1
+    assert "a random legal answer" in svg.text_content()
+    box = svg.bounding_box()
+    tab.mouse.move(box["x"] + box["width"] * 0.99, box["y"] + 40)
+    told = solved.locator(".told").first.inner_text()
+    mean = float(data["solved"].sel(denoiser="model")[:2, :, -1].mean())
+    assert told.startswith(f"step 11: model {mean:.3g}")
 
 
-def colours(canvas: np.ndarray, rows: int, columns: int, left: int) -> np.ndarray:
+def colours(canvas: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """How light the cells of a map are, in their middles: [rows, columns]."""
-    plot = canvas[:, left:].astype(float).sum(-1)
+    plot = canvas[:, LEFT:].astype(float).sum(-1)
     y = ((np.arange(rows) + 0.5) * plot.shape[0] / rows).astype(int)
     x = ((np.arange(columns) + 0.5) * plot.shape[1] / columns).astype(int)
     return plot[y][:, x]
@@ -46,59 +71,38 @@ def agrees(seen: np.ndarray, values: np.ndarray) -> bool:
     return float(np.corrcoef(seen.ravel(), values.ravel())[0, 1]) > 0.97
 
 
-def test_maps_are_turned_and_follow_the_step(opened: Callable[..., Page], tmp_path: Path) -> None:
-    arrays = folders.layered_folder(tmp_path)
-    energy = np.concatenate([arrays["maze_energy"], arrays["bounce_energy"]])
+def test_maps_are_turned_and_cut(opened: Callable[..., Page], tmp_path: Path) -> None:
+    energy = folders.experiment_folder(tmp_path)["energy"]
     tab = opened(explorer.make(tmp_path))
-    lane = tab.locator(".heat", has_text="token energy").first
-    canvas, size = "#matrices canvas", (folders.LAYERS, folders.FRAMES)
+    lane = chart(tab, "Token energy")
+
+    def seen(rows: int, columns: int) -> np.ndarray:
+        return colours(shown(tab, ".heat canvas"), rows, columns)
+
+    whole = energy.mean(("puzzle", "seed", "frame"))
+    assert agrees(seen(folders.LAYERS, folders.STEPS), whole.transpose("layer", "step").values)
+    lane.get_by_label("task", exact=True).select_option(label="bounce")
+    lane.get_by_label("columns", exact=True).select_option(label="frame")
+    slider = lane.get_by_label("step", exact=True)
     for step in (2, 9):  # layer × frame at the step
-        slide(tab, "step", step)
-        assert agrees(colours(shown(tab, canvas), *size, LEFT), energy[:, :, step].mean((0, 1)))
-    lane.get_by_label("task", exact=True).select_option("bounce")
-    assert agrees(
-        colours(shown(tab, canvas), *size, LEFT), arrays["bounce_energy"][:, :, 9].mean((0, 1))
-    )
+        slider.fill(str(step))
+        at = energy[2, :, step].mean("seed")
+        assert agrees(seen(folders.LAYERS, folders.FRAMES), at.transpose("layer", "frame").values)
     lane.locator("canvas").click(position={"x": LEFT + 3, "y": 3})
     told = lane.locator(".behind").inner_text()
-    assert told.startswith("layer 0, frame 0: 2 runs. Lowest: bounce, puzzle 0, seed ")
-    lane.get_by_label("columns", exact=True).select_option("step")  # now on the common axis
-    wide = colours(shown(tab, "#heats canvas"), folders.LAYERS, folders.STEPS, LEFT)
-    assert agrees(wide, arrays["bounce_energy"].mean((0, 1, 4)).T)
-    # Others wait until they are asked for; a click shows the runs behind a swap.
-    tab.get_by_role("button", name="flipped (one)").click()
-    swap = tab.locator(".heat", has_text="flipped (one)")
-    swap.locator("canvas").focus()
-    tab.keyboard.press("ArrowDown")
-    tab.keyboard.press("Enter")
-    assert "layer 1" in swap.locator(".behind").inner_text()
-    assert "6 runs" in swap.locator(".behind").inner_text()
+    assert told.startswith("layer 0, frame 0: 2 runs. Lowest: bounce, puzzle 2, seed ")
+    assert lane.locator(".behind circle").count() == 2
     picture(tab, "maps")
 
 
 def test_keys_choose_the_cells_of_a_map(opened: Callable[..., Page], tmp_path: Path) -> None:
-    arrays = folders.layered_folder(tmp_path)
-    energy = np.concatenate([arrays["maze_energy"], arrays["bounce_energy"]])
+    energy = folders.experiment_folder(tmp_path)["energy"]
     tab = opened(explorer.make(tmp_path))
-    slide(tab, "step", 3)
-    slide(tab, "frame", 1)
-    lane = tab.locator(".heat", has_text="token energy").first
-    columns = lane.get_by_label("columns", exact=True)
-    columns.select_option("layer")  # its rows are frames now
+    lane = chart(tab, "Token energy")
     lane.locator("canvas").focus()
     for key in ("ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft", "ArrowDown", "Enter"):
         tab.keyboard.press(key)
-    said, _, number = lane.locator("h3 li b").inner_text().partition(": ")
-    assert said == "frame 1, layer 2"
-    np.testing.assert_allclose(float(number), energy[:, :, 3, 2, 1].mean(), rtol=0.01)
-    assert lane.locator(".behind").inner_text().startswith("frame 1, layer 2: 6 runs")
-    assert (value(tab, "step"), value(tab, "frame")) == (3, 1)
-    picture(tab, "map-cell")
-    columns.select_option("frame")  # these columns are the slider's
-    lane.locator("canvas").focus()
-    tab.keyboard.press("ArrowRight")
-    assert (value(tab, "step"), value(tab, "frame")) == (3, 2)
-    columns.select_option("step")
-    lane.locator("canvas").focus()
-    tab.keyboard.press("ArrowLeft")
-    assert (value(tab, "step"), value(tab, "frame")) == (2, 2)
+    said, _, number = lane.locator(".key b").inner_text().partition(": ")
+    assert said == "layer 1, step 2"
+    np.testing.assert_allclose(float(number), energy[:, :, 2, 1].mean(), rtol=0.01)
+    assert lane.locator(".behind").inner_text().startswith("layer 1, step 2: 6 runs")

@@ -286,7 +286,7 @@ def test_clips_settle_in_parts(model: Wan, clips) -> None:
         "step of settling",
     }
     assert "what changes less what stays" in set(rows["case"])
-    assert dict(experiment.figures(dataset)).keys() == {"distance", "film"}
+    assert dict(experiment.figures(dataset)).keys() == {"distance", "film-clips"}
 
 
 def test_parts_of_a_clip_are_told_apart_by_what_changes(small_model: Wan) -> None:

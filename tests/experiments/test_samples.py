@@ -55,65 +55,47 @@ def test_only_puzzles_with_several_answers_if_asked(small_model: Wan) -> None:
         Samples.of_tasks(small_model, ("rotation",), 1, several=True)
 
 
-def test_baselines_are_those_of_the_very_puzzles(small_model: Wan) -> None:
-    samples = Samples.of_tasks(small_model, ("rotation",), 20)
-    levels = samples.baselines()
+def test_baselines_are_of_each_puzzle_by_its_task(small_model: Wan) -> None:
+    alone = Samples.of_tasks(small_model, ("rotation",), 20)
+    levels = alone.baselines()
     assert not levels["solved"].still.any()
     assert not levels["score"].still.any()
     assert 0.1 < levels["solved"].chance.mean() < 0.25  # one angle in six
-    np.testing.assert_array_equal(levels["score"], samples.baselines()["score"])
-
-
-def test_baselines_are_of_each_puzzle_by_its_task(small_model: Wan) -> None:
-    samples = Samples.of_tasks(small_model, ("rotation", "maze"), 6)
-    levels = samples.levels({"solved": "solved", "clean": "score"})
-    assert set(levels) == {"chance_solved", "still_solved", "chance_clean", "still_clean"}
-    data = xr.Dataset(levels, samples.coordinates())
+    samples = Samples.of_tasks(small_model, ("rotation", "maze"), 20)
+    variables = samples.levels({"solved": "solved", "clean": "score"})
+    assert set(variables) == {"chance_solved", "still_solved", "chance_clean", "still_clean"}
+    data = xr.Dataset(variables, samples.coordinates())
     assert data["chance_clean"].dims == ("puzzle",)
     assert data["task"].values.tolist() == list(samples.tasks)
-    chance = data["chance_solved"].values
-    assert chance[6:].min() < chance[:6].mean(), "some mazes have many wrong ways"
-    alone = Samples.of_tasks(small_model, ("rotation",), 6).baselines()["solved"].chance
-    np.testing.assert_allclose(chance[:6], alone)
+    np.testing.assert_allclose(data["chance_solved"][:20], levels["solved"].chance)
     parts = data["part"].values
-    assert set(parts[:6]) == {"rotation, one answer"}
+    assert set(parts[:20]) == {"rotation, one answer"}
     assert (parts == "maze, several answers").sum() == samples.several.sum()
 
 
 def test_clips_have_conditions_and_no_judge(small_model: Wan, tmp_path: Path) -> None:
+    """Prompts as texts, and in files of texts or embeddings, which count as much."""
     prompt = "maze shortest way from red to blue"
-    rows = np.zeros((8, small_model.config.dit.text_dim), np.float32)
-    np.save(tmp_path / "rows.npy", rows)
-    entries = [
-        {"prompt": prompt, "picture": picture(tmp_path, side=16)},
-        {"prompt": "rows.npy", "picture": "a.png", "negative": prompt},
-    ]
+    np.save(tmp_path / "rows.npy", np.zeros((8, small_model.config.dit.text_dim), np.float32))
+    (tmp_path / "prompt.txt").write_text(f"\ufeff{prompt}\n", encoding="utf-8")
+    prompts = (prompt, "rows.npy", "prompt.txt")
+    entries = [{"prompt": words, "picture": picture(tmp_path, side=16)} for words in prompts]
     file = clips_file(tmp_path, entries, frames=3)
     samples = Samples.of_clips(small_model, file)
-    assert len(samples) == 2
     assert not samples.judged
     assert samples.levels({"solved": "solved"}) == {}
-    assert samples.coordinates() == {"task": ("clip", ["clips", "clips"])}
+    assert samples.coordinates() == {"task": ("clip", ["clips"] * 3)}
     assert samples.latent == (3, 8, 8)
     context = np.asarray(samples.conditions.context)
-    np.testing.assert_array_equal(context[1], 0)
     assert np.abs(context[0]).max() > 0
-    before = digest(file)
+    np.testing.assert_array_equal(context[1], 0)
+    np.testing.assert_array_equal(context[2], context[0])
+    digests = {digest(file)}
     picture(tmp_path, side=48)
-    assert digest(file) != before
-
-
-def test_clips_a_model_cannot_make_are_refused_without_its_weights(tmp_path: Path) -> None:
-    config = wan22_i2v_a14b()
-    file = clips_file(tmp_path, [{"prompt": "x", "picture": picture(tmp_path)}], frames=81)
-    check_clips(config, file)
-    assert latent_frames(config, 81) == 21
-    clips_file(tmp_path, [{"prompt": "x", "picture": "a.png"}], frames=80)
-    with pytest.raises(ValueError, match="80 frames"):
-        check_clips(config, file)
-    clips_file(tmp_path, [{"prompt": "x"}])
-    with pytest.raises(ValueError, match="makes videos of a first frame; none is given"):
-        check_clips(config, file)
+    digests.add(digest(file))
+    (tmp_path / "prompt.txt").write_text("maze")
+    assert digest(file) not in digests
+    assert len(digests) == 2
 
 
 PROMPT = '{"prompt": "x"}'
@@ -127,19 +109,14 @@ PROMPT = '{"prompt": "x"}'
         ("[" * 100_000, "recursion"),
         ("[]", "it is \\[\\]; it is an object"),
         ("{}", '"clips" is null'),
-        ('{"clips": []}', '"clips" is \\[\\]'),
-        ('{"clips": {"prompt": "x"}}', '"clips" is {'),
         ('{"clip": []}', '"clip"; did you mean clips'),
         (f'{{"clips": [{PROMPT}], "fps": 4}}', '"fps"'),
         (f'{{"clips": [{PROMPT}], "frames": "81"}}', 'frames is "81"'),
         (f'{{"clips": [{PROMPT}], "height": 0}}', "height is 0"),
-        (f'{{"clips": [{PROMPT}], "width": 83.5}}', "width is 83.5"),
         (f'{{"clips": [{PROMPT}], "width": true}}', "width is true"),
         (f'{{"clips": [{PROMPT}, "x"]}}', 'clip 1 is "x"'),
         (f'{{"clips": [{PROMPT}, {{"picture": "a.png"}}]}}', "clip 1 has no prompt"),
         ('{"clips": [{"prompt": 3}]}', "clip 0: prompt is 3"),
-        (f'{{"clips": [{PROMPT}, {{"prompt": "x", "negative": []}}]}}', "clip 1: negative is"),
-        ('{"clips": [{"prompt": "x", "colour": "red"}]}', 'clip 0 has "colour"'),
         ('{"clips": [{"prompt": "x", "pictur": "a"}]}', "did you mean picture"),
         ('{"clips": [{"prompt": "x", "picture": "gone.png"}]}', "clip 0: picture: .*gone.png"),
         ('{"clips": [{"prompt": "x", "picture": "gs://a/b"}]}', "clip 0: picture: gs://a/b"),
@@ -161,6 +138,7 @@ def test_files_that_are_no_clips_are_refused(tmp_path: Path, text: str | None, s
     [
         ({"picture": "text.png"}, {}, "clip 1: .*text.png"),
         ({}, {}, "clip 1: .*makes videos of a first frame"),
+        ({"picture": "a.png"}, {"frames": 80}, "80 frames"),
         ({"picture": "b.png"}, {}, r"different sizes, .*\(clip 0\).*\(clip 1\)"),
         (
             {"picture": "a.png", "negative": "rows.npy"},
@@ -192,22 +170,9 @@ def test_the_example_works_once_its_pictures_are_there(tmp_path: Path) -> None:
     for config in (wan22_i2v_a14b(), wan22_ti2v_5b()):
         for profile in get_args(Profile):
             check_clips(with_profile(config, profile), file, profile)
+    assert latent_frames(wan22_i2v_a14b(), 81) == 21
     assert len(read_clips(file).clips) == 2
     before = file.read_bytes()
     with pytest.raises(ValueError, match="exists"):
         write_example(file)
     assert file.read_bytes() == before
-
-
-def test_a_prompt_in_a_file_of_its_own_counts(small_model: Wan, tmp_path: Path) -> None:
-    prompt = "maze shortest way from red to blue"
-    (tmp_path / "prompt.txt").write_text(f"\ufeff{prompt}\n", encoding="utf-8")
-    entries = [
-        {"prompt": words, "picture": picture(tmp_path, side=16)} for words in (prompt, "prompt.txt")
-    ]
-    file = clips_file(tmp_path, entries, frames=3)
-    context = np.asarray(Samples.of_clips(small_model, file).conditions.context)
-    np.testing.assert_array_equal(context[0], context[1])
-    before = digest(file)
-    (tmp_path / "prompt.txt").write_text("maze")
-    assert digest(file) != before

@@ -27,30 +27,16 @@ def test_every_config_describes_its_experiment(file: Path) -> None:
 
 
 def test_fields_are_changed_by_their_types() -> None:
-    changed = override(
-        Noise(),
-        [
-            "puzzles=3",
-            "seeds=4,5",
-            "several=true",
-            "tasks=maze",
-            "steps=0,0.5",
-            "frames=none",
-            "sampling.steps=10",
-            "sampling.shift=3",
-            "sampling.solver=unipc",
-            "sampling.guidance=2",
-            "clips=some/clips.json",
-        ],
-    )
-    settings = Settings(steps=10, shift=3.0, solver="unipc", guidance=(2.0,))
+    words = "puzzles=3 seeds=4,5 several=true tasks=maze steps=0,0.5 frames=none sampling.steps=10 "
+    words += "sampling.shift=3 sampling.solver=unipc sampling.guidance=2 clips=some/clips.json"
+    changed = override(Noise(), words.split())
     assert changed == Noise(
         puzzles=3,
         seeds=(4, 5),
         several=True,
         tasks=("maze",),
         steps=(0, 0.5),
-        sampling=settings,
+        sampling=Settings(steps=10, shift=3.0, solver="unipc", guidance=(2.0,)),
         clips=Path("some/clips.json"),
     )
     assert isinstance(changed.sampling.shift, float)
@@ -97,8 +83,7 @@ def test_places_are_numbers_or_fractions() -> None:
 
 def test_a_window_is_the_papers_in_its_own_depth() -> None:
     assert window(0.5, 0.75, 40) == list(range(20, 30))
-    assert window(0.5, 0.75, 8) == [4, 5]
-    assert window(0.5, 0.75, 2) == [1]
+    assert [window(0.5, 0.75, n) for n in (8, 2)] == [[4, 5], [1]]
     assert window(1.0, 1.0, 4) == [3]
     with pytest.raises(ValueError, match="none: fractions"):
         window(0.7, 0.2, 8)

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from einops import rearrange
 
 from jcos.config import PixelCodec
+from jcos.lab import results
 from jcos.media import formats
 from jcos.report.plane import Line, Look, Plane
 from jcos.sampling.probes import Noise, Probe, SeedEnsemble, chain
@@ -85,7 +87,8 @@ def sample_folder(
         x0=latents[:, :, :-1],
         latents=latents[:, :, -1],
         x0_scores=np.linspace(0, 1, 4 * STEPS).reshape(2, 2, STEPS),
-        mass=np.full((2, 2, STEPS, 3), 0.3),
+        mass=np.full((2, 2, STEPS, 3), 0.3) + np.eye(STEPS, 3)[:, ::-1] * 0.1,
+        answers=pictures(2, 1, seed=8)[:, 0, :3],
         off=np.full((2, 2, STEPS), 0.1),
         reference=pictures(2, seed=6),
     )
@@ -104,88 +107,92 @@ def sample_folder(
     return pixels
 
 
-def experiment_folder(folder: Path, *, question: str = "Where does noise hurt?") -> None:
-    """Like `jcos run`: curves by task, and cases of noise at steps and frames."""
-    rng = np.random.default_rng(0)
-    cases = [(-1, -1, "none")]
-    cases += [(s, -1, "step") for s in range(STEPS)]
-    cases += [(s, f, "cell") for s in (0, 4, 8) for f in range(FRAMES)]
-    step, frame, kind = zip(*cases, strict=True)
-    (folder / "figures").mkdir(parents=True)
-    np.savez_compressed(
-        folder / "arrays.npz",
-        task=np.array(["maze", "maze", "bounce", "bounce"]),
-        solved_by_step=rng.random((4, 2, STEPS)) < np.linspace(0, 1, STEPS),
-        kind=np.array(kind),
-        step=np.array(step),
-        frame=np.array(frame),
-        score=rng.random((len(cases), 4, 2)),
+def measured(
+    values: np.ndarray, title: str, **attributes: Any
+) -> tuple[np.ndarray, dict[str, Any]]:
+    about = {"long_name": title, "units": "1", "valid_min": 0.0, "valid_max": 1.0}
+    return values, about | {"comment": f"What {title} means."} | attributes
+
+
+def dataset() -> xr.Dataset:
+    """Like an experiment's: 3 puzzles of two tasks × 2 seeds; curves with baselines, also of the
+    ideal denoiser; noise at steps and in cells; energies by step, layer and frame."""
+    rng = np.random.default_rng(4)
+    cases = [("without noise", "none", np.nan, np.nan)]
+    cases += [(f"step {s}", "one step", s, np.nan) for s in range(STEPS)]
+    cases += [(f"step {s}, frame {f}", "one cell", s, f) for s in (0, 4, 8) for f in range(FRAMES)]
+    case, kind, at_step, at_frame = zip(*cases, strict=True)
+    share = rng.random((2, 3, 2, STEPS)).astype(np.float32) * np.linspace(0.2, 1, STEPS, dtype="f4")
+    share[:, 2] = 1
+    solved, about = measured(share, "Solved", ancillary_variables="chance_solved")
+    energy, of_energy = measured(rng.random((3, 2, STEPS, LAYERS, FRAMES)), "Token energy")
+    score, of_score = measured(rng.random((len(cases), 3, 2)), "Score with noise")
+    plain = ("puzzle", "seed")
+    return xr.Dataset(
+        {
+            "solved": (("denoiser", *plain, "step"), solved, about),
+            "chance_solved": (("puzzle",), [0.25, 0.25, 0.5]),
+            "energy": ((*plain, "step", "layer", "frame"), energy, of_energy),
+            "score": (("case", *plain), score, of_score),
+            "hidden": ((*plain, "step"), np.zeros((3, 2, STEPS))),
+        },
+        {
+            "denoiser": ["model", "ideal denoiser"],
+            "task": ("puzzle", ["maze", "maze", "bounce"]),
+            "step": np.arange(STEPS),
+            "case": list(case),
+            "kind": ("case", list(kind)),
+            "at_step": ("case", np.array(at_step, float)),
+            "at_frame": ("case", np.array(at_frame, float)),
+        },
+        {"experiment": "noise"},
     )
-    config = {
+
+
+LAYERS = 4
+
+
+def experiment_folder(folder: Path, *, question: str = "Where does noise hurt?") -> xr.Dataset:
+    """Like `jcos run`: a dataset, a table, a figure, and a section that names some of them."""
+    data = dataset()
+    (folder / "figures").mkdir(parents=True)
+    results.save(data, folder / "results.nc")
+    run = {
         "experiment": "noise",
-        "question": question,
+        "title": question,
+        "lead": "What noise <does>.",
+        "sections": [
+            {"title": "Late & early", "text": "One.\n\nTwo <b>.", "figures": ["noise"]},
+            {"title": "Solved by step", "charts": ["solved"]},
+        ],
         "command": "jcos run configs/noise.py",
         "sampling": SAMPLING,
         "model": {"name": "toy"},
         "seconds": 12.5,
         "figures": {"noise": "Noise <hurts> late."},
     }
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "run.json").write_text(json.dumps(run))
     with (folder / "table.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["task", "measure", "value", "low", "high", "n"])
         for i, value in enumerate([0.25, 0.5, 0.125]):
             table.writerow([f"task {i}", "<b>score</b>", value, value - 0.1, value + 0.1, 64])
-    (folder / "figures" / "noise.png").write_bytes(formats.png(pictures(seed=1)[0]))
+    (folder / "figures" / "noise.svg").write_text(FIGURE)
+    return data
 
 
-LAYERS, LOOKED = 4, [0, 5, 11]
-
-
-def layered_arrays() -> dict[str, np.ndarray]:
-    """Of 2 puzzles of a task and 1 of another × 2 seeds: energies [puzzle, seed, step, layer,
-    frame] by task; probes at three steps; a perturbed run's distances; swaps of two sets."""
-    rng = np.random.default_rng(4)
-    swaps = [(-1, 0, "none"), *((k, s, "one") for k in range(LAYERS) for s in (0, 6))]
-    swaps += [(k, 11, "kept up") for k in range(LAYERS)]
-    layer, step, during = zip(*swaps, strict=True)
-    return {
-        "maze_energy": rng.random((2, 2, STEPS, LAYERS, FRAMES)),
-        "bounce_energy": rng.random((1, 2, STEPS, LAYERS, FRAMES)),
-        "decoded": rng.random((2, 3, len(LOOKED), 3, 2)),
-        "looked": np.array(LOOKED),
-        "reading": np.array(["answer", "choice"]),
-        "source": np.array(["layer 0", "layer 1", "x̂0"]),
-        "layer": np.array(layer),
-        "step": np.array(step),
-        "during": np.array(during),
-        "flipped": rng.random((len(swaps), 3, 2)) < 0.5,
-        "reach": rng.random((len(swaps), 3, 2, STEPS)),
-        "task": np.array(["maze", "maze", "bounce"]),
-    }
-
-
-LAYERED = {
-    "*_energy": "puzzle seed step layer frame: token energy",
-    "decoded": "reading source step@looked puzzle seed",
-    "reading": "reading",
-    "source": "source",
-    "flipped": "case puzzle seed",
-    "reach": "case puzzle seed step",
-    "layer": "case",
-    "step": "case",
-    "during": "case",
-    "task": "puzzle",
-}
-
-
-def layered_folder(folder: Path) -> dict[str, np.ndarray]:
-    """Like `jcos run` of experiments that look into layers."""
-    experiment_folder(folder, question="What do layers do?")
-    np.savez_compressed(folder / "arrays.npz", allow_pickle=False, **layered_arrays())
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"axes": LAYERED}))
-    return layered_arrays()
+FIGURE = """<?xml version="1.0" encoding="utf-8"?>
+<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="230.4pt"
+ height="165.6pt" viewBox="0 0 230.4 165.6">
+<style type="text/css">*{fill: red}</style><script>hacked = 1</script>
+<defs><clipPath id="inside"><rect x="0" y="0" width="200" height="100"/></clipPath></defs>
+<g id="axes" clip-path="url(#inside)" onclick="hacked = 1">
+<a xlink:href="http://elsewhere.example/"><text x="1" y="9">left out</text></a>
+<use xlink:href="http://elsewhere.example/a.svg#b"/><use xlink:href="#in"/>
+<path id="in" d="M0 0L200 9" style="stroke: #0072b2; fill: none"/>
+<text x="20" y="40" style="font: 10px 'DejaVu Sans', sans-serif; fill: #000000">step</text>
+</g></svg>
+"""
 
 
 def generate_folder(

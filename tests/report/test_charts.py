@@ -1,121 +1,132 @@
-"""Charts show their numbers where they lie, tell them as text, and survive what is missing."""
+"""Charts come from the dimensions of a dataset: which there are, and what they show."""
 
-import math
-import re
-from xml.etree import ElementTree as ET
+import base64
+from typing import Any
 
+import numpy as np
 import pytest
+import xarray as xr
 
-from jcos.report import charts
-from jcos.report.demo import Curve
-
-
-def parsed(svg: str) -> ET.Element:
-    """Inline SVG is checked as XML: all tags closed, all attributes quoted."""
-    return ET.fromstring(f"<div>{svg}</div>")
+from jcos.lab import results
+from jcos.report.charts import MISSING, Chart, charts_of, fitted, pack
+from tests.report import folders
 
 
-def flat_curve(n: int) -> Curve:
-    return Curve(label="a", x=list(range(n)), y=[0.5] * n, low=[0.4] * n, high=[0.6] * n)
+def unpacked(packed: dict[str, Any]) -> np.ndarray:
+    """What the page makes of packed numbers."""
+    codes = np.frombuffer(base64.b64decode(packed["data"]), "<u2").astype(np.float64)
+    step = (packed["high"] - packed["low"]) / (MISSING - 1)
+    return np.where(codes == MISSING, np.nan, packed["low"] + codes * step)
 
 
-HOLES = [0.2, None, math.nan, 0.4, math.inf, 0.9]
+@pytest.fixture(scope="module")
+def data() -> xr.Dataset:
+    return folders.dataset()
 
 
-@pytest.mark.parametrize("spare", [False, True])
-@pytest.mark.parametrize(
-    ("x", "y"),
-    [
-        ([], []),
-        ([3], [0.5]),
-        ([3], [None]),
-        ([0, 1], [math.nan, None]),
-        (list(range(6)), HOLES),
-        ([2, 2], [0, 1]),
-    ],
-)
-def test_charts_survive_holes_and_single_points(x, y, spare):
-    low = [None if v is None else v - 0.1 for v in y]
-    high = [None if v is None else v + 5 for v in y]
-    curve = Curve(label="a", x=x, y=y, low=low, high=high)
-    svg = charts.line_chart(
-        [curve], title="t", x_label="step", y_label="y", spare=spare, background=[curve]
+@pytest.fixture(scope="module")
+def charts(data: xr.Dataset) -> dict[str, Chart]:
+    found, missing = charts_of(data)
+    assert not missing
+    return {chart.title: chart for chart in found}
+
+
+def test_what_moves_and_has_a_title_is_a_chart(charts: dict[str, Chart]) -> None:
+    assert {title: chart.about()["kind"] for title, chart in charts.items()} == {
+        "Solved": "curves",
+        "Token energy": "map",
+        "Score with noise: one step": "curves",
+        "Score with noise: one cell": "map",
+    }
+
+
+def test_curves_are_estimates_by_task(data: xr.Dataset, charts: dict[str, Chart]) -> None:
+    drawn = charts["Solved"].drawn()
+    maze, bounce = drawn["panels"]
+    model, ideal = maze["lines"]
+    cells = results.estimates(data["solved"]).sel(task="maze", denoiser="model")
+    for field in ("mean", "low", "high"):
+        np.testing.assert_allclose(model[field], cells[field], rtol=1e-3)
+    assert (model["label"], model["ideal"]) == ("model", False)
+    assert (ideal["label"], ideal["ideal"]) == ("ideal denoiser", True)
+    assert maze["levels"] == [{"label": "a random legal answer", "value": 0.25}]
+    assert bounce["levels"][0]["value"] == 0.5
+    assert (maze["n"], bounce["n"]) == (2, 1)
+    assert (maze["flat"], bounce["flat"]) == (False, True)  # solved from the first step on
+    assert drawn["range"] == [0, 1]
+    assert drawn["comment"] == "What Solved means."
+
+
+def test_cases_lie_where_they_change_something(data: xr.Dataset, charts: dict[str, Chart]) -> None:
+    drawn = charts["Score with noise: one step"].drawn()
+    assert drawn["labels"] == list(range(folders.STEPS))
+    (line,) = drawn["panels"][0]["lines"]
+    mazes = data["score"].isel(puzzle=[0, 1]).mean(("puzzle", "seed"))
+    np.testing.assert_allclose(line["mean"], mazes[1 : 1 + folders.STEPS], rtol=1e-3)
+    (level,) = drawn["panels"][0]["levels"]
+    assert level["label"] == "without noise"
+    assert level["value"] == pytest.approx(float(mazes[0]), rel=1e-3)
+    cells = charts["Score with noise: one cell"].drawn()
+    axes = {axis["name"]: axis["labels"] for axis in cells["axes"]}
+    assert axes == {"task": ["all", "maze", "bounce"], "step": [0, 4, 8], "frame": [0, 1, 2, 3, 4]}
+
+
+def test_a_map_has_the_runs_behind_it(data: xr.Dataset, charts: dict[str, Chart]) -> None:
+    drawn = charts["Token energy"].drawn()
+    shape = [len(axis["labels"]) for axis in drawn["axes"]]
+    assert shape == [3, folders.STEPS, folders.LAYERS, folders.FRAMES]
+    means = unpacked(drawn["values"]).reshape(shape)
+    energy = data["energy"]
+    np.testing.assert_allclose(means[0], energy.mean(("puzzle", "seed")), atol=1e-4)
+    np.testing.assert_allclose(means[2], energy[2].mean("seed"), atol=1e-4)
+    runs = unpacked(drawn["runs"]).reshape(*shape[1:], 6)
+    np.testing.assert_allclose(runs[3, 2, 1], energy[:, :, 3, 2, 1].values.ravel(), atol=1e-4)
+    assert drawn["names"][5] == "bounce, puzzle 2, seed 1"
+
+
+def test_many_lines_are_the_rows_of_a_map() -> None:
+    values = np.random.default_rng(0).random((9, 2, 4))
+    array = xr.DataArray(values, dims=("token", "puzzle", "step"), attrs={"long_name": "A"})
+    (chart,), _ = charts_of(array.to_dataset(name="a"))
+    assert chart.is_map
+    (chart,), _ = charts_of(array[:3].to_dataset(name="a"))
+    assert not chart.is_map
+    assert [line["hue"] for line in chart.drawn()["panels"][0]["lines"]] == [0, 1, 2]
+
+
+def test_a_chart_that_lacks_something_is_said() -> None:
+    without = xr.DataArray(np.zeros(4), dims="step", attrs={"long_name": "A"})
+    named = xr.DataArray(
+        np.zeros((2, 4)),
+        dims=("puzzle", "step"),
+        attrs={"long_name": "B", "ancillary_variables": "chance_b"},
     )
-    parsed(svg)
-    assert "nan" not in svg
-    assert "inf" not in svg
-    known = [v for v in y if v is not None and math.isfinite(v)]
-    assert svg.count("<title>") == len(known)
-    assert ("no data" in svg) == (not known)
+    charts, missing = charts_of(xr.Dataset({"a": without, "b": named}))
+    assert [chart.name for chart in charts] == ["b"]
+    assert [sentence.split(":")[0] for sentence in missing] == ["a", "b"]
 
 
-def test_many_points_get_a_band_and_few_get_whiskers():
-    def drawn(n):
-        return charts.line_chart([flat_curve(n)], title="t", x_label="x", y_label="y")
-
-    assert 'class="whisker' in drawn(5)
-    assert 'class="band' not in drawn(5)
-    assert 'class="band' in drawn(50)
-
-
-def test_a_point_tells_its_value_and_interval():
-    curve = Curve(label="maze", x=[12], y=[0.834], low=[0.76], high=[0.89])
-    svg = charts.line_chart([curve], title="t", x_label="step", y_label="y")
-    assert "<title>maze, step 12: 0.83 [0.76, 0.89]</title>" in svg
+def test_values_that_are_not_known_leave_holes() -> None:
+    values = np.full((2, 1, 3), np.nan)
+    values[:, 0, 1] = 0.5
+    array = xr.DataArray(values, dims=("puzzle", "seed", "step"), attrs={"long_name": "A"})
+    (chart,), _ = charts_of(array.to_dataset(name="a"))
+    assert chart.drawn()["panels"][0]["lines"][0]["mean"] == [None, 0.5, None]
+    (nothing,), _ = charts_of((array * np.nan).assign_attrs(array.attrs).to_dataset(name="a"))
+    assert nothing.drawn()["panels"] == []
 
 
-def test_curves_lie_where_their_numbers_say():
-    svg = charts.line_chart(
-        [Curve(label="a", x=[0, 5, 10], y=[0.0, 0.5, 1.0])], title="t", x_label="x", y_label="y"
-    )
-    spots = [tuple(map(float, m)) for m in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', svg)]
-    (x0, y0), (x1, y1), (x2, y2) = spots
-    assert x1 == pytest.approx((x0 + x2) / 2, abs=0.1)
-    assert y1 == pytest.approx((y0 + y2) / 2, abs=0.1)
-    assert x2 > x0
-    assert y2 < y0
+def test_packed_numbers_come_back() -> None:
+    values = np.array([[0.25, np.nan], [-3.0, 7.5]])
+    np.testing.assert_allclose(unpacked(pack(values)).reshape(2, 2), values, atol=2e-4)
+    assert pack(np.full((2, 2), np.nan))["high"] == 0
 
 
-@pytest.mark.parametrize("values", [[0.5, 0.6], [None, 0.6], [None, None], [math.nan, 1.4]])
-def test_stacked_charts_survive_holes(values):
-    layers = [charts.Layer("a", values, "s0"), charts.Layer("b", [0.2, 0.1], "s1")]
-    svg = charts.stacked_chart(
-        [0, 1], layers, title="t", x_label="x", y_label="y", over=charts.Layer("o", values, "off")
-    )
-    parsed(svg)
-    assert "nan" not in svg
-    known = sum(v is not None and math.isfinite(v) for v in values)
-    assert svg.count("<title>") == known
-    assert ("<polygon" in svg) == (known > 0)
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "about", "whole", "found"),
-    [
-        (0, 1, 4, False, [0, 0.25, 0.5, 0.75, 1]),
-        (0, 49, 5, True, [0, 10, 20, 30, 40]),
-        (0, 4, 5, True, [0, 1, 2, 3, 4]),
-        (1, 50, 5, True, [10, 20, 30, 40, 50]),
-        (2, 2, 5, True, [2]),
-    ],
-)
-def test_ticks_are_round_numbers(low, high, about, whole, found):
-    assert charts.ticks(low, high, about, whole=whole) == found
-
-
-def test_words_are_escaped_in_text_and_in_attributes():
-    evil = "\"><script>x</script> & 'y'"
-    curve = Curve(label=evil, x=[0, 1], y=[0.1, 0.2])
-    svg = charts.line_chart([curve, curve], title=evil, x_label=evil, y_label=evil)
-    tags = {element.tag for element in parsed(svg).iter()}
-    assert "script" not in tags
-    drawn = charts.interval_bar(0.1, 0.0, 0.2, (0, 1), told=evil)
-    assert parsed(drawn)[0].get("aria-label") == evil
-
-
-@pytest.mark.parametrize(("low", "high"), [(None, None), (math.nan, 0.5), (-3.0, 7.0)])
-def test_an_interval_stays_on_its_scale(low, high):
-    svg = charts.interval_bar(0.4, low, high, (0.0, 1.0), told="t", zero=True)
-    parsed(svg)
-    assert "nan" not in svg
-    assert all(-1 <= float(x) <= 241 for x in re.findall(r"[MH](-?[\d.]+)", svg))
+def test_a_map_that_is_too_large_is_averaged_from_its_last_axes() -> None:
+    values = np.random.default_rng(0).random((4, 5, 6, 3)).astype(np.float32)
+    axes = [
+        {"name": name, "labels": list(range(n))} for name, n in zip("abc", (4, 5, 6), strict=True)
+    ]
+    small, left = fitted(values, axes, 4 * 5 * 3, drop=True)
+    assert [axis["name"] for axis in left] == ["a", "b"]
+    np.testing.assert_allclose(small, values.mean(2), rtol=1e-5)

@@ -1,6 +1,8 @@
 """What `jcos explore` serves: the runs below a folder, to this machine alone."""
 
+import base64
 import io
+import json
 import re
 import threading
 import urllib.error
@@ -8,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -40,19 +43,25 @@ def get(address: str, **headers: str) -> bytes:
 def test_live_lists_runs_and_serves_only_them(served: str, tmp_path: Path) -> None:
     listed = get(f"{served}/").decode()
     a, b = sorted(re.findall(r'href="(run/\w+/)"><b>(\w)</b>', listed), key=lambda run: run[1])
+    assert ">solved</small>" in listed
     assert "Where does noise hurt?" in get(f"{served}/{a[0]}").decode()
     page = get(f"{served}/{b[0]}").decode()
-    sheet = data_of(page)["views"][2]["sheet"]
-    with Image.open(io.BytesIO(get(f"{served}/{b[0]}{sheet}"))) as picture:
+    assert len(data_of(page)["views"]) == 4
+    assert 'id="view-0"' not in page  # runs are asked for when they are looked at
+    view = json.loads(get(f"{served}/{b[0]}explore.data/view-2.json"))
+    with Image.open(io.BytesIO(base64.b64decode(view["sheet"].partition(",")[2]))) as picture:
         assert picture.format == "PNG"
+    chart = json.loads(get(f"{served}/{a[0]}explore.data/chart-0.json"))
+    assert chart["title"] == "Solved"
     assert len(get(f"{served}/{b[0]}arrays.npz")) == (
         (tmp_path / "runs" / "b" / "arrays.npz").stat().st_size
     )
-    before = get(f"{served}/{b[0]}version")
-    assert get(f"{served}/{b[0]}version") == before
-    (tmp_path / "runs" / "b" / "new.csv").write_text("a\n1\n")
-    assert get(f"{served}/{b[0]}version") != before
-    for wrong in ("../../secret.txt", "..%2f..%2fsecret.txt", "out", "none", "%00"):
+    with urllib.request.urlopen(f"{served}/{a[0]}figures/noise.svg") as figure:
+        assert "sandbox" in figure.headers["Content-Security-Policy"]
+    for wrong in (
+        *("../../secret.txt", "..%2f..%2fsecret.txt", "out", "none", "%00"),
+        *("explore.data/view-9.json", "explore.data/chart-x.json", "explore.data/view--1.json"),
+    ):
         with pytest.raises(urllib.error.HTTPError, match="404") as error:
             get(f"{served}/{b[0]}{wrong}")
         error.value.close()
@@ -110,12 +119,48 @@ def test_a_part_that_is_not_there_is_refused(served: str, tmp_path: Path, asked:
     error.value.close()
 
 
-def test_work_in_progress_does_not_load_the_page_again(served: str, tmp_path: Path) -> None:
-    folder, address = tmp_path / "runs" / "b", f"{run_b(served)}version"
-    (folder / "state" / "claims" / "task").mkdir(parents=True)
-    before = get(address)
-    for name in ("state/claims/task/00000.json", ".film.mp4.a1.part", "film.part", ".hidden"):
-        (folder / name).write_text("now")
-    assert get(address) == before
-    (folder / "state" / "made.json").write_text("{}")
-    assert get(address) != before
+def test_runs_are_compared_by_their_names(served: str, tmp_path: Path) -> None:
+    folders.sample_folder(tmp_path / "runs" / "c", noise=(), seed=6)
+    listed = get(f"{served}/").decode()
+    b, c = (re.findall(rf'href="run/(\w+)/"><b>{name}<', listed)[0] for name in "bc")
+    assert "interventions: noise steps" in listed
+    page = get(f"{served}/run/{b}+{c}/").decode()
+    labels = [view["label"] for view in data_of(page)["views"]]
+    assert labels[:2] == ["b, seed 0", "c, seed 0"]
+    assert f'href="/run/{c}/arrays.npz"' in page
+    assert "What differs" in page
+    with pytest.raises(urllib.error.HTTPError, match="404") as error:
+        get(f"{served}/run/{b}+none/")
+    error.value.close()
+
+
+def test_what_changes_is_read_again(served: str, tmp_path: Path) -> None:
+    address = run_b(served)
+    get(address)
+    (tmp_path / "runs" / "b" / "new.csv").write_text("a\n1\n")
+    assert "new.csv" in get(address).decode()
+
+
+def test_damage_is_said_where_it_is_looked_at(served: str, tmp_path: Path) -> None:
+    file = tmp_path / "runs" / "b" / "arrays.npz"
+    whole = dict(np.load(file))
+    np.savez_compressed(file, allow_pickle=False, **whole | {"x0": whole["x0"][:1]})
+    view = json.loads(get(f"{run_b(served)}explore.data/view-3.json"))
+    assert "cannot be read" in view["error"]
+    assert "sheet" in json.loads(get(f"{run_b(served)}explore.data/view-0.json"))
+
+
+def test_every_run_has_a_row_and_most_a_picture(served: str, tmp_path: Path) -> None:
+    folders.look(1, 1).save(tmp_path / "runs" / "look", command="jcos demo")
+    folders.generate_folder(tmp_path / "runs" / "gen")
+    (tmp_path / "runs" / "broken").mkdir()
+    (tmp_path / "runs" / "broken" / "run.json").write_text("{<b>")
+    listed = get(f"{served}/").decode()
+    assert "run.json cannot be read" in listed
+    kinds = {}
+    for key, name in re.findall(r'href="(run/\w+/)"><b>(\w+)<', listed):
+        with urllib.request.urlopen(f"{served}/{key}explore.thumbnail") as answer:
+            kinds[name] = answer.headers["Content-Type"]
+    pictures = {name: kind.removeprefix("image/") for name, kind in kinds.items()}
+    drawn = {"a": "svg+xml", "look": "png", "gen": "png"}
+    assert pictures == drawn | {"b": "svg+xml", "broken": "svg+xml"}

@@ -90,6 +90,58 @@ def test_branches_part_where_something_draws_from_their_keys(model, condition) -
     np.testing.assert_array_equal(before[2], before[1])
 
 
+def test_worlds_may_have_their_own_seeds_and_keep_their_own_runs(model, condition) -> None:
+    worlds = trajectory.tree_stack([condition, model.condition(frame(1), "right", FRAMES)])
+    probe = Noise.at_steps(STEPS, FRAMES, [3], strength=0.5)
+    runs = steps(model, worlds, [[0, 1, 2], [5, 6, 7]], probe=probe)
+    for state in runs:
+        if state.step == 1:
+            assert state.keep([[2, 0], [0, 1]]).seeds == ((2, 0), (5, 6))
+    for world, seeds in enumerate(((2, 0), (5, 6))):
+        one = jax.tree.map(lambda a, i=world: a[i], worlds)
+        close(runs.state.x[world], generate(model, one, seeds, probe=probe).latents)
+    for seeds in ([[0, 1], [2]], [[0], [1], [2]]):
+        with pytest.raises(ValueError, match="2 world"):
+            steps(model, worlds, seeds)
+
+
+def test_no_two_copies_draw_the_same(model, condition) -> None:
+    """Also where runs are copied again and again."""
+    runs = steps(model, condition, (0, 1))
+    next(runs).branch(2).branch(3).take([0, 0, 1, 6, 6])
+    assert runs.state.seeds == (0, 0, 0, 1, 1)
+    next(runs).branch(2)
+    keys = jax.random.key_data(runs.state.keys)[0]
+    assert len(np.unique(keys, axis=0)) == 10
+
+
+def test_runs_join_behind_those_of_the_same_step(model, condition) -> None:
+    runs, others = (steps(model, condition, seeds) for seeds in ((0, 1), (4,)))
+    first, other = next(others), next(others)
+    with pytest.raises(ValueError, match="after step 1 cannot"):
+        next(runs).join(other)
+    assert first.step == 0
+    next(runs).join(other)
+    assert runs.state.seeds == (0, 1, 4)
+    close(to_the_end(runs), generate(model, condition, (0, 1, 4)).latents)
+
+
+def test_latents_can_be_moved_and_a_step_made_again(model, condition) -> None:
+    runs = steps(model, condition, (0, 1))
+    first = runs.state.solver.x
+    for state in runs:
+        if state.step == 2:
+            break
+    runs.state.move(first, step=-1)
+    assert [state.step for state in runs] == list(range(STEPS))
+    close(runs.state.x, generate(model, condition, (0, 1)).latents)
+    state = next(steps(model, condition, (0, 1)))
+    before = state.solver
+    moved = state.move(0.5 * before.x).solver
+    close(moved.x, 0.5 * before.x)
+    close(moved.corrected - before.corrected, moved.x - before.x)
+
+
 def test_all_steps_are_one_program(model, condition) -> None:
     to_the_end(steps(model, condition, (0, 1)))
     programs = _advance._cache_size()  # type: ignore[attr-defined]

@@ -1,17 +1,33 @@
-// What every page has: small helpers, sortable tables, the look whether served results changed.
-// `explorer.script` joins the scripts, in this order: explorer, plane, curves, controls; in one function.
+// What every page has: small helpers, tables, figures, and data that is read when it is looked at.
+// `explorer.script` joins the scripts, in its order, in one function.
 const $ = id => document.getElementById(id);
+const SHAPES = ["svg", "path", "polygon", "circle", "text", "rect", "line", "title"];
 const make = (tag, attributes = {}, ...children) => {
-  const svg = ["svg", "path", "polygon", "circle", "text", "rect", "line", "title"].includes(tag);
-  const e = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  const e = SHAPES.includes(tag) ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
   for (const [k, v] of Object.entries(attributes)) e.setAttribute(k, v);
   e.append(...children);
   return e;
 };
 const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
 const brief = v => v == null ? "–" : String(+v.toPrecision(3)).replace("-", "−");
+const data = JSON.parse($("data").textContent);
 
-// ---- tables -------------------------------------------------------------------------------------
+async function read(id) {
+  // A run or chart: inside the page, or of the machine that serves it.
+  const inside = $(id);
+  if (inside) return JSON.parse(inside.textContent);
+  const answer = await fetch(`explore.data/${id}.json`).catch(() => null);
+  return answer?.ok ? answer.json() : { error: "it cannot be had from the server." };
+}
+
+function seen(element, then) {
+  // Once it is on the screen, or nearly.
+  const watcher = new IntersectionObserver(entries => {
+    if (entries.some(e => e.isIntersecting)) { watcher.disconnect(); then(); }
+  }, { rootMargin: "500px" });
+  watcher.observe(element);
+}
+
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   table.tHead.addEventListener("click", event => {
@@ -25,27 +41,15 @@ for (const table of document.querySelectorAll("table.sortable")) {
     th.setAttribute("aria-sort", up ? "ascending" : "descending");
     body.append(...rows);
   });
-  const find = table.closest("details").querySelector("[data-find]");
+  const find = table.closest(".numbers").querySelector("[data-find]");
   find.addEventListener("input", () => {
     const wanted = find.value.toLowerCase();
     for (const row of body.rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
   });
 }
 
-// ---- figures ------------------------------------------------------------------------------------
 for (const button of document.querySelectorAll(".enlarge"))
   button.addEventListener("click", () => button.setAttribute("aria-expanded", button.getAttribute("aria-expanded") !== "true"));
 // The picture stands once in the page; its link gets it when it is wanted.
-for (const link of document.querySelectorAll(".save"))
+for (const link of document.querySelectorAll(".save[href='']"))
   link.addEventListener("click", () => { link.href = link.closest("figure").querySelector("img").src; });
-
-// ---- a page that is served looks whether its results changed ------------------------------------
-if ("live" in document.body.dataset) {
-  let seen = null;
-  setInterval(async () => {
-    const answer = await fetch("version").catch(() => null);
-    const now = answer && answer.ok ? await answer.text() : seen;
-    if (seen !== null && now !== seen) location.reload();
-    seen = now;
-  }, 2000);
-}

@@ -1,0 +1,128 @@
+"""All runs of some puzzles, made to the end once, with every judge's score of every clean estimate:
+what methods of search are replayed on."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jcos.config import Sampling
+from jcos.experiments.experiment import Progress
+from jcos.experiments.sweeps import conditions_of, judge, one_world, pixels, play, score, sweep
+from jcos.lab.judges import STANDARD, Estimates, fit_head, pooled
+from jcos.lab.methods import Method
+from jcos.lab.search import replay
+from jcos.lab.tasks import Puzzle, get
+from jcos.sampling import flow
+from jcos.sampling.probes import Probe, TokenFeatures
+from jcos.sampling.trajectory import Trace
+from jcos.wan import Wan
+
+SIGNS = ("decided", "pixels", "change", "energy")
+"""Judges that need no training."""
+
+
+class Bank:
+    """Finished runs of P puzzles with N seeds. scores [P, N, S] by judge; solved [P, N] at the end;
+    features [P, N, S, D]: what a head on tokens sees."""
+
+    def __init__(self, scores: dict[str, np.ndarray], solved: np.ndarray, features: np.ndarray):
+        self.scores, self.solved, self.features = scores, solved, features
+
+    def play(self, method: Method) -> tuple[np.ndarray, np.ndarray]:
+        """Return what is solved and the forwards [P] of a method, mean over as many disjoint groups
+        of seeds as there are."""
+        need = method.seeds * (1 + max(row.tries for row in method.rows))
+        groups = []
+        for first in range(0, self.solved.shape[1] - need + 1, need):
+            here = slice(first, first + need)
+            scores = {row.judge: self.scores[row.judge][:, here] for row in method.rows}
+            chosen, forwards = replay(method, scores)
+            right = np.take_along_axis(self.solved[:, here], chosen[:, None], 1)[:, 0]
+            groups.append((right.astype(float), forwards))
+        solved, forwards = (np.mean(a, 0) for a in zip(*groups, strict=True))
+        return solved, forwards
+
+    def best(self, methods: Sequence[Method], budgets: Sequence[float]) -> dict[float, Method]:
+        """Return the method that solves most within each budget, where one does."""
+        solved, passes = np.array([np.mean(self.play(method), 1) for method in methods]).T
+        within = {b: np.where(passes <= b, solved, -1) for b in budgets if passes.min() <= b}
+        return {b: methods[int(values.argmax())] for b, values in within.items()}
+
+
+def make_bank(
+    model: Wan,
+    puzzles: Sequence[Puzzle],
+    seeds: Sequence[int],
+    plan: flow.Plan,
+    *,
+    chunk: int | None = None,
+    what: str = "runs",
+    progress: Progress,
+) -> Bank:
+    """Run all seeds of these puzzles to the end."""
+    scores, features, video = sweep(
+        model,
+        one_world(conditions_of(model, puzzles)),
+        seeds,
+        probes=[TokenFeatures((model.config.dit.layers // 2,))],
+        plan=plan,
+        readout=judged,
+        chunk=chunk or 1,
+        what=what,
+        progress=progress,
+    )
+    solved = judge(puzzles, video[0, :, 0])[1]
+    known = {name: a[0, :, 0] for name, a in scores.items()}
+    shape = known["decided"].shape
+    known["random"] = np.random.default_rng(0).random(shape)
+    known["oracle"] = np.broadcast_to(solved[..., None], shape).astype(float)
+    return Bank(known, solved, features[0, :, 0])
+
+
+def add_head(learnt: Bank, others: Sequence[Bank], penalty: float = 1.0) -> None:
+    """Add the scores of a head on tokens, fitted at each step on the first bank, to all of them."""
+    right = learnt.solved.ravel().astype(float)
+    heads = [
+        fit_head(0, features.reshape(-1, features.shape[-1]), right, penalty)
+        for features in np.moveaxis(learnt.features, 2, 0)
+    ]
+    weights = np.stack([head.weights for head in heads])
+    for bank in (learnt, *others):
+        bank.scores["head"] = np.einsum("pksd,sd->pks", bank.features, weights)
+
+
+def judged(
+    model: Wan, plan: flow.Plan, trace: Trace, aux: Any
+) -> tuple[Mapping[str, jax.Array], jax.Array, jax.Array]:
+    """Return every judge's score [W, K, S], pooled tokens [W, K, S, D], and the final video."""
+    del aux
+    x0 = trace.x0
+    before = jnp.concatenate([jnp.zeros_like(x0[:, :, :1]), x0[:, :, :-1]], 2)
+    known = {name: STANDARD[name]() for name in SIGNS}
+
+    def at(step: int) -> Estimates:
+        sigma = plan.schedule.sigmas[step + 1]
+        now, alive = x0[:, :, step], jnp.ones(x0.shape[:2], bool)
+        return Estimates(model, step, sigma, now, now, before[:, :, step], alive, {})
+
+    scores = {
+        name: jnp.stack([one(at(step)) for step in range(plan.steps)], -1)
+        for name, one in known.items()
+    }
+    return scores, pooled(trace.block_obs[:, :, :, 0]), pixels(model, x0[:, :, -1])
+
+
+def ended(
+    model: Wan,
+    puzzles: Sequence[Puzzle],
+    seeds: Sequence[int],
+    probes: Sequence[Probe],
+    sampling: Sampling,
+) -> np.ndarray:
+    """Return which runs end solved [Q, P, K]."""
+    task = get(puzzles[0].task)
+    ends = play(model, task, puzzles, seeds, probes=probes, sampling=sampling).latents
+    return np.stack([score(model, task, puzzles, one)[1] for one in ends]).astype(float)

@@ -1,0 +1,324 @@
+"""What early estimates tell: judges of the particles of a search, from W puzzles × K particles to
+one number each, larger is better.
+
+None needs the finished video. Those of tasks know the puzzle; the others read only what any run
+shows.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, UInt8
+
+from jcos.config import PixelCodec, WanConfig
+from jcos.lab.measures import answer_mass
+from jcos.lab.tasks import PALETTE, TASKS, Puzzle
+from jcos.model.vae import decode_pixels
+from jcos.wan import Wan
+
+Scores = Float[Array | np.ndarray, "W K"]
+
+
+class Estimates(NamedTuple):
+    """Where W × K particles are after a step: latents [W, K, F, h, w, C].
+
+    x: what the model sees next, of noise level sigma. x0: the clean estimate; before: that of the
+    step before. alive: which are particles; the others fill up rows. tokens: by layer,
+    [W, K, N, D], where a judge asks for them.
+    """
+
+    model: Wan
+    step: int
+    sigma: float
+    x: Float[Any, "W K F h w C"]
+    x0: Float[Any, "W K F h w C"]
+    before: Float[Any, "W K F h w C"]
+    alive: Bool[Any, "W K"]
+    tokens: Mapping[int, Float[Any, "W K N D"]]
+
+
+class Judge:
+    """Scores particles. layer: of the tokens that it reads. decodes: whether it decodes estimates.
+    on_host: whether it is no function of arrays alone."""
+
+    layer: int | None = None
+    decodes: bool = False
+    on_host: bool = False
+
+    def __call__(self, at: Estimates) -> Scores:
+        raise NotImplementedError
+
+    def check(self, config: WanConfig, at: Estimates) -> None:
+        """Raise ValueError where it cannot judge such estimates (zeros here), or does so with
+        something else than a number for each."""
+        del config
+        scores = np.asarray(self(at)) if self.on_host else jax.eval_shape(self, at)
+        check_scores(self, scores, at.x0.shape[:2])
+
+
+def check_scores(judge: Judge, scores: Any, shape: tuple[int, int]) -> None:
+    """Raise ValueError for other scores than one number for each particle."""
+    if getattr(scores, "shape", None) != shape:
+        got = getattr(scores, "shape", type(scores).__name__)
+        raise ValueError(
+            f"judge {type(judge).__name__} returned scores of shape {got}; it must return {shape}, "
+            "one for each particle"
+        )
+
+
+class Decided(Judge):
+    """How near to pure colours of the tasks' palette the estimate is: minus the root mean square
+    distance, in levels of 256, of the mean colours of patches (of nodes of the mazes' lattice for
+    the size 2); power: of the mean, 1 for a plain one. Of models whose codec has no weights."""
+
+    decodes = True
+
+    def __init__(self, patch: int = 2, power: int = 2):
+        self.patch, self.power = patch, power
+
+    def __call__(self, at: Estimates) -> Scores:
+        return _decided(at.model.codec, at.x0, self.patch, self.power)
+
+    def check(self, config: WanConfig, at: Estimates) -> None:
+        if not isinstance(config.codec, PixelCodec):
+            raise ValueError(
+                f"{config.name} draws no puzzles of pure colours; judge it by change, agreement, "
+                "energy or a function of frames (judges.Frames)"
+            )
+        super().check(config, at)
+
+
+@partial(jax.jit, static_argnums=(0, 2, 3))
+def _decided(
+    codec: PixelCodec, x0: Float[Array, "W K F h w C"], patch: int, power: int
+) -> Float[Array, "W K"]:
+    video = jax.vmap(partial(decode_pixels, codec))(x0.reshape(-1, *x0.shape[2:]))
+    video = jnp.clip(video, 0, 255).reshape(-1, *video.shape[2:])
+    side, (height, width) = patch // 2, video.shape[1:3]
+    video = jnp.pad(video, ((0, 0), (side, side), (side, side), (0, 0)), mode="edge")
+    high, wide = (height + 2 * side) // patch, (width + 2 * side) // patch
+    cut = video[:, : high * patch, : wide * patch]
+    cut = cut.reshape(-1, high, patch, wide, patch, 3).mean((2, 4))
+    apart = palette_distance(cut.reshape(*x0.shape[:2], -1, 3))
+    return -jnp.power(jnp.mean(apart**power, -1), 1 / power)
+
+
+def palette_distance(video: Float[Array, "*axes 3"]) -> Float[Array, "*axes"]:
+    """Return the mean distance per channel of pixels from the nearest colour that a scene can
+    have; colours 0..255."""
+    nearest = jnp.full(video.shape[:-1], jnp.inf)
+    for colour in PALETTE.values():
+        apart = [jnp.abs(video[..., i] - c) for i, c in enumerate(colour)]
+        nearest = jnp.minimum(nearest, sum(apart) / 3)
+    return nearest
+
+
+class Change(Judge):
+    """How little the estimate has changed since the step before: minus its root mean square."""
+
+    def __call__(self, at: Estimates) -> Scores:
+        return -_rms(at.x0 - at.before)
+
+
+class Agreement(Judge):
+    """How near the estimate is to those of the other particles of its video: minus the mean
+    distance. Nothing where it is alone."""
+
+    def __call__(self, at: Estimates) -> Scores:
+        x0 = jnp.asarray(at.x0)
+        alive = jnp.asarray(at.alive, jnp.float32)
+        apart = [_rms(x0 - x0[:, i : i + 1]) * alive[:, i : i + 1] for i in range(x0.shape[1])]
+        others = jnp.maximum(alive.sum(1, keepdims=True) - 1, 1)
+        return -sum(apart, start=jnp.zeros(x0.shape[:2])) / others
+
+
+class Energy(Judge):
+    """How sharp the latent is: the energy of its differences between neighbouring cells, over that
+    of the whole. Blends are blurred."""
+
+    def __call__(self, at: Estimates) -> Scores:
+        x0 = jnp.asarray(at.x0)
+        high = sum(jnp.square(jnp.diff(x0, axis=a)).mean((2, 3, 4, 5)) for a in (3, 4))
+        return high / jnp.maximum(jnp.var(x0, axis=(2, 3, 4, 5)), 1e-12)
+
+
+def _rms(x: Float[Array, "*axes F h w C"]) -> Float[Array, "*axes"]:
+    return jnp.sqrt(jnp.mean(jnp.square(x), (-4, -3, -2, -1)))
+
+
+class Random(Judge):
+    """Nothing: the control of every other judge. The same numbers for the same step and seed."""
+
+    on_host = True
+
+    def __init__(self, seed: int = 0):
+        self.seed = seed
+
+    def __call__(self, at: Estimates) -> Scores:
+        return np.random.default_rng((self.seed, at.step + 1)).random(at.x0.shape[:2])
+
+
+class Scorer(Judge):
+    """The tasks' scorer of the estimate, which knows the answer: the oracle. puzzles: one of
+    each video."""
+
+    decodes, on_host = True, True
+
+    def __init__(self, puzzles: Sequence[Puzzle]):
+        self.puzzles = puzzles
+
+    def __call__(self, at: Estimates) -> Scores:
+        videos = at.model.decode(at.x0)
+        return np.array(
+            [
+                [TASKS[puzzle.task].score(puzzle, video).score for video in row]
+                for puzzle, row in zip(self.puzzles, videos, strict=True)
+            ]
+        )
+
+    def check(self, config: WanConfig, at: Estimates) -> None:
+        if len(self.puzzles) != len(at.x0):
+            raise ValueError(
+                f"the scorer has {len(self.puzzles)} puzzle(s) for {len(at.x0)} video(s); give it "
+                "the puzzle of each"
+            )
+        super().check(config, at)
+
+
+class Entropy(Judge):
+    """How few of a puzzle's listed answers the estimate holds: minus the entropy of its masses
+    (`measures.answer_mass`) and of what is on none.
+
+    answers [W, A, F, h, w, C]: of each video, right or wrong; room that is left holds `still`
+    [W, F, h, w, C].
+    """
+
+    def __init__(self, answers: Float[Any, "W A F h w C"], still: Float[Any, "W F h w C"]):
+        self.answers, self.still = jnp.asarray(answers), jnp.asarray(still)
+
+    def __call__(self, at: Estimates) -> Scores:
+        each = jax.vmap(jax.vmap(answer_mass, (0, None, None)))(at.x0, self.answers, self.still)
+        shares = jnp.concatenate([each.on, each.off[..., None]], -1)
+        return jnp.sum(jnp.where(shares > 0, shares * jnp.log(jnp.maximum(shares, 1e-12)), 0), -1)
+
+
+class Head(Judge):
+    """A linear function of the tokens after a block: of their mean and their deviation over the
+    video. Fit it with `fit_head` on training puzzles, at the same step."""
+
+    def __init__(self, layer: int, weights: Float[Any, " features"], bias: float):
+        self.layer, self.weights, self.bias = layer, jnp.asarray(weights, jnp.float32), bias
+
+    def __call__(self, at: Estimates) -> Scores:
+        assert self.layer is not None
+        return pooled(at.tokens[self.layer]) @ self.weights + self.bias
+
+
+def pooled(tokens: Float[Any, "*axes N D"]) -> Float[Array, "*axes features"]:
+    """Return what a `Head` sees of tokens."""
+    exact = jnp.asarray(tokens, jnp.float32)
+    return jnp.concatenate([exact.mean(-2), exact.std(-2)], -1)
+
+
+def fit_head(
+    layer: int,
+    features: Float[np.ndarray, "n features"],
+    targets: Float[np.ndarray, " n"],
+    penalty: float = 0.1,
+) -> Head:
+    """Return the ridge regression of targets (scores of finished runs, 0..1) on standardised
+    features (`pooled`). penalty: of the weights' square, per sample."""
+    x, y = np.asarray(features, np.float64), np.asarray(targets, np.float64)
+    mean, size = x.mean(0), x.std(0)
+    size = np.where(size > 1e-6, size, np.inf)  # what does not vary tells nothing
+    z = (x - mean) / size
+    gram = z.T @ z + penalty * len(z) * np.eye(z.shape[1])
+    weights = np.linalg.solve(gram, z.T @ (y - y.mean())) / size
+    return Head(layer, weights, float(y.mean() - mean @ weights))
+
+
+class Frames(Judge):
+    """A function of the decoded frames [F, H, W, 3], uint8, that returns one number; it is called
+    on the host, for one particle at a time. preview: decodes estimates in place of the model
+    (`Preview`)."""
+
+    on_host = True
+
+    def __init__(
+        self, function: Callable[[UInt8[np.ndarray, "F H W 3"]], float], preview: Any = None
+    ):
+        self.function, self.preview = function, preview
+        self.decodes = preview is None
+
+    def __call__(self, at: Estimates) -> Scores:
+        decode = at.model.decode if self.preview is None else self.preview
+        return self._each(decode(at.x0))
+
+    def check(self, config: WanConfig, at: Estimates) -> None:
+        """Without decoding: of a black video."""
+        frames, height, width = at.x0.shape[2:5]
+        along, *strides = config.codec.strides if config.codec else (1, 1, 1)
+        shape = (1 + (frames - 1) * along, height * strides[0], width * strides[1])
+        if self.preview is not None:
+            shape = (frames, height, width)
+        self._each(np.zeros((1, 1, *shape, 3), np.uint8))
+
+    def _each(self, videos: UInt8[np.ndarray, "worlds K F H W 3"]) -> Scores:
+        scores = [[np.asarray(self.function(video)) for video in row] for row in videos]
+        shapes = {score.shape for row in scores for score in row}
+        if shapes != {()}:
+            raise ValueError(
+                f"the judge of frames returned shape {min(shapes)}; it must return one number"
+            )
+        return np.array(scores, np.float64)
+
+
+class Preview(NamedTuple):
+    """Colours as a linear function of latents: weights [C, 3], bias [3], in levels of 256."""
+
+    weights: Float[np.ndarray, "C 3"]
+    bias: Float[np.ndarray, " 3"]
+
+    def __call__(self, latents: Float[Any, "*axes C"]) -> UInt8[np.ndarray, "*axes 3"]:
+        """Return a picture of one pixel for every latent cell."""
+        colours = np.asarray(latents, np.float32) @ self.weights + self.bias
+        return np.clip(np.round(colours), 0, 255).astype(np.uint8)
+
+
+def fit_preview(
+    model: Wan, *, frames: int = 5, size: int = 128, videos: int = 4, seed: int = 0
+) -> Preview:
+    """Return the linear map from latents to colours that fits a model's codec best, in least
+    squares over still videos of coloured patches (also of a VAE: 2.1 has 16 channels, 2.2 has 48).
+
+    size: height and width in pixels, frames: of each video; both as the codec has them.
+    """
+    rng = np.random.default_rng(seed)
+    _, high, wide = model.codec.strides
+    height, width, rows, targets = size // high, size // wide, [], []
+    for _ in range(videos):
+        colours = rng.integers(0, 256, (-(-height // 2), -(-width // 2), 3))
+        colours = colours.repeat(2, 0).repeat(2, 1)[:height, :width]
+        picture = colours.repeat(high, 0).repeat(wide, 1).astype(np.uint8)
+        latents = np.asarray(model.encode(np.repeat(picture[None], frames, 0)), np.float64)
+        rows.append(latents.reshape(-1, latents.shape[-1]))
+        targets.append(np.broadcast_to(colours, (*latents.shape[:3], 3)).reshape(-1, 3))
+    x, y = np.concatenate(rows), np.concatenate(targets).astype(np.float64)
+    design = np.concatenate([x, np.ones((len(x), 1))], 1)
+    fitted = np.linalg.lstsq(design, y, rcond=None)[0]
+    return Preview(fitted[:-1].astype(np.float32), fitted[-1].astype(np.float32))
+
+
+STANDARD: dict[str, Callable[[], Judge]] = {
+    "decided": Decided,
+    "pixels": partial(Decided, 1, 1),
+    "change": Change,
+    "agreement": Agreement,
+    "energy": Energy,
+    "random": Random,
+}
+"""Judges that need nothing but the run, by name."""

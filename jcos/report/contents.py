@@ -1,0 +1,271 @@
+"""What of a folder of results stands still on its page: sections, figures, films, tables, settings
+and files; and of several folders, the settings in which they differ."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from jcos.media import formats
+from jcos.report import svg
+from jcos.report.reading import UNREADABLE, Results, Table
+from jcos.report.runs import Run
+from jcos.report.templates import finite
+from jcos.runs import MANIFEST
+
+SHORT = 30
+"""A table of so many rows, or so many films, are shown at once."""
+ESTIMATES = ("value", "mean")
+"""Columns of a table that `low` and `high` are the interval of; the first that it has."""
+DATA = (".nc", ".npz", ".safetensors", ".csv", ".json")
+WIDE, COLUMN = 1.9, 500
+"""Figures whose width is so many times their height have a row of their own; so have drawings wider
+than so many points."""
+ELSEWHERE = (
+    *("planes", "title", "question", "lead", "command", "figures", "sections", "unfinished"),
+    "changes",
+)
+"""Entries of a manifest that are shown elsewhere on the page."""
+OUTCOMES = ("seconds", "date", "scores", "solved", "rows", "shown_steps", "machine", "device")
+"""Entries that are no settings: two runs that are to be compared may differ in them."""
+
+
+MIME = {
+    ".png": "image/png",
+    ".webp": "image/webp",
+    ".svg": "image/svg+xml",
+    ".mp4": "video/mp4",
+}
+
+
+class Place(NamedTuple):
+    """Where a page finds what is no text. put: keeps a picture under a name, and returns its
+    address. link: the address of a file of the results."""
+
+    put: Callable[[str, bytes | Path], str]
+    link: Callable[[Path], str]
+
+
+class View(NamedTuple):
+    """A run on a page. stub: what is known before it is looked at."""
+
+    stub: dict[str, Any]
+    run: Run
+    found: Results
+
+
+def facts(found: Results) -> list[str]:
+    """Return the line below the title: model, steps, time."""
+    run = found.manifest
+    model = run.get("model")
+    name = model.get("name") if isinstance(model, dict) else model
+    steps = f"{found.steps} denoising steps" if found.steps else None
+    seconds = run.get("seconds")
+    told = [name, steps, None if seconds is None else f"{seconds} s", run.get("device")]
+    date = str(run.get("date") or "")[:10]  # without the time
+    return [str(fact) for fact in (*told, date or None) if fact is not None]
+
+
+def folder(found: Results, place: Place) -> dict[str, Any]:
+    """Return figures, tables, settings and files of a folder."""
+    figures, order = {}, {name: i for i, name in enumerate(found.captions)}
+    ordered = sorted(found.pictures, key=lambda p: order.get(p.stem, len(order)))
+    for i, path in enumerate(ordered):
+        if found.runs and path.stem.startswith("puzzle-"):  # their runs are shown
+            continue
+        try:
+            caption = found.captions.get(path.stem)
+            figures[path.stem] = _figure(path, caption, place, f"f{i}{found.folder.name[:1]}-")
+        except UNREADABLE as error:
+            found.lacks(path.relative_to(found.folder).as_posix(), error)
+    return {
+        "title": found.title,
+        "command": found.command,
+        "figures": figures,
+        "tables": [_table(table) for table in found.tables],
+        "experiment": "experiment" in found.manifest,
+        "settings": [
+            (key.replace("_", " "), _value(value))
+            for key, value in found.manifest.items()
+            if key not in ELSEWHERE
+        ],
+        "files": _files(found, place),
+    }
+
+
+def _figure(path: Path, caption: Any, place: Place, prefix: str) -> dict[str, Any]:
+    name = path.stem.replace("_", " ")
+    about = {"name": path.stem, "file": path.name, "caption": str(caption or name)}
+    if path.suffix == ".svg":
+        drawn = svg.inline(path, "".join(c for c in prefix if c.isalnum()) + "-", f"Figure: {name}")
+        width, height = svg.size_of(path) or (None, None)
+        wide = width is not None and height is not None and width > min(WIDE * height, COLUMN)
+        return about | {"svg": drawn, "width": width, "wide": wide, "link": place.link(path)}
+    with Image.open(path) as picture:
+        width, height = picture.size
+    src = place.put(path.name, path)
+    return about | {"src": src, "width": width, "height": height, "wide": width > WIDE * height}
+
+
+def sections(
+    found: Results,
+    shown: Mapping[str, Any],
+    views: Sequence[View],
+    charts: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """Return text and figures in the order of the manifest, and leave out of `shown` what they
+    have; charts and runs by their numbers."""
+    drawn = []
+    for i, section in enumerate(found.sections):
+        named = {key: _names(section.get(key)) for key in ("figures", "charts", "runs")}
+        drawn.append(
+            {
+                "id": f"section-{i}",
+                "title": str(section["title"]),
+                "text": [p for p in str(section.get("text") or "").split("\n\n") if p.strip()],
+                "figures": [
+                    shown["figures"].pop(n) for n in named["figures"] if n in shown["figures"]
+                ],
+                "charts": [k for k, c in enumerate(charts) if c["name"] in named["charts"]],
+                "runs": [k for k, v in enumerate(views) if _names_of(v) & {*named["runs"]}],
+            }
+        )
+    return drawn
+
+
+def _names(value: object) -> list[str]:
+    return [str(name) for name in value] if isinstance(value, list) else []
+
+
+def _names_of(view: View) -> set[str]:
+    """Return how a section may name a run: by its label, its group, or both."""
+    label, group = view.stub["label"], view.stub["group"]
+    return {label, group, f"{group}, {label}"}
+
+
+def films(results: Sequence[Results], place: Place) -> list[dict[str, Any]]:
+    """Return all films by the folders that they lie in; those of one name in several results, as of
+    a baseline and an intervention, stand side by side."""
+    folders: dict[Path, dict[Path, dict[int, Path]]] = {}
+    for i, found in enumerate(results):
+        for path in found.films:
+            inside = path.relative_to(found.folder)
+            folders.setdefault(inside.parent, {}).setdefault(inside, {})[i] = path
+    count = sum(map(len, folders.values()))
+    return [
+        {
+            "name": parent.as_posix() if parent.name else "at the top",
+            "films": [_film(results, *member, place) for member in sorted(members.items())],
+            "open": count <= SHORT,
+            "fold": len(folders) > 1,
+        }
+        for parent, members in sorted(folders.items())
+    ]
+
+
+def _film(
+    results: Sequence[Results], inside: Path, by: Mapping[int, Path], place: Place
+) -> dict[str, Any]:
+    """Return the film of one name in all results."""
+    prompts = (found.prompts.get(inside.with_suffix("").as_posix()) for found in results)
+    sides = [
+        {
+            "name": inside.name if len(results) == 1 else f"{found.title}: {inside.name}",
+            "src": place.put(inside.name, by[i]) if i in by else None,
+            "label": inside.as_posix(),
+        }
+        for i, found in enumerate(results)
+    ]
+    return {"prompt": next((text for text in prompts if text), ""), "sides": sides}
+
+
+def differences(results: Sequence[Results]) -> dict[str, Any] | None:
+    """Return the settings in which folders that are compared differ."""
+    told = [settings_of(found.manifest) for found in results]
+    names = list(dict.fromkeys(name for settings in told for name in settings))
+    differ = [n for n in names if len({settings.get(n, "–") for settings in told}) > 1]
+    if len(results) < 2 or not differ:
+        return None
+    rows = [(n.replace("_", " "), [settings.get(n, "–") for settings in told]) for n in differ]
+    return {"head": [found.title for found in results], "rows": rows}
+
+
+def settings_of(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return what was asked for, one level deep."""
+    found: dict[str, str] = {}
+    for key, value in manifest.items():
+        if key in (*ELSEWHERE, *OUTCOMES):
+            continue
+        if isinstance(value, dict):
+            found |= {f"{key}: {name}": _value(one) for name, one in value.items()}
+        else:
+            found[key] = _value(value)
+    return found
+
+
+def _table(table: Table) -> dict[str, Any]:
+    """Return a table with numbers to three digits; an interval stands in the cell of its
+    estimate."""
+    estimate = next((name for name in ESTIMATES if name in table.head), None)
+    head = [name for name in table.head if not (estimate and name in ("low", "high"))]
+    rows = []
+    for row in table.rows:
+        cells = dict(zip(table.head, row, strict=False))
+        between = [_number(cells.get(end)) for end in ("low", "high")]
+        drawn = []
+        for name in head:
+            text, value = cells.get(name, ""), _number(cells.get(name))
+            if value is not None:
+                text = _brief(value)
+                if name == estimate and between[0] is not None and between[1] is not None:
+                    text += f" [{_brief(between[0])}, {_brief(between[1])}]"
+            drawn.append((value, text))
+        rows.append(drawn)
+    return {"name": table.name, "head": head, "rows": rows, "open": len(rows) <= SHORT}
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return finite(float(text)) if text else None
+    except ValueError:
+        return None
+
+
+def _brief(value: float) -> str:
+    return f"{value:.0f}" if value.is_integer() and abs(value) < 1e9 else f"{value:.3g}"
+
+
+def _value(value: object) -> str:
+    """Return text as it is, all else as JSON has it; not without end."""
+    if value is None or value == []:
+        return "none"
+    if isinstance(value, dict):
+        value = ", ".join(f"{key} {_value(one)}" for key, one in value.items())
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 5000 else f"{text[:5000]} …"
+
+
+def _files(found: Results, place: Place) -> list[tuple[str, str, str]]:
+    """Return address, name and size of each file, data before pictures."""
+    listed = [p for p in found.files if p.suffix in (*DATA, *MIME)]
+    listed.sort(key=lambda p: (p.name != MANIFEST, p.suffix in MIME, p.as_posix()))
+    return [
+        (place.link(p), p.relative_to(found.folder).as_posix(), _size(p.stat().st_size))
+        for p in listed
+    ]
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def png_uri(picture: UInt8[np.ndarray, "H W 3"]) -> str:
+    return formats.data_uri(formats.png(picture))

@@ -1,0 +1,82 @@
+"""What acting on early estimates buys: every method at its cost, on the same runs."""
+
+import numpy as np
+import pytest
+
+from jcos.experiments.search import Search
+from jcos.experiments.search_bank import SIGNS, Bank
+from jcos.lab.methods import best_of, early_failure, epbs
+from jcos.wan import Wan
+
+pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
+
+SMALL = Search(tasks=("maze",), puzzles=5, training=4, drawn=2, budgets=(11, 30), long=(6,))
+
+
+def test_every_sweep_is_one_program(data) -> None:
+    """Training puzzles, held-out ones, both ensembles together, longer runs."""
+    assert data[1] == 4
+
+
+def test_the_table_has_every_method_at_its_cost(data) -> None:
+    dataset, _ = data
+    rows = {(r.measure, r.case): r for r in SMALL.table(dataset).itertuples()}
+    costs = {
+        "one run": 4,
+        "one run, 6 steps": 6,
+        "best of 8, oracle": 32,
+        "best of 4, oracle": 16,
+        "best of 8, random": 32,
+        "the paper's ensemble of 3, first step": 12,
+        "Feynman–Kac, decided": 32,
+        "EvoSearch, decided": 24,
+    }
+    for case, cost in costs.items():
+        assert rows["solved", case].forwards == cost, case
+        assert rows["forwards per puzzle", case].value == cost, case
+    assert rows["solved", "one run"].n == 5
+    assert rows["solved", "EvoSearch, decided"].n == 2
+    for budget in SMALL.budgets:
+        assert ("solved", f"restart, decided, ≤ {budget}") in rows
+    gain = rows["solved, more than one run", "one run"]
+    assert (gain.value, gain.n) == (0, 5)
+    assert {name for name, _ in SMALL.figures(dataset)} == {"pareto", "signs"}
+    for name in (*SIGNS, "head"):
+        assert np.isfinite(dataset["signs"].sel(judge=name)).all()
+
+
+def bank() -> Bank:
+    """Two puzzles, four seeds, two steps: at step 1 a judge knows what will be solved."""
+    solved = np.array([[False, True, False, False], [True, False, False, True]])
+    late = np.where(solved, 1.0, 0.0)
+    return Bank({"late": np.stack([1 - late, late], -1)}, solved, np.zeros((2, 4, 2, 1)))
+
+
+def test_a_bank_is_played_in_disjoint_groups_of_seeds() -> None:
+    solved, forwards = bank().play(best_of(2, "late"))
+    np.testing.assert_array_equal(solved, [0.5, 1.0])
+    np.testing.assert_array_equal(forwards, [4, 4])
+    np.testing.assert_array_equal(bank().play(best_of(4, "late"))[0], [1, 1])
+    np.testing.assert_array_equal(bank().play(epbs(4, "late", at=0.0))[0], [0, 0])
+    solved, forwards = bank().play(early_failure(4, "late", at=0.9, least=0.5))
+    np.testing.assert_array_equal(solved, [1, 1])
+    np.testing.assert_array_equal(forwards, [4, 2])
+
+
+def test_the_best_within_a_budget_is_chosen() -> None:
+    methods = [best_of(n, "late") for n in (1, 2, 4)]
+    best = bank().best(methods, (1, 2, 5, 8))
+    assert {budget: method.seeds for budget, method in best.items()} == {2: 1, 5: 2, 8: 4}
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (dict(seeds=(0, 1)), "4 seeds"),
+        (dict(tasks=("maze", "tictactoe")), "one task"),
+        (dict(drawn=0), "drawn 0"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(small_model: Wan, change, why) -> None:
+    with pytest.raises(ValueError, match=why):
+        Search(**change).check(small_model.config)

@@ -1,0 +1,133 @@
+"""What judges say of estimates whose worth is known."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jcos.lab.judges import (
+    Agreement,
+    Change,
+    Decided,
+    Energy,
+    Entropy,
+    Estimates,
+    Frames,
+    Head,
+    Preview,
+    Random,
+    Scorer,
+    fit_head,
+    fit_preview,
+    palette_distance,
+    pooled,
+)
+from jcos.lab.tasks import PALETTE, TASKS
+from jcos.wan import Wan
+from tests.test_wan import released
+
+MAZE = TASKS["maze"]
+PUZZLE = next(p for p in (MAZE.sample(i, "test") for i in range(99)) if len(p.answers) > 1)
+
+
+def estimates(model: Wan, latents: list, before: list | None = None, alive=None) -> Estimates:
+    """Of one video; every latent is a particle."""
+    x0 = jnp.stack(latents)[None]
+    last = x0 if before is None else jnp.stack(before)[None]
+    alive = np.ones(x0.shape[:2], bool) if alive is None else np.array([alive])
+    return Estimates(model, 3, 0.5, x0, x0, last, alive, {})
+
+
+@pytest.fixture(scope="module")
+def routes(small_model: Wan) -> list:
+    return [small_model.encode(video) for video in MAZE.routes(PUZZLE)[:2]]
+
+
+def test_pure_colours_are_decided_and_blends_are_not(small_model: Wan, routes) -> None:
+    blend = 0.5 * routes[0] + 0.5 * routes[1]
+    near = 0.9 * routes[0] + 0.1 * routes[1]
+    at = estimates(small_model, [routes[0], near, blend])
+    for judge in (Decided(), Decided(1, 1)):
+        pure, little, much = np.asarray(judge(at))[0]
+        assert pure > little > much
+    assert float(Decided()(at)[0, 0]) == pytest.approx(0, abs=1e-3)
+    colours = jnp.array([*PALETTE.values(), (236, 234, 230)], jnp.float32)
+    np.testing.assert_allclose(palette_distance(colours)[:-1], 0)
+    assert float(palette_distance(colours)[-1]) == pytest.approx(2)
+
+
+def test_answers_that_are_held_at_once_are_entropy(small_model: Wan, routes) -> None:
+    still = jnp.broadcast_to(routes[0][:1], routes[0].shape)
+    judge = Entropy(jnp.stack(routes)[None], still[None])
+    at = estimates(small_model, [routes[0], 0.5 * routes[0] + 0.5 * routes[1], still])
+    one, two, none = np.asarray(judge(at))[0]
+    assert one == pytest.approx(0, abs=0.02)
+    assert two == pytest.approx(-np.log(2), abs=0.02)
+    assert none == pytest.approx(0, abs=0.02)  # decided on nothing
+
+
+def test_the_scorer_knows_the_answer(small_model: Wan, routes) -> None:
+    wrong = small_model.encode(MAZE.draw(PUZZLE, PUZZLE.answers[0][:2]))
+    at = estimates(small_model, [routes[0], wrong, routes[1]])
+    right, little, other = Scorer([PUZZLE])(at)[0]
+    assert right == other == 1
+    assert little < 0.5
+
+
+def test_signs_of_any_run(small_model: Wan, routes) -> None:
+    a, b = routes
+    at = estimates(small_model, [a, a, b], before=[a, b, b])
+    still, moved, same = np.asarray(Change()(at))[0]
+    assert still == same == 0
+    assert moved < -0.01
+    near, twin, far = np.asarray(Agreement()(at))[0]
+    assert near == twin > far
+    alone = np.asarray(Agreement()(estimates(small_model, [a, b], alive=[True, False])))[0]
+    assert alone[0] == 0
+    blurred = 0.5 * (a + jnp.roll(a, 1, axis=1))
+    sharp, soft = np.asarray(Energy()(estimates(small_model, [a, blurred])))[0]
+    assert sharp > soft
+    at = estimates(small_model, [a, b])
+    np.testing.assert_array_equal(Random(3)(at), Random(3)(at))
+    assert (Random(3)(at) != Random(4)(at)).all()
+
+
+def test_a_head_learns_what_tokens_tell(small_model: Wan, routes) -> None:
+    rng = np.random.default_rng(0)
+    tokens = rng.standard_normal((200, 6, 4))
+    tokens[..., 3] = 1.0  # tells nothing
+    right = tokens[..., 1].mean(1) > 0
+    head = fit_head(2, np.asarray(pooled(tokens)), right.astype(float))
+    assert isinstance(head, Head)
+    at = estimates(small_model, [routes[0]] * 200)._replace(tokens={2: jnp.asarray(tokens[None])})
+    scores = np.asarray(head(at))[0]
+    assert scores[right].mean() > scores[~right].mean() + 0.3
+    assert np.isfinite(scores).all()
+
+
+def test_frames_are_judged_on_the_host(small_model: Wan, routes) -> None:
+    at = estimates(small_model, list(routes))
+    scores = Frames(lambda video: float(video[-1].mean()))(at)
+    want = [MAZE.routes(PUZZLE)[i][-1].mean() for i in range(2)]
+    np.testing.assert_allclose(scores[0], want, atol=0.5)
+
+
+def test_a_preview_is_the_mean_colour_of_a_cell(small_model: Wan, routes) -> None:
+    """Of the small model's codec that is a linear function, so the fit is exact."""
+    preview = fit_preview(small_model, size=20)
+    video = MAZE.routes(PUZZLE)[0].astype(float)
+    cells = video.reshape(5, 10, 2, 10, 2, 3).mean((2, 4))
+    np.testing.assert_allclose(preview(routes[0]), cells, atol=1.5)
+    judge = Frames(lambda film: float(film.shape[1]), preview)
+    assert not judge.decodes
+    assert judge(estimates(small_model, list(routes))).tolist() == [[10.0, 10.0]]
+
+
+@pytest.mark.parametrize("name", ["i2v", "ti2v"])
+def test_a_preview_is_fitted_for_any_vae(name: str) -> None:
+    """Of 2.1 and 2.2, with random weights: what a linear map can say, and no more."""
+    model = released(name)
+    preview = fit_preview(model, frames=5, size=64, videos=2)
+    assert isinstance(preview, Preview)
+    assert preview.weights.shape == (model.codec.channels, 3)
+    latents = np.zeros((2, 4, 4, model.codec.channels), np.float32)
+    assert preview(latents).shape == (2, 4, 4, 3)

@@ -1,0 +1,407 @@
+"""Laws of search along the steps: bookkeeping, costs, weights, judges, refusals."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jcos
+from jcos.config import Sampling
+from jcos.generation import generate
+from jcos.lab import judges
+from jcos.lab.ideal import IdealDenoiser
+from jcos.lab.judges import Estimates, Frames, Judge, Scorer
+from jcos.lab.methods import (
+    PRESETS,
+    Method,
+    Population,
+    Row,
+    best_of,
+    early_failure,
+    epbs,
+    evosearch,
+    latsearch,
+    smc,
+    tbs,
+)
+from jcos.lab.search import replay, run
+from jcos.lab.tasks import TASKS
+from jcos.loop import _advance, steps
+from jcos.sampling import trajectory
+from tests.sampling.test_trajectory import CONFIG, FRAMES, STEPS, close, frame, randomised
+
+
+@pytest.fixture(scope="module")
+def model() -> jcos.Wan:
+    return randomised(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def condition(model: jcos.Wan) -> jcos.Condition:
+    return model.condition(frame(0), "left", FRAMES)
+
+
+@pytest.fixture(scope="module")
+def pair(model: jcos.Wan, condition: jcos.Condition) -> jcos.Condition:
+    return trajectory.tree_stack([condition, model.condition(frame(1), "right", FRAMES)])
+
+
+class Listed(Judge):
+    """Scores that are known beforehand, by seed: the first value of a particle's first noise has no
+    part in them."""
+
+    on_host = True
+
+    def __init__(self, *rows: list[float]):
+        self.rows, self.calls = rows, 0
+
+    def __call__(self, at: Estimates) -> np.ndarray:
+        if at.step < 0:  # the check before anything runs
+            return np.zeros(at.x0.shape[:2])
+        row = np.array(self.rows[self.calls], float)
+        self.calls += 1
+        return np.broadcast_to(row, at.x0.shape[:2])
+
+
+def test_the_best_at_an_early_step_goes_on_alone(model, condition) -> None:
+    judge = Listed([0.1, 0.9, 0.3])
+    result = run(model, condition, epbs(3, "listed", at=0.25), 5, judges={"listed": judge})
+    close(result.latents, generate(model, condition, (6,)).latents[0])
+    assert result.seed.tolist() == [6]
+    assert result.cost.forwards.tolist() == [3 * 2 + 2]
+    assert (result.cost.judged.tolist(), result.cost.decodes.tolist()) == ([3], [0])
+    (made,) = result.tree
+    assert (made.step, made.seeds.tolist(), made.parents.tolist()) == (1, [[5, 6, 7]], [[1]])
+
+
+def test_the_tree_tells_who_came_from_whom(model, condition) -> None:
+    rows = (
+        Row(step=0, judge="listed", keep=2, copies=4, copy="mutate", strength=0.5),
+        Row(step=2, judge="listed", keep=3),
+        Row(step=-1, judge="listed"),
+    )
+    judge = Listed([0.0, 2.0, 1.0], [1.0, 4.0, 3.0, 2.0], [0.0, 1.0, 2.0])
+    method = Method(rows=rows, seeds=3)
+    result = run(model, condition, method, judges={"listed": judge}, record=True)
+    parents = [g.parents.tolist() for g in result.tree]
+    assert parents == [[[1, 2, 1, 2]], [[1, 2, 3]], [[2]]]
+    assert [g.seeds.tolist() for g in result.tree] == [[[0, 1, 2]], [[1, 2, 1, 2]], [[2, 1, 2]]]
+    assert result.seed.tolist() == [2]
+    assert result.cost.forwards.tolist() == [3 * 1 + 4 * 2 + 3 * 1]
+    assert [g.x0.shape[1] for g in result.tree if g.x0 is not None] == [3, 4, 3]
+
+
+def test_elites_stay_and_mutants_have_noise_of_their_level(model, condition) -> None:
+    """The first copy runs as if it were alone; what a mutant has gained is σ · strength · ε."""
+    row = Row(step=1, judge="listed", keep=1, copies=2, copy="mutate", strength=1.0)
+    judge = Listed([0.0, 1.0], [1.0, 0.0])
+    rows = (row, Row(step=-1, judge="listed", keep=2))
+    result = run(model, condition, Method(rows=rows, seeds=2), judges={"listed": judge})
+    close(result.latents, generate(model, condition, (1,)).latents[0])
+    x = result.particles[0]
+    assert float(jnp.abs(x[0] - x[1]).max()) > 1e-2
+
+
+def test_what_becomes_of_a_video_does_not_depend_on_others(model, pair) -> None:
+    for method in (epbs(4, "energy", at=0.5), latsearch(4, "energy"), smc(3, "energy", at=(0.5,))):
+        both = run(model, pair, method, (0, 10))
+        for world, first in enumerate((0, 10)):
+            one = jax.tree.map(lambda a, i=world: a[i], pair)
+            alone = run(model, one, method, first)
+            close(both.latents[world], alone.latents)
+            assert both.cost.forwards[world] == alone.cost.forwards[0]
+            assert both.seed[world] == alone.seed[0]
+
+
+def test_a_replay_of_finished_runs_chooses_as_the_search_does(model, pair) -> None:
+    count = 6
+    recorded = np.zeros((2, count, STEPS))
+    for state in steps(model, pair, [range(count), range(100, 100 + count)]):
+        solver, alive = state.solver, np.ones((2, count), bool)
+        at = Estimates(model, state.step, 0.5, solver.x, solver.last, solver.before_last, alive, {})
+        recorded[:, :, state.step] = judges.Energy()(at)
+    least = float(np.median(recorded[..., 2]))
+    methods = [
+        best_of(count, "energy"),
+        epbs(4, "energy", at=0.5),
+        epbs(5, "energy", at=0.25, keep=2),
+        early_failure(6, "energy", at=0.5, least=least),
+        Method(
+            rows=(
+                Row(step=1, judge="energy", keep=3, stop=least),
+                Row(step=3, judge="energy"),
+            ),
+            seeds=5,
+        ),
+    ]
+    for method in methods:
+        result = run(model, pair, method, (0, 100))
+        chosen, forwards = replay(method, {"energy": recorded})
+        assert (result.seed - [0, 100]).tolist() == chosen.tolist()
+        assert result.cost.forwards.tolist() == forwards.tolist()
+    with pytest.raises(ValueError, match="cannot be replayed"):
+        replay(smc(4, "energy"), {"energy": recorded})
+    with pytest.raises(ValueError, match="may need 9 seeds; 6"):
+        replay(early_failure(9, "energy"), {"energy": recorded})
+
+
+def test_stages_with_as_many_particles_share_a_program(model, condition) -> None:
+    before = _advance._cache_size()  # type: ignore[attr-defined]
+    run(model, condition, epbs(9, "energy", at=0.25, keep=7))
+    assert _advance._cache_size() - before == 2  # type: ignore[attr-defined]
+    run(model, condition, epbs(9, "change", at=0.5, keep=7), 40)
+    assert _advance._cache_size() - before == 2  # type: ignore[attr-defined]
+
+
+def test_a_threshold_tries_fresh_seeds_one_after_the_other(model, condition) -> None:
+    judge = Listed([0.1], [0.3], [0.9])
+    method = early_failure(5, "listed", at=0.25, least=0.5)
+    result = run(model, condition, method, judges={"listed": judge})
+    assert (result.seed.tolist(), judge.calls) == ([2], 3)
+    assert result.cost.forwards.tolist() == [3 * 2 + 2]
+    close(result.latents, generate(model, condition, (2,)).latents[0])
+    nothing = Listed([0.1], [0.3], [0.2])
+    result = run(
+        model, condition, early_failure(3, "listed", least=1.0), judges={"listed": nothing}
+    )
+    assert result.seed.tolist() == [1]
+
+
+def test_a_particle_that_is_good_enough_goes_on_alone(model, condition) -> None:
+    rows = (
+        Row(step=0, judge="listed", keep=3, stop=0.8),
+        Row(step=2, judge="listed", keep=2, stop=0.8),
+    )
+    judge = Listed([0.1, 0.9, 0.3], [0.9])
+    result = run(model, condition, Method(rows=rows, seeds=3), judges={"listed": judge})
+    assert (result.seed.tolist(), result.cost.forwards.tolist()) == ([1], [3 + 3])
+
+
+# ---- weights
+
+
+def test_log_weights_are_never_lost() -> None:
+    """Nothing is drawn as long as the effective sample size is large; then all of it counts."""
+    scores = np.random.default_rng(0).random((4, 2, 5))
+    for transform, total in (
+        ("diff", scores[-1]),
+        ("raw", scores[-1]),
+        ("max", scores.max(0)),
+        ("sum", scores.sum(0)),
+    ):
+        people = Population(2, 5, (0, 1))
+        row = Row(step=0, select="systematic", keep=5, ess=1e-9, transform=transform, scale=3.0)
+        for i in range(4):
+            assert people.select(row, scores[i], last=i == 3).tolist() == [[0, 1, 2, 3, 4]] * 2
+        np.testing.assert_allclose(people.log_weight, 3 * total)
+        shares = np.exp(3 * total)
+        shares /= shares.sum(1, keepdims=True)
+        np.testing.assert_allclose(people.weights, shares)
+        np.testing.assert_allclose(people.ess, 1 / (shares**2).sum(1))
+
+
+def test_offspring_of_systematic_resampling_are_floor_or_ceiling() -> None:
+    shares = np.array([0.5, 0.3, 0.15, 0.05])
+    for seed in range(50):
+        people = Population(1, 4, (seed,))
+        row = Row(step=0, select="systematic", keep=4, scale=1.0)
+        which = people.select(row, np.log(shares)[None])
+        counts = np.bincount(which[0], minlength=4)
+        assert (np.abs(counts - 4 * shares) < 1).all()
+        assert people.log_norm[0] == pytest.approx(np.log(0.25))
+        assert (people.log_weight == 0).all()
+
+
+def test_multinomial_without_copies_keeps_each_once() -> None:
+    people = Population(1, 6, (3,))
+    row = Row(step=0, select="multinomial", keep=6, distinct=True)
+    which = people.select(row, np.zeros((1, 6)))[0]
+    assert len(set(which.tolist())) == len(which) == people.alive.sum() < 6
+
+
+class Reward(Judge):
+    """0, ½ and 1 of three answers, linear in between."""
+
+    def __init__(self, answers: jax.Array):
+        self.answers = answers
+
+    def __call__(self, at: Estimates) -> jax.Array:
+        return shares(at.x0, self.answers) @ jnp.array([0.0, 0.5, 1.0])
+
+
+def shares(x0: jax.Array, answers: jax.Array) -> jax.Array:
+    size = jnp.sum(jnp.square(answers), (1, 2, 3, 4))
+    return jnp.einsum("pkfhwc,afhwc->pka", x0, answers) / size
+
+
+def test_smc_on_the_ideal_denoiser_tends_to_the_exact_target(model, condition) -> None:
+    """Three answers alike but for their reward r are equally likely, so steering towards
+    exp(λ r) has the target softmax(λ r). Its bias falls with the number of particles, and the
+    estimate of the mean of exp(λ r) has none."""
+    worlds, scale = 192, 3.0
+    cells = jnp.arange(FRAMES * 4 * 4 * 12).reshape(FRAMES, 4, 4, 12) % 3
+    answers = jnp.stack([jnp.where(cells == k, 0.4, 0.0) for k in range(3)])
+    probe = IdealDenoiser(answers, jnp.zeros(3))
+    many = jax.tree.map(lambda a: jnp.broadcast_to(a, (worlds, *a.shape)), condition)
+    common = {"judge": "reward", "transform": "diff", "scale": scale, "select": "systematic"}
+    target = np.exp(scale * np.array([0, 0.5, 1]))
+    norm, target = target.mean(), target / target.sum()
+    bias, sizes = {}, {}
+    for count in (2, 16):
+        rows = [Row(step=s, keep=count, ess=0.7, **common) for s in (1, 2, 3, 4)]
+        last = Row(step=-1, keep=count, ess=1e-9, **common)
+        method = Method(rows=(*rows, last), seeds=count, steps=7, noise=1.0)
+        result = run(
+            model,
+            many,
+            method,
+            [1000 * w for w in range(worlds)],
+            judges={"reward": Reward(answers)},
+            probe=probe,
+        )
+        mass = np.asarray(shares(result.particles, answers))
+        assert (mass.max(-1) > 0.98).mean() > 0.97  # particles end as one of the answers
+        each = np.einsum("wk,wka->wa", result.weights, mass)
+        error = each.std(0) / np.sqrt(worlds)
+        bias[count] = np.abs(each.mean(0) - target).max()
+        assert count == 2 or (np.abs(each.mean(0) - target) < 4 * error + 0.02).all()
+        estimated = np.exp(result.log_norm)
+        assert abs(estimated.mean() - norm) < 4 * estimated.std() / np.sqrt(worlds)
+        sizes[count] = float((1 / np.square(result.weights).sum(1)).mean())
+    assert bias[16] < 0.5 * bias[2]
+    assert sizes[16] > 4 * sizes[2] / 2
+
+
+# ---- restarts
+
+
+def test_a_prefix_in_time_is_kept_by_all_that_begin_anew() -> None:
+    dit = dataclasses.replace(CONFIG.dit, in_channels=12)
+    pinned = randomised(dataclasses.replace(CONFIG, dit=dit, image="pin"))
+    condition = pinned.condition(frame(0), "left", FRAMES)
+    method = tbs(3, "listed", frames=(2,))
+    judge = Listed([0.0, 1.0, 0.5], [0.0, 1.0, 0.5])
+    result = run(pinned, condition, method, judges={"listed": judge}, record=True)
+    first, second = (g.x0 for g in result.tree)
+    assert first is not None
+    assert second is not None
+    for particle in second[0]:
+        np.testing.assert_array_equal(particle[:2], first[0, 1, :2])
+    assert float(np.abs(second[0, 0, 2] - second[0, 1, 2]).max()) > 1e-3
+    assert result.cost.forwards.tolist() == [2 * 3 * STEPS]
+    assert result.tree[1].seeds.tolist() == [[3, 4, 5]]
+
+
+def test_going_back_makes_steps_again(model, condition) -> None:
+    row = Row(step=2, judge="listed", keep=1, copies=2, copy="renoise", strength=1.0, back=0)
+    judge = Listed([1.0, 0.0], [0.0, 1.0])
+    method = Method(rows=(row, Row(step=-1, judge="listed")), seeds=2)
+    seen: list[int] = []
+    result = run(
+        model,
+        condition,
+        method,
+        judges={"listed": judge},
+        on_step=lambda step, count: seen.append(step),
+    )
+    assert seen == [0, 1, 2, 1, 2, 3]
+    assert result.cost.forwards.tolist() == [12]
+
+
+def test_the_first_noises_may_lie_near_the_first(model, condition) -> None:
+    noises = []
+
+    class Spy(Listed):
+        def __call__(self, at: Estimates) -> np.ndarray:
+            noises.append(np.asarray(at.x))
+            return super().__call__(at)
+
+    for spread in (0.1, 1.0):
+        method = Method(rows=(Row(step=0, judge="spy", keep=4),), seeds=4, spread=spread)
+        run(model, condition, method, judges={"spy": Spy([0, 0, 0, 0])})
+    near, far = (np.abs(n[0, 1:] - n[0, :1]).mean() for n in (noises[1], noises[3]))
+    assert near < 0.3 * far
+
+
+# ---- refusals
+
+
+SOME = {"judge": "energy"}
+
+
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [
+        (Method(rows=(Row(step=1, keep=5, **SOME),), seeds=4), "keeps 5 of 4"),
+        (Method(rows=(Row(step=1, keep=0, **SOME),), seeds=4), "keeps 0 of 4"),
+        (Method(rows=(Row(step=1, keep=2, **SOME), Row(step=2, keep=3)), seeds=4), "keeps 3 of 2"),
+        (Method(rows=(Row(step=2, **SOME), Row(step=1, **SOME)), seeds=4), "after step 2"),
+        (Method(rows=(Row(step=STEPS, **SOME),), seeds=4), f"to {STEPS - 1}"),
+        (Method(rows=(Row(step=1, keep=1, copies=4, **SOME),), seeds=4), "nothing parts"),
+        (dataclasses.replace(smc(4, "energy"), noise=0.0), "nothing parts"),
+        (Method(rows=(Row(step=1, judge="nobody"),), seeds=4), "'nobody'"),
+        (Method(rows=(Row(step=1, copy="mutate", **SOME),), seeds=4), "strength is 0"),
+        (Method(rows=(Row(step=1, tries=2, **SOME),), seeds=4), "threshold"),
+        (tbs(4, "energy"), "TI2V"),
+        (Method(rows=(), seeds=0), "0 seeds"),
+        (Method(rows=(), seeds=2, noise=1.5), "noise 1.5"),
+    ],
+)
+def test_a_method_that_makes_no_sense_is_refused_before_anything_runs(
+    model, condition, method, why
+) -> None:
+    ran: list[int] = []
+    with pytest.raises(ValueError, match=why):
+        run(model, condition, method, on_step=lambda step, count: ran.append(step))
+    assert not ran
+
+
+def test_going_back_needs_a_solver_without_memory(model, condition) -> None:
+    row = Row(step=2, copy="renoise", strength=1.0, back=0, **SOME)
+    with pytest.raises(ValueError, match="unipc"):
+        run(
+            model,
+            condition,
+            Method(rows=(row,), seeds=2),
+            sampling=Sampling(steps=STEPS, solver="unipc", grid="unipc"),
+        )
+
+
+def test_judges_that_return_something_else_are_refused(model, condition) -> None:
+    class Wrong(Judge):
+        def __call__(self, at: Estimates) -> jax.Array:
+            return jnp.mean(at.x0, (2, 3, 4))
+
+    ran: list[int] = []
+
+    def refused(judge: Judge, why: str) -> None:
+        with pytest.raises(ValueError, match=why):
+            run(
+                model,
+                condition,
+                epbs(3, "mine"),
+                judges={"mine": judge},
+                on_step=lambda step, count: ran.append(step),
+            )
+
+    refused(Wrong(), r"\(1, 3, 12\); it must return \(1, 3\)")
+    refused(Frames(lambda video: video.mean(0)), "must return one number")
+    refused(Scorer([TASKS["maze"].sample(0)] * 2), r"2 puzzle\(s\) for 1 video")
+    assert not ran
+    refused(Frames(lambda video: float("nan") if video.any() else 0.0), "nan for particle 0")
+    with pytest.raises(ValueError, match=r"2 first seeds for 1 video"):
+        run(model, condition, epbs(3, "energy"), (0, 1))
+
+
+def test_every_preset_says_who_begins(model, condition) -> None:
+    for name, preset in PRESETS.items():
+        method = preset(2, "energy")
+        assert len(method.rows) >= 1
+        assert method.seeds == (1 if name == "early-failure" else 2)
+        if name not in ("tbs", "early-failure"):
+            result = run(model, condition, method)
+            assert np.isfinite(result.latents).all()
+            assert result.cost.forwards[0] <= 2 * STEPS
+    assert evosearch(6).rows[0].keep == 3

@@ -1,0 +1,88 @@
+"""Results for talks: what is written shows what was measured."""
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jcos import cli
+from jcos.media import formats
+from jcos.report import export
+from jcos.report.plane import Look
+from jcos.report.reading import read
+from tests.report import folders
+
+
+def test_a_film_of_the_steps_has_the_final_video_beside_it() -> None:
+    plane = folders.plane()
+    film = export.steps_film(plane, frame=-1)
+    side, edge = folders.SIDE * 8, export.GAP // 2
+    assert film.shape == (folders.STEPS, side + 2 * edge, 2 * (side + 2 * edge), 3)
+    middle = slice(edge + 4, edge + side, 8)
+    np.testing.assert_array_equal(film[3, middle, middle], plane.x0[3, -1])
+    assert plane.video is not None
+    final = film[3][middle, side + 2 * edge :][:, middle]
+    np.testing.assert_array_equal(final, plane.video[-1])
+    every = export.steps_film(plane)
+    assert every.shape[0] == folders.STEPS
+    assert every.shape[2] > every.shape[1]
+
+
+def test_films_and_the_plane_are_files(tmp_path: Path) -> None:
+    Look([folders.plane()]).save(tmp_path / "run", command="x")
+    out = [str(tmp_path / name) for name in ("a.gif", "a.mp4", "a.png")]
+    how = ["--gif", out[0], "--mp4", out[1], "--plane", out[2], "--frame", "0", "--run", "0"]
+    cli.main(["export", str(tmp_path / "run"), *how])
+    with Image.open(out[0]) as gif:
+        assert gif.n_frames == folders.STEPS  # type: ignore[attr-defined]
+    assert len(formats.read_mp4(Path(out[1]))) == folders.STEPS
+    with Image.open(out[2]) as picture:
+        cell = folders.SIDE * 4 + export.GAP
+        assert picture.size == (folders.FRAMES * cell, (folders.STEPS + 1) * cell)
+
+
+def test_every_chart_is_written(tmp_path: Path) -> None:
+    data = folders.experiment_folder(tmp_path / "run")
+    charts = read(tmp_path / "run").charts
+    for kind, begins in (("svg", b"<?xml"), ("png", b"\x89PNG")):
+        files = export.write_charts(charts, tmp_path / kind, kind)
+        assert len(files) == len(charts) == 4
+        assert all(file.read_bytes().startswith(begins) for file in files)
+    solved, energy, *_ = export.write_charts(charts, tmp_path / "csv", "csv")
+    rows = list(csv.DictReader(io.StringIO(solved.read_text())))
+    (row,) = (r for r in rows if (r["task"], r["line"], r["step"]) == ("maze", "model", "3"))
+    expected = float(data["solved"].sel(denoiser="model")[:2, :, 3].mean())
+    assert float(row["mean"]) == pytest.approx(expected, rel=1e-3)
+    assert [r["mean"] for r in rows if r["line"] == "a random legal answer"] == ["0.25", "0.5"]
+    cells = list(csv.DictReader(io.StringIO(energy.read_text())))
+    (cell,) = (c for c in cells if (c["step"], c["layer"], c["frame"]) == ("2", "1", "4"))
+    expected = float(data["energy"][:, :, 2, 1, 4].mean())
+    assert float(cell["mean"]) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "nothing to export"),
+        (["--gif", "a.png"], "a.gif"),
+        (["--gif", "a.gif", "--run", "7"], "run 7"),
+        (["--gif", "a.gif", "--frame", "9"], "frame 9"),
+        (["--svg", "figures"], "no charts"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Look([folders.plane()]).save(tmp_path / "run", command="x")
+    with pytest.raises(SystemExit):
+        cli.main(["export", "run", *arguments])
+    assert says in capsys.readouterr().err
+    assert not Path("a.gif").exists()
