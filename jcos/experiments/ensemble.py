@@ -216,43 +216,39 @@ def dataset(
             rows.append(counted(values[0], alike, k, apart.get((PLAIN, k))))
         return every(values) - np.stack(rows)
 
-    def only(values: np.ndarray, keep: np.ndarray) -> np.ndarray:
-        return np.where(keep[:, None, None], values, np.nan)
-
-    moved = np.stack([_rms(end - ends[0].astype(np.float32)) for end in ends]) / size
-    measures: list[tuple[str, np.ndarray, str, str, Span]] = [
-        ("distance", only(every(moved), single), "distance from the plain end", FAR, POSITIVE),
-        ("spread", only(every(moved), hows == "all"), "distance between the ends", FAR, POSITIVE),
+    moved = every(np.stack([_rms(end - ends[0].astype(np.float32)) for end in ends]) / size)
+    measures: list[tuple[str, np.ndarray, np.ndarray, str, str, Span]] = [
+        ("distance", moved, single, "distance from the plain end", FAR, POSITIVE),
+        ("spread", moved, hows == "all", "distance between the ends", FAR, POSITIVE),
     ]
     if samples.judged:
         scores, solved = map(np.stack, zip(*map(samples.judge, ends), strict=True))
         free = np.stack([ideal.get(mean, np.full(shape, np.nan)) for mean in means])
-        alike = averaged & np.isin(hows, ("majority", "best"))
-        of_model, more = only(every(solved), hows != "all"), gained(solved)
+        of_model, more, some = every(solved), gained(solved), hows != "all"
         for i, values in enumerate(longer.values(), len(cases) - len(longer)):
             of_model[i, :, 0] = values
-        both = np.stack([of_model, only(every(free), hows == "one")], 1)
-        of_one, with_mean = single | ~averaged, np.maximum(more, 0)
-        gain = np.stack([only(more, of_one), only(gained(free), single)], 1)
-        without = only(np.maximum(-more, 0), single)
+        both, both_some = np.stack([of_model, every(free)], 1), np.stack([some, hows == "one"], 1)
+        alike, of_one = averaged & np.isin(hows, ("majority", "best")), single | ~averaged
+        gains, gains_of = np.stack([more, gained(free)], 1), np.stack([of_one, single], 1)
+        lost = np.maximum(-more, 0)
         measures += [
-            ("solved", both, "solved", "Share of puzzles solved.", SCORES),
-            ("score", only(every(scores), hows != "all"), "score", "Score of the end.", SCORES),
-            ("gain", gain, "solved, more than one run", MORE, GAINS),
-            ("gain_alike", only(more, alike), "solved, more than as many runs", MORE, GAINS),
-            ("score_gain", only(gained(scores), of_one), "score, more than one run", MORE, GAINS),
-            ("only_with", only(with_mean, single), "solved only with averaging", MORE, SCORES),
-            ("only_without", without, "solved only without", MORE, SCORES),
+            ("solved", both, both_some, "solved", "Share of puzzles solved.", SCORES),
+            ("score", every(scores), some, "score", "Score of the end.", SCORES),
+            ("gain", gains, gains_of, "solved, more than one run", MORE, GAINS),
+            ("gain_alike", more, alike, "solved, more than as many runs", MORE, GAINS),
+            ("score_gain", gained(scores), of_one, "score, more than one run", MORE, GAINS),
+            ("only_with", np.maximum(more, 0), single, "solved only with averaging", MORE, SCORES),
+            ("only_without", lost, single, "solved only without", MORE, SCORES),
         ]
         for (count, end), how in zip(longer.items(), ("one", "majority"), strict=False):
             among = [c[1:] == (how, paper.members) and c.mean in (paper, PLAIN) for c in cases]
-            equal = only(of_model, np.array(among)) - end[:, None]
+            equal, title = of_model - end[:, None], f"solved, more than one run of {count} steps"
             equal[:, :, 1:] = np.nan
-            title = f"solved, more than one run of {count} steps"
-            measures.append((f"gain_{count}", equal, title, EQUAL, GAINS))
+            measures.append((f"gain_{count}", equal, np.array(among), title, EQUAL, GAINS))
     variables = samples.levels({"solved": "solved", "score": "score"})
-    for name, values, title, comment, span in measures:
+    for name, values, counts, title, comment, span in measures:
         dims = f"case {'denoiser ' * (values.ndim > 3)}{samples.runs} seed"
+        values = np.where(counts[..., None, None], values, np.nan)
         variables[name] = measure(dims, values, title, comment, span=span)
 
     def cost(case: Case) -> int:

@@ -6,6 +6,7 @@ whether its patch will change in the answer that this run ends with.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -98,7 +99,10 @@ class Layers(Experiment):
         layers = places(self.layers, dit.layers, "layer")
         answers = answers_of(model, samples.puzzles) if samples.judged else None
         grid = dit.tokens(*samples.latent)
-        probe = token_probe(layers, dit.layers, grid if samples.judged else None)
+        watched = [TokenEnergy(), Components(tuple(layers))]
+        if samples.judged:
+            later = jnp.arange(grid[1] * grid[2], math.prod(grid))
+            watched += [TokenFeatures(tuple(range(dit.layers)), later), States()]
         parts, films = [], []
         # Task by task: features of all of them need not be held at once.
         for task, p in samples.groups.items():
@@ -107,7 +111,7 @@ class Layers(Experiment):
                 model,
                 conditions,
                 self.seeds,
-                probes=[probe],
+                probes=[probes.chain(*watched)],
                 plan=plan,
                 readout=read_puzzles if samples.judged else read_tokens,
                 aux=(np.tile(np.array(steps, np.int32), (len(p), 1)), right),
@@ -204,19 +208,6 @@ def principal(centred: Float[Array, "N D"]) -> Float[Array, "N 3"]:
     return centred @ jax.lax.fori_loop(0, ITERATIONS, turn, start)
 
 
-def token_probe(
-    layers: Sequence[int], depth: int, grid: tuple[int, int, int] | None
-) -> probes.Probe:
-    """Return the probe of a run. grid: frames, height and width in tokens, where those after the
-    first frame are kept whole."""
-    watched = (TokenEnergy(), Components(tuple(layers)))
-    if grid is None:
-        return probes.chain(*watched)
-    frames, height, width = grid
-    later = jnp.arange(height * width, frames * height * width)
-    return probes.chain(*watched, TokenFeatures(tuple(range(depth)), later), States())
-
-
 class Readout(NamedTuple):
     """What is kept of a run, by seed: S steps, of which s are probed; L layers, of which l are on
     maps; n tokens in all frames but the first.
@@ -260,16 +251,19 @@ def read_puzzles(model: Wan, plan: flow.Plan, trace: Trace, aux: Aux) -> Readout
     over_steps = jax.vmap(partial(ideal, log_prior=answers.log_prior), (0, 0, None))
     over_seeds = jax.vmap(over_steps, (0, None, None))
     best = over_seeds(states, sigmas, jnp.asarray(answers.latents)).x0
-    patches = jax.vmap(jax.vmap(jax.vmap(model.experts[0].patchify)))(
-        jnp.stack([states, trace.x0[0][:, steps], best], axis=2)
-    )
-    count = tokens.shape[-2]
-    later, first = patches[..., -count:, :], patches[:, :, 1:, : patches.shape[-2] - count, :]
-    first = jnp.tile(first, (1, 1, 1, count // first.shape[-2], 1))
-    distance = jnp.abs(later[:, :, :2] - first[:, :, :1])
+    frames = model.config.dit.tokens(*trace.latents.shape[2:5])[0]
+
+    def by_frame(latents: Float[Array, "K s F h w C"]) -> Float[Array, "K s F f P"]:
+        patches = jax.vmap(jax.vmap(model.experts[0].patchify))(latents)
+        return patches.reshape(*patches.shape[:2], frames, -1, patches.shape[-1])
+
+    states, x0, best = map(by_frame, (states, trace.x0[0][:, steps], best))
+    both = jnp.stack([states, x0], 2)[:, :, :, 1:]
+    both = jnp.concatenate([both, jnp.abs(both - x0[:, :, None, :1])], -1)
+    change = jnp.abs(best[:, :, 1:] - best[:, :, :1]).sum(-1)
     return read_tokens(model, plan, trace, aux)._replace(
-        features=(tokens, jnp.concatenate([later[:, :, :2], distance], -1)),
-        change=jnp.abs(later[:, :, 2] - first[:, :, 1]).sum(-1),
+        features=(tokens, both.reshape(*both.shape[:3], -1, both.shape[-1])),
+        change=change.reshape(*change.shape[:2], -1),
         video=pixels(model, trace.latents[0]),
     )
 

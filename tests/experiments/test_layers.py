@@ -199,7 +199,7 @@ def test_too_few_puzzles_for_probes_leave_the_ideal_denoiser(data) -> None:
     dataset, _ = data
     table = SMALL.table(dataset.assign(answer=dataset["answer"].fillna(0.5)))
     rows = table.set_index(["task", "measure", "case"])
-    rows = rows.loc["maze", "AUROC of what the answer changes"]
+    rows = rows.loc["maze"].loc["AUROC of what the answer changes"]
     for case, forwards in (("step 3, x_s", 4), ("step 3, ideal denoiser at x_s", 0)):
         assert (rows.value[case], rows.forwards[case]) == (0.5, forwards)
     assert rows.chance["step 3, x_s"] == 0.5
