@@ -97,9 +97,10 @@ def remembering(
     dims, variables = "sample seed place step source labels", {}
     for y, label in enumerate(LABELS):
         name, title = f"read_{label}", f"{label} of the hidden object read off"
-        about, best = {"comment": MEMORY, "by": "read_of"}, of_ideal[:, 0, :, y, :1]
-        variables[name] = measure(dims, read[..., y, :], title, **about)
-        variables[f"ideal_{name}"] = measure("sample place ideal_source", best, title, **about)
+        variables[name] = measure(dims, read[..., y, :], title, MEMORY, by="read_of")
+        variables[f"ideal_{name}"] = measure(
+            "sample place ideal_source", of_ideal[:, 0, :, y, :1], title, MEMORY, by="read_of"
+        )
     coordinates = {
         "step": list(steps),
         "place": list(PLACES),
