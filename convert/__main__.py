@@ -55,8 +55,7 @@ class Arguments:
     """Go on where LoRA files have keys that the model has no place for."""
 
     def job(self) -> "Job":
-        """Return the job. Raises ValueError where there are not as many factors as files, or one is
-        no number."""
+        """Return the job. ValueError where factors are not as many as files, or no numbers."""
         from .stream import Job
 
         loras = [

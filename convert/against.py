@@ -70,8 +70,7 @@ def compare(source: Released) -> Iterator[Row]:
 
 
 def ours(source: Released, place: str, model: M, layer: int | None = None) -> M:
-    """Return an abstract module with the weights of a place, or of one of its layers, in
-    float32."""
+    """Return an abstract module with the float32 weights of a place, or of one of its layers."""
     found = {}
     for path in leaves(model):
         leaf = source.leaves[f"{place}.{path}"]

@@ -25,15 +25,14 @@ _OF_OTHER_WEIGHTS = re.compile(r"(pissa|olora|loftq|corda).*", re.IGNORECASE)
 
 
 def adapter_file(path: Path) -> Path:
-    """Return a LoRA file as it is; of a folder the file in it. CheckpointError where it has none,
-    or several."""
+    """Return a LoRA file, or the one in a folder; CheckpointError where it has none or several."""
     if not path.is_dir():
         return path
     files = [path / name for name in _NAMES if (path / name).is_file()][:1]
     files = files or visible(path, "*.safetensors")
     if len(files) != 1:
         raise CheckpointError(
-            f"{path} is a folder with {len(files)} safetensors files; name the LoRA file itself"
+            f"{path} has {len(files)} safetensors files; name the LoRA file itself"
         )
     return files[0]
 

@@ -35,8 +35,7 @@ COMPRESSED = 0.7
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA file to be merged into an expert: 0 for high noise, 1 for low, None for the only
-    one."""
+    """A LoRA file to merge into an expert: 0 for high noise, 1 for low, None for the only one."""
 
     file: Path
     expert: int | None = None

@@ -1,5 +1,4 @@
-"""The folder beside the target in which a conversion is made, and the journal that lets it go on
-after it was killed."""
+"""The folder in which a conversion is made, and the journal that lets a killed one go on."""
 
 import errno
 import fcntl

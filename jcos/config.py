@@ -74,9 +74,7 @@ class DiTConfig:
         if self.dim % self.heads:
             raise ValueError(f"DiTConfig: dim {self.dim} is not a multiple of heads {self.heads}")
         if self.head_dim % 2 or self.freq_dim % 2:
-            raise ValueError(
-                f"DiTConfig: head size {self.head_dim} and freq_dim {self.freq_dim} must be even"
-            )
+            raise ValueError(f"head size {self.head_dim} and freq_dim {self.freq_dim} must be even")
 
     @property
     def head_dim(self) -> int:
@@ -88,16 +86,13 @@ class DiTConfig:
             ("frames", "height", "width"), (frames, height, width), self.patch, strict=True
         ):
             if size < 1 or size % step:
-                raise ValueError(
-                    f"latent {name} is {size}; the patch needs a positive multiple of {step}"
-                )
+                raise ValueError(f"latent {name} is {size}, no positive multiple of {step}")
         return frames // self.patch[0], height // self.patch[1], width // self.patch[2]
 
 
 @dataclasses.dataclass(frozen=True)
 class PixelCodec:
-    """An exact, weightless codec: colours normalised, `stride` × `stride` pixels folded into
-    channels."""
+    """An exact codec: colours normalised, `stride` × `stride` pixels folded into channels."""
 
     stride: int = 2
     mean: float = 0.55
@@ -239,9 +234,7 @@ class WanConfig:
 
     def __post_init__(self) -> None:
         if self.boundary is not None and not 0 < self.boundary < 1:
-            raise ValueError(
-                f"boundary is {self.boundary}; it is a timestep / 1000, between 0 and 1"
-            )
+            raise ValueError(f"boundary is {self.boundary}; it is timestep / 1000, between 0 and 1")
         guidance = self.sampling.guidance
         if guidance is not None and len(guidance) != self.experts:
             raise ValueError(
@@ -250,8 +243,8 @@ class WanConfig:
 
     @property
     def noise(self) -> Literal["torch", "jax"]:
-        """The generator of a seed's first noise: PyTorch's for Wan's models, whose reference codes
-        all use it, jax's for others."""
+        """The generator of first noise: PyTorch's for Wan's models, as reference codes; else
+        jax's."""
         return "torch" if isinstance(self.codec, VaeConfig) else "jax"
 
     @property

@@ -73,8 +73,7 @@ def check_new_file(path: Path) -> None:
 
 
 def check_new_folder(path: Path, size: int = 0) -> None:
-    """Check that a folder is there or can be made, and takes a file of `size` bytes, by trying.
-    Nothing is left of it."""
+    """Check, by trying, that a folder is there or can be made, and takes a file of `size` bytes."""
     whole = Path(os.path.abspath(path))
     place = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
     if not place.is_dir():

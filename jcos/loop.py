@@ -366,8 +366,7 @@ def _fresh(
 
 
 def _digest(tree: Any, about: str = "") -> str:
-    """Return a digest of a text and a pytree: its structure and arrays (4,096 numbers of arrays of
-    over a million)."""
+    """Return a digest of a text and a pytree (of arrays over a million numbers, of 4,096)."""
     leaves, structure = jax.tree.flatten(tree)
     digest = hashlib.sha256(f"{about} {structure}".encode())
     for leaf in leaves:

@@ -1,5 +1,4 @@
-"""The released models as configurations, `toy()` (the small model of the package), and the ways in
-which reference codes run them."""
+"""The released models and the small one as configurations, and how reference codes run them."""
 
 import dataclasses
 from collections.abc import Callable

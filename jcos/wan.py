@@ -1,5 +1,4 @@
-"""`Wan`: expert(s), codec and text encoder of one model, with the defaults its authors sample
-with."""
+"""`Wan`: expert(s), codec and text encoder of one model; loading, conditions, decoding."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -56,8 +55,7 @@ class Wan(nnx.Module):
         return self.config.codec
 
     def embed(self, prompt: Prompt) -> Float[Array, "L text"]:
-        """Rows of a prompt, zero-padded to the model's text length; ValueError if it cannot be
-        read."""
+        """Rows of a prompt, zero-padded to the text length; ValueError if it cannot be read."""
         name, length = self.config.name, self.config.dit.text_len
         if not isinstance(prompt, str):
             rows = jnp.asarray(prompt)
@@ -119,8 +117,7 @@ class Wan(nnx.Module):
     def _image_channels(
         self, first_frame: Picture, frames: int, tiles: Tiles | None
     ) -> Float[Array, "F h w E"]:
-        """Of an image-to-video model: for a VAE, the first frame and grey ones behind it, encoded
-        together."""
+        """For a VAE, the first frame and grey ones behind it, encoded together."""
         if self.vae is None:
             return image_channels(self.encode(first_frame[None]), frames, self.config.image)
         clip = jnp.zeros((frames, *first_frame.shape)).at[0].set(_signed(first_frame))
@@ -140,8 +137,7 @@ class Wan(nnx.Module):
     def decode(
         self, latents: Float[Array | np.ndarray, "*axes f h w C"], tiles: Tiles | None = None
     ) -> UInt8[np.ndarray, "*axes F H W 3"]:
-        """Latents (final ones or clean estimates, with any leading axes) as uint8 video. tiles: as
-        in `encode`."""
+        """Latents, with any leading axes, as uint8 video. tiles: as in `encode`."""
         flat = jnp.reshape(latents, (-1, *latents.shape[-4:]))
         if isinstance(self.codec, PixelCodec):
             video = jax.vmap(partial(decode_pixels, self.codec))(flat)
@@ -175,8 +171,7 @@ def check_mesh(sizes: Mapping[str, int], config: WanConfig, seeds: int = 1) -> N
 
 
 def latent_grid(config: WanConfig, frames: int, height: int, width: int) -> tuple[int, int, int]:
-    """Frames, height and width of the latent of a video in pixels; ValueError where there is none
-    of that size."""
+    """Frames, height and width of the latent of a video in pixels; ValueError where none fits."""
     if config.codec is None:
         raise ValueError(f"{config.name} comes without a codec: it has latents, no pixels")
     along, *strides = config.codec.strides
@@ -320,9 +315,7 @@ def check_vae(config: WanConfig, folder: Path) -> None:
     source = _released(folder)
     leaves = checkpoint.stored(folder) if source is None else source.leaves
     if not any(name.startswith("vae.") for name in leaves):
-        raise ValueError(
-            f"{folder} has no VAE; put the release's beside the weights (docs/vbvr.md)"
-        )
+        raise ValueError(f"{folder} has no VAE; put the release's by the weights (docs/vbvr.md)")
 
 
 def embedder(

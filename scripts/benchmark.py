@@ -36,7 +36,8 @@ from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import Noise
 from jcos.variants import toy
 from jcos.wan import Wan, load
-from jcos.weights.names import DIT, DIT_OF_DIFFUSERS, fill, original_name
+from jcos.weights.checkpoint import with_leaves
+from jcos.weights.names import DIT, DIT_OF_DIFFUSERS, original_name, place
 from tables import about, markdown, save
 
 MAZE = get("maze")
@@ -190,7 +191,10 @@ def against_diffusers(lab: Lab) -> list[Row]:
         original_name(name, DIT_OF_DIFFUSERS): tensor.numpy()
         for name, tensor in other.state_dict().items()
     }
-    model = jax.tree.map(jnp.asarray, fill(lab.model.experts[0], tensors, DIT))
+    placed, _ = place({name: tensor.shape for name, tensor in tensors.items()}, DIT)
+    kind = np.dtype(np.float32)
+    leaves = {path: leaf.build(tensors.__getitem__, kind) for path, leaf in placed.items()}
+    model = jax.tree.map(jnp.asarray, with_leaves(lab.model.experts[0], leaves))
 
     @torch.inference_mode()
     def theirs(threads: int, *inputs: Any) -> Any:

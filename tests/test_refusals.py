@@ -122,7 +122,7 @@ def test_stacked_probes_without_a_sweep_are_refused(
 ) -> None:
     probes = trajectory.tree_stack([Noise.at_steps(STEPS, FRAMES, [s]) for s in (0, 1)])
     with pytest.raises(
-        ValueError, match=r"\(2, 4, 3\) for steps × latent frames; stacks are run by a sweep"
+        ValueError, match=r"\(2, 4, 3\) for steps × latent frames; a sweep runs stacks"
     ):
         generate(model, condition, probe=probes)
 

@@ -70,8 +70,7 @@ def _run(scorer: str, bench: Bench, arm: Path, place: Path, record: Mapping[str,
 
 
 def commit_of(scorer: str) -> str | None:
-    """Return the commit of the scorer, which has changed since the paper; None where it lies in no
-    git checkout."""
+    """Return the commit of the scorer, which changes; None where it is in no git checkout."""
     for part in shlex.split(scorer):
         if part.endswith(".py") and Path(part).is_file():  # not the interpreter, of pyenv for one
             command = ["git", "-C", str(Path(part).resolve().parent), "rev-parse", "HEAD"]

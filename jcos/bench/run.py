@@ -112,8 +112,7 @@ def run(
 
 
 def check_mesh(sizes: Mapping[str, int], config: WanConfig) -> None:
-    """Raise ValueError where a mesh of these sizes has an axis that samples cannot be spread
-    over."""
+    """Raise ValueError where samples cannot be spread over a mesh of these sizes."""
     if (seeds := sizes.get(mesh.SEED, 1)) > 1:  # of which not all go on to the end
         raise ValueError(f"a mesh of seed={seeds} leaves devices idle: spread samples over world")
     wan.check_mesh(sizes, config)
@@ -157,8 +156,7 @@ def _run(
 
 @dataclasses.dataclass(frozen=True)
 class _Worker:
-    """kept: names of the samples whose clean estimates are written. sizes: of programs, in
-    samples."""
+    """kept: samples whose clean estimates are written. sizes: of programs, in samples."""
 
     sampler: Sampler
     folder: Folder

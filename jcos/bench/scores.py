@@ -1,5 +1,5 @@
-"""Scores of arms: the official scorer's, or our own where the samples are the small tasks. Missing
-videos count as zero."""
+"""Scores of arms: the official scorer's, or of small tasks our own. Missing videos count as
+zero."""
 
 import csv
 import io
@@ -158,7 +158,7 @@ def over_tasks(values: dict[str, float]) -> Estimate:
 
 
 def table(bench: Bench, arms: Sequence[Scores], base: Scores | None = None) -> list[Cell]:
-    """Every arm in every group; less `base`, sample by sample, if there is one. official: over
+    """Every arm in every group; less `base`, sample by sample, if there is one. official: of
     samples that both have."""
     cells, less = [], {} if base is None else base.found
     for scores in arms:
@@ -171,7 +171,6 @@ def table(bench: Bench, arms: Sequence[Scores], base: Scores | None = None) -> l
 
 
 def restored(cell: Cell, still: Cell, truth: Cell) -> float:
-    """Where an arm stands between the still picture, 0, and the ground truth, 1; nan where these
-    two are the same."""
+    """Where an arm stands between still picture, 0, and truth, 1; nan where these are the same."""
     span = truth.mean - still.mean
     return (cell.mean - still.mean) / span if span > 0 else float("nan")

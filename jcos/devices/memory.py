@@ -29,8 +29,7 @@ M = TypeVar("M")
 
 
 def claim(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let jax have `CLAIM` of a GPU, unless the environment says how much; call it before jax first
-    asks for its devices."""
+    """Let jax have `CLAIM` of a GPU, unless the environment says how much. Call it first."""
     if not any(environment.get(name) for name in _FRACTION):
         environment[_FRACTION[0]] = CLAIM
 
@@ -85,8 +84,7 @@ _SMALLER = "a smaller or shorter video"
 def run_knobs(
     *, seeds: int, worlds: int, guided: bool, probed: bool, float32: bool, resident: bool
 ) -> list[str]:
-    """Return what would make a run smaller, the least change first. resident: two or more experts
-    lie on the device together."""
+    """Return what would make a run smaller, the least change first. resident: of two experts."""
     many = mesh.devices(*mesh.AXES) > 1
     table = [
         (seeds > 1, f"fewer than {seeds} seeds at a time: the same videos, in turns"),
@@ -118,8 +116,7 @@ CODING = (
 
 @contextlib.contextmanager
 def explained(what: str, knobs: Sequence[str]) -> Iterator[None]:
-    """Turn XLA's report of exhausted memory into a MemoryError: what `what` asked for, what there
-    is, and what would help."""
+    """Turn XLA's report of exhausted memory into a MemoryError that says what would help."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

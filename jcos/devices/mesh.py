@@ -38,8 +38,7 @@ def devices(*axes: str) -> int:
 
 
 def platform() -> str:
-    """Return where the program will run: `cpu`, `gpu` or `tpu`. The devices of a mesh may be absent
-    (compilation ahead of time)."""
+    """Return where the program will run: `cpu`, `gpu` or `tpu`. Devices of a mesh may be absent."""
     device = jax.sharding.get_abstract_mesh().abstract_device if in_use() else None
     name = (device and device.platform) or jax.default_backend()
     return _KINDS.get(name, name)

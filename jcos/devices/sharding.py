@@ -51,8 +51,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"text\.blocks\.(attn\.o|ffn\.fc2)\.kernel", P(None, TENSOR, FSDP)),
     (r"text\.token_embedding", P(None, FSDP)),
 )
-"""Ends of leaf paths and how the leaf is cut, first match first; everything else is whole on every
-device."""
+"""Ends of leaf paths and how the leaf is cut, first match first; all else is whole everywhere."""
 
 
 def make_mesh(sizes: Mapping[str, int] | None = None, machine: Sequence[Any] | None = None) -> Mesh:

@@ -21,12 +21,10 @@ from jcos.experiments.answers import answers_of
 from jcos.experiments.ensemble_means import HOW, KINDS, PLAIN, Case, Mean, probe_of
 from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places, window
 from jcos.experiments.samples import Samples
-from jcos.experiments.sweeps import pixels, play, score, sweep
+from jcos.experiments.sweeps import pixels, sweep
 from jcos.lab.measures import GAINS, POSITIVE, SCORES, Span
 from jcos.lab.results import DENOISERS, MODEL, measure
-from jcos.lab.tasks import Puzzle, Task
 from jcos.sampling import flow
-from jcos.sampling.probes import SeedEnsemble
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
@@ -327,17 +325,3 @@ def read_ends(
     del plan, aux
     pixel = isinstance(model.config.codec, PixelCodec)
     return pixels(model, trace.latents[0]) if pixel else trace.latents[0]
-
-
-def ensemble_solved(
-    model: Wan,
-    task: Task,
-    puzzles: Sequence[Puzzle],
-    seeds: Sequence[int],
-    probes: Sequence[SeedEnsemble],
-) -> Bool[np.ndarray, "P Q K"]:
-    """Return whether each puzzle is solved with each probe by each seed; in an ensemble every seed
-    goes on by itself."""
-    latents = play(model, puzzles, seeds, probes=probes).latents
-    _, solved = score(model, puzzles, latents.swapaxes(0, 1))
-    return solved

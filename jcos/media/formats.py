@@ -57,9 +57,7 @@ def contact_sheet(
     larger; the gaps are transparent.
     """
     if gap < 0 or gap % 2:
-        raise ValueError(
-            f"the gap of a contact sheet is {gap}; it must be an even number of pixels"
-        )
+        raise ValueError(f"the gap of a contact sheet is {gap}; it must be an even number")
     steps, frames = rows.shape[:2]
     big = upscale(rows, scale)
     height, width = big.shape[2:4]
@@ -87,8 +85,7 @@ def png(picture: UInt8[np.ndarray, "H W C"]) -> bytes:
 def webp(
     video: UInt8[np.ndarray, "F H W 3"], *, frame_ms: int = FRAME_MS, hold_ms: int = HOLD_MS
 ) -> bytes:
-    """Return a video as animated WebP, looping and without loss; the last frame stays `hold_ms`
-    more."""
+    """Return a video as lossless, looping WebP; the last frame stays `hold_ms` more."""
     frames = [Image.fromarray(frame) for frame in video]
     return _animated(frames, "WEBP", frame_ms, hold_ms, lossless=True, method=6)
 
@@ -114,8 +111,7 @@ def _animated(
 
 
 def data_uri(data: bytes) -> str:
-    """Return PNG, GIF or WebP bytes as a `data:` URI, which stands in a page in place of a file's
-    name."""
+    """Return PNG, GIF or WebP bytes as a `data:` URI, for a page."""
     mime = _MIME.get(data[:4])
     if mime is None:
         raise ValueError(f"bytes that begin with {data[:4]!r} are no PNG, GIF or WebP picture")

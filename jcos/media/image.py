@@ -106,8 +106,7 @@ def rule_for(config: WanConfig, profile: Profile | None = None) -> Rule:
 
 
 def prepare(picture: Picture, rule: Rule, height: int, width: int) -> Frame:
-    """Return the first frame for a video that is asked for in a size; the rule may make it another
-    (`frame_size`)."""
+    """Return the first frame for a video of about this size (`frame_size`)."""
     return rule.resize(picture, *frame_size(picture, rule, height, width))
 
 
@@ -238,8 +237,7 @@ _OF_PROFILE: dict[Profile, tuple] = {
 
 
 def check_frames(frames: int, stride: int = 4) -> None:
-    """Raise ValueError unless a VAE that folds `stride` frames into one makes a video of that
-    length."""
+    """Raise ValueError unless a VAE that folds `stride` frames into one makes so many."""
     if frames < 1 or (frames - 1) % stride:
         below = max(1, (frames - 1) // stride * stride + 1)
         raise ValueError(

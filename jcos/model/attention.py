@@ -28,8 +28,7 @@ SCORES = 2**28
 """Most scores, of all heads and all problems that are `side_by_side`, that the reference holds at a
 time; above, it takes the queries in blocks."""
 TILE = 1024, 1024, 512
-"""Queries, keys, and keys multiplied at a time, of splash attention: its defaults run out of scalar
-memory at 75,000 tokens."""
+"""Splash attention's queries, keys, keys at a time; its defaults fail at 75,000 tokens."""
 
 
 class Problem(NamedTuple):
@@ -63,8 +62,7 @@ _override = jax.make_user_context(Override())
 
 def using(kernel: str = "auto", method: str = "auto") -> AbstractContextManager[Any]:
     """Within: use this kernel (`KERNELS`), and over the devices of a sequence this method
-    (`METHODS`, or `ulysses` where heads divide), where they can. ValueError where there is none of
-    that name."""
+    (`METHODS`, or `ulysses` where heads divide), where they can. ValueError for others."""
     for what, name, known in (
         ("kernel", kernel, ("auto", *KERNELS)),
         ("method", method, ("auto", "ulysses", *METHODS)),
@@ -213,8 +211,7 @@ def _warn(sentence: str) -> None:
 
 
 def _reference(q: Array, k: Array, v: Array, keys: Count, lse: bool) -> Answer:
-    """Compute it in plain XLA, which the others are compared with; queries in blocks where scores
-    are many."""
+    """Compute it in plain XLA, as a reference; queries in blocks where scores are many."""
     block = SCORES // (_problems.value * q.shape[1] * k.shape[0])
     if block >= q.shape[0]:
         return _scores(q, k, v, keys)

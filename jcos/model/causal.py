@@ -47,8 +47,7 @@ def through(
 def first_apart(
     layer: Layer, x: Frames, past: Past, start: Past
 ) -> tuple[Float[Array, "f H W I"], Past]:
-    """Apply `layer` to all frames but the clip's first, which stays as it is; `start`: the layer's
-    past before the second."""
+    """Apply `layer` to all frames but the clip's first; `start`: its past before the second."""
     if past is not None:
         return layer(x, past)
     y, past = layer(x[1:], start)
@@ -59,8 +58,7 @@ def first_apart(
 
 
 class RMSNorm(nnx.Module):
-    """Channels scaled to length √C, then by weights. No epsilon is added to the length; it only has
-    a floor."""
+    """Channels scaled to length √C, then by weights. The length has a floor, but no epsilon."""
 
     def __init__(self, channels: int):
         self.gamma = nnx.Param(jnp.ones(channels))
@@ -89,8 +87,7 @@ class Conv(nnx.Module):
 
 
 class CausalConv(nnx.Module):
-    """Convolution of three frames, `size` × `size` pixels each; the last of them is the frame that
-    is made."""
+    """Convolution of `size` × `size` pixels of a frame and the two before it."""
 
     def __init__(self, n_in: int, n_out: int, rngs: nnx.Rngs, size: int = 3, stride: int = 1):
         self.kernel = _random(rngs, 3, size, size, n_in, n_out)
@@ -226,8 +223,7 @@ class UpStage(nnx.Module):
 
 
 def averaged(x: Frames, n_out: int, factor: tuple[int, int]) -> Float[Array, "f h w O"]:
-    """Return cells folded into channels, which are averaged in groups. A first frame alone is
-    averaged with zeros."""
+    """Return cells folded into channels, averaged in groups; a lone first frame with zeros."""
     time, space = factor
     x = jnp.pad(x, ((-len(x) % time, 0), (0, 0), (0, 0), (0, 0)))
     x = rearrange(x, "(f t) (h a) (w b) c -> f h w (c t a b)", t=time, a=space, b=space)

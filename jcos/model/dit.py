@@ -31,8 +31,7 @@ from jcos.model.slots import Slots
 Tokens = Float[Array, "N D"]
 Angles = tuple[Float[Array, "N half"], Float[Array, "N half"]]
 OnBlock = Callable[[Int[Array, ""], Tokens], tuple[Tokens, Any]]
-"""Called after every block with its number and tokens; returns the tokens to go on with and an
-observation."""
+"""Is called after every block with its number and tokens; returns tokens and an observation."""
 
 
 def observe_nothing(layer: Int[Array, ""], tokens: Tokens) -> tuple[Tokens, None]:
@@ -59,8 +58,7 @@ class Linear(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head attention; q and k are RMS-normed over all heads together, before the heads are
-    split."""
+    """Multi-head attention; q and k are RMS-normed over all heads together."""
 
     def __init__(self, cfg: DiTConfig, numerics: Numerics, rngs: nnx.Rngs):
         self.q, self.k, self.v, self.o = (
@@ -90,8 +88,7 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Two linear layers around an activation; `layers_0` and `layers_2` as a torch Sequential
-    counts them."""
+    """Two linear layers around an activation, numbered as in a torch Sequential."""
 
     def __init__(
         self,
@@ -120,8 +117,7 @@ def of_tokens(rows: Float[Array, "T D"], clean: Bool[Array, " N"] | None) -> Flo
 
 
 class Block(nnx.Module):
-    """Self-attention and feed-forward, both modulated and gated by time, with cross-attention
-    between them."""
+    """Self-attention and feed-forward, modulated and gated by time, cross-attention between."""
 
     def __init__(self, cfg: DiTConfig, numerics: Numerics, rngs: nnx.Rngs):
         self.self_attn = Attention(cfg, numerics, rngs)
@@ -184,8 +180,7 @@ class Head(nnx.Module):
 
 
 class DiT(nnx.Module):
-    """One expert. Call it with a latent, its timestep and the embedded prompt; it returns the
-    velocity ε − x0."""
+    """One expert: from a latent, its timestep and the embedded prompt to the velocity ε − x0."""
 
     def __init__(self, cfg: DiTConfig, *, numerics: Numerics = FLOAT32, rngs: nnx.Rngs):
         pt, ph, pw = cfg.patch
@@ -227,13 +222,9 @@ class DiT(nnx.Module):
         cfg = self.cfg
         grid = cfg.tokens(*latents.shape[:3])
         if latents.shape[-1] != cfg.in_channels:
-            raise ValueError(
-                f"latents have {latents.shape[-1]} channels; this model takes {cfg.in_channels}"
-            )
+            raise ValueError(f"latents have {latents.shape[-1]} channels, not {cfg.in_channels}")
         if context.shape[0] > cfg.text_len:
-            raise ValueError(
-                f"the prompt has {context.shape[0]} rows; this model takes at most {cfg.text_len}"
-            )
+            raise ValueError(f"the prompt has {context.shape[0]} rows, more than {cfg.text_len}")
 
         with jax.named_scope("embed"):
             x = self.patch_embedding(self.patchify(latents)).astype(
@@ -277,8 +268,7 @@ class DiT(nnx.Module):
             return self.unpatchify(patches[:n], grid), chosen.observation(buffers, stacked)
 
     def patchify(self, latents: Float[Array, "F H W C"]) -> Float[Array, "N P"]:
-        """Return patches as rows, channel slowest within a patch (as the original's Conv3d weights
-        are flattened)."""
+        """Return patches as rows, channel slowest within a patch (as in the original's Conv3d)."""
         pt, ph, pw = self.cfg.patch
         return rearrange(latents, "(f a) (h b) (w c) ch -> (f h w) (ch a b c)", a=pt, b=ph, c=pw)
 

@@ -22,8 +22,7 @@ def rounded(x: Float[Array, "..."], dtype: str) -> Float[Array, "..."]:
 
 
 def layer_norm(x: Float[Array, "N D"], eps: float) -> Float[Array, "N D"]:
-    """Return layer norm without parameters, in float32. (Flax's default variance, E[x²] − E[x]²,
-    loses digits.)"""
+    """Return layer norm without parameters, in float32. (Flax's E[x²] − E[x]² loses digits.)"""
     x = x.astype(jnp.float32)
     centred = x - x.mean(-1, keepdims=True)
     return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)

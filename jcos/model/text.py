@@ -51,9 +51,7 @@ def word_ids(cfg: Words, prompt: str, length: int) -> Int[np.ndarray, " L"]:
     unknown = sorted(set(words) - set(cfg.vocabulary))
     if unknown:
         known = ", ".join(sorted(cfg.vocabulary))
-        raise ValueError(
-            f"the model does not know the word(s) {', '.join(unknown)}; it knows: {known}"
-        )
+        raise ValueError(f"the model does not know {', '.join(unknown)}; it knows: {known}")
     if len(words) > length:
         raise ValueError(f"the prompt has {len(words)} words; this model reads at most {length}")
     ids = [cfg.vocabulary.index(word) for word in words]
@@ -118,8 +116,7 @@ class GatedMLP(nnx.Module):
 
 
 class EncoderBlock(nnx.Module):
-    """Attention and feed-forward, each normed before and added; unlike T5's, every block has a
-    position bias of its own."""
+    """Attention and feed-forward, normed before and added; each block has a position bias."""
 
     def __init__(self, cfg: UMT5Config, dtype: str, rngs: nnx.Rngs):
         self.norm1, self.norm2 = RMSNorm(cfg.dim, cfg.eps), RMSNorm(cfg.dim, cfg.eps)
@@ -163,8 +160,7 @@ class UMT5(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, ids: Int[Array, " L"], mask: Bool[Array, " L"]) -> Rows:
-        """A row per token, in `dtype`. mask: False for padding, which no token attends to; the rows
-        of padding itself mean nothing."""
+        """A row per token, in `dtype`. mask: False for padding, whose rows mean nothing."""
         cfg, places = self.cfg, np.arange(len(ids))
         buckets = jnp.asarray(
             relative_buckets(places[None] - places[:, None], cfg.buckets, cfg.max_distance)
@@ -254,9 +250,7 @@ class TextCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             write(file, json.dumps(self.encoder, indent=1), shared=True)
         elif _read_encoder(file) != self.encoder:
-            raise ValueError(
-                f"{self.folder} has the prompts of another text encoder; use another folder"
-            )
+            raise ValueError(f"{self.folder} is of another text encoder; use another folder")
 
     def embed(self, prompt: str, length: int = 512) -> Rows:
         """Embed a prompt as the function `embed`, but computed only if it is not in the folder; a
@@ -329,7 +323,5 @@ def _read_rows(file: Path, key: str) -> tuple[np.ndarray, int]:
         if about["key"] != key or about["sha256"] != _digest(_content(rows)):
             raise KeyError
     except (safetensors.SafetensorError, KeyError, ValueError):
-        raise ValueError(
-            f"{file} is damaged, or not an embedded prompt of this folder; remove it"
-        ) from None
+        raise ValueError(f"{file} is damaged, or not of this folder; remove it") from None
     return rows, tokens

@@ -53,9 +53,7 @@ class Tokenizer:
                 f"one in diffusers' layout {_PLACES[1]}: fetch that file too"
             )
         if is_lfs_pointer(file):
-            raise ValueError(
-                f"{file} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
-            )
+            raise ValueError(f"{file} is a Git LFS pointer; fetch it with `git lfs pull`")
         data = file.read_bytes()
         try:
             pieces = tokenizers.Tokenizer.from_buffer(data)

@@ -19,8 +19,7 @@ from jcos.model.causal import Decoder, Encoder, Frames, Layer, Past
 
 
 def encode_pixels(codec: PixelCodec, video: UInt8[Array, "F H W 3"]) -> Float[Array, "F h w C"]:
-    """Return normalised colours with `stride` × `stride` pixels folded into channels. No time is
-    folded: T = F."""
+    """Return normalised colours with `stride` × `stride` pixels folded into channels."""
     z = (video.astype(jnp.float32) / 255 - codec.mean) / codec.std
     return rearrange(z, "f (h a) (w b) c -> f h w (a b c)", a=codec.stride, b=codec.stride)
 
@@ -103,9 +102,7 @@ class Vae(nnx.Module):
         """
         channels = self.cfg.channels
         if latents.shape[-1] != channels or not latents.size:
-            raise ValueError(
-                f"this VAE decodes 1 or more cells [f, h, w, {channels}], not {latents.shape}"
-            )
+            raise ValueError(f"a VAE decodes 1 or more cells […, {channels}], not {latents.shape}")
         scales = (1, self.cfg.strides[1])
         video = _code(self._decode, latents.astype(jnp.float32), 1, tiles, scales, whole)
         return jnp.clip(video, -1, 1) if clamp else video

@@ -75,8 +75,7 @@ def described(machine: Machine) -> Sequence[Any]:
 
 
 def _target(chip: Chip) -> str:
-    """A GPU as XLA describes it to itself (its GpuTargetConfigProto): of the Hopper generation, as
-    all are that are planned for."""
+    """A GPU of the Hopper generation, as XLA describes it to itself (its GpuTargetConfigProto)."""
     return f"""
 platform_name: "CUDA" device_description_str: "NVIDIA {chip.name.upper()}"
 dnn_version_info {{ major: 9 minor: 12 }} runtime_version {{ major: 13 }}

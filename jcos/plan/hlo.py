@@ -91,8 +91,8 @@ def _run(bodies: Mapping[str, Sequence[str]], name: str, times: int) -> Iterator
 
 
 def _trips(bodies: Mapping[str, Sequence[str]], condition: str, line: str) -> int:
-    """How often a loop's body runs. A scan counts from 0 up to a constant of its condition; a loop
-    that does not is counted once."""
+    """How often a loop's body runs. A scan counts up to a constant of its condition; others:
+    once."""
     if known := _KNOWN_TRIPS.search(line):
         return int(known[1])
     inside = (line for line, _ in _run(bodies, condition, 1))

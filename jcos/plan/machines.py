@@ -69,8 +69,8 @@ class Machine:
 
     @property
     def link(self) -> float:
-        """Bytes per second that a device sends to others; between hosts of GPUs as if all went that
-        way."""
+        """Bytes per second that a device sends to others; of several hosts of GPUs, between
+        hosts."""
         return self.chip.link if self.chip.axes or self.devices <= HOST else NETWORK
 
     @property

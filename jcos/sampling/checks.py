@@ -243,8 +243,7 @@ def _slots(probe: Probe) -> Any:
 
 
 def _call(probe: Probe, hook: str, site: Site, *values: Any) -> Any:
-    """Return the shapes of a method's observation; ValueError where it fails or returns something
-    else."""
+    """Return the shapes of a method's observation; ValueError where it fails or does not fit."""
     name = f"{type(probe).__name__}.{hook}"
     try:
         out = getattr(probe, hook)(site, *values)

@@ -57,8 +57,7 @@ def schedule(sampling: Sampling) -> Schedule:
 
 
 def at_sigmas(sigmas: Float[np.ndarray, " S"], sampling: Sampling) -> Schedule:
-    """Return the schedule of these noise levels, descending, with the solver and the timestep
-    rounding of `sampling`."""
+    """Return the schedule of descending noise levels, for the solver and rounding of `sampling`."""
     timesteps = 1000 * sigmas
     if GRIDS[sampling.grid][2]:
         # 1000 · 0.57 is 569.9999999999999, where explicit sigmas mean 570.
@@ -194,8 +193,7 @@ def _dpmpp(sigmas: np.ndarray) -> np.ndarray:
 
 
 def _unipc(sigmas: np.ndarray) -> np.ndarray:
-    """UniPC-bh2 of order 2 on clean estimates, lower order at both ends, corrector from the second
-    step on."""
+    """UniPC-bh2 of order 2 on clean estimates, lower at both ends; corrected from step 1 on."""
     lam, steps = _log_snr(sigmas), len(sigmas) - 1
     table = np.zeros((steps, 8))
     table[0, 0] = 1.0

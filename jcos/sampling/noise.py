@@ -23,8 +23,7 @@ BLOCK = 16
 
 
 def seed_numbers(seeds: Sequence[int] | SupportsIndex) -> list[int]:
-    """Return the seeds as a list; a single number is one seed. ValueError where PyTorch does not
-    take it."""
+    """Return the seeds, or the single one, as a list; ValueError for one that PyTorch refuses."""
     try:
         numbers = [operator.index(seeds)]  # type: ignore[arg-type]
     except TypeError:
@@ -58,8 +57,7 @@ def torch_cpu_normal(seed: int, shape: tuple[int, ...]) -> Float32[np.ndarray, "
 
 def wan_noise(seed: int, shape: tuple[int, int, int, int]) -> Float32[np.ndarray, "F h w C"]:
     """Return PyTorch's noise for a latent [F, h, w, C], drawn as [C, F, h, w] by the paper's tools
-    too. ValueError as `torch_cpu_normal`. The original code draws on the GPU: save its noise, and
-    read it with `noise_from_file`."""
+    too. The original draws on the GPU: save that, and read it with `noise_from_file`."""
     frames, height, width, channels = shape
     return np.moveaxis(torch_cpu_normal(seed, (channels, frames, height, width)), 0, -1)
 

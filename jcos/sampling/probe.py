@@ -144,8 +144,7 @@ class Probe(flax.struct.PyTreeNode):
         return x
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, Any]:
-        """Return tokens [N, D] to continue with after block `site.layer`, and an observation (any
-        pytree of arrays)."""
+        """Return tokens [N, D] to continue with after a block, and an observation (any pytree)."""
         del site
         return tokens, ()
 
@@ -155,8 +154,7 @@ class Probe(flax.struct.PyTreeNode):
         return None
 
     def on_step(self, site: Site, observed: Any) -> Any:
-        """Reduce the observations of the conditional branch, stacked [layers, …], or [l, …] as
-        `slots` says."""
+        """Reduce the conditional observations [layers, …], or [l, …] as `slots` says."""
         del site
         return observed
 

@@ -84,8 +84,7 @@ def chain(*probes: Probe) -> Chain:
 
 
 def choose(size: int, chosen: Iterable[int], what: str) -> Bool[np.ndarray, " size"]:
-    """Return a mask with the chosen entries on; IndexError naming `what` where one is out of
-    range."""
+    """Return a mask with the chosen entries on; IndexError where one is out of range."""
     return np.isin(np.arange(size), places([int(i) for i in chosen], size, what))
 
 
@@ -94,9 +93,7 @@ def _counted(array: Array | None, *axes: str) -> Sizes:
     if array is None:
         return ()
     if array.ndim != len(axes):
-        raise ValueError(
-            f"a probe has {array.shape} for {' × '.join(axes)}; stacks are run by a sweep"
-        )
+        raise ValueError(f"a probe has {array.shape} for {' × '.join(axes)}; a sweep runs stacks")
     return tuple(zip(axes, array.shape, strict=True))
 
 
@@ -156,8 +153,7 @@ class Noise(Probe):
     def at_steps(
         cls, steps: int, frames: int, chosen: Iterable[int], *, strength: float = 1.0
     ) -> "Noise":
-        """Return noise in all frames at the chosen steps, of a run with `steps` steps over `frames`
-        latent frames."""
+        """Return noise in all frames at the chosen steps of a run."""
         if not 0.0 <= strength <= 1.0:
             raise ValueError(f"the strength of noise is {strength}; it lies between 0 and 1")
         mask = np.repeat(choose(steps, chosen, "step")[:, None], frames, 1)
@@ -220,8 +216,7 @@ class SeedEnsemble(Probe):
         at_steps: Iterable[int] = (0,),
         at_layers: Iterable[int] | None = None,
     ) -> "SeedEnsemble":
-        """Return an average after some layers (by default the same fraction as the paper's 20–29 of
-        40) in the first step."""
+        """Return an average after some layers (by default in the paper's place, 20–29 of 40)."""
         if at_layers is None:
             at_layers = range(layers // 2, max(layers // 2 + 1, 3 * layers // 4))
         mask = np.outer(choose(steps, at_steps, "step"), choose(layers, at_layers, "layer"))
@@ -308,8 +303,7 @@ class Swap(Probe):
         at_steps: Iterable[int] = (0,),
         receivers: Sequence[bool] = (True, False),
     ) -> "Swap":
-        """Return a swap after the chosen layers in the first step, from a donor in world 1 to the
-        run in world 0."""
+        """Return a swap after the chosen layers, from a donor in world 1 to the run in world 0."""
         here = np.outer(choose(steps, at_steps, "step"), choose(layers, chosen, "layer"))
         return cls(jnp.asarray(np.stack([here & to for to in receivers])), jnp.ones(tokens, bool))
 

@@ -1,13 +1,20 @@
 """The results of a trajectory: in memory, on disk, and as a dataset with named axes."""
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Float, Int
 
-from jcos.weights import arrays
-from jcos.weights.checkpoint import CheckpointError
+from jcos.files import write
+from jcos.weights.checkpoint import CheckpointError, quiet_orbax
+
+OUTLINE = "outline.json"
+"""The containers of a trace, with its arrays' numbers; written last."""
 
 
 class Trace(NamedTuple):
@@ -31,16 +38,34 @@ class Trace(NamedTuple):
     def save(self, folder: Path | str) -> None:
         """Write an Orbax folder; every process calls it and writes its own shards. Observations are
         tuples, dicts and arrays. Raises FileExistsError where it exists."""
-        arrays.save(folder, self._asdict(), {"kind": "Trace"})
+        folder = Path(folder).absolute()
+        arrays, structure = jax.tree.flatten(self._asdict())
+        names = [str(i) for i in range(len(arrays))]
+        outline = jax.tree.unflatten(structure, names)
+        arrays = [a if isinstance(a, jax.Array) else np.asarray(a) for a in arrays]
+        if jax.process_count() > 1:  # or one might find what another has just made
+            multihost_utils.sync_global_devices("jcos.Trace.save")
+        if (folder / OUTLINE).exists():
+            raise FileExistsError(f"{folder} exists; remove it or choose another name")
+        with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(folder / "arrays", dict(zip(names, arrays, strict=True)), force=True)
+        if jax.process_index() == 0:
+            write(folder / OUTLINE, json.dumps({"outline": outline, "about": {"kind": "Trace"}}))
 
     @classmethod
     def load(cls, folder: Path | str) -> "Trace":
-        """Return what `save` wrote, as numpy arrays. Raises CheckpointError where the folder is no
-        trace, or not whole."""
-        tree, about = arrays.load(folder)
-        if about.get("kind") != "Trace":
-            raise CheckpointError(f"{folder} holds arrays, but no trace")
-        return cls(**tree)
+        """Return what `save` wrote, as numpy arrays; CheckpointError where it is not whole."""
+        folder = Path(folder).absolute()
+        try:
+            content = json.loads((folder / OUTLINE).read_text())
+            outline = {"Trace": content["outline"]}[content["about"]["kind"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise CheckpointError(f"{folder} holds no trace, or not all of it") from None
+        with quiet_orbax(), ocp.PyTreeCheckpointer() as checkpointer:
+            stored = checkpointer.metadata(folder / "arrays").item_metadata.tree
+            as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in stored}
+            arrays = checkpointer.restore(folder / "arrays", restore_args=as_numpy)
+        return cls(**_filled(outline, arrays))
 
     def to_xarray(self) -> Any:
         """Return an `xarray.Dataset` (extra `lab`) with named axes and the coordinates step, sigma
@@ -66,3 +91,15 @@ class Trace(NamedTuple):
                 more = [f"{name}_{i}" for i in range(value.ndim - len(lead) - 1)]
                 data[name] = ((*lead, "step", *more), np.asarray(value))
         return xarray.Dataset(data, coords)
+
+
+def _filled(outline: Any, leaves: dict[str, Any]) -> Any:
+    """Return the arrays in the containers of a tree, which names them by number."""
+    match outline:
+        case dict():
+            return {key: _filled(value, leaves) for key, value in outline.items()}
+        case list():
+            return tuple(_filled(value, leaves) for value in outline)
+        case str():
+            return leaves[outline]
+    return None

@@ -248,8 +248,7 @@ def _spread_map(
     idle: Sequence[str] = (),
     outputs: Any = 0,
 ) -> Any:
-    """`vmap` with a named axis, spread over the axis of that name of a mesh in use unless it is
-    idle."""
+    """`vmap` with a named axis, spread over that axis of a mesh in use unless it is idle."""
     over = axis if mesh.in_use() and axis not in idle else None
     return jax.vmap(f, inputs, outputs, axis_name=axis, spmd_axis_name=over)
 

@@ -39,8 +39,7 @@ M = TypeVar("M")
 
 
 class CheckpointError(ValueError):
-    """A folder that is no checkpoint, or a damaged one; the message says which file and what is
-    wrong."""
+    """A folder that is no checkpoint, or a damaged one; the message says what is wrong."""
 
 
 def check_name(path: Path) -> None:
@@ -54,8 +53,7 @@ def check_name(path: Path) -> None:
 
 
 def leaves(model: Any) -> dict[str, Any]:
-    """Return every array of a model (or shape of an abstract one) by its path, stacked blocks as
-    one leaf."""
+    """Return every array (or shape) of a model by its path, stacked blocks as one leaf."""
     return {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
 
 
@@ -195,16 +193,12 @@ def _parse(folder: Path) -> dict[str, Any]:
         if not sizes:
             raise ValueError
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise CheckpointError(
-            f"{folder} is not a checkpoint folder: it has no {MANIFEST}"
-        ) from None
+        raise CheckpointError(f"{folder} is not a checkpoint folder: it lacks {MANIFEST}") from None
     except (ValueError, KeyError, TypeError):
         raise _damaged(folder) from None
     if manifest.get("format") not in FORMATS:
         known = " and ".join(map(str, FORMATS))
-        raise CheckpointError(
-            f"{folder} has format {manifest.get('format')}, this version of jcos reads {known}"
-        )
+        raise CheckpointError(f"{folder} has format {manifest.get('format')}; known are {known}")
     return manifest
 
 
@@ -216,9 +210,7 @@ def read_config(manifest: Mapping[str, Any]) -> WanConfig:
     try:
         return from_json(manifest["config"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"the checkpoint's configuration is not one this version reads: {error}"
-        ) from None
+        raise CheckpointError(f"the checkpoint's configuration cannot be read: {error}") from None
 
 
 def stored(folder: Path) -> dict[str, jax.ShapeDtypeStruct]:
@@ -304,8 +296,7 @@ def quiet_orbax():
 
 
 def _forget_place(folder: Path) -> None:
-    """Removes Orbax's note of where it wrote, which is not where the folder will be; object stores
-    alone need it."""
+    """Remove Orbax's note of where it wrote, which is not where the folder will be."""
     (folder / "commit_success.txt").unlink(missing_ok=True)
 
 
@@ -321,9 +312,8 @@ def parameter_count(model: Any) -> int:
 def identify(checkpoint: Path) -> dict[str, str]:
     """Return which weights a checkpoint folder holds: the hash of its manifest, which lists every
     file's; of a released folder, of the names and sizes of all files but hidden ones and compiled
-    programs, and of pieces of those that hold weights or say what they are. A folder of results
-    that knows names and sizes alone, of an earlier version, is one of other weights
-    (`weights None`)."""
+    programs, and of pieces of those that hold weights or say what they are. Folders of results of
+    earlier versions, which know names and sizes alone, are of others."""
     manifest = checkpoint / MANIFEST
     if manifest.is_file():
         return {"manifest": hashlib.sha256(manifest.read_bytes()).hexdigest()}

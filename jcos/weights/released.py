@@ -242,9 +242,7 @@ def _dit_config(config: Mapping[str, Any], tensors: Tensors) -> DiTConfig:
     if kind not in _TYPES or cls not in ("WanModel", "WanTransformer3DModel"):
         raise ValueError(f"it is a {cls} of type {kind}; models of type {', '.join(_TYPES)} can be")
     if any("img_emb" in name or "k_img" in name or "add_k_proj" in name for name in tensors):
-        raise ValueError(
-            "it is Wan2.1's image-to-video model, whose image encoder is not supported"
-        )
+        raise ValueError("it is Wan2.1's image-to-video model, whose image encoder is unsupported")
     names = _SIZES if cls == "WanModel" else _SIZES_OF_DIFFUSERS
     wrong = [name for name in names.values() if not isinstance(config.get(name), int | float)]
     if wrong:
@@ -302,8 +300,7 @@ def _text_config(tensors: Tensors) -> UMT5Config:
 
 
 def _fit(part: str, tensors: Tensors, config: WanConfig, faults: list[str]) -> dict[str, Leaf]:
-    """The leaves that the tensors make, as far as they have a place, compared with those of the
-    model."""
+    """The leaves that the tensors make, compared with those of the model."""
     table: list[Row] = DIT if _is_dit(part) else VAE if part == "vae" else UMT5
     placed, wrong = place({name: t.shape for name, t in tensors.items()}, table)
     faults += [f"{part}.{fault}" for fault in [*wrong, *misfits(_shapes(part, config), placed)]]

@@ -62,8 +62,7 @@ class Tensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
-        """Return the values, in memory of their own. CheckpointError where the file has become
-        shorter."""
+        """Return a copy of the values. CheckpointError where the file has become shorter."""
         strides = self.strides
         flat = empty(self.shape if strides is None else (_extent(self.shape, strides),), self.dtype)
         with self.file.open("rb") as file:
@@ -85,8 +84,7 @@ def check_finite(array: np.ndarray, what: str) -> None:
 
 
 def empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
-    """Return an uninitialised array on a 64-byte boundary, which jax on a CPU takes without copying
-    it."""
+    """Return an empty array on a 64-byte boundary, which jax on a CPU takes without a copy."""
     size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
@@ -109,9 +107,7 @@ def tensors_in(path: Path) -> dict[str, Tensor]:
 def check_fetched(path: Path) -> None:
     """Raise CheckpointError where a file is what Git LFS left in its place."""
     if path.is_file() and is_lfs_pointer(path):
-        raise CheckpointError(
-            f"{path} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
-        )
+        raise CheckpointError(f"{path} is a Git LFS pointer; fetch it with `git lfs pull`")
 
 
 def metadata_of(path: Path) -> dict[str, str]:
@@ -140,9 +136,7 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path} is no safetensors file: its header is damaged") from None
     end = max((t.offset + t.nbytes for t in found.values()), default=start)
     if size < end:
-        raise CheckpointError(
-            f"{path} is truncated: {size} bytes, the header speaks of {end}; get it again"
-        )
+        raise CheckpointError(f"{path} is truncated: {size} bytes, the header speaks of {end}")
     return found, metadata
 
 
@@ -161,8 +155,7 @@ def _from_header(path: Path, name: str, start: int, entry: Mapping[str, Any]) ->
 
 
 class _Storage(NamedTuple):
-    """Where the values of a torch storage lie in its file: bytes from the start, and how many
-    elements."""
+    """Where a torch storage lies in its file: bytes from the start, and how many elements."""
 
     dtype: np.dtype
     offset: int
@@ -216,9 +209,7 @@ class _Unpickler(pickle.Unpickler):
 
 def _torch(path: Path) -> dict[str, Tensor]:
     if not zipfile.is_zipfile(path):
-        raise CheckpointError(
-            f"{path} is truncated, or older than PyTorch 1.6; get it again, or as safetensors"
-        )
+        raise CheckpointError(f"{path} is truncated, or older than PyTorch 1.6; get it again")
     try:
         with zipfile.ZipFile(path) as archive:
             (root,) = [name for name in archive.namelist() if name.endswith("data.pkl")]

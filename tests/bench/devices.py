@@ -91,7 +91,7 @@ def named(self: Any, sample: Any, shape: Any, i: int = 0) -> Any:
     """Instead of `Sampler.prepare`, for `grey`: a condition that has the sample's name alone."""
     from jcos.sampling.trajectory import Condition
 
-    return Condition(context=sample.name)
+    return Condition(context=sample.name, grid=(1, 1, 1))
 
 
 def grey(asked: list[str]) -> Callable[..., tuple]:

@@ -147,7 +147,7 @@ def test_a_damaged_configuration(tmp_path):
 
 
 def test_folders_without_one_file(tmp_path):
-    assert f"{tmp_path} is a folder with 0 safetensors files" in refused(tmp_path)
+    assert f"{tmp_path} has 0 safetensors files" in refused(tmp_path)
     content = (GOLDEN / "lora" / "diffsynth_high_noise_lora.safetensors").read_bytes()
     (tmp_path / "._a.safetensors").write_bytes(b"no LoRA")
     (tmp_path / "a.safetensors").write_bytes(content)

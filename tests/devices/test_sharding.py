@@ -254,7 +254,7 @@ def test_every_leaf_of_a_block_that_has_a_rule_exists():
     [
         ({"batch": 1}, "no axis 'batch'; its axes are world, seed"),
         ({"seed": 2}, r"seed=2 does not make up 1 device"),
-        ({"seed": 0}, "at least 1"),
+        ({"seed": 0}, "seed=0 does not make up 1 device"),
         ({"seed": -1, "context": -1}, "does not make up 1 device"),
     ],
 )

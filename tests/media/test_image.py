@@ -176,7 +176,7 @@ def test_a_prepared_frame_has_the_size_of_the_rule(config, profile: Profile | No
 @pytest.mark.parametrize("shape", [(2, 4000), (4000, 2)])
 def test_a_picture_too_long_is_refused(config, shape):
     picture = np.zeros((*shape, 3), np.uint8)
-    with pytest.raises(ValueError, match=r"a side would be under .* crop the picture or ask for"):
+    with pytest.raises(ValueError, match=r"a side would be under .* crop it or ask for more"):
         image.prepare(picture, image.rule_for(config), 480, 832)
 
 

@@ -453,6 +453,6 @@ def test_videos_that_cannot_be_encoded_are_refused(shape, message):
 
 @pytest.mark.parametrize("shape", [(0, 2, 2, 16), (1, 2, 0, 16), (1, 2, 2, 48)])
 def test_latents_that_cannot_be_decoded_are_refused(shape):
-    message = r"this VAE decodes 1 or more cells \[f, h, w, 16\], not"
+    message = r"a VAE decodes 1 or more cells \[…, 16\], not"
     with pytest.raises(ValueError, match=message):
         original("21").decode(jnp.zeros(shape))

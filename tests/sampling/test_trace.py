@@ -9,7 +9,7 @@ import jcos
 from jcos.generation import generate, generate_side_by_side
 from jcos.sampling import trajectory
 from jcos.sampling.probes import States, TokenEnergy, chain
-from jcos.weights import arrays
+from jcos.sampling.trace import OUTLINE
 from jcos.weights.checkpoint import CheckpointError
 from tests.sampling.test_trajectory import CONFIG, FRAMES, LAYERS, STEPS, TOKENS, frame, randomised
 
@@ -38,7 +38,7 @@ def test_what_is_loaded_is_what_was_saved(model, condition, tmp_path) -> None:
 
 def test_a_folder_that_is_no_whole_trace_is_refused(model, condition, tmp_path) -> None:
     generate(model, condition).save(tmp_path / "trace")
-    outline = tmp_path / "trace" / arrays.OUTLINE
+    outline = tmp_path / "trace" / OUTLINE
     content = json.loads(outline.read_text())
     outline.write_text(json.dumps(content | {"about": {}}))
     with pytest.raises(CheckpointError, match="trace"):

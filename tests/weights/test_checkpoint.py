@@ -137,12 +137,12 @@ def test_a_folder_that_is_no_checkpoint(tmp_path, exists):
         folder.mkdir()
     with pytest.raises(CheckpointError) as error:
         load(folder)
-    assert str(error.value) == f"{folder} is not a checkpoint folder: it has no jcos.json"
+    assert str(error.value) == f"{folder} is not a checkpoint folder: it lacks jcos.json"
 
 
 def test_a_checkpoint_without_its_manifest(damaged):
     (damaged / "jcos.json").unlink()
-    with pytest.raises(CheckpointError, match=r"is not a checkpoint folder: it has no jcos\.json$"):
+    with pytest.raises(CheckpointError, match=r"is not a checkpoint folder: it lacks jcos\.json$"):
         restored(damaged)
 
 
@@ -163,7 +163,7 @@ def test_another_format(damaged, version):
     (damaged / "jcos.json").write_text(json.dumps({**manifest, "format": version}))
     with pytest.raises(CheckpointError) as error:
         restored(damaged)
-    assert str(error.value) == f"{damaged} has format {version}, this version of jcos reads 1 and 2"
+    assert str(error.value) == f"{damaged} has format {version}; known are 1 and 2"
 
 
 def test_every_single_file_is_missed(saved, damaged):
@@ -211,7 +211,7 @@ def test_a_configuration_of_another_version(damaged):
     ):
         with pytest.raises(
             CheckpointError,
-            match=r"^the checkpoint's configuration is not one this version reads: ",
+            match=r"^the checkpoint's configuration cannot be read: ",
         ):
             read_config({**manifest, "config": config})
     with pytest.raises(CheckpointError, match="'config'"):
@@ -435,7 +435,7 @@ def test_a_killed_save_leaves_no_folder_of_that_name(tmp_path):
     remains = list(tmp_path.iterdir())
     assert remains
     assert all(p.name.startswith(".model.") for p in remains)
-    with pytest.raises(CheckpointError, match="it has no jcos"):
+    with pytest.raises(CheckpointError, match="it lacks jcos"):
         load(target)
     checkpoint.save(target, CONFIG, tree(), {})
     assert restored(target)["step"] == 7
