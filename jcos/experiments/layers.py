@@ -132,9 +132,9 @@ class Layers(Experiment):
             parts.append(by_identity(part.mean("seed", keep_attrs=True), "puzzle", identities))
         data = xr.concat(parts, "puzzle", data_vars="all", coords="minimal", compat="override")
         cost = [self.forwards(model.config, s + 1) for s in range(plan.steps)]
-        extra: dict[str, Any] = {"forwards": ("step", cost), "all_forwards": ((), cost[-1])}
+        extra: dict[Any, Any] = {"forwards": ("step", cost), "all_forwards": ((), cost[-1])}
         extra |= {f"chance_{n}": ((), 0.5, {"long_name": "chance"}) for n in AREAS if n in data}
-        extra |= dict(xr.concat(films, "film_of").data_vars)
+        extra |= xr.concat(films, "film_of").data_vars
         labels = {"film_of": list(samples.groups), "film_step": few(steps), "film_layer": layers}
         tasks = np.repeat(list(samples.groups), [part.sizes["puzzle"] for part in parts])
         labels |= {"task": ("puzzle", tasks), "probed_step": steps}
