@@ -8,7 +8,7 @@ here, and no evidence of memory.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -124,9 +124,9 @@ def memory_figures(data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         panel = xr.concat([true, control], "place")
         panels.append(panel.assign_coords(label=("sample", [label] * panel.sizes["sample"])))
     if panels:
-        curves = xr.Dataset({"read": xr.concat(panels, "sample")})
-        about: dict[str, Any] = {"hue": "place", "by": "label", "labels": [""]}
-        figure = plots.lines(curves, "read", "source", xlabel="after", ylabel="read", **about)
+        read = xr.concat(panels, "sample").assign_attrs(panels[0].attrs | {"grouped_by": "label"})
+        curves = xr.Dataset({"read": read})
+        figure = plots.lines(curves, "read", "source", hue="place", xlabel="after", ylabel="read")
         yield "memory-depth", Picture(figure, f"{MEMORY} {DEPTH}")
 
 
