@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import xarray as xr
-from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from jcos.config import WanConfig
 from jcos.experiments import plots
@@ -69,13 +69,10 @@ class Behaviour(Experiment):
     Self-correction: wrong at a step and right at the end, how many and when; and its converse.
     Apart from what is merely undecided: estimates that show one wrong answer clearly.
     Perception before action: the step from which on the scene is right (all of the first frame
-    that no answer changes) against the step from which on the answer is, judged alone, whatever the
-    scene; and against the judge's gates about the scene, number of objects included. A model whose
-    input is the first frame in every frame, as the small one's is, has most of the scene for
-    nothing.
-    Working memory, of the task `returns`: a ridge regression on the tokens of the frames in which
-    the object is hidden reads its colour and shape, by step, layer and place. It is fitted and read
-    on puzzles that share no identity; the control is the same fit to shuffled labels.
+    that no answer changes) against the step from which on the answer is, judged alone; and against
+    the judge's gates about the scene. A model whose input is the first frame in every frame, as the
+    small one's is, has most of the scene for nothing.
+    Working memory, of the task `returns`: see `behaviour_memory`.
     Of clips only perception before action, as distances: when the parts of the video that stay as
     they are in the first frame settle, and when those that change.
 
@@ -127,42 +124,20 @@ class Behaviour(Experiment):
         )
         watched = jax.tree.map(lambda a: a[0], watched)
         progress("judging every step", 0, 1)
-        puzzles, listed = samples.puzzles, looked_at(plan.steps, 5)
-        both = (watched.video, watched.on), (watched.ideal_video, watched.ideal_run_on)
-        judged = [judge_parts(puzzles, video) for video, _ in both]
-        choices = [shown(on, answers) for _, on in both]
-        steps = [of_steps(*one) for one in zip(judged, choices, strict=True)]
-        runs = [of_runs(*one) for one in zip(judged, choices, strict=True)]
+        listed, puzzles = looked_at(plan.steps, 5), samples.puzzles
+        videos, masses = (watched.video, watched.ideal_video), (watched.on, watched.ideal_run_on)
+        judged = Judged(*np.stack([judge_parts(puzzles, video) for video in videos], 1))
+        choice = Shown(*np.stack([shown(on, answers) for on in masses], 1))
         variables = baselines(samples)
-        for name, (title, comment) in STEPS.items():
-            values = np.stack([one[name] for one in steps])
-            variables[name] = measure("denoiser puzzle seed step", values, title, comment)
-        for name, (title, options) in RUNS.items():
-            values, about = np.stack([one[name] for one in runs]), dict(options)
-            if about.get("median"):
-                about |= {"span": (0, plan.steps), "units": "step"}
-            about["forwards"] = "all_forwards"
-            variables[name] = measure("denoiser puzzle seed", values, title, **about)
+        variables |= step_measures(judged, choice) | run_measures(judged, choice)
         cost = [self.forwards(model.config, s + 1) for s in range(plan.steps)]
         variables |= {"forwards": (("step",), cost, {}), "all_forwards": ((), cost[-1], {})}
-        variables |= turned_films(samples, judged[0], choices[0], watched.video, listed)
+        turned = choice.wrong[0].any(-1) & judged.solved[0, ..., -1]
+        variables |= turned_films(samples, turned, watched.video, listed)
         labels = {"denoiser": list(DENOISERS), "step": range(plan.steps), "seed": list(self.seeds)}
         data = xr.Dataset(variables, labels | samples.coordinates())
         if self.learned:
-            data = data.merge(
-                remembering(
-                    model,
-                    plan,
-                    self.learned,
-                    self.remembered,
-                    steps=listed,
-                    seeds=self.seeds,
-                    seed=self.puzzle_seed,
-                    penalty=self.penalty,
-                    chunk=self.chunk,
-                    progress=progress,
-                )
-            )
+            data = data.merge(remembering(self, model, listed, progress), join="outer")
         return data
 
     def _clips(self, model: Wan, samples: Samples, progress: Progress) -> xr.Dataset:
@@ -184,13 +159,11 @@ class Behaviour(Experiment):
         distances = {f"distance to the end, {name}": v for name, v in parts.items()}
         data = clip_dataset(self, model, samples, distances, x0[0])
         settled = np.stack([commitment_step(v <= SETTLED) for v in parts.values()]).astype(float)
-        name = "step of settling"
-        about: dict[str, Any] = {"units": "step", "forwards": "all_forwards"}
+        name, about = "step of settling", {"units": "step", "forwards": "all_forwards"}
+        later = settled[1:] - settled[:1]
         variables = {
             "settled": measure("part clip seed", settled, name, SETTLING, span=POSITIVE, **about),
-            "settled_later": measure(
-                "difference clip seed", settled[1:] - settled[:1], name, span=UNBOUNDED, **about
-            ),
+            "settled_later": measure("difference clip seed", later, name, span=UNBOUNDED, **about),
         }
         labels = {"part": list(parts), "difference": ["what changes less what stays"]}
         return data.assign(variables).assign_coords(labels)
@@ -203,14 +176,9 @@ class Behaviour(Experiment):
         if "clip" in data.dims:
             yield from clip_figures(data)
             return
-        about: dict[str, Any] = {"ylabel": "share of runs", "hue": "denoiser"}
-        for name, (curves, caption) in FIGURES.items():
-            yield (
-                name,
-                Picture(plots.lines(data, curves, xlabel="denoising step", **about), caption),
-            )
-        if np.isfinite(data["later"]).any():
-            yield "order", Picture(plots.paired(data["later"], "steps from scene to answer"), ORDER)
+        names = ("corrected_later", "spoiled_later")
+        about = {"hue": "denoiser", "xlabel": "denoising step", "ylabel": "share of runs"}
+        yield "correction", Picture(plots.lines(data, names, **about), CORRECTION)
         yield from memory_figures(data)
         yield from film_figures(data, "the first that shows a wrong answer and ends right")
 
@@ -224,59 +192,18 @@ CHOICE = (
     "with, another right one, a wrong one; the rest shows none. The ideal denoiser never shows a "
     "wrong one."
 )
-PERCEPTION = (
-    "Share of runs whose estimate has the scene right (all of the first frame that no answer "
-    "changes), and of those that have the answer right, each judged alone. The judge's gates: the "
-    "first frame's things kept, as many objects as there should be; a blur of answers does not "
-    "pass them."
-)
-ORDER = (
-    "How many steps the answer is settled after the scene (below 0: before it), of the runs that "
-    "end with both right."
+SCENE = "All of the first frame that no answer changes is there."
+GATED = (
+    "The judge's gates about the scene: the first frame's things kept, as many objects as there "
+    "should be; a blur of answers does not pass them."
 )
 SETTLING = f"First step from which on the part is within {SETTLED} of its end, over the end's norm."
-STEPS = {
-    "solved": ("solved", "The estimate is solved."),
-    "scene": ("scene right", "All of the first frame that no answer changes is there."),
-    "answer": ("answer right", "The answer alone is right, whatever the scene."),
-    "gates": ("scene's gates", "The judge's gates about the scene pass."),
-    "corrected_later": ("wrong now, right at the end", CORRECTION),
-    "spoiled_later": ("right now, wrong at the end", CORRECTION),
-    "corrected_of_wrong": ("right at the end, of those wrong now", CORRECTION),
-    "spoiled_of_right": ("wrong at the end, of those right now", CORRECTION),
-    "shows_last": ("shows the answer it ends with", CHOICE),
-    "shows_other": ("shows another right answer", CHOICE),
-    "shows_wrong": ("shows a wrong answer", CHOICE),
-    "turned_now": ("shows a wrong answer, right at the end", CHOICE),
-}
-"""Measures of every step."""
-RUNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "corrected": ("corrected: wrong at step 0, right at the end", {}),
-    "spoiled": ("spoiled: right at any step, wrong at the end", {}),
-    "lost": ("times lost again, of runs right at the end", {"span": POSITIVE, "units": "steps"}),
-    "turned": ("shows a wrong answer at any step, right at the end", {}),
-    "correction_step": ("step of correction", {"median": True}),
-    "scene_step": ("step of the scene", {"median": True}),
-    "answer_step": ("step of the answer", {"median": True}),
-    "later": ("answer later than the scene, steps", {"span": UNBOUNDED, "units": "steps"}),
-    "scene_first": ("scene first", {}),
-    "at_once": ("scene and answer at once", {}),
-    "answer_first": ("answer first", {}),
-}
-"""Measures of whole runs."""
-FIGURES = {
-    "correction": (("corrected_later", "spoiled_later"), CORRECTION),
-    "choice": (("shows_last", "shows_other", "shows_wrong"), CHOICE),
-    "perception": (("scene", "answer", "gates"), PERCEPTION),
-}
-"""Measures of every step that are drawn together."""
 
 
 class Judged(NamedTuple):
     """Of each video: solved; answer: that alone, at the task's bar, whatever the scene. scene: all
     of the first frame that no answer changes is there, in every frame. gates: the judge's gates
-    about the scene pass the bar; a blend of answers fails them where it blurs an object, so they
-    are not independent of the answer."""
+    about the scene pass the bar."""
 
     solved: Bool[np.ndarray, "P *axes"]
     answer: Bool[np.ndarray, "P *axes"]
@@ -286,19 +213,18 @@ class Judged(NamedTuple):
 
 def judge_parts(puzzles: Sequence[Puzzle], videos: UInt8[np.ndarray, "P *axes F H W 3"]) -> Judged:
     """Return `Judged` of videos, each by its puzzle's task."""
-    axes = videos.shape[:-4]
     rows = videos.reshape(len(puzzles), -1, *videos.shape[-4:])
     verdicts = []
     for puzzle, of_puzzle in zip(puzzles, rows, strict=True):
-        task, first = TASKS[puzzle.task], TASKS[puzzle.task].first_frame(puzzle)[None]
-        same = common(puzzle)
+        task = TASKS[puzzle.task]
+        first, same = task.first_frame(puzzle)[None], common(puzzle)
         for video in of_puzzle:
             score = task.score(puzzle, video)
             stray = ((apart(video, first) > OPAQUE) & same).mean((1, 2)).max()
             gate = min(score.gates[name] for name in GATES[puzzle.task])
-            bar = task.solved_at
-            verdicts.append((score.solved, score.answer >= bar, stray <= STRAY, gate >= bar))
-    return Judged(*np.moveaxis(np.array(verdicts, bool).reshape(*axes, 4), -1, 0))
+            over = (score.answer >= task.solved_at, stray <= STRAY, gate >= task.solved_at)
+            verdicts.append((score.solved, *over))
+    return Judged(*np.moveaxis(np.array(verdicts, bool).reshape(*videos.shape[:-4], 4), -1, 0))
 
 
 def common(puzzle: Puzzle) -> Bool[np.ndarray, "F H W"]:
@@ -312,20 +238,19 @@ def common(puzzle: Puzzle) -> Bool[np.ndarray, "F H W"]:
 def baselines(samples: Samples) -> dict[str, Variable]:
     """Return what random legal answers and the first frame held get, by field of `Judged`."""
     rng = np.random.default_rng(0)
-    levels = {
-        f"{kind}_{field}": np.zeros(len(samples))
-        for kind in ("chance", "still")
-        for field in Judged._fields
-    }
+    levels = np.zeros((2, len(Judged._fields), len(samples)))
     for name, rows in samples.groups.items():
         task, puzzles = TASKS[name], [samples.puzzles[i] for i in rows]
         again = -(-GUESSES // len(puzzles))
         guessed = [[task.draw(p, task.guess(p, rng)) for _ in range(again)] for p in puzzles]
         stills = [[still_of(task.draw(p, p.answers[0]))] for p in puzzles]
-        for kind, videos in (("chance", guessed), ("still", stills)):
-            for field, values in judge_parts(puzzles, np.array(videos))._asdict().items():
-                levels[f"{kind}_{field}"][rows] = values.mean(1)
-    return {name: (("puzzle",), values, {}) for name, values in levels.items()}
+        for level, videos in zip(levels, (guessed, stills), strict=True):
+            level[:, rows] = np.mean(judge_parts(puzzles, np.array(videos)), -1)
+    return {
+        f"{kind}_{field}": (("puzzle",), values, {})
+        for kind, level in zip(("chance", "still"), levels, strict=True)
+        for field, values in zip(Judged._fields, level, strict=True)
+    }
 
 
 class Shown(NamedTuple):
@@ -352,63 +277,78 @@ def shown(on: Float[np.ndarray, "P K S A"], answers: Answers) -> Shown:
     )
 
 
-def of_steps(judged: Judged, shown: Shown) -> dict[str, Shaped[np.ndarray, "P K S"]]:
-    """Return the measures `STEPS`; nan where a run cannot tell."""
+def step_measures(judged: Judged, shown: Shown) -> dict[str, Variable]:
+    """Return the measures of every step of D denoisers, nan where a run cannot tell."""
     now, end = judged.solved, np.broadcast_to(judged.solved[..., -1:], judged.solved.shape)
+    corrected, spoiled = np.where(now, np.nan, end), np.where(now, ~end, np.nan)
+    measures = {
+        "solved": ("solved", "The estimate is solved.", now),
+        "scene": ("scene right", SCENE, judged.scene),
+        "answer": ("answer right", "The answer alone, whatever the scene.", judged.answer),
+        "gates": ("scene's gates", GATED, judged.gates),
+        "corrected_later": ("wrong now, right at the end", CORRECTION, ~now & end),
+        "spoiled_later": ("right now, wrong at the end", CORRECTION, now & ~end),
+        "corrected_of_wrong": ("right at the end, of those wrong now", CORRECTION, corrected),
+        "spoiled_of_right": ("wrong at the end, of those right now", CORRECTION, spoiled),
+        "shows_last": ("shows the answer it ends with", CHOICE, shown.last),
+        "shows_other": ("shows another right answer", CHOICE, shown.other),
+        "shows_wrong": ("shows a wrong answer", CHOICE, shown.wrong),
+        "turned_now": ("shows a wrong answer, right at the end", CHOICE, shown.wrong & end),
+    }
     return {
-        **judged._asdict(),
-        "corrected_later": ~now & end,
-        "spoiled_later": now & ~end,
-        "corrected_of_wrong": np.where(now, np.nan, end),
-        "spoiled_of_right": np.where(now, ~end, np.nan),
-        "shows_last": shown.last,
-        "shows_other": shown.other,
-        "shows_wrong": shown.wrong,
-        "turned_now": shown.wrong & end,
+        name: measure("denoiser puzzle seed step", values, title, comment)
+        for name, (title, comment, values) in measures.items()
     }
 
 
-def of_runs(judged: Judged, shown: Shown) -> dict[str, Shaped[np.ndarray, "P K"]]:
-    """Return the measures `RUNS`; nan where a run cannot tell."""
+def run_measures(judged: Judged, shown: Shown) -> dict[str, Variable]:
+    """Return the measures of whole runs of D denoisers, nan where a run cannot tell."""
     solved, steps = judged.solved, judged.solved.shape[-1]
     start, good = solved[..., 0], solved[..., -1]
     scene, answer = commitment_step(judged.scene), commitment_step(judged.answer)
     both, later = (scene < steps) & (answer < steps), answer - scene
     lost = (solved[..., :-1] & ~solved[..., 1:]).sum(-1)
+    corrected, spoiled = ~start & good, solved.any(-1) & ~good
+    share: dict[str, Any] = {}
+    median = {"median": True, "span": (0, steps), "units": "step"}
+    count, order = ({"span": span, "units": "steps"} for span in (POSITIVE, UNBOUNDED))
+    turned = shown.wrong.any(-1) & good
+    measures = {
+        "corrected": ("corrected: wrong at step 0, right at the end", share, True, corrected),
+        "spoiled": ("spoiled: right at any step, wrong at the end", share, True, spoiled),
+        "lost": ("times lost again, of runs right at the end", count, good, lost),
+        "turned": ("shows a wrong answer at any step, right at the end", share, True, turned),
+        "correction_step": ("step of correction", median, corrected, commitment_step(solved)),
+        "scene_step": ("step of the scene", median, both, scene),
+        "answer_step": ("step of the answer", median, both, answer),
+        "later": ("answer later than the scene, steps", order, both, later),
+        "scene_first": ("scene first", share, both, later > 0),
+        "at_once": ("scene and answer at once", share, both, later == 0),
+        "answer_first": ("answer first", share, both, later < 0),
+    }
+    dims, about = "denoiser puzzle seed", {"forwards": "all_forwards"}
     return {
-        "corrected": ~start & good,
-        "spoiled": solved.any(-1) & ~good,
-        "lost": np.where(good, lost, np.nan),
-        "turned": shown.wrong.any(-1) & good,
-        "correction_step": np.where(good & ~start, commitment_step(solved), np.nan),
-        "scene_step": np.where(both, scene, np.nan),
-        "answer_step": np.where(both, answer, np.nan),
-        "later": np.where(both, later, np.nan),
-        "scene_first": np.where(both, later > 0, np.nan),
-        "at_once": np.where(both, later == 0, np.nan),
-        "answer_first": np.where(both, later < 0, np.nan),
+        name: measure(dims, np.where(known, values, np.nan), title, **about, **options)
+        for name, (title, options, known, values) in measures.items()
     }
 
 
 def turned_films(
     samples: Samples,
-    judged: Judged,
-    shown: Shown,
+    turned: Bool[np.ndarray, "P K"],
     videos: UInt8[np.ndarray, "P K S F H W 3"],
     steps: Sequence[int],
 ) -> dict[str, Variable]:
-    """Return a film of each task that has a run that shows a wrong answer and ends right."""
-    turned, names, runs = shown.wrong.any(-1) & judged.solved[..., -1], [], []
-    for task, rows in samples.groups.items():
-        if turned[rows].any():
-            i, k = np.argwhere(turned[rows])[0]
-            names.append(task)
-            runs.append((int(rows[i]), int(k)))
+    """Return a film of each task's first run that turned, if any."""
+    runs = {
+        task: (int(rows[i]), k)
+        for task, rows in samples.groups.items()
+        for i, k in np.argwhere(turned[rows])[:1]
+    }
     if not runs:
         return {}
-    return films(
-        names, [i for i, _ in runs], steps, np.stack([videos[i, k, steps] for i, k in runs])
-    )
+    estimates = np.stack([videos[i, k, steps] for i, k in runs.values()])
+    return films(list(runs), [i for i, _ in runs.values()], steps, estimates)
 
 
 def watch_parts(

@@ -8,7 +8,7 @@ here, and no evidence of memory.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from jcos.config import PixelCodec, WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Picture, Progress
-from jcos.experiments.linear_probes import ridge
+from jcos.experiments.linear_probes import by_identity, identities_of, ridge
 from jcos.experiments.sweeps import conditions_of, held_out, one_world, sweep
 from jcos.lab import results
 from jcos.lab.results import measure
@@ -31,6 +31,9 @@ from jcos.sampling import flow
 from jcos.sampling.probes import TokenFeatures
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
+
+if TYPE_CHECKING:
+    from jcos.experiments.behaviour import Behaviour
 
 RETURNS = TASKS["returns"]
 HIDDEN = tuple(range(HIDE, RETURNS.frames - 1))
@@ -44,12 +47,9 @@ SHUFFLES = 8
 
 def check_tiles(config: WanConfig) -> None:
     """Raise ValueError where a token is not one tile of the puzzle in one frame."""
-    codec, patch = config.codec, config.dit.patch
-    if not isinstance(codec, PixelCodec) or patch != (
-        1,
-        TILE // codec.stride,
-        TILE // codec.stride,
-    ):
+    codec = config.codec
+    side = TILE // codec.stride if isinstance(codec, PixelCodec) else 0
+    if config.dit.patch != (1, side, side):
         raise ValueError(
             f"{config.name} has no token per tile and frame, which working memory is read "
             "from: set learned=0 to leave it out"
@@ -57,17 +57,7 @@ def check_tiles(config: WanConfig) -> None:
 
 
 def remembering(
-    model: Wan,
-    plan: flow.Plan,
-    learned: int,
-    remembered: int,
-    *,
-    steps: Sequence[int],
-    seeds: Sequence[int],
-    seed: int,
-    penalty: float,
-    chunk: int | None,
-    progress: Progress,
+    experiment: "Behaviour", model: Wan, steps: Sequence[int], progress: Progress
 ) -> xr.Dataset:
     """Fit probes on `learned` puzzles of the train split, and read `remembered` held-out ones: they
     share no identity.
@@ -76,85 +66,67 @@ def remembering(
     of the model's x̂0, and of the ideal denoiser's, which is the right answer at every step. The
     dimension `sample` holds identities.
     """
-    fitted = [RETURNS.sample((seed, i), "train") for i in range(learned)]
-    puzzles = fitted + held_out(RETURNS, remembered, seed)
+    learned, seed = experiment.learned, experiment.puzzle_seed
+    held = held_out(RETURNS, experiment.remembered, seed)
+    puzzles = [RETURNS.sample((seed, i), "train") for i in range(learned)] + held
     weights = np.stack([places_of(p) for p in puzzles])
-    size, depth = (RETURNS.height // TILE) * (RETURNS.width // TILE), model.config.dit.layers
-    probe = TokenFeatures(
-        tuple(range(depth)), jnp.arange(HIDDEN[0] * size, (HIDDEN[-1] + 1) * size)
-    )
+    size, depth = weights.shape[-1], model.config.dit.layers
+    hidden = jnp.arange(HIDDEN[0] * size, (HIDDEN[-1] + 1) * size)
     tokens, estimate = sweep(
         model,
         one_world(conditions_of(model, puzzles)),
-        seeds,
-        probes=[probe],
-        plan=plan,
+        experiment.seeds,
+        probes=[TokenFeatures(tuple(range(depth)), hidden)],
+        plan=experiment.plan(model.config),
         readout=read_places,
         aux=(weights, np.tile(np.array(steps, np.int32), (len(puzzles), 1))),
-        chunk=chunk,
+        chunk=experiment.chunk,
         what="watching what is hidden",
         progress=progress,
     )
     progress("fitting linear probes", 0, 1)
-    answers = np.stack([model.encode(RETURNS.routes(p)[0]) for p in puzzles])
-    ideal = jax.vmap(lambda x0, w: w @ _hidden_tiles(model, x0))(answers, weights)
+    right = np.stack([model.encode(RETURNS.routes(p)[0]) for p in puzzles])
+    ideal = jax.vmap(lambda x0, w: w @ _hidden_tiles(model, x0))(right, weights)
     labels = np.array([labels_of(p) for p in puzzles])
-    _, same = np.unique([repr(p.identity) for p in puzzles[learned:]], return_inverse=True)
     of_tokens, of_estimate, of_ideal = (
-        by_identity(readings(np.asarray(values), labels, learned, penalty), same)
+        readings(np.asarray(values), labels, learned, experiment.penalty)
         for values in (tokens[0], estimate[0], np.asarray(ideal)[:, None])
     )
-    # [sample, seed, step, source, place, Y, 2]; other steps are not known
-    listed = np.concatenate([of_tokens, of_estimate[:, :, :, None]], 3)
-    read = np.full((*listed.shape[:2], plan.steps, *listed.shape[3:]), np.nan)
-    read[:, :, list(steps)] = listed
-    read = np.moveaxis(read, 4, 2)
-    variables: dict[str, results.Variable] = {}
-    for y, (label, values) in enumerate(LABELS.items()):
-        title = f"{label} of the hidden object read off"
-        variables |= {
-            f"read_{label}": measure(
-                "sample seed place step source labels", read[..., y, :], title, MEMORY, by="read_of"
-            ),
-            f"chance_read_{label}": ((), 1 / len(values), {}),
-            f"ideal_read_{label}": measure(
-                "sample place ideal_source", of_ideal[:, 0, :, y, :1], title, MEMORY, by="read_of"
-            ),
-        }
+    # [sample, seed, place, step, source, Y, 2]
+    read = np.moveaxis(np.concatenate([of_tokens, of_estimate[:, :, :, None]], 3), 4, 2)
+    dims, variables = "sample seed place step source labels", {}
+    for y, label in enumerate(LABELS):
+        name, title = f"read_{label}", f"{label} of the hidden object read off"
+        about, best = {"comment": MEMORY, "by": "read_of"}, of_ideal[:, 0, :, y, :1]
+        variables[name] = measure(dims, read[..., y, :], title, **about)
+        variables[f"ideal_{name}"] = measure("sample place ideal_source", best, title, **about)
     coordinates = {
+        "step": list(steps),
         "place": list(PLACES),
         "source": [*(f"layer {layer}" for layer in range(depth)), X0],
         "labels": list(results.LABELS),
         "ideal_source": [f"{X0} of the {results.IDEAL}"],
-        "read_of": ("sample", [RETURNS.name] * len(read)),
     }
-    return xr.Dataset(variables, coordinates)
+    data = by_identity(xr.Dataset(variables, coordinates), "sample", identities_of(held))
+    chance = {f"chance_read_{label}": ((), 1 / len(values)) for label, values in LABELS.items()}
+    return data.assign(chance).assign_coords(read_of=("sample", [RETURNS.name] * len(data.sample)))
 
 
 def memory_figures(data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
-    """Return maps of what is read by step and layer, and curves by layer."""
-    arrays = {label: data[f"read_{label}"] for label in LABELS if f"read_{label}" in data}
-    for label, array in arrays.items():
-        known = array.sel(labels=results.TRUE_LABELS, drop=True).dropna("step", how="all")
-        about = {"xlabel": "denoising step", "ylabel": "after"}
-        maps = {place: known.sel(place=place) for place in PLACES}
-        figure = plots.heat(maps, "step", "source", limits=(0, 1), **about)
-        yield f"memory-{label}", Picture(figure, MEMORY)
-    if arrays:
-        both = []
-        for label, array in arrays.items():
-            mean = array.mean("step", keep_attrs=True)
-            shuffled = mean.sel(labels=results.SHUFFLED_LABELS, drop=True).mean(
-                "place", keep_attrs=True
-            )
-            places = mean.sel(labels=results.TRUE_LABELS, drop=True)
-            shuffled = shuffled.expand_dims(place=[results.SHUFFLED_LABELS])
-            lines = xr.concat([places, shuffled], "place")
-            both.append(lines.assign_coords(label=("sample", [label] * lines.sizes["sample"])))
-        curves = xr.Dataset({"read": xr.concat(both, "sample").assign_attrs(both[0].attrs)})
+    """Return curves of what is read by layer, a panel for each label."""
+    panels = []
+    for label in LABELS if "read_of" in data.coords else ():
+        read = data[f"read_{label}"].mean("step", keep_attrs=True)
+        true, shuffled = (read.sel(labels=labels, drop=True) for labels in results.LABELS)
+        control = shuffled.mean("place", keep_attrs=True)
+        control = control.expand_dims(place=[results.SHUFFLED_LABELS])
+        panel = xr.concat([true, control], "place")
+        panels.append(panel.assign_coords(label=("sample", [label] * panel.sizes["sample"])))
+    if panels:
+        curves = xr.Dataset({"read": xr.concat(panels, "sample")})
         about: dict[str, Any] = {"hue": "place", "by": "label", "labels": [""]}
         figure = plots.lines(curves, "read", "source", xlabel="after", ylabel="read", **about)
-        yield "memory-depth", Picture(figure, DEPTH)
+        yield "memory-depth", Picture(figure, f"{MEMORY} {DEPTH}")
 
 
 MEMORY = (
@@ -163,17 +135,9 @@ MEMORY = (
     "models whose input is the first frame in every frame."
 )
 DEPTH = (
-    "The same by layer, the mean over the steps of the table; x̂0: read off the estimate of the "
-    "hidden frames. Shuffled labels: the same probes fitted to those."
+    "Mean over the steps of the table; x̂0: read off the estimate of the hidden frames. Shuffled "
+    "labels: the same probes fitted to those."
 )
-
-
-def by_identity(
-    values: Float[np.ndarray, "P *axes"], same: Int[np.ndarray, " P"]
-) -> Float[np.ndarray, "I *axes"]:
-    """Return the mean over the puzzles of each identity: they are too much alike to count as many.
-    same: the number of each puzzle's identity."""
-    return np.stack([values[same == i].mean(0) for i in range(same.max() + 1)])
 
 
 def labels_of(puzzle: Puzzle) -> list[int]:
@@ -202,8 +166,8 @@ def read_places(
     trace: Trace,
     aux: tuple[Float[Array, "places N"], Int[Array, " s"]],
 ) -> tuple[Float[Array, "K s L places D"], Float[Array, "K s places P"]]:
-    """Return the means over the places of the tokens after every block, and of the estimate in
-    patches, both over the hidden frames."""
+    """Return the means over places and hidden frames of the tokens after every block, and of the
+    estimate in patches."""
     del plan
     weights, steps = aux
     tokens = trace.block_obs[0][:, steps].astype(jnp.float32)
@@ -229,20 +193,16 @@ def readings(
     """Fit on the first `learned` puzzles (each seed is a sample) and read the others: 1
     where a label is read rightly, and the share of rightly read ones by probes of shuffled
     labels."""
-    seeds = features.shape[1]
-    fit, rest = features[:learned], features[learned:]
-    order = np.random.default_rng(0)
-    deals = [np.arange(learned), *(order.permutation(learned) for _ in range(SHUFFLES))]
+    every = features.reshape(-1, *features.shape[2:])  # puzzle by puzzle
+    fit, rest = np.split(every, [learned * features.shape[1]])
+    rng = np.random.default_rng(0)
+    deals = [np.arange(learned), *(rng.permutation(learned) for _ in range(SHUFFLES))]
     read = []
     for y, names in enumerate(LABELS.values()):
         targets = np.eye(len(names))[labels[:learned, y][np.stack(deals, 1)]]
-        scores = ridge(
-            fit.reshape(-1, *fit.shape[2:]),
-            np.repeat(targets.reshape(learned, -1), seeds, 0),
-            rest.reshape(-1, *rest.shape[2:]),
-            penalty,
-        )
-        scores = scores.reshape(*rest.shape[:-1], len(deals), len(names))
+        targets = np.repeat(targets.reshape(learned, -1), features.shape[1], 0)
+        scores = ridge(fit, targets, rest, penalty)
+        scores = scores.reshape(-1, *features.shape[1:-1], len(deals), len(names))
         true = labels[learned:, y].reshape(-1, *[1] * (scores.ndim - 2))
         right = (scores.argmax(-1) == true).astype(np.float64)
         read.append(np.stack([right[..., 0], right[..., 1:].mean(-1)], -1))

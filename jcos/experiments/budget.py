@@ -62,11 +62,9 @@ class Budget(Experiment):
     """Score against forwards, paired by puzzle and seed, under many schedules.
 
     steps: how many, with the model's spacing. lengths: at which of them spacing is tried: shifts,
-    and half of the steps above each of the noise levels `middles`, evenly spaced on both sides
-    (high: steps are spent early; low: late; 0.5: evenly).
+    and half of the steps above each of the noise levels `middles`, evenly spaced on both sides.
     frames: of clips, any 4n + 1 that the model's VAE takes; noise is shared at the frames that two
-    videos have in common in time. The small model makes videos of the one length that it was
-    trained on, so for puzzles there is nothing to vary.
+    videos have in common in time.
     Of clips: how far each run ends from the one with most steps, or frames, and how far two seeds
     are apart; what comes out is nowhere judged.
     """
@@ -120,14 +118,15 @@ class Budget(Experiment):
         sampling = dataclasses.replace(
             self.sampling.of(model.config), steps=case.steps, sigmas=None
         )
-        if case.kind == "shift" and case.value is not None:
+        if case.kind == "shift":
             sampling = dataclasses.replace(sampling, shift=case.value)
-        plan = flow.plan(sampling, model.config.boundary)
-        if case.kind != "middle" or case.value is None:
+        boundary = model.config.boundary
+        plan = flow.plan(sampling, boundary)
+        if case.kind != "middle":
             return plan
+        assert case.value is not None
         first = float(plan.schedule.sigmas[0])
         levels = flow.at_sigmas(around(case.steps, first, case.value), sampling)
-        boundary = model.config.boundary
         high = None if boundary is None else flow.high_noise_steps(levels, boundary)
         return plan.replace(schedule=levels, high_steps=high)
 
@@ -137,7 +136,7 @@ class Budget(Experiment):
             return self._clips(model, samples, progress)
         answers, each = answers_of(model, samples.puzzles), []
         for case in cases:
-            ends: Ends = sweep(
+            ends = sweep(
                 model,
                 samples.conditions,
                 self.seeds,
@@ -149,35 +148,30 @@ class Budget(Experiment):
                 what=str(case),
                 progress=progress,
             )
-            each.append([samples.judge(videos[0]) for videos in ends])
+            each.append(samples.judge(ends[0]))
         progress("judging", 0, 1)
         scores, solved = (
-            np.array([[run[i] for run in both] for both in each]).astype(float) for i in (0, 1)
+            np.stack(values).swapaxes(1, 2).astype(float) for values in zip(*each, strict=True)
         )
-        number, most = {case: i for i, case in enumerate(cases)}, max(c.steps for c in cases)
+        longest = cases.index(Case("steps", max(c.steps for c in cases)))
         plain = np.array([c.kind == "steps" for c in cases])[:, None, None]
-        spaced = scores[:, 0] - scores[[number[Case("steps", c.steps)] for c in cases], 0]
-        fewer = scores[:, 0] - scores[number[Case("steps", most)], 0]
-        fewer[number[Case("steps", most)]] = np.nan
-        dims, paired = "case denoiser puzzle seed", {"span": GAINS, "by": "together"}
-        variables = samples.levels({"score": "score", "solved": "solved"}) | {
-            "score": measure(dims, scores, "score", "Score of the end.", by="part"),
-            "solved": measure(dims, solved, "solved", "Share of puzzles solved.", by="part"),
-            "fewer": measure(
-                "case puzzle seed",
-                np.where(plain, fewer, np.nan),
-                f"score, more than with {most} steps",
-                "The same puzzles and seeds.",
-                **paired,
-            ),
-            "spaced": measure(
-                "case puzzle seed",
-                np.where(plain, np.nan, spaced),
-                "score, more than with the model's own spacing",
-                "The same puzzles and seeds in as many steps.",
-                **paired,
-            ),
-        }
+        own = [cases.index(Case("steps", c.steps)) for c in cases]
+        fewer, spaced = (scores[:, 0] - scores[others, 0] for others in ([longest], own))
+        fewer, spaced = np.where(plain, fewer, np.nan), np.where(plain, np.nan, spaced)
+        fewer[longest] = np.nan
+        dims, gains = "case denoiser puzzle seed", {"span": GAINS, "by": "together"}
+        variables = samples.levels({"score": "score", "solved": "solved"})
+        for name, values, comment in (
+            ("score", scores, "Score of the end."),
+            ("solved", solved, "Share of puzzles solved."),
+        ):
+            variables[name] = measure(dims, values, name, comment, by="part")
+        for name, values, other in (
+            ("fewer", fewer, str(cases[longest])),
+            ("spaced", spaced, "the model's own spacing"),
+        ):
+            title = f"score, more than with {other}"
+            variables[name] = measure("case puzzle seed", values, title, PAIRED, **gains)
         together = self.tasks[0] if len(samples.groups) == 1 else "all tasks"
         about = {"denoiser": list(DENOISERS), "together": ("puzzle", [together] * len(samples))}
         return self._dataset(model, samples, cases, variables).assign_coords(about)
@@ -186,29 +180,19 @@ class Budget(Experiment):
         self, model: Wan, samples: Samples, cases: list[Case], variables: dict[str, Any]
     ) -> xr.Dataset:
         """Return the variables with what is known of every case."""
-        columns = {
-            "case": [str(c) for c in cases],
-            "kind": [c.kind for c in cases],
-            "steps": [c.steps for c in cases],
-            "value": [np.nan if c.value is None else c.value for c in cases],
-            "forwards": [self.forwards(model.config, c.steps) for c in cases],
+        about = {
+            "case": list(map(str, cases)),
+            "kind": ("case", [c.kind for c in cases]),
+            "steps": ("case", [c.steps for c in cases]),
+            "value": ("case", [np.nan if c.value is None else c.value for c in cases]),
+            "forwards": ("case", [self.forwards(model.config, c.steps) for c in cases]),
         }
-        about = {name: ("case", values) for name, values in columns.items()}
         return xr.Dataset(variables, samples.coordinates() | about | {"seed": list(self.seeds)})
 
     def _clips(self, model: Wan, samples: Samples, progress: Progress) -> xr.Dataset:
         def ends(plan: flow.Plan, what: str, conditions: Condition, **more: Any) -> np.ndarray:
-            return sweep(
-                model,
-                conditions,
-                self.seeds,
-                plan=plan,
-                readout=read_latents,
-                chunk=self.chunk,
-                what=what,
-                progress=progress,
-                **more,
-            )[0]
+            more |= {"plan": plan, "what": what, "chunk": self.chunk, "progress": progress}
+            return sweep(model, conditions, self.seeds, readout=read_latents, **more)[0]
 
         cases = self.cases()
         latents = [ends(self.plan_of(model, c), str(c), samples.conditions) for c in cases]
@@ -224,12 +208,12 @@ class Budget(Experiment):
         if len(self.seeds) > 1:
             cases.append(Case("seed", max(c.steps for c in cases)))
             distances.append(apart(best, np.roll(best, 1, axis=1)))
+        title, film_dims = "distance of the end", ("film_of", "film_frame", "row", "column", "rgb")
+        values = np.stack(distances)
         variables: dict[str, Any] = {
-            "distance": measure(
-                "case clip seed", np.stack(distances), "distance of the end", CLIPS, span=POSITIVE
-            ),
-            "film": (("film_of", "film_frame", "row", "column", "rgb"), film, {}),
-            "film_of": (("film_of",), film_of, {}),
+            "distance": measure("case clip seed", values, title, CLIPS, span=POSITIVE),
+            "film": (film_dims, film),
+            "film_of": ("film_of", film_of),
         }
         return self._dataset(model, samples, cases, variables)
 
@@ -270,19 +254,6 @@ class Budget(Experiment):
         about = {"xlabel": "forwards per video", "ylabel": "score", "log": True}
         figure = plots.lines(steps, "score", "forwards", hue="denoiser", **about)
         yield "steps", Picture(figure, STEPS)
-        for kind, xlabel, caption in (
-            ("shift", "shift", SHIFT),
-            ("middle", "σ above which half the steps lie", MIDDLE),
-        ):
-            curves = {}
-            for n in np.unique(data["steps"].values[data["kind"].values == kind]):
-                cases = data.isel(case=data["steps"].values == n)
-                curves[f"{n} steps"] = of_kind(cases, kind, "value")["score"]
-            if curves:
-                about = {"xlabel": xlabel, "ylabel": "score", "log": kind == "shift"}
-                of_task = {"hue": "denoiser", "by": "task"}
-                figure = plots.lines(xr.Dataset(curves), None, "value", **of_task, **about)
-                yield kind, Picture(figure, caption)
         spaced = data["spaced"].isel(case=data["kind"].values != "steps")
         if spaced.size:
             yield "compared", Picture(plots.paired(spaced, "score, paired difference"), COMPARED)
@@ -292,24 +263,16 @@ STEPS = (
     "Score against what a video costs, from one step on, with the model's own spacing; the ideal "
     "denoiser runs under the same schedules from the same noise."
 )
-SHIFT = (
-    "Score by the shift of the schedule, at a few steps: a larger one spends more of them at high "
-    "noise."
-)
-MIDDLE = (
-    "Score by where the steps are: half of them lie above this noise level, evenly spaced, half "
-    "below it. Right: early; left: late; 0.5: evenly."
-)
 COMPARED = (
     "Score above that of the model's own spacing with as many steps, paired by puzzle and seed, "
-    "over all tasks."
+    "over all tasks. A larger shift, and a higher level above which half of the steps lie, spend "
+    "more of them early."
 )
+PAIRED = "The same puzzles and seeds."
 CLIPS = (
     "How far a run ends from the one with most steps and the model's own spacing (frames: from the "
     "one with most frames, at the frames that they share in time), relative, from the same noise."
 )
-
-
 FILM = "The first clip and seed; rows are numbers of steps, columns are frames."
 
 
@@ -317,12 +280,8 @@ def around(steps: int, first: float, middle: float) -> Float[np.ndarray, " S"]:
     """Return noise levels from `first` down, half of the steps (one more if they are odd) above
     `middle`, evenly spaced on both sides; the 0 at the end is left out."""
     above = math.ceil(steps / 2)
-    return np.concatenate(
-        [
-            np.linspace(first, middle, above, endpoint=False),
-            np.linspace(middle, 0.0, steps - above, endpoint=False),
-        ]
-    )
+    spans = (first, middle, above), (middle, 0.0, steps - above)
+    return np.concatenate([np.linspace(*span, endpoint=False) for span in spans])
 
 
 def apart(
@@ -334,18 +293,13 @@ def apart(
     return np.sqrt(off / size)
 
 
-class Ends(NamedTuple):
-    """How a run ends, by seed, and how the ideal denoiser's does from the same noise."""
-
-    video: UInt8[Any, "*K F H W 3"]
-    ideal_video: UInt8[Any, "*K F H W 3"]
-
-
-def read_ends(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers) -> Ends:
-    """Return both ends of one puzzle's run, in world 0."""
+def read_ends(
+    model: Wan, plan: flow.Plan, trace: Trace, answers: Answers
+) -> UInt8[Array, "2 K F H W 3"]:
+    """Return how one puzzle's run in world 0 ends, and the ideal denoiser's from the same noise."""
     noise, latents, prior = trace.estimate_obs[0][:, 0], answers.latents, answers.log_prior
     ideal = jax.vmap(lambda x: ideal_run(plan.schedule, x, latents, prior).x0[-1])(noise)
-    return Ends(pixels(model, trace.latents[0]), pixels(model, ideal))
+    return pixels(model, jnp.stack([trace.latents[0], ideal]))
 
 
 def read_latents(

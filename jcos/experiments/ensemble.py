@@ -21,13 +21,10 @@ from jcos.experiments.answers import answers_of
 from jcos.experiments.ensemble_means import HOW, KINDS, PLAIN, Case, Mean, probe_of
 from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places, window
 from jcos.experiments.samples import Samples
-from jcos.experiments.sweeps import pixels, play, score, sweep
-from jcos.lab.ideal import IdealDenoiser
+from jcos.experiments.sweeps import pixels, sweep
 from jcos.lab.measures import GAINS, POSITIVE, SCORES, Span
-from jcos.lab.results import DENOISERS, MODEL, estimates, measure, of_kind
-from jcos.lab.tasks import Puzzle, Task
+from jcos.lab.results import DENOISERS, MODEL, measure
 from jcos.sampling import flow
-from jcos.sampling.probes import SeedEnsemble
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
@@ -38,12 +35,11 @@ class Ensemble(Experiment):
     40 in the first step; then one run goes on, or all of them.
 
     Beyond the paper: windows that begin at every layer, over more steps; two to eight members; the
-    mean of clean estimates or of velocities. Every mean starts from the same noise as plain runs
-    and is compared with them, puzzle by puzzle and seed by seed: with one, with the best of as many
-    (which needs a judge), with their majority (the run that is nearest to the others), and with one
-    run that has as many steps as the ensemble has forwards. The means of estimates and of
-    velocities are taken of the ideal denoiser too. Of clips, which have no judge: how far the ends
-    move, and how far they are apart.
+    mean of clean estimates or of velocities, also of the ideal denoiser. Every mean starts from the
+    same noise as plain runs and is compared, puzzle by puzzle and seed by seed, with one of them,
+    with the best of as many (which needs a judge), with their majority (the run nearest to the
+    others), and with one run that has as many steps as the ensemble has forwards. Of clips, which
+    have no judge: how far the ends move, and how far they are apart.
 
     members: how many seeds are averaged; `seeds` are taken in groups of so many, and each member
     counts as the one that goes on. window: layers, as fractions of the depth. steps: in which.
@@ -113,39 +109,33 @@ class Ensemble(Experiment):
         config, samples, plan = model.config, self.samples(model), self.plan(model.config)
         means = self.means(config)
 
-        def ends(
-            means: Sequence[Mean], plan: flow.Plan, what: str, seeds: int, **more: Any
-        ) -> np.ndarray:
+        def ends(means: Sequence[Mean], plan: flow.Plan, seeds: int, **more: Any) -> np.ndarray:
             """Return how runs end [means, P, K, …]: videos of puzzles, else latents."""
-            depth = config.dit.layers
+            sizes = plan.steps, config.dit.layers, seeds
             return sweep(
                 model,
                 samples.conditions,
                 self.seeds[:seeds],
-                probes=[probe_of(m, plan.steps, depth, seeds, self.unconditional) for m in means],
+                probes=[probe_of(mean, *sizes, self.unconditional) for mean in means],
                 plan=plan,
                 readout=read_ends,
                 chunk=self.chunk,
-                what=what,
                 progress=progress,
                 **more,
             )
 
         every = len(self.seeds)
-        videos, longer, ideal = ends(means, plan, "runs", every), {}, {}
+        videos, longer, ideal = ends(means, plan, every, what="runs"), {}, {}
         if samples.judged:
             for steps in self.step_counts(config) if self.longer else ():
                 sampling = dataclasses.replace(self.sampling, steps=steps).of(config)
                 longer_plan = flow.plan(sampling, config.boundary)
-                end = ends([PLAIN], longer_plan, f"runs of {steps} steps", 1)
-                longer[steps] = samples.judge(end[0, :, 0])[1]
-            knowing: IdealDenoiser = answers_of(model, samples.puzzles).ideal
-            free = [m for m in means if m.kind != "tokens"]
-            what = "runs of the ideal denoiser"
-            end = ends(free, plan, what, every, item_probe=knowing)
-            ideal = dict(
-                zip(free, samples.judge(end.swapaxes(0, 1))[1].swapaxes(0, 1), strict=True)
-            )
+                (end,) = ends([PLAIN], longer_plan, 1, what=f"runs of {steps} steps")
+                longer[steps] = samples.judge(end[:, 0])[1]
+            free = [mean for mean in means if mean.kind != "tokens"]
+            knowing, what = answers_of(model, samples.puzzles).ideal, "runs of the ideal denoiser"
+            end = ends(free, plan, every, item_probe=knowing, what=what)
+            ideal = {mean: samples.judge(one)[1] for mean, one in zip(free, end, strict=True)}
         progress("judging", 0, 1)
         costs = [self.forwards(config, n) for n in range(1 + max([plan.steps, *longer]))]
         data = dataset(means, samples, videos, longer, ideal, costs, plan.steps)
@@ -155,85 +145,30 @@ class Ensemble(Experiment):
         judged = "solved" in data
         data = data.sel(denoiser=MODEL, drop=True) if judged else data
         paper = data["case"][data["what"].values == "tokens"][0]
-        k, mean = paper["members"].item(), paper.item().removesuffix(f", {HOW['one']}")
+        alike = np.all([data[name] == paper[name] for name in ("at_layer", "span", "what")], 0)
+        alike = (alike | (data["what"].values == PLAIN.kind)) & (data["how"].values != "all")
+        data = data.isel(case=np.flatnonzero(alike))
+        where = paper.item().removesuffix(f", {HOW['one']}")
+        where = where.removeprefix(f"mean tokens of {paper['members'].item()}, ")
+        costs = zip(data["case"].values, data["forwards"].values, strict=True)
+        data = data.assign_coords(case=[f"{c} ({n})".replace(f", {where}", "") for c, n in costs])
+        main = "solved" if judged else "distance"
+        figure = plots.paired(data[main], str(data[main].attrs["long_name"]), zero=False)
+        yield "compared", Picture(figure, COMPARED.format(where))
         if judged:
-            alike = [f"{k} runs, majority", f"{k} runs, best"]
-            alike += [f"{mean}, {HOW[how]}" for how in ("majority", "best")]
-            longer = _only(data, how="longer")["case"].values
-            shown = data.sel(case=["one run", paper.item(), *longer, *alike])
-            names = [str(c).replace(mean, "mean") for c in shown["case"].values]
-            costs = zip(names, shown["forwards"].values, strict=True)
-            solved = shown["solved"].assign_coords(case=[f"{c} ({n})" for c, n in costs])
-            figure = plots.paired(solved, "solved", zero=False)
-            yield "compared", Picture(figure, COMPARED.format(mean))
-            gain = shown["gain"].fillna(shown["gain_alike"]).assign_coords(case=names)
+            gain = data["gain"].fillna(data["gain_alike"])
             yield "gain", Picture(plots.paired(gain, "solved, more than without"), GAIN)
-        labels, pattern = set(data["case"].values), mean.replace(f"of {k}", "of {}", 1)
-        sizes = [n for n in np.unique(data["members"]) if pattern.format(n) in labels]
-        if len(sizes) > 1:
-
-            def along(name: str, case: str) -> xr.DataArray:
-                cases = data.sel(case=[case.format(n) for n in sizes])
-                return of_kind(cases, cases["kind"].values.tolist(), "members")[name]
-
-            curves = {
-                "distance from the plain end": along("distance", f"{pattern}, {HOW['one']}"),
-                "between the ends": along("spread", pattern),
-                "between plain ends": along("spread", "{} runs"),
-            }
-            if judged:
-                curves = {
-                    "mean, one goes on": along("solved", f"{pattern}, {HOW['one']}"),
-                    "mean, majority": along("solved", f"{pattern}, {HOW['majority']}"),
-                    "majority": along("solved", "{} runs, majority"),
-                    "best": along("solved", "{} runs, best"),
-                }
-            y = "solved" if judged else "distance"
-            figure = plots.lines(xr.Dataset(curves), None, "members", ylabel=y)
-            yield "members", Picture(figure, "Against the number of members.")
-        spans = _only(data, what="velocities")["span"].values
-        if not len(spans):
-            return
-        data = _only(data, how="one", members=k, span=spans)
-        measured, y = ("gain", "solved, more") if judged else ("distance", "distance")
-        tokens = of_kind(data, f"mean tokens of {k}, one goes on", "at_step", "at_layer")[measured]
-        if tokens.sizes["at_layer"] > 1:
-            most = max(float(np.abs(estimates(tokens)["mean"]).max()), 1e-3)
-            limits = (-most if judged else 0.0, most)
-            axes = {"xlabel": "first layer", "ylabel": "up to step"}
-            figure = plots.heat(tokens, "at_layer", "at_step", limits=limits, **axes)
-            yield "map", Picture(figure, MAP)
-        curves = {"mean tokens": tokens.sel(at_layer=paper["at_layer"].item(), drop=True)}
-        for kind in KINDS[1:]:
-            cases = of_kind(data, f"mean {kind} of {k}, one goes on", "at_step")
-            curves[f"mean {kind}"] = cases[measured].sortby("at_step")
-        about: dict[str, Any] = {"xlabel": "last step of averaging", "ylabel": y}
-        yield "kinds", Picture(plots.lines(xr.Dataset(curves), None, "at_step", **about), BY_KIND)
 
 
 COMPARED = (
-    "Share of puzzles solved; in brackets forward passes. Mean: {}. Best needs a judge; majority "
-    "is the run that is nearest to the others. Runs with more steps are of the first seed only."
+    "Tokens averaged in {}: share of puzzles solved, or of clips the distance from the plain end; "
+    "in brackets forward passes. Best needs a judge; majority is the run nearest to the others. "
+    "Runs with more steps are of the first seed only."
 )
 GAIN = (
     "The same puzzles and seeds with averaging less without (those without: less one run); an "
     "interval over 0 is no effect."
 )
-MAP = (
-    "Averaging tokens, by the first layer of the window and the last step of averaging, which "
-    "begins in step 0: puzzles solved more than by one run; of clips the distance from the plain "
-    "end."
-)
-BY_KIND = (
-    "Averaging from step 0 on to the step below: tokens in the paper's window, clean estimates, or "
-    "velocities. Puzzles solved more than by one run; of clips the distance from the plain end."
-)
-
-
-def _only(data: xr.Dataset, **wanted: Any) -> xr.Dataset:
-    """Return the cases whose coordinates have these values, or one of these."""
-    keep = np.all([np.isin(data[name], values) for name, values in wanted.items()], axis=0)
-    return data.isel(case=np.flatnonzero(keep))
 
 
 def dataset(
@@ -255,8 +190,8 @@ def dataset(
     paper, shape = means[1], ends.shape[1:3]
     hows = (*HOW, "all") if samples.judged else ("one", "all")
     cases = [Case(PLAIN, "one", 1)]
-    for k in sorted({mean.members for mean in means[1:]}):
-        cases += [Case(PLAIN, how, k) for how in hows if how != "one"]
+    sizes = sorted({mean.members for mean in means[1:]})
+    cases += [Case(PLAIN, how, k) for k in sizes for how in hows[1:]]
     cases += [Case(mean, how, mean.members) for mean in means[1:] for how in hows]
     cases += [Case(PLAIN, "longer", count) for count in longer]
     number = {mean: q for q, mean in enumerate(means)}
@@ -274,50 +209,46 @@ def dataset(
 
     def gained(values: Shaped[np.ndarray, "Q P K"]) -> Float[np.ndarray, "case P K"]:
         """Return `every` less the same without averaging; of plain runs less one of them."""
+        plain = {"majority": "mean", "best": "mean"}
         rows = []
         for mean, how, k in cases:
-            alike = how if mean != PLAIN else "mean" if how in ("majority", "best") else "longer"
+            alike = plain.get(how, "none") if mean == PLAIN else how
             rows.append(counted(values[0], alike, k, apart.get((PLAIN, k))))
         return every(values) - np.stack(rows)
 
-    def only(values: np.ndarray, keep: np.ndarray) -> np.ndarray:
-        return np.where(keep[:, None, None], values, np.nan)
-
-    moved = np.stack([_rms(end - ends[0].astype(np.float32)) for end in ends]) / size
-    measures: list[tuple[str, np.ndarray, str, str, Span]] = [
-        ("distance", only(every(moved), single), "distance from the plain end", FAR, POSITIVE),
-        ("spread", only(every(moved), hows == "all"), "distance between the ends", FAR, POSITIVE),
+    moved = every(np.stack([_rms(end - ends[0].astype(np.float32)) for end in ends]) / size)
+    measures: list[tuple[str, np.ndarray, np.ndarray, str, str, Span]] = [
+        ("distance", moved, single, "distance from the plain end", FAR, POSITIVE),
+        ("spread", moved, hows == "all", "distance between the ends", FAR, POSITIVE),
     ]
     if samples.judged:
-        scores, solved = (a.swapaxes(0, 1) for a in samples.judge(ends.swapaxes(0, 1)))
+        scores, solved = map(np.stack, zip(*map(samples.judge, ends), strict=True))
         free = np.stack([ideal.get(mean, np.full(shape, np.nan)) for mean in means])
-        alike = averaged & np.isin(hows, ("majority", "best"))
-        of_model, more = only(every(solved), hows != "all"), gained(solved)
+        of_model, more, some = every(solved), gained(solved), hows != "all"
         for i, values in enumerate(longer.values(), len(cases) - len(longer)):
             of_model[i, :, 0] = values
-        both = np.stack([of_model, only(every(free), hows == "one")], 1)
-        of_one, with_mean = single | ~averaged, np.maximum(more, 0)
-        gain = np.stack([only(more, of_one), only(gained(free), single)], 1)
-        without = only(np.maximum(-more, 0), single)
+        both, both_some = np.stack([of_model, every(free)], 1), np.stack([some, hows == "one"], 1)
+        alike, of_one = averaged & np.isin(hows, ("majority", "best")), single | ~averaged
+        gains, gains_of = np.stack([more, gained(free)], 1), np.stack([of_one, single], 1)
+        lost = np.maximum(-more, 0)
         measures += [
-            ("solved", both, "solved", "Share of puzzles solved.", SCORES),
-            ("score", only(every(scores), hows != "all"), "score", "Score of the end.", SCORES),
-            ("gain", gain, "solved, more than one run", MORE, GAINS),
-            ("gain_alike", only(more, alike), "solved, more than as many runs", MORE, GAINS),
-            ("score_gain", only(gained(scores), of_one), "score, more than one run", MORE, GAINS),
-            ("only_with", only(with_mean, single), "solved only with averaging", MORE, SCORES),
-            ("only_without", without, "solved only without", MORE, SCORES),
+            ("solved", both, both_some, "solved", "Share of puzzles solved.", SCORES),
+            ("score", every(scores), some, "score", "Score of the end.", SCORES),
+            ("gain", gains, gains_of, "solved, more than one run", MORE, GAINS),
+            ("gain_alike", more, alike, "solved, more than as many runs", MORE, GAINS),
+            ("score_gain", gained(scores), of_one, "score, more than one run", MORE, GAINS),
+            ("only_with", np.maximum(more, 0), single, "solved only with averaging", MORE, SCORES),
+            ("only_without", lost, single, "solved only without", MORE, SCORES),
         ]
         for (count, end), how in zip(longer.items(), ("one", "majority"), strict=False):
-            among = [c.how == how and c.members == paper.members for c in cases]
-            among = np.array(among) & [c.mean in (paper, PLAIN) for c in cases]
-            equal = only(of_model, among) - end[:, None]
+            among = [c[1:] == (how, paper.members) and c.mean in (paper, PLAIN) for c in cases]
+            equal, title = of_model - end[:, None], f"solved, more than one run of {count} steps"
             equal[:, :, 1:] = np.nan
-            title = f"solved, more than one run of {count} steps"
-            measures.append((f"gain_{count}", equal, title, EQUAL, GAINS))
+            measures.append((f"gain_{count}", equal, np.array(among), title, EQUAL, GAINS))
     variables = samples.levels({"solved": "solved", "score": "score"})
-    for name, values, title, comment, span in measures:
+    for name, values, counts, title, comment, span in measures:
         dims = f"case {'denoiser ' * (values.ndim > 3)}{samples.runs} seed"
+        values = np.where(counts[..., None, None], values, np.nan)
         variables[name] = measure(dims, values, title, comment, span=span)
 
     def cost(case: Case) -> int:
@@ -379,11 +310,8 @@ def _apart(ends: Shaped[np.ndarray, "P K *video"], members: int) -> Float[np.nda
     groups = ends.shape[1] // members
     grouped = ends[:, : groups * members].astype(np.float32)
     grouped = grouped.reshape(len(ends), groups, members, *ends.shape[2:])
-    distances = np.zeros((len(ends), groups, members, members))
-    for i in range(members):
-        for j in range(i):
-            distances[..., i, j] = distances[..., j, i] = _rms(grouped[:, :, i] - grouped[:, :, j])
-    return distances
+    distances = [_rms(grouped - grouped[:, :, i : i + 1]) for i in range(members)]
+    return np.stack(distances, -1)
 
 
 def _rms(ends: Any) -> Float[np.ndarray, "*axes"]:
@@ -397,17 +325,3 @@ def read_ends(
     del plan, aux
     pixel = isinstance(model.config.codec, PixelCodec)
     return pixels(model, trace.latents[0]) if pixel else trace.latents[0]
-
-
-def ensemble_solved(
-    model: Wan,
-    task: Task,
-    puzzles: Sequence[Puzzle],
-    seeds: Sequence[int],
-    probes: Sequence[SeedEnsemble],
-) -> Bool[np.ndarray, "P Q K"]:
-    """Return whether each puzzle is solved with each probe by each seed; in an ensemble every seed
-    goes on by itself."""
-    latents = play(model, puzzles, seeds, probes=probes).latents
-    _, solved = score(model, puzzles, latents.swapaxes(0, 1))
-    return solved

@@ -185,8 +185,9 @@ def reaches(data: xr.Dataset) -> dict[str, xr.DataArray]:
             if window != "at" and {STEP, FRAME} <= kinds:
                 others, title = by_other_frames(reach), f"{title}, by other frames"
                 add(f"{source}_{window}_others", others, title, forwards=cost)
+    tokens = data["tokens"].isel(without=0, drop=True)
     for window in ("on", "end") if STEP in kinds else ():
-        when, reach = WINDOWS[window], within(data["tokens"].isel(without=0, drop=True), window)
+        when, reach = WINDOWS[window], within(tokens, window)
         labels = ("noise at a step", "noise at a step, at its own level")
         layers = at_steps(reach, "noise", labels).transpose("layer", ...)
         add(f"layers_{window}", layers, f"1 − CKA of tokens, {when}")
@@ -198,8 +199,7 @@ def reaches(data: xr.Dataset) -> dict[str, xr.DataArray]:
             add(f"farthest_{window}", steps, title, units="step", span=span, median=True)
     for same, words in enumerate(("another answer", "same answer")):
         if STEP in kinds and "agreement" in data:
-            end = within(data["tokens"].isel(without=0, drop=True), "end").mean("layer")
-            end = end.where(data["agreement"] == same)
+            end = within(tokens, "end").mean("layer").where(data["agreement"] == same)
             labels = [f"all steps, {level}" for level in STEPS.values()]
             title = f"1 − CKA of tokens, {WINDOWS['end']}, {words}"
             add(words.replace(" ", "_"), at_steps(end, "positions", labels, ["seed"]), title)

@@ -5,20 +5,27 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
+import xarray as xr
 from jaxtyping import Bool, Float, Int, UInt8
 
 from jcos.lab.tasks import TASKS, Puzzle
 from jcos.lab.tasks.marks import TINTED, apart, tiles
 
 READINGS = {
-    "foreground": "foreground",
-    "answer": "what the answer changes",
-    "choice": "which right answer is taken",
+    "foreground": ("foreground", "Which tokens are not plain floor, in the run's final video."),
+    "answer": (
+        "what the answer changes",
+        "The tokens whose patch will change in the answer that this run ends with.",
+    ),
+    "choice": (
+        "which right answer is taken",
+        "The same among tokens that some right answers change and others do not.",
+    ),
 }
-"""What is read off tokens, in words."""
+"""What is read off tokens within a frame: in words, and what it means."""
 CONTROLS = 4
-"""Other puzzles whose labels a control is fitted to, one after the other: a single one may well
-call the right tokens first or last."""
+"""Other puzzles whose labels a control is fitted to, one after the other."""
 
 
 class Labels(NamedTuple):
@@ -33,31 +40,15 @@ class Labels(NamedTuple):
     answer: Bool[np.ndarray, "P K f n"]
     contested: Bool[np.ndarray, "P K f n"]
 
-    def classes(self, reading: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return which tokens are positive and which negative for one of `READINGS`."""
-        mask = self.foreground if reading == "foreground" else self.answer
-        among = self.contested if reading == "choice" else np.ones_like(mask)
-        return mask & among, ~mask & among
-
     def auroc(
         self, values: Float[np.ndarray, "P K *axes N"], reading: str
     ) -> Float[np.ndarray, "P K *axes"]:
-        """Return how well one value per token tells the classes apart (`auroc_within`)."""
+        """Return how well one value per token tells one of `READINGS` (`auroc_within`)."""
+        mask = self.foreground if reading == "foreground" else self.answer
+        among = self.contested if reading == "choice" else np.ones_like(mask)
         inner = tuple(range(2, values.ndim - 1))
-        classes = (np.expand_dims(mask, inner) for mask in self.classes(reading))
-        frames = self.answer.shape[-2:]
-        return auroc_within(values.reshape(*values.shape[:-1], *frames), *classes)
-
-
-class Areas(NamedTuple):
-    """Areas under the ROC curve of each of `READINGS` within a frame, mean over frames.
-
-    nan where no frame has tokens of both kinds. R: what is read, such as layers. control: of probes
-    fitted to the labels of another puzzle, mean over `CONTROLS` of them.
-    """
-
-    probe: Float[np.ndarray, "3 P K s R"]
-    control: Float[np.ndarray, "3 P K s R"]
+        classes = (np.expand_dims(tokens & among, inner) for tokens in (mask, ~mask))
+        return auroc_within(values.reshape(*values.shape[:-1], *mask.shape[-2:]), *classes)
 
 
 def labels_of(
@@ -69,8 +60,7 @@ def labels_of(
         task = TASKS[puzzle.task]
         first = task.first_frame(puzzle)
         answer, right = (_marked(some, first, side) for some in (seeds, task.routes(puzzle)))
-        contested = np.asarray(right.any(0) & ~right.all(0))
-        contested = np.repeat(contested[None], len(seeds), 0)
+        contested = np.repeat((right.any(0) & ~right.all(0))[None], len(seeds), 0)
         rows.append(Labels(_marked(seeds, "floor", side), answer, contested))
     return Labels(*map(np.stack, zip(*rows, strict=True)))
 
@@ -88,9 +78,15 @@ def _marked(
 
 def identities_of(puzzles: Sequence[Puzzle]) -> Int[np.ndarray, " P"]:
     """Return the number of each puzzle's identity, in order of appearance."""
-    names = [repr(p.identity) for p in puzzles]
-    order = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return np.array([order[name] for name in names])
+    return pd.factorize(np.array([repr(p.identity) for p in puzzles]))[0]
+
+
+def by_identity(data: xr.Dataset, runs: str, identities: Int[np.ndarray, " P"]) -> xr.Dataset:
+    """Return the mean over the puzzles (dimension `runs`) of each identity: they are too much alike
+    to count as many."""
+    data = data.assign_coords(identity=(runs, identities))
+    data = data.groupby("identity").mean(runs, keep_attrs=True)
+    return data.rename(identity=runs).drop_vars(runs)
 
 
 def fit_and_read(
@@ -98,27 +94,29 @@ def fit_and_read(
     labels: Labels,
     identities: Int[np.ndarray, " P"],
     penalty: float,
-) -> Areas:
-    """Fit a probe to each step and source, and measure what it reads.
+) -> tuple[Float[np.ndarray, "3 P K s R"], Float[np.ndarray, "3 P K s R"]]:
+    """Fit a probe to each step and source R (such as a layer), and measure how well it reads
+    `READINGS`; return also that of probes fitted to other puzzles' labels, mean over `CONTROLS`.
 
     Probes are fitted on the puzzles of every other identity and read on the rest, and the other way
-    round. All is nan where a half has too few puzzles for another one's labels.
+    round. nan where no frame has tokens of both kinds; all is where a half has too few puzzles for
+    another one's labels.
     """
     half = identities % 2 == 1
     steps, sources = features.shape[2:4]
     shape = len(READINGS), *labels.answer.shape[:2], steps, sources
-    areas = Areas(*np.full((2, *shape), np.nan))
+    areas, controls = np.full((2, *shape), np.nan)
     if min(half.sum(), (~half).sum()) <= CONTROLS:
-        return areas
+        return areas, controls
     truth = np.stack([labels.foreground, labels.answer], -1)
     flat = truth.reshape(*truth.shape[:2], -1, 2)
     for step, source in np.ndindex(steps, sources):
         scores = _read(features[:, :, step, source], flat, half, penalty)
         for i, reading in enumerate(READINGS):
             area = labels.auroc(scores[:, :, :, int(reading != "foreground")], reading)
-            areas.probe[i, :, :, step, source] = area[..., 0]
-            areas.control[i, :, :, step, source] = area[..., 1:].mean(-1)
-    return areas
+            areas[i, :, :, step, source] = area[..., 0]
+            controls[i, :, :, step, source] = area[..., 1:].mean(-1)
+    return areas, controls
 
 
 def _read(
@@ -129,19 +127,13 @@ def _read(
 ) -> Float[np.ndarray, "P K fits Y n"]:
     """Return what probes of the other half's tokens say of each token: fitted to these labels, then
     to those of another puzzle, and another."""
-    scores = []
+    scores = np.empty((*labels.shape[:3], 1 + CONTROLS, labels.shape[3]))
     for fit in (half, ~half):
-        truth = labels[fit].astype(np.float64)
-        targets = np.stack([np.roll(truth, i, axis=0) for i in range(1 + CONTROLS)], -2)
-        read = ridge(
-            features[fit].reshape(-1, features.shape[-1]),
-            targets.reshape(-1, targets.shape[-2] * targets.shape[-1]),
-            features[~fit].reshape(-1, features.shape[-1]),
-            penalty,
-        )
-        scores.append(read.reshape(-1, *labels.shape[1:3], *targets.shape[-2:]))
-    order = np.argsort(np.concatenate([np.flatnonzero(~half), np.flatnonzero(half)]))
-    return np.moveaxis(np.concatenate(scores)[order], 2, -1)
+        targets = [np.roll(labels[fit], i, axis=0) for i in range(1 + CONTROLS)]
+        targets = np.stack(targets, -2).reshape(-1, scores[0, 0, 0].size).astype(np.float64)
+        x, z = (features[part].reshape(-1, features.shape[-1]) for part in (fit, ~fit))
+        scores[~fit] = ridge(x, targets, z, penalty).reshape(-1, *scores.shape[1:])
+    return np.moveaxis(scores, 2, -1)
 
 
 def ridge(
@@ -154,13 +146,11 @@ def ridge(
     and return what it says of other samples. penalty: of the weights' square, per sample."""
     x, z = (np.moveaxis(a, 0, -2).astype(np.float64) for a in (features, others))
     mean, size = x.mean(-2, keepdims=True), x.std(-2, keepdims=True)
-    # What does not vary, but for rounding, tells nothing.
-    size = np.where(size > 1e-5, size, np.inf)
+    size = np.where(size > 1e-5, size, np.inf)  # what does not vary tells nothing
     x, z = (x - mean) / size, (z - mean) / size
-    centre = targets.mean(0)
-    gram = np.swapaxes(x, -1, -2) @ x
-    gram = gram + penalty * len(features) * np.eye(gram.shape[-1])
-    weights = np.linalg.solve(gram, np.swapaxes(x, -1, -2) @ (targets - centre))
+    centre, turned = targets.mean(0), np.swapaxes(x, -1, -2)
+    gram = turned @ x + penalty * len(features) * np.eye(x.shape[-1])
+    weights = np.linalg.solve(gram, turned @ (targets - centre))
     return np.moveaxis(z @ weights + centre, -2, 0)
 
 
@@ -176,6 +166,6 @@ def auroc_within(
     wins = np.where(pairs, (a > b) + 0.5 * (a == b), 0).sum((-1, -2))
     number = pairs.sum((-1, -2))
     known = number > 0
-    area = np.where(known, wins / np.maximum(number, 1), 0)
+    area = wins / np.maximum(number, 1)
     frames = known.sum(-1)
     return np.where(frames > 0, area.sum(-1) / np.maximum(frames, 1), np.nan)

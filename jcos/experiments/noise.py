@@ -47,29 +47,17 @@ AS_IT_ENDS = ("score", "solved", "score_others")
 CONTRASTS = {"full strength": FRAME, "same energy": MATCHED}
 """Kinds of noise at a frame that are compared with noise at a step."""
 CURVES = {
-    STEP: {
-        "replaced": (MODEL, STEP, ""),
-        "as it ends": (MODEL, STEP, "score"),
-        "own level": (MODEL, STEP_LEVEL, ""),
-        IDEAL: (IDEAL, STEP, ""),
-    },
-    FRAME: {
-        "replaced": (MODEL, FRAME, ""),
-        "the other frames": (MODEL, FRAME, "score_others"),
-        "own level": (MODEL, FRAME_LEVEL, ""),
-        "same energy as a step": (MODEL, MATCHED, ""),
-        IDEAL: (IDEAL, FRAME, ""),
-    },
+    "replaced": (MODEL, STEP, ""),
+    "as it ends": (MODEL, STEP, "score"),
+    "own level": (MODEL, STEP_LEVEL, ""),
+    IDEAL: (IDEAL, STEP, ""),
 }
 """Denoiser, kind and measure of each curve; by default the score after clean-up."""
-CAPTIONS = {
-    STEP: "Noise at one step in all frames. Replaced: x ← N(0, I). Own level: x̂0 is kept and its "
-    "noise drawn anew at the step's level. Clean-up: judged after a few more steps, which remove "
-    "mere pixel noise. The ideal denoiser: replaced, after clean-up.",
-    FRAME: "Noise in one frame at every step. The other frames: the noised one, which ends as "
-    "noise, is taken from the right answer that suits the others best. Same energy: weakened until "
-    "all steps together inject as much as one step in all frames.",
-}
+AT_STEP = (
+    "Noise at one step in all frames. Replaced: x ← N(0, I). Own level: x̂0 is kept and its noise "
+    "drawn anew at the step's level. Clean-up: judged after a few more steps, which remove mere "
+    "pixel noise. The ideal denoiser: replaced, after clean-up."
+)
 
 
 class Case(NamedTuple):
@@ -196,21 +184,17 @@ class Noise(Experiment):
         return cases + [Case(MATCHED, frame=f, strength=matched) for f in at_frames]
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
-        main = "score_clean" if "score_clean" in data else "distance"
-        for kind, caption in CAPTIONS.items():
-            if kind not in data["kind"]:
-                continue
-            along, shown = f"at_{kind}", {}
-            for label, (denoiser, cases, name) in CURVES[kind].items():
-                if denoiser in data["denoiser"] and (name or main) in data:
-                    values = data[name or main].sel(denoiser=denoiser, drop=True)
-                    shown[label] = of_kind(values, cases, along)
-            plain = data[main].sel(denoiser=MODEL, case=NONE).reset_coords(drop=True)
-            shown[NONE] = plain.expand_dims({along: shown["replaced"][along]})
-            ylabel = main.partition("_")[0]
-            xlabel = f"{kind} with noise"
-            figure = plots.lines(xr.Dataset(shown), x=along, xlabel=xlabel, ylabel=ylabel)
-            yield kind, Picture(figure, caption)
+        if STEP not in data["kind"]:
+            return
+        main, shown = "score_clean" if "score_clean" in data else "distance", {}
+        for label, (denoiser, kind, name) in CURVES.items():
+            if denoiser in data["denoiser"] and (name or main) in data:
+                values = data[name or main].sel(denoiser=denoiser, drop=True)
+                shown[label] = of_kind(values, kind, "at_step")
+        plain = data[main].sel(denoiser=MODEL, case=NONE).reset_coords(drop=True)
+        shown[NONE] = plain.expand_dims(at_step=shown["replaced"]["at_step"])
+        words = {"xlabel": "step with noise", "ylabel": main.partition("_")[0]}
+        yield "step", Picture(plots.lines(xr.Dataset(shown), x="at_step", **words), AT_STEP)
 
 
 def contrasts(data: xr.Dataset) -> dict[str, xr.DataArray]:
@@ -273,7 +257,7 @@ class Ends(NamedTuple):
     and after clean-up; on, how much of the latter is each right answer."""
 
     latents: Float[Any, "*K F h w C"]
-    videos: UInt8[Any, "*2 K F H W 3"] | None
+    videos: UInt8[Any, "*axes K F H W 3"] | None
     on: Float[Any, "*K A"] | None
 
 

@@ -1,6 +1,7 @@
 """Figures of a dataset's measures: labelled, legible at column width, told apart without colour."""
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,31 +50,27 @@ def lines(
     x: str = "step",
     *,
     hue: str | None = None,
-    by: str | None = None,
     labels: Sequence[str] | None = None,
-    at: Mapping[str, Any] | None = None,
     xlabel: str = "",
     ylabel: str = "",
     log: bool = False,
 ) -> Figure:
     """Plot measures along a dimension, with 95 % bands, one panel for each group of runs.
 
-    names: measures, all by default; each, and each place of the dimension `hue`, is a line, and its
-    baselines are levels. labels: of the measures, by default their titles; without names, their
-    names. at: places of other dimensions. by: coordinate of the groups (`results.estimates`). log:
-    powers of two are equally far apart.
+    names: measures, all by default; each, and each place of the dimension `hue`, is a line, and the
+    first one's baselines are levels. labels: of the measures, by default their titles; without
+    names, their names. log: powers of two are equally far apart.
     """
     if names is None:
         names = labels = [str(name) for name in data.data_vars]
     names = [names] if isinstance(names, str) else list(names)
-    arrays = [data[name].sel(at or {}) for name in names]
-    cells = [estimates(array, by=by) for array in arrays]
+    labels = labels or [data[name].attrs["long_name"] for name in names]
+    cells = [estimates(data[name]) for name in names]
     group = str(cells[0]["mean"].dims[0])
-    labels = labels or [array.attrs["long_name"] for array in arrays]
     titles = list(dict.fromkeys(str(t) for c in cells for t in c[group].values))
     figure = panels(len(titles))
     for axes, title in zip(figure.axes, titles, strict=True):
-        style = 0
+        styles = itertools.count()
         for label, cell in zip(labels, cells, strict=True):
             if title not in cell[group].values:
                 continue
@@ -82,15 +79,13 @@ def lines(
                 one = here if place is None else here.sel({hue: place})
                 words = [label] * (len(names) > 1 or place is None)
                 words += [] if place is None else [case_of({hue: place}) or str(place)]
-                band(axes, one, x, ", ".join(words), style)
-                style += 1
+                band(axes, one, x, ", ".join(words), next(styles))
         if title in cells[0][group].values:
             _levels(axes, data, names[0], title)
-        ylabel = ylabel or str(arrays[0].attrs["long_name"])
-        axes.set(xlabel=xlabel or x, ylabel=ylabel, title=title)
-        low, high = (arrays[0].attrs.get(f"valid_{end}") for end in ("min", "max"))
-        if low == 0 and high is not None:
-            axes.set_ylim(-0.04 * high, 1.04 * high)
+        about = data[names[0]].attrs
+        axes.set(xlabel=xlabel or x, ylabel=ylabel or about["long_name"], title=title)
+        if about.get("valid_min") == 0 and "valid_max" in about:
+            axes.set_ylim(-0.04 * about["valid_max"], 1.04 * about["valid_max"])
         if log:
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_locator(FixedLocator(sorted({float(v) for v in data[x].values})))
@@ -134,8 +129,6 @@ def heat(
     x: str,
     y: str,
     *,
-    by: str | None = None,
-    limits: tuple[float, float] | None = None,
     xlabel: str = "",
     ylabel: str = "",
 ) -> Figure:
@@ -145,7 +138,7 @@ def heat(
     measures = {"": data} if isinstance(data, xr.DataArray) else data
     maps: dict[str, xr.DataArray] = {}
     for title, array in measures.items():
-        mean = estimates(array, by=by)["mean"]
+        mean = estimates(array)["mean"]
         group = str(mean.dims[0])
         for name in mean[group].values:
             words = [title] * bool(title) + [str(name)] * (not title or mean.sizes[group] > 1)
@@ -153,9 +146,9 @@ def heat(
             maps[", ".join(words)] = one.assign_attrs(array.attrs)
     figure = panels(len(maps))
     shown = np.concatenate([one.values.ravel() for one in maps.values()])
-    if limits is None and len(measures) > 1 and np.isfinite(shown).any():
-        limits = float(np.nanmin(shown)), float(np.nanmax(shown))
-    low, high = limits or (None, None)
+    low, high = None, None
+    if len(measures) > 1 and np.isfinite(shown).any():
+        low, high = np.nanmin(shown), np.nanmax(shown)
     for axes, (title, values) in zip(figure.axes[:], maps.items(), strict=True):
         image = axes.imshow(
             values, origin="lower", aspect="auto", cmap="cividis", vmin=low, vmax=high

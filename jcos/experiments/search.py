@@ -111,7 +111,6 @@ class Search(Experiment):
             "signs": (("judge", "first", "seed", "step"), signs.astype(np.float32), {}),
             "ended": (("first", "seed"), bank.solved[: self.drawn], {}),
         }
-        variables["solved"] = results.with_levels(variables["solved"], "solved", variables)
         labels = {"case": list(made), "judge": [*SIGNS, "head"], "seed": list(self.seeds)}
         return xr.Dataset(variables, labels | samples.coordinates())
 
@@ -187,7 +186,7 @@ class Search(Experiment):
             each = np.array([area[:3] for area in areas(data, name)])
             fields = {f: ("step", each[:, j]) for j, f in enumerate(("mean", "low", "high"))}
             plots.band(figure.axes[0], xr.Dataset(fields), "step", str(name), i)
-        plots.label_axes(figure.axes[0], "denoising step", "AUROC of failure")
+        figure.axes[0].set(xlabel="denoising step", ylabel="AUROC of failure")
         yield "signs", Picture(plots.shared_legend(figure), SIGNS_TELL)
 
 
@@ -225,5 +224,5 @@ def _pareto(data: xr.Dataset) -> plots.Figure:
         place["marker"] = plots.MARKERS[number // 8 % 8]
         axes.errorbar(x, mean, [mean - low, high - mean], capsize=2, label=kind, **place)
     axes.set_xscale("log")
-    plots.label_axes(axes, "forwards (mean over puzzles)", "solved")
+    axes.set(xlabel="forwards (mean over puzzles)", ylabel="solved")
     return plots.shared_legend(figure)

@@ -14,7 +14,7 @@ from jcos.experiments.sweeps import conditions_of, judge, one_world, pixels, pla
 from jcos.lab.judges import STANDARD, Estimates, fit_head, pooled
 from jcos.lab.methods import Method
 from jcos.lab.search import replay
-from jcos.lab.tasks import Puzzle, get
+from jcos.lab.tasks import Puzzle
 from jcos.sampling import flow
 from jcos.sampling.probes import Probe, TokenFeatures
 from jcos.sampling.trajectory import Trace
@@ -123,6 +123,5 @@ def ended(
     sampling: Sampling,
 ) -> np.ndarray:
     """Return which runs end solved [Q, P, K]."""
-    task = get(puzzles[0].task)
-    ends = play(model, task, puzzles, seeds, probes=probes, sampling=sampling).latents
-    return np.stack([score(model, task, puzzles, one)[1] for one in ends]).astype(float)
+    ends = play(model, puzzles, seeds, probes=probes, sampling=sampling).latents
+    return np.stack([score(model, puzzles, one)[1] for one in ends]).astype(float)

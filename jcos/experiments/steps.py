@@ -151,8 +151,6 @@ class Steps(Experiment):
         yield "solved", Picture(plots.lines(data, "solved", ylabel="x̂0 solved", **x), SOLVED)
         names = ["taken", "others", "wrong", "off"]
         yield "blend", Picture(plots.lines(data, names, ylabel="share of x̂0", **x), BLEND)
-        if areas := predictions(data):
-            yield "prediction", Picture(_prediction(areas), PREDICTION)
         yield from film_figures(data, "the first that is solved if any is")
 
 
@@ -174,10 +172,6 @@ COMMITMENT = "First step from which on every clean estimate is solved; of runs t
 BLEND = (
     "How much of the clean estimate is each answer. Ideal: the same of the ideal denoiser's "
     "estimate at the same noisy latent; it has nothing on wrong answers. No answer: the rest."
-)
-PREDICTION = (
-    "How well a reading of the estimate at a step tells runs that will fail from those that will "
-    "be solved; 0.5 tells nothing."
 )
 
 
@@ -211,16 +205,3 @@ def predictions(data: xr.Dataset) -> dict[str, dict[tuple[str, int], Estimate]]:
             for step in looked_at(data.sizes["step"])
         }
     return areas
-
-
-def _prediction(areas: dict[str, dict[tuple[str, int], Estimate]]) -> plots.Figure:
-    figure = plots.panels(len(areas))
-    for axes, (task, of_task) in zip(figure.axes, areas.items(), strict=True):
-        for i, (sign, words) in enumerate(SIGNS.items()):
-            steps, curve = zip(*((s, a) for (n, s), a in of_task.items() if n == sign), strict=True)
-            fields = zip(Estimate._fields, np.array(curve).T, strict=True)
-            cells = xr.Dataset({f: ("step", v) for f, v in fields}, {"step": list(steps)})
-            plots.band(axes, cells, "step", words, i)
-        axes.axhline(0.5, color="#777777", linestyle=":", linewidth=1, label="chance")
-        axes.set(xlabel="denoising step", ylabel="AUROC of failure", title=task)
-    return plots.shared_legend(figure)

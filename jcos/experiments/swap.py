@@ -2,15 +2,14 @@
 5.2.)
 
 One swap in the first step can be undone by all the steps that follow, which read the receiver's
-prompt again. So each swap is judged twice: by the clean estimate of the last step with a swap (at
-once), and by the end of the run; and swaps are also kept up over more and more steps.
-
-After the first layer a run knows its picture and its noise by its tokens alone, but reads its
-prompt anew in each. So where two runs differ in the picture only, all tokens are the whole run,
-whatever the layer, and only parts of them can tell layers apart.
+prompt again. So each swap is judged by the clean estimate of the last step with a swap (at once)
+and by the end of the run, and swaps are kept up over more and more steps. Where two runs differ in
+the picture only, all tokens are the whole run, whatever the layer: only parts of them tell layers
+apart.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -28,17 +27,20 @@ from jcos.experiments.experiment import Experiment, Picture, Place, Progress, pl
 from jcos.experiments.samples import Baseline, Samples
 from jcos.experiments.swap_pairs import Pair, candidates, object_tokens, pairs_of
 from jcos.experiments.sweeps import conditions_of, judge, pixels, sweep
-from jcos.lab.measures import GAINS, SCORES, UNBOUNDED, Span
+from jcos.lab.measures import SCORES, UNBOUNDED, Span
 from jcos.lab.results import IDEAL, Variable, groups_of, measure, of_kind
 from jcos.sampling import flow, probes
 from jcos.sampling.trajectory import Condition, Trace
 from jcos.wan import Wan
 
-ONE_WAY, BOTH = (True, False), (True, True)
-"""Which of the two worlds, the receiver's and the donor's, get the other's tokens."""
 VELOCITY = "velocity"
 """What is swapped of the ideal denoiser, which has no tokens."""
-TOKENS = {"all": "", "object": ", object only", "rest": ", all but the object", VELOCITY: ""}
+TOKENS = {
+    "all": "",
+    "object": ", object only",
+    "rest": ", all but the object",
+    VELOCITY: f", {IDEAL}",
+}
 SINGLE, KEPT_UP = "in one step", "from step 0 on"
 """Kinds of cases."""
 JUDGED = ("receiver_solved", "donor_solved", "flipped", "kept")
@@ -46,35 +48,31 @@ JUDGED = ("receiver_solved", "donor_solved", "flipped", "kept")
 
 
 class Case(NamedTuple):
-    """After which layer tokens are swapped (None: not at all), from step `first` to `last`, and
-    which: all, those of the object, or the rest; or, without a layer, the `VELOCITY`."""
+    """After which layer tokens are swapped, from step `first` to `last` (before it: not at all),
+    and which: all, those of the object, or the rest; or, without a layer, the `VELOCITY`."""
 
     layer: int | None = None
     first: int = 0
-    last: int = 0
+    last: int = -1
     tokens: str = "all"
-
-    @property
-    def swaps(self) -> bool:
-        return self.layer is not None or self.tokens == VELOCITY
 
     @property
     def both(self) -> bool:
         """Whether it is run in both directions at once, which only single steps can be."""
-        return self.first == self.last
+        return self.last <= self.first
 
     @property
     def kind(self) -> str:
         """What cases have in common that differ in layer and last step."""
-        if not self.swaps:
-            return "no swap"
-        return f"{SINGLE if self.both else KEPT_UP}{TOKENS[self.tokens]}"
+        when = "no swap" if self.last < self.first else SINGLE if self.both else KEPT_UP
+        return when + TOKENS[self.tokens]
 
     def __str__(self) -> str:
+        if self.last < self.first:
+            return self.kind
         steps = f"step {self.first}" if self.both else f"steps {self.first} to {self.last}"
-        if self.layer is None:
-            return f"{VELOCITY}, {steps}" if self.swaps else "no swap"
-        return f"layer {self.layer}, {steps}{TOKENS[self.tokens]}"
+        where = VELOCITY if self.layer is None else f"layer {self.layer}"
+        return f"{where}, {steps}{TOKENS[self.tokens]}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,12 +85,10 @@ class Swap(Experiment):
     two runs exchange their tokens, which is a swap each way); swaps kept up from the first step to
     a later one, the donor running undisturbed; those over the whole run also with the object's
     tokens alone, which are those that the two answers differ in, and with all others alone.
-    Measured: whether the run ends with the receiver's answer, the donor's (in either picture) or
-    neither; the share of both in the estimate at once; how far along the way from the receiver's
-    plain end to the donor's it ends. A flip is counted where both plain runs are right. The ideal
-    denoiser (`ideal.py`) has no layers, but a velocity, which is what all tokens after the last
-    layer are: it goes on with the donor's in the same steps. Of clips, of which two after each
-    other make a pair, only the way.
+    A flip is counted where both plain runs are right; an answer counts in either picture. The ideal
+    denoiser has no layers, but a velocity, which is what all tokens after the last layer are: it
+    goes on with the donor's in the same steps. Of clips, of which two after each other make a pair,
+    only the way from the receiver's plain end to the donor's is measured.
 
     layers: where, all by default. steps: of single swaps, the paper's is 0. until: last steps of
     swaps that are kept up from step 0 on; the last of them is also run with the object's tokens.
@@ -132,24 +128,25 @@ class Swap(Experiment):
             conditions, answers = pair_conditions(model, pairs), candidates(model, pairs)
             tokens = object_tokens(model, answers)
         else:
-            conditions, answers = two_by_two(self.samples(model).conditions), None
-            tokens = np.ones((len(conditions.context), token_count(model, conditions)), bool)
+            rows, answers = self.samples(model).conditions, None
+            conditions = jax.tree.map(lambda a: a.reshape(-1, 2, *a.shape[2:]), rows)
+            count = int(np.prod(model.config.dit.tokens(*conditions.grid)))
+            tokens = np.ones((len(conditions.context), count), bool)
         cases = self.cases(model, judged=bool(pairs))
         ends = self._ends(model, conditions, answers, cases, tokens, progress)
         data = end_measures(cases, pairs, ends)
-        film = film_of(model, cases, pairs, ends, data)
-        if answers is not None:
-            swapped = dict.fromkeys(Case(None, c.first, c.last, VELOCITY) for c in cases[1:])
-            plain_and = [Case(), *swapped]
-            ends = self._ends(model, conditions, answers, plain_and, tokens, progress, ideal=True)
-            of_ideal = end_measures(plain_and, pairs, ends, f", {IDEAL}")
-            data = xr.concat(
-                [data, of_ideal], "case", data_vars="all", coords="minimal", compat="override"
-            )
-        total = self.forwards(model.config)
-        cost = [total + c.swaps * self.forwards(model.config, c.last + 1) for c in cases]
-        cost += [0] * (data.sizes["case"] - len(cases))
-        variables = levels(conditions, pairs) | film | {"forwards": (("case",), cost, {})}
+        variables: dict[str, Any] = film_of(model, cases, pairs, ends, data)
+        if pairs:
+            swapped = [Case(None, c.first, c.last, VELOCITY) for c in cases]
+            swapped = list(dict.fromkeys(swapped))
+            ends = self._ends(model, conditions, answers, swapped, tokens, progress)
+            cases, both = [*cases, *swapped], [data, end_measures(swapped, pairs, ends)]
+            data = xr.concat(both, "case", data_vars="all", coords="minimal", compat="override")
+            variables |= levels(conditions, pairs)
+        plain, upto = self.forwards(model.config), [c.last + 1 for c in cases]
+        cost = [plain + self.forwards(model.config, steps) for steps in upto]
+        cost = [0 if c.tokens == VELOCITY else n for c, n in zip(cases, cost, strict=True)]
+        variables["forwards"] = ("case", cost)
         return data.assign(variables).assign_coords(seed=list(self.seeds))
 
     def cases(self, model: Wan, *, judged: bool) -> list[Case]:
@@ -173,12 +170,10 @@ class Swap(Experiment):
         cases: list[Case],
         tokens: Bool[np.ndarray, "P N"],
         progress: Progress,
-        *,
-        ideal: bool = False,
     ) -> "Ends":
-        """Run pair by pair, since each has other object tokens; return leaves [Q, P, W, K, …].
-        ideal: by the ideal denoiser."""
-        ends, (steps, layers) = [], (self.plan(model.config).steps, model.config.dit.layers)
+        """Run pair by pair, since each has other object tokens; return leaves [Q, P, W, K, …]."""
+        ends, plan = [], self.plan(model.config)
+        ideal = cases[0].tokens == VELOCITY
         what = "swapping velocities of the ideal denoiser" if ideal else "swapping tokens"
         for i, mask in enumerate(tokens):
             progress(what, i, len(tokens))
@@ -187,12 +182,9 @@ class Swap(Experiment):
                 model,
                 condition,
                 [pair_seed(model, seed, i) for seed in self.seeds],
-                probes=[
-                    velocity_swap(case, steps) if ideal else probe_of(case, steps, layers, mask)
-                    for case in cases
-                ],
+                probes=[probe_of(c, plan.steps, model.config.dit.layers, mask) for c in cases],
                 item_probe=known.ideal if ideal else None,
-                plan=self.plan(model.config),
+                plan=plan,
                 readout=read_ends,
                 aux=known,
                 chunk=self.chunk,
@@ -204,51 +196,30 @@ class Swap(Experiment):
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         judged = "flipped" in data
-        main, words = ("flipped", FLIPPED) if judged else ("way", ALONG)
-        single, until = (
-            sorted({int(s) for s in of_kind(data, kind)["at_step"].values})
-            for kind in (SINGLE, KEPT_UP)
-        )
-        last = until[-1] if until else 0
-        curves: dict[str, xr.DataArray] = {}
-        names = {"flipped": "flipped", "kept": "kept"} if judged else {"way": "way"}
-        for name, label in names.items():
-            if 0 in single:
-                curves[f"{label}, first step"] = _by_layer(data[name], SINGLE, 0)
-            if until:
-                curves[f"{label}, up to step {last}"] = _by_layer(data[name], KEPT_UP, last)
+        until = of_kind(data, KEPT_UP)["at_step"].values
+        last = int(until.max()) if len(until) else 0
+        names, curves = ("flipped", "kept") if judged else ("way",), {}
+        for kind, step, when in (
+            (SINGLE, 0, "first step"),
+            (KEPT_UP, last, f"up to step {last}"),
+        ):
+            cases = of_kind(data, kind)
+            cases = cases.isel(case=np.flatnonzero(cases["at_step"] == step))
+            for name in names if cases.sizes["case"] else ():
+                curves[f"{name}, {when}"] = of_kind(cases[name], kind, "at_layer")
         if curves:
-            figure = _curves(curves, "share of pairs" if judged else WAY)
-            yield "layer", Picture(figure, f"{LAYER} {words}")
-        if judged and 0 in single:
-            shares = {"donor's answer": "at_once", "receiver's answer": "receiver_at_once"}
-            curves = {label: _by_layer(data[name], SINGLE, 0) for label, name in shares.items()}
-            yield "at-once", Picture(_curves(curves, "share of x̂0"), ONCE)
-        x = {"x": "at_layer", "y": "at_step", "limits": (0.0, 1.0), "xlabel": "layer"}
-        if len(single) > 1:
-            grid = of_kind(data["at_once" if judged else "way"], SINGLE, "at_step", "at_layer")
-            caption = MAP if judged else f"Swaps in single steps. {ALONG}"
-            yield "map", Picture(plots.heat(grid, ylabel="step", **x), caption)
-        if len(until) > 1:
-            grid = of_kind(data[main], KEPT_UP, "at_step", "at_layer")
-            yield "until", Picture(plots.heat(grid, ylabel="up to step", **x), f"{UNTIL} {words}")
-        if judged and until:
-            parts = {"all tokens": "all", "object only": "object", "all but the object": "rest"}
-            curves = {
-                label: _by_layer(data["flipped"], f"{KEPT_UP}{TOKENS[tokens]}", last)
-                for label, tokens in parts.items()
-            }
-            caption = PARTS.format(last, words)
-            yield "tokens", Picture(_curves(curves, "flipped"), caption)
+            ylabel = "share of pairs" if judged else WAY
+            figure = plots.lines(xr.Dataset(curves), x="at_layer", xlabel="layer", ylabel=ylabel)
+            yield "layer", Picture(figure, f"{LAYER} {FLIPPED if judged else ALONG}")
         for kind in data["film_of"].values if "film" in data else ():
             one = data.sel(film_of=kind)
-            caption = FILM.format(kind, int(one["film_pair"]), one["film_tokens"].item(), last)
-            name = f"film-{kind}".replace(", ", "-").replace(" ", "-")
             film = plots.film_grid(one["film"].values, one["film_case"].values.tolist())
-            yield name, Picture(film, caption)
+            caption = FILM.format(kind, int(one["film_pair"]), last)
+            yield f"film-{kind}".replace(", ", "-").replace(" ", "-"), Picture(film, caption)
 
 
 WAY = "way to the donor's end"
+FLIP = "flipped to the donor's answer"
 AT_ONCE = "share of the donor's answer at once"
 LAYER = (
     "Where swapped tokens turn the run: a swap in the first step alone, and one kept up from there "
@@ -260,28 +231,10 @@ FLIPPED = (
     "whatever the layer."
 )
 ALONG = "0 is where the receiver's plain run ends, 1 where the donor's does."
-ONCE = (
-    "Share of both answers in the clean estimate of the first step, in which the swap is made. A "
-    "swap after the last layer hands over all."
+FILM = (
+    "{}: pair {}, ends of runs; layers are those after which all tokens (where the prompts are the "
+    "same, the object's alone) are swapped up to step {}."
 )
-MAP = (
-    "Swaps in single steps, in both directions: how much of the estimate of that step is the "
-    "donor's answer, drawn in the receiver's picture."
-)
-UNTIL = "Swaps kept up from the first step to the one at the side."
-PARTS = (
-    "Swaps kept up to step {}: of all tokens, of those that the two answers differ in, and of all "
-    "others. {}"
-)
-FILM = "{}: pair {}, ends of runs; layers are those after which {} are swapped up to step {}."
-
-
-def _by_layer(array: xr.DataArray, kind: str, step: int) -> xr.DataArray:
-    return of_kind(array, kind, "at_step", "at_layer").sel(at_step=step, drop=True)
-
-
-def _curves(curves: dict[str, xr.DataArray], ylabel: str) -> plots.Figure:
-    return plots.lines(xr.Dataset(curves), x="at_layer", xlabel="layer", ylabel=ylabel)
 
 
 # ---- what is run
@@ -301,28 +254,19 @@ def pair_conditions(model: Wan, pairs: Sequence[Pair]) -> Condition:
     return jax.tree.map(lambda *a: jnp.stack(a, 1), *worlds)
 
 
-def two_by_two(conditions: Condition) -> Condition:
-    """Return conditions [P, W = 1, …] of clips as pairs [P / 2, W = 2, …]."""
-    return jax.tree.map(lambda a: a.reshape(-1, 2, *a.shape[2:]), conditions)
-
-
-def token_count(model: Wan, conditions: Condition) -> int:
-    return int(np.prod(model.config.dit.tokens(*conditions.grid)))
-
-
 def probe_of(
     case: Case, steps: int, layers: int, object_here: Bool[np.ndarray, " N"]
-) -> probes.Swap:
-    """Return the probe of a case. In a single step both worlds receive; over several the donor
-    stays as it is."""
+) -> "probes.Swap | VelocitySwap":
+    """Return the probe of a case. In a single step both worlds, the receiver's and the donor's, get
+    the other's; over several the donor stays as it is."""
+    at, receivers = range(case.first, case.last + 1), (True, case.both)
+    if case.tokens == VELOCITY:
+        mask = np.outer(receivers, probes.choose(steps, at, "step"))
+        return VelocitySwap(jnp.asarray(mask))
     where = {"all": np.ones_like(object_here), "object": object_here, "rest": ~object_here}
+    chosen = () if case.layer is None else (case.layer,)
     swap = probes.Swap.at_layers(
-        steps,
-        layers,
-        len(object_here),
-        () if case.layer is None else (case.layer,),
-        at_steps=range(case.first, case.last + 1),
-        receivers=BOTH if case.both else ONE_WAY,
+        steps, layers, len(object_here), chosen, at_steps=at, receivers=receivers
     )
     return swap.replace(tokens=jnp.asarray(where[case.tokens]))
 
@@ -345,13 +289,6 @@ class VelocitySwap(probes.Probe):
         other = jax.lax.ppermute(x0 - x, "world", [(0, 1), (1, 0)])
         here = self.mask[jax.lax.axis_index("world"), site.step]
         return jnp.where(here, x + other, x0), ()
-
-
-def velocity_swap(case: Case, steps: int) -> VelocitySwap:
-    """Return the probe of a case of the ideal denoiser, as `probe_of`."""
-    at = range(case.first, case.last + 1) if case.tokens == VELOCITY else ()
-    receivers = BOTH if case.both else ONE_WAY
-    return VelocitySwap(jnp.asarray(np.outer(receivers, probes.choose(steps, at, "step"))))
 
 
 class Ends(NamedTuple):
@@ -381,85 +318,58 @@ def read_ends(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers | None
 # ---- what is measured
 
 
-def end_measures(
-    cases: Sequence[Case], pairs: Sequence[Pair], ends: Ends, suffix: str = ""
-) -> xr.Dataset:
+def end_measures(cases: Sequence[Case], pairs: Sequence[Pair], ends: Ends) -> xr.Dataset:
     """Return what follows from the ends of all cases, the first of which is none, of P pairs × 2
-    directions × K seeds.
-
-    Missing are runs that cannot tell, and the donor's side where it receives nothing. suffix: of
-    all labels of cases.
-    """
+    directions × K seeds. Missing are runs that cannot tell, and the donor's side where it receives
+    nothing."""
+    runs, at = "case pair direction seed", [max(case.last, 0) for case in cases]
     values: dict[str, tuple[str, Span, Any]] = {"way": (WAY, UNBOUNDED, ways(ends.video))}
+    variables: dict[str, Variable] = {}
     if pairs:
         assert ends.receiver is not None
         assert ends.donor is not None
-        kept, taken = (solved(pairs, ends.video, receiver=side) for side in (True, False))
+        kept, taken = solved(pairs, ends.video)
         both_right = kept[:1].all(2, keepdims=True)
-        at = [case.last for case in cases]
+        step = np.array(at).reshape(-1, 1, 1, 1, 1)
         receiver, donor = (
-            np.stack([shares[q, ..., s] for q, s in enumerate(at)])
-            for shares in (ends.receiver, ends.donor)
+            np.take_along_axis(shares, step, -1)[..., 0] for shares in (ends.receiver, ends.donor)
         )
-        plain = np.stack([ends.donor[0, ..., s] for s in at])
-        more = {
-            "receiver_more": ("receiver's answer solved, more than without", kept),
-            "donor_more": ("donor's answer solved, more than without", taken),
-        }
         values |= {
             "receiver_solved": ("receiver's answer solved", SCORES, kept),
             "donor_solved": ("donor's answer solved", SCORES, taken),
             "neither": ("neither solved", SCORES, ~kept & ~taken),
-            "flipped": (
-                "flipped to the donor's answer",
-                SCORES,
-                np.where(both_right, taken, np.nan),
-            ),
+            "flipped": (FLIP, SCORES, np.where(both_right, taken, np.nan)),
             "kept": ("receiver's answer kept", SCORES, np.where(both_right, kept, np.nan)),
             "at_once": (AT_ONCE, SCORES, donor),
             "receiver_at_once": ("share of the receiver's answer at once", SCORES, receiver),
-            "at_once_more": (f"{AT_ONCE}, more than without", GAINS, donor - plain),
-            "in_the_end": ("share of the donor's answer in the end", SCORES, ends.donor[..., -1]),
         }
-        for key, (name, yes) in more.items():
-            values[key] = name, GAINS, yes.astype(float) - yes[:1]
-    one_way = [i for i, case in enumerate(cases) if not case.both]
-    variables: dict[str, Variable] = {}
+        share = "share of the donor's answer at each step"
+        variables["donor_share"] = measure(f"{runs} step", ends.donor, share, tabled=False)
+    one_way = [not case.both for case in cases]
     for key, (name, span, array) in values.items():
         array = np.array(array, np.float64)
         array[one_way, :, 1] = np.nan
-        variables[key] = measure("case pair direction seed", array, name, span=span)
-    if ends.donor is not None:
-        variables["donor_share"] = measure(
-            "case pair direction seed step",
-            ends.donor,
-            "share of the donor's answer at each step",
-            tabled=False,
-        )
-    along = ("case",)
+        variables[key] = measure(runs, array, name, span=span)
     labels = {
-        "case": [f"{case}{suffix}" for case in cases],
-        "kind": (along, [f"{case.kind}{suffix}" for case in cases]),
-        "at_step": (along, [case.last for case in cases]),
-        "at_layer": (along, [np.nan if c.layer is None else c.layer for c in cases]),
-        "task": (("pair",), [p.kind for p in pairs] or ["clips"] * ends.video.shape[1]),
+        "case": list(map(str, cases)),
+        "kind": ("case", [case.kind for case in cases]),
+        "at_step": ("case", at),
+        "at_layer": ("case", [np.nan if c.layer is None else c.layer for c in cases]),
+        "task": ("pair", [p.kind for p in pairs] or ["clips"] * ends.video.shape[1]),
         "direction": ["donor to receiver", "receiver to donor"],
     }
     return xr.Dataset(variables, labels)
 
 
 def solved(
-    pairs: Sequence[Pair], videos: UInt8[np.ndarray, "Q P 2 K F H W 3"], *, receiver: bool
-) -> Bool[np.ndarray, "Q P 2 K"]:
-    """Return whether runs end with the answer of their receiver, or else of their donor, in either
+    pairs: Sequence[Pair], videos: UInt8[np.ndarray, "Q P 2 K F H W 3"]
+) -> Bool[np.ndarray, "2 Q P 2 K"]:
+    """Return whether runs end with the answer of their receiver, and of their donor, in either
     picture."""
-    right = np.zeros(videos.shape[:4], bool)
-    for i, pair in enumerate(pairs):
-        for w in (0, 1):
-            side = w if receiver else 1 - w
-            either = [pair.puzzles[side], pair.crossed[1 - side]]
-            for puzzle in either[: 1 if either[0] == either[1] else 2]:
-                right[:, i, w] |= judge([puzzle], videos[None, :, i, w])[1][0]
+    right = np.zeros((2, *videos.shape[:4]), bool)
+    for (i, pair), world, side in itertools.product(enumerate(pairs), (0, 1), (0, 1)):
+        for puzzle in (pair.puzzles[side], pair.crossed[1 - side]):
+            right[side ^ world, :, i, world] |= judge([puzzle], videos[None, :, i, world])[1][0]
     return right
 
 
@@ -477,50 +387,45 @@ def ways(ends: Shaped[np.ndarray, "Q P W K *video"]) -> Float[np.ndarray, "Q P W
 def levels(conditions: Condition, pairs: Sequence[Pair]) -> dict[str, Variable]:
     """Return the baselines of what is solved, mean over both puzzles of a pair: the donor's answers
     have the same."""
-    variables: dict[str, Variable] = {}
     baselines = []
     for kind in dict.fromkeys(pair.kind for pair in pairs):
         puzzles = tuple(p for pair in pairs if pair.kind == kind for p in pair.puzzles)
         samples = Samples(conditions, tuple(p.task for p in puzzles), puzzles)
         baselines.append(samples.baselines()["solved"])
-    for level in Baseline._fields if baselines else ():
-        values = np.concatenate([getattr(one, level) for one in baselines]).reshape(-1, 2).mean(1)
-        for name in JUDGED:
-            variables[f"{level}_{name}"] = (("pair",), values, {})
-    return variables
+    means = np.concatenate(baselines, -1).reshape(len(Baseline._fields), -1, 2).mean(-1)
+    return {
+        f"{level}_{name}": (("pair",), values, {})
+        for level, values in zip(Baseline._fields, means, strict=True)
+        for name in JUDGED
+    }
 
 
 def film_of(
     model: Wan, cases: Sequence[Case], pairs: Sequence[Pair], ends: Ends, data: xr.Dataset
 ) -> dict[str, Variable]:
-    """Return the ends of one pair of each kind, with and without the longest swaps.
+    """Return the ends of one pair of each kind, the first whose plain runs are both right, if any:
+    without a swap, and with the longest ones.
 
-    The pair is the first whose plain runs are both right, if any. Where its prompts are the same,
-    the tokens are the object's: all of them would not tell layers apart.
+    Where its prompts are the same, the tokens are the object's: all would not tell layers apart.
     """
     last = max((case.last for case in cases if not case.both), default=0)
     if not last:
         return {}
-    videos, chosen, words = [], [], []
-    for rows in groups_of(data["way"]).values():
+    videos, chosen, of_kind = [], [], groups_of(data["way"])
+    for rows in of_kind.values():
         known = data["flipped" if pairs else "way"].values[0, rows]
         pair = int(rows[np.argmax(np.isfinite(known).all((1, 2)))])
         same = bool(pairs) and len({puzzle.prompt for puzzle in pairs[pair].puzzles}) == 1
-        tokens = "object" if same else "all"
-        here = [
-            i for i, c in enumerate(cases) if c.layer is not None and c[1:] == (0, last, tokens)
-        ]
-        one = np.concatenate([ends.video[0, pair, :, 0], ends.video[here, pair, 0, 0]])
+        longest = 0, last, "object" if same else "all"
+        swapped = [i for i, case in enumerate(cases) if case[1:] == longest]
+        one = np.concatenate([ends.video[0, pair, :, 0], ends.video[swapped, pair, 0, 0]])
         videos.append(one if pairs else model.decode(jnp.asarray(one)))
         chosen.append(pair)
-        words.append("the object's tokens" if same else "all tokens")
-    layers = dict.fromkeys(case.layer for case in cases if case.layer is not None)
-    names = ["receiver", "donor", *(f"layer {layer}" for layer in layers)]
+    layers = dict.fromkeys(f"layer {case.layer}" for case in cases if case.layer is not None)
     dims = ("film_of", "film_case", "film_frame", "row", "column", "rgb")
     return {
         "film": (dims, np.stack(videos), {}),
-        "film_of": (("film_of",), list(groups_of(data["way"])), {}),
-        "film_case": (("film_case",), names, {}),
+        "film_of": (("film_of",), list(of_kind), {}),
+        "film_case": (("film_case",), ["receiver", "donor", *layers], {}),
         "film_pair": (("film_of",), chosen, {}),
-        "film_tokens": (("film_of",), words, {}),
     }

@@ -40,7 +40,8 @@ def _other_angle(puzzle: Puzzle, rng: np.random.Generator) -> Puzzle | None:
         apart = other.answers[0] - puzzle.answers[0]
         return other.scene.mirrored == puzzle.scene.mirrored and apart % 4 != 0
 
-    return _asked_as(puzzle, _drawn(get("rotation"), rng, fits))
+    other = _drawn(get("rotation"), rng, fits)
+    return dataclasses.replace(puzzle, prompt=other.prompt, answers=other.answers)
 
 
 def _other_mover(puzzle: Puzzle, rng: np.random.Generator) -> Puzzle | None:
@@ -114,9 +115,9 @@ def pairs_of(task: str, n: int, seed: int = 0) -> list[Pair]:
 
 def _pairs(kind: str, n: int, seed: int) -> list[Pair]:
     name, partner = PARTNERS[kind]
-    task, pairs = get(name), []
+    pairs: list[Pair] = []
     for i in range(SEARCHED * n):
-        puzzle = task.sample((seed, i), "test")
+        puzzle = get(name).sample((seed, i), "test")
         donor = partner(puzzle, np.random.default_rng((seed, i)))
         if donor is not None:
             crossed = _crossed(puzzle, donor), _crossed(donor, puzzle)
@@ -142,28 +143,19 @@ def _drawn(task: Task, rng: np.random.Generator, fits: Callable[[Puzzle], bool])
     raise ValueError(f"no puzzle of {task.name} that fits among {TRIES}")
 
 
-def _asked_as(puzzle: Puzzle, other: Puzzle) -> Puzzle:
-    """Return the puzzle's scene with the other's question."""
-    return dataclasses.replace(puzzle, prompt=other.prompt, answers=other.answers)
-
-
 def candidates(model: Wan, pairs: Sequence[Pair]) -> Answers:
     """Return the answers of each pair and world [P, W = 2]: a world's are the right ones, the
     other's in the same scene the wrong ones."""
-    sides = [[*(p.puzzles[w] for p in pairs), *(p.crossed[w] for p in pairs)] for w in (0, 1)]
-    room = max(len(puzzle.answers) for side in sides for puzzle in side)
+    room = max(len(puzzle.answers) for pair in pairs for puzzle in (*pair.puzzles, *pair.crossed))
     worlds = []
-    for side in sides:
-        drawn = answers_of(model, side, room=room)
-        first, other = slice(0, len(pairs)), slice(len(pairs), None)
-        none = np.zeros_like(drawn.right[first])
-        worlds.append(
-            Answers(
-                np.concatenate([drawn.latents[first], drawn.latents[other]], 1),
-                np.concatenate([drawn.right[first], none], 1),
-                np.concatenate([none, drawn.right[other]], 1),
-            )
+    for w in (0, 1):
+        own, other = (
+            answers_of(model, [pair[field][w] for pair in pairs], room=room) for field in (1, 2)
         )
+        none = np.zeros_like(own.right)
+        latents = np.concatenate([own.latents, other.latents], 1)
+        right, wrong = ([own.right, none], [none, other.right])
+        worlds.append(Answers(latents, np.concatenate(right, 1), np.concatenate(wrong, 1)))
     return Answers(*(np.stack(sides, 1) for sides in zip(*worlds, strict=True)))
 
 

@@ -267,7 +267,7 @@ class Frames(Judge):
             shape = (frames, height, width)
         self._each(np.zeros((1, 1, *shape, 3), np.uint8))
 
-    def _each(self, videos: UInt8[np.ndarray, "worlds K F H W 3"]) -> Scores:
+    def _each(self, videos: UInt8[np.ndarray, "worlds K F H W 3"]) -> Float[np.ndarray, "worlds K"]:
         scores = [[np.asarray(self.function(video)) for video in row] for row in videos]
         shapes = {score.shape for row in scores for score in row}
         if shapes != {()}:

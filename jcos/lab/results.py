@@ -33,11 +33,11 @@ Variable = tuple[tuple[str, ...], Any, dict[str, Any]]
 
 
 class Row(NamedTuple):
-    """One line of an experiment's table.
+    """One line of an experiment's table: a measure, where or how, its value with a 95 % interval
+    over n puzzles.
 
-    measure: what was measured. case: where or how. value, low, high: with its 95 % interval over n
-    puzzles. chance, still: the same measure of random legal answers, and of the first frame held;
-    None where that has no meaning. forwards: passes through the transformer behind one value.
+    chance, still: the same of random legal answers, and of the first frame held; None where that
+    has no meaning. forwards: passes through the transformer behind one value.
     """
 
     task: str
@@ -99,58 +99,43 @@ def run_dimension(array: xr.DataArray) -> str:
     raise ValueError(f"{array.name} has no dimension of runs ({', '.join(RUNS)}): {array.dims}")
 
 
-def groups_of(array: xr.DataArray, by: str | None = None) -> dict[str, np.ndarray]:
-    """Return which runs belong to each value of a coordinate, in order of appearance; by default
-    that of the measure itself. Runs whose value is empty belong to none."""
-    by, over = by or array.attrs.get("grouped_by", "task"), run_dimension(array)
+def groups_of(array: xr.DataArray) -> dict[str, np.ndarray]:
+    """Return which runs belong to each value of the coordinate that a measure is grouped by, in
+    order of appearance. Runs whose value is empty belong to none."""
+    by, over = array.attrs.get("grouped_by", "task"), run_dimension(array)
     if by not in array.coords or array.coords[by].dims != (over,):
         return {"": np.arange(array.sizes[over])}
     names = array.coords[by].values.astype(str)
     return {name: np.flatnonzero(names == name) for name in dict.fromkeys(names) if name}
 
 
-def estimates(
-    array: xr.DataArray,
-    *,
-    by: str | None = None,
-    cluster: str | None = None,
-    paired_with: xr.DataArray | None = None,
-) -> xr.Dataset:
-    """Return `mean low high n` of a measure over its runs, along all its other dimensions.
-
-    by: coordinate along the runs that becomes a dimension, by default that of the measure.
-    cluster: see `measure`. paired_with: another measure, which is subtracted run by run.
-    """
-    span, name = span_of(array), by or array.attrs.get("grouped_by", "task")
-    cluster = cluster or array.attrs.get("clusters")
+def estimates(array: xr.DataArray, *, paired_with: xr.DataArray | None = None) -> xr.Dataset:
+    """Return `mean low high n` of a measure over its runs, along all its other dimensions and the
+    coordinate that it is grouped by. paired_with: another measure, subtracted run by run."""
+    about, span = array.attrs, span_of(array)
     if paired_with is not None:
         least, most = span_of(paired_with)
-        attributes = array.attrs
-        array = (array.astype(float) - paired_with).assign_attrs(attributes)
-        span = span[0] - most, span[1] - least
-    over = run_dimension(array)
+        array, span = array.astype(float) - paired_with, (span[0] - most, span[1] - least)
+        array.attrs = about
+    name, over = about.get("grouped_by", "task"), run_dimension(array)
     repeats = [d for d in array.dims if d in REPEATS]
     rest = [d for d in array.dims if d not in (over, *repeats)]
     shape = [array.sizes[d] for d in rest]
     values = array.transpose(over, *repeats, *rest).values.astype(np.float64)
     values = values.reshape(len(values), -1, int(np.prod(shape)))
+    cluster, groups = about.get("clusters"), groups_of(array)
     same = None if cluster is None else np.unique(array[cluster].values, return_inverse=True)[1]
-    groups = groups_of(array, name)
     cells = np.array(
         [
-            [
-                _cell(array, values[rows, :, i], span, None if same is None else same[rows])
-                for i in range(values.shape[2])
-            ]
+            _cell(array, values[rows, :, i], span, None if same is None else same[rows])
             for rows in groups.values()
+            for i in range(values.shape[2])
         ]
     ).reshape(len(groups), *shape, 4)
+    fields = {f: ((name, *rest), cells[..., i]) for i, f in enumerate(Estimate._fields)}
     coordinates = {d: array.coords[d] for d in rest if d in array.coords}
-    return xr.Dataset(
-        {field: ((name, *rest), cells[..., i]) for i, field in enumerate(("mean", "low", "high"))}
-        | {"n": ((name, *rest), cells[..., 3].astype(int))},
-        coordinates | {name: list(groups)},
-    )
+    data = xr.Dataset(fields, coordinates | {name: list(groups)})
+    return data.assign(n=data["n"].astype(int))
 
 
 def _cell(array: xr.DataArray, values: np.ndarray, span: Span, same: np.ndarray | None) -> Estimate:
@@ -275,12 +260,10 @@ def load(path: Path, experiment: str | None = None) -> xr.Dataset:
     except (OSError, ValueError, KeyError) as error:
         why = str(error).partition("\n")[0]
         raise ValueError(f"{path} is no whole file of results ({why}); make it again") from None
-    if data.attrs.get("jcos_results") != VERSION:
-        version = data.attrs.get("jcos_results", "no version")
-        data.close()
+    version, made_by = (data.attrs.get(name) for name in ("jcos_results", "experiment"))
+    if version == VERSION and experiment in (None, made_by):
+        return data
+    data.close()
+    if version != VERSION:
         raise ValueError(f"{path} has layout {version}, not {VERSION}: make the results again")
-    if experiment is not None and data.attrs.get("experiment") != experiment:
-        made_by = data.attrs.get("experiment")
-        data.close()
-        raise ValueError(f"{path} holds results of {made_by}, not of {experiment}")
-    return data
+    raise ValueError(f"{path} holds results of {made_by}, not of {experiment}")

@@ -13,9 +13,9 @@ from jcos.experiments.behaviour import (
     Shown,
     common,
     judge_parts,
-    of_runs,
-    of_steps,
+    run_measures,
     shown,
+    step_measures,
     turned_films,
     watch_parts,
 )
@@ -23,7 +23,6 @@ from jcos.experiments.behaviour_memory import (
     HIDDEN,
     PLACES,
     RETURNS,
-    by_identity,
     labels_of,
     places_of,
     read_places,
@@ -53,12 +52,9 @@ def left_behind(latents: jax.Array, x0: jax.Array, **observed: jax.Array) -> Tra
     return Trace(latents, x0, **none, finite=one, layer=layer, sigma=levels, timestep=levels)
 
 
-def test_all_tasks_are_one_program_and_memory_another(data) -> None:
-    assert data[1] == 2
-
-
 def test_dataset_table_and_figures_are_complete(data) -> None:
-    dataset, _ = data
+    dataset, programs = data
+    assert programs == 2  # all tasks, and memory
     assert dataset["solved"].shape == dataset["scene"].shape == (2, 6, 1, 4)
     sources, steps = 2 + 1, 4
     identities = len({p.identity for p in held_out(RETURNS, 8)})
@@ -77,15 +73,7 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
         "behind the block, x̂0 of the ideal denoiser",
     ):
         assert ("returns", "colour of the hidden object read off", case) in rows
-    assert dict(SMALL.figures(dataset)).keys() == {
-        "correction",
-        "choice",
-        "perception",
-        "order",
-        "memory-colour",
-        "memory-shape",
-        "memory-depth",
-    }
+    assert dict(SMALL.figures(dataset)).keys() == {"correction", "memory-depth"}
 
 
 def test_the_ideal_denoiser_has_the_scene_and_no_wrong_answer(data) -> None:
@@ -96,7 +84,7 @@ def test_the_ideal_denoiser_has_the_scene_and_no_wrong_answer(data) -> None:
     assert not ideal["shows_wrong"].any()
     # Its estimate of the hidden frames is the same for all objects: one reading for all puzzles.
     identities = {repr(p.identity): labels_of(p) for p in held_out(RETURNS, 8)}
-    labels = np.array([identities[name] for name in sorted(identities)])
+    labels = np.array(list(identities.values()))
     for y, label in enumerate(("colour", "shape")):
         read = data[0][f"ideal_read_{label}"].sel(place="behind the block").values.ravel()
         assert set(read) <= {0.0, 1.0}
@@ -156,50 +144,54 @@ def test_what_an_estimate_shows(small_model: Wan) -> None:
 
 def course(
     solved: list[list[int]], scene: list[list[int]], answer: list[list[int]]
-) -> tuple[Judged, Shown]:
-    a, b, c = (np.array(x, bool)[:, None] for x in (solved, scene, answer))
-    return Judged(a, c, b, b), Shown(a, a, ~a)
+) -> dict[str, np.ndarray]:
+    """Measures of runs of one denoiser and seed, and of their first steps."""
+    a, b, c = (np.array(x, bool)[None, :, None] for x in (solved, scene, answer))
+    both = Judged(a, c, b, b), Shown(a, a, ~a)
+    runs = {name: values[0, :, 0] for name, (_, values, _) in run_measures(*both).items()}
+    steps = {name: values[0, :, 0, 0] for name, (_, values, _) in step_measures(*both).items()}
+    return runs | steps
 
 
 def test_corrections_and_their_converse_are_counted() -> None:
     solved = [[0, 0, 1, 1], [0, 1, 0, 1], [1, 1, 0, 0], [1, 1, 1, 1]]
-    one = course(solved, solved, solved)
-    runs = {name: values[:, 0].tolist() for name, values in of_runs(*one).items()}
-    assert runs["corrected"] == [1, 1, 0, 0]
-    assert runs["spoiled"] == [0, 0, 1, 0]
-    np.testing.assert_array_equal(runs["correction_step"], [2, 3, np.nan, np.nan])
-    np.testing.assert_array_equal(runs["lost"], [0, 1, np.nan, 0])
-    steps = {name: values[:, 0, 0].tolist() for name, values in of_steps(*one).items()}
-    assert steps["corrected_later"] == [1, 1, 0, 0]
-    assert steps["spoiled_later"] == [0, 0, 1, 0]
-    np.testing.assert_array_equal(steps["corrected_of_wrong"], [1, 1, np.nan, np.nan])
-    np.testing.assert_array_equal(steps["spoiled_of_right"], [np.nan, np.nan, 1, 0])
-
-
-def test_the_first_run_that_turns_from_a_wrong_answer_has_a_film(small_model: Wan) -> None:
-    samples = Samples.of_tasks(small_model, ("maze", "rotation"), 2)
-    ends = course([[0, 0], [0, 1], [0, 0], [1, 0]], [[1, 1]] * 4, [[1, 1]] * 4)
-    videos = np.zeros((4, 1, 2, 5, 20, 20, 3), np.uint8)
-    videos[1, 0, 1] = 7
-    kept = turned_films(samples, *ends, videos, (1,))
-    assert kept["film_of"][1] == ["maze"]
-    assert kept["film_puzzle"][1] == [1]
-    assert (kept["film"][1] == 7).all()
-    none = course([[0, 0]] * 4, [[1, 1]] * 4, [[1, 1]] * 4)
-    assert turned_films(samples, *none, videos, (1,)) == {}
+    measured = course(solved, solved, solved)
+    for name, want in (
+        ("corrected", [1, 1, 0, 0]),
+        ("spoiled", [0, 0, 1, 0]),
+        ("correction_step", [2, 3, np.nan, np.nan]),
+        ("lost", [0, 1, np.nan, 0]),
+        ("corrected_later", [1, 1, 0, 0]),
+        ("spoiled_later", [0, 0, 1, 0]),
+        ("corrected_of_wrong", [1, 1, np.nan, np.nan]),
+        ("spoiled_of_right", [np.nan, np.nan, 1, 0]),
+    ):
+        np.testing.assert_array_equal(measured[name], want)
 
 
 def test_the_scene_is_first_at_once_or_last() -> None:
     scene = [[1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 1], [1, 1, 1, 1]]
     answer = [[0, 0, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1], [1, 1, 1, 0]]
-    one = of_runs(*course(answer, scene, answer))
-    np.testing.assert_array_equal(one["later"][:, 0], [2, 0, -2, np.nan])
+    measured = course(answer, scene, answer)
     for name, want in (
+        ("later", [2, 0, -2, np.nan]),
         ("scene_first", [1, 0, 0, np.nan]),
         ("at_once", [0, 1, 0, np.nan]),
         ("answer_first", [0, 0, 1, np.nan]),
     ):
-        np.testing.assert_array_equal(one[name][:, 0], want)
+        np.testing.assert_array_equal(measured[name], want)
+
+
+def test_the_first_run_that_turns_from_a_wrong_answer_has_a_film(small_model: Wan) -> None:
+    samples = Samples.of_tasks(small_model, ("maze", "rotation"), 2)
+    turned = np.array([[0, 0], [0, 1], [0, 0], [0, 0]], bool)
+    videos = np.zeros((4, 2, 2, 5, 20, 20, 3), np.uint8)
+    videos[1, 1, 1] = 7
+    kept = turned_films(samples, turned, videos, (1,))
+    assert kept["film_of"][1] == ["maze"]
+    assert kept["film_puzzle"][1] == [1]
+    assert (kept["film"][1] == 7).all()
+    assert turned_films(samples, turned & False, videos, (1,)) == {}
 
 
 def test_places_are_where_things_are() -> None:
@@ -258,12 +250,6 @@ def test_ridge_is_least_squares_where_the_penalty_vanishes() -> None:
     w = rng.normal(size=(3, 4))
     got = ridge(x, x[:, 1] @ w + 2, z, 1e-9)
     np.testing.assert_allclose(got[:, 1], z[:, 1] @ w + 2, atol=1e-6)
-
-
-def test_identities_count_once() -> None:
-    values = np.array([[1.0, 0.0], [1.0, 0.5], [1.0, 1.0], [0.0, 0.0]])
-    mean = by_identity(values, np.array([0, 0, 0, 1]))
-    np.testing.assert_array_equal(mean, [[1, 0.5], [0, 0]])
 
 
 def test_probes_are_fitted_on_other_identities_than_they_read() -> None:

@@ -81,7 +81,7 @@ def test_noise_runs_without_a_judge(model: Wan, clips: Path) -> None:
     assert {r.measure.split(",")[0] for r in rows} == {"distance"}
     by_case = {r.case: r.value for r in rows if r.measure == "distance"}
     assert by_case["no noise"] == 0
-    assert {name for name, _ in experiment.figures(data)} == {"step", "frame"}
+    assert {name for name, _ in experiment.figures(data)} == {"step"}
     assert by_case["step 3, all frames"] > by_case["step 3, all frames, at its own level"] > 0
 
 

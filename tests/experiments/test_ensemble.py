@@ -23,20 +23,16 @@ MAZE = TASKS["maze"]
 SMALL = Ensemble(puzzles=2, seeds=(0, 1, 2, 3), more_members=(2, 4), until=(0, 0.5))
 
 
-def test_all_means_are_one_program_and_each_longer_run_another(data) -> None:
-    """… and the ideal denoiser's one more."""
-    assert data[1] == 1 + 2 + 1
-
-
 def test_dataset_table_and_figures_are_complete(small_model: Wan, data) -> None:
-    known, _ = data
+    known, programs = data
+    assert programs == 1 + 2 + 1  # all means, two longer runs, the ideal denoiser
     # none; the paper's (which is the window at layer 1 too); two sizes; two layers × two spans less
     # one; two other kinds × two spans
     means = 1 + 2 + 3 + 4
     # one run; of three sizes the majority, the best and all; of each mean one more; longer runs
     cases = 1 + 3 * 3 + means * 4 + 2
     assert known["solved"].shape == (cases, 2, 2, 4)
-    assert dict(SMALL.figures(known)).keys() == {"compared", "gain", "members", "map", "kinds"}
+    assert dict(SMALL.figures(known)).keys() == {"compared", "gain"}
     rows = {(r.measure, r.case): r for r in results.rows(known)}
     assert len(rows) == len(SMALL.table(known))
     plain = rows["solved", "one run"]
@@ -209,4 +205,4 @@ def test_clips_of_a_released_model(model: Wan, tmp_path: Path) -> None:
     ]
     assert moved.value > 0
     assert moved.forwards == 2 * (3 + 1)  # with guidance, two a step
-    assert dict(experiment.figures(known)).keys() == {"members", "map", "kinds"}
+    assert dict(experiment.figures(known)).keys() == {"compared"}

@@ -156,6 +156,12 @@ def test_finished_results_are_left_alone(small_model: Wan, tmp_path: Path) -> No
     assert done(Coin(), small_model, folder, redo=True)
     assert (folder / "run.json").stat().st_mtime_ns > before
     assert sorted(p.name for p in folder.iterdir()) == sorted([*WHOLE, "notes.txt"])
+    about = json.loads((folder / "run.json").read_text())
+    del about["parameters"]["profile"]  # as results older than this parameter
+    (folder / "run.json").write_text(json.dumps(about))
+    assert not done(Coin(), small_model, folder)
+    with pytest.raises(ValueError, match="profile None, not float32"):
+        done(Coin(profile="float32"), small_model, folder)
 
 
 def test_results_of_other_settings_are_not_overwritten(small_model: Wan, tmp_path: Path) -> None:
@@ -237,26 +243,16 @@ def test_a_killed_run_goes_on_where_it_stopped(
         done(experiment, small_model, folder, progress=kill_at("sampling", 6))
     assert len(computed) == 4
     assert not folder.exists()
-    assert done(experiment, small_model, folder)
-    assert len(computed) == 6, "four chunks were kept"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["ends", "plain"]
-    ends, plain = (results.load(tmp_path / n / "results.nc")["heads"] for n in ("ends", "plain"))
-    np.testing.assert_array_equal(ends, plain)
-
-
-def test_a_chunk_that_is_not_whole_is_computed_again(
-    small_model: Wan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    computed = counted(monkeypatch)
-    with pytest.raises(Killed):
-        done(Ends(puzzles=3), small_model, tmp_path / "ends", progress=kill_at("sampling", 3))
     chunks = sorted((tmp_path / ".ends.unfinished").glob("*.npz"))
-    assert len(chunks) == len(computed) == 2
+    assert len(chunks) == 4
     whole = chunks[0].read_bytes()
     chunks[0].write_bytes(whole[:100])
     chunks[1].write_bytes(whole[:500] + b"damaged" + whole[507:])
-    assert done(Ends(puzzles=3), small_model, tmp_path / "ends")
-    assert len(computed) == 2 + 6
+    assert done(experiment, small_model, folder)
+    assert len(computed) == 8, "two chunks were kept whole"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ends", "plain"]
+    ends, plain = (results.load(tmp_path / n / "results.nc")["heads"] for n in ("ends", "plain"))
+    np.testing.assert_array_equal(ends, plain)
 
 
 def test_a_killed_run_is_not_mixed_with_other_settings_or_code(
@@ -276,19 +272,6 @@ def test_a_killed_run_is_not_mixed_with_other_settings_or_code(
         with pytest.raises(ValueError, match=r"code .*, not 0123"):
             done(Ends(puzzles=3), small_model, folder)
     assert done(Ends(puzzles=3, sides=3), small_model, folder, redo=True)
-
-
-def test_results_older_than_a_parameter_are_those_without_it(
-    small_model: Wan, tmp_path: Path
-) -> None:
-    folder = tmp_path / "coin"
-    done(Coin(), small_model, folder)
-    about = json.loads((folder / "run.json").read_text())
-    del about["parameters"]["profile"]
-    (folder / "run.json").write_text(json.dumps(about))
-    assert not done(Coin(), small_model, folder)
-    with pytest.raises(ValueError, match="profile None, not float32"):
-        done(Coin(profile="float32"), small_model, folder)
 
 
 def test_fine_tuned_weights_of_the_same_layout_are_others(tmp_path: Path) -> None:

@@ -7,18 +7,11 @@ import pytest
 import xarray as xr
 
 from jcos.experiments.experiment import Settings
-from jcos.experiments.layers import (
-    Components,
-    Layers,
-    Readout,
-    Spread,
-    by_identity,
-    principal,
-    probe_measures,
-)
+from jcos.experiments.layers import Components, Layers, Readout, principal, probe_measures
 from jcos.experiments.linear_probes import (
     Labels,
     auroc_within,
+    by_identity,
     fit_and_read,
     identities_of,
     labels_of,
@@ -33,27 +26,22 @@ from jcos.wan import Wan
 SMALL = Layers(tasks=("maze", "pattern"), puzzles=12, steps=(0, 3), layers=(0.0, 1.0))
 
 
-def test_all_tasks_are_one_program(data) -> None:
-    assert data[1] == 1
-
-
 def test_dataset_table_and_figures_are_complete(data) -> None:
-    dataset, _ = data
+    dataset, programs = data
+    assert programs == 1  # of all tasks
     identities = [len(set(identities_of(held_out(TASKS[task], 12)))) for task in SMALL.tasks]
     assert dataset["task"].values.tolist() == np.repeat(SMALL.tasks, identities).tolist()
     n, by_frame = sum(identities), dataset["energy_by_frame"]
     assert by_frame.shape == (n, 4, 2, 5)
-    assert dataset["film_energy"].shape == (2, 2, 2, 5, 5, 5)
     assert dataset["film_components"].shape == (2, 2, 2, 5, 5, 5, 3)
     assert dataset["answer"].shape == (n, 4, 5)  # two layers, x_s, x̂0, the ideal denoiser
     assert dataset["by_energy"].shape == (n, 4, 2)
-    names = {"energy", "energy-frames", "spread", "maps-maze", "components-pattern"}
-    assert names <= {name for name, _ in SMALL.figures(dataset)}
+    films = {f"{kind}-{task}" for kind in ("energy", "components") for task in SMALL.tasks}
+    assert {name for name, _ in SMALL.figures(dataset)} == {"energy", *films}
     table = SMALL.table(dataset).set_index(["task", "measure", "case"])
     assert table.index.is_unique
     row = table.loc["maze", "token energy", "step 3, layer 1"]
-    mazes = by_frame.values[: identities[0], 3, 1]
-    assert row.value == pytest.approx(mazes.mean(), rel=1e-5)
+    assert row.value == pytest.approx(by_frame.values[: identities[0], 3, 1].mean(), rel=1e-5)
     assert (row.n, row.forwards, row.chance) == (identities[0], 4, None)
     cases = [f"layer 1, frame {f}" for f in range(5)]
     shares = table.loc["maze"].loc["energy of a frame over that of all"].loc[cases].value
@@ -71,20 +59,17 @@ def test_components_are_those_of_the_covariance() -> None:
     np.testing.assert_allclose(components, want * signs, atol=0.02 * size[0])
 
 
-def test_spread_knows_one_channel_and_all(small_model: Wan) -> None:
+def test_spread_of_variance(small_model: Wan) -> None:
     """Observed in a run; the definitions, on the tokens themselves."""
     samples = Samples.of_tasks(small_model, ("maze",), 1)
     condition = jax.tree.map(lambda a: a[0, 0], samples.conditions)
     trace = generate(small_model, condition, probe=chain(Components((1,)), TokenFeatures((0, 1))))
-    (scores, spread), tokens = trace.block_obs
+    (scores, channels, three), tokens = trace.block_obs
     assert scores.shape == (1, 4, 1, 125, 3)
     x = np.asarray(tokens[0, 2, 1], np.float64)
-    v = x.var(0)
-    assert float(spread.channels[0, 2, 1]) == pytest.approx(
-        v.sum() ** 2 / (v**2).sum() / 32, rel=1e-3
-    )
-    values = np.linalg.eigvalsh(np.cov(x.T, bias=True))
-    assert float(spread.three[0, 2, 1]) == pytest.approx(values[-3:].sum() / values.sum(), rel=0.02)
+    v, values = x.var(0), np.linalg.eigvalsh(np.cov(x.T, bias=True))
+    assert float(channels[0, 2, 1]) == pytest.approx(v.sum() ** 2 / (v**2).sum() / 32, rel=1e-3)
+    assert float(three[0, 2, 1]) == pytest.approx(values[-3:].sum() / values.sum(), rel=0.02)
 
 
 def test_labels_are_what_is_drawn() -> None:
@@ -114,14 +99,16 @@ def test_contested_is_what_right_answers_differ_in() -> None:
         assert set(np.flatnonzero(labels.answer[0, run, -1])) == way
 
 
-def test_identities_are_numbered_as_they_appear() -> None:
+def test_identities_are_numbered_as_they_appear_and_count_once() -> None:
     puzzles = held_out(TASKS["returns"], 30)
     identities = identities_of(puzzles)
     names = [repr(p.identity) for p in puzzles]
     assert len(set(names)) == identities.max() + 1 < 30
-    assert [names.index(name) for name in names] == [
-        identities.tolist().index(i) for i in identities
-    ]
+    assert [names.index(n) for n in names] == [list(identities).index(i) for i in identities]
+    values = xr.DataArray([1.0, 0.5, np.nan, np.nan], dims="sample", attrs={"units": "1"})
+    merged = by_identity(xr.Dataset({"read": values}), "sample", np.array([0, 1, 1, 2]))["read"]
+    np.testing.assert_array_equal(merged, [1, 0.5, np.nan])
+    assert (merged.dims, merged.attrs) == (("sample",), {"units": "1"})
 
 
 def made_up(signal: float) -> tuple[np.ndarray, Labels]:
@@ -139,13 +126,13 @@ def made_up(signal: float) -> tuple[np.ndarray, Labels]:
 )
 def test_probes_read_what_is_there_and_nothing_else(signal, least, most) -> None:
     features, labels = made_up(signal)
-    areas = fit_and_read(features, labels, np.arange(24), 1e-3)
-    assert areas.probe.shape == (3, 24, 1, 1, 1)
+    areas, controls = fit_and_read(features, labels, np.arange(24), 1e-3)
+    assert areas.shape == (3, 24, 1, 1, 1)
     for reading in (1, 2):
-        assert least <= np.nanmean(areas.probe[reading]) <= most
-    np.testing.assert_allclose(areas.probe[0], areas.probe[1], atol=1e-6)  # opposite labels
-    assert 0.25 < np.nanmean(areas.control) < 0.75
-    blank = fit_and_read(np.zeros_like(features), labels, np.arange(24), 1e-3).probe
+        assert least <= np.nanmean(areas[reading]) <= most
+    np.testing.assert_allclose(areas[0], areas[1], atol=1e-6)  # opposite labels
+    assert 0.25 < np.nanmean(controls) < 0.75
+    blank, _ = fit_and_read(np.zeros_like(features), labels, np.arange(24), 1e-3)
     np.testing.assert_allclose(blank[np.isfinite(blank)], 0.5)  # what does not vary tells nothing
 
 
@@ -157,17 +144,17 @@ def test_probes_are_read_on_the_other_half_only() -> None:
     for i in range(10):  # each token of each puzzle has another channel
         features[i, 0, 0, 0, :, 9 * i : 9 * (i + 1)] = np.eye(9)
     labels = Labels(~answer, answer, np.ones_like(answer))
-    areas = fit_and_read(features, labels, np.arange(10), 1e-3).probe
+    areas, _ = fit_and_read(features, labels, np.arange(10), 1e-3)
     np.testing.assert_allclose(areas[np.isfinite(areas)], 0.5, atol=1e-6)
 
 
 def test_puzzles_of_one_identity_are_in_one_half() -> None:
     """With four puzzles in the second half, no probe is fitted."""
     features, labels = made_up(9.0)
-    few = np.where(np.arange(24) < 4, 1, 2 * np.arange(24))
-    assert np.isnan(fit_and_read(features, labels, few, 1e-3).probe).all()
-    enough = np.where(np.arange(24) < 5, 1, 2 * np.arange(24))
-    assert np.isfinite(fit_and_read(features, labels, enough, 1e-3).probe).any()
+    for many, known in ((4, False), (5, True)):
+        identities = np.where(np.arange(24) < many, 1, 2 * np.arange(24))
+        areas, _ = fit_and_read(features, labels, identities, 1e-3)
+        assert np.isfinite(areas).any() == known
 
 
 def test_auroc_within_a_frame_compares_no_frames() -> None:
@@ -180,18 +167,6 @@ def test_auroc_within_a_frame_compares_no_frames() -> None:
     assert auroc_within(values, positive, some & ~positive) == 1
 
 
-def test_puzzles_of_one_identity_count_once() -> None:
-    values = xr.DataArray(
-        [[0.25, 0.25], [0.5, np.nan], [1.0, 1.0], [np.nan, np.nan]],
-        dims=("puzzle", "seed"),
-        attrs={"long_name": "solved"},
-    )
-    merged = by_identity(xr.Dataset({"solved": values}), np.array([0, 1, 1, 2]))["solved"]
-    np.testing.assert_array_equal(merged, [0.25, 0.75, np.nan])
-    assert merged.attrs["long_name"] == "solved"
-    assert merged.dims == ("puzzle",)
-
-
 def measured(identities: np.ndarray) -> xr.Dataset:
     """Probe measures of made-up tokens, whose answer the ideal denoiser knows and energy does
     not."""
@@ -199,8 +174,8 @@ def measured(identities: np.ndarray) -> xr.Dataset:
     patches = np.zeros((24, 1, 1, 2, 18, 3), np.float32)
     change = labels.answer.reshape(24, 1, 1, 18).astype(np.float32)
     flat = np.ones((24, 1, 1, 1, 27), np.float32)
-    spread = Spread(flat[..., 0], flat[..., 0])
-    readout = Readout(flat, flat, flat[..., None], spread, (features, patches), change)
+    share = flat[..., 0]
+    readout = Readout(flat, flat, flat[..., None], share, share, (features, patches), change)
     return probe_measures(readout, labels, identities, [2], 1e-3)
 
 
@@ -218,20 +193,16 @@ def test_sources_are_layers_then_latents_then_the_ideal_denoiser() -> None:
 
 
 def test_too_few_puzzles_for_probes_leave_the_ideal_denoiser(data) -> None:
-    """Without a fitted probe there is no figure of it."""
     areas = measured(np.zeros(24, int))["answer"]
     assert areas.sel(source=["layer 0", "x_s", "x̂0"]).isnull().all()
     assert areas.sel(source="ideal denoiser at x_s").notnull().any()
     dataset, _ = data
-    unfitted = dataset.assign(answer=dataset["answer"].fillna(0.5))
-    fitted = unfitted.assign(answer_control=dataset["answer_control"].fillna(0.5))
-    figures = [{name for name, _ in SMALL.figures(one)} for one in (unfitted, fitted)]
-    assert figures[1] - figures[0] == {"answer", "answer-map"}
-    rows = SMALL.table(fitted).set_index(["task", "measure", "case"])
-    row = rows.loc["maze", "AUROC of what the answer changes", "step 3, x_s"]
-    assert (row.value, row.forwards, row.chance) == (0.5, 4, 0.5)
-    row = rows.loc["maze", "AUROC of what the answer changes", "step 3, ideal denoiser at x_s"]
-    assert (row.value, row.forwards) == (0.5, 0)
+    table = SMALL.table(dataset.assign(answer=dataset["answer"].fillna(0.5)))
+    rows = table.set_index(["task", "measure", "case"])
+    rows = rows.loc["maze"].loc["AUROC of what the answer changes"]
+    for case, forwards in (("step 3, x_s", 4), ("step 3, ideal denoiser at x_s", 0)):
+        assert (rows.value[case], rows.forwards[case]) == (0.5, forwards)
+    assert rows.chance["step 3, x_s"] == 0.5
 
 
 @pytest.mark.slow
@@ -240,27 +211,22 @@ def test_clips_have_no_labels(model: Wan, clips) -> None:
     before = compilations()
     dataset = experiment.run(model)
     assert compilations() == before + 1
-    layers = model.config.dit.layers
-    assert dataset["energy_by_frame"].shape == (2, 4, layers, 3)
     assert dataset["energy_by_frame"].dims[0] == "clip"
+    assert dataset["energy_by_frame"].shape == (2, 4, model.config.dit.layers, 3)
     assert dataset["film_components"].shape[1:3] == (2, 1)
     table = experiment.table(dataset)
     assert not table.measure.str.contains("AUROC").any()
     assert set(table.task) == {"clips"}
     assert table.forwards.max() == 8  # with guidance, two a step
     names = {name for name, _ in experiment.figures(dataset)}
-    assert names == {"energy", "energy-frames", "spread", "maps-clips", "components-clips"}
+    assert names == {"energy", "energy-clips", "components-clips"}
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"steps": (4,)}, IndexError, "step 4 is out of range: there are steps 0 to 3"),
-        (
-            {"layers": (20,)},
-            IndexError,
-            "layer 20 is out of range: .* 0 to 1 ",
-        ),
+        ({"layers": (20,)}, IndexError, "layer 20 is out of range: .* 0 to 1 "),
         ({"steps": ()}, ValueError, "no step is chosen"),
         ({"penalty": 0.0}, ValueError, "penalty is 0.0; it is above 0"),
     ],

@@ -38,7 +38,7 @@ def test_table_and_figures_are_complete(data) -> None:
     assert ("rotation, one answer", "mass on other right answers", "step 0") not in rows
     figures = {name for name, _ in SMALL.figures(dataset)}
     assert {"solved", "blend", "film-rotation-one-answer"} <= figures
-    assert "prediction" not in figures  # nothing is ever solved
+    assert not predictions(dataset)  # nothing is ever solved
     assert dataset["solved"].sizes == {"denoiser": 2, "puzzle": 8, "seed": 1, "step": 4}
 
 
@@ -140,4 +140,5 @@ def test_signs_are_judged_by_who_fails(data) -> None:
     )
     areas = predictions(dataset)["maze"]
     assert (areas["change", 2].mean, areas["change", 2].n) == (1, 12)
-    assert "prediction" in dict(SMALL.figures(dataset))
+    cases = SMALL.table(dataset).set_index(["measure", "case"])["value"]
+    assert cases["AUROC of failure: change from the step before", "step 2"] == 1

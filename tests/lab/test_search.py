@@ -233,7 +233,7 @@ class Reward(Judge):
 
 def shares(x0: jax.Array, answers: jax.Array) -> jax.Array:
     size = jnp.sum(jnp.square(answers), (1, 2, 3, 4))
-    return jnp.einsum("pkfhwc,afhwc->pka", x0, answers) / size
+    return jnp.einsum("pkfhwc,afhwc->pka", x0, answers) / size[None, None]
 
 
 def test_smc_on_the_ideal_denoiser_tends_to_the_exact_target(model, condition) -> None:
