@@ -96,7 +96,7 @@ def open_adapter(
     file = peft.adapter_file(Path(file))
     keys = tensors_in(file)
     if kind := spelling.other_kind(keys):
-        raise CheckpointError(f"{file} is a {kind}, no product of two factors: it cannot be merged")
+        raise CheckpointError(f"{file} is {kind}, no product of two factors: it cannot be merged")
     second = {key for key in keys if spelling.is_of_second_expert(key)}
     if second and second == keys.keys() and expert == 0:
         raise CheckpointError(f"{file} is of the expert for low noise; give it with --lora-low")

@@ -92,23 +92,15 @@ def _show(result: Forecast) -> None:
             "host memory, and each comes once per run (--resident of `jcos generate`)."
         )
     if best.compiled:
-        sent = (f"{k} {t.count:,} ({t.bytes / 1e9:.2f} GB)" for k, t in best.sent.items())
-        out.print(
-            f"It calls {best.attention} attention. Per step a device takes part in "
-            f"{', '.join(sent) or 'no exchange'}."
-        )
+        sent = [f"{k} {t.count:,} ({t.bytes / 1e9:.2f} GB)" for k, t in best.sent.items()]
+        shared = ", ".join(sent) or "nothing"
+        out.print(f"It calls {best.attention} attention. A device sends per step: {shared}.")
 
 
 def _table(result: Forecast) -> Table:
     table = Table("mesh", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for head in (
-        "weights + work\nGiB/device",
-        "sends\nGB/step",
-        "at best\ns/step",
-        "expected\ns/step",
-        "expected\nmin/video",
-        "runs",
-    ):
+    heads = ("weights + work\nGiB/device", "sends\nGB/step", "at best\ns/step")
+    for head in (*heads, "expected\ns/step", "expected\nmin/video", "runs"):
         table.add_column(head, justify="right", no_wrap=True)
     for option in result.options:
         held, step = option.memory, option.seconds.expected

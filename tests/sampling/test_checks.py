@@ -138,7 +138,7 @@ def test_a_number_of_a_sweep_is_refused_before_anything_runs(
 
 @pytest.mark.parametrize("name", ["on_blok", "onblock", "on_Block", "on_blocks", "on_layer"])
 def test_a_method_that_would_never_be_called_is_refused(name: str) -> None:
-    with pytest.raises(TypeError, match=rf"Mine.{name} .*Is on_"):
+    with pytest.raises(TypeError, match=rf"Mine.{name} .*is on_"):
         type("Mine", (Probe,), {name: lambda self, site, tokens: (tokens, ())})
 
 
