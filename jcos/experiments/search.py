@@ -176,7 +176,9 @@ class Search(Experiment):
         task = str(data["task"].values[0])
         for name in data["judge"].values:
             for step, area in enumerate(areas(data, name)):
-                rows.append(Row(task, f"AUROC of failure: {name}", f"step {step}", *area, 0.5))
+                value, low, high, n = area
+                title = f"AUROC of failure: {name}"
+                rows.append(Row(task, title, f"step {step}", value, low, high, n, chance=0.5))
         return pd.DataFrame(rows)
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:

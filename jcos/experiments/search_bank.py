@@ -104,7 +104,7 @@ def judged(
     known = {name: STANDARD[name]() for name in SIGNS}
 
     def at(step: int) -> Estimates:
-        sigma = plan.schedule.sigmas[step + 1]
+        sigma: Any = plan.schedule.sigmas[step + 1]
         now, alive = x0[:, :, step], jnp.ones(x0.shape[:2], bool)
         return Estimates(model, step, sigma, now, now, before[:, :, step], alive, {})
 

@@ -231,7 +231,7 @@ class Population:
 
     def lacking(self, row: Row, scores: Float[np.ndarray, "W K"]) -> Bool[np.ndarray, " W"]:
         """Return the worlds in which no particle reaches a threshold."""
-        return ~(self.alive & (scores >= row.least)).any(1)
+        return np.logical_not((self.alive & (scores >= row.least)).any(1))
 
     def join(self, alive: Bool[np.ndarray, "W fresh"]) -> None:
         """Take up fresh particles."""

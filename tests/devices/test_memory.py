@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -168,7 +169,9 @@ def test_a_folder_of_jcos_is_restored_into_host_memory(tmp_path) -> None:
 
 # ---- when it runs out
 
-RUN = dict(seeds=3, worlds=1, guided=True, probed=False, float32=False, resident=False)
+RUN: dict[str, Any] = dict(
+    seeds=3, worlds=1, guided=True, probed=False, float32=False, resident=False
+)
 GPU = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 34359738368 bytes."
 TPU = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 22.50G of 15.75G hbm."
 
@@ -193,7 +196,7 @@ def test_knobs_are_those_that_this_run_has(monkeypatch):
     assert not any("mesh" in knob or "expert" in knob for knob in run_knobs(**RUN))
     assert run_knobs(**RUN | {"resident": True})[1].startswith("one expert at a time")
     monkeypatch.setattr(memory.mesh, "devices", lambda *axes: 8)
-    many = run_knobs(**RUN | {"seeds": 1})
+    many = run_knobs(**{**RUN, "seeds": 1})
     assert [knob.split(":")[0] for knob in many[:2]] == [
         "a mesh with branch=2",
         "a mesh with a larger fsdp or context",

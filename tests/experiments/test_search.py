@@ -6,6 +6,7 @@ import pytest
 from jcos.experiments.search import Search
 from jcos.experiments.search_bank import SIGNS, Bank
 from jcos.lab.methods import best_of, early_failure, epbs
+from jcos.lab.results import Row
 from jcos.wan import Wan
 
 pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
@@ -20,7 +21,8 @@ def test_every_sweep_is_one_program(data) -> None:
 
 def test_the_table_has_every_method_at_its_cost(data) -> None:
     dataset, _ = data
-    rows = {(r.measure, r.case): r for r in SMALL.table(dataset).itertuples()}
+    lines = (Row(*line) for line in SMALL.table(dataset).itertuples(index=False))
+    rows = {(r.measure, r.case): r for r in lines}
     costs = {
         "one run": 4,
         "one run, 6 steps": 6,

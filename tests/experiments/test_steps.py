@@ -141,4 +141,4 @@ def test_signs_are_judged_by_who_fails(data) -> None:
     areas = predictions(dataset)["maze"]
     assert (areas["change", 2].mean, areas["change", 2].n) == (1, 12)
     cases = SMALL.table(dataset).set_index(["measure", "case"])["value"]
-    assert cases["AUROC of failure: change from the step before", "step 2"] == 1
+    assert cases.to_dict()["AUROC of failure: change from the step before", "step 2"] == 1

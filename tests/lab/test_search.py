@@ -1,6 +1,7 @@
 """Laws of search along the steps: bookkeeping, costs, weights, judges, refusals."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -192,7 +193,8 @@ def test_log_weights_are_never_lost() -> None:
         ("sum", scores.sum(0)),
     ):
         people = Population(2, 5, (0, 1))
-        row = Row(step=0, select="systematic", keep=5, ess=1e-9, transform=transform, scale=3.0)
+        row = Row(step=0, select="systematic", keep=5, ess=1e-9, scale=3.0)
+        row = dataclasses.replace(row, transform=transform)
         for i in range(4):
             assert people.select(row, scores[i], last=i == 3).tolist() == [[0, 1, 2, 3, 4]] * 2
         np.testing.assert_allclose(people.log_weight, 3 * total)
@@ -328,7 +330,7 @@ def test_the_first_noises_may_lie_near_the_first(model, condition) -> None:
 # ---- refusals
 
 
-SOME = {"judge": "energy"}
+SOME: dict[str, Any] = {"judge": "energy"}
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import jcos
 from jcos import files
 from jcos.config import Sampling
 from jcos.generation import generate, generate_side_by_side
-from jcos.loop import Runs, _advance, steps
+from jcos.loop import Runs, State, _advance, steps
 from jcos.sampling import trajectory
 from jcos.sampling.probes import Noise, SeedEnsemble, States, TokenEnergy, chain
 from tests.sampling.test_trajectory import CONFIG, FRAMES, LAYERS, STEPS, close, frame, randomised
@@ -30,6 +30,12 @@ def model() -> jcos.Wan:
 @pytest.fixture(scope="module")
 def condition(model: jcos.Wan) -> jcos.Condition:
     return model.condition(frame(0), "left", FRAMES)
+
+
+def state_of(runs: Runs) -> State:
+    """Return the state of runs that have begun."""
+    assert runs.state is not None
+    return runs.state
 
 
 def to_the_end(runs: Runs) -> jax.Array:
@@ -67,7 +73,7 @@ def test_runs_that_are_kept_end_as_if_they_had_never_shared_a_batch(
             assert state.keep([2, 0]).seeds == (2, 0)
     want = generate(model, condition, (2, 0), probe=probe, sampling=sampling)
     assert runs.state is not None
-    close(runs.state.x, want.latents)
+    close(state_of(runs).x, want.latents)
 
 
 def test_branches_part_where_something_draws_from_their_keys(model, condition) -> None:
@@ -78,7 +84,7 @@ def test_branches_part_where_something_draws_from_their_keys(model, condition) -
             if state.step == 1:
                 assert state.branch([1, 2]).seeds == (0, 1, 1)
         assert runs.state is not None
-        return runs.state.x
+        return state_of(runs).x
 
     want = generate(
         model, condition, (0, 1), probe=Noise.at_steps(STEPS, FRAMES, [3], strength=0.5)
@@ -99,7 +105,7 @@ def test_worlds_may_have_their_own_seeds_and_keep_their_own_runs(model, conditio
             assert state.keep([[2, 0], [0, 1]]).seeds == ((2, 0), (5, 6))
     for world, seeds in enumerate(((2, 0), (5, 6))):
         one = jax.tree.map(lambda a, i=world: a[i], worlds)
-        close(runs.state.x[world], generate(model, one, seeds, probe=probe).latents)
+        close(state_of(runs).x[world], generate(model, one, seeds, probe=probe).latents)
     for seeds in ([[0, 1], [2]], [[0], [1], [2]]):
         with pytest.raises(ValueError, match="2 world"):
             steps(model, worlds, seeds)
@@ -109,9 +115,9 @@ def test_no_two_copies_draw_the_same(model, condition) -> None:
     """Also where runs are copied again and again."""
     runs = steps(model, condition, (0, 1))
     next(runs).branch(2).branch(3).take([0, 0, 1, 6, 6])
-    assert runs.state.seeds == (0, 0, 0, 1, 1)
+    assert state_of(runs).seeds == (0, 0, 0, 1, 1)
     next(runs).branch(2)
-    keys = jax.random.key_data(runs.state.keys)[0]
+    keys = jax.random.key_data(state_of(runs).keys)[0]
     assert len(np.unique(keys, axis=0)) == 10
 
 
@@ -122,19 +128,19 @@ def test_runs_join_behind_those_of_the_same_step(model, condition) -> None:
         next(runs).join(other)
     assert first.step == 0
     next(runs).join(other)
-    assert runs.state.seeds == (0, 1, 4)
+    assert state_of(runs).seeds == (0, 1, 4)
     close(to_the_end(runs), generate(model, condition, (0, 1, 4)).latents)
 
 
 def test_latents_can_be_moved_and_a_step_made_again(model, condition) -> None:
     runs = steps(model, condition, (0, 1))
-    first = runs.state.solver.x
+    first = state_of(runs).solver.x
     for state in runs:
         if state.step == 2:
             break
-    runs.state.move(first, step=-1)
+    state_of(runs).move(first, step=-1)
     assert [state.step for state in runs] == list(range(STEPS))
-    close(runs.state.x, generate(model, condition, (0, 1)).latents)
+    close(state_of(runs).x, generate(model, condition, (0, 1)).latents)
     state = next(steps(model, condition, (0, 1)))
     before = state.solver
     moved = state.move(0.5 * before.x).solver
@@ -167,8 +173,8 @@ for state in steps(model, model.condition(frame(0), "left", FRAMES), (0, 1, 2)):
     runs = steps(model, condition, start=tmp_path / "state")
     assert [state.step for state in runs] == [2, 3]
     assert runs.state is not None
-    assert runs.state.seeds == (0, 2)
-    close(runs.state.x, generate(model, condition, (0, 2)).latents)
+    assert state_of(runs).seeds == (0, 2)
+    close(state_of(runs).x, generate(model, condition, (0, 2)).latents)
 
 
 def test_a_state_that_is_written_when_the_process_dies_is_the_one_before(
@@ -227,7 +233,7 @@ def test_explicit_sigmas_are_the_schedule(model, condition) -> None:
     assert [state.sigma for state in runs] == [1.0, 0.75, 0.5, 0.25]
     assert runs.state is not None
     want = generate(model, condition, sampling=dataclasses.replace(CONFIG.sampling, shift=1.0))
-    close(runs.state.x, want.latents)
+    close(state_of(runs).x, want.latents)
     close(generate(model, condition, sigmas=(1, 0.75, 0.5, 0.25)).latents, want.latents)
 
 
