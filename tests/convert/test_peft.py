@@ -153,4 +153,4 @@ def test_folders_without_one_file(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(content)
     assert opened(tmp_path).file == tmp_path / "a.safetensors"
     (tmp_path / "b.safetensors").write_bytes(content)
-    assert "with 2 safetensors files" in refused(tmp_path)
+    assert "has 2 safetensors files" in refused(tmp_path)
