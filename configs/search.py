@@ -10,6 +10,8 @@ thresholds are fixed on training puzzles.
 About 59,000 passes through the small model: at 13 ms each on one core (x86_64) some 13 minutes.
 
 Shorter: --set puzzles=64 --set training=32 --set drawn=16.
+
+The 10 steps are for the small model; for another take its own with --set sampling.steps=none.
 """
 
 from jcos.experiments.experiment import Settings

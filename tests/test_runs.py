@@ -127,7 +127,7 @@ def test_a_folder_that_cannot_be_made_is_told_first(
     (tmp_path / "file").touch()
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     for out in ("file", "file/out", "gone", "gone/out", "n" * 300, f"a/{'猫' * 90}/b"):
-        with pytest.raises(ValueError, match="choose another path"):
+        with pytest.raises(ValueError, match=r"folder is needed|cannot be"):
             files.check_room(tmp_path / out)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "gone"]
     files.check_room(tmp_path / "a" / "b", 1000, 1000)

@@ -11,7 +11,7 @@ from typing import Any
 
 import tyro
 
-from jcos.cli import bench, options
+from jcos.cli import bench, options, page_options
 from jcos.cli.paths import parse, refuse
 
 FAILURES = (ValueError, IndexError, FloatingPointError, MemoryError, OSError)
@@ -25,9 +25,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "generate": options.Generate,
     "bench": bench.Bench,
     "plan": options.Plan,
-    "report": options.Report,
-    "explore": options.Explore,
-    "export": options.Export,
+    "report": page_options.Report,
+    "explore": page_options.Explore,
+    "export": page_options.Export,
     "tasks": options.Tasks,
 }
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jcos.cli import options
+from jcos.cli import page_options
 from jcos.files import write
 from jcos.report import export
 from jcos.report.reading import check_results, read
@@ -11,7 +11,7 @@ KINDS = ("svg", "png", "csv")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Export(options.Export):
+class Export(page_options.Export):
     """`jcos export`, at work."""
 
     def run(self) -> None:

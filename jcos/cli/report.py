@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from jcos.cli import options
+from jcos.cli import page_options
 from jcos.cli.common import console
 from jcos.report import explorer, live
 from jcos.report.reading import check_results, read
@@ -13,7 +13,7 @@ COMPARED = "compared.html"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Report(options.Report):
+class Report(page_options.Report):
     """`jcos report`, at work."""
 
     def run(self) -> None:
@@ -44,7 +44,7 @@ class Report(options.Report):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Explore(options.Explore):
+class Explore(page_options.Explore):
     """`jcos explore`, at work."""
 
     def run(self) -> None:

@@ -159,8 +159,8 @@ class Behaviour(Experiment):
         distances = {f"distance to the end, {name}": v for name, v in parts.items()}
         data = clip_dataset(self, model, samples, distances, x0[0])
         settled = np.stack([commitment_step(v <= SETTLED) for v in parts.values()]).astype(float)
-        name, about = "step of settling", {"units": "step", "forwards": "all_forwards"}
-        later = settled[1:] - settled[:1]
+        name, later = "step of settling", settled[1:] - settled[:1]
+        about: dict[str, Any] = {"units": "step", "forwards": "all_forwards"}
         variables = {
             "settled": measure("part clip seed", settled, name, SETTLING, span=POSITIVE, **about),
             "settled_later": measure("difference clip seed", later, name, span=UNBOUNDED, **about),
@@ -177,8 +177,9 @@ class Behaviour(Experiment):
             yield from clip_figures(data)
             return
         names = ("corrected_later", "spoiled_later")
-        about = {"hue": "denoiser", "xlabel": "denoising step", "ylabel": "share of runs"}
-        yield "correction", Picture(plots.lines(data, names, **about), CORRECTION)
+        x, y = "denoising step", "share of runs"
+        figure = plots.lines(data, names, hue="denoiser", xlabel=x, ylabel=y)
+        yield "correction", Picture(figure, CORRECTION)
         yield from memory_figures(data)
         yield from film_figures(data, "the first that shows a wrong answer and ends right")
 

@@ -8,7 +8,7 @@ here, and no evidence of memory.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -97,9 +97,10 @@ def remembering(
     dims, variables = "sample seed place step source labels", {}
     for y, label in enumerate(LABELS):
         name, title = f"read_{label}", f"{label} of the hidden object read off"
-        about, best = {"comment": MEMORY, "by": "read_of"}, of_ideal[:, 0, :, y, :1]
-        variables[name] = measure(dims, read[..., y, :], title, **about)
-        variables[f"ideal_{name}"] = measure("sample place ideal_source", best, title, **about)
+        variables[name] = measure(dims, read[..., y, :], title, MEMORY, by="read_of")
+        variables[f"ideal_{name}"] = measure(
+            "sample place ideal_source", of_ideal[:, 0, :, y, :1], title, MEMORY, by="read_of"
+        )
     coordinates = {
         "step": list(steps),
         "place": list(PLACES),
@@ -123,9 +124,9 @@ def memory_figures(data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         panel = xr.concat([true, control], "place")
         panels.append(panel.assign_coords(label=("sample", [label] * panel.sizes["sample"])))
     if panels:
-        curves = xr.Dataset({"read": xr.concat(panels, "sample")})
-        about: dict[str, Any] = {"hue": "place", "by": "label", "labels": [""]}
-        figure = plots.lines(curves, "read", "source", xlabel="after", ylabel="read", **about)
+        read = xr.concat(panels, "sample").assign_attrs(panels[0].attrs | {"grouped_by": "label"})
+        curves = xr.Dataset({"read": read})
+        figure = plots.lines(curves, "read", "source", hue="place", xlabel="after", ylabel="read")
         yield "memory-depth", Picture(figure, f"{MEMORY} {DEPTH}")
 
 

@@ -72,7 +72,8 @@ def run_to(
     folder = local_path(folder)
     experiment.check(config)
     about = describe(experiment, config, weights)
-    if not redo and runs.holds(folder, "experiment", about, remedy=REMEDY):
+    there = runs.holds(folder, "experiment", {} if redo else about, remedy=REMEDY)
+    if there and not redo:
         return False
     files.check_room(folder, ROOM)
     unfinished = folder.with_name(f".{folder.name}.unfinished")

@@ -132,7 +132,7 @@ class Layers(Experiment):
             parts.append(by_identity(part.mean("seed", keep_attrs=True), "puzzle", identities))
         data = xr.concat(parts, "puzzle", data_vars="all", coords="minimal", compat="override")
         cost = [self.forwards(model.config, s + 1) for s in range(plan.steps)]
-        extra: dict[str, Any] = {"forwards": ("step", cost), "all_forwards": ((), cost[-1])}
+        extra: dict[Any, Any] = {"forwards": ("step", cost), "all_forwards": ((), cost[-1])}
         extra |= {f"chance_{n}": ((), 0.5, {"long_name": "chance"}) for n in AREAS if n in data}
         extra |= xr.concat(films, "film_of").data_vars
         labels = {"film_of": list(samples.groups), "film_step": few(steps), "film_layer": layers}

@@ -60,7 +60,7 @@ def labels_of(
         task = TASKS[puzzle.task]
         first = task.first_frame(puzzle)
         answer, right = (_marked(some, first, side) for some in (seeds, task.routes(puzzle)))
-        contested = np.repeat((right.any(0) & ~right.all(0))[None], len(seeds), 0)
+        contested = np.broadcast_to(right.any(0) & ~right.all(0), answer.shape)
         rows.append(Labels(_marked(seeds, "floor", side), answer, contested))
     return Labels(*map(np.stack, zip(*rows, strict=True)))
 

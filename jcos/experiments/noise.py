@@ -193,7 +193,7 @@ class Noise(Experiment):
                 shown[label] = of_kind(values, kind, "at_step")
         plain = data[main].sel(denoiser=MODEL, case=NONE).reset_coords(drop=True)
         shown[NONE] = plain.expand_dims(at_step=shown["replaced"]["at_step"])
-        words = {"xlabel": "step with noise", "ylabel": main.partition("_")[0]}
+        words: dict[str, Any] = {"xlabel": "step with noise", "ylabel": main.partition("_")[0]}
         yield "step", Picture(plots.lines(xr.Dataset(shown), x="at_step", **words), AT_STEP)
 
 

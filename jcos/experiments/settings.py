@@ -79,6 +79,8 @@ def _replaced(owner: Any, path: Sequence[str], value: Any) -> Any:
 
 def _read(name: str, text: str, hint: Any) -> Any:
     kind = inspect.formatannotation(hint)
+    if Path in (hint, *get_args(hint)):
+        local_path(text)
     words = [word.strip() for word in text.split(",")] if "tuple[" in kind else [text]
     if type(None) in get_args(hint) or hint is bool:
         words = [word.capitalize() if word in ("none", "true", "false") else word for word in words]

@@ -147,7 +147,7 @@ class Steps(Experiment):
         if "solved" not in data:
             yield from clip_figures(data)
             return
-        x = {"hue": "denoiser", "xlabel": "denoising step"}
+        x: dict[str, Any] = {"hue": "denoiser", "xlabel": "denoising step"}
         yield "solved", Picture(plots.lines(data, "solved", ylabel="x̂0 solved", **x), SOLVED)
         names = ["taken", "others", "wrong", "off"]
         yield "blend", Picture(plots.lines(data, names, ylabel="share of x̂0", **x), BLEND)

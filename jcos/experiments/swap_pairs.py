@@ -150,7 +150,8 @@ def candidates(model: Wan, pairs: Sequence[Pair]) -> Answers:
     worlds = []
     for w in (0, 1):
         own, other = (
-            answers_of(model, [pair[field][w] for pair in pairs], room=room) for field in (1, 2)
+            answers_of(model, puzzles, room=room)
+            for puzzles in ([p.puzzles[w] for p in pairs], [p.crossed[w] for p in pairs])
         )
         none = np.zeros_like(own.right)
         latents = np.concatenate([own.latents, other.latents], 1)

@@ -67,5 +67,6 @@ def rms(x: Float[Array, "*axes F h w C"]) -> Float[Array, "*axes"]:
 def _blur(model: Wan, x0: Float[Array, "K S F h w C"]) -> Float[Array, "K S"]:
     """Return the mean distance of pixels from the palette, in levels of 256."""
     video = pixels(model, x0).astype(jnp.float32)
-    apart = [jnp.abs(video - jnp.asarray(c, jnp.float32)).mean(-1) for c in PALETTE.values()]
+    colours = [jnp.asarray(c, jnp.float32).reshape(1, 1, 1, 1, 1, 3) for c in PALETTE.values()]
+    apart = [jnp.abs(video - colour).mean(-1) for colour in colours]
     return jnp.stack(apart).min(0).mean((-3, -2, -1))

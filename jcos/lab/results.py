@@ -161,7 +161,7 @@ def rows(data: xr.Dataset, at: Mapping[str, Sequence[Any]] | None = None) -> Ite
             continue
         array = array.sel({d: list(v) for d, v in (at or {}).items() if d in array.dims})
         cells = estimates(array)
-        dims = cells["mean"].dims[1:]
+        group, *dims = cells["mean"].dims
         labels = [list(cells[d].values) for d in dims]
         title = array.attrs["long_name"]
         if array.attrs["statistic"] == "median" and "median" not in title:
@@ -175,12 +175,10 @@ def rows(data: xr.Dataset, at: Mapping[str, Sequence[Any]] | None = None) -> Ite
                 continue
             place = {d: names[i] for d, names, i in zip(dims, labels, index[1:], strict=True)}
             case = case_of(place)
-            baselines = (None if np.isnan(a[index]) else float(a[index]) for a in (chance, still))
-            if ideal := IDEAL in case:
-                baselines = None, None
-            cost = 0 if ideal else int(np.nan_to_num(forwards[index]))
-            task = str(cells[cells["mean"].dims[0]].values[index[0]])
-            yield Row(task, title, case, value, low, high, n, *baselines, cost)
+            known = [0.0 if IDEAL in case else a[index].item() for a in (chance, still, forwards)]
+            random, first = (None if IDEAL in case or np.isnan(a) else a for a in known[:2])
+            task, cost = str(cells[group].values[index[0]]), int(np.nan_to_num(known[2]))
+            yield Row(task, title, case, value, low, high, n, random, first, cost)
 
 
 LEVELS = {"chance_": "a random legal answer", "still_": "the first frame held"}
