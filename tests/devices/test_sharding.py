@@ -19,6 +19,7 @@ from jcos import cli
 from jcos.devices import sharding
 from jcos.devices.mesh import AXES, SEQUENCE
 from jcos.experiments import memory
+from jcos.lab import results
 from jcos.media import formats
 from jcos.sampling import flow
 from jcos.sampling.trajectory import Condition
@@ -161,15 +162,16 @@ def test_an_experiment_finds_the_same_on_a_mesh(tmp_path: Path) -> None:
     given = ["run", config, "--checkpoint", RELEASE, "--profile", "float32", "--out"]
     cli.main([*map(str, given), str(tmp_path / "one")])
     assert command(*given, tmp_path / "many", "--mesh", "world=2,seed=2,fsdp=2") == [0, ""]
-    want, found = (np.load(tmp_path / name / "arrays.npz") for name in ("one", "many"))
-    assert set(found) == set(want)
-    for name in want:
-        if np.issubdtype(want[name].dtype, np.floating):
-            scale = np.nanmax(np.abs(want[name]))
-            np.testing.assert_allclose(found[name], want[name], atol=1e-4 * scale, err_msg=name)
+    want, spread = (results.load(tmp_path / name / "results.nc") for name in ("one", "many"))
+    assert set(spread.variables) == set(want.variables)
+    for name in want.variables:
+        values, same = (np.asarray(data[name]) for data in (spread, want))
+        if np.issubdtype(same.dtype, np.floating):
+            scale = np.nanmax(np.abs(same))
+            np.testing.assert_allclose(values, same, atol=1e-4 * scale, err_msg=str(name))
         else:
-            np.testing.assert_array_equal(found[name], want[name])
-    about = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("one", "many"))
+            np.testing.assert_array_equal(values, same)
+    about = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("one", "many"))
     assert [each["mesh"] for each in about] == ["of size 1", "world=2,seed=2,fsdp=2"]
 
 
