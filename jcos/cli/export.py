@@ -25,21 +25,21 @@ class Export(page_options.Export):
                     f"{file} is to be a {suffix[1:].upper()}; name it {file.stem}{suffix}"
                 )
         check_results(self.results)
-        found = read(self.results)
+        results = read(self.results)
+        if folders and not results.charts:
+            raise ValueError(
+                f"{self.results} has no charts: {'; '.join(results.missing) or 'no results.nc'}"
+            )
         written = []
         if films or self.plane:
-            plane = export.plane_of(found, self.run_number)
+            plane = export.plane_of(results, self.run_number)
             for file in films:
                 export.write_film(plane, file, self.frame)
                 written.append(file)
             if self.plane is not None:
                 write(self.plane, export.plane_png(plane))
                 written.append(self.plane)
-        if folders and not found.charts:
-            raise ValueError(
-                f"{self.results} has no charts: {'; '.join(found.missing) or 'no results.nc'}"
-            )
         for kind, folder in folders.items():
             folder.mkdir(parents=True, exist_ok=True)
-            written += export.write_charts(found.charts, folder, kind)
+            written += export.write_charts(results.charts, folder, kind)
         print("\n".join(map(str, written)))
