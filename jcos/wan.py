@@ -20,7 +20,7 @@ from jcos.media.image import check_frames
 from jcos.model.dit import DiT
 from jcos.model.text import UMT5, TextCache, WordEmbedding, embed, word_ids
 from jcos.model.tokenizer import Tokenizer
-from jcos.model.vae import Tiles, Vae, decode_pixels, encode_pixels
+from jcos.model.vae import Tiles, Vae, encode_pixels, pixel_videos
 from jcos.sampling.trajectory import Condition
 from jcos.variants import TINY, Profile, with_profile
 from jcos.weights import checkpoint
@@ -140,8 +140,7 @@ class Wan(nnx.Module):
         """Latents, with any leading axes, as uint8 video. tiles: as in `encode`."""
         flat = jnp.reshape(latents, (-1, *latents.shape[-4:]))
         if isinstance(self.codec, PixelCodec):
-            video = jax.vmap(partial(decode_pixels, self.codec))(flat)
-            video = np.asarray(jnp.clip(jnp.round(video), 0, 255).astype(jnp.uint8))
+            video = np.asarray(pixel_videos(self.codec, flat))
         elif self.vae is None:
             raise ValueError(f"{self.config.name} was loaded without its VAE")
         else:

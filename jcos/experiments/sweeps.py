@@ -27,7 +27,7 @@ from jcos.generation import generate_worlds
 from jcos.lab.tasks import TASKS, Puzzle, Task
 from jcos.loop import first_noise, seed_keys
 from jcos.model.attention import side_by_side
-from jcos.model.vae import decode_pixels
+from jcos.model.vae import pixel_videos
 from jcos.sampling import flow, trajectory
 from jcos.sampling.checks import check_averages
 from jcos.sampling.probes import Probe, chain
@@ -323,13 +323,10 @@ def one_world(conditions: Condition) -> Condition:
 
 
 def pixels(model: Wan, latents: Float[Array, "*axes F h w C"]) -> UInt8[Array, "*axes F H W 3"]:
-    """`Wan.decode` on the device, of models whose codec has no weights."""
+    """Return `Wan.decode` on the device, of models whose codec has no weights."""
     if not isinstance(model.codec, PixelCodec):
         raise ValueError(f"{model.config.name} has a VAE; decode its latents one by one")
-    flat = latents.reshape(-1, *latents.shape[-4:])
-    video = jax.vmap(partial(decode_pixels, model.codec))(flat)
-    video = jnp.clip(jnp.round(video), 0, 255).astype(jnp.uint8)
-    return video.reshape(*latents.shape[:-4], *video.shape[1:])
+    return pixel_videos(model.codec, latents)
 
 
 def judge(

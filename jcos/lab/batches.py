@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key, UInt8
 from jcos.config import PixelCodec
 from jcos.generation import generate_worlds
 from jcos.lab.tasks import TASKS, Puzzle
-from jcos.model.vae import decode_pixels
+from jcos.model.vae import pixel_videos
 from jcos.sampling import flow
 from jcos.sampling.probe import Probe
 from jcos.sampling.trajectory import Condition, tree_stack
@@ -89,7 +89,6 @@ def _batch(
     def one(given: Condition, keys: Key[Array, " K"], probe: Probe) -> Runs:
         world = jax.tree.map(lambda a: a[None], given)
         x0 = generate_worlds(model, plan, world, keys, probe).x0[0]
-        video = jax.vmap(jax.vmap(lambda x: decode_pixels(codec, x)))(x0)
-        return Runs(x0, jnp.clip(jnp.round(video), 0, 255).astype(jnp.uint8))
+        return Runs(x0, pixel_videos(codec, x0))
 
     return jax.vmap(one)(given, keys, probes)

@@ -30,6 +30,15 @@ def decode_pixels(codec: PixelCodec, latents: Float[Array, "F h w C"]) -> Float[
     return (rgb * codec.std + codec.mean) * 255
 
 
+def pixel_videos(
+    codec: PixelCodec, latents: Float[Array, "*axes h w C"]
+) -> UInt8[Array, "*axes H W 3"]:
+    """Return decoded frames with any leading axes as they are shown: rounded, 0 to 255."""
+    flat = latents.reshape(-1, *latents.shape[-3:])
+    video = jnp.clip(jnp.round(decode_pixels(codec, flat)), 0, 255).astype(jnp.uint8)
+    return video.reshape(*latents.shape[:-3], *video.shape[1:])
+
+
 @dataclass(frozen=True)
 class Tiles:
     """Pieces that a frame is coded in where it is too large for the memory as a whole.

@@ -111,10 +111,6 @@ class Results:
         return steps if isinstance(steps, int) else 0
 
 
-def holds_results(folder: Path) -> bool:
-    return (folder / MANIFEST).is_file()
-
-
 def check_results(folder: Path) -> None:
     """Raise ValueError where a folder has files, but no results of a command: it gets no page. A
     damaged manifest counts where the files that a command leaves lie in the same folder."""

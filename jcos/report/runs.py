@@ -18,7 +18,7 @@ from PIL import Image
 
 from jcos.config import PixelCodec, Sampling
 from jcos.media import formats
-from jcos.model.vae import decode_pixels
+from jcos.model.vae import pixel_videos
 from jcos.report.charts import listed
 from jcos.report.plane import (
     PLANES,
@@ -165,10 +165,8 @@ def entry(file: Path, name: str, at: tuple[int, ...] = ()) -> Shaped[np.ndarray,
 def _decoded(
     codec: PixelCodec, latents: Float[np.ndarray, "*axes F h w C"]
 ) -> UInt8[np.ndarray, "*axes F H W 3"]:
-    """`Wan.decode` of a codec without weights: no model is loaded to look at results."""
-    flat = jnp.asarray(latents.reshape(-1, *latents.shape[-3:]))
-    video = jnp.clip(jnp.round(decode_pixels(codec, flat)), 0, 255).astype(jnp.uint8)
-    return np.asarray(video).reshape(*latents.shape[:-3], *video.shape[1:])
+    """Return videos of a codec without weights: no model is loaded to look at results."""
+    return np.asarray(pixel_videos(codec, jnp.asarray(latents)))
 
 
 def _generated(
