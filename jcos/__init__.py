@@ -27,12 +27,15 @@ if TYPE_CHECKING:  # `_PLACES` for type checkers
     from jcos.lab import tasks as tasks
     from jcos.loop import State as State
     from jcos.loop import steps as steps
+    from jcos.model.dit import DiT as DiT
     from jcos.sampling.probe import Probe as Probe
     from jcos.sampling.probe import Site as Site
     from jcos.sampling.probes import Chain as Chain
     from jcos.sampling.probes import EstimateEnsemble as EstimateEnsemble
+    from jcos.sampling.probes import InWorlds as InWorlds
     from jcos.sampling.probes import Noise as Noise
     from jcos.sampling.probes import SeedEnsemble as SeedEnsemble
+    from jcos.sampling.probes import States as States
     from jcos.sampling.probes import Swap as Swap
     from jcos.sampling.probes import TokenEnergy as TokenEnergy
     from jcos.sampling.probes import TokenFeatures as TokenFeatures
@@ -55,9 +58,10 @@ _PLACES = {
     "lab.search": ("search",),
     "lab.tasks": ("tasks",),
     "loop": ("State", "steps"),
+    "model.dit": ("DiT",),
     "sampling.probe": ("Probe", "Site"),
     "sampling.probes": (
-        *("Chain", "EstimateEnsemble", "Noise", "SeedEnsemble", "Swap"),
+        *("Chain", "EstimateEnsemble", "InWorlds", "Noise", "SeedEnsemble", "States", "Swap"),
         *("TokenEnergy", "TokenFeatures", "chain"),
     ),
     "sampling.trace": ("Trace",),
