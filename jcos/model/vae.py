@@ -31,10 +31,10 @@ def decode_pixels(codec: PixelCodec, latents: Float[Array, "F h w C"]) -> Float[
 
 
 def pixel_videos(
-    codec: PixelCodec, latents: Float[Array, "*axes h w C"]
+    codec: PixelCodec, latents: Float[Array | np.ndarray, "*axes h w C"]
 ) -> UInt8[Array, "*axes H W 3"]:
     """Return decoded frames with any leading axes as they are shown: rounded, 0 to 255."""
-    flat = latents.reshape(-1, *latents.shape[-3:])
+    flat = jnp.asarray(latents).reshape(-1, *latents.shape[-3:])
     video = jnp.clip(jnp.round(decode_pixels(codec, flat)), 0, 255).astype(jnp.uint8)
     return video.reshape(*latents.shape[:-3], *video.shape[1:])
 
