@@ -84,6 +84,7 @@ def report(made: "Plan") -> str:
     size = made.bytes_stored(released.leaves)
     parts = ", ".join(released.parts)
     lines = [f"{made.job.target}: {released.config.name}, {parts}; {size / 1e9:.2f} GB of weights"]
+    lines += released.notes
     for part, adapter in made.adapters:
         lines.append(
             f"{adapter.file} into {part}: {len(adapter.used)} keys used, {len(adapter.skipped)} of "
