@@ -248,7 +248,8 @@ class Runs(Iterator[State]):
         self.check(count)
         check_averages(self.probe, count)
         keys, first = self.inputs([seed for row in rows for seed in row], noise)
-        solver, keys = _begin(self.model.config, self.conditions, keys, first, count)
+        temperature = self.plan.temperature
+        solver, keys = _begin(self.model.config, self.conditions, keys, first, count, temperature)
         self._set(-1, 1.0, np.array(rows * (worlds // len(rows)), object), solver, keys)
 
     def load(self, file: Path | str) -> None:
@@ -385,9 +386,11 @@ def _begin(
     keys: Key[Array, " K"],
     noise: Float[Array, "K F h w C"] | None,
     count: int,
+    temperature: Float[Array, ""] | None,
 ) -> tuple[SolverState, Key[Array, "W count"]]:
     """keys, noise: of `count` runs, for all worlds or for one after the other."""
     noise, keys = trajectory.draw(config.dit, conditions, keys, noise)
+    noise = noise if temperature is None else temperature * noise
 
     def of_worlds(a: Array) -> Array:
         rows = a.reshape(-1, count, *a.shape[1:])
