@@ -180,11 +180,11 @@ def solver_step(
 
 
 def step_noise(
-    row: Float[Array, " columns"], key: Key[Array, ""], x: Float[Array, "F H W C"]
+    row: Float[Array, " columns"], key: Key[Array, ""] | None, x: Float[Array, "F H W C"]
 ) -> Float[Array, "F H W C"] | None:
     """Return ε ~ N(0, I) of a step, from the seed's key folded with the step; None, and nothing is
     drawn, where the solver adds no noise."""
-    if row.shape[-1] == 8:
+    if row.shape[-1] == 8 or key is None:
         return None
     return jax.random.normal(jax.random.fold_in(key, NOISE), x.shape, x.dtype)
 

@@ -99,7 +99,8 @@ def run(
     """
     shape = (len(conditions.context), *noise.shape[:-1])
     check_probe(probe, experts[0], plan.steps, shape, guided=plan.guidance is not None)
-    noise = noise if plan.temperature is None else plan.temperature * noise
+    if plan.temperature is not None:
+        noise = jnp.asarray(plan.temperature) * noise
     state, parts = begin(experts[0].numerics, conditions, noise, idle=idle), []
     for number, expert in enumerate(experts):
         steps = steps_of(plan, number)

@@ -1,6 +1,7 @@
 """Stochastic solvers: pairs (k, n) of one table, exact on Gaussian data, and nothing to others."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -175,7 +176,7 @@ def test_solvers_without_noise_draw_none(model, condition) -> None:
     def program(solver: Solver) -> str:
         plan = flow.plan(CONFIG.sampling_with(solver=solver))
         one = trajectory.steps_of(plan, 0)
-        run = lambda *inputs: trajectory.advance(model.experts[0], one, *inputs, jcos.Probe())
+        run = partial(trajectory.advance, model.experts[0], one, probe=jcos.Probe())
         worlds = jax.tree.map(lambda a: a[None], condition)
         state = steps(model, condition, 0).state
         assert state is not None
@@ -194,7 +195,7 @@ def test_the_first_noise_has_a_temperature(model, condition) -> None:
     np.testing.assert_allclose(half.x, 0.5 * whole.x, rtol=1e-6)
     made = generate(model, condition, (0, 1), sampling=cold)
     close([state.x for state in steps(model, condition, (0, 1), sampling=cold)][-1], made.latents)
-    assert STEPS == made.x0.shape[1]
+    assert made.x0.shape[1] == STEPS
 
 
 @pytest.mark.parametrize("solver", STOCHASTIC)
