@@ -319,10 +319,10 @@ class Runs(Iterator[State]):
         """Return digests of all that decides how the runs continue."""
         config = self.model.config
         return {
-            "model": _digest(checkpoint.leaves(self.model.experts), repr(config.dit)),
-            "condition": _digest(self.conditions),
-            "plan": _digest(self.plan),
-            "probe": _digest(self.probe),
+            "model": digest(checkpoint.leaves(self.model.experts), repr(config.dit)),
+            "condition": digest(self.conditions),
+            "plan": digest(self.plan),
+            "probe": digest(self.probe),
         }
 
     def __next__(self) -> State:
@@ -366,7 +366,7 @@ def _fresh(
     return jax.random.wrap_key_data(jnp.where((number == 0)[..., None], *bits))
 
 
-def _digest(tree: Any, about: str = "") -> str:
+def digest(tree: Any, about: str = "") -> str:
     """Return a digest of a text and a pytree (of arrays over a million numbers, of 4,096)."""
     leaves, structure = jax.tree.flatten(tree)
     digest = hashlib.sha256(f"{about} {structure}".encode())
