@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jcos.cli.paths import InPath, OutFolder, parse, refuse
+from jcos.cli.paths import InPath, Model, OutFolder, parse, refuse
 from jcos.config import StoredType
+from jcos.weights import hub
 from jcos.weights.faults import readable
 
 from . import Only
@@ -29,9 +30,10 @@ if TYPE_CHECKING:  # what takes long to import is imported once the options are 
 class Arguments:
     """Convert a released checkpoint into a folder that `jcos.load` reads."""
 
-    source: tyro.conf.Positional[InPath]
-    """Folder as it is published: original layout, or that of diffusers; or a transformer's file as
-    ComfyUI has it (safetensors, GGUF), with VAE and text encoder beside it."""
+    source: tyro.conf.Positional[Model]
+    """Folder as it is published: original layout, or that of diffusers; org/name[@revision] on
+    Hugging Face; or a transformer's file as ComfyUI has it (safetensors, GGUF), with VAE and text
+    encoder beside it."""
     target: tyro.conf.Positional[OutFolder]
     """Folder to be written. It must not exist."""
     dtype: StoredType = "bfloat16"
@@ -65,7 +67,7 @@ class Arguments:
             *_loras(self.lora_low, self.lora_low_scale, 1),
         ]
         only, unused = self.only, self.allow_unused_lora
-        return Job(self.source, self.target, self.dtype, only, tuple(loras), unused)
+        return Job(hub.find(self.source), self.target, self.dtype, only, tuple(loras), unused)
 
 
 def _loras(files: Sequence[Path], scales: Sequence[float], expert: int | None) -> "list[Lora]":
@@ -124,8 +126,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m convert"
     )
     again = "the same command goes on where it stopped"
     try:
+        job = chosen.job()
         with bars.Progress(*columns, console=Console(stderr=True)) as progress:
-            made = convert(chosen.job(), progress)
+            made = convert(job, progress)
     except KeyboardInterrupt:
         print(f"{prog}: stopped; {again}", file=sys.stderr)
         raise SystemExit(130) from None

@@ -15,7 +15,7 @@ from functools import partial
 
 import tyro
 
-from jcos.cli.paths import InFolder, OutFile, parse, refuse
+from jcos.cli.paths import Model, OutFile, parse, refuse
 from jcos.files import write
 
 INSTALL = "pip install -e '.[lab,verify]' -c constraints.txt"
@@ -26,8 +26,9 @@ PARTS = {"vae": "VAE", "text": "text encoder"}
 class Arguments:
     """Compare a released checkpoint's modules in PyTorch and in jcos."""
 
-    source: tyro.conf.Positional[InFolder]
-    """Folder as it is published: original layout, or that of diffusers."""
+    source: tyro.conf.Positional[Model]
+    """Folder as it is published: original layout, or that of diffusers; org/name[@revision] on
+    Hugging Face; or a transformer's file as ComfyUI has it."""
     json: OutFile | None = None
     """Also write the table here."""
 
@@ -48,10 +49,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m convert.
     from rich.console import Console
     from rich.table import Table
 
+    from jcos.weights import hub
     from jcos.weights.released import open_released
 
     try:
-        source = open_released(given.source)
+        source = open_released(hub.find(given.source))
     except (ValueError, OSError) as error:
         refuse(prog, error)
     rows = []

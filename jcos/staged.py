@@ -33,6 +33,7 @@ from jcos.sampling.noise import noise_from_file, seed_words
 from jcos.sampling.probe import Probe
 from jcos.sampling.probes import choose
 from jcos.variants import Profile
+from jcos.weights import hub
 from jcos.weights.checkpoint import identify
 
 Progress = Callable[[str, int, int], None]
@@ -80,7 +81,8 @@ def run(
     progress: Progress = silent,
     **sampling: Any,
 ) -> Videos:
-    """Make videos of a prompt, of a first frame, or of both, with the model of a checkpoint folder.
+    """Make videos of a prompt, of a first frame, or of both, with a model (`wan.load` says of what
+    folders, files and names).
 
     Writes OUT/latents.safetensors (`Videos.latents` and `.x0`), OUT/run.json, OUT/seed-N.mp4, and
     for `x0` a film of each clean estimate and a sheet of all. Latents of the same run that are
@@ -96,7 +98,7 @@ def run(
     Raises ValueError, IndexError or OSError, before weights are read, where this cannot be run, its
     files cannot be written, or `out` holds another run.
     """
-    folder, out = local_path(folder), local_path(out)
+    folder, out = hub.find(folder), local_path(out)
     config = wan.read_config(folder, profile)
     config = dataclasses.replace(config, sampling=config.sampling_with(**sampling))
     steps, fps = config.sampling.steps, config.clip.fps

@@ -186,3 +186,19 @@ VARIANTS: dict[str, Callable[[], WanConfig]] = {
     "wan2.1-t2v-14b": wan21_t2v_14b,
     "jcos-tiny": toy,
 }
+
+BASES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "Video-Reason/VBVR-Wan2.2": (
+        "Wan-AI/Wan2.2-I2V-A14B-Diffusers",
+        ("vae", "text_encoder", "tokenizer"),
+    ),
+}
+"""Fine-tuned releases on Hugging Face, in the layout of diffusers, that come without some parts:
+whose those are, and which."""
+
+
+def variant_of(name: str) -> str | None:
+    """Return which model a repository on Hugging Face holds, by its name; None if that says not."""
+    base = BASES[name][0] if name in BASES else name
+    known = base.rpartition("/")[2].removesuffix("-Diffusers").lower()
+    return known if known in VARIANTS else None

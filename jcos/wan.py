@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, UInt8
 
 from jcos.config import Codec, PixelCodec, UMT5Config, VaeConfig, WanConfig, Words
 from jcos.devices import memory, mesh, sharding
-from jcos.files import local_path
 from jcos.media.image import check_frames
 from jcos.model.dit import DiT
 from jcos.model.text import UMT5, TextCache, WordEmbedding, embed, word_ids
@@ -24,7 +23,7 @@ from jcos.model.tokenizer import Tokenizer
 from jcos.model.vae import Tiles, Vae, encode_pixels, pixel_videos
 from jcos.sampling.trajectory import Condition
 from jcos.variants import TINY, Profile, with_profile
-from jcos.weights import checkpoint
+from jcos.weights import checkpoint, hub
 from jcos.weights.layouts import is_released
 from jcos.weights.released import Released, load_released, open_released
 
@@ -240,7 +239,7 @@ def image_channels(
 
 def read_config(folder: Path | str, profile: Profile | None = None) -> WanConfig:
     """What `load` would load, without its weights."""
-    return _read(local_path(folder), profile)[0]
+    return _read(hub.find(folder), profile)[0]
 
 
 def _read(folder: Path, profile: Profile | None) -> tuple[WanConfig, Released | None]:
@@ -269,7 +268,8 @@ def load(
 ) -> Wan:
     """A model from a checkpoint folder; without one, the small model of the package.
 
-    The folder is one that jcos or `python -m convert` wrote, or a released one as it is.
+    The folder is one that jcos or `python -m convert` wrote, or a released one as it is; or
+    `org/name[@revision]` on Hugging Face, or a transformer's single file (`hub.find`).
     profile: whose numerics and schedule to follow (`variants.with_profile`); by default the
     authors'. experts, text, vae: what to load; the rest is None, or no expert. shardings: by leaf
     path, straight onto many devices; by default `sharding.shardings` of the mesh in use.
@@ -279,7 +279,7 @@ def load(
     Raises checkpoint.CheckpointError where the folder is not one, or is damaged, and MemoryError
     saying what would help where a device has too little memory.
     """
-    folder = local_path(folder)
+    folder = hub.find(folder)
     config, source = _read(folder, profile)
     if source is None:
         found, tokens = checkpoint.stored(folder).keys(), folder / "tokenizer"
@@ -317,7 +317,7 @@ def check_vae(config: WanConfig, folder: Path) -> None:
     source = _released(folder)
     leaves = checkpoint.stored(folder) if source is None else source.leaves
     if not any(name.startswith("vae.") for name in leaves):
-        raise ValueError(f"{folder} has no VAE; put the release's by the weights (docs/vbvr.md)")
+        raise ValueError(f"{folder} has no VAE; put the release's by the weights (docs/wan.md)")
 
 
 def embedder(

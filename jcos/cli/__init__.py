@@ -1,6 +1,7 @@
 """The `jcos` command. Thin: a command is its options and one call of the library, whose errors here
 become one sentence. Help and mistakes import nothing that takes long."""
 
+import dataclasses
 import io
 import sys
 import warnings
@@ -13,6 +14,7 @@ import tyro
 
 from jcos.cli import bench, options, page_options
 from jcos.cli.paths import parse, refuse
+from jcos.weights import hub
 
 FAILURES = (ValueError, IndexError, FloatingPointError, MemoryError, OSError)
 """What a wrong input or a full disk raises; anything else is a bug and shows its traceback."""
@@ -51,9 +53,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         programs.keep_in_cache()
         with warnings.catch_warnings():
             warnings.showwarning = partial(_note, warnings.showwarning)
-            command.run()
+            _with_models(command).run()
     except FAILURES as error:
         refuse("jcos", error)
+
+
+def _with_models(command: Any) -> Any:
+    """Return a command whose checkpoint is on this machine, downloaded if it is named so."""
+    if hasattr(command, "what"):
+        return dataclasses.replace(command, what=_with_models(command.what))
+    if hasattr(command, "checkpoint"):
+        return dataclasses.replace(command, checkpoint=hub.find(command.checkpoint))
+    return command
 
 
 def _note(others: Callable[..., None], message: Warning | str, kind: type, *where: Any) -> None:

@@ -15,7 +15,7 @@ from jcos.cli.paths import (
     CacheFolder,
     ConfigFile,
     InFile,
-    InFolder,
+    Model,
     OutFile,
     OutFolder,
 )
@@ -29,7 +29,11 @@ if TYPE_CHECKING:
     from jcos.config import WanConfig
 
 Checkpoint = Annotated[
-    InFolder, tyro.conf.arg(help="A checkpoint folder; by default the small model of the package.")
+    Model,
+    tyro.conf.arg(
+        help="A checkpoint folder, or org/name[@revision] on Hugging Face; by default the small "
+        "model of the package."
+    ),
 ]
 SAMPLING = ("steps", "shift", "solver", "eta", "temperature", "guidance", "sigmas")
 
@@ -240,14 +244,16 @@ class Generate(Interventions, OnMesh, Command):
     goes on with the latents it finds.
 
     Examples:
+      jcos generate Video-Reason/VBVR-Wan2.2 --image maze.png --prompt "Solve the maze."
       jcos generate wan-i2v --image cat.png --prompt "The cat finds the way out."
       jcos generate wan-t2v --prompt "A maze is solved." --size 832x480 --steps 50 --x0 0 5 10 20 49
       jcos generate wan-i2v --image maze.png --prompt "…" --profile diffsynth --noise-steps 25
       jcos generate wan-i2v --image cat.png --prompt "…" --mesh branch=2,context=4
     """
 
-    checkpoint: tyro.conf.Positional[InFolder]
-    """A folder that `python -m convert` made, or one with released safetensors."""
+    checkpoint: tyro.conf.Positional[Model]
+    """org/name[@revision] on Hugging Face; a released folder; one that `jcos convert` made; or a
+    transformer's file as ComfyUI has it (safetensors, GGUF)."""
     prompt: str
     """What is to happen; or a .txt file of it, or a .npy file of its embedding."""
     image: InFile | None = None
@@ -351,7 +357,8 @@ class Plan(Command):
     work = "jcos.cli.plan:Plan"
 
     model: str
-    """A released model, by its name."""
+    """A released model by its name, org/name on Hugging Face (nothing is downloaded), or a
+    checkpoint folder."""
     topology: str
     """v5p-64, v6e-8, h200:8 as clouds sell them, or any slice by its shape, as v5p:2x2x4."""
     size: str | None = None

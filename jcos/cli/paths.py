@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 from tyro.constructors import PrimitiveConstructorSpec
 
 from jcos import files
+from jcos.weights import hub
 from jcos.weights.faults import brief
 
 
@@ -63,6 +64,8 @@ InPath = Annotated[Path, _checked(files.check_there)]
 OutFile = Annotated[Path, _checked(files.check_new_file)]
 OutFolder = Annotated[Path, _checked(files.check_new_folder)]
 CacheFolder = Annotated[Path, _checked(files.check_cache)]
+Model = Annotated[Path, _checked(hub.check)]
+"""A checkpoint's folder, a transformer's single file, or a name on Hugging Face."""
 ConfigFile = Annotated[Path, _checked(check_config)]
 
 

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import os
+from pathlib import Path
 
 import jax
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from jcos import wan
 from jcos.cli import options
 from jcos.cli.common import console, read_size
 from jcos.devices import sharding
@@ -17,7 +19,7 @@ from jcos.plan import costs, forecast
 from jcos.plan.costs import Job
 from jcos.plan.forecast import Forecast
 from jcos.plan.machines import GIB, machine
-from jcos.variants import VARIANTS, with_profile
+from jcos.variants import VARIANTS, variant_of, with_profile
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,9 +42,12 @@ class Plan(options.Plan):
         _show(result)
 
     def _job(self) -> Job:
-        if self.model not in VARIANTS:
+        if Path(self.model).exists():
+            config = wan.read_config(self.model)
+        elif (name := self.model if self.model in VARIANTS else variant_of(self.model)) is None:
             raise ValueError(f"there is no model {self.model!r}; known are {', '.join(VARIANTS)}")
-        config = VARIANTS[self.model]()
+        else:
+            config = VARIANTS[name]()
         if self.profile is not None:
             config = with_profile(config, self.profile)
         if self.steps is not None:

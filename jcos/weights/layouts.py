@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jcos.files import visible
-from jcos.weights import single
+from jcos.weights import hub, single
 from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.names import ANCHORS, without_prefix
 from jcos.weights.quantised import GGUF, gguf_tensors
@@ -63,7 +63,11 @@ def recognise(folder: Path) -> Layout:
     index = read_json(folder / _INDEX, faults) if (folder / _INDEX).exists() else {}
     if faults:
         raise CheckpointError(faults[0])
-    return Layout(_diffusers(folder, index), index, folder / "tokenizer")
+    base = hub.base_of(folder)
+    words = next(
+        (f / "tokenizer" for f in (folder, base) if f and (f / "tokenizer").is_dir()), None
+    )
+    return Layout(_diffusers(folder, index, base), index, words or folder / "tokenizer")
 
 
 def _single(file: Path) -> Layout:
@@ -103,14 +107,15 @@ def _channels(vae: Path) -> int | None:
     return None
 
 
-def _diffusers(folder: Path, index: Mapping[str, Any]) -> dict[str, Path]:
+def _diffusers(folder: Path, index: Mapping[str, Any], base: Path | None) -> dict[str, Path]:
     found = {"experts.0": folder / "transformer"}
     two = index.get("transformer_2") if index else [(folder / "transformer_2").is_dir()]
     if any(two or ()):
         found["experts.1"] = folder / "transformer_2"
     for part, name in (("vae", "vae"), ("text", "text_encoder")):
-        if (folder / name).is_dir():
-            found[part] = folder / name
+        for place in (folder, base):
+            if place and (place / name).is_dir():
+                found.setdefault(part, place / name)
     return found
 
 

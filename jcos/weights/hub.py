@@ -1,0 +1,179 @@
+"""Models by name: `org/name[@revision]` on the Hugging Face hub, or in its cache.
+
+A model that is there already is read where it lies; nothing is written into the cache but what
+`huggingface_hub` downloads. Parts that a fine-tuned release lacks are read from the release it was
+made of (`variants.BASES`).
+"""
+
+import os
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from jcos.files import check_there, local_path, shown
+from jcos.variants import BASES
+
+_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
+FILES = (
+    *("model_index.json", "config.json", "diffusion_pytorch_model*.safetensors*"),
+    *("high_noise_model/*", "low_noise_model/*", "transformer/*", "transformer_2/*"),
+    *("vae/*", "text_encoder/*", "tokenizer/*", "image_encoder/*", "image_processor/*"),
+    *("Wan2.?_VAE.*", "models_t5*", "models_clip*", "google/umt5-xxl/*"),
+    *("jcos.json", "weights/*"),
+)
+"""Files of a repository that are needed, in any layout that is read."""
+_NOT_NEEDED = ("*.bin", "*.fp16.*", "*.bf16.*", "*.md", "*.png", "*.jpg", "*.mp4")
+
+
+def is_name(given: Path | str) -> bool:
+    """Return whether this is no file or folder, but may be a model's name on the hub."""
+    return bool(_NAME.fullmatch(str(given))) and not os.path.lexists(given)
+
+
+def check(given: Path) -> None:
+    """Check that it is a folder or file that can be read, or may be a name; ValueError else."""
+    if not is_name(given):
+        check_there(given)
+
+
+def find(given: Path | str) -> Path:
+    """Return the folder (or single file) of a model, with all of its parts on this machine.
+
+    given: a folder or file, returned as it is; a Hugging Face cache, or a model's folder or
+    snapshot in one; or `org/name[@revision]`, whose needed files are downloaded into the cache.
+    Raises ValueError, in one sentence, where there is no such model or the hub cannot be reached.
+    """
+    path = local_path(given)
+    if is_name(given):
+        named = _NAME.fullmatch(str(given))
+        assert named is not None
+        path = _download(named[1], named[2])
+    elif path.is_dir():
+        path = _in_cache(path)
+    lacking = _lacking(path)
+    if lacking and base_of(path, lacking) is None:
+        repo, folders = BASES[_repo_of(path)][0], lacking
+        _download(repo, None, [f"{name}/*" for name in folders], path.absolute().parents[2])
+    return path
+
+
+def base_of(folder: Path, parts: Sequence[str] = ()) -> Path | None:
+    """Return the snapshot that a fine-tuned release takes the parts from that it lacks; None where
+    it lacks none, or the cache has no such snapshot with all of `parts`."""
+    if (repo := _repo_of(folder)) not in BASES:
+        return None
+    place = folder.absolute().parents[2] / _folder_of(BASES[repo][0])
+    found = _snapshot(place, None)
+    return found if found and all((found / part).is_dir() for part in parts) else None
+
+
+def _lacking(folder: Path) -> list[str]:
+    """Parts that a fine-tuned release takes from another."""
+    parts = BASES.get(_repo_of(folder), ("", ()))[1]
+    return [part for part in parts if not (folder / part).is_dir()]
+
+
+# ---- the cache: models--ORG--NAME/snapshots/COMMIT, and refs/REVISION with a commit in it
+
+
+def _folder_of(repo: str) -> str:
+    return f"models--{repo.replace('/', '--')}"
+
+
+def _repo_of(folder: Path) -> str:
+    """The name of the model whose snapshot a folder is; empty where it is none."""
+    *_, model, snapshots, _ = ("", "", *folder.absolute().parts)
+    known = snapshots == "snapshots" and model.startswith("models--")
+    return model.removeprefix("models--").replace("--", "/", 1) if known else ""
+
+
+def _snapshot(model: Path, revision: str | None) -> Path | None:
+    """The snapshot of a revision; without one of main, or the only one."""
+    ref = model / "refs" / (revision or "main")
+    names = [ref.read_text().strip()] if ref.is_file() else [revision] if revision else []
+    found = [model / "snapshots" / name for name in names]
+    if not names and (model / "snapshots").is_dir():
+        found = list((model / "snapshots").iterdir())
+    return found[0] if len(found) == 1 and found[0].is_dir() else None
+
+
+def _in_cache(folder: Path) -> Path:
+    """The snapshot, if the folder is a cache or a model's folder in one; else the folder."""
+    if (folder / "snapshots").is_dir():
+        found = _snapshot(folder, None)
+        if found is None:
+            raise ValueError(f"{shown(folder)} has no single snapshot; name one of its snapshots/")
+        return found
+    for cache in (folder, folder / "hub"):
+        if models := sorted(cache.glob("models--*")):
+            if len(models) == 1:
+                return _in_cache(models[0])
+            names = ", ".join(m.name.removeprefix("models--").replace("--", "/", 1) for m in models)
+            raise ValueError(f"{shown(folder)} is a cache of several models; name one: {names}")
+    return folder
+
+
+# ---- the hub
+
+
+def _download(
+    repo: str,
+    revision: str | None,
+    patterns: Sequence[str] = FILES,
+    cache: Path | None = None,
+) -> Path:
+    """The snapshot of a repository with the files of some patterns, downloaded as far as they are
+    not in the cache, after a line that says how much that is."""
+    name = f"{repo}@{revision}" if revision else repo
+    try:
+        import huggingface_hub as hub
+        from huggingface_hub import constants, errors
+    except ImportError:
+        raise ValueError(
+            f"there is no folder {name}; to get it as a model from Hugging Face, install the extra "
+            "lab: pip install 'jcos[lab]'"
+        ) from None
+    cache = cache or Path(constants.HF_HUB_CACHE)
+    choice = {"allow_patterns": list(patterns), "ignore_patterns": list(_NOT_NEEDED)}
+    place = {"revision": revision, "cache_dir": cache, **choice}
+    try:
+        files = hub.snapshot_download(repo, dry_run=True, **place)
+        missing = [file for file in files if file.will_download]
+        size = sum(file.file_size for file in missing)
+        if not files:
+            raise ValueError(f"{name} on Hugging Face has no files of a model that jcos reads")
+        if missing:
+            free = shutil.disk_usage(next(p for p in (cache, *cache.parents) if p.exists())).free
+            if size > free:
+                raise ValueError(
+                    f"{name} takes {size / 1e9:.1f} GB more, {shown(cache)} has {free / 1e9:.1f} "
+                    "GB free; set HF_HUB_CACHE to a larger disk"
+                )
+            print(
+                f"Downloading {len(missing)} files of {name}, {size / 1e9:.2f} GB, into {cache}",
+                file=sys.stderr,
+            )
+        return Path(hub.snapshot_download(repo, **place))
+    except errors.GatedRepoError:
+        raise ValueError(
+            f"{name} on Hugging Face asks for consent: log in with `hf auth login`"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise ValueError(f"{repo} on Hugging Face has no revision {revision}") from None
+    except errors.RepositoryNotFoundError:
+        raise ValueError(f"there is no folder {name}, and Hugging Face has no such model") from None
+    except ValueError:
+        raise
+    except Exception as error:  # noqa: BLE001 (each of its HTTP libraries has errors of its own)
+        if (found := _snapshot(cache / _folder_of(repo), revision)) is not None:
+            warnings.warn(f"Hugging Face is not asked for {name}: it is in {cache}", stacklevel=3)
+            return found
+        include = "" if patterns is FILES else " --include " + " ".join(f'"{p}"' for p in patterns)
+        at = f" --revision {revision}" if revision else ""
+        raise ValueError(
+            f"there is no folder {name}, and Hugging Face cannot be reached "
+            f"({type(error).__name__}); on a machine that can: hf download {repo}{at}{include}"
+        ) from None
