@@ -19,11 +19,12 @@ from jcos.cli.paths import InPath, Model, OutFolder, parse, refuse
 from jcos.config import StoredType
 from jcos.weights import hub
 from jcos.weights.faults import readable
+from jcos.weights.loras import Lora
 
 from . import Only
 
 if TYPE_CHECKING:  # what takes long to import is imported once the options are right
-    from .stream import Job, Lora, Plan
+    from .stream import Job, Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +71,7 @@ class Arguments:
         return Job(hub.find(self.source), self.target, self.dtype, only, tuple(loras), unused)
 
 
-def _loras(files: Sequence[Path], scales: Sequence[float], expert: int | None) -> "list[Lora]":
-    from .stream import Lora
-
+def _loras(files: Sequence[Path], scales: Sequence[float], expert: int | None) -> list[Lora]:
     if scales and len(scales) != len(files):
         raise ValueError(f"{len(scales)} factors are given for {len(files)} LoRA file(s)")
     if wrong := [scale for scale in scales if not math.isfinite(scale)]:

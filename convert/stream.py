@@ -21,26 +21,18 @@ from jcos.files import check_room, local_path
 from jcos.weights import checkpoint
 from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.faults import readable
+from jcos.weights.lora import Adapter, adapters
+from jcos.weights.loras import Lora
 from jcos.weights.released import Released, StoredType, open_released, part_of
 from jcos.weights.tensors import check_fetched, check_finite
 
 from . import Only
-from .lora import Adapter, open_adapter
 from .work import Work
 
 BUNDLE = 512_000_000
 """Bytes that small leaves are collected up to."""
 COMPRESSED = 0.7
 """Weights take at least this part of their size on disk."""
-
-
-@dataclass(frozen=True)
-class Lora:
-    """A LoRA file to merge into an expert: 0 for high noise, 1 for low, None for the only one."""
-
-    file: Path
-    expert: int | None = None
-    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -89,8 +81,7 @@ def plan(job: Job) -> Plan:
     if released.tokenizer and "text" in released.parts:
         check_fetched(released.tokenizer / "tokenizer.json")
     types = {path: released.stored_type(path, job.dtype) for path in released.leaves}
-    adapters = [_adapter(lora, released, job.allow_unused) for lora in job.loras]
-    return Plan(job, released, types, _bundles(released, types), adapters)
+    return Plan(job, released, types, _bundles(released, types), _adapters(job, released))
 
 
 def convert(job: Job, progress: Progress) -> Plan:
@@ -139,23 +130,14 @@ def _only(released: Released, only: tuple[Only, ...]) -> Released:
     return released.of([part for part in released.parts if part.split(".")[0] in kinds])
 
 
-def _adapter(lora: Lora, released: Released, allow_unused: bool) -> tuple[str, Adapter]:
-    expert = lora.expert or 0
-    part = f"experts.{expert}"
-    if (lora.expert is None) != (released.config.experts == 1):
-        raise CheckpointError(
-            f"{released.folder} has {released.config.experts} expert(s); say with --lora (one "
-            f"expert), --lora-high or --lora-low (two) what {lora.file} is for"
-        )
-    if part not in released.parts:
-        raise CheckpointError(f"{lora.file} changes {part}, which is not to be converted")
-    tensors = {
-        name.removeprefix(f"{part}."): tensor
-        for name, tensor in released.tensors.items()
-        if part_of(name) == part
-    }
-    adapter = open_adapter(lora.file, lora.scale, tensors, expert=expert, allow_unused=allow_unused)
-    return part, adapter
+def _adapters(job: Job, released: Released) -> list[tuple[str, Adapter]]:
+    if job.loras and "experts.0" not in released.parts:
+        raise CheckpointError(f"{job.loras[0].file} changes experts, which are not to be converted")
+    experts: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, tensor in released.tensors.items():
+        if (part := part_of(name)).startswith("experts."):
+            experts.setdefault(part, {})[name.removeprefix(f"{part}.")] = tensor.shape
+    return adapters(job.loras, experts, allow_unused=job.allow_unused)
 
 
 def _bundles(released: Released, types: dict[str, np.dtype]) -> dict[str, list[str]]:
@@ -204,12 +186,8 @@ def _write_part(
 ) -> None:
     def read(name: str, dtype: np.dtype) -> np.ndarray:
         tensor = made.released.tensors[name]
-        array = tensor.read()
         with np.errstate(all="ignore"):  # what comes of it is looked at below
-            for part, adapter in made.adapters:
-                if part_of(name) == part:
-                    array = adapter.merged(name.removeprefix(f"{part}."), array)
-            array = array.astype(dtype, copy=False)
+            array = made.released.merged(made.adapters, name).astype(dtype, copy=False)
         check_finite(array, f"{name} of {tensor.file}")
         advance(tensor.nbytes)
         return array

@@ -32,9 +32,10 @@ from jcos.sampling.interventions import Interventions
 from jcos.sampling.noise import noise_from_file, seed_words
 from jcos.sampling.probe import Probe
 from jcos.sampling.probes import choose
-from jcos.variants import Profile
+from jcos.variants import Profile, with_preset
 from jcos.weights import hub
 from jcos.weights.checkpoint import identify
+from jcos.weights.loras import Asked, parse_all
 
 Progress = Callable[[str, int, int], None]
 """Is called with what is going on, and how many parts of how many are done."""
@@ -77,6 +78,8 @@ def run(
     tiles: tuple[int, int] | None = None,
     resident: bool | None = None,
     devices: Mesh | None = None,
+    lora: Asked = None,
+    preset: str | None = None,
     command: str = "",
     progress: Progress = silent,
     **sampling: Any,
@@ -94,13 +97,17 @@ def run(
     x0: steps whose clean estimates are kept. probe: what is done to the runs; observations of a
     probe of your own are not kept. noise: torch, jax or a file. text_cache: folder of
     embedded prompts, with all of which the encoder is not loaded. tiles: height and width in
-    latent cells of what the VAE codes at a time. resident: as in `wan.load`. devices: a mesh.
+    latent cells of what the VAE codes at a time. resident, lora: as in `wan.load`. devices: a mesh.
+    preset: of `variants.PRESETS`, for what `sampling` leaves open.
     Raises ValueError, IndexError or OSError, before weights are read, where this cannot be run, its
     files cannot be written, or `out` holds another run.
     """
     folder, out = hub.find(folder), local_path(out)
     config = wan.read_config(folder, profile)
+    sampling = with_preset(preset, sampling)
     config = dataclasses.replace(config, sampling=config.sampling_with(**sampling))
+    loras = parse_all(lora)
+    changed = wan.read_loras(config, loras)
     steps, fps = config.sampling.steps, config.clip.fps
     sizes = {} if devices is None else devices.shape
     wan.check_mesh(sizes, config, len(seeds))
@@ -152,6 +159,8 @@ def run(
         "x0": list(x0),
         "tiles": None if tiles is None else list(tiles),
     }
+    if changed:
+        settings["lora"] = [[part, a.scale, _file_hash(a.file)] for part, a in changed]
     done = runs.holds(out, "checkpoint", settings) and (out / LATENTS).is_file()
     count = len(seeds) * (1 + len(x0))
     room = HEADER + 4 * count * math.prod(shape)
@@ -175,7 +184,7 @@ def run(
         manifest |= runs.made(command, sizes)
         with runs.begun(out, manifest, room), sharding.use_mesh(devices):
             progress("reading the experts", 0, steps)
-            model = load(text=False, vae=False, resident=resident)
+            model = load(text=False, vae=False, resident=resident, lora=loras)
             start = time.monotonic()
             trace = generation.generate(
                 model,
@@ -223,6 +232,11 @@ def _write_estimates(
         thin = max(1, film.shape[2] // 240)
         rows.append(film[shown, ::thin, ::thin])
     write(out / f"seed-{seed}-x0.png", formats.png(formats.contact_sheet(np.stack(rows))))
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash(*arrays: Array | np.ndarray) -> str:

@@ -1,7 +1,7 @@
 """The released models and the small one as configurations, and how reference codes run them."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -202,3 +202,23 @@ def variant_of(name: str) -> str | None:
     base = BASES[name][0] if name in BASES else name
     known = base.rpartition("/")[2].removesuffix("-Diffusers").lower()
     return known if known in VARIANTS else None
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    f"lightning-{steps}": {"steps": steps, "shift": 5.0, "solver": "euler", "guidance": (1.0,)}
+    for steps in (4, 8)
+}
+"""Schedules of distilled models, by name: lightx2v's Wan2.2-Lightning LoRAs, of 4 and 8 steps. The
+authors' timesteps are 1000, 937.5, 833.3, 625, and 1000, 972.2, 937.5, 892.9, 833.3, 750, 625,
+416.7; guidance is left out."""
+
+
+def with_preset(name: str | None, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings for `WanConfig.sampling_with`: a preset's, but for those that are given."""
+    if name is None:
+        return dict(changes)
+    if name not in PRESETS:
+        raise ValueError(f"preset is {name!r}; known are {', '.join(PRESETS)}")
+    given = {key: value for key, value in changes.items() if value is not None}
+    whole = ("steps", "shift") if "sigmas" in given else ()
+    return {k: v for k, v in PRESETS[name].items() if k not in whole} | given

@@ -21,7 +21,8 @@ from jcos.cli.paths import (
 )
 from jcos.config import Solver
 from jcos.sampling.interventions import Interventions
-from jcos.variants import TINY, Profile
+from jcos.variants import TINY, Profile, with_preset
+from jcos.weights.loras import parse_all
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -248,6 +249,8 @@ class Generate(Interventions, OnMesh, Command):
       jcos generate wan-i2v --image cat.png --prompt "The cat finds the way out."
       jcos generate wan-t2v --prompt "A maze is solved." --size 832x480 --steps 50 --x0 0 5 10 20 49
       jcos generate wan-i2v --image maze.png --prompt "…" --profile diffsynth --noise-steps 25
+      jcos generate wan-i2v --image cat.png --prompt "…" --preset lightning-4 --lora \\
+        high=high_noise.safetensors low=low_noise.safetensors:0.9
       jcos generate wan-i2v --image cat.png --prompt "…" --mesh branch=2,context=4
     """
 
@@ -283,6 +286,12 @@ class Generate(Interventions, OnMesh, Command):
     """Scale of the first noise, 1 by default."""
     profile: Profile | None = None
     """Whose data types, schedule and defaults: by default those of the checkpoint's authors."""
+    preset: str | None = None
+    """Schedule of a distilled model, for what the options above leave open: lightning-4 or
+    lightning-8 (Euler, shift 5, no guidance)."""
+    lora: tuple[str, ...] = ()
+    """LoRA files, merged while the weights are read: FILE[:SCALE], of models with two experts
+    high=FILE[:SCALE] and low=FILE[:SCALE]."""
     seeds: tuple[int, ...] = (0,)
     """One video per seed, side by side."""
     noise: str | None = None
@@ -302,6 +311,10 @@ class Generate(Interventions, OnMesh, Command):
     """Folder of compiled programs, which can go to other machines with the same devices; by default
     your cache folder. What lies there is run: take it only from where you would take code."""
     out: OutFolder = Path("out/generate")
+
+    def check(self) -> None:
+        parse_all(self.lora)
+        with_preset(self.preset, {})
 
     def run(self) -> None:
         from jcos import staged
@@ -332,6 +345,8 @@ class Generate(Interventions, OnMesh, Command):
                 tiles=self.tiles,
                 resident=self.resident,
                 devices=self.devices(),
+                lora=self.lora,
+                preset=self.preset,
                 command=command_line(),
                 progress=progress,
                 **{name: getattr(self, name) for name in SAMPLING},

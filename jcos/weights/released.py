@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from jcos.weights.layouts import (
     read_json,
     recognise,
 )
+from jcos.weights.lora import Adapter
 from jcos.weights.names import (
     ANCHORS,
     DIT,
@@ -91,6 +92,14 @@ class Released:
     def files(self) -> list[Path]:
         """Return every file that holds tensors."""
         return sorted({tensor.file for tensor in self.tensors.values()})
+
+    def merged(self, adapters: Sequence[tuple[str, Adapter]], name: str) -> np.ndarray:
+        """Return a tensor with what LoRA files, given with the part of each, add to it."""
+        array = self.tensors[name].read()
+        for part, adapter in adapters:
+            if part_of(name) == part:
+                array = adapter.merged(name.removeprefix(f"{part}."), array)
+        return array
 
     def stored_type(self, path: str, dtype: StoredType) -> np.dtype:
         """Return the type that a leaf is kept in.
@@ -151,11 +160,13 @@ def load_released(
     source: Released,
     want: Mapping[str, Any],
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+    adapters: Sequence[tuple[str, Adapter]] = (),
 ) -> dict[str, jax.Array]:
     """Return leaves by path, read one after the other and put on the devices at once.
 
     want: what to load, with the types to load it in (`checkpoint.leaves` of an abstract model).
-    shardings: by path; the first device for those that are not named.
+    shardings: by path; the first device for those that are not named. adapters: LoRA files to
+    merge, with the part that each changes.
     Raises CheckpointError where the folder does not have a part that is wanted.
     """
     if absent := sorted({part_of(path) for path in want} - set(source.parts)):
@@ -163,7 +174,7 @@ def load_released(
     first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     found = {}
     for path, leaf in want.items():
-        array = source.leaves[path].build(lambda name: source.tensors[name].read(), leaf.dtype)
+        array = source.leaves[path].build(partial(source.merged, adapters), leaf.dtype)
         found[path] = jax.device_put(array, (shardings or {}).get(path, first))
     return found
 

@@ -11,8 +11,8 @@ import safetensors.numpy
 
 from convert import stream
 from convert.__main__ import Arguments, main
-from convert.stream import Lora
 from jcos.weights import checkpoint
+from jcos.weights.loras import Lora
 from tests.conftest import GOLDEN, ROOT
 from tests.releases import write_pth
 
@@ -86,7 +86,7 @@ def test_wrong_inputs_are_one_sentence(tmp_path, capsys):
     assert refused(capsys, T2V, tmp_path) == f"{tmp_path} exists; remove it or choose another name"
     factors = ("--lora", LORA, "--lora-scale", "1", "2")
     assert refused(capsys, TI2V, out, *factors) == "2 factors are given for 1 LoRA file(s)"
-    assert "say with --lora (one expert)" in refused(capsys, I2V, out, "--lora", LORA)
+    assert "of two say which one" in refused(capsys, I2V, out, "--lora", LORA)
     assert "does not fit the model in 20 places" in refused(capsys, TI2V, out, "--lora", LORA)
     assert "x.safetensors" in refused(capsys, I2V, out, "--lora-low", tmp_path / "x.safetensors")
     skip = tmp_path / "skip.safetensors"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from convert.lora import Adapter, open_adapter
 from jcos.weights.checkpoint import CheckpointError
+from jcos.weights.lora import Adapter, open_adapter
 from tests.conftest import GOLDEN
 from tests.convert.test_lora import PEFT, expert
 
@@ -63,7 +63,7 @@ def test_alpha_beside_the_file_whatever_it_is_called(tmp_path, name, prefix):
 
 def test_the_merged_weights(tmp_path):
     name = "blocks.1.self_attn.o.weight"
-    weight = expert()[name].read()
+    weight = load_release("i2v_high")[name]
     plain = opened(PEFT, 4.0).merged(name, weight)
     assert np.abs(plain - weight).max() > 1e-2
     found = opened(folder_of(tmp_path / "x").parent).merged(name, weight)

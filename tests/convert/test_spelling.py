@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from convert import spelling
+from jcos.weights import spelling
 from tests.conftest import GOLDEN
 
 MAP = json.loads((GOLDEN / "ckpt" / "key_maps_original_to_diffusers.json").read_text())["dit"]

@@ -7,18 +7,22 @@ B A is multiplied by alpha / rank; else by nothing but the scale asked for.
 """
 
 import math
+import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 
+from jcos.weights import peft, spelling
 from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.faults import listed, shorter
+from jcos.weights.loras import Lora
+from jcos.weights.names import DIT, place
 from jcos.weights.tensors import Tensor, check_finite, tensors_in
-
-from . import peft, spelling
 
 # The key and tensor of each kind (`A`, `B`, `alpha`, `diff`, …) that changes one tensor.
 Group = dict[str, tuple[str, Tensor]]
@@ -80,7 +84,7 @@ class Adapter:
 def open_adapter(
     file: Path,
     scale: float,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, tuple[int, ...]],
     *,
     expert: int = 0,
     allow_unused: bool = False,
@@ -88,7 +92,8 @@ def open_adapter(
     """Match every key of a LoRA file with a tensor of an expert; of the large ones headers are
     read alone.
 
-    file: or the folder of a PEFT adapter. tensors: of the expert, by the original's names. expert:
+    file: or the folder of a PEFT adapter. tensors: shapes of
+    the expert's, by the original's names. expert:
     which one to take of a file that is for both.
     Raises CheckpointError naming every key without a place (unless `allow_unused`), every shape
     that does not fit and every half of a pair at once; and for adapters of another kind.
@@ -114,7 +119,7 @@ def open_adapter(
     changes, faults = {}, []
     for target, group in groups.items():
         try:
-            changes[target] = _changes(group, tensors[target].shape, scale, settings)
+            changes[target] = _changes(group, tensors[target], scale, settings)
         except CheckpointError:
             raise
         except (ValueError, IndexError) as error:
@@ -131,7 +136,7 @@ def open_adapter(
 
 
 def _by_target(
-    keys: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+    keys: Mapping[str, Tensor], tensors: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, Group], list[str], list[str]]:
     """Keys by the tensor they change and by their kind (A, B, alpha, diff, …); and the keys that
     are skipped, and those that are unused."""
@@ -185,3 +190,111 @@ def _changes(
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
+
+
+# ---- at run time
+
+
+def adapters(
+    loras: Sequence[Lora],
+    experts: Mapping[str, Mapping[str, tuple[int, ...]]],
+    *,
+    allow_unused: bool = False,
+) -> list[tuple[str, Adapter]]:
+    """Match LoRA files with the experts of a model, each with the part that it changes.
+
+    experts: shapes of their tensors by the original's names, by part (`experts.0`). A file that is
+    for no expert by name is for the only one, or for those that its keys name.
+    Raises CheckpointError as `open_adapter`, and where it is not known what a file is for.
+    """
+    found = []
+    for lora in loras:
+        numbers: Sequence[int] = [lora.expert or 0]
+        if lora.expert is None and len(experts) > 1:
+            keys = tensors_in(peft.adapter_file(lora.file))
+            second = [spelling.is_of_second_expert(key) for key in keys]
+            numbers = range(2) if any(second) and not all(second) else [1] * all(second)
+        if not numbers or (lora.expert is not None and len(experts) == 1):
+            raise CheckpointError(
+                f"the model has {len(experts)} expert(s); of two say which one {lora.file} is for "
+                "(high=FILE, low=FILE; of convert --lora-high, --lora-low), of one do not"
+            )
+        for i in numbers:
+            part = f"experts.{i}"
+            options = {"expert": i, "allow_unused": allow_unused}
+            found.append((part, open_adapter(lora.file, lora.scale, experts[part], **options)))
+    return found
+
+
+def original_shapes(
+    leaves: Mapping[str, Any], patch: tuple[int, ...]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the original's tensors that a transformer is made of: `names.DIT`
+    inverted.
+
+    leaves: anything with a shape, by path. patch: the transformer's.
+    """
+    found = {}
+    for path, leaf in leaves.items():
+        name, shape = path, tuple(leaf.shape)
+        for pattern, new in _INVERSE:
+            name = re.sub(pattern, new, name)
+        layers = range(shape[0]) if path.startswith("blocks.") else [None]
+        shape = shape[1:] if path.startswith("blocks.") else shape
+        if path == "patch_embedding.kernel":
+            shape = (shape[1], shape[0] // math.prod(patch), *patch)
+        elif path.endswith(".kernel"):
+            shape = shape[::-1]
+        elif path.endswith(".modulation"):
+            shape = (1, *shape)
+        for i in layers:
+            found[name if i is None else name.replace("blocks.", f"blocks.{i}.", 1)] = shape
+    return found
+
+
+_INVERSE = [
+    (r"\.(kernel|scale)$", ".weight"),
+    (r"\.layers_(\d)\.", r".\1."),
+    (r"^time_projection\.", "time_projection.1."),
+]
+
+
+def merge(
+    leaves: Mapping[str, jax.Array],
+    adapters: Sequence[Adapter],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, jax.Array]:
+    """Return those leaves of a transformer that LoRA files change, W + Δ in float32, rounded to the
+    leaf's type. The arrays they were are deleted. Each process changes the slices that it has.
+
+    shapes: `original_shapes` of the leaves, which the files were matched with.
+    """
+    merged = {}
+    for path, leaf in place(shapes, DIT)[0].items():
+        changes = {name: [c for a in adapters for c in a.changes.get(name, ())] for name in shapes}
+        if any(changes[name] for name, _ in leaf.sources):
+            added = [
+                change(sum(c(shapes[name]) for c in changes[name])) if changes[name] else None
+                for name, change in leaf.sources
+            ]
+            merged[path] = _added(leaves[path], added, leaf.stacked)
+    return merged
+
+
+def _added(array: jax.Array, added: Sequence[np.ndarray | None], stacked: bool) -> jax.Array:
+    """The array with what is added to its layers, or to all of it."""
+    shape, sharding, pieces = array.shape, array.sharding, {}
+
+    def key(index: tuple[slice, ...]) -> tuple[Any, ...]:
+        return tuple(part.indices(size) for part, size in zip(index, shape, strict=True))
+
+    for shard in array.addressable_shards:
+        if key(shard.index) not in pieces:
+            pieces[key(shard.index)] = piece = np.array(shard.data)
+            layers, index = (piece, shard.index[1:]) if stacked else (piece[None], shard.index)
+            first = key(shard.index)[0][0] if stacked else 0
+            for layer, more in zip(layers, added[first:], strict=False):
+                if more is not None:
+                    layer[...] = (layer.astype(np.float32) + more[index]).astype(layer.dtype)
+    array.delete()
+    return jax.make_array_from_callback(shape, sharding, lambda index: pieces[key(index)])

@@ -1,0 +1,127 @@
+"""LoRA at run time: the same weights as merged by the converter; presets of distilled models."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from rich.progress import Progress
+
+from convert.stream import Job, convert
+from jcos import wan
+from jcos.config import FLOAT32
+from jcos.model.dit import DiT
+from jcos.sampling import flow
+from jcos.variants import PRESETS, VARIANTS, with_preset
+from jcos.weights import checkpoint
+from jcos.weights.checkpoint import CheckpointError
+from jcos.weights.lora import original_shapes
+from jcos.weights.loras import Lora, parse, parse_all
+from jcos.weights.released import open_released
+from tests.conftest import GOLDEN
+
+I2V = GOLDEN / "ckpt" / "Wan2.2-I2V-A14B"
+DIFFSYNTH, LIGHTX2V = (
+    GOLDEN / "lora" / f"{name}_high_noise_lora.safetensors" for name in ("diffsynth", "lightx2v")
+)
+PEFT = GOLDEN / "lora" / "peft_diffusers_lora.safetensors"
+
+
+def weights(folder: Path, *lora: str) -> dict[str, np.ndarray]:
+    model = wan.load(folder, profile="float32", text=False, vae=False, lora=lora)
+    return {path: np.asarray(a) for path, a in checkpoint.leaves(model).items()}
+
+
+def converted(folder: Path, *loras: Lora) -> Path:
+    convert(Job(I2V, folder, "float32", only=("dit",), loras=loras), Progress(disable=True))
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:.*no alpha")
+def test_at_run_time_and_merged_are_the_same(tmp_path):
+    """LoRA of one expert, with biases and modulation of another file in the second."""
+    plain = converted(tmp_path / "plain")
+    made = converted(tmp_path / "made", Lora(DIFFSYNTH, 0, 0.5), Lora(LIGHTX2V, 1, -2.0))
+    asked = (f"high={DIFFSYNTH}:0.5", f"low={LIGHTX2V}:-2")
+    want, before = weights(made), weights(plain)
+    changed = [path for path, a in want.items() if not np.array_equal(a, before[path])]
+    assert {path[:9] for path in changed} == {"experts.0", "experts.1"}
+    for folder in (I2V, plain):
+        found = weights(folder, *asked)
+        for path, a in want.items():
+            np.testing.assert_allclose(found[path], a, 2e-7, 1e-9, err_msg=f"{folder} {path}")
+
+
+@pytest.mark.filterwarnings("ignore:.*no alpha")
+def test_one_file_for_both_experts(tmp_path):
+    first = safetensors.numpy.load_file(PEFT)
+    second = {key.replace("transformer.", "transformer_2.", 1): a for key, a in first.items()}
+    both = tmp_path / "both.safetensors"
+    safetensors.numpy.save_file(first | second, both)
+    found, want = weights(I2V, str(both)), weights(I2V, f"high={PEFT}", f"low={PEFT}")
+    for path, a in want.items():
+        np.testing.assert_array_equal(found[path], a, path)
+
+
+def test_a_lora_that_does_not_fit_is_refused_before_weights_are_read(monkeypatch):
+    monkeypatch.setattr(checkpoint, "restore", None)
+    with pytest.raises(CheckpointError, match="of two say which one"):
+        wan.load(I2V, lora=DIFFSYNTH)
+    with pytest.raises(CheckpointError, match="of one do not"):
+        wan.load(GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B", lora=f"high={DIFFSYNTH}")
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        wan.load(GOLDEN / "ckpt" / "Wan2.2-TI2V-5B", lora=DIFFSYNTH)
+
+
+def test_what_is_asked_for(tmp_path):
+    file = tmp_path / "a:1.safetensors"
+    file.touch()
+    assert parse(str(file)) == Lora(file)
+    assert parse(f"low={file}:-0.5") == Lora(file, 1, -0.5)
+    assert parse_all(None) == ()
+    assert parse_all(file) == parse_all([Lora(file)]) == (Lora(file),)
+    for asked, reason in ((f"{file}:strong", "give a number"), ("none:1", "there is no file none")):
+        with pytest.raises(ValueError, match=reason):
+            parse(asked)
+
+
+@pytest.mark.parametrize("name", ["Wan2.2-I2V-A14B", "Wan2.2-TI2V-5B", "Wan2.1-T2V-1.3B"])
+def test_the_originals_shapes_from_a_model_s_leaves(name):
+    source = open_released(GOLDEN / "ckpt" / name)
+    cfg = source.config.dit
+    dit = jax.eval_shape(lambda: DiT(cfg, numerics=FLOAT32, rngs=wan.nnx.Rngs(0)))
+    want = {k: t.shape for k, t in source.tensors.items() if k.startswith("experts.0.")}
+    found = original_shapes(checkpoint.leaves(dit), cfg.patch)
+    assert {f"experts.0.{k}": shape for k, shape in found.items()} == want
+
+
+@pytest.mark.parametrize(
+    ("preset", "timesteps", "high"),
+    [
+        ("lightning-4", [1000, 937.5, 833.333, 625], 2),
+        ("lightning-8", [1000, 972.222, 937.5, 892.857, 833.333, 750, 625, 416.667], 4),
+    ],
+)
+@pytest.mark.parametrize("model", ["wan2.2-i2v-a14b", "wan2.2-t2v-a14b"])
+def test_the_presets_have_the_authors_timesteps(preset, timesteps, high, model):
+    config = VARIANTS[model]()
+    sampling = config.sampling_with(**with_preset(preset, {"steps": None}))
+    schedule = flow.schedule(sampling)
+    np.testing.assert_allclose(schedule.timesteps, timesteps, rtol=1e-6)
+    assert sampling.guidance is None
+    if preset == "lightning-4":
+        assert flow.high_noise_steps(schedule, config.boundary) == high
+
+
+def test_options_go_before_a_preset():
+    config = VARIANTS["wan2.2-i2v-a14b"]()
+    changes = with_preset("lightning-4", {"shift": 3.0, "solver": None})
+    assert config.sampling_with(**changes) == dataclasses.replace(
+        config.sampling_with(**PRESETS["lightning-4"]), shift=3.0
+    )
+    changes = with_preset("lightning-4", {"sigmas": (1000, 500)})
+    assert config.sampling_with(**changes).sigmas == (1.0, 0.5)
+    with pytest.raises(ValueError, match="known are lightning-4, lightning-8"):
+        with_preset("lightning-6", {})
