@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jcos.files import check_there, local_path, shown
 from jcos.variants import BASES
@@ -131,6 +132,7 @@ def _download(
     try:
         import huggingface_hub as hub
         from huggingface_hub import constants, errors
+        from huggingface_hub.utils import logging
     except ImportError:
         raise ValueError(
             f"there is no folder {name}; to get it as a model from Hugging Face, install the extra "
@@ -139,41 +141,50 @@ def _download(
     cache = cache or Path(constants.HF_HUB_CACHE)
     choice = {"allow_patterns": list(patterns), "ignore_patterns": list(_NOT_NEEDED)}
     place = {"revision": revision, "cache_dir": cache, **choice}
+    logging.set_verbosity_error()  # what happens is said here
     try:
-        files = hub.snapshot_download(repo, dry_run=True, **place)
-        missing = [file for file in files if file.will_download]
-        size = sum(file.file_size for file in missing)
-        if not files:
-            raise ValueError(f"{name} on Hugging Face has no files of a model that jcos reads")
-        if missing:
-            free = shutil.disk_usage(next(p for p in (cache, *cache.parents) if p.exists())).free
-            if size > free:
-                raise ValueError(
-                    f"{name} takes {size / 1e9:.1f} GB more, {shown(cache)} has {free / 1e9:.1f} "
-                    "GB free; set HF_HUB_CACHE to a larger disk"
-                )
-            print(
-                f"Downloading {len(missing)} files of {name}, {size / 1e9:.2f} GB, into {cache}",
-                file=sys.stderr,
-            )
-        return Path(hub.snapshot_download(repo, **place))
+        try:
+            files = hub.snapshot_download(repo, dry_run=True, **place)
+        except errors.DryRunError:  # the hub does not answer so: what is cached may be all
+            files = None
+        else:
+            _announce(name, [file for file in files if file.will_download], cache)
+        found = Path(hub.snapshot_download(repo, **place))
     except errors.GatedRepoError:
-        raise ValueError(
-            f"{name} on Hugging Face asks for consent: log in with `hf auth login`"
-        ) from None
+        raise ValueError(f"{name} asks for consent on Hugging Face: `hf auth login`") from None
     except errors.RevisionNotFoundError:
         raise ValueError(f"{repo} on Hugging Face has no revision {revision}") from None
     except errors.RepositoryNotFoundError:
         raise ValueError(f"there is no folder {name}, and Hugging Face has no such model") from None
-    except ValueError:
-        raise
+    except NoRoom as error:
+        raise ValueError(str(error)) from None
     except Exception as error:  # noqa: BLE001 (each of its HTTP libraries has errors of its own)
-        if (found := _snapshot(cache / _folder_of(repo), revision)) is not None:
-            warnings.warn(f"Hugging Face is not asked for {name}: it is in {cache}", stacklevel=3)
-            return found
         include = "" if patterns is FILES else " --include " + " ".join(f'"{p}"' for p in patterns)
         at = f" --revision {revision}" if revision else ""
         raise ValueError(
             f"there is no folder {name}, and Hugging Face cannot be reached "
             f"({type(error).__name__}); on a machine that can: hf download {repo}{at}{include}"
         ) from None
+    if files is None:
+        warnings.warn(f"Hugging Face is not asked for {name}: it is in {cache}", stacklevel=3)
+    elif not files:
+        raise ValueError(f"{name} on Hugging Face has no files of a model that jcos reads")
+    return found
+
+
+class NoRoom(Exception):
+    """The disk is too small; the message says so."""
+
+
+def _announce(name: str, missing: Sequence[Any], cache: Path) -> None:
+    """Say how much is about to be downloaded; NoRoom where the disk does not take it."""
+    size = sum(file.file_size for file in missing)
+    free = shutil.disk_usage(next(p for p in (cache, *cache.parents) if p.exists())).free
+    if size > free:
+        raise NoRoom(
+            f"{name} takes {size / 1e9:.1f} GB more, {shown(cache)} has {free / 1e9:.1f} GB free; "
+            "set HF_HUB_CACHE to a larger disk"
+        )
+    if missing:
+        what = f"{len(missing)} files of {name}, {size / 1e9:.2f} GB"
+        print(f"Downloading {what}, into {cache}", file=sys.stderr)

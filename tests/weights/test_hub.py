@@ -39,20 +39,30 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if path.startswith("/api/models/"):
-            org, name, _, revision = path.removeprefix("/api/models/").split("/")
+            org, name, *rest = path.removeprefix("/api/models/").split("/")
+            what, revision = rest or ("revision", "main")
             folder = self.server.root / org / name
             files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
             rows = [
-                {"rfilename": p.relative_to(folder).as_posix(), "size": p.stat().st_size}
+                {
+                    "type": "file",
+                    "path": p.relative_to(folder).as_posix(),
+                    "size": p.stat().st_size,
+                    "oid": hashlib.sha1(p.read_bytes()).hexdigest(),
+                }
                 for p in files
             ]
-            about = {"id": f"{org}/{name}", "sha": COMMITS.get(revision), "siblings": rows}
+            sha = COMMITS.get(revision, revision)
+            about = rows if what == "tree" else {"id": f"{org}/{name}", "sha": sha}
             if not folder.is_dir():
                 self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-            elif revision not in COMMITS:
+            elif revision not in {*COMMITS, *COMMITS.values()}:
                 self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
             else:
                 self.answer(200, json.dumps(about).encode(), {"Content-Type": "application/json"})
+            return
+        if "/resolve/" not in path:
+            self.answer(404, b"", {})
             return
         org, name, _, revision, *rest = path.removeprefix("/").split("/")
         data = self.server.root.joinpath(org, name, *rest).read_bytes()
@@ -87,7 +97,10 @@ def served(tmp_path, monkeypatch) -> Iterator[Hub]:
     shutil.copy(release / "model_index.json", tuned)
     server = Hub(tmp_path / "hub")
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    address = f"http://127.0.0.1:{server.server_port}"
+    files = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     yield server
