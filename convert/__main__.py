@@ -58,6 +58,9 @@ class Arguments:
     allow_unused_lora: Annotated[bool, tyro.conf.arg(name="allow-unused-lora")] = False
     """Go on where LoRA files have keys that the model has no place for."""
 
+    time: bool = False
+    """Also say how long each stage took, and how long the disk takes to write the same bytes."""
+
     def job(self) -> "Job":
         """Return the job. ValueError where factors are not as many as files, or no numbers."""
         from .stream import Job
@@ -101,6 +104,22 @@ def report(made: "Plan") -> str:
     return "\n".join(lines)
 
 
+def speed(made: "Plan", times: dict[str, float]) -> str:
+    """Return how fast the conversion was, by stage, and how fast its disk is."""
+    from .stream import disk_seconds
+
+    target = made.job.target
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    read = sum(tensor.nbytes for tensor in made.released.tensors.values())
+    seconds, plain = sum(times.values()), disk_seconds(target.parent, size)
+    stages = ", ".join(f"{stage} {took:.1f} s" for stage, took in times.items())
+    return (
+        f"{read / 1e9:.2f} GB read and {size / 1e9:.2f} GB written in {seconds:.1f} s "
+        f"({stages}): {read / 1e9 / seconds:.2f} GB/s; the disk takes {plain:.1f} s to write the "
+        "same bytes"
+    )
+
+
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m convert") -> None:
     """End in one sentence and exit code 2 for a wrong input, in exit code 130 for an interruption.
 
@@ -126,8 +145,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m convert"
     again = "the same command goes on where it stopped"
     try:
         job = chosen.job()
+        times: dict[str, float] = {}
         with bars.Progress(*columns, console=Console(stderr=True)) as progress:
-            made = convert(job, progress)
+            made = convert(job, progress, times)
     except KeyboardInterrupt:
         print(f"{prog}: stopped; {again}", file=sys.stderr)
         raise SystemExit(130) from None
@@ -136,6 +156,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m convert"
     except OSError as error:
         refuse(prog, f"{error}; when that is mended, {again}")
     print(readable(report(made)))
+    if chosen.time:
+        print(speed(made, times))
 
 
 if __name__ == "__main__":

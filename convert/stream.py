@@ -5,9 +5,12 @@ one after the other into an array of the type that is stored, so that little mor
 leaf is in memory.
 """
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterable
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -84,9 +87,11 @@ def plan(job: Job) -> Plan:
     return Plan(job, released, types, _bundles(released, types), _adapters(job, released))
 
 
-def convert(job: Job, progress: Progress) -> Plan:
+def convert(job: Job, progress: Progress, times: dict[str, float] | None = None) -> Plan:
     """Write `job.target`; when it fails or is killed, what is finished stays beside it to go on
     with.
+
+    times: takes the seconds of each stage.
 
     Raises FileExistsError where the target exists; CheckpointError where files are missing, damaged
     or do not fit the model (before anything is written), have changed since the conversion was
@@ -106,7 +111,9 @@ def convert(job: Job, progress: Progress) -> Plan:
         task = progress.add_task(
             "checking files", total=sum(f.stat().st_size for f in files.values())
         )
-        work.check_sources(files, lambda n: progress.advance(task, n))
+        times = {} if times is None else times
+        with _timed(times, "hashing"):
+            work.check_sources(files, lambda n: progress.advance(task, n))
         for _, adapter in made.adapters:
             adapter.check_finite()
         left = {name: paths for name, paths in made.bundles.items() if name not in work.parts}
@@ -114,7 +121,7 @@ def convert(job: Job, progress: Progress) -> Plan:
         check_room(target.parent, more=int(COMPRESSED * size))
         task = progress.add_task("converting", total=made.bytes_read(_flat(left)))
         for name, paths in left.items():
-            _write_part(made, work, name, paths, lambda n: progress.advance(task, n))
+            _write_part(made, work, name, paths, lambda n: progress.advance(task, n), times)
         _finish(made, work)
     finally:
         work.close()
@@ -181,8 +188,32 @@ def _sources(made: Plan) -> dict[str, Path]:
     return files
 
 
+def disk_seconds(folder: Path, size: int) -> float:
+    """Return how long the disk of a folder takes to write a plain file of so many bytes."""
+    block = np.random.default_rng(0).bytes(min(size, 64_000_000))
+    start = time.perf_counter()
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for left in range(size, 0, -len(block)):
+            file.write(block[:left])
+        file.flush()
+        os.fsync(file.fileno())
+    return time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def _timed(times: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    times[stage] = times.get(stage, 0.0) + time.perf_counter() - start
+
+
 def _write_part(
-    made: Plan, work: Work, name: str, paths: list[str], advance: Callable[[int], object]
+    made: Plan,
+    work: Work,
+    name: str,
+    paths: list[str],
+    advance: Callable[[int], object],
+    times: dict[str, float],
 ) -> None:
     def read(name: str, dtype: np.dtype) -> np.ndarray:
         tensor = made.released.tensors[name]
@@ -197,9 +228,12 @@ def _write_part(
         return made.released.leaves[path].build(lambda name: read(name, dtype), dtype)
 
     check_room(work.folder, more=made.bytes_stored(paths))
-    values = {path: build(path) for path in paths}
-    leaves = checkpoint.write_part(work.folder, name, values)
-    work.finish_part(name, leaves, checkpoint.digests(work.folder, f"weights/{name}"))
+    with _timed(times, "reading"):
+        values = {path: build(path) for path in paths}
+    with _timed(times, "writing"):
+        leaves = checkpoint.write_part(work.folder, name, values)
+    with _timed(times, "hashing"):
+        work.finish_part(name, leaves, checkpoint.digests(work.folder, f"weights/{name}"))
 
 
 def _finish(made: Plan, work: Work) -> None:

