@@ -10,6 +10,7 @@ from jcos.wan import Wan
 from tests.conftest import ROOT
 
 PROBES = ROOT / "docs" / "probes.md"
+INSIDE = ROOT / "docs" / "inside.md"
 SEARCH = ROOT / "docs" / "search.md"
 
 
@@ -38,6 +39,22 @@ def test_the_examples_of_the_page_on_search_run(small_model: Wan, monkeypatch) -
     assert small_model.config.sampling.steps == 4  # after three of them one seed is left
     assert names["result"].cost.forwards.tolist() == [4 * 3 + 1]
     assert names["method"].rows[0].keep == 4
+
+
+def test_the_programs_of_the_page_on_the_inside_of_blocks_do_what_they_say() -> None:
+    """On the shipped model: heads cost something, a patch is the donor's run, a direction turns."""
+    blocks = re.findall(r"```python\n(.*?)```", INSIDE.read_text(), re.DOTALL)
+    names: dict[str, Any] = {"__name__": "docs"}
+    for block in blocks[:3]:
+        exec(compile(block, str(INSIDE), "exec"), names)
+    assert names["scores"][-1].min() == 1
+    assert names["lost"].shape == (6, 4)
+    assert names["lost"].max() > 0.3
+    own, donor = names["way"]
+    assert abs(own) < 1e-3
+    assert donor > 0.8
+    direction, noise = names["turned"]
+    assert direction > noise + 0.05
 
 
 def test_the_file_of_clips_of_the_page_is_the_one_that_is_written() -> None:

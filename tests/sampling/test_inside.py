@@ -75,7 +75,7 @@ def test_a_sweep_of_all_heads_and_steps_is_one_program(model: Wan, condition) ->
     plain = generate(model, condition).x0[0]
     close(swept[-1], plain)
     close(swept[:, :-1], jnp.stack([plain[:-1]] * len(probes)))
-    assert (jnp.abs(swept[:-1, -1] - plain[-1]).max((1, 2, 3, 4)) > 1e-3).all()
+    assert (jnp.abs(swept[:-1, -1:] - plain[None, -1:]).max((1, 2, 3, 4, 5)) > 1e-3).all()
 
 
 def test_what_takes_the_place_of_a_part(model: Wan, condition) -> None:
