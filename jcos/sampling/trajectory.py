@@ -97,9 +97,7 @@ def run(
     state, parts = begin(experts[0].numerics, conditions, noise, idle=idle), []
     for number, expert in enumerate(experts):
         steps = steps_of(plan, number)
-        state, part = advance(
-            expert, steps, conditions, state, keys, probe, idle=idle, remat=remat
-        )
+        state, part = advance(expert, steps, conditions, state, keys, probe, idle=idle, remat=remat)
         parts.append(part)
     return joined(parts)
 
