@@ -21,14 +21,15 @@ from jcos.config import Sampling
 from jcos.loop import Noise, Runs, seed_keys
 from jcos.model import attention
 from jcos.sampling import flow, trajectory
-from jcos.sampling.probe import Latents, Probe, Site, Sizes, Tokens
+from jcos.sampling.probe import Heads, Latents, Probe, Site, Sizes, Tokens
 from jcos.sampling.probes import States, chain
 from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
 
-Place = Literal["block", "heads", "mlp"]
-"""Tokens after a block, by latent frame; what the heads of self-attention return, by head; hidden
-units of the feed-forward layer, by latent frame."""
+Place = Literal["block", "heads", "cross", "mlp"]
+"""Tokens after a block, by latent frame; what the heads of self-attention return, by head; the same
+of cross-attention to the prompt; hidden units of the feed-forward layer, by latent frame."""
+BY_HEAD = ("heads", "cross")
 Metric = Callable[[Latents], Array]
 """A scalar of a latent [F, H, W, C]. `jax.tree_util.Partial` of a function and arrays makes metrics
 that differ in the arrays share one compiled program."""
@@ -46,46 +47,53 @@ class Cell(NamedTuple):
 class Patch(Probe):
     """Turns activations towards those of the last world, or towards zero where there is one world.
 
-    block, mlp [steps, layers, frames] and heads [steps, layers, heads]: how far, 0 to 1; None for
-    not at all. In both branches of guidance. No gradient passes through the donor's activations.
+    block, mlp [steps, layers, frames] and heads, cross [steps, layers, heads]: how far, 0 to 1;
+    None for not at all. In both branches of guidance. No gradient passes through the donor's
+    activations.
     """
 
     block: Float[Array, "*sweep S L F"] | None = None
     heads: Float[Array, "*sweep S L H"] | None = None
+    cross: Float[Array, "*sweep S L H"] | None = None
     mlp: Float[Array, "*sweep S L F"] | None = None
     field_axes: ClassVar = {"block": None, "heads": None}
 
-    def made_for(self) -> Sizes:
-        masks = {"latent frames": (self.block, self.mlp), "heads": (self.heads,)}
-        return tuple(
-            pair
-            for last, some in masks.items()
-            for mask in some
-            if mask is not None
-            for pair in zip(("steps", "layers", last), mask.shape, strict=True)
-        )
+    def sites(self) -> tuple[str, ...]:
+        return tuple(place for place in get_args(Place) if getattr(self, place) is not None)
 
-    def _turn(self, mask: Array | None, site: Site, a: Array, axis: int) -> Array:
+    def made_for(self) -> Sizes:
+        pairs: list[tuple[str, int]] = []
+        for place in self.sites():
+            axes = ("steps", "layers", "heads" if place in BY_HEAD else "latent frames")
+            pairs += zip(axes, getattr(self, place).shape, strict=True)
+        return tuple(pairs)
+
+    def _turn(self, place: Place, site: Site, a: Array) -> tuple[Array, tuple[()]]:
+        mask = getattr(self, place)
         if mask is None:
-            return a
-        row, worlds = mask[site.step, site.layer], jax.lax.axis_size("world")
+            return a, ()
+        row, axis, worlds = (
+            mask[site.step, site.layer],
+            place in BY_HEAD,
+            jax.lax.axis_size("world"),
+        )
         other = jax.lax.all_gather(a, "world")[-1] if worlds > 1 else jnp.zeros_like(a)
         shape = [1] * a.ndim
         shape[axis] = a.shape[axis]
         m = jnp.repeat(row, a.shape[axis] // len(row)).reshape(shape)
-        turned = a + m.astype(a.dtype) * (jax.lax.stop_gradient(other) - a)
-        return turned.astype(a.dtype)
+        return a + m.astype(a.dtype) * (jax.lax.stop_gradient(other) - a), ()
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[()]]:
-        return self._turn(self.block, site, tokens, 0), ()
+        return self._turn("block", site, tokens)
 
-    def on_heads(
-        self, site: Site, z: Float[Array, "N H d"]
-    ) -> tuple[Float[Array, "N H d"], tuple[()]]:
-        return self._turn(self.heads, site, z, 1), ()
+    def on_heads(self, site: Site, z: Heads) -> tuple[Heads, tuple[()]]:
+        return self._turn("heads", site, z)
+
+    def on_cross(self, site: Site, z: Heads) -> tuple[Heads, tuple[()]]:
+        return self._turn("cross", site, z)
 
     def on_mlp(self, site: Site, h: Float[Array, "N M"]) -> tuple[Float[Array, "N M"], tuple[()]]:
-        return self._turn(self.mlp, site, h, 0), ()
+        return self._turn("mlp", site, h)
 
 
 class Detached(Probe):
@@ -199,12 +207,12 @@ def _check_places(places: Sequence[str]) -> None:
 
 def _sizes(runs: Runs, place: str) -> tuple[int, int, int]:
     dit = runs.model.config.dit
-    units = dit.heads if place == "heads" else dit.tokens(*runs.conditions.grid)[0]
+    units = dit.heads if place in BY_HEAD else dit.tokens(*runs.conditions.grid)[0]
     return runs.plan.steps, dit.layers, units
 
 
 def _check_cell(cell: Cell, sizes: tuple[int, int, int]) -> None:
-    unit = "head" if cell.place == "heads" else "frame"
+    unit = "head" if cell.place in BY_HEAD else "frame"
     for name, number, size in zip(("step", "layer", unit), cell[1:], sizes, strict=True):
         if number is not None and not 0 <= number < size:
             raise IndexError(f"{name} {number} is out of range: there are {name}s 0 to {size - 1}")

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, NamedTuple, TypeVar, no_type_check
 
 import flax.struct
@@ -221,20 +222,31 @@ def _velocity(
     # Devices that share the branches hold the observations of their own branch; a single device
     # holds those of the conditional branch only.
     alone = scale is not None and mesh.devices(mesh.BRANCH) == 1
+    inside = [name for name in probe.sites() if name != "block"]
 
     def branch(number: Array, context: Array) -> tuple[Array, Any, Array]:
         here = site._replace(branch=number, estimate=estimate)
 
-        def on_block(layer: Array, tokens: Array) -> tuple[Array, tuple[Any, Array]]:
-            tokens, obs = probe.on_block(here.at("on_block", layer), tokens)
+        def at(name: str, layer: Array, z: Any) -> tuple[Any, Any]:
+            z, obs = getattr(probe, f"on_{name}")(here.at(f"on_{name}", layer), z)
             if alone:
                 obs = jax.tree.map(lambda a: jax.lax.all_gather(a, mesh.BRANCH)[0], obs)
+            return z, obs
+
+        def on_block(layer: Array, tokens: Array) -> tuple[Array, tuple[Any, Array]]:
+            tokens, obs = at("block", layer, tokens)
             return tokens, (obs, jnp.isfinite(tokens).all())
 
-        slots = (probe.slots(), None)
-        v, (obs, finite) = expert(
-            model_input, t, context, on_block, clean=clean, slots=slots, remat=remat
-        )
+        slots: Any = (probe.slots_of("block"), None)
+        if inside:
+            slots = {name: probe.slots_of(name) for name in inside} | {"block": slots}
+            slots.pop("input", None)
+        sites = {name: partial(at, name) for name in inside}
+        how: dict[str, Any] = {"sites": sites, "clean": clean, "slots": slots, "remat": remat}
+        v, obs = expert(model_input, t, context, on_block, **how)
+        observed = obs if inside else {"block": obs}
+        obs, finite = observed["block"]
+        obs = probe.observation(observed | {"block": obs})
         return v, obs, jnp.where(finite.all(), -1, jnp.argmin(finite))
 
     if scale is None:

@@ -23,20 +23,21 @@ def metric(x: jax.Array) -> jax.Array:
 
 
 @pytest.mark.parametrize("through", ["run", "step"])
-@pytest.mark.parametrize("place", ["block", "heads", "mlp"])
+@pytest.mark.parametrize("place", ["block", "heads", "cross", "mlp"])
 def test_gradients_are_the_slope_of_the_exact_patch(small_model: Wan, through, place, monkeypatch):
     """Patches by a hundredth, each way, change the metric by a fiftieth of the estimate."""
     a, b = condition(small_model, 3), condition(small_model, 4)
     how = {"other": b, "sampling": SHORT, "through": through}
     slopes = attribute(small_model, a, metric, (place,), **how)[place]
-    units = 2 if place == "heads" else 5
+    units = 2 if place in ("heads", "cross") else 5
     assert slopes.shape == (1, 2, 2, units)
     cells = [(place, s, layer, u) for s in (0, 1) for layer in (0, 1) for u in range(units)]
     turn, effects = attribution.Patch._turn, []
     for little in (0.01, -0.01):
 
-        def slightly(self, mask, *rest, little=little):
-            return turn(self, None if mask is None else little * mask, *rest)
+        def slightly(self, place, *rest, little=little):
+            part = self.replace(**{place: little * getattr(self, place)})
+            return turn(part, place, *rest)
 
         monkeypatch.setattr(attribution.Patch, "_turn", slightly)
         attribution._values.clear_cache()  # the same arguments, another program
