@@ -20,7 +20,15 @@ from jcos.model.attention import side_by_side
 from jcos.model.dit import DiT
 from jcos.model.layers import rounded
 from jcos.sampling.checks import check_probe, swept
-from jcos.sampling.flow import Plan, SolverState, clean_estimate, guide, solver_init, solver_step
+from jcos.sampling.flow import (
+    Plan,
+    SolverState,
+    clean_estimate,
+    guide,
+    solver_init,
+    solver_step,
+    step_noise,
+)
 from jcos.sampling.probe import Probe, Site
 from jcos.sampling.trace import Trace
 
@@ -52,7 +60,7 @@ class Steps(NamedTuple):
     number: Int[Array | np.ndarray, " S"]
     sigma: Float[Array | np.ndarray, " S"]
     timestep: Float[Array | np.ndarray, " S"]
-    row: Float[Array | np.ndarray, "S 8"]
+    row: Float[Array | np.ndarray, "S columns"]
     scale: Float[Array | np.ndarray, ""] | None
 
     def one(self, i: int) -> "Steps":
@@ -95,6 +103,8 @@ def run(
     """
     shape = (len(conditions.context), *noise.shape[:-1])
     check_probe(probe, experts[0], plan.steps, shape, guided=plan.guidance is not None)
+    if plan.temperature is not None:
+        noise = jnp.asarray(plan.temperature) * noise
     state, parts = begin(experts[0].numerics, conditions, noise, idle=idle), []
     for number, expert in enumerate(experts):
         steps = steps_of(plan, number)
@@ -185,7 +195,7 @@ def _denoise(
         x0 = _keep_first(clean_estimate(x, v, sigma), condition)
         x0, estimate_obs = probe.on_estimate(site.at("on_estimate"), x, x0)
         x0 = _keep_first(x0, condition)
-        state = solver_step(state, x, x0, row)
+        state = solver_step(state, x, x0, row, step_noise(row, site.key, x))
         state = state._replace(x=_keep_first(rounded(state.x, stored), condition))
         block_obs = probe.on_step(site.at("on_step"), block_obs)
         return state, (x0, block_obs, estimate_obs, jnp.isfinite(x0).all(), layer, sigma, t)
