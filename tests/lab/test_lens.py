@@ -105,7 +105,8 @@ def test_a_reading_of_a14b_costs_little() -> None:
 
     @jax.jit
     def run(expert, given, noise, keys, probe):
-        return trajectory.run([expert], plan, given, noise, keys, probe).block_obs
+        trace = trajectory.run([expert], plan, given, noise, keys, probe)
+        return trace.latents, trace.block_obs
 
     def cost(probe: jcos.Probe) -> dict[str, float]:
         return run.lower(expert, given, noise, keys, probe).compile().cost_analysis()
