@@ -152,9 +152,9 @@ PARTS: tuple[Recipe, ...] = (
         constant=0.5,
     ),
     Recipe(
-        steps=1500,
-        small=24,
-        large=4,
+        steps=600,
+        small=16,
+        large=2,
         draws=2,
         seed=5,
         shares={
@@ -168,11 +168,11 @@ PARTS: tuple[Recipe, ...] = (
             "tictactoe-block": 0.08,
             "bounce-hard": 0.07,
         },
-        learning_rate=5e-4,
-        warmup=50,
+        learning_rate=4e-4,
+        warmup=20,
         constant=0.3,
-        ema=0.998,
-        prefix=0.5,
+        ema=0.99,
+        prefix=0.6,
     ),
 )
 """The first five make the shipped weights, each from those of the one before: other puzzles every
