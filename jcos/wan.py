@@ -123,7 +123,10 @@ class Wan(nnx.Module):
         return Condition(rows, grid, self.embed(default).astype(rows.dtype), channels, first)
 
     def continued(
-        self, condition: Condition, latents: Float[Array, "K h w C"], tiles: Tiles | None = None
+        self,
+        condition: Condition,
+        latents: Float[Array | np.ndarray, "K h w C"],
+        tiles: Tiles | None = None,
     ) -> Condition:
         """Return the condition with the first K latent frames given, clean, as those of an earlier
         run are. tiles: as in `encode`.
@@ -135,12 +138,30 @@ class Wan(nnx.Module):
         stride = self.codec.strides[0]
         check_given(config, 1 + (len(latents) - 1) * stride, 1 + (frames - 1) * stride)
         if config.image == "pin":
-            return condition.replace(first=latents)
+            return condition.replace(first=jnp.asarray(latents))
         if self.vae is None and isinstance(self.codec, PixelCodec):
-            return condition.replace(channels=image_channels(latents, frames, config.image))
+            channels = image_channels(jnp.asarray(latents), frames, config.image)
+            return condition.replace(channels=channels)
         clip = self.decode(latents, tiles)
         channels = self._image_channels(clip, 1 + (frames - 1) * stride, tiles)
         return condition.replace(channels=channels)
+
+    def chained(
+        self,
+        condition: Condition,
+        latents: Float[Array | np.ndarray, "F h w C"],
+        frames: int = 1,
+        tiles: Tiles | None = None,
+    ) -> Condition:
+        """Return the condition of the next clip: its first latent frames, so many, are the last
+        ones of this video, decoded and coded anew. Raises as `continued`."""
+        stride, total = self.codec.strides[0], condition.grid[0]
+        given, whole = 1 + (frames - 1) * stride, 1 + (total - 1) * stride
+        check_given(self.config, given, whole)
+        clip = self.decode(latents, tiles)[-given:]
+        if self.config.image == "pin":
+            return condition.replace(first=self.encode(clip, tiles))
+        return condition.replace(channels=self._image_channels(clip, whole, tiles))
 
     def _image_channels(
         self, clip: Picture, frames: int, tiles: Tiles | None
@@ -195,7 +216,7 @@ def check_given(config: WanConfig, given: int, frames: int) -> None:
     if config.image == "none":
         raise ValueError(f"{config.name} makes videos of a text alone; it continues no frames")
     stride = 1 if config.codec is None else config.codec.strides[0]
-    if given != 1 and not 1 < given < frames or (given - 1) % stride:
+    if (given != 1 and not 1 < given < frames) or (given - 1) % stride:
         raise ValueError(
             f"{given} frames are given of {frames}; {config.name} continues 1 to "
             f"{frames - stride}" + f", 1 more than a multiple of {stride}" * (stride > 1)

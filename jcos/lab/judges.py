@@ -354,3 +354,19 @@ STANDARD: dict[str, Callable[[], Judge]] = {
     "random": Random,
 }
 """Judges that need nothing but the run, by name."""
+PROXY = "peak"
+"""What `decided` means for models that draw no puzzles: the best sign that reads latents alone
+(configs/signs.py; docs/search.md)."""
+COLOURS = ("decided", "pixels")
+"""Judges that know the palette of the puzzles."""
+
+
+def standard(config: WanConfig) -> dict[str, Judge]:
+    """Return the standard judges that suit a model; `decided` is `PROXY` where it draws no
+    puzzles."""
+    made = {name: make() for name, make in STANDARD.items()}
+    if isinstance(config.codec, PixelCodec):
+        return made
+    return {name: judge for name, judge in made.items() if name not in COLOURS} | {
+        "decided": made[PROXY]
+    }
