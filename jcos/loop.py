@@ -217,11 +217,16 @@ class Runs(Iterator[State]):
         probe: Probe | None = None,
         sampling: Sampling | None = None,
         sigmas: Sequence[float] | None = None,
+        together: int | None = None,
     ):
         sampling = sampling or model.config.sampling
         if sigmas is not None:
             sampling = dataclasses.replace(sampling, sigmas=tuple(sigmas))
-        self.model, self.probe = model, probe or Probe()
+        self.model, self.probe, self.together = model, probe or Probe(), together
+        if together is not None:
+            if together < 1:
+                raise ValueError(f"{together} seeds are to be denoised at a time; at least 1")
+            check_averages(self.probe, 1)
         self.plan = flow.plan(sampling, model.config.boundary)
         self.single = condition.context.ndim == 2
         self.conditions: Condition = condition
@@ -340,8 +345,12 @@ class Runs(Iterator[State]):
             jax.block_until_ready(before.solver)  # or the next expert comes while this one works
             self._expert = (-1, None)
             self._expert = (number, memory.on_device(self.model.experts[number]))
-        solver, trace = _advance(
-            self._expert[1], one, self.conditions, before.solver, before.keys, self.probe
+        expert = self._expert[1]
+        solver, trace = trajectory.in_turns(
+            lambda state, keys: _advance(expert, one, self.conditions, state, keys, self.probe),
+            before.solver,
+            before.keys,
+            self.together,
         )
         trajectory.check_step(step, self.plan.steps, trace)
         sigma = float(one.sigma[0])
@@ -413,6 +422,7 @@ def steps(
     sigmas: Sequence[float] | None = None,
     noise: Noise = None,
     start: Path | str | None = None,
+    together: int | None = None,
 ) -> Runs:
     """Iterate over the runs' `State` after every denoising step; each is one call of a compiled
     program that serves all steps and both experts.
@@ -421,13 +431,14 @@ def steps(
     Worlds share them and their noise, unless there is a row of them for each world.
     sampling: by default the model's. sigmas: explicit noise levels (or timesteps: numbers above 1)
     in place of its grid. noise: as in `first_noise`. start: a file of `State.save` to continue
-    from, with its seeds and noise.
+    from, with its seeds and noise. together: seeds that are denoised at a time, by default all;
+    fewer need less memory, and the videos are the same.
     A caller may read a state, continue fewer runs (`keep`) or copies (`branch`), write it (`save`),
     or stop. Offloaded weights (`load`, resident) are on the device only for the steps of their
     expert. Raises ValueError, IndexError or TypeError, before anything runs, where the probe does
     not fit (`check_probe`), and FloatingPointError as soon as no run is finite.
     """
-    runs = Runs(model, condition, probe, sampling, sigmas)
+    runs = Runs(model, condition, probe, sampling, sigmas, together)
     if start is not None:
         runs.load(start)
     else:

@@ -80,6 +80,7 @@ def run(
     text_cache: Path | None = None,
     tiles: tuple[int, int] | None = None,
     resident: bool | None = None,
+    together: int | None = None,
     devices: Mesh | None = None,
     search: "Method | None" = None,
     preview: bool = False,
@@ -99,7 +100,8 @@ def run(
     x0: steps whose clean estimates are kept. probe: what is done to the runs; observations of a
     probe of your own are not kept. noise: torch, jax or a file. text_cache: folder of
     embedded prompts, with all of which the encoder is not loaded. tiles: height and width in
-    latent cells of what the VAE codes at a time. resident: as in `wan.load`. devices: a mesh.
+    latent cells of what the VAE codes at a time. resident: as in `wan.load`. together: as in
+    `loop.steps`. devices: a mesh.
     search: a method (`jcos.search`) whose seeds begin with the one that is given; the chosen video
     alone is kept, and run.json has the tree of who went on. One that was killed goes on from
     OUT/search.json. preview: clean estimates as small pictures, by a linear map in place of the
@@ -201,6 +203,7 @@ def run(
                     seeds[0],
                     out=out,
                     tiles=cells,
+                    together=together,
                     probe=probe,
                     sampling=config.sampling,
                     noise=str(drawn),
@@ -216,6 +219,7 @@ def run(
                     probe=probe,
                     sampling=config.sampling,
                     noise=drawn,
+                    together=together,
                     on_step=lambda step: progress("denoising", step + 1, steps),
                 )
                 kept = {"latents": trace.latents, "x0": trace.x0[:, np.array(x0, int)]}

@@ -297,6 +297,9 @@ class Generate(Interventions, OnMesh, Command):
     resident: bool | None = None
     """Whether both experts lie on the device together, or each waits in host memory for its steps;
     the videos are the same. By default together if they take at most 55 % of jax's memory."""
+    together: int | None = None
+    """How many seeds are denoised at a time, all by default: fewer need less memory, and the videos
+    are the same."""
     programs: OutFolder | None = None
     """Folder of compiled programs, which can go to other machines with the same devices; by default
     your cache folder. What lies there is run: take it only from where you would take code."""
@@ -334,6 +337,7 @@ class Generate(Interventions, OnMesh, Command):
                 text_cache=self.text_cache,
                 tiles=self.tiles,
                 resident=self.resident,
+                together=self.together,
                 devices=self.devices(),
                 command=command_line(),
                 progress=progress,

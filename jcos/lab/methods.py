@@ -251,7 +251,9 @@ def plan_in_words(method: Method, sampling: Sampling) -> str:
         then = {"prefix": " as prefix", "chain": " for the next clip"}.get(row.copy, "")
         then = then or (f", {row.count} with copies" if row.count > row.keep else "")
         kind = "threshold" if row.select == "threshold" else row.judge
-        told.append(f"after step {row.at(steps) + 1} {kind} keeps {row.keep} of {alive}{then}")
+        told.append(
+            f"after step {row.at(steps) + 1} of {steps} {kind} keeps {row.keep} of {alive}{then}"
+        )
         alive = row.count
     most = forwards(method, sampling)
     one = sampling.steps * (1 if sampling.guidance is None else 2)

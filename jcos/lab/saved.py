@@ -42,14 +42,14 @@ def save(
         arrays = {name: np.ascontiguousarray(a) for name, a in kept.items() if a is not None}
         arrays |= {f"clip-{i}": np.ascontiguousarray(clip) for i, clip in enumerate(run.clips)}
         write(given, as_bytes(arrays))
-    fields = {name: getattr(people, name).tolist() for name in people.FIELDS}
+    fields = {n: a.tolist() for n, a in vars(people).items() if isinstance(a, np.ndarray)}
     about = {
         "file": file,
         "restarts": restarts,
         "row": number,
         "tried": tried,
         "scores": None if scores is None else scores.tolist(),
-        "people": fields | {"log_norm": people.log_norm.tolist(), "done": people.done.tolist()},
+        "people": fields,
         "rngs": [rng.bit_generator.state for rng in people.rngs],
         "counts": run.counts.tolist(),
         "tree": [as_json(generation) for generation in run.tree],

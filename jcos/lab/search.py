@@ -129,6 +129,7 @@ def run(
     record: bool = False,
     keep: Path | None = None,
     tiles: Tiles | None = None,
+    together: int | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Result:
     """Search for the best video of a condition, or of each of several stacked ones.
@@ -138,7 +139,8 @@ def run(
     probe: acts on every particle. noise: "torch" or "jax", by default the model's own generator.
     record: keep the estimates that were judged. keep: a folder that holds the search after every
     step; one that was killed goes on from there (without the estimates of before). tiles: as in
-    `Wan.encode`. on_step: called with the step and the number of particles after each.
+    `Wan.encode`. together: as in `steps`. on_step: called with the step and the number of
+    particles after each.
 
     The result of a video does not depend on the others. Raises ValueError, before anything
     runs, for a method that this model cannot do (`check`) or a judge that does not fit, and later
@@ -146,7 +148,7 @@ def run(
     """
     start = time.monotonic()
     going = _Run(model, condition, method, seed, judges, sampling, probe, noise, record, on_step)
-    going.keep, going.tiles = keep, tiles
+    going.keep, going.tiles, going.together = keep, tiles, together
     at = saved.load(keep, going) if keep is not None else None
     state, first, scores, tried = at or (going.begin(0), 0, None, 0)
     for number, row in enumerate(method.rows[first:], first):
@@ -198,6 +200,7 @@ class _Run:
         self.noise = noise
         self.keep: Path | None = None
         self.tiles: Tiles | None = None
+        self.together: int | None = None
         self.going: loop.Runs | None = None
         sampling = sampling or model.config.sampling
         if method.steps is not None:
@@ -264,6 +267,7 @@ class _Run:
             sampling=self.sampling,
             noise=self.noise,
             start=start,
+            together=self.together,
         )
 
     def until(
