@@ -170,9 +170,12 @@ def run(
         "tiles": None if tiles is None else list(tiles),
     }
     done = runs.holds(out, "checkpoint", settings) and (out / LATENTS).is_file()
-    count = len(seeds) * (1 + len(x0))
-    room = HEADER + 4 * count * math.prod(shape)
-    check_room(out, 0 if done else room, count * frames * math.prod(size) // PIXELS_OF_A_BYTE)
+    written = len(seeds) * (1 + len(x0))
+    room = HEADER + 4 * written * math.prod(shape)
+    # What is kept of a search on the way: four arrays of every particle, twice.
+    passing = 0 if search is None else 32 * count * math.prod(shape)
+    films = written * frames * math.prod(size) // PIXELS_OF_A_BYTE
+    check_room(out, 0 if done else room + passing, films)
     formats.check_mp4(*size, fps)
     wan.check_vae(config, folder)
     load = partial(wan.load, folder, profile=profile)
@@ -239,23 +242,24 @@ def run(
         arrays = load_file(out / LATENTS)
     except SafetensorError as error:
         raise ValueError(f"{out / LATENTS} is damaged ({error}); remove it") from None
-    coder, films = load(experts=False, text=False), {}
+    coder, made = load(experts=False, text=False), {}
     for i, seed in enumerate(seeds):
         progress(f"decoding seed {seed}", i, len(seeds))
         if not np.isfinite(arrays["latents"][i]).all():
             warnings.warn(f"seed {seed} has no video: its latent is not finite", stacklevel=2)
             continue
-        films[seed] = out / f"seed-{seed}.mp4"
-        film = coder.decode(arrays["latents"][i], cells)
-        if search is not None:
+        made[seed] = out / f"seed-{seed}.mp4"
+        if search is None:
+            film = coder.decode(arrays["latents"][i], cells)
+        else:
             film = _film(coder, arrays, out, cells)
-        formats.write_mp4(films[seed], film, fps)
+        formats.write_mp4(made[seed], film, fps)
         if x0:
             look = _previews(coder) if preview else partial(coder.decode, tiles=cells)
             videos = map(look, arrays["x0"][i])
             _write_estimates(out, seed, fps, zip(x0, videos, strict=True))
     progress("decoding", len(seeds), len(seeds))
-    return Videos(arrays["latents"], arrays["x0"], films)
+    return Videos(arrays["latents"], arrays["x0"], made)
 
 
 def _previews(coder: Wan) -> Callable[[np.ndarray], UInt8[np.ndarray, "F H W 3"]]:
