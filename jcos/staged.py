@@ -288,7 +288,7 @@ def _check_search(
 ) -> None:
     """Raise ValueError, in one sentence, where a search does not suit the model or the options."""
     from jcos.lab.judges import standard
-    from jcos.lab.methods import check
+    from jcos.lab.methods import check, sampling_of
 
     if len(seeds) != 1:
         raise ValueError(f"a search takes its first seed, the others follow; {seeds} are given")
@@ -296,7 +296,8 @@ def _check_search(
         raise ValueError(
             "a search keeps no estimates (x0); make the chosen seed's run again with them"
         )
-    check(search, config, config.sampling, list(standard(config)), frames, probe)
+    sampling = sampling_of(search, config.sampling)
+    check(search, config, sampling, list(standard(config)), frames, probe)
 
 
 def _needs_vae(search: "Method", config: WanConfig) -> bool:

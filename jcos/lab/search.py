@@ -8,7 +8,6 @@ Methods (`methods.py`) are data, judges (`judges.py`) functions of estimates. It
 both are spread.
 """
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -54,18 +53,17 @@ from jcos.lab.methods import (
     early_failure,
     epbs,
     evosearch,
-    forwards,
     latsearch,
-    named,
-    plan_in_words,
+    sampling_of,
     smc,
     tbs,
 )
 from jcos.lab.outcome import Cost, Generation, Result, joined, video
+from jcos.lab.presets import forwards, named, plan_in_words
 from jcos.lab.replay import replay
 from jcos.model.vae import Tiles
 from jcos.sampling import flow
-from jcos.sampling.probes import Noise, Probe, TokenFeatures, chain
+from jcos.sampling.probes import Probe, TokenFeatures, chain
 from jcos.sampling.trajectory import Condition, tree_stack
 from jcos.wan import Wan
 
@@ -202,9 +200,7 @@ class _Run:
         self.tiles: Tiles | None = None
         self.together: int | None = None
         self.going: loop.Runs | None = None
-        sampling = sampling or model.config.sampling
-        if method.steps is not None:
-            sampling = dataclasses.replace(sampling, steps=method.steps, sigmas=None)
+        sampling = sampling_of(method, sampling or model.config.sampling)
         self.sampling, self.plan = sampling, flow.plan(sampling, model.config.boundary)
         known = standard(model.config) | dict(judges or {})
         self.shape = (*self.conditions.grid, model.config.dit.out_channels)
@@ -214,10 +210,6 @@ class _Run:
         self.judges = {row.judge: known[row.judge] for row in method.rows}
         self.layers = sorted({j.layer for j in self.judges.values() if j.layer is not None})
         acting = [probe or Probe()]
-        if method.noise:
-            mask = np.full((sampling.steps, self.shape[0]), method.noise, np.float32)
-            mask[0] = 0.0
-            acting.append(Noise(jnp.asarray(mask), jnp.asarray(mask > 0)))
         if self.layers:
             acting.append(TokenFeatures(self.layers))
         self.probe = chain(*acting)
