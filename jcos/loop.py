@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -201,7 +201,7 @@ class State:
         arrays = {name: sharding.to_host(a) for name, a in self.solver._asdict().items()}
         arrays["keys"] = sharding.to_host(jax.random.key_data(self.keys))
         about = {"step": self.step, "sigma": self.sigma, "seeds": self.rows.tolist()}
-        about |= {"identity": self.runs.identity(), "takes": self.runs.takes}
+        about |= {"identity": self.runs.identity, "takes": self.runs.takes}
         if jax.process_index() == 0:
             whole = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
             write(Path(file), save(whole, {"jcos.State": json.dumps(about)}))
@@ -270,7 +270,7 @@ class Runs(Iterator[State]):
         except Exception as error:  # noqa: BLE001 (safetensors raises its own kinds)
             raise ValueError(f"{file} holds no state of a run ({type(error).__name__})") from None
         self._place()
-        identity = self.identity()
+        identity = self.identity
         other = [name for name, digest in identity.items() if about["identity"][name] != digest]
         if other:
             raise ValueError(f"{file} is a state of another {' and another '.join(other)}")
@@ -324,15 +324,12 @@ class Runs(Iterator[State]):
         """Drop the world axis of leaves [W, K, …] where the condition was not stacked."""
         return jax.tree.map(lambda a: a[0], tree) if self.single else tree
 
+    @cached_property
     def identity(self) -> dict[str, str]:
-        """Return digests of all that decides how the runs continue."""
-        config = self.model.config
-        return {
-            "model": digest(checkpoint.leaves(self.model.experts), repr(config.dit)),
-            "condition": digest(self.conditions),
-            "plan": digest(self.plan),
-            "probe": digest(self.probe),
-        }
+        """Digests of all that decides how the runs continue."""
+        parts = {"condition": self.conditions, "plan": self.plan, "probe": self.probe}
+        model = digest(checkpoint.leaves(self.model.experts), repr(self.model.config.dit))
+        return {"model": model} | {name: digest(part) for name, part in parts.items()}
 
     def __next__(self) -> State:
         before = self.state
@@ -385,9 +382,11 @@ def digest(tree: Any, about: str = "") -> str:
     digest = hashlib.sha256(f"{about} {structure}".encode())
     for leaf in leaves:
         array = jnp.asarray(leaf)
-        if array.size > 1_000_000 and array.sharding.memory_kind != memory.HOST:
-            array = array.reshape(-1)[:: array.size // 4096]
         digest.update(f"{array.shape} {array.dtype}".encode())
+        if array.sharding.memory_kind == memory.HOST:
+            array = sharding.to_host(array)
+        if array.size > 1_000_000:
+            array = array.reshape(-1)[:: array.size // 4096]
         digest.update(np.ascontiguousarray(sharding.to_host(array)).tobytes())
     return digest.hexdigest()
 
