@@ -177,7 +177,7 @@ def test_several_frames_are_kept_in_place() -> None:
     assert condition.first is not None
     assert relative(condition.first, model.encode(clip)) <= 1e-6
     sampling = dataclasses.replace(model.config.sampling, steps=2)
-    trace = generate(model, condition, [0], sampling=sampling)
+    trace = generation.generate(model, condition, [0], sampling=sampling)
     for x0 in trace.x0[0]:
         np.testing.assert_array_equal(x0[:2], condition.first)
     after = model.chained(condition, trace.latents[0], 2)
