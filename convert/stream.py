@@ -26,7 +26,6 @@ from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.faults import readable
 from jcos.weights.lora import Adapter, adapters
 from jcos.weights.loras import Lora
-from jcos.weights.names import rounded
 from jcos.weights.released import Released, StoredType, open_released, part_of
 from jcos.weights.tensors import check_fetched, check_finite
 
@@ -219,7 +218,7 @@ def _write_part(
     def read(name: str, dtype: np.dtype) -> np.ndarray:
         tensor = made.released.tensors[name]
         with np.errstate(all="ignore"):  # what comes of it is looked at below
-            array = rounded(made.released.merged(made.adapters, name), dtype)
+            array = made.released.merged(made.adapters, name).astype(dtype, copy=False)
         check_finite(array, f"{name} of {tensor.file}")
         advance(tensor.nbytes)
         return array

@@ -247,18 +247,10 @@ def test_a_tensor_of_another_rank_is_reported_with_the_others():
     ]
 
 
-def test_rounding_and_turning_by_bits_are_numpys():
+def test_a_large_matrix_is_turned_in_blocks():
     rng = np.random.default_rng(0)
-    bits = rng.integers(0, 2**32, 600_000, np.uint32)
-    floats = np.where((bits & 0x7F800000) == 0x7F800000, 0x40490FDB, bits).astype(np.uint32)
-    for values in (floats.view(np.float32), bits.view(np.float32)):  # without and with nan and inf
-        with np.errstate(all="ignore"):
-            want = values.astype(ml_dtypes.bfloat16)
-            found = names.rounded(values.copy(), np.dtype(ml_dtypes.bfloat16))
-        np.testing.assert_array_equal(found.view(np.uint16), want.view(np.uint16))
     for dtype in (np.float32, ml_dtypes.bfloat16):
         matrix = rng.random((700, 900)).astype(dtype)
         leaf = names.Leaf((("a", np.transpose),), False, (900, 700))
-        np.testing.assert_array_equal(
-            leaf.build({"a": matrix}.__getitem__, np.dtype(dtype)), matrix.T
-        )
+        found = leaf.build({"a": matrix}.__getitem__, np.dtype(dtype))
+        np.testing.assert_array_equal(found, matrix.T)
