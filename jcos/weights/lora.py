@@ -269,32 +269,40 @@ def merge(
 
     shapes: `original_shapes` of the leaves, which the files were matched with.
     """
-    merged = {}
-    for path, leaf in place(shapes, DIT)[0].items():
-        changes = {name: [c for a in adapters for c in a.changes.get(name, ())] for name in shapes}
-        if any(changes[name] for name, _ in leaf.sources):
-            added = [
-                change(sum(c(shapes[name]) for c in changes[name])) if changes[name] else None
-                for name, change in leaf.sources
-            ]
-            merged[path] = _added(leaves[path], added, leaf.stacked)
-    return merged
+    changes = {name: [c for a in adapters for c in a.changes.get(name, ())] for name in shapes}
+    return {
+        path: _added(leaves[path], leaf, shapes, changes)
+        for path, leaf in place(shapes, DIT)[0].items()
+        if any(changes[name] for name, _ in leaf.sources)
+    }
 
 
-def _added(array: jax.Array, added: Sequence[np.ndarray | None], stacked: bool) -> jax.Array:
-    """The array with what is added to its layers, or to all of it."""
-    shape, sharding, pieces = array.shape, array.sharding, {}
+def _added(
+    array: jax.Array,
+    leaf: Leaf,
+    shapes: Mapping[str, tuple[int, ...]],
+    changes: Mapping[str, Sequence[Change]],
+) -> jax.Array:
+    """The array with what is added to its layers, one after the other."""
+    shape, sharding = array.shape, array.sharding
 
     def key(index: tuple[slice, ...]) -> tuple[Any, ...]:
         return tuple(part.indices(size) for part, size in zip(index, shape, strict=True))
 
-    for shard in array.addressable_shards:
-        if key(shard.index) not in pieces:
-            pieces[key(shard.index)] = piece = np.array(shard.data)
-            layers, index = (piece, shard.index[1:]) if stacked else (piece[None], shard.index)
-            first = key(shard.index)[0][0] if stacked else 0
-            for layer, more in zip(layers, added[first:], strict=False):
-                if more is not None:
-                    layer[...] = (layer.astype(np.float32) + more[index]).astype(layer.dtype)
+    indices = {key(shard.index): shard.index for shard in array.addressable_shards}
+    pieces = {key(shard.index): shard.data for shard in array.addressable_shards}
+    pieces = {where: np.array(piece) for where, piece in pieces.items()}
     array.delete()
+    for i, (name, change) in enumerate(leaf.sources):
+        if not changes[name]:
+            continue
+        more = change(sum(c(shapes[name]) for c in changes[name]))
+        for where, piece in pieces.items():
+            index, layer = indices[where], piece
+            if leaf.stacked:
+                first, end, _ = where[0]
+                if not first <= i < end:
+                    continue
+                index, layer = index[1:], piece[i - first]
+            layer[...] = (layer.astype(np.float32) + more[index]).astype(layer.dtype)
     return jax.make_array_from_callback(shape, sharding, lambda index: pieces[key(index)])
