@@ -21,7 +21,7 @@ from jcos.weights import peft, spelling
 from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.faults import listed, shorter
 from jcos.weights.loras import Lora
-from jcos.weights.names import DIT, place
+from jcos.weights.names import DIT, Leaf, place
 from jcos.weights.tensors import Tensor, check_finite, tensors_in
 
 # The key and tensor of each kind (`A`, `B`, `alpha`, `diff`, …) that changes one tensor.
