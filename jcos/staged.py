@@ -36,6 +36,7 @@ from jcos.sampling.trajectory import Condition
 from jcos.variants import Profile, with_preset
 from jcos.wan import Wan
 from jcos.weights import hub
+from jcos.weights import lora as lora_files
 from jcos.weights.checkpoint import identify
 from jcos.weights.loras import Asked, parse_all
 
@@ -119,7 +120,7 @@ def run(
     sampling = with_preset(preset, sampling)
     config = dataclasses.replace(config, sampling=config.sampling_with(**sampling))
     loras = parse_all(lora)
-    changed = wan.read_loras(config, loras)
+    changed = lora_files.read(config, loras)
     steps, fps = config.sampling.steps, config.clip.fps
     sizes = {} if devices is None else devices.shape
     if sizes.get(mesh.WORLD, 1) > 1:

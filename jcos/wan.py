@@ -26,8 +26,7 @@ from jcos.variants import TINY, Profile, with_profile
 from jcos.weights import checkpoint, hub
 from jcos.weights import lora as lora_files
 from jcos.weights.layouts import is_released
-from jcos.weights.lora import Adapter
-from jcos.weights.loras import Asked, parse_all
+from jcos.weights.loras import Asked
 from jcos.weights.released import Released, load_released, open_released
 
 Picture = UInt8[np.ndarray, "..."] | Float[np.ndarray, "..."] | Float[Array, "..."]
@@ -364,11 +363,7 @@ def load(
         for note in source.notes:
             warnings.warn(note, stacklevel=2)
     model = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
-    changes = read_loras(config, lora) if experts else []
-    for _, adapter in changes:
-        adapter.check_finite()
-        if adapter.note:
-            warnings.warn(f"{adapter.file}: {adapter.note}", stacklevel=2)
+    changes = lora_files.read(config, lora) if experts else []
     wanted = {"experts": experts, "text": text, "vae": vae}
     for part, want in wanted.items():
         if not want or not any(name.split(".")[0] == part for name in found):
@@ -383,35 +378,14 @@ def load(
         if source is None:
             only = [f"{part}." for part in wanted if getattr(model, part)]
             model = checkpoint.restore(folder, model, where, only)
-            for expert in dict(changes):
-                weights = {
-                    path.removeprefix(f"{expert}."): leaf
-                    for path, leaf in checkpoint.leaves(model).items()
-                    if path.startswith(f"{expert}.")
-                }
-                ours = [adapter for part, adapter in changes if part == expert]
-                merged = lora_files.merge(weights, ours, _shapes(config))
-                found = {f"{expert}.{path}": leaf for path, leaf in merged.items()}
-                model = checkpoint.with_leaves(model, checkpoint.leaves(model) | found)
+            found = checkpoint.leaves(model)
+            model = checkpoint.with_leaves(model, found | lora_files.merge(config, found, changes))
         else:
             want = checkpoint.leaves(model)
             model = checkpoint.with_leaves(model, load_released(source, want, where, changes))
     if isinstance(model.text, UMT5) and tokens is not None and tokens.exists():
         model.tokenizer = Tokenizer.load(tokens)
     return model
-
-
-def read_loras(config: WanConfig, lora: Asked) -> list[tuple[str, Adapter]]:
-    """Return LoRA files matched with a model, each with the expert that it changes; their headers
-    alone are read. Raises CheckpointError or ValueError where they do not fit."""
-    asked = parse_all(lora)
-    shapes = {f"experts.{i}": _shapes(config) for i in range(config.experts)} if asked else {}
-    return lora_files.adapters(asked, shapes)
-
-
-def _shapes(config: WanConfig) -> dict[str, tuple[int, ...]]:
-    dit = jax.eval_shape(lambda: DiT(config.dit, numerics=config.numerics, rngs=nnx.Rngs(0)))
-    return lora_files.original_shapes(checkpoint.leaves(dit), config.dit.patch)
 
 
 def check_vae(config: WanConfig, folder: Path) -> None:

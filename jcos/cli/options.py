@@ -10,15 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import tyro
 
 from jcos import files
-from jcos.cli.paths import (
-    AnyPath,
-    CacheFolder,
-    ConfigFile,
-    InFile,
-    Model,
-    OutFile,
-    OutFolder,
-)
+from jcos.cli.paths import AnyPath, CacheFolder, ConfigFile, InFile, Model, OutFile, OutFolder
 from jcos.config import Solver
 from jcos.sampling.interventions import Interventions
 from jcos.variants import TINY, Profile, with_preset
@@ -30,11 +22,7 @@ if TYPE_CHECKING:
     from jcos.config import WanConfig
 
 Checkpoint = Annotated[
-    Model,
-    tyro.conf.arg(
-        help="A checkpoint folder, or org/name[@revision] on Hugging Face; by default the small "
-        "model of the package."
-    ),
+    Model, tyro.conf.arg(help="A folder, or org/name on Hugging Face; by default the small model.")
 ]
 SAMPLING = ("steps", "shift", "solver", "eta", "temperature", "guidance", "sigmas")
 
@@ -246,7 +234,6 @@ class Generate(Interventions, OnMesh, Command):
 
     Examples:
       jcos generate Video-Reason/VBVR-Wan2.2 --image maze.png --prompt "Solve the maze."
-      jcos generate wan-i2v --image cat.png --prompt "The cat finds the way out."
       jcos generate wan-t2v --prompt "A maze is solved." --size 832x480 --steps 50 --x0 0 5 10 20 49
       jcos generate wan-i2v --image maze.png --prompt "…" --profile diffsynth --noise-steps 25
       jcos generate wan-i2v --image cat.png --prompt "…" --preset lightning-4 --lora \\
@@ -288,8 +275,7 @@ class Generate(Interventions, OnMesh, Command):
     profile: Profile | None = None
     """Whose data types, schedule and defaults: by default those of the checkpoint's authors."""
     preset: str | None = None
-    """Schedule of a distilled model, for what the options above leave open: lightning-4 or
-    lightning-8 (Euler, shift 5, no guidance)."""
+    """Schedule of a distilled model, where nothing else is given: lightning-4 or lightning-8."""
     lora: tuple[str, ...] = ()
     """LoRA files, merged while the weights are read: FILE[:SCALE], of models with two experts
     high=FILE[:SCALE] and low=FILE[:SCALE]."""
@@ -395,8 +381,7 @@ class Plan(Command):
     work = "jcos.cli.plan:Plan"
 
     model: str
-    """A released model by its name, org/name on Hugging Face (nothing is downloaded), or a
-    checkpoint folder."""
+    """A released model, by its name here or on Hugging Face, or a checkpoint folder."""
     topology: str
     """v5p-64, v6e-8, h200:8 as clouds sell them, or any slice by its shape, as v5p:2x2x4."""
     size: str | None = None

@@ -8,6 +8,7 @@ B A is multiplied by alpha / rank; else by nothing but the scale asked for.
 
 import math
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
+from jcos.config import WanConfig
+from jcos.model.dit import DiT
 from jcos.weights import peft, spelling
 from jcos.weights.checkpoint import CheckpointError
+from jcos.weights.checkpoint import leaves as leaves_of
 from jcos.weights.faults import listed, shorter
-from jcos.weights.loras import Lora
+from jcos.weights.loras import Asked, Lora, parse_all
 from jcos.weights.names import DIT, Leaf, place
 from jcos.weights.tensors import Tensor, check_finite, tensors_in
 
@@ -259,16 +264,45 @@ _INVERSE = [
 ]
 
 
+def read(config: WanConfig, asked: Asked) -> list[tuple[str, Adapter]]:
+    """Return LoRA files matched with a model, each with the expert (`experts.0`) that it changes.
+
+    Notes that a file has no alpha. Raises CheckpointError or ValueError where a file does not fit,
+    or holds a nan.
+    """
+    loras = parse_all(asked)
+    shapes = {f"experts.{i}": _shapes(config) for i in range(config.experts)} if loras else {}
+    found = adapters(loras, shapes)
+    for _, adapter in found:
+        adapter.check_finite()
+        if adapter.note:
+            warnings.warn(f"{adapter.file}: {adapter.note}", stacklevel=3)
+    return found
+
+
+def _shapes(config: WanConfig) -> dict[str, tuple[int, ...]]:
+    dit = jax.eval_shape(lambda: DiT(config.dit, numerics=config.numerics, rngs=nnx.Rngs(0)))
+    return original_shapes(leaves_of(dit), config.dit.patch)
+
+
 def merge(
+    config: WanConfig, leaves: Mapping[str, jax.Array], changes: Sequence[tuple[str, Adapter]]
+) -> dict[str, jax.Array]:
+    """Return those leaves of a model that LoRA files (`read`) change: W + Δ in float32, rounded to
+    the leaf's type. The arrays they were are deleted. Each process changes the slices it has."""
+    merged = {}
+    for part in dict(changes):
+        dit = {k.removeprefix(f"{part}."): a for k, a in leaves.items() if k.startswith(f"{part}.")}
+        made = _merge(dit, [adapter for name, adapter in changes if name == part], _shapes(config))
+        merged |= {f"{part}.{path}": leaf for path, leaf in made.items()}
+    return merged
+
+
+def _merge(
     leaves: Mapping[str, jax.Array],
     adapters: Sequence[Adapter],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, jax.Array]:
-    """Return those leaves of a transformer that LoRA files change, W + Δ in float32, rounded to the
-    leaf's type. The arrays they were are deleted. Each process changes the slices that it has.
-
-    shapes: `original_shapes` of the leaves, which the files were matched with.
-    """
     changes = {name: [c for a in adapters for c in a.changes.get(name, ())] for name in shapes}
     return {
         path: _added(leaves[path], leaf, shapes, changes)
