@@ -15,6 +15,7 @@ from jcos.config import (
     Sampling,
     UMT5Config,
     VaeConfig,
+    VisionConfig,
     WanConfig,
     Words,
 )
@@ -115,6 +116,18 @@ def wan21_t2v_14b() -> WanConfig:
     return _released("wan2.1-t2v-14b", _A14B, (5.0,), clip=_720P)
 
 
+def wan21_i2v_14b_480p() -> WanConfig:
+    dit = dataclasses.replace(_A14B, in_channels=36, image_dim=VisionConfig.dim)
+    options: dict[str, Any] = {"steps": 40, "image": "concat", "vision": VisionConfig()}
+    return _released("wan2.1-i2v-14b-480p", dit, (5.0,), shift=3.0, **options)
+
+
+def wan21_i2v_14b_720p() -> WanConfig:
+    small = wan21_i2v_14b_480p()
+    sampling = dataclasses.replace(small.sampling, shift=5.0)
+    return dataclasses.replace(small, name="wan2.1-i2v-14b-720p", sampling=sampling, clip=_720P)
+
+
 _720P = Clip(height=720, width=1280)
 
 
@@ -167,6 +180,7 @@ def with_profile(config: WanConfig, profile: Profile) -> WanConfig:
             return dataclasses.replace(config, numerics=FLOAT32)
         case "diffusers":
             shift = 5.0 if config.boundary is None else 3.0
+            shift = shift if config.vision is None else config.sampling.shift
             sampling = Sampling(50, shift, "unipc", "diffusers", (5.0,) * config.experts)
             return dataclasses.replace(config, numerics=DIFFUSERS, sampling=sampling, negative="")
         case "diffsynth":
@@ -184,5 +198,7 @@ VARIANTS: dict[str, Callable[[], WanConfig]] = {
     "wan2.2-ti2v-5b": wan22_ti2v_5b,
     "wan2.1-t2v-1.3b": wan21_t2v_1_3b,
     "wan2.1-t2v-14b": wan21_t2v_14b,
+    "wan2.1-i2v-14b-480p": wan21_i2v_14b_480p,
+    "wan2.1-i2v-14b-720p": wan21_i2v_14b_720p,
     "jcos-tiny": toy,
 }

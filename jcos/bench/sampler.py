@@ -57,7 +57,7 @@ class Sampler:
         """The model was loaded on the same mesh; `rows` is by default what embeds words itself."""
         coders = _coders(model, devices)
         if devices is not None:
-            model.vae = None  # a copy on every device, which nothing uses
+            model.vae = model.vision = None  # a copy on every device, which nothing uses
         return cls(arm, model, rows or coders[0].embed, devices, coders)
 
     @property
