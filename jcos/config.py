@@ -6,7 +6,7 @@ import math
 from typing import Any, Literal, get_args, get_type_hints
 
 Solver = Literal["euler", "unipc", "dpmpp", "cps", "sde", "dance", "cpws", "renoise"]
-Grid = Literal["euler", "unipc", "dpmpp", "diffusers"]
+Grid = Literal["euler", "unipc", "dpmpp", "diffusers", "vbvr-pro"]
 ETA: dict[Solver, float] = {"cps": 0.7, "sde": 0.7, "dance": 0.3, "cpws": 0.7}
 """Solvers whose noise has a size, and the size by default; `renoise` has noise of one size."""
 STOCHASTIC: tuple[Solver, ...] = (*ETA, "renoise")

@@ -163,7 +163,7 @@ def toy(vocabulary: tuple[str, ...] = ()) -> WanConfig:
     )
 
 
-Profile = Literal["official", "float32", "diffusers", "diffsynth"]
+Profile = Literal["official", "float32", "diffusers", "diffsynth", "vbvr-pro"]
 
 
 def with_profile(config: WanConfig, profile: Profile) -> WanConfig:
@@ -171,7 +171,9 @@ def with_profile(config: WanConfig, profile: Profile) -> WanConfig:
 
     official: the original repository (what the configurations are made for). float32: the same
     without bfloat16. diffusers: its pipelines' defaults. diffsynth: what the paper's released tools
-    run (Euler, 50 steps, shift 5, guidance 5 for both experts, boundary 0.875).
+    run (Euler, 50 steps, shift 5, guidance 5 for both experts, boundary 0.875). vbvr-pro: the
+    Flow-CPS runs of VBVR-Pro-Bench (30 steps, shift 5, η 0.7, no guidance), which keep state and
+    timesteps in bfloat16.
     """
     match profile:
         case "official":
@@ -189,6 +191,10 @@ def with_profile(config: WanConfig, profile: Profile) -> WanConfig:
             return dataclasses.replace(
                 config, numerics=DIFFSYNTH, sampling=sampling, boundary=boundary
             )
+        case "vbvr-pro":
+            numerics = dataclasses.replace(DIFFUSERS, latents="bfloat16")
+            sampling = Sampling(30, 5.0, "cps", "vbvr-pro", eta=0.7)
+            return dataclasses.replace(config, numerics=numerics, sampling=sampling)
     raise ValueError(f"profile is {profile!r}; known are {', '.join(get_args(Profile))}")
 
 

@@ -3,7 +3,7 @@ own devices. What comes out does not depend on the mesh."""
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,8 +18,10 @@ from jcos.bench.arm import Arm, Shape
 from jcos.bench.folder import Sample
 from jcos.devices import memory, mesh, sharding
 from jcos.experiments.memory import runs_that_fit
+from jcos.lab import search
 from jcos.sampling import flow, trajectory
 from jcos.sampling.interventions import places
+from jcos.sampling.probe import Probe
 from jcos.sampling.trajectory import Condition
 from jcos.wan import Prompt, Wan
 
@@ -45,6 +47,8 @@ class Sampler:
     rows: Callable[[str], Prompt]
     devices: Mesh | None
     coders: tuple[Wan, ...]
+    notes: list[dict[str, Any]] = dataclasses.field(default_factory=list, compare=False)
+    """What is to be noted of each sample that was generated last: whom a search chose."""
 
     @classmethod
     def of(
@@ -75,7 +79,8 @@ class Sampler:
         size = 1  # which is tried even if the estimate is against it
         with contextlib.suppress(ValueError):
             most = -(-total // self.worlds)
-            size = runs_that_fit(self.model, given, plan, self.arm.ensemble, 1, most, each)
+            seeds = self.arm.search.seeds if self.arm.search else self.arm.ensemble
+            size = runs_that_fit(self.model, given, plan, seeds, 1, most, each)
         return size * self.worlds
 
     def prepare(self, sample: Sample, shape: Shape, i: int = 0) -> Condition:
@@ -88,24 +93,30 @@ class Sampler:
         return jax.device_get(condition)
 
     def generate(
-        self, batch: list[Condition], shape: Shape, size: int
+        self, batch: list[Condition], shape: Shape, size: int, of: Sequence[Sample] = ()
     ) -> tuple[Float[np.ndarray, "B F h w C"], Float[np.ndarray, "B kept F h w C"]]:
         """Final latents and kept clean estimates of samples of one shape.
 
-        size: of the program; a smaller batch is filled up. Raises FloatingPointError where a latent
-        is not finite, and MemoryError saying what would help where a device has too little.
+        size: of the program; a smaller batch is filled up. of: the samples, where seeds or noise
+        are their own. Raises FloatingPointError where a latent is not finite, and MemoryError
+        saying what would help where a device has too little.
         """
         given = jax.tree.map(lambda *a: np.stack(a), *batch, *batch[-1:] * (size - len(batch)))
         arm, config = self.arm, self.model.config
         what = f"{size} sample(s) of {arm.ensemble} seed(s) of {config.name}"
         grid = (*wan.latent_grid(config, *shape), config.dit.out_channels)
         together = arm.together(config)
-        seeds = range(arm.seed, arm.seed + (arm.ensemble if together else 1))
+        each = [*of, *of[-1:] * (size - len(of))]
+        seeds = arm.seeds(each, arm.ensemble if together else 1)
+        noise = arm.noise(each, grid)
         chosen, kept = places(arm.x0, config.sampling.steps, "step"), []
         probe = arm.probe(config.sampling.steps, grid[0], config.dit.layers, arm.ensemble)
         with sharding.use_mesh(self.devices), memory.explained(what, KNOBS):
             given, sampling = self._spread(given), config.sampling
-            runs = loop.steps(self.model, given, seeds, probe=probe, sampling=sampling)
+            if arm.search is not None:
+                return self._searched(given, probe, len(batch), each)
+            settings = {"probe": probe, "sampling": sampling, "noise": noise}
+            runs = loop.steps(self.model, given, seeds, **settings)
             # Each sample is a world by itself; seeds that are only averaged with go on no longer.
             for state in runs:
                 trajectory.check_step(state.step, sampling.steps, state.trace, every=True)
@@ -118,6 +129,26 @@ class Sampler:
         none = np.zeros((len(batch), 0, *grid), np.float32)
         x0 = np.stack(kept, axis=1)[: len(batch)] if kept else none
         return latents[: len(batch), 0], x0
+
+    def _searched(
+        self, given: Condition, probe: Probe, count: int, of: Sequence[Sample]
+    ) -> tuple[Float[np.ndarray, "B F h w C"], Float[np.ndarray, "B kept F h w C"]]:
+        """Return what a search chose for the first samples."""
+        assert self.arm.search is not None
+        first = [self.arm.seed] * len(given.context)
+        if self.arm.by_index:
+            first = [self.arm.seed + sample.index for sample in of]
+        sampling = self.model.config.sampling
+        found = search.run(
+            self.model, given, self.arm.search, first, probe=probe, sampling=sampling
+        )
+        latents = np.asarray(found.latents)[:count]
+        if not np.isfinite(latents).all():
+            raise FloatingPointError("the latent that was chosen is not finite")
+        passes = found.cost.forwards.tolist()
+        chosen = zip(found.seed.tolist(), passes, strict=True)
+        self.notes[:] = [{"chosen seed": seed, "forwards": n} for seed, n in chosen]
+        return latents, latents[:, None][:, :0]
 
     def _spread(self, tree: Any) -> Any:
         """Arrays with a leading axis of samples, on the devices of their worlds."""

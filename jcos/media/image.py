@@ -197,7 +197,7 @@ def for_encoder(
     """
     if profile == "diffsynth":
         return stretched(frame, side, side)
-    if profile != "diffusers":
+    if profile not in ("diffusers", "vbvr-pro"):
         return torch_bicubic(picture, side, side)
     height, width = (int(side * n / min(picture.shape[:2])) for n in picture.shape[:2])
     scaled = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
@@ -255,6 +255,7 @@ _OF_MODEL: dict[ImageMode, tuple] = {
 _OF_PROFILE: dict[Profile, tuple] = {
     "diffusers": (diffusers_size, pillow_lanczos),
     "diffsynth": (diffsynth_size, pillow_bicubic),
+    "vbvr-pro": (diffusers_size, pillow_lanczos),
 }
 """Size and resizing of the original, which differ by model, and of the other codes."""
 
