@@ -179,7 +179,7 @@ def torch_bicubic(picture: Picture, height: int, width: int) -> Frame:
     return stretched(SIGNED[picture], height, width)
 
 
-def stretched(colours: Frame, height: int, width: int) -> Frame:
+def stretched(colours: Float32[np.ndarray, "H W 3"], height: int, width: int) -> Frame:
     """Return colours stretched like `torch_bicubic`."""
     rows, by_row = _taps(colours.shape[0], height)
     columns, by_column = _taps(colours.shape[1], width)

@@ -63,7 +63,8 @@ class VisionTower(nnx.Module):
 
     def embed(self, picture: Float[Array, "size size 3"]) -> Float[Array, "E V"]:
         """Return the tokens before the first block, of colours in −1..1."""
-        colours = (0.5 * picture + 0.5 - jnp.array(MEAN)) / jnp.array(STD)
+        mean, std = (jnp.array(colours)[None, None] for colours in (MEAN, STD))
+        colours = (0.5 * picture + 0.5 - mean) / std
         side = self.cfg.patch
         patches = rearrange(colours, "(h a) (w b) c -> (h w) (c a b)", a=side, b=side)
         tokens = [self.cls_embedding[...], patches @ self.patch_embedding[...]]

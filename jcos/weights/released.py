@@ -265,9 +265,11 @@ def _config(
             f"text encoder {text.dim}"
         )
     boundary = config.boundary and (layout.about.get("boundary_ratio") or config.boundary)
-    vision = config.vision
-    if vision is not None and "vision" in tensors:
-        vision = _vision_config(tensors["vision"], configs.get("vision", {}))
+    vision = None
+    if dits[0].image_dim is not None:
+        vision = VisionConfig(dim=dits[0].image_dim)
+        if "vision" in tensors:
+            vision = _vision_config(tensors["vision"], configs.get("vision", {}))
     parts: dict[str, Any] = {"dit": dits[0], "codec": codec, "text": text, "vision": vision}
     return dataclasses.replace(config, boundary=boundary, **parts)
 

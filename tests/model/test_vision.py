@@ -175,6 +175,7 @@ def test_the_original_layout_is_the_same_model(pipeline: Any, folder: Path, tmp_
 
 
 @pytest.mark.extra("verify")
+@pytest.mark.filterwarnings("default")  # those of PyTorch's libraries are theirs
 def test_verify_covers_it(folder: Path) -> None:
     from convert import against
 
