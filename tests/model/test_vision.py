@@ -187,6 +187,18 @@ def test_verify_covers_it(folder: Path) -> None:
     assert not [row for row in rows if not row.error <= row.allowed]
 
 
+def test_it_is_converted(folder: Path, tmp_path: Path) -> None:
+    from rich.progress import Progress
+
+    from convert.stream import Job, convert
+
+    convert(Job(folder, tmp_path / "wan", dtype="float32"), Progress(disable=True))
+    made, direct = (wan.load(f, profile="float32") for f in (tmp_path / "wan", folder))
+    assert made.config.vision == direct.config.vision
+    jax.tree.map(np.testing.assert_array_equal, made.vision, direct.vision)
+    jax.tree.map(np.testing.assert_array_equal, made.experts, direct.experts)
+
+
 def test_a_folder_without_the_encoder_says_so(folder: Path, tmp_path: Path) -> None:
     import shutil
 
