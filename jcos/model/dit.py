@@ -285,7 +285,8 @@ class DiT(nnx.Module):
         if context.shape[0] > cfg.text_len:
             raise ValueError(f"the prompt has {context.shape[0]} rows, more than {cfg.text_len}")
         if (image is None) != (cfg.image_dim is None):
-            raise ValueError(f"image tokens have width {cfg.image_dim}; given: {image is not None}")
+            has = "none" if image is None else f"{image.shape[1]}-wide ones"
+            raise ValueError(f"image tokens are {cfg.image_dim} wide; the condition has {has}")
 
         with jax.named_scope("embed"):
             x = self.patch_embedding(self.patchify(latents)).astype(
