@@ -22,7 +22,7 @@ from jcos.model.dit import DiT
 from jcos.model.text import UMT5, TextCache, WordEmbedding, embed, word_ids
 from jcos.model.tokenizer import Tokenizer
 from jcos.model.vae import Tiles, Vae, encode_pixels, pixel_videos
-from jcos.model.vision import VisionTower
+from jcos.model.vision import VisionTower, given_mask, image_channels
 from jcos.sampling.trajectory import Condition
 from jcos.variants import TINY, Profile, with_profile
 from jcos.weights import checkpoint
@@ -192,7 +192,7 @@ class Wan(nnx.Module):
         grey = jnp.zeros((frames - len(clip), *clip.shape[1:]))
         latents = self.encode(jnp.concatenate([_signed(clip), grey]), tiles)
         given = 1 + (len(clip) - 1) // self.codec.strides[0]
-        return jnp.concatenate([_given_mask(latents, given), latents], axis=-1)
+        return jnp.concatenate([given_mask(latents, given), latents], axis=-1)
 
     def encode(self, video: Picture, tiles: Tiles | None = None) -> Float[Array, "f h w C"]:
         """A video [F, H, W, 3], uint8 or floats in −1..1, as latents. tiles: of a VAE, pieces that
@@ -306,30 +306,6 @@ def _signed(video: Picture) -> Float[Array, "..."]:
 
 def _empty(prompt: Prompt) -> bool:
     return isinstance(prompt, str) and not prompt
-
-
-def _given_mask(latents: Float[Array, "F h w C"], given: int | Array) -> Float[Array, "F h w 4"]:
-    inside = (jnp.arange(len(latents)) < given).astype(latents.dtype)
-    return jnp.broadcast_to(inside[:, None, None, None], (*latents.shape[:3], 4))
-
-
-def image_channels(
-    first: Float[Array, "given h w C"],
-    frames: int,
-    image: str = "concat",
-    given: int | Array | None = None,
-) -> Float[Array, "F h w E"]:
-    """What image-to-video models see beside the noise: four mask channels, 1 where a frame is
-    given, and the latents of these frames; behind them zero (`concat`) or the last one repeated
-    (`repeat`: so the small model need not learn to copy the scene from frame to frame).
-
-    given: how many of the first frames, by default all of `first`."""
-    given = len(first) if given is None else given
-    latents = first[jnp.minimum(jnp.arange(frames), given - 1)]
-    mask = _given_mask(latents, given)
-    if image == "concat":
-        latents = jnp.where(mask[..., :1] > 0, latents, 0.0)
-    return jnp.concatenate([mask, latents], axis=-1)
 
 
 def read_config(folder: Path | str, profile: Profile | None = None) -> WanConfig:
