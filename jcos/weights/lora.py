@@ -260,6 +260,7 @@ def original_shapes(
 _INVERSE = [
     (r"\.(kernel|scale)$", ".weight"),
     (r"\.layers_(\d)\.", r".\1."),
+    (r"\.proj_(\d)\.", r".proj.\1."),
     (r"^time_projection\.", "time_projection.1."),
 ]
 
