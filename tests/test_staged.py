@@ -225,7 +225,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], weakref
 
 CODER = {"experts": False, "text": False, "beside": 0}
 ENCODER = {"experts": False, "vae": False, "beside": 0}
-EXPERTS = {"text": False, "vae": False, "resident": None, "beside": 0}
+EXPERTS = {"text": False, "vae": False, "resident": None, "lora": (), "beside": 0}
 
 
 def test_only_what_is_needed_is_loaded(release, picture, tmp_path, quick):

@@ -59,7 +59,7 @@ def test_a_model_without_its_vae_is_refused_at_once(
     """As VBVR's folder is published; converted or not."""
     folder = tmp_path / "VBVR-Wan2.2"
     shutil.copytree(release, folder, ignore=shutil.ignore_patterns("*VAE*"))
-    with pytest.raises(ValueError, match=r"VBVR-Wan2.2 has no VAE.*docs/vbvr.md"):
+    with pytest.raises(ValueError, match=r"VBVR-Wan2.2 has no VAE.*docs/wan.md"):
         run({"a": ARM}, folder, read_bench(bench_folder), tmp_path, Work(text=tmp_path))
     assert not (tmp_path / "a").exists()
     config = wan.read_config(release)
