@@ -18,6 +18,7 @@ from jcos.experiments import sample
 from jcos.experiments.sweeps import held_out
 from jcos.generation import generate
 from jcos.lab import tasks
+from jcos.report.reading import read
 from jcos.weights import checkpoint
 from tests.conftest import ROOT
 
@@ -104,7 +105,14 @@ def test_search_writes_the_tree_its_cost_and_pictures(
     for scores, (kept,) in zip(made["scores"], made["parents"], strict=True):
         assert kept == int(np.argmax(scores))
     names = {f"puzzle-{i}.{kind}" for i in range(2) for kind in ("png", "webp")}
-    assert {p.name for p in out.iterdir()} == names | {"run.json"}
+    assert {p.name for p in out.iterdir()} == names | {"run.json", "tree.npz", "index.html"}
+    for i, tree in enumerate(read(out).trees):
+        assert tree["solved"] == manifest["solved"][i]
+        (row,) = tree["rows"]
+        best, *others = row["particles"]
+        assert (best["seed"], best["chosen"]) == (manifest["seed"][i], True)
+        assert not any(one["went"] for one in others)
+        assert [p["score"] for p in row["particles"]] == sorted(made["scores"][i], reverse=True)
 
 
 @pytest.mark.slow

@@ -157,7 +157,8 @@ class Search(Command):
 
     Writes OUT/puzzle-N.png (rows: every particle's clean estimate at each step where some are
     chosen, those that go on first; the chosen video; a right answer), OUT/puzzle-N.webp (the chosen
-    video) and OUT/run.json (the tree of who came from whom, and what it cost).
+    video), OUT/run.json (the tree of who came from whom, and what it cost), OUT/tree.npz (its
+    pictures) and OUT/index.html, the page that shows it.
 
     Examples:
       jcos search maze7 --preset epbs --seeds 8
@@ -170,10 +171,10 @@ class Search(Command):
     task: tyro.conf.Positional[str]
     """Which task: `jcos tasks` lists them."""
     preset: str = "epbs"
-    """Which method (docs/search.md): best-of, epbs, latsearch, smc, early-failure, tbs or
-    evosearch."""
+    """Which method (docs/search.md): best-of, epbs, latsearch, smc, early-failure, calibrated, tbs
+    or evosearch."""
     seeds: int = 8
-    """How many begin; of early-failure how many may be tried."""
+    """How many begin; of early-failure and calibrated how many may be tried."""
     judge: str = "decided"
     """Who says what is good: decided, pixels, change, agreement, energy, random, or the oracle."""
     first_seed: int = 0

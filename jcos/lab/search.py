@@ -46,6 +46,7 @@ from jcos.lab.methods import (
     Population,
     Row,
     best_of,
+    calibrated,
     check,
     early_failure,
     epbs,
@@ -81,6 +82,7 @@ __all__ = [
     "Row",
     "Scorer",
     "best_of",
+    "calibrated",
     "check",
     "early_failure",
     "epbs",
@@ -167,12 +169,10 @@ def run(
     for number, row in enumerate(method.rows):
         state = going.until(state, row.at(going.plan.steps), going.population.alive)
         scores = going.scores(row, state, going.population.alive)
-        for _ in range(row.tries):
-            lacking = going.population.lacking(row, scores)
-            if not lacking.any():
-                break
-            fresh = going.begin(state.rows.shape[1])
-            alive = lacking[:, None] & (np.arange(fresh.rows.shape[1]) < method.seeds)
+        while (lacking := going.population.lacking(row, scores)).any():
+            fresh, alive = going.again(method.rows[:number], lacking)
+            if not alive.any():
+                continue
             fresh = going.until(fresh, state.step, alive)
             scores = np.concatenate([scores, going.scores(row, fresh, alive)], 1)
             going.population.join(alive)
@@ -244,10 +244,14 @@ class _Run:
             at = Estimates(self.model, -1, 1.0, latents, latents, latents, alive, tokens_of)
             judge.check(self.model.config, at)
 
-    def begin(self, number: int) -> loop.State:
-        """Return fresh particles, from the given number on, before their first step."""
+    def begin(self, number: int | Int[np.ndarray, " W"]) -> loop.State:
+        """Return fresh particles, from the given number on (of each world), before their first
+        step."""
         count = -(-self.method.seeds // self.multiple) * self.multiple
-        seeds = [[first + number + i for i in range(count)] for first in self.first]
+        numbers = np.broadcast_to(number, len(self.first)).tolist()
+        seeds = [
+            [f + n + i for i in range(count)] for f, n in zip(self.first, numbers, strict=True)
+        ]
         runs = loop.steps(
             self.model, self.conditions, seeds, probe=self.probe, sampling=self.sampling
         )
@@ -257,6 +261,20 @@ class _Run:
         x, near = runs.state.solver.x, self.method.spread
         mixed = math.sqrt(1 - near**2) * x[:, :1] + near * x
         return runs.state.move(mixed.at[:, 0].set(x[:, 0]), step=-1)
+
+    def again(
+        self, rows: Sequence[Row], lacking: Bool[np.ndarray, " W"]
+    ) -> tuple[loop.State, Bool[np.ndarray, "W K"]]:
+        """Return fresh particles of the worlds that lack one, and which of them are left after
+        these rows' thresholds."""
+        fresh = self.begin(self.population.begun)
+        self.population.begin(lacking)
+        alive = lacking[:, None] & (np.arange(fresh.rows.shape[1]) < self.method.seeds)
+        for row in rows:
+            if row.tries and alive.any():
+                fresh = self.until(fresh, row.at(self.plan.steps), alive)
+                alive = alive & (self.scores(row, fresh, alive) >= row.least)
+        return fresh, alive
 
     def until(self, state: loop.State, step: int, alive: Bool[np.ndarray, "W K"]) -> loop.State:
         """Return the state after a step, and count the passes of those alive."""
@@ -382,13 +400,19 @@ def replay(
         at = row.at(steps)
         forwards += passes * (at - step) * people.alive.sum(1)
         step, read = at, scores[row.judge][each, index, at]
-        for _ in range(row.tries):
-            lacking = people.lacking(row, read)
-            fresh = index.shape[1] + np.tile(np.arange(method.seeds), (worlds, 1))
-            forwards += passes * (at + 1) * method.seeds * lacking
-            people.join(np.repeat(lacking[:, None], method.seeds, 1))
+        while (lacking := people.lacking(row, read)).any():
+            fresh = people.begun[:, None] + np.arange(method.seeds)
+            people.begin(lacking)
+            alive, before = np.repeat(lacking[:, None], method.seeds, 1), -1
+            fresh = np.where(alive, fresh, 0)
+            for last in (*(r for r in method.rows[:number] if r.tries), row):
+                forwards += passes * (last.at(steps) - before) * alive.sum(1)
+                before, now = last.at(steps), scores[last.judge][each, fresh, last.at(steps)]
+                if last is not row:
+                    alive = alive & (now >= last.least)
+            people.join(alive)
             index = np.concatenate([index, fresh], 1)
-            read = np.concatenate([read, scores[row.judge][each, fresh, at]], 1)
+            read = np.concatenate([read, now], 1)
         which = people.select(row, read, last=number == len(method.rows) - 1)
         index = np.take_along_axis(index, which, 1)
     forwards += passes * (steps - 1 - step) * people.alive.sum(1)

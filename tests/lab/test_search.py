@@ -20,6 +20,7 @@ from jcos.lab.methods import (
     Population,
     Row,
     best_of,
+    calibrated,
     early_failure,
     epbs,
     evosearch,
@@ -129,6 +130,8 @@ def test_a_replay_of_finished_runs_chooses_as_the_search_does(model, pair) -> No
         epbs(4, "energy", at=0.5),
         epbs(5, "energy", at=0.25, keep=2),
         early_failure(6, "energy", at=0.5, least=least),
+        calibrated(6, "energy", least=np.median(recorded, (0, 1)).tolist()),
+        calibrated(5, "energy", least=[-np.inf, np.inf, least, least]),
         Method(
             rows=(
                 Row(step=1, judge="energy", keep=3, stop=least),
@@ -168,6 +171,26 @@ def test_a_threshold_tries_fresh_seeds_one_after_the_other(model, condition) -> 
         model, condition, early_failure(3, "listed", least=1.0), judges={"listed": nothing}
     )
     assert result.seed.tolist() == [1]
+
+
+def test_a_fresh_seed_passes_all_thresholds_so_far(model, condition) -> None:
+    """Seed 0 fails after step 2, seed 1 after step 0, seed 2 nowhere."""
+    judge = Listed([0.9], [0.1], [0.2], [0.8], [0.7])
+    method = calibrated(4, "listed", least=[0.5, -np.inf, 0.6, -np.inf])
+    result = run(model, condition, method, judges={"listed": judge})
+    assert (result.seed.tolist(), judge.calls) == ([2], 5)
+    assert result.cost.forwards.tolist() == [3 + 1 + 4]
+    close(result.latents, generate(model, condition, (2,)).latents[0])
+    judge = Listed([0.9], [0.1], [0.2])
+    result = run(
+        model,
+        condition,
+        dataclasses.replace(
+            method, rows=tuple(dataclasses.replace(row, tries=1) for row in method.rows)
+        ),
+        judges={"listed": judge},
+    )
+    assert (result.seed.tolist(), result.cost.forwards.tolist()) == ([0], [3 + 1 + 1])
 
 
 def test_a_particle_that_is_good_enough_goes_on_alone(model, condition) -> None:
