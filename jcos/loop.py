@@ -310,6 +310,10 @@ class Runs(Iterator[State]):
             solver = jax.device_put(solver, device)
         self.state = State(step, sigma, rows, self, solver, keys)
 
+    def release(self) -> None:
+        """Let the expert that was brought to the device go; the next step brings it again."""
+        self._expert = (-1, None)
+
     def of_video(self, tree: Any) -> Any:
         """Drop the world axis of leaves [W, K, …] where the condition was not stacked."""
         return jax.tree.map(lambda a: a[0], tree) if self.single else tree

@@ -30,8 +30,9 @@ from rich.progress import track
 from jcos.devices import programs
 from jcos.files import local_path
 from jcos.generation import generate, generate_worlds
+from jcos.lab import search
 from jcos.lab.tasks import get
-from jcos.loop import seed_keys
+from jcos.loop import seed_keys, steps
 from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import Noise
 from jcos.variants import toy
@@ -214,6 +215,24 @@ def against_diffusers(lab: Lab) -> list[Row]:
     return rows
 
 
+def search_along(lab: Lab) -> list[Row]:
+    """A search of 8 seeds, and its forwards alone, in the same stages: what judging costs."""
+    condition, method = lab.condition(), search.epbs(8)
+    last = method.rows[0].at(lab.model.config.sampling.steps)
+
+    def forwards() -> jax.Array:
+        runs = steps(lab.model, condition, range(8))
+        for state in runs:
+            if state.step == last:
+                state.keep([0])
+        assert runs.state is not None
+        return runs.state.x
+
+    searched = partial(search.run, lab.model, condition, method)
+    contenders = {"its forwards": forwards, "search": lambda: searched().latents}
+    return race(lab, "search among 8 seeds", contenders)
+
+
 COMMANDS = ("jcos --help", "jcos sample maze --wrong", "jcos run none.py", "jcos convert --help")
 
 
@@ -270,7 +289,9 @@ def main() -> None:
         return print(first_step(lab, arguments.first_call))
     jax.config.update("jax_enable_compilation_cache", False)
     before = machine()
-    measurements = (sample, first_call, startup, noise_positions, against_diffusers)
+    measurements = (
+        *(sample, first_call, startup, noise_positions, search_along, against_diffusers),
+    )
     rows = [row for measure in track(measurements, "measuring") for row in measure(lab)]
     out = arguments.out / "quick" if arguments.quick else arguments.out
     save(out, table(rows), before, ({**row._asdict(), "median": row.median} for row in rows))

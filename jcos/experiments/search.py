@@ -33,7 +33,7 @@ from jcos.wan import Wan
 
 QUANTILES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """Of training scores: thresholds that are tried there."""
-PRICES = tuple(np.geomspace(1e-4, 0.1, 16).tolist())
+PRICES = (1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02)
 """Of a forward, in solved puzzles: what a calibrated stop is tried with."""
 JUDGES = (*SIGNS, "head")
 Made = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -155,8 +155,8 @@ class Search(Experiment):
         made["LatSearch, decided"] = methods.latsearch(min(6, most), spread=1.0, scale=0.5)
         at = [(s + 0.5) / steps for s in range(steps)]
         for name in JUDGES:
-            chance, right = fits[name](known.scores[name]), known.solved.ravel()
-            stops = (stop(chance.reshape(-1, steps), right, price) for price in PRICES)
+            scores = known.scores[name]
+            stops = [stop(scores, fits[name](scores), price) for price in PRICES]
             tried: dict[str, list[Method]] = {
                 "screen": [epbs(n, name, at=s) for n in range(2, most + 1) for s in at],
                 "screen twice": [
@@ -175,10 +175,7 @@ class Search(Experiment):
                     for s, scores in zip(at, np.moveaxis(known.scores[name], -1, 0), strict=True)
                     for least in np.quantile(scores, QUANTILES)
                 ],
-                "calibrated": [
-                    calibrated(most, name, least=fits[name].least(chances).tolist())
-                    for chances in stops
-                ],
+                "calibrated": [calibrated(most, name, least=least) for least in stops],
             }
             for kind, candidates in tried.items():
                 for budget, best in known.best(candidates, self.budgets).items():

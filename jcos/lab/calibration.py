@@ -1,8 +1,8 @@
 """A calibrated stop: how likely a run is to end solved, given a judge's score after each step, and
 when to give it up for a new one.
 
-    calibration = fit(scores, solved)                           # of training runs
-    method = methods.calibrated(8, least=calibration.least(stop(calibration(scores), solved, 0.01)))
+    calibration = fit(scores.reshape(-1, steps), solved.ravel())    # of training runs [P, N, S]
+    method = methods.calibrated(8, least=stop(scores, calibration(scores), price=0.003))
 """
 
 from typing import NamedTuple
@@ -13,6 +13,8 @@ from scipy import optimize, special
 
 BINS = 10
 """Of a reliability curve, with equally many runs."""
+ROUNDS = 30
+"""Of the iteration for what a new run is worth, each half-way."""
 
 
 class Calibration(NamedTuple):
@@ -24,13 +26,6 @@ class Calibration(NamedTuple):
     def __call__(self, scores: Float[np.ndarray, "*runs S"]) -> Float[np.ndarray, "*runs S"]:
         """Return the probability of success after each step."""
         return special.expit(scores * self.slope + self.bias)
-
-    def least(self, chance: Float[np.ndarray, " S"]) -> Float[np.ndarray, " S"]:
-        """Return the scores at which these probabilities are reached (−inf: always)."""
-        reached = special.logit(np.clip(chance, 0, 1 - 1e-6))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            least = (reached - self.bias) / self.slope
-        return np.where(self.slope > 0, least, -np.inf)
 
 
 def fit(scores: Float[np.ndarray, "n S"], solved: Bool[np.ndarray, " n"]) -> Calibration:
@@ -56,28 +51,39 @@ def fit(scores: Float[np.ndarray, "n S"], solved: Bool[np.ndarray, " n"]) -> Cal
 
 
 def stop(
-    chance: Float[np.ndarray, "n S"], solved: Bool[np.ndarray, " n"], price: float
-) -> Float[np.ndarray, " S"]:
-    """Return the probabilities of success below which a run is given up for a new one.
+    scores: Float[np.ndarray, "P N S"], chance: Float[np.ndarray, "P N S"], price: float
+) -> list[float]:
+    """Return the score after each step below which a run is given up for a new one (−inf: never).
 
-    The value of going on is its probability less `price` × the steps that are left; that of a new
-    run is what training runs [n] get so, by policy iteration. chance: after each step.
+    scores, chance: of N training runs of each of P puzzles. A step costs `price` solved runs. After
+    the last one a run is worth its probability of success; before, what comes next. A new run is
+    worth what runs of the same puzzle are, so that hard puzzles are not begun again and again. Both
+    are fitted as monotone functions of the score (optimal stopping, by iteration).
     """
-    steps = chance.shape[1]
-    left = np.arange(steps)[::-1]
-    value = float(np.mean(solved)) - price * steps
-    least = value + price * left
-    for _ in range(100):
-        fails = chance < least
-        dropped = fails.any(1)
-        spent = np.where(dropped, fails.argmax(1) + 1, steps)
-        if dropped.all():
-            break
-        new = float((solved & ~dropped).sum() - price * spent.sum()) / float((~dropped).sum())
-        if new <= value + 1e-9:
-            break
-        value, least = new, new + price * left
+    puzzles, runs, steps = scores.shape
+    values, ends = scores.reshape(-1, steps), chance[..., -1].ravel()
+    anew, least = chance[..., -1].mean(1) - price * steps, [-np.inf] * steps
+    for _ in range(ROUNDS):
+        worth, other = ends, np.repeat(anew, runs)
+        for step in reversed(range(steps)):
+            score = values[:, step]
+            ahead = worth if step == steps - 1 else _monotone(score, worth)
+            order = np.argsort(score, kind="stable")
+            good = (ahead >= _monotone(score, other) - 1e-9)[order]
+            first = int(good.argmax())
+            least[step] = float(score[order[first]]) if first else -np.inf
+            worth = np.where(score >= least[step], worth, other) - price
+        anew = 0.5 * (anew + worth.reshape(puzzles, runs).mean(1))
     return least
+
+
+def _monotone(
+    scores: Float[np.ndarray, " n"], values: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """Return the fit to values that does not fall as the score rises (isotonic regression)."""
+    order, fitted = np.argsort(scores, kind="stable"), np.empty(len(values))
+    fitted[order] = optimize.isotonic_regression(values[order]).x
+    return fitted
 
 
 class Reliability(NamedTuple):

@@ -6,6 +6,7 @@ Sources: EPBS 2603.30043, LatSearch 2603.14526, Feynman–Kac steering 2501.0684
 """
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
@@ -18,7 +19,7 @@ from jcos.sampling.probes import Noise, Probe, parts
 
 Select = Literal["top", "threshold", "multinomial", "systematic"]
 Transform = Literal["raw", "diff", "max", "sum", "softmax"]
-Copy = Literal["key", "mutate", "renoise", "prefix"]
+Copy = Literal["key", "mutate", "renoise", "prefix", "chain"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class Row:
     copies: how many particles go on, the kept ones in turn. copy: copies get fresh keys (`key`),
     their noise is renewed at its level (`mutate`) or all go back to the end of an earlier step
     (`renoise`, back), by `strength`, 0..1; or all begin anew with the first `frames` latent frames
-    of the best (`prefix`).
+    of the best (`prefix`), or begin the next clip, with its last ones (`chain`).
     """
 
     step: int | float
@@ -168,11 +169,27 @@ def calibrated(
 
 def tbs(seeds: int = 4, judge: str = "decided", *, frames: Sequence[int] = (2,)) -> Method:
     """Restarts in time: the best run's first latent frames are where all begin anew, again and
-    again with more of them. For models that keep first frames in place."""
+    again with more of them. For models that are given frames."""
     rows = [
         Row(step=-1, judge=judge, copies=seeds, copy="prefix", frames=count) for count in frames
     ]
     return Method(rows=(*rows, Row(step=-1, judge=judge)), seeds=seeds)
+
+
+def chain_clips(
+    seeds: int = 4,
+    judge: str = "decided",
+    *,
+    clips: int = 2,
+    at: float = 0.6,
+    frames: int = 1,
+) -> Method:
+    """Longer videos, clip by clip: in each the best seed at an early step goes on alone, and the
+    next clip begins with its last latent frames. For models that are given frames."""
+    screen = Row(step=at, judge=judge)
+    change: dict[str, Any] = {"copies": seeds, "copy": "chain", "frames": frames}
+    link = (screen, Row(step=-1, judge=judge, **change))
+    return Method(rows=(*link * (clips - 1), screen), seeds=seeds)
 
 
 def evosearch(
@@ -196,10 +213,73 @@ PRESETS: dict[str, Callable[..., Method]] = {
     "smc": smc,
     "early-failure": early_failure,
     "calibrated": calibrated,
+    "threshold": early_failure,
     "tbs": tbs,
+    "chain": chain_clips,
     "evosearch": evosearch,
 }
 """By name; all take how many seeds (or tries) and a judge."""
+
+
+def named(
+    name: str,
+    seeds: int,
+    judge: str,
+    judges: Sequence[str],
+    *,
+    at: float | None = None,
+    least: float | None = None,
+) -> Method:
+    """Return the method of a preset, or, of a judge, early screening by it.
+
+    judge: of a preset. judges: that there are. at: the step of a preset that has one. least: the
+    score that a threshold asks for. Raises ValueError, in one sentence, for any other name, and
+    for a setting that the preset does not have.
+    """
+    if name in judges:
+        name, judge = "epbs", name
+    if name not in PRESETS:
+        known = ", ".join([*PRESETS, *judges])
+        raise ValueError(f"there is no search {name!r}; there are the presets and judges {known}")
+    if judge not in judges:
+        raise ValueError(f"there is no judge {judge!r}; there are {', '.join(judges)}")
+    preset, asked = PRESETS[name], {"at": at, "least": least}
+    settings = {key: value for key, value in asked.items() if value is not None}
+    takes = inspect.signature(preset).parameters
+    for key, value in settings.items():
+        if key not in takes or takes[key].annotation is not float:
+            raise ValueError(f"the search {name} takes no {key}; {value} is given")
+    return preset(seeds, judge, **settings)
+
+
+def forwards(method: Method, sampling: Sampling) -> int:
+    """Return the passes through the transformer that a method takes for a video, at most."""
+    steps = method.steps or sampling.steps
+    total, step, alive = 0, -1, method.seeds
+    for row in method.rows:
+        at = row.at(steps)
+        total += (at - step) * alive
+        anew = {"prefix": -1, "chain": -1, "renoise": row.back}
+        step, alive = anew.get(row.copy, at), row.count
+    total += max((r.tries * (r.at(steps) + 1) for r in method.rows), default=0) * method.seeds
+    return (1 if sampling.guidance is None else 2) * (total + (steps - 1 - step) * alive)
+
+
+def plan_in_words(method: Method, sampling: Sampling) -> str:
+    """Return what a method will do and cost, in one line."""
+    steps, alive, told = method.steps or sampling.steps, method.seeds, []
+    for row in method.rows:
+        then = {"prefix": " as prefix", "chain": " for the next clip"}.get(row.copy, "")
+        then = then or (f", {row.count} with copies" if row.count > row.keep else "")
+        kind = "threshold" if row.select == "threshold" else row.judge
+        told.append(f"after step {row.at(steps) + 1} {kind} keeps {row.keep} of {alive}{then}")
+        alive = row.count
+    most = forwards(method, sampling)
+    one = sampling.steps * (1 if sampling.guidance is None else 2)
+    return (
+        f"{'; '.join(told)}; at most {most} forwards, {most / one:.1f} times one run of "
+        f"{sampling.steps} steps ({one})"
+    )
 
 
 # ---- who goes on
@@ -376,16 +456,18 @@ def check(
                     f"solver euler, which remembers nothing (here {sampling.solver})"
                 )
             before = row.back
-        if row.copy == "prefix":
-            if config.image != "pin":
+        if row.copy in ("prefix", "chain"):
+            if config.image == "none":
                 raise ValueError(
-                    f"{here}: {config.name} keeps no first frames in place; a prefix needs a TI2V "
-                    "model"
+                    f"{here}: {config.name} makes videos of a text alone; a {row.copy} needs a "
+                    "model that is given frames (I2V, TI2V)"
                 )
-            if (row.keep, row.count) != (1, method.seeds) or not 1 < row.frames < frames:
+            least = 1 if row.copy == "chain" else 2
+            if (row.keep, row.count) != (1, method.seeds) or not least <= row.frames < frames:
                 raise ValueError(
-                    f"{here}: a prefix of {row.frames} latent frame(s) of {row.keep} particle(s) "
-                    f"for {row.count}; it is 2 to {frames - 1} frames of one, for {method.seeds}"
+                    f"{here}: a {row.copy} of {row.frames} latent frame(s) of {row.keep} "
+                    f"particle(s) for {row.count}; it is {least} to {frames - 1} frames of one, "
+                    f"for {method.seeds}"
                 )
             before = -1
 
