@@ -80,6 +80,7 @@ def run(
     text_cache: Path | None = None,
     tiles: tuple[int, int] | None = None,
     resident: bool | None = None,
+    together: int | None = None,
     devices: Mesh | None = None,
     search: "Method | None" = None,
     preview: bool = False,
@@ -99,7 +100,8 @@ def run(
     x0: steps whose clean estimates are kept. probe: what is done to the runs; observations of a
     probe of your own are not kept. noise: torch, jax or a file. text_cache: folder of
     embedded prompts, with all of which the encoder is not loaded. tiles: height and width in
-    latent cells of what the VAE codes at a time. resident: as in `wan.load`. devices: a mesh.
+    latent cells of what the VAE codes at a time. resident: as in `wan.load`. together: as in
+    `loop.steps`. devices: a mesh.
     search: a method (`jcos.search`) whose seeds begin with the one that is given; the chosen video
     alone is kept, and run.json has the tree of who went on. One that was killed goes on from
     OUT/search.json. preview: clean estimates as small pictures, by a linear map in place of the
@@ -168,9 +170,12 @@ def run(
         "tiles": None if tiles is None else list(tiles),
     }
     done = runs.holds(out, "checkpoint", settings) and (out / LATENTS).is_file()
-    count = len(seeds) * (1 + len(x0))
-    room = HEADER + 4 * count * math.prod(shape)
-    check_room(out, 0 if done else room, count * frames * math.prod(size) // PIXELS_OF_A_BYTE)
+    written = len(seeds) * (1 + len(x0))
+    room = HEADER + 4 * written * math.prod(shape)
+    # What is kept of a search on the way: four arrays of every particle, twice.
+    passing = 0 if search is None else 32 * count * math.prod(shape)
+    films = written * frames * math.prod(size) // PIXELS_OF_A_BYTE
+    check_room(out, 0 if done else room + passing, films)
     formats.check_mp4(*size, fps)
     wan.check_vae(config, folder)
     load = partial(wan.load, folder, profile=profile)
@@ -201,6 +206,7 @@ def run(
                     seeds[0],
                     out=out,
                     tiles=cells,
+                    together=together,
                     probe=probe,
                     sampling=config.sampling,
                     noise=str(drawn),
@@ -216,6 +222,7 @@ def run(
                     probe=probe,
                     sampling=config.sampling,
                     noise=drawn,
+                    together=together,
                     on_step=lambda step: progress("denoising", step + 1, steps),
                 )
                 kept = {"latents": trace.latents, "x0": trace.x0[:, np.array(x0, int)]}
@@ -235,23 +242,24 @@ def run(
         arrays = load_file(out / LATENTS)
     except SafetensorError as error:
         raise ValueError(f"{out / LATENTS} is damaged ({error}); remove it") from None
-    coder, films = load(experts=False, text=False), {}
+    coder, made = load(experts=False, text=False), {}
     for i, seed in enumerate(seeds):
         progress(f"decoding seed {seed}", i, len(seeds))
         if not np.isfinite(arrays["latents"][i]).all():
             warnings.warn(f"seed {seed} has no video: its latent is not finite", stacklevel=2)
             continue
-        films[seed] = out / f"seed-{seed}.mp4"
-        film = coder.decode(arrays["latents"][i], cells)
-        if search is not None:
+        made[seed] = out / f"seed-{seed}.mp4"
+        if search is None:
+            film = coder.decode(arrays["latents"][i], cells)
+        else:
             film = _film(coder, arrays, out, cells)
-        formats.write_mp4(films[seed], film, fps)
+        formats.write_mp4(made[seed], film, fps)
         if x0:
             look = _previews(coder) if preview else partial(coder.decode, tiles=cells)
             videos = map(look, arrays["x0"][i])
             _write_estimates(out, seed, fps, zip(x0, videos, strict=True))
     progress("decoding", len(seeds), len(seeds))
-    return Videos(arrays["latents"], arrays["x0"], films)
+    return Videos(arrays["latents"], arrays["x0"], made)
 
 
 def _previews(coder: Wan) -> Callable[[np.ndarray], UInt8[np.ndarray, "F H W 3"]]:
@@ -280,7 +288,7 @@ def _check_search(
 ) -> None:
     """Raise ValueError, in one sentence, where a search does not suit the model or the options."""
     from jcos.lab.judges import standard
-    from jcos.lab.methods import check
+    from jcos.lab.methods import check, sampling_of
 
     if len(seeds) != 1:
         raise ValueError(f"a search takes its first seed, the others follow; {seeds} are given")
@@ -288,7 +296,8 @@ def _check_search(
         raise ValueError(
             "a search keeps no estimates (x0); make the chosen seed's run again with them"
         )
-    check(search, config, config.sampling, list(standard(config)), frames, probe)
+    sampling = sampling_of(search, config.sampling)
+    check(search, config, sampling, list(standard(config)), frames, probe)
 
 
 def _needs_vae(search: "Method", config: WanConfig) -> bool:

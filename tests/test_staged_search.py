@@ -26,9 +26,9 @@ def test_of_several_seeds_one_goes_on(release, picture, tmp_path, capsys) -> Non
     """Its video is that of the seed alone; the tree is written; repeated, it only decodes."""
     out = tmp_path / "out"
     call = searched(release, picture, out, "--search", "decided", "--search-at", 0.5)
-    run("generate", *call, "--resident", "False")
+    run("generate", *call, "--resident", "False", "--together", 2)
     said = " ".join(capsys.readouterr().err.split())
-    cost = "after step 3 of 4 decided keeps 1 of 3; at most 20 forwards, 2.5 times one run of 4"
+    cost = "after step 3 of 4 decided keeps 1 of 3; at most 20 forwards, 2.5 times one run"
     assert cost in said
     about = json.loads((out / "run.json").read_text())
     (seed,), (tree,) = about["seeds"], about["tree"]

@@ -13,7 +13,7 @@ from jcos.config import PixelCodec, Sampling, WanConfig
 from jcos.experiments.experiment import Settings
 from jcos.experiments.settings import names_in
 from jcos.lab.judges import standard
-from jcos.lab.methods import Method, check
+from jcos.lab.methods import Method, check, sampling_of
 from jcos.media import image
 from jcos.sampling.interventions import Interventions, Place, places
 from jcos.sampling.probe import Probe
@@ -87,7 +87,8 @@ class Arm(Interventions):
     def _check_search(self, config: WanConfig, frames: int) -> None:
         if self.search is not None:
             known = list(standard(config))
-            check(self.search, config, config.sampling, known, frames, Probe())
+            sampling = sampling_of(self.search, config.sampling)
+            check(self.search, config, sampling, known, frames, Probe())
 
     def shape(self, config: WanConfig, sample: Sample) -> Shape:
         """Raises ValueError where the model makes no video of that size."""

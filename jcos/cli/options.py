@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Checkpoint = Annotated[
     InFolder, tyro.conf.arg(help="A checkpoint folder; by default the small model of the package.")
 ]
-SAMPLING = ("steps", "shift", "solver", "guidance", "sigmas")
+SAMPLING = ("steps", "shift", "solver", "eta", "temperature", "guidance", "sigmas")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,6 +185,11 @@ class Search(Command):
     """Which puzzles."""
     steps: int | None = 10
     """Denoising steps of a run."""
+    solver: Solver | None = None
+    """As of `jcos generate`; by default the model's own, cps where the preset makes copies that
+    noise parts."""
+    eta: float | None = None
+    """Size of a stochastic solver's noise."""
     out: OutFolder = Path("out/search")
     checkpoint: Checkpoint = TINY
 
@@ -266,7 +271,12 @@ class Generate(Interventions, OnMesh, Command):
     """Explicit noise levels in place of steps and shift, or timesteps, as distilled models want
     them: 1000 750 500 250."""
     solver: Solver | None = None
-    """With its own grid of noise levels, unless it is the profile's solver anyway."""
+    """With its own grid of noise levels, unless it is the profile's solver anyway. cps, sde, dance,
+    cpws and renoise add noise in every step (docs/search.md)."""
+    eta: float | None = None
+    """Size of that noise, 0 for none; cps takes up to 1."""
+    temperature: float | None = None
+    """Scale of the first noise, 1 by default."""
     profile: Profile | None = None
     """Whose data types, schedule and defaults: by default those of the checkpoint's authors."""
     seeds: tuple[int, ...] = (0,)
@@ -298,6 +308,9 @@ class Generate(Interventions, OnMesh, Command):
     resident: bool | None = None
     """Whether both experts lie on the device together, or each waits in host memory for its steps;
     the videos are the same. By default together if they take at most 55 % of jax's memory."""
+    together: int | None = None
+    """How many seeds are denoised at a time, all by default: fewer need less memory, and the videos
+    are the same."""
     programs: OutFolder | None = None
     """Folder of compiled programs, which can go to other machines with the same devices; by default
     your cache folder. What lies there is run: take it only from where you would take code."""
@@ -335,6 +348,7 @@ class Generate(Interventions, OnMesh, Command):
                 text_cache=self.text_cache,
                 tiles=self.tiles,
                 resident=self.resident,
+                together=self.together,
                 devices=self.devices(),
                 command=command_line(),
                 progress=progress,

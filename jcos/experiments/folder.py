@@ -22,7 +22,7 @@ from jcos.config import WanConfig
 from jcos.experiments.clips import digest
 from jcos.experiments.experiment import Experiment, Progress, silent
 from jcos.experiments.plots import to_svg
-from jcos.experiments.sweeps import kept_in
+from jcos.experiments.sweeps import ACTIVATIONS, kept_in
 from jcos.files import local_path
 from jcos.lab import results
 from jcos.wan import Wan
@@ -87,16 +87,20 @@ def run_to(
             "seconds": round(time.monotonic() - start, 1),
         }
         progress("drawing and writing", 0, 1)
-        write(folder, experiment, data, about)
+        write(folder, experiment, data, about, unfinished / ACTIVATIONS)
     shutil.rmtree(unfinished, ignore_errors=True)
     return True
 
 
 def write(
-    folder: Path, experiment: Experiment, data: xr.Dataset, manifest: Mapping[str, Any]
+    folder: Path,
+    experiment: Experiment,
+    data: xr.Dataset,
+    manifest: Mapping[str, Any],
+    activations: Path | None = None,
 ) -> None:
     """Write the whole folder, or nothing. Results that were there before are replaced, other files
-    in it stay."""
+    in it stay. activations: a folder on the same disk that is moved into it, where there is one."""
     new = not folder.is_dir()
     place = folder.parent if new else folder
     place.mkdir(parents=True, exist_ok=True)
@@ -112,12 +116,16 @@ def write(
             captions[name] = picture.caption
         about = {**manifest, "figures": captions}
         files.write(part / MANIFEST, runs.as_text(about))
+        if not new:
+            (folder / MANIFEST).unlink(missing_ok=True)  # with it, a folder is whole
+            for name in (FIGURES, ACTIVATIONS):
+                if os.path.lexists(folder / name):
+                    (folder / name).rename(part / f"old-{name}")
+        if activations is not None and activations.is_dir():
+            activations.rename((part if new else folder) / ACTIVATIONS)
         if new:
             part.rename(folder)
             return
-        (folder / MANIFEST).unlink(missing_ok=True)  # with it, a folder is whole
-        if os.path.lexists(folder / FIGURES):
-            (folder / FIGURES).rename(part / "old")
         for name in (DATA, TABLE, FIGURES, MANIFEST):
             (part / name).replace(folder / name)
     finally:

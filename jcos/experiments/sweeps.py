@@ -7,6 +7,7 @@ import hashlib
 import io
 import math
 import shutil
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +44,10 @@ _KEPT: contextvars.ContextVar[Path | None] = contextvars.ContextVar("kept", defa
 """Where chunks of sweeps are kept until the experiment is finished."""
 
 
+ACTIVATIONS = "activations"
+"""Of a folder of results, the folder of stored activations (`lab.activations`)."""
+
+
 @contextlib.contextmanager
 def kept_in(folder: Path, settings: Mapping[str, Any], *, redo: bool = False) -> Iterator[None]:
     """Keep what sweeps compute in a folder, and take from it what an earlier run has computed.
@@ -63,6 +68,17 @@ def kept_in(folder: Path, settings: Mapping[str, Any], *, redo: bool = False) ->
         yield
     finally:
         _KEPT.reset(token)
+
+
+@contextlib.contextmanager
+def activations_folder() -> Iterator[Path]:
+    """Yield the folder for stored activations: `folder.run_to` puts it beside the results, and a
+    killed run finds it again. Outside of it, a temporary one."""
+    if (store := _KEPT.get()) is not None:
+        yield store / ACTIVATIONS
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / ACTIVATIONS
 
 
 @functools.cache
@@ -283,12 +299,14 @@ def held_out(task: Task, n: int, seed: int = 0) -> list[Puzzle]:
     return [task.sample((seed, i), "test") for i in range(n)]
 
 
-def conditions_of(model: Wan, puzzles: Sequence[Puzzle]) -> Condition:
-    """Return the conditions of all puzzles, stacked [P, …]; they are of one canvas."""
+def conditions_of(model: Wan, puzzles: Sequence[Puzzle], given: int = 1) -> Condition:
+    """Return the conditions of all puzzles, stacked [P, …]; they are of one canvas. given: how many
+    frames of a right answer the model is given, drawn at random where there are several."""
     rows = []
-    for puzzle in puzzles:
+    for number, puzzle in enumerate(puzzles):
         task = TASKS[puzzle.task]
-        rows.append(model.condition(task.first_frame(puzzle), puzzle.prompt, task.frames))
+        answer = task.reference(puzzle, np.random.default_rng(number))
+        rows.append(model.condition(answer[:given], puzzle.prompt, task.frames))
     return trajectory.tree_stack(rows)
 
 
@@ -301,12 +319,13 @@ def play(
     sampling: Sampling | None = None,
     keep: Sequence[int] = (-1,),
     alike: bool = False,
+    given: int = 1,
 ) -> Trace:
     """Return `sweep` in one world: leaves [Q, P, K, …]; x0 of the steps in `keep` only (the
-    last by default). alike: as there."""
+    last by default). alike: as there. given: as in `conditions_of`."""
     run = sweep(
         model,
-        one_world(conditions_of(model, puzzles)),
+        one_world(conditions_of(model, puzzles, given)),
         seeds,
         probes=probes,
         plan=flow.plan(sampling or model.config.sampling, model.config.boundary),

@@ -19,7 +19,7 @@ def replay(
     method makes copies, or needs more runs than there are.
     """
     ((worlds, runs, steps),) = {a.shape for a in scores.values()}
-    if method.noise or method.spread != 1 or any(row.count > row.keep for row in method.rows):
+    if method.eta or method.spread != 1 or any(row.count > row.keep for row in method.rows):
         raise ValueError("a method that draws noise or makes copies cannot be replayed")
     need = method.seeds * (1 + max((row.tries for row in method.rows), default=0))
     if need > runs:

@@ -40,13 +40,13 @@ def save(
         arrays = {name: np.ascontiguousarray(a) for name, a in kept.items() if a is not None}
         arrays |= {f"clip-{i}": np.ascontiguousarray(clip) for i, clip in enumerate(run.clips)}
         write(given, as_bytes(arrays))
-    names = (*people.FIELDS, "log_norm", "done", "tried")
+    fields = {n: a.tolist() for n, a in vars(people).items() if isinstance(a, np.ndarray)}
     about = {
         "file": file,
         "restarts": restarts,
         "row": number,
         "scores": None if scores is None else scores.tolist(),
-        "people": {name: getattr(people, name).tolist() for name in names},
+        "people": fields,
         "rngs": [rng.bit_generator.state for rng in people.rngs],
         "counts": run.counts.tolist(),
         "tree": [as_json(generation) for generation in run.tree],

@@ -8,7 +8,6 @@ Methods (`methods.py`) are data, judges (`judges.py`) functions of estimates. It
 both are spread.
 """
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -55,18 +54,17 @@ from jcos.lab.methods import (
     early_failure,
     epbs,
     evosearch,
-    forwards,
     latsearch,
-    named,
-    plan_in_words,
+    sampling_of,
     smc,
     tbs,
 )
 from jcos.lab.outcome import Cost, Generation, Result, joined, video
+from jcos.lab.presets import forwards, named, plan_in_words
 from jcos.lab.replay import replay
 from jcos.model.vae import Tiles
 from jcos.sampling import flow
-from jcos.sampling.probes import Noise, Probe, TokenFeatures, chain
+from jcos.sampling.probes import Probe, TokenFeatures, chain
 from jcos.sampling.trajectory import Condition, tree_stack
 from jcos.wan import Wan
 
@@ -131,6 +129,7 @@ def run(
     record: bool = False,
     keep: Path | None = None,
     tiles: Tiles | None = None,
+    together: int | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Result:
     """Search for the best video of a condition, or of each of several stacked ones.
@@ -140,7 +139,8 @@ def run(
     probe: acts on every particle. noise: "torch" or "jax", by default the model's own generator.
     record: keep the estimates that were judged. keep: a folder that holds the search after every
     step; one that was killed goes on from there (without the estimates of before). tiles: as in
-    `Wan.encode`. on_step: called with the step and the number of particles after each.
+    `Wan.encode`. together: as in `steps`. on_step: called with the step and the number of
+    particles after each.
 
     The result of a video does not depend on the others. Raises ValueError, before anything
     runs, for a method that this model cannot do (`check`) or a judge that does not fit, and later
@@ -148,7 +148,7 @@ def run(
     """
     start = time.monotonic()
     going = _Run(model, condition, method, seed, judges, sampling, probe, noise, record, on_step)
-    going.keep, going.tiles = keep, tiles
+    going.keep, going.tiles, going.together = keep, tiles, together
     at = saved.load(keep, going) if keep is not None else None
     state, first, scores = at or (going.begin(0), 0, None)
     for number, row in enumerate(method.rows[first:], first):
@@ -198,10 +198,9 @@ class _Run:
         self.noise = noise
         self.keep: Path | None = None
         self.tiles: Tiles | None = None
+        self.together: int | None = None
         self.going: loop.Runs | None = None
-        sampling = sampling or model.config.sampling
-        if method.steps is not None:
-            sampling = dataclasses.replace(sampling, steps=method.steps, sigmas=None)
+        sampling = sampling_of(method, sampling or model.config.sampling)
         self.sampling, self.plan = sampling, flow.plan(sampling, model.config.boundary)
         known = standard(model.config) | dict(judges or {})
         self.shape = (*self.conditions.grid, model.config.dit.out_channels)
@@ -211,10 +210,6 @@ class _Run:
         self.judges = {row.judge: known[row.judge] for row in method.rows}
         self.layers = sorted({j.layer for j in self.judges.values() if j.layer is not None})
         acting = [probe or Probe()]
-        if method.noise:
-            mask = np.full((sampling.steps, self.shape[0]), method.noise, np.float32)
-            mask[0] = 0.0
-            acting.append(Noise(jnp.asarray(mask), jnp.asarray(mask > 0)))
         if self.layers:
             acting.append(TokenFeatures(self.layers))
         self.probe = chain(*acting)
@@ -282,6 +277,7 @@ class _Run:
             sampling=self.sampling,
             noise=self.noise,
             start=start,
+            together=self.together,
         )
 
     def until(

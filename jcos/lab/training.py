@@ -152,7 +152,7 @@ PARTS: tuple[Recipe, ...] = (
         constant=0.5,
     ),
     Recipe(
-        steps=600,
+        steps=300,
         small=16,
         large=2,
         draws=2,
@@ -168,10 +168,10 @@ PARTS: tuple[Recipe, ...] = (
             "tictactoe-block": 0.08,
             "bounce-hard": 0.07,
         },
-        learning_rate=4e-4,
+        learning_rate=5e-4,
         warmup=20,
         constant=0.3,
-        ema=0.99,
+        ema=0.98,
         prefix=0.6,
     ),
 )

@@ -25,12 +25,11 @@ from jcos.lab.methods import (
     early_failure,
     epbs,
     evosearch,
-    forwards,
     latsearch,
-    named,
     smc,
     tbs,
 )
+from jcos.lab.presets import forwards, named
 from jcos.lab.search import replay, run, video
 from jcos.lab.tasks import TASKS
 from jcos.loop import _advance, steps
@@ -280,7 +279,7 @@ def test_smc_on_the_ideal_denoiser_tends_to_the_exact_target(model, condition) -
     for count in (2, 16):
         rows = [Row(step=s, keep=count, ess=0.7, **common) for s in (1, 2, 3, 4)]
         last = Row(step=-1, keep=count, ess=1e-9, **common)
-        method = Method(rows=(*rows, last), seeds=count, steps=7, noise=1.0)
+        method = Method(rows=(*rows, last), seeds=count, steps=7, eta=1.0)
         result = run(
             model,
             many,
@@ -364,7 +363,7 @@ class Killed(Exception):
         latsearch(4, "energy", at=(0.25, 0.75)),
         tbs(2, "energy"),
         early_failure(3, "energy", at=0.5, least=9.0),
-        smc(2, "energy", at=(0.5,), noise=0.5),
+        smc(2, "energy", at=(0.5,)),
     ],
 )
 def test_a_search_that_was_killed_goes_on(model, condition, method, tmp_path) -> None:
@@ -440,14 +439,14 @@ SOME: dict[str, Any] = {"judge": "energy"}
         (Method(rows=(Row(step=2, **SOME), Row(step=1, **SOME)), seeds=4), "after step 2"),
         (Method(rows=(Row(step=STEPS, **SOME),), seeds=4), f"to {STEPS - 1}"),
         (Method(rows=(Row(step=1, keep=1, copies=4, **SOME),), seeds=4), "nothing parts"),
-        (dataclasses.replace(smc(4, "energy"), noise=0.0), "nothing parts"),
+        (dataclasses.replace(smc(4, "energy"), eta=0.0), "nothing parts"),
         (Method(rows=(Row(step=1, judge="nobody"),), seeds=4), "'nobody'"),
         (Method(rows=(Row(step=1, copy="mutate", **SOME),), seeds=4), "strength is 0"),
         (Method(rows=(Row(step=1, tries=2, **SOME),), seeds=4), "threshold"),
         (tbs(4, "energy", frames=(1,)), "a prefix of 1 latent frame"),
         (chain_clips(4, "energy", frames=FRAMES), "it is 1 to 2 frames"),
         (Method(rows=(), seeds=0), "0 seeds"),
-        (Method(rows=(), seeds=2, noise=1.5), "noise 1.5"),
+        (Method(rows=(), seeds=2, eta=1.5), "eta is 1.5; cps takes"),
     ],
 )
 def test_a_method_that_makes_no_sense_is_refused_before_anything_runs(
