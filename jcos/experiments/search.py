@@ -6,6 +6,7 @@ draw nothing and copy nobody are replayed on them (`lab.search.replay`); the oth
 
 import dataclasses
 import itertools
+import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -83,7 +84,9 @@ class Search(Experiment):
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         each = [self.of_task(model, name, progress) for name in self.tasks]
-        return xr.concat(each, "puzzle", data_vars="minimal", coords="minimal", compat="override")
+        data = xr.concat(each, "puzzle", data_vars="minimal", coords="minimal", compat="override")
+        settings = {name: one.attrs for name, one in zip(self.tasks, each, strict=True)}
+        return data.assign_attrs(settings=json.dumps(settings))
 
     def of_task(self, model: Wan, name: str, progress: Progress) -> xr.Dataset:
         """Return the dataset of one task."""
@@ -124,7 +127,6 @@ class Search(Experiment):
         signs = np.stack([bank.scores[judge] for judge in JUDGES], -1)
         chance = np.stack([fits[judge](bank.scores[judge]) for judge in JUDGES], -1)
         each = ("puzzle", "seed", "step", "judge")
-        words = np.array([as_text(settings[case]) if case in settings else "" for case in made])
         variables = samples.levels({"solved": "solved"}) | {
             "forwards": (("puzzle", "case"), spent, {}),
             "spent": measure(
@@ -141,10 +143,10 @@ class Search(Experiment):
             "signs": (each, signs.astype(np.float32), {}),
             "chance": (each, chance.astype(np.float32), {}),
             "ended": (("puzzle", "seed"), bank.solved, {}),
-            "settings": (("puzzle", "case"), np.repeat(words[None], n, 0), {}),
         }
         labels = {"case": list(made), "judge": list(JUDGES), "seed": list(self.seeds)}
-        return xr.Dataset(variables, labels | samples.coordinates())
+        words = {case: as_text(method) for case, method in settings.items()}
+        return xr.Dataset(variables, labels | samples.coordinates(), words)
 
     def methods(self, known: Bank, fits: dict[str, Calibration]) -> dict[str, Method]:
         """Return the methods that only choose, by case: their settings are the best ones on
