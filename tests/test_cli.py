@@ -106,6 +106,7 @@ def test_search_writes_the_tree_its_cost_and_pictures(
         assert kept == int(np.argmax(scores))
     names = {f"puzzle-{i}.{kind}" for i in range(2) for kind in ("png", "webp")}
     assert {p.name for p in out.iterdir()} == names | {"run.json", "tree.npz", "index.html"}
+    assert (out / "index.html").read_text().count("1 of 3 went on") == 2
     for i, tree in enumerate(read(out).trees):
         assert tree["solved"] == manifest["solved"][i]
         (row,) = tree["rows"]
