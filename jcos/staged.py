@@ -4,6 +4,7 @@ Each part is on the device only while it works. Latents are written as soon as t
 that was killed goes on with them.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -19,12 +20,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from jcos import generation, loop, runs, wan
 from jcos.config import VaeConfig
 from jcos.devices import mesh, sharding
-from jcos.files import check_room, local_path, write
+from jcos.files import any_path, check_room, write
 from jcos.media import formats, image
 from jcos.model.text import read_prompt
 from jcos.model.vae import Tiles
@@ -75,6 +76,7 @@ def run(
     text_cache: Path | None = None,
     tiles: tuple[int, int] | None = None,
     resident: bool | None = None,
+    trace: bool = False,
     devices: Mesh | None = None,
     command: str = "",
     progress: Progress = silent,
@@ -92,11 +94,13 @@ def run(
     x0: steps whose clean estimates are kept. probe: what is done to the runs; observations of a
     probe of your own are not kept. noise: torch, jax or a file. text_cache: folder of
     embedded prompts, with all of which the encoder is not loaded. tiles: height and width in
-    latent cells of what the VAE codes at a time. resident: as in `wan.load`. devices: a mesh.
+    latent cells of what the VAE codes at a time. resident: as in `wan.load`. trace:
+    keep all of it in OUT/trace. devices: a mesh; of several hosts the first decodes and writes, and
+    the others return no films.
     Raises ValueError, IndexError or OSError, before weights are read, where this cannot be run, its
     files cannot be written, or `out` holds another run.
     """
-    folder, out = local_path(folder), local_path(out)
+    folder, out = any_path(folder), any_path(out)
     config = wan.read_config(folder, profile)
     config = dataclasses.replace(config, sampling=config.sampling_with(**sampling))
     steps, fps = config.sampling.steps, config.clip.fps
@@ -151,12 +155,13 @@ def run(
         "tiles": None if tiles is None else list(tiles),
     }
     done = runs.holds(out, "checkpoint", settings) and (out / LATENTS).is_file()
+    done, first_host = sharding.from_first_host(done), sharding.is_first_host()
     count = len(seeds) * (1 + len(x0))
     room = HEADER + 4 * count * math.prod(shape)
     check_room(out, 0 if done else room, count * frames * math.prod(size) // PIXELS_OF_A_BYTE)
     formats.check_mp4(*size, fps)
     wan.check_vae(config, folder)
-    load = partial(wan.load, folder, profile=profile)
+    load_part = partial(wan.load, folder, profile=profile)
 
     if not done:
         progress("reading the prompts", 0, steps)
@@ -164,18 +169,19 @@ def run(
         rows = wan.embedder(folder, config, words, text_cache, profile)
         asked, unasked = (rows(p) if isinstance(p, str) else p for p in prompts)
         progress("coding the first frame", 0, steps)
-        coder = load(experts=False, text=False)
+        coder = load_part(experts=False, text=False)
         condition = coder.condition(first, asked, frames, negative=unasked, size=size, tiles=cells)
         condition = jax.device_get(condition)
         del coder, rows, asked, unasked  # with them, their weights leave the device
         changes = [change.to_json() for change in probe.changes()]
         manifest = {"checkpoint": str(folder), **settings, "changes": changes}
         manifest |= runs.made(command, sizes)
-        with runs.begun(out, manifest, room), sharding.use_mesh(devices):
+        begun = runs.begun(out, manifest, room) if first_host else contextlib.nullcontext()
+        with begun, sharding.use_mesh(devices):
             progress("reading the experts", 0, steps)
-            model = load(text=False, vae=False, resident=resident)
+            model = load_part(text=False, vae=False, resident=resident)
             start = time.monotonic()
-            trace = generation.generate(
+            made = generation.generate(
                 model,
                 condition,
                 seeds,
@@ -184,18 +190,27 @@ def run(
                 noise=drawn,
                 on_step=lambda step: progress("denoising", step + 1, steps),
             )
-            kept = {"latents": trace.latents, "x0": trace.x0[:, np.array(x0, int)]}
-            kept = {name: np.asarray(array, np.float32) for name, array in kept.items()}
+            kept = {"latents": made.latents, "x0": made.x0[:, np.array(x0, int)]}
+            kept = {k: np.asarray(a, np.float32) for k, a in sharding.to_host(kept).items()}
             seconds = round(time.monotonic() - start, 1)
-            del model, trace
-        write(out / LATENTS, save(kept))
-        manifest |= {"seconds": seconds, "date": runs.now()}
-        write(out / runs.MANIFEST, runs.as_text(manifest))
+            if trace:
+                made.save(out / "trace")
+            del model, made
+        if first_host:
+            write(out / LATENTS, save(kept))
+            manifest |= {"seconds": seconds, "date": runs.now()}
+            write(out / runs.MANIFEST, runs.as_text(manifest))
+    sizes = {"latents": (len(seeds), *shape), "x0": (len(seeds), len(x0), *shape)}
+    arrays = {name: np.zeros(size, np.float32) for name, size in sizes.items()}
     try:
-        arrays = load_file(out / LATENTS)
+        if first_host:
+            arrays = load((out / LATENTS).read_bytes())
     except SafetensorError as error:
         raise ValueError(f"{out / LATENTS} is damaged ({error}); remove it") from None
-    coder, films = load(experts=False, text=False), {}
+    arrays = sharding.from_first_host(arrays)
+    coder, films = load_part(experts=False, text=False), {}
+    if not first_host:
+        return Videos(arrays["latents"], arrays["x0"], {})
     for i, seed in enumerate(seeds):
         progress(f"decoding seed {seed}", i, len(seeds))
         if not np.isfinite(arrays["latents"][i]).all():

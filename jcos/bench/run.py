@@ -2,6 +2,7 @@
 denoised, the one before is decoded and written, and the next one is prepared."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from jcos import wan
 from jcos.bench.arm import Arm, Shape, as_json, resized
@@ -69,25 +70,19 @@ class Work:
             raise ValueError(f"batch is {self.batch}; at least 1 sample is generated at a time")
 
 
-def run(
+def settle(
     arms: Mapping[str, Arm],
     checkpoint: Path,
-    bench: Bench,
     out: Path,
-    work: Work,
-    *,
+    sizes: Mapping[str, int],
     command: str = "",
-    progress: Progress = silent,
-) -> dict[str, Status]:
-    """Make what is missing of the arms' videos, each arm's in OUT/NAME, and return what still is.
+) -> dict[str, WanConfig]:
+    """Check what can be known before weights are read, write each arm's manifest, and return the
+    model as each arm samples it. sizes: of the mesh.
 
-    Raises ValueError, IndexError or OSError, before anything runs, where an arm does not suit the
-    model or the mesh, the checkpoint has no VAE, a folder cannot be written or has videos of other
-    settings. What is wrong with one sample is written down, and the rest goes on; OSError where
-    not even that can be written.
+    Raises ValueError where the mesh or a setting does not fit, or a folder holds another run.
     """
     check_room(out)
-    sizes = work.mesh.shape if work.mesh else {}
     configs = {n: arm.of(wan.read_config(checkpoint, arm.profile)) for n, arm in arms.items()}
     for name, arm in arms.items():
         check_mesh(sizes, configs[name])
@@ -104,11 +99,41 @@ def run(
             },
             made(command, sizes),
         )
-    part = bench.part(*work.shard)
-    return {
-        name: _run(arm, configs[name], checkpoint, part, Folder(out / name), work, progress)
-        for name, arm in arms.items()
-    }
+    return configs
+
+
+def run(
+    arms: Mapping[str, Arm],
+    checkpoint: Path,
+    bench: Bench,
+    out: Path,
+    work: Work,
+    *,
+    command: str = "",
+    progress: Progress = silent,
+) -> dict[str, Status]:
+    """Make what is missing of the arms' videos, each arm's in OUT/NAME, and return what still is.
+
+    Raises ValueError or IndexError, before weights are read, as `settle`. What is wrong with one
+    sample is written down, and the rest goes on; OSError where not even that can be written.
+    """
+    configs = settle(arms, checkpoint, out, work.mesh.shape if work.mesh else {}, command)
+    part, found = bench.part(*work.shard), {}
+    i, n = work.shard
+    summary = "summary.json" if n == 1 else f"summary-{i}-of-{n}.json"
+    for name, arm in arms.items():
+        folder = Folder(out / name)
+        making = Making(arm, configs[name], checkpoint, part, folder, work)
+        left = making.left()
+        total = len(making.shapes)
+        if wan.anywhere(bool(left)):
+            progress(f"{name}: reading the model", total - len(left), total)
+            for sample in making.make(left):
+                folder.status(part, summary)
+                done = sum(folder.is_settled(s.name) for s in making.shapes)
+                progress(f"{name}: {sample}", done, total)
+        found[name] = folder.status(part, summary)
+    return found
 
 
 def check_mesh(sizes: Mapping[str, int], config: WanConfig) -> None:
@@ -118,40 +143,48 @@ def check_mesh(sizes: Mapping[str, int], config: WanConfig) -> None:
     wan.check_mesh(sizes, config)
 
 
-def _run(
-    arm: Arm,
-    config: WanConfig,
-    checkpoint: Path,
-    bench: Bench,
-    folder: Folder,
-    work: Work,
-    progress: Progress,
-) -> Status:
-    i, n = work.shard
-    summary = "summary.json" if n == 1 else f"summary-{i}-of-{n}.json"
-    for name in bench.names if work.retry else ():
-        folder.about(name, "failed").unlink(missing_ok=True)
-    shapes: dict[Sample, Shape] = {}
-    for sample in bench.samples:
-        try:
-            shapes[sample] = arm.shape(config, sample)
-        except ValueError as error:
-            folder.fail(sample.name, error)
-    left = [sample for sample in shapes if not folder.is_settled(sample.name)]
-    if wan.anywhere(bool(left)):
-        progress(f"{folder.path.name}: reading the model", len(shapes) - len(left), len(shapes))
-        words = [config.negative, *(sample.prompt for sample in left)]
+@dataclasses.dataclass
+class Making:
+    """One arm's videos, made by one process, which reads the model once.
+
+    shapes: of the samples that can be made; why others cannot is written down.
+    """
+
+    arm: Arm
+    config: WanConfig
+    checkpoint: Path
+    bench: Bench
+    folder: Folder
+    work: Work
+    shapes: dict[Sample, Shape] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for sample in self.bench.samples:
+            try:
+                self.shapes[sample] = self.arm.shape(self.config, sample)
+            except ValueError as error:
+                self.folder.fail(sample.name, error)
+
+    def left(self) -> list[Sample]:
+        """Return the samples to be made."""
+        for name in self.bench.names if self.work.retry else ():
+            self.folder.about(name, "failed").unlink(missing_ok=True)
+        return [sample for sample in self.shapes if not self.folder.is_settled(sample.name)]
+
+    def make(self, samples: Sequence[Sample]) -> Iterator[str]:
+        """Make samples, telling the first of each batch when it is begun."""
+        yield from self.worker.run(samples, self.work.batch)
+
+    @functools.cached_property
+    def worker(self) -> "_Worker":
+        arm, work, checkpoint = self.arm, self.work, self.checkpoint
+        words = [self.config.negative, *(sample.prompt for sample in self.left())]
         with sharding.use_mesh(work.mesh):
-            rows = wan.embedder(checkpoint, config, words, work.text, arm.profile)
+            rows = wan.embedder(checkpoint, self.config, words, work.text, arm.profile)
             model = wan.load(checkpoint, profile=arm.profile, text=False, resident=None)
-        model.config = config
-        kept = {sample.name for sample in bench.samples[: arm.x0_samples if arm.x0 else 0]}
-        worker = _Worker(Sampler.of(arm, model, rows, work.mesh), folder, shapes, kept)
-        for name in worker.run(left, work.batch):
-            folder.status(bench, summary)
-            done = sum(folder.is_settled(sample.name) for sample in shapes)
-            progress(f"{folder.path.name}: {name}", done, len(shapes))
-    return folder.status(bench, summary)
+        model.config = self.config
+        kept = {sample.name for sample in self.bench.samples[: arm.x0_samples if arm.x0 else 0]}
+        return _Worker(Sampler.of(arm, model, rows, work.mesh), self.folder, self.shapes, kept)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,7 +290,7 @@ class _Worker:
         height, width = (side + side % 2 for side in (sample.height, sample.width))
         exact, latents = isinstance(coder.codec, PixelCodec), self.folder.latents(sample.name)
         try:
-            video = coder.decode(load_file(latents)["latents"])
+            video = coder.decode(load(latents.read_bytes())["latents"])
             video = np.stack([resized(frame, height, width, exact=exact) for frame in video])
             write_mp4(self.folder.video(sample.name), video, arm.fps, crf=arm.crf)
             latents.unlink()

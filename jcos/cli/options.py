@@ -1,6 +1,7 @@
 """What can be typed: the options of every command, and nothing that takes long to import before one
 of them runs."""
 
+import contextlib
 import dataclasses
 import pkgutil
 import warnings
@@ -24,6 +25,8 @@ from jcos.sampling.interventions import Interventions
 from jcos.variants import TINY, Profile
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from jax.sharding import Mesh
 
     from jcos.config import WanConfig
@@ -57,13 +60,38 @@ class OnMesh:
     seed, branch (of guidance), context or fsdp (a video's tokens; fsdp slices the weights too),
     tensor (heads), world (runs of an experiment, samples of a benchmark). One device by default."""
 
-    def devices(self) -> "Mesh | None":
-        """Return the mesh, None for one device. ValueError where the devices do not make it up."""
+    join: bool = False
+    """This is one of several hosts that all run this command, with --mesh over the devices of all;
+    the benchmark gives each host its own samples. TPU pods and SLURM know their hosts; elsewhere
+    set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
+    scalars: OutFolder | None = None
+    """Folder for a line of JSON per step (seconds, passes, memory), and TensorBoard's events where
+    tensorboardX is installed; to W&B too where wandb is and WANDB_PROJECT is set."""
+    trace_profile: OutFolder | None = None
+    """Folder for a profile of a few steps (jax.profiler); docs/launch.md says how to open it."""
+
+    @contextlib.contextmanager
+    def at_work(self) -> "Iterator[None]":
+        """Join the other hosts, if there are any, watch the steps, and wait for them at the end."""
+        from jcos.devices import sharding
+        from jcos.devices.watching import watched
+
+        if self.join:
+            if self.mesh is None:
+                raise ValueError("--join needs --mesh: how the hosts' devices share the work")
+            sharding.init_distributed()
+        with watched(self.scalars, self.trace_profile):
+            yield
+        sharding.wait_for_hosts()  # or they take it for a loss
+
+    def devices(self, *, everywhere: bool = True) -> "Mesh | None":
+        """Return the mesh, None for one device; of all hosts, or of this one's devices. ValueError
+        where the devices do not make it up."""
         import jax
 
         from jcos.devices import sharding
 
-        here = jax.local_devices()
+        here = jax.devices() if everywhere else jax.local_devices()
         if self.mesh is not None:
             return sharding.make_mesh(sharding.parse_mesh(self.mesh), here)
         if len(here) > 1:
@@ -285,12 +313,19 @@ class Generate(Interventions, OnMesh, Command):
     programs: OutFolder | None = None
     """Folder of compiled programs, which can go to other machines with the same devices; by default
     your cache folder. What lies there is run: take it only from where you would take code."""
+    trace: bool = False
+    """Keep the whole trajectory in OUT/trace, an Orbax folder of which each host writes its part
+    (`jcos.Trace.load`)."""
     out: OutFolder = Path("out/generate")
 
     def run(self) -> None:
+        with self.at_work():
+            self._run()
+
+    def _run(self) -> None:
         from jcos import staged
         from jcos.cli.common import bar, command_line, make_page, read_size
-        from jcos.devices import programs
+        from jcos.devices import programs, sharding
 
         if self.programs is not None:
             programs.keep(self.programs)
@@ -315,11 +350,14 @@ class Generate(Interventions, OnMesh, Command):
                 text_cache=self.text_cache,
                 tiles=self.tiles,
                 resident=self.resident,
+                trace=self.trace,
                 devices=self.devices(),
                 command=command_line(),
                 progress=progress,
                 **{name: getattr(self, name) for name in SAMPLING},
             )
+        if not sharding.is_first_host():
+            return
         page = make_page(self.out)
         print(f"Videos and latents are in {self.out}; the page is at {page}")
 

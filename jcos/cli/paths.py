@@ -22,7 +22,7 @@ def _checked(check: Callable[[Path], object]) -> PrimitiveConstructorSpec[Path]:
 
     def read(words: list[str]) -> Path:
         try:
-            path = files.local_path(words[0])
+            path = files.any_path(words[0])
             check(path)
         except ValueError as error:
             raise _Unusable(error) from None

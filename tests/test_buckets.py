@@ -1,0 +1,158 @@
+"""Buckets as paths: from a release to scored videos, against servers on loopback.
+
+Each place is used by a process of its own: clients of buckets keep what they know of a server. Run
+as `python -m tests.test_buckets PLACE FOLDER` it prints what it finds as JSON on the last line.
+"""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import GOLDEN
+from tests.many_devices import environment, finish, start
+
+SERVER = (
+    "import time\nfrom {} import {} as make\nserver = make({})\nserver.start()\ntime.sleep(0.2)"
+)
+GCS = ("gcp_storage_emulator.server", "create_server")
+S3 = ("moto.server", "ThreadedMotoServer")
+PORTS = {"gs": "server._api._httpd.server_port", "s3": "server.get_host_and_port()[1]"}
+
+
+def known(scheme: str, where: str) -> dict[str, str]:
+    """What a process has to know to find a server."""
+    if scheme == "gs":
+        return {
+            "STORAGE_EMULATOR_HOST": where,
+            "TENSORSTORE_GCS_HTTP_URL": where,
+            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "anyone",
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+        }
+    keys = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "anyone")
+    return keys | {"AWS_ENDPOINT_URL": where, "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@pytest.fixture(scope="module", params=["gs", "s3"])
+def bucket(request: pytest.FixtureRequest) -> Iterator[str]:
+    """An empty bucket on a server that this process and its children know."""
+    scheme = request.param
+    options = '"localhost", 0, in_memory=True, default_bucket="bucket"'
+    words = SERVER.format(*(GCS if scheme == "gs" else S3), options if scheme == "gs" else "port=0")
+    words += f"\nprint({PORTS[scheme]}, flush=True)\ntime.sleep(600)"
+    with pytest.MonkeyPatch.context() as patched:
+        server = subprocess.Popen([sys.executable, "-c", words], stdout=subprocess.PIPE, text=True)
+        assert server.stdout is not None
+        where = f"http://localhost:{server.stdout.readline().strip()}"
+        for name, value in known(scheme, where).items():
+            patched.setenv(name, value)
+        if scheme == "s3":
+            make = "import s3fs; s3fs.S3FileSystem().mkdir('bucket')"
+            subprocess.run([sys.executable, "-c", make], check=True, env=environment())
+        yield f"{scheme}://bucket"
+        server.kill()
+
+
+@pytest.mark.extra("buckets")
+@pytest.mark.slow
+def test_from_a_release_to_scores(bucket: str, tmp_path: Path) -> None:
+    found = finish(start(bucket, str(tmp_path), module="tests.test_buckets"))
+    assert found["weights"]
+    assert found["latents"] == [1, 5, 10, 10, 12]
+    assert found["film"] == [5, 20, 20, 3]
+    assert found["trace"] == [1, 2]
+    assert found["again"]
+    assert "is incomplete: weights/" in found["cut"]
+    assert found["steps"] == 2
+    assert found["score"] == [1.0]
+    assert found["left"] == []
+    assert f"{bucket[:2]}://nowhere/x cannot be written: " in found["nowhere"]
+
+
+def command(*words: object) -> str:
+    """Run a command; return the last line of what it complains of."""
+    from jcos import cli
+
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.suppress(SystemExit):
+        cli.main([str(word) for word in words])
+    return (said.getvalue().strip().splitlines() or [""])[-1]
+
+
+def way(place: str, folder: Path) -> dict[str, Any]:
+    """Convert, load, generate, run an experiment and the benchmark in a bucket; read it back."""
+    import jax
+    import numpy as np
+    from PIL import Image
+    from rich.progress import Progress
+    from safetensors.numpy import load
+
+    import jcos
+    from convert.stream import Job, convert
+    from jcos.bench.export import export
+    from jcos.files import any_path, visible
+    from jcos.lab import results
+    from jcos.media.formats import read_mp4
+    from jcos.weights.checkpoint import save
+
+    bucket, release = any_path(place), GOLDEN / "ckpt" / "Wan2.2-I2V-A14B"
+    convert(Job(release, bucket / "wan"), Progress(disable=True))
+    pairs = (jax.tree.leaves(jcos.load(f, text=False)) for f in (release, f"{place}/wan"))
+    found: dict[str, Any] = {"weights": all(map(np.array_equal, *pairs))}
+
+    tiny = jcos.load()
+    save(bucket / "tiny", tiny.config, tiny, {})
+    Image.new("RGB", (20, 20)).save(folder / "first.png")
+    given = ("--image", folder / "first.png", "--prompt", "left", "--steps", 2)
+    command("generate", f"{place}/tiny", *given, "--trace", "--out", f"{place}/video")
+    out = bucket / "video"
+    found["latents"] = load((out / "latents.safetensors").read_bytes())["latents"].shape
+    found["film"] = read_mp4(out / "seed-0.mp4").shape
+    found["trace"] = jcos.Trace.load(out / "trace").x0.shape[:2]
+    before = (out / "run.json").read_bytes()
+    command("generate", f"{place}/tiny", *given, "--out", f"{place}/video")
+    found["again"] = (out / "run.json").read_bytes() == before
+
+    small = ("--set", "puzzles=2", "--set", "sampling.steps=2")
+    print(command("run", "steps", *small, "--set", "task=maze", "--out", f"{place}/steps"))
+    found["steps"] = results.load(bucket / "steps" / "results.nc").sizes["step"]
+
+    export(folder / "bench", ("maze",), 1)
+    samples, quick = ("--samples", folder / "bench"), ("--set", "scale=0.125", "--set")
+    quick = (*quick, "profile=none", "--set", "sampling.steps=2")
+    print(
+        command(
+            "bench",
+            "run",
+            "vbvr_base",
+            *samples,
+            *quick,
+            "--checkpoint",
+            f"{place}/tiny",
+            "--out",
+            f"{place}/vbvr",
+        )
+    )
+    print(command("bench", "score", f"{place}/vbvr/base", *samples, "--out", f"{place}/scores"))
+    about = json.loads((bucket / "scores" / "scores.json").read_text())
+    found["score"] = list(about["arms"]["truth"]["scores"].values())
+    found["left"] = [str(p) for p in visible(bucket, "**/*") if ".part" in p.name]
+
+    next(p for p in visible(bucket / "wan" / "weights", "**/*") if p.is_file()).unlink()
+    try:
+        jcos.load(f"{place}/wan")
+    except ValueError as error:
+        found["cut"] = str(error)
+    scheme = place.partition(":")[0]
+    found["nowhere"] = command("tasks", "--draw", 1, "--out", f"{scheme}://nowhere/x")
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(way(sys.argv[1], Path(sys.argv[2])), default=str))
