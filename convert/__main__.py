@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jcos.cli.paths import InFolder, InPath, OutFolder, parse, refuse
+from jcos.cli.paths import InPath, OutFolder, parse, refuse
 from jcos.config import StoredType
 from jcos.weights.faults import readable
 
@@ -29,8 +29,9 @@ if TYPE_CHECKING:  # what takes long to import is imported once the options are 
 class Arguments:
     """Convert a released checkpoint into a folder that `jcos.load` reads."""
 
-    source: tyro.conf.Positional[InFolder]
-    """Folder as it is published: original layout, or that of diffusers."""
+    source: tyro.conf.Positional[InPath]
+    """Folder as it is published: original layout, or that of diffusers; or a transformer's file as
+    ComfyUI has it (safetensors, GGUF), with VAE and text encoder beside it."""
     target: tyro.conf.Positional[OutFolder]
     """Folder to be written. It must not exist."""
     dtype: StoredType = "bfloat16"
@@ -84,6 +85,7 @@ def report(made: "Plan") -> str:
     size = made.bytes_stored(released.leaves)
     parts = ", ".join(released.parts)
     lines = [f"{made.job.target}: {released.config.name}, {parts}; {size / 1e9:.2f} GB of weights"]
+    lines += released.notes
     for part, adapter in made.adapters:
         lines.append(
             f"{adapter.file} into {part}: {len(adapter.used)} keys used, {len(adapter.skipped)} of "

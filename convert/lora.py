@@ -158,6 +158,8 @@ def _changes(
     for kind, (_, tensor) in group.items():
         if kind != "alpha" and tensor.dtype.kind in "iub":
             raise ValueError(f"has integers as its {kind}")
+        if tensor.dtype.itemsize == 1 and tensor.dtype.kind not in "iub":
+            raise ValueError(f"has {tensor.dtype} as its {kind}: take the LoRA in bfloat16")
         if kind.startswith("diff"):
             if _without_ones(tensor.shape) != _without_ones(shape):
                 raise ValueError(f"has shape {shape}, its {kind} {tensor.shape}")

@@ -5,6 +5,7 @@ one after the other into an array of the type that is stored, so that little mor
 leaf is in memory.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
@@ -190,7 +191,8 @@ def _settings(made: Plan) -> dict[str, Any]:
 def _sources(made: Plan) -> dict[str, Path]:
     """All files that are read, by their names in the manifest."""
     folder = made.released.folder
-    files = {readable(file.relative_to(folder)): file for file in made.released.files()}
+    start = folder.parent if folder.is_file() else folder
+    files = {readable(os.path.relpath(file, start)): file for file in made.released.files()}
     for i, (_, adapter) in enumerate(made.adapters):
         files |= {f"lora/{i}/{readable(file.name)}": file for file in adapter.files}
     return files
@@ -233,6 +235,7 @@ def _finish(made: Plan, work: Work) -> None:
         "by": f"jcos {metadata.version('jcos')}",
         "dtype": made.job.dtype,
         "sources": work.sources,
+        "rounded before": released.notes,
         "lora": [
             {
                 "file": readable(adapter.file.name),

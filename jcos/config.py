@@ -5,8 +5,12 @@ import dataclasses
 import math
 from typing import Any, Literal, get_args, get_type_hints
 
-Solver = Literal["euler", "unipc", "dpmpp"]
+Solver = Literal["euler", "unipc", "dpmpp", "cps", "sde", "dance", "cpws", "renoise"]
 Grid = Literal["euler", "unipc", "dpmpp", "diffusers"]
+ETA: dict[Solver, float] = {"cps": 0.7, "sde": 0.7, "dance": 0.3, "cpws": 0.7}
+"""Solvers whose noise has a size, and the size by default; `renoise` has noise of one size."""
+STOCHASTIC: tuple[Solver, ...] = (*ETA, "renoise")
+"""Solvers that add noise in every step (`sampling/stochastic.py`)."""
 StoredType = Literal["bfloat16", "float32"]
 """Of weights on disk."""
 ImageMode = Literal["none", "concat", "pin", "repeat"]
@@ -177,6 +181,8 @@ class Sampling:
         unconditional branch out (the same as 1.0 at half the cost).
     sigmas: explicit noise levels in place of grid, shift and number of steps, as distilled models
         want them. Numbers above 1 are timesteps: (1000, 750, 500, 250) is (1, 0.75, 0.5, 0.25).
+    eta: size of the noise that a stochastic solver adds (`ETA`); 0 is Euler.
+    temperature: the first noise is multiplied by it.
     """
 
     steps: int = 50
@@ -185,6 +191,8 @@ class Sampling:
     grid: Grid = "euler"
     guidance: tuple[float, ...] | None = None
     sigmas: tuple[float, ...] | None = None
+    eta: float | None = None
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.steps != int(self.steps):
@@ -194,6 +202,15 @@ class Sampling:
                 raise ValueError(f"{what} is {value!r}; known are {', '.join(get_args(known))}")
         if not (self.shift > 0 and math.isfinite(self.shift)):
             raise ValueError(f"shift is {self.shift}; it must be a positive number")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}; it scales noise: 0 or more")
+        if self.eta is None:
+            object.__setattr__(self, "eta", ETA.get(self.solver))
+        elif self.solver not in ETA:
+            noisy = ", ".join(ETA)
+            raise ValueError(f"eta is {self.eta}; {self.solver} takes none, but {noisy} do")
+        elif not 0 <= self.eta <= (1 if self.solver == "cps" else 1e6):
+            raise ValueError(f"eta is {self.eta}; {self.solver} takes 0 and more, cps up to 1")
         if self.sigmas is not None:
             unit = 1000 if max(self.sigmas, default=0) > 1 else 1
             levels = [float(sigma) / unit for sigma in self.sigmas or (0,)]
@@ -254,13 +271,15 @@ class WanConfig:
     def sampling_with(self, **changes: Any) -> Sampling:
         """Return this model's sampling with other settings; None leaves one as it is.
 
-        Another solver brings its own grid, and steps, shift or a grid take the place of explicit
-        sigmas. One guidance scale serves all experts; scales that are all 1 leave guidance out.
-        Raises ValueError where the model cannot be sampled so.
+        Another solver brings its own grid and noise, and steps, shift or a grid take the place of
+        explicit sigmas. One guidance scale serves all experts; scales that are all 1 leave guidance
+        out. Raises ValueError where the model cannot be sampled so.
         """
         changes = {name: value for name, value in changes.items() if value is not None}
         if changes.get("solver", self.sampling.solver) != self.sampling.solver:
-            changes.setdefault("grid", changes["solver"])
+            solver = changes["solver"]
+            changes.setdefault("grid", "euler" if solver in STOCHASTIC else solver)
+            changes.setdefault("eta", None)
         if "sigmas" in changes and changes.keys() & {"steps", "shift"}:
             raise ValueError("sigmas are the whole schedule: leave out steps and shift")
         if changes.keys() & {"steps", "shift"}:

@@ -249,7 +249,8 @@ class Runs(Iterator[State]):
         self.check(count)
         check_averages(self.probe, count)
         keys, first = self.inputs([seed for row in rows for seed in row], noise)
-        solver, keys = _begin(self.model.config, self.conditions, keys, first, count)
+        temperature = self.plan.temperature
+        solver, keys = _begin(self.model.config, self.conditions, keys, first, count, temperature)
         self._set(-1, 1.0, np.array(rows * (worlds // len(rows)), object), solver, keys)
 
     def load(self, file: Path | str) -> None:
@@ -319,10 +320,10 @@ class Runs(Iterator[State]):
         """Return digests of all that decides how the runs continue."""
         config = self.model.config
         return {
-            "model": _digest(checkpoint.leaves(self.model.experts), repr(config.dit)),
-            "condition": _digest(self.conditions),
-            "plan": _digest(self.plan),
-            "probe": _digest(self.probe),
+            "model": digest(checkpoint.leaves(self.model.experts), repr(config.dit)),
+            "condition": digest(self.conditions),
+            "plan": digest(self.plan),
+            "probe": digest(self.probe),
         }
 
     def __next__(self) -> State:
@@ -368,7 +369,7 @@ def _fresh(
     return jax.random.wrap_key_data(jnp.where((number == 0)[..., None], *bits))
 
 
-def _digest(tree: Any, about: str = "") -> str:
+def digest(tree: Any, about: str = "") -> str:
     """Return a digest of a text and a pytree (of arrays over a million numbers, of 4,096)."""
     leaves, structure = jax.tree.flatten(tree)
     digest = hashlib.sha256(f"{about} {structure}".encode())
@@ -388,9 +389,11 @@ def _begin(
     keys: Key[Array, " K"],
     noise: Float[Array, "K F h w C"] | None,
     count: int,
+    temperature: Float[Array, ""] | None,
 ) -> tuple[SolverState, Key[Array, "W count"]]:
     """keys, noise: of `count` runs, for all worlds or for one after the other."""
     noise, keys = trajectory.draw(config.dit, conditions, keys, noise)
+    noise = noise if temperature is None else temperature * noise
 
     def of_worlds(a: Array) -> Array:
         rows = a.reshape(-1, count, *a.shape[1:])

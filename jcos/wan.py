@@ -1,5 +1,6 @@
 """`Wan`: expert(s), codec and text encoder of one model; loading, conditions, decoding."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -284,6 +285,8 @@ def load(
         found, tokens = checkpoint.stored(folder).keys(), folder / "tokenizer"
     else:
         found, tokens = source.leaves.keys(), source.tokenizer
+        for note in source.notes:
+            warnings.warn(note, stacklevel=2)
     model = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
     wanted = {"experts": experts, "text": text, "vae": vae}
     for part, want in wanted.items():

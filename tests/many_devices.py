@@ -96,19 +96,48 @@ def conditions_of(model: Any, worlds: int) -> Any:
 
 
 def trace_of(model: Any, conditions: Any, seeds: int) -> dict[str, Any]:
-    """A run with guidance, an average over seeds, and observations of every kind."""
+    """A run with guidance, an average over seeds, a change at every place inside the model, and
+    observations of every kind."""
+    import jax
+    import jax.numpy as jnp
     import numpy as np
 
     from jcos.devices.sharding import to_host
     from jcos.generation import generate_side_by_side
+    from jcos.sampling.probe import Probe
     from jcos.sampling.probes import SeedEnsemble, States, TokenEnergy, TokenFeatures, chain
 
     mean = SeedEnsemble.window(2, 2, at_layers=[0] if seeds > 1 else [])
-    probe = chain(States(), TokenEnergy(), mean, TokenFeatures((1,)))
+
+    class Inside(Probe):
+        """Weighs each token by its number, so that padding would be found."""
+
+        def on_input(self, site, tokens):
+            return self.seen(tokens)
+
+        def on_attention(self, site, qk):
+            (q, seen), (k, _) = map(self.seen, qk)
+            return (q, k), seen
+
+        def on_heads(self, site, z):
+            return self.seen(z)
+
+        def on_cross(self, site, z):
+            return self.seen(z)
+
+        def on_mlp(self, site, h):
+            return self.seen(h)
+
+        def seen(self, z):
+            weights = 1 + jnp.arange(len(z)).reshape(-1, *[1] * (z.ndim - 1)) / len(z)
+            return z * weights, (z * weights).sum(0)
+
+    probe = chain(States(), TokenEnergy(), mean, TokenFeatures((1,)), Inside())
     trace = generate_side_by_side(model, conditions, range(seeds), probe=probe)
-    x0, (_, energy, _, tokens), states = to_host((trace.x0, trace.block_obs, trace.estimate_obs[0]))
-    features = np.asarray(tokens)
-    return {"x0": x0, "energy": np.asarray(energy), "features": features, "noise": states[:, :, 0]}
+    found = to_host((trace.x0, trace.block_obs, trace.estimate_obs[0]))
+    x0, (_, energy, _, features, inside), states = jax.tree.map(np.asarray, found)
+    assert inside["mlp"].shape[3:] == (2, 64)
+    return {"x0": x0, "energy": energy, "features": features, "noise": states[:, :, 0]} | inside
 
 
 def differences(found: dict[str, Any], want: dict[str, Any]) -> dict[str, float]:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Checkpoint = Annotated[
     InFolder, tyro.conf.arg(help="A checkpoint folder; by default the small model of the package.")
 ]
-SAMPLING = ("steps", "shift", "solver", "guidance", "sigmas")
+SAMPLING = ("steps", "shift", "solver", "eta", "temperature", "guidance", "sigmas")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -212,6 +212,11 @@ class Search(Command):
     """Which puzzles."""
     steps: int | None = 10
     """Denoising steps of a run."""
+    solver: Solver | None = None
+    """As of `jcos generate`; by default the model's own, cps where the preset makes copies that
+    noise parts."""
+    eta: float | None = None
+    """Size of a stochastic solver's noise."""
     out: OutFolder = Path("out/search")
     checkpoint: Checkpoint = TINY
 
@@ -292,7 +297,12 @@ class Generate(Interventions, OnMesh, Command):
     """Explicit noise levels in place of steps and shift, or timesteps, as distilled models want
     them: 1000 750 500 250."""
     solver: Solver | None = None
-    """With its own grid of noise levels, unless it is the profile's solver anyway."""
+    """With its own grid of noise levels, unless it is the profile's solver anyway. cps, sde, dance,
+    cpws and renoise add noise in every step (docs/search.md)."""
+    eta: float | None = None
+    """Size of that noise, 0 for none; cps takes up to 1."""
+    temperature: float | None = None
+    """Scale of the first noise, 1 by default."""
     profile: Profile | None = None
     """Whose data types, schedule and defaults: by default those of the checkpoint's authors."""
     seeds: tuple[int, ...] = (0,)

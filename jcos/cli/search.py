@@ -34,7 +34,7 @@ class Search(options.Search):
             raise ValueError(f"{self.puzzles} puzzles asked for; at least 1 is needed")
         method = search.PRESETS[self.preset](self.seeds, self.judge)
         config = wan.read_config(self.checkpoint)
-        sampling = config.sampling_with(steps=self.steps)
+        sampling = config.sampling_with(steps=self.steps, solver=self.solver, eta=self.eta)
         puzzles = held_out(task, self.puzzles, self.puzzle_seed)
         settings = {
             "search": repr(method),

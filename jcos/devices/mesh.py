@@ -60,9 +60,11 @@ def padded(rows: int) -> int:
     return -(-rows // devices(*SEQUENCE)) * devices(*SEQUENCE)
 
 
-def spread(x: Array) -> Array:
-    """Spread rows over the sequence axes, padded with zero rows where they do not divide."""
+def spread(x: Array, second: str | None = None) -> Array:
+    """Spread rows over the sequence axes, padded with zero rows where they do not divide; and the
+    second axis over `second` where that divides it."""
     if not in_use():
         return x
     behind = padded(x.shape[0]) - x.shape[0]
-    return constrain(jnp.pad(x, ((0, behind), *[(0, 0)] * (x.ndim - 1))), SEQUENCE)
+    over = (SEQUENCE,) if second is None or x.shape[1] % devices(second) else (SEQUENCE, second)
+    return constrain(jnp.pad(x, ((0, behind), *[(0, 0)] * (x.ndim - 1))), *over)

@@ -35,7 +35,8 @@ from jcos.wan import Wan
 class Settings:
     """What is sampled otherwise than the model's authors do; None leaves a setting as it is.
 
-    solver: another than the model's own brings its own grid, unless one is given.
+    solver: another than the model's own brings its own grid, unless one is given. eta: size of a
+    stochastic solver's noise. temperature: of the first noise.
     guidance: one scale for all experts or one for each; 1 leaves the negative prompt out.
     sigmas: explicit noise levels or timesteps (`config.Sampling`).
     """
@@ -46,6 +47,8 @@ class Settings:
     grid: Grid | None = None
     guidance: tuple[float, ...] | None = None
     sigmas: tuple[float, ...] | None = None
+    eta: float | None = None
+    temperature: float | None = None
 
     def of(self, config: WanConfig) -> Sampling:
         """Return the sampling of this model. Raises ValueError where it cannot be."""

@@ -25,11 +25,11 @@ from jcos.experiments.experiment import Experiment, Picture, Place, Progress, pl
 from jcos.experiments.noise import FRAME, NONE, STEP, STEP_LEVEL, Case, labels_of, probe_of
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import pixels, sweep
-from jcos.lab.ideal import ideal
+from jcos.lab.ideal import ideal, step_keys
 from jcos.lab.measures import UNBOUNDED, dissimilarity
 from jcos.lab.results import described, measure, of_kind
 from jcos.sampling import flow, probes, trajectory
-from jcos.sampling.flow import Schedule, solver_init, solver_step
+from jcos.sampling.flow import Schedule, solver_init, solver_step, step_noise
 from jcos.sampling.probes import Latents, Site, Tokens
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
@@ -314,12 +314,13 @@ def ideal_perturbed(schedule: Schedule, put: Put, answers: Answers) -> Float[Arr
     latents, prior = jnp.asarray(answers.latents), answers.log_prior
 
     def step(state, scanned):
-        sigma, row, (fresh, here, own) = scanned
+        sigma, row, key, (fresh, here, own) = scanned
         x = jnp.where(here, jnp.where(own, (1 - sigma) * state.last, 0.0) + fresh, state.x)
         x0 = ideal(x, sigma, latents, prior).x0
-        return solver_step(state, x, x0, row), x0
+        return solver_step(state, x, x0, row, step_noise(row, key, x)), x0
 
     levels = jnp.asarray(schedule.sigmas[:-1]), jnp.asarray(schedule.table)
+    levels = (*levels, step_keys(schedule, put.fresh[0]))
     return jax.lax.scan(step, solver_init(put.fresh[0]), (*levels, put))[1]
 
 

@@ -23,7 +23,7 @@ from jcos.devices import sharding
 from jcos.experiments.clips import digest
 from jcos.experiments.experiment import Experiment, Progress, silent
 from jcos.experiments.plots import to_svg
-from jcos.experiments.sweeps import kept_in
+from jcos.experiments.sweeps import ACTIVATIONS, kept_in
 from jcos.files import any_path, is_remote
 from jcos.lab import results
 from jcos.wan import Wan
@@ -90,16 +90,20 @@ def run_to(
         }
         progress("drawing and writing", 0, 1)
         if sharding.is_first_host():
-            write(folder, experiment, data, about)
+            write(folder, experiment, data, about, unfinished / ACTIVATIONS)
             files.remove(unfinished)
     return True
 
 
 def write(
-    folder: Path, experiment: Experiment, data: xr.Dataset, manifest: Mapping[str, Any]
+    folder: Path,
+    experiment: Experiment,
+    data: xr.Dataset,
+    manifest: Mapping[str, Any],
+    activations: Path | None = None,
 ) -> None:
     """Write the whole folder, or nothing. Results that were there before are replaced, other files
-    in it stay."""
+    in it stay. activations: a folder on the same disk that is moved into it, where there is one."""
     new = not folder.is_dir()
     place = None if is_remote(folder) else folder.parent if new else folder
     if place is not None:
@@ -117,14 +121,21 @@ def write(
         about = {**manifest, "figures": captions}
         files.write(part / MANIFEST, runs.as_text(about))
         if is_remote(folder):
+            if activations is not None and activations.is_dir():
+                with files.fetched(activations) as there:
+                    shutil.copytree(there, part / ACTIVATIONS)
             files.replace(part, folder, last=MANIFEST)
             return
+        if not new:
+            (folder / MANIFEST).unlink(missing_ok=True)  # with it, a folder is whole
+            for name in (FIGURES, ACTIVATIONS):
+                if os.path.lexists(folder / name):
+                    (folder / name).rename(part / f"old-{name}")
+        if activations is not None and activations.is_dir():
+            activations.rename((part if new else folder) / ACTIVATIONS)
         if new:
             part.rename(folder)
             return
-        (folder / MANIFEST).unlink(missing_ok=True)  # with it, a folder is whole
-        if os.path.lexists(folder / FIGURES):
-            (folder / FIGURES).rename(part / "old")
         for name in (DATA, TABLE, FIGURES, MANIFEST):
             (part / name).replace(folder / name)
     finally:

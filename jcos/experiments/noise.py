@@ -242,12 +242,14 @@ def with_cleanup(experiment: Noise, model: Wan) -> flow.Plan:
     """Return the run with its last `cleanup` steps once more behind it, by Euler's solver, which
     needs no history."""
     plan = experiment.plan(model.config)
-    sampling = dataclasses.replace(experiment.sampling.of(model.config), solver="euler")
+    own = experiment.sampling.of(model.config)
+    sampling = dataclasses.replace(own, solver="euler", eta=None)
     first, again, at = plan.schedule, flow.schedule(sampling), plan.steps - experiment.cleanup
+    more = first.table.shape[1] - again.table.shape[1]  # 1 where the solver is stochastic
     joined = flow.Schedule(
         np.concatenate([first.sigmas[:-1], again.sigmas[at:]]),
         np.concatenate([first.timesteps, again.timesteps[at:]]),
-        np.concatenate([first.table, again.table[at:]]),
+        np.concatenate([first.table, np.pad(again.table[at:], ((0, 0), (0, more)))]),
     )
     return plan.replace(schedule=joined)
 

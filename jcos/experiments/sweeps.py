@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 import math
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +44,10 @@ _KEPT: contextvars.ContextVar[Path | None] = contextvars.ContextVar("kept", defa
 """Where chunks of sweeps are kept until the experiment is finished."""
 
 
+ACTIVATIONS = "activations"
+"""Of a folder of results, the folder of stored activations (`lab.activations`)."""
+
+
 @contextlib.contextmanager
 def kept_in(folder: Path, settings: Mapping[str, Any], *, redo: bool = False) -> Iterator[None]:
     """Keep what sweeps compute in a folder, and take from it what an earlier run has computed.
@@ -63,6 +68,17 @@ def kept_in(folder: Path, settings: Mapping[str, Any], *, redo: bool = False) ->
         yield
     finally:
         _KEPT.reset(token)
+
+
+@contextlib.contextmanager
+def activations_folder() -> Iterator[Path]:
+    """Yield the folder for stored activations: `folder.run_to` puts it beside the results, and a
+    killed run finds it again. Outside of it, a temporary one."""
+    if (store := _KEPT.get()) is not None:
+        yield store / ACTIVATIONS
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / ACTIVATIONS
 
 
 @functools.cache

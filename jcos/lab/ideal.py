@@ -6,13 +6,17 @@ explains x_s. Early blends of several answers are what any good denoiser shows; 
 from this one is a model's own.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Key
 
-from jcos.sampling.flow import Schedule, solver_init, solver_step
+from jcos.config import Sampling
+from jcos.sampling import flow
+from jcos.sampling.flow import Schedule, solver_init, solver_step, step_noise
 from jcos.sampling.probes import Latents, Probe, Site, Sizes
 
 LEAST_SIGMA = 1e-6
@@ -63,15 +67,26 @@ def ideal_run(
     answers: Float[Array, "K F H W C"],
     log_prior: Float[Array, " K"] | None = None,
 ) -> Ideal:
-    """The trajectory of the ideal denoiser from this noise: leaves [S, …], a row per step."""
+    """The trajectory of the ideal denoiser from this noise: leaves [S, …], a row per step. Noise of
+    a stochastic solver follows from this noise, too."""
 
     def step(state, scanned):
-        sigma, row = scanned
+        sigma, row, key = scanned
         found = ideal(state.x, sigma, answers, log_prior)
-        return solver_step(state, state.x, found.x0, row), found
+        fresh = step_noise(row, key, state.x)
+        return solver_step(state, state.x, found.x0, row, fresh), found
 
     rows = jnp.asarray(schedule.sigmas[:-1]), jnp.asarray(schedule.table)
+    rows = (*rows, step_keys(schedule, noise))
     return jax.lax.scan(step, solver_init(noise), rows)[1]
+
+
+def step_keys(schedule: Schedule, noise: Float[Array, "F H W C"]) -> Key[Array, " S"] | None:
+    """Return a key per step, made of the first noise; None where the solver draws nothing."""
+    if schedule.table.shape[-1] == 8:
+        return None
+    bits = jax.lax.bitcast_convert_type(noise.reshape(-1)[0].astype(jnp.float32), jnp.uint32)
+    return jax.random.split(jax.random.fold_in(jax.random.key(0), bits), schedule.steps)
 
 
 class IdealDenoiser(Probe):
@@ -96,3 +111,27 @@ class IdealDenoiser(Probe):
             world = jax.lax.axis_index("world")
             answers, prior = answers[world], prior[world]
         return ideal(x, site.sigma, answers, prior).x0.astype(x0.dtype), ()
+
+
+def gaussian_variance(schedule: Schedule, variance: float = 1.0) -> float:
+    """Return the variance with which a run ends whose data are N(0, variance), under the exact
+    denoiser, over that of the data: 1 is right, below 1 is a lower temperature.
+
+    Of solvers without memory (Euler and the stochastic ones); ValueError for others.
+    """
+    table = np.asarray(schedule.table, np.float64)
+    if table[:, 1:5].any() or table[:, 7].any():
+        raise ValueError("a solver with memory has no variance of single steps")
+    sigmas, now = np.asarray(schedule.sigmas, np.float64), 1.0
+    for t, row in zip(sigmas[:-1], table, strict=True):
+        shrink = (1 - t) * variance / ((1 - t) ** 2 * variance + t**2)
+        now = (row[5] + row[6] * shrink) ** 2 * now + np.square(row[8:]).sum()
+    return now / variance
+
+
+def same_temperature(sampling: Sampling) -> float:
+    """Return the temperature at which Euler ends with the variance of this sampling on N(0, 1):
+    the control for what a stochastic solver gains. ValueError as `gaussian_variance`."""
+    euler = dataclasses.replace(sampling, solver="euler", eta=None)
+    ends = (gaussian_variance(flow.schedule(one)) for one in (sampling, euler))
+    return float(np.sqrt(next(ends) / next(ends)))

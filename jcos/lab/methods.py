@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jcos.config import Sampling, WanConfig
+from jcos.config import STOCHASTIC, Sampling, WanConfig
 from jcos.sampling.probes import Noise, Probe, parts
 
 Select = Literal["top", "threshold", "multinomial", "systematic"]
@@ -73,16 +73,15 @@ class Row:
 class Method:
     """Rows, in the order in which they act.
 
-    seeds: particles that begin. steps: of the run, by default the model's own. noise: strength
-    with which the noise of every particle is renewed before each step but the first, 0..1 (with
-    Euler Flow-CPS, as sin(ηπ/2)). spread: of the first noises about the first particle's, 0..1
-    (LatSearch's β); 1 are independent seeds.
+    seeds: particles that begin. steps: of the run, by default the model's own. eta: of Flow-CPS in
+    place of the solver Euler, 0..1; a stochastic solver needs none. spread: of the first noises
+    about the first particle's, 0..1 (LatSearch's β); 1 are independent seeds.
     """
 
     rows: tuple[Row, ...]
     seeds: int
     steps: int | None = None
-    noise: float = 0.0
+    eta: float = 0.0
     spread: float = 1.0
 
 
@@ -128,14 +127,14 @@ def smc(
     scale: float = 1.0,
     transform: Transform = "diff",
     ess: float = 0.5,
-    noise: float = 0.5,
+    eta: float = 1 / 3,
 ) -> Method:
     """Feynman–Kac steering: particles are resampled by weight towards exp(scale × final score), and
     one is drawn at the end."""
     common: dict[str, Any] = {"judge": judge, "transform": transform, "scale": scale}
     rows = [Row(step=s, keep=seeds, select="systematic", ess=ess, **common) for s in at]
     last = Row(step=-1, select="multinomial", **common)
-    return Method(rows=(*rows, last), seeds=seeds, noise=noise)
+    return Method(rows=(*rows, last), seeds=seeds, eta=eta)
 
 
 def early_failure(
@@ -288,6 +287,21 @@ class Population:
 # ---- refusals
 
 
+def sampling_of(method: Method, sampling: Sampling) -> Sampling:
+    """Return how a method samples. Raises ValueError where it has an eta and the solver is of
+    several steps, whose history fresh noise would contradict, or has noise already."""
+    if method.steps is not None:
+        sampling = dataclasses.replace(sampling, steps=method.steps, sigmas=None)
+    if not method.eta or sampling.solver in STOCHASTIC:
+        return sampling
+    if sampling.solver != "euler":
+        raise ValueError(
+            f"the method has eta {method.eta:g}, but {sampling.solver} remembers earlier steps, "
+            "which fresh noise contradicts: sample with euler"
+        )
+    return dataclasses.replace(sampling, solver="cps", eta=method.eta)
+
+
 def check(
     method: Method,
     config: WanConfig,
@@ -299,12 +313,12 @@ def check(
     """Raise ValueError, in one sentence, for a method that cannot be run on a model: with these
     judges, this sampling, so many latent frames and this probe."""
     alive, before, steps = method.seeds, -1, sampling.steps
-    if method.seeds < 1 or not (0 <= method.noise <= 1 and 0 < method.spread <= 1):
+    if method.seeds < 1 or not 0 < method.spread <= 1:
         raise ValueError(
-            f"a search of {method.seeds} seeds, noise {method.noise} and spread {method.spread} is "
-            "none: at least 1 seed, noise of 0 to 1, a spread above 0 and up to 1"
+            f"a search of {method.seeds} seeds and spread {method.spread} is none: at least 1 "
+            "seed, a spread above 0 and up to 1"
         )
-    random = method.noise > 0 or _draws(probe)
+    random = (sampling.solver in STOCHASTIC and sampling.eta != 0) or _draws(probe)
     for number, row in enumerate(method.rows):
         at, here = row.at(steps), f"row {number} (after step {row.step:g})"
         for name, kind in (("select", Select), ("transform", Transform), ("copy", Copy)):
@@ -325,7 +339,7 @@ def check(
         copied = row.count > row.keep or (drawn and row.keep > 1)
         if copied and row.copy == "key" and not random:
             raise ValueError(
-                f"{here} copies particles, and nothing parts the copies: give the method noise, or "
+                f"{here} copies particles, and nothing parts the copies: give the method eta, or "
                 "the row a copy that draws (mutate, renoise)"
             )
         before, alive = at, row.count
@@ -334,10 +348,10 @@ def check(
                 f"{here}: strength is {row.strength}; {row.copy} needs one above 0 and up to 1"
             )
         if row.copy == "renoise":
-            if sampling.solver != "euler" or not -1 <= row.back <= at:
+            if sampling.solver in ("unipc", "dpmpp") or not -1 <= row.back <= at:
                 raise ValueError(
-                    f"{here}: going back to step {row.back} needs a step up to {at}, and the "
-                    f"solver euler, which remembers nothing (here {sampling.solver})"
+                    f"{here}: going back to step {row.back} needs a step up to {at}, and a "
+                    f"solver that remembers nothing, like euler (here {sampling.solver})"
                 )
             before = row.back
         if row.copy == "prefix":

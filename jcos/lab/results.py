@@ -236,11 +236,16 @@ def of_kind(data: Labelled, kinds: str | Sequence[str], *along: str) -> Labelled
     return cases.set_index(case=list(along)).unstack("case")
 
 
-def save(data: xr.Dataset, path: Path) -> None:
-    """Write a dataset as one NetCDF file, whole or not at all."""
-    packed = {
+def save(
+    data: xr.Dataset, path: Path, chunks: Mapping[Hashable, tuple[int, ...]] | None = None
+) -> None:
+    """Write a dataset as one NetCDF file, whole or not at all. chunks: shapes of the pieces in
+    which variables are read, by name."""
+    packed: dict[Hashable, Any] = {
         name: {"zlib": True, "complevel": 4} for name, v in data.data_vars.items() if v.size > 1000
     }
+    for name, shape in (chunks or {}).items():
+        packed[name] = {"zlib": True, "complevel": 1, "shuffle": True, "chunksizes": shape}
     marked = data.assign_attrs(jcos_results=VERSION)
     out = io.BytesIO(marked.to_netcdf(engine="h5netcdf", encoding=packed))
     files.write(path, out.getvalue())

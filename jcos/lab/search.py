@@ -8,7 +8,6 @@ Methods (`methods.py`) are data, judges (`judges.py`) functions of estimates. It
 both are spread.
 """
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -51,11 +50,12 @@ from jcos.lab.methods import (
     epbs,
     evosearch,
     latsearch,
+    sampling_of,
     smc,
     tbs,
 )
 from jcos.sampling import flow
-from jcos.sampling.probes import Noise, Probe, TokenFeatures, chain
+from jcos.sampling.probes import Probe, TokenFeatures, chain
 from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
 
@@ -204,9 +204,7 @@ class _Run:
         if len(self.first) != worlds:
             raise ValueError(f"{len(self.first)} first seeds for {worlds} video(s)")
         self.model, self.method, self.record, self.on_step = model, method, record, on_step
-        sampling = sampling or model.config.sampling
-        if method.steps is not None:
-            sampling = dataclasses.replace(sampling, steps=method.steps, sigmas=None)
+        sampling = sampling_of(method, sampling or model.config.sampling)
         self.sampling, self.plan = sampling, flow.plan(sampling, model.config.boundary)
         known = {name: make() for name, make in STANDARD.items()} | dict(judges or {})
         self.shape = (*self.conditions.grid, model.config.dit.out_channels)
@@ -214,10 +212,6 @@ class _Run:
         self.judges = {row.judge: known[row.judge] for row in method.rows}
         self.layers = sorted({j.layer for j in self.judges.values() if j.layer is not None})
         acting = [probe or Probe()]
-        if method.noise:
-            mask = np.full((sampling.steps, self.shape[0]), method.noise, np.float32)
-            mask[0] = 0.0
-            acting.append(Noise(jnp.asarray(mask), jnp.asarray(mask > 0)))
         if self.layers:
             acting.append(TokenFeatures(self.layers))
         self.probe = chain(*acting)
@@ -370,7 +364,7 @@ def replay(
     method makes copies, or needs more runs than there are.
     """
     ((worlds, runs, steps),) = {a.shape for a in scores.values()}
-    if method.noise or method.spread != 1 or any(row.count > row.keep for row in method.rows):
+    if method.eta or method.spread != 1 or any(row.count > row.keep for row in method.rows):
         raise ValueError("a method that draws noise or makes copies cannot be replayed")
     need = method.seeds * (1 + max((row.tries for row in method.rows), default=0))
     if need > runs:

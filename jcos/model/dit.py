@@ -5,7 +5,8 @@ converting weights is a table of names. Axis letters as in `layers.py`; latents 
 [F, H, W, C].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -32,6 +33,21 @@ Tokens = Float[Array, "N D"]
 Angles = tuple[Float[Array, "N half"], Float[Array, "N half"]]
 OnBlock = Callable[[Int[Array, ""], Tokens], tuple[Tokens, Any]]
 """Is called after every block with its number and tokens; returns tokens and an observation."""
+
+
+OnSite = Callable[[Int[Array, ""], Any], tuple[Any, Any]]
+"""The same at a place inside the model, with what is computed there."""
+At = Callable[[str, Any], Any]
+"""Returns what to go on with at a place inside a block, of its name and what is computed there."""
+SITES = ("input", "attention", "heads", "cross", "mlp")
+"""Places inside the model: the tokens [N, D] after the patch embedding; queries and keys of
+self-attention, a pair of [N, H, d]; what its heads, and those of cross-attention, return [N, H, d];
+the hidden units [N, ffn] after the activation."""
+
+
+def go_on(site: str, z: Any) -> Any:
+    del site
+    return z
 
 
 def observe_nothing(layer: Int[Array, ""], tokens: Tokens) -> tuple[Tokens, None]:
@@ -73,18 +89,18 @@ class Attention(nnx.Module):
         context: Float[Array, "M D"],
         angles: Angles | None = None,
         rows: int | None = None,
+        at: At = go_on,
     ) -> Tokens:
         """angles: of self-attention. rows: how many of its tokens are no padding; None: all."""
         q, k, v = (
             rearrange(a, "n (h d) -> n h d", h=self.heads)
             for a in (self.norm_q(self.q(x)), self.norm_k(self.k(context)), self.v(context))
         )
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
         together = angles is not None
-        return self.o(
-            rearrange(attention(q, k, v, keys=rows, together=together), "n h d -> n (h d)")
-        )
+        if angles is not None:
+            q, k = at("attention", (rotate(q, angles), rotate(k, angles)))
+        z = attention(q, k, v, keys=rows, together=together)
+        return self.o(rearrange(at("heads" if together else "cross", z), "n h d -> n (h d)"))
 
 
 class MLP(nnx.Module):
@@ -103,8 +119,8 @@ class MLP(nnx.Module):
         self.layers_2 = Linear(hidden, n_out, dtype, rngs)
         self.activation = activation
 
-    def __call__(self, x: Float[Array, "N I"]) -> Float[Array, "N O"]:
-        return self.layers_2(self.activation(self.layers_0(x)))
+    def __call__(self, x: Float[Array, "N I"], at: At = go_on) -> Float[Array, "N O"]:
+        return self.layers_2(at("mlp", self.activation(self.layers_0(x))))
 
 
 def gelu_tanh(x: Float[Array, "N D"]) -> Float[Array, "N D"]:
@@ -136,6 +152,7 @@ class Block(nnx.Module):
         angles: Angles,
         rows: int | None = None,
         clean: Bool[Array, " N"] | None = None,
+        at: At = go_on,
     ) -> Tokens:
         shift1, scale1, gate1, shift2, scale2, gate2 = (
             of_tokens(row, clean) for row in jnp.moveaxis(self.modulation[...][None] + time, 1, 0)
@@ -146,11 +163,12 @@ class Block(nnx.Module):
 
         with jax.named_scope("self_attn"):
             h = layer_norm(x, self.eps) * (1 + scale1) + shift1
-            x = add(x, self.self_attn(h, h, angles, rows) * gate1)
+            x = add(x, self.self_attn(h, h, angles, rows, at) * gate1)
         with jax.named_scope("cross_attn"):
-            x = add(x, self.cross_attn(self.norm3(x), context))
+            x = add(x, self.cross_attn(self.norm3(x), context, None, None, at))
         with jax.named_scope("ffn"):
-            return add(x, self.ffn(layer_norm(x, self.eps) * (1 + scale2) + shift2) * gate2)
+            h = layer_norm(x, self.eps) * (1 + scale2) + shift2
+            return add(x, self.ffn(h, at) * gate2)
 
 
 class Head(nnx.Module):
@@ -204,6 +222,7 @@ class DiT(nnx.Module):
         context: Float[Array, "L text"],
         on_block: OnBlock = observe_nothing,
         *,
+        sites: Mapping[str, OnSite] = MappingProxyType({}),
         clean: Bool[Array, " N"] | None = None,
         slots: Any = None,
         remat: bool = False,
@@ -216,6 +235,9 @@ class DiT(nnx.Module):
             embedded, not one per token (2 GB less at 704p).
         context: embedded prompt, at most cfg.text_len rows; it is zero-padded to that length and,
             as in the original, the padding is attended to.
+        sites: functions by their place in the model (`SITES`), called as `on_block` is. With any,
+            observations are a dict of these places and "block"; those of "input", which is before
+            the layers and called with layer −1, have no layer axis.
         slots: layers whose observations are kept instead of all, as in `Slots`.
         remat: recompute blocks in the backward pass (training).
         """
@@ -250,12 +272,26 @@ class DiT(nnx.Module):
             e, time = mesh.spread(e), mesh.spread(time)
 
         layers = jnp.arange(cfg.layers)
-        chosen = Slots(slots, jax.eval_shape(on_block, layers[0], x[:n])[1])
+        before: dict[str, Any] = {}
+        if "input" in sites:
+            x, before["input"] = sites["input"](jnp.int32(-1), x[:n])
+            x = mesh.spread(x)
+        shapes = self._observed(sites, on_block, layers[0], x[:n])
+        chosen = Slots(slots, shapes if sites else shapes["block"])
 
         def body(carry: tuple[Tokens, Any], scanned: tuple[Block, Int[Array, ""]]) -> Any:
             (x, buffers), (block, layer) = carry, scanned
-            x = block(x, time, text, (angles[0], angles[1]), rows, clean)
-            x, observation = on_block(layer, x[:n])
+            observed: dict[str, Any] = {}
+
+            def at(site: str, z: Any) -> Any:
+                if site not in sites:
+                    return z
+                z, observed[site] = sites[site](layer, jax.tree.map(lambda a: a[:n], z))
+                return jax.tree.map(lambda a: mesh.spread(a, mesh.TENSOR), z)
+
+            x = block(x, time, text, (angles[0], angles[1]), rows, clean, at)
+            x, observed["block"] = on_block(layer, x[:n])
+            observation = observed if sites else observed["block"]
             buffers, stacked = chosen.put(buffers, observation, layer)
             return (mesh.spread(x), buffers), stacked
 
@@ -265,7 +301,24 @@ class DiT(nnx.Module):
         with jax.named_scope("head"):
             # Patches are small enough to be gathered.
             patches = mesh.constrain(self.head(x, e, clean), mesh.SEQUENCE)
-            return self.unpatchify(patches[:n], grid), chosen.observation(buffers, stacked)
+            v, found = self.unpatchify(patches[:n], grid), chosen.observation(buffers, stacked)
+            return v, found | before if sites else found
+
+    def _observed(
+        self, sites: Mapping[str, OnSite], on_block: OnBlock, layer: Int[Array, ""], x: Tokens
+    ) -> dict[str, Any]:
+        """Return the shapes of the observations in a block, by place."""
+        linear, n = jnp.dtype(self.numerics.linear), x.shape[0]
+        heads = jax.ShapeDtypeStruct((n, self.cfg.heads, self.cfg.head_dim), linear)
+        # Queries and keys are normed and rotated in float32.
+        wide = jax.ShapeDtypeStruct(heads.shape, jnp.float32)
+        hidden = jax.ShapeDtypeStruct((n, self.cfg.ffn_dim), linear)
+        computed = {"attention": (wide, wide), "heads": heads, "cross": heads, "mlp": hidden}
+        inside = {site: (f, computed[site]) for site, f in sites.items() if site != "input"}
+        return {
+            site: jax.eval_shape(f, layer, z)[1]
+            for site, (f, z) in (inside | {"block": (on_block, x)}).items()
+        }
 
     def patchify(self, latents: Float[Array, "F H W C"]) -> Float[Array, "N P"]:
         """Return patches as rows, channel slowest within a patch (as in the original's Conv3d)."""

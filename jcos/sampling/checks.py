@@ -26,7 +26,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
-from jcos.config import DiTConfig
+from jcos.config import DiTConfig, Numerics
 from jcos.devices import mesh
 from jcos.model.dit import DiT
 from jcos.model.slots import Slots
@@ -37,7 +37,16 @@ NAMES = {"frame": "latent frames", "block": "layers"} | {
     name: f"{name}s" for name in ("layer", "step", "head", "token", "seed", "world")
 }
 """Axes by the names of fields."""
-RETURNS = {"on_latents": "latent", "on_block": "tokens", "on_estimate": "clean estimate"}
+RETURNS = {
+    "on_latents": "latent",
+    "on_block": "tokens",
+    "on_estimate": "clean estimate",
+    "on_input": "tokens",
+    "on_attention": "queries and keys",
+    "on_heads": "the heads' outputs",
+    "on_cross": "the heads' outputs",
+    "on_mlp": "hidden units",
+}
 """The first thing that methods return; all but `on_latents` an observation too."""
 UNKNOWN = (
     jax.errors.ConcretizationTypeError,
@@ -173,7 +182,7 @@ def _known(value: Any) -> np.ndarray | None:
 
 
 def _check_hooks(probe: Probe, expert: DiT, shape: tuple[int, ...], guided: bool) -> list[Shape]:
-    """Return what all parts of the probe observe after a block."""
+    """Return what all parts of the probe observe in a block."""
     if isinstance(probe, Chain | InWorlds):
         return [leaf for part in parts(probe) for leaf in _check_hooks(part, expert, shape, guided)]
     leaves, tree = jax.tree.flatten(probe)
@@ -185,7 +194,7 @@ def _check_hooks(probe: Probe, expert: DiT, shape: tuple[int, ...], guided: bool
             "as static, flax.struct.field(pytree_node=False), or give an array"
         ) from error
     kinds = tuple(Shape(a.shape, a.dtype, weak_type=a.weak_type) for a in types)
-    return _trace_hooks(tree, kinds, expert.cfg, expert.numerics.residual, shape, guided)
+    return _trace_hooks(tree, kinds, expert.cfg, expert.numerics, shape, guided)
 
 
 @lru_cache(256)
@@ -193,7 +202,7 @@ def _trace_hooks(
     tree: Any,
     kinds: tuple[Any, ...],
     cfg: DiTConfig,
-    residual: str,
+    numerics: Numerics,
     shape: tuple[int, ...],
     guided: bool,
 ) -> list[Shape]:
@@ -208,20 +217,28 @@ def _trace_hooks(
         site = Site(number, number, number, sigma, key, latent)
 
         def block(branch: Array) -> None:
-            tokens = jnp.full((math.prod(cfg.tokens(*video)), cfg.dim), value + branch)
-            observed.append(_call(probe, "on_block", site, tokens.astype(residual)))
+            def full(dtype: str, *width: int) -> Array:
+                return jnp.full((math.prod(cfg.tokens(*video)), *width), value + branch, dtype)
+
+            heads, tokens = (cfg.heads, cfg.head_dim), full(numerics.residual, cfg.dim)
+            computed = {
+                "input": tokens,
+                "attention": (full("float32", *heads), full("float32", *heads)),
+                "heads": full(numerics.linear, *heads),
+                "cross": full(numerics.linear, *heads),
+                "mlp": full(numerics.linear, cfg.ffn_dim),
+                "block": tokens,
+            }
+            used = {"block", *probe.sites()}
+            found = {s: _call(probe, f"on_{s}", site, z) for s, z in computed.items() if s in used}
+            observed.append(found)
 
         _call(probe, "on_latents", site, latent)
         if guided:
             jax.vmap(block, axis_name=mesh.BRANCH)(jnp.zeros(2))
         else:
             block(jnp.zeros(()))
-        slots = Slots(_slots(probe), observed[-1])
-        stacked = [
-            jnp.full((cfg.layers if at is None else len(at), *leaf.shape), value).astype(leaf.dtype)
-            for at, leaf in zip(slots.chosen, slots.leaves, strict=True)
-        ]
-        _call(probe, "on_step", site, slots.tree.unflatten(stacked))
+        _call(probe, "on_step", site, _stacked(probe, observed[-1], cfg.layers, value))
         _call(probe, "on_estimate", site, latent, latent)
 
     runs = jax.vmap(step, (None, None, None, None, 0), axis_name=mesh.SEED)
@@ -229,6 +246,24 @@ def _trace_hooks(
     scalar = jnp.int32(0), jnp.float32(0)
     jax.eval_shape(runs, kinds, *scalar, jnp.zeros(worlds), jnp.zeros(seeds))
     return jax.tree.leaves(observed[-1])
+
+
+def _stacked(probe: Probe, observed: dict[str, Any], layers: int, value: Array) -> Any:
+    """Return the observation, by place `observed` of one layer, of all layers that are kept."""
+    _slots(probe)
+    stacked = {}
+    for place, shapes in observed.items():
+        slots = Slots(probe.slots_of(place), shapes)
+        stacked[place] = slots.tree.unflatten(
+            [
+                jnp.full(leaf.shape if place == "input" else (count, *leaf.shape), value).astype(
+                    leaf.dtype
+                )
+                for at, leaf in zip(slots.chosen, slots.leaves, strict=True)
+                for count in [layers if at is None else len(at)]
+            ]
+        )
+    return probe.observation(stacked)
 
 
 def _slots(probe: Probe) -> Any:
@@ -267,7 +302,7 @@ def _call(probe: Probe, hook: str, site: Site, *values: Any) -> Any:
             "(`()` for none)"
         )
     main, observation = pair
-    if not hasattr(main, "dtype") or (main.shape, main.dtype) != (first.shape, first.dtype):
+    if not _alike(main, first):
         raise ValueError(f"{name} returned {_describe(main)}; expected {want}")
     return _shapes(name, observation)
 
@@ -279,6 +314,14 @@ def _shapes(name: str, observation: Any) -> Any:
         raise ValueError(
             f"{name} observed {_describe(observation)}; expected arrays, tuples or dicts of them"
         ) from error
+
+
+def _alike(main: Any, first: Any) -> bool:
+    """Whether arrays, or pairs of them, have the same shapes and types."""
+    if isinstance(first, tuple):
+        pair = isinstance(main, tuple) and len(main) == len(first)
+        return pair and all(map(_alike, main, first))
+    return hasattr(main, "dtype") and (main.shape, main.dtype) == (first.shape, first.dtype)
 
 
 def _describe(value: Any) -> str:

@@ -4,16 +4,19 @@ The path is x_σ = (1−σ) x0 + σ ε with velocity v = ε − x0, hence x̂0 =
 DPM++ all advance x by a linear combination of the state and of the last clean estimates. So a
 `Schedule` carries eight numbers per step, computed in float64 on the host, and `solver_step` is the
 same multiplications for each: solver, shift and grid are data, and never change the program.
+Stochastic solvers (`stochastic.py`) have a ninth number, of fresh noise, and another program.
 """
 
 from typing import NamedTuple, get_args
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
-from jcos.config import Grid, Sampling, Solver
+from jcos.config import STOCHASTIC, Grid, Sampling, Solver
+from jcos.sampling import stochastic
 
 # First and last point of the grid before the shift (the last is dropped), and whether timesteps are
 # ⌊1000σ⌋ or 1000σ. "unipc" and "dpmpp" are the original's (whose 0.999 went through float32),
@@ -30,12 +33,12 @@ class Schedule(NamedTuple):
     """A sampling run as data: scanned over by `trajectory.advance`.
 
     sigmas: noise level before each step, and 0 after the last. timesteps: of the model. table:
-    solver coefficients (`solver_step`).
+    solver coefficients (`solver_step`): 8, or 9 where the solver is stochastic.
     """
 
     sigmas: Float[Array | np.ndarray, " S+1"]
     timesteps: Float[Array | np.ndarray, " S"]
-    table: Float[Array | np.ndarray, "S 8"]
+    table: Float[Array | np.ndarray, "S columns"]
 
     @property
     def steps(self) -> int:
@@ -64,9 +67,12 @@ def at_sigmas(sigmas: Float[np.ndarray, " S"], sampling: Sampling) -> Schedule:
         exact = timesteps if sampling.sigmas is None else np.round(timesteps, 6)
         timesteps = np.floor(exact)
     levels = np.append(sigmas, 0)
-    if sampling.sigmas is not None and sampling.solver != "euler":
+    if sampling.sigmas is not None and sampling.solver in ("unipc", "dpmpp"):
         levels[0] = min(levels[0], 1 - 1e-6)  # keeps log(1 − σ) finite
-    table = _TABLES[sampling.solver](levels.astype(np.float64))
+    if sampling.solver in STOCHASTIC:
+        table = stochastic.table(sampling.solver, levels.astype(np.float64), sampling.eta)
+    else:
+        table = _TABLES[sampling.solver](levels.astype(np.float64))
     return Schedule(*(np.asarray(a, np.float32) for a in (levels, timesteps, table)))
 
 
@@ -102,12 +108,14 @@ def guide(
 class Plan(flax.struct.PyTreeNode):
     """What a run consists of apart from model, condition and noise.
 
-    guidance: one scale per expert, None for no unconditional branch. high_steps: number of leading
-    steps of the first of two experts; None where there is one.
+    guidance: one scale per expert, None for no unconditional branch. temperature: of the first
+    noise, None for 1. high_steps: number of leading steps of the first of two experts; None where
+    there is one.
     """
 
     schedule: Schedule
     guidance: Float[Array | np.ndarray, " experts"] | None = None
+    temperature: Float[Array | np.ndarray, ""] | None = None
     high_steps: int | None = flax.struct.field(pytree_node=False, default=None)
 
     @property
@@ -121,7 +129,9 @@ def plan(sampling: Sampling, boundary: float | None = None) -> Plan:
     scales = sampling.guidance
     guidance = None if scales is None else np.asarray(scales, np.float32)
     high_steps = None if boundary is None else high_noise_steps(levels, boundary)
-    return Plan(levels, guidance, high_steps)
+    scale = sampling.temperature
+    temperature = None if scale == 1 else np.asarray(scale, np.float32)
+    return Plan(levels, guidance, temperature, high_steps)
 
 
 class SolverState(NamedTuple):
@@ -142,7 +152,8 @@ def solver_step(
     state: SolverState,
     changed: Float[Array, "F H W C"],
     x0: Float[Array, "F H W C"],
-    row: Float[Array, " 8"],
+    row: Float[Array, " columns"],
+    noise: Float[Array, "F H W C"] | None = None,
 ) -> SolverState:
     """One step from σ_i to σ_{i+1}.
 
@@ -150,7 +161,8 @@ def solver_step(
         estimate moves by the same amount, so that the intervention is not corrected away.
     x0: the model's clean estimate at this step. row: this step's coefficients,
         x^c_i = r0 x_i + r1 x^c_{i−1} + r2 m_i + r3 m_{i−1} + r4 m_{i−2};  x_{i+1} = r5 x^c_i + r6
-        m_i + r7 m_{i−1}.
+        m_i + r7 m_{i−1} (+ r8 ε).
+    noise: ε of `step_noise`, for a row of 9. ValueError where it is missing.
     """
     corrected = (
         row[0] * state.x
@@ -160,7 +172,25 @@ def solver_step(
         + row[4] * state.before_last
     ) + (changed - state.x)
     x = row[5] * corrected + row[6] * x0 + row[7] * state.last
+    if (noise is None) != (row.shape[-1] == 8):
+        raise ValueError(f"a row of {row.shape[-1]} coefficients, with noise {noise is not None}")
+    if noise is not None:
+        x = x + row[8] * noise
     return SolverState(x, corrected, x0, state.last)
+
+
+def step_noise(
+    row: Float[Array, " columns"], key: Key[Array, ""] | None, x: Float[Array, "F H W C"]
+) -> Float[Array, "F H W C"] | None:
+    """Return ε ~ N(0, I) of a step, from the seed's key folded with the step; None, and nothing is
+    drawn, where the solver adds no noise."""
+    if row.shape[-1] == 8 or key is None:
+        return None
+    return jax.random.normal(jax.random.fold_in(key, NOISE), x.shape, x.dtype)
+
+
+NOISE = 2**32 - 1
+"""Folded into a step's key for the solver; probes fold smaller numbers in."""
 
 
 def _euler(sigmas: np.ndarray) -> np.ndarray:
@@ -228,4 +258,4 @@ def _unipc(sigmas: np.ndarray) -> np.ndarray:
 
 
 _TABLES = {"euler": _euler, "dpmpp": _dpmpp, "unipc": _unipc}
-assert set(_TABLES) == set(get_args(Solver))
+assert {*_TABLES, *STOCHASTIC} == set(get_args(Solver))

@@ -1,8 +1,9 @@
-"""Interventions and observations: data plus four pure functions.
+"""Interventions and observations: data plus a few pure functions.
 
-A probe acts on the model's input, on the tokens after every block, and on the clean estimate, and
-returns each with an observation. Step, frame and layer are arrays inside the probe, so a sweep over
-positions is a `vmap` over probes, and one compiled program serves every mask, also the empty one.
+A probe acts on the model's input, on the tokens after every block, at places inside the blocks, and
+on the clean estimate, and returns each with an observation. Step, frame and layer are arrays inside
+the probe, so a sweep over positions is a `vmap` over probes, and one compiled program serves every
+mask, also the empty one.
 
 Every trajectory has two named axes: `seed` (same puzzle, other noise) and `world` (runs with the
 same noise that differ in condition or intervention). Collectives over them work in any probe.
@@ -17,12 +18,15 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jcos.model.dit import SITES
+
 Latents = Float[Array, "F H W C"]
 Tokens = Float[Array, "N D"]
 Sizes = tuple[tuple[str, int], ...]
 """Pairs of an axis (steps, layers, latent frames, tokens, seeds, worlds) and its length."""
-HOOKS = ("on_latents", "on_block", "on_step", "on_estimate")
-"""The methods of a probe that a run calls."""
+Heads = Float[Array, "N H d"]
+HOOKS = ("on_latents", "on_block", "on_step", "on_estimate", *(f"on_{site}" for site in SITES))
+"""The methods of a probe that a run calls; their order decides their keys."""
 
 
 class Site(NamedTuple):
@@ -30,7 +34,7 @@ class Site(NamedTuple):
 
     step: denoising step, 0 first. layer: DiT block, 0 first; −1 outside the blocks. branch: 0
     conditional, 1 unconditional. sigma: noise level of this step. key: randomness of this seed at
-    this step for this probe in this method (after blocks: in this layer and branch), the same in
+    this step for this probe in this method (in the model: in this layer and branch), the same in
     every world. last: the clean estimate of the step before, [F, H, W, C], zero at the first.
     """
 
@@ -148,13 +152,63 @@ class Probe(flax.struct.PyTreeNode):
         del site
         return tokens, ()
 
+    def on_input(self, site: Site, tokens: Tokens) -> tuple[Tokens, Any]:
+        """Return the tokens [N, D] that enter the first block, and an observation, which has no
+        layer axis. Branches differ in their prompt alone, so far."""
+        del site
+        return tokens, ()
+
+    def on_attention(self, site: Site, qk: tuple[Heads, Heads]) -> tuple[tuple[Heads, Heads], Any]:
+        """Return queries and keys [N, heads, d] of self-attention, normed and rotated, in float32,
+        and an observation. The map itself, N × N, is never there."""
+        del site
+        return qk, ()
+
+    def on_heads(self, site: Site, z: Heads) -> tuple[Heads, Any]:
+        """Return what the heads of self-attention add up from, [N, heads, d], before the output
+        projection, and an observation."""
+        del site
+        return z, ()
+
+    def on_cross(self, site: Site, z: Heads) -> tuple[Heads, Any]:
+        """Return the same of cross-attention to the prompt."""
+        del site
+        return z, ()
+
+    def on_mlp(self, site: Site, h: Float[Array, "N M"]) -> tuple[Float[Array, "N M"], Any]:
+        """Return hidden units [N, ffn_dim], after the activation, and an observation."""
+        del site
+        return h, ()
+
+    def sites(self) -> tuple[str, ...]:
+        """Return the places in the model that the probe uses: "block" and of `SITES`. Elsewhere it
+        is not called, and costs nothing. By default those whose methods the class defines."""
+        return tuple(s for s in (*SITES, "block") if defines(type(self), f"on_{s}"))
+
     def slots(self) -> Any:
         """Return the layers whose observations are kept: None for all, or an array of numbers [l],
         or a pytree of these, a prefix of the observation. Others are dropped as they arise."""
         return None
 
+    def slots_of(self, site: str) -> Any:
+        """Return `slots` of a place's observation."""
+        slots = self.slots()
+        return slots.get(site) if isinstance(slots, Mapping) and self.is_inside() else slots
+
+    def is_inside(self) -> bool:
+        """Whether the probe uses another place in the model than that after a block."""
+        return not set(self.sites()) <= {"block"}
+
+    def observation(self, observed: Mapping[str, Any]) -> Any:
+        """Return the observation by place as `on_step` gets it: that of `on_block` alone, or a dict
+        of the places that the probe uses, where there are others."""
+        if not self.is_inside():
+            return observed["block"]
+        return {site: observed[site] for site in self.sites()}
+
     def on_step(self, site: Site, observed: Any) -> Any:
-        """Reduce the conditional observations [layers, …], or [l, …] as `slots` says."""
+        """Reduce the conditional observations [layers, …], or [l, …] as `slots` says. Of a probe
+        that acts inside blocks they are a dict by place ("heads", …; see `observation`)."""
         del site
         return observed
 
@@ -163,6 +217,11 @@ class Probe(flax.struct.PyTreeNode):
         x: the model's input. x0: its estimate x − σv, after guidance."""
         del site, x
         return x0, ()
+
+
+def defines(cls: type, hook: str) -> bool:
+    """Whether a class of probes has its own method of this name."""
+    return getattr(cls, hook) is not getattr(Probe, hook)
 
 
 def _check_name(cls: type, name: str) -> None:

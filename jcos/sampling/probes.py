@@ -1,7 +1,7 @@
 """The probes of the paper, and combinations of probes."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jcos.model.dit import SITES
 from jcos.sampling.interventions import places
-from jcos.sampling.probe import Change, Latents, Probe, Site, Sizes, Tokens
+from jcos.sampling.probe import Change, Heads, Latents, Probe, Site, Sizes, Tokens, defines
 
 
 def parts(probe: Probe) -> list[Probe]:
@@ -25,7 +26,7 @@ def _acting(probe: Probe, hook: str) -> int:
     inner = sum(_acting(part, hook) for part in parts(probe))
     if isinstance(probe, Chain | InWorlds):
         return inner
-    return max(inner, int(getattr(type(probe), hook) is not getattr(Probe, hook)))
+    return max(inner, int(defines(type(probe), hook)))
 
 
 class Chain(Probe):
@@ -40,8 +41,21 @@ class Chain(Probe):
     def made_for(self) -> Sizes:
         return tuple(size for probe in self.probes for size in probe.made_for())
 
+    def sites(self) -> tuple[str, ...]:
+        used = {site for probe in self.probes for site in probe.sites()}
+        return tuple(site for site in (*SITES, "block") if site in used)
+
     def slots(self) -> tuple[Any, ...]:
         return tuple(probe.slots() for probe in self.probes)
+
+    def slots_of(self, site: str) -> tuple[Any, ...]:
+        return tuple(probe.slots_of(site) for probe in self.probes)
+
+    def observation(self, observed: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(
+            probe.observation({site: each[i] for site, each in observed.items()})
+            for i, probe in enumerate(self.probes)
+        )
 
     def changes(self, world: int = 0) -> list[Change]:
         return [change for probe in self.probes for change in probe.changes(world)]
@@ -57,12 +71,34 @@ class Chain(Probe):
             x = probe.on_latents(here, x)
         return x
 
-    def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[Any, ...]]:
+    def _at(self, site: Site, hook: str, z: Any) -> tuple[Any, tuple[Any, ...]]:
         observations = []
-        for probe, here in self._each(site, "on_block"):
-            tokens, observation = probe.on_block(here, tokens)
+        for probe, here in self._each(site, hook):
+            z, observation = getattr(probe, hook)(here, z)
             observations.append(observation)
-        return tokens, tuple(observations)
+        return z, tuple(observations)
+
+    def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[Any, ...]]:
+        return self._at(site, "on_block", tokens)
+
+    def on_input(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[Any, ...]]:
+        return self._at(site, "on_input", tokens)
+
+    def on_attention(
+        self, site: Site, qk: tuple[Heads, Heads]
+    ) -> tuple[tuple[Heads, Heads], tuple[Any, ...]]:
+        return self._at(site, "on_attention", qk)
+
+    def on_heads(self, site: Site, z: Heads) -> tuple[Heads, tuple[Any, ...]]:
+        return self._at(site, "on_heads", z)
+
+    def on_cross(self, site: Site, z: Heads) -> tuple[Heads, tuple[Any, ...]]:
+        return self._at(site, "on_cross", z)
+
+    def on_mlp(
+        self, site: Site, h: Float[Array, "N M"]
+    ) -> tuple[Float[Array, "N M"], tuple[Any, ...]]:
+        return self._at(site, "on_mlp", h)
 
     def on_step(self, site: Site, observed: tuple[Any, ...]) -> tuple[Any, ...]:
         each = self._each(site, "on_step")
@@ -109,21 +145,49 @@ class InWorlds(Probe):
     def made_for(self) -> Sizes:
         return (*self.probe.made_for(), *_counted(self.worlds, "worlds"))
 
+    def sites(self) -> tuple[str, ...]:
+        return self.probe.sites()
+
     def slots(self) -> Any:
         return self.probe.slots()
+
+    def slots_of(self, site: str) -> Any:
+        return self.probe.slots_of(site)
+
+    def observation(self, observed: Mapping[str, Any]) -> Any:
+        return self.probe.observation(observed)
 
     def changes(self, world: int = 0) -> list[Change]:
         return self.probe.changes(world) if self.worlds[world] else []
 
-    def _here(self, acted: Array, x: Array) -> Array:
-        return jnp.where(self.worlds[jax.lax.axis_index("world")], acted, x)
+    def _here(self, acted: Any, x: Any) -> Any:
+        here = self.worlds[jax.lax.axis_index("world")]
+        return jax.tree.map(lambda a, b: jnp.where(here, a, b), acted, x)
+
+    def _at(self, site: Site, hook: str, z: Any) -> tuple[Any, Any]:
+        acted, observation = getattr(self.probe, hook)(site, z)
+        return self._here(acted, z), observation
 
     def on_latents(self, site: Site, x: Latents) -> Latents:
         return self._here(self.probe.on_latents(site, x), x)
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, Any]:
-        acted, observation = self.probe.on_block(site, tokens)
-        return self._here(acted, tokens), observation
+        return self._at(site, "on_block", tokens)
+
+    def on_input(self, site: Site, tokens: Tokens) -> tuple[Tokens, Any]:
+        return self._at(site, "on_input", tokens)
+
+    def on_attention(self, site: Site, qk: tuple[Heads, Heads]) -> tuple[tuple[Heads, Heads], Any]:
+        return self._at(site, "on_attention", qk)
+
+    def on_heads(self, site: Site, z: Heads) -> tuple[Heads, Any]:
+        return self._at(site, "on_heads", z)
+
+    def on_cross(self, site: Site, z: Heads) -> tuple[Heads, Any]:
+        return self._at(site, "on_cross", z)
+
+    def on_mlp(self, site: Site, h: Float[Array, "N M"]) -> tuple[Float[Array, "N M"], Any]:
+        return self._at(site, "on_mlp", h)
 
     def on_step(self, site: Site, observed: Any) -> Any:
         return self.probe.on_step(site, observed)

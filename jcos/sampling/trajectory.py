@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, NamedTuple, TypeVar, no_type_check
 
 import flax.struct
@@ -19,7 +20,15 @@ from jcos.model.attention import side_by_side
 from jcos.model.dit import DiT
 from jcos.model.layers import rounded
 from jcos.sampling.checks import check_probe, swept
-from jcos.sampling.flow import Plan, SolverState, clean_estimate, guide, solver_init, solver_step
+from jcos.sampling.flow import (
+    Plan,
+    SolverState,
+    clean_estimate,
+    guide,
+    solver_init,
+    solver_step,
+    step_noise,
+)
 from jcos.sampling.probe import Probe, Site
 from jcos.sampling.trace import Trace
 
@@ -51,7 +60,7 @@ class Steps(NamedTuple):
     number: Int[Array | np.ndarray, " S"]
     sigma: Float[Array | np.ndarray, " S"]
     timestep: Float[Array | np.ndarray, " S"]
-    row: Float[Array | np.ndarray, "S 8"]
+    row: Float[Array | np.ndarray, "S columns"]
     scale: Float[Array | np.ndarray, ""] | None
 
     def one(self, i: int) -> "Steps":
@@ -91,6 +100,8 @@ def run(
     """
     shape = (len(conditions.context), *noise.shape[:-1])
     check_probe(probe, experts[0], plan.steps, shape, guided=plan.guidance is not None)
+    if plan.temperature is not None:
+        noise = jnp.asarray(plan.temperature) * noise
     state, parts = begin(experts[0].numerics, conditions, noise, idle=idle), []
     for number, expert in enumerate(experts):
         steps = steps_of(plan, number)
@@ -179,7 +190,7 @@ def _denoise(
         x0 = _keep_first(clean_estimate(x, v, sigma), condition)
         x0, estimate_obs = probe.on_estimate(site.at("on_estimate"), x, x0)
         x0 = _keep_first(x0, condition)
-        state = solver_step(state, x, x0, row)
+        state = solver_step(state, x, x0, row, step_noise(row, site.key, x))
         state = state._replace(x=_keep_first(rounded(state.x, stored), condition))
         block_obs = probe.on_step(site.at("on_step"), block_obs)
         return state, (x0, block_obs, estimate_obs, jnp.isfinite(x0).all(), layer, sigma, t)
@@ -209,18 +220,30 @@ def _velocity(
     # Devices that share the branches hold the observations of their own branch; a single device
     # holds those of the conditional branch only.
     alone = scale is not None and mesh.devices(mesh.BRANCH) == 1
+    inside = [name for name in probe.sites() if name != "block"]
 
     def branch(number: Array, context: Array) -> tuple[Array, Any, Array]:
         here = site._replace(branch=number)
 
-        def on_block(layer: Array, tokens: Array) -> tuple[Array, tuple[Any, Array]]:
-            tokens, obs = probe.on_block(here.at("on_block", layer), tokens)
+        def at(name: str, layer: Array, z: Any) -> tuple[Any, Any]:
+            z, obs = getattr(probe, f"on_{name}")(here.at(f"on_{name}", layer), z)
             if alone:
                 obs = jax.tree.map(lambda a: jax.lax.all_gather(a, mesh.BRANCH)[0], obs)
+            return z, obs
+
+        def on_block(layer: Array, tokens: Array) -> tuple[Array, tuple[Any, Array]]:
+            tokens, obs = at("block", layer, tokens)
             return tokens, (obs, jnp.isfinite(tokens).all())
 
-        slots = (probe.slots(), None)
-        v, (obs, finite) = expert(model_input, t, context, on_block, clean=clean, slots=slots)
+        slots: Any = (probe.slots_of("block"), None)
+        if inside:
+            slots = {name: probe.slots_of(name) for name in inside} | {"block": slots}
+            slots.pop("input", None)
+        sites = {name: partial(at, name) for name in inside}
+        v, obs = expert(model_input, t, context, on_block, sites=sites, clean=clean, slots=slots)
+        observed = obs if inside else {"block": obs}
+        obs, finite = observed["block"]
+        obs = probe.observation(observed | {"block": obs})
         return v, obs, jnp.where(finite.all(), -1, jnp.argmin(finite))
 
     if scale is None:

@@ -27,6 +27,7 @@ import orbax.checkpoint as ocp
 from jcos.config import WanConfig, from_json, to_json
 from jcos.devices.sharding import leaf_path
 from jcos.files import any_path, fetched, is_remote, sizes, visible, write
+from jcos.weights import single
 from jcos.weights.faults import listed, readable
 
 MANIFEST = "jcos.json"
@@ -346,17 +347,20 @@ def parameter_count(model: Any) -> int:
 def identify(checkpoint: Path) -> dict[str, str]:
     """Return which weights a checkpoint folder holds: the hash of its manifest, which lists every
     file's; of a released folder, of the names and sizes of all files but hidden ones and compiled
-    programs, and of pieces of those that hold weights or say what they are. Folders of results of
-    earlier versions, which know names and sizes alone, are of others."""
+    programs, and of pieces of those that hold weights or say what they are; of a single file, of it
+    and the other expert's. Folders of results of earlier versions, which know names and sizes
+    alone, are of others."""
     manifest = checkpoint / MANIFEST
     if manifest.is_file():
         return {"manifest": hashlib.sha256(manifest.read_bytes()).hexdigest()}
     names = {p: p.relative_to(checkpoint) for p in visible(checkpoint, "**/*") if p.is_file()}
+    if checkpoint.is_file():
+        names = {p: Path(p.name) for p in single.experts(checkpoint)}
     files = [path for path, name in names.items() if name.parts[0] != "programs"]
     listed = [(names[p].as_posix(), p.stat().st_size) for p in files]
     pieces = hashlib.sha256()
     for path in files:
-        if path.suffix in (".safetensors", ".pth", ".json"):
+        if path.suffix in (".safetensors", ".gguf", ".pth", ".json"):
             pieces.update(_pieces(path))
     listing = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
     return {"files": listing, "weights": pieces.hexdigest()}

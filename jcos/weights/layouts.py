@@ -1,7 +1,7 @@
-"""The two layouts in which the models are published: where the parts lie, and their headers.
+"""The layouts in which people have the models: where the parts lie, and their headers.
 
 The original's has an expert's shards beside its `config.json` (two folders of them, or the root),
-VAE and text encoder as `.pth`. That of diffusers has a folder for every part.
+VAE and text encoder as `.pth`. That of diffusers has a folder for every part, ComfyUI's a file.
 """
 
 import json
@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jcos.files import visible
+from jcos.weights import single
 from jcos.weights.checkpoint import CheckpointError
-from jcos.weights.faults import shorter
+from jcos.weights.names import ANCHORS, without_prefix
+from jcos.weights.quantised import GGUF, gguf_tensors
 from jcos.weights.tensors import Tensor, check_fetched, tensors_in
 
 Tensors = dict[str, Tensor]
 
 _INDEX = "model_index.json"
+_MARKS = (_INDEX, "transformer")
 _EXPERTS = ("high_noise_model", "low_noise_model")
 _STEMS = ("diffusion_pytorch_model", "model")
 
@@ -35,25 +38,47 @@ class Layout(NamedTuple):
 
 
 def is_released(folder: Path) -> bool:
-    """Return whether a folder has the mark of one of the two layouts."""
-    return any((Path(folder) / name).exists() for name in (_INDEX, "config.json", *_EXPERTS))
+    """Return whether a folder has the mark of one of the layouts, or is a single file."""
+    folder = Path(folder)
+    if folder.is_file():
+        return folder.suffix in single.SUFFIXES
+    return any((folder / name).exists() for name in (*_MARKS, "config.json", *_EXPERTS))
 
 
 def recognise(folder: Path) -> Layout:
-    """Return which of the two a folder has; CheckpointError where it has neither."""
+    """Return which of them a folder, or the file of a transformer, has; CheckpointError where it
+    has none."""
+    if folder.is_file() and is_released(folder):
+        return _single(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder")
     if not is_released(folder):
         raise CheckpointError(
-            f"{folder} is no released checkpoint: it has no {_INDEX}, config.json or {_EXPERTS[0]}"
+            f"{folder} is no released checkpoint: it has no {_INDEX}, config.json or {_EXPERTS[0]};"
+            " of single files (ComfyUI, GGUF) name the transformer's"
         )
-    if not (folder / _INDEX).exists():
+    if not any((folder / name).exists() for name in _MARKS):
         return Layout(_original(folder), {}, folder / "google" / "umt5-xxl")
     faults: list[str] = []
-    index = read_json(folder / _INDEX, faults)
+    index = read_json(folder / _INDEX, faults) if (folder / _INDEX).exists() else {}
     if faults:
         raise CheckpointError(faults[0])
     return Layout(_diffusers(folder, index), index, folder / "tokenizer")
+
+
+def _single(file: Path) -> Layout:
+    files = single.experts(file)
+    found = {f"experts.{i}": place for i, place in enumerate(files)}
+    header = without_prefix(_headers(files[:1], []), ANCHORS["experts"], file)
+    head = header.get("head.head.weight") or header.get("proj_out.weight")
+    channels = None if head is None else head.shape[0] // 4
+    for vae in single.companions(file, "vae"):
+        if _channels(vae) == channels:
+            found["vae"] = vae
+            break
+    if texts := single.companions(file, "text"):
+        found["text"] = texts[0]
+    return Layout(found, {}, single.tokenizer([file, *texts[:1]]))
 
 
 def _original(folder: Path) -> dict[str, Path]:
@@ -80,7 +105,8 @@ def _channels(vae: Path) -> int | None:
 
 def _diffusers(folder: Path, index: Mapping[str, Any]) -> dict[str, Path]:
     found = {"experts.0": folder / "transformer"}
-    if any(index.get("transformer_2") or ()):
+    two = index.get("transformer_2") if index else [(folder / "transformer_2").is_dir()]
+    if any(two or ()):
         found["experts.1"] = folder / "transformer_2"
     for part, name in (("vae", "vae"), ("text", "text_encoder")):
         if (folder / name).is_dir():
@@ -100,7 +126,8 @@ def open_weights(place: Path, faults: list[str]) -> Tensors:
         if (index := place / f"{stem}.safetensors.index.json").is_file():
             return _shards(index, faults)
     lone = [place / f"{stem}.safetensors" for stem in _STEMS]
-    lone = [path for path in lone if path.is_file()] or visible(place, "*.safetensors")
+    lone = [path for path in lone if path.is_file()]
+    lone = lone or visible(place, "*.safetensors") or visible(place, f"*{GGUF}")
     if len(lone) != 1:
         faults.append(f"{place} has {len(lone)} safetensors files and no index that names them")
         return {}
@@ -128,7 +155,7 @@ def _headers(files: Iterable[Path], faults: list[str]) -> Tensors:
     found: Tensors = {}
     for file in files:
         try:
-            found |= tensors_in(file)
+            found |= gguf_tensors(file) if file.suffix == GGUF else tensors_in(file)
         except CheckpointError as error:
             faults.append(str(error))
     return found
@@ -146,38 +173,3 @@ def read_json(path: Path, faults: list[str]) -> dict[str, Any]:
     except (ValueError, TypeError):
         faults.append(f"{path} is damaged: it holds no JSON object")
     return {}
-
-
-# ---- quantised weights, recognised so that they are refused by name
-
-# By the names of what such files hold beside the weights, or in their place: numbers without their
-# scales are no weights.
-_KINDS = [
-    (
-        r".*\.(nested_)?(absmax|quant_map)|.*\.quant_state\..+|.*\.(SCB|weight_format)",
-        "bitsandbytes",
-    ),
-    (r".*\.weight\._(data|scale|shift)", "quanto"),
-    (r".*\._?weight[:_](qdata|_data)", "torchao"),
-    (r".*\.(wscales|smooth_factor)", "SVDQuant"),
-    (r".*\.(qweight|qzeros|g_idx|scales)", "GPTQ or AWQ"),
-    (r".*\.comfy_quant|(.*\.)?scaled_fp8|.*\.scale_(weight|input)", "ComfyUI's, with scales"),
-    (r".*(weight|input|output)_(scale(_inv|_2)?|zero_point)", "with weight_scale"),
-]
-
-
-def quantisation(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str | None:
-    """Return the name of how the weights are quantised; None where they are floats.
-
-    about: the folder's `config.json`.
-    """
-    for pattern, kind in _KINDS:
-        if any(re.fullmatch(pattern, name) for name in tensors):
-            return kind
-    if config := about.get("quantization_config"):
-        method = config.get("quant_method") if isinstance(config, dict) else None
-        return shorter(str(method or "as its config.json says"), 60)
-    whole = [name for name, tensor in tensors.items() if tensor.dtype.kind in "iub"]
-    if whole:
-        return f"{len(whole)} tensors of integers without scales, such as {shorter(whole[0], 100)}"
-    return None

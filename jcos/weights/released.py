@@ -30,7 +30,6 @@ from jcos.weights.layouts import (
     Layout,
     Tensors,
     open_weights,
-    quantisation,
     read_json,
     recognise,
 )
@@ -39,6 +38,7 @@ from jcos.weights.names import (
     DIT,
     DIT_OF_DIFFUSERS,
     UMT5,
+    UMT5_OF_GGUF,
     UMT5_OF_TRANSFORMERS,
     VAE,
     VAE_2_1_OF_DIFFUSERS,
@@ -50,6 +50,7 @@ from jcos.weights.names import (
     place,
     without_prefix,
 )
+from jcos.weights.quantised import floats
 
 # What the original multiplies in bfloat16, whatever it is stored in.
 _NARROW = re.compile(
@@ -65,7 +66,8 @@ class Released:
 
     config: of the whole model, VAE and text encoder included even where the folder has none.
     leaves: of the model, by path, as far as the folder has them. tensors: that they are made of, by
-        the part and the name in the original code. tokenizer: its folder, if there is one.
+        the part and the name in the original code. tokenizer: its folder, if there is one. notes:
+        what weights lost that are kept in few bits.
     """
 
     folder: Path
@@ -73,6 +75,7 @@ class Released:
     leaves: dict[str, Leaf]
     tensors: Tensors
     tokenizer: Path | None
+    notes: list[str]
 
     @property
     def parts(self) -> list[str]:
@@ -119,15 +122,15 @@ def open_released(folder: Path) -> Released:
         for part, place in layout.places.items()
         if place.is_dir()
     }
+    notes = []
     for part, found in opened.items():
-        if kind := quantisation(found, configs.get(part, {})):
-            raise CheckpointError(
-                f"{layout.places[part]} is quantised ({kind}), which jcos does not read; take the "
-                "unquantised release"
-            )
+        opened[part], note = floats(found, configs.get(part, {}), layout.places[part])
+        notes += [note] if note else []
     _complain(folder, faults)
     tensors = {part: _renamed(part, t, layout.places[part]) for part, t in opened.items()}
     try:
+        for part in filter(_is_dit, tensors):
+            configs.setdefault(part, _sizes(tensors[part]))
         config = _config(configs, layout, tensors)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -140,6 +143,7 @@ def open_released(folder: Path) -> Released:
         {f"{p}.{path}": leaf.of(p) for p, found in placed.items() for path, leaf in found.items()},
         {f"{p}.{name}": tensor for p, found in tensors.items() for name, tensor in found.items()},
         layout.tokenizer if layout.tokenizer.is_dir() else None,
+        notes,
     )
 
 
@@ -201,7 +205,7 @@ def _is_dit(part: str) -> bool:
 def _renamed(part: str, tensors: Tensors, place: Path) -> Tensors:
     """By the names of the original code, whatever the layout."""
     tensors = without_prefix(tensors, ANCHORS[part.split(".")[0]], place)
-    renaming: Renaming = UMT5_OF_TRANSFORMERS
+    renaming: Renaming = [*UMT5_OF_TRANSFORMERS, *UMT5_OF_GGUF]
     if _is_dit(part):
         renaming = DIT_OF_DIFFUSERS
     elif part == "vae":
@@ -234,6 +238,25 @@ def _config(
         )
     boundary = config.boundary and (layout.about.get("boundary_ratio") or config.boundary)
     return dataclasses.replace(config, dit=dits[0], codec=codec, text=text, boundary=boundary)
+
+
+def _sizes(tensors: Tensors) -> dict[str, Any]:
+    """What `config.json` would say of a transformer in a single file, which has none: heads of 128,
+    texts of 512 tokens and an epsilon of 1e-6 are the family's, everything else is a shape."""
+    dim, channels, *patch = tensors["patch_embedding.weight"].shape
+    layers = [int(m[1]) for name in tensors if (m := re.match(r"blocks\.(\d+)\.", name))]
+    return {
+        "dim": dim,
+        "num_heads": dim // 128,
+        "in_dim": channels,
+        "out_dim": tensors["head.head.weight"].shape[0] // (patch[0] * patch[1] * patch[2]),
+        "ffn_dim": tensors["blocks.0.ffn.0.weight"].shape[0],
+        "num_layers": max(layers, default=-1) + 1,
+        "freq_dim": tensors["time_embedding.0.weight"].shape[1],
+        "text_len": 512,
+        "eps": 1e-6,
+        "patch_size": patch,
+    }
 
 
 def _dit_config(config: Mapping[str, Any], tensors: Tensors) -> DiTConfig:

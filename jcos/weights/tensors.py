@@ -29,6 +29,8 @@ _TYPES = {
     "F32": ("Float", np.float32),
     "F16": ("Half", np.float16),
     "BF16": ("BFloat16", ml_dtypes.bfloat16),
+    "F8_E4M3": ("Float8_e4m3fn", ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": ("Float8_e5m2", ml_dtypes.float8_e5m2),
     "I64": ("Long", np.int64),
     "I32": ("Int", np.int32),
     "I16": ("Short", np.int16),

@@ -138,7 +138,7 @@ def test_of_two_vaes_the_fitting_one_is_taken(tmp_path, release, width):
         (with_keys("SCB"), "bitsandbytes"),
         (with_keys("weight_scale"), "weight_scale"),
         (with_keys("weight_scale_inv"), "weight_scale"),
-        (with_keys("scale_weight"), "ComfyUI"),
+        (with_keys("scale_weight"), "no float8"),
         (with_keys("comfy_quant", np.uint8), "ComfyUI"),
         (with_keys("qweight", np.int32), "GPTQ"),
         (with_keys("._data", np.int8), "quanto"),
@@ -157,17 +157,6 @@ def test_a_quantisation_that_the_configuration_names(tmp_path):
     place = folder / "text_encoder" / "config.json"
     place.write_text(json.dumps({"quantization_config": {"quant_method": "bitsandbytes"}}))
     assert f"{place.parent} is quantised (bitsandbytes)" in refused(folder)
-
-
-def test_eight_bit_floats_stay_refused(tmp_path):
-    folder = repacked(tmp_path / "x")
-    for place in EXPERTS:
-        file = folder / place / FILE
-        file.write_bytes(file.read_bytes().replace(b'"F32"', b'"F8_E4M3"'[:5], 1))
-        header = {"a": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}
-        text = json.dumps(header).encode()
-        file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(2))
-    assert "F8_E4M3" in refused(folder)
 
 
 def test_a_git_lfs_pointer_is_called_one(tmp_path):

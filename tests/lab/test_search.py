@@ -254,7 +254,7 @@ def test_smc_on_the_ideal_denoiser_tends_to_the_exact_target(model, condition) -
     for count in (2, 16):
         rows = [Row(step=s, keep=count, ess=0.7, **common) for s in (1, 2, 3, 4)]
         last = Row(step=-1, keep=count, ess=1e-9, **common)
-        method = Method(rows=(*rows, last), seeds=count, steps=7, noise=1.0)
+        method = Method(rows=(*rows, last), seeds=count, steps=7, eta=1.0)
         result = run(
             model,
             many,
@@ -342,13 +342,13 @@ SOME: dict[str, Any] = {"judge": "energy"}
         (Method(rows=(Row(step=2, **SOME), Row(step=1, **SOME)), seeds=4), "after step 2"),
         (Method(rows=(Row(step=STEPS, **SOME),), seeds=4), f"to {STEPS - 1}"),
         (Method(rows=(Row(step=1, keep=1, copies=4, **SOME),), seeds=4), "nothing parts"),
-        (dataclasses.replace(smc(4, "energy"), noise=0.0), "nothing parts"),
+        (dataclasses.replace(smc(4, "energy"), eta=0.0), "nothing parts"),
         (Method(rows=(Row(step=1, judge="nobody"),), seeds=4), "'nobody'"),
         (Method(rows=(Row(step=1, copy="mutate", **SOME),), seeds=4), "strength is 0"),
         (Method(rows=(Row(step=1, tries=2, **SOME),), seeds=4), "threshold"),
         (tbs(4, "energy"), "TI2V"),
         (Method(rows=(), seeds=0), "0 seeds"),
-        (Method(rows=(), seeds=2, noise=1.5), "noise 1.5"),
+        (Method(rows=(), seeds=2, eta=1.5), "eta is 1.5; cps takes"),
     ],
 )
 def test_a_method_that_makes_no_sense_is_refused_before_anything_runs(

@@ -61,7 +61,7 @@ def test_stacked_conditions_run_side_by_side(model, condition) -> None:
     close(to_the_end(steps(model, worlds, (0, 1))), want.latents)
 
 
-@pytest.mark.parametrize("solver", ["euler", "unipc", "dpmpp"])
+@pytest.mark.parametrize("solver", ["euler", "unipc", "dpmpp", "sde"])
 def test_runs_that_are_kept_end_as_if_they_had_never_shared_a_batch(
     model, condition, solver
 ) -> None:

@@ -1,0 +1,104 @@
+"""What do tokens hold at chosen layers and steps? Stored, for studies that the model is not needed
+for: dictionaries, probes, plots."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+
+from jcos.config import WanConfig
+from jcos.experiments import plots
+from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places
+from jcos.experiments.samples import Samples
+from jcos.experiments.sweeps import activations_folder, score
+from jcos.lab import activations, results
+from jcos.lab.measures import POSITIVE
+from jcos.lab.results import measure
+from jcos.wan import Wan
+
+SIZE = "Root mean square of the stored channels, mean over tokens."
+LARGEST = (
+    "Share of the mean square that lies in the largest channel: one over the number of channels "
+    "where all are alike, near 1 with massive activations."
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Store(Experiment):
+    """Writes the activations of chosen layers, steps and tokens (`lab.activations`), conditional
+    branch, into the folder `activations` beside the results; one file per puzzle or clip.
+
+    layers, steps: which. tokens: at most so many, evenly spread over the video; None for all.
+    chunk: puzzles in one batch, by default 8 of the small ones and one clip. Puzzle i runs with
+    the noise of seed + 1000 i, which `noise` in the files says.
+    """
+
+    question = "What do tokens hold at chosen layers and steps?"
+
+    layers: tuple[Place, ...] = (0.8,)
+    steps: tuple[Place, ...] = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
+    tokens: int | None = None
+
+    def check(self, config: WanConfig) -> None:
+        super().check(config)
+        if not places(self.layers, config.dit.layers, "layer"):
+            raise ValueError("no layer is chosen; name at least one")
+        if not places(self.steps, self.plan(config).steps, "step"):
+            raise ValueError("no step is chosen; name at least one")
+        if self.tokens is not None and self.tokens < 1:
+            raise ValueError(f"tokens is {self.tokens}; at least 1 is needed")
+
+    def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
+        samples = self.samples(model)
+        with activations_folder() as folder:
+            return self.described(model, samples, self.stored(model, samples, folder, progress))
+
+    def stored(self, model: Wan, samples: Samples, folder: Path, progress: Progress) -> list[Path]:
+        """Return the files, made where they are not there yet."""
+        number, config = math.prod(model.config.dit.tokens(*samples.latent)), model.config
+        chosen = np.linspace(0, number - 1, min(self.tokens or number, number)).astype(int)
+        return activations.store(
+            folder,
+            model,
+            jax.tree.map(lambda a: a[:, 0], samples.conditions),
+            [[seed + 1000 * i for seed in self.seeds] for i in range(len(samples))],
+            layers=places(self.layers, config.dit.layers, "layer"),
+            at_steps=places(self.steps, self.plan(config).steps, "step"),
+            tokens=np.unique(chosen).tolist(),
+            labels={"task": samples.tasks},
+            sampling=self.sampling.of(config),
+            at_once=self.chunk or (8 if samples.judged else 1),
+            progress=progress,
+        )
+
+    def described(self, model: Wan, samples: Samples, paths: list[Path]) -> xr.Dataset:
+        """Return how large what is stored is, and how the runs ended."""
+        sizes, largest, ends = [], [], []
+        for path in paths:
+            with results.load(path) as data:
+                square = np.square(data["block"].values[0]).mean(-2)
+                ends.append(data["latents"].values)
+                labels = {name: data[name].values for name in ("step", "layer")}
+            sizes.append(np.sqrt(square.mean(-1)))
+            largest.append(square.max(-1) / square.sum(-1))
+        dims = f"{samples.runs} seed step layer"
+        variables: dict[str, Any] = {
+            "size": measure(dims, sizes, "size of activations", SIZE, span=POSITIVE),
+            "largest": measure(dims, largest, "share of the largest channel", LARGEST),
+            "forwards": ((), self.forwards(model.config), {}),
+        }
+        if samples.judged:
+            ended = score(model, samples.puzzles, np.concatenate(ends))
+            for name, values in zip(("score", "solved"), ended, strict=True):
+                variables[name] = measure(f"{samples.runs} seed", values, name)
+            variables |= samples.levels({"score": "score", "solved": "solved"})
+        labels |= {"seed": list(self.seeds)}
+        return xr.Dataset(variables, labels | samples.coordinates())
+
+    def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
+        yield "size", Picture(plots.lines(data, "size", hue="layer"), SIZE)

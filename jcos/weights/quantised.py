@@ -1,0 +1,213 @@
+"""Weights kept in few bits, read as the floats they stand for: float8, with and without scales, and
+GGUF.
+
+A scaled weight is value × scale, with one scale per tensor or row, as ComfyUI's `fp8_scaled` files
+and compressed-tensors store it. What cannot be read so (integers, blocks, code books) is refused by
+name: numbers without their scales are no weights.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jcos.weights.checkpoint import CheckpointError
+from jcos.weights.faults import listed, shorter
+from jcos.weights.tensors import Tensor, check_fetched
+
+GGUF = ".gguf"
+_PLAIN = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+_FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
+_SCALES = ("scale_weight", "weight_scale")  # ComfyUI's first and second way, `X.weight` with them
+# What belongs to the arithmetic of other codes, or to a tokenizer, and changes no weight.
+_ASIDE = re.compile(r"(.*\.)?(scaled_fp8|scale_input|input_scale|comfy_quant|spiece_model)")
+
+# By the names of what quantised files hold beside the weights, or in their place.
+_KINDS = [
+    (
+        r".*\.(nested_)?(absmax|quant_map)|.*\.quant_state\..+|.*\.(SCB|weight_format)",
+        "bitsandbytes",
+    ),
+    (r".*\.weight\._(data|scale|shift)", "quanto"),
+    (r".*\._?weight[:_](qdata|_data)", "torchao"),
+    (r".*\.(wscales|smooth_factor)", "SVDQuant"),
+    (r".*\.(qweight|qzeros|g_idx|scales)", "GPTQ or AWQ"),
+    (r".*(weight|input|output)_(scale(_inv|_2)|zero_point|scalar)", "weight_scale per block"),
+    (r".*\.(scale_weight|(weight|output)_scale)", "weight_scale of something that is no float8"),
+]
+
+
+@dataclass(frozen=True)
+class Float8(Tensor):
+    """A float8 tensor that is read as float32.
+
+    stored: as it lies in the file. scale: one number, or one per row; None: 1.
+    """
+
+    stored: Tensor | None = None
+    scale: Tensor | None = None
+
+    @classmethod
+    def of(cls, stored: Tensor, scale: Tensor | None) -> "Float8":
+        shape, offset = stored.shape, stored.offset
+        return cls(stored.file, shape, np.dtype(np.float32), offset, None, stored, scale)
+
+    @property
+    def kind(self) -> str:
+        return "" if self.stored is None else self.stored.dtype.name
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape)
+
+    def read(self) -> np.ndarray:
+        """Return value × scale, rounded once, to float32."""
+        assert self.stored is not None
+        values = self.stored.read().astype(np.float32)
+        if self.scale is not None:
+            scale = self.scale.read().astype(np.float32)
+            values *= scale.reshape(-1, *[1] * (values.ndim - 1))
+        return values
+
+
+@dataclass(frozen=True)
+class Gguf(Tensor):
+    """A quantised tensor of a GGUF file that is read as float32.
+
+    kind: its type there, like Q4_K. rows, row: how many, and bytes of each.
+    """
+
+    kind: str = ""
+    rows: int = 0
+    row: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows * self.row
+
+    def read(self) -> np.ndarray:
+        """Return the values as the package `gguf` dequantises them."""
+        from gguf import GGMLQuantizationType, quants
+
+        raw = Tensor(self.file, (self.rows, self.row), np.dtype(np.uint8), self.offset).read()
+        return quants.dequantize(raw, GGMLQuantizationType[self.kind]).reshape(self.shape)
+
+
+def gguf_tensors(path: Path) -> dict[str, Tensor]:
+    """Return every tensor of a GGUF file by its name; only the header is read.
+
+    Raises CheckpointError where the package `gguf` or the file is missing, or the file is damaged
+    or has a type that the package cannot dequantise.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    check_fetched(path)
+    try:
+        import gguf
+    except ImportError:
+        raise CheckpointError(
+            f"{path} is a GGUF file, which takes the package gguf: pip install 'jcos[gguf]'"
+        ) from None
+    try:
+        reader = gguf.GGUFReader(path)
+    except Exception as error:  # noqa: BLE001 (whatever its parser stumbles over)
+        raise CheckpointError(f"{path} is truncated or no GGUF file: {error}") from None
+    found: dict[str, Tensor] = {}
+    for tensor in reader.tensors:
+        kind, rows = tensor.tensor_type.name, tensor.data.shape
+        shape = tuple(int(size) for size in reversed(tensor.shape))
+        # ComfyUI's converter folds tensors whose rows do not divide into blocks.
+        if field := reader.get_field(f"comfy.gguf.orig_shape.{tensor.name}"):
+            shape = tuple(int(field.parts[i][0]) for i in field.data)
+        if kind in _PLAIN:
+            found[tensor.name] = Tensor(path, shape, np.dtype(_PLAIN[kind]), tensor.data_offset)
+        elif tensor.tensor_type in gguf.quants._type_traits:
+            row = int(rows[-1])
+            made = Gguf(path, shape, np.dtype(np.float32), tensor.data_offset, None, kind)
+            found[tensor.name] = replace(made, rows=int(tensor.n_bytes) // row, row=row)
+        else:
+            raise CheckpointError(f"{path}: {shorter(tensor.name, 100)} has type {kind}, no float")
+    return found
+
+
+def floats(
+    tensors: Mapping[str, Tensor], about: Mapping[str, Any], place: object
+) -> tuple[dict[str, Tensor], str]:
+    """Return the weights of a part as tensors that are read as floats, and a note that says what
+    they lost, empty where that is nothing.
+
+    about: the folder's `config.json`. place: what messages call the file or folder.
+    Raises CheckpointError with the name of a quantisation that is not read.
+    """
+    if kind := _other_kind(tensors, about):
+        raise CheckpointError(
+            f"{place} is quantised ({kind}), which jcos does not read; take the unquantised "
+            "release, float8 or GGUF"
+        )
+    scales = {n.rpartition(".")[0] + ".weight": n for n in tensors if n.endswith(_SCALES)}
+    kept = {n: t for n, t in tensors.items() if not (_ASIDE.fullmatch(n) or n.endswith(_SCALES))}
+    narrow = [name for name, tensor in kept.items() if tensor.dtype.name in _FLOAT8]
+    faults = [f"{n} is float8 without a scale" for n in narrow if scales and n not in scales]
+    for name in narrow:
+        scale = tensors.get(scales.get(name, ""))
+        if scale is not None and math.prod(scale.shape) not in (1, kept[name].shape[0]):
+            faults.append(f"{name} has shape {kept[name].shape}, its scales {scale.shape}")
+        kept[name] = Float8.of(kept[name], scale)
+    if faults:
+        raise CheckpointError(listed(f"{place} has weights that cannot be read", faults))
+    return kept, _note(kept, place)
+
+
+def _other_kind(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str | None:
+    """The name of how the weights are quantised, if that is not read."""
+    for name, tensor in tensors.items():
+        if name.endswith(".comfy_quant") and (kind := _comfy(tensor)) not in _FLOAT8:
+            return f"ComfyUI's {shorter(kind, 40)}"
+    for pattern, kind in _KINDS:
+        for name in tensors:
+            if re.fullmatch(pattern, name):
+                weight = tensors.get(name.rpartition(".")[0] + ".weight")
+                if not name.endswith(_SCALES) or weight is None or not _is_float8(weight):
+                    return kind
+    if config := about.get("quantization_config"):
+        method = config.get("quant_method") if isinstance(config, dict) else None
+        return shorter(str(method or "as its config.json says"), 60)
+    whole = [n for n, t in tensors.items() if t.dtype.kind in "iub" and not _ASIDE.fullmatch(n)]
+    if whole:
+        return f"{len(whole)} tensors of integers without scales, such as {shorter(whole[0], 100)}"
+    return None
+
+
+def _is_float8(tensor: Tensor) -> bool:
+    return tensor.dtype.name in _FLOAT8
+
+
+def _comfy(tensor: Tensor) -> str:
+    """The format that ComfyUI notes beside a weight, as JSON in bytes."""
+    try:
+        return str(json.loads(tensor.read().tobytes())["format"])
+    except (ValueError, KeyError, TypeError):
+        return "quantisation of an unknown format"
+
+
+def _note(tensors: Mapping[str, Tensor], place: object) -> str:
+    kinds = Counter(t.kind for t in tensors.values() if isinstance(t, Gguf))
+    lost = [f"{count} as {kind}" for kind, count in kinds.most_common()]
+    for name in _FLOAT8:
+        held = [t for t in tensors.values() if isinstance(t, Float8) and t.kind == name]
+        about = ml_dtypes.finfo(name)
+        least = float(about.smallest_subnormal) / 2
+        for scaled in (True, False):
+            if count := sum((t.scale is not None) == scaled for t in held):
+                end = "with scales" if scaled else f"without scales: below {least:.1g} they are 0"
+                lost.append(f"{count} as {name}, up to {float(about.eps) / 2:.1%} off, {end}")
+    if not lost:
+        return ""
+    return f"{place} holds rounded weights ({'; '.join(lost)}, of {len(tensors)} tensors)"

@@ -1,0 +1,201 @@
+"""Places inside the model: what a probe is given there, what goes on, and what they cost."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jcos.config import Sampling
+from jcos.generation import generate, generate_side_by_side, generate_worlds
+from jcos.loop import seed_keys
+from jcos.model import attention
+from jcos.model.dit import SITES, DiT
+from jcos.model.layers import layer_norm, time_features
+from jcos.sampling import flow, trajectory
+from jcos.sampling.checks import check_probe
+from jcos.sampling.probes import InWorlds, Probe, TokenEnergy, TokenFeatures, chain
+from jcos.wan import Wan
+from tests.sampling.test_trajectory import (
+    CONFIG,
+    FRAMES,
+    LAYERS,
+    STEPS,
+    TOKENS,
+    close,
+    frame,
+    randomised,
+)
+
+HEADS, WIDTH = CONFIG.dit.heads, CONFIG.dit.head_dim
+
+
+@pytest.fixture(scope="module")
+def model() -> Wan:
+    return randomised(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def condition(model: Wan) -> trajectory.Condition:
+    return model.condition(frame(0), "left", FRAMES)
+
+
+def kind(act: Any, *sites: str) -> Probe:
+    """A probe that defines the methods of these places: act(site, z)."""
+    return type("Mine", (Probe,), {f"on_{s}": lambda self, site, z: act(site, z) for s in sites})()
+
+
+everything = kind(lambda site, z: (z, z), *SITES, "block")
+
+
+def test_a_block_is_put_together_from_what_is_seen_inside_it(model: Wan, condition) -> None:
+    expert, video = model.experts[0], jax.random.normal(jax.random.key(0), (FRAMES, 4, 4, 28))
+    sites: Any = dict.fromkeys(SITES, lambda layer, z: (z, z))
+    v, seen = expert(video, jnp.float32(500), condition.context, lambda _, x: (x, x), sites=sites)
+    close(v, expert(video, jnp.float32(500), condition.context)[0])
+    time = expert.time_embedding(time_features(jnp.array([500.0]), CONFIG.dit.freq_dim))
+    time = expert.time_projection(jax.nn.silu(time)).reshape(6, -1)
+    x = seen["input"]
+    for i in range(LAYERS):
+        block = jax.tree.map(lambda a, i=i: a[i], expert.blocks)
+        shift1, scale1, gate1, shift2, scale2, gate2 = (block.modulation[...] + time)[:, None]
+        h = layer_norm(x, CONFIG.dit.eps) * (1 + scale1) + shift1
+        v = block.self_attn.v(h).reshape(TOKENS, HEADS, WIDTH)
+        q, k = (a[i] for a in seen["attention"])
+        close(attention.attention(q, k, v, together=True), seen["heads"][i])
+        x = x + block.self_attn.o(seen["heads"][i].reshape(TOKENS, -1)) * gate1
+        x = x + block.cross_attn.o(seen["cross"][i].reshape(TOKENS, -1))
+        h = layer_norm(x, CONFIG.dit.eps) * (1 + scale2) + shift2
+        close(block.ffn.activation(block.ffn.layers_0(h)), seen["mlp"][i])
+        x = x + block.ffn.layers_2(seen["mlp"][i]) * gate2
+        close(x, seen["block"][i])
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_observations_are_a_dict_by_place_of_the_conditional_branch(
+    model: Wan, condition, guided: bool
+) -> None:
+    sampling = Sampling(steps=STEPS, shift=3.0, guidance=(2.0,) if guided else None)
+    inside = kind(lambda site, z: (z, (z, site.branch, site.layer)), "heads", "input", "mlp")
+    inside = inside.replace() if not guided else chain(inside).probes[0]
+    probe = chain(TokenEnergy(), InWorlds(inside, jnp.array([True])), everything)
+    trace = generate(model, condition, (0, 1), probe=probe, sampling=sampling)
+    energy, some, every = trace.block_obs
+    assert energy.shape == (2, STEPS, LAYERS, TOKENS)
+    assert set(some) == {"heads", "input", "mlp"}
+    assert set(every) == {*SITES, "block"}
+    for site, shape in {"heads": (HEADS, WIDTH), "mlp": (CONFIG.dit.ffn_dim,)}.items():
+        z, branch, layer = some[site]
+        assert z.shape == (2, STEPS, LAYERS, TOKENS, *shape)
+        assert not branch.any()
+        np.testing.assert_array_equal(layer, np.broadcast_to(np.arange(LAYERS), layer.shape))
+        np.testing.assert_array_equal(z, every[site])
+    tokens, _, layer = some["input"]
+    assert tokens.shape == (2, STEPS, TOKENS, CONFIG.dit.dim)
+    assert (layer == -1).all()
+    close(jnp.linalg.norm(every["block"], axis=-1), energy)
+    close(trace.x0, generate(model, condition, (0, 1), sampling=sampling).x0)
+
+
+def test_what_is_returned_goes_on(model: Wan, condition) -> None:
+    """Each place alone changes the run; hidden units of 0 leave the bias of the second layer."""
+    plain = generate(model, condition).x0
+    for site in SITES:
+        half = kind(lambda _, z: (jax.tree.map(lambda a: a / 2, z), ()), site)
+        moved = jnp.abs(generate(model, condition, probe=half).x0 - plain).max()
+        assert float(moved) > 1e-3, site
+    off = kind(lambda _, z: (0 * z, ()), "mlp", "heads", "cross")
+    bare = jax.tree.map(lambda a: a, model)
+    for part in (bare.experts[0].blocks.self_attn.o, bare.experts[0].blocks.cross_attn.o):
+        part.kernel[...] = 0 * part.kernel[...]
+    bare.experts[0].blocks.ffn.layers_2.kernel[...] *= 0
+    close(generate(model, condition, probe=off).x0, generate(bare, condition).x0)
+
+
+def test_a_sweep_over_layers_and_heads_keeps_one_layer(model: Wan, condition) -> None:
+    class One(Probe):
+        layers: jax.Array
+        head: jax.Array
+
+        def slots(self):
+            return {"heads": self.layers}
+
+        def on_heads(self, site, z):
+            return z, jnp.take(z, self.head, 1)
+
+        def on_step(self, site, observed):
+            return observed["heads"].sum(0)
+
+    every = generate(model, condition, probe=kind(lambda _, z: (z, z), "heads")).block_obs["heads"]
+    probes = [One(jnp.array([n]), jnp.int32(h)) for n in range(LAYERS) for h in range(HEADS)]
+    swept = trajectory.sweep(
+        lambda p: generate(model, condition, probe=p).block_obs, trajectory.tree_stack(probes)
+    )
+    by_hand = jnp.moveaxis(every, (2, 4), (0, 1)).reshape(LAYERS * HEADS, *swept.shape[1:])
+    close(swept, by_hand)
+
+
+def text_of(model: Wan, condition, probe: Probe) -> str:
+    worlds = jax.tree.map(lambda a: a[None], condition)
+    plan = flow.plan(CONFIG.sampling)
+    jitted = jax.jit(lambda worlds: generate_worlds(model, plan, worlds, seed_keys((0, 1)), probe))
+    return jitted.lower(worlds).as_text()
+
+
+def test_a_place_that_no_probe_uses_costs_nothing(model: Wan, condition, monkeypatch) -> None:
+    """The program is that of a model that has no such places."""
+    probe = chain(TokenFeatures((1,)), InWorlds(chain(TokenEnergy()), jnp.array([True])))
+    assert probe.sites() == ("block",)
+    with_sites = [text_of(model, condition, p) for p in (Probe(), probe)]
+    used = text_of(model, condition, chain(kind(lambda _, z: (2 * z, ()), "heads")))
+    assert len(used.splitlines()) > len(with_sites[0].splitlines())
+
+    def without(self, *arguments, sites, plain=DiT.__call__, **options):
+        assert not sites
+        return plain(self, *arguments, **options)
+
+    monkeypatch.setattr(DiT, "__call__", without)
+    generate_worlds.clear_cache()  # type: ignore[attr-defined]
+    assert [text_of(model, condition, p) for p in (Probe(), probe)] == with_sites
+
+
+def test_keys_are_of_the_place_and_the_branch() -> None:
+    at = jnp.int32(0)
+    site = trajectory.Site(at, at - 1, at, jnp.float32(1), jax.random.key(0))
+    keys = {
+        jax.random.key_data(here.at(f"on_{name}", jnp.int32(0)).key).tobytes()
+        for name in (*SITES, "block")
+        for here in (site, site._replace(branch=jnp.int32(1)))
+    }
+    assert len(keys) == 2 * (len(SITES) + 1)
+
+
+@pytest.mark.parametrize(
+    ("site", "f", "words"),
+    [
+        ("heads", lambda _, z: z, r"Mine.on_heads .* two things: the heads' outputs float32\[12,"),
+        ("mlp", lambda _, z: (z[1:], ()), r"Mine.on_mlp returned float32\[11, 48\]"),
+        ("attention", lambda _, z: (z[0], ()), "Mine.on_attention .*expected queries and keys 2"),
+        ("input", lambda _, z: (z, "seen"), "Mine.on_input observed 'seen'"),
+    ],
+)
+def test_what_a_method_returns_is_told(model: Wan, site: str, f: Any, words: str) -> None:
+    check = partial(check_probe, expert=model.experts[0], steps=STEPS, shape=(1, 1, FRAMES, 4, 4))
+    with pytest.raises(ValueError, match=words):
+        check(kind(f, site))
+    check(everything)
+    with pytest.raises(TypeError, match="on_heads"):
+        type("Mine", (Probe,), {"on_head": lambda self, site, z: (z, ())})
+
+
+def test_worlds_that_exchange_what_enters_exchange_their_videos(model: Wan) -> None:
+    worlds = trajectory.tree_stack([model.condition(frame(i), "left", FRAMES) for i in (0, 1)])
+    ring = kind(lambda _, z: (jax.lax.ppermute(z, "world", [(0, 1), (1, 0)]), ()), "input")
+    once = Sampling(steps=1, shift=3.0)
+    plain, other = (
+        generate_side_by_side(model, worlds, probe=p, sampling=once).latents for p in (None, ring)
+    )
+    close(other, plain[::-1])
+    assert float(jnp.abs(plain[0] - plain[1]).max()) > 0.1

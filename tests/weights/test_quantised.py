@@ -1,0 +1,220 @@
+"""Rounded weights: each file equals its float dequantisation, tensor by tensor."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from jcos import wan
+from jcos.weights.checkpoint import CheckpointError, identify
+from jcos.weights.quantised import gguf_tensors
+from jcos.weights.released import Released, load_released, open_released
+from tests.conftest import GOLDEN, load_golden
+from tests.releases import write_release
+
+I2V = GOLDEN / "ckpt" / "Wan2.2-I2V-A14B"
+TI2V_VAE = GOLDEN / "ckpt" / "Wan2.2-TI2V-5B" / "Wan2.2_VAE.pth"
+Tensors = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Tensors:
+    """A text-to-video transformer with heads of 128, by the original's names."""
+    folder = write_release(tmp_path_factory.mktemp("t2v") / "x", 256, 512, 2)
+    tensors = safetensors.numpy.load_file(folder / "diffusion_pytorch_model.safetensors")
+    shutil.rmtree(folder)
+    return tensors
+
+
+def is_matrix(name: str, tensor: np.ndarray) -> bool:
+    return name.startswith("blocks") and tensor.ndim == 2
+
+
+def read(source: Released) -> Tensors:
+    return {name: tensor.read() for name, tensor in source.tensors.items() if "experts" in name}
+
+
+def assert_reads(file: Path, want: Tensors) -> Released:
+    """The file's tensors are the wanted ones, and so is the model that is loaded of it."""
+    source = open_released(file)
+    found = read(source)
+    assert found.keys() == {f"experts.0.{name}" for name in want}
+    for name, a in want.items():
+        np.testing.assert_array_equal(found[f"experts.0.{name}"], a.astype(np.float32), name)
+    path = "experts.0.blocks.self_attn.q.kernel"
+    leaf = jax.ShapeDtypeStruct(source.leaves[path].shape, np.float32)
+    layers = np.stack([want[f"blocks.{i}.self_attn.q.weight"].T for i in range(2)])
+    np.testing.assert_array_equal(load_released(source, {path: leaf})[path], layers)
+    return source
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_a_single_file_of_comfyui(tmp_path, weights, kind):
+    torch = pytest.importorskip("torch")
+    save = pytest.importorskip("safetensors.torch").save_file
+    made = {k: torch.from_numpy(a).to(getattr(torch, kind)) for k, a in weights.items()}
+    file = tmp_path / "wan2.1_t2v.safetensors"
+    save({f"model.diffusion_model.{k}": a for k, a in made.items()}, file)
+    source = assert_reads(file, {k: a.float().numpy() for k, a in made.items()})
+    assert (source.config.name, source.config.dit.heads) == ("wan2.1-t2v-1.3b", 2)
+    assert source.notes == []
+
+
+@pytest.mark.parametrize("spelling", ["scale_weight", "weight_scale"])
+@pytest.mark.parametrize("per_row", [False, True])
+def test_float8_with_scales(tmp_path, weights, spelling, per_row):
+    """ComfyUI's two spellings; made and dequantised by torch."""
+    torch = pytest.importorskip("torch")
+    save = pytest.importorskip("safetensors.torch").save_file
+    kept, want = {}, {}
+    for name, a in weights.items():
+        tensor = torch.from_numpy(a) - 0.5
+        kept[name], want[name] = tensor.half(), tensor.half().float().numpy()
+        if is_matrix(name, a):
+            largest = tensor.abs().amax(1, keepdim=True) if per_row else tensor.abs().max()
+            scale = (largest / 448).float()
+            kept[name] = (tensor / scale).to(torch.float8_e4m3fn)
+            want[name] = (kept[name].float() * scale).numpy()
+            base = name.removesuffix("weight")
+            kept[f"{base}{spelling}"] = scale
+            if spelling == "scale_weight":
+                kept[f"{base}scale_input"] = torch.ones(1)
+            else:
+                text = json.dumps({"format": "float8_e4m3fn"}).encode()
+                kept[f"{base}comfy_quant"] = torch.tensor(list(text), dtype=torch.uint8)
+    if spelling == "scale_weight":
+        kept["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
+    file = tmp_path / "x.safetensors"
+    save({f"model.diffusion_model.{k}": a for k, a in kept.items()}, file)
+    (note,) = assert_reads(file, want).notes
+    assert "20 as float8_e4m3fn, up to 6.2% off, with scales" in note
+
+
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2"])
+def test_plain_float8_says_what_is_lost(tmp_path, weights, kind):
+    torch = pytest.importorskip("torch")
+    save = pytest.importorskip("safetensors.torch").save_file
+    made = {k: torch.from_numpy(a).to(getattr(torch, kind)) for k, a in weights.items()}
+    save(made, tmp_path / "x.safetensors")
+    want = {k: a.float().numpy() for k, a in made.items()}
+    (note,) = assert_reads(tmp_path / "x.safetensors", want).notes
+    lost = {"float8_e4m3fn": "6.2% off, without scales: below 0.001", "float8_e5m2": "12.5% off"}
+    assert lost[kind] in note
+    assert "they are 0" in note
+    with pytest.warns(UserWarning, match="rounded weights"):
+        model = wan.load(tmp_path / "x.safetensors")
+    assert model.vae is None
+
+
+def test_float8_with_half_of_its_scales_or_others(tmp_path, weights):
+    torch = pytest.importorskip("torch")
+    save = pytest.importorskip("safetensors.torch").save_file
+    a, b = "blocks.0.self_attn.q.", "blocks.0.self_attn.k."
+    made = {k: torch.from_numpy(v) for k, v in weights.items()}
+    made |= {f"{n}weight": made[f"{n}weight"].to(torch.float8_e4m3fn) for n in (a, b)}
+    file = tmp_path / "x.safetensors"
+    for more, reason in (
+        ({f"{a}scale_weight": torch.ones(1)}, f"{b}weight is float8 without a scale"),
+        ({f"{n}scale_weight": torch.ones(3, 2) for n in (a, b)}, "its scales (3, 2)"),
+        ({f"{n}weight_scale_inv": torch.ones(2, 2) for n in (a, b)}, "weight_scale per block"),
+        (
+            {f"{a}comfy_quant": torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)},
+            "quantised (ComfyUI's nvfp4)",
+        ),
+    ):
+        save(made | more, file)
+        with pytest.raises(CheckpointError) as info:
+            open_released(file)
+        assert reason in str(info.value)
+
+
+def write_gguf(file: Path, tensors: Tensors, kinds: dict[str, str]) -> Tensors:
+    """Write a file with the format's own library; returns its float dequantisation."""
+    gguf = pytest.importorskip("gguf")
+    writer, want = gguf.GGUFWriter(file, "wan"), {}
+    rng = np.random.default_rng(0)
+    for name, a in tensors.items():
+        kind = gguf.GGMLQuantizationType[kinds.get(name, "F32")]
+        try:
+            data = gguf.quants.quantize(a, kind)
+        except NotImplementedError:  # the library reads these, but does not write them
+            block, size = gguf.GGML_QUANT_SIZES[kind]
+            data = rng.integers(0, 64, (*a.shape[:-1], a.shape[-1] // block * size), np.uint8)
+        want[name] = gguf.quants.dequantize(data, kind)
+        writer.add_tensor(name, data, raw_dtype=kind)
+        folded = want[name].shape
+        if kinds.get(name) == "Q8_0" and name.endswith("self_attn.v.weight"):
+            writer.add_array(f"comfy.gguf.orig_shape.{name}", [int(size) for size in folded])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return want
+
+
+def test_gguf(tmp_path, weights):
+    kinds = ("Q8_0", "Q4_K", "Q6_K", "Q5_1", "Q4_0", "IQ4_XS", "BF16", "F16")
+    names = [name for name, a in weights.items() if is_matrix(name, a)]
+    chosen = {name: kinds[i % len(kinds)] for i, name in enumerate(names)}
+    with np.errstate(all="ignore"):
+        want = write_gguf(tmp_path / "wan.gguf", weights, chosen)
+        (note,) = assert_reads(tmp_path / "wan.gguf", want).notes
+    assert "as Q8_0" in note
+    assert "as Q4_K" in note
+
+
+def test_a_text_encoder_in_gguf(tmp_path, weights):
+    """By llama.cpp's names, which the package knows for T5's encoder."""
+    gguf = pytest.importorskip("gguf")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.T5ENCODER, 8)
+    theirs = json.loads((GOLDEN / "ckpt" / "key_maps_original_to_diffusers.json").read_text())
+    want = load_golden("weights/umt5")
+    by_name = {
+        name: names.get_name(theirs["umt5"][name], try_suffixes=(".weight",)) for name in want
+    }
+    safetensors.numpy.save_file(weights, tmp_path / "wan.safetensors")
+    write_gguf(tmp_path / "umt5-xxl.gguf", {by_name[n]: a for n, a in want.items()}, {})
+    source = open_released(tmp_path / "wan.safetensors")
+    assert source.parts == ["experts.0", "text"]
+    for name, a in want.items():
+        np.testing.assert_array_equal(source.tensors[f"text.{name}"].read(), a, name)
+
+
+def test_a_gguf_that_is_cut(tmp_path, weights):
+    write_gguf(tmp_path / "x.gguf", dict(list(weights.items())[:4]), {})
+    data = (tmp_path / "x.gguf").read_bytes()
+    for end in (10, len(data) // 2):
+        (tmp_path / "x.gguf").write_bytes(data[:end])
+        with pytest.raises(CheckpointError, match="truncated or no GGUF"):
+            gguf_tensors(tmp_path / "x.gguf")
+
+
+def test_two_experts_with_vae_and_text_encoder_of_comfyui(tmp_path, weights):
+    """The other expert, VAE and text encoder are found where ComfyUI keeps them."""
+    models, names = tmp_path / "models", ("wan_HIGH_fp8.safetensors", "wan_LOW_fp8.safetensors")
+    for name in ("diffusion_models", "vae", "text_encoders"):
+        (models / name).mkdir(parents=True)
+    high, low = (models / "diffusion_models" / name for name in names)
+    safetensors.numpy.save_file(weights, high)
+    with pytest.raises(ValueError, match=f"one of two experts; the other, {low}, is missing"):
+        open_released(high)
+    safetensors.numpy.save_file({name: -a for name, a in weights.items()}, low)
+    shutil.copy(I2V / "Wan2.1_VAE.pth", models / "vae" / "wan_2.1_vae.pth")
+    shutil.copy(TI2V_VAE, models / "vae" / "wan2.2_vae.pth")
+    text = models / "text_encoders" / "umt5_xxl.pth"
+    shutil.copy(I2V / "models_t5_umt5-xxl-enc-bf16.pth", text)
+    source = open_released(low)
+    assert source.config.name == "wan2.2-t2v-a14b"
+    assert source.parts == ["experts.0", "experts.1", "vae", "text"]
+    name = "blocks.1.ffn.0.weight"
+    for i, sign in enumerate((1, -1)):
+        np.testing.assert_array_equal(
+            source.tensors[f"experts.{i}.{name}"].read(), sign * weights[name]
+        )
+    assert identify(high) == identify(low)
+    safetensors.numpy.save_file(weights, low)
+    assert identify(high) != {**identify(low), "weights": ""}
