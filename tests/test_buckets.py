@@ -120,7 +120,7 @@ def way(place: str, folder: Path) -> dict[str, Any]:
     found["again"] = (out / "run.json").read_bytes() == before
 
     small = ("--set", "puzzles=2", "--set", "sampling.steps=2")
-    print(command("run", "steps", *small, "--set", "task=maze", "--out", f"{place}/steps"))
+    print(command("run", "steps", *small, "--set", "tasks=maze", "--out", f"{place}/steps"))
     found["steps"] = results.load(bucket / "steps" / "results.nc").sizes["step"]
 
     export(folder / "bench", ("maze",), 1)

@@ -58,7 +58,7 @@ def wait_until(true: Callable[[], object], host: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 def test_a_joined_experiment_that_lost_a_host_goes_on(tmp_path: Path) -> None:
-    small = [f"--set={s}" for s in ("task=maze", "puzzles=24", "chunk=8", "sampling.steps=2")]
+    small = [f"--set={s}" for s in ("tasks=maze", "puzzles=24", "chunk=8", "sampling.steps=2")]
     out, alone = tmp_path / "two", tmp_path / "alone"
     run = ["run", "steps", *small, "--out"]
     joined = [*run, out, "--mesh", "world=8", "--scalars", tmp_path / "scalars"]

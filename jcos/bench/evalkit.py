@@ -5,13 +5,14 @@ import json
 import os
 import shlex
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jcos.bench.folder import Bench
 from jcos.bench.results import read_json
-from jcos.files import write
+from jcos.files import fetched, is_remote, write
 from jcos.runs import as_text, now
 
 RECORD = "scorer.json"
@@ -37,7 +38,8 @@ def official(bench: Bench, arm: Path, name: str, out: Path, scorer: str | None) 
     videos = {n: video for n in bench.names if (video := arm / f"{n}.mp4").exists()}
     if not videos:
         return Scores(name, {}, {})
-    arm, place = Path(os.path.abspath(arm)), out / "official" / name
+    arm = arm if is_remote(arm) else Path(os.path.abspath(arm))
+    place = out / "official" / name
     record = {"folder": str(arm.resolve()), "videos": {n: _state(v) for n, v in videos.items()}}
     if scorer is not None:
         _run(scorer, bench, arm, place, record)
@@ -60,11 +62,19 @@ def _state(video: Path) -> list[int]:
 
 def _run(scorer: str, bench: Bench, arm: Path, place: Path, record: Mapping[str, Any]) -> None:
     (place / RECORD).unlink(missing_ok=True)
-    command = [*shlex.split(scorer), "--model_path", str(arm), "--gt_base", str(bench.root)]
-    try:
-        subprocess.run([*command, "--output_dir", str(place), "--device", "cpu"], check=True)
-    except subprocess.CalledProcessError as error:
-        raise ValueError(f"the scorer ended with exit code {error.returncode}") from None
+    with (
+        fetched(arm) as videos,
+        fetched(bench.root) as truth,
+        tempfile.TemporaryDirectory() as made,
+    ):
+        target = Path(made) if is_remote(place) else place
+        command = [*shlex.split(scorer), "--model_path", str(videos), "--gt_base", str(truth)]
+        try:
+            subprocess.run([*command, "--output_dir", str(target), "--device", "cpu"], check=True)
+        except subprocess.CalledProcessError as error:
+            raise ValueError(f"the scorer ended with exit code {error.returncode}") from None
+        if is_remote(place):
+            place.upload(target)  # type: ignore[attr-defined]
     about = {"command": scorer, "commit": commit_of(scorer), "date": now()}
     write(place / RECORD, as_text({**about, **record}))
 

@@ -23,7 +23,7 @@ from jcos.bench.results import Folder, Status
 from jcos.bench.sampler import Sampler
 from jcos.config import PixelCodec, WanConfig
 from jcos.devices import mesh, sharding
-from jcos.files import check_room, write
+from jcos.files import check_room, is_remote, write
 from jcos.media.formats import check_mp4, write_mp4
 from jcos.runs import made
 from jcos.sampling.trajectory import Condition
@@ -31,6 +31,8 @@ from jcos.staged import Progress, silent
 from jcos.weights.checkpoint import identify
 
 T = TypeVar("T")
+PACE = 60.0
+"""Seconds between two summaries in a bucket, where each sample's notes are requests."""
 ROOM = 64 * 2**20
 """Bytes that must be free on the disk before a batch is begun."""
 FAILURES = (
@@ -125,12 +127,16 @@ def run(
         folder = Folder(out / name)
         making = Making(arm, configs[name], checkpoint, part, folder, work)
         left = making.left()
-        total = len(making.shapes)
+        names = [sample.name for sample in making.shapes]
+        total = len(names)
         if wan.anywhere(bool(left)):
             progress(f"{name}: reading the model", total - len(left), total)
+            written = -PACE
             for sample in making.make(left):
+                if is_remote(out) and time.monotonic() - written < PACE:
+                    continue
                 folder.status(part, summary)
-                done = sum(folder.is_settled(s.name) for s in making.shapes)
+                done, written = sum(map(folder.is_settled, names)), time.monotonic()
                 progress(f"{name}: {sample}", done, total)
         found[name] = folder.status(part, summary)
     return found
