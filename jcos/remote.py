@@ -27,12 +27,13 @@ for _name in ("gs", "gcs", "s3"):
 def remote_path(text: str) -> "RemotePath":
     """Return a place in a bucket. Raises ValueError where nothing here can open it."""
     scheme, _, rest = text.partition(":")
+    text = f"{scheme}://{rest.lstrip('/')}"  # a Path has lost the second slash
     package, extra = SCHEMES[scheme]
     if not find_spec(package):
-        raise ValueError(f"{scheme}:// needs the extra {extra}: pip install 'jcos[{extra}]'")
+        raise ValueError(f"{text} needs the extra {extra}: pip install 'jcos[{extra}]'")
     if not rest.strip("/"):
         raise ValueError(f"{text} names no bucket; write {scheme}://BUCKET/FOLDER")
-    return RemotePath(f"{scheme}://{rest.lstrip('/')}")  # a Path has lost the second slash
+    return RemotePath(text)
 
 
 class RemotePath(gpath.PosixGPath, PosixPath):

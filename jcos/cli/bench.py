@@ -10,14 +10,21 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from jcos.cli.options import TINY, Checkpoint, Command, OnMesh
-from jcos.cli.paths import CacheFolder, ConfigFile, InFolder, OutFolder, config_file
+from jcos.cli.paths import (
+    AnyCacheFolder,
+    AnyInFolder,
+    AnyOutFolder,
+    ConfigFile,
+    OutFolder,
+    config_file,
+)
 
 if TYPE_CHECKING:
     from jcos.bench.folder import Bench as Benchmark
     from jcos.bench.scores import Cell, Comparison
 
 Samples = Annotated[
-    InFolder,
+    AnyInFolder,
     tyro.conf.arg(help="The benchmark's folder, with In-Domain_50 and Out-of-Domain_50."),
 ]
 PerTask = Annotated[int | None, tyro.conf.arg(help="Only the first so many samples of each task.")]
@@ -42,7 +49,7 @@ class Run(OnMesh, Command):
     """A Python file that describes arms, or the name of one that comes with jcos, like
     vbvr_base."""
     samples: Samples
-    out: OutFolder = Path("out/vbvr")
+    out: AnyOutFolder = Path("out/vbvr")
     """Where the arms' folders go."""
     checkpoint: Checkpoint = TINY
     arms: tuple[str, ...] = ()
@@ -61,7 +68,7 @@ class Run(OnMesh, Command):
     """Samples generated at a time; by default as many of one shape as memory holds."""
     retry: bool = False
     """Try the failed samples again."""
-    text_cache: CacheFolder | None = None
+    text_cache: AnyCacheFolder | None = None
     """Folder of embedded prompts; OUT/text by default."""
 
     def check(self) -> None:
@@ -139,10 +146,10 @@ class Score(Command):
         --scorer "python VBVR-EvalKit/run_evaluation.py"
     """
 
-    arms: tyro.conf.Positional[tuple[InFolder, ...]]
+    arms: tyro.conf.Positional[tuple[AnyInFolder, ...]]
     """Folders of arms; the others are compared with the first."""
     samples: Samples
-    out: OutFolder = Path("out/vbvr/scores")
+    out: AnyOutFolder = Path("out/vbvr/scores")
     """Where results, tables and baselines go."""
     scorer: str | None = None
     """How the official scorer is started, if it is installed."""

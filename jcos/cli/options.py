@@ -12,11 +12,12 @@ import tyro
 
 from jcos import files
 from jcos.cli.paths import (
+    AnyCacheFolder,
+    AnyInFile,
+    AnyInFolder,
+    AnyOutFolder,
     AnyPath,
-    CacheFolder,
     ConfigFile,
-    InFile,
-    InFolder,
     OutFile,
     OutFolder,
 )
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from jcos.config import WanConfig
 
 Checkpoint = Annotated[
-    InFolder, tyro.conf.arg(help="A checkpoint folder; by default the small model of the package.")
+    AnyInFolder,
+    tyro.conf.arg(help="A checkpoint folder; by default the package's small model."),
 ]
 SAMPLING = ("steps", "shift", "solver", "eta", "temperature", "guidance", "sigmas")
 
@@ -64,10 +66,10 @@ class OnMesh:
     """This is one of several hosts that all run this command, with --mesh over the devices of all;
     the benchmark gives each host its own samples. TPU pods and SLURM know their hosts; elsewhere
     set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
-    scalars: OutFolder | None = None
+    scalars: AnyOutFolder | None = None
     """Folder for a line of JSON per step (seconds, passes, memory), and TensorBoard's events where
     tensorboardX is installed; to W&B too where wandb is and WANDB_PROJECT is set."""
-    trace_profile: OutFolder | None = None
+    trace_profile: AnyOutFolder | None = None
     """Folder for a profile of a few steps (jax.profiler); docs/launch.md says how to open it."""
 
     @contextlib.contextmanager
@@ -245,7 +247,7 @@ class Run(OnMesh, Command):
     noise."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Changes a parameter, as FIELD=VALUE; can be given several times."""
-    out: OutFolder | None = None
+    out: AnyOutFolder | None = None
     """Where results go; out/NAME by default, NAME being the config's."""
     redo: bool = False
     """Run it again and replace the results that are there."""
@@ -274,11 +276,11 @@ class Generate(Interventions, OnMesh, Command):
       jcos generate wan-i2v --image cat.png --prompt "…" --mesh branch=2,context=4
     """
 
-    checkpoint: tyro.conf.Positional[InFolder]
+    checkpoint: tyro.conf.Positional[AnyInFolder]
     """A folder that `python -m convert` made, or one with released safetensors."""
     prompt: str
     """What is to happen; or a .txt file of it, or a .npy file of its embedding."""
-    image: InFile | None = None
+    image: AnyInFile | None = None
     """The first frame; image-to-video models need one. EXIF turns it in the profile diffusers
     alone, as by its loader."""
     negative: str | None = None
@@ -312,7 +314,7 @@ class Generate(Interventions, OnMesh, Command):
     released models), jax, or a file (.npy, .npz, .safetensors) of [C, F, h, w]."""
     x0: tuple[int, ...] = ()
     """Steps whose clean estimates are kept."""
-    text_cache: CacheFolder | None = None
+    text_cache: AnyCacheFolder | None = None
     """Folder of embedded prompts; with all of them in it, the text encoder is not loaded."""
     tiles: tuple[int, int] | None = None
     """Code pictures and videos in tiles of so many latent cells, height and width, that overlap by
@@ -326,7 +328,7 @@ class Generate(Interventions, OnMesh, Command):
     trace: bool = False
     """Keep the whole trajectory in OUT/trace, an Orbax folder of which each host writes its part
     (`jcos.Trace.load`)."""
-    out: OutFolder = Path("out/generate")
+    out: AnyOutFolder = Path("out/generate")
 
     def run(self) -> None:
         with self.at_work():
