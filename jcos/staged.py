@@ -193,13 +193,14 @@ def run(
             kept = {"latents": made.latents, "x0": made.x0[:, np.array(x0, int)]}
             kept = {k: np.asarray(a, np.float32) for k, a in sharding.to_host(kept).items()}
             seconds = round(time.monotonic() - start, 1)
-            if trace:
-                made.save(out / "trace")
-            del model, made
+            del model
         if first_host:
             write(out / LATENTS, save(kept))
             manifest |= {"seconds": seconds, "date": runs.now()}
             write(out / runs.MANIFEST, runs.as_text(manifest))
+        if trace:
+            made.save(out / "trace")
+        del made
     sizes = {"latents": (len(seeds), *shape), "x0": (len(seeds), len(x0), *shape)}
     arrays = {name: np.zeros(size, np.float32) for name, size in sizes.items()}
     try:

@@ -213,13 +213,14 @@ def sweep(
     if not alike and model.config.noise == "jax":
         keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))(keys, jnp.arange(puzzles))
     data = Sweep(conditions, keys, noise, trajectory.tree_stack(probes), item_probe, start, aux)
-    data = sharding.place_inputs(jax.tree.map(jnp.asarray, data))
+    data, plan = sharding.place_inputs((jax.tree.map(jnp.asarray, data), plan))
     passes = plan.steps * len(seeds) * worlds * (1 if plan.guidance is None else 2)
     total = len(probes) * puzzles
     readout = readout or everything
     if chunk is None:
         size = _bytes_read(model, plan, data, readout)
         chunk = runs_that_fit(model, conditions, plan, len(seeds), worlds, total, None, size)
+        chunk = int(sharding.from_first_host(np.int32(chunk)))
     # All pieces are equally long, so that there is one program; the last is filled up.
     chunk, spread = min(chunk, total), mesh.devices(mesh.WORLD)
     chunk = -(-total // -(-total // chunk))
@@ -230,7 +231,8 @@ def sweep(
     for first in range(0, total, chunk):
         progress(what, first, total)
         numbers = np.minimum(first + np.arange(chunk), total - 1)
-        numbers = jnp.asarray(np.stack(np.divmod(numbers, puzzles), -1).astype(np.int32))
+        numbers = np.stack(np.divmod(numbers, puzzles), -1).astype(np.int32)
+        numbers = sharding.place_inputs(jnp.asarray(numbers))
         file = None if store is None else store / f"{prefix}-{first}-{chunk}.npz"
         kept = None
         if file is not None:

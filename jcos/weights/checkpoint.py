@@ -119,10 +119,12 @@ def _save_leaves(folder: Path, values: Mapping[str, Any]) -> None:
 @contextlib.contextmanager
 def target_of(folder: Path) -> Iterator[str]:
     """Yield where Orbax writes a folder: there, or, for a bucket that it does not know (s3://), on
-    a disk, from where it is uploaded."""
+    a disk, from where it is uploaded. ValueError for that on several hosts."""
     if not _is_foreign(folder):
         yield str(folder.absolute())
         return
+    if jax.process_count() > 1:
+        raise ValueError(f"{folder} cannot be written by several hosts; use gs:// or a shared disk")
     with tempfile.TemporaryDirectory() as place:
         yield f"{place}/{folder.name}"
         folder.upload(Path(place) / folder.name)  # type: ignore[attr-defined]
