@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from safetensors.numpy import load_file
 
 import jcos
 from jcos import cli
 from jcos.lab import results
-from tests.conftest import ROOT
+from tests.conftest import GOLDEN, ROOT
 from tests.devices.test_sharding import free_port
 from tests.many_devices import environment
 
 SECONDS = 500.0
+TI2V = GOLDEN / "ckpt" / "Wan2.2-TI2V-5B"
 
 
 def begin(*command: object) -> list[subprocess.Popen]:
@@ -57,19 +57,16 @@ def wait_until(true: Callable[[], object], host: subprocess.Popen) -> None:
 
 
 @pytest.mark.slow
-def test_a_joined_experiment_that_lost_a_host_goes_on(tmp_path: Path) -> None:
+def test_a_joined_experiment_that_was_killed_goes_on(tmp_path: Path) -> None:
     small = [f"--set={s}" for s in ("tasks=maze", "puzzles=24", "chunk=8", "sampling.steps=2")]
     out, alone = tmp_path / "two", tmp_path / "alone"
     run = ["run", "steps", *small, "--out"]
     joined = [*run, out, "--mesh", "world=8", "--scalars", tmp_path / "scalars"]
     hosts = begin(*joined)
     wait_until(lambda: list(tmp_path.glob(".two.unfinished/*.npz")), hosts[0])
-    hosts[1].kill()
-    start = time.monotonic()
-    codes = finish(hosts)
-    assert codes[0] != 0
-    assert codes[1] == -signal.SIGKILL
-    assert time.monotonic() - start < 180
+    for host in hosts:  # as a slice is preempted; test_a_run_that_lost_a_host_ends kills one
+        host.kill()
+    assert finish(hosts) == [-signal.SIGKILL] * 2
     assert not out.exists()
     kept = {p: p.stat().st_mtime_ns for p in tmp_path.glob(".two.unfinished/*.npz")}
     assert 1 <= len(kept) < 3
@@ -91,9 +88,10 @@ def test_a_joined_experiment_that_lost_a_host_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_joined_video_is_the_same(tmp_path: Path) -> None:
-    Image.new("RGB", (20, 20), (255, 255, 255)).save(tmp_path / "first.png")
-    given = ["generate", jcos.variants.TINY, "--image", tmp_path / "first.png", "--prompt", "left"]
-    given += ["--steps", 4, "--seeds", 0, 1, "--x0", 1, "--out"]
+    np.save(tmp_path / "rows.npy", np.ones((2, 64), np.float32))
+    rows = ["--prompt", tmp_path / "rows.npy", "--negative", tmp_path / "rows.npy"]
+    given = ["generate", TI2V, *rows, "--frames", 5, "--size", "64x64", "--profile", "float32"]
+    given += ["--steps", 3, "--seeds", 0, 1, "--x0", 1, "--out"]
     shared = [*given, tmp_path / "two", "--mesh", "seed=2,context=4", "--trace"]
     assert finish(begin(*shared, "--trace-profile", tmp_path / "profile")) == [0, 0]
     cli.main([*map(str, given), str(tmp_path / "alone")])
