@@ -31,10 +31,12 @@ def test_the_examples_of_the_page_on_probes_run(small_model: Wan, monkeypatch) -
 def test_the_examples_of_the_page_on_search_run(small_model: Wan, monkeypatch) -> None:
     monkeypatch.setattr(jcos, "load", lambda: small_model)
     blocks = re.findall(r"```python\n(.*?)```", SEARCH.read_text(), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names: dict[str, Any] = {"__name__": "docs"}
     for block in blocks:
         exec(compile(block, str(SEARCH), "exec"), names)
+    given = [names[name].channels[:, 0, 0, 0].sum() for name in ("condition", "again", "after")]
+    assert given == [2, 3, 1]
     assert small_model.config.sampling.steps == 4  # after three of them one seed is left
     assert names["result"].cost.forwards.tolist() == [4 * 3 + 1]
     assert names["method"].rows[0].keep == 4

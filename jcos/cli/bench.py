@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jcos.cli.options import TINY, Checkpoint, Command, OnMesh
+from jcos.cli.on_mesh import OnMesh
+from jcos.cli.options import TINY, Checkpoint, Command
 from jcos.cli.paths import (
     AnyCacheFolder,
     AnyInFolder,

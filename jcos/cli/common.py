@@ -13,7 +13,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from jcos import files
-from jcos.cli.options import OnMesh as OnMesh
+from jcos.cli.on_mesh import OnMesh as OnMesh
 from jcos.report import explorer
 from jcos.staged import Progress
 

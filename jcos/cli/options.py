@@ -1,16 +1,15 @@
 """What can be typed: the options of every command, and nothing that takes long to import before one
 of them runs."""
 
-import contextlib
 import dataclasses
 import pkgutil
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 import tyro
 
 from jcos import files
+from jcos.cli.on_mesh import OnMesh
 from jcos.cli.paths import (
     AnyCacheFolder,
     AnyInFile,
@@ -24,13 +23,6 @@ from jcos.cli.paths import (
 from jcos.config import Solver
 from jcos.sampling.interventions import Interventions
 from jcos.variants import TINY, Profile
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from jax.sharding import Mesh
-
-    from jcos.config import WanConfig
 
 Checkpoint = Annotated[
     AnyInFolder,
@@ -51,65 +43,6 @@ class Command:
     def run(self) -> None:
         """Import what the command needs, which takes seconds, and do it."""
         pkgutil.resolve_name(self.work)(**vars(self)).run()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OnMesh:
-    """The option of every command that can use many devices."""
-
-    mesh: str | None = None
-    """How all devices of this process share the work, like branch=2,context=4 (docs/launch.md): by
-    seed, branch (of guidance), context or fsdp (a video's tokens; fsdp slices the weights too),
-    tensor (heads), world (runs of an experiment, samples of a benchmark). One device by default."""
-
-    join: bool = False
-    """This is one of several hosts that all run this command, with --mesh over the devices of all;
-    the benchmark gives each host its own samples. TPU pods and SLURM know their hosts; elsewhere
-    set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
-    scalars: AnyOutFolder | None = None
-    """Folder for a line of JSON per step (seconds, passes, memory), and TensorBoard's events where
-    tensorboardX is installed; to W&B too where wandb is and WANDB_PROJECT is set."""
-    trace_profile: AnyOutFolder | None = None
-    """Folder for a profile of a few steps (jax.profiler); docs/launch.md says how to open it."""
-
-    @contextlib.contextmanager
-    def at_work(self) -> "Iterator[None]":
-        """Join the other hosts, if there are any, watch the steps, and wait for them at the end."""
-        from jcos.devices import sharding
-        from jcos.devices.watching import watched
-
-        if self.join:
-            if self.mesh is None:
-                raise ValueError("--join needs --mesh: how the hosts' devices share the work")
-            sharding.init_distributed()
-        with watched(self.scalars, self.trace_profile):
-            yield
-        sharding.wait_for_hosts()  # or they take it for a loss
-
-    def devices(self, *, everywhere: bool = True) -> "Mesh | None":
-        """Return the mesh, None for one device; of all hosts, or of this one's devices. ValueError
-        where the devices do not make it up."""
-        import jax
-
-        from jcos.devices import sharding
-
-        here = jax.devices() if everywhere else jax.local_devices()
-        if self.mesh is not None:
-            return sharding.make_mesh(sharding.parse_mesh(self.mesh), here)
-        if len(here) > 1:
-            warnings.warn(
-                f"{len(here) - 1} of {len(here)} devices are idle: see --mesh", stacklevel=2
-            )
-        return None
-
-    def devices_for(self, config: "WanConfig", seeds: int) -> "Mesh | None":
-        """Return `devices`; ValueError where runs of this model cannot be spread over them."""
-        from jcos import wan
-
-        devices = self.devices()
-        if devices is not None:
-            wan.check_mesh(devices.shape, config, seeds)
-        return devices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -267,13 +200,14 @@ class Generate(Interventions, OnMesh, Command):
     Writes OUT/seed-N.mp4, OUT/latents.safetensors (final latents and the clean estimates of --x0,
     float32 [seeds, …], channels last), with --x0 OUT/seed-N-x0-step-S.mp4 and OUT/seed-N-x0.png
     (rows: steps), OUT/run.json and the page OUT/index.html. A call that is repeated after a kill
-    goes on with the latents it finds.
+    goes on with the latents it finds, a search after its last step.
 
     Examples:
       jcos generate wan-i2v --image cat.png --prompt "The cat finds the way out."
       jcos generate wan-t2v --prompt "A maze is solved." --size 832x480 --steps 50 --x0 0 5 10 20 49
       jcos generate wan-i2v --image maze.png --prompt "…" --profile diffsynth --noise-steps 25
       jcos generate wan-i2v --image cat.png --prompt "…" --mesh branch=2,context=4
+      jcos generate wan-i2v --image maze.png --prompt "…" --seeds 8 --search decided
     """
 
     checkpoint: tyro.conf.Positional[AnyInFolder]
@@ -308,12 +242,26 @@ class Generate(Interventions, OnMesh, Command):
     profile: Profile | None = None
     """Whose data types, schedule and defaults: by default those of the checkpoint's authors."""
     seeds: tuple[int, ...] = (0,)
-    """One video per seed, side by side."""
+    """One video per seed, side by side. With --search one number: how many begin, from seed 0; or
+    seeds that follow each other."""
+    search: str | None = None
+    """Let several seeds begin and one go on: a preset (docs/search.md: best-of, epbs, latsearch,
+    smc, threshold, tbs, chain, evosearch), or the judge of an early choice, such as decided."""
+    judge: str = "decided"
+    """Of a preset: decided, change, peak, agreement, energy, norm, motion or random. For decided,
+    released models take the sign that docs/search.md names."""
+    search_at: float | None = None
+    """The fraction of the steps after which is chosen; the preset's own by default."""
+    search_least: float | None = None
+    """The score that --search threshold asks for."""
     noise: str | None = None
     """Of the first latents: torch (what PyTorch draws on a CPU for the seed; the default of
     released models), jax, or a file (.npy, .npz, .safetensors) of [C, F, h, w]."""
     x0: tuple[int, ...] = ()
     """Steps whose clean estimates are kept."""
+    preview: bool = False
+    """Show the estimates of --x0 as squares of one colour for every latent cell, without decoding:
+    by a linear map that is fitted to the VAE first."""
     text_cache: AnyCacheFolder | None = None
     """Folder of embedded prompts; with all of them in it, the text encoder is not loaded."""
     tiles: tuple[int, int] | None = None
@@ -322,6 +270,9 @@ class Generate(Interventions, OnMesh, Command):
     resident: bool | None = None
     """Whether both experts lie on the device together, or each waits in host memory for its steps;
     the videos are the same. By default together if they take at most 55 % of jax's memory."""
+    together: int | None = None
+    """How many seeds are denoised at a time, all by default: fewer need less memory, and the videos
+    are the same."""
     programs: OutFolder | None = None
     """Folder of compiled programs, which can go to other machines with the same devices; by default
     your cache folder. What lies there is run: take it only from where you would take code."""
@@ -337,6 +288,7 @@ class Generate(Interventions, OnMesh, Command):
     def _run(self) -> None:
         from jcos import staged
         from jcos.cli.common import bar, command_line, make_page, read_size
+        from jcos.cli.search import method_of
         from jcos.devices import programs, sharding
 
         if self.programs is not None:
@@ -345,6 +297,7 @@ class Generate(Interventions, OnMesh, Command):
         if self.size is not None:
             width, height = read_size(self.size)
             size = height, width
+        method, seeds = method_of(self)
         with bar() as progress:
             staged.run(
                 self.checkpoint,
@@ -354,7 +307,9 @@ class Generate(Interventions, OnMesh, Command):
                 negative=self.negative,
                 size=size,
                 frames=self.frames,
-                seeds=self.seeds,
+                seeds=seeds,
+                search=method,
+                preview=self.preview,
                 x0=self.x0,
                 probe=self,
                 noise=self.noise,
@@ -363,6 +318,7 @@ class Generate(Interventions, OnMesh, Command):
                 tiles=self.tiles,
                 resident=self.resident,
                 trace=self.trace,
+                together=self.together,
                 devices=self.devices(),
                 command=command_line(),
                 progress=progress,

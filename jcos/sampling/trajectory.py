@@ -160,6 +160,25 @@ def advance(
     return mesh.constrain(state, world, seed), trace._replace(finite=finite, layer=layer)
 
 
+def in_turns(
+    advance: Callable[[SolverState, Key[Array, "W K"]], tuple[SolverState, Trace]],
+    state: SolverState,
+    keys: Key[Array, "W K"],
+    together: int | None,
+) -> tuple[SolverState, Trace]:
+    """Return a step of all seeds, of so many at a time (None: of all): less memory, the same
+    runs."""
+    count = keys.shape[1]
+    if together is None or together >= count:
+        return advance(state, keys)
+    parts = []
+    for first in range(0, count, together):
+        here = slice(first, first + together)
+        some = jax.tree.map(lambda a, at=here: a[:, at], (state, keys))
+        parts.append(jax.block_until_ready(advance(*some)))  # or the next take their memory now
+    return jax.tree.map(lambda *a: jnp.concatenate(a, 1), *parts)
+
+
 def joined(parts: Sequence[Trace]) -> Trace:
     """Return a whole run, leaves [W, K, …], of what its parts left."""
     steps = [part._replace(latents=()) for part in parts]
