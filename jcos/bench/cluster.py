@@ -102,7 +102,8 @@ def run(
         needs, most = _share(ray.cluster_resources(), math.prod(sizes.values()))
         lasting = {"max_restarts": -1, "max_task_retries": -1}
         make = ray.remote(**lasting, **needs)(_Actor).remote
-        held = [make(checkpoint, out, bench, work, mesh) for _ in range(most)]
+        again = dataclasses.replace(work, retry=False)  # of failed samples, once: here
+        held = [make(checkpoint, out, bench, again, mesh) for _ in range(most)]
         for name, arm in arms.items():
             left = Making(arm, configs[name], checkpoint, bench, Folder(out / name), work).left()
             tasks = [(name, arm, configs[name], sample.name) for sample in left]

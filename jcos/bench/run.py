@@ -153,7 +153,8 @@ def check_mesh(sizes: Mapping[str, int], config: WanConfig) -> None:
 class Making:
     """One arm's videos, made by one process, which reads the model once.
 
-    shapes: of the samples that can be made; why others cannot is written down.
+    shapes: of the samples that can be made; why others cannot is written down. sizes: of programs,
+    in samples.
     """
 
     arm: Arm
@@ -163,8 +164,11 @@ class Making:
     folder: Folder
     work: Work
     shapes: dict[Sample, Shape] = dataclasses.field(default_factory=dict)
+    sizes: dict[Shape, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in self.bench.names if self.work.retry else ():
+            self.folder.about(name, "failed").unlink(missing_ok=True)
         for sample in self.bench.samples:
             try:
                 self.shapes[sample] = self.arm.shape(self.config, sample)
@@ -173,44 +177,26 @@ class Making:
 
     def left(self) -> list[Sample]:
         """Return the samples to be made."""
-        for name in self.bench.names if self.work.retry else ():
-            self.folder.about(name, "failed").unlink(missing_ok=True)
         return [sample for sample in self.shapes if not self.folder.is_settled(sample.name)]
 
-    def make(self, samples: Sequence[Sample]) -> Iterator[str]:
-        """Make samples, telling the first of each batch when it is begun."""
-        yield from self.worker.run(samples, self.work.batch)
-
     @functools.cached_property
-    def worker(self) -> "_Worker":
+    def sampler(self) -> Sampler:
         arm, work, checkpoint = self.arm, self.work, self.checkpoint
         words = [self.config.negative, *(sample.prompt for sample in self.left())]
         with sharding.use_mesh(work.mesh):
             rows = wan.embedder(checkpoint, self.config, words, work.text, arm.profile)
             model = wan.load(checkpoint, profile=arm.profile, text=False, resident=None)
         model.config = self.config
-        kept = {sample.name for sample in self.bench.samples[: arm.x0_samples if arm.x0 else 0]}
-        return _Worker(Sampler.of(arm, model, rows, work.mesh), self.folder, self.shapes, kept)
+        return Sampler.of(arm, model, rows, work.mesh)
 
-
-@dataclasses.dataclass(frozen=True)
-class _Worker:
-    """kept: samples whose clean estimates are written. sizes: of programs, in samples."""
-
-    sampler: Sampler
-    folder: Folder
-    shapes: dict[Sample, Shape]
-    kept: set[str]
-    sizes: dict[Shape, int] = dataclasses.field(default_factory=dict)
-
-    def run(self, left: Sequence[Sample], asked: int | None) -> Iterator[str]:
+    def make(self, left: Sequence[Sample]) -> Iterator[str]:
         """Make samples, so many of one shape at a time as are asked for or as memory holds, telling
         the first of each batch when it is begun.
 
         Of samples that a killed run has denoised, only the videos are made.
         """
         denoised = [sample for sample in left if self.folder.is_denoised(sample)]
-        batches = self._batches([s for s in left if s not in denoised], asked)
+        batches = self._batches([s for s in left if s not in denoised])
         # No more threads than coders, so that preparing takes no memory beside a decoder's.
         with ThreadPoolExecutor(len(self.sampler.coders)) as coding:
 
@@ -231,13 +217,13 @@ class _Worker:
                 future.result()
         yield "done"
 
-    def _batches(self, samples: Sequence[Sample], asked: int | None) -> list[list[Sample]]:
+    def _batches(self, samples: Sequence[Sample]) -> list[list[Sample]]:
         by_shape: dict[Shape, list[Sample]] = {}
         for sample in samples:
             by_shape.setdefault(self.shapes[sample], []).append(sample)
         batches = []
         for shape, alike in by_shape.items():
-            self.sizes[shape] = size = self.sampler.fitting(shape, len(alike), asked)
+            self.sizes[shape] = size = self.sampler.fitting(shape, len(alike), self.work.batch)
             batches += [alike[i : i + size] for i in range(0, len(alike), size)]
         return batches
 
@@ -273,6 +259,7 @@ class _Worker:
             self.folder.fail(next(iter(batch)).name, error)
             return []
         seconds = round((time.monotonic() - start) / len(batch), 1)
+        kept = self.bench.samples[: self.arm.x0_samples if self.arm.x0 else 0]
         for i, sample in enumerate(batch):
             about = {
                 "digest": sample.digest,
@@ -283,7 +270,7 @@ class _Worker:
                 "mesh": sharding.describe(self.sampler.devices or {}),
             }
             about |= self.sampler.notes[i] if self.sampler.notes else {}
-            if sample.name in self.kept:
+            if sample in kept:
                 estimates = {"x0": x0[i].astype(np.float16)}
                 write(self.folder.about(sample.name, "x0", "safetensors"), save(estimates))
             write(self.folder.latents(sample.name), save({"latents": latents[i]}))
@@ -292,7 +279,7 @@ class _Worker:
 
     def _finish(self, sample: Sample, i: int) -> None:
         """Write the video of latents, which makes the sample done."""
-        arm, coder = self.sampler.arm, self.sampler.coders[i % len(self.sampler.coders)]
+        arm, coder = self.arm, self.sampler.coders[i % len(self.sampler.coders)]
         # H.264 needs even sides.
         height, width = (side + side % 2 for side in (sample.height, sample.width))
         exact, latents = isinstance(coder.codec, PixelCodec), self.folder.latents(sample.name)
