@@ -7,6 +7,7 @@ absent: it appears when its upload is complete.
 import errno
 import fnmatch
 import io
+import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from etils.epath import backend, gpath
 
 SCHEMES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 """The package that knows a scheme, and the extra that brings it."""
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it raises what it reports
 # What other processes write must be seen: listings are not remembered.
 for _name in ("gs", "gcs", "s3"):
     fsspec.config.conf.setdefault(_name, {}).setdefault("use_listings_cache", False)

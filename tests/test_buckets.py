@@ -81,6 +81,17 @@ def test_from_a_release_to_scores(bucket: str, tmp_path: Path) -> None:
     assert f"{bucket[:2]}://no/x cannot be written: " in found["nowhere"]
 
 
+@pytest.mark.extra("buckets")
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
+def test_without_credentials_it_is_one_sentence(bucket: str) -> None:
+    lacking = {k: v for k, v in environment().items() if not k.startswith("AWS_")}
+    lacking |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "", "HOME": "/nowhere"}
+    words = [sys.executable, "-m", "jcos", "generate", "jcos/tiny", "--prompt", "x", "--out"]
+    done = subprocess.run([*words, f"{bucket}/x"], env=lacking, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"jcos: {bucket}/x cannot be written: Unable to locate credentials\n"
+
+
 def refused(*words: object) -> str:
     """Run a command; return the sentence that it ends in, if it does not succeed."""
     from jcos import cli
