@@ -56,8 +56,10 @@ def kept_in(folder: Path, settings: Mapping[str, Any], *, redo: bool = False) ->
     computed with other settings, weights, versions or code.
     """
     about = dict(settings) | {"versions": runs.versions(), "code": _code()}
-    if redo and sharding.is_first_host():
-        files.remove(folder)
+    if redo:
+        if sharding.is_first_host():
+            files.remove(folder)
+        sharding.wait_for_hosts()
     if (there := runs.read(folder / runs.MANIFEST)) is not None:
         remedy = "--redo begins anew; or finish it with the code and settings it was begun with"
         runs.check_same(folder, there, about, remedy)
