@@ -44,6 +44,7 @@ class Condition(flax.struct.PyTreeNode):
     channels: concatenated to the latent at every step (image-to-video). first: the first latent
     frames, mostly one, of models that keep them in place (TI2V): at every step they are these, at
     timestep 0, in the model's input, in the clean estimate and in the solver's result.
+    image: tokens of the image encoder, read beside the prompt in both branches (Wan2.1 I2V).
     """
 
     context: Float[Array, "*axes L text"]
@@ -51,6 +52,7 @@ class Condition(flax.struct.PyTreeNode):
     negative: Float[Array, "*axes L text"] | None = None
     channels: Float[Array, "*axes F H W E"] | None = None
     first: Float[Array, "*axes given H W C"] | None = None
+    image: Float[Array, "*axes E image"] | None = None
 
 
 class Steps(NamedTuple):
@@ -271,7 +273,8 @@ def _velocity(
             slots = {name: probe.slots_of(name) for name in inside} | {"block": slots}
             slots.pop("input", None)
         sites = {name: partial(at, name) for name in inside}
-        how: dict[str, Any] = {"sites": sites, "clean": clean, "slots": slots, "remat": remat}
+        how: dict[str, Any] = {"sites": sites, "slots": slots, "remat": remat}
+        how |= {"clean": clean, "image": condition.image}
         v, obs = expert(model_input, t, context, on_block, **how)
         observed = obs if inside else {"block": obs}
         obs, finite = observed["block"]
