@@ -92,7 +92,7 @@ def run(
     samples = tuple(s._replace(folder=s.folder.absolute()) for s in bench.samples)
     bench, text = bench._replace(samples=samples), work.text.absolute()
     work = dataclasses.replace(work, text=text)
-    configs = settle(arms, checkpoint, out, sizes, command)
+    configs = settle(arms, checkpoint, bench, out, sizes, command)
     import ray
 
     ray.init(

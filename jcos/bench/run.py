@@ -75,6 +75,7 @@ class Work:
 def settle(
     arms: Mapping[str, Arm],
     checkpoint: Path,
+    bench: Bench,
     out: Path,
     sizes: Mapping[str, int],
     command: str = "",
@@ -120,7 +121,8 @@ def run(
     Raises ValueError or IndexError, before weights are read, as `settle`. What is wrong with one
     sample is written down, and the rest goes on; OSError where not even that can be written.
     """
-    configs = settle(arms, checkpoint, out, work.mesh.shape if work.mesh else {}, command)
+    sizes = work.mesh.shape if work.mesh else {}
+    configs = settle(arms, checkpoint, bench, out, sizes, command)
     part, found = bench.part(*work.shard), {}
     i, n = work.shard
     summary = "summary.json" if n == 1 else f"summary-{i}-of-{n}.json"
