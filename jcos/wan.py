@@ -112,16 +112,13 @@ class Wan(nnx.Module):
             size = (height, width)
         if size is None:
             raise ValueError("without a first frame, the size of the video must be given")
-        grid, channels, first = latent_grid(self.config, frames, *size), None, None
+        grid = latent_grid(self.config, frames, *size)
         if clip is not None:
             check_given(self.config, len(clip), frames)
-            if self.config.image == "pin":
-                first = self.encode(clip, tiles)
-            else:
-                channels = self._image_channels(clip, frames, tiles)
         rows = self.embed(prompt)
         default = self.config.negative if negative is None or _empty(negative) else negative
-        return Condition(rows, grid, self.embed(default).astype(rows.dtype), channels, first)
+        condition = Condition(rows, grid, self.embed(default).astype(rows.dtype))
+        return condition if clip is None else self._given(condition, clip, tiles)
 
     def continued(
         self,
@@ -135,17 +132,15 @@ class Wan(nnx.Module):
         Models of the kind I2V-A14B see them decoded, and encoded with grey frames behind.
         Raises ValueError where the model takes no frames, or none would be left to make.
         """
-        config, frames = self.config, condition.grid[0]
         stride = self.codec.strides[0]
-        check_given(config, 1 + (len(latents) - 1) * stride, 1 + (frames - 1) * stride)
-        if config.image == "pin":
+        check_given(
+            self.config, 1 + (len(latents) - 1) * stride, 1 + (condition.grid[0] - 1) * stride
+        )
+        if self.config.image == "pin":
             return condition.replace(first=jnp.asarray(latents))
-        if self.vae is None and isinstance(self.codec, PixelCodec):
-            channels = image_channels(jnp.asarray(latents), frames, config.image)
-            return condition.replace(channels=channels)
-        clip = self.decode(latents, tiles)
-        channels = self._image_channels(clip, 1 + (frames - 1) * stride, tiles)
-        return condition.replace(channels=channels)
+        if isinstance(self.codec, PixelCodec):
+            return self._known(condition, jnp.asarray(latents))
+        return self._given(condition, self.decode(latents, tiles), tiles)
 
     def chained(
         self,
@@ -159,21 +154,26 @@ class Wan(nnx.Module):
         stride, total = self.codec.strides[0], condition.grid[0]
         given, whole = 1 + (frames - 1) * stride, 1 + (total - 1) * stride
         check_given(self.config, given, whole)
-        clip = self.decode(latents, tiles)[-given:]
+        return self._given(condition, self.decode(latents, tiles)[-given:], tiles)
+
+    def _given(self, condition: Condition, clip: Picture, tiles: Tiles | None) -> Condition:
+        """Give a clip: in place, or beside the noise; to a VAE with grey frames behind."""
         if self.config.image == "pin":
             return condition.replace(first=self.encode(clip, tiles))
-        return condition.replace(channels=self._image_channels(clip, whole, tiles))
-
-    def _image_channels(
-        self, clip: Picture, frames: int, tiles: Tiles | None
-    ) -> Float[Array, "F h w E"]:
-        """For a VAE, the given frames and grey ones behind them, encoded together."""
         if isinstance(self.codec, PixelCodec):
-            return image_channels(self.encode(clip), frames, self.config.image)
-        grey = jnp.zeros((frames - len(clip), *clip.shape[1:]))
+            return self._known(condition, self.encode(clip))
+        stride = self.codec.strides[0]
+        grey = jnp.zeros((1 + (condition.grid[0] - 1) * stride - len(clip), *clip.shape[1:]))
         latents = self.encode(jnp.concatenate([_signed(clip), grey]), tiles)
-        given = 1 + (len(clip) - 1) // self.codec.strides[0]
-        return jnp.concatenate([_given_mask(latents, given), latents], axis=-1)
+        mask = _given_mask(latents, 1 + (len(clip) - 1) // stride)
+        return condition.replace(channels=jnp.concatenate([mask, latents], axis=-1))
+
+    def _known(self, condition: Condition, latents: Float[Array, "K h w C"]) -> Condition:
+        """Give frames to the small model, which has learnt to see one: of more, the estimates are
+        made to have them."""
+        channels = image_channels(latents[:1], condition.grid[0], self.config.image)
+        known = latents if len(latents) > 1 else None
+        return condition.replace(channels=channels, known=known)
 
     def encode(self, video: Picture, tiles: Tiles | None = None) -> Float[Array, "f h w C"]:
         """A video [F, H, W, 3], uint8 or floats in −1..1, as latents. tiles: of a VAE, pieces that
@@ -284,28 +284,20 @@ def _empty(prompt: Prompt) -> bool:
     return isinstance(prompt, str) and not prompt
 
 
-def _given_mask(latents: Float[Array, "F h w C"], given: int | Array) -> Float[Array, "F h w 4"]:
-    inside = (jnp.arange(len(latents)) < given).astype(latents.dtype)
-    return jnp.broadcast_to(inside[:, None, None, None], (*latents.shape[:3], 4))
+def _given_mask(latents: Float[Array, "F h w C"], given: int) -> Float[Array, "F h w 4"]:
+    return jnp.zeros((*latents.shape[:3], 4)).at[:given].set(1.0)
 
 
 def image_channels(
-    first: Float[Array, "given h w C"],
-    frames: int,
-    image: str = "concat",
-    given: int | Array | None = None,
+    first: Float[Array, "1 h w C"], frames: int, image: str = "concat"
 ) -> Float[Array, "F h w E"]:
     """What image-to-video models see beside the noise: four mask channels, 1 where a frame is
-    given, and the latents of these frames; behind them zero (`concat`) or the last one repeated
-    (`repeat`: so the small model need not learn to copy the scene from frame to frame).
-
-    given: how many of the first frames, by default all of `first`."""
-    given = len(first) if given is None else given
-    latents = first[jnp.minimum(jnp.arange(frames), given - 1)]
-    mask = _given_mask(latents, given)
+    given, and that frame's latent; elsewhere zero (`concat`) or repeated (`repeat`: so the small
+    model need not learn to copy the scene from frame to frame)."""
+    latents = jnp.repeat(first, frames, axis=0)
     if image == "concat":
-        latents = jnp.where(mask[..., :1] > 0, latents, 0.0)
-    return jnp.concatenate([mask, latents], axis=-1)
+        latents = latents.at[1:].set(0.0)
+    return jnp.concatenate([_given_mask(latents, 1), latents], axis=-1)
 
 
 def read_config(folder: Path | str, profile: Profile | None = None) -> WanConfig:
