@@ -129,7 +129,8 @@ class Wan(nnx.Module):
         """Return the condition with the first K latent frames given, clean, as those of an earlier
         run are. tiles: as in `encode`.
 
-        Models of the kind I2V-A14B see them decoded, and encoded with grey frames behind.
+        Models of the kind I2V-A14B see them decoded, and encoded with grey frames behind; of the
+        small model, every clean estimate is made to have them.
         Raises ValueError where the model takes no frames, or none would be left to make.
         """
         stride = self.codec.strides[0]
@@ -139,7 +140,7 @@ class Wan(nnx.Module):
         if self.config.image == "pin":
             return condition.replace(first=jnp.asarray(latents))
         if isinstance(self.codec, PixelCodec):
-            return self._known(condition, jnp.asarray(latents))
+            return condition.replace(known=jnp.asarray(latents))
         return self._given(condition, self.decode(latents, tiles), tiles)
 
     def chained(
@@ -160,20 +161,16 @@ class Wan(nnx.Module):
         """Give a clip: in place, or beside the noise; to a VAE with grey frames behind."""
         if self.config.image == "pin":
             return condition.replace(first=self.encode(clip, tiles))
-        if isinstance(self.codec, PixelCodec):
-            return self._known(condition, self.encode(clip))
+        if isinstance(self.codec, PixelCodec):  # has learnt to see one
+            latents = self.encode(clip)
+            channels = image_channels(latents[:1], condition.grid[0], self.config.image)
+            known = latents if len(latents) > 1 else None
+            return condition.replace(channels=channels, known=known)
         stride = self.codec.strides[0]
         grey = jnp.zeros((1 + (condition.grid[0] - 1) * stride - len(clip), *clip.shape[1:]))
         latents = self.encode(jnp.concatenate([_signed(clip), grey]), tiles)
         mask = _given_mask(latents, 1 + (len(clip) - 1) // stride)
         return condition.replace(channels=jnp.concatenate([mask, latents], axis=-1))
-
-    def _known(self, condition: Condition, latents: Float[Array, "K h w C"]) -> Condition:
-        """Give frames to the small model, which has learnt to see one: of more, the estimates are
-        made to have them."""
-        channels = image_channels(latents[:1], condition.grid[0], self.config.image)
-        known = latents if len(latents) > 1 else None
-        return condition.replace(channels=channels, known=known)
 
     def encode(self, video: Picture, tiles: Tiles | None = None) -> Float[Array, "f h w C"]:
         """A video [F, H, W, 3], uint8 or floats in −1..1, as latents. tiles: of a VAE, pieces that
