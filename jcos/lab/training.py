@@ -24,8 +24,9 @@ from jcos.files import check_room, local_path
 from jcos.lab.tasks import TASKS, Puzzle, Task
 from jcos.model.text import WordEmbedding, word_ids
 from jcos.model.vae import encode_pixels
+from jcos.model.vision import image_channels
 from jcos.variants import toy
-from jcos.wan import Wan, image_channels, load
+from jcos.wan import Wan, load
 from jcos.weights import checkpoint
 
 Params = dict[str, Array]

@@ -46,6 +46,7 @@ class Condition(flax.struct.PyTreeNode):
     timestep 0, in the model's input, in the clean estimate and in the solver's result. known: first
     latent frames of any model, which every clean estimate is made to have; the latents then go
     straight from the noise to them, so that the model always sees frames of its noise level.
+    image: tokens of the image encoder, read beside the prompt in both branches (Wan2.1 I2V).
     """
 
     context: Float[Array, "*axes L text"]
@@ -54,6 +55,7 @@ class Condition(flax.struct.PyTreeNode):
     channels: Float[Array, "*axes F H W E"] | None = None
     first: Float[Array, "*axes given H W C"] | None = None
     known: Float[Array, "*axes known H W C"] | None = None
+    image: Float[Array, "*axes E image"] | None = None
 
 
 class Steps(NamedTuple):
@@ -274,7 +276,8 @@ def _velocity(
             slots = {name: probe.slots_of(name) for name in inside} | {"block": slots}
             slots.pop("input", None)
         sites = {name: partial(at, name) for name in inside}
-        how: dict[str, Any] = {"sites": sites, "clean": clean, "slots": slots, "remat": remat}
+        how: dict[str, Any] = {"sites": sites, "slots": slots, "remat": remat}
+        how |= {"clean": clean, "image": condition.image}
         v, obs = expert(model_input, t, context, on_block, **how)
         observed = obs if inside else {"block": obs}
         obs, finite = observed["block"]
