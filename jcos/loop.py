@@ -351,8 +351,7 @@ class Runs(Iterator[State]):
             before.keys,
             self.together,
         )
-        passes = len(before.rows.flat) * (1 if self.plan.guidance is None else 2)
-        step_done(solver, passes)
+        step_done(solver, before.rows.size * (1 if self.plan.guidance is None else 2))
         trajectory.check_step(step, self.plan.steps, trace)
         sigma = float(one.sigma[0])
         self.state = State(step, sigma, before.rows, self, solver, before.keys, trace)
