@@ -187,7 +187,7 @@ def agreement(
     for i in np.ndindex(exact.shape[:2]):
         a, b = estimate[i].ravel(), exact[i].ravel()
         if min(np.ptp(a), np.ptp(b)) > 0:
-            rank[i] = stats.spearmanr(a, b).statistic
+            rank[i] = stats.spearmanr(a, b)[0]
             some = np.abs(b) > LEAST * np.abs(b).max()
             sign[i] = (np.sign(a) == np.sign(b))[some].mean()
     return rank, sign

@@ -145,7 +145,7 @@ def patch_effects(
     model: Wan,
     condition: Condition,
     metric: Metric,
-    cells: Sequence[Cell | tuple],
+    cells: Sequence[Cell | tuple[Any, ...]],
     *,
     other: Condition | None = None,
     seeds: Sequence[int] = (0,),
@@ -160,7 +160,7 @@ def patch_effects(
     cells: (place, step, layer, unit), as in `Cell`. chunk: cells at a time. Raises IndexError for
     one that does not exist, otherwise as `attribute`.
     """
-    rows = [Cell(*cell) for cell in cells]
+    rows = [Cell._make((*cell, None)[:4]) for cell in cells]
     if not rows:
         raise ValueError("there are no cells to patch; name at least one")
     _check_places([cell.place for cell in rows])

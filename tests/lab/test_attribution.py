@@ -42,9 +42,9 @@ def test_gradients_are_the_slope_of_the_exact_patch(small_model: Wan, through, m
             )
 
         monkeypatch.setattr(attribution.Patch, "_turn", slightly)
-        attribution._values.clear_cache()  # the same arguments, another program
+        attribution._values.clear_cache()  # type: ignore[attr-defined]
         effects.append(patch_effects(small_model, a, metric, cells, **how)[0])
-    attribution._values.clear_cache()
+    attribution._values.clear_cache()  # type: ignore[attr-defined]
     small, first = (effects[0] - effects[1]) / 0.02, 0
     for place in PLACES:
         want = slopes[place].reshape(-1)
