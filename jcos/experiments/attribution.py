@@ -138,7 +138,7 @@ class Attribution(Experiment):
             for place in places:
                 here = exact[[cell.place == place for cell in cells]]
                 rows.setdefault((place, EXACT), []).append(here.reshape(steps, dit.layers, -1))
-            for through in ("run", "step"):
+            for through in ("run", "step") if len(places) > 1 else ("run",):
                 found = attribute(model, own, metric, places, through=through, **how)
                 for place, values in found.items():
                     one = np.asarray(values)[0]
