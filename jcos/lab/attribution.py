@@ -44,7 +44,7 @@ class Cell(NamedTuple):
     unit: int | None = None
 
 
-class Patch(Probe):
+class GradedPatch(Probe):
     """Turns activations towards those of the last world, or towards zero where there is one world.
 
     block, mlp [steps, layers, frames] and heads, cross [steps, layers, heads]: how far, 0 to 1;
@@ -231,7 +231,7 @@ def _losses(
 ) -> Float[Array, " _"]:
     """Return the metric of world 0's final latent, [1], or of each of its clean estimates, [S]."""
     noise, keys = trajectory.draw(model.config.dit, conditions, keys, noise)
-    probe = Patch(**masks)
+    probe = GradedPatch(**masks)
     probe = chain(Detached(), probe) if through == "step" else probe
     trace = trajectory.run(model.experts, plan, conditions, noise, keys, probe, remat=remat)
     return jax.vmap(metric)(trace.x0[0, 0] if through == "step" else trace.latents[0])
