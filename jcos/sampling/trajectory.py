@@ -248,7 +248,7 @@ def _velocity(
         frames, height, width = expert.cfg.tokens(*x.shape[:3])
         clean = jnp.arange(frames * height * width) < len(condition.first) * height * width
 
-    read = expert.readout(t, x.shape[:3], clean)
+    read = expert.readout(t, condition.grid, clean)
 
     def estimate(tokens: Array) -> Array:
         return _keep_first(clean_estimate(x, read(tokens), site.sigma), condition)
