@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, UInt8
 
 from jcos.config import Codec, PixelCodec, UMT5Config, VaeConfig, WanConfig, Words
 from jcos.devices import memory, mesh, sharding
-from jcos.files import local_path
+from jcos.files import any_path
 from jcos.media.image import check_frames, stretched
 from jcos.model.dit import DiT
 from jcos.model.text import UMT5, TextCache, WordEmbedding, embed, word_ids
@@ -309,7 +309,7 @@ def _empty(prompt: Prompt) -> bool:
 
 def read_config(folder: Path | str, profile: Profile | None = None) -> WanConfig:
     """What `load` would load, without its weights."""
-    return _read(local_path(folder), profile)[0]
+    return _read(any_path(folder), profile)[0]
 
 
 def _read(folder: Path, profile: Profile | None) -> tuple[WanConfig, Released | None]:
@@ -349,7 +349,7 @@ def load(
     Raises checkpoint.CheckpointError where the folder is not one, or is damaged, and MemoryError
     saying what would help where a device has too little memory.
     """
-    folder = local_path(folder)
+    folder = any_path(folder)
     config, source = _read(folder, profile)
     if source is None:
         found, tokens = checkpoint.stored(folder).keys(), folder / "tokenizer"

@@ -175,7 +175,8 @@ def noise_positions(lab: Lab) -> list[Row]:
 
 
 def against_diffusers(lab: Lab) -> list[Row]:
-    """A forward pass in PyTorch (eager) and here: the same weights, inputs, cores, in float32."""
+    """A forward pass in PyTorch, eager and compiled, and here: the same weights, inputs, cores, in
+    float32."""
     try:
         torch = import_module("torch")
         wan = import_module("diffusers.models.transformers.transformer_wan")
@@ -196,10 +197,13 @@ def against_diffusers(lab: Lab) -> list[Row]:
     leaves = {path: leaf.build(tensors.__getitem__, kind) for path, leaf in placed.items()}
     model = jax.tree.map(jnp.asarray, with_leaves(lab.model.experts[0], leaves))
 
+    # In C++, which takes minutes; compiled anew for other shapes and threads.
+    fused = torch.compile(other, backend="eager" if lab.quick else "inductor")
+
     @torch.inference_mode()
-    def theirs(threads: int, *inputs: Any) -> Any:
+    def theirs(network: Any, threads: int, *inputs: Any) -> Any:
         torch.set_num_threads(threads)
-        return other(*inputs, return_dict=False)[0].movedim(1, -1)
+        return network(*inputs, return_dict=False)[0].movedim(1, -1)
 
     ours = jax.jit(jax.vmap(lambda m, *inputs: m(*inputs)[0], in_axes=(None, 0, 0, 0)))
     # torch's threads wait for each other busily: with anything else running, 1 can be the fastest.
@@ -208,7 +212,8 @@ def against_diffusers(lab: Lab) -> list[Row]:
         inputs = lab.inputs(batch)
         x, t, text = (torch.tensor(np.asarray(a)) for a in inputs)
         given = (x.movedim(-1, 1).contiguous(), t, text)
-        contenders = {f"PyTorch, {n} thread(s)": partial(theirs, n, *given) for n in counts}
+        contenders = {f"PyTorch, {n} thread(s)": partial(theirs, other, n, *given) for n in counts}
+        contenders["torch.compile"] = partial(theirs, fused, counts[0], *given)
         contenders["jcos"] = partial(ours, model, *inputs)
         rows += race(lab, f"forward pass, batch {batch}", contenders, tolerance=1e-4)
     return rows

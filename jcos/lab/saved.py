@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as as_bytes
 
 from jcos import loop
@@ -74,7 +74,7 @@ def load(folder: Path, run: "_Run") -> At | None:
         arrays = {name: np.array(each[name], kind) for name, kind in kinds.items()}
         run.tree.append(Generation(each["step"], each["judge"], **arrays))
     if about["restarts"]:
-        arrays = load_file(folder / GIVEN.format(about["restarts"]))
+        arrays = from_bytes((folder / GIVEN.format(about["restarts"])).read_bytes())
         run.clips = [arrays.pop(f"clip-{i}") for i in range(len(run.shared))]
         run.conditions = run.conditions.replace(**{n: jnp.asarray(a) for n, a in arrays.items()})
     state = run.steps(start=folder / about["file"]).state

@@ -15,7 +15,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
 from jcos.config import DiTConfig, Numerics
-from jcos.devices import memory, mesh
+from jcos.devices import memory, mesh, sharding
 from jcos.model.attention import side_by_side
 from jcos.model.dit import DiT
 from jcos.model.layers import rounded
@@ -248,7 +248,7 @@ def _velocity(
         frames, height, width = expert.cfg.tokens(*x.shape[:3])
         clean = jnp.arange(frames * height * width) < len(condition.first) * height * width
 
-    read = expert.readout(t, x.shape[:3], clean)
+    read = expert.readout(t, condition.grid, clean)
 
     def estimate(tokens: Array) -> Array:
         return _keep_first(clean_estimate(x, read(tokens), site.sigma), condition)
@@ -413,10 +413,11 @@ def check_step(step: int, steps: int, part: Trace | None, *, every: bool = False
     every one. part: what the step left, leaves [W, K, 1, …]."""
     if part is None:
         return
-    finite = np.asarray(part.finite)[..., 0]
+    flags, layers = sharding.to_host((part.finite, part.layer))
+    finite = flags[..., 0]
     if not (finite.all() if every else finite.any()):
         run = tuple(np.argwhere(~finite)[0].tolist())
-        layer = int(np.asarray(part.layer)[run][0])
+        layer = int(layers[run][0])
         raise FloatingPointError(_not_finite(run, step, steps, layer))
 
 
