@@ -128,7 +128,7 @@ def test_known_frames_go_straight_from_the_noise_to_themselves(model, condition,
     noise = runs.state.x
     for state in runs:
         np.testing.assert_array_equal(state.x0[:, :2], np.stack([known] * 2))
-        straight = (1 - state.next_sigma) * known + state.next_sigma * noise[:, :2]
+        straight = (1 - state.next_sigma) * known[None] + state.next_sigma * noise[:, :2]
         np.testing.assert_allclose(state.x[:, :2], straight, atol=1e-4)
     np.testing.assert_allclose(state.x[:, :2], np.stack([known] * 2), atol=1e-4)
     assert float(jnp.abs(state.x[0, 2] - state.x[1, 2]).max()) > 0.1
