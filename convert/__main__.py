@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jcos.cli.paths import InPath, Model, OutFolder, parse, refuse
+from jcos.cli.paths import AnyOutFolder, InPath, Model, parse, refuse
 from jcos.config import StoredType
 from jcos.weights import hub
 from jcos.weights.faults import readable
@@ -35,7 +35,7 @@ class Arguments:
     """Folder as it is published: original layout, or that of diffusers; org/name[@revision] on
     Hugging Face; or a transformer's file as ComfyUI has it (safetensors, GGUF), with VAE and text
     encoder beside it."""
-    target: tyro.conf.Positional[OutFolder]
+    target: tyro.conf.Positional[AnyOutFolder]
     """Folder to be written. It must not exist."""
     dtype: StoredType = "bfloat16"
     """Of the weights that the original multiplies in bfloat16 anyway: linear layers of the

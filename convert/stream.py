@@ -7,7 +7,6 @@ leaf is in memory.
 
 import contextlib
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +19,7 @@ import numpy as np
 from rich.progress import Progress
 
 from jcos.config import to_json
-from jcos.files import check_room, local_path
+from jcos.files import any_path, check_room, is_remote, visible, write
 from jcos.weights import checkpoint
 from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.faults import readable
@@ -97,8 +96,8 @@ def convert(job: Job, progress: Progress, times: dict[str, float] | None = None)
     or do not fit the model (before anything is written), have changed since the conversion was
     begun, or hold a nan; OSError where the disk is full or may not be written to.
     """
-    target = local_path(job.target).absolute()
-    if target.exists():
+    target = any_path(job.target).absolute()
+    if (target / checkpoint.MANIFEST if is_remote(target) else target).exists():
         raise FileExistsError(f"{target} exists; remove it or choose another name")
     checkpoint.check_name(target)
     made = plan(job)
@@ -239,9 +238,10 @@ def _write_part(
 def _finish(made: Plan, work: Work) -> None:
     released = made.released
     if released.tokenizer and "text" in released.parts:
-        hidden = shutil.ignore_patterns(".*")
-        place = work.folder / "tokenizer"
-        shutil.copytree(released.tokenizer, place, dirs_exist_ok=True, ignore=hidden)
+        for file in visible(released.tokenizer, "**/*"):
+            if file.is_file():
+                name = file.relative_to(released.tokenizer)
+                write(work.folder / "tokenizer" / name, file.read_bytes())
     notes = {
         "converted from": readable(released.folder.resolve().name),
         "by": f"jcos {metadata.version('jcos')}",

@@ -4,13 +4,12 @@ import errno
 import fcntl
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from jcos.files import visible, write
+from jcos.files import is_remote, remove, visible, write
 from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.faults import shorter
 
@@ -31,19 +30,21 @@ class Work:
 
     def __init__(self, target: Path, settings: Mapping[str, Any]):
         self.target = target
-        self.folder = target.with_name(f".{target.name}.unfinished")
+        # A folder in a bucket cannot be renamed: it is whole with its manifest.
+        hidden = target.with_name(f".{target.name}.unfinished")
+        self.folder = target if is_remote(target) else hidden
         new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.folder / "lock").open("w")
+        self._lock = None if is_remote(target) else (self.folder / "lock").open("w")
         try:
             self.locked = self._take_lock()
             self._journal = self._read()
             self._compare(json.loads(json.dumps(settings)))
             self._remove_halves()
         except BaseException:
-            self._lock.close()
+            self._unlock()
             if new:
-                shutil.rmtree(self.folder, ignore_errors=True)
+                remove(self.folder)
             raise
 
     @property
@@ -95,18 +96,25 @@ class Work:
 
     def finish(self) -> None:
         """Give the folder, now a checkpoint, its final name."""
-        self.folder.rename(self.target)
+        if self.folder != self.target:
+            self.folder.rename(self.target)
         for name in (JOURNAL, "lock"):
-            (self.target / name).unlink()
-        self._lock.close()
+            (self.target / name).unlink(missing_ok=True)
+        self._unlock()
 
     def close(self) -> None:
         """Leave the folder to be gone on with; remove it if nothing in it is finished."""
         if not self._journal["parts"]:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        self._lock.close()
+            remove(self.folder)
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
 
     def _take_lock(self) -> bool:
+        if self._lock is None:
+            return False
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -144,7 +152,7 @@ class Work:
         if (self.folder / "weights").is_dir():
             for path in visible(self.folder / "weights"):
                 if path.name not in self._journal["parts"]:
-                    shutil.rmtree(path)
+                    remove(path)
 
 
 def _sha256(file: Path, advance: Callable[[int], object]) -> str:

@@ -1,4 +1,7 @@
-"""Paths: which of them can be used at all; files that are whole or absent; room for them."""
+"""Paths: which of them can be used at all; files that are whole or absent; room for them.
+
+What is in a bucket is a `Path` too (`jcos.remote`), where a function does not say otherwise.
+"""
 
 import contextlib
 import errno
@@ -12,22 +15,42 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+BUCKETS = ("gs", "s3")
+"""Schemes of places in buckets."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
-def local_path(given: Path | str) -> Path:
-    """Return what was named as a path, touching no file; every path that comes from outside goes
-    through here.
+def any_path(given: Path | str) -> Path:
+    """Return what was named as a path, on a disk or in a bucket (gs://, s3://), touching no file;
+    every path that comes from outside goes through here or through `local_path`.
 
-    Raises ValueError where it is empty, holds a NUL, or names a place on no disk of this machine,
-    like gs://bucket/folder.
+    Raises ValueError where it is empty, holds a NUL, or names a place that nothing here can open.
+    """
+    text = str(given)
+    if (scheme := _SCHEME.match(text)) and scheme[1] in BUCKETS:
+        from jcos.remote import remote_path  # takes long, and few need it
+
+        return remote_path(text)
+    return local_path(given)
+
+
+def is_remote(path: Path) -> bool:
+    """Return whether a path is in a bucket."""
+    return hasattr(path, "scheme")
+
+
+def local_path(given: Path | str) -> Path:
+    """Return `any_path` of a place on a disk.
+
+    Raises ValueError also for one that is on no disk of this machine, like gs://bucket/folder.
     """
     text = str(given)
     scheme = _SCHEME.match(text)  # a Path has lost the second slash
     if scheme:
         raise ValueError(
-            f"{shown(text)} is on no disk of this machine: paths that begin with {scheme[1]}:// "
-            "are not supported; copy or mount it, and name the local folder or file"
+            f"{shown(text)} is on no disk of this machine, where this must be (buckets elsewhere "
+            f"begin with {' or '.join(f'{s}://' for s in BUCKETS)}): copy or mount it, and name "
+            "the local folder or file"
         )
     if not text:
         raise ValueError("a path is empty; name a file or folder, '.' for this one")
@@ -52,6 +75,8 @@ def check_there(path: Path, kind: str | None = None) -> None:
         raise ValueError(f"there is no {kind or 'file'} {shown(path)}")
     if kind and there != kind:
         raise ValueError(f"{shown(path)} is a {there}; a {kind} is needed")
+    if is_remote(path):
+        return
     try:
         if there == "folder":
             os.scandir(path).close()
@@ -74,6 +99,15 @@ def check_new_file(path: Path) -> None:
 
 def check_new_folder(path: Path, size: int = 0) -> None:
     """Check, by trying, that a folder is there or can be made, and takes a file of `size` bytes."""
+    if is_remote(path):
+        probe = path / f".jcos-{secrets.token_hex(8)}"
+        try:
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise ValueError(f"{shown(path)} cannot be written: {why}") from None
+        return
     whole = Path(os.path.abspath(path))
     place = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
     if not place.is_dir():
@@ -95,6 +129,8 @@ def check_room(folder: Path, size: int = 0, more: int = 0) -> None:
 
     size: bytes of the largest file. more: of all others, as far as is known.
     """
+    if is_remote(folder):
+        return check_new_folder(folder)
     whole = Path(os.path.abspath(folder))
     free = shutil.disk_usage(next(p for p in (whole, *whole.parents) if os.path.exists(p))).free
     if free < size + more:
@@ -117,7 +153,8 @@ def _kind(path: Path) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise ValueError(f"{shown(path)} cannot be used: {error.strerror}") from None
+        why = error.strerror or str(error)
+        raise ValueError(f"{shown(path)} cannot be used: {why}") from None
 
 
 # ---- files of text
@@ -160,12 +197,18 @@ def check_python(path: Path) -> None:
 @contextlib.contextmanager
 def beside(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """Yield a hidden file beside `path` to write into, which gets that name if all goes well; else
-    it is removed. A link of that name is replaced, what it points to stays as it is.
+    it is removed. A link of that name is replaced, what it points to stays as it is. For a place in
+    a bucket it is a temporary file, which is uploaded.
 
     shared: several processes may write the same file at the same time; the last one counts.
     Raises OSError with the name of the file.
     """
-    path = local_path(path)
+    path = any_path(path)
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
+            path.upload(Path(folder) / path.name)  # type: ignore[attr-defined]
+        return
     part = path.with_name(f".{path.name}.{f'{secrets.token_hex(8)}.' if shared else ''}part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -191,7 +234,10 @@ def write(path: Path, content: bytes | str, *, shared: bool = False) -> None:
 def reserved(folder: Path, size: int) -> Iterator[None]:
     """Hold `size` bytes of a folder's disk, in a file without a name.
 
-    Raises OSError where the folder cannot be written to, or has no room."""
+    Raises OSError where the folder cannot be written to, or has no room. Of a bucket, nothing."""
+    if is_remote(folder):
+        yield
+        return
     with tempfile.TemporaryFile(dir=folder) as file:
         if size and hasattr(os, "posix_fallocate"):
             try:
@@ -202,7 +248,44 @@ def reserved(folder: Path, size: int) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def fetched(path: Path) -> Iterator[Path]:
+    """Yield a file or folder on a disk: `path` itself, or a temporary copy of what is in a bucket,
+    for libraries that read nothing else."""
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield path.download(Path(folder) / path.name)  # type: ignore[attr-defined]
+
+
+def replace(source: Path, folder: Path, last: str) -> None:
+    """Put a folder's files in a bucket in place of those of the same names; `last`, with which it
+    is whole, goes first and comes last."""
+    (folder / last).unlink(missing_ok=True)
+    for path in sorted(source.iterdir(), key=lambda path: path.name == last):
+        if path.is_dir():
+            remove(folder / path.name)
+        (folder / path.name).upload(path)  # type: ignore[attr-defined]
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder and all that is in it, if it is there."""
+    if is_remote(folder):
+        folder.rmtree(missing_ok=True)  # type: ignore[attr-defined]
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 # ---- reading folders
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Return the bytes of every file below a folder, by its path from there, in order."""
+    if is_remote(folder):
+        return folder.sizes()  # type: ignore[attr-defined]
+    found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    return {name: found[name].stat().st_size for name in sorted(found)}
 
 
 def visible(folder: Path, pattern: str = "*") -> list[Path]:

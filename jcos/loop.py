@@ -17,7 +17,8 @@ from safetensors.numpy import save
 
 from jcos.config import Sampling, WanConfig
 from jcos.devices import memory, mesh, sharding
-from jcos.files import write
+from jcos.devices.watching import step_done
+from jcos.files import any_path, fetched, write
 from jcos.sampling import flow, trajectory
 from jcos.sampling.checks import check_averages, check_probe
 from jcos.sampling.flow import SolverState
@@ -204,7 +205,7 @@ class State:
         about |= {"identity": self.runs.identity, "takes": self.runs.takes}
         if jax.process_index() == 0:
             whole = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
-            write(Path(file), save(whole, {"jcos.State": json.dumps(about)}))
+            write(any_path(file), save(whole, {"jcos.State": json.dumps(about)}))
 
 
 class Runs(Iterator[State]):
@@ -261,7 +262,7 @@ class Runs(Iterator[State]):
         """Continue from a state that `State.save` wrote. Raises ValueError where it is none, or of
         another model, condition, plan or probe."""
         try:
-            with safe_open(str(file), "numpy") as stored:
+            with fetched(any_path(file)) as place, safe_open(str(place), "numpy") as stored:
                 about = json.loads((stored.metadata() or {})["jcos.State"])
                 names = stored.keys()
                 arrays = {name: jnp.asarray(stored.get_tensor(name)) for name in names}
@@ -350,6 +351,7 @@ class Runs(Iterator[State]):
             before.keys,
             self.together,
         )
+        step_done(solver, before.rows.size * (1 if self.plan.guidance is None else 2))
         trajectory.check_step(step, self.plan.steps, trace)
         sigma = float(one.sigma[0])
         self.state = State(step, sigma, before.rows, self, solver, before.keys, trace)

@@ -4,6 +4,7 @@ Each part is on the device only while it works. Latents are written as soon as t
 that was killed goes on with them.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -19,12 +20,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from jcos import generation, loop, runs, wan
 from jcos.config import VaeConfig, WanConfig
 from jcos.devices import memory, mesh, sharding
-from jcos.files import check_room, local_path, write
+from jcos.files import any_path, check_room, write
 from jcos.media import formats, image
 from jcos.model.text import read_prompt
 from jcos.model.vae import Tiles
@@ -83,6 +84,7 @@ def run(
     text_cache: Path | None = None,
     tiles: tuple[int, int] | None = None,
     resident: bool | None = None,
+    trace: bool = False,
     together: int | None = None,
     devices: Mesh | None = None,
     lora: Asked = None,
@@ -106,8 +108,10 @@ def run(
     x0: steps whose clean estimates are kept. probe: what is done to the runs; observations of a
     probe of your own are not kept. noise: torch, jax or a file. text_cache: folder of
     embedded prompts, with all of which the encoder is not loaded. tiles: height and width in
-    latent cells of what the VAE codes at a time. resident, lora: as in `wan.load`. together: as in
-    `loop.steps`. devices: a mesh. preset: of `variants.PRESETS`, for what `sampling` leaves open.
+    latent cells of what the VAE codes at a time. resident, lora: as in `wan.load`. trace: keep all
+    of it in OUT/trace. together: as in `loop.steps`. devices: a mesh; of several hosts the first
+    decodes and writes, and the others return no films. preset: of `variants.PRESETS`, for what
+    `sampling` leaves open.
     search: a method (`jcos.search`) whose seeds begin with the one that is given; the chosen video
     alone is kept, and run.json has the tree of who went on. One that was killed goes on from
     OUT/search.json. preview: clean estimates as small pictures, by a linear map in place of the
@@ -115,7 +119,7 @@ def run(
     Raises ValueError, IndexError or OSError, before weights are read, where this cannot be run, its
     files cannot be written, or `out` holds another run.
     """
-    folder, out = hub.find(folder), local_path(out)
+    folder, out = hub.find(folder), any_path(out)
     config = wan.read_config(folder, profile)
     sampling = with_preset(preset, sampling)
     config = dataclasses.replace(config, sampling=config.sampling_with(**sampling))
@@ -183,6 +187,7 @@ def run(
     if changed:
         settings["lora"] = [[part, a.scale, _file_hash(a.file)] for part, a in changed]
     done = runs.holds(out, "checkpoint", settings) and (out / LATENTS).is_file()
+    done, first_host = sharding.from_first_host(done), sharding.is_first_host()
     written = len(seeds) * (1 + len(x0))
     room = HEADER + 4 * written * math.prod(shape)
     # What is kept of a search on the way: four arrays of every particle, twice.
@@ -191,7 +196,7 @@ def run(
     check_room(out, 0 if done else room + passing, films)
     formats.check_mp4(*size, fps)
     wan.check_vae(config, folder)
-    load = partial(wan.load, folder, profile=profile)
+    load_part = partial(wan.load, folder, profile=profile)
 
     if not done:
         progress("reading the prompts", 0, steps)
@@ -199,7 +204,7 @@ def run(
         rows = wan.embedder(folder, config, words, text_cache, profile)
         asked, unasked = (rows(p) if isinstance(p, str) else p for p in prompts)
         progress("coding the first frame", 0, steps)
-        coder = load(experts=False, text=False)
+        coder = load_part(experts=False, text=False)
         given = {"negative": unasked, "size": size, "tiles": cells, "seen": seen}
         condition = coder.condition(first, asked, frames, **given)
         condition = jax.device_get(condition)
@@ -207,11 +212,12 @@ def run(
         changes = [change.to_json() for change in probe.changes()]
         manifest = {"checkpoint": str(folder), **settings, "changes": changes}
         manifest |= runs.made(command, sizes)
-        with runs.begun(out, manifest, room), sharding.use_mesh(devices):
+        begun = runs.begun(out, manifest, room) if first_host else contextlib.nullcontext()
+        with begun, sharding.use_mesh(devices):
             progress("reading the experts", 0, steps)
             coded = search is not None and _needs_vae(search, config)
-            model = load(text=False, vae=coded, resident=resident, lora=loras)
-            start = time.monotonic()
+            model = load_part(text=False, vae=coded, resident=resident, lora=loras)
+            start, whole = time.monotonic(), None
             if search is not None:
                 kept, about = _search(
                     model,
@@ -229,7 +235,7 @@ def run(
                 manifest |= about
                 write(out / runs.MANIFEST, runs.as_text(manifest))  # latents tell no seed
             else:
-                trace = generation.generate(
+                whole = generation.generate(
                     model,
                     condition,
                     seeds,
@@ -239,24 +245,33 @@ def run(
                     together=together,
                     on_step=lambda step: progress("denoising", step + 1, steps),
                 )
-                kept = {"latents": trace.latents, "x0": trace.x0[:, np.array(x0, int)]}
-                del trace
-            kept = {name: np.asarray(array, np.float32) for name, array in kept.items()}
+                kept = {"latents": whole.latents, "x0": whole.x0[:, np.array(x0, int)]}
+            kept = {k: np.asarray(a, np.float32) for k, a in sharding.to_host(kept).items()}
             seconds = round(time.monotonic() - start, 1)
             del model
-        write(out / LATENTS, save(kept))
-        manifest |= {"seconds": seconds, "date": runs.now()}
-        write(out / runs.MANIFEST, runs.as_text(manifest))
+        if first_host:
+            write(out / LATENTS, save(kept))
+            manifest |= {"seconds": seconds, "date": runs.now()}
+            write(out / runs.MANIFEST, runs.as_text(manifest))
+        if trace and whole is not None:
+            whole.save(out / "trace")
+        del whole
     if search is not None:
         from jcos.lab import saved
 
         saved.remove(out)
         seeds = (runs.read(out / runs.MANIFEST) or {})["seeds"]
+    kinds = {"latents": (len(seeds), *shape), "x0": (len(seeds), len(x0), *shape)}
+    arrays = {name: np.zeros(kind, np.float32) for name, kind in kinds.items()}
     try:
-        arrays = load_file(out / LATENTS)
+        if first_host:
+            arrays = load((out / LATENTS).read_bytes())
     except SafetensorError as error:
         raise ValueError(f"{out / LATENTS} is damaged ({error}); remove it") from None
-    coder, made = load(experts=False, text=False), {}
+    arrays = sharding.from_first_host(arrays)
+    coder, made = load_part(experts=False, text=False), {}
+    if not first_host:
+        return Videos(arrays["latents"], arrays["x0"], {})
     for i, seed in enumerate(seeds):
         progress(f"decoding seed {seed}", i, len(seeds))
         if not np.isfinite(arrays["latents"][i]).all():
@@ -304,6 +319,8 @@ def _check_search(
     from jcos.lab.judges import standard
     from jcos.lab.methods import check, sampling_of
 
+    if jax.process_count() > 1:
+        raise ValueError("a search runs on one host; leave out --join")
     if len(seeds) != 1:
         raise ValueError(f"a search takes its first seed, the others follow; {seeds} are given")
     if x0:

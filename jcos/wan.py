@@ -118,20 +118,13 @@ class Wan(nnx.Module):
             size = (height, width)
         if size is None:
             raise ValueError("without a first frame, the size of the video must be given")
-        grid, channels, first = latent_grid(self.config, frames, *size), None, None
+        grid = latent_grid(self.config, frames, *size)
         if clip is not None:
             check_given(self.config, len(clip), frames)
-            if self.config.image == "pin":
-                first = self.encode(clip, tiles)
-            else:
-                channels = self._image_channels(clip, frames, tiles)
         rows = self.embed(prompt)
         default = self.config.negative if negative is None or _empty(negative) else negative
-        image = None
-        if self.config.vision is not None and clip is not None:
-            image = self._image_tokens(clip[0] if seen is None else seen)
-        negative = self.embed(default).astype(rows.dtype)
-        return Condition(rows, grid, negative, channels, first, image)
+        condition = Condition(rows, grid, self.embed(default).astype(rows.dtype))
+        return condition if clip is None else self._given(condition, clip, tiles, seen)
 
     def _image_tokens(self, picture: Picture) -> Float[Array, "E image"]:
         if self.vision is None:
@@ -150,20 +143,20 @@ class Wan(nnx.Module):
         """Return the condition with the first K latent frames given, clean, as those of an earlier
         run are. tiles: as in `encode`.
 
-        Models of the kind I2V-A14B see them decoded, and encoded with grey frames behind.
+        Models of the kind I2V-A14B see them decoded, and encoded with grey frames behind; of the
+        small model, every clean estimate is made to have them.
         Raises ValueError where the model takes no frames, or none would be left to make.
         """
-        config, frames = self.config, condition.grid[0]
         stride = self.codec.strides[0]
-        check_given(config, 1 + (len(latents) - 1) * stride, 1 + (frames - 1) * stride)
-        if config.image == "pin":
+        check_given(
+            self.config, 1 + (len(latents) - 1) * stride, 1 + (condition.grid[0] - 1) * stride
+        )
+        if self.config.image == "pin":
             return condition.replace(first=jnp.asarray(latents))
-        if self.vae is None and isinstance(self.codec, PixelCodec):
-            channels = image_channels(jnp.asarray(latents), frames, config.image)
-            return condition.replace(channels=channels)
-        clip = self.decode(latents, tiles)
-        channels = self._image_channels(clip, 1 + (frames - 1) * stride, tiles)
-        return condition.replace(channels=channels)
+        if isinstance(self.codec, PixelCodec):
+            return condition.replace(known=jnp.asarray(latents))
+        given = self._given(condition, self.decode(latents, tiles), tiles)
+        return given.replace(image=condition.image)
 
     def chained(
         self,
@@ -177,23 +170,29 @@ class Wan(nnx.Module):
         stride, total = self.codec.strides[0], condition.grid[0]
         given, whole = 1 + (frames - 1) * stride, 1 + (total - 1) * stride
         check_given(self.config, given, whole)
-        clip = self.decode(latents, tiles)[-given:]
+        return self._given(condition, self.decode(latents, tiles)[-given:], tiles)
+
+    def _given(
+        self, condition: Condition, clip: Picture, tiles: Tiles | None, seen: Picture | None = None
+    ) -> Condition:
+        """Give a clip: in place, or beside the noise; to a VAE with grey frames behind. seen: by
+        the image encoder, by default its first frame."""
         if self.config.image == "pin":
             return condition.replace(first=self.encode(clip, tiles))
-        image = None if self.config.vision is None else self._image_tokens(clip[0])
-        channels = self._image_channels(clip, whole, tiles)
-        return condition.replace(channels=channels, image=image)
-
-    def _image_channels(
-        self, clip: Picture, frames: int, tiles: Tiles | None
-    ) -> Float[Array, "F h w E"]:
-        """For a VAE, the given frames and grey ones behind them, encoded together."""
-        if isinstance(self.codec, PixelCodec):
-            return image_channels(self.encode(clip), frames, self.config.image)
-        grey = jnp.zeros((frames - len(clip), *clip.shape[1:]))
+        if isinstance(self.codec, PixelCodec):  # has learnt to see one
+            latents = self.encode(clip)
+            channels = image_channels(latents[:1], condition.grid[0], self.config.image)
+            known = latents if len(latents) > 1 else None
+            return condition.replace(channels=channels, known=known)
+        image = None
+        if self.config.vision is not None:
+            image = self._image_tokens(clip[0] if seen is None else seen)
+        stride = self.codec.strides[0]
+        grey = jnp.zeros((1 + (condition.grid[0] - 1) * stride - len(clip), *clip.shape[1:]))
         latents = self.encode(jnp.concatenate([_signed(clip), grey]), tiles)
-        given = 1 + (len(clip) - 1) // self.codec.strides[0]
-        return jnp.concatenate([given_mask(latents, given), latents], axis=-1)
+        mask = given_mask(latents, 1 + (len(clip) - 1) // stride)
+        channels = jnp.concatenate([mask, latents], axis=-1)
+        return condition.replace(channels=channels, image=image)
 
     def encode(self, video: Picture, tiles: Tiles | None = None) -> Float[Array, "f h w C"]:
         """A video [F, H, W, 3], uint8 or floats in −1..1, as latents. tiles: of a VAE, pieces that

@@ -30,8 +30,9 @@ from rich.progress import track
 from jcos.devices import programs
 from jcos.files import local_path
 from jcos.generation import generate, generate_worlds
+from jcos.lab import search
 from jcos.lab.tasks import get
-from jcos.loop import seed_keys
+from jcos.loop import seed_keys, steps
 from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import Noise
 from jcos.variants import toy
@@ -175,7 +176,8 @@ def noise_positions(lab: Lab) -> list[Row]:
 
 
 def against_diffusers(lab: Lab) -> list[Row]:
-    """A forward pass in PyTorch (eager) and here: the same weights, inputs, cores, in float32."""
+    """A forward pass in PyTorch, eager and compiled, and here: the same weights, inputs, cores, in
+    float32."""
     try:
         torch = import_module("torch")
         wan = import_module("diffusers.models.transformers.transformer_wan")
@@ -196,10 +198,13 @@ def against_diffusers(lab: Lab) -> list[Row]:
     leaves = {path: leaf.build(tensors.__getitem__, kind) for path, leaf in placed.items()}
     model = jax.tree.map(jnp.asarray, with_leaves(lab.model.experts[0], leaves))
 
+    # In C++, which takes minutes; compiled anew for other shapes and threads.
+    fused = torch.compile(other, backend="eager" if lab.quick else "inductor")
+
     @torch.inference_mode()
-    def theirs(threads: int, *inputs: Any) -> Any:
+    def theirs(network: Any, threads: int, *inputs: Any) -> Any:
         torch.set_num_threads(threads)
-        return other(*inputs, return_dict=False)[0].movedim(1, -1)
+        return network(*inputs, return_dict=False)[0].movedim(1, -1)
 
     ours = jax.jit(jax.vmap(lambda m, *inputs: m(*inputs)[0], in_axes=(None, 0, 0, 0)))
     # torch's threads wait for each other busily: with anything else running, 1 can be the fastest.
@@ -208,10 +213,29 @@ def against_diffusers(lab: Lab) -> list[Row]:
         inputs = lab.inputs(batch)
         x, t, text = (torch.tensor(np.asarray(a)) for a in inputs)
         given = (x.movedim(-1, 1).contiguous(), t, text)
-        contenders = {f"PyTorch, {n} thread(s)": partial(theirs, n, *given) for n in counts}
+        contenders = {f"PyTorch, {n} thread(s)": partial(theirs, other, n, *given) for n in counts}
+        contenders["torch.compile"] = partial(theirs, fused, counts[0], *given)
         contenders["jcos"] = partial(ours, model, *inputs)
         rows += race(lab, f"forward pass, batch {batch}", contenders, tolerance=1e-4)
     return rows
+
+
+def search_along(lab: Lab) -> list[Row]:
+    """A search of 8 seeds, and its forwards alone, in the same stages: what judging costs."""
+    condition, method = lab.condition(), search.epbs(8)
+    last = method.rows[0].at(lab.model.config.sampling.steps)
+
+    def forwards() -> jax.Array:
+        runs = steps(lab.model, condition, range(8))
+        for state in runs:
+            if state.step == last:
+                state.keep([0])
+        assert runs.state is not None
+        return runs.state.x
+
+    searched = partial(search.run, lab.model, condition, method)
+    contenders = {"its forwards": forwards, "search": lambda: searched().latents}
+    return race(lab, "search among 8 seeds", contenders)
 
 
 COMMANDS = ("jcos --help", "jcos sample maze --wrong", "jcos run none.py", "jcos convert --help")
@@ -270,7 +294,9 @@ def main() -> None:
         return print(first_step(lab, arguments.first_call))
     jax.config.update("jax_enable_compilation_cache", False)
     before = machine()
-    measurements = (sample, first_call, startup, noise_positions, against_diffusers)
+    measurements = (
+        *(sample, first_call, startup, noise_positions, search_along, against_diffusers),
+    )
     rows = [row for measure in track(measurements, "measuring") for row in measure(lab)]
     out = arguments.out / "quick" if arguments.quick else arguments.out
     save(out, table(rows), before, ({**row._asdict(), "median": row.median} for row in rows))

@@ -70,6 +70,8 @@ EXTRAS = {
     "browser": ("playwright", "nbformat", "nbclient", "ipykernel"),
     "tpu": ("libtpu",),
     "gpu": ("jax_cuda13_plugin",),
+    "buckets": ("gcsfs", "s3fs", "gcp_storage_emulator", "moto"),
+    "ray": ("ray",),
 }
 """What a test marked `extra(NAME)` imports."""
 

@@ -18,6 +18,7 @@ from jcos.experiments import sample
 from jcos.experiments.sweeps import held_out
 from jcos.generation import generate
 from jcos.lab import tasks
+from jcos.report.reading import read
 from jcos.weights import checkpoint
 from tests.conftest import ROOT
 
@@ -104,7 +105,15 @@ def test_search_writes_the_tree_its_cost_and_pictures(
     for scores, (kept,) in zip(made["scores"], made["parents"], strict=True):
         assert kept == int(np.argmax(scores))
     names = {f"puzzle-{i}.{kind}" for i in range(2) for kind in ("png", "webp")}
-    assert {p.name for p in out.iterdir()} == names | {"run.json"}
+    assert {p.name for p in out.iterdir()} == names | {"run.json", "tree.npz", "index.html"}
+    assert (out / "index.html").read_text().count("1 of 3 went on") == 2
+    for i, tree in enumerate(read(out).trees):
+        assert tree["solved"] == manifest["solved"][i]
+        (row,) = tree["rows"]
+        best, *others = row["particles"]
+        assert (best["seed"], best["chosen"]) == (manifest["seed"][i], True)
+        assert not any(one["went"] for one in others)
+        assert [p["score"] for p in row["particles"]] == sorted(made["scores"][i], reverse=True)
 
 
 @pytest.mark.slow
@@ -211,7 +220,7 @@ def test_sample_is_deterministic_and_an_intervention_changes_it(tmp_path: Path) 
             ("search", "maze", "--preset", "luck"),
             "there is no preset 'luck'; the presets are best-of",
         ),
-        (("search", "maze", "--preset", "tbs"), "a prefix needs a TI2V"),
+        (("search", "maze", "--preset", "chain"), "a puzzle is one clip; chain makes"),
         (("search", "maze", "--judge", "mood"), "there is no judge 'mood'"),
         (("sample", "maze", "--steps", 0), "steps is 0"),
         (("sample", "maze", "--puzzles", 0), "at least 1 is needed"),

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "jcos"
 # The floors of the house, from the ground up: a file imports only from floors below its own and
 # from the other files of its folder. `jcos/__init__.py` lists the public names and may import all.
 FLOORS = [
+    "remote",
     "files",
     "config",
     "variants",

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import os
+import pickle
 import re
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -15,7 +16,7 @@ import jcos
 from convert.__main__ import Arguments
 from convert.__main__ import main as convert
 from convert.verify import main as verify
-from jcos import cli, files, wan
+from jcos import cli, files, remote, wan
 from jcos.cli import bench, options
 from jcos.devices import programs
 from jcos.experiments.folder import run_to
@@ -30,6 +31,12 @@ REMOTE = ("gs://bucket/out", "s3://bucket/a", "hf://owner/name", "file:///tmp/x"
 STEPS = str(ROOT / "configs" / "steps.py")
 TINY = str(wan.TINY)
 BENCH = ("bench", "run", str(ROOT / "configs" / "vbvr_base.py"))
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that opens buckets is installed."""
+    monkeypatch.setattr(remote, "find_spec", lambda name: None)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str, main: Any = cli.main) -> str:
@@ -71,6 +78,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_option_refuses_what_is_on_no_disk(
     command: tuple[str, ...],
@@ -87,6 +95,7 @@ def test_every_option_refuses_what_is_on_no_disk(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("option", ["source", "target", "--lora", "--lora-high", "--lora-low"])
 def test_convert_refuses_it_before_it_reads(
     option: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
@@ -133,12 +142,32 @@ FUNCTIONS: list[Any] = [
 ]
 
 
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("number", range(len(FUNCTIONS)))
 def test_functions_refuse_it_as_text_and_as_path(number: int, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="gs://"):
         FUNCTIONS[number](Path("gs://bucket/folder"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_in_a_bucket_is_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "find_spec", lambda name: name == "gcsfs")
+    path = files.any_path(Path("gs://bucket/folder"))
+    assert isinstance(path, Path)
+    assert [str(p) for p in (path / "a.txt", path.parent, path.with_name("b"))] == [
+        "gs://bucket/folder/a.txt",
+        "gs://bucket",
+        "gs://bucket/b",
+    ]
+    assert files.any_path(path) == path == pickle.loads(pickle.dumps(path))
+    assert path.absolute() == path
+    with pytest.raises(ValueError, match=r"needs the extra s3: pip install 'jcos\[s3\]'"):
+        files.any_path("s3://bucket")
+    with pytest.raises(ValueError, match="names no bucket; write gs://BUCKET/FOLDER"):
+        files.any_path("gs://")
+    with pytest.raises(ValueError, match="is on no disk of this machine"):
+        files.local_path("gs://bucket/folder")
 
 
 def test_a_colon_is_no_scheme() -> None:

@@ -21,7 +21,6 @@ from jcos.model.dit import DiT
 from jcos.plan import compiled, costs, forecast
 from jcos.plan.costs import Job, Memory, Seconds
 from jcos.plan.forecast import Forecast, Option
-from jcos.plan.hlo import Traffic, collectives
 from jcos.plan.machines import GIB, machine
 from jcos.variants import VARIANTS, toy
 
@@ -192,54 +191,6 @@ def test_machines_that_are_none(name: str, says: str) -> None:
 
 # ---- programs
 
-PROGRAM = """HloModule jit_run, entry_computation_layout={()->f32[]}
-
-%cond.inner (p: (s32[], f32[8])) -> pred[] {
-  %constant.1 = s32[]{:T(128)} constant(40)
-  ROOT %lt.1 = pred[] compare(%get-tuple-element.1, %constant.1), direction=LT
-}
-
-%inner (p: (s32[], f32[8])) -> (s32[], f32[8]) {
-  %all-gather.1 = bf16[100,20]{1,0:T(8,128)(2,1)} all-gather(%x), replica_groups=[2,4]<=[8]
-  %permute-start = (f32[50], f32[50], u32[]) collective-permute-start(%y), pairs={{0,1}}
-  %done = f32[50] collective-permute-done(%permute-start)
-}
-
-%cond.outer (p: (s32[], f32[8])) -> pred[] {
-  %constant.2 = s32[] constant(5)
-  ROOT %lt.2 = pred[] compare(%get-tuple-element.2, %constant.2), direction=LT
-}
-
-%outer (p: (s32[], f32[8])) -> (s32[], f32[8]) {
-  %while.1 = (s32[], f32[8]) while(%t), condition=%cond.inner, body=%inner
-  %all-to-all.1 = f32[2,50]{1,0} all-to-all(%z), replica_groups=mesh['x'=2,'y'=4] {'x'}
-}
-
-%summed (p: f32[10]) -> f32[10] {
-  %all-reduce.1 = (f32[10], f32[30]) all-reduce(%a, %b), replica_groups={{0,1,2,3}}, {chain_id="7"}
-}
-
-%done (p: f32[10]) -> f32[10] {
-  %all-reduce.2 = (f32[10], f32[30]) all-reduce(%a, %b), replica_groups={{0,1,2,3}}, {chain_id="7"}
-}
-
-ENTRY %main (p: f32[8]) -> f32[] {
-  %while.2 = (s32[], f32[8]) while(%t), condition=%cond.outer, body=%outer
-  %fusion.1 = f32[10] fusion(%p), kind=kCustom, calls=%summed
-  %fusion.2 = f32[10] fusion(%fusion.1), kind=kCustom, calls=%done
-}
-"""
-
-
-def test_collectives_count_as_often_as_they_run() -> None:
-    assert collectives(PROGRAM) == {
-        "all-gather": Traffic(200, 200 * 4000 * 3 / 4),
-        "all-reduce": Traffic(1, 2 * 160 * 3 / 4),
-        "all-to-all": Traffic(5, 5 * 400 / 2),
-        "collective-permute": Traffic(200, 200 * 200),
-    }
-    assert collectives("") == {}
-
 
 @pytest.mark.slow
 @pytest.mark.extra("tpu")
@@ -253,15 +204,13 @@ def test_axes_of_a_mesh_may_share_one_of_the_slice(sizes: dict[str, int]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("machine", "attention"),
+    "machine",
     [
-        pytest.param("v5e:2x2", "splash", marks=pytest.mark.extra("tpu")),
-        pytest.param("gpu:h100:4", "cudnn", marks=pytest.mark.extra("gpu")),
+        pytest.param("v5e:2x2", marks=pytest.mark.extra("tpu")),
+        pytest.param("gpu:h100:4", marks=pytest.mark.extra("gpu")),
     ],
 )
-def test_a_run_compiles_for_a_machine_that_is_not_here(
-    machine: str, attention: str, tmp_path: Path
-) -> None:
+def test_a_run_compiles_for_a_machine_that_is_not_here(machine: str, tmp_path: Path) -> None:
     """All blocks of a released model at full width, a short small video; in a process of its own,
     since jax fills classes with other things than arrays when it lowers, which the shape checks of
     these tests do not allow."""
@@ -275,19 +224,12 @@ def test_a_run_compiles_for_a_machine_that_is_not_here(
     )
     assert run.returncode == 0, run.stderr
     assert "Recommended: branch=2,context=2" in run.stdout
-    assert f"It calls {attention} attention" in run.stdout
     found = json.loads(file.read_text())
     (option,) = found["options"]
     assert option["compiled"]
-    assert option["attention"] == attention
     asked = Job(VARIANTS[found["model"]](), 17, 256, 256, seeds=2)
     weights = costs.expert_bytes(asked.config)
     assert option["memory"]["arguments"] == pytest.approx(weights, rel=0.05)
-    # Queries, keys, values and results of each of the 30 blocks change hands, and little else.
-    assert option["sent"]["all-to-all"]["count"] >= 30
-    calculated = costs.link_bytes(asked, option["sizes"])
-    assert option["sent"]["all-to-all"]["bytes"] == pytest.approx(calculated, rel=0.05)
-    assert option["link_bytes"] < 2 * calculated
 
 
 def test_without_its_compiler_a_slice_is_calculated(

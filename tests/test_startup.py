@@ -44,7 +44,7 @@ def ended(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         ("jcos.cli", ("sample", "maze", "--out", "gs://bucket/out"), 2),
         ("jcos.cli", ("report", "none"), 2),
         ("convert.__main__", ("--help",), 0),
-        ("convert.__main__", (".", "gs://bucket/out"), 2),
+        ("convert.__main__", (".", "hf://bucket/out"), 2),
         ("convert.verify", ("--help",), 0),
     ],
 )

@@ -7,13 +7,14 @@ import json
 import os
 import shlex
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jcos.bench.folder import Bench
 from jcos.bench.results import read_json
-from jcos.files import write
+from jcos.files import fetched, is_remote, write
 from jcos.runs import as_text, now
 
 RECORD = "scorer.json"
@@ -59,7 +60,7 @@ def official(bench: Bench, arm: Path, name: str, out: Path, scorer: str | None) 
     videos = {n: video for n in bench.names if (video := arm / f"{n}.mp4").exists()}
     if not videos:
         return Scores(name, {}, {})
-    arm, place = Path(os.path.abspath(arm)), Path(os.path.abspath(out)) / "official" / name
+    arm, place = _whole(arm), _whole(out) / "official" / name
     record = {"folder": str(arm.resolve()), "videos": {n: _state(v) for n, v in videos.items()}}
     if scorer is not None:
         _run(scorer, bench, arm, place, record)
@@ -80,6 +81,11 @@ def _state(video: Path) -> list[int]:
     return [about.st_size, about.st_mtime_ns]
 
 
+def _whole(path: Path) -> Path:
+    """Return a path from the root, without `..`."""
+    return path if is_remote(path) else Path(os.path.abspath(path))
+
+
 def _run(scorer: str, bench: Bench, arm: Path, place: Path, record: Mapping[str, Any]) -> None:
     (place / RECORD).unlink(missing_ok=True)
     about: dict[str, Any] = {"command": scorer, "commit": commit_of(scorer), "date": now()}
@@ -87,13 +93,17 @@ def _run(scorer: str, bench: Bench, arm: Path, place: Path, record: Mapping[str,
     if bench.benchmark == "vbvr-pro":
         environment["CUDA_VISIBLE_DEVICES"] = ""  # its OCR takes a GPU whatever --device says
         about["probe"] = probe(scorer, environment)
-    root = os.path.abspath(bench.root)
-    command = [*shlex.split(scorer), "--model_path", str(arm), "--gt_base", root]
-    command += ["--output_dir", str(place), "--device", "cpu"]
-    try:
-        subprocess.run(command, check=True, env=environment)
-    except subprocess.CalledProcessError as error:
-        raise ValueError(f"the scorer ended with exit code {error.returncode}") from None
+    temporary = tempfile.TemporaryDirectory()
+    with fetched(arm) as videos, fetched(_whole(bench.root)) as truth, temporary as new:
+        target = Path(new) if is_remote(place) else place
+        command = [*shlex.split(scorer), "--model_path", str(videos), "--gt_base", str(truth)]
+        command += ["--output_dir", str(target), "--device", "cpu"]
+        try:
+            subprocess.run(command, check=True, env=environment)
+        except subprocess.CalledProcessError as error:
+            raise ValueError(f"the scorer ended with exit code {error.returncode}") from None
+        if is_remote(place):
+            place.upload(target)  # type: ignore[attr-defined]
     write(place / RECORD, as_text({**about, **record}))
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import av
 
 from jcos.bench.official import OFFICIAL, PER_TASK, PRO, TITLES
-from jcos.files import check_file, local_path, read_text, visible
+from jcos.files import any_path, check_file, fetched, read_text, visible
 from jcos.lab.tasks import TASKS
 from jcos.media.image import read_picture
 
@@ -134,7 +134,7 @@ def read_bench(root: Path, per_task: int | None = None, benchmark: str = "vbvr")
         raise ValueError(f"{per_task} samples of each task are asked for; at least 1 is needed")
     if benchmark not in TITLES:
         raise ValueError(f"benchmark is {benchmark!r}; there are {', '.join(TITLES)}")
-    root = local_path(root)
+    root = any_path(root)
     if not any((root / split).is_dir() for split in SPLITS):
         raise ValueError(f"{root} is no benchmark folder: it has neither {' nor '.join(SPLITS)}")
     samples, faults, names = [], {}, []
@@ -208,7 +208,7 @@ def count_frames(path: Path) -> int:
     check_file(path)
     frames = 0
     try:
-        with av.open(str(path)) as file:
+        with fetched(path) as there, av.open(str(there)) as file:
             for stream in file.streams.video[:1]:
                 frames = stream.frames or sum(1 for _ in file.decode(stream))
     except (av.FFmpegError, OSError) as error:

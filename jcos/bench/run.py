@@ -2,6 +2,7 @@
 denoised, the one before is decoded and written, and the next one is prepared."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from jcos import wan
 from jcos.bench.arm import Arm, Shape, as_json, resized
@@ -22,7 +23,7 @@ from jcos.bench.results import Folder, Status
 from jcos.bench.sampler import Sampler
 from jcos.config import PixelCodec, WanConfig
 from jcos.devices import mesh, sharding
-from jcos.files import check_room, write
+from jcos.files import check_room, is_remote, write
 from jcos.media.formats import check_mp4, write_mp4
 from jcos.runs import made
 from jcos.sampling.trajectory import Condition
@@ -30,6 +31,8 @@ from jcos.staged import Progress, silent
 from jcos.weights.checkpoint import identify
 
 T = TypeVar("T")
+PACE = 60.0
+"""Seconds between two summaries in a bucket, where each sample's notes are requests."""
 ROOM = 64 * 2**20
 """Bytes that must be free on the disk before a batch is begun."""
 FAILURES = (
@@ -69,25 +72,20 @@ class Work:
             raise ValueError(f"batch is {self.batch}; at least 1 sample is generated at a time")
 
 
-def run(
+def settle(
     arms: Mapping[str, Arm],
     checkpoint: Path,
     bench: Bench,
     out: Path,
-    work: Work,
-    *,
+    sizes: Mapping[str, int],
     command: str = "",
-    progress: Progress = silent,
-) -> dict[str, Status]:
-    """Make what is missing of the arms' videos, each arm's in OUT/NAME, and return what still is.
+) -> dict[str, WanConfig]:
+    """Check what can be known before weights are read, write each arm's manifest, and return the
+    model as each arm samples it. sizes: of the mesh.
 
-    Raises ValueError, IndexError or OSError, before anything runs, where an arm does not suit the
-    model or the mesh, the checkpoint has no VAE, a folder cannot be written or has videos of other
-    settings. What is wrong with one sample is written down, and the rest goes on; OSError where
-    not even that can be written.
+    Raises ValueError where the mesh or a setting does not fit, or a folder holds another run.
     """
     check_room(out)
-    sizes = work.mesh.shape if work.mesh else {}
     configs = {n: arm.of(wan.read_config(checkpoint, arm.profile)) for n, arm in arms.items()}
     for name, arm in arms.items():
         check_mesh(sizes, configs[name])
@@ -105,11 +103,46 @@ def run(
             },
             made(command, sizes),
         )
-    part = bench.part(*work.shard)
-    return {
-        name: _run(arm, configs[name], checkpoint, part, Folder(out / name), work, progress)
-        for name, arm in arms.items()
-    }
+    return configs
+
+
+def run(
+    arms: Mapping[str, Arm],
+    checkpoint: Path,
+    bench: Bench,
+    out: Path,
+    work: Work,
+    *,
+    command: str = "",
+    progress: Progress = silent,
+) -> dict[str, Status]:
+    """Make what is missing of the arms' videos, each arm's in OUT/NAME, and return what still is.
+
+    Raises ValueError or IndexError, before weights are read, as `settle`. What is wrong with one
+    sample is written down, and the rest goes on; OSError where not even that can be written.
+    """
+    sizes = work.mesh.shape if work.mesh else {}
+    configs = settle(arms, checkpoint, bench, out, sizes, command)
+    part, found = bench.part(*work.shard), {}
+    i, n = work.shard
+    summary = "summary.json" if n == 1 else f"summary-{i}-of-{n}.json"
+    for name, arm in arms.items():
+        folder = Folder(out / name)
+        making = Making(arm, configs[name], checkpoint, part, folder, work)
+        left = making.left()
+        names = [sample.name for sample in making.shapes]
+        total = len(names)
+        if wan.anywhere(bool(left)):
+            progress(f"{name}: reading the model", total - len(left), total)
+            written = -PACE
+            for sample in making.make(left):
+                if is_remote(out) and time.monotonic() - written < PACE:
+                    continue
+                folder.status(part, summary)
+                done, written = sum(map(folder.is_settled, names)), time.monotonic()
+                progress(f"{name}: {sample}", done, total)
+        found[name] = folder.status(part, summary)
+    return found
 
 
 def check_mesh(sizes: Mapping[str, int], config: WanConfig) -> None:
@@ -119,60 +152,54 @@ def check_mesh(sizes: Mapping[str, int], config: WanConfig) -> None:
     wan.check_mesh(sizes, config)
 
 
-def _run(
-    arm: Arm,
-    config: WanConfig,
-    checkpoint: Path,
-    bench: Bench,
-    folder: Folder,
-    work: Work,
-    progress: Progress,
-) -> Status:
-    i, n = work.shard
-    summary = "summary.json" if n == 1 else f"summary-{i}-of-{n}.json"
-    for name in bench.names if work.retry else ():
-        folder.about(name, "failed").unlink(missing_ok=True)
-    shapes: dict[Sample, Shape] = {}
-    for sample in bench.samples:
-        try:
-            shapes[sample] = arm.shape(config, sample)
-        except ValueError as error:
-            folder.fail(sample.name, error)
-    left = [sample for sample in shapes if not folder.is_settled(sample.name)]
-    if wan.anywhere(bool(left)):
-        progress(f"{folder.path.name}: reading the model", len(shapes) - len(left), len(shapes))
-        words = [config.negative, *(sample.prompt for sample in left)]
-        with sharding.use_mesh(work.mesh):
-            rows = wan.embedder(checkpoint, config, words, work.text, arm.profile)
-            model = wan.load(checkpoint, profile=arm.profile, text=False, resident=None)
-        model.config = config
-        kept = {sample.name for sample in bench.samples[: arm.x0_samples if arm.x0 else 0]}
-        worker = _Worker(Sampler.of(arm, model, rows, work.mesh), folder, shapes, kept)
-        for name in worker.run(left, work.batch):
-            folder.status(bench, summary)
-            done = sum(folder.is_settled(sample.name) for sample in shapes)
-            progress(f"{folder.path.name}: {name}", done, len(shapes))
-    return folder.status(bench, summary)
+@dataclasses.dataclass
+class Making:
+    """One arm's videos, made by one process, which reads the model once.
 
+    shapes: of the samples that can be made; why others cannot is written down. sizes: of programs,
+    in samples.
+    """
 
-@dataclasses.dataclass(frozen=True)
-class _Worker:
-    """kept: samples whose clean estimates are written. sizes: of programs, in samples."""
-
-    sampler: Sampler
+    arm: Arm
+    config: WanConfig
+    checkpoint: Path
+    bench: Bench
     folder: Folder
-    shapes: dict[Sample, Shape]
-    kept: set[str]
+    work: Work
+    shapes: dict[Sample, Shape] = dataclasses.field(default_factory=dict)
     sizes: dict[Shape, int] = dataclasses.field(default_factory=dict)
 
-    def run(self, left: Sequence[Sample], asked: int | None) -> Iterator[str]:
+    def __post_init__(self) -> None:
+        for name in self.bench.names if self.work.retry else ():
+            self.folder.about(name, "failed").unlink(missing_ok=True)
+        for sample in self.bench.samples:
+            try:
+                self.shapes[sample] = self.arm.shape(self.config, sample)
+            except ValueError as error:
+                self.folder.fail(sample.name, error)
+
+    def left(self) -> list[Sample]:
+        """Return the samples to be made."""
+        return [sample for sample in self.shapes if not self.folder.is_settled(sample.name)]
+
+    @functools.cached_property
+    def sampler(self) -> Sampler:
+        arm, work, checkpoint = self.arm, self.work, self.checkpoint
+        words = [self.config.negative, *(sample.prompt for sample in self.left())]
+        with sharding.use_mesh(work.mesh):
+            rows = wan.embedder(checkpoint, self.config, words, work.text, arm.profile)
+            model = wan.load(checkpoint, profile=arm.profile, text=False, resident=None)
+        model.config = self.config
+        return Sampler.of(arm, model, rows, work.mesh)
+
+    def make(self, left: Sequence[Sample]) -> Iterator[str]:
         """Make samples, so many of one shape at a time as are asked for or as memory holds, telling
         the first of each batch when it is begun.
 
         Of samples that a killed run has denoised, only the videos are made.
         """
         denoised = [sample for sample in left if self.folder.is_denoised(sample)]
-        batches = self._batches([s for s in left if s not in denoised], asked)
+        batches = self._batches([s for s in left if s not in denoised])
         # No more threads than coders, so that preparing takes no memory beside a decoder's.
         with ThreadPoolExecutor(len(self.sampler.coders)) as coding:
 
@@ -193,13 +220,13 @@ class _Worker:
                 future.result()
         yield "done"
 
-    def _batches(self, samples: Sequence[Sample], asked: int | None) -> list[list[Sample]]:
+    def _batches(self, samples: Sequence[Sample]) -> list[list[Sample]]:
         by_shape: dict[Shape, list[Sample]] = {}
         for sample in samples:
             by_shape.setdefault(self.shapes[sample], []).append(sample)
         batches = []
         for shape, alike in by_shape.items():
-            self.sizes[shape] = size = self.sampler.fitting(shape, len(alike), asked)
+            self.sizes[shape] = size = self.sampler.fitting(shape, len(alike), self.work.batch)
             batches += [alike[i : i + size] for i in range(0, len(alike), size)]
         return batches
 
@@ -235,6 +262,7 @@ class _Worker:
             self.folder.fail(next(iter(batch)).name, error)
             return []
         seconds = round((time.monotonic() - start) / len(batch), 1)
+        kept = self.bench.samples[: self.arm.x0_samples if self.arm.x0 else 0]
         for i, sample in enumerate(batch):
             about = {
                 "digest": sample.digest,
@@ -245,7 +273,7 @@ class _Worker:
                 "mesh": sharding.describe(self.sampler.devices or {}),
             }
             about |= self.sampler.notes[i] if self.sampler.notes else {}
-            if sample.name in self.kept:
+            if sample in kept:
                 estimates = {"x0": x0[i].astype(np.float16)}
                 write(self.folder.about(sample.name, "x0", "safetensors"), save(estimates))
             write(self.folder.latents(sample.name), save({"latents": latents[i]}))
@@ -254,12 +282,12 @@ class _Worker:
 
     def _finish(self, sample: Sample, i: int) -> None:
         """Write the video of latents, which makes the sample done."""
-        arm, coder = self.sampler.arm, self.sampler.coders[i % len(self.sampler.coders)]
+        arm, coder = self.arm, self.sampler.coders[i % len(self.sampler.coders)]
         # H.264 needs even sides.
         height, width = (side + side % 2 for side in (sample.height, sample.width))
         exact, latents = isinstance(coder.codec, PixelCodec), self.folder.latents(sample.name)
         try:
-            video = coder.decode(load_file(latents)["latents"])
+            video = coder.decode(load(latents.read_bytes())["latents"])
             how = {"exact": exact, "resample": arm.resample}
             video = np.stack([resized(frame, height, width, **how) for frame in video])
             write_mp4(self.folder.video(sample.name), video, arm.fps, crf=arm.crf)

@@ -3,20 +3,29 @@
 import dataclasses
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from jcos.cli.options import TINY, Checkpoint, Command, OnMesh
-from jcos.cli.paths import CacheFolder, ConfigFile, InFolder, OutFolder, config_file
+from jcos.cli.on_mesh import OnMesh
+from jcos.cli.options import TINY, Checkpoint, Command
+from jcos.cli.paths import (
+    AnyCacheFolder,
+    AnyInFolder,
+    AnyOutFolder,
+    ConfigFile,
+    OutFolder,
+    config_file,
+)
 
 if TYPE_CHECKING:
     from jcos.bench.folder import Bench as Benchmark
     from jcos.bench.scores import Cell, Comparison
 
 Samples = Annotated[
-    InFolder,
+    AnyInFolder,
     tyro.conf.arg(help="The benchmark's folder, with In-Domain_50 and Out-of-Domain_50."),
 ]
 PerTask = Annotated[int | None, tyro.conf.arg(help="Only the first so many samples of each task.")]
@@ -41,7 +50,7 @@ class Run(OnMesh, Command):
     """A Python file that describes arms, or the name of one that comes with jcos, like
     vbvr_base."""
     samples: Samples
-    out: OutFolder = Path("out/vbvr")
+    out: AnyOutFolder = Path("out/vbvr")
     """Where the arms' folders go."""
     checkpoint: Checkpoint = TINY
     arms: tuple[str, ...] = ()
@@ -51,30 +60,42 @@ class Run(OnMesh, Command):
     per_task: PerTask = None
     shard: str | None = None
     """I/N: only every N-th sample, from the I-th on, for each of N processes."""
-    join: bool = False
-    """This is one of a pod's hosts, which must start together: joins the others first. Each takes
-    its own shard of the samples."""
+    ray: bool = False
+    """Spread the samples over the machines of a Ray cluster (extra ray), with --mesh for each
+    actor; Ray starts what is lost again. All machines must see the same paths."""
+    address: str | None = None
+    """HOST:PORT of the cluster, as `ray start --head` says it; by default one is started here."""
     batch: int | None = None
     """Samples generated at a time; by default as many of one shape as memory holds."""
     retry: bool = False
     """Try the failed samples again."""
-    text_cache: CacheFolder | None = None
+    text_cache: AnyCacheFolder | None = None
     """Folder of embedded prompts; OUT/text by default."""
 
-    def run(self) -> None:
-        from jax.experimental import multihost_utils
+    def check(self) -> None:
+        self._parts()
+        if self.ray and (self.join or self.shard is not None):
+            raise ValueError("--ray spreads the samples itself: leave out --join and --shard")
+        if self.address is not None and not self.ray:
+            raise ValueError("--address is of a Ray cluster: give --ray, too")
 
-        from jcos.bench import run
+    def run(self) -> None:
+        with self.at_work():
+            complete = self._run()
+        if not complete:
+            raise SystemExit(1)
+
+    def _run(self) -> bool:
+        import jax
+
+        from jcos.bench import cluster, run
         from jcos.bench.arm import benchmark_of, load_arms
         from jcos.bench.folder import read_bench
         from jcos.cli.common import bar, command_line
-        from jcos.devices import sharding
         from jcos.experiments.settings import override
 
-        if self.join:
-            if self.mesh is None:
-                raise ValueError("--join needs --mesh: how a host's devices share the work")
-            sharding.init_distributed()
+        if self.ray:  # this process asks, and leaves the devices to those that work
+            jax.config.update("jax_platforms", "cpu")
         arms = load_arms(config_file(self.config))
         if unknown := [name for name in self.arms if name not in arms]:
             raise ValueError(f"{self.config} has no arm {unknown[0]!r}; it has {', '.join(arms)}")
@@ -84,40 +105,32 @@ class Run(OnMesh, Command):
         _print_absent(bench)
         work = run.Work(
             text=self.text_cache or self.out / "text",
-            shard=self._shard(),
+            shard=self._parts() or (jax.process_index(), jax.process_count()),
             retry=self.retry,
             batch=self.batch,
-            mesh=self.devices(),
+            mesh=None if self.ray else self.devices(everywhere=False),
         )
+        make = run.run
+        if self.ray:
+            make = partial(cluster.run, address=self.address, mesh=self.mesh)
         with bar() as progress:
-            done = run.run(
-                arms,
-                self.checkpoint,
-                bench,
-                self.out,
-                work,
-                command=command_line(),
-                progress=progress,
-            )
-        if self.join:
-            multihost_utils.sync_global_devices("all hosts are done")  # or they take it for a loss
+            about = {"command": command_line(), "progress": progress}
+            done = make(arms, self.checkpoint, bench, self.out, work, **about)
         for name, status in done.items():
             print(f"{name}: {status.done} of {status.total} videos are in {self.out / name}")
             for what in (status.faults, status.failed):
                 _print_errors(f"{sample}: {reason}" for sample, reason in what.items())
             stale = "was made from other files; remove its video"
             _print_errors(f"{sample}: {stale}" for sample in status.stale)
-        if not all(status.complete for status in done.values()):
-            raise SystemExit(1)
+        return all(status.complete for status in done.values())
 
-    def _shard(self) -> tuple[int, int]:
-        import jax
-
+    def _parts(self) -> tuple[int, int] | None:
+        """Return --shard, which is checked."""
         if self.shard is None:
-            return jax.process_index(), jax.process_count()
+            return None
         i, _, n = self.shard.partition("/")
-        if not (i.isdecimal() and n.isdecimal()):
-            raise ValueError(f"shard is {self.shard!r}; it is I/N, like 0/4")
+        if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+            raise ValueError(f"shard is {self.shard!r}; it is I/N with I below N, like 0/4 to 3/4")
         return int(i), int(n)
 
 
@@ -134,10 +147,10 @@ class Score(Command):
         --scorer "python VBVR-EvalKit/run_evaluation.py"
     """
 
-    arms: tyro.conf.Positional[tuple[InFolder, ...]]
+    arms: tyro.conf.Positional[tuple[AnyInFolder, ...]]
     """Folders of arms; the others are compared with the first."""
     samples: Samples
-    out: OutFolder = Path("out/vbvr/scores")
+    out: AnyOutFolder = Path("out/vbvr/scores")
     """Where results, tables and baselines go."""
     scorer: str | None = None
     """How the official scorer is started, if it is installed."""
@@ -201,6 +214,9 @@ class Bench(Command):
         | Annotated[Score, tyro.conf.subcommand("score")]
         | Annotated[Export, tyro.conf.subcommand("export")]
     ]
+
+    def check(self) -> None:
+        self.what.check()
 
     def run(self) -> None:
         self.what.run()

@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from jcos.cli.options import OnMesh as OnMesh
+from jcos import files
+from jcos.cli.on_mesh import OnMesh as OnMesh
 from jcos.report import explorer
 from jcos.staged import Progress
 
@@ -60,8 +61,13 @@ def bar() -> Iterator[Progress]:
 
 def make_page(folder: Path) -> Path:
     """Make the page of a run's folder, and return its full path."""
-    with console.status("the page …"):
-        return explorer.make(folder).resolve()
+    with console.status("the page …"), files.fetched(folder) as here:
+        page = explorer.make(here).resolve()
+        if files.is_remote(folder):
+            for made in (page, page.with_suffix(".files")):
+                (folder / made.name).upload(made)  # type: ignore[attr-defined]
+            page = folder / page.name
+    return page
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -3,23 +3,27 @@ of them runs."""
 
 import dataclasses
 import pkgutil
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 import tyro
 
 from jcos import files
-from jcos.cli.paths import AnyPath, CacheFolder, ConfigFile, InFile, Model, OutFile, OutFolder
+from jcos.cli.on_mesh import OnMesh
+from jcos.cli.paths import (
+    AnyCacheFolder,
+    AnyInFile,
+    AnyOutFolder,
+    AnyPath,
+    ConfigFile,
+    Model,
+    OutFile,
+    OutFolder,
+)
 from jcos.config import Solver
 from jcos.sampling.interventions import Interventions
 from jcos.variants import TINY, Profile, with_preset
 from jcos.weights.loras import parse_all
-
-if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
-    from jcos.config import WanConfig
 
 Checkpoint = Annotated[
     Model, tyro.conf.arg(help="A folder, or org/name on Hugging Face; by default the small model.")
@@ -39,40 +43,6 @@ class Command:
     def run(self) -> None:
         """Import what the command needs, which takes seconds, and do it."""
         pkgutil.resolve_name(self.work)(**vars(self)).run()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OnMesh:
-    """The option of every command that can use many devices."""
-
-    mesh: str | None = None
-    """How all devices of this process share the work, like branch=2,context=4 (docs/launch.md): by
-    seed, branch (of guidance), context or fsdp (a video's tokens; fsdp slices the weights too),
-    tensor (heads), world (runs of an experiment, samples of a benchmark). One device by default."""
-
-    def devices(self) -> "Mesh | None":
-        """Return the mesh, None for one device. ValueError where the devices do not make it up."""
-        import jax
-
-        from jcos.devices import sharding
-
-        here = jax.local_devices()
-        if self.mesh is not None:
-            return sharding.make_mesh(sharding.parse_mesh(self.mesh), here)
-        if len(here) > 1:
-            warnings.warn(
-                f"{len(here) - 1} of {len(here)} devices are idle: see --mesh", stacklevel=2
-            )
-        return None
-
-    def devices_for(self, config: "WanConfig", seeds: int) -> "Mesh | None":
-        """Return `devices`; ValueError where runs of this model cannot be spread over them."""
-        from jcos import wan
-
-        devices = self.devices()
-        if devices is not None:
-            wan.check_mesh(devices.shape, config, seeds)
-        return devices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,7 +120,8 @@ class Search(Command):
 
     Writes OUT/puzzle-N.png (rows: every particle's clean estimate at each step where some are
     chosen, those that go on first; the chosen video; a right answer), OUT/puzzle-N.webp (the chosen
-    video) and OUT/run.json (the tree of who came from whom, and what it cost).
+    video), OUT/run.json (the tree of who came from whom, and what it cost), OUT/tree.npz (its
+    pictures) and OUT/index.html, the page that shows it.
 
     Examples:
       jcos search maze7 --preset epbs --seeds 8
@@ -163,10 +134,10 @@ class Search(Command):
     task: tyro.conf.Positional[str]
     """Which task: `jcos tasks` lists them."""
     preset: str = "epbs"
-    """Which method (docs/search.md): best-of, epbs, latsearch, smc, early-failure, tbs or
-    evosearch."""
+    """Which method (docs/search.md): best-of, epbs, latsearch, smc, early-failure, calibrated, tbs
+    or evosearch."""
     seeds: int = 8
-    """How many begin; of early-failure how many may be tried."""
+    """How many begin; of early-failure and calibrated how many may be tried."""
     judge: str = "decided"
     """Who says what is good: decided, pixels, change, agreement, energy, random, or the oracle."""
     first_seed: int = 0
@@ -210,7 +181,7 @@ class Run(OnMesh, Command):
     noise."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Changes a parameter, as FIELD=VALUE; can be given several times."""
-    out: OutFolder | None = None
+    out: AnyOutFolder | None = None
     """Where results go; out/NAME by default, NAME being the config's."""
     redo: bool = False
     """Run it again and replace the results that are there."""
@@ -247,7 +218,7 @@ class Generate(Interventions, OnMesh, Command):
     transformer's file as ComfyUI has it (safetensors, GGUF)."""
     prompt: str
     """What is to happen; or a .txt file of it, or a .npy file of its embedding."""
-    image: InFile | None = None
+    image: AnyInFile | None = None
     """The first frame; image-to-video models need one. EXIF turns it in the profile diffusers
     alone, as by its loader."""
     negative: str | None = None
@@ -300,7 +271,7 @@ class Generate(Interventions, OnMesh, Command):
     preview: bool = False
     """Show the estimates of --x0 as squares of one colour for every latent cell, without decoding:
     by a linear map that is fitted to the VAE first."""
-    text_cache: CacheFolder | None = None
+    text_cache: AnyCacheFolder | None = None
     """Folder of embedded prompts; with all of them in it, the text encoder is not loaded."""
     tiles: tuple[int, int] | None = None
     """Code pictures and videos in tiles of so many latent cells, height and width, that overlap by
@@ -314,17 +285,24 @@ class Generate(Interventions, OnMesh, Command):
     programs: OutFolder | None = None
     """Folder of compiled programs, which can go to other machines with the same devices; by default
     your cache folder. What lies there is run: take it only from where you would take code."""
-    out: OutFolder = Path("out/generate")
+    trace: bool = False
+    """Keep the whole trajectory in OUT/trace, an Orbax folder of which each host writes its part
+    (`jcos.Trace.load`)."""
+    out: AnyOutFolder = Path("out/generate")
 
     def check(self) -> None:
         parse_all(self.lora)
         with_preset(self.preset, {})
 
     def run(self) -> None:
+        with self.at_work():
+            self._run()
+
+    def _run(self) -> None:
         from jcos import staged
         from jcos.cli.common import bar, command_line, make_page, read_size
         from jcos.cli.search import method_of
-        from jcos.devices import programs
+        from jcos.devices import programs, sharding
 
         if self.programs is not None:
             programs.keep(self.programs)
@@ -352,6 +330,7 @@ class Generate(Interventions, OnMesh, Command):
                 text_cache=self.text_cache,
                 tiles=self.tiles,
                 resident=self.resident,
+                trace=self.trace,
                 together=self.together,
                 devices=self.devices(),
                 lora=self.lora,
@@ -360,6 +339,8 @@ class Generate(Interventions, OnMesh, Command):
                 progress=progress,
                 **{name: getattr(self, name) for name in SAMPLING},
             )
+        if not sharding.is_first_host():
+            return
         page = make_page(self.out)
         print(f"Videos and latents are in {self.out}; the page is at {page}")
 

@@ -18,12 +18,14 @@ class _Unusable(Exception):
     """What tyro would put into a frame, were it a ValueError."""
 
 
-def _checked(check: Callable[[Path], object]) -> PrimitiveConstructorSpec[Path]:
-    """Return how tyro reads a path, which `check` refuses by ValueError."""
+def _checked(
+    check: Callable[[Path], object], given: Callable[[str], Path] = files.local_path
+) -> PrimitiveConstructorSpec[Path]:
+    """Return how tyro reads a path, which `given` and `check` refuse by ValueError."""
 
     def read(words: list[str]) -> Path:
         try:
-            path = files.local_path(words[0])
+            path = given(words[0])
             check(path)
         except ValueError as error:
             raise _Unusable(error) from None
@@ -64,8 +66,13 @@ InPath = Annotated[Path, _checked(files.check_there)]
 OutFile = Annotated[Path, _checked(files.check_new_file)]
 OutFolder = Annotated[Path, _checked(files.check_new_folder)]
 CacheFolder = Annotated[Path, _checked(files.check_cache)]
-Model = Annotated[Path, _checked(hub.check)]
+Model = Annotated[Path, _checked(hub.check, files.any_path)]
 """A checkpoint's folder, a transformer's single file, or a name on Hugging Face."""
+AnyInFile = Annotated[Path, _checked(files.check_file, files.any_path)]
+AnyInFolder = Annotated[Path, _checked(files.check_folder, files.any_path)]
+AnyOutFolder = Annotated[Path, _checked(files.check_new_folder, files.any_path)]
+AnyCacheFolder = Annotated[Path, _checked(files.check_cache, files.any_path)]
+"""These may be in a bucket too; the others are on a disk."""
 ConfigFile = Annotated[Path, _checked(check_config)]
 
 

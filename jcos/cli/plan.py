@@ -6,20 +6,20 @@ import os
 from pathlib import Path
 
 import jax
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from jcos import wan
 from jcos.cli import options
-from jcos.cli.common import console, read_size
+from jcos.cli.common import console, read_size, show_table
 from jcos.devices import sharding
 from jcos.files import write
 from jcos.plan import costs, forecast
 from jcos.plan.costs import Job
-from jcos.plan.forecast import Forecast
+from jcos.plan.forecast import Forecast, Option
 from jcos.plan.machines import GIB, machine
 from jcos.variants import VARIANTS, variant_of, with_profile
+
+COLUMNS = ("mesh", "weights + work, GiB", "GB sent/step", "at best, s/step", "expected, s/step")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,23 +61,20 @@ class Plan(options.Plan):
 
 def _show(result: Forecast) -> None:
     job, machine, best = result.job, result.machine, result.best
-    chip, out, flops = machine.chip, Console(), costs.step_flops(job) / 1e12
-    out.print(
-        f"[bold]{job.config.name}[/bold], {job.frames} frames of {job.width}x{job.height} "
-        f"({job.tokens:,} tokens), seeds: {job.seeds}, {job.steps} steps, passes per step: "
-        f"{job.branches}, on {machine.name}: {machine.devices} × {chip.memory / GIB:.0f} GiB"
-    )
-    out.print(_table(result))
+    chip, kind, out = machine.chip, machine.platform, Console()
+    video = f"{job.frames} frames of {job.width}x{job.height}, {job.tokens:,} tokens"
+    work = f"{job.seeds} seed(s), {job.steps} steps of {job.branches} pass(es)"
+    title = f"{job.config.name}, {video}, {work}, on {machine.name}"
+    rows = [_row(option, job) for option in result.options]
+    show_table(title, (*COLUMNS, "min/video", "runs"), rows)
     for option in result.options:
         if option.trouble:
             out.print(f"{option.mesh} does not run: {option.trouble}")
     out.print(
-        f"{flops:,.0f} TFLOP per step, {flops / machine.devices:,.0f} on each device. "
-        "At best: the roofline (what takes longest of arithmetic, memory and links). "
-        f"Expected: {chip.reached:.0%} of the arithmetic's peak, as {chip.by}."
+        f"{costs.step_flops(job) / 1e12:,.0f} TFLOP per step. At best: the longest of arithmetic, "
+        f"memory and links. Expected: {chip.reached:.0%} of the arithmetic's peak, as {chip.by}."
     )
     if not any(option.compiled for option in result.options):
-        kind = machine.platform
         out.print(
             f"All of this is calculated. The extra `{kind}` has the compiler that would know: pip "
             f"install -e '.[lab,{kind}]' -c constraints.txt (no {kind.upper()} is needed).",
@@ -96,27 +93,17 @@ def _show(result: Forecast) -> None:
             f"In turns: two experts do not fit together, so {held:.0f} GB of weights wait in "
             "host memory, and each comes once per run (--resident of `jcos generate`)."
         )
-    if best.compiled:
-        sent = [f"{k} {t.count:,} ({t.bytes / 1e9:.2f} GB)" for k, t in best.sent.items()]
-        shared = ", ".join(sent) or "nothing"
-        out.print(f"It calls {best.attention} attention. A device sends per step: {shared}.")
 
 
-def _table(result: Forecast) -> Table:
-    table = Table("mesh", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    heads = ("weights + work\nGiB/device", "sends\nGB/step", "at best\ns/step")
-    for head in (*heads, "expected\ns/step", "expected\nmin/video", "runs"):
-        table.add_column(head, justify="right", no_wrap=True)
-    for option in result.options:
-        held, step = option.memory, option.seconds.expected
-        parts = () if held is None else (held.arguments, held.temporaries + held.outputs)
-        table.add_row(
-            option.mesh.replace(",", " "),  # which is where a narrow terminal breaks it
-            " + ".join(f"{part / GIB:.1f}" for part in parts) or "–",
-            f"{option.link_bytes / 1e9:.1f}",
-            f"{option.seconds.roofline:.2f}",
-            f"{step:.2f}",
-            f"{step * result.job.steps / result.job.seeds / 60:.1f}",
-            "no" if option.trouble else "yes",
-        )
-    return table
+def _row(option: Option, job: Job) -> tuple[str, ...]:
+    held, step = option.memory, option.seconds.expected
+    parts = () if held is None else (held.arguments, held.temporaries + held.outputs)
+    return (
+        option.mesh,
+        " + ".join(f"{part / GIB:.1f}" for part in parts) or "–",
+        f"{option.link_bytes / 1e9:.1f}",
+        f"{option.seconds.roofline:.2f}",
+        f"{step:.2f}",
+        f"{step * job.steps / job.seeds / 60:.1f}",
+        "no" if option.trouble else "yes",
+    )

@@ -11,6 +11,7 @@ from jcos.cli.paths import config_file
 from jcos.config import Sampling, WanConfig
 from jcos.devices import sharding
 from jcos.experiments.clips import write_example
+from jcos.experiments.experiment import Experiment
 from jcos.experiments.folder import run_to
 from jcos.experiments.settings import load_experiment, override
 from jcos.files import check_new_folder
@@ -35,7 +36,11 @@ class Run(options.Run, OnMesh):
         experiment = dataclasses.replace(experiment, profile=profile)
         out = self.out or Path("out") / self.config.stem
         check_new_folder(out)
-        start = time.monotonic()
+        with self.at_work():
+            self._run(experiment, out)
+
+    def _run(self, experiment: Experiment, out: Path) -> None:
+        start, profile = time.monotonic(), experiment.profile
         config = wan.read_config(self.checkpoint, profile)
         sampled = dataclasses.replace(config, sampling=experiment.sampling.of(config))
         devices = self.devices_for(sampled, len(experiment.seeds))
@@ -55,6 +60,8 @@ class Run(options.Run, OnMesh):
                 redo=self.redo,
                 progress=progress,
             )
+        if not sharding.is_first_host():
+            return
         page = explorer.page_of(out).resolve()
         if new or not page.is_file():  # of a run that was killed between the two
             page = make_page(out)

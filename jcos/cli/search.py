@@ -8,13 +8,14 @@ import numpy as np
 
 from jcos import runs, wan
 from jcos.cli import options
-from jcos.cli.common import command_line
+from jcos.cli.common import command_line, make_page
 from jcos.config import Sampling
 from jcos.experiments.sweeps import conditions_of, held_out, judge
 from jcos.files import check_room, write
 from jcos.lab import saved, search, tasks
 from jcos.lab.tasks import Puzzle
 from jcos.media import formats
+from jcos.report.trees import TREE, packed
 from jcos.wan import Wan
 from jcos.weights.checkpoint import identify
 
@@ -57,6 +58,10 @@ class Search(options.Search):
         if self.preset not in search.PRESETS:
             known = ", ".join(search.PRESETS)
             raise ValueError(f"there is no preset {self.preset!r}; the presets are {known}")
+        if self.preset == "chain":
+            raise ValueError(
+                "a puzzle is one clip; chain makes longer videos: jcos generate --search chain"
+            )
         if self.puzzles < 1:
             raise ValueError(f"{self.puzzles} puzzles asked for; at least 1 is needed")
         method = search.PRESETS[self.preset](self.seeds, self.judge)
@@ -75,7 +80,8 @@ class Search(options.Search):
         if not runs.holds(self.out, "search", settings):
             check_room(self.out, ROOM)
             model = wan.load(self.checkpoint)
-            with runs.begun(self.out, settings | runs.made(command_line()), ROOM):
+            title = {"title": f"{task.name}: {self.preset}, {self.seeds} seeds"}
+            with runs.begun(self.out, settings | title | runs.made(command_line()), ROOM):
                 about = self._search(model, method, sampling, puzzles)
             manifest = runs.read(self.out / runs.MANIFEST) or {}
             write(self.out / runs.MANIFEST, runs.as_text(manifest | about))
@@ -86,7 +92,7 @@ class Search(options.Search):
         print(
             f"Solved {sum(said['solved'])} of {len(said['solved'])}; per puzzle {forwards:.1f} "
             f"forwards (one run {sampling.steps}), {decodes:.1f} decodes, {judged:.1f} calls of "
-            f"the judge; {said['seconds']:.1f} s in all. The pictures are in {self.out.resolve()}"
+            f"the judge; {said['seconds']:.1f} s in all. The page: {make_page(self.out)}"
         )
 
     def _search(
@@ -102,24 +108,37 @@ class Search(options.Search):
             sampling=sampling,
             record=True,
         )
-        solved = judge(puzzles, model.decode(result.latents))[1]
-        for number, puzzle in enumerate(puzzles):
-            self._show(model, result, number, puzzle)
+        videos = model.decode(result.latents)
+        solved = judge(puzzles, videos)[1]
+        shown = [
+            self._show(model, result, i, puzzle, video)
+            for i, (puzzle, video) in enumerate(zip(puzzles, videos, strict=True))
+        ]
+        right = np.stack([tasks.get(self.task).routes(puzzle)[0][-1] for puzzle in puzzles])
+        write(self.out / TREE, packed(shown, videos[:, -1], right))
         cost = {name: np.asarray(a).tolist() for name, a in result.cost._asdict().items()}
-        return {"solved": solved.tolist(), "tree": [saved.as_json(g) for g in result.tree]} | cost
+        return {
+            "solved": solved.tolist(),
+            "seed": result.seed.tolist(),
+            "tree": [saved.as_json(g) for g in result.tree],
+        } | cost
 
-    def _show(self, model: Wan, result: search.Result, number: int, puzzle: Puzzle) -> None:
+    def _show(
+        self, model: Wan, result: search.Result, number: int, puzzle: Puzzle, video: np.ndarray
+    ) -> list[np.ndarray]:
         """Write the estimates of all particles, a row each, those that go on first; the chosen
-        video, and a right answer."""
-        rows: list[np.ndarray] = []
+        video, and a right answer. Return the last frames of the estimates, by generation."""
+        rows, last = [], []
         for generation in result.tree:
             assert generation.x0 is not None
             alive = generation.alive[number]
             kept = [int(i) for i in dict.fromkeys(generation.parents[number].tolist()) if i >= 0]
             order = kept + [int(i) for i in np.flatnonzero(alive) if i not in kept]
-            rows += [*model.decode(generation.x0[number, order])]
-        video = model.decode(result.latents[number])
+            estimates = model.decode(generation.x0[number])
+            rows += [*estimates[order]]
+            last.append(estimates[:, -1])
         rows += [video, tasks.get(self.task).routes(puzzle)[0]]
         sheet = formats.contact_sheet(np.stack(rows), scale=4)
         write(self.out / f"puzzle-{number}.png", formats.png(sheet))
         write(self.out / f"puzzle-{number}.webp", formats.webp(formats.upscale(video, 8)))
+        return last

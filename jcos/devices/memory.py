@@ -63,7 +63,7 @@ def waiting(
     shardings: on the device, by path; by default on the first. resident: whether they stay; None:
     on a mesh, which can slice them, and where they take at most `ROOM` of the device.
     """
-    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if resident is None:
         limit = None if mesh.in_use() else device_memory()
         total = sum(math.prod(a.shape) * a.dtype.itemsize for a in weights.values())

@@ -18,6 +18,7 @@ Which dimension of which weight is cut is a table of paths (`RULES`); modules kn
 """
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -34,6 +35,7 @@ from jax.sharding import PartitionSpec as P
 from jcos.devices.mesh import AXES, BRANCH, FSDP, SEED, TENSOR, WORLD, in_use
 
 M = TypeVar("M")
+_HOSTS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 RULES: tuple[tuple[str, P], ...] = (
     # Stacked blocks have a leading layer axis, which the scan slices.
@@ -206,8 +208,38 @@ def _leading(axis: str | None) -> P:
 
 
 def to_host(tree: M) -> M:
-    """Gather arrays of many hosts as numpy arrays on every host: for decoding and writing."""
-    return multihost_utils.process_allgather(tree, tiled=True)
+    """Return numpy arrays on every host, gathered from all that have a part of them: for decoding
+    and writing."""
+
+    def gather(a: Any) -> np.ndarray:
+        if isinstance(a, jax.Array) and not a.is_fully_addressable:
+            return multihost_utils.process_allgather(a, tiled=True)
+        return np.asarray(a)
+
+    return jax.tree.map(gather, tree)
+
+
+def is_first_host() -> bool:
+    """Return whether this process writes what all hosts have in common."""
+    return jax.process_index() == 0
+
+
+def from_first_host(tree: M) -> M:
+    """Return the first host's values, numbers and arrays of equal shapes, on every host."""
+    return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
+
+
+def on_all_hosts(here: bool) -> bool:
+    """Return whether something holds on every host."""
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(np.array(here)).all())
+
+
+def wait_for_hosts() -> None:
+    """Return when all hosts have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("jcos")
 
 
 def init_distributed(
@@ -220,12 +252,18 @@ def init_distributed(
     """Join this process with those of the other hosts; call it before anything else of jax.
 
     TPU pods, SLURM and Open MPI need no arguments. Elsewhere: the first host's address with a free
-    port (`10.0.0.1:1234`), the number of processes, and which of them this is.
+    port (`10.0.0.1:1234`), the number of processes, and which of them this is; by default what
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say.
     timeout: seconds to wait for the others at the start, and later for a sign of life of each: a
     run that has lost a host then ends on all of them.
     Raises ValueError where it comes too late or the other hosts are not known, and ConnectionError
     where they do not all come in time.
     """
+    if coordinator is None and all(name in os.environ for name in _HOSTS):
+        coordinator, *numbers = (os.environ[name] for name in _HOSTS)
+        if not all(map(str.isdecimal, numbers)):
+            raise ValueError(f"{' and '.join(_HOSTS[1:])} are {numbers}; they are numbers")
+        hosts, host = map(int, numbers)
     arguments = {"coordinator": coordinator, "hosts": hosts, "host": host}
     missing = [name for name, value in arguments.items() if value is None]
     if 0 < len(missing) < len(arguments):

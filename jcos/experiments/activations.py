@@ -117,14 +117,16 @@ class Activations(Experiment):
         other = np.arange(len(samples))
         for rows in samples.groups.values():
             other[rows] = np.roll(rows, 1)
-        probe = None
+        probe: Callable[[np.ndarray], np.ndarray] | None = None
         if read.video is not None and len(chosen) == number:
             puzzles, place = list(samples.puzzles), grid[1] * grid[2]
             shown = labels_of(puzzles, read.video, dit.patch[1] * model.codec.strides[1])
             identities = identities_of(puzzles)
 
-            def probe(tokens: np.ndarray) -> np.ndarray:
+            def fitted(tokens: np.ndarray) -> np.ndarray:
                 return fit_and_read(tokens[..., place:, :], shown, identities, self.penalty)[0][1]
+
+            probe = fitted
 
         variables |= compared(read.tokens, kept, other, probe, each)
         labels: dict[str, Any] = {
@@ -212,8 +214,9 @@ class Reading(NamedTuple):
 
 def read_tokens(model: Wan, plan: flow.Plan, trace: Trace, steps: Int[Array, " s"]) -> Reading:
     del model, plan
-    sizes, tokens = jax.tree.map(lambda a: a[0][:, steps], trace.block_obs)
-    return Reading(*sizes, tokens.astype(jnp.float32))
+    (mean, *sizes), tokens = jax.tree.map(lambda a: a[0][:, steps], trace.block_obs)
+    peak, ratio, frames = sizes
+    return Reading(mean, peak, ratio, frames, tokens.astype(jnp.float32))
 
 
 def read_puzzles(model: Wan, plan: flow.Plan, trace: Trace, steps: Int[Array, " s"]) -> Reading:

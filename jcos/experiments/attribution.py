@@ -61,8 +61,8 @@ class Attribution(Experiment):
             raise ValueError("pairs are made of puzzles; for clips call jcos.attribute")
         if self.puzzles < 2:
             raise ValueError("puzzles is 1; another pair is the control: take at least 2")
-        if any(factor <= 0 for factor in self.sharper):
-            raise ValueError(f"sharper is {self.sharper}; factors are above 0")
+        if not self.sharper or min(self.sharper) <= 0:
+            raise ValueError(f"sharper is {self.sharper}; name factors above 0, 1 for none")
         for task in self.tasks:
             pairs_of(task, 1, self.puzzle_seed)
 
@@ -86,14 +86,16 @@ class Attribution(Experiment):
             for layer in range(dit.layers)
         ]
         effects: list[Any] = []
-        for factor in (None, *self.sharper):
-            what = "patching" if factor is None else f"patching, queries × {factor:g}"
-            cells = heads + whole if factor is None else heads[: len(heads) // 2]
-            rows = []
+        for factor in (1.0, *self.sharper):
+            what = f"patching, queries × {factor:g}" if effects else "patching"
+            cells, rows = heads[: len(heads) // 2] if effects else heads + whole, []
+            here = sharpened(model, factor)
+            if effects and factor == 1:
+                effects.append(effects[0])
+                continue
             for i in range(len(pairs)):
                 progress(what, i, len(pairs))
                 own, other = (jax.tree.map(lambda a, at=(i, w): a[at], conditions) for w in (0, 1))
-                here = model if factor is None else sharpened(model, factor)
                 seeds = [pair_seed(model, seed, i) for seed in self.seeds]
                 rows.append(self.pair(here, own, other, seeds, cells, sampling))
             progress(what, len(pairs), len(pairs))
@@ -101,7 +103,7 @@ class Attribution(Experiment):
         labels: dict[str, Any] = {"task": ("pair", [pair.kind for pair in pairs])}
         labels |= {"seed": list(self.seeds), "step": range(steps), "layer": range(dit.layers)}
         labels |= {"place": list(PLACES), "estimate": list(ESTIMATES), "factor": list(self.sharper)}
-        variables: dict[str, Any] = agreements(effects[0], heads + whole)
+        variables: dict[str, Any] = agreements(effects[0])
         sharp = [agreement(e["heads", "run"], e["heads", EXACT]) for e in effects[1:]]
         for j, (name, title, about) in enumerate(KINDS):
             values = np.stack([s[j] for s in sharp])
@@ -136,7 +138,7 @@ class Attribution(Experiment):
             for place in places:
                 here = exact[[cell.place == place for cell in cells]]
                 rows.setdefault((place, EXACT), []).append(here.reshape(steps, dit.layers, -1))
-            for through in ("run", "step"):
+            for through in ("run", "step") if len(places) > 1 else ("run",):
                 found = attribute(model, own, metric, places, through=through, **how)
                 for place, values in found.items():
                     one = np.asarray(values)[0]
@@ -185,13 +187,13 @@ def agreement(
     for i in np.ndindex(exact.shape[:2]):
         a, b = estimate[i].ravel(), exact[i].ravel()
         if min(np.ptp(a), np.ptp(b)) > 0:
-            rank[i] = stats.spearmanr(a, b).statistic
+            rank[i] = stats.spearmanr(a, b)[0]
             some = np.abs(b) > LEAST * np.abs(b).max()
             sign[i] = (np.sign(a) == np.sign(b))[some].mean()
     return rank, sign
 
 
-def agreements(effects: dict[Any, Any], cells: list[Cell]) -> dict[str, Any]:
+def agreements(effects: dict[Any, Any]) -> dict[str, Any]:
     """Return how well `ESTIMATES` agree with exact patches, by place."""
     found = []
     for how in ESTIMATES:

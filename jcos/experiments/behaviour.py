@@ -43,6 +43,7 @@ SETTLED = 0.1
 GATES: dict[str, tuple[str, ...]] = {
     "maze": ("scene", "agent", "goal"),
     "maze7": ("scene", "agent", "goal"),
+    "maze9": ("scene", "agent", "goal"),
     "tictactoe": ("scene",),
     "tictactoe-block": ("scene",),
     "pattern": ("kept", "empty"),

@@ -19,11 +19,12 @@ import xarray as xr
 
 from jcos import files, runs
 from jcos.config import WanConfig
+from jcos.devices import sharding
 from jcos.experiments.clips import digest
 from jcos.experiments.experiment import Experiment, Progress, silent
 from jcos.experiments.plots import to_svg
 from jcos.experiments.sweeps import ACTIVATIONS, kept_in
-from jcos.files import local_path
+from jcos.files import any_path, is_remote
 from jcos.lab import results
 from jcos.wan import Wan
 
@@ -69,10 +70,11 @@ def run_to(
     left. Raises ValueError or IndexError, before weights are read, where it cannot be run on this
     model, or the folder holds other results.
     """
-    folder = local_path(folder)
+    folder = any_path(folder)
     experiment.check(config)
     about = describe(experiment, config, weights)
     there = runs.holds(folder, "experiment", {} if redo else about, remedy=REMEDY)
+    there = sharding.from_first_host(there)  # before it writes anything
     if there and not redo:
         return False
     files.check_room(folder, ROOM)
@@ -87,8 +89,9 @@ def run_to(
             "seconds": round(time.monotonic() - start, 1),
         }
         progress("drawing and writing", 0, 1)
-        write(folder, experiment, data, about, unfinished / ACTIVATIONS)
-    shutil.rmtree(unfinished, ignore_errors=True)
+        if sharding.is_first_host():
+            write(folder, experiment, data, about, unfinished / ACTIVATIONS)
+            files.remove(unfinished)
     return True
 
 
@@ -102,8 +105,9 @@ def write(
     """Write the whole folder, or nothing. Results that were there before are replaced, other files
     in it stay. activations: a folder on the same disk that is moved into it, where there is one."""
     new = not folder.is_dir()
-    place = folder.parent if new else folder
-    place.mkdir(parents=True, exist_ok=True)
+    place = None if is_remote(folder) else folder.parent if new else folder
+    if place is not None:
+        place.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=".jcos-", dir=place))
     try:
         part.chmod(0o755)
@@ -116,6 +120,12 @@ def write(
             captions[name] = picture.caption
         about = {**manifest, "figures": captions}
         files.write(part / MANIFEST, runs.as_text(about))
+        if is_remote(folder):
+            if activations is not None and activations.is_dir():
+                with files.fetched(activations) as there:
+                    shutil.copytree(there, part / ACTIVATIONS)
+            files.replace(part, folder, last=MANIFEST)
+            return
         if not new:
             (folder / MANIFEST).unlink(missing_ok=True)  # with it, a folder is whole
             for name in (FIGURES, ACTIVATIONS):

@@ -55,7 +55,7 @@ class Lenses(Experiment):
 
     tasks: tuple[str, ...] = ("maze", "tictactoe", "rotation")
     fit: int = 24
-    updates: int = 1500
+    updates: int = 500
 
     def check(self, config: WanConfig) -> None:
         super().check(config)

@@ -5,6 +5,9 @@ draw nothing and copy nobody are replayed on them (`lab.search.replay`); the oth
 """
 
 import dataclasses
+import itertools
+import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,11 +19,13 @@ import xarray as xr
 from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Progress
+from jcos.experiments.samples import Samples
 from jcos.experiments.search_bank import SIGNS, Bank, add_head, ended, make_bank
 from jcos.experiments.sweeps import conditions_of, judge
-from jcos.lab import results
-from jcos.lab.measures import GAINS, POSITIVE, auroc
-from jcos.lab.methods import Method, best_of, early_failure, epbs, evosearch, latsearch, smc
+from jcos.lab import methods, results
+from jcos.lab.calibration import Calibration, fit, reliability, stop
+from jcos.lab.measures import GAINS, POSITIVE, Estimate, auroc
+from jcos.lab.methods import Method, best_of, calibrated, early_failure, epbs, evosearch, smc
 from jcos.lab.results import Row, measure
 from jcos.lab.search import run
 from jcos.lab.tasks import Puzzle, get
@@ -29,6 +34,11 @@ from jcos.wan import Wan
 
 QUANTILES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """Of training scores: thresholds that are tried there."""
+PRICES = (1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02)
+"""Of a forward, in solved puzzles: what a calibrated stop is tried with."""
+JUDGES = (*SIGNS, "head")
+Made = dict[str, tuple[np.ndarray, np.ndarray]]
+"""What is solved, and the forwards [P], by case."""
 TOGETHER = 2
 """Puzzles that are searched at a time."""
 
@@ -39,11 +49,13 @@ class Search(Experiment):
     steps.
 
     Settings of a method (step, threshold, number of seeds) are those that solve most training
-    puzzles within its budget; the table is of held-out ones.
+    puzzles within its budget; the table is of held-out ones. Probabilities of success are fitted
+    on the training puzzles, and held against the others.
 
     training: puzzles for that, and for the head on the tokens of the middle layer. budgets:
     forwards, on average over puzzles. drawn: puzzles for methods that cannot be replayed, for the
-    paper's ensemble, for longer single runs (long: their steps), and for what a judge tells.
+    paper's ensemble, and for longer single runs (long: their steps). few: puzzles that are searched
+    among `many` seeds.
     """
 
     question = "What does acting on early estimates buy, at equal compute?"
@@ -51,52 +63,72 @@ class Search(Experiment):
     tasks: tuple[str, ...] = ("maze7",)
     puzzles: int = 512
     seeds: tuple[int, ...] = tuple(range(8))
-    training: int = 64
+    training: int = 128
     budgets: tuple[int, ...] = (16, 31, 60)
     drawn: int = 48
     long: tuple[int, ...] = (20, 50)
+    few: int = 0
+    many: int = 80
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
         if self.clips is not None:
             raise ValueError("search is judged by right answers; clips have none: leave clips out")
-        if len(self.tasks) != 1 or len(self.seeds) < 4:
+        if len(self.seeds) < 4:
+            raise ValueError(f"search takes at least 4 seeds; here are {len(self.seeds)}")
+        if min(self.training, self.drawn) < 1 or self.few < 0:
             raise ValueError(
-                f"search takes one task and at least 4 seeds; here are {len(self.tasks)} and "
-                f"{len(self.seeds)}"
-            )
-        if min(self.training, self.drawn) < 1:
-            raise ValueError(
-                f"training is {self.training} and drawn {self.drawn}; each is at least 1 puzzle"
+                f"training is {self.training} and drawn {self.drawn}, each at least 1 puzzle; few "
+                f"is {self.few}, at least 0"
             )
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
-        task, samples = get(self.tasks[0]), self.samples(model)
-        puzzles = list(samples.puzzles)
+        each = [self.of_task(model, name, progress) for name in self.tasks]
+        data = xr.concat(each, "puzzle", data_vars="minimal", coords="minimal", compat="override")
+        settings = {name: one.attrs for name, one in zip(self.tasks, each, strict=True)}
+        return data.assign_attrs(settings=json.dumps(settings))
+
+    def of_task(self, model: Wan, name: str, progress: Progress) -> xr.Dataset:
+        """Return the dataset of one task."""
+        samples = Samples.of_tasks(model, (name,), self.puzzles, self.puzzle_seed, self.several)
+        puzzles, task = list(samples.puzzles), get(name)
         learnt = [task.sample((self.puzzle_seed, 1, i), "train") for i in range(self.training)]
-        known, bank = (
+        parts = {
+            "training puzzles": (learnt, self.seeds),
+            "held-out puzzles": (puzzles, self.seeds),
+        }
+        if self.few:
+            parts["many seeds"] = puzzles[: self.few], range(self.many)
+        known, bank, *wide = (
             make_bank(
                 model,
                 some,
-                self.seeds,
+                seeds,
                 self.plan(model.config),
                 chunk=self.chunk,
-                what=what,
+                what=f"{name}: {what}",
                 progress=progress,
             )
-            for some, what in ((learnt, "training puzzles"), (puzzles, "held-out puzzles"))
+            for what, (some, seeds) in parts.items()
         )
-        add_head(known, [bank])
-        made: dict[str, tuple[np.ndarray, np.ndarray]] = {
+        add_head(known, [bank, *wide])
+        fits = {judge: fit_bank(known, judge) for judge in JUDGES}
+        settings = self.methods(known, fits)
+        made: Made = {
             "one run": (bank.solved.mean(1), np.full(len(puzzles), self.forwards(model.config)))
         }
-        made |= self.replayed(known, bank) | self.live(model, puzzles, progress)
+        made |= {case: bank.play(method) for case, method in settings.items()}
+        for several in wide:
+            made |= self.among_many(several)
+        made |= self.live(model, puzzles, progress)
         n = len(puzzles)
         rows = [[np.append(a, np.full(n - len(a), np.nan)) for a in m] for m in made.values()]
         right, spent = np.moveaxis(np.array(rows), 0, -1)
-        signs = np.stack([bank.scores[name][: self.drawn] for name in (*SIGNS, "head")])
+        signs = np.stack([bank.scores[judge] for judge in JUDGES], -1)
+        chance = np.stack([fits[judge](bank.scores[judge]) for judge in JUDGES], -1)
+        each = ("puzzle", "seed", "step", "judge")
         variables = samples.levels({"solved": "solved"}) | {
-            "forwards": (("case",), np.nanmean(spent, 0), {}),
+            "forwards": (("puzzle", "case"), spent, {}),
             "spent": measure(
                 "puzzle case", spent, "forwards per puzzle", units="passes", span=POSITIVE
             ),
@@ -108,36 +140,63 @@ class Search(Experiment):
                 "Paired by puzzle.",
                 span=GAINS,
             ),
-            "signs": (("judge", "first", "seed", "step"), signs.astype(np.float32), {}),
-            "ended": (("first", "seed"), bank.solved[: self.drawn], {}),
+            "signs": (each, signs.astype(np.float32), {}),
+            "chance": (each, chance.astype(np.float32), {}),
+            "ended": (("puzzle", "seed"), bank.solved, {}),
         }
-        labels = {"case": list(made), "judge": [*SIGNS, "head"], "seed": list(self.seeds)}
-        return xr.Dataset(variables, labels | samples.coordinates())
+        labels = {"case": list(made), "judge": list(JUDGES), "seed": list(self.seeds)}
+        words = {case: as_text(method) for case, method in settings.items()}
+        return xr.Dataset(variables, labels | samples.coordinates(), words)
 
-    def replayed(self, known: Bank, bank: Bank) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Return what is solved and the forwards [P] of methods that only choose, by case."""
+    def methods(self, known: Bank, fits: dict[str, Calibration]) -> dict[str, Method]:
+        """Return the methods that only choose, by case: their settings are the best ones on
+        training runs."""
         steps, most = known.scores["decided"].shape[-1], len(self.seeds)
-        methods = {f"best of {most}, {name}": best_of(most, name) for name in bank.scores}
-        methods["best of 4, oracle"] = best_of(4, "oracle")
-        methods["LatSearch, decided"] = latsearch(min(6, most), spread=1.0, scale=0.5)
-        for name in (*SIGNS, "head"):
+        made = {f"best of {most}, {name}": best_of(most, name) for name in known.scores}
+        made["best of 4, oracle"] = best_of(4, "oracle")
+        made["LatSearch, decided"] = methods.latsearch(min(6, most), spread=1.0, scale=0.5)
+        at = [(s + 0.5) / steps for s in range(steps)]
+        for name in JUDGES:
+            scores = known.scores[name]
+            stops = [stop(scores, fits[name](scores), price) for price in PRICES]
             tried: dict[str, list[Method]] = {
-                f"screen {count}": [epbs(count, name, at=(s + 0.5) / steps) for s in range(steps)]
-                for count in (4, most)
+                "screen": [epbs(n, name, at=s) for n in range(2, most + 1) for s in at],
+                "screen twice": [
+                    Method(
+                        seeds=n,
+                        rows=(
+                            methods.Row(step=first, judge=name, keep=n // 2),
+                            methods.Row(step=second, judge=name),
+                        ),
+                    )
+                    for n in range(4, most + 1, 2)
+                    for first, second in itertools.combinations(at, 2)
+                ],
+                "restart": [
+                    early_failure(most, name, at=s, least=float(least))
+                    for s, scores in zip(at, np.moveaxis(known.scores[name], -1, 0), strict=True)
+                    for least in np.quantile(scores, QUANTILES)
+                ],
+                "calibrated": [calibrated(most, name, least=least) for least in stops],
             }
-            tried["restart"] = [
-                early_failure(most, name, at=(s + 0.5) / steps, least=float(least))
-                for s, scores in enumerate(np.moveaxis(known.scores[name], -1, 0))
-                for least in np.quantile(scores, QUANTILES)
-            ]
             for kind, candidates in tried.items():
                 for budget, best in known.best(candidates, self.budgets).items():
-                    methods[f"{kind}, {name}, ≤ {budget}"] = best
-        return {case: bank.play(method) for case, method in methods.items()}
+                    made[f"{kind}, {name}, ≤ {budget}"] = best
+        return made
 
-    def live(
-        self, model: Wan, puzzles: Sequence[Puzzle], progress: Progress
-    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    def among_many(self, bank: Bank) -> Made:
+        """Return what more and more seeds buy, on a few puzzles."""
+        made: Made = {}
+        for n in (8, 20, 40, 80):
+            if n <= bank.solved.shape[1]:
+                made |= {
+                    f"{n} seeds, best by {name}": bank.play(best_of(n, name))
+                    for name in ("oracle", "random", "decided")
+                }
+                made[f"{n} seeds, screened"] = bank.play(epbs(n, at=0.65))
+        return made
+
+    def live(self, model: Wan, puzzles: Sequence[Puzzle], progress: Progress) -> Made:
         """Return what is solved and the forwards of methods that are run, on the first puzzles."""
         made, config, some = {}, model.config, list(puzzles[: self.drawn])
         conditions = conditions_of(model, some)
@@ -173,23 +232,19 @@ class Search(Experiment):
 
     def table(self, data: xr.Dataset) -> pd.DataFrame:
         rows = list(results.rows(data))
-        task = str(data["task"].values[0])
-        for name in data["judge"].values:
-            for step, area in enumerate(areas(data, name)):
-                value, low, high, n = area
-                title = f"AUROC of failure: {name}"
-                rows.append(Row(task, title, f"step {step}", value, low, high, n, chance=0.5))
+        for task, one in by_task(data).items():
+            for name in JUDGES:
+                for step, area in enumerate(areas(one, name)):
+                    title = f"AUROC of failure: {name}"
+                    rows.append(Row(task, title, f"step {step}", *area, chance=0.5))
+                    error = calibration_error(one, name, step)
+                    rows.append(Row(task, f"calibration error: {name}", f"step {step}", *error))
         return pd.DataFrame(rows)
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         yield "pareto", Picture(_pareto(data), SOLVED)
-        figure = plots.panels(1, size=(4.2, 2.8))
-        for i, name in enumerate(data["judge"].values):
-            each = np.array([area[:3] for area in areas(data, name)])
-            fields = {f: ("step", each[:, j]) for j, f in enumerate(("mean", "low", "high"))}
-            plots.band(figure.axes[0], xr.Dataset(fields), "step", str(name), i)
-        figure.axes[0].set(xlabel="denoising step", ylabel="AUROC of failure")
-        yield "signs", Picture(plots.shared_legend(figure), SIGNS_TELL)
+        yield "signs", Picture(_signs(data), SIGNS_TELL)
+        yield "reliability", Picture(_reliability(data), RELIABLE)
 
 
 SOLVED = (
@@ -200,31 +255,101 @@ SIGNS_TELL = (
     "How well each judge of the clean estimate tells, step by step, the runs that will fail; 0.5 "
     "tells nothing."
 )
+RELIABLE = (
+    "Held-out runs that end solved, against the probability that the decidedness of their estimate "
+    "gave; fitted on training puzzles. Each mark is a tenth of the runs."
+)
 
 
-def areas(data: xr.Dataset, name: str) -> list[Any]:
+def fit_bank(bank: Bank, judge: str) -> Calibration:
+    """Return the probability of success after each step, of all runs of a bank."""
+    scores = bank.scores[judge]
+    return fit(scores.reshape(-1, scores.shape[-1]), bank.solved.ravel())
+
+
+def as_text(method: Method) -> str:
+    """Return a method in a few words: seeds, and what its rows do."""
+    words = [f"{method.seeds} seed(s)"]
+    for row in method.rows:
+        kept = f"≥ {row.least:.3g}, up to {row.tries} more" if row.tries else f"{row.keep} goes on"
+        words.append(f"at {row.step:.2f}: {kept}")
+    return "; ".join(words)
+
+
+def by_task(data: xr.Dataset) -> dict[str, xr.Dataset]:
+    """Return the puzzles of each task."""
+    return {
+        name: data.isel(puzzle=rows) for name, rows in results.groups_of(data["solved"]).items()
+    }
+
+
+def areas(data: xr.Dataset, name: str) -> list[Estimate]:
     """Return how well a judge tells failures, at every step."""
     signs, fails = data["signs"].sel(judge=name).values, ~data["ended"].values.astype(bool)
     groups = np.repeat(np.arange(len(fails)), fails.shape[1])
     return [
-        auroc(-signs[..., step].ravel(), fails.ravel(), groups=groups, draws=500)
+        auroc(-signs[..., step].ravel(), fails.ravel(), groups=groups, draws=200)
         for step in range(signs.shape[-1])
     ]
 
 
+def calibration_error(data: xr.Dataset, name: str, step: int) -> Estimate:
+    """Return the expected calibration error after a step, with an interval over puzzles
+    (bootstrap)."""
+    chance = data["chance"].sel(judge=name).values[..., step]
+    right, rng = data["ended"].values.astype(bool), np.random.default_rng(0)
+    drawn = [rng.integers(0, len(right), len(right)) for _ in range(200)]
+    errors = [reliability(chance[rows].ravel(), right[rows].ravel()).error for rows in drawn]
+    value = reliability(chance.ravel(), right.ravel()).error
+    low, high = np.percentile(errors, [2.5, 97.5])
+    return Estimate(value, min(float(low), value), max(float(high), value), len(right))
+
+
+def _signs(data: xr.Dataset) -> plots.Figure:
+    groups = by_task(data)
+    figure = plots.panels(len(groups), size=(4.2, 2.8))
+    for axes, (task, one) in zip(figure.axes, groups.items(), strict=True):
+        for i, name in enumerate(JUDGES):
+            each = np.array([area[:3] for area in areas(one, name)])
+            fields = {f: ("step", each[:, j]) for j, f in enumerate(("mean", "low", "high"))}
+            plots.band(axes, xr.Dataset(fields), "step", name, i)
+        axes.set(xlabel="denoising step", ylabel="AUROC of failure", title=task)
+    return plots.shared_legend(figure)
+
+
+def _reliability(data: xr.Dataset) -> plots.Figure:
+    groups = by_task(data)
+    figure, steps = plots.panels(len(groups), size=(3.2, 2.8)), data.sizes["step"]
+    for axes, (task, one) in zip(figure.axes, groups.items(), strict=True):
+        axes.plot([0, 1], [0, 1], color="#777777", linewidth=1)
+        for i, step in enumerate(sorted({int(f * (steps - 1)) for f in (0.2, 0.5, 0.8, 1)})):
+            chance = one["chance"].sel(judge="decided").values[..., step].ravel()
+            curve = reliability(chance, one["ended"].values.ravel().astype(bool))
+            mark = {"marker": plots.MARKERS[i], "color": plots.COLOURS[i]}
+            axes.plot(curve.predicted, curve.happened, label=f"step {step}", **mark)
+        axes.set(xlabel="probability of success", ylabel="solved", title=task)
+    return plots.shared_legend(figure)
+
+
 def _pareto(data: xr.Dataset) -> plots.Figure:
-    figure = plots.panels(1, size=(5.6, 3.6))
-    (axes,) = figure.axes
-    cells = results.estimates(data["solved"]).isel(task=0)
+    solved, spent = (results.estimates(data[name]) for name in ("solved", "spent"))
+    figure = plots.panels(solved.sizes["task"], size=(5.6, 3.6))
     kinds: dict[str, list[int]] = {}
     for i, case in enumerate(data["case"].values):
-        kinds.setdefault(str(case).partition(", ≤")[0].partition(", 2")[0], []).append(i)
-    for number, (kind, rows) in enumerate(kinds.items()):
-        x = data["forwards"].values[rows]
-        mean, low, high = (cells[f].values[rows] for f in ("mean", "low", "high"))
-        place: dict[str, Any] = {"color": plots.COLOURS[number % 8], "linestyle": ""}
-        place["marker"] = plots.MARKERS[number // 8 % 8]
-        axes.errorbar(x, mean, [mean - low, high - mean], capsize=2, label=kind, **place)
-    axes.set_xscale("log")
-    axes.set(xlabel="forwards (mean over puzzles)", ylabel="solved")
+        if not any(f", {name}" in case for name in JUDGES[1:]):
+            kinds.setdefault(_kind(str(case)), []).append(i)
+    for axes, task in zip(figure.axes, solved["task"].values, strict=True):
+        for number, (kind, rows) in enumerate(kinds.items()):
+            cells, x = solved.sel(task=task), spent["mean"].sel(task=task).values[rows]
+            mean, low, high = (cells[f].values[rows] for f in ("mean", "low", "high"))
+            place: dict[str, Any] = {"color": plots.COLOURS[number % 8], "linestyle": ""}
+            place["marker"] = plots.MARKERS[number // 8 % 8]
+            axes.errorbar(x, mean, [mean - low, high - mean], capsize=2, label=kind, **place)
+        axes.set_xscale("log")
+        axes.set(xlabel="forwards (mean over puzzles)", ylabel="solved", title=str(task))
     return plots.shared_legend(figure)
+
+
+def _kind(case: str) -> str:
+    """Return a case without its numbers: what has one colour."""
+    return re.sub(r" of \d+|^\d+ |, ≤ \d+|, \d+ steps", "", case)

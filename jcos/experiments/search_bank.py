@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from jcos.config import Sampling
 from jcos.experiments.experiment import Progress
@@ -46,9 +47,11 @@ class Bank:
         return solved, forwards
 
     def best(self, methods: Sequence[Method], budgets: Sequence[float]) -> dict[float, Method]:
-        """Return the method that solves most within each budget, where one does."""
+        """Return the method that solves most within each budget, where one does; of several the
+        one that needs fewest forwards."""
         solved, passes = np.array([np.mean(self.play(method), 1) for method in methods]).T
-        within = {b: np.where(passes <= b, solved, -1) for b in budgets if passes.min() <= b}
+        rank = solved - 1e-9 * passes
+        within = {b: np.where(passes <= b, rank, -1) for b in budgets if passes.min() <= b}
         return {b: methods[int(values.argmax())] for b, values in within.items()}
 
 
@@ -99,7 +102,14 @@ def judged(
 ) -> tuple[Mapping[str, jax.Array], jax.Array, jax.Array]:
     """Return every judge's score [W, K, S], pooled tokens [W, K, S, D], and the final video."""
     del aux
-    x0 = trace.x0
+    scores = scores_of(model, plan, trace.x0)
+    return scores, pooled(trace.block_obs[:, :, :, 0]), pixels(model, trace.x0[:, :, -1])
+
+
+def scores_of(
+    model: Wan, plan: flow.Plan, x0: Float[Array, "W K S F h w C"]
+) -> dict[str, Float[Array, "W K S"]]:
+    """Return the scores of clean estimates by every judge of `SIGNS`."""
     before = jnp.concatenate([jnp.zeros_like(x0[:, :, :1]), x0[:, :, :-1]], 2)
     known = {name: STANDARD[name]() for name in SIGNS}
 
@@ -108,11 +118,10 @@ def judged(
         now, alive = x0[:, :, step], jnp.ones(x0.shape[:2], bool)
         return Estimates(model, step, sigma, now, now, before[:, :, step], alive, {})
 
-    scores = {
-        name: jnp.stack([one(at(step)) for step in range(plan.steps)], -1)
+    return {
+        name: jnp.stack([jnp.asarray(one(at(step))) for step in range(plan.steps)], -1)
         for name, one in known.items()
     }
-    return scores, pooled(trace.block_obs[:, :, :, 0]), pixels(model, x0[:, :, -1])
 
 
 def ended(

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import io
 import math
-import shutil
 import tempfile
 import zipfile
 import zlib
@@ -22,7 +21,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from jcos import files, runs
 from jcos.config import PixelCodec, Sampling
-from jcos.devices import memory, mesh
+from jcos.devices import memory, mesh, sharding
+from jcos.devices.watching import step_done
 from jcos.experiments.memory import runs_that_fit, sweep_knobs
 from jcos.generation import generate_worlds
 from jcos.lab.tasks import TASKS, Puzzle, Task
@@ -57,11 +57,13 @@ def kept_in(folder: Path, settings: Mapping[str, Any], *, redo: bool = False) ->
     """
     about = dict(settings) | {"versions": runs.versions(), "code": _code()}
     if redo:
-        shutil.rmtree(folder, ignore_errors=True)
+        if sharding.is_first_host():
+            files.remove(folder)
+        sharding.wait_for_hosts()
     if (there := runs.read(folder / runs.MANIFEST)) is not None:
         remedy = "--redo begins anew; or finish it with the code and settings it was begun with"
         runs.check_same(folder, there, about, remedy)
-    else:
+    elif sharding.is_first_host():
         files.write(folder / runs.MANIFEST, runs.as_text(about))
     token = _KEPT.set(folder)
     try:
@@ -97,7 +99,8 @@ def _prefix(plan: flow.Plan, sweep: "Sweep", readout: Readout) -> str:
     for path, leaf in jax.tree.leaves_with_path((plan, sweep)):
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+        leaf = np.ascontiguousarray(sharding.to_host(leaf))
+        digest.update(jax.tree_util.keystr(path).encode() + leaf.tobytes())
     return digest.hexdigest()[:24]
 
 
@@ -212,12 +215,14 @@ def sweep(
     if not alike and model.config.noise == "jax":
         keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))(keys, jnp.arange(puzzles))
     data = Sweep(conditions, keys, noise, trajectory.tree_stack(probes), item_probe, start, aux)
-    data = jax.tree.map(jnp.asarray, data)
+    data, plan = sharding.place_inputs((jax.tree.map(jnp.asarray, data), plan))
+    passes = plan.steps * len(seeds) * worlds * (1 if plan.guidance is None else 2)
     total = len(probes) * puzzles
     readout = readout or everything
     if chunk is None:
         size = _bytes_read(model, plan, data, readout)
         chunk = runs_that_fit(model, conditions, plan, len(seeds), worlds, total, None, size)
+        chunk = int(sharding.from_first_host(np.int32(chunk)))
     # All pieces are equally long, so that there is one program; the last is filled up.
     chunk, spread = min(chunk, total), mesh.devices(mesh.WORLD)
     chunk = -(-total // -(-total // chunk))
@@ -228,18 +233,20 @@ def sweep(
     for first in range(0, total, chunk):
         progress(what, first, total)
         numbers = np.minimum(first + np.arange(chunk), total - 1)
-        numbers = jnp.asarray(np.stack(np.divmod(numbers, puzzles), -1).astype(np.int32))
+        numbers = np.stack(np.divmod(numbers, puzzles), -1).astype(np.int32)
+        numbers = sharding.place_inputs(jnp.asarray(numbers))
         file = None if store is None else store / f"{prefix}-{first}-{chunk}.npz"
         kept = None
         if file is not None:
             shape = jax.eval_shape(partial(_play, readout=readout), model, plan, data, numbers)[0]
             kept = _remembered(file, shape)
-        if kept is None:
+        if not sharding.on_all_hosts(kept is not None):
             with memory.explained(asking, sweep_knobs(chunk, len(seeds))):
-                kept, finite = jax.device_get(_play(model, plan, data, numbers, readout))
+                kept, finite = sharding.to_host(_play(model, plan, data, numbers, readout))
+            step_done(kept, chunk * passes)
             if not finite.all():
                 raise _not_finite(model, plan, data, numbers, finite, what, seeds)
-            if file is not None:
+            if file is not None and sharding.is_first_host():
                 _remember(file, kept)
         pieces.append(kept)
     progress(what, total, total)

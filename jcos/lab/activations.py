@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from jcos import files
 from jcos.config import Sampling
-from jcos.devices.sharding import to_host
+from jcos.devices.sharding import to_host, wait_for_hosts
 from jcos.lab import results
 from jcos.loop import digest, steps
 from jcos.sampling.interventions import places
@@ -110,6 +110,7 @@ def store(
             if jax.process_index() == 0:
                 results.save(data, paths[i], chunks)
     progress("storing activations", number, number)
+    wait_for_hosts()  # the first writes, and all may read
     return paths
 
 

@@ -44,7 +44,7 @@ class Cell(NamedTuple):
     unit: int | None = None
 
 
-class Patch(Probe):
+class GradedPatch(Probe):
     """Turns activations towards those of the last world, or towards zero where there is one world.
 
     block, mlp [steps, layers, frames] and heads, cross [steps, layers, heads]: how far, 0 to 1;
@@ -145,7 +145,7 @@ def patch_effects(
     model: Wan,
     condition: Condition,
     metric: Metric,
-    cells: Sequence[Cell | tuple],
+    cells: Sequence[Cell | tuple[Any, ...]],
     *,
     other: Condition | None = None,
     seeds: Sequence[int] = (0,),
@@ -160,7 +160,7 @@ def patch_effects(
     cells: (place, step, layer, unit), as in `Cell`. chunk: cells at a time. Raises IndexError for
     one that does not exist, otherwise as `attribute`.
     """
-    rows = [Cell(*cell) for cell in cells]
+    rows = [Cell._make((*cell, None)[:4]) for cell in cells]
     if not rows:
         raise ValueError("there are no cells to patch; name at least one")
     _check_places([cell.place for cell in rows])
@@ -231,7 +231,7 @@ def _losses(
 ) -> Float[Array, " _"]:
     """Return the metric of world 0's final latent, [1], or of each of its clean estimates, [S]."""
     noise, keys = trajectory.draw(model.config.dit, conditions, keys, noise)
-    probe = Patch(**masks)
+    probe = GradedPatch(**masks)
     probe = chain(Detached(), probe) if through == "step" else probe
     trace = trajectory.run(model.experts, plan, conditions, noise, keys, probe, remat=remat)
     return jax.vmap(metric)(trace.x0[0, 0] if through == "step" else trace.latents[0])

@@ -7,6 +7,7 @@ layer.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -91,7 +92,7 @@ def fit_lens(
     *,
     sampling: Sampling | None = None,
     tokens: int = 32,
-    updates: int = 1000,
+    updates: int = 500,
     batch: int = 16,
     learning_rate: float = 1e-3,
 ) -> Maps:
@@ -114,38 +115,34 @@ def fit_lens(
     trace = generate(model, conditions, seeds, probe=probe, sampling=sampling)
     h = trace.block_obs.reshape(-1, *trace.block_obs.shape[3:])  # runs and steps together
     times = jax.vmap(lambda t: expert.time_vector(t, None))(trace.timestep.reshape(-1))
-    return _fit(expert.head, h, times, updates, min(batch, len(h)), learning_rate, key)
+    how: dict[str, Any] = {"updates": updates, "learning_rate": learning_rate}
+    return _fit(expert.head, h, times, key, batch=min(batch, len(h)), **how)
 
 
+@partial(jax.jit, static_argnames=("updates", "batch", "learning_rate"))
 def _fit(
     head: Head,
     h: Float[Array, "R L n D"],
     times: Float[Array, "R 1 D"],
+    key: Array,
+    *,
     updates: int,
     batch: int,
     learning_rate: float,
-    key: Array,
 ) -> Maps:
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, updates))
     read = jax.vmap(jax.vmap(Head.__call__, (None, 0, None)), (None, 0, 0))
 
-    def loss(maps: Maps, head: Head, h: Array, times: Array) -> Array:
+    def loss(maps: Maps, h: Array, times: Array) -> Array:
         mapped = jax.vmap(jax.vmap(Maps.__call__), (None, 0))(maps, h)
         return jnp.mean(jnp.square(read(head, mapped, times) - read(head, h[:, -1:], times)))
 
-    @jax.jit
-    def train(head: Head, h: Array, times: Array) -> Maps:
-        def update(carry: Any, key: Array) -> tuple[Any, None]:
-            maps, state = carry
-            rows = jax.random.randint(key, (batch,), 0, len(h))
-            change = jax.grad(loss)(maps, head, h[rows], times[rows])
-            change, state = optimizer.update(change, state)
-            return (optax.apply_updates(maps, change), state), None
+    def update(carry: Any, key: Array) -> tuple[Any, None]:
+        maps, state = carry
+        rows = jax.random.randint(key, (batch,), 0, len(h))
+        change, state = optimizer.update(jax.grad(loss)(maps, h[rows], times[rows]), state)
+        return (optax.apply_updates(maps, change), state), None
 
-        maps = Maps.zeros(h.shape[1], h.shape[-1])
-        (maps, _), _ = jax.lax.scan(
-            update, (maps, optimizer.init(maps)), jax.random.split(key, updates)
-        )
-        return maps
-
-    return train(head, h, times)
+    maps = Maps.zeros(h.shape[1], h.shape[-1])
+    start = (maps, optimizer.init(maps))
+    return jax.lax.scan(update, start, jax.random.split(key, updates))[0][0]

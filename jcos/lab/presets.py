@@ -44,9 +44,10 @@ def forwards(method: Method, sampling: Sampling) -> int:
     total, step, alive = 0, -1, method.seeds
     for row in method.rows:
         at = row.at(steps)
-        total += (at - step) * alive + row.tries * (at + 1) * method.seeds
+        total += (at - step) * alive
         anew = {"prefix": -1, "chain": -1, "renoise": row.back}
         step, alive = anew.get(row.copy, at), row.count
+    total += max((r.tries * (r.at(steps) + 1) for r in method.rows), default=0) * method.seeds
     return (1 if sampling.guidance is None else 2) * (total + (steps - 1 - step) * alive)
 
 

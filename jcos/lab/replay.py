@@ -31,13 +31,19 @@ def replay(
         at = row.at(steps)
         forwards += passes * (at - step) * people.alive.sum(1)
         step, read = at, scores[row.judge][each, index, at]
-        for _ in range(row.tries):
-            lacking = people.lacking(row, read)
-            fresh = index.shape[1] + np.tile(np.arange(method.seeds), (worlds, 1))
-            forwards += passes * (at + 1) * method.seeds * lacking
-            people.join(np.repeat(lacking[:, None], method.seeds, 1))
+        while (lacking := people.lacking(row, read)).any():
+            fresh = people.begun[:, None] + np.arange(method.seeds)
+            people.begin(lacking)
+            alive, before = np.repeat(lacking[:, None], method.seeds, 1), -1
+            fresh = np.where(alive, fresh, 0)
+            for last in (*(r for r in method.rows[:number] if r.tries), row):
+                forwards += passes * (last.at(steps) - before) * alive.sum(1)
+                before, now = last.at(steps), scores[last.judge][each, fresh, last.at(steps)]
+                if last is not row:
+                    alive = alive & (now >= last.least)
+            people.join(alive)
             index = np.concatenate([index, fresh], 1)
-            read = np.concatenate([read, scores[row.judge][each, fresh, at]], 1)
+            read = np.concatenate([read, now], 1)
         which = people.select(row, read, last=number == len(method.rows) - 1)
         index = np.take_along_axis(index, which, 1)
     forwards += passes * (steps - 1 - step) * people.alive.sum(1)

@@ -257,7 +257,10 @@ def load(path: Path, experiment: str | None = None) -> xr.Dataset:
     Raises ValueError for a file that is damaged, of another version, or of another experiment.
     """
     try:
-        data = xr.open_dataset(path, engine="h5netcdf")
+        if files.is_remote(path):  # all of it, once
+            data = xr.load_dataset(io.BytesIO(path.read_bytes()), engine="h5netcdf")
+        else:
+            data = xr.open_dataset(path, engine="h5netcdf")
     except FileNotFoundError:
         raise ValueError(f"{path} is missing") from None
     except (OSError, ValueError, KeyError) as error:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as as_bytes
 
 from jcos import loop
@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 ABOUT, STATE, GIVEN = "search.json", "search-state-{}.safetensors", "search-given-{}.safetensors"
 """Where it is; the particles, in two files in turn; the frames that were given, by restart."""
-At = tuple[loop.State, int, np.ndarray | None, int]
-"""The state, the number of the row that comes next, its scores if it is asked for fresh seeds, and
-how often it was."""
+At = tuple[loop.State, int, np.ndarray | None]
+"""The state, the number of the row that comes next, its scores if it is asked for fresh seeds."""
 
 
 def save(
@@ -29,7 +28,6 @@ def save(
     state: loop.State,
     number: int,
     scores: np.ndarray | None,
-    tried: int,
 ) -> None:
     """Write all that the search needs to go on; the last file that is written makes it hold."""
     people, about = run.population, _read(folder)
@@ -38,7 +36,7 @@ def save(
     restarts = sum(row.copy in ("prefix", "chain") for row in run.method.rows[:number])
     given = folder / GIVEN.format(restarts)
     if restarts and about.get("restarts") != restarts:
-        kept = {"first": run.conditions.first, "channels": run.conditions.channels}
+        kept = {name: getattr(run.conditions, name) for name in ("first", "channels", "known")}
         arrays = {name: np.ascontiguousarray(a) for name, a in kept.items() if a is not None}
         arrays |= {f"clip-{i}": np.ascontiguousarray(clip) for i, clip in enumerate(run.clips)}
         write(given, as_bytes(arrays))
@@ -47,7 +45,6 @@ def save(
         "file": file,
         "restarts": restarts,
         "row": number,
-        "tried": tried,
         "scores": None if scores is None else scores.tolist(),
         "people": fields,
         "rngs": [rng.bit_generator.state for rng in people.rngs],
@@ -74,13 +71,13 @@ def load(folder: Path, run: "_Run") -> At | None:
         arrays = {name: np.array(each[name], kind) for name, kind in kinds.items()}
         run.tree.append(Generation(each["step"], each["judge"], **arrays))
     if about["restarts"]:
-        arrays = load_file(folder / GIVEN.format(about["restarts"]))
+        arrays = from_bytes((folder / GIVEN.format(about["restarts"])).read_bytes())
         run.clips = [arrays.pop(f"clip-{i}") for i in range(len(run.shared))]
         run.conditions = run.conditions.replace(**{n: jnp.asarray(a) for n, a in arrays.items()})
     state = run.steps(start=folder / about["file"]).state
     assert state is not None
     scores = None if about["scores"] is None else np.array(about["scores"], float)
-    return state, about["row"], scores, about["tried"]
+    return state, about["row"], scores
 
 
 def remove(folder: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from jcos import loop
 from jcos.config import Sampling, VaeConfig, WanConfig
@@ -48,6 +48,7 @@ from jcos.lab.methods import (
     Population,
     Row,
     best_of,
+    calibrated,
     chain_clips,
     check,
     early_failure,
@@ -89,6 +90,7 @@ __all__ = [
     "Row",
     "Scorer",
     "best_of",
+    "calibrated",
     "chain_clips",
     "check",
     "early_failure",
@@ -148,24 +150,22 @@ def run(
     going = _Run(model, condition, method, seed, judges, sampling, probe, noise, record, on_step)
     going.keep, going.tiles, going.together = keep, tiles, together
     at = saved.load(keep, going) if keep is not None else None
-    state, first, scores, tried = at or (going.begin(0), 0, None, 0)
+    state, first, scores = at or (going.begin(0), 0, None)
     for number, row in enumerate(method.rows[first:], first):
         if scores is None:
             state = going.until(state, row.at(going.plan.steps), going.population.alive, number)
             scores = going.scores(row, state, going.population.alive)
-        for tries in range(tried, row.tries):
-            lacking = going.population.lacking(row, scores)
-            if not lacking.any():
-                break
-            going.save(state, number, scores, tries)
-            fresh = going.begin(state.rows.shape[1])
-            alive = lacking[:, None] & (np.arange(fresh.rows.shape[1]) < method.seeds)
+        while (lacking := going.population.lacking(row, scores)).any():
+            going.save(state, number, scores)
+            fresh, alive = going.again(method.rows[:number], lacking)
+            if not alive.any():
+                continue
             fresh = going.until(fresh, state.step, alive)
             scores = np.concatenate([scores, going.scores(row, fresh, alive)], 1)
             going.population.join(alive)
             state = state.join(fresh)
         state = going.select(state, row, scores, last=number == len(method.rows) - 1)
-        scores, tried = None, 0
+        scores = None
         going.save(state, number + 1)
     rows = len(method.rows)
     state = going.until(state, going.plan.steps - 1, going.population.alive, rows)
@@ -238,10 +238,14 @@ class _Run:
             at = Estimates(self.model, -1, 1.0, latents, latents, latents, alive, tokens_of)
             judge.check(self.model.config, at)
 
-    def begin(self, number: int) -> loop.State:
-        """Return fresh particles, from the given number on, before their first step."""
+    def begin(self, number: int | Int[np.ndarray, " W"]) -> loop.State:
+        """Return fresh particles, from the given number on (of each world), before their first
+        step."""
         count = -(-self.method.seeds // self.multiple) * self.multiple
-        seeds = [[first + number + i for i in range(count)] for first in self.first]
+        numbers = np.broadcast_to(number, len(self.first)).tolist()
+        seeds = [
+            [f + n + i for i in range(count)] for f, n in zip(self.first, numbers, strict=True)
+        ]
         runs = self.steps(seeds)
         assert runs.state is not None
         if self.method.spread == 1:
@@ -249,6 +253,20 @@ class _Run:
         x, near = runs.state.solver.x, self.method.spread
         mixed = math.sqrt(1 - near**2) * x[:, :1] + near * x
         return runs.state.move(mixed.at[:, 0].set(x[:, 0]), step=-1)
+
+    def again(
+        self, rows: Sequence[Row], lacking: Bool[np.ndarray, " W"]
+    ) -> tuple[loop.State, Bool[np.ndarray, "W K"]]:
+        """Return fresh particles of the worlds that lack one, and which of them are left after
+        these rows' thresholds."""
+        fresh = self.begin(self.population.begun)
+        self.population.begin(lacking)
+        alive = lacking[:, None] & (np.arange(fresh.rows.shape[1]) < self.method.seeds)
+        for row in rows:
+            if row.tries and alive.any():
+                fresh = self.until(fresh, row.at(self.plan.steps), alive)
+                alive = alive & (self.scores(row, fresh, alive) >= row.least)
+        return fresh, alive
 
     def steps(self, seeds: Any = (0,), start: Path | None = None) -> loop.Runs:
         return loop.steps(
@@ -284,12 +302,10 @@ class _Run:
                 self.save(state, number)
         return state
 
-    def save(
-        self, state: loop.State, number: int, scores: np.ndarray | None = None, tried: int = 0
-    ) -> None:
+    def save(self, state: loop.State, number: int, scores: np.ndarray | None = None) -> None:
         """Store where the search is, if it is kept: before the row of this number."""
         if self.keep is not None:
-            saved.save(self.keep, self, state, number, scores, tried)
+            saved.save(self.keep, self, state, number, scores)
 
     def scores(
         self, row: Row, state: loop.State, alive: Bool[np.ndarray, "W K"]

@@ -20,7 +20,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from jaxtyping import UInt8
 from PIL import Image
 
-from jcos.files import beside
+from jcos.files import any_path, beside, fetched
 
 FRAME_MS = 350
 """How long a frame of a short clip is shown; slow enough to follow an agent through a maze."""
@@ -141,7 +141,7 @@ def write_mp4(
     if not (0 < fps < math.inf and 1 <= crf <= 51):
         raise ValueError(f"fps is {fps} and crf {crf}; they are positive, and from 1 to 51")
     try:
-        with beside(Path(path)) as part:
+        with beside(any_path(path)) as part:
             _encode(part, video, Fraction(fps).limit_denominator(1001), crf)
     except av.FFmpegError as error:
         size = f"{width} × {height} pixels, fps {fps}, crf {crf}"
@@ -163,7 +163,7 @@ def read_mp4(path: Path | str) -> UInt8[np.ndarray, "F H W 3"]:
     promised = 0
     frames = []
     try:
-        with av.open(str(path)) as file:
+        with fetched(any_path(path)) as there, av.open(str(there)) as file:
             for stream in file.streams.video[:1]:
                 promised = stream.frames  # 0 where the format does not say
                 for frame in file.decode(stream):

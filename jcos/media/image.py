@@ -17,7 +17,7 @@ from jaxtyping import Float32, Int, UInt8
 from PIL import ExifTags, Image, ImageOps
 
 from jcos.config import ImageMode, VaeConfig, WanConfig
-from jcos.files import local_path
+from jcos.files import any_path, fetched
 from jcos.variants import Profile
 
 LARGEST = 100_000_000
@@ -55,11 +55,12 @@ def read_picture(path: Path | str, profile: Profile | None = None) -> Picture:
     Raises ValueError where the file is missing, no picture, damaged, of more than `LARGEST` pixels,
     or of more than 8 bits per colour (which would come out white).
     """
-    path = local_path(path)
+    path = any_path(path)
     picture, turned = None, False
     try:
         # Pillow warns of large pictures and of transparent palettes; both are dealt with here.
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
+        quiet = warnings.catch_warnings(action="ignore")
+        with quiet, fetched(path) as there, Image.open(there) as file:
             if file.width * file.height > LARGEST:
                 raise Image.DecompressionBombError
             if not file.mode.startswith(("I", "F")):

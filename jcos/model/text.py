@@ -22,7 +22,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jcos.config import UMT5Config, Words
-from jcos.files import local_path, read_text, shown, write
+from jcos.files import any_path, fetched, local_path, read_text, shown, write
 from jcos.model.layers import RMSNorm
 from jcos.model.tokenizer import Tokenizer, clean, warn_if_cut
 
@@ -238,7 +238,7 @@ class TextCache:
         self, folder: Path | str, model: UMT5 | None = None, tokenizer: Tokenizer | None = None
     ):
         """Raises ValueError where the folder is another encoder's, or no cache."""
-        self.folder, self.model, self.tokenizer = local_path(folder), model, tokenizer
+        self.folder, self.model, self.tokenizer = any_path(folder), model, tokenizer
         file = self.folder / "encoder.json"
         if model is None or tokenizer is None:
             if model is not None or tokenizer is not None:
@@ -317,7 +317,7 @@ def _read_encoder(file: Path) -> dict[str, Any]:
 def _read_rows(file: Path, key: str) -> tuple[np.ndarray, int]:
     """The rows, and how many tokens the prompt had: 0 in files that are older than the count."""
     try:
-        with safetensors.safe_open(file, framework="numpy") as opened:
+        with fetched(file) as there, safetensors.safe_open(there, framework="numpy") as opened:
             about, rows = opened.metadata() or {}, opened.get_tensor("rows")
         tokens = int(about.get("tokens", 0))
         if about["key"] != key or about["sha256"] != _digest(_content(rows)):

@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int
 
-from jcos.files import is_lfs_pointer, local_path
+from jcos.files import any_path, is_lfs_pointer
 
 _PAD, _EOS = 0, 1
 # Of a release, of a folder in diffusers' layout, of a tokenizer's own folder.
@@ -44,7 +44,7 @@ class Tokenizer:
 
         Raises ValueError where there is none, or it is not one of UMT5's kind.
         """
-        path = local_path(path)
+        path = any_path(path)
         known = [path, *(path / place for place in _PLACES)]
         file = next((p for p in known if p.is_file()), None)
         if file is None:

@@ -3,8 +3,7 @@
 import dataclasses
 import itertools
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,6 @@ from jcos.devices import memory, sharding
 from jcos.generation import generate_worlds
 from jcos.plan import compiled, costs
 from jcos.plan.costs import Job, Memory, Seconds, Sizes
-from jcos.plan.hlo import Traffic, collectives
 from jcos.plan.machines import GIB, Machine
 from jcos.wan import check_mesh
 
@@ -26,10 +24,10 @@ the word of a TPU's compiler is taken as it is."""
 class Option:
     """A job on one mesh.
 
-    compiled: or calculated. memory: of one device; None where the compiler found no way. sent:
-    collectives per step, and link_bytes what a device sends in them. attention: the kernel that the
-    compiled program calls. trouble: why it does not run there, if it does not. resident: all
-    experts lie on the device together, or one at a time, the other in host memory (`wan.load`).
+    compiled: or calculated. memory: of one device; None where the compiler found no way.
+    link_bytes: sent by a device in a step. trouble: why it does not run there, if it does not.
+    resident: all experts lie on the device together, or one at a time, the other in host memory
+    (`wan.load`).
     """
 
     sizes: Sizes
@@ -37,9 +35,6 @@ class Option:
     memory: Memory | None
     link_bytes: float
     seconds: Seconds
-    sent: Mapping[str, Traffic] = dataclasses.field(default_factory=dict)
-    attention: str = ""
-    compile_seconds: float = 0.0
     trouble: str = ""
     resident: bool = True
 
@@ -50,16 +45,12 @@ class Option:
 
     def to_json(self, steps: float) -> dict[str, Any]:
         """Return everything; steps: that one video takes of those that all seeds make."""
-        roofline, expected = self.seconds.roofline, self.seconds.expected
-        return dataclasses.asdict(self) | {
-            "mesh": self.mesh,
-            "total_bytes": None if self.memory is None else self.memory.total,
-            "limit": self.seconds.limit,
-            "roofline_seconds_per_step": roofline,
-            "expected_seconds_per_step": expected,
-            "roofline_seconds_per_video": roofline * steps,
-            "expected_seconds_per_video": expected * steps,
-        }
+        made = dataclasses.asdict(self) | {"mesh": self.mesh, "limit": self.seconds.limit}
+        made["total_bytes"] = None if self.memory is None else self.memory.total
+        for name in ("roofline", "expected"):
+            step = getattr(self.seconds, name)
+            made |= {f"{name}_seconds_per_step": step, f"{name}_seconds_per_video": step * steps}
+        return made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +84,6 @@ class Forecast:
             "seeds": job.seeds,
             "tokens": job.tokens,
             "steps": job.steps,
-            "forward_flops": costs.forward_flops(job.config.dit, job.tokens),
             "step_flops": costs.step_flops(job),
             "recommended": None if best is None else dict(best.sizes),
             "options": [option.to_json(job.steps / job.seeds) for option in self.options],
@@ -104,7 +94,9 @@ def meshes(job: Job, machine: Machine) -> list[Sizes]:
     """Return meshes worth trying, the most promising by calculation first: those that fit, by the
     time of a step whose links and arithmetic do not overlap, then those that hold less."""
     count, every = machine.devices, []
-    divisors = map(_divisors, (job.seeds, job.branches, count))
+    divisors = (
+        [d for d in range(1, n + 1) if n % d == 0] for n in (job.seeds, job.branches, count)
+    )
     for seed, branch, fsdp in itertools.product(*divisors):
         if count % (seed * branch * fsdp) == 0:
             context = count // (seed * branch * fsdp)
@@ -119,10 +111,6 @@ def meshes(job: Job, machine: Machine) -> list[Sizes]:
         return unfit, round(option.seconds.compute + option.seconds.links, 4), held
 
     return sorted(every, key=rank)
-
-
-def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
 
 
 def options(job: Job, machine: Machine, tried: Sequence[Sizes]) -> Iterator[Option]:
@@ -148,37 +136,20 @@ def calculated(job: Job, machine: Machine, sizes: Sizes) -> Option:
     """Return an option by formulas alone."""
     held, sent = costs.memory(job, sizes, machine.chip.copies), costs.link_bytes(job, sizes)
     trouble = _too_large(held, ROOM * machine.chip.memory)
-    seconds = costs.seconds(job, machine, sizes, sent)
-    return Option(sizes, False, held, sent, seconds, trouble=trouble)
+    return Option(sizes, False, held, sent, costs.seconds(job, machine, sizes, sent), trouble)
 
 
 def _compiled(job: Job, machine: Machine, sizes: Sizes, devices: Sequence[Any]) -> Option:
     """`jcos.generate` of the job: all steps, experts and seeds, no weights needed."""
-    start, mesh = time.monotonic(), sharding.make_mesh(sizes, devices)
+    guess = dataclasses.replace(calculated(job, machine, sizes), compiled=True)
+    mesh = sharding.make_mesh(sizes, devices)
     try:
-        taken = compiled.arguments(job, mesh)
-        held, text = compiled.compile_for(mesh, generate_worlds, *taken)
+        held, _ = compiled.compile_for(mesh, generate_worlds, *compiled.arguments(job, mesh))
     except MemoryError as refusal:
-        guess = calculated(job, machine, sizes)
-        return dataclasses.replace(guess, compiled=True, memory=None, trouble=str(refusal))
-    sent = {
-        kind: Traffic(math.ceil(traffic.count / job.steps), traffic.bytes / job.steps)
-        for kind, traffic in collectives(text).items()
-    }
-    total = sum(traffic.bytes for traffic in sent.values())
+        return dataclasses.replace(guess, memory=None, trouble=str(refusal))
     # A TPU's compiler refuses what does not fit; a GPU's leaves it to the run.
-    gpu = machine.platform == "gpu"
-    return Option(
-        sizes,
-        True,
-        held,
-        total,
-        costs.seconds(job, machine, sizes, total),
-        sent,
-        next((name for name, call in compiled.ATTENTION.items() if call in text), "xla"),
-        time.monotonic() - start,
-        _too_large(held, float(memory.CLAIM) * machine.chip.memory if gpu else math.inf),
-    )
+    room = float(memory.CLAIM) * machine.chip.memory if machine.platform == "gpu" else math.inf
+    return dataclasses.replace(guess, memory=held, trouble=_too_large(held, room))
 
 
 def _too_large(held: Memory, room: float) -> str:

@@ -27,7 +27,7 @@ WIDE, COLUMN = 1.9, 500
 than so many points."""
 ELSEWHERE = (
     *("planes", "title", "question", "lead", "command", "figures", "sections", "unfinished"),
-    "changes",
+    *("changes", "tree", "alive"),
 )
 """Entries of a manifest that are shown elsewhere on the page."""
 OUTCOMES = ("seconds", "date", "scores", "solved", "rows", "shown_steps", "machine", "device")
@@ -75,7 +75,7 @@ def folder(found: Results, place: Place) -> dict[str, Any]:
     figures, order = {}, {name: i for i, name in enumerate(found.captions)}
     ordered = sorted(found.pictures, key=lambda p: order.get(p.stem, len(order)))
     for i, path in enumerate(ordered):
-        if found.runs and path.stem.startswith("puzzle-"):  # their runs are shown
+        if (found.runs or found.trees) and path.stem.startswith("puzzle-"):  # their runs are shown
             continue
         try:
             caption = found.captions.get(path.stem)

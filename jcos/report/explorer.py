@@ -184,6 +184,7 @@ def render(
         few=FEW,
         rest=[i for i in range(len(abouts)) if i not in used],
         plane=bool(runs),
+        trees=first.trees if alone else [],
         first=next((i for i, section in enumerate(sections) if section["runs"]), None),
         films=contents.films(results, place),
         folders=folders,

@@ -1,8 +1,8 @@
 """Any folder of results, read for its page: what is missing or damaged is said.
 
-Known are what `jcos sample`, `demo`, `run`, `generate` and `bench run` write; of other folders
-their CSV tables, pictures and films. Pictures of runs and values of charts are read when they are
-asked for.
+Known are what `jcos sample`, `search`, `demo`, `run`, `generate` and `bench run` write; of other
+folders their CSV tables, pictures and films. Pictures of runs and values of charts are read when
+they are asked for.
 """
 
 import csv
@@ -24,6 +24,7 @@ from jcos.report.arms import Samples, aside, is_arm, samples_of
 from jcos.report.charts import Chart, charts_of
 from jcos.report.plane import PLANES
 from jcos.report.runs import ARRAYS, Run, runs_of
+from jcos.report.trees import TREE, trees_of
 from jcos.runs import KINDS, MANIFEST
 
 T = TypeVar("T")
@@ -32,7 +33,7 @@ STORE = ".files"
 """Ends the name of the folder beside a page that holds its pictures, if they are many."""
 SAYS = {*KINDS, "command", "title"}
 """Entries of which a manifest of results has one; a model's `config.json` has none."""
-LEFT = (DATASET, ARRAYS, PLANES, TABLE, "latents.safetensors", "summary.json")
+LEFT = (DATASET, ARRAYS, PLANES, TABLE, TREE, "latents.safetensors", "summary.json")
 """Files that commands leave beside the manifest."""
 DRAWN = (".svg", ".png", ".webp")
 UNREADABLE = (
@@ -75,6 +76,7 @@ class Results:
     prompts: dict[str, str]
     files: list[Path]
     missing: list[str]
+    trees: list[dict[str, Any]]
 
     def lacks(self, what: str, error: Exception) -> None:
         """Note, once, what cannot be shown."""
@@ -174,6 +176,7 @@ def read(folder: Path) -> Results:
     if is_arm(manifest):
         samples = tried("The samples", lambda: samples_of(folder, films), samples)
         missing[:0] = samples.missing
+    trees = tried(TREE, lambda: trees_of(folder, manifest), [])
     return Results(
         folder=folder,
         manifest=manifest,
@@ -185,6 +188,7 @@ def read(folder: Path) -> Results:
         prompts=samples.prompts,
         files=files,
         missing=missing,
+        trees=trees,
     )
 
 
@@ -221,6 +225,8 @@ def _expected(run: Mapping[str, Any]) -> list[str]:
         return [DATASET, TABLE, *listed]
     if "planes" in run:
         return [PLANES, *listed]
+    if "search" in run:
+        return [TREE, *listed]
     if "puzzles" in run:
         return [ARRAYS, *listed]
     if "checkpoint" in run:

@@ -10,8 +10,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Float, Int
 
-from jcos.files import write
-from jcos.weights.checkpoint import CheckpointError, quiet_orbax
+from jcos.files import any_path, write
+from jcos.weights.checkpoint import CheckpointError, quiet_orbax, source_of, target_of
 
 OUTLINE = "outline.json"
 """The containers of a trace, with its arrays' numbers; written last."""
@@ -38,7 +38,7 @@ class Trace(NamedTuple):
     def save(self, folder: Path | str) -> None:
         """Write an Orbax folder; every process calls it and writes its own shards. Observations are
         tuples, dicts and arrays. Raises FileExistsError where it exists."""
-        folder = Path(folder).absolute()
+        folder = any_path(folder)
         arrays, structure = jax.tree.flatten(self._asdict())
         names = [str(i) for i in range(len(arrays))]
         outline = jax.tree.unflatten(structure, names)
@@ -47,24 +47,26 @@ class Trace(NamedTuple):
             multihost_utils.sync_global_devices("jcos.Trace.save")
         if (folder / OUTLINE).exists():
             raise FileExistsError(f"{folder} exists; remove it or choose another name")
-        with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(folder / "arrays", dict(zip(names, arrays, strict=True)), force=True)
+        whole = target_of(folder / "arrays")
+        with whole as place, quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(place, dict(zip(names, arrays, strict=True)), force=True)
         if jax.process_index() == 0:
             write(folder / OUTLINE, json.dumps({"outline": outline, "about": {"kind": "Trace"}}))
 
     @classmethod
     def load(cls, folder: Path | str) -> "Trace":
         """Return what `save` wrote, as numpy arrays; CheckpointError where it is not whole."""
-        folder = Path(folder).absolute()
+        folder = any_path(folder)
         try:
             content = json.loads((folder / OUTLINE).read_text())
             outline = {"Trace": content["outline"]}[content["about"]["kind"]]
         except (OSError, ValueError, KeyError, TypeError):
             raise CheckpointError(f"{folder} holds no trace, or not all of it") from None
-        with quiet_orbax(), ocp.PyTreeCheckpointer() as checkpointer:
-            stored = checkpointer.metadata(folder / "arrays").item_metadata.tree
+        whole = source_of(folder / "arrays")
+        with whole as place, quiet_orbax(), ocp.PyTreeCheckpointer() as checkpointer:
+            stored = checkpointer.metadata(place).item_metadata.tree
             as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in stored}
-            arrays = checkpointer.restore(folder / "arrays", restore_args=as_numpy)
+            arrays = checkpointer.restore(place, restore_args=as_numpy)
         return cls(**_filled(outline, arrays))
 
     def to_xarray(self) -> Any:

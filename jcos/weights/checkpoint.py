@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 
 from jcos.config import WanConfig, from_json, to_json
 from jcos.devices.sharding import leaf_path
-from jcos.files import local_path, visible
+from jcos.files import any_path, fetched, is_remote, sizes, visible, write
 from jcos.weights import single
 from jcos.weights.faults import listed, readable
 
@@ -91,22 +91,54 @@ def save(folder: Path, config: WanConfig, model: Any, notes: Mapping[str, Any]) 
 
     Raises FileExistsError if the folder exists.
     """
-    folder = local_path(folder)
-    if folder.exists():
+    folder = any_path(folder)
+    if (folder / MANIFEST if is_remote(folder) else folder).exists():
         raise FileExistsError(f"{folder} exists; remove it or choose another name")
     check_name(folder.absolute())
+    if is_remote(folder):  # whole with its manifest
+        _save_leaves(folder / "weights", leaves(model))
+        return write_manifest(folder, config, notes, digests(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         beside.chmod(0o755)
-        with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(beside.absolute() / "weights", leaves(model))
-        _forget_place(beside / "weights")
+        _save_leaves(beside / "weights", leaves(model))
         write_manifest(beside, config, notes, digests(beside))
         beside.rename(folder)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
+
+
+def _save_leaves(folder: Path, values: Mapping[str, Any]) -> None:
+    with target_of(folder) as place, quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(place, values, force=True)
+    _forget_place(folder)
+
+
+@contextlib.contextmanager
+def target_of(folder: Path) -> Iterator[str]:
+    """Yield where Orbax writes a folder: there, or, for a bucket that it does not know (s3://), on
+    a disk, from where it is uploaded. ValueError for that on several hosts."""
+    if not _is_foreign(folder):
+        yield str(folder.absolute())
+        return
+    if jax.process_count() > 1:
+        raise ValueError(f"{folder} cannot be written by several hosts; use gs:// or a shared disk")
+    with tempfile.TemporaryDirectory() as place:
+        yield f"{place}/{folder.name}"
+        folder.upload(Path(place) / folder.name)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def source_of(folder: Path) -> Iterator[str]:
+    """Yield where Orbax reads a folder: there, or from a copy on a disk, as `target_of`."""
+    with fetched(folder) if _is_foreign(folder) else contextlib.nullcontext(folder) as place:
+        yield str(place.absolute())
+
+
+def _is_foreign(folder: Path) -> bool:
+    return is_remote(folder) and not str(folder).startswith("gs:")
 
 
 def clean(folder: Path, *names: str) -> None:
@@ -128,10 +160,10 @@ def write_part(folder: Path, name: str, values: Mapping[str, np.ndarray]) -> dic
     pieces = {path: ocp.SaveArgs(chunk_byte_size=CHUNK) for path in arrays}
     # Plain files: the default (OCDBT) collects all chunks in memory before it writes them.
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
-    target = Path(folder).absolute() / "weights" / name
+    target = folder / "weights" / name
     try:
-        with quiet_orbax(), ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(target, arrays, save_args=pieces)
+        with target_of(target) as place, quiet_orbax(), ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(place, arrays, save_args=pieces)
     except ValueError as error:
         # What the disk refuses comes as a ValueError with the system's number in it.
         if not (code := re.search(r"os_error_code='(\d+)'", str(error))):
@@ -161,27 +193,32 @@ def write_manifest(
         "files": dict(files),
         **({} if parts is None else {"parts": dict(parts)}),
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    write(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 def digests(folder: Path, below: str = "") -> dict[str, list[Any]]:
     """Return size and hash of every file under `folder/below`, by its path from `folder`."""
-    files = sorted(p for p in (folder / below).rglob("*") if p.is_file())
-    return {p.relative_to(folder).as_posix(): _digest(p) for p in files}
+    places = [folder / below / name for name in sizes(folder / below)]
+    return {place.relative_to(folder).as_posix(): _digest(place) for place in places}
 
 
 def read_manifest(folder: Path, *, verify: bool | None = None) -> dict[str, Any]:
     """Return the manifest of a checkpoint folder, every file of it checked for its size, and for
     its hash where `verify` says so; by default if the folder has less than `HASHED` bytes."""
-    folder = local_path(folder)
+    folder = any_path(folder)
     manifest = _parse(folder)
     files = manifest["files"]
+    if is_remote(folder):
+        there = sizes(folder)  # with one request
+    else:
+        places = {name: folder / name for name in files}
+        there = {name: p.stat().st_size for name, p in places.items() if p.is_file()}
     if verify is None:
         verify = sum(size for size, _ in files.values()) < HASHED
     for name, (size, digest) in files.items():
-        if not (folder / name).is_file():
+        if name not in there:
             raise CheckpointError(f"{folder} is incomplete: {name} is missing")
-        found = _digest(folder / name) if verify else [(folder / name).stat().st_size, digest]
+        found = _digest(folder / name) if verify else [there[name], digest]
         if found != [size, digest]:
             raise CheckpointError(f"{folder / name} is damaged: it is not what was written")
     return manifest
@@ -216,7 +253,7 @@ def read_config(manifest: Mapping[str, Any]) -> WanConfig:
 
 def stored(folder: Path) -> dict[str, jax.ShapeDtypeStruct]:
     """Return shape and type of every leaf of a checkpoint folder, by its path."""
-    return {path: leaf for part in _parts(Path(folder)).values() for path, leaf in part.items()}
+    return {path: leaf for part in _parts(folder).values() for path, leaf in part.items()}
 
 
 def restore(
@@ -235,11 +272,11 @@ def restore(
     chosen = tuple(only) if only is not None else ("",)
     parts = {
         name: {path: leaf for path, leaf in part.items() if path.startswith(chosen)}
-        for name, part in _parts(Path(folder)).items()
+        for name, part in _parts(folder).items()
     }
     want = leaves(model)
     _check_fit(want, {path: leaf for part in parts.values() for path, leaf in part.items()})
-    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     found: dict[str, Any] = {}
     for name, part in parts.items():
         target = {
@@ -249,7 +286,7 @@ def restore(
             for path, leaf in part.items()
         }
         if target:
-            found |= _restore_part(Path(folder).absolute() / name, target)
+            found |= _restore_part(folder / name, target)
     return jax.tree_util.tree_map_with_path(lambda path, _: found[leaf_path(path)], model)
 
 
@@ -259,8 +296,9 @@ def _restore_part(path: Path, target: dict[str, jax.ShapeDtypeStruct]) -> dict[s
         restore_args=ocp.checkpoint_utils.construct_restore_args(target),
         partial_restore=True,
     )
-    with quiet_orbax(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(path, args=arguments)
+    handler = ocp.PyTreeCheckpointHandler()
+    with source_of(path) as place, quiet_orbax(), ocp.Checkpointer(handler) as checkpointer:
+        return checkpointer.restore(place, args=arguments)
 
 
 def _parts(folder: Path) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
@@ -268,8 +306,9 @@ def _parts(folder: Path) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     manifest = _parse(folder)
     check_name(folder.absolute())
     if manifest["format"] == 1:
-        with quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
-            tree = checkpointer.metadata(folder.absolute() / "weights").item_metadata.tree
+        weights = source_of(folder / "weights")
+        with weights as place, quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.metadata(place).item_metadata.tree
         return {"weights": {k: jax.ShapeDtypeStruct(a.shape, a.dtype) for k, a in tree.items()}}
     try:
         return {
@@ -297,8 +336,10 @@ def quiet_orbax():
 
 
 def _forget_place(folder: Path) -> None:
-    """Remove Orbax's note of where it wrote, which is not where the folder will be."""
-    (folder / "commit_success.txt").unlink(missing_ok=True)
+    """Remove Orbax's note of where it wrote, which is not where the folder will be; in a bucket the
+    note says that all is there."""
+    if not is_remote(folder):
+        (folder / "commit_success.txt").unlink(missing_ok=True)
 
 
 def _digest(path: Path) -> list[Any]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jcos.files import check_there, local_path, shown
+from jcos.files import any_path, check_there, is_remote, shown
 from jcos.variants import BASES
 
 _NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
@@ -43,11 +43,14 @@ def check(given: Path) -> None:
 def find(given: Path | str) -> Path:
     """Return the folder (or single file) of a model, with all of its parts on this machine.
 
-    given: a folder or file, returned as it is; a Hugging Face cache, or a model's folder or
+    given: a folder or file, also in a bucket, returned as it is; a Hugging Face cache, or a model's
+    folder or
     snapshot in one; or `org/name[@revision]`, whose needed files are downloaded into the cache.
     Raises ValueError, in one sentence, where there is no such model or the hub cannot be reached.
     """
-    path = local_path(given)
+    path = any_path(given)
+    if is_remote(path):
+        return path
     if is_name(given):
         named = _NAME.fullmatch(str(given))
         assert named is not None

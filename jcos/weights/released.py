@@ -177,7 +177,7 @@ def load_released(
     """
     if absent := sorted({part_of(path) for path in want} - set(source.parts)):
         raise CheckpointError(f"{source.folder} has no weights of {', '.join(absent)}")
-    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     found = {}
     for path, leaf in want.items():
         array = source.leaves[path].build(partial(source.merged, adapters), leaf.dtype)

@@ -1,5 +1,7 @@
 """What acting on early estimates buys: every method at its cost, on the same runs."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -39,10 +41,20 @@ def test_the_table_has_every_method_at_its_cost(data) -> None:
     assert rows["solved", "one run"].n == 5
     assert rows["solved", "EvoSearch, decided"].n == 2
     for budget in SMALL.budgets:
-        assert ("solved", f"restart, decided, ≤ {budget}") in rows
+        for kind in ("restart", "calibrated", "screen", "screen twice"):
+            assert ("solved", f"{kind}, decided, ≤ {budget}") in rows
+            assert rows["forwards per puzzle", f"{kind}, decided, ≤ {budget}"].value > 4
+    settings = json.loads(dataset.attrs["settings"])["maze"]
+    assert settings["best of 4, oracle"] == "4 seed(s); at -1.00: 1 goes on"
+    error = rows["calibration error: decided", "step 3"]
+    assert 0 <= error.low <= error.value <= error.high <= 1
     gain = rows["solved, more than one run", "one run"]
     assert (gain.value, gain.n) == (0, 5)
-    assert {name for name, _ in SMALL.figures(dataset)} == {"pareto", "signs"}
+    assert {name for name, _ in SMALL.figures(dataset)} == {
+        "pareto",
+        "signs",
+        "reliability",
+    }
     for name in (*SIGNS, "head"):
         assert np.isfinite(dataset["signs"].sel(judge=name)).all()
 
@@ -65,6 +77,22 @@ def test_a_bank_is_played_in_disjoint_groups_of_seeds() -> None:
     np.testing.assert_array_equal(forwards, [4, 2])
 
 
+def test_more_seeds_on_a_few_puzzles() -> None:
+    made = Search().among_many(bank_of(8))
+    assert set(made) == {
+        *(f"8 seeds, best by {name}" for name in ("oracle", "random", "decided")),
+        "8 seeds, screened",
+    }
+    assert made["8 seeds, best by oracle"][0].tolist() == [1.0, 1.0]
+    assert made["8 seeds, screened"][1].tolist() == [8 * 2] * 2
+
+
+def bank_of(runs: int) -> Bank:
+    solved = np.arange(2 * runs).reshape(2, runs) % 3 == 0
+    scores = np.where(solved, 1.0, 0.0)[..., None] * np.ones(2)
+    return Bank(dict.fromkeys(("oracle", "random", "decided"), scores), solved, scores)
+
+
 def test_the_best_within_a_budget_is_chosen() -> None:
     methods = [best_of(n, "late") for n in (1, 2, 4)]
     best = bank().best(methods, (1, 2, 5, 8))
@@ -75,7 +103,6 @@ def test_the_best_within_a_budget_is_chosen() -> None:
     ("change", "why"),
     [
         (dict(seeds=(0, 1)), "4 seeds"),
-        (dict(tasks=("maze", "tictactoe")), "one task"),
         (dict(drawn=0), "drawn 0"),
     ],
 )

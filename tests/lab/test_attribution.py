@@ -32,7 +32,7 @@ def test_gradients_are_the_slope_of_the_exact_patch(small_model: Wan, through, m
     slopes = attribute(small_model, a, metric, PLACES, **how)
     assert {p: s.shape[1:] for p, s in slopes.items()} == {p: (2, 2, UNITS[p]) for p in PLACES}
     cells = [(p, s, k, u) for p in PLACES for s in (0, 1) for k in (0, 1) for u in range(UNITS[p])]
-    turn, effects = attribution.Patch._turn, []
+    turn, effects = attribution.GradedPatch._turn, []
     for little in (0.01, -0.01):
 
         def slightly(self, place, *rest, little=little):
@@ -41,10 +41,10 @@ def test_gradients_are_the_slope_of_the_exact_patch(small_model: Wan, through, m
                 self.replace(**{place: None if mask is None else little * mask}), place, *rest
             )
 
-        monkeypatch.setattr(attribution.Patch, "_turn", slightly)
-        attribution._values.clear_cache()  # the same arguments, another program
+        monkeypatch.setattr(attribution.GradedPatch, "_turn", slightly)
+        attribution._values.clear_cache()  # type: ignore[attr-defined]
         effects.append(patch_effects(small_model, a, metric, cells, **how)[0])
-    attribution._values.clear_cache()
+    attribution._values.clear_cache()  # type: ignore[attr-defined]
     small, first = (effects[0] - effects[1]) / 0.02, 0
     for place in PLACES:
         want = slopes[place].reshape(-1)

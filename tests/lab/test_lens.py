@@ -109,7 +109,9 @@ def test_a_reading_of_a14b_costs_little() -> None:
         return trace.latents, trace.block_obs
 
     def cost(probe: jcos.Probe) -> dict[str, float]:
-        return run.lower(expert, given, noise, keys, probe).compile().cost_analysis()
+        cost = run.lower(expert, given, noise, keys, probe).compile().cost_analysis()
+        assert cost is not None
+        return cost
 
     plain, lens = cost(jcos.Probe()), cost(Lens(reduce=to_last))
     ratios = {what: lens[what] / plain[what] for what in ("flops", "bytes accessed")}

@@ -20,6 +20,7 @@ from jcos.lab.methods import (
     Population,
     Row,
     best_of,
+    calibrated,
     chain_clips,
     early_failure,
     epbs,
@@ -131,6 +132,8 @@ def test_a_replay_of_finished_runs_chooses_as_the_search_does(model, pair) -> No
         epbs(4, "energy", at=0.5),
         epbs(5, "energy", at=0.25, keep=2),
         early_failure(6, "energy", at=0.5, least=least),
+        calibrated(6, "energy", least=np.median(recorded, (0, 1)).tolist()),
+        calibrated(5, "energy", least=[-np.inf, np.inf, least, least]),
         Method(
             rows=(
                 Row(step=1, judge="energy", keep=3, stop=least),
@@ -170,6 +173,26 @@ def test_a_threshold_tries_fresh_seeds_one_after_the_other(model, condition) -> 
         model, condition, early_failure(3, "listed", least=1.0), judges={"listed": nothing}
     )
     assert result.seed.tolist() == [1]
+
+
+def test_a_fresh_seed_passes_all_thresholds_so_far(model, condition) -> None:
+    """Seed 0 fails after step 2, seed 1 after step 0, seed 2 nowhere."""
+    judge = Listed([0.9], [0.1], [0.2], [0.8], [0.7])
+    method = calibrated(4, "listed", least=[0.5, -np.inf, 0.6, -np.inf])
+    result = run(model, condition, method, judges={"listed": judge})
+    assert (result.seed.tolist(), judge.calls) == ([2], 5)
+    assert result.cost.forwards.tolist() == [3 + 1 + 4]
+    close(result.latents, generate(model, condition, (2,)).latents[0])
+    judge = Listed([0.9], [0.1], [0.2])
+    result = run(
+        model,
+        condition,
+        dataclasses.replace(
+            method, rows=tuple(dataclasses.replace(row, tries=1) for row in method.rows)
+        ),
+        judges={"listed": judge},
+    )
+    assert (result.seed.tolist(), result.cost.forwards.tolist()) == ([0], [3 + 1 + 1])
 
 
 def test_a_particle_that_is_good_enough_goes_on_alone(model, condition) -> None:
@@ -298,23 +321,21 @@ def test_a_prefix_in_time_is_kept_by_all_that_begin_anew() -> None:
     assert result.tree[1].seeds.tolist() == [[3, 4, 5]]
 
 
-@pytest.mark.parametrize("image", ["concat", "repeat"])
-def test_a_prefix_is_given_to_models_that_see_frames_beside_the_noise(image) -> None:
-    """Mask, and the best run's latents, in the channels; the same condition as of the clip."""
-    beside = randomised(dataclasses.replace(CONFIG, image=image))
-    condition = beside.condition(frame(0), "left", FRAMES)
+def test_a_prefix_is_known_to_a_model_that_has_learnt_to_see_one_frame(model, condition) -> None:
+    """The best run's frames are in every estimate; the same condition as of the clip."""
     judge = Listed([0.0, 1.0, 0.5], [0.0, 1.0, 0.5])
-    result = run(beside, condition, tbs(3, "listed"), judges={"listed": judge}, record=True)
+    result = run(model, condition, tbs(3, "listed"), judges={"listed": judge}, record=True)
     best = result.tree[0].x0[0, 1]
-    again = beside.continued(condition, best[:2])
-    expected = generate(beside, again, (4,)).latents[0]
-    close(result.latents, expected)
-    rest = 0 * best[1] if image == "concat" else best[1]
-    np.testing.assert_array_equal(again.channels[..., 4:], [best[0], best[1], rest])
-    np.testing.assert_array_equal(again.channels[:, 0, 0, :4].mean(-1), [1, 1, 0])
-    clip = beside.decode(best[:2])
-    coded = beside.condition(clip, "left", FRAMES).channels
-    np.testing.assert_array_equal(coded, beside.continued(condition, beside.encode(clip)).channels)
+    close(result.latents[:2], best[:2])
+    again = model.continued(condition, best[:2])
+    close(result.latents, generate(model, again, (4,)).latents[0])
+    np.testing.assert_array_equal(again.channels, condition.channels)
+    clip = model.decode(best[:2])
+    coded = model.condition(clip, "left", FRAMES)
+    np.testing.assert_array_equal(coded.known, model.encode(clip))
+    one = model.condition(clip[:1], "left", FRAMES)
+    assert one.known is None
+    np.testing.assert_array_equal(one.channels, model.condition(clip[0], "left", FRAMES).channels)
 
 
 def test_clips_are_chained_by_their_last_frames(model, condition) -> None:
@@ -504,7 +525,7 @@ def test_every_preset_says_who_begins(model, condition) -> None:
     for name, preset in PRESETS.items():
         method = preset(2, "energy")
         assert len(method.rows) >= 1
-        alone = name in ("threshold", "early-failure")
+        alone = name in ("threshold", "early-failure", "calibrated")
         assert method.seeds == (1 if alone else 2)
         if name not in ("tbs", "chain") and not alone:
             result = run(model, condition, method)

@@ -75,6 +75,10 @@ def tiny(vocabulary: tuple[str, ...] = ()) -> WanConfig:
     return WanConfig("tiny", dit, PixelCodec(), words, Sampling(steps=2, shift=3.0), image="concat")
 
 
+UNSEEN = {"maze9"}
+"""Tasks that no model is trained on."""
+
+
 @pytest.fixture(scope="module")
 def config() -> WanConfig:
     return tiny(training.vocabulary())
@@ -131,7 +135,7 @@ def test_no_held_out_puzzle_is_ever_trained_on(config, monkeypatch):
         batches(Recipe(small=16, large=4), config, step)
     assert len(seen) == 12 * 20
     assert not any(puzzle.held_out for puzzle in seen)
-    assert {puzzle.task for puzzle in seen} == set(TASKS)
+    assert {puzzle.task for puzzle in seen} == set(TASKS) - UNSEEN
 
 
 def test_videos_are_right_answers_to_their_prompts(config, monkeypatch):
@@ -165,8 +169,8 @@ def test_more_draws_find_more_puzzles_with_several_answers():
 
 
 def test_every_task_has_a_share():
-    assert Recipe().shares.keys() == TASKS.keys()
-    assert {task.height for task in TASKS.values()} == {20, 28}
+    assert Recipe().shares.keys() == TASKS.keys() - UNSEEN
+    assert {name for name, task in TASKS.items() if task.height not in (20, 28)} == UNSEEN
 
 
 def test_vocabulary_is_that_of_both_splits():
@@ -190,26 +194,6 @@ def test_loss_of_the_untrained_model_is_that_of_predicting_nothing(config, fixed
     value = float(jax.jit(partial(loss, shift=3.0))(model, fixed[0], jax.random.key(0)))
     x0 = (fixed[0].videos / 255 - 0.55) / 0.42
     assert value == pytest.approx(1 + np.square(x0).mean(), rel=0.1)
-
-
-def test_some_samples_are_trained_to_continue_several_frames(config, fixed, monkeypatch) -> None:
-    """As many as `prefix` says, with 2 or 3 of 5 frames; with 0 the loss is as it was."""
-    seen: list[np.ndarray] = []
-    plain = training.image_channels
-
-    def spy(first, frames, image, given):
-        jax.debug.callback(lambda n: seen.append(np.asarray(n)), given)
-        return plain(first, frames, image, given)
-
-    monkeypatch.setattr(training, "image_channels", spy)
-    model, many = Wan(config, rngs=nnx.Rngs(0)), jax.tree.map(lambda a: np.repeat(a, 40, 0), fixed)
-    for prefix, share in ((0.0, 0.0), (0.6, 0.6), (1.0, 1.0)):
-        seen.clear()
-        jax.block_until_ready(loss(model, many[0], jax.random.key(0), 3.0, prefix))
-        jax.effects_barrier()
-        given = np.concatenate([np.atleast_1d(n) for n in seen])
-        assert set(given.tolist()) <= {1, 2, 3}
-        assert abs((given > 1).mean() - share) <= 0.15
 
 
 @pytest.mark.slow
@@ -353,4 +337,4 @@ def test_a_run_starts_from_no_model_with_other_words(tmp_path, config):
 
 
 def test_every_part_of_the_recipe_shows_every_task():
-    assert all(part.shares.keys() == TASKS.keys() for part in PARTS)
+    assert all(part.shares.keys() == TASKS.keys() - UNSEEN for part in PARTS)

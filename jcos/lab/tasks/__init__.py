@@ -4,7 +4,7 @@ from jcos.lab.tasks.base import PALETTE, Puzzle, Score, Split, Task, Verdict, Vi
 from jcos.lab.tasks.bounce import Bounce, HardBounce
 from jcos.lab.tasks.catalogue import TASKS, chance, get
 from jcos.lab.tasks.marks import decode
-from jcos.lab.tasks.maze import HardMaze, Maze
+from jcos.lab.tasks.maze import HardMaze, LargerMaze, Maze
 from jcos.lab.tasks.pattern import Pattern
 from jcos.lab.tasks.returns import Returns
 from jcos.lab.tasks.rotation import Rotation
@@ -16,6 +16,7 @@ __all__ = [
     "Bounce",
     "HardBounce",
     "HardMaze",
+    "LargerMaze",
     "Maze",
     "Pattern",
     "Puzzle",

@@ -4,7 +4,7 @@ import numpy as np
 
 from jcos.lab.tasks.base import Task
 from jcos.lab.tasks.bounce import Bounce, HardBounce
-from jcos.lab.tasks.maze import HardMaze, Maze
+from jcos.lab.tasks.maze import HardMaze, LargerMaze, Maze
 from jcos.lab.tasks.pattern import Pattern
 from jcos.lab.tasks.returns import Returns
 from jcos.lab.tasks.rotation import Rotation
@@ -22,6 +22,7 @@ TASKS: dict[str, Task] = {
         HardMaze(),
         TicTacToeBlock(),
         HardBounce(),
+        LargerMaze(),
     )
 }
 

@@ -138,6 +138,17 @@ class HardMaze(Maze):
     least_steps = 14
 
 
+class LargerMaze(HardMaze):
+    """Mazes of a size that the shipped model has never seen."""
+
+    name = "maze9"
+    about = "A maze of 9 × 9 cells, larger than any in training; walk the one long way."
+
+    side = 9
+    height = width = side * TILE
+    least_steps = 18
+
+
 def identity_of(scene: Scene) -> tuple:
     """The smallest of the lattice's eight mirrored and turned copies."""
     lattice = _lattice(scene).astype(np.uint8)

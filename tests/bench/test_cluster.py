@@ -1,0 +1,102 @@
+"""The benchmark on a local Ray cluster of two actors, one of which is killed."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from jcos import cli
+from jcos.bench.export import export
+from jcos.bench.folder import read_bench
+from jcos.bench.results import Folder, read_json
+from tests.conftest import ROOT
+from tests.devices.test_sharding import free_port
+
+ARMS = """
+from jcos.bench.arm import Arm
+from jcos.experiments.experiment import Settings
+arms = {"base": Arm(profile=None, scale=1 / 8, sampling=Settings(steps=2))}
+"""
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(word) for word in words])
+    assert end.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def actors() -> list[int]:
+    """Processes of Ray that hold a model."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                if (entry / "cmdline").read_bytes().startswith(b"ray::_Actor"):
+                    found.append(int(entry.name))
+            except OSError:  # it has just ended
+                continue
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.extra("ray")
+@pytest.mark.filterwarnings("ignore")  # Ray leaves files and threads open
+def test_an_actor_that_is_killed_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, out, before = tmp_path / "small", tmp_path / "out", set(actors())
+    export(samples, ("maze",), 6)
+    (tmp_path / "arms.py").write_text(ARMS)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    killed: list[int] = []
+
+    def kill() -> None:
+        """Kill an actor of this test once the first video is there."""
+        while not list(out.rglob("*.mp4")):
+            time.sleep(0.05)
+        victim = min(set(actors()) - before)
+        os.kill(victim, signal.SIGKILL)
+        killed.append(victim)
+
+    Thread(target=kill, daemon=True).start()
+    words = ["bench", "run", tmp_path / "arms.py", "--samples", samples, "--out", out, "--ray"]
+    monkeypatch.setattr("jcos.bench.cluster.CORES", 2)
+    cli.main([str(word) for word in words])
+    assert killed
+    bench = read_bench(samples)
+    assert Folder(out / "base").status(bench).complete
+    assert len(list(out.rglob("*.mp4"))) == 6
+    assert read_json(out / "base" / "run.json")["arm"]
+
+
+@pytest.mark.extra("ray")
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--ray", "--shard", "0/2"), "leave out --join and --shard"),
+        (("--address", "localhost:1"), "give --ray, too"),
+        (("--ray", "--address", "here"), "it is HOST:PORT"),
+        (("--ray", "--address", "localhost:PORT"), "no Ray cluster answers at localhost:"),
+        (("--shard", "3/2"), "shard is '3/2'; it is I/N with I below N"),
+    ],
+)
+def test_wrong_input_is_one_sentence(
+    words: tuple[str, ...], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(tmp_path / "small", ("maze",), 1)
+    given = [word.replace(":PORT", f":{free_port()}") for word in words]
+    run = ("bench", "run", "vbvr_base", "--samples", tmp_path / "small", "--out", tmp_path / "out")
+    assert says in refused(capsys, *run, *given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cluster_is_not_asked_for_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jcos.bench import cluster
+
+    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs the extra ray: pip install 'jcos\[ray\]'"):
+        cluster.check(None)

@@ -1,0 +1,43 @@
+"""Scalars of steps in a file, and a profile of a few."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import pytest
+
+from jcos.devices import watching
+
+
+def test_every_step_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where TensorBoard and W&B are there, they get the same numbers."""
+    told: list[tuple] = []
+    board = SimpleNamespace(add_scalar=lambda *a: told.append(a), close=lambda: told.append(()))
+    run = SimpleNamespace(log=lambda v, step: told.append((v, step)), finish=lambda: None)
+    there = {"tensorboardX": SimpleNamespace(SummaryWriter=lambda folder: board)}
+    there["wandb"] = SimpleNamespace(init=lambda project: told.append((project,)) or run)
+    for name, module in there.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(watching, "find_spec", lambda name: True)
+    monkeypatch.setenv("WANDB_PROJECT", "steps")
+    with watching.watched(tmp_path):
+        for forwards in (2, 4):
+            watching.step_done(jnp.zeros(3), forwards)
+    watching.step_done(jnp.zeros(3), 8)  # nobody watches
+    lines = [json.loads(s) for s in (tmp_path / watching.SCALARS).read_text().splitlines()]
+    assert [(line["step"], line["forwards"]) for line in lines] == [(0, 2), (1, 4)]
+    assert all(line["seconds"] >= 0 and line["bytes"] > 0 for line in lines)
+    assert ("forwards", 4, 1) in told
+    assert told[0] == ("steps",)
+    assert told[-1] == ()
+    assert sum(isinstance(t[0], dict) for t in told if t) == 2
+
+
+def test_the_steps_after_the_first_are_profiled(tmp_path: Path) -> None:
+    with watching.watched(profile=tmp_path):
+        watching.step_done(jnp.zeros(3), 1)
+        assert not list(tmp_path.rglob("*.xplane.pb"))
+        watching.step_done(jnp.zeros(3) + 1, 1)
+    assert list(tmp_path.rglob("*.xplane.pb"))

@@ -1,0 +1,172 @@
+"""Buckets as paths: from a release to scored videos, against servers on loopback.
+
+Each place is used by a process of its own: clients of buckets keep what they know of a server. Run
+as `python -m tests.test_buckets PLACE FOLDER` it prints what it finds as JSON on the last line.
+"""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import GOLDEN
+from tests.many_devices import environment, finish, start
+
+SERVER = (
+    "import time\nfrom {} import {} as make\nserver = make({})\nserver.start()\ntime.sleep(0.2)"
+)
+GCS = ("gcp_storage_emulator.server", "create_server")
+S3 = ("moto.server", "ThreadedMotoServer")
+PORTS = {"gs": "server._api._httpd.server_port", "s3": "server.get_host_and_port()[1]"}
+
+
+def known(scheme: str, where: str) -> dict[str, str]:
+    """What a process has to know to find a server."""
+    if scheme == "gs":
+        return {
+            "STORAGE_EMULATOR_HOST": where,
+            "TENSORSTORE_GCS_HTTP_URL": where,
+            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "anyone",
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+        }
+    keys = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "anyone")
+    return keys | {"AWS_ENDPOINT_URL": where, "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@pytest.fixture(scope="module", params=["gs", "s3"])
+def bucket(request: pytest.FixtureRequest) -> Iterator[str]:
+    """An empty bucket on a server that this process and its children know."""
+    scheme = request.param
+    options = '"localhost", 0, in_memory=True, default_bucket="bucket"'
+    if scheme == "s3":
+        options = '"localhost", 0, verbose=False'
+    words = SERVER.format(*(GCS if scheme == "gs" else S3), options)
+    words += f"\nprint({PORTS[scheme]}, flush=True)\ntime.sleep(600)"
+    with pytest.MonkeyPatch.context() as patched:
+        command = [sys.executable, "-c", words]
+        quiet = subprocess.DEVNULL
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=quiet, text=True) as server:
+            try:
+                assert server.stdout is not None
+                where = f"http://localhost:{server.stdout.readline().strip()}"
+                for name, value in known(scheme, where).items():
+                    patched.setenv(name, value)
+                if scheme == "s3":
+                    make = "import s3fs; s3fs.S3FileSystem().mkdir('bucket')"
+                    subprocess.run([sys.executable, "-c", make], check=True, env=environment())
+                yield f"{scheme}://bucket"
+            finally:
+                server.kill()
+
+
+@pytest.mark.extra("buckets")
+@pytest.mark.slow
+def test_from_a_release_to_scores(bucket: str, tmp_path: Path) -> None:
+    found = finish(start(bucket, str(tmp_path), module="tests.test_buckets"))
+    assert found["weights"]
+    assert found["latents"] == [1, 2, 4, 4, 48]
+    assert found["film"] == [5, 64, 64, 3]
+    assert found["trace"] == [1, 2]
+    assert found["again"]
+    assert "is incomplete: weights/" in found["cut"]
+    assert found["steps"] == 2
+    assert found["score"] == [1.0]
+    assert found["left"] == []
+    assert f"{bucket[:2]}://no/x cannot be written: " in found["nowhere"]
+
+
+@pytest.mark.extra("buckets")
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
+def test_without_credentials_it_is_one_sentence(bucket: str) -> None:
+    lacking = {k: v for k, v in environment().items() if not k.startswith("AWS_")}
+    lacking |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "", "HOME": "/nowhere"}
+    words = [sys.executable, "-m", "jcos", "generate", "jcos/tiny", "--prompt", "x", "--out"]
+    done = subprocess.run([*words, f"{bucket}/x"], env=lacking, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"jcos: {bucket}/x cannot be written: Unable to locate credentials\n"
+
+
+def refused(*words: object) -> str:
+    """Run a command; return the sentence that it ends in, if it does not succeed."""
+    from jcos import cli
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            cli.main([str(word) for word in words])
+    except SystemExit:
+        return said.getvalue().strip().splitlines()[-1]
+    return ""
+
+
+def command(*words: object) -> None:
+    assert not (said := refused(*words)), said
+
+
+def way(place: str, folder: Path) -> dict[str, Any]:
+    """Convert, load, generate, run an experiment and the benchmark in a bucket; read it back."""
+    import jax
+    import numpy as np
+    from rich.progress import Progress
+    from safetensors.numpy import load
+
+    import jcos
+    from convert.stream import Job, convert
+    from jcos.bench.export import export
+    from jcos.files import any_path, visible
+    from jcos.lab import results
+    from jcos.media.formats import read_mp4
+    from jcos.weights.checkpoint import save
+
+    bucket, release = any_path(place), GOLDEN / "ckpt" / "Wan2.2-TI2V-5B"
+    convert(Job(release, bucket / "wan"), Progress(disable=True))
+    pairs = (jax.tree.leaves(jcos.load(f)) for f in (release, f"{place}/wan"))
+    found: dict[str, Any] = {"weights": all(map(np.array_equal, *pairs))}
+
+    np.save(folder / "rows.npy", np.ones((2, 64), np.float32))
+    given = ("--prompt", folder / "rows.npy", "--negative", folder / "rows.npy", "--steps", 2)
+    given += ("--frames", 5, "--size", "64x64", "--profile", "float32")
+    video = ("--out", f"{place}/video")
+    command("generate", f"{place}/wan", *given, "--trace", *video)
+    out = bucket / "video"
+    found["latents"] = load((out / "latents.safetensors").read_bytes())["latents"].shape
+    found["film"] = read_mp4(out / "seed-0.mp4").shape
+    found["trace"] = jcos.Trace.load(out / "trace").x0.shape[:2]
+    before = (out / "run.json").read_bytes()
+    command("generate", f"{place}/wan", *given, *video)
+    found["again"] = (out / "run.json").read_bytes() == before
+
+    tiny = jcos.load()
+    save(bucket / "tiny", tiny.config, tiny, {})
+    small = ("--set", "puzzles=2", "--set", "sampling.steps=2", "--set", "tasks=maze")
+    command("run", "steps", *small, "--checkpoint", f"{place}/tiny", "--out", f"{place}/steps")
+    found["steps"] = results.load(bucket / "steps" / "results.nc").sizes["step"]
+
+    export(folder / "bench", ("maze",), 1)
+    samples = ("--samples", folder / "bench")
+    quick = [f"--set={s}" for s in ("scale=0.125", "profile=none", "sampling.steps=2")]
+    quick += ["--checkpoint", f"{place}/tiny", "--out", f"{place}/vbvr"]
+    command("bench", "run", "vbvr_base", *samples, *quick)
+    command("bench", "score", f"{place}/vbvr/base", *samples, "--out", f"{place}/scores")
+    about = json.loads((bucket / "scores" / "scores.json").read_text())
+    found["score"] = list(about["arms"]["truth"]["scores"].values())
+    found["left"] = [str(p) for p in visible(bucket, "**/*") if ".part" in p.name]
+
+    next(p for p in visible(bucket / "wan" / "weights", "**/*") if p.is_file()).unlink()
+    try:
+        jcos.load(f"{place}/wan")
+    except ValueError as error:
+        found["cut"] = str(error)
+    scheme = place.partition(":")[0]
+    found["nowhere"] = refused("generate", release, *given, "--out", f"{scheme}://no/x")
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(way(sys.argv[1], Path(sys.argv[2])), default=str))
