@@ -44,8 +44,8 @@ def find(given: Path | str) -> Path:
     """Return the folder (or single file) of a model, with all of its parts on this machine.
 
     given: a folder or file, also in a bucket, returned as it is; a Hugging Face cache, or a model's
-    folder or
-    snapshot in one; or `org/name[@revision]`, whose needed files are downloaded into the cache.
+    folder or snapshot in one; or `org/name[@revision]`, whose needed files are downloaded into the
+    cache.
     Raises ValueError, in one sentence, where there is no such model or the hub cannot be reached.
     """
     path = any_path(given)
