@@ -22,10 +22,10 @@ class Demo(options.Demo):
         model = wan.load(self.checkpoint)
         command = command_line()
         page = (self.out / "index.html").resolve()
-        with bar() as told:
+        with bar() as progress:
 
             def progress(what: str, done: int, total: int) -> None:
-                told(what, done, total)
+                progress(what, done, total)
                 if done == 1:
                     console.print(f"The first maze is at {page}; the page fills as parts arrive.")
 

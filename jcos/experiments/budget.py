@@ -136,17 +136,13 @@ class Budget(Experiment):
             return self._clips(model, samples, progress)
         answers, each = answers_of(model, samples.puzzles), []
         for case in cases:
-            ends = sweep(
-                model,
+            ends = self.sweep(model, progress)(
                 samples.conditions,
-                self.seeds,
                 probes=[States()],
                 plan=self.plan_of(model, case),
                 readout=read_ends,
                 aux=answers,
-                chunk=self.chunk,
                 what=str(case),
-                progress=progress,
             )
             each.append(samples.judge(ends[0]))
         progress("judging", 0, 1)

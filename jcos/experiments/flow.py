@@ -24,7 +24,7 @@ from jcos.experiments.answers import Answers, answers_of, blend, chosen
 from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places
 from jcos.experiments.noise import FRAME, NONE, STEP, STEP_LEVEL, Case, labels_of, probe_of
 from jcos.experiments.samples import Samples
-from jcos.experiments.sweeps import pixels, sweep
+from jcos.experiments.sweeps import pixels
 from jcos.lab.ideal import ideal, step_keys
 from jcos.lab.measures import UNBOUNDED, dissimilarity
 from jcos.lab.results import described, measure, of_kind
@@ -76,17 +76,12 @@ class Flow(Experiment):
         answers = answers_of(model, samples.puzzles) if samples.judged else None
         groups = grouped(cases, self.at_once or (8 if samples.judged else 1))
         noise = [[probe_of(case, steps, frames, 0) for case in group] for group in groups]
-        reach: Reach = sweep(
-            model,
+        reach: Reach = self.sweep(model, progress)(
             jax.tree.map(lambda a: np.repeat(a, len(groups[0]), axis=1), samples.conditions),
-            self.seeds,
             probes=[Perturbed(trajectory.tree_stack(group), frames) for group in noise],
-            plan=self.plan(model.config),
             readout=read_reach,
             aux=answers,
-            chunk=self.chunk,
             what="noise at every step and frame, with clean runs",
-            progress=progress,
         )
         each, one = f"case {samples.runs} seed", self.forwards(model.config)
         variables = samples.levels({"solved": "solved"})

@@ -21,7 +21,7 @@ from jcos.experiments import plots
 from jcos.experiments.answers import Answers, answers_of, blend, chosen
 from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places
 from jcos.experiments.samples import Samples
-from jcos.experiments.sweeps import pixels, sweep
+from jcos.experiments.sweeps import pixels
 from jcos.lab.measures import GAINS, POSITIVE, SCORES, UNBOUNDED
 from jcos.lab.results import IDEAL, MODEL, described, measure, of_kind
 from jcos.lab.tasks import TASKS, Puzzle, Video
@@ -136,18 +136,14 @@ class Noise(Experiment):
         denoisers = {MODEL: None} if answers is None else {MODEL: None, IDEAL: answers.ideal}
         measured = []
         for name, denoiser in denoisers.items():
-            ends: Ends = sweep(
-                model,
+            ends: Ends = self.sweep(model, progress)(
                 samples.conditions,
-                self.seeds,
                 probes=[probe_of(case, steps, frames, self.cleanup) for case in cases],
                 item_probe=denoiser,
                 plan=with_cleanup(self, model),
                 readout=read_ends,
                 aux=(answers, np.full(len(samples), steps - 1, np.int32)),
-                chunk=self.chunk,
                 what=f"noise at every step and frame, {name}",
-                progress=progress,
             )
             progress("judging", 0, 1)
             measured.append(values_of(samples, cases, ends, answers))

@@ -167,11 +167,6 @@ def _one(
     return readout(model, plan, trace, each.aux), trace
 
 
-def compilations() -> int:
-    """Return how many programs were compiled so far; a sweep adds one, its positions none."""
-    return _play._cache_size()  # type: ignore[attr-defined]
-
-
 def sweep(
     model: Wan,
     conditions: Condition,
