@@ -130,7 +130,7 @@ class Study:
         total, activity, self.energy, place = None, {}, 0.0, 0.0
         for rows in self.samples.groups.values():
             rows = rows[self.train[rows]]
-            for i, other in zip(rows, np.roll(rows, 1), strict=True):
+            for i, other in zip(rows.tolist(), np.roll(rows, 1).tolist(), strict=True):
                 z = self.columns(i)
                 sums = _sums(z[:, :, 1:], *self._labels(i, other))
                 total = sums if total is None else jax.tree.map(jnp.add, total, sums)
@@ -183,7 +183,7 @@ class Study:
         columns = sorted({column for column, _ in self.chosen.values()})
         values, activity, active, explained = [], [], [], []
         fired = np.zeros(len(self.learned.decoder), bool)
-        for i in held:
+        for i in held.tolist():
             z = self.columns(i)
             explained.append(self.explained(z))
             fired |= np.asarray((z[..., : len(fired)] != 0).any((0, 1, 2, 3)))
@@ -311,7 +311,7 @@ class Study:
             order = np.argsort(-peak, axis=None)[:TOP]
             for p, seed in zip(*np.unravel_index(order, peak.shape), strict=True):
                 step = int(active[p, seed, :, :, j].max(-1).argmax())
-                codes = np.asarray(self.columns(held[p])[seed, step, ..., feature])
+                codes = np.asarray(self.columns(int(held[p]))[seed, step, ..., feature])
                 films.append(_overlaid(self.videos[held[p], seed], codes))
                 names.append(f"{self.samples.tasks[held[p]]} {held[p]}, step {self.steps[step]}")
         rows = min(TOP, len(films) // len(shown))

@@ -236,7 +236,7 @@ class Put(NamedTuple):
 
     fresh: Float[Array, "*S F H W C"]
     here: Bool[Array, "*S F 1 1 1"]
-    kept: Bool[Array, "*S F 1 1 1"]
+    keeps: Bool[Array, "*S F 1 1 1"]
 
 
 class Perturbed(probes.Probe):
@@ -261,10 +261,10 @@ class Perturbed(probes.Probe):
     def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, Put]:
         noise = self._noise()
         here = noise.mask[site.step] > 0
-        kept = here & (False if noise.renoise is None else noise.renoise[site.step])
-        here, kept = (a[:, None, None, None] for a in (here, kept))
+        keeps = here & (False if noise.renoise is None else noise.renoise[site.step])
+        here, keeps = (a[:, None, None, None] for a in (here, keeps))
         last = jnp.zeros_like(x) if site.last is None else site.last
-        return x0, Put(x - jnp.where(kept, (1 - site.sigma) * last, 0.0), here, kept)
+        return x0, Put(x - jnp.where(keeps, (1 - site.sigma) * last, 0.0), here, keeps)
 
     def _noise(self) -> probes.Noise:
         """Of this world."""
@@ -309,8 +309,8 @@ def ideal_perturbed(schedule: Schedule, put: Put, answers: Answers) -> Float[Arr
     latents, prior = jnp.asarray(answers.latents), answers.log_prior
 
     def step(state, scanned):
-        sigma, row, key, (fresh, here, own) = scanned
-        x = jnp.where(here, jnp.where(own, (1 - sigma) * state.last, 0.0) + fresh, state.x)
+        sigma, row, key, (fresh, here, keeps) = scanned
+        x = jnp.where(here, jnp.where(keeps, (1 - sigma) * state.last, 0.0) + fresh, state.x)
         x0 = ideal(x, sigma, latents, prior).x0
         return solver_step(state, x, x0, row, step_noise(row, key, x)), x0
 

@@ -217,8 +217,8 @@ def matching_strength(steps: int, frames: int) -> float:
     Turning a latent of unit variance by strength r moves it by 2 (1 − √(1 − r²)) on average, so
     that S of these equal F full ones (2 each) at √(1 − r²) = 1 − F / S.
     """
-    kept = max(0.0, 1.0 - frames / steps)
-    return float(np.sqrt(1.0 - kept**2))
+    left = max(0.0, 1.0 - frames / steps)
+    return float(np.sqrt(1.0 - left**2))
 
 
 def probe_of(case: Case, steps: int, frames: int, cleanup: int) -> probes.Noise:
@@ -238,8 +238,8 @@ def with_cleanup(experiment: Noise, model: Wan) -> flow.Plan:
     """Return the run with its last `cleanup` steps once more behind it, by Euler's solver, which
     needs no history."""
     plan = experiment.plan(model.config)
-    own = experiment.sampling.of(model.config)
-    sampling = dataclasses.replace(own, solver="euler", eta=None)
+    sampling = experiment.sampling.of(model.config)
+    sampling = dataclasses.replace(sampling, solver="euler", eta=None)
     first, again, at = plan.schedule, flow.schedule(sampling), plan.steps - experiment.cleanup
     more = first.table.shape[1] - again.table.shape[1]  # 1 where the solver is stochastic
     joined = flow.Schedule(

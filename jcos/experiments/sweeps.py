@@ -225,18 +225,18 @@ def sweep(
         numbers = np.minimum(first + np.arange(chunk), total - 1)
         numbers = jnp.asarray(np.stack(np.divmod(numbers, puzzles), -1).astype(np.int32))
         file = None if store is None else store / f"{prefix}-{first}-{chunk}.npz"
-        kept = None
+        read = None
         if file is not None:
             shape = jax.eval_shape(partial(_play, readout=readout), model, plan, data, numbers)[0]
-            kept = _remembered(file, shape)
-        if kept is None:
+            read = _remembered(file, shape)
+        if read is None:
             with memory.explained(asking, sweep_knobs(chunk, len(seeds))):
-                kept, finite = jax.device_get(_play(model, plan, data, numbers, readout))
+                read, finite = jax.device_get(_play(model, plan, data, numbers, readout))
             if not finite.all():
                 raise _not_finite(model, plan, data, numbers, finite, what, seeds)
             if file is not None:
-                _remember(file, kept)
-        pieces.append(kept)
+                _remember(file, read)
+        pieces.append(read)
     progress(what, total, total)
     return jax.tree.map(
         lambda *a: np.concatenate(a)[:total].reshape(len(probes), puzzles, *a[0].shape[1:]),
@@ -272,8 +272,8 @@ def _not_finite(
 def _bytes_read(model: Wan, plan: flow.Plan, data: Sweep, readout: Readout) -> int:
     """Return the bytes that a run's probe observes and its readout keeps."""
     run = jax.ShapeDtypeStruct((2,), jnp.int32)
-    kept, trace = jax.eval_shape(partial(_one, readout=readout), model, plan, data, run)
-    leaves = jax.tree.leaves((kept, trace.block_obs, trace.estimate_obs))
+    read, trace = jax.eval_shape(partial(_one, readout=readout), model, plan, data, run)
+    leaves = jax.tree.leaves((read, trace.block_obs, trace.estimate_obs))
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in leaves)
 
 

@@ -228,15 +228,15 @@ def batches(
     which rows are drawn without repetition before others are read."""
     paths = files_in(paths) if isinstance(paths, Path) else list(paths)
     rng = np.random.default_rng(seed)
-    kept: np.ndarray | None = None
+    rows: np.ndarray | None = None
     while True:
         order = rng.permutation(len(paths))
         for first in range(0, len(paths), pool):
-            if kept is None or len(paths) > pool:
+            if rows is None or len(paths) > pool:
                 some = load([paths[i] for i in order[first : first + pool]], site, **at)
-                kept = some.values.reshape(-1, some.shape[-1])
-            if len(kept) < size:
-                raise ValueError(f"{pool} files hold {len(kept)} rows, a batch {size}: raise pool")
-            drawn = rng.permutation(len(kept))[: len(kept) // size * size]
+                rows = some.values.reshape(-1, some.shape[-1])
+            if len(rows) < size:
+                raise ValueError(f"{pool} files hold {len(rows)} rows, a batch {size}: raise pool")
+            drawn = rng.permutation(len(rows))[: len(rows) // size * size]
             for some in drawn.reshape(-1, size):
-                yield kept[some]
+                yield rows[some]

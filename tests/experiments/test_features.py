@@ -61,10 +61,10 @@ def test_a_direction_goes_to_its_tokens_layer_and_steps_alone(small_model: Wan) 
         for probes in ((watch,), (push, watch))
     ]
     plain, pushed = (np.asarray(run.block_obs[-1][0]) for run in runs)
-    np.testing.assert_allclose(pushed[:2], plain[:2], atol=1e-5)
+    np.testing.assert_allclose(pushed[:2], plain[:2], atol=1e-4)
     change = pushed[2] - plain[2]
-    np.testing.assert_allclose(change[1, 60], 3, atol=1e-5)
-    np.testing.assert_allclose(np.delete(change, 60, 1), 0, atol=1e-5)
+    np.testing.assert_allclose(change[1, 60], 3, atol=1e-4)
+    np.testing.assert_allclose(np.delete(change, 60, 1), 0, atol=1e-4)
     assert [str(c) for c in push.changes()] == ["a direction added after layer 1 at step 2"]
 
 
