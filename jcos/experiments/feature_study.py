@@ -212,7 +212,7 @@ class Study:
             ),
             "active": measure(
                 "puzzle seed step frame feature",
-                np.moveaxis(np.stack(active), -1, -1),
+                np.stack(active),
                 "activity of a feature",
                 "Mean code of the tokens of a frame.",
                 span=POSITIVE,
@@ -233,10 +233,7 @@ class Study:
             variables |= self._area(TASK, areas, "AUROC of the task", each)
             variables[f"chance_{TASK}"] = chance
         film, film_of = self.films(shown, held, np.stack(active))
-        variables["film"] = (
-            ["feature", "film_row", "film_frame", "pixel_row", "pixel_column", "rgb"],
-            film,
-        )
+        variables["film"] = ("feature", *FILM_DIMS), film
         variables["film_of"] = ("feature", "film_row"), film_of
         coordinates = {
             name: (dims, np.asarray(v)[held])
