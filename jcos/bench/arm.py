@@ -74,14 +74,14 @@ class Arm(Interventions):
 
     def shape(self, config: WanConfig, sample: Sample) -> Shape:
         """Raises ValueError where the model makes no video of that size."""
-        size = round(sample.height * self.scale), round(sample.width * self.scale)
+        asked = round(sample.height * self.scale), round(sample.width * self.scale)
         if not isinstance(config.codec, PixelCodec):
             rule = image.rule_for(config, self.profile)
-            size = rule.size((sample.height, sample.width), size, rule.multiple)
+            asked = rule.size((sample.height, sample.width), asked, rule.multiple)
         stride = 1 if config.codec is None else config.codec.strides[0]
         frames = image.round_frames(self.frames or sample.frames, "diffsynth", stride)
-        latent_grid(config, frames, *size)
-        return Shape(frames, *size)
+        latent_grid(config, frames, *asked)
+        return Shape(frames, *asked)
 
     def first_frame(
         self, config: WanConfig, sample: Sample
@@ -90,8 +90,8 @@ class Arm(Interventions):
         picture, shape = image.read_picture(sample.picture), self.shape(config, sample)
         if isinstance(config.codec, PixelCodec):
             return resized(picture, shape.height, shape.width, exact=True)
-        size = round(sample.height * self.scale), round(sample.width * self.scale)
-        return image.prepare(picture, image.rule_for(config, self.profile), *size)
+        asked = round(sample.height * self.scale), round(sample.width * self.scale)
+        return image.prepare(picture, image.rule_for(config, self.profile), *asked)
 
     def together(self, config: WanConfig) -> int:
         """Return after how many steps the first seed goes on alone."""
@@ -112,10 +112,10 @@ def resized(
 
 def load_arms(file: Path) -> dict[str, Arm]:
     """The `arms` of a Python file, by name. Raises ValueError where there are none."""
-    arms = names_in(file).get("arms")
-    if not (isinstance(arms, dict) and arms and all(isinstance(a, Arm) for a in arms.values())):
+    found = names_in(file).get("arms")
+    if not (isinstance(found, dict) and found and all(isinstance(a, Arm) for a in found.values())):
         raise ValueError(f"{file} describes no arms: it must set `arms = {{name: Arm(…), …}}`")
-    return arms
+    return found
 
 
 def as_json(arm: Arm, sampling: Sampling) -> dict[str, Any]:

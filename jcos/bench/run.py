@@ -145,8 +145,8 @@ def _run(
             rows = wan.embedder(checkpoint, config, words, work.text, arm.profile)
             model = wan.load(checkpoint, profile=arm.profile, text=False, resident=None)
         model.config = config
-        with_x0 = {sample.name for sample in bench.samples[: arm.x0_samples if arm.x0 else 0]}
-        worker = _Worker(Sampler.of(arm, model, rows, work.mesh), folder, shapes, with_x0)
+        kept = {sample.name for sample in bench.samples[: arm.x0_samples if arm.x0 else 0]}
+        worker = _Worker(Sampler.of(arm, model, rows, work.mesh), folder, shapes, kept)
         for name in worker.run(left, work.batch):
             folder.status(bench, summary)
             done = sum(folder.is_settled(sample.name) for sample in shapes)
@@ -156,22 +156,22 @@ def _run(
 
 @dataclasses.dataclass(frozen=True)
 class _Worker:
-    """with_x0: samples whose clean estimates are written. sizes: of programs, in samples."""
+    """kept: samples whose clean estimates are written. sizes: of programs, in samples."""
 
     sampler: Sampler
     folder: Folder
     shapes: dict[Sample, Shape]
-    with_x0: set[str]
+    kept: set[str]
     sizes: dict[Shape, int] = dataclasses.field(default_factory=dict)
 
-    def run(self, left: Sequence[Sample], at_once: int | None) -> Iterator[str]:
-        """Make samples, `at_once` of a shape at a time, or as many as memory holds, telling
+    def run(self, left: Sequence[Sample], asked: int | None) -> Iterator[str]:
+        """Make samples, so many of one shape at a time as are asked for or as memory holds, telling
         the first of each batch when it is begun.
 
         Of samples that a killed run has denoised, only the videos are made.
         """
         denoised = [sample for sample in left if self.folder.is_denoised(sample)]
-        batches = self._batches([s for s in left if s not in denoised], at_once)
+        batches = self._batches([s for s in left if s not in denoised], asked)
         # No more threads than coders, so that preparing takes no memory beside a decoder's.
         with ThreadPoolExecutor(len(self.sampler.coders)) as coding:
 
@@ -192,13 +192,13 @@ class _Worker:
                 future.result()
         yield "done"
 
-    def _batches(self, samples: Sequence[Sample], at_once: int | None) -> list[list[Sample]]:
+    def _batches(self, samples: Sequence[Sample], asked: int | None) -> list[list[Sample]]:
         by_shape: dict[Shape, list[Sample]] = {}
         for sample in samples:
             by_shape.setdefault(self.shapes[sample], []).append(sample)
         batches = []
         for shape, alike in by_shape.items():
-            self.sizes[shape] = size = self.sampler.fitting(shape, len(alike), at_once)
+            self.sizes[shape] = size = self.sampler.fitting(shape, len(alike), asked)
             batches += [alike[i : i + size] for i in range(0, len(alike), size)]
         return batches
 
@@ -243,7 +243,7 @@ class _Worker:
                 "device": jax.local_devices()[0].device_kind,
                 "mesh": sharding.describe(self.sampler.devices or {}),
             }
-            if sample.name in self.with_x0:
+            if sample.name in self.kept:
                 estimates = {"x0": x0[i].astype(np.float16)}
                 write(self.folder.about(sample.name, "x0", "safetensors"), save(estimates))
             write(self.folder.latents(sample.name), save({"latents": latents[i]}))

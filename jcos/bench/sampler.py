@@ -65,17 +65,17 @@ class Sampler:
         """Samples that are always generated together: on devices of their own."""
         return 1 if self.devices is None else self.devices.shape[mesh.WORLD]
 
-    def fitting(self, shape: Shape, total: int, number: int | None) -> int:
-        """Samples of a shape to generate at a time: `number`, or as many as memory holds, of
+    def fitting(self, shape: Shape, total: int, asked: int | None) -> int:
+        """Samples of a shape to generate at a time: `asked`, or as many as memory holds, of
         `total`; a multiple of `worlds`."""
         config = self.model.config
-        conditions = Condition(jnp.zeros(0), wan.latent_grid(config, *shape))
+        given = Condition(jnp.zeros(0), wan.latent_grid(config, *shape))
         plan = flow.plan(config.sampling, config.boundary)
-        each = None if number is None else -(-number // self.worlds)
+        each = None if asked is None else -(-asked // self.worlds)
         size = 1  # which is tried even if the estimate is against it
         with contextlib.suppress(ValueError):
             most = -(-total // self.worlds)
-            size = runs_that_fit(self.model, conditions, plan, self.arm.ensemble, 1, most, each)
+            size = runs_that_fit(self.model, given, plan, self.arm.ensemble, 1, most, each)
         return size * self.worlds
 
     def prepare(self, sample: Sample, shape: Shape, i: int = 0) -> Condition:
@@ -90,33 +90,33 @@ class Sampler:
     def generate(
         self, batch: list[Condition], shape: Shape, size: int
     ) -> tuple[Float[np.ndarray, "B F h w C"], Float[np.ndarray, "B kept F h w C"]]:
-        """Final latents and the arm's clean estimates of samples of one shape.
+        """Final latents and kept clean estimates of samples of one shape.
 
         size: of the program; a smaller batch is filled up. Raises FloatingPointError where a latent
         is not finite, and MemoryError saying what would help where a device has too little.
         """
-        conditions = jax.tree.map(lambda *a: np.stack(a), *batch, *batch[-1:] * (size - len(batch)))
+        given = jax.tree.map(lambda *a: np.stack(a), *batch, *batch[-1:] * (size - len(batch)))
         arm, config = self.arm, self.model.config
         what = f"{size} sample(s) of {arm.ensemble} seed(s) of {config.name}"
         grid = (*wan.latent_grid(config, *shape), config.dit.out_channels)
         together = arm.together(config)
         seeds = range(arm.seed, arm.seed + (arm.ensemble if together else 1))
-        chosen, estimates = places(arm.x0, config.sampling.steps, "step"), []
+        chosen, kept = places(arm.x0, config.sampling.steps, "step"), []
         probe = arm.probe(config.sampling.steps, grid[0], config.dit.layers, arm.ensemble)
         with sharding.use_mesh(self.devices), memory.explained(what, KNOBS):
-            conditions, sampling = self._spread(conditions), config.sampling
-            runs = loop.steps(self.model, conditions, seeds, probe=probe, sampling=sampling)
+            given, sampling = self._spread(given), config.sampling
+            runs = loop.steps(self.model, given, seeds, probe=probe, sampling=sampling)
             # Each sample is a world by itself; seeds that are only averaged with go on no longer.
             for state in runs:
                 trajectory.check_step(state.step, sampling.steps, state.trace, every=True)
                 if state.step in chosen:
-                    estimates.append(np.asarray(state.x0[:, 0]))
+                    kept.append(np.asarray(state.x0[:, 0]))
                 if state.step + 1 == together:
                     state.keep([0])
             assert runs.state is not None
             latents = np.asarray(runs.state.x)
         none = np.zeros((len(batch), 0, *grid), np.float32)
-        x0 = np.stack(estimates, axis=1)[: len(batch)] if estimates else none
+        x0 = np.stack(kept, axis=1)[: len(batch)] if kept else none
         return latents[: len(batch), 0], x0
 
     def _spread(self, tree: Any) -> Any:

@@ -88,8 +88,8 @@ class Search(options.Search):
         for generation in result.tree:
             assert generation.x0 is not None
             alive = generation.alive[number]
-            parents = [int(i) for i in dict.fromkeys(generation.parents[number].tolist()) if i >= 0]
-            order = parents + [int(i) for i in np.flatnonzero(alive) if i not in parents]
+            kept = [int(i) for i in dict.fromkeys(generation.parents[number].tolist()) if i >= 0]
+            order = kept + [int(i) for i in np.flatnonzero(alive) if i not in kept]
             rows += [*model.decode(generation.x0[number, order])]
         video = model.decode(result.latents[number])
         rows += [video, tasks.get(self.task).routes(puzzle)[0]]
