@@ -225,18 +225,18 @@ def sweep(
         numbers = np.minimum(first + np.arange(chunk), total - 1)
         numbers = jnp.asarray(np.stack(np.divmod(numbers, puzzles), -1).astype(np.int32))
         file = None if store is None else store / f"{prefix}-{first}-{chunk}.npz"
-        read = None
+        kept = None
         if file is not None:
             shape = jax.eval_shape(partial(_play, readout=readout), model, plan, data, numbers)[0]
-            read = _remembered(file, shape)
-        if read is None:
+            kept = _remembered(file, shape)
+        if kept is None:
             with memory.explained(asking, sweep_knobs(chunk, len(seeds))):
-                read, finite = jax.device_get(_play(model, plan, data, numbers, readout))
+                kept, finite = jax.device_get(_play(model, plan, data, numbers, readout))
             if not finite.all():
                 raise _not_finite(model, plan, data, numbers, finite, what, seeds)
             if file is not None:
-                _remember(file, read)
-        pieces.append(read)
+                _remember(file, kept)
+        pieces.append(kept)
     progress(what, total, total)
     return jax.tree.map(
         lambda *a: np.concatenate(a)[:total].reshape(len(probes), puzzles, *a[0].shape[1:]),
