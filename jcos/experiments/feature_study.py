@@ -329,7 +329,7 @@ class Study:
         alive = np.setdiff1d(np.flatnonzero(self.energy > 0), [feature])
         spread = self.rows - self.rows.mean(0)
         rows = {
-            f"feature {feature}": decoder[[feature]],
+            "feature": decoder[[feature]],
             "mean difference": (on - off)[None],
             "other features": decoder[rng.choice(alive, min(draws, len(alive)), replace=False)],
             "random, as tokens vary": rng.standard_normal((draws, len(spread))) @ spread,
