@@ -151,8 +151,8 @@ class Budget(Experiment):
         )
         longest = cases.index(Case("steps", max(c.steps for c in cases)))
         plain = np.array([c.kind == "steps" for c in cases])[:, None, None]
-        plain = [cases.index(Case("steps", c.steps)) for c in cases]
-        fewer, spaced = (scores[:, 0] - scores[others, 0] for others in ([longest], plain))
+        as_many = [cases.index(Case("steps", c.steps)) for c in cases]
+        fewer, spaced = (scores[:, 0] - scores[others, 0] for others in ([longest], as_many))
         fewer, spaced = np.where(plain, fewer, np.nan), np.where(plain, np.nan, spaced)
         fewer[longest] = np.nan
         dims, gains = "case denoiser puzzle seed", {"span": GAINS, "by": "together"}

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
 import xarray as xr
 from jaxtyping import Array, Bool, Float, Int, UInt8
+from matplotlib.colors import to_rgb
 
 from jcos.experiments.linear_probes import READINGS, Labels, identities_of, labels_of
+from jcos.experiments.plots import COLOURS
 from jcos.experiments.samples import Samples
 from jcos.lab import activations, dictionary, results
 from jcos.lab.dictionary import Dictionary
@@ -111,7 +112,7 @@ class Study:
         self.labels = labels_of(samples.puzzles, self.videos, side)
         self._choose()
 
-    def columns(self, i: int) -> Float[np.ndarray, "K S f n C"]:
+    def columns(self, i: int) -> Float[Array, "K S f n C"]:
         """Return codes, channels and components of a puzzle's tokens, by frame."""
         self.tokens = activations.load([self.paths[i]], layer=self.layer)
         self.steps = self.tokens["step"].values
@@ -315,7 +316,7 @@ class Study:
         films = np.stack(films)
         return films.reshape(len(shown), rows, *films.shape[1:]), np.reshape(names, (-1, rows))
 
-    def directions(self, reading: str, draws: int = 3) -> dict[str, Float[np.ndarray, "n D"]]:
+    def directions(self, reading: str, draws: int = 3) -> dict[str, Float[np.ndarray, "_ D"]]:
         """Return the direction of the feature of a reading, and others of the same norm: its mean
         code on the tokens that the label holds of, where it fires."""
         (feature, _), r = self.chosen[reading, FEATURE], list(READINGS).index(reading)
@@ -349,5 +350,5 @@ def _overlaid(
     weight = np.maximum(codes, 0) / max(codes.max(), 1e-6)
     weight = weight.reshape(frames, height // side, width // side, 1)
     weight = 0.7 * weight.repeat(side * ZOOM, 1).repeat(side * ZOOM, 2)
-    red = 255 * np.array(mpl.colors.to_rgb("#d55e00"))
+    red = 255 * np.array(to_rgb(COLOURS[1]))
     return np.round((1 - weight) * large + weight * red).astype(np.uint8)

@@ -63,7 +63,7 @@ def steer(
     model: Wan,
     puzzles: Sequence[Puzzle],
     seed: int,
-    directions: Mapping[str, Float[np.ndarray, "n D"]],
+    directions: Mapping[str, Float[np.ndarray, "_ D"]],
     strengths: Sequence[float],
     *,
     layer: int,
@@ -82,7 +82,7 @@ def steer(
     mask = np.zeros((plan.steps, dit.layers), bool)
     mask[list(steps), layer] = True
 
-    def run(pushes: Sequence[np.ndarray], where: np.ndarray, what: str) -> np.ndarray:
+    def run(pushes: Float[np.ndarray, "Q D"], where: np.ndarray, what: str) -> np.ndarray:
         """Return the videos of every direction [D] on every puzzle, [directions, P, F, H, W, 3]."""
         each = [
             Push(jnp.asarray(d), jnp.asarray(mask), jnp.asarray(w)) for d in pushes for w in where

@@ -81,7 +81,7 @@ class Store(Experiment):
 
     def described(self, model: Wan, samples: Samples, paths: list[Path]) -> xr.Dataset:
         """Return how large what is stored is, and how the runs ended."""
-        sizes, largest, ends = [], [], []
+        sizes, largest, ends, labels = [], [], [], {}
         for path in paths:
             with results.load(path) as data:
                 read = [data[site].values[0] for site in self.sites]

@@ -8,7 +8,7 @@ is (`xarray.open_dataset`), on about as many bytes as bfloat16 needs.
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,7 @@ def store(
             data = data.assign_coords(_places(model, data, layers, tokens, rows[i]))
             here = {name: ("puzzle", [value]) for name, value in marks[i].items()}
             data = data.assign_coords(here | {"puzzle": [i]}).assign_attrs(run=stamps[i])
-            chunks = {n: (1, 1, 1, 1, *data[n].shape[4:]) for n in sites}
+            chunks: dict[Hashable, Any] = {n: (1, 1, 1, 1, *data[n].shape[4:]) for n in sites}
             if jax.process_index() == 0:
                 results.save(data, paths[i], chunks)
     progress("storing activations", number, number)
@@ -205,14 +205,15 @@ def load(paths: Path | Sequence[Path], site: str = "block", **at: Any) -> xr.Dat
     paths: a folder, or some of its files. Raises ValueError for a site that was not stored, or a
     file that is not whole, KeyError for a place that was not.
     """
-    parts = []
+    parts: list[xr.DataArray] = []
     for path in files_in(paths) if isinstance(paths, Path) else paths:
         with results.load(path) as data:
             if site not in data:
                 stored = ", ".join(name for name in SITES if name in data)
                 raise ValueError(f"{path} holds no {site}; it holds {stored}")
             parts.append(data[site].sel(at).load())
-    return xr.concat(parts, "puzzle", coords="minimal", compat="override", join="exact")
+    about: Any = {"coords": "minimal", "compat": "override", "join": "exact"}
+    return xr.concat(parts, "puzzle", **about)
 
 
 def batches(
