@@ -24,6 +24,11 @@ if TYPE_CHECKING:  # `_PLACES` for type checkers
     from jcos.lab import measures as measures
     from jcos.lab import search as search
     from jcos.lab import tasks as tasks
+    from jcos.lab.attribution import attribute as attribute
+    from jcos.lab.attribution import jacobian as jacobian
+    from jcos.lab.attribution import patch_effects as patch_effects
+    from jcos.lab.lens import Lens as Lens
+    from jcos.lab.lens import fit_lens as fit_lens
     from jcos.loop import State as State
     from jcos.loop import steps as steps
     from jcos.model.dit import DiT as DiT
@@ -53,6 +58,8 @@ _PLACES = {
     "config": ("DiTConfig", "Numerics", "Sampling", "WanConfig"),
     "devices.sharding": ("init_distributed", "make_mesh", "parse_mesh", "to_host", "use_mesh"),
     "generation": ("generate",),
+    "lab.attribution": ("attribute", "jacobian", "patch_effects"),
+    "lab.lens": ("Lens", "fit_lens"),
     "lab.measures": ("measures",),
     "lab.search": ("search",),
     "lab.tasks": ("tasks",),

@@ -45,18 +45,20 @@ def generate(
     sigmas: Sequence[float] | None = None,
     noise: loop.Noise = None,
     on_step: Callable[[int], None] | None = None,
+    together: int | None = None,
 ) -> Trace:
     """Return one video per seed, with every step's clean estimate and what the probe observed:
     leaves [K, …], or [W, K, …] for stacked conditions (`tree_stack`).
 
-    condition, seeds, sampling, sigmas, noise: as in `steps`. on_step: called with the number of
-    every step that is done; without it the run is one program, unless its experts take turns on the
-    device. Inside `use_mesh(mesh)` it runs on that mesh.
+    condition, seeds, sampling, sigmas, noise, together: as in `steps`. on_step: called with the
+    number of every step that is done; without it the run is one program, unless its experts or
+    seeds take turns on the device. Inside `use_mesh(mesh)` it runs on that mesh.
     Raises as `steps` before anything runs, FloatingPointError where latents of all seeds stop being
     finite (some: a warning is logged, see `Trace.finite`; a `sweep` is not checked), and
     MemoryError saying what would help where a device has too little memory.
     """
-    runs, numbers = loop.Runs(model, condition, probe, sampling, sigmas), seed_numbers(seeds)
+    runs = loop.Runs(model, condition, probe, sampling, sigmas, together)
+    numbers = seed_numbers(seeds)
     observed = runs.check(len(numbers))
     check_averages(runs.probe, len(numbers))
     offloaded = memory.waits(model.experts)
@@ -71,7 +73,7 @@ def generate(
     )
     what = f"{seeds} seed(s) of {model.config.name} in {worlds} world(s)"
     with memory.explained(what, knobs):
-        if on_step is not None or offloaded:
+        if on_step is not None or offloaded or together is not None:
             runs.begin(numbers, noise)
             trace = _finish(runs, on_step)
         else:

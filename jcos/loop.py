@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -201,7 +201,7 @@ class State:
         arrays = {name: sharding.to_host(a) for name, a in self.solver._asdict().items()}
         arrays["keys"] = sharding.to_host(jax.random.key_data(self.keys))
         about = {"step": self.step, "sigma": self.sigma, "seeds": self.rows.tolist()}
-        about |= {"identity": self.runs.identity(), "takes": self.runs.takes}
+        about |= {"identity": self.runs.identity, "takes": self.runs.takes}
         if jax.process_index() == 0:
             whole = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
             write(Path(file), save(whole, {"jcos.State": json.dumps(about)}))
@@ -217,11 +217,16 @@ class Runs(Iterator[State]):
         probe: Probe | None = None,
         sampling: Sampling | None = None,
         sigmas: Sequence[float] | None = None,
+        together: int | None = None,
     ):
         sampling = sampling or model.config.sampling
         if sigmas is not None:
             sampling = dataclasses.replace(sampling, sigmas=tuple(sigmas))
-        self.model, self.probe = model, probe or Probe()
+        self.model, self.probe, self.together = model, probe or Probe(), together
+        if together is not None:
+            if together < 1:
+                raise ValueError(f"{together} seeds are to be denoised at a time; at least 1")
+            check_averages(self.probe, 1)
         self.plan = flow.plan(sampling, model.config.boundary)
         self.single = condition.context.ndim == 2
         self.conditions: Condition = condition
@@ -265,7 +270,7 @@ class Runs(Iterator[State]):
         except Exception as error:  # noqa: BLE001 (safetensors raises its own kinds)
             raise ValueError(f"{file} holds no state of a run ({type(error).__name__})") from None
         self._place()
-        identity = self.identity()
+        identity = self.identity
         other = [name for name, digest in identity.items() if about["identity"][name] != digest]
         if other:
             raise ValueError(f"{file} is a state of another {' and another '.join(other)}")
@@ -311,19 +316,20 @@ class Runs(Iterator[State]):
             solver = jax.device_put(solver, device)
         self.state = State(step, sigma, rows, self, solver, keys)
 
+    def release(self) -> None:
+        """Let the expert that was brought to the device go; the next step brings it again."""
+        self._expert = (-1, None)
+
     def of_video(self, tree: Any) -> Any:
         """Drop the world axis of leaves [W, K, …] where the condition was not stacked."""
         return jax.tree.map(lambda a: a[0], tree) if self.single else tree
 
+    @cached_property
     def identity(self) -> dict[str, str]:
-        """Return digests of all that decides how the runs continue."""
-        config = self.model.config
-        return {
-            "model": digest(checkpoint.leaves(self.model.experts), repr(config.dit)),
-            "condition": digest(self.conditions),
-            "plan": digest(self.plan),
-            "probe": digest(self.probe),
-        }
+        """Digests of all that decides how the runs continue."""
+        parts = {"condition": self.conditions, "plan": self.plan, "probe": self.probe}
+        model = digest(checkpoint.leaves(self.model.experts), repr(self.model.config.dit))
+        return {"model": model} | {name: digest(part) for name, part in parts.items()}
 
     def __next__(self) -> State:
         before = self.state
@@ -337,8 +343,12 @@ class Runs(Iterator[State]):
             jax.block_until_ready(before.solver)  # or the next expert comes while this one works
             self._expert = (-1, None)
             self._expert = (number, memory.on_device(self.model.experts[number]))
-        solver, trace = _advance(
-            self._expert[1], one, self.conditions, before.solver, before.keys, self.probe
+        expert = self._expert[1]
+        solver, trace = trajectory.in_turns(
+            lambda state, keys: _advance(expert, one, self.conditions, state, keys, self.probe),
+            before.solver,
+            before.keys,
+            self.together,
         )
         trajectory.check_step(step, self.plan.steps, trace)
         sigma = float(one.sigma[0])
@@ -372,9 +382,11 @@ def digest(tree: Any, about: str = "") -> str:
     digest = hashlib.sha256(f"{about} {structure}".encode())
     for leaf in leaves:
         array = jnp.asarray(leaf)
-        if array.size > 1_000_000 and array.sharding.memory_kind != memory.HOST:
-            array = array.reshape(-1)[:: array.size // 4096]
         digest.update(f"{array.shape} {array.dtype}".encode())
+        if array.sharding.memory_kind == memory.HOST:
+            array = sharding.to_host(array)
+        if array.size > 1_000_000:
+            array = array.reshape(-1)[:: array.size // 4096]
         digest.update(np.ascontiguousarray(sharding.to_host(array)).tobytes())
     return digest.hexdigest()
 
@@ -412,6 +424,7 @@ def steps(
     sigmas: Sequence[float] | None = None,
     noise: Noise = None,
     start: Path | str | None = None,
+    together: int | None = None,
 ) -> Runs:
     """Iterate over the runs' `State` after every denoising step; each is one call of a compiled
     program that serves all steps and both experts.
@@ -420,13 +433,14 @@ def steps(
     Worlds share them and their noise, unless there is a row of them for each world.
     sampling: by default the model's. sigmas: explicit noise levels (or timesteps: numbers above 1)
     in place of its grid. noise: as in `first_noise`. start: a file of `State.save` to continue
-    from, with its seeds and noise.
+    from, with its seeds and noise. together: seeds that are denoised at a time, by default all;
+    fewer need less memory, and the videos are the same.
     A caller may read a state, continue fewer runs (`keep`) or copies (`branch`), write it (`save`),
     or stop. Offloaded weights (`load`, resident) are on the device only for the steps of their
     expert. Raises ValueError, IndexError or TypeError, before anything runs, where the probe does
     not fit (`check_probe`), and FloatingPointError as soon as no run is finite.
     """
-    runs = Runs(model, condition, probe, sampling, sigmas)
+    runs = Runs(model, condition, probe, sampling, sigmas, together)
     if start is not None:
         runs.load(start)
     else:

@@ -9,10 +9,10 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from jcos import generation, loop, runs, wan
-from jcos.config import VaeConfig
-from jcos.devices import mesh, sharding
+from jcos.config import VaeConfig, WanConfig
+from jcos.devices import memory, mesh, sharding
 from jcos.files import check_room, local_path, write
 from jcos.media import formats, image
 from jcos.model.text import read_prompt
@@ -32,8 +32,13 @@ from jcos.sampling.interventions import Interventions
 from jcos.sampling.noise import noise_from_file, seed_words
 from jcos.sampling.probe import Probe
 from jcos.sampling.probes import choose
+from jcos.sampling.trajectory import Condition
 from jcos.variants import Profile
+from jcos.wan import Wan
 from jcos.weights.checkpoint import identify
+
+if TYPE_CHECKING:  # what a search needs is imported by those that search
+    from jcos.lab.methods import Method
 
 Progress = Callable[[str, int, int], None]
 """Is called with what is going on, and how many parts of how many are done."""
@@ -75,7 +80,10 @@ def run(
     text_cache: Path | None = None,
     tiles: tuple[int, int] | None = None,
     resident: bool | None = None,
+    together: int | None = None,
     devices: Mesh | None = None,
+    search: "Method | None" = None,
+    preview: bool = False,
     command: str = "",
     progress: Progress = silent,
     **sampling: Any,
@@ -92,7 +100,12 @@ def run(
     x0: steps whose clean estimates are kept. probe: what is done to the runs; observations of a
     probe of your own are not kept. noise: torch, jax or a file. text_cache: folder of
     embedded prompts, with all of which the encoder is not loaded. tiles: height and width in
-    latent cells of what the VAE codes at a time. resident: as in `wan.load`. devices: a mesh.
+    latent cells of what the VAE codes at a time. resident: as in `wan.load`. together: as in
+    `loop.steps`. devices: a mesh.
+    search: a method (`jcos.search`) whose seeds begin with the one that is given; the chosen video
+    alone is kept, and run.json has the tree of who went on. One that was killed goes on from
+    OUT/search.json. preview: clean estimates as small pictures, by a linear map in place of the
+    VAE (`judges.fit_preview`).
     Raises ValueError, IndexError or OSError, before weights are read, where this cannot be run, its
     files cannot be written, or `out` holds another run.
     """
@@ -101,10 +114,11 @@ def run(
     config = dataclasses.replace(config, sampling=config.sampling_with(**sampling))
     steps, fps = config.sampling.steps, config.clip.fps
     sizes = {} if devices is None else devices.shape
-    wan.check_mesh(sizes, config, len(seeds))
     if sizes.get(mesh.WORLD, 1) > 1:
         raise ValueError(f"a mesh of world={sizes[mesh.WORLD]} for one prompt: spread over seed")
     choose(steps, x0, "step")
+    count = len(seeds) if search is None else search.seeds
+    wan.check_mesh(sizes, config, count)
     if tiles is not None and not isinstance(config.codec, VaeConfig):
         raise ValueError(f"{config.name} has no VAE whose frames could be coded in tiles")
     cells = None if tiles is None else Tiles(tiles, (tiles[0] // 2, tiles[1] // 2))
@@ -123,15 +137,17 @@ def run(
     seed_words(seeds)  # which of them are no seeds
     drawn: loop.Noise = str(noise or config.noise)
     if drawn not in ("torch", "jax"):
-        if len(seeds) > 1:
+        if count > 1 or search is not None:
             raise ValueError("noise from a file is one video's; give one seed")
         drawn = noise_from_file(drawn, shape)[None]
     if isinstance(probe, Interventions):
         done_to = probe.numbers(steps, grid[0], config.dit.layers)
-        probe = probe.probe(steps, grid[0], config.dit.layers, len(seeds))
+        probe = probe.probe(steps, grid[0], config.dit.layers, count)
     else:
         leaves, structure = jax.tree.flatten(probe)
         done_to = {"probe": _hash(*leaves), "structure": str(structure)}
+    if search is not None:
+        _check_search(search, config, seeds, x0, grid[0], probe)
     prompts = [read_prompt(text) for text in (prompt, negative or config.negative)]
     settings = {
         "weights": identify(folder),
@@ -143,7 +159,10 @@ def run(
         "size": {"height": size[0], "width": size[1], "frames": frames, "fps": fps},
         "sampling": dataclasses.asdict(config.sampling) | {"boundary": config.boundary},
         "numerics": dataclasses.asdict(config.numerics),
-        "seeds": list(seeds),
+        # Of a search, the manifest's seeds are those that were chosen.
+        "first seed": None if search is None else seeds[0],
+        "method": None if search is None else repr(search),
+        **({"seeds": list(seeds)} if search is None else {}),
         "noise": str(noise or config.noise),
         "noise file": None if isinstance(drawn, str) else _hash(drawn),
         "interventions": done_to,
@@ -151,9 +170,12 @@ def run(
         "tiles": None if tiles is None else list(tiles),
     }
     done = runs.holds(out, "checkpoint", settings) and (out / LATENTS).is_file()
-    count = len(seeds) * (1 + len(x0))
-    room = HEADER + 4 * count * math.prod(shape)
-    check_room(out, 0 if done else room, count * frames * math.prod(size) // PIXELS_OF_A_BYTE)
+    written = len(seeds) * (1 + len(x0))
+    room = HEADER + 4 * written * math.prod(shape)
+    # What is kept of a search on the way: four arrays of every particle, twice.
+    passing = 0 if search is None else 32 * count * math.prod(shape)
+    films = written * frames * math.prod(size) // PIXELS_OF_A_BYTE
+    check_room(out, 0 if done else room + passing, films)
     formats.check_mp4(*size, fps)
     wan.check_vae(config, folder)
     load = partial(wan.load, folder, profile=profile)
@@ -173,41 +195,170 @@ def run(
         manifest |= runs.made(command, sizes)
         with runs.begun(out, manifest, room), sharding.use_mesh(devices):
             progress("reading the experts", 0, steps)
-            model = load(text=False, vae=False, resident=resident)
+            coded = search is not None and _needs_vae(search, config)
+            model = load(text=False, vae=coded, resident=resident)
             start = time.monotonic()
-            trace = generation.generate(
-                model,
-                condition,
-                seeds,
-                probe=probe,
-                sampling=config.sampling,
-                noise=drawn,
-                on_step=lambda step: progress("denoising", step + 1, steps),
-            )
-            kept = {"latents": trace.latents, "x0": trace.x0[:, np.array(x0, int)]}
+            if search is not None:
+                kept, about = _search(
+                    model,
+                    condition,
+                    search,
+                    seeds[0],
+                    out=out,
+                    tiles=cells,
+                    together=together,
+                    probe=probe,
+                    sampling=config.sampling,
+                    noise=str(drawn),
+                    progress=progress,
+                )
+                manifest |= about
+                write(out / runs.MANIFEST, runs.as_text(manifest))  # latents tell no seed
+            else:
+                trace = generation.generate(
+                    model,
+                    condition,
+                    seeds,
+                    probe=probe,
+                    sampling=config.sampling,
+                    noise=drawn,
+                    together=together,
+                    on_step=lambda step: progress("denoising", step + 1, steps),
+                )
+                kept = {"latents": trace.latents, "x0": trace.x0[:, np.array(x0, int)]}
+                del trace
             kept = {name: np.asarray(array, np.float32) for name, array in kept.items()}
             seconds = round(time.monotonic() - start, 1)
-            del model, trace
+            del model
         write(out / LATENTS, save(kept))
         manifest |= {"seconds": seconds, "date": runs.now()}
         write(out / runs.MANIFEST, runs.as_text(manifest))
+    if search is not None:
+        from jcos.lab import saved
+
+        saved.remove(out)
+        seeds = (runs.read(out / runs.MANIFEST) or {})["seeds"]
     try:
         arrays = load_file(out / LATENTS)
     except SafetensorError as error:
         raise ValueError(f"{out / LATENTS} is damaged ({error}); remove it") from None
-    coder, films = load(experts=False, text=False), {}
+    coder, made = load(experts=False, text=False), {}
     for i, seed in enumerate(seeds):
         progress(f"decoding seed {seed}", i, len(seeds))
         if not np.isfinite(arrays["latents"][i]).all():
             warnings.warn(f"seed {seed} has no video: its latent is not finite", stacklevel=2)
             continue
-        films[seed] = out / f"seed-{seed}.mp4"
-        formats.write_mp4(films[seed], coder.decode(arrays["latents"][i], cells), fps)
+        made[seed] = out / f"seed-{seed}.mp4"
+        if search is None:
+            film = coder.decode(arrays["latents"][i], cells)
+        else:
+            film = _film(coder, arrays, out, cells)
+        formats.write_mp4(made[seed], film, fps)
         if x0:
-            videos = (coder.decode(latents, cells) for latents in arrays["x0"][i])
+            look = _previews(coder) if preview else partial(coder.decode, tiles=cells)
+            videos = map(look, arrays["x0"][i])
             _write_estimates(out, seed, fps, zip(x0, videos, strict=True))
     progress("decoding", len(seeds), len(seeds))
-    return Videos(arrays["latents"], arrays["x0"], films)
+    return Videos(arrays["latents"], arrays["x0"], made)
+
+
+def _previews(coder: Wan) -> Callable[[np.ndarray], UInt8[np.ndarray, "F H W 3"]]:
+    """Return what makes a film of latents without decoding them: a square for every cell, and as
+    many frames as the VAE would make."""
+    from jcos.lab.judges import fit_preview
+
+    along, high, wide = coder.codec.strides
+    fitted = fit_preview(coder)
+
+    def film(latents: np.ndarray) -> UInt8[np.ndarray, "F H W 3"]:
+        cells = fitted(latents)
+        times = np.repeat(np.arange(len(cells)), [1] + [along] * (len(cells) - 1))
+        return cells[times].repeat(high, 1).repeat(wide, 2)
+
+    return film
+
+
+def _check_search(
+    search: "Method",
+    config: WanConfig,
+    seeds: Sequence[int],
+    x0: Sequence[int],
+    frames: int,
+    probe: Probe,
+) -> None:
+    """Raise ValueError, in one sentence, where a search does not suit the model or the options."""
+    from jcos.lab.judges import standard
+    from jcos.lab.methods import check, sampling_of
+
+    if len(seeds) != 1:
+        raise ValueError(f"a search takes its first seed, the others follow; {seeds} are given")
+    if x0:
+        raise ValueError(
+            "a search keeps no estimates (x0); make the chosen seed's run again with them"
+        )
+    sampling = sampling_of(search, config.sampling)
+    check(search, config, sampling, list(standard(config)), frames, probe)
+
+
+def _needs_vae(search: "Method", config: WanConfig) -> bool:
+    from jcos.lab.search import needs_vae
+
+    return needs_vae(search, config)
+
+
+def _search(
+    model: Wan,
+    condition: Condition,
+    method: "Method",
+    seed: int,
+    *,
+    out: Path,
+    progress: Progress,
+    **options: Any,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the chosen latents, and what the manifest says of the search."""
+    from jcos.lab import saved, search
+
+    steps = method.steps or options["sampling"].steps
+
+    def on_step(step: int, count: int) -> None:
+        progress(f"denoising {count} seed(s)", step + 1, steps)
+
+    knobs = memory.run_knobs(
+        seeds=method.seeds,
+        worlds=1,
+        guided=options["sampling"].guidance is not None,
+        probed=False,
+        float32=model.config.numerics.linear == "float32",
+        resident=len(model.experts) > 1 and not memory.waits(model.experts),
+    )
+    what = f"a search of {method.seeds} seed(s) of {model.config.name}"
+    with memory.explained(what, knobs):
+        found = search.run(
+            model,
+            condition,
+            method,
+            seed,
+            keep=out,
+            on_step=on_step,
+            **options,
+        )
+    kept = {"latents": found.latents[None], "x0": np.zeros((1, 0, *found.latents.shape))}
+    kept |= {f"clip-{i}": clip for i, clip in enumerate(found.clips)}
+    cost = {"forwards": int(found.cost.forwards[0]), "decodes": int(found.cost.decodes[0])}
+    about = {"seeds": found.seed.tolist(), "shared": list(found.shared), **cost}
+    return kept, about | {"tree": [saved.as_json(g) for g in found.tree]}
+
+
+def _film(
+    coder: Wan, arrays: Mapping[str, np.ndarray], out: Path, tiles: Tiles | None
+) -> UInt8[np.ndarray, "F H W 3"]:
+    """Return the video of a search, of all its clips."""
+    from jcos.lab.search import joined
+
+    shared = (runs.read(out / runs.MANIFEST) or {})["shared"]
+    clips = [arrays[f"clip-{i}"] for i in range(len(shared))]
+    return joined(coder, [*clips, arrays["latents"][0]], shared, tiles)
 
 
 def _write_estimates(

@@ -86,44 +86,94 @@ class Wan(nnx.Module):
         size: tuple[int, int] | None = None,
         tiles: Tiles | None = None,
     ) -> Condition:
-        """What to generate from: a first frame, a prompt, and a number of frames.
+        """What to generate from: a first frame, or several, a prompt, and a number of frames.
 
-        first_frame: [H, W, 3], uint8, or floats in −1..1 (`image.prepare`); None for models that
-        make a video of a text alone, which need `size` (height, width) in pixels instead.
+        first_frame: [H, W, 3], uint8, or floats in −1..1 (`image.prepare`); or the clip
+        [n, H, W, 3] that the video continues, of 1 + k × 4 frames for a released model; None for
+        models that make a video of a text alone, which need `size` (height, width) in pixels.
         negative: of the unconditional branch; by default the model's own, which an empty one
         selects too, as in the original. tiles: as in `encode`.
-        Raises ValueError where the frame is not of that kind, the model does not take it, the size
-        does not divide into tokens, the codec has no such number of frames, or a prompt cannot be
-        read.
+        Raises ValueError where the frames are not of that kind, the model does not take them, the
+        size does not divide into tokens, the codec has no such number of frames, or a prompt cannot
+        be read.
         """
         check_picture(self.config, first_frame is not None)
+        clip = None
         if first_frame is not None:
-            if first_frame.ndim != 3 or first_frame.shape[-1] != 3:
-                raise ValueError(f"a first frame has shape [H, W, 3]; this is {first_frame.shape}")
-            height, width, _ = first_frame.shape
+            clip = first_frame[None] if first_frame.ndim == 3 else first_frame
+            if clip.ndim != 4 or clip.shape[-1] != 3:
+                raise ValueError(
+                    f"a first frame has shape [H, W, 3], a clip [n, H, W, 3]; this is "
+                    f"{first_frame.shape}"
+                )
+            height, width = clip.shape[1:3]
             if size not in (None, (height, width)):
                 raise ValueError(f"the first frame has size {(height, width)}, not {size}")
             size = (height, width)
         if size is None:
             raise ValueError("without a first frame, the size of the video must be given")
         grid, channels, first = latent_grid(self.config, frames, *size), None, None
-        if first_frame is not None and self.config.image == "pin":
-            first = self.encode(first_frame[None], tiles)
-        elif first_frame is not None:
-            channels = self._image_channels(first_frame, frames, tiles)
+        if clip is not None:
+            check_given(self.config, len(clip), frames)
+            if self.config.image == "pin":
+                first = self.encode(clip, tiles)
+            else:
+                channels = self._image_channels(clip, frames, tiles)
         rows = self.embed(prompt)
         default = self.config.negative if negative is None or _empty(negative) else negative
         return Condition(rows, grid, self.embed(default).astype(rows.dtype), channels, first)
 
+    def continued(
+        self,
+        condition: Condition,
+        latents: Float[Array | np.ndarray, "K h w C"],
+        tiles: Tiles | None = None,
+    ) -> Condition:
+        """Return the condition with the first K latent frames given, clean, as those of an earlier
+        run are. tiles: as in `encode`.
+
+        Models of the kind I2V-A14B see them decoded, and encoded with grey frames behind.
+        Raises ValueError where the model takes no frames, or none would be left to make.
+        """
+        config, frames = self.config, condition.grid[0]
+        stride = self.codec.strides[0]
+        check_given(config, 1 + (len(latents) - 1) * stride, 1 + (frames - 1) * stride)
+        if config.image == "pin":
+            return condition.replace(first=jnp.asarray(latents))
+        if self.vae is None and isinstance(self.codec, PixelCodec):
+            channels = image_channels(jnp.asarray(latents), frames, config.image)
+            return condition.replace(channels=channels)
+        clip = self.decode(latents, tiles)
+        channels = self._image_channels(clip, 1 + (frames - 1) * stride, tiles)
+        return condition.replace(channels=channels)
+
+    def chained(
+        self,
+        condition: Condition,
+        latents: Float[Array | np.ndarray, "F h w C"],
+        frames: int = 1,
+        tiles: Tiles | None = None,
+    ) -> Condition:
+        """Return the condition of the next clip: its first latent frames, so many, are the last
+        ones of this video, decoded and coded anew. Raises as `continued`."""
+        stride, total = self.codec.strides[0], condition.grid[0]
+        given, whole = 1 + (frames - 1) * stride, 1 + (total - 1) * stride
+        check_given(self.config, given, whole)
+        clip = self.decode(latents, tiles)[-given:]
+        if self.config.image == "pin":
+            return condition.replace(first=self.encode(clip, tiles))
+        return condition.replace(channels=self._image_channels(clip, whole, tiles))
+
     def _image_channels(
-        self, first_frame: Picture, frames: int, tiles: Tiles | None
+        self, clip: Picture, frames: int, tiles: Tiles | None
     ) -> Float[Array, "F h w E"]:
-        """For a VAE, the first frame and grey ones behind it, encoded together."""
-        if self.vae is None:
-            return image_channels(self.encode(first_frame[None]), frames, self.config.image)
-        clip = jnp.zeros((frames, *first_frame.shape)).at[0].set(_signed(first_frame))
-        latents = self.encode(clip, tiles)
-        return jnp.concatenate([_given_mask(latents), latents], axis=-1)
+        """For a VAE, the given frames and grey ones behind them, encoded together."""
+        if isinstance(self.codec, PixelCodec):
+            return image_channels(self.encode(clip), frames, self.config.image)
+        grey = jnp.zeros((frames - len(clip), *clip.shape[1:]))
+        latents = self.encode(jnp.concatenate([_signed(clip), grey]), tiles)
+        given = 1 + (len(clip) - 1) // self.codec.strides[0]
+        return jnp.concatenate([_given_mask(latents, given), latents], axis=-1)
 
     def encode(self, video: Picture, tiles: Tiles | None = None) -> Float[Array, "f h w C"]:
         """A video [F, H, W, 3], uint8 or floats in −1..1, as latents. tiles: of a VAE, pieces that
@@ -160,6 +210,18 @@ def check_picture(config: WanConfig, given: bool) -> None:
         raise ValueError(f"{config.name} makes videos of a text alone; it takes no first frame")
     if not given and config.image in ("concat", "repeat"):
         raise ValueError(f"{config.name} makes videos of a first frame; none is given")
+
+
+def check_given(config: WanConfig, given: int, frames: int) -> None:
+    """Raise ValueError where a video of so many frames cannot continue so many given ones."""
+    if config.image == "none":
+        raise ValueError(f"{config.name} makes videos of a text alone; it continues no frames")
+    stride = 1 if config.codec is None else config.codec.strides[0]
+    if (given != 1 and not 1 < given < frames) or (given - 1) % stride:
+        raise ValueError(
+            f"{given} frames are given of {frames}; {config.name} continues 1 to "
+            f"{frames - stride}" + f", 1 more than a multiple of {stride}" * (stride > 1)
+        )
 
 
 def check_mesh(sizes: Mapping[str, int], config: WanConfig, seeds: int = 1) -> None:
@@ -222,20 +284,28 @@ def _empty(prompt: Prompt) -> bool:
     return isinstance(prompt, str) and not prompt
 
 
-def _given_mask(latents: Float[Array, "F h w C"]) -> Float[Array, "F h w 4"]:
-    return jnp.zeros((*latents.shape[:3], 4)).at[0].set(1.0)
+def _given_mask(latents: Float[Array, "F h w C"], given: int | Array) -> Float[Array, "F h w 4"]:
+    inside = (jnp.arange(len(latents)) < given).astype(latents.dtype)
+    return jnp.broadcast_to(inside[:, None, None, None], (*latents.shape[:3], 4))
 
 
 def image_channels(
-    first: Float[Array, "1 h w C"], frames: int, image: str = "concat"
+    first: Float[Array, "given h w C"],
+    frames: int,
+    image: str = "concat",
+    given: int | Array | None = None,
 ) -> Float[Array, "F h w E"]:
     """What image-to-video models see beside the noise: four mask channels, 1 where a frame is
-    given, and that frame's latent; elsewhere zero (`concat`) or repeated (`repeat`: so the small
-    model need not learn to copy the scene from frame to frame)."""
-    latents = jnp.repeat(first, frames, axis=0)
+    given, and the latents of these frames; behind them zero (`concat`) or the last one repeated
+    (`repeat`: so the small model need not learn to copy the scene from frame to frame).
+
+    given: how many of the first frames, by default all of `first`."""
+    given = len(first) if given is None else given
+    latents = first[jnp.minimum(jnp.arange(frames), given - 1)]
+    mask = _given_mask(latents, given)
     if image == "concat":
-        latents = latents.at[1:].set(0.0)
-    return jnp.concatenate([_given_mask(latents), latents], axis=-1)
+        latents = jnp.where(mask[..., :1] > 0, latents, 0.0)
+    return jnp.concatenate([mask, latents], axis=-1)
 
 
 def read_config(folder: Path | str, profile: Profile | None = None) -> WanConfig:

@@ -2,6 +2,7 @@
 
 python scripts/evaluate.py                                # the shipped model, 512 puzzles per task
 python scripts/evaluate.py --checkpoint runs/tiny/model --puzzles 128 --task maze
+python scripts/evaluate.py --checkpoint runs/sixth/model --given 3   # of which 3 frames are given
 """
 
 import argparse
@@ -51,6 +52,8 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=local_path, default=TINY)
     parser.add_argument("--puzzles", type=int, default=512)
     parser.add_argument("--task", action="append", choices=list(TASKS))
+    parser.add_argument("--steps", type=int, help="denoising steps, by default the model's own")
+    parser.add_argument("--given", type=int, default=1, help="frames that the model continues")
     parser.add_argument("--out", type=local_path, default=Path("out/evaluation"))
     arguments = parser.parse_args()
     programs.keep_in_cache()
@@ -59,10 +62,18 @@ def main() -> None:
     except (ValueError, OSError) as error:
         parser.error(str(error))
     chosen = [get(name) for name in arguments.task or TASKS]
-    results = [evaluate(model, task, arguments.puzzles) for task in track(chosen, "playing")]
+    sampling, given = model.config.sampling_with(steps=arguments.steps), arguments.given
+    try:
+        results = [
+            evaluate(model, task, arguments.puzzles, sampling=sampling, given=given)
+            for task in track(chosen, "playing")
+        ]
+    except ValueError as error:
+        parser.error(str(error))
     where = about(
         puzzles=f"{arguments.puzzles} held out per task",
-        steps=model.config.sampling.steps,
+        steps=sampling.steps,
+        given=given,
         CPU=f"{os.cpu_count()} × {platform.machine()}",
     )
     table = markdown(HEADS, map(row, results), left=len(HEADS))

@@ -11,6 +11,7 @@ from tests.conftest import ROOT
 
 PROBES = ROOT / "docs" / "probes.md"
 SEARCH = ROOT / "docs" / "search.md"
+INSIDE = ROOT / "docs" / "inside.md"
 
 
 def test_the_examples_of_the_page_on_probes_run(small_model: Wan, monkeypatch) -> None:
@@ -31,13 +32,35 @@ def test_the_examples_of_the_page_on_probes_run(small_model: Wan, monkeypatch) -
 def test_the_examples_of_the_page_on_search_run(small_model: Wan, monkeypatch) -> None:
     monkeypatch.setattr(jcos, "load", lambda: small_model)
     blocks = re.findall(r"```python\n(.*?)```", SEARCH.read_text(), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names: dict[str, Any] = {"__name__": "docs"}
     for block in blocks:
         exec(compile(block, str(SEARCH), "exec"), names)
+    given = [names[name].channels[:, 0, 0, 0].sum() for name in ("condition", "again", "after")]
+    assert given == [2, 3, 1]
     assert small_model.config.sampling.steps == 4  # after three of them one seed is left
     assert names["result"].cost.forwards.tolist() == [4 * 3 + 1]
     assert names["method"].rows[0].keep == 4
+
+
+def test_the_lens_and_the_attribution_of_the_page_run(small_model: Wan, monkeypatch) -> None:
+    monkeypatch.setattr(jcos, "load", lambda: small_model)
+    blocks = re.findall(r"```python\n(.*?)```", INSIDE.read_text(), re.DOTALL)
+    names: dict[str, Any] = {"__name__": "docs"}
+    for block in blocks:
+        exec(compile(block, str(INSIDE), "exec"), names)
+    away = names["away"]
+    assert away.shape == (4, 2)
+    assert (away[:, 0] > 0.01).all()
+    assert not away[:, -1].any()
+    assert names["videos"].shape == (2, 5, 20, 20, 3)
+    assert {place: a.shape[1:] for place, a in names["scores"].items()} == {
+        **dict.fromkeys(("heads", "cross"), (4, 2, 2)),
+        **dict.fromkeys(("mlp", "block"), (4, 2, 5)),
+    }
+    estimate = names["scores"]["heads"][0, names["step"], names["layer"], names["head"]]
+    exact = names["exact"][0, 0]
+    assert 0.3 < estimate / exact < 3
 
 
 def test_the_file_of_clips_of_the_page_is_the_one_that_is_written() -> None:

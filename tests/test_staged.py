@@ -120,6 +120,13 @@ def test_a_prompt_and_a_picture_become_a_video(
     assert about["sampling"]["solver"] == "unipc"
     assert about["negative"].startswith("色调")
 
+    # A preview has a colour for each latent cell, and is as long and large as what is decoded.
+    run("generate", *call, "--preview", "True")
+    film = formats.read_mp4(out / formats.X0_FILM.format(seed=3, step=1)).astype(int)
+    assert film.shape == (5, 64, 48, 3)
+    assert np.abs(film[1:] - film[1:2]).max() < 12
+    assert np.abs(film[:, 2:6, 2:6] - film[:, 3:4, 3:4]).max() < 40
+
     # Repeated, it finds its latents and only decodes; known prompts need no text encoder.
     made = (out / "latents.safetensors").stat().st_mtime_ns
     (out / "seed-3.mp4").unlink()

@@ -140,6 +140,51 @@ def test_text_and_image_to_video_equals_the_original(name, steps, pictured):
         assert relative(video, channels_last(golden["video"])) <= 3e-5
 
 
+def test_several_frames_are_given_beside_the_noise() -> None:
+    """Mask as the original builds it for one frame, here for n; grey frames behind the clip."""
+    model, rng = released("i2v"), np.random.default_rng(0)
+    clip = rng.integers(0, 256, (5, 64, 48, 3), np.uint8)
+    rows = load_golden("loops/i2v_unipc6")["in.context"]
+    condition = model.condition(clip, rows, 9, negative=rows)
+    mask = np.ones((1, 9, 8, 6))
+    mask[:, 5:] = 0
+    mask = np.concatenate([np.repeat(mask[:, :1], 4, 1), mask[:, 1:]], 1)
+    mask = mask.reshape(3, 4, 8, 6).transpose(0, 2, 3, 1)  # F, h, w, 4
+    assert condition.channels is not None
+    np.testing.assert_array_equal(condition.channels[..., :4], mask)
+    grey = np.concatenate([clip / np.float32(127.5) - 1, np.zeros((4, 64, 48, 3), np.float32)])
+    assert relative(condition.channels[..., 4:], model.encode(grey)) <= 1e-6
+    one = model.condition(clip[0], rows, 9, negative=rows).channels
+    same = model.condition(clip[:1], rows, 9, negative=rows).channels
+    np.testing.assert_array_equal(one, same)
+    # Latents are given as the frames that they decode to.
+    latents = model.encode(clip)
+    again = model.continued(condition, latents).channels
+    want = model.condition(model.decode(latents), rows, 9, negative=rows).channels
+    np.testing.assert_array_equal(again, want)
+    with pytest.raises(ValueError, match="continues 1 to 5, 1 more than a multiple of 4"):
+        model.condition(clip[:3], rows, 9)
+    with pytest.raises(ValueError, match="9 frames are given of 9"):
+        model.condition(np.concatenate([clip, clip[:4]]), rows, 9)
+
+
+def test_several_frames_are_kept_in_place() -> None:
+    """TI2V: the clip's latents, at timestep 0, in every estimate; chained, the last ones."""
+    model, rng = released("ti2v"), np.random.default_rng(0)
+    clip = rng.integers(0, 256, (5, 64, 64, 3), np.uint8)
+    rows = load_golden("loops/ti2v_t2v_unipc3")["in.context"]
+    condition = model.condition(clip, rows, 9, negative=rows)
+    assert condition.first is not None
+    assert relative(condition.first, model.encode(clip)) <= 1e-6
+    sampling = dataclasses.replace(model.config.sampling, steps=2)
+    trace = generation.generate(model, condition, [0], sampling=sampling)
+    for x0 in trace.x0[0]:
+        np.testing.assert_array_equal(x0[:2], condition.first)
+    after = model.chained(condition, trace.latents[0], 2)
+    video = model.decode(trace.latents[0])
+    assert relative(after.first, model.encode(video[-5:])) <= 1e-6
+
+
 def test_the_loops_noise_is_drawn_without_torch():
     for name, seed in SEEDS.items():
         noise = channels_last(load_golden(f"loops/{name}")["noise"])

@@ -12,11 +12,16 @@ from jcos.bench.folder import Sample
 from jcos.config import PixelCodec, Sampling, WanConfig
 from jcos.experiments.experiment import Settings
 from jcos.experiments.settings import names_in
+from jcos.lab.judges import standard
+from jcos.lab.methods import Method, check, sampling_of
 from jcos.media import image
 from jcos.sampling.interventions import Interventions, Place, places
+from jcos.sampling.probe import Probe
 from jcos.variants import Profile
 from jcos.wan import check_picture, latent_grid
 
+MANY = 2**16
+"""Latent frames, more than any video has: what does not depend on their number is checked."""
 PAPER = Settings(steps=50, shift=5.0, solver="euler", guidance=(5.0,))
 
 
@@ -37,7 +42,8 @@ class Arm(Interventions):
     brought to the size of the frame before it is written. frames: instead of the ground truth's,
     rounded up to what the model makes. fps, crf: of the files, 25 being the quality of the paper's.
     ensemble: how many seeds, from `seed` on, are averaged after `ensemble_layers` at
-    `ensemble_steps`; the first goes on. x0: steps whose clean estimates are kept, of the first
+    `ensemble_steps`; the first goes on. search: a method (`jcos.search`) whose seeds are those from
+    `seed` on, and whose choice is written. x0: steps whose clean estimates are kept, of the first
     `x0_samples` samples.
     """
 
@@ -49,6 +55,7 @@ class Arm(Interventions):
     fps: int = 16
     crf: int = 25
     ensemble: int = 1
+    search: Method | None = None
     x0: tuple[Place, ...] = ()
     x0_samples: int = 8
 
@@ -61,6 +68,10 @@ class Arm(Interventions):
                 f"ensemble is {self.ensemble} and ensemble_layers are {self.ensemble_layers}: to "
                 "average needs at least 2 seeds and 1 layer"
             )
+        if self.search is not None and (self.ensemble > 1 or self.x0):
+            raise ValueError("an arm that searches averages no seeds and keeps no x0")
+        if self.search is not None and any(row.copy == "chain" for row in self.search.rows):
+            raise ValueError("chained clips are longer than the ground truth; search otherwise")
 
     def of(self, config: WanConfig) -> WanConfig:
         """The model as this arm samples it. Raises ValueError or IndexError where it cannot."""
@@ -70,7 +81,14 @@ class Arm(Interventions):
         for chosen in (self.noise_steps, self.ensemble_steps, self.x0):
             places(chosen, steps, "step")
         places(self.ensemble_layers, config.dit.layers, "layer")
+        self._check_search(config, MANY)
         return config
+
+    def _check_search(self, config: WanConfig, frames: int) -> None:
+        if self.search is not None:
+            known = list(standard(config))
+            sampling = sampling_of(self.search, config.sampling)
+            check(self.search, config, sampling, known, frames, Probe())
 
     def shape(self, config: WanConfig, sample: Sample) -> Shape:
         """Raises ValueError where the model makes no video of that size."""
@@ -80,7 +98,7 @@ class Arm(Interventions):
             asked = rule.size((sample.height, sample.width), asked, rule.multiple)
         stride = 1 if config.codec is None else config.codec.strides[0]
         frames = image.round_frames(self.frames or sample.frames, "diffsynth", stride)
-        latent_grid(config, frames, *asked)
+        self._check_search(config, latent_grid(config, frames, *asked)[0])
         return Shape(frames, *asked)
 
     def first_frame(

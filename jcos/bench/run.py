@@ -243,6 +243,7 @@ class _Worker:
                 "device": jax.local_devices()[0].device_kind,
                 "mesh": sharding.describe(self.sampler.devices or {}),
             }
+            about |= self.sampler.notes[i] if self.sampler.notes else {}
             if sample.name in self.kept:
                 estimates = {"x0": x0[i].astype(np.float16)}
                 write(self.folder.about(sample.name, "x0", "safetensors"), save(estimates))

@@ -18,8 +18,10 @@ from jcos.bench.arm import Arm, Shape
 from jcos.bench.folder import Sample
 from jcos.devices import memory, mesh, sharding
 from jcos.experiments.memory import runs_that_fit
+from jcos.lab import search
 from jcos.sampling import flow, trajectory
 from jcos.sampling.interventions import places
+from jcos.sampling.probe import Probe
 from jcos.sampling.trajectory import Condition
 from jcos.wan import Prompt, Wan
 
@@ -45,6 +47,8 @@ class Sampler:
     rows: Callable[[str], Prompt]
     devices: Mesh | None
     coders: tuple[Wan, ...]
+    notes: list[dict[str, Any]] = dataclasses.field(default_factory=list, compare=False)
+    """What is to be noted of each sample that was generated last: whom a search chose."""
 
     @classmethod
     def of(
@@ -75,7 +79,8 @@ class Sampler:
         size = 1  # which is tried even if the estimate is against it
         with contextlib.suppress(ValueError):
             most = -(-total // self.worlds)
-            size = runs_that_fit(self.model, given, plan, self.arm.ensemble, 1, most, each)
+            seeds = self.arm.search.seeds if self.arm.search else self.arm.ensemble
+            size = runs_that_fit(self.model, given, plan, seeds, 1, most, each)
         return size * self.worlds
 
     def prepare(self, sample: Sample, shape: Shape, i: int = 0) -> Condition:
@@ -105,6 +110,8 @@ class Sampler:
         probe = arm.probe(config.sampling.steps, grid[0], config.dit.layers, arm.ensemble)
         with sharding.use_mesh(self.devices), memory.explained(what, KNOBS):
             given, sampling = self._spread(given), config.sampling
+            if arm.search is not None:
+                return self._searched(given, probe, len(batch))
             runs = loop.steps(self.model, given, seeds, probe=probe, sampling=sampling)
             # Each sample is a world by itself; seeds that are only averaged with go on no longer.
             for state in runs:
@@ -118,6 +125,24 @@ class Sampler:
         none = np.zeros((len(batch), 0, *grid), np.float32)
         x0 = np.stack(kept, axis=1)[: len(batch)] if kept else none
         return latents[: len(batch), 0], x0
+
+    def _searched(
+        self, given: Condition, probe: Probe, count: int
+    ) -> tuple[Float[np.ndarray, "B F h w C"], Float[np.ndarray, "B kept F h w C"]]:
+        """Return what a search chose for the first samples."""
+        assert self.arm.search is not None
+        first = [self.arm.seed] * len(given.context)
+        sampling = self.model.config.sampling
+        found = search.run(
+            self.model, given, self.arm.search, first, probe=probe, sampling=sampling
+        )
+        latents = np.asarray(found.latents)[:count]
+        if not np.isfinite(latents).all():
+            raise FloatingPointError("the latent that was chosen is not finite")
+        passes = found.cost.forwards.tolist()
+        chosen = zip(found.seed.tolist(), passes, strict=True)
+        self.notes[:] = [{"chosen seed": seed, "forwards": n} for seed, n in chosen]
+        return latents, latents[:, None][:, :0]
 
     def _spread(self, tree: Any) -> Any:
         """Arrays with a leading axis of samples, on the devices of their worlds."""

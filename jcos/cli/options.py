@@ -237,13 +237,14 @@ class Generate(Interventions, OnMesh, Command):
     Writes OUT/seed-N.mp4, OUT/latents.safetensors (final latents and the clean estimates of --x0,
     float32 [seeds, …], channels last), with --x0 OUT/seed-N-x0-step-S.mp4 and OUT/seed-N-x0.png
     (rows: steps), OUT/run.json and the page OUT/index.html. A call that is repeated after a kill
-    goes on with the latents it finds.
+    goes on with the latents it finds, a search after its last step.
 
     Examples:
       jcos generate wan-i2v --image cat.png --prompt "The cat finds the way out."
       jcos generate wan-t2v --prompt "A maze is solved." --size 832x480 --steps 50 --x0 0 5 10 20 49
       jcos generate wan-i2v --image maze.png --prompt "…" --profile diffsynth --noise-steps 25
       jcos generate wan-i2v --image cat.png --prompt "…" --mesh branch=2,context=4
+      jcos generate wan-i2v --image maze.png --prompt "…" --seeds 8 --search decided
     """
 
     checkpoint: tyro.conf.Positional[InFolder]
@@ -278,12 +279,26 @@ class Generate(Interventions, OnMesh, Command):
     profile: Profile | None = None
     """Whose data types, schedule and defaults: by default those of the checkpoint's authors."""
     seeds: tuple[int, ...] = (0,)
-    """One video per seed, side by side."""
+    """One video per seed, side by side. With --search one number: how many begin, from seed 0; or
+    seeds that follow each other."""
+    search: str | None = None
+    """Let several seeds begin and one go on: a preset (docs/search.md: best-of, epbs, latsearch,
+    smc, threshold, tbs, chain, evosearch), or the judge of an early choice, such as decided."""
+    judge: str = "decided"
+    """Of a preset: decided, change, peak, agreement, energy, norm, motion or random. For decided,
+    released models take the sign that docs/search.md names."""
+    search_at: float | None = None
+    """The fraction of the steps after which is chosen; the preset's own by default."""
+    search_least: float | None = None
+    """The score that --search threshold asks for."""
     noise: str | None = None
     """Of the first latents: torch (what PyTorch draws on a CPU for the seed; the default of
     released models), jax, or a file (.npy, .npz, .safetensors) of [C, F, h, w]."""
     x0: tuple[int, ...] = ()
     """Steps whose clean estimates are kept."""
+    preview: bool = False
+    """Show the estimates of --x0 as squares of one colour for every latent cell, without decoding:
+    by a linear map that is fitted to the VAE first."""
     text_cache: CacheFolder | None = None
     """Folder of embedded prompts; with all of them in it, the text encoder is not loaded."""
     tiles: tuple[int, int] | None = None
@@ -292,6 +307,9 @@ class Generate(Interventions, OnMesh, Command):
     resident: bool | None = None
     """Whether both experts lie on the device together, or each waits in host memory for its steps;
     the videos are the same. By default together if they take at most 55 % of jax's memory."""
+    together: int | None = None
+    """How many seeds are denoised at a time, all by default: fewer need less memory, and the videos
+    are the same."""
     programs: OutFolder | None = None
     """Folder of compiled programs, which can go to other machines with the same devices; by default
     your cache folder. What lies there is run: take it only from where you would take code."""
@@ -300,6 +318,7 @@ class Generate(Interventions, OnMesh, Command):
     def run(self) -> None:
         from jcos import staged
         from jcos.cli.common import bar, command_line, make_page, read_size
+        from jcos.cli.search import method_of
         from jcos.devices import programs
 
         if self.programs is not None:
@@ -308,6 +327,7 @@ class Generate(Interventions, OnMesh, Command):
         if self.size is not None:
             width, height = read_size(self.size)
             size = height, width
+        method, seeds = method_of(self)
         with bar() as progress:
             staged.run(
                 self.checkpoint,
@@ -317,7 +337,9 @@ class Generate(Interventions, OnMesh, Command):
                 negative=self.negative,
                 size=size,
                 frames=self.frames,
-                seeds=self.seeds,
+                seeds=seeds,
+                search=method,
+                preview=self.preview,
                 x0=self.x0,
                 probe=self,
                 noise=self.noise,
@@ -325,6 +347,7 @@ class Generate(Interventions, OnMesh, Command):
                 text_cache=self.text_cache,
                 tiles=self.tiles,
                 resident=self.resident,
+                together=self.together,
                 devices=self.devices(),
                 command=command_line(),
                 progress=progress,

@@ -1,6 +1,7 @@
 """`jcos search`."""
 
 import dataclasses
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from jcos.cli.common import command_line
 from jcos.config import Sampling
 from jcos.experiments.sweeps import conditions_of, held_out, judge
 from jcos.files import check_room, write
-from jcos.lab import search, tasks
+from jcos.lab import saved, search, tasks
 from jcos.lab.tasks import Puzzle
 from jcos.media import formats
 from jcos.wan import Wan
@@ -19,6 +20,32 @@ from jcos.weights.checkpoint import identify
 
 ROOM = 2**22
 """Bytes that a search takes, at most."""
+
+
+def method_of(asked: options.Generate) -> tuple[search.Method | None, tuple[int, ...]]:
+    """Return the search of `jcos generate` and its seeds; say what it will do and cost.
+
+    Raises ValueError, in one sentence, where it is none or its seeds do not follow each other.
+    """
+    if asked.search is None:
+        return None, asked.seeds
+    first, count = (0, asked.seeds[0]) if len(asked.seeds) == 1 else (asked.seeds[0], None)
+    if count is None and asked.seeds != tuple(range(first, first + len(asked.seeds))):
+        raise ValueError(f"a search begins with seeds that follow each other, not {asked.seeds}")
+    config = wan.read_config(asked.checkpoint, asked.profile)
+    sampling = config.sampling_with(**{name: getattr(asked, name) for name in options.SAMPLING})
+    if asked.search in ("threshold", "early-failure") and asked.search_least is None:
+        raise ValueError(f"--search {asked.search} needs --search-least, a score of {asked.judge}")
+    method = search.named(
+        asked.search,
+        count or len(asked.seeds),
+        asked.judge,
+        list(search.standard(config)),
+        at=asked.search_at,
+        least=asked.search_least,
+    )
+    print(f"Search: {search.plan_in_words(method, sampling)}", file=sys.stderr, flush=True)
+    return method, (first,)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +106,7 @@ class Search(options.Search):
         for number, puzzle in enumerate(puzzles):
             self._show(model, result, number, puzzle)
         cost = {name: np.asarray(a).tolist() for name, a in result.cost._asdict().items()}
-        return {"solved": solved.tolist(), "tree": [_as_json(g) for g in result.tree]} | cost
+        return {"solved": solved.tolist(), "tree": [saved.as_json(g) for g in result.tree]} | cost
 
     def _show(self, model: Wan, result: search.Result, number: int, puzzle: Puzzle) -> None:
         """Write the estimates of all particles, a row each, those that go on first; the chosen
@@ -96,9 +123,3 @@ class Search(options.Search):
         sheet = formats.contact_sheet(np.stack(rows), scale=4)
         write(self.out / f"puzzle-{number}.png", formats.png(sheet))
         write(self.out / f"puzzle-{number}.webp", formats.webp(formats.upscale(video, 8)))
-
-
-def _as_json(generation: search.Generation) -> dict[str, Any]:
-    """Return a generation as JSON, without its estimates."""
-    fields = {k: v for k, v in generation._asdict().items() if k != "x0"}
-    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in fields.items()}

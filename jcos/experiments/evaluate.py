@@ -9,7 +9,7 @@ from jcos.config import Sampling
 from jcos.experiments.sweeps import held_out, judge, play, score
 from jcos.lab.measures import Estimate, commitment_step, estimate
 from jcos.lab.tasks import Task, chance, still_of
-from jcos.wan import Wan
+from jcos.wan import Wan, check_given
 
 
 class Result(NamedTuple):
@@ -42,15 +42,18 @@ def evaluate(
     seed: int = 0,
     sampling: Sampling | None = None,
     every: int = 5,
+    given: int = 1,
 ) -> Result:
     """Play n held-out puzzles in full and in one step, and score the clean estimate of every
-    `every`-th step."""
+    `every`-th step. given: frames of a right answer that the model continues."""
+    check_given(model.config, given, task.frames)
     sampling = sampling or model.config.sampling
     puzzles = held_out(task, n, seed)
     scored = [*range(0, sampling.steps - 1, every), sampling.steps - 1]
-    full = play(model, puzzles, sampling=sampling, keep=scored)
+    full = play(model, puzzles, sampling=sampling, keep=scored, given=given)
     scores, good = score(model, puzzles, full.latents[0, :, 0])
-    short = play(model, puzzles, sampling=dataclasses.replace(sampling, steps=1, sigmas=None))
+    once = dataclasses.replace(sampling, steps=1, sigmas=None)
+    short = play(model, puzzles, sampling=once, given=given)
     _, one = score(model, puzzles, short.latents[0, :, 0])
     _, by_step = score(model, puzzles, full.x0[0, :, 0])
     by_step[:, -1] = good  # the last estimate is the answer itself

@@ -294,12 +294,14 @@ def held_out(task: Task, n: int, seed: int = 0) -> list[Puzzle]:
     return [task.sample((seed, i), "test") for i in range(n)]
 
 
-def conditions_of(model: Wan, puzzles: Sequence[Puzzle]) -> Condition:
-    """Return the conditions of all puzzles, stacked [P, …]; they are of one canvas."""
+def conditions_of(model: Wan, puzzles: Sequence[Puzzle], given: int = 1) -> Condition:
+    """Return the conditions of all puzzles, stacked [P, …]; they are of one canvas. given: how many
+    frames of a right answer the model is given, drawn at random where there are several."""
     rows = []
-    for puzzle in puzzles:
+    for number, puzzle in enumerate(puzzles):
         task = TASKS[puzzle.task]
-        rows.append(model.condition(task.first_frame(puzzle), puzzle.prompt, task.frames))
+        answer = task.reference(puzzle, np.random.default_rng(number))
+        rows.append(model.condition(answer[:given], puzzle.prompt, task.frames))
     return trajectory.tree_stack(rows)
 
 
@@ -312,12 +314,13 @@ def play(
     sampling: Sampling | None = None,
     keep: Sequence[int] = (-1,),
     alike: bool = False,
+    given: int = 1,
 ) -> Trace:
     """Return `sweep` in one world: leaves [Q, P, K, …]; x0 of the steps in `keep` only (the
-    last by default). alike: as there."""
+    last by default). alike: as there. given: as in `conditions_of`."""
     run = sweep(
         model,
-        one_world(conditions_of(model, puzzles)),
+        one_world(conditions_of(model, puzzles, given)),
         seeds,
         probes=probes,
         plan=flow.plan(sampling or model.config.sampling, model.config.boundary),

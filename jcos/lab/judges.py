@@ -146,6 +146,35 @@ class Energy(Judge):
         return high / jnp.maximum(jnp.var(x0, axis=(2, 3, 4, 5)), 1e-12)
 
 
+class Norm(Judge):
+    """How far the estimate stands out: its root mean square. The mean of several answers is shorter
+    than they are, by the variance between them."""
+
+    def __call__(self, at: Estimates) -> Scores:
+        return _rms(jnp.asarray(at.x0))
+
+
+class Motion(Judge):
+    """How much moves: the mean square difference between neighbouring latent frames, over the
+    variance of the whole. A blend of paths moves less than one."""
+
+    def __call__(self, at: Estimates) -> Scores:
+        x0 = jnp.asarray(at.x0)
+        moved = jnp.square(jnp.diff(x0, axis=2)).mean((2, 3, 4, 5))
+        return moved / jnp.maximum(jnp.var(x0, axis=(2, 3, 4, 5)), 1e-12)
+
+
+class Peak(Judge):
+    """How little the cells that change most have changed since the step before: minus the root mean
+    square of the 2 % of them, so that a still scene does not drown what moves."""
+
+    def __call__(self, at: Estimates) -> Scores:
+        cells = jnp.square(jnp.asarray(at.x0) - at.before).mean(-1)
+        cells = cells.reshape(*cells.shape[:2], -1)
+        largest = jax.lax.top_k(cells, max(1, cells.shape[-1] // 50))[0]
+        return -jnp.sqrt(largest.mean(-1))
+
+
 def _rms(x: Float[Array, "*axes F h w C"]) -> Float[Array, "*axes"]:
     return jnp.sqrt(jnp.mean(jnp.square(x), (-4, -3, -2, -1)))
 
@@ -319,6 +348,25 @@ STANDARD: dict[str, Callable[[], Judge]] = {
     "change": Change,
     "agreement": Agreement,
     "energy": Energy,
+    "norm": Norm,
+    "motion": Motion,
+    "peak": Peak,
     "random": Random,
 }
 """Judges that need nothing but the run, by name."""
+PROXY = "peak"
+"""What `decided` means for models that draw no puzzles: the best sign that reads latents alone
+(configs/signs.py; docs/search.md)."""
+COLOURS = ("decided", "pixels")
+"""Judges that know the palette of the puzzles."""
+
+
+def standard(config: WanConfig) -> dict[str, Judge]:
+    """Return the standard judges that suit a model; `decided` is `PROXY` where it draws no
+    puzzles."""
+    made = {name: make() for name, make in STANDARD.items()}
+    if isinstance(config.codec, PixelCodec):
+        return made
+    return {name: judge for name, judge in made.items() if name not in COLOURS} | {
+        "decided": made[PROXY]
+    }

@@ -9,6 +9,17 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from scipy import special
 
 
+def cka(x: Float[Array, "n p"], y: Float[Array, "n q"]) -> Float[Array, ""]:
+    """Linear centred kernel alignment of two sets of n features: 1 the same up to rotation and
+    scale, 0 unrelated.
+
+    Computed in feature space, p × q, which is what fits when n is tens of thousands of tokens.
+    """
+    x, y = x - x.mean(0, keepdims=True), y - y.mean(0, keepdims=True)
+    cross, self_x, self_y = (jnp.sum(jnp.square(a.T @ b)) for a, b in ((x, y), (x, x), (y, y)))
+    return cross / jnp.sqrt(self_x * self_y)
+
+
 def dissimilarity(
     x: Float[Array, "N D"], y: Float[Array, "N D"], frames: int
 ) -> Float[Array, " G"]:

@@ -18,7 +18,7 @@ from jcos.sampling.probes import Noise, Probe, parts
 
 Select = Literal["top", "threshold", "multinomial", "systematic"]
 Transform = Literal["raw", "diff", "max", "sum", "softmax"]
-Copy = Literal["key", "mutate", "renoise", "prefix"]
+Copy = Literal["key", "mutate", "renoise", "prefix", "chain"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Row:
     copies: how many particles go on, the kept ones in turn. copy: copies get fresh keys (`key`),
     their noise is renewed at its level (`mutate`) or all go back to the end of an earlier step
     (`renoise`, back), by `strength`, 0..1; or all begin anew with the first `frames` latent frames
-    of the best (`prefix`).
+    of the best (`prefix`), or begin the next clip, with its last ones (`chain`).
     """
 
     step: int | float
@@ -148,11 +148,27 @@ def early_failure(
 
 def tbs(seeds: int = 4, judge: str = "decided", *, frames: Sequence[int] = (2,)) -> Method:
     """Restarts in time: the best run's first latent frames are where all begin anew, again and
-    again with more of them. For models that keep first frames in place."""
+    again with more of them. For models that are given frames."""
     rows = [
         Row(step=-1, judge=judge, copies=seeds, copy="prefix", frames=count) for count in frames
     ]
     return Method(rows=(*rows, Row(step=-1, judge=judge)), seeds=seeds)
+
+
+def chain_clips(
+    seeds: int = 4,
+    judge: str = "decided",
+    *,
+    clips: int = 2,
+    at: float = 0.6,
+    frames: int = 1,
+) -> Method:
+    """Longer videos, clip by clip: in each the best seed at an early step goes on alone, and the
+    next clip begins with its last latent frames. For models that are given frames."""
+    screen = Row(step=at, judge=judge)
+    change: dict[str, Any] = {"copies": seeds, "copy": "chain", "frames": frames}
+    link = (screen, Row(step=-1, judge=judge, **change))
+    return Method(rows=(*link * (clips - 1), screen), seeds=seeds)
 
 
 def evosearch(
@@ -175,7 +191,9 @@ PRESETS: dict[str, Callable[..., Method]] = {
     "latsearch": latsearch,
     "smc": smc,
     "early-failure": early_failure,
+    "threshold": early_failure,
     "tbs": tbs,
+    "chain": chain_clips,
     "evosearch": evosearch,
 }
 """By name; all take how many seeds (or tries) and a judge."""
@@ -354,16 +372,18 @@ def check(
                     f"solver that remembers nothing, like euler (here {sampling.solver})"
                 )
             before = row.back
-        if row.copy == "prefix":
-            if config.image != "pin":
+        if row.copy in ("prefix", "chain"):
+            if config.image == "none":
                 raise ValueError(
-                    f"{here}: {config.name} keeps no first frames in place; a prefix needs a TI2V "
-                    "model"
+                    f"{here}: {config.name} makes videos of a text alone; a {row.copy} needs a "
+                    "model that is given frames (I2V, TI2V)"
                 )
-            if (row.keep, row.count) != (1, method.seeds) or not 1 < row.frames < frames:
+            least = 1 if row.copy == "chain" else 2
+            if (row.keep, row.count) != (1, method.seeds) or not least <= row.frames < frames:
                 raise ValueError(
-                    f"{here}: a prefix of {row.frames} latent frame(s) of {row.keep} particle(s) "
-                    f"for {row.count}; it is 2 to {frames - 1} frames of one, for {method.seeds}"
+                    f"{here}: a {row.copy} of {row.frames} latent frame(s) of {row.keep} "
+                    f"particle(s) for {row.count}; it is {least} to {frames - 1} frames of one, "
+                    f"for {method.seeds}"
                 )
             before = -1
 

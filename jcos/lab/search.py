@@ -11,16 +11,18 @@ both are spread.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from jcos import loop
-from jcos.config import Sampling
+from jcos.config import Sampling, VaeConfig, WanConfig
 from jcos.devices import mesh
+from jcos.lab import saved
 from jcos.lab.judges import (
     STANDARD,
     Agreement,
@@ -38,6 +40,7 @@ from jcos.lab.judges import (
     check_scores,
     fit_head,
     fit_preview,
+    standard,
 )
 from jcos.lab.methods import (
     PRESETS,
@@ -45,6 +48,7 @@ from jcos.lab.methods import (
     Population,
     Row,
     best_of,
+    chain_clips,
     check,
     early_failure,
     epbs,
@@ -54,9 +58,13 @@ from jcos.lab.methods import (
     smc,
     tbs,
 )
+from jcos.lab.outcome import Cost, Generation, Result, joined, video
+from jcos.lab.presets import forwards, named, plan_in_words
+from jcos.lab.replay import replay
+from jcos.model.vae import Tiles
 from jcos.sampling import flow
 from jcos.sampling.probes import Probe, TokenFeatures, chain
-from jcos.sampling.trajectory import Condition
+from jcos.sampling.trajectory import Condition, tree_stack
 from jcos.wan import Wan
 
 __all__ = [
@@ -81,61 +89,29 @@ __all__ = [
     "Row",
     "Scorer",
     "best_of",
+    "chain_clips",
     "check",
     "early_failure",
     "epbs",
     "evosearch",
     "fit_head",
     "fit_preview",
+    "forwards",
+    "joined",
     "latsearch",
+    "named",
+    "needs_vae",
+    "plan_in_words",
     "replay",
     "run",
     "smc",
+    "standard",
     "tbs",
+    "video",
 ]
 
 FRESH = 2**31 - 1
 """Folded into keys for the noise of a row; no step is so large."""
-
-
-class Generation(NamedTuple):
-    """What happened after a step. seeds, scores, alive, log_weights [W, K]: of the particles before
-    it. parents [W, k]: who went on, by position; places that fill up a row are −1. x0: their clean
-    estimates, where they are recorded."""
-
-    step: int
-    judge: str
-    seeds: Int[np.ndarray, "W K"]
-    scores: Float[np.ndarray, "W K"]
-    alive: Bool[np.ndarray, "W K"]
-    log_weights: Float[np.ndarray, "W K"]
-    parents: Int[np.ndarray, "W k"]
-    x0: Float[np.ndarray, "W K F h w C"] | None = None
-
-
-class Cost(NamedTuple):
-    """forwards: passes through the transformer, two a step with guidance. decodes: of estimates.
-    judged: calls of a judge, one a particle. All of each video [W]. seconds: of all together."""
-
-    forwards: Int[np.ndarray, " W"]
-    decodes: Int[np.ndarray, " W"]
-    judged: Int[np.ndarray, " W"]
-    seconds: float
-
-
-class Result(NamedTuple):
-    """latents: the chosen video, [W, F, h, w, C], without W where there was one condition; seed:
-    whose it is [W]. tree: who came from whom. particles [W, K, F, h, w, C], weights [W, K]: all
-    that were alive at the end (those that were not weigh 0). log_norm [W]: log of the estimated
-    mean of exp(scale × score), where particles were drawn by weight."""
-
-    latents: Float[Any, "*W F h w C"]
-    seed: Int[np.ndarray, " W"]
-    tree: tuple[Generation, ...]
-    cost: Cost
-    particles: Float[Any, "W K F h w C"]
-    weights: Float[np.ndarray, "W K"]
-    log_norm: Float[np.ndarray, " W"]
 
 
 def run(
@@ -147,30 +123,41 @@ def run(
     judges: Mapping[str, Judge] | None = None,
     sampling: Sampling | None = None,
     probe: Probe | None = None,
+    noise: str | None = None,
     record: bool = False,
+    keep: Path | None = None,
+    tiles: Tiles | None = None,
+    together: int | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Result:
     """Search for the best video of a condition, or of each of several stacked ones.
 
     seed: the first one (of each video): particles have this one and those that follow. judges: by
     name, added to those of `judges.STANDARD`. sampling: the model's own by default.
-    probe: acts on every particle. record: keep the estimates that were judged. on_step: called with
-    the step and the number of particles after each.
+    probe: acts on every particle. noise: "torch" or "jax", by default the model's own generator.
+    record: keep the estimates that were judged. keep: a folder that holds the search after every
+    step; one that was killed goes on from there (without the estimates of before). tiles: as in
+    `Wan.encode`. together: as in `steps`. on_step: called with the step and the number of
+    particles after each.
 
     The result of a video does not depend on the others. Raises ValueError, before anything
     runs, for a method that this model cannot do (`check`) or a judge that does not fit, and later
     for one that returns nan.
     """
     start = time.monotonic()
-    going = _Run(model, condition, method, seed, judges, sampling, probe, record, on_step)
-    state = going.begin(0)
-    for number, row in enumerate(method.rows):
-        state = going.until(state, row.at(going.plan.steps), going.population.alive)
-        scores = going.scores(row, state, going.population.alive)
-        for _ in range(row.tries):
+    going = _Run(model, condition, method, seed, judges, sampling, probe, noise, record, on_step)
+    going.keep, going.tiles, going.together = keep, tiles, together
+    at = saved.load(keep, going) if keep is not None else None
+    state, first, scores, tried = at or (going.begin(0), 0, None, 0)
+    for number, row in enumerate(method.rows[first:], first):
+        if scores is None:
+            state = going.until(state, row.at(going.plan.steps), going.population.alive, number)
+            scores = going.scores(row, state, going.population.alive)
+        for tries in range(tried, row.tries):
             lacking = going.population.lacking(row, scores)
             if not lacking.any():
                 break
+            going.save(state, number, scores, tries)
             fresh = going.begin(state.rows.shape[1])
             alive = lacking[:, None] & (np.arange(fresh.rows.shape[1]) < method.seeds)
             fresh = going.until(fresh, state.step, alive)
@@ -178,7 +165,10 @@ def run(
             going.population.join(alive)
             state = state.join(fresh)
         state = going.select(state, row, scores, last=number == len(method.rows) - 1)
-    state = going.until(state, going.plan.steps - 1, going.population.alive)
+        scores, tried = None, 0
+        going.save(state, number + 1)
+    rows = len(method.rows)
+    state = going.until(state, going.plan.steps - 1, going.population.alive, rows)
     return going.result(state, time.monotonic() - start)
 
 
@@ -194,6 +184,7 @@ class _Run:
         judges: Mapping[str, Judge] | None,
         sampling: Sampling | None,
         probe: Probe | None,
+        noise: str | None,
         record: bool,
         on_step: Callable[[int, int], None] | None,
     ):
@@ -204,11 +195,18 @@ class _Run:
         if len(self.first) != worlds:
             raise ValueError(f"{len(self.first)} first seeds for {worlds} video(s)")
         self.model, self.method, self.record, self.on_step = model, method, record, on_step
+        self.noise = noise
+        self.keep: Path | None = None
+        self.tiles: Tiles | None = None
+        self.together: int | None = None
+        self.going: loop.Runs | None = None
         sampling = sampling_of(method, sampling or model.config.sampling)
         self.sampling, self.plan = sampling, flow.plan(sampling, model.config.boundary)
-        known = {name: make() for name, make in STANDARD.items()} | dict(judges or {})
+        known = standard(model.config) | dict(judges or {})
         self.shape = (*self.conditions.grid, model.config.dit.out_channels)
         check(method, model.config, sampling, list(known), self.shape[0], probe or Probe())
+        if needs_vae(method, model.config) and model.vae is None:
+            raise ValueError(f"this search codes frames; load {model.config.name} with its VAE")
         self.judges = {row.judge: known[row.judge] for row in method.rows}
         self.layers = sorted({j.layer for j in self.judges.values() if j.layer is not None})
         acting = [probe or Probe()]
@@ -223,6 +221,8 @@ class _Run:
             self.population.join(np.zeros((worlds, short), bool))
         self.counts = np.zeros((3, worlds), int)  # forwards, decodes, judged
         self.tree: list[Generation] = []
+        self.clips: list[Any] = []
+        self.shared: list[int] = []
 
     def _check_judges(self, worlds: int, count: int) -> None:
         zeros = jax.ShapeDtypeStruct((worlds, count, *self.shape), jnp.float32)
@@ -242,9 +242,7 @@ class _Run:
         """Return fresh particles, from the given number on, before their first step."""
         count = -(-self.method.seeds // self.multiple) * self.multiple
         seeds = [[first + number + i for i in range(count)] for first in self.first]
-        runs = loop.steps(
-            self.model, self.conditions, seeds, probe=self.probe, sampling=self.sampling
-        )
+        runs = self.steps(seeds)
         assert runs.state is not None
         if self.method.spread == 1:
             return runs.state
@@ -252,15 +250,46 @@ class _Run:
         mixed = math.sqrt(1 - near**2) * x[:, :1] + near * x
         return runs.state.move(mixed.at[:, 0].set(x[:, 0]), step=-1)
 
-    def until(self, state: loop.State, step: int, alive: Bool[np.ndarray, "W K"]) -> loop.State:
-        """Return the state after a step, and count the passes of those alive."""
-        passes = 1 if self.plan.guidance is None else 2
+    def steps(self, seeds: Any = (0,), start: Path | None = None) -> loop.Runs:
+        return loop.steps(
+            self.model,
+            self.conditions,
+            seeds,
+            probe=self.probe,
+            sampling=self.sampling,
+            noise=self.noise,
+            start=start,
+            together=self.together,
+        )
+
+    def until(
+        self,
+        state: loop.State,
+        step: int,
+        alive: Bool[np.ndarray, "W K"],
+        number: int | None = None,
+    ) -> loop.State:
+        """Return the state after a step, and count the passes of those alive. number: of the row
+        that comes next, where what lies between is to be kept."""
+        if self.going is not state.runs:
+            if self.going is not None:
+                self.going.release()  # or its expert stays beside the one that comes
+            self.going = state.runs
         while state.step < step:
             state = next(state.runs)
-            self.counts[0] += passes * alive.sum(1)
+            self.counts[0] += (1 if self.plan.guidance is None else 2) * alive.sum(1)
             if self.on_step is not None:
                 self.on_step(state.step, state.rows.shape[1])
+            if number is not None and state.step < step:
+                self.save(state, number)
         return state
+
+    def save(
+        self, state: loop.State, number: int, scores: np.ndarray | None = None, tried: int = 0
+    ) -> None:
+        """Store where the search is, if it is kept: before the row of this number."""
+        if self.keep is not None:
+            saved.save(self.keep, self, state, number, scores, tried)
 
     def scores(
         self, row: Row, state: loop.State, alive: Bool[np.ndarray, "W K"]
@@ -311,10 +340,24 @@ class _Run:
         if row.copy == "renoise":
             sigma = float(self.plan.schedule.sigmas[row.back + 1])
             return state.move(self._noised(state, row.strength, sigma), step=row.back)
-        if row.copy == "prefix":
-            self.conditions = self.conditions.replace(first=state.solver.last[:, 0, : row.frames])
+        if row.copy in ("prefix", "chain"):
+            self._give(row, state.solver.last[:, 0])
             return self.begin(self.method.seeds * len(self.tree))
         return state
+
+    def _give(self, row: Row, best: Float[Any, "W F h w C"]) -> None:
+        """Make the best video's first frames those of all that begin anew, or its last ones."""
+        worlds = [jax.tree.map(lambda a, w=w: a[w], self.conditions) for w in range(len(best))]
+        if row.copy == "chain":
+            self.clips.append(np.asarray(best))
+            self.shared.append(row.frames)
+            given = [
+                self.model.chained(*each, row.frames) for each in zip(worlds, best, strict=True)
+            ]
+        else:
+            first = best[:, : row.frames]
+            given = [self.model.continued(*each) for each in zip(worlds, first, strict=True)]
+        self.conditions = tree_stack(given)
 
     def _noised(
         self,
@@ -350,41 +393,15 @@ class _Run:
         forwards, decodes, judged = self.counts
         cost = Cost(forwards, decodes, judged, seconds)
         chosen = chosen[0] if self.single else chosen
-        return Result(chosen, seeds, tuple(self.tree), cost, latents, weights, log_norm)
+        clips = tuple(clip[0] if self.single else clip for clip in self.clips)
+        tree, shared = tuple(self.tree), tuple(self.shared)
+        return Result(chosen, seeds, tree, cost, latents, weights, log_norm, clips, shared)
 
 
-def replay(
-    method: Method, scores: Mapping[str, Float[np.ndarray, "W N S"]], passes: int = 1
-) -> tuple[Int[np.ndarray, " W"], Int[np.ndarray, " W"]]:
-    """Return whom a method would choose among N runs that were made to the end, by position, and
-    how many forwards it would have taken.
-
-    scores: of every run after every step, by judge. passes: of a step. Without copies and noise a
-    run does not depend on the others, so this is what `run` does. Raises ValueError where the
-    method makes copies, or needs more runs than there are.
-    """
-    ((worlds, runs, steps),) = {a.shape for a in scores.values()}
-    if method.eta or method.spread != 1 or any(row.count > row.keep for row in method.rows):
-        raise ValueError("a method that draws noise or makes copies cannot be replayed")
-    need = method.seeds * (1 + max((row.tries for row in method.rows), default=0))
-    if need > runs:
-        raise ValueError(f"the method may need {need} seeds; {runs} runs were made")
-    people = Population(worlds, method.seeds, range(worlds))
-    index = np.tile(np.arange(method.seeds), (worlds, 1))
-    each, forwards, step = np.arange(worlds)[:, None], np.zeros(worlds, int), -1
-    for number, row in enumerate(method.rows):
-        at = row.at(steps)
-        forwards += passes * (at - step) * people.alive.sum(1)
-        step, read = at, scores[row.judge][each, index, at]
-        for _ in range(row.tries):
-            lacking = people.lacking(row, read)
-            fresh = index.shape[1] + np.tile(np.arange(method.seeds), (worlds, 1))
-            forwards += passes * (at + 1) * method.seeds * lacking
-            people.join(np.repeat(lacking[:, None], method.seeds, 1))
-            index = np.concatenate([index, fresh], 1)
-            read = np.concatenate([read, scores[row.judge][each, fresh, at]], 1)
-        which = people.select(row, read, last=number == len(method.rows) - 1)
-        index = np.take_along_axis(index, which, 1)
-    forwards += passes * (steps - 1 - step) * people.alive.sum(1)
-    best = np.where(people.alive, people.rank, -np.inf).argmax(1)
-    return index[np.arange(worlds), best], forwards
+def needs_vae(method: Method, config: WanConfig) -> bool:
+    """Return whether frames are decoded and coded between restarts."""
+    known = standard(config)
+    copies = {row.copy for row in method.rows}
+    coded = "chain" in copies or ("prefix" in copies and config.image != "pin")
+    decoded = any(row.judge in known and known[row.judge].decodes for row in method.rows)
+    return isinstance(config.codec, VaeConfig) and (coded or decoded)

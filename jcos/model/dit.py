@@ -252,10 +252,7 @@ class DiT(nnx.Module):
             x = self.patch_embedding(self.patchify(latents)).astype(
                 jnp.dtype(self.numerics.residual)
             )
-            t = t if clean is None else jnp.stack([t, jnp.zeros_like(t)])
-            # Rounded to the time embedding's data type: bfloat16 makes 999 a 1000.
-            t = rounded(jnp.atleast_1d(t).astype(jnp.float32), self.numerics.time)
-            e = self.time_embedding(time_features(t, cfg.freq_dim))
+            e = self.time_vector(t, clean)
             time = rearrange(self.time_projection(jax.nn.silu(e)), "t (six d) -> t six d", six=6)
             text = self.text_embedding(
                 jnp.pad(context, ((0, cfg.text_len - context.shape[0]), (0, 0)))
@@ -319,6 +316,25 @@ class DiT(nnx.Module):
             site: jax.eval_shape(f, layer, z)[1]
             for site, (f, z) in (inside | {"block": (on_block, x)}).items()
         }
+
+    def time_vector(
+        self, t: Float[Array, ""] | Float[Array, " N"], clean: Bool[Array, " N"] | None
+    ) -> Float[Array, "T D"]:
+        t = t if clean is None else jnp.stack([t, jnp.zeros_like(t)])
+        # Rounded to the time embedding's data type: bfloat16 makes 999 a 1000.
+        t = rounded(jnp.atleast_1d(t).astype(jnp.float32), self.numerics.time)
+        return self.time_embedding(time_features(t, self.cfg.freq_dim))
+
+    def readout(
+        self,
+        t: Float[Array, ""],
+        shape: tuple[int, int, int],
+        clean: Bool[Array, " N"] | None = None,
+    ) -> Callable[[Tokens], Float[Array, "F H W O"]]:
+        """Return the head as a function of tokens [N, D] alone: the velocity that it makes of them
+        at this timestep. shape: frames, height and width of the latent."""
+        e, grid = self.time_vector(t, clean), self.cfg.tokens(*shape)
+        return lambda tokens: self.unpatchify(self.head(tokens, e, clean), grid)
 
     def patchify(self, latents: Float[Array, "F H W C"]) -> Float[Array, "N P"]:
         """Return patches as rows, channel slowest within a patch (as in the original's Conv3d)."""

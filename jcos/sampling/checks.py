@@ -214,7 +214,7 @@ def _trace_hooks(
         probe, value = tree.unflatten(fields), world + seed
         latent = jnp.full((*video, cfg.out_channels), value)
         key = jax.random.key(seed.astype(jnp.int32))
-        site = Site(number, number, number, sigma, key, latent)
+        site = Site(number, number, number, sigma, key, latent, lambda _: latent)
 
         def block(branch: Array) -> None:
             def full(dtype: str, *width: int) -> Array:

@@ -10,7 +10,7 @@ same noise that differ in condition or intervention). Collectives over them work
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import flax.struct
@@ -36,6 +36,8 @@ class Site(NamedTuple):
     conditional, 1 unconditional. sigma: noise level of this step. key: randomness of this seed at
     this step for this probe in this method (in the model: in this layer and branch), the same in
     every world. last: the clean estimate of the step before, [F, H, W, C], zero at the first.
+    estimate: in `on_block`, the clean estimate [F, H, W, C] that the model's head makes of tokens
+    [N, D] at this step in this branch, without guidance: a lens.
     """
 
     step: Int[Array, ""]
@@ -44,6 +46,7 @@ class Site(NamedTuple):
     sigma: Float[Array, ""]
     key: Key[Array, ""]
     last: Latents | None = None
+    estimate: Callable[[Tokens], Latents] | None = None
 
     def at(self, hook: str, layer: Int[Array, ""] | None = None) -> "Site":
         """Return the site in a method of the probe. The key of `on_latents` is the step's own."""

@@ -91,12 +91,15 @@ def run(
     probe: Probe,
     *,
     idle: Sequence[str] = (),
+    remat: bool = False,
 ) -> Trace:
     """Sample W worlds (leading axis of every array of `conditions`) × K seeds: leaves [W, K, …].
 
     Worlds share noise and keys. Pure: jit it, vmap it over puzzles or probes. idle: axes of a mesh
     in use over which these worlds or seeds are not spread, because their number does not divide or
-    something around them is spread there. Raises as `check_probe` where the probe does not fit.
+    something around them is spread there. remat: recompute steps and blocks in a backward pass,
+    whose memory then hardly grows with their number. Raises as `check_probe` where the probe does
+    not fit.
     """
     shape = (len(conditions.context), *noise.shape[:-1])
     check_probe(probe, experts[0], plan.steps, shape, guided=plan.guidance is not None)
@@ -105,7 +108,7 @@ def run(
     state, parts = begin(experts[0].numerics, conditions, noise, idle=idle), []
     for number, expert in enumerate(experts):
         steps = steps_of(plan, number)
-        state, part = advance(expert, steps, conditions, state, keys, probe, idle=idle)
+        state, part = advance(expert, steps, conditions, state, keys, probe, idle=idle, remat=remat)
         parts.append(part)
     return joined(parts)
 
@@ -141,12 +144,13 @@ def advance(
     probe: Probe,
     *,
     idle: Sequence[str] = (),
+    remat: bool = False,
 ) -> tuple[SolverState, Trace]:
     """Sample some steps of one expert in all worlds and with all seeds, from a state [W, K, …].
     keys: of all worlds, or of each. `joined` puts the parts of a run together."""
 
     def one(condition: Condition, state: SolverState, key: Array) -> tuple[SolverState, Trace]:
-        return _denoise(expert, steps, condition, state, key, probe)
+        return _denoise(expert, steps, condition, state, key, probe, remat)
 
     world, seed = _axes(idle)
     conditions = mesh.constrain(conditions, world)
@@ -158,6 +162,25 @@ def advance(
     # Every host reads these.
     finite, layer = mesh.constrain((trace.finite, trace.layer))
     return mesh.constrain(state, world, seed), trace._replace(finite=finite, layer=layer)
+
+
+def in_turns(
+    advance: Callable[[SolverState, Key[Array, "W K"]], tuple[SolverState, Trace]],
+    state: SolverState,
+    keys: Key[Array, "W K"],
+    together: int | None,
+) -> tuple[SolverState, Trace]:
+    """Return a step of all seeds, of so many at a time (None: of all): less memory, the same
+    runs."""
+    count = keys.shape[1]
+    if together is None or together >= count:
+        return advance(state, keys)
+    parts = []
+    for first in range(0, count, together):
+        here = slice(first, first + together)
+        some = jax.tree.map(lambda a, at=here: a[:, at], (state, keys))
+        parts.append(jax.block_until_ready(advance(*some)))  # or the next take their memory now
+    return jax.tree.map(lambda *a: jnp.concatenate(a, 1), *parts)
 
 
 def joined(parts: Sequence[Trace]) -> Trace:
@@ -174,6 +197,7 @@ def _denoise(
     state: SolverState,
     key: Key[Array, ""],
     probe: Probe,
+    remat: bool,
 ) -> tuple[SolverState, Trace]:
     """Sample one trajectory, with the axes `seed` and `world` bound. Weights that lie in host
     memory are brought to the device."""
@@ -185,7 +209,7 @@ def _denoise(
         none = jnp.int32(-1)
         site = Site(i, none, jnp.int32(0), sigma, jax.random.fold_in(key, i), state.last)
         x = _keep_first(probe.on_latents(site.at("on_latents"), state.x), condition)
-        v, (block_obs, layer) = _velocity(expert, x, t, site, condition, probe, scale)
+        v, (block_obs, layer) = _velocity(expert, x, t, site, condition, probe, scale, remat)
         # At timestep 0 the velocity of the first frame means nothing: x0 has the frame itself.
         x0 = _keep_first(clean_estimate(x, v, sigma), condition)
         x0, estimate_obs = probe.on_estimate(site.at("on_estimate"), x, x0)
@@ -195,7 +219,8 @@ def _denoise(
         block_obs = probe.on_step(site.at("on_step"), block_obs)
         return state, (x0, block_obs, estimate_obs, jnp.isfinite(x0).all(), layer, sigma, t)
 
-    state, left = jax.lax.scan(step, state, tuple(map(jnp.asarray, steps[:-1])))
+    body = jax.checkpoint(step) if remat else step
+    state, left = jax.lax.scan(body, state, tuple(map(jnp.asarray, steps[:-1])))
     return state, Trace(state.x, *left)
 
 
@@ -207,6 +232,7 @@ def _velocity(
     condition: Condition,
     probe: Probe,
     scale: Array | None,
+    remat: bool,
 ) -> tuple[Array, tuple[Any, Array]]:
     """Return the guided velocity, the conditional branch's observations, and the first block of
     either branch that handed on an inf or nan (−1: none)."""
@@ -217,13 +243,18 @@ def _velocity(
         frames, height, width = expert.cfg.tokens(*x.shape[:3])
         clean = jnp.arange(frames * height * width) < len(condition.first) * height * width
 
+    read = expert.readout(t, x.shape[:3], clean)
+
+    def estimate(tokens: Array) -> Array:
+        return _keep_first(clean_estimate(x, read(tokens), site.sigma), condition)
+
     # Devices that share the branches hold the observations of their own branch; a single device
     # holds those of the conditional branch only.
     alone = scale is not None and mesh.devices(mesh.BRANCH) == 1
     inside = [name for name in probe.sites() if name != "block"]
 
     def branch(number: Array, context: Array) -> tuple[Array, Any, Array]:
-        here = site._replace(branch=number)
+        here = site._replace(branch=number, estimate=estimate)
 
         def at(name: str, layer: Array, z: Any) -> tuple[Any, Any]:
             z, obs = getattr(probe, f"on_{name}")(here.at(f"on_{name}", layer), z)
@@ -240,7 +271,8 @@ def _velocity(
             slots = {name: probe.slots_of(name) for name in inside} | {"block": slots}
             slots.pop("input", None)
         sites = {name: partial(at, name) for name in inside}
-        v, obs = expert(model_input, t, context, on_block, sites=sites, clean=clean, slots=slots)
+        how: dict[str, Any] = {"sites": sites, "clean": clean, "slots": slots, "remat": remat}
+        v, obs = expert(model_input, t, context, on_block, **how)
         observed = obs if inside else {"block": obs}
         obs, finite = observed["block"]
         obs = probe.observation(observed | {"block": obs})

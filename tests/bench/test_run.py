@@ -19,6 +19,8 @@ from jcos.bench.results import Folder, Status
 from jcos.bench.run import Work
 from jcos.bench.sampler import Sampler
 from jcos.experiments.experiment import Settings
+from jcos.lab.methods import Method, chain_clips, epbs
+from jcos.lab.presets import forwards
 from jcos.media import formats
 from jcos.sampling import flow
 from jcos.sampling.probes import Noise, SeedEnsemble
@@ -353,3 +355,45 @@ def test_what_cannot_be_prepared_is_one_samples_failure(
     assert status.failed == {broken: "the picture cannot be read"}
     assert (status.done, sizes, tried.count(short)) == (5, [3, 2], 2)
     assert sorted(calls) == sorted(set(names) - {broken})
+
+
+def test_a_searching_arm_writes_what_the_search_chose(bench_folder: Path, tmp_path: Path) -> None:
+    """The same seed alone gives the same latents; an arm that a model cannot do is refused."""
+    arm = dataclasses.replace(SMALL, search=epbs(3, "energy", at=0))
+    config = arm.of(wan.read_config(TINY))
+    model = wan.load()
+    model.config = config
+    samples = read_bench(bench_folder).samples[:2]
+    shape = arm.shape(config, samples[0])
+    sampler = Sampler.of(arm, model)
+    batch = [sampler.prepare(sample, shape) for sample in samples]
+    latents, x0 = sampler.generate(batch, shape, 2)
+    assert x0.shape[1] == 0
+    for note, condition, made in zip(sampler.notes, batch, latents, strict=True):
+        assert note["forwards"] == 3 + 1
+        assert note["chosen seed"] in (1, 2, 3)
+        alone = generation.generate(
+            model, condition, (note["chosen seed"],), sampling=config.sampling
+        )
+        np.testing.assert_allclose(made, alone.latents[0], atol=1e-4)
+    text = VARIANTS["wan2.2-t2v-a14b"]()
+    with pytest.raises(ValueError, match="takes no first frame"):
+        arm.of(text)
+    with pytest.raises(ValueError, match="there is no judge 'nobody'"):
+        dataclasses.replace(arm, search=epbs(3, "nobody")).of(config)
+    with pytest.raises(ValueError, match="searches averages no seeds"):
+        Arm(search=epbs(2), x0=(0,))
+    with pytest.raises(ValueError, match="longer than the ground truth"):
+        Arm(search=chain_clips(2))
+
+
+def test_arms_of_search_take_as_many_forwards() -> None:
+    """`forwards` of the released model, as the config's text says."""
+    arms = load_arms(ROOT / "configs" / "vbvr_search.py")
+    config = with_profile(VARIANTS["wan2.2-i2v-a14b"](), "diffsynth")
+    cost = {}
+    for name, arm in arms.items():
+        sampling = arm.of(config).sampling
+        method = arm.search or Method(rows=(), seeds=1)
+        cost[name] = forwards(method, sampling)
+    assert cost == {"search": 226, "chance": 226, "longer": 226, "latsearch": 226}

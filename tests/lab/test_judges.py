@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from jcos.lab.judges import (
+    PROXY,
+    STANDARD,
     Agreement,
     Change,
     Decided,
@@ -13,6 +15,9 @@ from jcos.lab.judges import (
     Estimates,
     Frames,
     Head,
+    Motion,
+    Norm,
+    Peak,
     Preview,
     Random,
     Scorer,
@@ -20,6 +25,7 @@ from jcos.lab.judges import (
     fit_preview,
     palette_distance,
     pooled,
+    standard,
 )
 from jcos.lab.tasks import PALETTE, TASKS
 from jcos.wan import Wan
@@ -86,6 +92,17 @@ def test_signs_of_any_run(small_model: Wan, routes) -> None:
     blurred = 0.5 * (a + jnp.roll(a, 1, axis=1))
     sharp, soft = np.asarray(Energy()(estimates(small_model, [a, blurred])))[0]
     assert sharp > soft
+    blend = estimates(small_model, [a, 0.5 * (a + b)])
+    assert (np.diff(np.asarray(Norm()(blend))) < 0).all()
+    stopped = estimates(small_model, [a, jnp.broadcast_to(a[:1], a.shape)])
+    moving, resting = np.asarray(Motion()(stopped))[0]
+    assert moving > resting == 0
+    one = jnp.zeros_like(a).at[0, 0, 0].set(1.0)  # a cell alone, of 500
+    whole = jnp.full_like(a, 0.2)
+    at = estimates(small_model, [one, whole], before=[0 * a, 0 * a])
+    assert (np.asarray(Change()(at))[0] == -np.asarray([500**-0.5, 0.2], np.float32)).any()
+    assert np.argmax(np.asarray(Change()(at))) == 0
+    assert np.argmax(np.asarray(Peak()(at))) == 1
     at = estimates(small_model, [a, b])
     np.testing.assert_array_equal(Random(3)(at), Random(3)(at))
     assert (Random(3)(at) != Random(4)(at)).all()
@@ -131,3 +148,13 @@ def test_a_preview_is_fitted_for_any_vae(name: str) -> None:
     assert preview.weights.shape == (model.codec.channels, 3)
     latents = np.zeros((2, 4, 4, model.codec.channels), np.float32)
     assert preview(latents).shape == (2, 4, 4, 3)
+    # Grey is grey, whatever the VAE: the fit is no worse than a constant.
+    picture = np.full((1, 64, 64, 3), 128, np.uint8)
+    assert np.abs(preview(model.encode(picture)).astype(int) - 128).mean() < 80
+
+
+def test_decided_is_a_sign_of_latents_where_nothing_is_drawn(small_model: Wan) -> None:
+    drawn, filmed = (standard(model.config) for model in (small_model, released("i2v")))
+    assert isinstance(drawn["decided"], Decided)
+    assert type(filmed["decided"]) is STANDARD[PROXY]
+    assert drawn.keys() - filmed.keys() == {"pixels"}

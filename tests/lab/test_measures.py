@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import Array, Float
 from scipy import special
 
 from jcos.lab.measures import (
@@ -14,6 +13,7 @@ from jcos.lab.measures import (
     UNBOUNDED,
     answer_mass,
     auroc,
+    cka,
     commitment_step,
     dissimilarity,
     estimate,
@@ -21,13 +21,6 @@ from jcos.lab.measures import (
     hsic,
     median_step,
 )
-
-
-def cka(x: Float[Array, "n p"], y: Float[Array, "n q"]) -> Float[Array, ""]:
-    """Linear centred kernel alignment, in its plain, biased form."""
-    x, y = x - x.mean(0, keepdims=True), y - y.mean(0, keepdims=True)
-    cross, own_x, own_y = (jnp.sum(jnp.square(a.T @ b)) for a, b in ((x, y), (x, x), (y, y)))
-    return cross / jnp.sqrt(own_x * own_y)
 
 
 def gaussian(seed: int, *shape: int) -> jax.Array:

@@ -11,7 +11,7 @@ import pytest
 import jcos
 from jcos.config import Sampling
 from jcos.generation import generate
-from jcos.lab import judges
+from jcos.lab import judges, saved
 from jcos.lab.ideal import IdealDenoiser
 from jcos.lab.judges import Estimates, Frames, Judge, Scorer
 from jcos.lab.methods import (
@@ -20,6 +20,7 @@ from jcos.lab.methods import (
     Population,
     Row,
     best_of,
+    chain_clips,
     early_failure,
     epbs,
     evosearch,
@@ -27,7 +28,8 @@ from jcos.lab.methods import (
     smc,
     tbs,
 )
-from jcos.lab.search import replay, run
+from jcos.lab.presets import forwards, named
+from jcos.lab.search import replay, run, video
 from jcos.lab.tasks import TASKS
 from jcos.loop import _advance, steps
 from jcos.sampling import trajectory
@@ -296,6 +298,78 @@ def test_a_prefix_in_time_is_kept_by_all_that_begin_anew() -> None:
     assert result.tree[1].seeds.tolist() == [[3, 4, 5]]
 
 
+@pytest.mark.parametrize("image", ["concat", "repeat"])
+def test_a_prefix_is_given_to_models_that_see_frames_beside_the_noise(image) -> None:
+    """Mask, and the best run's latents, in the channels; the same condition as of the clip."""
+    beside = randomised(dataclasses.replace(CONFIG, image=image))
+    condition = beside.condition(frame(0), "left", FRAMES)
+    judge = Listed([0.0, 1.0, 0.5], [0.0, 1.0, 0.5])
+    result = run(beside, condition, tbs(3, "listed"), judges={"listed": judge}, record=True)
+    best = result.tree[0].x0[0, 1]
+    again = beside.continued(condition, best[:2])
+    expected = generate(beside, again, (4,)).latents[0]
+    close(result.latents, expected)
+    rest = 0 * best[1] if image == "concat" else best[1]
+    np.testing.assert_array_equal(again.channels[..., 4:], [best[0], best[1], rest])
+    np.testing.assert_array_equal(again.channels[:, 0, 0, :4].mean(-1), [1, 1, 0])
+    clip = beside.decode(best[:2])
+    coded = beside.condition(clip, "left", FRAMES).channels
+    np.testing.assert_array_equal(coded, beside.continued(condition, beside.encode(clip)).channels)
+
+
+def test_clips_are_chained_by_their_last_frames(model, condition) -> None:
+    judge = Listed([0.0, 1.0], [0.0], [1.0, 0.0])
+    method = chain_clips(2, "listed", at=0.25)
+    result = run(model, condition, method, judges={"listed": judge})
+    first = generate(model, condition, (1,)).latents[0]
+    close(result.clips[0], first)
+    close(result.latents, generate(model, model.chained(condition, first), (4,)).latents[0])
+    made = video(model, result)
+    assert made.shape == (2 * FRAMES - 1, 8, 8, 3)
+    np.testing.assert_array_equal(made[:FRAMES], model.decode(result.clips[0]))
+    assert forwards(method, model.config.sampling) == result.cost.forwards[0] == 2 * (2 * 2 + 2)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        latsearch(4, "energy", at=(0.25, 0.75)),
+        tbs(2, "energy"),
+        early_failure(3, "energy", at=0.5, least=9.0),
+        smc(2, "energy", at=(0.5,)),
+    ],
+)
+def test_a_search_that_was_killed_goes_on(model, condition, method, tmp_path) -> None:
+    whole = run(model, condition, method)
+    left = [0]
+
+    def on_step(step: int, count: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+
+    for survived in range(1, 40):  # a little further each time
+        left[0] = 3 if survived > 1 else 1
+        try:
+            result = run(model, condition, method, keep=tmp_path, on_step=on_step)
+            break
+        except Killed:
+            pass
+    assert survived > 1
+    close(result.latents, whole.latents)
+    assert result.seed == whole.seed
+    assert result.cost.forwards.tolist() == whole.cost.forwards.tolist()
+    assert [g.parents.tolist() for g in result.tree] == [g.parents.tolist() for g in whole.tree]
+    np.testing.assert_allclose(result.log_norm, whole.log_norm, rtol=1e-5)
+    close(video(model, result), video(model, whole))
+    saved.remove(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_going_back_makes_steps_again(model, condition) -> None:
     row = Row(step=2, judge="listed", keep=1, copies=2, copy="renoise", strength=1.0, back=0)
     judge = Listed([1.0, 0.0], [0.0, 1.0])
@@ -346,7 +420,8 @@ SOME: dict[str, Any] = {"judge": "energy"}
         (Method(rows=(Row(step=1, judge="nobody"),), seeds=4), "'nobody'"),
         (Method(rows=(Row(step=1, copy="mutate", **SOME),), seeds=4), "strength is 0"),
         (Method(rows=(Row(step=1, tries=2, **SOME),), seeds=4), "threshold"),
-        (tbs(4, "energy"), "TI2V"),
+        (tbs(4, "energy", frames=(1,)), "a prefix of 1 latent frame"),
+        (chain_clips(4, "energy", frames=FRAMES), "it is 1 to 2 frames"),
         (Method(rows=(), seeds=0), "0 seeds"),
         (Method(rows=(), seeds=2, eta=1.5), "eta is 1.5; cps takes"),
     ],
@@ -358,6 +433,34 @@ def test_a_method_that_makes_no_sense_is_refused_before_anything_runs(
     with pytest.raises(ValueError, match=why):
         run(model, condition, method, on_step=lambda step, count: ran.append(step))
     assert not ran
+
+
+def test_a_model_of_a_text_alone_is_given_no_frames() -> None:
+    dit = dataclasses.replace(CONFIG.dit, in_channels=12)
+    alone = randomised(dataclasses.replace(CONFIG, dit=dit, image="none"))
+    condition = alone.condition(None, "left", FRAMES, size=(8, 8))
+    for method in (tbs(2, "energy"), chain_clips(2, "energy")):
+        with pytest.raises(ValueError, match="test makes videos of a text alone; a "):
+            run(alone, condition, method)
+    with pytest.raises(ValueError, match="it continues no frames"):
+        alone.continued(condition, np.zeros((2, 4, 4, 12), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "why"),
+    [
+        ("nothing", {}, "no search 'nothing'; there are the presets and judges best-of, epbs"),
+        ("best-of", {"at": 0.5}, "the search best-of takes no at; 0.5 is given"),
+        ("latsearch", {"at": 0.5}, "takes no at"),
+        ("epbs", {"least": 0.5}, "takes no least"),
+    ],
+)
+def test_a_search_by_name_is_a_preset_or_a_judge(name, settings, why) -> None:
+    with pytest.raises(ValueError, match=why):
+        named(name, 4, "change", ["change"], **settings)
+    assert named("change", 4, "random", ["change", "random"], at=0.5) == epbs(4, "change", at=0.5)
+    with pytest.raises(ValueError, match="no judge 'mine'"):
+        named("epbs", 4, "mine", ["change"])
 
 
 def test_going_back_needs_a_solver_without_memory(model, condition) -> None:
@@ -401,8 +504,9 @@ def test_every_preset_says_who_begins(model, condition) -> None:
     for name, preset in PRESETS.items():
         method = preset(2, "energy")
         assert len(method.rows) >= 1
-        assert method.seeds == (1 if name == "early-failure" else 2)
-        if name not in ("tbs", "early-failure"):
+        alone = name in ("threshold", "early-failure")
+        assert method.seeds == (1 if alone else 2)
+        if name not in ("tbs", "chain") and not alone:
             result = run(model, condition, method)
             assert np.isfinite(result.latents).all()
             assert result.cost.forwards[0] <= 2 * STEPS

@@ -1,0 +1,15 @@
+"""Which sign in a clean estimate tells, among the seeds of one puzzle, the run that will fail?
+
+    jcos run configs/signs.py
+
+Writes out/signs: for every judge that needs no answer the AUROC of failure, step by step, among the
+seeds of a maze of 7 × 7 cells. `--search decided` of released models goes by the best one that
+reads latents alone (docs/search.md).
+
+The 10 steps are for the small model; for another take its own with --set sampling.steps=none.
+"""
+
+from jcos.experiments.experiment import Settings
+from jcos.experiments.signs import Signs
+
+experiment = Signs(sampling=Settings(steps=10))

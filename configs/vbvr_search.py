@@ -1,0 +1,34 @@
+"""Does choosing among early estimates help on VBVR-Bench, at equal compute?
+
+    jcos bench run configs/vbvr_search.py --samples VBVR-Bench-Data --checkpoint wan-vbvr \
+      --mesh branch=2,context=4
+    jcos bench score out/vbvr/{base,ensemble,search,chance,longer} --samples VBVR-Bench-Data \
+      --scorer …
+
+`search`: four seeds begin, and after step 21 of 50 the most decided one goes on alone: 226 forwards
+a video (base: 100, the paper's ensemble: 104). Its controls take as many: `chance` chooses at
+random, `longer` is one run of 113 steps. `latsearch` resamples three times, as published, and
+takes at most as many. Arms of the paper are in `vbvr_base.py` and `vbvr_ensemble.py`.
+
+What *decided* means for a released model: docs/search.md. It was chosen on the small model; no arm
+was run at full size. The first 21 steps make eight passes at once (`jcos plan --seeds 4`).
+
+Hours by the pace of `vbvr_base.py`, for all 500 samples:
+
+    1 × H200                                                    4 × 246
+    8 × H200    --mesh branch=2,context=4                        4 × 32
+    v5p-32      --join --mesh fsdp=4, on each of its 4 hosts     4 × 79
+"""
+
+from jcos.bench.arm import Arm
+from jcos.experiments.experiment import Settings
+from jcos.lab.methods import epbs, latsearch
+
+LONGER = Settings(steps=113, shift=5.0, solver="euler", guidance=(5.0,))
+
+arms = {
+    "search": Arm(search=epbs(4, "decided", at=0.4)),
+    "chance": Arm(search=epbs(4, "random", at=0.4)),
+    "longer": Arm(sampling=LONGER),
+    "latsearch": Arm(search=latsearch(4, "decided")),
+}

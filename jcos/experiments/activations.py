@@ -1,0 +1,221 @@
+"""Which channels and tokens rule the norm, and what is left without them?
+
+A few channels, the same in every token, can rule a norm and any similarity (arXiv 2402.17762; in
+diffusion transformers 2505.18584). Here: those with the largest |mean over tokens| after each block
+(the rule of 2605.13974), and energy, CKA and linear probes with them, without them, and without as
+many others.
+
+In models that keep a given frame at timestep 0 (TI2V), that frame's tokens have another time
+vector, so that their size is no sign of what they hold. The small model has one timestep for all
+tokens: there a larger first frame is no such artefact.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from jcos.config import WanConfig
+from jcos.experiments import plots
+from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places
+from jcos.experiments.linear_probes import fit_and_read, identities_of, labels_of
+from jcos.experiments.sweeps import pixels, sweep
+from jcos.lab.measures import POSITIVE, cka
+from jcos.lab.results import measure
+from jcos.sampling import flow
+from jcos.sampling.probe import Probe, Site, Tokens
+from jcos.sampling.probes import TokenFeatures, chain
+from jcos.sampling.trajectory import Trace
+from jcos.wan import Wan
+
+CHANNELS = ("all channels", "without the largest", "without as many others")
+REFERENCES = ("the probed step before", "another puzzle")
+MASSIVE = 100.0, 1000.0
+"""Sun et al. call an activation massive above both: its size, and its size over the median's."""
+SHARE = "Share of the tokens' squared norm that lies in the channels with the largest |mean|."
+SAME = "How many of the largest channels of one run's step are the largest ones over all runs."
+PEAK = "Largest size of an activation over the median size, in all tokens after a block."
+FRAME = "Mean norm of a frame's tokens over that of all."
+CKA = "Linear CKA of tokens with the same run's at the probed step before, or another puzzle's."
+ENERGY = "Mean L2 norm of the tokens after each block."
+PROBE = "Linear probes of what the answer changes, fitted on the other half of the puzzles."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Activations(Experiment):
+    """The channels with the largest |mean over tokens| of each layer, over all runs and probed
+    steps, and what tokens say without them.
+
+    steps: which are probed. largest: how many channels. tokens: at most so many, evenly spread, are
+    compared; with steps and layers they decide the memory. penalty: of the linear probes, as in
+    `Layers`; these are of puzzles only, and of tokens that are all compared.
+    """
+
+    question = "Which channels and tokens rule the norm, and what is left without them?"
+
+    tasks: tuple[str, ...] = ("maze", "rotation")
+    steps: tuple[Place, ...] = (0.0, 0.2, 0.5, 1.0)
+    largest: int = 3
+    tokens: int = 256
+    penalty: float = 1e-3
+
+    def check(self, config: WanConfig) -> None:
+        super().check(config)
+        if len(places(self.steps, self.plan(config).steps, "step")) < 2:
+            raise ValueError("steps names one; a step is compared with the one before: name two")
+        if not 0 < self.largest <= config.dit.dim // 2:
+            raise ValueError(f"largest is {self.largest}; it is 1 to half of {config.dit.dim}")
+        for name, size in (("tokens", self.tokens), ("puzzles", self.puzzles)):
+            if size < 2:
+                raise ValueError(f"{name} is {size}; at least 2 are compared")
+
+    def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
+        samples, plan, dit = self.samples(model), self.plan(model.config), model.config.dit
+        steps, grid = places(self.steps, plan.steps, "step"), dit.tokens(*samples.latent)
+        number = math.prod(grid)
+        chosen = np.unique(np.linspace(0, number - 1, min(self.tokens, number)).astype(np.int32))
+        features = TokenFeatures(jnp.arange(dit.layers), jnp.asarray(chosen))
+        read: Reading = sweep(
+            model,
+            samples.conditions,
+            self.seeds,
+            probes=[chain(Sizes(grid[0]), features)],
+            plan=plan,
+            readout=read_puzzles if samples.judged else read_tokens,
+            aux=np.tile(np.array(steps, np.int32), (len(samples), 1)),
+            chunk=self.chunk,
+            what="reading tokens",
+            progress=progress,
+        )
+        read = jax.tree.map(lambda a: a[0], read)
+        progress("comparing tokens", 0, 1)
+        strength = np.abs(read.mean)
+        top = largest(strength.mean((0, 1, 2)), self.largest)
+        random = np.where(top, -1, np.random.default_rng(0).random(top.shape))
+        kept = ~np.stack([np.zeros_like(top), top, largest(random, self.largest)])
+        square = np.square(read.tokens).mean(4)
+        share = (square * top).sum(-1) / square.sum(-1)
+        same = (largest(strength, self.largest) & top).sum(-1) / self.largest
+        massive = (read.peak > MASSIVE[0]) & (read.ratio > MASSIVE[1])
+        runs = samples.runs
+        each, ratio = f"{runs} seed step layer", {"units": "ratio", "span": POSITIVE}
+        variables: dict[str, Any] = {
+            "share": measure(each, share, "squared norm in the largest channels", SHARE),
+            "same": measure(each, same, "largest channels that are the same", SAME),
+            "ratio": measure(each, read.ratio, "largest over median activation", PEAK, **ratio),
+            "massive": measure(each, massive, "massive activations", "By Sun et al.'s rule."),
+            "frames": measure(f"{each} frame", read.frames, "norm of a frame", FRAME, **ratio),
+            "forwards": ("step", [self.forwards(model.config, s + 1) for s in steps]),
+        }
+        other = np.arange(len(samples))
+        for rows in samples.groups.values():
+            other[rows] = np.roll(rows, 1)
+        probe = None
+        if read.video is not None and len(chosen) == number:
+            puzzles, place = list(samples.puzzles), grid[1] * grid[2]
+            shown = labels_of(puzzles, read.video, dit.patch[1] * model.codec.strides[1])
+            identities = identities_of(puzzles)
+
+            def probe(tokens: np.ndarray) -> np.ndarray:
+                return fit_and_read(tokens[..., place:, :], shown, identities, self.penalty)[0][1]
+
+        variables |= compared(read.tokens, kept, other, probe, each)
+        labels: dict[str, Any] = {
+            "channels": list(CHANNELS),
+            "reference": list(REFERENCES),
+            "step": steps,
+        }
+        labels |= {"layer": range(dit.layers), "seed": list(self.seeds), "frame": range(grid[0])}
+        names = [", ".join(map(str, np.flatnonzero(row))) for row in top]
+        labels["largest"] = ("layer", names)
+        return xr.Dataset(variables, labels | samples.coordinates())
+
+    def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
+        mean = data.mean("step", keep_attrs=True)
+        for name, text in (("energy", ENERGY), ("probe", PROBE)):
+            if name in data:
+                yield name, Picture(plots.lines(mean, name, "layer", hue="channels"), text)
+        for reference in REFERENCES:
+            one = mean.sel(reference=reference)
+            figure = plots.lines(one, "cka", "layer", hue="channels")
+            yield f"cka-{reference.replace(' ', '-')}", Picture(figure, f"{reference}. {CKA}")
+        yield "frames", Picture(plots.heat(mean["frames"], "frame", "layer"), FRAME)
+
+
+def compared(
+    tokens: Float[np.ndarray, "P K s L n D"],
+    kept: Bool[np.ndarray, "3 L D"],
+    other: Int[np.ndarray, " P"],
+    probe: Callable[[np.ndarray], np.ndarray] | None,
+    each: str,
+) -> dict[str, Any]:
+    """Return energy, CKA and probes with all channels, and without some. other: the puzzle that
+    each is compared with."""
+    energy, similar, probed, alike = [], [], [], jax.jit(jax.vmap(cka))
+    for mask in kept:
+        some = tokens * mask[:, None].astype(np.float32)
+        energy.append(np.linalg.norm(some, axis=-1).mean(-1))
+        pairs = []
+        for reference in (np.roll(some, 1, 2), some[other]):
+            flat = (a.reshape(-1, *a.shape[-2:]) for a in (some, reference))
+            pairs.append(np.array(alike(*flat)).reshape(some.shape[:4]))
+        pairs[0][:, :, 0] = np.nan  # the first has none before
+        similar.append(np.stack(pairs))
+        probed += [] if probe is None else [probe(some)]
+    norm, of = {"units": "norm", "span": POSITIVE}, f"channels {each}"
+    found = {
+        "energy": measure(of, np.stack(energy), "token energy", ENERGY, **norm),
+        "cka": measure(f"channels reference {each}", np.stack(similar), "CKA", CKA),
+    }
+    if probed:
+        found["probe"] = measure(of, np.stack(probed), "AUROC of what the answer changes", PROBE)
+    return found
+
+
+def largest(values: Float[np.ndarray, "*axes D"], number: int) -> Bool[np.ndarray, "*axes D"]:
+    """Return which are the largest of the last axis."""
+    return values >= np.partition(values, -number, -1)[..., -number, None]
+
+
+class Sizes(Probe):
+    """Observes, of the tokens after a block, the mean of every channel [D], the largest size, its
+    ratio to the median size, and the mean norm of each frame over that of all [F]."""
+
+    frames: int = flax.struct.field(pytree_node=False)
+
+    def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[Array, ...]]:
+        del site
+        h = tokens.astype(jnp.float32)
+        size, norm = jnp.abs(h), jnp.linalg.norm(h, axis=-1)
+        by_frame = norm.reshape(self.frames, -1).mean(1) / norm.mean()
+        peak = size.max()
+        return tokens, (h.mean(0), peak, peak / jnp.median(size), by_frame)
+
+
+class Reading(NamedTuple):
+    """What is kept of a run at the probed steps: see `Sizes`, and tokens; of puzzles the video."""
+
+    mean: Float[Any, "*K s L D"]
+    peak: Float[Any, "*K s L"]
+    ratio: Float[Any, "*K s L"]
+    frames: Float[Any, "*K s L F"]
+    tokens: Float[Any, "*K s L n D"]
+    video: UInt8[Any, "*K F H W 3"] | None = None
+
+
+def read_tokens(model: Wan, plan: flow.Plan, trace: Trace, steps: Int[Array, " s"]) -> Reading:
+    del model, plan
+    sizes, tokens = jax.tree.map(lambda a: a[0][:, steps], trace.block_obs)
+    return Reading(*sizes, tokens.astype(jnp.float32))
+
+
+def read_puzzles(model: Wan, plan: flow.Plan, trace: Trace, steps: Int[Array, " s"]) -> Reading:
+    read = read_tokens(model, plan, trace, steps)
+    return read._replace(video=pixels(model, trace.latents[0]))

@@ -1,0 +1,209 @@
+"""Which heads and layers of which steps carry the answer, and does one gradient tell?
+
+Attribution patching against exact patching, cell by cell: two runs share picture and noise and
+differ in their prompt; an activation of the one is put in place of the other's. The estimate is of
+first order, so it is checked, not believed; the runs with sharper attention show where it fails.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+from scipy import stats
+
+from jcos.config import WanConfig
+from jcos.experiments import plots
+from jcos.experiments.experiment import Experiment, Picture, Progress
+from jcos.experiments.swap import pair_conditions, pair_seed
+from jcos.experiments.swap_pairs import pairs_of
+from jcos.generation import generate
+from jcos.lab.attribution import Cell, attribute, patch_effects
+from jcos.lab.measures import UNBOUNDED
+from jcos.lab.results import measure
+from jcos.lab.tasks import get
+from jcos.sampling.probe import Latents
+from jcos.wan import Wan
+
+PLACES = ("block", "heads", "cross", "mlp")
+ESTIMATES = ("gradient through the run", "gradient of one step", "gradient of another pair's run")
+EXACT = "exact patch"
+LEAST = 1e-2
+"""Cells whose exact effect is a smaller share of the pair's largest have no sign to speak of."""
+WAY = "Along the line from the run's own end, 0, to the donor's, 1."
+RANK = "Spearman correlation of estimated and exact effects over step × layer × head (or layer)."
+SIGN = "Cells whose estimated effect has the exact one's sign, of those above 1 % of the largest."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attribution(Experiment):
+    """For pairs of puzzles with the same picture and another prompt (or of clips, two after each
+    other): what patching every layer's tokens, heads of self- and cross-attention and hidden units
+    at every step does to the run's end, exactly and by one backward pass.
+
+    Controls: the gradient of one step's estimate, which later steps undo, and that of another pair.
+    sharper: factors of the queries of self-attention, with which heads are attributed again.
+    """
+
+    question = "Which heads and layers of which steps carry the answer, and does a gradient tell?"
+
+    tasks: tuple[str, ...] = ("rotation", "tictactoe")
+    sharper: tuple[float, ...] = (1.0, 2.0, 4.0)
+
+    def check(self, config: WanConfig) -> None:
+        super().check(config)
+        if self.clips is not None:
+            raise ValueError("pairs are made of puzzles; for clips call jcos.attribute")
+        if self.puzzles < 2:
+            raise ValueError("puzzles is 1; another pair is the control: take at least 2")
+        if any(factor <= 0 for factor in self.sharper):
+            raise ValueError(f"sharper is {self.sharper}; factors are above 0")
+        for task in self.tasks:
+            pairs_of(task, 1, self.puzzle_seed)
+
+    def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
+        every = [p for task in self.tasks for p in pairs_of(task, self.puzzles, self.puzzle_seed)]
+        first = [[get(p.task).first_frame(p) for p in pair.puzzles] for pair in every]
+        pairs = [pair for pair, (a, b) in zip(every, first, strict=True) if (a == b).all()]
+        conditions, dit = pair_conditions(model, pairs), model.config.dit
+        sampling, steps = self.sampling.of(model.config), self.plan(model.config).steps
+        heads = [
+            Cell(place, s, layer, head)
+            for place in ("heads", "cross")
+            for s in range(steps)
+            for layer in range(dit.layers)
+            for head in range(dit.heads)
+        ]
+        whole = [
+            Cell(place, s, layer)
+            for place in ("block", "mlp")
+            for s in range(steps)
+            for layer in range(dit.layers)
+        ]
+        effects: list[Any] = []
+        for factor in (None, *self.sharper):
+            what = "patching" if factor is None else f"patching, queries × {factor:g}"
+            cells = heads + whole if factor is None else heads[: len(heads) // 2]
+            rows = []
+            for i in range(len(pairs)):
+                progress(what, i, len(pairs))
+                own, other = (jax.tree.map(lambda a, at=(i, w): a[at], conditions) for w in (0, 1))
+                here = model if factor is None else sharpened(model, factor)
+                seeds = [pair_seed(model, seed, i) for seed in self.seeds]
+                rows.append(self.pair(here, own, other, seeds, cells, sampling))
+            progress(what, len(pairs), len(pairs))
+            effects.append(jax.tree.map(lambda *a: np.stack(a), *rows))
+        labels: dict[str, Any] = {"task": ("pair", [pair.kind for pair in pairs])}
+        labels |= {"seed": list(self.seeds), "step": range(steps), "layer": range(dit.layers)}
+        labels |= {"place": list(PLACES), "estimate": list(ESTIMATES), "factor": list(self.sharper)}
+        variables: dict[str, Any] = agreements(effects[0], heads + whole)
+        sharp = [agreement(e["heads", "run"], e["heads", EXACT]) for e in effects[1:]]
+        for j, (name, title, about) in enumerate(KINDS):
+            values = np.stack([s[j] for s in sharp])
+            variables[f"sharp_{name}"] = measure(
+                "factor pair seed", values, f"{title}, heads, queries scaled", **about
+            )
+        both = {EXACT: EXACT, ESTIMATES[0]: "run"}
+        maps = [[effects[0][p, how].sum(-1) for p in PLACES] for how in both.values()]
+        variables["effect"] = measure(
+            "how place pair seed step layer",
+            np.array(maps),
+            "effect of a patch",
+            WAY,
+            span=UNBOUNDED,
+        )
+        variables["forwards"] = ((), 2 * self.forwards(model.config))
+        return xr.Dataset(variables, labels | {"how": list(both)})
+
+    def pair(
+        self, model: Wan, own: Any, other: Any, seeds: list[int], cells: list[Cell], sampling: Any
+    ) -> dict[Any, Float[np.ndarray, "K S L U"]]:
+        """Return effects by place and how they are found; of the whole block's tokens, U = 1."""
+        rows: dict[Any, list[Any]] = {}
+        places = list(dict.fromkeys(cell.place for cell in cells))
+        steps, dit = sampling.steps, model.config.dit
+        for seed in seeds:
+            ends = [generate(model, c, [seed], sampling=sampling).latents[0] for c in (own, other)]
+            apart = ends[1] - ends[0]
+            metric = Partial(along, ends[0], apart / jnp.maximum(jnp.sum(apart**2), 1e-12))
+            how: dict[str, Any] = {"other": other, "seeds": [seed], "sampling": sampling}
+            exact = np.asarray(patch_effects(model, own, metric, cells, chunk=24, **how))[0]
+            for place in places:
+                here = exact[[cell.place == place for cell in cells]]
+                rows.setdefault((place, EXACT), []).append(here.reshape(steps, dit.layers, -1))
+            for through in ("run", "step"):
+                found = attribute(model, own, metric, places, through=through, **how)
+                for place, values in found.items():
+                    one = np.asarray(values)[0]
+                    one = one if place in ("heads", "cross") else one.sum(-1, keepdims=True)
+                    rows.setdefault((place, through), []).append(one)
+        return {key: np.stack(values) for key, values in rows.items()}
+
+    def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
+        for place in PLACES:
+            one = data["effect"].sel(place=place)
+            maps = {str(how): one.sel(how=how) for how in data["how"].values}
+            figure = plots.heat(maps, "step", "layer", xlabel="denoising step")
+            yield place, Picture(figure, f"{place}: mean over pairs, all heads together. {WAY}")
+        x: dict[str, Any] = {"x": "factor", "ylabel": "agreement", "xlabel": "queries scaled by"}
+        names = ["sharp_rank", "sharp_sign"]
+        figure = plots.lines(data, names, labels=["rank correlation", "signs"], **x)
+        yield "saturated", Picture(figure, f"{RANK} {SIGN}")
+
+
+KINDS = (
+    ("rank", "rank correlation with exact patches", {"span": (-1.0, 1.0), "comment": RANK}),
+    ("sign", "signs of exact patches", {"comment": SIGN}),
+)
+
+
+def along(start: Latents, direction: Latents, x: Latents) -> Array:
+    """Return how far x is on the way from start, 0, to the donor's end, 1."""
+    return jnp.sum((x - start) * direction)
+
+
+def sharpened(model: Wan, factor: float) -> Wan:
+    """Return the model with the queries of self-attention times a factor: the larger, the nearer is
+    each softmax to a choice, where its gradient vanishes."""
+    changed = jax.tree.map(lambda a: a, model)
+    for expert in changed.experts:
+        scale = expert.blocks.self_attn.norm_q.scale
+        scale[...] = scale[...] * factor
+    return changed
+
+
+def agreement(
+    estimate: Float[np.ndarray, "P K S L U"], exact: Float[np.ndarray, "P K S L U"]
+) -> tuple[Float[np.ndarray, "P K"], Float[np.ndarray, "P K"]]:
+    """Return rank correlation, and the share of like signs."""
+    rank, sign = np.full((2, *exact.shape[:2]), np.nan)
+    for i in np.ndindex(exact.shape[:2]):
+        a, b = estimate[i].ravel(), exact[i].ravel()
+        if min(np.ptp(a), np.ptp(b)) > 0:
+            rank[i] = stats.spearmanr(a, b).statistic
+            some = np.abs(b) > LEAST * np.abs(b).max()
+            sign[i] = (np.sign(a) == np.sign(b))[some].mean()
+    return rank, sign
+
+
+def agreements(effects: dict[Any, Any], cells: list[Cell]) -> dict[str, Any]:
+    """Return how well `ESTIMATES` agree with exact patches, by place."""
+    found = []
+    for how in ESTIMATES:
+        row = []
+        for place in PLACES:
+            key = "step" if how == ESTIMATES[1] else "run"
+            estimate = effects[place, key]
+            estimate = np.roll(estimate, 1, 0) if how == ESTIMATES[2] else estimate
+            row.append(agreement(estimate, effects[place, EXACT]))
+        found.append(row)
+    values = np.moveaxis(np.array(found), 2, 0)  # [kind, estimate, place, P, K]
+    return {
+        name: measure("estimate place pair seed", values[j], title, **about)
+        for j, (name, title, about) in enumerate(KINDS)
+    }

@@ -1,0 +1,325 @@
+"""Which places of a run carry a result: gradients through the run, and the exact patches beside.
+
+A place is patched by a ← a + m (other − a), with the activations of another run, or with zero. The
+mask m is data of a probe, so one backward pass with respect to it at m = 0 gives Σ (other − a)
+∂L/∂a for every step, layer and head or frame at once: attribution patching (Nanda 2023; AtP*, arXiv
+2403.00745), a first-order estimate of what the exact patch, m = 1, changes. Where attention is
+saturated the estimate fails: compare it with `patch_effects` before it is believed.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Key
+
+from jcos.config import Sampling
+from jcos.loop import Noise, Runs, seed_keys
+from jcos.model import attention
+from jcos.sampling import flow, trajectory
+from jcos.sampling.probe import Heads, Latents, Probe, Site, Sizes, Tokens
+from jcos.sampling.probes import States, chain
+from jcos.sampling.trajectory import Condition
+from jcos.wan import Wan
+
+Place = Literal["block", "heads", "cross", "mlp"]
+"""Tokens after a block, by latent frame; what the heads of self-attention return, by head; the same
+of cross-attention to the prompt; hidden units of the feed-forward layer, by latent frame."""
+BY_HEAD = ("heads", "cross")
+Metric = Callable[[Latents], Array]
+"""A scalar of a latent [F, H, W, C]. `jax.tree_util.Partial` of a function and arrays makes metrics
+that differ in the arrays share one compiled program."""
+
+
+class Cell(NamedTuple):
+    """A place to patch. unit: its head or latent frame; None for all of them."""
+
+    place: str
+    step: int
+    layer: int
+    unit: int | None = None
+
+
+class Patch(Probe):
+    """Turns activations towards those of the last world, or towards zero where there is one world.
+
+    block, mlp [steps, layers, frames] and heads, cross [steps, layers, heads]: how far, 0 to 1;
+    None for not at all. In both branches of guidance. No gradient passes through the donor's
+    activations.
+    """
+
+    block: Float[Array, "*sweep S L F"] | None = None
+    heads: Float[Array, "*sweep S L H"] | None = None
+    cross: Float[Array, "*sweep S L H"] | None = None
+    mlp: Float[Array, "*sweep S L F"] | None = None
+    field_axes: ClassVar = {"block": None, "heads": None}
+
+    def sites(self) -> tuple[str, ...]:
+        return tuple(place for place in get_args(Place) if getattr(self, place) is not None)
+
+    def made_for(self) -> Sizes:
+        pairs: list[tuple[str, int]] = []
+        for place in self.sites():
+            axes = ("steps", "layers", "heads" if place in BY_HEAD else "latent frames")
+            pairs += zip(axes, getattr(self, place).shape, strict=True)
+        return tuple(pairs)
+
+    def _turn(self, place: Place, site: Site, a: Array) -> tuple[Array, tuple[()]]:
+        mask = getattr(self, place)
+        if mask is None:
+            return a, ()
+        row, axis, worlds = (
+            mask[site.step, site.layer],
+            place in BY_HEAD,
+            jax.lax.axis_size("world"),
+        )
+        other = jax.lax.all_gather(a, "world")[-1] if worlds > 1 else jnp.zeros_like(a)
+        shape = [1] * a.ndim
+        shape[axis] = a.shape[axis]
+        m = jnp.repeat(row, a.shape[axis] // len(row)).reshape(shape)
+        return a + m.astype(a.dtype) * (jax.lax.stop_gradient(other) - a), ()
+
+    def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[()]]:
+        return self._turn("block", site, tokens)
+
+    def on_heads(self, site: Site, z: Heads) -> tuple[Heads, tuple[()]]:
+        return self._turn("heads", site, z)
+
+    def on_cross(self, site: Site, z: Heads) -> tuple[Heads, tuple[()]]:
+        return self._turn("cross", site, z)
+
+    def on_mlp(self, site: Site, h: Float[Array, "N M"]) -> tuple[Float[Array, "N M"], tuple[()]]:
+        return self._turn("mlp", site, h)
+
+
+class Detached(Probe):
+    """Lets no gradient pass from a step to the steps before it."""
+
+    def on_latents(self, site: Site, x: Latents) -> Latents:
+        del site
+        return jax.lax.stop_gradient(x)
+
+
+def attribute(
+    model: Wan,
+    condition: Condition,
+    metric: Metric,
+    places: Sequence[str] = ("block",),
+    *,
+    other: Condition | None = None,
+    seeds: Sequence[int] = (0,),
+    through: str = "run",
+    sampling: Sampling | None = None,
+    noise: Noise = None,
+) -> dict[str, Float[Array, "K S L U"]]:
+    """Return, for every place of each seed's run, a first-order estimate of what patching it would
+    add to the metric: [seeds, steps, layers, heads or latent frames].
+
+    other: condition of the run that activations are taken from, with the same noise. Without it
+    they are set to zero: then the estimate is −(activation × gradient).
+    metric: a differentiable scalar. through: "run" takes it of the final latent, and the gradient
+    passes all later steps; "step" takes it of the clean estimate of the very step, and knows
+    nothing of what later steps make of it. The two answer different questions.
+    The cost is about five passes a step, whatever the number of places; memory hardly grows with
+    the steps. Raises ValueError where the metric is no scalar or a place is unknown.
+    """
+    _check_places(places)
+    if through not in ("run", "step"):
+        raise ValueError(f"through is {through!r}; it is 'run' or 'step'")
+    runs, metric = _prepared(model, condition, other, metric, sampling)
+    found = []
+    for seed in seeds:
+        keys, first = runs.inputs([seed], noise)
+        masks = {place: jnp.zeros(_sizes(runs, place)) for place in places}
+        found.append(
+            _gradients(model, runs.plan, runs.conditions, keys, first, metric, masks, through)
+        )
+    return jax.tree.map(lambda *a: jnp.stack(a), *found)
+
+
+def patch_effects(
+    model: Wan,
+    condition: Condition,
+    metric: Metric,
+    cells: Sequence[Cell | tuple],
+    *,
+    other: Condition | None = None,
+    seeds: Sequence[int] = (0,),
+    through: str = "run",
+    sampling: Sampling | None = None,
+    noise: Noise = None,
+    chunk: int | None = 8,
+) -> Float[Array, "K cells"]:
+    """Return what patching each cell, one at a time, adds to the metric: exactly what `attribute`
+    estimates, at the price of a run for each.
+
+    cells: (place, step, layer, unit), as in `Cell`. chunk: cells at a time. Raises IndexError for
+    one that does not exist, otherwise as `attribute`.
+    """
+    rows = [Cell(*cell) for cell in cells]
+    if not rows:
+        raise ValueError("there are no cells to patch; name at least one")
+    _check_places([cell.place for cell in rows])
+    runs, metric = _prepared(model, condition, other, metric, sampling)
+    masks = {p: np.zeros((1 + len(rows), *_sizes(runs, p)), np.float32) for p in get_args(Place)}
+    for i, cell in enumerate(rows):
+        _check_cell(cell, _sizes(runs, cell.place))
+        here = slice(None) if cell.unit is None else cell.unit
+        masks[cell.place][1 + i, cell.step, cell.layer, here] = 1.0
+    used = {cell.place for cell in rows}
+    stacked = {p: jnp.asarray(mask) for p, mask in masks.items() if p in used}
+    found, at = [], np.array([cell.step if through == "step" else 0 for cell in rows])
+    for seed in seeds:
+        given = (model, runs.plan, runs.conditions, *runs.inputs([seed], noise), metric)
+        values = _values(*given, stacked, through, chunk)
+        found.append((values[1:] - values[:1])[np.arange(len(rows)), at])
+    return jnp.stack(found)
+
+
+def _prepared(
+    model: Wan,
+    condition: Condition,
+    other: Condition | None,
+    metric: Metric,
+    sampling: Sampling | None,
+) -> tuple[Runs, Partial]:
+    if condition.context.ndim != 2:
+        raise ValueError("the condition is stacked; attribute one run at a time")
+    both = condition if other is None else trajectory.tree_stack([condition, other])
+    runs, wrapped = Runs(model, both, None, sampling), Partial(metric)
+    shape = (*condition.grid, model.config.dit.out_channels)
+    out = jax.eval_shape(wrapped, jax.ShapeDtypeStruct(shape, jnp.float32))
+    if getattr(out, "shape", None) != () or not jnp.issubdtype(out.dtype, jnp.floating):
+        kind = f"{out.dtype}{list(out.shape)}" if hasattr(out, "dtype") else type(out).__name__
+        raise ValueError(f"the metric returns {kind}; it has to be one floating-point number")
+    return runs, wrapped
+
+
+def _check_places(places: Sequence[str]) -> None:
+    for place in places:
+        if place not in get_args(Place):
+            raise ValueError(f"there is no place {place!r}; there are {', '.join(get_args(Place))}")
+
+
+def _sizes(runs: Runs, place: str) -> tuple[int, int, int]:
+    dit = runs.model.config.dit
+    units = dit.heads if place in BY_HEAD else dit.tokens(*runs.conditions.grid)[0]
+    return runs.plan.steps, dit.layers, units
+
+
+def _check_cell(cell: Cell, sizes: tuple[int, int, int]) -> None:
+    unit = "head" if cell.place in BY_HEAD else "frame"
+    for name, number, size in zip(("step", "layer", unit), cell[1:], sizes, strict=True):
+        if number is not None and not 0 <= number < size:
+            raise IndexError(f"{name} {number} is out of range: there are {name}s 0 to {size - 1}")
+
+
+def _losses(
+    model: Wan,
+    plan: flow.Plan,
+    conditions: Condition,
+    keys: Key[Array, " 1"],
+    noise: Array | None,
+    metric: Partial,
+    masks: dict[str, Array],
+    through: str,
+    remat: bool,
+) -> Float[Array, " _"]:
+    """Return the metric of world 0's final latent, [1], or of each of its clean estimates, [S]."""
+    noise, keys = trajectory.draw(model.config.dit, conditions, keys, noise)
+    probe = Patch(**masks)
+    probe = chain(Detached(), probe) if through == "step" else probe
+    trace = trajectory.run(model.experts, plan, conditions, noise, keys, probe, remat=remat)
+    return jax.vmap(metric)(trace.x0[0, 0] if through == "step" else trace.latents[0])
+
+
+@partial(jax.jit, static_argnames="through")
+def _gradients(
+    model: Wan,
+    plan: flow.Plan,
+    conditions: Condition,
+    keys: Key[Array, " 1"],
+    noise: Array | None,
+    metric: Partial,
+    masks: dict[str, Array],
+    through: str,
+) -> dict[str, Array]:
+    given = (model, plan, conditions, keys, noise, metric)
+    return jax.grad(lambda masks: _losses(*given, masks, through, True).sum())(masks)
+
+
+@partial(jax.jit, static_argnames=("through", "chunk"))
+def _values(
+    model: Wan,
+    plan: flow.Plan,
+    conditions: Condition,
+    keys: Key[Array, " 1"],
+    noise: Array | None,
+    metric: Partial,
+    masks: dict[str, Array],
+    through: str,
+    chunk: int | None,
+) -> Float[Array, "cells _"]:
+    given = (model, plan, conditions, keys, noise, metric)
+    return trajectory.sweep(lambda m: _losses(*given, m, through, False), masks, chunk=chunk)
+
+
+# ---- how much a clean estimate depends on the state
+
+
+def jacobian(
+    model: Wan,
+    condition: Condition,
+    seeds: Sequence[int] = (0,),
+    *,
+    directions: int = 8,
+    sampling: Sampling | None = None,
+) -> Float[Array, "K S F H W C"]:
+    """Return how far each value of x̂0 moves, root mean square, for a random unit change of every
+    value of x_s, with the condition fixed: the size of the rows of ∂x̂0/∂x_s at every step of a run.
+
+    The plain run's states are taken, and `directions` random Jacobian-vector products at each, with
+    XLA's attention, the only one here that has forward derivatives. Zero where the step's state
+    does not matter: then no earlier step can have had a say (arXiv 2507.12549).
+    """
+    runs = Runs(model, condition, States(), sampling)
+    if not runs.single:
+        raise ValueError("the condition is stacked; take one at a time")
+    found = []
+    for seed in seeds:
+        runs.begin([seed])
+        rows = []
+        for state in runs:
+            number, one = runs._steps[state.step]
+            assert state.trace is not None
+            x, key = state.trace.estimate_obs[0, 0, 0], seed_keys([seed, state.step])
+            with attention.using("xla"):
+                rows.append(
+                    _spread(model.experts[number], one, runs.conditions, x, key, directions)
+                )
+        found.append(jnp.stack(rows))
+    return jnp.stack(found)
+
+
+@partial(jax.jit, static_argnames="directions")
+def _spread(
+    expert: Any,
+    step: trajectory.Steps,
+    conditions: Condition,
+    x: Latents,
+    keys: Key[Array, " 2"],
+    directions: int,
+) -> Latents:
+    def estimate(x: Latents) -> Latents:
+        state = trajectory.begin(expert.numerics, conditions, x[None])
+        return trajectory.advance(expert, step, conditions, state, keys[:1], Probe())[1].x0[0, 0, 0]
+
+    def square(key: Key[Array, ""]) -> Latents:
+        tangent = jax.random.normal(key, x.shape, x.dtype)
+        return jnp.square(jax.jvp(estimate, (x,), (tangent,))[1])
+
+    return jnp.sqrt(jax.lax.map(square, jax.random.split(keys[1], directions)).mean(0))

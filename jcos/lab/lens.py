@@ -1,0 +1,151 @@
+"""The x̂0-lens: the clean estimate that the model's own head makes of the tokens after every block.
+
+A logit lens for video: after block l, the final norm, the head's modulation with the same time
+vector and the projection give a velocity v_l, and x̂0_l = x − σ v_l is the answer so far. A tuned
+lens (Belrose et al. 2023, arXiv 2303.08112) first takes the tokens through one affine map per
+layer.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from jcos.config import Sampling
+from jcos.generation import generate
+from jcos.model.dit import Head
+from jcos.sampling.probe import Latents, Probe, Site, Tokens
+from jcos.sampling.probes import TokenFeatures
+from jcos.sampling.trajectory import Condition
+from jcos.wan import Wan
+
+
+class Maps(NamedTuple):
+    """An affine map of the tokens for each layer: h + h W + b. Zero is the plain lens."""
+
+    weight: Float[Array, "L D D"]
+    bias: Float[Array, "L D"]
+
+    @classmethod
+    def zeros(cls, layers: int, dim: int) -> "Maps":
+        return cls(jnp.zeros((layers, dim, dim)), jnp.zeros((layers, dim)))
+
+    def at(self, layer: Int[Array, ""]) -> "Maps":
+        return Maps(self.weight[layer], self.bias[layer])
+
+    def __call__(self, tokens: Tokens) -> Tokens:
+        """Map the tokens of one layer, whose map this is."""
+        h = tokens.astype(jnp.float32)
+        return (h + h @ self.weight + self.bias[None]).astype(tokens.dtype)
+
+
+class Lens(Probe):
+    """Observes the clean estimate that the head makes of the tokens after each block, without
+    guidance: [steps, layers, F, H, W, C].
+
+    layers: which are kept, all by default. maps: of a tuned lens (`fit_lens`). reduce: a function
+    of a step's estimates [layers, F, H, W, C] and of `aux`, computed on the device; what it returns
+    is observed instead. Define it at a module's top: it is part of the program.
+    """
+
+    layers: Any = None
+    maps: Maps | None = None
+    aux: Any = ()
+    reduce: Callable[..., Any] | None = flax.struct.field(pytree_node=False, default=None)
+
+    def slots(self) -> Int[Array, " l"] | None:
+        return None if self.layers is None else jnp.asarray(self.layers, jnp.int32)
+
+    def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, Latents]:
+        assert site.estimate is not None
+        read = tokens if self.maps is None else self.maps.at(site.layer)(tokens)
+        return tokens, site.estimate(read)
+
+    def on_step(self, site: Site, observed: Float[Array, "l F H W C"]) -> Any:
+        del site
+        return observed if self.reduce is None else self.reduce(observed, *self.aux)
+
+
+def distances(
+    x0: Float[Array, "*l F H W C"], to: Float[Array, "*#l F H W C"]
+) -> Float[Array, "*l"]:
+    """Return the root mean squared difference from `to` in all frames but the first, which may be
+    given."""
+    apart = x0[..., 1:, :, :, :].astype(jnp.float32) - to[..., 1:, :, :, :]
+    return jnp.sqrt(jnp.mean(jnp.square(apart), (-4, -3, -2, -1)))
+
+
+def to_last(x0: Float[Array, "l F H W C"]) -> Float[Array, " l"]:
+    """Return the `distances` from the last layer's estimate; for `Lens.reduce`."""
+    return distances(x0, x0[-1:])
+
+
+def fit_lens(
+    model: Wan,
+    conditions: Condition,
+    seeds: tuple[int, ...] = (0,),
+    *,
+    sampling: Sampling | None = None,
+    tokens: int = 32,
+    updates: int = 1000,
+    batch: int = 16,
+    learning_rate: float = 1e-3,
+) -> Maps:
+    """Fit a tuned lens to the model's own final velocity, by squared error, on tokens of its runs.
+
+    conditions: stacked; of training puzzles, since the map can learn what a task's answers share.
+    tokens: so many random places outside the first frame, the same in all runs; with runs, steps
+    and layers they decide the memory. batch: steps of runs per update. Raises ValueError where the
+    model has two experts, or conditions are not stacked.
+    """
+    if len(model.experts) > 1:
+        raise ValueError(f"{model.config.name} has two experts with a head each; fit to one expert")
+    if conditions.context.ndim != 3:
+        raise ValueError("conditions have no leading axis: stack them (jcos.tree_stack)")
+    expert, dit = model.experts[0], model.config.dit
+    frames, height, width = dit.tokens(*conditions.grid)
+    later, key = jnp.arange(height * width, frames * height * width), jax.random.key(0)
+    chosen = jax.random.permutation(key, later)[:tokens]
+    probe = TokenFeatures(jnp.arange(dit.layers), chosen)
+    trace = generate(model, conditions, seeds, probe=probe, sampling=sampling)
+    h = trace.block_obs.reshape(-1, *trace.block_obs.shape[3:])  # runs and steps together
+    times = jax.vmap(lambda t: expert.time_vector(t, None))(trace.timestep.reshape(-1))
+    return _fit(expert.head, h, times, updates, min(batch, len(h)), learning_rate, key)
+
+
+def _fit(
+    head: Head,
+    h: Float[Array, "R L n D"],
+    times: Float[Array, "R 1 D"],
+    updates: int,
+    batch: int,
+    learning_rate: float,
+    key: Array,
+) -> Maps:
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, updates))
+    read = jax.vmap(jax.vmap(Head.__call__, (None, 0, None)), (None, 0, 0))
+
+    def loss(maps: Maps, head: Head, h: Array, times: Array) -> Array:
+        mapped = jax.vmap(jax.vmap(Maps.__call__), (None, 0))(maps, h)
+        return jnp.mean(jnp.square(read(head, mapped, times) - read(head, h[:, -1:], times)))
+
+    @jax.jit
+    def train(head: Head, h: Array, times: Array) -> Maps:
+        def update(carry: Any, key: Array) -> tuple[Any, None]:
+            maps, state = carry
+            rows = jax.random.randint(key, (batch,), 0, len(h))
+            change = jax.grad(loss)(maps, head, h[rows], times[rows])
+            change, state = optimizer.update(change, state)
+            return (optax.apply_updates(maps, change), state), None
+
+        maps = Maps.zeros(h.shape[1], h.shape[-1])
+        (maps, _), _ = jax.lax.scan(
+            update, (maps, optimizer.init(maps)), jax.random.split(key, updates)
+        )
+        return maps
+
+    return train(head, h, times)

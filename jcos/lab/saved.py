@@ -1,0 +1,106 @@
+"""A search under way, on the disk: one that was killed goes on after its last step."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file
+from safetensors.numpy import save as as_bytes
+
+from jcos import loop
+from jcos.files import write
+from jcos.lab.outcome import Generation
+
+if TYPE_CHECKING:
+    from jcos.lab.search import _Run
+
+ABOUT, STATE, GIVEN = "search.json", "search-state-{}.safetensors", "search-given-{}.safetensors"
+"""Where it is; the particles, in two files in turn; the frames that were given, by restart."""
+At = tuple[loop.State, int, np.ndarray | None, int]
+"""The state, the number of the row that comes next, its scores if it is asked for fresh seeds, and
+how often it was."""
+
+
+def save(
+    folder: Path,
+    run: "_Run",
+    state: loop.State,
+    number: int,
+    scores: np.ndarray | None,
+    tried: int,
+) -> None:
+    """Write all that the search needs to go on; the last file that is written makes it hold."""
+    people, about = run.population, _read(folder)
+    file = STATE.format(1 if about.get("file") == STATE.format(0) else 0)
+    state.save(folder / file)
+    restarts = sum(row.copy in ("prefix", "chain") for row in run.method.rows[:number])
+    given = folder / GIVEN.format(restarts)
+    if restarts and about.get("restarts") != restarts:
+        kept = {"first": run.conditions.first, "channels": run.conditions.channels}
+        arrays = {name: np.ascontiguousarray(a) for name, a in kept.items() if a is not None}
+        arrays |= {f"clip-{i}": np.ascontiguousarray(clip) for i, clip in enumerate(run.clips)}
+        write(given, as_bytes(arrays))
+    fields = {n: a.tolist() for n, a in vars(people).items() if isinstance(a, np.ndarray)}
+    about = {
+        "file": file,
+        "restarts": restarts,
+        "row": number,
+        "tried": tried,
+        "scores": None if scores is None else scores.tolist(),
+        "people": fields,
+        "rngs": [rng.bit_generator.state for rng in people.rngs],
+        "counts": run.counts.tolist(),
+        "tree": [as_json(generation) for generation in run.tree],
+        "shared": run.shared,
+    }
+    write(folder / ABOUT, json.dumps(about))
+
+
+def load(folder: Path, run: "_Run") -> At | None:
+    """Return where a search was; None where nothing is kept. Raises ValueError where what is kept
+    is damaged, or of another search."""
+    if not (about := _read(folder)):
+        return None
+    people = run.population
+    for name, values in about["people"].items():
+        setattr(people, name, np.array(values, getattr(people, name).dtype))
+    for rng, state in zip(people.rngs, about["rngs"], strict=True):
+        rng.bit_generator.state = state
+    run.counts, run.shared = np.array(about["counts"]), about["shared"]
+    kinds = {"seeds": object, "scores": float, "log_weights": float, "parents": int, "alive": bool}
+    for each in about["tree"]:
+        arrays = {name: np.array(each[name], kind) for name, kind in kinds.items()}
+        run.tree.append(Generation(each["step"], each["judge"], **arrays))
+    if about["restarts"]:
+        arrays = load_file(folder / GIVEN.format(about["restarts"]))
+        run.clips = [arrays.pop(f"clip-{i}") for i in range(len(run.shared))]
+        run.conditions = run.conditions.replace(**{n: jnp.asarray(a) for n, a in arrays.items()})
+    state = run.steps(start=folder / about["file"]).state
+    assert state is not None
+    scores = None if about["scores"] is None else np.array(about["scores"], float)
+    return state, about["row"], scores, about["tried"]
+
+
+def remove(folder: Path) -> None:
+    """Remove what is kept of a search."""
+    for name in (ABOUT, STATE.format("*"), GIVEN.format("*")):
+        for file in folder.glob(name):
+            file.unlink()
+
+
+def as_json(generation: Generation) -> dict[str, Any]:
+    """Return a generation as JSON, without its estimates."""
+    fields = {k: v for k, v in generation._asdict().items() if k != "x0"}
+    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in fields.items()}
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / ABOUT).read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        file = folder / ABOUT
+        raise ValueError(f"{file} is damaged; remove it, and the search begins anew") from None

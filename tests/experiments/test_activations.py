@@ -1,0 +1,69 @@
+"""Large activations: a channel that rules is found, and what it hides shows without it."""
+
+import numpy as np
+import pytest
+
+from jcos.experiments.activations import Activations, compared, largest
+from jcos.lab.results import rows as rows_of
+from jcos.wan import Wan
+
+SMALL = Activations(tasks=("maze", "rotation"), puzzles=12, largest=2)
+
+
+def test_a_channel_that_rules_makes_strangers_alike() -> None:
+    """One large channel, a ramp over tokens, in noise that is each puzzle's own."""
+    tokens = np.random.default_rng(0).normal(size=(2, 1, 2, 1, 200, 16)).astype(np.float32)
+    tokens[..., 5] += 50 * np.linspace(0, 2, 200)
+    strength = np.abs(tokens.mean(4)).mean((0, 1, 2))
+    top = largest(strength, 1)
+    assert np.flatnonzero(top).tolist() == [5]
+    random = largest(np.where(top, -1, np.arange(16.0)), 1)
+    kept = ~np.stack([np.zeros_like(top), top, random])
+    found = compared(tokens, kept, np.array([1, 0]), None, "puzzle seed step layer")
+    similar = found["cka"][1][:, 1].mean((1, 2, 3, 4))
+    assert similar[[0, 2]].min() > 0.99
+    assert similar[1] < 0.2
+    energy = found["energy"][1].mean((1, 2, 3, 4))
+    assert energy[0] > 10 * energy[1]
+    assert "probe" not in found
+
+
+def test_dataset_table_and_figures_are_complete(data) -> None:
+    dataset, programs = data
+    assert programs == 1
+    sizes = {"puzzle": 24, "seed": 1, "step": 3, "layer": 2}  # of four steps, 0 and 0.2 are one
+    assert dataset["share"].sizes == sizes
+    assert ((dataset["share"] > 2 / 32 / 4) & (dataset["share"] < 1)).all()
+    assert dataset["energy"].sizes == dataset["probe"].sizes == {"channels": 3, **sizes}
+    every, without, _ = dataset["energy"].transpose("channels", ...)
+    assert (without < every).all()
+    np.testing.assert_allclose(dataset["frames"].mean("frame"), 1, atol=1e-4)
+    rows = {(r.task, r.measure, r.case) for r in rows_of(dataset)}
+    assert ("maze", "CKA", "without the largest, another puzzle, step 0, layer 1") in rows
+    names = {name for name, _ in SMALL.figures(dataset)}
+    assert names == {
+        "energy",
+        "probe",
+        "frames",
+        "cka-another-puzzle",
+        "cka-the-probed-step-before",
+    }
+
+
+def test_clips_have_no_probes(model: Wan, clips) -> None:
+    dataset = Activations(clips=clips, tokens=8).run(model)
+    assert "probe" not in dataset
+    assert dataset["cka"].sizes["clip"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"steps": (0,)}, "name two"),
+        ({"largest": 17}, "1 to half of 32"),
+        ({"tokens": 1}, "tokens is 1"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(small_model: Wan, changes, named) -> None:
+    with pytest.raises(ValueError, match=named):
+        Activations(**changes).run(small_model)

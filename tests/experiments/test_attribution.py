@@ -1,0 +1,58 @@
+"""The experiment of attribution: complete, and agreement of what is known."""
+
+import numpy as np
+import pytest
+
+from jcos.experiments.attribution import EXACT, PLACES, Attribution, agreement, sharpened
+from jcos.experiments.experiment import Settings
+from jcos.lab.results import rows as rows_of
+from jcos.wan import Wan
+from jcos.weights.checkpoint import leaves
+
+SMALL = Attribution(tasks=("rotation",), puzzles=2, sharper=(1.0, 8.0), sampling=Settings(steps=2))
+
+
+def test_agreement_of_the_same_and_of_the_opposite() -> None:
+    effects = np.random.default_rng(0).normal(size=(2, 1, 3, 4, 5))
+    rank, sign = agreement(np.stack([effects[0] ** 3, -effects[1]]), effects)
+    np.testing.assert_allclose(rank[:, 0], [1, -1])
+    assert sign[:, 0].tolist() == [1, 0]
+
+
+def test_queries_are_sharpened_in_a_copy(small_model: Wan) -> None:
+    before = {k: np.asarray(a) for k, a in leaves(small_model).items()}
+    sharp = leaves(sharpened(small_model, 2.0))
+    assert all((np.asarray(a) == before[k]).all() for k, a in leaves(small_model).items())
+    changed = {k for k, a in sharp.items() if (np.asarray(a) != before[k]).any()}
+    assert changed == {"experts.0.blocks.self_attn.norm_q.scale"}
+
+
+def test_dataset_table_and_figures_are_complete(data) -> None:
+    dataset, _ = data
+    assert dataset["rank"].sizes == {"estimate": 3, "place": 4, "pair": 2, "seed": 1}
+    assert dataset["effect"].sizes == {
+        "how": 2,
+        "place": 4,
+        "pair": 2,
+        "seed": 1,
+        "step": 2,
+        "layer": 2,
+    }
+    # All tokens after the last block of the last step are the whole run.
+    whole = dataset["effect"].sel(how=EXACT, place="block", step=1, layer=1)
+    assert np.isfinite(dataset["effect"]).all()
+    assert (np.abs(whole) > 0).all()
+    plain = dataset["sharp_rank"].sel(factor=1)
+    heads = dataset["rank"].sel(place="heads", estimate="gradient through the run")
+    np.testing.assert_allclose(plain, heads, atol=0.05)
+    rows = {(r.task, r.measure, r.case) for r in rows_of(dataset)}
+    title = "rank correlation with exact patches"
+    assert ("rotation, other angle", title, "gradient through the run, heads") in rows
+    assert {name for name, _ in SMALL.figures(dataset)} == {*PLACES, "saturated"}
+
+
+def test_what_cannot_be_paired_is_refused(small_model: Wan) -> None:
+    with pytest.raises(ValueError, match="another pair is the control"):
+        Attribution(puzzles=1).run(small_model)
+    with pytest.raises(ValueError, match="maze has no pairs"):
+        Attribution(tasks=("maze",)).run(small_model)

@@ -1,0 +1,134 @@
+"""Attribution: the gradient is the patch's own derivative, and its memory is flat in the steps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jcos
+from jcos.config import Sampling
+from jcos.lab import attribution
+from jcos.lab.attribution import attribute, jacobian, patch_effects
+from jcos.loop import Runs, seed_keys
+from jcos.wan import Wan
+from tests.lab.test_lens import condition
+from tests.test_wan import released
+
+SHORT = Sampling(steps=2, shift=3.0)
+PLACES = ("block", "heads", "cross", "mlp")
+UNITS = {"block": 5, "heads": 2, "cross": 2, "mlp": 5}
+
+
+def metric(x: jax.Array) -> jax.Array:
+    """Not linear, and of all frames."""
+    return jnp.mean(jnp.sin(3 * x) * jnp.linspace(0, 1, x.size).reshape(x.shape))
+
+
+@pytest.mark.parametrize("through", ["run", "step"])
+def test_gradients_are_the_slope_of_the_exact_patch(small_model: Wan, through, monkeypatch) -> None:
+    """Patches by a hundredth, each way, change the metric by a fiftieth of the estimate."""
+    a, b = condition(small_model, 3), condition(small_model, 4)
+    how = {"other": b, "sampling": SHORT, "through": through}
+    slopes = attribute(small_model, a, metric, PLACES, **how)
+    assert {p: s.shape[1:] for p, s in slopes.items()} == {p: (2, 2, UNITS[p]) for p in PLACES}
+    cells = [(p, s, k, u) for p in PLACES for s in (0, 1) for k in (0, 1) for u in range(UNITS[p])]
+    turn, effects = attribution.Patch._turn, []
+    for little in (0.01, -0.01):
+
+        def slightly(self, place, *rest, little=little):
+            mask = getattr(self, place)
+            return turn(
+                self.replace(**{place: None if mask is None else little * mask}), place, *rest
+            )
+
+        monkeypatch.setattr(attribution.Patch, "_turn", slightly)
+        attribution._values.clear_cache()  # the same arguments, another program
+        effects.append(patch_effects(small_model, a, metric, cells, **how)[0])
+    attribution._values.clear_cache()
+    small, first = (effects[0] - effects[1]) / 0.02, 0
+    for place in PLACES:
+        want = slopes[place].reshape(-1)
+        found = small[first : first + len(want)]
+        assert np.abs(want).max() > 1e-5
+        np.testing.assert_allclose(found, want, atol=0.03 * np.abs(want).max())
+        first += len(want)
+
+
+def test_a_patch_of_everything_is_the_other_run(small_model: Wan) -> None:
+    """After the last block in the last of the steps that Euler ends with; nothing where both runs
+    are the same."""
+    a, b = condition(small_model, 3), condition(small_model, 4)
+    last = [("block", 0, 1, None)]
+    one = Sampling(steps=1, shift=3.0)
+    effect = patch_effects(small_model, a, metric, last, other=b, sampling=one)
+    values = [metric(jcos.generate(small_model, c, sampling=one).latents[0]) for c in (a, b)]
+    np.testing.assert_allclose(effect[0, 0], values[1] - values[0], atol=1e-5)
+    assert abs(values[1] - values[0]) > 1e-3
+    same = attribute(small_model, a, metric, other=a, sampling=SHORT)["block"]
+    np.testing.assert_allclose(same, 0, atol=1e-6)
+
+
+def test_one_step_knows_nothing_of_what_follows(small_model: Wan) -> None:
+    """The last step's gradients are those through the run; the first step's are not."""
+    given = condition(small_model)
+    step, run = (
+        attribute(small_model, given, metric, sampling=SHORT, through=through)["block"][0]
+        for through in ("step", "run")
+    )
+    np.testing.assert_allclose(step[1], run[1], rtol=1e-3, atol=1e-6)
+    assert np.abs(step[0] - run[0]).max() > 0.1 * np.abs(run[0]).max()
+
+
+def test_memory_is_flat_in_the_steps(small_model: Wan) -> None:
+    """A step more adds one latent to the gradient's working memory, as the compiler counts it."""
+    given, function = condition(small_model), jax.tree_util.Partial(metric)
+
+    def held(steps: int) -> int:
+        runs = Runs(small_model, given, None, Sampling(steps=steps, shift=3.0))
+        masks = {"block": jnp.zeros((steps, 2, 5))}
+        whole = (small_model, runs.plan, runs.conditions, seed_keys([0]), None, function)
+        lowered = attribution._gradients.lower(*whole, masks, "run")
+        memory = lowered.compile().memory_analysis()
+        assert memory is not None
+        return memory.temp_size_in_bytes
+
+    few, many = held(5), held(20)
+    latent = 4 * 5 * 10 * 10 * 12
+    assert many - few < 15 * 1.1 * latent
+    assert few > 10 * latent
+
+
+def test_the_jacobian_of_a_known_model_is_known(small_model: Wan) -> None:
+    """A head that says nothing leaves x̂0 = x: each value moves as far as it is moved. A
+    frame that is given stays where it is."""
+    deaf = jax.tree.map(lambda a: a, small_model)
+    deaf.experts[0].head.head.kernel[...] *= 0
+    deaf.experts[0].head.head.bias[...] *= 0
+    found = jacobian(deaf, condition(deaf), directions=64, sampling=SHORT)
+    assert found.shape == (1, 2, 5, 10, 10, 12)
+    np.testing.assert_allclose(jnp.sqrt(jnp.mean(jnp.square(found))), 1, atol=0.02)
+    given = jacobian(small_model, condition(small_model), directions=2, sampling=SHORT)
+    assert np.isfinite(given).all()
+    assert np.abs(given - 1).mean() > 0.05
+    pinned = released("ti2v")
+    picture = np.full((64, 64, 3), 90, np.uint8)
+    text = np.random.default_rng(0).normal(size=(2, 3, pinned.config.dit.text_dim))
+    clip = pinned.condition(picture, text[0], 5, negative=text[1])
+    short = Sampling(steps=1, guidance=None)
+    moved = jacobian(pinned, clip, directions=1, sampling=short)
+    assert not moved[:, :, 0].any()
+    assert moved[:, :, 1].all()
+
+
+def test_bad_input_is_refused(small_model: Wan) -> None:
+    given = condition(small_model)
+    with pytest.raises(ValueError, match=r"returns float32\[5, 10, 10, 12\]; it has to be one"):
+        attribute(small_model, given, lambda x: x)
+    with pytest.raises(ValueError, match="there is no place 'attn'"):
+        attribute(small_model, given, metric, ("attn",))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="through is 'all'"):
+        attribute(small_model, given, metric, through="all")  # type: ignore[arg-type]
+    with pytest.raises(IndexError, match="head 2 is out of range: there are heads 0 to 1"):
+        patch_effects(small_model, given, metric, [("heads", 0, 0, 2)])
+    with pytest.raises(IndexError, match="layer 2 is out of range"):
+        patch_effects(small_model, given, metric, [("block", 0, 2)])

@@ -1,0 +1,115 @@
+"""`jcos generate --search`: of several seeds one goes on, part after part, also after a kill."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jcos import loop, staged, wan
+from jcos.media import formats
+from tests.conftest import GOLDEN
+from tests.test_staged import picture, refused, release, run
+
+__all__ = ["picture", "release"]
+
+
+def searched(release: Path, picture: Path, out: Path, *more: object) -> list[object]:
+    call = [release, "--image", picture, "--prompt", "a cat", "--frames", 9, "--size", "48x80"]
+    return [*call, "--steps", 4, "--profile", "float32", "--out", out, "--seeds", 3, *more]
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_of_several_seeds_one_goes_on(release, picture, tmp_path, capsys) -> None:
+    """Its video is that of the seed alone; the tree is written; repeated, it only decodes."""
+    out = tmp_path / "out"
+    call = searched(release, picture, out, "--search", "decided", "--search-at", 0.5)
+    run("generate", *call, "--resident", "False", "--together", 2)
+    said = " ".join(capsys.readouterr().err.split())
+    cost = "after step 3 of 4 decided keeps 1 of 3; at most 20 forwards, 2.5 times one run"
+    assert cost in said
+    about = json.loads((out / "run.json").read_text())
+    (seed,), (tree,) = about["seeds"], about["tree"]
+    assert about["forwards"] == 2 * (3 * 3 + 1)
+    assert (tree["step"], tree["seeds"]) == (2, [[0, 1, 2]])
+    assert tree["parents"] == [[int(np.argmax(tree["scores"]))]] == [[seed]]
+    assert sorted(p.name for p in out.iterdir()) == [
+        *("index.html", "latents.safetensors", "run.json", f"seed-{seed}.mp4")
+    ]
+    made = load_file(out / "latents.safetensors")["latents"]
+    alone = staged.run(
+        release,
+        "a cat",
+        picture,
+        out=tmp_path / "alone",
+        size=(80, 48),
+        frames=9,
+        steps=4,
+        seeds=(seed,),
+        profile="float32",
+    )
+    np.testing.assert_allclose(made, alone.latents, atol=1e-5)
+    before = (out / "latents.safetensors").stat().st_mtime_ns
+    run("generate", *call)
+    assert (out / "latents.safetensors").stat().st_mtime_ns == before
+    assert "method" in refused(capsys, *call, "--search", "energy")
+
+
+@pytest.mark.parametrize("preset", ["tbs", "chain"])
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_a_search_that_was_killed_goes_on(release, picture, tmp_path, monkeypatch, preset) -> None:
+    """Frames are given through the VAE, and the second clip follows the first."""
+    plain, calls = loop._advance, [0]
+
+    def killed(*arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 6:
+            raise KeyboardInterrupt
+        return plain(*arguments)
+
+    call = searched(release, picture, tmp_path / "out", "--search", preset, "--guidance", 1)
+    monkeypatch.setattr(loop, "_advance", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run("generate", *call)
+    assert (tmp_path / "out" / "search.json").exists()
+    run("generate", *call)
+    assert calls[0] == 8 + 1  # one step was begun twice
+    about = json.loads((tmp_path / "out" / "run.json").read_text())
+    film = formats.read_mp4(tmp_path / "out" / f"seed-{about['seeds'][0]}.mp4")
+    assert len(film) == (17 if preset == "chain" else 9)
+    assert not list((tmp_path / "out").glob("search*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--search", "nobody"], "there is no search 'nobody'; there are the presets and judges"),
+        (["--search", "pixels"], "there is no search 'pixels'"),
+        (["--search", "threshold"], "--search threshold needs --search-least"),
+        (["--search", "smc", "--search-at", 0.5], "the search smc takes no at; 0.5 is given"),
+        (["--search", "change", "--x0", 0], "a search keeps no estimates (x0)"),
+        (["--search", "change", "--seeds", 1, 3], "seeds that follow each other, not (1, 3)"),
+        (["--search", "tbs", "--frames", 5], "it is 2 to 1 frames"),
+        (["--search", "change", "--noise", "a.npy"], "noise from a file is one video's"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(
+    release, picture, tmp_path, capsys, monkeypatch, changes, message
+) -> None:
+    monkeypatch.setattr(wan, "load", None)
+    out = tmp_path / "out"
+    assert message in refused(capsys, *searched(release, picture, out), *changes)
+    assert not out.exists()
+
+
+def test_a_model_of_a_text_alone_takes_no_prefix(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(wan, "load", None)
+    release = GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B"
+    call = [release, "--prompt", "a cat", "--frames", 9, "--seeds", 2, "--out", tmp_path / "out"]
+    message = refused(capsys, *call, "--search", "tbs")
+    assert message.endswith(
+        "wan2.1-t2v-1.3b makes videos of a text alone; a prefix needs a model "
+        "that is given frames (I2V, TI2V)"
+    )
