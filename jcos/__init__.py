@@ -32,6 +32,12 @@ if TYPE_CHECKING:  # `_PLACES` for type checkers
     from jcos.loop import State as State
     from jcos.loop import steps as steps
     from jcos.model.dit import DiT as DiT
+    from jcos.sampling.inside import Capture as Capture
+    from jcos.sampling.inside import KnockOut as KnockOut
+    from jcos.sampling.inside import Patch as Patch
+    from jcos.sampling.inside import SkipBlock as SkipBlock
+    from jcos.sampling.inside import Steer as Steer
+    from jcos.sampling.maps import AttentionMass as AttentionMass
     from jcos.sampling.probe import Probe as Probe
     from jcos.sampling.probe import Site as Site
     from jcos.sampling.probes import Chain as Chain
@@ -65,6 +71,8 @@ _PLACES = {
     "lab.tasks": ("tasks",),
     "loop": ("State", "steps"),
     "model.dit": ("DiT",),
+    "sampling.inside": ("Capture", "KnockOut", "Patch", "SkipBlock", "Steer"),
+    "sampling.maps": ("AttentionMass",),
     "sampling.probe": ("Probe", "Site"),
     "sampling.probes": (
         *("Chain", "EstimateEnsemble", "InWorlds", "Noise", "SeedEnsemble", "States", "Swap"),

@@ -128,6 +128,10 @@ def trace_of(model: Any, conditions: Any, seeds: int) -> dict[str, Any]:
         def on_mlp(self, site, h):
             return self.seen(h)
 
+        def on_update(self, site, tokens):
+            after, seen = self.seen(tokens[1])
+            return (tokens[0], after), seen
+
         def seen(self, z):
             weights = 1 + jnp.arange(len(z)).reshape(-1, *[1] * (z.ndim - 1)) / len(z)
             return z * weights, (z * weights).sum(0)

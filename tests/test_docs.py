@@ -43,11 +43,27 @@ def test_the_examples_of_the_page_on_search_run(small_model: Wan, monkeypatch) -
     assert names["method"].rows[0].keep == 4
 
 
+def test_the_programs_of_the_page_on_the_inside_of_blocks_do_what_they_say() -> None:
+    """On the shipped model: heads cost something, a patch is the donor's run, a direction turns."""
+    blocks = re.findall(r"```python\n(.*?)```", INSIDE.read_text(), re.DOTALL)
+    names: dict[str, Any] = {"__name__": "docs"}
+    for block in blocks[:3]:
+        exec(compile(block, str(INSIDE), "exec"), names)
+    assert names["scores"].shape == (25, 4)
+    assert names["lost"].shape == (6, 4)
+    assert names["lost"].max() > 0.1
+    own, donor = names["way"]
+    assert abs(own) < 1e-3
+    assert donor > 0.3
+    direction, noise = names["turned"]
+    assert direction != noise
+
+
 def test_the_lens_and_the_attribution_of_the_page_run(small_model: Wan, monkeypatch) -> None:
     monkeypatch.setattr(jcos, "load", lambda: small_model)
     blocks = re.findall(r"```python\n(.*?)```", INSIDE.read_text(), re.DOTALL)
     names: dict[str, Any] = {"__name__": "docs"}
-    for block in blocks:
+    for block in blocks[3:]:
         exec(compile(block, str(INSIDE), "exec"), names)
     away = names["away"]
     assert away.shape == (4, 2)

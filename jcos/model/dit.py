@@ -39,10 +39,11 @@ OnSite = Callable[[Int[Array, ""], Any], tuple[Any, Any]]
 """The same at a place inside the model, with what is computed there."""
 At = Callable[[str, Any], Any]
 """Returns what to go on with at a place inside a block, of its name and what is computed there."""
-SITES = ("input", "attention", "heads", "cross", "mlp")
+SITES = ("input", "attention", "heads", "cross", "mlp", "update")
 """Places inside the model: the tokens [N, D] after the patch embedding; queries and keys of
 self-attention, a pair of [N, H, d]; what its heads, and those of cross-attention, return [N, H, d];
-the hidden units [N, ffn] after the activation."""
+the hidden units [N, ffn] after the activation; the tokens before and after a block, a pair of which
+the second goes on."""
 
 
 def go_on(site: str, z: Any) -> Any:
@@ -269,9 +270,9 @@ class DiT(nnx.Module):
             e, time = mesh.spread(e), mesh.spread(time)
 
         layers = jnp.arange(cfg.layers)
-        before: dict[str, Any] = {}
+        first: dict[str, Any] = {}
         if "input" in sites:
-            x, before["input"] = sites["input"](jnp.int32(-1), x[:n])
+            x, first["input"] = sites["input"](jnp.int32(-1), x[:n])
             x = mesh.spread(x)
         shapes = self._observed(sites, on_block, layers[0], x[:n])
         chosen = Slots(slots, shapes if sites else shapes["block"])
@@ -284,9 +285,11 @@ class DiT(nnx.Module):
                 if site not in sites:
                     return z
                 z, observed[site] = sites[site](layer, jax.tree.map(lambda a: a[:n], z))
-                return jax.tree.map(lambda a: mesh.spread(a, mesh.TENSOR), z)
+                second = None if site == "update" else mesh.TENSOR
+                return jax.tree.map(lambda a: mesh.spread(a, second), z)
 
-            x = block(x, time, text, (angles[0], angles[1]), rows, clean, at)
+            before, x = x, block(x, time, text, (angles[0], angles[1]), rows, clean, at)
+            _, x = at("update", (before, x))
             x, observed["block"] = on_block(layer, x[:n])
             observation = observed if sites else observed["block"]
             buffers, stacked = chosen.put(buffers, observation, layer)
@@ -299,7 +302,7 @@ class DiT(nnx.Module):
             # Patches are small enough to be gathered.
             patches = mesh.constrain(self.head(x, e, clean), mesh.SEQUENCE)
             v, found = self.unpatchify(patches[:n], grid), chosen.observation(buffers, stacked)
-            return v, found | before if sites else found
+            return v, found | first if sites else found
 
     def _observed(
         self, sites: Mapping[str, OnSite], on_block: OnBlock, layer: Int[Array, ""], x: Tokens
@@ -311,6 +314,7 @@ class DiT(nnx.Module):
         wide = jax.ShapeDtypeStruct(heads.shape, jnp.float32)
         hidden = jax.ShapeDtypeStruct((n, self.cfg.ffn_dim), linear)
         computed = {"attention": (wide, wide), "heads": heads, "cross": heads, "mlp": hidden}
+        computed["update"] = (x, x)
         inside = {site: (f, computed[site]) for site, f in sites.items() if site != "input"}
         return {
             site: jax.eval_shape(f, layer, z)[1]

@@ -46,6 +46,7 @@ RETURNS = {
     "on_heads": "the heads' outputs",
     "on_cross": "the heads' outputs",
     "on_mlp": "hidden units",
+    "on_update": "tokens before and after the block",
 }
 """The first thing that methods return; all but `on_latents` an observation too."""
 UNKNOWN = (
@@ -74,6 +75,8 @@ def check_probe(
         "tokens": math.prod(cfg.tokens(*video)),
         "seeds": seeds,
         "worlds": worlds,
+        "channels": cfg.dim,
+        "neurons": cfg.ffn_dim,
     }
     if not isinstance(probe, Probe):
         raise TypeError(f"{probe!r:.99} is no probe: a probe is an object of a subclass of Probe")
@@ -82,7 +85,13 @@ def check_probe(
             made = f"{size} {what if size != 1 else what[:-1]}"
             raise ValueError(f"the probe is made for {made}; this run has {counts[what]}")
     _check_fields(probe, counts)
+    for part in _all_parts(probe):
+        part.check(counts)
     return _check_hooks(probe, expert, shape, guided)
+
+
+def _all_parts(probe: Probe) -> list[Probe]:
+    return [probe, *(one for part in parts(probe) for one in _all_parts(part))]
 
 
 def check_averages(probe: Probe, seeds: int) -> None:
@@ -227,6 +236,7 @@ def _trace_hooks(
                 "heads": full(numerics.linear, *heads),
                 "cross": full(numerics.linear, *heads),
                 "mlp": full(numerics.linear, cfg.ffn_dim),
+                "update": (tokens, tokens),
                 "block": tokens,
             }
             used = {"block", *probe.sites()}

@@ -23,7 +23,8 @@ from jcos.model.dit import SITES
 Latents = Float[Array, "F H W C"]
 Tokens = Float[Array, "N D"]
 Sizes = tuple[tuple[str, int], ...]
-"""Pairs of an axis (steps, layers, latent frames, tokens, seeds, worlds) and its length."""
+"""Pairs of an axis (steps, layers, heads, neurons, latent frames, tokens, channels, seeds, worlds)
+and its length."""
 Heads = Float[Array, "N H d"]
 HOOKS = ("on_latents", "on_block", "on_step", "on_estimate", *(f"on_{site}" for site in SITES))
 """The methods of a probe that a run calls; their order decides their keys."""
@@ -66,8 +67,8 @@ class Site(NamedTuple):
 class Change(NamedTuple):
     """What a probe changes in a run.
 
-    what: in words. axis: "frame" (of the latent) or "layer". size: how many of these there are.
-    steps: of the run. cells: pairs of step and frame or layer.
+    what: in words. axis: "frame" (of the latent), "layer", "head" or "neuron" (`what` says of which
+    layer). size: how many of these there are. steps: of the run. cells: pairs of step and place.
     """
 
     what: str
@@ -140,6 +141,11 @@ class Probe(flax.struct.PyTreeNode):
         40)): others are refused before they begin."""
         return ()
 
+    def check(self, sizes: Mapping[str, int]) -> None:
+        """Raise ValueError where the probe does not fit a run of these sizes (those of `made_for`,
+        of the tokens' channels and of the neurons of a feed-forward layer)."""
+        del sizes
+
     def changes(self, world: int = 0) -> list[Change]:
         """Return what the probe changes in the runs of a world; nothing where it does not say."""
         del world
@@ -182,6 +188,14 @@ class Probe(flax.struct.PyTreeNode):
         """Return hidden units [N, ffn_dim], after the activation, and an observation."""
         del site
         return h, ()
+
+    def on_update(
+        self, site: Site, tokens: tuple[Tokens, Tokens]
+    ) -> tuple[tuple[Tokens, Tokens], Any]:
+        """Return what entered a block and what leaves it [N, D], and an observation. The second
+        goes on, to `on_block`; their difference is what the block adds."""
+        del site
+        return tokens, ()
 
     def sites(self) -> tuple[str, ...]:
         """Return the places in the model that the probe uses: "block" and of `SITES`. Elsewhere it

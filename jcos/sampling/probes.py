@@ -100,6 +100,11 @@ class Chain(Probe):
     ) -> tuple[Float[Array, "N M"], tuple[Any, ...]]:
         return self._at(site, "on_mlp", h)
 
+    def on_update(
+        self, site: Site, tokens: tuple[Tokens, Tokens]
+    ) -> tuple[tuple[Tokens, Tokens], tuple[Any, ...]]:
+        return self._at(site, "on_update", tokens)
+
     def on_step(self, site: Site, observed: tuple[Any, ...]) -> tuple[Any, ...]:
         each = self._each(site, "on_step")
         return tuple(
@@ -124,7 +129,7 @@ def choose(size: int, chosen: Iterable[int], what: str) -> Bool[np.ndarray, " si
     return np.isin(np.arange(size), places([int(i) for i in chosen], size, what))
 
 
-def _counted(array: Array | None, *axes: str) -> Sizes:
+def counted(array: Array | None, *axes: str) -> Sizes:
     """Return the lengths of an array's axes, if there is one."""
     if array is None:
         return ()
@@ -143,7 +148,7 @@ class InWorlds(Probe):
     worlds: Bool[Array, "*sweep W"]
 
     def made_for(self) -> Sizes:
-        return (*self.probe.made_for(), *_counted(self.worlds, "worlds"))
+        return (*self.probe.made_for(), *counted(self.worlds, "worlds"))
 
     def sites(self) -> tuple[str, ...]:
         return self.probe.sites()
@@ -188,6 +193,11 @@ class InWorlds(Probe):
 
     def on_mlp(self, site: Site, h: Float[Array, "N M"]) -> tuple[Float[Array, "N M"], Any]:
         return self._at(site, "on_mlp", h)
+
+    def on_update(
+        self, site: Site, tokens: tuple[Tokens, Tokens]
+    ) -> tuple[tuple[Tokens, Tokens], Any]:
+        return self._at(site, "on_update", tokens)
 
     def on_step(self, site: Site, observed: Any) -> Any:
         return self.probe.on_step(site, observed)
@@ -235,7 +245,7 @@ class Noise(Probe):
 
     def made_for(self) -> Sizes:
         masks = (self.mask, self.renoise)
-        return tuple(size for mask in masks for size in _counted(mask, "steps", "latent frames"))
+        return tuple(size for mask in masks for size in counted(mask, "steps", "latent frames"))
 
     def changes(self, world: int = 0) -> list[Change]:
         """Noise in all frames at some steps, and at all steps in some frames, are two changes."""
@@ -287,7 +297,7 @@ class SeedEnsemble(Probe):
         return cls(jnp.asarray(mask), jnp.ones(2, bool))
 
     def made_for(self) -> Sizes:
-        return (*_counted(self.mask, "steps", "layers"), *_counted(self.groups, "seeds"))
+        return (*counted(self.mask, "steps", "layers"), *counted(self.groups, "seeds"))
 
     def changes(self, world: int = 0) -> list[Change]:
         del world
@@ -316,7 +326,7 @@ class EstimateEnsemble(Probe):
     groups: Int[Array, "*sweep K"] | None = None
 
     def made_for(self) -> Sizes:
-        return (*_counted(self.mask, "steps"), *_counted(self.groups, "seeds"))
+        return (*counted(self.mask, "steps"), *counted(self.groups, "seeds"))
 
     def changes(self, world: int = 0) -> list[Change]:
         del world
@@ -372,8 +382,8 @@ class Swap(Probe):
         return cls(jnp.asarray(np.stack([here & to for to in receivers])), jnp.ones(tokens, bool))
 
     def made_for(self) -> Sizes:
-        mask = _counted(self.mask, "worlds", "steps", "layers")
-        return (*mask, *_counted(self.tokens, "tokens"))
+        mask = counted(self.mask, "worlds", "steps", "layers")
+        return (*mask, *counted(self.tokens, "tokens"))
 
     def changes(self, world: int = 0) -> list[Change]:
         return Change.at("tokens of another run", "layer", self.mask[world])

@@ -71,6 +71,8 @@ def test_a_block_is_put_together_from_what_is_seen_inside_it(model: Wan, conditi
         close(block.ffn.activation(block.ffn.layers_0(h)), seen["mlp"][i])
         x = x + block.ffn.layers_2(seen["mlp"][i]) * gate2
         close(x, seen["block"][i])
+        close(x, seen["update"][1][i])
+        close(seen["input"] if i == 0 else seen["block"][i - 1], seen["update"][0][i])
 
 
 @pytest.mark.parametrize("guided", [False, True])

@@ -1,0 +1,382 @@
+"""Which heads carry the route, the agent, the walls; and does one layer decide, seen by heads?
+
+Each head of self-attention is knocked out, alone, at all steps or in a window of them, by zero and
+by the mean over tokens: an effect that only zero has is of the strange value. The control of a head
+is the mean of the other heads of its layer. Heads that are chosen for their effect look larger than
+they are: the chosen set is knocked out on other puzzles than it was chosen on, beside random sets
+of as many heads in the same layers.
+
+That one layer decides (paper, section 5.2) was seen by swapping whole tokens. Here a run is given
+what the heads of one layer, or one head, return in a run with another prompt, at every step.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from jcos.config import WanConfig
+from jcos.experiments import plots
+from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places
+from jcos.experiments.samples import Samples
+from jcos.experiments.swap import FLIP, pair_conditions, pair_seed, solved
+from jcos.experiments.swap_pairs import pairs_of
+from jcos.experiments.sweeps import pixels, sweep
+from jcos.lab.measures import GAINS, POSITIVE, SCORES
+from jcos.lab.results import measure, of_kind
+from jcos.lab.tasks import TASKS
+from jcos.sampling import flow
+from jcos.sampling.inside import KnockOut
+from jcos.sampling.probes import InWorlds, Probe, chain
+from jcos.sampling.trajectory import Trace
+from jcos.wan import Wan
+
+NONE, ALL = "no knock-out", "all steps"
+GATES = {
+    "walls": ("scene", "walls intact", "1 less changed patches, worst frame."),
+    "agent": ("agent", "one agent", "Share of frames with exactly one agent."),
+    "route": ("path", "unbroken route", "Every frame's trail leads through doors to the agent."),
+}
+"""Parts of a maze's verdict."""
+MEASURES = {
+    "solved": ("solved", "Share of runs that end solved."),
+    "progress": ("progress", "Progress of the trail to the goal, whatever else is wrong."),
+} | {name: words for name, (_, *words) in GATES.items()}
+SETS = ("no heads", "chosen heads", "random heads of the same layers")
+"""What is knocked out on puzzles that nothing was chosen on."""
+LOST = "Without the head, less with it; the same puzzle and seed."
+BESIDE = "The loss, more than the mean of the other heads of its layer."
+
+
+class Case(NamedTuple):
+    """Heads [(layer, head)] that are knocked out, by "zero" or "mean", in some steps."""
+
+    heads: tuple[tuple[int, int], ...] = ()
+    by: str = "mean"
+    window: str = ALL
+    steps: tuple[int, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        if not self.heads:
+            return NONE
+        return f"{'head' if len(self.heads) == 1 else 'layer'}, {self.by}, {self.window}"
+
+    def __str__(self) -> str:
+        if not self.heads:
+            return NONE
+        (layer, head), several = self.heads[0], len(self.heads) > 1
+        what = f"layer {layer}, {'all heads' if several else f'head {head}'}"
+        return f"{what}, {self.by}" + (f", {self.window}" if self.window != ALL else "")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Heads(Experiment):
+    """Knock-outs of single heads of self-attention by layer × head × window of steps, of whole
+    layers, and of a chosen set of heads against random ones; exchange of heads between runs that
+    differ in their prompt.
+
+    layers: whose heads, all by default. windows: parts that the steps are cut into. members: heads
+    of the chosen set, those that cost most progress on every second puzzle. controls: random sets.
+    pair_tasks, pairs: what the exchange is run on (`swap_pairs.PARTNERS`). Of clips only the
+    distance is measured.
+    """
+
+    question = "Which heads carry the route, the agent, the walls?"
+
+    puzzles: int = 24
+    layers: tuple[Place, ...] | None = None
+    windows: int = 3
+    members: int = 3
+    controls: int = 8
+    pair_tasks: tuple[str, ...] = ("rotation",)
+    pairs: int = 16
+
+    def check(self, config: WanConfig) -> None:
+        super().check(config)
+        layers = places(self.layers, config.dit.layers, "layer")
+        steps, heads = self.plan(config).steps, len(layers) * config.dit.heads
+        limits = {"windows": steps, "members": heads, "controls": 10**6, "pairs": 10**6}
+        for name, most in limits.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is 1 to {most} here")
+        for task in self.pair_tasks if self.clips is None else ():
+            pairs_of(task, 1, self.puzzle_seed)
+        if self.clips is None and self.puzzles < 2:
+            raise ValueError("puzzles: 1; heads are chosen on one half and tried on the other")
+
+    def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
+        samples, config = self.samples(model), model.config
+        cases = self.cases(config)
+        values = self._ends(model, samples, cases, progress, "knocking out heads")
+        runs, lost = f"case {samples.runs} seed", {}
+        variables: dict[str, Any] = {"forwards": ((), self.forwards(config), {})}
+        for name, array in values.items():
+            if name == "distance":
+                words = "distance", "From the end of the plain run, over its root mean square."
+                variables[name] = measure(runs, array, *words, span=POSITIVE)
+                continue
+            title, comment = MEASURES[name]
+            variables[name] = measure(runs, array, title, comment, span=SCORES)
+            lost[name] = array[:1] - array
+            variables[f"{name}_lost"] = measure(
+                runs, lost[name], f"{title}, lost", LOST, span=GAINS
+            )
+            beside = lost[name] - others(cases, lost[name])
+            words = f"{title}, lost, more than by the layer's other heads", BESIDE
+            variables[f"{name}_beside"] = measure(runs, beside, *words, span=GAINS)
+        coordinates = samples.coordinates() | {"seed": list(self.seeds)} | labels_of(cases)
+        data = xr.Dataset(variables, coordinates)
+        if samples.judged:
+            data = data.assign(samples.levels({"solved": "solved"}))
+            data = data.merge(self._sets(model, samples, cases, lost["progress"], progress))
+            data = data.merge(self._exchange(model, progress))
+        return data
+
+    def cases(self, config: WanConfig) -> list[Case]:
+        """Return all knock-outs of heads and whole layers; the first is none."""
+        layers, steps = places(self.layers, config.dit.layers, "layer"), self.plan(config).steps
+        heads = list(itertools.product(layers, range(config.dit.heads)))
+        every, cases = tuple(range(steps)), [Case()]
+        for by in ("zero", "mean"):
+            cases += [Case((one,), by, ALL, every) for one in heads]
+            cases += [Case(tuple(h for h in heads if h[0] == k), by, ALL, every) for k in layers]
+        parts = np.array_split(np.arange(steps), self.windows) if self.windows > 1 else []
+        for part in parts:
+            at = tuple(part.tolist())
+            cases += [Case((one,), "mean", f"steps {at[0]}–{at[-1]}", at) for one in heads]
+        return cases
+
+    def _ends(
+        self, model: Wan, samples: Samples, cases: Sequence[Case], progress: Progress, what: str
+    ) -> dict[str, np.ndarray]:
+        """Return all measures of the ends of runs, [cases, P, K]."""
+        latents, videos = sweep(
+            model,
+            samples.conditions,
+            self.seeds,
+            probes=[probe_of(model.config, case, self.plan(model.config).steps) for case in cases],
+            plan=self.plan(model.config),
+            readout=read_ends if samples.judged else read_latents,
+            chunk=self.chunk,
+            what=what,
+            progress=progress,
+        )
+        plain = latents[:1]
+        square = [np.square(x).mean((-4, -3, -2, -1)) for x in (latents - plain, plain)]
+        values = {"distance": np.sqrt(square[0] / square[1])}
+        return values if videos is None else values | judged(samples, videos)
+
+    def _sets(
+        self,
+        model: Wan,
+        samples: Samples,
+        cases: Sequence[Case],
+        lost: np.ndarray,
+        progress: Progress,
+    ) -> xr.Dataset:
+        """Return what the heads cost that cost most progress on every second puzzle, on the other
+        ones; beside random heads of the same layers."""
+        single = [i for i, case in enumerate(cases) if case.kind == f"head, mean, {ALL}"]
+        order = sorted(single, key=lambda i: -lost[i, ::2].mean())[: self.members]
+        chosen = tuple(sorted(cases[i].heads[0] for i in order))
+        rng, count = np.random.default_rng(self.puzzle_seed), model.config.dit.heads
+        sets = [(), chosen, *(like(chosen, count, rng) for _ in range(self.controls))]
+        every = tuple(range(self.plan(model.config).steps))
+        tried = [Case(heads, "mean", ALL, every) for heads in sets]
+        values = self._ends(model, samples, tried, progress, "knocking out sets of heads")
+        variables: dict[str, Any] = {}
+        for name, (title, comment) in MEASURES.items():
+            array = values[name].astype(float)
+            array[:, ::2] = np.nan  # those were chosen on
+            rows = np.stack([array[0], array[1], array[2:].mean(0)])
+            about = {"span": SCORES}
+            variables[f"set_{name}"] = measure("heads puzzle seed", rows, title, comment, **about)
+            less = f"{title}, chosen less random heads"
+            variables[f"set_{name}_less"] = measure(
+                "puzzle seed", rows[1] - rows[2], less, span=GAINS
+            )
+        variables["chosen_heads"] = ((), ", ".join(f"layer {k} head {h}" for k, h in chosen), {})
+        return xr.Dataset(variables, {"heads": list(SETS)})
+
+    def _exchange(self, model: Wan, progress: Progress) -> xr.Dataset:
+        """Return how often a run ends with the answer of a run with another prompt, if it is given
+        what that run's heads return at every step: of cross-attention and of self-attention."""
+        config, steps = model.config, self.plan(model.config).steps
+        pairs = [
+            p for task in self.pair_tasks for p in pairs_of(task, self.pairs, self.puzzle_seed)
+        ]
+        if not pairs:
+            return xr.Dataset()
+        layers = places(self.layers, config.dit.layers, "layer")
+        given: list[tuple[str, tuple[tuple[int, int], ...]]] = [("cross", ())]
+        for place in ("cross", "heads"):
+            rows = [tuple((k, h) for h in range(config.dit.heads)) for k in layers]
+            given += [(place, row) for row in [*rows, tuple(itertools.chain(*rows))]]
+        given += [("cross", (pair,)) for pair in itertools.product(layers, range(config.dit.heads))]
+        videos = sweep(
+            model,
+            pair_conditions(model, pairs),
+            [pair_seed(model, seed, 0) for seed in self.seeds],
+            probes=[taken(config, place, heads, steps) for place, heads in given],
+            plan=self.plan(config),
+            readout=read_videos,
+            chunk=self.chunk,
+            what="heads of a run with another prompt",
+            progress=progress,
+        )
+        kept, other = solved(pairs, videos)
+        both = kept[:1].all(2, keepdims=True)
+        names, kinds = zip(
+            *(named(place, heads, len(layers)) for place, heads in given), strict=True
+        )
+        coordinates = {
+            "exchange": list(names),
+            "exchange_kind": ("exchange", list(kinds)),
+            "exchange_layer": ("exchange", [h[0][0] if h else -1 for _, h in given]),
+            "pair_kind": ("pair", [pair.kind for pair in pairs]),
+        }
+        variables = {
+            name: measure(
+                "exchange pair seed",
+                np.where(both, right, np.nan)[:, :, 0],
+                title,
+                "Of pairs whose two plain runs are right.",
+                span=SCORES,
+                by="pair_kind",
+            )
+            for name, right, title in (
+                ("flipped", other, FLIP),
+                ("kept", kept, "receiver's answer kept"),
+            )
+        }
+        return xr.Dataset(variables, coordinates)
+
+    def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
+        names = {n: MEASURES[n][0] for n in MEASURES if f"{n}_lost" in data}
+        shown = {f"{n}_lost": title for n, title in names.items()} or {"distance": "distance"}
+        kind = f"head, mean, {ALL}"
+        maps = {title: of_kind(data[n], kind, "at_layer", "at_head") for n, title in shown.items()}
+        figure = plots.heat(maps, "at_head", "at_layer", xlabel="head", ylabel="layer")
+        yield "heads", Picture(figure, "Lost without a head, set to the mean over tokens.")
+        if "flipped" not in data:
+            return
+        curves = {}
+        for kind in ("cross-attention", "self-attention"):
+            rows = np.flatnonzero(data["exchange_kind"].values == kind)
+            curves[kind] = data["flipped"].isel(exchange=rows).swap_dims(exchange="exchange_layer")
+            curves[kind] = curves[kind].drop_vars(["exchange", "exchange_kind"])
+        words = {"xlabel": "layer", "ylabel": FLIP}
+        figure = plots.lines(xr.Dataset(curves), x="exchange_layer", **words)
+        yield "exchange", Picture(figure, "All heads of a layer return what they do in the donor.")
+
+
+def probe_of(config: WanConfig, case: Case, steps: int) -> Probe:
+    """Return the knock-out of a case; all of them are one program."""
+    return chain(
+        *(
+            KnockOut.at(
+                config,
+                "heads",
+                case.heads if by == case.by else (),
+                at_steps=case.steps,
+                steps=steps,
+                by=by,
+            )
+            for by in ("zero", "mean")
+        )
+    )
+
+
+def taken(config: WanConfig, place: str, heads: Sequence[tuple[int, int]], steps: int) -> Probe:
+    """Return an exchange in which world 0 is given what heads return in world 1."""
+    each = (
+        KnockOut.at(config, name, heads if name == place else (), steps=steps, by="world")
+        for name in ("cross", "heads")
+    )
+    return InWorlds(chain(*each), jnp.array([True, False]))
+
+
+def named(place: str, heads: Sequence[tuple[int, int]], layers: int) -> tuple[str, str]:
+    """Return an exchange in words, and its kind."""
+    kind = "cross-attention" if place == "cross" else "self-attention"
+    if not heads:
+        return "nothing exchanged", "none"
+    if len(heads) == 1:
+        return f"{kind} of layer {heads[0][0]}, head {heads[0][1]}", f"{kind}, one head"
+    if len({k for k, _ in heads}) < layers or layers == 1:
+        return f"{kind} of layer {heads[0][0]}", kind
+    return f"{kind} of all layers", f"{kind}, all"
+
+
+def like(
+    chosen: Sequence[tuple[int, int]], heads: int, rng: np.random.Generator
+) -> tuple[tuple[int, int], ...]:
+    """Return as many random heads in the same layers: others, where a layer has so many."""
+    drawn = []
+    for layer in sorted({k for k, _ in chosen}):
+        mine = [h for k, h in chosen if k == layer]
+        rest = [h for h in range(heads) if h not in mine]
+        pool = rest if len(rest) >= len(mine) else range(heads)
+        drawn += [(layer, int(h)) for h in rng.choice(pool, len(mine), replace=False)]
+    return tuple(drawn)
+
+
+def others(cases: Sequence[Case], lost: np.ndarray) -> np.ndarray:
+    """Return, for each single head, the mean loss by the other heads of its layer in the same kind
+    of case; nan where there are none."""
+    mean = np.full_like(lost, np.nan, dtype=float)
+    for i, case in enumerate(cases):
+        if len(case.heads) == 1:
+            same = [
+                j
+                for j, other in enumerate(cases)
+                if j != i and other.kind == case.kind and other.heads[0][0] == case.heads[0][0]
+            ]
+            mean[i] = lost[same].mean(0) if same else np.nan
+    return mean
+
+
+def judged(samples: Samples, videos: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the measures of videos [cases, P, K, …]; nan for parts that a task does not have."""
+    values = {name: np.full(videos.shape[:3], np.nan) for name in MEASURES}
+    for i, p, k in np.ndindex(*videos.shape[:3]):
+        puzzle = samples.puzzles[p]
+        score = TASKS[puzzle.task].score(puzzle, videos[i, p, k])
+        values["solved"][i, p, k], values["progress"][i, p, k] = score.solved, score.answer
+        for name, (gate, *_) in GATES.items():
+            values[name][i, p, k] = score.gates.get(gate, np.nan)
+    return values
+
+
+def labels_of(cases: Sequence[Case]) -> dict[str, Any]:
+    """Return the coordinates of the dimension `case`."""
+    single = [case.heads[0] if len(case.heads) == 1 else (np.nan, np.nan) for case in cases]
+    layers = [case.heads[0][0] if case.heads else np.nan for case in cases]
+    return {
+        "case": list(map(str, cases)),
+        "kind": ("case", [case.kind for case in cases]),
+        "window": ("case", [case.window for case in cases]),
+        "at_layer": ("case", layers),
+        "at_head": ("case", [head for _, head in single]),
+    }
+
+
+def read_ends(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> tuple[Any, Any]:
+    """Return the final latents and videos of a run of one world."""
+    del plan, aux
+    return trace.latents[0], pixels(model, trace.latents[0])
+
+
+def read_latents(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> tuple[Any, None]:
+    del model, plan, aux
+    return trace.latents[0], None
+
+
+def read_videos(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> Any:
+    del plan, aux
+    return pixels(model, trace.latents)

@@ -1,0 +1,403 @@
+"""Interventions inside the blocks, as data: knock out, patch, steer, skip; what they start from.
+
+A place is one of "heads", "cross", "mlp", "input" (`model.dit.SITES`) and "block", the tokens after
+a block. All of it composes with `chain`, `InWorlds` and `sweep`, and says what it changes.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jcos.config import WanConfig
+from jcos.sampling.interventions import places
+from jcos.sampling.probe import Change, Heads, Probe, Site, Sizes, Tokens
+from jcos.sampling.probes import choose, counted
+
+UNITS = {"heads": "heads", "cross": "heads", "mlp": "neurons", "block": "", "input": ""}
+"""What a place is made of, where it is not whole tokens."""
+NAMES = {
+    "heads": "self-attention",
+    "cross": "cross-attention",
+    "mlp": "feed-forward",
+    "block": "tokens",
+    "input": "tokens",
+}
+FILLS = {
+    "zero": "set to zero",
+    "mean": "set to the mean over tokens",
+    "seed": "taken from another seed",
+    "world": "taken from another run",
+    "given": "set to given values",
+}
+
+
+def known(place: str) -> str:
+    """Return a place; ValueError where there is none of this name."""
+    if place not in UNITS:
+        raise ValueError(f"no place is called {place!r}; there are {', '.join(UNITS)}")
+    return place
+
+
+class Inside(Probe):
+    """A probe that acts at one place, which is static. Raises ValueError for an unknown one."""
+
+    place: str = flax.struct.field(pytree_node=False)
+
+    def sites(self) -> tuple[str, ...]:
+        return (known(self.place),)
+
+    def act(self, site: Site, z: Array) -> tuple[Array, Any]:
+        """Return what to go on with, and an observation."""
+        raise NotImplementedError
+
+    def _at(self, place: str, site: Site, z: Array) -> tuple[Array, Any]:
+        return self.act(site, z) if place == self.place else (z, ())
+
+    def on_input(self, site: Site, tokens: Tokens) -> tuple[Tokens, Any]:
+        return self._at("input", site, tokens)
+
+    def on_heads(self, site: Site, z: Heads) -> tuple[Heads, Any]:
+        return self._at("heads", site, z)
+
+    def on_cross(self, site: Site, z: Heads) -> tuple[Heads, Any]:
+        return self._at("cross", site, z)
+
+    def on_mlp(self, site: Site, h: Float[Array, "N M"]) -> tuple[Float[Array, "N M"], Any]:
+        return self._at("mlp", site, h)
+
+    def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, Any]:
+        return self._at("block", site, tokens)
+
+
+class Capture(Inside):
+    """Observes a place as it is, [steps, chosen layers, chosen tokens, …]: what `Patch` puts back,
+    and what directions are made of.
+
+    layers: block numbers; no other layer is held. tokens: their numbers, None for all. At "input"
+    there is no axis of layers.
+    """
+
+    layers: Any = ()
+    tokens: Int[Array, "*sweep n"] | None = None
+
+    def slots(self) -> Any:
+        layers = jnp.asarray(self.layers, jnp.int32)
+        return {self.place: layers} if self.is_inside() else layers
+
+    def act(self, site: Site, z: Array) -> tuple[Array, Array]:
+        del site
+        return z, z if self.tokens is None else z[self.tokens]
+
+    def on_step(self, site: Site, observed: Any) -> Array:
+        del site
+        return observed[self.place] if self.is_inside() else observed
+
+
+class KnockOut(Inside):
+    """Removes heads, neurons or tokens at chosen layers and steps. *Is this part needed?*
+
+    mask [steps, layers, units]: what is removed, units being heads or neurons; one for whole
+    tokens. tokens [N]: where it is removed, None for everywhere. by, static: "zero"; "mean", over
+    the tokens of the same run, step and layer; "seed" or "world", what the seed or world before it
+    has there (resampling); "given", values [steps, layers, units, …], such as means over many runs.
+    Zero is a value that the part may never have, so that an effect may be of the strange value and
+    not of the missing part: compare with mean and resampling (arXiv 2309.16042). Controls: as many
+    random units of the same layer, and the same units at other steps. A loss that does nothing does
+    not show that a part is idle: heads are often redundant (arXiv 1905.10650).
+    """
+
+    mask: Bool[Array, "*sweep S L U"]
+    by: str = flax.struct.field(pytree_node=False, default="zero")
+    tokens: Bool[Array, "*sweep N"] | None = None
+    values: Float[Array, "*sweep S L U d"] | None = None
+
+    @classmethod
+    def at(
+        cls,
+        config: WanConfig,
+        place: str,
+        chosen: Iterable[Any],
+        *,
+        at_steps: Iterable[int] | None = None,
+        steps: int | None = None,
+        **options: Any,
+    ) -> "KnockOut":
+        """Return the removal of pairs (layer, head or neuron); at "block" of layers. at_steps: all
+        by default. steps: of the run, by default the model's. options: by, tokens, values.
+        Raises IndexError for a layer, head, neuron or step that the model does not have."""
+        dit, steps, unit = config.dit, steps or config.sampling.steps, UNITS[known(place)]
+        size = {"heads": dit.heads, "neurons": dit.ffn_dim}.get(unit, 1)
+        cells = np.zeros((1, dit.layers, size), bool)
+        for pair in chosen:
+            layer, number = map(int, pair if unit else (pair, 0))
+            places([layer], dit.layers, "layer")
+            places([number], size, unit[:-1])
+            cells[0, layer, number] = True
+        when = choose(steps, range(steps) if at_steps is None else at_steps, "step")
+        return cls(place, jnp.asarray(when[:, None, None] & cells), **options)
+
+    def made_for(self) -> Sizes:
+        axes = counted(self.mask, "steps", "layers", UNITS[known(self.place)] or "units")
+        return tuple(axis for axis in axes if axis[0] != "units")
+
+    def check(self, sizes: Mapping[str, int]) -> None:
+        if self.by not in FILLS:
+            raise ValueError(f"KnockOut.by is {self.by!r}; there are {', '.join(FILLS)}")
+        if (self.by == "given") != (self.values is not None):
+            raise ValueError('KnockOut: by="given" and values go together: give both')
+        if self.by in ("seed", "world") and sizes[f"{self.by}s"] < 2:
+            raise ValueError(
+                f"KnockOut takes the part from another {self.by}, but there is one: give several"
+            )
+
+    def changes(self, world: int = 0) -> list[Change]:
+        del world
+        mask, unit = np.asarray(self.mask), UNITS[self.place][:-1]
+        if not unit:
+            return Change.at(f"tokens {FILLS[self.by]}", "layer", mask[..., 0])
+        what = f"{NAMES[self.place]} of layer {{}} {FILLS[self.by]}"
+        each = (Change.at(what.format(i), unit, mask[:, i]) for i in range(mask.shape[1]))
+        return [change for found in each for change in found]
+
+    def act(self, site: Site, z: Array) -> tuple[Array, tuple[()]]:
+        off = self.mask[site.step, site.layer][None]
+        if self.tokens is not None:
+            off = off & self.tokens[:, None]
+        parts = z.reshape(len(z), off.shape[1], -1)
+        kept = jnp.where(off[..., None], self._fill(site, parts), parts)
+        return kept.reshape(z.shape), ()
+
+    def _fill(self, site: Site, parts: Float[Array, "N U d"]) -> Array:
+        if self.by == "mean":
+            mean = parts.astype(jnp.float32).mean(0, keepdims=True)
+            return mean.astype(parts.dtype)
+        if self.by in ("seed", "world"):
+            size = jax.lax.axis_size(self.by)
+            return jax.lax.ppermute(parts, self.by, [(i, (i + 1) % size) for i in range(size)])
+        if self.values is not None:
+            return self.values[site.step, site.layer][None].astype(parts.dtype)
+        return jnp.zeros((), parts.dtype)
+
+
+class Patch(Inside):
+    """Puts stored activations back, of another run, step, seed or prompt. *Is what this part holds
+    enough to change the answer?*
+
+    values [donor's seeds, donor's steps, layers, tokens, …]: as `Capture` observes them; of one
+    seed, or of as many as run. source [steps]: which of the donor's steps is put at each step, −1
+    for none. layers [l], tokens [n]: what is stored, None for all tokens. basis [r, D]: only these
+    orthonormal directions are put back; the rest stays (for the last axis of the place).
+    Controls: the run's own activations (nothing may change), those of an unrelated run, other
+    tokens, random directions of as many dimensions. A patched subspace can act through a dormant
+    path that the model does not use (arXiv 2311.17030). Of one pair an effect says little: average
+    over many, in both directions (arXiv 2404.15255).
+    """
+
+    values: Float[Array, "..."]
+    source: Int[Array, "*sweep S"]
+    layers: Int[Array, "*sweep l"]
+    tokens: Int[Array, "*sweep n"] | None = None
+    basis: Float[Array, "*sweep r D"] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        place: str,
+        stored: Array | np.ndarray,
+        layers: Iterable[int],
+        *,
+        steps: int | None = None,
+        at_steps: Iterable[int] | None = None,
+        from_step: int | None = None,
+        tokens: Array | None = None,
+        basis: Array | None = None,
+    ) -> "Patch":
+        """Return a patch of what `Capture(place, layers, tokens)` observed (`Trace.block_obs`).
+
+        steps: of the run, by default the donor's. at_steps: where it is patched, by default at
+        every step. from_step: the donor's step that is put there; by default the same step.
+        Raises IndexError for a step that does not exist, ValueError for layers that do not fit.
+        """
+        known(place)
+        stored, chosen = jnp.asarray(stored), np.array(list(layers), np.int32)
+        stored = stored[:, :, None] if place == "input" else stored
+        steps = stored.shape[1] if steps is None else steps
+        if place != "input" and stored.shape[2] != len(chosen):
+            raise ValueError(f"Patch: {stored.shape[2]} layers are stored, {len(chosen)} are named")
+        on = choose(steps, range(steps) if at_steps is None else at_steps, "step")
+        source = np.arange(steps) if from_step is None else np.full(steps, from_step)
+        places([int(s) for s in source[on]], stored.shape[1], "stored step")
+        source = jnp.asarray(np.where(on, source, -1), jnp.int32)
+        return cls(place, stored, source, jnp.asarray(chosen), tokens, basis)
+
+    def made_for(self) -> Sizes:
+        return counted(self.source, "steps")
+
+    def check(self, sizes: Mapping[str, int]) -> None:
+        rows = sizes["tokens"] if self.tokens is None else len(self.tokens)
+        width = {
+            "heads": (sizes["heads"], sizes["channels"] // sizes["heads"]),
+            "neurons": (sizes["neurons"],),
+        }.get(UNITS[self.place], (sizes["channels"],))
+        found, expected = self.values.shape[3:], (rows, *width)
+        if found != expected:
+            held, here = ("×".join(map(str, shape)) for shape in (found, expected))
+            raise ValueError(
+                f"Patch holds {held} numbers (tokens × width) at {self.place!r}, this run has "
+                f"{here}: they were stored from another model or grid"
+            )
+        if self.values.shape[0] not in (1, sizes["seeds"]):
+            raise ValueError(
+                f"Patch holds {self.values.shape[0]} seeds, this run has {sizes['seeds']}: store "
+                "one, or as many"
+            )
+
+    def changes(self, world: int = 0) -> list[Change]:
+        del world
+        steps = np.flatnonzero(np.asarray(self.source) >= 0)
+        if not len(steps):
+            return []
+        what = f"{NAMES[self.place]} of a stored run"
+        layers = [0] if self.place == "input" else np.asarray(self.layers).tolist()
+        cells = [(int(s), int(k)) for s in steps for k in layers]
+        return [Change(what, "layer", max(layers) + 1, len(self.source), cells)]
+
+    def act(self, site: Site, z: Array) -> tuple[Array, tuple[()]]:
+        step = self.source[site.step]
+        here = jnp.bool_(True) if self.place == "input" else (self.layers == site.layer).any()
+        slot = 0 if self.place == "input" else jnp.argmax(self.layers == site.layer)
+        seed = jax.lax.axis_index("seed") if len(self.values) > 1 else 0
+        donor = self.values[seed, step, slot].astype(z.dtype)
+        rows = z if self.tokens is None else z[self.tokens]
+        if self.basis is None:
+            new = donor
+        else:
+            exact = jnp.float32
+            basis, apart = self.basis.astype(exact), donor.astype(exact) - rows.astype(exact)
+            new = rows + (apart @ basis.T @ basis).astype(z.dtype)
+        new = jnp.where(here & (step >= 0), new, rows)
+        return new if self.tokens is None else z.at[self.tokens].set(new), ()
+
+
+class Steer(Probe):
+    """Adds a direction to the tokens after chosen blocks. *Does this direction cause what it goes
+    with?*
+
+    direction [D]. weight [seeds or 1, steps, layers]: how much of it, 0 for none. tokens [N]: to
+    which, None for all. With the difference of two means (`difference`), weight 1 moves a token
+    from one mean to the other (activation addition, arXiv 2308.10248, 2312.06681).
+    Controls: a random direction of the same length; the direction with its sign turned; the same at
+    steps after the answer is decided (`until`), where it should do less. Say what else it costs:
+    the share of runs whose video stays legal. A few channels are large in every token; state the
+    result with and without them.
+    """
+
+    direction: Float[Array, "*sweep D"]
+    weight: Float[Array, "*sweep K S L"]
+    tokens: Bool[Array, "*sweep N"] | None = None
+
+    @classmethod
+    def at(
+        cls,
+        config: WanConfig,
+        direction: Array | np.ndarray,
+        layers: Iterable[int],
+        *,
+        when: Bool[np.ndarray, "*K S"] | Iterable[int] | None = None,
+        strength: float = 1.0,
+        steps: int | None = None,
+        tokens: Array | None = None,
+    ) -> "Steer":
+        """Return a direction after some layers. when: step numbers, or a mask [steps] or [seeds,
+        steps] (`until`); all by default. Raises IndexError for a layer or step that is not there,
+        ValueError for a direction of another width."""
+        steps = steps or config.sampling.steps
+        if np.shape(direction) != (config.dit.dim,):
+            raise ValueError(
+                f"the direction has shape {np.shape(direction)}; the tokens of {config.name} have "
+                f"{config.dit.dim} channels"
+            )
+        mask = np.asarray(list(range(steps) if when is None else when))
+        if mask.dtype != np.bool_:
+            mask = choose(steps, mask.astype(int).tolist(), "step")
+        where = choose(config.dit.layers, layers, "layer")
+        weight = np.float32(strength) * (np.atleast_2d(mask)[..., None] & where)
+        return cls(jnp.asarray(direction, jnp.float32), jnp.asarray(weight), tokens)
+
+    def made_for(self) -> Sizes:
+        seeds, *rest = counted(self.weight, "seeds", "steps", "layers")
+        return (*([seeds] * (seeds[1] > 1)), *rest, *counted(self.direction, "channels"))
+
+    def changes(self, world: int = 0) -> list[Change]:
+        del world
+        return Change.at("a direction added", "layer", np.asarray(self.weight != 0).any(0))
+
+    def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[()]]:
+        seed = jax.lax.axis_index("seed") if len(self.weight) > 1 else 0
+        push = self.weight[seed, site.step, site.layer] * self.direction[None]
+        if self.tokens is not None:
+            push = push * self.tokens[:, None]
+        return (tokens + push).astype(tokens.dtype), ()
+
+
+class SkipBlock(Probe):
+    """Leaves blocks out: tokens go on as they entered. *Is this block needed at this step?*
+
+    mask [steps, layers]: which. Control: other single blocks at the same step. Neighbouring blocks
+    of residual networks can often be left out one at a time (arXiv 1605.06431), so a block that can
+    be left out need not be idle: leave out several.
+    """
+
+    mask: Bool[Array, "*sweep S L"]
+
+    @classmethod
+    def at(
+        cls,
+        config: WanConfig,
+        layers: Iterable[int],
+        *,
+        at_steps: Iterable[int] | None = None,
+        steps: int | None = None,
+    ) -> "SkipBlock":
+        """Return a run without some layers at some steps, by default at all. Raises IndexError for
+        one that does not exist."""
+        steps = steps or config.sampling.steps
+        when = choose(steps, range(steps) if at_steps is None else at_steps, "step")
+        return cls(jnp.asarray(np.outer(when, choose(config.dit.layers, layers, "layer"))))
+
+    def made_for(self) -> Sizes:
+        return counted(self.mask, "steps", "layers")
+
+    def changes(self, world: int = 0) -> list[Change]:
+        del world
+        return Change.at("left out", "layer", self.mask)
+
+    def on_update(
+        self, site: Site, tokens: tuple[Tokens, Tokens]
+    ) -> tuple[tuple[Tokens, Tokens], tuple[()]]:
+        before, after = tokens
+        return (before, jnp.where(self.mask[site.step, site.layer], before, after)), ()
+
+
+def difference(
+    of: Float[Array | np.ndarray, "*a D"], less: Float[Array | np.ndarray, "*b E"]
+) -> Float[Array, " D"]:
+    """Return the mean of some tokens [..., D] less that of others, in float32: a direction for
+    `Steer`. Raises ValueError where their widths differ."""
+    if of.shape[-1] != less.shape[-1]:
+        raise ValueError(f"tokens have {of.shape[-1]} and {less.shape[-1]} channels; give the same")
+    means = (np.asarray(a, np.float32).reshape(-1, a.shape[-1]).mean(0) for a in (of, less))
+    first, second = means
+    return jnp.asarray(first - second)
+
+
+def until(commitment: Iterable[float], steps: int) -> Bool[np.ndarray, "K S"]:
+    """Return, for each seed, the steps before its commitment step, a mask for `Steer.at`; its
+    negation is the steps from there on. nan: never decided, so all steps."""
+    last = np.array([steps if np.isnan(c) else c for c in commitment], float)
+    return np.arange(steps)[None] < last[:, None]

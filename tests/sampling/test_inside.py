@@ -1,0 +1,220 @@
+"""Interventions inside the blocks: what they must do on a model whose answer is known."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jcos.generation import generate, generate_side_by_side
+from jcos.model.dit import DiT
+from jcos.sampling import trajectory
+from jcos.sampling.inside import Capture, KnockOut, Patch, SkipBlock, Steer, difference, until
+from jcos.sampling.probes import Swap, TokenEnergy, chain
+from jcos.wan import Wan
+from tests.sampling.test_trajectory import (
+    CONFIG,
+    FRAMES,
+    LAYERS,
+    STEPS,
+    TOKENS,
+    close,
+    frame,
+    randomised,
+)
+
+DIM, HEADS = CONFIG.dit.dim, CONFIG.dit.heads
+EVERY_HEAD = [(k, h) for k in range(LAYERS) for h in range(HEADS)]
+
+
+@pytest.fixture(scope="module")
+def model() -> Wan:
+    return randomised(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def condition(model: Wan) -> trajectory.Condition:
+    return model.condition(frame(0), "left", FRAMES)
+
+
+def moved(a: Any, b: Any) -> float:
+    return float(jnp.abs(a.x0 - b.x0).max())
+
+
+def without(model: Wan, part: str, rows: slice) -> Wan:
+    """A model in which some rows of output projections are 0, which is a removal by zero."""
+    bare = jax.tree.map(lambda a: a, model)
+    block = bare.experts[0].blocks
+    kernel = {
+        "heads": block.self_attn.o.kernel,
+        "cross": block.cross_attn.o.kernel,
+        "mlp": block.ffn.layers_2.kernel,
+    }[part]
+    kernel[...] = kernel[...].at[:, rows].set(0)
+    return bare
+
+
+@pytest.mark.parametrize(("place", "width"), [("heads", 16), ("cross", 16), ("mlp", 1)])
+def test_removal_by_zero_is_a_model_without_these_weights(
+    model: Wan, condition, place: str, width: int
+) -> None:
+    probe = KnockOut.at(CONFIG, place, [(k, 1) for k in range(LAYERS)])
+    found = generate(model, condition, probe=probe)
+    close(found.x0, generate(without(model, place, slice(width, 2 * width)), condition).x0)
+    assert moved(found, generate(model, condition)) > 1e-3
+
+
+def test_a_sweep_of_all_heads_and_steps_is_one_program(model: Wan, condition) -> None:
+    """Removed at the last step, a head leaves all earlier estimates as they are."""
+    probes = [KnockOut.at(CONFIG, "heads", [pair], at_steps=[STEPS - 1]) for pair in EVERY_HEAD]
+    probes.append(KnockOut.at(CONFIG, "heads", []))
+    swept = trajectory.sweep(
+        lambda p: generate(model, condition, probe=p).x0[0], trajectory.tree_stack(probes)
+    )
+    plain = generate(model, condition).x0[0]
+    close(swept[-1], plain)
+    close(swept[:, :-1], jnp.stack([plain[:-1]] * len(probes)))
+    assert (jnp.abs(swept[:-1, -1:] - plain[None, -1:]).max((1, 2, 3, 4, 5)) > 1e-3).all()
+
+
+def test_what_takes_the_place_of_a_part(model: Wan, condition) -> None:
+    """Seen by a probe behind: the mean over tokens, the other seed's, the other world's, values."""
+    every, tokens = {"chosen": EVERY_HEAD}, jnp.arange(TOKENS) < 3
+    plain = generate(model, condition, (0, 1), probe=Capture("heads", (0,))).block_obs[:, 0, 0]
+    given = jnp.ones((STEPS, LAYERS, HEADS, 16))
+
+    def left(by: str, **options: Any) -> jax.Array:
+        probe = KnockOut.at(CONFIG, "heads", by=by, **every, **options)
+        seen = chain(probe, Capture("heads", (0,)))
+        return generate(model, condition, (0, 1), probe=seen).block_obs[1][:, 0, 0]
+
+    close(left("mean"), jnp.broadcast_to(plain.mean(1, keepdims=True), plain.shape))
+    close(left("seed"), plain[::-1])
+    np.testing.assert_array_equal(left("given", values=given), 1)
+    some = left("zero", tokens=tokens)
+    assert not some[:, :3].any()
+    close(some[:, 3:], plain[:, 3:])
+    worlds = trajectory.tree_stack([condition, model.condition(frame(1), "left", FRAMES)])
+    seen = chain(KnockOut.at(CONFIG, "block", [0], by="world"), Capture("block", (0,)))
+    swapped = generate_side_by_side(model, worlds, probe=seen).block_obs[1][:, 0, 0, 0]
+    swap = Swap.at_layers(STEPS, LAYERS, TOKENS, [0], receivers=(True, True), at_steps=range(STEPS))
+    seen = generate_side_by_side(model, worlds, probe=chain(swap, Capture("block", (0,))))
+    close(swapped, seen.block_obs[1][:, 0, 0, 0])
+
+
+@pytest.mark.parametrize("place", ["heads", "cross", "mlp", "block", "input"])
+def test_a_patch_of_a_runs_own_values_changes_nothing_and_of_anothers_is_that_run(
+    model: Wan, condition, place: str
+) -> None:
+    other = model.condition(frame(1), "left", FRAMES)
+    layers = () if place == "input" else range(LAYERS)
+    capture = Capture(place, tuple(layers))
+    own, donor = (generate(model, c, (0, 1), probe=capture) for c in (condition, other))
+    same = Patch.of(place, own.block_obs, layers)
+    close(generate(model, condition, (0, 1), probe=same).x0, own.x0)
+    moved_to = Patch.of(place, donor.block_obs, layers, at_steps=[0])
+    found = generate(model, condition, (0, 1), probe=chain(TokenEnergy(), moved_to))
+    assert moved(found, own) > 1e-3
+    if place in ("input", "block"):  # then all of the first step is the donor's, but for x
+        close(found.x0[:, 0], donor.x0[:, 0])
+    tail = jnp.arange(TOKENS - 4, TOKENS)
+    part = generate(model, condition, probe=Capture(place, tuple(layers), tail))
+    back = Patch.of(place, part.block_obs, layers, tokens=tail)
+    close(generate(model, condition, (0, 1), probe=back).x0[:1], own.x0[:1])
+
+
+def test_a_patched_subspace_leaves_the_rest(model: Wan, condition) -> None:
+    """Two halves of an orthonormal basis, one after the other, are the whole patch."""
+    other = model.condition(frame(1), "right", FRAMES)
+    donor = generate(model, other, probe=Capture("block", (1,))).block_obs
+    basis = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (DIM, DIM)))[0]
+    halves = [Patch.of("block", donor, (1,), basis=b) for b in jnp.split(basis, 2)]
+    whole = generate(model, condition, probe=Patch.of("block", donor, (1,))).x0
+    close(generate(model, condition, probe=chain(*halves)).x0, whole, 1e-4)
+    one = generate(model, condition, probe=halves[0]).x0
+    assert float(jnp.abs(one - whole).max()) > 1e-3
+    late = Patch.of("block", donor, (1,), at_steps=[2], from_step=0)
+    found = generate(model, condition, probe=chain(late, Capture("block", (1,)))).block_obs[1]
+    close(found[0, 2, 0], donor[0, 0, 0])
+
+
+def test_steering_adds_a_direction_where_and_while_it_says(model: Wan, condition) -> None:
+    direction = jnp.linspace(-1, 1, DIM)
+    when = until([1, np.nan], STEPS)
+    np.testing.assert_array_equal(when.sum(1), [1, STEPS])
+    steer = Steer.at(CONFIG, direction, [1], when=when, strength=2.0)
+    seen = generate(
+        model, condition, (0, 1), probe=chain(Capture("block", (1,)), steer, Capture("block", (1,)))
+    ).block_obs
+    added = (seen[2] - seen[0])[:, :, 0]
+    for seed, step in np.ndindex(2, STEPS):
+        want = 2 * direction * bool(when[seed, step])
+        close(added[seed, step], jnp.broadcast_to(want, (TOKENS, DIM)), 1e-4 if want.any() else 1)
+    np.testing.assert_array_equal(difference(np.ones((2, 3, DIM)), np.zeros((1, DIM))), 1)
+
+
+def test_a_block_that_is_skipped_is_not_there(model: Wan, condition) -> None:
+    shallow = jax.tree.map(lambda a: a, model)
+    for name, leaf in (("o", "self_attn"), ("o", "cross_attn"), ("layers_2", "ffn")):
+        layer = getattr(getattr(shallow.experts[0].blocks, leaf), name)
+        for weights in (layer.kernel, layer.bias):
+            weights[...] = weights[...].at[1].set(0)
+    skipped = generate(model, condition, probe=SkipBlock.at(CONFIG, [1]))
+    close(skipped.x0, generate(shallow, condition).x0)
+
+
+def test_they_say_what_they_change() -> None:
+    heads = KnockOut.at(CONFIG, "heads", [(0, 1), (2, 0), (2, 1)], at_steps=[1], by="mean")
+    patch = Patch.of("mlp", np.zeros((1, STEPS, 1, TOKENS, 48)), (1,), at_steps=[0])
+    steer = Steer.at(CONFIG, jnp.ones(DIM), [1], when=[0, 1])
+    probe = chain(heads, KnockOut.at(CONFIG, "mlp", [(0, 5)]), patch, steer)
+    assert [str(change) for change in probe.changes()] == [
+        "self-attention of layer 0 set to the mean over tokens in head 1 at step 1",
+        "self-attention of layer 2 set to the mean over tokens at step 1",
+        "feed-forward of layer 0 set to zero in neuron 5",
+        "feed-forward of a stored run after layer 1 at step 0",
+        "a direction added after layer 1 at step 0, 1",
+    ]
+    assert {change.axis for change in probe.changes()} == {"head", "neuron", "layer"}
+    assert str(SkipBlock.at(CONFIG, [1]).changes()[0]) == "left out after layer 1"
+    assert not KnockOut.at(CONFIG, "heads", []).changes()
+
+
+def other_run(rows: int = TOKENS, dim: int = DIM) -> Patch:
+    return Patch.of("block", np.zeros((1, STEPS, 1, rows, dim)), (0,))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: KnockOut.at(CONFIG, "heads", [(0, 2)]), "head 2 is out of range: .* 0 to 1"),
+        (lambda: KnockOut.at(CONFIG, "heads", [(3, 0)]), "layer 3 is out of range"),
+        (lambda: KnockOut.at(CONFIG, "mlp", [(0, 48)]), "neuron 48 is out of range"),
+        (lambda: KnockOut.at(CONFIG, "head", [(0, 0)]), "no place is called 'head'"),
+        (lambda: KnockOut.at(CONFIG, "heads", [], by="none"), "by is 'none'; there are zero"),
+        (lambda: KnockOut.at(CONFIG, "heads", [], by="seed"), "another seed, but there is one"),
+        (lambda: KnockOut.at(CONFIG, "heads", [], by="given"), "values go together"),
+        (lambda: KnockOut("heads", jnp.zeros((STEPS, LAYERS, 3), bool)), "made for 3 heads"),
+        (lambda: other_run(rows=11), "holds 11×32 .* has 12×32: .* another model or grid"),
+        (lambda: other_run(dim=16), "holds 12×16 .* another model or grid"),
+        (lambda: Patch.of("block", np.zeros((3, STEPS, 1, TOKENS, DIM)), (0,)), "holds 3 seeds"),
+        (lambda: Patch.of("block", np.zeros((1, 2, 1, 1, 1)), (0,), steps=4), "stored step 2"),
+        (lambda: Patch.of("block", np.zeros((1, 2, 1, 1, 1)), (0, 1)), "1 layers are stored"),
+        (lambda: Steer.at(CONFIG, jnp.ones(5), [0]), r"shape \(5,\); .* 32 channels"),
+        (lambda: Steer.at(CONFIG, jnp.ones(DIM), [7]), "layer 7"),
+        (lambda: SkipBlock.at(CONFIG, [0], at_steps=[4]), "step 4"),
+        (lambda: difference(np.ones((1, 2)), np.ones((1, 3))), "2 and 3 channels"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_a_sentence(
+    model: Wan, condition, make: Any, words: str, monkeypatch
+) -> None:
+    monkeypatch.setattr(DiT, "__call__", None)  # nothing may run
+
+    def run() -> None:
+        generate(model, condition, probe=make())
+
+    with pytest.raises((ValueError, IndexError), match=words) as error:
+        run()
+    assert len(str(error.value)) < 250
