@@ -258,8 +258,8 @@ class Study:
 
     def explained(self, z: Float[Array, "K S f n C"]) -> Float[np.ndarray, "K S 4"]:
         """Return the variance that each of `EXPLAINERS` explains of the tokens read last."""
-        x = jnp.asarray(self.tokens.values[0])
-        flat, k, learned = x.reshape(-1, x.shape[-1]), self.learned.k, self.learned
+        x, k, learned = self.tokens.values[0], self.learned.k, self.learned
+        flat = jnp.asarray(x).reshape(-1, x.shape[-1])
         first = self.principal.replace(
             encoder=self.principal.encoder[:, :k],
             bias=self.principal.bias[:k],
@@ -342,7 +342,7 @@ class Study:
 
 def _overlaid(
     video: UInt8[np.ndarray, "F H W 3"], codes: Float[np.ndarray, "F n"]
-) -> UInt8[np.ndarray, "F H W 3"]:
+) -> UInt8[np.ndarray, "F _ _ 3"]:
     """Return a larger video with red tokens, the redder the stronger their codes."""
     large = video.repeat(ZOOM, 1).repeat(ZOOM, 2)
     frames, height, width = video.shape[:3]

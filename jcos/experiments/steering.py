@@ -109,7 +109,10 @@ def steer(
     side = dit.patch[1] * model.codec.strides[1]
     other = np.array([(t + 1) % len(p.answers) for p, t in zip(puzzles, taken, strict=True)])
     where = np.array(
-        [_tokens_of(p, o, t, side) for p, o, t in zip(puzzles, other, taken, strict=True)]
+        [
+            _tokens_of(puzzle, to, taking, side)
+            for puzzle, to, taking in zip(puzzles, other.tolist(), taken.tolist(), strict=True)
+        ]
     )
     comparable = solved & where.any(1)
     pushes = [s * d for several in directions.values() for s in strengths for d in several]

@@ -78,8 +78,7 @@ def test_a_video_ends_with_the_answer_that_it_shows() -> None:
 
 def test_dataset_table_and_figures_are_complete(data) -> None:
     dataset, _ = data
-    assert dataset.sizes["puzzle"] == 4
-    assert dataset["explained"].sizes == {"puzzle": 4, "seed": 1, "step": 2, "explainer": 4}
+    assert dataset["explained"].shape[1:] == (1, 2, 4)
     assert (dataset["explained"] <= 1).all()
     assert dataset["tells_task"].sizes["source"] == len(SOURCES)
     assert dataset["active"].sizes["feature"] == 4
