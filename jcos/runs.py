@@ -41,8 +41,8 @@ def made(command: str, mesh: Mapping[str, int] | None = None) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    installed = {name: metadata.version(name) for name in ("jcos", "jax", "flax", "numpy")}
-    return installed | {"python": platform.python_version()}
+    found = {name: metadata.version(name) for name in ("jcos", "jax", "flax", "numpy")}
+    return found | {"python": platform.python_version()}
 
 
 def now() -> str:
@@ -59,8 +59,8 @@ def read(file: Path, kind: str | None = None) -> dict[str, Any] | None:
     Raises ValueError where it cannot be read, or is not of this kind (one of `KINDS`).
     """
     try:
-        content = json.loads(file.read_bytes())
-        if not isinstance(content, dict):
+        found = json.loads(file.read_bytes())
+        if not isinstance(found, dict):
             raise ValueError
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -68,9 +68,9 @@ def read(file: Path, kind: str | None = None) -> dict[str, Any] | None:
         raise ValueError(
             f"{file} is damaged, or no manifest of jcos; choose another folder, or remove it"
         ) from None
-    if kind is not None and kind not in content:
-        raise ValueError(f"{file} is of something else{_maker(content)}; choose another folder")
-    return content
+    if kind is not None and kind not in found:
+        raise ValueError(f"{file} is of something else{_maker(found)}; choose another folder")
+    return found
 
 
 def holds(
@@ -85,30 +85,30 @@ def holds(
 
     Raises ValueError where it holds another run, or something that is no run of this kind.
     """
-    stored = read(folder / manifest, kind)
+    found = read(folder / manifest, kind)
     inside = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     inside = sorted(name for name in inside if name != manifest and not name.startswith("."))
-    if stored is None and inside:
+    if found is None and inside:
         raise ValueError(f"{folder} holds {inside[0]}, but no {manifest} of a run: {remedy}")
-    if stored is None or not inside:
+    if found is None or not inside:
         return False
-    check_same(folder, stored, settings, remedy)
+    check_same(folder, found, settings, remedy)
     return True
 
 
 def check_same(
-    folder: Path, stored: Mapping[str, Any], settings: Mapping[str, Any], remedy: str
+    folder: Path, found: Mapping[str, Any], settings: Mapping[str, Any], remedy: str
 ) -> None:
     """Raise ValueError where the manifest of a folder has other settings. None is as good as an
     entry that is not there: results may be older than a setting."""
     new = _flat(json.loads(json.dumps(settings)))
-    old = _flat({name: stored.get(name) for name in settings})
+    old = _flat({name: found.get(name) for name in settings})
     differ = [_difference(k, old.get(k), new.get(k)) for k in old | new if old.get(k) != new.get(k)]
     if differ:
         more = [f"{len(differ) - SHOWN} more"] if len(differ) > SHOWN else []
-        text = "; ".join(differ[:SHOWN] + more)
+        told = "; ".join(differ[:SHOWN] + more)
         raise ValueError(
-            f"{folder} holds a run with other settings ({text}){_maker(stored)}: {remedy}"
+            f"{folder} holds a run with other settings ({told}){_maker(found)}: {remedy}"
         )
 
 
@@ -146,6 +146,6 @@ def _difference(name: str, old: object, new: object) -> str:
     return f"{name} {values[0]}, not {values[1]}"
 
 
-def _maker(manifest: Mapping[str, Any]) -> str:
-    command = textwrap.shorten(str(manifest.get("command") or ""), 2 * WIDE, placeholder=" …")
+def _maker(found: Mapping[str, Any]) -> str:
+    command = textwrap.shorten(str(found.get("command") or ""), 2 * WIDE, placeholder=" …")
     return f", made by `{command}`" if command else ""

@@ -23,7 +23,7 @@ class Scores(NamedTuple):
     them. scorer: command and commit of the official scorer, where that made them."""
 
     arm: str
-    by_sample: dict[str, float]
+    found: dict[str, float]
     errors: dict[str, str]
     scorer: dict[str, Any] | None = None
 
@@ -47,9 +47,9 @@ def official(bench: Bench, arm: Path, name: str, out: Path, scorer: str | None) 
             f"{place} has no scores of the {len(videos)} videos in {arm} as they are: give the "
             "official scorer with --scorer 'python run_evaluation.py'"
         )
-    by_sample, errors = read_results(place / f"{arm.name}_vbvr_results.json", bench.names)
-    errors |= dict.fromkeys(videos.keys() - by_sample, "the official scorer passed it over")
-    return Scores(name, by_sample, errors, {k: v for k, v in about.items() if k not in record})
+    found, errors = read_results(place / f"{arm.name}_vbvr_results.json", bench.names)
+    errors |= dict.fromkeys(videos.keys() - found, "the official scorer passed it over")
+    return Scores(name, found, errors, {k: v for k, v in about.items() if k not in record})
 
 
 def _state(video: Path) -> list[int]:

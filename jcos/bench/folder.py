@@ -155,11 +155,11 @@ def _absent(names: Sequence[str]) -> tuple[str, ...]:
     tasks = {task_of(name) for name in names}
     if tasks - _KNOWN.keys():
         return ()
-    there = set(names)
+    found = set(names)
     lacking = []
     for task, (split, _) in sorted(_KNOWN.items(), key=lambda known: (known[1][0], known[0])):
         wanted = [f"{split}/{task}/{i:05d}" for i in range(PER_TASK)]
-        lacking += [n for n in wanted if n not in there] if task in tasks else [f"{split}/{task}"]
+        lacking += [n for n in wanted if n not in found] if task in tasks else [f"{split}/{task}"]
     return tuple(lacking)
 
 

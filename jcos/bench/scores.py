@@ -23,7 +23,7 @@ class Cell(NamedTuple):
     """A number of the table.
 
     mean, low, high: over n samples, the missing ones as zero, with a 95 % interval over tasks.
-    videos: videos there are. official: the mean over those alone, as the official scorer has it;
+    found: videos there are. official: the mean over those alone, as the official scorer has it;
     nan where there are none.
     """
 
@@ -33,7 +33,7 @@ class Cell(NamedTuple):
     low: float
     high: float
     n: int
-    videos: int
+    found: int
     official: float
 
 
@@ -62,7 +62,7 @@ def compare(
     cells, base = table(bench, scores), scores[0]
     gains = table(bench, scores[1 : len(arms)], base)
     makers = {arm.arm: arm.scorer for arm in scores}
-    parts = {a.arm: {"scores": a.by_sample, "errors": a.errors, "scorer": a.scorer} for a in scores}
+    parts = {a.arm: {"scores": a.found, "errors": a.errors, "scorer": a.scorer} for a in scores}
     write(out / "scores.json", as_text({"samples": bench.extent, "arms": parts}))
     rows = io.StringIO(newline="")
     lines = csv.writer(rows, lineterminator="\n")
@@ -80,7 +80,7 @@ def compare(
         "still": codecs[base.arm]._asdict(),
     }
     write(out / MANIFEST, as_text(about | made(command)))
-    commits = {arm.arm: (arm.scorer or {}).get("commit") for arm in scores if arm.by_sample}
+    commits = {arm.arm: (arm.scorer or {}).get("commit") for arm in scores if arm.found}
     notes = [
         f"the arms' {what} differ: " + "; ".join(f"{name} {value}" for name, value in by.items())
         for what, by in (("codecs", codecs), ("commits of the scorer", commits))
@@ -129,23 +129,23 @@ def _judged(bench: Bench, arm: Path, name: str) -> Scores:
         if puzzle is None or not video.exists():
             continue
         try:
-            scores.by_sample[sample.name] = export.score(puzzle, video)
+            scores.found[sample.name] = export.score(puzzle, video)
         except ValueError as error:  # as the official scorer: it counts, with nothing
-            scores.by_sample[sample.name] = 0.0
+            scores.found[sample.name] = 0.0
             scores.errors[sample.name] = str(error)
     return scores
 
 
 def groups(names: Sequence[str]) -> dict[str, list[str]]:
     """The columns of the paper's table: overall, both splits, and each split's categories."""
-    columns: dict[str, list[str]] = {"overall": list(names)}
+    found: dict[str, list[str]] = {"overall": list(names)}
     for split, short in SPLITS.items():
         inside = [name for name in names if name.startswith(f"{split}/")]
-        columns[short] = inside
+        found[short] = inside
         for name in inside:
-            columns.setdefault(f"{short} {category_of(task_of(name))}", []).append(name)
-    ordered = ["overall", *sorted(g for g in columns if g != "overall")]
-    return {group: columns[group] for group in ordered if columns[group]}
+            found.setdefault(f"{short} {category_of(task_of(name))}", []).append(name)
+    ordered = ["overall", *sorted(g for g in found if g != "overall")]
+    return {group: found[group] for group in ordered if found[group]}
 
 
 def over_tasks(values: dict[str, float]) -> Estimate:
@@ -160,11 +160,11 @@ def over_tasks(values: dict[str, float]) -> Estimate:
 def table(bench: Bench, arms: Sequence[Scores], base: Scores | None = None) -> list[Cell]:
     """Every arm in every group; less `base`, sample by sample, if there is one. official: of
     samples that both have."""
-    cells, less = [], {} if base is None else base.by_sample
+    cells, less = [], {} if base is None else base.found
     for scores in arms:
         for group, names in groups(bench.names).items():
-            gain = {n: scores.by_sample.get(n, 0.0) - less.get(n, 0.0) for n in names}
-            there = [n for n in names if n in scores.by_sample and (base is None or n in less)]
+            gain = {n: scores.found.get(n, 0.0) - less.get(n, 0.0) for n in names}
+            there = [n for n in names if n in scores.found and (base is None or n in less)]
             official = float(np.mean([gain[n] for n in there])) if there else float("nan")
             cells.append(Cell(scores.arm, group, *over_tasks(gain), len(there), official))
     return cells

@@ -155,8 +155,8 @@ class Score(Command):
         for arm in result.scores:
             _print_errors(f"{arm.arm}: {name}: {why}" for name, why in arm.errors.items())
         _print_absent(bench)
-        scored = [len(arm.by_sample) for arm in result.scores[: len(self.arms)]]
-        if min(scored) < len(bench.names) or bench.faults:
+        found = [len(arm.found) for arm in result.scores[: len(self.arms)]]
+        if min(found) < len(bench.names) or bench.faults:
             raise SystemExit(1)
 
 
@@ -225,9 +225,9 @@ def _print_tables(bench: "Benchmark", result: "Comparison") -> None:
     for arm in arms:
         cell = cells[arm, "overall"]
         share = f"{scores.restored(cell, *ends):.3f}"
-        videos = f"{cell.videos} / {cell.n}"
+        videos = f"{cell.found} / {cell.n}"
         rows.append((arm, videos, _interval(cell), f"{cell.official:.3f}", share))
-    columns = ("arm", "videos", "overall", "of those made", "still 0, truth 1")
+    columns = ("arm", "videos", "overall", "of those found", "still 0, truth 1")
     show_table(f"VBVR-Bench, {bench.extent}", columns, rows)
     rows = [
         (group, str(len(names)), *(_interval(cells[arm, group]) for arm in arms))

@@ -22,10 +22,10 @@ class Demo(options.Demo):
         model = wan.load(self.checkpoint)
         command = command_line()
         page = (self.out / "index.html").resolve()
-        with bar() as progress:
+        with bar() as told:
 
             def progress(what: str, done: int, total: int) -> None:
-                progress(what, done, total)
+                told(what, done, total)
                 if done == 1:
                     console.print(f"The first maze is at {page}; the page fills as parts arrive.")
 

@@ -33,14 +33,13 @@ class Report(page_options.Report):
         if self.out is not None:
             explorer.check_page(self.out)
         with console.status("reading …"):
-            results = [read(folder) for folder in self.results]
-            page = explorer.page_of(self.results[0])
-            if len(results) > 1:
-                page = page.with_name(COMPARED)
-            page = explorer.write(results, self.out or page)
-        for result in results:
-            for sentence in result.missing:
-                console.print(f"{result.folder}: {sentence}", markup=False, highlight=False)
+            found = [read(folder) for folder in self.results]
+            own = explorer.page_of(self.results[0])
+            several = len(found) > 1
+            page = explorer.write(found, self.out or (own.with_name(COMPARED) if several else own))
+        for results in found:
+            for sentence in results.missing:
+                console.print(f"{results.folder}: {sentence}", markup=False, highlight=False)
         print(f"The page is at {page.resolve()}")
 
 

@@ -63,10 +63,10 @@ class Run(options.Run, OnMesh):
 
 
 def _tell_steps(sampling: Sampling, config: WanConfig) -> None:
-    default = config.sampling.steps
-    if sampling.steps != default:
+    own = config.sampling.steps
+    if sampling.steps != own:
         console.print(
-            f"Sampled in {sampling.steps} steps; {config.name} has {default} of its own "
+            f"Sampled in {sampling.steps} steps; {config.name} has {own} of its own "
             "(--set sampling.steps=none).",
             highlight=False,
         )

@@ -44,7 +44,7 @@ def test_missing_videos_count_as_zero_beside_the_official_mean() -> None:
         "OOD Abstraction",
     ]
     overall = found["a", "overall"]
-    assert (overall.mean, overall.n, overall.videos) == (0.5, 6, 5)
+    assert (overall.mean, overall.n, overall.found) == (0.5, 6, 5)
     assert overall.official == pytest.approx(0.6)
     assert overall.low < 0.5 < overall.high
     assert found["a", "ID Perception"].mean == 0.25
@@ -55,7 +55,7 @@ def test_missing_videos_count_as_zero_beside_the_official_mean() -> None:
 def test_arms_are_compared_sample_by_sample() -> None:
     """A gain that is the same everywhere has the spread of its size, however samples differ."""
     base = arm("base", 0.0, 0.2, 0.4, 0.6, 0.8, 0.1)
-    better = arm("better", *(v + 0.1 for v in base.by_sample.values()))
+    better = arm("better", *(v + 0.1 for v in base.found.values()))
     for cell in scores.table(BENCH, [better], base):
         assert cell.mean == pytest.approx(0.1)
         assert cell.low < 0.1 < cell.high
@@ -98,14 +98,14 @@ def test_our_own_tasks_judge_themselves(bench_folder: Path, tmp_path: Path) -> N
     bench = read_bench(bench_folder)
     (tmp_path / "arm").mkdir()
     empty, still, truth = scores.score(bench, [tmp_path / "arm"], tmp_path / "s")
-    assert empty.by_sample == {}
-    assert max(still.by_sample.values()) <= 0.1
-    assert min(truth.by_sample.values()) >= 0.95
+    assert empty.found == {}
+    assert max(still.found.values()) <= 0.1
+    assert min(truth.found.values()) >= 0.95
     broken = tmp_path / "arm" / f"{bench.names[0]}.mp4"
     broken.parent.mkdir(parents=True)
     broken.write_bytes(b"no video")
     again = scores.score(bench, [tmp_path / "arm"], tmp_path / "s")[0]
-    assert again.by_sample == {bench.names[0]: 0.0}
+    assert again.found == {bench.names[0]: 0.0}
     assert "no video that can be read" in again.errors[bench.names[0]]
 
 
@@ -152,7 +152,7 @@ def test_arms_are_told_apart_by_the_folders_above(bench_folder: Path, tmp_path: 
     found = scores.score(bench, arms, tmp_path / "s")
     names = ["a/base", "b/base", "a/noise", "a/still", "still", "truth"]
     assert [s.arm for s in found] == names
-    assert [len(s.by_sample) for s in found] == [0, 1, 0, 0, 6, 6]
+    assert [len(s.found) for s in found] == [0, 1, 0, 0, 6, 6]
     rows = scores.table(bench, found)
     assert list(dict.fromkeys(cell.arm for cell in rows)) == names
     with pytest.raises(ValueError, match=r"a/base is given twice"):
