@@ -3,8 +3,8 @@
     jcos run configs/signs.py
 
 Writes out/signs: for every judge that needs no answer the AUROC of failure, step by step, among the
-seeds of a maze of 7 × 7 cells. `--search decided` of released models goes by the best one that
-reads latents alone (docs/search.md).
+seeds of a maze of 7 × 7 cells. Judges that read latents alone also suit released models
+(docs/search.md).
 
 The 10 steps are for the small model; for another take its own with --set sampling.steps=none.
 """

@@ -2,5 +2,5 @@
 
 from typing import Literal
 
-Only = Literal["dit", "vae", "text"]
+Only = Literal["dit", "vae", "text", "vision"]
 """Parts of a model that can be converted alone."""

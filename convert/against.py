@@ -22,6 +22,7 @@ from jcos.model.dit import Block, DiT
 from jcos.model.layers import RMSNorm, rope_angles, time_features
 from jcos.model.text import EncoderBlock, relative_buckets
 from jcos.model.vae import Vae
+from jcos.model.vision import MEAN, STD, VisionBlock, VisionTower
 from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import Probe
 from jcos.weights.checkpoint import leaves, with_leaves
@@ -30,6 +31,7 @@ from jcos.weights.names import (
     UMT5_OF_TRANSFORMERS,
     VAE_2_1_OF_DIFFUSERS,
     VAE_2_2_OF_DIFFUSERS,
+    VISION_OF_RELEASES,
     Renaming,
     original_name,
 )
@@ -58,7 +60,7 @@ def compare(source: Released) -> Iterator[Row]:
     """Compare all parts that the folder has, one row per place."""
     yield from solvers()
     for part in source.parts:
-        yield from {"text": text, "vae": vae}.get(part, expert)(source, part)
+        yield from {"text": text, "vae": vae, "vision": vision}.get(part, expert)(source, part)
     count = sum(leaf.size for path, leaf in source.leaves.items() if path.startswith("experts.0."))
     if count <= SMALL:
         yield sampling_run(source, pinned=False)
@@ -85,9 +87,9 @@ def ours(source: Released, place: str, model: M, layer: int | None = None) -> M:
 def theirs(source: Released, part: str, module: Any, renaming: Renaming, within: str = "") -> None:
     """Load the folder's weights into a PyTorch module; within: what it is of the whole model."""
     state = {}
-    for name in module.state_dict():
+    for name, like in module.state_dict().items():
         tensor = source.tensors[f"{part}.{original_name(within + name, renaming)}"]
-        state[name] = torch.from_numpy(tensor.read().astype(np.float32))
+        state[name] = torch.from_numpy(tensor.read().astype(np.float32)).reshape(like.shape)
     module.load_state_dict(state)
 
 
@@ -134,6 +136,8 @@ def dit_module(cfg: Any, layers: int) -> Any:
         ffn_dim=cfg.ffn_dim,
         num_layers=layers,
         eps=cfg.eps,
+        image_dim=cfg.image_dim,
+        added_kv_proj_dim=None if cfg.image_dim is None else cfg.dim,
     ).eval()
 
 
@@ -164,9 +168,17 @@ def expert(source: Released, part: str) -> Iterator[Row]:
     grid = 2, 4, 6
     tokens = cfg.tokens(*grid)
     copies = math.ceil(VALUES / (math.prod(tokens) * cfg.dim))
-    context = numbers(1, copies, cfg.text_len, cfg.text_dim)
+    # diffusers tells an image's tokens from a prompt of 512 rows by their number.
+    length = cfg.text_len if cfg.image_dim is None else 512
+    context = numbers(1, copies, length, cfg.text_dim)
     words = embedder.text_embedder(torch.from_numpy(context))
     yield row("text embedding", jax.vmap(dit.text_embedding)(jnp.asarray(context)), words)
+    both, image = words, None
+    if source.config.vision is not None:
+        seen = numbers(10, copies, source.config.vision.tokens, source.config.vision.dim)
+        tokens_of = embedder.image_embedder(torch.from_numpy(seen))
+        yield row("image embedding", jax.vmap(dit.img_emb)(jnp.asarray(seen)), tokens_of)
+        both, image = torch.cat([tokens_of, words], 1), array(tokens_of)
     latents = numbers(0, copies, *grid, cfg.in_channels)
     video = torch.from_numpy(latents).permute(0, 4, 1, 2, 3)
     x = module.patch_embedding(video).flatten(2).transpose(1, 2)
@@ -175,18 +187,19 @@ def expert(source: Released, part: str) -> Iterator[Row]:
     yield row("patch embedding", chained, x)
 
     six, rope = six.unflatten(1, (6, -1)), module.rope(video)
-    fixed = array(six), array(words), rope_angles(tokens, cfg.head_dim, cfg.rope_theta)
-    run = jax.jit(jax.vmap(lambda block, *given: block(*given), (None, 0, None, 0, None)))
+    fixed = array(six), array(words), rope_angles(tokens, cfg.head_dim, cfg.rope_theta), image
+    axes = (None, 0, None, 0, None, None if image is None else 0)
+    run = jax.jit(jax.vmap(lambda block, *given: block(*given[:-1], image=given[-1]), axes))
     abstract, narrow = (
         jax.eval_shape(lambda n=n: Block(cfg, n, nnx.Rngs(0))) for n in (FLOAT32, OFFICIAL)
     )
     for i in range(cfg.layers):
         theirs(source, part, module.blocks[0], DIT_OF_DIFFUSERS, f"blocks.{i}.")
         block = ours(source, f"{part}.blocks", abstract, i)
-        y = module.blocks[0](x, words, six, rope)
+        y = module.blocks[0](x, both, six, rope)
         yield row(f"block {i}", run(block, array(x), *fixed), y)
         with torch.autocast("cpu", torch.bfloat16):
-            rounded = module.blocks[0](x, words, six, rope)
+            rounded = module.blocks[0](x, both, six, rope)
         allowed = allowed_in_bfloat16(deviation(rounded.numpy(), y), y.numel())
         rounded = run(with_leaves(narrow, leaves(block)), array(x), *fixed)
         yield Row(part, f"block {i}, bfloat16", deviation(rounded, y), allowed)
@@ -242,6 +255,42 @@ def text(source: Released, part: str) -> Iterator[Row]:
     theirs(source, part, norm, UMT5_OF_TRANSFORMERS, "encoder.final_layer_norm.")
     end = ours(source, f"{part}.norm", jax.eval_shape(lambda: RMSNorm(cfg.dim, cfg.eps)))
     yield Row(part, "final norm", relative(end(array(x[0])), norm(x)[0]), 2e-6)
+
+
+def vision(source: Released, part: str) -> Iterator[Row]:
+    """Compare the tokens of a picture before the first block, and every block."""
+    cfg = source.config.vision
+    assert cfg is not None
+    sizes = transformers.CLIPVisionConfig(
+        hidden_size=cfg.dim,
+        intermediate_size=cfg.ffn_dim,
+        num_hidden_layers=1,
+        num_attention_heads=cfg.heads,
+        image_size=cfg.size,
+        patch_size=cfg.patch,
+        hidden_act="gelu",
+        layer_norm_eps=cfg.eps,
+    )
+    tower = transformers.CLIPVisionModel(sizes).eval()
+    tower = getattr(tower, "vision_model", tower)
+    for name in ("embeddings", "pre_layrnorm"):
+        theirs(source, part, getattr(tower, name), VISION_OF_RELEASES, f"{name}.")
+    abstract = jax.eval_shape(lambda: VisionTower(cfg, rngs=nnx.Rngs(0)))
+    abstract.blocks = None
+    picture = np.tanh(numbers(11, cfg.size, cfg.size, 3))
+    colours = (0.5 * torch.from_numpy(picture) + 0.5 - torch.tensor(MEAN)) / torch.tensor(STD)
+    x = tower.pre_layrnorm(tower.embeddings(colours.permute(2, 0, 1)[None]))
+    found = ours(source, part, abstract).embed(jnp.asarray(picture))
+    yield Row(part, "picture", relative(found, x[0]), 2e-6)
+    block, layer = jax.eval_shape(lambda: VisionBlock(cfg, nnx.Rngs(0))), tower.encoder.layers[0]
+    run = jax.jit(lambda block, x: block(x))
+    for i in range(cfg.layers):
+        theirs(source, part, layer, VISION_OF_RELEASES, f"encoder.layers.{i}.")
+        y = layer(x, attention_mask=None)
+        y = y[0] if isinstance(y, tuple) else y
+        found = run(ours(source, f"{part}.blocks", block, i), array(x[0]))
+        yield Row(part, f"block {i}", relative(found, y[0]), 2e-6)
+        x = y
 
 
 def vae(source: Released, part: str) -> Iterator[Row]:
@@ -319,13 +368,16 @@ def sampling_run(source: Released, pinned: bool) -> Row:
         models.append(ours(source, f"experts.{i}", abstract))
         modules.append(dit_module(cfg, cfg.layers))
         theirs(source, f"experts.{i}", modules[-1], DIT_OF_DIFFUSERS)
-    first = numbers(9, 1, 4, 6, cfg.out_channels)
+    first, tower = numbers(9, 1, 4, 6, cfg.out_channels), config.vision
+    seen = None if tower is None else numbers(10, tower.tokens, tower.dim)
+    image = None if seen is None else torch.from_numpy(seen)[None]
     condition = trajectory.Condition(
         jnp.asarray(rows[0])[None],
         (2, 4, 6),
         jnp.asarray(rows[1])[None],
         jnp.asarray(extra)[None],
         jnp.asarray(first)[None] if pinned else None,
+        None if seen is None else jnp.asarray(seen)[None],
     )
     keys = jax.vmap(jax.random.key)(jnp.zeros(1, jnp.uint32))
     run = jax.jit(
@@ -344,7 +396,8 @@ def sampling_run(source: Released, pinned: bool) -> Row:
         # One timestep, or one per token of 2 x 2 cells.
         times = (t * ~kept[0, 0, :, ::2, ::2]).reshape(1, -1) if pinned else t[None]
         v, v_negative = (
-            module(given, times, torch.from_numpy(r)[None], return_dict=False)[0] for r in rows
+            module(given, times, torch.from_numpy(r)[None], image, return_dict=False)[0]
+            for r in rows
         )
         x = made.step(v_negative + scale * (v - v_negative), t, x, return_dict=False)[0]
     found, x = run(models).latents[0, 0], torch.where(kept, frame, x)

@@ -19,7 +19,7 @@ from jcos.cli.paths import InFolder, OutFile, parse, refuse
 from jcos.files import write
 
 INSTALL = "pip install -e '.[lab,verify]' -c constraints.txt"
-PARTS = {"vae": "VAE", "text": "text encoder"}
+PARTS = {"vae": "VAE", "text": "text encoder", "vision": "image encoder"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m convert.
         shown.add_row(row.part, row.place, f"{row.error:.3e}", f"{row.allowed:.3e}", style=style)
     Console().print(shown)
     for part, name in PARTS.items():
-        if part not in source.parts:
+        if part not in source.parts and (part != "vision" or source.config.vision):
             print(f"The folder has no {name}: it was left out.")
     if given.json is not None:
         table = [row._asdict() for row in rows]

@@ -6,7 +6,7 @@ import math
 from typing import Any, Literal, get_args, get_type_hints
 
 Solver = Literal["euler", "unipc", "dpmpp", "cps", "sde", "dance", "cpws", "renoise"]
-Grid = Literal["euler", "unipc", "dpmpp", "diffusers"]
+Grid = Literal["euler", "unipc", "dpmpp", "diffusers", "vbvr-pro"]
 ETA: dict[Solver, float] = {"cps": 0.7, "sde": 0.7, "dance": 0.3, "cpws": 0.7}
 """Solvers whose noise has a size, and the size by default; `renoise` has noise of one size."""
 STOCHASTIC: tuple[Solver, ...] = (*ETA, "renoise")
@@ -41,7 +41,11 @@ def _check_positive(config: Any) -> None:
     """Raise ValueError for a number of a configuration that is not positive; means may be any."""
     for name, value in dataclasses.asdict(config).items():
         numbers = value if isinstance(value, tuple) else (value,)
-        if name not in ("mean", "patched") and not min(numbers, default=1) > 0:
+        if (
+            name not in ("mean", "patched")
+            and value is not None
+            and not min(numbers, default=1) > 0
+        ):
             raise ValueError(f"{type(config).__name__}.{name} is {value}; it must be positive")
 
 
@@ -58,6 +62,7 @@ class DiTConfig:
     channels.
     text_len: rows the prompt is padded to (padding is attended to, as in the original).
     rope_theta: base of the rotary frequencies; 10000 in every release.
+    image_dim: width of an image encoder's tokens, which are read beside the prompt; None for none.
     """
 
     dim: int
@@ -72,6 +77,7 @@ class DiTConfig:
     patch: tuple[int, int, int] = (1, 2, 2)
     eps: float = 1e-6
     rope_theta: float = 10000.0
+    image_dim: int | None = None
 
     def __post_init__(self) -> None:
         _check_positive(self)
@@ -168,6 +174,28 @@ class UMT5Config:
         _check_positive(self)
 
 
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """A CLIP vision tower as Wan2.1 reads it, without its last block; the sizes are those of the
+    release (ViT-H/14). size: side of the picture in pixels. patch: of a token."""
+
+    dim: int = 1280
+    ffn_dim: int = 5120
+    heads: int = 16
+    layers: int = 31
+    size: int = 224
+    patch: int = 14
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        _check_positive(self)
+
+    @property
+    def tokens(self) -> int:
+        """Return the number of tokens, the class token included."""
+        return (self.size // self.patch) ** 2 + 1
+
+
 Codec = PixelCodec | VaeConfig
 TextEncoder = Words | UMT5Config
 
@@ -235,7 +263,8 @@ class WanConfig:
     """A whole model: expert(s), codec, text and the defaults its authors sample with.
 
     boundary: timestep / 1000 from which upwards the first (high-noise) of two experts is used.
-    negative: the default prompt of the unconditional branch.
+    negative: the default prompt of the unconditional branch. vision: the image encoder of models
+    that read one (`DiTConfig.image_dim`).
     """
 
     name: str
@@ -248,8 +277,15 @@ class WanConfig:
     numerics: Numerics = FLOAT32
     negative: str = ""
     clip: Clip = Clip()
+    vision: VisionConfig | None = None
 
     def __post_init__(self) -> None:
+        width = None if self.vision is None else self.vision.dim
+        if width != self.dit.image_dim:
+            raise ValueError(
+                f"the image encoder's tokens have width {width}, {self.name} reads "
+                f"{self.dit.image_dim}"
+            )
         if self.boundary is not None and not 0 < self.boundary < 1:
             raise ValueError(f"boundary is {self.boundary}; it is timestep / 1000, between 0 and 1")
         guidance = self.sampling.guidance

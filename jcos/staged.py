@@ -125,9 +125,11 @@ def run(
     wan.check_picture(config, picture is not None)
     if isinstance(picture, str | Path):
         picture = image.read_picture(picture, profile)
-    first, size = None, size or (config.clip.height, config.clip.width)
+    first, seen, size = None, None, size or (config.clip.height, config.clip.width)
     if picture is not None:
         first = image.prepare(picture, image.rule_for(config, profile), *size)
+        if config.vision is not None:
+            seen = image.for_encoder(picture, first, config.vision.size, profile)
         size = (first.shape[0], first.shape[1])
     stride = 1 if config.codec is None else config.codec.strides[0]
     frames = config.clip.frames if frames is None else frames
@@ -187,7 +189,8 @@ def run(
         asked, unasked = (rows(p) if isinstance(p, str) else p for p in prompts)
         progress("coding the first frame", 0, steps)
         coder = load(experts=False, text=False)
-        condition = coder.condition(first, asked, frames, negative=unasked, size=size, tiles=cells)
+        given = {"negative": unasked, "size": size, "tiles": cells, "seen": seen}
+        condition = coder.condition(first, asked, frames, **given)
         condition = jax.device_get(condition)
         del coder, rows, asked, unasked  # with them, their weights leave the device
         changes = [change.to_json() for change in probe.changes()]

@@ -15,6 +15,7 @@ from jcos.config import (
     Sampling,
     UMT5Config,
     VaeConfig,
+    VisionConfig,
     WanConfig,
     Words,
 )
@@ -115,6 +116,18 @@ def wan21_t2v_14b() -> WanConfig:
     return _released("wan2.1-t2v-14b", _A14B, (5.0,), clip=_720P)
 
 
+def wan21_i2v_14b_480p() -> WanConfig:
+    dit = dataclasses.replace(_A14B, in_channels=36, image_dim=VisionConfig.dim)
+    options: dict[str, Any] = {"steps": 40, "image": "concat", "vision": VisionConfig()}
+    return _released("wan2.1-i2v-14b-480p", dit, (5.0,), shift=3.0, **options)
+
+
+def wan21_i2v_14b_720p() -> WanConfig:
+    small = wan21_i2v_14b_480p()
+    sampling = dataclasses.replace(small.sampling, shift=5.0)
+    return dataclasses.replace(small, name="wan2.1-i2v-14b-720p", sampling=sampling, clip=_720P)
+
+
 _720P = Clip(height=720, width=1280)
 
 
@@ -150,7 +163,7 @@ def toy(vocabulary: tuple[str, ...] = ()) -> WanConfig:
     )
 
 
-Profile = Literal["official", "float32", "diffusers", "diffsynth"]
+Profile = Literal["official", "float32", "diffusers", "diffsynth", "vbvr-pro"]
 
 
 def with_profile(config: WanConfig, profile: Profile) -> WanConfig:
@@ -158,7 +171,9 @@ def with_profile(config: WanConfig, profile: Profile) -> WanConfig:
 
     official: the original repository (what the configurations are made for). float32: the same
     without bfloat16. diffusers: its pipelines' defaults. diffsynth: what the paper's released tools
-    run (Euler, 50 steps, shift 5, guidance 5 for both experts, boundary 0.875).
+    run (Euler, 50 steps, shift 5, guidance 5 for both experts, boundary 0.875). vbvr-pro: the
+    Flow-CPS runs of VBVR-Pro-Bench (30 steps, shift 5, η 0.7, no guidance), which keep state and
+    timesteps in bfloat16.
     """
     match profile:
         case "official":
@@ -167,6 +182,7 @@ def with_profile(config: WanConfig, profile: Profile) -> WanConfig:
             return dataclasses.replace(config, numerics=FLOAT32)
         case "diffusers":
             shift = 5.0 if config.boundary is None else 3.0
+            shift = shift if config.vision is None else config.sampling.shift
             sampling = Sampling(50, shift, "unipc", "diffusers", (5.0,) * config.experts)
             return dataclasses.replace(config, numerics=DIFFUSERS, sampling=sampling, negative="")
         case "diffsynth":
@@ -175,6 +191,10 @@ def with_profile(config: WanConfig, profile: Profile) -> WanConfig:
             return dataclasses.replace(
                 config, numerics=DIFFSYNTH, sampling=sampling, boundary=boundary
             )
+        case "vbvr-pro":
+            numerics = dataclasses.replace(DIFFUSERS, latents="bfloat16")
+            sampling = Sampling(30, 5.0, "cps", "vbvr-pro", eta=0.7)
+            return dataclasses.replace(config, numerics=numerics, sampling=sampling)
     raise ValueError(f"profile is {profile!r}; known are {', '.join(get_args(Profile))}")
 
 
@@ -184,5 +204,7 @@ VARIANTS: dict[str, Callable[[], WanConfig]] = {
     "wan2.2-ti2v-5b": wan22_ti2v_5b,
     "wan2.1-t2v-1.3b": wan21_t2v_1_3b,
     "wan2.1-t2v-14b": wan21_t2v_14b,
+    "wan2.1-i2v-14b-480p": wan21_i2v_14b_480p,
+    "wan2.1-i2v-14b-720p": wan21_i2v_14b_720p,
     "jcos-tiny": toy,
 }

@@ -17,11 +17,12 @@ from jaxtyping import Array, Float, UInt8
 from jcos.config import Codec, PixelCodec, UMT5Config, VaeConfig, WanConfig, Words
 from jcos.devices import memory, mesh, sharding
 from jcos.files import local_path
-from jcos.media.image import check_frames
+from jcos.media.image import check_frames, stretched
 from jcos.model.dit import DiT
 from jcos.model.text import UMT5, TextCache, WordEmbedding, embed, word_ids
 from jcos.model.tokenizer import Tokenizer
 from jcos.model.vae import Tiles, Vae, encode_pixels, pixel_videos
+from jcos.model.vision import VisionTower, given_mask, image_channels
 from jcos.sampling.trajectory import Condition
 from jcos.variants import TINY, Profile, with_profile
 from jcos.weights import checkpoint
@@ -37,7 +38,7 @@ class Wan(nnx.Module):
     """A whole model as one pytree; pass it to jitted functions as an argument, never close over
     it.
 
-    text, vae: None where the configuration has none, or where they were not loaded.
+    text, vae, vision: None where the configuration has none, or where they were not loaded.
     """
 
     def __init__(self, config: WanConfig, *, rngs: nnx.Rngs):
@@ -46,6 +47,8 @@ class Wan(nnx.Module):
         )
         self.text = _text_encoder(config, rngs)
         self.vae = Vae(config.codec, rngs=rngs) if isinstance(config.codec, VaeConfig) else None
+        vision = config.vision
+        self.vision = None if vision is None else VisionTower(vision, rngs=rngs)
         self.tokenizer: Tokenizer | None = None
         self.config = config
 
@@ -85,6 +88,7 @@ class Wan(nnx.Module):
         negative: Prompt | None = None,
         size: tuple[int, int] | None = None,
         tiles: Tiles | None = None,
+        seen: Picture | None = None,
     ) -> Condition:
         """What to generate from: a first frame, or several, a prompt, and a number of frames.
 
@@ -92,7 +96,8 @@ class Wan(nnx.Module):
         [n, H, W, 3] that the video continues, of 1 + k × 4 frames for a released model; None for
         models that make a video of a text alone, which need `size` (height, width) in pixels.
         negative: of the unconditional branch; by default the model's own, which an empty one
-        selects too, as in the original. tiles: as in `encode`.
+        selects too, as in the original. tiles: as in `encode`. seen: what an image encoder sees
+        (`image.for_encoder`), by default the first frame, stretched.
         Raises ValueError where the frames are not of that kind, the model does not take them, the
         size does not divide into tokens, the codec has no such number of frames, or a prompt cannot
         be read.
@@ -112,16 +117,21 @@ class Wan(nnx.Module):
             size = (height, width)
         if size is None:
             raise ValueError("without a first frame, the size of the video must be given")
-        grid, channels, first = latent_grid(self.config, frames, *size), None, None
+        grid = latent_grid(self.config, frames, *size)
         if clip is not None:
             check_given(self.config, len(clip), frames)
-            if self.config.image == "pin":
-                first = self.encode(clip, tiles)
-            else:
-                channels = self._image_channels(clip, frames, tiles)
         rows = self.embed(prompt)
         default = self.config.negative if negative is None or _empty(negative) else negative
-        return Condition(rows, grid, self.embed(default).astype(rows.dtype), channels, first)
+        condition = Condition(rows, grid, self.embed(default).astype(rows.dtype))
+        return condition if clip is None else self._given(condition, clip, tiles, seen)
+
+    def _image_tokens(self, picture: Picture) -> Float[Array, "E image"]:
+        if self.vision is None:
+            raise ValueError(f"{self.config.name} was loaded without its image encoder")
+        side = self.vision.cfg.size
+        if picture.shape[:2] != (side, side):
+            picture = stretched(np.asarray(_signed(picture)), side, side)
+        return _see(self.vision, _signed(picture))
 
     def continued(
         self,
@@ -132,20 +142,20 @@ class Wan(nnx.Module):
         """Return the condition with the first K latent frames given, clean, as those of an earlier
         run are. tiles: as in `encode`.
 
-        Models of the kind I2V-A14B see them decoded, and encoded with grey frames behind.
+        Models of the kind I2V-A14B see them decoded, and encoded with grey frames behind; of the
+        small model, every clean estimate is made to have them.
         Raises ValueError where the model takes no frames, or none would be left to make.
         """
-        config, frames = self.config, condition.grid[0]
         stride = self.codec.strides[0]
-        check_given(config, 1 + (len(latents) - 1) * stride, 1 + (frames - 1) * stride)
-        if config.image == "pin":
+        check_given(
+            self.config, 1 + (len(latents) - 1) * stride, 1 + (condition.grid[0] - 1) * stride
+        )
+        if self.config.image == "pin":
             return condition.replace(first=jnp.asarray(latents))
-        if self.vae is None and isinstance(self.codec, PixelCodec):
-            channels = image_channels(jnp.asarray(latents), frames, config.image)
-            return condition.replace(channels=channels)
-        clip = self.decode(latents, tiles)
-        channels = self._image_channels(clip, 1 + (frames - 1) * stride, tiles)
-        return condition.replace(channels=channels)
+        if isinstance(self.codec, PixelCodec):
+            return condition.replace(known=jnp.asarray(latents))
+        given = self._given(condition, self.decode(latents, tiles), tiles)
+        return given.replace(image=condition.image)
 
     def chained(
         self,
@@ -159,21 +169,29 @@ class Wan(nnx.Module):
         stride, total = self.codec.strides[0], condition.grid[0]
         given, whole = 1 + (frames - 1) * stride, 1 + (total - 1) * stride
         check_given(self.config, given, whole)
-        clip = self.decode(latents, tiles)[-given:]
+        return self._given(condition, self.decode(latents, tiles)[-given:], tiles)
+
+    def _given(
+        self, condition: Condition, clip: Picture, tiles: Tiles | None, seen: Picture | None = None
+    ) -> Condition:
+        """Give a clip: in place, or beside the noise; to a VAE with grey frames behind. seen: by
+        the image encoder, by default its first frame."""
         if self.config.image == "pin":
             return condition.replace(first=self.encode(clip, tiles))
-        return condition.replace(channels=self._image_channels(clip, whole, tiles))
-
-    def _image_channels(
-        self, clip: Picture, frames: int, tiles: Tiles | None
-    ) -> Float[Array, "F h w E"]:
-        """For a VAE, the given frames and grey ones behind them, encoded together."""
-        if isinstance(self.codec, PixelCodec):
-            return image_channels(self.encode(clip), frames, self.config.image)
-        grey = jnp.zeros((frames - len(clip), *clip.shape[1:]))
+        if isinstance(self.codec, PixelCodec):  # has learnt to see one
+            latents = self.encode(clip)
+            channels = image_channels(latents[:1], condition.grid[0], self.config.image)
+            known = latents if len(latents) > 1 else None
+            return condition.replace(channels=channels, known=known)
+        image = None
+        if self.config.vision is not None:
+            image = self._image_tokens(clip[0] if seen is None else seen)
+        stride = self.codec.strides[0]
+        grey = jnp.zeros((1 + (condition.grid[0] - 1) * stride - len(clip), *clip.shape[1:]))
         latents = self.encode(jnp.concatenate([_signed(clip), grey]), tiles)
-        given = 1 + (len(clip) - 1) // self.codec.strides[0]
-        return jnp.concatenate([_given_mask(latents, given), latents], axis=-1)
+        mask = given_mask(latents, 1 + (len(clip) - 1) // stride)
+        channels = jnp.concatenate([mask, latents], axis=-1)
+        return condition.replace(channels=channels, image=image)
 
     def encode(self, video: Picture, tiles: Tiles | None = None) -> Float[Array, "f h w C"]:
         """A video [F, H, W, 3], uint8 or floats in −1..1, as latents. tiles: of a VAE, pieces that
@@ -263,6 +281,11 @@ def _encode(
     return vae.encode(video, tiles=tiles)
 
 
+@jax.jit
+def _see(vision: VisionTower, picture: Float[Array, "size size 3"]) -> Float[Array, "E image"]:
+    return vision(picture)
+
+
 @partial(jax.jit, static_argnames="tiles")
 def _decode(
     vae: Vae, latents: Float[Array, "f h w C"], tiles: Tiles | None
@@ -282,30 +305,6 @@ def _signed(video: Picture) -> Float[Array, "..."]:
 
 def _empty(prompt: Prompt) -> bool:
     return isinstance(prompt, str) and not prompt
-
-
-def _given_mask(latents: Float[Array, "F h w C"], given: int | Array) -> Float[Array, "F h w 4"]:
-    inside = (jnp.arange(len(latents)) < given).astype(latents.dtype)
-    return jnp.broadcast_to(inside[:, None, None, None], (*latents.shape[:3], 4))
-
-
-def image_channels(
-    first: Float[Array, "given h w C"],
-    frames: int,
-    image: str = "concat",
-    given: int | Array | None = None,
-) -> Float[Array, "F h w E"]:
-    """What image-to-video models see beside the noise: four mask channels, 1 where a frame is
-    given, and the latents of these frames; behind them zero (`concat`) or the last one repeated
-    (`repeat`: so the small model need not learn to copy the scene from frame to frame).
-
-    given: how many of the first frames, by default all of `first`."""
-    given = len(first) if given is None else given
-    latents = first[jnp.minimum(jnp.arange(frames), given - 1)]
-    mask = _given_mask(latents, given)
-    if image == "concat":
-        latents = jnp.where(mask[..., :1] > 0, latents, 0.0)
-    return jnp.concatenate([mask, latents], axis=-1)
 
 
 def read_config(folder: Path | str, profile: Profile | None = None) -> WanConfig:
@@ -341,7 +340,8 @@ def load(
 
     The folder is one that jcos or `python -m convert` wrote, or a released one as it is.
     profile: whose numerics and schedule to follow (`variants.with_profile`); by default the
-    authors'. experts, text, vae: what to load; the rest is None, or no expert. shardings: by leaf
+    authors'. experts, text, vae: what to load (an image encoder goes with the VAE); the rest is
+    None, or no expert. shardings: by leaf
     path, straight onto many devices; by default `sharding.shardings` of the mesh in use.
     resident: whether the weights of several experts lie on the device together, or wait in host
     memory, from where each comes for its steps; the videos are the same. None: together on a mesh
@@ -358,7 +358,7 @@ def load(
         for note in source.notes:
             warnings.warn(note, stacklevel=2)
     model = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
-    wanted = {"experts": experts, "text": text, "vae": vae}
+    wanted = {"experts": experts, "text": text, "vae": vae, "vision": vae}
     for part, want in wanted.items():
         if not want or not any(name.split(".")[0] == part for name in found):
             setattr(model, part, nnx.List([]) if part == "experts" else None)
@@ -381,13 +381,17 @@ def load(
 
 
 def check_vae(config: WanConfig, folder: Path) -> None:
-    """Raise ValueError where the model needs a VAE that its folder does not have, as VBVR's."""
+    """Raise ValueError where the model needs a VAE, or an image encoder, that its folder does not
+    have, as VBVR's."""
     if not isinstance(config.codec, VaeConfig):
         return
     source = _released(folder)
     leaves = checkpoint.stored(folder) if source is None else source.leaves
-    if not any(name.startswith("vae.") for name in leaves):
-        raise ValueError(f"{folder} has no VAE; put the release's by the weights (docs/vbvr.md)")
+    needed = {"vae": "VAE"} | ({} if config.vision is None else {"vision": "image encoder"})
+    for part, name in needed.items():
+        if not any(path.startswith(f"{part}.") for path in leaves):
+            where = "put the release's by the weights (docs/vbvr.md)"
+            raise ValueError(f"{folder} has no {name}; {where}")
 
 
 def embedder(

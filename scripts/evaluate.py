@@ -2,7 +2,7 @@
 
 python scripts/evaluate.py                                # the shipped model, 512 puzzles per task
 python scripts/evaluate.py --checkpoint runs/tiny/model --puzzles 128 --task maze
-python scripts/evaluate.py --checkpoint runs/sixth/model --given 3   # of which 3 frames are given
+python scripts/evaluate.py --given 3                      # of each puzzle three frames are given
 """
 
 import argparse

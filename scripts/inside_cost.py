@@ -88,6 +88,7 @@ def main() -> None:
     )
     parser.add_argument("--model", choices=VARIANTS, default="wan2.2-i2v-a14b")
     parser.add_argument("--size", choices=SIZES, default="480p")
+    parser.add_argument("--only", default="", help="part of a probe's name")
     parser.add_argument("--machine", help="as `jcos plan` names them; by default this CPU")
     arguments = parser.parse_args()
     if not os.environ.get("JAX_PLATFORMS"):
@@ -104,6 +105,8 @@ def main() -> None:
     print(f"{arguments.model}, {arguments.size}, {job.tokens:,} tokens, one block, one step")
     plain = None
     for name, probe in probes(job).items():
+        if name != "none" and arguments.only not in name:
+            continue
         found = cost(job, probe, mesh)
         plain = plain or found
         more = (a / b for a, b in zip(found, plain, strict=True))

@@ -11,10 +11,6 @@ replace jcos/tiny by OUT/model and run `make evaluate`. The shipped one went on 
     python scripts/train_tiny.py --part 3 --start runs/second/model --out runs/third
     python scripts/train_tiny.py --part 4 --start runs/third/model --out runs/fourth
     python scripts/train_tiny.py --part 5 --start runs/fourth/model --out runs/fifth
-
-A sixth, short part teaches these weights to continue several given frames (docs/search.md):
-
-    python scripts/train_tiny.py --part 6 --start jcos/tiny --out runs/sixth
 """
 
 import argparse

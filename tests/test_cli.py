@@ -211,7 +211,7 @@ def test_sample_is_deterministic_and_an_intervention_changes_it(tmp_path: Path) 
             ("search", "maze", "--preset", "luck"),
             "there is no preset 'luck'; the presets are best-of",
         ),
-        (("search", "maze", "--preset", "tbs"), "a prefix needs a TI2V"),
+        (("search", "maze", "--preset", "chain"), "a puzzle is one clip; chain makes"),
         (("search", "maze", "--judge", "mood"), "there is no judge 'mood'"),
         (("sample", "maze", "--steps", 0), "steps is 0"),
         (("sample", "maze", "--puzzles", 0), "at least 1 is needed"),

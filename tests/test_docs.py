@@ -4,6 +4,8 @@ import json
 import re
 from typing import Any
 
+import numpy as np
+
 import jcos
 from jcos.experiments.clips import EXAMPLE
 from jcos.wan import Wan
@@ -36,8 +38,12 @@ def test_the_examples_of_the_page_on_search_run(small_model: Wan, monkeypatch) -
     names: dict[str, Any] = {"__name__": "docs"}
     for block in blocks:
         exec(compile(block, str(SEARCH), "exec"), names)
-    given = [names[name].channels[:, 0, 0, 0].sum() for name in ("condition", "again", "after")]
-    assert given == [2, 3, 1]
+    known = [names[name].known for name in ("condition", "again", "after")]
+    assert [k if k is None else len(k) for k in known] == [2, 3, None]
+    given, made = names["result"].latents[:3], names["trace"]
+    np.testing.assert_array_equal(made.x0[0, :, :3], np.stack([given] * 4))
+    np.testing.assert_allclose(made.latents[0, :3], given, atol=1e-4)
+    assert float(np.abs(made.latents[0, 3:] - names["result"].latents[3:]).max()) > 1e-3
     assert small_model.config.sampling.steps == 4  # after three of them one seed is left
     assert names["result"].cost.forwards.tolist() == [4 * 3 + 1]
     assert names["method"].rows[0].keep == 4

@@ -121,7 +121,7 @@ def test_a_prompt_and_a_picture_become_a_video(
     assert about["negative"].startswith("色调")
 
     # A preview has a colour for each latent cell, and is as long and large as what is decoded.
-    run("generate", *call, "--preview", "True")
+    run("generate", *call, "--preview")
     film = formats.read_mp4(out / formats.X0_FILM.format(seed=3, step=1)).astype(int)
     assert film.shape == (5, 64, 48, 3)
     assert np.abs(film[1:] - film[1:2]).max() < 12

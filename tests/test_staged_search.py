@@ -21,6 +21,7 @@ def searched(release: Path, picture: Path, out: Path, *more: object) -> list[obj
     return [*call, "--steps", 4, "--profile", "float32", "--out", out, "--seeds", 3, *more]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default::UserWarning")
 def test_of_several_seeds_one_goes_on(release, picture, tmp_path, capsys) -> None:
     """Its video is that of the seed alone; the tree is written; repeated, it only decodes."""
@@ -57,6 +58,7 @@ def test_of_several_seeds_one_goes_on(release, picture, tmp_path, capsys) -> Non
     assert "method" in refused(capsys, *call, "--search", "energy")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["tbs", "chain"])
 @pytest.mark.filterwarnings("default::UserWarning")
 def test_a_search_that_was_killed_goes_on(release, picture, tmp_path, monkeypatch, preset) -> None:

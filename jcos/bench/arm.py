@@ -1,8 +1,9 @@
 """An arm of the benchmark: how all its samples are generated, as data."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -16,6 +17,7 @@ from jcos.lab.judges import standard
 from jcos.lab.methods import Method, check, sampling_of
 from jcos.media import image
 from jcos.sampling.interventions import Interventions, Place, places
+from jcos.sampling.noise import noise_from_file
 from jcos.sampling.probe import Probe
 from jcos.variants import Profile
 from jcos.wan import check_picture, latent_grid
@@ -38,9 +40,12 @@ class Arm(Interventions):
     """What the paper's tools do, and what can be done otherwise.
 
     profile: whose data types and schedule; None for the model's own. seed: of the noise
-    (`loop.first_noise`). scale: size of the generated video against the first frame's; it is
-    brought to the size of the frame before it is written. frames: instead of the ground truth's,
-    rounded up to what the model makes. fps, crf: of the files, 25 being the quality of the paper's.
+    (`loop.first_noise`); by_index: to which a sample's place in the benchmark is added.
+    noise_files: a folder of first noises, SPLIT/TASK/00000.npy (or .safetensors), instead. size:
+    height and width of the generated video; scale: the same against the first frame's. The video is
+    brought to the size of the frame before it is written (resample: Pillow's filter). frames:
+    instead of the ground truth's, rounded up to what the model makes. fps, crf: of the files, 25
+    being the quality of the paper's.
     ensemble: how many seeds, from `seed` on, are averaged after `ensemble_layers` at
     `ensemble_steps`; the first goes on. search: a method (`jcos.search`) whose seeds are those from
     `seed` on, and whose choice is written. x0: steps whose clean estimates are kept, of the first
@@ -50,7 +55,11 @@ class Arm(Interventions):
     profile: Profile | None = "diffsynth"
     sampling: Settings = PAPER
     seed: int = 1
+    by_index: bool = False
+    noise_files: Path | None = None
+    size: tuple[int, int] | None = None
     scale: float = 1.0
+    resample: Literal["bicubic", "lanczos"] = "bicubic"
     frames: int | None = None
     fps: int = 16
     crf: int = 25
@@ -63,6 +72,8 @@ class Arm(Interventions):
         for name in ("scale", "fps", "ensemble"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        if self.noise_files is not None and (self.ensemble > 1 or self.search is not None):
+            raise ValueError("a file has the noise of one seed; ensembles and searches have more")
         if (self.ensemble > 1) != bool(self.ensemble_layers):
             raise ValueError(
                 f"ensemble is {self.ensemble} and ensemble_layers are {self.ensemble_layers}: to "
@@ -92,7 +103,7 @@ class Arm(Interventions):
 
     def shape(self, config: WanConfig, sample: Sample) -> Shape:
         """Raises ValueError where the model makes no video of that size."""
-        asked = round(sample.height * self.scale), round(sample.width * self.scale)
+        asked = self._asked(sample)
         if not isinstance(config.codec, PixelCodec):
             rule = image.rule_for(config, self.profile)
             asked = rule.size((sample.height, sample.width), asked, rule.multiple)
@@ -108,8 +119,30 @@ class Arm(Interventions):
         picture, shape = image.read_picture(sample.picture), self.shape(config, sample)
         if isinstance(config.codec, PixelCodec):
             return resized(picture, shape.height, shape.width, exact=True)
-        asked = round(sample.height * self.scale), round(sample.width * self.scale)
-        return image.prepare(picture, image.rule_for(config, self.profile), *asked)
+        return image.prepare(picture, image.rule_for(config, self.profile), *self._asked(sample))
+
+    def _asked(self, sample: Sample) -> tuple[int, int]:
+        scaled = round(sample.height * self.scale), round(sample.width * self.scale)
+        return self.size or scaled
+
+    def seeds(self, samples: Sequence[Sample], count: int) -> Sequence[int] | list[list[int]]:
+        """Return `count` seeds, for all samples or a row for each."""
+        if not self.by_index and self.noise_files is None:
+            return range(self.seed, self.seed + count)
+        firsts = [self.seed + self.by_index * sample.index for sample in samples]
+        return [list(range(first, first + count)) for first in firsts]
+
+    def noise(
+        self, samples: Sequence[Sample], shape: tuple[int, int, int, int]
+    ) -> Float[np.ndarray, "B F h w C"] | None:
+        """Return the first noise of samples, where it is in files. Raises ValueError as
+        `noise_from_file`."""
+        if self.noise_files is None:
+            return None
+        bases = [self.noise_files / sample.name for sample in samples]
+        files = [b.with_name(f"{b.name}.npy") for b in bases]
+        files = [f if f.exists() else f.with_suffix(".safetensors") for f in files]
+        return np.stack([noise_from_file(file, shape) for file in files])
 
     def together(self, config: WanConfig) -> int:
         """Return after how many steps the first seed goes on alone."""
@@ -119,12 +152,18 @@ class Arm(Interventions):
 
 
 def resized(
-    picture: UInt8[np.ndarray, "H W 3"], height: int, width: int, *, exact: bool
+    picture: UInt8[np.ndarray, "H W 3"],
+    height: int,
+    width: int,
+    *,
+    exact: bool,
+    resample: str = "bicubic",
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture in another size; exact: by whole pixels, as pictures of tiles want it."""
+    """A picture in another size; exact: by whole pixels, as pictures of tiles want it. resample:
+    the filter else."""
     if picture.shape[:2] == (height, width):
         return picture
-    how = Image.Resampling.NEAREST if exact else Image.Resampling.BICUBIC
+    how = Image.Resampling["NEAREST" if exact else resample.upper()]
     return np.array(Image.fromarray(picture).resize((width, height), how))
 
 
@@ -136,7 +175,13 @@ def load_arms(file: Path) -> dict[str, Arm]:
     return found
 
 
+def benchmark_of(file: Path) -> str:
+    """The `benchmark` that a Python file of arms names; vbvr by default."""
+    return str(names_in(file).get("benchmark", "vbvr"))
+
+
 def as_json(arm: Arm, sampling: Sampling) -> dict[str, Any]:
     """All of an arm that decides what comes out, with the sampling that it comes to."""
     fields = dataclasses.asdict(arm) | {"sampling": dataclasses.asdict(sampling)}
+    fields["noise_files"] = arm.noise_files and str(arm.noise_files)
     return {name: value for name, value in fields.items() if not name.startswith("x0")}

@@ -1,4 +1,6 @@
-"""The official scorer, `run_evaluation.py` of VBVR-EvalKit: it is run, and what it says is kept."""
+"""The official scorers, `run_evaluation.py` of VBVR-EvalKit and `run_evaluation_video.py` of
+VBVR-Pro-Bench: one is run, and what it says is kept. Paths are absolute: the scorers change folder.
+"""
 
 import contextlib
 import json
@@ -16,6 +18,26 @@ from jcos.runs import as_text, now
 
 RECORD = "scorer.json"
 """Beside results: what made them, of which videos."""
+PROBE = """
+import json, os, cv2, numpy as np
+page = np.full((96, 320, 3), 255, np.uint8)
+edge = np.zeros((64, 64), np.uint8)
+edge[32, 8:56] = 255
+lines = cv2.HoughLinesP(edge, 1, np.pi / 180, 10, minLineLength=10, maxLineGap=2)
+cv2.putText(page, "735", (60, 72), cv2.FONT_HERSHEY_SIMPLEX, 2.2, (0, 0, 0), 5)
+try:
+    import easyocr
+    where = os.environ.get("VBVR_EASYOCR_MODELS")
+    reader = easyocr.Reader(["en"], False, where, verbose=False, download_enabled=False)
+    text = "".join(reader.readtext(page, detail=0))
+except Exception as error:
+    text = repr(error)[:200]
+print(json.dumps({"opencv": cv2.__version__, "lines": list(np.shape(lines)), "text": text}))
+"""
+"""What VBVR-Pro-Bench's scorer gets silently wrong on some machines: OpenCV 5's lines have another
+shape, and text that cannot be read is taken for none."""
+TRUTH = 0.988
+"""The least that a sample's ground truth scored against itself, as published for VBVR-Pro-Bench."""
 
 
 class Scores(NamedTuple):
@@ -37,7 +59,7 @@ def official(bench: Bench, arm: Path, name: str, out: Path, scorer: str | None) 
     videos = {n: video for n in bench.names if (video := arm / f"{n}.mp4").exists()}
     if not videos:
         return Scores(name, {}, {})
-    arm, place = Path(os.path.abspath(arm)), out / "official" / name
+    arm, place = Path(os.path.abspath(arm)), Path(os.path.abspath(out)) / "official" / name
     record = {"folder": str(arm.resolve()), "videos": {n: _state(v) for n, v in videos.items()}}
     if scorer is not None:
         _run(scorer, bench, arm, place, record)
@@ -60,13 +82,44 @@ def _state(video: Path) -> list[int]:
 
 def _run(scorer: str, bench: Bench, arm: Path, place: Path, record: Mapping[str, Any]) -> None:
     (place / RECORD).unlink(missing_ok=True)
-    command = [*shlex.split(scorer), "--model_path", str(arm), "--gt_base", str(bench.root)]
+    about: dict[str, Any] = {"command": scorer, "commit": commit_of(scorer), "date": now()}
+    environment = dict(os.environ)
+    if bench.benchmark == "vbvr-pro":
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # its OCR takes a GPU whatever --device says
+        about["probe"] = probe(scorer, environment)
+    root = os.path.abspath(bench.root)
+    command = [*shlex.split(scorer), "--model_path", str(arm), "--gt_base", root]
+    command += ["--output_dir", str(place), "--device", "cpu"]
     try:
-        subprocess.run([*command, "--output_dir", str(place), "--device", "cpu"], check=True)
+        subprocess.run(command, check=True, env=environment)
     except subprocess.CalledProcessError as error:
         raise ValueError(f"the scorer ended with exit code {error.returncode}") from None
-    about = {"command": scorer, "commit": commit_of(scorer), "date": now()}
     write(place / RECORD, as_text({**about, **record}))
+
+
+def probe(scorer: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the scorer's Python makes of a known line and a known number. Raises ValueError
+    where it gets one wrong, because the scorer would count that as the videos' fault."""
+    words = shlex.split(scorer)
+    script = next((i for i, word in enumerate(words) if word.endswith(".py")), 1)
+    command = [*words[:script], "-c", PROBE]
+    try:
+        done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+        found = json.loads(done.stdout.strip().splitlines()[-1])
+    except (OSError, subprocess.CalledProcessError, ValueError, IndexError) as error:
+        why = getattr(error, "stderr", None) or str(error)
+        raise ValueError(f"the scorer's Python cannot be used: {why.strip()[-300:]}") from None
+    if len(found["lines"]) != 3:
+        raise ValueError(
+            f"the scorer's OpenCV {found['opencv']} returns lines as {found['lines']}, and tasks "
+            "would score 0: install opencv-python<5"
+        )
+    if "735" not in found["text"]:
+        raise ValueError(
+            f"the scorer's OCR reads {found['text']!r} for 735, and labels would count as absent: "
+            "give EasyOCR its models (docs/vbvr.md)"
+        )
+    return found
 
 
 def commit_of(scorer: str) -> str | None:
@@ -86,7 +139,8 @@ def read_results(file: Path, names: Sequence[str]) -> tuple[dict[str, float], di
     scores, errors = {}, {}
     try:
         for entry in json.loads(file.read_text())["samples"]:
-            name = f"{entry['folder']}/{entry['task_name']}/{Path(entry['video_file']).stem}"
+            video = entry["video_file"] or ""  # of a missing video there may be none
+            name = f"{entry['folder']}/{entry['task_name']}/{Path(video).stem}"
             if name in names:
                 scores[name] = float(entry["score"])
                 errors |= {name: str(entry["error"])} if entry.get("error") else {}

@@ -18,8 +18,11 @@ official scorer wants large pictures."""
 PUZZLE = "puzzle.json"
 
 
-def export(folder: Path, tasks: tuple[str, ...], number: int, fps: int = 16) -> None:
-    """`number` held-out puzzles of each task; hard tasks are out of domain.
+def export(
+    folder: Path, tasks: tuple[str, ...], number: int, fps: int = 16, benchmark: str = "vbvr"
+) -> None:
+    """`number` held-out puzzles of each task; hard tasks are out of domain. benchmark: vbvr-pro
+    samples have a metadata.json too.
 
     Raises ValueError where a task is unknown, or the folder is not empty: an older export would be
     mixed with this one.
@@ -40,7 +43,11 @@ def export(folder: Path, tasks: tuple[str, ...], number: int, fps: int = 16) -> 
             write(sample / "final_frame.png", png(video[-1]))
             write_mp4(sample / "ground_truth.mp4", video, fps)
             write(sample / "prompt.txt", puzzle.prompt.encode())
-            write(sample / PUZZLE, json.dumps({"task": task.name, "seed": [0, i]}).encode())
+            about = {"task": task.name, "seed": [0, i]}
+            write(sample / PUZZLE, json.dumps(about).encode())
+            if benchmark == "vbvr-pro":
+                about = {"task_id": f"{task.name}_{i:08d}", "generator": name, "parameters": about}
+                write(sample / "metadata.json", json.dumps(about).encode())
 
 
 def puzzle_of(sample: Sample) -> Puzzle | None:

@@ -3,18 +3,21 @@
     ROOT/{In-Domain_50,Out-of-Domain_50}/<task>/<00000>/{first_frame.png, ground_truth.mp4,
     prompt.txt}
 
+VBVR-Pro-Bench has the same tasks, in other categories, and a metadata.json which its scorer reads.
 Other files beside these are left alone. The scorer names its videos after the same folders.
 """
 
+import contextlib
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 
-from jcos.bench.official import OFFICIAL, PER_TASK
+from jcos.bench.official import OFFICIAL, PER_TASK, PRO, TITLES
 from jcos.files import check_file, local_path, read_text, visible
 from jcos.lab.tasks import TASKS
 from jcos.media.image import read_picture
@@ -29,13 +32,17 @@ _KNOWN = {
     for task in tasks.split()
 }
 """Split and category of the benchmark's own tasks."""
+_PRO = {number: category for category, tasks in PRO.items() for number in tasks.split()}
+_ORDER = {task: i for i, task in enumerate(sorted(_KNOWN, key=lambda t: (_KNOWN[t][0], t)))}
+"""Of the tasks as they lie in a folder: In-Domain first, by name."""
 
 
 class Sample(NamedTuple):
     """One question.
 
     name: split/task/number, also where its video goes. frames, height, width: of the ground truth,
-    and of the first frame in pixels. digest: of all that a model is given.
+    and of the first frame in pixels. digest: of all that a model is given. index: its place in the
+    whole benchmark.
     """
 
     name: str
@@ -45,6 +52,7 @@ class Sample(NamedTuple):
     height: int
     width: int
     digest: str
+    index: int = 0
 
     @property
     def picture(self) -> Path:
@@ -59,6 +67,7 @@ class Bench(NamedTuple):
     """samples: the whole ones, in order. faults: what is wrong with the rest, by its name. names:
     all that count in a table, the faulty ones too. absent: tasks and samples of the benchmark that
     the folder does not have, where all that it has are the benchmark's; a part of it is no fault.
+    benchmark: vbvr or vbvr-pro.
     """
 
     root: Path
@@ -66,6 +75,7 @@ class Bench(NamedTuple):
     faults: dict[str, str]
     names: tuple[str, ...]
     absent: tuple[str, ...] = ()
+    benchmark: str = "vbvr"
 
     @property
     def extent(self) -> str:
@@ -85,7 +95,7 @@ class Bench(NamedTuple):
         others = set(self.names) - set(names)
         samples = tuple(s for s in self.samples if s.name not in others)
         faults = {name: why for name, why in self.faults.items() if name not in others}
-        return Bench(self.root, samples, faults, names, self.absent)
+        return self._replace(samples=samples, faults=faults, names=names)
 
 
 def task_of(name: str) -> str:
@@ -93,12 +103,14 @@ def task_of(name: str) -> str:
     return name.split("/")[1]
 
 
-def category_of(task: str) -> str | None:
+def category_of(task: str, benchmark: str = "vbvr") -> str | None:
     """One of the five categories; None for tasks that are neither the benchmark's nor ours."""
     match = TASK.fullmatch(task)
     if match and match["id"].startswith("T-") and match["name"] in TASKS:
         return TASKS[match["name"]].faculty
     _, category = _KNOWN.get(task, (None, None))
+    if benchmark == "vbvr-pro" and category is not None:
+        return _PRO[task.partition("_")[0]]
     return category
 
 
@@ -113,13 +125,15 @@ def _misplaced(task: Path) -> str | None:
     return None if split == task.parent.name else f"the benchmark has this task in {split}"
 
 
-def read_bench(root: Path, per_task: int | None = None) -> Bench:
-    """All samples, or the first so many of each task.
+def read_bench(root: Path, per_task: int | None = None, benchmark: str = "vbvr") -> Bench:
+    """All samples, or the first so many of each task. benchmark: one of `official.TITLES`.
 
     Raises ValueError where there is no benchmark at all; a sample that cannot be used is a fault.
     """
     if per_task is not None and per_task < 1:
         raise ValueError(f"{per_task} samples of each task are asked for; at least 1 is needed")
+    if benchmark not in TITLES:
+        raise ValueError(f"benchmark is {benchmark!r}; there are {', '.join(TITLES)}")
     root = local_path(root)
     if not any((root / split).is_dir() for split in SPLITS):
         raise ValueError(f"{root} is no benchmark folder: it has neither {' nor '.join(SPLITS)}")
@@ -141,13 +155,16 @@ def read_bench(root: Path, per_task: int | None = None) -> Bench:
             name = f"{place}/{number}"
             names.append(name)
             try:
-                samples.append(_read(name, task / number))
+                sample = _read(name, task / number, metadata=benchmark == "vbvr-pro")
+                known = _ORDER.get(task.name)
+                index = len(names) - 1 if known is None else PER_TASK * known + int(number)
+                samples.append(sample._replace(index=index))
             except (ValueError, OSError) as error:
                 faults[name] = "the folder is missing" if number in gaps else str(error)
     if not names:
         raise ValueError(f"{root} has no samples: they are folders SPLIT/TASK/00000")
     absent = _absent(names) if per_task is None else ()
-    return Bench(root, tuple(samples), faults, tuple(names), absent)
+    return Bench(root, tuple(samples), faults, tuple(names), absent, benchmark)
 
 
 def _absent(names: Sequence[str]) -> tuple[str, ...]:
@@ -163,8 +180,10 @@ def _absent(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(lacking)
 
 
-def _read(name: str, folder: Path) -> Sample:
+def _read(name: str, folder: Path, *, metadata: bool = False) -> Sample:
     """Raises ValueError or OSError where a file is missing, damaged or empty."""
+    if metadata and not isinstance(_json(folder / "metadata.json"), dict):
+        raise ValueError(f"{folder / 'metadata.json'} holds no JSON object, which is scored by")
     prompt = read_text(folder / "prompt.txt").strip()
     if not prompt:
         raise ValueError(f"the prompt {folder / 'prompt.txt'} is empty")
@@ -173,6 +192,12 @@ def _read(name: str, folder: Path) -> Sample:
     frames = count_frames(folder / "ground_truth.mp4")
     about = f"{frames} {prompt} ".encode() + picture.read_bytes()
     return Sample(name, folder, prompt, frames, height, width, hashlib.sha256(about).hexdigest())
+
+
+def _json(path: Path) -> Any:
+    with contextlib.suppress(ValueError):
+        return json.loads(read_text(path))
+    return None
 
 
 def count_frames(path: Path) -> int:

@@ -1,5 +1,5 @@
-"""The tasks of VBVR-Bench: folders are named ID_NAME_data-generator. The official scorer ignores
-every other name without a word."""
+"""The tasks of VBVR-Bench and of VBVR-Pro-Bench: folders are named ID_NAME_data-generator. The
+official scorer ignores every other name without a word."""
 
 OFFICIAL = {
     "In-Domain_50": {
@@ -71,3 +71,18 @@ OFFICIAL = {
 """By split and category."""
 PER_TASK = 5
 """Samples of each task, 00000 to 00004."""
+
+PRO = {
+    "Abstraction": "G-131 G-134 G-51 O-10 O-12 O-13 O-14 O-29 O-30 O-31 O-44 O-45 O-47 "
+    "G-135 G-193 O-11 O-22 O-54 O-56 O-58 O-59 O-5 O-60 O-61 O-9",
+    "Knowledge": "G-21 G-29 G-41 G-43 O-15 O-16 O-18 O-19 O-23 O-24 O-34 O-52 O-53 O-75 "
+    "G-160 G-247 G-273 O-2 O-62",
+    "Perception": "G-138 G-158 G-3 G-9 O-33 O-37 O-38 G-136 G-147 G-161 G-167 G-168 G-169 G-174 "
+    "G-189 G-202 G-206 G-212 G-217 G-218 G-222 G-223 G-240 G-248 G-250 G-54 O-43 O-65",
+    "Spatiality": "G-13 G-15 G-16 G-18 G-31 G-45 G-8 O-21 O-25 O-55 "
+    "G-140 G-219 G-221 G-47 O-39 O-49",
+    "Transformation": "G-194 G-25 G-39 G-5 O-32 O-36 G-24 O-27 O-46 O-64 O-6 O-85",
+}
+"""Categories of VBVR-Pro-Bench, which has the same tasks in the same splits, by their numbers."""
+
+TITLES = {"vbvr": "VBVR-Bench", "vbvr-pro": "VBVR-Pro-Bench"}

@@ -101,6 +101,7 @@ def run(
                 "boundary": configs[name].boundary,
                 "negative": configs[name].negative,
                 "numerics": dataclasses.asdict(configs[name].numerics),
+                **({} if bench.benchmark == "vbvr" else {"benchmark": bench.benchmark}),
             },
             made(command, sizes),
         )
@@ -227,7 +228,7 @@ class _Worker:
         # One program for every batch of a shape, and one for what is tried alone.
         size = worlds if len(batch) <= worlds else self.sizes[shape]
         try:
-            latents, x0 = self.sampler.generate([*batch.values()], shape, size)
+            latents, x0 = self.sampler.generate([*batch.values()], shape, size, [*batch])
         except FAILURES as error:
             if len(batch) > 1:
                 return [s for one in batch for s in self._denoise({one: batch[one]})]
@@ -259,7 +260,8 @@ class _Worker:
         exact, latents = isinstance(coder.codec, PixelCodec), self.folder.latents(sample.name)
         try:
             video = coder.decode(load_file(latents)["latents"])
-            video = np.stack([resized(frame, height, width, exact=exact) for frame in video])
+            how = {"exact": exact, "resample": arm.resample}
+            video = np.stack([resized(frame, height, width, **how) for frame in video])
             write_mp4(self.folder.video(sample.name), video, arm.fps, crf=arm.crf)
             latents.unlink()
         except FAILURES as error:

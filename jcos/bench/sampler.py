@@ -3,7 +3,7 @@ own devices. What comes out does not depend on the mesh."""
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -61,7 +61,7 @@ class Sampler:
         """The model was loaded on the same mesh; `rows` is by default what embeds words itself."""
         coders = _coders(model, devices)
         if devices is not None:
-            model.vae = None  # a copy on every device, which nothing uses
+            model.vae = model.vision = None  # a copy on every device, which nothing uses
         return cls(arm, model, rows or coders[0].embed, devices, coders)
 
     @property
@@ -93,26 +93,30 @@ class Sampler:
         return jax.device_get(condition)
 
     def generate(
-        self, batch: list[Condition], shape: Shape, size: int
+        self, batch: list[Condition], shape: Shape, size: int, of: Sequence[Sample] = ()
     ) -> tuple[Float[np.ndarray, "B F h w C"], Float[np.ndarray, "B kept F h w C"]]:
         """Final latents and kept clean estimates of samples of one shape.
 
-        size: of the program; a smaller batch is filled up. Raises FloatingPointError where a latent
-        is not finite, and MemoryError saying what would help where a device has too little.
+        size: of the program; a smaller batch is filled up. of: the samples, where seeds or noise
+        are their own. Raises FloatingPointError where a latent is not finite, and MemoryError
+        saying what would help where a device has too little.
         """
         given = jax.tree.map(lambda *a: np.stack(a), *batch, *batch[-1:] * (size - len(batch)))
         arm, config = self.arm, self.model.config
         what = f"{size} sample(s) of {arm.ensemble} seed(s) of {config.name}"
         grid = (*wan.latent_grid(config, *shape), config.dit.out_channels)
         together = arm.together(config)
-        seeds = range(arm.seed, arm.seed + (arm.ensemble if together else 1))
+        each = [*of, *of[-1:] * (size - len(of))]
+        seeds = arm.seeds(each, arm.ensemble if together else 1)
+        noise = arm.noise(each, grid)
         chosen, kept = places(arm.x0, config.sampling.steps, "step"), []
         probe = arm.probe(config.sampling.steps, grid[0], config.dit.layers, arm.ensemble)
         with sharding.use_mesh(self.devices), memory.explained(what, KNOBS):
             given, sampling = self._spread(given), config.sampling
             if arm.search is not None:
-                return self._searched(given, probe, len(batch))
-            runs = loop.steps(self.model, given, seeds, probe=probe, sampling=sampling)
+                return self._searched(given, probe, len(batch), each)
+            settings = {"probe": probe, "sampling": sampling, "noise": noise}
+            runs = loop.steps(self.model, given, seeds, **settings)
             # Each sample is a world by itself; seeds that are only averaged with go on no longer.
             for state in runs:
                 trajectory.check_step(state.step, sampling.steps, state.trace, every=True)
@@ -127,11 +131,13 @@ class Sampler:
         return latents[: len(batch), 0], x0
 
     def _searched(
-        self, given: Condition, probe: Probe, count: int
+        self, given: Condition, probe: Probe, count: int, of: Sequence[Sample]
     ) -> tuple[Float[np.ndarray, "B F h w C"], Float[np.ndarray, "B kept F h w C"]]:
         """Return what a search chose for the first samples."""
         assert self.arm.search is not None
         first = [self.arm.seed] * len(given.context)
+        if self.arm.by_index:
+            first = [self.arm.seed + sample.index for sample in of]
         sampling = self.model.config.sampling
         found = search.run(
             self.model, given, self.arm.search, first, probe=probe, sampling=sampling

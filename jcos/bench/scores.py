@@ -4,7 +4,7 @@ zero."""
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +12,10 @@ import numpy as np
 
 from jcos.bench import baselines, export
 from jcos.bench.baselines import STILL, TRUTH
+from jcos.bench.evalkit import TRUTH as TRUTH_AT_LEAST
 from jcos.bench.evalkit import Scores, official
 from jcos.bench.folder import SPLITS, Bench, category_of, task_of
+from jcos.bench.official import TITLES
 from jcos.files import check_folder, check_room, write
 from jcos.lab.measures import UNBOUNDED, Estimate, estimate
 from jcos.runs import MANIFEST, as_text, made, read
@@ -59,6 +61,9 @@ def compare(
     read(out / MANIFEST, "arms")  # not into the folder of an arm
     check_room(out)
     scores = score(bench, arms, out, scorer)
+    commits = {arm.arm: (arm.scorer or {}).get("commit") for arm in scores if arm.found}
+    if bench.benchmark == "vbvr-pro":
+        check_pro(scores, commits)
     cells, base = table(bench, scores), scores[0]
     gains = table(bench, scores[1 : len(arms)], base)
     makers = {arm.arm: arm.scorer for arm in scores}
@@ -66,27 +71,41 @@ def compare(
     write(out / "scores.json", as_text({"samples": bench.extent, "arms": parts}))
     rows = io.StringIO(newline="")
     lines = csv.writer(rows, lineterminator="\n")
-    lines.writerow(("kind", *Cell._fields))
-    lines.writerows(("score", *cell) for cell in cells)
-    lines.writerows((f"less {base.arm}", *cell) for cell in gains)
+    lines.writerow(("kind", *Cell._fields, "scorer"))
+    lines.writerows(("score", *cell, commits.get(cell.arm)) for cell in cells)
+    lines.writerows((f"less {base.arm}", *cell, commits.get(cell.arm)) for cell in gains)
     write(out / "table.csv", rows.getvalue())
     folders = {arm.arm: path for arm, path in zip(scores, arms, strict=False)}
     codecs = {name: baselines.codec_of(path) for name, path in folders.items()}
     about = {
-        "question": "What do these arms score on VBVR-Bench?",
+        "question": f"What do these arms score on {TITLES[bench.benchmark]}?",
         "samples": {"folder": str(bench.root), "extent": bench.extent},
         "arms": {name: str(path) for name, path in folders.items()},
         "scorer": makers,
         "still": codecs[base.arm]._asdict(),
     }
     write(out / MANIFEST, as_text(about | made(command)))
-    commits = {arm.arm: (arm.scorer or {}).get("commit") for arm in scores if arm.found}
     notes = [
         f"the arms' {what} differ: " + "; ".join(f"{name} {value}" for name, value in by.items())
         for what, by in (("codecs", codecs), ("commits of the scorer", commits))
         if len(set(by.values())) > 1
     ]
     return Comparison(scores, cells, gains, notes)
+
+
+def check_pro(scores: Sequence[Scores], commits: Mapping[str, str | None]) -> None:
+    """Raise ValueError where VBVR-Pro-Bench's scorer cannot have measured: scores of several of its
+    commits, or a ground truth that does not score itself."""
+    if len(set(commits.values())) > 1:
+        each = "; ".join(f"{name} {commit}" for name, commit in commits.items())
+        raise ValueError(f"scores of several scorers are not compared: {each}; score all anew")
+    truth = scores[-1]
+    mean = float(np.mean([*truth.found.values()])) if truth.found else 0.0
+    if truth.scorer is not None and mean < TRUTH_AT_LEAST:
+        raise ValueError(
+            f"the ground truth scores {mean:.3f} against itself, at least {TRUTH_AT_LEAST} is "
+            f"known: the scorer does not work here ({len(truth.errors)} errors)"
+        )
 
 
 def score(bench: Bench, arms: Sequence[Path], out: Path, scorer: str | None = None) -> list[Scores]:
@@ -136,14 +155,14 @@ def _judged(bench: Bench, arm: Path, name: str) -> Scores:
     return scores
 
 
-def groups(names: Sequence[str]) -> dict[str, list[str]]:
+def groups(names: Sequence[str], benchmark: str = "vbvr") -> dict[str, list[str]]:
     """The columns of the paper's table: overall, both splits, and each split's categories."""
     found: dict[str, list[str]] = {"overall": list(names)}
     for split, short in SPLITS.items():
         inside = [name for name in names if name.startswith(f"{split}/")]
         found[short] = inside
         for name in inside:
-            found.setdefault(f"{short} {category_of(task_of(name))}", []).append(name)
+            found.setdefault(f"{short} {category_of(task_of(name), benchmark)}", []).append(name)
     ordered = ["overall", *sorted(g for g in found if g != "overall")]
     return {group: found[group] for group in ordered if found[group]}
 
@@ -162,7 +181,7 @@ def table(bench: Bench, arms: Sequence[Scores], base: Scores | None = None) -> l
     samples that both have."""
     cells, less = [], {} if base is None else base.found
     for scores in arms:
-        for group, names in groups(bench.names).items():
+        for group, names in groups(bench.names, bench.benchmark).items():
             gain = {n: scores.found.get(n, 0.0) - less.get(n, 0.0) for n in names}
             there = [n for n in names if n in scores.found and (base is None or n in less)]
             official = float(np.mean([gain[n] for n in there])) if there else float("nan")

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -65,7 +65,7 @@ class Run(OnMesh, Command):
         from jax.experimental import multihost_utils
 
         from jcos.bench import run
-        from jcos.bench.arm import load_arms
+        from jcos.bench.arm import benchmark_of, load_arms
         from jcos.bench.folder import read_bench
         from jcos.cli.common import bar, command_line
         from jcos.devices import sharding
@@ -79,7 +79,7 @@ class Run(OnMesh, Command):
         if unknown := [name for name in self.arms if name not in arms]:
             raise ValueError(f"{self.config} has no arm {unknown[0]!r}; it has {', '.join(arms)}")
         arms = {n: override(a, self.set) for n, a in arms.items() if n in (self.arms or arms)}
-        bench = read_bench(self.samples, self.per_task)
+        bench = read_bench(self.samples, self.per_task, benchmark_of(config_file(self.config)))
         print(f"{bench.extent}, {len(bench.faults)} faults")
         _print_absent(bench)
         work = run.Work(
@@ -142,13 +142,17 @@ class Score(Command):
     scorer: str | None = None
     """How the official scorer is started, if it is installed."""
     per_task: PerTask = None
+    benchmark: Literal["vbvr", "vbvr-pro"] | None = None
+    """Whose categories and checks; by default those that the first arm was made for."""
 
     def run(self) -> None:
         from jcos.bench.folder import read_bench
+        from jcos.bench.results import read_json
         from jcos.bench.scores import compare
         from jcos.cli.common import command_line
 
-        bench = read_bench(self.samples, self.per_task)
+        made_for = read_json(self.arms[0] / "run.json").get("benchmark", "vbvr")
+        bench = read_bench(self.samples, self.per_task, self.benchmark or made_for)
         result = compare(bench, self.arms, self.out, self.scorer, command_line())
         _print_tables(bench, result)
         _print_errors(f"Note: {note}" for note in result.notes)
@@ -176,13 +180,15 @@ class Export(Command):
     """Which tasks; by default all."""
     per_task: int = 5
     """Held-out puzzles of each task."""
+    benchmark: Literal["vbvr", "vbvr-pro"] = "vbvr"
+    """Whose layout."""
 
     def run(self) -> None:
         from jcos.bench.export import export
         from jcos.lab.tasks import TASKS
 
         tasks = self.tasks or tuple(TASKS)
-        export(self.folder, tasks, self.per_task)
+        export(self.folder, tasks, self.per_task, benchmark=self.benchmark)
         print(f"{len(tasks)} tasks with {self.per_task} samples each are in {self.folder}")
 
 
@@ -214,12 +220,13 @@ def _print_absent(bench: "Benchmark") -> None:
 
 def _print_tables(bench: "Benchmark", result: "Comparison") -> None:
     from jcos.bench import scores
+    from jcos.bench.official import TITLES
     from jcos.cli.common import show_table
 
     cells = {(cell.arm, cell.group): cell for cell in result.cells}
     gains = {(cell.arm, cell.group): cell for cell in result.gains}
     arms, others = (list(dict.fromkeys(arm for arm, _ in table)) for table in (cells, gains))
-    groups = scores.groups(bench.names)
+    groups = scores.groups(bench.names, bench.benchmark)
     ends = cells[scores.STILL, "overall"], cells[scores.TRUTH, "overall"]
     rows = []
     for arm in arms:
@@ -228,7 +235,9 @@ def _print_tables(bench: "Benchmark", result: "Comparison") -> None:
         videos = f"{cell.found} / {cell.n}"
         rows.append((arm, videos, _interval(cell), f"{cell.official:.3f}", share))
     columns = ("arm", "videos", "overall", "of those found", "still 0, truth 1")
-    show_table(f"VBVR-Bench, {bench.extent}", columns, rows)
+    commit = (result.scores[0].scorer or {}).get("commit")
+    scorer = f", scorer {commit[:12]}" if commit else ""
+    show_table(f"{TITLES[bench.benchmark]}, {bench.extent}{scorer}", columns, rows)
     rows = [
         (group, str(len(names)), *(_interval(cells[arm, group]) for arm in arms))
         for group, names in groups.items()

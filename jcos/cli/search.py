@@ -57,6 +57,10 @@ class Search(options.Search):
         if self.preset not in search.PRESETS:
             known = ", ".join(search.PRESETS)
             raise ValueError(f"there is no preset {self.preset!r}; the presets are {known}")
+        if self.preset == "chain":
+            raise ValueError(
+                "a puzzle is one clip; chain makes longer videos: jcos generate --search chain"
+            )
         if self.puzzles < 1:
             raise ValueError(f"{self.puzzles} puzzles asked for; at least 1 is needed")
         method = search.PRESETS[self.preset](self.seeds, self.judge)

@@ -37,9 +37,9 @@ M = TypeVar("M")
 
 RULES: tuple[tuple[str, P], ...] = (
     # Stacked blocks have a leading layer axis, which the scan slices.
-    (r"blocks\.\w+_attn\.[qkv]\.kernel", P(None, FSDP, TENSOR)),
-    (r"blocks\.\w+_attn\.[qkv]\.bias", P(None, TENSOR)),
-    (r"blocks\.\w+_attn\.norm_[qk]\.scale", P(None, TENSOR)),
+    (r"blocks\.\w+_attn\.([qkv]|[kv]_img)\.kernel", P(None, FSDP, TENSOR)),
+    (r"blocks\.\w+_attn\.([qkv]|[kv]_img)\.bias", P(None, TENSOR)),
+    (r"blocks\.\w+_attn\.norm_(q|k|k_img)\.scale", P(None, TENSOR)),
     (r"blocks\.\w+_attn\.o\.kernel", P(None, TENSOR, FSDP)),
     (r"blocks\.ffn\.layers_0\.kernel", P(None, FSDP, TENSOR)),
     (r"blocks\.ffn\.layers_0\.bias", P(None, TENSOR)),

@@ -16,7 +16,7 @@ from jcos.media import image
 from jcos.model.text import PROMPT_FILES, read_prompt
 from jcos.sampling.trajectory import Condition
 from jcos.variants import Profile
-from jcos.wan import Picture, Wan, check_picture, latent_grid
+from jcos.wan import Wan, check_picture, latent_grid
 
 EXAMPLE = {
     "frames": 81,
@@ -199,7 +199,10 @@ def condition_of(model: Wan, clips: Clips, clip: Clip, profile: Profile | None =
     negative = None if clip.negative is None else read_prompt(clip.negative, clips.folder)
     if clip.picture is None:
         return model.condition(None, prompt, frames, negative=negative, size=(height, width))
-    first: Picture = image.read_picture(clips.folder / clip.picture, profile)
-    if not isinstance(model.codec, PixelCodec):  # which takes pictures as they are
-        first = image.prepare(first, image.rule_for(model.config, profile), height, width)
-    return model.condition(first, prompt, frames, negative=negative)
+    picture, config = image.read_picture(clips.folder / clip.picture, profile), model.config
+    if isinstance(model.codec, PixelCodec):  # which takes pictures as they are
+        return model.condition(picture, prompt, frames, negative=negative)
+    first, seen = image.prepare(picture, image.rule_for(config, profile), height, width), None
+    if config.vision is not None:
+        seen = image.for_encoder(picture, first, config.vision.size, profile)
+    return model.condition(first, prompt, frames, negative=negative, seen=seen)

@@ -354,9 +354,8 @@ STANDARD: dict[str, Callable[[], Judge]] = {
     "random": Random,
 }
 """Judges that need nothing but the run, by name."""
-PROXY = "peak"
-"""What `decided` means for models that draw no puzzles: the best sign that reads latents alone
-(configs/signs.py; docs/search.md)."""
+PROXY = "change"
+"""What `decided` means for models that draw no puzzles (docs/search.md says why)."""
 COLOURS = ("decided", "pixels")
 """Judges that know the palette of the puzzles."""
 

@@ -38,7 +38,7 @@ def save(
     restarts = sum(row.copy in ("prefix", "chain") for row in run.method.rows[:number])
     given = folder / GIVEN.format(restarts)
     if restarts and about.get("restarts") != restarts:
-        kept = {"first": run.conditions.first, "channels": run.conditions.channels}
+        kept = {name: getattr(run.conditions, name) for name in ("first", "channels", "known")}
         arrays = {name: np.ascontiguousarray(a) for name, a in kept.items() if a is not None}
         arrays |= {f"clip-{i}": np.ascontiguousarray(clip) for i, clip in enumerate(run.clips)}
         write(given, as_bytes(arrays))

@@ -24,8 +24,9 @@ from jcos.files import check_room, local_path
 from jcos.lab.tasks import TASKS, Puzzle, Task
 from jcos.model.text import WordEmbedding, word_ids
 from jcos.model.vae import encode_pixels
+from jcos.model.vision import image_channels
 from jcos.variants import toy
-from jcos.wan import Wan, image_channels, load
+from jcos.wan import Wan, load
 from jcos.weights import checkpoint
 
 Params = dict[str, Array]
@@ -46,8 +47,6 @@ class Recipe:
     constant: fraction of the run at full learning rate, after which it falls linearly to `floor` of
     it.
     null_text: fraction of samples trained without their prompt (for guidance).
-    prefix: fraction of samples trained to continue several given frames, 2 to all but two (the
-    others: one).
     """
 
     steps: int = 8000
@@ -78,7 +77,6 @@ class Recipe:
     clip: float = 1.0
     ema: float = 0.999
     null_text: float = 0.05
-    prefix: float = 0.0
 
 
 PARTS: tuple[Recipe, ...] = (
@@ -151,32 +149,9 @@ PARTS: tuple[Recipe, ...] = (
         },
         constant=0.5,
     ),
-    Recipe(
-        steps=300,
-        small=16,
-        large=2,
-        draws=2,
-        seed=5,
-        shares={
-            "maze": 0.42,
-            "tictactoe": 0.20,
-            "pattern": 0.05,
-            "rotation": 0.06,
-            "returns": 0.07,
-            "bounce": 0.05,
-            "maze7": 1.00,
-            "tictactoe-block": 0.08,
-            "bounce-hard": 0.07,
-        },
-        learning_rate=5e-4,
-        warmup=20,
-        constant=0.3,
-        ema=0.98,
-        prefix=0.6,
-    ),
 )
-"""The first five make the shipped weights, each from those of the one before: other puzzles every
-time, and more of what is learnt last. The sixth teaches these to continue several given frames."""
+"""The runs that make the shipped weights, each from those of the one before: other puzzles every
+time, and more of what is learnt last."""
 
 
 class Batch(NamedTuple):
@@ -235,10 +210,8 @@ def drawn(task: Task, rng: np.random.Generator, draws: int) -> Puzzle:
     return puzzle
 
 
-def loss(
-    model: Wan, batch: Batch, key: Array, shift: float, prefix: float = 0.0
-) -> Float[Array, ""]:
-    """Mean squared error of the velocity ε − x0 over a batch; prefix: as in `Recipe`."""
+def loss(model: Wan, batch: Batch, key: Array, shift: float) -> Float[Array, ""]:
+    """Mean squared error of the velocity ε − x0 over a batch."""
     text, codec = model.text, model.codec
     assert isinstance(text, WordEmbedding)
     assert isinstance(codec, PixelCodec)
@@ -249,21 +222,13 @@ def loss(
     u = (jnp.arange(count) + jax.random.uniform(level_key, (count,))) / count
     sigma = shift * u / (1 + (shift - 1) * u)
 
-    given = jnp.ones(count, int)
-    if prefix:
-        several_key, given_key = jax.random.split(jax.random.fold_in(key, 1))
-        several = jax.random.uniform(several_key, (count,)) < prefix
-        more = jax.random.randint(given_key, (count,), 2, x0.shape[1] - 1)
-        given = jnp.where(several, more, 1)
-
-    def error(x0: Array, noise: Array, sigma: Array, words: Array, given: Array) -> Array:
+    def error(x0: Array, noise: Array, sigma: Array, words: Array) -> Array:
         x = (1 - sigma) * x0 + sigma * noise
-        channels = image_channels(x0, len(x0), model.config.image, given)
-        x = jnp.concatenate([x, channels], axis=-1)
+        x = jnp.concatenate([x, image_channels(x0[:1], len(x0), model.config.image)], axis=-1)
         v, _ = model.experts[0](x, 1000 * sigma, text(words), remat=True)
         return jnp.mean(jnp.square(v - (noise - x0)))
 
-    return jnp.mean(jax.vmap(error)(x0, noise, sigma, jnp.asarray(batch.words), given))
+    return jnp.mean(jax.vmap(error)(x0, noise, sigma, jnp.asarray(batch.words)))
 
 
 def schedule(recipe: Recipe) -> optax.Schedule:
@@ -348,8 +313,9 @@ def make_update(
     def total(params: Params, given: tuple[Batch, ...], key: Array) -> tuple[Array, Array]:
         model = checkpoint.with_leaves(abstract, params)
         keys = jax.random.split(key, len(given))
-        settings = recipe.shift, recipe.prefix
-        each = jnp.stack([loss(model, b, k, *settings) for b, k in zip(given, keys, strict=True)])
+        each = jnp.stack(
+            [loss(model, b, k, recipe.shift) for b, k in zip(given, keys, strict=True)]
+        )
         weight = jnp.array([float(b.videos.size) for b in given])  # every pixel counts the same
         return jnp.sum(each * weight) / jnp.sum(weight), each
 
@@ -375,8 +341,7 @@ def _resumed(
     if not saved:
         return initial(recipe, config), {"small": [], "large": []}, _history(recipe)
     notes = checkpoint.read_manifest(saved[-1])["notes"]
-    # Runs that were begun by an earlier version do not note every field.
-    if dataclasses.asdict(Recipe()) | notes["recipe"] != dataclasses.asdict(recipe):
+    if notes["recipe"] != dataclasses.asdict(recipe):
         raise ValueError(f"{folder} holds a run of another recipe; choose another folder")
     unstarted = dataclasses.replace(recipe, start=None)
     abstract = jax.eval_shape(lambda: initial(unstarted, config))

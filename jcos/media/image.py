@@ -176,10 +176,33 @@ def torch_bicubic(picture: Picture, height: int, width: int) -> Frame:
     Cubic interpolation with a = −0.75 between pixel centres, borders repeated, no antialiasing;
     colours may go beyond −1..1. Source: torch.nn.functional.interpolate(mode="bicubic").
     """
-    rows, by_row = _taps(picture.shape[0], height)
-    columns, by_column = _taps(picture.shape[1], width)
-    tall = np.einsum("hk,hkWc->hWc", by_row, SIGNED[picture[rows]])
+    return stretched(SIGNED[picture], height, width)
+
+
+def stretched(colours: Float32[np.ndarray, "H W 3"], height: int, width: int) -> Frame:
+    """Return colours stretched like `torch_bicubic`."""
+    rows, by_row = _taps(colours.shape[0], height)
+    columns, by_column = _taps(colours.shape[1], width)
+    tall = np.einsum("hk,hkWc->hWc", by_row, colours[rows])
     return np.einsum("wk,hwkc->hwc", by_column, tall[:, columns])
+
+
+def for_encoder(
+    picture: Picture, frame: Frame, side: int, profile: Profile | None = None
+) -> Float32[np.ndarray, "side side 3"]:
+    """Return the picture in −1..1 as an image encoder sees it, a square of `side` pixels.
+
+    The original stretches the picture like a first frame, diffsynth the first frame itself
+    (`frame`); diffusers scales the shorter side (Pillow's BICUBIC) and cuts out the middle.
+    """
+    if profile == "diffsynth":
+        return stretched(frame, side, side)
+    if profile not in ("diffusers", "vbvr-pro"):
+        return torch_bicubic(picture, side, side)
+    height, width = (int(side * n / min(picture.shape[:2])) for n in picture.shape[:2])
+    scaled = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - side) // 2, (height - side) // 2
+    return SIGNED[np.asarray(scaled.crop((left, top, left + side, top + side)))]
 
 
 def _taps(length: int, target: int) -> tuple[Int[np.ndarray, "T 4"], Float32[np.ndarray, "T 4"]]:
@@ -232,6 +255,7 @@ _OF_MODEL: dict[ImageMode, tuple] = {
 _OF_PROFILE: dict[Profile, tuple] = {
     "diffusers": (diffusers_size, pillow_lanczos),
     "diffsynth": (diffsynth_size, pillow_bicubic),
+    "vbvr-pro": (diffusers_size, pillow_lanczos),
 }
 """Size and resizing of the original, which differ by model, and of the other codes."""
 

@@ -75,13 +75,21 @@ class Linear(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head attention; q and k are RMS-normed over all heads together."""
+    """Multi-head attention; q and k are RMS-normed over all heads together.
 
-    def __init__(self, cfg: DiTConfig, numerics: Numerics, rngs: nnx.Rngs):
+    image: with keys and values of a second context, the picture's tokens (Wan2.1 I2V).
+    """
+
+    def __init__(self, cfg: DiTConfig, numerics: Numerics, rngs: nnx.Rngs, image: bool = False):
         self.q, self.k, self.v, self.o = (
             Linear(cfg.dim, cfg.dim, numerics.linear, rngs) for _ in range(4)
         )
         self.norm_q, self.norm_k = RMSNorm(cfg.dim, cfg.eps), RMSNorm(cfg.dim, cfg.eps)
+        if image:
+            self.k_img, self.v_img = (
+                Linear(cfg.dim, cfg.dim, numerics.linear, rngs) for _ in range(2)
+            )
+            self.norm_k_img = RMSNorm(cfg.dim, cfg.eps)
         self.heads = cfg.heads
 
     def __call__(
@@ -91,8 +99,10 @@ class Attention(nnx.Module):
         angles: Angles | None = None,
         rows: int | None = None,
         at: At = go_on,
+        image: Float[Array, "E D"] | None = None,
     ) -> Tokens:
-        """angles: of self-attention. rows: how many of its tokens are no padding; None: all."""
+        """angles: of self-attention. rows: how many of its tokens are no padding; None: all.
+        image: the second context, which the same normed queries read; both results are added."""
         q, k, v = (
             rearrange(a, "n (h d) -> n h d", h=self.heads)
             for a in (self.norm_q(self.q(x)), self.norm_k(self.k(context)), self.v(context))
@@ -101,6 +111,12 @@ class Attention(nnx.Module):
         if angles is not None:
             q, k = at("attention", (rotate(q, angles), rotate(k, angles)))
         z = attention(q, k, v, keys=rows, together=together)
+        if image is not None:
+            k, v = (
+                rearrange(a, "n (h d) -> n h d", h=self.heads)
+                for a in (self.norm_k_img(self.k_img(image)), self.v_img(image))
+            )
+            z = z + attention(q, k, v)
         return self.o(rearrange(at("heads" if together else "cross", z), "n h d -> n (h d)"))
 
 
@@ -128,6 +144,22 @@ def gelu_tanh(x: Float[Array, "N D"]) -> Float[Array, "N D"]:
     return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)  # rounds once
 
 
+def gelu(x: Float[Array, "N D"]) -> Float[Array, "N D"]:
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
+
+
+class ImageProjection(nnx.Module):
+    """Tokens of an image encoder in the transformer's width, numbered as in a torch Sequential: its
+    norms have torch's eps, its GELU is the exact one (Wan2.1's MLPProj)."""
+
+    def __init__(self, n_in: int, n_out: int, dtype: str, rngs: nnx.Rngs):
+        self.proj_0, self.proj_4 = LayerNorm(n_in, 1e-5), LayerNorm(n_out, 1e-5)
+        self.proj_1, self.proj_3 = Linear(n_in, n_in, dtype, rngs), Linear(n_in, n_out, dtype, rngs)
+
+    def __call__(self, image: Float[Array, "E I"]) -> Float[Array, "E D"]:
+        return self.proj_4(self.proj_3(gelu(self.proj_1(self.proj_0(image)))))
+
+
 def of_tokens(rows: Float[Array, "T D"], clean: Bool[Array, " N"] | None) -> Float[Array, "_ D"]:
     """Return a row for each token: of two, the second for those that are clean."""
     return rows if clean is None else jnp.where(clean[:, None], rows[1], rows[0])
@@ -138,7 +170,7 @@ class Block(nnx.Module):
 
     def __init__(self, cfg: DiTConfig, numerics: Numerics, rngs: nnx.Rngs):
         self.self_attn = Attention(cfg, numerics, rngs)
-        self.cross_attn = Attention(cfg, numerics, rngs)
+        self.cross_attn = Attention(cfg, numerics, rngs, image=cfg.image_dim is not None)
         self.norm3 = LayerNorm(cfg.dim, cfg.eps)
         self.ffn = MLP(cfg.dim, cfg.ffn_dim, cfg.dim, gelu_tanh, numerics.linear, rngs)
         self.modulation = nnx.Param(jax.random.normal(rngs.params(), (6, cfg.dim)) * cfg.dim**-0.5)
@@ -154,6 +186,7 @@ class Block(nnx.Module):
         rows: int | None = None,
         clean: Bool[Array, " N"] | None = None,
         at: At = go_on,
+        image: Float[Array, "E D"] | None = None,
     ) -> Tokens:
         shift1, scale1, gate1, shift2, scale2, gate2 = (
             of_tokens(row, clean) for row in jnp.moveaxis(self.modulation[...][None] + time, 1, 0)
@@ -166,7 +199,7 @@ class Block(nnx.Module):
             h = layer_norm(x, self.eps) * (1 + scale1) + shift1
             x = add(x, self.self_attn(h, h, angles, rows, at) * gate1)
         with jax.named_scope("cross_attn"):
-            x = add(x, self.cross_attn(self.norm3(x), context, None, None, at))
+            x = add(x, self.cross_attn(self.norm3(x), context, None, None, at, image))
         with jax.named_scope("ffn"):
             h = layer_norm(x, self.eps) * (1 + scale2) + shift2
             return add(x, self.ffn(h, at) * gate2)
@@ -213,6 +246,8 @@ class DiT(nnx.Module):
             jax.random.split(rngs.params(), cfg.layers)
         )
         self.head = Head(cfg, numerics, rngs)
+        if cfg.image_dim is not None:
+            self.img_emb = ImageProjection(cfg.image_dim, cfg.dim, numerics.linear, rngs)
         self.cfg = cfg
         self.numerics = numerics
 
@@ -225,6 +260,7 @@ class DiT(nnx.Module):
         *,
         sites: Mapping[str, OnSite] = MappingProxyType({}),
         clean: Bool[Array, " N"] | None = None,
+        image: Float[Array, "E image"] | None = None,
         slots: Any = None,
         remat: bool = False,
     ) -> tuple[Float[Array, "F H W O"], Any]:
@@ -236,6 +272,7 @@ class DiT(nnx.Module):
             embedded, not one per token (2 GB less at 704p).
         context: embedded prompt, at most cfg.text_len rows; it is zero-padded to that length and,
             as in the original, the padding is attended to.
+        image: tokens of the image encoder, for models that have a place for them (cfg.image_dim).
         sites: functions by their place in the model (`SITES`), called as `on_block` is. With any,
             observations are a dict of these places and "block"; those of "input", which is before
             the layers and called with layer −1, have no layer axis.
@@ -248,6 +285,9 @@ class DiT(nnx.Module):
             raise ValueError(f"latents have {latents.shape[-1]} channels, not {cfg.in_channels}")
         if context.shape[0] > cfg.text_len:
             raise ValueError(f"the prompt has {context.shape[0]} rows, more than {cfg.text_len}")
+        if (image is None) != (cfg.image_dim is None):
+            has = "none" if image is None else f"{image.shape[1]}-wide ones"
+            raise ValueError(f"image tokens are {cfg.image_dim} wide; the condition has {has}")
 
         with jax.named_scope("embed"):
             x = self.patch_embedding(self.patchify(latents)).astype(
@@ -258,6 +298,7 @@ class DiT(nnx.Module):
             text = self.text_embedding(
                 jnp.pad(context, ((0, cfg.text_len - context.shape[0]), (0, 0)))
             )
+            picture = None if image is None else self.img_emb(image)
             angles = rope_angles(grid, cfg.head_dim, cfg.rope_theta)
 
         # On a mesh, rows are spread over devices, with padding that probes do not get.
@@ -288,7 +329,7 @@ class DiT(nnx.Module):
                 second = None if site == "update" else mesh.TENSOR
                 return jax.tree.map(lambda a: mesh.spread(a, second), z)
 
-            before, x = x, block(x, time, text, (angles[0], angles[1]), rows, clean, at)
+            before, x = x, block(x, time, text, (angles[0], angles[1]), rows, clean, at, picture)
             _, x = at("update", (before, x))
             x, observed["block"] = on_block(layer, x[:n])
             observation = observed if sites else observed["block"]

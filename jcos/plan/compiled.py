@@ -133,7 +133,7 @@ def arguments(job: Job, mesh: Mesh, probe: Probe | None = None) -> tuple:
     """Return what `generation.generate_worlds` takes: all that is large as shapes on the mesh."""
     config, cfg = job.config, job.config.dit
     model = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
-    model.text = model.vae = None
+    model.text = model.vae = model.vision = None
 
     def condition() -> Condition:
         prompt = jnp.zeros((1, cfg.text_len, cfg.text_dim), config.numerics.text)
@@ -141,7 +141,9 @@ def arguments(job: Job, mesh: Mesh, probe: Probe | None = None) -> tuple:
         channels = jnp.zeros((1, *job.latent, extra)) if extra else None
         first = jnp.zeros((1, 1, *job.latent[1:], cfg.out_channels))
         pinned = first if config.image == "pin" else None
-        return Condition(prompt, job.latent, prompt, channels, pinned)
+        seen = config.vision
+        image = None if seen is None else jnp.zeros((1, seen.tokens, seen.dim))
+        return Condition(prompt, job.latent, prompt, channels, pinned, image)
 
     keys = jax.eval_shape(lambda: seed_keys(range(job.seeds)))
     return (

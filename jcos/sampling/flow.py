@@ -7,25 +7,27 @@ same multiplications for each: solver, shift and grid are data, and never change
 Stochastic solvers (`stochastic.py`) have a ninth number, of fresh noise, and another program.
 """
 
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from jaxtyping import Array, Float, Key
 
 from jcos.config import STOCHASTIC, Grid, Sampling, Solver
 from jcos.sampling import stochastic
 
-# First and last point of the grid before the shift (the last is dropped), and whether timesteps are
-# ⌊1000σ⌋ or 1000σ. "unipc" and "dpmpp" are the original's (whose 0.999 went through float32),
-# "euler" is DiffSynth's.
-GRIDS: dict[Grid, tuple[float, float, bool]] = {
-    "unipc": (float(np.float32(0.999)), 0.0, True),
-    "dpmpp": (1.0, 0.0, True),
-    "euler": (1.0, 0.0, False),
-    "diffusers": (1.0, 0.001, True),
+# First and last point of the grid before the shift (the last is dropped), and how timesteps 1000σ
+# are rounded: not at all, down, or to bfloat16. "unipc" and "dpmpp" are the original's (whose 0.999
+# went through float32), "euler" is DiffSynth's, "vbvr-pro" that of VBVR-Pro's Flow-CPS runs.
+GRIDS: dict[Grid, tuple[float, float, Literal["down", "bfloat16"] | None]] = {
+    "unipc": (float(np.float32(0.999)), 0.0, "down"),
+    "dpmpp": (1.0, 0.0, "down"),
+    "euler": (1.0, 0.0, None),
+    "diffusers": (1.0, 0.001, "down"),
+    "vbvr-pro": (1.0, 0.0, "bfloat16"),
 }
 
 
@@ -50,8 +52,8 @@ def schedule(sampling: Sampling) -> Schedule:
     computes, or with its explicit sigmas."""
     if sampling.sigmas is not None:
         return at_sigmas(np.array(sampling.sigmas), sampling)
-    first, last, whole = GRIDS[sampling.grid]
-    linspace = np.linspace if whole else _torch_linspace
+    first, last, rounding = GRIDS[sampling.grid]
+    linspace = np.linspace if rounding == "down" else _torch_linspace
     grid = linspace(first, last, sampling.steps + 1)[:-1]
     sigmas = sampling.shift * grid / (1 + (sampling.shift - 1) * grid)
     if sampling.grid == "diffusers" and sigmas[0] == 1.0:
@@ -61,8 +63,10 @@ def schedule(sampling: Sampling) -> Schedule:
 
 def at_sigmas(sigmas: Float[np.ndarray, " S"], sampling: Sampling) -> Schedule:
     """Return the schedule of descending noise levels, for the solver and rounding of `sampling`."""
-    timesteps = 1000 * sigmas
-    if GRIDS[sampling.grid][2]:
+    timesteps, rounding = 1000 * sigmas, GRIDS[sampling.grid][2]
+    if rounding == "bfloat16":
+        timesteps = timesteps.astype(ml_dtypes.bfloat16)
+    elif rounding == "down":
         # 1000 · 0.57 is 569.9999999999999, where explicit sigmas mean 570.
         exact = timesteps if sampling.sigmas is None else np.round(timesteps, 6)
         timesteps = np.floor(exact)

@@ -43,7 +43,10 @@ class Condition(flax.struct.PyTreeNode):
     negative: embedded negative prompt, of as many rows; needed for guidance only.
     channels: concatenated to the latent at every step (image-to-video). first: the first latent
     frames, mostly one, of models that keep them in place (TI2V): at every step they are these, at
-    timestep 0, in the model's input, in the clean estimate and in the solver's result.
+    timestep 0, in the model's input, in the clean estimate and in the solver's result. known: first
+    latent frames of any model, which every clean estimate is made to have; the latents then go
+    straight from the noise to them, so that the model always sees frames of its noise level.
+    image: tokens of the image encoder, read beside the prompt in both branches (Wan2.1 I2V).
     """
 
     context: Float[Array, "*axes L text"]
@@ -51,6 +54,8 @@ class Condition(flax.struct.PyTreeNode):
     negative: Float[Array, "*axes L text"] | None = None
     channels: Float[Array, "*axes F H W E"] | None = None
     first: Float[Array, "*axes given H W C"] | None = None
+    known: Float[Array, "*axes known H W C"] | None = None
+    image: Float[Array, "*axes E image"] | None = None
 
 
 class Steps(NamedTuple):
@@ -211,9 +216,9 @@ def _denoise(
         x = _keep_first(probe.on_latents(site.at("on_latents"), state.x), condition)
         v, (block_obs, layer) = _velocity(expert, x, t, site, condition, probe, scale, remat)
         # At timestep 0 the velocity of the first frame means nothing: x0 has the frame itself.
-        x0 = _keep_first(clean_estimate(x, v, sigma), condition)
+        x0 = _estimate(clean_estimate(x, v, sigma), condition)
         x0, estimate_obs = probe.on_estimate(site.at("on_estimate"), x, x0)
-        x0 = _keep_first(x0, condition)
+        x0 = _estimate(x0, condition)
         state = solver_step(state, x, x0, row, step_noise(row, site.key, x))
         state = state._replace(x=_keep_first(rounded(state.x, stored), condition))
         block_obs = probe.on_step(site.at("on_step"), block_obs)
@@ -271,7 +276,8 @@ def _velocity(
             slots = {name: probe.slots_of(name) for name in inside} | {"block": slots}
             slots.pop("input", None)
         sites = {name: partial(at, name) for name in inside}
-        how: dict[str, Any] = {"sites": sites, "clean": clean, "slots": slots, "remat": remat}
+        how: dict[str, Any] = {"sites": sites, "slots": slots, "remat": remat}
+        how |= {"clean": clean, "image": condition.image}
         v, obs = expert(model_input, t, context, on_block, **how)
         observed = obs if inside else {"block": obs}
         obs, finite = observed["block"]
@@ -290,6 +296,12 @@ def _velocity(
         obs = jax.tree.map(lambda a: a[0], obs)
     layer = jnp.where(layers < 0, jnp.max(layers), layers).min()
     return guide(v, v_negative, scale), (obs, layer)
+
+
+def _estimate(x0: Array, condition: Condition) -> Array:
+    """Return the clean estimate with the frames that are kept in place and those that are known."""
+    known = condition.known
+    return _keep_first(x0 if known is None else x0.at[: len(known)].set(known), condition)
 
 
 def _keep_first(x: Array, condition: Condition) -> Array:

@@ -28,7 +28,8 @@ _STEMS = ("diffusion_pytorch_model", "model")
 class Layout(NamedTuple):
     """Where things should lie in a folder.
 
-    places: a folder with shards, or a file, for each part: `experts.0`, `experts.1`, `vae`, `text`.
+    places: a folder with shards, or a file, for each part: `experts.0`, `experts.1`, `vae`,
+        `text`, `vision`.
     about: what `model_index.json` of diffusers says; empty in the original layout.
     """
 
@@ -85,7 +86,11 @@ def _original(folder: Path) -> dict[str, Path]:
     two = any((folder / name).is_dir() for name in _EXPERTS)
     experts = [folder / name for name in _EXPERTS] if two else [folder]
     found = {f"experts.{i}": place for i, place in enumerate(experts)}
-    for part, pattern in (("vae", "Wan2.?_VAE"), ("text", "models_t5*")):
+    for part, pattern in (
+        ("vae", "Wan2.?_VAE"),
+        ("text", "models_t5*"),
+        ("vision", "models_clip*"),
+    ):
         files = [p for s in (".safetensors", ".pth") for p in visible(folder, pattern + s)]
         if part == "vae" and len(files) > 1:
             channels = read_json(experts[0] / "config.json", []).get("out_dim")
@@ -108,7 +113,7 @@ def _diffusers(folder: Path, index: Mapping[str, Any]) -> dict[str, Path]:
     two = index.get("transformer_2") if index else [(folder / "transformer_2").is_dir()]
     if any(two or ()):
         found["experts.1"] = folder / "transformer_2"
-    for part, name in (("vae", "vae"), ("text", "text_encoder")):
+    for part, name in (("vae", "vae"), ("text", "text_encoder"), ("vision", "image_encoder")):
         if (folder / name).is_dir():
             found[part] = folder / name
     return found

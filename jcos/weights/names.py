@@ -58,6 +58,23 @@ DIT: list[Row] = [
     (r"((?:head|blocks)\.modulation)", r"\1", _drop_batch),
     (r"(blocks\.(?:norm3|(?:self|cross)_attn\.norm_[qk]))\.weight", r"\1.scale", _as_is),
     (r"(blocks\.norm3\.bias)", r"\1", _as_is),
+    # Wan2.1's image-to-video model
+    *_both(r"(blocks\.cross_attn\.[kv]_img)", r"\1"),
+    (r"(blocks\.cross_attn\.norm_k_img)\.weight", r"\1.scale", _as_is),
+    *_both(r"img_emb\.proj\.([13])", r"img_emb.proj_\1"),
+    (r"img_emb\.proj\.([04])\.weight", r"img_emb.proj_\1.scale", _as_is),
+    (r"img_emb\.proj\.([04])\.bias", r"img_emb.proj_\1.bias", _as_is),
+]
+
+# Of the vision tower of Wan2.1's CLIP, whose name in the release is `transformer` for `blocks`, and
+# whose q, k and v are one tensor (`released.py`).
+VISION: list[Row] = [
+    (r"patch_embedding\.weight", "patch_embedding", _kernel),
+    (r"((?:cls|pos)_embedding)", r"\1", lambda a: a.reshape(-1, a.shape[-1])),
+    *_both(r"(blocks\.attn\.(?:[qkv]|proj))", r"\1"),
+    *_both(r"(blocks\.mlp)\.([02])", r"\1.layers_\2"),
+    (r"(pre_norm|blocks\.norm[12])\.weight", r"\1.scale", _as_is),
+    (r"((?:pre_norm|blocks\.norm[12])\.bias)", r"\1", _as_is),
 ]
 
 # Of the released text encoder.
@@ -163,6 +180,12 @@ DIT_OF_DIFFUSERS: Renaming = [
         for i, j in _LINEARS
     ],
     (r"^condition_embedder\.time_proj\.", "time_projection.1."),
+    *[
+        (rf"^condition_embedder\.image_embedder\.{name}\.", f"img_emb.proj.{i}.")
+        for i, name in ((0, "norm1"), (1, r"ff\.net\.0\.proj"), (3, r"ff\.net\.2"), (4, "norm2"))
+    ],
+    (r"\.add_(k|v)_proj\.", r".\1_img."),
+    (r"\.norm_added_k\.", ".norm_k_img."),
     (r"^scale_shift_table$", "head.modulation"),
     (r"\.scale_shift_table$", ".modulation"),
     (r"^proj_out\.", "head.head."),
@@ -231,11 +254,27 @@ UMT5_OF_GGUF: Renaming = [
 ]
 
 
+VISION_OF_RELEASES: Renaming = [
+    (r"^(visual|vision_model)\.", ""),
+    (r"^(transformer|encoder\.layers)\.", "blocks."),
+    (r"^embeddings\.class_embedding$", "cls_embedding"),
+    (r"^embeddings\.position_embedding\.weight$", "pos_embedding"),
+    (r"^embeddings\.patch_embedding\.", "patch_embedding."),
+    (r"^pre_layrnorm\.", "pre_norm."),
+    (r"\.self_attn\.out_proj\.", ".attn.proj."),
+    (r"\.self_attn\.([qkv])_proj\.", r".attn.\1."),
+    (r"\.layer_norm(\d)\.", r".norm\1."),
+    *[(rf"\.mlp\.fc{i}\.", f".mlp.{j}.") for i, j in _LINEARS],
+]
+"""Of the original and of transformers."""
+
+
 # A tensor that each part has once, in either layout: what stands before its name is a prefix.
 ANCHORS = {
     "experts": r"patch_embedding\.weight",
     "vae": r"encoder\.conv(1|_in)\.weight",
     "text": r"(token_embedding|token_embd|shared|encoder\.embed_tokens)\.weight",
+    "vision": r"(visual|embeddings)\.patch_embedding\.weight",
 }
 
 

@@ -6,6 +6,7 @@ tensors, one at a time.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,12 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from jcos.config import DiTConfig, StoredType, UMT5Config, VaeConfig, WanConfig
+from jcos.config import DiTConfig, StoredType, UMT5Config, VaeConfig, VisionConfig, WanConfig
 from jcos.files import local_path
 from jcos.model.dit import DiT
 from jcos.model.text import UMT5 as TextEncoder
 from jcos.model.vae import Vae
+from jcos.model.vision import VisionTower
 from jcos.variants import VARIANTS, vae_2_1, vae_2_2
 from jcos.weights.checkpoint import CheckpointError, leaves, misfits
 from jcos.weights.faults import listed
@@ -43,6 +45,8 @@ from jcos.weights.names import (
     VAE,
     VAE_2_1_OF_DIFFUSERS,
     VAE_2_2_OF_DIFFUSERS,
+    VISION,
+    VISION_OF_RELEASES,
     Leaf,
     Renaming,
     Row,
@@ -55,16 +59,16 @@ from jcos.weights.quantised import floats
 # What the original multiplies in bfloat16, whatever it is stored in.
 _NARROW = re.compile(
     r"experts\.\d+\.(patch_embedding|text_embedding\.layers_\d|blocks\.\w+_attn\.[qkvo]"
-    r"|blocks\.ffn\.layers_\d)\.(kernel|bias)"
+    r"|blocks\.ffn\.layers_\d|blocks\.cross_attn\.[kv]_img|img_emb\.proj_[13])\.(kernel|bias)"
 )
 
 
 @dataclass(frozen=True)
 class Released:
     """A folder that was opened. Paths and names begin with the part they are of: `experts.0`,
-    `experts.1`, `vae` or `text`.
+    `experts.1`, `vae`, `text` or `vision`.
 
-    config: of the whole model, VAE and text encoder included even where the folder has none.
+    config: of the whole model, VAE and encoders included even where the folder has none.
     leaves: of the model, by path, as far as the folder has them. tensors: that they are made of, by
         the part and the name in the original code. tokenizer: its folder, if there is one. notes:
         what weights lost that are kept in few bits.
@@ -135,6 +139,8 @@ def open_released(folder: Path) -> Released:
     except (KeyError, IndexError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{folder} cannot be read: {reason}") from None
+    if config.vision is None:  # an encoder that this model does not read
+        tensors.pop("vision", None)
     placed = {part: _fit(part, found, config, faults) for part, found in tensors.items()}
     _complain(folder, faults)
     return Released(
@@ -206,6 +212,8 @@ def _renamed(part: str, tensors: Tensors, place: Path) -> Tensors:
     """By the names of the original code, whatever the layout."""
     tensors = without_prefix(tensors, ANCHORS[part.split(".")[0]], place)
     renaming: Renaming = [*UMT5_OF_TRANSFORMERS, *UMT5_OF_GGUF]
+    if part == "vision":
+        return _vision(tensors)
     if _is_dit(part):
         renaming = DIT_OF_DIFFUSERS
     elif part == "vae":
@@ -213,6 +221,25 @@ def _renamed(part: str, tensors: Tensors, place: Path) -> Tensors:
         patched = first is not None and first.shape[1:2] == (12,)
         renaming = VAE_2_2_OF_DIFFUSERS if patched else VAE_2_1_OF_DIFFUSERS
     return {original_name(name, renaming): tensor for name, tensor in tensors.items()}
+
+
+def _vision(tensors: Tensors) -> Tensors:
+    """The tensors that are read of a CLIP: no text half, not the last block and what follows it;
+    q, k and v each by itself."""
+    known = r"(pre_norm|blocks\.\d+)\..+|(cls|pos)_embedding|patch_embedding\.weight"
+    named = {original_name(n, VISION_OF_RELEASES): (n, t) for n, t in tensors.items()}
+    named = {n: t for n, (was, t) in named.items() if not was.startswith("textual.")}
+    last = max((int(m[1]) for n in named if (m := re.match(r"blocks\.(\d+)\.", n))), default=0)
+    found: Tensors = {}
+    for name, tensor in named.items():
+        if not re.fullmatch(known, name) or name.startswith(f"blocks.{last}."):
+            continue
+        if ".to_qkv." in name:
+            each = ((name.replace("to_qkv", q), tensor.part(i, 3)) for i, q in enumerate("qkv"))
+            found |= dict(each)
+        else:
+            found[name] = tensor
+    return found
 
 
 def _config(
@@ -223,7 +250,8 @@ def _config(
     if dits[0] != dits[-1]:
         one, other = (dataclasses.asdict(dit).items() for dit in (dits[0], dits[-1]))
         raise ValueError(f"its experts differ: {dict(one - other)} and {dict(other - one)}")
-    config = _variant(dits[0], len(dits))
+    large = any("720p" in place.as_posix().lower() for place in layout.places.values())
+    config = _variant(dits[0], len(dits), large)
     codec = vae_2_2() if dits[0].out_channels == 48 else vae_2_1()
     text = UMT5Config(dim=dits[0].text_dim)
     if "vae" in tensors:
@@ -237,7 +265,13 @@ def _config(
             f"text encoder {text.dim}"
         )
     boundary = config.boundary and (layout.about.get("boundary_ratio") or config.boundary)
-    return dataclasses.replace(config, dit=dits[0], codec=codec, text=text, boundary=boundary)
+    vision = None
+    if dits[0].image_dim is not None:
+        vision = VisionConfig(dim=dits[0].image_dim)
+        if "vision" in tensors:
+            vision = _vision_config(tensors["vision"], configs.get("vision", {}))
+    parts: dict[str, Any] = {"dit": dits[0], "codec": codec, "text": text, "vision": vision}
+    return dataclasses.replace(config, boundary=boundary, **parts)
 
 
 def _sizes(tensors: Tensors) -> dict[str, Any]:
@@ -264,8 +298,9 @@ def _dit_config(config: Mapping[str, Any], tensors: Tensors) -> DiTConfig:
     cls = config.get("_class_name", "WanModel")
     if kind not in _TYPES or cls not in ("WanModel", "WanTransformer3DModel"):
         raise ValueError(f"it is a {cls} of type {kind}; models of type {', '.join(_TYPES)} can be")
-    if any("img_emb" in name or "k_img" in name or "add_k_proj" in name for name in tensors):
-        raise ValueError("it is Wan2.1's image-to-video model, whose image encoder is unsupported")
+    if any(name.endswith(("emb_pos", "pos_embed")) for name in tensors):
+        raise ValueError("it is Wan2.1's model of first and last frames, which is not supported")
+    image = tensors.get("img_emb.proj.0.weight")
     names = _SIZES if cls == "WanModel" else _SIZES_OF_DIFFUSERS
     wrong = [name for name in names.values() if not isinstance(config.get(name), int | float)]
     if wrong:
@@ -274,15 +309,19 @@ def _dit_config(config: Mapping[str, Any], tensors: Tensors) -> DiTConfig:
     if "head_dim" in sizes:
         sizes["dim"] = sizes.pop("head_dim") * sizes["heads"]
     text_dim = tensors["text_embedding.0.weight"].shape[1]
+    sizes["image_dim"] = None if image is None else image.shape[0]
     return DiTConfig(**sizes, text_dim=text_dim, patch=tuple(config.get("patch_size", (1, 2, 2))))
 
 
-def _variant(dit: DiTConfig, experts: int) -> WanConfig:
+def _variant(dit: DiTConfig, experts: int, large: bool) -> WanConfig:
+    """large: whether its folder is named as one for 720p."""
     match experts, dit.in_channels, dit.out_channels:
         case 2, 36, 16:
             name = "wan2.2-i2v-a14b"
         case 2, 16, 16:
             name = "wan2.2-t2v-a14b"
+        case 1, 36, 16 if dit.image_dim is not None:
+            name = f"wan2.1-i2v-14b-{'720p' if large else '480p'}"
         case 1, 48, 48:
             name = "wan2.2-ti2v-5b"
         case 1, 16, 16:
@@ -308,6 +347,20 @@ def _vae_config(tensors: Tensors, about: Mapping[str, Any]) -> VaeConfig:
     )
 
 
+def _vision_config(tensors: Tensors, about: Mapping[str, Any]) -> VisionConfig:
+    """about: `config.json` of transformers; the original's has 16 heads."""
+    dim, _, patch, _ = tensors["patch_embedding.weight"].shape
+    return VisionConfig(
+        dim=dim,
+        ffn_dim=tensors["blocks.0.mlp.0.weight"].shape[0],
+        heads=about.get("num_attention_heads", VisionConfig.heads),
+        layers=sum(bool(re.fullmatch(r"blocks\.\d+\.norm1\.weight", name)) for name in tensors),
+        size=patch * math.isqrt(tensors["pos_embedding"].shape[-2] - 1),
+        patch=patch,
+        eps=about.get("layer_norm_eps", VisionConfig.eps),
+    )
+
+
 def _text_config(tensors: Tensors) -> UMT5Config:
     vocabulary, dim = tensors["token_embedding.weight"].shape
     buckets, heads = tensors["blocks.0.pos_embedding.embedding.weight"].shape
@@ -324,7 +377,7 @@ def _text_config(tensors: Tensors) -> UMT5Config:
 
 def _fit(part: str, tensors: Tensors, config: WanConfig, faults: list[str]) -> dict[str, Leaf]:
     """The leaves that the tensors make, compared with those of the model."""
-    table: list[Row] = DIT if _is_dit(part) else VAE if part == "vae" else UMT5
+    table: list[Row] = {"vae": VAE, "text": UMT5, "vision": VISION}.get(part, DIT)
     placed, wrong = place({name: t.shape for name, t in tensors.items()}, table)
     faults += [f"{part}.{fault}" for fault in [*wrong, *misfits(_shapes(part, config), placed)]]
     return placed
@@ -339,6 +392,8 @@ def _shapes(part: str, config: WanConfig) -> dict[str, Any]:
             return Vae(config.codec, rngs=nnx.Rngs(0))
         if part == "text" and isinstance(config.text, UMT5Config):
             return TextEncoder(config.text, rngs=nnx.Rngs(0))
+        if part == "vision" and config.vision is not None:
+            return VisionTower(config.vision, rngs=nnx.Rngs(0))
         return DiT(config.dit, numerics=config.numerics, rngs=nnx.Rngs(0))
 
     return leaves(jax.eval_shape(make))

@@ -11,7 +11,7 @@ import math
 import pickle
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,6 +62,15 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+    def part(self, number: int, parts: int) -> "Tensor":
+        """Return one of so many equal parts along the first axis."""
+        rows = self.shape[0] // parts
+        strides = self.strides or tuple(
+            math.prod(self.shape[i + 1 :]) for i in range(len(self.shape))
+        )
+        offset = self.offset + number * rows * strides[0] * self.dtype.itemsize
+        return replace(self, shape=(rows, *self.shape[1:]), offset=offset)
 
     def read(self) -> np.ndarray:
         """Return a copy of the values. CheckpointError where the file has become shorter."""

@@ -100,7 +100,7 @@ def grey(asked: list[str]) -> Callable[..., tuple]:
 
     from jcos import wan
 
-    def generate(sampler: Any, batch: Any, shape: Any, size: int) -> tuple:
+    def generate(sampler: Any, batch: Any, shape: Any, size: int, of: Any = ()) -> tuple:
         asked.extend(given.context for given in batch)
         config = sampler.model.config
         latents = np.zeros((len(batch), *wan.latent_grid(config, *shape), config.dit.out_channels))

@@ -107,8 +107,7 @@ def test_arms_that_were_written_otherwise_are_told(
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_config_describes_its_arms(file):
     arms = load_arms(file)
-    assert (
-        len(arms) == {"base": 1, "small": 3, "ensemble": 3, "noise": 8, "search": 4}[file.stem[5:]]
-    )
+    counts = {"base": 1, "small": 3, "ensemble": 3, "noise": 8, "search": 4, "pro": 14}
+    assert len(arms) == counts[file.stem[5:]]
     assert all(isinstance(arm, Arm) for arm in arms.values())
     assert f"jcos bench run configs/{file.name}" in file.read_text()

@@ -298,23 +298,21 @@ def test_a_prefix_in_time_is_kept_by_all_that_begin_anew() -> None:
     assert result.tree[1].seeds.tolist() == [[3, 4, 5]]
 
 
-@pytest.mark.parametrize("image", ["concat", "repeat"])
-def test_a_prefix_is_given_to_models_that_see_frames_beside_the_noise(image) -> None:
-    """Mask, and the best run's latents, in the channels; the same condition as of the clip."""
-    beside = randomised(dataclasses.replace(CONFIG, image=image))
-    condition = beside.condition(frame(0), "left", FRAMES)
+def test_a_prefix_is_known_to_a_model_that_has_learnt_to_see_one_frame(model, condition) -> None:
+    """The best run's frames are in every estimate; the same condition as of the clip."""
     judge = Listed([0.0, 1.0, 0.5], [0.0, 1.0, 0.5])
-    result = run(beside, condition, tbs(3, "listed"), judges={"listed": judge}, record=True)
+    result = run(model, condition, tbs(3, "listed"), judges={"listed": judge}, record=True)
     best = result.tree[0].x0[0, 1]
-    again = beside.continued(condition, best[:2])
-    expected = generate(beside, again, (4,)).latents[0]
-    close(result.latents, expected)
-    rest = 0 * best[1] if image == "concat" else best[1]
-    np.testing.assert_array_equal(again.channels[..., 4:], [best[0], best[1], rest])
-    np.testing.assert_array_equal(again.channels[:, 0, 0, :4].mean(-1), [1, 1, 0])
-    clip = beside.decode(best[:2])
-    coded = beside.condition(clip, "left", FRAMES).channels
-    np.testing.assert_array_equal(coded, beside.continued(condition, beside.encode(clip)).channels)
+    close(result.latents[:2], best[:2])
+    again = model.continued(condition, best[:2])
+    close(result.latents, generate(model, again, (4,)).latents[0])
+    np.testing.assert_array_equal(again.channels, condition.channels)
+    clip = model.decode(best[:2])
+    coded = model.condition(clip, "left", FRAMES)
+    np.testing.assert_array_equal(coded.known, model.encode(clip))
+    one = model.condition(clip[:1], "left", FRAMES)
+    assert one.known is None
+    np.testing.assert_array_equal(one.channels, model.condition(clip[0], "left", FRAMES).channels)
 
 
 def test_clips_are_chained_by_their_last_frames(model, condition) -> None:

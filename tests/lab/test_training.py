@@ -192,26 +192,6 @@ def test_loss_of_the_untrained_model_is_that_of_predicting_nothing(config, fixed
     assert value == pytest.approx(1 + np.square(x0).mean(), rel=0.1)
 
 
-def test_some_samples_are_trained_to_continue_several_frames(config, fixed, monkeypatch) -> None:
-    """As many as `prefix` says, with 2 or 3 of 5 frames; with 0 the loss is as it was."""
-    seen: list[np.ndarray] = []
-    plain = training.image_channels
-
-    def spy(first, frames, image, given):
-        jax.debug.callback(lambda n: seen.append(np.asarray(n)), given)
-        return plain(first, frames, image, given)
-
-    monkeypatch.setattr(training, "image_channels", spy)
-    model, many = Wan(config, rngs=nnx.Rngs(0)), jax.tree.map(lambda a: np.repeat(a, 40, 0), fixed)
-    for prefix, share in ((0.0, 0.0), (0.6, 0.6), (1.0, 1.0)):
-        seen.clear()
-        jax.block_until_ready(loss(model, many[0], jax.random.key(0), 3.0, prefix))
-        jax.effects_barrier()
-        given = np.concatenate([np.atleast_1d(n) for n in seen])
-        assert set(given.tolist()) <= {1, 2, 3}
-        assert abs((given > 1).mean() - share) <= 0.15
-
-
 @pytest.mark.slow
 def test_twenty_updates_lower_the_loss_of_a_fixed_batch(config, fixed):
     update = make_update(RECIPE, config)

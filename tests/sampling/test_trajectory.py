@@ -10,7 +10,7 @@ from flax import nnx
 
 from jcos.config import DiTConfig, PixelCodec, Sampling, WanConfig, Words
 from jcos.generation import generate, generate_worlds
-from jcos.loop import seed_keys
+from jcos.loop import seed_keys, steps
 from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import (
     EstimateEnsemble,
@@ -116,6 +116,22 @@ def test_mask_off_is_bit_equal_inside_one_program(
     np.testing.assert_array_equal(a.x0[0], b.x0[0])
     np.testing.assert_array_equal(a.x0[1, :, 0], b.x0[1, :, 0])
     assert float(jnp.abs(a.x0[1, :, 1] - b.x0[1, :, 1]).max()) > 0.1
+
+
+@pytest.mark.parametrize("solver", ["euler", "unipc"])
+def test_known_frames_go_straight_from_the_noise_to_themselves(model, condition, solver) -> None:
+    """So that the model sees them at its noise level, whatever the solver remembers."""
+    known = jax.random.normal(jax.random.key(5), (2, 4, 4, 12))
+    sampling = Sampling(steps=STEPS, solver=solver, grid=solver)
+    runs = steps(model, condition.replace(known=known), (0, 1), sampling=sampling)
+    assert runs.state is not None
+    noise = runs.state.x
+    for state in runs:
+        np.testing.assert_array_equal(state.x0[:, :2], np.stack([known] * 2))
+        straight = (1 - state.next_sigma) * known + state.next_sigma * noise[:, :2]
+        np.testing.assert_allclose(state.x[:, :2], straight, atol=1e-4)
+    np.testing.assert_allclose(state.x[:, :2], np.stack([known] * 2), atol=1e-4)
+    assert float(jnp.abs(state.x[0, 2] - state.x[1, 2]).max()) > 0.1
 
 
 def test_seeds_run_together_equal_single_runs(model: Wan, condition: trajectory.Condition) -> None:

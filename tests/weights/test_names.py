@@ -149,7 +149,7 @@ def test_many_layers_are_stacked_by_number_and_not_by_spelling():
 
 def test_unmatched_and_doubly_matched_tensors_and_missing_layers_are_reported_at_once():
     given = tensors()
-    given["img_emb.proj.0.weight"] = given["blocks.0.self_attn.k_img.weight"] = np.zeros((8, 8))
+    given["img_emb.proj.2.weight"] = given["blocks.0.self_attn.k_img.weight"] = np.zeros((8, 8))
     del given["blocks.1.norm3.bias"]
     del given["blocks.2.ffn.0.weight"], given["blocks.0.ffn.0.weight"]
     twice: list[Row] = [*DIT, (r"head\.(head|tail)\.bias", "head.tail", lambda a: a)]
@@ -160,7 +160,7 @@ def test_unmatched_and_doubly_matched_tensors_and_missing_layers_are_reported_at
         "blocks.ffn.layers_0.kernel has layers [1], not 0 to 0",
         "blocks.norm3.bias has layers [0, 2], not 0 to 1",
         "head.head.bias matches 2 rows",
-        "img_emb.proj.0.weight matches 0 rows",
+        "img_emb.proj.2.weight matches 0 rows",
     ]
 
 

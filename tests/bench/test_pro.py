@@ -1,0 +1,180 @@
+"""VBVR-Pro-Bench: its categories, seeds by place, noise from files, a scorer that can measure."""
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jcos.bench import evalkit, scores
+from jcos.bench.arm import Arm, benchmark_of, load_arms
+from jcos.bench.evalkit import Scores
+from jcos.bench.export import export
+from jcos.bench.folder import Bench, category_of, read_bench
+from jcos.bench.official import OFFICIAL
+from jcos.bench.run import Work, run
+from jcos.bench.sampler import Sampler
+from jcos.experiments.experiment import Settings
+from jcos.experiments.settings import override
+from jcos.generation import generate
+from jcos.variants import TINY
+from jcos.wan import Wan
+from tests.conftest import ROOT
+
+CONFIG = ROOT / "configs" / "vbvr_pro.py"
+TASKS = [
+    (split, f"{task}_data-generator")
+    for split, rows in OFFICIAL.items()
+    for row in rows.values()
+    for task in row.split()
+]
+SMALL = ("profile=none", "size=none", "frames=none", "scale=0.125", "sampling.steps=2")
+
+
+def test_the_categories_are_its_own() -> None:
+    pro = [category_of(task, "vbvr-pro") for _, task in TASKS]
+    counts = {str(c): pro.count(c) for c in pro}
+    want = {"Perception": 28, "Abstraction": 25, "Knowledge": 19}
+    assert counts == want | {"Spatiality": 16, "Transformation": 12}
+    inside = [category_of(t, "vbvr-pro") for split, t in TASKS if split == "In-Domain_50"]
+    assert (inside.count("Knowledge"), inside.count("Transformation")) == (14, 6)
+    assert category_of("O-44_rotation_puzzle_data-generator", "vbvr-pro") == "Abstraction"
+    assert category_of("O-44_rotation_puzzle_data-generator") == "Transformation"
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Bench:
+    """Two mazes and two patterns, exported in its layout."""
+    folder = tmp_path / "small"
+    export(folder, ("maze", "pattern"), 2, benchmark="vbvr-pro")
+    return read_bench(folder, benchmark="vbvr-pro")
+
+
+def test_a_sample_needs_what_the_scorer_reads(samples: Bench) -> None:
+    assert not samples.faults
+    assert [s.index for s in samples.samples] == [0, 1, 2, 3]
+    about = samples.samples[1].folder / "metadata.json"
+    for content in ("[]", "no json"):
+        about.write_text(content)
+        (fault,) = read_bench(samples.root, benchmark="vbvr-pro").faults.values()
+        assert "metadata.json holds no JSON object" in fault
+    assert not read_bench(samples.root).faults
+    with pytest.raises(ValueError, match="there are vbvr, vbvr-pro"):
+        read_bench(samples.root, benchmark="pro")
+
+
+def test_the_place_is_that_in_the_whole_benchmark(tmp_path: Path, samples: Bench) -> None:
+    """Also of a part: In-Domain first, tasks by name as strings, five samples each."""
+    import shutil
+
+    ordered = sorted(TASKS)
+    for at in (3, 77):
+        split, task = ordered[at]
+        shutil.copytree(samples.samples[0].folder, tmp_path / "part" / split / task / "00002")
+    found = read_bench(tmp_path / "part", benchmark="vbvr-pro").samples
+    assert [sample.index for sample in found] == [5 * 3 + 2, 5 * 77 + 2]
+
+
+def test_the_whole_path_runs_on_the_small_model(
+    samples: Bench, small_model: Wan, tmp_path: Path
+) -> None:
+    """A seed by place, a stochastic sampler, the tasks' own scores, and the benchmark's name."""
+    assert benchmark_of(CONFIG) == "vbvr-pro"
+    arm = override(load_arms(CONFIG)["cps-0.7"], SMALL)
+    out = tmp_path / "out"
+    status = run({"cps": arm}, TINY, samples, out, Work(text=tmp_path / "text", batch=2))["cps"]
+    assert status.complete
+    manifest = json.loads((out / "cps" / "run.json").read_text())
+    assert manifest["benchmark"] == "vbvr-pro"
+    assert manifest["arm"]["sampling"]["eta"] == 0.7
+    result = scores.compare(samples, [out / "cps"], tmp_path / "s")
+    assert result.scores[0].found.keys() == set(samples.names)
+    assert "Pro" in json.loads((tmp_path / "s" / "run.json").read_text())["question"]
+
+
+def test_seeds_go_by_place_and_noise_may_come_from_files(
+    samples: Bench, small_model: Wan, tmp_path: Path
+) -> None:
+    arm = Arm(profile=None, sampling=Settings(steps=2), scale=1 / 8, seed=3, by_index=True)
+    config, chosen = small_model.config, [samples.samples[1], samples.samples[3]]
+    try:
+        small_model.config = arm.of(config)
+        shape = arm.shape(small_model.config, chosen[0])
+        made = Sampler.of(arm, small_model)
+        conditions = [made.prepare(sample, shape) for sample in chosen]
+        latents, _ = made.generate(conditions, shape, 2, chosen)
+        for condition, found, seed in zip(conditions, latents, (4, 6), strict=True):
+            want = generate(small_model, condition, seed).latents[0]
+            np.testing.assert_allclose(found, want, atol=1e-5)
+        noise = np.random.default_rng(0).standard_normal((2, *latents.shape[1:]), np.float32)
+        for sample, one in zip(chosen, noise, strict=True):
+            file = tmp_path / "noise" / f"{sample.name}.npy"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, np.moveaxis(one, -1, 0))
+        given = Arm(**{**vars(arm), "noise_files": tmp_path / "noise"})
+        from_files, _ = Sampler.of(given, small_model).generate(conditions, shape, 2, chosen)
+        want = generate(small_model, conditions[1], 6, noise=noise[1:]).latents[0]
+        np.testing.assert_allclose(from_files[1], want, atol=1e-5)
+        with pytest.raises(ValueError, match="ensembles and searches"):
+            Arm(noise_files=tmp_path, ensemble=2, ensemble_layers=(0.5,))
+    finally:
+        small_model.config = config
+
+
+# ---- the scorer
+
+CV2 = """
+import os, numpy as np
+__version__ = os.environ["FAKE_CV2"]
+FONT_HERSHEY_SIMPLEX = 0
+def putText(*given): pass
+def HoughLinesP(*given, **more):
+    return np.zeros((1, 4) if __version__[0] == "5" else (1, 1, 4))
+"""
+OCR = """
+import os
+class Reader:
+    def __init__(self, *given, **more): assert given[1] is False
+    def readtext(self, page, detail): return [os.environ["FAKE_TEXT"]]
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A scorer's command, on a machine whose OpenCV and OCR work."""
+    for name, content in (("cv2", CV2), ("easyocr", OCR), ("run_evaluation_video", "")):
+        (tmp_path / f"{name}.py").write_text(content)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("FAKE_CV2", "4.13.0")
+    monkeypatch.setenv("FAKE_TEXT", "735")
+    return shlex.join([sys.executable, str(tmp_path / "run_evaluation_video.py")])
+
+
+def test_a_machine_that_would_score_zero_is_refused(machine: str, monkeypatch) -> None:
+    found = evalkit.probe(machine, os.environ)
+    assert found == {"opencv": "4.13.0", "lines": [1, 1, 4], "text": "735"}
+    for name, value, why in (
+        ("FAKE_TEXT", "", "OCR reads '' for 735"),
+        ("FAKE_CV2", "5.0.0", "OpenCV 5.0.0 returns lines as"),
+        ("PYTHONPATH", "", "cannot be used"),
+    ):
+        monkeypatch.setenv(name, value)
+        if name == "PYTHONPATH" and __import__("importlib.util").util.find_spec("cv2"):
+            continue
+        with pytest.raises(ValueError, match=why):
+            evalkit.probe(machine, os.environ)
+
+
+def test_what_did_not_measure_is_not_compared() -> None:
+    by = {"commit": "a" * 40}
+    truth, bad = (Scores("truth", {"x": value}, {}, by) for value in (0.99, 0.2))
+    one, other = Scores("one", {"x": 0.5}, {}, by), Scores("other", {"x": 0.5}, {}, {"commit": "b"})
+    commits = {"one": "a" * 40, "truth": "a" * 40}
+    scores.check_pro([one, truth], commits)
+    with pytest.raises(ValueError, match="scores of several scorers are not compared"):
+        scores.check_pro([one, other, truth], commits | {"other": "b"})
+    with pytest.raises(ValueError, match=r"scores 0\.200 against itself"):
+        scores.check_pro([one, bad], commits)
