@@ -21,7 +21,6 @@ if TYPE_CHECKING:  # `_PLACES` for type checkers
     from jcos.devices.sharding import to_host as to_host
     from jcos.devices.sharding import use_mesh as use_mesh
     from jcos.generation import generate as generate
-    from jcos.generation import generate_side_by_side as generate_side_by_side
     from jcos.lab import measures as measures
     from jcos.lab import search as search
     from jcos.lab import tasks as tasks
@@ -64,7 +63,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "config": ("DiTConfig", "Numerics", "Sampling", "WanConfig"),
     "devices.sharding": ("init_distributed", "make_mesh", "parse_mesh", "to_host", "use_mesh"),
-    "generation": ("generate", "generate_side_by_side"),
+    "generation": ("generate",),
     "lab.attribution": ("attribute", "jacobian", "patch_effects"),
     "lab.lens": ("Lens", "fit_lens"),
     "lab.measures": ("measures",),

@@ -82,10 +82,6 @@ def generate(
         return runs.of_video(trajectory.check_finite(trace))
 
 
-generate_side_by_side = generate
-"""`generate` by the name that says that conditions are stacked: leaves [W, K, …]."""
-
-
 def _finish(runs: loop.Runs, on_step: Callable[[int], None] | None) -> Trace:
     """Make all steps one by one; return the whole trace."""
     parts: list[Trace] = []

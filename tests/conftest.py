@@ -65,6 +65,20 @@ def load_golden(name: str) -> dict[str, np.ndarray]:
     )
 
 
+def compilations() -> int:
+    """How many programs of sweeps were compiled so far; a sweep adds one, its positions none."""
+    from jcos.experiments.sweeps import _play
+
+    return _play._cache_size()
+
+
+def parameter_count(model) -> int:
+    """Numbers in all leaves of a model, abstract or not."""
+    from jcos.weights.checkpoint import leaves
+
+    return sum(int(np.prod(leaf.shape)) for leaf in leaves(model).values())
+
+
 EXTRAS = {
     "verify": ("torch", "diffusers", "transformers"),
     "browser": ("playwright", "nbformat", "nbclient", "ipykernel"),

@@ -103,7 +103,7 @@ def trace_of(model: Any, conditions: Any, seeds: int) -> dict[str, Any]:
     import numpy as np
 
     from jcos.devices.sharding import to_host
-    from jcos.generation import generate_side_by_side
+    from jcos.generation import generate
     from jcos.sampling.probe import Probe
     from jcos.sampling.probes import SeedEnsemble, States, TokenEnergy, TokenFeatures, chain
 
@@ -137,7 +137,7 @@ def trace_of(model: Any, conditions: Any, seeds: int) -> dict[str, Any]:
             return z * weights, (z * weights).sum(0)
 
     probe = chain(States(), TokenEnergy(), mean, TokenFeatures((1,)), Inside())
-    trace = generate_side_by_side(model, conditions, range(seeds), probe=probe)
+    trace = generate(model, conditions, range(seeds), probe=probe)
     found = to_host((trace.x0, trace.block_obs, trace.estimate_obs[0]))
     x0, (_, energy, _, features, inside), states = jax.tree.map(np.asarray, found)
     assert inside["mlp"].shape[3:] == (2, 64)
@@ -182,17 +182,17 @@ def by_step(text: str) -> dict[str, float]:
     import numpy as np
 
     from jcos.devices import memory, sharding
-    from jcos.generation import generate_side_by_side
+    from jcos.generation import generate
     from jcos.loop import _advance
 
     model, mesh = tiny_model(), sharding.make_mesh(sharding.parse_mesh(text))
     conditions, found = conditions_of(model, 1), {}
     with sharding.use_mesh(mesh):
         spread = sharding.place(model, mesh)
-        want = sharding.to_host(generate_side_by_side(spread, conditions, (0, 1)).x0)
+        want = sharding.to_host(generate(spread, conditions, (0, 1)).x0)
 
         def off() -> float:
-            trace = generate_side_by_side(spread, conditions, (0, 1), on_step=lambda _: None)
+            trace = generate(spread, conditions, (0, 1), on_step=lambda _: None)
             return float(np.abs(sharding.to_host(trace.x0) - want).max() / np.abs(want).max())
 
         found["off"] = off()

@@ -20,7 +20,7 @@ from jcos.generation import generate
 from jcos.lab import tasks
 from jcos.report.reading import read
 from jcos.weights import checkpoint
-from tests.conftest import ROOT
+from tests.conftest import ROOT, parameter_count
 
 
 def run(*arguments: object) -> None:
@@ -290,9 +290,7 @@ def test_shipped_model_is_what_it_says() -> None:
     size = sum(p.stat().st_size for p in wan.TINY.rglob("*") if p.is_file())
     assert size <= 10 * 2**20
     model = wan.load()
-    assert checkpoint.parameter_count(model) == sum(
-        leaf.size for leaf in checkpoint.leaves(model).values()
-    )
+    assert parameter_count(model) == sum(leaf.size for leaf in checkpoint.leaves(model).values())
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,8 @@ from jcos.model.dit import DiT
 from jcos.sampling.flow import plan
 from jcos.variants import VARIANTS, Profile, toy, with_profile
 from jcos.wan import Wan
-from jcos.weights.checkpoint import leaves, parameter_count
+from jcos.weights.checkpoint import leaves
+from tests.conftest import parameter_count
 
 # What the released files hold: parameters of one expert, experts, tensors of one expert.
 RELEASED = {

@@ -11,7 +11,7 @@ import pytest
 
 from jcos.config import Sampling
 from jcos.experiments.sweeps import sweep
-from jcos.generation import check_averages, generate, generate_side_by_side, generate_worlds
+from jcos.generation import check_averages, generate, generate_worlds
 from jcos.loop import seed_keys
 from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import (
@@ -80,7 +80,7 @@ def test_a_probe_of_another_run_is_refused_before_anything_is_computed(
     ways: list[Callable[[Probe], Any]] = [
         lambda p: generate(model, condition, (0, 1), probe=p),
         lambda p: generate(model, condition, (0, 1), probe=p, on_step=lambda step: None),
-        lambda p: generate_side_by_side(model, worlds, (0, 1), probe=p),
+        lambda p: generate(model, worlds, (0, 1), probe=p),
         lambda p: generate_worlds(model, plan, worlds, keys, p),
         lambda p: trajectory.sweep(ways[0], trajectory.tree_stack([p, p])),
         lambda p: trajectory.sweep(ways[0], trajectory.tree_stack([p, p]), chunk=1),

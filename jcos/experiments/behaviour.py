@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -22,19 +21,17 @@ from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import Answers, answers_of, chosen
 from jcos.experiments.behaviour_memory import check_tiles, memory_figures, remembering
-from jcos.experiments.clip_steps import clip_dataset, clip_figures
+from jcos.experiments.clip_steps import clip_dataset, clip_figures, watch_clips
 from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
 from jcos.experiments.films import film_figures, films
 from jcos.experiments.samples import GUESSES, Samples
-from jcos.experiments.sweeps import sweep
-from jcos.experiments.watching import Watched, watch_answers
+from jcos.experiments.watching import watch
 from jcos.lab import results
 from jcos.lab.measures import POSITIVE, UNBOUNDED, commitment_step
 from jcos.lab.results import DENOISERS, Variable, measure
 from jcos.lab.tasks import TASKS, Puzzle, still_of
 from jcos.lab.tasks.marks import OPAQUE, apart
 from jcos.sampling import flow
-from jcos.sampling.probes import States
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
@@ -111,28 +108,14 @@ class Behaviour(Experiment):
         if not samples.judged:
             return self._clips(model, samples, progress)
         answers = answers_of(model, samples.puzzles, wrong=self.wrong)
-        watched: Watched = sweep(
-            model,
-            samples.conditions,
-            self.seeds,
-            probes=[States()],
-            plan=plan,
-            readout=watch_answers,
-            aux=answers,
-            chunk=self.chunk,
-            what="watching every step",
-            progress=progress,
-        )
-        watched = jax.tree.map(lambda a: a[0], watched)
-        progress("judging every step", 0, 1)
+        watched = watch(self, model, samples, answers, progress)
         listed, puzzles = looked_at(plan.steps, 5), samples.puzzles
         videos, masses = (watched.video, watched.ideal_video), (watched.on, watched.ideal_run_on)
         judged = Judged(*np.stack([judge_parts(puzzles, video) for video in videos], 1))
         choice = Shown(*np.stack([shown(on, answers) for on in masses], 1))
         variables = baselines(samples)
         variables |= step_measures(judged, choice) | run_measures(judged, choice)
-        cost = [self.forwards(model.config, s + 1) for s in range(plan.steps)]
-        variables |= {"forwards": (("step",), cost, {}), "all_forwards": ((), cost[-1], {})}
+        variables |= self.costs(model.config)
         turned = choice.wrong[0].any(-1) & judged.solved[0, ..., -1]
         variables |= turned_films(samples, turned, watched.video, listed)
         labels = {"denoiser": list(DENOISERS), "step": range(plan.steps), "seed": list(self.seeds)}
@@ -142,23 +125,10 @@ class Behaviour(Experiment):
         return data
 
     def _clips(self, model: Wan, samples: Samples, progress: Progress) -> xr.Dataset:
-        plan = self.plan(model.config)
-        listed = np.array(looked_at(plan.steps), np.int32)
-        still, moving, x0 = sweep(
-            model,
-            samples.conditions,
-            self.seeds,
-            plan=plan,
-            readout=watch_parts,
-            aux=np.tile(listed, (len(samples), 1)),
-            chunk=self.chunk,
-            what="watching every step",
-            progress=progress,
-        )
-        progress("decoding", 0, 1)
-        parts = {"what stays": still[0], "what changes": moving[0]}
+        still, moving, x0 = watch_clips(self, model, samples, watch_parts, progress)
+        parts = {"what stays": still, "what changes": moving}
         distances = {f"distance to the end, {name}": v for name, v in parts.items()}
-        data = clip_dataset(self, model, samples, distances, x0[0])
+        data = clip_dataset(self, model, samples, distances, x0)
         settled = np.stack([commitment_step(v <= SETTLED) for v in parts.values()]).astype(float)
         name, later = "step of settling", settled[1:] - settled[:1]
         about: dict[str, Any] = {"units": "step", "forwards": "all_forwards"}

@@ -20,7 +20,7 @@ from jcos.config import PixelCodec, WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Picture, Progress
 from jcos.experiments.linear_probes import by_identity, identities_of, ridge
-from jcos.experiments.sweeps import conditions_of, held_out, one_world, sweep
+from jcos.experiments.sweeps import conditions_of, held_out, one_world
 from jcos.lab import results
 from jcos.lab.results import measure
 from jcos.lab.tasks import TASKS, Puzzle
@@ -72,17 +72,12 @@ def remembering(
     weights = np.stack([places_of(p) for p in puzzles])
     size, depth = weights.shape[-1], model.config.dit.layers
     hidden = jnp.arange(HIDDEN[0] * size, (HIDDEN[-1] + 1) * size)
-    tokens, estimate = sweep(
-        model,
+    tokens, estimate = experiment.sweep(model, progress)(
         one_world(conditions_of(model, puzzles)),
-        experiment.seeds,
         probes=[TokenFeatures(tuple(range(depth)), hidden)],
-        plan=experiment.plan(model.config),
         readout=read_places,
         aux=(weights, np.tile(np.array(steps, np.int32), (len(puzzles), 1))),
-        chunk=experiment.chunk,
         what="watching what is hidden",
-        progress=progress,
     )
     progress("fitting linear probes", 0, 1)
     right = np.stack([model.encode(RETURNS.routes(p)[0]) for p in puzzles])

@@ -136,17 +136,13 @@ class Budget(Experiment):
             return self._clips(model, samples, progress)
         answers, each = answers_of(model, samples.puzzles), []
         for case in cases:
-            ends = sweep(
-                model,
+            ends = self.sweep(model, progress)(
                 samples.conditions,
-                self.seeds,
                 probes=[States()],
                 plan=self.plan_of(model, case),
                 readout=read_ends,
                 aux=answers,
-                chunk=self.chunk,
                 what=str(case),
-                progress=progress,
             )
             each.append(samples.judge(ends[0]))
         progress("judging", 0, 1)
@@ -155,8 +151,8 @@ class Budget(Experiment):
         )
         longest = cases.index(Case("steps", max(c.steps for c in cases)))
         plain = np.array([c.kind == "steps" for c in cases])[:, None, None]
-        own = [cases.index(Case("steps", c.steps)) for c in cases]
-        fewer, spaced = (scores[:, 0] - scores[others, 0] for others in ([longest], own))
+        as_many = [cases.index(Case("steps", c.steps)) for c in cases]
+        fewer, spaced = (scores[:, 0] - scores[others, 0] for others in ([longest], as_many))
         fewer, spaced = np.where(plain, fewer, np.nan), np.where(plain, np.nan, spaced)
         fewer[longest] = np.nan
         dims, gains = "case denoiser puzzle seed", {"span": GAINS, "by": "together"}

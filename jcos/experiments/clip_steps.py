@@ -1,7 +1,9 @@
 """What clips show step by step, where no judge can tell what is right: distances, and a film."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
@@ -11,7 +13,7 @@ from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
 from jcos.experiments.films import film_figures, films
 from jcos.experiments.samples import Samples
-from jcos.experiments.sweeps import sweep
+from jcos.experiments.sweeps import Readout
 from jcos.experiments.watching import rms
 from jcos.lab.measures import POSITIVE
 from jcos.lab.results import Variable, measure
@@ -26,22 +28,24 @@ def clip_steps(
     experiment: Experiment, model: Wan, samples: Samples, progress: Progress
 ) -> xr.Dataset:
     """Return the distance of every estimate of every clip to the last, and to the one before."""
-    plan = experiment.plan(model.config)
-    shown = np.array(looked_at(plan.steps), np.int32)
-    to_end, change, x0 = sweep(
-        model,
+    to_end, change, x0 = watch_clips(experiment, model, samples, watch_distance, progress)
+    names = {"distance to the end": to_end, "distance to the step before": change}
+    return clip_dataset(experiment, model, samples, names, x0)
+
+
+def watch_clips(
+    experiment: Experiment, model: Wan, samples: Samples, readout: Readout, progress: Progress
+) -> Any:
+    """Return what a readout reads of every clip; its last is estimates at the looked-at steps."""
+    listed = np.array(looked_at(experiment.plan(model.config).steps), np.int32)
+    read = experiment.sweep(model, progress)(
         samples.conditions,
-        experiment.seeds,
-        plan=plan,
-        readout=watch_distance,
-        aux=np.tile(shown, (len(samples), 1)),
-        chunk=experiment.chunk,
+        readout=readout,
+        aux=np.tile(listed, (len(samples), 1)),
         what="watching every step",
-        progress=progress,
     )
-    names = {"distance to the end": to_end[0], "distance to the step before": change[0]}
     progress("decoding", 0, 1)
-    return clip_dataset(experiment, model, samples, names, x0[0])
+    return jax.tree.map(lambda a: a[0], read)
 
 
 def watch_distance(
@@ -65,18 +69,14 @@ def clip_dataset(
 ) -> xr.Dataset:
     """Return distances by name, and a film of the first clip's estimates at the looked-at steps."""
     steps = next(iter(distances.values())).shape[-1]
-    cost = [experiment.forwards(model.config, s + 1) for s in range(steps)]
     variables: dict[str, Variable] = {
         name.replace(" ", "_").replace(",", ""): measure(
             "clip seed step", values, name, DISTANCE, span=POSITIVE
         )
         for name, values in distances.items()
     }
-    variables |= {
-        "forwards": (("step",), cost, {}),
-        "all_forwards": ((), cost[-1], {}),
-        **films(["clips"], [0], looked_at(steps), model.decode(jnp.asarray(x0[:1, 0]))),
-    }
+    variables |= experiment.costs(model.config)
+    variables |= films(["clips"], [0], looked_at(steps), model.decode(jnp.asarray(x0[:1, 0])))
     labels = {"step": range(steps), "seed": list(experiment.seeds)}
     return xr.Dataset(variables, labels | samples.coordinates())
 

@@ -19,7 +19,6 @@ from jaxtyping import Array, Float
 from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places
-from jcos.experiments.sweeps import sweep
 from jcos.lab.results import measure
 from jcos.sampling import flow
 from jcos.sampling.probes import TokenFeatures
@@ -69,16 +68,11 @@ class Cosine(Experiment):
         for rows in samples.groups.values():
             other[rows] = np.roll(rows, 1)
         worlds = jax.tree.map(lambda a: np.concatenate([a, a[other]], 1), samples.conditions)
-        raw, centred = sweep(
-            model,
+        raw, centred = self.sweep(model, progress)(
             worlds,
-            self.seeds,
             probes=[TokenFeatures(jnp.asarray(layers, jnp.int32), jnp.asarray(chosen))],
-            plan=self.plan(config),
             readout=read_cosines,
-            chunk=self.chunk,
             what="tokens of every step",
-            progress=progress,
         )
         dims = f"step layer reference {samples.runs} seed"
         variables: dict[str, Any] = {"forwards": ((), 2 * self.forwards(config), {})}

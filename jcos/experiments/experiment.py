@@ -9,8 +9,9 @@ import abc
 import dataclasses
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from matplotlib.figure import Figure
 from jcos.config import Grid, PixelCodec, Sampling, Solver, WanConfig
 from jcos.experiments.clips import check_clips, latent_frames, read_clips
 from jcos.experiments.samples import Samples
+from jcos.experiments.sweeps import sweep
 from jcos.lab import results
 from jcos.lab.tasks import get
 from jcos.sampling import flow
@@ -142,6 +144,11 @@ class Experiment(abc.ABC):
             return Samples.of_clips(model, self.clips, self.profile)
         return Samples.of_tasks(model, self.tasks, self.puzzles, self.puzzle_seed, self.several)
 
+    def sweep(self, model: Wan, progress: Progress) -> partial[Any]:
+        """Return `sweeps.sweep` of this model with the seeds, plan and chunk of the experiment."""
+        about: dict[str, Any] = {"seeds": self.seeds, "plan": self.plan(model.config)}
+        return partial(sweep, model, chunk=self.chunk, progress=progress, **about)
+
     def latent_frames(self, config: WanConfig) -> int:
         """Return those of every run."""
         if self.clips is None:
@@ -150,6 +157,12 @@ class Experiment(abc.ABC):
 
     def plan(self, config: WanConfig) -> flow.Plan:
         return flow.plan(self.sampling.of(config), config.boundary)
+
+    def costs(self, config: WanConfig) -> dict[str, results.Variable]:
+        """Return the passes up to each step, and of the whole run, as variables."""
+        steps = self.sampling.of(config).steps
+        cost = [self.forwards(config, step + 1) for step in range(steps)]
+        return {"forwards": (("step",), cost, {}), "all_forwards": ((), cost[-1], {})}
 
     def forwards(self, config: WanConfig, steps: int | None = None) -> int:
         """Return the passes of a trajectory, or of its first `steps`: two a step with guidance."""

@@ -24,7 +24,7 @@ from jcos.experiments.answers import Answers, answers_of, blend, chosen
 from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places
 from jcos.experiments.noise import FRAME, NONE, STEP, STEP_LEVEL, Case, labels_of, probe_of
 from jcos.experiments.samples import Samples
-from jcos.experiments.sweeps import pixels, sweep
+from jcos.experiments.sweeps import pixels
 from jcos.lab.ideal import ideal, step_keys
 from jcos.lab.measures import UNBOUNDED, dissimilarity
 from jcos.lab.results import described, measure, of_kind
@@ -76,17 +76,12 @@ class Flow(Experiment):
         answers = answers_of(model, samples.puzzles) if samples.judged else None
         groups = grouped(cases, self.at_once or (8 if samples.judged else 1))
         noise = [[probe_of(case, steps, frames, 0) for case in group] for group in groups]
-        reach: Reach = sweep(
-            model,
+        reach: Reach = self.sweep(model, progress)(
             jax.tree.map(lambda a: np.repeat(a, len(groups[0]), axis=1), samples.conditions),
-            self.seeds,
             probes=[Perturbed(trajectory.tree_stack(group), frames) for group in noise],
-            plan=self.plan(model.config),
             readout=read_reach,
             aux=answers,
-            chunk=self.chunk,
             what="noise at every step and frame, with clean runs",
-            progress=progress,
         )
         each, one = f"case {samples.runs} seed", self.forwards(model.config)
         variables = samples.levels({"solved": "solved"})
@@ -241,7 +236,7 @@ class Put(NamedTuple):
 
     fresh: Float[Array, "*S F H W C"]
     here: Bool[Array, "*S F 1 1 1"]
-    kept: Bool[Array, "*S F 1 1 1"]
+    keeps: Bool[Array, "*S F 1 1 1"]
 
 
 class Perturbed(probes.Probe):
@@ -266,10 +261,10 @@ class Perturbed(probes.Probe):
     def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, Put]:
         noise = self._noise()
         here = noise.mask[site.step] > 0
-        kept = here & (False if noise.renoise is None else noise.renoise[site.step])
-        here, kept = (a[:, None, None, None] for a in (here, kept))
+        keeps = here & (False if noise.renoise is None else noise.renoise[site.step])
+        here, keeps = (a[:, None, None, None] for a in (here, keeps))
         last = jnp.zeros_like(x) if site.last is None else site.last
-        return x0, Put(x - jnp.where(kept, (1 - site.sigma) * last, 0.0), here, kept)
+        return x0, Put(x - jnp.where(keeps, (1 - site.sigma) * last, 0.0), here, keeps)
 
     def _noise(self) -> probes.Noise:
         """Of this world."""
@@ -314,8 +309,8 @@ def ideal_perturbed(schedule: Schedule, put: Put, answers: Answers) -> Float[Arr
     latents, prior = jnp.asarray(answers.latents), answers.log_prior
 
     def step(state, scanned):
-        sigma, row, key, (fresh, here, own) = scanned
-        x = jnp.where(here, jnp.where(own, (1 - sigma) * state.last, 0.0) + fresh, state.x)
+        sigma, row, key, (fresh, here, keeps) = scanned
+        x = jnp.where(here, jnp.where(keeps, (1 - sigma) * state.last, 0.0) + fresh, state.x)
         x0 = ideal(x, sigma, latents, prior).x0
         return solver_step(state, x, x0, row, step_noise(row, key, x)), x0
 

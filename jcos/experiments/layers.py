@@ -32,7 +32,7 @@ from jcos.experiments.linear_probes import (
     identities_of,
     labels_of,
 )
-from jcos.experiments.sweeps import pixels, sweep
+from jcos.experiments.sweeps import pixels
 from jcos.lab import results
 from jcos.lab.ideal import ideal
 from jcos.lab.measures import GAINS, POSITIVE
@@ -107,17 +107,12 @@ class Layers(Experiment):
         # Task by task: features of all of them need not be held at once.
         for task, p in samples.groups.items():
             conditions, right = jax.tree.map(lambda a, p=p: a[p], (samples.conditions, answers))
-            readout: Readout = sweep(
-                model,
+            readout: Readout = self.sweep(model, progress)(
                 conditions,
-                self.seeds,
                 probes=[probes.chain(*watched)],
-                plan=plan,
                 readout=read_puzzles if samples.judged else read_tokens,
                 aux=(np.tile(np.array(steps, np.int32), (len(p), 1)), right),
-                chunk=self.chunk,
                 what=f"watching tokens of {task}",
-                progress=progress,
             )
             readout = jax.tree.map(lambda a: a[0], readout)
             films.append(film_of(readout, steps, layers, grid))
@@ -131,8 +126,7 @@ class Layers(Experiment):
                 part = xr.merge([part, read], join="outer", compat="no_conflicts")
             parts.append(by_identity(part.mean("seed", keep_attrs=True), "puzzle", identities))
         data = xr.concat(parts, "puzzle", data_vars="all", coords="minimal", compat="override")
-        cost = [self.forwards(model.config, s + 1) for s in range(plan.steps)]
-        extra: dict[Any, Any] = {"forwards": ("step", cost), "all_forwards": ((), cost[-1])}
+        extra: dict[Any, Any] = {**self.costs(model.config)}
         extra |= {f"chance_{n}": ((), 0.5, {"long_name": "chance"}) for n in AREAS if n in data}
         extra |= xr.concat(films, "film_of").data_vars
         labels = {"film_of": list(samples.groups), "film_step": few(steps), "film_layer": layers}

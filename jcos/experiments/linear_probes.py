@@ -40,12 +40,16 @@ class Labels(NamedTuple):
     answer: Bool[np.ndarray, "P K f n"]
     contested: Bool[np.ndarray, "P K f n"]
 
+    def of(self, reading: str) -> tuple[Bool[np.ndarray, "P K f n"], Bool[np.ndarray, "P K f n"]]:
+        """Return the label of one of `READINGS`, and the tokens that it is about."""
+        mask = self.foreground if reading == "foreground" else self.answer
+        return mask, self.contested if reading == "choice" else np.ones_like(mask)
+
     def auroc(
         self, values: Float[np.ndarray, "P K *axes N"], reading: str
     ) -> Float[np.ndarray, "P K *axes"]:
         """Return how well one value per token tells one of `READINGS` (`auroc_within`)."""
-        mask = self.foreground if reading == "foreground" else self.answer
-        among = self.contested if reading == "choice" else np.ones_like(mask)
+        mask, among = self.of(reading)
         inner = tuple(range(2, values.ndim - 1))
         classes = (np.expand_dims(tokens & among, inner) for tokens in (mask, ~mask))
         return auroc_within(values.reshape(*values.shape[:-1], *mask.shape[-2:]), *classes)
@@ -59,13 +63,13 @@ def labels_of(
     for puzzle, seeds in zip(puzzles, videos, strict=True):
         task = TASKS[puzzle.task]
         first = task.first_frame(puzzle)
-        answer, right = (_marked(some, first, side) for some in (seeds, task.routes(puzzle)))
+        answer, right = (marked(some, first, side) for some in (seeds, task.routes(puzzle)))
         contested = np.broadcast_to(right.any(0) & ~right.all(0), answer.shape)
-        rows.append(Labels(_marked(seeds, "floor", side), answer, contested))
+        rows.append(Labels(marked(seeds, "floor", side), answer, contested))
     return Labels(*map(np.stack, zip(*rows, strict=True)))
 
 
-def _marked(
+def marked(
     videos: UInt8[np.ndarray, "V F H W 3"], other: str | UInt8[np.ndarray, "H W 3"], side: int
 ) -> Bool[np.ndarray, "V f n"]:
     """Return which tokens of all frames but the first hold a pixel of another colour than this, or

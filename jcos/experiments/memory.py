@@ -17,29 +17,29 @@ MOST = 32
 
 def runs_that_fit(
     model: Wan,
-    given: Condition,
+    conditions: Condition,
     plan: Plan,
     seeds: int,
     worlds: int,
     total: int,
-    asked: int | None,
-    kept: int = 0,
+    number: int | None,
+    read: int = 0,
 ) -> int:
-    """Return how many runs to compute at a time, of `total`; `asked` is taken as it is. kept: bytes
-    that are observed and kept of a run. Raises ValueError where not even one fits."""
-    if asked is not None:
-        return min(asked, total)
+    """Return how many runs to compute at a time, of `total`: `number`, if there is one. read:
+    bytes that are observed and read of a run. Raises ValueError where not even one fits."""
+    if number is not None:
+        return min(number, total)
     passes = 1 if plan.guidance is None else 2
     trajectories = worlds * _share(seeds, mesh.SEED) * _share(passes, mesh.BRANCH)
-    stored, scores = run_bytes(model, given, plan.steps)
+    stored, scores = run_bytes(model, conditions, plan.steps)
     free = free_bytes()
-    if trajectories * stored + kept > free:
+    if trajectories * stored + read > free:
         raise ValueError(
             f"one run of {worlds} worlds × {seeds} seeds × {plan.steps} steps needs about "
-            f"{_gigabytes(trajectories * stored + kept)}, {_gigabytes(free)} are free: take fewer "
+            f"{_gigabytes(trajectories * stored + read)}, {_gigabytes(free)} are free: take fewer "
             "seeds, fewer steps or a smaller video"
         )
-    fitting = int(0.5 * free / (trajectories * (stored + scores) + kept))
+    fitting = int(0.5 * free / (trajectories * (stored + scores) + read))
     most = MOST if jax.default_backend() == "cpu" else 8 * MOST
     return min(max(1, min(fitting, most)) * mesh.devices(mesh.WORLD), total)
 
@@ -63,11 +63,11 @@ def sweep_knobs(chunk: int, seeds: int) -> list[str]:
     return [knob for helps, knob in table if helps]
 
 
-def run_bytes(model: Wan, given: Condition, steps: int) -> tuple[int, int]:
+def run_bytes(model: Wan, conditions: Condition, steps: int) -> tuple[int, int]:
     """Return about what a trajectory needs, in bytes: what it cannot do without, and attention
     scores (`costs.run_bytes`). On a mesh in use: on one of the devices that share its tokens."""
     sizes = {axis: mesh.devices(axis) for axis in mesh.AXES}
-    held = costs.run_bytes(model.config, given.grid, steps, sizes)
+    held = costs.run_bytes(model.config, conditions.grid, steps, sizes)
     return int(held.estimates + held.block), int(held.scores)
 
 

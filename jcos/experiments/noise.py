@@ -21,7 +21,7 @@ from jcos.experiments import plots
 from jcos.experiments.answers import Answers, answers_of, blend, chosen
 from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places
 from jcos.experiments.samples import Samples
-from jcos.experiments.sweeps import pixels, sweep
+from jcos.experiments.sweeps import pixels
 from jcos.lab.measures import GAINS, POSITIVE, SCORES, UNBOUNDED
 from jcos.lab.results import IDEAL, MODEL, described, measure, of_kind
 from jcos.lab.tasks import TASKS, Puzzle, Video
@@ -136,18 +136,14 @@ class Noise(Experiment):
         denoisers = {MODEL: None} if answers is None else {MODEL: None, IDEAL: answers.ideal}
         measured = []
         for name, denoiser in denoisers.items():
-            ends: Ends = sweep(
-                model,
+            ends: Ends = self.sweep(model, progress)(
                 samples.conditions,
-                self.seeds,
                 probes=[probe_of(case, steps, frames, self.cleanup) for case in cases],
                 item_probe=denoiser,
                 plan=with_cleanup(self, model),
                 readout=read_ends,
                 aux=(answers, np.full(len(samples), steps - 1, np.int32)),
-                chunk=self.chunk,
                 what=f"noise at every step and frame, {name}",
-                progress=progress,
             )
             progress("judging", 0, 1)
             measured.append(values_of(samples, cases, ends, answers))
@@ -221,8 +217,8 @@ def matching_strength(steps: int, frames: int) -> float:
     Turning a latent of unit variance by strength r moves it by 2 (1 − √(1 − r²)) on average, so
     that S of these equal F full ones (2 each) at √(1 − r²) = 1 − F / S.
     """
-    kept = max(0.0, 1.0 - frames / steps)
-    return float(np.sqrt(1.0 - kept**2))
+    left = max(0.0, 1.0 - frames / steps)
+    return float(np.sqrt(1.0 - left**2))
 
 
 def probe_of(case: Case, steps: int, frames: int, cleanup: int) -> probes.Noise:
@@ -242,8 +238,8 @@ def with_cleanup(experiment: Noise, model: Wan) -> flow.Plan:
     """Return the run with its last `cleanup` steps once more behind it, by Euler's solver, which
     needs no history."""
     plan = experiment.plan(model.config)
-    own = experiment.sampling.of(model.config)
-    sampling = dataclasses.replace(own, solver="euler", eta=None)
+    sampling = experiment.sampling.of(model.config)
+    sampling = dataclasses.replace(sampling, solver="euler", eta=None)
     first, again, at = plan.schedule, flow.schedule(sampling), plan.steps - experiment.cleanup
     more = first.table.shape[1] - again.table.shape[1]  # 1 where the solver is stochastic
     joined = flow.Schedule(

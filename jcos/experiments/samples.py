@@ -142,10 +142,10 @@ def puzzles_of(name: str, n: int, seed: int, several: bool) -> list[Puzzle]:
     if not several:
         return held_out(task, n, seed)
     puzzles = (task.sample((seed, i), "test") for i in range(SEARCHED * n))
-    found = list(itertools.islice((p for p in puzzles if len(p.answers) > 1), n))
-    if len(found) == n:
-        return found
+    some = list(itertools.islice((p for p in puzzles if len(p.answers) > 1), n))
+    if len(some) == n:
+        return some
     raise ValueError(
-        f"{name} has {len(found)} puzzles with several right answers among {SEARCHED * n}; {n} "
+        f"{name} has {len(some)} puzzles with several right answers among {SEARCHED * n}; {n} "
         "are asked for: set several=false or choose maze or tictactoe"
     )

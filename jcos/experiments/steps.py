@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -22,8 +21,7 @@ from jcos.experiments.clip_steps import clip_figures, clip_steps
 from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
 from jcos.experiments.films import film_figures, films
 from jcos.experiments.samples import Samples
-from jcos.experiments.sweeps import sweep
-from jcos.experiments.watching import Watched, watch_answers
+from jcos.experiments.watching import watch
 from jcos.lab import results
 from jcos.lab.measures import (
     POSITIVE,
@@ -34,7 +32,6 @@ from jcos.lab.measures import (
     held_at_once,
 )
 from jcos.lab.results import DENOISERS, MODEL, Row, measure
-from jcos.sampling.probes import States
 from jcos.wan import Wan
 
 SIGNS = {
@@ -75,20 +72,7 @@ class Steps(Experiment):
         if not samples.judged:
             return clip_steps(self, model, samples, progress)
         answers = answers_of(model, samples.puzzles, wrong=self.wrong)
-        watched: Watched = sweep(
-            model,
-            samples.conditions,
-            self.seeds,
-            probes=[States()],
-            plan=self.plan(model.config),
-            readout=watch_answers,
-            aux=answers,
-            chunk=self.chunk,
-            what="watching every step",
-            progress=progress,
-        )
-        watched = jax.tree.map(lambda a: a[0], watched)
-        progress("judging every step", 0, 1)
+        watched = watch(self, model, samples, answers, progress)
         (scores, solved), ideally = map(samples.judge, (watched.video, watched.ideal_video))
         solved = np.stack([solved, ideally[1]])
         steps, on = solved.shape[-1], np.stack([watched.on, watched.ideal_on])
@@ -117,9 +101,7 @@ class Steps(Experiment):
             "gap": (of_model, watched.gap, "distance to the ideal denoiser", GAP),
         }
         variables: dict[str, Any] = samples.levels({"solved": "solved", "score": "score"})
-        variables |= {
-            "forwards": (("step",), [self.forwards(model.config, s + 1) for s in range(steps)], {}),
-            "all_forwards": ((), self.forwards(model.config), {}),
+        variables |= self.costs(model.config) | {
             "solved": measure(each, solved, "solved", SOLVED),
             "score": measure(of_model, scores, "score", "Score of the clean estimate."),
             "commitment": measure(

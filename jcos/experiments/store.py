@@ -33,19 +33,21 @@ class Store(Experiment):
     """Writes the activations of chosen layers, steps and tokens (`lab.activations`), conditional
     branch, into the folder `activations` beside the results; one file per puzzle or clip.
 
-    layers, steps: which. tokens: at most so many, evenly spread over the video; None for all.
-    chunk: puzzles in one batch, by default 8 of the small ones and one clip. Puzzle i runs with
-    the noise of seed + 1000 i, which `noise` in the files says.
+    layers, steps: which. sites: block, heads, cross or mlp (`activations.SITES`). tokens: at most
+    so many, evenly spread over the video; None for all. chunk: puzzles in one batch, by default 8
+    of the small ones and one clip. Puzzle i has the noise of seed + 1000 i; the files say which.
     """
 
     question = "What do tokens hold at chosen layers and steps?"
 
     layers: tuple[Place, ...] = (0.8,)
     steps: tuple[Place, ...] = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
+    sites: tuple[str, ...] = ("block",)
     tokens: int | None = None
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
+        activations.check_sites(self.sites)
         if not places(self.layers, config.dit.layers, "layer"):
             raise ValueError("no layer is chosen; name at least one")
         if not places(self.steps, self.plan(config).steps, "step"):
@@ -70,6 +72,7 @@ class Store(Experiment):
             layers=places(self.layers, config.dit.layers, "layer"),
             at_steps=places(self.steps, self.plan(config).steps, "step"),
             tokens=np.unique(chosen).tolist(),
+            sites=self.sites,
             labels={"task": samples.tasks},
             sampling=self.sampling.of(config),
             at_once=self.chunk or (8 if samples.judged else 1),
@@ -78,15 +81,16 @@ class Store(Experiment):
 
     def described(self, model: Wan, samples: Samples, paths: list[Path]) -> xr.Dataset:
         """Return how large what is stored is, and how the runs ended."""
-        sizes, largest, ends = [], [], []
+        sizes, largest, ends, labels = [], [], [], {}
         for path in paths:
             with results.load(path) as data:
-                square = np.square(data["block"].values[0]).mean(-2)
+                read = [data[site].values[0] for site in self.sites]
+                square = [np.square(a).reshape(*a.shape[:4], -1).mean(-2) for a in read]
                 ends.append(data["latents"].values)
                 labels = {name: data[name].values for name in ("step", "layer")}
-            sizes.append(np.sqrt(square.mean(-1)))
-            largest.append(square.max(-1) / square.sum(-1))
-        dims = f"{samples.runs} seed step layer"
+            sizes.append([np.sqrt(a.mean(-1)) for a in square])
+            largest.append([a.max(-1) / a.sum(-1) for a in square])
+        dims = f"{samples.runs} site seed step layer"
         variables: dict[str, Any] = {
             "size": measure(dims, sizes, "size of activations", SIZE, span=POSITIVE),
             "largest": measure(dims, largest, "share of the largest channel", LARGEST),
@@ -97,8 +101,10 @@ class Store(Experiment):
             for name, values in zip(("score", "solved"), ended, strict=True):
                 variables[name] = measure(f"{samples.runs} seed", values, name)
             variables |= samples.levels({"score": "score", "solved": "solved"})
-        labels |= {"seed": list(self.seeds)}
+        labels |= {"seed": list(self.seeds), "site": list(self.sites)}
         return xr.Dataset(variables, labels | samples.coordinates())
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
-        yield "size", Picture(plots.lines(data, "size", hue="layer"), SIZE)
+        for site in data["site"].values:
+            one = data.sel(site=site)
+            yield f"size-{site}", Picture(plots.lines(one, "size", hue="layer"), f"{site}: {SIZE}")

@@ -149,13 +149,13 @@ def candidates(model: Wan, pairs: Sequence[Pair]) -> Answers:
     room = max(len(puzzle.answers) for pair in pairs for puzzle in (*pair.puzzles, *pair.crossed))
     worlds = []
     for w in (0, 1):
-        own, other = (
+        mine, other = (
             answers_of(model, puzzles, room=room)
             for puzzles in ([p.puzzles[w] for p in pairs], [p.crossed[w] for p in pairs])
         )
-        none = np.zeros_like(own.right)
-        latents = np.concatenate([own.latents, other.latents], 1)
-        right, wrong = ([own.right, none], [none, other.right])
+        none = np.zeros_like(mine.right)
+        latents = np.concatenate([mine.latents, other.latents], 1)
+        right, wrong = ([mine.right, none], [none, other.right])
         worlds.append(Answers(latents, np.concatenate(right, 1), np.concatenate(wrong, 1)))
     return Answers(*(np.stack(sides, 1) for sides in zip(*worlds, strict=True)))
 

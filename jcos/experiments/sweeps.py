@@ -170,11 +170,6 @@ def _one(
     return readout(model, plan, trace, each.aux), trace
 
 
-def compilations() -> int:
-    """Return how many programs were compiled so far; a sweep adds one, its positions none."""
-    return _play._cache_size()  # type: ignore[attr-defined]
-
-
 def sweep(
     model: Wan,
     conditions: Condition,
@@ -284,8 +279,8 @@ def _not_finite(
 def _bytes_read(model: Wan, plan: flow.Plan, data: Sweep, readout: Readout) -> int:
     """Return the bytes that a run's probe observes and its readout keeps."""
     run = jax.ShapeDtypeStruct((2,), jnp.int32)
-    kept, trace = jax.eval_shape(partial(_one, readout=readout), model, plan, data, run)
-    leaves = jax.tree.leaves((kept, trace.block_obs, trace.estimate_obs))
+    read, trace = jax.eval_shape(partial(_one, readout=readout), model, plan, data, run)
+    leaves = jax.tree.leaves((read, trace.block_obs, trace.estimate_obs))
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in leaves)
 
 

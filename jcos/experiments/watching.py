@@ -7,10 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from jcos.experiments.answers import Answers, blend
+from jcos.experiments.experiment import Experiment, Progress
+from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import pixels
 from jcos.lab.ideal import ideal, ideal_run
 from jcos.lab.tasks import PALETTE
 from jcos.sampling import flow
+from jcos.sampling.probes import States
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
@@ -34,6 +37,21 @@ class Watched(NamedTuple):
     gap: Float[Any, "*K S"]
     change: Float[Any, "*K S"]
     blur: Float[Any, "*K S"]
+
+
+def watch(
+    experiment: Experiment, model: Wan, samples: Samples, answers: Answers, progress: Progress
+) -> Watched:
+    """Return what every step of every puzzle shows, leaves [P, K, …]."""
+    watched = experiment.sweep(model, progress)(
+        samples.conditions,
+        probes=[States()],
+        readout=watch_answers,
+        aux=answers,
+        what="watching every step",
+    )
+    progress("judging every step", 0, 1)
+    return jax.tree.map(lambda a: a[0], watched)
 
 
 def watch_answers(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers) -> Watched:

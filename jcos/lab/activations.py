@@ -8,10 +8,11 @@ is (`xarray.open_dataset`), on about as many bytes as bfloat16 needs.
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,29 +25,57 @@ from jcos.devices.sharding import to_host, wait_for_hosts
 from jcos.lab import results
 from jcos.loop import digest, steps
 from jcos.sampling.interventions import places
-from jcos.sampling.probe import Probe, Site, Tokens
+from jcos.sampling.probe import Heads, Probe, Site, Tokens
 from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
 
-SITES = ("block",)
-"""What is stored of a layer: the tokens after its block."""
-DIMS = ("puzzle", "seed", "step", "layer", "token", "channel")
+SITES = {
+    "block": ("channel",),
+    "heads": ("head", "unit"),
+    "cross": ("head", "unit"),
+    "mlp": ("hidden",),
+}
+"""What is stored of a layer, with its dimensions: the tokens after the block, outputs of the heads
+of self-attention and of cross-attention, hidden units."""
+DIMS = ("puzzle", "seed", "step", "layer", "token")
 LATENT = ("latent_frame", "latent_row", "latent_column", "latent_channel")
 Progress = Callable[[str, int, int], object]
 
 
 class Recorder(Probe):
-    """Observe chosen tokens of chosen layers in bfloat16, [chosen layers, chosen tokens, D]."""
+    """Observe chosen tokens of chosen layers in bfloat16, [chosen layers, chosen tokens, …], at
+    some of `SITES`."""
 
     layers: Int[Array, " l"]
     tokens: Int[Array, " n"]
+    chosen: tuple[str, ...] = flax.struct.field(pytree_node=False, default=("block",))
+
+    def sites(self) -> tuple[str, ...]:
+        return self.chosen
 
     def slots(self) -> Int[Array, " l"]:
         return self.layers
 
-    def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, dict[str, Float[Array, "n D"]]]:
+    def _read(self, values: Float[Array, "N ..."]) -> Float[Array, "n ..."]:
+        return values[self.tokens].astype(jnp.bfloat16)
+
+    def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, Float[Array, "n D"]]:
         del site
-        return tokens, {"block": tokens[self.tokens].astype(jnp.bfloat16)}
+        return tokens, self._read(tokens)
+
+    def on_heads(self, site: Site, z: Heads) -> tuple[Heads, Float[Array, "n H d"]]:
+        del site
+        return z, self._read(z)
+
+    def on_cross(self, site: Site, z: Heads) -> tuple[Heads, Float[Array, "n H d"]]:
+        del site
+        return z, self._read(z)
+
+    def on_mlp(
+        self, site: Site, h: Float[Array, "N M"]
+    ) -> tuple[Float[Array, "N M"], Float[Array, "n M"]]:
+        del site
+        return h, self._read(h)
 
 
 def store(
@@ -58,6 +87,7 @@ def store(
     layers: Sequence[int],
     at_steps: Sequence[int],
     tokens: Sequence[int],
+    sites: Sequence[str] = ("block",),
     labels: Mapping[str, Sequence[Any]] | None = None,
     sampling: Sampling | None = None,
     at_once: int = 1,
@@ -66,24 +96,28 @@ def store(
     """Write the activations of every run and its final latents; return the files, one per puzzle.
 
     conditions: [P, …]. seeds: [P, K], those of each puzzle, which give the videos that
-    `jcos.generate` gives. layers, at_steps, tokens: their numbers. labels: coordinates along the
-    puzzles. at_once: puzzles in one batch. On the device is one step at a time; steps that are not
-    chosen are never fetched. Files that are there are kept, so that a killed call resumes.
-    Raises IndexError for a layer, step or token that is not there, ValueError where a file is of
-    another run, OSError where the disk has no room for all.
+    `jcos.generate` gives. layers, at_steps, tokens: their numbers. sites: of `SITES`. labels:
+    coordinates along the puzzles. at_once: puzzles in one batch. On the device is one step at a
+    time; steps that are not chosen are never fetched. Files that are there are kept, so that a
+    killed call resumes.
+    Raises IndexError for a layer, step or token that is not there, ValueError for another site or
+    where a file is of another run, OSError where the disk has no room for all.
     """
+    check_sites(sites)
     number, rows, dit = len(seeds), np.asarray(seeds), model.config.dit
     sampling = sampling or model.config.sampling
     layers = places(layers, dit.layers, "layer")
     at_steps = places(at_steps, sampling.steps, "step")
     tokens = places(tokens, math.prod(dit.tokens(*conditions.grid)), "token")
-    probe = Recorder(jnp.asarray(layers, jnp.int32), jnp.asarray(tokens, jnp.int32))
-    values = rows.shape[1] * len(at_steps) * len(layers) * len(tokens) * dit.dim
+    chosen = jnp.asarray(layers, jnp.int32), jnp.asarray(tokens, jnp.int32)
+    probe = Recorder(*chosen, tuple(sites))
+    width = sum(dit.ffn_dim if site == "mlp" else dit.dim for site in sites)
+    values = rows.shape[1] * len(at_steps) * len(layers) * len(tokens) * width
     paths = [folder / f"{i:05d}.nc" for i in range(number)]
     absent = [path for path in paths if not path.exists()]
     files.check_room(folder, 4 * values, 2 * values * len(absent))
     each = [jax.tree.map(lambda a, i=i: a[i], conditions) for i in range(number)]
-    about = {"layers": layers, "steps": at_steps, "tokens": tokens}
+    about = {"layers": layers, "steps": at_steps, "tokens": tokens, "sites": list(sites)}
     about |= {"weights": digest(model.experts), "sampling": str(sampling)}
     marks = [{name: values[i] for name, values in (labels or {}).items()} for i in range(number)]
     stamps = [
@@ -106,7 +140,7 @@ def store(
             data = data.assign_coords(_places(model, data, layers, tokens, rows[i]))
             here = {name: ("puzzle", [value]) for name, value in marks[i].items()}
             data = data.assign_coords(here | {"puzzle": [i]}).assign_attrs(run=stamps[i])
-            chunks = {n: (1, 1, 1, 1, *v.shape[4:]) for n, v in data.items() if n in SITES}
+            chunks: dict[Hashable, Any] = {n: (1, 1, 1, 1, *data[n].shape[4:]) for n in sites}
             if jax.process_index() == 0:
                 results.save(data, paths[i], chunks)
     progress("storing activations", number, number)
@@ -126,15 +160,17 @@ def _recorded(
     parts, sigmas, state = [], [], None
     for state in steps(model, conditions, seeds.tolist(), probe=probe, sampling=sampling):
         if state.step in at_steps:
-            parts.append(jax.tree.map(to_host, state.block_obs))
+            read = state.block_obs if probe.is_inside() else {"block": state.block_obs}
+            parts.append(jax.tree.map(to_host, read))
             sigmas.append(state.sigma)
     assert state is not None
     latents = to_host(state.x)
     for world in range(len(latents)):
         data: dict[str, Any] = {"latents": (("puzzle", "seed", *LATENT), latents[world][None])}
-        for name in parts[0]:
+        for name in probe.chosen:
             values = np.stack([part[name][world] for part in parts], 1)
-            data[name] = (DIMS, values[None].astype(np.float32), {"stored": "bfloat16"})
+            dims, about = (*DIMS, *SITES[name]), {"stored": "bfloat16"}
+            data[name] = (dims, values[None].astype(np.float32), about)
         yield xr.Dataset(data, {"step": list(at_steps), "sigma": ("step", sigmas)})
 
 
@@ -147,6 +183,12 @@ def _places(
     labels: dict[str, Any] = {name: ("token", numbers) for name, numbers in where}
     labels |= {"layer": list(layers), "token": list(tokens)}
     return labels | {"noise": (("puzzle", "seed"), seeds[None])}
+
+
+def check_sites(sites: Sequence[str]) -> None:
+    """Raise ValueError where one is not of `SITES`, or there is none."""
+    if not sites or not set(sites) <= set(SITES):
+        raise ValueError(f"sites are {', '.join(sites) or 'none'}; there are {', '.join(SITES)}")
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -164,14 +206,15 @@ def load(paths: Path | Sequence[Path], site: str = "block", **at: Any) -> xr.Dat
     paths: a folder, or some of its files. Raises ValueError for a site that was not stored, or a
     file that is not whole, KeyError for a place that was not.
     """
-    parts = []
+    parts: list[xr.DataArray] = []
     for path in files_in(paths) if isinstance(paths, Path) else paths:
         with results.load(path) as data:
             if site not in data:
                 stored = ", ".join(name for name in SITES if name in data)
                 raise ValueError(f"{path} holds no {site}; it holds {stored}")
             parts.append(data[site].sel(at).load())
-    return xr.concat(parts, "puzzle", coords="minimal", compat="override", join="exact")
+    about: Any = {"coords": "minimal", "compat": "override", "join": "exact"}
+    return xr.concat(parts, "puzzle", **about)
 
 
 def batches(
@@ -187,15 +230,15 @@ def batches(
     which rows are drawn without repetition before others are read."""
     paths = files_in(paths) if isinstance(paths, Path) else list(paths)
     rng = np.random.default_rng(seed)
-    kept: np.ndarray | None = None
+    rows: np.ndarray | None = None
     while True:
         order = rng.permutation(len(paths))
         for first in range(0, len(paths), pool):
-            if kept is None or len(paths) > pool:
+            if rows is None or len(paths) > pool:
                 some = load([paths[i] for i in order[first : first + pool]], site, **at)
-                kept = some.values.reshape(-1, some.shape[-1])
-            if len(kept) < size:
-                raise ValueError(f"{pool} files hold {len(kept)} rows, a batch {size}: raise pool")
-            drawn = rng.permutation(len(kept))[: len(kept) // size * size]
+                rows = some.values.reshape(-1, some.shape[-1])
+            if len(rows) < size:
+                raise ValueError(f"{pool} files hold {len(rows)} rows, a batch {size}: raise pool")
+            drawn = rng.permutation(len(rows))[: len(rows) // size * size]
             for some in drawn.reshape(-1, size):
-                yield kept[some]
+                yield rows[some]

@@ -61,9 +61,15 @@ class Batches:
         parts = []
         for first in range(0, len(rows), BATCH):
             batch = [rows[min(first + i, len(rows) - 1)] for i in range(BATCH)]
-            given = tree_stack([self._condition(row.puzzle) for row in batch])
+            conditions = tree_stack([self._condition(row.puzzle) for row in batch])
             keys = jnp.stack([jax.vmap(jax.random.key)(np.array(row.seeds)) for row in batch])
-            inputs = self.model, self.plan, given, keys, tree_stack([row.probe for row in batch])
+            inputs = (
+                self.model,
+                self.plan,
+                conditions,
+                keys,
+                tree_stack([row.probe for row in batch]),
+            )
             start = time.monotonic()
             parts.append(jax.device_get(_batch(*inputs)))
             kind = type(batch[0].probe), keys.shape
@@ -74,21 +80,21 @@ class Batches:
     def _condition(self, puzzle: Puzzle) -> Condition:
         if puzzle not in self._conditions:
             task = TASKS[puzzle.task]
-            given = self.model.condition(task.first_frame(puzzle), puzzle.prompt, task.frames)
-            self._conditions[puzzle] = jax.tree.map(np.asarray, given)
+            condition = self.model.condition(task.first_frame(puzzle), puzzle.prompt, task.frames)
+            self._conditions[puzzle] = jax.tree.map(np.asarray, condition)
         return self._conditions[puzzle]
 
 
 @jax.jit
 def _batch(
-    model: Wan, plan: flow.Plan, given: Condition, keys: Key[Array, "N K"], probes: Probe
+    model: Wan, plan: flow.Plan, conditions: Condition, keys: Key[Array, "N K"], probes: Probe
 ) -> Runs:
     codec = model.codec
     assert isinstance(codec, PixelCodec)  # small puzzles have no other
 
-    def one(given: Condition, keys: Key[Array, " K"], probe: Probe) -> Runs:
-        world = jax.tree.map(lambda a: a[None], given)
+    def one(condition: Condition, keys: Key[Array, " K"], probe: Probe) -> Runs:
+        world = jax.tree.map(lambda a: a[None], condition)
         x0 = generate_worlds(model, plan, world, keys, probe).x0[0]
         return Runs(x0, pixel_videos(codec, x0))
 
-    return jax.vmap(one)(given, keys, probes)
+    return jax.vmap(one)(conditions, keys, probes)

@@ -72,9 +72,9 @@ def ideal_run(
 
     def step(state, scanned):
         sigma, row, key = scanned
-        found = ideal(state.x, sigma, answers, log_prior)
+        best = ideal(state.x, sigma, answers, log_prior)
         fresh = step_noise(row, key, state.x)
-        return solver_step(state, state.x, found.x0, row, fresh), found
+        return solver_step(state, state.x, best.x0, row, fresh), best
 
     rows = jnp.asarray(schedule.sigmas[:-1]), jnp.asarray(schedule.table)
     rows = (*rows, step_keys(schedule, noise))

@@ -16,8 +16,8 @@ def cka(x: Float[Array, "n p"], y: Float[Array, "n q"]) -> Float[Array, ""]:
     Computed in feature space, p × q, which is what fits when n is tens of thousands of tokens.
     """
     x, y = x - x.mean(0, keepdims=True), y - y.mean(0, keepdims=True)
-    cross, own_x, own_y = (jnp.sum(jnp.square(a.T @ b)) for a, b in ((x, y), (x, x), (y, y)))
-    return cross / jnp.sqrt(own_x * own_y)
+    cross, self_x, self_y = (jnp.sum(jnp.square(a.T @ b)) for a, b in ((x, y), (x, x), (y, y)))
+    return cross / jnp.sqrt(self_x * self_y)
 
 
 def dissimilarity(
@@ -27,8 +27,8 @@ def dissimilarity(
     and without those of each frame in turn."""
     x, y = (a.astype(jnp.float32) for a in (x, y))
     x, y = x - x.mean(0, keepdims=True), y - y.mean(0, keepdims=True)
-    cross, own_x, own_y = (hsic(a, b, frames) for a, b in ((x, y), (x, x), (y, y)))
-    return 1.0 - cross / jnp.sqrt(jnp.maximum(own_x * own_y, jnp.finfo(jnp.float32).tiny))
+    cross, self_x, self_y = (hsic(a, b, frames) for a, b in ((x, y), (x, x), (y, y)))
+    return 1.0 - cross / jnp.sqrt(jnp.maximum(self_x * self_y, jnp.finfo(jnp.float32).tiny))
 
 
 def hsic(x: Float[Array, "N D"], y: Float[Array, "N D"], frames: int) -> Float[Array, " G"]:
@@ -41,13 +41,15 @@ def hsic(x: Float[Array, "N D"], y: Float[Array, "N D"], frames: int) -> Float[A
     keep = jnp.concatenate([jnp.zeros((1, frames)), jnp.eye(frames)])
     keep = 1.0 - jnp.repeat(keep, len(x) // frames, axis=1)
     n = keep.sum(1)
-    own_x, own_y = jnp.sum(x * x, 1), jnp.sum(y * y, 1)
+    self_x, self_y = jnp.sum(x * x, 1), jnp.sum(y * y, 1)
     share = jnp.sum((x @ (x.T @ y)) * y, 1)
     by_frame = (a.reshape(frames, -1, a.shape[1]) for a in (x, y))
     inside_x, inside_y = (jnp.einsum("fid,fjd->fij", a, a) for a in by_frame)
     among = jnp.pad(jnp.sum(inside_x * inside_y, (1, 2)), (1, 0))
-    pairs = share.sum() - 2 * ((1 - keep) @ share) + among - keep @ (own_x * own_y)
-    rows_x, rows_y = (keep * ((keep @ a) @ a.T - own[None]) for a, own in ((x, own_x), (y, own_y)))
+    pairs = share.sum() - 2 * ((1 - keep) @ share) + among - keep @ (self_x * self_y)
+    rows_x, rows_y = (
+        keep * ((keep @ a) @ a.T - self_k[None]) for a, self_k in ((x, self_x), (y, self_y))
+    )
     both = rows_x.sum(1) * rows_y.sum(1) / ((n - 1) * (n - 2))
     return pairs + both - 2 * jnp.sum(rows_x * rows_y, 1) / (n - 2)
 
@@ -85,10 +87,10 @@ def answer_mass(
     largest entropy. Its step is 1 / Σ w_k ‖answer_k − blend‖², which bounds the local curvature.
     """
     change = (answers - still[None]).reshape(len(answers), -1)
-    seen = (x0 - still).reshape(-1)
+    estimate = (x0 - still).reshape(-1)
     columns = jnp.concatenate([change, jnp.zeros_like(change[:1])])
     gram = jnp.matmul(columns, columns.T, precision="highest")
-    match = jnp.matmul(columns, seen, precision="highest")
+    match = jnp.matmul(columns, estimate, precision="highest")
     size = jnp.maximum(jnp.max(jnp.diag(gram)), 1e-12)
     gram, match = gram / size, match / size
     possible = (jnp.diag(gram) > 1e-6).at[-1].set(True)
@@ -104,7 +106,7 @@ def answer_mass(
     logits, _ = jax.lax.scan(improve, even, length=ITERATIONS)
     weights = jax.nn.softmax(logits)[:-1]
     blend = jnp.matmul(weights, change, precision="highest")
-    residual, explained = (jnp.sum(jnp.square(a)) for a in (seen - blend, blend))
+    residual, explained = (jnp.sum(jnp.square(a)) for a in (estimate - blend, blend))
     on = weights * jnp.clip(1 - residual / jnp.maximum(explained, 1e-12 * size), 0, 1)
     return Mass(on, jnp.maximum(1 - jnp.sum(on), 0))
 
@@ -167,10 +169,10 @@ def estimate(
     """
     rows = np.asarray(values, np.float64).reshape(len(values), -1)
     known = np.isfinite(rows)
-    told = known.any(1)
-    if not told.any():
+    usable = known.any(1)
+    if not usable.any():
         return UNKNOWN
-    means = np.where(known, rows, 0).sum(1)[told] / known.sum(1)[told]
+    means = np.where(known, rows, 0).sum(1)[usable] / known.sum(1)[usable]
     low, high = span
     slack = 1e-5 * (high - low) if np.isfinite(high - low) else 0.0
     if means.min() < low - slack or means.max() > high + slack:
@@ -181,7 +183,7 @@ def estimate(
     means = means.clip(low, high)
     mean, n, weight = float(means.mean()), len(means), np.ones(len(means))
     if groups is not None:
-        _, group = np.unique(groups[told], return_inverse=True)
+        _, group = np.unique(groups[usable], return_inverse=True)
         weight = np.bincount(group)
         means = np.bincount(group, means) / weight
         weight = weight * weight.sum() / np.square(weight).sum()  # sums to their effective number

@@ -311,14 +311,14 @@ class Population:
             self.done[world] = True
             return [int(alive[scores[world, alive].argmax()])]
         if row.select == "top":
-            kept = order[: row.keep]
+            chosen = order[: row.keep]
         elif row.select == "threshold":
             passing = order[scores[world, order] >= row.least]
-            kept = passing[: row.keep] if len(passing) else order[:1]
+            chosen = passing[: row.keep] if len(passing) else order[:1]
         else:
-            kept = self._drawn(world, row, alive)
-        kept = list(dict.fromkeys(kept.tolist())) if row.distinct else kept.tolist()
-        return [kept[i % len(kept)] for i in range(max(len(kept), row.copies or 0))]
+            chosen = self._drawn(world, row, alive)
+        chosen = list(dict.fromkeys(chosen.tolist())) if row.distinct else chosen.tolist()
+        return [chosen[i % len(chosen)] for i in range(max(len(chosen), row.copies or 0))]
 
     def _drawn(self, world: int, row: Row, alive: Int[np.ndarray, " n"]) -> Int[np.ndarray, " k"]:
         logs, share = self.log_weight[world, alive], self.weights[world, alive]

@@ -58,7 +58,7 @@ def _notes(kind: Path) -> dict[str, dict[str, Any]]:
 
 def _note(file: Path) -> dict[str, Any]:
     try:
-        found: object = json.loads(file.read_bytes())
+        content: object = json.loads(file.read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}

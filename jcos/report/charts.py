@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from jcos.lab.results import DENOISERS, REPEATS, RUNS, estimates, groups_of
+from jcos.lab.results import DENOISERS, LEVELS, REPEATS, RUNS, estimates, groups_of
 from jcos.report.templates import finite
 
 MOVING = ("step", "layer", "frame")
@@ -133,8 +133,8 @@ def spread(array: xr.DataArray) -> Iterator[tuple[str, xr.DataArray, list[xr.Dat
         part = _unstacked(array.isel(case=cases), names)
         if not np.isfinite(part.values).any():  # of these cases nothing is measured
             continue
-        own = kind or " and ".join(names.values())
-        yield f"{title}: {own}" if several or moves else title, part, levels
+        name = kind or " and ".join(names.values())
+        yield f"{title}: {name}" if several or moves else title, part, levels
 
 
 def _apart(where: Float[np.ndarray, "cases places"], places: Sequence[str]) -> list[str]:
@@ -226,14 +226,11 @@ def _level(
     return None if value is None else {"label": label, "value": value}
 
 
-LEVELS = {"chance": "a random legal answer", "still": "the first frame held"}
-
-
 def _level_name(array: xr.DataArray) -> str:
     if "case" in array.coords:
         return str(array.coords["case"].values)
     words = str(array.name).split("_")
-    return str(array.attrs.get("long_name") or LEVELS.get(words[0]) or " ".join(words))
+    return str(array.attrs.get("long_name") or LEVELS.get(f"{words[0]}_") or " ".join(words))
 
 
 def _is_flat(panel: dict[str, Any], span: Sequence[float] | None) -> bool:
@@ -279,11 +276,11 @@ def map_of(chart: Chart) -> dict[str, Any]:
     if several := len(kinds) > 1:
         means = np.stack([means, *(mean(runs[..., np.array(tasks) == kind]) for kind in kinds)])
         axes = [{"name": "task", "labels": ["all", *kinds]}, *axes]
-    found = {"axes": axes, "values": pack(means), "names": [], "tasks": [], "runs": None}
+    drawn = {"axes": axes, "values": pack(means), "names": [], "tasks": [], "runs": None}
     if behind.size <= RUN_CELLS:
-        found |= {"names": names, "tasks": tasks if several else []}
-        found["runs"] = pack(behind) | {"shape": behind.shape[:-1]}
-    return found
+        drawn |= {"names": names, "tasks": tasks if several else []}
+        drawn["runs"] = pack(behind) | {"shape": behind.shape[:-1]}
+    return drawn
 
 
 def _runs(array: xr.DataArray, over: Sequence[str]) -> tuple[list[str], list[str]]:

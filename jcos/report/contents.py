@@ -55,45 +55,46 @@ class View(NamedTuple):
 
     stub: dict[str, Any]
     run: Run
-    found: Results
+    result: Results
 
 
-def facts(found: Results) -> list[str]:
+def facts(result: Results) -> list[str]:
     """Return the line below the title: model, steps, time."""
-    run = found.manifest
+    run = result.manifest
     model = run.get("model")
     name = model.get("name") if isinstance(model, dict) else model
-    steps = f"{found.steps} denoising steps" if found.steps else None
+    steps = f"{result.steps} denoising steps" if result.steps else None
     seconds = run.get("seconds")
-    told = [name, steps, None if seconds is None else f"{seconds} s", run.get("device")]
+    known = [name, steps, None if seconds is None else f"{seconds} s", run.get("device")]
     date = str(run.get("date") or "")[:10]  # without the time
-    return [str(fact) for fact in (*told, date or None) if fact is not None]
+    return [str(fact) for fact in (*known, date or None) if fact is not None]
 
 
-def folder(found: Results, place: Place) -> dict[str, Any]:
+def folder(result: Results, place: Place) -> dict[str, Any]:
     """Return figures, tables, settings and files of a folder."""
-    figures, order = {}, {name: i for i, name in enumerate(found.captions)}
-    ordered = sorted(found.pictures, key=lambda p: order.get(p.stem, len(order)))
+    figures, order = {}, {name: i for i, name in enumerate(result.captions)}
+    ordered = sorted(result.pictures, key=lambda p: order.get(p.stem, len(order)))
     for i, path in enumerate(ordered):
-        if (found.runs or found.trees) and path.stem.startswith("puzzle-"):  # their runs are shown
+        shown = result.runs or result.trees
+        if shown and path.stem.startswith("puzzle-"):
             continue
         try:
-            caption = found.captions.get(path.stem)
-            figures[path.stem] = _figure(path, caption, place, f"f{i}{found.folder.name[:1]}-")
+            caption = result.captions.get(path.stem)
+            figures[path.stem] = _figure(path, caption, place, f"f{i}{result.folder.name[:1]}-")
         except UNREADABLE as error:
-            found.lacks(path.relative_to(found.folder).as_posix(), error)
+            result.lacks(path.relative_to(result.folder).as_posix(), error)
     return {
-        "title": found.title,
-        "command": found.command,
+        "title": result.title,
+        "command": result.command,
         "figures": figures,
-        "tables": [_table(table) for table in found.tables],
-        "experiment": "experiment" in found.manifest,
+        "tables": [_table(table) for table in result.tables],
+        "experiment": "experiment" in result.manifest,
         "settings": [
             (key.replace("_", " "), _value(value))
-            for key, value in found.manifest.items()
+            for key, value in result.manifest.items()
             if key not in ELSEWHERE
         ],
-        "files": _files(found, place),
+        "files": _files(result, place),
     }
 
 
@@ -112,7 +113,7 @@ def _figure(path: Path, caption: Any, place: Place, prefix: str) -> dict[str, An
 
 
 def sections(
-    found: Results,
+    result: Results,
     shown: Mapping[str, Any],
     views: Sequence[View],
     charts: Sequence[Mapping[str, Any]],
@@ -120,7 +121,7 @@ def sections(
     """Return text and figures in the order of the manifest, and leave out of `shown` what they
     have; charts and runs by their numbers."""
     drawn = []
-    for i, section in enumerate(found.sections):
+    for i, section in enumerate(result.sections):
         named = {key: _names(section.get(key)) for key in ("figures", "charts", "runs")}
         drawn.append(
             {
@@ -151,9 +152,9 @@ def films(results: Sequence[Results], place: Place) -> list[dict[str, Any]]:
     """Return all films by the folders that they lie in; those of one name in several results, as of
     a baseline and an intervention, stand side by side."""
     folders: dict[Path, dict[Path, dict[int, Path]]] = {}
-    for i, found in enumerate(results):
-        for path in found.films:
-            inside = path.relative_to(found.folder)
+    for i, result in enumerate(results):
+        for path in result.films:
+            inside = path.relative_to(result.folder)
             folders.setdefault(inside.parent, {}).setdefault(inside, {})[i] = path
     count = sum(map(len, folders.values()))
     return [
@@ -171,40 +172,40 @@ def _film(
     results: Sequence[Results], inside: Path, by: Mapping[int, Path], place: Place
 ) -> dict[str, Any]:
     """Return the film of one name in all results."""
-    prompts = (found.prompts.get(inside.with_suffix("").as_posix()) for found in results)
+    prompts = (result.prompts.get(inside.with_suffix("").as_posix()) for result in results)
     sides = [
         {
-            "name": inside.name if len(results) == 1 else f"{found.title}: {inside.name}",
+            "name": inside.name if len(results) == 1 else f"{result.title}: {inside.name}",
             "src": place.put(inside.name, by[i]) if i in by else None,
             "label": inside.as_posix(),
         }
-        for i, found in enumerate(results)
+        for i, result in enumerate(results)
     ]
     return {"prompt": next((text for text in prompts if text), ""), "sides": sides}
 
 
 def differences(results: Sequence[Results]) -> dict[str, Any] | None:
     """Return the settings in which folders that are compared differ."""
-    told = [settings_of(found.manifest) for found in results]
-    names = list(dict.fromkeys(name for settings in told for name in settings))
-    differ = [n for n in names if len({settings.get(n, "–") for settings in told}) > 1]
+    every = [settings_of(result.manifest) for result in results]
+    names = list(dict.fromkeys(name for settings in every for name in settings))
+    differ = [n for n in names if len({settings.get(n, "–") for settings in every}) > 1]
     if len(results) < 2 or not differ:
         return None
-    rows = [(n.replace("_", " "), [settings.get(n, "–") for settings in told]) for n in differ]
-    return {"head": [found.title for found in results], "rows": rows}
+    rows = [(n.replace("_", " "), [settings.get(n, "–") for settings in every]) for n in differ]
+    return {"head": [result.title for result in results], "rows": rows}
 
 
 def settings_of(manifest: Mapping[str, Any]) -> dict[str, str]:
     """Return what was asked for, one level deep."""
-    found: dict[str, str] = {}
+    flat: dict[str, str] = {}
     for key, value in manifest.items():
         if key in (*ELSEWHERE, *OUTCOMES):
             continue
         if isinstance(value, dict):
-            found |= {f"{key}: {name}": _value(one) for name, one in value.items()}
+            flat |= {f"{key}: {name}": _value(one) for name, one in value.items()}
         else:
-            found[key] = _value(value)
-    return found
+            flat[key] = _value(value)
+    return flat
 
 
 def _table(table: Table) -> dict[str, Any]:
@@ -249,12 +250,12 @@ def _value(value: object) -> str:
     return text if len(text) <= 5000 else f"{text[:5000]} …"
 
 
-def _files(found: Results, place: Place) -> list[tuple[str, str, str]]:
+def _files(result: Results, place: Place) -> list[tuple[str, str, str]]:
     """Return address, name and size of each file, data before pictures."""
-    listed = [p for p in found.files if p.suffix in (*DATA, *MIME)]
+    listed = [p for p in result.files if p.suffix in (*DATA, *MIME)]
     listed.sort(key=lambda p: (p.name != MANIFEST, p.suffix in MIME, p.as_posix()))
     return [
-        (place.link(p), p.relative_to(found.folder).as_posix(), _size(p.stat().st_size))
+        (place.link(p), p.relative_to(result.folder).as_posix(), _size(p.stat().st_size))
         for p in listed
     ]
 

@@ -16,7 +16,7 @@ function draw() {
   drawPanes();
   for (const lane of $("grids").children) drawGrid(lane, true);
   move();
-  if (!draw.seen && state.shown.every(sheetOf)) { draw.seen = true; performance.mark("shown"); }
+  if (!draw.marked && state.shown.every(sheetOf)) { draw.marked = true; performance.mark("shown"); }
 }
 
 function move() {
@@ -161,13 +161,13 @@ async function open() {
   $("group").replaceChildren(...names.map(([value, text]) => make("option", { value }, text)));
   $("group").parentNode.hidden = groups.length < 2;
   $("pick").hidden = views.length < 2;
-  const asked = new URLSearchParams(location.hash.slice(1));
-  const wanted = (asked.get("runs") ?? "").split(",").filter(Boolean).map(Number).filter(i => views[i]);
-  const best = views[data.open], own = views.map((_, i) => i).filter(i => views[i].baseline === best.baseline && best.baseline != null);
-  const shown = wanted.length ? wanted : own.length ? own : [data.open];
+  const params = new URLSearchParams(location.hash.slice(1));
+  const wanted = (params.get("runs") ?? "").split(",").filter(Boolean).map(Number).filter(i => views[i]);
+  const best = views[data.open], group = views.map((_, i) => i).filter(i => views[i].baseline === best.baseline && best.baseline != null);
+  const shown = wanted.length ? wanted : group.length ? group : [data.open];
   const group = shown.every(i => views[i].group === views[shown[0]].group) ? views[shown[0]].group : EACH;
-  state.frame = +(asked.get("frame") ?? 1e6);
-  const at = asked.get("step"), start = at == null ? -1 : steps.indexOf(+at);
+  state.frame = +(params.get("frame") ?? 1e6);
+  const at = params.get("step"), start = at == null ? -1 : steps.indexOf(+at);
   state.step = start >= 0 ? start : Math.min(steps.length - 1, Math.floor(steps.length * .1));
   await enter(group, shown);
 }

@@ -5,9 +5,9 @@ const hue = i => `s${i % 6}`;
 
 function ticks(low, high, about) {
   const rough = (high - low) / about, power = 10 ** Math.floor(Math.log10(rough));
-  const each = [1, 2, 2.5, 5, 10].map(m => m * power).find(s => s >= rough * .999), found = [];
-  for (let t = Math.ceil(low / each - 1e-9) * each; t <= high + each * 1e-6; t += each) found.push(+t.toPrecision(10));
-  return found;
+  const each = [1, 2, 2.5, 5, 10].map(m => m * power).find(s => s >= rough * .999), marks = [];
+  for (let t = Math.ceil(low / each - 1e-9) * each; t <= high + each * 1e-6; t += each) marks.push(+t.toPrecision(10));
+  return marks;
 }
 
 function span(lines, levels, range, whole) {
@@ -80,19 +80,19 @@ function panel(chart, { task, lines, levels }, width) {
   const drawn = plot({ at, lines, levels, range: chart.range, width, height, left, right, bottom, x: shown, label: `${task ? `${task}: ` : ""}${chart.title}, along ${chart.x}s: ${says.join("; ")}` });
   drawn.svg.append(make("text", { x: (left + width - right) / 2, y: height - 3, "text-anchor": "middle" }, chart.x === "step" ? "denoising step" : chart.x));
   if (chart.units) drawn.svg.append(make("text", { x: 2, y: 10 }, chart.units));
-  const told = make("span", { class: "told" });
+  const readout = make("span", { class: "readout" });
   drawn.svg.addEventListener("pointermove", event => {
     const box = drawn.svg.getBoundingClientRect(), x = (event.clientX - box.left) / box.width * width;
     const i = spots.map((_, i) => i).reduce((a, b) => Math.abs(at(b) - x) < Math.abs(at(a) - x) ? b : a, 0);
     lines.forEach(line => drawn.move(line, i));
-    told.textContent = `${chart.x} ${chart.labels[i]}: ${lines.map(l => `${lines.length > 1 ? `${l.label} ` : ""}${brief(l.mean[i])}`).join(" · ")}`;
+    readout.textContent = `${chart.x} ${chart.labels[i]}: ${lines.map(l => `${lines.length > 1 ? `${l.label} ` : ""}${brief(l.mean[i])}`).join(" · ")}`;
   });
-  drawn.svg.addEventListener("pointerleave", () => { lines.forEach(line => drawn.move(line, -1)); told.textContent = ""; });
-  return make("div", { class: "panel" }, make("p", { class: "name" }, make("b", {}, task), told), drawn.svg);
+  drawn.svg.addEventListener("pointerleave", () => { lines.forEach(line => drawn.move(line, -1)); readout.textContent = ""; });
+  return make("div", { class: "panel" }, make("p", { class: "name" }, make("b", {}, task), readout), drawn.svg);
 }
 
 for (const figure of document.querySelectorAll("[data-chart]"))
-  seen(figure, async () => {
+  whenVisible(figure, async () => {
     const box = figure.querySelector(".drawing"), chart = await read(`chart-${figure.dataset.chart}`);
     if (chart.error) box.append(make("p", { class: "note" }, `Not shown: ${chart.error}`));
     else if (chart.kind === "map") drawMap(box, chart);

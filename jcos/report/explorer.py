@@ -119,7 +119,7 @@ def _loaded(views: Sequence[View], made: Path) -> Iterator[tuple[View, dict[str,
             (made / name).write_bytes(sheet)
             yield view, data | {"sheet": name}
         except UNREADABLE as error:
-            view.found.lacks(f"{view.run.group}, {view.run.label}", error)
+            view.result.lacks(f"{view.run.group}, {view.run.label}", error)
 
 
 def _addressed(
@@ -149,27 +149,27 @@ def render(
             except UNREADABLE as error:
                 payloads[f"chart-{i}"] = {"error": reason(error)}
                 first.lacks(drawing.about["title"], error)
-    folders = [contents.folder(found, place) for found in results]
+    folders = [contents.folder(result, place) for result in results]
     abouts = [drawing.about for drawing in drawings]
     sections = contents.sections(first, folders[0], runs, abouts) if alone else []
     used = {number for section in sections for number in section["charts"]}
     data = {
         "views": [view.stub for view in runs],
         "charts": abouts,
-        "steps": max(found.steps for found in results),
+        "steps": max(result.steps for result in results),
         "open": most_telling(runs),
         "live": live,
     }
     code = script()
     missing = [
-        sentence if alone else f"{found.folder.name}: {sentence}"
-        for found in results
-        for sentence in dict.fromkeys(found.missing)
+        sentence if alone else f"{result.folder.name}: {sentence}"
+        for result in results
+        for sentence in dict.fromkeys(result.missing)
     ]
     return fill(
         "explorer.html",
         policy=policy(code),
-        title=first.title if alone else " · ".join(found.title for found in results),
+        title=first.title if alone else " · ".join(result.title for result in results),
         icon=ICON,
         style=Markup("".join(map(text_of, STYLES))),
         refresh=AGAIN if alone and first.manifest.get("unfinished") else None,
@@ -229,14 +229,14 @@ def views_of(results: Sequence[Results]) -> list[View]:
     same puzzle and seed in the first folder, their baseline."""
     alone = len(results) == 1
     groups: dict[tuple[Any, ...], list[View]] = {}
-    for i, found in enumerate(results):
-        for number, run in enumerate(found.runs):
-            label = run.label if alone else f"{found.title}, {run.label}"
+    for i, result in enumerate(results):
+        for number, run in enumerate(result.runs):
+            label = run.label if alone else f"{result.title}, {run.label}"
             stub = {"label": label, "group": run.group, "prompt": run.prompt, "solved": run.solved}
-            view = View(stub | {"steps": list(run.steps)}, run, found)
+            view = View(stub | {"steps": list(run.steps)}, run, result)
             key: tuple[Any, ...] = (run.group, run.label)
-            own = alone or (i and key not in groups)
-            groups.setdefault((*key, i, number) if own else key, []).append(view)
+            apart = alone or (i and key not in groups)
+            groups.setdefault((*key, i, number) if apart else key, []).append(view)
     views: list[View] = []
     for group in groups.values():
         matched = {"baseline": len(views)} if len(group) > 1 else {}
@@ -291,21 +291,21 @@ def drawings_of(results: Sequence[Results]) -> list[Drawing]:
     are named after the folders; maps stand one after the other."""
     if len(results) == 1:
         return [Drawing(chart.about(), chart.drawn) for chart in results[0].charts]
-    found: list[Drawing] = []
+    maps: list[Drawing] = []
     shared: dict[tuple[str, str], list[tuple[str, Chart]]] = {}
     for result in results:
         for chart in result.charts:
             about = chart.about()
             if chart.is_map:
                 titled = {"title": f"{result.title}: {chart.title}"}
-                found.append(Drawing(about | titled, lambda c=chart, t=titled: c.drawn() | t))
+                maps.append(Drawing(about | titled, lambda c=chart, t=titled: c.drawn() | t))
             else:
                 shared.setdefault((chart.name, chart.title), []).append((result.title, chart))
     curves = [
         Drawing(charts[0][1].about(), lambda charts=charts: _together(charts))
         for charts in shared.values()
     ]
-    return curves + found
+    return curves + maps
 
 
 def _together(charts: Sequence[tuple[str, Chart]]) -> dict[str, Any]:
@@ -333,9 +333,9 @@ def _together(charts: Sequence[tuple[str, Chart]]) -> dict[str, Any]:
     return whole | {"panels": list(panels.values())}
 
 
-def _along(labels: Sequence[Any], own: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+def _along(labels: Sequence[Any], places: Sequence[Any], values: Sequence[Any]) -> list[Any]:
     """Return values at the places of another axis; None where they have none."""
-    known = dict(zip(own, values, strict=True))
+    known = dict(zip(places, values, strict=True))
     return [known.get(label) for label in labels]
 
 

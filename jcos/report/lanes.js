@@ -9,18 +9,18 @@ function chartsNow() {
     if (!charts.has(line.chart)) charts.set(line.chart, []);
     charts.get(line.chart).push({ ...line, mean: line.values, who: title(views[v]), view: views[v], run });
   }));
-  const found = [];
+  const lanes = [];
   for (const [name, lines] of charts) {
     const labels = [...new Set(lines.map(l => l.label))], runs = [...new Set(lines.map(l => l.run))];
     const style = (line, hue, text) => styled(Object.assign(line, { hue, name: text, at: i => place(line.steps[i]) }));
     const equal = lines.every(l => JSON.stringify(l.values) === JSON.stringify(lines[0].values));
-    if (equal && labels.length === 1) found.push([name, [style(lines[0], 0, name)]]);
+    if (equal && labels.length === 1) lanes.push([name, [style(lines[0], 0, name)]]);
     else if (labels.length > 1) for (const run of runs) {
       const mine = lines.filter(l => l.run === run);
-      found.push([runs.length > 1 ? `${mine[0].who}: ${name}` : name, mine.map(l => style(l, labels.indexOf(l.label), l.label))]);
-    } else found.push([name, lines.map(l => style(l, l.run, l.who))]);
+      lanes.push([runs.length > 1 ? `${mine[0].who}: ${name}` : name, mine.map(l => style(l, labels.indexOf(l.label), l.label))]);
+    } else lanes.push([name, lines.map(l => style(l, l.run, l.who))]);
   }
-  return found;
+  return lanes;
 }
 
 function buildLanes() {

@@ -67,9 +67,9 @@ class Shelf:
 
     def runs(self) -> dict[str, Path]:
         """Look for runs and return them by their names."""
-        found = {p.parent for p in self.folder.rglob(MANIFEST)}
-        found = {p for p in found if not is_hidden(p.relative_to(self.folder))}
-        self._runs = {_name(path): path for path in sorted(found)}
+        folders = {p.parent for p in self.folder.rglob(MANIFEST)}
+        folders = {p for p in folders if not is_hidden(p.relative_to(self.folder))}
+        self._runs = {_name(path): path for path in sorted(folders)}
         return self._runs
 
     def table(self) -> bytes:
@@ -106,12 +106,12 @@ class Shelf:
             return None
         match parts[2:]:
             case [""]:
-                found = self.read(folders)
-                page = render(found, self._place(found))
+                results = self.read(folders)
+                page = render(results, self._place(results))
                 return page.encode(errors="backslashreplace"), TYPES[".html"]
             case ["explore.data", name]:
-                found = self.read(folders)
-                data = _data(found, name, self._place(found))
+                results = self.read(folders)
+                data = _data(results, name, self._place(results))
                 return None if data is None else (data, TYPES[".json"])
             case ["explore.thumbnail"]:
                 return thumbnail(folders[0])
@@ -122,11 +122,11 @@ class Shelf:
                     return None
                 return file, TYPES.get(file.suffix, "application/octet-stream")
 
-    def _place(self, found: list[Results]) -> Place:
+    def _place(self, results: list[Results]) -> Place:
         """Files are linked; what is made on the way is inside the answer."""
 
         def link(path: Path) -> str:
-            folder = next(r.folder for r in found if path.is_relative_to(r.folder))
+            folder = next(r.folder for r in results if path.is_relative_to(r.folder))
             return f"/run/{_name(folder)}/{relative(path, folder)}"
 
         def put(name: str, content: bytes | Path) -> str:
@@ -135,10 +135,10 @@ class Shelf:
         return Place(put, link)
 
 
-def _data(found: list[Results], name: str, place: Place) -> bytes | None:
+def _data(results: list[Results], name: str, place: Place) -> bytes | None:
     """Return `view-3.json`, a run, or `chart-3.json`; what cannot be read says why."""
     match = DATA.fullmatch(name)
-    items = (views_of if match and match[1] == "view" else drawings_of)(found)
+    items = (views_of if match and match[1] == "view" else drawings_of)(results)
     if match is None or int(match[2]) >= len(items):
         return None
     item = items[int(match[2])]
@@ -163,11 +163,11 @@ def server(folder: Path, port: int) -> ThreadingHTTPServer:
                 self.send_error(HTTPStatus.FORBIDDEN)
                 return
             try:
-                found = shelf.answer(urllib.parse.urlsplit(self.path).path)
-                if found is None:
+                answer = shelf.answer(urllib.parse.urlsplit(self.path).path)
+                if answer is None:
                     self.send_error(HTTPStatus.NOT_FOUND)
                     return
-                content, kind = found
+                content, kind = answer
                 stored = isinstance(content, Path)
                 file = content.open("rb") if stored else io.BytesIO(content)
             except (OSError, ValueError) as error:
@@ -214,12 +214,12 @@ def server(folder: Path, port: int) -> ThreadingHTTPServer:
         ) from None
 
 
-def part_of(asked: str | None, size: int) -> range | None:
+def part_of(header: str | None, size: int) -> range | None:
     """The bytes that a Range header asks for: `bytes=a-b`, `bytes=a-`, or the last n, `bytes=-n`.
 
     Empty where the file has none of them; None, for all, where it asks for no single range.
     """
-    match = RANGE.fullmatch((asked or "").strip())
+    match = RANGE.fullmatch((header or "").strip())
     if match is None or len(match[0]) > 64:
         return None
     first, last = (int(number) if number else None for number in match.groups())

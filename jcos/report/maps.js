@@ -176,13 +176,13 @@ function runsBehind(map, r, c) {
   const skip = map.tasks.length ? 1 : 0, picks = picksOf(map, r, c), shape = map.runs.shape, count = map.names.length;
   map.each ??= unpacked(map.runs);
   const task = skip && !picks[0].includes(0) ? map.axes[0].labels[picks[0][0]] : null;
-  const found = map.names.flatMap((name, k) => {
+  const values = map.names.flatMap((name, k) => {
     if (task != null && map.tasks[k] !== task) return [];
     const v = meanOf(map.each, [...shape, count], [...picks.slice(skip), [k]]);
     return v == null ? [] : [[v, name]];
   });
   const notes = map.axes.slice(skip).flatMap((axis, i) => shape[i] > 1 || axis.labels.length === 1 ? [] : [numbered(axis) ? `their mean over ${axis.name}s` : String(axis.labels[0])]);
-  return [found, notes];
+  return [values, notes];
 }
 
 function behind(lane) {

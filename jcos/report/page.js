@@ -20,7 +20,7 @@ async function read(id) {
   return answer?.ok ? answer.json() : { error: "it cannot be had from the server." };
 }
 
-function seen(element, then) {
+function whenVisible(element, then) {
   // Once it is on the screen, or nearly.
   const watcher = new IntersectionObserver(entries => {
     if (entries.some(e => e.isIntersecting)) { watcher.disconnect(); then(); }

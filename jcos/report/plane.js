@@ -17,7 +17,7 @@ const VIDEO = -1, RIGHT = -2;
 
 async function loaded(number) {
   const view = views[number];
-  view.reading ??= read(`view-${number}`).then(found => Object.assign(view, { frames: [0], lines: [], maps: [], changes: [], answers: [], pictures: [], cell: [1, 1], columns: 1 }, found));
+  view.reading ??= read(`view-${number}`).then(content => Object.assign(view, { frames: [0], lines: [], maps: [], changes: [], answers: [], pictures: [], cell: [1, 1], columns: 1 }, content));
   await view.reading;
   if (view.error) say(`${view.label} is not shown: ${view.error}`);
   return view;
@@ -128,8 +128,8 @@ const title = view => state.group === EACH ? `${view.group}${groups.length < vie
 function drawPanes() {
   for (const pane of $("stage").children) {
     const number = +pane.dataset.view, view = views[number], at = row(view), frame = column(view);
-    const told = `frame ${view.frames[frame]}`;
-    const parts = { now: [at, `x̂₀ · step ${view.steps[at]} · ${told}`, "Clean estimate"], end: [VIDEO, `final · ${told}`, "Final video"], right: [RIGHT, `a right answer · ${told}`, "A right answer"] };
+    const here = `frame ${view.frames[frame]}`;
+    const parts = { now: [at, `x̂₀ · step ${view.steps[at]} · ${here}`, "Clean estimate"], end: [VIDEO, `final · ${here}`, "Final video"], right: [RIGHT, `a right answer · ${here}`, "A right answer"] };
     for (const [name, [line, text, alt]] of Object.entries(parts)) {
       const box = pane.querySelector(`.${name}`);
       if (!box) continue;
@@ -137,7 +137,7 @@ function drawPanes() {
       const context = canvas.getContext("2d");
       context.clearRect(0, 0, canvas.width, canvas.height);
       paint(context, number, line, frame, 0, 0, canvas.width, canvas.height);
-      canvas.setAttribute("aria-label", `${alt} of ${view.label}, ${name === "now" ? `step ${view.steps[at]}, ` : ""}${told}`);
+      canvas.setAttribute("aria-label", `${alt} of ${view.label}, ${name === "now" ? `step ${view.steps[at]}, ` : ""}${here}`);
       box.lastChild.textContent = text;
     }
   }
@@ -229,13 +229,13 @@ function drawGrid(lane, whole) {
 // ---- what was changed: steps × frames, or steps × layers ----------------------------------------
 function changesNow() {
   // Of the runs that are shown: those with the same changes together, and what lies on the same axes.
-  const found = new Map();
+  const alike = new Map();
   for (const number of state.shown) for (const axis of ["frame", "layer"]) {
     const mine = views[number].changes.filter(c => c.axis === axis);
     const key = JSON.stringify([axis, mine.map(c => c.cells)]);
-    if (mine.length) found.set(key, [...found.get(key) ?? [], number]);
+    if (mine.length) alike.set(key, [...alike.get(key) ?? [], number]);
   }
-  return [...found].map(([key, runs]) => [views[runs[0]].changes.filter(c => c.axis === JSON.parse(key)[0]), runs]);
+  return [...alike].map(([key, runs]) => [views[runs[0]].changes.filter(c => c.axis === JSON.parse(key)[0]), runs]);
 }
 
 function buildChanges() {
@@ -265,7 +265,7 @@ for (const box of document.querySelectorAll("[data-runs]"))
   for (const number of box.dataset.runs.split(",").map(Number)) {
     const strip = make("button", { type: "button", class: "strip", title: "Look inside" });
     box.append(strip);
-    seen(strip, async () => drawStrip(strip, number, await loaded(number)));
+    whenVisible(strip, async () => drawStrip(strip, number, await loaded(number)));
   }
 
 function drawStrip(strip, number, view) {

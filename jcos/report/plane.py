@@ -193,8 +193,8 @@ class Look(tuple[Plane, ...]):
         }
         packed = io.BytesIO()
         np.savez_compressed(packed, allow_pickle=False, **arrays)
-        told = about | {"planes": [plane.about() for plane in self]}
-        text = json.dumps(told, indent=1, ensure_ascii=False, default=list) + "\n"
+        manifest = about | {"planes": [plane.about() for plane in self]}
+        text = json.dumps(manifest, indent=1, ensure_ascii=False, default=list) + "\n"
         write(folder / PLANES, packed.getvalue())
         write(folder / RUN, text)
 

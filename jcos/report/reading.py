@@ -102,8 +102,8 @@ class Results:
     def sections(self) -> list[dict[str, Any]]:
         """Text and figures in the order of the manifest; each has a title."""
         listed = self.manifest.get("sections")
-        found = listed if isinstance(listed, list) else []
-        return [section for section in found if _dict(section).get("title")]
+        listed = listed if isinstance(listed, list) else []
+        return [section for section in listed if _dict(section).get("title")]
 
     @property
     def steps(self) -> int:
@@ -194,20 +194,20 @@ def read(folder: Path) -> Results:
 
 def files_of(folder: Path) -> list[Path]:
     """Return all files but hidden ones and pages."""
-    found = []
+    paths = []
     for path in visible(folder, "**/*"):
         stored = any(part.endswith(STORE) for part in path.relative_to(folder).parts)
         if path.is_file() and not stored and path.suffix != ".html":
-            found.append(path)
-    return found
+            paths.append(path)
+    return paths
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
     """Return what `run.json` says. Raises FileNotFoundError, or ValueError for no JSON object."""
-    found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    if not isinstance(manifest, dict):
         raise ValueError(f"{MANIFEST} is no JSON object")
-    return found
+    return manifest
 
 
 def dataset_of(folder: Path, manifest: Mapping[str, Any]) -> xr.Dataset:

@@ -92,10 +92,10 @@ def _sigma(run: Mapping[str, Any]) -> Line:
 def _samples(file: Path, manifest: Mapping[str, Any]) -> Iterator[Run]:
     """Runs of `jcos sample`: latents [P, K, F, h, w, C] and x0 [P, K, S, F, h, w, C] in a file,
     beside small arrays of what was measured."""
-    kept = ("x0_scores", "off", "mass", "answers", "reference")
+    wanted = ("x0_scores", "off", "mass", "answers", "reference")
     with zipfile.ZipFile(file) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist()}
-        small = {name: entry(file, name) for name in kept if name in names}
+        small = {name: entry(file, name) for name in wanted if name in names}
         for name in ("x0", "latents"):
             if name not in names:
                 raise ValueError(f"it has no array {name}")
@@ -186,16 +186,16 @@ def _generated(
         thin = -(-frames.shape[2] // WIDEST)
         return frames[:, ::thin, ::thin]
 
-    kept, total = run["x0"], run["size"]["frames"]
-    films = [film(formats.X0_FILM.format(seed=seed, step=step)) for step in kept]
+    steps, total = run["x0"], run["size"]["frames"]
+    films = [film(formats.X0_FILM.format(seed=seed, step=step)) for step in steps]
     end, frames = film(f"seed-{seed}.mp4"), np.arange(total)
     whole = [clip for clip in films if clip is not None and len(clip) == total]
-    if len(whole) == len(kept):
+    if len(whole) == len(steps):
         x0 = np.stack(whole)
     else:
         frames = np.unique(np.linspace(0, total - 1, SHEET_FRAMES).round().astype(int))
         with Image.open(folder / f"seed-{seed}-x0.png") as picture:
-            x0 = _cut(np.asarray(picture.convert("RGB")), len(kept), len(frames))
+            x0 = _cut(np.asarray(picture.convert("RGB")), len(steps), len(frames))
         tell(
             f"Seed {seed}: {len(frames)} of {total} frames are shown, those of its sheet; not all "
             "films of its estimates are there."
@@ -204,7 +204,7 @@ def _generated(
         label=f"seed {seed}",
         group="the prompt",
         prompt=run["prompt"],
-        steps=kept,
+        steps=steps,
         x0=x0,
         video=None if end is None else _as_large(end[frames], x0.shape[2:4]),
         frames=frames.tolist(),

@@ -59,10 +59,10 @@ def size_of(path: Path) -> tuple[float, float] | None:
     """Return a figure's width and height in points, None where it does not say."""
     with path.open(encoding="utf-8", errors="replace") as file:
         head = re.search(r"<svg[^>]*>", file.read(4096))
-    found = head and [re.search(rf'\b{side}="([\d.]+)', head[0]) for side in ("width", "height")]
-    if not found or None in found:
+    sizes = head and [re.search(rf'\b{side}="([\d.]+)', head[0]) for side in ("width", "height")]
+    if not sizes or None in sizes:
         return None
-    width, height = (float(match[1]) for match in found if match)
+    width, height = (float(match[1]) for match in sizes if match)
     return width, height
 
 
@@ -87,7 +87,7 @@ def _clean(element: ET.Element, prefix: str) -> None:
             if name == "style":
                 value = _FONT.sub(_size, value)
             if name in ("style", "fill", "stroke", "stop-color"):
-                value = _COLOUR.sub(lambda found: COLOURS[found[0].lower()], value)
+                value = _COLOUR.sub(lambda match: COLOURS[match[0].lower()], value)
             element.set(name, value)
 
 

@@ -55,14 +55,14 @@ def rows_of(folder: Path, runs: Mapping[str, Path]) -> list[Row]:
         usual[kind] = {
             n: Counter(one.get(n, "–") for one in alike).most_common(1)[0][0] for n in names
         }
-    found = []
+    rows = []
     for key, path in runs.items():
         about, mine = manifests[key], settings[key]
         normal = usual[kind_of(about)]
         differ = [f"{n.replace('_', ' ')} {v}" for n, v in mine.items() if normal[n] != v]
         more = [f"{len(differ) - MOST} more"] if len(differ) > MOST else []
         name, score = score_of(path, about)
-        found.append(
+        rows.append(
             Row(
                 key=key,
                 path=path.relative_to(folder).as_posix() if path != folder else path.name,
@@ -77,7 +77,7 @@ def rows_of(folder: Path, runs: Mapping[str, Path]) -> list[Row]:
                 fault=faults.get(key, ""),
             )
         )
-    return sorted(found, key=lambda row: row.when, reverse=True)
+    return sorted(rows, key=lambda row: row.when, reverse=True)
 
 
 def kind_of(manifest: Mapping[str, Any]) -> str:
@@ -123,8 +123,8 @@ def thumbnail(folder: Path) -> tuple[bytes | Path, str]:
             ("puzzle-*.webp", "image/webp"),
             (f"{FIGURES}/*.svg", "image/svg+xml"),
         ):
-            if found := sorted(folder.glob(pattern)):
-                return found[0], kind
+            if paths := sorted(folder.glob(pattern)):
+                return paths[0], kind
         for film in sorted(folder.rglob("*.mp4"))[:1]:
             with av.open(str(film)) as opened:
                 picture = next(opened.decode(video=0)).to_image()

@@ -347,10 +347,6 @@ def _digest(path: Path) -> list[Any]:
         return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
 
 
-def parameter_count(model: Any) -> int:
-    return sum(int(np.prod(leaf.shape)) for leaf in leaves(model).values())
-
-
 def identify(checkpoint: Path) -> dict[str, str]:
     """Return which weights a checkpoint folder holds: the hash of its manifest, which lists every
     file's; of a released folder, of the names and sizes of all files but hidden ones and compiled

@@ -53,7 +53,7 @@ def test_curves_have_a_panel_for_each_task(opened: Callable[..., Page], tmp_path
     assert "a random legal answer" in svg.text_content()
     box = svg.bounding_box()
     tab.mouse.move(box["x"] + box["width"] * 0.99, box["y"] + 40)
-    told = solved.locator(".told").first.inner_text()
+    told = solved.locator(".readout").first.inner_text()
     mean = float(data["solved"].sel(denoiser="model")[:2, :, -1].mean())
     assert told.startswith(f"step 11: model {mean:.3g}")
 

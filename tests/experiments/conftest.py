@@ -9,9 +9,8 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from jcos.experiments.sweeps import compilations
 from jcos.wan import Wan
-from tests.conftest import load_golden
+from tests.conftest import compilations, load_golden
 from tests.test_wan import released
 
 

@@ -31,12 +31,13 @@ from jcos.experiments.behaviour_memory import (
 from jcos.experiments.experiment import Settings
 from jcos.experiments.linear_probes import ridge
 from jcos.experiments.samples import Samples, puzzles_of
-from jcos.experiments.sweeps import compilations, held_out
+from jcos.experiments.sweeps import held_out
 from jcos.lab import results
 from jcos.lab.tasks import TASKS, still_of
 from jcos.lab.tasks.base import PALETTE, TILE
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
+from tests.conftest import compilations
 
 pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
 

@@ -6,10 +6,10 @@ import pytest
 from jcos.config import Sampling
 from jcos.experiments.budget import Budget, Case, around
 from jcos.experiments.experiment import Settings
-from jcos.experiments.sweeps import compilations
 from jcos.lab import results
 from jcos.sampling import flow
 from jcos.wan import Wan
+from tests.conftest import compilations
 
 pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
 

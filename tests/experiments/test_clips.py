@@ -15,7 +15,7 @@ from jcos.experiments.noise import Noise
 from jcos.experiments.samples import Samples
 from jcos.experiments.steps import Steps
 from jcos.experiments.swap import Swap
-from jcos.experiments.sweeps import compilations, sweep
+from jcos.experiments.sweeps import sweep
 from jcos.generation import generate
 from jcos.lab.results import rows as rows_of
 from jcos.media import image
@@ -23,7 +23,7 @@ from jcos.sampling import flow
 from jcos.sampling.probes import Noise as Replaced
 from jcos.variants import Profile
 from jcos.wan import Wan
-from tests.conftest import GOLDEN, ROOT, load_golden
+from tests.conftest import GOLDEN, ROOT, compilations, load_golden
 
 SHORT = Settings(steps=4)
 

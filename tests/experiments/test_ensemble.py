@@ -10,11 +10,12 @@ from jcos.experiments.ensemble import Ensemble, dataset
 from jcos.experiments.ensemble_means import Mean, groups_of, probe_of
 from jcos.experiments.experiment import Settings
 from jcos.experiments.samples import Samples
-from jcos.experiments.sweeps import compilations, held_out, play, sweep
+from jcos.experiments.sweeps import held_out, play, sweep
 from jcos.lab import results
 from jcos.lab.tasks import TASKS
 from jcos.sampling.probes import SeedEnsemble
 from jcos.wan import Wan
+from tests.conftest import compilations
 from tests.experiments.conftest import clips_file
 
 pytestmark = pytest.mark.slow  # the whole experiment, once for all tests

@@ -19,11 +19,11 @@ from jcos.experiments.flow import (
 )
 from jcos.experiments.noise import STEP, Case, labels_of
 from jcos.experiments.samples import Samples
-from jcos.experiments.sweeps import compilations
 from jcos.lab.ideal import ideal_run
 from jcos.lab.results import of_kind
 from jcos.lab.results import rows as rows_of
 from jcos.wan import Wan
+from tests.conftest import compilations
 
 SMALL = Flow(
     tasks=("maze", "rotation"), puzzles=3, steps=(0, 2), frames=(1, 4), seeds=(0, 1), at_once=4

@@ -17,11 +17,12 @@ from jcos.experiments.linear_probes import (
     labels_of,
 )
 from jcos.experiments.samples import Samples
-from jcos.experiments.sweeps import compilations, held_out
+from jcos.experiments.sweeps import held_out
 from jcos.generation import generate
 from jcos.lab.tasks import TASKS
 from jcos.sampling.probes import TokenFeatures, chain
 from jcos.wan import Wan
+from tests.conftest import compilations
 
 SMALL = Layers(tasks=("maze", "pattern"), puzzles=12, steps=(0, 3), layers=(0.0, 1.0))
 

@@ -19,10 +19,11 @@ from jcos.experiments.noise import (
     with_cleanup,
 )
 from jcos.experiments.samples import Samples
-from jcos.experiments.sweeps import compilations, play, sweep
+from jcos.experiments.sweeps import play, sweep
 from jcos.lab.results import IDEAL, MODEL, of_kind
 from jcos.lab.results import rows as rows_of
 from jcos.wan import Wan
+from tests.conftest import compilations
 
 SMALL = Noise(
     puzzles=3,

@@ -57,6 +57,7 @@ def test_clips_of_a_released_model_go_the_same_way(model: Wan, clips: Path, tmp_
     [
         ({"layers": ()}, ValueError, "no layer is chosen"),
         ({"steps": (4,)}, IndexError, "step 4 is out of range"),
+        ({"sites": ("head",)}, ValueError, "sites are head; there are block, heads"),
         ({"tokens": 0}, ValueError, "tokens is 0"),
     ],
 )

@@ -23,13 +23,14 @@ from jcos.experiments.swap import (
     probe_of,
 )
 from jcos.experiments.swap_pairs import PARTNERS, Pair, candidates, object_tokens, pairs_of
-from jcos.experiments.sweeps import compilations, sweep
+from jcos.experiments.sweeps import sweep
 from jcos.lab import results
 from jcos.lab.results import of_kind
 from jcos.lab.tasks import TASKS
 from jcos.sampling.probes import Swap as SwapProbe
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
+from tests.conftest import compilations
 from tests.experiments.conftest import clips_file
 
 pytestmark = pytest.mark.slow  # the whole experiment, once for all tests

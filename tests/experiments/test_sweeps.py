@@ -8,7 +8,6 @@ import pytest
 from jcos.experiments import memory, sweeps
 from jcos.experiments.evaluate import evaluate
 from jcos.experiments.sweeps import (
-    compilations,
     conditions_of,
     held_out,
     one_world,
@@ -22,6 +21,7 @@ from jcos.sampling import flow
 from jcos.sampling.probes import InWorlds, Noise, Probe, States
 from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
+from tests.conftest import compilations
 
 MAZE = TASKS["maze"]
 

@@ -15,6 +15,7 @@ from jcos.lab.tasks import get
 from jcos.sampling.trajectory import Condition
 
 STEPS, TOKENS, SEEDS = [0, 3], [0, 26, 124], [[1, 2], [3, 4], [5, 6]]
+SITES = ("block", "mlp", "heads")
 LABELS = {"task": ["a", "b", "c"]}
 
 
@@ -24,7 +25,14 @@ def conditions(small_model) -> Condition:
 
 
 def stored(folder: Path, model, conditions: Condition, **more) -> list[Path]:
-    about = {"layers": [1], "at_steps": STEPS, "tokens": TOKENS, "at_once": 2, "labels": LABELS}
+    about = {
+        "layers": [1],
+        "at_steps": STEPS,
+        "tokens": TOKENS,
+        "at_once": 2,
+        "labels": LABELS,
+        "sites": SITES,
+    }
     about |= more
     return activations.store(folder, model, conditions, SEEDS, **about)
 
@@ -47,6 +55,8 @@ def test_what_is_stored_is_what_a_probe_observes(folder, small_model, conditions
             assert not (data["block"].values.view(np.uint32) & 0xFFFF).any()  # bfloat16
             np.testing.assert_allclose(data["latents"][0], trace.latents, atol=1e-5)
             np.testing.assert_allclose(data["sigma"], trace.sigma[0][np.array(STEPS)])
+            assert data["mlp"].sizes["hidden"] == small_model.config.dit.ffn_dim
+            assert data["heads"].shape[-2:] == (2, 16)
             assert data["noise"].values.tolist() == [SEEDS[puzzle]]
 
 
@@ -56,8 +66,8 @@ def test_axes_have_names_and_places_can_be_chosen(folder) -> None:
     assert data["task"].values.tolist() == ["a", "b", "c"]
     places = [data[name].values.tolist() for name in ("frame", "row", "column")]
     assert places == [[0, 1, 4], [0, 0, 4], [0, 1, 4]]
-    with pytest.raises(ValueError, match="holds no heads; it holds block"):
-        activations.load(folder, "heads")
+    with pytest.raises(ValueError, match="holds no cross; it holds block, heads, mlp"):
+        activations.load(folder, "cross")
     with pytest.raises(ValueError, match="holds no activations"):
         activations.load(folder / "none")
 

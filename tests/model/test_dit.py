@@ -16,9 +16,9 @@ from jcos.devices import mesh
 from jcos.model.dit import MLP, Attention, Block, DiT, Linear
 from jcos.model.layers import rope_angles, rotate, time_features
 from jcos.variants import wan22_i2v_a14b
-from jcos.weights.checkpoint import leaves, parameter_count, with_leaves
+from jcos.weights.checkpoint import leaves, with_leaves
 from jcos.weights.names import DIT
-from tests.conftest import GOLDEN, RELEASES, load_golden, load_release
+from tests.conftest import GOLDEN, RELEASES, load_golden, load_release, parameter_count
 from tests.translated import fill, translate
 
 # golden file -> weights it was made with

@@ -27,10 +27,9 @@ from jcos.model.text import (
     word_ids,
 )
 from jcos.model.tokenizer import Tokenizer, clean
-from jcos.weights.checkpoint import parameter_count
 from jcos.weights.names import UMT5 as NAMES
 from jcos.weights.names import UMT5_OF_TRANSFORMERS, original_name
-from tests.conftest import load_golden
+from tests.conftest import load_golden, parameter_count
 from tests.translated import fill
 
 WORDS = Words(("ball", "left", "move", "right"), 6)

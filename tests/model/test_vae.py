@@ -15,9 +15,9 @@ from jcos.config import PixelCodec, VaeConfig
 from jcos.model.causal import averaged, duplicated
 from jcos.model.vae import Tiles, Vae, decode_pixels, encode_pixels
 from jcos.variants import vae_2_1, vae_2_2
-from jcos.weights.checkpoint import CheckpointError, leaves, parameter_count
+from jcos.weights.checkpoint import CheckpointError, leaves
 from jcos.weights.names import VAE
-from tests.conftest import load_golden
+from tests.conftest import load_golden, parameter_count
 from tests.translated import fill, translate
 
 # ---- the pixel codec

@@ -485,7 +485,7 @@ def test_a_swap_stands_beside_its_baseline(small_model: jcos.Wan, tmp_path: Path
     steps = small_model.config.sampling.steps
     for name, layers in (("plain", []), ("swapped", [1])):
         probe = jcos.Swap.at_layers(steps, dit.layers, tokens, layers)
-        trace = jcos.generate_side_by_side(small_model, jcos.tree_stack(given), [0, 1], probe=probe)
+        trace = jcos.generate(small_model, jcos.tree_stack(given), [0, 1], probe=probe)
         own = jax.tree.map(lambda a: a[0], trace)
         look(small_model, own, changes=probe.changes()).save(tmp_path / name)
     found = [read(tmp_path / name) for name in ("plain", "swapped")]

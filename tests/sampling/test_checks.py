@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from jcos import generation
-from jcos.generation import generate, generate_side_by_side
+from jcos.generation import generate
 from jcos.model.dit import DiT
 from jcos.sampling import trajectory
 from jcos.sampling.checks import check_probe
@@ -235,7 +235,7 @@ def test_three_is_one_seed(model: Wan) -> None:
     want = generate(model, condition, [3]).latents
     for seeds in (3, np.int64(3), np.array(3)):
         np.testing.assert_array_equal(generate(model, condition, seeds).latents, want)
-    found = generate_side_by_side(model, worlds, 3).latents
+    found = generate(model, worlds, 3).latents
     np.testing.assert_array_equal(found, want[None])
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jcos.generation import generate, generate_side_by_side
+from jcos.generation import generate
 from jcos.model.dit import DiT
 from jcos.sampling import trajectory
 from jcos.sampling.inside import Capture, KnockOut, Patch, SkipBlock, Steer, difference, until
@@ -97,9 +97,9 @@ def test_what_takes_the_place_of_a_part(model: Wan, condition) -> None:
     close(some[:, 3:], plain[:, 3:])
     worlds = trajectory.tree_stack([condition, model.condition(frame(1), "left", FRAMES)])
     seen = chain(KnockOut.at(CONFIG, "block", [0], by="world"), Capture("block", (0,)))
-    swapped = generate_side_by_side(model, worlds, probe=seen).block_obs[1][:, 0, 0, 0]
+    swapped = generate(model, worlds, probe=seen).block_obs[1][:, 0, 0, 0]
     swap = Swap.at_layers(STEPS, LAYERS, TOKENS, [0], receivers=(True, True), at_steps=range(STEPS))
-    seen = generate_side_by_side(model, worlds, probe=chain(swap, Capture("block", (0,))))
+    seen = generate(model, worlds, probe=chain(swap, Capture("block", (0,))))
     close(swapped, seen.block_obs[1][:, 0, 0, 0])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jcos.config import Sampling
-from jcos.generation import generate, generate_side_by_side, generate_worlds
+from jcos.generation import generate, generate_worlds
 from jcos.loop import seed_keys
 from jcos.model import attention
 from jcos.model.dit import SITES, DiT
@@ -196,8 +196,6 @@ def test_worlds_that_exchange_what_enters_exchange_their_videos(model: Wan) -> N
     worlds = trajectory.tree_stack([model.condition(frame(i), "left", FRAMES) for i in (0, 1)])
     ring = kind(lambda _, z: (jax.lax.ppermute(z, "world", [(0, 1), (1, 0)]), ()), "input")
     once = Sampling(steps=1, shift=3.0)
-    plain, other = (
-        generate_side_by_side(model, worlds, probe=p, sampling=once).latents for p in (None, ring)
-    )
+    plain, other = (generate(model, worlds, probe=p, sampling=once).latents for p in (None, ring))
     close(other, plain[::-1])
     assert float(jnp.abs(plain[0] - plain[1]).max()) > 0.1

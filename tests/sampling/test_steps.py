@@ -15,7 +15,7 @@ import pytest
 import jcos
 from jcos import files
 from jcos.config import Sampling
-from jcos.generation import generate, generate_side_by_side
+from jcos.generation import generate
 from jcos.loop import Runs, State, _advance, steps
 from jcos.sampling import trajectory
 from jcos.sampling.probes import Noise, SeedEnsemble, States, TokenEnergy, chain
@@ -57,7 +57,7 @@ def test_the_states_of_all_steps_are_the_trace_of_one_program(model, condition) 
 
 def test_stacked_conditions_run_side_by_side(model, condition) -> None:
     worlds = trajectory.tree_stack([condition, model.condition(frame(1), "right", FRAMES)])
-    want = generate_side_by_side(model, worlds, (0, 1))
+    want = generate(model, worlds, (0, 1))
     close(to_the_end(steps(model, worlds, (0, 1))), want.latents)
 
 

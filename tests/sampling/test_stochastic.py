@@ -10,7 +10,7 @@ import pytest
 
 import jcos
 from jcos.config import STOCHASTIC, Sampling, Solver
-from jcos.generation import generate, generate_side_by_side
+from jcos.generation import generate
 from jcos.lab.ideal import gaussian_variance, same_temperature
 from jcos.loop import steps
 from jcos.sampling import flow, stochastic, trajectory
@@ -147,7 +147,7 @@ def test_a_seed_has_its_noise_however_it_is_run(model, condition, tmp_path) -> N
     assert float(jnp.abs(want.latents - generate(model, condition, (0, 5)).latents).max()) > 0.1
     close(generate(model, condition, 5, sampling=CPS).latents[0], want.latents[1])
     worlds = trajectory.tree_stack([condition, condition])
-    close(generate_side_by_side(model, worlds, 5, sampling=CPS).latents[1, 0], want.latents[1])
+    close(generate(model, worlds, 5, sampling=CPS).latents[1, 0], want.latents[1])
     runs = steps(model, condition, (0, 5), sampling=CPS)
     next(runs).save(tmp_path / "state")
     close([state.x for state in runs][-1], want.latents)

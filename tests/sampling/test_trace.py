@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jcos
-from jcos.generation import generate, generate_side_by_side
+from jcos.generation import generate
 from jcos.sampling import trajectory
 from jcos.sampling.probes import States, TokenEnergy, chain
 from jcos.sampling.trace import OUTLINE
@@ -58,6 +58,6 @@ def test_a_dataset_has_named_axes(model, condition) -> None:
     np.testing.assert_array_equal(data.sigma, trace.sigma[0])
     np.testing.assert_array_equal(data.x0.sel(step=2), trace.x0[:, 2])
     worlds = trajectory.tree_stack([condition, condition])
-    both = generate_side_by_side(model, worlds, (0,)).to_xarray()
+    both = generate(model, worlds, (0,)).to_xarray()
     assert both.latents.dims[:2] == ("world", "seed")
     assert "block_obs" not in both

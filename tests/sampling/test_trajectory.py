@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from jcos.config import DiTConfig, PixelCodec, Sampling, WanConfig, Words
-from jcos.generation import generate, generate_side_by_side, generate_worlds
+from jcos.generation import generate, generate_worlds
 from jcos.loop import seed_keys, steps
 from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import (
@@ -94,8 +94,8 @@ def everything_off() -> Probe:
 def test_probe_with_its_mask_off_is_plain_sampling(
     model: Wan, worlds: trajectory.Condition
 ) -> None:
-    plain = generate_side_by_side(model, worlds, (0, 1))
-    off = generate_side_by_side(model, worlds, (0, 1), probe=everything_off())
+    plain = generate(model, worlds, (0, 1))
+    off = generate(model, worlds, (0, 1), probe=everything_off())
     close(off.x0, plain.x0)
 
 
@@ -111,8 +111,8 @@ def test_mask_off_is_bit_equal_inside_one_program(
             return jnp.where(jax.lax.axis_index("world") == 1, super().on_latents(site, x), x)
 
     wiped = InWorldOne.at_steps(STEPS, FRAMES, [1])
-    a = generate_side_by_side(model, both, probe=wiped)
-    b = generate_side_by_side(model, both, probe=wiped.replace(mask=jnp.zeros_like(wiped.mask)))
+    a = generate(model, both, probe=wiped)
+    b = generate(model, both, probe=wiped.replace(mask=jnp.zeros_like(wiped.mask)))
     np.testing.assert_array_equal(a.x0[0], b.x0[0])
     np.testing.assert_array_equal(a.x0[1, :, 0], b.x0[1, :, 0])
     assert float(jnp.abs(a.x0[1, :, 1] - b.x0[1, :, 1]).max()) > 0.1
@@ -262,9 +262,9 @@ def test_states_and_chains_see_what_the_model_saw(
 def test_a_probe_in_one_world_leaves_the_others(model: Wan, worlds: trajectory.Condition) -> None:
     both = chain(Noise.at_steps(STEPS, FRAMES, [1]), SeedEnsemble.window(STEPS, LAYERS))
     probe = chain(InWorlds(both, jnp.array([False, True])), TokenEnergy())
-    trace = generate_side_by_side(model, worlds, (0, 1), probe=probe)
-    plain = generate_side_by_side(model, worlds, (0, 1))
-    all_of_it = generate_side_by_side(model, worlds, (0, 1), probe=both)
+    trace = generate(model, worlds, (0, 1), probe=probe)
+    plain = generate(model, worlds, (0, 1))
+    all_of_it = generate(model, worlds, (0, 1), probe=both)
     close(trace.latents[0], plain.latents[0])
     close(trace.latents[1], all_of_it.latents[1])
     assert float(jnp.abs(trace.latents[1] - plain.latents[1]).max()) > 1e-2
@@ -307,24 +307,22 @@ def test_swapping_everything_swaps_the_outputs(model: Wan, condition: trajectory
     other's velocity, and in a run of one step the other's video."""
     both = trajectory.tree_stack([condition, model.condition(frame(1), "right", FRAMES)])
     swap = Swap.at_layers(STEPS, LAYERS, TOKENS, [LAYERS - 1], receivers=(True, True))
-    plain, swapped = (generate_side_by_side(model, both, probe=p) for p in (None, swap))
+    plain, swapped = (generate(model, both, probe=p) for p in (None, swap))
     close(swapped.x0[:, 0, 0], plain.x0[::-1, 0, 0])
     once = Sampling(steps=1, shift=3.0)
     swap = Swap.at_layers(1, LAYERS, TOKENS, [LAYERS - 1], receivers=(True, True))
-    plain, swapped = (
-        generate_side_by_side(model, both, probe=p, sampling=once) for p in (None, swap)
-    )
+    plain, swapped = (generate(model, both, probe=p, sampling=once) for p in (None, swap))
     close(swapped.latents, plain.latents[::-1])
     assert float(jnp.abs(plain.latents[0] - plain.latents[1]).max()) > 0.1
 
 
 def test_one_way_swap_leaves_the_donor_alone(model: Wan, worlds: trajectory.Condition) -> None:
     swap = Swap.at_layers(STEPS, LAYERS, TOKENS, [1])
-    plain, patched = (generate_side_by_side(model, worlds, probe=p) for p in (None, swap))
+    plain, patched = (generate(model, worlds, probe=p) for p in (None, swap))
     close(patched.latents[1], plain.latents[1])
     assert float(jnp.abs(patched.latents[0] - plain.latents[0]).max()) > 1e-2
     few = swap.replace(tokens=jnp.arange(TOKENS) < 2)
-    partly = generate_side_by_side(model, worlds, probe=few)
+    partly = generate(model, worlds, probe=few)
     assert float(jnp.abs(partly.x0[0, 0, 0] - plain.x0[0, 0, 0]).max()) > 1e-4
     assert float(jnp.abs(partly.x0[0] - patched.x0[0]).max()) > 1e-3
 

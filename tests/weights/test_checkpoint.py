@@ -23,7 +23,6 @@ from jcos.weights import checkpoint
 from jcos.weights.checkpoint import (
     CheckpointError,
     leaves,
-    parameter_count,
     read_config,
     read_manifest,
 )
@@ -419,6 +418,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from jcos.weights import checkpoint
 from jcos.variants import toy
+from tests.conftest import parameter_count
 
 checkpoint._digest = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.save(Path(sys.argv[1]), toy(), {"a": jnp.ones(3)}, {})

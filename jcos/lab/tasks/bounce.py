@@ -121,9 +121,9 @@ class Bounce(Task):
         room = _room(scene)
         ball = decode(video, ("floor", "wall", scene.colour)) == SYMBOLS[scene.colour]
         # The first frame is known; in the others the ball is found wherever it is.
-        found, area, far = (np.array(x) for x in zip(*map(_find, ball[1:]), strict=True))
+        centres, area, far = (np.array(x) for x in zip(*map(_find, ball[1:]), strict=True))
         true = np.array([_centre(place) for place in path])
-        error = np.hypot(*(found - true[1:]).T)
+        error = np.hypot(*(centres - true[1:]).T)
         after = np.array([_bounces(scene, f) > 0 for f in range(1, self.frames)])
         miss = np.maximum(error - 0.25, 0.0)  # less is drawing, not physics
 
@@ -143,7 +143,7 @@ class Bounce(Task):
                     for frame, mask in zip(video[1:], ball[1:], strict=True)
                 ),
                 "room": ramp(stray.sum((1, 2)).max(), 6, 2),
-                "reach": ramp(_leap(scene, np.stack([true[0], *found])), STEP, STEP / 2),
+                "reach": ramp(_leap(scene, np.stack([true[0], *centres])), STEP, STEP / 2),
             },
         )
 

@@ -103,18 +103,20 @@ class Maze(Task):
         neighbours = _neighbours(scene.doors)
         to_goal = _distances(neighbours, scene.goal)
         shortest = to_goal[scene.start]
-        seen = _read(video)
-        painted = (seen == _TRAIL) | (seen == _AGENT)
-        trails = [_trail(s, p, neighbours, scene.start) for s, p in zip(seen, painted, strict=True)]
+        symbols = _read(video)
+        painted = (symbols == _TRAIL) | (symbols == _AGENT)
+        trails = [
+            _trail(s, p, neighbours, scene.start) for s, p in zip(symbols, painted, strict=True)
+        ]
 
         blank, goal = _lattice(scene), _node(scene.goal)
         blank[_node(scene.start)] = _FLOOR
-        changed = (seen != blank) & ~(painted & (blank != _WALL))
+        changed = (symbols != blank) & ~(painted & (blank != _WALL))
         changed[:, *goal] = False
         gates = {
             "scene": max(0.0, 1.0 - float(changed.sum((1, 2)).max()) / scene.side),
-            "agent": float(np.mean((seen == _AGENT).sum((1, 2)) == 1)),
-            "goal": float(np.mean((seen[:, *goal] == _GOAL) | painted[:, *goal])),
+            "agent": float(np.mean((symbols == _AGENT).sum((1, 2)) == 1)),
+            "goal": float(np.mean((symbols[:, *goal] == _GOAL) | painted[:, *goal])),
             "path": float(all(trails)),
             "growth": float(all(trails) and _grows(trails, shortest, self.frames)),
         }
@@ -232,13 +234,15 @@ def _lattice(scene: Scene) -> Lattice:
 def _read(video: Video) -> Int[np.ndarray, "F N N"]:
     """Lattice symbols of each frame, of the mean colour of 2x2 pixels: noise averages out."""
     whole = np.pad(video, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    seen = decode(tiles(whole, 2).mean((3, 4)), ("floor", "wall", "red", "green", "blue"))
-    seen[:, [0, 0, -1, -1], [0, -1, 0, -1]] = _WALL  # single pixels, too little to tell from noise
-    return seen
+    symbols = decode(tiles(whole, 2).mean((3, 4)), ("floor", "wall", "red", "green", "blue"))
+    symbols[:, [0, 0, -1, -1], [0, -1, 0, -1]] = (
+        _WALL  # single pixels, too little to tell from noise
+    )
+    return symbols
 
 
 def _trail(
-    seen: Lattice, painted: Bool[np.ndarray, "N N"], neighbours: Neighbours, start: Cell
+    symbols: Lattice, painted: Bool[np.ndarray, "N N"], neighbours: Neighbours, start: Cell
 ) -> Trail:
     """The painted cells from start to agent; empty unless they are one simple legal way."""
     trail = [start]
@@ -254,7 +258,7 @@ def _trail(
     # Each step paints a door and a cell; any paint that is left over lies beside the way.
     places = [_node(cell) for cell in trail] + [_door(a, b) for a, b in itertools.pairwise(trail)]
     whole = all(painted[place] for place in places) and painted.sum() == len(places)
-    agents = np.argwhere(seen == _AGENT).tolist()
+    agents = np.argwhere(symbols == _AGENT).tolist()
     return tuple(trail) if whole and agents == [list(_node(trail[-1]))] else ()
 
 

@@ -99,11 +99,11 @@ class Pattern(Task):
         """
         scene: Scene = puzzle.scene
         (answer,) = puzzle.answers
-        seen = decode(video, ("floor", *scene.colours))
+        symbols = decode(video, ("floor", *scene.colours))
         slots = [(slice(None), *window(*corner, SLOT)) for corner in SLOTS]
 
         def overlap(i: int, masks: Bool[np.ndarray, "... 6 6"]) -> Float[np.ndarray, "F"]:
-            return iou(seen[slots[i]] == SYMBOLS[scene.colours[i % 2]], masks)
+            return iou(symbols[slots[i]] == SYMBOLS[scene.colours[i % 2]], masks)
 
         grown = np.stack([MASKS[side, scene.disc] for side in GROWTH[answer.side]])
         drawn = overlap(scene.shown, grown)
@@ -112,8 +112,8 @@ class Pattern(Task):
         stray = (apart(video, "floor") > TINTED) & (apart(_first(scene), "floor") == 0)
         slot = slots[scene.shown]
         stray[slot][1:] = False
-        item = seen[slot] == SYMBOLS[answer.colour]
-        mixed = ~item & (seen[slot] != SYMBOLS["floor"])
+        item = symbols[slot] == SYMBOLS[answer.colour]
+        mixed = ~item & (symbols[slot] != SYMBOLS["floor"])
         colour = pure(video[slot][-1][item[-1]], answer.colour)
         return Verdict(
             answer=ramp(drawn[-1], 0.4, 0.7) * colour,

@@ -139,8 +139,8 @@ class Returns(Task):
         colour, shape = answer.thing
 
         tile = video[-1][window(TILE * row, TILE * column, TILE)]
-        seen = decode(tile, ("floor", colour))
-        shown = seen == SYMBOLS[colour]
+        symbols = decode(tile, ("floor", colour))
+        shown = symbols == SYMBOLS[colour]
         overlap = iou(shown, np.stack(list(MASKS.values())))
         likeness = overlap[SHAPES.index(shape)]
         same_shape = ramp(likeness, 0.75, 0.87) * float(likeness == overlap.max())
@@ -157,13 +157,13 @@ class Returns(Task):
                 "hidden": min(_kept(lane[2:]), _kept(block)),
                 "bystander": _kept(wrong[:, other_row, other_column]),
                 "empty": _kept(wrong),
-                "opaque": ramp((seen == UNKNOWN).sum(), 4, 1),
+                "opaque": ramp((symbols == UNKNOWN).sum(), 4, 1),
             },
         )
 
 
 def _exit(scene: Scene, mode: str) -> int:
-    """Column where the object is seen again."""
+    """Column where the object reappears."""
     return HIDE - 1 if mode == "back" else HIDE + scene.width
 
 

@@ -80,8 +80,8 @@ class Rotation(Task):
         scene: Scene = puzzle.scene
         (turn,) = puzzle.answers
         table, poses = _table(scene), _poses(scene, turn)
-        seen = decode(video, ("floor", scene.colour))
-        shown = seen == SYMBOLS[scene.colour]
+        symbols = decode(video, ("floor", scene.colour))
+        shown = symbols == SYMBOLS[scene.colour]
         overlap = iou(shown[:, None], table)
 
         true = poses[-1]
@@ -92,7 +92,7 @@ class Rotation(Task):
             gates={
                 "way": ramp(overlap[range(self.frames), poses].min(), 0.5, 0.7),
                 "pose": float((overlap.argmax(1) == poses).all()),
-                "opaque": ramp((seen == UNKNOWN).sum((1, 2)).max(), 16, 8),
+                "opaque": ramp((symbols == UNKNOWN).sum((1, 2)).max(), 16, 8),
                 "colour": min(
                     pure(frame[mask], scene.colour)
                     for frame, mask in zip(video, shown, strict=True)

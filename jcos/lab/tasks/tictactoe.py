@@ -78,16 +78,16 @@ class TicTacToe(Task):
         scene: 1 - (parts of tiles changed beside the new stone's tile, worst frame) / 8.
         growth: every frame f shows the first f quadrants of the new stone and no more of it.
         """
-        seen, blank = _read(video), _read(_draw_board(puzzle.scene)[None])[0]
+        symbols, blank = _read(video), _read(_draw_board(puzzle.scene)[None])[0]
         changed: list[Cell] = [
             cell
             for cell, colour in zip(np.ndindex(3, 3), puzzle.scene.colours, strict=True)
-            if colour is None and (seen[-1] != blank)[_place(cell)].any()
+            if colour is None and (symbols[-1] != blank)[_place(cell)].any()
         ]
         if len(changed) != 1:
-            return Verdict(0.0, {"scene": _kept(seen != blank), "growth": 0.0})
+            return Verdict(0.0, {"scene": _kept(symbols != blank), "growth": 0.0})
         cell = changed[0]
-        wrong = seen != _read(self.draw(puzzle, cell))
+        wrong = symbols != _read(self.draw(puzzle, cell))
         growth = not wrong[:, *_place(cell)].any()
         whole = not wrong[-1][_place(cell)].any()
         wrong[:, *_place(cell)] = False
@@ -167,8 +167,8 @@ def _put(frame: Frame, cell: Cell, mask: Bool[np.ndarray, "4 4"], colour: str) -
 def _read(video: Video) -> Int[np.ndarray, "F 5 5 P"]:
     """Symbols of each tile's parts, of their mean colour: noise averages out."""
     pixels = tiles(video, TILE).reshape(len(video), 5, 5, -1, 3)
-    seen = decode(_MEANS @ pixels, ("floor", "shade", "wall", "red", "blue"))
-    return np.where(seen == SYMBOLS["shade"], SYMBOLS["floor"], seen)  # too near to tell
+    symbols = decode(_MEANS @ pixels, ("floor", "shade", "wall", "red", "blue"))
+    return np.where(symbols == SYMBOLS["shade"], SYMBOLS["floor"], symbols)  # too near to tell
 
 
 def _kept(wrong: Bool[np.ndarray, "F 5 5 P"]) -> float:
