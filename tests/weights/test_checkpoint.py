@@ -26,7 +26,7 @@ from jcos.weights.checkpoint import (
     read_config,
     read_manifest,
 )
-from tests.conftest import ROOT
+from tests.conftest import ROOT, parameter_count
 
 CONFIG = WanConfig(
     "test",
@@ -418,7 +418,6 @@ from pathlib import Path
 import jax.numpy as jnp
 from jcos.weights import checkpoint
 from jcos.variants import toy
-from tests.conftest import parameter_count
 
 checkpoint._digest = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.save(Path(sys.argv[1]), toy(), {"a": jnp.ones(3)}, {})
