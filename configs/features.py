@@ -1,0 +1,13 @@
+"""Of which sparse features do tokens consist, and do they act?
+
+    jcos run features
+
+Writes out/features: the variance that a top-k dictionary of the tokens explains, what its features
+tell, maps and films of some of them, and how often a run goes over to the route to whose tokens a
+feature is added; the stored tokens and the dictionary in activations/.
+"""
+
+from jcos.experiments.experiment import Settings
+from jcos.experiments.features import Features
+
+experiment = Features(puzzles=64, sampling=Settings(steps=20))

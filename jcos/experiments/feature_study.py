@@ -1,0 +1,354 @@
+"""What a dictionary's features tell: chosen on training puzzles, measured on held-out ones."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Bool, Float, Int, UInt8
+from matplotlib.colors import to_rgb
+
+from jcos.experiments.linear_probes import READINGS, Labels, identities_of, labels_of
+from jcos.experiments.plots import COLOURS
+from jcos.experiments.samples import Samples
+from jcos.lab import activations, dictionary, results
+from jcos.lab.dictionary import Dictionary
+from jcos.lab.measures import GAINS, POSITIVE
+from jcos.lab.results import measure
+from jcos.wan import Wan
+
+EXPLAINERS = ("dictionary", "principal components", "random dictionary", "mean of the place")
+EXPLAINED = (
+    "Share of the variance of held-out tokens. Of principal components the first k, of random "
+    "directions the k that fit best of as many, with the best codes. The mean over puzzles at the "
+    "token's place and step knows nothing of the puzzle."
+)
+SOURCES = ("feature", "feature, shuffled labels", "channel", "principal component")
+FEATURE, SHUFFLED, CHANNEL, COMPONENT = SOURCES
+TELLS = (
+    "Of the one feature that goes best with the labels of training puzzles; of the one that goes "
+    "best with labels of wrong puzzles; of the best channel and component. Area under the "
+    "ROC curve; ½ is chance."
+)
+TASK = "tells_task"
+"""The reading whose labels are the puzzles' tasks."""
+FILM_DIMS = ("film_row", "film_frame", "pixel_row", "pixel_column", "rgb")
+TOP, ZOOM = 3, 4
+"""Runs on the film of a feature, and its pixels per pixel."""
+
+
+class Sums(NamedTuple):
+    """Of columns C within frames, over the tokens that a label is about: sums and products with Y
+    labels, from which correlations and means follow."""
+
+    both: Float[Any, "Y C"]
+    square: Float[Any, "Y C"]
+    label: Float[Any, " Y"]
+    on: Float[Any, "Y C"]
+    off: Float[Any, "Y C"]
+    firing: Float[Any, "Y C"]
+    counts: Float[Any, "Y 2"]
+
+    def correlation(self) -> Float[np.ndarray, "Y C"]:
+        scale = np.sqrt(np.maximum(self.square * self.label[:, None], 1e-12))
+        return np.asarray(self.both) / scale
+
+
+@jax.jit
+def _columns(
+    learned: Dictionary, principal: Dictionary, x: Float[Array, "*n D"]
+) -> Float[Array, "*n C"]:
+    """Return codes, channels and principal components, one behind the other."""
+    return jnp.concatenate([learned.encode(x), learned.units(x), principal.encode(x)], -1)
+
+
+@jax.jit
+def _sums(
+    z: Float[Array, "K S f n C"], labels: Bool[Array, "Y K f n"], among: Bool[Array, "Y K f n"]
+) -> Sums:
+    w, y = among.astype(jnp.float32), (labels & among).astype(jnp.float32)
+    number = jnp.maximum(w.sum(-1, keepdims=True), 1)
+    centred = y - w * y.sum(-1, keepdims=True) / number
+    over = partial(jnp.einsum, precision="highest")
+    mean = over("ykfn,ksfnc->yksfc", w / jnp.sqrt(number), z)
+    return Sums(
+        over("ykfn,ksfnc->yc", centred, z),
+        over("ykfn,ksfnc->yc", w, z**2) - (mean**2).sum((1, 2, 3)),
+        z.shape[1] * (centred**2).sum((1, 2, 3)),
+        over("ykfn,ksfnc->yc", y, z),
+        over("ykfn,ksfnc->yc", w - y, z),
+        over("ykfn,ksfnc->yc", y, (z > 0).astype(jnp.float32)),
+        z.shape[1] * jnp.stack([y.sum((1, 2, 3)), (w - y).sum((1, 2, 3))], -1),
+    )
+
+
+class Study:
+    """A dictionary, what training puzzles say of its features, and held-out ones of these."""
+
+    def __init__(
+        self,
+        model: Wan,
+        samples: Samples,
+        paths: Sequence[Path],
+        train: Bool[np.ndarray, " P"],
+        learned: Dictionary,
+        rows: Float[np.ndarray, "n D"],
+        layer: int,
+    ) -> None:
+        self.samples, self.paths, self.train, self.layer = samples, paths, train, layer
+        self.learned, self.rows = learned, rows
+        self.principal = dictionary.pca(rows, rows.shape[1])
+        latents = []
+        for path in paths:
+            with results.load(path) as data:
+                latents.append(data["latents"].values[0])
+        self.videos = model.decode(np.stack(latents))
+        self.frames = model.config.dit.tokens(*samples.latent)[0]
+        side = model.config.dit.patch[1] * model.codec.strides[1]
+        self.labels = labels_of(samples.puzzles, self.videos, side)
+        self._choose()
+
+    def columns(self, i: int) -> Float[Array, "K S f n C"]:
+        """Return codes, channels and components of a puzzle's tokens, by frame."""
+        self.tokens = activations.load([self.paths[i]], layer=self.layer)
+        self.steps = self.tokens["step"].values
+        z = _columns(self.learned, self.principal, jnp.asarray(self.tokens.values[0]))
+        return z.reshape(*z.shape[:2], self.frames, -1, z.shape[-1])
+
+    def _labels(self, i: int, other: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the labels of a puzzle for each reading, then those of another, and the tokens
+        that they are about."""
+        rows = [self.labels.of(reading) for reading in READINGS]
+        labels, among = (np.stack([row[j][k] for k in (i, other) for row in rows]) for j in (0, 1))
+        return labels, among
+
+    def _choose(self) -> None:
+        """Choose the feature, channel and component of each reading on the training puzzles."""
+        total, activity, self.energy, place = None, {}, 0.0, 0.0
+        for rows in self.samples.groups.values():
+            rows = rows[self.train[rows]]
+            for i, other in zip(rows.tolist(), np.roll(rows, 1).tolist(), strict=True):
+                z = self.columns(i)
+                sums = _sums(z[:, :, 1:], *self._labels(i, other))
+                total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+                activity[i] = np.asarray(z[:, :, 1:].mean((0, 1, 2, 3)))
+                self.energy += np.square(z[..., : len(self.learned.decoder)]).sum((0, 1, 2, 3))
+                place += self.tokens.values[0].mean(0, keepdims=True)
+        assert total is not None
+        self.place = place / len(activity)
+        self.sums = jax.tree.map(np.asarray, total)
+        alike = self.sums.correlation()
+        self.chosen: dict[tuple[str, str], tuple[int, float]] = {}
+        number = len(READINGS)
+        for i, reading in enumerate(READINGS):
+            self._choose_one(reading, alike[i], alike[number + i])
+        tasks = np.array([self.samples.tasks[i] for i in activity])
+        values = np.array(list(activity.values()))
+        values = (values - values.mean(0)) / np.maximum(values.std(0), 1e-6)
+        wrong = np.random.default_rng(0).permutation(tasks)
+        for task in dict.fromkeys(tasks) if len(set(tasks)) > 1 else ():
+            both = [((t == task) - (t == task).mean()) @ values for t in (tasks, wrong)]
+            self._choose_one(f"{TASK} {task}", *both)
+
+    def _choose_one(self, reading: str, alike: np.ndarray, shuffled: np.ndarray) -> None:
+        features, channels = self.learned.decoder.shape
+        for source, values, start, size in (
+            (FEATURE, alike, 0, features),
+            (SHUFFLED, shuffled, 0, features),
+            (CHANNEL, alike, features, channels),
+            (COMPONENT, alike, features + channels, channels),
+        ):
+            part = values[start : start + size]
+            best = int((part if start == 0 else np.abs(part)).argmax())
+            self.chosen[reading, source] = start + best, float(np.sign(part[best])) or 1.0
+
+    def shown(self, number: int) -> dict[int, str]:
+        """Return features with their names: those chosen, then those that carry most."""
+        names: dict[int, list[str]] = {}
+        for (reading, source), (column, _) in self.chosen.items():
+            if source == FEATURE:
+                words = READINGS[reading][0] if reading in READINGS else reading
+                names.setdefault(column, []).append(words)
+        for column in np.argsort(-self.energy).tolist():
+            if len(names) < number:
+                names.setdefault(column, [])
+        return {c: f"{c}: {', '.join(w)}" if w else str(c) for c, w in list(names.items())[:number]}
+
+    def dataset(self, number: int, seeds: Sequence[int]) -> xr.Dataset:
+        """Return all measures of the held-out puzzles."""
+        held, shown = np.flatnonzero(~self.train), self.shown(number)
+        columns = sorted({column for column, _ in self.chosen.values()})
+        values, activity, active, explained = [], [], [], []
+        fired = np.zeros(len(self.learned.decoder), bool)
+        for i in held.tolist():
+            z = self.columns(i)
+            explained.append(self.explained(z))
+            fired |= np.asarray((z[..., : len(fired)] != 0).any((0, 1, 2, 3)))
+            later = np.asarray(z[:, :, 1:])
+            values.append(later[..., columns].reshape(*later.shape[:2], -1, len(columns)))
+            activity.append(later[..., columns].mean((2, 3)))
+            active.append(np.asarray(z[..., list(shown)].mean(3)))
+        values, activity = np.stack(values), np.stack(activity)
+        about: dict[str, Any] = {"cluster": "identity"}
+        each, chance = "puzzle seed step source", ((), 0.5, {"long_name": "chance"})
+        variables: dict[str, Any] = {
+            "explained": measure(
+                "puzzle seed step explainer",
+                explained,
+                "variance explained",
+                EXPLAINED,
+                span=(-np.inf, 1.0),
+                **about,
+            ),
+            "dead": measure(
+                "sample",
+                ~fired,
+                "feature never fires on held-out puzzles",
+                "Interval over features.",
+                by="whose",
+            ),
+            "active": measure(
+                "puzzle seed step frame feature",
+                np.stack(active),
+                "activity of a feature",
+                "Mean code of the tokens of a frame.",
+                span=POSITIVE,
+                tabled=False,
+                **about,
+            ),
+        }
+        labels = Labels(*(a[held] for a in self.labels))
+        for reading, (words, _) in READINGS.items():
+            areas = []
+            for source in SOURCES:
+                column, sign = self.chosen[reading, source]
+                areas.append(labels.auroc(sign * values[..., columns.index(column)], reading))
+            variables |= self._area(reading, np.stack(areas, -1), f"AUROC of {words}", each)
+            variables[f"chance_{reading}"] = chance
+        if any(reading.startswith(TASK) for reading, _ in self.chosen):
+            areas = np.stack([self._by_task(activity, held, columns, s) for s in SOURCES], -1)
+            variables |= self._area(TASK, areas, "AUROC of the task", each)
+            variables[f"chance_{TASK}"] = chance
+        film, film_of = self.films(shown, held, np.stack(active))
+        variables["film"] = ("feature", *FILM_DIMS), film
+        variables["film_of"] = ("feature", "film_row"), film_of
+        coordinates = {
+            name: (dims, np.asarray(v)[held])
+            for name, (dims, v) in self.samples.coordinates().items()
+        }
+        coordinates |= {"identity": ("puzzle", identities_of(self.samples.puzzles)[held])}
+        return xr.Dataset(
+            variables,
+            coordinates
+            | {"whose": ("sample", ["all tasks"] * len(fired)), "seed": list(seeds)}
+            | {"step": self.steps, "source": list(SOURCES), "explainer": list(EXPLAINERS)}
+            | {"feature": list(shown.values()), "frame": range(self.frames), "puzzle": held},
+        )
+
+    def _area(self, name: str, areas: np.ndarray, title: str, each: str) -> dict[str, Any]:
+        more = areas[..., 0] - areas[..., 1]
+        about: dict[str, Any] = {"cluster": "identity"}
+        title_more = f"{title}, more than with shuffled labels"
+        less = measure("puzzle seed step", more, title_more, TELLS, span=GAINS, **about)
+        return {name: measure(each, areas, title, TELLS, **about), f"{name}_more": less}
+
+    def explained(self, z: Float[Array, "K S f n C"]) -> Float[np.ndarray, "K S 4"]:
+        """Return the variance that each of `EXPLAINERS` explains of the tokens read last."""
+        x, k, learned = self.tokens.values[0], self.learned.k, self.learned
+        flat = jnp.asarray(x).reshape(-1, x.shape[-1])
+        first = self.principal.replace(
+            encoder=self.principal.encoder[:, :k],
+            bias=self.principal.bias[:k],
+            decoder=self.principal.decoder[:k],
+            k=k,
+        )
+        any_one = dictionary.random(self.rows, len(learned.decoder), k)
+        best = dictionary.refitted(any_one, flat, any_one.encode(flat))
+        codes = z[..., : len(learned.decoder)].reshape(*x.shape[:-1], -1)
+        made = (
+            learned.decode(codes),
+            first.decode(first.encode(x)),
+            any_one.decode(best).reshape(x.shape),
+            np.broadcast_to(self.place, x.shape),
+        )
+        total = np.square(x - np.asarray(learned.centre)).sum((-1, -2))
+        return np.stack([1 - np.square(x - np.asarray(y)).sum((-1, -2)) / total for y in made], -1)
+
+    def _by_task(
+        self,
+        activity: Float[np.ndarray, "P K S c"],
+        held: Int[np.ndarray, " P"],
+        columns: Sequence[int],
+        source: str,
+    ) -> Float[np.ndarray, "P K S"]:
+        """Return how often a puzzle fires its task's feature more than those of other tasks do."""
+        tasks = np.array([self.samples.tasks[i] for i in held])
+        areas = np.full(activity.shape[:3], np.nan)
+        for task in dict.fromkeys(tasks):
+            if (f"{TASK} {task}", source) in self.chosen:
+                column, sign = self.chosen[f"{TASK} {task}", source]
+                a = sign * activity[..., columns.index(column)]
+                mine, others = a[tasks == task][:, None], a[tasks != task][None]
+                areas[tasks == task] = ((mine > others) + 0.5 * (mine == others)).mean(1)
+        return areas
+
+    def films(
+        self,
+        shown: Mapping[int, str],
+        held: Int[np.ndarray, " P"],
+        active: Float[np.ndarray, "P K S F c"],
+    ) -> tuple[UInt8[np.ndarray, "c rows F H W 3"], np.ndarray]:
+        """Return, of each feature, the videos of the runs that fire it most, with the tokens."""
+        films, names = [], []
+        for j, feature in enumerate(shown):
+            peak = active[..., j].max((2, 3))
+            order = np.argsort(-peak, axis=None)[:TOP]
+            for p, seed in zip(*np.unravel_index(order, peak.shape), strict=True):
+                step = int(active[p, seed, :, :, j].max(-1).argmax())
+                codes = np.asarray(self.columns(int(held[p]))[seed, step, ..., feature])
+                films.append(_overlaid(self.videos[held[p], seed], codes))
+                names.append(f"{self.samples.tasks[held[p]]} {held[p]}, step {self.steps[step]}")
+        rows = min(TOP, len(films) // len(shown))
+        films = np.stack(films)
+        return films.reshape(len(shown), rows, *films.shape[1:]), np.reshape(names, (-1, rows))
+
+    def directions(self, reading: str, draws: int = 3) -> dict[str, Float[np.ndarray, "_ D"]]:
+        """Return the direction of the feature of a reading, and others of the same norm: its mean
+        code on the tokens that the label holds of, where it fires."""
+        (feature, _), r = self.chosen[reading, FEATURE], list(READINGS).index(reading)
+        norm = self.sums.on[r, feature] / max(self.sums.firing[r, feature], 1.0)
+        features, channels = self.learned.decoder.shape
+        on, off = (
+            s[r, features : features + channels] / max(n, 1.0)
+            for s, n in zip((self.sums.on, self.sums.off), self.sums.counts[r], strict=True)
+        )
+        rng, decoder = np.random.default_rng(0), np.asarray(self.learned.decoder)
+        alive = np.setdiff1d(np.flatnonzero(self.energy > 0), [feature])
+        spread = self.rows - self.rows.mean(0)
+        rows = {
+            "feature": decoder[[feature]],
+            "mean difference": (on - off)[None],
+            "other features": decoder[rng.choice(alive, min(draws, len(alive)), replace=False)],
+            "random, as tokens vary": rng.standard_normal((draws, len(spread))) @ spread,
+            "random": rng.standard_normal((draws, channels)),
+        }
+        size = float(norm * self.learned.scale)
+        return {n: size * d / np.linalg.norm(d, axis=-1, keepdims=True) for n, d in rows.items()}
+
+
+def _overlaid(
+    video: UInt8[np.ndarray, "F H W 3"], codes: Float[np.ndarray, "F n"]
+) -> UInt8[np.ndarray, "F _ _ 3"]:
+    """Return a larger video with red tokens, the redder the stronger their codes."""
+    large = video.repeat(ZOOM, 1).repeat(ZOOM, 2)
+    frames, height, width = video.shape[:3]
+    side = int(np.sqrt(height * width / codes.shape[1]))
+    weight = np.maximum(codes, 0) / max(codes.max(), 1e-6)
+    weight = weight.reshape(frames, height // side, width // side, 1)
+    weight = 0.7 * weight.repeat(side * ZOOM, 1).repeat(side * ZOOM, 2)
+    red = 255 * np.array(to_rgb(COLOURS[1]))
+    return np.round((1 - weight) * large + weight * red).astype(np.uint8)

@@ -1,0 +1,106 @@
+"""Features: known labels are found, a pushed run is pushed, and the whole experiment."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jcos
+from jcos.experiments.feature_study import SOURCES, _sums
+from jcos.experiments.features import Features
+from jcos.experiments.steering import Push, endings
+from jcos.experiments.sweeps import held_out
+from jcos.lab.results import rows as rows_of
+from jcos.lab.tasks import get
+from jcos.wan import Wan
+
+SMALL = Features(
+    tasks=("maze", "rotation"),
+    puzzles=4,
+    steps=(0, 3),
+    features=40,
+    k=4,
+    batch=64,
+    updates=5,
+    shown=4,
+    steered=2,
+    strengths=(1.0,),
+)
+
+
+def test_sums_give_the_correlation_within_frames() -> None:
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((2, 3, 4, 50, 5)).astype(np.float32)  # seeds, steps, frames, tokens
+    labels, among = rng.random((2, 2, 4, 50)) < 0.3, rng.random((2, 2, 4, 50)) < 0.7
+    z[..., 1] = labels[0][:, None] + 10 * np.arange(4)[None, None, :, None]  # frames apart
+    sums = jax.tree.map(np.asarray, _sums(jnp.asarray(z), jnp.asarray(labels), jnp.asarray(among)))
+    assert sums.correlation()[0, 1] == pytest.approx(1, abs=1e-3)
+    a, b = [], []
+    for k, s, f in np.ndindex(2, 3, 4):
+        here = among[1, k, f]
+        for values, out in ((z[k, s, f, here, 0], a), (labels[1, k, f, here], b)):
+            out.extend(values - values.mean())
+    assert sums.correlation()[1, 0] == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-4)
+    on, firing = (np.where(labels[1] & among[1], v, 0) for v in (z[:, 0, ..., 0], 1))
+    some = jax.tree.map(np.asarray, _sums(jnp.asarray(z[:, :1]), labels, among))
+    assert some.on[1, 0] == pytest.approx(on.sum(), rel=1e-3)
+    assert some.counts[1, 0] == firing.sum()
+
+
+def test_a_direction_goes_to_its_tokens_layer_and_steps_alone(small_model: Wan) -> None:
+    puzzle = held_out(get("maze"), 1)[0]
+    condition = small_model.condition(get("maze").first_frame(puzzle), puzzle.prompt, 5)
+    mask, where = np.zeros((4, 2), bool), np.arange(125) == 60
+    mask[2, 1] = True
+    push = Push(jnp.full(32, 3.0), jnp.asarray(mask), jnp.asarray(where))
+    watch = jcos.TokenFeatures((0, 1))
+    runs = [
+        jcos.generate(small_model, condition, [0], probe=jcos.chain(*probes))
+        for probes in ((watch,), (push, watch))
+    ]
+    plain, pushed = (np.asarray(run.block_obs[-1][0]) for run in runs)
+    np.testing.assert_allclose(pushed[:2], plain[:2], atol=1e-4)
+    change = pushed[2] - plain[2]
+    np.testing.assert_allclose(change[1, 60], 3, atol=1e-4)
+    np.testing.assert_allclose(np.delete(change, 60, 1), 0, atol=1e-4)
+    assert [str(c) for c in push.changes()] == ["a direction added after layer 1 at step 2"]
+
+
+def test_a_video_ends_with_the_answer_that_it_shows() -> None:
+    task = get("maze")
+    puzzle = next(p for p in held_out(task, 50) if len(p.answers) > 1)
+    shown, solved = endings([puzzle, puzzle], task.routes(puzzle)[:2])
+    assert shown.tolist() == [0, 1]
+    assert solved.all()
+
+
+def test_dataset_table_and_figures_are_complete(data) -> None:
+    dataset, _ = data
+    assert dataset["explained"].shape[1:] == (1, 2, 4)
+    assert (dataset["explained"] <= 1).all()
+    assert dataset["tells_task"].sizes["source"] == len(SOURCES)
+    assert dataset["active"].sizes["feature"] == 4
+    assert dataset["flipped"].dims == ("added", "strength", "pair")
+    lines = {(row.task, row.measure, row.case) for row in rows_of(dataset)}
+    assert ("maze", "variance explained", "step 3, principal components") in lines
+    assert ("rotation", "AUROC of the task", "step 0, channel") in lines
+    names = [name for name, _ in SMALL.figures(dataset)]
+    assert names[:2] == ["explained", "foreground"]
+    assert len(names) == 1 + 3 + 1 + 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"k": 32}, "k is 32; it is below 40 features, 32 channels"),
+        ({"layers": (0, 1)}, "one layer"),
+        ({"tokens": 8}, "all tokens"),
+        ({"strengths": ()}, "strengths are"),
+        ({"updates": 0}, "updates is 0"),
+    ],
+)
+def test_what_is_no_dictionary_is_refused(small_model: Wan, changes, named) -> None:
+    with pytest.raises(ValueError, match=named):
+        dataclasses.replace(SMALL, **changes).run(small_model)
