@@ -1,4 +1,4 @@
-"""Make docs/findings.md: words from docs/findings.in.md, numbers from results of `jcos run`.
+"""Make the pages of findings: words from docs/findings*.in.md, numbers from results of `jcos run`.
 
     make -j2 paper paper-ensemble_large
     python scripts/findings.py --results out/paper
@@ -66,16 +66,16 @@ def number(text: str) -> str:
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.3g}"
 
 
-def fill(words: str, folder: Path) -> str:
-    """Return the page. Raises ValueError for a number that no table has."""
+def fill(words: Path, folder: Path) -> str:
+    """Return a page. Raises ValueError for a number that no table has."""
     found = {p.parent.name: Results(p.parent) for p in sorted(folder.glob("*/run.json"))}
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
     try:
-        return environment.from_string(words).render(found)
+        return environment.from_string(words.read_text()).render(found)
     except jinja2.TemplateError as error:
-        raise ValueError(f"findings.in.md: {error}") from None
+        raise ValueError(f"{words.name}: {error}") from None
 
 
 def main() -> None:
@@ -86,16 +86,18 @@ def main() -> None:
     parser.add_argument("--docs", type=local_path, default=DOCS, help="folder of the page")
     arguments = parser.parse_args()
     try:
-        page = fill((arguments.docs / "findings.in.md").read_text(), arguments.results)
+        words = sorted(arguments.docs.glob("findings*.in.md"))
+        pages = {path: fill(path, arguments.results) for path in words}
         pictures = arguments.docs / "findings"
         shutil.rmtree(pictures, ignore_errors=True)
         pictures.mkdir()
-        for name, figure in FIGURE.findall(page):
+        for name, figure in FIGURE.findall("".join(pages.values())):
             source = arguments.results / name / "figures" / f"{figure}.svg"
             shutil.copyfile(source, pictures / f"{name}-{figure}.svg")
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    (arguments.docs / "findings.md").write_text(page)
+    for path, page in pages.items():
+        path.with_name(path.name.replace(".in", "")).write_text(page)
 
 
 if __name__ == "__main__":
