@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path, PosixPath, PurePosixPath
 from typing import Any
 
-import fsspec
+import fsspec.config
 from etils.epath import backend, gpath
 
 SCHEMES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
@@ -38,7 +38,7 @@ def remote_path(text: str) -> "RemotePath":
     return RemotePath(text)
 
 
-class RemotePath(gpath.PosixGPath, PosixPath):
+class RemotePath(gpath.PosixGPath, PosixPath):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A place in a bucket, used as any other `Path`.
 
     Whatever goes wrong with the bucket is an OSError.

@@ -71,10 +71,12 @@ def cost(job: Job, probe: Probe, mesh: Any) -> Cost:
     """Return the cost of a run of the job on one device of a mesh, as its compiler counts it."""
     taken = compiled.arguments(job, mesh or sharding.make_mesh({}, jax.devices()[:1]), probe)
 
+    program: Any = generate_worlds
+
     def counted() -> Any:
-        generate_worlds.clear_cache()
+        program.clear_cache()
         with sharding.use_mesh(mesh) if mesh is not None else contextlib.nullcontext():
-            return generate_worlds.lower(*taken).compile().cost_analysis()
+            return program.lower(*taken).compile().cost_analysis()
 
     whole = 2**60
     with mock.patch.object(attention, "SCORES", whole), mock.patch.object(maps, "WEIGHTS", whole):

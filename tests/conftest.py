@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 # Before jax is imported, and in the environment, where the processes that tests start find it too.
 # Set JAX_PLATFORMS to run the tests on another device.
@@ -67,9 +68,10 @@ def load_golden(name: str) -> dict[str, np.ndarray]:
 
 def compilations() -> int:
     """How many programs of sweeps were compiled so far; a sweep adds one, its positions none."""
-    from jcos.experiments.sweeps import _play
+    from jcos.experiments import sweeps
 
-    return _play._cache_size()
+    played: Any = sweeps._play
+    return played._cache_size()
 
 
 def parameter_count(model) -> int:

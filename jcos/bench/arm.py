@@ -129,7 +129,7 @@ class Arm(Interventions):
         """Return `count` seeds, for all samples or a row for each."""
         if not self.by_index and self.noise_files is None:
             return range(self.seed, self.seed + count)
-        firsts = [self.seed + self.by_index * sample.index for sample in samples]
+        firsts = [self.seed + self.by_index * sample.place for sample in samples]
         return [list(range(first, first + count)) for first in firsts]
 
     def noise(

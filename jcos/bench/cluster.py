@@ -5,6 +5,7 @@ gives their tasks anew; a sample whose video is there is not made twice.
 """
 
 import dataclasses
+import logging
 import math
 import os
 import socket
@@ -95,9 +96,8 @@ def run(
     configs = settle(arms, checkpoint, bench, out, sizes, command)
     import ray
 
-    ray.init(
-        address, num_cpus=None if address else CORES, log_to_driver=False, logging_level="ERROR"
-    )
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    ray.init(address, num_cpus=None if address else CORES, **quiet)
     try:
         needs, most = _share(ray.cluster_resources(), math.prod(sizes.values()))
         lasting = {"max_restarts": -1, "max_task_retries": -1}
@@ -126,4 +126,5 @@ def _share(resources: Mapping[str, float], devices: int) -> tuple[dict[str, Any]
 def _each(actors: list[Any], tasks: list[tuple]) -> Iterator[str]:
     from ray.util import ActorPool
 
-    yield from ActorPool(actors).map_unordered(lambda actor, task: actor.make.remote(*task), tasks)
+    pool: Any = ActorPool(actors)
+    yield from pool.map_unordered(lambda actor, task: actor.make.remote(*task), tasks)

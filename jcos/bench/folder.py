@@ -52,7 +52,7 @@ class Sample(NamedTuple):
     height: int
     width: int
     digest: str
-    index: int = 0
+    place: int = 0
 
     @property
     def picture(self) -> Path:
@@ -158,7 +158,7 @@ def read_bench(root: Path, per_task: int | None = None, benchmark: str = "vbvr")
                 sample = _read(name, task / number, metadata=benchmark == "vbvr-pro")
                 known = _ORDER.get(task.name)
                 index = len(names) - 1 if known is None else PER_TASK * known + int(number)
-                samples.append(sample._replace(index=index))
+                samples.append(sample._replace(place=index))
             except (ValueError, OSError) as error:
                 faults[name] = "the folder is missing" if number in gaps else str(error)
     if not names:

@@ -106,7 +106,7 @@ class Sampler:
         what = f"{size} sample(s) of {arm.ensemble} seed(s) of {config.name}"
         grid = (*wan.latent_grid(config, *shape), config.dit.out_channels)
         together = arm.together(config)
-        each = [*of, *of[-1:] * (size - len(of))]
+        each = [*of, *[*of[-1:]] * (size - len(of))]
         seeds = arm.seeds(each, arm.ensemble if together else 1)
         noise = arm.noise(each, grid)
         chosen, kept = places(arm.x0, config.sampling.steps, "step"), []
@@ -137,7 +137,7 @@ class Sampler:
         assert self.arm.search is not None
         first = [self.arm.seed] * len(given.context)
         if self.arm.by_index:
-            first = [self.arm.seed + sample.index for sample in of]
+            first = [self.arm.seed + sample.place for sample in of]
         sampling = self.model.config.sampling
         found = search.run(
             self.model, given, self.arm.search, first, probe=probe, sampling=sampling

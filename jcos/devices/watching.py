@@ -77,8 +77,9 @@ def _scalars(folder: Path) -> Iterator[Callable[[int], None]]:
         if not files.is_remote(folder) or now - written > EVERY:
             files.write(folder / SCALARS, lines)
             written = now
-        for name, value in values.items() if events else ():
-            events.add_scalar(name, value, number)
+        if events is not None:
+            for name, value in values.items():
+                events.add_scalar(name, value, number)
         if run:
             run.log(values, step=number)
         start, number = now, number + 1

@@ -270,8 +270,8 @@ class Heads(Experiment):
             rows = np.flatnonzero(data["exchange_kind"].values == kind)
             curves[kind] = data["flipped"].isel(exchange=rows).swap_dims(exchange="exchange_layer")
             curves[kind] = curves[kind].drop_vars(["exchange", "exchange_kind"])
-        words = {"xlabel": "layer", "ylabel": FLIP}
-        figure = plots.lines(xr.Dataset(curves), x="exchange_layer", **words)
+        curves = xr.Dataset(curves)
+        figure = plots.lines(curves, x="exchange_layer", xlabel="layer", ylabel=FLIP)
         yield "exchange", Picture(figure, "All heads of a layer return what they do in the donor.")
 
 

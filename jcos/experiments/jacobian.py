@@ -77,7 +77,7 @@ class Jacobian(Experiment):
                 x, sigmas, one.latents, one.log_prior, keys
             )
             still = np.asarray(one.still)[None]
-            differs = np.greater(np.abs(np.asarray(one.latents) - still), 1e-4)
+            differs = np.asarray(np.abs(np.asarray(one.latents) - still) > 1e-4)
             changed = differs[np.asarray(one.right)].any(0)[1:]
             both = np.square(np.stack([sizes, best])[:, :, :, 1:])
             means = [both[..., where].mean(-1) for where in (changed, ~changed)]

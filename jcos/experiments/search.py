@@ -93,7 +93,7 @@ class Search(Experiment):
         samples = Samples.of_tasks(model, (name,), self.puzzles, self.puzzle_seed, self.several)
         puzzles, task = list(samples.puzzles), get(name)
         learnt = [task.sample((self.puzzle_seed, 1, i), "train") for i in range(self.training)]
-        parts = {
+        parts: dict[str, tuple[list[Puzzle], Sequence[int]]] = {
             "training puzzles": (learnt, self.seeds),
             "held-out puzzles": (puzzles, self.seeds),
         }
@@ -325,7 +325,7 @@ def _reliability(data: xr.Dataset) -> plots.Figure:
         for i, step in enumerate(sorted({int(f * (steps - 1)) for f in (0.2, 0.5, 0.8, 1)})):
             chance = one["chance"].sel(judge="decided").values[..., step].ravel()
             curve = reliability(chance, one["ended"].values.ravel().astype(bool))
-            mark = {"marker": plots.MARKERS[i], "color": plots.COLOURS[i]}
+            mark: dict[str, Any] = {"marker": plots.MARKERS[i], "color": plots.COLOURS[i]}
             axes.plot(curve.predicted, curve.happened, label=f"step {step}", **mark)
         axes.set(xlabel="probability of success", ylabel="solved", title=task)
     return plots.shared_legend(figure)

@@ -34,7 +34,7 @@ def replay(
         while (lacking := people.lacking(row, read)).any():
             fresh = people.begun[:, None] + np.arange(method.seeds)
             people.begin(lacking)
-            alive, before = np.repeat(lacking[:, None], method.seeds, 1), -1
+            alive, before, now = np.repeat(lacking[:, None], method.seeds, 1), -1, read
             fresh = np.where(alive, fresh, 0)
             for last in (*(r for r in method.rows[:number] if r.tries), row):
                 forwards += passes * (last.at(steps) - before) * alive.sum(1)

@@ -22,7 +22,7 @@ def packed(
     right: UInt8[np.ndarray, "P H W 3"],
 ) -> bytes:
     """Return the file of pictures. estimates: by puzzle and row."""
-    named = {
+    named: dict[str, Any] = {
         f"estimates_{i}_{j}": a for i, rows in enumerate(estimates) for j, a in enumerate(rows)
     }
     out = io.BytesIO()

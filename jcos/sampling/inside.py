@@ -335,7 +335,7 @@ class Steer(Probe):
 
     def changes(self, world: int = 0) -> list[Change]:
         del world
-        return Change.at("a direction added", "layer", np.asarray(self.weight != 0).any(0))
+        return Change.at("a direction added", "layer", (np.asarray(self.weight) != 0).any(0))
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[()]]:
         seed = jax.lax.axis_index("seed") if len(self.weight) > 1 else 0

@@ -331,7 +331,7 @@ def _added(
     for i, (name, change) in enumerate(leaf.sources):
         if not changes[name]:
             continue
-        more = change(sum(c(shapes[name]) for c in changes[name]))
+        more = change(np.sum([c(shapes[name]) for c in changes[name]], 0))
         for where, piece in pieces.items():
             index, layer = indices[where], piece
             if leaf.stacked:
@@ -340,4 +340,8 @@ def _added(
                     continue
                 index, layer = index[1:], piece[i - first]
             layer[...] = (layer.astype(np.float32) + more[index]).astype(layer.dtype)
-    return jax.make_array_from_callback(shape, sharding, lambda index: pieces[key(index)])
+
+    def at(index: Any) -> Any:
+        return pieces[key(index)]
+
+    return jax.make_array_from_callback(shape, sharding, at)

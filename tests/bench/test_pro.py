@@ -55,7 +55,7 @@ def samples(tmp_path: Path) -> Bench:
 
 def test_a_sample_needs_what_the_scorer_reads(samples: Bench) -> None:
     assert not samples.faults
-    assert [s.index for s in samples.samples] == [0, 1, 2, 3]
+    assert [s.place for s in samples.samples] == [0, 1, 2, 3]
     about = samples.samples[1].folder / "metadata.json"
     for content in ("[]", "no json"):
         about.write_text(content)
@@ -75,7 +75,7 @@ def test_the_place_is_that_in_the_whole_benchmark(tmp_path: Path, samples: Bench
         split, task = ordered[at]
         shutil.copytree(samples.samples[0].folder, tmp_path / "part" / split / task / "00002")
     found = read_bench(tmp_path / "part", benchmark="vbvr-pro").samples
-    assert [sample.index for sample in found] == [5 * 3 + 2, 5 * 77 + 2]
+    assert [sample.place for sample in found] == [5 * 3 + 2, 5 * 77 + 2]
 
 
 def test_the_whole_path_runs_on_the_small_model(

@@ -10,7 +10,7 @@ import safetensors.numpy
 
 from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.lora import Adapter, open_adapter
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, load_release
 from tests.convert.test_lora import PEFT, expert
 
 RANK = 4

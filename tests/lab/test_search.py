@@ -1,5 +1,6 @@
 """Laws of search along the steps: bookkeeping, costs, weights, judges, refusals."""
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -325,7 +326,9 @@ def test_a_prefix_is_known_to_a_model_that_has_learnt_to_see_one_frame(model, co
     """The best run's frames are in every estimate; the same condition as of the clip."""
     judge = Listed([0.0, 1.0, 0.5], [0.0, 1.0, 0.5])
     result = run(model, condition, tbs(3, "listed"), judges={"listed": judge}, record=True)
-    best = result.tree[0].x0[0, 1]
+    shown = result.tree[0].x0
+    assert shown is not None
+    best = shown[0, 1]
     close(result.latents[:2], best[:2])
     again = model.continued(condition, best[:2])
     close(result.latents, generate(model, again, (4,)).latents[0])
@@ -373,13 +376,13 @@ def test_a_search_that_was_killed_goes_on(model, condition, method, tmp_path) ->
         if left[0] < 0:
             raise Killed
 
-    for survived in range(1, 40):  # a little further each time
+    survived, result = 0, None
+    while result is None and survived < 40:  # a little further each time
+        survived += 1
         left[0] = 3 if survived > 1 else 1
-        try:
+        with contextlib.suppress(Killed):
             result = run(model, condition, method, keep=tmp_path, on_step=on_step)
-            break
-        except Killed:
-            pass
+    assert result is not None
     assert survived > 1
     close(result.latents, whole.latents)
     assert result.seed == whole.seed

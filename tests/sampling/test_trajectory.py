@@ -125,7 +125,7 @@ def test_known_frames_go_straight_from_the_noise_to_themselves(model, condition,
     sampling = Sampling(steps=STEPS, solver=solver, grid=solver)
     runs = steps(model, condition.replace(known=known), (0, 1), sampling=sampling)
     assert runs.state is not None
-    noise = runs.state.x
+    state, noise = runs.state, runs.state.x
     for state in runs:
         np.testing.assert_array_equal(state.x0[:, :2], np.stack([known] * 2))
         straight = (1 - state.next_sigma) * known[None] + state.next_sigma * noise[:, :2]

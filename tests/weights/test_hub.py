@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ class Hub(http.server.ThreadingHTTPServer):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    server: Hub
+    server: Any
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -79,7 +80,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(data)
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
 
@@ -120,7 +121,9 @@ def test_a_fine_tuned_release_comes_with_the_parts_of_its_base(served, tmp_path,
     assert {n.split("/")[2] for n in served.fetched if n.startswith(BASE)} == set(PARTS)
     source = open_released(folder)
     assert source.parts == ["experts.0", "experts.1", "vae", "text"]
-    assert source.tokenizer == hub.base_of(folder) / "tokenizer"
+    base = hub.base_of(folder)
+    assert base is not None
+    assert source.tokenizer == base / "tokenizer"
     want = open_released(served.root / BASE)
     for name in ("vae.conv1.weight", "experts.1.blocks.0.ffn.0.bias"):
         np.testing.assert_array_equal(source.tensors[name].read(), want.tensors[name].read())
