@@ -1,6 +1,6 @@
 """Store activations of chosen layers, steps and tokens, for studies that need no model.
 
-    jcos run store
+    jcos run configs/store.py
     jcos run store --checkpoint wan-i2v --set clips=clips.json --set tokens=512
 
 Writes out/store: one NetCDF file per puzzle in activations/ (docs/experiments.md says how to read

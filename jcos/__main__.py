@@ -4,7 +4,10 @@ import importlib
 import importlib.util
 import sys
 
-LAB = ("tyro", "rich", "matplotlib", "scipy", "xarray", "h5netcdf", "h5py", "jinja2")
+LAB = (
+    *("tyro", "rich", "matplotlib", "scipy", "xarray", "h5netcdf", "h5py", "jinja2"),
+    "huggingface_hub",
+)
 ELSEWHERE = {"convert": "__main__", "verify": "verify"}
 """Commands of the converter, which lies beside the package in a checkout."""
 

@@ -34,10 +34,15 @@ def test_the_examples_of_the_page_on_probes_run(small_model: Wan, monkeypatch) -
 def test_the_examples_of_the_page_on_search_run(small_model: Wan, monkeypatch) -> None:
     monkeypatch.setattr(jcos, "load", lambda: small_model)
     blocks = re.findall(r"```python\n(.*?)```", SEARCH.read_text(), re.DOTALL)
-    assert len(blocks) == 3
-    names: dict[str, Any] = {"__name__": "docs"}
+    assert len(blocks) == 4
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(6, 5, 4))
+    solved = scores[..., -1] + rng.normal(size=(6, 5)) > 0
+    names: dict[str, Any] = {"__name__": "docs", "scores": scores, "solved": solved}
+    methods = []
     for block in blocks:
         exec(compile(block, str(SEARCH), "exec"), names)
+        methods.append(names["method"])
     known = [names[name].known for name in ("condition", "again", "after")]
     assert [k if k is None else len(k) for k in known] == [2, 3, None]
     given, made = names["result"].latents[:3], names["trace"]
@@ -46,7 +51,8 @@ def test_the_examples_of_the_page_on_search_run(small_model: Wan, monkeypatch) -
     assert float(np.abs(made.latents[0, 3:] - names["result"].latents[3:]).max()) > 1e-3
     assert small_model.config.sampling.steps == 4  # after three of them one seed is left
     assert names["result"].cost.forwards.tolist() == [4 * 3 + 1]
-    assert names["method"].rows[0].keep == 4
+    assert methods[1].rows[0].keep == 4
+    assert methods[2].seeds == 1
 
 
 def test_the_programs_of_the_page_on_the_inside_of_blocks_do_what_they_say() -> None:

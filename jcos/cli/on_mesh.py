@@ -55,7 +55,7 @@ class OnMesh:
 
         from jcos.devices import sharding
 
-        here = jax.devices() if everywhere else jax.local_devices()
+        here = jax.devices() if self.join and everywhere else jax.local_devices()
         if self.mesh is not None:
             return sharding.make_mesh(sharding.parse_mesh(self.mesh), here)
         if len(here) > 1:

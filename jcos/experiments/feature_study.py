@@ -337,7 +337,8 @@ class Study:
             "random": rng.standard_normal((draws, channels)),
         }
         size = float(norm * self.learned.scale)
-        return {n: size * d / np.linalg.norm(d, axis=-1, keepdims=True) for n, d in rows.items()}
+        lengths = {n: np.linalg.norm(d, axis=-1, keepdims=True) for n, d in rows.items()}
+        return {n: size * d / np.maximum(lengths[n], 1e-12) for n, d in rows.items()}
 
 
 def _overlaid(

@@ -303,9 +303,9 @@ def test_the_next_batch_is_prepared_while_one_is_denoised(
             changed.notify_all()
         return named(self, sample, shape, i)
 
-    def generate(self: Sampler, batch: list[Any], shape: Shape, size: int) -> tuple:
+    def generate(self: Sampler, batch: list[Any], shape: Shape, size: int, of: Any) -> tuple:
         with changed:
-            made = make(self, batch, shape, size)
+            made = make(self, batch, shape, size, of)
             changed.notify_all()
             want = min(len(begun) + 1, len(names))
             assert changed.wait_for(lambda: len(prepared) >= want, LONG), "nothing is prepared"

@@ -56,7 +56,7 @@ def test_estimates_are_reduced_on_the_device_or_kept_for_some_layers(small_model
     given = condition(small_model)
     every = jcos.generate(small_model, given, probe=Lens()).block_obs
     some = jcos.generate(small_model, given, probe=Lens(layers=(1, 0))).block_obs
-    np.testing.assert_allclose(some, every[:, :, ::-1], atol=1e-6)
+    np.testing.assert_allclose(some, every[:, :, ::-1], atol=1e-5)
     reduced = jcos.generate(small_model, given, probe=Lens(reduce=to_last)).block_obs
     want = jnp.sqrt(
         jnp.mean(jnp.square((every - every[:, :, -1:])[..., 1:, :, :, :]), (-4, -3, -2, -1))
@@ -72,7 +72,7 @@ def test_a_fitted_lens_is_nearer_on_another_puzzle(small_model: Wan) -> None:
     layers, dim = small_model.config.dit.layers, small_model.config.dit.dim
     zero = jcos.generate(small_model, given, probe=Lens(maps=Maps.zeros(layers, dim))).block_obs
     plain = jcos.generate(small_model, given, probe=Lens()).block_obs
-    np.testing.assert_allclose(zero, plain, atol=1e-6)
+    np.testing.assert_allclose(zero, plain, atol=1e-5)
     maps = fit_lens(small_model, given, tokens=16, updates=300)
     other = condition(small_model, 9)
     before, after = (
