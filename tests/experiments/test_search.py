@@ -43,7 +43,7 @@ def test_the_table_has_every_method_at_its_cost(data) -> None:
     for budget in SMALL.budgets:
         for kind in ("restart", "calibrated", "screen", "screen twice"):
             assert ("solved", f"{kind}, decided, ≤ {budget}") in rows
-            assert rows["forwards per puzzle", f"{kind}, decided, ≤ {budget}"].value > 4
+            assert rows["forwards per puzzle", f"{kind}, decided, ≤ {budget}"].value >= 4
     settings = json.loads(dataset.attrs["settings"])["maze"]
     assert settings["best of 4, oracle"] == "4 seed(s); at -1.00: 1 goes on"
     error = rows["calibration error: decided", "step 3"]
