@@ -94,7 +94,7 @@ def run(
     bench, text = bench._replace(samples=samples), work.text.absolute()
     work = dataclasses.replace(work, text=text)
     configs = settle(arms, checkpoint, bench, out, sizes, command)
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     ray.init(address, num_cpus=None if address else CORES, **quiet)
@@ -124,7 +124,7 @@ def _share(resources: Mapping[str, float], devices: int) -> tuple[dict[str, Any]
 
 
 def _each(actors: list[Any], tasks: list[tuple]) -> Iterator[str]:
-    from ray.util import ActorPool
+    from ray.util import ActorPool  # pyright: ignore[reportMissingImports]
 
     pool: Any = ActorPool(actors)
     yield from pool.map_unordered(lambda actor, task: actor.make.remote(*task), tasks)

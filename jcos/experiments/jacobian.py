@@ -78,7 +78,7 @@ class Jacobian(Experiment):
             )
             still = np.asarray(one.still)[None]
             differs = np.asarray(np.abs(np.asarray(one.latents) - still) > 1e-4)
-            changed = differs[np.asarray(one.right)].any(0)[1:]
+            changed = np.asarray(differs[np.asarray(one.right)].any(0))[1:]
             both = np.square(np.stack([sizes, best])[:, :, :, 1:])
             means = [both[..., where].mean(-1) for where in (changed, ~changed)]
             found.append(np.sqrt(np.stack(means)))

@@ -35,7 +35,7 @@ def test_files_lie_beside_the_results_also_of_a_killed_run(
     data = activations.load(folder / "activations")
     assert data.sizes == {"puzzle": 3, "seed": 1, "step": 2, "layer": 1, "token": 4, "channel": 32}
     measures = results.load(folder / "results.nc", "store")
-    size = np.sqrt(np.square(data).mean(["token", "channel"]))
+    size = np.sqrt((data**2).mean(["token", "channel"]))
     np.testing.assert_allclose(measures["size"].squeeze(), size.squeeze(), rtol=1e-5)
     assert (measures["largest"] >= 1 / 32).all()
     assert "solved" in measures

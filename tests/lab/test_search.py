@@ -389,7 +389,7 @@ def test_a_search_that_was_killed_goes_on(model, condition, method, tmp_path) ->
     assert result.cost.forwards.tolist() == whole.cost.forwards.tolist()
     assert [g.parents.tolist() for g in result.tree] == [g.parents.tolist() for g in whole.tree]
     np.testing.assert_allclose(result.log_norm, whole.log_norm, rtol=1e-5)
-    close(video(model, result), video(model, whole))
+    close(jnp.asarray(video(model, result)), jnp.asarray(video(model, whole)))
     saved.remove(tmp_path)
     assert not list(tmp_path.iterdir())
 
