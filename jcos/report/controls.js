@@ -163,8 +163,8 @@ async function open() {
   $("pick").hidden = views.length < 2;
   const params = new URLSearchParams(location.hash.slice(1));
   const wanted = (params.get("runs") ?? "").split(",").filter(Boolean).map(Number).filter(i => views[i]);
-  const best = views[data.open], group = views.map((_, i) => i).filter(i => views[i].baseline === best.baseline && best.baseline != null);
-  const shown = wanted.length ? wanted : group.length ? group : [data.open];
+  const best = views[data.open], alike = views.map((_, i) => i).filter(i => views[i].baseline === best.baseline && best.baseline != null);
+  const shown = wanted.length ? wanted : alike.length ? alike : [data.open];
   const group = shown.every(i => views[i].group === views[shown[0]].group) ? views[shown[0]].group : EACH;
   state.frame = +(params.get("frame") ?? 1e6);
   const at = params.get("step"), start = at == null ? -1 : steps.indexOf(+at);
