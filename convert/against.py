@@ -377,7 +377,7 @@ def sampling_run(source: Released, pinned: bool) -> Row:
         jnp.asarray(rows[1])[None],
         jnp.asarray(extra)[None],
         jnp.asarray(first)[None] if pinned else None,
-        None if seen is None else jnp.asarray(seen)[None],
+        image=None if seen is None else jnp.asarray(seen)[None],
     )
     keys = jax.vmap(jax.random.key)(jnp.zeros(1, jnp.uint32))
     run = jax.jit(
