@@ -143,7 +143,7 @@ def arguments(job: Job, mesh: Mesh, probe: Probe | None = None) -> tuple:
         pinned = first if config.image == "pin" else None
         seen = config.vision
         image = None if seen is None else jnp.zeros((1, seen.tokens, seen.dim))
-        return Condition(prompt, job.latent, prompt, channels, pinned, image)
+        return Condition(prompt, job.latent, prompt, channels, pinned, image=image)
 
     keys = jax.eval_shape(lambda: seed_keys(range(job.seeds)))
     return (
