@@ -56,7 +56,8 @@ def test_the_examples_of_the_page_on_search_run(small_model: Wan, monkeypatch) -
 
 
 def test_the_programs_of_the_page_on_the_inside_of_blocks_do_what_they_say() -> None:
-    """On the shipped model: heads cost something, a patch is the donor's run, a direction turns."""
+    """On the shipped model: heads cost something, a patch is the donor's run, a direction turns
+    nothing, though it moves the run."""
     blocks = re.findall(r"```python\n(.*?)```", INSIDE.read_text(), re.DOTALL)
     names: dict[str, Any] = {"__name__": "docs"}
     for block in blocks[:3]:
@@ -67,8 +68,8 @@ def test_the_programs_of_the_page_on_the_inside_of_blocks_do_what_they_say() -> 
     own, donor = names["way"]
     assert abs(own) < 1e-3
     assert donor > 0.3
-    direction, noise = names["turned"]
-    assert direction != noise
+    assert np.abs(names["turned"]).max() < 0.01  # the page says that neither turns the answer
+    assert all(np.abs(s - names["own"].latents).max() > 1e-4 for s in names["steered"])
 
 
 def test_the_lens_and_the_attribution_of_the_page_run(small_model: Wan, monkeypatch) -> None:
