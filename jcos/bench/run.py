@@ -198,6 +198,8 @@ class Making:
 
         Of samples that a killed run has denoised, only the videos are made.
         """
+        if not left:
+            return
         denoised = [sample for sample in left if self.folder.is_denoised(sample)]
         batches = self._batches([s for s in left if s not in denoised])
         # No more threads than coders, so that preparing takes no memory beside a decoder's.
@@ -208,9 +210,9 @@ class Making:
 
             writing = begin(self._finish, denoised)
             ahead = begin(self._prepare, batches[0] if batches else [])
-            for batch, after in zip(batches, [*batches[1:], []], strict=True):
+            for number, batch in enumerate(batches, 1):
                 ready = [self._ready(*each) for each in zip(batch, ahead, strict=True)]
-                ahead = begin(self._prepare, after)
+                ahead = begin(self._prepare, batches[number] if number < len(batches) else [])
                 yield batch[0].name
                 made = self._denoise({s: c for s, c in zip(batch, ready, strict=True) if c})
                 for future in writing:

@@ -164,6 +164,28 @@ def test_one_samples_failure_is_its_own(
     assert sorted(calls) == [names[1], names[4]]  # the third was denoised before
 
 
+def test_a_run_that_lacks_only_videos_denoises_nothing(
+    bench_folder: Path, tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *rest: object, crf: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench_run, "write_mp4", full)
+        assert run(bench_folder, tmp_path / "out").done == 0
+    calls.clear()
+    assert run(bench_folder, tmp_path / "out", work=Work(text=tmp_path, retry=True)).complete
+    assert calls == []
+
+
+def test_nothing_left_to_make_is_no_work(bench_folder: Path, tmp_path: Path) -> None:
+    """A lost actor's sample, which another one has made meanwhile."""
+    bench, folder, work = read_bench(bench_folder), Folder(tmp_path / "arm"), Work(text=tmp_path)
+    making = bench_run.Making(SMALL, wan.read_config(TINY), TINY, bench, folder, work)
+    assert list(making.make([])) == []
+    assert "sampler" not in vars(making)  # no model is read
+
+
 def test_a_disk_that_cannot_even_hold_the_reason_ends_the_run(
     bench_folder: Path, tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
