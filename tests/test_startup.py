@@ -56,6 +56,17 @@ def test_help_and_mistakes_import_nothing_slow(
     assert json.loads(result.stdout.splitlines()[-1]) == []
 
 
+def test_a_reader_that_has_enough_ends_a_command_quietly() -> None:
+    command = [sys.executable, "-m", "jcos", "run", "--help"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()  # like `head`, at once
+        assert b"Traceback" not in process.stderr.read()
+
+
 def test_a_task_that_is_none_is_told_without_jax() -> None:
     result = ended("jcos.cli", "sample", "mazes")
     assert result.returncode == 2

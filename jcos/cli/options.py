@@ -161,9 +161,9 @@ class Search(Command):
 class Run(OnMesh, Command):
     """Run an experiment of the paper: a question to a model, its numbers, its figures.
 
-    Writes OUT/config.json (settings, weights, versions), OUT/arrays.npz, OUT/table.csv, OUT/figures
-    and OUT/index.html, the page to look inside (`jcos report`). Results that are there already are
-    not made again.
+    Writes OUT/run.json (settings, weights, versions), OUT/results.nc (an xarray dataset),
+    OUT/table.csv, OUT/figures and OUT/index.html, the page to look inside (`jcos report`). A
+    repeated call goes on where the last one stopped.
 
     Examples:
       jcos run configs/steps.py
