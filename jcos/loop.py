@@ -1,7 +1,6 @@
 """The loop over denoising steps: states that can be read, cut down, copied and stored."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
@@ -11,6 +10,7 @@ from typing import Any, SupportsIndex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Key, UInt32
 from safetensors import safe_open
 from safetensors.numpy import save
@@ -20,13 +20,14 @@ from jcos.devices import memory, mesh, sharding
 from jcos.devices.watching import step_done
 from jcos.files import any_path, fetched, write
 from jcos.sampling import flow, trajectory
-from jcos.sampling.checks import check_averages, check_probe
+from jcos.sampling.checks import all_parts, check_averages, check_probe
 from jcos.sampling.flow import SolverState
+from jcos.sampling.inside import Patch
 from jcos.sampling.noise import seed_numbers, seed_words, wan_noise
 from jcos.sampling.probe import Probe
+from jcos.sampling.trace import Origin, digest, model_digest
 from jcos.sampling.trajectory import Condition, Trace
 from jcos.wan import Wan
-from jcos.weights import checkpoint
 
 Noise = Float[Array | np.ndarray, "K F h w C"] | str | None
 """The first noise of each seed, or its generator (`first_noise`)."""
@@ -283,12 +284,20 @@ class Runs(Iterator[State]):
 
     def check(self, seeds: int) -> list[jax.ShapeDtypeStruct]:
         """Return what the probe observes after a block. Raises as `checks.check_probe`, and
-        ValueError where so many runs do not divide over the mesh in use."""
+        ValueError where so many runs do not divide over the mesh in use, or a `Patch` holds a trace
+        of another kind of run."""
         worlds, plan = len(self.conditions.context), self.plan
         size, guided = (worlds, seeds, *self.conditions.grid), plan.guidance is not None
         sizes = {axis: mesh.devices(axis) for axis in mesh.AXES}
         sharding.check_runs(sizes, self.model.config.dit.heads, worlds=worlds, seeds=seeds)
-        return check_probe(self.probe, self.model.experts[0], plan.steps, size, guided=guided)
+        observed = check_probe(self.probe, self.model.experts[0], plan.steps, size, guided=guided)
+        for part in all_parts(self.probe):
+            if isinstance(part, Patch):
+                model = self._digest if part.origin.model else ""
+                sigmas = tuple(plan.schedule.sigmas[:-1].tolist())
+                if apart := part.origin.apart(Origin(model, self.conditions.grid, sigmas)):
+                    raise ValueError(f"Patch holds a trace of {apart}; store one of such a run")
+        return observed
 
     def inputs(
         self, seeds: Sequence[int], noise: Noise
@@ -329,8 +338,13 @@ class Runs(Iterator[State]):
     def identity(self) -> dict[str, str]:
         """Digests of all that decides how the runs continue."""
         parts = {"condition": self.conditions, "plan": self.plan, "probe": self.probe}
-        model = digest(checkpoint.leaves(self.model.experts), repr(self.model.config.dit))
-        return {"model": model} | {name: digest(part) for name, part in parts.items()}
+        return {"model": self._digest} | {name: digest(part) for name, part in parts.items()}
+
+    @cached_property
+    def _digest(self) -> str:
+        """Return that of the model; nothing inside a program, where weights have no value."""
+        weights = jax.tree.leaves(self.model.experts)
+        return "" if isinstance(weights[0], Tracer) else model_digest(self.model)
 
     def __next__(self) -> State:
         before = self.state
@@ -376,21 +390,6 @@ def _fresh(
     drawn = jax.vmap(jax.vmap(jax.random.fold_in))(drawn, number)
     bits = (jax.random.key_data(k) for k in (keys, drawn))
     return jax.random.wrap_key_data(jnp.where((number == 0)[..., None], *bits))
-
-
-def digest(tree: Any, about: str = "") -> str:
-    """Return a digest of a text and a pytree (of arrays over a million numbers, of 4,096)."""
-    leaves, structure = jax.tree.flatten(tree)
-    digest = hashlib.sha256(f"{about} {structure}".encode())
-    for leaf in leaves:
-        array = jnp.asarray(leaf)
-        digest.update(f"{array.shape} {array.dtype}".encode())
-        if array.sharding.memory_kind == memory.HOST:
-            array = sharding.to_host(array)
-        if array.size > 1_000_000:
-            array = array.reshape(-1)[:: array.size // 4096]
-        digest.update(np.ascontiguousarray(sharding.to_host(array)).tobytes())
-    return digest.hexdigest()
 
 
 @partial(jax.jit, static_argnames=("config", "count"))

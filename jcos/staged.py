@@ -33,6 +33,7 @@ from jcos.sampling.interventions import Interventions
 from jcos.sampling.noise import noise_from_file, seed_words
 from jcos.sampling.probe import Probe
 from jcos.sampling.probes import choose
+from jcos.sampling.trace import model_digest
 from jcos.sampling.trajectory import Condition
 from jcos.variants import Profile, with_preset
 from jcos.wan import Wan
@@ -248,13 +249,14 @@ def run(
                 kept = {"latents": whole.latents, "x0": whole.x0[:, np.array(x0, int)]}
             kept = {k: np.asarray(a, np.float32) for k, a in sharding.to_host(kept).items()}
             seconds = round(time.monotonic() - start, 1)
+            made_by = model_digest(model) if trace else ""
             del model
         if first_host:
             write(out / LATENTS, save(kept))
             manifest |= {"seconds": seconds, "date": runs.now()}
             write(out / runs.MANIFEST, runs.as_text(manifest))
         if trace and whole is not None:
-            whole.save(out / "trace")
+            whole.save(out / "trace", made_by)
         del whole
     if search is not None:
         from jcos.lab import saved

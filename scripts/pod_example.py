@@ -32,4 +32,4 @@ with jcos.use_mesh(jcos.make_mesh(jcos.parse_mesh(options.mesh))):
     condition = model.condition(read_picture(options.picture), options.prompt, frames)
     average = jcos.SeedEnsemble.window(model.config.sampling.steps, model.config.dit.layers)
     trace = jcos.generate(model, condition, seeds=[0, 1, 2], probe=average)
-    trace.save(options.out)
+    trace.save(options.out, model)

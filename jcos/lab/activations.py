@@ -23,9 +23,10 @@ from jcos import files
 from jcos.config import Sampling
 from jcos.devices.sharding import to_host, wait_for_hosts
 from jcos.lab import results
-from jcos.loop import digest, steps
+from jcos.loop import steps
 from jcos.sampling.interventions import places
 from jcos.sampling.probe import Heads, Probe, Site, Tokens
+from jcos.sampling.trace import digest
 from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
 

@@ -85,13 +85,14 @@ def check_probe(
             made = f"{size} {what if size != 1 else what[:-1]}"
             raise ValueError(f"the probe is made for {made}; this run has {counts[what]}")
     _check_fields(probe, counts)
-    for part in _all_parts(probe):
+    for part in all_parts(probe):
         part.check(counts)
     return _check_hooks(probe, expert, shape, guided)
 
 
-def _all_parts(probe: Probe) -> list[Probe]:
-    return [probe, *(one for part in parts(probe) for one in _all_parts(part))]
+def all_parts(probe: Probe) -> list[Probe]:
+    """Return a probe and all that it is made of."""
+    return [probe, *(one for part in parts(probe) for one in all_parts(part))]
 
 
 def check_averages(probe: Probe, seeds: int) -> None:
@@ -110,6 +111,27 @@ def check_averages(probe: Probe, seeds: int) -> None:
                 f"{type(part).__name__} averages over seeds, but here each of {seeds} seed(s) is "
                 "alone; give several seeds to average, or switch the mask off"
             )
+
+
+def difference(a: Any, b: Any, name: str = "") -> str:
+    """Return in words the first difference of two pytrees that is not in their arrays."""
+    if type(a) is not type(b):
+        kinds = ("None" if v is None else f"{type(v).__name__}" for v in (a, b))
+        return "{} is {} here and {} there".format(name or "one", *kinds)
+    if dataclasses.is_dataclass(a):
+        for field in dataclasses.fields(a):
+            one, other = getattr(a, field.name), getattr(b, field.name)
+            where = f"{type(a).__name__}.{field.name}"
+            if not field.metadata.get("pytree_node", True):
+                if one != other:
+                    return f"{where} is {one!r:.60} here and {other!r:.60} there"
+            elif jax.tree.structure(one) != jax.tree.structure(other):
+                return difference(one, other, where)
+    if isinstance(a, tuple | list) and len(a) == len(b):
+        for one, other in zip(a, b, strict=True):
+            if jax.tree.structure(one) != jax.tree.structure(other):
+                return difference(one, other, name)
+    return f"{name or type(a).__name__} differs in more than arrays"
 
 
 # ---- numbers in fields

@@ -5,6 +5,7 @@ a block. All of it composes with `chain`, `InWorlds` and `sweep`, and says what 
 """
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import flax.struct
@@ -16,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jcos.config import WanConfig
 from jcos.sampling.interventions import places
 from jcos.sampling.probe import Change, Heads, Probe, Site, Sizes, Tokens
-from jcos.sampling.probes import choose, counted
+from jcos.sampling.probes import choose, counted, unchanged
+from jcos.sampling.trace import Origin, Trace, stored
 
 UNITS = {"heads": "heads", "cross": "heads", "mlp": "neurons", "block": "", "input": ""}
 """What a place is made of, where it is not whole tokens."""
@@ -169,8 +171,14 @@ class KnockOut(Inside):
         if self.tokens is not None:
             off = off & self.tokens[:, None]
         parts = z.reshape(len(z), off.shape[1], -1)
-        kept = jnp.where(off[..., None], self._fill(site, parts), parts)
-        return kept.reshape(z.shape), ()
+
+        def removed(parts: Array) -> Array:
+            return jnp.where(off[..., None], self._fill(site, parts), parts)
+
+        if self.by in ("zero", "given"):
+            return removed(parts).reshape(z.shape), ()
+        # Others read all tokens once more, or send them: only where something is removed.
+        return jax.lax.cond(off.any(), removed, unchanged, parts).reshape(z.shape), ()
 
     def _fill(self, site: Site, parts: Float[Array, "N U d"]) -> Array:
         if self.by == "mean":
@@ -203,12 +211,13 @@ class Patch(Inside):
     layers: Int[Array, "*sweep l"]
     tokens: Int[Array, "*sweep n"] | None = None
     basis: Float[Array, "*sweep r D"] | None = None
+    origin: Origin = flax.struct.field(pytree_node=False, default=Origin())
 
     @classmethod
     def of(
         cls,
         place: str,
-        stored: Array | np.ndarray,
+        donor: Array | np.ndarray | Trace | Path | str,
         layers: Iterable[int],
         *,
         steps: int | None = None,
@@ -217,23 +226,37 @@ class Patch(Inside):
         tokens: Array | None = None,
         basis: Array | None = None,
     ) -> "Patch":
-        """Return a patch of what `Capture(place, layers, tokens)` observed (`Trace.block_obs`).
+        """Return a patch of what `Capture(place, layers, tokens)` observed.
 
-        steps: of the run, by default the donor's. at_steps: where it is patched, by default at
-        every step. from_step: the donor's step that is put there; by default the same step.
-        Raises IndexError for a step that does not exist, ValueError for layers that do not fit.
+        donor: the trace of that run, or the folder that it was saved in: runs on another grid, with
+        another step plan, or by another model than the folder was saved with are refused. Or
+        `Trace.block_obs` alone, of which the shape is checked.
+        steps: of the run, by default the donor's; others have another plan, which is then not
+        compared. at_steps: where it is patched, by default at every step. from_step: the donor's
+        step that is put there; by default the same step.
+        Raises IndexError for a step that does not exist, ValueError for layers that do not fit or
+        a trace of several probes.
         """
         known(place)
-        stored, chosen = jnp.asarray(stored), np.array(list(layers), np.int32)
-        stored = stored[:, :, None] if place == "input" else stored
-        steps = stored.shape[1] if steps is None else steps
-        if place != "input" and stored.shape[2] != len(chosen):
-            raise ValueError(f"Patch: {stored.shape[2]} layers are stored, {len(chosen)} are named")
+        values, origin = donor, Origin()
+        if isinstance(donor, Trace | Path | str):
+            trace, origin = stored(donor)
+            values, origin = (
+                trace.block_obs,
+                origin if steps is None else origin._replace(sigmas=()),
+            )
+        if not hasattr(values, "shape"):
+            raise ValueError("Patch: the trace is of several probes; give the one observation")
+        values, chosen = jnp.asarray(values), np.array(list(layers), np.int32)
+        values = values[:, :, None] if place == "input" else values
+        steps = values.shape[1] if steps is None else steps
+        if place != "input" and values.shape[2] != len(chosen):
+            raise ValueError(f"Patch: {values.shape[2]} layers are stored, {len(chosen)} are named")
         on = choose(steps, range(steps) if at_steps is None else at_steps, "step")
         source = np.arange(steps) if from_step is None else np.full(steps, from_step)
-        places([int(s) for s in source[on]], stored.shape[1], "stored step")
+        places([int(s) for s in source[on]], values.shape[1], "stored step")
         source = jnp.asarray(np.where(on, source, -1), jnp.int32)
-        return cls(place, stored, source, jnp.asarray(chosen), tokens, basis)
+        return cls(place, values, source, jnp.asarray(chosen), tokens, basis, origin)
 
     def made_for(self) -> Sizes:
         return counted(self.source, "steps")

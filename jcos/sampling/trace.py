@@ -1,17 +1,20 @@
 """The results of a trajectory: in memory, on disk, and as a dataset with named axes."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Float, Int
 
+from jcos.devices import memory, sharding
 from jcos.files import any_path, write
-from jcos.weights.checkpoint import CheckpointError, quiet_orbax, source_of, target_of
+from jcos.weights.checkpoint import CheckpointError, leaves, quiet_orbax, source_of, target_of
 
 OUTLINE = "outline.json"
 """The containers of a trace, with its arrays' numbers; written last."""
@@ -35,10 +38,18 @@ class Trace(NamedTuple):
     sigma: Float[Array, "*axes S"]
     timestep: Float[Array, "*axes S"]
 
-    def save(self, folder: Path | str) -> None:
+    @property
+    def origin(self) -> "Origin":
+        """What is known of the run that this is of."""
+        first = (0,) * (self.latents.ndim - 4)
+        sigmas = tuple(sharding.to_host(self.sigma)[first].tolist())
+        return Origin(grid=self.latents.shape[-4:-1], sigmas=sigmas)
+
+    def save(self, folder: Path | str, model: Any = "") -> None:
         """Write an Orbax folder; every process calls it and writes its own shards. Observations are
-        tuples, dicts and arrays. Raises FileExistsError where it exists."""
-        folder = any_path(folder)
+        tuples, dicts and arrays. model: that made it, or its `model_digest`, so that a `Patch` of
+        this folder can refuse another. Raises FileExistsError where it exists."""
+        folder, model = any_path(folder), model if isinstance(model, str) else model_digest(model)
         arrays, structure = jax.tree.flatten(self._asdict())
         names = [str(i) for i in range(len(arrays))]
         outline = jax.tree.unflatten(structure, names)
@@ -51,17 +62,13 @@ class Trace(NamedTuple):
         with whole as place, quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(place, dict(zip(names, arrays, strict=True)), force=True)
         if jax.process_index() == 0:
-            write(folder / OUTLINE, json.dumps({"outline": outline, "about": {"kind": "Trace"}}))
+            about = {"kind": "Trace", "model": model}
+            write(folder / OUTLINE, json.dumps({"outline": outline, "about": about}))
 
     @classmethod
     def load(cls, folder: Path | str) -> "Trace":
         """Return what `save` wrote, as numpy arrays; CheckpointError where it is not whole."""
-        folder = any_path(folder)
-        try:
-            content = json.loads((folder / OUTLINE).read_text())
-            outline = {"Trace": content["outline"]}[content["about"]["kind"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise CheckpointError(f"{folder} holds no trace, or not all of it") from None
+        folder, outline = any_path(folder), _outline(folder)[0]
         whole = source_of(folder / "arrays")
         with whole as place, quiet_orbax(), ocp.PyTreeCheckpointer() as checkpointer:
             stored = checkpointer.metadata(place).item_metadata.tree
@@ -95,6 +102,47 @@ class Trace(NamedTuple):
         return xarray.Dataset(data, coords)
 
 
+class Origin(NamedTuple):
+    """Which run values are stored from: the `model_digest`, frames, height and width of the latent,
+    the noise levels of the steps; empty where that is not known."""
+
+    model: str = ""
+    grid: tuple[int, ...] = ()
+    sigmas: tuple[float, ...] = ()
+
+    def apart(self, run: "Origin") -> str:
+        """Return in words how a run differs from this one; nothing where it does not."""
+        if self.model and run.model and self.model != run.model:
+            return "another model"
+        if self.grid and self.grid != run.grid:
+            sizes = ("×".join(map(str, grid)) for grid in (self.grid, run.grid))
+            return "another grid: {} latent cells, this run has {}".format(*sizes)
+        if self.sigmas and len(self.sigmas) != len(run.sigmas):
+            return f"another step plan: {len(self.sigmas)} steps, this run has {len(run.sigmas)}"
+        if self.sigmas and not np.allclose(self.sigmas, run.sigmas, atol=1e-5):
+            return "another step plan: its noise levels differ"
+        return ""
+
+
+def stored(source: Trace | Path | str) -> tuple[Trace, Origin]:
+    """Return a trace, or the one in a folder of `Trace.save`, with its origin. Raises
+    CheckpointError as `Trace.load`."""
+    if isinstance(source, Trace):
+        return source, source.origin
+    trace = Trace.load(source)
+    return trace, trace.origin._replace(model=_outline(source)[1])
+
+
+def _outline(folder: Path | str) -> tuple[Any, str]:
+    """Return the outline in a folder, and the digest of the model."""
+    try:
+        content = json.loads((any_path(folder) / OUTLINE).read_text())
+        about = content["about"]
+        return {"Trace": content["outline"]}[about["kind"]], about.get("model", "")
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{folder} holds no trace, or not all of it") from None
+
+
 def _filled(outline: Any, leaves: dict[str, Any]) -> Any:
     """Return the arrays in the containers of a tree, which names them by number."""
     match outline:
@@ -105,3 +153,23 @@ def _filled(outline: Any, leaves: dict[str, Any]) -> Any:
         case str():
             return leaves[outline]
     return None
+
+
+def model_digest(model: Any) -> str:
+    """Return a digest of a model's transformers."""
+    return digest(leaves(model.experts), repr(model.config.dit))
+
+
+def digest(tree: Any, about: str = "") -> str:
+    """Return a digest of a text and a pytree (of arrays over a million numbers, of 4,096)."""
+    leaves, structure = jax.tree.flatten(tree)
+    digest = hashlib.sha256(f"{about} {structure}".encode())
+    for leaf in leaves:
+        array = jnp.asarray(leaf)
+        digest.update(f"{array.shape} {array.dtype}".encode())
+        if array.sharding.memory_kind == memory.HOST:
+            array = sharding.to_host(array)
+        if array.size > 1_000_000:
+            array = array.reshape(-1)[:: array.size // 4096]
+        digest.update(np.ascontiguousarray(sharding.to_host(array)).tobytes())
+    return digest.hexdigest()

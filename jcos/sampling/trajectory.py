@@ -19,7 +19,7 @@ from jcos.devices import memory, mesh, sharding
 from jcos.model.attention import side_by_side
 from jcos.model.dit import DiT
 from jcos.model.layers import rounded
-from jcos.sampling.checks import check_probe, swept
+from jcos.sampling.checks import check_probe, difference, swept
 from jcos.sampling.flow import (
     Plan,
     SolverState,
@@ -378,11 +378,15 @@ def sweep(f: Callable[[T], Any], values: T, *, chunk: int | None = None) -> Any:
 
 def tree_stack(values: Sequence[T]) -> T:
     """Stack pytrees of the same shape on a new leading axis: what `sweep` runs over. Raises
-    ValueError where conditions have different grids."""
+    ValueError where conditions have different grids, or probes differ in what is no array."""
     grids = {value.grid for value in values if isinstance(value, Condition)}
     if len(grids) > 1:
         sizes = ", ".join("×".join(map(str, grid)) for grid in sorted(grids))
         raise ValueError(f"conditions have latents of {sizes} cells; stack those of one size")
+    for value in values[1:]:
+        if jax.tree.structure(value) != jax.tree.structure(values[0]):
+            what = difference(values[0], value)
+            raise ValueError(f"what is stacked shares one program, but {what}: stack these apart")
     return jax.tree.map(lambda *a: jnp.stack(a), *values)
 
 

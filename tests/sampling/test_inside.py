@@ -1,5 +1,6 @@
 """Interventions inside the blocks: what they must do on a model whose answer is known."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -122,6 +123,60 @@ def test_a_patch_of_a_runs_own_values_changes_nothing_and_of_anothers_is_that_ru
     part = generate(model, condition, probe=Capture(place, tuple(layers), tail))
     back = Patch.of(place, part.block_obs, layers, tokens=tail)
     close(generate(model, condition, (0, 1), probe=back).x0[:1], own.x0[:1])
+
+
+def test_a_stored_trace_of_another_kind_of_run_is_refused(
+    model: Wan, condition, tmp_path, monkeypatch
+) -> None:
+    """Its model, grid and step plan are compared, where they are known; the folder of a trace is
+    the trace."""
+    capture, layers = Capture("block", (1,)), (1,)
+    own = generate(model, condition, probe=capture)
+    own.save(tmp_path / "own", model)
+    own.save(tmp_path / "other", randomised(CONFIG, 7))
+    wide = model.condition(np.zeros((4, 16, 3), np.uint8), "left", FRAMES)
+    steep = dataclasses.replace(CONFIG.sampling, shift=5.0)
+    whole = generate(model, condition, probe=Patch.of("block", tmp_path / "own", layers))
+    close(whole.x0, own.x0)
+    others = {
+        "another model": tmp_path / "other",
+        "another grid: 3×2×8 latent cells, this run has 3×4×4": generate(
+            model, wide, probe=capture
+        ),
+        "another step plan: its noise levels": generate(
+            model, condition, probe=capture, sampling=steep
+        ),
+    }
+    few = Patch.of("block", others["another step plan: its noise levels"], layers, steps=STEPS)
+    assert moved(generate(model, condition, probe=few), own) > 1e-3
+    several = generate(model, condition, probe=chain(capture, capture))
+    monkeypatch.setattr(DiT, "__call__", None)  # nothing may run
+    for words, donor in others.items():
+        with pytest.raises(ValueError, match=words):
+            generate(model, condition, probe=chain(Patch.of("block", donor, layers)))
+    with pytest.raises(ValueError, match="the trace is of several probes"):
+        Patch.of("block", several, layers)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        ({}, {"by": "mean"}, "KnockOut.by is 'zero' here and 'mean' there"),
+        ({"tokens": jnp.ones(TOKENS, bool)}, {}, "KnockOut.tokens is .* here and None there"),
+    ],
+)
+def test_probes_of_two_programs_are_not_stacked(one: Any, other: Any, words: str) -> None:
+    heads, steer = (
+        [KnockOut.at(CONFIG, "heads", [], **options) for options in (one, other)],
+        [KnockOut.at(CONFIG, "heads", []), Steer.at(CONFIG, jnp.ones(DIM), [0])],
+    )
+    with pytest.raises(ValueError, match=words):
+        trajectory.tree_stack(heads)
+    with pytest.raises(ValueError, match=words) as error:
+        trajectory.tree_stack([chain(TokenEnergy(), probe) for probe in heads])
+    assert len(str(error.value)) < 250
+    with pytest.raises(ValueError, match="one is KnockOut here and Steer there"):
+        trajectory.tree_stack(steer)
 
 
 def test_a_patched_subspace_leaves_the_rest(model: Wan, condition) -> None:
