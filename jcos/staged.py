@@ -50,14 +50,14 @@ Progress = Callable[[str, int, int], None]
 NONE = Interventions()
 LATENTS = "latents.safetensors"
 HEADER = 2**16
-"""Bytes of a safetensors file beside its numbers, at most."""
+"""Bytes of a safetensors file on top of its numbers, at most."""
 PIXELS_OF_A_BYTE = 4
 """Of a film, as far as its size can be estimated."""
 
 
 class Videos(NamedTuple):
-    """latents: final ones, x0: clean estimates of the steps asked for, both by seed. films: files
-    by seed; a seed whose latent is not finite has none."""
+    """latents: final ones, x0: clean estimates of the chosen steps, both by seed. films: files by
+    seed; a seed whose latent is not finite has none."""
 
     latents: Float[np.ndarray, "K F h w C"]
     x0: Float[np.ndarray, "K S F h w C"]
@@ -105,16 +105,16 @@ def run(
 
     prompt, negative: words, or the name of a file (`text.read_prompt`). size: height and width in
     pixels; with a picture its area, the shape is the picture's. frames, size, seeds, noise,
-    profile, sampling (`WanConfig.sampling_with`: steps, shift, …): the model's own by default.
-    x0: steps whose clean estimates are kept. probe: what is done to the runs; observations of a
-    probe of your own are not kept. noise: torch, jax or a file. text_cache: folder of
+    profile, sampling (`WanConfig.sampling_with`: steps, shift, …): by default the model's.
+    x0: steps whose clean estimates are stored. probe: what is done to the runs; observations of a
+    your probe are not stored. noise: torch, jax or a file. text_cache: folder of
     embedded prompts, with all of which the encoder is not loaded. tiles: height and width in
     latent cells of what the VAE codes at a time. resident, lora: as in `wan.load`. trace: keep all
     of it in OUT/trace. together: as in `loop.steps`. devices: a mesh; of several hosts the first
     decodes and writes, and the others return no films. preset: of `variants.PRESETS`, for what
     `sampling` leaves open.
-    search: a method (`jcos.search`) whose seeds begin with the one that is given; the chosen video
-    alone is kept, and run.json has the tree of who went on. One that was killed goes on from
+    search: a method (`jcos.search`) whose seeds begin with the first one; only the chosen video is
+    stored, and run.json has the tree of who went on. One that was killed goes on from
     OUT/search.json. preview: clean estimates as small pictures, by a linear map in place of the
     VAE (`judges.fit_preview`).
     Raises ValueError, IndexError or OSError, before weights are read, where this cannot be run, its
@@ -139,11 +139,11 @@ def run(
     wan.check_picture(config, picture is not None)
     if isinstance(picture, str | Path):
         picture = image.read_picture(picture, profile)
-    first, seen, size = None, None, size or (config.clip.height, config.clip.width)
+    first, encoded, size = None, None, size or (config.clip.height, config.clip.width)
     if picture is not None:
         first = image.prepare(picture, image.rule_for(config, profile), *size)
         if config.vision is not None:
-            seen = image.for_encoder(picture, first, config.vision.size, profile)
+            encoded = image.for_encoder(picture, first, config.vision.size, profile)
         size = (first.shape[0], first.shape[1])
     stride = 1 if config.codec is None else config.codec.strides[0]
     frames = config.clip.frames if frames is None else frames
@@ -176,62 +176,51 @@ def run(
         "sampling": dataclasses.asdict(config.sampling) | {"boundary": config.boundary},
         "numerics": dataclasses.asdict(config.numerics),
         # Of a search, the manifest's seeds are those that were chosen.
-        "first seed": None if search is None else seeds[0],
+        **({"seeds": list(seeds)} if search is None else {"first seed": seeds[0]}),
         "method": None if search is None else repr(search),
-        **({"seeds": list(seeds)} if search is None else {}),
         "noise": str(noise or config.noise),
         "noise file": None if isinstance(drawn, str) else _hash(drawn),
         "interventions": done_to,
         "x0": list(x0),
         "tiles": None if tiles is None else list(tiles),
+        "lora": lora_files.identity(changed),
     }
-    if changed:
-        settings["lora"] = [[part, a.scale, _file_hash(a.file)] for part, a in changed]
-    done = runs.holds(out, "checkpoint", settings) and (out / LATENTS).is_file()
-    done, first_host = sharding.from_first_host(done), sharding.is_first_host()
+    complete = runs.holds(out, "checkpoint", settings) and (out / LATENTS).is_file()
+    complete, first_host = sharding.from_first_host(complete), sharding.is_first_host()
     written = len(seeds) * (1 + len(x0))
     room = HEADER + 4 * written * math.prod(shape)
-    # What is kept of a search on the way: four arrays of every particle, twice.
+    # A search stores four arrays of every particle on the way, twice.
     passing = 0 if search is None else 32 * count * math.prod(shape)
     films = written * frames * math.prod(size) // PIXELS_OF_A_BYTE
-    check_room(out, 0 if done else room + passing, films)
+    check_room(out, 0 if complete else room + passing, films)
     formats.check_mp4(*size, fps)
     wan.check_vae(config, folder)
     load_part = partial(wan.load, folder, profile=profile)
 
-    if not done:
+    if not complete:
         progress("reading the prompts", 0, steps)
         words = [text for text in prompts if isinstance(text, str)]
         rows = wan.embedder(folder, config, words, text_cache, profile)
-        asked, unasked = (rows(p) if isinstance(p, str) else p for p in prompts)
+        positive, unconditional = (rows(p) if isinstance(p, str) else p for p in prompts)
         progress("coding the first frame", 0, steps)
         coder = load_part(experts=False, text=False)
-        given = {"negative": unasked, "size": size, "tiles": cells, "seen": seen}
-        condition = coder.condition(first, asked, frames, **given)
-        condition = jax.device_get(condition)
-        del coder, rows, asked, unasked  # with them, their weights leave the device
+        options = {"negative": unconditional, "size": size, "tiles": cells, "seen": encoded}
+        condition = jax.device_get(coder.condition(first, positive, frames, **options))
+        del coder, rows, positive, unconditional  # with them, their weights leave the device
         changes = [change.to_json() for change in probe.changes()]
         manifest = {"checkpoint": str(folder), **settings, "changes": changes}
         manifest |= runs.made(command, sizes)
         begun = runs.begun(out, manifest, room) if first_host else contextlib.nullcontext()
         with begun, sharding.use_mesh(devices):
             progress("reading the experts", 0, steps)
-            coded = search is not None and _needs_vae(search, config)
-            model = load_part(text=False, vae=coded, resident=resident, lora=loras)
+            vae = search is not None and _needs_vae(search, config)
+            model = load_part(text=False, vae=vae, resident=resident, lora=loras)
             start, whole = time.monotonic(), None
             if search is not None:
-                kept, about = _search(
-                    model,
-                    condition,
-                    search,
-                    seeds[0],
-                    out=out,
-                    tiles=cells,
-                    together=together,
-                    probe=probe,
-                    sampling=config.sampling,
-                    noise=str(drawn),
-                    progress=progress,
+                options = {"tiles": cells, "together": together, "noise": str(drawn)}
+                options |= {"probe": probe, "sampling": config.sampling}
+                results, about = _search(
+                    model, condition, search, seeds[0], out, progress, **options
                 )
                 manifest |= about
                 write(out / runs.MANIFEST, runs.as_text(manifest))  # latents tell no seed
@@ -246,13 +235,13 @@ def run(
                     together=together,
                     on_step=lambda step: progress("denoising", step + 1, steps),
                 )
-                kept = {"latents": whole.latents, "x0": whole.x0[:, np.array(x0, int)]}
-            kept = {k: np.asarray(a, np.float32) for k, a in sharding.to_host(kept).items()}
+                results = {"latents": whole.latents, "x0": whole.x0[:, np.array(x0, int)]}
+            results = {k: np.asarray(a, np.float32) for k, a in sharding.to_host(results).items()}
             seconds = round(time.monotonic() - start, 1)
             made_by = model_digest(model) if trace else ""
             del model
         if first_host:
-            write(out / LATENTS, save(kept))
+            write(out / LATENTS, save(results))
             manifest |= {"seconds": seconds, "date": runs.now()}
             write(out / runs.MANIFEST, runs.as_text(manifest))
         if trace and whole is not None:
@@ -286,8 +275,8 @@ def run(
             film = _film(coder, arrays, out, cells)
         formats.write_mp4(made[seed], film, fps)
         if x0:
-            look = _previews(coder) if preview else partial(coder.decode, tiles=cells)
-            videos = map(look, arrays["x0"][i])
+            decode = _previews(coder) if preview else partial(coder.decode, tiles=cells)
+            videos = map(decode, arrays["x0"][i])
             _write_estimates(out, seed, fps, zip(x0, videos, strict=True))
     progress("decoding", len(seeds), len(seeds))
     return Videos(arrays["latents"], arrays["x0"], made)
@@ -344,7 +333,6 @@ def _search(
     condition: Condition,
     method: "Method",
     seed: int,
-    *,
     out: Path,
     progress: Progress,
     **options: Any,
@@ -367,20 +355,12 @@ def _search(
     )
     what = f"a search of {method.seeds} seed(s) of {model.config.name}"
     with memory.explained(what, knobs):
-        found = search.run(
-            model,
-            condition,
-            method,
-            seed,
-            keep=out,
-            on_step=on_step,
-            **options,
-        )
-    kept = {"latents": found.latents[None], "x0": np.zeros((1, 0, *found.latents.shape))}
-    kept |= {f"clip-{i}": clip for i, clip in enumerate(found.clips)}
-    cost = {"forwards": int(found.cost.forwards[0]), "decodes": int(found.cost.decodes[0])}
-    about = {"seeds": found.seed.tolist(), "shared": list(found.shared), **cost}
-    return kept, about | {"tree": [saved.as_json(g) for g in found.tree]}
+        chosen = search.run(model, condition, method, seed, keep=out, on_step=on_step, **options)
+    arrays = {"latents": chosen.latents[None], "x0": np.zeros((1, 0, *chosen.latents.shape))}
+    arrays |= {f"clip-{i}": clip for i, clip in enumerate(chosen.clips)}
+    cost = {"forwards": int(chosen.cost.forwards[0]), "decodes": int(chosen.cost.decodes[0])}
+    about = {"seeds": chosen.seed.tolist(), "shared": list(chosen.shared), **cost}
+    return arrays, about | {"tree": [saved.as_json(g) for g in chosen.tree]}
 
 
 def _film(
@@ -401,15 +381,10 @@ def _write_estimates(
     rows = []
     for step, film in films:
         formats.write_mp4(out / formats.X0_FILM.format(seed=seed, step=step), film, fps)
-        shown = np.unique(np.linspace(0, len(film) - 1, 9).round().astype(int))
+        frames = np.unique(np.linspace(0, len(film) - 1, 9).round().astype(int))
         thin = max(1, film.shape[2] // 240)
-        rows.append(film[shown, ::thin, ::thin])
+        rows.append(film[frames, ::thin, ::thin])
     write(out / f"seed-{seed}-x0.png", formats.png(formats.contact_sheet(np.stack(rows))))
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash(*arrays: Array | np.ndarray) -> str:

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 from jaxtyping import Array, Float, UInt8
 
@@ -424,7 +423,8 @@ def embedder(
         _embed_all(TextCache(cache), prompts, config)
     except ValueError as error:
         lacking = error
-    if anywhere(lacking is not None):
+    # Hosts read checkpoints together or not at all: Orbax waits for all of them.
+    if not sharding.on_all_hosts(lacking is None):
         encoder = load(folder, profile=profile, experts=False, vae=False)
         if isinstance(encoder.text, UMT5):
             _embed_all(TextCache(cache, encoder.text, encoder.tokenizer), prompts, config)
@@ -436,11 +436,3 @@ def embedder(
 def _embed_all(cache: TextCache, prompts: Sequence[str], config: WanConfig) -> None:
     for text in prompts:
         cache.embed(text, config.dit.text_len)
-
-
-def anywhere(here: bool) -> bool:
-    """Return whether it holds on any of the hosts that have joined. They read checkpoints together
-    or not at all: Orbax waits for all of them."""
-    if jax.process_count() == 1:
-        return here
-    return bool(multihost_utils.process_allgather(np.array(here)).any())

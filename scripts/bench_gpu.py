@@ -7,20 +7,20 @@ Measures, at 81 frames of 480p and 720p: the peak of matrix products, the attent
 forward pass, a guided step; memory; what clean estimates, energy observation, seeds side by side
 and the first-step ensemble cost; compilation with an empty and a filled cache; the same passes in
 PyTorch (diffusers, sdpa, with and without torch.compile) where that is installed. Every part is a
-process of its own, and what does not fit into the time or the memory is named. Prints a Markdown
+separate process, and what does not fit into the time or the memory is named. Prints a Markdown
 table and writes it to --out.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +41,7 @@ from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import Probe, SeedEnsemble, TokenEnergy
 from jcos.variants import wan22_i2v_a14b
 from jcos.wan import Wan
-from tables import about, markdown, save
+from tables import about, diffusers_transformer, markdown, options, save
 
 SEEDS = 3
 STEPS = 50
@@ -87,18 +87,29 @@ def tiny_lab() -> Lab:
     return Lab(config, jobs, repeat=1, matrix=128)
 
 
-def attempt(what: str, measure: Callable[[], list[Row]]) -> list[Row]:
-    """Return the rows of a measurement, printed for the parent process as soon as they are known;
-    one that says so where memory runs out."""
+@contextlib.contextmanager
+def memory_for(what: str) -> Iterator[None]:
+    """Say that something does not fit where memory runs out within."""
     try:
-        rows = measure()
+        yield
     except (RuntimeError, MemoryError) as error:  # both jax's and PyTorch's are RuntimeErrors
         if not any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "out of memory")):
             raise
-        rows = [Row(what, None, "", "does not fit")]
-    for row in rows:
-        print("ROW " + json.dumps(row), flush=True)
-    return rows
+        report(Row(what, None, "", "does not fit"))
+
+
+def report(row: Row) -> None:
+    """Print a row for the parent process, as soon as it is known."""
+    print("ROW " + json.dumps(row), flush=True)
+
+
+def measure(what: str, unit: str, run: Callable[[], float], note: str = "") -> float | None:
+    """Return a number, which is also reported; None where memory runs out."""
+    with memory_for(what):
+        value = run()
+        report(Row(what, value, unit, note))
+        return value
+    return None
 
 
 def fastest(lab: Lab, run: Callable[[], Any]) -> float:
@@ -117,35 +128,32 @@ def fastest(lab: Lab, run: Callable[[], Any]) -> float:
 
 def device_rows(lab: Lab) -> None:
     """What the machine can do: the largest rate that the rest is measured against."""
-    attempt("peak", partial(peak, lab))
-    for name, job in lab.jobs.items():
-        attempt(f"self-attention alone, {name}", partial(attention_alone, lab, name, job))
-
-
-def peak(lab: Lab) -> list[Row]:
     n, chain = lab.matrix, 16
-    a = jax.random.normal(jax.random.key(0), (n, n), jnp.bfloat16) / n**0.5
-    products = jax.jit(lambda a: jax.lax.fori_loop(0, chain, lambda _, x: x @ a, a))
-    rate = 2 * n**3 * chain / fastest(lab, lambda: products(a)) / 1e12
     heads, d = lab.config.dit.heads, lab.config.dit.head_dim
-    q, k, v = jax.random.normal(jax.random.key(1), (3, 512, heads, d), jnp.bfloat16)
-    with using(kernel="xla"):
-        want = jax.jit(attention)(q, k, v).astype(jnp.float32)
-    off = jnp.abs(jax.jit(attention)(q, k, v).astype(jnp.float32) - want).max()
+
+    def qkv(tokens: int) -> jax.Array:
+        return jax.random.normal(jax.random.key(1), (3, tokens, heads, d), jnp.bfloat16)
+
+    def products() -> float:
+        a = jax.random.normal(jax.random.key(0), (n, n), jnp.bfloat16) / n**0.5
+        run = jax.jit(lambda a: jax.lax.fori_loop(0, chain, lambda _, x: x @ a, a))
+        return 2 * n**3 * chain / fastest(lab, lambda: run(a)) / 1e12
+
+    def kernel_error() -> float:
+        with using(kernel="xla"):
+            want = jax.jit(attention)(*qkv(512)).astype(jnp.float32)
+        off = jnp.abs(jax.jit(attention)(*qkv(512)).astype(jnp.float32) - want).max()
+        return float(off / jnp.abs(want).max())
+
+    def attention_rate(tokens: int) -> float:
+        run, inputs = jax.jit(attention), qkv(tokens)
+        return 4 * tokens**2 * heads * d / fastest(lab, lambda: run(*inputs)) / 1e12
+
+    measure("peak", "TFLOP/s", products, f"bfloat16 products of {n} × {n}")
     note = f"fastest of {', '.join(KERNELS)} here, in bfloat16, at 512 tokens"
-    return [
-        Row("peak", rate, "TFLOP/s", f"bfloat16 products of {n} × {n}"),
-        Row("attention kernel is off by", float(off / jnp.abs(want).max()), "", note),
-    ]
-
-
-def attention_alone(lab: Lab, name: str, job: Job) -> list[Row]:
-    heads, d = lab.config.dit.heads, lab.config.dit.head_dim
-    q, k, v = jax.random.normal(jax.random.key(2), (3, job.tokens, heads, d), jnp.bfloat16)
-    f = jax.jit(attention)
-    seconds = fastest(lab, lambda: f(q, k, v))
-    rate = 4 * job.tokens**2 * heads * d / seconds / 1e12
-    return [Row(f"self-attention alone, {name}", rate, "TFLOP/s", f"{1e3 * seconds:.1f} ms")]
+    measure("attention kernel is off by", "", kernel_error, note)
+    for name, job in lab.jobs.items():
+        measure(f"self-attention alone, {name}", "TFLOP/s", partial(attention_rate, job.tokens))
 
 
 # ---- jcos
@@ -165,12 +173,12 @@ def random_model(config: WanConfig) -> Wan:
 
 
 class Program(NamedTuple):
-    """A compiled run of one guided step. seconds: of tracing, lowering and compiling it. held,
+    """A compiled run of one guided step. seconds: of tracing, lowering and compiling it. weights,
     working: GiB."""
 
     call: Callable[[], Any]
     seconds: float
-    held: float
+    weights: float
     working: float
 
 
@@ -192,92 +200,89 @@ def program(
 
     start = time.perf_counter()
     compiled = run.lower(*arguments).compile()
-    seconds, held = time.perf_counter() - start, compiled.memory_analysis()
-    assert held is not None
-    working = held.temp_size_in_bytes + held.output_size_in_bytes
+    seconds, sizes = time.perf_counter() - start, compiled.memory_analysis()
+    assert sizes is not None
+    working = sizes.temp_size_in_bytes + sizes.output_size_in_bytes
     call = partial(compiled, *arguments)
-    return Program(call, seconds, held.argument_size_in_bytes / GIB, working / GIB)
+    return Program(call, seconds, sizes.argument_size_in_bytes / GIB, working / GIB)
 
 
 def jcos_rows(lab: Lab) -> None:
     start = time.perf_counter()
     whole = jax.block_until_ready(random_model(lab.config))
-    made = Row("random weights made in", time.perf_counter() - start, "s")
-    attempt(made.what, lambda: [made])
+    made = time.perf_counter() - start
+    measure("random weights made in", "s", lambda: made)
     # One expert runs; the other only lies there, as in a whole run.
     model = jax.tree.map(lambda a: a, whole)
     model.experts = nnx.List(whole.experts[:1])
     steps = {}
     for name, job in lab.jobs.items():
-        attempt(f"forward pass, {name}", partial(forward_pass, lab, model, name, job))
-        what = f"guided step, {name}"
-        steps[name] = attempt(what, partial(guided_step, lab, model, name, job))[0].value
+        once = measure(f"forward pass, {name}", "s", partial(forward_pass, lab, model, job))
+        if once is not None:
+            rate = sum(forward_flops(lab.config.dit, job.tokens).values()) / once / 1e12
+            measure(f"forward pass, {name}, rate", "TFLOP/s", partial(float, rate))
+        steps[name] = guided_step(lab, model, name, job)
     name, job = next(iter(lab.jobs.items()))
     if (alone := steps[name]) is not None:
         extras(lab, model, job, name, alone)
     if stats := jax.devices()[0].memory_stats():
         note = f"{lab.config.experts} expert(s) resident, {SEEDS} seeds side by side"
-        most = Row("peak memory", stats["peak_bytes_in_use"] / GIB, "GiB", note)
-        attempt(most.what, lambda: [most])
-    attempt("an expert from the host", partial(brought, lab, model.experts[0]))
+        measure("peak memory", "GiB", lambda: stats["peak_bytes_in_use"] / GIB, note)
+    measure("an expert from the host", "s", partial(from_host, lab, model.experts[0]))
 
 
-def brought(lab: Lab, expert: Any) -> list[Row]:
+def from_host(lab: Lab, expert: Any) -> float:
     """What experts in turns cost: each comes from host memory once per run."""
     host = SingleDeviceSharding(jax.devices()[0], memory_kind=memory.HOST)
     waiting = jax.block_until_ready(jax.device_put(expert, host))
-    seconds = fastest(lab, lambda: memory.on_device(waiting))
-    rate = sum(a.nbytes for a in jax.tree.leaves(waiting)) / seconds / 1e9
-    return [Row("an expert from the host", seconds, "s", f"{rate:.3g} GB/s")]
+    return fastest(lab, lambda: memory.on_device(waiting))
 
 
-def forward_pass(lab: Lab, model: Wan, name: str, job: Job) -> list[Row]:
+def forward_pass(lab: Lab, model: Wan, job: Job) -> float:
     cfg = lab.config.dit
     x = jnp.ones((*job.latent, cfg.in_channels))
     text = jnp.zeros((cfg.text_len, cfg.text_dim), jnp.dtype(lab.config.numerics.text))
     forward = jax.jit(lambda dit, x, t, text: dit(x, t, text)[0])
-    once = fastest(lab, lambda: forward(model.experts[0], x, jnp.float32(900), text))
-    rate = sum(forward_flops(cfg, job.tokens).values()) / once / 1e12
-    what = f"forward pass, {name}"
-    return [Row(what, once, "s"), Row(f"{what}, rate", rate, "TFLOP/s")]
+    return fastest(lab, lambda: forward(model.experts[0], x, jnp.float32(900), text))
 
 
-def guided_step(lab: Lab, model: Wan, name: str, job: Job) -> list[Row]:
-    step = program(model, job)
-    return [
-        Row(f"guided step, {name}", fastest(lab, step.call), "s"),
-        Row(f"compilation of it, cache empty, {name}", step.seconds, "s"),
-        Row(f"weights of one expert, {name}", step.held, "GiB"),
-        Row(f"working memory, {name}", step.working, "GiB", "beside the weights"),
-    ]
+def guided_step(lab: Lab, model: Wan, name: str, job: Job) -> float | None:
+    known: dict[str, Program] = {}
+
+    def run() -> float:
+        known["step"] = program(model, job)
+        return fastest(lab, known["step"].call)
+
+    seconds = measure(f"guided step, {name}", "s", run)
+    if seconds is not None:
+        step = known["step"]
+        measure(f"compilation of it, cache empty, {name}", "s", lambda: step.seconds)
+        measure(f"weights of one expert, {name}", "GiB", lambda: step.weights)
+        measure(f"working memory, {name}", "GiB", lambda: step.working, "next to the weights")
+    return seconds
 
 
 def extras(lab: Lab, model: Wan, job: Job, name: str, alone: float) -> None:
     """What looking and intervening cost on top of a guided step of one seed, `alone` seconds."""
     jax.clear_caches()
-    again = f"compilation of it, cache filled, {name}"
+    measure(f"compilation of it, cache filled, {name}", "s", lambda: program(model, job).seconds)
 
     def timed(**options: Any) -> float:
         return fastest(lab, program(model, job, **options).call)
 
-    def together() -> float:
+    def ensemble() -> float:
         probe = SeedEnsemble.window(1, lab.config.dit.layers)
         return 100 * (timed(seeds=SEEDS, probe=probe) - alone) / (STEPS * alone)
 
+    def seeds() -> float:
+        return 100 * timed(seeds=SEEDS) / (SEEDS * alone)
+
     share = "of a guided step; goal < 2"
-    measurements: dict[str, tuple[Callable[[], float], str, str]] = {
-        again: (lambda: program(model, job).seconds, "s", ""),
-        "energy observation": (lambda: 100 * (timed(probe=TokenEnergy()) / alone - 1), "%", share),
-        "clean estimates": (lambda: 100 * (alone / timed(keep_x0=False) - 1), "%", share),
-        f"{SEEDS} seeds side by side": (
-            lambda: 100 * timed(seeds=SEEDS) / (SEEDS * alone),
-            "%",
-            f"of the time of {SEEDS} runs in turns",
-        ),
-        "first-step ensemble": (together, "%", f"of a video of {STEPS} steps; goal ≤ 5"),
-    }
-    for what, (measure, unit, note) in measurements.items():
-        attempt(what, lambda w=what, m=measure, u=unit, n=note: [Row(w, m(), u, n)])
+    energy = partial(timed, probe=TokenEnergy())
+    measure("energy observation", "%", lambda: 100 * (energy() / alone - 1), share)
+    measure("clean estimates", "%", lambda: 100 * (alone / timed(keep_x0=False) - 1), share)
+    measure(f"{SEEDS} seeds side by side", "%", seeds, f"of the time of {SEEDS} runs in turns")
+    measure("first-step ensemble", "%", ensemble, f"of a video of {STEPS} steps; goal ≤ 5")
 
 
 # ---- diffusers
@@ -285,17 +290,14 @@ def extras(lab: Lab, model: Wan, job: Job, name: str, alone: float) -> None:
 
 def diffusers_rows(lab: Lab) -> None:
     """The same passes in PyTorch: a transformer of the same sizes with random bfloat16 weights."""
-    torch = import_module("torch")
-    wan = import_module("diffusers.models.transformers.transformer_wan")
-    there = "cuda" if torch.cuda.is_available() else "cpu"
-    cfg = lab.config.dit
-    same = ("in_channels", "out_channels", "text_dim", "freq_dim", "ffn_dim", "eps")
-    sizes = {"num_layers": cfg.layers} | {name: getattr(cfg, name) for name in same}
+    import torch  # type: ignore[import-not-found]
+
+    there, cfg = "cuda" if torch.cuda.is_available() else "cpu", lab.config.dit
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(there):
-        model = wan.WanTransformer3DModel(cfg.patch, cfg.heads, cfg.head_dim, **sizes).eval()
+        model = diffusers_transformer(cfg)
 
-    def rows(how: str, forward: Callable[..., Any], name: str, job: Job) -> list[Row]:
+    def seconds(forward: Callable[..., Any], job: Job) -> float:
         x = torch.randn(1, cfg.in_channels, *job.latent, device=there)
         text = torch.randn(1, cfg.text_len, cfg.text_dim, device=there)
         t = torch.full((1,), 900, device=there, dtype=torch.int64)
@@ -306,16 +308,17 @@ def diffusers_rows(lab: Lab) -> None:
             if there == "cuda":
                 torch.cuda.synchronize()
 
-        once, note = fastest(lab, call), "two passes, one after the other, as its pipelines do"
-        return [
-            Row(f"diffusers, {how}, forward pass, {name}", once, "s"),
-            Row(f"diffusers, {how}, guided step, {name}", 2 * once, "s", note),
-        ]
+        return fastest(lab, call)
 
     for how, forward in (("sdpa", model), ("torch.compile", torch.compile(model))):
         for name, job in lab.jobs.items():
-            what = f"diffusers, {how}, guided step, {name}"
-            attempt(what, partial(rows, how, forward, name, job))
+            what = f"diffusers, {how}, forward pass, {name}"
+            once = measure(what, "s", partial(seconds, forward, job))
+            if once is not None:
+                note = "two passes, one after the other, as its pipelines do"
+                measure(
+                    f"diffusers, {how}, guided step, {name}", "s", partial(float, 2 * once), note
+                )
 
 
 PARTS: dict[str, Callable[[Lab], None]] = {
@@ -331,11 +334,12 @@ SHARES = {"device": 0.15, "jcos": 0.8, "diffusers": 1.0}
 
 
 def work(part: str, lab: Lab) -> None:
-    """In a part's own process."""
+    """In the process of a part."""
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     with tempfile.TemporaryDirectory() as cache:
         jax.config.update("jax_compilation_cache_dir", cache)
-        attempt(f"{part}, the rest", lambda: PARTS[part](lab) or [])
+        with memory_for(f"{part}, the rest"):
+            PARTS[part](lab)
 
 
 def collect(arguments: argparse.Namespace) -> list[Row]:
@@ -385,9 +389,7 @@ def table(rows: list[Row]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--tiny", action="store_true", help="toy sizes")
     parser.add_argument("--minutes", type=float, default=9.5, help="time for everything")
     parser.add_argument("--experts", type=int, choices=(1, 2), default=2, help="in memory")

@@ -1,4 +1,4 @@
-"""How fast it runs on this CPU: prints a Markdown table and writes it beside the other results.
+"""How fast it runs on this CPU: prints a Markdown table and writes it to out/.
 
 python scripts/benchmark.py              # the shipped model, on an otherwise idle machine
 python scripts/benchmark.py --quick      # tiny sizes: does everything work? The numbers say nothing
@@ -39,7 +39,7 @@ from jcos.variants import toy
 from jcos.wan import Wan, load
 from jcos.weights.checkpoint import with_leaves
 from jcos.weights.names import DIT, DIT_OF_DIFFUSERS, original_name, place
-from tables import about, markdown, save
+from tables import about, diffusers_transformer, markdown, options, save
 
 MAZE = get("maze")
 PUZZLE = MAZE.sample(0, "test")
@@ -133,7 +133,7 @@ def sample(lab: Lab) -> list[Row]:
 
 def first_call(lab: Lab) -> list[Row]:
     """The first denoising step of a fresh process after imports and loading, its programs compiled,
-    or read from the folder that they were kept in (`programs.keep`)."""
+    or read from the folder that they were stored in (`programs.keep`)."""
     command = [sys.executable, __file__, *["--quick"] * lab.quick, "--first-call"]
     group = "first step of a process, its programs"
     rows = [Row(group, state, []) for state in ("compiled", "kept in a folder")]
@@ -185,9 +185,7 @@ def against_diffusers(lab: Lab) -> list[Row]:
         print("PyTorch is left out. To have it: pip install -e '.[lab,verify]'", file=sys.stderr)
         return []
     cfg = lab.model.config.dit
-    same = ("in_channels", "out_channels", "text_dim", "freq_dim", "ffn_dim", "eps")
-    sizes = {"num_layers": cfg.layers} | {name: getattr(cfg, name) for name in same}
-    other = wan.WanTransformer3DModel(cfg.patch, cfg.heads, cfg.head_dim, **sizes).eval()
+    other = diffusers_transformer(cfg)
     other.rope = wan.WanRotaryPosEmbed(cfg.head_dim, cfg.patch, 1024, theta=cfg.rope_theta)
     tensors = {
         original_name(name, DIT_OF_DIFFUSERS): tensor.numpy()
@@ -212,9 +210,9 @@ def against_diffusers(lab: Lab) -> list[Row]:
     for batch in (1, lab.videos):
         inputs = lab.inputs(batch)
         x, t, text = (torch.tensor(np.asarray(a)) for a in inputs)
-        given = (x.movedim(-1, 1).contiguous(), t, text)
-        contenders = {f"PyTorch, {n} thread(s)": partial(theirs, other, n, *given) for n in counts}
-        contenders["torch.compile"] = partial(theirs, fused, counts[0], *given)
+        same = (x.movedim(-1, 1).contiguous(), t, text)
+        contenders = {f"PyTorch, {n} thread(s)": partial(theirs, other, n, *same) for n in counts}
+        contenders["torch.compile"] = partial(theirs, fused, counts[0], *same)
         contenders["jcos"] = partial(ours, model, *inputs)
         rows += race(lab, f"forward pass, batch {batch}", contenders, tolerance=1e-4)
     return rows
@@ -262,27 +260,20 @@ def machine() -> dict[str, Any]:
 def table(rows: list[Row]) -> str:
     heads = ("", "", "median, ms", "range, ms", "speed-up", "off by")
     firsts = {row.group: row for row in reversed(rows)}
-    lines = []
-    for row in rows:
+
+    def cells(row: Row) -> tuple[str, ...]:
         first = firsts[row.group]
-        median, low, high = (1e3 * s for s in (row.median, min(row.seconds), max(row.seconds)))
-        lines.append(
-            (
-                row.group if row is first else "",
-                row.contender,
-                f"{median:,.1f}",
-                f"{low:,.1f} – {high:,.1f}",
-                f"{first.median / row.median:.2f}",
-                "" if row.difference is None else f"{row.difference:.0e}",
-            )
-        )
-    return markdown(heads, lines, left=2)
+        times = f"{1e3 * min(row.seconds):,.1f} – {1e3 * max(row.seconds):,.1f}"
+        speed_up = f"{first.median / row.median:.2f}"
+        off = "" if row.difference is None else f"{row.difference:.0e}"
+        group = row.group if row is first else ""
+        return group, row.contender, f"{1e3 * row.median:,.1f}", times, speed_up, off
+
+    return markdown(heads, map(cells, rows), left=2)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument("--repeat", type=int, default=5, help="timings of every contender")
     parser.add_argument("--out", type=local_path, default=Path("out/benchmark"))
@@ -294,10 +285,8 @@ def main() -> None:
         return print(first_step(lab, arguments.first_call))
     jax.config.update("jax_enable_compilation_cache", False)
     before = machine()
-    measurements = (
-        *(sample, first_call, startup, noise_positions, search_along, against_diffusers),
-    )
-    rows = [row for measure in track(measurements, "measuring") for row in measure(lab)]
+    parts = (sample, first_call, startup, noise_positions, search_along, against_diffusers)
+    rows = [row for measure in track(parts, "measuring") for row in measure(lab)]
     out = arguments.out / "quick" if arguments.quick else arguments.out
     save(out, table(rows), before, ({**row._asdict(), "median": row.median} for row in rows))
 

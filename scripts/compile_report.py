@@ -4,14 +4,13 @@
     python scripts/compile_report.py --only curves  # formulas alone: no compiler, no time
     python scripts/compile_report.py --tiny         # toy sizes, printed alone: does it compile?
 
-`machines`: every released model on common machines, planned as `jcos plan` does; each plan is kept
-under --work, so that a stopped call goes on where it was; seconds for a GPU, a minute or two for a
-TPU slice on two cores. `programs`: every program that a run on one GPU consists of, compiled with
-weights as shapes, four minutes. `curves`: how a video's cost grows, by formula. Needs the extras
-`tpu` and `gpu`, and neither device.
+`machines`: every released model on common machines, planned as `jcos plan` does; each plan is
+stored under --work, so that a stopped call goes on where it was; seconds for a GPU, a minute or two
+for a TPU slice on two cores. `programs`: every program that a run on one GPU consists of, compiled
+with weights as shapes, four minutes. `curves`: how a video's cost grows, by formula. Needs the
+extras `tpu` and `gpu`, and neither device.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -38,7 +37,7 @@ from jcos.plan.forecast import Forecast
 from jcos.plan.machines import GIB, machine
 from jcos.sampling.probes import Probe, SeedEnsemble, Swap, TokenEnergy, TokenFeatures
 from jcos.variants import VARIANTS, toy, wan22_i2v_a14b
-from tables import about, markdown, rewrite
+from tables import about, markdown, options, rewrite
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = {"machines": "pods.md", "curves": "pods.md", "programs": "performance.md"}
@@ -141,8 +140,8 @@ Program = tuple[str, Any, tuple]
 
 def run(what: str, job: Job, mesh: Mesh, probe: Probe | None = None, worlds: int = 1) -> Program:
     """`jcos.generate`, side by side where there are several worlds."""
-    model, plan, given, keys, probe = compiled.arguments(job, mesh, probe)
-    many = jax.tree.map(lambda a: jax.ShapeDtypeStruct((worlds, *a.shape[1:]), a.dtype), given)
+    model, plan, condition, keys, probe = compiled.arguments(job, mesh, probe)
+    many = jax.tree.map(lambda a: jax.ShapeDtypeStruct((worlds, *a.shape[1:]), a.dtype), condition)
     return what, generate_worlds, (model, plan, abstract_runs(many, mesh), keys, probe)
 
 
@@ -180,12 +179,12 @@ def learning(mesh: Mesh) -> Iterator[Program]:
     recipe, config = training.Recipe(), toy(training.vocabulary())
     for linear in ("float32", "bfloat16"):
         numerics = dataclasses.replace(config.numerics, linear=linear)
-        asked = dataclasses.replace(config, numerics=numerics)
-        state = jax.eval_shape(partial(training.initial, recipe, asked))
-        given = jax.tree.map(jnp.asarray, training.batches(recipe, asked, 0))
-        taken = (abstract_runs(state, mesh), abstract_runs(given, mesh))
+        variant = dataclasses.replace(config, numerics=numerics)
+        state = jax.eval_shape(partial(training.initial, recipe, variant))
+        batch = jax.tree.map(jnp.asarray, training.batches(recipe, variant, 0))
+        taken = (abstract_runs(state, mesh), abstract_runs(batch, mesh))
         what = f"the small model, a training step in {linear}"
-        yield what, training.make_update(recipe, asked), taken
+        yield what, training.make_update(recipe, variant), taken
 
 
 def programs(tiny: bool) -> str:
@@ -211,30 +210,28 @@ def programs(tiny: bool) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--only", choices=PAGES, help="one of the tables")
     parser.add_argument("--machine", default="", help="machines whose name has this in it")
     parser.add_argument("--work", type=local_path, default=Path("out/pods"))
     parser.add_argument("--docs", type=local_path, default=DOCS, help="folder of the pages")
     parser.add_argument("--tiny", action="store_true", help="programs at toy sizes, printed alone")
-    options = parser.parse_args()
+    arguments = parser.parse_args()
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")
-    if options.tiny:
+    if arguments.tiny:
         return print(programs(tiny=True))
     tables = {
         "curves": curves,
-        "machines": partial(machines, options.work, options.machine),
+        "machines": partial(machines, arguments.work, arguments.machine),
         "programs": partial(programs, tiny=False),
     }
     made = {name: v for name, v in about().items() if name in ("date", "jax", *COMPILERS)}
     where = ", ".join(f"{name} {value}" for name, value in made.items())
-    for name in [options.only] if options.only else tables:
+    for name in [arguments.only] if arguments.only else tables:
         text = f"{tables[name]()}\n*`python scripts/compile_report.py --only {name}`, {where}.*\n"
-        rewrite(options.docs / PAGES[name], "compile_report", name, text)
-    print(f"The tables are in {options.docs}")
+        rewrite(arguments.docs / PAGES[name], "compile_report", name, text)
+    print(f"The tables are in {arguments.docs}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""The table of what a model solves: prints it as Markdown and writes it beside the other results.
+"""The table of what a model solves: prints it as Markdown and writes it to out/.
 
 python scripts/evaluate.py                                # the shipped model, 512 puzzles per task
 python scripts/evaluate.py --checkpoint runs/tiny/model --puzzles 128 --task maze
 python scripts/evaluate.py --given 3                      # of each puzzle three frames are given
 """
 
-import argparse
 import os
 import platform
 from pathlib import Path
@@ -18,7 +17,7 @@ from jcos.files import local_path
 from jcos.lab.measures import Estimate
 from jcos.lab.tasks import TASKS, get
 from jcos.wan import TINY, load
-from tables import about, markdown, save
+from tables import about, markdown, options, save
 
 HEADS = (
     *("task", "solved", "different", "one step", "several answers: all / one step", "committed"),
@@ -46,34 +45,29 @@ def row(result: Result) -> tuple[str, ...]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--checkpoint", type=local_path, default=TINY)
     parser.add_argument("--puzzles", type=int, default=512)
     parser.add_argument("--task", action="append", choices=list(TASKS))
-    parser.add_argument("--steps", type=int, help="denoising steps, by default the model's own")
+    parser.add_argument("--steps", type=int, help="denoising steps, by default the model's")
     parser.add_argument("--given", type=int, default=1, help="frames that the model continues")
     parser.add_argument("--out", type=local_path, default=Path("out/evaluation"))
     arguments = parser.parse_args()
     programs.keep_in_cache()
+    frames, names = arguments.given, arguments.task or TASKS
     try:
         model = load(arguments.checkpoint)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    chosen = [get(name) for name in arguments.task or TASKS]
-    sampling, given = model.config.sampling_with(steps=arguments.steps), arguments.given
-    try:
+        sampling = model.config.sampling_with(steps=arguments.steps)
         results = [
-            evaluate(model, task, arguments.puzzles, sampling=sampling, given=given)
-            for task in track(chosen, "playing")
+            evaluate(model, get(name), arguments.puzzles, sampling=sampling, given=frames)
+            for name in track(names, "sampling")
         ]
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     where = about(
         puzzles=f"{arguments.puzzles} held out per task",
         steps=sampling.steps,
-        given=given,
+        given=frames,
         CPU=f"{os.cpu_count()} × {platform.machine()}",
     )
     table = markdown(HEADS, map(row, results), left=len(HEADS))

@@ -6,10 +6,9 @@
 The words are a jinja2 template. `{{ steps("maze", "solved", "step 49") }}` is the line of
 out/paper/steps/table.csv with that task, measure and case: its value with the 95 % interval. `n=1`
 adds the number of puzzles; `column="chance"` takes another column. `{{ steps.command }}` is an
-entry of its manifest. Figures that the page shows are copied beside it.
+entry of its manifest. Figures that the page shows are copied next to it.
 """
 
-import argparse
 import csv
 import json
 import re
@@ -20,6 +19,7 @@ from typing import Any
 import jinja2
 
 from jcos.files import local_path
+from tables import options
 
 DOCS = Path(__file__).parents[1] / "docs"
 FIGURE = re.compile(r"\(findings/([a-z_]+)-([^()\s]+)\.svg\)")
@@ -44,10 +44,8 @@ class Results:
     def __call__(self, *key: str, column: str = "", n: bool = False) -> str:
         """Return a cell in words. Raises ValueError for a line that the table does not have."""
         if key not in self._lines:
-            near = [k for k in self._lines if k[:2] == key[:2]] or [
-                k for k in self._lines if k[0] == key[0]
-            ]
-            raise ValueError(f"{self.name} has no line {key}; it has {near[:40]}")
+            near = sorted(self._lines, key=lambda k: (k[:2] != key[:2], k[0] != key[0]))[:40]
+            raise ValueError(f"{self.name} has no line {key}; it has {near}")
         line = self._lines[key]
         if column:
             if not line[column]:
@@ -68,20 +66,18 @@ def number(text: str) -> str:
 
 def fill(words: Path, folder: Path) -> str:
     """Return a page. Raises ValueError for a number that no table has."""
-    found = {p.parent.name: Results(p.parent) for p in sorted(folder.glob("*/run.json"))}
+    results = {p.parent.name: Results(p.parent) for p in sorted(folder.glob("*/run.json"))}
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
     try:
-        return environment.from_string(words.read_text()).render(found)
+        return environment.from_string(words.read_text()).render(results)
     except jinja2.TemplateError as error:
         raise ValueError(f"{words.name}: {error}") from None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--results", type=local_path, default=Path("out/paper"))
     parser.add_argument("--docs", type=local_path, default=DOCS, help="folder of the page")
     arguments = parser.parse_args()

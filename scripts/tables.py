@@ -1,14 +1,22 @@
-"""What the scripts share: Markdown tables, and what their numbers hold for."""
+"""What the scripts share: options, Markdown tables, what their numbers hold for, and the
+transformer of diffusers that two of them measure against."""
 
+import argparse
 import json
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "diffusers", "libtpu", "jax-cuda13-pjrt")
+
+
+def options(text: str | None) -> argparse.ArgumentParser:
+    """Return a parser whose help is a script's docstring."""
+    kind = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=text, formatter_class=kind)
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> str:
@@ -33,6 +41,14 @@ def save(out: Path, table: str, about: Mapping[str, Any], rows: Iterable[Mapping
     (out / "table.json").write_text(
         json.dumps({"machine": about, "rows": list(rows)}, indent=1) + "\n"
     )
+
+
+def diffusers_transformer(cfg: Any) -> Any:
+    """Return a transformer of diffusers with the sizes of a `DiTConfig`; ImportError without it."""
+    wan = import_module("diffusers.models.transformers.transformer_wan")
+    same = ("in_channels", "out_channels", "text_dim", "freq_dim", "ffn_dim", "eps")
+    sizes = {"num_layers": cfg.layers} | {name: getattr(cfg, name) for name in same}
+    return wan.WanTransformer3DModel(cfg.patch, cfg.heads, cfg.head_dim, **sizes).eval()
 
 
 def rewrite(page: Path, script: str, name: str, text: str) -> None:

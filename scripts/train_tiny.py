@@ -13,20 +13,23 @@ replace jcos/tiny by OUT/model and run `make evaluate`. The shipped one went on 
     python scripts/train_tiny.py --part 5 --start runs/fourth/model --out runs/fifth
 """
 
-import argparse
 import dataclasses
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jcos.cli.common import bar
 from jcos.devices import programs
 from jcos.files import beside, local_path
 from jcos.lab.training import PARTS, train
+from tables import options
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+
+EVERY = 10
+"""Steps between two reports of the loss."""
 
 
 def draw_curve(losses: dict[str, list[float]], path: Path) -> None:
@@ -45,9 +48,7 @@ def draw_curve(losses: dict[str, list[float]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--out", type=local_path, default=Path("runs/tiny"))
     parser.add_argument("--steps", type=int, help="by default those of the recipe")
     parser.add_argument("--seed", type=int, default=0)
@@ -64,19 +65,14 @@ def main() -> None:
         seed=recipe.seed + arguments.seed,
         start=arguments.start,
     )
-    columns = (
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
     programs.keep_in_cache()
     try:
-        with Progress(*columns, refresh_per_second=1) as bar:
-            line = bar.add_task("training", total=recipe.steps, loss=float("nan"))
+        with bar() as progress:
             for now in train(recipe, arguments.out, save_every=arguments.save_every):
-                bar.update(line, completed=now.step, loss=now.loss)
-                if now.step % arguments.save_every == 0 or now.step == recipe.steps:
+                last = now.step == recipe.steps
+                if last or now.step % EVERY == 0:
+                    progress(f"loss {now.loss:.4f}", now.step, recipe.steps)
+                if last or now.step % arguments.save_every == 0:
                     draw_curve(now.losses, arguments.out / "curve.png")
     except (ValueError, OSError) as error:
         parser.error(str(error))

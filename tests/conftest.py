@@ -5,6 +5,7 @@ Nothing here may import `jcos`: the shape checks are put in place when it is fir
 
 import gc
 import os
+import re
 from collections.abc import Callable
 from importlib import metadata
 from importlib.util import find_spec
@@ -64,6 +65,29 @@ def load_golden(name: str) -> dict[str, np.ndarray]:
     raise FileNotFoundError(
         f"no golden file {name!r} in tests/golden; there are: {', '.join(known) or 'none'}"
     )
+
+
+Refused = Callable[..., str]
+PROGRESS = re.compile(r"Note: |Search: |.*: \d+ of \d+(, .* left)?$")
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """`refused("sample", "mazes")` is the one sentence that a command ends in, with exit code 2."""
+
+    def sentence(*words: object, main: Callable[..., Any] | None = None) -> str:
+        from jcos import cli
+
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            (main or cli.main)([str(word) for word in words])
+        assert end.value.code == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        (line,) = (line for line in lines if not PROGRESS.match(line))
+        assert main is not None or line.startswith("jcos: ")
+        return line
+
+    return sentence
 
 
 def compilations() -> int:

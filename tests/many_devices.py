@@ -4,10 +4,13 @@ jax counts its devices once per process, and the other tests have one. Called as
 `python -m tests.many_devices CASE …`; prints its findings as JSON on the last line.
 """
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +33,57 @@ def environment() -> dict[str, str]:
     return variables
 
 
-def start(case: str, *arguments: str, module: str = "tests.many_devices") -> subprocess.Popen:
+def launch(*words: object, **variables: str) -> subprocess.Popen[str]:
+    """Start Python with these words; variables: of the environment."""
     return subprocess.Popen(
-        [sys.executable, "-m", module, case, *arguments],
+        [sys.executable, *map(str, words)],
         cwd=ROOT,
-        env=environment(),
+        env=environment() | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def finish(process: subprocess.Popen, seconds: float = 380) -> Any:
-    """What the case found; AssertionError with its last words where it failed."""
+def finish(process: subprocess.Popen[str], seconds: float = 500) -> str:
+    """Return the output of a process; AssertionError with its last words where it failed."""
     out, err = process.communicate(timeout=seconds)
     assert process.returncode == 0, err[-3000:]
-    return json.loads(out.splitlines()[-1])
+    return out
 
 
-def find(case: str, *arguments: str) -> Any:
-    return finish(start(case, *arguments))
+def find(case: str, *arguments: str, module: str = "tests.many_devices") -> Any:
+    """Return what a case finds in a process of its own."""
+    return json.loads(finish(launch("-m", module, case, *arguments)).splitlines()[-1])
+
+
+def command(*words: object, devices: int = 8) -> None:
+    """Run a command in a process that has so many devices."""
+    finish(launch("-m", "jcos", *words, JAX_NUM_CPU_DEVICES=str(devices)))
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+@contextlib.contextmanager
+def hosts(*words: object, devices: int = 4) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start the same on two hosts that know each other, of so many devices each; what still runs
+    in the end is killed."""
+    known = {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+    }
+    processes = [launch(*words, **known, JAX_PROCESS_ID=str(i)) for i in range(2)]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()  # closes its pipes
 
 
 # ---- the cases; jax is imported in the new process alone
@@ -158,20 +192,25 @@ def eight() -> None:
     jax.config.update("jax_num_cpu_devices", 8)
 
 
-def layouts(worlds: str, seeds: str, *meshes: str) -> dict[str, dict[str, float]]:
-    """How runs on these meshes differ from the same on one device, relative to the largest."""
-    eight()
+def on_meshes(
+    run: Callable[[Any], dict[str, Any]], meshes: Sequence[str], model: Any = None
+) -> dict[str, dict[str, float]]:
+    """How results on these meshes differ from the same on one device, relative to the largest."""
     from jcos.devices import sharding
 
-    model = tiny_model()
-    conditions = conditions_of(model, int(worlds))
-    want, found = trace_of(model, conditions, int(seeds)), {}
+    want, found = run(model), {}
     for text in meshes:
         mesh = sharding.make_mesh(sharding.parse_mesh(text))
         with sharding.use_mesh(mesh):
-            spread = sharding.place(model, mesh)
-            found[text] = differences(trace_of(spread, conditions, int(seeds)), want)
+            found[text] = differences(run(model and sharding.place(model, mesh)), want)
     return found
+
+
+def layouts(worlds: str, seeds: str, *meshes: str) -> dict[str, dict[str, float]]:
+    eight()
+    model = tiny_model()
+    conditions = conditions_of(model, int(worlds))
+    return on_meshes(lambda model: trace_of(model, conditions, int(seeds)), meshes, model)
 
 
 def by_step(text: str) -> dict[str, float]:
@@ -204,12 +243,11 @@ def by_step(text: str) -> dict[str, float]:
 
 
 def sweeps(*meshes: str) -> dict[str, dict[str, float]]:
-    """How a sweep differs from the same on one device: a mean over two seeds or a swap between two
-    worlds, of two pairs of pictures; three runs at a time."""
+    """A sweep: a mean over two seeds or a swap between two worlds, of two pairs of pictures; three
+    runs at a time."""
     eight()
     import jax
 
-    from jcos.devices import sharding
     from jcos.experiments.sweeps import sweep
     from jcos.sampling.probes import SeedEnsemble, Swap, chain
 
@@ -223,13 +261,7 @@ def sweeps(*meshes: str) -> dict[str, dict[str, float]]:
         trace = sweep(model, conditions, (3, 4), probes=probes, chunk=3)
         return {"mean": trace.x0[0], "swap": trace.x0[1]}
 
-    model = tiny_model()
-    want, found = trace_of(model), {}
-    for text in meshes:
-        mesh = sharding.make_mesh(sharding.parse_mesh(text))
-        with sharding.use_mesh(mesh):
-            found[text] = differences(trace_of(sharding.place(model, mesh)), want)
-    return found
+    return on_meshes(trace_of, meshes, tiny_model())
 
 
 def attention(*meshes: str) -> dict[str, list]:
@@ -269,8 +301,8 @@ def attention(*meshes: str) -> dict[str, list]:
 
 
 def undivided(*meshes: str) -> dict[str, dict[str, float]]:
-    """What these meshes do not divide, against one device: attention of 50 tokens of 3 heads, and
-    the program of docs/launch.md, whose picture has 6 x 10 cells; 7 x 9 are decoded."""
+    """What these meshes do not divide: attention of 50 tokens of 3 heads, and the program of
+    docs/launch.md, whose picture has 6 x 10 cells; 7 x 9 are decoded."""
     eight()
     import jax
     import numpy as np
@@ -288,7 +320,7 @@ def undivided(*meshes: str) -> dict[str, dict[str, float]]:
     picture = rng.integers(0, 256, (48, 80, 3), np.uint8)
     cells = rng.standard_normal((2, 7, 9, 16)).astype(np.float32)
 
-    def find() -> dict[str, Any]:
+    def run(_: None) -> dict[str, Any]:
         model = wan.load(release, profile="float32", text=False)
         condition = model.condition(picture, rows, 5, negative=rows[:1])
         trace = generation.generate(model, condition, (0, 1), sampling=sampling)
@@ -301,11 +333,7 @@ def undivided(*meshes: str) -> dict[str, dict[str, float]]:
         }
         return sharding.to_host(made)
 
-    want, found = find(), {}
-    for text in meshes:
-        with sharding.use_mesh(sharding.make_mesh(sharding.parse_mesh(text))):
-            found[text] = differences(find(), want)
-    return found
+    return on_meshes(run, meshes)
 
 
 def weights() -> dict[str, Any]:
@@ -350,14 +378,11 @@ def weights() -> dict[str, Any]:
     return found
 
 
-def host(number: str, port: str) -> dict[str, float]:
+def host() -> dict[str, float]:
     """One of two hosts with four devices each: seeds apart, each video on the devices of a host."""
-    import jax
-
-    jax.config.update("jax_num_cpu_devices", 4)
     from jcos.devices import sharding
 
-    sharding.init_distributed(f"localhost:{port}", 2, int(number), timeout=60)
+    sharding.init_distributed(timeout=60)
     model = tiny_model()
     want = trace_of(model, conditions_of(model, 1), 2)
     mesh = sharding.make_mesh({"seed": 2, "context": 4})
@@ -366,14 +391,14 @@ def host(number: str, port: str) -> dict[str, float]:
         return differences(trace_of(spread, conditions_of(spread, 1), 2), want)
 
 
-def lost(number: str, port: str) -> None:
+def lost() -> None:
     """One of two hosts, of which the second goes away without a word."""
     import jax
 
     from jcos.devices import sharding
 
-    sharding.init_distributed(f"localhost:{port}", 2, int(number), timeout=10)
-    if number == "1":
+    sharding.init_distributed(timeout=10)
+    if jax.process_index() == 1:
         os._exit(1)
     mesh = sharding.make_mesh({"seed": 2})
     with sharding.use_mesh(mesh):
@@ -381,26 +406,8 @@ def lost(number: str, port: str) -> None:
         sharding.to_host(keys)
 
 
-def command(*words: str) -> list[Any]:
-    """A command's exit code, and what it complains of."""
-    eight()
-    import contextlib
-    import io
-
-    from jcos import cli
-
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            cli.main(words)
-    except SystemExit as end:
-        return [int(end.code or 0), said.getvalue().strip().rpartition("\n")[2]]
-    return [0, ""]
-
-
 CASES = {
-    f.__name__: f
-    for f in (layouts, by_step, sweeps, attention, undivided, weights, host, lost, command)
+    f.__name__: f for f in (layouts, by_step, sweeps, attention, undivided, weights, host, lost)
 }
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import GOLDEN
-from tests.many_devices import environment, finish, start
+from tests.many_devices import environment, find
 
 SERVER = (
     "import time\nfrom {} import {} as make\nserver = make({})\nserver.start()\ntime.sleep(0.2)"
@@ -68,7 +68,7 @@ def bucket(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.mark.extra("buckets")
 @pytest.mark.slow
 def test_from_a_release_to_scores(bucket: str, tmp_path: Path) -> None:
-    found = finish(start(bucket, str(tmp_path), module="tests.test_buckets"))
+    found = find(bucket, str(tmp_path), module="tests.test_buckets")
     assert found["weights"]
     assert found["latents"] == [1, 2, 4, 4, 48]
     assert found["film"] == [5, 64, 64, 3]

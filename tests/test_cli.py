@@ -20,27 +20,14 @@ from jcos.generation import generate
 from jcos.lab import tasks
 from jcos.report.reading import read
 from jcos.weights import checkpoint
-from tests.conftest import ROOT, parameter_count
+from tests.conftest import ROOT, Refused, parameter_count
 
 
 def run(*arguments: object) -> None:
     cli.main([str(a) for a in arguments])
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one sentence that a command ends in."""
-    with pytest.raises(SystemExit) as error:
-        run(*arguments)
-    assert error.value.code == 2
-    message = capsys.readouterr().err.strip().splitlines()
-    assert len(message) == 1
-    assert message[0].startswith("jcos: ")
-    return message[0]
-
-
-def test_programs_are_kept_in_the_users_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_programs_are_kept_in_the_users_cache(tmp_path, monkeypatch, capsys) -> None:
     """By every command; a folder that the environment names is left to jax."""
     option = "jax_compilation_cache_dir"
     before = getattr(jax.config, option)
@@ -61,9 +48,7 @@ def test_programs_are_kept_in_the_users_cache(
     capsys.readouterr()
 
 
-def test_the_demo_names_its_page_and_its_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_demo_names_its_page_and_its_time(tmp_path, monkeypatch, capsys) -> None:
     def play(
         model: wan.Wan, folder: Path, command: str, *, progress: Callable[[str, int, int], None]
     ) -> demo.Done:
@@ -91,9 +76,7 @@ def test_tasks_are_listed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
-def test_search_writes_the_tree_its_cost_and_pictures(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_search_writes_the_tree_its_cost_and_pictures(tmp_path, capsys) -> None:
     out = tmp_path / "s"
     run("search", "maze", "--seeds", 3, "--steps", 4, "--puzzles", 2, "--out", out)
     assert "per puzzle 10.0 forwards (one run 4)" in capsys.readouterr().out
@@ -142,9 +125,7 @@ def test_sample_writes_pictures_arrays_and_manifest(tmp_path: Path) -> None:
     }
 
 
-def test_sample_goes_on_and_is_never_mixed_up(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sample_goes_on_and_is_never_mixed_up(tmp_path, capsys, monkeypatch, refused) -> None:
     """It is told which run is there; whatever fails at the end, no step is done twice."""
     played = []
 
@@ -190,8 +171,8 @@ def test_sample_goes_on_and_is_never_mixed_up(
         (("--steps", 3), "sampling.steps 2, not 3"),
         (("--noise-steps", 1), "interventions.noise_steps [], not [1]"),
     ):
-        assert says in refused(capsys, *call, *changes)
-    assert "task maze, not bounce" in refused(capsys, "sample", "bounce", *call[2:])
+        assert says in refused(*call, *changes)
+    assert "task maze, not bounce" in refused("sample", "bounce", *call[2:])
     (out / "arrays.npz").write_bytes(before["arrays.npz"][:-100])
     with pytest.raises(SystemExit):
         run(*call)
@@ -232,11 +213,9 @@ def test_sample_is_deterministic_and_an_intervention_changes_it(tmp_path: Path) 
         (("sample", "maze", "--ensemble-steps", 3), "ensemble-steps go together: give both"),
     ],
 )
-def test_wrong_input_is_one_sentence(
-    arguments: tuple, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_input_is_one_sentence(arguments: tuple, says: str, tmp_path, refused) -> None:
     out = tmp_path / "nothing"
-    assert says in refused(capsys, *arguments, "--out", out)
+    assert says in refused(*arguments, "--out", out)
     assert not out.exists()
 
 
@@ -253,26 +232,20 @@ def test_wrong_input_is_one_sentence(
     ],
 )
 def test_an_experiment_refuses_a_mesh_that_it_cannot_use(
-    arguments: tuple,
-    says: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple, says: str, tmp_path, refused, monkeypatch
 ) -> None:
     """Of eight devices, as far as the command knows; before any weights are read."""
     monkeypatch.setattr(jax, "local_devices", lambda: 8 * jax.devices()[:1])
     monkeypatch.setattr(wan, "load", None)
     out = tmp_path / "nothing"
     config = ROOT / "configs" / "steps.py"
-    assert says in refused(capsys, "run", config, *arguments, "--out", out)
+    assert says in refused("run", config, *arguments, "--out", out)
     assert not out.exists()
 
 
-def test_no_checkpoint_and_a_damaged_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_checkpoint_and_a_damaged_one(tmp_path: Path, refused: Refused) -> None:
     out = tmp_path / "nothing"
-    says = refused(capsys, "sample", "maze", "--checkpoint", tmp_path, "--out", out)
+    says = refused("sample", "maze", "--checkpoint", tmp_path, "--out", out)
     assert "is not a checkpoint folder" in says
     copy = tmp_path / "copy"
     shutil.copytree(wan.TINY, copy)
@@ -280,7 +253,7 @@ def test_no_checkpoint_and_a_damaged_one(
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 1
     largest.write_bytes(data)
-    assert "is damaged" in refused(capsys, "demo", "--checkpoint", copy, "--out", out)
+    assert "is damaged" in refused("demo", "--checkpoint", copy, "--out", out)
     assert not out.exists()
 
 

@@ -65,7 +65,7 @@ def test_the_dataset_has_every_measure(made: tuple[Path, list, list]) -> None:
 
 @pytest.mark.slow
 def test_the_same_seeds_give_the_same_numbers(
-    patient_model: Wan, made: tuple[Path, list, list], tmp_path: Path
+    patient_model: Wan, made: tuple[Path, list, list], tmp_path
 ) -> None:
     folder, *_ = made
     demo.run(patient_model, tmp_path, "jcos demo", SIZES)

@@ -1,7 +1,5 @@
 """Paths: which of them are refused before any work, whichever option or function they came by."""
 
-import dataclasses
-import inspect
 import os
 import pickle
 import re
@@ -17,7 +15,7 @@ from convert.__main__ import Arguments
 from convert.__main__ import main as convert
 from convert.verify import main as verify
 from jcos import cli, files, remote, wan
-from jcos.cli import bench, options
+from jcos.cli import bench
 from jcos.devices import programs
 from jcos.experiments.folder import run_to
 from jcos.experiments.settings import load_experiment, override
@@ -25,7 +23,7 @@ from jcos.experiments.steps import Steps
 from jcos.model.text import TextCache, read_prompt, word_ids
 from jcos.variants import toy
 from jcos.weights import checkpoint
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Refused
 
 REMOTE = ("gs://bucket/out", "s3://bucket/a", "hf://owner/name", "file:///tmp/x", "https://a.b/c")
 STEPS = str(ROOT / "configs" / "steps.py")
@@ -37,16 +35,6 @@ BENCH = ("bench", "run", str(ROOT / "configs" / "vbvr_base.py"))
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that opens buckets is installed."""
     monkeypatch.setattr(remote, "find_spec", lambda name: None)
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str, main: Any = cli.main) -> str:
-    """The one sentence that a command ends in."""
-    with pytest.raises(SystemExit) as error:
-        main(list(arguments))
-    assert error.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert len(line) < 600
-    return line
 
 
 COMMANDS = [
@@ -81,34 +69,29 @@ COMMANDS = [
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_option_refuses_what_is_on_no_disk(
-    command: tuple[str, ...],
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...], refused, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for path in REMOTE:
-        said = refused(capsys, *(word.format(path) for word in command))
+        said = refused(*(word.format(path) for word in command))
         assert said.startswith(f"jcos: {path.partition('//')[0]}//")
     for path, word in (("a\0b", "NUL"), ("", "empty")):
-        assert word in refused(capsys, *(word.format(path) for word in command))
+        assert word in refused(*(word.format(path) for word in command))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("option", ["source", "target", "--lora", "--lora-high", "--lora-low"])
-def test_convert_refuses_it_before_it_reads(
-    option: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
-) -> None:
+def test_convert_refuses_it_before_it_reads(option: str, refused, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     given = {"source": TINY, "target": "out"}
     for path in REMOTE:
         source, target = (given | {option: path})["source"], (given | {option: path})["target"]
         more = (option, path) if option.startswith("--") else ()
-        said = refused(capsys, source, target, *more, main=convert)
+        said = refused(source, target, *more, main=convert)
         assert said.startswith(f"python -m convert: {path}")
-    assert "gs://a" in refused(capsys, "gs://a", main=verify)
-    assert "gs://a" in refused(capsys, TINY, "--json", "gs://a", main=verify)
+    assert "gs://a" in refused("gs://a", main=verify)
+    assert "gs://a" in refused(TINY, "--json", "gs://a", main=verify)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -120,8 +103,7 @@ def test_no_option_of_a_path_is_read_otherwise() -> None:
             return not any(isinstance(a, PrimitiveConstructorSpec) for a in get_args(hint)[1:])
         return hint is Path or any(map(is_plain, get_args(hint)))
 
-    members = [m for file in (options, bench) for _, m in inspect.getmembers(file)]
-    for kind in (*filter(dataclasses.is_dataclass, members), Arguments):
+    for kind in (*cli.COMMANDS.values(), bench.Run, bench.Score, bench.Export, Arguments):
         hints: Any = get_type_hints(kind, include_extras=True)
         assert not [name for name, hint in hints.items() if is_plain(hint)], kind
 
@@ -210,22 +192,20 @@ def test_uses_are_checked_and_nothing_is_left(
 
 
 @pytest.mark.skipif(not Path("/proc/1").exists(), reason="needs a folder that nobody can write to")
-def test_what_cannot_be_written_is_refused_by_trying(
-    capsys: pytest.CaptureFixture[str], here: Path
-) -> None:
+def test_what_cannot_be_written_is_refused_by_trying(refused: Refused, here: Path) -> None:
     """The rights of a folder say nothing to root, so it is tried."""
     for path in ("/proc/jcos", "/proc/jcos/a/b"):
-        assert "/proc" in refused(capsys, "sample", "maze", "--out", path)
-    assert "/proc" in refused(capsys, TINY, "/proc/jcos", main=convert)
+        assert "/proc" in refused("sample", "maze", "--out", path)
+    assert "/proc" in refused(TINY, "/proc/jcos", main=convert)
     if os.getuid():
         (here / "folder").chmod(0o500)
-        assert "Permission" in refused(capsys, "demo", "--out", str(here / "folder" / "out"))
+        assert "Permission" in refused("demo", "--out", str(here / "folder" / "out"))
 
 
-def test_what_is_not_written_need_not_be_writable(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_written_need_not_be_writable(capsys, refused) -> None:
     cli.main(["tasks", "--only", "maze", "--out", "/proc/jcos"])
     assert "maze" in capsys.readouterr().out
-    assert "/proc" in refused(capsys, "tasks", "--draw", "1", "--out", "/proc/jcos")
+    assert "/proc" in refused("tasks", "--draw", "1", "--out", "/proc/jcos")
 
 
 # ---- files of text
@@ -259,9 +239,7 @@ def test_a_prompt_is_read_from_a_file_of_any_editor(data: bytes, tmp_path: Path)
         ("a.npy", None),
     ],
 )
-def test_a_prompt_that_cannot_be_read_is_refused(
-    name: str, data: bytes | None, tmp_path: Path
-) -> None:
+def test_a_prompt_that_cannot_be_read_is_refused(name: str, data: bytes | None, tmp_path) -> None:
     if data is not None:
         (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=re.escape(name)):
@@ -301,12 +279,7 @@ def test_a_mark_before_a_prompt_is_no_word() -> None:
 )
 @pytest.mark.parametrize("bench", [False, True])
 def test_a_config_that_is_none_is_one_sentence(
-    name: str,
-    content: str | None,
-    says: str,
-    bench: bool,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    name: str, content: str | None, says: str, bench: bool, tmp_path, refused
 ) -> None:
     file = tmp_path / name
     if content is not None:
@@ -314,7 +287,7 @@ def test_a_config_that_is_none_is_one_sentence(
         file.write_bytes(content.encode("utf-8", "surrogateescape"))
     config = str(tmp_path / Path(name).parts[0])
     command = ("bench", "run", config, "--samples", TINY) if bench else ("run", config)
-    assert says in refused(capsys, *command, "--out", str(tmp_path / "out"))
+    assert says in refused(*command, "--out", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

@@ -32,16 +32,6 @@ def job(name: str, frames: int, height: int, width: int, seeds: int = 1) -> Job:
 I2V = job("wan2.2-i2v-a14b", 81, 480, 832)
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one sentence that a command ends in."""
-    with pytest.raises(SystemExit) as error:
-        cli.main(["plan", *(str(a) for a in arguments)])
-    assert error.value.code == 2
-    message = capsys.readouterr().err.strip().splitlines()
-    assert len(message) == 1
-    return message[0]
-
-
 @pytest.fixture(autouse=True)
 def without_a_gpus_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is calculated is tested as such, also where the extra `gpu` is installed."""
@@ -232,9 +222,7 @@ def test_a_run_compiles_for_a_machine_that_is_not_here(machine: str, tmp_path: P
     assert option["memory"]["arguments"] == pytest.approx(weights, rel=0.05)
 
 
-def test_without_its_compiler_a_slice_is_calculated(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_its_compiler_a_slice_is_calculated(monkeypatch, capsys) -> None:
     monkeypatch.setitem(compiled.COMPILERS, "tpu", ())
     cli.main(["plan", "--model", "wan2.2-i2v-a14b", "--topology", "v5p-32"])
     shown = " ".join(capsys.readouterr().out.split())
@@ -293,9 +281,7 @@ def test_one_gpu_by_calculation(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert 57.2e9 < option["total_bytes"] < 139 * GIB
 
 
-def test_experts_that_do_not_fit_together_come_in_turns(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_experts_that_do_not_fit_together_come_in_turns(tmp_path, capsys) -> None:
     file = tmp_path / "plan.json"
     model = ("--model", "wan2.2-i2v-a14b", "--size", "1280x720", "--frames", "81")
     cli.main(["plan", *model, "--topology", "gpu:h100:1", "--json", str(file)])
@@ -338,12 +324,12 @@ def test_what_does_not_fit_says_what_would_help(capsys: pytest.CaptureFixture[st
     ],
 )
 def test_wrong_input_is_one_sentence(
-    arguments: tuple[str, ...], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...], says: str, tmp_path, refused
 ) -> None:
     file = tmp_path / "plan.json"
     asked = {"--model": "wan2.2-i2v-a14b", "--topology": "gpu:h100:8", "--json": str(file)}
     asked |= {arguments[0]: arguments[1]}
-    message = refused(capsys, *(part for pair in asked.items() for part in pair))
+    message = refused("plan", *(part for pair in asked.items() for part in pair))
     assert says in message
     assert not file.exists()
 

@@ -66,11 +66,7 @@ OTHERS: list[tuple[Probe, str]] = [
 
 @pytest.mark.parametrize(("probe", "says"), OTHERS)
 def test_a_probe_of_another_run_is_refused_before_anything_is_computed(
-    model: Wan,
-    condition: trajectory.Condition,
-    probe: Probe,
-    says: str,
-    monkeypatch: pytest.MonkeyPatch,
+    model: Wan, condition: trajectory.Condition, probe: Probe, says: str, monkeypatch
 ) -> None:
     """By every way of sampling, and in a sweep, where arrays have an axis more."""
     monkeypatch.setattr(trajectory, "advance", _never)
@@ -188,9 +184,7 @@ def test_guidance_needs_a_negative_prompt(model: Wan, condition: trajectory.Cond
 
 
 def test_a_bad_seed_leaves_the_others_alone_and_is_named(
-    model: Wan,
-    condition: trajectory.Condition,
-    caplog: pytest.LogCaptureFixture,
+    model: Wan, condition: trajectory.Condition, caplog
 ) -> None:
     """Seed 1 breaks in block 2 of step 1: seed 0 is what it is without it, step and block are
     logged; alone, it is an error."""

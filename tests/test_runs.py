@@ -16,6 +16,7 @@ from jcos.bench.export import export
 from jcos.bench.results import Folder
 from jcos.media import formats
 from jcos.weights.faults import LONGEST
+from tests.conftest import Refused
 from tests.report import folders
 
 SETTINGS = {"checkpoint": "wan", "prompt": "a cat", "sampling": {"steps": 50, "shift": 5.0}}
@@ -121,9 +122,7 @@ def test_a_name_that_is_no_unicode_is_written_and_comes_back(tmp_path: Path) -> 
     assert formats.read_mp4(out / "a.mp4").shape == (1, 16, 16, 3)
 
 
-def test_a_folder_that_cannot_be_made_is_told_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cannot_be_made_is_told_first(tmp_path, monkeypatch) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     for out in ("file", "file/out", "gone", "gone/out", "n" * 300, f"a/{'猫' * 90}/b"):
@@ -172,13 +171,6 @@ def test_a_full_disk_is_told_with_the_file_and_leaves_no_half_of_it(tmp_path: Pa
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    with pytest.raises(SystemExit) as end:
-        cli.main([str(a) for a in arguments])
-    assert end.value.code == 2
-    return capsys.readouterr().err.strip().splitlines()[-1]
-
-
 def listing(folder: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -201,11 +193,11 @@ def several(folder: Path) -> None:
 
 @pytest.mark.parametrize("make", [home, model, several])
 def test_a_folder_that_is_none_of_ours_gets_no_page(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], None]
+    tmp_path, refused, make: Callable[[Path], None]
 ) -> None:
     make(tmp_path / "other")
     before = listing(tmp_path)
-    said = refused(capsys, "report", tmp_path / "other")
+    said = refused("report", tmp_path / "other")
     assert "holds no results" in said
     assert make is not several or str(tmp_path / "other" / "one") in said
     assert listing(tmp_path) == before
@@ -220,14 +212,14 @@ def test_a_page_of_a_folder_whose_name_is_no_unicode(tmp_path: Path) -> None:
     assert (run / "index.html").is_file()
 
 
-def test_a_page_replaces_no_other_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_page_replaces_no_other_file(tmp_path: Path, refused: Refused) -> None:
     run, notes = tmp_path / "run", tmp_path / "notes.html"
     folders.sample_folder(run)
     notes.write_text("<p>mine")
     (tmp_path / "folder").mkdir()
     before = listing(tmp_path)
     for out in (notes, run / "run.json", tmp_path / "folder"):
-        assert str(out) in refused(capsys, "report", run, "--out", out)
+        assert str(out) in refused("report", run, "--out", out)
     assert listing(tmp_path) == before
     page = run / "index.html"
     page.symlink_to(tmp_path / "elsewhere.html")
@@ -237,9 +229,7 @@ def test_a_page_replaces_no_other_file(tmp_path: Path, capsys: pytest.CaptureFix
     assert len((tmp_path / "elsewhere.html").read_text()) < 99
 
 
-def test_no_command_writes_into_another_ones_folder(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_command_writes_into_another_ones_folder(tmp_path, refused, monkeypatch) -> None:
     """Whatever it would write there; before weights are read."""
     monkeypatch.setattr(wan, "load", None)
     folders.arm_folder(tmp_path / "arm")
@@ -251,7 +241,7 @@ def test_no_command_writes_into_another_ones_folder(
         ["bench", "score", tmp_path / "arm", "--samples", tmp_path / "bench"],
         ["run", Path(__file__).parent.parent / "configs" / "steps.py", "--redo"],
     ):
-        said = refused(capsys, *command, "--out", tmp_path / "arm")
+        said = refused(*command, "--out", tmp_path / "arm")
         assert str(tmp_path / "arm") in said, command
     with pytest.raises(ValueError, match="bench run"):
         folders.look(1, 1).save(tmp_path / "arm")

@@ -39,15 +39,6 @@ def run(*arguments: object) -> None:
     cli.main([str(a) for a in arguments])
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one sentence that a command ends in."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as error:
-        run("generate", *arguments)
-    assert error.value.code == 2
-    return capsys.readouterr().err.strip().splitlines()[-1]
-
-
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder as it is published, with a tokenizer that knows the letters."""
@@ -72,6 +63,12 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.fixture
+def call(release: Path, picture: Path, tmp_path: Path) -> list[object]:
+    """The options of a small run into tmp_path / "out"."""
+    return settings(release, picture, tmp_path / "out")
+
+
 def settings(release: Path, picture: Path, out: Path) -> list[object]:
     sampling = ["--steps", 2, "--frames", 5, "--size", "48x80", "--profile", "float32"]
     given = ["--image", picture, "--prompt", "a cat", "--x0", 0, 1]
@@ -81,11 +78,7 @@ def settings(release: Path, picture: Path, out: Path) -> list[object]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default::UserWarning")
 def test_a_prompt_and_a_picture_become_a_video(
-    release: Path,
-    picture: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    call: list[object], release, tmp_path, capsys, monkeypatch, refused
 ) -> None:
     coded = []
     for half, plain in {"encode": Vae.encode, "decode": Vae.decode}.items():
@@ -96,7 +89,7 @@ def test_a_prompt_and_a_picture_become_a_video(
 
         monkeypatch.setattr(Vae, half, record)
     out, cache = tmp_path / "out", tmp_path / "prompts"
-    call = [*settings(release, picture, out), "--seeds", 3, 4, "--text-cache", cache]
+    call = [*call, "--seeds", 3, 4, "--text-cache", cache]
     call += ["--tiles", 6, 5, "--prompt", "a cat that does not end " * 9]
     run("generate", *call)
     tiles = Tiles((6, 5), (3, 2))
@@ -135,11 +128,11 @@ def test_a_prompt_and_a_picture_become_a_video(
     assert (out / "latents.safetensors").stat().st_mtime_ns == made
     (release / "models_t5_umt5-xxl-enc-bf16.pth").rename(release / "elsewhere")
     try:
-        message = refused(capsys, *call, "--prompt", "a dog", "--out", tmp_path / "other")
+        message = refused("generate", *call, "--prompt", "a dog", "--out", tmp_path / "other")
         assert "does not have the prompt 'a dog'" in message
     finally:
         (release / "elsewhere").rename(release / "models_t5_umt5-xxl-enc-bf16.pth")
-    message = refused(capsys, *call, "--shift", 3)
+    message = refused("generate", *call, "--shift", 3)
     assert "sampling.shift 5.0, not 3.0" in message
 
 
@@ -169,10 +162,10 @@ def test_a_prompt_and_a_picture_become_a_video(
     ],
 )
 def test_wrong_input_ends_in_one_sentence_and_leaves_nothing(
-    release, picture, tmp_path, capsys, changes, message
+    call, tmp_path, refused, changes, message
 ):
     out = tmp_path / "out"
-    assert message in refused(capsys, *settings(release, picture, out), *changes)
+    assert message in refused("generate", *call, *changes)
     assert not out.exists()
 
 
@@ -187,12 +180,12 @@ def test_wrong_input_ends_in_one_sentence_and_leaves_nothing(
     ],
 )
 def test_a_mesh_that_a_run_cannot_use_is_refused(
-    release, picture, tmp_path, capsys, monkeypatch, changes, message
+    call, tmp_path, refused, monkeypatch, changes, message
 ):
     """Of eight devices, as far as the command knows; before any weights are read."""
     monkeypatch.setattr(jax, "local_devices", lambda: 8 * jax.devices()[:1])
     monkeypatch.setattr(wan, "load", None)
-    assert message in refused(capsys, *settings(release, picture, tmp_path / "out"), *changes)
+    assert message in refused("generate", *call, *changes)
     assert not (tmp_path / "out").exists()
 
 
@@ -228,9 +221,8 @@ ENCODER = {"experts": False, "vae": False, "beside": 0}
 EXPERTS = {"text": False, "vae": False, "resident": None, "lora": (), "beside": 0}
 
 
-def test_only_what_is_needed_is_loaded(release, picture, tmp_path, quick):
+def test_only_what_is_needed_is_loaded(call, quick):
     """Each part is gone when the next one comes; a repeated call needs the VAE alone."""
-    call = settings(release, picture, tmp_path / "out")
     run("generate", *call)
     assert [options for options, _ in quick] == [ENCODER, CODER, EXPERTS, CODER]
     quick.clear()
@@ -238,8 +230,7 @@ def test_only_what_is_needed_is_loaded(release, picture, tmp_path, quick):
     assert [options for options, _ in quick] == [CODER]
 
 
-def test_a_prompt_in_a_file_is_the_same_run(release, picture, tmp_path, quick):
-    call = settings(release, picture, tmp_path / "out")
+def test_a_prompt_in_a_file_is_the_same_run(call, tmp_path, quick):
     run("generate", *call)
     (tmp_path / "prompt.txt").write_bytes(b"\xef\xbb\xbfa cat\r\n")
     quick.clear()
@@ -267,8 +258,7 @@ def test_a_turned_photograph_is_told_of(release, tmp_path, capsys, quick):
     assert images[0] != images[1]
 
 
-def test_a_call_on_another_mesh_is_the_same_run(release, picture, tmp_path, quick):
-    call = settings(release, picture, tmp_path / "out")
+def test_a_call_on_another_mesh_is_the_same_run(call, tmp_path, quick):
     run("generate", *call)
     file = tmp_path / "out" / "run.json"
     about = json.loads(file.read_text())
@@ -280,26 +270,25 @@ def test_a_call_on_another_mesh_is_the_same_run(release, picture, tmp_path, quic
 
 
 def test_latents_of_other_weights_or_noise_are_not_taken(
-    release, picture, tmp_path, capsys, monkeypatch, quick
+    call, tmp_path, refused, monkeypatch, quick
 ):
     noise = np.random.default_rng(0).standard_normal((16, 2, 8, 6)).astype(np.float32)
     np.save(tmp_path / "noise.npy", noise)
-    call = [*settings(release, picture, tmp_path / "out"), "--noise", tmp_path / "noise.npy"]
+    call = [*call, "--noise", tmp_path / "noise.npy"]
     run("generate", *call)
     np.save(tmp_path / "noise.npy", noise + 1)
-    assert "noise file" in refused(capsys, *call)
+    assert "noise file" in refused("generate", *call)
     np.save(tmp_path / "noise.npy", noise)
     run("generate", *call)
     monkeypatch.setattr(staged, "identify", lambda folder: {"manifest": "another"})
-    assert "weights.manifest None, not another" in refused(capsys, *call)
+    assert "weights.manifest None, not another" in refused("generate", *call)
 
 
 @pytest.mark.parametrize("at", ["run.json", "film", "sheet", "page"])
 def test_whatever_fails_at_the_end_latents_are_not_made_again(
-    release, picture, tmp_path, capsys, monkeypatch, quick, at
+    call, tmp_path, refused, monkeypatch, quick, at
 ):
     out = tmp_path / "out"
-    call = settings(release, picture, out)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", f"the {at}")
@@ -313,7 +302,7 @@ def test_whatever_fails_at_the_end_latents_are_not_made_again(
             name["page"] = "cli.common.explorer.make"
             failing.setattr(f"jcos.{name[at]}", full)
             failing.setattr("jcos.runs.made", lambda *_: {})
-        message = refused(capsys, *call)
+        message = refused("generate", *call)
     assert "No space left on device" in message
     assert ("seed-0" in message) is (at == "film")
     assert not [p for p in out.iterdir() if p.name.endswith(".part")]
@@ -324,26 +313,23 @@ def test_whatever_fails_at_the_end_latents_are_not_made_again(
     assert {"run.json", "seed-0.mp4", "seed-0-x0.png", "index.html"} <= set(os.listdir(out))
 
 
-def test_the_film_is_tried_before_the_weights_are_read(
-    release, picture, tmp_path, capsys, monkeypatch
-):
+def test_the_film_is_tried_before_the_weights_are_read(call, tmp_path, refused, monkeypatch):
     def without(*_: object, **__: object) -> None:
         raise ValueError("there is no libx264")
 
     monkeypatch.setattr(formats, "_encode", without)
     monkeypatch.setattr(wan, "load", None)
-    assert "libx264" in refused(capsys, *settings(release, picture, tmp_path / "out"))
+    assert "libx264" in refused("generate", *call)
     assert not (tmp_path / "out").exists()
 
 
-def test_latents_and_manifests_that_are_damaged(release, picture, tmp_path, capsys, quick):
+def test_latents_and_manifests_that_are_damaged(call, tmp_path, refused, quick):
     out = tmp_path / "out"
-    call = settings(release, picture, out)
     run("generate", *call)
     for name in ("latents.safetensors", "run.json"):
         data = (out / name).read_bytes()
         (out / name).write_bytes(data[: len(data) // 2])
-        assert f"{out / name} is damaged" in refused(capsys, *call)
+        assert f"{out / name} is damaged" in refused("generate", *call)
 
 
 def test_latents_of_another_probe_are_not_taken(release, picture, tmp_path, quick):
@@ -358,52 +344,45 @@ def test_latents_of_another_probe_are_not_taken(release, picture, tmp_path, quic
             call(probe=other)
 
 
-def test_a_moved_checkpoint_is_the_same(release, picture, tmp_path, quick):
-    run("generate", *settings(release, picture, tmp_path / "out"))
+def test_a_moved_checkpoint_is_the_same(call, release, picture, tmp_path, quick):
+    run("generate", *call)
     quick.clear()
     (tmp_path / "link").symlink_to(release)
     run("generate", *settings(tmp_path / "link", picture, tmp_path / "out"))
     assert [options for options, _ in quick] == [CODER]
 
 
-def test_a_full_disk_is_noticed_before_the_weights_are_read(
-    release, picture, tmp_path, capsys, monkeypatch
-):
-    call = settings(release, picture, tmp_path / "out")
+def test_a_full_disk_is_noticed_before_the_weights_are_read(call, tmp_path, refused, monkeypatch):
     (tmp_path / "file").touch()
-    message = refused(capsys, *call, "--out", tmp_path / "file" / "out")
+    message = refused("generate", *call, "--out", tmp_path / "file" / "out")
     assert f"{tmp_path / 'file'} is a file" in message
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    assert "0.00 GB free" in refused(capsys, *call)
+    assert "0.00 GB free" in refused("generate", *call)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_size_that_tokens_do_not_cover_is_refused(tmp_path, capsys):
-    call = [GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B", "--prompt", "a", "--frames", 5, "--out"]
-    message = refused(capsys, *call, tmp_path / "o", "--size", "72x64")
-    assert "the width is 72 pixels; wan2.1-t2v-1.3b needs a multiple of 16" in message
+T2V = GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B"
 
 
-def test_a_folder_without_a_vae_makes_no_videos(tmp_path, capsys):
-    call = [GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B", "--prompt", "a", "--frames", 5, "--out"]
-    message = refused(capsys, *call, tmp_path / "o", "--size", "64x64")
-    assert "Wan2.1-T2V-1.3B has no VAE" in message
+@pytest.mark.parametrize(
+    ("folder", "more", "message"),
+    [
+        (
+            T2V,
+            ["--size", "72x64"],
+            "the width is 72 pixels; wan2.1-t2v-1.3b needs a mult",
+        ),
+        (T2V, ["--size", "64x64"], "Wan2.1-T2V-1.3B has no VAE"),
+        (T2V, ["--image", ROOT / "docs" / "maze.png"], "takes no first frame"),
+        (GOLDEN / "ckpt" / "Wan2.2-I2V-A14B", [], "makes videos of a first frame; none is given"),
+        (GOLDEN, [], "is not a checkpoint folder"),
+    ],
+)
+def test_a_model_that_cannot_is_refused(folder, more, message, tmp_path, refused):
+    call = ["generate", folder, "--prompt", "a", "--frames", 5, "--out", tmp_path / "o", *more]
+    assert message in refused(*call)
     assert not (tmp_path / "o").exists()
-
-
-def test_a_model_of_first_frames_needs_one(release, picture, tmp_path, capsys):
-    call = [release, "--prompt", "a cat", "--frames", 5, "--size", "48x80", "--out", tmp_path / "o"]
-    assert "makes videos of a first frame; none is given" in refused(capsys, *call)
-
-
-def test_a_text_model_takes_no_picture(picture, tmp_path, capsys):
-    call = [GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B", "--prompt", "a", "--image", picture]
-    assert "takes no first frame" in refused(capsys, *call, "--out", tmp_path / "o")
-
-
-def test_a_folder_that_is_no_checkpoint_says_so(picture, tmp_path, capsys):
-    assert "is not a checkpoint folder" in refused(capsys, tmp_path, "--prompt", "a")
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from jcos import loop, staged, wan
 from jcos.media import formats
 from tests.conftest import GOLDEN
-from tests.test_staged import picture, refused, release, run
+from tests.test_staged import picture, release, run
 
 __all__ = ["picture", "release"]
 
@@ -23,7 +23,7 @@ def searched(release: Path, picture: Path, out: Path, *more: object) -> list[obj
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default::UserWarning")
-def test_of_several_seeds_one_goes_on(release, picture, tmp_path, capsys) -> None:
+def test_of_several_seeds_one_goes_on(release, picture, tmp_path, capsys, refused) -> None:
     """Its video is that of the seed alone; the tree is written; repeated, it only decodes."""
     out = tmp_path / "out"
     call = searched(release, picture, out, "--search", "decided", "--search-at", 0.5)
@@ -55,7 +55,7 @@ def test_of_several_seeds_one_goes_on(release, picture, tmp_path, capsys) -> Non
     before = (out / "latents.safetensors").stat().st_mtime_ns
     run("generate", *call)
     assert (out / "latents.safetensors").stat().st_mtime_ns == before
-    assert "method" in refused(capsys, *call, "--search", "energy")
+    assert "method" in refused("generate", *call, "--search", "energy")
 
 
 @pytest.mark.slow
@@ -98,19 +98,19 @@ def test_a_search_that_was_killed_goes_on(release, picture, tmp_path, monkeypatc
     ],
 )
 def test_a_search_that_cannot_be_is_refused(
-    release, picture, tmp_path, capsys, monkeypatch, changes, message
+    release, picture, tmp_path, refused, monkeypatch, changes, message
 ) -> None:
     monkeypatch.setattr(wan, "load", None)
     out = tmp_path / "out"
-    assert message in refused(capsys, *searched(release, picture, out), *changes)
+    assert message in refused("generate", *searched(release, picture, out), *changes)
     assert not out.exists()
 
 
-def test_a_model_of_a_text_alone_takes_no_prefix(tmp_path, capsys, monkeypatch) -> None:
+def test_a_model_of_a_text_alone_takes_no_prefix(tmp_path, refused, monkeypatch) -> None:
     monkeypatch.setattr(wan, "load", None)
     release = GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B"
     call = [release, "--prompt", "a cat", "--frames", 9, "--seeds", 2, "--out", tmp_path / "out"]
-    message = refused(capsys, *call, "--search", "tbs")
+    message = refused("generate", *call, "--search", "tbs")
     assert message.endswith(
         "wan2.1-t2v-1.3b makes videos of a text alone; a prefix needs a model "
         "that is given frames (I2V, TI2V)"

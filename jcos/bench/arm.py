@@ -39,7 +39,8 @@ class Shape(NamedTuple):
 class Arm(Interventions):
     """What the paper's tools do, and what can be done otherwise.
 
-    profile: whose data types and schedule; None for the model's own. seed: of the noise
+    profile: whose data types and schedule; None for the model's. lora: files merged into the
+    weights while they are read, as `[high=|low=]FILE[:SCALE]`. seed: of the noise
     (`loop.first_noise`); by_index: to which a sample's place in the benchmark is added.
     noise_files: a folder of first noises, SPLIT/TASK/00000.npy (or .safetensors), instead. size:
     height and width of the generated video; scale: the same against the first frame's. The video is
@@ -48,12 +49,13 @@ class Arm(Interventions):
     being the quality of the paper's.
     ensemble: how many seeds, from `seed` on, are averaged after `ensemble_layers` at
     `ensemble_steps`; the first goes on. search: a method (`jcos.search`) whose seeds are those from
-    `seed` on, and whose choice is written. x0: steps whose clean estimates are kept, of the first
+    `seed` on, and whose choice is written. x0: steps whose clean estimates are stored, of the first
     `x0_samples` samples.
     """
 
     profile: Profile | None = "diffsynth"
     sampling: Settings = PAPER
+    lora: tuple[str, ...] = ()
     seed: int = 1
     by_index: bool = False
     noise_files: Path | None = None
@@ -103,25 +105,25 @@ class Arm(Interventions):
 
     def shape(self, config: WanConfig, sample: Sample) -> Shape:
         """Raises ValueError where the model makes no video of that size."""
-        asked = self._asked(sample)
+        size = self._size(sample)
         if not isinstance(config.codec, PixelCodec):
             rule = image.rule_for(config, self.profile)
-            asked = rule.size((sample.height, sample.width), asked, rule.multiple)
+            size = rule.size((sample.height, sample.width), size, rule.multiple)
         stride = 1 if config.codec is None else config.codec.strides[0]
         frames = image.round_frames(self.frames or sample.frames, "diffsynth", stride)
-        self._check_search(config, latent_grid(config, frames, *asked)[0])
-        return Shape(frames, *asked)
+        self._check_search(config, latent_grid(config, frames, *size)[0])
+        return Shape(frames, *size)
 
     def first_frame(
         self, config: WanConfig, sample: Sample
     ) -> UInt8[np.ndarray, "h w 3"] | Float[np.ndarray, "h w 3"]:
-        """What the model is given."""
+        """Return the picture that the model starts from."""
         picture, shape = image.read_picture(sample.picture), self.shape(config, sample)
         if isinstance(config.codec, PixelCodec):
             return resized(picture, shape.height, shape.width, exact=True)
-        return image.prepare(picture, image.rule_for(config, self.profile), *self._asked(sample))
+        return image.prepare(picture, image.rule_for(config, self.profile), *self._size(sample))
 
-    def _asked(self, sample: Sample) -> tuple[int, int]:
+    def _size(self, sample: Sample) -> tuple[int, int]:
         scaled = round(sample.height * self.scale), round(sample.width * self.scale)
         return self.size or scaled
 
@@ -139,8 +141,7 @@ class Arm(Interventions):
         `noise_from_file`."""
         if self.noise_files is None:
             return None
-        bases = [self.noise_files / sample.name for sample in samples]
-        files = [b.with_name(f"{b.name}.npy") for b in bases]
+        files = [self.noise_files / f"{sample.name}.npy" for sample in samples]
         files = [f if f.exists() else f.with_suffix(".safetensors") for f in files]
         return np.stack([noise_from_file(file, shape) for file in files])
 
@@ -167,21 +168,18 @@ def resized(
     return np.array(Image.fromarray(picture).resize((width, height), how))
 
 
-def load_arms(file: Path) -> dict[str, Arm]:
-    """The `arms` of a Python file, by name. Raises ValueError where there are none."""
-    found = names_in(file).get("arms")
-    if not (isinstance(found, dict) and found and all(isinstance(a, Arm) for a in found.values())):
+def load_arms(file: Path) -> tuple[dict[str, Arm], str]:
+    """Return the `arms` of a Python file, by name, and the `benchmark` that it names, by default
+    vbvr. Raises ValueError where there are no arms."""
+    names = names_in(file)
+    arms = names.get("arms")
+    if not (isinstance(arms, dict) and arms and all(isinstance(a, Arm) for a in arms.values())):
         raise ValueError(f"{file} describes no arms: it must set `arms = {{name: Arm(…), …}}`")
-    return found
-
-
-def benchmark_of(file: Path) -> str:
-    """The `benchmark` that a Python file of arms names; vbvr by default."""
-    return str(names_in(file).get("benchmark", "vbvr"))
+    return arms, str(names.get("benchmark", "vbvr"))
 
 
 def as_json(arm: Arm, sampling: Sampling) -> dict[str, Any]:
-    """All of an arm that decides what comes out, with the sampling that it comes to."""
+    """Return all of an arm that decides what comes out, with the sampling that it comes to."""
     fields = dataclasses.asdict(arm) | {"sampling": dataclasses.asdict(sampling)}
     fields["noise_files"] = arm.noise_files and str(arm.noise_files)
     return {name: value for name, value in fields.items() if not name.startswith("x0")}

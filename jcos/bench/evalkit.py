@@ -1,5 +1,5 @@
 """The official scorers, `run_evaluation.py` of VBVR-EvalKit and `run_evaluation_video.py` of
-VBVR-Pro-Bench: one is run, and what it says is kept. Paths are absolute: the scorers change folder.
+VBVR-Pro-Bench: one is run, and its output is stored. Paths are absolute: the scorers change folder.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from jcos.files import fetched, is_remote, write
 from jcos.runs import as_text, now
 
 RECORD = "scorer.json"
-"""Beside results: what made them, of which videos."""
+"""Next to results: what made them, of which videos."""
 PROBE = """
 import json, os, cv2, numpy as np
 page = np.full((96, 320, 3), 255, np.uint8)
@@ -46,7 +46,7 @@ class Scores(NamedTuple):
     them. scorer: command and commit of the official scorer, where that made them."""
 
     arm: str
-    found: dict[str, float]
+    values: dict[str, float]
     errors: dict[str, str]
     scorer: dict[str, Any] | None = None
 
@@ -70,9 +70,9 @@ def official(bench: Bench, arm: Path, name: str, out: Path, scorer: str | None) 
             f"{place} has no scores of the {len(videos)} videos in {arm} as they are: give the "
             "official scorer with --scorer 'python run_evaluation.py'"
         )
-    found, errors = read_results(place / f"{arm.name}_vbvr_results.json", bench.names)
-    errors |= dict.fromkeys(videos.keys() - found, "the official scorer passed it over")
-    return Scores(name, found, errors, {k: v for k, v in about.items() if k not in record})
+    values, errors = read_results(place / f"{arm.name}_vbvr_results.json", bench.names)
+    errors |= dict.fromkeys(videos.keys() - values, "the official scorer passed it over")
+    return Scores(name, values, errors, {k: v for k, v in about.items() if k not in record})
 
 
 def _state(video: Path) -> list[int]:
@@ -115,21 +115,21 @@ def probe(scorer: str, environment: Mapping[str, str]) -> dict[str, Any]:
     command = [*words[:script], "-c", PROBE]
     try:
         done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
-        found = json.loads(done.stdout.strip().splitlines()[-1])
+        answer = json.loads(done.stdout.strip().splitlines()[-1])
     except (OSError, subprocess.CalledProcessError, ValueError, IndexError) as error:
         why = getattr(error, "stderr", None) or str(error)
         raise ValueError(f"the scorer's Python cannot be used: {why.strip()[-300:]}") from None
-    if len(found["lines"]) != 3:
+    if len(answer["lines"]) != 3:
         raise ValueError(
-            f"the scorer's OpenCV {found['opencv']} returns lines as {found['lines']}, and tasks "
+            f"the scorer's OpenCV {answer['opencv']} returns lines as {answer['lines']}, and tasks "
             "would score 0: install opencv-python<5"
         )
-    if "735" not in found["text"]:
+    if "735" not in answer["text"]:
         raise ValueError(
-            f"the scorer's OCR reads {found['text']!r} for 735, and labels would count as absent: "
+            f"the scorer's OCR reads {answer['text']!r} for 735, and labels would count as absent: "
             "give EasyOCR its models (docs/vbvr.md)"
         )
-    return found
+    return answer
 
 
 def commit_of(scorer: str) -> str | None:
@@ -144,18 +144,17 @@ def commit_of(scorer: str) -> str | None:
 
 
 def read_results(file: Path, names: Sequence[str]) -> tuple[dict[str, float], dict[str, str]]:
-    """Return scores and errors of these samples in a results file. Its own means are left alone:
-    they are of whatever videos the scorer found. Raises ValueError where it is none."""
+    """Return scores and errors of these samples in a results file. Its means are left alone:
+    they cover whatever videos there were. Raises ValueError where it is none."""
     scores, errors = {}, {}
     try:
         for entry in json.loads(file.read_text())["samples"]:
             video = entry["video_file"] or ""  # of a missing video there may be none
             name = f"{entry['folder']}/{entry['task_name']}/{Path(video).stem}"
-            if name in names:
-                scores[name] = float(entry["score"])
-                errors |= {name: str(entry["error"])} if entry.get("error") else {}
+            scores[name] = float(entry["score"])
+            if entry.get("error"):
+                errors[name] = str(entry["error"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is no results file of the official scorer: {error!r}") from None
-    return {n: scores[n] for n in names if n in scores}, {
-        n: e for n, e in errors.items() if n in names
-    }
+    values, reasons = ({n: all_[n] for n in names if n in all_} for all_ in (scores, errors))
+    return values, reasons

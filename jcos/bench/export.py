@@ -1,5 +1,5 @@
 """The small tasks as a benchmark folder of the same layout, to run the whole path where no
-benchmark is at hand. Scored by their own judges."""
+benchmark is at hand. Scored by the tasks' judges."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def puzzle_of(sample: Sample) -> Puzzle | None:
 
 
 def score(puzzle: Puzzle, video: Path) -> float:
-    """By the task's own judge, 0..1. Raises ValueError where it is no video of the task's size."""
+    """By the task's judge, 0..1. Raises ValueError where it is no video of the task's size."""
     big = read_mp4(video)
     frames, height, width, _ = big.shape
     if height % SCALE or width % SCALE:

@@ -4,44 +4,44 @@
     prompt.txt}
 
 VBVR-Pro-Bench has the same tasks, in other categories, and a metadata.json which its scorer reads.
-Other files beside these are left alone. The scorer names its videos after the same folders.
+Other files there are left alone. The scorer names its videos after the same folders, and ignores
+tasks of any other name without a word.
 """
 
 import contextlib
+import csv
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
 
-from jcos.bench.official import OFFICIAL, PER_TASK, PRO, TITLES
 from jcos.files import any_path, check_file, fetched, read_text, visible
 from jcos.lab.tasks import TASKS
 from jcos.media.image import read_picture
 
 SPLITS = {"In-Domain_50": "ID", "Out-of-Domain_50": "OOD"}
+PER_TASK = 5
+"""Samples of each task, 00000 to 00004."""
+TITLES = {"vbvr": "VBVR-Bench", "vbvr-pro": "VBVR-Pro-Bench"}
+CATEGORY = {"vbvr": "category", "vbvr-pro": "pro_category"}
+"""The column of `OFFICIAL` that has a benchmark's categories."""
+OFFICIAL = {
+    row["task"]: row
+    for row in csv.DictReader(Path(__file__).with_name("tasks.csv").read_text().splitlines())
+}
+"""Split and categories of the benchmark's tasks, in its order: In-Domain first, by name."""
 TASK = re.compile(r"(?P<id>[A-Z]-\d+)_(?P<name>.+)_data-generator")
 SAMPLE = re.compile(r"\d{5}")
-_KNOWN = {
-    f"{task}_data-generator": (split, category)
-    for split, categories in OFFICIAL.items()
-    for category, tasks in categories.items()
-    for task in tasks.split()
-}
-"""Split and category of the benchmark's own tasks."""
-_PRO = {number: category for category, tasks in PRO.items() for number in tasks.split()}
-_ORDER = {task: i for i, task in enumerate(sorted(_KNOWN, key=lambda t: (_KNOWN[t][0], t)))}
-"""Of the tasks as they lie in a folder: In-Domain first, by name."""
 
 
 class Sample(NamedTuple):
     """One question.
 
     name: split/task/number, also where its video goes. frames, height, width: of the ground truth,
-    and of the first frame in pixels. digest: of all that a model is given. index: its place in the
+    and of the first frame in pixels. digest: of all that a model is given. place: its index in the
     whole benchmark.
     """
 
@@ -80,13 +80,13 @@ class Bench(NamedTuple):
     @property
     def extent(self) -> str:
         """How much of the benchmark this is: scores of a part are not those of the whole."""
-        whole = PER_TASK * len(_KNOWN)
-        official = sum(task_of(name) in _KNOWN for name in self.names)
-        if official == len(self.names) == whole:
+        whole = PER_TASK * len(OFFICIAL)
+        official = sum(task_of(name) in OFFICIAL for name in self.names)
+        if official != len(self.names):
+            return f"{len(self.names)} samples, {official} of them of the benchmark's {whole}"
+        if official == whole:
             return f"all {whole} samples"
-        if official == len(self.names):
-            return f"{official} of the benchmark's {whole} samples"
-        return f"{len(self.names)} samples, {official} of them of the benchmark's {whole}"
+        return f"{official} of the benchmark's {whole} samples"
 
     def part(self, i: int, n: int) -> "Bench":
         """Every n-th sample from the i-th on; what counts is its place among the names, so that all
@@ -108,25 +108,22 @@ def category_of(task: str, benchmark: str = "vbvr") -> str | None:
     match = TASK.fullmatch(task)
     if match and match["id"].startswith("T-") and match["name"] in TASKS:
         return TASKS[match["name"]].faculty
-    _, category = _KNOWN.get(task, (None, None))
-    if benchmark == "vbvr-pro" and category is not None:
-        return _PRO[task.partition("_")[0]]
-    return category
+    return OFFICIAL[task][CATEGORY[benchmark]] if task in OFFICIAL else None
 
 
 def _misplaced(task: Path) -> str | None:
     """What is wrong with a task's folder; None where nothing is."""
     if category_of(task.name) is None:
         number = task.name.partition("_")[0]
-        meant = [known for known in _KNOWN if known.startswith(f"{number}_")]
+        meant = [known for known in OFFICIAL if known.startswith(f"{number}_")]
         hint = f"; its {number} is {meant[0]}" if meant else ""
         return f"the benchmark has no task of this name{hint}"
-    split, _ = _KNOWN.get(task.name, (task.parent.name, None))
+    split = OFFICIAL[task.name]["split"] if task.name in OFFICIAL else task.parent.name
     return None if split == task.parent.name else f"the benchmark has this task in {split}"
 
 
 def read_bench(root: Path, per_task: int | None = None, benchmark: str = "vbvr") -> Bench:
-    """All samples, or the first so many of each task. benchmark: one of `official.TITLES`.
+    """All samples, or the first so many of each task. benchmark: one of `TITLES`.
 
     Raises ValueError where there is no benchmark at all; a sample that cannot be used is a fault.
     """
@@ -134,7 +131,7 @@ def read_bench(root: Path, per_task: int | None = None, benchmark: str = "vbvr")
         raise ValueError(f"{per_task} samples of each task are asked for; at least 1 is needed")
     if benchmark not in TITLES:
         raise ValueError(f"benchmark is {benchmark!r}; there are {', '.join(TITLES)}")
-    root = any_path(root)
+    root, order = any_path(root), list(OFFICIAL)
     if not any((root / split).is_dir() for split in SPLITS):
         raise ValueError(f"{root} is no benchmark folder: it has neither {' nor '.join(SPLITS)}")
     samples, faults, names = [], {}, []
@@ -152,12 +149,12 @@ def read_bench(root: Path, per_task: int | None = None, benchmark: str = "vbvr")
         last = max(map(int, numbers), default=-1)
         gaps = {f"{i:05d}" for i in range(min(last, PER_TASK))} - set(numbers)
         for number in sorted(gaps | set(numbers))[:per_task]:
-            name = f"{place}/{number}"
+            name, index = f"{place}/{number}", len(names)
+            if task.name in OFFICIAL:
+                index = PER_TASK * order.index(task.name) + int(number)
             names.append(name)
             try:
                 sample = _read(name, task / number, metadata=benchmark == "vbvr-pro")
-                known = _ORDER.get(task.name)
-                index = len(names) - 1 if known is None else PER_TASK * known + int(number)
                 samples.append(sample._replace(place=index))
             except (ValueError, OSError) as error:
                 faults[name] = "the folder is missing" if number in gaps else str(error)
@@ -167,16 +164,16 @@ def read_bench(root: Path, per_task: int | None = None, benchmark: str = "vbvr")
     return Bench(root, tuple(samples), faults, tuple(names), absent, benchmark)
 
 
-def _absent(names: Sequence[str]) -> tuple[str, ...]:
+def _absent(names: list[str]) -> tuple[str, ...]:
     """SPLIT/TASK of tasks that are wholly absent, SPLIT/TASK/NUMBER of single samples."""
     tasks = {task_of(name) for name in names}
-    if tasks - _KNOWN.keys():
+    if tasks - OFFICIAL.keys():
         return ()
-    found = set(names)
     lacking = []
-    for task, (split, _) in sorted(_KNOWN.items(), key=lambda known: (known[1][0], known[0])):
-        wanted = [f"{split}/{task}/{i:05d}" for i in range(PER_TASK)]
-        lacking += [n for n in wanted if n not in found] if task in tasks else [f"{split}/{task}"]
+    for task, row in OFFICIAL.items():
+        place = f"{row['split']}/{task}"
+        whole = [f"{place}/{i:05d}" for i in range(PER_TASK)]
+        lacking += [name for name in whole if name not in names] if task in tasks else [place]
     return tuple(lacking)
 
 

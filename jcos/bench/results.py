@@ -1,4 +1,4 @@
-"""What an arm's folder tells: which samples are done, which failed and why, how long is left.
+"""An arm's folder: which samples are done, which failed and why, how long is left.
 
     ARM/{In-Domain_50,Out-of-Domain_50}/<task>/<00000>.mp4    where the scorer looks
     ARM/run.json                                              what decides the videos
@@ -15,6 +15,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors.numpy import save
 
 from jcos.bench.folder import Bench, Sample
 from jcos.files import write
@@ -64,6 +67,9 @@ class Folder(NamedTuple):
 
     def note(self, name: str, kind: str, about: Mapping[str, Any]) -> None:
         write(self.about(name, kind), as_text({**about, "date": now()}))
+
+    def store(self, name: str, kind: str, array: np.ndarray) -> None:
+        write(self.about(name, kind, "safetensors"), save({kind: array}))
 
     def fail(self, name: str, error: Exception) -> None:
         """Write down why a sample failed. Raises OSError where the disk has no room for that."""

@@ -6,15 +6,16 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import av
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from jcos import wan
 from jcos.bench.arm import Arm, Shape, as_json, resized
@@ -23,12 +24,16 @@ from jcos.bench.results import Folder, Status
 from jcos.bench.sampler import Sampler
 from jcos.config import PixelCodec, WanConfig
 from jcos.devices import mesh, sharding
-from jcos.files import check_room, is_remote, write
+from jcos.files import check_room, is_remote
 from jcos.media.formats import check_mp4, write_mp4
 from jcos.runs import made
 from jcos.sampling.trajectory import Condition
 from jcos.staged import Progress, silent
+from jcos.weights import lora as lora_files
 from jcos.weights.checkpoint import identify
+
+if TYPE_CHECKING:
+    from jcos.bench.cluster import Cluster
 
 T = TypeVar("T")
 PACE = 60.0
@@ -54,7 +59,7 @@ class Work:
 
     shard: (i, n) takes every n-th sample from the i-th on; all by default. retry: failed samples
     too. batch: samples of equal shape generated at a time, by default as many as memory holds.
-    text: folder of embedded prompts. mesh: this process's own devices, over which a batch and its
+    text: folder of embedded prompts. mesh: this process's devices, over which a batch and its
     samples are spread; one device by default.
     """
 
@@ -87,22 +92,23 @@ def settle(
     """
     check_room(out)
     configs = {n: arm.of(wan.read_config(checkpoint, arm.profile)) for n, arm in arms.items()}
+    settings: dict[str, dict[str, Any]] = {}
     for name, arm in arms.items():
-        check_mesh(sizes, configs[name])
-        wan.check_vae(configs[name], checkpoint)
+        config = configs[name]
+        check_mesh(sizes, config)
+        wan.check_vae(config, checkpoint)
         check_mp4(16, 16, arm.fps, crf=arm.crf)
-    for name, arm in arms.items():
-        Folder(out / name).settle(
-            {
-                "arm": as_json(arm, configs[name].sampling),
-                "model": {"name": configs[name].name, **identify(checkpoint)},
-                "boundary": configs[name].boundary,
-                "negative": configs[name].negative,
-                "numerics": dataclasses.asdict(configs[name].numerics),
-                **({} if bench.benchmark == "vbvr" else {"benchmark": bench.benchmark}),
-            },
-            made(command, sizes),
-        )
+        lora = lora_files.identity(lora_files.read(config, arm.lora))
+        settings[name] = {
+            "arm": as_json(arm, config.sampling) | {"lora": lora},
+            "model": {"name": config.name, **identify(checkpoint)},
+            "boundary": config.boundary,
+            "negative": config.negative,
+            "numerics": dataclasses.asdict(config.numerics),
+            **({} if bench.benchmark == "vbvr" else {"benchmark": bench.benchmark}),
+        }
+    for name in arms:
+        Folder(out / name).settle(settings[name], made(command, sizes))
     return configs
 
 
@@ -115,34 +121,36 @@ def run(
     *,
     command: str = "",
     progress: Progress = silent,
+    cluster: "Cluster | None" = None,
 ) -> dict[str, Status]:
-    """Make what is missing of the arms' videos, each arm's in OUT/NAME, and return what still is.
+    """Make what is missing of the arms' videos, each arm's in OUT/NAME, and return what still is:
+    by this process, or by actors on a cluster.
 
     Raises ValueError or IndexError, before weights are read, as `settle`. What is wrong with one
     sample is written down, and the rest goes on; OSError where not even that can be written.
     """
-    sizes = work.mesh.shape if work.mesh else {}
+    sizes = cluster.sizes if cluster else work.mesh.shape if work.mesh else {}
     configs = settle(arms, checkpoint, bench, out, sizes, command)
-    part, found = bench.part(*work.shard), {}
+    part, done = bench.part(*work.shard), {}
     i, n = work.shard
     summary = "summary.json" if n == 1 else f"summary-{i}-of-{n}.json"
-    for name, arm in arms.items():
-        folder = Folder(out / name)
-        making = Making(arm, configs[name], checkpoint, part, folder, work)
-        left = making.left()
-        names = [sample.name for sample in making.shapes]
-        total = len(names)
-        if wan.anywhere(bool(left)):
-            progress(f"{name}: reading the model", total - len(left), total)
-            written = -PACE
-            for sample in making.make(left):
-                if is_remote(out) and time.monotonic() - written < PACE:
-                    continue
-                folder.status(part, summary)
-                done, written = sum(map(folder.is_settled, names)), time.monotonic()
-                progress(f"{name}: {sample}", done, total)
-        found[name] = folder.status(part, summary)
-    return found
+    actors = cluster.actors(checkpoint, bench, out, work) if cluster else nullcontext()
+    with actors as make:
+        for name, arm in arms.items():
+            config, folder = configs[name], Folder(out / name)
+            making = Making(arm, config, checkpoint, part, folder, work)
+            left, total = making.left(), len(making.shapes)
+            if not sharding.on_all_hosts(not left):
+                progress(f"{name}: reading the model", total - len(left), total)
+                written = -PACE
+                for sample in make(name, arm, config, left) if make else making.make(left):
+                    if is_remote(out) and time.monotonic() - written < PACE:
+                        continue
+                    folder.status(part, summary)
+                    written = time.monotonic()
+                    progress(f"{name}: {sample}", total - len(making.left()), total)
+            done[name] = folder.status(part, summary)
+    return done
 
 
 def check_mesh(sizes: Mapping[str, int], config: WanConfig) -> None:
@@ -188,13 +196,14 @@ class Making:
         words = [self.config.negative, *(sample.prompt for sample in self.left())]
         with sharding.use_mesh(work.mesh):
             rows = wan.embedder(checkpoint, self.config, words, work.text, arm.profile)
-            model = wan.load(checkpoint, profile=arm.profile, text=False, resident=None)
+            options = {"text": False, "resident": None, "lora": arm.lora}
+            model = wan.load(checkpoint, profile=arm.profile, **options)
         model.config = self.config
         return Sampler.of(arm, model, rows, work.mesh)
 
     def make(self, left: Sequence[Sample]) -> Iterator[str]:
-        """Make samples, so many of one shape at a time as are asked for or as memory holds, telling
-        the first of each batch when it is begun.
+        """Make samples, a batch of one shape at a time; yield the first of each batch when it is
+        begun.
 
         Of samples that a killed run has denoised, only the videos are made.
         """
@@ -202,7 +211,7 @@ class Making:
             return
         denoised = [sample for sample in left if self.folder.is_denoised(sample)]
         batches = self._batches([s for s in left if s not in denoised])
-        # No more threads than coders, so that preparing takes no memory beside a decoder's.
+        # No more threads than coders, so that preparing takes no memory on top of a decoder's.
         with ThreadPoolExecutor(len(self.sampler.coders)) as coding:
 
             def begin(work: Callable[[Sample, int], T], batch: Sequence[Sample]) -> list[Future[T]]:
@@ -239,7 +248,7 @@ class Making:
         """Return what a sample is generated from; None where it cannot be prepared."""
         try:
             if isinstance(prepared.exception(), FAILURES):
-                # Perhaps for want of memory beside a batch that was denoised: once more alone.
+                # Perhaps for want of memory next to a batch that was denoised: once more alone.
                 return self._prepare(sample, 0)
             return prepared.result()
         except FAILURES as error:
@@ -264,7 +273,7 @@ class Making:
             self.folder.fail(next(iter(batch)).name, error)
             return []
         seconds = round((time.monotonic() - start) / len(batch), 1)
-        kept = self.bench.samples[: self.arm.x0_samples if self.arm.x0 else 0]
+        observed = self.bench.samples[: self.arm.x0_samples if self.arm.x0 else 0]
         for i, sample in enumerate(batch):
             about = {
                 "digest": sample.digest,
@@ -275,10 +284,9 @@ class Making:
                 "mesh": sharding.describe(self.sampler.devices or {}),
             }
             about |= self.sampler.notes[i] if self.sampler.notes else {}
-            if sample in kept:
-                estimates = {"x0": x0[i].astype(np.float16)}
-                write(self.folder.about(sample.name, "x0", "safetensors"), save(estimates))
-            write(self.folder.latents(sample.name), save({"latents": latents[i]}))
+            if sample in observed:
+                self.folder.store(sample.name, "x0", x0[i].astype(np.float16))
+            self.folder.store(sample.name, "latents", latents[i])
             self.folder.note(sample.name, "made", about)
         return list(batch)
 

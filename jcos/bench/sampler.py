@@ -1,5 +1,5 @@
 """Samples of one shape through the model: on one device, or spread over a mesh of this process's
-own devices. What comes out does not depend on the mesh."""
+devices. What comes out does not depend on the mesh."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Float
 
 from jcos import loop, wan
@@ -38,8 +38,8 @@ class Sampler:
     """An arm of a model.
 
     model: with experts, spread over the mesh. rows: embeds a prompt. devices: the mesh, None for
-    one device. coders: models without experts that code pictures and videos, each on a device of
-    its own: sample i of a batch is the i-th coder's.
+    one device. coders: models without experts that code pictures and videos, each on another
+    device: sample i of a batch is the i-th coder's.
     """
 
     arm: Arm
@@ -66,21 +66,21 @@ class Sampler:
 
     @property
     def worlds(self) -> int:
-        """Samples that are always generated together: on devices of their own."""
+        """Samples that are always generated together: on a world each."""
         return 1 if self.devices is None else self.devices.shape[mesh.WORLD]
 
-    def fitting(self, shape: Shape, total: int, asked: int | None) -> int:
-        """Samples of a shape to generate at a time: `asked`, or as many as memory holds, of
+    def fitting(self, shape: Shape, total: int, batch: int | None) -> int:
+        """Samples of a shape to generate at a time: `batch`, or as many as memory holds, of
         `total`; a multiple of `worlds`."""
         config = self.model.config
-        given = Condition(jnp.zeros(0), wan.latent_grid(config, *shape))
+        empty = Condition(jnp.zeros(0), wan.latent_grid(config, *shape))
         plan = flow.plan(config.sampling, config.boundary)
-        each = None if asked is None else -(-asked // self.worlds)
+        each = None if batch is None else -(-batch // self.worlds)
         size = 1  # which is tried even if the estimate is against it
         with contextlib.suppress(ValueError):
             most = -(-total // self.worlds)
             seeds = self.arm.search.seeds if self.arm.search else self.arm.ensemble
-            size = runs_that_fit(self.model, given, plan, seeds, 1, most, each)
+            size = runs_that_fit(self.model, empty, plan, seeds, 1, most, each)
         return size * self.worlds
 
     def prepare(self, sample: Sample, shape: Shape, i: int = 0) -> Condition:
@@ -94,14 +94,15 @@ class Sampler:
 
     def generate(
         self, batch: list[Condition], shape: Shape, size: int, of: Sequence[Sample] = ()
-    ) -> tuple[Float[np.ndarray, "B F h w C"], Float[np.ndarray, "B kept F h w C"]]:
-        """Final latents and kept clean estimates of samples of one shape.
+    ) -> tuple[Float[np.ndarray, "B F h w C"], Float[np.ndarray, "B S F h w C"]]:
+        """Final latents and chosen clean estimates of samples of one shape.
 
         size: of the program; a smaller batch is filled up. of: the samples, where seeds or noise
-        are their own. Raises FloatingPointError where a latent is not finite, and MemoryError
+        differ by sample. Raises FloatingPointError where a latent is not finite, and MemoryError
         saying what would help where a device has too little.
         """
-        given = jax.tree.map(lambda *a: np.stack(a), *batch, *batch[-1:] * (size - len(batch)))
+        filled = [*batch, *batch[-1:] * (size - len(batch))]
+        conditions = jax.tree.map(lambda *a: jnp.asarray(np.stack(a)), *filled)
         arm, config = self.arm, self.model.config
         what = f"{size} sample(s) of {arm.ensemble} seed(s) of {config.name}"
         grid = (*wan.latent_grid(config, *shape), config.dit.out_channels)
@@ -109,52 +110,44 @@ class Sampler:
         each = [*of, *[*of[-1:]] * (size - len(of))]
         seeds = arm.seeds(each, arm.ensemble if together else 1)
         noise = arm.noise(each, grid)
-        chosen, kept = places(arm.x0, config.sampling.steps, "step"), []
+        chosen, x0 = places(arm.x0, config.sampling.steps, "step"), []
         probe = arm.probe(config.sampling.steps, grid[0], config.dit.layers, arm.ensemble)
         with sharding.use_mesh(self.devices), memory.explained(what, KNOBS):
-            given, sampling = self._spread(given), config.sampling
+            sampling = config.sampling
             if arm.search is not None:
-                return self._searched(given, probe, len(batch), each)
+                return self._searched(conditions, probe, len(batch), each)
             settings = {"probe": probe, "sampling": sampling, "noise": noise}
-            runs = loop.steps(self.model, given, seeds, **settings)
+            runs = loop.steps(self.model, conditions, seeds, **settings)
             # Each sample is a world by itself; seeds that are only averaged with go on no longer.
             for state in runs:
                 trajectory.check_step(state.step, sampling.steps, state.trace, every=True)
                 if state.step in chosen:
-                    kept.append(np.asarray(state.x0[:, 0]))
+                    x0.append(np.asarray(state.x0[:, 0]))
                 if state.step + 1 == together:
                     state.keep([0])
             assert runs.state is not None
             latents = np.asarray(runs.state.x)
-        none = np.zeros((len(batch), 0, *grid), np.float32)
-        x0 = np.stack(kept, axis=1)[: len(batch)] if kept else none
-        return latents[: len(batch), 0], x0
+        estimates = np.stack(x0, axis=1) if x0 else latents[:, :0]
+        return latents[: len(batch), 0], estimates[: len(batch)]
 
     def _searched(
-        self, given: Condition, probe: Probe, count: int, of: Sequence[Sample]
-    ) -> tuple[Float[np.ndarray, "B F h w C"], Float[np.ndarray, "B kept F h w C"]]:
+        self, conditions: Condition, probe: Probe, count: int, of: Sequence[Sample]
+    ) -> tuple[Float[np.ndarray, "B F h w C"], Float[np.ndarray, "B S F h w C"]]:
         """Return what a search chose for the first samples."""
         assert self.arm.search is not None
-        first = [self.arm.seed] * len(given.context)
+        first = [self.arm.seed] * len(conditions.context)
         if self.arm.by_index:
             first = [self.arm.seed + sample.place for sample in of]
         sampling = self.model.config.sampling
-        found = search.run(
-            self.model, given, self.arm.search, first, probe=probe, sampling=sampling
+        chosen = search.run(
+            self.model, conditions, self.arm.search, first, probe=probe, sampling=sampling
         )
-        latents = np.asarray(found.latents)[:count]
+        latents = np.asarray(chosen.latents)[:count]
         if not np.isfinite(latents).all():
             raise FloatingPointError("the latent that was chosen is not finite")
-        passes = found.cost.forwards.tolist()
-        chosen = zip(found.seed.tolist(), passes, strict=True)
-        self.notes[:] = [{"chosen seed": seed, "forwards": n} for seed, n in chosen]
-        return latents, latents[:, None][:, :0]
-
-    def _spread(self, tree: Any) -> Any:
-        """Arrays with a leading axis of samples, on the devices of their worlds."""
-        if self.devices is None:
-            return jax.tree.map(jnp.asarray, tree)
-        return jax.device_put(tree, NamedSharding(self.devices, PartitionSpec(mesh.WORLD)))
+        pairs = zip(chosen.seed.tolist(), chosen.cost.forwards.tolist(), strict=True)
+        self.notes[:] = [{"chosen seed": seed, "forwards": n} for seed, n in pairs]
+        return latents, np.zeros((count, 0, *latents.shape[1:]), np.float32)
 
 
 def _coders(model: Wan, devices: Mesh | None) -> tuple[Wan, ...]:

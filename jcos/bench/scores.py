@@ -1,4 +1,4 @@
-"""Scores of arms: the official scorer's, or of small tasks our own. Missing videos count as
+"""Scores of arms: the official scorer's, or those of the small tasks. Missing videos count as
 zero."""
 
 import csv
@@ -14,8 +14,7 @@ from jcos.bench import baselines, export
 from jcos.bench.baselines import STILL, TRUTH
 from jcos.bench.evalkit import TRUTH as TRUTH_AT_LEAST
 from jcos.bench.evalkit import Scores, official
-from jcos.bench.folder import SPLITS, Bench, category_of, task_of
-from jcos.bench.official import TITLES
+from jcos.bench.folder import SPLITS, TITLES, Bench, category_of, task_of
 from jcos.files import check_folder, check_room, write
 from jcos.lab.measures import UNBOUNDED, Estimate, estimate
 from jcos.runs import MANIFEST, as_text, made, read
@@ -53,7 +52,7 @@ class Comparison(NamedTuple):
 def compare(
     bench: Bench, arms: Sequence[Path], out: Path, scorer: str | None = None, command: str = ""
 ) -> Comparison:
-    """Return what arms score, beside a still picture and the ground truth, paired by sample.
+    """Return what arms score, with a still picture and the ground truth, paired by sample.
 
     Writes OUT/scores.json (every sample), OUT/table.csv, OUT/run.json and the baselines' videos.
     Raises ValueError as `score`, and OSError where `out` cannot be written.
@@ -61,13 +60,12 @@ def compare(
     read(out / MANIFEST, "arms")  # not into the folder of an arm
     check_room(out)
     scores = score(bench, arms, out, scorer)
-    commits = {arm.arm: (arm.scorer or {}).get("commit") for arm in scores if arm.found}
+    commits = {arm.arm: (arm.scorer or {}).get("commit") for arm in scores if arm.values}
     if bench.benchmark == "vbvr-pro":
         check_pro(scores, commits)
     cells, base = table(bench, scores), scores[0]
     gains = table(bench, scores[1 : len(arms)], base)
-    makers = {arm.arm: arm.scorer for arm in scores}
-    parts = {a.arm: {"scores": a.found, "errors": a.errors, "scorer": a.scorer} for a in scores}
+    parts = {a.arm: {"scores": a.values, "errors": a.errors, "scorer": a.scorer} for a in scores}
     write(out / "scores.json", as_text({"samples": bench.extent, "arms": parts}))
     rows = io.StringIO(newline="")
     lines = csv.writer(rows, lineterminator="\n")
@@ -81,7 +79,7 @@ def compare(
         "question": f"What do these arms score on {TITLES[bench.benchmark]}?",
         "samples": {"folder": str(bench.root), "extent": bench.extent},
         "arms": {name: str(path) for name, path in folders.items()},
-        "scorer": makers,
+        "scorer": {arm.arm: arm.scorer for arm in scores},
         "still": codecs[base.arm]._asdict(),
     }
     write(out / MANIFEST, as_text(about | made(command)))
@@ -100,7 +98,7 @@ def check_pro(scores: Sequence[Scores], commits: Mapping[str, str | None]) -> No
         each = "; ".join(f"{name} {commit}" for name, commit in commits.items())
         raise ValueError(f"scores of several scorers are not compared: {each}; score all anew")
     truth = scores[-1]
-    mean = float(np.mean([*truth.found.values()])) if truth.found else 0.0
+    mean = float(np.mean([*truth.values.values()])) if truth.values else 0.0
     if truth.scorer is not None and mean < TRUTH_AT_LEAST:
         raise ValueError(
             f"the ground truth scores {mean:.3f} against itself, at least {TRUTH_AT_LEAST} is "
@@ -116,7 +114,7 @@ def score(bench: Bench, arms: Sequence[Path], out: Path, scorer: str | None = No
     last time are read. Raises ValueError where there are none, or no arms.
     """
     if not arms:
-        raise ValueError("no arms are given; name at least one folder of videos")
+        raise ValueError("name at least one folder of videos")
     for arm in arms:
         check_folder(arm)
     names = [*labels(arms), STILL, TRUTH]
@@ -130,11 +128,11 @@ def score(bench: Bench, arms: Sequence[Path], out: Path, scorer: str | None = No
 def labels(arms: Sequence[Path]) -> list[str]:
     """Return a name for each arm's folder: its path below the folder that all of them are in.
 
-    Raises ValueError where a folder is given twice.
+    Raises ValueError where a folder comes twice.
     """
     paths = [os.path.abspath(arm) for arm in arms]
     if twice := [path for path in paths if paths.count(path) > 1]:
-        raise ValueError(f"{twice[0]} is given twice; each arm is a folder of its own")
+        raise ValueError(f"{twice[0]} is named twice; each arm is another folder")
     above = os.path.commonpath([os.path.dirname(path) for path in paths])
     if {os.path.join(above, name) for name in (STILL, TRUTH)} & set(paths):
         above = os.path.dirname(above)  # names of the baselines
@@ -148,23 +146,21 @@ def _judged(bench: Bench, arm: Path, name: str) -> Scores:
         if puzzle is None or not video.exists():
             continue
         try:
-            scores.found[sample.name] = export.score(puzzle, video)
+            scores.values[sample.name] = export.score(puzzle, video)
         except ValueError as error:  # as the official scorer: it counts, with nothing
-            scores.found[sample.name] = 0.0
+            scores.values[sample.name] = 0.0
             scores.errors[sample.name] = str(error)
     return scores
 
 
 def groups(names: Sequence[str], benchmark: str = "vbvr") -> dict[str, list[str]]:
     """The columns of the paper's table: overall, both splits, and each split's categories."""
-    found: dict[str, list[str]] = {"overall": list(names)}
-    for split, short in SPLITS.items():
-        inside = [name for name in names if name.startswith(f"{split}/")]
-        found[short] = inside
-        for name in inside:
-            found.setdefault(f"{short} {category_of(task_of(name), benchmark)}", []).append(name)
-    ordered = ["overall", *sorted(g for g in found if g != "overall")]
-    return {group: found[group] for group in ordered if found[group]}
+    members: dict[str, list[str]] = {}
+    for name in names:
+        split = SPLITS[name.split("/")[0]]
+        for group in (split, f"{split} {category_of(task_of(name), benchmark)}"):
+            members.setdefault(group, []).append(name)
+    return {"overall": list(names)} | dict(sorted(members.items()))
 
 
 def over_tasks(values: dict[str, float]) -> Estimate:
@@ -179,11 +175,11 @@ def over_tasks(values: dict[str, float]) -> Estimate:
 def table(bench: Bench, arms: Sequence[Scores], base: Scores | None = None) -> list[Cell]:
     """Every arm in every group; less `base`, sample by sample, if there is one. official: of
     samples that both have."""
-    cells, less = [], {} if base is None else base.found
+    cells, less = [], {} if base is None else base.values
     for scores in arms:
         for group, names in groups(bench.names, bench.benchmark).items():
-            gain = {n: scores.found.get(n, 0.0) - less.get(n, 0.0) for n in names}
-            there = [n for n in names if n in scores.found and (base is None or n in less)]
+            gain = {n: scores.values.get(n, 0.0) - less.get(n, 0.0) for n in names}
+            there = [n for n in names if n in scores.values and (base is None or n in less)]
             official = float(np.mean([gain[n] for n in there])) if there else float("nan")
             cells.append(Cell(scores.arm, group, *over_tasks(gain), len(there), official))
     return cells

@@ -12,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from jcos.cli import bench, options, page_options
+from jcos.cli import bench, generate, pages, plan, run, small
 from jcos.cli.paths import parse, refuse
 from jcos.weights import hub
 
@@ -20,17 +20,17 @@ FAILURES = (ValueError, IndexError, FloatingPointError, MemoryError, OSError)
 """What a wrong input or a full disk raises; anything else is a bug and shows its traceback."""
 
 COMMANDS: dict[str, Callable[..., Any]] = {
-    "demo": options.Demo,
-    "sample": options.Sample,
-    "search": options.Search,
-    "run": options.Run,
-    "generate": options.Generate,
+    "demo": small.Demo,
+    "sample": small.Sample,
+    "search": small.Search,
+    "run": run.Run,
+    "generate": generate.Generate,
     "bench": bench.Bench,
-    "plan": options.Plan,
-    "report": page_options.Report,
-    "explore": page_options.Explore,
-    "export": page_options.Export,
-    "tasks": options.Tasks,
+    "plan": plan.Plan,
+    "report": pages.Report,
+    "explore": pages.Explore,
+    "export": pages.Export,
+    "tasks": small.Tasks,
 }
 
 

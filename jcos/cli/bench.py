@@ -3,14 +3,12 @@
 import dataclasses
 import sys
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from jcos.cli.on_mesh import OnMesh
-from jcos.cli.options import TINY, Checkpoint, Command
+from jcos.cli.base import Changes, Checkpoint, Command, Loras, OnMesh
 from jcos.cli.paths import (
     AnyCacheFolder,
     AnyInFolder,
@@ -19,6 +17,8 @@ from jcos.cli.paths import (
     OutFolder,
     config_file,
 )
+from jcos.variants import TINY
+from jcos.weights.loras import parse_all
 
 if TYPE_CHECKING:
     from jcos.bench.folder import Bench as Benchmark
@@ -33,7 +33,7 @@ PerTask = Annotated[int | None, tyro.conf.arg(help="Only the first so many sampl
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run(OnMesh, Command):
-    """Make the videos of a benchmark, for each arm of a config in a folder of its own.
+    """Make the videos of a benchmark, a folder for each arm of a config.
 
     Writes OUT/ARM/SPLIT/TASK/00000.mp4, where the official scorer looks for them, OUT/ARM/run.json
     and OUT/ARM/summary.json. Goes on where it was stopped. Ends with exit code 1 where videos are
@@ -55,8 +55,8 @@ class Run(OnMesh, Command):
     checkpoint: Checkpoint = TINY
     arms: tuple[str, ...] = ()
     """Only these arms of the config."""
-    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Changes every arm, as FIELD=VALUE; can be given several times."""
+    set: Changes = ()
+    lora: Loras = ()
     per_task: PerTask = None
     shard: str | None = None
     """I/N: only every N-th sample, from the I-th on, for each of N processes."""
@@ -73,6 +73,7 @@ class Run(OnMesh, Command):
     """Folder of embedded prompts; OUT/text by default."""
 
     def check(self) -> None:
+        parse_all(self.lora)
         self._parts()
         if self.ray and (self.join or self.shard is not None):
             raise ValueError("--ray spreads the samples itself: leave out --join and --shard")
@@ -88,19 +89,22 @@ class Run(OnMesh, Command):
     def _run(self) -> bool:
         import jax
 
-        from jcos.bench import cluster, run
-        from jcos.bench.arm import benchmark_of, load_arms
+        from jcos.bench import run
+        from jcos.bench.arm import load_arms
+        from jcos.bench.cluster import Cluster
         from jcos.bench.folder import read_bench
         from jcos.cli.common import bar, command_line
         from jcos.experiments.settings import override
 
         if self.ray:  # this process asks, and leaves the devices to those that work
             jax.config.update("jax_platforms", "cpu")
-        arms = load_arms(config_file(self.config))
+        arms, benchmark = load_arms(config_file(self.config))
         if unknown := [name for name in self.arms if name not in arms]:
             raise ValueError(f"{self.config} has no arm {unknown[0]!r}; it has {', '.join(arms)}")
         arms = {n: override(a, self.set) for n, a in arms.items() if n in (self.arms or arms)}
-        bench = read_bench(self.samples, self.per_task, benchmark_of(config_file(self.config)))
+        if self.lora:
+            arms = {n: dataclasses.replace(arm, lora=self.lora) for n, arm in arms.items()}
+        bench = read_bench(self.samples, self.per_task, benchmark)
         print(f"{bench.extent}, {len(bench.faults)} faults")
         _print_absent(bench)
         work = run.Work(
@@ -110,18 +114,22 @@ class Run(OnMesh, Command):
             batch=self.batch,
             mesh=None if self.ray else self.devices(everywhere=False),
         )
-        make = run.run
-        if self.ray:
-            make = partial(cluster.run, address=self.address, mesh=self.mesh)
         with bar() as progress:
-            about = {"command": command_line(), "progress": progress}
-            done = make(arms, self.checkpoint, bench, self.out, work, **about)
+            done = run.run(
+                arms,
+                self.checkpoint,
+                bench,
+                self.out,
+                work,
+                command=command_line(),
+                progress=progress,
+                cluster=Cluster(self.address, self.mesh) if self.ray else None,
+            )
         for name, status in done.items():
             print(f"{name}: {status.done} of {status.total} videos are in {self.out / name}")
-            for what in (status.faults, status.failed):
-                _print_errors(f"{sample}: {reason}" for sample, reason in what.items())
-            stale = "was made from other files; remove its video"
-            _print_errors(f"{sample}: {stale}" for sample in status.stale)
+            stale = dict.fromkeys(status.stale, "was made from other files; remove its video")
+            for reasons in (status.faults, status.failed, stale):
+                _print_errors(f"{sample}: {reason}" for sample, reason in reasons.items())
         return all(status.complete for status in done.values())
 
     def _parts(self) -> tuple[int, int] | None:
@@ -136,7 +144,7 @@ class Run(OnMesh, Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Score(Command):
-    """The paper's table of one or more arms, beside a still picture, paired by sample.
+    """The paper's table of arms, a still picture and the ground truth, paired by sample.
 
     Runs the official scorer, or reads what it said the last time; the exported small tasks judge
     themselves. Writes OUT/scores.json (every sample), OUT/table.csv, OUT/run.json (what was
@@ -172,8 +180,8 @@ class Score(Command):
         for arm in result.scores:
             _print_errors(f"{arm.arm}: {name}: {why}" for name, why in arm.errors.items())
         _print_absent(bench)
-        found = [len(arm.found) for arm in result.scores[: len(self.arms)]]
-        if min(found) < len(bench.names) or bench.faults:
+        fewest = min(len(arm.values) for arm in result.scores[: len(self.arms)])
+        if fewest < len(bench.names) or bench.faults:
             raise SystemExit(1)
 
 
@@ -236,13 +244,11 @@ def _print_absent(bench: "Benchmark") -> None:
 
 def _print_tables(bench: "Benchmark", result: "Comparison") -> None:
     from jcos.bench import scores
-    from jcos.bench.official import TITLES
+    from jcos.bench.folder import TITLES
     from jcos.cli.common import show_table
 
     cells = {(cell.arm, cell.group): cell for cell in result.cells}
-    gains = {(cell.arm, cell.group): cell for cell in result.gains}
-    arms, others = (list(dict.fromkeys(arm for arm, _ in table)) for table in (cells, gains))
-    groups = scores.groups(bench.names, bench.benchmark)
+    arms = list(dict.fromkeys(arm for arm, _ in cells))
     ends = cells[scores.STILL, "overall"], cells[scores.TRUTH, "overall"]
     rows = []
     for arm in arms:
@@ -250,17 +256,16 @@ def _print_tables(bench: "Benchmark", result: "Comparison") -> None:
         share = f"{scores.restored(cell, *ends):.3f}"
         videos = f"{cell.found} / {cell.n}"
         rows.append((arm, videos, _interval(cell), f"{cell.official:.3f}", share))
-    columns = ("arm", "videos", "overall", "of those found", "still 0, truth 1")
     commit = (result.scores[0].scorer or {}).get("commit")
     scorer = f", scorer {commit[:12]}" if commit else ""
+    columns = ("arm", "videos", "overall", "of those found", "still 0, truth 1")
     show_table(f"{TITLES[bench.benchmark]}, {bench.extent}{scorer}", columns, rows)
-    rows = [
-        (group, str(len(names)), *(_interval(cells[arm, group]) for arm in arms))
-        for group, names in groups.items()
-    ]
+    groups = {cell.group: (cell.group, str(cell.n)) for cell in result.cells}
+    rows = [(*groups[group], *(_interval(cells[arm, group]) for arm in arms)) for group in groups]
     title = "Missing videos count as zero, 95 % intervals over tasks"
     show_table(title, ("group", "n", *arms), rows)
-    if gains:
+    if gains := {(cell.arm, cell.group): cell for cell in result.gains}:
+        others = list(dict.fromkeys(arm for arm, _ in gains))
         rows = [(group, *(_interval(gains[arm, group]) for arm in others)) for group in groups]
         title = f"Less {arms[0]}, by sample, 95 % intervals over tasks"
         show_table(title, ("group", *others), rows)

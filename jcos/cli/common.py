@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -13,7 +14,6 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from jcos import files
-from jcos.cli.on_mesh import OnMesh as OnMesh
 from jcos.report import explorer
 from jcos.staged import Progress
 
@@ -24,7 +24,7 @@ minutes and a sample an hour, and rich by itself forgets what was more than 30 s
 
 
 def command_line() -> str:
-    """Return what was typed, to be kept beside what came of it."""
+    """Return what was typed, for the manifest."""
     return shlex.join(["jcos", *sys.argv[1:]])
 
 
@@ -33,25 +33,18 @@ def bar() -> Iterator[Progress]:
     """Show what is going on, how much of it is done, and the time that is left: as a bar, or in
     lines where the output is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    quiet = not console.is_terminal
-    with Bar(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        speed_estimate_period=PACE,
-        disable=quiet,
-    ) as shown:
-        task = shown.add_task("starting", total=None)
-        last: tuple[str, int] = ("", 0)
+    style: dict[str, Any] = {"console": console, "speed_estimate_period": PACE, "transient": True}
+    quiet, last = not console.is_terminal, ("", 0)
+    with Bar(*columns, TimeRemainingColumn(), disable=quiet, **style) as progress:
+        task = progress.add_task("starting", total=None)
 
         def show(what: str, done: int, total: int) -> None:
             nonlocal last
             if done < last[1]:  # something else begins
-                shown.reset(task)
-            shown.update(task, description=what, completed=done, total=total)
+                progress.reset(task)
+            progress.update(task, description=what, completed=done, total=total)
             if quiet and last != (what, done):
-                left = shown.tasks[0].time_remaining
+                left = progress.tasks[0].time_remaining
                 end = "" if left is None else f", {dt.timedelta(seconds=left)} left"
                 print(f"{what}: {done} of {total}{end}", file=sys.stderr, flush=True)
             last = (what, done)
@@ -79,9 +72,11 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     Console().print(table)
 
 
-def read_size(text: str) -> tuple[int, int]:
-    """Width and height of WIDTHxHEIGHT; ValueError where it is something else."""
+def read_size(text: str | None) -> tuple[int, int] | None:
+    """Return height and width of WIDTHxHEIGHT; ValueError where it is something else."""
+    if text is None:
+        return None
     width, _, height = text.lower().partition("x")
     if not (width.isdecimal() and height.isdecimal()):
         raise ValueError(f"size is {text!r}; it is WIDTHxHEIGHT in pixels, like 832x480")
-    return int(width), int(height)
+    return int(height), int(width)

@@ -19,13 +19,13 @@ class _Unusable(Exception):
 
 
 def _checked(
-    check: Callable[[Path], object], given: Callable[[str], Path] = files.local_path
+    check: Callable[[Path], object], path_of: Callable[[str], Path] = files.local_path
 ) -> PrimitiveConstructorSpec[Path]:
-    """Return how tyro reads a path, which `given` and `check` refuse by ValueError."""
+    """Return how tyro reads a path, which `path_of` and `check` refuse by ValueError."""
 
     def read(words: list[str]) -> Path:
         try:
-            path = given(words[0])
+            path = path_of(words[0])
             check(path)
         except ValueError as error:
             raise _Unusable(error) from None
@@ -60,12 +60,10 @@ def check_config(named: Path) -> None:
 
 
 AnyPath = Annotated[Path, _checked(str)]
-InFile = Annotated[Path, _checked(files.check_file)]
 InFolder = Annotated[Path, _checked(files.check_folder)]
 InPath = Annotated[Path, _checked(files.check_there)]
 OutFile = Annotated[Path, _checked(files.check_new_file)]
 OutFolder = Annotated[Path, _checked(files.check_new_folder)]
-CacheFolder = Annotated[Path, _checked(files.check_cache)]
 Model = Annotated[Path, _checked(hub.check, files.any_path)]
 """A checkpoint's folder, a transformer's single file, or a name on Hugging Face."""
 AnyInFile = Annotated[Path, _checked(files.check_file, files.any_path)]
@@ -78,7 +76,7 @@ ConfigFile = Annotated[Path, _checked(check_config)]
 
 def parse(prog: str, read: Callable[..., Any], arguments: Sequence[str]) -> Any:
     """Return the options that `read` (of tyro) makes of the arguments; one sentence and exit code 2
-    where a path cannot be used for what it is given for."""
+    where a path does not suit its use."""
     try:
         return read(args=arguments)
     except _Unusable as error:

@@ -4,29 +4,66 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jax
-from rich.console import Console
+import tyro
 
-from jcos import wan
-from jcos.cli import options
-from jcos.cli.common import console, read_size, show_table
-from jcos.devices import sharding
-from jcos.files import write
-from jcos.plan import costs, forecast
-from jcos.plan.costs import Job
-from jcos.plan.forecast import Forecast, Option
-from jcos.plan.machines import GIB, machine
+from jcos.cli.base import Command, Frames, ProfileName, Steps
+from jcos.cli.paths import OutFile
 from jcos.variants import VARIANTS, variant_of, with_profile
 
-COLUMNS = ("mesh", "weights + work, GiB", "GB sent/step", "at best, s/step", "expected, s/step")
+if TYPE_CHECKING:
+    from jcos.plan.costs import Job
+    from jcos.plan.forecast import Forecast, Option
+
+COLUMNS = (
+    *("mesh", "weights + work, GiB", "GB sent/step", "at best, s/step", "expected, s/step"),
+    *("min/video", "runs"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan(options.Plan):
-    """`jcos plan`, at work."""
+class Plan(Command):
+    """Whether a run fits a machine and how long it takes, before the machine is rented.
+
+    Compiles the whole run (all steps, both experts, guidance, all seeds; weights as shapes) for
+    the most promising meshes, with the compiler of the extra `tpu` or `gpu`; no such device is
+    needed. Without that extra, all is calculated.
+
+    Examples:
+      jcos plan --model wan2.2-i2v-a14b --topology v5p:2x2x4 --size 832x480 --frames 81 --seeds 3
+      jcos plan --model wan2.2-t2v-a14b --topology v5e:2x4 --mesh fsdp=8 --mesh branch=2,fsdp=4
+      jcos plan --model wan2.2-ti2v-5b --topology h200:1 --json plan.json
+    """
+
+    model: str
+    """A released model, by its name here or on Hugging Face, or a checkpoint folder."""
+    topology: str
+    """v5p-64, v6e-8, h200:8 as clouds sell them, or any slice by its shape, as v5p:2x2x4."""
+    size: str | None = None
+    """WIDTHxHEIGHT in pixels; by default what the model is made for."""
+    frames: Frames = None
+    seeds: int = 1
+    """How many videos are made side by side."""
+    steps: Steps = None
+    profile: ProfileName = None
+    mesh: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Try this mesh, like branch=2,context=8 (can be repeated); by default the most
+    promising ones."""
+    tries: int = 3
+    """How many meshes to try where none is named."""
+    json: OutFile | None = None
+    """Write everything to this file, too."""
 
     def run(self) -> None:
+        import jax
+
+        from jcos.cli.common import console
+        from jcos.devices import sharding
+        from jcos.files import write
+        from jcos.plan import forecast
+        from jcos.plan.machines import machine
+
         if not os.environ.get("JAX_PLATFORMS"):
             # With libtpu or the CUDA plugin installed, jax would look for their devices.
             jax.config.update("jax_platforms", "cpu")
@@ -36,12 +73,16 @@ class Plan(options.Plan):
         meshes = [sharding.parse_mesh(text) for text in self.mesh]
         tried = meshes or forecast.meshes(job, target)[: self.tries]
         with console.status(f"looking at {len(tried)} meshes"):
-            result = Forecast(job, target, tuple(forecast.options(job, target, tried)))
+            result = forecast.Forecast(job, target, tuple(forecast.options(job, target, tried)))
         if self.json is not None:
             write(self.json, json.dumps(result.to_json(), indent=1) + "\n")
         _show(result)
 
-    def _job(self) -> Job:
+    def _job(self) -> "Job":
+        from jcos import wan
+        from jcos.cli.common import read_size
+        from jcos.plan.costs import Job
+
         if Path(self.model).exists():
             config = wan.read_config(self.model)
         elif (name := self.model if self.model in VARIANTS else variant_of(self.model)) is None:
@@ -50,23 +91,24 @@ class Plan(options.Plan):
             config = VARIANTS[name]()
         if self.profile is not None:
             config = with_profile(config, self.profile)
-        if self.steps is not None:
-            sampling = config.sampling_with(steps=self.steps)
-            config = dataclasses.replace(config, sampling=sampling)
+        config = dataclasses.replace(config, sampling=config.sampling_with(steps=self.steps))
         clip = config.clip
-        width, height = (clip.width, clip.height) if self.size is None else read_size(self.size)
-        frames = clip.frames if self.frames is None else self.frames
-        return Job(config, frames, height, width, self.seeds)
+        size = read_size(self.size) or (clip.height, clip.width)
+        return Job(config, clip.frames if self.frames is None else self.frames, *size, self.seeds)
 
 
-def _show(result: Forecast) -> None:
+def _show(result: "Forecast") -> None:
+    from rich.console import Console
+
+    from jcos.cli.common import show_table
+    from jcos.plan import costs
+
     job, machine, best = result.job, result.machine, result.best
     chip, kind, out = machine.chip, machine.platform, Console()
     video = f"{job.frames} frames of {job.width}x{job.height}, {job.tokens:,} tokens"
     work = f"{job.seeds} seed(s), {job.steps} steps of {job.branches} pass(es)"
     title = f"{job.config.name}, {video}, {work}, on {machine.name}"
-    rows = [_row(option, job) for option in result.options]
-    show_table(title, (*COLUMNS, "min/video", "runs"), rows)
+    show_table(title, COLUMNS, [_row(option, job) for option in result.options])
     for option in result.options:
         if option.trouble:
             out.print(f"{option.mesh} does not run: {option.trouble}")
@@ -88,19 +130,19 @@ def _show(result: Forecast) -> None:
         return
     out.print(f"Recommended: [bold]{best.mesh}[/bold]; its limit is {best.seconds.limit}.")
     if not best.resident:
-        held = costs.expert_bytes(job.config) * job.config.experts / 1e9
+        weights = costs.expert_bytes(job.config) * job.config.experts / 1e9
         out.print(
-            f"In turns: two experts do not fit together, so {held:.0f} GB of weights wait in "
+            f"In turns: two experts do not fit together, so {weights:.0f} GB of weights wait in "
             "host memory, and each comes once per run (--resident of `jcos generate`)."
         )
 
 
-def _row(option: Option, job: Job) -> tuple[str, ...]:
-    held, step = option.memory, option.seconds.expected
-    parts = () if held is None else (held.arguments, held.temporaries + held.outputs)
+def _row(option: "Option", job: "Job") -> tuple[str, ...]:
+    memory, step = option.memory, option.seconds.expected
+    parts = () if memory is None else (memory.arguments, memory.temporaries + memory.outputs)
     return (
         option.mesh,
-        " + ".join(f"{part / GIB:.1f}" for part in parts) or "–",
+        " + ".join(f"{part / 2**30:.1f}" for part in parts) or "–",
         f"{option.link_bytes / 1e9:.1f}",
         f"{option.seconds.roofline:.2f}",
         f"{step:.2f}",

@@ -3,28 +3,54 @@
 import dataclasses
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from jcos import wan
-from jcos.cli import options
-from jcos.cli.common import OnMesh, bar, command_line, console, make_page
-from jcos.cli.paths import config_file
-from jcos.config import Sampling, WanConfig
-from jcos.devices import sharding
-from jcos.experiments.clips import write_example
-from jcos.experiments.experiment import Experiment
-from jcos.experiments.folder import run_to
-from jcos.experiments.settings import load_experiment, override
-from jcos.files import check_new_folder
-from jcos.report import explorer
-from jcos.wan import Wan
-from jcos.weights.checkpoint import identify
+import tyro
+
+from jcos.cli.base import Changes, Checkpoint, Command, OnMesh, ProfileName
+from jcos.cli.paths import AnyOutFolder, ConfigFile, OutFile, config_file
+from jcos.variants import TINY
+
+if TYPE_CHECKING:
+    from jcos.experiments.experiment import Experiment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run(options.Run, OnMesh):
-    """`jcos run`, at work."""
+class Run(OnMesh, Command):
+    """Run an experiment of the paper: a question to a model, its numbers, its figures.
+
+    Writes OUT/run.json (settings, weights, versions), OUT/results.nc (an xarray dataset),
+    OUT/table.csv, OUT/figures and OUT/index.html, the page to look inside (`jcos report`). A
+    repeated call goes on where the last one stopped.
+
+    Examples:
+      jcos run configs/steps.py
+      jcos run configs/noise.py --set puzzles=16 --set sampling.steps=10 --out out/quick
+      jcos run configs/steps.py --mesh world=8
+      jcos run --example-clips clips.json
+      jcos run configs/steps.py --checkpoint wan-i2v --set clips=clips.json
+      jcos run configs/swap.py --checkpoint wan-i2v --set clips=pairs.json --mesh branch=2,context=4
+    """
+
+    config: tyro.conf.Positional[ConfigFile | None] = None
+    """A Python file that describes the experiment, or the name of one that comes with jcos, like
+    noise."""
+    set: Changes = ()
+    out: AnyOutFolder | None = None
+    """Where results go; out/NAME by default, NAME being the config's."""
+    redo: bool = False
+    """Run it again and replace the results that are there."""
+    example_clips: OutFile | None = None
+    """Write a file of prompts with pictures here, to be filled in for --set clips=FILE, and no
+    more; docs/wan.md says what it may hold."""
+    checkpoint: Checkpoint = TINY
+    profile: ProfileName = None
 
     def run(self) -> None:
+        from jcos.experiments.clips import write_example
+        from jcos.experiments.settings import load_experiment, override
+        from jcos.files import check_new_folder
+
         if self.example_clips is not None:
             write_example(self.example_clips)
             print(f"Fill in the pictures and prompts of {self.example_clips}; docs/wan.md says how")
@@ -39,14 +65,28 @@ class Run(options.Run, OnMesh):
         with self.at_work():
             self._run(experiment, out)
 
-    def _run(self, experiment: Experiment, out: Path) -> None:
+    def _run(self, experiment: "Experiment", out: Path) -> None:
+        from jcos import wan
+        from jcos.cli.common import bar, command_line, console, make_page
+        from jcos.devices import sharding
+        from jcos.experiments.folder import run_to
+        from jcos.report import explorer
+        from jcos.weights.checkpoint import identify
+
         start, profile = time.monotonic(), experiment.profile
         config = wan.read_config(self.checkpoint, profile)
-        sampled = dataclasses.replace(config, sampling=experiment.sampling.of(config))
-        devices = self.devices_for(sampled, len(experiment.seeds))
+        sampling = experiment.sampling.of(config)
+        devices = self.devices_for(
+            dataclasses.replace(config, sampling=sampling), len(experiment.seeds)
+        )
 
-        def load() -> Wan:
-            _tell_steps(experiment.sampling.of(config), config)
+        def load() -> wan.Wan:
+            if sampling.steps != config.sampling.steps:
+                console.print(
+                    f"Sampled in {sampling.steps} steps; {config.name} has {config.sampling.steps} "
+                    "of its own (--set sampling.steps=none).",
+                    highlight=False,
+                )
             return wan.load(self.checkpoint, profile=profile)
 
         with sharding.use_mesh(devices), bar() as progress:
@@ -67,13 +107,3 @@ class Run(options.Run, OnMesh):
             page = make_page(out)
         words = f"{time.monotonic() - start:.0f} s" if new else "these results are there already"
         print(f"{experiment.name}: {words}; the page to look inside is at {page}")
-
-
-def _tell_steps(sampling: Sampling, config: WanConfig) -> None:
-    own = config.sampling.steps
-    if sampling.steps != own:
-        console.print(
-            f"Sampled in {sampling.steps} steps; {config.name} has {own} of its own "
-            "(--set sampling.steps=none).",
-            highlight=False,
-        )

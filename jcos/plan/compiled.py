@@ -40,7 +40,7 @@ _ALONE = {
 }
 OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}, "tpu": {}}
 """Of the compilers. Which of its kernels multiplies matrices fastest XLA finds out on a GPU, by
-trying; without one it is told to call cuBLAS for all of them."""
+trying; without one it calls cuBLAS for all of them."""
 
 
 def installed(machine: Machine) -> bool:
@@ -99,7 +99,7 @@ def compile_for(mesh: Mesh, function: Any, *arguments: Any) -> tuple[Memory, str
     arguments: those that are large as shapes that lie on the mesh. Raises MemoryError where the
     compiler finds no way to keep the run in a device's memory.
     """
-    with sharding.use_mesh(mesh), _unkept():  # the devices are not here: nothing can be computed
+    with sharding.use_mesh(mesh), _uncached():  # the devices are not here: nothing can be computed
         lowered = function.lower(*arguments)
         try:
             options = OPTIONS[mesh.devices.flat[0].platform]
@@ -118,7 +118,7 @@ def compile_for(mesh: Mesh, function: Any, *arguments: Any) -> tuple[Memory, str
 
 
 @contextlib.contextmanager
-def _unkept() -> Iterator[None]:
+def _uncached() -> Iterator[None]:
     """Keep nothing in jax's cache: a program for devices that are not here cannot be read back."""
     option = "jax_persistent_cache_min_compile_time_secs"
     before = getattr(jax.config, option)
@@ -141,8 +141,8 @@ def arguments(job: Job, mesh: Mesh, probe: Probe | None = None) -> tuple:
         channels = jnp.zeros((1, *job.latent, extra)) if extra else None
         first = jnp.zeros((1, 1, *job.latent[1:], cfg.out_channels))
         pinned = first if config.image == "pin" else None
-        seen = config.vision
-        image = None if seen is None else jnp.zeros((1, seen.tokens, seen.dim))
+        vision = config.vision
+        image = None if vision is None else jnp.zeros((1, vision.tokens, vision.dim))
         return Condition(prompt, job.latent, prompt, channels, pinned, image=image)
 
     keys = jax.eval_shape(lambda: seed_keys(range(job.seeds)))

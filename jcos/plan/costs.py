@@ -26,7 +26,7 @@ Sizes = Mapping[str, int]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Videos of one size that a model makes side by side: `seeds` of them, with its own sampling.
+    """Videos of one size that a model makes side by side: `seeds` of them, with its sampling.
 
     frames, height, width: in pixels. Raises ValueError where the model has no video of that size.
     """
@@ -124,7 +124,7 @@ def _of(sizes: Sizes, *axes: str) -> int:
 
 
 class Held(NamedTuple):
-    """Bytes that a run holds on a device beside the weights.
+    """Bytes that a run holds on a device next to the weights.
 
     estimates: of a seed: latents, clean estimates of all steps, the solver's state. block: of a
     pass: what a block holds where it is widest. scores: of attention, which flash kernels do not

@@ -9,7 +9,7 @@ GIB = 2**30
 HOST = 8
 """GPUs of one host, joined by NVLink."""
 NETWORK = 50e9
-"""Bytes per second that a GPU can send to other hosts: 400 Gbit/s, as is usual beside Hopper's."""
+"""Bytes per second that a GPU can send to other hosts: 400 Gbit/s, as is usual with Hopper."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ musubi (underscores) are read. Where a file, or the configuration in it or besid
 B A is multiplied by alpha / rank; else by nothing but the scale asked for.
 """
 
+import hashlib
 import math
 import re
 import warnings
@@ -84,6 +85,16 @@ class Adapter:
         for name, changes in self.changes.items():
             for tensor in (t for change in changes for t in change.tensors):
                 check_finite(tensor.read(), f"the LoRA of {name} in {tensor.file}")
+
+
+def identity(adapters: Sequence[tuple[Any, Adapter]]) -> list[list[Any]] | None:
+    """Return what manifests say of merged LoRAs: expert, scale, and hash of each file."""
+
+    def digest(file: Path) -> str:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+
+    return [[expert, a.scale, digest(a.file)] for expert, a in adapters] or None
 
 
 def open_adapter(

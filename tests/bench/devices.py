@@ -1,10 +1,9 @@
-"""What the tests of the benchmark do in processes of their own: samples on four simulated devices,
-and on two hosts. Called as `python -m tests.bench.devices CASE …`; see `tests/many_devices.py`."""
+"""Samples of the benchmark on four simulated devices, in a process of their own, called as `python
+-m tests.bench.devices meshes …` (`tests/many_devices.py`); and what stands in for the model."""
 
 import json
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,33 +59,6 @@ def meshes(folder: str, *texts: str) -> dict[str, list[float]]:
     return {text: off(text) for text in texts}
 
 
-def alone(*command: str) -> None:
-    """A command in one process that has four devices."""
-    import jax
-
-    jax.config.update("jax_num_cpu_devices", 4)
-    from jcos import cli
-
-    cli.main(command)
-
-
-def host(number: str, port: str, *command: str) -> int:
-    """The exit code of a command on one of two hosts with two devices each."""
-    import jax
-
-    jax.config.update("jax_num_cpu_devices", 2)
-    from jcos import cli
-    from jcos.devices import sharding
-
-    meet = partial(sharding.init_distributed, f"localhost:{port}", 2, int(number), timeout=100)
-    sharding.init_distributed = meet  # what a pod's hosts know by themselves
-    try:
-        cli.main(command)
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
 def named(self: Any, sample: Any, shape: Any, i: int = 0) -> Any:
     """Instead of `Sampler.prepare`, for `grey`: a condition that has the sample's name alone."""
     from jcos.sampling.trajectory import Condition
@@ -110,5 +82,4 @@ def grey(asked: list[str]) -> Callable[..., tuple]:
 
 
 if __name__ == "__main__":
-    cases = {"meshes": meshes, "alone": alone, "host": host}
-    print(json.dumps(cases[sys.argv[1]](*sys.argv[2:])))
+    print(json.dumps(meshes(*sys.argv[2:])))

@@ -13,20 +13,13 @@ from jcos.bench.export import export
 from jcos.bench.folder import read_bench
 from jcos.bench.results import Folder, read_json
 from tests.conftest import ROOT
-from tests.devices.test_sharding import free_port
+from tests.many_devices import free_port
 
 ARMS = """
 from jcos.bench.arm import Arm
 from jcos.experiments.experiment import Settings
 arms = {"base": Arm(profile=None, scale=1 / 8, sampling=Settings(steps=2))}
 """
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    with pytest.raises(SystemExit) as end:
-        cli.main([str(word) for word in words])
-    assert end.value.code == 2
-    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def actors() -> list[int]:
@@ -45,9 +38,7 @@ def actors() -> list[int]:
 @pytest.mark.slow
 @pytest.mark.extra("ray")
 @pytest.mark.filterwarnings("ignore")  # Ray leaves files and threads open
-def test_an_actor_that_is_killed_is_started_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_actor_that_is_killed_is_started_again(tmp_path, monkeypatch) -> None:
     samples, out, before = tmp_path / "small", tmp_path / "out", set(actors())
     export(samples, ("maze",), 6)
     (tmp_path / "arms.py").write_text(ARMS)
@@ -84,13 +75,11 @@ def test_an_actor_that_is_killed_is_started_again(
         (("--shard", "3/2"), "shard is '3/2'; it is I/N with I below N"),
     ],
 )
-def test_wrong_input_is_one_sentence(
-    words: tuple[str, ...], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_input_is_one_sentence(words: tuple[str, ...], says: str, tmp_path, refused) -> None:
     export(tmp_path / "small", ("maze",), 1)
     given = [word.replace(":PORT", f":{free_port()}") for word in words]
     run = ("bench", "run", "vbvr_base", "--samples", tmp_path / "small", "--out", tmp_path / "out")
-    assert says in refused(capsys, *run, *given)
+    assert says in refused(*run, *given)
     assert not (tmp_path / "out").exists()
 
 
@@ -99,4 +88,4 @@ def test_a_cluster_is_not_asked_for_without_ray(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(cluster, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs the extra ray: pip install 'jcos\[ray\]'"):
-        cluster.check(None)
+        cluster.Cluster()

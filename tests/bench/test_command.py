@@ -5,7 +5,6 @@ import itertools
 import json
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -27,12 +26,7 @@ def commanded(*arguments: object) -> int:
     return 0
 
 
-def test_the_whole_path_from_the_command_line(
-    tmp_path: Path,
-    calls: list[str],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_whole_path_from_the_command_line(tmp_path, calls, capsys, monkeypatch) -> None:
     small, out = tmp_path / "small", tmp_path / "out"
     arms = tmp_path / "arms.py"
     arms.write_text(
@@ -70,10 +64,7 @@ def test_the_whole_path_from_the_command_line(
 
 
 def test_the_time_left_is_told_however_long_a_sample_takes(
-    tmp_path: Path,
-    calls: list[str],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path, calls, capsys, monkeypatch
 ) -> None:
     monkeypatch.setattr(console, "get_time", itertools.count(0, 3600).__next__)
     assert commanded("bench", "export", tmp_path / "small", "--tasks", "maze", "--per-task", 6) == 0
@@ -84,9 +75,7 @@ def test_the_time_left_is_told_however_long_a_sample_takes(
     )
 
 
-def test_arms_that_were_written_otherwise_are_told(
-    bench_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_arms_that_were_written_otherwise_are_told(bench_folder, tmp_path, capsys) -> None:
     """The still picture has the codec of the first; two arms of one name stand in one table."""
     for name, crf in (("1/base", 20), ("2/base", 25)):
         (tmp_path / name).mkdir(parents=True)
@@ -106,7 +95,7 @@ def test_arms_that_were_written_otherwise_are_told(
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_config_describes_its_arms(file):
-    arms = load_arms(file)
+    arms, _ = load_arms(file)
     counts = {"base": 1, "small": 3, "ensemble": 3, "noise": 8, "search": 4, "pro": 14}
     assert len(arms) == counts[file.stem[5:]]
     assert all(isinstance(arm, Arm) for arm in arms.values())

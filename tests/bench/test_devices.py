@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,8 +17,6 @@ from jcos.experiments.experiment import Settings
 from jcos.media import formats
 from jcos.wan import TINY, read_config
 from tests import many_devices
-from tests.conftest import ROOT
-from tests.devices.test_sharding import free_port
 
 ARMS = """
 from jcos.bench.arm import Arm
@@ -62,8 +58,7 @@ def test_a_mesh_leaves_the_result_alone(eight_mazes: list[str]) -> None:
     """Samples, the branches of guidance, tokens and weights spread over four devices; three samples
     on two worlds are filled up to four."""
     texts = ["world=2,branch=2", "context=2,fsdp=2"]
-    process = many_devices.start("meshes", eight_mazes[-1], *texts, module="tests.bench.devices")
-    found = many_devices.finish(process, 580)
+    found = many_devices.find("meshes", eight_mazes[-1], *texts, module="tests.bench.devices")
     assert found.keys() == set(texts)
     for mesh, (latents, x0, pixels) in found.items():
         assert max(latents, x0) < 1e-5, mesh
@@ -78,7 +73,7 @@ def test_batches_side_by_side_on_a_mesh(eight_mazes: list[str], tmp_path: Path) 
     cli.main([*eight_mazes, "--out", str(tmp_path / "one")])
     spread = [*eight_mazes, "--out", str(tmp_path / "mesh"), "--mesh", "world=2,fsdp=2"]
     spread += ["--batch", "2"]
-    many_devices.finish(many_devices.start("alone", *spread, module="tests.bench.devices"), 580)
+    many_devices.command(*spread, devices=4)
     check_same(tmp_path / "mesh", tmp_path / "one")
 
 
@@ -87,18 +82,11 @@ def test_hosts_share_the_samples(eight_mazes: list[str], tmp_path: Path) -> None
     """Two hosts of two devices that must start together: each takes samples of its own."""
     arms(tmp_path, 1)
     cli.main([*eight_mazes, "--out", str(tmp_path / "one")])
-    port = str(free_port())
     joined = [*eight_mazes, "--out", str(tmp_path / "two"), "--join", "--mesh", "fsdp=2"]
     joined += ["--batch", "2"]
-    hosts = [
-        many_devices.start("host", str(i), port, *joined, module="tests.bench.devices")
-        for i in range(2)
-    ]
-    try:
-        assert [many_devices.finish(process, 580) for process in hosts] == [0, 0]
-    finally:
+    with many_devices.hosts("-m", "jcos", *joined, devices=2) as hosts:
         for process in hosts:
-            process.kill()
+            many_devices.finish(process)
     check_same(tmp_path / "two", tmp_path / "one")
     made = [
         json.loads(p.read_text()) for p in (tmp_path / "two" / "base/state/made").rglob("*.json")
@@ -112,19 +100,12 @@ def test_a_run_that_is_killed_goes_on(eight_mazes: list[str], tmp_path: Path) ->
     run = [*eight_mazes, "--batch", "1", "--out"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     cli.main([*run, str(whole)])
-    victim = subprocess.Popen(
-        [sys.executable, "-c", "from jcos import cli; cli.main()", *run, str(killed)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        end = time.monotonic() + 500
-        while not videos(killed) and victim.poll() is None and time.monotonic() < end:
-            time.sleep(0.005)
-    finally:
-        victim.kill()
-        victim.wait()
+    victim = many_devices.launch("-m", "jcos", *run, killed)
+    end = time.monotonic() + 500
+    while not videos(killed) and victim.poll() is None and time.monotonic() < end:
+        time.sleep(0.005)
+    victim.kill()
+    victim.communicate()
     assert victim.returncode == -signal.SIGKILL
     before = {name: p.stat().st_mtime_ns for name, p in videos(killed).items()}
     assert 1 <= len(before) < 8

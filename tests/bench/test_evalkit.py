@@ -63,7 +63,7 @@ def test_what_the_scorer_said_is_kept_for_the_same_videos(tmp_path: Path, scorer
     with pytest.raises(ValueError, match=r"2 videos.*--scorer"):
         scored(arm, out)
     found = scored(arm, out, scorer)
-    assert found.found == {NAMES[0]: 0.25, NAMES[1]: 0.5}
+    assert found.values == {NAMES[0]: 0.25, NAMES[1]: 0.5}
     assert found.errors == {NAMES[1]: "blurred"}
     assert found.scorer is not None
     assert found.scorer["command"] == scorer
@@ -77,7 +77,7 @@ def test_what_the_scorer_said_is_kept_for_the_same_videos(tmp_path: Path, scorer
         with pytest.raises(ValueError, match="as they are"):
             scored(arm, out)
     found = scored(arm, out, scorer)
-    assert found.found == {NAMES[0]: 0.33, NAMES[1]: 0.5}
+    assert found.values == {NAMES[0]: 0.33, NAMES[1]: 0.5}
     assert found.errors[NAMES[2]] == "the official scorer passed it over"
     with pytest.raises(ValueError, match="exit code 3"):
         scored(arm, out, shlex.join([sys.executable, "-c", "raise SystemExit(3)"]))
@@ -87,13 +87,13 @@ def test_what_the_scorer_said_is_kept_for_the_same_videos(tmp_path: Path, scorer
 
 def test_arms_of_one_name_do_not_get_each_others_scores(tmp_path: Path, scorer: str) -> None:
     one, two, out = make(tmp_path / "1/base", 0.1), make(tmp_path / "2/base", 0.2), tmp_path / "s"
-    assert scored(one, out, scorer).found == {NAMES[0]: 0.1}
+    assert scored(one, out, scorer).values == {NAMES[0]: 0.1}
     with pytest.raises(ValueError, match="2/base"):
         scored(two, out)
-    assert scored(two, out, scorer).found == {NAMES[0]: 0.2}
+    assert scored(two, out, scorer).values == {NAMES[0]: 0.2}
     link = tmp_path / "base"
     link.symlink_to(two)
-    assert scored(link, out).found == {NAMES[0]: 0.2}
+    assert scored(link, out).values == {NAMES[0]: 0.2}
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="no git")

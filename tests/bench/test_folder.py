@@ -2,23 +2,26 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from jcos.bench.baselines import still_of
 from jcos.bench.export import export, puzzle_of, score
-from jcos.bench.folder import category_of, read_bench
-from jcos.bench.official import OFFICIAL
+from jcos.bench.folder import OFFICIAL, category_of, read_bench
 from jcos.bench.results import Folder
 from jcos.media.formats import write_mp4
 
 
 def test_the_benchmark_has_a_hundred_tasks_in_five_categories() -> None:
-    counts = [[len(row.split()) for row in rows.values()] for rows in OFFICIAL.values()]
-    assert counts == [[15, 9, 11, 8, 7], [8, 5, 19, 5, 13]]
-    tasks = [t for rows in OFFICIAL.values() for row in rows.values() for t in row.split()]
-    assert len(set(tasks)) == 100
+    counts = Counter((row["split"][:2], row["category"][0]) for row in OFFICIAL.values())
+    inside = dict(zip("AKPST", (15, 9, 11, 8, 7), strict=True))
+    outside = dict(zip("AKPST", (8, 5, 19, 5, 13), strict=True))
+    assert counts == {("In", k): n for k, n in inside.items()} | {
+        ("Ou", k): n for k, n in outside.items()
+    }
+    assert len(OFFICIAL) == 100
     assert category_of("O-36_grid_shift_data-generator") == "Transformation"
     assert category_of("O-36_gridshift_data-generator") is None
     assert category_of("O-36_grid_shift") is None
@@ -80,13 +83,7 @@ def test_a_folder_without_a_benchmark_is_refused(tmp_path: Path) -> None:
 def test_it_is_said_how_much_of_the_benchmark_there_is(bench_folder: Path) -> None:
     bench = read_bench(bench_folder)
     assert bench.extent == "6 samples, 0 of them of the benchmark's 500"
-    names = [
-        f"{split}/{task}_data-generator/{i:05d}"
-        for split, rows in OFFICIAL.items()
-        for row in rows.values()
-        for task in row.split()
-        for i in range(5)
-    ]
+    names = [f"{r['split']}/{task}/{i:05d}" for task, r in OFFICIAL.items() for i in range(5)]
     assert bench._replace(names=tuple(names)).extent == "all 500 samples"
     assert bench._replace(names=tuple(names[:16])).extent == "16 of the benchmark's 500 samples"
 

@@ -1,8 +1,10 @@
 """VBVR-Pro-Bench: its categories, seeds by place, noise from files, a scorer that can measure."""
 
+import dataclasses
 import json
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,27 +12,21 @@ import numpy as np
 import pytest
 
 from jcos.bench import evalkit, scores
-from jcos.bench.arm import Arm, benchmark_of, load_arms
+from jcos.bench.arm import Arm, load_arms
 from jcos.bench.evalkit import Scores
 from jcos.bench.export import export
-from jcos.bench.folder import Bench, category_of, read_bench
-from jcos.bench.official import OFFICIAL
+from jcos.bench.folder import OFFICIAL, Bench, category_of, read_bench
 from jcos.bench.run import Work, run
 from jcos.bench.sampler import Sampler
 from jcos.experiments.experiment import Settings
 from jcos.experiments.settings import override
 from jcos.generation import generate
 from jcos.variants import TINY
-from jcos.wan import Wan
+from tests.bench.test_run import sampler_of
 from tests.conftest import ROOT
 
 CONFIG = ROOT / "configs" / "vbvr_pro.py"
-TASKS = [
-    (split, f"{task}_data-generator")
-    for split, rows in OFFICIAL.items()
-    for row in rows.values()
-    for task in row.split()
-]
+TASKS = [(row["split"], task) for task, row in OFFICIAL.items()]
 SMALL = ("profile=none", "size=none", "frames=none", "scale=0.125", "sampling.steps=2")
 
 
@@ -68,8 +64,6 @@ def test_a_sample_needs_what_the_scorer_reads(samples: Bench) -> None:
 
 def test_the_place_is_that_in_the_whole_benchmark(tmp_path: Path, samples: Bench) -> None:
     """Also of a part: In-Domain first, tasks by name as strings, five samples each."""
-    import shutil
-
     ordered = sorted(TASKS)
     for at in (3, 77):
         split, task = ordered[at]
@@ -78,12 +72,11 @@ def test_the_place_is_that_in_the_whole_benchmark(tmp_path: Path, samples: Bench
     assert [sample.place for sample in found] == [5 * 3 + 2, 5 * 77 + 2]
 
 
-def test_the_whole_path_runs_on_the_small_model(
-    samples: Bench, small_model: Wan, tmp_path: Path
-) -> None:
+def test_the_whole_path_runs_on_the_small_model(samples: Bench, small_model, tmp_path) -> None:
     """A seed by place, a stochastic sampler, the tasks' own scores, and the benchmark's name."""
-    assert benchmark_of(CONFIG) == "vbvr-pro"
-    arm = override(load_arms(CONFIG)["cps-0.7"], SMALL)
+    arms, benchmark = load_arms(CONFIG)
+    assert benchmark == "vbvr-pro"
+    arm = override(arms["cps-0.7"], SMALL)
     out = tmp_path / "out"
     status = run({"cps": arm}, TINY, samples, out, Work(text=tmp_path / "text", batch=2))["cps"]
     assert status.complete
@@ -91,37 +84,33 @@ def test_the_whole_path_runs_on_the_small_model(
     assert manifest["benchmark"] == "vbvr-pro"
     assert manifest["arm"]["sampling"]["eta"] == 0.7
     result = scores.compare(samples, [out / "cps"], tmp_path / "s")
-    assert result.scores[0].found.keys() == set(samples.names)
+    assert result.scores[0].values.keys() == set(samples.names)
     assert "Pro" in json.loads((tmp_path / "s" / "run.json").read_text())["question"]
 
 
 def test_seeds_go_by_place_and_noise_may_come_from_files(
-    samples: Bench, small_model: Wan, tmp_path: Path
+    samples: Bench, small_model, tmp_path
 ) -> None:
     arm = Arm(profile=None, sampling=Settings(steps=2), scale=1 / 8, seed=3, by_index=True)
-    config, chosen = small_model.config, [samples.samples[1], samples.samples[3]]
-    try:
-        small_model.config = arm.of(config)
-        shape = arm.shape(small_model.config, chosen[0])
-        made = Sampler.of(arm, small_model)
-        conditions = [made.prepare(sample, shape) for sample in chosen]
-        latents, _ = made.generate(conditions, shape, 2, chosen)
-        for condition, found, seed in zip(conditions, latents, (4, 6), strict=True):
-            want = generate(small_model, condition, seed).latents[0]
-            np.testing.assert_allclose(found, want, atol=1e-5)
-        noise = np.random.default_rng(0).standard_normal((2, *latents.shape[1:]), np.float32)
-        for sample, one in zip(chosen, noise, strict=True):
-            file = tmp_path / "noise" / f"{sample.name}.npy"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            np.save(file, np.moveaxis(one, -1, 0))
-        given = Arm(**{**vars(arm), "noise_files": tmp_path / "noise"})
-        from_files, _ = Sampler.of(given, small_model).generate(conditions, shape, 2, chosen)
-        want = generate(small_model, conditions[1], 6, noise=noise[1:]).latents[0]
-        np.testing.assert_allclose(from_files[1], want, atol=1e-5)
-        with pytest.raises(ValueError, match="ensembles and searches"):
-            Arm(noise_files=tmp_path, ensemble=2, ensemble_layers=(0.5,))
-    finally:
-        small_model.config = config
+    sampler, _ = sampler_of(small_model, arm, samples.root)
+    model, chosen = sampler.model, [samples.samples[1], samples.samples[3]]
+    shape = arm.shape(model.config, chosen[0])
+    conditions = [sampler.prepare(sample, shape) for sample in chosen]
+    latents, _ = sampler.generate(conditions, shape, 2, chosen)
+    for condition, latent, seed in zip(conditions, latents, (4, 6), strict=True):
+        want = generate(model, condition, seed).latents[0]
+        np.testing.assert_allclose(latent, want, atol=1e-5)
+    noise = np.random.default_rng(0).standard_normal((2, *latents.shape[1:]), np.float32)
+    for sample, one in zip(chosen, noise, strict=True):
+        file = tmp_path / "noise" / f"{sample.name}.npy"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, np.moveaxis(one, -1, 0))
+    with_files = dataclasses.replace(arm, noise_files=tmp_path / "noise")
+    from_files, _ = Sampler.of(with_files, model).generate(conditions, shape, 2, chosen)
+    want = generate(model, conditions[1], 6, noise=noise[1:]).latents[0]
+    np.testing.assert_allclose(from_files[1], want, atol=1e-5)
+    with pytest.raises(ValueError, match="ensembles and searches"):
+        Arm(noise_files=tmp_path, ensemble=2, ensemble_layers=(0.5,))
 
 
 # ---- the scorer

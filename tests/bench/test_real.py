@@ -71,11 +71,11 @@ def test_the_official_scores_are_reproduced(samples: Bench, tmp_path: Path) -> N
     known = expected(samples)
     for found, entry in ((truth, "ground_truth"), (still, "static_first_frame")):
         want = {name: known[name][entry] for name in samples.names}
-        gaps = {name: found.found[name] - want[name] for name in samples.names}
-        overall, wanted = (np.mean(list(a.values())) for a in (found.found, want))
+        gaps = {name: found.values[name] - want[name] for name in samples.names}
+        overall, wanted = (np.mean(list(a.values())) for a in (found.values, want))
         print(f"{found.arm}: {overall:.4f}, expected {wanted:.4f}, the largest differences")
         for name in sorted(gaps, key=lambda n: -abs(gaps[n]))[:3]:
-            print(f"  {name}: {found.found[name]:.4f}, expected {want[name]:.4f}")
+            print(f"  {name}: {found.values[name]:.4f}, expected {want[name]:.4f}")
         if found is truth:
             assert np.abs(list(gaps.values())).max() <= 1e-3
         else:
@@ -88,5 +88,7 @@ def test_the_official_scores_are_reproduced(samples: Bench, tmp_path: Path) -> N
     finer, _ = baselines.make(some, tmp_path / "finer", baselines.Codec(crf=10))
     fine = evalkit.official(some, finer, "still at crf 10", tmp_path / "finer", SCORER)
     for name in some.names:
-        print(f"{name}: {fine.found[name]:.4f} at crf 10, {still.found[name]:.4f} at crf {Arm.crf}")
-        assert fine.found[name] > still.found[name] + 0.1
+        print(
+            f"{name}: {fine.values[name]:.4f} at crf 10, {still.values[name]:.4f} at crf {Arm.crf}"
+        )
+        assert fine.values[name] > still.values[name] + 0.1

@@ -1,13 +1,16 @@
 """A released model, with text encoder and VAE, through the benchmark: the original's tiny one."""
 
 import dataclasses
+import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from jcos import wan
+from jcos import cli, wan
 from jcos.bench.arm import Arm
 from jcos.bench.export import export
 from jcos.bench.folder import read_bench
@@ -17,8 +20,10 @@ from jcos.experiments.experiment import Settings
 from jcos.media import formats
 from jcos.model.text import UMT5
 from jcos.wan import TINY, Wan
+from tests.conftest import GOLDEN, Refused
 from tests.test_staged import release  # noqa: F401
 
+LORA = GOLDEN / "lora" / "diffsynth_high_noise_lora.safetensors"
 ARM = Arm(profile="float32", scale=0.1, frames=5, sampling=Settings(steps=1))
 
 
@@ -66,3 +71,35 @@ def test_a_model_without_its_vae_is_refused_at_once(
     assert isinstance(config.text, UMT5Config)
     with pytest.raises(ValueError, match="has no VAE"):
         wan.check_vae(config, TINY)  # a folder that jcos wrote, whose weights have none
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of tokens, and of a LoRA without alpha
+def test_loras_are_merged_and_decide_the_run(
+    release: Path,  # noqa: F811
+    bench_folder: Path,
+    tmp_path: Path,
+    calls: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Refused,
+) -> None:
+    loaded: list[Wan] = []
+    load = wan.load
+    monkeypatch.setattr(wan, "load", lambda *a, **k: loaded.append(load(*a, **k)) or loaded[-1])
+    (tmp_path / "arms.py").write_text(
+        "from tests.bench.test_release import ARM\narms = {'arm': ARM}\n"
+    )
+    command = ["bench", "run", tmp_path / "arms.py", "--samples", bench_folder, "--per-task", 1]
+    command += ["--checkpoint", release, "--out", tmp_path / "out"]
+    cli.main([*map(str, command), "--lora", f"high={LORA}:0.5"])
+    assert len(calls) == 3
+    plain, merged = (
+        [np.asarray(expert.blocks.self_attn.q.kernel[...]) for expert in model.experts]
+        for model in (load(release, profile="float32", text=False, vae=False), loaded[-1])
+    )
+    assert np.abs(merged[0] - plain[0]).max() > 1e-4
+    np.testing.assert_array_equal(merged[1], plain[1])
+    about = json.loads((tmp_path / "out" / "arm" / "run.json").read_text())
+    digest = hashlib.sha256(LORA.read_bytes()).hexdigest()
+    assert about["arm"]["lora"] == [["experts.0", 0.5, digest]]
+    assert "arm.lora" in refused(*command)
+    assert "there is no file absent" in refused(*command, "--lora", "absent")

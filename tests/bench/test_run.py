@@ -46,6 +46,10 @@ def run(
     return bench_run.run(arms, TINY, read_bench(folder), out, work, progress=progress)["arm"]
 
 
+def full(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def videos(out: Path) -> dict[str, int]:
     """When each was written."""
     found = {p.relative_to(out).as_posix(): p.stat().st_mtime_ns for p in out.rglob("*.mp4")}
@@ -107,9 +111,7 @@ def test_a_killed_run_goes_on(bench_folder: Path, tmp_path: Path, calls: list[st
     assert sorted(calls) == list(read_bench(bench_folder).names)  # each once
 
 
-def test_shards_of_one_folder_never_write_the_same_file(
-    bench_folder: Path, tmp_path: Path, calls: list[str]
-) -> None:
+def test_shards_of_one_folder_never_write_the_same_file(bench_folder, tmp_path, calls) -> None:
     names, made = read_bench(bench_folder).names, []
     for i in (0, 1):
         run(bench_folder, tmp_path, work=Work(text=tmp_path, shard=(i, 2), batch=1))
@@ -123,9 +125,7 @@ def test_shards_of_one_folder_never_write_the_same_file(
         Work(text=tmp_path, shard=(2, 2))
 
 
-def test_one_samples_failure_is_its_own(
-    bench_folder: Path, tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_samples_failure_is_its_own(bench_folder, tmp_path, calls, monkeypatch) -> None:
     """Not finite, in a batch; a disk that is full while a video is written; a first frame of a size
     that the model does not take."""
     out, names = tmp_path / "out", read_bench(bench_folder).names
@@ -139,14 +139,14 @@ def test_one_samples_failure_is_its_own(
             raise FloatingPointError("the latent is not finite")
         return generate(self, batch, *how)
 
-    def full(path: Path, *rest: object, crf: int) -> None:
+    def full_for_one(path: Path, *rest: object, crf: int) -> None:
         if names[2] in str(path):
-            raise OSError(28, "No space left on device")
+            full()
         write_mp4(path, *rest, crf=crf)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(Sampler, "generate", not_finite)
-        patch.setattr(bench_run, "write_mp4", full)
+        patch.setattr(bench_run, "write_mp4", full_for_one)
         status = run(bench_folder, out)
     assert not status.complete
     assert status.done == 3
@@ -165,11 +165,8 @@ def test_one_samples_failure_is_its_own(
 
 
 def test_a_run_that_lacks_only_videos_denoises_nothing(
-    bench_folder: Path, tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
+    bench_folder, tmp_path, calls, monkeypatch
 ) -> None:
-    def full(path: Path, *rest: object, crf: int) -> None:
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patch:
         patch.setattr(bench_run, "write_mp4", full)
         assert run(bench_folder, tmp_path / "out").done == 0
@@ -187,11 +184,8 @@ def test_nothing_left_to_make_is_no_work(bench_folder: Path, tmp_path: Path) -> 
 
 
 def test_a_disk_that_cannot_even_hold_the_reason_ends_the_run(
-    bench_folder: Path, tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
+    bench_folder, tmp_path, calls, monkeypatch
 ) -> None:
-    def full(self: Folder, name: str, kind: str, about: object) -> None:
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patch:
         patch.setattr(Folder, "note", full)
         with pytest.raises(OSError, match="No space left"):
@@ -200,15 +194,14 @@ def test_a_disk_that_cannot_even_hold_the_reason_ends_the_run(
     assert run(bench_folder, tmp_path).complete
 
 
-def test_a_video_of_a_sample_that_changed_is_told(
-    bench_folder: Path, tmp_path: Path, calls: list[str]
-) -> None:
+def test_a_video_of_a_sample_that_changed_is_told(bench_folder, tmp_path, calls) -> None:
     run(bench_folder, tmp_path)
     (bench_folder / FIRST / "prompt.txt").write_text("something else")
     assert run(bench_folder, tmp_path).stale == (FIRST,)
 
 
 def sampler_of(model: Wan, arm: Arm, folder: Path) -> tuple[Sampler, list[Sample]]:
+    model = jax.tree.map(lambda a: a, model)
     model.config = arm.of(model.config)
     samples = [s for s in read_bench(folder).samples if s.height == 160][:2]
     return Sampler.of(arm, model), samples
@@ -216,29 +209,24 @@ def sampler_of(model: Wan, arm: Arm, folder: Path) -> tuple[Sampler, list[Sample
 
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", ["euler", "unipc"])
-def test_seeds_that_are_only_averaged_with_stop_early(
-    small_model: Wan, bench_folder: Path, solver
-) -> None:
+def test_seeds_that_are_only_averaged_with_stop_early(small_model, bench_folder, solver) -> None:
     """The end of the first seed is that of a run in which all go on, each sample by itself."""
     sampling = Settings(steps=4, solver=solver)
     arm = dataclasses.replace(
         SMALL, sampling=sampling, ensemble=3, ensemble_layers=MIDDLE, x0=(0, 3)
     )
-    config = small_model.config
-    try:
-        made, samples = sampler_of(small_model, arm, bench_folder)
-        shape = arm.shape(small_model.config, samples[0])
-        assert arm.together(small_model.config) == 1
-        conditions = [made.prepare(sample, shape) for sample in samples]
-        latents, x0 = made.generate(conditions, shape, 2)
-        assert x0.shape == (2, 2, *latents.shape[1:])
-        np.testing.assert_allclose(x0[:, 1], latents, atol=1e-5)
-        probe = SeedEnsemble.window(4, config.dit.layers)
-        for condition, found in zip(conditions, latents, strict=True):
-            trace = generation.generate(small_model, condition, (1, 2, 3), probe=probe)
-            np.testing.assert_allclose(found, trace.latents[0], atol=1e-4)
-    finally:
-        small_model.config = config
+    sampler, samples = sampler_of(small_model, arm, bench_folder)
+    model = sampler.model
+    shape = arm.shape(model.config, samples[0])
+    assert arm.together(model.config) == 1
+    conditions = [sampler.prepare(sample, shape) for sample in samples]
+    latents, x0 = sampler.generate(conditions, shape, 2)
+    assert x0.shape == (2, 2, *latents.shape[1:])
+    np.testing.assert_allclose(x0[:, 1], latents, atol=1e-5)
+    probe = SeedEnsemble.window(4, model.config.dit.layers)
+    for condition, latent in zip(conditions, latents, strict=True):
+        trace = generation.generate(model, condition, (1, 2, 3), probe=probe)
+        np.testing.assert_allclose(latent, trace.latents[0], atol=1e-4)
 
 
 def test_an_ensemble_of_one_is_refused() -> None:
@@ -250,7 +238,7 @@ def test_an_ensemble_of_one_is_refused() -> None:
 
 
 def test_the_papers_layers_are_20_to_29_of_40() -> None:
-    arm = load_arms(ROOT / "configs" / "vbvr_ensemble.py")["ensemble"]
+    arm = load_arms(ROOT / "configs" / "vbvr_ensemble.py")[0]["ensemble"]
     assert arm.numbers(50, 21, 40)["ensemble_layers"] == list(range(20, 30))
     assert arm.numbers(50, 5, 6)["ensemble_layers"][0] == 3
 
@@ -265,11 +253,12 @@ def test_two_experts_take_turns(small_model: Wan, bench_folder: Path) -> None:
     model.config = dataclasses.replace(small_model.config, boundary=0.8)
     arm = dataclasses.replace(SMALL, sampling=Settings(steps=4), ensemble=2, ensemble_layers=MIDDLE)
     arm = dataclasses.replace(arm, x0=(1, 2))
-    made, samples = sampler_of(model, arm, bench_folder)
+    sampler, samples = sampler_of(model, arm, bench_folder)
+    model = sampler.model
     assert 1 < (flow.plan(model.config.sampling, 0.8).high_steps or 0) < 4
     shape = arm.shape(model.config, samples[0])
-    condition = made.prepare(samples[0], shape)
-    latents, x0 = made.generate([condition], shape, 1)
+    condition = sampler.prepare(samples[0], shape)
+    latents, x0 = sampler.generate([condition], shape, 1)
     probe = SeedEnsemble.window(4, model.config.dit.layers)
     trace = generation.generate(model, condition, (1, 2), probe=probe)
     np.testing.assert_allclose(latents[0], trace.latents[0], atol=1e-4)
@@ -278,19 +267,15 @@ def test_two_experts_take_turns(small_model: Wan, bench_folder: Path) -> None:
 
 def test_noise_arms_are_the_probe(small_model: Wan, bench_folder: Path) -> None:
     arm = dataclasses.replace(SMALL, sampling=Settings(steps=4), noise_steps=(0.5,))
-    config = small_model.config
-    try:
-        made, samples = sampler_of(small_model, arm, bench_folder)
-        shape = arm.shape(small_model.config, samples[0])
-        condition = made.prepare(samples[0], shape)
-        latents, _ = made.generate([condition], shape, 1)
-        probe = Noise.at_steps(4, 5, [2])
-        noised = generation.generate(small_model, condition, (1,), probe=probe)
-        clean = generation.generate(small_model, condition, (1,))
-        np.testing.assert_allclose(latents[0], noised.latents[0], atol=1e-4)
-        assert np.abs(noised.latents - clean.latents).max() > 0.1
-    finally:
-        small_model.config = config
+    sampler, samples = sampler_of(small_model, arm, bench_folder)
+    shape = arm.shape(sampler.model.config, samples[0])
+    condition = sampler.prepare(samples[0], shape)
+    latents, _ = sampler.generate([condition], shape, 1)
+    probe = Noise.at_steps(4, 5, [2])
+    noised = generation.generate(sampler.model, condition, (1,), probe=probe)
+    clean = generation.generate(sampler.model, condition, (1,))
+    np.testing.assert_allclose(latents[0], noised.latents[0], atol=1e-4)
+    assert np.abs(noised.latents - clean.latents).max() > 0.1
 
 
 def test_real_samples_keep_their_size_and_get_4n_plus_1_frames(bench_folder: Path) -> None:
@@ -309,7 +294,7 @@ def test_real_samples_keep_their_size_and_get_4n_plus_1_frames(bench_folder: Pat
 
 
 def test_the_next_batch_is_prepared_while_one_is_denoised(
-    bench_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench_folder, tmp_path, monkeypatch
 ) -> None:
     """No batch is done before the next one is prepared, and no video is written before the batch
     after it has begun."""
@@ -350,7 +335,7 @@ def test_the_next_batch_is_prepared_while_one_is_denoised(
 
 
 def test_what_cannot_be_prepared_is_one_samples_failure(
-    bench_folder: Path, tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
+    bench_folder, tmp_path, calls, monkeypatch
 ) -> None:
     """The rest of its batch goes on together; what fails only beside another batch is made."""
     names = read_bench(bench_folder).names
@@ -382,12 +367,9 @@ def test_what_cannot_be_prepared_is_one_samples_failure(
 def test_a_searching_arm_writes_what_the_search_chose(bench_folder: Path, tmp_path: Path) -> None:
     """The same seed alone gives the same latents; an arm that a model cannot do is refused."""
     arm = dataclasses.replace(SMALL, search=epbs(3, "energy", at=0))
-    config = arm.of(wan.read_config(TINY))
-    model = wan.load()
-    model.config = config
-    samples = read_bench(bench_folder).samples[:2]
+    sampler, samples = sampler_of(wan.load(), arm, bench_folder)
+    model, config = sampler.model, sampler.model.config
     shape = arm.shape(config, samples[0])
-    sampler = Sampler.of(arm, model)
     batch = [sampler.prepare(sample, shape) for sample in samples]
     latents, x0 = sampler.generate(batch, shape, 2)
     assert x0.shape[1] == 0
@@ -411,7 +393,7 @@ def test_a_searching_arm_writes_what_the_search_chose(bench_folder: Path, tmp_pa
 
 def test_arms_of_search_take_as_many_forwards() -> None:
     """`forwards` of the released model, as the config's text says."""
-    arms = load_arms(ROOT / "configs" / "vbvr_search.py")
+    arms, _ = load_arms(ROOT / "configs" / "vbvr_search.py")
     config = with_profile(VARIANTS["wan2.2-i2v-a14b"](), "diffsynth")
     cost = {}
     for name, arm in arms.items():

@@ -55,7 +55,7 @@ def test_missing_videos_count_as_zero_beside_the_official_mean() -> None:
 def test_arms_are_compared_sample_by_sample() -> None:
     """A gain that is the same everywhere has the spread of its size, however samples differ."""
     base = arm("base", 0.0, 0.2, 0.4, 0.6, 0.8, 0.1)
-    better = arm("better", *(v + 0.1 for v in base.found.values()))
+    better = arm("better", *(v + 0.1 for v in base.values.values()))
     for cell in scores.table(BENCH, [better], base):
         assert cell.mean == pytest.approx(0.1)
         assert cell.low < 0.1 < cell.high
@@ -98,20 +98,18 @@ def test_our_own_tasks_judge_themselves(bench_folder: Path, tmp_path: Path) -> N
     bench = read_bench(bench_folder)
     (tmp_path / "arm").mkdir()
     empty, still, truth = scores.score(bench, [tmp_path / "arm"], tmp_path / "s")
-    assert empty.found == {}
-    assert max(still.found.values()) <= 0.1
-    assert min(truth.found.values()) >= 0.95
+    assert empty.values == {}
+    assert max(still.values.values()) <= 0.1
+    assert min(truth.values.values()) >= 0.95
     broken = tmp_path / "arm" / f"{bench.names[0]}.mp4"
     broken.parent.mkdir(parents=True)
     broken.write_bytes(b"no video")
     again = scores.score(bench, [tmp_path / "arm"], tmp_path / "s")[0]
-    assert again.found == {bench.names[0]: 0.0}
+    assert again.values == {bench.names[0]: 0.0}
     assert "no video that can be read" in again.errors[bench.names[0]]
 
 
-def test_baselines_follow_the_samples_and_the_codec_of_the_arms(
-    bench_folder: Path, tmp_path: Path
-) -> None:
+def test_baselines_follow_the_samples_and_the_codec_of_the_arms(bench_folder, tmp_path) -> None:
     """They are remade where a sample of the same name has another picture or truth, or where the
     first arm was written otherwise; else left alone."""
     bench, out, arm = read_bench(bench_folder), tmp_path / "s", tmp_path / "arm"
@@ -152,10 +150,10 @@ def test_arms_are_told_apart_by_the_folders_above(bench_folder: Path, tmp_path: 
     found = scores.score(bench, arms, tmp_path / "s")
     names = ["a/base", "b/base", "a/noise", "a/still", "still", "truth"]
     assert [s.arm for s in found] == names
-    assert [len(s.found) for s in found] == [0, 1, 0, 0, 6, 6]
+    assert [len(s.values) for s in found] == [0, 1, 0, 0, 6, 6]
     rows = scores.table(bench, found)
     assert list(dict.fromkeys(cell.arm for cell in rows)) == names
-    with pytest.raises(ValueError, match=r"a/base is given twice"):
+    with pytest.raises(ValueError, match=r"a/base is named twice"):
         scores.score(bench, [arms[0], arms[0]], tmp_path / "s")
     with pytest.raises(ValueError, match="there is no folder"):
         scores.score(bench, [tmp_path / "absent"], tmp_path / "s")

@@ -104,9 +104,7 @@ def test_a_program_of_all_steps_takes_experts_that_wait(pair: Wan, waiting: Wan)
     compare(found, want)
 
 
-def test_weights_wait_where_they_fill_more_than_their_share(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_weights_wait_where_they_fill_more_than_their_share(monkeypatch) -> None:
     weights = {"experts.0.a": jnp.zeros(300), "experts.1.a": jnp.zeros(200)}  # 2000 bytes
     first = SingleDeviceSharding(jax.devices()[0])
 
@@ -128,7 +126,7 @@ def test_weights_wait_where_they_fill_more_than_their_share(
     [(139, 0.92, True), (139, 0.75, True), (79, 0.92, False), (79, 0.75, False), (141, 0.92, True)],
 )
 def test_two_experts_lie_together_on_an_h200_and_wait_on_80_gb(
-    gib: int, share: float, together: bool, monkeypatch: pytest.MonkeyPatch
+    gib: int, share: float, together: bool, monkeypatch
 ) -> None:
     """A14B's, 27 GiB each, where jax has a share of the device."""
     expert = jax.ShapeDtypeStruct((27 * 2**29,), jnp.bfloat16)

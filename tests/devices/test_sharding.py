@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 import subprocess
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -101,10 +100,6 @@ def test_weights_are_held_in_slices():
     assert found["slice"] == [6, 32, 64]
 
 
-def command(*words: object) -> list:
-    return many_devices.find("command", *map(str, words))
-
-
 RELEASE = GOLDEN / "ckpt" / "Wan2.2-I2V-A14B"
 
 
@@ -122,7 +117,7 @@ def test_the_command_makes_the_same_videos_on_a_mesh(tmp_path: Path) -> None:
     given += ["--x0", 0, 1]
     cli.main(["generate", *map(str, given), "--out", str(tmp_path / "one")])
     spread = ["--mesh", "seed=2,branch=2,fsdp=2", "--out", tmp_path / "many"]
-    assert command("generate", *given, *spread) == [0, ""]
+    many_devices.command("generate", *given, *spread)
     want, found = (load_file(tmp_path / name / "latents.safetensors") for name in ("one", "many"))
     assert found.keys() == {"latents", "x0"}
     for name, a in found.items():
@@ -140,7 +135,7 @@ def test_clips_of_odd_grids_run_on_a_mesh(tmp_path: Path) -> None:
     config = tmp_path / "ensemble.py"
     config.write_text(ENSEMBLE.replace("CLIPS", str(clips_file(tmp_path, frames=5, count=1))))
     given = ["run", config, "--checkpoint", RELEASE, "--profile", "float32"]
-    assert command(*given, "--mesh", "tensor=2,fsdp=4", "--out", tmp_path / "many") == [0, ""]
+    many_devices.command(*given, "--mesh", "tensor=2,fsdp=4", "--out", tmp_path / "many")
 
 
 ENSEMBLE = """
@@ -161,7 +156,7 @@ def test_an_experiment_finds_the_same_on_a_mesh(tmp_path: Path) -> None:
     config.write_text(ENSEMBLE.replace("CLIPS", str(clips_file(tmp_path, frames=5, count=2))))
     given = ["run", config, "--checkpoint", RELEASE, "--profile", "float32", "--out"]
     cli.main([*map(str, given), str(tmp_path / "one")])
-    assert command(*given, tmp_path / "many", "--mesh", "world=2,seed=2,fsdp=2") == [0, ""]
+    many_devices.command(*given, tmp_path / "many", "--mesh", "world=2,seed=2,fsdp=2")
     want, spread = (results.load(tmp_path / name / "results.nc") for name in ("one", "many"))
     assert set(spread.variables) == set(want.variables)
     for name in want.variables:
@@ -175,9 +170,7 @@ def test_an_experiment_finds_the_same_on_a_mesh(tmp_path: Path) -> None:
     assert [each["mesh"] for each in about] == ["of size 1", "world=2,seed=2,fsdp=2"]
 
 
-def test_a_device_of_a_mesh_needs_memory_for_its_part_of_a_run(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_device_of_a_mesh_needs_memory_for_its_part_of_a_run(monkeypatch) -> None:
     """Runs that fit into memory: as many more as devices share a run, or make others."""
     model = randomised(CONFIG)
     given = Condition(jnp.zeros(0), (3, 16, 16))
@@ -206,38 +199,22 @@ def test_a_device_of_a_mesh_needs_memory_for_its_part_of_a_run(
         assert stored / 4 < less < stored
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
-
-
 @pytest.mark.slow
 def test_two_hosts_give_what_one_gives():
-    port = str(free_port())
-    hosts = [many_devices.start("host", str(number), port) for number in range(2)]
-    try:
-        for number, process in enumerate(hosts):
-            check({f"host {number}": many_devices.finish(process)})
-    finally:
+    with many_devices.hosts("-m", "tests.many_devices", "host") as hosts:
         for process in hosts:
-            process.kill()
+            check({"host": json.loads(many_devices.finish(process).splitlines()[-1])})
 
 
 @pytest.mark.slow
 def test_a_run_that_lost_a_host_ends():
-    port = str(free_port())
-    hosts = [many_devices.start("lost", str(number), port) for number in range(2)]
-    try:
-        _, err = hosts[0].communicate(timeout=180)
-    except subprocess.TimeoutExpired:
-        pytest.fail("it still waits")
-    finally:
-        for process in hosts:
-            process.kill()
-            process.communicate()  # closes its pipes
-    assert hosts[0].returncode != 0
-    assert re.search("heartbeat|Connection|closed by peer|UNAVAILABLE|unhealthy", err)
+    with many_devices.hosts("-m", "tests.many_devices", "lost", devices=1) as hosts:
+        try:
+            _, err = hosts[0].communicate(timeout=180)
+        except subprocess.TimeoutExpired:
+            pytest.fail("it still waits")
+        assert hosts[0].returncode != 0
+        assert re.search("heartbeat|Connection|closed by peer|UNAVAILABLE|unhealthy", err)
 
 
 def test_every_leaf_of_a_block_that_has_a_rule_exists():

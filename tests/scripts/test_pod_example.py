@@ -1,8 +1,5 @@
 """The pod script: two hosts with four simulated devices each give what one device gives."""
 
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +8,7 @@ from PIL import Image
 
 import jcos
 from tests.conftest import ROOT
-from tests.many_devices import environment
+from tests.many_devices import finish, free_port, launch
 
 SCRIPT = ROOT / "scripts" / "pod_example.py"
 
@@ -22,25 +19,13 @@ def test_two_hosts_write_the_trace_of_one_device(tmp_path: Path) -> None:
     puzzle = task.sample(3, "test")
     picture = tmp_path / "maze.png"
     Image.fromarray(task.first_frame(puzzle)).save(picture)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     words = [tmp_path / "out", "--picture", picture, "--prompt", puzzle.prompt, "--frames", "5"]
     words += ["--mesh", "context=8", "--hosts", "2"]
-    words += ["--coordinator", f"localhost:{port}"]
-    hosts = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, *map(str, words), "--host", str(i)],
-            env=environment() | {"JAX_NUM_CPU_DEVICES": "4"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
+    words += ["--coordinator", f"localhost:{free_port()}"]
+    hosts = [launch(SCRIPT, *words, "--host", i, JAX_NUM_CPU_DEVICES="4") for i in range(2)]
     try:
         for process in hosts:
-            _, said = process.communicate(timeout=380)
-            assert process.returncode == 0, said[-3000:]
+            finish(process)
     finally:
         for process in hosts:
             process.kill()

@@ -53,7 +53,7 @@ def tiny_toy(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_wrong_input_is_one_sentence_and_writes_nothing(
-    arguments: tuple, says: str, tmp_path: Path, capsys, monkeypatch
+    arguments: tuple, says: str, tmp_path, capsys, monkeypatch
 ) -> None:
     out = tmp_path / "run"
     assert says in refused(capsys, monkeypatch, train_tiny.main, *arguments, "--out", out)
@@ -71,9 +71,7 @@ def test_a_model_of_another_kind_is_no_start(tmp_path: Path, capsys, monkeypatch
 
 
 @pytest.mark.usefixtures("tiny_toy")
-def test_a_folder_with_something_else_in_it_is_left_alone(
-    tmp_path: Path, capsys, monkeypatch
-) -> None:
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path, capsys, monkeypatch) -> None:
     """A run of another recipe, and a model without a run."""
     config = tiny(training.vocabulary())
     state = initial(PARTS[0], config)
@@ -88,7 +86,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(
 
 
 def test_the_curve_is_drawn_when_a_state_is_saved_and_at_the_end(
-    tmp_path: Path, capsys, monkeypatch
+    tmp_path, capsys, monkeypatch
 ) -> None:
     drawn = []
 

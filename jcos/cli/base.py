@@ -1,11 +1,16 @@
-"""The options of commands that can use many devices and hosts."""
+"""What the options of several commands have in common; like all options it imports nothing slow."""
 
 import contextlib
 import dataclasses
+import inspect
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
-from jcos.cli.paths import AnyOutFolder
+import tyro
+
+from jcos.cli.paths import AnyOutFolder, Model
+from jcos.variants import Profile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -13,6 +18,52 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from jcos.config import WanConfig
+
+# ---- options that several commands have
+Checkpoint = Annotated[
+    Model, tyro.conf.arg(help="A folder, or org/name on Hugging Face; by default the small model.")
+]
+Task = Annotated[
+    str, tyro.conf.Positional, tyro.conf.arg(help="Which task: `jcos tasks` lists them.")
+]
+Steps = Annotated[int | None, tyro.conf.arg(help="Denoising steps; None for the model's number.")]
+Frames = Annotated[int | None, tyro.conf.arg(help="Number of frames, 4 n + 1.")]
+ProfileName = Annotated[
+    Profile | None,
+    tyro.conf.arg(
+        help="Whose data types, schedule, defaults and rule for pictures: by default those of the "
+        "model's authors."
+    ),
+]
+Loras = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(
+        help="LoRA files, merged while the weights are read: FILE[:SCALE], of models with two "
+        "experts high=FILE[:SCALE] and low=FILE[:SCALE]."
+    ),
+]
+Changes = Annotated[
+    tuple[str, ...],
+    tyro.conf.UseAppendAction,
+    tyro.conf.arg(help="Changes a field, as FIELD=VALUE; can be repeated."),
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command: a dataclass of options, whose `run` imports what it needs and does the work."""
+
+    def check(self) -> None:
+        """Raise ValueError for what is wrong and can be known without importing jax."""
+
+    def run(self) -> None:
+        raise NotImplementedError
+
+    def arguments(self, function: Callable[..., Any]) -> dict[str, Any]:
+        """Return the options that are arguments of a library function, by their common names."""
+        options = {field.name for field in dataclasses.fields(self)}
+        names = inspect.signature(function).parameters
+        return {name: getattr(self, name) for name in names if name in options}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +77,7 @@ class OnMesh:
 
     join: bool = False
     """This is one of several hosts that all run this command, with --mesh over the devices of all;
-    the benchmark gives each host its own samples. TPU pods and SLURM know their hosts; elsewhere
+    the benchmark shares the samples out. TPU pods and SLURM know their hosts; elsewhere
     set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
     scalars: AnyOutFolder | None = None
     """Folder for a line of JSON per step (seconds, passes, memory), and TensorBoard's events where

@@ -1,0 +1,169 @@
+"""`jcos generate`."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from jcos.cli.base import Command, Frames, Loras, OnMesh, ProfileName, Steps
+from jcos.cli.paths import AnyCacheFolder, AnyInFile, AnyOutFolder, Model, OutFolder
+from jcos.config import Solver
+from jcos.sampling.interventions import Interventions
+from jcos.variants import with_preset
+from jcos.weights.loras import parse_all
+
+if TYPE_CHECKING:
+    from jcos.lab.methods import Method
+
+SAMPLING = ("steps", "shift", "solver", "eta", "temperature", "guidance", "sigmas")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generate(Interventions, OnMesh, Command):
+    """Make videos with a Wan model: of a prompt, of a first frame, or of both.
+
+    Writes OUT/seed-N.mp4, OUT/latents.safetensors (final latents and the clean estimates of --x0,
+    float32 [seeds, …], channels last), with --x0 OUT/seed-N-x0-step-S.mp4 and OUT/seed-N-x0.png
+    (rows: steps), OUT/run.json and the page OUT/index.html. A call that is repeated after a kill
+    goes on with the latents it finds, a search after its last step.
+
+    Examples:
+      jcos generate Video-Reason/VBVR-Wan2.2 --image maze.png --prompt "Solve the maze."
+      jcos generate wan-t2v --prompt "A maze is solved." --size 832x480 --steps 50 --x0 0 5 10 20 49
+      jcos generate wan-i2v --image maze.png --prompt "…" --profile diffsynth --noise-steps 25
+      jcos generate wan-i2v --image cat.png --prompt "…" --preset lightning-4 --lora \\
+        high=high_noise.safetensors low=low_noise.safetensors:0.9
+      jcos generate wan-i2v --image cat.png --prompt "…" --mesh branch=2,context=4
+      jcos generate wan-i2v --image maze.png --prompt "…" --seeds 8 --search decided
+    """
+
+    checkpoint: tyro.conf.Positional[Model]
+    """org/name[@revision] on Hugging Face; a released folder; one that `jcos convert` made; or a
+    transformer's file as ComfyUI has it (safetensors, GGUF)."""
+    prompt: str
+    """What is to happen; or a .txt file of it, or a .npy file of its embedding."""
+    image: AnyInFile | None = None
+    """The first frame; image-to-video models need one. EXIF turns it in the profile diffusers
+    alone, as by its loader."""
+    negative: str | None = None
+    """The negative prompt, or a .txt or .npy file as for --prompt; by default the authors'."""
+    size: str | None = None
+    """WIDTHxHEIGHT in pixels; with an image its area, the shape is the picture's."""
+    frames: Frames = None
+    steps: Steps = None
+    shift: float | None = None
+    """Of the noise levels."""
+    guidance: tuple[float, ...] | None = None
+    """One scale, or one per expert, high noise first; 1 leaves the negative prompt out."""
+    sigmas: tuple[float, ...] | None = None
+    """Explicit noise levels in place of steps and shift, or timesteps, as distilled models want
+    them: 1000 750 500 250."""
+    solver: Solver | None = None
+    """Brings its grid of noise levels, unless it is the profile's solver anyway. cps, sde, dance,
+    cpws and renoise add noise in every step (docs/search.md)."""
+    eta: float | None = None
+    """Size of that noise, 0 for none; cps takes up to 1."""
+    temperature: float | None = None
+    """Scale of the first noise, 1 by default."""
+    profile: ProfileName = None
+    preset: str | None = None
+    """Schedule of a distilled model, where no option says otherwise: lightning-4 or lightning-8."""
+    lora: Loras = ()
+    seeds: tuple[int, ...] = (0,)
+    """One video per seed, side by side. With --search one number: how many begin, from seed 0; or
+    seeds that follow each other."""
+    search: str | None = None
+    """Let several seeds begin and one go on: a preset (docs/search.md: best-of, epbs, latsearch,
+    smc, threshold, tbs, chain, evosearch), or the judge of an early choice, such as decided."""
+    judge: str = "decided"
+    """Of a preset: decided, change, peak, agreement, energy, norm, motion or random. For decided,
+    released models take the sign that docs/search.md names."""
+    search_at: float | None = None
+    """The fraction of the steps after which is chosen; by default the preset's."""
+    search_least: float | None = None
+    """The score that --search threshold asks for."""
+    noise: str | None = None
+    """Of the first latents: torch (what PyTorch draws on a CPU for the seed; the default of
+    released models), jax, or a file (.npy, .npz, .safetensors) of [C, F, h, w]."""
+    x0: tuple[int, ...] = ()
+    """Steps whose clean estimates are stored."""
+    preview: bool = False
+    """Show the estimates of --x0 as squares of one colour for every latent cell, without decoding:
+    by a linear map that is fitted to the VAE first."""
+    text_cache: AnyCacheFolder | None = None
+    """Folder of embedded prompts; with all of them in it, the text encoder is not loaded."""
+    tiles: tuple[int, int] | None = None
+    """Code pictures and videos in tiles of so many latent cells, height and width, that overlap by
+    half: less memory for the VAE, slightly other colours. 30 52 are DiffSynth's."""
+    resident: bool | None = None
+    """Whether both experts lie on the device together, or each waits in host memory for its steps;
+    the videos are the same. By default together if they take at most 55 % of jax's memory."""
+    together: int | None = None
+    """How many seeds are denoised at a time, all by default: fewer need less memory, and the videos
+    are the same."""
+    programs: OutFolder | None = None
+    """Folder of compiled programs, which can go to other machines with the same devices; by default
+    your cache folder. What lies there is run: take it only from where you would take code."""
+    trace: bool = False
+    """Keep the whole trajectory in OUT/trace, an Orbax folder of which each host writes its part
+    (`jcos.Trace.load`)."""
+    out: AnyOutFolder = Path("out/generate")
+
+    def check(self) -> None:
+        parse_all(self.lora)
+        with_preset(self.preset, {})
+
+    def run(self) -> None:
+        with self.at_work():
+            self._run()
+
+    def _run(self) -> None:
+        from jcos import staged
+        from jcos.cli.common import bar, command_line, make_page, read_size
+        from jcos.devices import programs, sharding
+
+        if self.programs is not None:
+            programs.keep(self.programs)
+        arguments = self.arguments(staged.run)
+        arguments["size"] = read_size(self.size)
+        if self.search is not None:
+            arguments["search"], arguments["seeds"] = self._method(self.search)
+        with bar() as progress:
+            staged.run(
+                self.checkpoint,
+                picture=self.image,
+                probe=self,
+                devices=self.devices(),
+                command=command_line(),
+                progress=progress,
+                **arguments,
+                **{name: getattr(self, name) for name in SAMPLING},
+            )
+        if sharding.is_first_host():
+            page = make_page(self.out)
+            print(f"Videos and latents are in {self.out}; the page is at {page}")
+
+    def _method(self, name: str) -> "tuple[Method, tuple[int]]":
+        """Return the search and its first seed; say what it will do and cost.
+
+        Raises ValueError, in one sentence, where it is none or its seeds do not follow each other.
+        """
+        from jcos import wan
+        from jcos.lab import search
+
+        first, count = self.seeds[0], len(self.seeds)
+        if count == 1:
+            first, count = 0, self.seeds[0]
+        elif self.seeds != tuple(range(first, first + count)):
+            raise ValueError(f"a search begins with seeds that follow each other, not {self.seeds}")
+        if name in ("threshold", "early-failure") and self.search_least is None:
+            raise ValueError(f"--search {name} needs --search-least, a score of {self.judge}")
+        config = wan.read_config(self.checkpoint, self.profile)
+        sampling = config.sampling_with(**{name: getattr(self, name) for name in SAMPLING})
+        judges = list(search.standard(config))
+        at, least = self.search_at, self.search_least
+        method = search.named(name, count, self.judge, judges, at=at, least=least)
+        print(f"Search: {search.plan_in_words(method, sampling)}", file=sys.stderr, flush=True)
+        return method, (first,)

@@ -1,0 +1,99 @@
+"""A search on held-out puzzles, as `jcos search` runs it."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jcos import runs, wan
+from jcos.experiments.sweeps import conditions_of, held_out, judge
+from jcos.files import check_room, write
+from jcos.lab import saved, search, tasks
+from jcos.media import formats
+from jcos.report.trees import TREE, packed
+from jcos.weights.checkpoint import identify
+
+if TYPE_CHECKING:
+    from jcos.cli.small import Search
+
+ROOM = 2**22
+"""Bytes that a search takes, at most."""
+
+
+def search_puzzles(options: "Search", command: str) -> str:
+    """Search, unless the folder holds this very search; return its results in a sentence."""
+    task = tasks.get(options.task)
+    if options.preset not in search.PRESETS:
+        known = ", ".join(search.PRESETS)
+        raise ValueError(f"there is no preset {options.preset!r}; the presets are {known}")
+    if options.preset == "chain":
+        raise ValueError(
+            "a puzzle is one clip; chain makes longer videos: jcos generate --search chain"
+        )
+    if options.puzzles < 1:
+        raise ValueError(f"{options.puzzles} puzzles asked for; at least 1 is needed")
+    method = search.PRESETS[options.preset](options.seeds, options.judge)
+    sampling = wan.read_config(options.checkpoint).sampling_with(
+        steps=options.steps, solver=options.solver, eta=options.eta
+    )
+    puzzles = held_out(task, options.puzzles, options.puzzle_seed)
+    settings = {
+        "search": repr(method),
+        "task": options.task,
+        "count": options.puzzles,
+        "puzzle_seed": options.puzzle_seed,
+        "first_seed": options.first_seed,
+        "weights": identify(options.checkpoint),
+        "sampling": dataclasses.asdict(sampling),
+    }
+    out, manifest = options.out, options.out / runs.MANIFEST
+    if not runs.holds(out, "search", settings):
+        check_room(out, ROOM)
+        model = wan.load(options.checkpoint)
+        title = {"title": f"{task.name}: {options.preset}, {options.seeds} seeds"}
+        with runs.begun(out, settings | title | runs.made(command), ROOM):
+            result = search.run(
+                model,
+                conditions_of(model, puzzles),
+                method,
+                [options.first_seed] * len(puzzles),
+                judges={"oracle": search.Scorer(puzzles)},
+                sampling=sampling,
+                record=True,
+            )
+            videos = model.decode(result.latents)
+            answers = np.stack([task.routes(puzzle)[0] for puzzle in puzzles])
+            pictures = []
+            for i, (video, answer) in enumerate(zip(videos, answers, strict=True)):
+                pictures.append(list[np.ndarray]())
+                rows = []
+                for generation in result.tree:
+                    assert generation.x0 is not None  # recorded
+                    estimates = model.decode(generation.x0[i])
+                    pictures[i].append(estimates[:, -1])
+                    rows.append(estimates[_order(generation, i)])
+                sheet = formats.contact_sheet(np.concatenate([*rows, [video, answer]]), scale=4)
+                write(out / f"puzzle-{i}.png", formats.png(sheet))
+                write(out / f"puzzle-{i}.webp", formats.webp(formats.upscale(video, 8)))
+            write(out / TREE, packed(pictures, videos[:, -1], answers[:, -1]))
+        about: dict[str, Any] = {
+            "solved": judge(puzzles, videos)[1].tolist(),
+            "seed": result.seed.tolist(),
+            "tree": [saved.as_json(generation) for generation in result.tree],
+        }
+        about |= {name: np.asarray(a).tolist() for name, a in result.cost._asdict().items()}
+        write(manifest, runs.as_text((runs.read(manifest) or {}) | about))
+    results = runs.read(manifest, "solved") or {}
+    forwards, decodes, judged = (np.mean(results[k]) for k in ("forwards", "decodes", "judged"))
+    return (
+        f"Solved {sum(results['solved'])} of {len(results['solved'])}; per puzzle {forwards:.1f} "
+        f"forwards (one run {sampling.steps}), {decodes:.1f} decodes, {judged:.1f} calls of the "
+        f"judge; {results['seconds']:.1f} s in all."
+    )
+
+
+def _order(generation: search.Generation, puzzle: int) -> list[int]:
+    """Return the particles of a puzzle that are alive, those that go on first."""
+    alive = np.flatnonzero(generation.alive[puzzle]).tolist()
+    parents = [i for i in dict.fromkeys(generation.parents[puzzle].tolist()) if i >= 0]
+    return parents + [i for i in alive if i not in parents]
