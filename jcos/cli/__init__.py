@@ -25,7 +25,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "search": small.Search,
     "run": run.Run,
     "generate": generate.Generate,
-    "bench": bench.Bench,
+    "bench": bench.bench,
     "plan": plan.Plan,
     "report": pages.Report,
     "explore": pages.Explore,
@@ -53,18 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         programs.keep_in_cache()
         with warnings.catch_warnings():
             warnings.showwarning = partial(_note, warnings.showwarning)
-            _with_models(command).run()
+            if hasattr(command, "checkpoint"):
+                folder = hub.find(command.checkpoint)  # downloaded if it is a name
+                command = dataclasses.replace(command, checkpoint=folder)
+            command.run()
     except FAILURES as error:
         refuse("jcos", error)
-
-
-def _with_models(command: Any) -> Any:
-    """Return a command whose checkpoint is on this machine, downloaded if it is named so."""
-    if hasattr(command, "what"):
-        return dataclasses.replace(command, what=_with_models(command.what))
-    if hasattr(command, "checkpoint"):
-        return dataclasses.replace(command, checkpoint=hub.find(command.checkpoint))
-    return command
 
 
 def _note(others: Callable[..., None], message: Warning | str, kind: type, *where: Any) -> None:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from jax.sharding import Mesh
 
-    from jcos.config import WanConfig
-
 # ---- options that several commands have
 Checkpoint = Annotated[
     Model, tyro.conf.arg(help="A folder, or org/name on Hugging Face; by default the small model.")
@@ -114,12 +112,3 @@ class OnMesh:
                 f"{len(here) - 1} of {len(here)} devices are idle: see --mesh", stacklevel=2
             )
         return None
-
-    def devices_for(self, config: "WanConfig", seeds: int) -> "Mesh | None":
-        """Return `devices`; ValueError where runs of this model cannot be spread over them."""
-        from jcos import wan
-
-        devices = self.devices()
-        if devices is not None:
-            wan.check_mesh(devices.shape, config, seeds)
-        return devices

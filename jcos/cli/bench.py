@@ -213,21 +213,15 @@ class Export(Command):
         print(f"{len(tasks)} tasks with {self.per_task} samples each are in {self.folder}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Bench(Command):
-    """VBVR-Bench: videos of its samples, and their scores."""
-
-    what: tyro.conf.OmitSubcommandPrefixes[
+def bench(
+    command: tyro.conf.OmitSubcommandPrefixes[
         Annotated[Run, tyro.conf.subcommand("run")]
         | Annotated[Score, tyro.conf.subcommand("score")]
         | Annotated[Export, tyro.conf.subcommand("export")]
-    ]
-
-    def check(self) -> None:
-        self.what.check()
-
-    def run(self) -> None:
-        self.what.run()
+    ],
+) -> Command:
+    """VBVR-Bench: videos of its samples, and their scores."""
+    return command
 
 
 def _print_errors(lines: Iterable[str]) -> None:

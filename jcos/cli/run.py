@@ -76,9 +76,9 @@ class Run(OnMesh, Command):
         start, profile = time.monotonic(), experiment.profile
         config = wan.read_config(self.checkpoint, profile)
         sampling = experiment.sampling.of(config)
-        devices = self.devices_for(
-            dataclasses.replace(config, sampling=sampling), len(experiment.seeds)
-        )
+        if (devices := self.devices()) is not None:
+            sampled = dataclasses.replace(config, sampling=sampling)
+            wan.check_mesh(devices.shape, sampled, len(experiment.seeds))
 
         def load() -> wan.Wan:
             if sampling.steps != config.sampling.steps:
