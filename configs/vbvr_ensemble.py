@@ -10,13 +10,7 @@ other seeds: what a gain has to be held against.
 
 The first step makes six passes at once. Compiled (`jcos plan --seeds 3`), that is 82 GiB for 60
 frames of 1024 × 1024 pixels, 91 for 81, which one H200 has; or one GPU of 80 GB with --set
-scale=0.5, for the base too. Hours as in `vbvr_base.py`, 4 % more for the ensemble than for each
-other seed:
-
-    1 × H200                                                    113 + 2 × 109
-    2 × H200    --mesh branch=2                                  57 + 2 × 54
-    8 × H200    --mesh branch=2,context=4                        14 + 2 × 14
-    v5p-32      --join --mesh fsdp=4, on each of its 4 hosts     36 + 2 × 35
+scale=0.5, for the base too. The ensemble takes 4 % more hours than each other seed.
 """
 
 from jcos.bench.arm import Arm

@@ -5,10 +5,8 @@ section 3.2: the score falls from 0.685 to below 0.3 for a step, and much less f
     jcos bench score out/vbvr/base out/vbvr/{step,frame}-* --samples BENCH --per-task 2 --scorer …
 
 Positions are fractions: of the 50 steps, and of the latent frames, whose number differs from sample
-to sample. The base arm is the same program with the noise off.
-
-Hours of each of the eight arms with 200 samples (--per-task 2, about as many as the paper probes),
-at the pace and on the machines of `vbvr_base.py`: one H200 44, 8 × H200 6, v5p-32 14.
+to sample. The base arm is the same program with the noise off. `--per-task 2` makes 200 samples,
+about as many as the paper probes.
 """
 
 from jcos.bench.arm import Arm

@@ -12,12 +12,6 @@ takes at most as many. Arms of the paper are in `vbvr_base.py` and `vbvr_ensembl
 
 What *decided* means for a released model: docs/search.md. It was chosen on the small model; no arm
 was run at full size. The first 21 steps make eight passes at once (`jcos plan --seeds 4`).
-
-Hours by the pace of `vbvr_base.py`, for all 500 samples:
-
-    1 × H200                                                    4 × 246
-    8 × H200    --mesh branch=2,context=4                        4 × 32
-    v5p-32      --join --mesh fsdp=4, on each of its 4 hosts     4 × 79
 """
 
 from jcos.bench.arm import Arm

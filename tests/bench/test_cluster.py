@@ -12,14 +12,9 @@ from jcos import cli
 from jcos.bench.export import export
 from jcos.bench.folder import read_bench
 from jcos.bench.results import Folder, read_json
+from tests.bench.test_devices import write_arms
 from tests.conftest import ROOT
 from tests.many_devices import free_port
-
-ARMS = """
-from jcos.bench.arm import Arm
-from jcos.experiments.experiment import Settings
-arms = {"base": Arm(profile=None, scale=1 / 8, sampling=Settings(steps=2))}
-"""
 
 
 def actors() -> list[int]:
@@ -41,7 +36,7 @@ def actors() -> list[int]:
 def test_an_actor_that_is_killed_is_started_again(tmp_path, monkeypatch) -> None:
     samples, out, before = tmp_path / "small", tmp_path / "out", set(actors())
     export(samples, ("maze",), 6)
-    (tmp_path / "arms.py").write_text(ARMS)
+    write_arms(tmp_path, 2)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     killed: list[int] = []
 

@@ -32,7 +32,7 @@ def eight_mazes(tmp_path: Path) -> list[str]:
     return ["bench", "run", str(tmp_path / "arms.py"), "--samples", str(tmp_path / "small")]
 
 
-def arms(folder: Path, steps: int) -> None:
+def write_arms(folder: Path, steps: int) -> None:
     (folder / "arms.py").write_text(ARMS.replace("STEPS", str(steps)))
 
 
@@ -69,7 +69,7 @@ def test_a_mesh_leaves_the_result_alone(eight_mazes: list[str]) -> None:
 def test_batches_side_by_side_on_a_mesh(eight_mazes: list[str], tmp_path: Path) -> None:
     """Two coders at the next batch and the one before, while collectives make one on all devices:
     four batches, each of two samples on two devices."""
-    arms(tmp_path, 2)
+    write_arms(tmp_path, 2)
     cli.main([*eight_mazes, "--out", str(tmp_path / "one")])
     spread = [*eight_mazes, "--out", str(tmp_path / "mesh"), "--mesh", "world=2,fsdp=2"]
     spread += ["--batch", "2"]
@@ -80,7 +80,7 @@ def test_batches_side_by_side_on_a_mesh(eight_mazes: list[str], tmp_path: Path) 
 @pytest.mark.slow
 def test_hosts_share_the_samples(eight_mazes: list[str], tmp_path: Path) -> None:
     """Two hosts of two devices that must start together: each takes samples of its own."""
-    arms(tmp_path, 1)
+    write_arms(tmp_path, 1)
     cli.main([*eight_mazes, "--out", str(tmp_path / "one")])
     joined = [*eight_mazes, "--out", str(tmp_path / "two"), "--join", "--mesh", "fsdp=2"]
     joined += ["--batch", "2"]
@@ -96,7 +96,7 @@ def test_hosts_share_the_samples(eight_mazes: list[str], tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_goes_on(eight_mazes: list[str], tmp_path: Path) -> None:
-    arms(tmp_path, 10)
+    write_arms(tmp_path, 10)
     run = [*eight_mazes, "--batch", "1", "--out"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     cli.main([*run, str(whole)])
