@@ -107,7 +107,7 @@ def run(
     pixels; with a picture its area, the shape is the picture's. frames, size, seeds, noise,
     profile, sampling (`WanConfig.sampling_with`: steps, shift, …): by default the model's.
     x0: steps whose clean estimates are stored. probe: what is done to the runs; observations of a
-    your probe are not stored. noise: torch, jax or a file. text_cache: folder of
+    probe of yours are not stored. noise: torch, jax or a file. text_cache: folder of
     embedded prompts, with all of which the encoder is not loaded. tiles: height and width in
     latent cells of what the VAE codes at a time. resident, lora: as in `wan.load`. trace: keep all
     of it in OUT/trace. together: as in `loop.steps`. devices: a mesh; of several hosts the first

@@ -51,7 +51,8 @@ class _Actor:
             self.making = Making(arm, config, self.checkpoint, self.bench, folder, self.work)
             self.name = name
         assert self.making is not None
-        for _ in self.making.make([s for s in self.making.left() if s.name == sample]):
+        chosen = [s for s in self.making.shapes if s.name == sample]
+        for _ in self.making.make([s for s in chosen if not self.making.folder.is_settled(s.name)]):
             pass
         return sample
 

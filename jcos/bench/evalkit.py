@@ -151,10 +151,9 @@ def read_results(file: Path, names: Sequence[str]) -> tuple[dict[str, float], di
         for entry in json.loads(file.read_text())["samples"]:
             video = entry["video_file"] or ""  # of a missing video there may be none
             name = f"{entry['folder']}/{entry['task_name']}/{Path(video).stem}"
-            scores[name] = float(entry["score"])
-            if entry.get("error"):
-                errors[name] = str(entry["error"])
+            if name in names:
+                scores[name] = float(entry["score"])
+                errors |= {name: str(entry["error"])} if entry.get("error") else {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is no results file of the official scorer: {error!r}") from None
-    values, reasons = ({n: all_[n] for n in names if n in all_} for all_ in (scores, errors))
-    return values, reasons
+    return {name: scores[name] for name in names if name in scores}, errors

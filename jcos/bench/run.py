@@ -196,8 +196,9 @@ class Making:
         words = [self.config.negative, *(sample.prompt for sample in self.left())]
         with sharding.use_mesh(work.mesh):
             rows = wan.embedder(checkpoint, self.config, words, work.text, arm.profile)
-            options = {"text": False, "resident": None, "lora": arm.lora}
-            model = wan.load(checkpoint, profile=arm.profile, **options)
+            model = wan.load(
+                checkpoint, profile=arm.profile, text=False, resident=None, lora=arm.lora
+            )
         model.config = self.config
         return Sampler.of(arm, model, rows, work.mesh)
 

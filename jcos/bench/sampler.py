@@ -66,7 +66,7 @@ class Sampler:
 
     @property
     def worlds(self) -> int:
-        """Samples that are always generated together: on a world each."""
+        """Samples that are always generated together: one in each world."""
         return 1 if self.devices is None else self.devices.shape[mesh.WORLD]
 
     def fitting(self, shape: Shape, total: int, batch: int | None) -> int:

@@ -114,7 +114,7 @@ def score(bench: Bench, arms: Sequence[Path], out: Path, scorer: str | None = No
     last time are read. Raises ValueError where there are none, or no arms.
     """
     if not arms:
-        raise ValueError("name at least one folder of videos")
+        raise ValueError("no arms; name at least one folder of videos")
     for arm in arms:
         check_folder(arm)
     names = [*labels(arms), STILL, TRUTH]
@@ -132,7 +132,7 @@ def labels(arms: Sequence[Path]) -> list[str]:
     """
     paths = [os.path.abspath(arm) for arm in arms]
     if twice := [path for path in paths if paths.count(path) > 1]:
-        raise ValueError(f"{twice[0]} is named twice; each arm is another folder")
+        raise ValueError(f"{twice[0]} is named twice; each arm is a folder by itself")
     above = os.path.commonpath([os.path.dirname(path) for path in paths])
     if {os.path.join(above, name) for name in (STILL, TRUTH)} & set(paths):
         above = os.path.dirname(above)  # names of the baselines
