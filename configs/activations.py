@@ -7,6 +7,8 @@ they are the same in every run; energy, CKA and linear probes with them, without
 many others; the norm by frame.
 
 1.7 minutes on one core of two (x86_64, shared machine, 2026-11-30).
+
+The 20 steps are for the small model; for another take its own with --set sampling.steps=none.
 """
 
 from jcos.experiments.activations import Activations

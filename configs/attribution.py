@@ -5,6 +5,8 @@
 Writes out/attribution: what patching heads, hidden units and whole layers of one run with those of
 another (same picture and noise, another prompt) does to the run's end, exactly and estimated by one
 backward pass; how well the two agree, also where attention is saturated.
+
+The 6 steps are for the small model; for another take its own with --set sampling.steps=none.
 """
 
 from jcos.experiments.attribution import Attribution

@@ -8,6 +8,8 @@ ones, on other puzzles; and how often a run takes over the answer of another pro
 of one layer.
 
 14 minutes on a busy machine (2 × x86_64 CPU, shared, 2026-11-30).
+
+The 10 steps are for the small model; for another take its own with --set sampling.steps=none.
 """
 
 from jcos.experiments.experiment import Settings

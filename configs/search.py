@@ -13,6 +13,8 @@ replays. Shorter: --set puzzles=128 --set training=32 --set drawn=8.
 
 Other tasks: --set tasks=tictactoe-block,bounce-hard; mazes with several routes: --set tasks=maze
 --set several=true; larger mazes: --set tasks=maze9. Up to 800 forwards: --set few=32.
+
+The 10 steps are for the small model; for another take its own with --set sampling.steps=none.
 """
 
 from jcos.experiments.experiment import Settings

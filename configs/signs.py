@@ -5,6 +5,8 @@
 Writes out/signs: for every judge that needs no answer the AUROC of failure, step by step, among the
 seeds of a maze of 7 × 7 cells. Judges that read latents alone also suit released models
 (docs/search.md).
+
+The 10 steps are for the small model; for another take its own with --set sampling.steps=none.
 """
 
 from jcos.experiments.experiment import Settings

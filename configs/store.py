@@ -5,6 +5,8 @@
 
 Writes out/store: one NetCDF file per puzzle in activations/ (docs/experiments.md says how to read
 them), how large the activations are, and how the runs ended.
+
+The 20 steps are for the small model; for another take its own with --set sampling.steps=none.
 """
 
 from jcos.experiments.experiment import Settings

@@ -8,6 +8,8 @@ for swaps in the first step, in every other one and kept up over several; the do
 estimate at once; the same for the object's tokens alone; films of one pair of each kind.
 
 12.5 minutes on one core of two (x86_64, 2026-11-21).
+
+The 10 steps are for the small model; for another take its own with --set sampling.steps=none.
 """
 
 from jcos.experiments.experiment import Settings
