@@ -2,14 +2,16 @@
 
 A part is one large leaf (a weight of all layers) or a bundle of small ones. Its tensors are read
 one after the other into an array of the type that is stored, so that little more than the largest
-leaf is in memory.
+leaf is in memory. Files are hashed in a thread, beside reading and writing.
 """
 
 import contextlib
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -105,14 +107,22 @@ def convert(job: Job, progress: Progress, times: dict[str, float] | None = None)
     if not work.locked:
         note = f"{target.parent} has no file locks: let no other process convert to {target.name}"
         progress.console.print(note, markup=False, highlight=False, soft_wrap=True)
+    times = {} if times is None else times
+    stopped = threading.Event()
+    hasher = ThreadPoolExecutor(1)  # one: a part is noted only after the sources
     try:
         files = _sources(made)
-        task = progress.add_task(
-            "checking files", total=sum(f.stat().st_size for f in files.values())
-        )
-        times = {} if times is None else times
-        with _timed(times, "hashing"):
-            work.check_sources(files, lambda n: progress.advance(task, n))
+        sizes = [file.stat().st_size for file in files.values()]
+        checking = progress.add_task("checking files", total=sum(sizes))
+
+        def checked(size: int) -> None:
+            if stopped.is_set():
+                raise CancelledError
+            progress.advance(checking, size)
+
+        hashed = [hasher.submit(work.check_sources, files, checked)]
+        if work.parts:
+            _wait(hashed, times)  # those that have changed are refused before anything is written
         for _, adapter in made.adapters:
             adapter.check_finite()
         left = {name: paths for name, paths in made.bundles.items() if name not in work.parts}
@@ -120,11 +130,28 @@ def convert(job: Job, progress: Progress, times: dict[str, float] | None = None)
         check_room(target.parent, more=int(COMPRESSED * size))
         task = progress.add_task("converting", total=made.bytes_read(_flat(left)))
         for name, paths in left.items():
-            _write_part(made, work, name, paths, lambda n: progress.advance(task, n), times)
+            leaves = _write_part(
+                made, work.folder, name, paths, lambda n: progress.advance(task, n), times
+            )
+            hashed.append(hasher.submit(_note_part, work, name, leaves))
+            _wait([future for future in hashed if future.done()], times)
+        _wait(hashed, times)
         _finish(made, work)
     finally:
+        stopped.set()
+        hasher.shutdown(cancel_futures=True)
         work.close()
     return made
+
+
+def _note_part(work: Work, name: str, leaves: dict[str, Any]) -> None:
+    work.finish_part(name, leaves, checkpoint.digests(work.folder, f"weights/{name}"))
+
+
+def _wait(hashed: Iterable[Future[None]], times: dict[str, float]) -> None:
+    with _timed(times, "waiting for hashes"):
+        for future in hashed:
+            future.result()
 
 
 def _only(released: Released, only: tuple[Only, ...]) -> Released:
@@ -208,12 +235,12 @@ def _timed(times: dict[str, float], stage: str) -> Iterator[None]:
 
 def _write_part(
     made: Plan,
-    work: Work,
+    folder: Path,
     name: str,
     paths: list[str],
     advance: Callable[[int], object],
     times: dict[str, float],
-) -> None:
+) -> dict[str, Any]:
     def read(name: str, dtype: np.dtype) -> np.ndarray:
         tensor = made.released.tensors[name]
         with np.errstate(all="ignore"):  # what comes of it is looked at below
@@ -226,13 +253,11 @@ def _write_part(
         dtype = made.types[path]
         return made.released.leaves[path].build(lambda name: read(name, dtype), dtype)
 
-    check_room(work.folder, more=made.bytes_stored(paths))
+    check_room(folder, more=made.bytes_stored(paths))
     with _timed(times, "reading"):
         values = {path: build(path) for path in paths}
     with _timed(times, "writing"):
-        leaves = checkpoint.write_part(work.folder, name, values)
-    with _timed(times, "hashing"):
-        work.finish_part(name, leaves, checkpoint.digests(work.folder, f"weights/{name}"))
+        return checkpoint.write_part(folder, name, values)
 
 
 def _finish(made: Plan, work: Work) -> None:

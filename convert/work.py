@@ -156,9 +156,9 @@ class Work:
 
 
 def _sha256(file: Path, advance: Callable[[int], object]) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 24):
-            digest.update(block)
-            advance(len(block))
+    digest, block = hashlib.sha256(), memoryview(bytearray(1 << 22))
+    with file.open("rb", buffering=0) as stream:
+        while size := stream.readinto(block):
+            digest.update(block[:size])
+            advance(size)
     return digest.hexdigest()

@@ -34,8 +34,9 @@ MANIFEST = "jcos.json"
 FORMATS = (1, 2)
 HASHED = 1_000_000_000
 """Bytes of a folder up to which every hash is checked when it is opened; sizes always are."""
-CHUNK = 64_000_000
-"""Bytes of the largest piece of an array on disk; a device reads the pieces its shard needs."""
+CHUNK = 16_000_000
+"""Bytes of the largest piece of an array on disk; a device reads the pieces its shard needs. Larger
+pieces are slower to write: the system gives their memory anew, page by page."""
 M = TypeVar("M")
 
 

