@@ -25,7 +25,7 @@ from jcos.sampling.probes import (
     chain,
 )
 from jcos.wan import Wan
-from tests.sampling.test_trajectory import (
+from tests.models import (
     CONFIG,
     FRAMES,
     LAYERS,

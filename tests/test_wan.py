@@ -1,6 +1,7 @@
 """Whole models: from picture and prompt to video, equal to the original's loops."""
 
 import dataclasses
+import re
 from functools import cache
 
 import jax
@@ -10,36 +11,26 @@ import pytest
 from flax import nnx
 
 from jcos import generation, wan
-from jcos.config import PixelCodec, Sampling, VaeConfig, WanConfig
+from jcos.config import PixelCodec, Sampling, WanConfig
 from jcos.media import image
 from jcos.model.vae import Vae
 from jcos.sampling import trajectory
 from jcos.sampling.noise import wan_noise
 from jcos.sampling.probes import Noise
 from jcos.wan import Wan
-from jcos.weights.names import VAE
 from tests.conftest import GOLDEN, load_golden
-from tests.translated import fill
+from tests.models import original_vae, relative
 
-FOLDERS = {"i2v": ("Wan2.2-I2V-A14B", "vae21"), "ti2v": ("Wan2.2-TI2V-5B", "vae22")}
+FOLDERS = {"i2v": ("Wan2.2-I2V-A14B", "21"), "ti2v": ("Wan2.2-TI2V-5B", "22")}
 
 
 @cache
 def released(kind: str) -> Wan:
     """The original's tiny weights, in float32."""
-    folder, vae = FOLDERS[kind]
+    folder, version = FOLDERS[kind]
     model = wan.load(GOLDEN / "ckpt" / folder, profile="float32", text=False, vae=False)
-    codec = model.config.codec
-    assert isinstance(codec, VaeConfig)
-    abstract = jax.eval_shape(lambda: Vae(codec, rngs=nnx.Rngs(0)))
-    model.vae = jax.tree.map(jnp.asarray, fill(abstract, load_golden(f"weights/{vae}"), VAE))
+    model.vae = original_vae(version)
     return model
-
-
-def relative(found, want) -> float:
-    found, want = np.asarray(found), np.asarray(want)
-    assert found.shape == want.shape
-    return float(np.abs(found - want).max() / np.abs(want).max())
 
 
 def channels_last(a: np.ndarray) -> np.ndarray:
@@ -205,14 +196,15 @@ def test_the_loops_noise_is_drawn_without_torch():
 def test_a_condition_that_makes_no_video_is_refused(kind, arguments, message):
     picture, frames, size = arguments
     first = None if picture is None else np.zeros((*picture, 3), np.uint8)
-    rows = np.zeros((3, 64), np.float32)
+    model = released(kind)
+    rows = np.zeros((3, model.config.dit.text_dim), np.float32)
     with pytest.raises(ValueError, match=message):
-        released(kind).condition(first, rows, frames, negative=rows, size=size)
+        model.condition(first, rows, frames, negative=rows, size=size)
 
 
 def test_a_text_model_takes_no_picture():
     model = wan.load(GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B", profile="float32")
-    rows = np.zeros((3, 64), np.float32)
+    rows = np.zeros((3, model.config.dit.text_dim), np.float32)
     with pytest.raises(ValueError, match="of a text alone; it takes no first frame"):
         model.condition(np.zeros((32, 32, 3), np.uint8), rows, 5)
 
@@ -221,8 +213,11 @@ def test_prompts_need_an_encoder_or_rows_of_the_right_kind():
     model = released("i2v")
     with pytest.raises(ValueError, match="loaded without a text encoder; give embedded prompts"):
         model.embed("a cat")
-    with pytest.raises(ValueError, match=r"at most 24 rows of 64; these have shape \(25, 64\)"):
-        model.embed(np.zeros((25, 64), np.float32))
+    most, width = model.config.dit.text_len, model.config.dit.text_dim
+    shape = most + 1, width
+    message = f"at most {most} rows of {width}; these have shape {shape}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model.embed(np.zeros(shape, np.float32))
 
 
 def test_noise_of_another_shape_is_refused(small_model):
@@ -235,7 +230,7 @@ def test_noise_of_another_shape_is_refused(small_model):
 def test_seeds_may_stand_in_a_sweep():
     """Numbers of Python's, also where all else is traced."""
     model = released("ti2v")
-    rows = np.zeros((4, 64), np.float32)
+    rows = np.zeros((4, model.config.dit.text_dim), np.float32)
     condition = model.condition(None, rows, 5, negative=rows, size=(64, 96))
     masks = jnp.zeros((2, 2, 2))
 

@@ -33,6 +33,16 @@ Params = dict[str, Array]
 """A model's leaves by path (`checkpoint.leaves`)."""
 
 
+_NAMES = (
+    *("maze", "tictactoe", "pattern", "rotation", "returns", "bounce"),
+    *("maze7", "tictactoe-block", "bounce-hard"),
+)
+
+
+def _shares(*shares: float) -> dict[str, float]:
+    return dict(zip(_NAMES, shares, strict=True))
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """What a training run is; with the code's version it determines the weights.
@@ -53,17 +63,7 @@ class Recipe:
     small: int = 32
     large: int = 4
     shares: Mapping[str, float] = dataclasses.field(
-        default_factory=lambda: {
-            "maze": 0.24,
-            "tictactoe": 0.16,
-            "pattern": 0.06,
-            "rotation": 0.14,
-            "returns": 0.07,
-            "bounce": 0.14,
-            "maze7": 1.00,
-            "tictactoe-block": 0.07,
-            "bounce-hard": 0.12,
-        }
+        default_factory=lambda: _shares(0.24, 0.16, 0.06, 0.14, 0.07, 0.14, 1.00, 0.07, 0.12)
     )
     draws: int = 1
     seed: int = 0
@@ -85,69 +85,29 @@ PARTS: tuple[Recipe, ...] = (
         steps=4000,
         seed=1,
         large=3,
-        shares={
-            "maze": 0.18,
-            "tictactoe": 0.17,
-            "pattern": 0.05,
-            "rotation": 0.13,
-            "returns": 0.05,
-            "bounce": 0.20,
-            "maze7": 1.00,
-            "tictactoe-block": 0.10,
-            "bounce-hard": 0.12,
-        },
         constant=0.5,
+        shares=_shares(0.18, 0.17, 0.05, 0.13, 0.05, 0.20, 1.00, 0.10, 0.12),
     ),
     Recipe(
         steps=5000,
         seed=2,
         large=2,
-        shares={
-            "maze": 0.20,
-            "tictactoe": 0.13,
-            "pattern": 0.03,
-            "rotation": 0.22,
-            "returns": 0.04,
-            "bounce": 0.10,
-            "maze7": 1.00,
-            "tictactoe-block": 0.03,
-            "bounce-hard": 0.25,
-        },
+        shares=_shares(0.20, 0.13, 0.03, 0.22, 0.04, 0.10, 1.00, 0.03, 0.25),
     ),
     Recipe(
         steps=4500,
-        draws=3,
         seed=3,
+        draws=3,
         large=1,
-        shares={
-            "maze": 0.48,
-            "tictactoe": 0.08,
-            "pattern": 0.10,
-            "rotation": 0.06,
-            "returns": 0.10,
-            "bounce": 0.05,
-            "maze7": 1.00,
-            "tictactoe-block": 0.07,
-            "bounce-hard": 0.06,
-        },
+        shares=_shares(0.48, 0.08, 0.10, 0.06, 0.10, 0.05, 1.00, 0.07, 0.06),
     ),
     Recipe(
         steps=4000,
-        draws=2,
         seed=4,
+        draws=2,
         large=1,
-        shares={
-            "maze": 0.42,
-            "tictactoe": 0.20,
-            "pattern": 0.05,
-            "rotation": 0.06,
-            "returns": 0.07,
-            "bounce": 0.05,
-            "maze7": 1.00,
-            "tictactoe-block": 0.08,
-            "bounce-hard": 0.07,
-        },
         constant=0.5,
+        shares=_shares(0.42, 0.20, 0.05, 0.06, 0.07, 0.05, 1.00, 0.08, 0.07),
     ),
 )
 """The runs that make the shipped weights, each from those of the one before: other puzzles every

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partialmethod
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jcos.model.dit import SITES
 from jcos.sampling.interventions import places
-from jcos.sampling.probe import Change, Heads, Latents, Probe, Site, Sizes, Tokens, defines
+from jcos.sampling.probe import Change, Latents, Probe, Site, Sizes, Tokens, defines
 
 
 def parts(probe: Probe) -> list[Probe]:
@@ -71,39 +72,20 @@ class Chain(Probe):
             x = probe.on_latents(here, x)
         return x
 
-    def _at(self, site: Site, hook: str, z: Any) -> tuple[Any, tuple[Any, ...]]:
+    def _at(self, hook: str, site: Site, z: Any) -> tuple[Any, tuple[Any, ...]]:
         observations = []
         for probe, here in self._each(site, hook):
             z, observation = getattr(probe, hook)(here, z)
             observations.append(observation)
         return z, tuple(observations)
 
-    def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[Any, ...]]:
-        return self._at(site, "on_block", tokens)
-
-    def on_input(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[Any, ...]]:
-        return self._at(site, "on_input", tokens)
-
-    def on_attention(
-        self, site: Site, qk: tuple[Heads, Heads]
-    ) -> tuple[tuple[Heads, Heads], tuple[Any, ...]]:
-        return self._at(site, "on_attention", qk)
-
-    def on_heads(self, site: Site, z: Heads) -> tuple[Heads, tuple[Any, ...]]:
-        return self._at(site, "on_heads", z)
-
-    def on_cross(self, site: Site, z: Heads) -> tuple[Heads, tuple[Any, ...]]:
-        return self._at(site, "on_cross", z)
-
-    def on_mlp(
-        self, site: Site, h: Float[Array, "N M"]
-    ) -> tuple[Float[Array, "N M"], tuple[Any, ...]]:
-        return self._at(site, "on_mlp", h)
-
-    def on_update(
-        self, site: Site, tokens: tuple[Tokens, Tokens]
-    ) -> tuple[tuple[Tokens, Tokens], tuple[Any, ...]]:
-        return self._at(site, "on_update", tokens)
+    on_block = partialmethod(_at, "on_block")
+    on_input = partialmethod(_at, "on_input")
+    on_attention = partialmethod(_at, "on_attention")
+    on_heads = partialmethod(_at, "on_heads")
+    on_cross = partialmethod(_at, "on_cross")
+    on_mlp = partialmethod(_at, "on_mlp")
+    on_update = partialmethod(_at, "on_update")
 
     def on_step(self, site: Site, observed: tuple[Any, ...]) -> tuple[Any, ...]:
         each = self._each(site, "on_step")
@@ -169,35 +151,20 @@ class InWorlds(Probe):
         here = self.worlds[jax.lax.axis_index("world")]
         return jax.tree.map(lambda a, b: jnp.where(here, a, b), acted, x)
 
-    def _at(self, site: Site, hook: str, z: Any) -> tuple[Any, Any]:
+    def _at(self, hook: str, site: Site, z: Any) -> tuple[Any, Any]:
         acted, observation = getattr(self.probe, hook)(site, z)
         return self._here(acted, z), observation
 
     def on_latents(self, site: Site, x: Latents) -> Latents:
         return self._here(self.probe.on_latents(site, x), x)
 
-    def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, Any]:
-        return self._at(site, "on_block", tokens)
-
-    def on_input(self, site: Site, tokens: Tokens) -> tuple[Tokens, Any]:
-        return self._at(site, "on_input", tokens)
-
-    def on_attention(self, site: Site, qk: tuple[Heads, Heads]) -> tuple[tuple[Heads, Heads], Any]:
-        return self._at(site, "on_attention", qk)
-
-    def on_heads(self, site: Site, z: Heads) -> tuple[Heads, Any]:
-        return self._at(site, "on_heads", z)
-
-    def on_cross(self, site: Site, z: Heads) -> tuple[Heads, Any]:
-        return self._at(site, "on_cross", z)
-
-    def on_mlp(self, site: Site, h: Float[Array, "N M"]) -> tuple[Float[Array, "N M"], Any]:
-        return self._at(site, "on_mlp", h)
-
-    def on_update(
-        self, site: Site, tokens: tuple[Tokens, Tokens]
-    ) -> tuple[tuple[Tokens, Tokens], Any]:
-        return self._at(site, "on_update", tokens)
+    on_block = partialmethod(_at, "on_block")
+    on_input = partialmethod(_at, "on_input")
+    on_attention = partialmethod(_at, "on_attention")
+    on_heads = partialmethod(_at, "on_heads")
+    on_cross = partialmethod(_at, "on_cross")
+    on_mlp = partialmethod(_at, "on_mlp")
+    on_update = partialmethod(_at, "on_update")
 
     def on_step(self, site: Site, observed: Any) -> Any:
         return self.probe.on_step(site, observed)

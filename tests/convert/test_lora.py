@@ -16,9 +16,9 @@ from jcos.model.dit import DiT
 from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.lora import open_adapter
 from jcos.weights.names import DIT
-from jcos.weights.released import open_released
 from jcos.weights.tensors import tensors_in
 from tests.conftest import GOLDEN, load_golden, load_release
+from tests.models import release_config
 from tests.releases import in_full
 from tests.translated import fill
 
@@ -26,6 +26,7 @@ DIFFSYNTH, KOHYA, LIGHTX2V = (
     GOLDEN / "lora" / f"{name}_high_noise_lora.safetensors"
     for name in ("diffsynth", "kohya_alpha", "lightx2v")
 )
+DIM, FFN = (getattr(release_config("i2v_high").dit, name) for name in ("dim", "ffn_dim"))
 PEFT = GOLDEN / "lora" / "peft_diffusers_lora.safetensors"
 
 
@@ -48,7 +49,7 @@ def velocity(model: DiT, latents, t, context) -> jax.Array:
 
 
 def output(weights: dict[str, np.ndarray]) -> np.ndarray:
-    config = open_released(GOLDEN / "ckpt" / "Wan2.2-I2V-A14B").config.dit
+    config = release_config("i2v_high").dit
     model = fill(jax.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0))), weights, DIT)
     given = load_golden("lora/expected")
     latents = np.moveaxis(np.concatenate([given["in.x"], given["in.y"]]), 0, -1)
@@ -184,9 +185,9 @@ def test_a_file_of_diffusers_for_both_experts(tmp_path):
 
 def test_keys_of_the_image_encoder_are_skipped_and_reported(tmp_path):
     extra = {
-        "diffusion_model.blocks.0.cross_attn.k_img.lora_down.weight": np.ones((4, 64), np.float32),
-        "diffusion_model.blocks.0.cross_attn.norm_k_img.diff": np.ones(64, np.float32),
-        "diffusion_model.img_emb.proj.1.diff_b": np.ones(64, np.float32),
+        "diffusion_model.blocks.0.cross_attn.k_img.lora_down.weight": np.ones((4, DIM), np.float32),
+        "diffusion_model.blocks.0.cross_attn.norm_k_img.diff": np.ones(DIM, np.float32),
+        "diffusion_model.img_emb.proj.1.diff_b": np.ones(DIM, np.float32),
     }
     file = renamed(LIGHTX2V, tmp_path, lambda key: key, **extra)
     adapter = open_adapter(file, 1.0, expert())
@@ -196,8 +197,8 @@ def test_keys_of_the_image_encoder_are_skipped_and_reported(tmp_path):
 
 
 def test_unused_keys_are_all_named_unless_they_are_allowed(tmp_path):
-    extra = {f"blocks.{i}.gate.lora_A.weight": np.ones((4, 64), np.float32) for i in (0, 1)}
-    extra["blocks.2.self_attn.q.lora_A.weight"] = np.ones((4, 64), np.float32)
+    extra = {f"blocks.{i}.gate.lora_A.weight": np.ones((4, DIM), np.float32) for i in (0, 1)}
+    extra["blocks.2.self_attn.q.lora_A.weight"] = np.ones((4, DIM), np.float32)
     file = renamed(DIFFSYNTH, tmp_path, lambda key: key, **extra)
     message = refused(file)
     assert message.startswith(f"{file} does not fit the model in 3 places")
@@ -217,35 +218,38 @@ def test_a_lora_of_another_architecture(tmp_path):
     for i in range(2):
         for part in "qkvo":
             name = f"blocks.{i}.self_attn.{part}"
-            tensors[f"{name}.lora_A.weight"] = np.ones((4, 80), np.float32)
-            tensors[f"{name}.lora_B.weight"] = np.ones((80, 4), np.float32)
+            tensors[f"{name}.lora_A.weight"] = np.ones((4, DIM + 16), np.float32)
+            tensors[f"{name}.lora_B.weight"] = np.ones((DIM + 16, 4), np.float32)
     file = tmp_path / "x.safetensors"
     safetensors.numpy.save_file(tensors, file)
     message = refused(file)
     assert "does not fit the model in 8 places" in message
     for i in range(2):
         assert (
-            f"blocks.{i}.self_attn.v.weight has shape (64, 64), its factors (80, 4) and (4, 80)"
-            in message
+            f"blocks.{i}.self_attn.v.weight has shape ({DIM}, {DIM}), its factors ({DIM + 16}, 4) "
+            f"and (4, {DIM + 16})" in message
         )
 
 
 def test_ranks_differences_and_halves_that_do_not_fit(tmp_path):
     tensors = {
-        "blocks.0.self_attn.q.lora_A.weight": np.ones((4, 64), np.float32),
-        "blocks.0.self_attn.q.lora_B.weight": np.ones((64, 8), np.float32),
-        "blocks.0.self_attn.k.lora_A.weight": np.ones((4, 64), np.float32),
+        "blocks.0.self_attn.q.lora_A.weight": np.ones((4, DIM), np.float32),
+        "blocks.0.self_attn.q.lora_B.weight": np.ones((DIM, 8), np.float32),
+        "blocks.0.self_attn.k.lora_A.weight": np.ones((4, DIM), np.float32),
         "blocks.0.self_attn.v.alpha": np.ones((), np.float32),
-        "blocks.0.norm3.diff": np.ones(80, np.float32),
+        "blocks.0.norm3.diff": np.ones(DIM + 16, np.float32),
     }
     file = tmp_path / "x.safetensors"
     safetensors.numpy.save_file(tensors, file)
     message = refused(file)
     assert "in 4 places" in message
-    assert "self_attn.q.weight has shape (64, 64), its factors (64, 8) and (4, 64)" in message
+    assert (
+        f"self_attn.q.weight has shape ({DIM}, {DIM}), its factors ({DIM}, 8) and (4, {DIM})"
+        in message
+    )
     assert "self_attn.k.weight has of a pair only A" in message
     assert "self_attn.v.weight has of a pair only alpha" in message
-    assert "norm3.weight has shape (64,), its diff (80,)" in message
+    assert f"norm3.weight has shape ({DIM},), its diff ({DIM + 16},)" in message
 
 
 @pytest.mark.parametrize(
@@ -284,7 +288,7 @@ def test_adapters_of_another_kind(tmp_path, module, end, kind):
 
 
 def test_a_deeper_model_is_named_in_a_short_sentence(tmp_path):
-    shapes = (("lora_A", (4, 64)), ("lora_B", (64, 4)))
+    shapes = (("lora_A", (4, DIM)), ("lora_B", (DIM, 4)))
     tensors = {
         f"diffusion_model.blocks.{i}.self_attn.{part}.{factor}.weight": np.zeros(shape, np.float32)
         for i in range(40)
@@ -315,19 +319,19 @@ def test_an_alpha_that_is_no_number(tmp_path, value):
 def test_factors_that_are_integers_or_of_rank_zero(tmp_path):
     q, k = "blocks.0.self_attn.q", "blocks.0.self_attn.k"
     tensors = {
-        f"{q}.lora_A.weight": np.ones((4, 64), np.int8),
-        f"{q}.lora_B.weight": np.ones((64, 4), np.int8),
-        f"{k}.lora_A.weight": np.ones((0, 64), np.float32),
-        f"{k}.lora_B.weight": np.ones((64, 0), np.float32),
+        f"{q}.lora_A.weight": np.ones((4, DIM), np.int8),
+        f"{q}.lora_B.weight": np.ones((DIM, 4), np.int8),
+        f"{k}.lora_A.weight": np.ones((0, DIM), np.float32),
+        f"{k}.lora_B.weight": np.ones((DIM, 0), np.float32),
     }
     message = refused(saved(tmp_path, tensors))
     assert f"{q}.weight has integers" in message
-    assert f"{k}.weight has shape (64, 64), its factors (64, 0)" in message
+    assert f"{k}.weight has shape ({DIM}, {DIM}), its factors ({DIM}, 0)" in message
 
 
 def test_a_difference_of_the_same_size_but_another_shape(tmp_path):
-    file = saved(tmp_path, {"blocks.0.ffn.0.diff": np.ones((64, 144), np.float32)})
-    assert "has shape (144, 64), its diff (64, 144)" in refused(file)
+    file = saved(tmp_path, {"blocks.0.ffn.0.diff": np.ones((DIM, FFN), np.float32)})
+    assert f"has shape ({FFN}, {DIM}), its diff ({DIM}, {FFN})" in refused(file)
 
 
 def test_a_factor_that_is_no_number_is_named(tmp_path):

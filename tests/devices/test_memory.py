@@ -21,7 +21,7 @@ from jcos.sampling.trajectory import Condition, Trace
 from jcos.wan import Wan
 from jcos.weights import checkpoint
 from tests.conftest import GOLDEN, load_golden
-from tests.sampling.test_trajectory import CONFIG, FRAMES, STEPS, frame, randomised
+from tests.models import CONFIG, FRAMES, STEPS, frame, randomised
 
 # ---- where weights lie
 

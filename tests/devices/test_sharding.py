@@ -26,7 +26,7 @@ from jcos.weights import checkpoint
 from tests import many_devices
 from tests.conftest import GOLDEN
 from tests.experiments.conftest import clips_file
-from tests.sampling.test_trajectory import CONFIG, randomised
+from tests.models import CONFIG, randomised
 
 TOLERANCE = 1e-5
 """Of the largest value, in float32."""

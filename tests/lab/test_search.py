@@ -35,7 +35,7 @@ from jcos.lab.search import replay, run, video
 from jcos.lab.tasks import TASKS
 from jcos.loop import _advance, steps
 from jcos.sampling import trajectory
-from tests.sampling.test_trajectory import CONFIG, FRAMES, STEPS, close, frame, randomised
+from tests.models import CONFIG, FRAMES, STEPS, close, frame, randomised
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,10 @@
 """Prompts: a closed vocabulary, one row per word, zeros behind them; UMT5, equal to PyTorch, and
 its tokenizer."""
 
+import dataclasses
 import json
 import re
 import warnings
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -27,10 +27,9 @@ from jcos.model.text import (
     word_ids,
 )
 from jcos.model.tokenizer import Tokenizer, clean
-from jcos.weights.names import UMT5 as NAMES
 from jcos.weights.names import UMT5_OF_TRANSFORMERS, original_name
 from tests.conftest import load_golden, parameter_count
-from tests.translated import fill
+from tests.models import filled_text, original_text, original_text_config, relative, rms
 
 WORDS = Words(("ball", "left", "move", "right"), 6)
 
@@ -88,19 +87,6 @@ def test_the_training_vocabulary_reads_every_prompt():
 
 # ---- UMT5, equal to PyTorch
 
-TINY = UMT5Config(vocabulary=384, dim=64, heads=3, head_dim=16, ffn_dim=96, layers=3)
-
-
-def filled(cfg: UMT5Config, tensors: dict[str, np.ndarray], dtype: str = "float32") -> UMT5:
-    abstract = jax.eval_shape(lambda: UMT5(cfg, dtype=dtype, rngs=nnx.Rngs(0)))
-    return jax.tree.map(jnp.asarray, fill(abstract, tensors, NAMES))
-
-
-@cache
-def original(dtype: str = "float32") -> UMT5:
-    """The tiny encoder of the golden data."""
-    return filled(TINY, load_golden("weights/umt5"), dtype)
-
 
 @jax.jit
 def encode(model: UMT5, ids: jax.Array, mask: jax.Array) -> jax.Array:
@@ -113,31 +99,23 @@ def prompts(arrays: dict[str, np.ndarray]):
         yield i, jnp.asarray(ids, jnp.int32), jnp.asarray(mask), int(mask.sum())
 
 
-def relative(a, b) -> float:
-    return float(np.abs(np.asarray(a, np.float64) - b).max() / np.abs(b).max())
-
-
-def rms(a) -> float:
-    return float(np.sqrt(np.mean(np.square(np.asarray(a, np.float64)))))
-
-
 def buckets_of(length: int) -> jax.Array:
     places = np.arange(length)
     return jnp.asarray(relative_buckets(places[None] - places[:, None], 32, 128))
 
 
 @pytest.mark.parametrize("name", ["umt5_L24", "umt5_L200", "loop_text"])
-def test_rows_equal_the_original(golden, name):
+def test_rows_equal_the_original_text(golden, name):
     arrays = golden(f"t5/{name}")
     for i, ids, mask, count in prompts(arrays):
-        rows = encode(original(), ids, mask)
+        rows = encode(original_text(), ids, mask)
         assert rows.dtype == jnp.float32
         assert relative(rows[:count], arrays["out_fp32"][i, :count]) <= 2e-6, i
 
 
 @pytest.mark.parametrize("name", ["umt5_L24", "umt5_L200"])
-def test_every_block_equals_the_original(golden, name):
-    arrays, model = golden(f"t5/{name}"), original()
+def test_every_block_equals_the_original_text(golden, name):
+    arrays, model = golden(f"t5/{name}"), original_text()
     traced = [key for key in arrays if key.startswith("trace.block_")]
     assert len(traced) == {"umt5_L24": 3, "umt5_L200": 1}[name]
     for i, ids, mask, count in prompts(arrays):
@@ -149,8 +127,8 @@ def test_every_block_equals_the_original(golden, name):
             assert relative(x[:count], expected) <= 2e-6, (i, layer)
 
 
-def test_the_layers_of_the_first_block_equal_the_original(golden):
-    arrays, model = golden("t5/umt5_L24"), original()
+def test_the_layers_of_the_first_block_equal_the_original_text(golden):
+    arrays, model = golden("t5/umt5_L24"), original_text()
     block = jax.tree.map(lambda a: a[0], model.blocks)
     for i, ids, mask, count in prompts(arrays):
         x = model.token_embedding[...][ids].astype(jnp.float32)
@@ -161,16 +139,16 @@ def test_the_layers_of_the_first_block_equal_the_original(golden):
         assert relative(forwarded[:count], arrays["trace.b0.ffn_out"][i, :count]) <= 2e-6, i
 
 
-def test_buckets_of_distances_equal_the_original(golden):
+def test_buckets_of_distances_equal_the_original_text(golden):
     arrays = golden("t5/rel_buckets")
     np.testing.assert_array_equal(relative_buckets(arrays["rel"], 32, 128), arrays["bucket"])
     far = relative_buckets(np.array([-(10**6), 10**6]), 32, 128)
     np.testing.assert_array_equal(far, [15, 31])
 
 
-def test_position_bias_of_the_first_block_equals_the_original(golden):
+def test_position_bias_of_the_first_block_equals_the_original_text(golden):
     expected = golden("t5/rel_buckets")["bias_block0_L40"]
-    block = jax.tree.map(lambda a: a[0], original().blocks)
+    block = jax.tree.map(lambda a: a[0], original_text().blocks)
     bias = np.asarray(block.bias(jnp.ones(40, bool), buckets_of(40)), np.float32)
     np.testing.assert_allclose(bias, expected, atol=1e-6)
     padded = np.asarray(block.bias(jnp.arange(40) < 30, buckets_of(40)), np.float32)
@@ -184,7 +162,7 @@ def test_bfloat16_is_as_near_to_float32_as_the_originals(golden):
     for name in ("umt5_L24", "umt5_L200", "loop_text"):
         arrays = golden(f"t5/{name}")
         for i, ids, mask, count in prompts(arrays):
-            rows = encode(original("bfloat16"), ids, mask)
+            rows = encode(original_text("bfloat16"), ids, mask)
             assert rows.dtype == jnp.bfloat16
             exact = arrays["out_fp32"][i, :count]
             theirs = arrays["out_bf16"][i, :count].astype(np.float32)
@@ -219,16 +197,16 @@ def test_padding_changes_no_row(golden):
     ids, mask = jnp.asarray(arrays["ids"][1], jnp.int32), jnp.asarray(arrays["mask"][1] == 1)
     count = int(mask.sum())
     assert 0 < count < 24
-    rows = encode(original(), ids, mask)[:count]
-    other = encode(original(), ids.at[count:].set(7), mask)[:count]
+    rows = encode(original_text(), ids, mask)[:count]
+    other = encode(original_text(), ids.at[count:].set(7), mask)[:count]
     np.testing.assert_array_equal(rows, other)
-    short = encode(original(), ids[:count], mask[:count])
+    short = encode(original_text(), ids[:count], mask[:count])
     assert relative(short, np.asarray(rows)) <= 2e-6
 
 
 def test_other_types_are_refused():
     with pytest.raises(ValueError, match=r"^UMT5 computes in float32 or bfloat16, not in float16$"):
-        UMT5(TINY, dtype="float16", rngs=nnx.Rngs(0))
+        UMT5(original_text_config(), dtype="float16", rngs=nnx.Rngs(0))
 
 
 @pytest.mark.extra("verify")
@@ -270,7 +248,7 @@ def test_umt5_equals_transformers():
         original_name(name, UMT5_OF_TRANSFORMERS): weight.detach().numpy()
         for name, weight in reference.named_parameters()
     }
-    model = filled(cfg, tensors)
+    model = filled_text(cfg, tensors)
     ids = np.random.default_rng(0).integers(2, 50, (2, 60)).astype(np.int32)
     mask = np.arange(60) < np.array([[60], [31]])
     with torch.no_grad():
@@ -333,7 +311,7 @@ def pieces_of(file, ids) -> list[str | None]:
         (" \n ", ""),
     ],
 )
-def test_prompts_are_cleaned_as_in_the_original(prompt, cleaned):
+def test_prompts_are_cleaned_as_in_the_original_text(prompt, cleaned):
     assert clean(prompt) == cleaned
 
 
@@ -431,16 +409,16 @@ def test_tokens_equal_those_of_transformers(tokenizer, tokenizer_file, prompt):
 
 def test_rows_of_a_prompt_end_in_zeros(tokenizer):
     ids, mask = tokenizer("a red ball", 12)
-    rows = embed(original(), tokenizer, " a red   ball", 12)
-    assert rows.shape == (12, 64)
-    np.testing.assert_array_equal(rows[4:], np.zeros((8, 64)))
-    expected = encode(original(), jnp.asarray(ids), jnp.asarray(mask))[:4]
+    rows = embed(original_text(), tokenizer, " a red   ball", 12)
+    assert rows.shape == (12, original_text().cfg.dim)
+    assert not rows[4:].any()
+    expected = encode(original_text(), jnp.asarray(ids), jnp.asarray(mask))[:4]
     assert relative(rows[:4], np.asarray(expected)) <= 1e-6
-    assert not np.allclose(rows[:4], embed(original(), tokenizer, "a red moves", 12)[:4])
+    assert not np.allclose(rows[:4], embed(original_text(), tokenizer, "a red moves", 12)[:4])
 
 
 def test_an_empty_prompt_is_one_row(tokenizer):
-    rows = embed(original("bfloat16"), tokenizer, "", 12)
+    rows = embed(original_text("bfloat16"), tokenizer, "", 12)
     assert rows.dtype == jnp.bfloat16
     assert np.isfinite(rows).all()
     np.testing.assert_array_equal(np.asarray(rows).any(axis=1), [True] + [False] * 11)
@@ -484,7 +462,7 @@ def named(message: str) -> str:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_embedded_prompts_are_read_without_the_encoder(tokenizer, tmp_path, dtype):
-    model, folder = original(dtype), tmp_path / "new" / "prompts"
+    model, folder = original_text(dtype), tmp_path / "new" / "prompts"
     cache = TextCache(folder, model, tokenizer)
     for prompt in ("a  red ball", ""):
         rows = cache.embed(prompt, 12)
@@ -498,7 +476,7 @@ def test_embedded_prompts_are_read_without_the_encoder(tokenizer, tmp_path, dtyp
 
 
 def test_a_prompt_that_is_not_in_the_folder_is_named(tokenizer, tmp_path):
-    TextCache(tmp_path, original(), tokenizer).embed("a red ball", 12)
+    TextCache(tmp_path, original_text(), tokenizer).embed("a red ball", 12)
     for prompt, length in (("a ball", 12), ("a red ball", 13)):
         message = (
             f"{tmp_path} does not have the prompt {prompt!r} at length {length}; put it there on a "
@@ -509,10 +487,11 @@ def test_a_prompt_that_is_not_in_the_folder_is_named(tokenizer, tmp_path):
 
 
 def test_a_folder_belongs_to_one_encoder(tokenizer, tmp_path):
-    TextCache(tmp_path, original(), tokenizer)
+    TextCache(tmp_path, original_text(), tokenizer)
     weights = load_golden("weights/umt5")
-    other = filled(TINY, weights | {"norm.weight": weights["norm.weight"] * 2})
-    for model in (original("bfloat16"), other):
+    weights["norm.weight"] *= 2
+    other = filled_text(original_text_config(), weights)
+    for model in (original_text("bfloat16"), other):
         message = f"{tmp_path} is of another text encoder; use another folder"
         with pytest.raises(ValueError, match=named(message)):
             TextCache(tmp_path, model, tokenizer)
@@ -532,11 +511,11 @@ def test_a_folder_that_is_no_cache_is_refused(tmp_path):
 def test_an_encoder_needs_its_tokenizer(tmp_path):
     message = "a text encoder and its tokenizer go together: give both or none"
     with pytest.raises(ValueError, match=named(message)):
-        TextCache(tmp_path, original())
+        TextCache(tmp_path, original_text())
 
 
 def test_damaged_and_foreign_files_are_named(tokenizer, tmp_path):
-    cache = TextCache(tmp_path, original(), tokenizer)
+    cache = TextCache(tmp_path, original_text(), tokenizer)
     cache.embed("a red ball", 12)
     (file,) = tmp_path.glob("*.safetensors")
     whole = file.read_bytes()
@@ -551,13 +530,13 @@ def test_damaged_and_foreign_files_are_named(tokenizer, tmp_path):
             cache.embed("a red ball", 12)
     file.unlink()
     np.testing.assert_array_equal(
-        cache.embed("a red ball", 12), embed(original(), tokenizer, "a red ball", 12)
+        cache.embed("a red ball", 12), embed(original_text(), tokenizer, "a red ball", 12)
     )
     assert file.stat().st_size == len(whole)
 
 
 def test_a_write_that_fails_leaves_nothing(tokenizer, tmp_path, monkeypatch):
-    cache = TextCache(tmp_path, original(), tokenizer)
+    cache = TextCache(tmp_path, original_text(), tokenizer)
     before = sorted(tmp_path.iterdir())
 
     def full(*_):
@@ -570,8 +549,8 @@ def test_a_write_that_fails_leaves_nothing(tokenizer, tmp_path, monkeypatch):
 
 
 def test_the_folder_says_in_words_whose_rows_it_has(tokenizer, tmp_path):
-    TextCache(tmp_path, original("bfloat16"), tokenizer)
+    TextCache(tmp_path, original_text("bfloat16"), tokenizer)
     said = json.loads((tmp_path / "encoder.json").read_text())
     assert said["dtype"] == "bfloat16"
-    assert said["config"]["dim"] == 64
+    assert said["config"] == dataclasses.asdict(original_text_config())
     assert said["tokenizer"] == tokenizer.digest

@@ -1,23 +1,22 @@
 """The pixel codec: exact both ways. The VAEs: equal to PyTorch stage by stage, streamed or whole,
 tiled or not."""
 
-import dataclasses
 import itertools
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from jcos.config import PixelCodec, VaeConfig
+from jcos.config import PixelCodec
 from jcos.model.causal import averaged, duplicated
 from jcos.model.vae import Tiles, Vae, decode_pixels, encode_pixels
 from jcos.variants import vae_2_1, vae_2_2
 from jcos.weights.checkpoint import CheckpointError, leaves
 from jcos.weights.names import VAE
 from tests.conftest import load_golden, parameter_count
+from tests.models import abstract_vae, original_codec, original_vae, relative
 from tests.translated import fill, translate
 
 # ---- the pixel codec
@@ -72,27 +71,6 @@ RELEASED = {"21": vae_2_1(), "22": vae_2_2()}
 VERSIONS = list(RELEASED)
 
 
-def abstract(config: VaeConfig) -> Vae:
-    return jax.eval_shape(lambda: Vae(config, rngs=nnx.Rngs(0)))
-
-
-def tiny(version: str) -> VaeConfig:
-    """The widths of the reference weights; all else as released."""
-    tensors = load_golden(f"weights/vae{version}")
-    return dataclasses.replace(
-        RELEASED[version],
-        encoder_dim=tensors["encoder.conv1.weight"].shape[0],
-        decoder_dim=tensors["decoder.head.0.gamma"].shape[0],
-    )
-
-
-@cache
-def original(version: str) -> Vae:
-    """The tiny model, converted."""
-    tensors = load_golden(f"weights/vae{version}")
-    return jax.tree.map(jnp.asarray, fill(abstract(tiny(version)), tensors, VAE))
-
-
 @partial(jax.jit, static_argnames=("tiles", "whole"))
 def encode(vae: Vae, video, tiles=None, whole=False):
     return vae.encode(video, tiles=tiles, whole=whole)
@@ -107,10 +85,6 @@ def decode(vae: Vae, latents, tiles=None, whole=False):
 def last(a: np.ndarray) -> jax.Array:
     """torch's [C, F, H, W] with channels last."""
     return jnp.asarray(np.moveaxis(a, 0, -1))
-
-
-def relative(a, b) -> float:
-    return float(np.abs(np.asarray(a, np.float64) - b).max() / np.abs(b).max())
 
 
 def latents_of(version: str, frames: int, height: int, width: int) -> jax.Array:
@@ -138,9 +112,9 @@ arithmetic gives: a sum of 27 × 20 products, in each of some 30 layers, errs by
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_streamed_latents_equal_the_original(golden, version):
+def test_streamed_latents_equal_the_original_vae(golden, version):
     arrays = golden(f"vae/wan{version}")
-    vae, video = original(version), last(arrays["enc.video"])
+    vae, video = original_vae(version), last(arrays["enc.video"])
     assert relative(encode(vae, video), last(arrays["enc.mu_norm"])) <= 5e-6
     blank = video.at[1:].set(0)
     assert relative(encode(vae, blank), last(arrays["encz.mu_norm"])) <= 5e-6
@@ -149,16 +123,16 @@ def test_streamed_latents_equal_the_original(golden, version):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_streamed_video_equals_the_original(golden, version):
+def test_streamed_video_equals_the_original_vae(golden, version):
     arrays = golden(f"vae/wan{version}")
-    vae, latents = original(version), last(arrays["dec.z"])
+    vae, latents = original_vae(version), last(arrays["dec.z"])
     assert relative(decode(vae, latents), last(arrays["dec.video_raw"])) <= 5e-6
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_trailing_frames_are_dropped_and_whole_clips_equal_streamed_ones(golden, version):
     arrays = golden(f"vae/wan{version}")
-    vae, video = original(version), last(arrays["enc.video"])
+    vae, video = original_vae(version), last(arrays["enc.video"])
     latents = encode(vae, video[:-2], whole=True)
     assert relative(latents, last(arrays["encodd.mu_norm"])) <= 5e-6
     assert relative(latents, encode(vae, video)[:-1]) <= TWO_ORDERS
@@ -167,7 +141,7 @@ def test_trailing_frames_are_dropped_and_whole_clips_equal_streamed_ones(golden,
 @pytest.mark.parametrize("version", VERSIONS)
 def test_whole_videos_equal_streamed_ones_and_are_clamped(golden, version):
     arrays = golden(f"vae/wan{version}")
-    vae, latents = original(version), last(arrays["dec.z"])
+    vae, latents = original_vae(version), last(arrays["dec.z"])
     video = jax.jit(lambda vae, z: vae.decode(z, whole=True))(vae, latents)
     assert relative(video, last(arrays["dec.video_clamped"])) <= 5e-6
     assert relative(video, jnp.clip(decode(vae, latents), -1, 1)) <= TWO_ORDERS
@@ -176,9 +150,9 @@ def test_whole_videos_equal_streamed_ones_and_are_clamped(golden, version):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_stage_equals_the_original(golden, version):
+def test_every_stage_equals_the_original_vae(golden, version):
     arrays = golden(f"vae/wan{version}_trace")
-    vae = original(version)
+    vae = original_vae(version)
     mean, std = (jnp.array(a)[None, None, None] for a in (vae.cfg.mean, vae.cfg.std))
     video = last(arrays["enc.video"])
     if version == "22":  # blocks of 2 × 2 pixels; of a colour's four, those of a column first
@@ -208,10 +182,10 @@ def test_every_stage_equals_the_original(golden, version):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_means_and_log_variances_equal_the_original(golden, version):
+def test_means_and_log_variances_equal_the_original_vae(golden, version):
     """What `encode` makes of the moments it leaves out: conv1 of the features, found backwards."""
     arrays, tensors = golden(f"vae/wan{version}"), golden(f"weights/vae{version}")
-    vae, cfg = original(version), RELEASED[version]
+    vae, cfg = original_vae(version), RELEASED[version]
     moments = np.moveaxis(arrays["enc.moments_raw"], 0, -1).astype(np.float64)
     weight = tensors["conv1.weight"][:, :, 0, 0, 0].astype(np.float64)
     features = (moments - tensors["conv1.bias"]) @ np.linalg.inv(weight).T
@@ -222,7 +196,7 @@ def test_means_and_log_variances_equal_the_original(golden, version):
 
 @pytest.mark.parametrize(("version", "count"), [("21", 126_892_531), ("22", 704_688_668)])
 def test_released_sizes_have_the_released_number_of_parameters(version, count):
-    assert parameter_count(abstract(RELEASED[version])) == count
+    assert parameter_count(abstract_vae(RELEASED[version])) == count
 
 
 @pytest.mark.parametrize(("version", "count"), [("21", 194), ("22", 196)])
@@ -230,7 +204,7 @@ def test_every_tensor_has_its_place(version, count):
     given = load_golden(f"weights/vae{version}")
     assert len(given) == count
     placed = translate(given, VAE)
-    assert placed.keys() == leaves(abstract(tiny(version))).keys()
+    assert placed.keys() == leaves(abstract_vae(original_codec(version))).keys()
     before, after = (np.concatenate([a.ravel() for a in d.values()]) for d in (given, placed))
     np.testing.assert_array_equal(np.sort(before), np.sort(after))
     group = "downsamples.1.downsamples.2" if version == "22" else "downsamples.5"
@@ -246,7 +220,7 @@ def test_every_tensor_has_its_place(version, count):
 
 def test_the_weights_of_one_vae_do_not_fit_the_other():
     with pytest.raises(CheckpointError, match=r"weights do not fit the model: "):
-        fill(abstract(tiny("22")), load_golden("weights/vae21"), VAE)
+        fill(abstract_vae(original_codec("22")), load_golden("weights/vae21"), VAE)
 
 
 # ---- laws
@@ -256,7 +230,7 @@ def test_the_weights_of_one_vae_do_not_fit_the_other():
 @pytest.mark.parametrize("half", ["encode", "decode"])
 def test_memory_is_flat_in_the_number_of_frames(half):
     """Compiled for 9 and for 33 frames, beside what comes out; and the program is no longer."""
-    vae = abstract(tiny("22"))
+    vae = abstract_vae(original_codec("22"))
 
     def program(frames: int):
         shape = (frames, 64, 48, 3) if half == "encode" else (1 + frames // 4, 4, 3, 48)
@@ -276,13 +250,13 @@ def test_latents_depend_on_no_later_frame(golden):
     arrays = golden("vae/wan21")
     video = last(arrays["enc.video"])
     changed = video.at[9:].set(-video[9:])
-    ours, theirs = (encode(original("21"), v) for v in (video, changed))
+    ours, theirs = (encode(original_vae("21"), v) for v in (video, changed))
     np.testing.assert_array_equal(ours[:3], theirs[:3])
     assert relative(ours[3], theirs[3]) > 1e-2
 
 
 def test_one_compile_serves_all_videos_of_a_size(monkeypatch):
-    vae, video = original("21"), video_of("21", 1, 2, 2)
+    vae, video = original_vae("21"), video_of("21", 1, 2, 2)
     encode(vae, video)
 
     def traced(*_, **__):
@@ -295,7 +269,7 @@ def test_one_compile_serves_all_videos_of_a_size(monkeypatch):
 
 @pytest.mark.slow
 def test_vmap_over_videos_equals_single_calls(golden):
-    vae, latents = original("21"), last(golden("vae/wan21")["dec.z"])
+    vae, latents = original_vae("21"), last(golden("vae/wan21")["dec.z"])
     both = jax.jit(jax.vmap(lambda vae, z: vae.decode(z, clamp=False), in_axes=(None, 0)))(
         vae, jnp.stack([latents, latents[::-1]])
     )
@@ -305,7 +279,7 @@ def test_vmap_over_videos_equals_single_calls(golden):
 
 @pytest.mark.slow
 def test_gradients_reach_every_weight_and_every_pixel():
-    vae, video = original("22"), video_of("22", 5, 1, 1)
+    vae, video = original_vae("22"), video_of("22", 5, 1, 1)
 
     @jax.jit
     def gradient(vae: Vae, video):
@@ -326,7 +300,7 @@ def test_gradients_reach_every_weight_and_every_pixel():
 
 def test_precision_does_not_depend_on_the_default():
     """Even where products are rounded by default, those of a VAE are not."""
-    vae, video = original("22"), video_of("22", 1, 1, 1)
+    vae, video = original_vae("22"), video_of("22", 1, 1, 1)
     with jax.default_matmul_precision("bfloat16"):
         program = str(jax.make_jaxpr(lambda v, x: v.decode(v.encode(x)))(vae, video))
     assert "HIGHEST" in program
@@ -350,9 +324,9 @@ def test_averages_and_copies_undo_each_other():
 
 @pytest.mark.slow
 def test_one_tile_that_covers_everything_changes_nothing():
-    vae, video = original("21"), video_of("21", 1, 2, 2)
+    vae, video = original_vae("21"), video_of("21", 1, 2, 2)
     assert relative(encode(vae, video, Tiles()), encode(vae, video)) <= 5e-6
-    vae, latents = original("22"), latents_of("22", 1, 2, 2)
+    vae, latents = original_vae("22"), latents_of("22", 1, 2, 2)
     assert relative(decode(vae, latents, Tiles()), decode(vae, latents)) <= 5e-6
 
 
@@ -386,7 +360,7 @@ def by_hand(code, x, cells: tuple[int, int], tiles: Tiles, into: int, out: int):
 @pytest.mark.slow
 def test_blended_tiles_equal_a_loop_over_them():
     """Tiles that do not divide the frame; the last of a row and column is moved back."""
-    vae, cells, tiles = original("21"), (5, 4), Tiles((2, 3), (1, 1))
+    vae, cells, tiles = original_vae("21"), (5, 4), Tiles((2, 3), (1, 1))
     video, latents = video_of("21", 1, *cells), latents_of("21", 2, *cells)
     expected = by_hand(partial(encode, vae), video, cells, tiles, 8, 1)
     assert relative(encode(vae, video, tiles), expected) <= 5e-6
@@ -398,7 +372,7 @@ def test_blended_tiles_equal_a_loop_over_them():
 def test_seams_are_small():
     """Across the borders of tiles, what tiling changed is about as smooth as elsewhere; without
     an overlap it is not."""
-    vae, latents = original("21"), latents_of("21", 1, 8, 8)
+    vae, latents = original_vae("21"), latents_of("21", 1, 8, 8)
     whole = decode(vae, latents)
 
     def jumps(tiles: Tiles, borders: list[int]) -> tuple[float, float]:
@@ -448,11 +422,11 @@ def test_impossible_tiles_are_refused(size, overlap):
 )
 def test_videos_that_cannot_be_encoded_are_refused(shape, message):
     with pytest.raises(ValueError, match=message):
-        original("22").encode(jnp.zeros(shape))
+        original_vae("22").encode(jnp.zeros(shape))
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 2, 16), (1, 2, 0, 16), (1, 2, 2, 48)])
 def test_latents_that_cannot_be_decoded_are_refused(shape):
     message = r"a VAE decodes 1 or more cells \[…, 16\], not"
     with pytest.raises(ValueError, match=message):
-        original("21").decode(jnp.zeros(shape))
+        original_vae("21").decode(jnp.zeros(shape))

@@ -15,6 +15,7 @@ from jcos.generation import generate
 from jcos.media import image
 from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.released import open_released
+from tests.models import close
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -82,12 +83,6 @@ def folder(pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def picture(height: int = 40, width: int = 64) -> np.ndarray:
     smooth = np.linspace(0, 3, height)[:, None, None] + np.linspace(0, 5, width)[:, None]
     return (127 + 120 * np.sin(smooth * [1, 2, 3])).astype(np.uint8)
-
-
-def close(found: Any, want: Any, allowed: float) -> None:
-    found, want = np.asarray(found), np.asarray(want)
-    assert found.shape == want.shape
-    assert np.abs(found - want).max() <= allowed * np.abs(want).max()
 
 
 def test_a_short_run_equals_the_pipeline(pipeline: Any, folder: Path) -> None:

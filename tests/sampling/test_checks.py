@@ -27,7 +27,7 @@ from jcos.sampling.probes import (
     chain,
 )
 from jcos.wan import Wan
-from tests.sampling.test_trajectory import CONFIG, FRAMES, LAYERS, STEPS, TOKENS, frame
+from tests.models import CONFIG, FRAMES, LAYERS, STEPS, TOKENS, frame
 
 SHAPE = (2, 3, FRAMES, 4, 4)
 """Two worlds, three seeds, and the latent's."""
@@ -107,11 +107,6 @@ def test_what_a_run_has_is_taken(probe: Probe) -> None:
 def test_a_mask_is_as_long_as_what_it_is_of() -> None:
     with pytest.raises(ValueError, match="a mask of 2 seeds; this run has 3"):
         check(field("seeds", jnp.array([True, False])))
-
-
-@pytest.fixture(scope="module")
-def model() -> Wan:
-    return Wan(CONFIG, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("chunk", [None, 1])

@@ -11,6 +11,7 @@ import pytest
 from jcos.config import Grid, Sampling, Solver
 from jcos.sampling import flow
 from jcos.variants import VARIANTS
+from tests.models import relative
 
 # key in the golden files -> solver and grid
 GOLDEN: dict[str, tuple[Solver, Grid]] = {
@@ -21,10 +22,6 @@ GOLDEN: dict[str, tuple[Solver, Grid]] = {
 }
 SOLVERS: tuple[Solver, ...] = ("euler", "unipc", "dpmpp")
 EVERY_PAIR = [(solver, grid) for solver in SOLVERS for grid in flow.GRIDS]
-
-
-def relative(a, b) -> float:
-    return float(np.abs(np.asarray(a) - b).max() / np.abs(b).max())
 
 
 def gaussian(seed: int) -> jax.Array:

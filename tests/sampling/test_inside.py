@@ -14,7 +14,7 @@ from jcos.sampling import trajectory
 from jcos.sampling.inside import Capture, KnockOut, Patch, SkipBlock, Steer, difference, until
 from jcos.sampling.probes import Swap, TokenEnergy, chain
 from jcos.wan import Wan
-from tests.sampling.test_trajectory import (
+from tests.models import (
     CONFIG,
     FRAMES,
     LAYERS,
@@ -22,21 +22,10 @@ from tests.sampling.test_trajectory import (
     TOKENS,
     close,
     frame,
-    randomised,
 )
 
 DIM, HEADS = CONFIG.dit.dim, CONFIG.dit.heads
 EVERY_HEAD = [(k, h) for k in range(LAYERS) for h in range(HEADS)]
-
-
-@pytest.fixture(scope="module")
-def model() -> Wan:
-    return randomised(CONFIG)
-
-
-@pytest.fixture(scope="module")
-def condition(model: Wan) -> trajectory.Condition:
-    return model.condition(frame(0), "left", FRAMES)
 
 
 def moved(a: Any, b: Any) -> float:

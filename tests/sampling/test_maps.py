@@ -10,7 +10,7 @@ from jcos.sampling import maps
 from jcos.sampling.maps import AttentionMass, region_of
 from jcos.sampling.probes import Probe, chain
 from jcos.wan import Wan
-from tests.sampling.test_trajectory import CONFIG, FRAMES, STEPS, TOKENS, close, frame, randomised
+from tests.models import CONFIG, FRAMES, STEPS, TOKENS, close, frame
 
 GRID = (FRAMES, 2, 2)
 HEADS = CONFIG.dit.heads
@@ -22,11 +22,6 @@ class Map(Probe):
     def on_attention(self, site, qk):
         scores = jnp.einsum("nhd,mhd->hnm", *qk) * qk[0].shape[-1] ** -0.5
         return qk, jax.nn.softmax(scores)
-
-
-@pytest.fixture(scope="module")
-def model() -> Wan:
-    return randomised(CONFIG)
 
 
 @pytest.mark.parametrize("weights", [maps.WEIGHTS, 5 * HEADS * TOKENS])

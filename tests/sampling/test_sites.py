@@ -18,7 +18,7 @@ from jcos.sampling import flow, trajectory
 from jcos.sampling.checks import check_probe
 from jcos.sampling.probes import InWorlds, Probe, TokenEnergy, TokenFeatures, chain
 from jcos.wan import Wan
-from tests.sampling.test_trajectory import (
+from tests.models import (
     CONFIG,
     FRAMES,
     LAYERS,
@@ -26,20 +26,9 @@ from tests.sampling.test_trajectory import (
     TOKENS,
     close,
     frame,
-    randomised,
 )
 
 HEADS, WIDTH = CONFIG.dit.heads, CONFIG.dit.head_dim
-
-
-@pytest.fixture(scope="module")
-def model() -> Wan:
-    return randomised(CONFIG)
-
-
-@pytest.fixture(scope="module")
-def condition(model: Wan) -> trajectory.Condition:
-    return model.condition(frame(0), "left", FRAMES)
 
 
 def kind(act: Any, *sites: str) -> Probe:

@@ -24,7 +24,7 @@ from jcos.sampling.probes import (
     TokenFeatures,
     chain,
 )
-from tests.sampling.test_trajectory import (
+from tests.models import (
     CONFIG,
     FRAMES,
     LAYERS,

@@ -19,17 +19,7 @@ from jcos.generation import generate
 from jcos.loop import Runs, State, _advance, steps
 from jcos.sampling import trajectory
 from jcos.sampling.probes import Noise, SeedEnsemble, States, TokenEnergy, chain
-from tests.sampling.test_trajectory import CONFIG, FRAMES, LAYERS, STEPS, close, frame, randomised
-
-
-@pytest.fixture(scope="module")
-def model() -> jcos.Wan:
-    return randomised(CONFIG)
-
-
-@pytest.fixture(scope="module")
-def condition(model: jcos.Wan) -> jcos.Condition:
-    return model.condition(frame(0), "left", FRAMES)
+from tests.models import CONFIG, FRAMES, LAYERS, STEPS, close, frame, randomised
 
 
 def state_of(runs: Runs) -> State:
@@ -160,7 +150,7 @@ def test_a_saved_state_goes_on_in_another_process(model, condition, tmp_path) ->
     program = f"""
 import os, signal
 from jcos.loop import steps
-from tests.sampling.test_trajectory import CONFIG, FRAMES, frame, randomised
+from tests.models import CONFIG, FRAMES, frame, randomised
 model = randomised(CONFIG)
 for state in steps(model, model.condition(frame(0), "left", FRAMES), (0, 1, 2)):
     state.keep([0, 2]).save({str(tmp_path / "state")!r}) if state.step == 1 else None

@@ -14,8 +14,7 @@ from jcos.generation import generate
 from jcos.lab.ideal import gaussian_variance, same_temperature
 from jcos.loop import steps
 from jcos.sampling import flow, stochastic, trajectory
-from jcos.sampling.trajectory import Condition
-from tests.sampling.test_trajectory import CONFIG, FRAMES, STEPS, close, frame, randomised
+from tests.models import CONFIG, STEPS, close
 
 # solver, eta -> final variance of N(0, 1) data after 10, 30 and 50 steps at shift 5, by hand
 FINAL: dict[tuple[Solver, float | None], tuple[float, ...]] = {
@@ -126,16 +125,6 @@ def test_another_solver_brings_its_noise() -> None:
 
 
 # ---- in the loop
-
-
-@pytest.fixture(scope="module")
-def model() -> jcos.Wan:
-    return randomised(CONFIG)
-
-
-@pytest.fixture(scope="module")
-def condition(model: jcos.Wan) -> Condition:
-    return model.condition(frame(0), "left", FRAMES)
 
 
 CPS = CONFIG.sampling_with(solver="cps", eta=0.7)

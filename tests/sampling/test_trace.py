@@ -11,17 +11,7 @@ from jcos.sampling import trajectory
 from jcos.sampling.probes import States, TokenEnergy, chain
 from jcos.sampling.trace import OUTLINE
 from jcos.weights.checkpoint import CheckpointError
-from tests.sampling.test_trajectory import CONFIG, FRAMES, LAYERS, STEPS, TOKENS, frame, randomised
-
-
-@pytest.fixture(scope="module")
-def model() -> jcos.Wan:
-    return randomised(CONFIG)
-
-
-@pytest.fixture(scope="module")
-def condition(model: jcos.Wan) -> jcos.Condition:
-    return model.condition(frame(0), "left", FRAMES)
+from tests.models import LAYERS, STEPS, TOKENS
 
 
 def test_what_is_loaded_is_what_was_saved(model, condition, tmp_path) -> None:

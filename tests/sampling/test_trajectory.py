@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jcos.config import DiTConfig, PixelCodec, Sampling, WanConfig, Words
+from jcos.config import Sampling
 from jcos.generation import generate, generate_worlds
 from jcos.loop import seed_keys, steps
 from jcos.sampling import flow, trajectory
@@ -25,62 +25,18 @@ from jcos.sampling.probes import (
     chain,
 )
 from jcos.wan import Wan
-
-STEPS, LAYERS, FRAMES, TOKENS = 4, 3, 3, 12
-CODEC = PixelCodec()
-DIT = DiTConfig(
-    dim=32,
-    ffn_dim=48,
-    heads=2,
-    layers=LAYERS,
-    in_channels=28,
-    out_channels=12,
-    text_dim=8,
-    text_len=4,
-    freq_dim=16,
-)
-CONFIG = WanConfig(
-    "test",
+from tests.models import (
+    CONFIG,
     DIT,
-    CODEC,
-    Words(("left", "right"), 8),
-    Sampling(steps=STEPS, shift=3.0),
-    image="concat",
+    FRAMES,
+    LAYERS,
+    STEPS,
+    TOKENS,
+    at,
+    close,
+    frame,
+    randomised,
 )
-
-
-def randomised(config: WanConfig, seed: int = 0) -> Wan:
-    """A model in which no weight is zero (the head starts at zero, and would hide everything)."""
-    model = Wan(config, rngs=nnx.Rngs(seed))
-    leaves, tree = jax.tree.flatten(model)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noise = [0.2 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
-    return tree.unflatten([a + n for a, n in zip(leaves, noise, strict=True)])
-
-
-@pytest.fixture(scope="module")
-def model() -> Wan:
-    return randomised(CONFIG)
-
-
-def frame(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
-
-
-@pytest.fixture(scope="module")
-def condition(model: Wan) -> trajectory.Condition:
-    return model.condition(frame(0), "left", FRAMES)
-
-
-@pytest.fixture(scope="module")
-def worlds(model: Wan) -> trajectory.Condition:
-    return trajectory.tree_stack(
-        [model.condition(frame(0), "left", FRAMES), model.condition(frame(1), "right", FRAMES)]
-    )
-
-
-def close(a: jax.Array, b: jax.Array, tolerance: float = 2e-5) -> None:
-    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * float(jnp.abs(b).max()))
 
 
 def everything_off() -> Probe:
@@ -153,14 +109,8 @@ def test_noise_replaces_what_it_says(model: Wan, condition: trajectory.Condition
             return tokens, ()
 
     def look(mask: np.ndarray) -> jax.Array:
-        def latent(step: int) -> jax.Array:
-            key = jax.random.fold_in(jax.random.key(0), step)
-            site = trajectory.Site(
-                jnp.int32(step), jnp.int32(-1), jnp.int32(0), jnp.float32(0), key
-            )
-            return Seen(jnp.asarray(mask)).on_latents(site, jnp.ones((FRAMES, 40, 40, 12)))
-
-        return jnp.stack([latent(s) for s in range(STEPS)])
+        ones, probe = jnp.ones((FRAMES, 40, 40, 12)), Seen(jnp.asarray(mask))
+        return jnp.stack([probe.on_latents(at(s, 0.0), ones) for s in range(STEPS)])
 
     at_step = look(np.asarray(Noise.at_steps(STEPS, FRAMES, [2]).mask))
     at_frame = look(np.asarray(Noise.at_frames(STEPS, FRAMES, [1]).mask))
@@ -171,13 +121,6 @@ def test_noise_replaces_what_it_says(model: Wan, condition: trajectory.Condition
     assert abs(float(at_step[2].std()) - 1) < 0.02
     x0 = generate(model, condition, probe=Noise.at_frames(STEPS, FRAMES, [1])).x0
     assert float(jnp.abs(x0 - generate(model, condition).x0).max()) > 0.1
-
-
-def at(step: int, sigma: float, last: jax.Array | None = None) -> trajectory.Site:
-    key = jax.random.fold_in(jax.random.key(0), step)
-    return trajectory.Site(
-        jnp.int32(step), jnp.int32(-1), jnp.int32(0), jnp.float32(sigma), key, last
-    )
 
 
 def test_strength_turns_a_latent_towards_noise_and_keeps_its_variance() -> None:

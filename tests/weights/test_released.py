@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from jcos.config import UMT5Config
+from jcos.config import UMT5Config, VaeConfig
 from jcos.model.dit import DiT
 from jcos.variants import vae_2_1, vae_2_2, wan21_t2v_1_3b, wan22_i2v_a14b, wan22_ti2v_5b
 from jcos.weights.checkpoint import CheckpointError, leaves
@@ -22,6 +22,7 @@ from jcos.weights.layouts import is_released
 from jcos.weights.names import DIT, UMT5, VAE
 from jcos.weights.released import load_released, open_released, part_of
 from tests.conftest import GOLDEN, load_golden, load_release
+from tests.models import release_config
 from tests.releases import as_diffusers, in_full
 from tests.translated import translate
 
@@ -29,6 +30,7 @@ I2V, TI2V, T2V = (
     GOLDEN / "ckpt" / name for name in ("Wan2.2-I2V-A14B", "Wan2.2-TI2V-5B", "Wan2.1-T2V-1.3B")
 )
 SHARD = "diffusion_pytorch_model-00001-of-00002.safetensors"
+DIT_SIZES = release_config("i2v_high").dit
 
 
 @pytest.fixture
@@ -99,20 +101,33 @@ def test_the_model_is_recognised_and_measured():
     assert found.parts == ["experts.0", "experts.1", "vae", "text"]
     for name in ("name", "image", "boundary", "sampling", "negative", "clip", "numerics"):
         assert getattr(config, name) == getattr(release, name)
-    assert (config.dit.dim, config.dit.layers, config.dit.heads) == (64, 2, 2)
-    assert (config.dit.in_channels, config.dit.out_channels) == (36, 16)
-    assert (config.dit.text_dim, config.dit.text_len, config.dit.freq_dim) == (64, 24, 64)
-    assert config.codec == dataclasses.replace(vae_2_1(), encoder_dim=5, decoder_dim=5)
-    text = config.text
+    sizes = json.loads((I2V / "high_noise_model" / "config.json").read_text())
+    dit, text = config.dit, config.text
+    for name in ("dim", "ffn_dim", "freq_dim", "text_len"):
+        assert getattr(dit, name) == sizes[name]
+    assert (dit.layers, dit.heads) == (sizes["num_layers"], sizes["num_heads"])
+    assert (dit.in_channels, dit.out_channels) == (36, 16)
+    assert config.codec == widths_of(vae_2_1(), "vae21")
+    tensors = load_golden("weights/umt5")
     assert isinstance(text, UMT5Config)
-    assert (text.vocabulary, text.dim, text.layers, text.buckets) == (384, 64, 3, 32)
-    assert (text.heads, text.head_dim, text.ffn_dim) == (3, 16, 96)
+    assert (text.vocabulary, text.dim) == tensors["token_embedding.weight"].shape
+    assert (text.buckets, text.heads) == tensors["blocks.0.pos_embedding.embedding.weight"].shape
+    assert (text.heads * text.head_dim, dit.text_dim) == tensors["blocks.0.attn.q.weight"].shape
+    assert text.ffn_dim == len(tensors["blocks.0.ffn.fc1.weight"])
+    assert f"blocks.{text.layers - 1}.norm1.weight" in tensors
+    assert f"blocks.{text.layers}.norm1.weight" not in tensors
+
+
+def widths_of(codec: VaeConfig, weights: str) -> VaeConfig:
+    tensors = load_golden(f"weights/{weights}")
+    encoder, decoder = (len(tensors[n]) for n in ("encoder.conv1.bias", "decoder.head.0.gamma"))
+    return dataclasses.replace(codec, encoder_dim=encoder, decoder_dim=decoder)
 
 
 def test_the_other_releases_are_recognised():
     ti2v, t2v = open_released(TI2V), open_released(T2V)
     assert (ti2v.config.name, t2v.config.name) == (wan22_ti2v_5b().name, wan21_t2v_1_3b().name)
-    assert ti2v.config.codec == dataclasses.replace(vae_2_2(), encoder_dim=4, decoder_dim=5)
+    assert ti2v.config.codec == widths_of(vae_2_2(), "vae22")
     assert ti2v.parts == ["experts.0", "vae", "text"]
     # What a folder does not have is described all the same.
     assert t2v.parts == ["experts.0"]
@@ -177,7 +192,7 @@ def test_bfloat16_is_kept_where_the_original_computes_in_it():
             jax.tree.structure(model), [weights[k].astype(types[k]) for k in leaves(model)]
         )
         x = jax.random.normal(jax.random.key(0), (3, 6, 4, 36))
-        context = jax.random.normal(jax.random.key(1), (11, 64))
+        context = jax.random.normal(jax.random.key(1), (11, config.dit.text_dim))
         return jax.jit(lambda m: m(x, jnp.float32(900.5), context)[0])(tree)
 
     exact = run(dict.fromkeys(weights, jnp.float32))
@@ -249,7 +264,7 @@ def test_wrong_shapes_and_names_are_listed_at_once(copied):
     """A name of no tensor hides neither a shape that is wrong nor a tensor that is not there."""
 
     def change(tensors):
-        tensors["blocks.0.ffn.0.bias"] = np.zeros(145, np.float32)
+        tensors["blocks.0.ffn.0.bias"] = np.zeros(DIT_SIZES.ffn_dim + 1, np.float32)
         tensors["head.head.bias"] = np.zeros(7, np.float32)
         tensors["ghost.weight"] = tensors.pop("head.modulation")
 
@@ -271,26 +286,27 @@ def test_wrong_shapes_and_names_are_listed_at_once(copied):
 
 
 def test_a_configuration_of_another_size(copied):
+    layers, ffn_dim = DIT_SIZES.layers, DIT_SIZES.ffn_dim
     for part in ("high", "low"):
         path = copied / f"{part}_noise_model" / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "ffn_dim": 100}))
+        path.write_text(json.dumps({**json.loads(path.read_text()), "ffn_dim": ffn_dim - 1}))
     message = refused(copied)
     for part in ("experts.0", "experts.1"):
         assert (
-            f"{part}.blocks.ffn.layers_0.bias has shape (2, 144), the model wants (2, 100)"
-            in message
-        )
+            f"{part}.blocks.ffn.layers_0.bias has shape ({layers}, {ffn_dim}), the model wants "
+            f"({layers}, {ffn_dim - 1})"
+        ) in message
         assert f"{part}.blocks.ffn.layers_2.kernel has shape" in message
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_heads": 3}, r"dim 64 is not a multiple of heads 3$"),
+        ({"num_heads": 1009}, r"dim \d+ is not a multiple of heads 1009$"),
         ({"dim": None}, r"cannot be read: config\.json has no number for dim$"),
         ({"in_dim": 20}, r"2 expert\(s\) with 20 channels in and 16 out are no known release"),
         ({"model_type": "s2v"}, r"it is a WanModel of type s2v; models of type t2v, i2v, ti2v can"),
-        ({"num_layers": 40}, r"blocks\.modulation has shape \(2, 6, 64\), the model wants \(40,"),
+        ({"num_layers": 40}, r"modulation has shape \(\d+, 6, \d+\), the model wants \(40,"),
     ],
 )
 def test_a_configuration_of_no_release(copied, change, message):
