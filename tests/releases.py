@@ -15,6 +15,14 @@ import safetensors.numpy
 
 from tests.conftest import GOLDEN, load_golden, load_release
 
+I2V, TI2V, T2V = (
+    GOLDEN / "ckpt" / name for name in ("Wan2.2-I2V-A14B", "Wan2.2-TI2V-5B", "Wan2.1-T2V-1.3B")
+)
+DIFFSYNTH, KOHYA, LIGHTX2V = (
+    GOLDEN / "lora" / f"{name}_high_noise_lora.safetensors"
+    for name in ("diffsynth", "kohya_alpha", "lightx2v")
+)
+PEFT = GOLDEN / "lora" / "peft_diffusers_lora.safetensors"
 _SIZES = {
     "num_attention_heads": "num_heads",
     "num_layers": "num_layers",
@@ -50,7 +58,7 @@ def as_diffusers(release: Path, folder: Path) -> Path:
             "_class_name": "WanTransformer3DModel",
             "attention_head_dim": sizes["dim"] // sizes["num_heads"],
             "patch_size": [1, 2, 2],
-            "text_dim": 64,
+            "text_dim": load_release(f"i2v_{expert}")["text_embedding.0.weight"].shape[1],
         }
         (folder / place / "config.json").write_text(json.dumps(config))
     index = {
@@ -73,6 +81,11 @@ def _write_shards(folder: Path, stem: str, tensors: dict[str, np.ndarray]) -> No
         where |= dict.fromkeys(chosen, file)
     index = {"metadata": {}, "weight_map": where}
     (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+
+
+def edit(file: Path, **changes: Any) -> None:
+    """Change entries of a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 def in_full(message: str) -> str:

@@ -5,17 +5,29 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import safetensors.numpy
 
-from tests.conftest import GOLDEN, load_release
+from convert.__main__ import main
+from tests.conftest import load_release
+from tests.releases import I2V
 
-I2V, TI2V = (GOLDEN / "ckpt" / name for name in ("Wan2.2-I2V-A14B", "Wan2.2-TI2V-5B"))
 EXPERTS = {"high_noise_model": "i2v_high", "low_noise_model": "i2v_low"}
 Tensors = dict[str, np.ndarray]
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 28577\n"
 APPLE_DOUBLE = b"\0\5\26\7" + bytes(4092)
 """How a file begins that macOS leaves beside another on disks that are not its own."""
+
+
+def ended(capsys, *arguments: Path | str) -> str:
+    """The one sentence of a command that is refused."""
+    with pytest.raises(SystemExit) as end:
+        main([str(a) for a in arguments])
+    assert end.value.code == 2
+    start = "python -m convert: "
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith(start)]
+    return line.removeprefix(start)
 
 
 def repacked(

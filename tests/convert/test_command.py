@@ -13,26 +13,10 @@ from convert import stream
 from convert.__main__ import Arguments, main
 from jcos.weights import checkpoint
 from jcos.weights.loras import Lora
-from tests.conftest import GOLDEN, ROOT
-from tests.releases import write_pth
-
-I2V, TI2V, T2V = (
-    GOLDEN / "ckpt" / name for name in ("Wan2.2-I2V-A14B", "Wan2.2-TI2V-5B", "Wan2.1-T2V-1.3B")
-)
-LORA = GOLDEN / "lora" / "kohya_alpha_high_noise_lora.safetensors"
-
-
-def refused(capsys, *arguments: Path | str) -> str:
-    with pytest.raises(SystemExit) as end:
-        main([str(a) for a in arguments])
-    assert end.value.code == 2
-    lines = [
-        line
-        for line in capsys.readouterr().err.splitlines()
-        if line.startswith("python -m convert: ")
-    ]
-    assert len(lines) == 1
-    return lines[0].removeprefix("python -m convert: ")
+from tests.conftest import ROOT
+from tests.convert.makers import ended
+from tests.releases import I2V, T2V, TI2V, write_pth
+from tests.releases import KOHYA as LORA
 
 
 def test_a_folder_is_converted_and_reported(tmp_path, capsys):
@@ -81,24 +65,24 @@ def test_every_option_reaches_the_job():
 
 def test_wrong_inputs_are_one_sentence(tmp_path, capsys):
     out = tmp_path / "out"
-    assert str(tmp_path / "none") in refused(capsys, tmp_path / "none", out)
-    assert "is no released checkpoint" in refused(capsys, tmp_path, out)
-    assert refused(capsys, T2V, tmp_path) == f"{tmp_path} exists; remove it or choose another name"
+    assert str(tmp_path / "none") in ended(capsys, tmp_path / "none", out)
+    assert "is no released checkpoint" in ended(capsys, tmp_path, out)
+    assert ended(capsys, T2V, tmp_path) == f"{tmp_path} exists; remove it or choose another name"
     factors = ("--lora", LORA, "--lora-scale", "1", "2")
-    assert refused(capsys, TI2V, out, *factors) == "2 factors are given for 1 LoRA file(s)"
-    assert "of two say which one" in refused(capsys, I2V, out, "--lora", LORA)
-    assert "does not fit the model in 20 places" in refused(capsys, TI2V, out, "--lora", LORA)
-    assert "x.safetensors" in refused(capsys, I2V, out, "--lora-low", tmp_path / "x.safetensors")
+    assert ended(capsys, TI2V, out, *factors) == "2 factors are given for 1 LoRA file(s)"
+    assert "of two say which one" in ended(capsys, I2V, out, "--lora", LORA)
+    assert "does not fit the model in 20 places" in ended(capsys, TI2V, out, "--lora", LORA)
+    assert "x.safetensors" in ended(capsys, I2V, out, "--lora-low", tmp_path / "x.safetensors")
     skip = tmp_path / "skip.safetensors"
     safetensors.numpy.save_file({"blocks.0.ffn.0.skip_proj.weight": np.ones((4, 4))}, skip)
-    assert "is a Skip-LoRA" in refused(capsys, I2V, out, "--lora-low", skip)
+    assert "is a Skip-LoRA" in ended(capsys, I2V, out, "--lora-low", skip)
     assert not out.exists()
 
 
 def test_a_pth_with_code_is_refused_and_nothing_is_left(tmp_path, capsys):
     folder, mark = shutil.copytree(TI2V, tmp_path / "release"), tmp_path / "run"
     write_pth(folder / "Wan2.2_VAE.pth", f"cposix\nsystem\n(S'touch {mark}'\ntR.".encode())
-    message = refused(capsys, folder, tmp_path / "out")
+    message = ended(capsys, folder, tmp_path / "out")
     assert "Wan2.2_VAE.pth" in message
     assert "system" in message
     assert list(tmp_path.iterdir()) == [folder]
@@ -106,7 +90,7 @@ def test_a_pth_with_code_is_refused_and_nothing_is_left(tmp_path, capsys):
 
 def test_a_target_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
-    assert f"{tmp_path / 'file'} is a file" in refused(capsys, T2V, tmp_path / "file" / "out")
+    assert f"{tmp_path / 'file'} is a file" in ended(capsys, T2V, tmp_path / "file" / "out")
 
 
 LIMITED = """

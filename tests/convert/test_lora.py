@@ -19,21 +19,15 @@ from jcos.weights.names import DIT
 from jcos.weights.tensors import tensors_in
 from tests.conftest import GOLDEN, load_golden, load_release
 from tests.models import release_config
-from tests.releases import in_full
+from tests.releases import DIFFSYNTH, I2V, KOHYA, LIGHTX2V, PEFT, in_full
 from tests.translated import fill
 
-DIFFSYNTH, KOHYA, LIGHTX2V = (
-    GOLDEN / "lora" / f"{name}_high_noise_lora.safetensors"
-    for name in ("diffsynth", "kohya_alpha", "lightx2v")
-)
 DIM, FFN = (getattr(release_config("i2v_high").dit, name) for name in ("dim", "ffn_dim"))
-PEFT = GOLDEN / "lora" / "peft_diffusers_lora.safetensors"
 
 
 @cache
 def expert() -> dict[str, tuple[int, ...]]:
-    folder = GOLDEN / "ckpt" / "Wan2.2-I2V-A14B" / "high_noise_model"
-    files = folder.glob("*.safetensors")
+    files = (I2V / "high_noise_model").glob("*.safetensors")
     return {k: t.shape for file in files for k, t in tensors_in(file).items()}
 
 

@@ -17,40 +17,25 @@ from convert.work import Work
 from jcos.weights import checkpoint
 from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.released import open_released
-from tests.conftest import GOLDEN
 from tests.convert.makers import (
     APPLE_DOUBLE,
     EXPERTS,
-    I2V,
     LFS_POINTER,
-    TI2V,
+    ended,
     integers,
     prefixed,
     repacked,
     with_keys,
 )
-from tests.convert.test_lora import KOHYA
-from tests.releases import as_diffusers, in_full
+from tests.releases import I2V, KOHYA, T2V, TI2V, as_diffusers, edit, in_full
 
 FILE = "diffusion_pytorch_model.safetensors"
-T2V = GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B"
 
 
 def refused(folder: Path) -> str:
     with pytest.raises(CheckpointError) as error:
         open_released(folder)
     return in_full(str(error.value))
-
-
-def ended(capsys, *arguments: Path | str) -> str:
-    """The one sentence of a command that is refused."""
-    with pytest.raises(SystemExit) as end:
-        main([str(a) for a in arguments])
-    assert end.value.code == 2
-    (line,) = [
-        x for x in capsys.readouterr().err.splitlines() if x.startswith("python -m convert: ")
-    ]
-    return line.removeprefix("python -m convert: ")
 
 
 def same_weights(folder: Path, like: Path = I2V) -> None:
@@ -75,9 +60,8 @@ def test_a_prefix_in_the_layout_of_diffusers_and_in_shards(tmp_path):
         tensors = safetensors.numpy.load_file(file)
         safetensors.numpy.save_file(prefixed("some.thing.")(tensors), file)
     for file in folder.rglob("*.index.json"):
-        index = json.loads(file.read_text())
-        where = {f"some.thing.{name}": shard for name, shard in index["weight_map"].items()}
-        file.write_text(json.dumps(index | {"weight_map": where}))
+        where = json.loads(file.read_text())["weight_map"]
+        edit(file, weight_map={f"some.thing.{name}": shard for name, shard in where.items()})
     same_weights(folder)
     assert open_released(folder).parts == ["experts.0", "experts.1", "vae", "text"]
 
@@ -185,9 +169,8 @@ def test_every_message_is_short(tmp_path):
     folder = shutil.copytree(I2V, tmp_path / "y")
     for place in EXPERTS:
         path = folder / place / "config.json"
-        sizes = json.loads(path.read_text())
-        dim = sizes["dim"]
-        path.write_text(json.dumps(sizes | {"num_layers": 9, "dim": 2 * dim}))
+        dim = json.loads(path.read_text())["dim"]
+        edit(path, num_layers=9, dim=2 * dim)
     message = refused(folder)
     assert "(all in " in message
     assert f"experts.1.time_projection.kernel has shape ({dim}, {6 * dim})" in message

@@ -11,7 +11,8 @@ import safetensors.numpy
 from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.lora import Adapter, open_adapter
 from tests.conftest import GOLDEN, load_release
-from tests.convert.test_lora import PEFT, expert
+from tests.convert.test_lora import expert
+from tests.releases import PEFT
 
 RANK = 4
 

@@ -26,13 +26,9 @@ from jcos.weights.lora import open_adapter
 from jcos.weights.loras import Lora
 from jcos.weights.released import StoredType, load_released, open_released, part_of
 from jcos.weights.tensors import tensors_in
-from tests.conftest import GOLDEN, ROOT
-from tests.releases import as_diffusers, write_release
-
-I2V, TI2V, T2V = (
-    GOLDEN / "ckpt" / name for name in ("Wan2.2-I2V-A14B", "Wan2.2-TI2V-5B", "Wan2.1-T2V-1.3B")
-)
-LORA = GOLDEN / "lora" / "diffsynth_high_noise_lora.safetensors"
+from tests.conftest import ROOT
+from tests.releases import DIFFSYNTH as LORA
+from tests.releases import I2V, T2V, TI2V, as_diffusers, write_release
 
 
 @pytest.fixture

@@ -72,21 +72,14 @@ def test_png_loses_nothing(channels):
 
 
 @pytest.mark.parametrize("write", [formats.webp, formats.gif])
-def test_films_keep_pixels_and_times(write):
-    frames = opened(write(VIDEO, frame_ms=200, hold_ms=1000))
+def test_films_keep_pixels_and_times_and_loop_without_end(write):
+    data = write(VIDEO, frame_ms=200, hold_ms=1000)
+    frames = opened(data)
     assert [ms for _, ms in frames] == [200, 200, 200, 200, 1200]
     for (found, _), frame in zip(frames, VIDEO, strict=True):
         np.testing.assert_array_equal(found, frame)
-
-
-@pytest.mark.parametrize("write", [formats.webp, formats.gif])
-def test_films_loop_without_end(write):
-    with Image.open(io.BytesIO(write(VIDEO))) as file:
+    with Image.open(io.BytesIO(data)) as file:
         assert file.info["loop"] == 0
-
-
-@pytest.mark.parametrize("write", [formats.webp, formats.gif])
-def test_a_film_of_one_frame_is_a_picture(write):
     ((found, _),) = opened(write(VIDEO[:1]))
     np.testing.assert_array_equal(found, VIDEO[0])
 

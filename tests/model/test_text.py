@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
+import safetensors.numpy
 import tokenizers
 from flax import nnx
 
@@ -554,3 +556,26 @@ def test_the_folder_says_in_words_whose_rows_it_has(tokenizer, tmp_path):
     assert said["dtype"] == "bfloat16"
     assert said["config"] == dataclasses.asdict(original_text_config())
     assert said["tokenizer"] == tokenizer.digest
+
+
+def test_a_cut_prompt_is_told_of_every_time(tokenizer, tmp_path):
+    """Not only when it is embedded; where the file is older than the count of tokens, not."""
+
+    def warned(cache: TextCache, prompt: str) -> list[str]:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            cache.embed(prompt, 3)
+        return [str(warning.message) for warning in told]
+
+    cache = TextCache(tmp_path, original_text(), tokenizer)
+    for each in (cache, cache, TextCache(tmp_path)):
+        (message,) = warned(each, "a red ball moves")
+        assert message == "the prompt has 5 tokens; only the first 2 and the end token are read"
+    (file,) = tmp_path.glob("*.safetensors")
+    assert warned(cache, "a red") == warned(cache, "a red") == []
+    with safetensors.safe_open(file, framework="numpy") as stored:
+        about, rows = stored.metadata(), stored.get_tensor("rows")
+    del about["tokens"]
+    safetensors.numpy.save_file({"rows": rows}, file, about)
+    assert warned(cache, "a red ball moves") == []
+    assert cache.embed("a red ball moves", 3).shape == (3, original_text_config().dim)

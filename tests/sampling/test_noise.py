@@ -104,38 +104,23 @@ FILES = pytest.mark.parametrize("file", ["noise.npy", "noise.npz", "noise.safete
 
 @FILES
 def test_noise_comes_from_a_file(tmp_path, file):
-    path = written(tmp_path / file, TORCH)
-    np.testing.assert_array_equal(noise_from_file(path, SHAPE), LAST)
-    np.testing.assert_array_equal(noise_from_file(str(path), SHAPE), LAST)
-
-
-@FILES
-def test_noise_in_a_file_may_be_channels_last(tmp_path, file):
-    path = written(tmp_path / file, LAST)
-    np.testing.assert_array_equal(noise_from_file(path, SHAPE, channels_last=True), LAST)
-
-
-@FILES
-@pytest.mark.parametrize("kind", [np.float64, np.float16])
-def test_noise_becomes_float32(tmp_path, file, kind):
-    found = noise_from_file(written(tmp_path / file, TORCH.astype(kind)), SHAPE)
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, LAST.astype(kind).astype(np.float32))
+    """As float32, channels first or last, with or without a batch axis of one."""
+    path = tmp_path / file
+    for given in (written(path, TORCH), str(path)):
+        np.testing.assert_array_equal(noise_from_file(given, SHAPE), LAST)
+    np.testing.assert_array_equal(noise_from_file(written(path, TORCH[None]), SHAPE), LAST)
+    found = noise_from_file(written(path, LAST), SHAPE, channels_last=True)
+    np.testing.assert_array_equal(found, LAST)
+    for kind in (np.float64, np.float16):
+        found = noise_from_file(written(path, TORCH.astype(kind)), SHAPE)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, LAST.astype(kind).astype(np.float32))
 
 
 def test_bfloat16_is_read_too(tmp_path):
     rounded = TORCH.astype(ml_dtypes.bfloat16)
     found = noise_from_file(written(tmp_path / "noise.safetensors", rounded), SHAPE)
     np.testing.assert_array_equal(found, np.moveaxis(rounded, 0, -1).astype(np.float32))
-
-
-@FILES
-def test_a_batch_axis_is_dropped(tmp_path, file):
-    np.testing.assert_array_equal(
-        noise_from_file(written(tmp_path / file, TORCH[None]), SHAPE), LAST
-    )
-    with pytest.raises(ValueError, match=r"holds noise of shape \(2, 2, 3, 4, 5\)"):
-        noise_from_file(written(tmp_path / file, np.stack([TORCH, TORCH])), SHAPE)
 
 
 @pytest.mark.parametrize("file", ["noise.npz", "noise.safetensors"])
@@ -148,23 +133,21 @@ def test_of_several_arrays_the_one_called_noise_is_read(tmp_path, file):
 
 
 @FILES
-def test_another_shape_is_refused_with_both(tmp_path, file):
-    path = written(tmp_path / file, TORCH[:, :2])
-    message = (
-        r"holds noise of shape \(2, 2, 4, 5\); this video needs \(2, 3, 4, 5\) \(\[C, F, h, w\]\)$"
-    )
+@pytest.mark.parametrize(
+    ("array", "channels_last", "message"),
+    [
+        (TORCH[:, :2], False, r"shape \(2, 2, 4, 5\); .* needs \(2, 3, 4, 5\) \(\[C, F, h, w\]\)$"),
+        (np.stack([TORCH, TORCH]), False, r"holds noise of shape \(2, 2, 3, 4, 5\)"),
+        (LAST, False, r"\(\[C, F, h, w\]\); say channels_last=True"),
+        (TORCH, True, r"\(\[F, h, w, C\]\); say channels_last=False"),
+    ],
+)
+def test_another_shape_is_refused_and_another_layout_not_guessed(
+    tmp_path, file, array, channels_last, message
+):
+    path = written(tmp_path / file, array)
     with pytest.raises(ValueError, match=message):
-        noise_from_file(path, SHAPE)
-
-
-@FILES
-def test_the_other_layout_is_recognised_and_not_guessed(tmp_path, file):
-    path = written(tmp_path / file, LAST)
-    with pytest.raises(ValueError, match=r"\(\[C, F, h, w\]\); say channels_last=True"):
-        noise_from_file(path, SHAPE)
-    path = written(tmp_path / file, TORCH)
-    with pytest.raises(ValueError, match=r"\(\[F, h, w, C\]\); say channels_last=False"):
-        noise_from_file(path, SHAPE, channels_last=True)
+        noise_from_file(path, SHAPE, channels_last=channels_last)
 
 
 @FILES

@@ -1,6 +1,5 @@
 """Checkpoint folders: bit-equal round trips, every damage one sentence, whole or not there."""
 
-import json
 import re
 import shutil
 import signal
@@ -27,6 +26,7 @@ from jcos.weights.checkpoint import (
     read_manifest,
 )
 from tests.conftest import ROOT, parameter_count
+from tests.releases import edit
 
 CONFIG = WanConfig(
     "test",
@@ -158,46 +158,33 @@ def test_a_damaged_manifest(damaged, text):
 
 @pytest.mark.parametrize("version", [0, 3, None])
 def test_another_format(damaged, version):
-    manifest = json.loads((damaged / "jcos.json").read_text())
-    (damaged / "jcos.json").write_text(json.dumps({**manifest, "format": version}))
+    edit(damaged / "jcos.json", format=version)
     with pytest.raises(CheckpointError) as error:
         restored(damaged)
     assert str(error.value) == f"{damaged} has format {version}; known are 1 and 2"
 
 
-def test_every_single_file_is_missed(saved, damaged):
+def flip(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [None, lambda content: content[:-1], flip])
+def test_the_damage_of_every_file_is_noticed(damaged, damage):
+    """Missing, truncated, or with one bit of another value."""
     for file in weight_files(damaged):
         content = file.read_bytes()
-        file.unlink()
+        message = f"{file} is damaged: it is not what was written"
+        if damage is None:
+            file.unlink()
+            message = f"{damaged} is incomplete: {file.relative_to(damaged)} is missing"
+        else:
+            file.write_bytes(damage(content))
         with pytest.raises(CheckpointError) as error:
             read_manifest(damaged)
-        assert (
-            str(error.value) == f"{damaged} is incomplete: {file.relative_to(damaged)} is missing"
-        )
+        assert str(error.value) == message
         file.write_bytes(content)
     read_manifest(damaged)
-
-
-def test_every_truncated_file_is_noticed(damaged):
-    for file in weight_files(damaged):
-        content = file.read_bytes()
-        file.write_bytes(content[:-1])
-        with pytest.raises(CheckpointError) as error:
-            read_manifest(damaged)
-        assert str(error.value) == f"{file} is damaged: it is not what was written"
-        file.write_bytes(content)
-
-
-def test_every_flipped_byte_is_noticed(damaged):
-    for file in weight_files(damaged):
-        content = bytearray(file.read_bytes())
-        content[len(content) // 2] ^= 1
-        file.write_bytes(content)
-        with pytest.raises(CheckpointError) as error:
-            read_manifest(damaged)
-        assert str(error.value) == f"{file} is damaged: it is not what was written"
-        content[len(content) // 2] ^= 1
-        file.write_bytes(content)
 
 
 def test_a_configuration_of_another_version(damaged):
@@ -357,8 +344,7 @@ def test_hashes_of_large_folders_are_checked_when_asked(in_parts, monkeypatch):
 
 @pytest.mark.parametrize("parts", [None, 3, {"0": 3}, {"0": {"a": ["float99", [2]]}}])
 def test_damaged_parts_of_a_manifest(in_parts, parts):
-    manifest = json.loads((in_parts / "jcos.json").read_text())
-    (in_parts / "jcos.json").write_text(json.dumps({**manifest, "parts": parts}))
+    edit(in_parts / "jcos.json", parts=parts)
     with pytest.raises(CheckpointError, match=r"jcos\.json is damaged"):
         checkpoint.stored(in_parts)
 

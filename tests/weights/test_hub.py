@@ -16,8 +16,7 @@ from jcos import wan
 from jcos.variants import BASES, variant_of
 from jcos.weights import hub
 from jcos.weights.released import open_released
-from tests.conftest import GOLDEN
-from tests.releases import as_diffusers
+from tests.releases import I2V, as_diffusers
 
 BASE, PARTS = BASES["Video-Reason/VBVR-Wan2.2"]
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
@@ -88,7 +87,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def served(tmp_path, monkeypatch) -> Iterator[Hub]:
     """The hub with VBVR's two transformers, their base release, and an empty cache."""
     constants = pytest.importorskip("huggingface_hub.constants")
-    release = as_diffusers(GOLDEN / "ckpt" / "Wan2.2-I2V-A14B", tmp_path / "hub" / BASE)
+    release = as_diffusers(I2V, tmp_path / "hub" / BASE)
     (release / "tokenizer").mkdir()
     (release / "tokenizer" / "tokenizer.json").write_text("{}")
     (release / "README.md").write_text("not needed")

@@ -20,13 +20,7 @@ from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.lora import original_shapes
 from jcos.weights.loras import Lora, parse, parse_all
 from jcos.weights.released import open_released
-from tests.conftest import GOLDEN
-
-I2V = GOLDEN / "ckpt" / "Wan2.2-I2V-A14B"
-DIFFSYNTH, LIGHTX2V = (
-    GOLDEN / "lora" / f"{name}_high_noise_lora.safetensors" for name in ("diffsynth", "lightx2v")
-)
-PEFT = GOLDEN / "lora" / "peft_diffusers_lora.safetensors"
+from tests.releases import DIFFSYNTH, I2V, LIGHTX2V, PEFT, T2V, TI2V
 
 
 def weights(folder: Path, *lora: str) -> dict[str, np.ndarray]:
@@ -70,9 +64,9 @@ def test_a_lora_that_does_not_fit_is_refused_before_weights_are_read(monkeypatch
     with pytest.raises(CheckpointError, match="of two say which one"):
         wan.load(I2V, lora=DIFFSYNTH)
     with pytest.raises(CheckpointError, match="of one do not"):
-        wan.load(GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B", lora=f"high={DIFFSYNTH}")
+        wan.load(T2V, lora=f"high={DIFFSYNTH}")
     with pytest.raises(CheckpointError, match="does not fit the model"):
-        wan.load(GOLDEN / "ckpt" / "Wan2.2-TI2V-5B", lora=DIFFSYNTH)
+        wan.load(TI2V, lora=DIFFSYNTH)
 
 
 def test_what_is_asked_for(tmp_path):
@@ -87,9 +81,9 @@ def test_what_is_asked_for(tmp_path):
             parse(asked)
 
 
-@pytest.mark.parametrize("name", ["Wan2.2-I2V-A14B", "Wan2.2-TI2V-5B", "Wan2.1-T2V-1.3B"])
-def test_the_originals_shapes_from_a_model_s_leaves(name):
-    source = open_released(GOLDEN / "ckpt" / name)
+@pytest.mark.parametrize("folder", [I2V, TI2V, T2V], ids=lambda p: p.name)
+def test_the_originals_shapes_from_a_model_s_leaves(folder):
+    source = open_released(folder)
     cfg = source.config.dit
     dit = jax.eval_shape(lambda: DiT(cfg, numerics=FLOAT32, rngs=wan.nnx.Rngs(0)))
     want = {k: t.shape for k, t in source.tensors.items() if k.startswith("experts.0.")}

@@ -14,10 +14,8 @@ from jcos.weights.checkpoint import CheckpointError, identify
 from jcos.weights.quantised import gguf_tensors
 from jcos.weights.released import Released, load_released, open_released
 from tests.conftest import GOLDEN, load_golden
-from tests.releases import write_release
+from tests.releases import I2V, TI2V, write_release
 
-I2V = GOLDEN / "ckpt" / "Wan2.2-I2V-A14B"
-TI2V_VAE = GOLDEN / "ckpt" / "Wan2.2-TI2V-5B" / "Wan2.2_VAE.pth"
 Tensors = dict[str, np.ndarray]
 
 
@@ -204,7 +202,7 @@ def test_two_experts_with_vae_and_text_encoder_of_comfyui(tmp_path, weights):
         open_released(high)
     safetensors.numpy.save_file({name: -a for name, a in weights.items()}, low)
     shutil.copy(I2V / "Wan2.1_VAE.pth", models / "vae" / "wan_2.1_vae.pth")
-    shutil.copy(TI2V_VAE, models / "vae" / "wan2.2_vae.pth")
+    shutil.copy(TI2V / "Wan2.2_VAE.pth", models / "vae" / "wan2.2_vae.pth")
     text = models / "text_encoders" / "umt5_xxl.pth"
     shutil.copy(I2V / "models_t5_umt5-xxl-enc-bf16.pth", text)
     source = open_released(low)

@@ -21,14 +21,11 @@ from jcos.weights.checkpoint import CheckpointError, leaves
 from jcos.weights.layouts import is_released
 from jcos.weights.names import DIT, UMT5, VAE
 from jcos.weights.released import load_released, open_released, part_of
-from tests.conftest import GOLDEN, load_golden, load_release
+from tests.conftest import load_golden, load_release
 from tests.models import release_config
-from tests.releases import as_diffusers, in_full
+from tests.releases import I2V, T2V, TI2V, as_diffusers, edit, in_full
 from tests.translated import translate
 
-I2V, TI2V, T2V = (
-    GOLDEN / "ckpt" / name for name in ("Wan2.2-I2V-A14B", "Wan2.2-TI2V-5B", "Wan2.1-T2V-1.3B")
-)
 SHARD = "diffusion_pytorch_model-00001-of-00002.safetensors"
 DIT_SIZES = release_config("i2v_high").dit
 
@@ -138,8 +135,7 @@ def test_the_other_releases_are_recognised():
 
 def test_the_boundary_of_a_diffusers_folder_is_taken(diffusers, tmp_path):
     folder = shutil.copytree(diffusers, tmp_path / "copy")
-    index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps({**index, "boundary_ratio": 0.875}))
+    edit(folder / "model_index.json", boundary_ratio=0.875)
     assert open_released(folder).config.boundary == 0.875
 
 
@@ -252,9 +248,8 @@ def test_a_truncated_shard(copied):
 
 def test_an_index_that_names_absent_files_and_tensors(copied):
     path = copied / "high_noise_model" / "diffusion_pytorch_model.safetensors.index.json"
-    index = json.loads(path.read_text())
-    index["weight_map"] |= {"ghost": "none.safetensors", "blocks.9.x": SHARD}
-    path.write_text(json.dumps(index))
+    where = json.loads(path.read_text())["weight_map"]
+    edit(path, weight_map=where | {"ghost": "none.safetensors", "blocks.9.x": SHARD})
     message = refused(copied)
     assert f"{path.parent / 'none.safetensors'} is missing" in message
     assert f"blocks.9.x is not in {SHARD}, where {path} says it is" in message
@@ -269,14 +264,12 @@ def test_wrong_shapes_and_names_are_listed_at_once(copied):
         tensors["ghost.weight"] = tensors.pop("head.modulation")
 
     for part in ("high", "low"):
-        for file in (copied / f"{part}_noise_model").glob("*.safetensors"):
-            with_bias = "head.head.bias" in safetensors.numpy.load_file(file)
-            if with_bias:
-                rewrite(file, change)
-        path = copied / f"{part}_noise_model" / "diffusion_pytorch_model.safetensors.index.json"
-        index = json.loads(path.read_text())
-        del index["weight_map"]["head.modulation"]
-        path.write_text(json.dumps(index))
+        folder = copied / f"{part}_noise_model"
+        index = folder / "diffusion_pytorch_model.safetensors.index.json"
+        where = json.loads(index.read_text())["weight_map"]
+        rewrite(folder / where["head.head.bias"], change)
+        del where["head.modulation"]
+        edit(index, weight_map=where)
     message = refused(copied)
     for part in ("experts.0", "experts.1"):
         assert f"{part}.blocks.ffn.layers_0.bias has layers of different shapes" in message
@@ -288,8 +281,7 @@ def test_wrong_shapes_and_names_are_listed_at_once(copied):
 def test_a_configuration_of_another_size(copied):
     layers, ffn_dim = DIT_SIZES.layers, DIT_SIZES.ffn_dim
     for part in ("high", "low"):
-        path = copied / f"{part}_noise_model" / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "ffn_dim": ffn_dim - 1}))
+        edit(copied / f"{part}_noise_model" / "config.json", ffn_dim=ffn_dim - 1)
     message = refused(copied)
     for part in ("experts.0", "experts.1"):
         assert (
@@ -311,8 +303,7 @@ def test_a_configuration_of_another_size(copied):
 )
 def test_a_configuration_of_no_release(copied, change, message):
     for part in ("high", "low"):
-        path = copied / f"{part}_noise_model" / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+        edit(copied / f"{part}_noise_model" / "config.json", **change)
     assert re.search(message, refused(copied))
 
 
@@ -329,8 +320,7 @@ def test_a_configuration_that_is_damaged(copied):
 
 
 def test_experts_that_differ(copied):
-    path = copied / "low_noise_model" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "text_len": 9}))
+    edit(copied / "low_noise_model" / "config.json", text_len=9)
     assert "its experts differ" in refused(copied)
 
 

@@ -13,10 +13,8 @@ import safetensors.numpy
 
 from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.tensors import empty, metadata_of, tensors_in
-from tests.conftest import GOLDEN, load_golden
-from tests.releases import pickled_tensor, write_pth
-
-RELEASE = GOLDEN / "ckpt" / "Wan2.2-I2V-A14B"
+from tests.conftest import load_golden
+from tests.releases import I2V, TI2V, pickled_tensor, write_pth
 
 
 @pytest.fixture
@@ -108,9 +106,9 @@ def test_a_missing_file(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("file", "weights"),
     [
-        (RELEASE / "Wan2.1_VAE.pth", "vae21"),
-        (GOLDEN / "ckpt" / "Wan2.2-TI2V-5B" / "Wan2.2_VAE.pth", "vae22"),
-        (RELEASE / "models_t5_umt5-xxl-enc-bf16.pth", "umt5"),
+        (I2V / "Wan2.1_VAE.pth", "vae21"),
+        (TI2V / "Wan2.2_VAE.pth", "vae22"),
+        (I2V / "models_t5_umt5-xxl-enc-bf16.pth", "umt5"),
     ],
 )
 def test_pth_equals_what_torch_read(file, weights):
@@ -216,5 +214,5 @@ def test_a_pth_that_holds_no_dict(tmp_path):
 @pytest.mark.parametrize("kept", [0, 100, -100])
 def test_a_truncated_pth(tmp_path, kept):
     file = tmp_path / "x.pth"
-    file.write_bytes((RELEASE / "Wan2.1_VAE.pth").read_bytes()[:kept])
+    file.write_bytes((I2V / "Wan2.1_VAE.pth").read_bytes()[:kept])
     assert f"{file} is truncated, or older than" in refused(file)
