@@ -17,6 +17,7 @@ import pytest
 
 from tests.conftest import GOLDEN
 from tests.many_devices import environment, find
+from tests.models import release_config
 
 SERVER = (
     "import time\nfrom {} import {} as make\nserver = make({})\nserver.start()\ntime.sleep(0.2)"
@@ -129,7 +130,7 @@ def way(place: str, folder: Path) -> dict[str, Any]:
     pairs = (jax.tree.leaves(jcos.load(f)) for f in (release, f"{place}/wan"))
     found: dict[str, Any] = {"weights": all(map(np.array_equal, *pairs))}
 
-    np.save(folder / "rows.npy", np.ones((2, 64), np.float32))
+    np.save(folder / "rows.npy", np.ones((2, release_config("ti2v").dit.text_dim), np.float32))
     given = ("--prompt", folder / "rows.npy", "--negative", folder / "rows.npy", "--steps", 2)
     given += ("--frames", 5, "--size", "64x64", "--profile", "float32")
     video = ("--out", f"{place}/video")

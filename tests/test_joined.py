@@ -15,6 +15,7 @@ from jcos import cli
 from jcos.lab import results
 from tests.conftest import GOLDEN
 from tests.many_devices import finish, hosts
+from tests.models import release_config
 
 SECONDS = 500.0
 TI2V = GOLDEN / "ckpt" / "Wan2.2-TI2V-5B"
@@ -60,7 +61,8 @@ def test_a_joined_experiment_that_was_killed_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_joined_video_is_the_same(tmp_path: Path) -> None:
-    np.save(tmp_path / "rows.npy", np.ones((2, 64), np.float32))
+    width = release_config("ti2v").dit.text_dim
+    np.save(tmp_path / "rows.npy", np.ones((2, width), np.float32))
     rows = ["--prompt", tmp_path / "rows.npy", "--negative", tmp_path / "rows.npy"]
     given = ["generate", TI2V, *rows, "--frames", 5, "--size", "64x64", "--profile", "float32"]
     given += ["--steps", 3, "--seeds", 0, 1, "--x0", 1, "--out"]

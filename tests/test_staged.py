@@ -31,8 +31,11 @@ from jcos.sampling.noise import wan_noise
 from jcos.sampling.probes import Noise, TokenEnergy
 from jcos.wan import Wan
 from tests.conftest import GOLDEN, ROOT
+from tests.models import release_config
 
 WAN = ROOT / "docs" / "wan.md"
+
+DIT = release_config("i2v_high").dit
 
 
 def run(*arguments: object) -> None:
@@ -210,7 +213,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], weakref
 
     monkeypatch.setattr(wan, "load", load)
     monkeypatch.setattr(generation, "generate", generate)
-    monkeypatch.setattr(wan, "embed", lambda model, tokenizer, text, length: jnp.zeros((24, 64)))
+    monkeypatch.setattr(
+        wan, "embed", lambda model, tokenizer, text, length: jnp.zeros((DIT.text_len, DIT.text_dim))
+    )
     monkeypatch.setattr(Wan, "encode", lambda self, video, tiles: jnp.zeros((2, 8, 6, 16)))
     monkeypatch.setattr(Wan, "decode", lambda self, z, tiles: np.zeros((5, 64, 48, 3), np.uint8))
     return loaded
@@ -387,7 +392,7 @@ def test_a_model_that_cannot_is_refused(folder, more, message, tmp_path, refused
 
 @pytest.mark.slow
 def test_embedded_prompts_need_no_encoder(release, picture, tmp_path):
-    rows = np.random.default_rng(0).standard_normal((2, 5, 64), np.float32)
+    rows = np.random.default_rng(0).standard_normal((2, 5, DIT.text_dim), np.float32)
     files = [tmp_path / "prompt.npy", tmp_path / "negative.npy"]
     for file, embedded in zip(files, rows, strict=True):
         np.save(file, embedded)

@@ -401,22 +401,10 @@ def test_impossible_tiles_are_refused(size, overlap):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        (
-            (0, 32, 32, 3),
-            r"1 or more frames .* not \(0, 32, 32, 3\)$",
-        ),
-        (
-            (1, 32, 32, 4),
-            r"1 or more frames .* not \(1, 32, 32, 4\)$",
-        ),
-        (
-            (1, 36, 32, 3),
-            r"^the height is 36 pixels; a VAE needs a multiple of 16$",
-        ),
-        (
-            (1, 32, 40, 3),
-            r"^the width is 40 pixels; a VAE needs a multiple of 16$",
-        ),
+        ((0, 32, 32, 3), r"1 or more frames .* not \(0, 32, 32, 3\)$"),
+        ((1, 32, 32, 4), r"1 or more frames .* not \(1, 32, 32, 4\)$"),
+        ((1, 36, 32, 3), r"^the height is 36 pixels; a VAE needs a multiple of 16$"),
+        ((1, 32, 40, 3), r"^the width is 40 pixels; a VAE needs a multiple of 16$"),
         ((1, 32, 0, 3), r"^the width is 0 pixels; a VAE needs a multiple of 16$"),
     ],
 )

@@ -1,6 +1,8 @@
 """Probes describe what they change, on step × frame or step × layer."""
 
+import itertools
 import json
+from collections.abc import Iterable
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,56 +20,38 @@ def noise_at(*cells: tuple[int, int]) -> Noise:
     return Noise(jnp.zeros((STEPS, FRAMES)).at[tuple(np.array(cells).T)].set(1.0))
 
 
-@pytest.mark.parametrize(
-    ("probe", "says", "axis", "cells"),
-    [
-        (
-            Noise.at_steps(STEPS, FRAMES, [3]),
-            "noise at step 3",
-            "frame",
-            {(3, f) for f in range(4)},
-        ),
-        (
-            Noise.at_frames(STEPS, FRAMES, [0, 1, 2]),
-            "noise in frame 0–2",
-            "frame",
-            {(s, f) for s in range(10) for f in range(3)},
-        ),
-        (noise_at((2, 1)), "noise in frame 1 at step 2", "frame", {(2, 1)}),
-        (
-            noise_at((2, 1), (3, 2)),
-            "noise at 2 pairs of step and frame",
-            "frame",
-            {(2, 1), (3, 2)},
-        ),
-        (
-            SeedEnsemble.window(STEPS, LAYERS, [0, 1], [4]),
-            "seeds averaged after layer 4 at step 0, 1",
-            "layer",
-            {(0, 4), (1, 4)},
-        ),
-        (
-            Swap.at_layers(STEPS, LAYERS, 20, [3]),
-            "tokens of another run after layer 3 at step 0",
-            "layer",
-            {(0, 3)},
-        ),
-        (
-            EstimateEnsemble(jnp.arange(STEPS) == 7, jnp.array(False)),
-            "estimates averaged at step 7",
-            "frame",
-            {(7, 0)},
-        ),
-    ],
-)
-def test_probes_of_the_paper_tell_what_they_change(
-    probe: Probe, says: str, axis: str, cells: set[tuple[int, int]]
-) -> None:
-    (change,) = chain(Probe(), probe).changes()
-    assert str(change) == says
-    assert change.axis == axis
-    assert set(change.cells) == cells
-    assert Change.from_json(json.loads(json.dumps(change.to_json()))) == change
+def cells(steps: Iterable[int], places: Iterable[int]) -> set[tuple[int, int]]:
+    return set(itertools.product(steps, places))
+
+
+FRAME = {
+    "noise at step 3": (Noise.at_steps(STEPS, FRAMES, [3]), cells([3], range(FRAMES))),
+    "noise in frame 0–2": (Noise.at_frames(STEPS, FRAMES, [0, 1, 2]), cells(range(10), range(3))),
+    "noise in frame 1 at step 2": (noise_at((2, 1)), {(2, 1)}),
+    "noise at 2 pairs of step and frame": (noise_at((2, 1), (3, 2)), {(2, 1), (3, 2)}),
+    "estimates averaged at step 7": (
+        EstimateEnsemble(jnp.arange(STEPS) == 7, jnp.array(False)),
+        {(7, 0)},
+    ),
+}
+LAYER = {
+    "seeds averaged after layer 4 at step 0, 1": (
+        SeedEnsemble.window(STEPS, LAYERS, [0, 1], [4]),
+        cells([0, 1], [4]),
+    ),
+    "tokens of another run after layer 3 at step 0": (
+        Swap.at_layers(STEPS, LAYERS, 20, [3]),
+        {(0, 3)},
+    ),
+}
+
+
+@pytest.mark.parametrize("axis", ["frame", "layer"])
+def test_probes_of_the_paper_tell_what_they_change(axis: str) -> None:
+    for says, (probe, places) in {"frame": FRAME, "layer": LAYER}[axis].items():
+        (change,) = chain(Probe(), probe).changes()
+        assert (str(change), change.axis, set(change.cells)) == (says, axis, places)
+        assert Change.from_json(json.loads(json.dumps(change.to_json()))) == change
 
 
 def test_each_world_has_its_own() -> None:
