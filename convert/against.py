@@ -25,7 +25,7 @@ from jcos.model.vae import Vae
 from jcos.model.vision import MEAN, STD, VisionBlock, VisionTower
 from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import Probe
-from jcos.weights.checkpoint import leaves, with_leaves
+from jcos.weights.checkpoint import abstract_model, leaves, with_leaves
 from jcos.weights.names import (
     DIT_OF_DIFFUSERS,
     UMT5_OF_TRANSFORMERS,
@@ -149,7 +149,7 @@ def expert(source: Released, part: str) -> Iterator[Row]:
     does: that row allows for it, and both go on with the exact one.
     """
     cfg = source.config.dit
-    dit = jax.eval_shape(lambda: DiT(cfg, rngs=nnx.Rngs(0)))
+    dit = abstract_model(DiT, cfg)
     dit.blocks = None  # which follow one by one
     module, dit = dit_module(cfg, 1), ours(source, part, dit)
     theirs(source, part, module, DIT_OF_DIFFUSERS)
@@ -275,7 +275,7 @@ def vision(source: Released, part: str) -> Iterator[Row]:
     tower = getattr(tower, "vision_model", tower)
     for name in ("embeddings", "pre_layrnorm"):
         theirs(source, part, getattr(tower, name), VISION_OF_RELEASES, f"{name}.")
-    abstract = jax.eval_shape(lambda: VisionTower(cfg, rngs=nnx.Rngs(0)))
+    abstract = abstract_model(VisionTower, cfg)
     abstract.blocks = None
     picture = np.tanh(numbers(11, cfg.size, cfg.size, 3))
     colours = (0.5 * torch.from_numpy(picture) + 0.5 - torch.tensor(MEAN)) / torch.tensor(STD)
@@ -310,7 +310,7 @@ def vae(source: Released, part: str) -> Iterator[Row]:
         **folded,
     ).eval()
     theirs(source, part, module, VAE_2_2_OF_DIFFUSERS if cfg.patched else VAE_2_1_OF_DIFFUSERS)
-    model = ours(source, part, jax.eval_shape(lambda: Vae(cfg, rngs=nnx.Rngs(0))))
+    model = ours(source, part, abstract_model(Vae, cfg))
     video, z = np.tanh(numbers(3, 5, height, width, 3)), numbers(4, 2, 2, 2, cfg.channels)
     mean, std = (torch.tensor(a).reshape(-1, 1, 1, 1) for a in (cfg.mean, cfg.std))
     found = jax.jit(lambda m, v: m.encode(v))(model, jnp.asarray(video))
@@ -364,7 +364,7 @@ def sampling_run(source: Released, pinned: bool) -> Row:
     rows = numbers(8, 2, cfg.text_len, cfg.text_dim)
     models, modules = [], []
     for i in range(config.experts):
-        abstract = jax.eval_shape(lambda: DiT(cfg, rngs=nnx.Rngs(0)))
+        abstract = abstract_model(DiT, cfg)
         models.append(ours(source, f"experts.{i}", abstract))
         modules.append(dit_module(cfg, cfg.layers))
         theirs(source, f"experts.{i}", modules[-1], DIT_OF_DIFFUSERS)

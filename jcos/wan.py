@@ -361,7 +361,7 @@ def load(
         found, tokens = source.leaves.keys(), source.tokenizer
         for note in source.notes:
             warnings.warn(note, stacklevel=2)
-    model = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
+    model = checkpoint.abstract_model(Wan, config)
     changes = lora_files.read(config, lora) if experts else []
     wanted = {"experts": experts, "text": text, "vae": vae, "vision": vae}
     for part, want in wanted.items():

@@ -41,6 +41,7 @@ from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import Probe, SeedEnsemble, TokenEnergy
 from jcos.variants import wan22_i2v_a14b
 from jcos.wan import Wan
+from jcos.weights.checkpoint import abstract_model
 from tables import about, diffusers_transformer, markdown, options, save
 
 SEEDS = 3
@@ -161,7 +162,7 @@ def device_rows(lab: Lab) -> None:
 
 def random_model(config: WanConfig) -> Wan:
     """Weights of the right kind that mean nothing; no text encoder and no VAE."""
-    model = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
+    model = abstract_model(Wan, config)
     model.text = model.vae = None
     shapes, tree = jax.tree.flatten(model)
 

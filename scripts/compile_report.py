@@ -21,7 +21,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 
 from jcos import wan
@@ -37,6 +36,7 @@ from jcos.plan.forecast import Forecast
 from jcos.plan.machines import GIB, machine
 from jcos.sampling.probes import Probe, SeedEnsemble, Swap, TokenEnergy, TokenFeatures
 from jcos.variants import VARIANTS, toy, wan22_i2v_a14b
+from jcos.weights.checkpoint import abstract_model
 from tables import about, markdown, options, rewrite
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -159,7 +159,7 @@ def sampling(job: Job, mesh: Mesh) -> Iterator[Program]:
 
 
 def coding(job: Job, mesh: Mesh) -> Iterator[Program]:
-    model = abstract_runs(jax.eval_shape(lambda: wan.Wan(job.config, rngs=nnx.Rngs(0))), mesh)
+    model = abstract_runs(abstract_model(wan.Wan, job.config), mesh)
 
     def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return abstract_runs(jax.ShapeDtypeStruct(sizes, dtype), mesh)

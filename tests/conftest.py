@@ -152,19 +152,17 @@ def random_model(steps: int):
     """
     import dataclasses
 
-    from flax import nnx
-
     from jcos.config import Sampling
     from jcos.lab.training import vocabulary
     from jcos.variants import toy
     from jcos.wan import Wan
-    from jcos.weights.checkpoint import leaves, with_leaves
+    from jcos.weights.checkpoint import abstract_model, leaves, with_leaves
 
     config = toy(vocabulary())
     dit = dataclasses.replace(config.dit, dim=32, ffn_dim=32, heads=2, layers=2, freq_dim=16)
     sampling = Sampling(steps=steps, shift=3.0)
     config = dataclasses.replace(config, dit=dit, sampling=sampling)
-    model = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
+    model = abstract_model(Wan, config)
     rng = np.random.default_rng(0)
     weights = {}
     for name, leaf in leaves(model).items():

@@ -27,6 +27,7 @@ from jcos.model.vae import Vae
 from jcos.sampling.probe import Site
 from jcos.wan import Wan
 from jcos.weights import names
+from jcos.weights.checkpoint import abstract_model
 from jcos.weights.released import open_released
 from tests.conftest import GOLDEN, RELEASES, load_golden, load_release
 from tests.translated import fill
@@ -86,7 +87,7 @@ def release_config(weights: str) -> WanConfig:
 @cache
 def original_dit(weights: str, numerics: Numerics = FLOAT32) -> DiT:
     cfg = release_config(weights).dit
-    abstract = jax.eval_shape(lambda: DiT(cfg, numerics=numerics, rngs=nnx.Rngs(0)))
+    abstract = abstract_model(DiT, cfg, numerics=numerics)
     return jax.tree.map(jnp.asarray, fill(abstract, load_release(weights), names.DIT))
 
 
@@ -98,7 +99,7 @@ def original_codec(version: str) -> VaeConfig:
 
 
 def abstract_vae(config: VaeConfig) -> Vae:
-    return jax.eval_shape(lambda: Vae(config, rngs=nnx.Rngs(0)))
+    return abstract_model(Vae, config)
 
 
 @cache
@@ -117,7 +118,7 @@ def original_text_config() -> UMT5Config:
 
 def filled_text(cfg: UMT5Config, tensors: dict[str, np.ndarray], dtype: str = "float32") -> UMT5:
     """An encoder with these tensors, by the original's names."""
-    abstract = jax.eval_shape(lambda: UMT5(cfg, dtype=dtype, rngs=nnx.Rngs(0)))
+    abstract = abstract_model(UMT5, cfg, dtype=dtype)
     return jax.tree.map(jnp.asarray, fill(abstract, tensors, names.UMT5))
 
 

@@ -267,7 +267,7 @@ def make_update(
     recipe: Recipe, config: WanConfig
 ) -> Callable[[State, tuple[Batch, ...]], tuple[State, Float[Array, " canvases"]]]:
     """One jitted training step: new state and the loss of each canvas."""
-    abstract = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
+    abstract = checkpoint.abstract_model(Wan, config)
     transform = optimizer(recipe)
 
     def total(params: Params, given: tuple[Batch, ...], key: Array) -> tuple[Array, Array]:
@@ -348,6 +348,6 @@ def train(recipe: Recipe, folder: Path, *, save_every: int = 250) -> Iterator[Pr
             yield Progress(done, float(np.mean(np.asarray(each))), losses, time.monotonic() - start)
     if not (folder / "model").exists():
         model = checkpoint.with_leaves(
-            jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0))), averaged(recipe, state)
+            checkpoint.abstract_model(Wan, config), averaged(recipe, state)
         )
         checkpoint.save(folder / "model", config, model, {"recipe": history})

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -26,6 +25,7 @@ from jcos.sampling import flow
 from jcos.sampling.probes import Probe
 from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
+from jcos.weights.checkpoint import abstract_model
 
 ATTENTION = {"splash": "splash_mha", "cudnn": "__cudnn$fmha"}
 """How a compiled program calls attention kernels."""
@@ -132,7 +132,7 @@ def _uncached() -> Iterator[None]:
 def arguments(job: Job, mesh: Mesh, probe: Probe | None = None) -> tuple:
     """Return what `generation.generate_worlds` takes: all that is large as shapes on the mesh."""
     config, cfg = job.config, job.config.dit
-    model = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
+    model = abstract_model(Wan, config)
     model.text = model.vae = model.vision = None
 
     def condition() -> Condition:

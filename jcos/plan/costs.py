@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 
 from jcos.config import DiTConfig, WanConfig
 from jcos.devices.mesh import BRANCH, FSDP, SEED, SEQUENCE, TENSOR
 from jcos.model.dit import DiT
 from jcos.plan.machines import Machine
 from jcos.wan import latent_grid
+from jcos.weights.checkpoint import abstract_model
 
 Sizes = Mapping[str, int]
 """Of mesh axes; those that are not named are 1."""
@@ -103,7 +103,7 @@ def step_flops(job: Job) -> float:
 @cache
 def expert_bytes(config: WanConfig) -> int:
     """Return the bytes of one expert's weights, in the types that they are held in."""
-    dit = jax.eval_shape(lambda: DiT(config.dit, numerics=config.numerics, rngs=nnx.Rngs(0)))
+    dit = abstract_model(DiT, config.dit, numerics=config.numerics)
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(dit))
 
 

@@ -17,12 +17,14 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import nnx
 
 from jcos.config import WanConfig, from_json, to_json
 from jcos.devices.sharding import leaf_path
@@ -42,6 +44,20 @@ M = TypeVar("M")
 
 class CheckpointError(ValueError):
     """A folder that is no checkpoint, or a damaged one; the message says what is wrong."""
+
+
+def abstract_model(kind: type[M], config: Any, **options: Any) -> M:
+    """Return a module that exists only as shapes: `kind(config, rngs=…, **options)` without its
+    weights. What depends on the config alone is traced once."""
+    structure, shapes = _traced(kind, config, tuple(options.items()))
+    return jax.tree.unflatten(structure, shapes)
+
+
+@cache
+def _traced(kind: Any, config: Any, options: tuple[tuple[str, Any], ...]) -> tuple[Any, list]:
+    made = jax.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0), **dict(options)))
+    shapes, structure = jax.tree.flatten(made)
+    return structure, [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in shapes]
 
 
 def check_name(path: Path) -> None:

@@ -18,12 +18,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from jcos.config import WanConfig
 from jcos.model.dit import DiT
 from jcos.weights import peft, spelling
-from jcos.weights.checkpoint import CheckpointError
+from jcos.weights.checkpoint import CheckpointError, abstract_model
 from jcos.weights.checkpoint import leaves as leaves_of
 from jcos.weights.faults import listed, shorter
 from jcos.weights.loras import Asked, Lora, parse_all
@@ -293,7 +292,7 @@ def read(config: WanConfig, asked: Asked) -> list[tuple[str, Adapter]]:
 
 
 def _shapes(config: WanConfig) -> dict[str, tuple[int, ...]]:
-    dit = jax.eval_shape(lambda: DiT(config.dit, numerics=config.numerics, rngs=nnx.Rngs(0)))
+    dit = abstract_model(DiT, config.dit, numerics=config.numerics)
     return original_shapes(leaves_of(dit), config.dit.patch)
 
 

@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
-from flax import nnx
 
 from jcos.config import DiTConfig, StoredType, UMT5Config, VaeConfig, VisionConfig, WanConfig
 from jcos.files import local_path
@@ -26,7 +25,7 @@ from jcos.model.text import UMT5 as TextEncoder
 from jcos.model.vae import Vae
 from jcos.model.vision import VisionTower
 from jcos.variants import VARIANTS, vae_2_1, vae_2_2
-from jcos.weights.checkpoint import CheckpointError, leaves, misfits
+from jcos.weights.checkpoint import CheckpointError, abstract_model, leaves, misfits
 from jcos.weights.faults import listed
 from jcos.weights.layouts import (
     Layout,
@@ -397,14 +396,10 @@ def _fit(part: str, tensors: Tensors, config: WanConfig, faults: list[str]) -> d
 @cache
 def _shapes(part: str, config: WanConfig) -> dict[str, Any]:
     """The leaves of an abstract part of the model."""
-
-    def make() -> nnx.Module:
-        if part == "vae" and isinstance(config.codec, VaeConfig):
-            return Vae(config.codec, rngs=nnx.Rngs(0))
-        if part == "text" and isinstance(config.text, UMT5Config):
-            return TextEncoder(config.text, rngs=nnx.Rngs(0))
-        if part == "vision" and config.vision is not None:
-            return VisionTower(config.vision, rngs=nnx.Rngs(0))
-        return DiT(config.dit, numerics=config.numerics, rngs=nnx.Rngs(0))
-
-    return leaves(jax.eval_shape(make))
+    if part == "vae" and isinstance(config.codec, VaeConfig):
+        return leaves(abstract_model(Vae, config.codec))
+    if part == "text" and isinstance(config.text, UMT5Config):
+        return leaves(abstract_model(TextEncoder, config.text))
+    if part == "vision" and config.vision is not None:
+        return leaves(abstract_model(VisionTower, config.vision))
+    return leaves(abstract_model(DiT, config.dit, numerics=config.numerics))
