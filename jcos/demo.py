@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from jcos import files, runs
 from jcos.experiments import plots
 from jcos.experiments.answers import answers_of, blend, shares
+from jcos.experiments.batches import BATCH, Batches, Row
 from jcos.experiments.noise import score_others
 from jcos.experiments.sweeps import held_out
 from jcos.lab import results
-from jcos.lab.batches import BATCH, Batches, Row
 from jcos.lab.measures import Estimate
 from jcos.lab.tasks import TASKS, Puzzle
 from jcos.report import explorer

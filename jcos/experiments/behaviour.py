@@ -21,15 +21,20 @@ from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import Answers, answers_of, chosen
 from jcos.experiments.behaviour_memory import check_tiles, memory_figures, remembering
-from jcos.experiments.clip_steps import clip_dataset, clip_figures, watch_clips
 from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
-from jcos.experiments.films import film_figures, films
-from jcos.experiments.samples import GUESSES, Samples
-from jcos.experiments.watching import watch
+from jcos.experiments.samples import Samples
+from jcos.experiments.watching import (
+    clip_dataset,
+    clip_figures,
+    film_figures,
+    films,
+    watch,
+    watch_answers,
+)
 from jcos.lab import results
 from jcos.lab.measures import POSITIVE, UNBOUNDED, commitment_step
 from jcos.lab.results import DENOISERS, Variable, measure
-from jcos.lab.tasks import TASKS, Puzzle, still_of
+from jcos.lab.tasks import TASKS, Puzzle
 from jcos.lab.tasks.marks import OPAQUE, apart
 from jcos.sampling import flow
 from jcos.sampling.trajectory import Trace
@@ -108,12 +113,12 @@ class Behaviour(Experiment):
         if not samples.judged:
             return self._clips(model, samples, progress)
         answers = answers_of(model, samples.puzzles, wrong=self.wrong)
-        watched = watch(self, model, samples, answers, progress)
+        watched = watch(self, model, samples, watch_answers, progress, answers)
         listed, puzzles = looked_at(plan.steps, 5), samples.puzzles
         videos, masses = (watched.video, watched.ideal_video), (watched.on, watched.ideal_run_on)
         judged = Judged(*np.stack([judge_parts(puzzles, video) for video in videos], 1))
         choice = Shown(*np.stack([shown(on, answers) for on in masses], 1))
-        variables = baselines(samples)
+        variables = samples.levels({name: name for name in Judged._fields}, judge_parts)
         variables |= step_measures(judged, choice) | run_measures(judged, choice)
         variables |= self.costs(model.config)
         turned = choice.wrong[0].any(-1) & judged.solved[0, ..., -1]
@@ -125,7 +130,7 @@ class Behaviour(Experiment):
         return data
 
     def _clips(self, model: Wan, samples: Samples, progress: Progress) -> xr.Dataset:
-        still, moving, x0 = watch_clips(self, model, samples, watch_parts, progress)
+        still, moving, x0 = watch(self, model, samples, watch_parts, progress)
         parts = {"what stays": still, "what changes": moving}
         distances = {f"distance to the end, {name}": v for name, v in parts.items()}
         data = clip_dataset(self, model, samples, distances, x0)
@@ -152,7 +157,7 @@ class Behaviour(Experiment):
         figure = plots.lines(data, names, hue="denoiser", xlabel=x, ylabel=y)
         yield "correction", Picture(figure, CORRECTION)
         yield from memory_figures(data)
-        yield from film_figures(data, "the first that shows a wrong answer and ends right")
+        yield from film_figures(data, FILM)
 
 
 CORRECTION = (
@@ -169,6 +174,7 @@ GATED = (
     "The judge's gates about the scene: the first frame's things kept, as many objects as there "
     "should be; a blur of answers does not pass them."
 )
+FILM = f"{{}}: puzzle {{}}, the first that shows a wrong answer and ends right. {plots.FILM}"
 SETTLING = f"First step from which on the part is within {SETTLED} of its end, over the end's norm."
 
 
@@ -205,24 +211,6 @@ def common(puzzle: Puzzle) -> Bool[np.ndarray, "F H W"]:
     drawn = [task.draw(puzzle, task.guess(puzzle, rng)) for _ in range(COMMON)]
     videos = np.stack([*task.routes(puzzle), *drawn])
     return (videos == videos[:1, :1]).all((0, -1))
-
-
-def baselines(samples: Samples) -> dict[str, Variable]:
-    """Return what random legal answers and the first frame held get, by field of `Judged`."""
-    rng = np.random.default_rng(0)
-    levels = np.zeros((2, len(Judged._fields), len(samples)))
-    for name, rows in samples.groups.items():
-        task, puzzles = TASKS[name], [samples.puzzles[i] for i in rows]
-        again = -(-GUESSES // len(puzzles))
-        guessed = [[task.draw(p, task.guess(p, rng)) for _ in range(again)] for p in puzzles]
-        stills = [[still_of(task.draw(p, p.answers[0]))] for p in puzzles]
-        for level, videos in zip(levels, (guessed, stills), strict=True):
-            level[:, rows] = np.mean(judge_parts(puzzles, np.array(videos)), -1)
-    return {
-        f"{kind}_{field}": (("puzzle",), values, {})
-        for kind, level in zip(("chance", "still"), levels, strict=True)
-        for field, values in zip(Judged._fields, level, strict=True)
-    }
 
 
 class Shown(NamedTuple):
@@ -320,7 +308,7 @@ def turned_films(
     if not runs:
         return {}
     estimates = np.stack([videos[i, k, steps] for i, k in runs.values()])
-    return films(list(runs), [i for i, _ in runs.values()], steps, estimates)
+    return films(estimates, list(runs), [i for i, _ in runs.values()], steps)
 
 
 def watch_parts(

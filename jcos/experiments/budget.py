@@ -12,7 +12,7 @@ does not is one that has a favourite among them.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -24,17 +24,17 @@ from jaxtyping import Array, Float, UInt8
 from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import Answers, answers_of
-from jcos.experiments.clips import condition_of, latent_frames, read_clips
+from jcos.experiments.clips import latent_frames
 from jcos.experiments.experiment import Experiment, Picture, Progress
 from jcos.experiments.samples import Samples
-from jcos.experiments.sweeps import one_world, pixels, sweep
+from jcos.experiments.sweeps import pixels
 from jcos.lab.ideal import ideal_run
 from jcos.lab.measures import GAINS, POSITIVE
 from jcos.lab.results import DENOISERS, measure, of_kind
 from jcos.loop import first_noise, seed_keys
 from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import States
-from jcos.sampling.trajectory import Condition, Trace
+from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
 
@@ -131,96 +131,64 @@ class Budget(Experiment):
         return plan.replace(schedule=levels, high_steps=high)
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
-        samples, cases = self.samples(model), self.cases()
-        if not samples.judged:
-            return self._clips(model, samples, progress)
-        answers, each = answers_of(model, samples.puzzles), []
-        for case in cases:
-            ends = self.sweep(model, progress)(
-                samples.conditions,
-                probes=[States()],
-                plan=self.plan_of(model, case),
-                readout=read_ends,
-                aux=answers,
-                what=str(case),
-            )
-            each.append(samples.judge(ends[0]))
-        progress("judging", 0, 1)
-        scores, solved = (
-            np.stack(values).swapaxes(1, 2).astype(float) for values in zip(*each, strict=True)
-        )
-        longest = cases.index(Case("steps", max(c.steps for c in cases)))
-        plain = np.array([c.kind == "steps" for c in cases])[:, None, None]
-        as_many = [cases.index(Case("steps", c.steps)) for c in cases]
-        fewer, spaced = (scores[:, 0] - scores[others, 0] for others in ([longest], as_many))
-        fewer, spaced = np.where(plain, fewer, np.nan), np.where(plain, np.nan, spaced)
-        fewer[longest] = np.nan
-        dims, gains = "case denoiser puzzle seed", {"span": GAINS, "by": "together"}
-        variables = samples.levels({"score": "score", "solved": "solved"})
-        for name, values, comment in (
-            ("score", scores, "Score of the end."),
-            ("solved", solved, "Share of puzzles solved."),
-        ):
-            variables[name] = measure(dims, values, name, comment, by="part")
-        for name, values, other in (
-            ("fewer", fewer, str(cases[longest])),
-            ("spaced", spaced, "the model's own spacing"),
-        ):
-            title = f"score, more than with {other}"
-            variables[name] = measure("case puzzle seed", values, title, PAIRED, **gains)
-        together = self.tasks[0] if len(samples.groups) == 1 else "all tasks"
-        about = {"denoiser": list(DENOISERS), "together": ("puzzle", [together] * len(samples))}
-        return self._dataset(model, samples, cases, variables).assign_coords(about)
-
-    def _dataset(
-        self, model: Wan, samples: Samples, cases: list[Case], variables: dict[str, Any]
-    ) -> xr.Dataset:
-        """Return the variables with what is known of every case."""
-        about = {
+        samples, ends = self.samples(model), {}
+        read: dict[str, Any] = {"readout": read_latents}
+        if samples.judged:
+            answers = answers_of(model, samples.puzzles)
+            read = {"readout": read_ends, "aux": answers, "probes": [States()]}
+        for case in self.cases():
+            about = {"plan": self.plan_of(model, case), "what": str(case)}
+            ends[case] = self.sweep(model, progress)(samples.conditions, **about, **read)[0]
+        if samples.judged:
+            progress("judging", 0, 1)
+            cases, variables = list(ends), gains(samples, ends)
+            together = self.tasks[0] if len(samples.groups) == 1 else "all tasks"
+            labels = {
+                "denoiser": list(DENOISERS),
+                "together": ("puzzle", [together] * len(samples)),
+            }
+        else:
+            cases, variables = self._distances(model, ends, progress)
+            labels = {}
+        labels |= {
             "case": list(map(str, cases)),
             "kind": ("case", [c.kind for c in cases]),
             "steps": ("case", [c.steps for c in cases]),
             "value": ("case", [np.nan if c.value is None else c.value for c in cases]),
             "forwards": ("case", [self.forwards(model.config, c.steps) for c in cases]),
+            "seed": list(self.seeds),
         }
-        return xr.Dataset(variables, samples.coordinates() | about | {"seed": list(self.seeds)})
+        return xr.Dataset(variables, samples.coordinates() | labels)
 
-    def _clips(self, model: Wan, samples: Samples, progress: Progress) -> xr.Dataset:
-        def ends(plan: flow.Plan, what: str, conditions: Condition, **more: Any) -> np.ndarray:
-            more |= {"plan": plan, "what": what, "chunk": self.chunk, "progress": progress}
-            return sweep(model, conditions, self.seeds, readout=read_latents, **more)[0]
-
-        cases = self.cases()
-        latents = [ends(self.plan_of(model, c), str(c), samples.conditions) for c in cases]
-        best = latents[cases.index(Case("steps", max(c.steps for c in cases)))]
-        distances = [apart(end, best) for end in latents]
-        shown = [i for i, c in enumerate(cases) if c.kind == "steps"]
-        film = model.decode(jnp.asarray(np.stack([latents[i][0, 0] for i in shown])))
-        film_of = [str(cases[i]) for i in shown]
+    def _distances(
+        self, model: Wan, ends: dict[Case, np.ndarray], progress: Progress
+    ) -> tuple[list[Case], dict[str, Any]]:
+        """Return how far clips end from the longest run, and a film of the first; with the cases of
+        other lengths and of another seed."""
+        steps, shown = max(c.steps for c in ends), [c for c in ends if c.kind == "steps"]
+        best = ends[Case("steps", steps)]
+        distances = {case: apart(end, best) for case, end in ends.items()}
+        film = model.decode(jnp.asarray(np.stack([ends[case][0, 0] for case in shown])))
         if self.frames:
-            of_frames = self._frames(model, ends)
-            cases += of_frames
-            distances += of_frames.values()
+            distances |= self._frames(model, progress)
         if len(self.seeds) > 1:
-            cases.append(Case("seed", max(c.steps for c in cases)))
-            distances.append(apart(best, np.roll(best, 1, axis=1)))
-        title, film_dims = "distance of the end", ("film_of", "film_frame", "row", "column", "rgb")
-        values = np.stack(distances)
-        variables: dict[str, Any] = {
+            distances[Case("seed", steps)] = apart(best, np.roll(best, 1, axis=1))
+        values, title = np.stack(list(distances.values())), "distance of the end"
+        return list(distances), {
             "distance": measure("case clip seed", values, title, CLIPS, span=POSITIVE),
-            "film": (film_dims, film),
-            "film_of": ("film_of", film_of),
+            "film": (("film_of", "film_frame", "row", "column", "rgb"), film),
+            "film_of": ("film_of", list(map(str, shown))),
         }
-        return self._dataset(model, samples, cases, variables)
 
-    def _frames(
-        self, model: Wan, ends: Callable[..., np.ndarray]
-    ) -> dict[Case, Float[np.ndarray, "P K"]]:
+    def _frames(self, model: Wan, progress: Progress) -> dict[Case, Float[np.ndarray, "P K"]]:
         """Return how far the clips of each number of frames are from those of the most, at the
         latent frames that they have in common in time, relative."""
+        assert self.clips is not None
         steps, config, best = max(self.steps), model.config, None
-        plan, distances = self.plan_of(model, Case("steps", steps)), {}
-        conditions = {n: self._conditions(model, n) for n in sorted(set(self.frames), reverse=True)}
+        plan, distances, conditions = self.plan_of(model, Case("steps", steps)), {}, {}
+        for n in sorted(set(self.frames), reverse=True):
+            of_length = Samples.of_clips(model, self.clips, self.profile, frames=n)
+            conditions[n] = of_length.conditions
         longest = jax.tree.map(lambda a: a[0], next(iter(conditions.values())))
         shape = (*longest.grid, config.dit.out_channels)
         noise = first_noise(config, self.seeds, shape)
@@ -228,16 +196,11 @@ class Budget(Experiment):
         for n, of_length in conditions.items():
             shared = np.linspace(0, shape[0] - 1, of_length.grid[0]).round().astype(int)
             start = np.tile(noise[None, :, shared], (len(of_length.context), 1, 1, 1, 1, 1))
-            latents = ends(plan, f"{n} frames", of_length, start=start)
-            best = latents if best is None else best
-            distances[Case("steps", steps, frames=n)] = apart(latents, best[:, :, shared])
+            about = {"plan": plan, "what": f"{n} frames", "start": start}
+            (end,) = self.sweep(model, progress)(of_length, readout=read_latents, **about)
+            best = end if best is None else best
+            distances[Case("steps", steps, frames=n)] = apart(end, best[:, :, shared])
         return distances
-
-    def _conditions(self, model: Wan, frames: int) -> Condition:
-        assert self.clips is not None
-        clips = read_clips(self.clips)._replace(frames=frames)
-        rows = [condition_of(model, clips, clip, self.profile) for clip in clips.clips]
-        return one_world(trajectory.tree_stack(rows))
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         if "distance" in data:
@@ -270,6 +233,28 @@ CLIPS = (
     "one with most frames, at the frames that they share in time), relative, from the same noise."
 )
 FILM = "The first clip and seed; rows are numbers of steps, columns are frames."
+
+
+def gains(samples: Samples, ends: dict[Case, np.ndarray]) -> dict[str, Any]:
+    """Return how good the videos [P, 2, K, …] of every case are, of the model and of the ideal
+    denoiser; and paired differences from the longest run, and from the model's own spacing."""
+    cases, judged = list(ends), [samples.judge(videos) for videos in ends.values()]
+    scores, solved = (np.stack(values).swapaxes(1, 2) for values in zip(*judged, strict=True))
+    longest = cases.index(Case("steps", max(c.steps for c in cases)))
+    plain = np.array([c.kind == "steps" for c in cases])[:, None, None]
+    as_many = [cases.index(Case("steps", c.steps)) for c in cases]
+    fewer, spaced = (scores[:, 0] - scores[others, 0] for others in ([longest], as_many))
+    fewer, spaced = np.where(plain, fewer, np.nan), np.where(plain, np.nan, spaced)
+    fewer[longest] = np.nan
+    every, paired = "case denoiser puzzle seed", "case puzzle seed"
+    gain: dict[str, Any] = {"span": GAINS, "by": "together"}
+    share, more = "Share of puzzles solved.", "score, more than with"
+    return samples.levels({"score": "score", "solved": "solved"}) | {
+        "score": measure(every, scores, "score", "Score of the end.", by="part"),
+        "solved": measure(every, solved.astype(float), "solved", share, by="part"),
+        "fewer": measure(paired, fewer, f"{more} {cases[longest]}", PAIRED, **gain),
+        "spaced": measure(paired, spaced, f"{more} the model's own spacing", PAIRED, **gain),
+    }
 
 
 def around(steps: int, first: float, middle: float) -> Float[np.ndarray, " S"]:

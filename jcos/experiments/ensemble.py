@@ -9,24 +9,86 @@ steps it leaves nothing but noise. The mean of clean estimates draws the latents
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jcos.config import PixelCodec, WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import answers_of
-from jcos.experiments.ensemble_means import HOW, KINDS, PLAIN, Case, Mean, probe_of
 from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places, window
 from jcos.experiments.samples import Samples
-from jcos.experiments.sweeps import pixels, sweep
+from jcos.experiments.sweeps import pixels
 from jcos.lab.measures import GAINS, POSITIVE, SCORES, Span
 from jcos.lab.results import DENOISERS, MODEL, measure
 from jcos.sampling import flow
+from jcos.sampling.probes import Chain, EstimateEnsemble, SeedEnsemble, chain, choose
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
+
+KINDS = ("tokens", "estimates", "velocities")
+
+
+class Mean(NamedTuple):
+    """What is averaged (one of `KINDS`, or nothing), over how many seeds, after which layers, in
+    which steps."""
+
+    kind: str = "nothing"
+    members: int = 1
+    layers: tuple[int, ...] = ()
+    steps: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [f"mean {self.kind} of {self.members}"]
+        parts += [_range("layer", self.layers)] if self.layers else []
+        return ", ".join([*parts, self.span])
+
+    @property
+    def span(self) -> str:
+        return _range("step", self.steps) if self.steps else ""
+
+
+def _range(what: str, numbers: tuple[int, ...]) -> str:
+    first, last = numbers[0], numbers[-1]
+    if len(numbers) == 1:
+        return f"{what} {first}"
+    if last - first + 1 == len(numbers):
+        return f"{what}s {first} to {last}"
+    return f"{what}s {' '.join(map(str, numbers))}"
+
+
+PLAIN = Mean()
+HOW = {"one": "one goes on", "majority": "majority of all", "best": "best of all"}
+
+
+class Case(NamedTuple):
+    """A mean, and what counts: each member as the one that goes on ("one"), the one nearest to the
+    others ("majority"), the best ("best"), or all together ("all"). Of runs without a mean, members
+    says how many are compared, or in how many steps one is made ("longer")."""
+
+    mean: Mean
+    how: str
+    members: int
+
+    def __str__(self) -> str:
+        return self._named(str(self.mean))
+
+    @property
+    def kind(self) -> str:
+        """Its name without layers and steps."""
+        return self._named(f"mean {self.mean.kind} of {self.members}")
+
+    def _named(self, mean: str) -> str:
+        if self.mean != PLAIN:
+            return f"{mean}, {HOW[self.how]}" if self.how in HOW else mean
+        if self.how == "longer":
+            return f"one run of {self.members} steps"
+        if self.how == "one":
+            return "one run"
+        return f"{self.members} runs" + (f", {self.how}" if self.how in HOW else "")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,17 +174,9 @@ class Ensemble(Experiment):
         def ends(means: Sequence[Mean], plan: flow.Plan, seeds: int, **more: Any) -> np.ndarray:
             """Return how runs end [means, P, K, …]: videos of puzzles, else latents."""
             sizes = plan.steps, config.dit.layers, seeds
-            return sweep(
-                model,
-                samples.conditions,
-                self.seeds[:seeds],
-                probes=[probe_of(mean, *sizes, self.unconditional) for mean in means],
-                plan=plan,
-                readout=read_ends,
-                chunk=self.chunk,
-                progress=progress,
-                **more,
-            )
+            more |= {"probes": [probe_of(mean, *sizes, self.unconditional) for mean in means]}
+            more |= {"seeds": self.seeds[:seeds], "plan": plan, "readout": read_ends}
+            return self.sweep(model, progress)(samples.conditions, **more)
 
         every = len(self.seeds)
         videos, longer, ideal = ends(means, plan, every, what="runs"), {}, {}
@@ -169,6 +223,47 @@ GAIN = (
     "The same puzzles and seeds with averaging less without (those without: less one run); an "
     "interval over 0 is no effect."
 )
+
+
+# ---- what is run
+
+
+def groups_of(seeds: int, members: int) -> Int[np.ndarray, " K"]:
+    """Return which group each seed belongs to: groups of so many in their order; a seed that is
+    left over is alone."""
+    number = np.arange(seeds)
+    whole = seeds // members * members
+    return np.where(number < whole, number // members, number).astype(np.int32)
+
+
+def probe_of(mean: Mean, steps: int, layers: int, seeds: int, unconditional: bool) -> Chain:
+    """Return both kinds of mean, of which one or none is on: so all means are one program."""
+    at, tokens = choose(steps, mean.steps, "step"), mean.kind == "tokens"
+    groups = jnp.asarray(groups_of(seeds, mean.members))
+    return chain(
+        SeedEnsemble(
+            jnp.asarray(np.outer(at & tokens, choose(layers, mean.layers, "layer"))),
+            jnp.array([True, unconditional]),
+            groups,
+        ),
+        EstimateEnsemble(
+            jnp.asarray(at & (mean.kind in ("estimates", "velocities"))),
+            jnp.array(mean.kind == "velocities"),
+            groups,
+        ),
+    )
+
+
+def read_ends(
+    model: Wan, plan: flow.Plan, trace: Trace, aux: Any
+) -> Float[Array, "K F h w C"] | Array:
+    """Return how the runs of world 0 end."""
+    del plan, aux
+    pixel = isinstance(model.config.codec, PixelCodec)
+    return pixels(model, trace.latents[0]) if pixel else trace.latents[0]
+
+
+# ---- what is measured
 
 
 def dataset(
@@ -316,12 +411,3 @@ def _apart(ends: Shaped[np.ndarray, "P K *video"], members: int) -> Float[np.nda
 
 def _rms(ends: Any) -> Float[np.ndarray, "*axes"]:
     return np.sqrt(np.mean(np.square(ends, dtype=np.float32), axis=(-4, -3, -2, -1)))
-
-
-def read_ends(
-    model: Wan, plan: flow.Plan, trace: Trace, aux: Any
-) -> Float[Array, "K F h w C"] | Array:
-    """Return how the runs of world 0 end."""
-    del plan, aux
-    pixel = isinstance(model.config.codec, PixelCodec)
-    return pixels(model, trace.latents[0]) if pixel else trace.latents[0]

@@ -4,15 +4,17 @@ pictures."""
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
+from jcos.experiments import sweeps
 from jcos.experiments.clips import condition_of, read_clips
-from jcos.experiments.sweeps import conditions_of, held_out, judge, one_world
+from jcos.experiments.sweeps import Scores, conditions_of, held_out, one_world
 from jcos.lab.results import Variable
 from jcos.lab.tasks import TASKS, Puzzle, get, still_of
 from jcos.sampling import trajectory
@@ -26,11 +28,21 @@ SEARCHED = 50
 """Puzzles looked through for each one with several right answers."""
 
 
-class Baseline(NamedTuple):
-    """What a random legal answer of each puzzle gets, and its first frame held."""
+Judge = Callable[[Sequence[Puzzle], UInt8[np.ndarray, "P *axes F H W 3"]], Any]
+"""What is judged of videos, as a named tuple of arrays [P, *axes]: `sweeps.judge`, for example."""
 
-    chance: Float[np.ndarray, " P"]
-    still: Float[np.ndarray, " P"]
+
+def baselines(
+    puzzles: Sequence[Puzzle], rng: np.random.Generator, judge: Judge = sweeps.judge
+) -> tuple[Any, Any]:
+    """Return what random legal answers of puzzles of one task get, mean for each puzzle, and what
+    its first frame held gets."""
+    task, again = TASKS[puzzles[0].task], math.ceil(GUESSES / len(puzzles))
+    guessed = [[task.draw(p, task.guess(p, rng)) for _ in range(again)] for p in puzzles]
+    held = [[still_of(task.draw(p, p.answers[0]))] for p in puzzles]
+    judged = (judge(puzzles, np.array(videos)) for videos in (guessed, held))
+    chance, still = (jax.tree.map(lambda a: a.mean(1), each) for each in judged)
+    return chance, still
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +68,13 @@ class Samples:
         return cls(one_world(conditions_of(model, puzzles)), tasks, puzzles)
 
     @classmethod
-    def of_clips(cls, model: Wan, file: Path, profile: Profile | None = None) -> "Samples":
-        """Return the clips of a file (`read_clips`), pictures prepared as the profile does it."""
+    def of_clips(
+        cls, model: Wan, file: Path, profile: Profile | None = None, frames: int | None = None
+    ) -> "Samples":
+        """Return the clips of a file (`read_clips`), pictures prepared as the profile does it.
+        frames: another length than the file's."""
         clips = read_clips(file)
+        clips = clips if frames is None else clips._replace(frames=frames)
         rows = [condition_of(model, clips, clip, profile) for clip in clips.clips]
         return cls(one_world(trajectory.tree_stack(rows)), ("clips",) * len(rows), ())
 
@@ -91,26 +107,9 @@ class Samples:
         """Return frames, height and width of the latents."""
         return self.conditions.grid
 
-    def judge(
-        self, videos: UInt8[np.ndarray, "P *axes F H W 3"]
-    ) -> tuple[Float[np.ndarray, "P *axes"], Bool[np.ndarray, "P *axes"]]:
+    def judge(self, videos: UInt8[np.ndarray, "P *axes F H W 3"]) -> Scores:
         """Return scores, and whether solved."""
-        return judge(self.puzzles, videos)
-
-    def baselines(self) -> dict[str, Baseline]:
-        """Return what random legal answers of these very puzzles get, and the first frame held, by
-        measure ("score", "solved"), for each puzzle."""
-        rng, values = np.random.default_rng(0), np.zeros((2, 2, len(self)))
-        for name, rows in self.groups.items() if self.judged else ():
-            task, puzzles = TASKS[name], [self.puzzles[i] for i in rows]
-            again = math.ceil(GUESSES / len(puzzles))
-            guessed = [[task.draw(p, task.guess(p, rng)) for _ in range(again)] for p in puzzles]
-            held = [[still_of(task.draw(p, p.answers[0]))] for p in puzzles]
-            for i, videos in enumerate((guessed, held)):
-                values[:, i, rows] = [a.mean(1) for a in judge(puzzles, np.array(videos))]
-        return {
-            name: Baseline(*level) for name, level in zip(("score", "solved"), values, strict=True)
-        }
+        return sweeps.judge(self.puzzles, videos)
 
     def coordinates(self) -> dict[str, Any]:
         """Return what a dataset says of its runs: their task, and whether they have several right
@@ -124,15 +123,19 @@ class Samples:
             labels |= {"several": (runs, several), "part": (runs, parts)}
         return labels
 
-    def levels(self, names: Mapping[str, str]) -> dict[str, Variable]:
-        """Return the baselines of measures as variables. names: of measures, with the one of
-        "score" and "solved" that each is."""
-        known = self.baselines() if self.judged else {}
+    def levels(self, names: Mapping[str, str], judge: Judge = sweeps.judge) -> dict[str, Variable]:
+        """Return the baselines of measures of these very puzzles as variables, if there are any.
+        names: of measures, with the one of what is judged ("score", "solved") that each is."""
+        rng, groups = np.random.default_rng(0), list(self.groups.values())
+        if not self.judged:
+            return {}
+        each = [baselines([self.puzzles[i] for i in rows], rng, judge) for rows in groups]
+        order = np.argsort(np.concatenate(groups))
+        levels = jax.tree.map(lambda *a: np.concatenate(a)[order], *each)
         return {
-            f"{kind}_{name}": (("puzzle",), getattr(known[what], kind), {})
+            f"{kind}_{name}": (("puzzle",), getattr(level, what), {})
             for name, what in names.items()
-            for kind in Baseline._fields
-            if known
+            for kind, level in zip(("chance", "still"), levels, strict=True)
         }
 
 

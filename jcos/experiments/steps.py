@@ -17,11 +17,17 @@ import xarray as xr
 from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import answers_of, chosen, shares
-from jcos.experiments.clip_steps import clip_figures, clip_steps
 from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
-from jcos.experiments.films import film_figures, films
 from jcos.experiments.samples import Samples
-from jcos.experiments.watching import watch
+from jcos.experiments.watching import (
+    clip_dataset,
+    clip_figures,
+    film_figures,
+    films,
+    watch,
+    watch_answers,
+    watch_distance,
+)
 from jcos.lab import results
 from jcos.lab.measures import (
     POSITIVE,
@@ -70,9 +76,11 @@ class Steps(Experiment):
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples = self.samples(model)
         if not samples.judged:
-            return clip_steps(self, model, samples, progress)
+            to_end, change, x0 = watch(self, model, samples, watch_distance, progress)
+            names = {"distance to the end": to_end, "distance to the step before": change}
+            return clip_dataset(self, model, samples, names, x0)
         answers = answers_of(model, samples.puzzles, wrong=self.wrong)
-        watched = watch(self, model, samples, answers, progress)
+        watched = watch(self, model, samples, watch_answers, progress, answers)
         (scores, solved), ideally = map(samples.judge, (watched.video, watched.ideal_video))
         solved = np.stack([solved, ideally[1]])
         steps, on = solved.shape[-1], np.stack([watched.on, watched.ideal_on])
@@ -133,7 +141,7 @@ class Steps(Experiment):
         yield "solved", Picture(plots.lines(data, "solved", ylabel="x̂0 solved", **x), SOLVED)
         names = ["taken", "others", "wrong", "off"]
         yield "blend", Picture(plots.lines(data, names, ylabel="share of x̂0", **x), BLEND)
-        yield from film_figures(data, "the first that is solved if any is")
+        yield from film_figures(data, FILM)
 
 
 HELD = {
@@ -155,6 +163,7 @@ BLEND = (
     "How much of the clean estimate is each answer. Ideal: the same of the ideal denoiser's "
     "estimate at the same noisy latent; it has nothing on wrong answers. No answer: the rest."
 )
+FILM = f"{{}}: puzzle {{}}, the first that is solved if any is. {plots.FILM}"
 
 
 def one_of_each(
@@ -162,13 +171,13 @@ def one_of_each(
 ) -> dict[str, results.Variable]:
     """Return one run of each part: the estimates of its first puzzle that ends solved, or of its
     first. solved [P, K, S], video [P, K, S, F, H, W, 3]."""
-    looked = looked_at(solved.shape[-1], 5)
-    parts = np.array(samples.coordinates()["part"][1])
-    names, firsts = list(dict.fromkeys(parts)), []
-    for part in names:
-        inside = np.flatnonzero(parts == part)
-        firsts.append(int(next((i for i in inside if solved[i, 0, -1]), inside[0])))
-    return films(names, firsts, looked, video[firsts, 0][:, looked])
+    steps, parts = looked_at(solved.shape[-1], 5), samples.coordinates()["part"][1]
+    firsts: dict[str, int] = {}
+    for i in [*np.flatnonzero(solved[:, 0, -1]), *range(len(parts))]:
+        firsts.setdefault(parts[i], int(i))
+    names = list(dict.fromkeys(parts))
+    chosen = [firsts[name] for name in names]
+    return films(video[chosen, 0][:, steps], names, chosen, steps)
 
 
 def predictions(data: xr.Dataset) -> dict[str, dict[tuple[str, int], Estimate]]:

@@ -24,9 +24,10 @@ from jcos.experiments import plots
 from jcos.experiments.answers import Answers, blend
 from jcos.experiments.clips import read_clips
 from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places
-from jcos.experiments.samples import Baseline, Samples
+from jcos.experiments.samples import baselines
 from jcos.experiments.swap_pairs import Pair, candidates, object_tokens, pairs_of
 from jcos.experiments.sweeps import conditions_of, judge, pixels, sweep
+from jcos.experiments.watching import film_figures, films
 from jcos.lab.measures import SCORES, UNBOUNDED, Span
 from jcos.lab.results import IDEAL, Variable, groups_of, measure, of_kind
 from jcos.sampling import flow, probes
@@ -142,7 +143,7 @@ class Swap(Experiment):
             ends = self._ends(model, conditions, answers, swapped, tokens, progress)
             cases, both = [*cases, *swapped], [data, end_measures(swapped, pairs, ends)]
             data = xr.concat(both, "case", data_vars="all", coords="minimal", compat="override")
-            variables |= levels(conditions, pairs)
+            variables |= levels(pairs)
         plain, upto = self.forwards(model.config), [c.last + 1 for c in cases]
         cost = [plain + self.forwards(model.config, steps) for steps in upto]
         cost = [0 if c.tokens == VELOCITY else n for c, n in zip(cases, cost, strict=True)]
@@ -211,11 +212,7 @@ class Swap(Experiment):
             ylabel = "share of pairs" if judged else WAY
             figure = plots.lines(xr.Dataset(curves), x="at_layer", xlabel="layer", ylabel=ylabel)
             yield "layer", Picture(figure, f"{LAYER} {FLIPPED if judged else ALONG}")
-        for kind in data["film_of"].values if "film" in data else ():
-            one = data.sel(film_of=kind)
-            film = plots.film_grid(one["film"].values, one["film_case"].values.tolist())
-            caption = FILM.format(kind, int(one["film_pair"]), last)
-            yield f"film-{kind}".replace(", ", "-").replace(" ", "-"), Picture(film, caption)
+        yield from film_figures(data, FILM, last, sample="film_pair")
 
 
 WAY = "way to the donor's end"
@@ -384,18 +381,17 @@ def ways(ends: Shaped[np.ndarray, "Q P W K *video"]) -> Float[np.ndarray, "Q P W
     return np.stack([np.sum((case - plain) * apart, axes) / size for case in ends])
 
 
-def levels(conditions: Condition, pairs: Sequence[Pair]) -> dict[str, Variable]:
+def levels(pairs: Sequence[Pair]) -> dict[str, Variable]:
     """Return the baselines of what is solved, mean over both puzzles of a pair: the donor's answers
     have the same."""
-    baselines = []
+    each = []
     for kind in dict.fromkeys(pair.kind for pair in pairs):
-        puzzles = tuple(p for pair in pairs if pair.kind == kind for p in pair.puzzles)
-        samples = Samples(conditions, tuple(p.task for p in puzzles), puzzles)
-        baselines.append(samples.baselines()["solved"])
-    means = np.concatenate(baselines, -1).reshape(len(Baseline._fields), -1, 2).mean(-1)
+        puzzles = [p for pair in pairs if pair.kind == kind for p in pair.puzzles]
+        each.append([level.solved for level in baselines(puzzles, np.random.default_rng(0))])
+    means = np.concatenate(each, -1).reshape(2, -1, 2).mean(-1)
     return {
         f"{level}_{name}": (("pair",), values, {})
-        for level, values in zip(Baseline._fields, means, strict=True)
+        for level, values in zip(("chance", "still"), means, strict=True)
         for name in JUDGED
     }
 
@@ -422,10 +418,5 @@ def film_of(
         videos.append(one if pairs else model.decode(jnp.asarray(one)))
         chosen.append(pair)
     layers = dict.fromkeys(f"layer {case.layer}" for case in cases if case.layer is not None)
-    dims = ("film_of", "film_case", "film_frame", "row", "column", "rgb")
-    return {
-        "film": (dims, np.stack(videos), {}),
-        "film_of": (("film_of",), list(of_kind), {}),
-        "film_case": (("film_case",), ["receiver", "donor", *layers], {}),
-        "film_pair": (("film_of",), chosen, {}),
-    }
+    rows, labels = ["receiver", "donor", *layers], ("film_pair", "film_case")
+    return films(np.stack(videos), list(of_kind), chosen, rows, labels=labels)

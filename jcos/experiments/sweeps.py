@@ -173,7 +173,7 @@ def _one(
 def sweep(
     model: Wan,
     conditions: Condition,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | Sequence[Sequence[int]] = (0,),
     *,
     probes: Sequence[Probe] = (Probe(),),
     item_probe: Probe | None = None,
@@ -189,10 +189,10 @@ def sweep(
     """Run every probe on every puzzle with every seed; return the readouts as numpy, leaves [Q, P,
     …].
 
-    conditions: [P, W, …] of P puzzles in W worlds. probes: Q of one kind. item_probe, aux, start:
-    as in `Sweep`. plan: the model's own by default. readout: by default the whole `Trace`. chunk:
-    runs computed at a time, by default as many as memory holds; they are kept (`kept_in`) before
-    the next ones start.
+    conditions: [P, W, …] of P puzzles in W worlds. seeds: K, or K for each puzzle. probes: Q of one
+    kind. item_probe, aux, start: as in `Sweep`. plan: the model's own by default. readout: by
+    default the whole `Trace`. chunk: runs computed at a time, by default as many as memory holds;
+    they are kept (`kept_in`) before the next ones start.
 
     A seed's noise depends on the puzzle's number and the seed, not on what runs beside it: runs
     that differ in their probe are paired. alike: on the seed alone, so that a seed gives the video
@@ -202,27 +202,32 @@ def sweep(
     """
     plan = flow.plan(model.config.sampling, model.config.boundary) if plan is None else plan
     puzzles, worlds = conditions.context.shape[:2]
+    rows: Any = seeds if np.ndim(seeds) == 2 else [seeds]  # one, or of each puzzle
+    count = len(rows[0])
     for probe in probes:
-        check_averages(probe, len(seeds))
-    shape = (*conditions.grid, model.config.dit.out_channels)
-    noise = None if start is not None else first_noise(model.config, seeds, shape)
-    keys = jnp.tile(seed_keys(seeds), (puzzles, 1))
+        check_averages(probe, count)
+    shape, noise = (*conditions.grid, model.config.dit.out_channels), None
+    if start is None:
+        drawn = [first_noise(model.config, row, shape) for row in rows]
+        noise, start = (drawn[0], None) if len(rows) == 1 else (None, trajectory.tree_stack(drawn))
+    keys = jnp.stack([seed_keys(row) for row in rows])
+    keys = jnp.broadcast_to(keys, (puzzles, count))
     if not alike and model.config.noise == "jax":
         keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))(keys, jnp.arange(puzzles))
     data = Sweep(conditions, keys, noise, trajectory.tree_stack(probes), item_probe, start, aux)
     data, plan = sharding.place_inputs((jax.tree.map(jnp.asarray, data), plan))
-    passes = plan.steps * len(seeds) * worlds * (1 if plan.guidance is None else 2)
+    passes = plan.steps * count * worlds * (1 if plan.guidance is None else 2)
     total = len(probes) * puzzles
     readout = readout or everything
     if chunk is None:
         size = _bytes_read(model, plan, data, readout)
-        chunk = runs_that_fit(model, conditions, plan, len(seeds), worlds, total, None, size)
+        chunk = runs_that_fit(model, conditions, plan, count, worlds, total, None, size)
         chunk = int(sharding.from_first_host(np.int32(chunk)))
     # All pieces are equally long, so that there is one program; the last is filled up.
     chunk, spread = min(chunk, total), mesh.devices(mesh.WORLD)
     chunk = -(-total // -(-total // chunk))
     chunk = -(-chunk // spread) * spread
-    asking = f"{what}, {chunk} run(s) at a time of {len(seeds)} seed(s) in {worlds} world(s),"
+    asking = f"{what}, {chunk} run(s) at a time of {count} seed(s) in {worlds} world(s),"
     store, pieces = _KEPT.get(), []
     prefix = "" if store is None else _prefix(plan, data, readout)
     for first in range(0, total, chunk):
@@ -236,11 +241,11 @@ def sweep(
             shape = jax.eval_shape(partial(_play, readout=readout), model, plan, data, numbers)[0]
             kept = _remembered(file, shape)
         if not sharding.on_all_hosts(kept is not None):
-            with memory.explained(asking, sweep_knobs(chunk, len(seeds))):
+            with memory.explained(asking, sweep_knobs(chunk, count)):
                 kept, finite = sharding.to_host(_play(model, plan, data, numbers, readout))
             step_done(kept, chunk * passes)
             if not finite.all():
-                raise _not_finite(model, plan, data, numbers, finite, what, seeds)
+                raise _not_finite(model, plan, data, numbers, finite, what, rows)
             if file is not None and sharding.is_first_host():
                 _remember(file, kept)
         pieces.append(kept)
@@ -258,7 +263,7 @@ def _not_finite(
     numbers: Int[Array, "runs 2"],
     finite: Bool[np.ndarray, "runs W K S"],
     what: str,
-    seeds: Sequence[int],
+    seeds: Sequence[Sequence[int]],
 ) -> FloatingPointError:
     """Return an error that names the first latent that is not finite."""
     bad = np.argwhere(~finite)
@@ -268,9 +273,10 @@ def _not_finite(
     again = _play(model, plan, data, same, everything)[0]
     layer = int(again.layer[0, world, seed, step])
     probe, puzzle = np.asarray(numbers[run]).tolist()
+    number = seeds[puzzle % len(seeds)][seed]
     where = f"first after block {layer}" if layer >= 0 else "outside the blocks"
     return FloatingPointError(
-        f"{what}: the latent of puzzle (or clip) {puzzle} with seed {seeds[seed]} is not finite "
+        f"{what}: the latent of puzzle (or clip) {puzzle} with seed {number} is not finite "
         f"from step {step} of {plan.steps} on, {where} (probe {probe}, world {world}): look at the "
         "probe, the guidance scale or the weights"
     )
@@ -350,9 +356,14 @@ def pixels(model: Wan, latents: Float[Array, "*axes F h w C"]) -> UInt8[Array, "
     return pixel_videos(model.codec, latents)
 
 
-def judge(
-    puzzles: Sequence[Puzzle], videos: UInt8[np.ndarray, "P *axes F H W 3"]
-) -> tuple[Float[np.ndarray, "P *axes"], Bool[np.ndarray, "P *axes"]]:
+class Scores(NamedTuple):
+    """Of each video of P puzzles."""
+
+    score: Float[np.ndarray, "P *axes"]
+    solved: Bool[np.ndarray, "P *axes"]
+
+
+def judge(puzzles: Sequence[Puzzle], videos: UInt8[np.ndarray, "P *axes F H W 3"]) -> Scores:
     """Return scores of videos, and whether they are solved, each by its puzzle's task."""
     rows = videos.reshape(len(puzzles), -1, *videos.shape[-4:])
     judged = [
@@ -360,11 +371,11 @@ def judge(
         for puzzle, row in zip(puzzles, rows, strict=True)
     ]
     scores = np.array(judged, np.float64).reshape(*videos.shape[:-4], 2)
-    return scores[..., 0], scores[..., 1].astype(bool)
+    return Scores(scores[..., 0], scores[..., 1].astype(bool))
 
 
 def score(
     model: Wan, puzzles: Sequence[Puzzle], latents: Float[Array | np.ndarray, "P *axes F h w C"]
-) -> tuple[Float[np.ndarray, "P *axes"], Bool[np.ndarray, "P *axes"]]:
+) -> Scores:
     """Return `judge` of decoded latents."""
     return judge(puzzles, model.decode(jnp.asarray(latents)))

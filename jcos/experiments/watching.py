@@ -1,21 +1,60 @@
-"""Runs looked at step by step: clean estimates, what they blend, what the ideal denoiser says."""
+"""Runs looked at step by step: of puzzles what clean estimates blend, and what the ideal denoiser
+says; of clips, where no judge can tell what is right, distances; and films of both, steps × frames.
+"""
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Float, Int, UInt8
 
+from jcos.experiments import plots
 from jcos.experiments.answers import Answers, blend
-from jcos.experiments.experiment import Experiment, Progress
+from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
 from jcos.experiments.samples import Samples
-from jcos.experiments.sweeps import pixels
+from jcos.experiments.sweeps import Readout, pixels
 from jcos.lab.ideal import ideal, ideal_run
+from jcos.lab.measures import POSITIVE
+from jcos.lab.results import Variable, case_of, measure
 from jcos.lab.tasks import PALETTE
 from jcos.sampling import flow
 from jcos.sampling.probes import States
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
+
+DISTANCE = "Distance of estimates, over the norm of the last."
+
+
+def watch(
+    experiment: Experiment,
+    model: Wan,
+    samples: Samples,
+    readout: Readout,
+    progress: Progress,
+    answers: Answers | None = None,
+) -> Any:
+    """Return what a readout reads of every step of every sample, leaves [P, K, …]. It gets the
+    answers, and the latents of every step (`States`); of clips the numbers of the looked-at steps.
+    """
+    listed = np.array(looked_at(experiment.plan(model.config).steps), np.int32)
+    more: dict[str, Any] = {"aux": np.tile(listed, (len(samples), 1))}
+    if answers is not None:
+        more = {"aux": answers, "probes": [States()]}
+    run, what = experiment.sweep(model, progress), "watching every step"
+    read = run(samples.conditions, readout=readout, what=what, **more)
+    progress("judging every step" if samples.judged else "decoding", 0, 1)
+    return jax.tree.map(lambda a: a[0], read)
+
+
+def rms(x: Float[Array, "*axes F h w C"]) -> Float[Array, "*axes"]:
+    """Return the root mean square of each latent."""
+    return jnp.sqrt(jnp.mean(jnp.square(x), axis=(-4, -3, -2, -1)))
+
+
+# ---- puzzles
 
 
 class Watched(NamedTuple):
@@ -37,21 +76,6 @@ class Watched(NamedTuple):
     gap: Float[Any, "*K S"]
     change: Float[Any, "*K S"]
     blur: Float[Any, "*K S"]
-
-
-def watch(
-    experiment: Experiment, model: Wan, samples: Samples, answers: Answers, progress: Progress
-) -> Watched:
-    """Return what every step of every puzzle shows, leaves [P, K, …]."""
-    watched = experiment.sweep(model, progress)(
-        samples.conditions,
-        probes=[States()],
-        readout=watch_answers,
-        aux=answers,
-        what="watching every step",
-    )
-    progress("judging every step", 0, 1)
-    return jax.tree.map(lambda a: a[0], watched)
 
 
 def watch_answers(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers) -> Watched:
@@ -77,14 +101,87 @@ def watch_answers(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers) -
     )
 
 
-def rms(x: Float[Array, "*axes F h w C"]) -> Float[Array, "*axes"]:
-    """Return the root mean square of each latent."""
-    return jnp.sqrt(jnp.mean(jnp.square(x), axis=(-4, -3, -2, -1)))
-
-
 def _blur(model: Wan, x0: Float[Array, "K S F h w C"]) -> Float[Array, "K S"]:
     """Return the mean distance of pixels from the palette, in levels of 256."""
     video = pixels(model, x0).astype(jnp.float32)
     colours = [jnp.asarray(c, jnp.float32).reshape(1, 1, 1, 1, 1, 3) for c in PALETTE.values()]
     apart = [jnp.abs(video - colour).mean(-1) for colour in colours]
     return jnp.stack(apart).min(0).mean((-3, -2, -1))
+
+
+# ---- clips
+
+
+def watch_distance(
+    model: Wan, plan: flow.Plan, trace: Trace, steps: Int[Array, " shown"]
+) -> tuple[Float[Array, "K S"], Float[Array, "K S"], Float[Array, "K shown F h w C"]]:
+    """Return the distance of each estimate to the last and to the one before (the first: to
+    nothing), over the norm of the last; and some of the estimates."""
+    del model, plan
+    x0 = trace.x0[0]
+    before = jnp.concatenate([jnp.zeros_like(x0[:, :1]), x0[:, :-1]], axis=1)
+    size = rms(x0[:, -1:])
+    return rms(x0 - x0[:, -1:]) / size, rms(x0 - before) / size, x0[:, steps]
+
+
+def clip_dataset(
+    experiment: Experiment,
+    model: Wan,
+    samples: Samples,
+    distances: Mapping[str, Float[np.ndarray, "P K S"]],
+    x0: Float[Array | np.ndarray, "P K s F h w C"],
+) -> xr.Dataset:
+    """Return distances by name, and a film of the first clip's estimates at the looked-at steps."""
+    steps = next(iter(distances.values())).shape[-1]
+    variables: dict[str, Variable] = {
+        name.replace(" ", "_").replace(",", ""): measure(
+            "clip seed step", values, name, DISTANCE, span=POSITIVE
+        )
+        for name, values in distances.items()
+    }
+    variables |= experiment.costs(model.config)
+    variables |= films(model.decode(jnp.asarray(x0[:1, 0])), ["clips"], [0], looked_at(steps))
+    labels = {"step": range(steps), "seed": list(experiment.seeds)}
+    return xr.Dataset(variables, labels | samples.coordinates())
+
+
+def clip_figures(data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
+    """Return the curves of all distances, and the film."""
+    names = [str(n) for n, v in data.data_vars.items() if "step" in v.dims and "clip" in v.dims]
+    figure = plots.lines(data, names, xlabel="denoising step", ylabel="distance of x̂0, relative")
+    yield "distance", Picture(figure, DISTANCE)
+    yield from film_figures(data, f"{{}}: puzzle {{}}, the first. {plots.FILM}")
+
+
+# ---- films
+
+
+def films(
+    videos: UInt8[np.ndarray, "n rows F H W 3"],
+    names: Sequence[str],
+    samples: Sequence[int],
+    rows: Sequence[int] | Sequence[str],
+    *,
+    labels: tuple[str, str] = ("film_puzzle", "film_step"),
+) -> dict[str, Variable]:
+    """Return one film for each name: videos of a sample, such as its estimates at some steps.
+    labels: the variables that say which sample and which rows these are."""
+    sample, row = labels
+    return {
+        "film": (("film_of", row, "film_frame", "row", "column", "rgb"), videos, {}),
+        "film_of": (("film_of",), list(names), {}),
+        sample: (("film_of",), list(samples), {}),
+        row: ((row,), list(rows), {}),
+    }
+
+
+def film_figures(
+    data: xr.Dataset, caption: str, *more: object, sample: str = "film_puzzle"
+) -> Iterator[tuple[str, Picture]]:
+    """Return the figures of all films, if there are any. caption: to be filled in with the film's
+    name, the number of its sample, and more."""
+    for name in data["film_of"].values if "film" in data else ():
+        film, number = data["film"].sel(film_of=name), int(data[sample].sel(film_of=name))
+        rows = [case_of({"step": row}) for row in film[film.dims[0]].values]
+        picture = Picture(plots.film_grid(film.values, rows), caption.format(name, number, *more))
+        yield f"film-{name}".replace(", ", "-").replace(" ", "-"), picture

@@ -28,7 +28,6 @@ from jcos.experiments.behaviour_memory import (
     read_places,
     readings,
 )
-from jcos.experiments.experiment import Settings
 from jcos.experiments.linear_probes import ridge
 from jcos.experiments.samples import Samples, puzzles_of
 from jcos.experiments.sweeps import held_out
@@ -37,7 +36,6 @@ from jcos.lab.tasks import TASKS, still_of
 from jcos.lab.tasks.base import PALETTE, TILE
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
-from tests.conftest import compilations
 
 pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
 
@@ -258,24 +256,6 @@ def test_probes_are_fitted_on_other_identities_than_they_read() -> None:
     assert not fitted & {p.identity for p in held_out(RETURNS, 40)}
 
 
-def test_clips_settle_in_parts(model: Wan, clips) -> None:
-    before = compilations()
-    experiment = Behaviour(clips=clips, sampling=Settings(steps=4), seeds=(0, 1))
-    dataset = experiment.run(model)
-    assert compilations() == before + 1
-    moving = dataset["distance_to_the_end_what_changes"]
-    assert moving.shape == dataset["distance_to_the_end_what_stays"].shape == (2, 2, 4)
-    np.testing.assert_array_equal(moving[..., -1], 0)
-    rows = experiment.table(dataset)
-    assert set(rows["measure"]) == {
-        "distance to the end, what stays",
-        "distance to the end, what changes",
-        "step of settling",
-    }
-    assert "what changes less what stays" in set(rows["case"])
-    assert dict(experiment.figures(dataset)).keys() == {"distance", "film-clips"}
-
-
 def test_parts_of_a_clip_are_told_apart_by_what_changes(small_model: Wan) -> None:
     """The scene is there from the first estimate on, a tile that moves comes in late."""
     end = np.zeros((3, 4, 4, 2), np.float32) + 1
@@ -288,20 +268,3 @@ def test_parts_of_a_clip_are_told_apart_by_what_changes(small_model: Wan) -> Non
     np.testing.assert_allclose(still, 0)
     np.testing.assert_allclose(moving[0], [0.8, 0, 0], atol=1e-6)
     np.testing.assert_array_equal(kept[0, 0], end)
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"wrong": -1}, "wrong is -1"),
-        ({"learned": -1}, "learned is -1"),
-        ({"remembered": 0}, "remembered 0"),
-        ({"penalty": 0.0}, "penalty is 0.0; it must be positive"),
-        ({"puzzles": 0}, "puzzles is 0"),
-    ],
-)
-def test_what_cannot_be_run_is_refused_before(small_model: Wan, changes, said) -> None:
-    before = compilations()
-    with pytest.raises(ValueError, match=said):
-        Behaviour(**{"puzzles": 2, **changes}).run(small_model)
-    assert compilations() == before

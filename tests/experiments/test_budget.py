@@ -5,11 +5,9 @@ import pytest
 
 from jcos.config import Sampling
 from jcos.experiments.budget import Budget, Case, around
-from jcos.experiments.experiment import Settings
 from jcos.lab import results
 from jcos.sampling import flow
 from jcos.wan import Wan
-from tests.conftest import compilations
 
 pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
 
@@ -94,53 +92,3 @@ def test_a_schedule_is_made_again_from_its_levels(solver) -> None:
     np.testing.assert_array_equal(got.sigmas, want.sigmas)
     np.testing.assert_allclose(got.timesteps, want.timesteps, atol=1)
     np.testing.assert_allclose(got.table, want.table, atol=2e-3)
-
-
-def test_clips_are_compared_with_the_longest_run(model: Wan, clips) -> None:
-    experiment = Budget(
-        clips=clips,
-        seeds=(0, 1),
-        steps=(1, 4),
-        lengths=(4,),
-        shifts=(5.0,),
-        middles=(0.5,),
-        frames=(5, 9),
-    )
-    before = compilations()
-    dataset = experiment.run(model)
-    plans = [experiment.plan_of(model, case) for case in experiment.cases()]
-    # Two experts: a program is for a length and how it is divided; and one for each video length.
-    assert compilations() - before == len({(p.steps, p.high_steps) for p in plans}) + 2
-    rows = experiment.table(dataset)
-    value = dict(zip(rows["case"].tolist(), rows["value"].tolist(), strict=True))
-    assert value["4 steps"] == value["4 steps, 9 frames"] == 0
-    assert value["1 step"] > 0
-    assert value["4 steps, 5 frames"] > 0
-    assert value["another seed"] > value["4 steps, shift 5"]
-    assert set(rows["task"]) == {"clips"}
-    assert max(rows["forwards"]) == 8  # with guidance, two a step
-    assert dict(experiment.figures(dataset)).keys() == {"distance", "film"}
-
-
-def test_frames_are_those_that_the_vae_makes(model: Wan, clips) -> None:
-    with pytest.raises(ValueError, match="10 frames are asked for"):
-        Budget(clips=clips, frames=(10,)).run(model)
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"steps": ()}, "name at least one"),
-        ({"steps": (0, 2)}, "each at least 1"),
-        ({"lengths": (1,)}, "fewer than 2 steps"),
-        ({"shifts": (0.0,)}, "each is a positive number"),
-        ({"middles": (1.0,)}, "each is a noise level above 0"),
-        ({"frames": (9,)}, "frames are varied of clips only"),
-        ({"sampling": Settings(steps=8)}, "sampling.steps is 8; this experiment takes steps="),
-    ],
-)
-def test_what_cannot_be_run_is_refused_before(small_model: Wan, changes, said) -> None:
-    before = compilations()
-    with pytest.raises(ValueError, match=said):
-        Budget(**{"puzzles": 2, **changes}).run(small_model)
-    assert compilations() == before

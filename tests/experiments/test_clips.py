@@ -1,31 +1,218 @@
 """The same experiments on a released model: two experts, guidance, a VAE, prompts with pictures."""
 
 import csv
+import dataclasses
+import functools
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
+import xarray as xr
 
 from jcos import cli
 from jcos.config import WanConfig
-from jcos.experiments.experiment import Settings
+from jcos.experiments.behaviour import Behaviour
+from jcos.experiments.budget import Budget
+from jcos.experiments.ensemble import Ensemble
+from jcos.experiments.experiment import Experiment, Settings
+from jcos.experiments.flow import Flow
+from jcos.experiments.layers import Layers
 from jcos.experiments.noise import Noise
 from jcos.experiments.samples import Samples
 from jcos.experiments.steps import Steps
-from jcos.experiments.swap import Swap
+from jcos.experiments.swap import WAY, Swap
 from jcos.experiments.sweeps import sweep
 from jcos.generation import generate
-from jcos.lab.results import rows as rows_of
 from jcos.media import image
 from jcos.sampling import flow
 from jcos.sampling.probes import Noise as Replaced
 from jcos.variants import Profile
 from jcos.wan import Wan
 from tests.conftest import GOLDEN, ROOT, compilations, load_golden
+from tests.experiments.conftest import clips_file
 
 SHORT = Settings(steps=4)
+TWICE: dict[str, Any] = {"sampling": SHORT, "seeds": (0, 1)}
+
+
+class Small(NamedTuple):
+    """An experiment on clips, its dearest forwards (two a step with guidance), and its figures."""
+
+    experiment: Experiment
+    forwards: int
+    figures: set[str]
+
+
+SMALL = {
+    "steps": Small(Steps(**TWICE), 8, {"distance", "film-clips"}),
+    "noise": Small(
+        Noise(
+            sampling=SHORT,
+            steps=(0, 3),
+            frames=(1,),
+            map_steps=(1,),
+            strengths=(0.5,),
+            strength_steps=(1,),
+            cleanup=1,
+        ),
+        10,
+        {"step"},
+    ),
+    "behaviour": Small(Behaviour(**TWICE), 8, {"distance", "film-clips"}),
+    "budget": Small(
+        Budget(
+            seeds=(0, 1), steps=(1, 4), lengths=(4,), shifts=(5.0,), middles=(0.5,), frames=(5, 9)
+        ),
+        8,
+        {"distance", "film"},
+    ),
+    "ensemble": Small(
+        Ensemble(
+            sampling=Settings(steps=3),
+            seeds=(0, 1, 2, 3),
+            more_members=(2,),
+            layers=(0, 0.5),
+            until=(0,),
+        ),
+        18,
+        {"compared"},
+    ),
+    "flow": Small(Flow(sampling=SHORT, steps=(1, 3), frames=(1,)), 16, {"triangle"}),
+    "layers": Small(
+        Layers(sampling=SHORT, steps=(0, 3), layers=(1,)),
+        8,
+        {"energy", "energy-clips", "components-clips"},
+    ),
+    "swap": Small(Swap(sampling=SHORT, steps=(0,), until=(1.0,)), 16, {"layer", "film-clips"}),
+}
+QUICK = ("steps", "noise")
+JUDGED = re.compile("solved|score|agreement|AUROC|ideal|answer")
+
+
+class Known(NamedTuple):
+    """The dataset of an experiment of `SMALL`, its table, and how many programs it took."""
+
+    data: xr.Dataset
+    table: pd.DataFrame
+    programs: int
+
+    def values(self, measure: str) -> Any:
+        """The values of a measure, by case."""
+        return self.table[self.table["measure"] == measure].set_index("case")["value"]
+
+
+@pytest.fixture(scope="module")
+def on_clips(model: Wan, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Known]:
+    """Runs an experiment of `SMALL` on two short clips, once."""
+    short = clips_file(tmp_path_factory.mktemp("short"), frames=5, count=2)
+
+    @functools.cache
+    def run(name: str) -> Known:
+        before, experiment = compilations(), dataclasses.replace(SMALL[name][0], clips=short)
+        data = experiment.run(model)
+        return Known(data, experiment.table(data), compilations() - before)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SMALL]
+)
+def test_an_experiment_on_clips_is_one_program_and_has_no_judge(name: str, on_clips) -> None:
+    known, (experiment, forwards, figures) = on_clips(name), SMALL[name]
+    assert known.programs == 1 or name == "budget"
+    assert set(known.table["task"]) == {"clips"}
+    assert not known.table["measure"].str.contains(JUDGED).any()
+    assert max(known.table["forwards"]) == forwards
+    assert dict(experiment.figures(known.data)).keys() == figures
+
+
+def test_distances_of_estimates_end_at_the_last(on_clips) -> None:
+    known = on_clips("steps")
+    distance = known.data["distance_to_the_end"]
+    assert distance.sizes == {"clip": 2, "seed": 2, "step": 4}
+    np.testing.assert_array_equal(distance.sel(step=3), 0)
+    assert (distance.sel(step=slice(0, 2)) > 0).all()
+    measures = {"distance to the end", "distance to the step before"}
+    assert set(known.table["measure"]) == measures
+
+
+def test_noise_at_its_own_level_moves_the_end_less(on_clips) -> None:
+    distance = on_clips("noise").values("distance")
+    assert distance["no noise"] == 0
+    assert distance["step 3, all frames"] > distance["step 3, all frames, at its own level"] > 0
+
+
+@pytest.mark.slow
+def test_clips_settle_in_parts(on_clips) -> None:
+    known = on_clips("behaviour")
+    moving = known.data["distance_to_the_end_what_changes"]
+    assert moving.shape == known.data["distance_to_the_end_what_stays"].shape == (2, 2, 4)
+    np.testing.assert_array_equal(moving[..., -1], 0)
+    parts = {"distance to the end, what stays", "distance to the end, what changes"}
+    assert set(known.table["measure"]) == {*parts, "step of settling"}
+    assert "what changes less what stays" in set(known.table["case"])
+
+
+@pytest.mark.slow
+def test_clips_are_compared_with_the_longest_run(model: Wan, on_clips) -> None:
+    known, experiment = on_clips("budget"), SMALL["budget"].experiment
+    assert isinstance(experiment, Budget)
+    plans = [experiment.plan_of(model, case) for case in experiment.cases()]
+    # Two experts: a program is for a length and how it is divided; and one for each video length.
+    assert known.programs == len({(p.steps, p.high_steps) for p in plans}) + 2
+    value = known.values("distance of the end")
+    assert value["4 steps"] == value["4 steps, 9 frames"] == 0
+    assert value["1 step"] > 0
+    assert value["4 steps, 5 frames"] > 0
+    assert value["another seed"] > value["4 steps, shift 5"]
+
+
+def test_frames_are_those_that_the_vae_makes(model: Wan, clips: Path) -> None:
+    with pytest.raises(ValueError, match="10 frames are asked for"):
+        Budget(clips=clips, frames=(10,)).run(model)
+
+
+@pytest.mark.slow
+def test_a_mean_moves_the_end_of_a_clip(on_clips) -> None:
+    table = on_clips("ensemble").table
+    moved = table[table["measure"].str.startswith("distance from")].set_index("case")
+    (case,) = [case for case in moved.index if "tokens of 2" in case]
+    assert moved.value[case] > 0
+    assert moved.forwards[case] == 2 * (3 + 1)  # with guidance, two a step
+
+
+@pytest.mark.slow
+def test_noise_reaches_the_tokens_of_later_steps_only(model: Wan, on_clips) -> None:
+    data = on_clips("flow").data
+    assert data["tokens"].dims[:2] == ("case", "clip")
+    assert data["tokens"].shape == (5, 2, 1, 4, model.config.dit.layers, 3)
+    late = abs(data["tokens"].sel(case="step 3, all frames"))
+    assert late.sel(step=slice(0, 2)).max() < 1e-4 < late.sel(step=3).max()
+
+
+@pytest.mark.slow
+def test_tokens_of_clips_have_energy_and_components(model: Wan, on_clips) -> None:
+    data = on_clips("layers").data
+    assert data["energy_by_frame"].dims[0] == "clip"
+    assert data["energy_by_frame"].shape == (2, 4, model.config.dit.layers, 2)
+    assert data["film_components"].shape[1:3] == (2, 1)
+
+
+@pytest.mark.slow
+def test_clips_are_swapped_in_pairs(model: Wan, on_clips, tmp_path: Path) -> None:
+    way = on_clips("swap").values(WAY)
+    assert way["no swap"] == 0
+    last = model.config.dit.layers - 1
+    assert way[f"layer {last}, steps 0 to 3"] == pytest.approx(1, abs=0.02)
+    with pytest.raises(ValueError, match="lists 1 clips; two after each other make a pair"):
+        Swap(clips=clips_file(tmp_path, frames=5, count=1), sampling=SHORT).run(model)
 
 
 def test_clips_become_the_originals_condition(model: Wan, clips: Path) -> None:
@@ -45,44 +232,6 @@ def test_a_seed_of_a_clip_is_what_it_is_in_python(model: Wan, clips: Path) -> No
         condition = jax.tree.map(lambda a, i=i: a[i, 0], samples.conditions)
         want = generate(model, condition, (5,), probe=probe, sampling=sampling).latents
         np.testing.assert_allclose(latents[0], want, atol=1e-4)
-
-
-def test_steps_measures_distances_and_decodes(model: Wan, clips: Path) -> None:
-    before = compilations()
-    experiment = Steps(clips=clips, sampling=SHORT, seeds=(0, 1))
-    data = experiment.run(model)
-    assert compilations() == before + 1
-    distance = data["distance_to_the_end"]
-    assert distance.sizes == {"clip": 2, "seed": 2, "step": 4}
-    np.testing.assert_array_equal(distance.sel(step=3), 0)
-    assert (distance.sel(step=slice(0, 2)) > 0).all()
-    table = experiment.table(data)
-    assert set(table["task"]) == {"clips"}
-    assert set(table["measure"]) == {"distance to the end", "distance to the step before"}
-    assert max(table["forwards"]) == 8  # with guidance, two a step
-    assert {name for name, _ in experiment.figures(data)} == {"distance", "film-clips"}
-
-
-def test_noise_runs_without_a_judge(model: Wan, clips: Path) -> None:
-    experiment = Noise(
-        clips=clips,
-        sampling=SHORT,
-        steps=(0, 3),
-        frames=(2,),
-        map_steps=(1,),
-        strengths=(0.5,),
-        strength_steps=(1,),
-        cleanup=1,
-    )
-    before = compilations()
-    data = experiment.run(model)
-    assert compilations() == before + 1
-    rows = list(rows_of(data))
-    assert {r.measure.split(",")[0] for r in rows} == {"distance"}
-    by_case = {r.case: r.value for r in rows if r.measure == "distance"}
-    assert by_case["no noise"] == 0
-    assert {name for name, _ in experiment.figures(data)} == {"step"}
-    assert by_case["step 3, all frames"] > by_case["step 3, all frames, at its own level"] > 0
 
 
 def test_clean_up_belongs_to_the_low_noise_expert(model: Wan, clips: Path) -> None:

@@ -6,7 +6,6 @@ import pytest
 
 from jcos.experiments.cosine import REFERENCES, Cosine, cosines
 from jcos.lab.results import rows as rows_of
-from jcos.wan import Wan
 
 SMALL = Cosine(tasks=("maze", "rotation"), puzzles=2, tokens=16, layers=(0, 1))
 
@@ -56,17 +55,3 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
     assert figures == {"cosine", "centred"}
     seeds = dataset["cosine"].sel(reference="another seed")  # each is the other one's
     np.testing.assert_allclose(seeds.sel(seed=0), seeds.sel(seed=1), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "named"),
-    [
-        ({"seeds": (3,)}, ValueError, "seeds: 1"),
-        ({"tokens": 1}, ValueError, "tokens: 1"),
-        ({"puzzles": 1}, ValueError, "puzzles: 1"),
-        ({"layers": (2,)}, IndexError, "layer 2 is out of range"),
-    ],
-)
-def test_what_cannot_be_compared_is_refused(small_model: Wan, changes, error, named) -> None:
-    with pytest.raises(error, match=named):
-        Cosine(**changes).run(small_model)

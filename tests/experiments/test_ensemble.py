@@ -1,22 +1,16 @@
 """Means over seeds: laws that hold for any model, and what is counted."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 
-from jcos.experiments.ensemble import Ensemble, dataset
-from jcos.experiments.ensemble_means import Mean, groups_of, probe_of
-from jcos.experiments.experiment import Settings
+from jcos.experiments.ensemble import Ensemble, Mean, dataset, groups_of, probe_of
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import held_out, play, sweep
 from jcos.lab import results
 from jcos.lab.tasks import TASKS
 from jcos.sampling.probes import SeedEnsemble
 from jcos.wan import Wan
-from tests.conftest import compilations
-from tests.experiments.conftest import clips_file
 
 pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
 
@@ -156,26 +150,6 @@ def test_gain_majority_and_best_of_known_ends(small_model: Wan) -> None:
     assert 0 < apart < rows["distance between the ends", "3 runs"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "error", "said"),
-    [
-        ({"members": 1}, ValueError, "1 members cannot be averaged"),
-        ({"more_members": (9,)}, ValueError, "9 members cannot be averaged: there are 8 seeds"),
-        ({"window": (0.5,)}, ValueError, "a first and a last fraction"),
-        ({"window": (0.7, 0.5)}, ValueError, "the window 0.7 to 0.5 is none"),
-        ({"steps": ()}, ValueError, "steps is empty"),
-        ({"steps": (4,)}, IndexError, "step 4 is out of range: there are steps 0 to 3"),
-        ({"layers": (2,)}, IndexError, "layer 2 is out of range"),
-        ({"until": (7,)}, IndexError, "step 7 is out of range"),
-    ],
-)
-def test_what_cannot_be_run_is_refused_before(small_model: Wan, changes, error, said) -> None:
-    before = compilations()
-    with pytest.raises(error, match=said):
-        Ensemble(**{"puzzles": 2, **changes}).run(small_model)
-    assert compilations() == before
-
-
 def test_the_papers_comparison_alone(small_model: Wan) -> None:
     """What is left for many puzzles: plain runs, one mean, and the runs with more steps."""
     alone = Ensemble(seeds=(0, 1, 2), more_members=(), layers=(), until=())
@@ -183,27 +157,3 @@ def test_the_papers_comparison_alone(small_model: Wan) -> None:
     assert plain == Mean()
     assert [str(mean) for mean in means] == ["mean tokens of 3, layer 1, step 0"]
     assert alone.step_counts(small_model.config) == (6, 12)
-
-
-def test_clips_of_a_released_model(model: Wan, tmp_path: Path) -> None:
-    """No judge, but how far the ends move and how far they are apart."""
-    before = compilations()
-    experiment = Ensemble(
-        clips=clips_file(tmp_path, frames=5, count=1),
-        sampling=Settings(steps=3),
-        seeds=(0, 1, 2, 3),
-        more_members=(2,),
-        layers=(0, 0.5),
-        until=(0,),
-    )
-    known = experiment.run(model)
-    assert compilations() == before + 1
-    rows = {(r.measure, r.case): r for r in results.rows(known)}
-    assert {r.task for r in rows.values()} == {"clips"}
-    assert not any("solved" in measure for measure, _ in rows)
-    (moved,) = [
-        r for (m, c), r in rows.items() if m.startswith("distance from") and "tokens of 2" in c
-    ]
-    assert moved.value > 0
-    assert moved.forwards == 2 * (3 + 1)  # with guidance, two a step
-    assert dict(experiment.figures(known)).keys() == {"compared"}

@@ -7,7 +7,6 @@ import pytest
 import xarray as xr
 
 from jcos.experiments.answers import answers_of
-from jcos.experiments.experiment import Settings
 from jcos.experiments.flow import (
     Flow,
     Put,
@@ -23,7 +22,6 @@ from jcos.lab.ideal import ideal_run
 from jcos.lab.results import of_kind
 from jcos.lab.results import rows as rows_of
 from jcos.wan import Wan
-from tests.conftest import compilations
 
 SMALL = Flow(
     tasks=("maze", "rotation"), puzzles=3, steps=(0, 2), frames=(1, 4), seeds=(0, 1), at_once=4
@@ -145,37 +143,3 @@ def test_the_triangle_has_nothing_before_the_noise(data) -> None:
     np.testing.assert_array_equal(
         values.isnull().all(("puzzle", "seed")), [[0, 0, 0, 0], [1, 1, 0, 0]]
     )
-
-
-@pytest.mark.slow
-def test_clips_have_no_ideal_denoiser(model: Wan, clips) -> None:
-    experiment = Flow(clips=clips, sampling=Settings(steps=4), steps=(1, 3), frames=(2,))
-    before = compilations()
-    dataset = experiment.run(model)
-    assert compilations() == before + 1
-    assert not {"ideal", "solved", "agreement"} & set(dataset)
-    assert dataset["tokens"].dims[:2] == ("case", "clip")
-    assert dataset["tokens"].shape == (5, 2, 1, 4, model.config.dit.layers, 4)
-    table = experiment.table(dataset)
-    assert not any("ideal" in measure for measure in table["measure"])
-    assert max(table["forwards"]) == 16  # two runs, with guidance
-    assert [name for name, _ in experiment.figures(dataset)] == ["triangle"]
-    late = abs(dataset["tokens"].sel(case="step 3, all frames"))
-    assert late.sel(step=slice(0, 2)).max() < 1e-4 < late.sel(step=3).max()
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "said"),
-    [
-        ({"steps": (4,)}, IndexError, "step 4 .* 0 to 3"),
-        ({"frames": (5,)}, IndexError, "frame 5"),
-        ({"steps": (), "frames": ()}, ValueError, "no place for noise"),
-        ({"at_once": 0}, ValueError, "at_once is 0"),
-        ({"tasks": ("pattern",), "several": True}, ValueError, "has 0 puzzles with several"),
-    ],
-)
-def test_what_cannot_be_run_is_refused_before(small_model: Wan, changes, error, said) -> None:
-    before = compilations()
-    with pytest.raises(error, match=said):
-        Flow(**{"puzzles": 2, **changes}).run(small_model)
-    assert compilations() == before

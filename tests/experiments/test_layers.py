@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from jcos.experiments.experiment import Settings
 from jcos.experiments.layers import Components, Layers, Readout, principal, probe_measures
 from jcos.experiments.linear_probes import (
     Labels,
@@ -22,7 +21,6 @@ from jcos.generation import generate
 from jcos.lab.tasks import TASKS
 from jcos.sampling.probes import TokenFeatures, chain
 from jcos.wan import Wan
-from tests.conftest import compilations
 
 SMALL = Layers(tasks=("maze", "pattern"), puzzles=12, steps=(0, 3), layers=(0.0, 1.0))
 
@@ -204,39 +202,6 @@ def test_too_few_puzzles_for_probes_leave_the_ideal_denoiser(data) -> None:
     for case, forwards in (("step 3, x_s", 4), ("step 3, ideal denoiser at x_s", 0)):
         assert (rows.value[case], rows.forwards[case]) == (0.5, forwards)
     assert rows.chance["step 3, x_s"] == 0.5
-
-
-@pytest.mark.slow
-def test_clips_have_no_labels(model: Wan, clips) -> None:
-    experiment = Layers(clips=clips, sampling=Settings(steps=4), steps=(0, 3), layers=(1,))
-    before = compilations()
-    dataset = experiment.run(model)
-    assert compilations() == before + 1
-    assert dataset["energy_by_frame"].dims[0] == "clip"
-    assert dataset["energy_by_frame"].shape == (2, 4, model.config.dit.layers, 3)
-    assert dataset["film_components"].shape[1:3] == (2, 1)
-    table = experiment.table(dataset)
-    assert not table.measure.str.contains("AUROC").any()
-    assert set(table.task) == {"clips"}
-    assert table.forwards.max() == 8  # with guidance, two a step
-    names = {name for name, _ in experiment.figures(dataset)}
-    assert names == {"energy", "energy-clips", "components-clips"}
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"steps": (4,)}, IndexError, "step 4 is out of range: there are steps 0 to 3"),
-        ({"layers": (20,)}, IndexError, "layer 20 is out of range: .* 0 to 1 "),
-        ({"steps": ()}, ValueError, "no step is chosen"),
-        ({"penalty": 0.0}, ValueError, "penalty is 0.0; it is above 0"),
-    ],
-)
-def test_what_cannot_be_run_is_refused_before(small_model: Wan, changes, error, message) -> None:
-    before = compilations()
-    with pytest.raises(error, match=message):
-        Layers(**{"puzzles": 2, **changes}).run(small_model)
-    assert compilations() == before
 
 
 def test_the_change_of_an_estimate_is_read_within_frames() -> None:

@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jcos.experiments.experiment import Settings
 from jcos.experiments.noise import (
     FRAME,
     MATCHED,
@@ -23,7 +22,6 @@ from jcos.experiments.sweeps import play, sweep
 from jcos.lab.results import IDEAL, MODEL, of_kind
 from jcos.lab.results import rows as rows_of
 from jcos.wan import Wan
-from tests.conftest import compilations
 
 SMALL = Noise(
     puzzles=3,
@@ -112,26 +110,3 @@ def test_matched_noise_injects_the_energy_of_one_step(steps: int, frames: int) -
         assert steps * moved == pytest.approx(frames * full, rel=0.02)
     else:
         assert r == 1
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "named"),
-    [
-        ({"steps": (4,)}, IndexError, "step 4 .* 0 to 3"),
-        ({"frames": (5,)}, IndexError, "frame 5"),
-        ({"strengths": (0.0,)}, ValueError, "above 0"),
-        ({"cleanup": 5}, ValueError, "cleanup is 5; it takes 0 to 4 steps"),
-        ({"tasks": ("maze", "maze7")}, ValueError, "canvases of different sizes"),
-        ({"tasks": ("chess",)}, ValueError, "'chess'"),
-        ({"tasks": ()}, ValueError, "tasks is empty"),
-        ({"seeds": (1, 1)}, ValueError, "each once"),
-        ({"seeds": ()}, ValueError, "at least one is needed"),
-        ({"chunk": 0}, ValueError, "chunk is 0"),
-        ({"sampling": Settings(steps=0)}, ValueError, "steps is 0"),
-    ],
-)
-def test_what_cannot_be_run_is_refused_before(small_model: Wan, changes, error, named) -> None:
-    before = compilations()
-    with pytest.raises(error, match=named):
-        Noise(**{"puzzles": 2, "cleanup": 0, **changes}).run(small_model)
-    assert compilations() == before

@@ -16,7 +16,8 @@ from jcos.experiments.clips import (
     read_clips,
     write_example,
 )
-from jcos.experiments.samples import Samples
+from jcos.experiments.samples import Samples, baselines
+from jcos.experiments.sweeps import held_out
 from jcos.lab.tasks import TASKS
 from jcos.variants import Profile, wan22_i2v_a14b, wan22_ti2v_5b, with_profile
 from jcos.wan import Wan
@@ -56,18 +57,17 @@ def test_only_puzzles_with_several_answers_if_asked(small_model: Wan) -> None:
 
 
 def test_baselines_are_of_each_puzzle_by_its_task(small_model: Wan) -> None:
-    alone = Samples.of_tasks(small_model, ("rotation",), 20)
-    levels = alone.baselines()
-    assert not levels["solved"].still.any()
-    assert not levels["score"].still.any()
-    assert 0.1 < levels["solved"].chance.mean() < 0.25  # one angle in six
+    chance, still = baselines(held_out(TASKS["rotation"], 20), np.random.default_rng(0))
+    assert not still.solved.any()
+    assert not still.score.any()
+    assert 0.1 < chance.solved.mean() < 0.25  # one angle in six
     samples = Samples.of_tasks(small_model, ("rotation", "maze"), 20)
     variables = samples.levels({"solved": "solved", "clean": "score"})
     assert set(variables) == {"chance_solved", "still_solved", "chance_clean", "still_clean"}
     data = xr.Dataset(variables, samples.coordinates())
     assert data["chance_clean"].dims == ("puzzle",)
     assert data["task"].values.tolist() == list(samples.tasks)
-    np.testing.assert_allclose(data["chance_solved"][:20], levels["solved"].chance)
+    np.testing.assert_allclose(data["chance_solved"][:20], chance.solved)
     parts = data["part"].values
     assert set(parts[:20]) == {"rotation, one answer"}
     assert (parts == "maze, several answers").sum() == samples.several.sum()

@@ -1,14 +1,11 @@
 """Swaps between runs that differ in one thing: laws that hold for any model."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import pandas as pd
 import pytest
 
-from jcos.experiments.experiment import Settings
-from jcos.experiments.samples import Samples
+from jcos.experiments.samples import baselines
 from jcos.experiments.swap import (
     AT_ONCE,
     TOKENS,
@@ -30,8 +27,6 @@ from jcos.lab.tasks import TASKS
 from jcos.sampling.probes import Swap as SwapProbe
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
-from tests.conftest import compilations
-from tests.experiments.conftest import clips_file
 
 pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
 
@@ -183,15 +178,13 @@ def test_an_answer_counts_in_either_picture() -> None:
     np.testing.assert_array_equal(measured["kept"], 1 - measured["flipped"])
 
 
-def test_a_pair_has_the_chance_of_both_its_puzzles(small_model: Wan) -> None:
+def test_a_pair_has_the_chance_of_both_its_puzzles() -> None:
     pairs = pairs_of("returns", 2)
-    known = levels(pair_conditions(small_model, pairs), pairs)
-    puzzles = tuple(p for pair in pairs[:2] for p in pair.puzzles)
-    samples = Samples(pair_conditions(small_model, pairs), ("returns",) * 4, puzzles)
-    want = samples.baselines()["solved"].chance.reshape(2, 2).mean(1)
-    dims, chance, _ = known["chance_flipped"]
+    dims, chance, _ = levels(pairs)["chance_flipped"]
     assert (dims, chance.shape) == (("pair",), (4,))
-    np.testing.assert_array_equal(chance[:2], want)
+    puzzles = [p for pair in pairs[:2] for p in pair.puzzles]
+    want, _ = baselines(puzzles, np.random.default_rng(0))
+    np.testing.assert_array_equal(chance[:2], want.solved.reshape(2, 2).mean(1))
 
 
 def test_pairs_differ_in_one_thing(pairs: list[Pair]) -> None:
@@ -227,40 +220,3 @@ def test_object_tokens_are_those_that_the_answers_differ_in(small_model: Wan) ->
     cells = {cell for puzzle in puzzles for cell in puzzle.answers}
     assert not mover[0].any()
     assert {(r - 1, c - 1) for r, c in np.argwhere(mover[-1]).tolist()} == cells
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"tasks": ("maze",)}, ValueError, "maze has no pairs that differ in one thing; the tasks"),
-        ({"layers": (2,)}, IndexError, "layer 2 is out of range: there are layers 0 to 1"),
-        ({"steps": (4,)}, IndexError, "step 4 is out of range"),
-        ({"until": (-1,)}, IndexError, "step -1 is out of range"),
-        ({"several": True}, ValueError, "several=true has no meaning here"),
-        ({"sampling": Settings(steps=0)}, ValueError, "steps is 0"),
-    ],
-)
-def test_what_cannot_be_run_is_refused_before(small_model: Wan, changes, error, message) -> None:
-    before = compilations()
-    with pytest.raises(error, match=message):
-        Swap(**{"puzzles": 2, **changes}).run(small_model)
-    assert compilations() == before
-
-
-def test_clips_of_a_released_model_go_in_pairs(model: Wan, tmp_path: Path) -> None:
-    """No judge, but the way from one run's end to the other's."""
-    before, settings = compilations(), Settings(steps=4)
-    clips = clips_file(tmp_path, frames=5, count=2)
-    experiment = Swap(clips=clips, sampling=settings, steps=(0,), until=(1.0,))
-    dataset = experiment.run(model)
-    assert compilations() == before + 1
-    table = experiment.table(dataset).set_index(["task", "measure", "case"])
-    assert {name[:2] for name in table.index} == {("clips", WAY)}
-    layers = model.config.dit.layers
-    ways = table.loc["clips", WAY]
-    assert ways.value["no swap"] == 0
-    assert ways.value[f"layer {layers - 1}, steps 0 to 3"] == pytest.approx(1, abs=0.02)
-    assert ways.forwards["no swap"] == 8  # with guidance, two a step
-    assert {name for name, _ in experiment.figures(dataset)} == {"layer", "film-clips"}
-    with pytest.raises(ValueError, match="lists 1 clips; two after each other make a pair"):
-        Swap(clips=clips_file(tmp_path, frames=5, count=1), sampling=settings).run(model)

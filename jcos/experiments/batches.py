@@ -5,18 +5,15 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Float, UInt8
 
 from jcos.config import PixelCodec
-from jcos.generation import generate_worlds
-from jcos.lab.tasks import TASKS, Puzzle
-from jcos.model.vae import pixel_videos
+from jcos.experiments.sweeps import conditions_of, one_world, pixels, sweep
+from jcos.lab.tasks import Puzzle
 from jcos.sampling import flow
 from jcos.sampling.probe import Probe
-from jcos.sampling.trajectory import Condition, tree_stack
+from jcos.sampling.trajectory import Trace, tree_stack
 from jcos.wan import Wan
 
 BATCH = 8
@@ -45,8 +42,6 @@ class Batches:
         if not isinstance(model.codec, PixelCodec):
             raise ValueError(f"{model.config.name} is no model of the small puzzles: it has a VAE")
         self.model = model
-        self.plan = flow.plan(model.config.sampling, model.config.boundary)
-        self._conditions: dict[Puzzle, Condition] = {}
         self._seconds: dict[Any, list[float]] = {}
 
     @property
@@ -61,40 +56,18 @@ class Batches:
         parts = []
         for first in range(0, len(rows), BATCH):
             batch = [rows[min(first + i, len(rows) - 1)] for i in range(BATCH)]
-            conditions = tree_stack([self._condition(row.puzzle) for row in batch])
-            keys = jnp.stack([jax.vmap(jax.random.key)(np.array(row.seeds)) for row in batch])
-            inputs = (
-                self.model,
-                self.plan,
-                conditions,
-                keys,
-                tree_stack([row.probe for row in batch]),
-            )
-            start = time.monotonic()
-            parts.append(jax.device_get(_batch(*inputs)))
-            kind = type(batch[0].probe), keys.shape
+            puzzles, seeds, probes = zip(*batch, strict=True)
+            conditions, start = one_world(conditions_of(self.model, puzzles)), time.monotonic()
+            about = {"item_probe": tree_stack(probes), "chunk": BATCH, "alike": True}
+            played = sweep(self.model, conditions, seeds, readout=read_runs, **about)
+            parts.append([leaf[0] for leaf in played])
+            kind = type(probes[0]), len(seeds[0])
             self._seconds.setdefault(kind, []).append(time.monotonic() - start)
         joined = (np.concatenate(leaves)[: len(rows)] for leaves in zip(*parts, strict=True))
         return Runs(*joined)
 
-    def _condition(self, puzzle: Puzzle) -> Condition:
-        if puzzle not in self._conditions:
-            task = TASKS[puzzle.task]
-            condition = self.model.condition(task.first_frame(puzzle), puzzle.prompt, task.frames)
-            self._conditions[puzzle] = jax.tree.map(np.asarray, condition)
-        return self._conditions[puzzle]
 
-
-@jax.jit
-def _batch(
-    model: Wan, plan: flow.Plan, conditions: Condition, keys: Key[Array, "N K"], probes: Probe
-) -> Runs:
-    codec = model.codec
-    assert isinstance(codec, PixelCodec)  # small puzzles have no other
-
-    def one(condition: Condition, keys: Key[Array, " K"], probe: Probe) -> Runs:
-        world = jax.tree.map(lambda a: a[None], condition)
-        x0 = generate_worlds(model, plan, world, keys, probe).x0[0]
-        return Runs(x0, pixel_videos(codec, x0))
-
-    return jax.vmap(one)(conditions, keys, probes)
+def read_runs(model: Wan, plan: flow.Plan, trace: Trace, aux: tuple[()]) -> Runs:
+    """Return all clean estimates of world 0."""
+    del plan, aux
+    return Runs(trace.x0[0], pixels(model, trace.x0[0]))

@@ -1,0 +1,87 @@
+"""What cannot be run is refused in one sentence, before anything is compiled."""
+
+import pytest
+
+from jcos.experiments.behaviour import Behaviour
+from jcos.experiments.budget import Budget
+from jcos.experiments.cosine import Cosine
+from jcos.experiments.ensemble import Ensemble
+from jcos.experiments.experiment import Experiment, Settings
+from jcos.experiments.flow import Flow
+from jcos.experiments.layers import Layers
+from jcos.experiments.noise import Noise
+from jcos.experiments.swap import Swap
+from jcos.wan import Wan
+from tests.conftest import compilations
+
+RANGES = [
+    (Noise(steps=(4,)), "step 4 .* 0 to 3"),
+    (Noise(frames=(5,)), "frame 5"),
+    (Flow(steps=(4,)), "step 4 .* 0 to 3"),
+    (Flow(frames=(5,)), "frame 5"),
+    (Cosine(layers=(2,)), "layer 2 is out of range"),
+    (Ensemble(steps=(4,)), "step 4 is out of range: there are steps 0 to 3"),
+    (Ensemble(layers=(2,)), "layer 2 is out of range"),
+    (Ensemble(until=(7,)), "step 7 is out of range"),
+    (Layers(steps=(4,)), "step 4 is out of range: there are steps 0 to 3"),
+    (Layers(layers=(20,)), "layer 20 is out of range: .* 0 to 1 "),
+    (Swap(layers=(2,)), "layer 2 is out of range: there are layers 0 to 1"),
+    (Swap(steps=(4,)), "step 4 is out of range"),
+    (Swap(until=(-1,)), "step -1 is out of range"),
+]
+"""Raise IndexError."""
+
+VALUES = [
+    (Noise(tasks=("maze", "maze7")), "canvases of different sizes"),
+    (Noise(tasks=("chess",)), "'chess'"),
+    (Noise(tasks=()), "tasks is empty"),
+    (Noise(seeds=(1, 1)), "each once"),
+    (Noise(seeds=()), "at least one is needed"),
+    (Noise(chunk=0), "chunk is 0"),
+    (Noise(sampling=Settings(steps=0)), "steps is 0"),
+    (Noise(strengths=(0.0,)), "above 0"),
+    (Noise(cleanup=5), "cleanup is 5; it takes 0 to 4 steps"),
+    (Flow(steps=(), frames=()), "no place for noise"),
+    (Flow(at_once=0), "at_once is 0"),
+    (Flow(puzzles=2, tasks=("pattern",), several=True), "has 0 puzzles with several"),
+    (Cosine(seeds=(3,)), "seeds: 1"),
+    (Cosine(tokens=1), "tokens: 1"),
+    (Cosine(puzzles=1), "puzzles: 1"),
+    (Ensemble(members=1), "1 members cannot be averaged"),
+    (Ensemble(more_members=(9,)), "9 members cannot be averaged: there are 8 seeds"),
+    (Ensemble(window=(0.5,)), "a first and a last fraction"),
+    (Ensemble(window=(0.7, 0.5)), "the window 0.7 to 0.5 is none"),
+    (Ensemble(steps=()), "steps is empty"),
+    (Layers(steps=()), "no step is chosen"),
+    (Layers(penalty=0.0), "penalty is 0.0; it is above 0"),
+    (Swap(tasks=("maze",)), "maze has no pairs that differ in one thing; the tasks"),
+    (Swap(several=True), "several=true has no meaning here"),
+    (Swap(sampling=Settings(steps=0)), "steps is 0"),
+    (Behaviour(wrong=-1), "wrong is -1"),
+    (Behaviour(learned=-1), "learned is -1"),
+    (Behaviour(remembered=0), "remembered 0"),
+    (Behaviour(penalty=0.0), "penalty is 0.0; it must be positive"),
+    (Behaviour(puzzles=0), "puzzles is 0"),
+    (Budget(steps=()), "name at least one"),
+    (Budget(steps=(0, 2)), "each at least 1"),
+    (Budget(lengths=(1,)), "fewer than 2 steps"),
+    (Budget(shifts=(0.0,)), "each is a positive number"),
+    (Budget(middles=(1.0,)), "each is a noise level above 0"),
+    (Budget(frames=(9,)), "frames are varied of clips only"),
+    (Budget(sampling=Settings(steps=8)), "sampling.steps is 8; this experiment takes steps="),
+]
+"""Raise ValueError."""
+
+
+@pytest.mark.parametrize(
+    ("error", "experiment", "said"),
+    [(IndexError, *case) for case in RANGES] + [(ValueError, *case) for case in VALUES],
+    ids=[f"{experiment.name}: {said}" for experiment, said in RANGES + VALUES],
+)
+def test_what_cannot_be_run_is_refused_before(
+    small_model: Wan, error: type[Exception], experiment: Experiment, said: str
+) -> None:
+    before = compilations()
+    with pytest.raises(error, match=said):
+        experiment.run(small_model)
+    assert compilations() == before
