@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,24 +69,18 @@ class Ends(Coin):
         return xr.Dataset(variables, self.samples(model).coordinates())
 
 
-def done(
-    experiment: Experiment,
-    model: Wan,
-    folder: Path,
-    redo: bool = False,
-    progress: Progress = lambda *_: None,
-    weights: str = "0",
-) -> bool:
-    return run_to(
-        folder,
-        experiment,
-        model.config,
-        lambda: model,
-        weights={"manifest": weights},
-        command="x",
-        redo=redo,
-        progress=progress,
-    )
+Run = Callable[..., bool]
+
+
+@pytest.fixture
+def done(small_model: Wan) -> Run:
+    """Runs an experiment of the small model into a folder."""
+
+    def run(experiment: Experiment, folder: Path, weights: str = "0", **more: Any) -> bool:
+        more = {"load": lambda: small_model, "weights": {"manifest": weights}} | more
+        return run_to(folder, experiment, small_model.config, command="x", **more)
+
+    return run
 
 
 class Killed(BaseException):
@@ -119,9 +113,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return computed
 
 
-def test_a_folder_holds_what_was_run_and_measured(small_model: Wan, tmp_path: Path) -> None:
+def test_a_folder_holds_what_was_run_and_measured(done: Run, tmp_path: Path) -> None:
     experiment = override(Coin(), ["puzzles=10", "sampling.steps=3"])
-    assert done(experiment, small_model, tmp_path / "a" / "coin")
+    assert done(experiment, tmp_path / "a" / "coin")
     folder = tmp_path / "a" / "coin"
     assert sorted(p.name for p in folder.iterdir()) == WHOLE
     assert [p.name for p in folder.parent.iterdir()] == ["coin"]
@@ -145,58 +139,58 @@ def test_a_folder_holds_what_was_run_and_measured(small_model: Wan, tmp_path: Pa
     assert ">heads</text>" in svg
 
 
-def test_finished_results_are_left_alone(small_model: Wan, tmp_path: Path) -> None:
+def test_finished_results_are_left_alone(done: Run, tmp_path: Path) -> None:
     folder = tmp_path / "coin"
-    assert done(Coin(), small_model, folder)
+    assert done(Coin(), folder)
     before = (folder / "run.json").stat().st_mtime_ns
-    assert not done(Coin(), small_model, folder)
-    assert not done(Coin(chunk=3), small_model, folder), "chunk does not change results"
+    assert not done(Coin(), folder)
+    assert not done(Coin(chunk=3), folder), "chunk does not change results"
     assert (folder / "run.json").stat().st_mtime_ns == before
     (folder / "notes.txt").write_text("mine")
-    assert done(Coin(), small_model, folder, redo=True)
+    assert done(Coin(), folder, redo=True)
     assert (folder / "run.json").stat().st_mtime_ns > before
     assert sorted(p.name for p in folder.iterdir()) == sorted([*WHOLE, "notes.txt"])
     about = json.loads((folder / "run.json").read_text())
     del about["parameters"]["profile"]  # as results older than this parameter
     (folder / "run.json").write_text(json.dumps(about))
-    assert not done(Coin(), small_model, folder)
+    assert not done(Coin(), folder)
     with pytest.raises(ValueError, match="profile None, not float32"):
-        done(Coin(profile="float32"), small_model, folder)
+        done(Coin(profile="float32"), folder)
 
 
-def test_results_of_other_settings_are_not_overwritten(small_model: Wan, tmp_path: Path) -> None:
+def test_results_of_other_settings_are_not_overwritten(done: Run, tmp_path: Path) -> None:
     folder = tmp_path / "coin"
-    done(Coin(), small_model, folder)
+    done(Coin(), folder)
     with pytest.raises(ValueError, match=r"sides 2, not 3.*--redo"):
-        done(Coin(sides=3), small_model, folder)
+        done(Coin(sides=3), folder)
     with pytest.raises(ValueError, match="manifest 0, not 1"):
-        done(Coin(), small_model, folder, weights="1")
-    assert done(Coin(sides=3), small_model, folder, redo=True)
+        done(Coin(), folder, weights="1")
+    assert done(Coin(sides=3), folder, redo=True)
     other = tmp_path / "other"
     other.mkdir()
     (other / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"notes\.txt"):
-        done(Coin(), small_model, other)
+        done(Coin(), other)
     (other / "notes.txt").unlink()
-    assert done(Coin(), small_model, other), "an empty folder is as good as none"
+    assert done(Coin(), other), "an empty folder is as good as none"
 
 
 @pytest.mark.parametrize("redo", [False, True])
-def test_what_fails_leaves_no_results(small_model: Wan, tmp_path: Path, redo: bool) -> None:
+def test_what_fails_leaves_no_results(done: Run, tmp_path: Path, redo: bool) -> None:
     """Whether there were results before or not."""
     folder = tmp_path / "coin"
     if redo:
-        done(Coin(), small_model, folder)
+        done(Coin(), folder)
     with pytest.raises(FloatingPointError):
-        done(Coin(broken=True), small_model, folder, redo)
+        done(Coin(broken=True), folder, redo=redo)
     assert folder.exists() == redo
     if redo:
         assert sorted(p.name for p in folder.iterdir()) == WHOLE
-        assert not done(Coin(), small_model, folder), "what was there is whole"
+        assert not done(Coin(), folder), "what was there is whole"
 
 
 def test_a_folder_is_written_whole_or_not_at_all(
-    small_model: Wan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "coin"
 
@@ -207,10 +201,10 @@ def test_a_folder_is_written_whole_or_not_at_all(
     with monkeypatch.context() as patch:
         patch.setattr(folders, "to_svg", full)
         with pytest.raises(OSError, match="No space left"):
-            done(Coin(), small_model, folder)
+            done(Coin(), folder)
     assert not folder.exists()
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".jcos")]
-    assert done(Coin(), small_model, folder)
+    assert done(Coin(), folder)
 
 
 def unneeded() -> Wan:
@@ -218,29 +212,28 @@ def unneeded() -> Wan:
 
 
 def test_no_weights_are_read_for_what_is_refused_or_there_already(
-    small_model: Wan, tmp_path: Path
+    done: Run, tmp_path: Path
 ) -> None:
-    config, more = small_model.config, {"weights": {"manifest": "0"}, "command": "x"}
     for wrong in (Coin(puzzles=0), Coin(clips=tmp_path / "none.json"), Noise(steps=(50,))):
         with pytest.raises((ValueError, IndexError)):
-            run_to(tmp_path / "x", wrong, config, unneeded, **more)
+            done(wrong, tmp_path / "x", load=unneeded)
     folder = tmp_path / "coin"
-    assert done(Coin(), small_model, folder)
-    assert not run_to(folder, Coin(), config, unneeded, **more)
+    assert done(Coin(), folder)
+    assert not done(Coin(), folder, load=unneeded)
     with pytest.raises(ValueError, match="other settings"):
-        run_to(folder, Coin(sides=3), config, unneeded, **more)
+        done(Coin(sides=3), folder, load=unneeded)
 
 
 def test_a_killed_run_goes_on_where_it_stopped(
-    small_model: Wan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment, computed = Ends(puzzles=3), counted(monkeypatch)
-    assert done(experiment, small_model, tmp_path / "plain")
+    assert done(experiment, tmp_path / "plain")
     assert len(computed) == 6
     computed.clear()
     folder = tmp_path / "ends"
     with pytest.raises(Killed):  # before the second chunk of the second sweep
-        done(experiment, small_model, folder, progress=kill_at("sampling", 6))
+        done(experiment, folder, progress=kill_at("sampling", 6))
     assert len(computed) == 4
     assert not folder.exists()
     chunks = sorted((tmp_path / ".ends.unfinished").glob("*.npz"))
@@ -248,7 +241,7 @@ def test_a_killed_run_goes_on_where_it_stopped(
     whole = chunks[0].read_bytes()
     chunks[0].write_bytes(whole[:100])
     chunks[1].write_bytes(whole[:500] + b"damaged" + whole[507:])
-    assert done(experiment, small_model, folder)
+    assert done(experiment, folder)
     assert len(computed) == 8, "two chunks were kept whole"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ends", "plain"]
     ends, plain = (results.load(tmp_path / n / "results.nc")["heads"] for n in ("ends", "plain"))
@@ -256,22 +249,22 @@ def test_a_killed_run_goes_on_where_it_stopped(
 
 
 def test_a_killed_run_is_not_mixed_with_other_settings_or_code(
-    small_model: Wan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "ends"
 
     def kill(**changes: Any) -> None:
         with pytest.raises(Killed):
-            done(Ends(puzzles=3, **changes), small_model, folder, progress=kill_at("sampling", 2))
+            done(Ends(puzzles=3, **changes), folder, progress=kill_at("sampling", 2))
 
     kill()
     with pytest.raises(ValueError, match=r"sides 2, not 3.*--redo begins anew"):
-        done(Ends(puzzles=3, sides=3), small_model, folder)
+        done(Ends(puzzles=3, sides=3), folder)
     with monkeypatch.context() as patch:
         patch.setattr(sweeps, "_code", lambda: "0123")
         with pytest.raises(ValueError, match=r"code .*, not 0123"):
-            done(Ends(puzzles=3), small_model, folder)
-    assert done(Ends(puzzles=3, sides=3), small_model, folder, redo=True)
+            done(Ends(puzzles=3), folder)
+    assert done(Ends(puzzles=3, sides=3), folder, redo=True)
 
 
 def test_fine_tuned_weights_of_the_same_layout_are_others(tmp_path: Path) -> None:
