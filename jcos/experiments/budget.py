@@ -27,7 +27,7 @@ from jcos.experiments.answers import Answers, answers_of
 from jcos.experiments.clips import latent_frames
 from jcos.experiments.experiment import Experiment, Picture, Progress
 from jcos.experiments.samples import Samples
-from jcos.experiments.sweeps import pixels
+from jcos.experiments.sweeps import pixels, read_latents
 from jcos.lab.ideal import ideal_run
 from jcos.lab.measures import GAINS, POSITIVE
 from jcos.lab.results import DENOISERS, measure, of_kind
@@ -281,11 +281,3 @@ def read_ends(
     noise, latents, prior = trace.estimate_obs[0][:, 0], answers.latents, answers.log_prior
     ideal = jax.vmap(lambda x: ideal_run(plan.schedule, x, latents, prior).x0[-1])(noise)
     return pixels(model, jnp.stack([trace.latents[0], ideal]))
-
-
-def read_latents(
-    model: Wan, plan: flow.Plan, trace: Trace, aux: tuple[()]
-) -> Float[Array, "K F h w C"]:
-    """Return how the runs of world 0 end."""
-    del model, plan, aux
-    return trace.latents[0]

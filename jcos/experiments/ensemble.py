@@ -14,19 +14,18 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from jcos.config import PixelCodec, WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import answers_of
 from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places, window
 from jcos.experiments.samples import Samples
-from jcos.experiments.sweeps import pixels
+from jcos.experiments.sweeps import read_latents, read_videos
 from jcos.lab.measures import GAINS, POSITIVE, SCORES, Span
 from jcos.lab.results import DENOISERS, MODEL, measure
 from jcos.sampling import flow
 from jcos.sampling.probes import Chain, EstimateEnsemble, SeedEnsemble, chain, choose
-from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
 KINDS = ("tokens", "estimates", "velocities")
@@ -169,13 +168,15 @@ class Ensemble(Experiment):
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         config, samples, plan = model.config, self.samples(model), self.plan(model.config)
+        pixel = isinstance(config.codec, PixelCodec)
         means = self.means(config)
 
         def ends(means: Sequence[Mean], plan: flow.Plan, seeds: int, **more: Any) -> np.ndarray:
             """Return how runs end [means, P, K, …]: videos of puzzles, else latents."""
             sizes = plan.steps, config.dit.layers, seeds
             more |= {"probes": [probe_of(mean, *sizes, self.unconditional) for mean in means]}
-            more |= {"seeds": self.seeds[:seeds], "plan": plan, "readout": read_ends}
+            more |= {"seeds": self.seeds[:seeds], "plan": plan}
+            more |= {"readout": read_videos if pixel else read_latents}
             return self.sweep(model, progress)(samples.conditions, **more)
 
         every = len(self.seeds)
@@ -252,15 +253,6 @@ def probe_of(mean: Mean, steps: int, layers: int, seeds: int, unconditional: boo
             groups,
         ),
     )
-
-
-def read_ends(
-    model: Wan, plan: flow.Plan, trace: Trace, aux: Any
-) -> Float[Array, "K F h w C"] | Array:
-    """Return how the runs of world 0 end."""
-    del plan, aux
-    pixel = isinstance(model.config.codec, PixelCodec)
-    return pixels(model, trace.latents[0]) if pixel else trace.latents[0]
 
 
 # ---- what is measured

@@ -302,6 +302,18 @@ def chosen_steps(model: Wan, plan: flow.Plan, trace: Trace, steps: Int[Array, " 
     return trace._replace(x0=trace.x0[:, :, steps])
 
 
+def read_latents(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> Float[Array, "K F h w C"]:
+    """Return how the runs of world 0 end."""
+    del model, plan, aux
+    return trace.latents[0]
+
+
+def read_videos(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> UInt8[Array, "K F H W 3"]:
+    """Return how the runs of world 0 end, in pixels."""
+    del plan, aux
+    return pixels(model, trace.latents[0])
+
+
 def held_out(task: Task, n: int, seed: int = 0) -> list[Puzzle]:
     """Return n puzzles of the test split; the same for every model and experiment of this seed."""
     return [task.sample((seed, i), "test") for i in range(n)]

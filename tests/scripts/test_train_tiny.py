@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from jcos.lab import training
+from jcos.lab.tasks import TASKS
 from jcos.lab.training import PARTS, Progress, initial
 from jcos.wan import Wan
 from jcos.weights import checkpoint
@@ -137,3 +138,10 @@ def test_evaluation_of_no_checkpoint_is_one_sentence(tmp_path: Path, capsys, mon
     arguments = ("--checkpoint", tmp_path, "--out", out)
     assert "is not a checkpoint folder" in refused(capsys, monkeypatch, evaluate.main, *arguments)
     assert not out.exists()
+
+
+def test_evaluation_of_a_model_that_solves_nothing(small_model: Wan) -> None:
+    result = evaluate.evaluate(small_model, TASKS["maze"], 6)
+    assert (result.solved.mean, result.still, result.commitment, result.distinct) == (0, 0, None, 6)
+    assert result.solved.high > 0.1
+    assert 0 <= result.chance < 0.9
