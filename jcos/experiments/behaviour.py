@@ -18,19 +18,11 @@ import xarray as xr
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from jcos.config import WanConfig
-from jcos.experiments import plots
+from jcos.experiments import plots, watching
 from jcos.experiments.answers import Answers, answers_of, chosen
 from jcos.experiments.behaviour_memory import check_tiles, memory_figures, remembering
 from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
 from jcos.experiments.samples import Samples
-from jcos.experiments.watching import (
-    clip_dataset,
-    clip_figures,
-    film_figures,
-    films,
-    watch,
-    watch_answers,
-)
 from jcos.lab import results
 from jcos.lab.measures import POSITIVE, UNBOUNDED, commitment_step
 from jcos.lab.results import DENOISERS, Variable, measure
@@ -113,7 +105,7 @@ class Behaviour(Experiment):
         if not samples.judged:
             return self._clips(model, samples, progress)
         answers = answers_of(model, samples.puzzles, wrong=self.wrong)
-        watched = watch(self, model, samples, watch_answers, progress, answers)
+        watched = watching.watch(self, model, samples, watching.watch_answers, progress, answers)
         listed, puzzles = looked_at(plan.steps, 5), samples.puzzles
         videos, masses = (watched.video, watched.ideal_video), (watched.on, watched.ideal_run_on)
         judged = Judged(*np.stack([judge_parts(puzzles, video) for video in videos], 1))
@@ -130,10 +122,10 @@ class Behaviour(Experiment):
         return data
 
     def _clips(self, model: Wan, samples: Samples, progress: Progress) -> xr.Dataset:
-        still, moving, x0 = watch(self, model, samples, watch_parts, progress)
+        still, moving, x0 = watching.watch(self, model, samples, watch_parts, progress)
         parts = {"what stays": still, "what changes": moving}
         distances = {f"distance to the end, {name}": v for name, v in parts.items()}
-        data = clip_dataset(self, model, samples, distances, x0)
+        data = watching.clip_dataset(self, model, samples, distances, x0)
         settled = np.stack([commitment_step(v <= SETTLED) for v in parts.values()]).astype(float)
         name, later = "step of settling", settled[1:] - settled[:1]
         about: dict[str, Any] = {"units": "step", "forwards": "all_forwards"}
@@ -150,14 +142,14 @@ class Behaviour(Experiment):
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         if "clip" in data.dims:
-            yield from clip_figures(data)
+            yield from watching.clip_figures(data)
             return
         names = ("corrected_later", "spoiled_later")
         x, y = "denoising step", "share of runs"
         figure = plots.lines(data, names, hue="denoiser", xlabel=x, ylabel=y)
         yield "correction", Picture(figure, CORRECTION)
         yield from memory_figures(data)
-        yield from film_figures(data, FILM)
+        yield from watching.film_figures(data, FILM)
 
 
 CORRECTION = (
@@ -308,7 +300,7 @@ def turned_films(
     if not runs:
         return {}
     estimates = np.stack([videos[i, k, steps] for i, k in runs.values()])
-    return films(estimates, list(runs), [i for i, _ in runs.values()], steps)
+    return watching.films(estimates, list(runs), [i for i, _ in runs.values()], steps)
 
 
 def watch_parts(

@@ -15,28 +15,11 @@ import pandas as pd
 import xarray as xr
 
 from jcos.config import WanConfig
-from jcos.experiments import plots
+from jcos.experiments import plots, watching
 from jcos.experiments.answers import answers_of, chosen, shares
 from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
 from jcos.experiments.samples import Samples
-from jcos.experiments.watching import (
-    clip_dataset,
-    clip_figures,
-    film_figures,
-    films,
-    watch,
-    watch_answers,
-    watch_distance,
-)
-from jcos.lab import results
-from jcos.lab.measures import (
-    POSITIVE,
-    UNBOUNDED,
-    Estimate,
-    auroc,
-    commitment_step,
-    held_at_once,
-)
+from jcos.lab import measures, results
 from jcos.lab.results import DENOISERS, MODEL, Row, measure
 from jcos.wan import Wan
 
@@ -76,21 +59,23 @@ class Steps(Experiment):
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples = self.samples(model)
         if not samples.judged:
-            to_end, change, x0 = watch(self, model, samples, watch_distance, progress)
+            to_end, change, x0 = watching.watch(
+                self, model, samples, watching.watch_distance, progress
+            )
             names = {"distance to the end": to_end, "distance to the step before": change}
-            return clip_dataset(self, model, samples, names, x0)
+            return watching.clip_dataset(self, model, samples, names, x0)
         answers = answers_of(model, samples.puzzles, wrong=self.wrong)
-        watched = watch(self, model, samples, watch_answers, progress, answers)
+        watched = watching.watch(self, model, samples, watching.watch_answers, progress, answers)
         (scores, solved), ideally = map(samples.judge, (watched.video, watched.ideal_video))
         solved = np.stack([solved, ideally[1]])
         steps, on = solved.shape[-1], np.stack([watched.on, watched.ideal_on])
         chosen_by_model = chosen(watched.on[:, :, -1], answers)
         mass = (shares(one, answers, chosen_by_model) for one in on)
         taken, others, wrong = map(np.stack, zip(*mass, strict=True))
-        held = held_at_once(np.where(answers.right[:, None, None], on, 0))
+        held = measures.held_at_once(np.where(answers.right[:, None, None], on, 0))
         several = samples.several[:, None, None]
         single = ~several & answers.wrong.any(1)[:, None, None]
-        commitment = commitment_step(solved).astype(float)
+        commitment = measures.commitment_step(solved).astype(float)
         commitment[commitment == steps] = np.nan
         of_model, each = "puzzle seed step", "denoiser puzzle seed step"
         span = {"units": "step", "span": (0, steps), "median": True, "forwards": "all_forwards"}
@@ -104,7 +89,7 @@ class Steps(Experiment):
                 of_model,
                 np.where(several, held[0] - held[1], np.nan),
                 "answers held at once, more than ideal",
-                HELD | {"span": UNBOUNDED},
+                HELD | {"span": measures.UNBOUNDED},
             ),
             "gap": (of_model, watched.gap, "distance to the ideal denoiser", GAP),
         }
@@ -135,13 +120,13 @@ class Steps(Experiment):
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         if "solved" not in data:
-            yield from clip_figures(data)
+            yield from watching.clip_figures(data)
             return
         x: dict[str, Any] = {"hue": "denoiser", "xlabel": "denoising step"}
         yield "solved", Picture(plots.lines(data, "solved", ylabel="x̂0 solved", **x), SOLVED)
         names = ["taken", "others", "wrong", "off"]
         yield "blend", Picture(plots.lines(data, names, ylabel="share of x̂0", **x), BLEND)
-        yield from film_figures(data, FILM)
+        yield from watching.film_figures(data, FILM)
 
 
 HELD = {
@@ -152,7 +137,7 @@ HELD = {
 GAP = {
     "comment": "Root mean square distance of x̂0 from the ideal one at the same latent.",
     "units": "latent",
-    "span": POSITIVE,
+    "span": measures.POSITIVE,
 }
 SOLVED = (
     "Share of puzzles whose clean estimate is solved at each step, with 95% intervals over "
@@ -177,13 +162,13 @@ def one_of_each(
         firsts.setdefault(parts[i], int(i))
     names = list(dict.fromkeys(parts))
     chosen = [firsts[name] for name in names]
-    return films(video[chosen, 0][:, steps], names, chosen, steps)
+    return watching.films(video[chosen, 0][:, steps], names, chosen, steps)
 
 
-def predictions(data: xr.Dataset) -> dict[str, dict[tuple[str, int], Estimate]]:
+def predictions(data: xr.Dataset) -> dict[str, dict[tuple[str, int], measures.Estimate]]:
     """Return by task how well each sign at each of some steps tells the puzzles that will fail; of
     tasks with enough of those and of others."""
-    areas: dict[str, dict[tuple[str, int], Estimate]] = {}
+    areas: dict[str, dict[tuple[str, int], measures.Estimate]] = {}
     for task, where in results.groups_of(data["solved"]).items() if "blur" in data else ():
         one = data.isel(puzzle=where)
         fails = ~one["solved"].sel(denoiser=MODEL).values[..., -1]
@@ -191,7 +176,9 @@ def predictions(data: xr.Dataset) -> dict[str, dict[tuple[str, int], Estimate]]:
             continue
         puzzles = np.repeat(np.arange(len(where)), fails.shape[1])
         areas[task] = {
-            (sign, step): auroc(one[sign].values[..., step].ravel(), fails.ravel(), groups=puzzles)
+            (sign, step): measures.auroc(
+                one[sign].values[..., step].ravel(), fails.ravel(), groups=puzzles
+            )
             for sign in SIGNS
             for step in looked_at(data.sizes["step"])
         }
