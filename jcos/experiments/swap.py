@@ -200,10 +200,7 @@ class Swap(Experiment):
         until = of_kind(data, KEPT_UP)["at_step"].values
         last = int(until.max()) if len(until) else 0
         names, curves = ("flipped", "kept") if judged else ("way",), {}
-        for kind, step, when in (
-            (SINGLE, 0, "first step"),
-            (KEPT_UP, last, f"up to step {last}"),
-        ):
+        for kind, step, when in ((SINGLE, 0, "first step"), (KEPT_UP, last, f"up to step {last}")):
             cases = of_kind(data, kind)
             cases = cases.isel(case=np.flatnonzero(cases["at_step"] == step))
             for name in names if cases.sizes["case"] else ():

@@ -251,8 +251,7 @@ def sweep(
         pieces.append(kept)
     progress(what, total, total)
     return jax.tree.map(
-        lambda *a: np.concatenate(a)[:total].reshape(len(probes), puzzles, *a[0].shape[1:]),
-        *pieces,
+        lambda *a: np.concatenate(a)[:total].reshape(len(probes), puzzles, *a[0].shape[1:]), *pieces
     )
 
 

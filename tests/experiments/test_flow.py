@@ -7,15 +7,7 @@ import pytest
 import xarray as xr
 
 from jcos.experiments.answers import answers_of
-from jcos.experiments.flow import (
-    Flow,
-    Put,
-    by_case,
-    grouped,
-    ideal_perturbed,
-    reaches,
-    triangle,
-)
+from jcos.experiments.flow import Flow, Put, by_case, grouped, ideal_perturbed, reaches, triangle
 from jcos.experiments.noise import STEP, Case, labels_of
 from jcos.experiments.samples import Samples
 from jcos.lab.ideal import ideal_run

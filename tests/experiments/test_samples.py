@@ -9,13 +9,7 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from jcos.experiments.clips import (
-    check_clips,
-    digest,
-    latent_frames,
-    read_clips,
-    write_example,
-)
+from jcos.experiments.clips import check_clips, digest, latent_frames, read_clips, write_example
 from jcos.experiments.samples import Samples, baselines
 from jcos.experiments.sweeps import held_out
 from jcos.lab.tasks import TASKS

@@ -6,15 +6,7 @@ import numpy as np
 import pytest
 
 from jcos.experiments import memory, sweeps
-from jcos.experiments.sweeps import (
-    conditions_of,
-    held_out,
-    one_world,
-    pixels,
-    play,
-    score,
-    sweep,
-)
+from jcos.experiments.sweeps import conditions_of, held_out, one_world, pixels, play, score, sweep
 from jcos.lab.tasks import TASKS
 from jcos.sampling import flow
 from jcos.sampling.probes import InWorlds, Noise, Probe, States
