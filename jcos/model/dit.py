@@ -46,6 +46,23 @@ the hidden units [N, ffn] after the activation; the tokens before and after a bl
 the second goes on."""
 
 
+def computed_at(cfg: DiTConfig, numerics: Numerics, tokens: int) -> dict[str, Any]:
+    """Return shape and type of what is computed at each of `SITES`, and after a "block"."""
+    shape, linear = jax.ShapeDtypeStruct, jnp.dtype(numerics.linear)
+    stream = shape((tokens, cfg.dim), jnp.dtype(numerics.residual))
+    heads = shape((tokens, cfg.heads, cfg.head_dim), linear)
+    turned = shape(heads.shape, jnp.float32)  # queries and keys are normed and rotated so
+    return {
+        "input": stream,
+        "attention": (turned, turned),
+        "heads": heads,
+        "cross": heads,
+        "mlp": shape((tokens, cfg.ffn_dim), linear),
+        "update": (stream, stream),
+        "block": stream,
+    }
+
+
 def go_on(site: str, z: Any) -> Any:
     del site
     return z
@@ -315,7 +332,7 @@ class DiT(nnx.Module):
         if "input" in sites:
             x, first["input"] = sites["input"](jnp.int32(-1), x[:n])
             x = mesh.spread(x)
-        shapes = self._observed(sites, on_block, layers[0], x[:n])
+        shapes = self._observed(sites, on_block, layers[0], n)
         chosen = Slots(slots, shapes if sites else shapes["block"])
 
         def body(carry: tuple[Tokens, Any], scanned: tuple[Block, Int[Array, ""]]) -> Any:
@@ -346,21 +363,12 @@ class DiT(nnx.Module):
             return v, found | first if sites else found
 
     def _observed(
-        self, sites: Mapping[str, OnSite], on_block: OnBlock, layer: Int[Array, ""], x: Tokens
+        self, sites: Mapping[str, OnSite], on_block: OnBlock, layer: Int[Array, ""], tokens: int
     ) -> dict[str, Any]:
         """Return the shapes of the observations in a block, by place."""
-        linear, n = jnp.dtype(self.numerics.linear), x.shape[0]
-        heads = jax.ShapeDtypeStruct((n, self.cfg.heads, self.cfg.head_dim), linear)
-        # Queries and keys are normed and rotated in float32.
-        wide = jax.ShapeDtypeStruct(heads.shape, jnp.float32)
-        hidden = jax.ShapeDtypeStruct((n, self.cfg.ffn_dim), linear)
-        computed = {"attention": (wide, wide), "heads": heads, "cross": heads, "mlp": hidden}
-        computed["update"] = (x, x)
-        inside = {site: (f, computed[site]) for site, f in sites.items() if site != "input"}
-        return {
-            site: jax.eval_shape(f, layer, z)[1]
-            for site, (f, z) in (inside | {"block": (on_block, x)}).items()
-        }
+        computed = computed_at(self.cfg, self.numerics, tokens)
+        inside = {site: f for site, f in sites.items() if site != "input"} | {"block": on_block}
+        return {site: jax.eval_shape(f, layer, computed[site])[1] for site, f in inside.items()}
 
     def time_vector(
         self, t: Float[Array, ""] | Float[Array, " N"], clean: Bool[Array, " N"] | None

@@ -28,7 +28,7 @@ from jaxtyping import Array
 
 from jcos.config import DiTConfig, Numerics
 from jcos.devices import mesh
-from jcos.model.dit import DiT
+from jcos.model.dit import DiT, computed_at
 from jcos.model.slots import Slots
 from jcos.sampling.probe import Probe, Site
 from jcos.sampling.probes import Chain, EstimateEnsemble, InWorlds, SeedEnsemble, parts
@@ -248,19 +248,11 @@ def _trace_hooks(
         site = Site(number, number, number, sigma, key, latent, lambda _: latent)
 
         def block(branch: Array) -> None:
-            def full(dtype: str, *width: int) -> Array:
-                return jnp.full((math.prod(cfg.tokens(*video)), *width), value + branch, dtype)
-
-            heads, tokens = (cfg.heads, cfg.head_dim), full(numerics.residual, cfg.dim)
-            computed = {
-                "input": tokens,
-                "attention": (full("float32", *heads), full("float32", *heads)),
-                "heads": full(numerics.linear, *heads),
-                "cross": full(numerics.linear, *heads),
-                "mlp": full(numerics.linear, cfg.ffn_dim),
-                "update": (tokens, tokens),
-                "block": tokens,
-            }
+            tokens = math.prod(cfg.tokens(*video))
+            computed = jax.tree.map(
+                lambda a: jnp.full(a.shape, value + branch, a.dtype),
+                computed_at(cfg, numerics, tokens),
+            )
             used = {"block", *probe.sites()}
             found = {s: _call(probe, f"on_{s}", site, z) for s, z in computed.items() if s in used}
             observed.append(found)
