@@ -37,16 +37,15 @@ class Numerics:
     text: str = "float32"
 
 
-def _check_positive(config: Any) -> None:
-    """Raise ValueError for a number of a configuration that is not positive; means may be any."""
-    for name, value in dataclasses.asdict(config).items():
-        numbers = value if isinstance(value, tuple) else (value,)
-        if (
-            name not in ("mean", "patched")
-            and value is not None
-            and not min(numbers, default=1) > 0
-        ):
-            raise ValueError(f"{type(config).__name__}.{name} is {value}; it must be positive")
+class _Sizes:
+    """Numbers that are positive, but for means and flags; ValueError where one is not."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            checked = name not in ("mean", "patched") and value is not None
+            if checked and not min(numbers, default=1) > 0:
+                raise ValueError(f"{type(self).__name__}.{name} is {value}; it must be positive")
 
 
 FLOAT32 = Numerics()
@@ -55,7 +54,7 @@ OFFICIAL = Numerics(linear="bfloat16", text="bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
-class DiTConfig:
+class DiTConfig(_Sizes):
     """Sizes of one diffusion transformer (one expert).
 
     in_channels: latent channels plus whatever is concatenated to them; out_channels: latent
@@ -80,7 +79,7 @@ class DiTConfig:
     image_dim: int | None = None
 
     def __post_init__(self) -> None:
-        _check_positive(self)
+        super().__post_init__()
         if self.dim % self.heads:
             raise ValueError(f"DiTConfig: dim {self.dim} is not a multiple of heads {self.heads}")
         if self.head_dim % 2 or self.freq_dim % 2:
@@ -101,15 +100,12 @@ class DiTConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class PixelCodec:
+class PixelCodec(_Sizes):
     """An exact codec: colours normalised, `stride` × `stride` pixels folded into channels."""
 
     stride: int = 2
     mean: float = 0.55
     std: float = 0.42
-
-    def __post_init__(self) -> None:
-        _check_positive(self)
 
     @property
     def channels(self) -> int:
@@ -130,7 +126,7 @@ class Words:
 
 
 @dataclasses.dataclass(frozen=True)
-class VaeConfig:
+class VaeConfig(_Sizes):
     """A causal video VAE of the Wan family; frames 1 + 4n become 1 + n latent frames.
 
     encoder_dim, decoder_dim: narrowest widths, multiplied by 1, 2, 4, 4 with depth.
@@ -146,7 +142,7 @@ class VaeConfig:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        _check_positive(self)
+        super().__post_init__()
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"VaeConfig: {self.channels} channels need as many means and stds")
 
@@ -157,7 +153,7 @@ class VaeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class UMT5Config:
+class UMT5Config(_Sizes):
     """UMT5's encoder; the sizes are those of XXL, which every release uses."""
 
     vocabulary: int = 256384
@@ -170,12 +166,9 @@ class UMT5Config:
     buckets: int = 32
     max_distance: int = 128
 
-    def __post_init__(self) -> None:
-        _check_positive(self)
-
 
 @dataclasses.dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(_Sizes):
     """A CLIP vision tower as Wan2.1 reads it, without its last block; the sizes are those of the
     release (ViT-H/14). size: side of the picture in pixels. patch: of a token."""
 
@@ -186,9 +179,6 @@ class VisionConfig:
     size: int = 224
     patch: int = 14
     eps: float = 1e-5
-
-    def __post_init__(self) -> None:
-        _check_positive(self)
 
     @property
     def tokens(self) -> int:

@@ -7,7 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,19 @@ def release(tmp_path) -> Path:
 
 def run(job: Job) -> stream.Plan:
     return convert(job, Progress(disable=True))
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory) -> Callable[..., Path]:
+    """Conversions that several tests read."""
+
+    @cache
+    def convert(source: Path, dtype: StoredType = "bfloat16") -> Path:
+        target = tmp_path_factory.mktemp("converted") / "out"
+        run(Job(source, target, dtype))
+        return target
+
+    return convert
 
 
 def stored(folder: Path) -> dict[str, Any]:
@@ -82,12 +96,12 @@ def files(folder: Path, parts: Iterable[str] = ("",)) -> dict[str, tuple[int, in
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("folder", [I2V, TI2V, T2V], ids=lambda p: p.name)
-def test_every_leaf_equals_the_release(tmp_path, folder, dtype):
-    run(Job(folder, tmp_path / "out", dtype))
-    assert_equal(stored(tmp_path / "out"), published(folder, dtype))
-    manifest = checkpoint.read_manifest(tmp_path / "out")
+def test_every_leaf_equals_the_release(converted, folder, dtype):
+    target = converted(folder, dtype)
+    assert_equal(stored(target), published(folder, dtype))
+    manifest = checkpoint.read_manifest(target)
     assert checkpoint.read_config(manifest) == open_released(folder).config
-    assert not list(tmp_path.glob(".*"))
+    assert list(target.parent.iterdir()) == [target]
 
 
 def test_the_layout_of_diffusers_gives_the_same(tmp_path):
@@ -95,10 +109,9 @@ def test_the_layout_of_diffusers_gives_the_same(tmp_path):
     assert_equal(stored(tmp_path / "out"), published(I2V))
 
 
-def test_a_converted_model_is_restored_into_another_type(tmp_path):
-    run(Job(T2V, tmp_path / "out", "float32"))
+def test_a_converted_model_is_restored_into_another_type(converted):
     want = {k: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16) for k, a in published(T2V).items()}
-    found = checkpoint.restore(tmp_path / "out", want)
+    found = checkpoint.restore(converted(T2V, "float32"), want)
     for path, a in published(T2V, "float32").items():
         rounded = np.asarray(a).astype(jnp.bfloat16)
         assert np.asarray(found[path]).tobytes() == rounded.tobytes(), path
@@ -168,11 +181,11 @@ def test_large_leaves_are_parts_of_their_own(tmp_path, monkeypatch):
     assert_equal(stored(tmp_path / "out"), want)
 
 
-def test_one_part_is_restored_alone(tmp_path):
-    run(Job(I2V, tmp_path / "out"))
-    shutil.rmtree(tmp_path / "out" / "weights" / "000")
+def test_one_part_is_restored_alone(converted, tmp_path):
+    folder = shutil.copytree(converted(I2V), tmp_path / "out")
+    shutil.rmtree(folder / "weights" / "000")
     vae = {k: a for k, a in published(I2V).items() if k.startswith("vae.")}
-    found = checkpoint.restore(tmp_path / "out", jax.eval_shape(lambda: vae), only=["vae."])
+    found = checkpoint.restore(folder, jax.eval_shape(lambda: vae), only=["vae."])
     assert_equal(found, vae)
 
 
