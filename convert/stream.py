@@ -2,10 +2,12 @@
 
 A part is one large leaf (a weight of all layers) or a bundle of small ones. Its tensors are read
 one after the other into an array of the type that is stored, so that little more than the largest
-leaf is in memory. Files are hashed in a thread, beside reading and writing.
+leaf is in memory. While it is written, files are hashed, and the next part is read if both together
+take no more than half as much again as the largest one.
 """
 
 import contextlib
+import itertools
 import os
 import tempfile
 import threading
@@ -92,7 +94,7 @@ def convert(job: Job, progress: Progress, times: dict[str, float] | None = None)
     """Write `job.target`; when it fails or is killed, what is finished stays beside it to go on
     with.
 
-    times: takes the seconds of each stage.
+    times: takes the seconds of each stage, of writing and hashing those that are waited for.
 
     Raises FileExistsError where the target exists; CheckpointError where files are missing, damaged
     or do not fit the model (before anything is written), have changed since the conversion was
@@ -109,11 +111,12 @@ def convert(job: Job, progress: Progress, times: dict[str, float] | None = None)
         progress.console.print(note, markup=False, highlight=False, soft_wrap=True)
     times = {} if times is None else times
     stopped = threading.Event()
+    writer = ThreadPoolExecutor(1)
     hasher = ThreadPoolExecutor(1)  # one: a part is noted only after the sources
     try:
         files = _sources(made)
-        sizes = [file.stat().st_size for file in files.values()]
-        checking = progress.add_task("checking files", total=sum(sizes))
+        total = sum(file.stat().st_size for file in files.values())
+        checking = progress.add_task("checking files", total=total)
 
         def checked(size: int) -> None:
             if stopped.is_set():
@@ -122,24 +125,40 @@ def convert(job: Job, progress: Progress, times: dict[str, float] | None = None)
 
         hashed = [hasher.submit(work.check_sources, files, checked)]
         if work.parts:
-            _wait(hashed, times)  # those that have changed are refused before anything is written
+            # What has changed is refused before anything is written.
+            _wait(hashed, times, "hashing")
         for _, adapter in made.adapters:
             adapter.check_finite()
         left = {name: paths for name, paths in made.bundles.items() if name not in work.parts}
         size = made.bytes_stored(_flat(left))
         check_room(target.parent, more=int(COMPRESSED * size))
         task = progress.add_task("converting", total=made.bytes_read(_flat(left)))
-        for name, paths in left.items():
-            leaves = _write_part(
-                made, work.folder, name, paths, lambda n: progress.advance(task, n), times
-            )
+
+        def write(name: str, values: dict[str, np.ndarray]) -> None:
+            leaves = checkpoint.write_part(work.folder, name, values)
             hashed.append(hasher.submit(_note_part, work, name, leaves))
-            _wait([future for future in hashed if future.done()], times)
-        _wait(hashed, times)
+
+        sizes = {name: made.bytes_stored(paths) for name, paths in made.bundles.items()}
+        most = max(2 * BUNDLE, *(1.5 * size for size in sizes.values()))
+        written: list[Future[None]] = []
+        before = 0
+        for name, paths in left.items():
+            if before + sizes[name] > most:
+                _wait(written, times, "writing")
+            check_room(work.folder, more=sizes[name])
+            with _timed(times, "reading"):
+                values = _read_part(made, paths, lambda n: progress.advance(task, n))
+            _wait(written, times, "writing")
+            _wait([future for future in hashed if future.done()], times, "hashing")
+            written, before = [writer.submit(write, name, values)], sizes[name]
+            del values  # it is let go of when it is written
+        _wait(written, times, "writing")
+        _wait(hashed, times, "hashing")
         _finish(made, work)
     finally:
         stopped.set()
-        hasher.shutdown(cancel_futures=True)
+        for threads in (writer, hasher):  # in this order: the first one fills the second
+            threads.shutdown(cancel_futures=True)
         work.close()
     return made
 
@@ -148,9 +167,9 @@ def _note_part(work: Work, name: str, leaves: dict[str, Any]) -> None:
     work.finish_part(name, leaves, checkpoint.digests(work.folder, f"weights/{name}"))
 
 
-def _wait(hashed: Iterable[Future[None]], times: dict[str, float]) -> None:
-    with _timed(times, "waiting for hashes"):
-        for future in hashed:
+def _wait(futures: Iterable[Future[None]], times: dict[str, float], stage: str) -> None:
+    with _timed(times, stage):
+        for future in futures:
             future.result()
 
 
@@ -175,17 +194,21 @@ def _adapters(job: Job, released: Released) -> list[tuple[str, Adapter]]:
 
 def _bundles(released: Released, types: dict[str, np.dtype]) -> dict[str, list[str]]:
     """Small leaves together, large ones alone; none together with those of another expert, VAE or
-    text encoder, which may be loaded alone."""
+    text encoder, which may be loaded alone. Small and large ones take turns, so that two of the
+    largest are seldom neighbours."""
     sizes = {path: leaf.size * types[path].itemsize for path, leaf in released.leaves.items()}
     bundles: list[list[str]] = []
     for part in released.parts:
-        room = 0
+        room, ascending = 0, []
         for path in sorted((p for p in sizes if part_of(p) == part), key=sizes.__getitem__):
             if sizes[path] > room:
-                bundles.append([])
+                ascending.append([])
                 room = BUNDLE
-            bundles[-1].append(path)
+            ascending[-1].append(path)
             room -= sizes[path]
+        half = -(-len(ascending) // 2)
+        turns = itertools.zip_longest(ascending[:half], reversed(ascending[half:]))
+        bundles += [bundle for pair in turns for bundle in pair if bundle]
     return {f"{i:03d}": paths for i, paths in enumerate(bundles)}
 
 
@@ -233,14 +256,9 @@ def _timed(times: dict[str, float], stage: str) -> Iterator[None]:
     times[stage] = times.get(stage, 0.0) + time.perf_counter() - start
 
 
-def _write_part(
-    made: Plan,
-    folder: Path,
-    name: str,
-    paths: list[str],
-    advance: Callable[[int], object],
-    times: dict[str, float],
-) -> dict[str, Any]:
+def _read_part(
+    made: Plan, paths: list[str], advance: Callable[[int], object]
+) -> dict[str, np.ndarray]:
     def read(name: str, dtype: np.dtype) -> np.ndarray:
         tensor = made.released.tensors[name]
         with np.errstate(all="ignore"):  # what comes of it is looked at below
@@ -253,11 +271,7 @@ def _write_part(
         dtype = made.types[path]
         return made.released.leaves[path].build(lambda name: read(name, dtype), dtype)
 
-    check_room(folder, more=made.bytes_stored(paths))
-    with _timed(times, "reading"):
-        values = {path: build(path) for path in paths}
-    with _timed(times, "writing"):
-        return checkpoint.write_part(folder, name, values)
+    return {path: build(path) for path in paths}
 
 
 def _finish(made: Plan, work: Work) -> None:
