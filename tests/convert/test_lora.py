@@ -214,9 +214,7 @@ def test_a_lora_of_another_architecture(tmp_path):
             name = f"blocks.{i}.self_attn.{part}"
             tensors[f"{name}.lora_A.weight"] = np.ones((4, DIM + 16), np.float32)
             tensors[f"{name}.lora_B.weight"] = np.ones((DIM + 16, 4), np.float32)
-    file = tmp_path / "x.safetensors"
-    safetensors.numpy.save_file(tensors, file)
-    message = refused(file)
+    message = refused(saved(tmp_path, tensors))
     assert "does not fit the model in 8 places" in message
     for i in range(2):
         assert (
@@ -233,9 +231,7 @@ def test_ranks_differences_and_halves_that_do_not_fit(tmp_path):
         "blocks.0.self_attn.v.alpha": np.ones((), np.float32),
         "blocks.0.norm3.diff": np.ones(DIM + 16, np.float32),
     }
-    file = tmp_path / "x.safetensors"
-    safetensors.numpy.save_file(tensors, file)
-    message = refused(file)
+    message = refused(saved(tmp_path, tensors))
     assert "in 4 places" in message
     assert (
         f"self_attn.q.weight has shape ({DIM}, {DIM}), its factors ({DIM}, 8) and (4, {DIM})"

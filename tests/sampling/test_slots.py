@@ -31,8 +31,6 @@ from tests.models import (
     STEPS,
     at,
     close,
-    frame,
-    randomised,
 )
 
 # ---- what is held
@@ -111,9 +109,7 @@ def test_slots_are_filled_in_their_order() -> None:
     assert jnp.isnan(fold(jnp.array([9]))[0]).all()
 
 
-def test_a_sweep_over_layers_is_one_program() -> None:
-    model = randomised(CONFIG)
-    condition = model.condition(frame(0), "left", FRAMES)
+def test_a_sweep_over_layers_is_one_program(model, condition) -> None:
     guided = Sampling(steps=STEPS, shift=3.0, guidance=(2.0,))
 
     def observed(probe: Probe) -> jax.Array:
@@ -173,10 +169,8 @@ def test_noise_is_the_same_in_every_world() -> None:
     np.testing.assert_array_equal(found, jnp.stack([noise.on_latents(at(2, 0.5), x)] * 2))
 
 
-def test_a_single_noise_is_drawn_of_seed_and_step_alone() -> None:
+def test_a_single_noise_is_drawn_of_seed_and_step_alone(model, condition) -> None:
     """What the key of the step gives, in a chain too."""
-    model = randomised(CONFIG)
-    condition = model.condition(frame(0), "left", FRAMES)
     probe = chain(Noise.at_steps(STEPS, FRAMES, [1]), States())
     x = generate(model, condition, (3,), probe=probe).estimate_obs[1][0, 1]
     worlds = jax.tree.map(lambda a: a[None], condition)
