@@ -1,7 +1,7 @@
 """All runs of some puzzles, made to the end once, with every judge's score of every clean estimate:
 what methods of search are replayed on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -107,21 +107,20 @@ def judged(
 
 
 def scores_of(
-    model: Wan, plan: flow.Plan, x0: Float[Array, "W K S F h w C"]
+    model: Wan, plan: flow.Plan, x0: Float[Array, "W K S F h w C"], names: Iterable[str] = SIGNS
 ) -> dict[str, Float[Array, "W K S"]]:
-    """Return the scores of clean estimates by every judge of `SIGNS`."""
+    """Return the scores of clean estimates by standard judges."""
     before = jnp.concatenate([jnp.zeros_like(x0[:, :, :1]), x0[:, :, :-1]], 2)
-    known = {name: STANDARD[name]() for name in SIGNS}
-
-    def at(step: int) -> Estimates:
+    alive = jnp.ones(x0.shape[:2], bool)
+    known = {name: STANDARD[name]() for name in names}
+    scores: dict[str, list[Any]] = {name: [] for name in known}
+    for step in range(plan.steps):
         sigma: Any = plan.schedule.sigmas[step + 1]
-        now, alive = x0[:, :, step], jnp.ones(x0.shape[:2], bool)
-        return Estimates(model, step, sigma, now, now, before[:, :, step], alive, {})
-
-    return {
-        name: jnp.stack([jnp.asarray(one(at(step))) for step in range(plan.steps)], -1)
-        for name, one in known.items()
-    }
+        now = x0[:, :, step]
+        at = Estimates(model, step, sigma, now, now, before[:, :, step], alive, {})
+        for name, one in known.items():
+            scores[name].append(jnp.asarray(one(at)))
+    return {name: jnp.stack(each, -1) for name, each in scores.items()}
 
 
 def ended(

@@ -1,25 +1,31 @@
-"""Which sign in a clean estimate tells, among the seeds of one puzzle, the run that will fail?
+"""Which sign in a clean estimate tells, among the seeds of one puzzle, the run that will fail, and
+why does the middle tell more than the end?
 
 A search chooses among seeds of the same video, so every judge that needs no answer is measured
 there, step by step. Judges of latents alone also suit released models.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from jaxtyping import Array, Bool, Float, UInt8
 
 from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Progress
-from jcos.experiments.sweeps import conditions_of, judge, one_world, pixels, sweep
-from jcos.lab.judges import STANDARD, Estimates
-from jcos.lab.results import measure
+from jcos.experiments.search_bank import scores_of
+from jcos.experiments.sweeps import pixels
+from jcos.lab.ideal import IdealDenoiser
+from jcos.lab.judges import STANDARD
+from jcos.lab.measures import Mass, answer_mass
+from jcos.lab.results import DENOISERS, measure
 from jcos.sampling import flow
+from jcos.sampling.probes import Probe
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
@@ -27,11 +33,26 @@ AREA = (
     "Chance that a run that fails has a worse sign than one of the same puzzle that is solved; of "
     "puzzles with both kinds. 0.5 tells nothing."
 )
+MASSES = "Share of the clean estimate, of puzzles with runs that fail and runs that are solved."
+MIXED, OFF = EXPLANATIONS = ("blend of a right and a wrong end", "mass on no end")
+"""Signs that know how the runs end: what they explain of the others."""
+OUTCOMES = ("runs that fail", "runs that are solved")
+TITLES = {
+    "right": "mass on ends that are right",
+    "wrong": "mass on ends that are wrong",
+    "off": "mass on no end",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Signs(Experiment):
-    """AUROC of failure by judge and step, within a puzzle; all seeds run to the end."""
+    """AUROC of failure by judge and step, within a puzzle; all seeds run to the end.
+
+    The yardstick is the ideal denoiser of the model's ends: of each puzzle it knows the finished
+    videos of all seeds, right and wrong, as equally likely answers, so it fails as often as the
+    model. What a judge tells of its runs follows from blending alone. The mechanism: how much of
+    the clean estimate is on right ends, on wrong ones and on none, of runs that fail and others.
+    """
 
     question = "Which sign in a clean estimate tells the seeds of a puzzle that will fail?"
 
@@ -47,67 +68,108 @@ class Signs(Experiment):
             raise ValueError("the seeds of a puzzle are compared; give at least 2")
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
-        samples = self.samples(model)
-        scores, video = sweep(
-            model,
-            one_world(conditions_of(model, samples.puzzles)),
-            self.seeds,
-            plan=self.plan(model.config),
-            readout=signs,
-            chunk=self.chunk,
-            what="runs",
-            progress=progress,
-        )
-        solved = judge(samples.puzzles, video[0, :, 0])[1].astype(bool)
-        areas = np.stack([within(-scores[name][0, :, 0], ~solved) for name in STANDARD], 1)
+        samples, sweep = self.samples(model), self.sweep(model, progress)
+
+        def read(what: str, ends: Any = None, probe: Probe | None = None) -> Reading:
+            run = sweep(samples.conditions, item_probe=probe, readout=signs, aux=ends, what=what)
+            return jax.tree.map(lambda a: a[0, :, 0], run)
+
+        runs = read("runs")
+        known = IdealDenoiser(runs.ends, np.zeros(runs.ends.shape[:2], np.float32))
+        each = [runs, read("runs of the ideal denoiser", runs.ends[:, None], known)]
+        solved = np.stack([samples.judge(reading.video)[1] for reading in each])
+        mass = [masses(reading.mass, solved[0]) for reading in each]
+        signs_of = [
+            reading.scores | {MIXED: -np.minimum(m["right"], m["wrong"]), OFF: -m["off"]}
+            for reading, m in zip(each, mass, strict=True)
+        ]
+        areas = [
+            np.stack([within(-values, ~ends) for values in by_judge.values()], 1)
+            for by_judge, ends in zip(signs_of, solved, strict=True)
+        ]
+        dims = "denoiser puzzle judge step"
         title = "AUROC of failure within a puzzle"
         variables = samples.levels({"solved": "solved"}) | {
             "forwards": ((), len(self.seeds) * self.forwards(model.config), {}),
-            "area": measure("puzzle judge step", areas, title, AREA, span=(0.0, 1.0)),
-            "solved": measure("puzzle seed", solved.astype(float), "solved"),
+            "area": measure(dims, np.stack(areas), title, AREA, span=(0.0, 1.0)),
+            "solved": measure("denoiser puzzle seed", solved.astype(float), "solved"),
         }
-        steps = range(self.plan(model.config).steps)
-        labels = {"judge": list(STANDARD), "step": steps, "seed": list(self.seeds)}
+        for name, words in TITLES.items():
+            values = np.stack([by_outcome(m[name], s) for m, s in zip(mass, solved, strict=True)])
+            dims = "denoiser outcome puzzle seed step"
+            variables[name] = measure(dims, values, words, MASSES)
+        labels = {
+            "denoiser": list(DENOISERS),
+            "judge": [*STANDARD, *EXPLANATIONS],
+            "outcome": list(OUTCOMES),
+            "step": range(self.plan(model.config).steps),
+            "seed": list(self.seeds),
+        }
         return xr.Dataset(variables, labels | samples.coordinates())
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
-        figure = plots.lines(data, "area", "step", hue="judge")
-        for axes in figure.axes:
-            axes.axhline(0.5, color="#777777", linestyle=":", linewidth=1)
-        yield "area", Picture(figure, AREA)
+        for name, denoiser in zip(("area", "ideal"), DENOISERS, strict=True):
+            figure = plots.lines(data.sel(denoiser=denoiser), "area", "step", hue="judge")
+            for axes in figure.axes:
+                axes.axhline(0.5, color="#777777", linestyle=":", linewidth=1)
+            yield name, Picture(figure, f"The {denoiser}. {AREA}")
+        model = data.sel(denoiser=DENOISERS[0])
+        yield "mass", Picture(plots.lines(model, list(TITLES), "step", hue="outcome"), MASSES)
+
+
+class Reading(NamedTuple):
+    """What is read off the runs of a puzzle: scores [W, K, S] by judge, the mass of every clean
+    estimate on the model's K ends, the ends, and the final video."""
+
+    scores: dict[str, Float[Any, "*P K S"]]
+    mass: Mass
+    ends: Float[Any, "*P K F h w C"]
+    video: UInt8[Any, "*P K F H W 3"]
+
+
+def signs(
+    model: Wan, plan: flow.Plan, trace: Trace, ends: Float[Array, "W K F h w C"] | None
+) -> Reading:
+    """Return what the runs of one puzzle show. ends: of the model, by default these runs'."""
+    x0 = trace.x0
+    last = x0[:, :, -1]
+    ends = last if ends is None else ends
+    still = jnp.broadcast_to(ends[:, :1, :1], (len(ends), 1, *ends.shape[2:]))[:, 0]
+    one = jax.vmap(jax.vmap(answer_mass, (0, None, None)), (0, None, None))
+    return Reading(
+        scores_of(model, plan, x0, STANDARD),
+        jax.vmap(one)(x0, ends, still),
+        last,
+        pixels(model, last),
+    )
+
+
+def masses(mass: Mass, right: Bool[np.ndarray, "P K"]) -> dict[str, Float[np.ndarray, "P K S"]]:
+    """Return how much of the estimates is on ends that are right, on wrong ones, and on none."""
+    on = mass.on
+    which = {"right": right, "wrong": ~right}
+    sums = {name: np.where(ends[:, None, None], on, 0).sum(-1) for name, ends in which.items()}
+    return sums | {"off": mass.off}
+
+
+def by_outcome(
+    values: Float[np.ndarray, "P K S"], solved: Bool[np.ndarray, "P K"]
+) -> Float[np.ndarray, "2 P K S"]:
+    """Return values of the runs that fail and of those that are solved, of puzzles with both; nan
+    elsewhere."""
+    both = solved.any(1, keepdims=True) & ~solved.all(1, keepdims=True)
+    return np.stack(
+        [np.where((kind & both)[..., None], values, np.nan) for kind in (~solved, solved)]
+    )
 
 
 def within(
-    values: np.ndarray,
-    fails: np.ndarray,
-) -> np.ndarray:
-    """Return the AUROC [P, S] of values [P, N, S] for runs that fail [P, N], of each puzzle; nan
-    where its runs are all of one kind."""
+    values: Float[np.ndarray, "P K S"], fails: Bool[np.ndarray, "P K"]
+) -> Float[np.ndarray, "P S"]:
+    """Return the AUROC of values for runs that fail, of each puzzle; nan where its runs are all of
+    one kind."""
     a, b = values[:, :, None], values[:, None]
     pairs = (fails[:, :, None] & ~fails[:, None])[..., None]
     wins = (((a > b) + 0.5 * (a == b)) * pairs).sum((1, 2))
     count = pairs.sum((1, 2))
     return np.where(count > 0, wins / np.maximum(count, 1), np.nan)
-
-
-def signs(
-    model: Wan, plan: flow.Plan, trace: Trace, aux: Any
-) -> tuple[Mapping[str, jax.Array], jax.Array]:
-    """Return every standard judge's score [W, K, S], and the final video."""
-    del aux
-    x0 = trace.x0
-    before = jnp.concatenate([jnp.zeros_like(x0[:, :, :1]), x0[:, :, :-1]], 2)
-    known = {name: make() for name, make in STANDARD.items()}
-
-    def at(step: int) -> Estimates:
-        sigma: Any = plan.schedule.sigmas[step + 1]
-        alive = jnp.ones(x0.shape[:2], bool)
-        return Estimates(
-            model, step, sigma, x0[:, :, step], x0[:, :, step], before[:, :, step], alive, {}
-        )
-
-    each = {
-        name: jnp.stack([jnp.asarray(one(at(s))) for s in range(plan.steps)], -1)
-        for name, one in known.items()
-    }
-    return each, pixels(model, x0[:, :, -1])

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from jcos.experiments.experiment import Settings
-from jcos.experiments.signs import Signs, within
+from jcos.experiments.signs import EXPLANATIONS, TITLES, Signs, by_outcome, masses, within
 from jcos.lab.judges import STANDARD
+from jcos.lab.measures import Mass
 
 SMALL = Signs(tasks=("maze",), puzzles=6, seeds=(0, 1, 2), sampling=Settings(steps=2))
 
@@ -19,16 +20,35 @@ def test_runs_are_compared_within_a_puzzle() -> None:
 
 
 def test_every_judge_is_measured_at_every_step(data) -> None:
-    dataset, _ = data
-    assert dataset["area"].sizes == {"puzzle": 6, "judge": len(STANDARD), "step": 2}
+    dataset, programs = data
+    assert programs == 2  # the model's runs, and the ideal denoiser's
+    judges = len(STANDARD) + len(EXPLANATIONS)
+    assert dataset["area"].sizes == {"denoiser": 2, "puzzle": 6, "judge": judges, "step": 2}
     known = dataset["area"].values[~np.isnan(dataset["area"].values)]
     assert ((known >= 0) & (known <= 1)).all()
-    assert [name for name, _ in SMALL.figures(dataset)] == ["area"]
-    both = dataset["solved"].values.any(1) & ~dataset["solved"].values.all(1)
-    np.testing.assert_array_equal(~np.isnan(dataset["area"].values[:, 0, 0]), both)
+    assert [name for name, _ in SMALL.figures(dataset)] == ["area", "ideal", "mass"]
+    ends = dataset["solved"].values
+    both = ends.any(2) & ~ends.all(2)
+    np.testing.assert_array_equal(~np.isnan(dataset["area"].values[:, :, 0, 0]), both)
     names = list(SMALL.table(dataset)["measure"])
     rows = names.count("AUROC of failure within a puzzle")
-    assert rows == (2 * len(STANDARD) if both.any() else 0)
+    assert rows == 2 * judges * both.any(1).sum()
+
+
+def test_an_estimate_is_on_right_ends_on_wrong_ones_or_on_none(data) -> None:
+    dataset, _ = data
+    parts = np.stack([dataset[name].values for name in TITLES])
+    known = ~np.isnan(parts[0])
+    np.testing.assert_allclose(parts.sum(0)[known], 1, atol=1e-5)
+    on = np.array([[[[0.5, 0.2, 0.1]], [[0.0, 0.9, 0.1]], [[0.0, 0.0, 0.0]]]])
+    mass = masses(Mass(on, 1 - on.sum(-1)), np.array([[True, False, True]]))
+    np.testing.assert_allclose(mass["right"][0, :, 0], [0.6, 0.1, 0.0])
+    np.testing.assert_allclose(mass["wrong"][0, :, 0], [0.2, 0.9, 0.0])
+    values = by_outcome(mass["off"], np.array([[True, False, True]]))
+    np.testing.assert_allclose(
+        values[:, 0, :, 0], [[np.nan, 0, np.nan], [0.2, np.nan, 1]], atol=1e-9
+    )
+    assert np.isnan(by_outcome(mass["off"], np.ones((1, 3), bool))).all()
 
 
 def test_seeds_are_compared(small_model) -> None:
