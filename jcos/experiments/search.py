@@ -99,16 +99,9 @@ class Search(Experiment):
         }
         if self.few:
             parts["many seeds"] = puzzles[: self.few], range(self.many)
+        options: dict[str, Any] = {"chunk": self.chunk or 1, "progress": progress}
         known, bank, *wide = (
-            make_bank(
-                model,
-                some,
-                seeds,
-                self.plan(model.config),
-                chunk=self.chunk,
-                what=f"{name}: {what}",
-                progress=progress,
-            )
+            make_bank(model, some, seeds, self.plan(model.config), f"{name}: {what}", **options)
             for what, (some, seeds) in parts.items()
         )
         add_head(known, [bank, *wide])
@@ -162,15 +155,9 @@ class Search(Experiment):
             tried: dict[str, list[Method]] = {
                 "screen": [epbs(n, name, at=s) for n in range(2, most + 1) for s in at],
                 "screen twice": [
-                    Method(
-                        seeds=n,
-                        rows=(
-                            methods.Row(step=first, judge=name, keep=n // 2),
-                            methods.Row(step=second, judge=name),
-                        ),
-                    )
+                    screen_twice(n, name, *steps)
                     for n in range(4, most + 1, 2)
-                    for first, second in itertools.combinations(at, 2)
+                    for steps in itertools.combinations(at, 2)
                 ],
                 "restart": [
                     early_failure(most, name, at=s, least=float(least))
@@ -206,16 +193,17 @@ class Search(Experiment):
         }
         sampling = self.sampling.of(config)
         for case, method in methods.items():
-            solved, forwards = [], []
+            ends = []
             for first in range(0, len(some), TOGETHER):
                 progress(case, first, len(some))
                 here = slice(first, first + TOGETHER)
                 part = jax.tree.map(lambda a, h=here: a[h], conditions)
                 seeds = [1000 * (first + i) for i in range(len(part.context))]
                 result = run(model, part, method, seeds, sampling=sampling)
-                solved.append(judge(some[here], model.decode(result.latents))[1])
-                forwards.append(result.cost.forwards)
-            made[case] = np.concatenate(solved).astype(float), np.concatenate(forwards)
+                right = judge(some[here], model.decode(result.latents))[1]
+                ends.append((right.astype(float), result.cost.forwards))
+            solved, forwards = map(np.concatenate, zip(*ends, strict=True))
+            made[case] = solved, forwards
         windows = {"first step": range(1), "half of the steps": range(sampling.steps // 2)}
         layers = config.dit.layers
         probes = [SeedEnsemble.window(sampling.steps, layers, at) for at in windows.values()]
@@ -243,7 +231,6 @@ class Search(Experiment):
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         yield "pareto", Picture(_pareto(data), SOLVED)
-        yield "signs", Picture(_signs(data), SIGNS_TELL)
         yield "reliability", Picture(_reliability(data), RELIABLE)
 
 
@@ -251,14 +238,16 @@ SOLVED = (
     "Share of held-out puzzles whose chosen video is solved, against passes through the "
     "transformer, mean over puzzles; settings were fixed on training puzzles."
 )
-SIGNS_TELL = (
-    "How well each judge of the clean estimate tells, step by step, the runs that will fail; 0.5 "
-    "tells nothing."
-)
 RELIABLE = (
     "Held-out runs that end solved, against the probability that the decidedness of their estimate "
     "gave; fitted on training puzzles. Each mark is a tenth of the runs."
 )
+
+
+def screen_twice(seeds: int, judge: str, first: float, second: float) -> Method:
+    """Half of the seeds go on at one step, the best of them at another."""
+    half = methods.Row(step=first, judge=judge, keep=seeds // 2)
+    return Method(seeds=seeds, rows=(half, methods.Row(step=second, judge=judge)))
 
 
 def fit_bank(bank: Bank, judge: str) -> Calibration:
@@ -303,18 +292,6 @@ def calibration_error(data: xr.Dataset, name: str, step: int) -> Estimate:
     value = reliability(chance.ravel(), right.ravel()).error
     low, high = np.percentile(errors, [2.5, 97.5])
     return Estimate(value, min(float(low), value), max(float(high), value), len(right))
-
-
-def _signs(data: xr.Dataset) -> plots.Figure:
-    groups = by_task(data)
-    figure = plots.panels(len(groups), size=(4.2, 2.8))
-    for axes, (task, one) in zip(figure.axes, groups.items(), strict=True):
-        for i, name in enumerate(JUDGES):
-            each = np.array([area[:3] for area in areas(one, name)])
-            fields = {f: ("step", each[:, j]) for j, f in enumerate(("mean", "low", "high"))}
-            plots.band(axes, xr.Dataset(fields), "step", name, i)
-        axes.set(xlabel="denoising step", ylabel="AUROC of failure", title=task)
-    return plots.shared_legend(figure)
 
 
 def _reliability(data: xr.Dataset) -> plots.Figure:

@@ -10,11 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jcos.config import Sampling
-from jcos.experiments.experiment import Progress
 from jcos.experiments.sweeps import conditions_of, judge, one_world, pixels, play, score, sweep
 from jcos.lab.judges import STANDARD, Estimates, fit_head, pooled
 from jcos.lab.methods import Method
-from jcos.lab.search import replay
+from jcos.lab.population import replay
 from jcos.lab.tasks import Puzzle
 from jcos.sampling import flow
 from jcos.sampling.probes import Probe, TokenFeatures
@@ -60,23 +59,14 @@ def make_bank(
     puzzles: Sequence[Puzzle],
     seeds: Sequence[int],
     plan: flow.Plan,
-    *,
-    chunk: int | None = None,
-    what: str = "runs",
-    progress: Progress,
+    what: str,
+    **options: Any,
 ) -> Bank:
-    """Run all seeds of these puzzles to the end."""
-    scores, features, video = sweep(
-        model,
-        one_world(conditions_of(model, puzzles)),
-        seeds,
-        probes=[TokenFeatures((model.config.dit.layers // 2,))],
-        plan=plan,
-        readout=judged,
-        chunk=chunk or 1,
-        what=what,
-        progress=progress,
-    )
+    """Run all seeds of these puzzles to the end. options: of `sweep`."""
+    conditions = one_world(conditions_of(model, puzzles))
+    about: dict[str, Any] = {"plan": plan, "readout": judged, "what": what}
+    about["probes"] = [TokenFeatures((model.config.dit.layers // 2,))]
+    scores, features, video = sweep(model, conditions, seeds, **about, **options)
     solved = judge(puzzles, video[0, :, 0])[1]
     known = {name: a[0, :, 0] for name, a in scores.items()}
     shape = known["decided"].shape

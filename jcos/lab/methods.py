@@ -1,17 +1,17 @@
 """What a search does, as data: rows that say after which step which judge is asked, and who goes on
-how. The published methods; the choice by scores; and what is refused before anything runs.
+how. The published methods, by name and with their cost; and what is refused before anything runs.
 
 Sources: EPBS 2603.30043, LatSearch 2603.14526, Feynman–Kac steering 2501.06848, Early-Failure
 2603.14320, TBS 2606.13861, EvoSearch 2505.17618.
 """
 
 import dataclasses
+import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
 from jcos.config import STOCHASTIC, Sampling, WanConfig
 from jcos.sampling.probes import Noise, Probe, parts
@@ -69,6 +69,10 @@ class Row:
         """How many particles go on, at most."""
         return max(self.keep, self.copies or 0)
 
+    def resumes(self, at: int) -> int:
+        """Return the step after which particles go on, where the row acts after this one."""
+        return {"prefix": -1, "chain": -1, "renoise": self.back}.get(self.copy, at)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
@@ -84,6 +88,15 @@ class Method:
     steps: int | None = None
     eta: float = 0.0
     spread: float = 1.0
+
+    def stages(self, steps: int) -> Iterator[tuple[Row, int, int, int]]:
+        """Yield every row, after which step of so many it acts, after which one its particles have
+        gone on, and how many they are."""
+        before, alive = -1, self.seeds
+        for row in self.rows:
+            at = row.at(steps)
+            yield row, at, before, alive
+            before, alive = row.resumes(at), row.count
 
 
 # ---- methods that were published, and controls
@@ -218,119 +231,62 @@ PRESETS: dict[str, Callable[..., Method]] = {
 }
 """By name; all take how many seeds (or tries) and a judge."""
 
+# ---- by name, and what they cost
 
-# ---- who goes on
 
+def named(
+    name: str,
+    seeds: int,
+    judge: str,
+    judges: Sequence[str],
+    *,
+    at: float | None = None,
+    least: float | None = None,
+) -> Method:
+    """Return the method of a preset, or, of a judge, early screening by it.
 
-class Population:
-    """What is known of W × K particles, apart from their latents; arrays [W, K].
-
-    alive: which are particles, and which fill up a row. log_weight: never lost, but where
-    particles are drawn by weight, when its mean goes into log_norm [W], the log of the estimated
-    mean of exp(scale × score). rank: what the last row went by.
+    judge: of a preset. judges: that there are. at: the step of a preset that has one. least: the
+    score that a threshold asks for. Raises ValueError, in one sentence, for any other name, and
+    for a setting that the preset does not have.
     """
+    if name in judges:
+        name, judge = "epbs", name
+    if name not in PRESETS:
+        known = ", ".join([*PRESETS, *judges])
+        raise ValueError(f"there is no search {name!r}; there are the presets and judges {known}")
+    if judge not in judges:
+        raise ValueError(f"there is no judge {judge!r}; there are {', '.join(judges)}")
+    preset, asked = PRESETS[name], {"at": at, "least": least}
+    settings = {key: value for key, value in asked.items() if value is not None}
+    takes = inspect.signature(preset).parameters
+    for key, value in settings.items():
+        if key not in takes or takes[key].annotation is not float:
+            raise ValueError(f"the search {name} takes no {key}; {value} is given")
+    return preset(seeds, judge, **settings)
 
-    def __init__(self, worlds: int, count: int, seeds: Sequence[int]):
-        shape = (worlds, count)
-        self.alive = np.ones(shape, bool)
-        self.log_weight, self.tilt, self.total, self.rank = np.zeros((4, *shape))
-        self.best = np.full(shape, -np.inf)
-        self.fresh, self.tried = count, np.zeros(worlds, int)
-        self.log_norm, self.done = np.zeros(worlds), np.zeros(worlds, bool)
-        self.rngs = [np.random.default_rng((seed % 2**64, 1)) for seed in seeds]
 
-    FIELDS = ("alive", "log_weight", "tilt", "total", "rank", "best")
+def forwards(method: Method, sampling: Sampling) -> int:
+    """Return the passes through the transformer that a method takes for a video, at most."""
+    steps = method.steps or sampling.steps
+    end = dataclasses.replace(method, rows=(*method.rows, Row(step=-1)))
+    total = sum((at - before) * alive for _, at, before, alive in end.stages(steps))
+    again = max((row.tries * (row.at(steps) + 1) for row in method.rows), default=0)
+    return (1 if sampling.guidance is None else 2) * (total + again * method.seeds)
 
-    @property
-    def weights(self) -> Float[np.ndarray, "W K"]:
-        """Return the share of each particle."""
-        logs = np.where(self.alive, self.log_weight, -np.inf)
-        shares = np.exp(logs - logs.max(1, keepdims=True))
-        return shares / shares.sum(1, keepdims=True)
 
-    @property
-    def ess(self) -> Float[np.ndarray, " W"]:
-        """Return the effective sample size of each world's weights."""
-        return 1 / np.square(self.weights).sum(1)
-
-    def weigh(self, row: Row, scores: Float[np.ndarray, "W K"], *, last: bool) -> None:
-        """Take up the scores of a row."""
-        scores = np.where(self.alive, scores, 0.0)
-        self.best = np.maximum(self.best, scores)
-        shares = np.where(self.alive, row.scale * scores, -np.inf)
-        shares = np.exp(shares - shares.max(1, keepdims=True))
-        shares /= shares.sum(1, keepdims=True)
-        self.total = self.total + (shares if row.transform == "softmax" else scores)
-        ranks = {"max": self.best, "sum": self.total, "softmax": self.total}
-        self.rank = ranks.get(row.transform, scores)
-        potential = row.scale * (scores if row.transform == "softmax" else self.rank)
-        growth = potential - self.tilt if last or row.transform == "diff" else potential
-        self.tilt, self.log_weight = self.tilt + growth, self.log_weight + growth
-
-    @property
-    def begun(self) -> Int[np.ndarray, " W"]:
-        """Return how many seeds have begun in each world."""
-        return self.fresh * (1 + self.tried)
-
-    def begin(self, worlds: Bool[np.ndarray, " W"]) -> None:
-        """Count a try of fresh seeds in some worlds."""
-        self.tried = self.tried + worlds
-
-    def lacking(self, row: Row, scores: Float[np.ndarray, "W K"]) -> Bool[np.ndarray, " W"]:
-        """Return the worlds in which no particle reaches a threshold, and tries are left."""
-        passing = (self.alive & (scores >= row.least)).any(1)
-        return ~passing & ~self.done & (self.tried < row.tries)
-
-    def join(self, alive: Bool[np.ndarray, "W fresh"]) -> None:
-        """Take up fresh particles."""
-        for name in self.FIELDS:
-            fresh = np.full(alive.shape, -np.inf if name == "best" else 0.0)
-            fresh = alive if name == "alive" else fresh
-            setattr(self, name, np.concatenate([getattr(self, name), fresh], 1))
-
-    def select(
-        self, row: Row, scores: Float[np.ndarray, "W K"], *, last: bool = False, multiple: int = 1
-    ) -> Int[np.ndarray, "W k"]:
-        """Return who goes on, by position; rows are filled up with their first one to an equal
-        length, a multiple of `multiple`."""
-        self.weigh(row, scores, last=last)
-        chosen = [self._chosen(w, row, scores) for w in range(len(scores))]
-        width = -(-max(map(len, chosen)) // multiple) * multiple
-        which = np.array([(c + c[:1] * width)[:width] for c in chosen])
-        for name in self.FIELDS:
-            setattr(self, name, np.take_along_axis(getattr(self, name), which, 1))
-        self.alive = np.arange(width) < np.array([[len(c)] for c in chosen])
-        return which
-
-    def _chosen(self, world: int, row: Row, scores: Float[np.ndarray, "W K"]) -> list[int]:
-        alive = np.flatnonzero(self.alive[world])
-        if self.done[world]:
-            return alive.tolist()
-        order = alive[np.argsort(-self.rank[world, alive], kind="stable")]
-        if scores[world, alive].max() >= row.stop:
-            self.done[world] = True
-            return [int(alive[scores[world, alive].argmax()])]
-        if row.select == "top":
-            chosen = order[: row.keep]
-        elif row.select == "threshold":
-            passing = order[scores[world, order] >= row.least]
-            chosen = passing[: row.keep] if len(passing) else order[:1]
-        else:
-            chosen = self._drawn(world, row, alive)
-        chosen = list(dict.fromkeys(chosen.tolist())) if row.distinct else chosen.tolist()
-        return [chosen[i % len(chosen)] for i in range(max(len(chosen), row.copies or 0))]
-
-    def _drawn(self, world: int, row: Row, alive: Int[np.ndarray, " n"]) -> Int[np.ndarray, " k"]:
-        logs, share = self.log_weight[world, alive], self.weights[world, alive]
-        if row.ess < 1 and self.ess[world] >= row.ess * len(alive) and row.keep == len(alive):
-            return alive
-        self.log_norm[world] += np.log(np.mean(np.exp(logs - logs.max()))) + logs.max()
-        self.log_weight[world] = 0.0
-        rng = self.rngs[world]
-        if row.select == "multinomial":
-            return rng.choice(alive, row.keep, p=share)
-        points = (rng.random() + np.arange(row.keep)) / row.keep
-        return alive[np.minimum(np.searchsorted(np.cumsum(share), points), len(alive) - 1)]
+def plan_in_words(method: Method, sampling: Sampling) -> str:
+    """Return what a method will do and cost, in one line."""
+    steps, words = method.steps or sampling.steps, []
+    for row, at, _, alive in method.stages(steps):
+        then = {"prefix": " as prefix", "chain": " for the next clip"}.get(row.copy, "")
+        then = then or (f", {row.count} with copies" if row.count > row.keep else "")
+        kind = "threshold" if row.select == "threshold" else row.judge
+        words.append(f"after step {at + 1} of {steps} {kind} keeps {row.keep} of {alive}{then}")
+    most, one = forwards(method, sampling), forwards(best_of(1), sampling)
+    return (
+        f"{'; '.join(words)}; at most {most} forwards, {most / one:.1f} times one run of "
+        f"{sampling.steps} steps ({one})"
+    )
 
 
 # ---- refusals
@@ -361,15 +317,15 @@ def check(
 ) -> None:
     """Raise ValueError, in one sentence, for a method that cannot be run on a model: with these
     judges, this sampling, so many latent frames and this probe."""
-    alive, before, steps = method.seeds, -1, sampling.steps
+    steps = sampling.steps
     if method.seeds < 1 or not 0 < method.spread <= 1:
         raise ValueError(
             f"a search of {method.seeds} seeds and spread {method.spread} is none: at least 1 "
             "seed, a spread above 0 and up to 1"
         )
     random = (sampling.solver in STOCHASTIC and sampling.eta != 0) or _draws(probe)
-    for number, row in enumerate(method.rows):
-        at, here = row.at(steps), f"row {number} (after step {row.step:g})"
+    for number, (row, at, before, alive) in enumerate(method.stages(steps)):
+        here = f"row {number} (after step {row.step:g})"
         for name, kind in (("select", Select), ("transform", Transform), ("copy", Copy)):
             if getattr(row, name) not in get_args(kind):
                 known = ", ".join(get_args(kind))
@@ -396,18 +352,16 @@ def check(
                 f"{here} copies particles, and nothing parts the copies: give the method eta, or "
                 "the row a copy that draws (mutate, renoise)"
             )
-        before, alive = at, row.count
         if row.copy in ("mutate", "renoise") and not 0 < row.strength <= 1:
             raise ValueError(
                 f"{here}: strength is {row.strength}; {row.copy} needs one above 0 and up to 1"
             )
-        if row.copy == "renoise":
-            if sampling.solver in ("unipc", "dpmpp") or not -1 <= row.back <= at:
-                raise ValueError(
-                    f"{here}: going back to step {row.back} needs a step up to {at}, and a "
-                    f"solver that remembers nothing, like euler (here {sampling.solver})"
-                )
-            before = row.back
+        remembers = sampling.solver in ("unipc", "dpmpp")
+        if row.copy == "renoise" and (remembers or not -1 <= row.back <= at):
+            raise ValueError(
+                f"{here}: going back to step {row.back} needs a step up to {at}, and a solver "
+                f"that remembers nothing, like euler (here {sampling.solver})"
+            )
         if row.copy in ("prefix", "chain"):
             if config.image == "none":
                 raise ValueError(
@@ -421,7 +375,6 @@ def check(
                     f"particle(s) for {row.count}; it is {least} to {frames - 1} frames of one, "
                     f"for {method.seeds}"
                 )
-            before = -1
 
 
 def _draws(probe: Probe) -> bool:

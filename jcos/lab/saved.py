@@ -17,36 +17,31 @@ if TYPE_CHECKING:
     from jcos.lab.search import _Run
 
 ABOUT, STATE, GIVEN = "search.json", "search-state-{}.safetensors", "search-given-{}.safetensors"
-"""Where it is; the particles, in two files in turn; the frames that were given, by restart."""
+"""Where it is; the particles, and the frames that were given, each in two files in turn."""
+CONDITION = ("first", "channels", "known")
+"""What restarts change in a condition."""
+KINDS = {"seeds": object, "scores": float, "log_weights": float, "parents": int, "alive": bool}
+"""Of the arrays of a generation."""
 At = tuple[loop.State, int, np.ndarray | None]
 """The state, the number of the row that comes next, its scores if it is asked for fresh seeds."""
 
 
 def save(
-    folder: Path,
-    run: "_Run",
-    state: loop.State,
-    number: int,
-    scores: np.ndarray | None,
+    folder: Path, run: "_Run", state: loop.State, number: int, scores: np.ndarray | None
 ) -> None:
     """Write all that the search needs to go on; the last file that is written makes it hold."""
-    people, about = run.population, _read(folder)
-    file = STATE.format(1 if about.get("file") == STATE.format(0) else 0)
-    state.save(folder / file)
-    restarts = sum(row.copy in ("prefix", "chain") for row in run.method.rows[:number])
-    given = folder / GIVEN.format(restarts)
-    if restarts and about.get("restarts") != restarts:
-        kept = {name: getattr(run.conditions, name) for name in ("first", "channels", "known")}
-        arrays = {name: np.ascontiguousarray(a) for name, a in kept.items() if a is not None}
-        arrays |= {f"clip-{i}": np.ascontiguousarray(clip) for i, clip in enumerate(run.clips)}
-        write(given, as_bytes(arrays))
-    fields = {n: a.tolist() for n, a in vars(people).items() if isinstance(a, np.ndarray)}
+    people, turn = run.population, 1 - _read(folder).get("turn", 1)
+    state.save(folder / STATE.format(turn))
+    given = {name: getattr(run.conditions, name) for name in CONDITION}
+    given |= {f"clip-{i}": clip for i, clip in enumerate(run.clips)}
+    if any(row.copy in ("prefix", "chain") for row in run.method.rows[:number]):
+        arrays = {name: np.ascontiguousarray(a) for name, a in given.items() if a is not None}
+        write(folder / GIVEN.format(turn), as_bytes(arrays))
     about = {
-        "file": file,
-        "restarts": restarts,
+        "turn": turn,
         "row": number,
         "scores": None if scores is None else scores.tolist(),
-        "people": fields,
+        "people": {n: a.tolist() for n, a in vars(people).items() if isinstance(a, np.ndarray)},
         "rngs": [rng.bit_generator.state for rng in people.rngs],
         "counts": run.counts.tolist(),
         "tree": [as_json(generation) for generation in run.tree],
@@ -60,21 +55,20 @@ def load(folder: Path, run: "_Run") -> At | None:
     is damaged, or of another search."""
     if not (about := _read(folder)):
         return None
-    people = run.population
+    people, given = run.population, folder / GIVEN.format(about["turn"])
     for name, values in about["people"].items():
         setattr(people, name, np.array(values, getattr(people, name).dtype))
     for rng, state in zip(people.rngs, about["rngs"], strict=True):
         rng.bit_generator.state = state
     run.counts, run.shared = np.array(about["counts"]), about["shared"]
-    kinds = {"seeds": object, "scores": float, "log_weights": float, "parents": int, "alive": bool}
     for each in about["tree"]:
-        arrays = {name: np.array(each[name], kind) for name, kind in kinds.items()}
+        arrays = {name: np.array(each[name], kind) for name, kind in KINDS.items()}
         run.tree.append(Generation(each["step"], each["judge"], **arrays))
-    if about["restarts"]:
-        arrays = from_bytes((folder / GIVEN.format(about["restarts"])).read_bytes())
+    if given.exists():
+        arrays = from_bytes(given.read_bytes())
         run.clips = [arrays.pop(f"clip-{i}") for i in range(len(run.shared))]
         run.conditions = run.conditions.replace(**{n: jnp.asarray(a) for n, a in arrays.items()})
-    state = run.steps(start=folder / about["file"]).state
+    state = run.runs(start=folder / STATE.format(about["turn"])).state
     assert state is not None
     scores = None if about["scores"] is None else np.array(about["scores"], float)
     return state, about["row"], scores

@@ -11,6 +11,7 @@ both are spread.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,94 +24,53 @@ from jcos import loop
 from jcos.config import Sampling, VaeConfig, WanConfig
 from jcos.devices import mesh
 from jcos.lab import saved
-from jcos.lab.judges import (
-    STANDARD,
-    Agreement,
-    Change,
-    Decided,
-    Energy,
-    Entropy,
-    Estimates,
-    Frames,
-    Head,
-    Judge,
-    Preview,
-    Random,
-    Scorer,
-    check_scores,
-    fit_head,
-    fit_preview,
-    standard,
-)
-from jcos.lab.methods import (
-    PRESETS,
-    Method,
-    Population,
-    Row,
-    best_of,
-    calibrated,
-    chain_clips,
-    check,
-    early_failure,
-    epbs,
-    evosearch,
-    latsearch,
-    sampling_of,
-    smc,
-    tbs,
-)
-from jcos.lab.outcome import Cost, Generation, Result, joined, video
-from jcos.lab.presets import forwards, named, plan_in_words
-from jcos.lab.replay import replay
+from jcos.lab.judges import STANDARD as STANDARD
+from jcos.lab.judges import Agreement as Agreement
+from jcos.lab.judges import Change as Change
+from jcos.lab.judges import Decided as Decided
+from jcos.lab.judges import Energy as Energy
+from jcos.lab.judges import Entropy as Entropy
+from jcos.lab.judges import Estimates as Estimates
+from jcos.lab.judges import Frames as Frames
+from jcos.lab.judges import Head as Head
+from jcos.lab.judges import Judge as Judge
+from jcos.lab.judges import Preview as Preview
+from jcos.lab.judges import Random as Random
+from jcos.lab.judges import Scorer as Scorer
+from jcos.lab.judges import check_scores
+from jcos.lab.judges import fit_head as fit_head
+from jcos.lab.judges import fit_preview as fit_preview
+from jcos.lab.judges import standard as standard
+from jcos.lab.methods import PRESETS as PRESETS
+from jcos.lab.methods import Method as Method
+from jcos.lab.methods import Row as Row
+from jcos.lab.methods import best_of as best_of
+from jcos.lab.methods import calibrated as calibrated
+from jcos.lab.methods import chain_clips as chain_clips
+from jcos.lab.methods import check as check
+from jcos.lab.methods import early_failure as early_failure
+from jcos.lab.methods import epbs as epbs
+from jcos.lab.methods import evosearch as evosearch
+from jcos.lab.methods import forwards as forwards
+from jcos.lab.methods import latsearch as latsearch
+from jcos.lab.methods import named as named
+from jcos.lab.methods import plan_in_words as plan_in_words
+from jcos.lab.methods import sampling_of
+from jcos.lab.methods import smc as smc
+from jcos.lab.methods import tbs as tbs
+from jcos.lab.outcome import Cost as Cost
+from jcos.lab.outcome import Generation as Generation
+from jcos.lab.outcome import Result as Result
+from jcos.lab.outcome import joined as joined
+from jcos.lab.outcome import video as video
+from jcos.lab.population import Population as Population
+from jcos.lab.population import Search
+from jcos.lab.population import replay as replay
 from jcos.model.vae import Tiles
 from jcos.sampling import flow
 from jcos.sampling.probes import Probe, TokenFeatures, chain
 from jcos.sampling.trajectory import Condition, tree_stack
 from jcos.wan import Wan
-
-__all__ = [
-    "PRESETS",
-    "STANDARD",
-    "Agreement",
-    "Change",
-    "Cost",
-    "Decided",
-    "Energy",
-    "Entropy",
-    "Estimates",
-    "Frames",
-    "Generation",
-    "Head",
-    "Judge",
-    "Method",
-    "Population",
-    "Preview",
-    "Random",
-    "Result",
-    "Row",
-    "Scorer",
-    "best_of",
-    "calibrated",
-    "chain_clips",
-    "check",
-    "early_failure",
-    "epbs",
-    "evosearch",
-    "fit_head",
-    "fit_preview",
-    "forwards",
-    "joined",
-    "latsearch",
-    "named",
-    "needs_vae",
-    "plan_in_words",
-    "replay",
-    "run",
-    "smc",
-    "standard",
-    "tbs",
-    "video",
-]
 
 FRESH = 2**31 - 1
 """Folded into keys for the noise of a row; no step is so large."""
@@ -146,34 +106,23 @@ def run(
     runs, for a method that this model cannot do (`check`) or a judge that does not fit, and later
     for one that returns nan.
     """
-    start = time.monotonic()
-    going = _Run(model, condition, method, seed, judges, sampling, probe, noise, record, on_step)
-    going.keep, going.tiles, going.together = keep, tiles, together
+    start, acting = time.monotonic(), probe or Probe()
+    going = _Run(model, condition, method, seed, dict(judges or {}), sampling, acting, noise)
+    going.record, going.keep, going.on_step = record, keep, on_step
+    going.tiles, going.together = tiles, together
     at = saved.load(keep, going) if keep is not None else None
-    state, first, scores = at or (going.begin(0), 0, None)
-    for number, row in enumerate(method.rows[first:], first):
-        if scores is None:
-            state = going.until(state, row.at(going.plan.steps), going.population.alive, number)
-            scores = going.scores(row, state, going.population.alive)
-        while (lacking := going.population.lacking(row, scores)).any():
-            going.save(state, number, scores)
-            fresh, alive = going.again(method.rows[:number], lacking)
-            if not alive.any():
-                continue
-            fresh = going.until(fresh, state.step, alive)
-            scores = np.concatenate([scores, going.scores(row, fresh, alive)], 1)
-            going.population.join(alive)
-            state = state.join(fresh)
-        state = going.select(state, row, scores, last=number == len(method.rows) - 1)
-        scores = None
-        going.save(state, number + 1)
-    rows = len(method.rows)
-    state = going.until(state, going.plan.steps - 1, going.population.alive, rows)
-    return going.result(state, time.monotonic() - start)
+    state, row, scores = at or (going.begin(0), 0, None)
+    return going.result(going.act(state, row, scores), time.monotonic() - start)
 
 
-class _Run:
-    """A search under way."""
+class _Run(Search):
+    """A search whose runs are made."""
+
+    record: bool = False
+    keep: Path | None = None
+    on_step: Callable[[int, int], None] | None = None
+    tiles: Tiles | None = None
+    together: int | None = None
 
     def __init__(
         self,
@@ -181,12 +130,10 @@ class _Run:
         condition: Condition,
         method: Method,
         seed: int | Sequence[int],
-        judges: Mapping[str, Judge] | None,
+        judges: dict[str, Judge],
         sampling: Sampling | None,
-        probe: Probe | None,
+        probe: Probe,
         noise: str | None,
-        record: bool,
-        on_step: Callable[[int, int], None] | None,
     ):
         self.single = condition.context.ndim == 2
         self.conditions = jax.tree.map(lambda a: a[None], condition) if self.single else condition
@@ -194,59 +141,43 @@ class _Run:
         self.first = [seed] * worlds if isinstance(seed, int) else list(seed)
         if len(self.first) != worlds:
             raise ValueError(f"{len(self.first)} first seeds for {worlds} video(s)")
-        self.model, self.method, self.record, self.on_step = model, method, record, on_step
-        self.noise = noise
-        self.keep: Path | None = None
-        self.tiles: Tiles | None = None
-        self.together: int | None = None
-        self.going: loop.Runs | None = None
-        sampling = sampling_of(method, sampling or model.config.sampling)
-        self.sampling, self.plan = sampling, flow.plan(sampling, model.config.boundary)
-        known = standard(model.config) | dict(judges or {})
+        self.model, self.noise = model, noise
+        self.sampling = sampling_of(method, sampling or model.config.sampling)
+        self.plan = flow.plan(self.sampling, model.config.boundary)
+        known = standard(model.config) | judges
         self.shape = (*self.conditions.grid, model.config.dit.out_channels)
-        check(method, model.config, sampling, list(known), self.shape[0], probe or Probe())
+        check(method, model.config, self.sampling, list(known), self.shape[0], probe)
         if needs_vae(method, model.config) and model.vae is None:
             raise ValueError(f"this search codes frames; load {model.config.name} with its VAE")
         self.judges = {row.judge: known[row.judge] for row in method.rows}
         self.layers = sorted({j.layer for j in self.judges.values() if j.layer is not None})
-        acting = [probe or Probe()]
-        if self.layers:
-            acting.append(TokenFeatures(self.layers))
-        self.probe = chain(*acting)
+        self.probe = chain(probe, TokenFeatures(self.layers)) if self.layers else chain(probe)
         self._check_judges(worlds, method.seeds)
         # Devices that share the particles all have equally many.
-        self.multiple = mesh.devices(mesh.SEED)
-        self.population = Population(worlds, method.seeds, self.first)
-        if short := -method.seeds % self.multiple:
-            self.population.join(np.zeros((worlds, short), bool))
-        self.counts = np.zeros((3, worlds), int)  # forwards, decodes, judged
+        super().__init__(method, self.plan.steps, self.first, mesh.devices(mesh.SEED))
+        self.passes = 1 if self.plan.guidance is None else 2
+        self.going: loop.Runs | None = None
         self.tree: list[Generation] = []
         self.clips: list[Any] = []
         self.shared: list[int] = []
 
     def _check_judges(self, worlds: int, count: int) -> None:
-        zeros = jax.ShapeDtypeStruct((worlds, count, *self.shape), jnp.float32)
+        shape, cfg = (worlds, count, *self.shape), self.model.config.dit
+        tokens = (worlds, count, math.prod(cfg.tokens(*self.shape[:3])), cfg.dim)
+        tokens_of = dict.fromkeys(self.layers, jax.ShapeDtypeStruct(tokens, jnp.float32))
+        alive = np.ones((worlds, count), bool)
         for judge in self.judges.values():
-            latents = zeros
-            if judge.on_host:
-                latents = jnp.zeros((worlds, count, *self.shape), jnp.float32)
-            cfg = self.model.config.dit
-            tokens = math.prod(cfg.tokens(*self.shape[:3]))
-            each = jax.ShapeDtypeStruct((worlds, count, tokens, cfg.dim), jnp.float32)
-            tokens_of = dict.fromkeys(self.layers, each)
-            alive = np.ones((worlds, count), bool)
+            made = jnp.zeros if judge.on_host else jax.ShapeDtypeStruct
+            latents = made(shape, jnp.float32)
             at = Estimates(self.model, -1, 1.0, latents, latents, latents, alive, tokens_of)
             judge.check(self.model.config, at)
 
     def begin(self, number: int | Int[np.ndarray, " W"]) -> loop.State:
         """Return fresh particles, from the given number on (of each world), before their first
         step."""
-        count = -(-self.method.seeds // self.multiple) * self.multiple
         numbers = np.broadcast_to(number, len(self.first)).tolist()
-        seeds = [
-            [f + n + i for i in range(count)] for f, n in zip(self.first, numbers, strict=True)
-        ]
-        runs = self.steps(seeds)
+        firsts = [first + n for first, n in zip(self.first, numbers, strict=True)]
+        runs = self.runs([range(first, first + self.width) for first in firsts])
         assert runs.state is not None
         if self.method.spread == 1:
             return runs.state
@@ -254,21 +185,7 @@ class _Run:
         mixed = math.sqrt(1 - near**2) * x[:, :1] + near * x
         return runs.state.move(mixed.at[:, 0].set(x[:, 0]), step=-1)
 
-    def again(
-        self, rows: Sequence[Row], lacking: Bool[np.ndarray, " W"]
-    ) -> tuple[loop.State, Bool[np.ndarray, "W K"]]:
-        """Return fresh particles of the worlds that lack one, and which of them are left after
-        these rows' thresholds."""
-        fresh = self.begin(self.population.begun)
-        self.population.begin(lacking)
-        alive = lacking[:, None] & (np.arange(fresh.rows.shape[1]) < self.method.seeds)
-        for row in rows:
-            if row.tries and alive.any():
-                fresh = self.until(fresh, row.at(self.plan.steps), alive)
-                alive = alive & (self.scores(row, fresh, alive) >= row.least)
-        return fresh, alive
-
-    def steps(self, seeds: Any = (0,), start: Path | None = None) -> loop.Runs:
+    def runs(self, seeds: Any = (0,), start: Path | None = None) -> loop.Runs:
         return loop.steps(
             self.model,
             self.conditions,
@@ -280,37 +197,24 @@ class _Run:
             together=self.together,
         )
 
-    def until(
-        self,
-        state: loop.State,
-        step: int,
-        alive: Bool[np.ndarray, "W K"],
-        number: int | None = None,
-    ) -> loop.State:
-        """Return the state after a step, and count the passes of those alive. number: of the row
-        that comes next, where what lies between is to be kept."""
+    def advance(self, state: loop.State) -> loop.State:
         if self.going is not state.runs:
             if self.going is not None:
                 self.going.release()  # or its expert stays beside the one that comes
             self.going = state.runs
-        while state.step < step:
-            state = next(state.runs)
-            self.counts[0] += (1 if self.plan.guidance is None else 2) * alive.sum(1)
-            if self.on_step is not None:
-                self.on_step(state.step, state.rows.shape[1])
-            if number is not None and state.step < step:
-                self.save(state, number)
+        state = next(state.runs)
+        if self.on_step is not None:
+            self.on_step(state.step, state.rows.shape[1])
         return state
 
     def save(self, state: loop.State, number: int, scores: np.ndarray | None = None) -> None:
-        """Store where the search is, if it is kept: before the row of this number."""
         if self.keep is not None:
             saved.save(self.keep, self, state, number, scores)
 
     def scores(
         self, row: Row, state: loop.State, alive: Bool[np.ndarray, "W K"]
     ) -> Float[np.ndarray, "W K"]:
-        """Return what a row's judge says of the particles, and count it for those alive."""
+        """Count the calls of the judge, too, of those alive."""
         judge, solver = self.judges[row.judge], state.solver
         tokens = {}
         if judge.layer is not None:
@@ -318,16 +222,8 @@ class _Run:
                 raise ValueError(f"{row.judge} reads tokens, of which nothing is left after a row")
             observed = state.trace.block_obs[-1]
             tokens = {layer: observed[:, :, 0, i] for i, layer in enumerate(self.layers)}
-        at = Estimates(
-            self.model,
-            state.step,
-            state.next_sigma,
-            solver.x,
-            solver.last,
-            solver.before_last,
-            alive,
-            tokens,
-        )
+        latents = solver.x, solver.last, solver.before_last
+        at = Estimates(self.model, state.step, state.next_sigma, *latents, alive, tokens)
         scores = np.asarray(judge(at), np.float64)
         check_scores(judge, scores, state.rows.shape)
         if not np.isfinite(scores[alive]).all():
@@ -342,7 +238,6 @@ class _Run:
     def select(
         self, state: loop.State, row: Row, scores: Float[np.ndarray, "W K"], *, last: bool
     ) -> loop.State:
-        """Return the particles that go on."""
         people, before = self.population, (self.population.alive, self.population.log_weight)
         x0 = np.asarray(state.solver.last) if self.record else None
         which = people.select(row, scores, last=last, multiple=self.multiple)
@@ -367,13 +262,11 @@ class _Run:
         if row.copy == "chain":
             self.clips.append(np.asarray(best))
             self.shared.append(row.frames)
-            given = [
-                self.model.chained(*each, row.frames) for each in zip(worlds, best, strict=True)
-            ]
+            give = partial(self.model.chained, frames=row.frames)
         else:
-            first = best[:, : row.frames]
-            given = [self.model.continued(*each) for each in zip(worlds, first, strict=True)]
-        self.conditions = tree_stack(given)
+            give, best = self.model.continued, best[:, : row.frames]
+        each = zip(worlds, best, strict=True)
+        self.conditions = tree_stack([give(*one, tiles=self.tiles) for one in each])
 
     def _noised(
         self,
@@ -396,18 +289,15 @@ class _Run:
 
     def result(self, state: loop.State, seconds: float) -> Result:
         people = self.population
-        rank = np.where(people.alive, people.rank, -np.inf)
-        best, worlds = rank.argmax(1), np.arange(len(rank))
+        at = np.arange(len(people.alive)), people.chosen
         latents = jax.block_until_ready(state.solver.x)
         weights = people.weights
         logs = np.where(people.alive, people.log_weight, -np.inf)
         high = logs.max(1)
         mean = np.exp(logs - high[:, None]).sum(1) / people.alive.sum(1)
         log_norm = people.log_norm + high + np.log(mean)
-        seeds = np.array(state.rows.tolist())[worlds, best]
-        chosen = latents[worlds, best]
-        forwards, decodes, judged = self.counts
-        cost = Cost(forwards, decodes, judged, seconds)
+        seeds, chosen = np.array(state.rows.tolist())[at], latents[at]
+        cost = Cost(*self.counts, seconds)
         chosen = chosen[0] if self.single else chosen
         clips = tuple(clip[0] if self.single else clip for clip in self.clips)
         tree, shared = tuple(self.tree), tuple(self.shared)

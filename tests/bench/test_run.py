@@ -19,8 +19,7 @@ from jcos.bench.results import Folder, Status
 from jcos.bench.run import Work
 from jcos.bench.sampler import Sampler
 from jcos.experiments.experiment import Settings
-from jcos.lab.methods import Method, chain_clips, epbs
-from jcos.lab.presets import forwards
+from jcos.lab.methods import Method, chain_clips, epbs, forwards
 from jcos.media import formats
 from jcos.sampling import flow
 from jcos.sampling.probes import Noise, SeedEnsemble

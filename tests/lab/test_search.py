@@ -18,7 +18,6 @@ from jcos.lab.judges import Estimates, Frames, Judge, Scorer
 from jcos.lab.methods import (
     PRESETS,
     Method,
-    Population,
     Row,
     best_of,
     calibrated,
@@ -26,12 +25,14 @@ from jcos.lab.methods import (
     early_failure,
     epbs,
     evosearch,
+    forwards,
     latsearch,
+    named,
     smc,
     tbs,
 )
-from jcos.lab.presets import forwards, named
-from jcos.lab.search import replay, run, video
+from jcos.lab.population import Population, replay
+from jcos.lab.search import run, video
 from jcos.lab.tasks import TASKS
 from jcos.loop import _advance, steps
 from jcos.sampling import trajectory
@@ -53,6 +54,9 @@ def pair(model: jcos.Wan, condition: jcos.Condition) -> jcos.Condition:
     return trajectory.tree_stack([condition, model.condition(frame(1), "right", FRAMES)])
 
 
+SOME: dict[str, Any] = {"judge": "energy"}
+
+
 class Listed(Judge):
     """Scores that are known beforehand, by seed: the first value of a particle's first noise has no
     part in them."""
@@ -70,9 +74,16 @@ class Listed(Judge):
         return np.broadcast_to(row, at.x0.shape[:2])
 
 
+def listed(model, condition, method: Method, *rows: list[float], seed: int = 0, **options: Any):
+    """Search by scores that are known beforehand; the result, and how often they were read."""
+    judge = Listed(*rows)
+    result = run(model, condition, method, seed, judges={"listed": judge}, **options)
+    return result, judge.calls
+
+
 def test_the_best_at_an_early_step_goes_on_alone(model, condition) -> None:
-    judge = Listed([0.1, 0.9, 0.3])
-    result = run(model, condition, epbs(3, "listed", at=0.25), 5, judges={"listed": judge})
+    method = epbs(3, "listed", at=0.25)
+    result, _ = listed(model, condition, method, [0.1, 0.9, 0.3], seed=5)
     close(result.latents, generate(model, condition, (6,)).latents[0])
     assert result.seed.tolist() == [6]
     assert result.cost.forwards.tolist() == [3 * 2 + 2]
@@ -87,9 +98,8 @@ def test_the_tree_tells_who_came_from_whom(model, condition) -> None:
         Row(step=2, judge="listed", keep=3),
         Row(step=-1, judge="listed"),
     )
-    judge = Listed([0.0, 2.0, 1.0], [1.0, 4.0, 3.0, 2.0], [0.0, 1.0, 2.0])
-    method = Method(rows=rows, seeds=3)
-    result = run(model, condition, method, judges={"listed": judge}, record=True)
+    scores = [0.0, 2.0, 1.0], [1.0, 4.0, 3.0, 2.0], [0.0, 1.0, 2.0]
+    result, _ = listed(model, condition, Method(rows=rows, seeds=3), *scores, record=True)
     parents = [g.parents.tolist() for g in result.tree]
     assert parents == [[[1, 2, 1, 2]], [[1, 2, 3]], [[2]]]
     assert [g.seeds.tolist() for g in result.tree] == [[[0, 1, 2]], [[1, 2, 1, 2]], [[2, 1, 2]]]
@@ -101,9 +111,8 @@ def test_the_tree_tells_who_came_from_whom(model, condition) -> None:
 def test_elites_stay_and_mutants_have_noise_of_their_level(model, condition) -> None:
     """The first copy runs as if it were alone; what a mutant has gained is σ · strength · ε."""
     row = Row(step=1, judge="listed", keep=1, copies=2, copy="mutate", strength=1.0)
-    judge = Listed([0.0, 1.0], [1.0, 0.0])
     rows = (row, Row(step=-1, judge="listed", keep=2))
-    result = run(model, condition, Method(rows=rows, seeds=2), judges={"listed": judge})
+    result, _ = listed(model, condition, Method(rows=rows, seeds=2), [0.0, 1.0], [1.0, 0.0])
     close(result.latents, generate(model, condition, (1,)).latents[0])
     x = result.particles[0]
     assert float(jnp.abs(x[0] - x[1]).max()) > 1e-2
@@ -135,13 +144,7 @@ def test_a_replay_of_finished_runs_chooses_as_the_search_does(model, pair) -> No
         early_failure(6, "energy", at=0.5, least=least),
         calibrated(6, "energy", least=np.median(recorded, (0, 1)).tolist()),
         calibrated(5, "energy", least=[-np.inf, np.inf, least, least]),
-        Method(
-            rows=(
-                Row(step=1, judge="energy", keep=3, stop=least),
-                Row(step=3, judge="energy"),
-            ),
-            seeds=5,
-        ),
+        Method(rows=(Row(step=1, keep=3, stop=least, **SOME), Row(step=3, **SOME)), seeds=5),
     ]
     for method in methods:
         result = run(model, pair, method, (0, 100))
@@ -163,46 +166,32 @@ def test_stages_with_as_many_particles_share_a_program(model, condition) -> None
 
 
 def test_a_threshold_tries_fresh_seeds_one_after_the_other(model, condition) -> None:
-    judge = Listed([0.1], [0.3], [0.9])
     method = early_failure(5, "listed", at=0.25, least=0.5)
-    result = run(model, condition, method, judges={"listed": judge})
-    assert (result.seed.tolist(), judge.calls) == ([2], 3)
+    result, calls = listed(model, condition, method, [0.1], [0.3], [0.9])
+    assert (result.seed.tolist(), calls) == ([2], 3)
     assert result.cost.forwards.tolist() == [3 * 2 + 2]
     close(result.latents, generate(model, condition, (2,)).latents[0])
-    nothing = Listed([0.1], [0.3], [0.2])
-    result = run(
-        model, condition, early_failure(3, "listed", least=1.0), judges={"listed": nothing}
-    )
+    method = early_failure(3, "listed", least=1.0)
+    result, _ = listed(model, condition, method, [0.1], [0.3], [0.2])
     assert result.seed.tolist() == [1]
 
 
 def test_a_fresh_seed_passes_all_thresholds_so_far(model, condition) -> None:
     """Seed 0 fails after step 2, seed 1 after step 0, seed 2 nowhere."""
-    judge = Listed([0.9], [0.1], [0.2], [0.8], [0.7])
     method = calibrated(4, "listed", least=[0.5, -np.inf, 0.6, -np.inf])
-    result = run(model, condition, method, judges={"listed": judge})
-    assert (result.seed.tolist(), judge.calls) == ([2], 5)
+    result, calls = listed(model, condition, method, [0.9], [0.1], [0.2], [0.8], [0.7])
+    assert (result.seed.tolist(), calls) == ([2], 5)
     assert result.cost.forwards.tolist() == [3 + 1 + 4]
     close(result.latents, generate(model, condition, (2,)).latents[0])
-    judge = Listed([0.9], [0.1], [0.2])
-    result = run(
-        model,
-        condition,
-        dataclasses.replace(
-            method, rows=tuple(dataclasses.replace(row, tries=1) for row in method.rows)
-        ),
-        judges={"listed": judge},
-    )
+    once = calibrated(2, "listed", least=[0.5, -np.inf, 0.6, -np.inf])
+    result, _ = listed(model, condition, once, [0.9], [0.1], [0.2])
     assert (result.seed.tolist(), result.cost.forwards.tolist()) == ([0], [3 + 1 + 1])
 
 
 def test_a_particle_that_is_good_enough_goes_on_alone(model, condition) -> None:
-    rows = (
-        Row(step=0, judge="listed", keep=3, stop=0.8),
-        Row(step=2, judge="listed", keep=2, stop=0.8),
-    )
-    judge = Listed([0.1, 0.9, 0.3], [0.9])
-    result = run(model, condition, Method(rows=rows, seeds=3), judges={"listed": judge})
+    stops = {"judge": "listed", "stop": 0.8}
+    rows = Row(step=0, keep=3, **stops), Row(step=2, keep=2, **stops)
+    result, _ = listed(model, condition, Method(rows=rows, seeds=3), [0.1, 0.9, 0.3], [0.9])
     assert (result.seed.tolist(), result.cost.forwards.tolist()) == ([1], [3 + 3])
 
 
@@ -281,14 +270,8 @@ def test_smc_on_the_ideal_denoiser_tends_to_the_exact_target(model, condition) -
         rows = [Row(step=s, keep=count, ess=0.7, **common) for s in (1, 2, 3, 4)]
         last = Row(step=-1, keep=count, ess=1e-9, **common)
         method = Method(rows=(*rows, last), seeds=count, steps=7, eta=1.0)
-        result = run(
-            model,
-            many,
-            method,
-            [1000 * w for w in range(worlds)],
-            judges={"reward": Reward(answers)},
-            probe=probe,
-        )
+        firsts, reward = [1000 * w for w in range(worlds)], {"reward": Reward(answers)}
+        result = run(model, many, method, firsts, judges=reward, probe=probe)
         mass = np.asarray(shares(result.particles, answers))
         assert (mass.max(-1) > 0.98).mean() > 0.97  # particles end as one of the answers
         each = np.einsum("wk,wka->wa", result.weights, mass)
@@ -309,9 +292,8 @@ def test_a_prefix_in_time_is_kept_by_all_that_begin_anew() -> None:
     dit = dataclasses.replace(CONFIG.dit, in_channels=12)
     pinned = randomised(dataclasses.replace(CONFIG, dit=dit, image="pin"))
     condition = pinned.condition(frame(0), "left", FRAMES)
-    method = tbs(3, "listed", frames=(2,))
-    judge = Listed([0.0, 1.0, 0.5], [0.0, 1.0, 0.5])
-    result = run(pinned, condition, method, judges={"listed": judge}, record=True)
+    scores = [0.0, 1.0, 0.5], [0.0, 1.0, 0.5]
+    result, _ = listed(pinned, condition, tbs(3, "listed"), *scores, record=True)
     first, second = (g.x0 for g in result.tree)
     assert first is not None
     assert second is not None
@@ -324,8 +306,8 @@ def test_a_prefix_in_time_is_kept_by_all_that_begin_anew() -> None:
 
 def test_a_prefix_is_known_to_a_model_that_has_learnt_to_see_one_frame(model, condition) -> None:
     """The best run's frames are in every estimate; the same condition as of the clip."""
-    judge = Listed([0.0, 1.0, 0.5], [0.0, 1.0, 0.5])
-    result = run(model, condition, tbs(3, "listed"), judges={"listed": judge}, record=True)
+    scores = [0.0, 1.0, 0.5], [0.0, 1.0, 0.5]
+    result, _ = listed(model, condition, tbs(3, "listed"), *scores, record=True)
     shown = result.tree[0].x0
     assert shown is not None
     best = shown[0, 1]
@@ -342,9 +324,8 @@ def test_a_prefix_is_known_to_a_model_that_has_learnt_to_see_one_frame(model, co
 
 
 def test_clips_are_chained_by_their_last_frames(model, condition) -> None:
-    judge = Listed([0.0, 1.0], [0.0], [1.0, 0.0])
     method = chain_clips(2, "listed", at=0.25)
-    result = run(model, condition, method, judges={"listed": judge})
+    result, _ = listed(model, condition, method, [0.0, 1.0], [0.0], [1.0, 0.0])
     first = generate(model, condition, (1,)).latents[0]
     close(result.clips[0], first)
     close(result.latents, generate(model, model.chained(condition, first), (4,)).latents[0])
@@ -358,15 +339,15 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        latsearch(4, "energy", at=(0.25, 0.75)),
-        tbs(2, "energy"),
-        early_failure(3, "energy", at=0.5, least=9.0),
-        smc(2, "energy", at=(0.5,)),
-    ],
-)
+STOPPED = [
+    latsearch(4, "energy", at=(0.25, 0.75)),
+    tbs(2, "energy"),
+    early_failure(3, "energy", at=0.5, least=9.0),
+    smc(2, "energy", at=(0.5,)),
+]
+
+
+@pytest.mark.parametrize("method", STOPPED)
 def test_a_search_that_was_killed_goes_on(model, condition, method, tmp_path) -> None:
     whole = run(model, condition, method)
     left = [0]
@@ -396,17 +377,11 @@ def test_a_search_that_was_killed_goes_on(model, condition, method, tmp_path) ->
 
 def test_going_back_makes_steps_again(model, condition) -> None:
     row = Row(step=2, judge="listed", keep=1, copies=2, copy="renoise", strength=1.0, back=0)
-    judge = Listed([1.0, 0.0], [0.0, 1.0])
     method = Method(rows=(row, Row(step=-1, judge="listed")), seeds=2)
-    seen: list[int] = []
-    result = run(
-        model,
-        condition,
-        method,
-        judges={"listed": judge},
-        on_step=lambda step, count: seen.append(step),
-    )
-    assert seen == [0, 1, 2, 1, 2, 3]
+    made: list[int] = []
+    options: dict[str, Any] = {"on_step": lambda step, count: made.append(step)}
+    result, _ = listed(model, condition, method, [1.0, 0.0], [0.0, 1.0], **options)
+    assert made == [0, 1, 2, 1, 2, 3]
     assert result.cost.forwards.tolist() == [12]
 
 
@@ -426,9 +401,6 @@ def test_the_first_noises_may_lie_near_the_first(model, condition) -> None:
 
 
 # ---- refusals
-
-
-SOME: dict[str, Any] = {"judge": "energy"}
 
 
 @pytest.mark.parametrize(
@@ -489,13 +461,9 @@ def test_a_search_by_name_is_a_preset_or_a_judge(name, settings, why) -> None:
 
 def test_going_back_needs_a_solver_without_memory(model, condition) -> None:
     row = Row(step=2, copy="renoise", strength=1.0, back=0, **SOME)
+    sampling = Sampling(steps=STEPS, solver="unipc", grid="unipc")
     with pytest.raises(ValueError, match="unipc"):
-        run(
-            model,
-            condition,
-            Method(rows=(row,), seeds=2),
-            sampling=Sampling(steps=STEPS, solver="unipc", grid="unipc"),
-        )
+        run(model, condition, Method(rows=(row,), seeds=2), sampling=sampling)
 
 
 def test_judges_that_return_something_else_are_refused(model, condition) -> None:
@@ -504,16 +472,11 @@ def test_judges_that_return_something_else_are_refused(model, condition) -> None
             return jnp.mean(at.x0, (2, 3, 4))
 
     ran: list[int] = []
+    options: dict[str, Any] = {"on_step": lambda step, count: ran.append(step)}
 
     def refused(judge: Judge, why: str) -> None:
         with pytest.raises(ValueError, match=why):
-            run(
-                model,
-                condition,
-                epbs(3, "mine"),
-                judges={"mine": judge},
-                on_step=lambda step, count: ran.append(step),
-            )
+            run(model, condition, epbs(3, "mine"), judges={"mine": judge}, **options)
 
     refused(Wrong(), r"\(1, 3, 12\); it must return \(1, 3\)")
     refused(Frames(lambda video: video.mean(0)), "must return one number")
