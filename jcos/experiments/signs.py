@@ -83,8 +83,9 @@ class Signs(Experiment):
             reading.scores | {MIXED: -np.minimum(m["right"], m["wrong"]), OFF: -m["off"]}
             for reading, m in zip(each, mass, strict=True)
         ]
+        judges = [*STANDARD, *EXPLANATIONS]
         areas = [
-            np.stack([within(-values, ~ends) for values in by_judge.values()], 1)
+            np.stack([within(-by_judge[name], ~ends) for name in judges], 1)
             for by_judge, ends in zip(signs_of, solved, strict=True)
         ]
         dims = "denoiser puzzle judge step"
@@ -100,7 +101,7 @@ class Signs(Experiment):
             variables[name] = measure(dims, values, words, MASSES)
         labels = {
             "denoiser": list(DENOISERS),
-            "judge": [*STANDARD, *EXPLANATIONS],
+            "judge": judges,
             "outcome": list(OUTCOMES),
             "step": range(self.plan(model.config).steps),
             "seed": list(self.seeds),

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy import special
 
 from jcos.lab.methods import Method, Row
 
@@ -32,9 +33,7 @@ class Population:
     @property
     def weights(self) -> Float[np.ndarray, "W K"]:
         """Return the share of each particle."""
-        logs = np.where(self.alive, self.log_weight, -np.inf)
-        shares = np.exp(logs - logs.max(1, keepdims=True))
-        return shares / shares.sum(1, keepdims=True)
+        return special.softmax(np.where(self.alive, self.log_weight, -np.inf), 1)
 
     @property
     def ess(self) -> Float[np.ndarray, " W"]:
@@ -50,9 +49,7 @@ class Population:
         """Take up the scores of a row."""
         scores = np.where(self.alive, scores, 0.0)
         self.best = np.maximum(self.best, scores)
-        shares = np.where(self.alive, row.scale * scores, -np.inf)
-        shares = np.exp(shares - shares.max(1, keepdims=True))
-        shares /= shares.sum(1, keepdims=True)
+        shares = special.softmax(np.where(self.alive, row.scale * scores, -np.inf), 1)
         self.total = self.total + (shares if row.transform == "softmax" else scores)
         ranks = {"max": self.best, "sum": self.total, "softmax": self.total}
         self.rank = ranks.get(row.transform, scores)
@@ -117,7 +114,7 @@ class Population:
         logs, share = self.log_weight[world, alive], self.weights[world, alive]
         if row.ess < 1 and self.ess[world] >= row.ess * len(alive) and row.keep == len(alive):
             return alive
-        self.log_norm[world] += np.log(np.mean(np.exp(logs - logs.max()))) + logs.max()
+        self.log_norm[world] += special.logsumexp(logs) - np.log(len(logs))
         self.log_weight[world] = 0.0
         rng = self.rngs[world]
         if row.select == "multinomial":

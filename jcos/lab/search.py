@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy import special
 
 from jcos import loop
 from jcos.config import Sampling, VaeConfig, WanConfig
@@ -291,17 +292,14 @@ class _Run(Search):
         people = self.population
         at = np.arange(len(people.alive)), people.chosen
         latents = jax.block_until_ready(state.solver.x)
-        weights = people.weights
-        logs = np.where(people.alive, people.log_weight, -np.inf)
-        high = logs.max(1)
-        mean = np.exp(logs - high[:, None]).sum(1) / people.alive.sum(1)
-        log_norm = people.log_norm + high + np.log(mean)
+        logs = special.logsumexp(people.log_weight, 1, people.alive)
+        log_norm = people.log_norm + logs - np.log(people.alive.sum(1))
         seeds, chosen = np.array(state.rows.tolist())[at], latents[at]
         cost = Cost(*self.counts, seconds)
         chosen = chosen[0] if self.single else chosen
         clips = tuple(clip[0] if self.single else clip for clip in self.clips)
         tree, shared = tuple(self.tree), tuple(self.shared)
-        return Result(chosen, seeds, tree, cost, latents, weights, log_norm, clips, shared)
+        return Result(chosen, seeds, tree, cost, latents, people.weights, log_norm, clips, shared)
 
 
 def needs_vae(method: Method, config: WanConfig) -> bool:

@@ -8,7 +8,7 @@ from jcos.experiments.signs import EXPLANATIONS, TITLES, Signs, by_outcome, mass
 from jcos.lab.judges import STANDARD
 from jcos.lab.measures import Mass
 
-SMALL = Signs(tasks=("maze",), puzzles=6, seeds=(0, 1, 2), sampling=Settings(steps=2))
+SMALL = Signs(tasks=("maze",), puzzles=6, seeds=(0, 1, 2, 3), sampling=Settings(steps=3))
 
 
 def test_runs_are_compared_within_a_puzzle() -> None:
@@ -23,7 +23,7 @@ def test_every_judge_is_measured_at_every_step(data) -> None:
     dataset, programs = data
     assert programs == 2  # the model's runs, and the ideal denoiser's
     judges = len(STANDARD) + len(EXPLANATIONS)
-    assert dataset["area"].sizes == {"denoiser": 2, "puzzle": 6, "judge": judges, "step": 2}
+    assert dataset["area"].sizes == {"denoiser": 2, "puzzle": 6, "judge": judges, "step": 3}
     known = dataset["area"].values[~np.isnan(dataset["area"].values)]
     assert ((known >= 0) & (known <= 1)).all()
     assert [name for name, _ in SMALL.figures(dataset)] == ["area", "ideal", "mass"]
@@ -32,7 +32,18 @@ def test_every_judge_is_measured_at_every_step(data) -> None:
     np.testing.assert_array_equal(~np.isnan(dataset["area"].values[:, :, 0, 0]), both)
     names = list(SMALL.table(dataset)["measure"])
     rows = names.count("AUROC of failure within a puzzle")
-    assert rows == 2 * judges * both.any(1).sum()
+    assert rows == 3 * judges * both.any(1).sum()
+
+
+def test_an_area_is_that_of_its_judge(data) -> None:
+    """Of the one whose scores are known beforehand."""
+    dataset, _ = data
+    fails = dataset["solved"].values[0] == 0
+    assert (fails.any(1) & ~fails.all(1)).any()
+    steps = [np.random.default_rng((0, step + 1)).random(4) for step in range(3)]
+    scores = np.broadcast_to(np.stack(steps, -1), (6, 4, 3))
+    area = dataset["area"].sel(judge="random").values[0]
+    np.testing.assert_array_equal(area, within(-scores, fails))
 
 
 def test_an_estimate_is_on_right_ends_on_wrong_ones_or_on_none(data) -> None:
