@@ -36,6 +36,8 @@ AREA = (
 MASSES = "Share of the clean estimate, of puzzles with runs that fail and runs that are solved."
 MIXED, OFF = EXPLANATIONS = ("blend of a right and a wrong end", "mass on no end")
 """Signs that know how the runs end: what they explain of the others."""
+DRAWN = ("decided", "pixels", "change", MIXED)
+"""Signs in figures."""
 OUTCOMES = ("runs that fail", "runs that are solved")
 TITLES = {
     "right": "mass on ends that are right",
@@ -110,7 +112,8 @@ class Signs(Experiment):
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         for name, denoiser in zip(("area", "ideal"), DENOISERS, strict=True):
-            figure = plots.lines(data.sel(denoiser=denoiser), "area", "step", hue="judge")
+            drawn = data.sel(denoiser=denoiser, judge=list(DRAWN))
+            figure = plots.lines(drawn, "area", "step", hue="judge")
             for axes in figure.axes:
                 axes.axhline(0.5, color="#777777", linestyle=":", linewidth=1)
             yield name, Picture(figure, f"The {denoiser}. {AREA}")
