@@ -208,7 +208,7 @@ def main() -> None:
     steered = steering(model, euler, arguments.mazes, arguments.particles)
     for folder, heads, lines in (("samplers", HEADS, rows), ("steering", STEERED, steered)):
         if lines:
-            table = markdown(heads, (line.values() for line in lines))
+            table = markdown(heads, [list(line.values()) for line in lines])
             save(arguments.out / folder, table, where, lines)
 
 

@@ -6,7 +6,7 @@ there, step by step. Judges of latents alone also suit released models.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +36,7 @@ AREA = (
 MASSES = "Share of the clean estimate, of puzzles with runs that fail and runs that are solved."
 MIXED, OFF = EXPLANATIONS = ("blend of a right and a wrong end", "mass on no end")
 """Signs that know how the runs end: what they explain of the others."""
+JUDGES = (*STANDARD, *EXPLANATIONS)
 DRAWN = ("decided", "pixels", "change", MIXED)
 """Signs in figures."""
 OUTCOMES = ("runs that fail", "runs that are solved")
@@ -85,16 +86,12 @@ class Signs(Experiment):
             reading.scores | {MIXED: -np.minimum(m["right"], m["wrong"]), OFF: -m["off"]}
             for reading, m in zip(each, mass, strict=True)
         ]
-        judges = [*STANDARD, *EXPLANATIONS]
-        areas = [
-            np.stack([within(-by_judge[name], ~ends) for name in judges], 1)
-            for by_judge, ends in zip(signs_of, solved, strict=True)
-        ]
+        area = [areas(each, ~ends) for each, ends in zip(signs_of, solved, strict=True)]
         dims = "denoiser puzzle judge step"
         title = "AUROC of failure within a puzzle"
         variables = samples.levels({"solved": "solved"}) | {
             "forwards": ((), len(self.seeds) * self.forwards(model.config), {}),
-            "area": measure(dims, np.stack(areas), title, AREA, span=(0.0, 1.0)),
+            "area": measure(dims, np.stack(area), title, AREA, span=(0.0, 1.0)),
             "solved": measure("denoiser puzzle seed", solved.astype(float), "solved"),
         }
         for name, words in TITLES.items():
@@ -103,7 +100,7 @@ class Signs(Experiment):
             variables[name] = measure(dims, values, words, MASSES)
         labels = {
             "denoiser": list(DENOISERS),
-            "judge": judges,
+            "judge": list(JUDGES),
             "outcome": list(OUTCOMES),
             "step": range(self.plan(model.config).steps),
             "seed": list(self.seeds),
@@ -153,7 +150,7 @@ def masses(mass: Mass, right: Bool[np.ndarray, "P K"]) -> dict[str, Float[np.nda
     on = mass.on
     which = {"right": right, "wrong": ~right}
     sums = {name: np.where(ends[:, None, None], on, 0).sum(-1) for name, ends in which.items()}
-    return sums | {"off": mass.off}
+    return sums | {"off": np.asarray(mass.off)}
 
 
 def by_outcome(
@@ -165,6 +162,13 @@ def by_outcome(
     return np.stack(
         [np.where((kind & both)[..., None], values, np.nan) for kind in (~solved, solved)]
     )
+
+
+def areas(
+    scores: Mapping[str, Float[np.ndarray, "P K S"]], fails: Bool[np.ndarray, "P K"]
+) -> Float[np.ndarray, "P J S"]:
+    """Return how well each of `JUDGES` tells the runs that fail, by puzzle and step."""
+    return np.stack([within(-scores[name], fails) for name in JUDGES], 1)
 
 
 def within(

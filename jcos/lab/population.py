@@ -127,10 +127,10 @@ class Finished(NamedTuple):
     """Where the particles of a replay are: after which step, and which run each is."""
 
     step: int
-    index: Int[np.ndarray, "W K"]
+    run: Int[np.ndarray, "W K"]
 
     def join(self, other: "Finished") -> "Finished":
-        return self._replace(index=np.concatenate([self.index, other.index], 1))
+        return self._replace(run=np.concatenate([self.run, other.run], 1))
 
 
 class Search:
@@ -165,12 +165,12 @@ class Search:
     ) -> Float[np.ndarray, "W K"]:
         """Return what a row's judge says of the particles that are alive."""
         scores = self.recorded[row.judge][..., state.step]
-        return np.take_along_axis(scores, np.where(alive, state.index, 0), 1)
+        return np.take_along_axis(scores, np.where(alive, state.run, 0), 1)
 
     def select(self, state: Any, row: Row, scores: Float[np.ndarray, "W K"], *, last: bool) -> Any:
         """Return the particles that go on."""
         which = self.population.select(row, scores, last=last)
-        return state._replace(index=np.take_along_axis(state.index, which, 1))
+        return state._replace(run=np.take_along_axis(state.run, which, 1))
 
     def save(self, state: Any, number: int, scores: Float[np.ndarray, "W K"] | None = None) -> None:
         """Store where the search is, if it is kept: before the row of this number."""
@@ -246,5 +246,5 @@ def replay(
     search = Search(method, steps, range(worlds))
     search.recorded, search.passes = scores, passes
     ends = search.act(search.begin(np.zeros(worlds, int)))
-    chosen = np.take_along_axis(ends.index, search.population.chosen[:, None], 1)
+    chosen = np.take_along_axis(ends.run, search.population.chosen[:, None], 1)
     return chosen[:, 0], search.counts[0]

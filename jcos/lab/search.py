@@ -292,10 +292,11 @@ class _Run(Search):
         people = self.population
         at = np.arange(len(people.alive)), people.chosen
         latents = jax.block_until_ready(state.solver.x)
-        logs = special.logsumexp(people.log_weight, 1, people.alive)
+        logs = np.asarray(special.logsumexp(people.log_weight, 1, people.alive))
         log_norm = people.log_norm + logs - np.log(people.alive.sum(1))
         seeds, chosen = np.array(state.rows.tolist())[at], latents[at]
-        cost = Cost(*self.counts, seconds)
+        forwards, decodes, judged = self.counts
+        cost = Cost(forwards, decodes, judged, seconds)
         chosen = chosen[0] if self.single else chosen
         clips = tuple(clip[0] if self.single else clip for clip in self.clips)
         tree, shared = tuple(self.tree), tuple(self.shared)
