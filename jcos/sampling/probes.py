@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partialmethod
 from typing import Any
 
 import jax
@@ -28,6 +27,11 @@ def _acting(probe: Probe, hook: str) -> int:
     if isinstance(probe, Chain | InWorlds):
         return inner
     return max(inner, int(defines(type(probe), hook)))
+
+
+def _forwarded(hook: str) -> Any:
+    """Return a probe's method of this name that leaves its work to `_at`."""
+    return lambda self, site, z: self._at(hook, site, z)
 
 
 class Chain(Probe):
@@ -79,13 +83,13 @@ class Chain(Probe):
             observations.append(observation)
         return z, tuple(observations)
 
-    on_block = partialmethod(_at, "on_block")
-    on_input = partialmethod(_at, "on_input")
-    on_attention = partialmethod(_at, "on_attention")
-    on_heads = partialmethod(_at, "on_heads")
-    on_cross = partialmethod(_at, "on_cross")
-    on_mlp = partialmethod(_at, "on_mlp")
-    on_update = partialmethod(_at, "on_update")
+    on_block = _forwarded("on_block")
+    on_input = _forwarded("on_input")
+    on_attention = _forwarded("on_attention")
+    on_heads = _forwarded("on_heads")
+    on_cross = _forwarded("on_cross")
+    on_mlp = _forwarded("on_mlp")
+    on_update = _forwarded("on_update")
 
     def on_step(self, site: Site, observed: tuple[Any, ...]) -> tuple[Any, ...]:
         each = self._each(site, "on_step")
@@ -158,13 +162,13 @@ class InWorlds(Probe):
     def on_latents(self, site: Site, x: Latents) -> Latents:
         return self._here(self.probe.on_latents(site, x), x)
 
-    on_block = partialmethod(_at, "on_block")
-    on_input = partialmethod(_at, "on_input")
-    on_attention = partialmethod(_at, "on_attention")
-    on_heads = partialmethod(_at, "on_heads")
-    on_cross = partialmethod(_at, "on_cross")
-    on_mlp = partialmethod(_at, "on_mlp")
-    on_update = partialmethod(_at, "on_update")
+    on_block = _forwarded("on_block")
+    on_input = _forwarded("on_input")
+    on_attention = _forwarded("on_attention")
+    on_heads = _forwarded("on_heads")
+    on_cross = _forwarded("on_cross")
+    on_mlp = _forwarded("on_mlp")
+    on_update = _forwarded("on_update")
 
     def on_step(self, site: Site, observed: Any) -> Any:
         return self.probe.on_step(site, observed)
