@@ -229,7 +229,9 @@ def jcos_rows(lab: Lab) -> None:
     if stats := jax.devices()[0].memory_stats():
         note = f"{lab.config.experts} expert(s) resident, {SEEDS} seeds side by side"
         measure("peak memory", "GiB", lambda: stats["peak_bytes_in_use"] / GIB, note)
-    measure("an expert from the host", "s", partial(from_host, lab, model.experts[0]))
+    expert = model.experts[0]
+    size = sum(a.nbytes for a in jax.tree.leaves(expert)) / 1e9
+    measure("an expert from the host", "s", partial(from_host, lab, expert), f"{size:.3g} GB")
 
 
 def from_host(lab: Lab, expert: Any) -> float:

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,18 @@ def job(name: str, frames: int, height: int, width: int, seeds: int = 1) -> Job:
 
 
 I2V = job("wan2.2-i2v-a14b", 81, 480, 832)
+
+
+@pytest.fixture
+def planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, Any]]:
+    """`planned("--model", …)` is what `jcos plan` prints, in one line, and what it writes."""
+
+    def run(*words: str) -> tuple[str, Any]:
+        cli.main(["plan", *words, "--json", str(tmp_path / "plan.json")])
+        printed = " ".join(capsys.readouterr().out.split())
+        return printed, json.loads((tmp_path / "plan.json").read_text())
+
+    return run
 
 
 @pytest.fixture(autouse=True)
@@ -222,13 +235,12 @@ def test_a_run_compiles_for_a_machine_that_is_not_here(machine: str, tmp_path: P
     assert option["memory"]["arguments"] == pytest.approx(weights, rel=0.05)
 
 
-def test_without_its_compiler_a_slice_is_calculated(monkeypatch, capsys) -> None:
+def test_without_its_compiler_a_slice_is_calculated(monkeypatch, planned) -> None:
     monkeypatch.setitem(compiled.COMPILERS, "tpu", ())
-    cli.main(["plan", "--model", "wan2.2-i2v-a14b", "--topology", "v5p-32"])
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "All of this is calculated" in shown
-    assert "pip install -e '.[lab,tpu]' -c constraints.txt" in shown
-    assert "Recommended: branch=2,context=8" in shown
+    printed, _ = planned("--model", "wan2.2-i2v-a14b", "--topology", "v5p-32")
+    assert "All of this is calculated" in printed
+    assert "pip install -e '.[lab,tpu]' -c constraints.txt" in printed
+    assert "Recommended: branch=2,context=8" in printed
 
 
 # ---- forecasts
@@ -263,47 +275,40 @@ def test_the_fastest_that_runs_is_recommended() -> None:
     assert Forecast(I2V, target, tried[:1]).best is None
 
 
-def test_one_gpu_by_calculation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "plan.json"
+def test_one_gpu_by_calculation(planned) -> None:
     video = ("--size", "832x480", "--frames", "81", "--steps", "50")
-    asked = ("--model", "wan2.2-i2v-a14b", "--topology", "gpu:h200:1", "--json", str(file))
-    cli.main(["plan", *asked, *video])
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "All of this is calculated" in shown
-    assert "pip install -e '.[lab,gpu]' -c constraints.txt" in shown
-    found = json.loads(file.read_text())
-    (option,) = found["options"]
+    printed, plan = planned("--model", "wan2.2-i2v-a14b", "--topology", "gpu:h200:1", *video)
+    assert "All of this is calculated" in printed
+    assert "pip install -e '.[lab,gpu]' -c constraints.txt" in printed
+    (option,) = plan["options"]
     assert not option["compiled"]
-    assert found["step_flops"] == pytest.approx(2 * 1678e12, rel=2e-3)
+    assert plan["step_flops"] == pytest.approx(2 * 1678e12, rel=2e-3)
     assert option["roofline_seconds_per_step"] == pytest.approx(2 * 1678 / 989, rel=2e-3)
     assert option["limit"] == "compute"
     assert option["roofline_seconds_per_video"] == 50 * option["roofline_seconds_per_step"]
     assert 57.2e9 < option["total_bytes"] < 139 * GIB
 
 
-def test_experts_that_do_not_fit_together_come_in_turns(tmp_path, capsys) -> None:
-    file = tmp_path / "plan.json"
+def test_experts_that_do_not_fit_together_come_in_turns(planned) -> None:
     model = ("--model", "wan2.2-i2v-a14b", "--size", "1280x720", "--frames", "81")
-    cli.main(["plan", *model, "--topology", "gpu:h100:1", "--json", str(file)])
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "Recommended: one device, in turns" in shown
-    assert "58 GB of weights wait in host memory, and each comes once per run" in shown
-    together, turns = json.loads(file.read_text())["options"]
+    printed, plan = planned(*model, "--topology", "gpu:h100:1")
+    assert "Recommended: one device, in turns" in printed
+    assert "58 GB of weights wait in host memory, and each comes once per run" in printed
+    together, turns = plan["options"]
     assert "71.1 can be counted on" in together["trouble"]
     assert (together["resident"], turns["resident"]) == (True, False)
     saved = together["memory"]["arguments"] - turns["memory"]["arguments"]
     assert saved == costs.expert_bytes(I2V.config)
     assert turns["seconds"]["compute"] == together["seconds"]["compute"]
-    asked = job("wan2.2-ti2v-5b", 121, 704, 1280)
-    assert len(list(forecast.options(asked, machine("gpu:h100:1"), [{}]))) == 1
+    one_expert = job("wan2.2-ti2v-5b", 121, 704, 1280)
+    assert len(list(forecast.options(one_expert, machine("gpu:h100:1"), [{}]))) == 1
 
 
-def test_what_does_not_fit_says_what_would_help(capsys: pytest.CaptureFixture[str]) -> None:
-    model = ("--model", "wan2.2-i2v-a14b", "--seeds", "3")
-    cli.main(["plan", *model, "--topology", "gpu:h100:1", "--size", "1280x720"])
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "None of these fits" in shown
-    assert "more devices, fewer seeds at a time, a smaller --size, fewer --frames" in shown
+def test_what_does_not_fit_says_what_would_help(planned) -> None:
+    model = ("--model", "wan2.2-i2v-a14b", "--seeds", "3", "--topology", "gpu:h100:1")
+    printed, _ = planned(*model, "--size", "1280x720")
+    assert "None of these fits" in printed
+    assert "more devices, fewer seeds at a time, a smaller --size, fewer --frames" in printed
 
 
 @pytest.mark.parametrize(
@@ -334,13 +339,11 @@ def test_wrong_input_is_one_sentence(
     assert not file.exists()
 
 
-def test_a_mesh_that_is_given_is_the_one_tried(tmp_path: Path) -> None:
-    file = tmp_path / "plan.json"
-    model = ["--model", "wan2.2-ti2v-5b", "--topology", "gpu:h100:8", "--json", str(file)]
-    cli.main(["plan", *model, "--mesh", "branch=2,context=4", "--mesh", "fsdp=8"])
-    found = json.loads(file.read_text())
-    assert [option["mesh"] for option in found["options"]] == ["branch=2,context=4", "fsdp=8"]
-    assert found["recommended"] == {"branch": 2, "context": 4}
+def test_a_mesh_that_is_named_is_the_one_tried(planned) -> None:
+    model = ("--model", "wan2.2-ti2v-5b", "--topology", "gpu:h100:8")
+    _, plan = planned(*model, "--mesh", "branch=2,context=4", "--mesh", "fsdp=8")
+    assert [option["mesh"] for option in plan["options"]] == ["branch=2,context=4", "fsdp=8"]
+    assert plan["recommended"] == {"branch": 2, "context": 4}
 
 
 def test_guidance_off_is_one_pass() -> None:
