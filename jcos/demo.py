@@ -23,11 +23,9 @@ from jcos.experiments.batches import BATCH, Batches, Row
 from jcos.experiments.noise import score_others
 from jcos.experiments.sweeps import held_out
 from jcos.lab import results
-from jcos.lab.measures import Estimate
 from jcos.lab.tasks import TASKS, Puzzle
 from jcos.report import explorer
-from jcos.report.plane import MASS, Line, Look, Plane, answer_lines, sigma_line, telling
-from jcos.sampling import flow
+from jcos.report.plane import MASS, Line, Look, Plane, puzzle_plane, telling
 from jcos.sampling.probe import Probe
 from jcos.sampling.probes import Noise, SeedEnsemble
 from jcos.wan import Wan
@@ -117,35 +115,27 @@ class Story:
         self.planes: list[Plane] = []
         self.sections: list[dict[str, Any]] = []
         self.figures: dict[str, tuple[Figure, str]] = {}
-        self.data = xr.Dataset(
-            {},
-            {
-                "step": np.arange(self.steps),
-                "task": ("puzzle", [p.task for p in self.rows]),
-            },
-            {"experiment": "demo"},
-        )
+        tasks = {"task": ("puzzle", [p.task for p in self.rows])}
+        places = {"puzzle": np.arange(len(self.rows)), "step": np.arange(self.steps)}
+        self.data = xr.Dataset({}, places | tasks, {"experiment": "demo"})
 
     def _row(self, puzzle: Puzzle, number: int, probe: Probe | None = None) -> Row:
         return Row(puzzle, (number,), self.plain if probe is None else probe)
 
     def _add(
-        self, name: str, dims: str, values: Any, rows: slice, title: str, comment: str, **more: Any
+        self, name: str, dims: str, values: Any, title: str, comment: str, first: int = 0
     ) -> None:
-        """Add a measure of some of the puzzles, whose axis is the last but one of steps."""
-        named = dims.split()
-        at = named.index("puzzle")
-        shape = list(values.shape)
-        shape[at] = len(self.rows)
-        whole = np.full(shape, np.nan, np.float32)
-        whole[(*[slice(None)] * at, rows)] = values
-        self.data[name] = results.measure(dims, whole, title, comment, **more)
+        """Add a measure of some of the puzzles, those from `first` on."""
+        at = dims.split()
+        count = np.shape(values)[at.index("puzzle")]
+        about = results.described(title, comment)
+        rows = {"puzzle": np.arange(first, first + count)}
+        self.data[name] = xr.DataArray(np.asarray(values, np.float32), rows, at, attrs=about)
 
     # ---- parts
 
     def routes(self, lab: Batches) -> None:
         """Mazes with several shortest ways: which of them the estimates hold."""
-        n = len(self.forked)
         played = lab.play([self._row(p, i) for i, p in enumerate(self.forked)])
         mass, answers = self._mass(self.forked, played.latents[:, 0])
         parts = shares(mass[:, None], answers)
@@ -158,10 +148,10 @@ class Story:
             route=["route taken", "other shortest routes", "no route"]
         )
         self._add(
-            *("mass", "route puzzle step", on, slice(-n, None)),
-            "Mass on the routes",
+            *("mass", "route puzzle step", on, "Mass on the routes"),
             "How much of the clean estimate lies on the route that the run takes in the end, on "
             "the other shortest routes, and on none of them.",
+            first=len(self.rows) - len(self.forked),
         )
         count = len(best.answers)
         self.sections += [
@@ -196,8 +186,7 @@ class Story:
             for row, video in zip(rows[: self.sizes.noise], played.video, strict=False)
         ]
         self._add(
-            *("solved", "puzzle step", solved, slice(len(rows))),
-            "Solved by the clean estimate",
+            *("solved", "puzzle step", solved, "Solved by the clean estimate"),
             "Fraction of puzzles that the clean estimate of each step solves, judged as if it were "
             "the final video.",
         )
@@ -227,46 +216,38 @@ class Story:
         probes += [Noise.at_frames(self.steps, frames, [f]) for f in range(frames)]
         mazes = self.puzzles[self.hero.name][:n]
         rows = [self._row(p, i, probe) for probe in probes for i, p in enumerate(mazes)]
-        videos = (
-            lab.play(rows).video[:, 0, -1].reshape(len(probes), n, *self.planes[0].x0.shape[1:])
-        )
-        scores = np.array(
+        videos = self._ends(lab, rows, n)
+        at_step = np.array(
             [
-                self.scores,
-                *(
-                    [self.hero.score(p, v).score for p, v in zip(mazes, row, strict=True)]
-                    for row in videos[: len(NOISED)]
-                ),
-                *(
-                    [score_others(p, v, frame) for p, v in zip(mazes, row, strict=True)]
-                    for frame, row in enumerate(videos[len(NOISED) :])
-                ),
+                [self.hero.score(p, v).score for p, v in zip(mazes, row, strict=True)]
+                for row in videos[: len(NOISED)]
             ]
         )
-        kinds = ["without noise", *["all frames, at one step"] * len(NOISED)]
-        kinds += ["one frame, at all steps"] * frames
-        nowhere = np.nan
-        self.data = self.data.assign_coords(
-            case=[kinds[0], *(f"step {s}" for s in NOISED), *(f"frame {f}" for f in range(frames))],
-            kind=("case", kinds),
-            at_step=("case", [nowhere, *map(float, NOISED), *[nowhere] * frames]),
-            at_frame=("case", [nowhere] * (1 + len(NOISED)) + list(map(float, range(frames)))),
+        at_frame = np.array(
+            [
+                [score_others(p, v, frame) for p, v in zip(mazes, row, strict=True)]
+                for frame, row in enumerate(videos[len(NOISED) :])
+            ]
         )
+        cases = [("without noise", "without noise", np.nan, np.nan)]
+        cases += [(f"step {s}", "all frames, at one step", s, np.nan) for s in NOISED]
+        cases += [(f"frame {f}", "one frame, at all steps", np.nan, f) for f in range(frames)]
+        named = zip(("case", "kind", "at_step", "at_frame"), zip(*cases, strict=True), strict=True)
+        self.data = self.data.assign_coords({name: ("case", list(of)) for name, of in named})
         self._add(
-            *("noise", "case puzzle", scores, slice(n)),
-            "Score with noise",
+            *("noise", "case puzzle", [self.scores, *at_step, *at_frame], "Score with noise"),
             "Score of the final video. A frame with noise up to the last step is nothing but "
             "noise, so the other frames are judged there.",
         )
-        at_step, at_frame = scores[1 : 1 + len(NOISED)].mean(1), scores[1 + len(NOISED) :].mean(1)
+        by_step, by_frame = at_step.mean(1), at_frame.mean(1)
         self.sections += [
             {
                 "title": "Noise at one step, noise in one frame",
                 "text": "If the model reasons along the denoising steps, wiping out all frames at "
                 "a single step should cost more than wiping out a single frame at all steps. "
-                f"Without noise the score is {scores[0].mean():.2f}. The worst step to hit is "
-                f"{NOISED[int(at_step.argmin())]}, which leaves {at_step.min():.2f}; the worst "
-                f"frame is {int(at_frame.argmin())}, which leaves {at_frame.min():.2f}. One "
+                f"Without noise the score is {np.mean(self.scores):.2f}. The worst step to hit is "
+                f"{NOISED[int(by_step.argmin())]}, which leaves {by_step.min():.2f}; the worst "
+                f"frame is {int(by_frame.argmin())}, which leaves {by_frame.min():.2f}. One "
                 "caution: noise that is put in late leaves pixel noise that nothing later can "
                 "remove, so a low score there is not always lost reasoning.",
                 "charts": ["noise"],
@@ -284,38 +265,21 @@ class Story:
             for probe in (off, on)
             for i, p in enumerate(mazes)
         ]
-        videos = lab.play(rows).video[:, 0, -1].reshape(2, n, *self.planes[0].x0.shape[1:])
-        solved = np.array(
-            [
-                [self.hero.score(p, v).solved for p, v in zip(mazes, row, strict=True)]
-                for row in videos
-            ],
-            float,
-        )
+        solved = [
+            [float(self.hero.score(p, v).solved) for p, v in zip(mazes, row, strict=True)]
+            for row in self._ends(lab, rows, n)
+        ]
         words = ["one seed", "mean of three seeds"]
         self.data = self.data.assign_coords(run=words)
         self._add(
-            *("ensemble", "run puzzle", solved, slice(n)),
-            "Solved, with and without averaging",
+            *("ensemble", "run puzzle", solved, "Solved, with and without averaging"),
             "Fraction of mazes that are solved.",
         )
-        each = results.estimates(self.data["ensemble"])
-        gain = results.estimates(
-            self.data["ensemble"]
-            .sel(run=words[1])
-            .drop_vars("run")
-            .assign_attrs(self.data["ensemble"].attrs),
-            paired_with=self.data["ensemble"].sel(run=words[0]).drop_vars("run"),
-        )
-        mean, low, high = (
-            100 * float(gain[f].sel(task=self.hero.name)) for f in ("mean", "low", "high")
-        )
+        alone, averaged = (self.data["ensemble"].sel(run=word, drop=True) for word in words)
+        gain = results.estimates(averaged, paired_with=alone).sel(task=self.hero.name)
+        mean, low, high = (100 * float(gain[field]) for field in ("mean", "low", "high"))
         shows = "excludes 0" if low > 0 or high < 0 else "includes 0: neither a gain nor a loss"
-        points = {}
-        for word in words:
-            one = each.sel(task=self.hero.name, run=word)
-            points[word] = Estimate(float(one["mean"]), float(one["low"]), float(one["high"]), n)
-        drawn = plots.paired(points, "fraction solved", zero=False)
+        drawn = plots.paired(self.data["ensemble"], "fraction solved", zero=False)
         self.figures["ensemble"] = drawn, "Fraction of mazes solved, with 95 % intervals."
         self.sections += [
             {
@@ -338,6 +302,13 @@ class Story:
 
     # ---- what they share
 
+    def _ends(
+        self, lab: Batches, rows: Sequence[Row], each: int
+    ) -> UInt8[np.ndarray, "N {each} F H W 3"]:
+        """Return the final videos of rows, so many puzzles at a time."""
+        videos = lab.play(rows).video[:, 0, -1]
+        return videos.reshape(-1, each, *videos.shape[1:])
+
     def _mass(
         self, puzzles: Sequence[Puzzle], x0: Float[np.ndarray, "N S F h w C"]
     ) -> tuple[Float[np.ndarray, "N S K"], Any]:
@@ -355,28 +326,20 @@ class Story:
     def _plane(
         self, puzzle: Puzzle, seed: int, video: UInt8[np.ndarray, "S F H W 3"], mass: np.ndarray
     ) -> Plane:
-        """A run with every step, and what was measured of it."""
-        task, steps = TASKS[puzzle.task], range(len(video))
+        """Return a run with every step, and what was measured of it."""
+        task = TASKS[puzzle.task]
         judged = [task.score(puzzle, video[s]) for s in SHOWN]
-        lines = [sigma_line(flow.schedule(self.model.config.sampling).sigmas[:-1])]
-        lines.append(Line("score of x̂0", "score of x̂0", SHOWN, [one.score for one in judged]))
-        drawn: Mapping[str, Any] = {}
-        pictures = task.routes(puzzle)
-        if 1 < len(pictures) <= ROUTES:
-            kind = "route" if task is self.hero else "answer"
-            shown, drawn = answer_lines(steps, mass[:, : len(pictures)], pictures[:, -1], kind)
-            lines += shown
-        return Plane(
+        return puzzle_plane(
+            puzzle,
+            video,
+            mass,
             label=f"seed {seed}",
             group=task.name,
-            prompt=puzzle.prompt,
-            steps=steps,
-            x0=video,
             video=video[-1],
-            reference=pictures[0],
             solved=judged[-1].solved,
-            lines=lines,
-            answers=drawn,
+            lines=[Line("score of x̂0", "score of x̂0", SHOWN, [one.score for one in judged])],
+            sampling=self.model.config.sampling,
+            kind="route" if task is self.hero else "answer",
         )
 
     def write(self, folder: Path, unfinished: str | None, seconds: float) -> None:

@@ -207,7 +207,7 @@ def test_a_page_of_a_folder_whose_name_is_no_unicode(tmp_path: Path) -> None:
     run, page = tmp_path / os.fsdecode(b"caf\xe9"), tmp_path / "page.html"
     folders.sample_folder(run)
     cli.main(["report", str(run), "--out", str(page)])
-    assert 'href="caf%E9/arrays.npz"' in page.read_text()
+    assert 'href="caf%E9/planes.npz"' in page.read_text()
     cli.main(["report", str(run)])
     assert (run / "index.html").is_file()
 

@@ -53,8 +53,8 @@ class Sample(Interventions, Command):
 
     Writes OUT/puzzle-N.png (rows: clean estimates at some steps, the final video, a right answer),
     OUT/puzzle-N.webp (the final video), OUT/arrays.npz (latents, every clean estimate, its score
-    and its mass on each right answer), OUT/run.json and the page OUT/index.html. A repeated call
-    goes on with its arrays; a folder of another run is refused.
+    and its mass on each right answer), OUT/planes.npz (pictures), OUT/run.json and the page
+    OUT/index.html. A repeated call goes on with its arrays; a folder of another run is refused.
 
     Examples:
       jcos sample maze
@@ -81,16 +81,18 @@ class Sample(Interventions, Command):
     def run(self) -> None:
         from jcos.cli.common import bar, command_line, make_page
         from jcos.experiments import sample
+        from jcos.report import samples
 
         with bar() as progress:
-            solved = sample.run(
+            sampled = sample.run(
                 self.task,
                 interventions=self,
                 command=command_line(),
                 progress=progress,
                 **self.arguments(sample.run),
             )
-        page = make_page(self.out)
+        samples.save(self.out, sampled)
+        page, solved = make_page(self.out), sampled.solved
         print(f"Solved {int(solved.sum())} of {solved.size}; the page is at {page}")
 
 

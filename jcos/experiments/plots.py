@@ -118,9 +118,13 @@ def _levels(axes: Axes, data: xr.Dataset, name: str, group: str) -> None:
         level = data.get(f"{kind}{name}")
         if level is not None and level.dims in ((), (over := run_dimension(data[name]),)):
             height = level[{over: groups_of(data[name])[group]}] if level.dims else level
-            words = level.attrs.get("long_name", words)
-            look = {"color": "#777777", "linestyle": DASHES[3 + i], "linewidth": 1}
-            axes.axhline(float(height.mean()), label=words, **look)
+            level_line(axes, float(height.mean()), level.attrs.get("long_name", words), i)
+
+
+def level_line(axes: Axes, height: float, label: str, style: int = 0) -> None:
+    """Draw a baseline of a panel."""
+    look = {"color": "#777777", "linestyle": DASHES[3 + style % 5], "linewidth": 1}
+    axes.axhline(height, label=label, **look)
 
 
 @styled

@@ -8,16 +8,19 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from jcos import runs, wan
+from jcos.config import Sampling
 from jcos.experiments.answers import answers_of, blend
 from jcos.experiments.sweeps import held_out, play, score
 from jcos.files import check_room, write
 from jcos.lab import tasks
+from jcos.lab.tasks import Puzzle
 from jcos.media import formats
 from jcos.sampling.interventions import Interventions
 from jcos.sampling.noise import seed_words
@@ -28,6 +31,23 @@ ARRAYS = "arrays.npz"
 ROOM = 2**20
 """Bytes that the small files of a run take, at most."""
 NONE = Interventions()
+
+
+class Sampled(NamedTuple):
+    """Runs of a folder, of P puzzles by K seeds and S steps.
+
+    mass: of every clean estimate on each right answer; off: on none of them.
+    """
+
+    model: wan.Wan
+    sampling: Sampling
+    puzzles: Sequence[Puzzle]
+    solved: Bool[np.ndarray, "P K"]
+    latents: Float[np.ndarray, "P K f h w C"]
+    x0: Float[np.ndarray, "P K S f h w C"]
+    x0_scores: Float[np.ndarray, "P K S"]
+    mass: Float[np.ndarray, "P K S A"]
+    off: Float[np.ndarray, "P K S"]
 
 
 def run(
@@ -42,8 +62,8 @@ def run(
     checkpoint: Path = wan.TINY,
     command: str = "",
     progress: Progress = silent,
-) -> Bool[np.ndarray, "P K"]:
-    """Return which held-out puzzles of a task were solved, by seed.
+) -> Sampled:
+    """Return the runs of held-out puzzles of a task.
 
     Writes OUT/arrays.npz, OUT/run.json, and OUT/puzzle-N.{png,webp}. Arrays of the same run that
     are there are not made again. steps: the model's own number by default.
@@ -81,7 +101,7 @@ def run(
     }
     done = runs.holds(out, "puzzles", settings) and (out / ARRAYS).is_file()
     videos = puzzles * len(seeds) * (sampling.steps + 1)
-    room = ROOM + 12 * videos * task.frames * task.height * task.width
+    room = ROOM + 15 * videos * task.frames * task.height * task.width
     check_room(out, 0 if done else room)
     progress("reading the model", 0, puzzles + 1)
     model = wan.load(checkpoint)
@@ -101,9 +121,6 @@ def run(
             )
             x0, arrays = trace.x0[0], io.BytesIO()
             mass = jax.jit(jax.vmap(blend))(x0, answers_of(model, chosen))
-            ends = [task.routes(puzzle)[:, -1] for puzzle in chosen]
-            most = max(map(len, ends))
-            answers = [np.pad(end, ((0, most - len(end)), *[(0, 0)] * 3)) for end in ends]
             np.savez_compressed(
                 arrays,
                 latents=trace.latents[0],
@@ -111,15 +128,14 @@ def run(
                 x0_scores=score(model, chosen, x0)[0],
                 mass=mass.on,
                 off=mass.off,
-                answers=np.stack(answers),
-                reference=np.stack([task.routes(puzzle)[0] for puzzle in chosen]),
             )
         write(out / ARRAYS, arrays.getvalue())
     try:
         with (out / ARRAYS).open("rb") as file, np.load(file) as stored:
-            latents, x0 = stored["latents"], stored["x0"]
+            arrays = {name: stored[name] for name in Sampled._fields[4:]}
     except (ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{out / ARRAYS} is damaged ({error}); remove it") from None
+    latents, x0 = arrays["latents"], arrays["x0"]
     scores, solved = score(model, chosen, latents)
     shown = np.unique(np.linspace(0, sampling.steps - 1, 9).round().astype(int))
     for i, puzzle in enumerate(chosen):
@@ -136,4 +152,4 @@ def run(
     }
     write(out / runs.MANIFEST, runs.as_text(manifest))
     progress("done", puzzles + 1, puzzles + 1)
-    return solved
+    return Sampled(model, sampling, chosen, solved, **arrays)

@@ -7,7 +7,7 @@ Cases that change something at one step, layer or frame each (coordinates `at_st
 """
 
 import base64
-import itertools
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from jcos.lab.results import DENOISERS, LEVELS, REPEATS, RUNS, estimates, groups_of
+from jcos.lab.results import IDEAL, LEVELS, REPEATS, RUNS, estimates, groups_of, of_kind, span_of
 from jcos.report.templates import finite
 
 MOVING = ("step", "layer", "frame")
@@ -26,8 +26,9 @@ LINES = 8
 """Most lines of one panel; more are the rows of a map."""
 MISSING = 65535
 """The code of no number in a packed map."""
-CELLS, RUN_CELLS = 400_000, 200_000
-"""Most numbers of a map, and of the single runs behind it; more are averaged beforehand."""
+RUN_CELLS = 200_000
+"""Most numbers of the single runs behind a map; more are averaged beforehand."""
+ESTIMATE = ("mean", "low", "high")
 FLAT = 0.01
 """A panel whose lines all stay within this part of the range shows nothing."""
 
@@ -36,7 +37,8 @@ class Chart(NamedTuple):
     """A chart that can be drawn: `drawn` reads its values.
 
     name: of the variable. array: with the dimensions that are drawn. levels: baselines along fewer
-    dimensions. moving: dimensions that it runs along, one for curves.
+    dimensions. moving: dimensions that it runs along, one for curves. compared: the same curves of
+    several folders, each with the folder's title.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Chart(NamedTuple):
     array: xr.DataArray
     levels: tuple[xr.DataArray, ...]
     moving: tuple[str, ...]
+    compared: tuple[tuple[str, "Chart"], ...] = ()
 
     @property
     def is_map(self) -> bool:
@@ -68,7 +71,15 @@ class Chart(NamedTuple):
 
     def drawn(self) -> dict[str, Any]:
         """Return all that the page draws."""
-        return self.about() | (map_of(self) if self.is_map else curves_of(self))
+        drawn = map_of(self) if self.is_map else curves_of(self.compared or [("", self)])
+        return self.about() | drawn
+
+    def runs(self) -> xr.DataArray:
+        """Return the values of a map along its axes, and of all runs along a last one, `run`."""
+        over = [d for d in self.array.dims if d in (*RUNS, *REPEATS)]
+        numbered = self.array.assign_coords({d: axis_of(self.array, str(d)) for d in over})
+        runs = numbered.astype(np.float64).stack(run=over, create_index=False)
+        return runs.transpose(*self.labels, *self.moving, "run")
 
 
 def charts_of(data: xr.Dataset) -> tuple[list[Chart], list[str]]:
@@ -112,10 +123,10 @@ def spread(array: xr.DataArray) -> Iterator[tuple[str, xr.DataArray, list[xr.Dat
         yield title, array, []
         return
     where = np.stack([array.coords[c].values.astype(float) for c in places], -1)
-    kinds = array.coords["kind"].values if "kind" in array.coords else [""] * len(where)
-    members: dict[tuple[Any, ...], list[int]] = {}
-    for i, row in enumerate(where):
-        members.setdefault((str(kinds[i]), *np.isfinite(row)), []).append(i)
+    kinds = array.coords["kind"].values.astype(str) if "kind" in array.coords else [""] * len(where)
+    members: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for i, (kind, row) in enumerate(zip(kinds, where, strict=True)):
+        members[(kind, *np.isfinite(row))].append(i)
     apart = {key: _apart(where[cases], places) for key, cases in members.items()}
     alone = [i for key, cases in members.items() if not apart[key] for i in cases]
     moves = any(d in MOVING for d in array.dims)
@@ -125,16 +136,32 @@ def spread(array: xr.DataArray) -> Iterator[tuple[str, xr.DataArray, list[xr.Dat
     elif alone:
         levels = [array.isel(case=i).drop_vars(places) for i in alone[:3]]
     several = sum(map(bool, apart.values())) > 1
-    for (kind, *_), cases in members.items():
-        axes = apart[(kind, *_)]
-        if not axes:
+    named = array.assign_coords(kind=("case", kinds))
+    for key, cases in members.items():
+        if not (axes := apart[key]):
             continue
         names = {c: _axis(c, array.dims) for c in axes}
-        part = _unstacked(array.isel(case=cases), names)
+        part = (
+            of_kind(named.isel(case=cases), key[0], *axes).rename(names).sortby([*names.values()])
+        )
         if not np.isfinite(part.values).any():  # of these cases nothing is measured
             continue
-        name = kind or " and ".join(names.values())
+        name = key[0] or " and ".join(names.values())
         yield f"{title}: {name}" if several or moves else title, part, levels
+
+
+def compared(charts: Sequence[tuple[str, Sequence[Chart]]]) -> list[Chart]:
+    """Return the charts of folders, each with its title: curves of the same measure share a chart,
+    whose lines are named after the folders; maps stand one after the other."""
+    shared: dict[tuple[str, str], list[tuple[str, Chart]]] = defaultdict(list)
+    maps = []
+    for title, several in charts:
+        for chart in several:
+            if chart.is_map:
+                maps.append(chart._replace(title=f"{title}: {chart.title}"))
+            else:
+                shared[chart.name, chart.title].append((title, chart))
+    return [same[0][1]._replace(compared=tuple(same)) for same in shared.values()] + maps
 
 
 def _apart(where: Float[np.ndarray, "cases places"], places: Sequence[str]) -> list[str]:
@@ -145,18 +172,6 @@ def _apart(where: Float[np.ndarray, "cases places"], places: Sequence[str]) -> l
 def _axis(place: str, dims: tuple[Any, ...]) -> str:
     name = place.removeprefix("at_")
     return f"changed {name}" if name in dims else name
-
-
-def _unstacked(array: xr.DataArray, names: dict[str, str]) -> xr.DataArray:
-    """Return cases along the axes where they lie, nan where there is none."""
-    at = [np.unique(array.coords[c].values, return_inverse=True) for c in names]
-    values = np.moveaxis(array.values.astype(np.float32), array.dims.index("case"), 0)
-    grid = np.full((*(len(v) for v, _ in at), *values.shape[1:]), np.nan, np.float32)
-    grid[tuple(i for _, i in at)] = values
-    rest = [d for d in array.dims if d != "case"]
-    coordinates = {n: c for n, c in array.coords.items() if "case" not in c.dims and n not in names}
-    coordinates |= {n: v for n, (v, _) in zip(names.values(), at, strict=True)}
-    return xr.DataArray(grid, coordinates, [*names.values(), *rest], array.name, array.attrs)
 
 
 def axis_of(array: xr.DataArray, dim: str) -> list[float | str]:
@@ -173,64 +188,64 @@ def _number(value: float) -> float:
 # ---- curves
 
 
-def curves_of(chart: Chart) -> dict[str, Any]:
-    """Return panels, one for each task, of lines with their bands."""
-    array, (x,) = chart.array, chart.moving
-    cells = estimates(array)
-    task, labels, groups = str(cells["mean"].dims[0]), chart.labels, groups_of(array)
-    span = range_of(array)
-    panels = []
-    for name in cells[task].values.tolist():
-        here = cells.sel({task: name})
-        lines = []
-        for spot in itertools.product(*(range(array.sizes[d]) for d in labels)):
-            one = here.isel(dict(zip(labels, spot, strict=True)))
-            if int(one["n"].max()):
-                words = _words(array, labels, spot)
-                lines.append(words | {f: listed(one[f].values) for f in ("mean", "low", "high")})
-        levels = [level for one in chart.levels if (level := _level(one, groups, name))]
-        n = int(here["n"].max())
-        panels.append({"task": name, "n": n, "lines": lines, "levels": levels})
-    panels = [panel for panel in panels if panel["lines"]]
-    for panel in panels:
+def curves_of(charts: Sequence[tuple[str, Chart]]) -> dict[str, Any]:
+    """Return panels, one for each task, of lines with their bands.
+
+    charts: of one measure, each with the words that its lines begin with; the first has the axis.
+    """
+    first = charts[0][1]
+    (x,), span = first.moving, range_of(first.array)
+    places, hues, panels = axis_of(first.array, x), 0, {}
+    for title, chart in charts:
+        array, labels, groups = chart.array, chart.labels, groups_of(chart.array)
+        cells = estimates(array).assign_coords({x: axis_of(array, x)})
+        cells = cells.reindex({x: places}, fill_value={"n": 0})
+        for task, rows in groups.items():
+            here = cells.sel({cells["mean"].dims[0]: task})
+            if task not in panels:
+                levels = [level for one in chart.levels if (level := _level(one, rows))]
+                n = int(here["n"].max())
+                panels[task] = {"task": str(task), "n": n, "lines": [], "levels": levels}
+            for spot in np.ndindex(*(array.sizes[d] for d in labels)):
+                at = dict(zip(labels, spot, strict=True))
+                if int((one := here.isel(at))["n"].max()):
+                    line = _words(array, at) | {f: listed(one[f].values) for f in ESTIMATE}
+                    line["label"] = ", ".join(filter(None, (title, line["label"])))
+                    panels[task]["lines"].append(line | {"hue": hues + line["hue"]})
+        hues = 1 + max((line["hue"] for p in panels.values() for line in p["lines"]), default=-1)
+    known = [panel for panel in panels.values() if panel["lines"]]
+    for panel in known:
         panel["flat"] = _is_flat(panel, span)
-    return {"x": x, "labels": axis_of(array, x), "range": span, "panels": panels}
+    return {"x": x, "labels": places, "range": span, "panels": known}
 
 
-def _words(array: xr.DataArray, labels: Sequence[str], spot: Sequence[int]) -> dict[str, Any]:
+def _words(array: xr.DataArray, at: Mapping[str, int]) -> dict[str, Any]:
     """Return what a line is called, its colour's number, and whether it is the ideal denoiser's."""
     words, hue, ideal = [], 0, False
-    for dim, i in zip(labels, spot, strict=True):
+    for dim, i in at.items():
         label = axis_of(array, dim)[i]
         if dim == "denoiser":
-            ideal = label == DENOISERS[1]
+            ideal = label == IDEAL
         else:
             hue = hue * array.sizes[dim] + i
         words.append(label if isinstance(label, str) else f"{dim} {label:g}")
     return {"label": ", ".join(words), "hue": hue, "ideal": ideal}
 
 
-def _level(
-    array: xr.DataArray, groups: Mapping[str, np.ndarray], name: str
-) -> dict[str, Any] | None:
-    """Return a baseline's height in a panel: over the runs of the panel, or of its task."""
-    over = [d for d in array.dims if d in (*RUNS, *REPEATS)]
-    if "task" in array.dims:
-        array = array.isel(task=[*groups].index(name))
-    if over and over[0] in RUNS:
-        array = array.isel({over[0]: groups[name]})
-    if {*array.dims} - {*over}:
+def _level(array: xr.DataArray, rows: np.ndarray) -> dict[str, Any] | None:
+    """Return a baseline of a panel, which has these runs; None where it is no number."""
+    if {*array.dims} - {*RUNS, *REPEATS}:
         return None
-    value = finite(float(mean(array.values.astype(float).ravel())))
-    label = str(array.attrs.get("level") or _level_name(array))
-    return None if value is None else {"label": label, "value": value}
+    here = array.isel({d: rows for d in array.dims if d in RUNS})
+    value = finite(float(here.astype(float).mean()))
+    return None if value is None else {"label": _level_name(array), "value": value}
 
 
 def _level_name(array: xr.DataArray) -> str:
     if "case" in array.coords:
         return str(array.coords["case"].values)
-    words = str(array.name).split("_")
-    return str(array.attrs.get("long_name") or LEVELS.get(f"{words[0]}_") or " ".join(words))
+    kind, _, _ = str(array.name).partition("_")
+    return str(array.attrs.get("long_name") or LEVELS.get(f"{kind}_", array.name))
 
 
 def _is_flat(panel: dict[str, Any], span: Sequence[float] | None) -> bool:
@@ -241,11 +256,8 @@ def _is_flat(panel: dict[str, Any], span: Sequence[float] | None) -> bool:
 
 def range_of(array: xr.DataArray) -> list[float] | None:
     """Return what values lie within, where both ends are known."""
-    ends = array.attrs.get("valid_range")
-    if ends is None:
-        ends = [array.attrs.get(f"valid_{end}") for end in ("min", "max")]
-    known = [finite(end) for end in ends]
-    return None if None in known or len(known) != 2 else known  # type: ignore[return-value]
+    ends = [float(end) for end in span_of(array)]
+    return ends if np.isfinite(ends).all() else None
 
 
 def listed(values: Any) -> list[float | None]:
@@ -262,40 +274,22 @@ def map_of(chart: Chart) -> dict[str, Any]:
 
     Numbers are packed (`pack`). Several tasks are an axis of their own, the first.
     """
-    array = chart.array
-    dims = [*chart.labels, *chart.moving]
-    over = [str(d) for d in array.dims if d not in dims]
-    values = array.transpose(*dims, *over).values.astype(np.float32)
-    runs = values.reshape(*values.shape[: len(dims)], -1)
-    axes = [{"name": d, "labels": axis_of(array, d)} for d in dims]
-    runs, axes = fitted(runs, axes, CELLS * runs.shape[-1], drop=True)
-    names, tasks = _runs(array, over)
-    kinds = list(dict.fromkeys(tasks))
-    means = mean(runs)
-    behind, _ = fitted(runs, axes, RUN_CELLS)
+    runs = chart.runs()
+    axes = [{"name": d, "labels": axis_of(runs, str(d))} for d in runs.dims[:-1]]
+    over = [str(d) for d in (*RUNS, *REPEATS) if d in chart.array.dims]
+    places = zip(*(runs[d].values.tolist() for d in over), strict=True)
+    names = [", ".join(f"{d} {i}" for d, i in zip(over, spot, strict=True)) for spot in places]
+    tasks = runs["task"].values.astype(str) if "task" in runs.coords else np.full(len(names), "")
+    means, kinds = runs.mean("run").values, list(dict.fromkeys(tasks.tolist()))
     if several := len(kinds) > 1:
-        means = np.stack([means, *(mean(runs[..., np.array(tasks) == kind]) for kind in kinds)])
+        names = [f"{task}, {name}" for task, name in zip(tasks, names, strict=True)]
+        means = np.stack([means, *(runs[..., tasks == kind].mean("run") for kind in kinds)])
         axes = [{"name": "task", "labels": ["all", *kinds]}, *axes]
     drawn = {"axes": axes, "values": pack(means), "names": [], "tasks": [], "runs": None}
-    if behind.size <= RUN_CELLS:
-        drawn |= {"names": names, "tasks": tasks if several else []}
-        drawn["runs"] = pack(behind) | {"shape": behind.shape[:-1]}
+    if (behind := fitted(runs)).size <= RUN_CELLS:
+        drawn |= {"names": names, "tasks": tasks.tolist() if several else []}
+        drawn["runs"] = pack(behind.values) | {"shape": behind.shape[:-1]}
     return drawn
-
-
-def _runs(array: xr.DataArray, over: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return what each run is called, and its task."""
-    task = array.coords.get("task")
-    names, tasks = [], []
-    for spot in itertools.product(*(range(array.sizes[d]) for d in over)):
-        at = dict(zip(over, spot, strict=True))
-        tasks.append(
-            "" if task is None else str(task.isel({d: at[str(d)] for d in task.dims}).item())
-        )
-        names.append(", ".join(f"{d} {axis_of(array, d)[i]}" for d, i in at.items()))
-    if len(set(tasks)) > 1:
-        names = [f"{kind}, {name}" for kind, name in zip(tasks, names, strict=True)]
-    return names, tasks
 
 
 def pack(values: Float[np.ndarray, "*axes"]) -> dict[str, Any]:
@@ -309,29 +303,15 @@ def pack(values: Float[np.ndarray, "*axes"]) -> dict[str, Any]:
     return {"low": low, "high": high, "data": data}
 
 
-def fitted(
-    values: Float[np.ndarray, "*axes R"], axes: list[Any], most: int, *, drop: bool = False
-) -> tuple[np.ndarray, list[Any]]:
-    """Return no more than so many values if possible: words are cut to their first, then numbers
-    averaged, the last axes first, until two are left. Such axes have length 1 then, or none with
-    `drop`."""
-    words = [isinstance(axis["labels"][0], str) for axis in axes]
-    order = sorted(range(len(axes)), key=lambda i: (not words[i], axes[i]["name"] == "step", -i))
-    for i in order[: max(0, len(axes) - 2)]:
-        if values.size <= most:
-            break
-        part = np.take(values, [0], i)
-        values = part if words[i] else np.expand_dims(mean(np.moveaxis(values, i, -1)), i)
-    if drop:
-        gone = [i for i, axis in enumerate(axes) if values.shape[i] < len(axis["labels"])]
-        values = values.squeeze(tuple(gone))
-        axes = [axis for i, axis in enumerate(axes) if i not in gone]
-    return values, axes
-
-
-def mean(values: Float[np.ndarray, "*axes R"]) -> Float[np.ndarray, "*axes"]:
-    """Return the mean over the last axis of what is known; nan where nothing is."""
-    known = np.isfinite(values)
-    count = known.sum(-1)
-    total = np.where(known, values, 0).sum(-1, dtype=np.float64)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+def fitted(runs: xr.DataArray) -> xr.DataArray:
+    """Return no more than `RUN_CELLS` values if possible: words are cut to their first, then
+    numbers averaged, the last first and steps at the end, until two axes and `run` are left. Such
+    axes have length 1 then."""
+    dims = [str(d) for d in runs.dims]
+    words = {d: runs[d].dtype.kind in "UO" for d in reversed(dims[:-1])}
+    order = sorted(words, key=lambda d: (not words[d], d == "step"))
+    for dim in order[:-2]:
+        if runs.size > RUN_CELLS:
+            runs = runs.isel({dim: [0]}) if words[dim] else runs.mean(dim, keepdims=True)
+            runs = runs.transpose(*dims)
+    return runs

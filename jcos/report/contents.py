@@ -6,12 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
-from jcos.media import formats
 from jcos.report import svg
+from jcos.report.charts import Chart
 from jcos.report.reading import UNREADABLE, Results, Table
 from jcos.report.runs import Run
 from jcos.report.templates import finite
@@ -22,6 +20,8 @@ SHORT = 30
 ESTIMATES = ("value", "mean")
 """Columns of a table that `low` and `high` are the interval of; the first that it has."""
 DATA = (".nc", ".npz", ".safetensors", ".csv", ".json")
+PICTURES = (".png", ".webp", ".svg", ".mp4")
+"""Endings of the files that a page lists."""
 WIDE, COLUMN = 1.9, 500
 """Figures whose width is so many times their height have a row of their own; so have drawings wider
 than so many points."""
@@ -34,28 +34,12 @@ OUTCOMES = ("seconds", "date", "scores", "solved", "rows", "shown_steps", "machi
 """Entries that are no settings: two runs that are to be compared may differ in them."""
 
 
-MIME = {
-    ".png": "image/png",
-    ".webp": "image/webp",
-    ".svg": "image/svg+xml",
-    ".mp4": "video/mp4",
-}
-
-
 class Place(NamedTuple):
     """Where a page finds what is no text. put: keeps a picture under a name, and returns its
     address. link: the address of a file of the results."""
 
     put: Callable[[str, bytes | Path], str]
     link: Callable[[Path], str]
-
-
-class View(NamedTuple):
-    """A run on a page. stub: what is known before it is looked at."""
-
-    stub: dict[str, Any]
-    run: Run
-    result: Results
 
 
 def facts(result: Results) -> list[str]:
@@ -65,27 +49,26 @@ def facts(result: Results) -> list[str]:
     name = model.get("name") if isinstance(model, dict) else model
     steps = f"{result.steps} denoising steps" if result.steps else None
     seconds = run.get("seconds")
-    known = [name, steps, None if seconds is None else f"{seconds} s", run.get("device")]
-    date = str(run.get("date") or "")[:10]  # without the time
-    return [str(fact) for fact in (*known, date or None) if fact is not None]
+    took = f"{round(seconds, 1):,g} s" if isinstance(seconds, int | float) else None
+    day = str(run.get("date") or "")[:10]
+    return [str(fact) for fact in (name, steps, took, run.get("device"), day) if fact]
 
 
 def folder(result: Results, place: Place) -> dict[str, Any]:
     """Return figures, tables, settings and files of a folder."""
-    figures, order = {}, {name: i for i, name in enumerate(result.captions)}
+    figures, captions = {}, result.captions
+    order = {name: i for i, name in enumerate(captions)}
     ordered = sorted(result.pictures, key=lambda p: order.get(p.stem, len(order)))
-    for i, path in enumerate(ordered):
-        shown = result.runs or result.trees
-        if shown and path.stem.startswith("puzzle-"):
+    for path in ordered:
+        if (result.runs or result.trees) and path.stem.startswith("puzzle-"):
             continue
         try:
-            caption = result.captions.get(path.stem)
-            figures[path.stem] = _figure(path, caption, place, f"f{i}{result.folder.name[:1]}-")
+            figures[path.stem] = _figure(path, captions.get(path.stem), place)
         except UNREADABLE as error:
             result.lacks(path.relative_to(result.folder).as_posix(), error)
     return {
         "title": result.title,
-        "command": result.command,
+        "command": str(result.manifest.get("command", "")),
         "figures": figures,
         "tables": [_table(table) for table in result.tables],
         "experiment": "experiment" in result.manifest,
@@ -98,54 +81,45 @@ def folder(result: Results, place: Place) -> dict[str, Any]:
     }
 
 
-def _figure(path: Path, caption: Any, place: Place, prefix: str) -> dict[str, Any]:
+def _figure(path: Path, caption: Any, place: Place) -> dict[str, Any]:
     name = path.stem.replace("_", " ")
     about = {"name": path.stem, "file": path.name, "caption": str(caption or name)}
     if path.suffix == ".svg":
-        drawn = svg.inline(path, "".join(c for c in prefix if c.isalnum()) + "-", f"Figure: {name}")
-        width, height = svg.size_of(path) or (None, None)
+        drawn, width, height = svg.inline(path, f"Figure: {name}")
+        about |= {"svg": drawn, "link": place.link(path)}
         wide = width is not None and height is not None and width > min(WIDE * height, COLUMN)
-        return about | {"svg": drawn, "width": width, "wide": wide, "link": place.link(path)}
-    with Image.open(path) as picture:
-        width, height = picture.size
-    src = place.put(path.name, path)
-    return about | {"src": src, "width": width, "height": height, "wide": width > WIDE * height}
+    else:
+        with Image.open(path) as picture:
+            width, height = picture.size
+        about |= {"src": place.put(path.name, path)}
+        wide = width > WIDE * height
+    return about | {"width": width, "height": height, "wide": wide}
 
 
 def sections(
-    result: Results,
-    shown: Mapping[str, Any],
-    views: Sequence[View],
-    charts: Sequence[Mapping[str, Any]],
+    result: Results, figures: dict[str, Any], runs: Sequence[Run], charts: Sequence[Chart]
 ) -> list[dict[str, Any]]:
-    """Return text and figures in the order of the manifest, and leave out of `shown` what they
-    have; charts and runs by their numbers."""
+    """Return text and figures in the order of the manifest, and take those out of `figures`; charts
+    and runs by their numbers."""
     drawn = []
     for i, section in enumerate(result.sections):
-        named = {key: _names(section.get(key)) for key in ("figures", "charts", "runs")}
+        names = {
+            key: [str(name) for name in value]
+            if isinstance(value := section.get(key), list)
+            else []
+            for key in ("figures", "charts", "runs")
+        }
         drawn.append(
             {
                 "id": f"section-{i}",
                 "title": str(section["title"]),
                 "text": [p for p in str(section.get("text") or "").split("\n\n") if p.strip()],
-                "figures": [
-                    shown["figures"].pop(n) for n in named["figures"] if n in shown["figures"]
-                ],
-                "charts": [k for k, c in enumerate(charts) if c["name"] in named["charts"]],
-                "runs": [k for k, v in enumerate(views) if _names_of(v) & {*named["runs"]}],
+                "figures": [figures.pop(n) for n in names["figures"] if n in figures],
+                "charts": [k for k, chart in enumerate(charts) if chart.name in names["charts"]],
+                "runs": [k for k, run in enumerate(runs) if run.named(names["runs"])],
             }
         )
     return drawn
-
-
-def _names(value: object) -> list[str]:
-    return [str(name) for name in value] if isinstance(value, list) else []
-
-
-def _names_of(view: View) -> set[str]:
-    """Return how a section may name a run: by its label, its group, or both."""
-    label, group = view.stub["label"], view.stub["group"]
-    return {label, group, f"{group}, {label}"}
 
 
 def films(results: Sequence[Results], place: Place) -> list[dict[str, Any]]:
@@ -250,23 +224,10 @@ def _value(value: object) -> str:
     return text if len(text) <= 5000 else f"{text[:5000]} …"
 
 
-def _files(result: Results, place: Place) -> list[tuple[str, str, str]]:
+def _files(result: Results, place: Place) -> list[tuple[str, str, int]]:
     """Return address, name and size of each file, data before pictures."""
-    listed = [p for p in result.files if p.suffix in (*DATA, *MIME)]
-    listed.sort(key=lambda p: (p.name != MANIFEST, p.suffix in MIME, p.as_posix()))
+    listed = [p for p in result.files if p.suffix in (*DATA, *PICTURES)]
+    listed.sort(key=lambda p: (p.name != MANIFEST, p.suffix in PICTURES, p.as_posix()))
     return [
-        (place.link(p), p.relative_to(result.folder).as_posix(), _size(p.stat().st_size))
-        for p in listed
+        (place.link(p), p.relative_to(result.folder).as_posix(), p.stat().st_size) for p in listed
     ]
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
-
-
-def png_uri(picture: UInt8[np.ndarray, "H W 3"]) -> str:
-    return formats.data_uri(formats.png(picture))

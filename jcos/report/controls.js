@@ -13,6 +13,7 @@ function build() {
 }
 
 function draw() {
+  if (!state.shown.length) return;
   drawPanes();
   for (const lane of $("grids").children) drawGrid(lane, true);
   move();
@@ -22,12 +23,12 @@ function draw() {
 function move() {
   const step = steps[state.step], first = views[state.shown[0]];
   $("step").value = state.step; $("frame").value = state.frame;
-  const sigma = first?.lines.find(l => l.label === "σ"), at = sigma ? sigma.steps.indexOf(step) : -1;
+  const sigma = first.lines.find(l => l.label === "σ"), at = sigma ? sigma.steps.indexOf(step) : -1;
   $("step-now").replaceChildren(make("b", {}, String(step)), make("span", {}, ` of ${steps.at(-1)}${at >= 0 ? ` · σ ${sigma.values[at].toFixed(3)}` : ""}`));
   $("step").setAttribute("aria-valuetext", `step ${step} of ${steps.at(-1)}`);
-  const all = first?.frames ?? Array.from({ length: frames() }, (_, i) => i), frame = all[Math.min(state.frame, all.length - 1)];
-  $("frame-now").replaceChildren(make("b", {}, String(frame)), make("span", {}, ` of ${all.at(-1)}`));
-  $("frame").setAttribute("aria-valuetext", `frame ${frame} of ${all.at(-1)}`);
+  const frame = Math.min(state.frame, first.frames - 1);
+  $("frame-now").replaceChildren(make("b", {}, String(frame)), make("span", {}, ` of ${first.frames - 1}`));
+  $("frame").setAttribute("aria-valuetext", `frame ${frame} of ${first.frames - 1}`);
   $("cursor").style.left = `${place(step)}px`;
   moveLanes();
   const hash = location.hash && !location.hash.includes("=") ? location.hash : `#step=${step}&frame=${state.frame}&runs=${state.shown.join()}`;

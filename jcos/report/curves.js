@@ -76,7 +76,7 @@ function panel(chart, { task, lines, levels }, width) {
   const low = Math.min(...spots), high = Math.max(...spots), at = i => left + (spots[i] - low) / (high - low || 1) * (width - left - right);
   const whole = spots.every(Number.isInteger), shown = numbers ? ticks(low, high || 1, 5).filter(t => t <= high && (!whole || Number.isInteger(t))).map(t => [left + (t - low) / (high - low || 1) * (width - left - right), brief(t)]) : chart.labels.map((l, i) => [at(i), l]);
   lines.forEach(styled);
-  const says = lines.map(l => `${l.label || chart.title} from ${brief(l.mean.find(v => v != null))} to ${brief(l.mean.findLast(v => v != null))}`);
+  const says = lines.map(l => `${l.label || chart.title} ${fromTo(l)}`);
   const drawn = plot({ at, lines, levels, range: chart.range, width, height, left, right, bottom, x: shown, label: `${task ? `${task}: ` : ""}${chart.title}, along ${chart.x}s: ${says.join("; ")}` });
   drawn.svg.append(make("text", { x: (left + width - right) / 2, y: height - 3, "text-anchor": "middle" }, chart.x === "step" ? "denoising step" : chart.x));
   if (chart.units) drawn.svg.append(make("text", { x: 2, y: 10 }, chart.units));

@@ -8,24 +8,25 @@ words and the looks are in `explorer.html` and the style sheets; the scripts dra
 
 import base64
 import hashlib
-import json
+import mimetypes
 import os
 import shutil
-import tempfile
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from markupsafe import Markup
 
 from jcos import files
+from jcos.media import formats
 from jcos.report import contents
-from jcos.report.charts import Chart
-from jcos.report.contents import MIME, Place, View
-from jcos.report.plane import Plane, telling
-from jcos.report.reading import STORE, UNREADABLE, Results, read, reason
-from jcos.report.templates import JSON, fill, text_of
+from jcos.report.charts import Chart, compared
+from jcos.report.contents import Place
+from jcos.report.plane import Sheet, telling
+from jcos.report.reading import STORE, UNREADABLE, Results, distinct, read, reason
+from jcos.report.runs import Run
+from jcos.report.templates import fill, text_of
 
 SCRIPTS = ("page.js", "curves.js", "maps.js", "plane.js", "lanes.js", "controls.js")
 STYLES = ("base.css", "page.css", "plane.css")
@@ -75,90 +76,68 @@ def check_page(page: Path) -> None:
 
 def write(results: Sequence[Results], page: Path, *, embedded: int = EMBEDDED) -> Path:
     """Write the page, and a folder of the same name that ends in `.files` if its pictures are more
-    than `embedded` bytes. Both are complete before they get their names.
+    than `embedded` bytes. The pictures come first; each file is whole or absent.
 
     Raises ValueError where there is a folder of that name that no page left."""
     check_page(page)
-    home = page.parent
-    home.mkdir(parents=True, exist_ok=True)
-    store = page.with_suffix(STORE)
+    home, store, results = page.parent, page.with_suffix(STORE), distinct(results)
     if store.exists() and not all(p.name.startswith(SHEET) for p in files.visible(store)):
         raise ValueError(f"{store} holds other files than a page's pictures; give another --out")
+    runs, sheets = [], []
+    for result, run in runs_in(results):
+        try:
+            data, sheet = plane_data(run)
+        except UNREADABLE as error:
+            result.lacks(f"{run.group}, {run.label}", error)
+            continue
+        runs.append((run, data))
+        sheets.append((f"{SHEET}{len(sheets)}.{sheet.kind}", sheet.data))
+    size = sum(len(sheet) for _, sheet in sheets)
+    size += sum(p.stat().st_size for r in results for p in (*r.pictures, *r.films))
+
+    def link(path: Path) -> str:
+        return relative(path, home)
+
+    def beside(name: str, content: bytes | Path) -> str:
+        return link(content) if isinstance(content, Path) else link(store / name)
+
+    place = Place(inside if size <= embedded else beside, link)
+    for (_, data), (name, sheet) in zip(runs, sheets, strict=True):
+        data["sheet"] = place.put(name, sheet)
+    text = render(results, place, runs)
     if store.is_symlink():
         store.unlink()
-    size = sum(p.stat().st_size for r in results for p in (*r.pictures, *r.films))
-    made = Path(tempfile.mkdtemp(prefix=f".{store.name}.", dir=home))
-    made.chmod(0o755)
-    try:
-        views = list(_loaded(views_of(results), made))
-        size += sum(p.stat().st_size for p in made.iterdir())
-
-        def link(path: Path) -> str:
-            return relative(path, home)
-
-        def beside(name: str, content: bytes | Path) -> str:
-            return link(content) if isinstance(content, Path) else link(store / name)
-
-        place = Place(inside if size <= embedded else beside, link)
-        text = render(results, place, [_addressed(v, made, place) for v in views])
-        shutil.rmtree(store, ignore_errors=True)
-        if size > embedded:
-            made.rename(store)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    shutil.rmtree(store, ignore_errors=True)
+    for name, sheet in sheets if size > embedded else ():
+        files.write(store / name, sheet)
     files.write(page, text)
     return page
-
-
-def _loaded(views: Sequence[View], made: Path) -> Iterator[tuple[View, dict[str, Any]]]:
-    """Yield each run with what the page has of it, its sheet in a folder; what fails is said."""
-    for i, view in enumerate(views):
-        try:
-            data, sheet = plane_data(view.run.load())
-            name = f"{SHEET}{i}.{data['sheet']}"
-            (made / name).write_bytes(sheet)
-            yield view, data | {"sheet": name}
-        except UNREADABLE as error:
-            view.result.lacks(f"{view.run.group}, {view.run.label}", error)
-
-
-def _addressed(
-    view: tuple[View, dict[str, Any]], made: Path, place: Place
-) -> tuple[View, dict[str, Any]]:
-    about, data = view
-    name = data["sheet"]
-    return about, data | {"sheet": place.put(name, (made / name).read_bytes())}
 
 
 def render(
     results: Sequence[Results],
     place: Place,
-    views: Sequence[tuple[View, dict[str, Any]]] | None = None,
+    loaded: Sequence[tuple[Run, dict[str, Any]]] | None = None,
 ) -> str:
-    """Return the page as text. views: the runs with their data; without them, runs and charts are
+    """Return the page as text. loaded: the runs with their data; without them, runs and charts are
     asked for by the page when they are looked at."""
-    first, alone, live = results[0], len(results) == 1, views is None
-    runs = views_of(results) if views is None else [view for view, _ in views]
-    drawings = drawings_of(results)
-    payloads = {}
-    if views is not None:
-        payloads = {f"view-{i}": data for i, (_, data) in enumerate(views)}
-        for i, drawing in enumerate(drawings):
-            try:
-                payloads[f"chart-{i}"] = drawing.load()
-            except UNREADABLE as error:
-                payloads[f"chart-{i}"] = {"error": reason(error)}
-                first.lacks(drawing.about["title"], error)
+    first, alone, live = results[0], len(results) == 1, loaded is None
+    runs = [run for _, run in runs_in(results)] if loaded is None else [run for run, _ in loaded]
+    charts = charts_in(results)
+    payloads = {f"view-{i}": data for i, (_, data) in enumerate(loaded or ())}
+    for i, chart in enumerate([] if live else charts):
+        try:
+            payloads[f"chart-{i}"] = chart.drawn()
+        except UNREADABLE as error:
+            payloads[f"chart-{i}"] = {"error": reason(error)}
+            first.lacks(chart.title, error)
     folders = [contents.folder(result, place) for result in results]
-    abouts = [drawing.about for drawing in drawings]
-    sections = contents.sections(first, folders[0], runs, abouts) if alone else []
+    sections = contents.sections(first, folders[0]["figures"], runs, charts) if alone else []
     used = {number for section in sections for number in section["charts"]}
     data = {
-        "views": [view.stub for view in runs],
-        "charts": abouts,
-        "steps": max(result.steps for result in results),
+        "views": stubs(runs),
+        "charts": [chart.about() for chart in charts],
         "open": most_telling(runs),
-        "live": live,
     }
     code = script()
     missing = [
@@ -166,23 +145,20 @@ def render(
         for result in results
         for sentence in dict.fromkeys(result.missing)
     ]
+    unfinished = first.manifest.get("unfinished") if alone else None
     return fill(
         "explorer.html",
-        policy=policy(code),
-        title=first.title if alone else " · ".join(result.title for result in results),
-        icon=ICON,
-        style=Markup("".join(map(text_of, STYLES))),
-        refresh=AGAIN if alone and first.manifest.get("unfinished") else None,
-        unfinished=first.manifest.get("unfinished") if alone else None,
+        **frame(" · ".join(result.title for result in results), code),
+        refresh=AGAIN if unfinished else None,
+        unfinished=unfinished,
         live=live,
         lead=first.manifest.get("lead") if alone else None,
         facts=contents.facts(first) if alone else [],
-        command=first.command if alone else "",
         missing=missing,
         differences=contents.differences(results),
         sections=sections,
         few=FEW,
-        rest=[i for i in range(len(abouts)) if i not in used],
+        rest=[i for i in range(len(charts)) if i not in used],
         plane=bool(runs),
         trees=first.trees if alone else [],
         first=next((i for i, section in enumerate(sections) if section["runs"]), None),
@@ -191,23 +167,25 @@ def render(
         alone=alone,
         data=data,
         payloads=payloads,
-        script=code,
     )
 
 
-def script() -> Markup:
-    """Return the page's script: all files as one function, which leaves nothing behind."""
-    return Markup("".join(['"use strict";\n(() => {\n', *map(text_of, SCRIPTS), "})();\n"]))
+def script(names: Sequence[str] = SCRIPTS) -> Markup:
+    """Return the page's script: these files as one function, which leaves nothing behind."""
+    return Markup("".join(['"use strict";\n(() => {\n', *map(text_of, names), "})();\n"]))
 
 
-def policy(script: str) -> str:
-    """Return what the page may load: pictures and films of its own, and this very script."""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
+def frame(title: str, code: Markup) -> dict[str, Any]:
+    """Return what `frame.html` has of every page. It may load pictures and films of its own, and
+    run this very script."""
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    policy = (
         "default-src 'none'; img-src 'self' data: file:; media-src 'self' data: file:; "
         f"style-src 'unsafe-inline'; script-src 'sha256-{digest}'; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'"
     )
+    style = Markup("".join(map(text_of, STYLES)))
+    return {"title": title, "icon": ICON, "policy": policy, "style": style, "script": code}
 
 
 def relative(path: Path, home: Path) -> str:
@@ -218,126 +196,77 @@ def relative(path: Path, home: Path) -> str:
 def inside(name: str, content: bytes | Path) -> str:
     """Return a picture as an address: the page itself holds it."""
     data = content if isinstance(content, bytes) else content.read_bytes()
-    return f"data:{MIME[Path(name).suffix]};base64,{base64.b64encode(data).decode()}"
+    return f"data:{mimetypes.guess_type(name)[0]};base64,{base64.b64encode(data).decode()}"
 
 
-# ---- runs
+# ---- runs and charts
 
 
-def views_of(results: Sequence[Results]) -> list[View]:
-    """Return all runs. Those of several folders are named after theirs, and follow the run of the
-    same puzzle and seed in the first folder, their baseline."""
-    alone = len(results) == 1
-    groups: dict[tuple[Any, ...], list[View]] = {}
+def runs_in(results: Sequence[Results]) -> list[tuple[Results, Run]]:
+    """Return all runs, each with the folder that it is of. Those of several folders are named after
+    theirs, and follow the run of the same puzzle and seed in the first folder, their baseline."""
+    if len(results) == 1:
+        return [(results[0], run) for run in results[0].runs]
+    pairs: dict[tuple[Any, ...], list[tuple[Results, Run]]] = {}
     for i, result in enumerate(results):
         for number, run in enumerate(result.runs):
-            label = run.label if alone else f"{result.title}, {run.label}"
-            stub = {"label": label, "group": run.group, "prompt": run.prompt, "solved": run.solved}
-            view = View(stub | {"steps": list(run.steps)}, run, result)
-            key: tuple[Any, ...] = (run.group, run.label)
-            apart = alone or (i and key not in groups)
-            groups.setdefault((*key, i, number) if apart else key, []).append(view)
-    views: list[View] = []
-    for group in groups.values():
-        matched = {"baseline": len(views)} if len(group) > 1 else {}
-        views += [view._replace(stub=view.stub | matched) for view in group]
-    return views
+            key: tuple[Any, ...] = run.group, run.label
+            apart = i and key not in pairs
+            named = run._replace(label=f"{result.title}, {run.label}")
+            pairs.setdefault((*key, i, number) if apart else key, []).append((result, named))
+    return [
+        (result, run._replace(pair=number if len(pair) > 1 else None))
+        for number, pair in enumerate(pairs.values())
+        for result, run in pair
+    ]
 
 
-def most_telling(views: Sequence[View]) -> int:
+def charts_in(results: Sequence[Results]) -> list[Chart]:
+    """Return all charts; curves of the same measure in several folders share one."""
+    if len(results) == 1:
+        return results[0].charts
+    return compared([(result.title, result.charts) for result in results])
+
+
+def stubs(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return what the page knows of runs before they are looked at; of those with a baseline, its
+    number."""
+    first: dict[int, int] = {}
+    known = []
+    for i, run in enumerate(runs):
+        stub = {name: getattr(run, name) for name in ("label", "group", "prompt", "solved")}
+        stub |= {"steps": list(run.steps)}
+        stub |= {} if run.pair is None else {"baseline": first.setdefault(run.pair, i)}
+        known.append(stub)
+    return known
+
+
+def most_telling(runs: Sequence[Run]) -> int:
     """Return the run that the page opens with: one that holds several answers, decides late and
     ends on one of them; the first where none does."""
     scores = []
-    for view in views:
+    for run in runs:
         try:
-            scores.append(telling(view.run.lines, view.run.solved))
+            scores.append(telling(run.lines, run.solved))
         except (ValueError, TypeError):  # lines of another making
             scores.append((False, False, 0))
-    return max(range(len(views)), key=lambda i: (scores[i], -i), default=0)
+    return max(range(len(runs)), key=lambda i: (scores[i], -i), default=0)
 
 
-def plane_data(plane: Plane) -> tuple[dict[str, Any], bytes]:
-    """Return what the page has of a run, and the sheet of its pictures; `sheet` is its kind."""
+def plane_data(run: Run) -> tuple[dict[str, Any], Sheet]:
+    """Return what the page has of a run that is looked at, and the sheet of its pictures."""
+    plane = run.load()
     sheet = plane.sheet()
     lines, maps = plane.derived()
     about = plane.about()
-    pictures = [contents.png_uri(picture) for picture in plane.answers.values()]
-    data = {name: about[name] for name in ("frames", "changes", "film", "answers")}
-    data |= {
-        "sheet": "png" if sheet.data.startswith(b"\x89PNG") else "webp",
+    return {
+        **{name: about[name] for name in ("steps", "changes", "answers")},
+        "frames": plane.x0.shape[1],
         "cell": sheet.cell,
         "columns": sheet.columns,
-        "lines": [line._asdict() for line in (*plane.lines, *lines)],
+        "lines": about["lines"] + [line._asdict() for line in lines],
         "maps": maps,
-        "pictures": pictures,
+        "pictures": [formats.data_uri(formats.png(p)) for p in plane.answers.values()],
         "video": plane.video is not None,
         "reference": plane.reference is not None,
-    }
-    return data, sheet.data
-
-
-# ---- charts
-
-
-class Drawing(NamedTuple):
-    """A chart on a page, of one folder or of several. about: what is known before it is drawn."""
-
-    about: dict[str, Any]
-    load: Callable[[], dict[str, Any]]
-
-
-def drawings_of(results: Sequence[Results]) -> list[Drawing]:
-    """Return all charts. Curves of the same measure in several folders share a chart, whose lines
-    are named after the folders; maps stand one after the other."""
-    if len(results) == 1:
-        return [Drawing(chart.about(), chart.drawn) for chart in results[0].charts]
-    maps: list[Drawing] = []
-    shared: dict[tuple[str, str], list[tuple[str, Chart]]] = {}
-    for result in results:
-        for chart in result.charts:
-            about = chart.about()
-            if chart.is_map:
-                titled = {"title": f"{result.title}: {chart.title}"}
-                maps.append(Drawing(about | titled, lambda c=chart, t=titled: c.drawn() | t))
-            else:
-                shared.setdefault((chart.name, chart.title), []).append((result.title, chart))
-    curves = [
-        Drawing(charts[0][1].about(), lambda charts=charts: _together(charts))
-        for charts in shared.values()
-    ]
-    return curves + maps
-
-
-def _together(charts: Sequence[tuple[str, Chart]]) -> dict[str, Any]:
-    drawn = [(title, chart.drawn()) for title, chart in charts]
-    whole = dict(drawn[0][1])
-    panels: dict[str, dict[str, Any]] = {}
-    hues = 0
-    for title, one in drawn:
-        here = 0
-        for panel in one["panels"]:
-            mine: Mapping[str, Any] = {"lines": [], "flat": True, "levels": panel["levels"]}
-            same = panels.setdefault(
-                panel["task"], {"task": panel["task"], "n": panel["n"], **mine}
-            )
-            same["flat"] &= panel["flat"]
-            for line in panel["lines"]:
-                label = ", ".join(filter(None, (title, line["label"])))
-                points = {
-                    f: _along(whole["labels"], one["labels"], line[f])
-                    for f in ("mean", "low", "high")
-                }
-                same["lines"].append(line | points | {"label": label, "hue": hues + line["hue"]})
-                here = max(here, line["hue"] + 1)
-        hues += here
-    return whole | {"panels": list(panels.values())}
-
-
-def _along(labels: Sequence[Any], places: Sequence[Any], values: Sequence[Any]) -> list[Any]:
-    """Return values at the places of another axis; None where they have none."""
-    known = dict(zip(places, values, strict=True))
-    return [known.get(label) for label in labels]
-
-
-def json_of(data: Mapping[str, Any]) -> bytes:
-    return json.dumps(data, **JSON).encode(errors="backslashreplace")
+    }, sheet

@@ -3,27 +3,25 @@ estimates along the steps as films."""
 
 import csv
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
 import numpy as np
+import xarray as xr
 from jaxtyping import UInt8
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jcos import files
+from jcos.experiments import plots
 from jcos.media import formats
-from jcos.report.charts import Chart, axis_of, mean
-from jcos.report.explorer import most_telling, views_of
+from jcos.report.charts import ESTIMATE, Chart, axis_of
+from jcos.report.explorer import most_telling
 from jcos.report.plane import Plane
 from jcos.report.reading import Results
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Those of the page."""
-DASHES = ("-", "--", "-.", ":")
-STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "jcos", "font.size": 8}
+IDEAL = 7
+"""The grey of `plots.COLOURS`."""
 SIDE, GAP = 160, 8
 """About how many pixels a frame of a film is wide, and how many lie between frames."""
 EVERY = 5
@@ -34,12 +32,12 @@ FPS = 8
 def plane_of(results: Results, run: int | None = None) -> Plane:
     """Return a run of a folder with its pictures, the most telling one by default. Raises
     IndexError where there is no such run, ValueError where there is none."""
-    views = views_of([results])
-    if not views:
+    runs = results.runs
+    if not runs:
         raise ValueError(f"{results.folder} holds no runs to look into; give --svg or --csv")
-    if run is not None and not 0 <= run < len(views):
-        raise IndexError(f"run {run} is asked for; {results.folder} has {len(views)}, from 0")
-    return views[most_telling(views) if run is None else run].run.load()
+    if run is not None and not 0 <= run < len(runs):
+        raise IndexError(f"run {run} is asked for; {results.folder} has {len(runs)}, from 0")
+    return runs[most_telling(runs) if run is None else run].load()
 
 
 # ---- runs
@@ -114,111 +112,58 @@ def _csv(chart: Chart) -> str:
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     if chart.is_map:
-        array, dims = chart.array, [*chart.labels, *chart.moving]
-        means = _means(chart)
-        labels = [axis_of(array, d) for d in dims]
-        table.writerow([*dims, "mean"])
-        table.writerows(
-            [*(axis[i] for axis, i in zip(labels, spot, strict=True)), f"{means[spot]:.6g}"]
-            for spot in np.ndindex(*means.shape)
-        )
+        means = chart.runs().mean("run")
+        labels = [axis_of(means, str(d)) for d in means.dims]
+        table.writerow([*means.dims, "mean"])
+        for place, value in zip(itertools.product(*labels), means.values.flat, strict=True):
+            table.writerow([*place, f"{value:.6g}"])
     else:
         drawn = chart.drawn()
-        table.writerow(["task", "line", drawn["x"], "mean", "low", "high"])
+        table.writerow(["task", "line", drawn["x"], *ESTIMATE])
         for panel in drawn["panels"]:
             for line in panel["lines"]:
-                for label, *point in zip(drawn["labels"], *_points(line), strict=True):
+                for label, *point in zip(drawn["labels"], *map(line.get, ESTIMATE), strict=True):
                     table.writerow([panel["task"], line["label"], label, *point])
             for level in panel["levels"]:
                 table.writerow([panel["task"], level["label"], "", level["value"], "", ""])
     return out.getvalue()
 
 
-def _means(chart: Chart) -> np.ndarray:
-    """Return the means over runs along the axes of a map."""
-    dims = [*chart.labels, *chart.moving]
-    values = chart.array.transpose(*dims, ...).values.astype(np.float64)
-    return mean(values.reshape(*values.shape[: len(dims)], -1))
-
-
-def _points(line: dict[str, Any]) -> list[list[float | None]]:
-    return [line[field] for field in ("mean", "low", "high")]
-
-
 def _drawn(chart: Chart, kind: str) -> bytes:
-    """Return a chart as SVG or PNG, drawn by matplotlib."""
-    with mpl.rc_context(STYLE):
-        figure = _map_figure(chart) if chart.is_map else _curves_figure(chart)
-        out = io.BytesIO()
-        about: Any = {"Date": None} if kind == "svg" else {}
-        figure.savefig(out, format=kind, dpi=200, transparent=kind == "svg", metadata=about)
-        return out.getvalue()
+    """Return a chart as SVG or PNG."""
+    figure = (_map if chart.is_map else _curves)(chart)
+    figure.suptitle(chart.title, fontsize=9)
+    if kind == "svg":
+        return plots.to_svg(figure)
+    figure.savefig(out := io.BytesIO(), dpi=200, facecolor="white")
+    return out.getvalue()
 
 
-def _curves_figure(chart: Chart) -> Figure:
+@plots.styled
+def _curves(chart: Chart) -> Figure:
     drawn = chart.drawn()
-    panels = drawn["panels"]
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.2 * columns, 2.3 * rows + 0.4), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid[len(panels) :]:
-        axes.remove()
-    for axes, panel in zip(grid, panels, strict=False):
-        _panel(axes, panel, drawn)
-    names = {name: h for a in grid for h, name in zip(*a.get_legend_handles_labels(), strict=True)}
-    if len(names) > 1:
-        figure.legend(
-            names.values(), names, loc="outside lower center", ncols=columns, frameon=False
-        )
-    figure.suptitle(chart.title)
-    return figure
+    x, panels = drawn["x"], drawn["panels"]
+    figure = plots.panels(max(1, len(panels)))
+    for axes, panel in zip(figure.axes, panels, strict=False):
+        for line in panel["lines"]:
+            points = {field: (x, np.array(line[field], float)) for field in ESTIMATE}
+            cells = xr.Dataset(points, {x: drawn["labels"]}).dropna(x)
+            plots.band(axes, cells, x, line["label"], IDEAL if line["ideal"] else line["hue"])
+        for i, level in enumerate(panel["levels"]):
+            plots.level_line(axes, level["value"], level["label"], i)
+        about = {"ylim": drawn["range"]} if drawn["range"] else {}
+        label = "denoising step" if x == "step" else x
+        axes.set(xlabel=label, ylabel=drawn["units"], title=panel["task"], **about)
+    return plots.shared_legend(figure)
 
 
-def _panel(axes: Axes, panel: dict[str, Any], drawn: dict[str, Any]) -> None:
-    x = drawn["labels"]
-    for line in panel["lines"]:
-        y, low, high = (np.array(values, float) for values in _points(line))
-        hue = line["hue"]
-        colour = "#777777" if line["ideal"] else COLOURS[hue % len(COLOURS)]
-        dash = "--" if line["ideal"] else DASHES[hue // len(COLOURS) % len(DASHES)]
-        known = np.isfinite(y)
-        at = np.array(x)[known]
-        axes.plot(at, y[known], dash, color=colour, label=line["label"] or drawn["title"])
-        axes.fill_between(at, low[known], high[known], color=colour, alpha=0.15, linewidth=0)
-    for i, level in enumerate(panel["levels"]):
-        look: Any = {"color": "#777777", "linestyle": (0, (1, 1 + i)), "linewidth": 1}
-        axes.axhline(level["value"], label=level["label"], **look)
-    if drawn["range"]:
-        axes.set_ylim(*drawn["range"])
-    axes.set_xlabel("denoising step" if drawn["x"] == "step" else drawn["x"])
-    axes.set_ylabel(drawn["units"])
-    axes.set_title(panel["task"])
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _map_figure(chart: Chart) -> Figure:
-    """Two axes of a map, as the page opens it: the mean over all others that are numbers, of words
-    the first."""
-    dims = [*chart.labels, *chart.moving]
-    means = _means(chart)
+def _map(chart: Chart) -> Figure:
+    """Draw two axes of a map, as the page opens it: the mean over all others that are numbers, of
+    words the first."""
+    array, dims = chart.array.drop_vars("task", errors="ignore"), [*chart.labels, *chart.moving]
     columns = "step" if "step" in dims else dims[-1]
     rows = next(d for d in ("layer", "frame", *reversed(dims)) if d in dims and d != columns)
-    for axis in reversed(range(len(dims))):
-        if dims[axis] not in (rows, columns):
-            words = isinstance(axis_of(chart.array, dims[axis])[0], str)
-            means = np.take(means, 0, axis) if words else mean(np.moveaxis(means, axis, -1))
-    if dims.index(rows) > dims.index(columns):
-        means = means.T
-    figure = Figure(figsize=(4.4, 2.8), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(means, aspect="auto", cmap="cividis")
-    for axis, dim in ((axes.xaxis, columns), (axes.yaxis, rows)):
-        labels = axis_of(chart.array, dim)
-        each = -(-len(labels) // 12)
-        shown = [label if isinstance(label, str) else f"{label:g}" for label in labels[::each]]
-        axis.set_ticks(range(0, len(labels), each), shown)
-        axis.set_label_text(dim)
-    figure.colorbar(image, ax=axes)
-    axes.set_title(chart.title)
-    return figure
+    for dim in {*dims} - {rows, columns}:
+        words = isinstance(axis_of(array, dim)[0], str)
+        array = array.isel({dim: 0}) if words else array.mean(dim, keep_attrs=True)
+    return plots.heat(array, columns, rows)

@@ -26,7 +26,7 @@ function chartsNow() {
 function buildLanes() {
   const shaded = new Set(state.shown.flatMap(v => marksOf(views[v]).steps));
   $("curves").replaceChildren(...chartsNow().map(([name, lines]) => {
-    const label = `${name}, over the denoising steps: ${lines.map(l => `${l.name} from ${brief(l.mean.find(v => v != null))} to ${brief(l.mean.findLast(v => v != null))}`).join("; ")}`;
+    const label = `${name}, over the denoising steps: ${lines.map(l => `${l.name} ${fromTo(l)}`).join("; ")}`;
     const drawn = plot({ lines, range: [0, 1], whole: SHARES.includes(lines[0].chart), width: width + LEFT + GAP, height: TALL, left: LEFT, right: GAP, label });
     for (const s of shaded) drawn.svg.prepend(make("rect", { class: "shade", x: place(s) - Math.max(1.5, band / 2), y: 0, width: Math.max(3, band), height: TALL }));
     const keys = make("ul", {}, ...lines.map(line => {
@@ -61,29 +61,16 @@ function moveLanes() {
 
 function heatLane(map, who) {
   // A run's map of frames × steps.
-  map.read ??= unpacked(map.values);
-  const [rows, columns] = map.axes.map(a => a.labels), tall = clamp(Math.round(120 / rows.length), 4, 16), { low, high } = map.values;
-  const canvas = make("canvas", { role: "img", "aria-label": `${who}${map.title}, ${map.axes[0].name}s by steps, from ${brief(low)} to ${brief(high)}` });
-  canvas.width = (width + LEFT) * devicePixelRatio; canvas.height = rows.length * tall * devicePixelRatio;
-  canvas.style.width = `${width + LEFT}px`; canvas.style.height = `${rows.length * tall}px`;
-  const context = canvas.getContext("2d"), value = make("b");
-  context.scale(devicePixelRatio, devicePixelRatio);
-  rows.forEach((_, r) => columns.forEach((step, c) => {
-    const v = map.read[r * columns.length + c];
-    if (Number.isNaN(v)) return;
-    context.fillStyle = heatColour((v - low) / (high - low || 1));
-    context.fillRect(place(step) - band / 2, r * tall, band + .5, tall);
-  }));
-  const names = make("div", { class: "rows", "aria-hidden": "true" }, ...rows.flatMap((name, i) => {
-    if (i % Math.ceil(12 / tall)) return [];
-    const span = make("span", {}, String(name));
-    span.style.top = `${(i + .5) * tall}px`;
-    return [span];
-  }));
+  turned(map);
+  const [rows, columns] = map.axes.map(a => a.labels), tall = clamp(Math.round(120 / rows.length), 4, 16), values = matrix(map), [low, high] = limits(map);
+  const canvas = make("canvas", { role: "img", "aria-label": `${who}${map.title}, frames by steps, from ${brief(low)} to ${brief(high)}` });
+  const names = make("div", { class: "rows", "aria-hidden": "true" }), value = make("b");
+  paintCells(sized(canvas, width + LEFT, rows.length * tall), values, low, high, c => place(columns[c]) - band / 2, band + .5, tall);
+  nameCells(names, rows, tall);
   canvas.addEventListener("pointermove", event => {
     const box = canvas.getBoundingClientRect(), r = clamp(Math.floor((event.clientY - box.top) / tall), 0, rows.length - 1), c = stepAt(event.clientX - box.left);
-    value.textContent = `frame ${rows[r]}, step ${steps[c]}: ${brief(map.read[r * columns.length + columns.findLastIndex(s => s <= steps[c])])}`;
+    value.textContent = `frame ${rows[r]}, step ${steps[c]}: ${brief(values[r][columns.findLastIndex(s => s <= steps[c])])}`;
     if (!state.playing) set({ step: c });
   });
-  return make("div", { class: "lane heat-lane" }, make("h3", {}, make("span", {}, `${who}${map.title}, ${map.axes[0].name} × step`), make("ul", {}, make("li", {}, value))), make("div", { class: "cells" }, names, canvas));
+  return make("div", { class: "lane heat-lane" }, make("h3", {}, make("span", {}, `${who}${map.title}, frame × step`), make("ul", {}, make("li", {}, value))), make("div", { class: "cells" }, names, canvas));
 }

@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import io
+import json
+import mimetypes
 import os
 import re
 import urllib.parse
@@ -10,40 +12,27 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from markupsafe import Markup
-
 from jcos.files import is_hidden
 from jcos.report.contents import Place
 from jcos.report.explorer import (
-    ICON,
-    STYLES,
-    Drawing,
-    drawings_of,
+    charts_in,
+    frame,
     inside,
-    json_of,
     plane_data,
-    policy,
     relative,
     render,
-    views_of,
+    runs_in,
+    script,
 )
-from jcos.report.reading import UNREADABLE, Results, files_of, read, reason
+from jcos.report.reading import UNREADABLE, Results, distinct, files_of, read, reason
 from jcos.report.table import rows_of, thumbnail
-from jcos.report.templates import fill, text_of
+from jcos.report.templates import JSON, fill
 from jcos.runs import MANIFEST
 
 HOSTS = {"127.0.0.1", "localhost"}
 """Names by which a browser of this machine asks; any other page's name could be pointed here."""
 DATA = re.compile(r"(view|chart)-([0-9]{1,9})\.json")
-TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".json": "application/json",
-    ".csv": "text/csv; charset=utf-8",
-    ".png": "image/png",
-    ".webp": "image/webp",
-    ".svg": "image/svg+xml",
-    ".mp4": "video/mp4",
-}
+HTML = "text/html; charset=utf-8"
 RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)")
 STORED = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 """What a file of the results may do where it is opened by itself: be looked at."""
@@ -74,12 +63,9 @@ class Shelf:
 
     def table(self) -> bytes:
         """Return the page that lists them, the newest first."""
+        about = frame(self.folder.name, script(("page.js", "table.js")))
         rows = rows_of(self.folder, self.runs())
-        code = Markup(f"{text_of('page.js')}{text_of('table.js')}")
-        code = Markup(f'"use strict";\n(() => {{\n{code}}})();\n')
-        style = Markup("".join(map(text_of, STYLES)))
-        about = {"title": self.folder.name, "icon": ICON, "policy": policy(code), "style": style}
-        return fill("table.html", **about, refresh=None, rows=rows, script=code).encode()
+        return fill("table.html", **about, refresh=None, rows=rows).encode()
 
     def folders(self, names: str) -> list[Path]:
         """Return the folders of `name` or `name+name`; none where one is unknown."""
@@ -92,7 +78,7 @@ class Shelf:
         key, version = tuple(folders), [_version(folder) for folder in folders]
         made = self._read.get(key)
         if made is None or made[0] != version:
-            made = self._read[key] = version, [read(folder) for folder in folders]
+            made = self._read[key] = version, distinct([read(folder) for folder in folders])
         return made[1]
 
     def answer(self, path: str) -> tuple[bytes | Path, str] | None:
@@ -100,7 +86,7 @@ class Shelf:
         is nothing."""
         parts = [os.fsdecode(urllib.parse.unquote_to_bytes(part)) for part in path.split("/")[1:]]
         if parts == [""]:
-            return self.table(), TYPES[".html"]
+            return self.table(), HTML
         folders = self.folders(parts[1]) if len(parts) > 2 and parts[0] == "run" else []
         if not folders:
             return None
@@ -108,11 +94,11 @@ class Shelf:
             case [""]:
                 results = self.read(folders)
                 page = render(results, self._place(results))
-                return page.encode(errors="backslashreplace"), TYPES[".html"]
+                return page.encode(errors="backslashreplace"), HTML
             case ["explore.data", name]:
                 results = self.read(folders)
                 data = _data(results, name, self._place(results))
-                return None if data is None else (data, TYPES[".json"])
+                return None if data is None else (data, "application/json")
             case ["explore.thumbnail"]:
                 return thumbnail(folders[0])
             case rest:
@@ -120,7 +106,7 @@ class Shelf:
                 file = folder.joinpath(*rest).resolve()
                 if not file.is_relative_to(folder) or not file.is_file() or is_hidden(Path(*rest)):
                     return None
-                return file, TYPES.get(file.suffix, "application/octet-stream")
+                return file, mimetypes.guess_type(file.name)[0] or "application/octet-stream"
 
     def _place(self, results: list[Results]) -> Place:
         """Files are linked; what is made on the way is inside the answer."""
@@ -138,17 +124,18 @@ class Shelf:
 def _data(results: list[Results], name: str, place: Place) -> bytes | None:
     """Return `view-3.json`, a run, or `chart-3.json`; what cannot be read says why."""
     match = DATA.fullmatch(name)
-    items = (views_of if match and match[1] == "view" else drawings_of)(results)
-    if match is None or int(match[2]) >= len(items):
+    runs, charts = runs_in(results), charts_in(results)
+    if match is None or int(match[2]) >= len(runs if match[1] == "view" else charts):
         return None
-    item = items[int(match[2])]
     try:
-        if isinstance(item, Drawing):
-            return json_of(item.load())
-        data, sheet = plane_data(item.run.load())
-        return json_of(data | {"sheet": place.put(f"sheet.{data['sheet']}", sheet)})
+        if match[1] == "chart":
+            data = charts[int(match[2])].drawn()
+        else:
+            data, sheet = plane_data(runs[int(match[2])][1])
+            data["sheet"] = place.put(f"sheet.{sheet.kind}", sheet.data)
     except UNREADABLE as error:
-        return json_of({"error": reason(error)})
+        data = {"error": reason(error)}
+    return json.dumps(data, **JSON).encode(errors="backslashreplace")
 
 
 def server(folder: Path, port: int) -> ThreadingHTTPServer:

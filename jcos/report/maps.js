@@ -117,36 +117,29 @@ function layMap(lane) {
   const wide = clamp(Math.floor((lane.clientWidth - left - 8) / columns.length), 2, 46), tall = clamp(Math.round(220 / rows.length), 3, 26);
   Object.assign(lane, { left, wide, tall });
   lane.style.setProperty("--left", `${left}px`);
-  canvas.width = (wide * columns.length + left) * devicePixelRatio; canvas.height = rows.length * tall * devicePixelRatio;
-  canvas.style.width = `${wide * columns.length + left}px`; canvas.style.height = `${rows.length * tall}px`;
-  const names = (holder, labels, size, side, least, offset) => {
-    const skip = Math.max(1, Math.ceil(least / size));
-    holder.replaceChildren(...labels.flatMap((name, i) => {
-      if (i % skip) return [];
-      const span = make("span", { title: String(name) }, String(name));
-      span.style[side] = `${offset + (i + .5) * size}px`;
-      return [span];
-    }));
-  };
-  names(lane.querySelector(".rows"), rows, tall, "top", 12, 0);
-  names(lane.querySelector(".foot"), columns, wide, "left", 9 + 7 * Math.max(...columns.map(l => String(l).length)), left);
+  sized(canvas, wide * columns.length + left, rows.length * tall);
+  nameCells(lane.querySelector(".rows"), rows, tall);
+  nameCells(lane.querySelector(".foot"), columns, wide, { side: "left", least: 9 + 7 * Math.max(...columns.map(l => String(l).length)), from: left });
   lane.querySelector(".foot").append(make("p", {}, `${map.axes[map.rows].name} × ${map.axes[map.columns].name}`));
 }
 
 function paintMap(lane) {
-  const { map, low, high, left, wide, tall, canvas } = lane, context = canvas.getContext("2d"), scale = devicePixelRatio;
+  const { map, low, high, left, wide, tall, canvas } = lane, context = canvas.getContext("2d");
   lane.values = matrix(map);
-  context.setTransform(scale, 0, 0, scale, 0, 0);
   context.clearRect(0, 0, canvas.width, canvas.height);
-  lane.values.forEach((row, r) => row.forEach((v, c) => {
-    if (v == null) return;
-    context.fillStyle = heatColour((v - low) / (high - low));
-    context.fillRect(left + c * wide, r * tall, wide, tall);
-  }));
+  paintCells(context, lane.values, low, high, c => left + c * wide, wide, tall);
   if (!lane.chosen) return;
   context.strokeStyle = getComputedStyle(canvas).getPropertyValue("--s1");
   context.lineWidth = 2;
   context.strokeRect(left + lane.column * wide + 1, lane.row * tall + 1, wide - 2, tall - 2);
+}
+
+function paintCells(context, values, low, high, x, wide, tall) {
+  values.forEach((row, r) => row.forEach((v, c) => {
+    if (v == null) return;
+    context.fillStyle = heatColour((v - low) / (high - low));
+    context.fillRect(x(c), r * tall, wide, tall);
+  }));
 }
 
 const placeOf = (map, r, c) => [[map.rows, r], [map.columns, c]].map(([i, k]) => numbered(map.axes[i]) ? `${map.axes[i].name} ${map.axes[i].labels[k]}` : map.axes[i].labels[k]).join(", ");

@@ -10,6 +10,7 @@ const make = (tag, attributes = {}, ...children) => {
 };
 const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
 const brief = v => v == null ? "–" : String(+v.toPrecision(3)).replace("-", "−");
+const fromTo = line => `from ${brief(line.mean.find(v => v != null))} to ${brief(line.mean.findLast(v => v != null))}`;
 const data = JSON.parse($("data").textContent);
 
 async function read(id) {
@@ -18,6 +19,26 @@ async function read(id) {
   if (inside) return JSON.parse(inside.textContent);
   const answer = await fetch(`explore.data/${id}.json`).catch(() => null);
   return answer?.ok ? answer.json() : { error: "it cannot be had from the server." };
+}
+
+function sized(canvas, width, height) {
+  // So large on the page, and sharp on every screen. Returns what draws on it.
+  const context = canvas.getContext("2d"), scale = devicePixelRatio;
+  canvas.width = Math.round(width * scale); canvas.height = Math.round(height * scale);
+  canvas.style.width = `${width}px`; canvas.style.height = `${height}px`;
+  context.scale(scale, scale);
+  return context;
+}
+
+function nameCells(holder, labels, size, { side = "top", least = 12, from = 0, hit = [] } = {}) {
+  // Names beside cells of this size: as many as have room, those that were hit marked.
+  const skip = Math.max(1, Math.ceil(least / size));
+  holder.replaceChildren(...labels.flatMap((name, i) => {
+    if (i % skip) return [];
+    const marked = hit.includes(name), span = make("span", { title: marked ? "changed" : name, class: marked ? "hit" : "" }, `${marked ? "▸ " : ""}${name}`);
+    span.style[side] = `${from + (i + .5) * size}px`;
+    return [span];
+  }));
 }
 
 function whenVisible(element, then) {

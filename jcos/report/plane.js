@@ -10,14 +10,14 @@ const EACH = "\u0000each";
 const MOST = 6;
 const state = { step: 0, frame: 0, shown: [], group: groups[0], difference: "none", back: false, wide: false, playing: null };
 const pictures = new Map();          // view → loaded image
-const frames = () => Math.max(1, ...state.shown.map(v => views[v].frames.length));
+const frames = () => Math.max(1, ...state.shown.map(v => views[v].frames));
 const row = (view, step = steps[state.step]) => Math.max(0, view.steps.findLastIndex(s => s <= step));
-const column = view => Math.min(state.frame, view.frames.length - 1);
+const column = view => Math.min(state.frame, view.frames - 1);
 const VIDEO = -1, RIGHT = -2;
 
 async function loaded(number) {
   const view = views[number];
-  view.reading ??= read(`view-${number}`).then(content => Object.assign(view, { frames: [0], lines: [], maps: [], changes: [], answers: [], pictures: [], cell: [1, 1], columns: 1 }, content));
+  view.reading ??= read(`view-${number}`).then(content => Object.assign(view, { frames: 1, lines: [], maps: [], changes: [], answers: [], pictures: [], cell: [1, 1], columns: 1 }, content));
   await view.reading;
   if (view.error) say(`${view.label} is not shown: ${view.error}`);
   return view;
@@ -46,7 +46,7 @@ function paint(context, number, at, frame, x, y, w, h) {
   const [cw, ch] = view.cell;
   const line = at === VIDEO ? view.steps.length : at === RIGHT ? view.steps.length + 1 : at;
   const put = (c, image, of, r, x, y) => {
-    const i = r * of.frames.length + Math.min(frame, of.frames.length - 1), [wide, high] = of.cell;
+    const i = r * of.frames + Math.min(frame, of.frames - 1), [wide, high] = of.cell;
     c.drawImage(image, i % of.columns * wide, Math.floor(i / of.columns) * high, wide, high, x, y, w, h);
   };
   context.imageSmoothingEnabled = w < cw;
@@ -91,12 +91,12 @@ const canvasOf = (view, about) => {
   return make("div", { class: about }, canvas, make("p"));
 };
 
+const verdict = view => view.solved == null ? [] : [make("span", { class: `mark ${view.solved ? "solved" : "unsolved"}` }, view.solved ? "✓ solved" : "✗ not solved")];
+
 function marksOf(view) {
   // Steps and frames at which something was changed, where it was not at all of them.
-  return view.marks ??= {
-    steps: [...new Set(view.changes.flatMap(c => { const at = new Set(c.cells.map(p => p[0])); return at.size < c.steps ? [...at] : []; }))],
-    frames: [...new Set(view.changes.flatMap(c => { const at = new Set(c.cells.map(p => p[1])); return c.axis === "frame" && at.size < c.size ? [...at] : []; }))],
-  };
+  const among = (changes, side, size) => [...new Set(changes.flatMap(c => { const at = new Set(c.cells.map(p => p[side])); return at.size < c[size] ? [...at] : []; }))];
+  return view.marks ??= { steps: among(view.changes, 0, "steps"), frames: among(view.changes.filter(c => c.axis === "frame"), 1, "size") };
 }
 
 function buildPanes() {
@@ -104,8 +104,7 @@ function buildPanes() {
   stage.replaceChildren(...state.shown.map((number, i) => {
     const view = views[number];
     const name = make("figcaption", {}, make("i", { class: `swatch ${hue(i)}` }), make("b", {}, title(view)));
-    if (view.solved != null)
-      name.append(make("span", { class: `mark ${view.solved ? "solved" : "unsolved"}` }, view.solved ? "✓ solved" : "✗ not solved"));
+    name.append(...verdict(view));
     const changed = view.changes.map(c => c.text).join("; ");
     if (changed) name.append(make("span", { class: "changed" }, changed));
     const aside = make("div", { class: "beside" });
@@ -114,8 +113,7 @@ function buildPanes() {
     const inside = make("div", { class: "pictures" }, canvasOf(view, "now"));
     if (aside.children.length) inside.append(aside);
     inside.style.setProperty("--shares", aside.children.length ? `minmax(0, ${view.reference ? 2.1 : 1.25}fr) minmax(0, 1fr)` : "minmax(0, 1fr)");
-    const pane = make("figure", { class: "pane", "data-view": number }, name, inside);
-    return pane;
+    return make("figure", { class: "pane", "data-view": number }, name, inside);
   }));
   stage.style.setProperty("--panes", state.shown.length > 3 && state.shown.length !== 5 ? Math.ceil(state.shown.length / (state.shown.length > 4 ? 2 : 1)) : state.shown.length);
   stage.dataset.panes = state.shown.length;
@@ -128,7 +126,7 @@ const title = view => state.group === EACH ? `${view.group}${groups.length < vie
 function drawPanes() {
   for (const pane of $("stage").children) {
     const number = +pane.dataset.view, view = views[number], at = row(view), frame = column(view);
-    const here = `frame ${view.frames[frame]}`;
+    const here = `frame ${frame}`;
     const parts = { now: [at, `x̂₀ · step ${view.steps[at]} · ${here}`, "Clean estimate"], end: [VIDEO, `final · ${here}`, "Final video"], right: [RIGHT, `a right answer · ${here}`, "A right answer"] };
     for (const [name, [line, text, alt]] of Object.entries(parts)) {
       const box = pane.querySelector(`.${name}`);
@@ -148,7 +146,7 @@ function buildGrids() {
   $("grids").replaceChildren(...state.shown.map((number, i) => {
     const view = views[number];
     const h3 = make("h3", {}, make("span", {}, `${state.shown.length > 1 ? `${title(view)}: ` : ""}x̂₀, frames × steps`), make("span", { class: "thinned" }));
-    const canvas = make("canvas", { tabindex: 0, role: "img", "aria-label": `All clean estimates of ${view.label}: ${view.frames.length} frames by ${view.steps.length} steps. Arrow keys move through them.` });
+    const canvas = make("canvas", { tabindex: 0, role: "img", "aria-label": `All clean estimates of ${view.label}: ${view.frames} frames by ${view.steps.length} steps. Arrow keys move through them.` });
     const cells = make("div", { class: "cells" }, make("div", { class: "rows", "aria-hidden": "true" }), canvas, make("div", { class: "here" }));
     const lane = make("div", { class: "lane grid", "data-view": number }, h3, cells);
     const pick = event => {
@@ -167,30 +165,20 @@ const nth = n => `${n}${n % 100 > 10 && n % 100 < 14 ? "th" : ["th", "st", "nd",
 function layGrid(lane) {
   // Where its cells lie: every fifth step or so at first, large enough to be looked at.
   const view = views[+lane.dataset.view], [cw, ch] = view.cell, count = steps.length;
-  const room = Math.max(48, Math.min(112, 620 / view.frames.length * cw / ch)), least = Math.ceil(Math.min(room, 64) / band);
-  const thin = state.wide || count <= 12 ? 1 : Math.max(5, Math.ceil(least / 5) * 5), wide = band * thin;
+  const room = Math.max(48, Math.min(112, 620 / view.frames * cw / ch)), least = Math.ceil(Math.min(room, 64) / band);
+  const rough = state.wide || count <= 12 ? 1 : Math.max(5, Math.ceil(least / 5) * 5);
+  const thin = Math.ceil(count / Math.max(1, Math.floor(count / rough))), wide = band * thin;   // the last column is as wide, or nearly
   let w = Math.max(4, Math.min(wide - 2, room));
   if (cw <= 64 && w * devicePixelRatio >= cw) w = Math.floor(w * devicePixelRatio / cw) * cw / devicePixelRatio;
   const h = w * ch / cw, most = state.wide ? 99 : Math.max(2, Math.floor(640 / (h + 2)));
-  const every = Math.ceil(view.frames.length / most);
-  const rows = view.frames.map((_, f) => f).filter(f => f % every === 0 || (f === view.frames.length - 1 && every > 1));
-  const marked = marksOf(view).steps.length ? 9 : 0, hit = new Set(marksOf(view).frames);
+  const every = Math.ceil(view.frames / most);
+  const rows = [...Array(view.frames).keys()].filter(f => f % every === 0 || (f === view.frames - 1 && every > 1));
+  const marked = marksOf(view).steps.length ? 9 : 0;
   lane.layout = { thin, wide, w, h, rows, top: marked, height: h + 2 };
   const thinned = [every > 1 ? `every ${nth(every)} frame` : "", thin > 1 ? `every ${nth(thin)} step` : ""].filter(Boolean);
   lane.querySelector(".thinned").textContent = thinned.length ? ` (${thinned.join(", ")}; the sliders reach all)` : "";
-  const canvas = lane.querySelector("canvas");
-  const total = rows.length * (h + 2) + marked;
-  canvas.width = Math.round((width + LEFT) * devicePixelRatio);
-  canvas.height = Math.round(total * devicePixelRatio);
-  canvas.style.width = `${width + LEFT}px`;
-  canvas.style.height = `${total}px`;
-  const names = lane.querySelector(".rows");
-  const label = f => make("span", hit.has(view.frames[f]) ? { class: "hit", title: "changed" } : {}, `${hit.has(view.frames[f]) ? "▸ " : ""}${view.frames[f]}`);
-  names.replaceChildren(...rows.map((f, i) => {
-    const span = label(f);
-    span.style.top = `${marked + (i + .5) * (h + 2)}px`;
-    return span;
-  }));
+  sized(lane.querySelector("canvas"), width + LEFT, rows.length * (h + 2) + marked).resetTransform();   // its pixels are those of the screen
+  nameCells(lane.querySelector(".rows"), rows, h + 2, { least: 0, from: marked, hit: marksOf(view).frames });
 }
 
 function drawGrid(lane, whole) {
@@ -245,17 +233,14 @@ function buildChanges() {
     const tall = clamp(Math.round(64 / size), 2, 14), total = Math.max(8, size * tall), high = total / size;
     const canvas = make("canvas", { role: "img", "aria-label": `${who}what was changed: ${text}` });
     const h3 = make("h3", {}, make("span", {}, `${who}what was changed, ${axis}s × steps`), make("span", { class: "changed" }, text));
-    canvas.width = Math.round((width + LEFT) * devicePixelRatio); canvas.height = Math.round(total * devicePixelRatio);
-    canvas.style.width = `${width + LEFT}px`; canvas.style.height = `${total}px`;
-    const context = canvas.getContext("2d"), looks = getComputedStyle($("changes"));
-    context.scale(devicePixelRatio, devicePixelRatio);
+    const context = sized(canvas, width + LEFT, total), looks = getComputedStyle($("changes"));
     context.fillStyle = looks.getPropertyValue("--grid");
     context.fillRect(LEFT, 0, width, total);
     context.fillStyle = looks.getPropertyValue("--bad");
     const wide = Math.max(2, width / Math.max(count, steps.length));
     for (const [step, at] of parts.flatMap(c => c.cells)) context.fillRect(place(step) - wide / 2, at * high, wide + .3, high + .3);
-    const rows = make("div", { class: "rows", "aria-hidden": "true" }), ends = size > 1 && total > 20 ? [0, size - 1] : [0];
-    rows.append(...ends.map(i => { const s = make("span", {}, String(i)); s.style.top = `${(i + .5) * high}px`; return s; }));
+    const rows = make("div", { class: "rows", "aria-hidden": "true" });
+    nameCells(rows, [...Array(size).keys()], high, { least: Math.max(12, (size - 1) * high) });
     return make("div", { class: "lane changes" }, h3, make("div", { class: "cells" }, rows, canvas));
   }));
 }
@@ -272,15 +257,14 @@ function drawStrip(strip, number, view) {
   const picture = sheetOf(number);
   if (view.error) return strip.remove();
   if (!picture) return pictures.get(number).addEventListener("load", () => drawStrip(strip, number, view));
-  const last = view.steps.length - 1, [cw, ch] = view.cell, frame = view.frames.length - 1;
+  const last = view.steps.length - 1, [cw, ch] = view.cell, frame = view.frames - 1;
   const each = last < 12 ? 1 : Math.max(5, Math.ceil(last / 50) * 5), rows = view.steps.map((_, r) => r).filter(r => r % each === 0 || r === last);
   const cells = rows.map(r => {
     const canvas = make("canvas", { width: cw, height: ch, class: cw <= 64 ? "exact" : "", role: "img", "aria-label": `Clean estimate of ${view.label}, step ${view.steps[r]}, last frame` });
-    const i = r * view.frames.length + frame;
+    const i = r * view.frames + frame;
     canvas.getContext("2d").drawImage(picture, i % view.columns * cw, Math.floor(i / view.columns) * ch, cw, ch, 0, 0, cw, ch);
     return make("span", {}, canvas, String(view.steps[r]));
   });
-  const result = view.solved == null ? [] : [make("span", { class: `mark ${view.solved ? "solved" : "unsolved"}` }, view.solved ? "✓ solved" : "✗ not solved")];
-  strip.replaceChildren(make("span", { class: "title" }, make("b", {}, `${view.group}${groups.length < views.length ? `, ${view.label}` : ""}`), ...result), make("span", { class: "cells" }, ...cells));
+  strip.replaceChildren(make("span", { class: "title" }, make("b", {}, `${view.group}${groups.length < views.length ? `, ${view.label}` : ""}`), ...verdict(view)), make("span", { class: "cells" }, ...cells));
   strip.addEventListener("click", async () => { await enter(view.group, [number]); $("plane").scrollIntoView({ behavior: "smooth" }); });
 }

@@ -8,7 +8,7 @@ import dataclasses
 import io
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from jcos.config import Sampling
 from jcos.files import local_path, write
+from jcos.lab.tasks import TASKS, Puzzle
 from jcos.media import formats
 from jcos.report.charts import listed, pack
 from jcos.report.templates import fill
@@ -26,8 +28,8 @@ from jcos.sampling.probe import Change
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
-PLANES, RUN = "planes.npz", MANIFEST
-"""Files of a folder of planes: the pictures, and what is known of them."""
+PLANES = "planes.npz"
+"""The pictures of runs, in the folder of a manifest that has `planes`."""
 MASS = "mass on each right answer"
 """The chart of the answers, whose lines are named like their pictures."""
 HUES = 4
@@ -56,9 +58,10 @@ class Line(NamedTuple):
 
 
 class Sheet(NamedTuple):
-    """Pictures in one: PNG or WebP, the width and height of each, how many lie side by side."""
+    """Pictures in one file, png or webp; width and height of each, how many lie side by side."""
 
     data: bytes
+    kind: str
     cell: tuple[int, int]
     columns: int
 
@@ -68,10 +71,9 @@ class Plane:
     """One run. Steps and frames count from 0.
 
     group: what it is a run of (a puzzle, a prompt); runs of one group are shown side by side.
-    label: which of them. x0: the clean estimates at `steps`, ascending. frames: the numbers of the
-    frames shown, all by default. video: the end. reference: a right answer. solved: whether the end
-    is one. film: name of the video's file, beside the page. changes: what was changed in it.
-    answers: a picture of each right answer, by its name in the chart `MASS`.
+    label: which of them. x0: the clean estimates at `steps`, ascending. video: the end. reference:
+    a right answer. solved: whether the end is one. changes: what was changed in it. answers: a
+    picture of each right answer, by its name in the chart `MASS`.
     """
 
     label: str
@@ -80,12 +82,10 @@ class Plane:
     x0: UInt8[np.ndarray, "S F H W 3"]
     video: UInt8[np.ndarray, "f h w 3"] | None = None
     reference: UInt8[np.ndarray, "f h w 3"] | None = None
-    frames: Sequence[int] | None = None
     prompt: str = ""
     solved: bool | None = None
     lines: Sequence[Line] = ()
     changes: Sequence[Change] = ()
-    film: str | None = None
     answers: Mapping[str, UInt8[np.ndarray, "H W 3"]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -110,36 +110,30 @@ class Plane:
         picture = np.concatenate([formats.film_strip(row) for row in rows])
         height, width = frames.shape[1:3]
         if self.x0.shape[3] <= EXACT:
-            return Sheet(formats.png(picture), (width, height), columns)
+            return Sheet(formats.png(picture), "png", (width, height), columns)
         file = io.BytesIO()
         Image.fromarray(picture).save(file, "WEBP", quality=82, method=2)
-        return Sheet(file.getvalue(), (width, height), columns)
+        return Sheet(file.getvalue(), "webp", (width, height), columns)
 
     def derived(self) -> tuple[list[Line], list[dict[str, Any]]]:
         """Return the distance of the estimates from the last and from the one before, 0..1 of the
         colours' range; and the first by frame, as a map."""
-        last = self.x0[-1].astype(np.float32)
-        apart = np.stack([_rms(x, last) for x in self.x0])
-        moved = [None, *(float(_rms(b, a).mean()) for a, b in _pairs(self.x0))]
+        apart = np.stack([_rms(x, self.x0[-1]) for x in self.x0])
+        moved = [None, *(float(_rms(a, b).mean()) for a, b in itertools.pairwise(self.x0))]
         charts = ("distance to the last x̂0", "change of x̂0 from the step before")
         lines = [
             Line(chart, chart, self.steps, values)
             for chart, values in zip(charts, (listed(apart.mean(1).tolist()), moved), strict=True)
         ]
-        axes = [{"name": "frame", "labels": self.numbers}, {"name": "step", "labels": self.steps}]
-        by_frame = {"title": charts[0], "axes": axes, "values": pack(apart.T), "runs": None}
-        return lines, [by_frame | {"names": [], "tasks": []}] if len(self.x0) > 1 else []
-
-    @property
-    def numbers(self) -> list[int]:
-        return list(range(self.x0.shape[1]) if self.frames is None else self.frames)
+        sides = {"frame": range(self.x0.shape[1]), "step": self.steps}
+        axes = [{"name": name, "labels": list(labels)} for name, labels in sides.items()]
+        by_frame = {"title": charts[0], "axes": axes, "values": pack(apart.T)}
+        return lines, [by_frame] if len(self.x0) > 1 else []
 
     def about(self) -> dict[str, Any]:
-        """All but the pictures, as JSON has it."""
-        named = ("label", "group", "prompt", "solved", "film")
-        return {name: getattr(self, name) for name in named} | {
+        """Return all but the pictures, as JSON has it."""
+        return {name: getattr(self, name) for name in ("label", "group", "prompt", "solved")} | {
             "steps": list(self.steps),
-            "frames": self.numbers,
             "lines": [line._asdict() for line in self.lines],
             "changes": [change.to_json() for change in self.changes],
             "answers": list(self.answers),
@@ -176,27 +170,26 @@ class Look(tuple[Plane, ...]):
         return f'<div style="display:flex;flex-wrap:wrap;gap:2rem">{inside}</div>'
 
     def save(self, folder: Path | str, **about: Any) -> None:
-        """Leaves `planes.npz` and `run.json`, of which `jcos report FOLDER` makes a page; `about`
+        """Write `planes.npz` and `run.json`, of which `jcos report FOLDER` makes a page; `about`
         goes into the latter. ValueError where the folder has another run."""
         folder = local_path(folder)
-        read(folder / RUN, "planes")
-        arrays = {
-            f"{name}_{i}": clip
-            for i, plane in enumerate(self)
-            for name in ("x0", "video", "reference")
-            if (clip := getattr(plane, name)) is not None
-        }
-        arrays |= {
-            f"answers_{i}": np.stack(list(plane.answers.values()))
-            for i, plane in enumerate(self)
-            if plane.answers
-        }
-        packed = io.BytesIO()
-        np.savez_compressed(packed, allow_pickle=False, **arrays)
-        manifest = about | {"planes": [plane.about() for plane in self]}
-        text = json.dumps(manifest, indent=1, ensure_ascii=False, default=list) + "\n"
-        write(folder / PLANES, packed.getvalue())
-        write(folder / RUN, text)
+        read(folder / MANIFEST, "planes")
+        save_planes(folder, self, about)
+
+
+def save_planes(folder: Path, planes: Sequence[Plane], manifest: Mapping[str, Any]) -> None:
+    """Write the pictures of runs, and what is known of them as the entry `planes` of a manifest."""
+    arrays = {}
+    for i, plane in enumerate(planes):
+        answers = np.stack(list(plane.answers.values())) if plane.answers else None
+        clips = {"x0": plane.x0, "video": plane.video, "reference": plane.reference}
+        clips["answers"] = answers
+        arrays |= {f"{name}_{i}": clip for name, clip in clips.items() if clip is not None}
+    np.savez_compressed(packed := io.BytesIO(), allow_pickle=False, **arrays)
+    manifest = {**manifest, "planes": [plane.about() for plane in planes]}
+    text = json.dumps(manifest, indent=1, ensure_ascii=False, default=list) + "\n"
+    write(folder / PLANES, packed.getvalue())
+    write(folder / MANIFEST, text)
 
 
 def look(
@@ -234,10 +227,34 @@ def sigma_line(sigmas: Any) -> Line:
     return Line("noise level σ", "σ", range(len(sigmas)), listed(np.asarray(sigmas).tolist()))
 
 
+def puzzle_plane(
+    puzzle: Puzzle,
+    x0: UInt8[np.ndarray, "S F H W 3"],
+    mass: Float[np.ndarray, "S A"],
+    *,
+    lines: Sequence[Line],
+    sampling: Sampling,
+    kind: str = "answer",
+    **about: Any,
+) -> Plane:
+    """Return a run that solves a puzzle, with every step.
+
+    mass: on its right answers, as far as they were measured; of fewer there is no chart. lines:
+    further ones. kind: what an answer is called. about: further fields of the `Plane`.
+    """
+    steps, routes = range(len(x0)), TASKS[puzzle.task].routes(puzzle)
+    lines, drawn = [sigma_line(flow.schedule(sampling).sigmas[:-1]), *lines], {}
+    if 1 < len(routes) <= mass.shape[1]:
+        shown, drawn = answer_lines(steps, mass[:, : len(routes)], routes[:, -1], kind)
+        lines += shown
+    fixed = {"prompt": puzzle.prompt, "reference": routes[0], "answers": drawn}
+    return Plane(steps=steps, x0=x0, lines=lines, **fixed, **about)
+
+
 def answer_lines(
     steps: Sequence[int],
     mass: Float[np.ndarray, "S K"],
-    pictures: UInt8[np.ndarray, "K H W 3"] | None,
+    pictures: UInt8[np.ndarray, "K H W 3"],
     kind: str = "answer",
 ) -> tuple[list[Line], dict[str, UInt8[np.ndarray, "H W 3"]]]:
     """Return the mass on each right answer as lines, that which is strongest at the end first, then
@@ -253,8 +270,6 @@ def answer_lines(
     ]
     if rest := order[HUES:]:
         lines.append(Line(MASS, f"{len(rest)} more", steps, listed(mass[:, rest].sum(1).tolist())))
-    if pictures is None:
-        return lines, {}
     return lines, {n: pictures[k] for n, k in zip(names[:HUES], order, strict=False)}
 
 
@@ -273,14 +288,16 @@ def telling(lines: Sequence[Line], solved: bool | None) -> tuple[bool, bool, int
 def saved_plane(arrays: Mapping[str, np.ndarray], i: int, about: Mapping[str, Any]) -> Plane:
     """Return plane i of what `Look.save` left."""
     clips = {n: arrays[f"{n}_{i}"] for n in ("video", "reference") if f"{n}_{i}" in arrays}
-    names = about.get("answers") or []
-    pictures = arrays[f"answers_{i}"] if names else ()
-    known = dict(about) | {
-        "lines": [Line(**line) for line in about["lines"]],
-        "changes": [Change.from_json(change) for change in about["changes"]],
-        "answers": dict(zip(names, pictures, strict=True)),
-    }
-    return Plane(x0=arrays[f"x0_{i}"], **clips, **known)
+    names = about["answers"]
+    known = {name: about[name] for name in ("label", "group", "prompt", "solved", "steps")}
+    return Plane(
+        **known,
+        **clips,
+        x0=arrays[f"x0_{i}"],
+        lines=[Line(**line) for line in about["lines"]],
+        changes=[Change.from_json(change) for change in about["changes"]],
+        answers=dict(zip(names, arrays[f"answers_{i}"] if names else (), strict=True)),
+    )
 
 
 def _laid_out(count: int, frames: int, height: int, width: int) -> tuple[int, int]:
@@ -297,10 +314,6 @@ def _laid_out(count: int, frames: int, height: int, width: int) -> tuple[int, in
     raise AssertionError
 
 
-def _pairs(x: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    return ((a.astype(np.float32), b.astype(np.float32)) for a, b in itertools.pairwise(x))
-
-
-def _rms(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """By frame."""
-    return np.sqrt(np.mean(np.square(a - b), axis=(1, 2, 3))) / 255
+def _rms(a: UInt8[np.ndarray, "F H W 3"], b: UInt8[np.ndarray, "F H W 3"]) -> np.ndarray:
+    """Return the distance of each frame, 0..1 of the colours' range."""
+    return np.sqrt(np.mean(np.square(a.astype(np.float32) - b), axis=(1, 2, 3))) / 255

@@ -10,20 +10,19 @@ import dataclasses
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import av
-import xarray as xr
 from PIL import Image
 
 from jcos.files import visible
 from jcos.lab import results
-from jcos.report.arms import Samples, aside, is_arm, samples_of
+from jcos.report.arms import ASIDE, Samples, samples_of
 from jcos.report.charts import Chart, charts_of
 from jcos.report.plane import PLANES
-from jcos.report.runs import ARRAYS, Run, runs_of
+from jcos.report.runs import Run, runs_of
 from jcos.report.trees import TREE, trees_of
 from jcos.runs import KINDS, MANIFEST
 
@@ -33,7 +32,7 @@ STORE = ".files"
 """Ends the name of the folder beside a page that holds its pictures, if they are many."""
 SAYS = {*KINDS, "command", "title"}
 """Entries of which a manifest of results has one; a model's `config.json` has none."""
-LEFT = (DATASET, ARRAYS, PLANES, TABLE, TREE, "latents.safetensors", "summary.json")
+LEFT = (DATASET, PLANES, TABLE, "arrays.npz", TREE, "latents.safetensors", "summary.json")
 """Files that commands leave beside the manifest."""
 DRAWN = (".svg", ".png", ".webp")
 UNREADABLE = (
@@ -64,6 +63,7 @@ class Results:
 
     manifest: what was run. prompts: of films, by their paths inside without ending, where they are
     known. missing: one sentence for each thing that should be there and is not, or cannot be read.
+    name: a title that replaces the manifest's.
     """
 
     folder: Path
@@ -77,6 +77,7 @@ class Results:
     files: list[Path]
     missing: list[str]
     trees: list[dict[str, Any]]
+    name: str = ""
 
     def lacks(self, what: str, error: Exception) -> None:
         """Note, once, what cannot be shown."""
@@ -86,12 +87,11 @@ class Results:
 
     @property
     def title(self) -> str:
-        named = self.manifest.get("title") or self.manifest.get("question")
-        return str(named or self.folder.resolve().name)
-
-    @property
-    def command(self) -> str:
-        return str(self.manifest.get("command", ""))
+        return self.name or str(
+            self.manifest.get("title")
+            or self.manifest.get("question")
+            or self.folder.resolve().name
+        )
 
     @property
     def captions(self) -> dict[str, Any]:
@@ -123,17 +123,17 @@ def check_results(folder: Path) -> None:
     except FileNotFoundError:  # `read` refuses what is no folder, or an empty one
         ours = not folder.is_dir() or not any(folder.iterdir())
     if not ours:
-        if (folder / "config.json").is_file() and (folder / ARRAYS).is_file():
-            raise ValueError(
-                f"{folder} was written by an older version of jcos; make the results again"
-            )
         inside = sorted(p.parent for p in folder.glob(f"*/{MANIFEST}"))
-        hint = (
-            f"give a folder in it, such as {inside[0]}, or --serve"
-            if inside
-            else ("give a folder that a command made, such as out/sample")
-        )
+        hint = "give a folder that a command made, such as out/sample"
+        hint = f"give a folder in it, such as {inside[0]}, or --serve" if inside else hint
         raise ValueError(f"{folder} holds no results of jcos: {hint}")
+
+
+def distinct(results: Sequence[Results]) -> list[Results]:
+    """Return results that are compared, named after their folders where titles are the same."""
+    if len({result.title for result in results}) == len(results):
+        return list(results)
+    return [dataclasses.replace(result, name=result.folder.resolve().name) for result in results]
 
 
 def read(folder: Path) -> Results:
@@ -159,21 +159,19 @@ def read(folder: Path) -> Results:
     expected = tried("The manifest", lambda: _expected(manifest), [])
     absent = {name for name in expected if not (folder / name).is_file()}
     missing += [f"{name}: it is missing." for name in expected if name in absent]
-    files = [p for p in files if p.relative_to(folder).parts[0] not in aside(manifest)]
+    aside = {name for kind, names in ASIDE.items() if kind in manifest for name in names}
+    files = [p for p in files if p.relative_to(folder).parts[0] not in aside]
     runs: list[Run] = []
-    if not {PLANES, ARRAYS} & absent:
-        file = next((n for n in (PLANES, ARRAYS) if (folder / n).is_file()), "The runs")
+    if PLANES not in absent:
+        file = PLANES if "planes" in manifest else "The runs"
         runs = tried(file, lambda: list(runs_of(folder, manifest, missing.append)), runs)
-    charts: list[Chart] = []
-    if (folder / DATASET).is_file():
-        data = tried(DATASET, lambda: dataset_of(folder, manifest), xr.Dataset())
-        charts, lacking = charts_of(data)
-        missing += lacking
+    charts, lacking = tried(DATASET, lambda: _charts(folder, manifest), ([], []))
+    missing += lacking
     tables = [tried(named(p), lambda p=p: _table(p), None) for p in files if p.suffix == ".csv"]
     drawn = [p for p in files if p.suffix in DRAWN and not p.stem.endswith("-x0")]
     films = [p for p in files if p.suffix == ".mp4" and "-x0-step-" not in p.stem]
     samples = Samples({}, [])
-    if is_arm(manifest):
+    if "arm" in manifest:
         samples = tried("The samples", lambda: samples_of(folder, films), samples)
         missing[:0] = samples.missing
     trees = tried(TREE, lambda: trees_of(folder, manifest), [])
@@ -194,12 +192,12 @@ def read(folder: Path) -> Results:
 
 def files_of(folder: Path) -> list[Path]:
     """Return all files but hidden ones and pages."""
-    paths = []
-    for path in visible(folder, "**/*"):
+
+    def of_page(path: Path) -> bool:
         stored = any(part.endswith(STORE) for part in path.relative_to(folder).parts)
-        if path.is_file() and not stored and path.suffix != ".html":
-            paths.append(path)
-    return paths
+        return stored or path.suffix == ".html"
+
+    return [p for p in visible(folder, "**/*") if p.is_file() and not of_page(p)]
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
@@ -210,10 +208,11 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def dataset_of(folder: Path, manifest: Mapping[str, Any]) -> xr.Dataset:
-    """Return the dataset of a folder, its values unread; ValueError where it is another's."""
-    name = manifest.get("experiment")
-    return results.load(folder / DATASET, str(name) if name else None)
+def _charts(folder: Path, manifest: Mapping[str, Any]) -> tuple[list[Chart], list[str]]:
+    """Return `charts_of` the dataset of a folder; ValueError where it is another's."""
+    if not (folder / DATASET).is_file():
+        return [], []
+    return charts_of(results.load(folder / DATASET, manifest.get("experiment")))
 
 
 def _expected(run: Mapping[str, Any]) -> list[str]:
@@ -223,12 +222,10 @@ def _expected(run: Mapping[str, Any]) -> list[str]:
         return []
     if "experiment" in run:
         return [DATASET, TABLE, *listed]
-    if "planes" in run:
+    if "planes" in run or "puzzles" in run:
         return [PLANES, *listed]
     if "search" in run:
         return [TREE, *listed]
-    if "puzzles" in run:
-        return [ARRAYS, *listed]
     if "checkpoint" in run:
         return [f"seed-{seed}.mp4" for seed in run.get("seeds") or ()]
     return listed

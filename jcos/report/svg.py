@@ -1,5 +1,6 @@
 """Figures that matplotlib wrote as SVG, made part of a page: its font, its colours, no script."""
 
+import hashlib
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -29,41 +30,33 @@ COLOURS = {
 }
 """Colours of the figures that a page sets, so that they suit its light and dark looks."""
 _COLOUR = re.compile(rf"(?<![\w#])({'|'.join(COLOURS)})(?!\w)", re.IGNORECASE)
+_NUMBER = re.compile(r"[\d.]+")
 _FONT = re.compile(r"\bfont(?:-family)?\s*:[^;]*;?\s*")
 
 
-def inline(path: Path, prefix: str, label: str) -> Markup:
-    """Return a figure as an `<svg>` element.
+def inline(path: Path, label: str) -> tuple[Markup, float | None, float | None]:
+    """Return a figure as an `<svg>` element, and its width and height in points; None where it does
+    not say.
 
-    prefix: goes before its ids, which a page shares among all figures. label: what it shows, for
-    who does not see it. Raises ValueError where the file is no whole SVG.
+    label: what it shows, for who does not see it. Raises ValueError where the file is no whole SVG.
     """
+    content = path.read_bytes()
     try:
-        root = ET.fromstring(path.read_bytes())
+        root = ET.fromstring(content)
     except ET.ParseError as error:
         raise ValueError(f"it is no whole SVG ({error})") from None
     if root.tag != f"{SVG}svg":
         raise ValueError("it is no SVG")
-    _clean(root, prefix)
-    for name in ("width", "height"):
-        root.attrib.pop(name, None)
+    # A page shares ids among all figures.
+    _clean(root, f"f{hashlib.sha256(content).hexdigest()[:8]}-")
+    size = [root.attrib.pop(side, "").removesuffix("pt") for side in ("width", "height")]
+    width, height = (float(side) if _NUMBER.fullmatch(side) else None for side in size)
     root.set("role", "img")
     root.set("aria-label", label)
     # What matplotlib's own style element says of everything in the figure.
     root.set("style", "stroke-linejoin:round;stroke-linecap:butt;fill:currentColor")
     ET.register_namespace("", SVG[1:-1])
-    return Markup(ET.tostring(root, encoding="unicode"))
-
-
-def size_of(path: Path) -> tuple[float, float] | None:
-    """Return a figure's width and height in points, None where it does not say."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        head = re.search(r"<svg[^>]*>", file.read(4096))
-    sizes = head and [re.search(rf'\b{side}="([\d.]+)', head[0]) for side in ("width", "height")]
-    if not sizes or None in sizes:
-        return None
-    width, height = (float(match[1]) for match in sizes if match)
-    return width, height
+    return Markup(ET.tostring(root, encoding="unicode")), width, height
 
 
 def _clean(element: ET.Element, prefix: str) -> None:

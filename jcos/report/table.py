@@ -15,7 +15,6 @@ from jcos.media import formats
 from jcos.report.contents import ESTIMATES, OUTCOMES, settings_of
 from jcos.report.plane import PLANES
 from jcos.report.reading import FIGURES, TABLE, UNREADABLE, manifest_of
-from jcos.runs import KINDS
 
 HOW = ("weights", "versions", "mesh", "numerics", "puzzles", "model")
 """Settings that are too long for a table."""
@@ -82,12 +81,8 @@ def rows_of(folder: Path, runs: Mapping[str, Path]) -> list[Row]:
 
 def kind_of(manifest: Mapping[str, Any]) -> str:
     """Return what made a run: an experiment by its name, else the command."""
-    if isinstance(manifest.get("experiment"), str):
-        return manifest["experiment"]
-    made = {"planes": "look", "puzzles": "sample", "checkpoint": "generate", "arm": "bench"}
-    kind = next((name for name in KINDS if name in manifest), "")
     words = str(manifest.get("command", "")).split()
-    return words[1] if kind == "planes" and len(words) > 1 else made.get(kind, kind)
+    return str(manifest.get("experiment") or " ".join(words[1:2]))
 
 
 def score_of(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, float | None]:

@@ -36,40 +36,29 @@ def trees_of(folder: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     with np.load(folder / TREE, allow_pickle=False) as stored:
         pictures = dict(stored)
-    return [_tree(manifest, pictures, i) for i in range(len(pictures["chosen"]))]
-
-
-def _tree(manifest: Mapping[str, Any], pictures: Mapping[str, Any], i: int) -> dict[str, Any]:
-    rows = manifest["tree"]
-    return {
-        "title": f"Puzzle {i}",
-        "solved": bool(manifest["solved"][i]),
-        "seed": manifest["seed"][i],
-        "forwards": manifest["forwards"][i],
-        "rows": [
-            {
-                "step": row["step"],
-                "judge": row["judge"],
-                "particles": sorted(
-                    _particles(row, pictures[f"estimates_{i}_{j}"], manifest["seed"][i], i),
-                    key=lambda p: (not p["went"], -p["score"]),
-                ),
-            }
-            for j, row in enumerate(rows)
-        ],
-        "chosen": _uri(pictures["chosen"][i]),
-        "right": _uri(pictures["right"][i]),
-    }
+    return [
+        {name: manifest[name][i] for name in ("solved", "seed", "forwards")}
+        | {name: _uri(pictures[name][i]) for name in ("chosen", "right")}
+        | {
+            "rows": [
+                (row["step"], row["judge"], [*_particles(row, pictures[f"estimates_{i}_{j}"], i)])
+                for j, row in enumerate(manifest["tree"])
+            ]
+        }
+        for i in range(len(pictures["chosen"]))
+    ]
 
 
 def _particles(
-    row: Mapping[str, Any], pictures: UInt8[np.ndarray, "K H W 3"], chosen: int, i: int
+    row: Mapping[str, Any], pictures: UInt8[np.ndarray, "K H W 3"], i: int
 ) -> Iterator[dict[str, Any]]:
-    """Yield the particles of a row; `went`: as how many each went on."""
-    for place in np.flatnonzero(row["alive"][i]).tolist():
-        went, seed = row["parents"][i].count(place), row["seeds"][i][place]
-        about = {"seed": seed, "score": row["scores"][i][place], "went": went}
-        yield about | {"chosen": bool(went) and seed == chosen, "src": _uri(pictures[place])}
+    """Yield the particles of a row, those that went on first, then by their score; `went`: as how
+    many each went on."""
+    scores, went = row["scores"][i], [row["parents"][i].count(k) for k in range(len(pictures))]
+    alive = np.flatnonzero(row["alive"][i]).tolist()
+    for k in sorted(alive, key=lambda k: (not went[k], -scores[k])):
+        about = {"seed": row["seeds"][i][k], "score": scores[k], "went": went[k]}
+        yield about | {"src": _uri(pictures[k])}
 
 
 def _uri(picture: UInt8[np.ndarray, "H W 3"]) -> str:

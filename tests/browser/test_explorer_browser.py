@@ -7,26 +7,21 @@ $JCOS_DEMO names is opened, if they are set.
 
 import json
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from jcos.media import formats
-from jcos.report import explorer, live
-from jcos.report.plane import Look, Plane, answer_lines
+from jcos.report import explorer
+from jcos.report.plane import Look, answer_lines
 from jcos.report.reading import read
 from tests.browser.tabs import WIDTH, Page, click_cell, picture, shown, slide, until, value
 from tests.report import folders
 
 pytestmark = pytest.mark.extra("browser")
-
-
-def clip(plane: Plane, name: str) -> np.ndarray:
-    """The video or the right answer, which all planes here have."""
-    return getattr(plane, name)
 
 
 @pytest.fixture(scope="module")
@@ -42,79 +37,66 @@ def page(planes: Look, tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{explorer.make(folder).as_uri()}#runs=0,1&frame=0"
 
 
-def test_scrubbers_show_the_cell(opened: Callable[..., Page], page: str, planes: Look) -> None:
+def test_sliders_and_clicks_show_the_cell(
+    opened: Callable[..., Page], page: str, planes: Look
+) -> None:
     tab = opened(page)
     for step, frame in ((0, 0), (7, 3), (11, 4), (7, 0)):
         slide(tab, "step", step)
         slide(tab, "frame", frame)
         for run in (0, 1):  # both seeds of the first puzzle
-            np.testing.assert_array_equal(shown(tab, nth=run), planes[run].x0[step, frame])
-            np.testing.assert_array_equal(
-                shown(tab, ".end canvas", run), clip(planes[run], "video")[frame]
-            )
-        np.testing.assert_array_equal(
-            shown(tab, ".right canvas"), clip(planes[0], "reference")[frame]
-        )
+            plane: Any = planes[run]
+            np.testing.assert_array_equal(shown(tab, nth=run), plane.x0[step, frame])
+            np.testing.assert_array_equal(shown(tab, ".end canvas", run), plane.video[frame])
+            right = shown(tab, ".right canvas", run)
+            np.testing.assert_array_equal(right, plane.reference[frame])
     assert "step 7" in tab.locator(".now p").first.inner_text()
     picture(tab, "explorer")
-
-
-def test_a_click_in_the_grid_enlarges_its_cell(
-    opened: Callable[..., Page], page: str, planes: Look
-) -> None:
-    tab = opened(page)
     grid = click_cell(tab, 4, 1)
     np.testing.assert_array_equal(shown(tab), planes[0].x0[4, 1])
     grid.press("ArrowDown")
     grid.press("ArrowRight")
     np.testing.assert_array_equal(shown(tab), planes[0].x0[5, 2])
-    assert (
-        tab.url.endswith("step=5&frame=2&runs=0,1") or tab.wait_for_url("**step=5&frame=2*") is None
-    )
-
-
-def test_the_grid_shows_every_cell(opened: Callable[..., Page], page: str, planes: Look) -> None:
-    """The middle of each cell of the overview is the middle of its picture."""
-    tab = opened(page)
+    until(tab, lambda: tab.url.endswith("step=5&frame=2&runs=0,1"))
+    # The middle of each cell of the overview is the middle of its picture.
     overview = shown(tab, ".grid canvas").astype(int)
-    band = (overview.shape[1] - 46) / folders.STEPS
-    row = overview.shape[0] / folders.FRAMES
-    for step in range(folders.STEPS):
-        for frame in range(folders.FRAMES):
-            x, y = int(46 + (step + 0.5) * band), int((frame + 0.5) * row)
-            near = overview[y - 3 : y + 4, x - 3 : x + 4].reshape(-1, 3)
-            middle = planes[0].x0[step, frame, 9:11, 9:11].reshape(-1, 3).astype(int)
-            apart = np.abs(near[:, None] - middle[None]).max(-1).min()
-            assert apart == 0, (step, frame)
+    band, row = (overview.shape[1] - 46) / folders.STEPS, overview.shape[0] / folders.FRAMES
+    for step, frame in np.ndindex(folders.STEPS, folders.FRAMES):
+        x, y = int(46 + (step + 0.5) * band), int((frame + 0.5) * row)
+        near = overview[y - 3 : y + 4, x - 3 : x + 4].reshape(-1, 3)
+        middle = planes[0].x0[step, frame, 9:11, 9:11].reshape(-1, 3).astype(int)
+        assert np.abs(near[:, None] - middle[None]).max(-1).min() == 0, (step, frame)
 
 
-def test_runs_and_puzzles_are_chosen(opened: Callable[..., Page], page: str, planes: Look) -> None:
+def test_runs_are_chosen_and_compared(opened: Callable[..., Page], page: str, planes: Look) -> None:
+    """A difference is black where nothing differs."""
     tab = opened(page)
-    slide(tab, "step", 3)
-    slide(tab, "frame", 2)
-    tab.locator("#runs button").nth(0).click()  # leaves seed 1
-    assert tab.locator(".pane").count() == 1
-    np.testing.assert_array_equal(shown(tab), planes[1].x0[3, 2])
-    tab.select_option("#group", "puzzle 1")
-    until(tab, lambda: tab.locator(".pane b").first.inner_text() == "seed 0")
-    np.testing.assert_array_equal(shown(tab, nth=1), planes[3].x0[3, 2])
+    slide(tab, "step", 4)
+    slide(tab, "frame", 1)
+    tab.locator("[data-difference=end]").click()
+    assert_difference(shown(tab), planes[0].x0[4, 1], planes[0].x0[-1, 1])
+    tab.locator("[data-difference=first]").click()
+    assert_difference(shown(tab, nth=1), planes[1].x0[4, 1], planes[0].x0[4, 1])
+    # Runs of other puzzles are no baseline: then there is none.
     tab.select_option("#group", label="the first run of each of 3")
     assert tab.locator(".pane").count() == 3
-    np.testing.assert_array_equal(shown(tab, nth=1), planes[2].x0[3, 2])
+    assert not tab.locator("[data-difference=first]").is_visible()
+    np.testing.assert_array_equal(shown(tab, nth=1), planes[2].x0[4, 1])
+    tab.select_option("#group", "puzzle 1")
+    until(tab, lambda: tab.locator(".pane b").first.inner_text() == "seed 0")
+    np.testing.assert_array_equal(shown(tab, nth=1), planes[3].x0[4, 1])
+    tab.locator("#runs button").nth(0).click()  # leaves seed 1
+    assert tab.locator(".pane").count() == 1
+    np.testing.assert_array_equal(shown(tab), planes[3].x0[4, 1])
 
 
-def test_a_curve_moves_the_step(opened: Callable[..., Page], page: str) -> None:
-    tab = opened(page)
-    svg = tab.locator("#curves .curve > svg").first
-    svg.scroll_into_view_if_needed()
-    box = svg.bounding_box()
-    assert box
-    band = (box["width"] - 56) / folders.STEPS
-    tab.mouse.move(box["x"] + 46 + 9.5 * band, box["y"] + 40)
-    assert value(tab, "step") == 9
+def assert_difference(canvas: np.ndarray, x: np.ndarray, other: np.ndarray) -> None:
+    """The picture itself shines through faintly."""
+    expected = np.abs(x.astype(float) - other) + 0.22 * x
+    np.testing.assert_allclose(canvas.astype(float), expected.clip(0, 255), atol=2)
 
 
-def test_it_plays_both_ways(opened: Callable[..., Page], page: str) -> None:
+def test_it_plays_both_ways_and_follows_a_curve(opened: Callable[..., Page], page: str) -> None:
     tab = opened(page)
     slide(tab, "step", 2)
     tab.locator("#play-step").click()
@@ -128,26 +110,13 @@ def test_it_plays_both_ways(opened: Callable[..., Page], page: str) -> None:
     tab.keyboard.press("f")
     until(tab, lambda: value(tab, "frame") > 1)
     assert value(tab, "step") == step
-
-
-def test_difference_to_the_end_is_black_where_nothing_differs(
-    opened: Callable[..., Page], page: str, planes: Look
-) -> None:
-    tab = opened(page)
-    slide(tab, "step", 4)
-    slide(tab, "frame", 1)
-    tab.locator("[data-difference=end]").click()
-    x, last = planes[0].x0[4, 1].astype(float), planes[0].x0[-1, 1].astype(float)
-    expected = np.clip(np.abs(x - last) + 0.22 * x, 0, 255)
-    np.testing.assert_allclose(shown(tab).astype(float), expected, atol=2)
-    tab.locator("[data-difference=first]").click()
-    other = planes[1].x0[4, 1].astype(float)
-    expected = np.clip(np.abs(other - x) + 0.22 * other, 0, 255)
-    np.testing.assert_allclose(shown(tab, nth=1).astype(float), expected, atol=2)
-    # Runs of other puzzles are no baseline: then there is none.
-    tab.select_option("#group", label="the first run of each of 3")
-    assert not tab.locator("[data-difference=first]").is_visible()
-    np.testing.assert_array_equal(shown(tab, nth=1), planes[2].x0[4, 1])
+    tab.keyboard.press("f")
+    svg = tab.locator("#curves .curve > svg").first
+    svg.scroll_into_view_if_needed()
+    box = svg.bounding_box()
+    band = (box["width"] - 56) / folders.STEPS
+    tab.mouse.move(box["x"] + 46 + 9.5 * band, box["y"] + 40)
+    assert value(tab, "step") == 9
 
 
 def test_what_was_changed_is_drawn(opened: Callable[..., Page], page: str) -> None:
@@ -200,9 +169,7 @@ def test_an_intervention_is_matched_with_its_baseline(
     slide(tab, "frame", 1)
     tab.locator("[data-difference=first]").click()
     for seed, run in ((0, 1), (1, 3)):  # noised runs, each less the plain one of its seed
-        own, other = (clips[0, seed, 4, 1].astype(float) for clips in (noised, plain))
-        expected = np.clip(np.abs(own - other) + 0.22 * own, 0, 255)
-        np.testing.assert_allclose(shown(tab, nth=run).astype(float), expected, atol=2)
+        assert_difference(shown(tab, nth=run), noised[0, seed, 4, 1], plain[0, seed, 4, 1])
     (told,) = tab.locator(".changes h3").all_inner_texts()
     assert told.startswith("noised, seed 0; noised, seed 7: what was changed, frames × steps")
     picture(tab, "compared")
@@ -271,11 +238,8 @@ def test_runs_are_listed_and_compared(opened: Callable[..., Page], tmp_path: Pat
     pixels = folders.sample_folder(tmp_path / "runs" / "one")
     folders.sample_folder(tmp_path / "runs" / "two", noise=())
     folders.experiment_folder(tmp_path / "runs" / "three")
-    running = live.server(tmp_path / "runs", 0)
-    thread = threading.Thread(target=running.serve_forever)
-    thread.start()
-    try:
-        tab = opened(f"http://127.0.0.1:{running.server_port}/")
+    with folders.served(tmp_path / "runs") as address:
+        tab = opened(address)
         assert tab.locator(".runs tbody tr").count() == 3
         tab.locator("[data-find]").fill("solved")
         assert tab.locator(".runs tbody tr:visible").count() == 2
@@ -297,14 +261,10 @@ def test_runs_are_listed_and_compared(opened: Callable[..., Page], tmp_path: Pat
         assert tab.locator(".differences tbody tr").count() == 1
         until(tab, lambda: tab.locator(".pane").count() == 2)
         assert tab.locator(".pane b").all_inner_texts()[0].startswith("two, seed")
-        tab.goto(f"http://127.0.0.1:{running.server_port}/")
+        tab.goto(address)
         tab.get_by_role("link", name="three").click()
         tab.locator(".chart .panel svg").first.wait_for()
         tab.close()
-    finally:
-        running.shutdown()
-        thread.join()
-        running.server_close()
 
 
 def test_the_page_opens_with_the_run_that_decides_late(

@@ -2,17 +2,28 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from jcos.report import explorer
 from tests.browser.tabs import Page, picture, shown
 from tests.report import folders
 
 pytestmark = pytest.mark.extra("browser")
+Made: TypeAlias = tuple[Path, xr.Dataset]
 LEFT = 34
 """Pixels at the left of maps whose rows are short numbers."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """The page of an experiment, and its dataset."""
+    folder = tmp_path_factory.mktemp("experiment")
+    data = folders.experiment_folder(folder)
+    return explorer.make(folder), data
 
 
 def chart(tab: Page, title: str) -> Page:
@@ -23,9 +34,8 @@ def chart(tab: Page, title: str) -> Page:
     return figure
 
 
-def test_an_experiment(opened: Callable[..., Page], tmp_path: Path) -> None:
-    folders.experiment_folder(tmp_path)
-    tab = opened(explorer.make(tmp_path))
+def test_tables_are_sorted_and_figures_fit_in(opened: Callable[..., Page], made: Made) -> None:
+    tab = opened(made[0])
     first = tab.locator(".sortable tbody tr").first
     for _ in range(2):  # ascending, then descending
         tab.get_by_role("button", name="value").click()
@@ -40,9 +50,9 @@ def test_an_experiment(opened: Callable[..., Page], tmp_path: Path) -> None:
     picture(tab, "experiment")
 
 
-def test_curves_have_a_panel_for_each_task(opened: Callable[..., Page], tmp_path: Path) -> None:
-    data = folders.experiment_folder(tmp_path)
-    tab = opened(explorer.make(tmp_path))
+def test_curves_have_a_panel_for_each_task(opened: Callable[..., Page], made: Made) -> None:
+    page, data = made
+    tab = opened(page)
     solved = chart(tab, "Solved")
     assert solved.locator(".legend li").all_inner_texts() == ["model", "ideal denoiser"]
     assert solved.locator(".panel:visible").count() == 1  # the other task is flat
@@ -71,10 +81,16 @@ def agrees(seen: np.ndarray, values: np.ndarray) -> bool:
     return float(np.corrcoef(seen.ravel(), values.ravel())[0, 1]) > 0.97
 
 
-def test_maps_are_turned_and_cut(opened: Callable[..., Page], tmp_path: Path) -> None:
-    energy = folders.experiment_folder(tmp_path)["energy"]
-    tab = opened(explorer.make(tmp_path))
+def test_maps_are_turned_and_cut(opened: Callable[..., Page], made: Made) -> None:
+    tab, energy = opened(made[0]), made[1]["energy"]
     lane = chart(tab, "Token energy")
+    lane.locator("canvas").focus()
+    for key in ("ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft", "ArrowDown", "Enter"):
+        tab.keyboard.press(key)
+    said, _, number = lane.locator(".key b").inner_text().partition(": ")
+    assert said == "layer 1, step 2"
+    np.testing.assert_allclose(float(number), energy[:, :, 2, 1].mean(), rtol=0.01)
+    assert lane.locator(".behind").inner_text().startswith("layer 1, step 2: 6 runs")
 
     def seen(rows: int, columns: int) -> np.ndarray:
         return colours(shown(tab, ".heat canvas"), rows, columns)
@@ -93,16 +109,3 @@ def test_maps_are_turned_and_cut(opened: Callable[..., Page], tmp_path: Path) ->
     assert told.startswith("layer 0, frame 0: 2 runs. Lowest: bounce, puzzle 2, seed ")
     assert lane.locator(".behind circle").count() == 2
     picture(tab, "maps")
-
-
-def test_keys_choose_the_cells_of_a_map(opened: Callable[..., Page], tmp_path: Path) -> None:
-    energy = folders.experiment_folder(tmp_path)["energy"]
-    tab = opened(explorer.make(tmp_path))
-    lane = chart(tab, "Token energy")
-    lane.locator("canvas").focus()
-    for key in ("ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft", "ArrowDown", "Enter"):
-        tab.keyboard.press(key)
-    said, _, number = lane.locator(".key b").inner_text().partition(": ")
-    assert said == "layer 1, step 2"
-    np.testing.assert_allclose(float(number), energy[:, :, 2, 1].mean(), rtol=0.01)
-    assert lane.locator(".behind").inner_text().startswith("layer 1, step 2: 6 runs")

@@ -1,18 +1,20 @@
 """Small folders of results as the commands leave them, made without a model."""
 
+import contextlib
 import csv
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from einops import rearrange
 
-from jcos.config import PixelCodec
 from jcos.lab import results
 from jcos.media import formats
-from jcos.report.plane import Line, Look, Plane
+from jcos.report import live
+from jcos.report.plane import Line, Look, Plane, answer_lines, save_planes, sigma_line
 from jcos.sampling.probes import Noise, Probe, SeedEnsemble, chain
 
 STEPS, FRAMES, SIDE = 12, 5, 20
@@ -28,26 +30,21 @@ def pictures(*lead: int, seed: int = 0, side: int = SIDE) -> np.ndarray:
     return rng.integers(0, 256, (*lead, FRAMES, side, side, 3), dtype=np.uint8)
 
 
-def plane(label: str = "seed 0", group: str = "puzzle 0", seed: int = 0, **more: Any) -> Plane:
-    video, reference = pictures(2, seed=seed + 1000)
+def plane(
+    label: str = "seed 0",
+    group: str = "puzzle 0",
+    seed: int = 0,
+    pixels: np.ndarray | None = None,
+    **more: Any,
+) -> Plane:
+    """A run of these estimates and a video, noise by default."""
     steps = range(STEPS)
-    told = {
-        "prompt": "find the way",
-        "solved": seed % 2 == 0,
-        "lines": [
-            Line("noise level σ", "σ", steps, np.linspace(1, 0.1, STEPS).tolist()),
-            Line("score of x̂0", "score", [0, 5, 11], [0.1, None, 0.9]),
-        ],
-    } | more
-    return Plane(
-        label=label,
-        group=group,
-        steps=steps,
-        x0=pictures(STEPS, seed=seed),
-        video=video,
-        reference=reference,
-        **told,
-    )
+    pixels = pictures(STEPS + 1, seed=seed) if pixels is None else pixels
+    score = Line("score of x̂0", "score", [0, 5, 11], [0.1, None, 0.9])
+    usual = {"prompt": "find the way", "solved": seed % 2 == 0}
+    usual["lines"] = [sigma_line(np.linspace(1, 0.1, STEPS)), score]
+    clips = {"x0": pixels[:-1], "video": pixels[-1], "reference": pictures(seed=seed + 1000)}
+    return Plane(label=label, group=group, steps=steps, **clips, **usual | more)
 
 
 def look(puzzles: int = 2, seeds: int = 2, **more: Any) -> Look:
@@ -76,34 +73,35 @@ def changes_of(probe: Probe) -> list[dict[str, Any]]:
 def sample_folder(
     folder: Path, *, prompt: str = "find the way", noise: tuple[int, ...] = (3,), seed: int = 5
 ) -> np.ndarray:
-    """Like `jcos sample`, 2 puzzles × 2 seeds; returns the pixels that its latents stand for."""
-    codec = PixelCodec()
+    """Like `jcos sample`, 2 puzzles × 2 seeds; returns the pixels of its estimates and videos."""
     pixels = pictures(2, 2, STEPS + 1, seed=seed)
-    folded = rearrange(pixels / 255, "p k s f (h a) (w b) c -> p k s f h w (a b c)", a=2, b=2)
-    latents = ((folded - codec.mean) / codec.std).astype(np.float32)
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(
-        folder / "arrays.npz",
-        x0=latents[:, :, :-1],
-        latents=latents[:, :, -1],
-        x0_scores=np.linspace(0, 1, 4 * STEPS).reshape(2, 2, STEPS),
-        mass=np.full((2, 2, STEPS, 3), 0.3) + np.eye(STEPS, 3)[:, ::-1] * 0.1,
-        answers=pictures(2, 1, seed=8)[:, 0, :3],
-        off=np.full((2, 2, STEPS), 0.1),
-        reference=pictures(2, seed=6),
+    answers, drawn = answer_lines(
+        range(STEPS), np.full((STEPS, 3), 0.3), pictures(1, seed=8)[0, :3]
     )
-    run = {
+    planes = [
+        plane(
+            f"seed {name}",
+            f"puzzle {p}",
+            prompt=prompt,
+            solved=p != k,
+            pixels=pixels[p, k],
+            lines=[sigma_line(np.linspace(1, 0.1, STEPS)), *(answers if p else ())],
+            answers=drawn if p else {},
+            changes=Noise.at_steps(STEPS, FRAMES, noise).changes(),
+        )
+        for p in (0, 1)
+        for k, name in enumerate((0, 7))
+    ]
+    manifest = {
         "command": "jcos sample maze --puzzles 2 --seeds 0 7",
         "model": "toy",
         "sampling": SAMPLING,
         "interventions": {"noise_steps": list(noise), "noise_frames": []},
-        "changes": changes_of(Noise.at_steps(STEPS, FRAMES, noise)),
-        "puzzles": [{"prompt": prompt, "right_answers": n} for n in (1, 3)],
+        "puzzles": [{"prompt": prompt}] * 2,
         "seeds": [0, 7],
-        "scores": [[1.0, 0.0], [0.5, 1.0]],
-        "solved": [[True, False], [False, True]],
+        "solved": [[False, True], [True, False]],
     }
-    (folder / "run.json").write_text(json.dumps(run))
+    save_planes(folder, planes, manifest)
     return pixels
 
 
@@ -255,3 +253,17 @@ def arm_folder(folder: Path, *, noise_steps: list[int] | None = None) -> None:
     }
     (folder / "run.json").write_text(json.dumps(run))
     (folder / "summary.json").write_text(json.dumps({"total": 4, "faults": {}}))
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Yield the address at which `jcos explore` shows a folder."""
+    running = live.server(folder, 0)
+    thread = threading.Thread(target=running.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{running.server_port}/"
+    finally:
+        running.shutdown()
+        thread.join()
+        running.server_close()

@@ -39,21 +39,20 @@ def test_scores_show_their_table_and_no_baselines(tmp_path: Path) -> None:
 
 def test_what_is_missing_of_an_arm_is_said(tmp_path: Path) -> None:
     folders.arm_folder(tmp_path)
-    failed = tmp_path / "state" / "failed" / SORT / "00000.json"
-    failed.parent.mkdir(parents=True)
-    failed.write_text(json.dumps({"reason": "out of <memory>"}))
-    about = {"total": 5, "faults": {f"{SORT}/00002": "the folder is missing"}}
+    about = {"failed": {f"{SORT}/00000": "out of <memory>"}}
+    about |= {"total": 5, "faults": {f"{SORT}/00002": "the folder is missing"}}
     (tmp_path / "summary.json").write_text(json.dumps(about))
     (tmp_path / SORT / "00000.mp4").unlink()
-    (tmp_path / "state" / "made" / SORT / "00000.json").write_text("cut o")
+    (tmp_path / "state" / "made" / SORT / "00000.json").unlink()
+    (tmp_path / "state" / "made" / MAZE / "00000.json").write_text("cut o")
     (tmp_path / SORT / "00001.mp4").unlink()
     film = tmp_path / MAZE / "00001.mp4"
     film.write_bytes(film.read_bytes()[:-200])
     whole, *told = read(tmp_path).missing
     assert whole == "2 of 5 videos are there."
     assert told[:2] == [
-        f"{SORT}/00000.mp4: it failed (out of <memory>).",
         f"{SORT}/00001.mp4: it is missing.",
+        f"{SORT}/00000.mp4: it failed (out of <memory>).",
     ]
     assert told[2] == f"{SORT}/00002: in the benchmark, the folder is missing."
     assert re.fullmatch(rf"{MAZE}/00001.mp4: it cannot be read \(\d of its 6 .*", told[3])

@@ -8,7 +8,8 @@ import pytest
 import xarray as xr
 
 from jcos.lab import results
-from jcos.report.charts import MISSING, Chart, charts_of, fitted, pack
+from jcos.report import charts as report
+from jcos.report.charts import MISSING, Chart, charts_of, compared, fitted, pack
 from tests.report import folders
 
 
@@ -122,11 +123,28 @@ def test_packed_numbers_come_back() -> None:
     assert pack(np.full((2, 2), np.nan))["high"] == 0
 
 
-def test_a_map_that_is_too_large_is_averaged_from_its_last_axes() -> None:
-    values = np.random.default_rng(0).random((4, 5, 6, 3)).astype(np.float32)
-    axes = [
-        {"name": name, "labels": list(range(n))} for name, n in zip("abc", (4, 5, 6), strict=True)
-    ]
-    small, left = fitted(values, axes, 4 * 5 * 3, drop=True)
-    assert [axis["name"] for axis in left] == ["a", "b"]
-    np.testing.assert_allclose(small, values.mean(2), rtol=1e-5)
+def test_runs_that_are_too_many_are_averaged_from_the_last_axes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = np.random.default_rng(0).random((4, 5, 6, 3))
+    runs = xr.DataArray(values, dims=("step", "layer", "frame", "run"))
+    monkeypatch.setattr(report, "RUN_CELLS", 4 * 5 * 3)
+    small = fitted(runs)
+    assert small.shape == (4, 5, 1, 3)
+    np.testing.assert_allclose(small[:, :, 0], values.mean(2))
+
+
+def test_curves_of_several_folders_share_a_chart(charts: dict[str, Chart]) -> None:
+    """Also where the second folder has fewer steps, and tasks of its own."""
+    solved = charts["Solved"]
+    fewer = solved.array.isel(step=[0, 3]).assign_coords(task=("puzzle", ["maze", "maze", "sum"]))
+    other = solved._replace(array=fewer)
+    same, *maps = compared([("a", [*charts.values()]), ("b", [other])])[::2]
+    assert [one.title for one in maps] == ["a: Token energy"]
+    panels = {panel["task"]: panel for panel in same.drawn()["panels"]}
+    assert list(panels) == ["maze", "bounce", "sum"]
+    lines = {line["label"]: line for line in panels["maze"]["lines"]}
+    assert list(lines) == ["a, model", "a, ideal denoiser", "b, model", "b, ideal denoiser"]
+    assert [line["hue"] for line in lines.values()] == [0, 0, 1, 1]
+    short, whole = lines["b, model"]["mean"], lines["a, model"]["mean"]
+    assert short == [whole[0], None, None, whole[3], *[None] * (folders.STEPS - 4)]

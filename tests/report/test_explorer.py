@@ -19,10 +19,12 @@ from PIL import Image
 
 import jcos
 from jcos import cli
-from jcos.report import explorer
+from jcos.experiments.sample import Sampled
+from jcos.experiments.sweeps import held_out
+from jcos.report import explorer, samples
 from jcos.report.plane import MASS, Line, Look, Plane, answer_lines, look, telling
 from jcos.report.reading import Results, read
-from jcos.report.runs import entry
+from jcos.sampling.probes import Noise
 from tests.report import folders
 
 
@@ -45,9 +47,8 @@ def numbers(values: Any) -> np.ndarray:
 
 def view(found: Results, number: int) -> dict[str, Any]:
     """What the page has of a run, with its sheet as bytes."""
-    one = explorer.views_of([found])[number]
-    data, sheet = explorer.plane_data(one.run.load())
-    return one.stub | data | {"sheet": sheet}
+    data, sheet = explorer.plane_data(found.runs[number])
+    return data | {"sheet": sheet.data}
 
 
 def cells(view: dict[str, Any]) -> np.ndarray:
@@ -59,7 +60,7 @@ def cells(view: dict[str, Any]) -> np.ndarray:
     found = (
         sheet.reshape(-1, height, columns, width, 3).swapaxes(1, 2).reshape(-1, height, width, 3)
     )
-    frames = len(view["frames"])
+    frames = view["frames"]
     rows = len(view["steps"]) + view["video"] + view["reference"]
     return found[: rows * frames].reshape(rows, frames, height, width, 3)
 
@@ -69,42 +70,42 @@ def test_saved_planes_come_back_as_they_were(tmp_path: Path) -> None:
     saved.save(tmp_path, command="mine")
     found = read(tmp_path)
     assert not found.missing
-    assert found.command == "mine"
+    assert found.manifest["command"] == "mine"
     for number, plane in enumerate(saved):
         shown = view(found, number)
-        rows = [*plane.x0, plane.video, plane.reference]
-        np.testing.assert_array_equal(cells(shown), np.stack(rows))
-        assert shown["label"] == plane.label
+        np.testing.assert_array_equal(cells(shown), [*plane.x0, plane.video, plane.reference])
+        assert found.runs[number].label == plane.label
         assert shown["changes"] == [change.to_json() for change in plane.changes]
 
 
-def test_a_sample_is_decoded_without_its_model(tmp_path: Path) -> None:
-    pixels = folders.sample_folder(tmp_path)
-    found = read(tmp_path)
-    assert [(run.group, run.label) for run in found.runs] == [
-        ("puzzle 0", "seed 0"),
-        ("puzzle 0", "seed 7"),
-        ("puzzle 1", "seed 0"),
-        ("puzzle 1", "seed 7"),
+def test_a_sample_is_shown_as_its_model_decodes_it(small_model: jcos.Wan, tmp_path: Path) -> None:
+    task = jcos.tasks.get("maze")
+    puzzles = [
+        next(p for p in held_out(task, 99) if (len(p.answers) > 1) == many) for many in (0, 1)
     ]
+    rng, steps = np.random.default_rng(0), small_model.config.sampling.steps
+    x0 = rng.normal(size=(2, 2, steps, 5, 10, 10, 12)).astype(np.float32)
+    scores, answers = rng.random((2, 2, steps)), len(puzzles[1].answers)
+    mass, solved = rng.random((2, 2, steps, answers)), np.eye(2, dtype=bool)
+    arrays = x0[:, :, -1], x0, scores, mass, 1 - scores
+    change = Noise.at_steps(steps, task.frames, [3]).changes()[0].to_json()
+    about = {"puzzles": [], "seeds": [0, 7], "changes": [change]}
+    (tmp_path / "run.json").write_text(json.dumps(about))
+    sampling = small_model.config.sampling
+    samples.save(tmp_path, Sampled(small_model, sampling, puzzles, solved, *arrays))
+    found = read(tmp_path)
+    named = [(f"puzzle {p}", f"seed {k}", (k == 7) == p) for p in (0, 1) for k in (0, 7)]
+    assert [(run.group, run.label, run.solved) for run in found.runs] == named
     last = view(found, 3)
-    np.testing.assert_array_equal(cells(last)[:-1], pixels[1, 1])
-    charts = {line["chart"]: line for line in last["lines"]}
-    assert charts["score of x̂0"]["values"][-1] == 1
-    assert charts["noise level σ"]["values"][0] == 1
-    one_answer = {line["chart"] for line in view(found, 0)["lines"]}
-    assert "mass on each right answer" in set(charts) - one_answer
-    assert len(last["pictures"]) == len(last["answers"]) == 3
-    (change,) = last["changes"]
-    assert change["text"] == "noise at step 3"
-    assert change["cells"] == [(3, frame) for frame in range(folders.FRAMES)]
-
-
-def test_part_of_an_array_is_read_alone(tmp_path: Path) -> None:
-    whole = np.random.default_rng(0).random((3, 4, 50)).astype(np.float32)
-    np.savez_compressed(tmp_path / "a.npz", allow_pickle=False, other=np.ones(2), x0=whole)
-    np.testing.assert_array_equal(entry(tmp_path / "a.npz", "x0", (1, 2)), whole[1, 2])
-    np.testing.assert_array_equal(entry(tmp_path / "a.npz", "x0"), whole)
+    decoded = [*small_model.decode(x0[1, 1]), small_model.decode(x0[1, 1, -1])]
+    np.testing.assert_array_equal(cells(last), [*decoded, task.routes(puzzles[1])[0]])
+    charts = {line["chart"]: line["values"] for line in last["lines"]}
+    np.testing.assert_allclose(charts["score of x̂0"], scores[1, 1], rtol=1e-3)
+    assert charts["noise level σ"][0] == 1
+    of_several = {MASS, "mass on no right answer"}
+    assert of_several == {*charts} - {line["chart"] for line in view(found, 0)["lines"]}
+    assert len(last["pictures"]) == len(last["answers"]) == min(answers, 4)
+    assert last["changes"] == [change]
 
 
 def test_the_page_opens_with_the_most_telling_run() -> None:
@@ -128,13 +129,7 @@ def test_the_last_of_many_answers_share_a_line() -> None:
     mass = np.array([[0.1, 0.2, 0.3, 0.1, 0.1, 0.2], [0, 0, 0, 0, 1, 0]])
     pictures = np.arange(6, dtype=np.uint8)[:, None, None, None] + np.zeros((6, 2, 2, 3), np.uint8)
     lines, drawn = answer_lines([0, 1], mass, pictures)
-    assert [line.label for line in lines] == [
-        "answer 1",
-        "answer 2",
-        "answer 3",
-        "answer 4",
-        "2 more",
-    ]
+    assert [line.label for line in lines] == [*(f"answer {i}" for i in (1, 2, 3, 4)), "2 more"]
     assert lines[0].values == [0.1, 1]
     np.testing.assert_allclose(numbers(lines[-1].values), [0.2, 0])
     assert [int(picture.max()) for picture in drawn.values()] == [4, 2, 1, 5]
@@ -156,30 +151,22 @@ def middles(pictures: np.ndarray) -> np.ndarray:
     return pictures[..., 8:-8, 8:-8, :].astype(float)
 
 
-def test_all_frames_of_a_generated_film_are_shown(tmp_path: Path) -> None:
+def test_generated_films_are_shown(tmp_path: Path) -> None:
     estimates, frames = folders.generate_folder(tmp_path)
     found = read(tmp_path)
     shown = view(found, 0)
     assert not found.missing
-    assert shown["steps"] == [0, 4, 11]
-    assert shown["frames"] == list(range(frames))
+    assert (shown["steps"], shown["frames"]) == ([0, 4, 11], frames)
     assert np.abs(middles(cells(shown)[:-1]) - middles(estimates)).max() < 12
-    assert shown["film"] == "seed-0.mp4"
     assert [film.name for film in found.films] == ["seed-0.mp4", "seed-1.mp4"]
     noised, given = shown["changes"]
     assert noised["text"] == "noise at step 4"
     assert (given["text"], given["size"]) == ("noise in frame 1–4", frames)  # latent frame 1
-
-
-def test_frames_of_the_sheet_stand_in_for_films(tmp_path: Path) -> None:
-    estimates, frames = folders.generate_folder(tmp_path, films=False)
-    found = read(tmp_path)
-    one = view(found, 0)
-    shown = one["frames"]
-    assert len(shown) == 9
-    assert shown[-1] == frames - 1
-    assert np.abs(middles(cells(one)[:-1]) - middles(estimates[:, shown])).max() < 12
-    assert "Seed 0: 9 of 13 frames are shown" in found.missing[0]
+    (tmp_path / "seed-0-x0-step-4.mp4").unlink()
+    shown = view(found, 0)
+    assert shown["steps"] == [0, 11]
+    assert np.abs(middles(cells(shown)[:-1]) - middles(estimates[[0, 2]])).max() < 12
+    assert found.missing == ["seed-0-x0-step-4.mp4: it is missing."]
 
 
 def test_many_large_frames_lie_in_several_rows_of_a_sheet() -> None:
@@ -279,101 +266,70 @@ def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def _changed(path: Path, change: Callable[[xr.Dataset], xr.Dataset]) -> None:
-    with xr.open_dataset(path) as data:
-        changed = change(data).load()
-    changed.to_netcdf(path)
+def _dataset(change: Callable[[xr.Dataset], xr.Dataset]) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        with xr.open_dataset(path) as data:
+            changed = change(data).load()
+        changed.to_netcdf(path)
+
+    return damage
 
 
-def _older(path: Path) -> None:
-    _changed(path, lambda data: data.assign_attrs(jcos_results=0))
+def _text(change: Callable[[str], str]) -> Callable[[Path], object]:
+    return lambda path: path.write_text(change(path.read_text()))
 
 
-def _of_another(manifest: Path) -> None:
-    manifest.write_text(
-        manifest.read_text().replace('"experiment": "noise"', '"experiment": "swap"')
-    )
-
-
-def _without_runs(path: Path) -> None:
-    _changed(path, lambda data: data.assign(energy=data["energy"].mean("puzzle", keep_attrs=True)))
-
-
-def _without_level(path: Path) -> None:
-    _changed(path, lambda data: data.drop_vars("chance_solved"))
+OLDER = _dataset(lambda data: data.assign_attrs(jcos_results=0))
+NO_RUNS = _dataset(lambda data: data.assign(energy=data.energy.mean("puzzle", keep_attrs=True)))
+NO_LEVEL = _dataset(lambda data: data.drop_vars("chance_solved"))
+ANOTHER = _text(lambda text: text.replace('"experiment": "noise"', '"experiment": "swap"'))
+SAMPLE, FILMS, MEASURED = folders.sample_folder, folders.generate_folder, folders.experiment_folder
 
 
 @pytest.mark.parametrize(
-    ("make", "damage", "says", "views"),
+    ("make", "file", "damage", "says", "views"),
     [
-        (folders.sample_folder, lambda f: _truncate(f / "arrays.npz"), "arrays.npz", 0),
-        (folders.sample_folder, lambda f: (f / "arrays.npz").unlink(), "arrays.npz: it is miss", 0),
-        (folders.sample_folder, lambda f: _truncate(f / "run.json"), "manifest: it cannot", 0),
-        (folders.sample_folder, lambda f: (f / "run.json").write_text("[1]"), "no JSON object", 0),
-        (folders.generate_folder, lambda f: _truncate(f / "seed-0-x0-step-4.mp4"), "Seed 0: 9", 2),
-        (folders.generate_folder, lambda f: (f / "seed-1.mp4").unlink(), "seed-1.mp4: it is", 2),
-        (folders.generate_folder, lambda f: _truncate(f / "seed-1.mp4"), "of 13 frames", 2),
-        (folders.experiment_folder, lambda f: (f / "results.nc").unlink(), "results.nc", 0),
-        (folders.experiment_folder, lambda f: _truncate(f / "results.nc"), "results.nc", 0),
-        (
-            folders.experiment_folder,
-            lambda f: _older(f / "results.nc"),
-            "make the results again",
-            0,
-        ),
-        (folders.experiment_folder, lambda f: _of_another(f / "run.json"), "not of swap", 0),
-        (folders.experiment_folder, lambda f: _truncate(f / "figures/noise.svg"), "noise.svg", 0),
-        (folders.experiment_folder, lambda f: (f / "figures/noise.svg").unlink(), "noise.svg", 0),
-        (
-            folders.experiment_folder,
-            lambda f: _without_runs(f / "results.nc"),
-            "dimension of runs",
-            0,
-        ),
-        (folders.experiment_folder, lambda f: _without_level(f / "results.nc"), "chance_solved", 0),
-        (
-            folders.experiment_folder,
-            lambda f: (f / "table.csv").write_bytes(b"\xff\xfe"),
-            "tabl",
-            0,
-        ),
-        (folders.experiment_folder, lambda f: (f / "table.csv").unlink(), "table.csv: it is", 0),
+        (SAMPLE, "planes.npz", _truncate, "planes.npz: it cannot be read", 0),
+        (SAMPLE, "planes.npz", Path.unlink, "planes.npz: it is missing.", 0),
+        (SAMPLE, "run.json", _truncate, "The manifest: it cannot be read", 0),
+        (SAMPLE, "run.json", _text(lambda _: "[1]"), "run.json is no JSON object", 0),
+        (FILMS, "seed-0-x0-step-4.mp4", _truncate, "seed-0-x0-step-4.mp4: ", 2),
+        (FILMS, "seed-1.mp4", Path.unlink, "seed-1.mp4: it is missing.", 2),
+        (FILMS, "seed-1.mp4", _truncate, "of 13 frames", 2),
+        (MEASURED, "results.nc", Path.unlink, "results.nc: it is missing.", 0),
+        (MEASURED, "results.nc", _truncate, "results.nc: it cannot be read", 0),
+        (MEASURED, "results.nc", OLDER, "make the results again", 0),
+        (MEASURED, "results.nc", NO_RUNS, "it has no dimension of runs", 0),
+        (MEASURED, "results.nc", NO_LEVEL, "its baseline chance_solved is missing", 0),
+        (MEASURED, "run.json", ANOTHER, "not of swap", 0),
+        (MEASURED, "figures/noise.svg", _truncate, "it is no whole SVG", 0),
+        (MEASURED, "figures/noise.svg", Path.unlink, "figures/noise.svg: it is missing.", 0),
+        (MEASURED, "table.csv", lambda p: p.write_bytes(b"\xff\xfe"), "table.csv: it cannot", 0),
+        (MEASURED, "table.csv", Path.unlink, "table.csv: it is missing.", 0),
     ],
 )
 def test_damage_is_said_and_the_rest_is_shown(
     tmp_path: Path,
     make: Callable[..., object],
+    file: str,
     damage: Callable[[Path], object],
     says: str,
     views: int,
 ) -> None:
     make(tmp_path)
-    damage(tmp_path)
+    damage(tmp_path / file)
     page = page_of(tmp_path)
     told = re.search(r'<section class="missing".*?</section>', page, re.DOTALL)
     assert told
     assert says in told[0]
+    sentences = re.findall("<li>(.*?)</li>", told[0])
+    assert len({*sentences}) == len(sentences)  # each is said once
     shown = [i for i in range(len(data_of(page)["views"])) if data_of(page, f"view-{i}")["sheet"]]
     assert len(shown) == views
 
 
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [(Path.unlink, "planes.npz: it is missing."), (_truncate, "cannot be read")],
-)
-def test_what_many_runs_lack_is_said_once(
-    tmp_path: Path, damage: Callable[[Path], object], says: str
-) -> None:
-    folders.look(2, 2).save(tmp_path)
-    damage(tmp_path / "planes.npz")
-    page = page_of(tmp_path)
-    assert page.count(says) == 1
-
-
 @pytest.mark.parametrize("steps", ["many", [], None, {"a": 1}])
-@pytest.mark.parametrize(
-    "make", [folders.sample_folder, folders.experiment_folder, folders.generate_folder]
-)
+@pytest.mark.parametrize("make", [SAMPLE, FILMS, MEASURED])
 def test_a_manifest_may_say_nonsense(
     tmp_path: Path, make: Callable[..., object], steps: object
 ) -> None:
@@ -404,16 +360,12 @@ def test_folders_are_compared_run_by_run(tmp_path: Path) -> None:
     cli.main(["report", str(tmp_path / "plain"), str(tmp_path / "noised")])
     page = (tmp_path / "plain" / "compared.html").read_text()
     views = data_of(page)["views"]
-    assert [view["label"] for view in views if view["group"] == "puzzle 0"] == [
-        "plain, seed 0",
-        "noised, seed 0",
-        "plain, seed 7",
-        "noised, seed 7",
-    ]
+    labels = [f"{name}, seed {seed}" for seed in (0, 7) for name in ("plain", "noised")]
+    assert [view["label"] for view in views] == labels * 2
     assert [view["baseline"] for view in views] == [0, 0, 2, 2, 4, 4, 6, 6]
     changed = [bool(data_of(page, f"view-{i}")["changes"]) for i in range(4)]
     assert changed == [False, True, False, True]
-    assert 'href="../noised/arrays.npz"' in page
+    assert 'href="../noised/planes.npz"' in page
     assert "<h2>noised</h2>" in page
     told = re.search(r'class="differences">.*?</section>', page, re.DOTALL)
     assert told
@@ -444,9 +396,14 @@ def test_the_page_is_the_folders_own_unless_another_is_there(
         (["explore", "none"], "there is no folder none"),
         (["report", "empty", "empty", "--serve"], "--serve shows the runs of one folder"),
         (["report", "empty", "--serve", "--out", "page.html"], "--serve shows the runs of one"),
+        (["export", "run"], "nothing to export"),
+        (["export", "run", "--gif", "a.png"], "a.gif"),
+        (["export", "run", "--gif", "a.gif", "--run", "7"], "run 7"),
+        (["export", "run", "--gif", "a.gif", "--frame", "9"], "frame 9"),
+        (["export", "run", "--svg", "figures"], "no charts"),
     ],
 )
-def test_what_is_no_results_is_refused(
+def test_what_cannot_be_shown_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -455,28 +412,16 @@ def test_what_is_no_results_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
+    Look([folders.plane()]).save("run")
     with pytest.raises(SystemExit):
         cli.main(arguments)
     assert says in capsys.readouterr().err
+    assert sorted(Path().rglob("*.*")) == [Path("run/planes.npz"), Path("run/run.json")]
 
 
-def test_a_run_shows_itself_in_a_notebook(small_model: jcos.Wan) -> None:
-    task = jcos.tasks.get("maze")
-    puzzle = task.sample(0, "test")
-    condition = small_model.condition(task.first_frame(puzzle), puzzle.prompt, task.frames)
-    trace = jcos.generate(small_model, condition, seeds=[0, 1])
-    seen = look(small_model, trace, prompt=folders.HOSTILE)
-    assert [plane.label for plane in seen] == ["run 0", "run 1"]
-    np.testing.assert_array_equal(seen[1].video, small_model.decode(trace.latents[1]))
-    shown = seen._repr_html_()
-    assert "<script" not in shown
-    assert "<img src=x" not in shown
-    assert shown.count("data:image/png") == 2
-    assert shown.count("data:image/webp") == 2
-    assert len(seen[0].lines[0].values) == 4
-
-
-def test_a_swap_stands_beside_its_baseline(small_model: jcos.Wan, tmp_path: Path) -> None:
+def test_a_swap_shows_itself_and_stands_beside_its_baseline(
+    small_model: jcos.Wan, tmp_path: Path
+) -> None:
     """Tokens of a donor run in another puzzle, after one layer of the first step."""
     task, dit = jcos.tasks.get("maze"), small_model.config.dit
     puzzles = [task.sample(i, "test") for i in (0, 1)]
@@ -485,9 +430,16 @@ def test_a_swap_stands_beside_its_baseline(small_model: jcos.Wan, tmp_path: Path
     steps = small_model.config.sampling.steps
     for name, layers in (("plain", []), ("swapped", [1])):
         probe = jcos.Swap.at_layers(steps, dit.layers, tokens, layers)
-        trace = jcos.generate(small_model, jcos.tree_stack(given), [0, 1], probe=probe)
-        own = jax.tree.map(lambda a: a[0], trace)
-        look(small_model, own, changes=probe.changes()).save(tmp_path / name)
+        both = jcos.generate(small_model, jcos.tree_stack(given), [0, 1], probe=probe)
+        trace = jax.tree.map(lambda a: a[0], both)
+        runs = look(small_model, trace, prompt=folders.HOSTILE, changes=probe.changes())
+        runs.save(tmp_path / name)
+    assert [plane.label for plane in runs] == ["run 0", "run 1"]
+    np.testing.assert_array_equal(runs[1].video, small_model.decode(trace.latents[1]))
+    assert len(runs[0].lines[0].values) == steps
+    in_notebook = runs._repr_html_()
+    for content, times in (("<script", 0), ("<img src=x", 0), ("image/png", 2), ("image/webp", 2)):
+        assert in_notebook.count(content) == times
     found = [read(tmp_path / name) for name in ("plain", "swapped")]
     page = explorer.write(found, tmp_path / "compared.html").read_text()
     views = data_of(page)["views"]

@@ -61,28 +61,3 @@ def test_every_chart_is_written(tmp_path: Path) -> None:
     (cell,) = (c for c in cells if (c["step"], c["layer"], c["frame"]) == ("2", "1", "4"))
     expected = float(data["energy"][:, :, 2, 1, 4].mean())
     assert float(cell["mean"]) == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ([], "nothing to export"),
-        (["--gif", "a.png"], "a.gif"),
-        (["--gif", "a.gif", "--run", "7"], "run 7"),
-        (["--gif", "a.gif", "--frame", "9"], "frame 9"),
-        (["--svg", "figures"], "no charts"),
-    ],
-)
-def test_what_cannot_be_exported_is_refused(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    says: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Look([folders.plane()]).save(tmp_path / "run", command="x")
-    with pytest.raises(SystemExit):
-        cli.main(["export", "run", *arguments])
-    assert says in capsys.readouterr().err
-    assert not Path("a.gif").exists()
