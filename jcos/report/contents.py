@@ -15,6 +15,8 @@ from jcos.report.runs import Run
 from jcos.report.templates import finite
 from jcos.runs import MANIFEST
 
+FEW = 6
+"""Charts that no section names are shown at once up to so many; more are folded."""
 SHORT = 30
 """A table of so many rows, or so many films, are shown at once."""
 ESTIMATES = ("value", "mean")
@@ -40,6 +42,18 @@ class Place(NamedTuple):
 
     put: Callable[[str, bytes | Path], str]
     link: Callable[[Path], str]
+
+
+class Section(NamedTuple):
+    """A part of a page. more: charts that are folded."""
+
+    id: str
+    title: str
+    text: Sequence[str] = ()
+    runs: Sequence[int] = ()
+    charts: Sequence[int] = ()
+    figures: Sequence[dict[str, Any]] = ()
+    more: Sequence[int] = ()
 
 
 def facts(result: Results) -> list[str]:
@@ -97,29 +111,42 @@ def _figure(path: Path, caption: Any, place: Place) -> dict[str, Any]:
 
 
 def sections(
-    result: Results, figures: dict[str, Any], runs: Sequence[Run], charts: Sequence[Chart]
-) -> list[dict[str, Any]]:
-    """Return text and figures in the order of the manifest, and take those out of `figures`; charts
-    and runs by their numbers."""
-    drawn = []
-    for i, section in enumerate(result.sections):
-        names = {
-            key: [str(name) for name in value]
-            if isinstance(value := section.get(key), list)
-            else []
-            for key in ("figures", "charts", "runs")
-        }
-        drawn.append(
-            {
-                "id": f"section-{i}",
-                "title": str(section["title"]),
-                "text": [p for p in str(section.get("text") or "").split("\n\n") if p.strip()],
-                "figures": [figures.pop(n) for n in names["figures"] if n in figures],
-                "charts": [k for k, chart in enumerate(charts) if chart.name in names["charts"]],
-                "runs": [k for k, run in enumerate(runs) if run.named(names["runs"])],
-            }
+    listed: Sequence[Mapping[str, Any]],
+    figures: dict[str, Any],
+    runs: Sequence[Run],
+    charts: Sequence[Chart],
+    trees: Sequence[Any],
+) -> list[Section]:
+    """Return the parts of a page in their order: the sections that a manifest lists, the plane
+    behind the first of them that shows runs, and what no section names. Charts and runs by their
+    numbers."""
+
+    def named(section: Mapping[str, Any], key: str) -> list[str]:
+        return [str(name) for name in names] if isinstance(names := section.get(key), list) else []
+
+    story = [
+        Section(
+            f"section-{i}",
+            str(section["title"]),
+            text=[p for p in str(section.get("text") or "").split("\n\n") if p.strip()],
+            figures=[figures.pop(n) for n in named(section, "figures") if n in figures],
+            charts=[k for k, c in enumerate(charts) if c.name in named(section, "charts")],
+            runs=[k for k, run in enumerate(runs) if run.named(named(section, "runs"))],
         )
-    return drawn
+        for i, section in enumerate(listed)
+    ]
+    plane = next((i for i, section in enumerate(story, 1) if section.runs), len(story))
+    used = {number for section in story for number in section.charts}
+    rest = [i for i in range(len(charts)) if i not in used]
+    if runs:
+        story.insert(plane, Section("plane", "Step by step"))
+    if trees:
+        story.append(Section("search", "Who went on"))
+    if figures:
+        story.append(Section("figures", "Figures", figures=[*figures.values()]))
+    if rest:
+        story.append(Section("charts", "Measured", charts=rest[:FEW], more=rest[FEW:]))
+    return story
 
 
 def films(results: Sequence[Results], place: Place) -> list[dict[str, Any]]:

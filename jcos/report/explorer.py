@@ -35,8 +35,6 @@ OURS = '<meta name="generator" content="jcos report">'
 SHEET = "sheet-"
 EMBEDDED = 24_000_000
 """Bytes of pictures up to which a page holds them itself."""
-FEW = 6
-"""Charts that no section names are shown at once up to so many; more are folded."""
 AGAIN = 4
 """Seconds after which the page of an unfinished run loads itself again."""
 ICON = (
@@ -83,6 +81,8 @@ def write(results: Sequence[Results], page: Path, *, embedded: int = EMBEDDED) -
     home, store, results = page.parent, page.with_suffix(STORE), distinct(results)
     if store.exists() and not all(p.name.startswith(SHEET) for p in files.visible(store)):
         raise ValueError(f"{store} holds other files than a page's pictures; give another --out")
+    if store.is_symlink():
+        store.unlink()
     runs, sheets = [], []
     for result, run in runs_in(results):
         try:
@@ -105,8 +105,6 @@ def write(results: Sequence[Results], page: Path, *, embedded: int = EMBEDDED) -
     for (_, data), (name, sheet) in zip(runs, sheets, strict=True):
         data["sheet"] = place.put(name, sheet)
     text = render(results, place, runs)
-    if store.is_symlink():
-        store.unlink()
     shutil.rmtree(store, ignore_errors=True)
     for name, sheet in sheets if size > embedded else ():
         files.write(store / name, sheet)
@@ -132,8 +130,8 @@ def render(
             payloads[f"chart-{i}"] = {"error": reason(error)}
             first.lacks(chart.title, error)
     folders = [contents.folder(result, place) for result in results]
-    sections = contents.sections(first, folders[0]["figures"], runs, charts) if alone else []
-    used = {number for section in sections for number in section["charts"]}
+    story = (first.sections, folders[0]["figures"]) if alone else ([], {})
+    trees = first.trees if alone else []
     data = {
         "views": stubs(runs),
         "charts": [chart.about() for chart in charts],
@@ -156,12 +154,8 @@ def render(
         facts=contents.facts(first) if alone else [],
         missing=missing,
         differences=contents.differences(results),
-        sections=sections,
-        few=FEW,
-        rest=[i for i in range(len(charts)) if i not in used],
-        plane=bool(runs),
-        trees=first.trees if alone else [],
-        first=next((i for i, section in enumerate(sections) if section["runs"]), None),
+        sections=contents.sections(*story, runs, charts, trees),
+        trees=trees,
         films=contents.films(results, place),
         folders=folders,
         alone=alone,

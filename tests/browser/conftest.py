@@ -9,14 +9,8 @@ from typing import Any
 
 import pytest
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-component-update"]
+FLAGS += ["--disable-background-networking", "--disable-sync"]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from jcos.report import live
 from jcos.report.plane import Line, Look, Plane, answer_lines, save_planes, sigma_line
 from jcos.sampling.probes import Noise, Probe, SeedEnsemble, chain
 
-STEPS, FRAMES, SIDE = 12, 5, 20
+STEPS, LAYERS, FRAMES, SIDE = 12, 4, 5, 20
 SAMPLING = {"steps": STEPS, "shift": 3.0, "solver": "euler", "grid": "euler", "guidance": None}
 HOSTILE = (
     "<script>window.hacked=1</script>\"'><img src=x onerror='hacked=1'> 🦆 &amp; " + "x" * 4000
@@ -105,13 +105,6 @@ def sample_folder(
     return pixels
 
 
-def measured(
-    values: np.ndarray, title: str, **attributes: Any
-) -> tuple[np.ndarray, dict[str, Any]]:
-    about = {"long_name": title, "units": "1", "valid_min": 0.0, "valid_max": 1.0}
-    return values, about | {"comment": f"What {title} means."} | attributes
-
-
 def dataset() -> xr.Dataset:
     """Like an experiment's: 3 puzzles of two tasks × 2 seeds; curves with baselines, also of the
     ideal denoiser; noise at steps and in cells; energies by step, layer and frame."""
@@ -119,35 +112,28 @@ def dataset() -> xr.Dataset:
     cases = [("without noise", "none", np.nan, np.nan)]
     cases += [(f"step {s}", "one step", s, np.nan) for s in range(STEPS)]
     cases += [(f"step {s}, frame {f}", "one cell", s, f) for s in (0, 4, 8) for f in range(FRAMES)]
-    case, kind, at_step, at_frame = zip(*cases, strict=True)
+    named = zip(("case", "kind", "at_step", "at_frame"), zip(*cases, strict=True), strict=True)
     share = rng.random((2, 3, 2, STEPS)).astype(np.float32) * np.linspace(0.2, 1, STEPS, dtype="f4")
     share[:, 2] = 1
-    solved, about = measured(share, "Solved", ancillary_variables="chance_solved")
-    energy, of_energy = measured(rng.random((3, 2, STEPS, LAYERS, FRAMES)), "Token energy")
-    score, of_score = measured(rng.random((len(cases), 3, 2)), "Score with noise")
-    plain = ("puzzle", "seed")
-    return xr.Dataset(
-        {
-            "solved": (("denoiser", *plain, "step"), solved, about),
-            "chance_solved": (("puzzle",), [0.25, 0.25, 0.5]),
-            "energy": ((*plain, "step", "layer", "frame"), energy, of_energy),
-            "score": (("case", *plain), score, of_score),
-            "hidden": ((*plain, "step"), np.zeros((3, 2, STEPS))),
-        },
+    energy = rng.random((3, 2, STEPS, LAYERS, FRAMES))
+    measures = {
+        "solved": ("denoiser puzzle seed step", share, "Solved"),
+        "energy": ("puzzle seed step layer frame", energy, "Token energy"),
+        "score": ("case puzzle seed", rng.random((len(cases), 3, 2)), "Score with noise"),
+    }
+    data = xr.Dataset(
+        {n: results.measure(*m, f"What {m[2]} means.") for n, m in measures.items()},
         {
             "denoiser": ["model", "ideal denoiser"],
             "task": ("puzzle", ["maze", "maze", "bounce"]),
             "step": np.arange(STEPS),
-            "case": list(case),
-            "kind": ("case", list(kind)),
-            "at_step": ("case", np.array(at_step, float)),
-            "at_frame": ("case", np.array(at_frame, float)),
+            **{name: ("case", list(values)) for name, values in named},
         },
         {"experiment": "noise"},
     )
-
-
-LAYERS = 4
+    data["chance_solved"] = ("puzzle", [0.25, 0.25, 0.5])
+    data["hidden"] = (("puzzle", "seed", "step"), np.zeros((3, 2, STEPS)))
+    return results.with_levels(data)
 
 
 def experiment_folder(folder: Path, *, question: str = "Where does noise hurt?") -> xr.Dataset:
