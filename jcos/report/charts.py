@@ -209,9 +209,10 @@ def curves_of(charts: Sequence[tuple[str, Chart]]) -> dict[str, Any]:
             for spot in np.ndindex(*(array.sizes[d] for d in labels)):
                 at = dict(zip(labels, spot, strict=True))
                 if int((one := here.isel(at))["n"].max()):
-                    line = _words(array, at) | {f: listed(one[f].values) for f in ESTIMATE}
-                    line["label"] = ", ".join(filter(None, (title, line["label"])))
-                    panels[task]["lines"].append(line | {"hue": hues + line["hue"]})
+                    line, points = _words(array, at), {f: listed(one[f].values) for f in ESTIMATE}
+                    label = ", ".join(filter(None, (title, line["label"])))
+                    more = {"label": label, "hue": hues + line["hue"]}
+                    panels[task]["lines"].append(line | points | more)
         hues = 1 + max((line["hue"] for p in panels.values() for line in p["lines"]), default=-1)
     known = [panel for panel in panels.values() if panel["lines"]]
     for panel in known:

@@ -287,13 +287,13 @@ def telling(lines: Sequence[Line], solved: bool | None) -> tuple[bool, bool, int
 
 def saved_plane(arrays: Mapping[str, np.ndarray], i: int, about: Mapping[str, Any]) -> Plane:
     """Return plane i of what `Look.save` left."""
-    clips = {n: arrays[f"{n}_{i}"] for n in ("video", "reference") if f"{n}_{i}" in arrays}
     names = about["answers"]
     known = {name: about[name] for name in ("label", "group", "prompt", "solved", "steps")}
     return Plane(
         **known,
-        **clips,
         x0=arrays[f"x0_{i}"],
+        video=arrays.get(f"video_{i}"),
+        reference=arrays.get(f"reference_{i}"),
         lines=[Line(**line) for line in about["lines"]],
         changes=[Change.from_json(change) for change in about["changes"]],
         answers=dict(zip(names, arrays[f"answers_{i}"] if names else (), strict=True)),

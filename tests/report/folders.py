@@ -122,7 +122,10 @@ def dataset() -> xr.Dataset:
         "score": ("case puzzle seed", rng.random((len(cases), 3, 2)), "Score with noise"),
     }
     data = xr.Dataset(
-        {n: results.measure(*m, f"What {m[2]} means.") for n, m in measures.items()},
+        {
+            name: results.measure(dims, values, title, f"What {title} means.")
+            for name, (dims, values, title) in measures.items()
+        },
         {
             "denoiser": ["model", "ideal denoiser"],
             "task": ("puzzle", ["maze", "maze", "bounce"]),
