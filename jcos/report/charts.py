@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from jcos.lab.results import IDEAL, LEVELS, REPEATS, RUNS, estimates, groups_of, of_kind, span_of
+from jcos.lab.results import IDEAL, LEVELS, REPEATS, RUNS, estimates, groups_of, span_of
 from jcos.report.templates import finite
 
 MOVING = ("step", "layer", "frame")
@@ -136,14 +136,11 @@ def spread(array: xr.DataArray) -> Iterator[tuple[str, xr.DataArray, list[xr.Dat
     elif alone:
         levels = [array.isel(case=i).drop_vars(places) for i in alone[:3]]
     several = sum(map(bool, apart.values())) > 1
-    named = array.assign_coords(kind=("case", kinds))
     for key, cases in members.items():
         if not (axes := apart[key]):
             continue
         names = {c: _axis(c, array.dims) for c in axes}
-        part = (
-            of_kind(named.isel(case=cases), key[0], *axes).rename(names).sortby([*names.values()])
-        )
+        part = _unstacked(array.isel(case=cases), names)
         if not np.isfinite(part.values).any():  # of these cases nothing is measured
             continue
         name = key[0] or " and ".join(names.values())
@@ -172,6 +169,19 @@ def _apart(where: Float[np.ndarray, "cases places"], places: Sequence[str]) -> l
 def _axis(place: str, dims: tuple[Any, ...]) -> str:
     name = place.removeprefix("at_")
     return f"changed {name}" if name in dims else name
+
+
+def _unstacked(array: xr.DataArray, names: dict[str, str]) -> xr.DataArray:
+    """Return cases along the axes where they lie, nan where there is none; of several at one place
+    the last."""
+    at = [np.unique(array.coords[c].values, return_inverse=True) for c in names]
+    values = np.moveaxis(array.values.astype(np.float32), array.dims.index("case"), 0)
+    grid = np.full((*(len(v) for v, _ in at), *values.shape[1:]), np.nan, np.float32)
+    grid[tuple(i for _, i in at)] = values
+    rest = [d for d in array.dims if d != "case"]
+    coordinates = {n: c for n, c in array.coords.items() if "case" not in c.dims and n not in names}
+    coordinates |= {n: v for n, (v, _) in zip(names.values(), at, strict=True)}
+    return xr.DataArray(grid, coordinates, [*names.values(), *rest], array.name, array.attrs)
 
 
 def axis_of(array: xr.DataArray, dim: str) -> list[float | str]:
