@@ -1,12 +1,24 @@
 """Many puzzles as one program: pairing, order, scores."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jcos.experiments import memory, sweeps
-from jcos.experiments.sweeps import conditions_of, held_out, one_world, pixels, play, score, sweep
+from jcos.experiments.sweeps import (
+    conditions_of,
+    held_out,
+    one_world,
+    pixels,
+    play,
+    read_latents,
+    score,
+    sweep,
+)
 from jcos.lab.tasks import TASKS
 from jcos.sampling import flow
 from jcos.sampling.probes import InWorlds, Noise, Probe, States
@@ -93,6 +105,17 @@ def test_a_run_starts_from_the_latents_of_start(small_model: Wan, runs: Conditio
     start = np.zeros((2, 1, 5, 10, 10, 12), np.float32)
     a, b = (sweep(small_model, runs, (s,), start=start).latents for s in (0, 1))
     np.testing.assert_array_equal(a, b)
+
+
+def test_each_puzzle_may_have_seeds_of_its_own(small_model: Wan, runs: Condition) -> None:
+    def ends(seeds: Sequence[Any]) -> np.ndarray:
+        return sweep(small_model, runs, seeds, readout=read_latents, alike=True)[0]
+
+    before = compilations()
+    each, fourth, fifth = ends([(4,), (5,)]), ends((4,)), ends((5,))
+    assert compilations() == before + 1
+    np.testing.assert_array_equal(each, [fourth[0], fifth[1]])
+    assert np.abs(fourth - fifth).max() > 0.1
 
 
 def test_what_is_not_finite_is_named_at_once(small_model: Wan, runs: Condition) -> None:
