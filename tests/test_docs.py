@@ -56,11 +56,12 @@ def test_the_examples_of_the_page_on_search_run(small_model: Wan, monkeypatch) -
 
 
 def test_the_programs_of_the_page_on_the_inside_of_blocks_do_what_they_say() -> None:
-    """On the shipped model: heads cost something, a patch is the donor's run, a direction turns
-    nothing, though it moves the run."""
+    """On the shipped model: heads cost something, a patch is the donor's run, a direction on the
+    tokens of a route makes runs take it, and one of all tokens turns nothing, though it moves the
+    run."""
     blocks = re.findall(r"```python\n(.*?)```", INSIDE.read_text(), re.DOTALL)
     names: dict[str, Any] = {"__name__": "docs"}
-    for block in blocks[:3]:
+    for block in blocks[:4]:
         exec(compile(block, str(INSIDE), "exec"), names)
     assert names["scores"].shape == (25, 4)
     assert names["lost"].shape == (6, 4)
@@ -68,15 +69,21 @@ def test_the_programs_of_the_page_on_the_inside_of_blocks_do_what_they_say() -> 
     own, donor = names["way"]
     assert abs(own) < 1e-3
     assert donor > 0.3
-    assert np.abs(names["turned"]).max() < 0.01  # the page says that neither turns the answer
-    assert all(np.abs(s - names["own"].latents).max() > 1e-4 for s in names["steered"])
+    plain, steered, noise, turned = np.array(names["taken"])
+    assert plain[0] > 0.9
+    assert plain[1:].max() < 0.1
+    assert steered.min() > 0.9
+    assert np.abs(noise - plain).max() < 0.1
+    assert turned.max() < 0.1
+    assert abs(names["turned"]) < 0.01
+    assert np.abs(names["steered"] - names["own"].latents).max() > 1e-4
 
 
 def test_the_lens_and_the_attribution_of_the_page_run(small_model: Wan, monkeypatch) -> None:
     monkeypatch.setattr(jcos, "load", lambda: small_model)
     blocks = re.findall(r"```python\n(.*?)```", INSIDE.read_text(), re.DOTALL)
     names: dict[str, Any] = {"__name__": "docs"}
-    for block in blocks[3:]:
+    for block in blocks[4:]:
         exec(compile(block, str(INSIDE), "exec"), names)
     away = names["away"]
     assert away.shape == (4, 2)

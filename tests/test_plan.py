@@ -322,6 +322,7 @@ def test_what_does_not_fit_says_what_would_help(planned) -> None:
         (("--seeds", "0"), "0 seeds asked for"),
         (("--steps", "0"), "steps is 0"),
         (("--tries", "0"), "0 meshes to try"),
+        (("--probe", "route"), "there is no probe 'route'; known are heads, heads-mean"),
         (("--mesh", "context=3"), "context=3 does not make up 8 device(s)"),
         (("--mesh", "time=8"), "has no axis 'time'"),
         (("--mesh", "context"), "is no mesh"),
@@ -344,6 +345,38 @@ def test_a_mesh_that_is_named_is_the_one_tried(planned) -> None:
     _, plan = planned(*model, "--mesh", "branch=2,context=4", "--mesh", "fsdp=8")
     assert [option["mesh"] for option in plan["options"]] == ["branch=2,context=4", "fsdp=8"]
     assert plan["recommended"] == {"branch": 2, "context": 4}
+
+
+ADDED = """
+from jcos.plan import added, costs
+from jcos.variants import toy
+for one in added.added(costs.Job(toy(), 81, 40, 40), ("heads", "mass", "mass-16")):
+    print(one.flops, one.times_flops)
+"""
+
+
+def test_what_probes_add_is_counted() -> None:
+    """Attention of n of N queries in R regions: n (d + R) / 2 N d of self-attention's products."""
+    command = [sys.executable, "-c", ADDED]  # shapes stand for a probe's arrays: types are not seen
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    zero, every, some = ([float(v) for v in line.split()] for line in done.stdout.splitlines())
+    small = Job(toy(), 81, 40, 40)
+    attention = costs.forward_flops(toy().dit, small.tokens)["self-attention"] / toy().dit.layers
+    formula = attention * (32 + 81) / (2 * 32)
+    assert formula < every[0] < 1.2 * formula
+    assert some[0] == pytest.approx(every[0] / 16, rel=0.1)
+    assert zero[1] == pytest.approx(1, abs=2e-3)
+
+
+@pytest.mark.slow
+def test_knocked_out_heads_cost_at_most_two_percent(tmp_path: Path) -> None:
+    """Of operations and bytes, as the compiler counts a block of A14B at 480p."""
+    file = tmp_path / "plan.json"
+    asked = ("--model", "wan2.2-i2v-a14b", "--topology", "h200:1", "--size", "832x480")
+    command = [sys.executable, "-m", "jcos", "plan", *asked, "--probe", "heads", "--json", file]
+    subprocess.run(command, check=True, env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"})
+    (heads,) = json.loads(file.read_text())["probes"]
+    assert max(heads["times_flops"], heads["times_bytes"]) <= 1.02
 
 
 def test_guidance_off_is_one_pass() -> None:

@@ -52,16 +52,19 @@ class Plan(Command):
     promising ones."""
     tries: int = 3
     """How many meshes to try where none is named."""
+    probe: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Say what this probe adds to a layer, as this CPU's compiler counts it (can be repeated):
+    heads, heads-mean, neurons (knocked out), mass, mass-16 (attention of one query in 16)."""
     json: OutFile | None = None
     """Write everything to this file, too."""
 
     def run(self) -> None:
         import jax
 
-        from jcos.cli.common import console
+        from jcos.cli.common import console, show_table
         from jcos.devices import sharding
         from jcos.files import write
-        from jcos.plan import forecast
+        from jcos.plan import added, forecast
         from jcos.plan.machines import machine
 
         if not os.environ.get("JAX_PLATFORMS"):
@@ -70,13 +73,19 @@ class Plan(Command):
         target, job = machine(self.topology), self._job()
         if self.tries < 1:
             raise ValueError(f"{self.tries} meshes to try; at least 1 is needed")
+        added.check(self.probe)
         meshes = [sharding.parse_mesh(text) for text in self.mesh]
         tried = meshes or forecast.meshes(job, target)[: self.tries]
         with console.status(f"looking at {len(tried)} meshes"):
             result = forecast.Forecast(job, target, tuple(forecast.options(job, target, tried)))
+            more = list(added.added(job, self.probe))
         if self.json is not None:
-            write(self.json, json.dumps(result.to_json(), indent=1) + "\n")
+            about = result.to_json() | {"probes": [one._asdict() for one in more]}
+            write(self.json, json.dumps(about, indent=1) + "\n")
         _show(result)
+        if more:
+            title = f"What probes add, in one of {job.branches * job.seeds} pass(es) of a step"
+            show_table(title, added.COLUMNS, [one.row() for one in more])
 
     def _job(self) -> "Job":
         from jcos import wan

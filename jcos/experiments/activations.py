@@ -26,7 +26,7 @@ from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places
 from jcos.experiments.linear_probes import fit_and_read, identities_of, labels_of
-from jcos.experiments.sweeps import pixels, sweep
+from jcos.experiments.sweeps import pixels
 from jcos.lab.measures import POSITIVE, cka
 from jcos.lab.results import measure
 from jcos.sampling import flow
@@ -82,17 +82,12 @@ class Activations(Experiment):
         number = math.prod(grid)
         chosen = np.unique(np.linspace(0, number - 1, min(self.tokens, number)).astype(np.int32))
         features = TokenFeatures(jnp.arange(dit.layers), jnp.asarray(chosen))
-        read: Reading = sweep(
-            model,
+        read: Reading = self.sweep(model, progress)(
             samples.conditions,
-            self.seeds,
             probes=[chain(Sizes(grid[0]), features)],
-            plan=plan,
             readout=read_puzzles if samples.judged else read_tokens,
             aux=np.tile(np.array(steps, np.int32), (len(samples), 1)),
-            chunk=self.chunk,
             what="reading tokens",
-            progress=progress,
         )
         read = jax.tree.map(lambda a: a[0], read)
         progress("comparing tokens", 0, 1)
@@ -117,17 +112,16 @@ class Activations(Experiment):
         other = np.arange(len(samples))
         for rows in samples.groups.values():
             other[rows] = np.roll(rows, 1)
-        probe: Callable[[np.ndarray], np.ndarray] | None = None
+        probe = None
         if read.video is not None and len(chosen) == number:
-            puzzles, place = list(samples.puzzles), grid[1] * grid[2]
-            shown = labels_of(puzzles, read.video, dit.patch[1] * model.codec.strides[1])
-            identities = identities_of(puzzles)
+            shown = labels_of(samples.puzzles, read.video, dit.patch[1] * model.codec.strides[1])
+            about = shown, identities_of(samples.puzzles), self.penalty
+            later = slice(grid[1] * grid[2], None)  # all but the first frame
 
-            def fitted(tokens: np.ndarray) -> np.ndarray:
-                return fit_and_read(tokens[..., place:, :], shown, identities, self.penalty)[0][1]
+            def read_later(tokens: np.ndarray) -> np.ndarray:
+                return fit_and_read(tokens[..., later, :], *about)[0][1]
 
-            probe = fitted
-
+            probe = read_later
         variables |= compared(read.tokens, kept, other, probe, each)
         labels: dict[str, Any] = {
             "channels": list(CHANNELS),

@@ -7,6 +7,7 @@ first order, so it is checked, not believed; the runs with sharper attention sho
 
 import dataclasses
 from collections.abc import Iterator
+from itertools import product, starmap
 from typing import Any
 
 import jax
@@ -67,24 +68,14 @@ class Attribution(Experiment):
             pairs_of(task, 1, self.puzzle_seed)
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
-        every = [p for task in self.tasks for p in pairs_of(task, self.puzzles, self.puzzle_seed)]
-        first = [[get(p.task).first_frame(p) for p in pair.puzzles] for pair in every]
-        pairs = [pair for pair, (a, b) in zip(every, first, strict=True) if (a == b).all()]
+        drawn = [p for task in self.tasks for p in pairs_of(task, self.puzzles, self.puzzle_seed)]
+        first = [[get(p.task).first_frame(p) for p in pair.puzzles] for pair in drawn]
+        pairs = [pair for pair, (a, b) in zip(drawn, first, strict=True) if (a == b).all()]
         conditions, dit = pair_conditions(model, pairs), model.config.dit
         sampling, steps = self.sampling.of(model.config), self.plan(model.config).steps
-        heads = [
-            Cell(place, s, layer, head)
-            for place in ("heads", "cross")
-            for s in range(steps)
-            for layer in range(dit.layers)
-            for head in range(dit.heads)
-        ]
-        whole = [
-            Cell(place, s, layer)
-            for place in ("block", "mlp")
-            for s in range(steps)
-            for layer in range(dit.layers)
-        ]
+        every = range(steps), range(dit.layers)
+        heads = list(starmap(Cell, product(("heads", "cross"), *every, range(dit.heads))))
+        whole = list(starmap(Cell, product(("block", "mlp"), *every)))
         effects: list[Any] = []
         for factor in (1.0, *self.sharper):
             what = f"patching, queries × {factor:g}" if effects else "patching"
@@ -112,13 +103,8 @@ class Attribution(Experiment):
             )
         both = {EXACT: EXACT, ESTIMATES[0]: "run"}
         maps = [[effects[0][p, how].sum(-1) for p in PLACES] for how in both.values()]
-        variables["effect"] = measure(
-            "how place pair seed step layer",
-            np.array(maps),
-            "effect of a patch",
-            WAY,
-            span=UNBOUNDED,
-        )
+        dims, name = "how place pair seed step layer", "effect of a patch"
+        variables["effect"] = measure(dims, np.array(maps), name, WAY, span=UNBOUNDED)
         variables["forwards"] = ((), 2 * self.forwards(model.config))
         return xr.Dataset(variables, labels | {"how": list(both)})
 

@@ -34,6 +34,7 @@ TELLS = (
     "best with labels of wrong puzzles; of the best channel and component. Area under the "
     "ROC curve; ½ is chance."
 )
+DEAD = "feature never fires on held-out puzzles"
 TASK = "tells_task"
 """The reading whose labels are the puzzles' tasks."""
 FILM_DIMS = ("film_row", "film_frame", "pixel_row", "pixel_column", "rgb")
@@ -171,7 +172,7 @@ class Study:
         names: dict[int, list[str]] = {}
         for (reading, source), (column, _) in self.chosen.items():
             if source == FEATURE:
-                words = READINGS[reading][0] if reading in READINGS else reading
+                words = READINGS[reading][0] if reading in READINGS else reading.partition("_")[2]
                 names.setdefault(column, []).append(words)
         for column in np.argsort(-self.energy).tolist():
             if len(names) < number:
@@ -194,7 +195,6 @@ class Study:
             active.append(np.asarray(z[..., list(shown)].mean(3)))
         values, activity = np.stack(values), np.stack(activity)
         about: dict[str, Any] = {"cluster": "identity"}
-        each, chance = "puzzle seed step source", ((), 0.5, {"long_name": "chance"})
         variables: dict[str, Any] = {
             "explained": measure(
                 "puzzle seed step explainer",
@@ -204,13 +204,7 @@ class Study:
                 span=(-np.inf, 1.0),
                 **about,
             ),
-            "dead": measure(
-                "sample",
-                ~fired,
-                "feature never fires on held-out puzzles",
-                "Interval over features.",
-                by="whose",
-            ),
+            "dead": measure("sample", ~fired, DEAD, "Interval over features.", by="whose"),
             "active": measure(
                 "puzzle seed step frame feature",
                 np.stack(active),
@@ -227,12 +221,10 @@ class Study:
             for source in SOURCES:
                 column, sign = self.chosen[reading, source]
                 areas.append(labels.auroc(sign * values[..., columns.index(column)], reading))
-            variables |= self._area(reading, np.stack(areas, -1), f"AUROC of {words}", each)
-            variables[f"chance_{reading}"] = chance
+            variables |= self._area(reading, np.stack(areas, -1), f"AUROC of {words}")
         if any(reading.startswith(TASK) for reading, _ in self.chosen):
             areas = np.stack([self._by_task(activity, held, columns, s) for s in SOURCES], -1)
-            variables |= self._area(TASK, areas, "AUROC of the task", each)
-            variables[f"chance_{TASK}"] = chance
+            variables |= self._area(TASK, areas, "AUROC of the task")
         film, film_of = self.films(shown, held, np.stack(active))
         variables["film"] = ("feature", *FILM_DIMS), film
         variables["film_of"] = ("feature", "film_row"), film_of
@@ -249,12 +241,16 @@ class Study:
             | {"feature": list(shown.values()), "frame": range(self.frames), "puzzle": held},
         )
 
-    def _area(self, name: str, areas: np.ndarray, title: str, each: str) -> dict[str, Any]:
-        more = areas[..., 0] - areas[..., 1]
-        about: dict[str, Any] = {"cluster": "identity"}
-        title_more = f"{title}, more than with shuffled labels"
-        less = measure("puzzle seed step", more, title_more, TELLS, span=GAINS, **about)
-        return {name: measure(each, areas, title, TELLS, **about), f"{name}_more": less}
+    def _area(self, name: str, areas: Float[np.ndarray, "P K S 4"], title: str) -> dict[str, Any]:
+        """Return areas under the curve by source, what is gained over wrong labels, and chance."""
+        more, each = f"{title}, more than with shuffled labels", "puzzle seed step"
+        about: dict[str, Any] = {"comment": TELLS, "cluster": "identity"}
+        gained = areas[..., 0] - areas[..., 1]
+        return {
+            name: measure(f"{each} source", areas, title, **about),
+            f"{name}_more": measure(each, gained, more, span=GAINS, **about),
+            f"chance_{name}": ((), 0.5, {"long_name": "chance"}),
+        }
 
     def explained(self, z: Float[Array, "K S f n C"]) -> Float[np.ndarray, "K S 4"]:
         """Return the variance that each of `EXPLAINERS` explains of the tokens read last."""

@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from jcos.config import WanConfig
+from jcos.config import PixelCodec, WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places
 from jcos.experiments.samples import Samples
 from jcos.experiments.swap import FLIP, pair_conditions, pair_seed, solved
 from jcos.experiments.swap_pairs import pairs_of
-from jcos.experiments.sweeps import pixels, sweep
+from jcos.experiments.sweeps import pixels
 from jcos.lab.measures import GAINS, POSITIVE, SCORES
 from jcos.lab.results import measure, of_kind
 from jcos.lab.tasks import TASKS
@@ -155,16 +155,12 @@ class Heads(Experiment):
         self, model: Wan, samples: Samples, cases: Sequence[Case], progress: Progress, what: str
     ) -> dict[str, np.ndarray]:
         """Return all measures of the ends of runs, [cases, P, K]."""
-        latents, videos = sweep(
-            model,
+        steps = self.plan(model.config).steps
+        latents, videos = self.sweep(model, progress)(
             samples.conditions,
-            self.seeds,
-            probes=[probe_of(model.config, case, self.plan(model.config).steps) for case in cases],
-            plan=self.plan(model.config),
-            readout=read_ends if samples.judged else read_latents,
-            chunk=self.chunk,
+            probes=[probe_of(model.config, case, steps) for case in cases],
+            readout=read_ends,
             what=what,
-            progress=progress,
         )
         plain = latents[:1]
         square = [np.square(x).mean((-4, -3, -2, -1)) for x in (latents - plain, plain)]
@@ -218,16 +214,12 @@ class Heads(Experiment):
             rows = [tuple((k, h) for h in range(config.dit.heads)) for k in layers]
             given += [(place, row) for row in [*rows, tuple(itertools.chain(*rows))]]
         given += [("cross", (pair,)) for pair in itertools.product(layers, range(config.dit.heads))]
-        videos = sweep(
-            model,
+        videos = self.sweep(model, progress)(
             pair_conditions(model, pairs),
-            [pair_seed(model, seed, 0) for seed in self.seeds],
+            seeds=[pair_seed(model, seed, 0) for seed in self.seeds],
             probes=[taken(config, place, heads, steps) for place, heads in given],
-            plan=self.plan(config),
             readout=read_videos,
-            chunk=self.chunk,
             what="heads of a run with another prompt",
-            progress=progress,
         )
         kept, other = solved(pairs, videos)
         both = kept[:1].all(2, keepdims=True)
@@ -277,27 +269,15 @@ class Heads(Experiment):
 
 def probe_of(config: WanConfig, case: Case, steps: int) -> Probe:
     """Return the knock-out of a case; all of them are one program."""
-    return chain(
-        *(
-            KnockOut.at(
-                config,
-                "heads",
-                case.heads if by == case.by else (),
-                at_steps=case.steps,
-                steps=steps,
-                by=by,
-            )
-            for by in ("zero", "mean")
-        )
-    )
+    chosen: dict[str, Any] = {"zero": (), "mean": ()} | {case.by: case.heads}
+    when: dict[str, Any] = {"at_steps": case.steps, "steps": steps}
+    return chain(*(KnockOut.at(config, "heads", chosen[by], by=by, **when) for by in chosen))
 
 
 def taken(config: WanConfig, place: str, heads: Sequence[tuple[int, int]], steps: int) -> Probe:
     """Return an exchange in which world 0 is given what heads return in world 1."""
-    each = (
-        KnockOut.at(config, name, heads if name == place else (), steps=steps, by="world")
-        for name in ("cross", "heads")
-    )
+    chosen: dict[str, Any] = {"cross": (), "heads": ()} | {place: heads}
+    each = (KnockOut.at(config, *pair, steps=steps, by="world") for pair in chosen.items())
     return InWorlds(chain(*each), jnp.array([True, False]))
 
 
@@ -330,14 +310,10 @@ def others(cases: Sequence[Case], lost: np.ndarray) -> np.ndarray:
     """Return, for each single head, the mean loss by the other heads of its layer in the same kind
     of case; nan where there are none."""
     mean = np.full_like(lost, np.nan, dtype=float)
-    for i, case in enumerate(cases):
-        if len(case.heads) == 1:
-            same = [
-                j
-                for j, other in enumerate(cases)
-                if j != i and other.kind == case.kind and other.heads[0][0] == case.heads[0][0]
-            ]
-            mean[i] = lost[same].mean(0) if same else np.nan
+    kinds = [(case.kind, case.heads[0][0]) if len(case.heads) == 1 else None for case in cases]
+    for i, kind in enumerate(kinds):
+        same = [j for j, other in enumerate(kinds) if kind and other == kind and j != i]
+        mean[i] = lost[same].mean(0) if same else np.nan
     return mean
 
 
@@ -367,16 +343,13 @@ def labels_of(cases: Sequence[Case]) -> dict[str, Any]:
 
 
 def read_ends(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> tuple[Any, Any]:
-    """Return the final latents and videos of a run of one world."""
-    del plan, aux
-    return trace.latents[0], pixels(model, trace.latents[0])
-
-
-def read_latents(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> tuple[Any, None]:
-    del model, plan, aux
-    return trace.latents[0], None
+    """Return the final latents of a run of one world, and its video where that needs no VAE."""
+    latents = trace.latents[0]
+    small = isinstance(model.codec, PixelCodec)
+    return latents, read_videos(model, plan, trace, aux)[0] if small else None
 
 
 def read_videos(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> Any:
+    """Return the final videos of all worlds."""
     del plan, aux
     return pixels(model, trace.latents)

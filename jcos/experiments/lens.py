@@ -20,7 +20,7 @@ from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import Answers, answers_of, blend, chosen, shares
 from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
-from jcos.experiments.sweeps import conditions_of, judge, pixels, sweep
+from jcos.experiments.sweeps import conditions_of, judge, pixels
 from jcos.lab import lens, results
 from jcos.lab.lens import Maps, distances, fit_lens, to_last
 from jcos.lab.measures import POSITIVE, commitment_step
@@ -66,19 +66,16 @@ class Lenses(Experiment):
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples, plan = self.samples(model), self.plan(model.config)
-        play = {"plan": plan, "chunk": self.chunk, "progress": progress}
-        costs = [self.forwards(model.config, s + 1) for s in range(plan.steps)]
+        play = self.sweep(model, progress)
         labels: dict[str, Any] = {
             "seed": list(self.seeds),
             "step": range(plan.steps),
             "layer": range(model.config.dit.layers),
         }
-        variables: dict[str, Any] = {"forwards": ("step", costs), "all_forwards": ((), costs[-1])}
+        variables: dict[str, Any] = self.costs(model.config)
         if not samples.judged:
             probes = [lens.Lens(reduce=to_last)]
-            read = sweep(
-                model, samples.conditions, self.seeds, probes=probes, readout=read_clips, **play
-            )
+            read = play(samples.conditions, probes=probes, readout=read_clips)
             variables["to_last"] = distance("clip seed step layer", read[0], LAST)
             return xr.Dataset(variables, labels | samples.coordinates())
         answers, parts, films = answers_of(model, samples.puzzles), [], []
@@ -86,15 +83,12 @@ class Lenses(Experiment):
             given, right = jax.tree.map(lambda a, p=p: a[p], (samples.conditions, answers))
             mean = np.asarray(right.latents)[:, 0].mean(0, keepdims=True)
             progress(f"fitting lenses, {task}", 0, 1)
-            reading = sweep(
-                model,
+            reading = play(
                 given,
-                self.seeds,
                 probes=self.lenses(model, task),
                 readout=read_puzzles,
                 aux=(right, np.repeat(mean, len(p), 0)),
                 what=f"reading every layer, {task}",
-                **play,
             )
             progress(f"judging every layer, {task}", 0, 1)
             parts.append(measures([samples.puzzles[i] for i in p], right, reading))
@@ -106,11 +100,8 @@ class Lenses(Experiment):
     def lenses(self, model: Wan, task: str) -> "list[Reordered]":
         """Return `LENSES`: of one kind, so that one program reads all."""
         dit, drawn, (_, *strides) = model.config.dit, get(task), model.codec.strides
-        size = (
-            side // stride
-            for side, stride in zip((drawn.height, drawn.width), strides, strict=True)
-        )
-        frames, height, width = dit.tokens(drawn.frames, *size)
+        size = np.array([drawn.height, drawn.width]) // strides
+        frames, height, width = dit.tokens(drawn.frames, *size.tolist())
         still = np.arange(frames * height * width, dtype=np.int32)
         rng = np.random.default_rng(0)
         mixed = [row[rng.permutation(height * width)] for row in still.reshape(frames, -1)]

@@ -1,22 +1,23 @@
 """Does a direction act? It is added to the tokens of a route that a run does not take."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from jcos.experiments.experiment import Progress
+from jcos.experiments.heads import read_videos
 from jcos.experiments.linear_probes import marked
-from jcos.experiments.sweeps import conditions_of, one_world, pixels, sweep
+from jcos.experiments.sweeps import conditions_of, one_world, sweep
 from jcos.lab.measures import GAINS
 from jcos.lab.results import Variable, measure
 from jcos.lab.tasks import TASKS, Puzzle
 from jcos.sampling import flow
-from jcos.sampling.probe import Change, Probe, Site, Tokens
-from jcos.sampling.trajectory import Trace, tree_stack
+from jcos.sampling.inside import Steer
+from jcos.sampling.trajectory import tree_stack
 from jcos.wan import Wan
 
 FLIPPED = (
@@ -30,33 +31,11 @@ MEASURES = {
 }
 
 
-class Push(Probe):
-    """Add a direction [D] to chosen tokens [N] after a block at chosen steps, mask [S, L]."""
-
-    direction: Float[Array, "*sweep D"]
-    mask: Bool[Array, "*sweep S L"]
-    tokens: Bool[Array, "*sweep N"]
-
-    def changes(self, world: int = 0) -> list[Change]:
-        del world
-        return Change.at("a direction added", "layer", self.mask)
-
-    def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[()]]:
-        here = self.tokens & self.mask[site.step, site.layer]
-        return tokens + (here[:, None] * self.direction[None]).astype(tokens.dtype), ()
-
-
 class Steering(NamedTuple):
     """Variables of a dataset, and coordinates."""
 
     variables: dict[str, Variable]
     labels: dict[str, Any]
-
-
-def read_video(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> UInt8[Array, "*K F H W 3"]:
-    """Return the final video of a run in world 0."""
-    del plan, aux
-    return pixels(model, trace.latents[0])
 
 
 def steer(
@@ -79,14 +58,12 @@ def steer(
     """
     dit = model.config.dit
     tokens = int(np.prod(dit.tokens(*(conditions := conditions_of(model, puzzles)).grid)))
-    mask = np.zeros((plan.steps, dit.layers), bool)
-    mask[list(steps), layer] = True
+    about: dict[str, Any] = {"when": steps, "steps": plan.steps}
 
     def run(pushes: Float[np.ndarray, "Q D"], where: np.ndarray, what: str) -> np.ndarray:
         """Return the videos of every direction [D] on every puzzle, [directions, P, F, H, W, 3]."""
-        each = [
-            Push(jnp.asarray(d), jnp.asarray(mask), jnp.asarray(w)) for d in pushes for w in where
-        ]
+        rows = itertools.product(pushes, where)
+        each = [Steer.at(model.config, d, [layer], tokens=w, **about) for d, w in rows]
         videos = sweep(
             model,
             one_world(
@@ -95,13 +72,13 @@ def steer(
             [seed],
             item_probe=tree_stack(each),
             plan=plan,
-            readout=read_video,
+            readout=read_videos,
             chunk=chunk,
             alike=True,
             what=what,
             progress=progress,
         )
-        return videos[0, :, 0].reshape(len(pushes), len(puzzles), *videos.shape[3:])
+        return videos[0, :, 0, 0].reshape(len(pushes), len(puzzles), *videos.shape[4:])
 
     none = np.zeros((1, dit.dim), np.float32)
     (plain,) = run(none, np.zeros((len(puzzles), tokens), bool), "runs without a direction")
@@ -118,23 +95,20 @@ def steer(
     pushes = [s * d for several in directions.values() for s in strengths for d in several]
     videos = run(np.array(pushes, np.float32), where, "runs with a direction added")
     ended = [endings(puzzles, some) for some in videos]
-    flips = np.array([(to == other) & good for to, good in ended])
-    changes = np.array([(to != taken) | ~good for to, good in ended])
-    variables, first = {}, 0
-    values: dict[str, list[np.ndarray]] = {name: [] for name in MEASURES}
-    for several in directions.values():
-        last = first + len(strengths) * len(several)
-        for name, events in zip(MEASURES, (flips, changes), strict=True):
-            mean = events[first:last].reshape(len(strengths), len(several), -1).mean(1)
-            values[name].append(np.where(comparable, mean, np.nan))
-        first = last
+    happened = {
+        "flipped": np.array([(to == other) & good for to, good in ended]),
+        "changed": np.array([(to != taken) | ~good for to, good in ended]),
+    }
+    sizes = [len(strengths) * len(several) for several in directions.values()]
+    variables, by = {}, {"by": "steered"}
     for name, (title, comment) in MEASURES.items():
-        every = np.stack(values[name])
-        about = {"by": "steered"}
-        variables[name] = measure("added strength pair", every, title, comment, **about)
-        less = every[:1] - every[1:]
+        parts = np.split(happened[name], np.cumsum(sizes)[:-1])
+        mean = [part.reshape(len(strengths), -1, len(puzzles)).mean(1) for part in parts]
+        every = np.where(comparable, np.stack(mean), np.nan)
+        variables[name] = measure("added strength pair", every, title, comment, **by)
+        less, more = every[:1] - every[1:], f"{title}, more than by"
         variables[f"{name}_more"] = measure(
-            "control strength pair", less, f"{title}, more than by", comment, span=GAINS, **about
+            "control strength pair", less, more, comment, span=GAINS, **by
         )
     labels = {"added": list(directions), "control": list(directions)[1:]}
     labels |= {"strength": list(strengths), "steered": ("pair", [p.task for p in puzzles])}

@@ -12,20 +12,21 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float
 
 from jcos import files
 from jcos.config import Sampling
 from jcos.devices.sharding import to_host, wait_for_hosts
 from jcos.lab import results
 from jcos.loop import steps
+from jcos.sampling.inside import Capture
 from jcos.sampling.interventions import places
-from jcos.sampling.probe import Heads, Probe, Site, Tokens
+from jcos.sampling.probe import Probe
+from jcos.sampling.probes import chain
 from jcos.sampling.trace import digest
 from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
@@ -41,42 +42,6 @@ of self-attention and of cross-attention, hidden units."""
 DIMS = ("puzzle", "seed", "step", "layer", "token")
 LATENT = ("latent_frame", "latent_row", "latent_column", "latent_channel")
 Progress = Callable[[str, int, int], object]
-
-
-class Recorder(Probe):
-    """Observe chosen tokens of chosen layers in bfloat16, [chosen layers, chosen tokens, …], at
-    some of `SITES`."""
-
-    layers: Int[Array, " l"]
-    tokens: Int[Array, " n"]
-    chosen: tuple[str, ...] = flax.struct.field(pytree_node=False, default=("block",))
-
-    def sites(self) -> tuple[str, ...]:
-        return self.chosen
-
-    def slots(self) -> Int[Array, " l"]:
-        return self.layers
-
-    def _read(self, values: Float[Array, "N ..."]) -> Float[Array, "n ..."]:
-        return values[self.tokens].astype(jnp.bfloat16)
-
-    def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, Float[Array, "n D"]]:
-        del site
-        return tokens, self._read(tokens)
-
-    def on_heads(self, site: Site, z: Heads) -> tuple[Heads, Float[Array, "n H d"]]:
-        del site
-        return z, self._read(z)
-
-    def on_cross(self, site: Site, z: Heads) -> tuple[Heads, Float[Array, "n H d"]]:
-        del site
-        return z, self._read(z)
-
-    def on_mlp(
-        self, site: Site, h: Float[Array, "N M"]
-    ) -> tuple[Float[Array, "N M"], Float[Array, "n M"]]:
-        del site
-        return h, self._read(h)
 
 
 def store(
@@ -111,7 +76,7 @@ def store(
     at_steps = places(at_steps, sampling.steps, "step")
     tokens = places(tokens, math.prod(dit.tokens(*conditions.grid)), "token")
     chosen = jnp.asarray(layers, jnp.int32), jnp.asarray(tokens, jnp.int32)
-    probe = Recorder(*chosen, tuple(sites))
+    probe = chain(*(Capture(site, *chosen, dtype="bfloat16") for site in sites))
     width = sum(dit.ffn_dim if site == "mlp" else dit.dim for site in sites)
     values = rows.shape[1] * len(at_steps) * len(layers) * len(tokens) * width
     paths = [folder / f"{i:05d}.nc" for i in range(number)]
@@ -136,7 +101,7 @@ def store(
         batch = todo[first : first + at_once]
         filled = batch + batch[-1:] * (at_once - len(batch))  # one program for all batches
         worlds = jax.tree.map(lambda a, b=filled: jnp.asarray(a)[np.array(b)], conditions)
-        recorded = _recorded(model, worlds, rows[filled], probe, at_steps, sampling)
+        recorded = _recorded(model, worlds, rows[filled], probe, sites, at_steps, sampling)
         for i, data in zip(batch, recorded, strict=False):
             data = data.assign_coords(_places(model, data, layers, tokens, rows[i]))
             here = {name: ("puzzle", [value]) for name, value in marks[i].items()}
@@ -153,7 +118,8 @@ def _recorded(
     model: Wan,
     conditions: Condition,
     seeds: np.ndarray,
-    probe: Recorder,
+    probe: Probe,
+    sites: Sequence[str],
     at_steps: Sequence[int],
     sampling: Sampling,
 ) -> Iterator[xr.Dataset]:
@@ -161,15 +127,14 @@ def _recorded(
     parts, sigmas, state = [], [], None
     for state in steps(model, conditions, seeds.tolist(), probe=probe, sampling=sampling):
         if state.step in at_steps:
-            read = state.block_obs if probe.is_inside() else {"block": state.block_obs}
-            parts.append(jax.tree.map(to_host, read))
+            parts.append(jax.tree.map(to_host, state.block_obs))
             sigmas.append(state.sigma)
     assert state is not None
     latents = to_host(state.x)
     for world in range(len(latents)):
         data: dict[str, Any] = {"latents": (("puzzle", "seed", *LATENT), latents[world][None])}
-        for name in probe.chosen:
-            values = np.stack([part[name][world] for part in parts], 1)
+        for i, name in enumerate(sites):
+            values = np.stack([part[i][world] for part in parts], 1)
             dims, about = (*DIMS, *SITES[name]), {"stored": "bfloat16"}
             data[name] = (dims, values[None].astype(np.float32), about)
         yield xr.Dataset(data, {"step": list(at_steps), "sigma": ("step", sigmas)})

@@ -9,7 +9,7 @@ saturated the estimate fails: compare it with `patch_effects` before it is belie
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,10 @@ from jcos.config import Sampling
 from jcos.loop import Noise, Runs, seed_keys
 from jcos.model import attention
 from jcos.sampling import flow, trajectory
-from jcos.sampling.probe import Heads, Latents, Probe, Site, Sizes, Tokens
-from jcos.sampling.probes import States, chain
+from jcos.sampling.inside import Inside
+from jcos.sampling.interventions import places
+from jcos.sampling.probe import Latents, Probe, Site, Sizes
+from jcos.sampling.probes import States, chain, counted
 from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
 
@@ -44,56 +46,28 @@ class Cell(NamedTuple):
     unit: int | None = None
 
 
-class GradedPatch(Probe):
-    """Turns activations towards those of the last world, or towards zero where there is one world.
+class GradedPatch(Inside):
+    """Turns the activations of a place towards those of the last world, or towards zero where there
+    is one world.
 
-    block, mlp [steps, layers, frames] and heads, cross [steps, layers, heads]: how far, 0 to 1;
-    None for not at all. In both branches of guidance. No gradient passes through the donor's
-    activations.
+    mask [steps, layers, heads], or latent frames at "block" and "mlp": how far, 0 to 1. In both
+    branches of guidance. No gradient passes through the donor's activations.
     """
 
-    block: Float[Array, "*sweep S L F"] | None = None
-    heads: Float[Array, "*sweep S L H"] | None = None
-    cross: Float[Array, "*sweep S L H"] | None = None
-    mlp: Float[Array, "*sweep S L F"] | None = None
-    field_axes: ClassVar = {"block": None, "heads": None}
-
-    def sites(self) -> tuple[str, ...]:
-        return tuple(place for place in get_args(Place) if getattr(self, place) is not None)
+    mask: Float[Array, "*sweep S L U"]
 
     def made_for(self) -> Sizes:
-        pairs: list[tuple[str, int]] = []
-        for place in self.sites():
-            axes = ("steps", "layers", "heads" if place in BY_HEAD else "latent frames")
-            pairs += zip(axes, getattr(self, place).shape, strict=True)
-        return tuple(pairs)
+        units = "heads" if self.place in BY_HEAD else "latent frames"
+        return counted(self.mask, "steps", "layers", units)
 
-    def _turn(self, place: Place, site: Site, a: Array) -> tuple[Array, tuple[()]]:
-        mask = getattr(self, place)
-        if mask is None:
-            return a, ()
-        row, axis, worlds = (
-            mask[site.step, site.layer],
-            place in BY_HEAD,
-            jax.lax.axis_size("world"),
-        )
-        other = jax.lax.all_gather(a, "world")[-1] if worlds > 1 else jnp.zeros_like(a)
-        shape = [1] * a.ndim
-        shape[axis] = a.shape[axis]
-        m = jnp.repeat(row, a.shape[axis] // len(row)).reshape(shape)
-        return a + m.astype(a.dtype) * (jax.lax.stop_gradient(other) - a), ()
-
-    def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[()]]:
-        return self._turn("block", site, tokens)
-
-    def on_heads(self, site: Site, z: Heads) -> tuple[Heads, tuple[()]]:
-        return self._turn("heads", site, z)
-
-    def on_cross(self, site: Site, z: Heads) -> tuple[Heads, tuple[()]]:
-        return self._turn("cross", site, z)
-
-    def on_mlp(self, site: Site, h: Float[Array, "N M"]) -> tuple[Float[Array, "N M"], tuple[()]]:
-        return self._turn("mlp", site, h)
+    def act(self, site: Site, z: Array) -> tuple[Array, tuple[()]]:
+        row, axis = self.mask[site.step, site.layer], int(self.place in BY_HEAD)
+        several = jax.lax.axis_size("world") > 1
+        other = jax.lax.all_gather(z, "world")[-1] if several else jnp.zeros_like(z)
+        shape = [1] * z.ndim
+        shape[axis] = z.shape[axis]
+        m = jnp.repeat(row, z.shape[axis] // len(row)).reshape(shape)
+        return z + m.astype(z.dtype) * (jax.lax.stop_gradient(other) - z), ()
 
 
 class Detached(Probe):
@@ -131,13 +105,8 @@ def attribute(
     if through not in ("run", "step"):
         raise ValueError(f"through is {through!r}; it is 'run' or 'step'")
     runs, metric = _prepared(model, condition, other, metric, sampling)
-    found = []
-    for seed in seeds:
-        keys, first = runs.inputs([seed], noise)
-        masks = {place: jnp.zeros(_sizes(runs, place)) for place in places}
-        found.append(
-            _gradients(model, runs.plan, runs.conditions, keys, first, metric, masks, through)
-        )
+    masks = {place: jnp.zeros(_sizes(runs, place)) for place in places}
+    found = [_gradients(_one(runs, seed, noise, metric), masks, through) for seed in seeds]
     return jax.tree.map(lambda *a: jnp.stack(a), *found)
 
 
@@ -174,8 +143,7 @@ def patch_effects(
     stacked = {p: jnp.asarray(mask) for p, mask in masks.items() if p in used}
     found, at = [], np.array([cell.step if through == "step" else 0 for cell in rows])
     for seed in seeds:
-        given = (model, runs.plan, runs.conditions, *runs.inputs([seed], noise), metric)
-        values = _values(*given, stacked, through, chunk)
+        values = _values(_one(runs, seed, noise, metric), stacked, through, chunk)
         found.append((values[1:] - values[:1])[np.arange(len(rows)), at])
     return jnp.stack(found)
 
@@ -214,58 +182,46 @@ def _sizes(runs: Runs, place: str) -> tuple[int, int, int]:
 def _check_cell(cell: Cell, sizes: tuple[int, int, int]) -> None:
     unit = "head" if cell.place in BY_HEAD else "frame"
     for name, number, size in zip(("step", "layer", unit), cell[1:], sizes, strict=True):
-        if number is not None and not 0 <= number < size:
-            raise IndexError(f"{name} {number} is out of range: there are {name}s 0 to {size - 1}")
+        places([] if number is None else [int(number)], size, name)
+
+
+class Run(NamedTuple):
+    """A run of one seed, as data, and the metric that it is judged by."""
+
+    model: Wan
+    plan: flow.Plan
+    conditions: Condition
+    keys: Key[Array, " 1"]
+    noise: Array | None
+    metric: Partial
+
+
+def _one(runs: Runs, seed: int, noise: Noise, metric: Partial) -> Run:
+    inputs = runs.inputs([seed], noise)  # which lays conditions and plan out as well
+    return Run(runs.model, runs.plan, runs.conditions, *inputs, metric)
 
 
 def _losses(
-    model: Wan,
-    plan: flow.Plan,
-    conditions: Condition,
-    keys: Key[Array, " 1"],
-    noise: Array | None,
-    metric: Partial,
-    masks: dict[str, Array],
-    through: str,
-    remat: bool,
+    run: Run, masks: dict[str, Array], through: str, *, remat: bool = False
 ) -> Float[Array, " _"]:
     """Return the metric of world 0's final latent, [1], or of each of its clean estimates, [S]."""
-    noise, keys = trajectory.draw(model.config.dit, conditions, keys, noise)
-    probe = GradedPatch(**masks)
-    probe = chain(Detached(), probe) if through == "step" else probe
-    trace = trajectory.run(model.experts, plan, conditions, noise, keys, probe, remat=remat)
-    return jax.vmap(metric)(trace.x0[0, 0] if through == "step" else trace.latents[0])
+    model, conditions = run.model, run.conditions
+    noise, keys = trajectory.draw(model.config.dit, conditions, run.keys, run.noise)
+    probe = chain(*[Detached()] * (through == "step"), *map(GradedPatch, masks, masks.values()))
+    trace = trajectory.run(model.experts, run.plan, conditions, noise, keys, probe, remat=remat)
+    return jax.vmap(run.metric)(trace.x0[0, 0] if through == "step" else trace.latents[0])
 
 
 @partial(jax.jit, static_argnames="through")
-def _gradients(
-    model: Wan,
-    plan: flow.Plan,
-    conditions: Condition,
-    keys: Key[Array, " 1"],
-    noise: Array | None,
-    metric: Partial,
-    masks: dict[str, Array],
-    through: str,
-) -> dict[str, Array]:
-    given = (model, plan, conditions, keys, noise, metric)
-    return jax.grad(lambda masks: _losses(*given, masks, through, True).sum())(masks)
+def _gradients(run: Run, masks: dict[str, Array], through: str) -> dict[str, Array]:
+    return jax.grad(lambda masks: _losses(run, masks, through, remat=True).sum())(masks)
 
 
 @partial(jax.jit, static_argnames=("through", "chunk"))
 def _values(
-    model: Wan,
-    plan: flow.Plan,
-    conditions: Condition,
-    keys: Key[Array, " 1"],
-    noise: Array | None,
-    metric: Partial,
-    masks: dict[str, Array],
-    through: str,
-    chunk: int | None,
+    run: Run, masks: dict[str, Array], through: str, chunk: int | None
 ) -> Float[Array, "cells _"]:
-    given = (model, plan, conditions, keys, noise, metric)
-    return trajectory.sweep(lambda m: _losses(*given, m, through, False), masks, chunk=chunk)
+    return trajectory.sweep(lambda m: _losses(run, m, through), masks, chunk=chunk)
 
 
 # ---- how much a clean estimate depends on the state

@@ -99,7 +99,7 @@ def compile_for(mesh: Mesh, function: Any, *arguments: Any) -> tuple[Memory, str
     arguments: those that are large as shapes that lie on the mesh. Raises MemoryError where the
     compiler finds no way to keep the run in a device's memory.
     """
-    with sharding.use_mesh(mesh), _uncached():  # the devices are not here: nothing can be computed
+    with sharding.use_mesh(mesh), uncached():  # the devices are not here: nothing can be computed
         lowered = function.lower(*arguments)
         try:
             options = OPTIONS[mesh.devices.flat[0].platform]
@@ -118,7 +118,7 @@ def compile_for(mesh: Mesh, function: Any, *arguments: Any) -> tuple[Memory, str
 
 
 @contextlib.contextmanager
-def _uncached() -> Iterator[None]:
+def uncached() -> Iterator[None]:
     """Keep nothing in jax's cache: a program for devices that are not here cannot be read back."""
     option = "jax_persistent_cache_min_compile_time_secs"
     before = getattr(jax.config, option)

@@ -80,12 +80,13 @@ class Capture(Inside):
     """Observes a place as it is, [steps, chosen layers, chosen tokens, …]: what `Patch` puts back,
     and what directions are made of.
 
-    layers: block numbers; no other layer is held. tokens: their numbers, None for all. At "input"
-    there is no axis of layers.
+    layers: block numbers; no other layer is held. tokens: their numbers, None for all. dtype:
+    values are rounded to it. At "input" there is no axis of layers.
     """
 
     layers: Any = ()
     tokens: Int[Array, "*sweep n"] | None = None
+    dtype: str | None = flax.struct.field(pytree_node=False, default=None)
 
     def slots(self) -> Any:
         layers = jnp.asarray(self.layers, jnp.int32)
@@ -93,7 +94,8 @@ class Capture(Inside):
 
     def act(self, site: Site, z: Array) -> tuple[Array, Array]:
         del site
-        return z, z if self.tokens is None else z[self.tokens]
+        read = z if self.tokens is None else z[self.tokens]
+        return z, read if self.dtype is None else read.astype(self.dtype)
 
     def on_step(self, site: Site, observed: Any) -> Array:
         del site
@@ -334,7 +336,7 @@ class Steer(Probe):
         when: Bool[np.ndarray, "*K S"] | Iterable[int] | None = None,
         strength: float = 1.0,
         steps: int | None = None,
-        tokens: Array | None = None,
+        tokens: Array | np.ndarray | None = None,
     ) -> "Steer":
         """Return a direction after some layers. when: step numbers, or a mask [steps] or [seeds,
         steps] (`until`); all by default. Raises IndexError for a layer or step that is not there,
@@ -350,6 +352,7 @@ class Steer(Probe):
             mask = choose(steps, mask.astype(int).tolist(), "step")
         where = choose(config.dit.layers, layers, "layer")
         weight = np.float32(strength) * (np.atleast_2d(mask)[..., None] & where)
+        tokens = None if tokens is None else jnp.asarray(tokens)
         return cls(jnp.asarray(direction, jnp.float32), jnp.asarray(weight), tokens)
 
     def made_for(self) -> Sizes:

@@ -52,18 +52,11 @@ class AttentionMass(Probe):
         so many is looked at. Raises ValueError where a frame would have none."""
         frames, height, width = grid
         numbers = np.arange(frames * height * width)
-        frame, queries = numbers // (height * width), numbers[::every]
-        each = np.arange(frames)[:, None]
-        groups = frame[queries][None] == each
-        if every < 1 or not groups.any(1).all():
+        each = numbers[None] // (height * width) == np.arange(frames)[:, None]
+        queries = each & (numbers % max(every, 1) == 0)
+        if every < 1 or not queries.any(1).all():
             raise ValueError(f"every is {every}; a frame has {height * width} tokens")
-        return cls(
-            jnp.asarray(list(layers), jnp.int32),
-            jnp.asarray(queries, jnp.int32),
-            jnp.asarray(groups),
-            jnp.asarray(frame[None] == each),
-            dtype,
-        )
+        return cls.between(queries, each, layers, dtype=dtype)
 
     @classmethod
     def between(

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jcos
 from jcos.experiments.feature_study import SOURCES, _sums
 from jcos.experiments.features import Features
-from jcos.experiments.steering import Push, endings
+from jcos.experiments.steering import endings
 from jcos.experiments.sweeps import held_out
 from jcos.lab.results import rows as rows_of
 from jcos.lab.tasks import get
@@ -47,25 +46,6 @@ def test_sums_give_the_correlation_within_frames() -> None:
     some = jax.tree.map(np.asarray, _sums(jnp.asarray(z[:, :1]), labels, among))
     assert some.on[1, 0] == pytest.approx(on.sum(), rel=1e-3)
     assert some.counts[1, 0] == firing.sum()
-
-
-def test_a_direction_goes_to_its_tokens_layer_and_steps_alone(small_model: Wan) -> None:
-    puzzle = held_out(get("maze"), 1)[0]
-    condition = small_model.condition(get("maze").first_frame(puzzle), puzzle.prompt, 5)
-    mask, where = np.zeros((4, 2), bool), np.arange(125) == 60
-    mask[2, 1] = True
-    push = Push(jnp.full(32, 3.0), jnp.asarray(mask), jnp.asarray(where))
-    watch = jcos.TokenFeatures((0, 1))
-    runs = [
-        jcos.generate(small_model, condition, [0], probe=jcos.chain(*probes))
-        for probes in ((watch,), (push, watch))
-    ]
-    plain, pushed = (np.asarray(run.block_obs[-1][0]) for run in runs)
-    np.testing.assert_allclose(pushed[:2], plain[:2], atol=1e-4)
-    change = pushed[2] - plain[2]
-    np.testing.assert_allclose(change[1, 60], 3, atol=1e-4)
-    np.testing.assert_allclose(np.delete(change, 60, 1), 0, atol=1e-4)
-    assert [str(c) for c in push.changes()] == ["a direction added after layer 1 at step 2"]
 
 
 def test_a_video_ends_with_the_answer_that_it_shows() -> None:

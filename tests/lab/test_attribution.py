@@ -9,7 +9,7 @@ import jcos
 from jcos.config import Sampling
 from jcos.lab import attribution
 from jcos.lab.attribution import attribute, jacobian, patch_effects
-from jcos.loop import Runs, seed_keys
+from jcos.loop import Runs
 from jcos.wan import Wan
 from tests.lab.test_lens import condition
 from tests.test_wan import released
@@ -32,16 +32,13 @@ def test_gradients_are_the_slope_of_the_exact_patch(small_model: Wan, through, m
     slopes = attribute(small_model, a, metric, PLACES, **how)
     assert {p: s.shape[1:] for p, s in slopes.items()} == {p: (2, 2, UNITS[p]) for p in PLACES}
     cells = [(p, s, k, u) for p in PLACES for s in (0, 1) for k in (0, 1) for u in range(UNITS[p])]
-    turn, effects = attribution.GradedPatch._turn, []
+    act, effects = attribution.GradedPatch.act, []
     for little in (0.01, -0.01):
 
-        def slightly(self, place, *rest, little=little):
-            mask = getattr(self, place)
-            return turn(
-                self.replace(**{place: None if mask is None else little * mask}), place, *rest
-            )
+        def slightly(self, *rest, little=little):
+            return act(self.replace(mask=little * self.mask), *rest)
 
-        monkeypatch.setattr(attribution.GradedPatch, "_turn", slightly)
+        monkeypatch.setattr(attribution.GradedPatch, "act", slightly)
         attribution._values.clear_cache()  # type: ignore[attr-defined]
         effects.append(patch_effects(small_model, a, metric, cells, **how)[0])
     attribution._values.clear_cache()  # type: ignore[attr-defined]
@@ -86,8 +83,8 @@ def test_memory_is_flat_in_the_steps(small_model: Wan) -> None:
     def held(steps: int) -> int:
         runs = Runs(small_model, given, None, Sampling(steps=steps, shift=3.0))
         masks = {"block": jnp.zeros((steps, 2, 5))}
-        whole = (small_model, runs.plan, runs.conditions, seed_keys([0]), None, function)
-        lowered = attribution._gradients.lower(*whole, masks, "run")
+        one = attribution._one(runs, 0, None, function)
+        lowered = attribution._gradients.lower(one, masks, "run")
         memory = lowered.compile().memory_analysis()
         assert memory is not None
         return memory.temp_size_in_bytes

@@ -195,6 +195,10 @@ def test_steering_adds_a_direction_where_and_while_it_says(model: Wan, condition
     for seed, step in np.ndindex(2, STEPS):
         want = 2 * direction * bool(when[seed, step])
         close(added[seed, step], jnp.broadcast_to(want, (TOKENS, DIM)), 1e-4 if want.any() else 1)
+    watch, few = Capture("block", (0, 1)), steer.replace(tokens=jnp.arange(TOKENS) == 5)
+    seen = generate(model, condition, (0, 1), probe=chain(watch, few, watch)).block_obs
+    added = (seen[2] - seen[0])[1, 2]  # of the seed that is steered at every step
+    close(added, jnp.zeros((2, TOKENS, DIM)).at[1, 5].set(2 * direction), 1e-4)
     np.testing.assert_array_equal(difference(np.ones((2, 3, DIM)), np.zeros((1, DIM))), 1)
 
 
