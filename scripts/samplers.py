@@ -154,7 +154,7 @@ def steering(
             {
                 "particles": f"{count}",
                 "bias": f"{bias.mean:+.3f} [{bias.low:+.3f}, {bias.high:+.3f}]",
-                "size": f"{size.mean:.2f} [{size.low:.2f}, {size.high:.2f}]",
+                "size": f"{size.mean:.3f} [{size.low:.3f}, {size.high:.3f}]",
             }
         )
         print(" ".join(rows[-1].values()), flush=True)
