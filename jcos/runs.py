@@ -22,8 +22,8 @@ from jcos.devices import sharding
 
 MANIFEST = "run.json"
 KINDS = ("experiment", "planes", "puzzles", "search", "checkpoint", "arm", "arms")
-"""Entries of which a manifest has one, by what made it: `jcos run`, `demo` (and `Look.save`),
-`sample`, `search`, `generate`, `bench run`, `bench score`."""
+"""Entries that say what made a manifest: `jcos run`, `demo` (and `Look.save`), `sample` (which has
+`planes` too), `search`, `generate`, `bench run`, `bench score`."""
 SHOWN, WIDE = 4, 50
 """Differences that a message names, and characters of a value."""
 
@@ -68,7 +68,8 @@ def read(file: Path, kind: str | None = None) -> dict[str, Any] | None:
         raise ValueError(
             f"{file} is damaged, or no manifest of jcos; choose another folder, or remove it"
         ) from None
-    if kind is not None and kind not in found:
+    sampled = kind == "planes" and "puzzles" in found  # their pictures are planes, too
+    if kind is not None and (kind not in found or sampled):
         raise ValueError(f"{file} is of something else{_maker(found)}; choose another folder")
     return found
 

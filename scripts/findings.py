@@ -22,7 +22,7 @@ from jcos.files import local_path
 from tables import options
 
 DOCS = Path(__file__).parents[1] / "docs"
-FIGURE = re.compile(r"\(findings/([a-z_]+)-([^()\s]+)\.svg\)")
+FIGURE = re.compile(r"\(findings/([a-z0-9_]+)-([^()\s]+)\.svg\)")
 KEY = ("task", "measure", "case")
 
 

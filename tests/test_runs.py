@@ -70,6 +70,15 @@ def test_a_manifest_that_cannot_be_read_is_one_sentence(tmp_path: Path, content:
         Folder(tmp_path).settle({"arm": {}}, {})
 
 
+def test_a_folder_of_sampled_puzzles_is_no_demo(tmp_path: Path) -> None:
+    """Though its pictures are planes, too."""
+    file = tmp_path / "run.json"
+    file.write_text('{"puzzles": [], "planes": [], "command": "jcos sample maze"}')
+    assert runs.read(file, "puzzles") is not None
+    with pytest.raises(ValueError, match="of something else, made by `jcos sample maze`"):
+        runs.read(file, "planes")
+
+
 def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     assert "thesis.tex" in refusal(tmp_path, SETTINGS)

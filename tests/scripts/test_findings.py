@@ -14,17 +14,17 @@ TABLE = """task,measure,case,value,low,high,n,chance,still,forwards
 maze,solved,step 3,0.98765,0.9,1.0,64,0.1,0.0,4
 maze,"commitment step, median",model,23.456,20,25.5,60,,,50
 """
-WORDS = """Solved {{ steps("maze", "solved", "step 3", n=1) }}, decided at
-{{ steps("maze", "commitment step, median", "model") }}
-by `{{ steps.command }}`, {{ steps("maze", "solved", "step 3", column="forwards") }} forwards,
-chance {{ steps("maze", "solved", "step 3", column="chance") }}.
-![x](findings/steps-solved.svg)
+WORDS = """Solved {{ steps_2("maze", "solved", "step 3", n=1) }}, decided at
+{{ steps_2("maze", "commitment step, median", "model") }}
+by `{{ steps_2.command }}`, {{ steps_2("maze", "solved", "step 3", column="forwards") }} forwards,
+chance {{ steps_2("maze", "solved", "step 3", column="chance") }}.
+![x](findings/steps_2-solved.svg)
 """
 
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    folder = tmp_path / "results" / "steps"
+    folder = tmp_path / "results" / "steps_2"
     (folder / "figures").mkdir(parents=True)
     (folder / "table.csv").write_text(TABLE)
     (folder / "run.json").write_text(json.dumps({"command": "jcos run it"}))
@@ -46,15 +46,15 @@ def test_marks_become_numbers(results: Path, tmp_path: Path) -> None:
     page = (docs / "findings.md").read_text()
     assert "Solved 0.988 [0.900, 1.000] (n = 64), decided at\n23.5 [20, 25.5]\nby" in page
     assert "`jcos run it`, 4 forwards,\nchance 0.100." in page
-    assert (docs / "findings" / "steps-solved.svg").read_bytes() == b"picture"
+    assert (docs / "findings" / "steps_2-solved.svg").read_bytes() == b"picture"
 
 
 @pytest.mark.parametrize(
     "mark",
     [
-        '{{ steps("maze", "solved", "step 4") }}',
+        '{{ steps_2("maze", "solved", "step 4") }}',
         '{{ noise("maze", "solved", "step 3") }}',
-        '{{ steps("maze", "commitment step, median", "model", column="chance") }}',
+        '{{ steps_2("maze", "commitment step, median", "model", column="chance") }}',
         "{{ steps.date }}",
     ],
 )
