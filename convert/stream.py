@@ -3,7 +3,7 @@
 A part is one large leaf (a weight of all layers) or a bundle of small ones. Its tensors are read
 one after the other into an array of the type that is stored, so that little more than the largest
 leaf is in memory. While it is written, files are hashed, and the next part is read if both together
-take no more than half as much again as the largest one.
+take no more than half as much again as the largest one, or 1 GB.
 """
 
 import contextlib
@@ -92,7 +92,7 @@ def plan(job: Job) -> Plan:
 
 def convert(job: Job, progress: Progress, times: dict[str, float] | None = None) -> Plan:
     """Write `job.target`; when it fails or is killed, what is finished stays beside it to go on
-    with.
+    with, once all sources are hashed.
 
     times: takes the seconds of each stage, of writing and hashing those that are waited for.
 
@@ -123,7 +123,8 @@ def convert(job: Job, progress: Progress, times: dict[str, float] | None = None)
                 raise CancelledError
             progress.advance(checking, size)
 
-        hashed = [hasher.submit(work.check_sources, files, checked)]
+        sources = hasher.submit(work.check_sources, files, checked)
+        hashed = [sources]
         if work.parts:
             # What has changed is refused before anything is written.
             _wait(hashed, times, "hashing")
@@ -136,7 +137,7 @@ def convert(job: Job, progress: Progress, times: dict[str, float] | None = None)
 
         def write(name: str, values: dict[str, np.ndarray]) -> None:
             leaves = checkpoint.write_part(work.folder, name, values)
-            hashed.append(hasher.submit(_note_part, work, name, leaves))
+            hashed.append(hasher.submit(_note_part, sources, work, name, leaves))
 
         sizes = {name: made.bytes_stored(paths) for name, paths in made.bundles.items()}
         most = max(2 * BUNDLE, *(1.5 * size for size in sizes.values()))
@@ -163,7 +164,8 @@ def convert(job: Job, progress: Progress, times: dict[str, float] | None = None)
     return made
 
 
-def _note_part(work: Work, name: str, leaves: dict[str, Any]) -> None:
+def _note_part(sources: Future[None], work: Work, name: str, leaves: dict[str, Any]) -> None:
+    sources.result()  # a part counts only with the files that it was made from
     work.finish_part(name, leaves, checkpoint.digests(work.folder, f"weights/{name}"))
 
 

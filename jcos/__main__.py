@@ -19,6 +19,7 @@ def main() -> None:
     try:
         if name not in ELSEWHERE:
             importlib.import_module("jcos.cli").main()
+            sys.stdout.flush()
             return
         package = "jcos.convert" if importlib.util.find_spec("jcos.convert") else "convert"
         module = importlib.import_module(f"{package}.{ELSEWHERE[name]}")

@@ -215,6 +215,7 @@ def run(
             progress("reading the experts", 0, steps)
             vae = search is not None and _needs_vae(search, config)
             model = load_part(text=False, vae=vae, resident=resident, lora=loras)
+            made_by = model_digest(model) if trace and search is None else ""
             start, whole = time.monotonic(), None
             if search is not None:
                 options = {"tiles": cells, "together": together, "noise": str(drawn)}
@@ -238,7 +239,6 @@ def run(
                 results = {"latents": whole.latents, "x0": whole.x0[:, np.array(x0, int)]}
             results = {k: np.asarray(a, np.float32) for k, a in sharding.to_host(results).items()}
             seconds = round(time.monotonic() - start, 1)
-            made_by = model_digest(model) if trace else ""
             del model
         if first_host:
             write(out / LATENTS, save(results))

@@ -142,6 +142,8 @@ def run(
             left, total = making.left(), len(making.shapes)
             if not sharding.on_all_hosts(not left):
                 progress(f"{name}: reading the model", total - len(left), total)
+                if make is None:  # hosts read the model together, also one that has nothing to make
+                    _ = making.sampler
                 written = -PACE
                 for sample in make(name, arm, config, left) if make else making.make(left):
                     if is_remote(out) and time.monotonic() - written < PACE:

@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 folder = hub.find(command.checkpoint)  # downloaded if it is a name
                 command = dataclasses.replace(command, checkpoint=folder)
             command.run()
+    except BrokenPipeError:
+        raise
     except FAILURES as error:
         refuse("jcos", error)
 

@@ -155,7 +155,7 @@ class Generate(Interventions, OnMesh, Command):
 
         first, count = self.seeds[0], len(self.seeds)
         if count == 1:
-            first, count = 0, self.seeds[0]
+            first, count = 0, self.seeds[0] or 1
         elif self.seeds != tuple(range(first, first + count)):
             raise ValueError(f"a search begins with seeds that follow each other, not {self.seeds}")
         if name in ("threshold", "early-failure") and self.search_least is None:

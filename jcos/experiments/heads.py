@@ -165,7 +165,7 @@ class Heads(Experiment):
         plain = latents[:1]
         square = [np.square(x).mean((-4, -3, -2, -1)) for x in (latents - plain, plain)]
         values = {"distance": np.sqrt(square[0] / square[1])}
-        return values if videos is None else values | judged(samples, videos)
+        return values | judged(samples, videos) if samples.judged else values
 
     def _sets(
         self,

@@ -55,6 +55,8 @@ def load(folder: Path, run: "_Run") -> At | None:
     is damaged, or of another search."""
     if not (about := _read(folder)):
         return None
+    if "turn" not in about:
+        raise ValueError(f"{folder / ABOUT} is of an older jcos; remove it: the search begins anew")
     people, given = run.population, folder / GIVEN.format(about["turn"])
     for name, values in about["people"].items():
         setattr(people, name, np.array(values, getattr(people, name).dtype))

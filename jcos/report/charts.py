@@ -150,14 +150,14 @@ def spread(array: xr.DataArray) -> Iterator[tuple[str, xr.DataArray, list[xr.Dat
 def compared(charts: Sequence[tuple[str, Sequence[Chart]]]) -> list[Chart]:
     """Return the charts of folders, each with its title: curves of the same measure share a chart,
     whose lines are named after the folders; maps stand one after the other."""
-    shared: dict[tuple[str, str], list[tuple[str, Chart]]] = defaultdict(list)
+    shared: dict[tuple[Any, ...], list[tuple[str, Chart]]] = defaultdict(list)
     maps = []
     for title, several in charts:
         for chart in several:
             if chart.is_map:
                 maps.append(chart._replace(title=f"{title}: {chart.title}"))
             else:
-                shared[chart.name, chart.title].append((title, chart))
+                shared[chart.name, chart.title, chart.moving].append((title, chart))
     return [same[0][1]._replace(compared=tuple(same)) for same in shared.values()] + maps
 
 

@@ -23,6 +23,7 @@ function draw() {
 function move() {
   const step = steps[state.step], first = views[state.shown[0]];
   $("step").value = state.step; $("frame").value = state.frame;
+  if (!first) return;
   const sigma = first.lines.find(l => l.label === "σ"), at = sigma ? sigma.steps.indexOf(step) : -1;
   $("step-now").replaceChildren(make("b", {}, String(step)), make("span", {}, ` of ${steps.at(-1)}${at >= 0 ? ` · σ ${sigma.values[at].toFixed(3)}` : ""}`));
   $("step").setAttribute("aria-valuetext", `step ${step} of ${steps.at(-1)}`);

@@ -190,7 +190,8 @@ def relative(path: Path, home: Path) -> str:
 def inside(name: str, content: bytes | Path) -> str:
     """Return a picture as an address: the page itself holds it."""
     data = content if isinstance(content, bytes) else content.read_bytes()
-    return f"data:{mimetypes.guess_type(name)[0]};base64,{base64.b64encode(data).decode()}"
+    kind = mimetypes.guess_type(name, strict=False)[0]  # webp is no standard type yet
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 # ---- runs and charts

@@ -148,7 +148,8 @@ def _curves(chart: Chart) -> Figure:
         for line in panel["lines"]:
             points = {field: (x, np.array(line[field], float)) for field in ESTIMATE}
             cells = xr.Dataset(points, {x: drawn["labels"]}).dropna(x)
-            plots.band(axes, cells, x, line["label"], IDEAL if line["ideal"] else line["hue"])
+            name = line["label"] or chart.title
+            plots.band(axes, cells, x, name, IDEAL if line["ideal"] else line["hue"])
         for i, level in enumerate(panel["levels"]):
             plots.level_line(axes, level["value"], level["label"], i)
         about = {"ylim": drawn["range"]} if drawn["range"] else {}

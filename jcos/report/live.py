@@ -106,7 +106,8 @@ class Shelf:
                 file = folder.joinpath(*rest).resolve()
                 if not file.is_relative_to(folder) or not file.is_file() or is_hidden(Path(*rest)):
                     return None
-                return file, mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+                kind = mimetypes.guess_type(file.name, strict=False)[0]  # webp is no standard type
+                return file, kind or "application/octet-stream"
 
     def _place(self, results: list[Results]) -> Place:
         """Files are linked; what is made on the way is inside the answer."""

@@ -133,7 +133,12 @@ def distinct(results: Sequence[Results]) -> list[Results]:
     """Return results that are compared, named after their folders where titles are the same."""
     if len({result.title for result in results}) == len(results):
         return list(results)
-    return [dataclasses.replace(result, name=result.folder.resolve().name) for result in results]
+    paths = [result.folder.resolve() for result in results]
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
+        names = ["/".join(path.parts[-2:]) for path in paths]
+    pairs = zip(results, names, strict=True)
+    return [dataclasses.replace(result, name=name) for result, name in pairs]
 
 
 def read(folder: Path) -> Results:

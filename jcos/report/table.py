@@ -82,7 +82,8 @@ def rows_of(folder: Path, runs: Mapping[str, Path]) -> list[Row]:
 def kind_of(manifest: Mapping[str, Any]) -> str:
     """Return what made a run: an experiment by its name, else the command."""
     words = str(manifest.get("command", "")).split()
-    return str(manifest.get("experiment") or " ".join(words[1:2]))
+    made = " ".join(words[1 : 3 if words[1:2] == ["bench"] else 2])
+    return str(manifest.get("experiment") or made or ("look" if "planes" in manifest else ""))
 
 
 def score_of(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, float | None]:

@@ -145,6 +145,14 @@ def test_runs_that_are_too_many_are_averaged_from_the_last_axes(
     np.testing.assert_allclose(small[:, :, 0], values.mean(2))
 
 
+def test_curves_along_other_axes_have_charts_of_their_own(charts: dict[str, Chart]) -> None:
+    """As where one folder's cases are steps, and another's frames."""
+    solved = charts["Solved"]
+    other = solved._replace(array=solved.array.rename(step="frame"), moving=("frame",))
+    both = compared([("a", [solved]), ("b", [other])])
+    assert [one.drawn()["x"] for one in both] == ["step", "frame"]
+
+
 def test_curves_of_several_folders_share_a_chart(charts: dict[str, Chart]) -> None:
     """Also where the second folder has fewer steps, and tasks of its own."""
     solved = charts["Solved"]

@@ -23,7 +23,8 @@ from jcos.experiments.sample import Sampled
 from jcos.experiments.sweeps import held_out
 from jcos.report import explorer, samples
 from jcos.report.plane import MASS, Line, Look, Plane, answer_lines, look, telling
-from jcos.report.reading import Results, read
+from jcos.report.reading import Results, distinct, read
+from jcos.report.table import kind_of
 from jcos.sampling.probes import Noise
 from tests.report import folders
 
@@ -352,6 +353,30 @@ def test_an_interval_stands_beside_what_it_is_of(tmp_path: Path, named: str) -> 
     else:
         assert '<td class="n" data-v="0.5">0.5 [0.25, 0.75]</td>' in page
         assert "low</button>" not in page
+
+
+@pytest.mark.parametrize("names", [("plain", "noised"), ("day 1/base", "day 2/base")])
+def test_compared_folders_of_one_title_have_names_apart(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    for name in names:
+        folders.sample_folder(tmp_path / name)
+    assert [one.name for one in distinct([read(tmp_path / name) for name in names])] == [*names]
+
+
+@pytest.mark.parametrize(
+    ("manifest", "kind"),
+    [
+        ({"experiment": "noise", "command": "jcos run noise"}, "noise"),
+        ({"command": "jcos sample maze", "planes": []}, "sample"),
+        ({"command": "jcos bench run a.py"}, "bench run"),
+        ({"command": "jcos bench score out"}, "bench score"),
+        ({"planes": []}, "look"),
+        ({}, ""),
+    ],
+)
+def test_what_made_a_run_stands_in_the_table(manifest: dict[str, object], kind: str) -> None:
+    assert kind_of(manifest) == kind
 
 
 def test_folders_are_compared_run_by_run(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tests.models import (
     TOKENS,
     close,
     frame,
+    randomised,
 )
 
 DIM, HEADS = CONFIG.dit.dim, CONFIG.dit.heads
