@@ -157,7 +157,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m convert"
         refuse(prog, f"{error}; when that is mended, {again}")
     print(readable(report(made)))
     if chosen.time:
-        print(speed(made, times))
+        try:
+            print(speed(made, times))
+        except OSError as error:
+            note = f"{prog}: converted, but the disk's own speed cannot be measured: {error}"
+            print(note, file=sys.stderr)
 
 
 if __name__ == "__main__":

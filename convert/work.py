@@ -36,15 +36,16 @@ class Work:
         new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = None if is_remote(target) else (self.folder / "lock").open("w")
+        self.locked = False
         try:
             self.locked = self._take_lock()
             self._journal = self._read()
             self._compare(json.loads(json.dumps(settings)))
             self._remove_halves()
         except BaseException:
-            self._unlock()
-            if new:
+            if new and (self.locked or self._lock is None):  # not what another process writes
                 remove(self.folder)
+            self._unlock()
             raise
 
     @property

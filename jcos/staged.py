@@ -165,6 +165,13 @@ def run(
     if search is not None:
         _check_search(search, config, seeds, x0, grid[0], probe)
     prompts = [read_prompt(text) for text in (prompt, negative or config.negative)]
+    for rows in (p for p in prompts if not isinstance(p, str)):
+        most, width = config.dit.text_len, config.dit.text_dim
+        if len(rows) > most or rows.shape[1] != width or not np.isfinite(rows).all():
+            raise ValueError(
+                f"{config.name} reads prompts of at most {most} rows of {width} finite numbers; "
+                f"these have shape {rows.shape}"
+            )
     settings = {
         "weights": identify(folder),
         "model": config.name,

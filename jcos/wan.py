@@ -434,5 +434,8 @@ def embedder(
 
 
 def _embed_all(cache: TextCache, prompts: Sequence[str], config: WanConfig) -> None:
+    computed, wanted = cache.encoder["dtype"], config.numerics.text
+    if computed != wanted:
+        raise ValueError(f"{cache.folder} was computed in {computed}, not {wanted}; use another")
     for text in prompts:
         cache.embed(text, config.dit.text_len)

@@ -1,5 +1,6 @@
 """`jcos generate --search`: of several seeds one goes on, part after part, also after a kill."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jcos import loop, staged, wan
+from jcos.lab import saved
 from jcos.media import formats
 from tests.conftest import GOLDEN
 from tests.test_staged import picture, release, run
@@ -104,6 +106,21 @@ def test_a_search_that_cannot_be_is_refused(
     out = tmp_path / "out"
     assert message in refused("generate", *searched(release, picture, out), *changes)
     assert not out.exists()
+
+
+def test_a_search_without_seeds_has_one(release, picture, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(wan, "load", None)
+    call = searched(release, picture, tmp_path / "out", "--search", "decided")
+    del call[call.index("--seeds") :][:2]
+    with contextlib.suppress(TypeError):  # where the model would be read
+        run("generate", *call)
+    assert "keeps 1 of 1" in capsys.readouterr().err
+
+
+def test_a_search_of_older_code_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "search.json").write_text('{"file": "search-1.safetensors", "restarts": 0}')
+    with pytest.raises(ValueError, match="of an older jcos; remove it"):
+        saved.load(tmp_path, None)  # type: ignore[arg-type]
 
 
 def test_a_model_of_a_text_alone_takes_no_prefix(tmp_path, refused, monkeypatch) -> None:

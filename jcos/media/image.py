@@ -20,6 +20,9 @@ from jcos.config import ImageMode, VaeConfig, WanConfig
 from jcos.files import any_path, fetched
 from jcos.variants import Profile
 
+DAMAGE = (OSError, ValueError, SyntaxError, EOFError, RuntimeError, TypeError, LookupError)
+DAMAGE += (struct.error,)
+"""What Pillow's decoders stumble over in damaged files."""
 LARGEST = 100_000_000
 """Pixels of the largest picture that is opened."""
 
@@ -72,7 +75,7 @@ def read_picture(path: Path | str, profile: Profile | None = None) -> Picture:
         raise ValueError(f"the picture {path} is missing") from None
     except Image.DecompressionBombError:
         raise ValueError(f"{path} has more than {LARGEST:,} pixels; make it smaller") from None
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+    except DAMAGE as error:
         raise ValueError(f"{path} is no picture that can be read: {error}") from None
     if picture is None:
         raise ValueError(f"{path} has more than 8 bits per colour; save it with 8")

@@ -367,15 +367,18 @@ def _digest(path: Path) -> list[Any]:
 def identify(checkpoint: Path) -> dict[str, str]:
     """Return which weights a checkpoint folder holds: the hash of its manifest, which lists every
     file's; of a released folder, of the names and sizes of all files but hidden ones and compiled
-    programs, and of pieces of those that hold weights or say what they are; of a single file, of it
-    and the other expert's. Folders of results of earlier versions, which know names and sizes
-    alone, are of others."""
+    programs, and of pieces of those that hold weights or say what they are; of a single file, of
+    it, the other expert's, and what may be its VAE and text encoder. Folders of results of earlier
+    versions, which know names and sizes alone, are of others."""
     manifest = checkpoint / MANIFEST
     if manifest.is_file():
         return {"manifest": hashlib.sha256(manifest.read_bytes()).hexdigest()}
-    names = {p: p.relative_to(checkpoint) for p in visible(checkpoint, "**/*") if p.is_file()}
+    inside = {*visible(checkpoint, "**/*"), *visible(checkpoint, "*/*")}  # the latter enters links
+    names = {p: p.relative_to(checkpoint) for p in sorted(inside) if p.is_file()}
     if checkpoint.is_file():
-        names = {p: Path(p.name) for p in single.experts(checkpoint)}
+        experts = single.experts(checkpoint)
+        others = [p for part in ("vae", "text") for p in single.companions(experts[0], part)]
+        names = {p: Path(p.name) for p in (*experts, *others)}
     files = [path for path, name in names.items() if name.parts[0] != "programs"]
     listed = [(names[p].as_posix(), p.stat().st_size) for p in files]
     pieces = hashlib.sha256()

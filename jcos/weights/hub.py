@@ -58,7 +58,8 @@ def find(given: Path | str) -> Path:
     elif path.is_dir():
         path = _in_cache(path)
     lacking = _lacking(path)
-    if lacking and base_of(path, lacking) is None:
+    # Of a name the hub knows which files are lacking, as after a download that was killed.
+    if lacking and (is_name(given) or base_of(path, lacking) is None):
         repo, folders = BASES[_repo_of(path)][0], lacking
         _download(repo, None, [f"{name}/*" for name in folders], path.absolute().parents[2])
     return path

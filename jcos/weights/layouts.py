@@ -146,6 +146,9 @@ def open_weights(place: Path, faults: list[str]) -> Tensors:
 
 def _shards(index: Path, faults: list[str]) -> Tensors:
     where = read_json(index, faults).get("weight_map", {})
+    if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
+        faults.append(f"{index} is damaged: its weight_map does not name files")
+        return {}
     found: Tensors = {}
     damaged = set()
     for file in sorted(set(where.values())):

@@ -67,6 +67,13 @@ class Float8(Tensor):
     def nbytes(self) -> int:
         return math.prod(self.shape)
 
+    def part(self, number: int, parts: int) -> "Float8":
+        assert self.stored is not None
+        scale = self.scale
+        if scale is not None and math.prod(scale.shape) > 1:
+            scale = scale.part(number, parts)
+        return Float8.of(self.stored.part(number, parts), scale)
+
     def read(self) -> np.ndarray:
         """Return value × scale, rounded once, to float32."""
         assert self.stored is not None
@@ -91,6 +98,10 @@ class Gguf(Tensor):
     @property
     def nbytes(self) -> int:
         return self.rows * self.row
+
+    def part(self, number: int, parts: int) -> "Gguf":
+        rows, shape = self.rows // parts, (self.shape[0] // parts, *self.shape[1:])
+        return replace(self, shape=shape, rows=rows, offset=self.offset + number * rows * self.row)
 
     def read(self) -> np.ndarray:
         """Return the values as the package `gguf` dequantises them."""

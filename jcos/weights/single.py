@@ -15,6 +15,7 @@ _FOLDERS = ("vae", "text_encoders", "text_encoder", "clip")
 def experts(file: Path) -> list[Path]:
     """Return a transformer's files: the one given, or both where its name says high or low noise,
     high first. ValueError where the other is not beside it."""
+    file = file.absolute()  # a bare name has no folder
     named = _EXPERT.search(file.name)
     if named is None:
         return [file]
@@ -30,6 +31,7 @@ def experts(file: Path) -> list[Path]:
 def companions(file: Path, part: str) -> list[Path]:
     """Return files that may be the transformer's VAE or text encoder (`vae`, `text`), by their
     names: in its folder or one of ComfyUI's folders beside or in it, the largest first."""
+    file = file.absolute()
     roots = [file.parent, *list(file.parents)[1:3]]
     folders = [file.parent, *(root / name for root in roots for name in _FOLDERS)]
     files = [p for folder in folders for p in visible(folder) if p.suffix in (*SUFFIXES, ".pth")]

@@ -93,6 +93,13 @@ def test_hosts_share_the_samples(eight_mazes: list[str], tmp_path: Path) -> None
     ]
     assert [about["mesh"] for about in made] == ["fsdp=2"] * 8
 
+    # Begun again where one host has nothing left to make: hosts still read the model together.
+    (tmp_path / "two" / min(videos(tmp_path / "two"))).unlink()
+    with many_devices.hosts("-m", "jcos", *joined, devices=2) as hosts:
+        for process in hosts:
+            many_devices.finish(process)
+    check_same(tmp_path / "two", tmp_path / "one")
+
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_goes_on(eight_mazes: list[str], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -289,6 +290,30 @@ def test_a_killed_conversion_goes_on_where_it_stopped(release, tmp_path, monkeyp
     manifests = [checkpoint.read_manifest(tmp_path / name) for name in ("out", "whole")]
     assert manifests[0]["notes"] == manifests[1]["notes"]
     assert manifests[0]["parts"] == manifests[1]["parts"]
+
+
+def test_no_part_outlives_the_sources_that_it_was_made_from(release, tmp_path, monkeypatch):
+    """What fails while the sources are still hashed leaves nothing that others could go on with."""
+    plain, stop = stream._read_part, threading.Event()
+
+    def hashing(self: Work, files: object, advance: Callable[[int], object]) -> None:
+        while not stop.wait(0.01):
+            advance(0)  # raises once the conversion has failed
+
+    def read(*arguments: Any) -> Any:
+        if len(parts) == 2:
+            raise OSError(28, "No space left on device")
+        parts.append(None)
+        return plain(*arguments)
+
+    parts: list[None] = []
+    monkeypatch.setattr(stream, "BUNDLE", 150_000)
+    monkeypatch.setattr(Work, "check_sources", hashing)
+    monkeypatch.setattr(stream, "_read_part", read)
+    with pytest.raises(OSError, match="No space left"):
+        run(Job(release, tmp_path / "out"))
+    stop.set()
+    assert not (tmp_path / ".out.unfinished").exists()
 
 
 @pytest.mark.slow
