@@ -45,6 +45,13 @@ def test_every_judge_is_measured_at_every_step(data) -> None:
     assert rows == 2 * judges * both.any(1).sum()
 
 
+def test_at_the_end_no_blend_is_left_to_tell_anything(data) -> None:
+    """Every run is at one of its ends: what the fit of the masses leaves must not rank them."""
+    last = data[0]["area"].sel(judge=list(EXPLANATIONS), step=1, denoiser="model").values
+    assert np.isfinite(last).any()
+    assert set(last[np.isfinite(last)]) == {0.5}
+
+
 def test_an_area_is_that_of_its_judge() -> None:
     """Whatever the order in which scores come: here the second judge alone knows who fails."""
     fails = np.array([[True, False, True]])
