@@ -111,7 +111,7 @@ def test_a_prompt_and_a_picture_become_a_video(
         for step in json.loads((out / "run.json").read_text())["x0"]:
             name = formats.X0_FILM.format(seed=seed, step=step)
             assert formats.read_mp4(out / name).shape == (5, 64, 48, 3)
-    assert '"frames":[0,1,2,3,4]' in (out / "index.html").read_text()
+    assert '"frames":5,' in (out / "index.html").read_text()
     about = json.loads((out / "run.json").read_text())
     assert about["sampling"]["solver"] == "unipc"
     assert about["negative"].startswith("色调")
