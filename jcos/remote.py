@@ -61,10 +61,12 @@ class RemotePath(gpath.PosixGPath, PosixPath):  # pyright: ignore[reportIncompat
         return self
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:  # type: ignore[override]
-        found = super().stat()
-        kind = stat.S_IFDIR if found.is_directory else stat.S_IFREG
-        times = (found.mtime,) * 3
-        return os.stat_result((kind | 0o644, 0, 0, 1, 0, 0, found.length or 0, *times))
+        about = self._backend.info(str(self))
+        kind = stat.S_IFDIR if about["type"] == "directory" else stat.S_IFREG
+        changed = about.get("mtime") or about.get("LastModified")  # of gcsfs, of s3fs
+        seconds = changed.timestamp() if changed else 0.0
+        entries = (kind | 0o644, 0, 0, 1, 0, 0, about.get("size") or 0, *(int(seconds),) * 3)
+        return os.stat_result(entries, {"st_mtime_ns": round(seconds * 1e9)})
 
     def open(self, mode: str = "r", *_: Any, **how: Any) -> Any:  # type: ignore[override]
         file = super().open(mode.replace("b", "") + "b")

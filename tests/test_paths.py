@@ -1,9 +1,11 @@
 """Paths: which of them are refused before any work, whichever option or function they came by."""
 
+import datetime as dt
 import os
 import pickle
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -148,6 +150,21 @@ def test_a_place_in_a_bucket_is_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
         files.any_path("s3://bucket")
     with pytest.raises(ValueError, match="names no bucket; write gs://BUCKET/FOLDER"):
         files.any_path("gs://")
+
+
+@pytest.mark.parametrize("name", ["mtime", "LastModified"])  # of gcsfs, of s3fs
+def test_an_object_that_is_replaced_has_another_time(name: str, monkeypatch) -> None:
+    """Also by one of the same size, from which scores would be taken for those of the old one."""
+    times = iter(dt.datetime(2026, 1, 1, 0, 0, s, 500, dt.UTC) for s in (1, 2))
+
+    def info(place: str) -> dict[str, Any]:
+        return {"name": place, "type": "file", "size": 3, name: next(times)}
+
+    monkeypatch.setattr(remote, "find_spec", lambda name: True)
+    monkeypatch.setattr(remote.RemotePath, "_backend", SimpleNamespace(info=info))
+    before, after = (files.any_path("s3://bucket/a.mp4").stat() for _ in range(2))
+    assert after.st_mtime_ns - before.st_mtime_ns == 10**9
+    assert (after.st_size, after.st_mtime) == (3, before.st_mtime + 1)
     with pytest.raises(ValueError, match="is on no disk of this machine"):
         files.local_path("gs://bucket/folder")
 

@@ -1,6 +1,7 @@
 """An arm of the benchmark: how all its samples are generated, as data."""
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -9,10 +10,11 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from jcos.bench.folder import Sample
+from jcos.bench.folder import Bench, Sample
 from jcos.config import PixelCodec, Sampling, WanConfig
 from jcos.experiments.experiment import Settings
 from jcos.experiments.settings import names_in
+from jcos.files import check_folder, local_path
 from jcos.lab.judges import standard
 from jcos.lab.methods import Method, check, sampling_of
 from jcos.media import image
@@ -42,15 +44,15 @@ class Arm(Interventions):
     profile: whose data types and schedule; None for the model's. lora: files merged into the
     weights while they are read, as `[high=|low=]FILE[:SCALE]`. seed: of the noise
     (`loop.first_noise`); by_index: to which a sample's place in the benchmark is added.
-    noise_files: a folder of first noises, SPLIT/TASK/00000.npy (or .safetensors), instead. size:
-    height and width of the generated video; scale: the same against the first frame's. The video is
-    brought to the size of the frame before it is written (resample: Pillow's filter). frames:
-    instead of the ground truth's, rounded up to what the model makes. fps, crf: of the files, 25
-    being the quality of the paper's.
+    noise_files: a folder of first noises, SPLIT/TASK/00000.npy (or .safetensors), instead; a video
+    is known by the content of its own. size: height and width of the generated video; scale: the
+    same against the first frame's. The video is brought to the size of the frame before it is
+    written (resample: Pillow's filter). frames: instead of the ground truth's, rounded up to what
+    the model makes. fps, crf: of the files, 25 being the quality of the paper's.
     ensemble: how many seeds, from `seed` on, are averaged after `ensemble_layers` at
     `ensemble_steps`; the first goes on. search: a method (`jcos.search`) whose seeds are those from
     `seed` on, and whose choice is written. x0: steps whose clean estimates are stored, of the first
-    `x0_samples` samples.
+    `x0_samples` samples of the benchmark.
     """
 
     profile: Profile | None = "diffsynth"
@@ -141,9 +143,34 @@ class Arm(Interventions):
         `noise_from_file`."""
         if self.noise_files is None:
             return None
-        files = [self.noise_files / f"{sample.name}.npy" for sample in samples]
-        files = [f if f.exists() else f.with_suffix(".safetensors") for f in files]
-        return np.stack([noise_from_file(file, shape) for file in files])
+        return np.stack([noise_from_file(self._noise_file(s), shape) for s in samples])
+
+    def _noise_file(self, sample: Sample) -> Path:
+        assert self.noise_files is not None
+        file = self.noise_files / f"{sample.name}.npy"
+        return file if file.exists() else file.with_suffix(".safetensors")
+
+    def check_noise(self, bench: Bench) -> None:
+        """Raise ValueError where a sample has no noise, and it is to come from files."""
+        if self.noise_files is None:
+            return
+        check_folder(local_path(self.noise_files))
+        lacking = [s.name for s in bench.samples if not self._noise_file(s).is_file()]
+        if lacking:
+            raise ValueError(
+                f"{self.noise_files} lacks the noise of {len(lacking)} of {len(bench.samples)} "
+                f"samples, {lacking[0]}.npy first"
+            )
+
+    def with_noise(self, bench: Bench) -> Bench:
+        """Return a benchmark in whose digests each sample's noise file counts."""
+        if self.noise_files is None:
+            return bench
+        marked = []
+        for sample in bench.samples:
+            content = sample.digest.encode() + self._noise_file(sample).read_bytes()
+            marked.append(sample._replace(digest=hashlib.sha256(content).hexdigest()))
+        return bench._replace(samples=tuple(marked))
 
     def together(self, config: WanConfig) -> int:
         """Return after how many steps the first seed goes on alone."""

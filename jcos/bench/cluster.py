@@ -62,8 +62,9 @@ class Cluster:
     """A Ray cluster whose machines all see the same paths.
 
     address: HOST:PORT; by default one is started on this machine, and ends with the run. mesh: of
-    each actor's devices. There is an actor for each GPU or TPU chip of the cluster (or as many as a
-    mesh takes), or CPU core. Raises ValueError where Ray is not installed or no cluster answers.
+    each actor's devices, which one machine has. There is an actor for each GPU or TPU chip of the
+    cluster (or as many as a mesh takes), or CPU core. Raises ValueError where Ray is not installed,
+    no cluster answers, or no machine has the devices of an actor.
     """
 
     address: str | None = None
@@ -105,7 +106,8 @@ class Cluster:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         ray.init(self.address, num_cpus=None if self.address else CORES, **quiet)
         try:
-            needs, most = _share(ray.cluster_resources(), math.prod(self.sizes.values()))
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            needs, most = _share(nodes, math.prod(self.sizes.values()))
             remote = ray.remote(max_restarts=-1, max_task_retries=-1, **needs)(_Actor).remote
             pool: Any = ActorPool([remote(*shared) for _ in range(most)])
 
@@ -120,10 +122,21 @@ class Cluster:
             ray.shutdown()
 
 
-def _share(resources: Mapping[str, float], devices: int) -> tuple[dict[str, Any], int]:
-    """Return what an actor with so many devices takes of a cluster, and how many there may be."""
-    if gpus := int(resources.get("GPU", 0)):
-        return {"num_gpus": devices}, max(1, gpus // devices)
-    if chips := int(resources.get("TPU", 0)):
-        return {"resources": {"TPU": devices}}, max(1, chips // devices)
-    return {"num_cpus": 1}, max(1, int(resources.get("CPU", os.cpu_count() or 1)))
+def _share(nodes: Sequence[Mapping[str, float]], devices: int) -> tuple[dict[str, Any], int]:
+    """Return what an actor with so many devices takes of a machine, and how many actors fit.
+
+    nodes: resources of each machine. Raises ValueError where no machine can hold an actor, for
+    which Ray would wait forever.
+    """
+    needs = {
+        "GPU": {"num_gpus": devices},
+        "TPU": {"resources": {"TPU": devices}},
+        "CPU": {"num_cpus": 1},
+    }
+    kind = next((k for k in needs if any(node.get(k, 0) >= 1 for node in nodes)), "CPU")
+    if kind == "CPU" and devices > 1:
+        raise ValueError(f"--mesh takes {devices} devices; this cluster has CPU cores alone")
+    most = sum(int(node.get(kind, 0)) // devices for node in nodes)
+    if not most:
+        raise ValueError(f"no machine of the cluster has {devices} {kind}s, which an actor takes")
+    return needs[kind], most

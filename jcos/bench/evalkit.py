@@ -62,7 +62,10 @@ def official(bench: Bench, arm: Path, name: str, out: Path, scorer: str | None) 
         return Scores(name, {}, {})
     arm, place = _whole(arm), _whole(out) / "official" / name
     record = {"folder": str(arm.resolve()), "videos": {n: _state(v) for n, v in videos.items()}}
+    results = place / f"{arm.name}_vbvr_results.json"
     if scorer is not None:
+        for older in (place / RECORD, results):
+            older.unlink(missing_ok=True)
         _run(scorer, bench, arm, place, record)
     about = read_json(place / RECORD)
     if {key: about.get(key) for key in record} != record:
@@ -70,7 +73,7 @@ def official(bench: Bench, arm: Path, name: str, out: Path, scorer: str | None) 
             f"{place} has no scores of the {len(videos)} videos in {arm} as they are: give the "
             "official scorer with --scorer 'python run_evaluation.py'"
         )
-    values, errors = read_results(place / f"{arm.name}_vbvr_results.json", bench.names)
+    values, errors = read_results(results, bench.names)
     errors |= dict.fromkeys(videos.keys() - values, "the official scorer passed it over")
     return Scores(name, values, errors, {k: v for k, v in about.items() if k not in record})
 
@@ -87,7 +90,6 @@ def _whole(path: Path) -> Path:
 
 
 def _run(scorer: str, bench: Bench, arm: Path, place: Path, record: Mapping[str, Any]) -> None:
-    (place / RECORD).unlink(missing_ok=True)
     about: dict[str, Any] = {"command": scorer, "commit": commit_of(scorer), "date": now()}
     environment = dict(os.environ)
     if bench.benchmark == "vbvr-pro":

@@ -51,12 +51,20 @@ def export(
 
 
 def puzzle_of(sample: Sample) -> Puzzle | None:
-    """The puzzle that an exported sample shows; None for samples of other origin."""
+    """The puzzle that an exported sample shows; None for samples of other origin.
+
+    Raises ValueError where the file that names it is damaged.
+    """
     file = sample.folder / PUZZLE
     if not file.is_file():
         return None
-    about = json.loads(file.read_text())
-    return get(about["task"]).sample(tuple(about["seed"]), "test")
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        return get(about["task"]).sample(tuple(about["seed"]), "test")
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        raise ValueError(
+            f"{file} is damaged: it names no puzzle; export the samples anew"
+        ) from None
 
 
 def score(puzzle: Puzzle, video: Path) -> float:

@@ -134,7 +134,7 @@ def read_bench(root: Path, per_task: int | None = None, benchmark: str = "vbvr")
     root, order = any_path(root), list(OFFICIAL)
     if not any((root / split).is_dir() for split in SPLITS):
         raise ValueError(f"{root} is no benchmark folder: it has neither {' nor '.join(SPLITS)}")
-    samples, faults, names = [], {}, []
+    samples, faults, names, before = [], {}, [], 0
     for task in visible(root, "*_50/*"):
         if not task.is_dir() or task.parent.name not in SPLITS:
             continue
@@ -148,8 +148,9 @@ def read_bench(root: Path, per_task: int | None = None, benchmark: str = "vbvr")
             faults[f"{place}/{other}"] = "a sample is named with five digits, 00000"
         last = max(map(int, numbers), default=-1)
         gaps = {f"{i:05d}" for i in range(min(last, PER_TASK))} - set(numbers)
-        for number in sorted(gaps | set(numbers))[:per_task]:
-            name, index = f"{place}/{number}", len(names)
+        whole = sorted(gaps | set(numbers))
+        for index, number in enumerate(whole[:per_task], before):
+            name = f"{place}/{number}"
             if task.name in OFFICIAL:
                 index = PER_TASK * order.index(task.name) + int(number)
             names.append(name)
@@ -158,6 +159,7 @@ def read_bench(root: Path, per_task: int | None = None, benchmark: str = "vbvr")
                 samples.append(sample._replace(place=index))
             except (ValueError, OSError) as error:
                 faults[name] = "the folder is missing" if number in gaps else str(error)
+        before += len(whole)
     if not names:
         raise ValueError(f"{root} has no samples: they are folders SPLIT/TASK/00000")
     absent = _absent(names) if per_task is None else ()

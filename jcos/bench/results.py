@@ -66,7 +66,8 @@ class Folder(NamedTuple):
         return self.latents(sample.name).exists() and made.get("digest") == sample.digest
 
     def note(self, name: str, kind: str, about: Mapping[str, Any]) -> None:
-        write(self.about(name, kind), as_text({**about, "date": now()}))
+        """Write something down, which other processes may do at the same time."""
+        write(self.about(name, kind), as_text({**about, "date": now()}), shared=True)
 
     def store(self, name: str, kind: str, array: np.ndarray) -> None:
         write(self.about(name, kind, "safetensors"), save({kind: array}))
@@ -106,7 +107,8 @@ class Folder(NamedTuple):
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Return nothing where there is no such file, or a damaged one."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(file.read_text(encoding="utf-8"))
+    """Return a JSON object; an empty one where there is no such file, or one of another kind."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
     return {}

@@ -96,6 +96,7 @@ def settle(
     for name, arm in arms.items():
         config = configs[name]
         check_mesh(sizes, config)
+        arm.check_noise(bench)
         wan.check_vae(config, checkpoint)
         check_mp4(16, 16, arm.fps, crf=arm.crf)
         lora = lora_files.identity(lora_files.read(config, arm.lora))
@@ -148,10 +149,10 @@ def run(
                 for sample in make(name, arm, config, left) if make else making.make(left):
                     if is_remote(out) and time.monotonic() - written < PACE:
                         continue
-                    folder.status(part, summary)
+                    folder.status(making.bench, summary)
                     written = time.monotonic()
                     progress(f"{name}: {sample}", total - len(making.left()), total)
-            done[name] = folder.status(part, summary)
+            done[name] = folder.status(making.bench, summary)
     return done
 
 
@@ -180,6 +181,7 @@ class Making:
     sizes: dict[Shape, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.bench = self.arm.with_noise(self.bench)
         for name in self.bench.names if self.work.retry else ():
             self.folder.about(name, "failed").unlink(missing_ok=True)
         for sample in self.bench.samples:
@@ -276,7 +278,8 @@ class Making:
             self.folder.fail(next(iter(batch)).name, error)
             return []
         seconds = round((time.monotonic() - start) / len(batch), 1)
-        observed = self.bench.samples[: self.arm.x0_samples if self.arm.x0 else 0]
+        first, parts = self.work.shard  # name k of this part is name first + k * parts of the whole
+        observed = self.bench.names[: len(range(first, self.arm.x0_samples, parts))]
         for i, sample in enumerate(batch):
             about = {
                 "digest": sample.digest,
@@ -287,7 +290,7 @@ class Making:
                 "mesh": sharding.describe(self.sampler.devices or {}),
             }
             about |= self.sampler.notes[i] if self.sampler.notes else {}
-            if sample in observed:
+            if self.arm.x0 and sample.name in observed:
                 self.folder.store(sample.name, "x0", x0[i].astype(np.float16))
             self.folder.store(sample.name, "latents", latents[i])
             self.folder.note(sample.name, "made", about)

@@ -166,6 +166,10 @@ class Score(Command):
     benchmark: Literal["vbvr", "vbvr-pro"] | None = None
     """Whose categories and checks; by default those that the first arm was made for."""
 
+    def check(self) -> None:
+        if not self.arms:
+            raise ValueError("no arms; name at least one folder of videos")
+
     def run(self) -> None:
         from jcos.bench.folder import read_bench
         from jcos.bench.results import read_json

@@ -9,6 +9,7 @@ from threading import Thread
 import pytest
 
 from jcos import cli
+from jcos.bench import cluster
 from jcos.bench.export import export
 from jcos.bench.folder import read_bench
 from jcos.bench.results import Folder, read_json
@@ -78,9 +79,30 @@ def test_wrong_input_is_one_sentence(words: tuple[str, ...], says: str, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_a_cluster_is_not_asked_for_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jcos.bench import cluster
+MESHED = [{"GPU": 3.0, "CPU": 8.0}, {"GPU": 3.0, "CPU": 8.0}, {"CPU": 64.0}]
 
+
+@pytest.mark.parametrize(
+    ("nodes", "devices", "share"),
+    [
+        (MESHED, 1, ({"num_gpus": 1}, 6)),
+        (MESHED, 2, ({"num_gpus": 2}, 2)),  # not 6 // 2
+        ([{"TPU": 4.0}, {"TPU": 4.0}], 4, ({"resources": {"TPU": 4}}, 2)),
+        ([{"CPU": 3.0}, {"CPU": 1.0}, {}], 1, ({"num_cpus": 1}, 4)),
+        (MESHED, 6, "no machine of the cluster has 6 GPUs"),
+        ([{"CPU": 8.0}], 2, "--mesh takes 2 devices; this cluster has CPU cores alone"),
+        ([{}], 1, "no machine of the cluster has 1 CPUs"),
+    ],
+)
+def test_an_actor_is_on_one_machine(nodes: list, devices: int, share: tuple | str) -> None:
+    if isinstance(share, str):
+        with pytest.raises(ValueError, match=share):
+            cluster._share(nodes, devices)
+    else:
+        assert cluster._share(nodes, devices) == share
+
+
+def test_a_cluster_is_not_asked_for_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs the extra ray: pip install 'jcos\[ray\]'"):
         cluster.Cluster()

@@ -93,6 +93,10 @@ def test_arms_that_were_written_otherwise_are_told(bench_folder, tmp_path, capsy
     assert {row["arm"] for row in rows if row["kind"] == "less 1/base"} == {"2/base"}
 
 
+def test_no_arms_are_no_table(tmp_path, refused) -> None:
+    assert "no arms; name at least one" in refused("bench", "score", "--samples", tmp_path)
+
+
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_config_describes_its_arms(file):
     arms, _ = load_arms(file)

@@ -83,6 +83,8 @@ def test_what_the_scorer_said_is_kept_for_the_same_videos(tmp_path: Path, scorer
         scored(arm, out, shlex.join([sys.executable, "-c", "raise SystemExit(3)"]))
     with pytest.raises(ValueError, match="as they are"):
         scored(arm, out)
+    with pytest.raises(ValueError, match="no results file"):  # one that writes none leaves none
+        scored(arm, out, shlex.join([sys.executable, "-c", ""]))
 
 
 def test_arms_of_one_name_do_not_get_each_others_scores(tmp_path: Path, scorer: str) -> None:

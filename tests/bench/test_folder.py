@@ -36,7 +36,8 @@ def test_samples_are_read_in_order(bench_folder: Path) -> None:
     assert last.name == "Out-of-Domain_50/T-7_maze7_data-generator/00001"
     assert (first.frames, first.height, first.width) == (5, 160, 160)
     assert last.height > 160
-    assert len(read_bench(bench_folder, per_task=1).names) == 3
+    part = read_bench(bench_folder, per_task=1)
+    assert part.samples == bench.samples[::2]  # with their places in the whole
 
 
 def test_what_is_wrong_is_said_and_the_rest_is_read(bench_folder: Path) -> None:
@@ -118,6 +119,16 @@ def test_exported_puzzles_are_judged_after_the_codec(bench_folder: Path, tmp_pat
         write_mp4(worse, still_of(sample), crf=25)
         assert score(puzzle, sample.truth) >= 0.95
         assert score(puzzle, worse) <= 0.1
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"task": "chess", "seed": [0, 1]}', '{"task": []}']
+)
+def test_a_damaged_puzzle_is_named(bench_folder: Path, content: str) -> None:
+    sample = read_bench(bench_folder).samples[0]
+    (sample.folder / "puzzle.json").write_text(content)
+    with pytest.raises(ValueError, match=r"00000/puzzle\.json is damaged"):
+        puzzle_of(sample)
 
 
 def test_an_export_does_not_mix_with_other_things(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from flax import nnx
 from jcos import generation, wan
 from jcos.bench import run as bench_run
 from jcos.bench.arm import Arm, Shape, load_arms
-from jcos.bench.folder import Sample, read_bench
-from jcos.bench.results import Folder, Status
+from jcos.bench.folder import Bench, Sample, read_bench
+from jcos.bench.results import Folder, Status, read_json
 from jcos.bench.run import Work
 from jcos.bench.sampler import Sampler
 from jcos.experiments.experiment import Settings
@@ -197,6 +198,66 @@ def test_a_video_of_a_sample_that_changed_is_told(bench_folder, tmp_path, calls)
     run(bench_folder, tmp_path)
     (bench_folder / FIRST / "prompt.txt").write_text("something else")
     assert run(bench_folder, tmp_path).stale == (FIRST,)
+
+
+def test_two_processes_may_note_the_same(tmp_path: Path, monkeypatch) -> None:
+    """As actors do that cannot make a sample: both have written before the first gives its name."""
+    folder, both, write = Folder(tmp_path), threading.Barrier(2, timeout=LONG), Path.write_bytes
+
+    def slow(path: Path, data: bytes) -> int:
+        size = write(path, data)
+        both.wait()
+        return size
+
+    monkeypatch.setattr(Path, "write_bytes", slow)
+    with ThreadPoolExecutor() as pool:
+        noted = [pool.submit(folder.fail, FIRST, ValueError(str(i))) for i in range(2)]
+    assert [note.result() for note in noted] == [None, None]
+    assert read_json(folder.about(FIRST, "failed"))["reason"] in ("0", "1")
+
+
+@pytest.mark.parametrize("content", ["[]", "1", "{", "[" * 10**5])
+def test_a_note_that_is_no_object_is_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    assert read_json(tmp_path / "run.json") == {}
+
+
+def test_noise_files_are_there_and_decide_the_videos(bench_folder, tmp_path, calls) -> None:
+    """A part of the benchmark, then the whole: what was made with other noise is said."""
+    out, noise = tmp_path / "out", tmp_path / "noise"
+    arm = dataclasses.replace(SMALL, noise_files=noise)
+    part, whole = (read_bench(bench_folder, per_task) for per_task in (1, None))
+
+    def made(bench: Bench) -> Status:
+        return bench_run.run({"arm": arm}, TINY, bench, out, Work(text=out))["arm"]
+
+    with pytest.raises(ValueError, match="there is no folder"):
+        made(part)
+    for i, sample in enumerate(part.samples):
+        (noise / sample.name).parent.mkdir(parents=True)
+        (noise / f"{sample.name}.npy").write_bytes(bytes([i]))
+    with pytest.raises(ValueError, match=r"lacks the noise of 3 of 6 samples, .*/00001\.npy first"):
+        made(whole)
+    assert made(part).complete
+    for i, sample in enumerate(whole.samples):
+        (noise / f"{sample.name}.npy").write_bytes(bytes([i // 2]))
+    assert made(whole).complete
+    assert sorted(calls) == list(whole.names)  # each once
+    (noise / f"{FIRST}.npy").write_bytes(b"other")
+    assert made(whole).stale == (FIRST,)
+
+
+def test_estimates_are_stored_of_the_first_samples_of_all_shards(
+    bench_folder, tmp_path, calls
+) -> None:
+    arm = dataclasses.replace(SMALL, x0=(0,), x0_samples=3)
+    for i in range(2):
+        run(bench_folder, tmp_path, arm, Work(text=tmp_path, shard=(i, 2)))
+    kept = (tmp_path / "arm" / "state" / "x0").rglob("*.safetensors")
+    names = sorted(
+        p.relative_to(tmp_path / "arm/state/x0").with_suffix("").as_posix() for p in kept
+    )
+    assert names == list(read_bench(bench_folder).names[:3])
 
 
 def sampler_of(model: Wan, arm: Arm, folder: Path) -> tuple[Sampler, list[Sample]]:
