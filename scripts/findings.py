@@ -71,7 +71,7 @@ def fill(words: Path, folder: Path) -> str:
         undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
     try:
-        return environment.from_string(words.read_text()).render(results)
+        return environment.from_string(words.read_text(encoding="utf-8")).render(results)
     except jinja2.TemplateError as error:
         raise ValueError(f"{words.name}: {error}") from None
 
@@ -83,6 +83,8 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         words = sorted(arguments.docs.glob("findings*.in.md"))
+        if not words:
+            raise ValueError(f"{arguments.docs} has no findings*.in.md, the words of the pages")
         pages = {path: fill(path, arguments.results) for path in words}
         pictures = arguments.docs / "findings"
         shutil.rmtree(pictures, ignore_errors=True)
@@ -93,7 +95,7 @@ def main() -> None:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     for path, page in pages.items():
-        path.with_name(path.name.replace(".in", "")).write_text(page)
+        path.with_name(path.name.replace(".in", "")).write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -33,14 +33,13 @@ def about(**machine: object) -> dict[str, Any]:
 
 
 def save(out: Path, table: str, about: Mapping[str, Any], rows: Iterable[Mapping]) -> None:
-    """Print a table with what it holds for; write it, and the rows as JSON, into a folder."""
+    """Write a table with what it holds for, and the rows as JSON, into a folder; print it."""
     table += "\n" + ", ".join(f"{name} {value}" for name, value in about.items()) + "\n"
-    print(table)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "table.md").write_text(table)
-    (out / "table.json").write_text(
-        json.dumps({"machine": about, "rows": list(rows)}, indent=1) + "\n"
-    )
+    (out / "table.md").write_text(table, encoding="utf-8")
+    text = json.dumps({"machine": about, "rows": list(rows)}, indent=1) + "\n"
+    (out / "table.json").write_text(text, encoding="utf-8")
+    print(table)
 
 
 def diffusers_transformer(cfg: Any) -> Any:

@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from jcos import cli, demo, wan
+from jcos.cli import searching
+from jcos.cli.common import show_table
 from jcos.experiments import sample
 from jcos.experiments.sweeps import held_out
 from jcos.generation import generate
@@ -95,6 +97,29 @@ def test_search_writes_the_tree_its_cost_and_pictures(tmp_path, capsys) -> None:
         ((_, _, particles),) = tree["rows"]
         assert [one["seed"] for one in particles if one["went"]] == [manifest["seed"][i]]
         assert [p["score"] for p in particles] == sorted(made["scores"][i], reverse=True)
+
+
+def test_a_killed_search_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, tries = tmp_path / "s", []
+
+    def killed(*_: object, **__: object) -> None:
+        tries.append(1)
+        (out / "puzzle-0.png").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(wan, "load", lambda folder: None)
+    monkeypatch.setattr(searching, "conditions_of", lambda *_: None)
+    monkeypatch.setattr(searching.search, "run", killed)
+    for _ in range(2):
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            run("search", "maze", "--puzzles", 1, "--out", out)
+    assert len(tries) == 2
+
+
+def test_a_table_shows_words_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "a[/b] [red] :duck:"
+    show_table(words, (words,), [(words,)])
+    assert capsys.readouterr().out.count(words) == 3
 
 
 @pytest.mark.slow

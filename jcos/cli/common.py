@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from jcos import files
 from jcos.report import explorer
@@ -32,7 +33,7 @@ def command_line() -> str:
 def bar() -> Iterator[Progress]:
     """Show what is going on, how much of it is done, and the time that is left: as a bar, or in
     lines where the output is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     style: dict[str, Any] = {"console": console, "speed_estimate_period": PACE, "transient": True}
     quiet, last = not console.is_terminal, ("", 0)
     with Bar(*columns, TimeRemainingColumn(), disable=quiet, **style) as progress:
@@ -63,13 +64,14 @@ def make_page(folder: Path) -> Path:
     return page
 
 
-def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
+    """Print a table; words are shown as they are, whatever brackets or colons they hold."""
     table = Table(title=title)
     for number, column in enumerate(columns):
         table.add_column(column, no_wrap=number == 0)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 def read_size(text: str | None) -> tuple[int, int] | None:

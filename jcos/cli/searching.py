@@ -21,7 +21,8 @@ ROOM = 2**22
 
 
 def search_puzzles(options: "Search", command: str) -> str:
-    """Search, unless the folder holds this very search; return its results in a sentence."""
+    """Search, unless the folder holds this very search; return its results in a sentence. One that
+    was killed begins anew."""
     task = tasks.get(options.task)
     if options.preset not in search.PRESETS:
         known = ", ".join(search.PRESETS)
@@ -47,7 +48,9 @@ def search_puzzles(options: "Search", command: str) -> str:
         "sampling": dataclasses.asdict(sampling),
     }
     out, manifest = options.out, options.out / runs.MANIFEST
-    if not runs.holds(out, "search", settings):
+    there = runs.holds(out, "search", settings)
+    complete = there and "solved" in (runs.read(manifest) or {})
+    if not complete:
         check_room(out, ROOM)
         model = wan.load(options.checkpoint)
         title = {"title": f"{task.name}: {options.preset}, {options.seeds} seeds"}

@@ -158,6 +158,7 @@ class Tasks(Command):
 
     def run(self) -> None:
         import numpy as np
+        from rich.text import Text
 
         from jcos.cli.common import show_table
         from jcos.experiments.sweeps import held_out
@@ -172,7 +173,7 @@ class Tasks(Command):
                 name,
                 task.faculty + (" (hard)" if task.hard else ""),
                 f"score ≥ {task.solved_at:.2f}",
-                f"{task.about} [dim]“{task.sample(0).prompt}”[/dim]",
+                Text.assemble(f"{task.about} ", (f"“{task.sample(0).prompt}”", "dim")),
             )
             for name, task in chosen.items()
         ]

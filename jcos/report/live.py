@@ -140,13 +140,15 @@ def _data(results: list[Results], name: str, place: Place) -> bytes | None:
 
 
 def server(folder: Path, port: int) -> ThreadingHTTPServer:
-    """Bound to the loopback address. Raises ValueError where the folder is none, OSError where the
-    port is taken."""
+    """Bound to the loopback address. Raises ValueError where the folder or the port is none,
+    OSError where the port is taken."""
+    if port not in range(2**16):
+        raise ValueError(f"port is {port}; it is 0 to 65535")
     shelf = Shelf(folder)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            host = (self.headers.get("Host") or "").rpartition(":")[0]
+            host = (self.headers.get("Host") or "").partition(":")[0]
             if host not in HOSTS:
                 self.send_error(HTTPStatus.FORBIDDEN)
                 return

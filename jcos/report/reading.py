@@ -42,7 +42,9 @@ UNREADABLE = (
     TypeError,
     AttributeError,
     EOFError,
+    RecursionError,  # of JSON that is nested too deep
     SyntaxError,  # of Pillow, for a broken PNG
+    Image.DecompressionBombError,
     zipfile.BadZipFile,
     zlib.error,
     csv.Error,
@@ -118,7 +120,7 @@ def check_results(folder: Path) -> None:
     damaged manifest counts where the files that a command leaves lie in the same folder."""
     try:
         ours = not SAYS.isdisjoint(manifest_of(folder))
-    except ValueError:
+    except (ValueError, RecursionError):
         ours = any((folder / name).is_file() for name in LEFT)
     except FileNotFoundError:  # `read` refuses what is no folder, or an empty one
         ours = not folder.is_dir() or not any(folder.iterdir())

@@ -1,5 +1,6 @@
 """The table of runs below a folder: what each is, its score, in what it differs from the others."""
 
+import contextlib
 import csv
 import datetime as dt
 import io
@@ -139,4 +140,8 @@ def _settings(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _changed(folder: Path) -> float:
-    return max(p.stat().st_mtime for p in (*folder.glob("*.json"), folder))
+    times = []
+    for path in (folder, *folder.glob("*.json")):
+        with contextlib.suppress(OSError):  # a broken link, or gone since it was listed
+            times.append(path.stat().st_mtime)
+    return max(times, default=0.0)

@@ -23,7 +23,7 @@ from jcos.experiments.sample import Sampled
 from jcos.experiments.sweeps import held_out
 from jcos.report import explorer, samples
 from jcos.report.plane import MASS, Line, Look, Plane, answer_lines, look, telling
-from jcos.report.reading import Results, distinct, read
+from jcos.report.reading import Results, check_results, distinct, read
 from jcos.report.table import kind_of
 from jcos.sampling.probes import Noise
 from tests.report import folders
@@ -280,6 +280,12 @@ def _text(change: Callable[[str], str]) -> Callable[[Path], object]:
     return lambda path: path.write_text(change(path.read_text()))
 
 
+def _bomb(path: Path) -> None:
+    """A picture of more pixels than Pillow reads."""
+    Image.new("1", (2**14, 2**14)).save(path)
+
+
+DEEP = "[" * 10**5
 OLDER = _dataset(lambda data: data.assign_attrs(jcos_results=0))
 NO_RUNS = _dataset(lambda data: data.assign(energy=data.energy.mean("puzzle", keep_attrs=True)))
 NO_LEVEL = _dataset(lambda data: data.drop_vars("chance_solved"))
@@ -293,6 +299,8 @@ SAMPLE, FILMS, MEASURED = folders.sample_folder, folders.generate_folder, folder
         (SAMPLE, "planes.npz", _truncate, "planes.npz: it cannot be read", 0),
         (SAMPLE, "planes.npz", Path.unlink, "planes.npz: it is missing.", 0),
         (SAMPLE, "run.json", _truncate, "The manifest: it cannot be read", 0),
+        (SAMPLE, "run.json", _text(lambda _: DEEP), "The manifest: it cannot be read", 0),
+        (MEASURED, "large.png", _bomb, "large.png: it cannot be read", 0),
         (SAMPLE, "run.json", _text(lambda _: "[1]"), "run.json is no JSON object", 0),
         (FILMS, "seed-0-x0-step-4.mp4", _truncate, "seed-0-x0-step-4.mp4: ", 2),
         (FILMS, "seed-1.mp4", Path.unlink, "seed-1.mp4: it is missing.", 2),
@@ -319,6 +327,7 @@ def test_damage_is_said_and_the_rest_is_shown(
 ) -> None:
     make(tmp_path)
     damage(tmp_path / file)
+    check_results(tmp_path)
     page = page_of(tmp_path)
     told = re.search(r'<section class="missing".*?</section>', page, re.DOTALL)
     assert told
@@ -361,7 +370,7 @@ def test_compared_folders_of_one_title_have_names_apart(
 ) -> None:
     for name in names:
         folders.sample_folder(tmp_path / name)
-    assert [one.name for one in distinct([read(tmp_path / name) for name in names])] == [*names]
+    assert [one.title for one in distinct([read(tmp_path / n) for n in names])] == [*names]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jcos.report import live
 from tests.report import folders
 from tests.report.test_explorer import data_of
 
@@ -68,7 +69,15 @@ def test_live_lists_runs_and_serves_only_them(served: str, tmp_path: Path) -> No
     ):
         refused(404, f"{b}{wrong}")
     assert served.startswith("http://127.0.0.1:")  # to this machine alone
-    refused(403, f"{served}/", Host="elsewhere.example:80")
+    for host in ("elsewhere.example:80", "elsewhere.example", ""):
+        refused(403, f"{served}/", Host=host)
+    assert get(f"{served}/", Host="localhost") == get(f"{served}/")  # as browsers ask on port 80
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_a_port_that_is_none_is_refused(tmp_path: Path, port: int) -> None:
+    with pytest.raises(ValueError, match=f"port is {port}; it is 0 to 65535"):
+        live.server(tmp_path, port)
 
 
 PARTS = {
@@ -126,6 +135,7 @@ def test_every_run_has_a_row_and_most_a_picture(served: str, tmp_path: Path) -> 
     folders.generate_folder(tmp_path / "runs" / "gen")
     (tmp_path / "runs" / "broken").mkdir()
     (tmp_path / "runs" / "broken" / "run.json").write_text("{<b>")
+    (tmp_path / "runs" / "b" / "gone.json").symlink_to("nowhere")
     assert "run.json cannot be read" in get(f"{served}/").decode()
     pictures = {}
     for name, address in runs(served).items():

@@ -1,6 +1,7 @@
 """The page of findings: its numbers are those of results."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,11 +11,13 @@ import pytest
 
 from tests.conftest import ROOT
 
+ASCII = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+"""A machine on which text is not UTF-8 by default."""
 TABLE = """task,measure,case,value,low,high,n,chance,still,forwards
 maze,solved,step 3,0.98765,0.9,1.0,64,0.1,0.0,4
 maze,"commitment step, median",model,23.456,20,25.5,60,,,50
 """
-WORDS = """Solved {{ steps_2("maze", "solved", "step 3", n=1) }}, decided at
+WORDS = """From x̂0: solved {{ steps_2("maze", "solved", "step 3", n=1) }}, decided at
 {{ steps_2("maze", "commitment step, median", "model") }}
 by `{{ steps_2.command }}`, {{ steps_2("maze", "solved", "step 3", column="forwards") }} forwards,
 chance {{ steps_2("maze", "solved", "step 3", column="chance") }}.
@@ -34,19 +37,30 @@ def results(tmp_path: Path) -> Path:
 
 def run(results: Path, docs: Path, words: str) -> subprocess.CompletedProcess[str]:
     docs.mkdir(exist_ok=True)
-    (docs / "findings.in.md").write_text(words)
+    if words:
+        (docs / "findings.in.md").write_text(words, encoding="utf-8")
     script = ROOT / "scripts" / "findings.py"
     command = [sys.executable, str(script), "--results", str(results), "--docs", str(docs)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=ASCII)
 
 
 def test_marks_become_numbers(results: Path, tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     assert run(results, docs, WORDS).returncode == 0
-    page = (docs / "findings.md").read_text()
-    assert "Solved 0.988 [0.900, 1.000] (n = 64), decided at\n23.5 [20, 25.5]\nby" in page
+    page = (docs / "findings.md").read_text(encoding="utf-8")
+    assert "From x̂0: solved 0.988 [0.900, 1.000] (n = 64), decided at\n23.5 [20, 25.5]\nby" in page
     assert "`jcos run it`, 4 forwards,\nchance 0.100." in page
     assert (docs / "findings" / "steps_2-solved.svg").read_bytes() == b"picture"
+
+
+def test_a_folder_without_words_is_left_alone(results: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "docs" / "findings" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    ended = run(results, tmp_path / "docs", "")
+    assert ended.returncode == 2
+    assert "has no findings*.in.md" in ended.stderr
+    assert mine.exists()
 
 
 @pytest.mark.parametrize(
@@ -55,7 +69,7 @@ def test_marks_become_numbers(results: Path, tmp_path: Path) -> None:
         '{{ steps_2("maze", "solved", "step 4") }}',
         '{{ noise("maze", "solved", "step 3") }}',
         '{{ steps_2("maze", "commitment step, median", "model", column="chance") }}',
-        "{{ steps.date }}",
+        "{{ steps_2.date }}",
     ],
 )
 def test_a_mark_without_a_number_is_refused(results: Path, tmp_path: Path, mark: str) -> None:

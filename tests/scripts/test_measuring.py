@@ -62,6 +62,18 @@ def test_an_image_with_jax_flax_and_torch_is_enough() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+def test_a_table_is_written_where_it_cannot_be_printed(tmp_path: Path) -> None:
+    """Measured for hours, on a machine whose text is not UTF-8."""
+    code = "import sys; sys.path.append('scripts'); import tables; from pathlib import Path; "
+    code += r"tables.save(Path(sys.argv[1]), '| 8 \u00d7 H200 |\n', {'chip': 'H200'}, [{'ms': 1}])"
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | plain, capture_output=True, text=True)
+    assert "UnicodeEncodeError" in done.stderr
+    assert (tmp_path / "table.md").read_text(encoding="utf-8").startswith("| 8 × H200 |")
+    assert json.loads((tmp_path / "table.json").read_text())["rows"] == [{"ms": 1}]
+
+
 def test_formulas_are_written_into_a_page(tmp_path: Path) -> None:
     for name, text in DOCS.items():
         (tmp_path / name).write_text(f"before\n{text}after\n")
