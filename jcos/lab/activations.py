@@ -193,7 +193,8 @@ def batches(
     **at: Any,
 ) -> Iterator[Float[np.ndarray, "size D"]]:
     """Yield random rows of activations for ever. pool: files that are in memory at a time, from
-    which rows are drawn without repetition before others are read."""
+    which rows are drawn without repetition before others are read. Files that are left over and
+    hold less than a batch wait for another order. Raises ValueError where a pool holds less."""
     paths = files_in(paths) if isinstance(paths, Path) else list(paths)
     rng = np.random.default_rng(seed)
     rows: np.ndarray | None = None
@@ -204,7 +205,13 @@ def batches(
                 some = load([paths[i] for i in order[first : first + pool]], site, **at)
                 rows = some.values.reshape(-1, some.shape[-1])
             if len(rows) < size:
-                raise ValueError(f"{pool} files hold {len(rows)} rows, a batch {size}: raise pool")
+                if first:
+                    continue  # what is left over
+                number = min(pool, len(paths))
+                raise ValueError(
+                    f"{number} files hold {len(rows)} rows, a batch {size}: take smaller batches, "
+                    "or more files (pool)"
+                )
             drawn = rng.permutation(len(rows))[: len(rows) // size * size]
             for some in drawn.reshape(-1, size):
                 yield rows[some]

@@ -142,7 +142,8 @@ def _update(
         left = x - codes @ decoder
         error = jnp.mean(jnp.square(left))
         # Dead features alone are to explain what is left over; that is no target of the others.
-        others = top(jnp.where(dead[None], values, -jnp.inf), 2 * dictionary.k)
+        count = min(2 * dictionary.k, values.shape[-1])
+        others = top(jnp.where(dead[None], values, -jnp.inf), count)
         again = jnp.where(jnp.isfinite(others), others, 0.0) @ decoder
         more = jnp.mean(jnp.square(jax.lax.stop_gradient(left) - again))
         more = jnp.where(dead.any(), more, 0.0)

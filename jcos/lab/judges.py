@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8, UInt32
 
 from jcos.config import PixelCodec, WanConfig
 from jcos.lab.measures import answer_mass
@@ -28,7 +28,8 @@ class Estimates(NamedTuple):
 
     x: what the model sees next, of noise level sigma. x0: the clean estimate; before: that of the
     step before. alive: which are particles; the others fill up rows. tokens: by layer,
-    [W, K, N, D], where a judge asks for them.
+    [W, K, N, D], where a judge asks for them. seeds: the lowest 32 bits of each particle's, where
+    they are known.
     """
 
     model: Wan
@@ -39,6 +40,7 @@ class Estimates(NamedTuple):
     before: Float[Any, "W K F h w C"]
     alive: Bool[Any, "W K"]
     tokens: Mapping[int, Float[Any, "W K N D"]]
+    seeds: UInt32[np.ndarray, "W K"] | None = None
 
 
 class Judge:
@@ -180,7 +182,8 @@ def _rms(x: Float[Array, "*axes F h w C"]) -> Float[Array, "*axes"]:
 
 
 class Random(Judge):
-    """Nothing: the control of every other judge. The same numbers for the same step and seed."""
+    """Nothing: the control of every other judge. A particle's number depends on the step and on its
+    seed alone (copies of a seed have different ones); where seeds are not known, on its place."""
 
     on_host = True
 
@@ -188,7 +191,12 @@ class Random(Judge):
         self.seed = seed
 
     def __call__(self, at: Estimates) -> Scores:
-        return np.random.default_rng((self.seed, at.step + 1)).random(at.x0.shape[:2])
+        here = self.seed, at.step + 1
+        if at.seeds is None:
+            return np.random.default_rng(here).random(at.x0.shape[:2])
+        rows = at.seeds.tolist()
+        each = [[(seed, row[:i].count(seed)) for i, seed in enumerate(row)] for row in rows]
+        return np.array([[np.random.default_rng(here + one).random() for one in r] for r in each])
 
 
 class Scorer(Judge):

@@ -34,7 +34,8 @@ class Row:
     transform: what ranks: the score, its largest so far (max), its sum, or the sum of its shares
     (softmax). Log-weights grow by scale × that of this row (diff: by its change; softmax: as raw);
     the last row makes up for what rows before it added, but for diff, which adds up by itself.
-    stop: score from which on a particle goes on alone, and later rows are left out.
+    stop: score from which on a particle goes on alone, and later rows are left out. From such a row
+    on, none may go back (`renoise`, `prefix`, `chain`).
     copies: how many particles go on, the kept ones in turn. copy: copies get fresh keys (`key`),
     their noise is renewed at its level (`mutate`) or all go back to the end of an earlier step
     (`renoise`, back), by `strength`, 0..1; or all begin anew with the first `frames` latent frames
@@ -323,6 +324,7 @@ def check(
             f"a search of {method.seeds} seeds and spread {method.spread} is none: at least 1 "
             "seed, a spread above 0 and up to 1"
         )
+    stops: int | None = None
     random = (sampling.solver in STOCHASTIC and sampling.eta != 0) or _draws(probe)
     for number, (row, at, before, alive) in enumerate(method.stages(steps)):
         here = f"row {number} (after step {row.step:g})"
@@ -342,6 +344,12 @@ def check(
             raise ValueError(
                 f"{here}: fresh seeds are tried by a threshold, in the first row or in one that "
                 "follows such rows"
+            )
+        stops = number if stops is None and row.stop < math.inf else stops
+        if stops is not None and row.copy in ("prefix", "chain", "renoise"):
+            raise ValueError(
+                f"{here}: a {row.copy} would lose the particle that stops in row {stops}: leave "
+                f"out the stop, or the {row.copy}"
             )
         drawn = row.select in ("multinomial", "systematic") and not row.distinct
         if drawn and row.ess < 1 and row.keep < alive:

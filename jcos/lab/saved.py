@@ -38,6 +38,7 @@ def save(
         arrays = {name: np.ascontiguousarray(a) for name, a in given.items() if a is not None}
         write(folder / GIVEN.format(turn), as_bytes(arrays))
     about = {
+        "search": _identity(run),
         "turn": turn,
         "row": number,
         "scores": None if scores is None else scores.tolist(),
@@ -55,8 +56,12 @@ def load(folder: Path, run: "_Run") -> At | None:
     is damaged, or of another search."""
     if not (about := _read(folder)):
         return None
-    if "turn" not in about:
+    if "search" not in about:
         raise ValueError(f"{folder / ABOUT} is of an older jcos; remove it: the search begins anew")
+    if about["search"] != _identity(run):
+        raise ValueError(
+            f"{folder / ABOUT} is of another search; remove it, or keep this one elsewhere"
+        )
     people, given = run.population, folder / GIVEN.format(about["turn"])
     for name, values in about["people"].items():
         setattr(people, name, np.array(values, getattr(people, name).dtype))
@@ -87,6 +92,11 @@ def as_json(generation: Generation) -> dict[str, Any]:
     """Return a generation as JSON, without its estimates."""
     fields = {k: v for k, v in generation._asdict().items() if k != "x0"}
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in fields.items()}
+
+
+def _identity(run: "_Run") -> list[Any]:
+    """Return what parts this search from others of the same model, condition and sampling."""
+    return [repr(run.method), run.first, run.noise]
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -69,19 +69,20 @@ from jcos.lab.population import Search
 from jcos.lab.population import replay as replay
 from jcos.model.vae import Tiles
 from jcos.sampling import flow
+from jcos.sampling.noise import seed_numbers, seed_words
 from jcos.sampling.probes import Probe, TokenFeatures, chain
 from jcos.sampling.trajectory import Condition, tree_stack
 from jcos.wan import Wan
 
 FRESH = 2**31 - 1
-"""Folded into keys for the noise of a row; no step is so large."""
+"""Folded into keys for the noise of a row, less its number; no step is so large."""
 
 
 def run(
     model: Wan,
     condition: Condition,
     method: Method,
-    seed: int | Sequence[int] = 0,
+    seed: Sequence[int] | SupportsIndex = 0,
     *,
     judges: Mapping[str, Judge] | None = None,
     sampling: Sampling | None = None,
@@ -99,7 +100,8 @@ def run(
     name, added to those of `judges.STANDARD`. sampling: the model's own by default.
     probe: acts on every particle. noise: "torch" or "jax", by default the model's own generator.
     record: keep the estimates that were judged. keep: a folder that holds the search after every
-    step; one that was killed goes on from there (without the estimates of before). tiles: as in
+    step; one that was killed goes on from there (without the estimates of before), another one
+    is refused. tiles: as in
     `Wan.encode`. together: as in `steps`. on_step: called with the step and the number of
     particles after each.
 
@@ -130,7 +132,7 @@ class _Run(Search):
         model: Wan,
         condition: Condition,
         method: Method,
-        seed: int | Sequence[int],
+        seed: Sequence[int] | SupportsIndex,
         judges: dict[str, Judge],
         sampling: Sampling | None,
         probe: Probe,
@@ -139,7 +141,8 @@ class _Run(Search):
         self.single = condition.context.ndim == 2
         self.conditions = jax.tree.map(lambda a: a[None], condition) if self.single else condition
         worlds = len(self.conditions.context)
-        self.first = [seed] * worlds if isinstance(seed, int) else list(seed)
+        one = np.ndim(seed) == 0  # type: ignore[arg-type]
+        self.first = seed_numbers(seed) * (worlds if one else 1)
         if len(self.first) != worlds:
             raise ValueError(f"{len(self.first)} first seeds for {worlds} video(s)")
         self.model, self.noise = model, noise
@@ -224,7 +227,8 @@ class _Run(Search):
             observed = state.trace.block_obs[-1]
             tokens = {layer: observed[:, :, 0, i] for i, layer in enumerate(self.layers)}
         latents = solver.x, solver.last, solver.before_last
-        at = Estimates(self.model, state.step, state.next_sigma, *latents, alive, tokens)
+        seeds = seed_words(state.rows.ravel().tolist()).reshape(state.rows.shape)
+        at = Estimates(self.model, state.step, state.next_sigma, *latents, alive, tokens, seeds)
         scores = np.asarray(judge(at), np.float64)
         check_scores(judge, scores, state.rows.shape)
         if not np.isfinite(scores[alive]).all():
@@ -243,15 +247,16 @@ class _Run(Search):
         x0 = np.asarray(state.solver.last) if self.record else None
         which = people.select(row, scores, last=last, multiple=self.multiple)
         parents = np.where(people.alive, which, -1)
-        seeds = np.array(state.rows.tolist())
-        self.tree.append(Generation(state.step, row.judge, seeds, scores, *before, parents, x0))
+        scored = state.step, row.judge, state.rows, scores
+        self.tree.append(Generation(*scored, *before, parents, x0))
         state = state.take(which)
         copied = np.tril(which[:, :, None] == which[:, None], -1).any(-1)
         if row.copy == "mutate":
             return state.move(self._noised(state, row.strength, state.next_sigma, copied))
         if row.copy == "renoise":
             sigma = float(self.plan.schedule.sigmas[row.back + 1])
-            return state.move(self._noised(state, row.strength, sigma), step=row.back)
+            moved = self._noised(state, row.strength, sigma, number=len(self.tree))
+            return state.move(moved, step=row.back)
         if row.copy in ("prefix", "chain"):
             self._give(row, state.solver.last[:, 0])
             return self.begin(self.method.seeds * len(self.tree))
@@ -275,12 +280,15 @@ class _Run(Search):
         strength: float,
         sigma: float,
         where: Bool[np.ndarray, "W K"] | None = None,
+        number: int = 0,
     ) -> Any:
         """Return latents of a noise level: the estimate with the noise that is left in x, renewed
-        by `strength`."""
+        by `strength`; all of it where none is left. number: of the row, for particles that keep
+        their keys."""
         x, x0, now = state.solver.x, state.solver.last, state.next_sigma
+        strength = strength if now > 0 else 1.0
         keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(
-            state.keys, np.uint32(FRESH)
+            state.keys, np.uint32(FRESH - number)
         )
         draw = jax.vmap(jax.vmap(lambda key: jax.random.normal(key, x.shape[2:], x.dtype)))
         left = (x - (1 - now) * x0) / max(now, 1e-6)
@@ -294,7 +302,7 @@ class _Run(Search):
         latents = jax.block_until_ready(state.solver.x)
         logs = np.asarray(special.logsumexp(people.log_weight, 1, people.alive))
         log_norm = people.log_norm + logs - np.log(people.alive.sum(1))
-        seeds, chosen = np.array(state.rows.tolist())[at], latents[at]
+        seeds, chosen = state.rows[at], latents[at]
         forwards, decodes, judged = self.counts
         cost = Cost(forwards, decodes, judged, seconds)
         chosen = chosen[0] if self.single else chosen

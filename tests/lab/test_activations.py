@@ -97,3 +97,13 @@ def test_batches_are_rows_of_the_files_each_once(folder) -> None:
     assert next(few).shape == next(few).shape == (12, 32)
     with pytest.raises(ValueError, match="1 files hold 12 rows, a batch 13"):
         next(activations.batches(folder, 13, layer=1, pool=1))
+    with pytest.raises(ValueError, match="3 files hold 36 rows, a batch 37"):
+        next(activations.batches(folder, 37, layer=1))
+
+
+def test_files_that_are_left_over_wait_for_another_order(folder) -> None:
+    """Two of three files fill a batch, the third does not; all are read in the long run."""
+    drawn = activations.batches(folder, 24, layer=1, pool=2)
+    some = np.concatenate([next(drawn) for _ in range(12)])
+    rows = activations.load(folder, layer=1).values.reshape(-1, 32)
+    np.testing.assert_array_equal(np.unique(some, axis=0), np.unique(rows, axis=0))

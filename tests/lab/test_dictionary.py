@@ -84,6 +84,13 @@ def test_least_squares_leaves_no_more_than_the_codes_themselves() -> None:
     assert (least <= error + 1e-4).all()
 
 
+def test_more_than_half_of_the_features_may_be_active() -> None:
+    x = np.random.default_rng(3).standard_normal((20, 6)).astype(np.float32)
+    found, log = fit(itertools.repeat(x), 5, 4, steps=2)
+    assert ((np.asarray(found.encode(x)) != 0).sum(-1) == 4).all()
+    assert np.isfinite(log.loss).all()
+
+
 def test_as_many_active_features_as_there_are_is_refused() -> None:
     with pytest.raises(ValueError, match="k is 8 of 8 features"):
         fit(iter([np.zeros((4, 4), np.float32)]), 8, 8)

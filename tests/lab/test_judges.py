@@ -106,6 +106,12 @@ def test_signs_of_any_run(small_model: Wan, routes) -> None:
     at = estimates(small_model, [a, b])
     np.testing.assert_array_equal(Random(3)(at), Random(3)(at))
     assert (Random(3)(at) != Random(4)(at)).all()
+    seeds = np.array([[5, 6, 5]], np.uint32)
+    at = estimates(small_model, [a, b, a])._replace(seeds=seeds)
+    one, other, copy = Random(3)(at)[0]
+    assert len({one, other, copy}) == 3
+    alone = estimates(small_model, [b])._replace(seeds=seeds[:, 1:2])
+    assert Random(3)(alone) == other
 
 
 def test_a_head_learns_what_tokens_tell(small_model: Wan, routes) -> None:

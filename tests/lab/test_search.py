@@ -375,6 +375,39 @@ def test_a_search_that_was_killed_goes_on(model, condition, method, tmp_path) ->
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("method", "change"),
+    [
+        (epbs(2, "energy", at=0.25), {}),
+        (epbs(3, "energy", at=0.5), {}),
+        (epbs(2, "energy", at=0.5), {"seed": 7}),
+        (epbs(2, "energy", at=0.5), {"noise": "torch"}),
+    ],
+)
+def test_a_folder_of_another_search_is_refused(model, condition, method, change, tmp_path) -> None:
+    run(model, condition, epbs(2, "energy", at=0.5), keep=tmp_path)
+    with pytest.raises(ValueError, match="is of another search; remove it, or keep this one"):
+        run(model, condition, method, keep=tmp_path, **change)
+
+
+@pytest.mark.parametrize(
+    ("seed", "first"),
+    [(np.int64(3), [3, 3]), (np.arange(2), [0, 1]), ((2**63 - 1, 2**63), [2**63 - 1, 2**63])],
+)
+def test_seeds_are_any_integers_and_stay_exact(model, pair, seed, first) -> None:
+    result = run(model, pair, best_of(2, "energy"), seed)
+    assert result.tree[0].seeds.tolist() == [[one, one + 1] for one in first]
+    assert all(0 <= chosen - one <= 1 for chosen, one in zip(result.seed, first, strict=True))
+
+
+def test_fresh_seeds_have_random_numbers_of_their_seed_alone(model, condition, pair) -> None:
+    method = early_failure(3, "random", at=0.25, least=9.0)
+    alone, both = run(model, condition, method, 5), run(model, pair, method, (5, 8))
+    (scores,) = alone.tree[0].scores
+    assert len(set(scores)) == 3
+    np.testing.assert_array_equal(both.tree[0].scores[0], scores)
+
+
 def test_going_back_makes_steps_again(model, condition) -> None:
     row = Row(step=2, judge="listed", keep=1, copies=2, copy="renoise", strength=1.0, back=0)
     method = Method(rows=(row, Row(step=-1, judge="listed")), seeds=2)
@@ -383,6 +416,27 @@ def test_going_back_makes_steps_again(model, condition) -> None:
     result, _ = listed(model, condition, method, [1.0, 0.0], [0.0, 1.0], **options)
     assert made == [0, 1, 2, 1, 2, 3]
     assert result.cost.forwards.tolist() == [12]
+
+
+def test_rows_that_go_back_draw_other_noise_each_all_of_it_at_the_end(model, condition) -> None:
+    seen = []
+
+    class Spy(Listed):
+        def __call__(self, at: Estimates) -> np.ndarray:
+            seen.append(np.asarray(at.x))
+            return super().__call__(at)
+
+    def searched(*steps: int, strength: float) -> None:
+        change: dict[str, Any] = {"copy": "renoise", "strength": strength, "back": -1}
+        rows = [Row(step=step, judge="spy", **change) for step in steps]
+        method = Method(rows=(*rows, Row(step=0, judge="spy")), seeds=1)
+        run(model, condition, method, judges={"spy": Spy(*[[0.0]] * 3)})
+
+    searched(0, 0, strength=1.0)
+    assert float(np.abs(seen[-1] - seen[-2]).max()) > 1e-2
+    searched(-1, strength=1.0)
+    searched(-1, strength=0.5)
+    np.testing.assert_allclose(seen[-1], seen[-4], atol=1e-5)
 
 
 def test_the_first_noises_may_lie_near_the_first(model, condition) -> None:
@@ -416,6 +470,14 @@ def test_the_first_noises_may_lie_near_the_first(model, condition) -> None:
         (Method(rows=(Row(step=1, judge="nobody"),), seeds=4), "'nobody'"),
         (Method(rows=(Row(step=1, copy="mutate", **SOME),), seeds=4), "strength is 0"),
         (Method(rows=(Row(step=1, tries=2, **SOME),), seeds=4), "threshold"),
+        (
+            Method(rows=(Row(step=1, keep=4, stop=0.5, **SOME), *tbs(4, "energy").rows), seeds=4),
+            "row 1 .* a prefix would lose the particle that stops in row 0",
+        ),
+        (
+            Method(rows=(Row(step=1, stop=0.5, copy="renoise", strength=1.0, **SOME),), seeds=4),
+            "a renoise would lose the particle that stops in row 0",
+        ),
         (tbs(4, "energy", frames=(1,)), "a prefix of 1 latent frame"),
         (chain_clips(4, "energy", frames=FRAMES), "it is 1 to 2 frames"),
         (Method(rows=(), seeds=0), "0 seeds"),
