@@ -163,6 +163,7 @@ def compared(
             flat = (a.reshape(-1, *a.shape[-2:]) for a in (some, reference))
             pairs.append(np.array(alike(*flat)).reshape(some.shape[:4]))
         pairs[0][:, :, 0] = np.nan  # the first has none before
+        pairs[1][other == np.arange(len(other))] = np.nan  # a single one has no other
         similar.append(np.stack(pairs))
         probed += [] if probe is None else [probe(some)]
     norm, of = {"units": "norm", "span": POSITIVE}, f"channels {each}"

@@ -22,7 +22,7 @@ from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Progress
 from jcos.experiments.swap import pair_conditions, pair_seed
-from jcos.experiments.swap_pairs import pairs_of
+from jcos.experiments.swap_pairs import Pair, pairs_of
 from jcos.generation import generate
 from jcos.lab.attribution import Cell, attribute, patch_effects
 from jcos.lab.measures import UNBOUNDED
@@ -65,12 +65,12 @@ class Attribution(Experiment):
         if not self.sharper or min(self.sharper) <= 0:
             raise ValueError(f"sharper is {self.sharper}; name factors above 0, 1 for none")
         for task in self.tasks:
-            pairs_of(task, 1, self.puzzle_seed)
+            if not any(map(same_picture, pairs_of(task, 1, self.puzzle_seed))):
+                raise ValueError(f"{task} has no pairs of the same picture, which are patched here")
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         drawn = [p for task in self.tasks for p in pairs_of(task, self.puzzles, self.puzzle_seed)]
-        first = [[get(p.task).first_frame(p) for p in pair.puzzles] for pair in drawn]
-        pairs = [pair for pair, (a, b) in zip(drawn, first, strict=True) if (a == b).all()]
+        pairs = [pair for pair in drawn if same_picture(pair)]
         conditions, dit = pair_conditions(model, pairs), model.config.dit
         sampling, steps = self.sampling.of(model.config), self.plan(model.config).steps
         every = range(steps), range(dit.layers)
@@ -148,6 +148,12 @@ KINDS = (
     ("rank", "rank correlation with exact patches", {"span": (-1.0, 1.0), "comment": RANK}),
     ("sign", "signs of exact patches", {"comment": SIGN}),
 )
+
+
+def same_picture(pair: Pair) -> bool:
+    """Return whether the two differ in their prompt alone."""
+    first, second = (get(puzzle.task).first_frame(puzzle) for puzzle in pair.puzzles)
+    return bool((first == second).all())
 
 
 def along(start: Latents, direction: Latents, x: Latents) -> Array:

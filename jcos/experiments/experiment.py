@@ -112,6 +112,8 @@ class Experiment(abc.ABC):
             )
         if not self.tasks:
             raise ValueError("tasks is empty; name at least one, or give clips")
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks are {', '.join(self.tasks)}; name each once")
         canvas = {(t.frames, t.height, t.width) for t in map(get, self.tasks)}
         if len(canvas) > 1:
             raise ValueError(

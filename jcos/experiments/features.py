@@ -21,7 +21,7 @@ from jcos.experiments.steering import Steering, steer
 from jcos.experiments.store import Store
 from jcos.experiments.sweeps import activations_folder
 from jcos.lab import activations, dictionary
-from jcos.lab.tasks import get
+from jcos.lab.tasks import Puzzle, get
 from jcos.wan import Wan
 
 ROWS = 40_000
@@ -71,6 +71,11 @@ class Features(Store):
         places((self.steer_until,), self.plan(config).steps, "step")
         if not self.strengths or min(self.strengths) <= 0:
             raise ValueError(f"strengths are {self.strengths}; name at least one, above 0")
+        if next(self._with_choice(), None) is None:
+            raise ValueError(
+                f"{self.tasks[0]} has one right answer, and routes are steered on the first task: "
+                "name one with several first, like maze"
+            )
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples = self.samples(model)
@@ -94,12 +99,18 @@ class Features(Store):
         data = data.assign(steering.variables).assign_coords(steering.labels)
         return data.assign(loss=("update", log.loss), forwards=((), self.forwards(model.config)))
 
+    def _with_choice(self) -> Iterator[Puzzle]:
+        """Return puzzles of the first task that have several right answers, as many as there are
+        among those looked through."""
+        task = get(self.tasks[0])
+        drawn = (task.sample((self.puzzle_seed + 1, i), "test") for i in range(100 * self.steered))
+        return (puzzle for puzzle in drawn if len(puzzle.answers) > 1)
+
     def _steering(self, model: Wan, study: Study, layer: int, progress: Progress) -> Steering:
         puzzles, train = study.samples.puzzles, study.train
         known = {p.identity for p, one in zip(puzzles, train, strict=True) if one}
-        task, plan = get(self.tasks[0]), self.plan(model.config)
-        drawn = (task.sample((self.puzzle_seed + 1, i), "test") for i in range(100 * self.steered))
-        fresh = (p for p in drawn if len(p.answers) > 1 and p.identity not in known)
+        plan = self.plan(model.config)
+        fresh = (p for p in self._with_choice() if p.identity not in known)
         until = places((self.steer_until,), plan.steps, "step")[0]
         return steer(
             model,

@@ -24,7 +24,7 @@ from jcos.experiments.search_bank import SIGNS, Bank, add_head, ended, make_bank
 from jcos.experiments.sweeps import conditions_of, judge
 from jcos.lab import methods, results
 from jcos.lab.calibration import Calibration, fit, reliability, stop
-from jcos.lab.measures import GAINS, POSITIVE, Estimate, auroc
+from jcos.lab.measures import GAINS, POSITIVE, Estimate, auroc, estimate
 from jcos.lab.methods import Method, best_of, calibrated, early_failure, epbs, evosearch, smc
 from jcos.lab.results import Row, measure
 from jcos.lab.search import run
@@ -81,6 +81,7 @@ class Search(Experiment):
                 f"training is {self.training} and drawn {self.drawn}, each at least 1 puzzle; few "
                 f"is {self.few}, at least 0"
             )
+        methods.sampling_of(smc(8), self.sampling.of(config))
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         each = [self.of_task(model, name, progress) for name in self.tasks]
@@ -215,7 +216,8 @@ class Search(Experiment):
         for steps in self.long:
             longer = dataclasses.replace(self.sampling, steps=steps, sigmas=None).of(config)
             right = ended(model, some, self.seeds[:1], [Probe()], longer)[0, :, 0]
-            made[f"one run, {steps} steps"] = right, np.full(len(some), steps)
+            spent = np.full(len(some), self.forwards(config, steps))
+            made[f"one run, {steps} steps"] = right, spent
         return made
 
     def table(self, data: xr.Dataset) -> pd.DataFrame:
@@ -284,13 +286,16 @@ def areas(data: xr.Dataset, name: str) -> list[Estimate]:
 
 def calibration_error(data: xr.Dataset, name: str, step: int) -> Estimate:
     """Return the expected calibration error after a step, with an interval over puzzles
-    (bootstrap)."""
+    (bootstrap). Where puzzles are all alike it is that of all measures, `measures.estimate`: one
+    more puzzle as predicted and one not at all give it a width."""
     chance = data["chance"].sel(judge=name).values[..., step]
     right, rng = data["ended"].values.astype(bool), np.random.default_rng(0)
     drawn = [rng.integers(0, len(right), len(right)) for _ in range(200)]
     errors = [reliability(chance[rows].ravel(), right[rows].ravel()).error for rows in drawn]
     value = reliability(chance.ravel(), right.ravel()).error
     low, high = np.percentile(errors, [2.5, 97.5])
+    if high - low < 1e-9:
+        return estimate(np.full(len(right), value))
     return Estimate(value, min(float(low), value), max(float(high), value), len(right))
 
 

@@ -26,10 +26,16 @@ SIGNS = ("decided", "pixels", "change", "energy")
 
 class Bank:
     """Finished runs of P puzzles with N seeds. scores [P, N, S] by judge; solved [P, N] at the end;
-    features [P, N, S, D]: what a head on tokens sees."""
+    features [P, N, S, D]: what a head on tokens sees. passes: forwards of a step."""
 
-    def __init__(self, scores: dict[str, np.ndarray], solved: np.ndarray, features: np.ndarray):
-        self.scores, self.solved, self.features = scores, solved, features
+    def __init__(
+        self,
+        scores: dict[str, np.ndarray],
+        solved: np.ndarray,
+        features: np.ndarray,
+        passes: int = 1,
+    ):
+        self.scores, self.solved, self.features, self.passes = scores, solved, features, passes
 
     def play(self, method: Method) -> tuple[np.ndarray, np.ndarray]:
         """Return what is solved and the forwards [P] of a method, mean over as many disjoint groups
@@ -39,7 +45,7 @@ class Bank:
         for first in range(0, self.solved.shape[1] - need + 1, need):
             here = slice(first, first + need)
             scores = {row.judge: self.scores[row.judge][:, here] for row in method.rows}
-            chosen, forwards = replay(method, scores)
+            chosen, forwards = replay(method, scores, self.passes)
             right = np.take_along_axis(self.solved[:, here], chosen[:, None], 1)[:, 0]
             groups.append((right.astype(float), forwards))
         solved, forwards = (np.mean(a, 0) for a in zip(*groups, strict=True))
@@ -72,7 +78,7 @@ def make_bank(
     shape = known["decided"].shape
     known["random"] = np.random.default_rng(0).random(shape)
     known["oracle"] = np.broadcast_to(solved[..., None], shape).astype(float)
-    return Bank(known, solved, features[0, :, 0])
+    return Bank(known, solved, features[0, :, 0], 1 if plan.guidance is None else 2)
 
 
 def add_head(learnt: Bank, others: Sequence[Bank], penalty: float = 1.0) -> None:

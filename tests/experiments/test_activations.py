@@ -26,6 +26,10 @@ def test_a_channel_that_rules_makes_strangers_alike() -> None:
     energy = found["energy"][1].mean((1, 2, 3, 4))
     assert energy[0] > 10 * energy[1]
     assert "probe" not in found
+    alone = compared(tokens[:1], kept, np.array([0]), None, "puzzle seed step layer")
+    before, another = alone["cka"][1].swapaxes(0, 1)
+    assert np.isfinite(before[:, :, :, 1]).all()
+    assert np.isnan(another).all()
 
 
 def test_dataset_table_and_figures_are_complete(data) -> None:

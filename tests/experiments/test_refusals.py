@@ -2,14 +2,17 @@
 
 import pytest
 
+from jcos.experiments.attribution import Attribution
 from jcos.experiments.behaviour import Behaviour
 from jcos.experiments.budget import Budget
 from jcos.experiments.cosine import Cosine
 from jcos.experiments.ensemble import Ensemble
 from jcos.experiments.experiment import Experiment, Settings
+from jcos.experiments.features import Features
 from jcos.experiments.flow import Flow
 from jcos.experiments.layers import Layers
 from jcos.experiments.noise import Noise
+from jcos.experiments.search import Search
 from jcos.experiments.swap import Swap
 from jcos.wan import Wan
 from tests.conftest import compilations
@@ -35,6 +38,7 @@ VALUES = [
     (Noise(tasks=("maze", "maze7")), "canvases of different sizes"),
     (Noise(tasks=("chess",)), "'chess'"),
     (Noise(tasks=()), "tasks is empty"),
+    (Noise(tasks=("maze", "maze")), "tasks are maze, maze; name each once"),
     (Noise(seeds=(1, 1)), "each once"),
     (Noise(seeds=()), "at least one is needed"),
     (Noise(chunk=0), "chunk is 0"),
@@ -52,6 +56,9 @@ VALUES = [
     (Ensemble(window=(0.5,)), "a first and a last fraction"),
     (Ensemble(window=(0.7, 0.5)), "the window 0.7 to 0.5 is none"),
     (Ensemble(steps=()), "steps is empty"),
+    (Features(tasks=("rotation", "maze")), "rotation has one right answer"),
+    (Search(seeds=(0, 1, 2, 3), sampling=Settings(solver="unipc")), "unipc remembers"),
+    (Attribution(tasks=("pattern",)), "pattern has no pairs of the same picture"),
     (Layers(steps=()), "no step is chosen"),
     (Layers(penalty=0.0), "penalty is 0.0; it is above 0"),
     (Swap(tasks=("maze",)), "maze has no pairs that differ in one thing; the tasks"),

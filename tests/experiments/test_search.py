@@ -1,14 +1,20 @@
 """What acting on early estimates buys: every method at its cost, on the same runs."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import xarray as xr
 
-from jcos.experiments.search import Search
+from jcos.experiments import search, search_bank
+from jcos.experiments.experiment import Settings, silent
+from jcos.experiments.search import Search, calibration_error
 from jcos.experiments.search_bank import SIGNS, Bank
+from jcos.experiments.sweeps import held_out
 from jcos.lab.methods import best_of, early_failure, epbs
 from jcos.lab.results import Row
+from jcos.lab.tasks import get
 from jcos.wan import Wan
 
 pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
@@ -71,6 +77,43 @@ def test_a_bank_is_played_in_disjoint_groups_of_seeds() -> None:
     solved, forwards = bank().play(early_failure(4, "late", at=0.9, least=0.5))
     np.testing.assert_array_equal(solved, [1, 1])
     np.testing.assert_array_equal(forwards, [4, 2])
+
+
+def test_a_guided_step_is_two_forwards(small_model: Wan, monkeypatch) -> None:
+    experiment = Search(
+        puzzles=1, drawn=1, seeds=(0, 1, 2, 3), long=(6,), sampling=Settings(guidance=(2.0,))
+    )
+    solved = np.array([[True, False]])
+    scores = {"decided": np.zeros((1, 1, 1, 2, 4))}
+    swept = scores, np.zeros((1, 1, 1, 2, 4, 3)), np.zeros((1, 1, 1))
+    monkeypatch.setattr(search_bank, "sweep", lambda *_, **__: swept)
+    monkeypatch.setattr(search_bank, "judge", lambda *_: (None, solved))
+    puzzles, plan = held_out(get("maze7"), 1), experiment.plan(small_model.config)
+    made = search_bank.make_bank(small_model, puzzles, (0, 1), plan, "")
+    assert made.play(best_of(2))[1].tolist() == [2 * 2 * 4]
+
+    def ended(model: Wan, some: list, seeds: tuple, probes: list, sampling: object) -> np.ndarray:
+        return np.zeros((len(probes), len(some), len(seeds)))
+
+    monkeypatch.setattr(search, "ended", ended)
+    frames = get("maze7").draw(puzzles[0], puzzles[0].answers[0])
+    result = SimpleNamespace(latents=small_model.encode(frames)[None], cost=SimpleNamespace())
+    result.cost.forwards = np.array([64])
+    monkeypatch.setattr(search, "run", lambda *_, **__: result)
+    live = experiment.live(small_model, puzzles, silent)
+    assert live["one run, 6 steps"][1].tolist() == [2 * 6]
+
+
+def test_alike_puzzles_leave_a_calibration_error_uncertain() -> None:
+    each = ("puzzle", "seed", "step", "judge")
+    chance = np.full((3, 4, 1, 1), 0.75)
+    ended = np.tile([True, True, True, False], (3, 1))
+    data = xr.Dataset({"chance": (each, chance), "ended": (each[:2], ended)}, {"judge": ["a"]})
+    for puzzles in (3, 1):
+        error = calibration_error(data.isel(puzzle=slice(puzzles)), "a", 0)
+        assert error.n == puzzles
+        assert error.low < error.high
+        assert error.low <= error.mean <= error.high
 
 
 def test_more_seeds_on_a_few_puzzles() -> None:
