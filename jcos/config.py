@@ -302,14 +302,15 @@ class WanConfig:
         out. Raises ValueError where the model cannot be sampled so.
         """
         changes = {name: value for name, value in changes.items() if value is not None}
+        planned = changes.keys() & {"steps", "shift", "grid"}
+        if "sigmas" in changes and planned:
+            raise ValueError("sigmas are the whole schedule: leave out steps, shift and grid")
+        if planned:
+            changes["sigmas"] = None
         if changes.get("solver", self.sampling.solver) != self.sampling.solver:
             solver = changes["solver"]
             changes.setdefault("grid", "euler" if solver in STOCHASTIC else solver)
             changes.setdefault("eta", None)
-        if "sigmas" in changes and changes.keys() & {"steps", "shift"}:
-            raise ValueError("sigmas are the whole schedule: leave out steps and shift")
-        if changes.keys() & {"steps", "shift"}:
-            changes["sigmas"] = None
         if "guidance" in changes:
             scales = tuple(changes["guidance"])
             changes["guidance"] = scales * self.experts if len(scales) == 1 else scales

@@ -20,10 +20,10 @@ from jcos.devices import memory, mesh, sharding
 from jcos.devices.watching import step_done
 from jcos.files import any_path, fetched, write
 from jcos.sampling import flow, trajectory
-from jcos.sampling.checks import all_parts, check_averages, check_probe
+from jcos.sampling.checks import all_parts, check_averages, check_probe, check_turns
 from jcos.sampling.flow import SolverState
 from jcos.sampling.inside import Patch
-from jcos.sampling.noise import seed_numbers, seed_words, wan_noise
+from jcos.sampling.noise import Seeds, seed_rows, seed_words, wan_noise
 from jcos.sampling.probe import Probe
 from jcos.sampling.trace import Origin, digest, model_digest
 from jcos.sampling.trajectory import Condition, Trace
@@ -31,10 +31,6 @@ from jcos.wan import Wan
 
 Noise = Float[Array | np.ndarray, "K F h w C"] | str | None
 """The first noise of each seed, or its generator (`first_noise`)."""
-
-
-Seeds = Sequence[int] | SupportsIndex | Sequence[Sequence[int]]
-"""One seed for each run, or a row of them for each world."""
 Chosen = Sequence[int] | Sequence[Sequence[int]] | np.ndarray
 """Positions on the seed axis, or a row of them for each world."""
 
@@ -52,13 +48,13 @@ def first_noise(
 ) -> Float[Array, "K F h w C"] | None:
     """Return the first noise of these seeds; None: the program draws it from their keys.
 
-    shape: of a latent, [F, h, w, C]. noise: an array, which is returned, or its generator, by
+    shape: of a latent, [F, h, w, C]. noise: an array, returned in float32, or its generator, by
     default `config.noise`: "torch" as in all reference codes for Wan (`noise.wan_noise`), or "jax"
     inside the program. Raises ValueError where it is neither, or PyTorch does not take a seed.
     """
     drawn = config.noise if noise is None else noise
     if not isinstance(drawn, str):
-        return jnp.asarray(drawn)
+        return jnp.asarray(drawn, jnp.float32)
     if drawn not in ("torch", "jax"):
         raise ValueError(f"noise is {drawn!r}; it is torch, jax or an array [K, F, h, w, C]")
     if drawn == "jax":
@@ -125,10 +121,10 @@ class State:
         worlds or a row for each. Their noise, solver state and keys go with them, so they end as if
         they had never shared a batch.
 
-        Raises ValueError for none, for a position that is not there or that comes twice (`take`
-        and `branch` make copies), and where this is not the latest state.
+        Raises ValueError for none, for what is no position (a mask), that is not there or comes
+        twice (`take` and `branch` make copies), and where this is not the latest state.
         """
-        rows = np.atleast_2d(np.asarray(which, int)).tolist()
+        rows = np.atleast_2d(_positions(which)).tolist()
         if any(len(set(row)) < len(row) for row in rows):
             raise ValueError(f"keep was given {which}: a run cannot be kept twice; branch copies")
         return self.take(which)
@@ -151,7 +147,7 @@ class State:
         The first of a run keeps its key, copies get fresh ones; they part where something draws
         from them (a probe that adds noise). Raises ValueError as `keep`, but for copies.
         """
-        chosen, (worlds, count) = np.asarray(which, int), self.rows.shape
+        chosen, (worlds, count) = _positions(which), self.rows.shape
         if not chosen.size or chosen.min() < 0 or chosen.max() >= count:
             raise ValueError(f"runs {which} of {count} were chosen; they are 0 to {count - 1}")
         if chosen.shape[:-1] not in ((), (worlds,)):
@@ -245,7 +241,7 @@ class Runs(Iterator[State]):
     def begin(self, seeds: Seeds, noise: Noise = None) -> None:
         """Draw the first noise of each seed, unless it is passed. Raises ValueError where there is
         not a row of seeds for each world, equally many."""
-        worlds, rows = len(self.conditions.context), _rows(seeds)
+        worlds, rows = len(self.conditions.context), seed_rows(seeds)
         count = len(rows[0])
         if any(len(row) != count for row in rows) or len(rows) not in (1, worlds):
             raise ValueError(
@@ -283,13 +279,14 @@ class Runs(Iterator[State]):
         self._set(about["step"], about["sigma"], np.array(about["seeds"], object), solver, keys)
 
     def check(self, seeds: int) -> list[jax.ShapeDtypeStruct]:
-        """Return what the probe observes after a block. Raises as `checks.check_probe`, and
-        ValueError where so many runs do not divide over the mesh in use, or a `Patch` holds a trace
-        of another kind of run."""
+        """Return what the probe observes after a block. Raises as `check_probe` and `check_turns`,
+        and ValueError where so many runs do not divide over the mesh in use, or a `Patch` holds a
+        trace of another kind of run."""
         worlds, plan = len(self.conditions.context), self.plan
         size, guided = (worlds, seeds, *self.conditions.grid), plan.guidance is not None
         sizes = {axis: mesh.devices(axis) for axis in mesh.AXES}
         sharding.check_runs(sizes, self.model.config.dit.heads, worlds=worlds, seeds=seeds)
+        check_turns(self.probe, seeds, self.together)
         observed = check_probe(self.probe, self.model.experts[0], plan.steps, size, guided=guided)
         for part in all_parts(self.probe):
             if isinstance(part, Patch):
@@ -372,13 +369,12 @@ class Runs(Iterator[State]):
         return self.state
 
 
-def _rows(seeds: Seeds) -> list[list[int]]:
-    """Return the seeds of each world, or those of all as a single row."""
-    if not isinstance(seeds, SupportsIndex) and any(
-        not isinstance(s, SupportsIndex) for s in seeds
-    ):
-        return [seed_numbers(row) for row in seeds]  # type: ignore[arg-type]
-    return [seed_numbers(seeds)]  # type: ignore[arg-type]
+def _positions(which: Chosen) -> np.ndarray:
+    """Return positions on the seed axis as whole numbers; ValueError for a mask or fractions."""
+    chosen = np.asarray(which)
+    if chosen.ndim == 0 or (chosen.size and chosen.dtype.kind not in "iu"):
+        raise ValueError(f"runs {which} were chosen; give their positions, as np.flatnonzero(mask)")
+    return chosen.astype(int)
 
 
 @jax.jit

@@ -29,11 +29,10 @@ from jcos.files import any_path, check_room, write
 from jcos.media import formats, image
 from jcos.model.text import read_prompt
 from jcos.model.vae import Tiles
-from jcos.sampling.interventions import Interventions
-from jcos.sampling.noise import noise_from_file, seed_words
+from jcos.sampling.interventions import Interventions, Place, places
+from jcos.sampling.noise import noise_from_file, seed_numbers
 from jcos.sampling.probe import Probe
-from jcos.sampling.probes import choose
-from jcos.sampling.trace import model_digest
+from jcos.sampling.trace import OUTLINE, described, model_digest
 from jcos.sampling.trajectory import Condition
 from jcos.variants import Profile, with_preset
 from jcos.wan import Wan
@@ -48,7 +47,7 @@ if TYPE_CHECKING:  # what a search needs is imported by those that search
 Progress = Callable[[str, int, int], None]
 """Is called with what is going on, and how many parts of how many are done."""
 NONE = Interventions()
-LATENTS = "latents.safetensors"
+LATENTS, TRACE = "latents.safetensors", "trace"
 HEADER = 2**16
 """Bytes of a safetensors file on top of its numbers, at most."""
 PIXELS_OF_A_BYTE = 4
@@ -77,8 +76,8 @@ def run(
     negative: str | None = None,
     size: tuple[int, int] | None = None,
     frames: int | None = None,
-    seeds: Sequence[int] = (0,),
-    x0: Sequence[int] = (),
+    seeds: Sequence[int] | np.ndarray = (0,),
+    x0: Sequence[Place] = (),
     probe: Interventions | Probe = NONE,
     noise: str | Path | None = None,
     profile: Profile | None = None,
@@ -101,18 +100,18 @@ def run(
 
     Writes OUT/latents.safetensors (`Videos.latents` and `.x0`), OUT/run.json, OUT/seed-N.mp4, and
     for `x0` a film of each clean estimate and a sheet of all. Latents of the same run that are
-    there are not made again; videos are.
+    there are not made again, but where `trace` is yet to be stored; videos are.
 
     prompt, negative: words, or the name of a file (`text.read_prompt`). size: height and width in
     pixels; with a picture its area, the shape is the picture's. frames, size, seeds, noise,
     profile, sampling (`WanConfig.sampling_with`: steps, shift, …): by default the model's.
-    x0: steps whose clean estimates are stored. probe: what is done to the runs; observations of a
-    probe of yours are not stored. noise: torch, jax or a file. text_cache: folder of
-    embedded prompts, with all of which the encoder is not loaded. tiles: height and width in
-    latent cells of what the VAE codes at a time. resident, lora: as in `wan.load`. trace: keep all
-    of it in OUT/trace. together: as in `loop.steps`. devices: a mesh; of several hosts the first
-    decodes and writes, and the others return no films. preset: of `variants.PRESETS`, for what
-    `sampling` leaves open.
+    x0: steps, or fractions of the run, whose clean estimates are stored, in this order. probe: what
+    is done to the runs; observations of a probe of yours are not stored. noise: torch, jax or a
+    file. text_cache: folder of embedded prompts, with all of which the encoder is not loaded.
+    tiles: height and width in latent cells of what the VAE codes at a time. resident, lora: as in
+    `wan.load`. trace: keep all of it in OUT/trace. together: as in `loop.steps`. devices: a mesh;
+    of several hosts the first decodes and writes, and the others return no films. preset: of
+    `variants.PRESETS`, for what `sampling` leaves open.
     search: a method (`jcos.search`) whose seeds begin with the first one; only the chosen video is
     stored, and run.json has the tree of who went on. One that was killed goes on from
     OUT/search.json. preview: clean estimates as small pictures, by a linear map in place of the
@@ -130,7 +129,7 @@ def run(
     sizes = {} if devices is None else devices.shape
     if sizes.get(mesh.WORLD, 1) > 1:
         raise ValueError(f"a mesh of world={sizes[mesh.WORLD]} for one prompt: spread over seed")
-    choose(steps, x0, "step")
+    seeds, x0 = seed_numbers(seeds), [places([step], steps, "step")[0] for step in x0]
     count = len(seeds) if search is None else search.seeds
     wan.check_mesh(sizes, config, count)
     if tiles is not None and not isinstance(config.codec, VaeConfig):
@@ -150,7 +149,6 @@ def run(
     frames = image.round_frames(frames, profile or "official", stride)
     grid = wan.latent_grid(config, frames, *size)
     shape = (*grid, config.dit.out_channels)
-    seed_words(seeds)  # which of them are no seeds
     drawn: loop.Noise = str(noise or config.noise)
     if drawn not in ("torch", "jax"):
         if count > 1 or search is not None:
@@ -161,7 +159,7 @@ def run(
         probe = probe.probe(steps, grid[0], config.dit.layers, count)
     else:
         leaves, structure = jax.tree.flatten(probe)
-        done_to = {"probe": _hash(*leaves), "structure": str(structure)}
+        done_to = {"probe": _hash(*leaves), "structure": described(structure)}
     if search is not None:
         _check_search(search, config, seeds, x0, grid[0], probe)
     prompts = [read_prompt(text) for text in (prompt, negative or config.negative)]
@@ -183,17 +181,19 @@ def run(
         "sampling": dataclasses.asdict(config.sampling) | {"boundary": config.boundary},
         "numerics": dataclasses.asdict(config.numerics),
         # Of a search, the manifest's seeds are those that were chosen.
-        **({"seeds": list(seeds)} if search is None else {"first seed": seeds[0]}),
+        **({"seeds": seeds} if search is None else {"first seed": seeds[0]}),
         "method": None if search is None else repr(search),
         "noise": str(noise or config.noise),
         "noise file": None if isinstance(drawn, str) else _hash(drawn),
         "interventions": done_to,
-        "x0": list(x0),
+        "x0": x0,
         "tiles": None if tiles is None else list(tiles),
         "lora": lora_files.identity(changed),
     }
     complete = runs.holds(out, "checkpoint", settings) and (out / LATENTS).is_file()
-    complete, first_host = sharding.from_first_host(complete), sharding.is_first_host()
+    untraced = trace and search is None and not (out / TRACE / OUTLINE).is_file()
+    complete, untraced = sharding.from_first_host((complete and not untraced, untraced))
+    first_host = sharding.is_first_host()
     written = len(seeds) * (1 + len(x0))
     room = HEADER + 4 * written * math.prod(shape)
     # A search stores four arrays of every particle on the way, twice.
@@ -222,7 +222,7 @@ def run(
             progress("reading the experts", 0, steps)
             vae = search is not None and _needs_vae(search, config)
             model = load_part(text=False, vae=vae, resident=resident, lora=loras)
-            made_by = model_digest(model) if trace and search is None else ""
+            made_by = model_digest(model) if untraced else ""
             start, whole = time.monotonic(), None
             if search is not None:
                 options = {"tiles": cells, "together": together, "noise": str(drawn)}
@@ -247,12 +247,12 @@ def run(
             results = {k: np.asarray(a, np.float32) for k, a in sharding.to_host(results).items()}
             seconds = round(time.monotonic() - start, 1)
             del model
-        if first_host:
+        if untraced and whole is not None:
+            whole.save(out / TRACE, made_by)
+        if first_host:  # latents are last: they say that all is there
             write(out / LATENTS, save(results))
             manifest |= {"seconds": seconds, "date": runs.now()}
             write(out / runs.MANIFEST, runs.as_text(manifest))
-        if trace and whole is not None:
-            whole.save(out / "trace", made_by)
         del whole
     if search is not None:
         from jcos.lab import saved

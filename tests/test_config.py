@@ -63,8 +63,10 @@ def test_another_number_of_steps_takes_the_place_of_explicit_sigmas():
     assert distilled.sampling.steps == 4
     changed = distilled.sampling_with(steps=7)
     assert (changed.steps, changed.sigmas) == (7, None)
-    with pytest.raises(ValueError, match="sigmas"):
-        config.sampling_with(steps=7, sigmas=(1.0, 0.5))
+    assert distilled.sampling_with(grid="euler").sigmas is None
+    for more in ({"steps": 7}, {"grid": "euler"}):
+        with pytest.raises(ValueError, match="sigmas"):
+            config.sampling_with(sigmas=(1.0, 0.5), **more)
 
 
 def test_every_released_model_is_listed():

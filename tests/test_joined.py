@@ -40,6 +40,8 @@ def test_a_joined_experiment_that_was_killed_goes_on(tmp_path: Path) -> None:
     assert not out.exists()
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob(".two.unfinished/*.npz")}
     assert 1 <= len(before) < 3
+    scalars = tmp_path / "scalars" / "scalars.jsonl"
+    lines = scalars.read_text().splitlines()
 
     with hosts(*joined) as processes:
         more = len(before) + 1
@@ -49,8 +51,8 @@ def test_a_joined_experiment_that_was_killed_goes_on(tmp_path: Path) -> None:
             finish(process)
     assert not list(tmp_path.glob(".two*"))
     assert (out / "index.html").is_file()
-    scalars = (tmp_path / "scalars" / "scalars.jsonl").read_text()
-    assert len(scalars.splitlines()) == 3 - len(before)
+    assert scalars.read_text().splitlines()[: len(lines)] == lines
+    assert len(scalars.read_text().splitlines()) == len(lines) + 3 - len(before)
 
     cli.main([*map(str, run), str(alone)])
     found, want = (results.load(folder / "results.nc") for folder in (out, alone))

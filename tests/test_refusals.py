@@ -12,8 +12,9 @@ import pytest
 from jcos.config import Sampling
 from jcos.experiments.sweeps import sweep
 from jcos.generation import check_averages, generate, generate_worlds
-from jcos.loop import seed_keys
+from jcos.loop import seed_keys, steps
 from jcos.sampling import flow, trajectory
+from jcos.sampling.inside import KnockOut, Patch, Steer, until
 from jcos.sampling.probes import (
     EstimateEnsemble,
     InWorlds,
@@ -107,6 +108,31 @@ def test_an_average_of_one_seed_is_refused(
     off = WINDOW.replace(mask=jnp.zeros_like(WINDOW.mask))
     check_averages(off, 1)
     check_averages(WINDOW.replace(groups=jnp.array([0, 0, 1])), 3)
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [
+        Steer.at(CONFIG, jnp.ones(CONFIG.dit.dim), [0], when=until([1, 2, 3, 4], STEPS)),
+        Patch("block", jnp.zeros((4, STEPS, 1, TOKENS, 32)), jnp.arange(STEPS), jnp.array([0])),
+        KnockOut.at(CONFIG, "block", [0], by="seed"),
+        InWorlds(chain(KnockOut.at(CONFIG, "block", [0], by="seed")), jnp.array([True])),
+    ],
+)
+def test_seeds_that_a_probe_tells_apart_run_at_the_same_time(
+    model: Wan, condition: trajectory.Condition, probe: Probe, monkeypatch
+) -> None:
+    monkeypatch.setattr("jcos.loop._advance", _never)
+    for call in (generate, steps):
+        with pytest.raises(ValueError, match="tells seeds apart; leave out together=2"):
+            call(model, condition, range(4), probe=probe, together=2)
+    steps(model, condition, range(4), probe=probe, together=4)
+
+
+def test_a_run_without_seeds_is_refused(model: Wan, condition: trajectory.Condition) -> None:
+    for call in (generate, steps):
+        with pytest.raises(ValueError, match="there are no seeds"):
+            call(model, condition, ())
 
 
 def _never(*_: Any) -> Any:

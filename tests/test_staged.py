@@ -29,6 +29,7 @@ from jcos.model.vae import Tiles, Vae
 from jcos.sampling.interventions import Interventions
 from jcos.sampling.noise import wan_noise
 from jcos.sampling.probes import Noise, TokenEnergy
+from jcos.sampling.trace import OUTLINE
 from jcos.wan import Wan
 from tests.conftest import GOLDEN, ROOT
 from tests.models import release_config
@@ -242,6 +243,48 @@ def test_a_prompt_in_a_file_is_the_same_run(call, tmp_path, quick):
     run("generate", *call, "--prompt", tmp_path / "prompt.txt")
     assert [options for options, _ in quick] == [CODER]
     assert json.loads((tmp_path / "out" / "run.json").read_text())["prompt"] == "a cat"
+
+
+def test_a_trace_is_stored_before_latents_say_that_all_is_there(
+    call, tmp_path, monkeypatch, refused, quick
+):
+    out, stored = tmp_path / "out", []
+
+    def store(folder: Path, model: str) -> None:
+        stored.append((out / staged.LATENTS).exists())
+        folder.mkdir()
+        (folder / OUTLINE).touch()
+
+    plain = generation.generate
+
+    def generate(*arguments: Any, **options: Any) -> Any:
+        return SimpleNamespace(**vars(plain(*arguments, **options)), save=store)
+
+    monkeypatch.setattr(generation, "generate", generate)
+    run("generate", *call)
+    run("generate", *call, "--trace")  # of a finished run
+    assert stored == [True]
+    quick.clear()
+    run("generate", *call, "--trace")
+    assert [options for options, _ in quick] == [CODER]
+    (out / staged.LATENTS).unlink()  # as if killed between the two
+    run("generate", *call, "--trace")
+    assert (out / staged.LATENTS).exists()
+    shutil.rmtree(out)
+    run("generate", *call, "--trace")
+    assert stored == [True, False]
+
+
+def test_seeds_and_steps_of_python(release, picture, tmp_path, quick):
+    small = {"size": (80, 48), "frames": 5, "steps": 4, "profile": "float32"}
+    call = partial(staged.run, release, "a cat", picture, out=tmp_path / "out", **small)
+    with pytest.raises(ValueError, match="there are no seeds"):
+        call(seeds=())
+    assert not quick
+    call(seeds=np.arange(2), x0=(0.25, 0))
+    about = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (about["seeds"], about["x0"]) == ([0, 1], [1, 0])
+    assert (tmp_path / "out" / formats.X0_FILM.format(seed=1, step=1)).is_file()
 
 
 @pytest.mark.filterwarnings("default::UserWarning")

@@ -5,6 +5,7 @@ import contextvars
 import json
 import os
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -30,9 +31,9 @@ _WATCH = contextvars.ContextVar("watch", default=None)
 def watched(scalars: Path | None = None, profile: Path | None = None) -> Iterator[None]:
     """Watch the steps of all runs within. Of several hosts, the first writes scalars.
 
-    scalars: a folder, for a line of JSON per step; for TensorBoard too if tensorboardX is
-    installed, and to Weights & Biases if wandb is and WANDB_PROJECT is set. profile: a folder for
-    `jax.profiler`.
+    scalars: a folder, for a line of JSON per step, behind those that are there; for TensorBoard too
+    if tensorboardX is installed, and to Weights & Biases if wandb is and WANDB_PROJECT is set.
+    profile: a folder for `jax.profiler`.
     """
     with contextlib.ExitStack() as stack:
         watchers: list[Callable[[int], None]] = []
@@ -59,7 +60,9 @@ def step_done(results: Any, forwards: int) -> None:
 
 @contextlib.contextmanager
 def _scalars(folder: Path) -> Iterator[Callable[[int], None]]:
-    lines, number, start, written, events, run = "", 0, time.monotonic(), 0.0, None, None
+    file, start, written, events, run = folder / SCALARS, time.monotonic(), 0.0, None, None
+    lines = file.read_text() if file.exists() else ""
+    number = before = lines.count("\n")
     if find_spec("tensorboardX") and not files.is_remote(folder):
         from tensorboardX import SummaryWriter  # type: ignore[import-not-found]
 
@@ -75,7 +78,7 @@ def _scalars(folder: Path) -> Iterator[Callable[[int], None]]:
         values = {"seconds": round(now - start, 4), "forwards": forwards, "bytes": _bytes()}
         lines += json.dumps({"step": number, **values}) + "\n"
         if not files.is_remote(folder) or now - written > EVERY:
-            files.write(folder / SCALARS, lines)
+            files.write(file, lines)
             written = now
         if events is not None:
             for name, value in values.items():
@@ -87,7 +90,8 @@ def _scalars(folder: Path) -> Iterator[Callable[[int], None]]:
     try:
         yield write
     finally:
-        files.write(folder / SCALARS, lines)
+        if number > before:
+            files.write(file, lines)
         if events:
             events.close()
         if run:
@@ -97,8 +101,9 @@ def _scalars(folder: Path) -> Iterator[Callable[[int], None]]:
 def _bytes() -> int:
     """Return the most bytes that a device has held so far; on a CPU, the process."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(stats.get("peak_bytes_in_use", kilobytes * 1024))
+    unit = 1 if sys.platform == "darwin" else 1024
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return int(stats.get("peak_bytes_in_use", held))
 
 
 @contextlib.contextmanager

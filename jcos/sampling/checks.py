@@ -30,6 +30,7 @@ from jcos.config import DiTConfig, Numerics
 from jcos.devices import mesh
 from jcos.model.dit import DiT, computed_at
 from jcos.model.slots import Slots
+from jcos.sampling.inside import KnockOut, Patch
 from jcos.sampling.probe import Probe, Site
 from jcos.sampling.probes import Chain, EstimateEnsemble, InWorlds, SeedEnsemble, parts
 
@@ -111,6 +112,19 @@ def check_averages(probe: Probe, seeds: int) -> None:
                 f"{type(part).__name__} averages over seeds, but here each of {seeds} seed(s) is "
                 "alone; give several seeds to average, or switch the mask off"
             )
+
+
+def check_turns(probe: Probe, seeds: int, together: int | None) -> None:
+    """Raise ValueError where a probe tells seeds apart that do not run at the same time: in every
+    turn of `together` seeds (None: all), they are numbered from 0."""
+    if together is None or together >= seeds:
+        return
+    for part in all_parts(probe):
+        per_seed = dict(part.made_for()).get("seeds", 1) > 1
+        per_seed |= any(_axis(type(part), f.name)[0] == "seeds" for f in dataclasses.fields(part))
+        per_seed |= isinstance(part, Patch) and len(part.values) > 1
+        if per_seed or (isinstance(part, KnockOut) and part.by == "seed"):
+            raise ValueError(f"{type(part).__name__} tells seeds apart; leave out {together=}")
 
 
 def difference(a: Any, b: Any, name: str = "") -> str:

@@ -4,6 +4,7 @@ A place is one of "heads", "cross", "mlp", "input" (`model.dit.SITES`) and "bloc
 a block. All of it composes with `chain`, `InWorlds` and `sweep`, and says what it changes.
 """
 
+import operator
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jcos.config import WanConfig
-from jcos.sampling.interventions import places
+from jcos.sampling.interventions import Place, places
 from jcos.sampling.probe import Change, Heads, Probe, Site, Sizes, Tokens
-from jcos.sampling.probes import choose, counted, unchanged
+from jcos.sampling.probes import check_mask, choose, counted, unchanged
 from jcos.sampling.trace import Origin, Trace, stored
 
 UNITS = {"heads": "heads", "cross": "heads", "mlp": "neurons", "block": "", "input": ""}
@@ -106,9 +107,10 @@ class KnockOut(Inside):
     """Removes heads, neurons or tokens at chosen layers and steps. *Is this part needed?*
 
     mask [steps, layers, units]: what is removed, units being heads or neurons; one for whole
-    tokens. tokens [N]: where it is removed, None for everywhere. by, static: "zero"; "mean", over
-    the tokens of the same run, step and layer; "seed" or "world", what the seed or world before it
-    has there (resampling); "given", values [steps, layers, units, …], such as means over many runs.
+    tokens; at "input" layer 0 counts. tokens [N]: where, None for everywhere. by, static: "zero";
+    "mean", over the tokens of the same run, step and layer; "seed" or "world", what the seed or
+    world before it has there (resampling); "given", values [steps, layers, units, …], such as means
+    over many runs.
     Zero is a value that the part may never have, so that an effect may be of the strange value and
     not of the missing part: compare with mean and resampling (arXiv 2309.16042). Controls: as many
     random units of the same layer, and the same units at other steps. A loss that does nothing does
@@ -127,21 +129,21 @@ class KnockOut(Inside):
         place: str,
         chosen: Iterable[Any],
         *,
-        at_steps: Iterable[int] | None = None,
+        at_steps: Iterable[Place] | None = None,
         steps: int | None = None,
         **options: Any,
     ) -> "KnockOut":
-        """Return the removal of pairs (layer, head or neuron); at "block" of layers. at_steps: all
-        by default. steps: of the run, by default the model's. options: by, tokens, values.
+        """Return the removal of pairs (layer, head or neuron); at "block" of layers, at "input" of
+        layer 0. at_steps: all by default. steps: of the run, by default the model's. options: by,
+        tokens, values.
         Raises IndexError for a layer, head, neuron or step that the model does not have."""
         dit, steps, unit = config.dit, steps or config.sampling.steps, UNITS[known(place)]
         size = {"heads": dit.heads, "neurons": dit.ffn_dim}.get(unit, 1)
-        cells = np.zeros((1, dit.layers, size), bool)
+        cells, depth = np.zeros((1, dit.layers, size), bool), 1 if place == "input" else dit.layers
         for pair in chosen:
-            layer, number = map(int, pair if unit else (pair, 0))
-            places([layer], dit.layers, "layer")
-            places([number], size, unit[:-1])
-            cells[0, layer, number] = True
+            layer, number = pair if unit else (pair, 0)
+            unit_chosen = choose(size, [number], unit[:-1])
+            cells[0, :depth] |= np.outer(choose(depth, [layer], "layer"), unit_chosen)
         when = choose(steps, range(steps) if at_steps is None else at_steps, "step")
         return cls(place, jnp.asarray(when[:, None, None] & cells), **options)
 
@@ -154,6 +156,10 @@ class KnockOut(Inside):
             raise ValueError(f"KnockOut.by is {self.by!r}; there are {', '.join(FILLS)}")
         if (self.by == "given") != (self.values is not None):
             raise ValueError('KnockOut: by="given" and values go together: give both')
+        check_mask(self, self.tokens)
+        if self.values is not None and self.values.shape[:2] != self.mask.shape[:2]:
+            held, here = ("×".join(map(str, a.shape[:2])) for a in (self.values, self.mask))
+            raise ValueError(f"KnockOut.values is of {held} steps × layers, its mask of {here}")
         if self.by in ("seed", "world") and sizes[f"{self.by}s"] < 2:
             raise ValueError(
                 f"KnockOut takes the part from another {self.by}, but there is one: give several"
@@ -169,7 +175,7 @@ class KnockOut(Inside):
         return [change for found in each for change in found]
 
     def act(self, site: Site, z: Array) -> tuple[Array, tuple[()]]:
-        off = self.mask[site.step, site.layer][None]
+        off = self.mask[site.step, self._layer(site)][None]
         if self.tokens is not None:
             off = off & self.tokens[:, None]
         parts = z.reshape(len(z), off.shape[1], -1)
@@ -182,6 +188,9 @@ class KnockOut(Inside):
         # Others read all tokens once more, or send them: only where something is removed.
         return jax.lax.cond(off.any(), removed, unchanged, parts).reshape(z.shape), ()
 
+    def _layer(self, site: Site) -> Any:
+        return 0 if self.place == "input" else site.layer
+
     def _fill(self, site: Site, parts: Float[Array, "N U d"]) -> Array:
         if self.by == "mean":
             mean = parts.astype(jnp.float32).mean(0, keepdims=True)
@@ -190,7 +199,7 @@ class KnockOut(Inside):
             size = jax.lax.axis_size(self.by)
             return jax.lax.ppermute(parts, self.by, [(i, (i + 1) % size) for i in range(size)])
         if self.values is not None:
-            return self.values[site.step, site.layer][None].astype(parts.dtype)
+            return self.values[site.step, self._layer(site)][None].astype(parts.dtype)
         return jnp.zeros((), parts.dtype)
 
 
@@ -223,8 +232,8 @@ class Patch(Inside):
         layers: Iterable[int],
         *,
         steps: int | None = None,
-        at_steps: Iterable[int] | None = None,
-        from_step: int | None = None,
+        at_steps: Iterable[Place] | None = None,
+        from_step: Place | None = None,
         tokens: Array | None = None,
         basis: Array | None = None,
     ) -> "Patch":
@@ -249,14 +258,16 @@ class Patch(Inside):
             )
         if not hasattr(values, "shape"):
             raise ValueError("Patch: the trace is of several probes; give the one observation")
-        values, chosen = jnp.asarray(values), np.array(list(layers), np.int32)
+        values, chosen = jnp.asarray(values), np.array([*map(operator.index, layers)], np.int32)
         values = values[:, :, None] if place == "input" else values
         steps = values.shape[1] if steps is None else steps
         if place != "input" and values.shape[2] != len(chosen):
             raise ValueError(f"Patch: {values.shape[2]} layers are stored, {len(chosen)} are named")
         on = choose(steps, range(steps) if at_steps is None else at_steps, "step")
-        source = np.arange(steps) if from_step is None else np.full(steps, from_step)
-        places([int(s) for s in source[on]], values.shape[1], "stored step")
+        source = np.arange(steps)
+        if from_step is not None:
+            source[:] = choose(values.shape[1], [from_step], "stored step").argmax()
+        places(source[on].tolist(), values.shape[1], "stored step")
         source = jnp.asarray(np.where(on, source, -1), jnp.int32)
         return cls(place, values, source, jnp.asarray(chosen), tokens, basis, origin)
 
@@ -331,15 +342,15 @@ class Steer(Probe):
         cls,
         config: WanConfig,
         direction: Array | np.ndarray,
-        layers: Iterable[int],
+        layers: Iterable[Place],
         *,
-        when: Bool[np.ndarray, "*K S"] | Iterable[int] | None = None,
+        when: Bool[np.ndarray, "*K S"] | Iterable[Place] | None = None,
         strength: float = 1.0,
         steps: int | None = None,
         tokens: Array | np.ndarray | None = None,
     ) -> "Steer":
-        """Return a direction after some layers. when: step numbers, or a mask [steps] or [seeds,
-        steps] (`until`); all by default. Raises IndexError for a layer or step that is not there,
+        """Return a direction after some layers. when: steps, or a mask [steps] or [seeds, steps]
+        (`until`); all by default. Raises IndexError for a layer or step that is not there,
         ValueError for a direction of another width."""
         steps = steps or config.sampling.steps
         if np.shape(direction) != (config.dit.dim,):
@@ -347,9 +358,10 @@ class Steer(Probe):
                 f"the direction has shape {np.shape(direction)}; the tokens of {config.name} have "
                 f"{config.dit.dim} channels"
             )
-        mask = np.asarray(list(range(steps) if when is None else when))
+        chosen = list(range(steps) if when is None else when)
+        mask = np.asarray(chosen)
         if mask.dtype != np.bool_:
-            mask = choose(steps, mask.astype(int).tolist(), "step")
+            mask = choose(steps, chosen, "step")
         where = choose(config.dit.layers, layers, "layer")
         weight = np.float32(strength) * (np.atleast_2d(mask)[..., None] & where)
         tokens = None if tokens is None else jnp.asarray(tokens)
@@ -358,6 +370,10 @@ class Steer(Probe):
     def made_for(self) -> Sizes:
         seeds, *rest = counted(self.weight, "seeds", "steps", "layers")
         return (*([seeds] * (seeds[1] > 1)), *rest, *counted(self.direction, "channels"))
+
+    def check(self, sizes: Mapping[str, int]) -> None:
+        del sizes
+        check_mask(self, self.tokens)
 
     def changes(self, world: int = 0) -> list[Change]:
         del world
@@ -385,9 +401,9 @@ class SkipBlock(Probe):
     def at(
         cls,
         config: WanConfig,
-        layers: Iterable[int],
+        layers: Iterable[Place],
         *,
-        at_steps: Iterable[int] | None = None,
+        at_steps: Iterable[Place] | None = None,
         steps: int | None = None,
     ) -> "SkipBlock":
         """Return a run without some layers at some steps, by default at all. Raises IndexError for

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ Place = int | float
 the depth, so that it suits every model (the paper's layer 20 of 40 is 0.5)."""
 
 
-def places(chosen: Sequence[Place] | None, size: int, what: str) -> list[int]:
+def places(chosen: Sequence[Place | Real] | None, size: int, what: str) -> list[int]:
     """Return chosen steps, layers or frames as numbers below `size`, ascending, each once; all of
     them for None.
 
@@ -21,10 +22,11 @@ def places(chosen: Sequence[Place] | None, size: int, what: str) -> list[int]:
     """
     numbers = set()
     for place in range(size) if chosen is None else chosen:
-        if isinstance(place, float) and 0.0 <= place <= 1.0:
+        whole = isinstance(place, Integral)
+        if whole and 0 <= place < size:
+            numbers.add(int(place))
+        elif not whole and isinstance(place, Real) and 0.0 <= place <= 1.0:
             numbers.add(min(size - 1, int(place * size)))
-        elif isinstance(place, int) and 0 <= place < size:
-            numbers.add(place)
         else:
             raise IndexError(
                 f"{what} {place} is out of range: there are {what}s 0 to {size - 1} (a fraction, "

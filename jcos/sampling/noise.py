@@ -20,18 +20,32 @@ SEEDS = range(-(2**63), 2**64)
 """The range of `torch.Generator.manual_seed`."""
 BLOCK = 16
 """PyTorch draws so many normal numbers at a time, fewer one by one."""
+Seeds = Sequence[int] | SupportsIndex | Sequence[Sequence[int]]
+"""One seed for each run, or a row of them for each world."""
 
 
 def seed_numbers(seeds: Sequence[int] | SupportsIndex) -> list[int]:
-    """Return the seeds, or the single one, as a list; ValueError for one that PyTorch refuses."""
+    """Return the seeds, or the single one, as a list; ValueError for none, or for one that PyTorch
+    refuses."""
     try:
         numbers = [operator.index(seeds)]  # type: ignore[arg-type]
     except TypeError:
         numbers = [operator.index(seed) for seed in seeds]  # type: ignore[union-attr]
+    if not numbers:
+        raise ValueError("there are no seeds; give at least one")
     for seed in numbers:
         if seed not in SEEDS:
             raise ValueError(f"the seed is {seed}; PyTorch takes −2⁶³ to 2⁶⁴ − 1")
     return numbers
+
+
+def seed_rows(seeds: Seeds) -> list[list[int]]:
+    """Return the seeds of each world, or those of all as a single row."""
+    if not isinstance(seeds, SupportsIndex) and any(
+        not isinstance(s, SupportsIndex) for s in seeds
+    ):
+        return [seed_numbers(row) for row in seeds]  # type: ignore[arg-type]
+    return [seed_numbers(seeds)]  # type: ignore[arg-type]
 
 
 def seed_words(seeds: Sequence[int] | SupportsIndex) -> UInt32[np.ndarray, " K"]:

@@ -1,7 +1,9 @@
 """The probes of the paper, and combinations of probes."""
 
 import dataclasses
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import jax
@@ -10,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jcos.model.dit import SITES
-from jcos.sampling.interventions import places
+from jcos.sampling.interventions import Place, places
 from jcos.sampling.probe import Change, Latents, Probe, Site, Sizes, Tokens, defines
 
 
@@ -110,9 +112,10 @@ def chain(*probes: Probe) -> Chain:
     return Chain(probes)
 
 
-def choose(size: int, chosen: Iterable[int], what: str) -> Bool[np.ndarray, " size"]:
-    """Return a mask with the chosen entries on; IndexError where one is out of range."""
-    return np.isin(np.arange(size), places([int(i) for i in chosen], size, what))
+def choose(size: int, chosen: Iterable[Place | Real], what: str) -> Bool[np.ndarray, " size"]:
+    """Return a mask with the chosen `places` on; IndexError where one is out of range."""
+    numbers = [i if isinstance(i, Real) else operator.index(i) for i in chosen]
+    return np.isin(np.arange(size), places(numbers, size, what))
 
 
 def counted(array: Array | None, *axes: str) -> Sizes:
@@ -122,6 +125,13 @@ def counted(array: Array | None, *axes: str) -> Sizes:
     if array.ndim != len(axes):
         raise ValueError(f"a probe has {array.shape} for {' × '.join(axes)}; a sweep runs stacks")
     return tuple(zip(axes, array.shape, strict=True))
+
+
+def check_mask(probe: Probe, tokens: Any) -> None:
+    """Raise ValueError where the tokens at which a probe acts are numbers, not a mask."""
+    if tokens is not None and (kind := jnp.asarray(tokens).dtype) != np.bool_:
+        what = f"{type(probe).__name__}.tokens holds {kind} numbers"
+        raise ValueError(f"{what}; it is a mask [N], True where the probe acts")
 
 
 class InWorlds(Probe):
@@ -196,7 +206,7 @@ class Noise(Probe):
 
     @classmethod
     def at_steps(
-        cls, steps: int, frames: int, chosen: Iterable[int], *, strength: float = 1.0
+        cls, steps: int, frames: int, chosen: Iterable[Place], *, strength: float = 1.0
     ) -> "Noise":
         """Return noise in all frames at the chosen steps of a run."""
         if not 0.0 <= strength <= 1.0:
@@ -205,7 +215,7 @@ class Noise(Probe):
         return cls(jnp.asarray(mask * np.float32(strength)))
 
     @classmethod
-    def at_frames(cls, steps: int, frames: int, chosen: Iterable[int]) -> "Noise":
+    def at_frames(cls, steps: int, frames: int, chosen: Iterable[Place]) -> "Noise":
         """Return noise in the chosen frames at every step."""
         mask = np.repeat(choose(frames, chosen, "frame")[None], steps, 0)
         return cls(jnp.asarray(mask, jnp.float32))
@@ -258,8 +268,8 @@ class SeedEnsemble(Probe):
         cls,
         steps: int,
         layers: int,
-        at_steps: Iterable[int] = (0,),
-        at_layers: Iterable[int] | None = None,
+        at_steps: Iterable[Place] = (0,),
+        at_layers: Iterable[Place] | None = None,
     ) -> "SeedEnsemble":
         """Return an average after some layers (by default in the paper's place, 20–29 of 40)."""
         if at_layers is None:
@@ -343,9 +353,9 @@ class Swap(Probe):
         steps: int,
         layers: int,
         tokens: int,
-        chosen: Iterable[int],
+        chosen: Iterable[Place],
         *,
-        at_steps: Iterable[int] = (0,),
+        at_steps: Iterable[Place] = (0,),
         receivers: Sequence[bool] = (True, False),
     ) -> "Swap":
         """Return a swap after the chosen layers, from a donor in world 1 to the run in world 0."""
@@ -355,6 +365,10 @@ class Swap(Probe):
     def made_for(self) -> Sizes:
         mask = counted(self.mask, "worlds", "steps", "layers")
         return (*mask, *counted(self.tokens, "tokens"))
+
+    def check(self, sizes: Mapping[str, int]) -> None:
+        del sizes
+        check_mask(self, self.tokens)
 
     def changes(self, world: int = 0) -> list[Change]:
         return Change.at("tokens of another run", "layer", self.mask[world])

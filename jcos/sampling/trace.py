@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -160,16 +161,22 @@ def model_digest(model: Any) -> str:
     return digest(leaves(model.experts), repr(model.config.dit))
 
 
+def described(structure: Any) -> str:
+    """Return the structure of a pytree as text, alike in every process: without addresses."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(structure))
+
+
 def digest(tree: Any, about: str = "") -> str:
-    """Return a digest of a text and a pytree (of arrays over a million numbers, of 4,096)."""
+    """Return a digest of a text and a pytree, alike in every process. Of arrays over a million
+    numbers, 4,096 count; masks count whole."""
     leaves, structure = jax.tree.flatten(tree)
-    digest = hashlib.sha256(f"{about} {structure}".encode())
+    digest = hashlib.sha256(f"{about} {described(structure)}".encode())
     for leaf in leaves:
         array = jnp.asarray(leaf)
         digest.update(f"{array.shape} {array.dtype}".encode())
         if array.sharding.memory_kind == memory.HOST:
             array = sharding.to_host(array)
-        if array.size > 1_000_000:
+        if array.size > 1_000_000 and array.dtype != np.bool_:
             array = array.reshape(-1)[:: array.size // 4096]
         digest.update(np.ascontiguousarray(sharding.to_host(array)).tobytes())
     return digest.hexdigest()

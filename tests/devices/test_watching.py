@@ -35,6 +35,19 @@ def test_every_step_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert sum(isinstance(t[0], dict) for t in told if t) == 2
 
 
+def test_lines_follow_those_of_an_earlier_part(tmp_path: Path) -> None:
+    for forwards in ((2, 4), (), (8,)):
+        with watching.watched(tmp_path / "scalars"):
+            for count in forwards:
+                watching.step_done(jnp.zeros(3), count)
+    text = (tmp_path / "scalars" / watching.SCALARS).read_text()
+    lines = [json.loads(s) for s in text.splitlines()]
+    assert [(line["step"], line["forwards"]) for line in lines] == [(0, 2), (1, 4), (2, 8)]
+    with watching.watched(tmp_path / "none"):
+        pass
+    assert not (tmp_path / "none" / watching.SCALARS).exists()
+
+
 def test_the_steps_after_the_first_are_profiled(tmp_path: Path) -> None:
     with watching.watched(profile=tmp_path):
         watching.step_done(jnp.zeros(3), 1)

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jcos.experiments.experiment import Settings, places, window
@@ -76,7 +77,8 @@ def test_places_are_numbers_or_fractions() -> None:
     assert places((5, 0.5, 0.0, 1.0), 8, "layer") == [0, 4, 5, 7]
     with pytest.raises(IndexError, match=r"layer 20 is out of range: there are layers 0 to 7 "):
         places((20,), 8, "layer")
-    for place in (-1, 1.5, -0.1):
+    assert places((np.int64(5), np.float32(0.5)), 8, "layer") == [4, 5]
+    for place in (-1, 1.5, -0.1, np.int64(8)):
         with pytest.raises(IndexError, match="out of range"):
             places((place,), 8, "step")
 

@@ -12,7 +12,7 @@ from jcos.generation import generate
 from jcos.model.dit import DiT
 from jcos.sampling import trajectory
 from jcos.sampling.inside import Capture, KnockOut, Patch, SkipBlock, Steer, difference, until
-from jcos.sampling.probes import Swap, TokenEnergy, chain
+from jcos.sampling.probes import Noise, Swap, TokenEnergy, chain
 from jcos.wan import Wan
 from tests.models import (
     CONFIG,
@@ -27,6 +27,23 @@ from tests.models import (
 
 DIM, HEADS = CONFIG.dit.dim, CONFIG.dit.heads
 EVERY_HEAD = [(k, h) for k in range(LAYERS) for h in range(HEADS)]
+
+
+def untyped(probe: Any, **fields: Any) -> Any:
+    """Set fields to what the types refuse, as long as tests check these."""
+    for name, value in fields.items():
+        object.__setattr__(probe, name, value)
+    return probe
+
+
+def given_of(steps: int, layers: int) -> KnockOut:
+    values, other = (jnp.ones((*n, HEADS, 16)) for n in ((STEPS, LAYERS), (steps, layers)))
+    probe = KnockOut.at(CONFIG, "heads", [(0, 0)], by="given", values=values)
+    return untyped(probe, values=other)
+
+
+def numbered(probe: Any) -> Any:
+    return untyped(probe, tokens=jnp.arange(TOKENS))
 
 
 def moved(a: Any, b: Any) -> float:
@@ -54,6 +71,26 @@ def test_removal_by_zero_is_a_model_without_these_weights(
     found = generate(model, condition, probe=probe)
     close(found.x0, generate(without(model, place, slice(width, 2 * width)), condition).x0)
     assert moved(found, generate(model, condition)) > 1e-3
+
+
+def test_what_enters_the_first_block_is_removed(model: Wan, condition) -> None:
+    """By zero, and by values of layer 0."""
+    values = jnp.arange(1.0, LAYERS + 1)[None, :, None, None] * jnp.ones((STEPS, 1, 1, DIM))
+    for options, want in (({}, 0), ({"by": "given", "values": values}, 1)):
+        probe = chain(KnockOut.at(CONFIG, "input", [0], **options), Capture("input"))
+        left = generate(model, condition, probe=probe).block_obs[1]
+        np.testing.assert_array_equal(left, want)
+
+
+def test_fractions_are_places_of_the_run() -> None:
+    half = [STEPS // 2]
+    assert Noise.at_steps(STEPS, FRAMES, [0.5]).mask.any(1).nonzero()[0].tolist() == half
+    steered = Steer.at(CONFIG, jnp.ones(DIM), [1], when=[0.5]).weight
+    assert np.argwhere(steered).tolist() == [[0, *half, 1]]
+    removed = KnockOut.at(CONFIG, "block", [0.5], at_steps=[0.5]).mask
+    assert np.argwhere(removed).tolist() == [[*half, LAYERS // 2, 0]]
+    stored = np.zeros((1, STEPS, 1, TOKENS, DIM))
+    assert Patch.of("block", stored, [0], from_step=0.5).source.tolist() == half * STEPS
 
 
 def test_a_sweep_of_all_heads_and_steps_is_one_program(model: Wan, condition) -> None:
@@ -244,6 +281,11 @@ def other_run(rows: int = TOKENS, dim: int = DIM) -> Patch:
         (lambda: KnockOut.at(CONFIG, "heads", [], by="none"), "by is 'none'; there are zero"),
         (lambda: KnockOut.at(CONFIG, "heads", [], by="seed"), "another seed, but there is one"),
         (lambda: KnockOut.at(CONFIG, "heads", [], by="given"), "values go together"),
+        (lambda: given_of(STEPS, LAYERS - 1), "values is of 4×2 steps × layers, its mask of 4×3"),
+        (lambda: given_of(2, LAYERS), "values is of 2×3 steps × layers, its mask of 4×3"),
+        (lambda: KnockOut.at(CONFIG, "input", [1]), "layer 1 is out of range"),
+        (lambda: numbered(KnockOut.at(CONFIG, "block", [0])), "KnockOut.tokens .* a mask"),
+        (lambda: numbered(Steer.at(CONFIG, jnp.ones(DIM), [0])), "Steer.tokens .* a mask"),
         (lambda: KnockOut("heads", jnp.zeros((STEPS, LAYERS, 3), bool)), "made for 3 heads"),
         (lambda: other_run(rows=11), "holds 11×32 .* has 12×32: .* another model or grid"),
         (lambda: other_run(dim=16), "holds 12×16 .* another model or grid"),

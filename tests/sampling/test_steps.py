@@ -209,6 +209,11 @@ def test_runs_that_are_not_there_cannot_be_kept(model, condition) -> None:
     for which in ([], [2], [-1], [0, 0]):
         with pytest.raises(ValueError, match=r"run"):
             state.keep(which)
+    for which in ([True, False], np.array([False, True]), np.zeros(1), np.array(0)):
+        with pytest.raises(ValueError, match="give their positions"):
+            state.keep(which)
+        with pytest.raises(ValueError, match="give their positions"):
+            state.take(which)
     for copies in (0, [1], [1, -1], [1, 1, 1]):
         with pytest.raises(ValueError, match=r"run"):
             state.branch(copies)

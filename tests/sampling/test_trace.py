@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,7 +10,7 @@ import jcos
 from jcos.generation import generate
 from jcos.sampling import trajectory
 from jcos.sampling.probes import States, TokenEnergy, chain
-from jcos.sampling.trace import OUTLINE
+from jcos.sampling.trace import OUTLINE, digest
 from jcos.weights.checkpoint import CheckpointError
 from tests.models import LAYERS, STEPS, TOKENS
 
@@ -37,6 +38,16 @@ def test_a_folder_that_is_no_whole_trace_is_refused(model, condition, tmp_path) 
     for folder in (tmp_path / "trace", tmp_path / "none", tmp_path):
         with pytest.raises(CheckpointError, match=folder.name):
             jcos.Trace.load(folder)
+
+
+def test_a_digest_reads_masks_whole_and_no_addresses() -> None:
+    mask = np.zeros((4, 300_000), bool)
+    other = mask.copy()
+    other[2, 1] = True
+    assert digest(mask) != digest(other)
+    one, two = (jax.tree_util.Partial(lambda x: x, np.ones(2)) for _ in range(2))
+    assert str(jax.tree.structure(one)) != str(jax.tree.structure(two))
+    assert digest(one) == digest(two)
 
 
 def test_a_dataset_has_named_axes(model, condition) -> None:
