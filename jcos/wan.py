@@ -112,6 +112,8 @@ class Wan(nnx.Module):
                     f"{first_frame.shape}"
                 )
             height, width = clip.shape[1:3]
+            if clip.dtype != np.uint8 and not jnp.issubdtype(clip.dtype, jnp.floating):
+                raise ValueError(f"a picture is uint8, or floats in −1..1; this is {clip.dtype}")
             if size not in (None, (height, width)):
                 raise ValueError(f"the first frame has size {(height, width)}, not {size}")
             size = (height, width)
@@ -197,7 +199,9 @@ class Wan(nnx.Module):
         """A video [F, H, W, 3], uint8 or floats in −1..1, as latents. tiles: of a VAE, pieces that
         frames are coded in, for less memory."""
         if isinstance(self.codec, PixelCodec):
-            return encode_pixels(self.codec, jnp.asarray(video))
+            video = jnp.asarray(video)
+            signed = jnp.issubdtype(video.dtype, jnp.floating)
+            return encode_pixels(self.codec, (video + 1) * 127.5 if signed else video)
         if self.vae is None:
             raise ValueError(f"{self.config.name} was loaded without its VAE")
         with self._coding(f"{len(video)} frame(s) of {video.shape[2]}x{video.shape[1]} pixels"):

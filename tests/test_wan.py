@@ -1,6 +1,7 @@
 """Whole models: from picture and prompt to video, equal to the original's loops."""
 
 import dataclasses
+import inspect
 import re
 from functools import cache
 
@@ -227,6 +228,16 @@ def test_noise_of_another_shape_is_refused(small_model):
         generation.generate(small_model, condition, noise=np.zeros((1, 5, 9, 10, 12), np.float32))
 
 
+def test_noise_of_few_bits_is_taken(small_model):
+    condition = small_model.condition(np.zeros((20, 20, 3), np.uint8), "", 5)
+    noise = np.ones((1, 5, 10, 10, 12), jnp.bfloat16)
+    found, want = (
+        generation.generate(small_model, condition, noise=n, sampling=Sampling(steps=1)).latents
+        for n in (noise, noise.astype(np.float32))
+    )
+    np.testing.assert_array_equal(found, want)
+
+
 def test_seeds_may_stand_in_a_sweep():
     """Numbers of Python's, also where all else is traced."""
     model = released("ti2v")
@@ -269,3 +280,9 @@ def test_the_pixel_codec_pictures_come_back(small_model):
     assert isinstance(small_model.codec, PixelCodec)
     video = np.random.default_rng(0).integers(0, 256, (5, 20, 20, 3), np.uint8)
     np.testing.assert_array_equal(small_model.decode(small_model.encode(video)), video)
+    signed = video.astype(np.float32) / 127.5 - 1
+    np.testing.assert_array_equal(small_model.decode(small_model.encode(signed)), video)
+    of_floats, of_levels = (small_model.condition(v[0], "", 5) for v in (signed, video))
+    np.testing.assert_allclose(of_floats.channels, of_levels.channels, atol=1e-5)
+    with pytest.raises(ValueError, match="this is int64"):
+        inspect.unwrap(Wan.condition)(small_model, video[0].astype(np.int64), "", 5)

@@ -18,8 +18,10 @@ from jcos.config import PixelCodec, VaeConfig
 from jcos.model.causal import Decoder, Encoder, Frames, Layer, Past
 
 
-def encode_pixels(codec: PixelCodec, video: UInt8[Array, "F H W 3"]) -> Float[Array, "F h w C"]:
-    """Return normalised colours with `stride` × `stride` pixels folded into channels."""
+def encode_pixels(
+    codec: PixelCodec, video: UInt8[Array, "F H W 3"] | Float[Array, "F H W 3"]
+) -> Float[Array, "F h w C"]:
+    """Return normalised colours (0..255) with `stride` × `stride` pixels folded into channels."""
     z = (video.astype(jnp.float32) / 255 - codec.mean) / codec.std
     return rearrange(z, "f (h a) (w b) c -> f h w (a b c)", a=codec.stride, b=codec.stride)
 
