@@ -82,12 +82,7 @@ class Signs(Experiment):
         each = [runs, read("runs of the ideal denoiser", runs.ends[:, None], known)]
         solved = np.stack([samples.judge(reading.video)[1] for reading in each])
         mass = [masses(reading.mass, solved[0]) for reading in each]
-        signs_of = [
-            # Less than a thousandth is what the fit of the masses leaves: such runs are equal.
-            reading.scores
-            | {MIXED: -np.round(np.minimum(m["right"], m["wrong"]), 3), OFF: -np.round(m["off"], 3)}
-            for reading, m in zip(each, mass, strict=True)
-        ]
+        signs_of = [reading.scores | explained(m) for reading, m in zip(each, mass, strict=True)]
         area = [areas(each, ~ends) for each, ends in zip(signs_of, solved, strict=True)]
         dims = "denoiser puzzle judge step"
         title = "AUROC of failure within a puzzle"
@@ -153,6 +148,13 @@ def masses(mass: Mass, right: Bool[np.ndarray, "P K"]) -> dict[str, Float[np.nda
     which = {"right": right, "wrong": ~right}
     sums = {name: np.where(ends[:, None, None], on, 0).sum(-1) for name, ends in which.items()}
     return sums | {"off": np.asarray(mass.off)}
+
+
+def explained(mass: Mapping[str, Float[np.ndarray, "P K S"]]) -> dict[str, np.ndarray]:
+    """Return the scores of `EXPLANATIONS`. Less than a thousandth is what the fit of the masses
+    leaves: such runs are equal."""
+    mixed = np.minimum(mass["right"], mass["wrong"])
+    return {MIXED: -np.round(mixed, 3), OFF: -np.round(mass["off"], 3)}
 
 
 def by_outcome(

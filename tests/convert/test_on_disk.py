@@ -167,9 +167,9 @@ def test_every_message_is_short(tmp_path):
     folder = repacked(tmp_path / "x", lambda tensors: {f"n.{k}" * 9: a for k, a in tensors.items()})
     assert refused(folder)
     folder = shutil.copytree(I2V, tmp_path / "y")
-    for place in EXPERTS:
-        path = folder / place / "config.json"
-        dim = json.loads(path.read_text())["dim"]
+    paths = [folder / place / "config.json" for place in EXPERTS]
+    dim = json.loads(paths[0].read_text())["dim"]
+    for path in paths:
         edit(path, num_layers=9, dim=2 * dim)
     message = refused(folder)
     assert "(all in " in message

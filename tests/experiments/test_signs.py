@@ -12,6 +12,7 @@ from jcos.experiments.signs import (
     Signs,
     areas,
     by_outcome,
+    explained,
     masses,
     within,
 )
@@ -45,11 +46,16 @@ def test_every_judge_is_measured_at_every_step(data) -> None:
     assert rows == 2 * judges * both.any(1).sum()
 
 
-def test_at_the_end_no_blend_is_left_to_tell_anything(data) -> None:
-    """Every run is at one of its ends: what the fit of the masses leaves must not rank them."""
-    last = data[0]["area"].sel(judge=list(EXPLANATIONS), step=1, denoiser="model").values
-    assert np.isfinite(last).any()
-    assert set(last[np.isfinite(last)]) == {0.5}
+def test_what_a_fit_leaves_ranks_no_runs() -> None:
+    """At the end every run is at one of its ends, up to remainders; in the middle blends count."""
+    fails = np.array([[True, False, True]])
+    right = np.array([3e-5, 1.0, 2e-5])[None, :, None]
+    end = {"right": right, "wrong": 1 - right, "off": np.abs(right - 0.5) * 1e-4}
+    middle = {name: np.full((1, 3, 1), 0.1) for name in end}
+    middle["right"] = middle["wrong"] = np.array([0.4, 0.1, 0.4])[None, :, None]
+    for mass, area in ((end, 0.5), (middle, 1.0)):
+        assert within(-explained(mass)[EXPLANATIONS[0]], fails)[0, 0] == area
+    assert within(-explained(end)[EXPLANATIONS[1]], fails)[0, 0] == 0.5
 
 
 def test_an_area_is_that_of_its_judge() -> None:
