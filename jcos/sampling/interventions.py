@@ -22,11 +22,14 @@ def places(chosen: Sequence[Place | Real] | None, size: int, what: str) -> list[
     """
     numbers = set()
     for place in range(size) if chosen is None else chosen:
-        whole = isinstance(place, Integral)
-        if whole and 0 <= place < size:
-            numbers.add(int(place))
-        elif not whole and isinstance(place, Real) and 0.0 <= place <= 1.0:
-            numbers.add(min(size - 1, int(place * size)))
+        if isinstance(place, Integral):
+            number = int(place) if 0 <= int(place) < size else None
+        elif isinstance(place, float | Real) and 0.0 <= float(place) <= 1.0:
+            number = min(size - 1, int(float(place) * size))
+        else:
+            number = None
+        if number is not None:
+            numbers.add(number)
         else:
             raise IndexError(
                 f"{what} {place} is out of range: there are {what}s 0 to {size - 1} (a fraction, "

@@ -114,7 +114,7 @@ def chain(*probes: Probe) -> Chain:
 
 def choose(size: int, chosen: Iterable[Place | Real], what: str) -> Bool[np.ndarray, " size"]:
     """Return a mask with the chosen `places` on; IndexError where one is out of range."""
-    numbers = [i if isinstance(i, Real) else operator.index(i) for i in chosen]
+    numbers = [i if isinstance(i, float | Real) else operator.index(i) for i in chosen]
     return np.isin(np.arange(size), places(numbers, size, what))
 
 
