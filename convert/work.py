@@ -19,6 +19,10 @@ _NO_LOCKS = ("ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK", "EINVAL", "ENOTTY")
 Digests = dict[str, list[Any]]
 
 
+class Busy(CheckpointError):
+    """Another process writes in the folder of an unfinished conversion."""
+
+
 class Work:
     """An unfinished conversion: `weights/` with the finished parts, and a journal of what they were
     made from.
@@ -36,14 +40,13 @@ class Work:
         new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = None if is_remote(target) else (self.folder / "lock").open("w")
-        self.locked = False
         try:
             self.locked = self._take_lock()
             self._journal = self._read()
             self._compare(json.loads(json.dumps(settings)))
             self._remove_halves()
-        except BaseException:
-            if new and (self.locked or self._lock is None):  # not what another process writes
+        except BaseException as error:
+            if new and not isinstance(error, Busy):
                 remove(self.folder)
             self._unlock()
             raise
@@ -119,7 +122,7 @@ class Work:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CheckpointError(f"another process is converting to {self.target}") from None
+            raise Busy(f"another process is converting to {self.target}") from None
         except OSError as error:
             if error.errno not in [getattr(errno, name) for name in _NO_LOCKS]:
                 raise

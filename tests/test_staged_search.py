@@ -111,7 +111,8 @@ def test_a_search_that_cannot_be_is_refused(
 def test_a_search_without_seeds_has_one(release, picture, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(wan, "load", None)
     call = searched(release, picture, tmp_path / "out", "--search", "decided")
-    del call[call.index("--seeds") :][:2]
+    seeds = call.index("--seeds")
+    del call[seeds : seeds + 2]
     with contextlib.suppress(TypeError):  # where the model would be read
         run("generate", *call)
     assert "keeps 1 of 1" in capsys.readouterr().err
