@@ -9,9 +9,10 @@ Every trajectory has two named axes: `seed` (same puzzle, other noise) and `worl
 same noise that differ in condition or intervention). Collectives over them work in any probe.
 """
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar, dataclass_transform
 
 import flax.struct
 import jax
@@ -20,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jcos.model.dit import SITES
 
+T = TypeVar("T")
 Latents = Float[Array, "F H W C"]
 Tokens = Float[Array, "N D"]
 Sizes = tuple[tuple[str, int], ...]
@@ -117,7 +119,48 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(f"{r[0]}–{r[-1]}" if len(r) > 2 else ", ".join(map(str, r)) for r in runs)
 
 
-class Probe(flax.struct.PyTreeNode):
+def _pytree(cls: type) -> type:
+    """Make a class a frozen dataclass and a pytree.
+
+    Not by `flax.struct`: trees of two classes that JAX registers as dataclasses count as equal, and
+    `jit` may take the program of the one for the other.
+    """
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    static = [f.name for f in fields if not f.metadata.get("pytree_node", True)]
+    arrays = [f.name for f in fields if f.name not in static]
+
+    def flatten(probe: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        return [getattr(probe, n) for n in arrays], tuple(getattr(probe, n) for n in static)
+
+    def with_keys(probe: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        leaves, known = flatten(probe)
+        keys = map(jax.tree_util.GetAttrKey, arrays)
+        return list(zip(keys, leaves, strict=True)), known
+
+    def unflatten(known: tuple[Any, ...], leaves: Sequence[Any]) -> Any:
+        probe = object.__new__(cls)
+        for name, value in zip((*arrays, *static), (*leaves, *known), strict=True):
+            object.__setattr__(probe, name, value)
+        return probe
+
+    jax.tree_util.register_pytree_with_keys(cls, with_keys, unflatten, flatten)
+    return cls
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(flax.struct.field, dataclasses.field))
+class _Pytree:
+    """What `_pytree` makes of every class below it."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__()
+        _pytree(dataclasses.dataclass(frozen=True, **options)(cls))
+
+    def replace(self: T, **fields: Any) -> T:
+        """Return a copy with other values of these fields."""
+        return dataclasses.replace(self, **fields)  # type: ignore[type-var]
+
+
+class Probe(_Pytree):
     """An intervention or observation that does nothing; subclasses override what they need.
 
     Fields are arrays, or static and marked with `flax.struct.field(pytree_node=False)`.

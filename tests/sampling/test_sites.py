@@ -90,6 +90,24 @@ def test_observations_are_a_dict_by_place_of_the_conditional_branch(
     close(trace.x0, generate(model, condition, (0, 1), sampling=sampling).x0)
 
 
+def test_probes_of_two_classes_are_two_programs() -> None:
+    """Also where their fields are alike: their trees must differ, or `jit` may take one for the
+    other."""
+
+    class One(Probe):
+        layer: jax.Array
+
+    class Other(Probe):
+        layer: jax.Array
+
+    trees = [jax.tree.structure(made(jnp.int32(0))) for made in (One, Other)]
+    assert trees[0] != trees[1]
+    assert jax.tree.structure(kind(print, "heads")) != jax.tree.structure(kind(print, "mlp"))
+    assert jax.tree.structure(One(jnp.int32(1))) == trees[0]
+    ((path, _),) = jax.tree_util.tree_leaves_with_path(One(jnp.int32(0)))
+    assert jax.tree_util.keystr(path) == ".layer"
+
+
 def test_what_is_returned_goes_on(model: Wan, condition) -> None:
     """Each place alone changes the run; hidden units of 0 leave the bias of the second layer."""
     plain = generate(model, condition).x0
