@@ -11,7 +11,7 @@ same noise that differ in condition or intervention). Collectives over them work
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar, dataclass_transform
 
 import flax.struct
@@ -137,7 +137,7 @@ def _pytree(cls: type) -> type:
         keys = map(jax.tree_util.GetAttrKey, arrays)
         return list(zip(keys, leaves, strict=True)), known
 
-    def unflatten(known: tuple[Any, ...], leaves: Sequence[Any]) -> Any:
+    def unflatten(known: Any, leaves: Iterable[Any]) -> Any:
         probe = object.__new__(cls)
         for name, value in zip((*arrays, *static), (*leaves, *known), strict=True):
             object.__setattr__(probe, name, value)
