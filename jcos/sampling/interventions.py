@@ -1,9 +1,10 @@
 """The interventions that every command offers, as data; importing this file imports no jax."""
 
 import dataclasses
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jcos.sampling.probes import Chain
@@ -13,7 +14,7 @@ Place = int | float
 the depth, so that it suits every model (the paper's layer 20 of 40 is 0.5)."""
 
 
-def places(chosen: Sequence[Place | Real] | None, size: int, what: str) -> list[int]:
+def places(chosen: Iterable[Any] | None, size: int, what: str) -> list[int]:
     """Return chosen steps, layers or frames as numbers below `size`, ascending, each once; all of
     them for None.
 
@@ -22,19 +23,16 @@ def places(chosen: Sequence[Place | Real] | None, size: int, what: str) -> list[
     """
     numbers = set()
     for place in range(size) if chosen is None else chosen:
-        if isinstance(place, Integral):
-            number = int(place) if 0 <= int(place) < size else None
-        elif isinstance(place, float | Real) and 0.0 <= float(place) <= 1.0:
-            number = min(size - 1, int(float(place) * size))
+        if not isinstance(place, Real) or isinstance(place, Integral):
+            number = operator.index(place)
         else:
-            number = None
-        if number is not None:
-            numbers.add(number)
-        else:
+            number = min(size - 1, int(float(place) * size)) if 0 <= float(place) <= 1 else -1
+        if not 0 <= number < size:
             raise IndexError(
                 f"{what} {place} is out of range: there are {what}s 0 to {size - 1} (a fraction, "
                 "0.0 to 1.0, suits every model)"
             )
+        numbers.add(number)
     return sorted(numbers)
 
 

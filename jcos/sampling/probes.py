@@ -1,9 +1,7 @@
 """The probes of the paper, and combinations of probes."""
 
 import dataclasses
-import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import jax
@@ -112,10 +110,9 @@ def chain(*probes: Probe) -> Chain:
     return Chain(probes)
 
 
-def choose(size: int, chosen: Iterable[Place | Real], what: str) -> Bool[np.ndarray, " size"]:
+def choose(size: int, chosen: Iterable[Any], what: str) -> Bool[np.ndarray, " size"]:
     """Return a mask with the chosen `places` on; IndexError where one is out of range."""
-    numbers = [i if isinstance(i, float | Real) else operator.index(i) for i in chosen]
-    return np.isin(np.arange(size), places(numbers, size, what))
+    return np.isin(np.arange(size), places(chosen, size, what))
 
 
 def counted(array: Array | None, *axes: str) -> Sizes:
