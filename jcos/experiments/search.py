@@ -188,12 +188,13 @@ class Search(Experiment):
         """Return what is solved and the forwards of methods that are run, on the first puzzles."""
         made, config, some = {}, model.config, list(puzzles[: self.drawn])
         conditions = conditions_of(model, some)
-        methods: dict[str, Method] = {
+        acting: dict[str, Method] = {
             "Feynman–Kac, decided": smc(8, scale=0.5),
             "EvoSearch, decided": evosearch(6),
+            "restart in time, decided": methods.tbs(4),
         }
         sampling = self.sampling.of(config)
-        for case, method in methods.items():
+        for case, method in acting.items():
             ends = []
             for first in range(0, len(some), TOGETHER):
                 progress(case, first, len(some))
@@ -218,6 +219,9 @@ class Search(Experiment):
             right = ended(model, some, self.seeds[:1], [Probe()], longer)[0, :, 0]
             spent = np.full(len(some), self.forwards(config, steps))
             made[f"one run, {steps} steps"] = right, spent
+        noisy = dataclasses.replace(sampling, solver="cps", eta=0.9)
+        right = ended(model, some, self.seeds, [Probe()], noisy)[0].mean(-1)
+        made["one run, Flow-CPS 0.9"] = right, np.full(len(some), self.forwards(config))
         return made
 
     def table(self, data: xr.Dataset) -> pd.DataFrame:
