@@ -12,7 +12,7 @@ from jcos.lab import results
 from jcos.report.reading import read
 from jcos.wan import Wan
 
-SIZES = demo.Sizes(task=2, routes=3, noise=1, ensemble=2)
+SIZES = demo.Sizes(task=2, routes=3, noise=1, ensemble=2, search=2)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_the_page_fills_as_parts_arrive(made: tuple[Path, list, list]) -> None:
     assert told[:-1] == [(part, i, total) for i, part in enumerate(demo.PARTS[:-1])]
     assert told[-1] == (demo.PARTS[-1], total, total)
     lengths = [len(re.findall('class="story"', page)) for page in pages]
-    assert lengths == [0, 2, 3, 4, 6]
+    assert lengths == [0, 2, 3, 4, 5, 7]
     assert all('http-equiv="refresh"' in page for page in pages[1:-1])
     assert 'http-equiv="refresh"' not in pages[-1]
     found = read(folder)
@@ -52,7 +52,7 @@ def test_the_page_fills_as_parts_arrive(made: tuple[Path, list, list]) -> None:
 def test_the_dataset_has_every_measure(made: tuple[Path, list, list]) -> None:
     folder, *_ = made
     with results.load(folder / "results.nc", "demo") as data:
-        rows = 8 * SIZES.task + SIZES.routes
+        rows = 8 * SIZES.task + SIZES.search + SIZES.routes
         assert data.sizes["puzzle"] == rows
         mass = data["mass"].values
         np.testing.assert_allclose(mass[:, -SIZES.routes :].sum(0), 1, atol=0.02)
@@ -61,6 +61,18 @@ def test_the_dataset_has_every_measure(made: tuple[Path, list, list]) -> None:
         assert np.flatnonzero(judged).tolist() == list(demo.SHOWN)
         assert np.isfinite(data["noise"].values).sum() == (1 + len(demo.NOISED) + 5) * SIZES.noise
         assert np.isfinite(data["ensemble"].values).sum() == 2 * SIZES.ensemble
+        assert np.isfinite(data["search"].values).sum() == 2 * SIZES.search
+
+
+@pytest.mark.slow
+def test_one_search_is_shown_below_its_section(made: tuple[Path, list, list]) -> None:
+    folder, *_ = made
+    page = (folder / "index.html").read_text()
+    ids = re.findall('<section class="(?:story|search)" id="([^"]+)"', page)
+    assert ids[-3:] == ["section-5", "search", "section-6"]
+    (tree,) = read(folder).trees
+    assert [len(particles) for _, _, particles in tree["rows"]] == [4]
+    assert tree["forwards"] == 31
 
 
 @pytest.mark.slow

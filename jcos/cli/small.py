@@ -16,8 +16,8 @@ ROOM = 2**23
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Demo(Command):
-    """See a small video model solve puzzles, denoising step by denoising step: one page, about a
-    minute.
+    """See a small video model solve puzzles, denoising step by denoising step: one page, in a
+    minute or two.
 
     Writes a folder of results whose page, OUT/index.html, can be opened after a few seconds and
     fills as parts arrive. The same seeds give the same numbers every time.

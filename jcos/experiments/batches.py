@@ -2,7 +2,8 @@
 seeds and one of several."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,18 +52,24 @@ class Batches:
         calls = self._seconds.values()
         return sum(len(each) * float(np.mean(each[1:] or each)) for each in calls)
 
+    @contextmanager
+    def timed(self, *kind: Any) -> Iterator[None]:
+        """Count what is done here as a call of a program."""
+        start = time.monotonic()
+        yield
+        self._seconds.setdefault(kind, []).append(time.monotonic() - start)
+
     def play(self, rows: Sequence[Row]) -> Runs:
         """Return all runs, in order."""
         parts = []
         for first in range(0, len(rows), BATCH):
             batch = [rows[min(first + i, len(rows) - 1)] for i in range(BATCH)]
             puzzles, seeds, probes = zip(*batch, strict=True)
-            conditions, start = one_world(conditions_of(self.model, puzzles)), time.monotonic()
+            conditions = one_world(conditions_of(self.model, puzzles))
             about = {"item_probe": tree_stack(probes), "chunk": BATCH, "alike": True}
-            played = sweep(self.model, conditions, seeds, readout=read_runs, **about)
+            with self.timed(type(probes[0]), len(seeds[0]), conditions.grid):
+                played = sweep(self.model, conditions, seeds, readout=read_runs, **about)
             parts.append([leaf[0] for leaf in played])
-            kind = type(probes[0]), len(seeds[0])
-            self._seconds.setdefault(kind, []).append(time.monotonic() - start)
         joined = (np.concatenate(leaves)[: len(rows)] for leaves in zip(*parts, strict=True))
         return Runs(*joined)
 

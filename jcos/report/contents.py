@@ -138,10 +138,11 @@ def sections(
     plane = next((i for i, section in enumerate(story, 1) if section.runs), len(story))
     used = {number for section in story for number in section.charts}
     rest = [i for i in range(len(charts)) if i not in used]
-    if runs:
-        story.insert(plane, Section("plane", "Step by step"))
+    tree = next((i for i, section in enumerate(listed, 1) if section.get("tree")), len(story))
     if trees:
-        story.append(Section("search", "Who went on"))
+        story.insert(tree, Section("search", "Who went on"))
+    if runs:
+        story.insert(plane + (bool(trees) and tree < plane), Section("plane", "Step by step"))
     if figures:
         story.append(Section("figures", "Figures", figures=[*figures.values()]))
     if rest:

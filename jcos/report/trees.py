@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from jcos.lab.outcome import Result
+from jcos.lab.saved import as_json
 from jcos.media import formats
+from jcos.wan import Wan
 
 TREE = "tree.npz"
 """Last frames: `estimates_P_R` [K, H, W, 3] of puzzle P's particles in row R of the method;
@@ -28,6 +31,21 @@ def packed(
     out = io.BytesIO()
     np.savez_compressed(out, chosen=chosen, right=right, **named)
     return out.getvalue()
+
+
+def estimates(model: Wan, result: Result, i: int) -> list[UInt8[np.ndarray, "K H W 3"]]:
+    """Return the last frames of the particles of the i-th video, by row of a recorded search."""
+    return [np.asarray(model.decode(row.x0[i]))[:, -1] for row in result.tree if row.x0 is not None]
+
+
+def entries(result: Result, solved: Any, which: Sequence[int]) -> dict[str, Any]:
+    """Return what a manifest says of some of the videos of a search. solved: of these."""
+    tree = [
+        {k: [v[i] for i in which] if isinstance(v, list) else v for k, v in as_json(row).items()}
+        for row in result.tree
+    ]
+    about = {"solved": solved, "seed": result.seed[which], "forwards": result.cost.forwards[which]}
+    return {k: np.asarray(v).tolist() for k, v in about.items()} | {"tree": tree}
 
 
 def trees_of(folder: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
