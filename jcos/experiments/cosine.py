@@ -53,7 +53,8 @@ class Cosine(Experiment):
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
-        places(self.layers, config.dit.layers, "layer")
+        if not places(self.layers, config.dit.layers, "layer"):
+            raise ValueError("layers is empty; name at least one")
         sizes = {"tokens": self.tokens, "seeds": len(self.seeds), "puzzles": self.puzzles}
         for name, size in sizes.items():
             if size < 2:
@@ -77,7 +78,8 @@ class Cosine(Experiment):
         dims = f"step layer reference {samples.runs} seed"
         variables: dict[str, Any] = {"forwards": ((), 2 * self.forwards(config), {})}
         for (name, (title, comment)), values in zip(MEASURES.items(), (raw, centred), strict=True):
-            values, about = np.transpose(values[0], (2, 3, 4, 0, 1)), {"span": SPAN}
+            values, about = np.transpose(values[0], (2, 3, 4, 0, 1)).copy(), {"span": SPAN}
+            values[:, :, -1, other == np.arange(len(other))] = np.nan  # a single one has no other
             variables[name] = measure(dims, values, title, comment, tabled=False, **about)
             mean, title = values[1:].mean(0, dtype=np.float64), f"{title}, mean over steps"
             each = dims.removeprefix("step ")

@@ -97,9 +97,10 @@ class Experiment(abc.ABC):
         """Raise ValueError or IndexError, in one sentence, where this cannot be run on a model of
         this configuration: it needs no weights."""
         self.sampling.of(config)
-        for name, number in (("puzzles", self.puzzles), ("chunk", self.chunk)):
-            if number is not None and number < 1:
-                raise ValueError(f"{name} is {number}; at least 1 is needed")
+        for name, least in (("puzzles", 1), ("chunk", 1), ("puzzle_seed", 0)):
+            number = getattr(self, name)
+            if number is not None and number < least:
+                raise ValueError(f"{name} is {number}; at least {least} is needed")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds are {self.seeds}; at least one is needed, each once")
         if self.clips is not None:

@@ -29,6 +29,8 @@ from jcos.lab import results
 from jcos.wan import Wan
 
 DATA, TABLE, FIGURES, MANIFEST = "results.nc", "table.csv", "figures", runs.MANIFEST
+RESULTS = (DATA, TABLE, FIGURES, ACTIVATIONS)
+PAGE = ("index.html", "index.files")
 FREE = ("chunk", "at_once")
 """Parameters that results do not depend on."""
 ROOM = 64 * 2**20
@@ -73,12 +75,14 @@ def run_to(
     folder = any_path(folder)
     experiment.check(config)
     about = describe(experiment, config, weights)
-    there = runs.holds(folder, "experiment", {} if redo else about, remedy=REMEDY)
+    same, replaced = ({}, (*RESULTS, *PAGE)) if redo else (about, ())
+    there = runs.holds(folder, "experiment", same, remedy=REMEDY, replaced=replaced)
     there = sharding.from_first_host(there)  # before it writes anything
     if there and not redo:
         return False
     files.check_room(folder, ROOM)
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    whole = folder.absolute()  # "." has no name
+    unfinished = whole.with_name(f".{whole.name}.unfinished")
     with kept_in(unfinished, about, redo=redo):
         progress("reading the weights", 0, 1)
         model = load()
@@ -103,7 +107,7 @@ def write(
     activations: Path | None = None,
 ) -> None:
     """Write the whole folder, or nothing. Results that were there before are replaced, other files
-    in it stay. activations: a folder on the same disk that is moved into it, where there is one."""
+    in it stay. activations: a folder that is moved into it, where there is one."""
     new = not folder.is_dir()
     place = None if is_remote(folder) else folder.parent if new else folder
     if place is not None:
@@ -126,17 +130,31 @@ def write(
                     shutil.copytree(there, part / ACTIVATIONS)
             files.replace(part, folder, last=MANIFEST)
             return
-        if not new:
-            (folder / MANIFEST).unlink(missing_ok=True)  # with it, a folder is whole
-            for name in (FIGURES, ACTIVATIONS):
-                if os.path.lexists(folder / name):
-                    (folder / name).rename(part / f"old-{name}")
         if activations is not None and activations.is_dir():
-            activations.rename((part if new else folder) / ACTIVATIONS)
+            shutil.move(activations, part / ACTIVATIONS)  # a copy where it is on another disk
         if new:
             part.rename(folder)
-            return
-        for name in (DATA, TABLE, FIGURES, MANIFEST):
-            (part / name).replace(folder / name)
+        else:
+            _replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _replace(part: Path, folder: Path) -> None:
+    """Put the results of a folder inside another in place of the other's, which stay if that fails.
+
+    The manifest, with which a folder is whole, goes first and comes last.
+    """
+    old, names, done = part / "old", (MANIFEST, *RESULTS), []
+    old.mkdir()
+    moves = [(folder / name, old / name) for name in names]
+    moves += [(part / name, folder / name) for name in reversed(names)]
+    try:
+        for source, target in moves:
+            if os.path.lexists(source):
+                source.rename(target)
+                done.append((source, target))
+    except BaseException:
+        for source, target in reversed(done):
+            target.rename(source)
+        raise

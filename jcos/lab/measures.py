@@ -174,7 +174,7 @@ def estimate(
         return UNKNOWN
     means = np.where(known, rows, 0).sum(1)[usable] / known.sum(1)[usable]
     low, high = span
-    slack = 1e-5 * (high - low) if np.isfinite(high - low) else 0.0
+    slack = 1e-5 * (high - low if np.isfinite(high - low) else max(1.0, np.abs(means).max()))
     if means.min() < low - slack or means.max() > high + slack:
         raise ValueError(
             f"the values reach from {means.min():g} to {means.max():g}; they are to lie within "

@@ -6,6 +6,7 @@ import pytest
 
 from jcos.experiments.cosine import REFERENCES, Cosine, cosines
 from jcos.lab.results import rows as rows_of
+from jcos.wan import Wan
 
 SMALL = Cosine(tasks=("maze", "rotation"), puzzles=2, tokens=16, layers=(0, 1))
 
@@ -35,6 +36,11 @@ def test_a_constant_channel_makes_strangers_alike_until_the_mean_is_subtracted()
     centred = cosines(same - same.mean(-2, keepdims=True))[:, 1:]
     np.testing.assert_allclose(centred[..., 0], 1, atol=1e-5)
     np.testing.assert_allclose(centred[..., 1:], 0, atol=0.05)
+
+
+def test_a_single_puzzle_has_no_other(small_model: Wan) -> None:
+    data = Cosine(puzzles=2, tokens=4, layers=(1,), several=True).run(small_model)
+    assert np.isfinite(data["cosine"].sel(step=1)).all()
 
 
 def test_dataset_table_and_figures_are_complete(data) -> None:

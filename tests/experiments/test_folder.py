@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import errno
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -205,6 +207,73 @@ def test_a_folder_is_written_whole_or_not_at_all(
     assert not folder.exists()
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".jcos")]
     assert done(Coin(), folder)
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_results_that_cannot_be_replaced_stay(
+    done: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    folder, rename, calls = tmp_path / "coin", Path.rename, []
+    done(Coin(), folder)
+    (folder / "activations").mkdir()
+    (folder / "activations" / "old.nc").touch()
+    before = (folder / "run.json").read_text()
+
+    def failing(source: Path, target: Path) -> Path:
+        calls.append(source)
+        if len(calls) == number + 1:
+            raise OSError(5, "Input/output error")
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        done(Coin(sides=3), folder, redo=True)
+    assert sorted(p.name for p in folder.iterdir()) == sorted(["activations", *WHOLE])
+    assert (folder / "run.json").read_text() == before
+    assert (folder / "activations" / "old.nc").exists()
+
+
+def test_activations_come_from_another_disk(
+    done: Run, small_model: Wan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, activations, rename = tmp_path / "store", tmp_path / "activations", os.rename
+
+    def across(source: Any, target: Any) -> None:
+        if Path(source) == activations:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(source, target)
+
+    done(Coin(), folder)
+    activations.mkdir()
+    (activations / "new.nc").touch()
+    monkeypatch.setattr(os, "rename", across)
+    folders.write(folder, Coin(), Coin().run(small_model), {}, activations)
+    assert [p.name for p in (folder / "activations").iterdir()] == ["new.nc"]
+    assert (folder / "run.json").exists()
+    assert not activations.exists()
+
+
+def test_a_folder_without_manifest_is_begun_anew_by_redo(done: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "coin"
+    done(Coin(), folder)
+    (folder / "index.html").touch()
+    (folder / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"no run\.json.*--redo"):
+        done(Coin(), folder)
+    (folder / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"notes\.txt"):
+        done(Coin(), folder, redo=True)
+    (folder / "notes.txt").unlink()
+    assert done(Coin(), folder, redo=True)
+    assert sorted(p.name for p in folder.iterdir()) == sorted(["index.html", *WHOLE])
+
+
+def test_the_folder_here_is_one(done: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert done(Coin(), Path())
+    assert sorted(p.name for p in here.iterdir()) == WHOLE
 
 
 def unneeded() -> Wan:

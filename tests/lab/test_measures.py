@@ -247,6 +247,19 @@ def test_runs_that_cannot_tell_are_left_out():
     assert estimate(np.full((3, 2), np.nan)).n == 0
 
 
+@pytest.mark.parametrize(
+    ("values", "span"),
+    [
+        ([1.00000012, 0.5], (-np.inf, 1.0)),
+        ([1.00000012, 0.5], SCORES),
+        ([-0.01, 1e4], POSITIVE),
+    ],
+)
+def test_values_may_leave_their_span_by_rounding(values, span):
+    found = estimate(np.array(values), span)
+    assert span[0] <= found.low < found.high <= span[1]
+
+
 def test_values_outside_their_span_are_refused():
     with pytest.raises(ValueError, match=r"1\.5"):
         estimate(np.array([0.5, 1.5]))
