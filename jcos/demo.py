@@ -10,18 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
 from jcos import files, runs
 from jcos.experiments import plots
-from jcos.experiments.answers import answers_of, blend, shares
+from jcos.experiments.answers import Answers, answers_of, masses, shares
 from jcos.experiments.batches import BATCH, Batches, Row
 from jcos.experiments.noise import score_others
-from jcos.experiments.sweeps import conditions_of, held_out
+from jcos.experiments.sweeps import conditions_of, held_out, judge
 from jcos.lab import results, search
 from jcos.lab.tasks import TASKS, Puzzle, get
 from jcos.report import explorer, trees
@@ -72,11 +71,6 @@ class Done(NamedTuple):
     total: float
     forward: float
     first: float
-
-
-@jax.jit
-def _masses(x0: Float[Array, "N S F h w C"], answers: Any) -> Any:
-    return jax.vmap(blend)(x0, answers)
 
 
 def run(
@@ -319,12 +313,7 @@ class Story:
                 parts.append(search.run(self.model, conditions, method, seeds, **about))
         latents = np.concatenate([part.latents for part in parts])
         videos.append(np.asarray(self.model.decode(latents)))
-        solved = np.array(
-            [
-                [task.score(p, v).solved for p, v in zip(puzzles, each, strict=True)]
-                for each in videos
-            ]
-        )
+        solved = np.array([judge(puzzles, each)[1] for each in videos])
         words = [f"one run of {self.steps} steps", f"four seeds of {SEARCH_STEPS} steps"]
         self.data = self.data.assign_coords(way=words)
         self._add(
@@ -377,17 +366,11 @@ class Story:
 
     def _mass(
         self, puzzles: Sequence[Puzzle], x0: Float[np.ndarray, "N S F h w C"]
-    ) -> tuple[Float[np.ndarray, "N S K"], Any]:
-        """Mass on the right answers, in batches of one size; of more answers than there is room for
-        the first ones."""
+    ) -> tuple[Float[np.ndarray, "N S K"], Answers]:
+        """Return the mass on the right answers; of more than there is room for on the first."""
         short = [dataclasses.replace(p, answers=p.answers[:ROUTES]) for p in puzzles]
         answers = answers_of(self.model, short, room=ROUTES)
-        rows = np.arange(-(-len(puzzles) // BATCH) * BATCH).clip(max=len(puzzles) - 1)
-        mass = [
-            _masses(x0[part], jax.tree.map(lambda a, part=part: a[part], answers)).on
-            for part in rows.reshape(-1, BATCH)
-        ]
-        return np.concatenate(jax.device_get(mass))[: len(puzzles)], answers
+        return masses(x0, answers, BATCH), answers
 
     def _plane(
         self, puzzle: Puzzle, seed: int, video: UInt8[np.ndarray, "S F H W 3"], mass: np.ndarray

@@ -92,6 +92,21 @@ def blend(x0: Float[Array, "*S F h w C"], answers: Answers) -> Mass:
     return jax.tree.map(lambda a: a.reshape(*x0.shape[:-4], *a.shape[1:]), mass)
 
 
+@jax.jit
+def _blends(x0: Float[Array, "N S F h w C"], answers: Answers) -> Float[Array, "N S K"]:
+    return jax.vmap(blend)(x0, answers).on
+
+
+def masses(
+    x0: Float[np.ndarray, "N S F h w C"], answers: Answers, batch: int
+) -> Float[np.ndarray, "N S K"]:
+    """Return the mass on each candidate, of so many puzzles at a time (the last ones filled up), so
+    that all numbers of puzzles share a program."""
+    rows = np.arange(-(-len(x0) // batch) * batch).clip(max=len(x0) - 1).reshape(-1, batch)
+    parts = [_blends(x0[part], Answers(*(a[part] for a in answers))) for part in rows]
+    return np.concatenate(jax.device_get(parts))[: len(x0)]
+
+
 class Shares(NamedTuple):
     """Mass of P puzzles, K seeds, S steps: on the answer taken, on other right ones, on wrong
     ones."""
