@@ -51,19 +51,6 @@ assert not below & loaded, below & loaded
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_a_command_names_the_extra_that_is_missing() -> None:
-    done = python("""
-import sys
-sys.modules["tyro"] = None
-from jcos.__main__ import main
-main()
-""")
-    assert done.returncode == 2
-    (said,) = done.stderr.strip().splitlines()
-    assert "jcos[lab]" in said
-    assert "tyro" in said
-
-
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_the_converter_is_among_the_commands(name: str, tmp_path: Path) -> None:
     none = tmp_path / "none"
