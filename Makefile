@@ -31,7 +31,7 @@ demo: $(READY)  ## watch a small model solve a puzzle: results as a page for the
 	$(BIN)/jcos demo $(ARGS)
 
 test: $(READY)  ## all tests, on the CPU, a few processes at a time
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: ruff pyright  ## ruff check, ruff format --check, pyright
 
