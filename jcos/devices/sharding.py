@@ -229,11 +229,11 @@ def from_first_host(tree: M) -> M:
     return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
 
 
-def on_all_hosts(here: bool) -> bool:
-    """Return whether something holds on every host."""
+def on_all_hosts(here: Any) -> Any:
+    """Return whether something holds on every host; of an array, which of its entries do."""
     if jax.process_count() == 1:
         return here
-    return bool(multihost_utils.process_allgather(np.array(here)).all())
+    return multihost_utils.process_allgather(np.array(here)).all(0)
 
 
 def wait_for_hosts() -> None:

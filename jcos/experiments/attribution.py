@@ -7,6 +7,7 @@ first order, so it is checked, not believed; the runs with sharper attention sho
 
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from itertools import product, starmap
 from typing import Any
 
@@ -23,6 +24,7 @@ from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Progress
 from jcos.experiments.swap import pair_conditions, pair_seed
 from jcos.experiments.swap_pairs import Pair, pairs_of
+from jcos.experiments.sweeps import remembered
 from jcos.generation import generate
 from jcos.lab.attribution import Cell, attribute, patch_effects
 from jcos.lab.measures import UNBOUNDED
@@ -34,6 +36,7 @@ from jcos.wan import Wan
 PLACES = ("block", "heads", "cross", "mlp")
 ESTIMATES = ("gradient through the run", "gradient of one step", "gradient of another pair's run")
 EXACT = "exact patch"
+HOWS = (EXACT, "run", "step")
 LEAST = 1e-2
 """Cells whose exact effect is a smaller share of the pair's largest have no sign to speak of."""
 WAY = "Along the line from the run's own end, 0, to the donor's, 1."
@@ -81,6 +84,8 @@ class Attribution(Experiment):
             what = f"patching, queries × {factor:g}" if effects else "patching"
             cells, rows = heads[: len(heads) // 2] if effects else heads + whole, []
             here = sharpened(model, factor)
+            kinds = product(("heads",), HOWS[:2]) if effects else product(PLACES, HOWS)
+            shape = dict.fromkeys(kinds, 0)
             if effects and factor == 1:
                 effects.append(effects[0])
                 continue
@@ -88,7 +93,8 @@ class Attribution(Experiment):
                 progress(what, i, len(pairs))
                 own, other = (jax.tree.map(lambda a, at=(i, w): a[at], conditions) for w in (0, 1))
                 seeds = [pair_seed(model, seed, i) for seed in self.seeds]
-                rows.append(self.pair(here, own, other, seeds, cells, sampling))
+                pair = partial(self.pair, here, own, other, seeds, cells, sampling)
+                rows.append(remembered(f"patching-{factor}-{i}", shape, pair))
             progress(what, len(pairs), len(pairs))
             effects.append(jax.tree.map(lambda *a: np.stack(a), *rows))
         labels: dict[str, Any] = {"task": ("pair", [pair.kind for pair in pairs])}

@@ -84,6 +84,10 @@ class Budget(Experiment):
             raise ValueError(
                 f"sampling.steps is {self.sampling.steps}; this experiment takes steps=1,2,4 …"
             )
+        if self.sampling.sigmas is not None:
+            raise ValueError(
+                "sampling.sigmas are given; this experiment tries schedules of its own"
+            )
         if not self.steps or min(self.steps) < 1:
             raise ValueError(f"steps are {self.steps}; name at least one, each at least 1")
         if any(n < 2 for n in self.lengths):

@@ -54,7 +54,7 @@ class Cosine(Experiment):
     def check(self, config: WanConfig) -> None:
         super().check(config)
         if not places(self.layers, config.dit.layers, "layer"):
-            raise ValueError("layers is empty; name at least one")
+            raise ValueError("no layer is chosen; name at least one")
         sizes = {"tokens": self.tokens, "seeds": len(self.seeds), "puzzles": self.puzzles}
         for name, size in sizes.items():
             if size < 2:

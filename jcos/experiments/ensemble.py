@@ -183,7 +183,7 @@ class Ensemble(Experiment):
         videos, longer, ideal = ends(means, plan, every, what="runs"), {}, {}
         if samples.judged:
             for steps in self.step_counts(config) if self.longer else ():
-                sampling = dataclasses.replace(self.sampling, steps=steps).of(config)
+                sampling = dataclasses.replace(self.sampling, steps=steps, sigmas=None).of(config)
                 longer_plan = flow.plan(sampling, config.boundary)
                 (end,) = ends([PLAIN], longer_plan, 1, what=f"runs of {steps} steps")
                 longer[steps] = samples.judge(end[:, 0])[1]

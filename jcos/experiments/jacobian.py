@@ -20,9 +20,10 @@ from jaxtyping import Array, Float, Key
 
 from jcos.config import WanConfig
 from jcos.experiments import plots
-from jcos.experiments.answers import answers_of
+from jcos.experiments.answers import Answers, answers_of
 from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
 from jcos.experiments.swap import pair_seed
+from jcos.experiments.sweeps import remembered
 from jcos.generation import generate
 from jcos.lab import results
 from jcos.lab.attribution import jacobian
@@ -31,6 +32,7 @@ from jcos.lab.measures import POSITIVE
 from jcos.lab.results import DENOISERS, measure
 from jcos.sampling.probe import Latents
 from jcos.sampling.probes import States
+from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
 
 PIXELS = ("what the answer changes", "the rest")
@@ -62,26 +64,12 @@ class Jacobian(Experiment):
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples, plan = self.samples(model), self.plan(model.config)
-        answers, sampling = answers_of(model, samples.puzzles), self.sampling.of(model.config)
-        sigmas, found = jnp.asarray(plan.schedule.sigmas[:-1]), []
+        answers, found = answers_of(model, samples.puzzles), []
         for i in range(len(samples)):
             progress("differentiating every step", i, len(samples))
             given, one = jax.tree.map(lambda a, i=i: a[i], (samples.conditions, answers))
             given = jax.tree.map(lambda a: a[0], given)
-            seeds = [pair_seed(model, seed, i) for seed in self.seeds]
-            how: dict[str, Any] = {"sampling": sampling}
-            sizes = jacobian(model, given, seeds, directions=self.directions, **how)
-            x = generate(model, given, seeds, probe=States(), **how).estimate_obs
-            keys = jax.random.split(jax.random.key(i), self.directions)
-            best = jax.vmap(_ideally, (0, None, None, None, None))(
-                x, sigmas, one.latents, one.log_prior, keys
-            )
-            still = np.asarray(one.still)[None]
-            differs = np.asarray(np.abs(np.asarray(one.latents) - still) > 1e-4)
-            changed = np.asarray(differs[np.asarray(one.right)].any(0))[1:]
-            both = np.square(np.stack([sizes, best])[:, :, :, 1:])
-            means = [both[..., where].mean(-1) for where in (changed, ~changed)]
-            found.append(np.sqrt(np.stack(means)))
+            found.append(remembered(f"sizes-{i}", 0, partial(self.sizes, model, i, given, one)))
         progress("differentiating every step", len(samples), len(samples))
         values = np.moveaxis(np.stack(found), 0, 2)  # [pixels, denoiser, P, K, S]
         name, about = "size of ∂x̂0/∂x_s", {"units": "1", "span": POSITIVE, "by": "part"}
@@ -91,6 +79,26 @@ class Jacobian(Experiment):
         }
         labels = {"pixels": list(PIXELS), "denoiser": list(DENOISERS), "step": range(plan.steps)}
         return xr.Dataset(variables, labels | samples.coordinates() | {"seed": list(self.seeds)})
+
+    def sizes(
+        self, model: Wan, number: int, given: Condition, answers: Answers
+    ) -> Float[np.ndarray, "2 2 K S"]:
+        """Return the sizes of one puzzle by pixels, denoiser, seed and step."""
+        seeds = [pair_seed(model, seed, number) for seed in self.seeds]
+        how: dict[str, Any] = {"sampling": self.sampling.of(model.config)}
+        sizes = jacobian(model, given, seeds, directions=self.directions, **how)
+        x = generate(model, given, seeds, probe=States(), **how).estimate_obs
+        keys = jax.random.split(jax.random.key(number), self.directions)
+        sigmas = jnp.asarray(self.plan(model.config).schedule.sigmas[:-1])
+        best = jax.vmap(_ideally, (0, None, None, None, None))(
+            x, sigmas, answers.latents, answers.log_prior, keys
+        )
+        still = np.asarray(answers.still)[None]
+        differs = np.asarray(np.abs(np.asarray(answers.latents) - still) > 1e-4)
+        changed = np.asarray(differs[np.asarray(answers.right)].any(0))[1:]
+        both = np.square(np.stack([sizes, best])[:, :, :, 1:])
+        means = [both[..., where].mean(-1) for where in (changed, ~changed)]
+        return np.sqrt(np.stack(means))
 
     def table(self, data: xr.Dataset) -> pd.DataFrame:
         return results.table(data, {"step": looked_at(data.sizes["step"])})

@@ -7,6 +7,7 @@ fitted to other tasks only, and shuffled tokens, the step before and the mean an
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import Answers, answers_of, blend, chosen, shares
 from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
-from jcos.experiments.sweeps import conditions_of, judge, pixels
+from jcos.experiments.sweeps import conditions_of, judge, pixels, remembered
 from jcos.lab import lens, results
 from jcos.lab.lens import Maps, distances, fit_lens, to_last
 from jcos.lab.measures import POSITIVE, commitment_step
@@ -118,7 +119,10 @@ class Lenses(Experiment):
         puzzles = [get(task).sample(seed, "train") for task in tasks for seed in seeds]
         sampling = self.sampling.of(model.config)
         given = conditions_of(model, puzzles[: self.fit])
-        return fit_lens(model, given, self.seeds[:1], sampling=sampling, updates=self.updates)
+        fit = partial(fit_lens, model, given, self.seeds[:1])
+        fit = partial(fit, sampling=sampling, updates=self.updates)
+        shape = Maps.zeros(model.config.dit.layers, model.config.dit.dim)
+        return remembered(f"lens-{'-'.join(tasks)}", shape, fit)
 
     def table(self, data: xr.Dataset) -> pd.DataFrame:
         return results.table(data, {"step": looked_at(data.sizes["step"], 5)})

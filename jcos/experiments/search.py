@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Progress
 from jcos.experiments.samples import Samples
 from jcos.experiments.search_bank import SIGNS, Bank, add_head, ended, make_bank
-from jcos.experiments.sweeps import conditions_of, judge
+from jcos.experiments.sweeps import conditions_of, judge, remembered
 from jcos.lab import methods, results
 from jcos.lab.calibration import Calibration, fit, reliability, stop
 from jcos.lab.measures import GAINS, POSITIVE, Estimate, auroc, estimate
@@ -30,6 +31,7 @@ from jcos.lab.results import Row, measure
 from jcos.lab.search import run
 from jcos.lab.tasks import Puzzle, get
 from jcos.sampling.probes import Probe, SeedEnsemble
+from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
 
 QUANTILES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -198,12 +200,9 @@ class Search(Experiment):
             ends = []
             for first in range(0, len(some), TOGETHER):
                 progress(case, first, len(some))
-                here = slice(first, first + TOGETHER)
-                part = jax.tree.map(lambda a, h=here: a[h], conditions)
-                seeds = [1000 * (first + i) for i in range(len(part.context))]
-                result = run(model, part, method, seeds, sampling=sampling)
-                right = judge(some[here], model.decode(result.latents))[1]
-                ends.append((right.astype(float), result.cost.forwards))
+                name = f"{some[0].task}-{case}-{first}"
+                part = partial(self._part, model, some, conditions, method, first)
+                ends.append(remembered(name, (0, 0), part))
             solved, forwards = map(np.concatenate, zip(*ends, strict=True))
             made[case] = solved, forwards
         windows = {"first step": range(1), "half of the steps": range(sampling.steps // 2)}
@@ -223,6 +222,17 @@ class Search(Experiment):
         right = ended(model, some, self.seeds, [Probe()], noisy)[0].mean(-1)
         made["one run, Flow-CPS 0.9"] = right, np.full(len(some), self.forwards(config))
         return made
+
+    def _part(
+        self, model: Wan, puzzles: list[Puzzle], conditions: Condition, method: Method, first: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return what is solved and the forwards of some puzzles, from the first on."""
+        here = slice(first, first + TOGETHER)
+        part = jax.tree.map(lambda a: a[here], conditions)
+        seeds = [1000 * (first + i) for i in range(len(part.context))]
+        result = run(model, part, method, seeds, sampling=self.sampling.of(model.config))
+        right = judge(puzzles[here], model.decode(result.latents))[1]
+        return right.astype(float), result.cost.forwards
 
     def table(self, data: xr.Dataset) -> pd.DataFrame:
         rows = list(results.rows(data))

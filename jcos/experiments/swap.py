@@ -105,7 +105,8 @@ class Swap(Experiment):
     def check(self, config: WanConfig) -> None:
         super().check(config)
         steps = self.plan(config).steps
-        places(self.layers, config.dit.layers, "layer")
+        if not places(self.layers, config.dit.layers, "layer"):
+            raise ValueError("no layer is chosen; name at least one")
         for chosen in (self.steps, self.until):
             places(chosen, steps, "step")
         if self.clips is not None:

@@ -120,6 +120,30 @@ def _remember(file: Path, tree: Any) -> None:
     files.write(file, out.getvalue())
 
 
+def remembered(name: str, shape: Any, compute: Callable[[], Any]) -> Any:
+    """Return what is computed, leaves as in `shape`; in `kept_in`, keep it under a name of its own,
+    and take it from there."""
+    if (store := _KEPT.get()) is None:
+        return compute()
+    tree = _remembered(file := store / f"{name}.npz", shape)
+    if sharding.on_all_hosts(tree is not None):
+        return tree
+    tree = compute()
+    if sharding.is_first_host():
+        _remember(file, tree)
+    return tree
+
+
+def _finished(store: Path, prefix: str, shape: Any) -> dict[int, Any]:
+    """Return what is kept of a sweep's runs by their numbers, whatever chunks they were made in."""
+    rows = {}
+    for file in files.visible(store, f"{prefix}-*.npz"):
+        if (chunk := _remembered(file, (0, shape))) is not None:
+            numbers, read = chunk
+            rows |= {int(n): jax.tree.map(lambda a, i=i: a[i], read) for i, n in enumerate(numbers)}
+    return rows
+
+
 class Sweep(NamedTuple):
     """All runs as data: one for each of Q probes and each of P puzzles.
 
@@ -192,7 +216,7 @@ def sweep(
     conditions: [P, W, …] of P puzzles in W worlds. seeds: K, or K for each puzzle. probes: Q of one
     kind. item_probe, aux, start: as in `Sweep`. plan: the model's own by default. readout: by
     default the whole `Trace`. chunk: runs computed at a time, by default as many as memory holds;
-    they are kept (`kept_in`) before the next ones start.
+    they are kept (`kept_in`) before the next ones start, also for chunks of another size.
 
     A seed's noise depends on the puzzle's number and the seed, not on what runs beside it: runs
     that differ in their probe are paired. alike: on the seed alone, so that a seed gives the video
@@ -228,30 +252,29 @@ def sweep(
     chunk = -(-total // -(-total // chunk))
     chunk = -(-chunk // spread) * spread
     asking = f"{what}, {chunk} run(s) at a time of {count} seed(s) in {worlds} world(s),"
-    store, pieces = _KEPT.get(), []
-    prefix = "" if store is None else _prefix(plan, data, readout)
-    for first in range(0, total, chunk):
-        progress(what, first, total)
-        numbers = np.minimum(first + np.arange(chunk), total - 1)
+    store, kept, prefix = _KEPT.get(), {}, ""
+    if store is not None:
+        prefix = _prefix(plan, data, readout)
+        kept = _finished(store, prefix, _shapes(model, plan, data, readout)[0])
+    left = np.flatnonzero(~sharding.on_all_hosts(np.isin(np.arange(total), list(kept))))
+    for first in range(0, len(left), chunk):
+        progress(what, total - len(left) + first, total)
+        some = left[first : first + chunk]
+        numbers = np.pad(some, (0, chunk - len(some)), mode="edge")
         numbers = np.stack(np.divmod(numbers, puzzles), -1).astype(np.int32)
         numbers = sharding.place_inputs(jnp.asarray(numbers))
-        file = None if store is None else store / f"{prefix}-{first}-{chunk}.npz"
-        kept = None
-        if file is not None:
-            shape = jax.eval_shape(partial(_play, readout=readout), model, plan, data, numbers)[0]
-            kept = _remembered(file, shape)
-        if not sharding.on_all_hosts(kept is not None):
-            with memory.explained(asking, sweep_knobs(chunk, count)):
-                kept, finite = sharding.to_host(_play(model, plan, data, numbers, readout))
-            step_done(kept, chunk * passes)
-            if not finite.all():
-                raise _not_finite(model, plan, data, numbers, finite, what, rows)
-            if file is not None and sharding.is_first_host():
-                _remember(file, kept)
-        pieces.append(kept)
+        with memory.explained(asking, sweep_knobs(chunk, count)):
+            read, finite = sharding.to_host(_play(model, plan, data, numbers, readout))
+        step_done(read, chunk * passes)
+        if not finite.all():
+            raise _not_finite(model, plan, data, numbers, finite, what, rows)
+        if store is not None and sharding.is_first_host():
+            _remember(store / f"{prefix}-{some[0]}-{chunk}.npz", (some, read))
+        kept |= {int(n): jax.tree.map(lambda a, i=i: a[i], read) for i, n in enumerate(some)}
     progress(what, total, total)
     return jax.tree.map(
-        lambda *a: np.concatenate(a)[:total].reshape(len(probes), puzzles, *a[0].shape[1:]), *pieces
+        lambda *a: np.stack(a).reshape(len(probes), puzzles, *np.shape(a[0])),
+        *(kept[number] for number in range(total)),
     )
 
 
@@ -281,10 +304,15 @@ def _not_finite(
     )
 
 
+def _shapes(model: Wan, plan: flow.Plan, data: Sweep, readout: Readout) -> tuple[Any, Trace]:
+    """Return the shapes of what the readout keeps of a run, and of its trace."""
+    run = jax.ShapeDtypeStruct((2,), jnp.int32)
+    return jax.eval_shape(partial(_one, readout=readout), model, plan, data, run)
+
+
 def _bytes_read(model: Wan, plan: flow.Plan, data: Sweep, readout: Readout) -> int:
     """Return the bytes that a run's probe observes and its readout keeps."""
-    run = jax.ShapeDtypeStruct((2,), jnp.int32)
-    read, trace = jax.eval_shape(partial(_one, readout=readout), model, plan, data, run)
+    read, trace = _shapes(model, plan, data, readout)
     leaves = jax.tree.leaves((read, trace.block_obs, trace.estimate_obs))
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in leaves)
 

@@ -1,10 +1,13 @@
 """Means over seeds: laws that hold for any model, and what is counted."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
 
 from jcos.experiments.ensemble import Ensemble, Mean, dataset, groups_of, probe_of
+from jcos.experiments.experiment import Settings
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import held_out, play, sweep
 from jcos.lab import results
@@ -157,3 +160,10 @@ def test_the_papers_comparison_alone(small_model: Wan) -> None:
     assert plain == Mean()
     assert [str(mean) for mean in means] == ["mean tokens of 3, layer 1, step 0"]
     assert alone.step_counts(small_model.config) == (6, 12)
+
+
+def test_longer_runs_have_no_explicit_levels(small_model: Wan) -> None:
+    few: dict[str, Any] = {"puzzles": 1, "seeds": (0, 1), "members": 2, "more_members": ()}
+    sampling = Settings(sigmas=(1000.0, 500.0))
+    data = Ensemble(**few, layers=(), until=(), sampling=sampling).run(small_model)
+    assert {"one run of 3 steps", "one run of 4 steps"} <= set(data["case"].values)

@@ -17,8 +17,10 @@ from safetensors.numpy import save_file
 from jcos import cli
 from jcos.experiments import folder as folders
 from jcos.experiments import plots, sweeps
-from jcos.experiments.experiment import Experiment, Picture, Progress
+from jcos.experiments.attribution import Attribution
+from jcos.experiments.experiment import Experiment, Picture, Progress, Settings
 from jcos.experiments.folder import run_to
+from jcos.experiments.jacobian import Jacobian
 from jcos.experiments.noise import Noise
 from jcos.experiments.settings import override
 from jcos.experiments.sweeps import sweep
@@ -56,16 +58,14 @@ class Coin(Experiment):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ends(Coin):
-    """Two sweeps of a model in chunks of one puzzle; `killed` stops after so many calls of
-    `progress`."""
+    """Two sweeps of a model, by default in chunks of one puzzle."""
 
     question = "How does it end?"
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         conditions = self.samples(model).conditions
-        ends = [
-            sweep(model, conditions, (seed,), chunk=1, progress=progress).latents for seed in (0, 1)
-        ]
+        how: dict[str, Any] = {"chunk": self.chunk or 1, "progress": progress}
+        ends = [sweep(model, conditions, (seed,), **how).latents for seed in (0, 1)]
         size = np.square(ends).mean((1, 3, 4, 5, 6, 7, 8))
         variables = {"heads": measure("seed puzzle", size, "size", span=(0, np.inf))}
         return xr.Dataset(variables, self.samples(model).coordinates())
@@ -315,6 +315,43 @@ def test_a_killed_run_goes_on_where_it_stopped(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ends", "plain"]
     ends, plain = (results.load(tmp_path / n / "results.nc")["heads"] for n in ("ends", "plain"))
     np.testing.assert_array_equal(ends, plain)
+
+
+def test_chunks_of_another_size_are_kept(
+    done: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = counted(monkeypatch)
+    assert done(Ends(puzzles=5, chunk=3), tmp_path / "plain")
+    computed.clear()
+    with pytest.raises(Killed):
+        done(Ends(puzzles=5, chunk=2), tmp_path / "ends", progress=kill_at("sampling", 3))
+    assert len(computed) == 2, "the first four puzzles"
+    assert done(Ends(puzzles=5, chunk=3), tmp_path / "ends")
+    assert len(computed) == 2 + 1 + 2
+    ends, plain = (results.load(tmp_path / n / "results.nc")["heads"] for n in ("ends", "plain"))
+    np.testing.assert_allclose(ends, plain, rtol=1e-5)
+
+
+SHORT: dict[str, Any] = {"tasks": ("rotation",), "puzzles": 2, "sampling": Settings(steps=2)}
+PIECES = {
+    "differentiating every step": Jacobian(directions=1, **SHORT),
+    "patching": Attribution(sharper=(1.0,), **SHORT),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", PIECES)
+def test_what_is_no_sweep_is_kept_too(
+    done: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    experiment, computed = PIECES[what], counted(monkeypatch)
+    with pytest.raises(Killed):
+        done(experiment, tmp_path / "killed", progress=kill_at(what, 2))
+    assert len(computed) == 1
+    assert done(experiment, tmp_path / "killed")
+    assert len(computed) == 2
+    killed = results.load(tmp_path / "killed" / "results.nc")
+    assert np.isfinite(killed["size" if "size" in killed else "effect"]).all()
 
 
 def test_a_killed_run_is_not_mixed_with_other_settings_or_code(

@@ -50,7 +50,7 @@ VALUES = [
     (Flow(at_once=0), "at_once is 0"),
     (Flow(puzzles=2, tasks=("pattern",), several=True), "has 0 puzzles with several"),
     (Cosine(seeds=(3,)), "seeds: 1"),
-    (Cosine(layers=()), "layers is empty"),
+    (Cosine(layers=()), "no layer is chosen"),
     (Cosine(tokens=1), "tokens: 1"),
     (Cosine(puzzles=1), "puzzles: 1"),
     (Ensemble(members=1), "1 members cannot be averaged"),
@@ -64,6 +64,7 @@ VALUES = [
     (Layers(steps=()), "no step is chosen"),
     (Layers(penalty=0.0), "penalty is 0.0; it is above 0"),
     (Swap(tasks=("maze",)), "maze has no pairs that differ in one thing; the tasks"),
+    (Swap(layers=()), "no layer is chosen"),
     (Swap(several=True), "several=true has no meaning here"),
     (Swap(sampling=Settings(steps=0)), "steps is 0"),
     (Behaviour(wrong=-1), "wrong is -1"),
@@ -77,6 +78,7 @@ VALUES = [
     (Budget(shifts=(0.0,)), "each is a positive number"),
     (Budget(middles=(1.0,)), "each is a noise level above 0"),
     (Budget(frames=(9,)), "frames are varied of clips only"),
+    (Budget(sampling=Settings(sigmas=(1000.0, 500.0))), "sampling.sigmas are given"),
     (Budget(sampling=Settings(steps=8)), "sampling.steps is 8; this experiment takes steps="),
 ]
 """Raise ValueError."""
