@@ -20,6 +20,7 @@ from tests.models import close
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.extra("verify")
 
 SIDE, PATCH, WIDTH = 28, 14, 32
 TEXT = 512  # diffusers tells image tokens from a prompt by this length
@@ -169,7 +170,6 @@ def test_the_original_layout_is_the_same_model(pipeline: Any, folder: Path, tmp_
         np.testing.assert_array_equal(leaf.build(read, np.dtype(np.float32)), other, path)
 
 
-@pytest.mark.extra("verify")
 @pytest.mark.filterwarnings("default")  # those of PyTorch's libraries are theirs
 def test_verify_covers_it(folder: Path) -> None:
     from convert import against

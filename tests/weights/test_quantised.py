@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import jax
@@ -36,6 +37,16 @@ def read(source: Released) -> Tensors:
     return {name: tensor.read() for name, tensor in source.tensors.items() if "experts" in name}
 
 
+@pytest.fixture
+def torch():
+    return import_module("torch")
+
+
+@pytest.fixture
+def save():
+    return import_module("safetensors.torch").save_file
+
+
 def assert_reads(file: Path, want: Tensors) -> Released:
     """The file's tensors are the wanted ones, and so is the model that is loaded of it."""
     source = open_released(file)
@@ -50,10 +61,9 @@ def assert_reads(file: Path, want: Tensors) -> Released:
     return source
 
 
+@pytest.mark.extra("verify")
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
-def test_a_single_file_of_comfyui(tmp_path, weights, kind):
-    torch = pytest.importorskip("torch")
-    save = pytest.importorskip("safetensors.torch").save_file
+def test_a_single_file_of_comfyui(torch, save, tmp_path, weights, kind):
     made = {k: torch.from_numpy(a).to(getattr(torch, kind)) for k, a in weights.items()}
     file = tmp_path / "wan2.1_t2v.safetensors"
     save({f"model.diffusion_model.{k}": a for k, a in made.items()}, file)
@@ -62,12 +72,11 @@ def test_a_single_file_of_comfyui(tmp_path, weights, kind):
     assert source.notes == []
 
 
+@pytest.mark.extra("verify")
 @pytest.mark.parametrize("spelling", ["scale_weight", "weight_scale"])
 @pytest.mark.parametrize("per_row", [False, True])
-def test_float8_with_scales(tmp_path, weights, spelling, per_row):
+def test_float8_with_scales(torch, save, tmp_path, weights, spelling, per_row):
     """ComfyUI's two spellings; made and dequantised by torch."""
-    torch = pytest.importorskip("torch")
-    save = pytest.importorskip("safetensors.torch").save_file
     kept, want = {}, {}
     for name, a in weights.items():
         tensor = torch.from_numpy(a) - 0.5
@@ -92,10 +101,9 @@ def test_float8_with_scales(tmp_path, weights, spelling, per_row):
     assert "20 as float8_e4m3fn, up to 6.2% off, with scales" in note
 
 
+@pytest.mark.extra("verify")
 @pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2"])
-def test_plain_float8_says_what_is_lost(tmp_path, weights, kind):
-    torch = pytest.importorskip("torch")
-    save = pytest.importorskip("safetensors.torch").save_file
+def test_plain_float8_says_what_is_lost(torch, save, tmp_path, weights, kind):
     made = {k: torch.from_numpy(a).to(getattr(torch, kind)) for k, a in weights.items()}
     save(made, tmp_path / "x.safetensors")
     want = {k: a.float().numpy() for k, a in made.items()}
@@ -108,9 +116,8 @@ def test_plain_float8_says_what_is_lost(tmp_path, weights, kind):
     assert model.vae is None
 
 
-def test_float8_with_half_of_its_scales_or_others(tmp_path, weights):
-    torch = pytest.importorskip("torch")
-    save = pytest.importorskip("safetensors.torch").save_file
+@pytest.mark.extra("verify")
+def test_float8_with_half_of_its_scales_or_others(torch, save, tmp_path, weights):
     a, b = "blocks.0.self_attn.q.", "blocks.0.self_attn.k."
     made = {k: torch.from_numpy(v) for k, v in weights.items()}
     made |= {f"{n}weight": made[f"{n}weight"].to(torch.float8_e4m3fn) for n in (a, b)}
