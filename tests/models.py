@@ -3,7 +3,10 @@
 Sizes of the original's tiny models are read from the golden files.
 """
 
+import dataclasses
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +27,7 @@ from jcos.config import (
 from jcos.model.dit import DiT
 from jcos.model.text import UMT5
 from jcos.model.vae import Vae
-from jcos.sampling.probe import Site
+from jcos.sampling.probe import Probe, Site
 from jcos.wan import Wan
 from jcos.weights import names
 from jcos.weights.checkpoint import abstract_model
@@ -54,6 +57,12 @@ CONFIG = WanConfig(
     Sampling(steps=STEPS, shift=3.0),
     image="concat",
 )
+DIVIDED = dataclasses.replace(
+    CONFIG,
+    dit=dataclasses.replace(DIT, ffn_dim=64, heads=8, layers=2),
+    sampling=Sampling(steps=2, shift=3.0, guidance=(2.0,)),
+)
+"""Heads and widths that eight devices divide; 12 tokens, which they do not."""
 
 
 def randomised(config: WanConfig, seed: int = 0) -> Wan:
@@ -74,6 +83,11 @@ def at(step: int, sigma: float, last: jax.Array | None = None) -> Site:
     """A step of seed 0, outside the blocks."""
     key = jax.random.fold_in(jax.random.key(0), step)
     return Site(jnp.int32(step), jnp.int32(-1), jnp.int32(0), jnp.float32(sigma), key, last)
+
+
+def kind(act: Callable[[Site, Any], Any], *sites: str) -> Probe:
+    """A probe that defines the methods of these places: act(site, z)."""
+    return type("Mine", (Probe,), {f"on_{s}": lambda self, site, z: act(site, z) for s in sites})()
 
 
 # ---- the original's tiny models

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.experimental.mesh_utils import create_device_mesh
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jcos.devices.mesh import AXES, BRANCH, FSDP, SEED, TENSOR, WORLD, in_use
@@ -131,7 +131,7 @@ def spec_of(path: str) -> P:
 
 
 def shardings(
-    model: Any, mesh: Mesh, *, store: Sequence[str] = (FSDP,)
+    model: Any, mesh: Mesh | AbstractMesh, *, store: Sequence[str] = (FSDP,)
 ) -> dict[str, NamedSharding]:
     """Return where every leaf of a model (or of its shapes) lies, by path: for `wan.load` and
     `checkpoint.restore`.
@@ -147,7 +147,9 @@ def shardings(
     }
 
 
-def _fitted(spec: P, shape: tuple[int, ...], mesh: Mesh, store: tuple[str, ...]) -> P:
+def _fitted(
+    spec: P, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, store: tuple[str, ...]
+) -> P:
     """Fit a spec to an array's shape: `store` in place of fsdp, no axis that does not divide."""
     entries: list[tuple[str, ...] | str | None] = []
     for size, entry in zip(shape, (*spec, *[None] * len(shape)), strict=False):

@@ -1,10 +1,32 @@
 """A small benchmark folder, and samples that cost nothing."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.bench.devices import grey, named
+
+def named(self: Any, sample: Any, shape: Any, i: int = 0) -> Any:
+    """Instead of `Sampler.prepare`, for `grey`: a condition that has the sample's name alone."""
+    from jcos.sampling.trajectory import Condition
+
+    return Condition(context=sample.name, grid=(1, 1, 1))
+
+
+def grey(asked: list[str]) -> Callable[..., tuple]:
+    """Instead of `Sampler.generate`: latents that cost nothing. Fills `asked` with the samples."""
+    import numpy as np
+
+    from jcos import wan
+
+    def generate(sampler: Any, batch: Any, shape: Any, size: int, of: Any = ()) -> tuple:
+        asked.extend(given.context for given in batch)
+        config = sampler.model.config
+        latents = np.zeros((len(batch), *wan.latent_grid(config, *shape), config.dit.out_channels))
+        return latents, latents[:, None][:, :0]
+
+    return generate
 
 
 @pytest.fixture

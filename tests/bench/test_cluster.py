@@ -13,7 +13,6 @@ from jcos.bench import cluster
 from jcos.bench.export import export
 from jcos.bench.folder import read_bench
 from jcos.bench.results import Folder, read_json
-from tests.bench.test_devices import write_arms
 from tests.conftest import ROOT
 from tests.many_devices import free_port
 
@@ -37,7 +36,8 @@ def actors() -> list[int]:
 def test_an_actor_that_is_killed_is_started_again(tmp_path, monkeypatch) -> None:
     samples, out, before = tmp_path / "small", tmp_path / "out", set(actors())
     export(samples, ("maze",), 6)
-    write_arms(tmp_path, 2)
+    arms = "from tests.bench.test_run import SMALL\narms = {'base': SMALL}\n"
+    (tmp_path / "arms.py").write_text(arms)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     killed: list[int] = []
 

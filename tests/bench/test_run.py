@@ -14,21 +14,20 @@ from flax import nnx
 
 from jcos import generation, wan
 from jcos.bench import run as bench_run
-from jcos.bench.arm import Arm, Shape, load_arms
+from jcos.bench.arm import Arm, Shape
 from jcos.bench.folder import Bench, Sample, read_bench
 from jcos.bench.results import Folder, Status, read_json
 from jcos.bench.run import Work
 from jcos.bench.sampler import Sampler
 from jcos.experiments.experiment import Settings
-from jcos.lab.methods import Method, chain_clips, epbs, forwards
+from jcos.lab.methods import chain_clips, epbs
 from jcos.media import formats
 from jcos.sampling import flow
 from jcos.sampling.probes import Noise, SeedEnsemble
 from jcos.staged import Progress, silent
 from jcos.variants import VARIANTS, with_profile
 from jcos.wan import TINY, Wan
-from tests.bench.devices import grey, named
-from tests.conftest import ROOT
+from tests.bench.conftest import grey, named
 
 MIDDLE = (0.5, 0.7)
 """As the probe has it by default, of six layers: 3 and 4."""
@@ -112,29 +111,43 @@ def test_a_killed_run_goes_on(bench_folder: Path, tmp_path: Path, calls: list[st
 
 
 def test_shards_of_one_folder_never_write_the_same_file(bench_folder, tmp_path, calls) -> None:
+    """Estimates are stored of the first samples of all shards."""
     names, made = read_bench(bench_folder).names, []
+    arm = dataclasses.replace(SMALL, x0=(0,), x0_samples=3)
     for i in (0, 1):
-        run(bench_folder, tmp_path, work=Work(text=tmp_path, shard=(i, 2), batch=1))
+        run(bench_folder, tmp_path, arm, Work(text=tmp_path, shard=(i, 2), batch=1))
         made.append(videos(tmp_path / "arm"))
     assert sorted(calls) == list(names)
     assert [name.removesuffix(".mp4") for name in sorted(made[0])] == list(names[::2])
     assert made[0].items() <= made[1].items()
     notes = [json.loads((tmp_path / f"arm/summary-{i}-of-2.json").read_text()) for i in (0, 1)]
     assert [(note["done"], note["total"]) for note in notes] == [(3, 3), (3, 3)]
-    with pytest.raises(ValueError, match="with 2 shards they are 0/2 to 1/2"):
-        Work(text=tmp_path, shard=(2, 2))
+    stored = {Folder(tmp_path / "arm").about(name, "x0", "safetensors") for name in names[:3]}
+    assert set((tmp_path / "arm" / "state" / "x0").rglob("*.safetensors")) == stored
 
 
 def test_one_samples_failure_is_its_own(bench_folder, tmp_path, calls, monkeypatch) -> None:
-    """Not finite, in a batch; a disk that is full while a video is written; a first frame of a size
-    that the model does not take."""
+    """A picture that cannot be read, or of a size that the model does not take; latents that are
+    not finite, in a batch; a disk that is full while a video is written. The rest goes on, and so
+    does what fails only beside another batch."""
     out, names = tmp_path / "out", read_bench(bench_folder).names
     picture = bench_folder / names[4] / "first_frame.png"
     good = picture.read_bytes()
     picture.write_bytes(formats.png(np.zeros((24, 20, 3), np.uint8)))
     generate, write_mp4 = Sampler.generate, bench_run.write_mp4
+    prepared: list[str] = []
+    sizes: list[int] = []
+
+    def prepare(self: Sampler, sample: Sample, shape: Shape, i: int) -> Any:
+        prepared.append(sample.name)
+        if sample.name == names[0]:
+            raise ValueError("the picture cannot be read")
+        if sample.name == names[5] and prepared.count(names[5]) == 1:
+            raise MemoryError("asked a device for too much")
+        return named(self, sample, shape, i)
 
     def not_finite(self: Sampler, batch: list, *how: Any) -> tuple:
+        sizes.append(len(batch))
         if any(given.context == names[1] for given in batch):
             raise FloatingPointError("the latent is not finite")
         return generate(self, batch, *how)
@@ -145,23 +158,26 @@ def test_one_samples_failure_is_its_own(bench_folder, tmp_path, calls, monkeypat
         write_mp4(path, *rest, crf=crf)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "prepare", prepare)
         patch.setattr(Sampler, "generate", not_finite)
         patch.setattr(bench_run, "write_mp4", full_for_one)
-        status = run(bench_folder, out)
-    assert not status.complete
-    assert status.done == 3
-    assert status.failed.keys() == {names[1], names[2], names[4]}
-    assert "not finite" in status.failed[names[1]]
-    assert "No space left" in status.failed[names[2]]
-    assert "needs a multiple of 4" in status.failed[names[4]]
+        status = run(bench_folder, out, work=Work(text=tmp_path, batch=4))
+    assert status.done == 2
+    assert sizes[0] == 3
+    assert prepared.count(names[5]) == 2
+    reasons = ("cannot be read", "not finite", "No space left", "needs a multiple of 4")
+    failed = dict(status.failed)
+    for i, why in zip((0, 1, 2, 4), reasons, strict=True):
+        assert why in failed.pop(names[i])
+    assert failed == {}
 
     # Failed samples are left alone until a retry is asked for.
     picture.write_bytes(good)
     calls.clear()
-    assert run(bench_folder, out).done == 3
+    assert run(bench_folder, out).done == 2
     assert calls == []
     assert run(bench_folder, out, work=Work(text=tmp_path, retry=True)).complete
-    assert sorted(calls) == [names[1], names[4]]  # the third was denoised before
+    assert sorted(calls) == [names[0], names[1], names[4]]  # the third was denoised before
 
 
 def test_a_run_that_lacks_only_videos_denoises_nothing(
@@ -247,19 +263,6 @@ def test_noise_files_are_there_and_decide_the_videos(bench_folder, tmp_path, cal
     assert made(whole).stale == (FIRST,)
 
 
-def test_estimates_are_stored_of_the_first_samples_of_all_shards(
-    bench_folder, tmp_path, calls
-) -> None:
-    arm = dataclasses.replace(SMALL, x0=(0,), x0_samples=3)
-    for i in range(2):
-        run(bench_folder, tmp_path, arm, Work(text=tmp_path, shard=(i, 2)))
-    kept = (tmp_path / "arm" / "state" / "x0").rglob("*.safetensors")
-    names = sorted(
-        p.relative_to(tmp_path / "arm/state/x0").with_suffix("").as_posix() for p in kept
-    )
-    assert names == list(read_bench(bench_folder).names[:3])
-
-
 def sampler_of(model: Wan, arm: Arm, folder: Path) -> tuple[Sampler, list[Sample]]:
     model = jax.tree.map(lambda a: a, model)
     model.config = arm.of(model.config)
@@ -287,20 +290,6 @@ def test_seeds_that_are_only_averaged_with_stop_early(small_model, bench_folder,
     for condition, latent in zip(conditions, latents, strict=True):
         trace = generation.generate(model, condition, (1, 2, 3), probe=probe)
         np.testing.assert_allclose(latent, trace.latents[0], atol=1e-4)
-
-
-def test_an_ensemble_of_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 2 seeds and 1 layer"):
-        Arm(ensemble=3)
-    with pytest.raises(ValueError, match="at least 2 seeds and 1 layer"):
-        Arm(ensemble_layers=(0.5,))
-    Arm(ensemble=2, ensemble_layers=(0.25,))
-
-
-def test_the_papers_layers_are_20_to_29_of_40() -> None:
-    arm = load_arms(ROOT / "configs" / "vbvr_ensemble.py")[0]["ensemble"]
-    assert arm.numbers(50, 21, 40)["ensemble_layers"] == list(range(20, 30))
-    assert arm.numbers(50, 5, 6)["ensemble_layers"][0] == 3
 
 
 @pytest.mark.slow
@@ -394,38 +383,8 @@ def test_the_next_batch_is_prepared_while_one_is_denoised(
     assert sorted(begun) == list(names)
 
 
-def test_what_cannot_be_prepared_is_one_samples_failure(
-    bench_folder, tmp_path, calls, monkeypatch
-) -> None:
-    """The rest of its batch goes on together; what fails only beside another batch is made."""
-    names = read_bench(bench_folder).names
-    broken, short = names[1], names[4]
-    tried: list[str] = []
-    sizes: list[int] = []
-    generate = Sampler.generate
-
-    def prepare(self: Sampler, sample: Sample, shape: Shape, i: int) -> Any:
-        tried.append(sample.name)
-        if sample.name == broken:
-            raise ValueError("the picture cannot be read")
-        if sample.name == short and tried.count(short) == 1:
-            raise MemoryError("asked a device for too much")
-        return named(self, sample, shape, i)
-
-    def sized(self: Sampler, batch: list[Any], *how: Any) -> tuple:
-        sizes.append(len(batch))
-        return generate(self, batch, *how)
-
-    monkeypatch.setattr(Sampler, "prepare", prepare)
-    monkeypatch.setattr(Sampler, "generate", sized)
-    status = run(bench_folder, tmp_path, work=Work(text=tmp_path, batch=4))
-    assert status.failed == {broken: "the picture cannot be read"}
-    assert (status.done, sizes, tried.count(short)) == (5, [3, 2], 2)
-    assert sorted(calls) == sorted(set(names) - {broken})
-
-
 def test_a_searching_arm_writes_what_the_search_chose(bench_folder: Path, tmp_path: Path) -> None:
-    """The same seed alone gives the same latents; an arm that a model cannot do is refused."""
+    """The same seed alone gives the same latents."""
     arm = dataclasses.replace(SMALL, search=epbs(3, "energy", at=0))
     sampler, samples = sampler_of(wan.load(), arm, bench_folder)
     model, config = sampler.model, sampler.model.config
@@ -440,24 +399,31 @@ def test_a_searching_arm_writes_what_the_search_chose(bench_folder: Path, tmp_pa
             model, condition, (note["chosen seed"],), sampling=config.sampling
         )
         np.testing.assert_allclose(made, alone.latents[0], atol=1e-4)
-    text = VARIANTS["wan2.2-t2v-a14b"]()
-    with pytest.raises(ValueError, match="takes no first frame"):
-        arm.of(text)
-    with pytest.raises(ValueError, match="there is no judge 'nobody'"):
-        dataclasses.replace(arm, search=epbs(3, "nobody")).of(config)
-    with pytest.raises(ValueError, match="searches averages no seeds"):
-        Arm(search=epbs(2), x0=(0,))
-    with pytest.raises(ValueError, match="longer than the ground truth"):
-        Arm(search=chain_clips(2))
 
 
-def test_arms_of_search_take_as_many_forwards() -> None:
-    """`forwards` of the released model, as the config's text says."""
-    arms, _ = load_arms(ROOT / "configs" / "vbvr_search.py")
-    config = with_profile(VARIANTS["wan2.2-i2v-a14b"](), "diffsynth")
-    cost = {}
-    for name, arm in arms.items():
-        sampling = arm.of(config).sampling
-        method = arm.search or Method(rows=(), seeds=1)
-        cost[name] = forwards(method, sampling)
-    assert cost == {"search": 226, "chance": 226, "longer": 226, "latsearch": 226}
+SEARCH = dataclasses.replace(SMALL, search=epbs(3, "nobody"))
+
+
+def check(mesh: dict[str, int], guidance: float = 5.0) -> None:
+    arm = Arm(profile=None, sampling=Settings(guidance=(guidance,)))
+    bench_run.check_mesh(mesh, arm.of(wan.read_config(TINY)))
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: Arm(ensemble=3), "at least 2 seeds and 1 layer"),
+        (lambda: Arm(ensemble_layers=(0.5,)), "at least 2 seeds and 1 layer"),
+        (lambda: Arm(search=epbs(2), x0=(0,)), "searches averages no seeds"),
+        (lambda: Arm(search=chain_clips(2)), "longer than the ground truth"),
+        (lambda: SEARCH.of(VARIANTS["wan2.2-t2v-a14b"]()), "takes no first frame"),
+        (lambda: SEARCH.of(wan.read_config(TINY)), "there is no judge 'nobody'"),
+        (lambda: Work(text=TINY, shard=(2, 2)), "with 2 shards they are 0/2 to 1/2"),
+        (lambda: check({"seed": 2}), "seed=2 leaves devices idle"),
+        (lambda: check({"branch": 2}, 1.0), "1 pass.*branch=2"),
+        (lambda: check({"tensor": 3}), "heads do not divide .*tensor=3"),
+    ],
+)
+def test_what_an_arm_cannot_do_is_refused(call, says) -> None:
+    with pytest.raises(ValueError, match=says):
+        call()

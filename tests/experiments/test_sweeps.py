@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
+from jcos.devices.mesh import AXES, SEQUENCE
 from jcos.experiments import memory, sweeps
 from jcos.experiments.sweeps import (
     conditions_of,
@@ -183,6 +185,29 @@ def test_guided_runs_cost_twice_the_memory_and_too_much_is_refused(
     monkeypatch.setattr(memory, "free_bytes", lambda: stored - 1)
     with pytest.raises(ValueError, match=r"one run of 2 worlds × 3 seeds × 4 steps needs about"):
         memory.runs_that_fit(small_model, runs, plan, 3, 2, 100, None)
+
+
+def test_devices_of_a_mesh_share_the_memory_of_a_run(small_model, monkeypatch) -> None:
+    """As many more runs fit as devices share a run, or make others."""
+    given = Condition(jnp.zeros(0), (3, 16, 16))
+    plan = flow.plan(small_model.config.sampling).replace(guidance=jnp.ones(1))
+    monkeypatch.setattr(memory, "free_bytes", lambda: 2**30)
+    monkeypatch.setattr(memory, "MOST", 10**6)
+
+    def fitting(**sizes: int) -> tuple:
+        shape = tuple(sizes.get(axis, 1) for axis in AXES)
+        with jax.sharding.use_abstract_mesh(AbstractMesh(shape, AXES)):
+            count = memory.runs_that_fit(small_model, given, plan, 2, 1, 10**6, None)
+            return count, *memory.run_bytes(small_model, given, 4)
+
+    one, stored, scores = fitting()
+    for axis in ("seed", "branch", "world"):
+        assert fitting(**{axis: 2})[0] == pytest.approx(2 * one, abs=1)
+    assert fitting(seed=4)[0] == one  # two seeds do not divide
+    for axis in SEQUENCE:
+        _, less, fewer = fitting(**{axis: 4})
+        assert fewer == scores / 4
+        assert stored / 4 < less < stored
 
 
 def test_pixels_are_what_decode_gives(small_model: Wan) -> None:

@@ -18,7 +18,6 @@ from jcos.model.dit import DiT
 from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import Noise
 from jcos.sampling.trajectory import Condition
-from tests import many_devices
 
 ON = {
     "tpu": Problem("tpu", "bfloat16", 32760, 32760, 40, 128),
@@ -102,23 +101,6 @@ def test_scores_of_all_runs_together_stay_below_the_limit(monkeypatch):
     monkeypatch.setattr(module, "SCORES", limit)
     for many in ((8, 1, 1), (2, 2, 2), (2, 2, 2, 1)):
         assert largest(*many) <= limit, many
-
-
-MESHES = ("context=8", "fsdp=8", "context=2,fsdp=4", "context=4,tensor=2", "tensor=8")
-
-
-@pytest.fixture(scope="module")
-def shared() -> dict[str, list]:
-    return many_devices.find("attention", *MESHES)
-
-
-@pytest.mark.parametrize("name", MESHES)
-@pytest.mark.parametrize("method", ["ulysses", "ring", "gather"])
-def test_a_shared_sequence_gives_the_same(shared, name, method):
-    off, exchanges, passes, gathers = shared[f"{name} {method}"]
-    assert off < 2e-6
-    if name != "tensor=8":
-        assert {"ulysses": exchanges, "ring": passes, "gather": gathers}[method]
 
 
 @pytest.mark.parametrize("axes", [(0, None, None, None), (None, 0, 1, None), (None, 0, None, 0)])

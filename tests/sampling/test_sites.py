@@ -26,14 +26,10 @@ from tests.models import (
     TOKENS,
     close,
     frame,
+    kind,
 )
 
 HEADS, WIDTH = CONFIG.dit.heads, CONFIG.dit.head_dim
-
-
-def kind(act: Any, *sites: str) -> Probe:
-    """A probe that defines the methods of these places: act(site, z)."""
-    return type("Mine", (Probe,), {f"on_{s}": lambda self, site, z: act(site, z) for s in sites})()
 
 
 everything = kind(lambda site, z: (z, z), *SITES, "block")
