@@ -11,6 +11,8 @@ import pytest
 from jcos import cli
 from jcos.bench.arm import Arm, load_arms
 from jcos.cli.common import console
+from jcos.lab.methods import Method, forwards
+from jcos.variants import VARIANTS, with_profile
 from tests.conftest import ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("vbvr_*.py"))
@@ -26,7 +28,9 @@ def commanded(*arguments: object) -> int:
     return 0
 
 
-def test_the_whole_path_from_the_command_line(tmp_path, calls, capsys, monkeypatch) -> None:
+def test_the_whole_path_from_the_command_line(
+    tmp_path, calls, capsys, refused, monkeypatch
+) -> None:
     small, out = tmp_path / "small", tmp_path / "out"
     arms = tmp_path / "arms.py"
     arms.write_text(
@@ -46,21 +50,19 @@ def test_the_whole_path_from_the_command_line(tmp_path, calls, capsys, monkeypat
     about = json.loads((out / "s" / "run.json").read_text())
     assert about["arms"] == {"a": str(out / "a"), "b": str(out / "b")}
     assert about["command"].startswith("jcos bench score ")
-    assert about["samples"] == {
-        "folder": str(small),
-        "extent": "2 samples, 0 of them of the benchmark's 500",
-    }
+    extent = "2 samples, 0 of them of the benchmark's 500"
+    assert about["samples"] == {"folder": str(small), "extent": extent}
     assert {"jcos", "jax"} <= about["versions"].keys()
     (small / FIRST / "prompt.txt").unlink()
     assert commanded("bench", "run", arms, *given) == 1
     assert "prompt.txt" in capsys.readouterr().err
-    assert commanded("bench", "run", arms, *given, "--arms", "c") == 2
-    assert "has no arm 'c'; it has a, b" in capsys.readouterr().err
-    assert commanded("bench", "run", arms, *given, "--shard", "1") == 2
-    assert commanded("bench", "run", arms, *given, "--set", "sampling.steps=3") == 2
-    assert "arm.sampling.steps 2, not 3" in capsys.readouterr().err
-    assert commanded("bench", "run", arms, *given, "--mesh", "world=2") == 2
-    assert "world=2 does not make up 1 device" in capsys.readouterr().err
+    for words, says in (
+        (("--arms", "c"), "has no arm 'c'; it has a, b"),
+        (("--shard", "1"), "shard is '1'"),
+        (("--set", "sampling.steps=3"), "arm.sampling.steps 2, not 3"),
+        (("--mesh", "world=2"), "world=2 does not make up 1 device"),
+    ):
+        assert says in refused("bench", "run", arms, *given, *words)
 
 
 def test_the_time_left_is_told_however_long_a_sample_takes(
@@ -75,8 +77,9 @@ def test_the_time_left_is_told_however_long_a_sample_takes(
     )
 
 
-def test_arms_that_were_written_otherwise_are_told(bench_folder, tmp_path, capsys) -> None:
+def test_arms_that_were_written_otherwise_are_told(bench_folder, tmp_path, capsys, refused) -> None:
     """The still picture has the codec of the first; two arms of one name stand in one table."""
+    assert "no arms; name at least one" in refused("bench", "score", "--samples", tmp_path)
     for name, crf in (("1/base", 20), ("2/base", 25)):
         (tmp_path / name).mkdir(parents=True)
         about = {"arm": {"crf": crf, "fps": 16}}
@@ -93,10 +96,6 @@ def test_arms_that_were_written_otherwise_are_told(bench_folder, tmp_path, capsy
     assert {row["arm"] for row in rows if row["kind"] == "less 1/base"} == {"2/base"}
 
 
-def test_no_arms_are_no_table(tmp_path, refused) -> None:
-    assert "no arms; name at least one" in refused("bench", "score", "--samples", tmp_path)
-
-
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_config_describes_its_arms(file):
     arms, _ = load_arms(file)
@@ -104,3 +103,10 @@ def test_every_config_describes_its_arms(file):
     assert len(arms) == counts[file.stem[5:]]
     assert all(isinstance(arm, Arm) for arm in arms.values())
     assert f"jcos bench run configs/{file.name}" in file.read_text()
+    if file.stem == "vbvr_ensemble":  # the paper's layers
+        assert arms["ensemble"].numbers(50, 21, 40)["ensemble_layers"] == list(range(20, 30))
+    if file.stem == "vbvr_search":  # as its text says
+        config = with_profile(VARIANTS["wan2.2-i2v-a14b"](), "diffsynth")
+        for arm in arms.values():
+            method = arm.search or Method(rows=(), seeds=1)
+            assert forwards(method, arm.of(config).sampling) == 226

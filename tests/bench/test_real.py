@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jcos.bench import baselines, evalkit, scores
+from jcos.bench import scores
 from jcos.bench.arm import Arm
 from jcos.bench.folder import Bench, read_bench
 from jcos.bench.run import Work, run
@@ -65,30 +65,13 @@ def test_real_samples_become_videos(
 @pytest.mark.slow
 @pytest.mark.skipif(not SCORER, reason="JCOS_VBVR_SCORER names no scorer")
 def test_the_official_scores_are_reproduced(samples: Bench, tmp_path: Path) -> None:
-    """Prints the numbers of docs/vbvr.md, which `pytest -rP` shows."""
     (tmp_path / "arm").mkdir()
     _, still, truth = scores.score(samples, [tmp_path / "arm"], tmp_path / "s", SCORER)
     known = expected(samples)
-    for found, entry in ((truth, "ground_truth"), (still, "static_first_frame")):
-        want = {name: known[name][entry] for name in samples.names}
-        gaps = {name: found.values[name] - want[name] for name in samples.names}
-        overall, wanted = (np.mean(list(a.values())) for a in (found.values, want))
-        print(f"{found.arm}: {overall:.4f}, expected {wanted:.4f}, the largest differences")
-        for name in sorted(gaps, key=lambda n: -abs(gaps[n]))[:3]:
-            print(f"  {name}: {found.values[name]:.4f}, expected {want[name]:.4f}")
-        if found is truth:
-            assert np.abs(list(gaps.values())).max() <= 1e-3
-        else:
-            assert abs(overall - wanted) <= 0.02  # which moves by that much with the encoder
-            assert np.abs(list(gaps.values())).max() <= 0.1
-
-    # Some rules see the codec: of still pictures, a better one scores higher than the paper's.
-    seen = [sample for sample in samples.samples if "/G-174_" in sample.name]
-    some = samples._replace(samples=tuple(seen), names=tuple(s.name for s in seen))
-    finer, _ = baselines.make(some, tmp_path / "finer", baselines.Codec(crf=10))
-    fine = evalkit.official(some, finer, "still at crf 10", tmp_path / "finer", SCORER)
-    for name in some.names:
-        print(
-            f"{name}: {fine.values[name]:.4f} at crf 10, {still.values[name]:.4f} at crf {Arm.crf}"
-        )
-        assert fine.values[name] > still.values[name] + 0.1
+    for made, entry, most in (
+        (truth, "ground_truth", 1e-3),
+        (still, "static_first_frame", 0.1),  # which moves with the encoder
+    ):
+        gaps = [made.values[name] - known[name][entry] for name in samples.names]
+        assert np.abs(gaps).max() <= most
+        assert abs(np.mean(gaps)) <= 0.02

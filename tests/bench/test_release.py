@@ -4,8 +4,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,28 +18,28 @@ from jcos.experiments.experiment import Settings
 from jcos.media import formats
 from jcos.model.text import UMT5
 from jcos.wan import TINY, Wan
-from tests.conftest import GOLDEN, Refused
+from tests.conftest import GOLDEN
 from tests.test_staged import release  # noqa: F401
 
 LORA = GOLDEN / "lora" / "diffsynth_high_noise_lora.safetensors"
 ARM = Arm(profile="float32", scale=0.1, frames=5, sampling=Settings(steps=1))
 
 
+@pytest.fixture
+def loaded(monkeypatch) -> list[Wan]:
+    """The models that are loaded, in order."""
+    models, load = [], wan.load
+    monkeypatch.setattr(wan, "load", lambda *a, **k: models.append(load(*a, **k)) or models[-1])
+    return models
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*token.*:UserWarning")  # this tiny model reads 24 of them
 def test_two_arms_load_the_text_encoder_once(
-    release: Path,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    release,  # noqa: F811
+    tmp_path,
+    loaded,
 ) -> None:
-    loaded: list[Wan] = []
-    load = wan.load
-
-    def recorded(*given: Any, **options: Any) -> Wan:
-        loaded.append(load(*given, **options))
-        return loaded[-1]
-
-    monkeypatch.setattr(wan, "load", recorded)
     export(tmp_path / "small", ("maze",), 1)
     bench, work = read_bench(tmp_path / "small"), Work(text=tmp_path / "text")
     arms = {f"{seed}": dataclasses.replace(ARM, seed=seed) for seed in (1, 2)}
@@ -57,9 +55,9 @@ def test_two_arms_load_the_text_encoder_once(
 
 
 def test_a_model_without_its_vae_is_refused_at_once(
-    release: Path,  # noqa: F811
-    bench_folder: Path,
-    tmp_path: Path,
+    release,  # noqa: F811
+    bench_folder,
+    tmp_path,
 ) -> None:
     """As VBVR's folder is published; converted or not."""
     folder = tmp_path / "VBVR-Wan2.2"
@@ -75,16 +73,13 @@ def test_a_model_without_its_vae_is_refused_at_once(
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of tokens, and of a LoRA without alpha
 def test_loras_are_merged_and_decide_the_run(
-    release: Path,  # noqa: F811
-    bench_folder: Path,
-    tmp_path: Path,
-    calls: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    refused: Refused,
+    release,  # noqa: F811
+    bench_folder,
+    tmp_path,
+    calls,
+    loaded,
+    refused,
 ) -> None:
-    loaded: list[Wan] = []
-    load = wan.load
-    monkeypatch.setattr(wan, "load", lambda *a, **k: loaded.append(load(*a, **k)) or loaded[-1])
     (tmp_path / "arms.py").write_text(
         "from tests.bench.test_release import ARM\narms = {'arm': ARM}\n"
     )
@@ -92,9 +87,10 @@ def test_loras_are_merged_and_decide_the_run(
     command += ["--checkpoint", release, "--out", tmp_path / "out"]
     cli.main([*map(str, command), "--lora", f"high={LORA}:0.5"])
     assert len(calls) == 3
+    merging = loaded[-1]
     plain, merged = (
         [np.asarray(expert.blocks.self_attn.q.kernel[...]) for expert in model.experts]
-        for model in (load(release, profile="float32", text=False, vae=False), loaded[-1])
+        for model in (wan.load(release, profile="float32", text=False, vae=False), merging)
     )
     assert np.abs(merged[0] - plain[0]).max() > 1e-4
     np.testing.assert_array_equal(merged[1], plain[1])

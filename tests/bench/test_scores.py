@@ -87,11 +87,9 @@ def test_intervals_hold_the_truth_as_often_as_they_say(tasks: int) -> None:
 
 
 def test_the_still_picture_is_zero_and_the_truth_one() -> None:
-    def cell(mean: float) -> Cell:
-        return Cell("", "", mean, mean, mean, 1, 1, mean)
-
-    assert scores.restored(cell(0.685), cell(0.366), cell(0.88)) == pytest.approx(0.6206, abs=1e-4)
-    assert np.isnan(scores.restored(cell(0.5), cell(0.4), cell(0.4)))
+    score, still, truth = (Cell("", "", m, m, m, 1, 1, m) for m in (0.685, 0.366, 0.88))
+    assert scores.restored(score, still, truth) == pytest.approx(0.6206, abs=1e-4)
+    assert np.isnan(scores.restored(score, still, still))
 
 
 def test_our_own_tasks_judge_themselves(bench_folder: Path, tmp_path: Path) -> None:
@@ -153,7 +151,9 @@ def test_arms_are_told_apart_by_the_folders_above(bench_folder: Path, tmp_path: 
     assert [len(s.values) for s in found] == [0, 1, 0, 0, 6, 6]
     rows = scores.table(bench, found)
     assert list(dict.fromkeys(cell.arm for cell in rows)) == names
-    with pytest.raises(ValueError, match=r"a/base is named twice"):
-        scores.score(bench, [arms[0], arms[0]], tmp_path / "s")
-    with pytest.raises(ValueError, match="there is no folder"):
-        scores.score(bench, [tmp_path / "absent"], tmp_path / "s")
+    for folders, says in (
+        ([arms[0], arms[0]], "a/base is named twice"),
+        ([tmp_path / "absent"], "there is no folder"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            scores.score(bench, folders, tmp_path / "s")
