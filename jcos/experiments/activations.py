@@ -26,6 +26,7 @@ from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places
 from jcos.experiments.linear_probes import fit_and_read, identities_of, labels_of
+from jcos.experiments.samples import others_of
 from jcos.experiments.sweeps import pixels
 from jcos.lab.measures import POSITIVE, cka
 from jcos.lab.results import measure
@@ -109,9 +110,7 @@ class Activations(Experiment):
             "frames": measure(f"{each} frame", read.frames, "norm of a frame", FRAME, **ratio),
             "forwards": ("step", [self.forwards(model.config, s + 1) for s in steps]),
         }
-        other = np.arange(len(samples))
-        for rows in samples.groups.values():
-            other[rows] = np.roll(rows, 1)
+        other = others_of(samples.tasks)
         probe = None
         if read.video is not None and len(chosen) == number:
             shown = labels_of(samples.puzzles, read.video, dit.patch[1] * model.codec.strides[1])

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jax.tree_util import Partial
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from scipy import stats
 
 from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Progress
+from jcos.experiments.samples import others_of
 from jcos.experiments.swap import pair_conditions, pair_seed
 from jcos.experiments.swap_pairs import Pair, pairs_of
 from jcos.experiments.sweeps import remembered
@@ -46,11 +47,12 @@ SIGN = "Cells whose estimated effect has the exact one's sign, of those above 1 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Attribution(Experiment):
-    """For pairs of puzzles with the same picture and another prompt (or of clips, two after each
-    other): what patching every layer's tokens, heads of self- and cross-attention and hidden units
-    at every step does to the run's end, exactly and by one backward pass.
+    """For pairs of puzzles with the same picture and another prompt: what patching every layer's
+    tokens, heads of self- and cross-attention and hidden units at every step does to the run's end,
+    exactly and by one backward pass.
 
-    Controls: the gradient of one step's estimate, which later steps undo, and that of another pair.
+    Controls: the gradient of one step's estimate, which later steps undo, and that of another pair
+    of the same task. chunk: cells that are patched at a time, by default 24.
     sharper: factors of the queries of self-attention, with which heads are attributed again.
     """
 
@@ -63,6 +65,8 @@ class Attribution(Experiment):
         super().check(config)
         if self.clips is not None:
             raise ValueError("pairs are made of puzzles; for clips call jcos.attribute")
+        if self.several:
+            raise ValueError("several=true has no meaning here: pairs are made of all puzzles")
         if self.puzzles < 2:
             raise ValueError("puzzles is 1; another pair is the control: take at least 2")
         if not self.sharper or min(self.sharper) <= 0:
@@ -100,7 +104,7 @@ class Attribution(Experiment):
         labels: dict[str, Any] = {"task": ("pair", [pair.kind for pair in pairs])}
         labels |= {"seed": list(self.seeds), "step": range(steps), "layer": range(dit.layers)}
         labels |= {"place": list(PLACES), "estimate": list(ESTIMATES), "factor": list(self.sharper)}
-        variables: dict[str, Any] = agreements(effects[0])
+        variables: dict[str, Any] = agreements(effects[0], others_of([p.kind for p in pairs]))
         sharp = [agreement(e["heads", "run"], e["heads", EXACT]) for e in effects[1:]]
         for j, (name, title, about) in enumerate(KINDS):
             values = np.stack([s[j] for s in sharp])
@@ -126,7 +130,8 @@ class Attribution(Experiment):
             apart = ends[1] - ends[0]
             metric = Partial(along, ends[0], apart / jnp.maximum(jnp.sum(apart**2), 1e-12))
             how: dict[str, Any] = {"other": other, "seeds": [seed], "sampling": sampling}
-            exact = np.asarray(patch_effects(model, own, metric, cells, chunk=24, **how))[0]
+            at_once = self.chunk or 24
+            exact = np.asarray(patch_effects(model, own, metric, cells, chunk=at_once, **how))[0]
             for place in places:
                 here = exact[[cell.place == place for cell in cells]]
                 rows.setdefault((place, EXACT), []).append(here.reshape(steps, dit.layers, -1))
@@ -191,15 +196,16 @@ def agreement(
     return rank, sign
 
 
-def agreements(effects: dict[Any, Any]) -> dict[str, Any]:
-    """Return how well `ESTIMATES` agree with exact patches, by place."""
+def agreements(effects: dict[Any, Any], other: Int[np.ndarray, " P"]) -> dict[str, Any]:
+    """Return how well `ESTIMATES` agree with exact patches, by place. other: the pair that each is
+    compared with."""
     found = []
     for how in ESTIMATES:
         row = []
         for place in PLACES:
             key = "step" if how == ESTIMATES[1] else "run"
             estimate = effects[place, key]
-            estimate = np.roll(estimate, 1, 0) if how == ESTIMATES[2] else estimate
+            estimate = estimate[other] if how == ESTIMATES[2] else estimate
             row.append(agreement(estimate, effects[place, EXACT]))
         found.append(row)
     values = np.moveaxis(np.array(found), 2, 0)  # [kind, estimate, place, P, K]

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places
+from jcos.experiments.samples import others_of
 from jcos.lab.results import measure
 from jcos.sampling import flow
 from jcos.sampling.probes import TokenFeatures
@@ -65,9 +66,7 @@ class Cosine(Experiment):
         layers = places(self.layers, config.dit.layers, "layer")
         number = int(np.prod(config.dit.tokens(*samples.latent)))
         chosen = np.unique(np.linspace(0, number - 1, min(self.tokens, number)).astype(np.int32))
-        other = np.arange(len(samples))
-        for rows in samples.groups.values():
-            other[rows] = np.roll(rows, 1)
+        other = others_of(samples.tasks)
         worlds = jax.tree.map(lambda a: np.concatenate([a, a[other]], 1), samples.conditions)
         raw, centred = self.sweep(model, progress)(
             worlds,

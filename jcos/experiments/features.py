@@ -7,22 +7,25 @@ whether a run takes another route where a feature of routes is added to it.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import xarray as xr
+from jaxtyping import Bool
 
 from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Picture, Place, Progress, places
 from jcos.experiments.feature_study import EXPLAINED, TELLS, Study
 from jcos.experiments.linear_probes import READINGS, identities_of
+from jcos.experiments.samples import puzzles_of
 from jcos.experiments.steering import Steering, steer
 from jcos.experiments.store import Store
 from jcos.experiments.sweeps import activations_folder
 from jcos.lab import activations, dictionary
 from jcos.lab.tasks import Puzzle, get
-from jcos.wan import Wan
+from jcos.wan import Wan, latent_grid
 
 ROWS = 40_000
 """Rows that the baselines are made from."""
@@ -68,6 +71,8 @@ class Features(Store):
         for name in ("batch", "updates", "shown", "steered"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+        if "block" not in self.sites:
+            raise ValueError(f"sites are {', '.join(self.sites)}; a dictionary is of block")
         places((self.steer_until,), self.plan(config).steps, "step")
         if not self.strengths or min(self.strengths) <= 0:
             raise ValueError(f"strengths are {self.strengths}; name at least one, above 0")
@@ -76,13 +81,17 @@ class Features(Store):
                 f"{self.tasks[0]} has one right answer, and routes are steered on the first task: "
                 "name one with several first, like maze"
             )
+        task = get(self.tasks[0])
+        grid = config.dit.tokens(*latent_grid(config, task.frames, task.height, task.width))
+        runs = len(self.seeds) * min(int(self._train().sum()), activations.POOL)
+        rows = runs * len(places(self.steps, self.plan(config).steps, "step")) * math.prod(grid)
+        if self.batch > rows:
+            raise ValueError(f"batch is {self.batch}; the training puzzles have {rows} tokens")
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples = self.samples(model)
         (layer,) = places(self.layers, model.config.dit.layers, "layer")
-        train = identities_of(samples.puzzles) % 2 == 1
-        if train.all() or not train.any():
-            raise ValueError("all puzzles are of one half; more puzzles are needed")
+        train = self._train()
         with activations_folder() as folder:
             paths = self.stored(model, samples, folder, progress)
             fitting = [path for path, one in zip(paths, train, strict=True) if one]
@@ -98,6 +107,14 @@ class Features(Store):
         steering = self._steering(model, study, layer, progress)
         data = data.assign(steering.variables).assign_coords(steering.labels)
         return data.assign(loss=("update", log.loss), forwards=((), self.forwards(model.config)))
+
+    def _train(self) -> Bool[np.ndarray, " P"]:
+        """Return which puzzles the dictionary learns from."""
+        how = self.puzzles, self.puzzle_seed, self.several
+        train = identities_of([p for task in self.tasks for p in puzzles_of(task, *how)]) % 2 == 1
+        if train.all() or not train.any():
+            raise ValueError("all puzzles are of one half; more puzzles are needed")
+        return train
 
     def _with_choice(self) -> Iterator[Puzzle]:
         """Return puzzles of the first task that have several right answers, as many as there are

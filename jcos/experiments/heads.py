@@ -209,11 +209,7 @@ class Heads(Experiment):
         if not pairs:
             return xr.Dataset()
         layers = places(self.layers, config.dit.layers, "layer")
-        given: list[tuple[str, tuple[tuple[int, int], ...]]] = [("cross", ())]
-        for place in ("cross", "heads"):
-            rows = [tuple((k, h) for h in range(config.dit.heads)) for k in layers]
-            given += [(place, row) for row in [*rows, tuple(itertools.chain(*rows))]]
-        given += [("cross", (pair,)) for pair in itertools.product(layers, range(config.dit.heads))]
+        given = exchanges(layers, config.dit.heads)
         videos = self.sweep(model, progress)(
             pair_conditions(model, pairs),
             seeds=[pair_seed(model, seed, 0) for seed in self.seeds],
@@ -279,6 +275,15 @@ def taken(config: WanConfig, place: str, heads: Sequence[tuple[int, int]], steps
     chosen: dict[str, Any] = {"cross": (), "heads": ()} | {place: heads}
     each = (KnockOut.at(config, *pair, steps=steps, by="world") for pair in chosen.items())
     return InWorlds(chain(*each), jnp.array([True, False]))
+
+
+def exchanges(layers: Sequence[int], heads: int) -> list[tuple[str, tuple[tuple[int, int], ...]]]:
+    """Return what is exchanged: nothing; all heads of each layer, and of all; single heads."""
+    rows = [tuple((k, h) for h in range(heads)) for k in layers]
+    whole = tuple(itertools.chain(*rows))
+    sets = dict.fromkeys([*rows, whole])  # of a single layer both are the same
+    both = [(place, row) for place in ("cross", "heads") for row in sets]
+    return [("cross", ()), *both, *(("cross", (pair,)) for pair in whole)]
 
 
 def named(place: str, heads: Sequence[tuple[int, int]], layers: int) -> tuple[str, str]:

@@ -139,6 +139,15 @@ class Samples:
         }
 
 
+def others_of(kinds: Sequence[str]) -> Int[np.ndarray, " P"]:
+    """Return another sample of the same kind for each; itself where there is no other."""
+    other = np.arange(len(kinds))
+    for kind in dict.fromkeys(kinds):
+        rows = np.flatnonzero(np.array(kinds) == kind)
+        other[rows] = np.roll(rows, 1)
+    return other
+
+
 def puzzles_of(name: str, n: int, seed: int, several: bool) -> list[Puzzle]:
     """Return the first n held-out puzzles of a task, with several right answers if need be."""
     task = get(name)

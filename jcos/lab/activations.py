@@ -41,6 +41,8 @@ SITES = {
 of self-attention and of cross-attention, hidden units."""
 DIMS = ("puzzle", "seed", "step", "layer", "token")
 LATENT = ("latent_frame", "latent_row", "latent_column", "latent_channel")
+POOL = 64
+"""Files that random rows are drawn from at a time."""
 Progress = Callable[[str, int, int], object]
 
 
@@ -165,7 +167,11 @@ def files_in(folder: Path) -> list[Path]:
     return paths
 
 
-def load(paths: Path | Sequence[Path], site: str = "block", **at: Any) -> xr.DataArray:
+def _files(paths: Path | str | Sequence[Path]) -> list[Path]:
+    return files_in(Path(paths)) if isinstance(paths, Path | str) else list(paths)
+
+
+def load(paths: Path | str | Sequence[Path], site: str = "block", **at: Any) -> xr.DataArray:
     """Return activations of all puzzles with names on their axes, of which no more is read than
     `at` selects: `load(folder, layer=4, step=[0, 10])`.
 
@@ -173,7 +179,7 @@ def load(paths: Path | Sequence[Path], site: str = "block", **at: Any) -> xr.Dat
     file that is not whole, KeyError for a place that was not.
     """
     parts: list[xr.DataArray] = []
-    for path in files_in(paths) if isinstance(paths, Path) else paths:
+    for path in _files(paths):
         with results.load(path) as data:
             if site not in data:
                 stored = ", ".join(name for name in SITES if name in data)
@@ -184,18 +190,18 @@ def load(paths: Path | Sequence[Path], site: str = "block", **at: Any) -> xr.Dat
 
 
 def batches(
-    paths: Path | Sequence[Path],
+    paths: Path | str | Sequence[Path],
     size: int,
     site: str = "block",
     *,
-    pool: int = 64,
+    pool: int = POOL,
     seed: int = 0,
     **at: Any,
 ) -> Iterator[Float[np.ndarray, "size D"]]:
     """Yield random rows of activations for ever. pool: files that are in memory at a time, from
     which rows are drawn without repetition before others are read. Files that are left over and
     hold less than a batch wait for another order. Raises ValueError where a pool holds less."""
-    paths = files_in(paths) if isinstance(paths, Path) else list(paths)
+    paths = _files(paths)
     rng = np.random.default_rng(seed)
     rows: np.ndarray | None = None
     while True:

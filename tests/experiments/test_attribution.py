@@ -1,10 +1,21 @@
 """The experiment of attribution: complete, and agreement of what is known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from jcos.experiments.attribution import EXACT, PLACES, Attribution, agreement, sharpened
+from jcos.experiments import attribution
+from jcos.experiments.attribution import (
+    EXACT,
+    PLACES,
+    Attribution,
+    agreement,
+    agreements,
+    sharpened,
+)
 from jcos.experiments.experiment import Settings
+from jcos.experiments.samples import others_of
 from jcos.lab.results import rows as rows_of
 from jcos.wan import Wan
 from jcos.weights.checkpoint import leaves
@@ -17,6 +28,26 @@ def test_agreement_of_the_same_and_of_the_opposite() -> None:
     rank, sign = agreement(np.stack([effects[0] ** 3, -effects[1]]), effects)
     np.testing.assert_allclose(rank[:, 0], [1, -1])
     assert sign[:, 0].tolist() == [1, 0]
+
+
+def test_another_pair_is_of_the_same_task() -> None:
+    """Here those of a task are the same pair twice, which agrees with itself."""
+    other = others_of(["turn", "move", "turn", "move"])
+    assert other.tolist() == [2, 3, 0, 1]
+    one = np.random.default_rng(0).normal(size=(2, 1, 3, 4, 5))
+    effects = {(p, how): np.tile(one, (2, 1, 1, 1, 1)) for p in PLACES for how in (EXACT, "run")}
+    effects |= {(p, "step"): effects[p, "run"] for p in PLACES}
+    np.testing.assert_allclose(agreements(effects, other)["rank"][1], 1)
+
+
+def test_cells_are_patched_so_many_at_a_time(small_model: Wan, monkeypatch) -> None:
+    def patched(*_, chunk: int, **__) -> None:
+        raise RuntimeError(f"{chunk} at a time")
+
+    monkeypatch.setattr(attribution, "patch_effects", patched)
+    for chunk, said in ((None, "24 at"), (3, "3 at")):
+        with pytest.raises(RuntimeError, match=said):
+            dataclasses.replace(SMALL, chunk=chunk).run(small_model)
 
 
 def test_queries_are_sharpened_in_a_copy(small_model: Wan) -> None:

@@ -79,6 +79,9 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
         ({"tokens": 8}, "all tokens"),
         ({"strengths": ()}, "strengths are"),
         ({"updates": 0}, "updates is 0"),
+        ({"sites": ("mlp",)}, "sites are mlp; a dictionary is of block"),
+        ({"batch": 1001}, "batch is 1001; the training puzzles have 1000 tokens"),
+        ({"puzzles": 1, "tasks": ("maze",)}, "all puzzles are of one half"),
     ],
 )
 def test_what_is_no_dictionary_is_refused(small_model: Wan, changes, named) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jcos.experiments.heads import ALL, Case, Heads, like, named, others
+from jcos.experiments.heads import ALL, Case, Heads, exchanges, like, named, others
 from jcos.lab.results import rows as rows_of
 from jcos.wan import Wan
 
@@ -28,7 +28,10 @@ def test_random_heads_are_as_many_others_in_the_same_layers() -> None:
 
 
 def test_exchanges_have_names() -> None:
+    """And come once, also of a single layer."""
     every = [(k, h) for k in (0, 1) for h in (0, 1)]
+    for layers, count in (([0, 1], 1 + 2 * 3 + 4), ([1], 1 + 2 * 1 + 2)):
+        assert len(exchanges(layers, 2)) == len(set(exchanges(layers, 2))) == count
     assert named("cross", every[:1], 2) == (
         "cross-attention of layer 0, head 0",
         "cross-attention, one head",

@@ -61,6 +61,7 @@ VALUES = [
     (Features(tasks=("rotation", "maze")), "rotation has one right answer"),
     (Search(seeds=(0, 1, 2, 3), sampling=Settings(solver="unipc")), "unipc remembers"),
     (Attribution(tasks=("pattern",)), "pattern has no pairs of the same picture"),
+    (Attribution(several=True), "several=true has no meaning here"),
     (Layers(steps=()), "no step is chosen"),
     (Layers(penalty=0.0), "penalty is 0.0; it is above 0"),
     (Swap(tasks=("maze",)), "maze has no pairs that differ in one thing; the tasks"),

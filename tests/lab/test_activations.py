@@ -64,6 +64,7 @@ def test_axes_have_names_and_places_can_be_chosen(folder) -> None:
     data = activations.load(folder, layer=1, step=3)
     assert data.sizes == {"puzzle": 3, "seed": 2, "token": 3, "channel": 32}
     assert data["task"].values.tolist() == ["a", "b", "c"]
+    assert activations.load(str(folder), layer=1, step=3).identical(data)
     places = [data[name].values.tolist() for name in ("frame", "row", "column")]
     assert places == [[0, 1, 4], [0, 0, 4], [0, 1, 4]]
     with pytest.raises(ValueError, match="holds no cross; it holds block, heads, mlp"):
