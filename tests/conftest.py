@@ -185,3 +185,27 @@ def small_model():
 def patient_model():
     """A random small model that samples in 50 steps."""
     return random_model(50)
+
+
+@pytest.fixture(scope="session")
+def model():
+    """A random model of the kind that tests of sampling take."""
+    from tests.models import CONFIG, randomised
+
+    return randomised(CONFIG)
+
+
+@pytest.fixture(scope="session")
+def condition(model):
+    from tests.models import FRAMES, frame
+
+    return model.condition(frame(0), "left", FRAMES)
+
+
+@pytest.fixture(scope="session")
+def worlds(model, condition):
+    """That condition and another one."""
+    from jcos.sampling.trajectory import tree_stack
+    from tests.models import FRAMES, frame
+
+    return tree_stack([condition, model.condition(frame(1), "right", FRAMES)])

@@ -33,20 +33,7 @@ from tests.models import (
     STEPS,
     TOKENS,
     at,
-    frame,
-    randomised,
 )
-
-
-@pytest.fixture(scope="module")
-def model() -> Wan:
-    return randomised(CONFIG)
-
-
-@pytest.fixture(scope="module")
-def condition(model: Wan) -> trajectory.Condition:
-    return model.condition(frame(0), "left", FRAMES)
-
 
 WINDOW = SeedEnsemble.window(STEPS, LAYERS)
 AVERAGED = EstimateEnsemble(jnp.ones(STEPS, bool), jnp.array(False))
@@ -69,7 +56,7 @@ OTHERS: list[tuple[Probe, str]] = [
 def test_a_probe_of_another_run_is_refused_before_anything_is_computed(
     model: Wan, condition: trajectory.Condition, probe: Probe, says: str, monkeypatch
 ) -> None:
-    """By every way of sampling, and in a sweep, where arrays have an axis more."""
+    """Two of them by every way of sampling, and in a sweep, where arrays have an axis more."""
     monkeypatch.setattr(trajectory, "advance", _never)
     monkeypatch.setattr("jcos.loop._advance", _never)
     plan, keys = flow.plan(model.config.sampling), seed_keys((0, 1))
@@ -82,7 +69,8 @@ def test_a_probe_of_another_run_is_refused_before_anything_is_computed(
         lambda p: trajectory.sweep(ways[0], trajectory.tree_stack([p, p])),
         lambda p: trajectory.sweep(ways[0], trajectory.tree_stack([p, p]), chunk=1),
     ]
-    for way in ways:
+    every = says.startswith(("20 steps", "9 steps"))
+    for way in ways if every else ways[:1]:
         with pytest.raises(ValueError, match=rf"^the probe is made for {says}"):
             way(probe)
 
@@ -167,14 +155,6 @@ def test_a_probe_of_ones_own_may_say_what_it_is_made_for(
         generate(model, condition, probe=Careful(jnp.ones(STEPS - 1)))
 
 
-def test_only_32_bits_of_a_seed_count(model: Wan, condition: trajectory.Condition) -> None:
-    a = generate(model, condition, (-1, 123456789012345))
-    b = generate(model, condition, (2**32 - 1, 123456789012345 % 2**32))
-    np.testing.assert_array_equal(a.latents, b.latents)
-    with pytest.raises(ValueError, match="PyTorch takes"):
-        generate(model, condition, (2**64,))
-
-
 def test_non_finite_latent_is_reported_with_its_step(
     model: Wan, condition: trajectory.Condition
 ) -> None:
@@ -184,23 +164,6 @@ def test_non_finite_latent_is_reported_with_its_step(
 
     with pytest.raises(FloatingPointError, match="from step 2 of 4 on"):
         generate(model, condition, probe=Blow())
-
-
-def test_masks_out_of_range_are_refused(model: Wan, condition: trajectory.Condition) -> None:
-    with pytest.raises(IndexError, match=r"layer 3 is out of range: there are layers 0 to 2"):
-        Swap.at_layers(STEPS, LAYERS, TOKENS, [3])
-    with pytest.raises(IndexError, match=r"step -1 is out of range"):
-        Noise.at_steps(STEPS, FRAMES, [-1])
-    with pytest.raises(IndexError, match=r"layer 9 is out of range"):
-        generate(model, condition, probe=TokenFeatures((9,)))
-    with pytest.raises(IndexError, match=r"token 12 is out of range"):
-        generate(model, condition, probe=TokenFeatures((0,), jnp.array([TOKENS, 1])))
-    # Where numbers are not known, it is not the last token's features that are observed.
-    observe = jax.jit(
-        lambda a: TokenFeatures((0,), a).on_block(at(0, 1.0), jnp.ones((TOKENS, 2)))[1]
-    )
-    seen = observe(jnp.array([TOKENS, 1, -1]))
-    np.testing.assert_array_equal(jnp.isnan(seen).all(1), [True, False, True])
 
 
 def test_guidance_needs_a_negative_prompt(model: Wan, condition: trajectory.Condition) -> None:
@@ -231,3 +194,16 @@ def test_a_bad_seed_leaves_the_others_alone_and_is_named(
     assert re.search(sentence, caplog.text)
     with pytest.raises(FloatingPointError, match=r"in run \(0, 0\), first after block 2"):
         generate(model, condition, (0,), probe=Blow(jnp.array([True])))
+
+
+def test_numbers_out_of_range_are_refused() -> None:
+    with pytest.raises(IndexError, match=r"layer 3 is out of range: there are layers 0 to 2"):
+        Swap.at_layers(STEPS, LAYERS, TOKENS, [3])
+    with pytest.raises(IndexError, match=r"step -1 is out of range"):
+        Noise.at_steps(STEPS, FRAMES, [-1])
+    # Where numbers are not known, it is not the last token's features that are observed.
+    observe = jax.jit(
+        lambda a: TokenFeatures((0,), a).on_block(at(0, 1.0), jnp.ones((TOKENS, 2)))[1]
+    )
+    seen = observe(jnp.array([TOKENS, 1, -1]))
+    np.testing.assert_array_equal(jnp.isnan(seen).all(1), [True, False, True])

@@ -10,8 +10,10 @@ import pytest
 from jaxtyping import Array
 
 import jcos
+from jcos.sampling.inside import KnockOut, Patch, SkipBlock, Steer
 from jcos.sampling.probe import Change
 from jcos.sampling.probes import EstimateEnsemble, InWorlds, Noise, Probe, SeedEnsemble, Swap, chain
+from tests.models import CONFIG
 
 STEPS, FRAMES, LAYERS = 10, 4, 6
 
@@ -46,33 +48,57 @@ LAYER = {
 }
 
 
-@pytest.mark.parametrize("axis", ["frame", "layer"])
-def test_probes_of_the_paper_tell_what_they_change(axis: str) -> None:
-    for says, (probe, places) in {"frame": FRAME, "layer": LAYER}[axis].items():
-        (change,) = chain(Probe(), probe).changes()
-        assert (str(change), change.axis, set(change.cells)) == (says, axis, places)
-        assert Change.from_json(json.loads(json.dumps(change.to_json()))) == change
+MEAN = {"at_steps": [1], "by": "mean"}
+INSIDE = {
+    "self-attention of layer 0 set to the mean over tokens in head 1 at step 1": (
+        KnockOut.at(CONFIG, "heads", [(0, 1)], **MEAN),
+        {(1, 1)},
+    ),
+    "self-attention of layer 2 set to the mean over tokens at step 1": (
+        KnockOut.at(CONFIG, "heads", [(2, 0), (2, 1)], **MEAN),
+        cells([1], [0, 1]),
+    ),
+    "feed-forward of layer 0 set to zero in neuron 5": (
+        KnockOut.at(CONFIG, "mlp", [(0, 5)]),
+        cells(range(4), [5]),
+    ),
+    "feed-forward of a stored run after layer 1 at step 0": (
+        Patch.of("mlp", np.zeros((1, 4, 1, 12, 48)), (1,), at_steps=[0]),
+        {(0, 1)},
+    ),
+    "a direction added after layer 1 at step 0, 1": (
+        Steer.at(CONFIG, jnp.ones(32), [1], when=[0, 1]),
+        cells([0, 1], [1]),
+    ),
+    "left out after layer 1": (SkipBlock.at(CONFIG, [1]), cells(range(4), [1])),
+}
+AXES = ["frame"] * len(FRAME) + ["layer"] * len(LAYER) + ["head", "head", "neuron"] + ["layer"] * 3
 
 
-def test_each_world_has_its_own() -> None:
-    swap = Swap.at_layers(STEPS, LAYERS, 20, [3])
-    assert swap.changes(0)
-    assert not swap.changes(1)
+@pytest.mark.parametrize(("says", "axis"), [*zip([*FRAME, *LAYER, *INSIDE], AXES, strict=True)])
+def test_probes_tell_what_they_change(says: str, axis: str) -> None:
+    probe, places = {**FRAME, **LAYER, **INSIDE}[says]
+    (change,) = chain(Probe(), probe).changes()
+    assert (str(change), change.axis, set(change.cells)) == (says, axis, places)
+    assert Change.from_json(json.loads(json.dumps(change.to_json()))) == change
+
+
+def test_worlds_and_probes_that_are_left_alone_tell_nothing() -> None:
+    assert not Swap.at_layers(STEPS, LAYERS, 20, [3]).changes(1)
     noise = InWorlds(Noise.at_steps(STEPS, FRAMES, [3]), jnp.array([False, True]))
     assert [len(noise.changes(world)) for world in (0, 1)] == [0, 1]
-
-
-def test_probes_that_do_nothing_change_nothing() -> None:
-    assert not jcos.Noise.at_steps(STEPS, FRAMES, []).changes()
-    assert not jcos.TokenEnergy().changes()
+    for probe in (Noise.at_steps(STEPS, FRAMES, []), KnockOut.at(CONFIG, "heads", []), Probe()):
+        assert not probe.changes()
 
 
 def test_noise_at_steps_and_in_frames_is_two_changes() -> None:
     noise = Noise.at_steps(STEPS, FRAMES, [1]) | Noise.at_frames(STEPS, FRAMES, [2])
+    want = np.zeros((STEPS, FRAMES))
+    want[1], want[:, 2] = 1, 1
+    np.testing.assert_array_equal(noise.mask, want)
     at_steps, in_frames = noise.changes()
     assert (str(at_steps), str(in_frames)) == ("noise at step 1", "noise in frame 2")
-    cells = set(map(tuple, np.argwhere(np.asarray(noise.mask)).tolist()))
-    assert {*at_steps.cells, *in_frames.cells} == cells
+    assert {*at_steps.cells, *in_frames.cells} == set(map(tuple, np.argwhere(want).tolist()))
     assert [str(c) for c in Noise.at_steps(STEPS, FRAMES, range(STEPS)).changes()] == ["noise"]
 
 

@@ -78,6 +78,7 @@ def field(name: str, value: Any, **attributes: Any) -> Probe:
         (type("Fixed", (Probe,), {"layer": 7})(), "layer 7"),
         (chain(TokenEnergy(), InWorlds(Mute(9, 1), jnp.array([True, False]))), "layer 9"),
         (TokenFeatures((1, 9)), "layer 9"),
+        (TokenFeatures((0,), jnp.array([TOKENS, 1])), "token 12"),
         (TokenFeatures(jnp.array([-2])), "layer -2"),
         (type("Last", (Probe,), {"slots": lambda self: jnp.array([LAYERS])})(), "layer 3"),
     ],
@@ -131,7 +132,9 @@ def test_a_number_of_a_sweep_is_refused_before_anything_runs(
         generate(model, condition, probe=Mute(99, 1))
 
 
-@pytest.mark.parametrize("name", ["on_blok", "onblock", "on_Block", "on_blocks", "on_layer"])
+@pytest.mark.parametrize(
+    "name", ["on_blok", "onblock", "on_Block", "on_blocks", "on_layer", "on_head"]
+)
 def test_a_method_that_would_never_be_called_is_refused(name: str) -> None:
     with pytest.raises(TypeError, match=rf"Mine.{name} .*is on_"):
         type("Mine", (Probe,), {name: lambda self, site, tokens: (tokens, ())})
@@ -153,30 +156,34 @@ def fails(site: Any, x: Any) -> Any:
     raise KeyError("no such thing")
 
 
+WRONG: list[tuple[str, Any, tuple[str, ...]]] = [
+    ("on_block", lambda site, t: t, ("Mine.on_block", TOLD, "two things", "observation")),
+    ("on_block", lambda site, t: (t, 0, 0), ("Mine.on_block", "3 things", "two")),
+    ("on_block", lambda site, t: None, ("Mine.on_block", "None", TOLD)),
+    ("on_block", lambda site, t: (t[:1], ()), ("float32[1, 32]", TOLD)),
+    ("on_block", lambda site, t: (t.astype(jnp.bfloat16), ()), ("bfloat16[12, 32]", TOLD)),
+    ("on_block", lambda site, t: (t, "seen"), ("Mine.on_block", "'seen'", "arrays")),
+    ("on_block", lambda site, t: (t if site.step == 1 else 0 * t, ()), ("`if`", "jnp.where")),
+    ("on_block", lambda site, t: (t * int(site.layer), ()), ("`int`",)),
+    ("on_block", lambda site, t: (t, np.asarray(t)), ("numpy",)),
+    ("on_latents", lambda site, x: (x, ()), ("Mine.on_latents", "float32[3, 4, 4, 12]")),
+    ("on_latents", fails, ("Mine.on_latents", "KeyError", "no such thing")),
+    ("on_latents", lambda site: None, ("Mine.on_latents", "TypeError", "positional")),
+    ("on_estimate", lambda site, x, x0: x0, ("Mine.on_estimate", "clean estimate")),
+    ("on_step", lambda site, seen: seen[0], ("Mine.on_step", "IndexError")),
+    ("on_heads", lambda site, z: z, ("on_heads", "two things: the heads' outputs float32[12,")),
+    ("on_mlp", lambda site, z: (z[1:], ()), ("Mine.on_mlp returned float32[11, 48]",)),
+    ("on_attention", lambda site, z: (z[0], ()), ("expected queries and keys 2",)),
+    ("on_input", lambda site, z: (z, "seen"), ("Mine.on_input observed 'seen'",)),
+    ("slots", lambda *a: jnp.array(1), ("Mine.slots", "int32[]")),
+]
+
+
 @pytest.mark.parametrize(
-    ("name", "f", "words"),
-    [
-        ("on_block", lambda site, t: t, ("Mine.on_block", TOLD, "two things", "observation")),
-        ("on_block", lambda site, t: (t, 0, 0), ("Mine.on_block", "3 things", "two")),
-        ("on_block", lambda site, t: None, ("Mine.on_block", "None", TOLD)),
-        ("on_block", lambda site, t: (t[:1], ()), ("float32[1, 32]", TOLD)),
-        ("on_block", lambda site, t: (t.astype(jnp.bfloat16), ()), ("bfloat16[12, 32]", TOLD)),
-        ("on_block", lambda site, t: (t, "seen"), ("Mine.on_block", "'seen'", "arrays")),
-        ("on_block", lambda site, t: (t if site.step == 1 else 0 * t, ()), ("`if`", "jnp.where")),
-        ("on_block", lambda site, t: (t * int(site.layer), ()), ("`int`",)),
-        ("on_block", lambda site, t: (t, np.asarray(t)), ("numpy",)),
-        ("on_latents", lambda site, x: (x, ()), ("Mine.on_latents", "float32[3, 4, 4, 12]")),
-        ("on_latents", fails, ("Mine.on_latents", "KeyError", "no such thing")),
-        ("on_latents", lambda site: None, ("Mine.on_latents", "TypeError", "positional")),
-        ("on_estimate", lambda site, x, x0: x0, ("Mine.on_estimate", "clean estimate")),
-        ("on_step", lambda site, seen: seen[0], ("Mine.on_step", "IndexError")),
-        ("slots", lambda *a: jnp.array(1), ("Mine.slots", "int32[]")),
-    ],
+    ("name", "f", "words", "guided"),
+    [*((*row, False) for row in WRONG), (*WRONG[0], True), (*WRONG[-1], True)],
 )
-@pytest.mark.parametrize("guided", [False, True])
-def test_what_a_method_returns_is_told(
-    name: str, f: Any, words: tuple[str, ...], guided: bool
-) -> None:
+def test_what_a_method_returns_is_told(name: str, f: Any, words: Any, guided: bool) -> None:
     probe = hook(name, f) if name != "slots" else type("Mine", (Probe,), {"slots": f})()
     with pytest.raises(ValueError, match=re.escape(words[0])) as error:
         check(chain(TokenEnergy(), probe), guided=guided)
@@ -222,26 +229,3 @@ def test_a_field_that_is_no_array_is_refused(value: Any) -> None:
 def test_what_is_no_probe_is_refused(thing: Any) -> None:
     with pytest.raises(TypeError, match="is no probe"):
         check(thing)
-
-
-def test_three_is_one_seed(model: Wan) -> None:
-    condition = model.condition(frame(0), "left", FRAMES)
-    worlds = jax.tree.map(lambda a: a[None], condition)
-    want = generate(model, condition, [3]).latents
-    for seeds in (3, np.int64(3), np.array(3)):
-        np.testing.assert_array_equal(generate(model, condition, seeds).latents, want)
-    found = generate(model, worlds, 3).latents
-    np.testing.assert_array_equal(found, want[None])
-
-
-@pytest.mark.parametrize(("probe", "named"), [(TokenEnergy(), True), (Mute(0, 1), False)])
-def test_advice_names_a_probe_only_if_it_observes_tokens(
-    model: Wan, probe: Probe, named: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*arguments: Any) -> None:
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: it is full")
-
-    monkeypatch.setattr(generation, "generate_worlds", full)
-    with pytest.raises(MemoryError) as error:
-        generate(model, model.condition(frame(0), "left", FRAMES), probe=probe)
-    assert ("a probe that observes fewer" in str(error.value)) == named
