@@ -47,7 +47,7 @@ def flow_match(steps: int, shift: float = 5.0) -> tuple[float, ...]:
 
 
 UNIPC = Settings(steps=STEPS, shift=5.0, solver="unipc", grid="diffusers", guidance=(1.0,))
-EULER = Settings(sigmas=flow_match(STEPS), solver="euler", grid="euler", guidance=(1.0,))
+EULER = Settings(sigmas=flow_match(STEPS), solver="euler", guidance=(1.0,))
 
 arms = {f"cps-{eta}": arm("cps", eta) for eta in (0.1, 0.3, 0.7, 0.9)}
 arms |= {"unipc": pro("diffusers", UNIPC), "euler": pro("diffusers", EULER)}

@@ -118,12 +118,13 @@ class Arm(Interventions):
 
     def first_frame(
         self, config: WanConfig, sample: Sample
-    ) -> UInt8[np.ndarray, "h w 3"] | Float[np.ndarray, "h w 3"]:
-        """Return the picture that the model starts from."""
+    ) -> tuple[UInt8[np.ndarray, "h w 3"] | Float[np.ndarray, "h w 3"], Any]:
+        """Return the picture that the model starts from, and what its image encoder sees of it
+        (`image.first_frame`)."""
         picture, shape = image.read_picture(sample.picture), self.shape(config, sample)
         if isinstance(config.codec, PixelCodec):
-            return resized(picture, shape.height, shape.width, exact=True)
-        return image.prepare(picture, image.rule_for(config, self.profile), *self._size(sample))
+            return resized(picture, shape.height, shape.width, exact=True), None
+        return image.first_frame(picture, config, self.profile, *self._size(sample))
 
     def _size(self, sample: Sample) -> tuple[int, int]:
         scaled = round(sample.height * self.scale), round(sample.width * self.scale)

@@ -3,6 +3,7 @@ VBVR-Pro-Bench: one is run, and its output is stored. Paths are absolute: the sc
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shlex
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 from jcos.bench.folder import Bench
 from jcos.bench.results import read_json
-from jcos.files import fetched, is_remote, write
+from jcos.files import fetched, is_remote, visible, write
 from jcos.runs import as_text, now
 
 RECORD = "scorer.json"
@@ -43,7 +44,7 @@ TRUTH = 0.988
 
 class Scores(NamedTuple):
     """Of one arm: scores by sample, of the videos that are there, and what went wrong with some of
-    them. scorer: command and commit of the official scorer, where that made them."""
+    them. scorer: command and version of the official scorer, where that made them."""
 
     arm: str
     values: dict[str, float]
@@ -90,7 +91,7 @@ def _whole(path: Path) -> Path:
 
 
 def _run(scorer: str, bench: Bench, arm: Path, place: Path, record: Mapping[str, Any]) -> None:
-    about: dict[str, Any] = {"command": scorer, "commit": commit_of(scorer), "date": now()}
+    about: dict[str, Any] = {"command": scorer, "commit": version_of(scorer), "date": now()}
     environment = dict(os.environ)
     if bench.benchmark == "vbvr-pro":
         environment["CUDA_VISIBLE_DEVICES"] = ""  # its OCR takes a GPU whatever --device says
@@ -134,15 +135,35 @@ def probe(scorer: str, environment: Mapping[str, str]) -> dict[str, Any]:
     return answer
 
 
-def commit_of(scorer: str) -> str | None:
-    """Return the commit of the scorer, which changes; None where it is in no git checkout."""
-    for part in shlex.split(scorer):
-        if part.endswith(".py") and Path(part).is_file():  # not the interpreter, of pyenv for one
-            command = ["git", "-C", str(Path(part).resolve().parent), "rev-parse", "HEAD"]
-            with contextlib.suppress(OSError, subprocess.CalledProcessError):
-                done = subprocess.run(command, capture_output=True, check=True, text=True)
-                return done.stdout.strip()
-    return None
+def version_of(scorer: str) -> str:
+    """Return what tells two versions of the scorer apart: the commit of its script, with a hash of
+    the .py files where some were edited; that hash alone, of a script that git does not know; the
+    command, where there is no script."""
+    files = [Path(word).resolve() for word in shlex.split(scorer) if word.endswith(".py")]
+    script = next((file for file in files if file.is_file()), None)
+    if script is None:
+        return scorer
+    folder = script.parent
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        _git(folder, "ls-files", "--error-unmatch", script.name)
+        commit = _git(folder, "rev-parse", "HEAD")
+        edited = _git(folder, "status", "--porcelain", "--untracked-files=no", ".")
+        return f"{commit}-dirty-{_sources(folder)[:12]}" if edited else commit
+    return f"files-{_sources(folder)[:40]}"
+
+
+def _sources(folder: Path) -> str:
+    """Hash the names and contents of a folder's .py files."""
+    whole = hashlib.sha256()
+    for file in filter(Path.is_file, visible(folder, "**/*.py")):
+        whole.update(f"{file.relative_to(folder)} {file.stat().st_size} ".encode())
+        whole.update(file.read_bytes())
+    return whole.hexdigest()
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
 
 
 def read_results(file: Path, names: Sequence[str]) -> tuple[dict[str, float], dict[str, str]]:

@@ -87,9 +87,9 @@ class Sampler:
         """What the i-th sample of a batch is generated from, on the host, where it waits for its
         turn. Uses no device but the coder's, and may run while another batch is generated."""
         config, coder = self.model.config, self.coders[i % len(self.coders)]
-        first = self.arm.first_frame(config, sample)
+        first, seen = self.arm.first_frame(config, sample)
         prompt, negative = self.rows(sample.prompt), self.rows(config.negative)
-        condition = coder.condition(first, prompt, shape.frames, negative=negative)
+        condition = coder.condition(first, prompt, shape.frames, negative=negative, seen=seen)
         return jax.device_get(condition)
 
     def generate(

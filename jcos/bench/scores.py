@@ -60,7 +60,7 @@ def compare(
     read(out / MANIFEST, "arms")  # not into the folder of an arm
     check_room(out)
     scores = score(bench, arms, out, scorer)
-    commits = {arm.arm: (arm.scorer or {}).get("commit") for arm in scores if arm.values}
+    commits = {arm.arm: version_of(arm) for arm in scores if arm.values}
     if bench.benchmark == "vbvr-pro":
         check_pro(scores, commits)
     cells, base = table(bench, scores), scores[0]
@@ -85,15 +85,21 @@ def compare(
     write(out / MANIFEST, as_text(about | made(command)))
     notes = [
         f"the arms' {what} differ: " + "; ".join(f"{name} {value}" for name, value in by.items())
-        for what, by in (("codecs", codecs), ("commits of the scorer", commits))
+        for what, by in (("codecs", codecs), ("versions of the scorer", commits))
         if len(set(by.values())) > 1
     ]
     return Comparison(scores, cells, gains, notes)
 
 
+def version_of(scores: Scores) -> str | None:
+    """Return the version of the scorer that made these; where that is not known, its command."""
+    by = scores.scorer or {}
+    return by.get("commit") or by.get("command")
+
+
 def check_pro(scores: Sequence[Scores], commits: Mapping[str, str | None]) -> None:
     """Raise ValueError where VBVR-Pro-Bench's scorer cannot have measured: scores of several of its
-    commits, or a ground truth that does not score itself."""
+    versions, or a ground truth that does not score itself."""
     if len(set(commits.values())) > 1:
         each = "; ".join(f"{name} {commit}" for name, commit in commits.items())
         raise ValueError(f"scores of several scorers are not compared: {each}; score all anew")

@@ -164,7 +164,7 @@ class Score(Command):
     """How the official scorer is started, if it is installed."""
     per_task: PerTask = None
     benchmark: Literal["vbvr", "vbvr-pro"] | None = None
-    """Whose categories and checks; by default those that the first arm was made for."""
+    """Whose categories and checks; by default those that all arms were made for."""
 
     def check(self) -> None:
         if not self.arms:
@@ -172,12 +172,10 @@ class Score(Command):
 
     def run(self) -> None:
         from jcos.bench.folder import read_bench
-        from jcos.bench.results import read_json
         from jcos.bench.scores import compare
         from jcos.cli.common import command_line
 
-        made_for = read_json(self.arms[0] / "run.json").get("benchmark", "vbvr")
-        bench = read_bench(self.samples, self.per_task, self.benchmark or made_for)
+        bench = read_bench(self.samples, self.per_task, self.benchmark or self._made_for())
         result = compare(bench, self.arms, self.out, self.scorer, command_line())
         _print_tables(bench, result)
         _print_errors(f"Note: {note}" for note in result.notes)
@@ -187,6 +185,22 @@ class Score(Command):
         fewest = min(len(arm.values) for arm in result.scores[: len(self.arms)])
         if fewest < len(bench.names) or bench.faults:
             raise SystemExit(1)
+
+    def _made_for(self) -> str:
+        """Return the benchmark that all arms were made for; ValueError where it is not known."""
+        from jcos.bench.results import read_json
+
+        manifests = [read_json(arm / "run.json") for arm in self.arms]
+        made_for = {about.get("benchmark", "vbvr") for about in manifests if about}
+        if not all(manifests):  # some videos were made elsewhere
+            pro = any(True for _ in self.samples.glob("*/*/*/metadata.json"))
+            made_for |= {"vbvr", "vbvr-pro"} if pro else {"vbvr"}
+        if len(made_for) > 1:
+            raise ValueError(
+                "these arms may be of VBVR-Bench or of VBVR-Pro-Bench, whose categories differ: "
+                "give --benchmark vbvr or --benchmark vbvr-pro"
+            )
+        return made_for.pop()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -255,7 +269,8 @@ def _print_tables(bench: "Benchmark", result: "Comparison") -> None:
         videos = f"{cell.found} / {cell.n}"
         rows.append((arm, videos, _interval(cell), f"{cell.official:.3f}", share))
     commit = (result.scores[0].scorer or {}).get("commit")
-    scorer = f", scorer {commit[:12]}" if commit else ""
+    edited = "-dirty" * ("-dirty-" in (commit or ""))
+    scorer = f", scorer {commit[:12]}{edited}" if commit else ""
     columns = ("arm", "videos", "overall", "of those found", "still 0, truth 1")
     show_table(f"{TITLES[bench.benchmark]}, {bench.extent}{scorer}", columns, rows)
     groups = {cell.group: (cell.group, str(cell.n)) for cell in result.cells}

@@ -202,7 +202,5 @@ def condition_of(model: Wan, clips: Clips, clip: Clip, profile: Profile | None =
     picture, config = image.read_picture(clips.folder / clip.picture, profile), model.config
     if isinstance(model.codec, PixelCodec):  # which takes pictures as they are
         return model.condition(picture, prompt, frames, negative=negative)
-    first, seen = image.prepare(picture, image.rule_for(config, profile), height, width), None
-    if config.vision is not None:
-        seen = image.for_encoder(picture, first, config.vision.size, profile)
+    first, seen = image.first_frame(picture, config, profile, height, width)
     return model.condition(first, prompt, frames, negative=negative, seen=seen)

@@ -109,6 +109,15 @@ def rule_for(config: WanConfig, profile: Profile | None = None) -> Rule:
     return Rule(size, resize, config.codec.strides[1] * config.dit.patch[1])
 
 
+def first_frame(
+    picture: Picture, config: WanConfig, profile: Profile | None, height: int, width: int
+) -> tuple[Frame, Float32[np.ndarray, "side side 3"] | None]:
+    """Return the first frame for a video of about this size, and what the model's image encoder
+    sees of the picture, None where it has no such encoder."""
+    frame, vision = prepare(picture, rule_for(config, profile), height, width), config.vision
+    return frame, vision and for_encoder(picture, frame, vision.size, profile)
+
+
 def prepare(picture: Picture, rule: Rule, height: int, width: int) -> Frame:
     """Return the first frame for a video of about this size (`frame_size`)."""
     return rule.resize(picture, *frame_size(picture, rule, height, width))

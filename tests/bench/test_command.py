@@ -10,6 +10,7 @@ import pytest
 
 from jcos import cli
 from jcos.bench.arm import Arm, load_arms
+from jcos.bench.export import export
 from jcos.cli.common import console
 from jcos.lab.methods import Method, forwards
 from jcos.variants import VARIANTS, with_profile
@@ -94,6 +95,24 @@ def test_arms_that_were_written_otherwise_are_told(bench_folder, tmp_path, capsy
     arms = dict.fromkeys(row["arm"] for row in rows if row["kind"] == "score")
     assert list(arms) == ["1/base", "2/base", "still", "truth"]
     assert {row["arm"] for row in rows if row["kind"] == "less 1/base"} == {"2/base"}
+
+
+def test_what_may_be_of_either_benchmark_is_not_scored(tmp_path, refused) -> None:
+    """Videos that another program made, and arms of both."""
+    small = tmp_path / "small"
+    export(small, ("maze",), 1, benchmark="vbvr-pro")
+    arms = [tmp_path / name for name in ("elsewhere", "pro", "plain")]
+    for arm, about in zip(arms, (None, {"benchmark": "vbvr-pro"}, {"arm": {}}), strict=True):
+        arm.mkdir()
+        if about is not None:
+            (arm / "run.json").write_text(json.dumps(about))
+    end = ["--samples", small, "--out", tmp_path / "s"]
+    for some in (arms[:1], arms[1:]):
+        assert "give --benchmark vbvr or --benchmark vbvr-pro" in refused(
+            *("bench", "score", *some, *end)
+        )
+        assert commanded("bench", "score", *some, *end, "--benchmark", "vbvr-pro") == 1
+    assert commanded("bench", "score", arms[1], *end) == 1  # no videos
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)

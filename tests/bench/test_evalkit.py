@@ -96,17 +96,28 @@ def test_arms_of_one_name_do_not_get_each_others_scores(tmp_path: Path, scorer: 
 @pytest.mark.skipif(shutil.which("git") is None, reason="no git")
 def test_scores_keep_the_commit_that_made_them(tmp_path: Path, scorer: str) -> None:
     arm, out = make(tmp_path / "arm", 0.1), tmp_path / "s"
-    assert evalkit.commit_of(scorer) is None
     folder = tmp_path / "evalkit"
+    unknown = evalkit.version_of(scorer)
+    assert unknown.startswith("files-")
+    assert evalkit.version_of("python -m evaluate") == "python -m evaluate"
     git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@example.org"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    assert evalkit.version_of(scorer) == unknown  # in a checkout of something else
+    subprocess.run([*git, "add", "run_evaluation.py"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "x"], check=True)
     head = (folder / ".git" / "HEAD").read_text().split()[1]
     commit = (folder / ".git" / head).read_text().strip()
     found = scored(arm, out, scorer)
     assert (found.scorer or {})["commit"] == commit
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "y"], check=True)
     assert scored(arm, out) == found
+    edited = set()
+    for end in "ab":
+        (folder / "run_evaluation.py").write_text(f"{SCORER}# {end}")
+        edited.add(evalkit.version_of(scorer))
+        assert "-dirty-" in evalkit.version_of(scorer)
+    assert len(edited) == 2
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"model_path": "a", "samples": [{"score": 1}]}'])

@@ -7,7 +7,9 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,7 +23,11 @@ from jcos.bench.sampler import Sampler
 from jcos.experiments.experiment import Settings
 from jcos.experiments.settings import override
 from jcos.generation import generate
-from jcos.variants import TINY
+from jcos.media import image
+from jcos.sampling import flow
+from jcos.sampling.trajectory import Condition
+from jcos.variants import TINY, VARIANTS, with_profile
+from jcos.wan import Wan
 from tests.bench.test_run import sampler_of
 from tests.conftest import ROOT
 
@@ -70,6 +76,41 @@ def test_the_place_is_that_in_the_whole_benchmark(tmp_path: Path, samples: Bench
         shutil.copytree(samples.samples[0].folder, tmp_path / "part" / split / task / "00002")
     found = read_bench(tmp_path / "part", benchmark="vbvr-pro").samples
     assert [sample.place for sample in found] == [5 * 3 + 2, 5 * 77 + 2]
+
+
+@pytest.mark.parametrize("config", sorted(CONFIG.parent.glob("vbvr_*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("model", ["wan2.2-ti2v-5b", "wan2.2-i2v-a14b", "wan2.1-i2v-14b-720p"])
+def test_every_arm_of_every_config_settles(config: Path, model: str) -> None:
+    for arm in load_arms(config)[0].values():
+        released = VARIANTS[model]()
+        if arm.profile is not None:
+            released = with_profile(released, arm.profile)
+        settled = arm.of(released).sampling
+        if arm.sampling.sigmas is not None:
+            assert (settled.solver, settled.grid, settled.steps) == ("euler", "euler", 30)
+
+
+def test_in_the_profile_of_diffusers_and_on_the_grid_of_euler_nothing_is_rounded() -> None:
+    arm = override(load_arms(CONFIG)[0]["cps-0.7"], ("profile=diffusers", "sampling.grid=euler"))
+    assert arm.profile is not None
+    config = arm.of(with_profile(VARIANTS["wan2.2-ti2v-5b"](), arm.profile))
+    assert config.numerics.latents == "float32"
+    rounded = flow.schedule(dataclasses.replace(config.sampling, grid="vbvr-pro"))
+    plan = flow.schedule(config.sampling)
+    np.testing.assert_array_equal(plan.sigmas, rounded.sigmas)
+    np.testing.assert_allclose(plan.timesteps, 1000 * plan.sigmas[:-1], rtol=1e-6)
+    assert not np.allclose(rounded.timesteps, plan.timesteps, rtol=1e-4)
+
+
+def test_an_image_encoder_sees_the_picture_as_the_profile_brings_it(samples: Bench) -> None:
+    config, sample = VARIANTS["wan2.1-i2v-14b-720p"](), samples.samples[0]
+    arm, prompt = load_arms(CONFIG)[0]["unipc"], np.zeros((1, 8), np.float32)
+    model = Mock(spec=Wan, config=config)
+    model.condition.return_value = Condition(jnp.asarray(prompt), (1, 1, 1))
+    Sampler(arm, model, lambda _: prompt, None, (model,)).prepare(sample, arm.shape(config, sample))
+    picture, frame = image.read_picture(sample.picture), np.zeros((1, 1, 3), np.float32)
+    want = image.for_encoder(picture, frame, 224, "diffusers")
+    np.testing.assert_array_equal(model.condition.call_args.kwargs["seen"], want)
 
 
 def test_the_whole_path_runs_on_the_small_model(samples: Bench, small_model, tmp_path) -> None:
@@ -165,5 +206,7 @@ def test_what_did_not_measure_is_not_compared() -> None:
     scores.check_pro([one, truth], commits)
     with pytest.raises(ValueError, match="scores of several scorers are not compared"):
         scores.check_pro([one, other, truth], commits | {"other": "b"})
+    unknown = [Scores(n, {"x": 0.5}, {}, {"commit": None, "command": n}) for n in ("a.py", "b.py")]
+    assert len(set(map(scores.version_of, unknown))) == 2
     with pytest.raises(ValueError, match=r"scores 0\.200 against itself"):
         scores.check_pro([one, bad], commits)

@@ -69,7 +69,7 @@ def test_videos_lie_where_the_scorer_looks(bench_folder: Path, tmp_path: Path) -
     # What is written is what the model makes.
     bench = read_bench(bench_folder)
     model = wan.load()
-    first = SMALL.first_frame(model.config, bench.samples[0])
+    first, _ = SMALL.first_frame(model.config, bench.samples[0])
     condition = model.condition(first, bench.samples[0].prompt, 5)
     sampling = SMALL.sampling.of(model.config)
     trace = generation.generate(model, condition, (1,), sampling=sampling)
