@@ -288,7 +288,7 @@ def _finish(made: Plan, work: Work) -> None:
         "by": f"jcos {metadata.version('jcos')}",
         "dtype": made.job.dtype,
         "sources": work.sources,
-        "rounded before": released.notes,
+        "notes": released.notes,
         "lora": [
             {
                 "file": readable(adapter.file.name),

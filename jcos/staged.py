@@ -34,7 +34,7 @@ from jcos.sampling.noise import noise_from_file, seed_numbers
 from jcos.sampling.probe import Probe
 from jcos.sampling.trace import OUTLINE, described, model_digest
 from jcos.sampling.trajectory import Condition
-from jcos.variants import Profile, with_preset
+from jcos.variants import Profile, at_size, with_preset
 from jcos.wan import Wan
 from jcos.weights import hub
 from jcos.weights import lora as lora_files
@@ -121,6 +121,8 @@ def run(
     """
     folder, out = hub.find(folder), any_path(out)
     config = wan.read_config(folder, profile)
+    size = size or (config.clip.height, config.clip.width)
+    config = at_size(config, profile, *size)
     sampling = with_preset(preset, sampling)
     config = dataclasses.replace(config, sampling=config.sampling_with(**sampling))
     loras = parse_all(lora)
@@ -138,11 +140,9 @@ def run(
     wan.check_picture(config, picture is not None)
     if isinstance(picture, str | Path):
         picture = image.read_picture(picture, profile)
-    first, encoded, size = None, None, size or (config.clip.height, config.clip.width)
+    first, encoded = None, None
     if picture is not None:
-        first = image.prepare(picture, image.rule_for(config, profile), *size)
-        if config.vision is not None:
-            encoded = image.for_encoder(picture, first, config.vision.size, profile)
+        first, encoded = image.first_frame(picture, config, profile, *size)
         size = (first.shape[0], first.shape[1])
     stride = 1 if config.codec is None else config.codec.strides[0]
     frames = config.clip.frames if frames is None else frames

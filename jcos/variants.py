@@ -198,6 +198,16 @@ def with_profile(config: WanConfig, profile: Profile) -> WanConfig:
     raise ValueError(f"profile is {profile!r}; known are {', '.join(get_args(Profile))}")
 
 
+def at_size(config: WanConfig, profile: Profile | None, height: int, width: int) -> WanConfig:
+    """Return a release as the original samples it at a size: Wan2.1's image-to-video models have
+    shift 3 at 832 × 480 and 480 × 832, else 5. Other models and codes have one shift."""
+    if config.vision is None or profile not in (None, "official", "float32"):
+        return config
+    shift = 3.0 if {height, width} == {480, 832} else 5.0
+    sampling = dataclasses.replace(config.sampling, shift=shift)
+    return dataclasses.replace(config, sampling=sampling)
+
+
 VARIANTS: dict[str, Callable[[], WanConfig]] = {
     "wan2.2-t2v-a14b": wan22_t2v_a14b,
     "wan2.2-i2v-a14b": wan22_i2v_a14b,
@@ -219,11 +229,20 @@ BASES: dict[str, tuple[str, tuple[str, ...]]] = {
 whose those are, and which."""
 
 
+TUNED = {
+    "vbvr-wan2.2": "wan2.2-i2v-a14b",
+    "vbvr-wan2.1": "wan2.1-i2v-14b-720p",
+    "vbvr-pro-wan2.1-i2v-14b": "wan2.1-i2v-14b-720p",
+}
+"""Fine-tuned releases whose names do not hold that of the model they were made of."""
+
+
 def variant_of(name: str) -> str | None:
-    """Return which model a repository on Hugging Face holds, by its name; None if that says not."""
-    base = BASES[name][0] if name in BASES else name
-    known = base.rpartition("/")[2].removesuffix("-Diffusers").lower()
-    return known if known in VARIANTS else None
+    """Return which model a repository or folder of this name holds, or was made of; None if that
+    says not."""
+    last = name.partition("@")[0].rpartition("/")[2].lower()
+    known = {variant: variant for variant in VARIANTS} | TUNED
+    return next((known[key] for key in sorted(known, key=len)[::-1] if key in last), None)
 
 
 PRESETS: dict[str, dict[str, Any]] = {

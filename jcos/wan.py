@@ -402,7 +402,7 @@ def check_vae(config: WanConfig, folder: Path) -> None:
     for part, name in needed.items():
         if not any(path.startswith(f"{part}.") for path in leaves):
             where = "put the release's by the weights (docs/wan.md)"
-            raise ValueError(f"{folder} has no {name}; {where}")
+            raise ValueError(f"{folder} has no {name}{hub.remedy(folder)}; {where}")
 
 
 def embedder(

@@ -86,6 +86,18 @@ def test_a_search_that_was_killed_goes_on(release, picture, tmp_path, monkeypatc
     assert not list((tmp_path / "out").glob("search*"))
 
 
+def test_the_cost_is_that_of_the_preset(release, picture, tmp_path, capsys, monkeypatch) -> None:
+    def stop(*_: Any, **options: Any) -> None:
+        raise ValueError("stop")
+
+    monkeypatch.setattr(staged, "run", stop)
+    call = [release, "--image", picture, "--prompt", "a cat", "--out", tmp_path / "out"]
+    with pytest.raises(SystemExit):
+        run("generate", *call, "--seeds", 3, "--search", "decided", "--preset", "lightning-4")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "of 4 decided keeps 1 of 3; at most 6 forwards" in said
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

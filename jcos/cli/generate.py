@@ -161,7 +161,8 @@ class Generate(Interventions, OnMesh, Command):
         if name in ("threshold", "early-failure") and self.search_least is None:
             raise ValueError(f"--search {name} needs --search-least, a score of {self.judge}")
         config = wan.read_config(self.checkpoint, self.profile)
-        sampling = config.sampling_with(**{name: getattr(self, name) for name in SAMPLING})
+        changes = {name: getattr(self, name) for name in SAMPLING}
+        sampling = config.sampling_with(**with_preset(self.preset, changes))
         judges = list(search.standard(config))
         at, least = self.search_at, self.search_least
         method = search.named(name, count, self.judge, judges, at=at, least=least)

@@ -60,24 +60,25 @@ def find(given: Path | str) -> Path:
     lacking = _lacking(path)
     # Of a name the hub knows which files are lacking, as after a download that was killed.
     if lacking and (is_name(given) or base_of(path, lacking) is None):
-        repo, folders = BASES[_repo_of(path)][0], lacking
-        _download(repo, None, [f"{name}/*" for name in folders], path.absolute().parents[2])
+        repo, folders = BASES[repo_of(path)][0], lacking
+        model = _model_of(path)
+        _download(repo, None, [f"{name}/*" for name in folders], model and model.parent)
     return path
 
 
 def base_of(folder: Path, parts: Sequence[str] = ()) -> Path | None:
     """Return the snapshot that a fine-tuned release takes the parts from that it lacks; None where
     it lacks none, or the cache has no such snapshot with all of `parts`."""
-    if (repo := _repo_of(folder)) not in BASES:
+    model = _model_of(folder)
+    if model is None or (repo := repo_of(folder)) not in BASES:
         return None
-    place = folder.absolute().parents[2] / _folder_of(BASES[repo][0])
-    found = _snapshot(place, None)
+    found = _snapshot(model.with_name(_folder_of(BASES[repo][0])), None)
     return found if found and all((found / part).is_dir() for part in parts) else None
 
 
 def _lacking(folder: Path) -> list[str]:
     """Parts that a fine-tuned release takes from another."""
-    parts = BASES.get(_repo_of(folder), ("", ()))[1]
+    parts = BASES.get(repo_of(folder), ("", ()))[1]
     return [part for part in parts if not (folder / part).is_dir()]
 
 
@@ -88,11 +89,28 @@ def _folder_of(repo: str) -> str:
     return f"models--{repo.replace('/', '--')}"
 
 
-def _repo_of(folder: Path) -> str:
-    """The name of the model whose snapshot a folder is; empty where it is none."""
-    *_, model, snapshots, _ = ("", "", *folder.absolute().parts)
-    known = snapshots == "snapshots" and model.startswith("models--")
-    return model.removeprefix("models--").replace("--", "/", 1) if known else ""
+def repo_of(folder: Path) -> str:
+    """Return the name of the model whose snapshot a folder is, or links to; empty where it is
+    none."""
+    model = _model_of(folder)
+    return model.name.removeprefix("models--").replace("--", "/", 1) if model else ""
+
+
+def remedy(folder: Path) -> str:
+    """Return how a snapshot that was downloaded in part becomes whole, for messages about what is
+    missing in a folder; empty where it is no snapshot."""
+    repo = repo_of(folder)
+    command = f"hf download {repo} --revision {folder.resolve().name}"
+    return f" (if its download was cut short: {command})" if repo else ""
+
+
+def _model_of(folder: Path) -> Path | None:
+    """The folder in a cache of the model whose snapshot this is."""
+    for place in (folder.absolute(), folder.resolve()):
+        model = place.parent.parent
+        if place.parent.name == "snapshots" and model.name.startswith("models--"):
+            return model
+    return None
 
 
 def _snapshot(model: Path, revision: str | None) -> Path | None:

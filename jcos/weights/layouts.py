@@ -55,8 +55,8 @@ def recognise(folder: Path) -> Layout:
         raise CheckpointError(f"{folder} is not a folder")
     if not is_released(folder):
         raise CheckpointError(
-            f"{folder} is no released checkpoint: it has no {_INDEX}, config.json or {_EXPERTS[0]};"
-            " of single files (ComfyUI, GGUF) name the transformer's"
+            f"{folder} is no released checkpoint{hub.remedy(folder)}: it has no {_INDEX}, "
+            f"config.json or {_EXPERTS[0]}; of single files (ComfyUI, GGUF) name the transformer's"
         )
     if not any((folder / name).exists() for name in _MARKS):
         return Layout(_original(folder), {}, folder / "google" / "umt5-xxl")
@@ -76,11 +76,18 @@ def _single(file: Path) -> Layout:
     found = {f"experts.{i}": place for i, place in enumerate(files)}
     header = without_prefix(_headers(files[:1], []), ANCHORS["experts"], file)
     head = header.get("head.head.weight") or header.get("proj_out.weight")
-    channels = None if head is None else head.shape[0] // 4
-    for vae in single.companions(file, "vae"):
-        if _channels(vae) == channels:
-            found["vae"] = vae
-            break
+    image = header.get("img_emb.proj.0.weight") or header.get(
+        "condition_embedder.image_embedder.norm1.weight"
+    )
+    wanted = {
+        "vae": (_channels, head and head.shape[0] // 4),
+        "vision": (_width, image and image.shape[0]),
+    }
+    for part, (measured, size) in wanted.items():
+        near = single.companions(file, part) if size else []
+        for place in reversed(near):  # of several the largest
+            if measured(place) == size:
+                found[part] = place
     if texts := single.companions(file, "text"):
         found["text"] = texts[0]
     return Layout(found, {}, single.tokenizer([file, *texts[:1]]))
@@ -106,10 +113,17 @@ def _original(folder: Path) -> dict[str, Path]:
 
 def _channels(vae: Path) -> int | None:
     """How many a VAE codes a frame in; None where its file cannot be read."""
-    for name, tensor in _headers([vae], []).items():
-        if re.fullmatch(r"(.*\.)?decoder\.conv(1|_in)\.weight", name):
-            return tensor.shape[1]
-    return None
+    return _size(vae, r"decoder\.conv(1|_in)\.weight", 1)
+
+
+def _width(vision: Path) -> int | None:
+    """Of an image encoder's tokens; None where its file cannot be read, or is of something else."""
+    return _size(vision, ANCHORS["vision"], 0)
+
+
+def _size(file: Path, name: str, axis: int) -> int | None:
+    tensors = _headers([file], []).items()
+    return next((t.shape[axis] for n, t in tensors if re.fullmatch(rf"(.*\.)?({name})", n)), None)
 
 
 def _diffusers(folder: Path, index: Mapping[str, Any], base: Path | None) -> dict[str, Path]:

@@ -55,8 +55,8 @@ class Adapter:
     """A LoRA file matched with an expert.
 
     changes: by the original's tensor names. used: the keys they come from. skipped: keys of an
-    image encoder that Wan2.2 does not have. unused: keys without a place. note: where alpha is from
-    if not from the keys. settings: which gave it, if any.
+    image encoder that the model does not have. unused: keys without a place. note: where alpha is
+    from if not from the keys. settings: which gave it, if any.
     """
 
     file: Path
@@ -87,13 +87,13 @@ class Adapter:
 
 
 def identity(adapters: Sequence[tuple[Any, Adapter]]) -> list[list[Any]] | None:
-    """Return what manifests say of merged LoRAs: expert, scale, and hash of each file."""
+    """Return what manifests say of merged LoRAs: expert, scale, and hashes of their files."""
 
     def digest(file: Path) -> str:
         with file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
 
-    return [[expert, a.scale, digest(a.file)] for expert, a in adapters] or None
+    return [[expert, a.scale, *map(digest, a.files)] for expert, a in adapters] or None
 
 
 def open_adapter(
@@ -158,12 +158,13 @@ def _by_target(
     targets = {spelling.underscored(name): name for name in tensors}
     groups: dict[str, Group] = defaultdict(dict)
     skipped, unused = [], []
+    reads_pictures = any("k_img" in name for name in tensors)
     for key in sorted(keys):
         parsed = spelling.parse(key)
         target = targets.get(parsed.target) if parsed else None
         if parsed and target and parsed.kind not in groups[target]:
             groups[target][parsed.kind] = (key, keys[key])
-        elif spelling.is_of_image_encoder(key):
+        elif spelling.is_of_image_encoder(key) and not reads_pictures:
             skipped.append(key)
         else:
             unused.append(key)
@@ -188,13 +189,16 @@ def _changes(
         if not {"A", "B"} <= group.keys():
             raise ValueError(f"has of a pair only {' and '.join(sorted(group))}")
         (key, down), (_, up) = group["A"], group["B"]
-        rank = down.shape[0]
-        made = (up.shape[0], math.prod(down.shape[1:]))
+        rank = down.shape[0] if down.shape else 0
+        made = (*up.shape[:1], math.prod(down.shape[1:]))
         if made != (shape[0], math.prod(shape[1:])) or math.prod(up.shape[1:]) != rank or not rank:
             raise ValueError(f"has shape {shape}, its factors {up.shape} and {down.shape}")
         factor = 1.0
         if "alpha" in group:
-            factor = float(group["alpha"][1].read().reshape(-1)[0]) / rank
+            alpha = group["alpha"][1].read()
+            if alpha.size != 1:
+                raise ValueError(f"has an alpha of shape {alpha.shape}, which is one number")
+            factor = float(alpha.item()) / rank
         elif settings:
             factor = settings.factor(key, rank)
         if not math.isfinite(factor):

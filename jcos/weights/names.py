@@ -298,7 +298,8 @@ ANCHORS = {
     "experts": r"patch_embedding\.weight",
     "vae": r"encoder\.conv(1|_in)\.weight",
     "text": r"(token_embedding|token_embd|shared|encoder\.embed_tokens)\.weight",
-    "vision": r"(visual|embeddings)\.patch_embedding\.weight",
+    "vision": r"(visual|vision_model\.embeddings|(?<!vision_model\.)embeddings)"
+    r"\.patch_embedding\.weight",
 }
 
 

@@ -130,6 +130,8 @@ def gguf_tensors(path: Path) -> dict[str, Tensor]:
         reader = gguf.GGUFReader(path)
     except Exception as error:  # noqa: BLE001 (whatever its parser stumbles over)
         raise CheckpointError(f"{path} is truncated or no GGUF file: {error}") from None
+    if reader.byte_order == "S":
+        raise CheckpointError(f"{path} has its bytes in the other order (big-endian): convert it")
     found: dict[str, Tensor] = {}
     for tensor in reader.tensors:
         kind, rows = tensor.tensor_type.name, tensor.data.shape

@@ -24,7 +24,8 @@ from jcos.model.dit import DiT
 from jcos.model.text import UMT5 as TextEncoder
 from jcos.model.vae import Vae
 from jcos.model.vision import VisionTower
-from jcos.variants import VARIANTS, vae_2_1, vae_2_2
+from jcos.variants import VARIANTS, vae_2_1, vae_2_2, variant_of
+from jcos.weights import hub
 from jcos.weights.checkpoint import CheckpointError, abstract_model, leaves, misfits
 from jcos.weights.faults import listed
 from jcos.weights.layouts import (
@@ -71,7 +72,7 @@ class Released:
     config: of the whole model, VAE and encoders included even where the folder has none.
     leaves: of the model, by path, as far as the folder has them. tensors: that they are made of, by
         the part and the name in the original code. tokenizer: its folder, if there is one. notes:
-        what weights lost that are kept in few bits.
+        what weights lost that are kept in few bits, and what was assumed.
     """
 
     folder: Path
@@ -143,12 +144,14 @@ def open_released(folder: Path) -> Released:
     try:
         for part in filter(_is_dit, tensors):
             configs.setdefault(part, _sizes(tensors[part]))
-        config = _config(configs, layout, tensors)
+        config = _config(configs, layout, tensors, _resolution(folder) == "720p")
     except (KeyError, IndexError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{folder} cannot be read: {reason}") from None
     if config.vision is None:  # an encoder that this model does not read
         tensors.pop("vision", None)
+    elif _resolution(folder) is None:
+        notes.append(f"{folder} is named as neither of 480P nor of 720P: 480P is assumed")
     placed = {part: _fit(part, found, config, faults) for part, found in tensors.items()}
     _complain(folder, faults)
     return Released(
@@ -192,7 +195,7 @@ def part_of(path: str) -> str:
 
 def _complain(folder: Path, faults: list[str]) -> None:
     if faults:
-        raise CheckpointError(listed(f"{folder} cannot be read", faults))
+        raise CheckpointError(listed(f"{folder} cannot be read{hub.remedy(folder)}", faults))
 
 
 # ---- which model it is
@@ -252,15 +255,26 @@ def _vision(tensors: Tensors) -> Tensors:
     return found
 
 
+def _resolution(folder: Path) -> str | None:
+    """Which of Wan2.1's image-to-video models a folder or file holds, by its own name or that of
+    its repository; None where this says not."""
+    name = folder.name if folder.is_file() else hub.repo_of(folder) or folder.resolve().name
+    said = set(re.findall("480p|720p", variant_of(name) or name.lower()))
+    return said.pop() if len(said) == 1 else None
+
+
 def _config(
-    configs: Mapping[str, dict[str, Any]], layout: Layout, tensors: Mapping[str, Tensors]
+    configs: Mapping[str, dict[str, Any]],
+    layout: Layout,
+    tensors: Mapping[str, Tensors],
+    large: bool,
 ) -> WanConfig:
-    """The whole model: defaults of the release it is, sizes from its files."""
+    """The whole model: defaults of the release it is, sizes from its files. large: as `_variant`
+    has it."""
     dits = [_dit_config(c, tensors[part]) for part, c in configs.items() if _is_dit(part)]
     if dits[0] != dits[-1]:
         one, other = (dataclasses.asdict(dit).items() for dit in (dits[0], dits[-1]))
         raise ValueError(f"its experts differ: {dict(one - other)} and {dict(other - one)}")
-    large = any("720p" in place.as_posix().lower() for place in layout.places.values())
     config = _variant(dits[0], len(dits), large)
     codec = vae_2_2() if dits[0].out_channels == 48 else vae_2_1()
     text = UMT5Config(dim=dits[0].text_dim)
@@ -324,7 +338,7 @@ def _dit_config(config: Mapping[str, Any], tensors: Tensors) -> DiTConfig:
 
 
 def _variant(dit: DiTConfig, experts: int, large: bool) -> WanConfig:
-    """large: whether its folder is named as one for 720p."""
+    """large: whether it is the one of two for 720p."""
     match experts, dit.in_channels, dit.out_channels:
         case 2, 36, 16:
             name = "wan2.2-i2v-a14b"

@@ -8,8 +8,14 @@ from jcos.files import visible
 SUFFIXES = (".safetensors", ".gguf")
 _EXPERT = re.compile(r"(?<![a-z])(high|low)(?=[-_ ]?noise|[^a-z])", re.IGNORECASE)
 _OTHER = {"high": "low", "low": "high", "High": "Low", "Low": "High", "HIGH": "LOW", "LOW": "HIGH"}
-_NAMES = {"vae": re.compile(r".*wan.*vae.*", re.IGNORECASE), "text": re.compile(r"(?i).*umt5.*")}
-_FOLDERS = ("vae", "text_encoders", "text_encoder", "clip")
+_ONE = re.compile(r"(?!.*noise)(.*wan[-_ ]?2[._]1|.*ti2v)", re.IGNORECASE)
+"""Names of models that have one transformer, `low_vram` or not."""
+_NAMES = {
+    "vae": re.compile(r"(?i).*wan.*vae.*"),
+    "text": re.compile(r"(?i).*umt5.*"),
+    "vision": re.compile(r"(?i).*clip.*vi[st].*"),
+}
+_FOLDERS = ("vae", "text_encoders", "text_encoder", "clip", "clip_vision")
 
 
 def experts(file: Path) -> list[Path]:
@@ -17,7 +23,7 @@ def experts(file: Path) -> list[Path]:
     high first. ValueError where the other is not beside it."""
     file = file.absolute()  # a bare name has no folder
     named = _EXPERT.search(file.name)
-    if named is None:
+    if named is None or _ONE.match(file.name):
         return [file]
     other = file.with_name(_swapped(file.name))
     beside = file.parent.with_name(_swapped(file.parent.name)) / other.name
@@ -29,8 +35,9 @@ def experts(file: Path) -> list[Path]:
 
 
 def companions(file: Path, part: str) -> list[Path]:
-    """Return files that may be the transformer's VAE or text encoder (`vae`, `text`), by their
-    names: in its folder or one of ComfyUI's folders beside or in it, the largest first."""
+    """Return files that may be the transformer's VAE, text or image encoder (`vae`, `text`,
+    `vision`), by their names: in its folder or one of ComfyUI's folders beside or in it, the
+    largest first."""
     file = file.absolute()
     roots = [file.parent, *list(file.parents)[1:3]]
     folders = [file.parent, *(root / name for root in roots for name in _FOLDERS)]

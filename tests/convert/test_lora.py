@@ -188,6 +188,11 @@ def test_keys_of_the_image_encoder_are_skipped_and_reported(tmp_path):
     assert adapter.skipped == sorted(extra)
     assert not adapter.unused
     assert adapter.used == sorted(tensors_in(LIGHTX2V))
+    # Of a model that reads pictures, they have found no place.
+    reads = {"blocks.0.cross_attn.k_img.weight": (DIM, DIM)}
+    adapter = open_adapter(file, 1.0, expert() | reads, allow_unused=True)
+    assert len(adapter.unused) == 3
+    assert not adapter.skipped
 
 
 def test_unused_keys_are_all_named_unless_they_are_allowed(tmp_path):
@@ -230,9 +235,12 @@ def test_ranks_differences_and_halves_that_do_not_fit(tmp_path):
         "blocks.0.self_attn.k.lora_A.weight": np.ones((4, DIM), np.float32),
         "blocks.0.self_attn.v.alpha": np.ones((), np.float32),
         "blocks.0.norm3.diff": np.ones(DIM + 16, np.float32),
+        "blocks.0.self_attn.o.lora_A.weight": np.ones((), np.float32),
+        "blocks.0.self_attn.o.lora_B.weight": np.ones((DIM, 4), np.float32),
     }
     message = refused(saved(tmp_path, tensors))
-    assert "in 4 places" in message
+    assert "in 5 places" in message
+    assert f"self_attn.o.weight has shape ({DIM}, {DIM}), its factors ({DIM}, 4) and ()" in message
     assert (
         f"self_attn.q.weight has shape ({DIM}, {DIM}), its factors ({DIM}, 8) and (4, {DIM})"
         in message
@@ -299,7 +307,7 @@ def test_of_the_second_expert_alone(tmp_path):
     )
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, []])
 def test_an_alpha_that_is_no_number(tmp_path, value):
     key = "diffusion_model.blocks.0.self_attn.q.alpha"
     file = renamed(KOHYA, tmp_path, lambda k: k, **{key: np.array(value, np.float32)})

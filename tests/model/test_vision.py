@@ -1,6 +1,7 @@
 """Wan2.1's image-to-video model: equal to diffusers and transformers, in both layouts."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jcos import loop, wan
-from jcos.config import Sampling
+from jcos import loop, staged, wan
+from jcos.config import Sampling, WanConfig
 from jcos.generation import generate
 from jcos.media import image
 from jcos.weights.checkpoint import CheckpointError
@@ -76,7 +77,7 @@ def pipeline() -> Any:
 @pytest.fixture(scope="module")
 def folder(pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """In the layout of diffusers."""
-    folder = tmp_path_factory.mktemp("wan21") / "i2v"
+    folder = tmp_path_factory.mktemp("wan21") / "i2v-480P"
     pipeline.save_pretrained(folder)
     return folder
 
@@ -170,6 +171,39 @@ def test_the_original_layout_is_the_same_model(pipeline: Any, folder: Path, tmp_
         np.testing.assert_array_equal(leaf.build(read, np.dtype(np.float32)), other, path)
 
 
+def test_the_resolution_is_that_of_the_folders_own_name(folder: Path, tmp_path: Path) -> None:
+    cached = "models--Video-Reason--VBVR-Wan2.1/snapshots/abc"
+    for name, want in (("720p/my-i2v", None), ("Wan2.1-I2V-14B-720P", "720p"), (cached, "720p")):
+        place = tmp_path / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(folder, place)
+        link = tmp_path / f"link-480p-{len(name)}"
+        link.symlink_to(place)
+        for spelling in (place, link):
+            source = open_released(spelling)
+            assert source.config.name == f"wan2.1-i2v-14b-{want or '480p'}"
+            assert ("480P is assumed" in "".join(source.notes)) == (want is None)
+
+
+def test_the_shift_follows_the_size(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shifts = []
+
+    def stop(sizes: Any, config: WanConfig, seeds: int) -> None:
+        shifts.append(config.sampling.shift)
+        raise ValueError("stop")
+
+    def shift(*size: int, **more: Any) -> float:
+        with pytest.raises(ValueError, match="stop"):
+            staged.run(folder, "a cat", picture(), out=tmp_path, size=(size[0], size[1]), **more)
+        return shifts[-1]
+
+    monkeypatch.setattr(wan, "check_mesh", stop)
+    assert (shift(832, 480), shift(720, 1280)) == (3.0, 5.0)
+    assert (shift(720, 1280, shift=7.0), shift(720, 1280, profile="diffusers")) == (7.0, 3.0)
+
+
 @pytest.mark.filterwarnings("default")  # those of PyTorch's libraries are theirs
 def test_verify_covers_it(folder: Path) -> None:
     from convert import against
@@ -195,9 +229,7 @@ def test_it_is_converted(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_without_the_encoder_says_so(folder: Path, tmp_path: Path) -> None:
-    import shutil
-
-    bare = tmp_path / "bare"
+    bare = tmp_path / "bare-480P"
     shutil.copytree(folder, bare, ignore=shutil.ignore_patterns("image_encoder"))
     with pytest.raises(ValueError, match="has no image encoder"):
         wan.check_vae(wan.read_config(bare), bare)
@@ -208,8 +240,6 @@ def test_a_folder_without_the_encoder_says_so(folder: Path, tmp_path: Path) -> N
 
 
 def test_first_and_last_frame_models_are_refused(pipeline: Any, folder: Path, tmp_path) -> None:
-    import shutil
-
     from safetensors.numpy import load_file, save_file
 
     other = tmp_path / "flf"

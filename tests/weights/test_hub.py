@@ -15,6 +15,7 @@ import pytest
 from jcos import wan
 from jcos.variants import BASES, variant_of
 from jcos.weights import hub
+from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.released import open_released
 from tests.releases import I2V, as_diffusers
 
@@ -134,6 +135,8 @@ def test_a_fine_tuned_release_comes_with_the_parts_of_its_base(served, tmp_path,
     # The cache, and the model's folder in it, are names too.
     model = tmp_path / "cache" / "models--Video-Reason--VBVR-Wan2.2"
     assert hub.find(model) == folder
+    (tmp_path / "link").symlink_to(folder)
+    assert open_released(hub.find(tmp_path / "link")).parts == source.parts
     with pytest.raises(ValueError, match="several models; name one: Video-Reason"):
         hub.find(tmp_path / "cache")
 
@@ -148,6 +151,13 @@ def test_without_the_hub_what_is_cached_is_read(served, tmp_path):
         assert hub.find(name) == folder
     with pytest.raises(ValueError, match=r"cannot be reached .*: hf download Wan-AI/Other-5B$"):
         hub.find("Wan-AI/Other-5B")
+    (shard, *_) = sorted(folder.glob("transformer/*.safetensors"))
+    shard.unlink()
+    with pytest.warns(UserWarning, match="it is in"):
+        partly = hub.find(name)
+    command = f"hf download Video-Reason/VBVR-Wan2.2 --revision {COMMITS['v1']}"
+    with pytest.raises(CheckpointError, match=rf"cut short: {command}.*{shard.name} is missing"):
+        open_released(partly)
     shutil.rmtree(tmp_path / "cache" / f"models--{BASE.replace('/', '--')}")
     with (
         pytest.warns(UserWarning, match="it is in"),
@@ -181,4 +191,6 @@ def test_what_is_a_name(tmp_path, monkeypatch):
     assert hub.find(tmp_path) == tmp_path
     assert variant_of("Video-Reason/VBVR-Wan2.2") == "wan2.2-i2v-a14b"
     assert variant_of("Wan-AI/Wan2.1-T2V-1.3B-Diffusers") == "wan2.1-t2v-1.3b"
+    assert variant_of("Video-Reason/VBVR-Pro-Wan2.2-TI2V-5B-RLVR@v1") == "wan2.2-ti2v-5b"
+    assert variant_of("Video-Reason/VBVR-Pro-Wan2.1-I2V-14B") == "wan2.1-i2v-14b-720p"
     assert variant_of("Wan-AI/Wan2.2-S2V-14B") is None

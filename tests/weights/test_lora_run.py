@@ -1,6 +1,7 @@
 """LoRA at run time: the same weights as merged by the converter; presets of distilled models."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import jax
@@ -15,12 +16,14 @@ from jcos.config import FLOAT32
 from jcos.model.dit import DiT
 from jcos.sampling import flow
 from jcos.variants import PRESETS, VARIANTS, with_preset
-from jcos.weights import checkpoint
+from jcos.weights import checkpoint, lora
 from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.lora import original_shapes
 from jcos.weights.loras import Lora, parse, parse_all
 from jcos.weights.released import open_released
 from tests.releases import DIFFSYNTH, I2V, LIGHTX2V, PEFT, T2V, TI2V
+
+Q = "blocks.0.self_attn.q.weight"
 
 
 def weights(folder: Path, *lora: str) -> dict[str, np.ndarray]:
@@ -67,6 +70,20 @@ def test_a_lora_that_does_not_fit_is_refused_before_weights_are_read(monkeypatch
         wan.load(T2V, lora=f"high={DIFFSYNTH}")
     with pytest.raises(CheckpointError, match="does not fit the model"):
         wan.load(TI2V, lora=DIFFSYNTH)
+
+
+def test_an_adapter_is_known_by_all_of_its_files(tmp_path):
+    folder, shapes = tmp_path / "adapter", lora._shapes(open_released(T2V).config)
+    folder.mkdir()
+    a, b = np.ones((4, shapes[Q][1]), np.float32), np.ones((shapes[Q][0], 4), np.float32)
+    tensors = {f"{Q[:-7]}.lora_A.weight": a, f"{Q[:-7]}.lora_B.weight": b}
+    safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors")
+    known = []
+    for alpha in (8, 16):
+        settings = {"peft_type": "LORA", "r": 4, "lora_alpha": alpha}
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+        known.append(lora.identity([("", lora.open_adapter(folder, 1.0, shapes))]))
+    assert known[0] != known[1]
 
 
 def test_what_is_asked_for(tmp_path):
