@@ -189,7 +189,7 @@ def test_keys_of_the_image_encoder_are_skipped_and_reported(tmp_path):
     assert not adapter.unused
     assert adapter.used == sorted(tensors_in(LIGHTX2V))
     # Of a model that reads pictures, they have found no place.
-    reads = {"blocks.0.cross_attn.k_img.weight": (DIM, DIM)}
+    reads = {"blocks.1.cross_attn.k_img.weight": (DIM, DIM)}
     adapter = open_adapter(file, 1.0, expert() | reads, allow_unused=True)
     assert len(adapter.unused) == 3
     assert not adapter.skipped
