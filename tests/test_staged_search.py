@@ -95,7 +95,7 @@ def test_the_cost_is_that_of_the_preset(release, picture, tmp_path, capsys, monk
     with pytest.raises(SystemExit):
         run("generate", *call, "--seeds", 3, "--search", "decided", "--preset", "lightning-4")
     said = " ".join(capsys.readouterr().err.split())
-    assert "of 4 decided keeps 1 of 3; at most 6 forwards" in said
+    assert "at most 10 forwards, 2.5 times one run of 4 steps (4)" in said
 
 
 @pytest.mark.parametrize(
