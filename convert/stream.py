@@ -98,13 +98,16 @@ def convert(job: Job, progress: Progress, times: dict[str, float] | None = None)
 
     Raises FileExistsError where the target exists; CheckpointError where files are missing, damaged
     or do not fit the model (before anything is written), have changed since the conversion was
-    begun, or hold a nan; OSError where the disk is full or may not be written to.
+    begun, or hold a nan; ValueError where the target is a whole bucket; OSError where the disk is
+    full or may not be written to.
     """
     target = any_path(job.target).absolute()
     if (target / checkpoint.MANIFEST if is_remote(target) else target).exists():
         raise FileExistsError(f"{target} exists; remove it or choose another name")
     checkpoint.check_name(target)
     made = plan(job)
+    if is_remote(target):
+        check_room(target)
     work = Work(target, _settings(made))
     if not work.locked:
         note = f"{target.parent} has no file locks: let no other process convert to {target.name}"
@@ -132,7 +135,7 @@ def convert(job: Job, progress: Progress, times: dict[str, float] | None = None)
             adapter.check_finite()
         left = {name: paths for name, paths in made.bundles.items() if name not in work.parts}
         size = made.bytes_stored(_flat(left))
-        check_room(target.parent, more=int(COMPRESSED * size))
+        check_room(target, more=int(COMPRESSED * size))
         task = progress.add_task("converting", total=made.bytes_read(_flat(left)))
 
         def write(name: str, values: dict[str, np.ndarray]) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from jcos.files import is_remote, remove, visible, write
+from jcos.files import is_hidden, is_remote, remove, sizes, visible, write
 from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.faults import shorter
 
@@ -29,7 +29,9 @@ class Work:
 
     One process at a time: a second one is refused; where the disk has no locks, `locked` is false
     and nothing is. Raises CheckpointError where the folder belongs to a conversion with other
-    settings or of files that have changed since.
+    settings or of files that have changed since, or a bucket's folder holds anything else.
+
+    settings: `parts` names the folders in `weights/`; in a bucket nothing else is ever removed.
     """
 
     def __init__(self, target: Path, settings: Mapping[str, Any]):
@@ -44,9 +46,10 @@ class Work:
             self.locked = self._take_lock()
             self._journal = self._read()
             self._compare(json.loads(json.dumps(settings)))
+            self._write()  # before the first part: what is in a bucket is known to be ours
             self._remove_halves()
         except BaseException as error:
-            if new and not isinstance(error, Busy):
+            if new and self.folder != target and not isinstance(error, Busy):
                 remove(self.folder)
             self._unlock()
             raise
@@ -109,7 +112,10 @@ class Work:
     def close(self) -> None:
         """Leave the folder to be gone on with; remove it if nothing in it is finished."""
         if not self._journal["parts"]:
-            remove(self.folder)
+            self._remove_halves()
+            (self.folder / JOURNAL).unlink(missing_ok=True)
+            if self.folder != self.target:
+                remove(self.folder)
         self._unlock()
 
     def _unlock(self) -> None:
@@ -133,6 +139,11 @@ class Work:
         try:
             journal = json.loads((self.folder / JOURNAL).read_text(encoding="utf-8"))
         except FileNotFoundError:
+            others = sizes(self.folder) if self.folder == self.target else ()
+            if other := next((n for n in others if n and not is_hidden(Path(n))), None):
+                raise CheckpointError(
+                    f"{self.folder} holds {other}, and no conversion: choose another folder"
+                ) from None
             journal = {}
         except ValueError:
             raise CheckpointError(
@@ -153,10 +164,10 @@ class Work:
 
     def _remove_halves(self) -> None:
         """What a killed process was writing."""
-        if (self.folder / "weights").is_dir():
-            for path in visible(self.folder / "weights"):
-                if path.name not in self._journal["parts"]:
-                    remove(path)
+        names = self._journal["settings"].get("parts", ())
+        for path in visible(self.folder / "weights"):
+            if path.name not in self._journal["parts"] and path.name.partition(".")[0] in names:
+                remove(path)
 
 
 def _sha256(file: Path, advance: Callable[[int], object]) -> str:

@@ -98,8 +98,11 @@ def check_new_file(path: Path) -> None:
 
 
 def check_new_folder(path: Path, size: int = 0) -> None:
-    """Check, by trying, that a folder is there or can be made, and takes a file of `size` bytes."""
+    """Check, by trying, that a folder is there or can be made, and takes a file of `size` bytes. A
+    bucket is no folder."""
     if is_remote(path):
+        if len(path.parts) < 4:  # /, scheme, bucket
+            raise ValueError(f"{path} is a whole bucket; name a folder in it, like {path}/out")
         probe = path / f".jcos-{secrets.token_hex(8)}"
         try:
             probe.write_bytes(b"")

@@ -82,6 +82,9 @@ class RemotePath(gpath.PosixGPath, PosixPath):  # pyright: ignore[reportIncompat
     def mkdir(self, *_: Any, **__: Any) -> None:
         """Do nothing: folders come with their objects."""
 
+    def rmdir(self) -> None:
+        """Do nothing: folders go with their objects, and buckets stay."""
+
     def read_bytes(self) -> bytes:
         return self._backend.cat_file(str(self))
 

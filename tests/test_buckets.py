@@ -83,6 +83,21 @@ def test_from_a_release_to_scores(bucket: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.extra("buckets")
+@pytest.mark.slow
+def test_what_others_keep_in_a_bucket_stays(bucket: str, tmp_path: Path) -> None:
+    found = find(bucket, str(tmp_path), "others", module="tests.test_buckets")
+    assert f"{bucket} is a whole bucket; name a folder in it" in found["bucket"]
+    assert f"{bucket}/theirs holds weights/000/mine, and no conversion" in found["theirs"]
+    assert found["failed"] == "a nan"
+    assert found["begun"] == ""
+    assert found["empty"]
+    left = ["failed/notes.txt", "theirs/weights/000/mine", "theirs/weights/mine"]
+    assert [name for name in found["left"] if name.partition("/")[0] != "begun"] == left
+    assert {"begun/jcos.json", "begun/notes.txt", "begun/weights/mine"} < set(found["left"])
+    assert not [name for name in found["left"] if name.endswith(("/half", "journal.json"))]
+
+
+@pytest.mark.extra("buckets")
 @pytest.mark.parametrize("bucket", ["s3"], indirect=True)
 def test_without_credentials_it_is_one_sentence(bucket: str) -> None:
     lacking = {k: v for k, v in environment().items() if not k.startswith("AWS_")}
@@ -169,5 +184,53 @@ def way(place: str, folder: Path) -> dict[str, Any]:
     return found
 
 
+def others(place: str, folder: Path) -> dict[str, Any]:
+    """Convert, and fail, where others have objects; list what is left."""
+    import fsspec
+    from rich.progress import Progress
+
+    from convert import stream
+    from convert.stream import Job, convert
+    from convert.work import Work
+    from jcos import runs
+    from jcos.files import any_path, sizes
+
+    bucket, release = any_path(place), GOLDEN / "ckpt" / "Wan2.2-TI2V-5B"
+    found: dict[str, Any] = {}
+
+    def to(target: Path) -> str:
+        try:
+            convert(Job(release, target), Progress(disable=True))
+        except (ValueError, OSError) as error:
+            return str(error)
+        return ""
+
+    def fail(*_: object) -> None:
+        (bucket / "failed" / "notes.txt").write_bytes(b"mine")
+        raise ValueError("a nan")
+
+    for name in ("weights/000/mine", "weights/mine"):
+        (bucket / "theirs" / name).write_bytes(b"mine")
+    found["bucket"], found["theirs"] = to(bucket), to(bucket / "theirs")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(stream, "_read_part", fail)
+        found["failed"] = to(bucket / "failed")
+    begun = bucket / "begun"
+    Work(begun, stream._settings(stream.plan(Job(release, begun))))  # and killed
+    for name in ("notes.txt", "weights/mine", "weights/000/half"):
+        (begun / name).write_bytes(b"mine")
+    found["begun"] = to(begun)
+    names = ("begun", "failed", "theirs")
+    found["left"] = [name for name in sizes(bucket) if name.partition("/")[0] in names]
+
+    store, empty = fsspec.filesystem(place[:2]), any_path(f"{place[:2]}://empty")
+    store.mkdir("empty")
+    with contextlib.suppress(ZeroDivisionError), runs.begun(empty, {}, 0):
+        raise ZeroDivisionError
+    found["empty"] = store.exists("empty")
+    return found
+
+
 if __name__ == "__main__":
-    print(json.dumps(way(sys.argv[1], Path(sys.argv[2])), default=str))
+    case = others if "others" in sys.argv else way
+    print(json.dumps(case(sys.argv[1], Path(sys.argv[2])), default=str))
