@@ -10,6 +10,9 @@ import logging
 import math
 import os
 import socket
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,10 +25,13 @@ from jcos.bench.folder import Bench, Sample
 from jcos.bench.results import Folder
 from jcos.bench.run import Making, Work
 from jcos.config import WanConfig
-from jcos.devices import sharding
+from jcos.devices import memory, programs, sharding
+from jcos.devices.mesh import WORLD
 
 SECONDS = 10
-"""That a cluster has to answer."""
+"""That a port has to answer, and three times that a cluster has."""
+RETRIES = 3
+"""Of a sample whose actor dies; then it is written down as failed."""
 CORES: int | None = None
 """Of a cluster that is started on this machine; all by default."""
 
@@ -36,6 +42,8 @@ class _Actor:
     def __init__(
         self, here: str, checkpoint: Path, out: Path, bench: Bench, work: Work, mesh: str | None
     ):
+        memory.claim()
+        programs.keep_in_cache()
         with contextlib.suppress(OSError):  # an arm's files may be named from there
             os.chdir(here)
         devices = mesh and sharding.make_mesh(sharding.parse_mesh(mesh), jax.local_devices())
@@ -62,9 +70,11 @@ class Cluster:
     """A Ray cluster whose machines all see the same paths.
 
     address: HOST:PORT; by default one is started on this machine, and ends with the run. mesh: of
-    each actor's devices, which one machine has. There is an actor for each GPU or TPU chip of the
-    cluster (or as many as a mesh takes), or CPU core. Raises ValueError where Ray is not installed,
-    no cluster answers, or no machine has the devices of an actor.
+    each actor's devices, which one machine has; an actor makes one sample at a time. There is an
+    actor for each GPU or TPU chip of the cluster (or as many as a mesh takes), or CPU core.
+
+    Raises ValueError where Ray is not installed, an actor cannot have this mesh, no cluster
+    answers, or no machine has the devices of an actor.
     """
 
     address: str | None = None
@@ -73,6 +83,12 @@ class Cluster:
     def __post_init__(self) -> None:
         if not find_spec("ray"):
             raise ValueError("--ray needs the extra ray: pip install 'jcos[ray]'")
+        if min(self.sizes.values(), default=1) < 1 or self.sizes.get(WORLD, 1) > 1:
+            raise ValueError(
+                f"mesh is {self.mesh!r}; with --ray it names the devices of an actor, which makes "
+                "one sample at a time: every size is at least 1, and there is no world"
+            )
+        sharding.mesh_shape(self.sizes, math.prod(self.sizes.values()))
         if (address := self.address) is None:
             return
         host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -80,8 +96,13 @@ class Cluster:
             if not (host and port.isdecimal()):
                 raise ValueError(f"address is {address!r}; it is HOST:PORT, as `ray start` says it")
             socket.create_connection((host, int(port)), SECONDS).close()
-        except OSError as error:
-            why = error.strerror or str(error)
+            if not address.startswith("ray://"):  # Ray itself waits for minutes
+                command = [sys.executable, "-m", "ray.scripts.scripts", "status"]
+                command += ["--address", address]
+                subprocess.run(command, capture_output=True, check=True, timeout=3 * SECONDS)
+        except (OSError, UnicodeError, OverflowError, subprocess.SubprocessError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            why = "what answers is something else" if hasattr(error, "cmd") else why
             raise ValueError(
                 f"no Ray cluster answers at {address} ({why}): ray start --head"
             ) from None
@@ -96,7 +117,7 @@ class Cluster:
     ) -> Iterator[Callable[[str, Arm, WanConfig, Sequence[Sample]], Iterator[str]]]:
         """Start the actors; within, the function makes samples of an arm and yields their names."""
         import ray  # pyright: ignore[reportMissingImports]
-        from ray.util import ActorPool  # pyright: ignore[reportMissingImports]
+        from ray.exceptions import RayError, RayTaskError  # pyright: ignore[reportMissingImports]
 
         samples = tuple(s._replace(folder=s.folder.absolute()) for s in bench.samples)
         bench = bench._replace(samples=samples)
@@ -104,18 +125,38 @@ class Cluster:
         work = dataclasses.replace(work, text=work.text.absolute(), retry=False)
         shared = (os.getcwd(), checkpoint.absolute(), out.absolute(), bench, work, self.mesh)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        ray.init(self.address, num_cpus=None if self.address else CORES, **quiet)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # jax is idle here
+            ray.init(self.address, num_cpus=None if self.address else CORES, **quiet)
         try:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             needs, most = _share(nodes, math.prod(self.sizes.values()))
-            remote = ray.remote(max_restarts=-1, max_task_retries=-1, **needs)(_Actor).remote
-            pool: Any = ActorPool([remote(*shared) for _ in range(most)])
+            again = {"max_restarts": -1, "max_task_retries": RETRIES}
+            remote = ray.remote(**again, **needs)(_Actor).remote
+            free: list[Any] = [remote(*shared) for _ in range(most)]
 
             def make(
                 name: str, arm: Arm, config: WanConfig, left: Sequence[Sample]
             ) -> Iterator[str]:
-                tasks = [(name, arm, config, sample.name) for sample in left]
-                yield from pool.map_unordered(lambda a, task: a.make.remote(*task), tasks)
+                todo, begun = [sample.name for sample in reversed(left)], {}
+                while todo or begun:
+                    while free and todo:
+                        actor, sample = free.pop(), todo.pop()
+                        begun[actor.make.remote(name, arm, config, sample)] = actor, sample
+                    (task, *_), _ = ray.wait(list(begun))
+                    actor, sample = begun.pop(task)
+                    free.append(actor)
+                    try:
+                        ray.get(task)
+                    except RayTaskError as error:
+                        raise error.cause from None
+                    except RayError as error:
+                        lines = str(error).strip().splitlines() or [type(error).__name__]
+                        if getattr(error, "actor_init_failed", False):
+                            raise ValueError(f"an actor cannot start: {lines[-1]}") from None
+                        lost = RuntimeError(f"its actor was lost {RETRIES + 1} times: {lines[0]}")
+                        Folder(out / name).fail(sample, lost)
+                    yield sample
 
             yield make
         finally:

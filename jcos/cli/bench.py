@@ -77,6 +77,10 @@ class Run(OnMesh, Command):
         self._parts()
         if self.ray and (self.join or self.shard is not None):
             raise ValueError("--ray spreads the samples itself: leave out --join and --shard")
+        if self.join and self.shard is not None:
+            raise ValueError("--join shares the samples out: leave out --shard")
+        if self.ray and (self.scalars or self.trace_profile):
+            raise ValueError("--scalars and --trace-profile watch this process; --ray makes others")
         if self.address is not None and not self.ray:
             raise ValueError("--address is of a Ray cluster: give --ray, too")
 

@@ -1,7 +1,8 @@
-"""The benchmark on a local Ray cluster of two actors, one of which is killed."""
+"""The benchmark on a local Ray cluster whose actors are killed, die or raise."""
 
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 from threading import Thread
@@ -10,11 +11,15 @@ import pytest
 
 from jcos import cli
 from jcos.bench import cluster
+from jcos.bench.arm import Arm
 from jcos.bench.export import export
 from jcos.bench.folder import read_bench
 from jcos.bench.results import Folder, read_json
+from jcos.config import WanConfig
 from tests.conftest import ROOT
 from tests.many_devices import free_port
+
+ARMS = "from tests.bench.test_run import SMALL\narms = {'base': SMALL}\n"
 
 
 def actors() -> list[int]:
@@ -36,8 +41,7 @@ def actors() -> list[int]:
 def test_an_actor_that_is_killed_is_started_again(tmp_path, monkeypatch) -> None:
     samples, out, before = tmp_path / "small", tmp_path / "out", set(actors())
     export(samples, ("maze",), 6)
-    arms = "from tests.bench.test_run import SMALL\narms = {'base': SMALL}\n"
-    (tmp_path / "arms.py").write_text(arms)
+    (tmp_path / "arms.py").write_text(ARMS)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     killed: list[int] = []
 
@@ -60,22 +64,69 @@ def test_an_actor_that_is_killed_is_started_again(tmp_path, monkeypatch) -> None
     assert read_json(out / "base" / "run.json")["arm"]
 
 
+class Faulty(cluster._Actor):
+    """Dies of the first sample, and raises at the last."""
+
+    def make(self, name: str, arm: Arm, config: WanConfig, sample: str) -> str:
+        if sample.endswith("00000"):
+            os._exit(1)
+        if sample.endswith("00002"):
+            raise ValueError("a sentence")
+        return super().make(name, arm, config, sample)
+
+
+@pytest.mark.slow
+@pytest.mark.extra("ray")
+@pytest.mark.filterwarnings("ignore")
+def test_an_actor_that_dies_again_and_again_is_written_down(tmp_path, monkeypatch, refused) -> None:
+    """The run goes on; what an actor raises is the sentence that the command ends in."""
+    samples, out = tmp_path / "small", tmp_path / "out"
+    export(samples, ("maze",), 3)
+    (tmp_path / "arms.py").write_text(ARMS)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(cluster, "CORES", 1)
+    monkeypatch.setattr(cluster, "RETRIES", 1)
+    monkeypatch.setattr(cluster, "_Actor", Faulty)
+    words = ("bench", "run", tmp_path / "arms.py", "--samples", samples, "--out", out, "--ray")
+    assert refused(*words) == "jcos: a sentence"
+    status = Folder(out / "base").status(read_bench(samples))
+    assert status.done == 1
+    (reason,) = status.failed.values()
+    assert reason.startswith("its actor was lost 2 times: ")
+
+
 @pytest.mark.extra("ray")
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (("--ray", "--shard", "0/2"), "leave out --join and --shard"),
+        (("--join", "--mesh", "world=2", "--shard", "0/2"), "leave out --shard"),
+        (("--ray", "--scalars", "OUT/scalars"), "--scalars and --trace-profile watch this process"),
+        (("--ray", "--trace-profile", "OUT/profile"), "--ray makes others"),
+        (("--ray", "--mesh", "context=-1"), "mesh is 'context=-1'; with --ray it names"),
+        (("--ray", "--mesh", "world=2"), "there is no world"),
+        (("--ray", "--mesh", "worlds=2"), "a mesh has no axis 'worlds'"),
+        (("--ray", "--address", "..:6379"), "no Ray cluster answers at ..:6379"),
+        (("--ray", "--address", "localhost:99999"), "no Ray cluster answers at localhost:99999"),
+        (("--ray", "--address", "localhost:SILENT"), "(what answers is something else)"),
         (("--address", "localhost:1"), "give --ray, too"),
         (("--ray", "--address", "here"), "it is HOST:PORT"),
         (("--ray", "--address", "localhost:PORT"), "no Ray cluster answers at localhost:"),
         (("--shard", "3/2"), "shard is '3/2'; it is I/N with I below N"),
     ],
 )
-def test_wrong_input_is_one_sentence(words: tuple[str, ...], says: str, tmp_path, refused) -> None:
+def test_wrong_input_is_one_sentence(
+    words: tuple[str, ...], says: str, tmp_path, refused, monkeypatch
+) -> None:
     export(tmp_path / "small", ("maze",), 1)
+    monkeypatch.setattr(cluster, "SECONDS", 0.5)
     given = [word.replace(":PORT", f":{free_port()}") for word in words]
+    given = [word.replace("OUT", str(tmp_path / "out")) for word in given]
+    silent = socket.create_server(("localhost", 0))
+    given = [word.replace("SILENT", str(silent.getsockname()[1])) for word in given]
     run = ("bench", "run", "vbvr_base", "--samples", tmp_path / "small", "--out", tmp_path / "out")
-    assert says in refused(*run, *given)
+    with silent:
+        assert says in refused(*run, *given)
     assert not (tmp_path / "out").exists()
 
 
