@@ -14,7 +14,8 @@ ELSEWHERE = {"convert": "__main__", "verify": "verify"}
 
 
 def main() -> None:
-    """Run what was typed; one sentence and exit code 2 where an extra is not installed."""
+    """Run what was typed; one sentence and exit code 2 where an extra is not installed, 130 after
+    Ctrl-C."""
     name, arguments = (sys.argv[1:] or [""])[0], sys.argv[2:]
     try:
         if name not in ELSEWHERE:
@@ -33,6 +34,9 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("jcos: stopped", file=sys.stderr)
+        raise SystemExit(130) from None
     except BrokenPipeError:  # whoever read the output has enough, like `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jcos import cli, demo, wan
+from jcos import __main__, cli, demo, wan
 from jcos.cli import searching
 from jcos.cli.common import show_table
 from jcos.experiments import sample
@@ -265,6 +266,18 @@ def test_an_experiment_refuses_a_mesh_that_it_cannot_use(
     config = ROOT / "configs" / "steps.py"
     assert says in refused("run", config, *arguments, "--out", out)
     assert not out.exists()
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys) -> None:
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jcos.cli.small.Tasks.run", stop)
+    monkeypatch.setattr(sys, "argv", ["jcos", "tasks"])
+    with pytest.raises(SystemExit) as end:
+        __main__.main()
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "jcos: stopped\n"
 
 
 def test_no_checkpoint_and_a_damaged_one(tmp_path: Path, refused: Refused) -> None:

@@ -272,6 +272,7 @@ def init_distributed(
         raise ValueError(f"init_distributed needs {' and '.join(missing)} too, or none of three")
     if hosts is not None and host is not None and not 0 <= host < hosts:
         raise ValueError(f"host is {host}; with {hosts} hosts they are 0 to {hosts - 1}")
+    jax.config.update("jax_enable_preemption_service", False)  # by which SIGTERM ends nothing
     try:
         jax.distributed.initialize(
             coordinator,

@@ -8,6 +8,7 @@ import resource
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -130,3 +131,9 @@ def _profile(folder: Path) -> Iterator[Callable[[int], None]]:
         finally:
             if 0 < done <= PROFILED:
                 end()
+            if done < 2:
+                warnings.warn(
+                    f"{folder} has no profile of a step: there were {done}, and the first is left "
+                    "out, since it is compiled while it runs",
+                    stacklevel=2,
+                )

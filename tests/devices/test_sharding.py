@@ -1,6 +1,7 @@
 """The result does not depend on the mesh: eight simulated devices, or two hosts, against one."""
 
 import re
+import signal
 import subprocess
 
 import jax
@@ -108,6 +109,15 @@ def test_a_run_that_lost_a_host_ends():
             pytest.fail("it still waits")
         assert hosts[0].returncode != 0
         assert re.search("heartbeat|Connection|closed by peer|UNAVAILABLE|unhealthy", err)
+
+
+def test_a_joined_process_ends_on_sigterm():
+    code = "import os, signal; from jcos.devices import sharding; "
+    code += f"sharding.init_distributed('localhost:{many_devices.free_port()}', 1, 0); "
+    code += "os.kill(os.getpid(), signal.SIGTERM); import time; time.sleep(20)"
+    process = many_devices.launch("-c", code)
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGTERM
 
 
 def test_every_leaf_of_a_block_that_has_a_rule_exists():

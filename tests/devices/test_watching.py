@@ -50,3 +50,10 @@ def test_the_steps_after_the_first_are_profiled(tmp_path: Path) -> None:
         assert not list(tmp_path.rglob("*.xplane.pb"))
         watching.step_done(jnp.zeros(3) + 1, 1)
     assert list(tmp_path.rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_too_few_steps_for_a_profile_are_said(steps: int, tmp_path: Path) -> None:
+    said = f"no profile of a step: there were {steps}"
+    with pytest.warns(UserWarning, match=said), watching.watched(profile=tmp_path):
+        any(watching.step_done(jnp.zeros(3), 1) for _ in range(steps))
