@@ -1,5 +1,6 @@
 """The benchmarks and the report of compilations run at toy size. No test says how long."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -82,6 +83,17 @@ def test_formulas_are_written_into_a_page(tmp_path: Path) -> None:
     assert (lines[0], lines[-1]) == ("before", "after")
     (row,) = (line for line in lines if line.startswith("| 81 × 832x480 "))
     assert row.split("|")[2:4] == [" 32,760 ", " 1,678 "]
+
+
+def test_only_compiled_plans_are_stored_or_come_into_a_page(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    compile_report = importlib.import_module("compile_report")
+    monkeypatch.setattr(compile_report.compiled, "installed", lambda machine: False)
+    with pytest.raises(SystemExit, match="no compiler for gpu:h100:1, "):
+        compile_report.machines(tmp_path, "")
+    assert "wan2.2-ti2v-5b 704p | gpu:h200:1" in compile_report.machines(tmp_path, "h200:1")
+    assert "there is no compiler: gpu:h200:1" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
