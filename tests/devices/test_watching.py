@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax.numpy as jnp
+import pytest
 
 from jcos.devices import watching
 
