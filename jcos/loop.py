@@ -74,7 +74,6 @@ class State:
     """
 
     step: int
-    sigma: float
     rows: np.ndarray
     runs: "Runs" = dataclasses.field(repr=False)
     solver: SolverState = dataclasses.field(repr=False)
@@ -86,6 +85,10 @@ class State:
     def seeds(self) -> tuple[Any, ...]:
         rows = [tuple(row) for row in self.rows.tolist()]
         return rows[0] if len(set(rows)) == 1 else tuple(rows)
+
+    @property
+    def sigma(self) -> float:
+        return 1.0 if self.step < 0 else float(self.runs.plan.schedule.sigmas[self.step])
 
     @property
     def next_sigma(self) -> float:
@@ -182,6 +185,8 @@ class State:
         if step is None:
             corrected = self.solver.corrected + (x - self.solver.x)
             return self._go_on(solver=self.solver._replace(x=x, corrected=corrected))
+        if not -1 <= step < (steps := self.runs.plan.steps):
+            raise ValueError(f"latents of step {step}; there are steps −1 to {steps - 1}")
         return self._go_on(step=step, solver=jax.vmap(jax.vmap(flow.solver_init))(x))
 
     def _go_on(self, **changes: Any) -> "State":
@@ -198,7 +203,7 @@ class State:
         process that is killed leaves the file before."""
         arrays = {name: sharding.to_host(a) for name, a in self.solver._asdict().items()}
         arrays["keys"] = sharding.to_host(jax.random.key_data(self.keys))
-        about = {"step": self.step, "sigma": self.sigma, "seeds": self.rows.tolist()}
+        about = {"step": self.step, "seeds": self.rows.tolist()}
         about |= {"identity": self.runs.identity, "takes": self.runs.takes}
         if jax.process_index() == 0:
             whole = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
@@ -221,10 +226,6 @@ class Runs(Iterator[State]):
         if sigmas is not None:
             sampling = dataclasses.replace(sampling, sigmas=tuple(sigmas))
         self.model, self.probe, self.together = model, probe or Probe(), together
-        if together is not None:
-            if together < 1:
-                raise ValueError(f"{together} seeds are to be denoised at a time; at least 1")
-            check_averages(self.probe, 1)
         self.plan = flow.plan(sampling, model.config.boundary)
         self.single = condition.context.ndim == 2
         self.conditions: Condition = condition
@@ -253,7 +254,7 @@ class Runs(Iterator[State]):
         keys, first = self.inputs([seed for row in rows for seed in row], noise)
         temperature = self.plan.temperature
         solver, keys = _begin(self.model.config, self.conditions, keys, first, count, temperature)
-        self._set(-1, 1.0, np.array(rows * (worlds // len(rows)), object), solver, keys)
+        self._set(-1, np.array(rows * (worlds // len(rows)), object), solver, keys)
 
     def load(self, file: Path | str) -> None:
         """Continue from a state that `State.save` wrote. Raises ValueError where it is none, or of
@@ -276,7 +277,7 @@ class Runs(Iterator[State]):
         self.check(keys.shape[1])
         solver, keys = sharding.place_inputs((SolverState(**arrays), keys), mesh.WORLD)
         self.takes = about["takes"]
-        self._set(about["step"], about["sigma"], np.array(about["seeds"], object), solver, keys)
+        self._set(about["step"], np.array(about["seeds"], object), solver, keys)
 
     def check(self, seeds: int) -> list[jax.ShapeDtypeStruct]:
         """Return what the probe observes after a block. Raises as `check_probe` and `check_turns`,
@@ -285,8 +286,9 @@ class Runs(Iterator[State]):
         worlds, plan = len(self.conditions.context), self.plan
         size, guided = (worlds, seeds, *self.conditions.grid), plan.guidance is not None
         sizes = {axis: mesh.devices(axis) for axis in mesh.AXES}
-        sharding.check_runs(sizes, self.model.config.dit.heads, worlds=worlds, seeds=seeds)
         check_turns(self.probe, seeds, self.together)
+        heads, together = self.model.config.dit.heads, self.together
+        sharding.check_runs(sizes, heads, worlds=worlds, seeds=seeds, together=together)
         observed = check_probe(self.probe, self.model.experts[0], plan.steps, size, guided=guided)
         for part in all_parts(self.probe):
             if isinstance(part, Patch):
@@ -312,7 +314,6 @@ class Runs(Iterator[State]):
     def _set(
         self,
         step: int,
-        sigma: float,
         rows: np.ndarray,
         solver: SolverState,
         keys: Key[Array, "W K"],
@@ -321,7 +322,7 @@ class Runs(Iterator[State]):
             # As it is after a step, or the second would be compiled anew.
             device = next(iter(jax.tree.leaves(self.model.experts)[0].devices()))
             solver = jax.device_put(solver, device)
-        self.state = State(step, sigma, rows, self, solver, keys)
+        self.state = State(step, rows, self, solver, keys)
 
     def release(self) -> None:
         """Let the expert that was brought to the device go; the next step brings it again."""
@@ -364,8 +365,7 @@ class Runs(Iterator[State]):
         )
         step_done(solver, before.rows.size * (1 if self.plan.guidance is None else 2))
         trajectory.check_step(step, self.plan.steps, trace)
-        sigma = float(one.sigma[0])
-        self.state = State(step, sigma, before.rows, self, solver, before.keys, trace)
+        self.state = State(step, before.rows, self, solver, before.keys, trace)
         return self.state
 
 

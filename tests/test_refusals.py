@@ -101,6 +101,8 @@ def test_an_average_of_one_seed_is_refused(
 @pytest.mark.parametrize(
     "probe",
     [
+        WINDOW,
+        AVERAGED,
         Steer.at(CONFIG, jnp.ones(CONFIG.dit.dim), [0], when=until([1, 2, 3, 4], STEPS)),
         Patch("block", jnp.zeros((4, STEPS, 1, TOKENS, 32)), jnp.arange(STEPS), jnp.array([0])),
         KnockOut.at(CONFIG, "block", [0], by="seed"),
@@ -111,10 +113,31 @@ def test_seeds_that_a_probe_tells_apart_run_at_the_same_time(
     model: Wan, condition: trajectory.Condition, probe: Probe, monkeypatch
 ) -> None:
     monkeypatch.setattr("jcos.loop._advance", _never)
-    for call in (generate, steps):
-        with pytest.raises(ValueError, match="tells seeds apart; leave out together=2"):
+
+    def swept(model: Wan, condition: trajectory.Condition, seeds: range, *, probe: Probe, **how):
+        probes = trajectory.tree_stack([probe, probe])
+        return trajectory.sweep(lambda p: generate(model, condition, seeds, probe=p, **how), probes)
+
+    for call in (generate, steps, swept):
+        with pytest.raises(ValueError, match=r"s(eeds apart| over seeds); leave out together=2"):
             call(model, condition, range(4), probe=probe, together=2)
     steps(model, condition, range(4), probe=probe, together=4)
+
+
+@pytest.mark.parametrize(
+    ("together", "says"),
+    [
+        (0, "0 seeds are to be denoised at a time"),
+        (1, r"1 seed\(s\) at a time do not divide over the mesh's seed=2"),
+        (3, r"3 seed\(s\) at a time do not divide over the mesh's seed=2"),
+    ],
+)
+def test_turns_that_cannot_be_are_refused(model, condition, together, says, monkeypatch) -> None:
+    monkeypatch.setattr("jcos.loop._begin", _never)
+    monkeypatch.setattr("jcos.loop.mesh.devices", lambda *axes: 2 if axes == ("seed",) else 1)
+    for call in (generate, steps):
+        with pytest.raises(ValueError, match=says):
+            call(model, condition, range(4), together=together)
 
 
 def test_a_run_without_seeds_is_refused(model: Wan, condition: trajectory.Condition) -> None:

@@ -83,13 +83,20 @@ def mesh_shape(sizes: Mapping[str, int], count: int) -> tuple[int, ...]:
 
 
 def check_runs(
-    sizes: Mapping[str, int], heads: int, *, worlds: int = 1, seeds: int = 1, passes: int = 0
+    sizes: Mapping[str, int],
+    heads: int,
+    *,
+    worlds: int = 1,
+    seeds: int = 1,
+    passes: int = 0,
+    together: int | None = None,
 ) -> None:
     """Raise ValueError where runs of a model with so many heads cannot be spread evenly over a mesh
-    of these sizes. passes: of a step, 0 for any."""
+    of these sizes. passes: of a step, 0 for any. together: seeds at a time, None for all."""
     for what, count, axis in (
         ("world(s)", worlds, WORLD),
         ("seed(s)", seeds, SEED),
+        ("seed(s) at a time", min(together or seeds, seeds), SEED),
         ("pass(es) of a step", passes, BRANCH),
         ("heads", heads, TENSOR),
     ):

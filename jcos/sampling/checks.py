@@ -55,6 +55,7 @@ UNKNOWN = (
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
 )
+AVERAGES = (SeedEnsemble, EstimateEnsemble)
 Shape = jax.ShapeDtypeStruct
 
 
@@ -99,9 +100,8 @@ def all_parts(probe: Probe) -> list[Probe]:
 def check_averages(probe: Probe, seeds: int) -> None:
     """Raise ValueError where a probe averages over seeds, but each seed is alone, so that the run
     would stay as it is. Masks whose values are unknown (inside jit) pass."""
-    averages = (SeedEnsemble, EstimateEnsemble)
-    for part in jax.tree.leaves(probe, is_leaf=lambda p: isinstance(p, averages)):
-        if not isinstance(part, averages):
+    for part in jax.tree.leaves(probe, is_leaf=lambda p: isinstance(p, AVERAGES)):
+        if not isinstance(part, AVERAGES):
             continue
         groups = np.zeros(seeds) if part.groups is None else part.groups
         unknown = isinstance(part.mask, Tracer) or isinstance(groups, Tracer)
@@ -115,11 +115,16 @@ def check_averages(probe: Probe, seeds: int) -> None:
 
 
 def check_turns(probe: Probe, seeds: int, together: int | None) -> None:
-    """Raise ValueError where a probe tells seeds apart that do not run at the same time: in every
-    turn of `together` seeds (None: all), they are numbered from 0."""
+    """Raise ValueError where there are no turns of `together` seeds (None: all), or a probe
+    averages over seeds that do not run at the same time, or tells them apart: in every turn they
+    are numbered from 0."""
     if together is None or together >= seeds:
         return
+    if together < 1:
+        raise ValueError(f"{together} seeds are to be denoised at a time; at least 1")
     for part in all_parts(probe):
+        if isinstance(part, AVERAGES) and np.any(_known(part.mask)):
+            raise ValueError(f"{type(part).__name__} averages over seeds; leave out {together=}")
         per_seed = dict(part.made_for()).get("seeds", 1) > 1
         per_seed |= any(_axis(type(part), f.name)[0] == "seeds" for f in dataclasses.fields(part))
         per_seed |= isinstance(part, Patch) and len(part.values) > 1
@@ -219,7 +224,8 @@ def _known(value: Any) -> np.ndarray | None:
     while isinstance(value, Tracer):
         value = _swept.get({}).get(id(value), getattr(value, "val", None))
     if isinstance(value, jax.Array):
-        return np.asarray(value) if value.is_fully_addressable else None
+        here = value.is_fully_addressable or value.is_fully_replicated
+        return np.asarray(value) if here else None
     return np.asarray(value) if isinstance(value, int | np.generic | np.ndarray) else None
 
 

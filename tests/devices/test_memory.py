@@ -17,7 +17,7 @@ from jcos.config import Sampling
 from jcos.devices import memory
 from jcos.devices.memory import CODING, explained, run_knobs, sentence
 from jcos.sampling import flow, trajectory
-from jcos.sampling.probes import Probe, States, TokenEnergy, chain
+from jcos.sampling.probes import Noise, Probe, States, TokenEnergy, chain
 from jcos.sampling.trajectory import Condition, Trace
 from jcos.wan import Wan
 from jcos.weights import checkpoint
@@ -87,6 +87,20 @@ def test_a_program_of_all_steps_takes_experts_that_wait() -> None:
         for model in (waiting, pair)
     )
     compare(trace, want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_runs_in_turns_are_swept(pair: Wan, waiting: Wan, chunk: int | None) -> None:
+    condition, sampling = pair.condition(frame(0), "left", FRAMES), Sampling(2, guidance=(3.0, 2.0))
+    probes = [Noise.at_steps(2, FRAMES, [s]) for s in (0, 1)]
+
+    def one(probe: Probe) -> Trace:
+        how: Any = {"probe": probe, "sampling": sampling}
+        return generation.generate(waiting, condition, (0, 1), together=1, **how)
+
+    found = trajectory.sweep(one, trajectory.tree_stack(probes), chunk=chunk)
+    compare(found, trajectory.tree_stack([one(probe) for probe in probes]))
 
 
 def test_weights_wait_where_they_fill_more_than_their_share(monkeypatch) -> None:

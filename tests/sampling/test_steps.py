@@ -104,6 +104,9 @@ def test_latents_can_be_moved_and_a_step_made_again(model, condition) -> None:
     for state in runs:
         if state.step == 2:
             break
+    assert state_of(runs).move(first, step=0).sigma == 1.0
+    with pytest.raises(ValueError, match="latents of step 4; there are steps −1 to 3"):
+        state_of(runs).move(first, step=STEPS)
     state_of(runs).move(first, step=-1)
     assert [state.step for state in runs] == list(range(STEPS))
     close(state_of(runs).x, generate(model, condition, (0, 1)).latents)
