@@ -3,6 +3,7 @@ a configuration can be read anywhere."""
 
 import dataclasses
 import math
+from numbers import Real
 from typing import Any, Literal, get_args, get_type_hints
 
 Solver = Literal["euler", "unipc", "dpmpp", "cps", "sde", "dance", "cpws", "renoise"]
@@ -195,20 +196,21 @@ class Sampling:
     """How a video is sampled.
 
     shift: k in σ' = kσ / (1 + (k−1)σ). grid: the sigma grid before the shift (`flow.GRIDS`).
-    guidance: v = v_u + g (v_c − v_u), one scale per expert, high noise first; None leaves the
-        unconditional branch out (the same as 1.0 at half the cost).
+    guidance: v = v_u + g (v_c − v_u), one scale, or one per expert, high noise first; None leaves
+        the unconditional branch out (the same as 1.0 at half the cost).
     sigmas: explicit noise levels in place of grid, shift and number of steps, as distilled models
         want them. Numbers above 1 are timesteps: (1000, 750, 500, 250) is (1, 0.75, 0.5, 0.25).
     eta: size of the noise that a stochastic solver adds (`ETA`); 0 is Euler.
     temperature: the first noise is multiplied by it.
+    Arrays and a single scale of guidance become tuples.
     """
 
     steps: int = 50
     shift: float = 5.0
     solver: Solver = "euler"
     grid: Grid = "euler"
-    guidance: tuple[float, ...] | None = None
-    sigmas: tuple[float, ...] | None = None
+    guidance: tuple[float, ...] | Any = None
+    sigmas: tuple[float, ...] | Any = None
     eta: float | None = None
     temperature: float = 1.0
 
@@ -229,13 +231,28 @@ class Sampling:
             raise ValueError(f"eta is {self.eta}; {self.solver} takes none, but {noisy} do")
         elif not 0 <= self.eta <= (1 if self.solver == "cps" else 1e6):
             raise ValueError(f"eta is {self.eta}; {self.solver} takes 0 and more, cps up to 1")
+        if self.guidance is not None:
+            scales = (self.guidance,) if isinstance(self.guidance, Real) else self.guidance
+            object.__setattr__(self, "guidance", tuple(map(float, scales)))
         if self.sigmas is not None:
-            unit = 1000 if max(self.sigmas, default=0) > 1 else 1
-            levels = [float(sigma) / unit for sigma in self.sigmas or (0,)]
+            sigmas = tuple(map(float, self.sigmas))
+            unit = 1000 if max(sigmas, default=0) > 1 else 1
+            levels = [sigma / unit for sigma in sigmas or (0,)]
             if not all(1 >= a > b for a, b in zip(levels, [*levels[1:], 0.0], strict=True)):
-                raise ValueError(f"sigmas {self.sigmas} must descend within (0, 1] or (0, 1000]")
+                raise ValueError(f"sigmas {sigmas} must descend within (0, 1] or (0, 1000]")
             object.__setattr__(self, "sigmas", tuple(levels))
             object.__setattr__(self, "steps", len(levels))
+
+    def scales(self, experts: int) -> tuple[float, ...] | None:
+        """Return a guidance scale for each expert, of which a single one serves all; ValueError
+        for another number of them."""
+        if self.guidance is None or len(self.guidance) == experts:
+            return self.guidance
+        if len(self.guidance) != 1:
+            raise ValueError(
+                f"guidance has {len(self.guidance)} scales; this model has {experts} expert(s)"
+            )
+        return self.guidance * experts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,11 +295,9 @@ class WanConfig:
             )
         if self.boundary is not None and not 0 < self.boundary < 1:
             raise ValueError(f"boundary is {self.boundary}; it is timestep / 1000, between 0 and 1")
-        guidance = self.sampling.guidance
-        if guidance is not None and len(guidance) != self.experts:
-            raise ValueError(
-                f"guidance has {len(guidance)} scales; {self.name} has {self.experts} expert(s)"
-            )
+        scales = self.sampling.scales(self.experts)
+        sampling = dataclasses.replace(self.sampling, guidance=scales)
+        object.__setattr__(self, "sampling", sampling)
 
     @property
     def noise(self) -> Literal["torch", "jax"]:
@@ -298,8 +313,8 @@ class WanConfig:
         """Return this model's sampling with other settings; None leaves one as it is.
 
         Another solver brings its own grid and noise, and steps, shift or a grid take the place of
-        explicit sigmas. One guidance scale serves all experts; scales that are all 1 leave guidance
-        out. Raises ValueError where the model cannot be sampled so.
+        explicit sigmas. Guidance scales that are all 1 leave guidance out. Raises ValueError where
+        the model cannot be sampled so.
         """
         changes = {name: value for name, value in changes.items() if value is not None}
         planned = changes.keys() & {"steps", "shift", "grid"}
@@ -311,11 +326,8 @@ class WanConfig:
             solver = changes["solver"]
             changes.setdefault("grid", "euler" if solver in STOCHASTIC else solver)
             changes.setdefault("eta", None)
-        if "guidance" in changes:
-            scales = tuple(changes["guidance"])
-            changes["guidance"] = scales * self.experts if len(scales) == 1 else scales
         sampling = dataclasses.replace(self.sampling, **changes)
-        dataclasses.replace(self, sampling=sampling)  # raises where they do not fit
+        sampling = dataclasses.replace(self, sampling=sampling).sampling
         plain = sampling.guidance is not None and set(sampling.guidance) == {1}
         return dataclasses.replace(sampling, guidance=None) if plain else sampling
 

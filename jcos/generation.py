@@ -5,6 +5,7 @@ from functools import partial
 from typing import SupportsIndex
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from jcos import loop
@@ -42,7 +43,7 @@ def generate(
     *,
     probe: Probe | None = None,
     sampling: Sampling | None = None,
-    sigmas: Sequence[float] | None = None,
+    sigmas: Sequence[float] | np.ndarray | None = None,
     noise: loop.Noise = None,
     on_step: Callable[[int], None] | None = None,
     together: int | None = None,

@@ -219,12 +219,12 @@ class Runs(Iterator[State]):
         condition: Condition,
         probe: Probe | None = None,
         sampling: Sampling | None = None,
-        sigmas: Sequence[float] | None = None,
+        sigmas: Sequence[float] | np.ndarray | None = None,
         together: int | None = None,
     ):
         sampling = sampling or model.config.sampling
         if sigmas is not None:
-            sampling = dataclasses.replace(sampling, sigmas=tuple(sigmas))
+            sampling = dataclasses.replace(sampling, sigmas=sigmas)
         self.model, self.probe, self.together = model, probe or Probe(), together
         self.plan = flow.plan(sampling, model.config.boundary)
         self.single = condition.context.ndim == 2
@@ -340,9 +340,11 @@ class Runs(Iterator[State]):
 
     @cached_property
     def _digest(self) -> str:
-        """Return that of the model; nothing inside a program, where weights have no value."""
+        """Return that of the model; nothing where its weights have no values: inside a program, or
+        where they are yet to be read."""
         weights = jax.tree.leaves(self.model.experts)
-        return "" if isinstance(weights[0], Tracer) else model_digest(self.model)
+        known = isinstance(weights[0], jax.Array) and not isinstance(weights[0], Tracer)
+        return model_digest(self.model) if known else ""
 
     def __next__(self) -> State:
         before = self.state
@@ -418,7 +420,7 @@ def steps(
     *,
     probe: Probe | None = None,
     sampling: Sampling | None = None,
-    sigmas: Sequence[float] | None = None,
+    sigmas: Sequence[float] | np.ndarray | None = None,
     noise: Noise = None,
     start: Path | str | None = None,
     together: int | None = None,

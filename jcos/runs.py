@@ -12,6 +12,7 @@ import platform
 import textwrap
 from collections.abc import Collection, Iterator, Mapping
 from importlib import metadata
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def now() -> str:
 
 
 def as_text(manifest: Mapping[str, Any]) -> str:
-    return json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(manifest, indent=1, ensure_ascii=False, default=methodcaller("item"))
+    return text + "\n"
 
 
 def read(file: Path, kind: str | None = None) -> dict[str, Any] | None:
@@ -104,7 +106,7 @@ def check_same(
 ) -> None:
     """Raise ValueError where the manifest of a folder has other settings. None is as good as an
     entry that is not there: results may be older than a setting."""
-    new = _flat(json.loads(json.dumps(settings)))
+    new = _flat(json.loads(as_text(settings)))
     old = _flat({name: found.get(name) for name in settings})
     differ = [_difference(k, old.get(k), new.get(k)) for k in old | new if old.get(k) != new.get(k)]
     if differ:

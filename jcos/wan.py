@@ -19,7 +19,7 @@ from jcos.media.image import check_frames, stretched
 from jcos.model.dit import DiT
 from jcos.model.text import UMT5, TextCache, WordEmbedding, embed, word_ids
 from jcos.model.tokenizer import Tokenizer
-from jcos.model.vae import Tiles, Vae, encode_pixels, pixel_videos
+from jcos.model.vae import Tiles, Vae, check_colours, encode_pixels, pixel_videos, signed
 from jcos.model.vision import VisionTower, given_mask, image_channels
 from jcos.sampling.trajectory import Condition
 from jcos.variants import TINY, Profile, with_profile
@@ -71,13 +71,7 @@ class Wan(nnx.Module):
             return self.text(jnp.asarray(word_ids(self.config.text, prompt, length)))
         if not isinstance(self.text, UMT5):
             raise ValueError(f"{name} was loaded without a text encoder; give embedded prompts")
-        if self.tokenizer is None:
-            raise ValueError(
-                f"{name} was loaded without a tokenizer; put the release's tokenizer.json (of "
-                "google/umt5-xxl) where the release or the converted folder (tokenizer/) has it, "
-                "or give embedded prompts"
-            )
-        return embed(self.text, self.tokenizer, prompt, length)
+        return embed(self.text, _tokenizer(self), prompt, length)
 
     def condition(
         self,
@@ -112,8 +106,7 @@ class Wan(nnx.Module):
                     f"{first_frame.shape}"
                 )
             height, width = clip.shape[1:3]
-            if clip.dtype != np.uint8 and not jnp.issubdtype(clip.dtype, jnp.floating):
-                raise ValueError(f"a picture is uint8, or floats in −1..1; this is {clip.dtype}")
+            check_colours(clip)
             if size not in (None, (height, width)):
                 raise ValueError(f"the first frame has size {(height, width)}, not {size}")
             size = (height, width)
@@ -132,8 +125,8 @@ class Wan(nnx.Module):
             raise ValueError(f"{self.config.name} was loaded without its image encoder")
         side = self.vision.cfg.size
         if picture.shape[:2] != (side, side):
-            picture = stretched(np.asarray(_signed(picture)), side, side)
-        return _see(self.vision, _signed(picture))
+            picture = stretched(np.asarray(signed(picture)), side, side)
+        return _see(self.vision, signed(picture))
 
     def continued(
         self,
@@ -190,7 +183,7 @@ class Wan(nnx.Module):
             image = self._image_tokens(clip[0] if seen is None else seen)
         stride = self.codec.strides[0]
         grey = jnp.zeros((1 + (condition.grid[0] - 1) * stride - len(clip), *clip.shape[1:]))
-        latents = self.encode(jnp.concatenate([_signed(clip), grey]), tiles)
+        latents = self.encode(jnp.concatenate([signed(clip), grey]), tiles)
         mask = given_mask(latents, 1 + (len(clip) - 1) // stride)
         channels = jnp.concatenate([mask, latents], axis=-1)
         return condition.replace(channels=channels, image=image)
@@ -199,13 +192,14 @@ class Wan(nnx.Module):
         """A video [F, H, W, 3], uint8 or floats in −1..1, as latents. tiles: of a VAE, pieces that
         frames are coded in, for less memory."""
         if isinstance(self.codec, PixelCodec):
+            check_colours(video)
             video = jnp.asarray(video)
-            signed = jnp.issubdtype(video.dtype, jnp.floating)
-            return encode_pixels(self.codec, (video + 1) * 127.5 if signed else video)
+            floats = jnp.issubdtype(video.dtype, jnp.floating)
+            return encode_pixels(self.codec, (video + 1) * 127.5 if floats else video)
         if self.vae is None:
             raise ValueError(f"{self.config.name} was loaded without its VAE")
         with self._coding(f"{len(video)} frame(s) of {video.shape[2]}x{video.shape[1]} pixels"):
-            return jax.block_until_ready(_encode(self.vae, _signed(video), tiles))
+            return jax.block_until_ready(_encode(self.vae, signed(video), tiles))
 
     def decode(
         self, latents: Float[Array | np.ndarray, "*axes f h w C"], tiles: Tiles | None = None
@@ -246,12 +240,14 @@ def check_given(config: WanConfig, given: int, frames: int) -> None:
         )
 
 
-def check_mesh(sizes: Mapping[str, int], config: WanConfig, seeds: int = 1) -> None:
+def check_mesh(
+    sizes: Mapping[str, int], config: WanConfig, seeds: int = 1, together: int | None = None
+) -> None:
     """Raise ValueError where runs of this model, sampled as its configuration says, cannot be
-    spread over a mesh of these sizes."""
-    passes = 1 if config.sampling.guidance is None else 2
+    spread over a mesh of these sizes. together: seeds at a time."""
+    counts = {"seeds": seeds, "passes": 1 if config.sampling.guidance is None else 2}
     worlds = sizes.get(mesh.WORLD, 1)  # as many as there is room for
-    sharding.check_runs(sizes, config.dit.heads, worlds=worlds, seeds=seeds, passes=passes)
+    sharding.check_runs(sizes, config.dit.heads, worlds=worlds, together=together, **counts)
 
 
 def latent_grid(config: WanConfig, frames: int, height: int, width: int) -> tuple[int, int, int]:
@@ -266,7 +262,7 @@ def latent_grid(config: WanConfig, frames: int, height: int, width: int) -> tupl
         if size < 1 or size % (stride * patch):
             wants = f"{config.name} needs a multiple of {stride * patch}"
             raise ValueError(f"the {name} is {size} pixels; {wants}")
-    return (frames - 1) // along + 1, height // strides[0], width // strides[1]
+    return int((frames - 1) // along + 1), int(height // strides[0]), int(width // strides[1])
 
 
 def _text_encoder(config: WanConfig, rngs: nnx.Rngs) -> WordEmbedding | UMT5 | None:
@@ -299,12 +295,14 @@ def _decode(
     return jnp.clip((video + 1) * 127.5, 0, 255).astype(jnp.uint8)
 
 
-def _signed(video: Picture) -> Float[Array, "..."]:
-    """Colours in −1..1."""
-    video = jnp.asarray(video)
-    if video.dtype == jnp.uint8:
-        return video.astype(jnp.float32) / 127.5 - 1
-    return video.astype(jnp.float32)
+def _tokenizer(model: Wan) -> Tokenizer:
+    if model.tokenizer is None:
+        raise ValueError(
+            f"{model.config.name} was loaded without a tokenizer; put the release's tokenizer.json "
+            "(of google/umt5-xxl) where the release or the converted folder (tokenizer/) has it, "
+            "or give embedded prompts"
+        )
+    return model.tokenizer
 
 
 def _empty(prompt: Prompt) -> bool:
@@ -431,7 +429,7 @@ def embedder(
     if not sharding.on_all_hosts(lacking is None):
         encoder = load(folder, profile=profile, experts=False, vae=False)
         if isinstance(encoder.text, UMT5):
-            _embed_all(TextCache(cache, encoder.text, encoder.tokenizer), prompts, config)
+            _embed_all(TextCache(cache, encoder.text, _tokenizer(encoder)), prompts, config)
         elif lacking is not None:
             raise lacking
     return partial(TextCache(cache).embed, length=config.dit.text_len)

@@ -3,9 +3,10 @@
 import dataclasses
 import json
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -73,6 +74,21 @@ def test_another_number_of_steps_takes_the_place_of_explicit_sigmas():
     for more in ({"steps": 7}, {"grid": "euler"}):
         with pytest.raises(ValueError, match="sigmas"):
             config.sampling_with(sigmas=(1.0, 0.5), **more)
+
+
+@pytest.mark.parametrize("guidance", [5, np.float32(5), (5,), np.array([5])])
+@pytest.mark.parametrize("name", ["wan2.2-i2v-a14b", "wan2.2-ti2v-5b"])
+def test_one_scale_serves_all_experts(name, guidance):
+    config = VARIANTS[name]()
+    timesteps: Any = np.array([1000, 500])
+    sampling = Sampling(guidance=guidance, sigmas=timesteps)
+    assert sampling.sigmas == (1.0, 0.5)
+    want = (5.0,) * config.experts
+    assert config.sampling_with(guidance=guidance).guidance == want
+    assert dataclasses.replace(config, sampling=sampling).sampling.guidance == want
+    np.testing.assert_array_equal(plan(sampling, config.boundary).guidance, want)
+    with pytest.raises(ValueError, match="guidance has 3 scales; this model has"):
+        plan(Sampling(guidance=(1, 2, 3)), config.boundary)
 
 
 def test_every_released_model_is_listed():

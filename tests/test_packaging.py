@@ -32,6 +32,12 @@ def test_every_folder_of_the_package_is_installed() -> None:
     assert listed == {next((k for k, v in places.items() if v == name), name) for name in found}
 
 
+def test_a_folder_of_that_name_is_no_config(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "noise").mkdir()
+    assert config_file(Path("noise")) == ROOT / "configs" / "noise.py"
+
+
 def test_the_core_needs_nothing_of_the_laboratory() -> None:
     """Its packages are as good as not installed, and of jcos nothing below the core is loaded."""
     assert set(PROJECT["project"]["optional-dependencies"]["lab"]) == set(LAB)

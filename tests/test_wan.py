@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jcos import generation, wan
+from jcos import generation, loop, wan
 from jcos.config import PixelCodec, Sampling, WanConfig
 from jcos.media import image
 from jcos.model.vae import Vae
 from jcos.sampling import trajectory
-from jcos.sampling.noise import wan_noise
+from jcos.sampling.noise import seed_rows, wan_noise
 from jcos.sampling.probes import Noise
 from jcos.wan import Wan
 from tests.conftest import GOLDEN, load_golden
@@ -221,6 +221,27 @@ def test_what_makes_no_video_is_refused(call, says):
     assert len(str(error.value)) <= 600
 
 
+def test_a_picture_of_floats_out_of_range_is_refused(small_model):
+    colours = np.full((20, 20, 3), 200.0, np.float32)
+    for call in (small_model.condition, lambda picture, *_: small_model.encode(picture[None])):
+        with pytest.raises(ValueError, match=r"in −1\.\.1; this one reaches 200"):
+            call(colours, "", 5)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "rows"),
+    [
+        (np.array([[0, 1], [2, 3]]), [[0, 1], [2, 3]]),
+        ([range(2), (2, 3)], [[0, 1], [2, 3]]),
+        (jnp.arange(2), [[0, 1]]),
+        (np.int64(3), [[3]]),
+        (np.array(3), [[3]]),
+    ],
+)
+def test_rows_of_seeds_are_arrays_or_lists(seeds, rows):
+    assert seed_rows(seeds) == rows
+
+
 def test_noise_has_the_latents_shape_and_any_bits(small_model):
     condition = small_model.condition(np.zeros((20, 20, 3), np.uint8), "", 5)
     noise = np.ones((1, 5, 10, 10, 12), jnp.bfloat16)
@@ -229,8 +250,10 @@ def test_noise_has_the_latents_shape_and_any_bits(small_model):
         for n in (noise, noise.astype(np.float32))
     )
     np.testing.assert_array_equal(found, want)
-    with pytest.raises(ValueError, match=r"this video needs \(5, 10, 10, 12\)"):
-        generation.generate(small_model, condition, noise=noise[:, :, :-1])
+    for wrong in (noise[:, :, :-1], np.concatenate([noise, noise])):
+        for call in (generation.generate, loop.steps):
+            with pytest.raises(ValueError, match=r"1 seed\(s\) of this video need \(1, 5, 10, 10, 12"):
+                call(small_model, condition, noise=wrong)
 
 
 def test_seeds_may_stand_in_a_sweep():

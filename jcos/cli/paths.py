@@ -42,7 +42,7 @@ def _checked(
 
 def config_file(named: Path) -> Path:
     """Return the file of a config: a path, or the name of one of the package's (`noise`)."""
-    if named.suffix or len(named.parts) != 1 or named.exists():
+    if named.suffix or len(named.parts) != 1 or named.is_file():
         return named
     package = Path(__file__).parents[1]
     folder = next(f for f in (package / "configs", package.parent / "configs") if f.is_dir())

@@ -6,16 +6,37 @@ Axis letters: F H W frames, height and width of a video, f h w of its latents, C
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
+from jax.core import Tracer
 from jaxtyping import Array, Float, UInt8
 
 from jcos.config import PixelCodec, VaeConfig
 from jcos.model.causal import Decoder, Encoder, Frames, Layer, Past
+
+
+def check_colours(video: Any) -> None:
+    """Raise ValueError where a picture or video is neither uint8 nor floats in −1..1, which edges
+    of a picture that was resized may go beyond. Numbers that are unknown, inside jit, pass."""
+    if not jnp.issubdtype(video.dtype, jnp.floating):
+        if video.dtype != np.uint8:
+            raise ValueError(f"a picture is uint8, or floats in −1..1; this is {video.dtype}")
+    elif not isinstance(video, Tracer) and (most := np.abs(video).max()) > 2:
+        raise ValueError(f"a picture of floats is in −1..1; this one reaches {most:.4g}")
+
+
+def signed(video: Any) -> Float[Array, "..."]:
+    """Return colours in −1..1. Raises as `check_colours`."""
+    check_colours(video)
+    video = jnp.asarray(video)
+    if video.dtype == jnp.uint8:
+        return video.astype(jnp.float32) / 127.5 - 1
+    return video.astype(jnp.float32)
 
 
 def encode_pixels(

@@ -130,7 +130,7 @@ class Plan(flax.struct.PyTreeNode):
 def plan(sampling: Sampling, boundary: float | None = None) -> Plan:
     """Return the plan of these settings; boundary: as in `WanConfig`."""
     levels = schedule(sampling)
-    scales = sampling.guidance
+    scales = sampling.scales(1 if boundary is None else 2)
     guidance = None if scales is None else np.asarray(scales, np.float32)
     high_steps = None if boundary is None else high_noise_steps(levels, boundary)
     scale = sampling.temperature

@@ -41,10 +41,9 @@ def seed_numbers(seeds: Sequence[int] | SupportsIndex) -> list[int]:
 
 def seed_rows(seeds: Seeds) -> list[list[int]]:
     """Return the seeds of each world, or those of all as a single row."""
-    if not isinstance(seeds, SupportsIndex) and any(
-        not isinstance(s, SupportsIndex) for s in seeds
-    ):
-        return [seed_numbers(row) for row in seeds]  # type: ignore[arg-type]
+    single = isinstance(seeds, SupportsIndex) and not getattr(seeds, "ndim", 0)
+    if not single and any(np.ndim(seed) for seed in seeds):  # type: ignore[union-attr]
+        return [seed_numbers(row) for row in seeds]  # type: ignore[arg-type,union-attr]
     return [seed_numbers(seeds)]  # type: ignore[arg-type]
 
 

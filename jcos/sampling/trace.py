@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,15 +78,20 @@ class Trace(NamedTuple):
             arrays = checkpointer.restore(place, restore_args=as_numpy)
         return cls(**_filled(outline, arrays))
 
-    def to_xarray(self) -> Any:
+    def to_xarray(self, lead: Sequence[str] | None = None) -> Any:
         """Return an `xarray.Dataset` (extra `lab`) with named axes and the coordinates step, sigma
-        and timestep; leading axes are `seed`, or `world` and `seed`.
+        and timestep.
 
+        lead: names of the leading axes, by default `seed`, or `world` and `seed`; name those of a
+        `sweep`. Raises ValueError for another number of them.
         Observations that are an array [S, …] have axes block_obs_0, …; others are left out.
         """
         import xarray
 
-        lead = ("seed", "world")[: self.latents.ndim - 4][::-1]
+        axes = self.latents.ndim - 4
+        lead = ("world", "seed")[-axes:] if lead is None else tuple(lead)
+        if len(lead) != axes:
+            raise ValueError(f"there are {axes} leading axes; name them, in place of {lead}")
         video = ("frame", "row", "column", "channel")
         first = (0,) * len(lead)
         steps = {"sigma": self.sigma, "timestep": self.timestep}
@@ -157,8 +163,8 @@ def _filled(outline: Any, leaves: dict[str, Any]) -> Any:
 
 
 def model_digest(model: Any) -> str:
-    """Return a digest of a model's transformers."""
-    return digest(leaves(model.experts), repr(model.config.dit))
+    """Return a digest of a model's transformers and of the numerics that they compute in."""
+    return digest(leaves(model.experts), repr((model.config.dit, model.config.numerics)))
 
 
 def described(structure: Any) -> str:

@@ -356,8 +356,9 @@ def draw(
     noise_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     if noise is None:
         noise = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_keys)
-    elif noise.shape[1:] != shape:
-        raise ValueError(f"noise of a seed has shape {noise.shape[1:]}; this video needs {shape}")
+    elif noise.shape != (len(keys), *shape):
+        needs = f"{len(keys)} seed(s) of this video need {(len(keys), *shape)}"
+        raise ValueError(f"noise has shape {noise.shape}; {needs}")
     return noise, step_keys
 
 

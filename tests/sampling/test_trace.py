@@ -1,5 +1,6 @@
 """A trace on disk, and as a dataset with named axes."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,12 +8,13 @@ import numpy as np
 import pytest
 
 import jcos
+from jcos.config import OFFICIAL
 from jcos.generation import generate
 from jcos.sampling import trajectory
 from jcos.sampling.probes import States, TokenEnergy, chain
-from jcos.sampling.trace import OUTLINE, digest
+from jcos.sampling.trace import OUTLINE, digest, model_digest
 from jcos.weights.checkpoint import CheckpointError
-from tests.models import LAYERS, STEPS, TOKENS
+from tests.models import CONFIG, LAYERS, STEPS, TOKENS
 
 
 def test_what_is_loaded_is_what_was_saved(model, condition, tmp_path) -> None:
@@ -50,6 +52,13 @@ def test_a_digest_reads_masks_whole_and_no_addresses() -> None:
     assert digest(one) == digest(two)
 
 
+def test_a_digest_of_a_model_knows_its_numerics(model) -> None:
+    other = jax.tree.map(lambda a: a, model)
+    assert model_digest(other) == model_digest(model)
+    other.config = dataclasses.replace(CONFIG, numerics=OFFICIAL)
+    assert model_digest(other) != model_digest(model)
+
+
 def test_a_dataset_has_named_axes(model, condition) -> None:
     trace = generate(model, condition, (0, 1), probe=TokenEnergy())
     data = trace.to_xarray()
@@ -59,6 +68,10 @@ def test_a_dataset_has_named_axes(model, condition) -> None:
     np.testing.assert_array_equal(data.sigma, trace.sigma[0])
     np.testing.assert_array_equal(data.x0.sel(step=2), trace.x0[:, 2])
     worlds = trajectory.tree_stack([condition, condition])
+    swept = jax.tree.map(lambda a: np.stack([a, a]), trace)
+    assert swept.to_xarray(("probe", "seed")).block_obs.dims[:3] == ("probe", "seed", "step")
+    with pytest.raises(ValueError, match="there are 2 leading axes"):
+        swept.to_xarray(("probe",))
     both = generate(model, worlds, (0,)).to_xarray()
     assert both.latents.dims[:2] == ("world", "seed")
     assert "block_obs" not in both
