@@ -229,6 +229,8 @@ def test_sample_is_deterministic_and_an_intervention_changes_it(tmp_path: Path) 
         (("search", "maze", "--preset", "chain"), "a puzzle is one clip; chain makes"),
         (("search", "maze", "--judge", "mood"), "there is no judge 'mood'"),
         (("sample", "maze", "--steps", 0), "steps is 0"),
+        (("sample", "maze", "--steps", 2, "--sigmas", 1, 0.5), "sigmas are the whole schedule"),
+        (("search", "maze", "--sigmas", 500, 750), "sigmas (500.0, 750.0) must descend"),
         (("sample", "maze", "--puzzles", 0), "at least 1 is needed"),
         (("sample", "maze", "--seeds", 0, 2**64), f"the seed is {2**64}; PyTorch takes"),
         (("sample", "maze", "--steps", 3, "--noise-steps", 3), "step 3 is out of range"),

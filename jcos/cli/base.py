@@ -25,6 +25,13 @@ Task = Annotated[
     str, tyro.conf.Positional, tyro.conf.arg(help="Which task: `jcos tasks` lists them.")
 ]
 Steps = Annotated[int | None, tyro.conf.arg(help="Denoising steps; None for the model's number.")]
+Sigmas = Annotated[
+    tuple[float, ...] | None,
+    tyro.conf.arg(
+        help="Explicit noise levels in place of steps and shift, or timesteps, as distilled models "
+        "want them: 1000 750 500 250."
+    ),
+]
 Frames = Annotated[int | None, tyro.conf.arg(help="Number of frames, 4 n + 1.")]
 ProfileName = Annotated[
     Profile | None,

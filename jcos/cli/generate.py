@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from jcos.cli.base import Command, Frames, Loras, OnMesh, ProfileName, Steps
+from jcos.cli.base import Command, Frames, Loras, OnMesh, ProfileName, Sigmas, Steps
 from jcos.cli.paths import AnyCacheFolder, AnyInFile, AnyOutFolder, Model, OutFolder
 from jcos.config import Solver
 from jcos.sampling.interventions import Interventions
@@ -57,9 +57,7 @@ class Generate(Interventions, OnMesh, Command):
     """Of the noise levels."""
     guidance: tuple[float, ...] | None = None
     """One scale, or one per expert, high noise first; 1 leaves the negative prompt out."""
-    sigmas: tuple[float, ...] | None = None
-    """Explicit noise levels in place of steps and shift, or timesteps, as distilled models want
-    them: 1000 750 500 250."""
+    sigmas: Sigmas = None
     solver: Solver | None = None
     """Brings its grid of noise levels, unless it is the profile's solver anyway. cps, sde, dance,
     cpws and renoise add noise in every step (docs/search.md)."""

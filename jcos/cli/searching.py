@@ -35,7 +35,10 @@ def search_puzzles(options: "Search", command: str) -> str:
         raise ValueError(f"{options.puzzles} puzzles asked for; at least 1 is needed")
     method = search.PRESETS[options.preset](options.seeds, options.judge)
     sampling = wan.read_config(options.checkpoint).sampling_with(
-        steps=options.steps, solver=options.solver, eta=options.eta
+        steps=None if options.sigmas else options.steps,
+        sigmas=options.sigmas,
+        solver=options.solver,
+        eta=options.eta,
     )
     puzzles = held_out(task, options.puzzles, options.puzzle_seed)
     settings = {

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from jcos import files
-from jcos.cli.base import Checkpoint, Command, Steps, Task
+from jcos.cli.base import Checkpoint, Command, Sigmas, Steps, Task
 from jcos.cli.paths import AnyPath, OutFolder
 from jcos.config import Solver
 from jcos.sampling.interventions import Interventions
@@ -70,6 +70,7 @@ class Sample(Interventions, Command):
     seeds: tuple[int, ...] = (0,)
     """Noise seeds; each makes a video of every puzzle."""
     steps: Steps = None
+    sigmas: Sigmas = None
     out: OutFolder = Path("out/sample")
     checkpoint: Checkpoint = TINY
 
@@ -126,6 +127,7 @@ class Search(Command):
     puzzle_seed: int = 0
     """Which puzzles."""
     steps: Steps = 10
+    sigmas: Sigmas = None
     solver: Solver | None = None
     """As of `jcos generate`; by default the model's, cps where the preset makes copies that
     noise parts."""

@@ -58,6 +58,7 @@ def run(
     puzzle_seed: int = 0,
     seeds: Sequence[int] = (0,),
     steps: int | None = None,
+    sigmas: Sequence[float] | None = None,
     interventions: Interventions = NONE,
     checkpoint: Path = wan.TINY,
     command: str = "",
@@ -66,7 +67,7 @@ def run(
     """Return the runs of held-out puzzles of a task.
 
     Writes OUT/arrays.npz, OUT/run.json, and OUT/puzzle-N.{png,webp}. Arrays of the same run that
-    are there are not made again. steps: the model's own number by default.
+    are there are not made again. steps, sigmas: as in `WanConfig.sampling_with`.
     Raises ValueError, IndexError or OSError, before weights are read, where this cannot be run, or
     `out` holds another run.
     """
@@ -75,7 +76,7 @@ def run(
         raise ValueError(f"{puzzles} puzzles asked for; at least 1 is needed")
     seed_words(seeds)  # which of them are no seeds
     config = wan.read_config(checkpoint)
-    sampling = config.sampling_with(steps=steps)
+    sampling = config.sampling_with(steps=steps, sigmas=sigmas)
     size = (sampling.steps, task.frames, config.dit.layers)
     probe = interventions.probe(*size, len(seeds))
     chosen = held_out(task, puzzles, puzzle_seed)
