@@ -2,15 +2,17 @@
 
     python scripts/pod_example.py OUT --model wan-i2v --picture maze.png --prompt "…"
 
-Started alike on every host; needs the core of jcos alone. OUT is an Orbax folder of final latents
-and clean estimates, of which every host writes the shards that it holds; `jcos.Trace.load(OUT)`
-reads it.
+Started alike on every host, with --hosts 1 on a single machine; needs the core of jcos alone. OUT
+is an Orbax folder of final latents and clean estimates, of which every host writes the shards that
+it holds; `jcos.Trace.load(OUT)` reads it.
 """
 
 import argparse
 
 import jcos
-from jcos.media.image import read_picture
+from jcos.config import VaeConfig
+from jcos.files import any_path
+from jcos.media import image
 from jcos.variants import TINY
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -24,12 +26,17 @@ parser.add_argument("--coordinator", help="ADDRESS:PORT of the first host, if ja
 parser.add_argument("--hosts", type=int)
 parser.add_argument("--host", type=int)
 options = parser.parse_args()
+if any_path(options.out).exists():
+    parser.error(f"{options.out} exists; remove it or choose another name")
 
-jcos.init_distributed(options.coordinator, options.hosts, options.host)
+if options.hosts != 1 or options.coordinator:
+    jcos.init_distributed(options.coordinator, options.hosts, options.host)
 with jcos.use_mesh(jcos.make_mesh(jcos.parse_mesh(options.mesh))):
     model = jcos.load(options.model)  # every device reads its slices
-    frames = options.frames or model.config.clip.frames
-    condition = model.condition(read_picture(options.picture), options.prompt, frames)
+    clip, picture = model.config.clip, image.read_picture(options.picture)
+    if isinstance(model.config.codec, VaeConfig):  # the small model takes it as it is
+        picture = image.prepare(picture, image.rule_for(model.config), clip.height, clip.width)
+    condition = model.condition(picture, options.prompt, options.frames or clip.frames)
     average = jcos.SeedEnsemble.window(model.config.sampling.steps, model.config.dit.layers)
     trace = jcos.generate(model, condition, seeds=[0, 1, 2], probe=average)
     trace.save(options.out, model)
