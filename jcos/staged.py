@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import math
+import operator
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,12 +24,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from jcos import generation, loop, runs, wan
-from jcos.config import VaeConfig, WanConfig
+from jcos.config import Sampling, VaeConfig, WanConfig
 from jcos.devices import memory, mesh, sharding
 from jcos.files import any_path, check_room, write
 from jcos.media import formats, image
 from jcos.model.text import read_prompt
 from jcos.model.vae import Tiles
+from jcos.preview import preview_films
+from jcos.sampling.checks import check_averages
 from jcos.sampling.interventions import Interventions, Place, places
 from jcos.sampling.noise import noise_from_file, seed_numbers
 from jcos.sampling.probe import Probe
@@ -38,7 +41,7 @@ from jcos.variants import Profile, at_size, with_preset
 from jcos.wan import Wan
 from jcos.weights import hub
 from jcos.weights import lora as lora_files
-from jcos.weights.checkpoint import identify
+from jcos.weights.checkpoint import abstract_model, identify
 from jcos.weights.loras import Asked, parse_all
 
 if TYPE_CHECKING:  # what a search needs is imported by those that search
@@ -75,7 +78,7 @@ def run(
     out: Path | str,
     negative: str | None = None,
     size: tuple[int, int] | None = None,
-    frames: int | None = None,
+    frames: int | np.integer | None = None,
     seeds: Sequence[int] | np.ndarray = (0,),
     x0: Sequence[Place] = (),
     probe: Interventions | Probe = NONE,
@@ -115,7 +118,7 @@ def run(
     search: a method (`jcos.search`) whose seeds begin with the first one; only the chosen video is
     stored, and run.json has the tree of who went on. One that was killed goes on from
     OUT/search.json. preview: clean estimates as small pictures, by a linear map in place of the
-    VAE (`judges.fit_preview`).
+    VAE (`preview.fit_preview`).
     Raises ValueError, IndexError or OSError, before weights are read, where this cannot be run, its
     files cannot be written, or `out` holds another run.
     """
@@ -128,12 +131,14 @@ def run(
     loras = parse_all(lora)
     changed = lora_files.read(config, loras)
     steps, fps = config.sampling.steps, config.clip.fps
+    if search is not None:
+        steps = search.steps or steps
     sizes = {} if devices is None else devices.shape
     if sizes.get(mesh.WORLD, 1) > 1:
         raise ValueError(f"a mesh of world={sizes[mesh.WORLD]} for one prompt: spread over seed")
     seeds, x0 = seed_numbers(seeds), [places([step], steps, "step")[0] for step in x0]
     count = len(seeds) if search is None else search.seeds
-    wan.check_mesh(sizes, config, count)
+    wan.check_mesh(sizes, config, count, together)
     if tiles is not None and not isinstance(config.codec, VaeConfig):
         raise ValueError(f"{config.name} has no VAE whose frames could be coded in tiles")
     cells = None if tiles is None else Tiles(tiles, (tiles[0] // 2, tiles[1] // 2))
@@ -145,7 +150,7 @@ def run(
         first, encoded = image.first_frame(picture, config, profile, *size)
         size = (first.shape[0], first.shape[1])
     stride = 1 if config.codec is None else config.codec.strides[0]
-    frames = config.clip.frames if frames is None else frames
+    frames = config.clip.frames if frames is None else operator.index(frames)
     frames = image.round_frames(frames, profile or "official", stride)
     grid = wan.latent_grid(config, frames, *size)
     shape = (*grid, config.dit.out_channels)
@@ -160,8 +165,12 @@ def run(
     else:
         leaves, structure = jax.tree.flatten(probe)
         done_to = {"probe": _hash(*leaves), "structure": described(structure)}
+    plan = config.sampling
     if search is not None:
-        _check_search(search, config, seeds, x0, grid[0], probe)
+        plan = _check_search(search, config, seeds, grid[0], probe, x0=bool(x0), trace=trace)
+    abstract, nothing = abstract_model(Wan, config), Condition(jax.numpy.zeros((1, 1)), grid)
+    loop.Runs(abstract, nothing, probe, plan, together=together).check(count)
+    check_averages(probe, count)
     prompts = [read_prompt(text) for text in (prompt, negative or config.negative)]
     for rows in (p for p in prompts if not isinstance(p, str)):
         most, width = config.dit.text_len, config.dit.text_dim
@@ -191,7 +200,7 @@ def run(
         "lora": lora_files.identity(changed),
     }
     complete = runs.holds(out, "checkpoint", settings) and (out / LATENTS).is_file()
-    untraced = trace and search is None and not (out / TRACE / OUTLINE).is_file()
+    untraced = trace and not (out / TRACE / OUTLINE).is_file()
     complete, untraced = sharding.from_first_host((complete and not untraced, untraced))
     first_host = sharding.is_first_host()
     written = len(seeds) * (1 + len(x0))
@@ -270,6 +279,7 @@ def run(
     coder, made = load_part(experts=False, text=False), {}
     if not first_host:
         return Videos(arrays["latents"], arrays["x0"], {})
+    decode = preview_films(coder) if preview and x0 else partial(coder.decode, tiles=cells)
     for i, seed in enumerate(seeds):
         progress(f"decoding seed {seed}", i, len(seeds))
         if not np.isfinite(arrays["latents"][i]).all():
@@ -277,43 +287,29 @@ def run(
             continue
         made[seed] = out / f"seed-{seed}.mp4"
         if search is None:
-            film = coder.decode(arrays["latents"][i], cells)
+            film = coder.decode(arrays["latents"][i], tiles=cells)
         else:
             film = _film(coder, arrays, out, cells)
         formats.write_mp4(made[seed], film, fps)
         if x0:
-            decode = _previews(coder) if preview else partial(coder.decode, tiles=cells)
             videos = map(decode, arrays["x0"][i])
             _write_estimates(out, seed, fps, zip(x0, videos, strict=True))
     progress("decoding", len(seeds), len(seeds))
     return Videos(arrays["latents"], arrays["x0"], made)
 
 
-def _previews(coder: Wan) -> Callable[[np.ndarray], UInt8[np.ndarray, "F H W 3"]]:
-    """Return what makes a film of latents without decoding them: a square for every cell, and as
-    many frames as the VAE would make."""
-    from jcos.lab.judges import fit_preview
-
-    along, high, wide = coder.codec.strides
-    fitted = fit_preview(coder)
-
-    def film(latents: np.ndarray) -> UInt8[np.ndarray, "F H W 3"]:
-        cells = fitted(latents)
-        times = np.repeat(np.arange(len(cells)), [1] + [along] * (len(cells) - 1))
-        return cells[times].repeat(high, 1).repeat(wide, 2)
-
-    return film
-
-
 def _check_search(
     search: "Method",
     config: WanConfig,
     seeds: Sequence[int],
-    x0: Sequence[int],
     frames: int,
     probe: Probe,
-) -> None:
-    """Raise ValueError, in one sentence, where a search does not suit the model or the options."""
+    *,
+    x0: bool,
+    trace: bool,
+) -> Sampling:
+    """Return how a search samples. Raises ValueError, in one sentence, where it does not suit the
+    model or the options."""
     from jcos.lab.judges import standard
     from jcos.lab.methods import check, sampling_of
 
@@ -325,8 +321,11 @@ def _check_search(
         raise ValueError(
             "a search keeps no estimates (x0); make the chosen seed's run again with them"
         )
+    if trace:
+        raise ValueError("a search stores no trace; make the chosen seed's run again with it")
     sampling = sampling_of(search, config.sampling)
     check(search, config, sampling, list(standard(config)), frames, probe)
+    return sampling
 
 
 def _needs_vae(search: "Method", config: WanConfig) -> bool:

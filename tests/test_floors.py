@@ -24,6 +24,7 @@ FLOORS = [
     "wan",
     "loop",
     "generation",
+    "preview",
     "runs",
     "lab/",
     "staged",

@@ -148,7 +148,7 @@ def test_a_prompt_and_a_picture_become_a_video(
         (["--x0", 2], "step 2 is out of range: there are steps 0 to 1"),
         (["--ensemble-layers", 0], "ensemble-layers averages over seeds; 1 is given"),
         (["--noise-steps", 9], "step 9 is out of range: there are steps 0 to 1"),
-        (["--guidance", 1, 2, 3], "guidance has 3 scales; wan2.2-i2v-a14b has 2 expert"),
+        (["--guidance", 1, 2, 3], "guidance has 3 scales; this model has 2 expert"),
         (["--noise", "absent.npy"], "absent.npy"),
         (["--noise", "a.npy", "--seeds", 0, 1], "noise from a file is one video's; give one seed"),
         (["--image", "absent.png"], "absent.png"),
@@ -181,9 +181,18 @@ def test_wrong_input_ends_in_one_sentence_and_leaves_nothing(
         (["--mesh", "branch=2,fsdp=4", "--guidance", 1], "1 pass(es) of a step do not divide"),
         (["--mesh", "seed=8", "--seeds", 0, 1], "2 seed(s) do not divide over the mesh's seed=8"),
         (["--mesh", "world=8"], "a mesh of world=8 for one prompt"),
+        (
+            ["--mesh", "seed=8", "--seeds", *range(8), "--together", 1],
+            "1 seed(s) at a time do not divide over the mesh's seed=8",
+        ),
+        (["--together", 0], "0 seeds are to be denoised at a time"),
+        (
+            ["--together", 1, "--seeds", 0, 1, "--ensemble-layers", 0],
+            "SeedEnsemble averages over seeds; leave out together=1",
+        ),
     ],
 )
-def test_a_mesh_that_a_run_cannot_use_is_refused(
+def test_runs_that_cannot_be_spread_or_take_turns_are_refused(
     call, tmp_path, refused, monkeypatch, changes, message
 ):
     """Of eight devices, as far as the command knows; before any weights are read."""
@@ -276,10 +285,12 @@ def test_a_trace_is_stored_before_latents_say_that_all_is_there(
 
 
 def test_seeds_and_steps_of_python(release, picture, tmp_path, quick):
-    small = {"size": (80, 48), "frames": 5, "steps": 4, "profile": "float32"}
+    small = {"size": (80, 48), "frames": np.int64(5), "steps": 4, "profile": "float32"}
     call = partial(staged.run, release, "a cat", picture, out=tmp_path / "out", **small)
     with pytest.raises(ValueError, match="there are no seeds"):
         call(seeds=())
+    with pytest.raises(ValueError, match="made for 3 steps; this run has 4"):
+        call(probe=Noise(jnp.zeros((3, 2))))
     assert not quick
     call(seeds=np.arange(2), x0=(0.25, 0))
     about = json.loads((tmp_path / "out" / "run.json").read_text())
@@ -431,6 +442,12 @@ def test_a_model_that_cannot_is_refused(folder, more, message, tmp_path, refused
     call = ["generate", folder, "--prompt", "a", "--frames", 5, "--out", tmp_path / "o", *more]
     assert message in refused(*call)
     assert not (tmp_path / "o").exists()
+
+
+def test_an_encoder_without_its_tokenizer_is_refused(picture, tmp_path, refused):
+    call = settings(GOLDEN / "ckpt" / "Wan2.2-I2V-A14B", picture, tmp_path / "out")
+    for more in ([], ["--text-cache", tmp_path / "prompts"]):
+        assert "was loaded without a tokenizer" in refused("generate", *call, *more)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jcos import loop, staged, wan
-from jcos.lab import saved
+from jcos.lab import saved, search
 from jcos.media import formats
 from tests.conftest import GOLDEN
 from tests.test_staged import picture, release, run
@@ -107,6 +107,7 @@ def test_the_cost_is_that_of_the_preset(release, picture, tmp_path, capsys, monk
         (["--search", "smc", "--search-at", 0.5], "the search smc takes no at; 0.5 is given"),
         (["--search", "change", "--x0", 0], "a search keeps no estimates (x0)"),
         (["--search", "change", "--seeds", 1, 3], "seeds that follow each other, not (1, 3)"),
+        (["--search", "change", "--trace"], "a search stores no trace"),
         (["--search", "tbs", "--frames", 5], "it is 2 to 1 frames"),
         (["--search", "change", "--noise", "a.npy"], "noise from a file is one video's"),
     ],
@@ -118,6 +119,13 @@ def test_a_search_that_cannot_be_is_refused(
     out = tmp_path / "out"
     assert message in refused("generate", *searched(release, picture, out), *changes)
     assert not out.exists()
+
+
+def test_a_probe_is_made_for_the_steps_of_a_search(release, picture, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(wan, "load", None)
+    how: Any = {"search": search.best_of(2, steps=3), "steps": 5, "profile": "float32"}
+    with pytest.raises(TypeError):  # where the model would be read
+        staged.run(release, "a cat", picture, out=tmp_path / "out", size=(80, 48), frames=9, **how)
 
 
 def test_a_search_without_seeds_has_one(release, picture, tmp_path, monkeypatch, capsys) -> None:
