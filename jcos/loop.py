@@ -50,11 +50,16 @@ def first_noise(
 
     shape: of a latent, [F, h, w, C]. noise: an array, returned in float32, or its generator, by
     default `config.noise`: "torch" as in all reference codes for Wan (`noise.wan_noise`), or "jax"
-    inside the program. Raises ValueError where it is neither, or PyTorch does not take a seed.
+    inside the program. Raises ValueError where it is neither, of another shape than these videos
+    together, or PyTorch does not take a seed.
     """
     drawn = config.noise if noise is None else noise
     if not isinstance(drawn, str):
-        return jnp.asarray(drawn, jnp.float32)
+        first = jnp.asarray(drawn, jnp.float32)
+        if first.shape != (len(seeds), *shape):
+            needs = f"{len(seeds)} seed(s) of this video need {(len(seeds), *shape)}"
+            raise ValueError(f"noise has shape {first.shape}; {needs}")
+        return first
     if drawn not in ("torch", "jax"):
         raise ValueError(f"noise is {drawn!r}; it is torch, jax or an array [K, F, h, w, C]")
     if drawn == "jax":

@@ -213,8 +213,8 @@ REFUSED = [
     (lambda: PixelCodec(stride=0), "must be positive"),
     (lambda: dataclasses.replace(toy(), boundary=900.0), "between 0 and 1"),
     (
-        lambda: dataclasses.replace(toy(), boundary=0.9, sampling=Sampling(guidance=(5.0,))),
-        "1 scales; jcos-tiny has 2 expert",
+        lambda: dataclasses.replace(toy(), boundary=0.9, sampling=Sampling(guidance=(5, 4, 3))),
+        "3 scales; this model has 2 expert",
     ),
     (lambda: read(dit={**DIT, "layers": 0}), "layers is 0"),
     (lambda: read(colour="red"), "colour"),

@@ -32,12 +32,6 @@ def test_every_folder_of_the_package_is_installed() -> None:
     assert listed == {next((k for k, v in places.items() if v == name), name) for name in found}
 
 
-def test_a_folder_of_that_name_is_no_config(tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "noise").mkdir()
-    assert config_file(Path("noise")) == ROOT / "configs" / "noise.py"
-
-
 def test_the_core_needs_nothing_of_the_laboratory() -> None:
     """Its packages are as good as not installed, and of jcos nothing below the core is loaded."""
     assert set(PROJECT["project"]["optional-dependencies"]["lab"]) == set(LAB)
@@ -81,5 +75,4 @@ def test_a_config_is_named_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
         check_config(Path("xyz"))
     monkeypatch.chdir(tmp_path)
     Path("noise").mkdir()
-    with pytest.raises(ValueError, match="folder"):
-        check_config(Path("noise"))
+    assert config_file(Path("noise")) == ROOT / "configs" / "noise.py"

@@ -185,9 +185,9 @@ def test_wrong_input_ends_in_one_sentence_and_leaves_nothing(
             ["--mesh", "seed=8", "--seeds", *range(8), "--together", 1],
             "1 seed(s) at a time do not divide over the mesh's seed=8",
         ),
-        (["--together", 0], "0 seeds are to be denoised at a time"),
+        (["--mesh", "context=8", "--together", 0], "0 seeds are to be denoised at a time"),
         (
-            ["--together", 1, "--seeds", 0, 1, "--ensemble-layers", 0],
+            ["--mesh", "context=8", "--together", 1, "--seeds", 0, 1, "--ensemble-layers", 0],
             "SeedEnsemble averages over seeds; leave out together=1",
         ),
     ],

@@ -351,14 +351,11 @@ def draw(
     noise: Float[Array, "K F H W C"] | None,
 ) -> tuple[Float[Array, "K F H W C"], Key[Array, " K"]]:
     """Split the seeds' keys into the first noise of a `run`, unless it is passed, and the keys of
-    the steps. Raises ValueError where noise has another shape than the video."""
+    the steps."""
     shape = (*conditions.grid, cfg.out_channels)
     noise_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     if noise is None:
         noise = jax.vmap(lambda key: jax.random.normal(key, shape))(noise_keys)
-    elif noise.shape != (len(keys), *shape):
-        needs = f"{len(keys)} seed(s) of this video need {(len(keys), *shape)}"
-        raise ValueError(f"noise has shape {noise.shape}; {needs}")
     return noise, step_keys
 
 
