@@ -252,7 +252,7 @@ def test_noise_has_the_latents_shape_and_any_bits(small_model):
     np.testing.assert_array_equal(found, want)
     for wrong in (noise[:, :, :-1], np.concatenate([noise, noise])):
         for call in (generation.generate, loop.steps):
-            with pytest.raises(ValueError, match=r"1 seed\(s\) of this video need \(1, 5, 10, 10, 12"):
+            with pytest.raises(ValueError, match=r"1 seed\(s\) of this video need \(1, 5, 10, "):
                 call(small_model, condition, noise=wrong)
 
 
