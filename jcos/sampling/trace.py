@@ -89,7 +89,7 @@ class Trace(NamedTuple):
         import xarray
 
         axes = self.latents.ndim - 4
-        lead = ("world", "seed")[-axes:] if lead is None else tuple(lead)
+        lead = ("world", "seed")[max(0, 2 - axes) :] if lead is None else tuple(lead)
         if len(lead) != axes:
             raise ValueError(f"there are {axes} leading axes; name them, in place of {lead}")
         video = ("frame", "row", "column", "channel")

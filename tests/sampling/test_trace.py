@@ -72,6 +72,7 @@ def test_a_dataset_has_named_axes(model, condition) -> None:
     assert swept.to_xarray(("probe", "seed")).block_obs.dims[:3] == ("probe", "seed", "step")
     with pytest.raises(ValueError, match="there are 2 leading axes"):
         swept.to_xarray(("probe",))
+    assert jax.tree.map(lambda a: a[0], trace).to_xarray().latents.dims[0] == "frame"
     both = generate(model, worlds, (0,)).to_xarray()
     assert both.latents.dims[:2] == ("world", "seed")
     assert "block_obs" not in both
