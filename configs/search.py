@@ -8,7 +8,7 @@ threshold, a calibrated stop, LatSearch's resampling, Feynman–Kac, EvoSearch, 
 ensemble. Settings are fixed on training puzzles. How well each judge tells failures, and how well
 the probabilities hold that are fitted to it.
 
-About 64,000 passes through the small model (59,000 took 614 s on 2 × x86_64 CPU, 2026-11-29), and
+About 70,000 passes through the small model (59,000 took 614 s on 2 × x86_64 CPU, 2026-11-29), and
 replays. Shorter: --set puzzles=128 --set training=32 --set drawn=8.
 
 Other tasks: --set tasks=tictactoe-block,bounce-hard; mazes with several routes: --set tasks=maze

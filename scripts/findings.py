@@ -18,7 +18,7 @@ from typing import Any
 
 import jinja2
 
-from jcos.files import local_path
+from jcos.files import local_path, visible
 from tables import options
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -66,7 +66,7 @@ def number(text: str) -> str:
 
 def fill(words: Path, folder: Path) -> str:
     """Return a page. Raises ValueError for a number that no table has."""
-    results = {p.parent.name: Results(p.parent) for p in sorted(folder.glob("*/run.json"))}
+    results = {p.parent.name: Results(p.parent) for p in visible(folder, "*/run.json")}
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )

@@ -329,7 +329,7 @@ def _reliability(data: xr.Dataset) -> plots.Figure:
 
 def _pareto(data: xr.Dataset) -> plots.Figure:
     solved, spent = (results.estimates(data[name]) for name in ("solved", "spent"))
-    figure = plots.panels(solved.sizes["task"], size=(5.6, 3.6))
+    figure = plots.panels(solved.sizes["task"], size=(6.4, 4.2))
     kinds: dict[str, list[int]] = {}
     for i, case in enumerate(data["case"].values):
         if not any(f", {name}" in case for name in JUDGES[1:]):
@@ -338,8 +338,10 @@ def _pareto(data: xr.Dataset) -> plots.Figure:
         for number, (kind, rows) in enumerate(kinds.items()):
             cells, x = solved.sel(task=task), spent["mean"].sel(task=task).values[rows]
             mean, low, high = (cells[f].values[rows] for f in ("mean", "low", "high"))
-            place: dict[str, Any] = {"color": plots.COLOURS[number % 8], "linestyle": ""}
+            place: dict[str, Any] = {"color": plots.COLOURS[number % 8], "linewidth": 1}
             place["marker"] = plots.MARKERS[number // 8 % 8]
+            order = np.argsort(x)
+            x, mean, low, high = (a[order] for a in (x, mean, low, high))
             axes.errorbar(x, mean, [mean - low, high - mean], capsize=2, label=kind, **place)
         axes.set_xscale("log")
         axes.set(xlabel="forwards (mean over puzzles)", ylabel="solved", title=str(task))
@@ -348,4 +350,4 @@ def _pareto(data: xr.Dataset) -> plots.Figure:
 
 def _kind(case: str) -> str:
     """Return a case without its numbers: what has one colour."""
-    return re.sub(r" of \d+|^\d+ |, ≤ \d+|, \d+ steps", "", case)
+    return re.sub(r" of \d+|^\d+ |, ≤ \d+|, \d+ steps", "", case).replace("seeds, best by", "many,")
