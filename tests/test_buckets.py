@@ -80,6 +80,8 @@ def test_from_a_release_to_scores(bucket: str, tmp_path: Path) -> None:
     assert found["score"] == [1.0]
     assert found["left"] == []
     assert f"{bucket[:2]}://no/x cannot be written: " in found["nowhere"]
+    assert "0 meshes to try" in found["plan"]
+    assert f"{bucket} is a whole bucket; name a folder in it" in found["whole"]
 
 
 @pytest.mark.extra("buckets")
@@ -157,6 +159,10 @@ def way(place: str, folder: Path) -> dict[str, Any]:
     before = (out / "run.json").read_bytes()
     command("generate", f"{place}/wan", *given, *video)
     found["again"] = (out / "run.json").read_bytes() == before
+
+    plan = ("plan", "--model", f"{place}/wan", "--topology", "h200:1")
+    found["plan"] = refused(*plan, "--tries", 0)  # which is looked at after the model
+    found["whole"] = refused("run", "steps", "--out", place)
 
     tiny = jcos.load()
     save(bucket / "tiny", tiny.config, tiny, {})

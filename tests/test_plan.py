@@ -176,7 +176,8 @@ def test_between_hosts_gpus_are_joined_by_a_network() -> None:
     [
         ("v9:2x2", "there is no machine 'v9:2x2'; the nearest are v5p:2x2x4"),
         ("v5p", "there is no machine 'v5p'; the nearest are v5p-8"),
-        ("v6e-10", "v6e-16"),
+        ("v6e-10", "the nearest are v6e-4, v6e-8, v6e-16"),
+        ("v5p-12", "the nearest are v5p-8, v5p-16, v5p-32"),
         ("v5p-24", "there is no machine 'v5p-24'"),
         ("a100:8", "h100:8"),
         ("gpu:v5e:8", "there is no machine"),
@@ -326,6 +327,9 @@ def test_what_does_not_fit_says_what_would_help(planned) -> None:
         (("--mesh", "context=3"), "context=3 does not make up 8 device(s)"),
         (("--mesh", "time=8"), "has no axis 'time'"),
         (("--mesh", "context"), "is no mesh"),
+        (("--mesh", "world=8"), "a plan is of one"),
+        (("--mesh", "world=-1"), "a plan is of one"),
+        (("--mesh", "branch=-1,context=2"), "do not divide over the mesh's branch=4"),
         (("--mesh", "seed=2,context=4"), "1 seed(s) do not divide over the mesh's seed=2"),
     ],
 )
@@ -342,7 +346,7 @@ def test_wrong_input_is_one_sentence(
 
 def test_a_mesh_that_is_named_is_the_one_tried(planned) -> None:
     model = ("--model", "wan2.2-ti2v-5b", "--topology", "gpu:h100:8")
-    _, plan = planned(*model, "--mesh", "branch=2,context=4", "--mesh", "fsdp=8")
+    _, plan = planned(*model, "--mesh", "branch=2,context=-1", "--mesh", "fsdp=8")
     assert [option["mesh"] for option in plan["options"]] == ["branch=2,context=4", "fsdp=8"]
     assert plan["recommended"] == {"branch": 2, "context": 4}
 

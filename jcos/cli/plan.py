@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
@@ -90,10 +89,11 @@ class Plan(Command):
     def _job(self) -> "Job":
         from jcos import wan
         from jcos.cli.common import read_size
+        from jcos.files import any_path
         from jcos.plan.costs import Job
 
-        if Path(self.model).exists():
-            config = wan.read_config(self.model)
+        if (folder := any_path(self.model)).exists():
+            config = wan.read_config(folder)
         elif (name := self.model if self.model in VARIANTS else variant_of(self.model)) is None:
             raise ValueError(f"there is no model {self.model!r}; known are {', '.join(VARIANTS)}")
         else:

@@ -21,7 +21,7 @@ from scipy import stats
 
 from jcos.config import WanConfig
 from jcos.experiments import plots
-from jcos.experiments.experiment import Experiment, Picture, Progress
+from jcos.experiments.experiment import Experiment, Picture, Progress, check_spread
 from jcos.experiments.samples import others_of
 from jcos.experiments.swap import pair_conditions, pair_seed
 from jcos.experiments.swap_pairs import Pair, pairs_of
@@ -63,6 +63,7 @@ class Attribution(Experiment):
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
+        check_spread(config, 1)
         if self.clips is not None:
             raise ValueError("pairs are made of puzzles; for clips call jcos.attribute")
         if self.several:

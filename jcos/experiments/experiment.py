@@ -19,6 +19,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from jcos.config import Grid, PixelCodec, Sampling, Solver, WanConfig
+from jcos.devices import mesh, sharding
 from jcos.experiments.clips import check_clips, latent_frames, read_clips
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import sweep
@@ -171,6 +172,13 @@ class Experiment(abc.ABC):
         """Return the passes of a trajectory, or of its first `steps`: two a step with guidance."""
         sampling = self.sampling.of(config)
         return (sampling.steps if steps is None else steps) * (1 + (sampling.guidance is not None))
+
+
+def check_spread(config: WanConfig, worlds: int, seeds: int = 1) -> None:
+    """Raise ValueError where so many runs at a time, with so many seeds, cannot be spread over the
+    mesh in use. Sweeps need no such check: they fill up what does not divide."""
+    sizes = {axis: mesh.devices(axis) for axis in mesh.AXES}
+    sharding.check_runs(sizes, config.dit.heads, worlds=worlds, seeds=seeds)
 
 
 def window(first: float, last: float, size: int) -> list[int]:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Key
 from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import Answers, answers_of
-from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
+from jcos.experiments.experiment import Experiment, Picture, Progress, check_spread, looked_at
 from jcos.experiments.swap import pair_seed
 from jcos.experiments.sweeps import remembered
 from jcos.generation import generate
@@ -57,6 +57,7 @@ class Jacobian(Experiment):
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
+        check_spread(config, 1)
         if self.clips is not None:
             raise ValueError("right answers are known of puzzles; for clips call jcos.jacobian")
         if self.directions < 1:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import Answers, answers_of, blend, chosen, shares
-from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
+from jcos.experiments.experiment import Experiment, Picture, Progress, check_spread, looked_at
 from jcos.experiments.sweeps import conditions_of, judge, pixels, remembered
 from jcos.lab import lens, results
 from jcos.lab.lens import Maps, distances, fit_lens, to_last
@@ -64,6 +64,8 @@ class Lenses(Experiment):
             raise ValueError("tasks names one; the control is fitted to others: name at least two")
         if self.clips is None and min(self.fit, self.updates) < 1:
             raise ValueError(f"fit and updates are {self.fit} and {self.updates}; both are above 0")
+        if self.clips is None:
+            check_spread(config, self.fit)
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples, plan = self.samples(model), self.plan(model.config)

@@ -13,7 +13,14 @@ import xarray as xr
 
 from jcos.config import WanConfig
 from jcos.experiments import plots
-from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places
+from jcos.experiments.experiment import (
+    Experiment,
+    Picture,
+    Place,
+    Progress,
+    check_spread,
+    places,
+)
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import activations_folder, score
 from jcos.lab import activations, results
@@ -47,6 +54,7 @@ class Store(Experiment):
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
+        check_spread(config, self.at_once, len(self.seeds))
         activations.check_sites(self.sites)
         if not places(self.layers, config.dit.layers, "layer"):
             raise ValueError("no layer is chosen; name at least one")
@@ -54,6 +62,10 @@ class Store(Experiment):
             raise ValueError("no step is chosen; name at least one")
         if self.tokens is not None and self.tokens < 1:
             raise ValueError(f"tokens is {self.tokens}; at least 1 is needed")
+
+    @property
+    def at_once(self) -> int:
+        return self.chunk or (8 if self.clips is None else 1)
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples = self.samples(model)
@@ -75,7 +87,7 @@ class Store(Experiment):
             sites=self.sites,
             labels={"task": samples.tasks},
             sampling=self.sampling.of(config),
-            at_once=self.chunk or (8 if samples.judged else 1),
+            at_once=self.at_once,
             progress=progress,
         )
 

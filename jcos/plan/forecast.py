@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from jcos.devices import memory, sharding
+from jcos.devices.mesh import AXES, WORLD
 from jcos.generation import generate_worlds
 from jcos.plan import compiled, costs
 from jcos.plan.costs import Job, Memory, Seconds, Sizes
@@ -120,8 +121,8 @@ def options(job: Job, machine: Machine, tried: Sequence[Sizes]) -> Iterator[Opti
     Raises ValueError where a mesh does not make up the machine or does not divide the job.
     """
     make: Callable[[Job, Machine, Sizes], Option] = calculated
+    tried = [_resolved(sizes, machine.devices) for sizes in tried]
     for sizes in tried:
-        sharding.mesh_shape(sizes, machine.devices)
         check_mesh(sizes, job.config, job.seeds)
     if compiled.installed(machine):
         make = partial(_compiled, devices=compiled.described(machine))
@@ -130,6 +131,14 @@ def options(job: Job, machine: Machine, tried: Sequence[Sizes]) -> Iterator[Opti
         yield option
         if option.trouble and job.config.experts > 1:
             yield dataclasses.replace(make(costs.in_turns(job), machine, sizes), resident=False)
+
+
+def _resolved(sizes: Sizes, devices: int) -> Sizes:
+    """Return the axes of a mesh that are larger than 1, −1 as the number that it stands for."""
+    shape = dict(zip(AXES, sharding.mesh_shape(sizes, devices), strict=True))
+    if shape[WORLD] > 1:
+        raise ValueError("world spreads the runs of an experiment, and a plan is of one: leave it")
+    return {name: size for name, size in shape.items() if size > 1}
 
 
 def calculated(job: Job, machine: Machine, sizes: Sizes) -> Option:

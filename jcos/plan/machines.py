@@ -108,6 +108,10 @@ def machine(name: str) -> Machine:
         shape = tuple(map(int, re.findall(r"\d+", asked.removeprefix(kind)))) or (1,)
     if not chip or not shape or ("gpu:" in name.lower() and chip.axes):
         near = difflib.get_close_matches(asked, _SOLD, 3, 0.0)
+        if chip and (number := re.fullmatch(r".*-(\d+)", asked)):
+            sizes = {s: int(s.partition("-")[2]) for s in _SLICES if s.startswith(f"{kind}-")}
+            near = sorted(sizes, key=lambda sold: abs(sizes[sold] - int(number[1])))[:3]
+            near.sort(key=sizes.__getitem__)
         raise ValueError(f"there is no machine {name!r}; the nearest are {', '.join(near)}")
     # Four chips share a host, 2 × 2; single chips are rented out of such hosts.
     odd = chip.axes and math.prod(shape) > 1 and any(n % 2 for n in shape[:2])

@@ -2,6 +2,7 @@
 
 import pytest
 
+from jcos.devices import mesh
 from jcos.experiments.attribution import Attribution
 from jcos.experiments.behaviour import Behaviour
 from jcos.experiments.budget import Budget
@@ -10,9 +11,12 @@ from jcos.experiments.ensemble import Ensemble
 from jcos.experiments.experiment import Experiment, Settings
 from jcos.experiments.features import Features
 from jcos.experiments.flow import Flow
+from jcos.experiments.jacobian import Jacobian
 from jcos.experiments.layers import Layers
+from jcos.experiments.lens import Lenses
 from jcos.experiments.noise import Noise
 from jcos.experiments.search import Search
+from jcos.experiments.store import Store
 from jcos.experiments.swap import Swap
 from jcos.wan import Wan
 from tests.conftest import compilations
@@ -97,3 +101,22 @@ def test_what_cannot_be_run_is_refused_before(
     with pytest.raises(error, match=said):
         experiment.run(small_model)
     assert compilations() == before
+
+
+@pytest.mark.parametrize(
+    ("experiment", "says"),
+    [
+        (Attribution(puzzles=2), r"^1 world\(s\) do not divide over the mesh's world=2"),
+        (Jacobian(), r"^1 world\(s\)"),
+        (Lenses(fit=5), r"^5 world\(s\)"),
+        (Store(chunk=3), r"^3 world\(s\)"),
+    ],
+)
+def test_what_a_mesh_does_not_divide(
+    small_model: Wan, experiment: Experiment, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what is no sweep, which would be filled up."""
+    experiment.check(small_model.config)
+    monkeypatch.setattr(mesh, "devices", lambda *axes: 1 + (mesh.WORLD in axes))
+    with pytest.raises(ValueError, match=says):
+        experiment.check(small_model.config)
