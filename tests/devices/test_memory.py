@@ -72,15 +72,26 @@ def test_one_program_makes_every_step_of_both_experts() -> None:
     assert programs() == before + 1
 
 
-@pytest.mark.slow
-def test_a_program_of_all_steps_takes_experts_that_wait() -> None:
-    """Sweeps are jitted as a whole; they bring the weights themselves."""
+@pytest.fixture(scope="module")
+def pair() -> Wan:
+    """A small model of two experts."""
     guided = dataclasses.replace(CONFIG.sampling, guidance=(3.0, 2.0))
-    pair = randomised(dataclasses.replace(CONFIG, boundary=0.8, sampling=guided))
+    return randomised(dataclasses.replace(CONFIG, boundary=0.8, sampling=guided))
+
+
+@pytest.fixture(scope="module")
+def waiting(pair: Wan) -> Wan:
+    """The same, with its experts in host memory."""
     waiting = jax.tree.map(lambda a: a, pair)
     host = SingleDeviceSharding(jax.devices()[0], memory_kind=memory.HOST)
     waiting.experts = jax.device_put(pair.experts, host)
-    plan = flow.plan(guided, 0.8)
+    return waiting
+
+
+@pytest.mark.slow
+def test_a_program_of_all_steps_takes_experts_that_wait(pair: Wan, waiting: Wan) -> None:
+    """Sweeps are jitted as a whole; they bring the weights themselves."""
+    plan = flow.plan(pair.config.sampling, pair.config.boundary)
     worlds = trajectory.tree_stack([pair.condition(frame(0), "left", FRAMES)])
     trace, want = (
         generation.generate_worlds(model, plan, worlds, loop.seed_keys((0, 1)), Probe())
