@@ -114,7 +114,7 @@ class Export(Command):
     def run(self) -> None:
         from jcos.files import write
         from jcos.report import export
-        from jcos.report.reading import check_results, read
+        from jcos.report.reading import DATASET, check_results, read
 
         films = [file for file in (self.gif, self.mp4) if file is not None]
         folders = {kind: folder for kind in KINDS if (folder := getattr(self, kind)) is not None}
@@ -128,9 +128,9 @@ class Export(Command):
         check_results(self.results)
         results = read(self.results)
         if folders and not results.charts:
-            raise ValueError(
-                f"{self.results} has no charts: {'; '.join(results.missing) or 'no results.nc'}"
-            )
+            there = (self.results / DATASET).is_file()
+            why = "nothing is measured along steps, layers or frames" if there else f"no {DATASET}"
+            raise ValueError(f"{self.results} has no charts: {'; '.join(results.missing) or why}")
         written = []
         if films or self.plane:
             plane = export.plane_of(results, self.run_number)

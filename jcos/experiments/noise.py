@@ -176,6 +176,8 @@ class Noise(Experiment):
         cases += [Case(CELL, step=s, frame=f) for s in cells for f in at_frames]
         for s in places(self.strength_steps, steps, "step"):
             cases += [Case(STRENGTH, step=s, strength=r) for r in self.strengths]
+        if frames > steps:  # at full strength, a frame still gets less than a step
+            return cases
         matched = matching_strength(steps, frames)
         return cases + [Case(MATCHED, frame=f, strength=matched) for f in at_frames]
 
@@ -196,13 +198,15 @@ class Noise(Experiment):
 def contrasts(data: xr.Dataset) -> dict[str, xr.DataArray]:
     """Return scores (or distances) with noise at a frame less with noise at a step: run by run,
     each averaged over its positions."""
-    variables, kinds = {}, (STEP, *CONTRASTS.values())
-    if {STEP, FRAME} <= set(data["kind"].values):
+    variables, there = {}, set(data["kind"].values)
+    contrasts = {name: kind for name, kind in CONTRASTS.items() if kind in there}
+    if {STEP, FRAME} <= there:
         scores = [name for name in ("score", "score_clean", "score_others") if name in data]
         for name in scores or ["distance"]:
             values, about = data[name].astype(np.float64), data[name].attrs
+            kinds = STEP, *contrasts.values()
             step, *frames = (of_kind(values, k).mean("case", keep_attrs=False) for k in kinds)
-            less = xr.concat(frames, xr.Variable("contrast", list(CONTRASTS))) - step
+            less = xr.concat(frames, xr.Variable("contrast", list(contrasts))) - step
             title = f"{about['long_name']}, at a frame less at a step"
             span = GAINS if scores else UNBOUNDED
             less.attrs = described(title, span=span, forwards=about["forwards"])
@@ -212,12 +216,12 @@ def contrasts(data: xr.Dataset) -> dict[str, xr.DataArray]:
 
 def matching_strength(steps: int, frames: int) -> float:
     """Return the strength at which noise in one frame at all steps injects the energy of full noise
-    in all frames at one step.
+    in all frames at one step, of at most as many frames as steps.
 
     Turning a latent of unit variance by strength r moves it by 2 (1 − √(1 − r²)) on average, so
     that S of these equal F full ones (2 each) at √(1 − r²) = 1 − F / S.
     """
-    left = max(0.0, 1.0 - frames / steps)
+    left = 1.0 - frames / steps
     return float(np.sqrt(1.0 - left**2))
 
 

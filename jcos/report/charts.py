@@ -26,6 +26,8 @@ LINES = 8
 """Most lines of one panel; more are the rows of a map."""
 MISSING = 65535
 """The code of no number in a packed map."""
+ERROR = 5e-4
+"""Largest relative error of a packed number: three digits are shown."""
 RUN_CELLS = 200_000
 """Most numbers of the single runs behind a map; more are averaged beforehand."""
 ESTIMATE = ("mean", "low", "high")
@@ -66,6 +68,7 @@ class Chart(NamedTuple):
             "title": self.title,
             "units": "" if attributes.get("units") in (None, "1") else str(attributes["units"]),
             "comment": str(attributes.get("comment", "")),
+            "statistic": str(attributes.get("statistic", "mean")),
             "kind": "map" if self.is_map else "curves",
         }
 
@@ -201,15 +204,18 @@ def _number(value: float) -> float:
 def curves_of(charts: Sequence[tuple[str, Chart]]) -> dict[str, Any]:
     """Return panels, one for each task, of lines with their bands.
 
-    charts: of one measure, each with the words that its lines begin with; the first has the axis.
+    charts: of one measure, each with the words that its lines begin with. A line that has not all
+    places of the axis names those that it has (`places`).
     """
     first = charts[0][1]
     (x,), span = first.moving, range_of(first.array)
-    places, hues, panels = axis_of(first.array, x), 0, {}
+    places, hues, panels = _together([axis_of(chart.array, x) for _, chart in charts]), 0, {}
     for title, chart in charts:
         array, labels, groups = chart.array, chart.labels, groups_of(chart.array)
-        cells = estimates(array).assign_coords({x: axis_of(array, x)})
+        mine = axis_of(array, x)
+        cells = estimates(array).assign_coords({x: mine})
         cells = cells.reindex({x: places}, fill_value={"n": 0})
+        at_places = {} if mine == places else {"places": [places.index(p) for p in mine]}
         for task, rows in groups.items():
             here = cells.sel({cells["mean"].dims[0]: task})
             if task not in panels:
@@ -221,13 +227,23 @@ def curves_of(charts: Sequence[tuple[str, Chart]]) -> dict[str, Any]:
                 if int((one := here.isel(at))["n"].max()):
                     line, points = _words(array, at), {f: listed(one[f].values) for f in ESTIMATE}
                     label = ", ".join(filter(None, (title, line["label"])))
-                    more = {"label": label, "hue": hues + line["hue"]}
+                    more = at_places | {"label": label, "hue": hues + line["hue"]}
                     panels[task]["lines"].append(line | points | more)
         hues = 1 + max((line["hue"] for p in panels.values() for line in p["lines"]), default=-1)
     known = [panel for panel in panels.values() if panel["lines"]]
     for panel in known:
         panel["flat"] = _is_flat(panel, span)
     return {"x": x, "labels": places, "range": span, "panels": known}
+
+
+def _together(axes: Sequence[list[float | str]]) -> list[float | str]:
+    """Return one axis with the places of all: numbers in order."""
+    first, *others = axes
+    more = dict.fromkeys(p for axis in others for p in axis if p not in first)
+    if not more:
+        return first
+    every: list[Any] = [*first, *more]
+    return every if any(isinstance(p, str) for p in every) else sorted(every)
 
 
 def _words(array: xr.DataArray, at: Mapping[str, int]) -> dict[str, Any]:
@@ -285,29 +301,46 @@ def map_of(chart: Chart) -> dict[str, Any]:
 
     Numbers are packed (`pack`). Several tasks are an axis of their own, the first.
     """
-    runs = chart.runs()
+    runs, parts = chart.runs(), by_task(chart)
     axes = [{"name": d, "labels": axis_of(runs, str(d))} for d in runs.dims[:-1]]
     over = [str(d) for d in (*RUNS, *REPEATS) if d in chart.array.dims]
     places = zip(*(runs[d].values.tolist() for d in over), strict=True)
     names = [", ".join(f"{d} {i}" for d, i in zip(over, spot, strict=True)) for spot in places]
-    tasks = runs["task"].values.astype(str) if "task" in runs.coords else np.full(len(names), "")
-    means, kinds = runs.mean("run").values, list(dict.fromkeys(tasks.tolist()))
-    if several := len(kinds) > 1:
+    tasks = runs["task"].values.astype(str).tolist() if parts else []
+    means = runs.mean("run").values
+    if parts:
         names = [f"{task}, {name}" for task, name in zip(tasks, names, strict=True)]
-        means = np.stack([means, *(runs[..., tasks == kind].mean("run") for kind in kinds)])
-        axes = [{"name": "task", "labels": ["all", *kinds]}, *axes]
+        means = np.stack([means, *(one.runs().mean("run") for one in parts.values())])
+        axes = [{"name": "task", "labels": ["all", *parts]}, *axes]
     drawn = {"axes": axes, "values": pack(means), "names": [], "tasks": [], "runs": None}
     if (behind := fitted(runs)).size <= RUN_CELLS:
-        drawn |= {"names": names, "tasks": tasks.tolist() if several else []}
+        drawn |= {"names": names, "tasks": tasks}
         drawn["runs"] = pack(behind.values) | {"shape": behind.shape[:-1]}
     return drawn
 
 
+def by_task(chart: Chart) -> dict[str, Chart]:
+    """Return a chart of the runs of each task; none where there are not several tasks."""
+    task = chart.array.coords.get("task")
+    if task is None or not {*task.dims} & {*RUNS}:
+        return {}
+    (over,), names = task.dims, task.values.astype(str)
+    rows = {name: np.flatnonzero(names == name) for name in dict.fromkeys(names.tolist())}
+    parts = {n: chart._replace(array=chart.array.isel({over: at})) for n, at in rows.items()}
+    return parts if len(parts) > 1 else {}
+
+
 def pack(values: Float[np.ndarray, "*axes"]) -> dict[str, Any]:
-    """Return numbers as `data`: 16-bit codes from `low` to `high`, row by row, low byte first, as
-    base64; `MISSING` where there is no number."""
+    """Return numbers as `data`, row by row, low byte first, as base64: 16-bit codes from `low` to
+    `high`, `MISSING` where there is no number; 32-bit floats (`wide`) where the codes of the
+    smallest are off by more than `ERROR` of them."""
     known = values[np.isfinite(values)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
+    least = np.abs(known[known != 0]).min(initial=np.inf)
+    if (high - low) / (MISSING - 1) / 2 > ERROR * least:
+        floats = np.where(np.isfinite(values), values, np.nan).astype("<f4")
+        data = base64.b64encode(floats.tobytes()).decode()
+        return {"low": low, "high": high, "wide": True, "data": data}
     scale = (MISSING - 1) / (high - low) if high > low else 0.0
     codes = np.where(np.isfinite(values), np.rint((np.nan_to_num(values) - low) * scale), MISSING)
     data = base64.b64encode(codes.astype("<u2").tobytes()).decode()

@@ -32,7 +32,8 @@ function move() {
   $("frame").setAttribute("aria-valuetext", `frame ${frame} of ${first.frames - 1}`);
   $("cursor").style.left = `${place(step)}px`;
   moveLanes();
-  const hash = location.hash && !location.hash.includes("=") ? location.hash : `#step=${step}&frame=${state.frame}&runs=${state.shown.join()}`;
+  const anchored = !state.moved && location.hash && !location.hash.includes("=");
+  const hash = anchored ? location.hash : `#step=${step}&frame=${state.frame}&runs=${state.shown.join()}`;
   clearTimeout(move.later);
   move.later = setTimeout(() => history.replaceState(null, "", hash), 300);
 }
@@ -40,7 +41,7 @@ function move() {
 function set(change) {
   const step = clamp(change.step ?? state.step, 0, steps.length - 1), frame = clamp(change.frame ?? state.frame, 0, frames() - 1);
   if (step === state.step && frame === state.frame) return;
-  Object.assign(state, { step, frame });
+  Object.assign(state, { step, frame, moved: true });
   drawPanes();
   for (const lane of $("grids").children) drawGrid(lane, false);
   move();
@@ -113,7 +114,7 @@ function enter(group, shown) {
   $("group").value = group;
   $("runs").replaceChildren(...members.map(number => {
     const chip = make("button", { type: "button", "data-view": number, "aria-pressed": "false", title: views[number].prompt.slice(0, 300) }, title(views[number]));
-    chip.addEventListener("click", () => show(state.shown.includes(number) ? state.shown.filter(v => v !== number) : [...state.shown, number].sort((a, b) => a - b)));
+    chip.addEventListener("click", () => { state.moved = true; show(state.shown.includes(number) ? state.shown.filter(v => v !== number) : [...state.shown, number].sort((a, b) => a - b)); });
     return chip;
   }));
   $("runs").hidden = members.length < 2;
@@ -132,7 +133,7 @@ function controls() {
     button.addEventListener("click", () => { differ(button.dataset.difference); draw(); });
   const wide = () => { state.wide = !state.wide; press($("wide"), state.wide); build(); };
   $("wide").addEventListener("click", wide);
-  $("group").addEventListener("change", () => enter($("group").value));
+  $("group").addEventListener("change", () => { state.moved = true; enter($("group").value); });
   const keys = {
     ArrowLeft: () => set({ step: state.step - 1 }), ArrowRight: () => set({ step: state.step + 1 }),
     ",": () => set({ frame: state.frame - 1 }), ".": () => set({ frame: state.frame + 1 }),

@@ -19,6 +19,9 @@ function span(lines, levels, range, whole) {
   return [Math.max(low - room, range?.[0] ?? -Infinity), Math.min(high + room, range?.[1] ?? Infinity)];
 }
 
+// What is known, in pieces: a hole is where a line begins anew.
+const pieces = (spots, known) => spots.reduce((all, p) => { if (known(p)) all.at(-1).push(p); else all.push([]); return all; }, [[]]).filter(piece => piece.length);
+
 function plot({ at, lines, levels = [], range, whole, width, height, left, right = 10, bottom = 4, label, x = [] }) {
   // at: where each place of the axis lies. x: its ticks, as [where, text]. Returns what moves along it.
   const [low, high] = span(lines, levels, range, whole), top = 6, floor = height - bottom;
@@ -35,10 +38,14 @@ function plot({ at, lines, levels = [], range, whole, width, height, left, right
     if (bottom > 10) svg.append(make("text", { class: "name", x: width - right, y: h < top + 14 ? h + 12 : h - 4, "text-anchor": "end" }, level.label));
   }
   for (const line of lines) {
-    const spots = line.mean.map((v, i) => [(line.at ?? at)(i), v, line.low?.[i], line.high?.[i]]).filter(p => p[1] != null);
-    const bounded = spots.filter(p => p[2] != null && p[3] != null), point = (p, k) => `${p[0].toFixed(1)},${y(p[k]).toFixed(1)}`;
-    if (bounded.length) svg.append(make("polygon", { class: `band ${line.style}`, points: [...bounded.map(p => point(p, 3)), ...bounded.toReversed().map(p => point(p, 2))].join(" ") }));
-    svg.append(make("path", { class: `line ${line.style}`, "stroke-dasharray": line.dash, d: spots.map((p, i) => `${i ? "L" : "M"}${point(p, 1).replace(",", " ")}`).join("") }));
+    const spots = (line.places ?? line.mean.map((_, i) => i)).map(i => [(line.at ?? at)(i), line.mean[i], line.low?.[i], line.high?.[i]]);
+    const point = (p, k) => `${p[0].toFixed(1)},${y(p[k]).toFixed(1)}`, drawn = pieces(spots, p => p[1] != null);
+    for (const piece of pieces(spots, p => p[2] != null && p[3] != null)) {
+      const edges = piece.length > 1 ? piece : [-2, 2].map(d => [piece[0][0] + d, ...piece[0].slice(1)]);
+      svg.append(make("polygon", { class: `band ${line.style}`, points: [...edges.map(p => point(p, 3)), ...edges.toReversed().map(p => point(p, 2))].join(" ") }));
+    }
+    svg.append(make("path", { class: `line ${line.style}`, "stroke-dasharray": line.dash, d: drawn.map(piece => piece.map((p, i) => `${i ? "L" : "M"}${point(p, 1).replace(",", " ")}`).join("")).join("") }));
+    for (const [[x, v]] of drawn.filter(piece => piece.length === 1)) svg.append(make("circle", { class: `spot lone ${line.style}`, r: 3, cx: x, cy: y(v) }));
     line.spot = make("circle", { class: `spot ${line.style}`, r: 4, visibility: "hidden" });
     svg.append(line.spot);
   }
@@ -56,6 +63,7 @@ const key = line => make("svg", { viewBox: "0 0 22 8", "aria-hidden": "true" }, 
 
 // ---- charts of an experiment --------------------------------------------------------------------
 function drawCurves(box, chart) {
+  if (!chart.panels.length) return box.closest("figure").remove();   // of no run a number is known
   const open = chart.panels.filter(p => !p.flat), folded = chart.panels.filter(p => p.flat);
   const lines = [...new Map(chart.panels.flatMap(p => p.lines).map(l => [l.label, styled(l)])).values()];
   const legend = make("ul", { class: "legend" }, ...lines.filter(() => lines.length > 1).map(l => make("li", {}, key(l), l.label)));
@@ -67,7 +75,7 @@ function drawCurves(box, chart) {
     const level = Math.max(...values) - Math.min(...values) < .01 ? ` (${brief(values[0])} throughout)` : "";
     box.append(make("details", { class: "folded" }, make("summary", {}, `Nothing changes: ${names}${level}`), all(folded)));
   }
-  box.append(make("p", { class: "note" }, `Mean and 95 % interval over ${n} runs.`));
+  box.append(make("p", { class: "note" }, `${chart.statistic === "median" ? "Median" : "Mean"} and 95 % interval over ${n} runs.`));
 }
 
 function panel(chart, { task, lines, levels }, width) {

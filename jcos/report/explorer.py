@@ -205,7 +205,7 @@ def runs_in(results: Sequence[Results]) -> list[tuple[Results, Run]]:
     pairs: dict[tuple[Any, ...], list[tuple[Results, Run]]] = {}
     for i, result in enumerate(results):
         for number, run in enumerate(result.runs):
-            key: tuple[Any, ...] = run.group, run.label
+            key: tuple[Any, ...] = run.group, run.label, run.puzzle
             apart = i and key not in pairs
             named = run._replace(label=f"{result.title}, {run.label}")
             pairs.setdefault((*key, i, number) if apart else key, []).append((result, named))

@@ -15,15 +15,16 @@ from matplotlib.figure import Figure
 from jcos import files
 from jcos.experiments import plots
 from jcos.media import formats
-from jcos.report.charts import ESTIMATE, Chart, axis_of
+from jcos.report.charts import ESTIMATE, Chart, axis_of, by_task
 from jcos.report.explorer import most_telling
 from jcos.report.plane import Plane
 from jcos.report.reading import Results
 
 IDEAL = 7
 """The grey of `plots.COLOURS`."""
-SIDE, GAP = 160, 8
-"""About how many pixels a frame of a film is wide, and how many lie between frames."""
+SIDE, GAP, WIDE = 160, 8, 3840
+"""About how many pixels a frame of a film is wide, how many lie between frames, and how wide a film
+is at most: more frames go on below."""
 EVERY = 5
 """Of a long run, every so many steps are shown on the picture of the plane."""
 FPS = 8
@@ -76,11 +77,14 @@ def steps_film(plane: Plane, frame: int | None = None) -> UInt8[np.ndarray, "S H
 
 
 def _strip(frames: UInt8[np.ndarray, "F H W 3"], scale: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Frames side by side, with white between and around them."""
+    """Frames side by side, in several rows if need be, with white between and around them."""
     edge = GAP // 2
     room = ((0, 0), (edge, edge), (edge, edge), (0, 0))
     wide = np.pad(formats.upscale(frames, scale), room, constant_values=255)
-    return formats.film_strip(wide)
+    columns = min(len(wide), max(1, WIDE // wide.shape[2]))
+    empty = np.full_like(wide[:1], 255).repeat(-len(wide) % columns, 0)
+    cells = np.concatenate([wide, empty]).reshape(-1, columns, *wide.shape[1:])
+    return np.concatenate([formats.film_strip(row) for row in cells])
 
 
 def write_film(plane: Plane, file: Path, frame: int | None = None) -> None:
@@ -96,15 +100,20 @@ def write_film(plane: Plane, file: Path, frame: int | None = None) -> None:
 
 
 def write_charts(charts: Sequence[Chart], folder: Path, kind: str) -> list[Path]:
-    """Write every chart as a file of this kind: svg, png or csv."""
+    """Write every chart as a file of this kind: svg, png or csv; of maps a picture of each task."""
     written = []
     for i, chart in enumerate(charts):
-        words = "".join(c if c.isalnum() else "-" for c in chart.title.lower())
-        file = folder / f"{i:02}-{words[:60].strip('-')}.{kind}"
-        content = _csv(chart) if kind == "csv" else _drawn(chart, kind)
-        files.write(file, content)
-        written.append(file)
+        parts = by_task(chart) if chart.is_map and kind != "csv" else {}
+        for task, one in (parts or {"": chart}).items():
+            name = "-".join(filter(None, (f"{i:02}", _slug(chart.title), _slug(task))))
+            content = _csv(one) if kind == "csv" else _drawn(one, kind, task)
+            files.write(folder / f"{name}.{kind}", content)
+            written.append(folder / f"{name}.{kind}")
     return written
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in text.lower())[:60].strip("-")
 
 
 def _csv(chart: Chart) -> str:
@@ -112,14 +121,15 @@ def _csv(chart: Chart) -> str:
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     if chart.is_map:
-        means = chart.runs().mean("run")
-        labels = [axis_of(means, str(d)) for d in means.dims]
-        table.writerow([*means.dims, "mean"])
-        for place, value in zip(itertools.product(*labels), means.values.flat, strict=True):
-            table.writerow([*place, f"{value:.6g}"])
+        dims = [*chart.labels, *chart.moving]
+        places = list(itertools.product(*(axis_of(chart.array, d) for d in dims)))
+        table.writerow(["task", *dims, "mean"])
+        for task, one in {"all": chart, **by_task(chart)}.items():
+            for place, value in zip(places, one.runs().mean("run").values.flat, strict=True):
+                table.writerow([task, *place, f"{value:.6g}"])
     else:
         drawn = chart.drawn()
-        table.writerow(["task", "line", drawn["x"], *ESTIMATE])
+        table.writerow(["task", "line", drawn["x"], drawn["statistic"], *ESTIMATE[1:]])
         for panel in drawn["panels"]:
             for line in panel["lines"]:
                 for label, *point in zip(drawn["labels"], *map(line.get, ESTIMATE), strict=True):
@@ -129,10 +139,10 @@ def _csv(chart: Chart) -> str:
     return out.getvalue()
 
 
-def _drawn(chart: Chart, kind: str) -> bytes:
+def _drawn(chart: Chart, kind: str, task: str) -> bytes:
     """Return a chart as SVG or PNG."""
     figure = (_map if chart.is_map else _curves)(chart)
-    figure.suptitle(chart.title, fontsize=9)
+    figure.suptitle(f"{chart.title}: {task}" if task else chart.title, fontsize=9)
     if kind == "svg":
         return plots.to_svg(figure)
     figure.savefig(out := io.BytesIO(), dpi=200, facecolor="white")
@@ -147,7 +157,8 @@ def _curves(chart: Chart) -> Figure:
     for axes, panel in zip(figure.axes, panels, strict=False):
         for line in panel["lines"]:
             points = {field: (x, np.array(line[field], float)) for field in ESTIMATE}
-            cells = xr.Dataset(points, {x: drawn["labels"]}).dropna(x)
+            cells = xr.Dataset(points, {x: drawn["labels"]})
+            cells = cells.isel({x: line.get("places", slice(None))})
             name = line["label"] or chart.title
             plots.band(axes, cells, x, name, IDEAL if line["ideal"] else line["hue"])
         for i, level in enumerate(panel["levels"]):

@@ -10,9 +10,10 @@ const every = axis => axis.labels.map((_, i) => i);
 const MEAN = -1;
 
 // ---- numbers ------------------------------------------------------------------------------------
-function unpacked({ low, high, data }) {
+function unpacked({ low, high, data, wide }) {
   const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
   const codes = new DataView(bytes.buffer), each = (high - low) / 65534;
+  if (wide) return Float64Array.from({ length: bytes.length / 4 }, (_, i) => codes.getFloat32(4 * i, true));
   return Float64Array.from({ length: bytes.length / 2 }, (_, i) => { const c = codes.getUint16(2 * i, true); return c === 65535 ? NaN : low + c * each; });
 }
 

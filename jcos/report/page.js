@@ -63,10 +63,12 @@ for (const table of document.querySelectorAll("table.sortable")) {
     body.append(...rows);
   });
   const find = table.closest(".numbers").querySelector("[data-find]");
-  find.addEventListener("input", () => {
+  const filter = () => {
     const wanted = find.value.toLowerCase();
     for (const row of body.rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
-  });
+  };
+  find.addEventListener("input", filter);
+  addEventListener("pageshow", filter);   // browsers restore what was wanted
 }
 
 for (const button of document.querySelectorAll(".enlarge"))

@@ -8,7 +8,7 @@ const steps = [...new Set(views.flatMap(v => v.steps))].sort((a, b) => a - b);
 const groups = [...new Set(views.map(v => v.group))];
 const EACH = "\u0000each";
 const MOST = 6;
-const state = { step: 0, frame: 0, shown: [], group: groups[0], difference: "none", back: false, wide: false, playing: null };
+const state = { step: 0, frame: 0, shown: [], group: groups[0], difference: "none", back: false, wide: false, playing: null, moved: false };
 const pictures = new Map();          // view → loaded image
 const frames = () => Math.max(1, ...state.shown.map(v => views[v].frames));
 const row = (view, step = steps[state.step]) => Math.max(0, view.steps.findLastIndex(s => s <= step));
@@ -220,7 +220,7 @@ function changesNow() {
   const alike = new Map();
   for (const number of state.shown) for (const axis of ["frame", "layer"]) {
     const mine = views[number].changes.filter(c => c.axis === axis);
-    const key = JSON.stringify([axis, mine.map(c => c.cells)]);
+    const key = JSON.stringify([axis, mine.map(c => [c.cells, c.text])]);
     if (mine.length) alike.set(key, [...alike.get(key) ?? [], number]);
   }
   return [...alike].map(([key, runs]) => [views[runs[0]].changes.filter(c => c.axis === JSON.parse(key)[0]), runs]);

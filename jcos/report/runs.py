@@ -26,7 +26,8 @@ LATENT_FRAMES = 4
 class Run(NamedTuple):
     """What is known of a run without its pictures, and how to get the `Plane` that has them.
 
-    pair: equal for runs of the same puzzle and seed in several folders; else None.
+    puzzle: a digest, where it is known. pair: equal for runs of the same puzzle and seed in several
+    folders; else None.
     """
 
     label: str
@@ -36,6 +37,7 @@ class Run(NamedTuple):
     steps: Sequence[int]
     lines: Sequence[Line]
     load: Callable[[], Plane]
+    puzzle: str | None = None
     pair: int | None = None
 
     def named(self, names: Sequence[str]) -> bool:
@@ -50,16 +52,27 @@ def runs_of(
     if isinstance(manifest.get("planes"), list):
         if not zipfile.is_zipfile(folder / PLANES):
             raise ValueError("its end is missing")
+        puzzles = _puzzles(manifest, len(manifest["planes"]))
         for i, about in enumerate(manifest["planes"]):
             lines = [Line(**line) for line in about["lines"]]
             load = partial(_saved, folder / PLANES, i, about)
             named = {name: about[name] for name in Run._fields[:5]}
-            yield Run(**named, lines=lines, load=load)
+            yield Run(**named, lines=lines, load=load, puzzle=puzzles[i])
     elif manifest.get("x0") and "checkpoint" in manifest:
         for seed in manifest.get("seeds", []):
             load = partial(_generated, folder, manifest, seed, tell)
             about = f"seed {seed}", "the prompt", manifest["prompt"], None, manifest["x0"]
             yield Run(*about, [_sigma(manifest)], load)
+
+
+def _puzzles(manifest: Mapping[str, Any], runs: int) -> list[str | None]:
+    """Return the digest of each run's puzzle, None where the manifest has none: all seeds of a
+    puzzle stand together."""
+    listed = manifest.get("puzzles")
+    if not isinstance(listed, list) or not listed or runs % len(listed):
+        return [None] * runs
+    digests = [p.get("sha256") if isinstance(p, dict) else None for p in listed]
+    return [digest for digest in digests for _ in range(runs // len(listed))]
 
 
 def _saved(path: Path, i: int, about: Mapping[str, Any]) -> Plane:

@@ -18,6 +18,7 @@ from jcos.media import formats
 from jcos.report import explorer
 from jcos.report.plane import Look, answer_lines
 from jcos.report.reading import read
+from jcos.sampling.probes import Noise
 from tests.browser.tabs import WIDTH, Page, click_cell, picture, shown, slide, until, value
 from tests.report import folders
 
@@ -119,6 +120,18 @@ def test_it_plays_both_ways_and_follows_a_curve(opened: Callable[..., Page], pag
     assert value(tab, "step") == 9
 
 
+def test_the_address_is_the_view_once_it_is_moved(opened: Callable[..., Page], page: str) -> None:
+    tab = opened(page.replace("#runs=0,1&frame=0", "#plane"))
+    shown(tab)
+    tab.wait_for_timeout(500)
+    assert tab.url.endswith("#plane")
+    slide(tab, "step", 6)
+    until(tab, lambda: "#step=6&frame=" in tab.url)
+    tab.evaluate("location.hash = 'made'")
+    slide(tab, "step", 7)
+    until(tab, lambda: "#step=7&frame=" in tab.url)
+
+
 def test_what_was_changed_is_drawn(opened: Callable[..., Page], page: str) -> None:
     tab = opened(page)
     tab.select_option("#group", "changed")
@@ -131,6 +144,20 @@ def test_what_was_changed_is_drawn(opened: Callable[..., Page], page: str) -> No
     np.testing.assert_array_equal(red(shown(tab, ".changes canvas"), folders.FRAMES), noised)
     averaged = red(shown(tab, ".changes canvas", 1), 6)
     assert np.argwhere(averaged).tolist() == [[1, 0], [4, 0]]
+
+
+def test_changes_of_the_same_cells_have_lanes_of_their_own(
+    opened: Callable[..., Page], tmp_path: Path
+) -> None:
+    noise = Noise.at_steps(folders.STEPS, folders.FRAMES, [3]).changes()
+    other = [change._replace(what="something else") for change in noise]
+    planes = [folders.plane(f"seed {i}", changes=c) for i, c in enumerate((noise, noise, other))]
+    Look(planes).save(tmp_path, command="x")
+    tab = opened(f"{explorer.make(tmp_path).as_uri()}#runs=0,1,2")
+    until(tab, lambda: tab.locator(".changes h3").count() == 2)
+    first, second = tab.locator(".changes h3").all_inner_texts()
+    assert first.startswith("seed 0; seed 1: what was changed")
+    assert "something else" in second
 
 
 def red(canvas: np.ndarray, rows: int) -> np.ndarray:
@@ -256,6 +283,14 @@ def test_runs_are_listed_and_compared(opened: Callable[..., Page], tmp_path: Pat
         for name in ("two", "one"):
             tab.get_by_label(f"Compare {name}").check()
         assert tab.locator("#ticked").inner_text() == "two and one"
+        tab.get_by_role("link", name="two").click()
+        tab.go_back()
+        until(tab, lambda: tab.locator("#ticked").inner_text() in ("two and one", "one and two"))
+        for name in ("two", "one"):
+            tab.get_by_label(f"Compare {name}").uncheck()
+        assert tab.get_by_role("button", name="Compare").is_disabled()
+        for name in ("two", "one"):
+            tab.get_by_label(f"Compare {name}").check()
         tab.get_by_role("button", name="Compare").click()
         tab.wait_for_url(lambda url: "+" in url)
         assert tab.locator(".differences tbody tr").count() == 1

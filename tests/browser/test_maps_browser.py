@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from jcos.lab import results
 from jcos.report import explorer
-from tests.browser.tabs import Page, picture, shown
+from tests.browser.tabs import Page, picture, shown, until
 from tests.report import folders
 
 pytestmark = pytest.mark.extra("browser")
@@ -66,6 +67,47 @@ def test_curves_have_a_panel_for_each_task(opened: Callable[..., Page], made: Ma
     told = solved.locator(".readout").first.inner_text()
     mean = float(data["solved"].sel(denoiser="model")[:2, :, -1].mean())
     assert told.startswith(f"step 11: model {mean:.3g}")
+
+
+def test_holes_lone_points_medians_and_nothing_at_all(
+    opened: Callable[..., Page], tmp_path: Path
+) -> None:
+    holes = np.array([0.2, 0.4, np.nan, 0.5, np.nan, 0.6, 0.9])
+    rows = np.stack([holes, holes])
+    measures = {
+        "holes": results.measure("puzzle step", rows, "Holes"),
+        "none": results.measure("puzzle step", rows * np.nan, "Nothing"),
+        "steps": results.measure("puzzle layer", rows[:, :1], "Late", median=True, span=(0, 9)),
+    }
+    data = xr.Dataset(measures, attrs={"experiment": "x"})
+    results.save(data, tmp_path / "results.nc")
+    (tmp_path / "run.json").write_text('{"experiment": "x"}')
+    (tmp_path / "table.csv").write_text("a\n1\n")
+    tab = opened(explorer.make(tmp_path))
+    late, figure = chart(tab, "Late"), chart(tab, "Holes")
+    assert figure.locator(".line").first.get_attribute("d").count("M") == 3
+    assert figure.locator(".band").count() == 3
+    assert figure.locator(".lone").count() == 1
+    assert late.locator(".lone").count() == 1
+    assert late.locator(".drawing > .note").inner_text().startswith("Median and 95 % interval")
+    assert figure.locator(".drawing > .note").inner_text().startswith("Mean and")
+    until(tab, lambda: tab.locator(".chart h3").all_inner_texts() == ["Holes", "Late"])
+    picture(tab, "holes")
+
+
+def test_numbers_of_wide_ranges_are_right(opened: Callable[..., Page], tmp_path: Path) -> None:
+    values = 10.0 ** np.arange(-6, 6).reshape(1, 3, 4).repeat(2, 0)
+    about = results.measure("puzzle step layer", values, "Wide", span=(0, np.inf))
+    results.save(xr.Dataset({"a": about}, attrs={"experiment": "x"}), tmp_path / "results.nc")
+    (tmp_path / "run.json").write_text('{"experiment": "x"}')
+    (tmp_path / "table.csv").write_text("a\n1\n")
+    tab = opened(explorer.make(tmp_path))
+    lane = chart(tab, "Wide")
+    lane.locator("canvas").focus()
+    tab.keyboard.press("ArrowRight")
+    said, _, number = lane.locator(".key b").inner_text().partition(": ")
+    layer, step = (int(word.split()[1]) for word in said.split(", "))
+    np.testing.assert_allclose(float(number.replace("−", "-")), values[0, step, layer], rtol=0.01)
 
 
 def colours(canvas: np.ndarray, rows: int, columns: int) -> np.ndarray:

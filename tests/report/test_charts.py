@@ -15,6 +15,8 @@ from tests.report import folders
 
 def unpacked(packed: dict[str, Any]) -> np.ndarray:
     """What the page makes of packed numbers."""
+    if packed.get("wide"):
+        return np.frombuffer(base64.b64decode(packed["data"]), "<f4").astype(np.float64)
     codes = np.frombuffer(base64.b64decode(packed["data"]), "<u2").astype(np.float64)
     step = (packed["high"] - packed["low"]) / (MISSING - 1)
     return np.where(codes == MISSING, np.nan, packed["low"] + codes * step)
@@ -128,9 +130,18 @@ def test_values_that_are_not_known_leave_holes() -> None:
     assert nothing.drawn()["panels"] == []
 
 
-def test_packed_numbers_come_back() -> None:
-    values = np.array([[0.25, np.nan], [-3.0, 7.5]])
-    np.testing.assert_allclose(unpacked(pack(values)).reshape(2, 2), values, atol=2e-4)
+@pytest.mark.parametrize(
+    ("values", "wide"),
+    [
+        ([0.25, np.nan, -3.0, 7.5], False),
+        ([0.0, 0.3, 1.0], False),
+        ([1e-6, np.nan, 0.012, 1e6], True),
+    ],
+)
+def test_packed_numbers_come_back(values: list[float], wide: bool) -> None:
+    packed = pack(np.array(values))
+    assert packed.get("wide", False) == wide
+    np.testing.assert_allclose(unpacked(packed), values, rtol=1e-3)
     assert pack(np.full((2, 2), np.nan))["high"] == 0
 
 
@@ -165,5 +176,18 @@ def test_curves_of_several_folders_share_a_chart(charts: dict[str, Chart]) -> No
     lines = {line["label"]: line for line in panels["maze"]["lines"]}
     assert list(lines) == ["a, model", "a, ideal denoiser", "b, model", "b, ideal denoiser"]
     assert [line["hue"] for line in lines.values()] == [0, 0, 1, 1]
+    assert [line.get("places") for line in lines.values()] == [None, None, [0, 3], [0, 3]]
     short, whole = lines["b, model"]["mean"], lines["a, model"]["mean"]
     assert short == [whole[0], None, None, whole[3], *[None] * (folders.STEPS - 4)]
+
+
+def test_a_longer_run_is_not_cut(charts: dict[str, Chart]) -> None:
+    solved = charts["Solved"]
+    fewer = solved._replace(array=solved.array.isel(step=slice(1, 12, 2)))
+    (both,) = compared([("a", [fewer]), ("b", [solved])])
+    drawn = both.drawn()
+    assert drawn["labels"] == list(range(folders.STEPS))
+    lines = {line["label"]: line for line in drawn["panels"][0]["lines"]}
+    assert lines["a, model"]["places"] == list(range(1, 12, 2))
+    assert lines["a, model"]["mean"][1::2] == lines["b, model"]["mean"][1::2]
+    assert None not in lines["b, model"]["mean"]

@@ -408,6 +408,18 @@ def test_folders_are_compared_run_by_run(tmp_path: Path) -> None:
     assert told[0].count("<tr>") == 2  # the head and that row
 
 
+def test_different_puzzles_are_no_pair(tmp_path: Path) -> None:
+    for name, other in (("a", "one"), ("b", "another")):
+        folders.sample_folder(tmp_path / name)
+        about = json.loads((tmp_path / name / "run.json").read_text())
+        about["puzzles"] = [{"sha256": "same"}, {"sha256": other}]
+        (tmp_path / name / "run.json").write_text(json.dumps(about))
+    cli.main(["report", str(tmp_path / "a"), str(tmp_path / "b")])
+    views = data_of((tmp_path / "a" / "compared.html").read_text())["views"]
+    paired = [(view["label"], view["group"]) for view in views if "baseline" in view]
+    assert sorted(paired) == [(f"{n}, seed {k}", "puzzle 0") for n in "ab" for k in (0, 7)]
+
+
 def test_the_page_is_the_folders_own_unless_another_is_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

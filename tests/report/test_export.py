@@ -6,12 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 from PIL import Image
 
 from jcos import cli
+from jcos.lab import results
+from jcos.lab.results import measure
 from jcos.media import formats
 from jcos.report import export
-from jcos.report.plane import Look
+from jcos.report.charts import charts_of
+from jcos.report.plane import Look, Plane
 from jcos.report.reading import read
 from tests.report import folders
 
@@ -29,6 +33,16 @@ def test_a_film_of_the_steps_has_the_final_video_beside_it() -> None:
     every = export.steps_film(plane)
     assert every.shape[0] == folders.STEPS
     assert every.shape[2] > every.shape[1]
+
+
+def test_a_film_of_many_frames_goes_on_below(tmp_path: Path) -> None:
+    """As of Wan's default size."""
+    x0 = np.zeros((2, 81, 120, 208, 3), np.uint8)
+    plane = Plane(label="seed 0", group="the prompt", steps=range(2), x0=x0)
+    export.write_film(plane, tmp_path / "a.mp4")
+    film = formats.read_mp4(tmp_path / "a.mp4")
+    assert film.shape == (2, 2 * 5 * 128, 17 * 216, 3)
+    assert film[:, 4 * 128 : 5 * 128, 13 * 216 :].min() > 250, "room of the last row is white"
 
 
 def test_films_and_the_plane_are_files(tmp_path: Path) -> None:
@@ -49,7 +63,8 @@ def test_every_chart_is_written(tmp_path: Path) -> None:
     charts = read(tmp_path / "run").charts
     for kind, begins in (("svg", b"<?xml"), ("png", b"\x89PNG")):
         files = export.write_charts(charts, tmp_path / kind, kind)
-        assert len(files) == len(charts) == 4
+        assert len(files) == 2 + 2 * 2  # of maps one for each task
+        assert {"01-token-energy-maze", "01-token-energy-bounce"} < {file.stem for file in files}
         assert all(file.read_bytes().startswith(begins) for file in files)
     solved, energy, *_ = export.write_charts(charts, tmp_path / "csv", "csv")
     rows = list(csv.DictReader(io.StringIO(solved.read_text())))
@@ -58,6 +73,28 @@ def test_every_chart_is_written(tmp_path: Path) -> None:
     assert float(row["mean"]) == pytest.approx(expected, rel=1e-3)
     assert [r["mean"] for r in rows if r["line"] == "a random legal answer"] == ["0.25", "0.5"]
     cells = list(csv.DictReader(io.StringIO(energy.read_text())))
-    (cell,) = (c for c in cells if (c["step"], c["layer"], c["frame"]) == ("2", "1", "4"))
-    expected = float(data["energy"][:, :, 2, 1, 4].mean())
-    assert float(cell["mean"]) == pytest.approx(expected, rel=1e-4)
+    here = [c for c in cells if (c["step"], c["layer"], c["frame"]) == ("2", "1", "4")]
+    assert [cell["task"] for cell in here] == ["all", "maze", "bounce"]
+    for cell, rows in zip(here, ([0, 1, 2], [0, 1], [2]), strict=True):
+        expected = float(data["energy"][rows, :, 2, 1, 4].mean())
+        assert float(cell["mean"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_medians_are_named_so(tmp_path: Path) -> None:
+    about = measure("puzzle layer", np.arange(6.0).reshape(2, 3), "A", median=True, span=(0, 9))
+    charts, _ = charts_of(xr.Dataset({"a": about}))
+    assert charts[0].about()["statistic"] == "median"
+    (file,) = export.write_charts(charts, tmp_path, "csv")
+    assert file.read_text().startswith("task,line,layer,median,low,high\n")
+
+
+def test_results_without_charts_are_said_to_be_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = measure("puzzle case", np.zeros((2, 3)), "A")
+    results.save(xr.Dataset({"a": about}, attrs={"experiment": "x"}), tmp_path / "results.nc")
+    (tmp_path / "run.json").write_text('{"experiment": "x"}')
+    (tmp_path / "table.csv").write_text("a\n1\n")
+    with pytest.raises(SystemExit):
+        cli.main(["export", str(tmp_path), "--svg", str(tmp_path / "figures")])
+    assert "nothing is measured along steps" in capsys.readouterr().err
