@@ -105,6 +105,13 @@ def test_the_cost_is_that_of_the_preset(release, picture, tmp_path, capsys, monk
         (["--search", "pixels"], "there is no search 'pixels'"),
         (["--search", "threshold"], "--search threshold needs --search-least"),
         (["--search", "smc", "--search-at", 0.5], "the search smc takes no at; 0.5 is given"),
+        (["--search", "calibrated"], "calibrated needs a score after each step"),
+        (["--search", "change", "--judge", "energy"], "leave out the judge energy"),
+        (["--judge", "change"], "--judge belongs to a search"),
+        (["--search-at", 0.5], "--search-at belongs to a search"),
+        (["--search", "change", "--search-at", 1.5], "a fraction is 0.0 to 1.0"),
+        (["--search", "change", "--seeds", -3], "a search of -3 seeds"),
+        (["--search", "threshold", "--search-least", 0, "--seeds", -3], "tries -4"),
         (["--search", "change", "--x0", 0], "a search keeps no estimates (x0)"),
         (["--search", "change", "--seeds", 1, 3], "seeds that follow each other, not (1, 3)"),
         (["--search", "change", "--trace"], "a search stores no trace"),
@@ -117,7 +124,9 @@ def test_a_search_that_cannot_be_is_refused(
 ) -> None:
     monkeypatch.setattr(wan, "load", None)
     out = tmp_path / "out"
-    assert message in refused("generate", *searched(release, picture, out), *changes)
+    said = refused("generate", *searched(release, picture, out), *changes)
+    assert message in said
+    assert "at most" not in said  # forwards, of a plan
     assert not out.exists()
 
 

@@ -92,12 +92,16 @@ class Arm(Interventions):
         """The model as this arm samples it. Raises ValueError or IndexError where it cannot."""
         check_picture(config, True)
         config = dataclasses.replace(config, sampling=self.sampling.of(config))
-        steps = config.sampling.steps
+        steps = self.steps(config)
         for chosen in (self.noise_steps, self.ensemble_steps, self.x0):
             places(chosen, steps, "step")
         places(self.ensemble_layers, config.dit.layers, "layer")
         self._check_search(config, MANY)
         return config
+
+    def steps(self, config: WanConfig) -> int:
+        """Return how many steps its runs take."""
+        return (self.search and self.search.steps) or config.sampling.steps
 
     def _check_search(self, config: WanConfig, frames: int) -> None:
         if self.search is not None:

@@ -60,7 +60,8 @@ class Sampler:
     ) -> "Sampler":
         """The model was loaded on the same mesh; `rows` is by default what embeds words itself."""
         coders = _coders(model, devices)
-        if devices is not None:
+        restarts = arm.search is not None and search.needs_vae(arm.search, model.config)
+        if devices is not None and not restarts:
             model.vae = model.vision = None  # a copy on every device, which nothing uses
         return cls(arm, model, rows or coders[0].embed, devices, coders)
 
@@ -111,7 +112,7 @@ class Sampler:
         seeds = arm.seeds(each, arm.ensemble if together else 1)
         noise = arm.noise(each, grid)
         chosen, x0 = places(arm.x0, config.sampling.steps, "step"), []
-        probe = arm.probe(config.sampling.steps, grid[0], config.dit.layers, arm.ensemble)
+        probe = arm.probe(arm.steps(config), grid[0], config.dit.layers, arm.ensemble)
         with sharding.use_mesh(self.devices), memory.explained(what, KNOBS):
             sampling = config.sampling
             if arm.search is not None:

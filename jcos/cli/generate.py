@@ -75,13 +75,13 @@ class Generate(Interventions, OnMesh, Command):
     search: str | None = None
     """Let several seeds begin and one go on: a preset (docs/search.md: best-of, epbs, latsearch,
     smc, threshold, tbs, chain, evosearch), or the judge of an early choice, such as decided."""
-    judge: str = "decided"
-    """Of a preset: decided, change, peak, agreement, energy, norm, motion or random. For decided,
-    released models take the sign that docs/search.md names."""
+    judge: str | None = None
+    """Of a preset: decided (the default), change, peak, agreement, energy, norm, motion or random.
+    For decided, released models take the sign that docs/search.md names."""
     search_at: float | None = None
     """The fraction of the steps after which is chosen; by default the preset's."""
     search_least: float | None = None
-    """The score that --search threshold asks for."""
+    """The score, of --judge, that --search threshold asks for."""
     noise: str | None = None
     """Of the first latents: torch (what PyTorch draws on a CPU for the seed; the default of
     released models), jax, or a file (.npy, .npz, .safetensors) of [C, F, h, w]."""
@@ -112,6 +112,9 @@ class Generate(Interventions, OnMesh, Command):
     def check(self) -> None:
         parse_all(self.lora)
         with_preset(self.preset, {})
+        for name in ("judge", "search_at", "search_least"):
+            if self.search is None and getattr(self, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} belongs to a search; give --search")
 
     def run(self) -> None:
         with self.at_work():
@@ -149,6 +152,7 @@ class Generate(Interventions, OnMesh, Command):
         Raises ValueError, in one sentence, where it is none or its seeds do not follow each other.
         """
         from jcos import wan
+        from jcos.bench.arm import MANY
         from jcos.lab import search
 
         first, count = self.seeds[0], len(self.seeds)
@@ -157,12 +161,17 @@ class Generate(Interventions, OnMesh, Command):
         elif self.seeds != tuple(range(first, first + count)):
             raise ValueError(f"a search begins with seeds that follow each other, not {self.seeds}")
         if name in ("threshold", "early-failure") and self.search_least is None:
-            raise ValueError(f"--search {name} needs --search-least, a score of {self.judge}")
+            judge = self.judge or "decided"
+            raise ValueError(f"--search {name} needs --search-least, a score of {judge}")
+        if name == "calibrated":
+            raise ValueError("calibrated needs a score after each step; use it from Python")
         config = wan.read_config(self.checkpoint, self.profile)
         changes = {name: getattr(self, name) for name in SAMPLING}
         sampling = config.sampling_with(**with_preset(self.preset, changes))
         judges = list(search.standard(config))
         at, least = self.search_at, self.search_least
         method = search.named(name, count, self.judge, judges, at=at, least=least)
+        probe = self.probe(sampling.steps, MANY, config.dit.layers, method.seeds)
+        search.check(method, config, search.sampling_of(method, sampling), judges, MANY, probe)
         print(f"Search: {search.plan_in_words(method, sampling)}", file=sys.stderr, flush=True)
         return method, (first,)

@@ -9,6 +9,7 @@ from jcos import runs, wan
 from jcos.experiments.sweeps import conditions_of, held_out, judge
 from jcos.files import check_room, write
 from jcos.lab import saved, search, tasks
+from jcos.lab.methods import DRAWN
 from jcos.media import formats
 from jcos.report.trees import TREE, packed
 from jcos.weights.checkpoint import identify
@@ -33,13 +34,18 @@ def search_puzzles(options: "Search", command: str) -> str:
         )
     if options.puzzles < 1:
         raise ValueError(f"{options.puzzles} puzzles asked for; at least 1 is needed")
-    method = search.PRESETS[options.preset](options.seeds, options.judge)
-    sampling = wan.read_config(options.checkpoint).sampling_with(
+    judges = [*search.STANDARD, "oracle"]
+    method = search.named(options.preset, options.seeds, options.judge, judges, least=options.least)
+    config = wan.read_config(options.checkpoint)
+    sampling = config.sampling_with(
         steps=None if options.sigmas else options.steps,
         sigmas=options.sigmas,
         solver=options.solver,
         eta=options.eta,
     )
+    acting = search.sampling_of(method, sampling)
+    frames = wan.latent_grid(config, task.frames, task.height, task.width)[0]
+    search.check(method, config, acting, judges, frames, search.Probe())
     puzzles = held_out(task, options.puzzles, options.puzzle_seed)
     settings = {
         "search": repr(method),
@@ -85,7 +91,10 @@ def search_puzzles(options: "Search", command: str) -> str:
         about: dict[str, Any] = {
             "solved": judge(puzzles, videos)[1].tolist(),
             "seed": result.seed.tolist(),
-            "tree": [saved.as_json(generation) for generation in result.tree],
+            "tree": [
+                saved.as_json(generation) | {"drawn": row.select in DRAWN}
+                for generation, row in zip(result.tree, method.rows, strict=True)
+            ],
         }
         about |= {name: np.asarray(a).tolist() for name, a in result.cost._asdict().items()}
         write(manifest, runs.as_text((runs.read(manifest) or {}) | about))

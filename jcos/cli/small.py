@@ -120,6 +120,8 @@ class Search(Command):
     """How many begin; of early-failure and calibrated how many may be tried."""
     judge: str = "decided"
     """Who says what is good: decided, pixels, change, agreement, energy, random, or the oracle."""
+    least: float | None = None
+    """The score that early-failure asks for; only for decided there is a default."""
     first_seed: int = 0
     """The first noise seed; the others follow."""
     puzzles: int = 4

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, UInt8, UInt32
 from jcos.config import PixelCodec, WanConfig
 from jcos.lab.measures import answer_mass
 from jcos.lab.tasks import PALETTE, TASKS, Puzzle
-from jcos.model.vae import decode_pixels
+from jcos.model.vae import Tiles, decode_pixels
 from jcos.preview import Preview as Preview
 from jcos.preview import fit_preview as fit_preview
 from jcos.wan import Wan
@@ -31,7 +31,7 @@ class Estimates(NamedTuple):
     x: what the model sees next, of noise level sigma. x0: the clean estimate; before: that of the
     step before. alive: which are particles; the others fill up rows. tokens: by layer,
     [W, K, N, D], where a judge asks for them. seeds: the lowest 32 bits of each particle's, where
-    they are known.
+    they are known. tiles: that estimates are decoded in.
     """
 
     model: Wan
@@ -43,6 +43,7 @@ class Estimates(NamedTuple):
     alive: Bool[Any, "W K"]
     tokens: Mapping[int, Float[Any, "W K N D"]]
     seeds: UInt32[np.ndarray, "W K"] | None = None
+    tiles: Tiles | None = None
 
 
 class Judge:
@@ -211,7 +212,7 @@ class Scorer(Judge):
         self.puzzles = puzzles
 
     def __call__(self, at: Estimates) -> Scores:
-        videos = at.model.decode(at.x0)
+        videos = at.model.decode(at.x0, at.tiles)
         return np.array(
             [
                 [TASKS[puzzle.task].score(puzzle, video).score for video in row]
@@ -294,8 +295,9 @@ class Frames(Judge):
         self.decodes = preview is None
 
     def __call__(self, at: Estimates) -> Scores:
-        decode = at.model.decode if self.preview is None else self.preview
-        return self._each(decode(at.x0))
+        if self.preview is not None:
+            return self._each(self.preview(at.x0))
+        return self._each(at.model.decode(at.x0, at.tiles))
 
     def check(self, config: WanConfig, at: Estimates) -> None:
         """Without decoding: of a black video."""

@@ -9,23 +9,28 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, SupportsFloat, get_args
 
 import numpy as np
 
-from jcos.config import STOCHASTIC, Sampling, WanConfig
-from jcos.sampling.probes import Noise, Probe, parts
+from jcos.config import STOCHASTIC, PixelCodec, Sampling, WanConfig
+from jcos.sampling.checks import all_parts
+from jcos.sampling.interventions import is_fraction, number_of
+from jcos.sampling.probes import EstimateEnsemble, Noise, Probe, SeedEnsemble
 
 Select = Literal["top", "threshold", "multinomial", "systematic"]
 Transform = Literal["raw", "diff", "max", "sum", "softmax"]
 Copy = Literal["key", "mutate", "renoise", "prefix", "chain"]
+DRAWN: tuple[Select, ...] = ("multinomial", "systematic")
+"""By weight."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
     """What is done after a step.
 
-    step: 0 first, −1 the last; a fraction is of the run. judge: by name. keep: how many go on.
+    step: 0 first, −1 the last; a fraction is of the run, but where copies get fresh keys never one
+    of the last two steps, after which nothing parts them. judge: by name. keep: how many go on.
     select: the best (`top`); those that reach `least` (`threshold`), of which one is searched for
     among fresh seeds, up to `tries` in all rows together, which have to pass the rows before too,
     and the best one of those that came so far goes on where there is none; or drawn by
@@ -42,7 +47,7 @@ class Row:
     of the best (`prefix`), or begin the next clip, with its last ones (`chain`).
     """
 
-    step: int | float
+    step: SupportsFloat
     judge: str = "decided"
     keep: int = 1
     select: Select = "top"
@@ -60,15 +65,22 @@ class Row:
     frames: int = 0
 
     def at(self, steps: int) -> int:
-        """Return its step of a run of so many."""
-        if isinstance(self.step, float):
-            return min(steps - 1, int(self.step * steps)) if 0 <= self.step <= 1 else -1
-        return self.step + steps if self.step < 0 else self.step
+        """Return its step of a run of so many; one out of range where there is none."""
+        number = number_of(self.step, steps)
+        if is_fraction(self.step) and number < steps and self.copy == "key" and self.repeats:
+            return min(number, max(0, steps - 3))
+        return number + steps if number < 0 else number
 
     @property
     def count(self) -> int:
         """How many particles go on, at most."""
         return max(self.keep, self.copies or 0)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a particle may go on more than once."""
+        drawn = self.select in DRAWN and not self.distinct
+        return self.count > self.keep or (drawn and self.keep > 1)
 
     def resumes(self, at: int) -> int:
         """Return the step after which particles go on, where the row acts after this one."""
@@ -99,11 +111,24 @@ class Method:
             yield row, at, before, alive
             before, alive = row.resumes(at), row.count
 
+    def spans(self, steps: int) -> Iterator[tuple[int, int, int]]:
+        """Yield between which steps, to the end of so many, how many particles run."""
+        end = dataclasses.replace(self, rows=(*self.rows, Row(step=-1)))
+        yield from ((before, at, alive) for _, at, before, alive in end.stages(steps))
+
 
 # ---- methods that were published, and controls
 
 CALIBRATED = (-math.inf,) * 5 + (-3.7, -2.5, -2.4, -1.0, -0.5)
-"""For `calibrated`."""
+LEAST = -0.8
+"""For `calibrated` and `early_failure`, fitted to `decided`."""
+
+
+def _threshold(judge: str, least: Any, fitted: Any) -> Any:
+    """Return the threshold of a preset: the fitted one for its judge alone."""
+    if least is None and judge != "decided":
+        raise ValueError(f"the default threshold suits decided; give least, a score of {judge}")
+    return fitted if least is None else least
 
 
 def best_of(seeds: int = 8, judge: str = "decided", *, steps: int | None = None) -> Method:
@@ -156,24 +181,26 @@ def smc(
 
 
 def early_failure(
-    tries: int = 8, judge: str = "decided", *, at: float = 0.8, least: float = -0.8
+    tries: int = 8, judge: str = "decided", *, at: float = 0.8, least: float | None = None
 ) -> Method:
-    """One seed runs; where its estimate fails at an early step another one begins. least: by
-    default what suits `decided` on training mazes of 7 × 7 cells, in 10 steps."""
+    """One seed runs; where its estimate fails at an early step another one begins. least: for
+    `decided` alone by default what suits training mazes of 7 × 7 cells, in 10 steps."""
+    least = float(_threshold(judge, least, LEAST))
     row = Row(step=at, judge=judge, select="threshold", least=least, tries=tries - 1)
     return Method(rows=(row,), seeds=1)
 
 
 def calibrated(
-    tries: int = 8, judge: str = "decided", *, least: Sequence[float] = CALIBRATED
+    tries: int = 8, judge: str = "decided", *, least: Sequence[float] | None = None
 ) -> Method:
     """One seed runs; as soon as its chance of success falls below what a new one is worth, another
     one begins. least: the score after each step below which that is so (`calibration.stop`; −inf:
-    never); by default what suits `decided` on training mazes of 7 × 7 cells, in 10 steps."""
+    never); by default as of `early_failure`."""
+    scores: Sequence[float] = _threshold(judge, least, CALIBRATED)
     common: dict[str, Any] = {"judge": judge, "select": "threshold", "tries": tries - 1}
     rows = [
-        Row(step=(step + 0.5) / len(least), least=score, **common)
-        for step, score in enumerate(least)
+        Row(step=(step + 0.5) / len(scores), least=score, **common)
+        for step, score in enumerate(scores)
         if score > -math.inf
     ]
     return Method(rows=tuple(rows) or (Row(step=-1, judge=judge),), seeds=1)
@@ -238,7 +265,7 @@ PRESETS: dict[str, Callable[..., Method]] = {
 def named(
     name: str,
     seeds: int,
-    judge: str,
+    judge: str | None,
     judges: Sequence[str],
     *,
     at: float | None = None,
@@ -246,12 +273,15 @@ def named(
 ) -> Method:
     """Return the method of a preset, or, of a judge, early screening by it.
 
-    judge: of a preset. judges: that there are. at: the step of a preset that has one. least: the
-    score that a threshold asks for. Raises ValueError, in one sentence, for any other name, and
-    for a setting that the preset does not have.
+    judge: of a preset, by default decided. judges: that there are. at: the step of a preset that
+    has one. least: the score that a threshold asks for. Raises ValueError, in one sentence, for any
+    other name, and for a setting that the preset does not have.
     """
     if name in judges:
+        if judge not in (None, name):
+            raise ValueError(f"the search {name} is judged by {name}; leave out the judge {judge}")
         name, judge = "epbs", name
+    judge = judge or "decided"
     if name not in PRESETS:
         known = ", ".join([*PRESETS, *judges])
         raise ValueError(f"there is no search {name!r}; there are the presets and judges {known}")
@@ -261,7 +291,7 @@ def named(
     settings = {key: value for key, value in asked.items() if value is not None}
     takes = inspect.signature(preset).parameters
     for key, value in settings.items():
-        if key not in takes or takes[key].annotation is not float:
+        if key not in takes or takes[key].annotation not in (float, float | None):
             raise ValueError(f"the search {name} takes no {key}; {value} is given")
     return preset(seeds, judge, **settings)
 
@@ -269,8 +299,7 @@ def named(
 def forwards(method: Method, sampling: Sampling) -> int:
     """Return the passes through the transformer that a method takes for a video, at most."""
     steps = method.steps or sampling.steps
-    end = dataclasses.replace(method, rows=(*method.rows, Row(step=-1)))
-    total = sum((at - before) * alive for _, at, before, alive in end.stages(steps))
+    total = sum((at - before) * alive for before, at, alive in method.spans(steps))
     again = max((row.tries * (row.at(steps) + 1) for row in method.rows), default=0)
     return (1 if sampling.guidance is None else 2) * (total + again * method.seeds)
 
@@ -325,19 +354,30 @@ def check(
             "seed, a spread above 0 and up to 1"
         )
     stops: int | None = None
-    random = (sampling.solver in STOCHASTIC and sampling.eta != 0) or _draws(probe)
+    noisy = sampling.solver in STOCHASTIC and sampling.eta != 0
+    parting = steps - 1 if _draws(probe) else steps - 2 if noisy else 0
     for number, (row, at, before, alive) in enumerate(method.stages(steps)):
         here = f"row {number} (after step {row.step:g})"
         for name, kind in (("select", Select), ("transform", Transform), ("copy", Copy)):
             if getattr(row, name) not in get_args(kind):
                 known = ", ".join(get_args(kind))
                 raise ValueError(f"{here}: {name} is {getattr(row, name)!r}; there are {known}")
-        if not before <= at < steps or at < 0:
-            raise ValueError(f"{here} comes after step {before}; rows go forwards, to {steps - 1}")
+        if not 0 <= at < steps:
+            raise ValueError(
+                f"{here}: there is no such step; they are 0 to {steps - 1}, −1 is the last one, "
+                "and a fraction is 0.0 to 1.0"
+            )
+        if at < before:
+            raise ValueError(f"{here} comes after step {before}; rows go forwards")
         if row.judge not in names:
             raise ValueError(f"{here}: there is no judge {row.judge!r}; there are {sorted(names)}")
         if not 1 <= row.keep <= alive:
             raise ValueError(f"{here} keeps {row.keep} of {alive} particle(s)")
+        if row.tries < 0 or not math.isfinite(row.scale) or np.isnan((row.least, row.stop)).any():
+            raise ValueError(
+                f"{here}: tries {row.tries}, scale {row.scale}, least {row.least} and stop "
+                f"{row.stop} are to be numbers, tries at least 0 and scale finite"
+            )
         if row.tries and (
             row.select != "threshold" or (number and not method.rows[number - 1].tries)
         ):
@@ -345,20 +385,24 @@ def check(
                 f"{here}: fresh seeds are tried by a threshold, in the first row or in one that "
                 "follows such rows"
             )
+        fitted = row.select == "threshold" and row.least in (LEAST, *CALIBRATED)
+        if fitted and row.judge == "decided" and not isinstance(config.codec, PixelCodec):
+            raise ValueError(
+                f"{here}: the default threshold suits the small model; give least for {config.name}"
+            )
         stops = number if stops is None and row.stop < math.inf else stops
         if stops is not None and row.copy in ("prefix", "chain", "renoise"):
             raise ValueError(
                 f"{here}: a {row.copy} would lose the particle that stops in row {stops}: leave "
                 f"out the stop, or the {row.copy}"
             )
-        drawn = row.select in ("multinomial", "systematic") and not row.distinct
-        if drawn and row.ess < 1 and row.keep < alive:
+        if row.select in DRAWN and not row.distinct and row.ess < 1 and row.keep < alive:
             raise ValueError(f"{here}: ess leaves {alive} particles as they are; keep them all")
-        copied = row.count > row.keep or (drawn and row.keep > 1)
-        if copied and row.copy == "key" and not random:
+        ends = at == steps - 1 and row.count == row.keep  # equal weights, the same video twice
+        if row.repeats and row.copy == "key" and at >= parting and not ends:
             raise ValueError(
-                f"{here} copies particles, and nothing parts the copies: give the method eta, or "
-                "the row a copy that draws (mutate, renoise)"
+                f"{here} copies particles, and nothing parts the copies: give the method eta and "
+                "the row a step before the last two, or a copy that draws (mutate, renoise)"
             )
         if row.copy in ("mutate", "renoise") and not 0 < row.strength <= 1:
             raise ValueError(
@@ -383,10 +427,24 @@ def check(
                     f"particle(s) for {row.count}; it is {least} to {frames - 1} frames of one, "
                     f"for {method.seeds}"
                 )
+    averaged = _averaged(probe)
+    for before, at, alive in method.spans(steps):
+        if alive == 1 and (alone := averaged & {*range(before + 1, at + 1)}):
+            raise ValueError(
+                f"the probe averages over seeds in step {min(alone)}, where one particle is left"
+            )
 
 
 def _draws(probe: Probe) -> bool:
     """Whether a probe may part copies: it has noise, or is not of this package."""
-    inside = parts(probe)
-    here = isinstance(probe, Noise) and bool(np.any(probe.mask))
-    return here or not type(probe).__module__.startswith("jcos.") or any(map(_draws, inside))
+    return any(
+        (isinstance(part, Noise) and bool(np.any(part.mask)))
+        or not type(part).__module__.startswith("jcos.")
+        for part in all_parts(probe)
+    )
+
+
+def _averaged(probe: Probe) -> set[int]:
+    """Return the steps in which a probe averages over seeds."""
+    masks = (p.mask for p in all_parts(probe) if isinstance(p, SeedEnsemble | EstimateEnsemble))
+    return {int(step) for mask in masks for step in np.nonzero(mask)[0]}

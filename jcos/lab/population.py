@@ -235,11 +235,13 @@ def replay(
 
     scores: of every run after every step, by judge. passes: of a step. Without copies and noise a
     run does not depend on the others, so this is what `run` does. Raises ValueError where the
-    method makes copies, or needs more runs than there are.
+    method makes copies, goes back or takes other steps, or needs more runs than there are.
     """
     ((worlds, runs, steps),) = {a.shape for a in scores.values()}
-    if method.eta or method.spread != 1 or any(row.count > row.keep for row in method.rows):
-        raise ValueError("a method that draws noise or makes copies cannot be replayed")
+    if method.steps not in (None, steps):
+        raise ValueError(f"a method of {method.steps} steps cannot be replayed on runs of {steps}")
+    if method.eta or method.spread != 1 or any(r.repeats or r.copy != "key" for r in method.rows):
+        raise ValueError("a method that draws noise, makes copies or goes back cannot be replayed")
     need = method.seeds * (1 + max((row.tries for row in method.rows), default=0))
     if need > runs:
         raise ValueError(f"the method may need {need} seeds; {runs} runs were made")

@@ -1,5 +1,6 @@
 """A search under way, on the disk: one that was killed goes on after its last step."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +13,16 @@ from safetensors.numpy import save as as_bytes
 from jcos import loop
 from jcos.files import write
 from jcos.lab.outcome import Generation
+from jcos.sampling.trajectory import Condition
 
 if TYPE_CHECKING:
     from jcos.lab.search import _Run
 
 ABOUT, STATE, GIVEN = "search.json", "search-state-{}.safetensors", "search-given-{}.safetensors"
 """Where it is; the particles, and the frames that were given, each in two files in turn."""
-CONDITION = ("first", "channels", "known")
-"""What restarts change in a condition."""
+PROMPT = ("context", "grid", "negative")
+"""What no restart changes in a condition."""
+CONDITION = tuple(f.name for f in dataclasses.fields(Condition) if f.name not in PROMPT)
 KINDS = {"seeds": object, "scores": float, "log_weights": float, "parents": int, "alive": bool}
 """Of the arrays of a generation."""
 At = tuple[loop.State, int, np.ndarray | None]
@@ -34,7 +37,7 @@ def save(
     state.save(folder / STATE.format(turn))
     given = {name: getattr(run.conditions, name) for name in CONDITION}
     given |= {f"clip-{i}": clip for i, clip in enumerate(run.clips)}
-    if any(row.copy in ("prefix", "chain") for row in run.method.rows[:number]):
+    if _restarted(run, number):
         arrays = {name: np.ascontiguousarray(a) for name, a in given.items() if a is not None}
         write(folder / GIVEN.format(turn), as_bytes(arrays))
     about = {
@@ -71,7 +74,7 @@ def load(folder: Path, run: "_Run") -> At | None:
     for each in about["tree"]:
         arrays = {name: np.array(each[name], kind) for name, kind in KINDS.items()}
         run.tree.append(Generation(each["step"], each["judge"], **arrays))
-    if given.exists():
+    if _restarted(run, about["row"]):
         arrays = from_bytes(given.read_bytes())
         run.clips = [arrays.pop(f"clip-{i}") for i in range(len(run.shared))]
         run.conditions = run.conditions.replace(**{n: jnp.asarray(a) for n, a in arrays.items()})
@@ -92,6 +95,11 @@ def as_json(generation: Generation) -> dict[str, Any]:
     """Return a generation as JSON, without its estimates."""
     fields = {k: v for k, v in generation._asdict().items() if k != "x0"}
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in fields.items()}
+
+
+def _restarted(run: "_Run", number: int) -> bool:
+    """Return whether a row before this one has given frames."""
+    return any(row.copy in ("prefix", "chain") for row in run.method.rows[:number])
 
 
 def _identity(run: "_Run") -> list[Any]:

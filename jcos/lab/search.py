@@ -56,7 +56,7 @@ from jcos.lab.methods import forwards as forwards
 from jcos.lab.methods import latsearch as latsearch
 from jcos.lab.methods import named as named
 from jcos.lab.methods import plan_in_words as plan_in_words
-from jcos.lab.methods import sampling_of
+from jcos.lab.methods import sampling_of as sampling_of
 from jcos.lab.methods import smc as smc
 from jcos.lab.methods import tbs as tbs
 from jcos.lab.outcome import Cost as Cost
@@ -151,9 +151,17 @@ class _Run(Search):
         known = standard(model.config) | judges
         self.shape = (*self.conditions.grid, model.config.dit.out_channels)
         check(method, model.config, self.sampling, list(known), self.shape[0], probe)
-        if needs_vae(method, model.config) and model.vae is None:
-            raise ValueError(f"this search codes frames; load {model.config.name} with its VAE")
         self.judges = {row.judge: known[row.judge] for row in method.rows}
+        decodes = any(judge.decodes for judge in self.judges.values())
+        coded = isinstance(model.config.codec, VaeConfig)
+        if coded and model.vae is None and (decodes or needs_vae(method, model.config)):
+            raise ValueError(f"this search codes frames; load {model.config.name} with its VAE")
+        for row, at, before, _ in method.stages(self.plan.steps):
+            if at == before and self.judges[row.judge].layer is not None:
+                raise ValueError(
+                    f"judge {row.judge!r} reads tokens, of which nothing is left after the row "
+                    f"before; let it judge another step than {at}"
+                )
         self.layers = sorted({j.layer for j in self.judges.values() if j.layer is not None})
         self.probe = chain(probe, TokenFeatures(self.layers)) if self.layers else chain(probe)
         self._check_judges(worlds, method.seeds)
@@ -222,13 +230,14 @@ class _Run(Search):
         judge, solver = self.judges[row.judge], state.solver
         tokens = {}
         if judge.layer is not None:
-            if state.trace is None:
-                raise ValueError(f"{row.judge} reads tokens, of which nothing is left after a row")
+            assert state.trace is not None  # no row before at this step
             observed = state.trace.block_obs[-1]
             tokens = {layer: observed[:, :, 0, i] for i, layer in enumerate(self.layers)}
         latents = solver.x, solver.last, solver.before_last
         seeds = seed_words(state.rows.ravel().tolist()).reshape(state.rows.shape)
-        at = Estimates(self.model, state.step, state.next_sigma, *latents, alive, tokens, seeds)
+        at = Estimates(
+            self.model, state.step, state.next_sigma, *latents, alive, tokens, seeds, self.tiles
+        )
         scores = np.asarray(judge(at), np.float64)
         check_scores(judge, scores, state.rows.shape)
         if not np.isfinite(scores[alive]).all():
@@ -313,8 +322,6 @@ class _Run(Search):
 
 def needs_vae(method: Method, config: WanConfig) -> bool:
     """Return whether frames are decoded and coded between restarts."""
-    known = standard(config)
     copies = {row.copy for row in method.rows}
     coded = "chain" in copies or ("prefix" in copies and config.image != "pin")
-    decoded = any(row.judge in known and known[row.judge].decodes for row in method.rows)
-    return isinstance(config.codec, VaeConfig) and (coded or decoded)
+    return isinstance(config.codec, VaeConfig) and coded

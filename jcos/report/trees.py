@@ -20,7 +20,7 @@ TREE = "tree.npz"
 
 
 def packed(
-    estimates: Sequence[Sequence[UInt8[np.ndarray, "K H W 3"]]],
+    estimates: Sequence[Sequence[UInt8[np.ndarray, "_ H W 3"]]],
     chosen: UInt8[np.ndarray, "P H W 3"],
     right: UInt8[np.ndarray, "P H W 3"],
 ) -> bytes:
@@ -54,28 +54,49 @@ def trees_of(folder: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     with np.load(folder / TREE, allow_pickle=False) as stored:
         pictures = dict(stored)
+    rows = manifest["tree"]
     return [
         {name: manifest[name][i] for name in ("solved", "seed", "forwards")}
         | {name: _uri(pictures[name][i]) for name in ("chosen", "right")}
         | {
             "rows": [
-                (row["step"], row["judge"], [*_particles(row, pictures[f"estimates_{i}_{j}"], i)])
-                for j, row in enumerate(manifest["tree"])
+                (
+                    row["step"],
+                    row["judge"] + ", drawn by weight" * row.get("drawn", False),
+                    [*_particles(row, pictures[f"estimates_{i}_{j}"], i, chosen)],
+                )
+                for j, (row, chosen) in enumerate(zip(rows, _line(manifest, i), strict=True))
             ]
         }
         for i in range(len(pictures["chosen"]))
     ]
 
 
+def _line(manifest: Mapping[str, Any], i: int) -> list[int]:
+    """Return the particle of every row that the chosen one comes from, back from the end, where it
+    is the best one of its seed; −1 in rows before it began."""
+    *before, last = manifest["tree"]
+    seeds, scores = last["seeds"][i], last["scores"][i]
+    left = [k for k in last["parents"][i] if k >= 0 and seeds[k] == manifest["seed"][i]]
+    line = [max(left, key=scores.__getitem__)]
+    for row in reversed(before):
+        line.insert(0, dict(enumerate(row["parents"][i])).get(line[0], -1))
+    return line
+
+
 def _particles(
-    row: Mapping[str, Any], pictures: UInt8[np.ndarray, "K H W 3"], i: int
+    row: Mapping[str, Any],
+    pictures: UInt8[np.ndarray, "K H W 3"],
+    i: int,
+    chosen: int,
 ) -> Iterator[dict[str, Any]]:
     """Yield the particles of a row, those that went on first, then by their score; `went`: as how
-    many each went on."""
+    many each went on. chosen: which one was."""
     scores, went = row["scores"][i], [row["parents"][i].count(k) for k in range(len(pictures))]
     alive = np.flatnonzero(row["alive"][i]).tolist()
     for k in sorted(alive, key=lambda k: (not went[k], -scores[k])):
         about = {"seed": row["seeds"][i][k], "score": scores[k], "went": went[k]}
+        about["chosen"] = k == chosen
         yield about | {"src": _uri(pictures[k])}
 
 

@@ -14,6 +14,18 @@ Place = int | float
 the depth, so that it suits every model (the paper's layer 20 of 40 is 0.5)."""
 
 
+def is_fraction(place: Any) -> bool:
+    """Return whether a place is a fraction: no integer of Python, numpy or jax."""
+    return isinstance(place, Real) and not isinstance(place, Integral)
+
+
+def number_of(place: Any, size: int) -> int:
+    """Return the number of a step, layer or frame; `size` for a fraction outside 0..1."""
+    if not is_fraction(place):
+        return operator.index(place)
+    return min(size - 1, int(float(place) * size)) if 0 <= float(place) <= 1 else size
+
+
 def places(chosen: Iterable[Any] | None, size: int, what: str) -> list[int]:
     """Return chosen steps, layers or frames as numbers below `size`, ascending, each once; all of
     them for None.
@@ -23,10 +35,7 @@ def places(chosen: Iterable[Any] | None, size: int, what: str) -> list[int]:
     """
     numbers = set()
     for place in range(size) if chosen is None else chosen:
-        if not isinstance(place, Real) or isinstance(place, Integral):
-            number = operator.index(place)
-        else:
-            number = min(size - 1, int(float(place) * size)) if 0 <= float(place) <= 1 else -1
+        number = number_of(place, size)
         if not 0 <= number < size:
             raise IndexError(
                 f"{what} {place} is out of range: there are {what}s 0 to {size - 1} (a fraction, "

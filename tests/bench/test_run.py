@@ -19,14 +19,16 @@ from jcos.bench.folder import Bench, Sample, read_bench
 from jcos.bench.results import Folder, Status, read_json
 from jcos.bench.run import Work
 from jcos.bench.sampler import Sampler
+from jcos.devices import sharding
 from jcos.experiments.experiment import Settings
-from jcos.lab.methods import chain_clips, epbs
+from jcos.lab.methods import best_of, chain_clips, epbs, tbs
 from jcos.media import formats
 from jcos.sampling import flow
 from jcos.sampling.probes import Noise, SeedEnsemble
 from jcos.staged import Progress, silent
 from jcos.variants import VARIANTS, with_profile
 from jcos.wan import TINY, Wan
+from jcos.weights.checkpoint import abstract_model
 from tests.bench.conftest import grey, named
 
 MIDDLE = (0.5, 0.7)
@@ -399,6 +401,20 @@ def test_a_searching_arm_writes_what_the_search_chose(bench_folder: Path, tmp_pa
             model, condition, (note["chosen seed"],), sampling=config.sampling
         )
         np.testing.assert_allclose(made, alone.latents[0], atol=1e-4)
+    short = dataclasses.replace(arm, search=best_of(2, "energy", steps=3), noise_steps=(2,))
+    sampler, _ = sampler_of(model, short, bench_folder)
+    latents, _ = sampler.generate(batch[:1], shape, 1)
+    assert np.isfinite(latents).all()
+    assert sampler.notes[0]["forwards"] == 2 * 3
+
+
+def test_a_mesh_keeps_the_vae_for_searches_that_code_frames(monkeypatch) -> None:
+    monkeypatch.setattr("jcos.bench.sampler._coders", lambda *_: ())
+    devices = sharding.make_mesh({"world": -1})
+    for search, kept in ((tbs(2), True), (epbs(2), False), (None, False)):
+        model = abstract_model(Wan, VARIANTS["wan2.2-i2v-a14b"]())
+        Sampler.of(Arm(search=search), model, str, devices)
+        assert (model.vae is not None) == kept
 
 
 SEARCH = dataclasses.replace(SMALL, search=epbs(3, "nobody"))

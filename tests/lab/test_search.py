@@ -22,6 +22,7 @@ from jcos.lab.methods import (
     best_of,
     calibrated,
     chain_clips,
+    check,
     early_failure,
     epbs,
     evosearch,
@@ -36,7 +37,9 @@ from jcos.lab.search import run, video
 from jcos.lab.tasks import TASKS
 from jcos.loop import _advance, steps
 from jcos.sampling import trajectory
-from tests.models import CONFIG, FRAMES, STEPS, close, frame, randomised
+from jcos.sampling.probes import Probe, SeedEnsemble, chain
+from jcos.variants import VARIANTS
+from tests.models import CONFIG, FRAMES, LAYERS, STEPS, close, frame, randomised
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +122,7 @@ def test_elites_stay_and_mutants_have_noise_of_their_level(model, condition) -> 
 
 
 def test_what_becomes_of_a_video_does_not_depend_on_others(model, pair) -> None:
-    for method in (epbs(4, "energy", at=0.5), latsearch(4, "energy"), smc(3, "energy", at=(0.5,))):
+    for method in (epbs(4, "energy", at=0.5), latsearch(4, "energy"), smc(3, "energy", at=(0.25,))):
         both = run(model, pair, method, (0, 10))
         for world, first in enumerate((0, 10)):
             one = jax.tree.map(lambda a, i=world: a[i], pair)
@@ -151,10 +154,18 @@ def test_a_replay_of_finished_runs_chooses_as_the_search_does(model, pair) -> No
         chosen, forwards = replay(method, {"energy": recorded})
         assert (result.seed - [0, 100]).tolist() == chosen.tolist()
         assert result.cost.forwards.tolist() == forwards.tolist()
-    with pytest.raises(ValueError, match="cannot be replayed"):
-        replay(smc(4, "energy"), {"energy": recorded})
+    back = Row(step=1, keep=2, copy="renoise", strength=1.0, **SOME)
+    drawn = Row(step=1, keep=2, select="multinomial", **SOME)
+    for method in (
+        smc(4, "energy"),
+        Method(rows=(back,), seeds=2),
+        Method(rows=(drawn,), seeds=2),
+        best_of(2, "energy", steps=STEPS - 1),
+    ):
+        with pytest.raises(ValueError, match="cannot be replayed"):
+            replay(method, {"energy": recorded})
     with pytest.raises(ValueError, match="may need 9 seeds; 6"):
-        replay(early_failure(9, "energy"), {"energy": recorded})
+        replay(early_failure(9, "energy", least=0.0), {"energy": recorded})
 
 
 def test_stages_with_as_many_particles_share_a_program(model, condition) -> None:
@@ -375,6 +386,25 @@ def test_a_search_that_was_killed_goes_on(model, condition, method, tmp_path) ->
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_removed_search_was_given_is_not_taken_up(model, condition, tmp_path) -> None:
+    method = tbs(2, "energy")
+    whole = run(model, condition, method, keep=tmp_path)
+    (tmp_path / "search.json").unlink()
+    assert len(list(tmp_path.glob("search-given-*"))) == 2
+
+    def on_step(step: int, count: int) -> None:
+        if step == 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(model, condition, method, keep=tmp_path, on_step=on_step)
+    close(run(model, condition, method, keep=tmp_path).latents, whole.latents)
+
+
+def test_all_that_a_restart_may_change_in_a_condition_is_kept() -> None:
+    assert set(saved.CONDITION) == {"channels", "first", "known", "image"}
+
+
 @pytest.mark.parametrize(
     ("method", "change"),
     [
@@ -467,6 +497,13 @@ def test_the_first_noises_may_lie_near_the_first(model, condition) -> None:
         (Method(rows=(Row(step=STEPS, **SOME),), seeds=4), f"to {STEPS - 1}"),
         (Method(rows=(Row(step=1, keep=1, copies=4, **SOME),), seeds=4), "nothing parts"),
         (dataclasses.replace(smc(4, "energy"), eta=0.0), "nothing parts"),
+        (smc(4, "energy", at=(STEPS - 2,)), "nothing parts"),
+        (Method(rows=(Row(step=-1, copies=4, **SOME),), seeds=4, eta=1.0), "nothing parts"),
+        (Method(rows=(Row(step=1.5, **SOME),), seeds=4), "no such step; .* 0.0 to 1.0"),
+        (Method(rows=(Row(step=-STEPS - 1, **SOME),), seeds=4), "no such step"),
+        (early_failure(0, "energy", least=0.0), "tries -1"),
+        (early_failure(2, "energy", least=np.nan), "least nan"),
+        (Method(rows=(Row(step=1, scale=np.inf, **SOME),), seeds=4), "scale inf"),
         (Method(rows=(Row(step=1, judge="nobody"),), seeds=4), "'nobody'"),
         (Method(rows=(Row(step=1, copy="mutate", **SOME),), seeds=4), "strength is 0"),
         (Method(rows=(Row(step=1, tries=2, **SOME),), seeds=4), "threshold"),
@@ -493,6 +530,34 @@ def test_a_method_that_makes_no_sense_is_refused_before_anything_runs(
     assert not ran
 
 
+@pytest.mark.parametrize("steps", [3, 4, 7, 10, 50])
+def test_fractions_where_copies_get_keys_are_steps_after_which_noise_parts_them(steps) -> None:
+    """The others are as written, of any kind of number."""
+    *rows, _ = (row.at(steps) for row in smc(8).rows)
+    assert rows == [min(int(f * steps), steps - 3) for f in (0.2, 0.4, 0.6, 0.8)]
+    places: list[Any] = [0.5, np.float32(0.5), np.int64(-1), np.int32(2)]
+    assert [Row(step=n).at(steps) for n in places] == [steps // 2, steps // 2, steps - 1, 2]
+
+
+def test_a_default_threshold_is_for_the_judge_and_the_models_that_it_was_fitted_to() -> None:
+    for preset in (early_failure, calibrated):
+        with pytest.raises(ValueError, match="suits decided; give least, a score of energy"):
+            preset(4, "energy")
+        config = VARIANTS["wan2.2-i2v-a14b"]()
+        with pytest.raises(ValueError, match="give least for wan2"):
+            check(preset(4), config, config.sampling, ["decided"], 21, Probe())
+    check(early_failure(4, least=-0.1), config, config.sampling, ["decided"], 21, Probe())
+
+
+@pytest.mark.parametrize(("step", "alone"), [(1, False), (2, True)])
+def test_an_average_where_one_particle_is_left_is_refused(model, condition, step, alone) -> None:
+    method = epbs(3, "energy", at=0.25)
+    probe = SeedEnsemble.window(STEPS, LAYERS, [step])
+    refused = pytest.raises(ValueError, match="averages over seeds in step 2, where one particle")
+    with refused if alone else contextlib.nullcontext():
+        check(method, model.config, model.config.sampling, ["energy"], FRAMES, chain(probe))
+
+
 def test_a_model_of_a_text_alone_is_given_no_frames() -> None:
     dit = dataclasses.replace(CONFIG.dit, in_channels=12)
     alone = randomised(dataclasses.replace(CONFIG, dit=dit, image="none"))
@@ -511,12 +576,15 @@ def test_a_model_of_a_text_alone_is_given_no_frames() -> None:
         ("best-of", {"at": 0.5}, "the search best-of takes no at; 0.5 is given"),
         ("latsearch", {"at": 0.5}, "takes no at"),
         ("epbs", {"least": 0.5}, "takes no least"),
+        ("calibrated", {"least": 0.5}, "takes no least"),
+        ("change", {"judge": "random"}, "judged by change; leave out the judge random"),
     ],
 )
 def test_a_search_by_name_is_a_preset_or_a_judge(name, settings, why) -> None:
     with pytest.raises(ValueError, match=why):
-        named(name, 4, "change", ["change"], **settings)
-    assert named("change", 4, "random", ["change", "random"], at=0.5) == epbs(4, "change", at=0.5)
+        named(name, 4, settings.pop("judge", "change"), ["change", "random"], **settings)
+    assert named("change", 4, None, ["change", "random"], at=0.5) == epbs(4, "change", at=0.5)
+    assert named("threshold", 4, "change", ["change"], least=0.5).rows[0].least == 0.5
     with pytest.raises(ValueError, match="no judge 'mine'"):
         named("epbs", 4, "mine", ["change"])
 
@@ -543,6 +611,9 @@ def test_judges_that_return_something_else_are_refused(model, condition) -> None
     refused(Wrong(), r"\(1, 3, 12\); it must return \(1, 3\)")
     refused(Frames(lambda video: video.mean(0)), "must return one number")
     refused(Scorer([TASKS["maze"].sample(0)] * 2), r"2 puzzle\(s\) for 1 video")
+    twice = Method(rows=(Row(step=1, judge="mine", keep=2), Row(step=1, judge="mine")), seeds=3)
+    with pytest.raises(ValueError, match="reads tokens, of which nothing is left"):
+        run(model, condition, twice, judges={"mine": judges.Head(0, jnp.zeros(64), 0.0)}, **options)
     assert not ran
     refused(Frames(lambda video: float("nan") if video.any() else 0.0), "nan for particle 0")
     with pytest.raises(ValueError, match=r"2 first seeds for 1 video"):
@@ -551,9 +622,9 @@ def test_judges_that_return_something_else_are_refused(model, condition) -> None
 
 def test_every_preset_says_who_begins(model, condition) -> None:
     for name, preset in PRESETS.items():
-        method = preset(2, "energy")
-        assert len(method.rows) >= 1
         alone = name in ("threshold", "early-failure", "calibrated")
+        method = preset(2, "decided" if alone else "energy")
+        assert len(method.rows) >= 1
         assert method.seeds == (1 if alone else 2)
         if name not in ("tbs", "chain") and not alone:
             result = run(model, condition, method)

@@ -1,0 +1,36 @@
+"""What the page of a search says of its particles."""
+
+from pathlib import Path
+
+import numpy as np
+
+from jcos.report.trees import TREE, packed, trees_of
+
+
+def test_the_chosen_video_is_followed_back_through_copies(tmp_path: Path) -> None:
+    """Copies share their seed; one of each row is what the chosen video comes from."""
+    pictures = [np.zeros((count, 2, 2, 3), np.uint8) for count in (3, 5, 5)]
+    (tmp_path / TREE).write_bytes(packed([pictures], pictures[0][:1], pictures[0][:1]))
+    common = {"judge": "energy", "drawn": False}
+    rows = [
+        {"seeds": [0, 1, 2], "scores": [0.0, 2.0, 1.0], "parents": [1, 2, 1, 1], "drawn": True},
+        {"seeds": [1, 2, 1, 1, 5], "scores": [0.0, 1.0, 3.0, 2.0, 4.0], "parents": [2, 3, 2, 4]},
+        {"seeds": [1, 1, 1, 5], "scores": [1.0, 5.0, 2.0, 9.0], "parents": [0, 1, 2]},
+    ]
+    tree = [
+        common
+        | {name: value if name == "drawn" else [value] for name, value in row.items()}
+        | {"step": step, "alive": [[True] * len(row["seeds"])]}
+        for step, row in enumerate(rows)
+    ]
+    manifest = {"solved": [True], "seed": [1], "forwards": [8], "tree": tree}
+    (page,) = trees_of(tmp_path, manifest)
+    words = [judge for _, judge, _ in page["rows"]]
+    assert words == ["energy, drawn by weight", "energy", "energy"]
+    chosen = [[p["score"] for p in ps if p["chosen"]] for _, _, ps in page["rows"]]
+    assert chosen == [[2.0], [2.0], [5.0]]
+    # A particle that began after a row comes from none in it.
+    tree[-1]["parents"], manifest["seed"] = [[3]], [5]
+    (page,) = trees_of(tmp_path, manifest)
+    chosen = [[p["score"] for p in ps if p["chosen"]] for _, _, ps in page["rows"]]
+    assert chosen == [[], [4.0], [9.0]]
