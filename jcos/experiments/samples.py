@@ -14,9 +14,10 @@ from jaxtyping import Bool, Int, UInt8
 
 from jcos.experiments import sweeps
 from jcos.experiments.clips import condition_of, read_clips
-from jcos.experiments.sweeps import Scores, conditions_of, held_out, one_world
+from jcos.experiments.sweeps import Scores, conditions_of, one_world
 from jcos.lab.results import Variable
 from jcos.lab.tasks import TASKS, Puzzle, get, still_of
+from jcos.lab.tasks.base import Split
 from jcos.sampling import trajectory
 from jcos.sampling.trajectory import Condition
 from jcos.variants import Profile
@@ -148,13 +149,13 @@ def others_of(kinds: Sequence[str]) -> Int[np.ndarray, " P"]:
     return other
 
 
-def puzzles_of(name: str, n: int, seed: int, several: bool) -> list[Puzzle]:
-    """Return the first n held-out puzzles of a task, with several right answers if need be."""
-    task = get(name)
-    if not several:
-        return held_out(task, n, seed)
-    puzzles = (task.sample((seed, i), "test") for i in range(SEARCHED * n))
-    some = list(itertools.islice((p for p in puzzles if len(p.answers) > 1), n))
+def puzzles_of(
+    name: str, n: int, seed: int | tuple[int, ...], several: bool, split: Split = "test"
+) -> list[Puzzle]:
+    """Return the first n puzzles of a task, with several right answers if need be."""
+    task, seeds = get(name), seed if isinstance(seed, tuple) else (seed,)
+    puzzles = (task.sample((*seeds, i), split) for i in range(SEARCHED * n if several else n))
+    some = list(itertools.islice((p for p in puzzles if not several or len(p.answers) > 1), n))
     if len(some) == n:
         return some
     raise ValueError(

@@ -18,9 +18,10 @@ import pandas as pd
 import xarray as xr
 
 from jcos.config import WanConfig
+from jcos.devices import mesh
 from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Progress
-from jcos.experiments.samples import Samples
+from jcos.experiments.samples import Samples, puzzles_of
 from jcos.experiments.search_bank import SIGNS, Bank, add_head, ended, make_bank
 from jcos.experiments.sweeps import conditions_of, judge, remembered
 from jcos.lab import methods, results
@@ -29,7 +30,7 @@ from jcos.lab.measures import GAINS, POSITIVE, Estimate, auroc, estimate
 from jcos.lab.methods import Method, best_of, calibrated, early_failure, epbs, evosearch, smc
 from jcos.lab.results import Row, measure
 from jcos.lab.search import run
-from jcos.lab.tasks import Puzzle, get
+from jcos.lab.tasks import Puzzle
 from jcos.sampling.probes import Probe, SeedEnsemble
 from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
@@ -42,7 +43,9 @@ JUDGES = (*SIGNS, "head")
 Made = dict[str, tuple[np.ndarray, np.ndarray]]
 """What is solved, and the forwards [P], by case."""
 TOGETHER = 2
-"""Puzzles that are searched at a time."""
+"""Puzzles that are searched at a time, at least: on a mesh as many as it has worlds."""
+STEPS = 3
+"""At least: after the last two steps nothing parts the copies of Feynman–Kac steering."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,9 @@ class Search(Experiment):
                 f"training is {self.training} and drawn {self.drawn}, each at least 1 puzzle; few "
                 f"is {self.few}, at least 0"
             )
-        methods.sampling_of(smc(8), self.sampling.of(config))
+        sampling = methods.sampling_of(smc(8), self.sampling.of(config))
+        if sampling.steps < STEPS:
+            raise ValueError(f"search takes at least {STEPS} steps; here are {sampling.steps}")
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         each = [self.of_task(model, name, progress) for name in self.tasks]
@@ -94,8 +99,8 @@ class Search(Experiment):
     def of_task(self, model: Wan, name: str, progress: Progress) -> xr.Dataset:
         """Return the dataset of one task."""
         samples = Samples.of_tasks(model, (name,), self.puzzles, self.puzzle_seed, self.several)
-        puzzles, task = list(samples.puzzles), get(name)
-        learnt = [task.sample((self.puzzle_seed, 1, i), "train") for i in range(self.training)]
+        puzzles = list(samples.puzzles)
+        learnt = puzzles_of(name, self.training, (self.puzzle_seed, 1), self.several, "train")
         parts: dict[str, tuple[list[Puzzle], Sequence[int]]] = {
             "training puzzles": (learnt, self.seeds),
             "held-out puzzles": (puzzles, self.seeds),
@@ -189,6 +194,7 @@ class Search(Experiment):
     def live(self, model: Wan, puzzles: Sequence[Puzzle], progress: Progress) -> Made:
         """Return what is solved and the forwards of methods that are run, on the first puzzles."""
         made, config, some = {}, model.config, list(puzzles[: self.drawn])
+        together = max(TOGETHER, mesh.devices(mesh.WORLD))
         conditions = conditions_of(model, some)
         acting: dict[str, Method] = {
             "Feynman–Kac, decided": smc(8, scale=0.5),
@@ -198,10 +204,11 @@ class Search(Experiment):
         sampling = self.sampling.of(config)
         for case, method in acting.items():
             ends = []
-            for first in range(0, len(some), TOGETHER):
+            for first in range(0, len(some), together):
                 progress(case, first, len(some))
-                name = f"{some[0].task}-{case}-{first}"
-                part = partial(self._part, model, some, conditions, method, first)
+                rows = np.arange(first, min(first + together, len(some)))
+                name = f"{some[0].task}-{case}-{first}-{len(rows)}"
+                part = partial(self._part, model, some, conditions, method, rows, together)
                 ends.append(remembered(name, (0, 0), part))
             solved, forwards = map(np.concatenate, zip(*ends, strict=True))
             made[case] = solved, forwards
@@ -224,15 +231,22 @@ class Search(Experiment):
         return made
 
     def _part(
-        self, model: Wan, puzzles: list[Puzzle], conditions: Condition, method: Method, first: int
+        self,
+        model: Wan,
+        puzzles: list[Puzzle],
+        conditions: Condition,
+        method: Method,
+        rows: np.ndarray,
+        together: int,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return what is solved and the forwards of some puzzles, from the first on."""
-        here = slice(first, first + TOGETHER)
-        part = jax.tree.map(lambda a: a[here], conditions)
-        seeds = [1000 * (first + i) for i in range(len(part.context))]
+        """Return what is solved and the forwards of some puzzles, filled up to as many as run
+        together."""
+        filled, count = np.resize(rows, together), len(rows)
+        part = jax.tree.map(lambda a: a[filled], conditions)
+        seeds = (1000 * filled).tolist()
         result = run(model, part, method, seeds, sampling=self.sampling.of(model.config))
-        right = judge(puzzles[here], model.decode(result.latents))[1]
-        return right.astype(float), result.cost.forwards
+        right = judge([puzzles[i] for i in rows], model.decode(result.latents[:count]))[1]
+        return right.astype(float), result.cost.forwards[:count]
 
     def table(self, data: xr.Dataset) -> pd.DataFrame:
         rows = list(results.rows(data))

@@ -9,12 +9,14 @@ import xarray as xr
 
 from jcos.experiments import search, search_bank
 from jcos.experiments.experiment import Settings, silent
+from jcos.experiments.samples import puzzles_of
 from jcos.experiments.search import Search, calibration_error
 from jcos.experiments.search_bank import SIGNS, Bank
 from jcos.experiments.sweeps import held_out
 from jcos.lab.methods import best_of, early_failure, epbs
 from jcos.lab.results import Row
 from jcos.lab.tasks import get
+from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
 
 pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
@@ -97,11 +99,21 @@ def test_a_guided_step_is_two_forwards(small_model: Wan, monkeypatch) -> None:
 
     monkeypatch.setattr(search, "ended", ended)
     frames = get("maze7").draw(puzzles[0], puzzles[0].answers[0])
-    result = SimpleNamespace(latents=small_model.encode(frames)[None], cost=SimpleNamespace())
-    result.cost.forwards = np.array([64])
-    monkeypatch.setattr(search, "run", lambda *_, **__: result)
+    sizes = []
+
+    def run(model: Wan, part: Condition, method: object, seeds: list[int], **_: object) -> object:
+        sizes.append((len(part.context), seeds))
+        cost = SimpleNamespace(forwards=np.array([64] * len(seeds)))
+        latents = small_model.encode(frames)[None].repeat(len(seeds), 0)
+        return SimpleNamespace(latents=latents, cost=cost)
+
+    monkeypatch.setattr(search, "run", run)
     live = experiment.live(small_model, puzzles, silent)
     assert live["one run, 6 steps"][1].tolist() == [2 * 6]
+    assert live["EvoSearch, decided"][1].tolist() == [64]
+    monkeypatch.setattr(search.mesh, "devices", lambda axis: 4)
+    experiment.live(small_model, puzzles, silent)
+    assert sizes == [(2, [0, 0])] * 3 + [(4, [0] * 4)] * 3  # filled up
 
 
 def test_alike_puzzles_leave_a_calibration_error_uncertain() -> None:
@@ -114,6 +126,13 @@ def test_alike_puzzles_leave_a_calibration_error_uncertain() -> None:
         assert error.n == puzzles
         assert error.low < error.high
         assert error.low <= error.mean <= error.high
+
+
+def test_training_puzzles_have_several_answers_where_the_others_have() -> None:
+    for several in (False, True):
+        puzzles = puzzles_of("maze", 8, (0, 1), several, "train")
+        assert not any(puzzle.held_out for puzzle in puzzles)
+        assert all(len(puzzle.answers) > 1 for puzzle in puzzles) == several
 
 
 def test_more_seeds_on_a_few_puzzles() -> None:
@@ -143,6 +162,7 @@ def test_the_best_within_a_budget_is_chosen() -> None:
     [
         (dict(seeds=(0, 1)), "4 seeds"),
         (dict(drawn=0), "drawn 0"),
+        (dict(sampling=Settings(steps=2)), "at least 3 steps"),
     ],
 )
 def test_what_cannot_be_run_is_refused(small_model: Wan, change, why) -> None:
