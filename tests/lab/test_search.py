@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -36,9 +37,11 @@ from jcos.lab.population import Population, replay
 from jcos.lab.search import run, video
 from jcos.lab.tasks import TASKS
 from jcos.loop import _advance, steps
+from jcos.model.vae import Tiles
 from jcos.sampling import trajectory
 from jcos.sampling.probes import Probe, SeedEnsemble, chain
 from jcos.variants import VARIANTS
+from jcos.weights.checkpoint import abstract_model
 from tests.models import CONFIG, FRAMES, LAYERS, STEPS, close, frame, randomised
 
 
@@ -618,6 +621,25 @@ def test_judges_that_return_something_else_are_refused(model, condition) -> None
     refused(Frames(lambda video: float("nan") if video.any() else 0.0), "nan for particle 0")
     with pytest.raises(ValueError, match=r"2 first seeds for 1 video"):
         run(model, condition, epbs(3, "energy"), (0, 1))
+
+
+def test_a_judge_of_frames_needs_the_vae_and_decodes_in_tiles(condition) -> None:
+    bare = abstract_model(jcos.Wan, VARIANTS["wan2.2-ti2v-5b"]())
+    bare.vae, judge = None, Frames(lambda video: float(video.mean()))
+    with pytest.raises(ValueError, match="with its VAE"):
+        run(bare, condition, epbs(2, "mine"), judges={"mine": judge})
+    asked = []
+
+    def decode(latents: Any, tiles: Any) -> np.ndarray:
+        asked.append(tiles)
+        return np.zeros((1, 2, 1, 2, 2, 3), np.uint8)
+
+    tiles, latents = Tiles((4, 4), (2, 2)), np.zeros((1, 2, 1, 2, 2, 3))
+    fake: Any = SimpleNamespace(decode=decode)
+    alive = np.ones((1, 2), bool)
+    at = Estimates(fake, 0, 0.5, latents, latents, latents, alive, {}, tiles=tiles)
+    assert judge(at).tolist() == [[0, 0]]
+    assert asked == [tiles]
 
 
 def test_every_preset_says_who_begins(model, condition) -> None:
