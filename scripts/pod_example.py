@@ -33,10 +33,11 @@ if options.hosts != 1 or options.coordinator:
     jcos.init_distributed(options.coordinator, options.hosts, options.host)
 with jcos.use_mesh(jcos.make_mesh(jcos.parse_mesh(options.mesh))):
     model = jcos.load(options.model)  # every device reads its slices
-    clip, picture = model.config.clip, image.read_picture(options.picture)
-    if isinstance(model.config.codec, VaeConfig):  # the small model takes it as it is
-        picture = image.prepare(picture, image.rule_for(model.config), clip.height, clip.width)
-    condition = model.condition(picture, options.prompt, options.frames or clip.frames)
-    average = jcos.SeedEnsemble.window(model.config.sampling.steps, model.config.dit.layers)
+    config, clip = model.config, model.config.clip
+    picture, seen = image.read_picture(options.picture), None
+    if isinstance(config.codec, VaeConfig):  # the small model takes it as it is
+        picture, seen = image.first_frame(picture, config, None, clip.height, clip.width)
+    condition = model.condition(picture, options.prompt, options.frames or clip.frames, seen=seen)
+    average = jcos.SeedEnsemble.window(config.sampling.steps, config.dit.layers)
     trace = jcos.generate(model, condition, seeds=[0, 1, 2], probe=average)
     trace.save(options.out, model)

@@ -25,7 +25,7 @@ def test_a_picture_is_prepared_on_a_single_machine(tmp_path, monkeypatch) -> Non
     clip = dataclasses.replace(config.clip, height=48, width=80)
     given = []
 
-    def condition(picture: np.ndarray, prompt: str, frames: int) -> None:
+    def condition(picture: np.ndarray, prompt: str, frames: int, seen: None) -> None:
         given.append((picture.shape, prompt, frames))
         raise NotImplementedError
 
