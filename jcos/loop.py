@@ -50,8 +50,7 @@ def first_noise(
 
     shape: of a latent, [F, h, w, C]. noise: an array, returned in float32, or its generator, by
     default `config.noise`: "torch" as in all reference codes for Wan (`noise.wan_noise`), or "jax"
-    inside the program. Raises ValueError where it is neither, of another shape than these videos
-    together, or PyTorch does not take a seed.
+    inside the program. Raises ValueError where it is none that fits, or PyTorch takes no such seed.
     """
     drawn = config.noise if noise is None else noise
     if not isinstance(drawn, str):
@@ -345,8 +344,7 @@ class Runs(Iterator[State]):
 
     @cached_property
     def _digest(self) -> str:
-        """Return that of the model; nothing where its weights have no values: inside a program, or
-        where they are yet to be read."""
+        """Return that of the model; nothing where weights have no values, or not yet."""
         weights = jax.tree.leaves(self.model.experts)
         known = isinstance(weights[0], jax.Array) and not isinstance(weights[0], Tracer)
         return model_digest(self.model) if known else ""
