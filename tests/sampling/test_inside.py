@@ -250,23 +250,6 @@ def test_a_block_that_is_skipped_is_not_there(model: Wan, condition) -> None:
     close(skipped.x0, generate(shallow, condition).x0)
 
 
-def test_they_say_what_they_change() -> None:
-    heads = KnockOut.at(CONFIG, "heads", [(0, 1), (2, 0), (2, 1)], at_steps=[1], by="mean")
-    patch = Patch.of("mlp", np.zeros((1, STEPS, 1, TOKENS, 48)), (1,), at_steps=[0])
-    steer = Steer.at(CONFIG, jnp.ones(DIM), [1], when=[0, 1])
-    probe = chain(heads, KnockOut.at(CONFIG, "mlp", [(0, 5)]), patch, steer)
-    assert [str(change) for change in probe.changes()] == [
-        "self-attention of layer 0 set to the mean over tokens in head 1 at step 1",
-        "self-attention of layer 2 set to the mean over tokens at step 1",
-        "feed-forward of layer 0 set to zero in neuron 5",
-        "feed-forward of a stored run after layer 1 at step 0",
-        "a direction added after layer 1 at step 0, 1",
-    ]
-    assert {change.axis for change in probe.changes()} == {"head", "neuron", "layer"}
-    assert str(SkipBlock.at(CONFIG, [1]).changes()[0]) == "left out after layer 1"
-    assert not KnockOut.at(CONFIG, "heads", []).changes()
-
-
 def other_run(rows: int = TOKENS, dim: int = DIM) -> Patch:
     return Patch.of("block", np.zeros((1, STEPS, 1, rows, dim)), (0,))
 

@@ -1,6 +1,5 @@
 """Places inside the model: what a probe is given there, what goes on, and what they cost."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +14,6 @@ from jcos.model import attention
 from jcos.model.dit import SITES, DiT
 from jcos.model.layers import layer_norm, time_features
 from jcos.sampling import flow, trajectory
-from jcos.sampling.checks import check_probe
 from jcos.sampling.probes import InWorlds, Probe, TokenEnergy, TokenFeatures, chain
 from jcos.wan import Wan
 from tests.models import (
@@ -164,35 +162,6 @@ def test_a_place_that_no_probe_uses_costs_nothing(model: Wan, condition, monkeyp
     monkeypatch.setattr(DiT, "__call__", without)
     generate_worlds.clear_cache()  # type: ignore[attr-defined]
     assert [text_of(model, condition, p) for p in (Probe(), probe)] == with_sites
-
-
-def test_keys_are_of_the_place_and_the_branch() -> None:
-    at = jnp.int32(0)
-    site = trajectory.Site(at, at - 1, at, jnp.float32(1), jax.random.key(0))
-    keys = {
-        jax.random.key_data(here.at(f"on_{name}", jnp.int32(0)).key).tobytes()
-        for name in (*SITES, "block")
-        for here in (site, site._replace(branch=jnp.int32(1)))
-    }
-    assert len(keys) == 2 * (len(SITES) + 1)
-
-
-@pytest.mark.parametrize(
-    ("site", "f", "words"),
-    [
-        ("heads", lambda _, z: z, r"Mine.on_heads .* two things: the heads' outputs float32\[12,"),
-        ("mlp", lambda _, z: (z[1:], ()), r"Mine.on_mlp returned float32\[11, 48\]"),
-        ("attention", lambda _, z: (z[0], ()), "Mine.on_attention .*expected queries and keys 2"),
-        ("input", lambda _, z: (z, "seen"), "Mine.on_input observed 'seen'"),
-    ],
-)
-def test_what_a_method_returns_is_told(model: Wan, site: str, f: Any, words: str) -> None:
-    check = partial(check_probe, expert=model.experts[0], steps=STEPS, shape=(1, 1, FRAMES, 4, 4))
-    with pytest.raises(ValueError, match=words):
-        check(kind(f, site))
-    check(everything)
-    with pytest.raises(TypeError, match="on_heads"):
-        type("Mine", (Probe,), {"on_head": lambda self, site, z: (z, ())})
 
 
 def test_worlds_that_exchange_what_enters_exchange_their_videos(model: Wan) -> None:

@@ -11,11 +11,10 @@ from flax import nnx
 from jcos.config import DiTConfig, Sampling
 from jcos.generation import generate
 from jcos.loop import seed_keys
-from jcos.model.dit import DiT
+from jcos.model.dit import SITES, DiT
 from jcos.model.slots import Slots
 from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import (
-    InWorlds,
     Noise,
     Probe,
     SeedEnsemble,
@@ -141,9 +140,10 @@ def test_keys_differ_between_layers_branches_methods_and_places_in_a_chain() -> 
             numbers += jax.tree.leaves(nested.on_block(site, jnp.zeros((1, 1)))[1])
     numbers += [
         jax.random.key_data(at(1, 0.5).at(hook).key)
-        for hook in ("on_latents", "on_step", "on_estimate")
+        for hook in ("on_latents", "on_step", "on_estimate", *(f"on_{name}" for name in SITES))
     ]
-    assert len({tuple(np.asarray(number).tolist()) for number in numbers}) == 3 * 2 * 5 + 3
+    distinct = {tuple(np.asarray(number).tolist()) for number in numbers}
+    assert len(distinct) == 3 * 2 * 5 + 3 + len(SITES)
 
 
 def test_noises_of_a_chain_are_independent() -> None:
@@ -160,15 +160,6 @@ def test_noises_of_a_chain_are_independent() -> None:
     np.testing.assert_allclose(alone, by_hand, atol=2e-6)
 
 
-def test_noise_is_the_same_in_every_world() -> None:
-    x, noise = jnp.zeros((FRAMES, 4, 4, 12)), Noise.at_steps(STEPS, FRAMES, [2])
-    inside = InWorlds(chain(noise), jnp.array([True, True]))
-    found = jax.vmap(lambda _: inside.on_latents(at(2, 0.5), x), axis_name="world", out_axes=0)(
-        jnp.arange(2)
-    )
-    np.testing.assert_array_equal(found, jnp.stack([noise.on_latents(at(2, 0.5), x)] * 2))
-
-
 def test_a_single_noise_is_drawn_of_seed_and_step_alone(model, condition) -> None:
     """What the key of the step gives, in a chain too."""
     probe = chain(Noise.at_steps(STEPS, FRAMES, [1]), States())
@@ -177,10 +168,3 @@ def test_a_single_noise_is_drawn_of_seed_and_step_alone(model, condition) -> Non
     _, (key,) = trajectory.draw(CONFIG.dit, worlds, seed_keys((3,)), None)
     want = jax.jit(lambda key: jax.random.normal(jax.random.fold_in(key, 1), x.shape))(key)
     np.testing.assert_allclose(x, want, rtol=0, atol=1e-6)
-
-
-def test_noise_at_steps_or_in_frames_is_one_noise() -> None:
-    steps, frames = Noise.at_steps(STEPS, FRAMES, [2]), Noise.at_frames(STEPS, FRAMES, [1])
-    want = np.zeros((STEPS, FRAMES))
-    want[2], want[:, 1] = 1, 1
-    np.testing.assert_array_equal((steps | frames).mask, want)
