@@ -20,10 +20,10 @@ from jcos.devices import memory, mesh, sharding
 from jcos.devices.watching import step_done
 from jcos.files import any_path, fetched, write
 from jcos.sampling import flow, trajectory
-from jcos.sampling.checks import all_parts, check_averages, check_probe, check_turns
+from jcos.sampling.checks import all_parts, check_averages, check_order, check_probe, check_turns
 from jcos.sampling.flow import SolverState
 from jcos.sampling.inside import Patch
-from jcos.sampling.noise import Seeds, seed_rows, seed_words, wan_noise
+from jcos.sampling.noise import Seeds, positions, seed_rows, seed_words, wan_noise
 from jcos.sampling.probe import Probe
 from jcos.sampling.trace import Origin, digest, model_digest
 from jcos.sampling.trajectory import Condition, Trace
@@ -131,7 +131,7 @@ class State:
         Raises ValueError for none, for what is no position (a mask), that is not there or comes
         twice (`take` and `branch` make copies), and where this is not the latest state.
         """
-        rows = np.atleast_2d(_positions(which)).tolist()
+        rows = np.atleast_2d(positions(which)).tolist()
         if any(len(set(row)) < len(row) for row in rows):
             raise ValueError(f"keep was given {which}: a run cannot be kept twice; branch copies")
         return self.take(which)
@@ -152,14 +152,17 @@ class State:
         """Let these runs go on, in this order; one that comes again goes on as a copy.
 
         The first of a run keeps its key, copies get fresh ones; they part where something draws
-        from them (a probe that adds noise). Raises ValueError as `keep`, but for copies.
+        from them (a probe that adds noise). Raises ValueError as `keep`, but for copies, and as
+        `check_order` where a run changes its place.
         """
-        chosen, (worlds, count) = _positions(which), self.rows.shape
+        chosen, (worlds, count) = positions(which), self.rows.shape
         if not chosen.size or chosen.min() < 0 or chosen.max() >= count:
             raise ValueError(f"runs {which} of {count} were chosen; they are 0 to {count - 1}")
         if chosen.shape[:-1] not in ((), (worlds,)):
             raise ValueError(f"runs of {len(chosen)} worlds were chosen; there are {worlds}")
         places = np.broadcast_to(chosen, (worlds, chosen.shape[-1]))
+        if places.tolist() != worlds * [list(range(count))]:
+            check_order(self.runs.probe)
         number = np.tril(places[:, :, None] == places[:, None], -1).sum(-1)
         at = np.arange(worlds)[:, None], places
         keys, takes = self.keys[at], self.runs.takes + 1
@@ -172,12 +175,13 @@ class State:
 
     def join(self, other: "State") -> "State":
         """Let the runs of another state of this step go on beside these, behind them. Raises
-        ValueError where it is of another step or of other worlds."""
+        ValueError where it is of another step or of other worlds, and as `check_order`."""
         if other.step != self.step or len(other.rows) != len(self.rows):
             raise ValueError(
                 f"runs of {len(other.rows)} world(s) after step {other.step} cannot go on beside "
                 f"those of {len(self.rows)} after step {self.step}"
             )
+        check_order(self.runs.probe)
         solver = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), self.solver, other.solver)
         keys = jnp.concatenate([self.keys, other.keys], 1)
         rows = np.concatenate([self.rows, other.rows], 1)
@@ -372,14 +376,6 @@ class Runs(Iterator[State]):
         trajectory.check_step(step, self.plan.steps, trace)
         self.state = State(step, before.rows, self, solver, before.keys, trace)
         return self.state
-
-
-def _positions(which: Chosen) -> np.ndarray:
-    """Return positions on the seed axis as whole numbers; ValueError for a mask or fractions."""
-    chosen = np.asarray(which)
-    if chosen.ndim == 0 or (chosen.size and chosen.dtype.kind not in "iu"):
-        raise ValueError(f"runs {which} were chosen; give their positions, as np.flatnonzero(mask)")
-    return chosen.astype(int)
 
 
 @jax.jit

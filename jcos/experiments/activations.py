@@ -6,8 +6,8 @@ diffusion transformers 2505.18584). Here: those with the largest |mean over toke
 many others.
 
 In models that keep a given frame at timestep 0 (TI2V), that frame's tokens have another time
-vector, so that their size is no sign of what they hold. The small model has one timestep for all
-tokens: there a larger first frame is no such artefact.
+vector, so that their size is no sign of what they hold: energy is measured without it too. The
+small model has one timestep for all tokens: there a larger first frame is no such artefact.
 """
 
 import dataclasses
@@ -45,7 +45,9 @@ SAME = "How many of the largest channels of one run's step are the largest ones 
 PEAK = "Largest size of an activation over the median size, in all tokens after a block."
 FRAME = "Mean norm of a frame's tokens over that of all."
 CKA = "Linear CKA of tokens with the same run's at the probed step before, or another puzzle's."
+TOKEN = "Share of the tokens' squared norm that lies in the largest token: 1 / N if all are alike."
 ENERGY = "Mean L2 norm of the tokens after each block."
+LATER = "Mean L2 norm of the tokens of all frames but the first, which a model may keep as given."
 PROBE = "Linear probes of what the answer changes, fitted on the other half of the puzzles."
 
 
@@ -108,8 +110,22 @@ class Activations(Experiment):
             "ratio": measure(each, read.ratio, "largest over median activation", PEAK, **ratio),
             "massive": measure(each, massive, "massive activations", "By Sun et al.'s rule."),
             "frames": measure(f"{each} frame", read.frames, "norm of a frame", FRAME, **ratio),
+            "token": measure(each, read.token, "squared norm in the largest token", TOKEN),
+            "token_frame": measure(
+                each,
+                read.place,
+                "frame of the largest token",
+                units="latent frame",
+                span=(0.0, grid[0] - 1.0),
+            ),
             "forwards": ("step", [self.forwards(model.config, s + 1) for s in steps]),
         }
+        after = read.tokens[..., chosen >= grid[1] * grid[2], :]
+        if after.size:
+            energy, norm = np.linalg.norm(after, axis=-1).mean(-1), {"units": "norm"}
+            variables["later_energy"] = measure(
+                each, energy, "token energy after the first frame", LATER, span=POSITIVE, **norm
+            )
         other = others_of(samples.tasks)
         probe = None
         if read.video is not None and len(chosen) == number:
@@ -182,7 +198,8 @@ def largest(values: Float[np.ndarray, "*axes D"], number: int) -> Bool[np.ndarra
 
 class Sizes(Probe):
     """Observes, of the tokens after a block, the mean of every channel [D], the largest size, its
-    ratio to the median size, and the mean norm of each frame over that of all [F]."""
+    ratio to the median size, the mean norm of each frame over that of all [F], and the largest
+    token's share of the squared norm and its frame."""
 
     frames: int = flax.struct.field(pytree_node=False)
 
@@ -191,8 +208,9 @@ class Sizes(Probe):
         h = tokens.astype(jnp.float32)
         size, norm = jnp.abs(h), jnp.linalg.norm(h, axis=-1)
         by_frame = norm.reshape(self.frames, -1).mean(1) / norm.mean()
-        peak = size.max()
-        return tokens, (h.mean(0), peak, peak / jnp.median(size), by_frame)
+        peak, square = size.max(), jnp.square(norm)
+        token, place = square.max() / square.sum(), square.argmax() // (len(h) // self.frames)
+        return tokens, (h.mean(0), peak, peak / jnp.median(size), by_frame, token, place)
 
 
 class Reading(NamedTuple):
@@ -202,6 +220,8 @@ class Reading(NamedTuple):
     peak: Float[Any, "*K s L"]
     ratio: Float[Any, "*K s L"]
     frames: Float[Any, "*K s L F"]
+    token: Float[Any, "*K s L"]
+    place: Int[Any, "*K s L"]
     tokens: Float[Any, "*K s L n D"]
     video: UInt8[Any, "*K F H W 3"] | None = None
 
@@ -209,8 +229,7 @@ class Reading(NamedTuple):
 def read_tokens(model: Wan, plan: flow.Plan, trace: Trace, steps: Int[Array, " s"]) -> Reading:
     del model, plan
     (mean, *sizes), tokens = jax.tree.map(lambda a: a[0][:, steps], trace.block_obs)
-    peak, ratio, frames = sizes
-    return Reading(mean, peak, ratio, frames, tokens.astype(jnp.float32))
+    return Reading(mean, *sizes, tokens=tokens.astype(jnp.float32))
 
 
 def read_puzzles(model: Wan, plan: flow.Plan, trace: Trace, steps: Int[Array, " s"]) -> Reading:

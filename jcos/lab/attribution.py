@@ -9,7 +9,7 @@ saturated the estimate fails: compare it with `patch_effects` before it is belie
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, SupportsIndex, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jcos.model import attention
 from jcos.sampling import flow, trajectory
 from jcos.sampling.inside import Inside
 from jcos.sampling.interventions import places
+from jcos.sampling.noise import seed_numbers
 from jcos.sampling.probe import Latents, Probe, Site, Sizes
 from jcos.sampling.probes import States, chain, counted
 from jcos.sampling.trajectory import Condition
@@ -85,7 +86,7 @@ def attribute(
     places: Sequence[str] = ("block",),
     *,
     other: Condition | None = None,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | SupportsIndex = (0,),
     through: str = "run",
     sampling: Sampling | None = None,
     noise: Noise = None,
@@ -106,7 +107,8 @@ def attribute(
         raise ValueError(f"through is {through!r}; it is 'run' or 'step'")
     runs, metric = _prepared(model, condition, other, metric, sampling)
     masks = {place: jnp.zeros(_sizes(runs, place)) for place in places}
-    found = [_gradients(_one(runs, seed, noise, metric), masks, through) for seed in seeds]
+    each = _each(runs, seeds, noise, metric)
+    found = [_gradients(run, masks, through) for run in each]
     return jax.tree.map(lambda *a: jnp.stack(a), *found)
 
 
@@ -117,7 +119,7 @@ def patch_effects(
     cells: Sequence[Cell | tuple[Any, ...]],
     *,
     other: Condition | None = None,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | SupportsIndex = (0,),
     through: str = "run",
     sampling: Sampling | None = None,
     noise: Noise = None,
@@ -126,24 +128,22 @@ def patch_effects(
     """Return what patching each cell, one at a time, adds to the metric: exactly what `attribute`
     estimates, at the price of a run for each.
 
-    cells: (place, step, layer, unit), as in `Cell`. chunk: cells at a time. Raises IndexError for
-    one that does not exist, otherwise as `attribute`.
+    cells: (place, step, layer, unit), as in `Cell`; a fraction is of the run or of the depth.
+    chunk: cells at a time. Raises IndexError for one that does not exist, otherwise as `attribute`.
     """
-    rows = [Cell._make((*cell, None)[:4]) for cell in cells]
-    if not rows:
+    if not len(cells):
         raise ValueError("there are no cells to patch; name at least one")
-    _check_places([cell.place for cell in rows])
     runs, metric = _prepared(model, condition, other, metric, sampling)
+    rows = [_cell(runs, cell) for cell in cells]
     masks = {p: np.zeros((1 + len(rows), *_sizes(runs, p)), np.float32) for p in get_args(Place)}
     for i, cell in enumerate(rows):
-        _check_cell(cell, _sizes(runs, cell.place))
         here = slice(None) if cell.unit is None else cell.unit
         masks[cell.place][1 + i, cell.step, cell.layer, here] = 1.0
     used = {cell.place for cell in rows}
     stacked = {p: jnp.asarray(mask) for p, mask in masks.items() if p in used}
     found, at = [], np.array([cell.step if through == "step" else 0 for cell in rows])
-    for seed in seeds:
-        values = _values(_one(runs, seed, noise, metric), stacked, through, chunk)
+    for run in _each(runs, seeds, noise, metric):
+        values = _values(run, stacked, through, chunk)
         found.append((values[1:] - values[:1])[np.arange(len(rows)), at])
     return jnp.stack(found)
 
@@ -164,6 +164,7 @@ def _prepared(
     if getattr(out, "shape", None) != () or not jnp.issubdtype(out.dtype, jnp.floating):
         kind = f"{out.dtype}{list(out.shape)}" if hasattr(out, "dtype") else type(out).__name__
         raise ValueError(f"the metric returns {kind}; it has to be one floating-point number")
+    runs.check(1)
     return runs, wrapped
 
 
@@ -179,10 +180,17 @@ def _sizes(runs: Runs, place: str) -> tuple[int, int, int]:
     return runs.plan.steps, dit.layers, units
 
 
-def _check_cell(cell: Cell, sizes: tuple[int, int, int]) -> None:
-    unit = "head" if cell.place in BY_HEAD else "frame"
-    for name, number, size in zip(("step", "layer", unit), cell[1:], sizes, strict=True):
-        places([] if number is None else [int(number)], size, name)
+def _cell(runs: Runs, cell: Sequence[Any]) -> Cell:
+    """Return a cell of this run, in whole numbers."""
+    if len(cell) not in (3, 4):
+        raise ValueError(f"{cell} is no cell; it is (place, step, layer), and a head or frame")
+    place, *numbers = cell
+    _check_places([place])
+    names = ("step", "layer", "head" if place in BY_HEAD else "frame")
+    if numbers[2:] == [None]:
+        numbers.pop()
+    each = zip(numbers, _sizes(runs, place), names, strict=False)
+    return Cell(place, *(places([number], size, name)[0] for number, size, name in each))
 
 
 class Run(NamedTuple):
@@ -196,9 +204,17 @@ class Run(NamedTuple):
     metric: Partial
 
 
-def _one(runs: Runs, seed: int, noise: Noise, metric: Partial) -> Run:
-    inputs = runs.inputs([seed], noise)  # which lays conditions and plan out as well
-    return Run(runs.model, runs.plan, runs.conditions, *inputs, metric)
+def _each(
+    runs: Runs, seeds: Sequence[int] | SupportsIndex, noise: Noise, metric: Partial
+) -> list[Run]:
+    """Return the run of each seed."""
+    numbers = seed_numbers(seeds)
+    if not (noise is None or isinstance(noise, str) or len(noise) == len(numbers)):
+        raise ValueError(f"noise is of {len(noise)} seed(s); there are {len(numbers)}")
+    keys, first = runs.inputs(numbers, noise)  # which lays conditions and plan out as well
+    about = runs.model, runs.plan, runs.conditions
+    rows = [slice(i, i + 1) for i in range(len(numbers))]
+    return [Run(*about, keys[i], None if first is None else first[i], metric) for i in rows]
 
 
 def _losses(
@@ -230,7 +246,7 @@ def _values(
 def jacobian(
     model: Wan,
     condition: Condition,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | SupportsIndex = (0,),
     *,
     directions: int = 8,
     sampling: Sampling | None = None,
@@ -245,8 +261,10 @@ def jacobian(
     runs = Runs(model, condition, States(), sampling)
     if not runs.single:
         raise ValueError("the condition is stacked; take one at a time")
+    if directions < 1:
+        raise ValueError(f"directions is {directions}; at least 1 is needed")
     found = []
-    for seed in seeds:
+    for seed in seed_numbers(seeds):
         runs.begin([seed])
         rows = []
         for state in runs:

@@ -17,10 +17,11 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jcos.config import Sampling
+from jcos.devices import memory
 from jcos.generation import generate
 from jcos.model.dit import Head
-from jcos.sampling.probe import Latents, Probe, Site, Tokens
-from jcos.sampling.probes import TokenFeatures
+from jcos.sampling.probe import Latents, Probe, Site, Sizes, Tokens
+from jcos.sampling.probes import TokenFeatures, counted, whole
 from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
 
@@ -58,8 +59,11 @@ class Lens(Probe):
     aux: Any = ()
     reduce: Callable[..., Any] | None = flax.struct.field(pytree_node=False, default=None)
 
+    def made_for(self) -> Sizes:
+        return () if self.maps is None else counted(self.maps.bias, "layers", "channels")
+
     def slots(self) -> Int[Array, " l"] | None:
-        return None if self.layers is None else jnp.asarray(self.layers, jnp.int32)
+        return None if self.layers is None else whole(self.layers, "Lens.layers")
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, Latents]:
         assert site.estimate is not None
@@ -72,16 +76,18 @@ class Lens(Probe):
 
 
 def distances(
-    x0: Float[Array, "*l F H W C"], to: Float[Array, "*#l F H W C"]
+    x0: Float[Array, "*l F H W C"], to: Float[Array, "*#l F H W C"], given: int = 1
 ) -> Float[Array, "*l"]:
-    """Return the root mean squared difference from `to` in all frames but the first, which may be
-    given."""
-    apart = x0[..., 1:, :, :, :].astype(jnp.float32) - to[..., 1:, :, :, :]
+    """Return the root mean squared difference from `to` in all frames but the first `given`, or in
+    all where there are no more."""
+    later = slice(given if x0.shape[-4] > given else 0, None)
+    apart = x0[..., later, :, :, :].astype(jnp.float32) - to[..., later, :, :, :]
     return jnp.sqrt(jnp.mean(jnp.square(apart), (-4, -3, -2, -1)))
 
 
 def to_last(x0: Float[Array, "l F H W C"]) -> Float[Array, " l"]:
-    """Return the `distances` from the last layer's estimate; for `Lens.reduce`."""
+    """Return the `distances` from the last layer's estimate; for `Lens.reduce`, of runs with one
+    given frame."""
     return distances(x0, x0[-1:])
 
 
@@ -99,21 +105,26 @@ def fit_lens(
     """Fit a tuned lens to the model's own final velocity, by squared error, on tokens of its runs.
 
     conditions: stacked; of training puzzles, since the map can learn what a task's answers share.
-    tokens: so many random places outside the first frame, the same in all runs; with runs, steps
-    and layers they decide the memory. batch: steps of runs per update. Raises ValueError where the
-    model has two experts, or conditions are not stacked.
+    tokens: so many random places outside the first and all given frames (anywhere, where there are
+    no others), the same in all runs; with runs, steps and layers they decide the memory. batch:
+    steps of runs per update. Raises ValueError where the model has two experts, or conditions are
+    not stacked.
     """
     if len(model.experts) > 1:
         raise ValueError(f"{model.config.name} has two experts with a head each; fit to one expert")
     if conditions.context.ndim != 3:
         raise ValueError("conditions have no leading axis: stack them (jcos.tree_stack)")
-    expert, dit = model.experts[0], model.config.dit
+    dit = model.config.dit
     frames, height, width = dit.tokens(*conditions.grid)
-    later, key = jnp.arange(height * width, frames * height * width), jax.random.key(0)
+    kept = (a.shape[1] for a in (conditions.first, conditions.known) if a is not None)
+    given = max([1, *kept])
+    first = given if frames > given else 0
+    later, key = jnp.arange(first * height * width, frames * height * width), jax.random.key(0)
     chosen = jax.random.permutation(key, later)[:tokens]
     probe = TokenFeatures(jnp.arange(dit.layers), chosen)
     trace = generate(model, conditions, seeds, probe=probe, sampling=sampling)
     h = trace.block_obs.reshape(-1, *trace.block_obs.shape[3:])  # runs and steps together
+    expert = memory.on_device(model.experts[0])
     times = jax.vmap(lambda t: expert.time_vector(t, None))(trace.timestep.reshape(-1))
     how: dict[str, Any] = {"updates": updates, "learning_rate": learning_rate}
     return _fit(expert.head, h, times, key, batch=min(batch, len(h)), **how)

@@ -69,6 +69,7 @@ from jcos.lab.population import Search
 from jcos.lab.population import replay as replay
 from jcos.model.vae import Tiles
 from jcos.sampling import flow
+from jcos.sampling.checks import check_order
 from jcos.sampling.noise import seed_numbers, seed_words
 from jcos.sampling.probes import Probe, TokenFeatures, chain
 from jcos.sampling.trajectory import Condition, tree_stack
@@ -151,6 +152,7 @@ class _Run(Search):
         known = standard(model.config) | judges
         self.shape = (*self.conditions.grid, model.config.dit.out_channels)
         check(method, model.config, self.sampling, list(known), self.shape[0], probe)
+        check_order(probe)
         self.judges = {row.judge: known[row.judge] for row in method.rows}
         decodes = any(judge.decodes for judge in self.judges.values())
         coded = isinstance(model.config.codec, VaeConfig)

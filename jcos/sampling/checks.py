@@ -125,11 +125,26 @@ def check_turns(probe: Probe, seeds: int, together: int | None) -> None:
     for part in all_parts(probe):
         if isinstance(part, AVERAGES) and np.any(_known(part.mask)):
             raise ValueError(f"{type(part).__name__} averages over seeds; leave out {together=}")
+    if name := by_seed(probe):
+        raise ValueError(f"{name} tells seeds apart; leave out {together=}")
+
+
+def check_order(probe: Probe) -> None:
+    """Raise ValueError where a probe tells seeds apart, so that runs cannot change their place."""
+    if name := by_seed(probe):
+        raise ValueError(f"{name} tells seeds apart by their place, which is to change")
+
+
+def by_seed(probe: Probe) -> str:
+    """Return the name of a probe in it that tells seeds apart, by their place among those that run
+    at the same time; nothing where there is none."""
+    for part in all_parts(probe):
         per_seed = dict(part.made_for()).get("seeds", 1) > 1
         per_seed |= any(_axis(type(part), f.name)[0] == "seeds" for f in dataclasses.fields(part))
         per_seed |= isinstance(part, Patch) and len(part.values) > 1
         if per_seed or (isinstance(part, KnockOut) and part.by == "seed"):
-            raise ValueError(f"{type(part).__name__} tells seeds apart; leave out {together=}")
+            return type(part).__name__
+    return ""
 
 
 def difference(a: Any, b: Any, name: str = "") -> str:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jcos.config import WanConfig
 from jcos.sampling.interventions import Place, places
 from jcos.sampling.probe import Change, Heads, Probe, Site, Sizes, Tokens
-from jcos.sampling.probes import check_mask, choose, counted, unchanged
+from jcos.sampling.probes import check_mask, choose, counted, unchanged, whole
 from jcos.sampling.trace import Origin, Trace, stored
 
 UNITS = {"heads": "heads", "cross": "heads", "mlp": "neurons", "block": "", "input": ""}
@@ -81,21 +81,21 @@ class Capture(Inside):
     """Observes a place as it is, [steps, chosen layers, chosen tokens, …]: what `Patch` puts back,
     and what directions are made of.
 
-    layers: block numbers; no other layer is held. tokens: their numbers, None for all. dtype:
-    values are rounded to it. At "input" there is no axis of layers.
+    layers, tokens: numbers, arrays or sequences; no other layer is held; None for all tokens.
+    dtype: values are rounded to it. At "input" there is no axis of layers.
     """
 
     layers: Any = ()
-    tokens: Int[Array, "*sweep n"] | None = None
+    tokens: Any = None
     dtype: str | None = flax.struct.field(pytree_node=False, default=None)
 
     def slots(self) -> Any:
-        layers = jnp.asarray(self.layers, jnp.int32)
+        layers = whole(self.layers, "Capture.layers")
         return {self.place: layers} if self.is_inside() else layers
 
     def act(self, site: Site, z: Array) -> tuple[Array, Array]:
         del site
-        read = z if self.tokens is None else z[self.tokens]
+        read = z if self.tokens is None else z[whole(self.tokens, "Capture.tokens")]
         return z, read if self.dtype is None else read.astype(self.dtype)
 
     def on_step(self, site: Site, observed: Any) -> Array:
@@ -220,7 +220,7 @@ class Patch(Inside):
     values: Float[Array, "..."]
     source: Int[Array, "*sweep S"]
     layers: Int[Array, "*sweep l"]
-    tokens: Int[Array, "*sweep n"] | None = None
+    tokens: Any = None
     basis: Float[Array, "*sweep r D"] | None = None
     origin: Origin = flax.struct.field(pytree_node=False, default=Origin())
 
@@ -234,7 +234,7 @@ class Patch(Inside):
         steps: int | None = None,
         at_steps: Iterable[Place] | None = None,
         from_step: Place | None = None,
-        tokens: Array | None = None,
+        tokens: Any = None,
         basis: Array | None = None,
     ) -> "Patch":
         """Return a patch of what `Capture(place, layers, tokens)` observed.
@@ -309,7 +309,8 @@ class Patch(Inside):
         slot = 0 if self.place == "input" else jnp.argmax(self.layers == site.layer)
         seed = jax.lax.axis_index("seed") if len(self.values) > 1 else 0
         donor = self.values[seed, step, slot].astype(z.dtype)
-        rows = z if self.tokens is None else z[self.tokens]
+        tokens = None if self.tokens is None else whole(self.tokens, "Patch.tokens")
+        rows = z if tokens is None else z[tokens]
         if self.basis is None:
             new = donor
         else:
@@ -317,7 +318,7 @@ class Patch(Inside):
             basis, apart = self.basis.astype(exact), donor.astype(exact) - rows.astype(exact)
             new = rows + (apart @ basis.T @ basis).astype(z.dtype)
         new = jnp.where(here & (step >= 0), new, rows)
-        return new if self.tokens is None else z.at[self.tokens].set(new), ()
+        return new if tokens is None else z.at[tokens].set(new), ()
 
 
 class Steer(Probe):
@@ -430,9 +431,11 @@ def difference(
     of: Float[Array | np.ndarray, "*a D"], less: Float[Array | np.ndarray, "*b E"]
 ) -> Float[Array, " D"]:
     """Return the mean of some tokens [..., D] less that of others, in float32: a direction for
-    `Steer`. Raises ValueError where their widths differ."""
+    `Steer`. Raises ValueError where their widths differ, or one has no tokens."""
     if of.shape[-1] != less.shape[-1]:
         raise ValueError(f"tokens have {of.shape[-1]} and {less.shape[-1]} channels; give the same")
+    if not np.size(of) or not np.size(less):
+        raise ValueError(f"tokens of {of.shape} and {less.shape} have no mean; choose some of both")
     means = (np.asarray(a, np.float32).reshape(-1, a.shape[-1]).mean(0) for a in (of, less))
     first, second = means
     return jnp.asarray(first - second)

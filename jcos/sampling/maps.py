@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jcos.sampling.interventions import places
 from jcos.sampling.probe import Heads, Probe, Site
+from jcos.sampling.probes import whole
 
 WEIGHTS = 2**26
 """Most attention weights, of all heads, that are held at a time."""
@@ -43,7 +44,7 @@ class AttentionMass(Probe):
     def by_frame(
         cls,
         grid: tuple[int, int, int],
-        layers: Iterable[int],
+        layers: Iterable[Any],
         *,
         every: int = 1,
         dtype: str = "float32",
@@ -61,19 +62,23 @@ class AttentionMass(Probe):
     @classmethod
     def between(
         cls,
-        queries: Bool[np.ndarray, "G N"],
-        regions: Bool[np.ndarray, "R N"],
-        layers: Iterable[int],
+        queries: Bool[np.ndarray, "..."],
+        regions: Bool[np.ndarray, "..."],
+        layers: Iterable[Any],
         *,
         dtype: str = "float32",
     ) -> "AttentionMass":
-        """Return the mass that regions of queries put on regions of keys, both masks over tokens.
-        Raises ValueError where a region of queries is empty."""
-        queries, numbers = np.asarray(queries), np.flatnonzero(np.any(queries, 0))
+        """Return the mass that regions of queries put on regions of keys, masks [regions, N].
+        Raises ValueError where a region of queries is empty, or the masks are of two grids."""
+        queries, regions = np.asarray(queries), np.asarray(regions)
+        if (queries.ndim, regions.ndim) != (2, 2) or queries.shape[1] != regions.shape[1]:
+            shapes = f"{list(queries.shape)} and {list(regions.shape)}"
+            raise ValueError(f"masks of queries and of keys are {shapes}; both are [regions, N]")
+        numbers = np.flatnonzero(queries.any(0))
         if not queries.any(1).all():
             raise ValueError(f"region {int(np.argmin(queries.any(1)))} of queries has no token")
         return cls(
-            jnp.asarray(list(layers), jnp.int32),
+            whole(list(layers), "AttentionMass.layers"),
             jnp.asarray(numbers, jnp.int32),
             jnp.asarray(queries[:, numbers]),
             jnp.asarray(regions),

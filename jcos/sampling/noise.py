@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import ml_dtypes
 import numpy as np
@@ -45,6 +45,14 @@ def seed_rows(seeds: Seeds) -> list[list[int]]:
     if not single and any(np.ndim(seed) for seed in seeds):  # type: ignore[union-attr]
         return [seed_numbers(row) for row in seeds]  # type: ignore[arg-type,union-attr]
     return [seed_numbers(seeds)]  # type: ignore[arg-type]
+
+
+def positions(which: Any) -> np.ndarray:
+    """Return positions on the seed axis as whole numbers; ValueError for a mask or fractions."""
+    chosen = np.asarray(which)
+    if chosen.ndim == 0 or (chosen.size and chosen.dtype.kind not in "iu"):
+        raise ValueError(f"runs {which} were chosen; give their positions, as np.flatnonzero(mask)")
+    return chosen.astype(int)
 
 
 def seed_words(seeds: Sequence[int] | SupportsIndex) -> UInt32[np.ndarray, " K"]:

@@ -124,6 +124,14 @@ def counted(array: Array | None, *axes: str) -> Sizes:
     return tuple(zip(axes, array.shape, strict=True))
 
 
+def whole(numbers: Any, what: str) -> Int[Array, " n"]:
+    """Return numbers of layers or tokens as an array. Raises ValueError for fractions or a mask."""
+    array = jnp.asarray(numbers)
+    if array.size and not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(f"{what} holds {array.dtype} values; give whole numbers, 0 for the first")
+    return array.astype(jnp.int32)
+
+
 def check_mask(probe: Probe, tokens: Any) -> None:
     """Raise ValueError where the tokens at which a probe acts are numbers, not a mask."""
     if tokens is not None and (kind := jnp.asarray(tokens).dtype) != np.bool_:
@@ -402,20 +410,20 @@ class States(Probe):
 class TokenFeatures(Probe):
     """Observes the tokens of chosen layers as they are: [steps, chosen layers, chosen tokens, D].
 
-    layers: block numbers, an array or a sequence; no other layer's tokens are held. tokens: their
-    numbers, None for all.
+    layers, tokens: their numbers, arrays or sequences; no other layer's tokens are held; None for
+    all tokens.
     """
 
     layers: Any
-    tokens: Int[Array, "*sweep n"] | None = None
+    tokens: Any = None
 
     def slots(self) -> Int[Array, " l"]:
-        return jnp.asarray(self.layers, jnp.int32)
+        return whole(self.layers, "TokenFeatures.layers")
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, Float[Array, "n D"]]:
         del site
         if self.tokens is None:
             return tokens, tokens
         # Inside a program an index out of range is no error: it gives nan.
-        chosen = tokens.at[self.tokens]
+        chosen = tokens.at[whole(self.tokens, "TokenFeatures.tokens")]
         return tokens, chosen.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)

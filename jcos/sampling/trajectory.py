@@ -251,7 +251,7 @@ def _velocity(
     read = expert.readout(t, condition.grid, clean)
 
     def estimate(tokens: Array) -> Array:
-        return _keep_first(clean_estimate(x, read(tokens), site.sigma), condition)
+        return _estimate(clean_estimate(x, read(tokens), site.sigma), condition)
 
     # Devices that share the branches hold the observations of their own branch; a single device
     # holds those of the conditional branch only.

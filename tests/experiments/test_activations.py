@@ -1,10 +1,13 @@
 """Large activations: a channel that rules is found, and what it hides shows without it."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jcos.experiments.activations import Activations, compared, largest
+from jcos.experiments.activations import Activations, Sizes, compared, largest
 from jcos.lab.results import rows as rows_of
+from jcos.sampling.probe import Site
 from jcos.wan import Wan
 
 SMALL = Activations(tasks=("maze", "rotation"), puzzles=12, largest=2)
@@ -32,6 +35,14 @@ def test_a_channel_that_rules_makes_strangers_alike() -> None:
     assert np.isnan(another).all()
 
 
+def test_the_largest_token_and_its_frame_are_named() -> None:
+    tokens = jnp.ones((6, 4)).at[3].set(3)
+    number = jnp.int32(0)
+    site = Site(number, number, number, jnp.float32(1), jax.random.key(0))
+    *_, share, frame = Sizes(3).on_block(site, tokens)[1]
+    assert (float(share), int(frame)) == (pytest.approx(9 / 14), 1)
+
+
 def test_dataset_table_and_figures_are_complete(data) -> None:
     dataset, programs = data
     assert programs == 1
@@ -42,6 +53,10 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
     every, without, _ = dataset["energy"].transpose("channels", ...)
     assert (without < every).all()
     np.testing.assert_allclose(dataset["frames"].mean("frame"), 1, atol=1e-4)
+    later = every * (5 - dataset["frames"].sel(frame=0)) / 4  # of five frames
+    np.testing.assert_allclose(dataset["later_energy"], later, rtol=1e-4)
+    assert ((dataset["token"] > 1 / 125) & (dataset["token"] < 0.1)).all()
+    assert dataset["token_frame"].isin(range(5)).all()
     rows = {(r.task, r.measure, r.case) for r in rows_of(dataset)}
     assert ("maze", "CKA", "without the largest, another puzzle, step 0, layer 1") in rows
     names = {name for name, _ in SMALL.figures(dataset)}

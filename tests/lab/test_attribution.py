@@ -1,5 +1,7 @@
 """Attribution: the gradient is the patch's own derivative, and its memory is flat in the steps."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +53,18 @@ def test_gradients_are_the_slope_of_the_exact_patch(small_model: Wan, through, m
         first += len(want)
 
 
+def test_each_seed_has_its_own_noise_and_a_fraction_is_of_the_run(small_model: Wan) -> None:
+    """One seed needs no list."""
+    given, cells = condition(small_model), [("block", 0.5, 1.0)]
+    noise = jax.random.normal(jax.random.key(0), (2, *given.grid, 12))
+    how: dict[str, Any] = {"sampling": Sampling(steps=1, shift=3.0)}
+    both = patch_effects(small_model, given, metric, cells, seeds=(3, 4), noise=noise, **how)
+    cells = [("block", 0, 1)]
+    alone = patch_effects(small_model, given, metric, cells, seeds=4, noise=noise[1:], **how)
+    np.testing.assert_allclose(both[1], alone[0], atol=1e-6)
+    assert abs(both[0, 0] - both[1, 0]) > 1e-4
+
+
 def test_a_patch_of_everything_is_the_other_run(small_model: Wan) -> None:
     """After the last block in the last of the steps that Euler ends with; nothing where both runs
     are the same."""
@@ -83,7 +97,7 @@ def test_memory_is_flat_in_the_steps(small_model: Wan) -> None:
     def held(steps: int) -> int:
         runs = Runs(small_model, given, None, Sampling(steps=steps, shift=3.0))
         masks = {"block": jnp.zeros((steps, 2, 5))}
-        one = attribution._one(runs, 0, None, function)
+        (one,) = attribution._each(runs, [0], None, function)
         lowered = attribution._gradients.lower(one, masks, "run")
         memory = lowered.compile().memory_analysis()
         assert memory is not None
@@ -129,3 +143,11 @@ def test_bad_input_is_refused(small_model: Wan) -> None:
         patch_effects(small_model, given, metric, [("heads", 0, 0, 2)])
     with pytest.raises(IndexError, match="layer 2 is out of range"):
         patch_effects(small_model, given, metric, [("block", 0, 2)])
+    with pytest.raises(ValueError, match=r"\('block', 0\) is no cell"):
+        patch_effects(small_model, given, metric, [("block", 0)])
+    with pytest.raises(ValueError, match="there are no seeds"):
+        attribute(small_model, given, metric, seeds=())
+    with pytest.raises(ValueError, match="there are 2"):
+        attribute(small_model, given, metric, seeds=(0, 1), noise=jnp.zeros((1, 5, 10, 10, 12)))
+    with pytest.raises(ValueError, match="directions is 0"):
+        jacobian(small_model, given, directions=0)

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import SingleDeviceSharding
 
 import jcos
 from jcos.config import Sampling
-from jcos.lab.lens import Lens, Maps, fit_lens, to_last
+from jcos.devices import memory
+from jcos.lab.lens import Lens, Maps, distances, fit_lens, to_last
 from jcos.loop import seed_keys
 from jcos.model.dit import DiT
 from jcos.sampling import flow, trajectory
@@ -28,7 +30,10 @@ def condition(model: Wan, i: int = 3) -> jcos.Condition:
 
 
 def test_the_last_blocks_lens_is_the_runs_own_estimate(small_model: Wan) -> None:
-    trace = jcos.generate(small_model, condition(small_model), seeds=range(2), probe=Lens())
+    """Also its two known frames."""
+    known = jax.random.normal(jax.random.key(0), (2, 10, 10, 12))
+    given = condition(small_model).replace(known=known)
+    trace = jcos.generate(small_model, given, seeds=range(2), probe=Lens())
     layers = small_model.config.dit.layers
     assert trace.block_obs.shape == (2, 4, layers, *trace.x0.shape[2:])
     np.testing.assert_allclose(trace.block_obs[:, :, -1], trace.x0, atol=2e-5)
@@ -83,11 +88,36 @@ def test_a_fitted_lens_is_nearer_on_another_puzzle(small_model: Wan) -> None:
     assert after[..., -1].max() < 0.2 * before[..., 0].min()
 
 
+def test_frames_that_are_given_do_not_count_unless_there_are_no_others() -> None:
+    x0, to = jnp.zeros((1, 3, 1, 1, 1)), jnp.arange(1.0, 4).reshape(1, 3, 1, 1, 1)
+    assert distances(x0, to, 2)[0] == 3
+    assert distances(x0[:, :1], to[:, :1])[0] == 1
+
+
+def test_a_lens_is_fitted_to_one_frame_by_weights_that_wait_on_the_host(small_model: Wan) -> None:
+    waiting = jax.tree.map(lambda a: a, small_model)
+    host = SingleDeviceSharding(jax.devices()[0], memory_kind=memory.HOST)
+    waiting.experts = jax.device_put(small_model.experts, host)
+    puzzle = TASK.sample(3, "test")
+    given = small_model.condition(TASK.first_frame(puzzle), puzzle.prompt, 1)
+    stacked = jax.tree.map(lambda a: a[None], given)
+    found, want = (
+        fit_lens(m, stacked, sampling=Sampling(steps=1), tokens=2, updates=2)
+        for m in (waiting, small_model)
+    )
+    np.testing.assert_allclose(found.bias, want.bias, atol=1e-6)
+    assert np.abs(want.bias).max() > 0
+
+
 def test_bad_input_is_refused(small_model: Wan) -> None:
     with pytest.raises(ValueError, match="stack them"):
         fit_lens(small_model, condition(small_model))
     with pytest.raises(IndexError, match="layer 2 is out of range"):
         jcos.generate(small_model, condition(small_model), probe=Lens(layers=(2,)))
+    with pytest.raises(ValueError, match=r"Lens.layers holds float32 values"):
+        jcos.generate(small_model, condition(small_model), probe=Lens(layers=(0.5,)))
+    with pytest.raises(ValueError, match="made for 3 layers; this run has 2"):
+        jcos.generate(small_model, condition(small_model), probe=Lens(maps=Maps.zeros(3, 32)))
     two: Any = released("i2v")
     with pytest.raises(ValueError, match="two experts"):
         fit_lens(two, condition(small_model))

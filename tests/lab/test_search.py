@@ -39,6 +39,7 @@ from jcos.lab.tasks import TASKS
 from jcos.loop import _advance, steps
 from jcos.model.vae import Tiles
 from jcos.sampling import trajectory
+from jcos.sampling.inside import KnockOut
 from jcos.sampling.probes import Probe, SeedEnsemble, chain
 from jcos.variants import VARIANTS
 from jcos.weights.checkpoint import abstract_model
@@ -621,6 +622,9 @@ def test_judges_that_return_something_else_are_refused(model, condition) -> None
     refused(Frames(lambda video: float("nan") if video.any() else 0.0), "nan for particle 0")
     with pytest.raises(ValueError, match=r"2 first seeds for 1 video"):
         run(model, condition, epbs(3, "energy"), (0, 1))
+    probe = KnockOut.at(model.config, "block", [], by="seed")
+    with pytest.raises(ValueError, match="KnockOut tells seeds apart"):
+        run(model, condition, epbs(3, "energy"), probe=probe)
 
 
 def test_a_judge_of_frames_needs_the_vae_and_decodes_in_tiles(condition) -> None:

@@ -12,7 +12,7 @@ from jcos.generation import generate
 from jcos.model.dit import DiT
 from jcos.sampling import trajectory
 from jcos.sampling.inside import Capture, KnockOut, Patch, SkipBlock, Steer, difference, until
-from jcos.sampling.probes import Noise, Swap, TokenEnergy, chain
+from jcos.sampling.probes import Noise, Swap, TokenEnergy, TokenFeatures, chain
 from jcos.wan import Wan
 from tests.models import (
     CONFIG,
@@ -206,6 +206,18 @@ def test_probes_of_two_programs_are_not_stacked(one: Any, other: Any, words: str
         trajectory.tree_stack(steer)
 
 
+def test_numbers_of_tokens_are_an_array_or_a_sequence(model: Wan, condition) -> None:
+    """Patched back, they leave the run as it is."""
+    kinds = (jnp.array([0, 5]), (0, 5), [0, 5])
+    probes = [probe for k in kinds for probe in (Capture("block", (1,), k), TokenFeatures([1], k))]
+    seen = generate(model, condition, probe=chain(Capture("block", (1,)), *probes))
+    every, *some = seen.block_obs
+    for found in some:
+        np.testing.assert_array_equal(found, every[:, :, :, np.array([0, 5])])
+    back = Patch.of("block", some[0], (1,), tokens=(0, 5))
+    close(generate(model, condition, probe=back).x0, seen.x0)
+
+
 def test_a_patched_subspace_leaves_the_rest(model: Wan, condition) -> None:
     """Two halves of an orthonormal basis, one after the other, are the whole patch."""
     other = model.condition(frame(1), "right", FRAMES)
@@ -279,6 +291,11 @@ def other_run(rows: int = TOKENS, dim: int = DIM) -> Patch:
         (lambda: Steer.at(CONFIG, jnp.ones(DIM), [7]), "layer 7"),
         (lambda: SkipBlock.at(CONFIG, [0], at_steps=[4]), "step 4"),
         (lambda: difference(np.ones((1, 2)), np.ones((1, 3))), "2 and 3 channels"),
+        (lambda: difference(np.ones((1, 2)), np.ones((0, 2))), "have no mean"),
+        (lambda: Capture("heads", (0.5,)), "Capture.layers holds float32 values"),
+        (lambda: Capture("mlp", (0,), jnp.arange(TOKENS) < 3), "Capture.tokens holds bool values"),
+        (lambda: TokenFeatures((0.5,)), "TokenFeatures.layers holds float32 values"),
+        (lambda: TokenFeatures((0,), jnp.arange(TOKENS) < 3), "tokens holds bool values"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(

@@ -63,5 +63,10 @@ def test_what_does_not_fit_is_refused(model: Wan) -> None:
     none = np.zeros(TOKENS, bool)
     with pytest.raises(ValueError, match="region 1 of queries has no token"):
         AttentionMass.between(np.stack([~none, none]), np.stack([none]), [0])
+    for queries in (~none, np.stack([~none])[:, 1:]):
+        with pytest.raises(ValueError, match=r"queries and of keys are .* both are \[regions, N\]"):
+            AttentionMass.between(queries, np.stack([~none]), [0])
+    with pytest.raises(ValueError, match=r"AttentionMass.layers holds float32 values"):
+        AttentionMass.by_frame(GRID, [0.5])
     with pytest.raises(IndexError, match="frame 3 is out of range"):
         region_of(GRID, [3])

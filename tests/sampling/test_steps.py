@@ -14,7 +14,8 @@ from jcos.config import Sampling
 from jcos.generation import generate
 from jcos.loop import Runs, State, _advance, steps
 from jcos.sampling import trajectory
-from jcos.sampling.probes import Noise, SeedEnsemble
+from jcos.sampling.inside import KnockOut, Steer, until
+from jcos.sampling.probes import Noise, SeedEnsemble, chain
 from tests.models import CONFIG, FRAMES, LAYERS, STEPS, close, frame, randomised
 
 
@@ -178,6 +179,17 @@ def test_runs_that_are_not_there_cannot_be_kept(model, condition) -> None:
     next(runs)
     with pytest.raises(ValueError, match="latest"):
         state.keep([0])
+
+
+def test_a_probe_that_tells_seeds_apart_lets_none_change_its_place(model, condition) -> None:
+    steer = Steer.at(CONFIG, jnp.ones(CONFIG.dit.dim), [0], when=until([1, 2], STEPS))
+    for probe in (steer, chain(KnockOut.at(CONFIG, "block", [0], by="seed"))):
+        state = next(steps(model, condition, (0, 1), probe=probe)).take([0, 1])
+        for which in ([1, 0], [0]):
+            with pytest.raises(ValueError, match="tells seeds apart by their place"):
+                state.keep(which)
+        with pytest.raises(ValueError, match="tells seeds apart by their place"):
+            state.join(state)
 
 
 def test_explicit_sigmas_are_the_schedule(model, condition) -> None:
