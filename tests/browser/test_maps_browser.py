@@ -31,7 +31,7 @@ def chart(tab: Page, title: str) -> Page:
     """The figure of this title, once it is drawn."""
     figure = tab.locator(".chart", has=tab.get_by_role("heading", name=title, exact=True))
     figure.scroll_into_view_if_needed()
-    figure.locator(".drawing > *").first.wait_for()
+    figure.locator(".drawing > *").first.wait_for(state="attached")  # a legend may be empty
     return figure
 
 
