@@ -5,7 +5,6 @@ import pytest
 
 from jcos.experiments.lens import LENSES, REFERENCES, Lenses
 from jcos.lab.results import rows as rows_of
-from jcos.sampling import flow
 from jcos.wan import Wan
 
 SMALL = Lenses(tasks=("maze", "rotation"), puzzles=2, fit=2, updates=5)
@@ -41,7 +40,7 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
 def test_clips_have_distances_only(model: Wan, clips) -> None:
     experiment = Lenses(clips=clips)
     dataset = experiment.run(model)
-    steps = flow.plan(model.config.sampling).steps
+    steps = model.config.sampling.steps
     assert dataset["to_last"].sizes == {
         "clip": 2,
         "seed": 1,
