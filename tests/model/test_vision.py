@@ -190,7 +190,7 @@ def test_the_shift_follows_the_size(
 ) -> None:
     shifts = []
 
-    def stop(sizes: Any, config: WanConfig, seeds: int) -> None:
+    def stop(sizes: Any, config: WanConfig, *_: Any) -> None:
         shifts.append(config.sampling.shift)
         raise ValueError("stop")
 
