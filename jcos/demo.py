@@ -330,7 +330,7 @@ class Story:
         right = task.routes(puzzles[best])[0][-1]
         rows = trees.estimates(self.model, result, number)
         pictures = trees.packed([rows], videos[1][best, -1][None], right[None])
-        self.tree = pictures, trees.entries(result, solved[1, [best]], [number])
+        self.tree = pictures, trees.entries(result, method, solved[1, [best]], [number])
         forwards = np.concatenate([part.cost.forwards for part in parts]).mean()
         self.sections += [
             {

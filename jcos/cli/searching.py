@@ -1,17 +1,16 @@
 """A search on held-out puzzles, as `jcos search` runs it."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jcos import runs, wan
 from jcos.experiments.sweeps import conditions_of, held_out, judge
 from jcos.files import check_room, write
-from jcos.lab import saved, search, tasks
-from jcos.lab.methods import DRAWN
+from jcos.lab import search, tasks
 from jcos.media import formats
-from jcos.report.trees import TREE, packed
+from jcos.report.trees import TREE, entries, packed
 from jcos.weights.checkpoint import identify
 
 if TYPE_CHECKING:
@@ -88,14 +87,7 @@ def search_puzzles(options: "Search", command: str) -> str:
                 write(out / f"puzzle-{i}.png", formats.png(sheet))
                 write(out / f"puzzle-{i}.webp", formats.webp(formats.upscale(video, 8)))
             write(out / TREE, packed(pictures, videos[:, -1], answers[:, -1]))
-        about: dict[str, Any] = {
-            "solved": judge(puzzles, videos)[1].tolist(),
-            "seed": result.seed.tolist(),
-            "tree": [
-                saved.as_json(generation) | {"drawn": row.select in DRAWN}
-                for generation, row in zip(result.tree, method.rows, strict=True)
-            ],
-        }
+        about = entries(result, method, judge(puzzles, videos)[1], range(len(puzzles)))
         about |= {name: np.asarray(a).tolist() for name, a in result.cost._asdict().items()}
         write(manifest, runs.as_text((runs.read(manifest) or {}) | about))
     results = runs.read(manifest, "solved") or {}

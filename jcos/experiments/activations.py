@@ -47,7 +47,7 @@ FRAME = "Mean norm of a frame's tokens over that of all."
 CKA = "Linear CKA of tokens with the same run's at the probed step before, or another puzzle's."
 TOKEN = "Share of the tokens' squared norm that lies in the largest token: 1 / N if all are alike."
 ENERGY = "Mean L2 norm of the tokens after each block."
-LATER = "Mean L2 norm of the tokens of all frames but the first, which a model may keep as given."
+LATER = "Mean L2 norm of the tokens of all frames but the first, which some models hold fixed."
 PROBE = "Linear probes of what the answer changes, fitted on the other half of the puzzles."
 
 

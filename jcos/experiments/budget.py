@@ -85,9 +85,7 @@ class Budget(Experiment):
                 f"sampling.steps is {self.sampling.steps}; this experiment takes steps=1,2,4 …"
             )
         if self.sampling.sigmas is not None:
-            raise ValueError(
-                "sampling.sigmas are given; this experiment tries schedules of its own"
-            )
+            raise ValueError("leave out sampling.sigmas: this experiment tries many schedules")
         if not self.steps or min(self.steps) < 1:
             raise ValueError(f"steps are {self.steps}; name at least one, each at least 1")
         if any(n < 2 for n in self.lengths):

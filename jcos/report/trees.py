@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from jcos.lab.methods import DRAWN, Method
 from jcos.lab.outcome import Result
 from jcos.lab.saved import as_json
 from jcos.media import formats
@@ -38,11 +39,12 @@ def estimates(model: Wan, result: Result, i: int) -> list[UInt8[np.ndarray, "K H
     return [np.asarray(model.decode(row.x0[i]))[:, -1] for row in result.tree if row.x0 is not None]
 
 
-def entries(result: Result, solved: Any, which: Sequence[int]) -> dict[str, Any]:
+def entries(result: Result, method: Method, solved: Any, which: Sequence[int]) -> dict[str, Any]:
     """Return what a manifest says of some of the videos of a search. solved: of these."""
     tree = [
-        {k: [v[i] for i in which] if isinstance(v, list) else v for k, v in as_json(row).items()}
-        for row in result.tree
+        {k: [v[i] for i in which] if isinstance(v, list) else v for k, v in as_json(made).items()}
+        | {"drawn": row.select in DRAWN}
+        for made, row in zip(result.tree, method.rows, strict=True)
     ]
     about = {"solved": solved, "seed": result.seed[which], "forwards": result.cost.forwards[which]}
     return {k: np.asarray(v).tolist() for k, v in about.items()} | {"tree": tree}

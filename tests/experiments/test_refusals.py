@@ -83,7 +83,7 @@ VALUES = [
     (Budget(shifts=(0.0,)), "each is a positive number"),
     (Budget(middles=(1.0,)), "each is a noise level above 0"),
     (Budget(frames=(9,)), "frames are varied of clips only"),
-    (Budget(sampling=Settings(sigmas=(1000.0, 500.0))), "sampling.sigmas are given"),
+    (Budget(sampling=Settings(sigmas=(1000.0, 500.0))), "leave out sampling.sigmas"),
     (Budget(sampling=Settings(steps=8)), "sampling.steps is 8; this experiment takes steps="),
 ]
 """Raise ValueError."""

@@ -24,7 +24,7 @@ SLOW = pytest.mark.slow
 TOGETHER = SeedEnsemble.window(STEPS, LAYERS, at_steps=[1])
 
 
-def seen(trace: trajectory.Trace) -> Any:
+def outputs(trace: trajectory.Trace) -> Any:
     return trace.latents, (trace.x0, trace.finite, trace.block_obs, trace.estimate_obs)
 
 
@@ -39,14 +39,14 @@ def ways(
     """Runs of these seeds: alone or beside others, in worlds, sweeps, turns and pieces."""
     how: Any = {"probe": probe, "sampling": sampling}
     if not isinstance(probe, SeedEnsemble):
-        alone = [seen(generate(model, condition, np.int64(seed), **how)) for seed in seeds]
+        alone = [outputs(generate(model, condition, np.int64(seed), **how)) for seed in seeds]
         yield jax.tree.map(lambda *a: jnp.concatenate(a), *alone)
-        yield seen(generate(model, condition, seeds, together=2, **how))
+        yield outputs(generate(model, condition, seeds, together=2, **how))
     other = model.condition(frame(1), "right", FRAMES).replace(known=condition.known)
-    both = seen(generate(model, tree_stack([other, condition]), seeds, **how))
+    both = outputs(generate(model, tree_stack([other, condition]), seeds, **how))
     yield jax.tree.map(lambda a: a[1], both)
     done = []
-    each = seen(generate(model, condition, seeds, on_step=done.append, **how))
+    each = outputs(generate(model, condition, seeds, on_step=done.append, **how))
     assert done == list(range(sampling.steps))
     yield each
     swept = trajectory.sweep(
@@ -55,7 +55,7 @@ def ways(
         chunk=1,
     )
     assert trajectory.check_finite(swept) is swept
-    yield jax.tree.map(lambda a: a[1], seen(swept))
+    yield jax.tree.map(lambda a: a[1], outputs(swept))
 
 
 PAIR = dataclasses.replace(CONFIG, boundary=0.8)
@@ -74,9 +74,9 @@ def test_every_way_of_running_is_the_same_run(
     if known:
         frames = jax.random.normal(jax.random.key(5), (known, 4, 4, 12))
         condition = condition.replace(known=frames)
-    want = seen(generate(model, condition, seeds, probe=probe, sampling=sampling))
-    for found in ways(model, condition, seeds, probe, sampling):
-        jax.tree.map(close, found, want)
+    want = outputs(generate(model, condition, seeds, probe=probe, sampling=sampling))
+    for run in ways(model, condition, seeds, probe, sampling):
+        jax.tree.map(close, run, want)
     states = []
     for state in steps(model, condition, seeds, probe=probe, sampling=sampling):
         assert (state.step, state.seeds) == (len(states), seeds)
