@@ -21,7 +21,7 @@ from jcos.experiments.answers import Answers, answers_of, masses, shares
 from jcos.experiments.batches import BATCH, Batches, Row
 from jcos.experiments.noise import score_others
 from jcos.experiments.sweeps import conditions_of, held_out, judge
-from jcos.lab import results, search
+from jcos.lab import outcome, results, search
 from jcos.lab.tasks import TASKS, Puzzle, get
 from jcos.report import explorer, trees
 from jcos.report.plane import MASS, Line, Look, Plane, puzzle_plane, telling
@@ -329,8 +329,9 @@ class Story:
         result, number = parts[best // BATCH], best % BATCH
         right = task.routes(puzzles[best])[0][-1]
         rows = trees.estimates(self.model, result, number)
-        pictures = trees.packed([rows], videos[1][best, -1][None], right[None])
-        self.tree = pictures, trees.entries(result, method, solved[1, [best]], [number])
+        pictures = outcome.pictures([rows], chosen=videos[1][best, -1][None], right=right[None])
+        about = outcome.entries(result, method, [number], solved=solved[1, [best]])
+        self.tree = pictures, about
         forwards = np.concatenate([part.cost.forwards for part in parts]).mean()
         self.sections += [
             {
@@ -408,7 +409,7 @@ class Story:
         for name, (figure, _) in self.figures.items():
             files.write(folder / "figures" / f"{name}.svg", plots.to_svg(figure))
         if self.tree is not None:
-            files.write(folder / trees.TREE, self.tree[0])
+            files.write(folder / outcome.TREE, self.tree[0])
             about |= self.tree[1]
         results.save(self.data, folder / "results.nc")
         Look(self.planes).save(folder, **about)

@@ -30,7 +30,7 @@ from jcos.files import any_path, check_room, write
 from jcos.media import formats, image
 from jcos.model.text import read_prompt
 from jcos.model.vae import Tiles
-from jcos.preview import preview_films
+from jcos.preview import fit_preview, preview_films
 from jcos.sampling.checks import check_averages
 from jcos.sampling.interventions import Interventions, Place, places
 from jcos.sampling.noise import noise_from_file, seed_numbers
@@ -344,7 +344,7 @@ def _search(
     **options: Any,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the chosen latents, and what the manifest says of the search."""
-    from jcos.lab import saved, search
+    from jcos.lab import outcome, search
 
     steps = method.steps or options["sampling"].steps
 
@@ -361,23 +361,32 @@ def _search(
     )
     what = f"a search of {method.seeds} seed(s) of {model.config.name}"
     with memory.explained(what, knobs):
-        chosen = search.run(model, condition, method, seed, keep=out, on_step=on_step, **options)
+        options |= {"keep": out, "record": slice(-1, None), "on_step": on_step}
+        chosen = search.run(model, condition, method, seed, **options)
     arrays = {"latents": chosen.latents[None], "x0": np.zeros((1, 0, *chosen.latents.shape))}
     arrays |= {f"clip-{i}": clip for i, clip in enumerate(chosen.clips)}
-    cost = {"forwards": int(chosen.cost.forwards[0]), "decodes": int(chosen.cost.decodes[0])}
-    about = {"seeds": chosen.seed.tolist(), "shared": list(chosen.shared), **cost}
-    return arrays, about | {"tree": [saved.as_json(g) for g in chosen.tree]}
+    judged = [row.x0 for row in chosen.tree if row.x0 is not None]
+    arrays |= {f"row-{i}": x0[0, :, -1] for i, x0 in enumerate(judged)}
+    about = {"seeds": chosen.seed.tolist(), "shared": list(chosen.shared)}
+    decodes = chosen.cost.decodes.tolist()
+    return arrays, about | outcome.entries(chosen, method, decodes=decodes)
 
 
 def _film(
     coder: Wan, arrays: Mapping[str, np.ndarray], out: Path, tiles: Tiles | None
 ) -> UInt8[np.ndarray, "F H W 3"]:
-    """Return the video of a search, of all its clips."""
-    from jcos.lab.search import joined
+    """Return the video of a search, of all its clips, and write the pictures of its tree: last
+    frames, those of estimates by a linear map in place of the VAE."""
+    from jcos.lab import outcome
 
     shared = (runs.read(out / runs.MANIFEST) or {})["shared"]
     clips = [arrays[f"clip-{i}"] for i in range(len(shared))]
-    return joined(coder, [*clips, arrays["latents"][0]], shared, tiles)
+    film = outcome.joined(coder, [*clips, arrays["latents"][0]], shared, tiles)
+    shown, rows = fit_preview(coder), sum(name.startswith("row-") for name in arrays)
+    estimates = [shown(arrays[f"row-{i}"]) for i in range(rows)]
+    thin = max(1, film.shape[2] // 240)
+    write(out / outcome.TREE, outcome.pictures([estimates], chosen=film[None, -1, ::thin, ::thin]))
+    return film
 
 
 def _write_estimates(

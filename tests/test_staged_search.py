@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from jcos import loop, staged, wan
 from jcos.lab import saved, search
 from jcos.media import formats
+from jcos.report.reading import read
 from tests.conftest import GOLDEN
 from tests.test_staged import picture, release, run
 
@@ -35,12 +36,17 @@ def test_of_several_seeds_one_goes_on(release, picture, tmp_path, capsys, refuse
     assert cost in said
     about = json.loads((out / "run.json").read_text())
     (seed,), (tree,) = about["seeds"], about["tree"]
-    assert about["forwards"] == 2 * (3 * 3 + 1)
+    assert about["forwards"] == [2 * (3 * 3 + 1)]
     assert (tree["step"], tree["seeds"]) == (2, [[0, 1, 2]])
     assert tree["parents"] == [[int(np.argmax(tree["scores"]))]] == [[seed]]
     assert sorted(p.name for p in out.iterdir()) == [
-        *("index.html", "latents.safetensors", "run.json", f"seed-{seed}.mp4")
+        *("index.html", "latents.safetensors", "run.json", f"seed-{seed}.mp4", "tree.npz")
     ]
+    ((_, _, particles),) = read(out).trees[0]["rows"]
+    assert [one["chosen"] for one in particles] == [True, False, False]
+    page = (out / "index.html").read_text()
+    assert page.count("Clean estimate of seed") == 3
+    assert "Puzzle 0" not in page
     made = load_file(out / "latents.safetensors")["latents"]
     alone = staged.run(
         release,
@@ -84,6 +90,9 @@ def test_a_search_that_was_killed_goes_on(release, picture, tmp_path, monkeypatc
     film = formats.read_mp4(tmp_path / "out" / f"seed-{about['seeds'][0]}.mp4")
     assert len(film) == (17 if preset == "chain" else 9)
     assert not list((tmp_path / "out").glob("search*"))
+    with np.load(tmp_path / "out" / "tree.npz") as pictures:  # also of rows before the kill
+        shapes = [pictures[f"estimates_0_{i}"].shape for i in range(len(about["tree"]))]
+    assert shapes == [(3, 8, 6, 3)] * 2
 
 
 def test_the_cost_is_that_of_the_preset(release, picture, tmp_path, capsys, monkeypatch) -> None:

@@ -9,8 +9,8 @@ from jcos import runs, wan
 from jcos.experiments.sweeps import conditions_of, held_out, judge
 from jcos.files import check_room, write
 from jcos.lab import search, tasks
+from jcos.lab.outcome import TREE, entries, pictures
 from jcos.media import formats
-from jcos.report.trees import TREE, entries, packed
 from jcos.weights.checkpoint import identify
 
 if TYPE_CHECKING:
@@ -74,20 +74,21 @@ def search_puzzles(options: "Search", command: str) -> str:
             )
             videos = model.decode(result.latents)
             answers = np.stack([task.routes(puzzle)[0] for puzzle in puzzles])
-            pictures = []
+            lasts = []
             for i, (video, answer) in enumerate(zip(videos, answers, strict=True)):
-                pictures.append(list[np.ndarray]())
+                lasts.append(list[np.ndarray]())
                 rows = []
                 for generation in result.tree:
                     assert generation.x0 is not None  # recorded
                     estimates = model.decode(generation.x0[i])
-                    pictures[i].append(estimates[:, -1])
+                    lasts[i].append(estimates[:, -1])
                     rows.append(estimates[_order(generation, i)])
                 sheet = formats.contact_sheet(np.concatenate([*rows, [video, answer]]), scale=4)
                 write(out / f"puzzle-{i}.png", formats.png(sheet))
                 write(out / f"puzzle-{i}.webp", formats.webp(formats.upscale(video, 8)))
-            write(out / TREE, packed(pictures, videos[:, -1], answers[:, -1]))
-        about = entries(result, method, judge(puzzles, videos)[1], range(len(puzzles)))
+            write(out / TREE, pictures(lasts, chosen=videos[:, -1], right=answers[:, -1]))
+        solved = judge(puzzles, videos)[1]
+        about = entries(result, method, range(len(puzzles)), solved=solved)
         about |= {name: np.asarray(a).tolist() for name, a in result.cost._asdict().items()}
         write(manifest, runs.as_text((runs.read(manifest) or {}) | about))
     results = runs.read(manifest, "solved") or {}

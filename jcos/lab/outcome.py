@@ -1,13 +1,19 @@
 """What comes of a search: the chosen video, who came from whom, and what it cost."""
 
+import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from jcos.lab.methods import DRAWN, Method
 from jcos.model.vae import Tiles
 from jcos.wan import Wan
+
+TREE = "tree.npz"
+"""Last frames: `estimates_P_R` [K, H, W, 3] of video P's particles in row R of the method;
+`chosen` [P, H, W, 3] of the chosen videos and, for puzzles, `right` of a right answer."""
 
 
 class Generation(NamedTuple):
@@ -51,6 +57,39 @@ class Result(NamedTuple):
     log_norm: Float[np.ndarray, " W"]
     clips: tuple[Float[Any, "*W F h w C"], ...] = ()
     shared: tuple[int, ...] = ()
+
+
+def as_json(generation: Generation) -> dict[str, Any]:
+    """Return a generation as JSON, without its estimates."""
+    fields = {k: v for k, v in generation._asdict().items() if k != "x0"}
+    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in fields.items()}
+
+
+def entries(
+    result: Result, method: Method, which: Sequence[int] = (0,), **more: Any
+) -> dict[str, Any]:
+    """Return what a manifest says of some of the videos of a search. more: arrays of each."""
+    tree = [
+        {k: [v[i] for i in which] if isinstance(v, list) else v for k, v in as_json(made).items()}
+        | {"drawn": row.select in DRAWN}
+        for made, row in zip(result.tree, method.rows, strict=True)
+    ]
+    each = [*which]
+    about = {"seed": result.seed[each], "forwards": result.cost.forwards[each], **more}
+    return {k: np.asarray(v).tolist() for k, v in about.items()} | {"tree": tree}
+
+
+def pictures(
+    estimates: Sequence[Sequence[UInt8[np.ndarray, "_ _ _ 3"]]],
+    **ends: UInt8[np.ndarray, "_ _ _ 3"],
+) -> bytes:
+    """Return the file `TREE`. estimates: by video and row. ends: `chosen` and `right`."""
+    named: dict[str, Any] = {
+        f"estimates_{i}_{j}": a for i, rows in enumerate(estimates) for j, a in enumerate(rows)
+    }
+    out = io.BytesIO()
+    np.savez_compressed(out, **ends, **named)
+    return out.getvalue()
 
 
 def video(

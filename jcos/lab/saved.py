@@ -12,7 +12,7 @@ from safetensors.numpy import save as as_bytes
 
 from jcos import loop
 from jcos.files import write
-from jcos.lab.outcome import Generation
+from jcos.lab.outcome import Generation, as_json
 from jcos.sampling.trajectory import Condition
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 ABOUT, STATE, GIVEN = "search.json", "search-state-{}.safetensors", "search-given-{}.safetensors"
 """Where it is; the particles, and the frames that were given, each in two files in turn."""
+RECORDED = "search-recorded-{}.safetensors"
+"""The estimates that were judged in a row."""
 PROMPT = ("context", "grid", "negative")
 """What no restart changes in a condition."""
 CONDITION = tuple(f.name for f in dataclasses.fields(Condition) if f.name not in PROMPT)
@@ -54,6 +56,12 @@ def save(
     write(folder / ABOUT, json.dumps(about))
 
 
+def record(folder: Path, run: "_Run") -> None:
+    """Write the estimates of the last row, if they are recorded."""
+    if (x0 := run.tree[-1].x0) is not None:
+        write(folder / RECORDED.format(len(run.tree) - 1), as_bytes({"x0": x0}))
+
+
 def load(folder: Path, run: "_Run") -> At | None:
     """Return where a search was; None where nothing is kept. Raises ValueError where what is kept
     is damaged, or of another search."""
@@ -71,8 +79,10 @@ def load(folder: Path, run: "_Run") -> At | None:
     for rng, state in zip(people.rngs, about["rngs"], strict=True):
         rng.bit_generator.state = state
     run.counts, run.shared = np.array(about["counts"]), about["shared"]
-    for each in about["tree"]:
+    for row, each in enumerate(about["tree"]):
         arrays = {name: np.array(each[name], kind) for name, kind in KINDS.items()}
+        if run.record:
+            arrays |= from_bytes((folder / RECORDED.format(row)).read_bytes())
         run.tree.append(Generation(each["step"], each["judge"], **arrays))
     if _restarted(run, about["row"]):
         arrays = from_bytes(given.read_bytes())
@@ -86,15 +96,9 @@ def load(folder: Path, run: "_Run") -> At | None:
 
 def remove(folder: Path) -> None:
     """Remove what is kept of a search."""
-    for name in (ABOUT, STATE.format("*"), GIVEN.format("*")):
+    for name in (ABOUT, STATE.format("*"), GIVEN.format("*"), RECORDED.format("*")):
         for file in folder.glob(name):
             file.unlink()
-
-
-def as_json(generation: Generation) -> dict[str, Any]:
-    """Return a generation as JSON, without its estimates."""
-    fields = {k: v for k, v in generation._asdict().items() if k != "x0"}
-    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in fields.items()}
 
 
 def _restarted(run: "_Run", number: int) -> bool:

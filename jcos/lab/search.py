@@ -89,7 +89,7 @@ def run(
     sampling: Sampling | None = None,
     probe: Probe | None = None,
     noise: str | None = None,
-    record: bool = False,
+    record: bool | slice = False,
     keep: Path | None = None,
     tiles: Tiles | None = None,
     together: int | None = None,
@@ -100,11 +100,10 @@ def run(
     seed: the first one (of each video): particles have this one and those that follow. judges: by
     name, added to those of `judges.STANDARD`. sampling: the model's own by default.
     probe: acts on every particle. noise: "torch" or "jax", by default the model's own generator.
-    record: keep the estimates that were judged. keep: a folder that holds the search after every
-    step; one that was killed goes on from there (without the estimates of before), another one
-    is refused. tiles: as in
-    `Wan.encode`. together: as in `steps`. on_step: called with the step and the number of
-    particles after each.
+    record: keep the estimates that were judged, or a slice of their latent frames. keep: a folder
+    that holds the search after every step; one that was killed goes on from there, another one is
+    refused. tiles: as in `Wan.encode`. together: as in `steps`. on_step: called with the step and
+    the number of particles after each.
 
     The result of a video does not depend on the others. Raises ValueError, before anything
     runs, for a method that this model cannot do (`check`) or a judge that does not fit, and later
@@ -122,7 +121,7 @@ def run(
 class _Run(Search):
     """A search whose runs are made."""
 
-    record: bool = False
+    record: bool | slice = False
     keep: Path | None = None
     on_step: Callable[[int, int], None] | None = None
     tiles: Tiles | None = None
@@ -255,11 +254,16 @@ class _Run(Search):
         self, state: loop.State, row: Row, scores: Float[np.ndarray, "W K"], *, last: bool
     ) -> loop.State:
         people, before = self.population, (self.population.alive, self.population.log_weight)
-        x0 = np.asarray(state.solver.last) if self.record else None
+        x0 = None
+        if self.record:
+            frames = self.record if isinstance(self.record, slice) else slice(None)
+            x0 = np.asarray(state.solver.last[:, :, frames])
         which = people.select(row, scores, last=last, multiple=self.multiple)
         parents = np.where(people.alive, which, -1)
         scored = state.step, row.judge, state.rows, scores
         self.tree.append(Generation(*scored, *before, parents, x0))
+        if self.keep is not None:
+            saved.record(self.keep, self)
         state = state.take(which)
         copied = np.tril(which[:, :, None] == which[:, None], -1).any(-1)
         if row.copy == "mutate":

@@ -19,11 +19,12 @@ from PIL import Image
 
 from jcos.files import visible
 from jcos.lab import results
+from jcos.lab.outcome import TREE
 from jcos.report.arms import ASIDE, Samples, samples_of
 from jcos.report.charts import Chart, charts_of
 from jcos.report.plane import PLANES
 from jcos.report.runs import Run, runs_of
-from jcos.report.trees import TREE, trees_of
+from jcos.report.trees import trees_of
 from jcos.runs import KINDS, MANIFEST
 
 T = TypeVar("T")
@@ -234,7 +235,8 @@ def _expected(run: Mapping[str, Any]) -> list[str]:
     if "search" in run:
         return [TREE, *listed]
     if "checkpoint" in run:
-        return [f"seed-{seed}.mp4" for seed in run.get("seeds") or ()]
+        films = [f"seed-{seed}.mp4" for seed in run.get("seeds") or ()]
+        return [*films, TREE] if run.get("method") else films
     return listed
 
 

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import numpy as np
 
-from jcos.report.trees import TREE, packed, trees_of
+from jcos.lab.outcome import TREE, pictures
+from jcos.report.trees import trees_of
 
 
 def test_the_chosen_video_is_followed_back_through_copies(tmp_path: Path) -> None:
     """Copies share their seed; one of each row is what the chosen video comes from."""
-    pictures = [np.zeros((count, 2, 2, 3), np.uint8) for count in (3, 5, 5)]
-    (tmp_path / TREE).write_bytes(packed([pictures], pictures[0][:1], pictures[0][:1]))
+    lasts = [np.zeros((count, 2, 2, 3), np.uint8) for count in (3, 5, 5)]
+    ends = {"chosen": lasts[0][:1], "right": lasts[0][:1]}
+    (tmp_path / TREE).write_bytes(pictures([lasts], **ends))
     common = {"judge": "energy", "drawn": False}
     rows = [
         {"seeds": [0, 1, 2], "scores": [0.0, 2.0, 1.0], "parents": [1, 2, 1, 1], "drawn": True},
