@@ -92,7 +92,7 @@ def test_a_search_that_was_killed_goes_on(release, picture, tmp_path, monkeypatc
     assert not list((tmp_path / "out").glob("search*"))
     with np.load(tmp_path / "out" / "tree.npz") as pictures:  # also of rows before the kill
         shapes = [pictures[f"estimates_0_{i}"].shape for i in range(len(about["tree"]))]
-    assert shapes == [(3, 8, 6, 3)] * 2
+    assert shapes == [(len(row["seeds"][0]), 8, 6, 3) for row in about["tree"]]
 
 
 def test_the_cost_is_that_of_the_preset(release, picture, tmp_path, capsys, monkeypatch) -> None:
