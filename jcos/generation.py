@@ -60,20 +60,22 @@ def generate(
     """
     runs = loop.Runs(model, condition, probe, sampling, sigmas, together)
     numbers = seed_numbers(seeds)
-    observed = runs.check(len(numbers))
+    runs.check(len(numbers))
     check_averages(runs.probe, len(numbers))
     offloaded = memory.waits(model.experts)
     seeds, worlds = len(numbers), len(runs.conditions.context)
-    knobs = memory.run_knobs(
-        seeds=seeds,
-        worlds=worlds,
-        guided=runs.plan.guidance is not None,
-        probed=any(leaf.ndim for leaf in observed),
-        float32=model.config.numerics.linear == "float32",
-        resident=len(model.experts) > 1 and not offloaded,
-    )
-    what = f"{seeds} seed(s) of {model.config.name} in {worlds} world(s)"
-    with memory.explained(what, knobs):
+
+    def knobs() -> list[str]:
+        return memory.run_knobs(
+            seeds=seeds,
+            worlds=worlds,
+            guided=runs.plan.guidance is not None,
+            probed=bool(jax.tree.leaves(runs.observed(seeds))),
+            float32=model.config.numerics.linear == "float32",
+            resident=len(model.experts) > 1 and not offloaded,
+        )
+
+    with memory.explained(f"{seeds} seed(s) of {model.config.name} in {worlds} world(s)", knobs):
         if on_step is not None or offloaded or together is not None:
             runs.begin(numbers, noise)
             trace = _finish(runs, on_step)

@@ -23,14 +23,12 @@ from jcos.sampling import flow, trajectory
 from jcos.sampling.checks import all_parts, check_averages, check_order, check_probe, check_turns
 from jcos.sampling.flow import SolverState
 from jcos.sampling.inside import Patch
-from jcos.sampling.noise import Seeds, positions, seed_rows, seed_words, wan_noise
+from jcos.sampling.noise import Noise, Seeds, first_noise, positions, seed_rows, seed_words
 from jcos.sampling.probe import Probe
 from jcos.sampling.trace import Origin, digest, model_digest
 from jcos.sampling.trajectory import Condition, Trace
 from jcos.wan import Wan
 
-Noise = Float[Array | np.ndarray, "K F h w C"] | str | None
-"""The first noise of each seed, or its generator (`first_noise`)."""
 Chosen = Sequence[int] | Sequence[Sequence[int]] | np.ndarray
 """Positions on the seed axis, or a row of them for each world."""
 
@@ -38,32 +36,6 @@ Chosen = Sequence[int] | Sequence[Sequence[int]] | np.ndarray
 def seed_keys(seeds: Sequence[int] | SupportsIndex) -> Key[Array, " K"]:
     """Return one key per seed: a seed's noise does not depend on the other seeds of a run."""
     return jax.vmap(jax.random.key)(jnp.asarray(seed_words(seeds)))
-
-
-def first_noise(
-    config: WanConfig,
-    seeds: Sequence[int],
-    shape: tuple[int, int, int, int],
-    noise: Noise = None,
-) -> Float[Array, "K F h w C"] | None:
-    """Return the first noise of these seeds; None: the program draws it from their keys.
-
-    shape: of a latent, [F, h, w, C]. noise: an array, returned in float32, or its generator, by
-    default `config.noise`: "torch" as in all reference codes for Wan (`noise.wan_noise`), or "jax"
-    inside the program. Raises ValueError where it is none that fits, or PyTorch takes no such seed.
-    """
-    drawn = config.noise if noise is None else noise
-    if not isinstance(drawn, str):
-        first = jnp.asarray(drawn, jnp.float32)
-        if first.shape != (len(seeds), *shape):
-            needs = f"{len(seeds)} seed(s) of this video need {(len(seeds), *shape)}"
-            raise ValueError(f"noise has shape {first.shape}; {needs}")
-        return first
-    if drawn not in ("torch", "jax"):
-        raise ValueError(f"noise is {drawn!r}; it is torch, jax or an array [K, F, h, w, C]")
-    if drawn == "jax":
-        return None
-    return jnp.asarray(np.stack([wan_noise(seed, shape) for seed in seeds]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -202,7 +174,7 @@ class State:
         if self.runs.state is not self:
             raise ValueError(f"step {self.step} is over: only the latest state can be changed")
         changed = dataclasses.replace(self, trace=None, **changes)
-        self.runs.check(changed.rows.shape[1])
+        self.runs.observed(changed.rows.shape[1])
         self.runs.state = changed
         return changed
 
@@ -257,7 +229,7 @@ class Runs(Iterator[State]):
                 f"there are rows of {[len(row) for row in rows]} seeds for {worlds} world(s); give "
                 "equally many to each, or one row for all"
             )
-        self.check(count)
+        self.observed(count)
         check_averages(self.probe, count)
         keys, first = self.inputs([seed for row in rows for seed in row], noise)
         temperature = self.plan.temperature
@@ -282,29 +254,39 @@ class Runs(Iterator[State]):
         if other:
             raise ValueError(f"{file} is a state of another {' and another '.join(other)}")
         keys = jax.random.wrap_key_data(arrays.pop("keys"))
-        self.check(keys.shape[1])
+        self.observed(keys.shape[1])
         solver, keys = sharding.place_inputs((SolverState(**arrays), keys), mesh.WORLD)
         self.takes = about["takes"]
         self._set(about["step"], np.array(about["seeds"], object), solver, keys)
 
-    def check(self, seeds: int) -> list[jax.ShapeDtypeStruct]:
-        """Return what the probe observes after a block. Raises as `check_probe` and `check_turns`,
-        and ValueError where so many runs do not divide over the mesh in use, or a `Patch` holds a
-        trace of another kind of run."""
-        worlds, plan = len(self.conditions.context), self.plan
-        size, guided = (worlds, seeds, *self.conditions.grid), plan.guidance is not None
+    def check(self, seeds: int) -> None:
+        """Raise as `check_probe` and `check_turns`, and ValueError where so many runs do not divide
+        over the mesh in use, or a `Patch` holds a trace of another kind of run."""
+        worlds, plan, dit = len(self.conditions.context), self.plan, self.model.config.dit
         sizes = {axis: mesh.devices(axis) for axis in mesh.AXES}
         check_turns(self.probe, seeds, self.together)
-        heads, together = self.model.config.dit.heads, self.together
-        sharding.check_runs(sizes, heads, worlds=worlds, seeds=seeds, together=together)
-        observed = check_probe(self.probe, self.model.experts[0], plan.steps, size, guided=guided)
+        sharding.check_runs(sizes, dit.heads, worlds=worlds, seeds=seeds, together=self.together)
+        check_probe(self.probe, dit, plan.steps, (worlds, seeds, *self.conditions.grid))
         for part in all_parts(self.probe):
             if isinstance(part, Patch):
                 model = self._digest if part.origin.model else ""
                 sigmas = tuple(plan.schedule.sigmas[:-1].tolist())
                 if apart := part.origin.apart(Origin(model, self.conditions.grid, sigmas)):
                     raise ValueError(f"Patch holds a trace of {apart}; store one of such a run")
-        return observed
+
+    def observed(self, seeds: int) -> Any:
+        """Return the shapes of what the probe observes in the blocks of a step, of which the
+        program is traced. Raises as `check`, and ValueError where a method of the probe fails or
+        returns something else than it has to."""
+        self.check(seeds)
+        cfg, count = self.model.config.dit, min(seeds, self.together or seeds)
+        size = (len(self.conditions.context), count, *self.conditions.grid, cfg.out_channels)
+        latent: Any = jax.ShapeDtypeStruct(size, jnp.float32)
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size[:2]))
+        expert = jax.eval_shape(memory.on_device, self.model.experts[0])
+        state = SolverState(latent, latent, latent, latent)
+        step = (expert, self._steps[0][1], self.conditions, state, keys, self.probe)
+        return jax.eval_shape(_advance, *step)[1].block_obs
 
     def inputs(
         self, seeds: Sequence[int], noise: Noise
@@ -436,7 +418,7 @@ def steps(
     A caller may read a state, continue fewer runs (`keep`) or copies (`branch`), write it (`save`),
     or stop. Offloaded weights (`load`, resident) are on the device only for the steps of their
     expert. Raises ValueError, IndexError or TypeError, before anything runs, where the probe does
-    not fit (`check_probe`), and FloatingPointError as soon as no run is finite.
+    not fit (`Runs.observed`), and FloatingPointError as soon as no run is finite.
     """
     runs = Runs(model, condition, probe, sampling, sigmas, together)
     if start is not None:

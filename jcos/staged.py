@@ -36,7 +36,7 @@ from jcos.sampling.interventions import Interventions, Place, places
 from jcos.sampling.noise import noise_from_file, seed_numbers
 from jcos.sampling.probe import Probe
 from jcos.sampling.trace import OUTLINE, described, model_digest
-from jcos.sampling.trajectory import Condition
+from jcos.sampling.trajectory import Condition, abstract_condition
 from jcos.variants import Profile, at_size, with_preset
 from jcos.wan import Wan
 from jcos.weights import hub
@@ -168,8 +168,8 @@ def run(
     plan = config.sampling
     if search is not None:
         plan = _check_search(search, config, seeds, grid[0], probe, x0=bool(x0), trace=trace)
-    abstract, nothing = abstract_model(Wan, config), Condition(jax.numpy.zeros((1, 1)), grid)
-    loop.Runs(abstract, nothing, probe, plan, together=together).check(count)
+    abstract, given = abstract_model(Wan, config), abstract_condition(config, grid)
+    loop.Runs(abstract, given, probe, plan, together=together).observed(count)
     check_averages(probe, count)
     prompts = [read_prompt(text) for text in (prompt, negative or config.negative)]
     for rows in (p for p in prompts if not isinstance(p, str)):

@@ -34,8 +34,9 @@ from jcos.plan import compiled, costs, forecast
 from jcos.plan.costs import Job
 from jcos.plan.forecast import Forecast
 from jcos.plan.machines import GIB, machine
-from jcos.sampling.probes import Probe, SeedEnsemble, Swap, TokenEnergy, TokenFeatures
-from jcos.variants import VARIANTS, toy, wan22_i2v_a14b
+from jcos.sampling.inside import Capture
+from jcos.sampling.probes import Probe, SeedEnsemble, Swap, TokenEnergy
+from jcos.variants import VARIANTS, toy
 from jcos.weights.checkpoint import abstract_model
 from tables import about, markdown, options, rewrite
 
@@ -56,7 +57,7 @@ MACHINES = (
 )
 COMPILERS = ("libtpu", "jax-cuda13-pjrt")
 SEEDS = 3
-A14B = wan22_i2v_a14b()
+A14B = VARIANTS["wan2.2-i2v-a14b"]()
 
 
 # ---- machines
@@ -164,7 +165,7 @@ def run(what: str, job: Job, mesh: Mesh, probe: Probe | None = None, worlds: int
 def sampling(job: Job, mesh: Mesh) -> Iterator[Program]:
     steps, layers, tokens = job.steps, job.config.dit.layers, job.tokens
     many = dataclasses.replace(job, seeds=SEEDS)
-    features = TokenFeatures(layers=(0,), tokens=jnp.arange(0, tokens, 64))
+    features = Capture("block", layers=(0,), tokens=jnp.arange(0, tokens, 64))
     yield run("a whole run", job, mesh)
     yield run("… token energies observed", job, mesh, TokenEnergy())
     yield run("… every 64th token of a block observed", job, mesh, features)

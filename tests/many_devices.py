@@ -34,7 +34,8 @@ from jcos.model.attention import attention as attend
 from jcos.model.attention import using
 from jcos.model.dit import SITES
 from jcos.sampling import trajectory
-from jcos.sampling.probes import SeedEnsemble, States, Swap, TokenEnergy, TokenFeatures, chain
+from jcos.sampling.inside import Capture
+from jcos.sampling.probes import SeedEnsemble, States, Swap, TokenEnergy, chain
 from jcos.wan import Wan
 from tests.conftest import ROOT, random_model
 from tests.models import DIVIDED, kind, randomised
@@ -132,7 +133,7 @@ def trace_of(model: Wan, worlds: int, seeds: int) -> dict[str, Any]:
     """A run with guidance, an average over seeds, a change at every place inside the model, and
     observations of every kind."""
     mean = SeedEnsemble.window(2, 2, at_layers=[0])
-    probe = chain(States(), TokenEnergy(), mean, TokenFeatures((1,)), kind(inside, *SITES))
+    probe = chain(States(), TokenEnergy(), mean, Capture("block", (1,)), kind(inside, *SITES[:-1]))
     trace = generate(model, conditions_of(model, worlds), range(seeds), probe=probe)
     states, *_ = trace.estimate_obs
     return {"x0": trace.x0, "blocks": trace.block_obs, "noise": states[:, :, 0]}

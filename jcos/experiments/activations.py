@@ -31,8 +31,9 @@ from jcos.experiments.sweeps import pixels
 from jcos.lab.measures import POSITIVE, cka
 from jcos.lab.results import measure
 from jcos.sampling import flow
+from jcos.sampling.inside import Capture
 from jcos.sampling.probe import Probe, Site, Tokens
-from jcos.sampling.probes import TokenFeatures, chain
+from jcos.sampling.probes import chain
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
@@ -84,7 +85,7 @@ class Activations(Experiment):
         steps, grid = places(self.steps, plan.steps, "step"), dit.tokens(*samples.latent)
         number = math.prod(grid)
         chosen = np.unique(np.linspace(0, number - 1, min(self.tokens, number)).astype(np.int32))
-        features = TokenFeatures(jnp.arange(dit.layers), jnp.asarray(chosen))
+        features = Capture("block", jnp.arange(dit.layers), jnp.asarray(chosen))
         read: Reading = self.sweep(model, progress)(
             samples.conditions,
             probes=[chain(Sizes(grid[0]), features)],

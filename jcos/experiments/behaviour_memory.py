@@ -28,7 +28,7 @@ from jcos.lab.tasks.base import COLOURS, TILE
 from jcos.lab.tasks.marks import turned
 from jcos.lab.tasks.returns import HIDE, LANES, SHAPES
 from jcos.sampling import flow
-from jcos.sampling.probes import TokenFeatures
+from jcos.sampling.inside import Capture
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
@@ -74,7 +74,7 @@ def remembering(
     hidden = jnp.arange(HIDDEN[0] * size, (HIDDEN[-1] + 1) * size)
     tokens, estimate = experiment.sweep(model, progress)(
         one_world(conditions_of(model, puzzles)),
-        probes=[TokenFeatures(tuple(range(depth)), hidden)],
+        probes=[Capture("block", tuple(range(depth)), hidden)],
         readout=read_places,
         aux=(weights, np.tile(np.array(steps, np.int32), (len(puzzles), 1))),
         what="watching what is hidden",

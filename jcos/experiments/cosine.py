@@ -22,7 +22,7 @@ from jcos.experiments.experiment import Experiment, Picture, Place, Progress, pl
 from jcos.experiments.samples import others_of
 from jcos.lab.results import measure
 from jcos.sampling import flow
-from jcos.sampling.probes import TokenFeatures
+from jcos.sampling.inside import Capture
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
@@ -70,7 +70,7 @@ class Cosine(Experiment):
         worlds = jax.tree.map(lambda a: np.concatenate([a, a[other]], 1), samples.conditions)
         raw, centred = self.sweep(model, progress)(
             worlds,
-            probes=[TokenFeatures(jnp.asarray(layers, jnp.int32), jnp.asarray(chosen))],
+            probes=[Capture("block", jnp.asarray(layers, jnp.int32), jnp.asarray(chosen))],
             readout=read_cosines,
             what="tokens of every step",
         )

@@ -38,7 +38,8 @@ from jcos.lab.ideal import ideal
 from jcos.lab.measures import GAINS, POSITIVE
 from jcos.lab.results import measure
 from jcos.sampling import flow, probes
-from jcos.sampling.probes import Site, States, TokenEnergy, TokenFeatures, Tokens
+from jcos.sampling.inside import Capture
+from jcos.sampling.probes import Site, States, TokenEnergy, Tokens
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
@@ -102,7 +103,7 @@ class Layers(Experiment):
         watched = [TokenEnergy(), Components(tuple(layers))]
         if samples.judged:
             later = jnp.arange(grid[1] * grid[2], math.prod(grid))
-            watched += [TokenFeatures(tuple(range(dit.layers)), later), States()]
+            watched += [Capture("block", tuple(range(dit.layers)), later), States()]
         parts, films = [], []
         # Task by task: features of all of them need not be held at once.
         for task, p in samples.groups.items():

@@ -16,7 +16,8 @@ from jcos.lab.methods import Method
 from jcos.lab.population import replay
 from jcos.lab.tasks import Puzzle
 from jcos.sampling import flow
-from jcos.sampling.probes import Probe, TokenFeatures
+from jcos.sampling.inside import Capture
+from jcos.sampling.probes import Probe
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
@@ -71,7 +72,7 @@ def make_bank(
     """Run all seeds of these puzzles to the end. options: of `sweep`."""
     conditions = one_world(conditions_of(model, puzzles))
     about: dict[str, Any] = {"plan": plan, "readout": judged, "what": what}
-    about["probes"] = [TokenFeatures((model.config.dit.layers // 2,))]
+    about["probes"] = [Capture("block", (model.config.dit.layers // 2,))]
     scores, features, video = sweep(model, conditions, seeds, **about, **options)
     solved = judge(puzzles, video[0, :, 0])[1]
     known = {name: a[0, :, 0] for name, a in scores.items()}

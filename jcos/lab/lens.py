@@ -20,8 +20,9 @@ from jcos.config import Sampling
 from jcos.devices import memory
 from jcos.generation import generate
 from jcos.model.dit import Head
+from jcos.sampling.inside import Capture
 from jcos.sampling.probe import Latents, Probe, Site, Sizes, Tokens
-from jcos.sampling.probes import TokenFeatures, counted, whole
+from jcos.sampling.probes import counted, whole
 from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
 
@@ -121,7 +122,7 @@ def fit_lens(
     first = given if frames > given else 0
     later, key = jnp.arange(first * height * width, frames * height * width), jax.random.key(0)
     chosen = jax.random.permutation(key, later)[:tokens]
-    probe = TokenFeatures(jnp.arange(dit.layers), chosen)
+    probe = Capture("block", jnp.arange(dit.layers), chosen)
     trace = generate(model, conditions, seeds, probe=probe, sampling=sampling)
     h = trace.block_obs.reshape(-1, *trace.block_obs.shape[3:])  # runs and steps together
     expert = memory.on_device(model.experts[0])

@@ -70,8 +70,9 @@ from jcos.lab.population import replay as replay
 from jcos.model.vae import Tiles
 from jcos.sampling import flow
 from jcos.sampling.checks import check_order
+from jcos.sampling.inside import Capture
 from jcos.sampling.noise import seed_numbers, seed_words
-from jcos.sampling.probes import Probe, TokenFeatures, chain
+from jcos.sampling.probes import Probe, chain
 from jcos.sampling.trajectory import Condition, tree_stack
 from jcos.wan import Wan
 
@@ -164,7 +165,7 @@ class _Run(Search):
                     f"before; let it judge another step than {at}"
                 )
         self.layers = sorted({j.layer for j in self.judges.values() if j.layer is not None})
-        self.probe = chain(probe, TokenFeatures(self.layers)) if self.layers else chain(probe)
+        self.probe = chain(probe, Capture("block", self.layers)) if self.layers else chain(probe)
         self._check_judges(worlds, method.seeds)
         # Devices that share the particles all have equally many.
         super().__init__(method, self.plan.steps, self.first, mesh.devices(mesh.SEED))

@@ -31,23 +31,20 @@ from jcos.model.slots import Slots
 
 Tokens = Float[Array, "N D"]
 Angles = tuple[Float[Array, "N half"], Float[Array, "N half"]]
-OnBlock = Callable[[Int[Array, ""], Tokens], tuple[Tokens, Any]]
-"""Is called after every block with its number and tokens; returns tokens and an observation."""
-
-
 OnSite = Callable[[Int[Array, ""], Any], tuple[Any, Any]]
-"""The same at a place inside the model, with what is computed there."""
+"""Is called at a place inside the model with the number of the block and what is computed there;
+returns what to go on with, and an observation."""
 At = Callable[[str, Any], Any]
 """Returns what to go on with at a place inside a block, of its name and what is computed there."""
-SITES = ("input", "attention", "heads", "cross", "mlp", "update")
+SITES = ("input", "attention", "heads", "cross", "mlp", "update", "block")
 """Places inside the model: the tokens [N, D] after the patch embedding; queries and keys of
 self-attention, a pair of [N, H, d]; what its heads, and those of cross-attention, return [N, H, d];
 the hidden units [N, ffn] after the activation; the tokens before and after a block, a pair of which
-the second goes on."""
+the second goes on; the tokens after a block."""
 
 
 def computed_at(cfg: DiTConfig, numerics: Numerics, tokens: int) -> dict[str, Any]:
-    """Return shape and type of what is computed at each of `SITES`, and after a "block"."""
+    """Return shape and type of what is computed at each of `SITES`."""
     shape, linear = jax.ShapeDtypeStruct, jnp.dtype(numerics.linear)
     stream = shape((tokens, cfg.dim), jnp.dtype(numerics.residual))
     heads = shape((tokens, cfg.heads, cfg.head_dim), linear)
@@ -66,11 +63,6 @@ def computed_at(cfg: DiTConfig, numerics: Numerics, tokens: int) -> dict[str, An
 def go_on(site: str, z: Any) -> Any:
     del site
     return z
-
-
-def observe_nothing(layer: Int[Array, ""], tokens: Tokens) -> tuple[Tokens, None]:
-    del layer
-    return tokens, None
 
 
 class Linear(nnx.Module):
@@ -273,7 +265,6 @@ class DiT(nnx.Module):
         latents: Float[Array, "F H W C"],
         t: Float[Array, ""] | Float[Array, " N"],
         context: Float[Array, "L text"],
-        on_block: OnBlock = observe_nothing,
         *,
         sites: Mapping[str, OnSite] = MappingProxyType({}),
         clean: Bool[Array, " N"] | None = None,
@@ -281,7 +272,7 @@ class DiT(nnx.Module):
         slots: Any = None,
         remat: bool = False,
     ) -> tuple[Float[Array, "F H W O"], Any]:
-        """Return the velocity, and the observations of `on_block` stacked over layers.
+        """Return the velocity, and the observations of `sites`, stacked over layers.
 
         latents: any concatenated conditioning included (cfg.in_channels). t: timestep 0..1000, one
             for the video or one per token (row-major over the token grid).
@@ -290,10 +281,10 @@ class DiT(nnx.Module):
         context: embedded prompt, at most cfg.text_len rows; it is zero-padded to that length and,
             as in the original, the padding is attended to.
         image: tokens of the image encoder, for models that have a place for them (cfg.image_dim).
-        sites: functions by their place in the model (`SITES`), called as `on_block` is. With any,
-            observations are a dict of these places and "block"; those of "input", which is before
-            the layers and called with layer −1, have no layer axis.
-        slots: layers whose observations are kept instead of all, as in `Slots`.
+        sites: functions by their place in the model (`SITES`); observations are a dict of these
+            places. "input" is before the layers: it is called with layer −1, and its observation
+            has no layer axis.
+        slots: layers whose observations are kept instead of all, by place, as in `Slots`.
         remat: recompute blocks in the backward pass (training).
         """
         cfg = self.cfg
@@ -332,8 +323,10 @@ class DiT(nnx.Module):
         if "input" in sites:
             x, first["input"] = sites["input"](jnp.int32(-1), x[:n])
             x = mesh.spread(x)
-        shapes = self._observed(sites, on_block, layers[0], n)
-        chosen = Slots(slots, shapes if sites else shapes["block"])
+        places = [site for site in sites if site != "input"]
+        computed = computed_at(cfg, self.numerics, n)
+        shapes = {s: jax.eval_shape(sites[s], layers[0], computed[s])[1] for s in places}
+        chosen = Slots({s: slots[s] for s in places} if slots else None, shapes)
 
         def body(carry: tuple[Tokens, Any], scanned: tuple[Block, Int[Array, ""]]) -> Any:
             (x, buffers), (block, layer) = carry, scanned
@@ -343,14 +336,13 @@ class DiT(nnx.Module):
                 if site not in sites:
                     return z
                 z, observed[site] = sites[site](layer, jax.tree.map(lambda a: a[:n], z))
-                second = None if site == "update" else mesh.TENSOR
+                second = None if site in ("update", "block") else mesh.TENSOR
                 return jax.tree.map(lambda a: mesh.spread(a, second), z)
 
             before, x = x, block(x, time, text, (angles[0], angles[1]), rows, clean, at, picture)
             _, x = at("update", (before, x))
-            x, observed["block"] = on_block(layer, x[:n])
-            observation = observed if sites else observed["block"]
-            buffers, stacked = chosen.put(buffers, observation, layer)
+            x = at("block", x)
+            buffers, stacked = chosen.put(buffers, observed, layer)
             return (mesh.spread(x), buffers), stacked
 
         (x, buffers), stacked = jax.lax.scan(
@@ -360,15 +352,7 @@ class DiT(nnx.Module):
             # Patches are small enough to be gathered.
             patches = mesh.constrain(self.head(x, e, clean), mesh.SEQUENCE)
             v, found = self.unpatchify(patches[:n], grid), chosen.observation(buffers, stacked)
-            return v, found | first if sites else found
-
-    def _observed(
-        self, sites: Mapping[str, OnSite], on_block: OnBlock, layer: Int[Array, ""], tokens: int
-    ) -> dict[str, Any]:
-        """Return the shapes of the observations in a block, by place."""
-        computed = computed_at(self.cfg, self.numerics, tokens)
-        inside = {site: f for site, f in sites.items() if site != "input"} | {"block": on_block}
-        return {site: jax.eval_shape(f, layer, computed[site])[1] for site, f in inside.items()}
+            return v, found | first
 
     def time_vector(
         self, t: Float[Array, ""] | Float[Array, " N"], clean: Bool[Array, " N"] | None

@@ -12,7 +12,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -23,7 +22,7 @@ from jcos.plan.costs import Job, Memory
 from jcos.plan.machines import HOST, Chip, Machine
 from jcos.sampling import flow
 from jcos.sampling.probes import Probe
-from jcos.sampling.trajectory import Condition
+from jcos.sampling.trajectory import abstract_condition
 from jcos.wan import Wan
 from jcos.weights.checkpoint import abstract_model
 
@@ -131,25 +130,15 @@ def uncached() -> Iterator[None]:
 
 def arguments(job: Job, mesh: Mesh, probe: Probe | None = None) -> tuple:
     """Return what `generation.generate_worlds` takes: all that is large as shapes on the mesh."""
-    config, cfg = job.config, job.config.dit
+    config = job.config
     model = abstract_model(Wan, config)
     model.text = model.vae = model.vision = None
-
-    def condition() -> Condition:
-        prompt = jnp.zeros((1, cfg.text_len, cfg.text_dim), config.numerics.text)
-        extra = cfg.in_channels - cfg.out_channels
-        channels = jnp.zeros((1, *job.latent, extra)) if extra else None
-        first = jnp.zeros((1, 1, *job.latent[1:], cfg.out_channels))
-        pinned = first if config.image == "pin" else None
-        vision = config.vision
-        image = None if vision is None else jnp.zeros((1, vision.tokens, vision.dim))
-        return Condition(prompt, job.latent, prompt, channels, pinned, image=image)
 
     keys = jax.eval_shape(lambda: seed_keys(range(job.seeds)))
     return (
         sharding.abstract(model, mesh),
         flow.plan(config.sampling, config.boundary),
-        sharding.abstract_runs(jax.eval_shape(condition), mesh, WORLD),
+        sharding.abstract_runs(abstract_condition(config, job.latent), mesh, WORLD),
         sharding.abstract_runs(keys, mesh, SEED),
         probe or Probe(),
     )

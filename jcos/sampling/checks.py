@@ -1,8 +1,8 @@
 """Checks of a probe before a run begins.
 
 In a compiled program an index out of range is no error: it would act on the last step or layer, or
-on none. So the sizes that a probe is made for, the numbers in its fields and what its methods
-return are checked:
+on none. So the sizes that a probe is made for and the numbers in its fields are checked (and what
+its methods return, as they are called, in `hooks.py`):
 
 - A field is an index if it holds integers and its name is, or ends in `_` and, `layer`, `block`,
   `step`, `frame`, `head`, `token`, `seed` or `world`, singular or plural. An index is at least 0
@@ -17,58 +17,34 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array
 
-from jcos.config import DiTConfig, Numerics
-from jcos.devices import mesh
-from jcos.model.dit import DiT, computed_at
-from jcos.model.slots import Slots
+from jcos.config import DiTConfig
+from jcos.sampling.hooks import describe
 from jcos.sampling.inside import KnockOut, Patch
-from jcos.sampling.probe import Probe, Site
-from jcos.sampling.probes import Chain, EstimateEnsemble, InWorlds, SeedEnsemble, parts
+from jcos.sampling.probe import Probe, parts
+from jcos.sampling.probes import EstimateEnsemble, SeedEnsemble
 
 NAMES = {"frame": "latent frames", "block": "layers"} | {
     name: f"{name}s" for name in ("layer", "step", "head", "token", "seed", "world")
 }
 """Axes by the names of fields."""
-RETURNS = {
-    "on_latents": "latent",
-    "on_block": "tokens",
-    "on_estimate": "clean estimate",
-    "on_input": "tokens",
-    "on_attention": "queries and keys",
-    "on_heads": "the heads' outputs",
-    "on_cross": "the heads' outputs",
-    "on_mlp": "hidden units",
-    "on_update": "tokens before and after the block",
-}
-"""The first thing that methods return; all but `on_latents` an observation too."""
-UNKNOWN = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
 AVERAGES = (SeedEnsemble, EstimateEnsemble)
-Shape = jax.ShapeDtypeStruct
 
 
-def check_probe(
-    probe: Any, expert: DiT, steps: int, shape: tuple[int, ...], *, guided: bool = False
-) -> list[Shape]:
-    """Return what the probe observes of the tokens after a block.
+def check_probe(probe: Any, cfg: DiTConfig, steps: int, shape: tuple[int, ...]) -> None:
+    """Check what a probe is made for, and its fields.
 
     shape: worlds, seeds, latent frames, height and width of the run. Raises ValueError where the
-    probe is made for another run or a method fails or returns something else, IndexError where a
-    number in its fields is out of range, TypeError where it is no probe.
+    probe is made for another run, IndexError where a number in its fields is out of range,
+    TypeError where it is no probe, or a field holds no array.
     """
-    cfg, (worlds, seeds, *video) = expert.cfg, shape
+    worlds, seeds, *video = shape
     counts = {
         "steps": steps,
         "layers": cfg.layers,
@@ -86,10 +62,9 @@ def check_probe(
         if size != counts[what]:
             made = f"{size} {what if size != 1 else what[:-1]}"
             raise ValueError(f"the probe is made for {made}; this run has {counts[what]}")
-    _check_fields(probe, counts)
     for part in all_parts(probe):
+        _check_fields(part, counts)
         part.check(counts)
-    return _check_hooks(probe, expert, shape, guided)
 
 
 def all_parts(probe: Probe) -> list[Probe]:
@@ -198,11 +173,20 @@ def _check_fields(probe: Probe, counts: Mapping[str, int]) -> None:
             _check_numbers(
                 f"{owner.__name__}.{name}", number, axis, counts[axis], plural and single
             )
-    if not isinstance(probe, Chain | InWorlds):
-        for layers in jax.tree.leaves(probe.slots()):
-            _check_numbers(f"{owner.__name__}.slots", layers, "layers", counts["layers"], False)
-    for part in parts(probe):
-        _check_fields(part, counts)
+    for layers in jax.tree.leaves(slots := probe.slots()):
+        if jnp.ndim(layers) != 1 or not jnp.issubdtype(jnp.asarray(layers).dtype, jnp.integer):
+            raise ValueError(
+                f"{owner.__name__}.slots returned {describe(slots)}; expected None, or layer "
+                "numbers [l] for all of an observation or each part"
+            )
+        _check_numbers(f"{owner.__name__}.slots", layers, "layers", counts["layers"], False)
+    try:
+        jax.tree.map(jax.typeof, probe)
+    except TypeError as error:
+        raise TypeError(
+            f"{owner.__name__} has a field that holds no array ({error!s:.200}): mark it as "
+            "static, flax.struct.field(pytree_node=False), or give an array"
+        ) from error
 
 
 def _axis(owner: type[Probe], name: str) -> tuple[str | None, bool]:
@@ -242,151 +226,3 @@ def _known(value: Any) -> np.ndarray | None:
         here = value.is_fully_addressable or value.is_fully_replicated
         return np.asarray(value) if here else None
     return np.asarray(value) if isinstance(value, int | np.generic | np.ndarray) else None
-
-
-# ---- what methods return
-
-
-def _check_hooks(probe: Probe, expert: DiT, shape: tuple[int, ...], guided: bool) -> list[Shape]:
-    """Return what all parts of the probe observe in a block."""
-    if isinstance(probe, Chain | InWorlds):
-        return [leaf for part in parts(probe) for leaf in _check_hooks(part, expert, shape, guided)]
-    leaves, tree = jax.tree.flatten(probe)
-    try:
-        types = [jax.typeof(leaf) for leaf in leaves]
-    except TypeError as error:
-        raise TypeError(
-            f"{type(probe).__name__} has a field that holds no array ({error!s:.200}): mark it "
-            "as static, flax.struct.field(pytree_node=False), or give an array"
-        ) from error
-    kinds = tuple(Shape(a.shape, a.dtype, weak_type=a.weak_type) for a in types)
-    return _trace_hooks(tree, kinds, expert.cfg, expert.numerics, shape, guided)
-
-
-@lru_cache(256)
-def _trace_hooks(
-    tree: Any,
-    kinds: tuple[Any, ...],
-    cfg: DiTConfig,
-    numerics: Numerics,
-    shape: tuple[int, ...],
-    guided: bool,
-) -> list[Shape]:
-    """Call every method with abstract values, on all named axes."""
-    worlds, seeds, *video = shape
-    observed: list[Any] = []
-
-    def step(fields: Any, number: Array, sigma: Array, world: Array, seed: Array) -> None:
-        probe, value = tree.unflatten(fields), world + seed
-        latent = jnp.full((*video, cfg.out_channels), value)
-        key = jax.random.key(seed.astype(jnp.int32))
-        site = Site(number, number, number, sigma, key, latent, lambda _: latent)
-
-        def block(branch: Array) -> None:
-            tokens = math.prod(cfg.tokens(*video))
-            computed = jax.tree.map(
-                lambda a: jnp.full(a.shape, value + branch, a.dtype),
-                computed_at(cfg, numerics, tokens),
-            )
-            used = {"block", *probe.sites()}
-            found = {s: _call(probe, f"on_{s}", site, z) for s, z in computed.items() if s in used}
-            observed.append(found)
-
-        _call(probe, "on_latents", site, latent)
-        if guided:
-            jax.vmap(block, axis_name=mesh.BRANCH)(jnp.zeros(2))
-        else:
-            block(jnp.zeros(()))
-        _call(probe, "on_step", site, _stacked(probe, observed[-1], cfg.layers, value))
-        _call(probe, "on_estimate", site, latent, latent)
-
-    runs = jax.vmap(step, (None, None, None, None, 0), axis_name=mesh.SEED)
-    runs = jax.vmap(runs, (None, None, None, 0, None), axis_name=mesh.WORLD)
-    scalar = jnp.int32(0), jnp.float32(0)
-    jax.eval_shape(runs, kinds, *scalar, jnp.zeros(worlds), jnp.zeros(seeds))
-    return jax.tree.leaves(observed[-1])
-
-
-def _stacked(probe: Probe, observed: dict[str, Any], layers: int, value: Array) -> Any:
-    """Return the observation, by place `observed` of one layer, of all layers that are kept."""
-    _slots(probe)
-    stacked = {}
-    for place, shapes in observed.items():
-        slots = Slots(probe.slots_of(place), shapes)
-        stacked[place] = slots.tree.unflatten(
-            [
-                jnp.full(leaf.shape if place == "input" else (count, *leaf.shape), value).astype(
-                    leaf.dtype
-                )
-                for at, leaf in zip(slots.chosen, slots.leaves, strict=True)
-                for count in [layers if at is None else len(at)]
-            ]
-        )
-    return probe.observation(stacked)
-
-
-def _slots(probe: Probe) -> Any:
-    slots = probe.slots()
-    for layers in jax.tree.leaves(slots):
-        if jnp.ndim(layers) != 1 or not jnp.issubdtype(jnp.asarray(layers).dtype, jnp.integer):
-            raise ValueError(
-                f"{type(probe).__name__}.slots returned {_describe(slots)}; expected None, or "
-                "layer numbers [l] for all of an observation or each part"
-            )
-    return jax.tree.map(jnp.asarray, slots)
-
-
-def _call(probe: Probe, hook: str, site: Site, *values: Any) -> Any:
-    """Return the shapes of a method's observation; ValueError where it fails or does not fit."""
-    name = f"{type(probe).__name__}.{hook}"
-    try:
-        out = getattr(probe, hook)(site, *values)
-    except UNKNOWN as error:
-        raise ValueError(
-            f"{name} needs the value of an array in Python (`if`, `and`, `int`, `range`, numpy), "
-            "but step, layer and fields have none before the run: use jnp.where or jax.lax.cond, "
-            "or a field that is static (flax.struct.field(pytree_node=False))"
-        ) from error
-    except Exception as error:
-        message = (str(error).strip() or "no message").splitlines()[0]
-        raise ValueError(f"{name} fails with {type(error).__name__}: {message:.300}") from error
-    if hook == "on_step":
-        return _shapes(name, out)
-    *_, first = values
-    want = f"{RETURNS[hook]} {_describe(first)}"
-    pair = (out, ()) if hook == "on_latents" else out
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise ValueError(
-            f"{name} returned {_describe(out)}; expected two things: {want}, and an observation "
-            "(`()` for none)"
-        )
-    main, observation = pair
-    if not _alike(main, first):
-        raise ValueError(f"{name} returned {_describe(main)}; expected {want}")
-    return _shapes(name, observation)
-
-
-def _shapes(name: str, observation: Any) -> Any:
-    try:
-        return jax.tree.map(lambda a: Shape(jnp.shape(a), jax.typeof(a).dtype), observation)
-    except TypeError as error:
-        raise ValueError(
-            f"{name} observed {_describe(observation)}; expected arrays, tuples or dicts of them"
-        ) from error
-
-
-def _alike(main: Any, first: Any) -> bool:
-    """Whether arrays, or pairs of them, have the same shapes and types."""
-    if isinstance(first, tuple):
-        pair = isinstance(main, tuple) and len(main) == len(first)
-        return pair and all(map(_alike, main, first))
-    return hasattr(main, "dtype") and (main.shape, main.dtype) == (first.shape, first.dtype)
-
-
-def _describe(value: Any) -> str:
-    """Return float32[12, 32] for an array."""
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"{value.dtype}{list(value.shape)}"
-    if isinstance(value, tuple | list):
-        return f"{len(value)} things ({', '.join(_describe(one) for one in value):.200})"
-    return f"{value!r:.60}"

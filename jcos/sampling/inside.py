@@ -1,7 +1,7 @@
 """Interventions inside the blocks, as data: knock out, patch, steer, skip; what they start from.
 
-A place is one of "heads", "cross", "mlp", "input" (`model.dit.SITES`) and "block", the tokens after
-a block. All of it composes with `chain`, `InWorlds` and `sweep`, and says what it changes.
+A place is one of "heads", "cross", "mlp", "input" and "block" (`model.dit.SITES`). All of it
+composes with `chain`, `InWorlds` and `sweep`, and says what it changes.
 """
 
 import operator
@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jcos.config import WanConfig
 from jcos.sampling.interventions import Place, places
-from jcos.sampling.probe import Change, Heads, Probe, Site, Sizes, Tokens
+from jcos.sampling.probe import Change, Probe, Site, Sizes, Tokens
 from jcos.sampling.probes import check_mask, choose, counted, unchanged, whole
 from jcos.sampling.trace import Origin, Trace, stored
 
@@ -58,23 +58,8 @@ class Inside(Probe):
         """Return what to go on with, and an observation."""
         raise NotImplementedError
 
-    def _at(self, place: str, site: Site, z: Array) -> tuple[Array, Any]:
-        return self.act(site, z) if place == self.place else (z, ())
-
-    def on_input(self, site: Site, tokens: Tokens) -> tuple[Tokens, Any]:
-        return self._at("input", site, tokens)
-
-    def on_heads(self, site: Site, z: Heads) -> tuple[Heads, Any]:
-        return self._at("heads", site, z)
-
-    def on_cross(self, site: Site, z: Heads) -> tuple[Heads, Any]:
-        return self._at("cross", site, z)
-
-    def on_mlp(self, site: Site, h: Float[Array, "N M"]) -> tuple[Float[Array, "N M"], Any]:
-        return self._at("mlp", site, h)
-
-    def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, Any]:
-        return self._at("block", site, tokens)
+    def call(self, hook: str, site: Site, *values: Any) -> tuple[Any, Any]:
+        return super().call("act" if hook == f"on_{self.place}" else hook, site, *values)
 
 
 class Capture(Inside):
@@ -89,18 +74,17 @@ class Capture(Inside):
     tokens: Any = None
     dtype: str | None = flax.struct.field(pytree_node=False, default=None)
 
-    def slots(self) -> Any:
-        layers = whole(self.layers, "Capture.layers")
-        return {self.place: layers} if self.is_inside() else layers
+    def slots(self) -> Int[Array, " l"]:
+        return whole(self.layers, "Capture.layers")
 
     def act(self, site: Site, z: Array) -> tuple[Array, Array]:
         del site
-        read = z if self.tokens is None else z[whole(self.tokens, "Capture.tokens")]
+        read = z
+        if self.tokens is not None:
+            # Inside a program an index out of range is no error: it gives nan.
+            at = z.at[whole(self.tokens, "Capture.tokens")]
+            read = at.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return z, read if self.dtype is None else read.astype(self.dtype)
-
-    def on_step(self, site: Site, observed: Any) -> Array:
-        del site
-        return observed[self.place] if self.is_inside() else observed
 
 
 class KnockOut(Inside):
@@ -144,7 +128,7 @@ class KnockOut(Inside):
             layer, number = pair if unit else (pair, 0)
             unit_chosen = choose(size, [number], unit[:-1])
             cells[0, :depth] |= np.outer(choose(depth, [layer], "layer"), unit_chosen)
-        when = choose(steps, range(steps) if at_steps is None else at_steps, "step")
+        when = choose(steps, at_steps, "step")
         return cls(place, jnp.asarray(when[:, None, None] & cells), **options)
 
     def made_for(self) -> Sizes:
@@ -263,7 +247,7 @@ class Patch(Inside):
         steps = values.shape[1] if steps is None else steps
         if place != "input" and values.shape[2] != len(chosen):
             raise ValueError(f"Patch: {values.shape[2]} layers are stored, {len(chosen)} are named")
-        on = choose(steps, range(steps) if at_steps is None else at_steps, "step")
+        on = choose(steps, at_steps, "step")
         source = np.arange(steps)
         if from_step is not None:
             source[:] = choose(values.shape[1], [from_step], "stored step").argmax()
@@ -410,8 +394,8 @@ class SkipBlock(Probe):
         """Return a run without some layers at some steps, by default at all. Raises IndexError for
         one that does not exist."""
         steps = steps or config.sampling.steps
-        when = choose(steps, range(steps) if at_steps is None else at_steps, "step")
-        return cls(jnp.asarray(np.outer(when, choose(config.dit.layers, layers, "layer"))))
+        when, where = choose(steps, at_steps, "step"), choose(config.dit.layers, layers, "layer")
+        return cls(jnp.asarray(np.outer(when, where)))
 
     def made_for(self) -> Sizes:
         return counted(self.mask, "steps", "layers")

@@ -88,12 +88,8 @@ class AttentionMass(Probe):
     def made_for(self) -> Any:
         return (("tokens", self.regions.shape[-1]),)
 
-    def slots(self) -> Any:
-        return {"attention": self.layers}
-
-    def on_step(self, site: Site, observed: Any) -> Any:
-        del site
-        return observed["attention"]
+    def slots(self) -> Int[Array, " l"]:
+        return self.layers
 
     def on_attention(
         self, site: Site, qk: tuple[Heads, Heads]

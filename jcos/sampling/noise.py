@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from jaxtyping import Float, Float32, UInt32
+from jaxtyping import Array, Float, Float32, UInt32
 
+from jcos.config import WanConfig
 from jcos.files import local_path
 from jcos.weights.tensors import tensors_in
 
@@ -22,6 +24,34 @@ BLOCK = 16
 """PyTorch draws so many normal numbers at a time, fewer one by one."""
 Seeds = Sequence[int] | SupportsIndex | Sequence[Sequence[int]]
 """One seed for each run, or a row of them for each world."""
+Noise = Float[Array | np.ndarray, "K F h w C"] | str | None
+"""The first noise of each seed, or its generator (`first_noise`)."""
+
+
+def first_noise(
+    config: WanConfig,
+    seeds: Sequence[int],
+    shape: tuple[int, int, int, int],
+    noise: Noise = None,
+) -> Float[Array, "K F h w C"] | None:
+    """Return the first noise of these seeds; None: the program draws it from their keys.
+
+    shape: of a latent, [F, h, w, C]. noise: an array, returned in float32, or its generator, by
+    default `config.noise`: "torch" as in all reference codes for Wan (`wan_noise`), or "jax"
+    inside the program. Raises ValueError where it is none that fits, or PyTorch takes no such seed.
+    """
+    drawn = config.noise if noise is None else noise
+    if not isinstance(drawn, str):
+        first = jnp.asarray(drawn, jnp.float32)
+        if first.shape != (len(seeds), *shape):
+            needs = f"{len(seeds)} seed(s) of this video need {(len(seeds), *shape)}"
+            raise ValueError(f"noise has shape {first.shape}; {needs}")
+        return first
+    if drawn not in ("torch", "jax"):
+        raise ValueError(f"noise is {drawn!r}; it is torch, jax or an array [K, F, h, w, C]")
+    if drawn == "jax":
+        return None
+    return jnp.asarray(np.stack([wan_noise(seed, shape) for seed in seeds]))
 
 
 def seed_numbers(seeds: Sequence[int] | SupportsIndex) -> list[int]:
@@ -84,33 +114,30 @@ def wan_noise(seed: int, shape: tuple[int, int, int, int]) -> Float32[np.ndarray
 
 
 def noise_from_file(
-    path: Path | str, shape: tuple[int, int, int, int], *, channels_last: bool = False
+    path: Path | str, shape: tuple[int, int, int, int]
 ) -> Float32[np.ndarray, "F h w C"]:
     """Read noise for a latent of `shape` [F, h, w, C] from a .npy, .npz or .safetensors file.
 
-    The file has PyTorch's layout [C, F, h, w], or [F, h, w, C] for `channels_last`; a leading batch
-    axis of 1 is dropped. Of several arrays, the one named `noise` is read. Raises ValueError where
-    the file is missing, damaged or of another kind, or has no array of finite floats of this shape.
+    The file has PyTorch's layout [C, F, h, w]; a leading batch axis of 1 is dropped. Of several
+    arrays, the one named `noise` is read. Raises ValueError where the file is missing, damaged or
+    of another kind, or has no array of finite floats of this shape.
     """
     path = local_path(path)
     array = _read(path)
     if array.dtype not in FLOATS:
         raise ValueError(f"{path} holds {array.dtype} numbers; noise is floats")
     frames, height, width, channels = shape
-    channels_first = (channels, frames, height, width)
-    want, other = (shape, channels_first) if channels_last else (channels_first, shape)
+    want = (channels, frames, height, width)
     size = array.shape[1:] if array.ndim == 5 and array.shape[0] == 1 else array.shape
     if size != want:
-        layout = "[F, h, w, C]" if channels_last else "[C, F, h, w]"
-        hint = f"; say channels_last={not channels_last}" if size == other else ""
         raise ValueError(
-            f"{path} holds noise of shape {size}; this video needs {want} ({layout}){hint}"
+            f"{path} holds noise of shape {size}; this video needs {want} ([C, F, h, w])"
         )
     with np.errstate(over="ignore"):
         values = array.reshape(want).astype(np.float32)
     if not np.isfinite(values).all():
         raise ValueError(f"{path} holds numbers that are not finite; such noise makes no video")
-    return values if channels_last else np.moveaxis(values, 0, -1)
+    return np.moveaxis(values, 0, -1)
 
 
 def _blocks(twister: np.random.RandomState, count: int) -> Float32[np.ndarray, " N"]:

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jcos.model.dit import SITES
+from jcos.sampling.hooks import HOOKS, call
 
 T = TypeVar("T")
 Latents = Float[Array, "F H W C"]
@@ -28,8 +29,6 @@ Sizes = tuple[tuple[str, int], ...]
 """Pairs of an axis (steps, layers, heads, neurons, latent frames, tokens, channels, seeds, worlds)
 and its length."""
 Heads = Float[Array, "N H d"]
-HOOKS = ("on_latents", "on_block", "on_step", "on_estimate", *(f"on_{site}" for site in SITES))
-"""The methods of a probe that a run calls; their order decides their keys."""
 
 
 class Site(NamedTuple):
@@ -181,8 +180,8 @@ class Probe(_Pytree):
 
     def made_for(self) -> Sizes:
         """Return the sizes of runs that the probe's arrays fit, like (("steps", 50), ("layers",
-        40)): others are refused before they begin."""
-        return ()
+        40)): others are refused before they begin. By default those of the probes in its fields."""
+        return tuple(size for part in parts(self) for size in part.made_for())
 
     def check(self, sizes: Mapping[str, int]) -> None:
         """Raise ValueError where the probe does not fit a run of these sizes (those of `made_for`,
@@ -190,9 +189,9 @@ class Probe(_Pytree):
         del sizes
 
     def changes(self, world: int = 0) -> list[Change]:
-        """Return what the probe changes in the runs of a world; nothing where it does not say."""
-        del world
-        return []
+        """Return what the probe, or those in its fields, change in the runs of a world; nothing
+        where they do not say."""
+        return [change for part in parts(self) for change in part.changes(world)]
 
     def on_latents(self, site: Site, x: Latents) -> Latents:
         """Return the model's input [F, H, W, C] at this step."""
@@ -241,9 +240,11 @@ class Probe(_Pytree):
         return tokens, ()
 
     def sites(self) -> tuple[str, ...]:
-        """Return the places in the model that the probe uses: "block" and of `SITES`. Elsewhere it
-        is not called, and costs nothing. By default those whose methods the class defines."""
-        return tuple(s for s in (*SITES, "block") if defines(type(self), f"on_{s}"))
+        """Return the places in the model (`SITES`) that the probe uses. Elsewhere it is not called,
+        and costs nothing. By default those whose methods the class defines, and those that the
+        probes in its fields use."""
+        used = {site for part in parts(self) for site in part.sites()}
+        return tuple(s for s in SITES if s in used or defines(type(self), f"on_{s}"))
 
     def slots(self) -> Any:
         """Return the layers whose observations are kept: None for all, or an array of numbers [l],
@@ -253,22 +254,17 @@ class Probe(_Pytree):
     def slots_of(self, site: str) -> Any:
         """Return `slots` of a place's observation."""
         slots = self.slots()
-        return slots.get(site) if isinstance(slots, Mapping) and self.is_inside() else slots
-
-    def is_inside(self) -> bool:
-        """Whether the probe uses another place in the model than that after a block."""
-        return not set(self.sites()) <= {"block"}
+        return slots.get(site) if isinstance(slots, Mapping) and len(self.sites()) > 1 else slots
 
     def observation(self, observed: Mapping[str, Any]) -> Any:
-        """Return the observation by place as `on_step` gets it: that of `on_block` alone, or a dict
-        of the places that the probe uses, where there are others."""
-        if not self.is_inside():
-            return observed["block"]
-        return {site: observed[site] for site in self.sites()}
+        """Return the observation by place as `on_step` gets it: that of the only place that the
+        probe uses, or a dict of several."""
+        sites = self.sites() or ("block",)
+        return observed[sites[0]] if len(sites) == 1 else {site: observed[site] for site in sites}
 
     def on_step(self, site: Site, observed: Any) -> Any:
         """Reduce the conditional observations [layers, …], or [l, …] as `slots` says. Of a probe
-        that acts inside blocks they are a dict by place ("heads", …; see `observation`)."""
+        that acts at several places they are a dict by place ("heads", "block", …)."""
         del site
         return observed
 
@@ -277,6 +273,19 @@ class Probe(_Pytree):
         x: the model's input. x0: its estimate x − σv, after guidance."""
         del site, x
         return x0, ()
+
+    def call(self, hook: str, site: Site, *values: Any) -> tuple[Any, Any]:
+        """Return what a method returns: what to go on with (of `on_step`, the reduced observation),
+        and an observation. Combinations of probes override this alone. Raises ValueError where the
+        method fails, or what it returns does not fit."""
+        return call(self, hook, site, *values)
+
+
+def parts(probe: Probe) -> list[Probe]:
+    """Return the probes in the fields of another."""
+    values = [getattr(probe, field.name) for field in dataclasses.fields(probe)]
+    leaves = jax.tree.leaves(values, is_leaf=lambda value: isinstance(value, Probe))
+    return [leaf for leaf in leaves if isinstance(leaf, Probe)]
 
 
 def defines(cls: type, hook: str) -> bool:

@@ -1,6 +1,5 @@
 """The probes of the paper, and combinations of probes."""
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,29 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jcos.model.dit import SITES
 from jcos.sampling.interventions import Place, places
-from jcos.sampling.probe import Change, Latents, Probe, Site, Sizes, Tokens, defines
-
-
-def parts(probe: Probe) -> list[Probe]:
-    """Return the probes in the fields of another."""
-    values = [getattr(probe, field.name) for field in dataclasses.fields(probe)]
-    leaves = jax.tree.leaves(values, is_leaf=lambda value: isinstance(value, Probe))
-    return [leaf for leaf in leaves if isinstance(leaf, Probe)]
+from jcos.sampling.probe import Change, Latents, Probe, Site, Sizes, Tokens, defines, parts
 
 
 def _acting(probe: Probe, hook: str) -> int:
     """Count the probes in it that define this method, and may draw random numbers there."""
     inner = sum(_acting(part, hook) for part in parts(probe))
-    if isinstance(probe, Chain | InWorlds):
-        return inner
-    return max(inner, int(defines(type(probe), hook)))
-
-
-def _forwarded(hook: str) -> Any:
-    """Return a probe's method of this name that leaves its work to `_at`."""
-    return lambda self, site, z: self._at(hook, site, z)
+    here = defines(type(probe), hook) or hook.removeprefix("on_") in probe.sites()
+    return inner or int(here)
 
 
 class Chain(Probe):
@@ -43,16 +28,6 @@ class Chain(Probe):
 
     probes: tuple[Probe, ...]
 
-    def made_for(self) -> Sizes:
-        return tuple(size for probe in self.probes for size in probe.made_for())
-
-    def sites(self) -> tuple[str, ...]:
-        used = {site for probe in self.probes for site in probe.sites()}
-        return tuple(site for site in (*SITES, "block") if site in used)
-
-    def slots(self) -> tuple[Any, ...]:
-        return tuple(probe.slots() for probe in self.probes)
-
     def slots_of(self, site: str) -> tuple[Any, ...]:
         return tuple(probe.slots_of(site) for probe in self.probes)
 
@@ -62,47 +37,22 @@ class Chain(Probe):
             for i, probe in enumerate(self.probes)
         )
 
-    def changes(self, world: int = 0) -> list[Change]:
-        return [change for probe in self.probes for change in probe.changes(world)]
-
     def _each(self, site: Site, hook: str) -> Iterator[tuple[Probe, Site]]:
         before = 0
         for probe in self.probes:
             yield probe, site.folded(before) if before else site
             before += _acting(probe, hook)
 
-    def on_latents(self, site: Site, x: Latents) -> Latents:
-        for probe, here in self._each(site, "on_latents"):
-            x = probe.on_latents(here, x)
-        return x
-
-    def _at(self, hook: str, site: Site, z: Any) -> tuple[Any, tuple[Any, ...]]:
-        observations = []
-        for probe, here in self._each(site, hook):
-            z, observation = getattr(probe, hook)(here, z)
+    def call(self, hook: str, site: Site, *values: Any) -> tuple[Any, Any]:
+        *other, z = values
+        observations, each = [], self._each(site, hook)
+        if hook == "on_step":
+            rows = zip(each, z, strict=True)
+            return tuple(probe.call(hook, here, one)[0] for (probe, here), one in rows), ()
+        for probe, here in each:
+            z, observation = probe.call(hook, here, *other, z)
             observations.append(observation)
         return z, tuple(observations)
-
-    on_block = _forwarded("on_block")
-    on_input = _forwarded("on_input")
-    on_attention = _forwarded("on_attention")
-    on_heads = _forwarded("on_heads")
-    on_cross = _forwarded("on_cross")
-    on_mlp = _forwarded("on_mlp")
-    on_update = _forwarded("on_update")
-
-    def on_step(self, site: Site, observed: tuple[Any, ...]) -> tuple[Any, ...]:
-        each = self._each(site, "on_step")
-        return tuple(
-            probe.on_step(here, one) for (probe, here), one in zip(each, observed, strict=True)
-        )
-
-    def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, tuple[Any, ...]]:
-        observations = []
-        for probe, here in self._each(site, "on_estimate"):
-            x0, observation = probe.on_estimate(here, x, x0)
-            observations.append(observation)
-        return x0, tuple(observations)
 
 
 def chain(*probes: Probe) -> Chain:
@@ -110,7 +60,7 @@ def chain(*probes: Probe) -> Chain:
     return Chain(probes)
 
 
-def choose(size: int, chosen: Iterable[Any], what: str) -> Bool[np.ndarray, " size"]:
+def choose(size: int, chosen: Iterable[Any] | None, what: str) -> Bool[np.ndarray, " size"]:
     """Return a mask with the chosen `places` on; IndexError where one is out of range."""
     return np.isin(np.arange(size), places(chosen, size, what))
 
@@ -149,13 +99,7 @@ class InWorlds(Probe):
     worlds: Bool[Array, "*sweep W"]
 
     def made_for(self) -> Sizes:
-        return (*self.probe.made_for(), *counted(self.worlds, "worlds"))
-
-    def sites(self) -> tuple[str, ...]:
-        return self.probe.sites()
-
-    def slots(self) -> Any:
-        return self.probe.slots()
+        return (*super().made_for(), *counted(self.worlds, "worlds"))
 
     def slots_of(self, site: str) -> Any:
         return self.probe.slots_of(site)
@@ -164,33 +108,14 @@ class InWorlds(Probe):
         return self.probe.observation(observed)
 
     def changes(self, world: int = 0) -> list[Change]:
-        return self.probe.changes(world) if self.worlds[world] else []
+        return super().changes(world) if self.worlds[world] else []
 
-    def _here(self, acted: Any, x: Any) -> Any:
+    def call(self, hook: str, site: Site, *values: Any) -> tuple[Any, Any]:
+        acted, observation = self.probe.call(hook, site, *values)
+        if hook == "on_step":
+            return acted, ()
         here = self.worlds[jax.lax.axis_index("world")]
-        return jax.tree.map(lambda a, b: jnp.where(here, a, b), acted, x)
-
-    def _at(self, hook: str, site: Site, z: Any) -> tuple[Any, Any]:
-        acted, observation = getattr(self.probe, hook)(site, z)
-        return self._here(acted, z), observation
-
-    def on_latents(self, site: Site, x: Latents) -> Latents:
-        return self._here(self.probe.on_latents(site, x), x)
-
-    on_block = _forwarded("on_block")
-    on_input = _forwarded("on_input")
-    on_attention = _forwarded("on_attention")
-    on_heads = _forwarded("on_heads")
-    on_cross = _forwarded("on_cross")
-    on_mlp = _forwarded("on_mlp")
-    on_update = _forwarded("on_update")
-
-    def on_step(self, site: Site, observed: Any) -> Any:
-        return self.probe.on_step(site, observed)
-
-    def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, Any]:
-        acted, observation = self.probe.on_estimate(site, x, x0)
-        return self._here(acted, x0), observation
+        return jax.tree.map(lambda a, b: jnp.where(here, a, b), acted, values[-1]), observation
 
 
 class Noise(Probe):
@@ -405,25 +330,3 @@ class States(Probe):
     def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, Latents]:
         del site
         return x0, x
-
-
-class TokenFeatures(Probe):
-    """Observes the tokens of chosen layers as they are: [steps, chosen layers, chosen tokens, D].
-
-    layers, tokens: their numbers, arrays or sequences; no other layer's tokens are held; None for
-    all tokens.
-    """
-
-    layers: Any
-    tokens: Any = None
-
-    def slots(self) -> Int[Array, " l"]:
-        return whole(self.layers, "TokenFeatures.layers")
-
-    def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, Float[Array, "n D"]]:
-        del site
-        if self.tokens is None:
-            return tokens, tokens
-        # Inside a program an index out of range is no error: it gives nan.
-        chosen = tokens.at[whole(self.tokens, "TokenFeatures.tokens")]
-        return tokens, chosen.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)

@@ -14,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
-from jcos.config import DiTConfig, Numerics
+from jcos.config import DiTConfig, Numerics, WanConfig
 from jcos.devices import memory, mesh, sharding
 from jcos.model.attention import side_by_side
 from jcos.model.dit import DiT
@@ -56,6 +56,19 @@ class Condition(flax.struct.PyTreeNode):
     first: Float[Array, "*axes given H W C"] | None = None
     known: Float[Array, "*axes known H W C"] | None = None
     image: Float[Array, "*axes E image"] | None = None
+
+
+def abstract_condition(config: WanConfig, grid: tuple[int, int, int]) -> Condition:
+    """Return the shapes of a condition of this model, in one world."""
+    shape: Any = jax.ShapeDtypeStruct
+    cfg = config.dit
+    text = shape((1, cfg.text_len, cfg.text_dim), config.numerics.text)
+    extra = cfg.in_channels - cfg.out_channels
+    channels = shape((1, *grid, extra), jnp.float32) if extra else None
+    first = shape((1, 1, *grid[1:], cfg.out_channels), jnp.float32)
+    vision = config.vision and shape((1, config.vision.tokens, config.vision.dim), jnp.float32)
+    pinned = first if config.image == "pin" else None
+    return Condition(text, grid, text, channels, pinned, image=vision)
 
 
 class Steps(NamedTuple):
@@ -107,7 +120,7 @@ def run(
     not fit.
     """
     shape = (len(conditions.context), *noise.shape[:-1])
-    check_probe(probe, experts[0], plan.steps, shape, guided=plan.guidance is not None)
+    check_probe(probe, experts[0].cfg, plan.steps, shape)
     if plan.temperature is not None:
         noise = jnp.asarray(plan.temperature) * noise
     state, parts = begin(experts[0].numerics, conditions, noise, idle=idle), []
@@ -213,15 +226,16 @@ def _denoise(
         i, sigma, t, row = scanned
         none = jnp.int32(-1)
         site = Site(i, none, jnp.int32(0), sigma, jax.random.fold_in(key, i), state.last)
-        x = _keep_first(probe.on_latents(site.at("on_latents"), state.x), condition)
+        x, _ = probe.call("on_latents", site.at("on_latents"), state.x)
+        x = _keep_first(x, condition)
         v, (block_obs, layer) = _velocity(expert, x, t, site, condition, probe, scale, remat)
         # At timestep 0 the velocity of the first frame means nothing: x0 has the frame itself.
         x0 = _estimate(clean_estimate(x, v, sigma), condition)
-        x0, estimate_obs = probe.on_estimate(site.at("on_estimate"), x, x0)
+        x0, estimate_obs = probe.call("on_estimate", site.at("on_estimate"), x, x0)
         x0 = _estimate(x0, condition)
         state = solver_step(state, x, x0, row, step_noise(row, site.key, x))
         state = state._replace(x=_keep_first(rounded(state.x, stored), condition))
-        block_obs = probe.on_step(site.at("on_step"), block_obs)
+        block_obs, _ = probe.call("on_step", site.at("on_step"), block_obs)
         return state, (x0, block_obs, estimate_obs, jnp.isfinite(x0).all(), layer, sigma, t)
 
     body = jax.checkpoint(step) if remat else step
@@ -256,13 +270,13 @@ def _velocity(
     # Devices that share the branches hold the observations of their own branch; a single device
     # holds those of the conditional branch only.
     alone = scale is not None and mesh.devices(mesh.BRANCH) == 1
-    inside = [name for name in probe.sites() if name != "block"]
+    places = dict.fromkeys([*probe.sites(), "block"])
 
     def branch(number: Array, context: Array) -> tuple[Array, Any, Array]:
         here = site._replace(branch=number, estimate=estimate)
 
         def at(name: str, layer: Array, z: Any) -> tuple[Any, Any]:
-            z, obs = getattr(probe, f"on_{name}")(here.at(f"on_{name}", layer), z)
+            z, obs = probe.call(f"on_{name}", here.at(f"on_{name}", layer), z)
             if alone:
                 obs = jax.tree.map(lambda a: jax.lax.all_gather(a, mesh.BRANCH)[0], obs)
             return z, obs
@@ -271,15 +285,11 @@ def _velocity(
             tokens, obs = at("block", layer, tokens)
             return tokens, (obs, jnp.isfinite(tokens).all())
 
-        slots: Any = (probe.slots_of("block"), None)
-        if inside:
-            slots = {name: probe.slots_of(name) for name in inside} | {"block": slots}
-            slots.pop("input", None)
-        sites = {name: partial(at, name) for name in inside}
-        how: dict[str, Any] = {"sites": sites, "slots": slots, "remat": remat}
-        how |= {"clean": clean, "image": condition.image}
-        v, obs = expert(model_input, t, context, on_block, **how)
-        observed = obs if inside else {"block": obs}
+        sites = {name: partial(at, name) for name in places} | {"block": on_block}
+        slots: dict[str, Any] = {name: probe.slots_of(name) for name in places}
+        how: dict[str, Any] = {"sites": sites, "slots": slots | {"block": (slots["block"], None)}}
+        how |= {"clean": clean, "image": condition.image, "remat": remat}
+        v, observed = expert(model_input, t, context, **how)
         obs, finite = observed["block"]
         obs = probe.observation(observed | {"block": obs})
         return v, obs, jnp.where(finite.all(), -1, jnp.argmin(finite))

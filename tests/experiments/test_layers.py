@@ -19,7 +19,8 @@ from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import held_out
 from jcos.generation import generate
 from jcos.lab.tasks import TASKS
-from jcos.sampling.probes import TokenFeatures, chain
+from jcos.sampling.inside import Capture
+from jcos.sampling.probes import chain
 from jcos.wan import Wan
 
 SMALL = Layers(tasks=("maze", "pattern"), puzzles=12, steps=(0, 3), layers=(0.0, 1.0))
@@ -62,7 +63,9 @@ def test_spread_of_variance(small_model: Wan) -> None:
     """Observed in a run; the definitions, on the tokens themselves."""
     samples = Samples.of_tasks(small_model, ("maze",), 1)
     condition = jax.tree.map(lambda a: a[0, 0], samples.conditions)
-    trace = generate(small_model, condition, probe=chain(Components((1,)), TokenFeatures((0, 1))))
+    trace = generate(
+        small_model, condition, probe=chain(Components((1,)), Capture("block", (0, 1)))
+    )
     (scores, channels, three), tokens = trace.block_obs
     assert scores.shape == (1, 4, 1, 125, 3)
     x = np.asarray(tokens[0, 2, 1], np.float64)

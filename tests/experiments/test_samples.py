@@ -13,7 +13,7 @@ from jcos.experiments.clips import check_clips, digest, latent_frames, read_clip
 from jcos.experiments.samples import Samples, baselines
 from jcos.experiments.sweeps import held_out
 from jcos.lab.tasks import TASKS
-from jcos.variants import Profile, wan22_i2v_a14b, wan22_ti2v_5b, with_profile
+from jcos.variants import VARIANTS, Profile, with_profile
 from jcos.wan import Wan
 
 
@@ -151,20 +151,20 @@ def test_what_a_model_cannot_make_is_told_with_its_clip(
     first = {"prompt": "x", "picture": picture(tmp_path)}
     file = clips_file(tmp_path, [first, {"prompt": "x", **entry}], **more)
     with pytest.raises(ValueError, match=said):
-        check_clips(wan22_i2v_a14b(), file)
+        check_clips(VARIANTS["wan2.2-i2v-a14b"](), file)
 
 
 def test_the_example_works_once_its_pictures_are_there(tmp_path: Path) -> None:
     file = tmp_path / "new" / "clips.json"
     write_example(file)
     with pytest.raises(ValueError, match=r"clip 0: picture: .*picture-1\.png"):
-        check_clips(wan22_i2v_a14b(), file)
+        check_clips(VARIANTS["wan2.2-i2v-a14b"](), file)
     for i in (1, 2):
         picture(file.parent, f"picture-{i}.png")
-    for config in (wan22_i2v_a14b(), wan22_ti2v_5b()):
+    for config in (VARIANTS["wan2.2-i2v-a14b"](), VARIANTS["wan2.2-ti2v-5b"]()):
         for profile in get_args(Profile):
             check_clips(with_profile(config, profile), file, profile)
-    assert latent_frames(wan22_i2v_a14b(), 81) == 21
+    assert latent_frames(VARIANTS["wan2.2-i2v-a14b"](), 81) == 21
     assert len(read_clips(file).clips) == 2
     before = file.read_bytes()
     with pytest.raises(ValueError, match="exists"):

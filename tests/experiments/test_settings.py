@@ -10,7 +10,7 @@ from jcos.experiments.experiment import Settings, places, window
 from jcos.experiments.noise import Noise
 from jcos.experiments.settings import load_experiment, override
 from jcos.experiments.steps import Steps
-from jcos.variants import wan22_i2v_a14b, with_profile
+from jcos.variants import VARIANTS, with_profile
 
 FOLDER = Path(__file__).parents[2] / "configs"
 CONFIGS = [file for file in sorted(FOLDER.glob("*.py")) if not file.stem.startswith("vbvr_")]
@@ -97,7 +97,7 @@ def test_settings_change_a_models_sampling_only_where_they_say(small_model) -> N
     assert Settings(steps=7).of(config) == dataclasses.replace(config.sampling, steps=7)
     unipc = Settings(solver="unipc", guidance=(1.0,)).of(config)
     assert (unipc.solver, unipc.grid, unipc.guidance) == ("unipc", "unipc", None)
-    diffusers = with_profile(wan22_i2v_a14b(), "diffusers")
+    diffusers = with_profile(VARIANTS["wan2.2-i2v-a14b"](), "diffusers")
     assert Settings(solver="unipc").of(diffusers).grid == "diffusers", "its own solver"
     assert Settings(solver="euler").of(diffusers).grid == "euler"
     with pytest.raises(ValueError, match="guidance has 2 scales"):

@@ -47,7 +47,7 @@ def folder(small_model, conditions, tmp_path_factory) -> Path:
 def test_what_is_stored_is_what_a_probe_observes(folder, small_model, conditions) -> None:
     for puzzle in (0, 2):
         condition = jax.tree.map(lambda a, p=puzzle: a[p], conditions)
-        probe = jcos.TokenFeatures((1,), jnp.asarray(TOKENS))
+        probe = jcos.Capture("block", (1,), jnp.asarray(TOKENS))
         trace = jcos.generate(small_model, condition, SEEDS[puzzle], probe=probe)
         with xr.open_dataset(folder / f"{puzzle:05d}.nc", engine="h5netcdf") as data:
             want = np.asarray(trace.block_obs)[:, STEPS].astype(np.float32)

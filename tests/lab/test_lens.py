@@ -17,7 +17,7 @@ from jcos.lab.lens import Lens, Maps, distances, fit_lens, to_last
 from jcos.loop import seed_keys
 from jcos.model.dit import DiT
 from jcos.sampling import flow, trajectory
-from jcos.variants import wan22_t2v_a14b
+from jcos.variants import VARIANTS
 from jcos.wan import Wan
 from tests.test_wan import released
 
@@ -126,7 +126,7 @@ def test_bad_input_is_refused(small_model: Wan) -> None:
 def test_a_reading_of_a14b_costs_little() -> None:
     """FLOPs and bytes of two blocks at 832 × 480 × 81, as the compiler counts them: at most 1.1
     times a plain step's. A reading is 8.4 MB."""
-    config = wan22_t2v_a14b()
+    config = VARIANTS["wan2.2-t2v-a14b"]()
     cfg, shape = dataclasses.replace(config.dit, layers=2), jax.ShapeDtypeStruct
     expert = jax.eval_shape(lambda: DiT(cfg, numerics=config.numerics, rngs=nnx.Rngs(0)))
     text: Any = shape((1, cfg.text_len, cfg.text_dim), jnp.bfloat16)

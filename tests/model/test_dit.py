@@ -13,7 +13,7 @@ from jcos.config import FLOAT32, OFFICIAL
 from jcos.devices import mesh
 from jcos.model.dit import MLP, Attention, Block, DiT, Linear
 from jcos.model.layers import rope_angles, rotate, time_features
-from jcos.variants import wan22_i2v_a14b
+from jcos.variants import VARIANTS
 from jcos.weights.checkpoint import leaves, with_leaves
 from jcos.weights.names import DIT
 from tests.conftest import load_golden, parameter_count
@@ -64,7 +64,8 @@ def keep_tokens(layer, tokens):
 
 @jax.jit
 def forward(model: DiT, latents: jax.Array, t: jax.Array, context: jax.Array):
-    return model(latents, t, context, keep_tokens)
+    velocity, observed = model(latents, t, context, sites={"block": keep_tokens})
+    return velocity, observed["block"]
 
 
 def one_clip(weights: str = "t2v", name: str = "t2v_a"):
@@ -179,7 +180,7 @@ def drawn(number: int, shape: tuple[int, ...], scale: float, mean: float = 0.0) 
 @pytest.mark.slow
 def test_a_block_of_true_width_equals_the_original_dit(golden, monkeypatch):
     """A14B's 351 million weights of a block; to 2e-5 at most and 2e-6 in root mean square."""
-    config = wan22_i2v_a14b().dit
+    config = VARIANTS["wan2.2-i2v-a14b"]().dit
     dim, ffn_dim = config.dim, config.ffn_dim
     norm, bias = (0.2, 1.0), (0.1, 0.0)
     made: list[tuple[str, tuple[int, ...], float, float]] = [("modulation", (1, 6, dim), 0.25, 0.0)]
@@ -297,7 +298,7 @@ def test_a_linear_layer_for_a_gpu_rounds_at_most_once_more(monkeypatch, dtype, r
 
 def test_weights_are_arguments_of_the_program_not_constants_in_it():
     """The 14B model is lowered from shapes alone, to a program smaller than one of its matrices."""
-    config = wan22_i2v_a14b().dit
+    config = VARIANTS["wan2.2-i2v-a14b"]().dit
     model = jax.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0)))
     assert parameter_count(model) > 14e9
     shape = jax.ShapeDtypeStruct

@@ -9,37 +9,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from jcos import generation
 from jcos.generation import generate
-from jcos.model.dit import DiT
+from jcos.loop import Runs
 from jcos.sampling import trajectory
 from jcos.sampling.checks import check_probe
-from jcos.sampling.probes import (
-    InWorlds,
-    Noise,
-    Probe,
-    SeedEnsemble,
-    Swap,
-    TokenEnergy,
-    TokenFeatures,
-    chain,
-)
+from jcos.sampling.inside import Capture
+from jcos.sampling.probes import InWorlds, Noise, Probe, SeedEnsemble, Swap, TokenEnergy, chain
 from jcos.wan import Wan
+from jcos.weights.checkpoint import abstract_model
 from tests.models import CONFIG, FRAMES, LAYERS, STEPS, TOKENS, frame
-
-SHAPE = (2, 3, FRAMES, 4, 4)
-"""Two worlds, three seeds, and the latent's."""
 
 
 @cache
-def expert() -> DiT:
-    return jax.eval_shape(lambda: DiT(CONFIG.dit, rngs=nnx.Rngs(0)))
+def worlds() -> trajectory.Condition:
+    """Two, as shapes."""
+    one = trajectory.abstract_condition(CONFIG, (FRAMES, 4, 4))
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((2, *a.shape[1:]), a.dtype), one)
 
 
-def check(probe: Any, **options: Any) -> Any:
-    return check_probe(probe, expert(), STEPS, SHAPE, **options)
+def check(probe: Any, guided: bool = False) -> Any:
+    """Return what is observed in a run of three seeds."""
+    sampling = CONFIG.sampling_with(guidance=(2.0,) if guided else None)
+    return Runs(abstract_model(Wan, CONFIG), worlds(), probe, sampling).observed(3)
 
 
 class Mute(Probe):
@@ -77,9 +70,9 @@ def field(name: str, value: Any, **attributes: Any) -> Probe:
         (field("depth", 7, field_axes={"depth": "layers"}), "layer 7"),
         (type("Fixed", (Probe,), {"layer": 7})(), "layer 7"),
         (chain(TokenEnergy(), InWorlds(Mute(9, 1), jnp.array([True, False]))), "layer 9"),
-        (TokenFeatures((1, 9)), "layer 9"),
-        (TokenFeatures((0,), jnp.array([TOKENS, 1])), "token 12"),
-        (TokenFeatures(jnp.array([-2])), "layer -2"),
+        (Capture("block", (1, 9)), "layer 9"),
+        (Capture("block", (0,), jnp.array([TOKENS, 1])), "token 12"),
+        (Capture("block", jnp.array([-2])), "layer -2"),
         (type("Last", (Probe,), {"slots": lambda self: jnp.array([LAYERS])})(), "layer 3"),
     ],
 )
@@ -98,7 +91,7 @@ def test_what_a_run_does_not_have_is_refused(probe: Probe, number: str) -> None:
         field("seed", 1234, field_axes={"seed": None}),
         field("seeds", jnp.array([True, False, True])),
         field("frames", FRAMES),
-        TokenFeatures(()),
+        Capture("block", ()),
     ],
 )
 def test_what_a_run_has_is_taken(probe: Probe) -> None:
@@ -186,7 +179,7 @@ WRONG: list[tuple[str, Any, tuple[str, ...]]] = [
 def test_what_a_method_returns_is_told(name: str, f: Any, words: Any, guided: bool) -> None:
     probe = hook(name, f) if name != "slots" else type("Mine", (Probe,), {"slots": f})()
     with pytest.raises(ValueError, match=re.escape(words[0])) as error:
-        check(chain(TokenEnergy(), probe), guided=guided)
+        check(chain(TokenEnergy(), probe), guided)
     said = str(error.value)
     assert all(word in said for word in words), said
     assert len(said) < 600
@@ -202,11 +195,11 @@ def test_collectives_and_every_probe_of_the_package_pass() -> None:
         SeedEnsemble.window(STEPS, LAYERS),
         InWorlds(Swap.at_layers(STEPS, LAYERS, TOKENS, [0]), jnp.array([True, False])),
         hook("on_estimate", mean),
-        TokenFeatures((0, 2), jnp.array([1])),
+        Capture("block", (0, 2), jnp.array([1])),
     )
     for guided in (False, True):
-        (features,) = check(probe, guided=guided)
-        assert features.shape == (1, 32)
+        (features,) = jax.tree.leaves(check(probe, guided))
+        assert features.shape == (2, 3, 1, 2, 1, 32)
 
 
 def test_a_field_that_is_static_may_be_asked_in_python() -> None:
@@ -228,4 +221,4 @@ def test_a_field_that_is_no_array_is_refused(value: Any) -> None:
 @pytest.mark.parametrize("thing", [Noise, 3, "noise"])
 def test_what_is_no_probe_is_refused(thing: Any) -> None:
     with pytest.raises(TypeError, match="is no probe"):
-        check(thing)
+        check_probe(thing, CONFIG.dit, STEPS, (1, 1, FRAMES, 4, 4))

@@ -12,18 +12,10 @@ from jcos.generation import generate
 from jcos.model.dit import DiT
 from jcos.sampling import trajectory
 from jcos.sampling.inside import Capture, KnockOut, Patch, SkipBlock, Steer, difference, until
-from jcos.sampling.probes import Noise, Swap, TokenEnergy, TokenFeatures, chain
+from jcos.sampling.probes import Noise, Swap, TokenEnergy, chain
+from jcos.sampling.trace import Trace
 from jcos.wan import Wan
-from tests.models import (
-    CONFIG,
-    FRAMES,
-    LAYERS,
-    STEPS,
-    TOKENS,
-    close,
-    frame,
-    randomised,
-)
+from tests.models import CONFIG, FRAMES, LAYERS, STEPS, TOKENS, close, frame, randomised
 
 DIM, HEADS = CONFIG.dit.dim, CONFIG.dit.heads
 EVERY_HEAD = [(k, h) for k in range(LAYERS) for h in range(HEADS)]
@@ -131,24 +123,29 @@ def test_what_takes_the_place_of_a_part(model: Wan, condition) -> None:
     close(swapped, seen.block_obs[1][:, 0, 0, 0])
 
 
-@pytest.mark.parametrize("place", ["heads", "cross", "mlp", "block", "input"])
 def test_a_patch_of_a_runs_own_values_changes_nothing_and_of_anothers_is_that_run(
-    model: Wan, condition, place: str
+    model: Wan, condition
 ) -> None:
-    other = model.condition(frame(1), "left", FRAMES)
-    layers = () if place == "input" else range(LAYERS)
-    capture = Capture(place, tuple(layers))
+    """At all places together, and at each."""
+    every = tuple(range(LAYERS))
+    layers = dict.fromkeys(("heads", "cross", "mlp", "block"), every) | {"input": ()}
+    tail, other = jnp.arange(TOKENS - 4, TOKENS), model.condition(frame(1), "left", FRAMES)
+
+    def patches(trace: Trace, **options: Any) -> dict[str, Patch]:
+        rows = zip(layers.items(), trace.block_obs, strict=True)
+        return {place: Patch.of(place, seen, chosen, **options) for (place, chosen), seen in rows}
+
+    capture = chain(*(Capture(place, chosen) for place, chosen in layers.items()))
     own, donor = (generate(model, c, (0, 1), probe=capture) for c in (condition, other))
-    same = Patch.of(place, own.block_obs, layers)
+    same = chain(*patches(own).values())
     close(generate(model, condition, (0, 1), probe=same).x0, own.x0)
-    moved_to = Patch.of(place, donor.block_obs, layers, at_steps=[0])
-    found = generate(model, condition, (0, 1), probe=chain(TokenEnergy(), moved_to))
-    assert moved(found, own) > 1e-3
-    if place in ("input", "block"):  # then all of the first step is the donor's, but for x
-        close(found.x0[:, 0], donor.x0[:, 0])
-    tail = jnp.arange(TOKENS - 4, TOKENS)
-    part = generate(model, condition, probe=Capture(place, tuple(layers), tail))
-    back = Patch.of(place, part.block_obs, layers, tokens=tail)
+    for place, moved_to in patches(donor, at_steps=[0]).items():
+        found = generate(model, condition, (0, 1), probe=chain(TokenEnergy(), moved_to))
+        assert moved(found, own) > 1e-3, place
+        if place in ("input", "block"):  # then all of the first step is the donor's, but for x
+            close(found.x0[:, 0], donor.x0[:, 0])
+    capture = chain(*(Capture(place, chosen, tail) for place, chosen in layers.items()))
+    back = chain(*patches(generate(model, condition, probe=capture), tokens=tail).values())
     close(generate(model, condition, (0, 1), probe=back).x0[:1], own.x0[:1])
 
 
@@ -208,8 +205,8 @@ def test_probes_of_two_programs_are_not_stacked(one: Any, other: Any, words: str
 
 def test_numbers_of_tokens_are_an_array_or_a_sequence(model: Wan, condition) -> None:
     """Patched back, they leave the run as it is."""
-    kinds = (jnp.array([0, 5]), (0, 5), [0, 5])
-    probes = [probe for k in kinds for probe in (Capture("block", (1,), k), TokenFeatures([1], k))]
+    kinds = (((1,), jnp.array([0, 5])), ([1], (0, 5)), (jnp.array([1]), [0, 5]))
+    probes = [Capture("block", *kind) for kind in kinds]
     seen = generate(model, condition, probe=chain(Capture("block", (1,)), *probes))
     every, *some = seen.block_obs
     for found in some:
@@ -294,18 +291,12 @@ def other_run(rows: int = TOKENS, dim: int = DIM) -> Patch:
         (lambda: difference(np.ones((1, 2)), np.ones((0, 2))), "have no mean"),
         (lambda: Capture("heads", (0.5,)), "Capture.layers holds float32 values"),
         (lambda: Capture("mlp", (0,), jnp.arange(TOKENS) < 3), "Capture.tokens holds bool values"),
-        (lambda: TokenFeatures((0.5,)), "TokenFeatures.layers holds float32 values"),
-        (lambda: TokenFeatures((0,), jnp.arange(TOKENS) < 3), "tokens holds bool values"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(
     model: Wan, condition, make: Any, words: str, monkeypatch
 ) -> None:
-    monkeypatch.setattr(DiT, "__call__", None)  # nothing may run
-
-    def run() -> None:
-        generate(model, condition, probe=make())
-
+    monkeypatch.setattr(trajectory, "joined", None)  # no program is made
     with pytest.raises((ValueError, IndexError), match=words) as error:
-        run()
+        generate(model, condition, probe=make())
     assert len(str(error.value)) < 250

@@ -34,7 +34,6 @@ def test_mass_and_entropy_are_those_of_the_map(model: Wan, weights: int, monkeyp
     condition = model.condition(frame(0), "left", FRAMES)
     trace = generate(model, condition, (0, 1), probe=chain(Map(), some, frames, few))
     full, *seen = trace.block_obs
-    full = full["attention"]
     entropy = -(full * jnp.log(full)).sum(-1)
     close(seen[0]["mass"][..., 2], jnp.ones((2, STEPS, 2, HEADS, 2)))
     for slot, layer in enumerate((2, 0)):

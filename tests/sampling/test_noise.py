@@ -45,11 +45,7 @@ def test_only_32_bits_of_a_seed_count():
     np.testing.assert_array_equal(torch_cpu_normal(7 + 2**32, (20,)), noise)
     np.testing.assert_array_equal(torch_cpu_normal(7 - 2**32, (20,)), noise)
     assert not np.array_equal(torch_cpu_normal(8, (20,)), noise)
-
-
-def test_empty_shapes():
-    assert torch_cpu_normal(0, (3, 0)).shape == (3, 0)
-    assert torch_cpu_normal(0, ()).shape == ()
+    assert [torch_cpu_normal(0, shape).shape for shape in ((3, 0), ())] == [(3, 0), ()]
 
 
 @pytest.mark.parametrize(
@@ -95,13 +91,11 @@ FILES = pytest.mark.parametrize("file", ["noise.npy", "noise.npz", "noise.safete
 
 @FILES
 def test_noise_comes_from_a_file(tmp_path, file):
-    """As float32, channels first or last, with or without a batch axis of one."""
+    """As float32, with or without a batch axis of one."""
     path = tmp_path / file
     for given in (written(path, TORCH), str(path)):
         np.testing.assert_array_equal(noise_from_file(given, SHAPE), LAST)
     np.testing.assert_array_equal(noise_from_file(written(path, TORCH[None]), SHAPE), LAST)
-    found = noise_from_file(written(path, LAST), SHAPE, channels_last=True)
-    np.testing.assert_array_equal(found, LAST)
     for kind in (np.float64, np.float16):
         found = noise_from_file(written(path, TORCH.astype(kind)), SHAPE)
         assert found.dtype == np.float32
@@ -139,26 +133,20 @@ BROKEN = np.where(np.arange(TORCH.size).reshape(TORCH.shape) == 0, np.float32(np
 
 
 @pytest.mark.parametrize(
-    ("file", "array", "channels_last", "says"),
+    ("file", "array", "says"),
     [
-        (
-            ".npy",
-            TORCH[:, :2],
-            False,
-            r"\(2, 2, 4, 5\); .* needs \(2, 3, 4, 5\) \(\[C, F, h, w\]\)$",
-        ),
-        (".npz", np.stack([TORCH, TORCH]), False, r"holds noise of shape \(2, 2, 3, 4, 5\)"),
-        (".safetensors", LAST, False, r"\(\[C, F, h, w\]\); say channels_last=True"),
-        (".npy", TORCH, True, r"\(\[F, h, w, C\]\); say channels_last=False"),
-        (".npz", TORCH.astype(np.int64), False, "holds int64 numbers; noise is floats"),
-        (".safetensors", BROKEN, False, "not finite"),
-        (".npy", TORCH.astype(np.float64) * 1e60, False, "not finite"),  # beyond float32
-        (".npy", np.array([print], object), False, "is damaged, or holds something else"),
-        (".pt", TORCH, False, "files that can are .npy, .npz and .safetensors"),
+        (".npy", TORCH[:, :2], r"\(2, 2, 4, 5\); .* needs \(2, 3, 4, 5\) \(\[C, F, h, w\]\)$"),
+        (".npz", np.stack([TORCH, TORCH]), r"holds noise of shape \(2, 2, 3, 4, 5\)"),
+        (".safetensors", LAST, r"needs .* \(\[C, F, h, w\]\)$"),
+        (".npz", TORCH.astype(np.int64), "holds int64 numbers; noise is floats"),
+        (".safetensors", BROKEN, "not finite"),
+        (".npy", TORCH.astype(np.float64) * 1e60, "not finite"),  # beyond float32
+        (".npy", np.array([print], object), "is damaged, or holds something else"),
+        (".pt", TORCH, "files that can are .npy, .npz and .safetensors"),
     ],
 )
-def test_what_is_no_noise_of_this_shape_is_refused(tmp_path, file, array, channels_last, says):
+def test_what_is_no_noise_of_this_shape_is_refused(tmp_path, file, array, says):
     """Another layout is not guessed, and code in a file is not run."""
     path = written(tmp_path / f"noise{file}", array)
     with pytest.raises(ValueError, match=says):
-        noise_from_file(path, SHAPE, channels_last=channels_last)
+        noise_from_file(path, SHAPE)

@@ -14,29 +14,21 @@ from jcos.model import attention
 from jcos.model.dit import SITES, DiT
 from jcos.model.layers import layer_norm, time_features
 from jcos.sampling import flow, trajectory
-from jcos.sampling.probes import InWorlds, Probe, TokenEnergy, TokenFeatures, chain
+from jcos.sampling.inside import Capture
+from jcos.sampling.probes import InWorlds, Probe, TokenEnergy, chain
 from jcos.wan import Wan
-from tests.models import (
-    CONFIG,
-    FRAMES,
-    LAYERS,
-    STEPS,
-    TOKENS,
-    close,
-    frame,
-    kind,
-)
+from tests.models import CONFIG, FRAMES, LAYERS, STEPS, TOKENS, close, frame, kind
 
 HEADS, WIDTH = CONFIG.dit.heads, CONFIG.dit.head_dim
 
 
-everything = kind(lambda site, z: (z, z), *SITES, "block")
+everything = kind(lambda site, z: (z, z), *SITES)
 
 
 def test_a_block_is_put_together_from_what_is_seen_inside_it(model: Wan, condition) -> None:
     expert, video = model.experts[0], jax.random.normal(jax.random.key(0), (FRAMES, 4, 4, 28))
     sites: Any = dict.fromkeys(SITES, lambda layer, z: (z, z))
-    v, seen = expert(video, jnp.float32(500), condition.context, lambda _, x: (x, x), sites=sites)
+    v, seen = expert(video, jnp.float32(500), condition.context, sites=sites)
     close(v, expert(video, jnp.float32(500), condition.context)[0])
     time = expert.time_embedding(time_features(jnp.array([500.0]), CONFIG.dit.freq_dim))
     time = expert.time_projection(jax.nn.silu(time)).reshape(6, -1)
@@ -70,7 +62,7 @@ def test_observations_are_a_dict_by_place_of_the_conditional_branch(
     energy, some, every = trace.block_obs
     assert energy.shape == (2, STEPS, LAYERS, TOKENS)
     assert set(some) == {"heads", "input", "mlp"}
-    assert set(every) == {*SITES, "block"}
+    assert set(every) == set(SITES)
     for site, shape in {"heads": (HEADS, WIDTH), "mlp": (CONFIG.dit.ffn_dim,)}.items():
         z, branch, layer = some[site]
         assert z.shape == (2, STEPS, LAYERS, TOKENS, *shape)
@@ -123,19 +115,22 @@ def test_a_sweep_over_layers_and_heads_keeps_one_layer(model: Wan, condition) ->
         head: jax.Array
 
         def slots(self):
-            return {"heads": self.layers}
+            return self.layers
 
         def on_heads(self, site, z):
             return z, jnp.take(z, self.head, 1)
 
         def on_step(self, site, observed):
-            return observed["heads"].sum(0)
+            return observed.sum(0)
 
-    every = generate(model, condition, probe=kind(lambda _, z: (z, z), "heads")).block_obs["heads"]
+    guided = Sampling(steps=STEPS, shift=3.0, guidance=(2.0,))
+
+    def observed(probe: Probe) -> jax.Array:
+        return generate(model, condition, probe=probe, sampling=guided).block_obs
+
+    every = observed(kind(lambda _, z: (z, z), "heads"))
     probes = [One(jnp.array([n]), jnp.int32(h)) for n in range(LAYERS) for h in range(HEADS)]
-    swept = trajectory.sweep(
-        lambda p: generate(model, condition, probe=p).block_obs, trajectory.tree_stack(probes)
-    )
+    swept = jax.jit(lambda p: trajectory.sweep(observed, p))(trajectory.tree_stack(probes))
     by_hand = jnp.moveaxis(every, (2, 4), (0, 1)).reshape(LAYERS * HEADS, *swept.shape[1:])
     close(swept, by_hand)
 
@@ -149,15 +144,15 @@ def text_of(model: Wan, condition, probe: Probe) -> str:
 
 def test_a_place_that_no_probe_uses_costs_nothing(model: Wan, condition, monkeypatch) -> None:
     """The program is that of a model that has no such places."""
-    probe = chain(TokenFeatures((1,)), InWorlds(chain(TokenEnergy()), jnp.array([True])))
+    probe = chain(Capture("block", (1,)), InWorlds(chain(TokenEnergy()), jnp.array([True])))
     assert probe.sites() == ("block",)
     with_sites = [text_of(model, condition, p) for p in (Probe(), probe)]
     used = text_of(model, condition, chain(kind(lambda _, z: (2 * z, ()), "heads")))
     assert len(used.splitlines()) > len(with_sites[0].splitlines())
 
     def without(self, *arguments, sites, plain=DiT.__call__, **options):
-        assert not sites
-        return plain(self, *arguments, **options)
+        assert list(sites) == ["block"]
+        return plain(self, *arguments, sites=sites, **options)
 
     monkeypatch.setattr(DiT, "__call__", without)
     generate_worlds.clear_cache()  # type: ignore[attr-defined]

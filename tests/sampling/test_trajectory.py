@@ -12,6 +12,7 @@ from jcos.config import Sampling
 from jcos.generation import generate, generate_worlds
 from jcos.loop import seed_keys, steps
 from jcos.sampling import flow, trajectory
+from jcos.sampling.inside import Capture
 from jcos.sampling.probes import (
     EstimateEnsemble,
     InWorlds,
@@ -20,27 +21,13 @@ from jcos.sampling.probes import (
     SeedEnsemble,
     Swap,
     TokenEnergy,
-    TokenFeatures,
     chain,
 )
 from jcos.wan import Wan
-from tests.models import (
-    CONFIG,
-    DIT,
-    FRAMES,
-    LAYERS,
-    STEPS,
-    TOKENS,
-    at,
-    close,
-    frame,
-    randomised,
-)
+from tests.models import CONFIG, DIT, FRAMES, LAYERS, STEPS, TOKENS, at, close, frame, randomised
 
 
-def test_mask_off_is_bit_equal_inside_one_program(
-    model: Wan, condition: trajectory.Condition
-) -> None:
+def test_mask_off_is_bit_equal_inside_one_program(model, condition) -> None:
     """World 1 is wiped at a step, world 0 is not: world 0 equals a run in which no world is
     touched."""
     both = trajectory.tree_stack([condition, condition])
@@ -103,9 +90,7 @@ def test_noise_at_its_own_level_keeps_the_estimate() -> None:
         assert shared == pytest.approx(np.sqrt(1 - strength**2), abs=0.02)
 
 
-def test_last_is_the_estimate_of_the_step_before(
-    model: Wan, condition: trajectory.Condition
-) -> None:
+def test_last_is_the_estimate_of_the_step_before(model, condition) -> None:
     class Last(Probe):
         def on_estimate(self, site, x, x0):
             return x0, site.last
@@ -115,9 +100,7 @@ def test_last_is_the_estimate_of_the_step_before(
     np.testing.assert_array_equal(trace.estimate_obs[0, 1:], trace.x0[0, :-1])
 
 
-def test_an_estimate_that_is_replaced_is_gone_on_with(
-    model: Wan, condition: trajectory.Condition
-) -> None:
+def test_an_estimate_that_is_replaced_is_gone_on_with(model, condition) -> None:
     """The mean over seeds of x̂0 in the last step makes all videos equal; in the first it does not,
     but changes them."""
 
@@ -149,12 +132,10 @@ def test_a_probe_in_one_world_leaves_the_others(model: Wan, worlds: trajectory.C
     assert float(jnp.abs(trace.latents[1] - plain.latents[1]).max()) > 1e-2
 
 
-def test_ensemble_makes_seeds_equal_at_the_masked_layer(
-    model: Wan, condition: trajectory.Condition
-) -> None:
+def test_ensemble_makes_seeds_equal_at_the_masked_layer(model, condition) -> None:
     ensemble = SeedEnsemble.window(STEPS, LAYERS, at_steps=[1], at_layers=[1])
-    few = TokenFeatures((2, 0, 2), jnp.array([1, 5]))
-    probe = chain(ensemble, TokenFeatures((0, 1, 2)), few, TokenEnergy())
+    few = Capture("block", (2, 0, 2), jnp.array([1, 5]))
+    probe = chain(ensemble, Capture("block", (0, 1, 2)), few, TokenEnergy())
     trace = generate(model, condition, (0, 1, 2), probe=probe)
     assert trace.x0.shape == (3, STEPS, FRAMES, 4, 4, 12)
     _, features, some, energy = trace.block_obs
@@ -166,13 +147,11 @@ def test_ensemble_makes_seeds_equal_at_the_masked_layer(
     assert spread[1, 2] < 1e-4  # from there on nothing differs between the seeds
     assert spread[1, 0] > 0.1
     assert (spread[2:] > 0.01).all()
-    plain = generate(model, condition, (0, 1, 2), probe=TokenFeatures((0, 1, 2))).block_obs
+    plain = generate(model, condition, (0, 1, 2), probe=Capture("block", (0, 1, 2))).block_obs
     close(features[0, 1, 1], plain[:, 1, 1].mean(0))
 
 
-def test_ensemble_of_one_branch_leaves_the_other(
-    model: Wan, condition: trajectory.Condition
-) -> None:
+def test_ensemble_of_one_branch_leaves_the_other(model, condition) -> None:
     sampling = Sampling(steps=STEPS, shift=3.0, guidance=(3.0,))
     both = SeedEnsemble.window(STEPS, LAYERS)
     one = both.replace(branches=jnp.array([True, False]))
