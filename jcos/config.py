@@ -336,12 +336,8 @@ def to_json(config: WanConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def from_json(data: dict[str, Any]) -> WanConfig:
+def from_json(data: Any, cls: Any = WanConfig) -> Any:
     """Invert `to_json`; ValueError or TypeError where a field is missing or unknown."""
-    return _from_json(WanConfig, data)
-
-
-def _from_json(cls: Any, data: Any) -> Any:
     types, fields = get_type_hints(cls), {}
     for name, value in dict(data).items():
         options = (types.get(name), *get_args(types.get(name)))
@@ -349,7 +345,7 @@ def _from_json(cls: Any, data: Any) -> Any:
         if kinds and not (value is None and type(None) in options):
             # Of several kinds the one with these fields; the last raises the error.
             fit = [k for k in kinds if {f.name for f in dataclasses.fields(k)} == set(value or ())]
-            value = _from_json([*kinds, *fit][-1], value)
+            value = from_json(value, [*kinds, *fit][-1])
         # Configurations are static, so they must hash: tuples for lists.
         fields[name] = tuple(value) if isinstance(value, list) else value
     return cls(**fields)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -64,7 +65,6 @@ _STD_2_2 = (
 # fmt: on
 
 
-_A14B = DiTConfig(dim=5120, ffn_dim=13824, heads=40, layers=40, in_channels=16, out_channels=16)
 _NEGATIVE = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，"
     "低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，"
@@ -88,47 +88,36 @@ def _released(
     return WanConfig(name, dit, codec or vae_2_1(), UMT5Config(), sampling, **options)
 
 
-def wan22_t2v_a14b() -> WanConfig:
-    return _released(
-        "wan2.2-t2v-a14b", _A14B, (4.0, 3.0), steps=40, shift=12.0, boundary=0.875, clip=_720P
-    )
-
-
-def wan22_i2v_a14b() -> WanConfig:
-    dit = dataclasses.replace(_A14B, in_channels=36)
-    return _released(
-        "wan2.2-i2v-a14b", dit, (3.5, 3.5), steps=40, image="concat", boundary=0.9, clip=_720P
-    )
-
-
-def wan22_ti2v_5b() -> WanConfig:
-    dit = DiTConfig(dim=3072, ffn_dim=14336, heads=24, layers=30, in_channels=48, out_channels=48)
-    clip = Clip(frames=121, height=704, width=1280, fps=24)
-    return _released("wan2.2-ti2v-5b", dit, (5.0,), codec=vae_2_2(), image="pin", clip=clip)
-
-
-def wan21_t2v_1_3b() -> WanConfig:
-    dit = DiTConfig(dim=1536, ffn_dim=8960, heads=12, layers=30, in_channels=16, out_channels=16)
-    return _released("wan2.1-t2v-1.3b", dit, (5.0,))
-
-
-def wan21_t2v_14b() -> WanConfig:
-    return _released("wan2.1-t2v-14b", _A14B, (5.0,), clip=_720P)
-
-
-def wan21_i2v_14b_480p() -> WanConfig:
-    dit = dataclasses.replace(_A14B, in_channels=36, image_dim=VisionConfig.dim)
-    options: dict[str, Any] = {"steps": 40, "image": "concat", "vision": VisionConfig()}
-    return _released("wan2.1-i2v-14b-480p", dit, (5.0,), shift=3.0, **options)
-
-
-def wan21_i2v_14b_720p() -> WanConfig:
-    small = wan21_i2v_14b_480p()
-    sampling = dataclasses.replace(small.sampling, shift=5.0)
-    return dataclasses.replace(small, name="wan2.1-i2v-14b-720p", sampling=sampling, clip=_720P)
-
-
 _720P = Clip(height=720, width=1280)
+_A14B = DiTConfig(dim=5120, ffn_dim=13824, heads=40, layers=40, in_channels=16, out_channels=16)
+_A14B_I2V = dataclasses.replace(_A14B, in_channels=36)
+_5B = DiTConfig(dim=3072, ffn_dim=14336, heads=24, layers=30, in_channels=48, out_channels=48)
+_1_3B = DiTConfig(dim=1536, ffn_dim=8960, heads=12, layers=30, in_channels=16, out_channels=16)
+_14B_I2V: dict[str, Any] = {
+    "dit": dataclasses.replace(_A14B_I2V, image_dim=VisionConfig.dim),
+    "guidance": (5.0,),
+    "steps": 40,
+    "image": "concat",
+    "vision": VisionConfig(),
+}
+_TWO: dict[str, Any] = {"steps": 40, "clip": _720P}
+_RELEASES: dict[str, dict[str, Any]] = {
+    "wan2.2-t2v-a14b": _TWO
+    | {"dit": _A14B, "guidance": (4.0, 3.0), "shift": 12.0, "boundary": 0.875},
+    "wan2.2-i2v-a14b": _TWO
+    | {"dit": _A14B_I2V, "guidance": (3.5, 3.5), "image": "concat", "boundary": 0.9},
+    "wan2.2-ti2v-5b": {
+        "dit": _5B,
+        "guidance": (5.0,),
+        "codec": vae_2_2(),
+        "image": "pin",
+        "clip": Clip(frames=121, height=704, width=1280, fps=24),
+    },
+    "wan2.1-t2v-1.3b": {"dit": _1_3B, "guidance": (5.0,)},
+    "wan2.1-t2v-14b": {"dit": _A14B, "guidance": (5.0,), "clip": _720P},
+    "wan2.1-i2v-14b-480p": _14B_I2V | {"shift": 3.0},
+    "wan2.1-i2v-14b-720p": _14B_I2V | {"clip": _720P},
+}
 
 
 def toy(vocabulary: tuple[str, ...] = ()) -> WanConfig:
@@ -209,13 +198,7 @@ def at_size(config: WanConfig, profile: Profile | None, height: int, width: int)
 
 
 VARIANTS: dict[str, Callable[[], WanConfig]] = {
-    "wan2.2-t2v-a14b": wan22_t2v_a14b,
-    "wan2.2-i2v-a14b": wan22_i2v_a14b,
-    "wan2.2-ti2v-5b": wan22_ti2v_5b,
-    "wan2.1-t2v-1.3b": wan21_t2v_1_3b,
-    "wan2.1-t2v-14b": wan21_t2v_14b,
-    "wan2.1-i2v-14b-480p": wan21_i2v_14b_480p,
-    "wan2.1-i2v-14b-720p": wan21_i2v_14b_720p,
+    **{name: partial(_released, name, **about) for name, about in _RELEASES.items()},
     "jcos-tiny": toy,
 }
 

@@ -45,7 +45,14 @@ class Wan(nnx.Module):
         self.experts = nnx.List(
             [DiT(config.dit, numerics=config.numerics, rngs=rngs) for _ in range(config.experts)]
         )
-        self.text = _text_encoder(config, rngs)
+        self.text: WordEmbedding | UMT5 | None
+        match config.text:
+            case Words():
+                self.text = WordEmbedding(config.text, rngs=rngs)
+            case UMT5Config():
+                self.text = UMT5(config.text, dtype=config.numerics.text, rngs=rngs)
+            case None:
+                self.text = None
         self.vae = Vae(config.codec, rngs=rngs) if isinstance(config.codec, VaeConfig) else None
         vision = config.vision
         self.vision = None if vision is None else VisionTower(vision, rngs=rngs)
@@ -116,8 +123,9 @@ class Wan(nnx.Module):
         if clip is not None:
             check_given(self.config, len(clip), frames)
         rows = self.embed(prompt)
-        default = self.config.negative if negative is None or _empty(negative) else negative
-        condition = Condition(rows, grid, self.embed(default).astype(rows.dtype))
+        if isinstance(negative, str | None):
+            negative = negative or self.config.negative
+        condition = Condition(rows, grid, self.embed(negative).astype(rows.dtype))
         return condition if clip is None else self._given(condition, clip, tiles, seen)
 
     def _image_tokens(self, picture: Picture) -> Float[Array, "E image"]:
@@ -199,7 +207,7 @@ class Wan(nnx.Module):
         if self.vae is None:
             raise ValueError(f"{self.config.name} was loaded without its VAE")
         with self._coding(f"{len(video)} frame(s) of {video.shape[2]}x{video.shape[1]} pixels"):
-            return jax.block_until_ready(_encode(self.vae, signed(video), tiles))
+            return jax.block_until_ready(_encode(self.vae, signed(video), tiles=tiles))
 
     def decode(
         self, latents: Float[Array | np.ndarray, "*axes f h w C"], tiles: Tiles | None = None
@@ -265,25 +273,8 @@ def latent_grid(config: WanConfig, frames: int, height: int, width: int) -> tupl
     return int((frames - 1) // along + 1), int(height // strides[0]), int(width // strides[1])
 
 
-def _text_encoder(config: WanConfig, rngs: nnx.Rngs) -> WordEmbedding | UMT5 | None:
-    match config.text:
-        case Words():
-            return WordEmbedding(config.text, rngs=rngs)
-        case UMT5Config():
-            return UMT5(config.text, dtype=config.numerics.text, rngs=rngs)
-    return None
-
-
-@partial(jax.jit, static_argnames="tiles")
-def _encode(
-    vae: Vae, video: Float[Array, "F H W 3"], tiles: Tiles | None
-) -> Float[Array, "f h w C"]:
-    return vae.encode(video, tiles=tiles)
-
-
-@jax.jit
-def _see(vision: VisionTower, picture: Float[Array, "size size 3"]) -> Float[Array, "E image"]:
-    return vision(picture)
+_encode = jax.jit(Vae.encode, static_argnames="tiles")
+_see = jax.jit(VisionTower.__call__)
 
 
 @partial(jax.jit, static_argnames="tiles")
@@ -303,10 +294,6 @@ def _tokenizer(model: Wan) -> Tokenizer:
             "or give embedded prompts"
         )
     return model.tokenizer
-
-
-def _empty(prompt: Prompt) -> bool:
-    return isinstance(prompt, str) and not prompt
 
 
 def read_config(folder: Path | str, profile: Profile | None = None) -> WanConfig:

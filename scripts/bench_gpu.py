@@ -39,7 +39,7 @@ from jcos.model.attention import KERNELS, attention, using
 from jcos.plan.costs import Job, forward_flops
 from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import Probe, SeedEnsemble, TokenEnergy
-from jcos.variants import wan22_i2v_a14b
+from jcos.variants import VARIANTS
 from jcos.wan import Wan
 from jcos.weights.checkpoint import abstract_model
 from tables import about, diffusers_transformer, markdown, options, save
@@ -72,7 +72,7 @@ class Lab(NamedTuple):
 
 
 def full_lab(experts: int) -> Lab:
-    config = wan22_i2v_a14b()
+    config = VARIANTS["wan2.2-i2v-a14b"]()
     if experts == 1:
         sampling = dataclasses.replace(config.sampling, guidance=(3.5,))
         config = dataclasses.replace(config, boundary=None, sampling=sampling)
@@ -81,7 +81,7 @@ def full_lab(experts: int) -> Lab:
 
 
 def tiny_lab() -> Lab:
-    config = wan22_i2v_a14b()
+    config = VARIANTS["wan2.2-i2v-a14b"]()
     small = dict(dim=64, ffn_dim=64, heads=2, layers=2, text_dim=16, text_len=8, freq_dim=16)
     config = dataclasses.replace(config, dit=dataclasses.replace(config.dit, **small))
     jobs = {"480p": Job(config, 5, 32, 48), "720p": Job(config, 5, 48, 64)}

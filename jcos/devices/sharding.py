@@ -169,9 +169,9 @@ def _fitted(
     return P(*entries)
 
 
-def abstract(model: M, mesh: Mesh, *, store: Sequence[str] = (FSDP,)) -> M:
+def abstract(model: M, mesh: Mesh) -> M:
     """Return the model as shapes with `shardings`, for `jit(…).lower`."""
-    where = shardings(model, mesh, store=store)
+    where = shardings(model, mesh)
 
     def shape(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where[leaf_path(path)])

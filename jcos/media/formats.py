@@ -82,29 +82,23 @@ def png(picture: UInt8[np.ndarray, "H W C"]) -> bytes:
     return file.getvalue()
 
 
-def webp(
-    video: UInt8[np.ndarray, "F H W 3"], *, frame_ms: int = FRAME_MS, hold_ms: int = HOLD_MS
-) -> bytes:
-    """Return a video as lossless, looping WebP; the last frame stays `hold_ms` more."""
+def webp(video: UInt8[np.ndarray, "F H W 3"]) -> bytes:
+    """Return a video as lossless, looping WebP."""
     frames = [Image.fromarray(frame) for frame in video]
-    return _animated(frames, "WEBP", frame_ms, hold_ms, lossless=True, method=6)
+    return _animated(frames, "WEBP", FRAME_MS, lossless=True, method=6)
 
 
-def gif(
-    video: UInt8[np.ndarray, "F H W 3"], *, frame_ms: int = FRAME_MS, hold_ms: int = HOLD_MS
-) -> bytes:
+def gif(video: UInt8[np.ndarray, "F H W 3"], *, frame_ms: int = FRAME_MS) -> bytes:
     """Return a video as GIF that loops: what every slide program plays.
 
     All frames share one palette. It is exact where the video has at most 256 colours; otherwise the
     colours are rounded to the nearest of 256. Times are rounded to 10 ms, as the format has it.
     """
-    return _animated(_indexed(video), "GIF", frame_ms, hold_ms, disposal=1)
+    return _animated(_indexed(video), "GIF", frame_ms, disposal=1)
 
 
-def _animated(
-    frames: Sequence[Image.Image], kind: str, frame_ms: int, hold_ms: int, **options: Any
-) -> bytes:
-    file, durations = io.BytesIO(), [frame_ms] * (len(frames) - 1) + [frame_ms + hold_ms]
+def _animated(frames: Sequence[Image.Image], kind: str, frame_ms: int, **options: Any) -> bytes:
+    file, durations = io.BytesIO(), [frame_ms] * (len(frames) - 1) + [frame_ms + HOLD_MS]
     animation = {"append_images": frames[1:], "duration": durations, "loop": 0}
     frames[0].save(file, kind, save_all=True, **animation, **options)
     return file.getvalue()

@@ -99,13 +99,12 @@ class Vae(nnx.Module):
         self.cfg = cfg
 
     def encode(
-        self, video: Float[Array, "F H W rgb"], *, tiles: Tiles | None = None, whole: bool = False
+        self, video: Float[Array, "F H W rgb"], *, tiles: Tiles | None = None
     ) -> Float[Array, "f h w C"]:
         """Return normalised means (nothing is sampled) of a video in −1..1.
 
         1 + 4n frames make 1 + n latent frames; as in the original, up to 3 frames more than that
         are dropped. tiles: code pieces of the frames, for less memory; None for all of a frame.
-        whole: code all frames at once, for the same numbers and much more memory.
         Raises ValueError where the video has no frame, other than 3 colours, or a height or width
         that is no multiple of `cfg.strides`.
         """
@@ -117,26 +116,25 @@ class Vae(nnx.Module):
             if size < 1 or size % stride:
                 raise ValueError(f"the {name} is {size} pixels; a VAE needs a multiple of {stride}")
         video = video[: frames - (frames - 1) % along].astype(jnp.float32)
-        return _code(self._encode, video, along, tiles, (strides[0], 1), whole)
+        return _code(self._encode, video, along, tiles, (strides[0], 1))
 
     def decode(
         self,
         latents: Float[Array, "f h w C"],
         *,
         tiles: Tiles | None = None,
-        whole: bool = False,
         clamp: bool = True,
     ) -> Float[Array, "F H W 3"]:
         """Return a video of 1 + 4(f − 1) frames, clamped to −1..1 or not.
 
-        tiles, whole: as in `encode`; tiles are blended before clamping.
+        tiles: as in `encode`; they are blended before clamping.
         Raises ValueError where the latents are empty or have other channels than this VAE's.
         """
         channels = self.cfg.channels
         if latents.shape[-1] != channels or not latents.size:
             raise ValueError(f"a VAE decodes 1 or more cells […, {channels}], not {latents.shape}")
         scales = (1, self.cfg.strides[1])
-        video = _code(self._decode, latents.astype(jnp.float32), 1, tiles, scales, whole)
+        video = _code(self._decode, latents.astype(jnp.float32), 1, tiles, scales)
         return jnp.clip(video, -1, 1) if clamp else video
 
     def _encode(
@@ -173,10 +171,9 @@ def _code(
     frames: int,
     tiles: Tiles | None,
     scales: tuple[int, int],
-    whole: bool,
 ) -> Float[Array, "f h w O"]:
     """frames: of a chunk. scales: pixels per latent cell, going in and coming out."""
-    clip: Clip = (lambda x: layer(x, None)[0]) if whole else partial(_streamed, layer, frames)
+    clip = partial(_streamed, layer, frames)
     with jax.default_matmul_precision("highest"):
         return clip(x) if tiles is None else _tiled(clip, x, tiles, scales)
 

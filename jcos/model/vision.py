@@ -77,7 +77,7 @@ class VisionTower(nnx.Module):
         return jax.lax.scan(step, self.embed(picture), self.blocks)[0]
 
 
-def given_mask(latents: Float[Array, "F h w C"], given: int | Array) -> Float[Array, "F h w 4"]:
+def given_mask(latents: Float[Array, "F h w C"], given: int) -> Float[Array, "F h w 4"]:
     """Return four channels that are 1 in the frames which are given."""
     inside = (jnp.arange(len(latents)) < given).astype(latents.dtype)
     return jnp.broadcast_to(inside[:, None, None, None], (*latents.shape[:3], 4))
@@ -87,16 +87,12 @@ def image_channels(
     first: Float[Array, "given h w C"],
     frames: int,
     image: str = "concat",
-    given: int | Array | None = None,
 ) -> Float[Array, "F h w E"]:
     """What image-to-video models see beside the noise: four mask channels, 1 where a frame is
     given, and the latents of these frames; behind them zero (`concat`) or the last one repeated
-    (`repeat`: so the small model need not learn to copy the scene from frame to frame).
-
-    given: how many of the first frames, by default all of `first`."""
-    given = len(first) if given is None else given
-    latents = first[jnp.minimum(jnp.arange(frames), given - 1)]
-    mask = given_mask(latents, given)
+    (`repeat`: so the small model need not learn to copy the scene from frame to frame)."""
+    latents = first[jnp.minimum(jnp.arange(frames), len(first) - 1)]
+    mask = given_mask(latents, len(first))
     if image == "concat":
         latents = jnp.where(mask[..., :1] > 0, latents, 0.0)
     return jnp.concatenate([mask, latents], axis=-1)

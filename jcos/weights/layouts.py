@@ -79,14 +79,11 @@ def _single(file: Path) -> Layout:
     image = header.get("img_emb.proj.0.weight") or header.get(
         "condition_embedder.image_embedder.norm1.weight"
     )
-    wanted = {
-        "vae": (_channels, head and head.shape[0] // 4),
-        "vision": (_width, image and image.shape[0]),
-    }
-    for part, (measured, size) in wanted.items():
+    wanted = {"vae": head and head.shape[0] // 4, "vision": image and image.shape[0]}
+    for part, size in wanted.items():
         near = single.companions(file, part) if size else []
         for place in reversed(near):  # of several the largest
-            if measured(place) == size:
+            if _size(part, place) == size:
                 found[part] = place
     if texts := single.companions(file, "text"):
         found["text"] = texts[0]
@@ -105,23 +102,16 @@ def _original(folder: Path) -> dict[str, Path]:
         files = [p for s in (".safetensors", ".pth") for p in visible(folder, pattern + s)]
         if part == "vae" and len(files) > 1:
             channels = read_json(experts[0] / "config.json", []).get("out_dim")
-            files.sort(key=lambda file: [channels, None, _channels(file)].index(_channels(file)))
+            files.sort(key=lambda f: [channels, None, _size("vae", f)].index(_size("vae", f)))
         if files:
             found[part] = files[0]
     return found
 
 
-def _channels(vae: Path) -> int | None:
-    """How many a VAE codes a frame in; None where its file cannot be read."""
-    return _size(vae, r"decoder\.conv(1|_in)\.weight", 1)
-
-
-def _width(vision: Path) -> int | None:
-    """Of an image encoder's tokens; None where its file cannot be read, or is of something else."""
-    return _size(vision, ANCHORS["vision"], 0)
-
-
-def _size(file: Path, name: str, axis: int) -> int | None:
+def _size(part: str, file: Path) -> int | None:
+    """How many channels a VAE codes a frame in, or how wide an image encoder's tokens are; None
+    where the file cannot be read, or is of something else."""
+    name, axis = (r"decoder\.conv(1|_in)\.weight", 1) if part == "vae" else (ANCHORS[part], 0)
     tensors = _headers([file], []).items()
     return next((t.shape[axis] for n, t in tensors if re.fullmatch(rf"(.*\.)?({name})", n)), None)
 

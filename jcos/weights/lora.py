@@ -305,25 +305,16 @@ def merge(
 ) -> dict[str, jax.Array]:
     """Return those leaves of a model that LoRA files (`read`) change: W + Δ in float32, rounded to
     the leaf's type. The arrays they were are deleted. Each process changes the slices it has."""
-    merged = {}
+    merged, shapes = {}, _shapes(config)
+    placed = place(shapes, DIT)[0] if changes else {}
     for part in dict(changes):
-        dit = {k.removeprefix(f"{part}."): a for k, a in leaves.items() if k.startswith(f"{part}.")}
-        made = _merge(dit, [adapter for name, adapter in changes if name == part], _shapes(config))
-        merged |= {f"{part}.{path}": leaf for path, leaf in made.items()}
+        adapters = [adapter for name, adapter in changes if name == part]
+        added = {name: [c for a in adapters for c in a.changes.get(name, ())] for name in shapes}
+        for path, leaf in placed.items():
+            if any(added[name] for name, _ in leaf.sources):
+                path = f"{part}.{path}"
+                merged[path] = _added(leaves[path], leaf, shapes, added)
     return merged
-
-
-def _merge(
-    leaves: Mapping[str, jax.Array],
-    adapters: Sequence[Adapter],
-    shapes: Mapping[str, tuple[int, ...]],
-) -> dict[str, jax.Array]:
-    changes = {name: [c for a in adapters for c in a.changes.get(name, ())] for name in shapes}
-    return {
-        path: _added(leaves[path], leaf, shapes, changes)
-        for path, leaf in place(shapes, DIT)[0].items()
-        if any(changes[name] for name, _ in leaf.sources)
-    }
 
 
 def _added(

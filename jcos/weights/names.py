@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -26,17 +27,9 @@ WORKERS = min(4, os.cpu_count() or 1)
 _BLOCK = 256
 
 
-def _as_is(a: np.ndarray) -> np.ndarray:
-    return a
-
-
 def _kernel(a: np.ndarray) -> np.ndarray:
     """A torch Linear's [out, in] or a patch embedding's [out, in, t, h, w] as [in, out]."""
     return a.reshape(a.shape[0], -1).T
-
-
-def _drop_batch(a: np.ndarray) -> np.ndarray:
-    return a[0]
 
 
 def _filter(a: np.ndarray) -> np.ndarray:
@@ -51,7 +44,7 @@ Row = tuple[str, str, Change]
 def _both(pattern: str, path: str, kernel: Change = _kernel) -> list[Row]:
     return [
         (pattern + r"\.weight", path + ".kernel", kernel),
-        (pattern + r"\.bias", path + ".bias", _as_is),
+        (pattern + r"\.bias", path + ".bias", np.asarray),
     ]
 
 
@@ -60,15 +53,15 @@ DIT: list[Row] = [
     *_both(r"(patch_embedding|head\.head|blocks\.(?:self|cross)_attn\.[qkvo])", r"\1"),
     *_both(r"(text_embedding|time_embedding|blocks\.ffn)\.([02])", r"\1.layers_\2"),
     *_both(r"time_projection\.1", "time_projection"),
-    (r"((?:head|blocks)\.modulation)", r"\1", _drop_batch),
-    (r"(blocks\.(?:norm3|(?:self|cross)_attn\.norm_[qk]))\.weight", r"\1.scale", _as_is),
-    (r"(blocks\.norm3\.bias)", r"\1", _as_is),
+    (r"((?:head|blocks)\.modulation)", r"\1", itemgetter(0)),
+    (r"(blocks\.(?:norm3|(?:self|cross)_attn\.norm_[qk]))\.weight", r"\1.scale", np.asarray),
+    (r"(blocks\.norm3\.bias)", r"\1", np.asarray),
     # Wan2.1's image-to-video model
     *_both(r"(blocks\.cross_attn\.[kv]_img)", r"\1"),
-    (r"(blocks\.cross_attn\.norm_k_img)\.weight", r"\1.scale", _as_is),
+    (r"(blocks\.cross_attn\.norm_k_img)\.weight", r"\1.scale", np.asarray),
     *_both(r"img_emb\.proj\.([13])", r"img_emb.proj_\1"),
-    (r"img_emb\.proj\.([04])\.weight", r"img_emb.proj_\1.scale", _as_is),
-    (r"img_emb\.proj\.([04])\.bias", r"img_emb.proj_\1.bias", _as_is),
+    (r"img_emb\.proj\.([04])\.weight", r"img_emb.proj_\1.scale", np.asarray),
+    (r"img_emb\.proj\.([04])\.bias", r"img_emb.proj_\1.bias", np.asarray),
 ]
 
 # Of the vision tower of Wan2.1's CLIP, whose name in the release is `transformer` for `blocks`, and
@@ -78,15 +71,15 @@ VISION: list[Row] = [
     (r"((?:cls|pos)_embedding)", r"\1", lambda a: a.reshape(-1, a.shape[-1])),
     *_both(r"(blocks\.attn\.(?:[qkv]|proj))", r"\1"),
     *_both(r"(blocks\.mlp)\.([02])", r"\1.layers_\2"),
-    (r"(pre_norm|blocks\.norm[12])\.weight", r"\1.scale", _as_is),
-    (r"((?:pre_norm|blocks\.norm[12])\.bias)", r"\1", _as_is),
+    (r"(pre_norm|blocks\.norm[12])\.weight", r"\1.scale", np.asarray),
+    (r"((?:pre_norm|blocks\.norm[12])\.bias)", r"\1", np.asarray),
 ]
 
 # Of the released text encoder.
 UMT5: list[Row] = [
-    (r"(token_embedding)\.weight", r"\1", _as_is),
-    (r"(norm|blocks\.norm[12])\.weight", r"\1.scale", _as_is),
-    (r"(blocks\.pos_embedding)\.embedding\.weight", r"\1", _as_is),
+    (r"(token_embedding)\.weight", r"\1", np.asarray),
+    (r"(norm|blocks\.norm[12])\.weight", r"\1.scale", np.asarray),
+    (r"(blocks\.pos_embedding)\.embedding\.weight", r"\1", np.asarray),
     (r"(blocks\.(?:attn\.[qkvo]|ffn\.fc[12]))\.weight", r"\1.kernel", _kernel),
     (r"blocks\.ffn\.gate\.0\.weight", "blocks.ffn.gate.kernel", _kernel),
 ]

@@ -24,17 +24,11 @@ from jcos.model.dit import DiT
 from jcos.model.text import UMT5 as TextEncoder
 from jcos.model.vae import Vae
 from jcos.model.vision import VisionTower
-from jcos.variants import VARIANTS, vae_2_1, vae_2_2, variant_of
+from jcos.variants import VARIANTS, vae_2_1, vae_2_2, variant_of, with_profile
 from jcos.weights import hub
 from jcos.weights.checkpoint import CheckpointError, abstract_model, leaves, misfits
 from jcos.weights.faults import listed
-from jcos.weights.layouts import (
-    Layout,
-    Tensors,
-    open_weights,
-    read_json,
-    recognise,
-)
+from jcos.weights.layouts import Layout, Tensors, open_weights, read_json, recognise
 from jcos.weights.lora import Adapter
 from jcos.weights.names import (
     ANCHORS,
@@ -56,12 +50,6 @@ from jcos.weights.names import (
     without_prefix,
 )
 from jcos.weights.quantised import floats
-
-# What the original multiplies in bfloat16, whatever it is stored in.
-_NARROW = re.compile(
-    r"experts\.\d+\.(patch_embedding|text_embedding\.layers_\d|blocks\.\w+_attn\.[qkvo]"
-    r"|blocks\.ffn\.layers_\d|blocks\.cross_attn\.[kv]_img|img_emb\.proj_[13])\.(kernel|bias)"
-)
 
 
 @dataclass(frozen=True)
@@ -113,10 +101,12 @@ class Released:
         float32, stay float32, and so does the VAE. So this changes no result of the official
         numerics. float32: everything but a text encoder that is published in bfloat16.
         """
-        text = part_of(path) == "text"
-        if dtype == "float32" and text:
-            return self.tensors[self.leaves[path].sources[0][0]].dtype
-        narrow = dtype == "bfloat16" and (text or _NARROW.fullmatch(path))
+        part = part_of(path)
+        if dtype == "float32":
+            source = self.tensors[self.leaves[path].sources[0][0]]
+            return source.dtype if part == "text" else np.dtype(np.float32)
+        model = _shapes(part, with_profile(self.config, "official"))
+        narrow = part == "text" or model[path.removeprefix(f"{part}.")].dtype == ml_dtypes.bfloat16
         return np.dtype(ml_dtypes.bfloat16 if narrow else np.float32)
 
 

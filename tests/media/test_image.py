@@ -1,6 +1,7 @@
 """First frames are what the original and the paper's tools make of the same picture."""
 
 import dataclasses
+import io
 import json
 import struct
 import warnings
@@ -11,17 +12,11 @@ import pytest
 from PIL import Image
 
 from jcos.media import image
-from jcos.variants import (
-    Profile,
-    toy,
-    wan21_t2v_1_3b,
-    wan22_i2v_a14b,
-    wan22_t2v_a14b,
-    wan22_ti2v_5b,
-)
+from jcos.variants import VARIANTS, Profile, toy
 from tests.conftest import GOLDEN
 
 SIZES = json.loads((GOLDEN / "image" / "sizes.json").read_text())
+I2V, TI2V = (VARIANTS[f"wan2.2-{name}"]() for name in ("i2v-a14b", "ti2v-5b"))
 PICTURE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 
 
@@ -35,20 +30,23 @@ def size_in(key: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def preprocessed(golden, kind: str):
-    """(picture, height, width, what the reference made of it) for every case of a kind."""
+@pytest.mark.parametrize(
+    ("kind", "resize", "made", "off"),
+    [
+        ("torch_bicubic", image.torch_bicubic, channels_last, 1e-5),
+        ("pil_bicubic", image.pillow_bicubic, channels_last, 0),
+        ("lanczos_crop", image.lanczos_crop, image.SIGNED.__getitem__, 0),
+    ],
+)
+def test_pictures_become_what_the_reference_codes_make_of_them(golden, kind, resize, made, off):
     arrays = golden("image/preprocess")
     cases = [key for key in arrays if kind in key]
     assert len(cases) >= 2
-    return [(arrays[f"{key[0]}.image_u8"], *size_in(key), arrays[key]) for key in cases]
-
-
-def test_stretching_is_that_of_torch(golden):
-    for picture, height, width, want in preprocessed(golden, "torch_bicubic"):
-        found = image.torch_bicubic(picture, height, width)
+    for key in cases:
+        found = resize(arrays[f"{key[0]}.image_u8"], *size_in(key))
         assert found.dtype == np.float32
-        assert np.abs(found - channels_last(want)).max() <= 1e-5
-        assert np.abs(found).max() > 1  # overshoot is kept
+        assert np.abs(found - made(arrays[key])).max() <= off
+        assert (np.abs(found).max() > 1) == (kind == "torch_bicubic")  # overshoot is kept
 
 
 def test_stretching_is_that_of_torch_at_real_sizes(golden):
@@ -70,18 +68,6 @@ def test_a_picture_of_its_own_size_stays_as_it_is():
     np.testing.assert_array_equal(image.torch_bicubic(PICTURE, 5, 7), image.SIGNED[PICTURE])
     assert image.SIGNED[0] == -1
     assert image.SIGNED[255] == 1
-
-
-def test_cutting_the_middle_is_that_of_the_original(golden):
-    for picture, height, width, want in preprocessed(golden, "lanczos_crop"):
-        found = image.lanczos_crop(picture, height, width)
-        np.testing.assert_array_equal(found, image.SIGNED[want])
-
-
-def test_stretching_with_pillow_is_that_of_diffsynth(golden):
-    for picture, height, width, want in preprocessed(golden, "pil_bicubic"):
-        found = image.pillow_bicubic(picture, height, width)
-        np.testing.assert_array_equal(found, channels_last(want))
 
 
 def test_stretching_for_diffusers_is_that_of_pillow():
@@ -127,14 +113,14 @@ def test_equally_good_sizes_are_decided_as_in_the_original():
 @pytest.mark.parametrize(
     ("config", "profile", "size", "resize", "multiple"),
     [
-        (wan22_i2v_a14b(), None, image.i2v_a14b_size, image.torch_bicubic, 16),
-        (wan22_i2v_a14b(), "official", image.i2v_a14b_size, image.torch_bicubic, 16),
-        (wan22_i2v_a14b(), "float32", image.i2v_a14b_size, image.torch_bicubic, 16),
-        (wan22_i2v_a14b(), "diffusers", image.diffusers_size, image.pillow_lanczos, 16),
-        (wan22_i2v_a14b(), "diffsynth", image.diffsynth_size, image.pillow_bicubic, 16),
-        (wan22_ti2v_5b(), None, image.ti2v_5b_size, image.lanczos_crop, 32),
-        (wan22_ti2v_5b(), "diffusers", image.diffusers_size, image.pillow_lanczos, 32),
-        (wan22_ti2v_5b(), "diffsynth", image.diffsynth_size, image.pillow_bicubic, 32),
+        (I2V, None, image.i2v_a14b_size, image.torch_bicubic, 16),
+        (I2V, "official", image.i2v_a14b_size, image.torch_bicubic, 16),
+        (I2V, "float32", image.i2v_a14b_size, image.torch_bicubic, 16),
+        (I2V, "diffusers", image.diffusers_size, image.pillow_lanczos, 16),
+        (I2V, "diffsynth", image.diffsynth_size, image.pillow_bicubic, 16),
+        (TI2V, None, image.ti2v_5b_size, image.lanczos_crop, 32),
+        (TI2V, "diffusers", image.diffusers_size, image.pillow_lanczos, 32),
+        (TI2V, "diffsynth", image.diffsynth_size, image.pillow_bicubic, 32),
     ],
 )
 def test_models_have_the_rule_of_their_code(
@@ -143,7 +129,7 @@ def test_models_have_the_rule_of_their_code(
     assert image.rule_for(config, profile) == image.Rule(size, resize, multiple)
 
 
-@pytest.mark.parametrize("config", [wan22_t2v_a14b(), wan21_t2v_1_3b()])
+@pytest.mark.parametrize("config", [VARIANTS["wan2.2-t2v-a14b"](), VARIANTS["wan2.1-t2v-1.3b"]()])
 def test_a_text_model_has_no_rule(config):
     with pytest.raises(ValueError, match="it takes none"):
         image.rule_for(config)
@@ -157,10 +143,10 @@ def test_the_small_model_takes_pictures_as_they_are():
 @pytest.mark.parametrize(
     ("config", "profile", "made"),
     [
-        (wan22_i2v_a14b(), None, (464, 832)),
-        (wan22_i2v_a14b(), "diffsynth", (480, 832)),
-        (wan22_ti2v_5b(), None, (480, 832)),
-        (wan22_ti2v_5b(), "diffusers", (480, 832)),
+        (I2V, None, (464, 832)),
+        (I2V, "diffsynth", (480, 832)),
+        (TI2V, None, (480, 832)),
+        (TI2V, "diffusers", (480, 832)),
     ],
 )
 def test_a_prepared_frame_has_the_size_of_the_rule(config, profile: Profile | None, made):
@@ -172,7 +158,7 @@ def test_a_prepared_frame_has_the_size_of_the_rule(config, profile: Profile | No
     np.testing.assert_allclose(frame, np.broadcast_to((1, -1, -0.6), frame.shape), atol=1e-6)
 
 
-@pytest.mark.parametrize("config", [wan22_i2v_a14b(), wan22_ti2v_5b()])
+@pytest.mark.parametrize("config", [I2V, TI2V])
 @pytest.mark.parametrize("shape", [(2, 4000), (4000, 2)])
 def test_a_picture_too_long_is_refused(config, shape):
     picture = np.zeros((*shape, 3), np.uint8)
@@ -181,12 +167,12 @@ def test_a_picture_too_long_is_refused(config, shape):
 
 
 def test_sizes_without_pixels_are_refused():
-    rule = image.rule_for(wan22_i2v_a14b())
+    rule = image.rule_for(I2V)
     with pytest.raises(ValueError, match="a frame of about 0 × 480"):
         image.prepare(PICTURE, rule, 480, 0)
     with pytest.raises(ValueError, match="a picture of 7 × 0 pixels"):
         image.prepare(PICTURE[:0], rule, 480, 832)
-    down = image.rule_for(wan22_i2v_a14b(), "diffusers")
+    down = image.rule_for(I2V, "diffusers")
     with pytest.raises(ValueError, match="a side would be under 16 pixels"):
         image.prepare(PICTURE, down, 15, 832)
 
@@ -278,32 +264,30 @@ def png_of_zeros(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("side", [10_001, 20_000, 2**31 - 1])
-def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, side):
-    path = tmp_path / "bomb.png"
-    path.write_bytes(png_of_zeros(side, side))
-    with pytest.raises(ValueError, match=r"bomb.png has more than 100,000,000 pixels; make it"):
-        image.read_picture(path)
+def noisy_png() -> bytes:
+    file = io.BytesIO()
+    noise = np.random.default_rng(1).integers(0, 256, (50, 50, 3), np.uint8)
+    Image.fromarray(noise).save(file, "PNG")
+    return file.getvalue()
+
+
+NO_PICTURE = [b"", b"hello", b"P6 0 0 255\n", b"\x89PNG\r\n\x1a\n", b"<svg/>", png_of_zeros(9, 9)]
+CUT = [noisy_png()[:length] for length in (10, 40, 4000, -40)]
+BOMBS = [png_of_zeros(side, side) for side in (10_001, 20_000, 2**31 - 1)]
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"hello", b"P6 0 0 255\n", b"\x89PNG\r\n\x1a\n", b"<svg/>", png_of_zeros(9, 9)]
+    ("content", "says"),
+    [
+        *((content, "is no picture that can be read") for content in NO_PICTURE + CUT),
+        *((content, "has more than 100,000,000 pixels; make it smaller") for content in BOMBS),
+    ],
 )
-def test_what_is_no_picture_is_refused(tmp_path, content):
+def test_what_is_no_picture_is_refused_and_a_bomb_before_it_is_unpacked(tmp_path, content, says):
     path = tmp_path / "picture.png"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"picture.png is no picture that can be read"):
+    with pytest.raises(ValueError, match=rf"picture.png {says}"):
         image.read_picture(path)
-
-
-def test_a_truncated_picture_is_refused(tmp_path):
-    path = tmp_path / "picture.png"
-    Image.fromarray(np.random.default_rng(1).integers(0, 256, (50, 50, 3), np.uint8)).save(path)
-    whole = path.read_bytes()
-    for length in (10, 40, len(whole) // 2, len(whole) - 40):
-        path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"picture.png is no picture that can be read"):
-            image.read_picture(path)
 
 
 def test_a_picture_that_is_not_there_is_named(tmp_path):
@@ -321,38 +305,35 @@ def test_a_picture_of_more_bits_would_come_out_white(tmp_path, kind):
         image.read_picture(path)
 
 
-@pytest.mark.parametrize("frames", [1, 5, 77, 81, 121])
-def test_4n_plus_1_frames_are_right(frames):
-    image.check_frames(frames)
-    for profile in ("official", "float32", "diffusers", "diffsynth"):
-        assert image.round_frames(frames, profile) == frames
+ROUNDED = [(80, 81, 81), (82, 81, 85), (83, 81, 85), (84, 85, 85), (2, 1, 5), (3, 1, 5), (4, 5, 5)]
 
 
 @pytest.mark.parametrize(
-    ("frames", "low", "high"),
-    [(80, 77, 81), (82, 81, 85), (2, 1, 5), (0, 1, 5), (-9, 1, 5)],
+    ("frames", "diffusers", "diffsynth"), [*((n, n, n) for n in (1, 5, 77, 81, 121)), *ROUNDED]
 )
-def test_other_numbers_of_frames_are_refused_with_the_two_nearest(frames, low, high):
-    message = rf"{frames} frames are asked for, a video has 4 n \+ 1; ask for {low} or {high}$"
-    with pytest.raises(ValueError, match=message):
-        image.check_frames(frames)
-    with pytest.raises(ValueError, match=message):
-        image.round_frames(frames)
-
-
-@pytest.mark.parametrize(
-    ("frames", "diffusers", "diffsynth"),
-    [(80, 81, 81), (82, 81, 85), (83, 81, 85), (84, 85, 85), (2, 1, 5), (3, 1, 5), (4, 5, 5)],
-)
-def test_two_codes_round_the_number_of_frames(frames, diffusers, diffsynth):
+def test_codes_round_the_number_of_frames_or_refuse_it(frames, diffusers, diffsynth):
     assert image.round_frames(frames, "diffusers") == diffusers
     assert image.round_frames(frames, "diffsynth") == diffsynth
+    low, high = (frames - 1) // 4 * 4 + 1, (frames + 2) // 4 * 4 + 1
+    for call in (
+        image.check_frames,
+        image.round_frames,
+        lambda n: image.round_frames(n, "float32"),
+    ):
+        if low == high:
+            assert call(frames) in (None, frames)
+            continue
+        message = rf"^{frames} frames are asked for, a video has 4 n \+ 1; ask for {low} or {high}$"
+        with pytest.raises(ValueError, match=message):
+            call(frames)
 
 
-@pytest.mark.parametrize("profile", ["diffusers", "diffsynth"])
-def test_no_code_makes_a_video_without_frames(profile):
-    with pytest.raises(ValueError, match="0 frames are asked for"):
-        image.round_frames(0, profile)
+def test_no_code_makes_a_video_without_frames():
+    message = r" frames are asked for, a video has 4 n \+ 1; ask for 1 or 5$"
+    for profile in ("official", "diffusers", "diffsynth"):
+        for frames in (0, -9):
+            with pytest.raises(ValueError, match=message):
+                image.round_frames(frames, profile)
 
 
 def test_a_codec_that_folds_no_time_makes_any_number_of_frames():
@@ -363,6 +344,6 @@ def test_a_codec_that_folds_no_time_makes_any_number_of_frames():
 
 
 def test_the_multiple_follows_the_models_patch():
-    config = wan22_i2v_a14b()
+    config = I2V
     config = dataclasses.replace(config, dit=dataclasses.replace(config.dit, patch=(1, 4, 4)))
     assert image.rule_for(config).multiple == 32

@@ -15,14 +15,7 @@ import tokenizers
 from flax import nnx
 
 from jcos.config import UMT5Config, Words
-from jcos.model.text import (
-    UMT5,
-    TextCache,
-    WordEmbedding,
-    embed,
-    relative_buckets,
-    word_ids,
-)
+from jcos.model.text import UMT5, TextCache, WordEmbedding, embed, relative_buckets, word_ids
 from jcos.model.tokenizer import Tokenizer, clean
 from jcos.weights.names import UMT5_OF_TRANSFORMERS, original_name
 from tests.conftest import load_golden, parameter_count

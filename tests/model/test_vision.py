@@ -185,9 +185,7 @@ def test_the_resolution_is_that_of_the_folders_own_name(folder: Path, tmp_path: 
             assert ("480P is assumed" in "".join(source.notes)) == (want is None)
 
 
-def test_the_shift_follows_the_size(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_shift_follows_the_size(folder, tmp_path, monkeypatch) -> None:
     shifts = []
 
     def stop(sizes: Any, config: WanConfig, *_: Any) -> None:

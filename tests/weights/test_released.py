@@ -16,7 +16,7 @@ from flax import nnx
 
 from jcos.config import UMT5Config, VaeConfig
 from jcos.model.dit import DiT
-from jcos.variants import vae_2_1, vae_2_2, wan21_t2v_1_3b, wan22_i2v_a14b, wan22_ti2v_5b
+from jcos.variants import VARIANTS, vae_2_1, vae_2_2
 from jcos.weights.checkpoint import CheckpointError, leaves
 from jcos.weights.layouts import is_released
 from jcos.weights.names import DIT, UMT5, VAE
@@ -94,7 +94,7 @@ def test_the_layout_of_diffusers_gives_the_same_leaves(diffusers):
 
 def test_the_model_is_recognised_and_measured():
     found = open_released(I2V)
-    config, release = found.config, wan22_i2v_a14b()
+    config, release = found.config, VARIANTS["wan2.2-i2v-a14b"]()
     assert found.parts == ["experts.0", "experts.1", "vae", "text"]
     for name in ("name", "image", "boundary", "sampling", "negative", "clip", "numerics"):
         assert getattr(config, name) == getattr(release, name)
@@ -123,12 +123,15 @@ def widths_of(codec: VaeConfig, weights: str) -> VaeConfig:
 
 def test_the_other_releases_are_recognised():
     ti2v, t2v = open_released(TI2V), open_released(T2V)
-    assert (ti2v.config.name, t2v.config.name) == (wan22_ti2v_5b().name, wan21_t2v_1_3b().name)
+    assert (ti2v.config.name, t2v.config.name) == (
+        VARIANTS["wan2.2-ti2v-5b"]().name,
+        VARIANTS["wan2.1-t2v-1.3b"]().name,
+    )
     assert ti2v.config.codec == widths_of(vae_2_2(), "vae22")
     assert ti2v.parts == ["experts.0", "vae", "text"]
     # What a folder does not have is described all the same.
     assert t2v.parts == ["experts.0"]
-    assert t2v.config.codec == wan21_t2v_1_3b().codec
+    assert t2v.config.codec == VARIANTS["wan2.1-t2v-1.3b"]().codec
     assert isinstance(t2v.config.text, UMT5Config)
     assert t2v.config.text.dim == t2v.config.dit.text_dim
 

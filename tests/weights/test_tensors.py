@@ -200,15 +200,12 @@ def test_a_tensor_that_does_not_lie_in_its_storage(tmp_path, wrong):
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80", b"garbage", pickle.dumps({"a": 1})[:-1]])
-def test_a_damaged_pickle(tmp_path, content):
+def test_a_damaged_pickle_and_one_that_holds_no_dict(tmp_path, content):
     file = tmp_path / "x.pth"
     write_pth(file, content)
     assert refused(file).startswith(f"{file} is damaged or no PyTorch file")
-
-
-def test_a_pth_that_holds_no_dict(tmp_path):
-    write_pth(tmp_path / "x.pth", pickle.dumps([1, 2]))
-    assert refused(tmp_path / "x.pth").endswith("holds no dict of tensors but a list")
+    write_pth(file, pickle.dumps([1, 2]))
+    assert refused(file).endswith("holds no dict of tensors but a list")
 
 
 @pytest.mark.parametrize("kept", [0, 100, -100])
