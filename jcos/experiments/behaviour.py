@@ -34,20 +34,6 @@ from jcos.wan import Wan
 
 SETTLED = 0.1
 """A part of a clip has settled when it is this near to its end, relative to the end's norm."""
-GATES: dict[str, tuple[str, ...]] = {
-    "maze": ("scene", "agent", "goal"),
-    "maze7": ("scene", "agent", "goal"),
-    "maze9": ("scene", "agent", "goal"),
-    "tictactoe": ("scene",),
-    "tictactoe-block": ("scene",),
-    "pattern": ("kept", "empty"),
-    "rotation": ("colour",),
-    "returns": ("bystander", "hidden"),
-    "bounce": ("room", "one", "whole", "colour"),
-    "bounce-hard": ("room", "one", "whole", "colour"),
-}
-"""Which gates of a task's judge are about the scene: what the first frame shows is kept, and there
-are as many objects as there should be. The others are about how the answer comes about."""
 SHOWN = 0.5
 """An estimate shows a candidate that makes up more than this of it."""
 COMMON = 64
@@ -191,7 +177,7 @@ def judge_parts(puzzles: Sequence[Puzzle], videos: UInt8[np.ndarray, "P *axes F 
         for video in of_puzzle:
             score = task.score(puzzle, video)
             stray = ((apart(video, first) > OPAQUE) & same).mean((1, 2)).max()
-            gate = min(score.gates[name] for name in GATES[puzzle.task])
+            gate = min(score.gates[name] for name in task.scene_gates)
             over = (score.answer >= task.solved_at, stray <= STRAY, gate >= task.solved_at)
             verdicts.append((score.solved, *over))
     return Judged(*np.moveaxis(np.array(verdicts, bool).reshape(*videos.shape[:-4], 4), -1, 0))

@@ -19,9 +19,10 @@ from jaxtyping import Array, Float, Int
 from jcos.config import PixelCodec, WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Picture, Progress
-from jcos.experiments.linear_probes import by_identity, identities_of, ridge
+from jcos.experiments.linear_probes import by_identity, identities_of
 from jcos.experiments.sweeps import conditions_of, held_out, one_world
 from jcos.lab import results
+from jcos.lab.measures import ridge
 from jcos.lab.results import measure
 from jcos.lab.tasks import TASKS, Puzzle
 from jcos.lab.tasks.base import COLOURS, TILE
@@ -197,7 +198,7 @@ def readings(
     for y, names in enumerate(LABELS.values()):
         targets = np.eye(len(names))[labels[:learned, y][np.stack(deals, 1)]]
         targets = np.repeat(targets.reshape(learned, -1), features.shape[1], 0)
-        scores = ridge(fit, targets, rest, penalty)
+        scores = ridge(fit, targets, penalty)(rest)
         scores = scores.reshape(-1, *features.shape[1:-1], len(deals), len(names))
         true = labels[learned:, y].reshape(-1, *[1] * (scores.ndim - 2))
         right = (scores.argmax(-1) == true).astype(np.float64)

@@ -9,6 +9,7 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Bool, Float, Int, UInt8
 
+from jcos.lab.measures import area, ridge
 from jcos.lab.tasks import TASKS, Puzzle
 from jcos.lab.tasks.marks import TINTED, apart, tiles
 
@@ -136,26 +137,8 @@ def _read(
         targets = [np.roll(labels[fit], i, axis=0) for i in range(1 + CONTROLS)]
         targets = np.stack(targets, -2).reshape(-1, scores[0, 0, 0].size).astype(np.float64)
         x, z = (features[part].reshape(-1, features.shape[-1]) for part in (fit, ~fit))
-        scores[~fit] = ridge(x, targets, z, penalty).reshape(-1, *scores.shape[1:])
+        scores[~fit] = ridge(x, targets, penalty)(z).reshape(-1, *scores.shape[1:])
     return np.moveaxis(scores, 2, -1)
-
-
-def ridge(
-    features: Float[np.ndarray, "n *axes D"],
-    targets: Float[np.ndarray, "n Q"],
-    others: Float[np.ndarray, "m *axes D"],
-    penalty: float,
-) -> Float[np.ndarray, "m *axes Q"]:
-    """Fit a linear regression of the targets on standardised features, one for each of the axes,
-    and return what it says of other samples. penalty: of the weights' square, per sample."""
-    x, z = (np.moveaxis(a, 0, -2).astype(np.float64) for a in (features, others))
-    mean, size = x.mean(-2, keepdims=True), x.std(-2, keepdims=True)
-    size = np.where(size > 1e-5, size, np.inf)  # what does not vary tells nothing
-    x, z = (x - mean) / size, (z - mean) / size
-    centre, turned = targets.mean(0), np.swapaxes(x, -1, -2)
-    gram = turned @ x + penalty * len(features) * np.eye(x.shape[-1])
-    weights = np.linalg.solve(gram, turned @ (targets - centre))
-    return np.moveaxis(z @ weights + centre, -2, 0)
 
 
 def auroc_within(
@@ -163,13 +146,8 @@ def auroc_within(
     positive: Bool[np.ndarray, "*#axes f n"],
     negative: Bool[np.ndarray, "*#axes f n"],
 ) -> Float[np.ndarray, "*axes"]:
-    """Return the chance that a positive token has a larger value than a negative one of the same
-    frame (ties count half), mean over the frames that have both kinds; nan where none has."""
-    a, b = values[..., :, None], values[..., None, :]
-    pairs = positive[..., :, None] & negative[..., None, :]
-    wins = np.where(pairs, (a > b) + 0.5 * (a == b), 0).sum((-1, -2))
-    number = pairs.sum((-1, -2))
-    known = number > 0
-    area = wins / np.maximum(number, 1)
-    frames = known.sum(-1)
-    return np.where(frames > 0, area.sum(-1) / np.maximum(frames, 1), np.nan)
+    """Return the `area` within a frame, mean over the frames that have both kinds; nan where none
+    has."""
+    areas = area(values, positive, negative)
+    frames = np.isfinite(areas).sum(-1)
+    return np.where(frames > 0, np.nansum(areas, -1) / np.maximum(frames, 1), np.nan)

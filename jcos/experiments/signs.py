@@ -22,7 +22,7 @@ from jcos.experiments.search_bank import scores_of
 from jcos.experiments.sweeps import pixels
 from jcos.lab.ideal import IdealDenoiser
 from jcos.lab.judges import STANDARD
-from jcos.lab.measures import Mass, answer_mass
+from jcos.lab.measures import Mass, answer_mass, area
 from jcos.lab.results import DENOISERS, measure
 from jcos.sampling import flow
 from jcos.sampling.probes import Probe
@@ -172,16 +172,6 @@ def areas(
     scores: Mapping[str, Float[np.ndarray, "P K S"]], fails: Bool[np.ndarray, "P K"]
 ) -> Float[np.ndarray, "P J S"]:
     """Return how well each of `JUDGES` tells the runs that fail, by puzzle and step."""
-    return np.stack([within(-scores[name], fails) for name in JUDGES], 1)
-
-
-def within(
-    values: Float[np.ndarray, "P K S"], fails: Bool[np.ndarray, "P K"]
-) -> Float[np.ndarray, "P S"]:
-    """Return the AUROC of values for runs that fail, of each puzzle; nan where its runs are all of
-    one kind."""
-    a, b = values[:, :, None], values[:, None]
-    pairs = (fails[:, :, None] & ~fails[:, None])[..., None]
-    wins = (((a > b) + 0.5 * (a == b)) * pairs).sum((1, 2))
-    count = pairs.sum((1, 2))
-    return np.where(count > 0, wins / np.maximum(count, 1), np.nan)
+    each = np.stack([-scores[name] for name in JUDGES], 1).swapaxes(2, 3)
+    fails = fails[:, None, None]
+    return area(each, fails, ~fails)

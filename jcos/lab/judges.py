@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8, UInt32
 
 from jcos.config import PixelCodec, WanConfig
-from jcos.lab.measures import answer_mass
+from jcos.lab.measures import answer_mass, ridge, rms
 from jcos.lab.tasks import PALETTE, TASKS, Puzzle
 from jcos.model.vae import Tiles, decode_pixels
 from jcos.preview import Preview as Preview
@@ -126,7 +126,7 @@ class Change(Judge):
     """How little the estimate has changed since the step before: minus its root mean square."""
 
     def __call__(self, at: Estimates) -> Scores:
-        return -_rms(at.x0 - at.before)
+        return -rms(at.x0 - at.before)
 
 
 class Agreement(Judge):
@@ -136,7 +136,7 @@ class Agreement(Judge):
     def __call__(self, at: Estimates) -> Scores:
         x0 = jnp.asarray(at.x0)
         alive = jnp.asarray(at.alive, jnp.float32)
-        apart = [_rms(x0 - x0[:, i : i + 1]) * alive[:, i : i + 1] for i in range(x0.shape[1])]
+        apart = [rms(x0 - x0[:, i : i + 1]) * alive[:, i : i + 1] for i in range(x0.shape[1])]
         others = jnp.maximum(alive.sum(1, keepdims=True) - 1, 1)
         return -sum(apart, start=jnp.zeros(x0.shape[:2])) / others
 
@@ -156,7 +156,7 @@ class Norm(Judge):
     than they are, by the variance between them."""
 
     def __call__(self, at: Estimates) -> Scores:
-        return _rms(jnp.asarray(at.x0))
+        return rms(jnp.asarray(at.x0))
 
 
 class Motion(Judge):
@@ -178,10 +178,6 @@ class Peak(Judge):
         cells = cells.reshape(*cells.shape[:2], -1)
         largest = jax.lax.top_k(cells, max(1, cells.shape[-1] // 50))[0]
         return -jnp.sqrt(largest.mean(-1))
-
-
-def _rms(x: Float[Array, "*axes F h w C"]) -> Float[Array, "*axes"]:
-    return jnp.sqrt(jnp.mean(jnp.square(x), (-4, -3, -2, -1)))
 
 
 class Random(Judge):
@@ -272,13 +268,9 @@ def fit_head(
 ) -> Head:
     """Return the ridge regression of targets (scores of finished runs, 0..1) on standardised
     features (`pooled`). penalty: of the weights' square, per sample."""
-    x, y = np.asarray(features, np.float64), np.asarray(targets, np.float64)
-    mean, size = x.mean(0), x.std(0)
-    size = np.where(size > 1e-6, size, np.inf)  # what does not vary tells nothing
-    z = (x - mean) / size
-    gram = z.T @ z + penalty * len(z) * np.eye(z.shape[1])
-    weights = np.linalg.solve(gram, z.T @ (y - y.mean())) / size
-    return Head(layer, weights, float(y.mean() - mean @ weights))
+    fitted = ridge(features, np.asarray(targets, np.float64)[:, None], penalty)
+    weights = fitted.weights[:, 0] / fitted.size[0]
+    return Head(layer, weights, float(fitted.centre[0] - fitted.mean[0] @ weights))
 
 
 class Frames(Judge):

@@ -111,6 +111,39 @@ def answer_mass(
     return Mass(on, jnp.maximum(1 - jnp.sum(on), 0))
 
 
+def rms(x: Float[Array, "*axes F h w C"]) -> Float[Array, "*axes"]:
+    """Return the root mean square of each latent."""
+    return jnp.sqrt(jnp.mean(jnp.square(x), (-4, -3, -2, -1)))
+
+
+class Ridge(NamedTuple):
+    """A linear regression on standardised features: one for each of A sets of them."""
+
+    mean: Float[np.ndarray, "*A 1 D"]
+    size: Float[np.ndarray, "*A 1 D"]
+    weights: Float[np.ndarray, "*A D Q"]
+    centre: Float[np.ndarray, " Q"]
+
+    def __call__(self, features: Float[np.ndarray, "m *A D"]) -> Float[np.ndarray, "m *A Q"]:
+        """Return what it says of samples."""
+        z = np.moveaxis(features, 0, -2).astype(np.float64)
+        return np.moveaxis((z - self.mean) / self.size @ self.weights + self.centre, -2, 0)
+
+
+def ridge(
+    features: Float[np.ndarray, "n *A D"], targets: Float[np.ndarray, "n Q"], penalty: float
+) -> Ridge:
+    """Return the regression of targets on features. penalty: of the weights' square, per sample.
+    What does not vary tells nothing."""
+    x = np.moveaxis(features, 0, -2).astype(np.float64)
+    mean, size = x.mean(-2, keepdims=True), x.std(-2, keepdims=True)
+    size = np.where(size > 1e-5, size, np.inf)
+    x = (x - mean) / size
+    centre, turned = targets.mean(0), np.swapaxes(x, -1, -2)
+    gram = turned @ x + penalty * len(features) * np.eye(x.shape[-1])
+    return Ridge(mean, size, np.linalg.solve(gram, turned @ (targets - centre)), centre)
+
+
 def commitment_step(solved: Bool[np.ndarray, "... S"]) -> Int[np.ndarray, "..."]:
     """First step from which on every clean estimate is solved; S where the last one is not."""
     return np.asarray(solved.shape[-1] - np.cumprod(solved[..., ::-1], axis=-1).sum(-1))
@@ -240,6 +273,20 @@ def median_step(steps: Shaped[np.ndarray, " n"], number: int) -> Estimate:
     return Estimate(float(np.median(ordered)), low, high, n)
 
 
+def area(
+    values: Float[np.ndarray, "*axes n"],
+    positive: Bool[np.ndarray, "*#axes n"],
+    negative: Bool[np.ndarray, "*#axes n"],
+) -> Float[np.ndarray, "*axes"]:
+    """Return the chance that a positive case has a larger value than a negative one (ties count
+    half), along the last axis; nan where one kind is missing."""
+    a, b = values[..., :, None], values[..., None, :]
+    pairs = positive[..., :, None] & negative[..., None, :]
+    wins = np.where(pairs, (a > b) + 0.5 * (a == b), 0).sum((-1, -2))
+    number = pairs.sum((-1, -2))
+    return np.where(number > 0, wins / np.maximum(number, 1), np.nan)
+
+
 def auroc(
     values: Float[np.ndarray, " n"],
     positive: Bool[np.ndarray, " n"],
@@ -248,8 +295,7 @@ def auroc(
     seed: int = 0,
     draws: int = 2_000,
 ) -> Estimate:
-    """Return the chance that a positive case has a larger value than a negative one (ties count
-    half), with a 95 % interval over puzzles: ½ for values that tell nothing.
+    """Return the `area`, with a 95 % interval over puzzles: ½ for values that tell nothing.
 
     groups: which puzzle each case belongs to, by default its own; puzzles are what is reweighted (a
     Bayesian bootstrap), with a positive and a negative case more above all others and below them,

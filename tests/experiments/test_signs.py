@@ -14,20 +14,11 @@ from jcos.experiments.signs import (
     by_outcome,
     explained,
     masses,
-    within,
 )
 from jcos.lab.judges import STANDARD
-from jcos.lab.measures import Mass
+from jcos.lab.measures import Mass, area
 
 SMALL = Signs(tasks=("maze",), puzzles=6, seeds=(0, 1, 2), sampling=Settings(steps=2))
-
-
-def test_runs_are_compared_within_a_puzzle() -> None:
-    """The first puzzle is told wholly, the second half, the third has runs of one kind only."""
-    fails = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0]], bool)
-    values = np.array([[5.0, 6.0, 4.0], [-1.0, -2.0, 0.0], [1.0, 2.0, 3.0]])[..., None]
-    np.testing.assert_array_equal(within(values, fails)[:, 0], [1.0, 0.5, np.nan])
-    np.testing.assert_array_equal(within(0 * values, fails)[:2, 0], [0.5, 0.5])
 
 
 def test_every_judge_is_measured_at_every_step(data) -> None:
@@ -53,9 +44,9 @@ def test_what_a_fit_leaves_ranks_no_runs() -> None:
     end = {"right": right, "wrong": 1 - right, "off": np.abs(right - 0.5) * 1e-4}
     middle = {name: np.full((1, 3, 1), 0.1) for name in end}
     middle["right"] = middle["wrong"] = np.array([0.4, 0.1, 0.4])[None, :, None]
-    for mass, area in ((end, 0.5), (middle, 1.0)):
-        assert within(-explained(mass)[EXPLANATIONS[0]], fails)[0, 0] == area
-    assert within(-explained(end)[EXPLANATIONS[1]], fails)[0, 0] == 0.5
+    for mass, sign, want in ((end, 0, 0.5), (middle, 0, 1.0), (end, 1, 0.5)):
+        values = -explained(mass)[EXPLANATIONS[sign]][..., 0]
+        assert area(values, fails, ~fails) == want
 
 
 def test_an_area_is_that_of_its_judge() -> None:

@@ -12,6 +12,7 @@ from jcos.lab.measures import (
     SCORES,
     UNBOUNDED,
     answer_mass,
+    area,
     auroc,
     cka,
     commitment_step,
@@ -309,8 +310,13 @@ def test_area_under_the_curve_counts_pairs_in_order():
     values = np.array([0.1, 0.4, 0.35, 0.8, 0.4])
     positive = np.array([False, False, True, True, True])
     # of the six pairs, four are in order and one is a tie
-    assert auroc(values, positive).mean == pytest.approx(4.5 / 6)
-    assert auroc(-values, positive).mean == pytest.approx(1.5 / 6)
+    for sign, want in ((1, 4.5 / 6), (-1, 1.5 / 6)):
+        assert auroc(sign * values, positive).mean == pytest.approx(want)
+        assert area(sign * values, positive, ~positive) == pytest.approx(want)
+    positive = np.stack([positive, values > 0.3, np.zeros(5, bool)])
+    found = area(values, positive, ~positive)
+    assert found[1] == 1
+    assert np.isnan(found[2])
 
 
 def test_area_under_the_curve_has_the_interval_of_its_distribution():

@@ -1,36 +1,12 @@
 """Small reasoning tasks whose right answers can be listed; `TASKS` holds one of each."""
 
-from jcos.lab.tasks.base import PALETTE, Puzzle, Score, Split, Task, Verdict, Video, still_of
-from jcos.lab.tasks.bounce import Bounce, HardBounce
-from jcos.lab.tasks.catalogue import TASKS, chance, get
-from jcos.lab.tasks.marks import decode
-from jcos.lab.tasks.maze import HardMaze, LargerMaze, Maze
-from jcos.lab.tasks.pattern import Pattern
-from jcos.lab.tasks.returns import Returns
-from jcos.lab.tasks.rotation import Rotation
-from jcos.lab.tasks.tictactoe import TicTacToe, TicTacToeBlock
-
-__all__ = [
-    "PALETTE",
-    "TASKS",
-    "Bounce",
-    "HardBounce",
-    "HardMaze",
-    "LargerMaze",
-    "Maze",
-    "Pattern",
-    "Puzzle",
-    "Returns",
-    "Rotation",
-    "Score",
-    "Split",
-    "Task",
-    "TicTacToe",
-    "TicTacToeBlock",
-    "Verdict",
-    "Video",
-    "chance",
-    "decode",
-    "get",
-    "still_of",
-]
+from jcos.lab.tasks.base import PALETTE as PALETTE
+from jcos.lab.tasks.base import Puzzle as Puzzle
+from jcos.lab.tasks.base import Score as Score
+from jcos.lab.tasks.base import Task as Task
+from jcos.lab.tasks.base import Verdict as Verdict
+from jcos.lab.tasks.base import Video as Video
+from jcos.lab.tasks.base import still_of as still_of
+from jcos.lab.tasks.catalogue import TASKS as TASKS
+from jcos.lab.tasks.catalogue import chance as chance
+from jcos.lab.tasks.catalogue import get as get

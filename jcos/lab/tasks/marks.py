@@ -59,6 +59,11 @@ def turned_back(video: Video, turn: int) -> Video:
     return video.swapaxes(1, 2) if turn & 4 else video
 
 
+def symmetries(square: Shaped[np.ndarray, "N N"]) -> list[Shaped[np.ndarray, "N N"]]:
+    """The eight mirrored and turned copies."""
+    return [m[::i, ::j] for m in (square, square.T) for i in (1, -1) for j in (1, -1)]
+
+
 def tiles(
     pixels: Shaped[np.ndarray, "F H W ..."], side: int
 ) -> Shaped[np.ndarray, "F R C S S ..."]:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from jcos.lab.tasks.base import PALETTE, TILE, Puzzle, Task, Verdict, Video
-from jcos.lab.tasks.marks import SYMBOLS, decode, tiles
+from jcos.lab.tasks.marks import SYMBOLS, decode, symmetries, tiles
 
 Cell = tuple[int, int]
 Trail = tuple[Cell, ...]
@@ -42,6 +42,7 @@ class Maze(Task):
     name = "maze"
     about = "A maze with an agent and a goal; walk from one to the other by a shortest way."
     faculty = "Spatiality"
+    scene_gates = ("scene", "agent", "goal")
 
     side = 5
     height = width = side * TILE
@@ -154,8 +155,7 @@ class LargerMaze(HardMaze):
 def identity_of(scene: Scene) -> tuple:
     """The smallest of the lattice's eight mirrored and turned copies."""
     lattice = _lattice(scene).astype(np.uint8)
-    turns = [m[::i, ::j] for m in (lattice, lattice.T) for i in (1, -1) for j in (1, -1)]
-    return (scene.side, min(turn.tobytes() for turn in turns))
+    return (scene.side, min(copy.tobytes() for copy in symmetries(lattice)))
 
 
 def _random_doors(side: int, loops: float, rng: np.random.Generator) -> Doors:

@@ -12,18 +12,13 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from jcos.lab.tasks.base import TILE, Frame, Puzzle, Task, Verdict, Video
-from jcos.lab.tasks.marks import SYMBOLS, canvas, decode, paint, tiles
+from jcos.lab.tasks.marks import SYMBOLS, canvas, decode, paint, symmetries, tiles
 
 Cell = tuple[int, int]
 Board = tuple[int, ...]
 
 MOVER, OTHER = 1, 2
 LINES = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6))
-
-_GRID = np.arange(9).reshape(3, 3)
-_TURNS = tuple(
-    tuple(m[::i, ::j].ravel().tolist()) for m in (_GRID, _GRID.T) for i in (1, -1) for j in (1, -1)
-)
 
 # Parts of a tile: the quadrants of a stone, clockwise from twelve o'clock, and the tile's corners.
 _PARTS = np.array([[4, 3, 0, 4], [3, 3, 0, 0], [2, 2, 1, 1], [4, 2, 1, 4]])
@@ -45,6 +40,7 @@ class TicTacToe(Task):
     name = "tictactoe"
     about = "A game of tic-tac-toe; the named colour places a stone that makes three in a row."
     faculty = "Knowledge"
+    scene_gates = ("scene",)
 
     aim = "win"
     empties: tuple[int, ...] = (3, 4, 5)
@@ -142,7 +138,7 @@ def _has_line(board: Board) -> bool:
 
 def _canonical(board: Board) -> Board:
     """The smallest of the eight mirrored and turned copies."""
-    return min(tuple(board[i] for i in turn) for turn in _TURNS)
+    return min(tuple(copy.ravel().tolist()) for copy in symmetries(np.reshape(board, (3, 3))))
 
 
 def _draw_board(scene: Scene) -> Frame:
