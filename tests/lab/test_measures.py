@@ -314,7 +314,7 @@ def test_area_under_the_curve_counts_pairs_in_order():
         assert auroc(sign * values, positive).mean == pytest.approx(want)
         assert area(sign * values, positive, ~positive) == pytest.approx(want)
     positive = np.stack([positive, values > 0.3, np.zeros(5, bool)])
-    found = area(values, positive, ~positive)
+    found = area(np.stack([values] * 3), positive, ~positive)
     assert found[1] == 1
     assert np.isnan(found[2])
 

@@ -38,65 +38,75 @@ from jcos.lab.search import run, video
 from jcos.lab.tasks import TASKS
 from jcos.loop import _advance, steps
 from jcos.model.vae import Tiles
-from jcos.sampling import trajectory
 from jcos.sampling.inside import KnockOut
 from jcos.sampling.probes import Probe, SeedEnsemble, chain
 from jcos.variants import VARIANTS
 from jcos.weights.checkpoint import abstract_model
 from tests.models import CONFIG, FRAMES, LAYERS, STEPS, close, frame, randomised
 
-
-@pytest.fixture(scope="module")
-def model() -> jcos.Wan:
-    return randomised(CONFIG)
-
-
-@pytest.fixture(scope="module")
-def condition(model: jcos.Wan) -> jcos.Condition:
-    return model.condition(frame(0), "left", FRAMES)
-
-
-@pytest.fixture(scope="module")
-def pair(model: jcos.Wan, condition: jcos.Condition) -> jcos.Condition:
-    return trajectory.tree_stack([condition, model.condition(frame(1), "right", FRAMES)])
-
-
 SOME: dict[str, Any] = {"judge": "energy"}
 
 
 class Listed(Judge):
-    """Scores that are known beforehand, by seed: the first value of a particle's first noise has no
-    part in them."""
+    """Scores that are known beforehand, row by row. x: the particles whenever it was asked."""
 
     on_host = True
 
     def __init__(self, *rows: list[float]):
-        self.rows, self.calls = rows, 0
+        self.rows, self.x = iter(rows), []
 
     def __call__(self, at: Estimates) -> np.ndarray:
         if at.step < 0:  # the check before anything runs
             return np.zeros(at.x0.shape[:2])
-        row = np.array(self.rows[self.calls], float)
-        self.calls += 1
-        return np.broadcast_to(row, at.x0.shape[:2])
+        self.x.append(np.asarray(at.x))
+        return np.broadcast_to(np.array(next(self.rows), float), at.x0.shape[:2])
 
 
 def listed(model, condition, method: Method, *rows: list[float], seed: int = 0, **options: Any):
-    """Search by scores that are known beforehand; the result, and how often they were read."""
+    """Search by scores that are known beforehand; the result, and what was judged."""
     judge = Listed(*rows)
     result = run(model, condition, method, seed, judges={"listed": judge}, **options)
-    return result, judge.calls
+    assert not list(judge.rows), "all scores are read"
+    return result, judge.x
 
 
-def test_the_best_at_an_early_step_goes_on_alone(model, condition) -> None:
-    method = epbs(3, "listed", at=0.25)
-    result, _ = listed(model, condition, method, [0.1, 0.9, 0.3], seed=5)
-    close(result.latents, generate(model, condition, (6,)).latents[0])
-    assert result.seed.tolist() == [6]
-    assert result.cost.forwards.tolist() == [3 * 2 + 2]
-    assert (result.cost.judged.tolist(), result.cost.decodes.tolist()) == ([3], [0])
+GOOD: dict[str, Any] = {"judge": "listed", "stop": 0.8}
+LATER = [0.5, -np.inf, 0.6, -np.inf]
+
+
+@pytest.mark.parametrize(
+    ("method", "scores", "seed", "forwards"),
+    [
+        # The best at an early step goes on alone.
+        (epbs(3, "listed", at=0.25), [[0.1, 0.9, 0.3]], 1, 3 * 2 + 2),
+        # A threshold tries fresh seeds one after the other; else the best goes on.
+        (early_failure(5, "listed", at=0.25, least=0.5), [[0.1], [0.3], [0.9]], 2, 3 * 2 + 2),
+        (early_failure(3, "listed", least=1.0), [[0.1], [0.3], [0.2]], 1, 3 * 4),
+        # A fresh seed passes all thresholds so far: seed 0 fails after step 2, seed 1 after step 0.
+        (calibrated(4, "listed", least=LATER), [[0.9], [0.1], [0.2], [0.8], [0.7]], 2, 3 + 1 + 4),
+        (calibrated(2, "listed", least=LATER), [[0.9], [0.1], [0.2]], 0, 3 + 1 + 1),
+        # A particle that is good enough goes on alone.
+        (
+            Method(rows=(Row(step=0, keep=3, **GOOD), Row(step=2, keep=2, **GOOD)), seeds=3),
+            [[0.1, 0.9, 0.3], [0.9]],
+            1,
+            3 + 3,
+        ),
+    ],
+)
+def test_who_is_chosen_and_what_it_costs(model, condition, method, scores, seed, forwards) -> None:
+    result, _ = listed(model, condition, method, *scores)
+    assert (result.seed.tolist(), result.cost.forwards.tolist()) == ([seed], [forwards])
+    assert result.cost.judged.tolist() == [sum(map(len, scores))]
+    assert result.cost.decodes.tolist() == [0]
+    close(result.latents, generate(model, condition, (seed,)).latents[0])
+
+
+def test_a_generation_says_who_was_there_and_who_went_on(model, condition) -> None:
+    result, _ = listed(model, condition, epbs(3, "listed", at=0.25), [0.1, 0.9, 0.3], seed=5)
     (made,) = result.tree
     assert (made.step, made.seeds.tolist(), made.parents.tolist()) == (1, [[5, 6, 7]], [[1]])
+    assert result.seed.tolist() == [6]
 
 
 def test_the_tree_tells_who_came_from_whom(model, condition) -> None:
@@ -125,21 +135,21 @@ def test_elites_stay_and_mutants_have_noise_of_their_level(model, condition) -> 
     assert float(jnp.abs(x[0] - x[1]).max()) > 1e-2
 
 
-def test_what_becomes_of_a_video_does_not_depend_on_others(model, pair) -> None:
+def test_what_becomes_of_a_video_does_not_depend_on_others(model, worlds) -> None:
     for method in (epbs(4, "energy", at=0.5), latsearch(4, "energy"), smc(3, "energy", at=(0.25,))):
-        both = run(model, pair, method, (0, 10))
+        both = run(model, worlds, method, (0, 10))
         for world, first in enumerate((0, 10)):
-            one = jax.tree.map(lambda a, i=world: a[i], pair)
+            one = jax.tree.map(lambda a, i=world: a[i], worlds)
             alone = run(model, one, method, first)
             close(both.latents[world], alone.latents)
             assert both.cost.forwards[world] == alone.cost.forwards[0]
             assert both.seed[world] == alone.seed[0]
 
 
-def test_a_replay_of_finished_runs_chooses_as_the_search_does(model, pair) -> None:
+def test_a_replay_of_finished_runs_chooses_as_the_search_does(model, worlds) -> None:
     count = 6
     recorded = np.zeros((2, count, STEPS))
-    for state in steps(model, pair, [range(count), range(100, 100 + count)]):
+    for state in steps(model, worlds, [range(count), range(100, 100 + count)]):
         solver, alive = state.solver, np.ones((2, count), bool)
         at = Estimates(model, state.step, 0.5, solver.x, solver.last, solver.before_last, alive, {})
         recorded[:, :, state.step] = judges.Energy()(at)
@@ -154,7 +164,7 @@ def test_a_replay_of_finished_runs_chooses_as_the_search_does(model, pair) -> No
         Method(rows=(Row(step=1, keep=3, stop=least, **SOME), Row(step=3, **SOME)), seeds=5),
     ]
     for method in methods:
-        result = run(model, pair, method, (0, 100))
+        result = run(model, worlds, method, (0, 100))
         chosen, forwards = replay(method, {"energy": recorded})
         assert (result.seed - [0, 100]).tolist() == chosen.tolist()
         assert result.cost.forwards.tolist() == forwards.tolist()
@@ -178,36 +188,6 @@ def test_stages_with_as_many_particles_share_a_program(model, condition) -> None
     assert _advance._cache_size() - before == 2  # type: ignore[attr-defined]
     run(model, condition, epbs(9, "change", at=0.5, keep=7), 40)
     assert _advance._cache_size() - before == 2  # type: ignore[attr-defined]
-
-
-def test_a_threshold_tries_fresh_seeds_one_after_the_other(model, condition) -> None:
-    method = early_failure(5, "listed", at=0.25, least=0.5)
-    result, calls = listed(model, condition, method, [0.1], [0.3], [0.9])
-    assert (result.seed.tolist(), calls) == ([2], 3)
-    assert result.cost.forwards.tolist() == [3 * 2 + 2]
-    close(result.latents, generate(model, condition, (2,)).latents[0])
-    method = early_failure(3, "listed", least=1.0)
-    result, _ = listed(model, condition, method, [0.1], [0.3], [0.2])
-    assert result.seed.tolist() == [1]
-
-
-def test_a_fresh_seed_passes_all_thresholds_so_far(model, condition) -> None:
-    """Seed 0 fails after step 2, seed 1 after step 0, seed 2 nowhere."""
-    method = calibrated(4, "listed", least=[0.5, -np.inf, 0.6, -np.inf])
-    result, calls = listed(model, condition, method, [0.9], [0.1], [0.2], [0.8], [0.7])
-    assert (result.seed.tolist(), calls) == ([2], 5)
-    assert result.cost.forwards.tolist() == [3 + 1 + 4]
-    close(result.latents, generate(model, condition, (2,)).latents[0])
-    once = calibrated(2, "listed", least=[0.5, -np.inf, 0.6, -np.inf])
-    result, _ = listed(model, condition, once, [0.9], [0.1], [0.2])
-    assert (result.seed.tolist(), result.cost.forwards.tolist()) == ([0], [3 + 1 + 1])
-
-
-def test_a_particle_that_is_good_enough_goes_on_alone(model, condition) -> None:
-    stops = {"judge": "listed", "stop": 0.8}
-    rows = Row(step=0, keep=3, **stops), Row(step=2, keep=2, **stops)
-    result, _ = listed(model, condition, Method(rows=rows, seeds=3), [0.1, 0.9, 0.3], [0.9])
-    assert (result.seed.tolist(), result.cost.forwards.tolist()) == ([1], [3 + 3])
 
 
 # ---- weights
@@ -272,11 +252,11 @@ def test_smc_on_the_ideal_denoiser_tends_to_the_exact_target(model, condition) -
     """Three answers alike but for their reward r are equally likely, so steering towards
     exp(λ r) has the target softmax(λ r). Its bias falls with the number of particles, and the
     estimate of the mean of exp(λ r) has none."""
-    worlds, scale = 192, 3.0
+    many, scale = 192, 3.0
     cells = jnp.arange(FRAMES * 4 * 4 * 12).reshape(FRAMES, 4, 4, 12) % 3
     answers = jnp.stack([jnp.where(cells == k, 0.4, 0.0) for k in range(3)])
     probe = IdealDenoiser(answers, jnp.zeros(3))
-    many = jax.tree.map(lambda a: jnp.broadcast_to(a, (worlds, *a.shape)), condition)
+    conditions = jax.tree.map(lambda a: jnp.broadcast_to(a, (many, *a.shape)), condition)
     common = {"judge": "reward", "transform": "diff", "scale": scale, "select": "systematic"}
     target = np.exp(scale * np.array([0, 0.5, 1]))
     norm, target = target.mean(), target / target.sum()
@@ -285,16 +265,16 @@ def test_smc_on_the_ideal_denoiser_tends_to_the_exact_target(model, condition) -
         rows = [Row(step=s, keep=count, ess=0.7, **common) for s in (1, 2, 3, 4)]
         last = Row(step=-1, keep=count, ess=1e-9, **common)
         method = Method(rows=(*rows, last), seeds=count, steps=7, eta=1.0)
-        firsts, reward = [1000 * w for w in range(worlds)], {"reward": Reward(answers)}
-        result = run(model, many, method, firsts, judges=reward, probe=probe)
+        firsts, reward = [1000 * w for w in range(many)], {"reward": Reward(answers)}
+        result = run(model, conditions, method, firsts, judges=reward, probe=probe)
         mass = np.asarray(shares(result.particles, answers))
         assert (mass.max(-1) > 0.98).mean() > 0.97  # particles end as one of the answers
         each = np.einsum("wk,wka->wa", result.weights, mass)
-        error = each.std(0) / np.sqrt(worlds)
+        error = each.std(0) / np.sqrt(many)
         bias[count] = np.abs(each.mean(0) - target).max()
         assert count == 2 or (np.abs(each.mean(0) - target) < 4 * error + 0.02).all()
         estimated = np.exp(result.log_norm)
-        assert abs(estimated.mean() - norm) < 4 * estimated.std() / np.sqrt(worlds)
+        assert abs(estimated.mean() - norm) < 4 * estimated.std() / np.sqrt(many)
         sizes[count] = float((1 / np.square(result.weights).sum(1)).mean())
     assert bias[16] < 0.5 * bias[2]
     assert sizes[16] > 4 * sizes[2] / 2
@@ -428,15 +408,15 @@ def test_a_folder_of_another_search_is_refused(model, condition, method, change,
     ("seed", "first"),
     [(np.int64(3), [3, 3]), (np.arange(2), [0, 1]), ((2**63 - 1, 2**63), [2**63 - 1, 2**63])],
 )
-def test_seeds_are_any_integers_and_stay_exact(model, pair, seed, first) -> None:
-    result = run(model, pair, best_of(2, "energy"), seed)
+def test_seeds_are_any_integers_and_stay_exact(model, worlds, seed, first) -> None:
+    result = run(model, worlds, best_of(2, "energy"), seed)
     assert result.tree[0].seeds.tolist() == [[one, one + 1] for one in first]
     assert all(0 <= chosen - one <= 1 for chosen, one in zip(result.seed, first, strict=True))
 
 
-def test_fresh_seeds_have_random_numbers_of_their_seed_alone(model, condition, pair) -> None:
+def test_fresh_seeds_have_random_numbers_of_their_seed_alone(model, condition, worlds) -> None:
     method = early_failure(3, "random", at=0.25, least=9.0)
-    alone, both = run(model, condition, method, 5), run(model, pair, method, (5, 8))
+    alone, both = run(model, condition, method, 5), run(model, worlds, method, (5, 8))
     (scores,) = alone.tree[0].scores
     assert len(set(scores)) == 3
     np.testing.assert_array_equal(both.tree[0].scores[0], scores)
@@ -453,39 +433,25 @@ def test_going_back_makes_steps_again(model, condition) -> None:
 
 
 def test_rows_that_go_back_draw_other_noise_each_all_of_it_at_the_end(model, condition) -> None:
-    seen = []
-
-    class Spy(Listed):
-        def __call__(self, at: Estimates) -> np.ndarray:
-            seen.append(np.asarray(at.x))
-            return super().__call__(at)
-
-    def searched(*steps: int, strength: float) -> None:
+    def last(*steps: int, strength: float) -> list[np.ndarray]:
         change: dict[str, Any] = {"copy": "renoise", "strength": strength, "back": -1}
-        rows = [Row(step=step, judge="spy", **change) for step in steps]
-        method = Method(rows=(*rows, Row(step=0, judge="spy")), seeds=1)
-        run(model, condition, method, judges={"spy": Spy(*[[0.0]] * 3)})
+        rows = [Row(step=step, judge="listed", **change) for step in steps]
+        method = Method(rows=(*rows, Row(step=0, judge="listed")), seeds=1)
+        return listed(model, condition, method, *[[0.0]] * (len(steps) + 1))[1]
 
-    searched(0, 0, strength=1.0)
-    assert float(np.abs(seen[-1] - seen[-2]).max()) > 1e-2
-    searched(-1, strength=1.0)
-    searched(-1, strength=0.5)
-    np.testing.assert_allclose(seen[-1], seen[-4], atol=1e-5)
+    again = last(0, 0, strength=1.0)
+    assert float(np.abs(again[-1] - again[-2]).max()) > 1e-2
+    half, whole = last(-1, strength=0.5), last(-1, strength=1.0)
+    np.testing.assert_allclose(half[-1], whole[-1], atol=1e-5)
 
 
 def test_the_first_noises_may_lie_near_the_first(model, condition) -> None:
-    noises = []
+    def apart(spread: float) -> float:
+        method = Method(rows=(Row(step=0, judge="listed", keep=4),), seeds=4, spread=spread)
+        _, ((x,),) = listed(model, condition, method, [0, 0, 0, 0])
+        return float(np.abs(x[1:] - x[:1]).mean())
 
-    class Spy(Listed):
-        def __call__(self, at: Estimates) -> np.ndarray:
-            noises.append(np.asarray(at.x))
-            return super().__call__(at)
-
-    for spread in (0.1, 1.0):
-        method = Method(rows=(Row(step=0, judge="spy", keep=4),), seeds=4, spread=spread)
-        run(model, condition, method, judges={"spy": Spy([0, 0, 0, 0])})
-    near, far = (np.abs(n[0, 1:] - n[0, :1]).mean() for n in (noises[1], noises[3]))
-    assert near < 0.3 * far
+    assert apart(0.1) < 0.3 * apart(1.0)
 
 
 # ---- refusals
