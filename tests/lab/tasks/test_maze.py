@@ -91,18 +91,18 @@ def test_identity_tells_start_goal_and_doors_apart(corridor):
     assert len({identity_of(s) for s in [scene, *others]}) == 4
 
 
-def test_a_detour_scores_lower_not_zero(corridor):
-    down = ((0, 0), (1, 0), (1, 1), (0, 1), (0, 2), (0, 3), (0, 4))
-    score = Maze().score(corridor, Maze().draw(corridor, down))
-    assert score.score == pytest.approx(4 / 6)
-    assert not score.solved
-
-
-def test_part_of_the_way_is_part_of_the_score(corridor):
-    score = Maze().score(corridor, Maze().draw(corridor, ((0, 0), (0, 1), (0, 2))))
-    assert score.score == pytest.approx(0.5)
-    away = Maze().score(corridor, Maze().draw(corridor, ((0, 0), (1, 0), (2, 0))))
-    assert away.score == 0.0
+@pytest.mark.parametrize(
+    ("trail", "score"),
+    [
+        (((0, 0), (1, 0), (1, 1), (0, 1), (0, 2), (0, 3), (0, 4)), 4 / 6),  # a detour
+        (((0, 0), (0, 1), (0, 2)), 0.5),  # half of the way
+        (((0, 0), (1, 0), (2, 0)), 0.0),  # away
+    ],
+)
+def test_part_of_the_way_is_part_of_the_score(corridor, trail, score):
+    found = Maze().score(corridor, Maze().draw(corridor, trail))
+    assert found.score == pytest.approx(score)
+    assert not found.solved
 
 
 def test_walking_through_a_wall_scores_zero(corridor):
@@ -116,21 +116,17 @@ def test_walking_through_a_wall_scores_zero(corridor):
     assert Maze().score(puzzle, opened).score == 0.0
 
 
-def test_a_second_agent_or_a_lost_goal_costs(corridor):
+def test_a_second_agent_a_lost_goal_and_any_other_change_cost(corridor):
     task = Maze()
     video = task.draw(corridor, corridor.answers[0])
-    two = video.copy()
-    two[2, 17:19, 17:19] = video[0, 1, 1]
-    assert task.score(corridor, two).score == 0.0
-    lost = video.copy()
-    lost[1:4, 1:3, 17:19] = video[0, 17, 17]
-    assert task.score(corridor, lost).score < 0.5
 
+    def changed(frames, row, pixel):
+        spoilt = video.copy()
+        spoilt[frames, row : row + 2, 17:19] = video[0, *pixel]
+        return task.score(corridor, spoilt)
 
-def test_an_unrelated_change_costs(corridor):
-    task = Maze()
-    video = task.draw(corridor, corridor.answers[0])
-    video[3, 17:19, 17:19] = video[0, 0, 0]
-    score = task.score(corridor, video)
+    assert changed(2, 17, (1, 1)).score == 0.0
+    assert changed(slice(1, 4), 1, (17, 17)).score < 0.5
+    score = changed(3, 17, (0, 0))
     assert score.gates["scene"] == pytest.approx(0.8)
     assert not score.solved
