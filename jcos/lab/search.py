@@ -26,17 +26,11 @@ from jcos.config import Sampling, VaeConfig, WanConfig
 from jcos.devices import mesh
 from jcos.lab import saved
 from jcos.lab.judges import STANDARD as STANDARD
-from jcos.lab.judges import Agreement as Agreement
-from jcos.lab.judges import Change as Change
-from jcos.lab.judges import Decided as Decided
-from jcos.lab.judges import Energy as Energy
 from jcos.lab.judges import Entropy as Entropy
 from jcos.lab.judges import Estimates as Estimates
 from jcos.lab.judges import Frames as Frames
 from jcos.lab.judges import Head as Head
 from jcos.lab.judges import Judge as Judge
-from jcos.lab.judges import Preview as Preview
-from jcos.lab.judges import Random as Random
 from jcos.lab.judges import Scorer as Scorer
 from jcos.lab.judges import check_scores
 from jcos.lab.judges import fit_head as fit_head
@@ -52,19 +46,16 @@ from jcos.lab.methods import check as check
 from jcos.lab.methods import early_failure as early_failure
 from jcos.lab.methods import epbs as epbs
 from jcos.lab.methods import evosearch as evosearch
-from jcos.lab.methods import forwards as forwards
 from jcos.lab.methods import latsearch as latsearch
 from jcos.lab.methods import named as named
 from jcos.lab.methods import plan_in_words as plan_in_words
 from jcos.lab.methods import sampling_of as sampling_of
 from jcos.lab.methods import smc as smc
 from jcos.lab.methods import tbs as tbs
-from jcos.lab.outcome import Cost as Cost
+from jcos.lab.outcome import Cost
 from jcos.lab.outcome import Generation as Generation
 from jcos.lab.outcome import Result as Result
-from jcos.lab.outcome import joined as joined
 from jcos.lab.outcome import video as video
-from jcos.lab.population import Population as Population
 from jcos.lab.population import Search
 from jcos.lab.population import replay as replay
 from jcos.model.vae import Tiles
