@@ -129,6 +129,9 @@ class Story:
     def _row(self, puzzle: Puzzle, number: int, probe: Probe | None = None) -> Row:
         return Row(puzzle, (number,), self.plain if probe is None else probe)
 
+    def _tell(self, title: str, text: str, **shown: Any) -> None:
+        self.sections.append({"title": title, "text": text, **shown})
+
     def _add(
         self, name: str, dims: str, values: Any, title: str, comment: str, first: int = 0
     ) -> None:
@@ -161,37 +164,30 @@ class Story:
             first=len(self.rows) - len(self.forked),
         )
         count = len(best.answers)
-        self.sections += [
-            {
-                "title": f"One maze, {count} shortest routes",
-                "text": f"{_committed(best)} Each column is one step, from noise on the left to "
-                "the answer on the right; only the last frame is shown here, all frames below.",
-                "runs": [best.group],
-            },
-            {
-                "title": "The same, averaged over mazes",
-                "text": "One maze may be an exception: this is the mean over mazes with several "
-                "shortest routes. A word of caution: as long as noise hides which route it will "
-                "be, a model trained on squared error has to show the average of all routes it "
-                "holds possible. That routes overlap early is therefore expected; what counts "
-                "is when the overlap ends.",
-                "charts": ["mass"],
-            },
-        ]
+        self._tell(
+            f"One maze, {count} shortest routes",
+            f"{_committed(best)} Each column is one step, from noise on the left to "
+            "the answer on the right; only the last frame is shown here, all frames below.",
+            runs=[best.group],
+        )
+        self._tell(
+            "The same, averaged over mazes",
+            "One maze may be an exception: this is the mean over mazes with several "
+            "shortest routes. A word of caution: as long as noise hides which route it will "
+            "be, a model trained on squared error has to show the average of all routes it "
+            "holds possible. That routes overlap early is therefore expected; what counts "
+            "is when the overlap ends.",
+            charts=["mass"],
+        )
 
     def tasks(self, lab: Batches) -> None:
         """When the answer is there, task by task."""
         rows = [self._row(p, i) for one in self.puzzles.values() for i, p in enumerate(one)]
         played = lab.play(rows)
         solved = np.full((len(rows), self.steps), np.nan)
-        solved[:, SHOWN] = [
-            [TASKS[row.puzzle.task].score(row.puzzle, video[0, s]).solved for s in SHOWN]
-            for row, video in zip(rows, played.video, strict=True)
-        ]
-        self.scores = [
-            TASKS[row.puzzle.task].score(row.puzzle, video[0, -1]).score
-            for row, video in zip(rows[: self.sizes.noise], played.video, strict=False)
-        ]
+        judged = judge([row.puzzle for row in rows], played.video[:, 0][:, SHOWN])
+        solved[:, SHOWN] = judged.solved
+        self.scores = judged.score[: self.sizes.noise, -1]
         self._add(
             *("solved", "puzzle step", solved, "Solved by the clean estimate"),
             "Fraction of puzzles that the clean estimate of each step solves, judged as if it were "
@@ -208,13 +204,11 @@ class Story:
             number = rows[i].seeds[0]
             self.planes.append(self._plane(rows[i].puzzle, number, played.video[i, 0], row_mass))
         known = np.nanmean(solved.reshape(len(self.watched), -1, self.steps)[:, :, SHOWN], 1)
-        self.sections += [
-            {
-                "title": "When is the answer there?",
-                "text": f"From the first step to the last, {_gains(known, self.puzzles)}.",
-                "charts": ["solved"],
-            }
-        ]
+        self._tell(
+            "When is the answer there?",
+            f"From the first step to the last, {_gains(known, self.puzzles)}.",
+            charts=["solved"],
+        )
 
     def noise(self, lab: Batches) -> None:
         """Noise in all frames at one step, and in one frame at all steps."""
@@ -224,12 +218,7 @@ class Story:
         mazes = self.puzzles[self.hero.name][:n]
         rows = [self._row(p, i, probe) for probe in probes for i, p in enumerate(mazes)]
         videos = self._ends(lab, rows, n)
-        at_step = np.array(
-            [
-                [self.hero.score(p, v).score for p, v in zip(mazes, row, strict=True)]
-                for row in videos[: len(NOISED)]
-            ]
-        )
+        at_step = judge(mazes, videos[: len(NOISED)].swapaxes(0, 1)).score.T
         at_frame = np.array(
             [
                 [score_others(p, v, frame) for p, v in zip(mazes, row, strict=True)]
@@ -247,19 +236,17 @@ class Story:
             "noise, so the other frames are judged there.",
         )
         by_step, by_frame = at_step.mean(1), at_frame.mean(1)
-        self.sections += [
-            {
-                "title": "Noise at one step, noise in one frame",
-                "text": "If the model reasons along the denoising steps, wiping out all frames at "
-                "a single step should cost more than wiping out a single frame at all steps. "
-                f"Without noise the score is {np.mean(self.scores):.2f}. The worst step to hit is "
-                f"{NOISED[int(by_step.argmin())]}, which leaves {by_step.min():.2f}; the worst "
-                f"frame is {int(by_frame.argmin())}, which leaves {by_frame.min():.2f}. One "
-                "caution: noise that is put in late leaves pixel noise that nothing later can "
-                "remove, so a low score there is not always lost reasoning.",
-                "charts": ["noise"],
-            }
-        ]
+        self._tell(
+            "Noise at one step, noise in one frame",
+            "If the model reasons along the denoising steps, wiping out all frames at "
+            "a single step should cost more than wiping out a single frame at all steps. "
+            f"Without noise the score is {np.mean(self.scores):.2f}. The worst step to hit is "
+            f"{NOISED[int(by_step.argmin())]}, which leaves {by_step.min():.2f}; the worst "
+            f"frame is {int(by_frame.argmin())}, which leaves {by_frame.min():.2f}. One "
+            "caution: noise that is put in late leaves pixel noise that nothing later can "
+            "remove, so a low score there is not always lost reasoning.",
+            charts=["noise"],
+        )
 
     def ensemble(self, lab: Batches) -> None:
         """Hidden states averaged over three seeds, against the same seeds alone."""
@@ -272,30 +259,17 @@ class Story:
             for probe in (off, on)
             for i, p in enumerate(mazes)
         ]
-        solved = [
-            [float(self.hero.score(p, v).solved) for p, v in zip(mazes, row, strict=True)]
-            for row in self._ends(lab, rows, n)
-        ]
+        solved = judge(mazes, self._ends(lab, rows, n).swapaxes(0, 1)).solved.T
         words = ["one seed", "mean of three seeds"]
-        self.data = self.data.assign_coords(run=words)
-        self._add(
-            *("ensemble", "run puzzle", solved, "Solved, with and without averaging"),
-            "Fraction of mazes that are solved.",
+        gain = self._compare("ensemble", "run", words, solved, "with and without averaging")
+        self._tell(
+            "Averaging over seeds",
+            "The paper averages the hidden states of three runs with different noise, "
+            "in the middle layers of the first step, and reports 0.685 → 0.716 on its "
+            "benchmark with a large model. The same is done to this one: the difference, "
+            f"paired by maze, is {gain} (n = {n}).",
+            figures=["ensemble"],
         )
-        alone, averaged = (self.data["ensemble"].sel(run=word, drop=True) for word in words)
-        gain = _difference(averaged, alone, self.hero.name)
-        drawn = plots.paired(self.data["ensemble"], "fraction solved", zero=False)
-        self.figures["ensemble"] = drawn, SOLVED
-        self.sections += [
-            {
-                "title": "Averaging over seeds",
-                "text": "The paper averages the hidden states of three runs with different noise, "
-                "in the middle layers of the first step, and reports 0.685 → 0.716 on its "
-                "benchmark with a large model. The same is done to this one: the difference, "
-                f"paired by maze, is {gain} (n = {n}).",
-                "figures": ["ensemble"],
-            }
-        ]
 
     def search(self, lab: Batches) -> None:
         """Four seeds of few steps, of which the most decided goes on, against one long run."""
@@ -315,15 +289,8 @@ class Story:
         videos.append(np.asarray(self.model.decode(latents)))
         solved = np.array([judge(puzzles, each)[1] for each in videos])
         words = [f"one run of {self.steps} steps", f"four seeds of {SEARCH_STEPS} steps"]
-        self.data = self.data.assign_coords(way=words)
-        self._add(
-            *("search", "way puzzle", solved, "Solved, with and without choosing"),
-            "Fraction of mazes that are solved.",
-            first=len(self.rows) - len(self.forked) - len(puzzles),
-        )
-        one, chosen = (self.data["search"].sel(way=word, drop=True) for word in words)
-        drawn = plots.paired(self.data["search"], "fraction solved", zero=False)
-        self.figures["search"] = drawn, SOLVED
+        first = len(self.rows) - len(self.forked) - len(puzzles)
+        gain = self._compare("search", "way", words, solved, "with and without choosing", first)
         spread = np.concatenate([np.ptp(part.tree[0].scores, axis=1) for part in parts])
         best = int(np.argmax(np.where(solved[1], spread, -1)))
         result, number = parts[best // BATCH], best % BATCH
@@ -333,30 +300,44 @@ class Story:
         about = outcome.entries(result, method, [number], solved=solved[1, [best]])
         self.tree = pictures, about
         forwards = np.concatenate([part.cost.forwards for part in parts]).mean()
-        self.sections += [
-            {
-                "title": "Four seeds think, the most decided goes on",
-                "text": "If early estimates tell which run will fail, one need not finish it. "
-                f"Larger mazes, {SEARCH_STEPS} steps instead of {self.steps}: four seeds run to "
-                f"step {method.rows[0].at(SEARCH_STEPS)}, and the one whose estimate is nearest "
-                "to the colours that a puzzle can have goes on alone; no right answer is looked "
-                f"at. That takes {forwards:.0f} passes through the model, and one run of "
-                f"{self.steps} steps takes {self.steps}. The difference, paired by maze, is "
-                f"{_difference(chosen, one, SEARCHED)} (n = {len(puzzles)}; `jcos run search` "
-                "takes 512). Below is one maze.",
-                "figures": ["search"],
-                "tree": True,
-            },
-            {
-                "title": "The other tasks",
-                "text": "One run of each, the last frame along the steps. The model is small and "
-                "its puzzles are simple: what is seen here is how to look, not how a large "
-                "model does.",
-                "runs": [plane.group for plane in self.planes[1:]],
-            },
-        ]
+        self._tell(
+            "Four seeds think, the most decided goes on",
+            "If early estimates tell which run will fail, one need not finish it. "
+            f"Larger mazes, {SEARCH_STEPS} steps instead of {self.steps}: four seeds run to "
+            f"step {method.rows[0].at(SEARCH_STEPS)}, and the one whose estimate is nearest "
+            "to the colours that a puzzle can have goes on alone; no right answer is looked "
+            f"at. That takes {forwards:.0f} passes through the model, and one run of "
+            f"{self.steps} steps takes {self.steps}. The difference, paired by maze, is "
+            f"{gain} (n = {len(puzzles)}; `jcos run search` takes 512). Below is one maze.",
+            figures=["search"],
+            tree=True,
+        )
+        self._tell(
+            "The other tasks",
+            "One run of each, the last frame along the steps. The model is small and "
+            "its puzzles are simple: what is seen here is how to look, not how a large "
+            "model does.",
+            runs=[plane.group for plane in self.planes[1:]],
+        )
 
     # ---- what they share
+
+    def _compare(
+        self, name: str, dim: str, words: list[str], solved: Any, how: str, first: int = 0
+    ) -> str:
+        """Add which puzzles are solved in two ways, with a figure; return in words what the second
+        gains, paired by puzzle."""
+        self.data = self.data.assign_coords({dim: words})
+        about = f"Solved, {how}", "Fraction of mazes that are solved."
+        self._add(name, f"{dim} puzzle", solved, *about, first=first)
+        array = self.data[name]
+        drawn = plots.paired(array, "fraction solved", zero=False)
+        self.figures[name] = drawn, SOLVED
+        one, other = (array.sel({dim: word}, drop=True) for word in words)
+        gain = results.estimates(other, paired_with=one).sel(task=self.rows[first].task)
+        mean, low, high = (100 * float(gain[field]) for field in ("mean", "low", "high"))
+        shows = "excludes 0" if low > 0 or high < 0 else "includes 0"
+        return f"{mean:+.0f} points [{low:+.0f}, {high:+.0f}], and the interval {shows}"
 
     def _ends(
         self, lab: Batches, rows: Sequence[Row], each: int
@@ -377,19 +358,19 @@ class Story:
         self, puzzle: Puzzle, seed: int, video: UInt8[np.ndarray, "S F H W 3"], mass: np.ndarray
     ) -> Plane:
         """Return a run with every step, and what was measured of it."""
-        task = TASKS[puzzle.task]
-        judged = [task.score(puzzle, video[s]) for s in SHOWN]
+        judged = judge([puzzle], video[None, SHOWN])
+        scores = Line("score of x̂0", "score of x̂0", SHOWN, judged.score[0].tolist())
         return puzzle_plane(
             puzzle,
             video,
             mass,
             label=f"seed {seed}",
-            group=task.name,
+            group=puzzle.task,
             video=video[-1],
-            solved=judged[-1].solved,
-            lines=[Line("score of x̂0", "score of x̂0", SHOWN, [one.score for one in judged])],
+            solved=bool(judged.solved[0, -1]),
+            lines=[scores],
             sampling=self.model.config.sampling,
-            kind="route" if task is self.hero else "answer",
+            kind="route" if puzzle.task == self.hero.name else "answer",
         )
 
     def write(self, folder: Path, unfinished: str | None, seconds: float) -> None:
@@ -414,14 +395,6 @@ class Story:
         results.save(self.data, folder / "results.nc")
         Look(self.planes).save(folder, **about)
         explorer.make(folder)
-
-
-def _difference(array: xr.DataArray, baseline: xr.DataArray, task: str) -> str:
-    """Return in words what is gained, paired by puzzle."""
-    gain = results.estimates(array, paired_with=baseline).sel(task=task)
-    mean, low, high = (100 * float(gain[field]) for field in ("mean", "low", "high"))
-    shows = "excludes 0" if low > 0 or high < 0 else "includes 0"
-    return f"{mean:+.0f} points [{low:+.0f}, {high:+.0f}], and the interval {shows}"
 
 
 def _committed(plane: Plane) -> str:

@@ -9,7 +9,6 @@ import tyro
 from jcos.cli.base import Command
 from jcos.cli.paths import InFolder, OutFile, OutFolder
 
-PORT = 8642
 COMPARED = "compared.html"
 """The page of several folders, in the first."""
 KINDS = ("svg", "png", "csv")
@@ -29,16 +28,12 @@ class Report(Command):
     Examples:
       jcos report out/sample
       jcos report out/sample out/noised --out out/compared.html
-      jcos report out --serve
     """
 
     results: tyro.conf.Positional[tuple[InFolder, ...]]
-    """Folders of results; with --serve one folder, all of whose runs are listed."""
+    """Folders of results."""
     out: OutFile | None = None
     """The page, where it is to be another."""
-    serve: bool = False
-    """Show it live, to this machine only."""
-    port: Annotated[int, tyro.conf.arg(help="Of --serve; 0 takes any that is free.")] = PORT
 
     def run(self) -> None:
         from jcos.cli.common import console
@@ -47,15 +42,6 @@ class Report(Command):
 
         if not self.results:
             raise ValueError("no folder given; give one with results, such as out/sample")
-        if self.serve:
-            folder, *others = self.results
-            if others or self.out is not None:
-                raise ValueError(
-                    "--serve shows the runs of one folder and writes no page: give the folder that "
-                    "all of them are in, and no --out"
-                )
-            serve(folder, self.port)
-            return
         for folder in self.results:
             check_results(folder)
         if self.out is not None:
@@ -84,11 +70,19 @@ class Explore(Command):
 
     folder: tyro.conf.Positional[InFolder] = Path("out")
     """A folder of results, or one with such folders in it."""
-    port: int = PORT
+    port: int = 8642
     """0 takes any that is free."""
 
     def run(self) -> None:
-        serve(self.folder, self.port)
+        from jcos.report import live
+
+        with live.server(self.folder, self.port) as running:
+            address = f"http://127.0.0.1:{running.server_port}/"
+            print(f"Looking at {self.folder}: {address} (Ctrl-C ends it)")
+            try:
+                running.serve_forever()
+            except KeyboardInterrupt:
+                print()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,16 +106,16 @@ class Export(Command):
     frame: int | None = None  # Only this frame, -1 is the last; all by default.
 
     def run(self) -> None:
-        from jcos.files import write
         from jcos.report import export
         from jcos.report.reading import DATASET, check_results, read
 
-        films = [file for file in (self.gif, self.mp4) if file is not None]
+        pictures = {".gif": self.gif, ".mp4": self.mp4, ".png": self.plane}
+        pictures = {suffix: file for suffix, file in pictures.items() if file is not None}
         folders = {kind: folder for kind in KINDS if (folder := getattr(self, kind)) is not None}
-        if not (films or folders or self.plane):
+        if not (pictures or folders):
             raise ValueError("nothing to export; give --gif, --mp4, --plane, --svg, --png or --csv")
-        for file, suffix in ((self.gif, ".gif"), (self.mp4, ".mp4"), (self.plane, ".png")):
-            if file is not None and file.suffix != suffix:
+        for suffix, file in pictures.items():
+            if file.suffix != suffix:
                 raise ValueError(
                     f"{file} is to be a {suffix[1:].upper()}; name it {file.stem}{suffix}"
                 )
@@ -131,28 +125,12 @@ class Export(Command):
             there = (self.results / DATASET).is_file()
             why = "nothing is measured along steps, layers or frames" if there else f"no {DATASET}"
             raise ValueError(f"{self.results} has no charts: {'; '.join(results.missing) or why}")
-        written = []
-        if films or self.plane:
+        written = [*pictures.values()]
+        if pictures:
             plane = export.plane_of(results, self.run_number)
-            for file in films:
-                export.write_film(plane, file, self.frame)
-                written.append(file)
-            if self.plane is not None:
-                write(self.plane, export.plane_png(plane))
-                written.append(self.plane)
+            for file in pictures.values():
+                export.write_run(plane, file, self.frame)
         for kind, folder in folders.items():
             folder.mkdir(parents=True, exist_ok=True)
             written += export.write_charts(results.charts, folder, kind)
         print("\n".join(map(str, written)))
-
-
-def serve(folder: Path, port: int) -> None:
-    """Show the runs below a folder until it is interrupted."""
-    from jcos.report import live
-
-    with live.server(folder, port) as running:
-        print(f"Looking at {folder}: http://127.0.0.1:{running.server_port}/ (Ctrl-C ends it)")
-        try:
-            running.serve_forever()
-        except KeyboardInterrupt:
-            print()

@@ -24,10 +24,6 @@ PLACES = ("at_step", "at_layer", "at_frame", "strength")
 """Coordinates of cases that say where, or how strongly, each changes something."""
 LINES = 8
 """Most lines of one panel; more are the rows of a map."""
-MISSING = 65535
-"""The code of no number in a packed map."""
-ERROR = 5e-4
-"""Largest relative error of a packed number: three digits are shown."""
 RUN_CELLS = 200_000
 """Most numbers of the single runs behind a map; more are averaged beforehand."""
 ESTIMATE = ("mean", "low", "high")
@@ -121,16 +117,22 @@ def spread(array: xr.DataArray) -> Iterator[tuple[str, xr.DataArray, list[xr.Dat
     that changes nothing is a level line, or a line of its own where the array has steps itself.
     """
     title = str(array.attrs["long_name"])
-    places = [c for c in PLACES if c in array.coords and array.coords[c].dims == ("case",)]
-    if "case" not in array.dims or not places:
+    coords = {c: array.coords[c] for c in PLACES if c in array.coords}
+    places = {c: v.values.astype(float) for c, v in coords.items() if v.dims == ("case",)}
+    if not places:
         yield title, array, []
         return
-    where = np.stack([array.coords[c].values.astype(float) for c in places], -1)
-    kinds = array.coords["kind"].values.astype(str) if "kind" in array.coords else [""] * len(where)
+    known = np.isfinite([*places.values()]).T.tolist()
+    kinds = array.coords["kind"].values.astype(str) if "kind" in array.coords else [""] * len(known)
     members: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for i, (kind, row) in enumerate(zip(kinds, where, strict=True)):
-        members[(kind, *np.isfinite(row))].append(i)
-    apart = {key: _apart(where[cases], places) for key, cases in members.items()}
+    for i, (kind, finite_at) in enumerate(zip(kinds, known, strict=True)):
+        members[(kind, *finite_at)].append(i)
+    apart = {}  # by the places in which cases of one kind differ, the axes along which they lie
+    for key, cases in members.items():
+        differ = [c for c, at in places.items() if len(np.unique(at[cases])) > 1]
+        names = [c.removeprefix("at_") for c in differ]
+        names = [f"changed {name}" if name in array.dims else name for name in names]
+        apart[key] = dict(zip(differ, names, strict=True))
     alone = [i for key, cases in members.items() if not apart[key] for i in cases]
     moves = any(d in MOVING for d in array.dims)
     levels = []
@@ -140,9 +142,8 @@ def spread(array: xr.DataArray) -> Iterator[tuple[str, xr.DataArray, list[xr.Dat
         levels = [array.isel(case=i).drop_vars(places) for i in alone[:3]]
     several = sum(map(bool, apart.values())) > 1
     for key, cases in members.items():
-        if not (axes := apart[key]):
+        if not (names := apart[key]):
             continue
-        names = {c: _axis(c, array.dims) for c in axes}
         part = _unstacked(array.isel(case=cases), names)
         if not np.isfinite(part.values).any():  # of these cases nothing is measured
             continue
@@ -162,16 +163,6 @@ def compared(charts: Sequence[tuple[str, Sequence[Chart]]]) -> list[Chart]:
             else:
                 shared[chart.name, chart.title, chart.moving].append((title, chart))
     return [same[0][1]._replace(compared=tuple(same)) for same in shared.values()] + maps
-
-
-def _apart(where: Float[np.ndarray, "cases places"], places: Sequence[str]) -> list[str]:
-    """Return the places in which cases of one kind differ."""
-    return [p for p, column in zip(places, where.T, strict=True) if len(np.unique(column)) > 1]
-
-
-def _axis(place: str, dims: tuple[Any, ...]) -> str:
-    name = place.removeprefix("at_")
-    return f"changed {name}" if name in dims else name
 
 
 def _unstacked(array: xr.DataArray, names: dict[str, str]) -> xr.DataArray:
@@ -209,7 +200,10 @@ def curves_of(charts: Sequence[tuple[str, Chart]]) -> dict[str, Any]:
     """
     first = charts[0][1]
     (x,), span = first.moving, range_of(first.array)
-    places, hues, panels = _together([axis_of(chart.array, x) for _, chart in charts]), 0, {}
+    places: list[Any] = [*dict.fromkeys(p for _, c in charts for p in axis_of(c.array, x))]
+    if not any(isinstance(p, str) for p in places):
+        places.sort()
+    hues, panels = 0, {}
     for title, chart in charts:
         array, labels, groups = chart.array, chart.labels, groups_of(chart.array)
         mine = axis_of(array, x)
@@ -234,16 +228,6 @@ def curves_of(charts: Sequence[tuple[str, Chart]]) -> dict[str, Any]:
     for panel in known:
         panel["flat"] = _is_flat(panel, span)
     return {"x": x, "labels": places, "range": span, "panels": known}
-
-
-def _together(axes: Sequence[list[float | str]]) -> list[float | str]:
-    """Return one axis with the places of all: numbers in order."""
-    first, *others = axes
-    more = dict.fromkeys(p for axis in others for p in axis if p not in first)
-    if not more:
-        return first
-    every: list[Any] = [*first, *more]
-    return every if any(isinstance(p, str) for p in every) else sorted(every)
 
 
 def _words(array: xr.DataArray, at: Mapping[str, int]) -> dict[str, Any]:
@@ -299,7 +283,7 @@ def listed(values: Any) -> list[float | None]:
 def map_of(chart: Chart) -> dict[str, Any]:
     """Return means over runs along all axes, and the runs behind them where they are not too many.
 
-    Numbers are packed (`pack`). Several tasks are an axis of their own, the first.
+    Several tasks are an axis of their own, the first.
     """
     runs, parts = chart.runs(), by_task(chart)
     axes = [{"name": d, "labels": axis_of(runs, str(d))} for d in runs.dims[:-1]]
@@ -315,7 +299,7 @@ def map_of(chart: Chart) -> dict[str, Any]:
     drawn = {"axes": axes, "values": pack(means), "names": [], "tasks": [], "runs": None}
     if (behind := fitted(runs)).size <= RUN_CELLS:
         drawn |= {"names": names, "tasks": tasks}
-        drawn["runs"] = pack(behind.values) | {"shape": behind.shape[:-1]}
+        drawn |= {"runs": pack(behind.values), "runs_shape": behind.shape[:-1]}
     return drawn
 
 
@@ -330,21 +314,11 @@ def by_task(chart: Chart) -> dict[str, Chart]:
     return parts if len(parts) > 1 else {}
 
 
-def pack(values: Float[np.ndarray, "*axes"]) -> dict[str, Any]:
-    """Return numbers as `data`, row by row, low byte first, as base64: 16-bit codes from `low` to
-    `high`, `MISSING` where there is no number; 32-bit floats (`wide`) where the codes of the
-    smallest are off by more than `ERROR` of them."""
-    known = values[np.isfinite(values)]
-    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
-    least = np.abs(known[known != 0]).min(initial=np.inf)
-    if (high - low) / (MISSING - 1) / 2 > ERROR * least:
-        floats = np.where(np.isfinite(values), values, np.nan).astype("<f4")
-        data = base64.b64encode(floats.tobytes()).decode()
-        return {"low": low, "high": high, "wide": True, "data": data}
-    scale = (MISSING - 1) / (high - low) if high > low else 0.0
-    codes = np.where(np.isfinite(values), np.rint((np.nan_to_num(values) - low) * scale), MISSING)
-    data = base64.b64encode(codes.astype("<u2").tobytes()).decode()
-    return {"low": low, "high": high, "data": data}
+def pack(values: Float[np.ndarray, "*axes"]) -> str:
+    """Return numbers row by row as 32-bit floats, low byte first, in base64; nan where there is
+    none."""
+    known = np.where(np.isfinite(values), values, np.nan)
+    return base64.b64encode(known.astype("<f4").tobytes()).decode()
 
 
 def fitted(runs: xr.DataArray) -> xr.DataArray:

@@ -25,11 +25,12 @@ function move() {
   $("step").value = state.step; $("frame").value = state.frame;
   if (!first) return;
   const sigma = first.lines.find(l => l.label === "σ"), at = sigma ? sigma.steps.indexOf(step) : -1;
-  $("step-now").replaceChildren(make("b", {}, String(step)), make("span", {}, ` of ${steps.at(-1)}${at >= 0 ? ` · σ ${sigma.values[at].toFixed(3)}` : ""}`));
-  $("step").setAttribute("aria-valuetext", `step ${step} of ${steps.at(-1)}`);
-  const frame = Math.min(state.frame, first.frames - 1);
-  $("frame-now").replaceChildren(make("b", {}, String(frame)), make("span", {}, ` of ${first.frames - 1}`));
-  $("frame").setAttribute("aria-valuetext", `frame ${frame} of ${first.frames - 1}`);
+  const tell = (what, now, last, more = "") => {
+    $(`${what}-now`).replaceChildren(make("b", {}, String(now)), make("span", {}, ` of ${last}${more}`));
+    $(what).setAttribute("aria-valuetext", `${what} ${now} of ${last}`);
+  };
+  tell("step", step, steps.at(-1), at >= 0 ? ` · σ ${sigma.values[at].toFixed(3)}` : "");
+  tell("frame", Math.min(state.frame, first.frames - 1), first.frames - 1);
   $("cursor").style.left = `${place(step)}px`;
   moveLanes();
   const anchored = !state.moved && location.hash && !location.hash.includes("=");
@@ -123,10 +124,10 @@ function enter(group, shown) {
 
 function controls() {
   $("step").max = steps.length - 1;
-  $("step").addEventListener("input", () => { stop(); set({ step: +$("step").value }); });
-  $("frame").addEventListener("input", () => { stop(); set({ frame: +$("frame").value }); });
-  $("play-step").addEventListener("click", () => play("step"));
-  $("play-frame").addEventListener("click", () => play("frame"));
+  for (const what of ["step", "frame"]) {
+    $(what).addEventListener("input", () => { stop(); set({ [what]: +$(what).value }); });
+    $(`play-${what}`).addEventListener("click", () => play(what));
+  }
   const back = () => { state.back = !state.back; press($("back"), state.back); $("plane").classList.toggle("backwards", state.back); };
   $("back").addEventListener("click", back);
   for (const button of document.querySelectorAll("[data-difference]"))

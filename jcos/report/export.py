@@ -3,11 +3,11 @@ estimates along the steps as films."""
 
 import csv
 import io
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
@@ -61,39 +61,34 @@ def steps_film(plane: Plane, frame: int | None = None) -> UInt8[np.ndarray, "S H
     frame: the one that is shown, −1 the last; all of them by default, the final video below.
     Raises IndexError where there is no such frame.
     """
-    total = plane.x0.shape[1]
+    total, side = plane.x0.shape[1], plane.x0.shape[3]
     if frame is not None and not -total <= frame < total:
         raise IndexError(f"frame {frame} is asked for; the run has {total}, from 0")
     end = plane.x0[-1] if plane.video is None else plane.video
-    shown = range(total) if frame is None else [frame % total]
-    scale = formats.factor_for(plane.x0.shape[3], SIDE if frame is not None else SIDE // 2)
-    final = _strip(end[list(shown)], scale)
+    scale = formats.factor_for(side, SIDE // 2 if frame is None else SIDE)
+    columns = min(total, max(1, WIDE // (scale * side + GAP)))
+    room = ((0, 0), (0, -total % columns), (0, 0), (0, 0), (0, 0))
     film = []
     for x0 in plane.x0:
-        parts = [_strip(x0[list(shown)], scale), final]
-        film.append(np.concatenate(parts, axis=0 if frame is None else 1))
+        both = np.stack([x0, end])
+        if frame is None:
+            rows = np.pad(both, room, constant_values=255).reshape(-1, columns, *x0.shape[1:])
+        else:
+            rows = both[None, :, frame]
+        sheet = formats.contact_sheet(rows, scale=scale, gap=GAP)
+        film.append(np.where(sheet[..., 3:], sheet[..., :3], 255))
     video = np.stack(film)
     return video[:, : video.shape[1] // 2 * 2, : video.shape[2] // 2 * 2]
 
 
-def _strip(frames: UInt8[np.ndarray, "F H W 3"], scale: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Frames side by side, in several rows if need be, with white between and around them."""
-    edge = GAP // 2
-    room = ((0, 0), (edge, edge), (edge, edge), (0, 0))
-    wide = np.pad(formats.upscale(frames, scale), room, constant_values=255)
-    columns = min(len(wide), max(1, WIDE // wide.shape[2]))
-    empty = np.full_like(wide[:1], 255).repeat(-len(wide) % columns, 0)
-    cells = np.concatenate([wide, empty]).reshape(-1, columns, *wide.shape[1:])
-    return np.concatenate([formats.film_strip(row) for row in cells])
-
-
-def write_film(plane: Plane, file: Path, frame: int | None = None) -> None:
-    """Write `steps_film` as an MP4 or, by the file's name, a GIF."""
-    video = steps_film(plane, frame)
-    if file.suffix == ".gif":
-        files.write(file, formats.gif(video, frame_ms=1000 // FPS))
+def write_run(plane: Plane, file: Path, frame: int | None = None) -> None:
+    """Write `steps_film` as an MP4 or a GIF, or `plane_png`, by the file's name."""
+    if file.suffix == ".png":
+        files.write(file, plane_png(plane))
+    elif file.suffix == ".gif":
+        files.write(file, formats.gif(steps_film(plane, frame), frame_ms=1000 // FPS))
     else:
-        formats.write_mp4(file, video, FPS)
+        formats.write_mp4(file, steps_film(plane, frame), FPS)
 
 
 # ---- charts
@@ -118,24 +113,21 @@ def _slug(text: str) -> str:
 
 def _csv(chart: Chart) -> str:
     """Return what a chart shows, in long format."""
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
     if chart.is_map:
-        dims = [*chart.labels, *chart.moving]
-        places = list(itertools.product(*(axis_of(chart.array, d) for d in dims)))
-        table.writerow(["task", *dims, "mean"])
-        for task, one in {"all": chart, **by_task(chart)}.items():
-            for place, value in zip(places, one.runs().mean("run").values.flat, strict=True):
-                table.writerow([task, *place, f"{value:.6g}"])
-    else:
-        drawn = chart.drawn()
-        table.writerow(["task", "line", drawn["x"], drawn["statistic"], *ESTIMATE[1:]])
-        for panel in drawn["panels"]:
-            for line in panel["lines"]:
-                for label, *point in zip(drawn["labels"], *map(line.get, ESTIMATE), strict=True):
-                    table.writerow([panel["task"], line["label"], label, *point])
-            for level in panel["levels"]:
-                table.writerow([panel["task"], level["label"], "", level["value"], "", ""])
+        means = {
+            task: one.runs().mean("run").to_dataframe("mean")[["mean"]]
+            for task, one in {"all": chart, **by_task(chart)}.items()
+        }
+        return pd.concat(means, names=["task"]).to_csv(float_format="%.6g", na_rep="nan")
+    out = io.StringIO()
+    table, drawn = csv.writer(out, lineterminator="\n"), chart.drawn()
+    table.writerow(["task", "line", drawn["x"], drawn["statistic"], *ESTIMATE[1:]])
+    for panel in drawn["panels"]:
+        for line in panel["lines"]:
+            for label, *point in zip(drawn["labels"], *map(line.get, ESTIMATE), strict=True):
+                table.writerow([panel["task"], line["label"], label, *point])
+        for level in panel["levels"]:
+            table.writerow([panel["task"], level["label"], "", level["value"], "", ""])
     return out.getvalue()
 
 

@@ -59,18 +59,25 @@ function moveLanes() {
     }
 }
 
+function cellLane(title, extra, kind, how) {
+  // Cells of a run on the axis of steps.
+  const cells = cellsOf({ width: width + LEFT, ...how });
+  return make("div", { class: `lane ${kind}` }, make("h3", {}, make("span", {}, title), extra), cells);
+}
+
 function heatLane(map, who) {
   // A run's map of frames × steps.
   turned(map);
   const [rows, columns] = map.axes.map(a => a.labels), tall = clamp(Math.round(120 / rows.length), 4, 16), values = matrix(map), [low, high] = limits(map);
-  const canvas = make("canvas", { role: "img", "aria-label": `${who}${map.title}, frames by steps, from ${brief(low)} to ${brief(high)}` });
-  const names = make("div", { class: "rows", "aria-hidden": "true" }), value = make("b");
-  paintCells(sized(canvas, width + LEFT, rows.length * tall), values, low, high, c => place(columns[c]) - band / 2, band + .5, tall);
-  nameCells(names, rows, tall);
+  const label = `${who}${map.title}, frames by steps, from ${brief(low)} to ${brief(high)}`, value = make("b");
+  const lane = cellLane(`${who}${map.title}, frame × step`, make("ul", {}, make("li", {}, value)), "heat-lane", {
+    rows, values, x: c => place(columns[c]) - band / 2, wide: band + .5, tall, colour: v => heatColour((v - low) / (high - low)), label,
+  });
+  const canvas = lane.querySelector("canvas");
   canvas.addEventListener("pointermove", event => {
     const box = canvas.getBoundingClientRect(), r = clamp(Math.floor((event.clientY - box.top) / tall), 0, rows.length - 1), c = stepAt(event.clientX - box.left);
     value.textContent = `frame ${rows[r]}, step ${steps[c]}: ${brief(values[r][columns.findLastIndex(s => s <= steps[c])])}`;
     if (!state.playing) set({ step: c });
   });
-  return make("div", { class: "lane heat-lane" }, make("h3", {}, make("span", {}, `${who}${map.title}, frame × step`), make("ul", {}, make("li", {}, value))), make("div", { class: "cells" }, names, canvas));
+  return lane;
 }

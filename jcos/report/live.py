@@ -13,27 +13,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from jcos.files import is_hidden
+from jcos.report import templates
 from jcos.report.contents import Place
-from jcos.report.explorer import (
-    charts_in,
-    frame,
-    inside,
-    plane_data,
-    relative,
-    render,
-    runs_in,
-    script,
-)
-from jcos.report.reading import UNREADABLE, Results, distinct, files_of, read, reason
+from jcos.report.explorer import charts_in, data_of, relative, render, runs_in
+from jcos.report.reading import Results, distinct, files_of, read
 from jcos.report.table import rows_of, thumbnail
-from jcos.report.templates import JSON, fill
+from jcos.report.templates import inside
 from jcos.runs import MANIFEST
 
 HOSTS = {"127.0.0.1", "localhost"}
 """Names by which a browser of this machine asks; any other page's name could be pointed here."""
 DATA = re.compile(r"(view|chart)-([0-9]{1,9})\.json")
 HTML = "text/html; charset=utf-8"
-RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)")
+RANGE = re.compile(r"bytes=([0-9]{0,20})-([0-9]{0,20})")
 STORED = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 """What a file of the results may do where it is opened by itself: be looked at."""
 BLOCK = 1 << 18
@@ -43,8 +35,7 @@ BLOCK = 1 << 18
 class Shelf:
     """The runs below a folder, each by a short name that its path decides.
 
-    What is made of a run is kept as long as none of its files changes: its page without pictures,
-    and the data of the runs and charts that were looked at.
+    What was read of a run is kept as long as none of its files changes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,9 +54,9 @@ class Shelf:
 
     def table(self) -> bytes:
         """Return the page that lists them, the newest first."""
-        about = frame(self.folder.name, script(("page.js", "table.js")))
         rows = rows_of(self.folder, self.runs())
-        return fill("table.html", **about, refresh=None, rows=rows).encode()
+        scripts = ("page.js", "table.js")
+        return templates.page("table.html", scripts, title=self.folder.name, rows=rows).encode()
 
     def folders(self, names: str) -> list[Path]:
         """Return the folders of `name` or `name+name`; none where one is unknown."""
@@ -81,62 +72,49 @@ class Shelf:
             made = self._read[key] = version, distinct([read(folder) for folder in folders])
         return made[1]
 
-    def answer(self, path: str) -> tuple[bytes | Path, str] | None:
-        """Return the content of an address, or the file that has it, and its type; None where there
-        is nothing."""
+    def answer(self, path: str) -> tuple[bytes | Path, str]:
+        """Return the content of an address, or the file that has it, and its type. Raises
+        LookupError where there is nothing."""
         parts = [os.fsdecode(urllib.parse.unquote_to_bytes(part)) for part in path.split("/")[1:]]
         if parts == [""]:
             return self.table(), HTML
         folders = self.folders(parts[1]) if len(parts) > 2 and parts[0] == "run" else []
-        if not folders:
-            return None
-        match parts[2:]:
+        match parts[2:] if folders else None:
             case [""]:
-                results = self.read(folders)
-                page = render(results, self._place(results))
-                return page.encode(errors="backslashreplace"), HTML
+                return _page(self.read(folders)), HTML
             case ["explore.data", name]:
-                results = self.read(folders)
-                data = _data(results, name, self._place(results))
-                return None if data is None else (data, "application/json")
+                return _data(self.read(folders), name), "application/json"
             case ["explore.thumbnail"]:
                 return thumbnail(folders[0])
-            case rest:
-                folder = folders[0]
-                file = folder.joinpath(*rest).resolve()
-                if not file.is_relative_to(folder) or not file.is_file() or is_hidden(Path(*rest)):
-                    return None
-                kind = mimetypes.guess_type(file.name, strict=False)[0]  # webp is no standard type
-                return file, kind or "application/octet-stream"
-
-    def _place(self, results: list[Results]) -> Place:
-        """Files are linked; what is made on the way is inside the answer."""
-
-        def link(path: Path) -> str:
-            folder = next(r.folder for r in results if path.is_relative_to(r.folder))
-            return f"/run/{_name(folder)}/{relative(path, folder)}"
-
-        def put(name: str, content: bytes | Path) -> str:
-            return link(content) if isinstance(content, Path) else inside(name, content)
-
-        return Place(put, link)
+            case [*rest]:
+                folder, inside = folders[0], Path(*rest)
+                file = (folder / inside).resolve()
+                if file.is_relative_to(folder) and file.is_file() and not is_hidden(inside):
+                    kind = mimetypes.guess_type(file.name, strict=False)[0]
+                    return file, kind or "application/octet-stream"
+        raise LookupError(f"there is no {path}")
 
 
-def _data(results: list[Results], name: str, place: Place) -> bytes | None:
-    """Return `view-3.json`, a run, or `chart-3.json`; what cannot be read says why."""
-    match = DATA.fullmatch(name)
-    runs, charts = runs_in(results), charts_in(results)
-    if match is None or int(match[2]) >= len(runs if match[1] == "view" else charts):
-        return None
-    try:
-        if match[1] == "chart":
-            data = charts[int(match[2])].drawn()
-        else:
-            data, sheet = plane_data(runs[int(match[2])][1])
-            data["sheet"] = place.put(f"sheet.{sheet.kind}", sheet.data)
-    except UNREADABLE as error:
-        data = {"error": reason(error)}
-    return json.dumps(data, **JSON).encode(errors="backslashreplace")
+def _page(results: list[Results]) -> bytes:
+    """Return the page of runs: files are linked, what is made on the way is inside."""
+
+    def link(path: Path) -> str:
+        folder = next(r.folder for r in results if path.is_relative_to(r.folder))
+        return f"/run/{_name(folder)}/{relative(path, folder)}"
+
+    runs = [run for _, run in runs_in(results)]
+    return render(results, Place(link, link), runs).encode(errors="backslashreplace")
+
+
+def _data(results: list[Results], name: str) -> bytes:
+    """Return `view-3.json`, a run, or `chart-3.json`. Raises LookupError where there is none."""
+    if (match := DATA.fullmatch(name)) is None:
+        raise LookupError(f"there is no {name}")
+    listed = charts_in(results) if match[1] == "chart" else [run for _, run in runs_in(results)]
+    data = data_of(listed[int(match[2])])
+    if "sheet" in data:
+        data["sheet"] = inside("sheet.webp", data["sheet"])
+    return json.dumps(data, **templates.JSON).encode(errors="backslashreplace")
 
 
 def server(folder: Path, port: int) -> ThreadingHTTPServer:
@@ -153,14 +131,10 @@ def server(folder: Path, port: int) -> ThreadingHTTPServer:
                 self.send_error(HTTPStatus.FORBIDDEN)
                 return
             try:
-                answer = shelf.answer(urllib.parse.urlsplit(self.path).path)
-                if answer is None:
-                    self.send_error(HTTPStatus.NOT_FOUND)
-                    return
-                content, kind = answer
+                content, kind = shelf.answer(urllib.parse.urlsplit(self.path).path)
                 stored = isinstance(content, Path)
                 file = content.open("rb") if stored else io.BytesIO(content)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, LookupError) as error:
                 self.send_error(HTTPStatus.NOT_FOUND, explain=str(error))
                 return
             with file, contextlib.suppress(ConnectionError):  # a player that seeks goes away
@@ -169,29 +143,22 @@ def server(folder: Path, port: int) -> ThreadingHTTPServer:
         def _send(self, file: io.BufferedIOBase, kind: str, stored: bool) -> None:
             """All of it, or the part that is asked for; files of the results run no script."""
             size = file.seek(0, os.SEEK_END)
-            part = part_of(self.headers.get("Range"), size)
-            wanted = range(size) if part is None else part
-            if part is None:
-                self.send_response(HTTPStatus.OK)
-            elif part:
-                self.send_response(HTTPStatus.PARTIAL_CONTENT)
-                self.send_header("Content-Range", f"bytes {part[0]}-{part[-1]}/{size}")
-            else:
-                self.send_response(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
-                self.send_header("Content-Range", f"bytes */{size}")
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(wanted)))
-            self.send_header("Accept-Ranges", "bytes")
-            self.send_header("Cache-Control", "no-cache")
-            self.send_header("X-Content-Type-Options", "nosniff")
+            part, wanted, status = part_of(self.headers.get("Range"), size), range(size), 200
+            headers = {"Content-Type": kind, "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
+            if part is not None:
+                span = f"{part[0]}-{part[-1]}" if part else "*"
+                headers["Content-Range"] = f"bytes {span}/{size}"
+                wanted, status = part, 206 if part else 416
             if stored:
-                self.send_header("Content-Security-Policy", STORED)
+                headers["Content-Security-Policy"] = STORED
+            headers |= {"Content-Length": str(len(wanted)), "X-Content-Type-Options": "nosniff"}
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.end_headers()
             file.seek(wanted.start)
-            left = len(wanted)
-            while left and (block := file.read(min(BLOCK, left))):
-                self.wfile.write(block)
-                left -= len(block)
+            for at in range(wanted.start, wanted.stop, BLOCK):
+                self.wfile.write(file.read(min(BLOCK, wanted.stop - at)))
 
         def log_message(self, format: str, *args: object) -> None:
             """Nothing: the terminal shows the address."""
@@ -210,14 +177,12 @@ def part_of(header: str | None, size: int) -> range | None:
     Empty where the file has none of them; None, for all, where it asks for no single range.
     """
     match = RANGE.fullmatch((header or "").strip())
-    if match is None or len(match[0]) > 64:
+    if match is None or not any(match.groups()):
         return None
-    first, last = (int(number) if number else None for number in match.groups())
-    if first is None:
-        return None if last is None else range(max(0, size - last), size)
-    if last is not None and last < first:
-        return None
-    return range(min(first, size), size if last is None else min(last + 1, size))
+    if not match[1]:
+        return range(max(0, size - int(match[2])), size)
+    first, last = int(match[1]), int(match[2] or size)
+    return None if last < first and match[2] else range(min(first, size), min(last + 1, size))
 
 
 def _name(folder: Path) -> str:

@@ -10,12 +10,7 @@ const every = axis => axis.labels.map((_, i) => i);
 const MEAN = -1;
 
 // ---- numbers ------------------------------------------------------------------------------------
-function unpacked({ low, high, data, wide }) {
-  const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
-  const codes = new DataView(bytes.buffer), each = (high - low) / 65534;
-  if (wide) return Float64Array.from({ length: bytes.length / 4 }, (_, i) => codes.getFloat32(4 * i, true));
-  return Float64Array.from({ length: bytes.length / 2 }, (_, i) => { const c = codes.getUint16(2 * i, true); return c === 65535 ? NaN : low + c * each; });
-}
+const unpacked = data => new Float32Array(Uint8Array.from(atob(data), c => c.charCodeAt(0)).buffer);
 
 function meanOf(values, shape, picks) {
   // Over all that the picks, indices of each axis, have in common; null where no number is known.
@@ -58,28 +53,34 @@ function limits(map) {
 }
 
 // ---- on the page --------------------------------------------------------------------------------
+function cellsOf({ rows, values, x, wide, tall, width, colour, label, ...names }) {
+  // A matrix as coloured cells, its rows named at the left; x: where each column begins.
+  const canvas = make("canvas", { role: "img", "aria-label": label }), context = sized(canvas, width, rows.length * tall);
+  values.forEach((row, r) => row.forEach((v, c) => {
+    if (v == null) return;
+    context.fillStyle = colour(v);
+    context.fillRect(x(c), r * tall, wide, tall);
+  }));
+  const holder = make("div", { class: "rows", "aria-hidden": "true" });
+  nameCells(holder, rows, tall, names);
+  return make("div", { class: "cells" }, holder, canvas);
+}
+
 function drawMap(box, map) {
   turned(map);
-  const build = () => {
-    const rows = map.axes[map.rows], columns = map.axes[map.columns], [low, high] = limits(map), ends = [make("span"), make("span")];
-    const canvas = make("canvas", { role: "img", tabindex: 0, "aria-label": `${map.title}: ${rows.name}s by ${columns.name}s, from ${brief(low)} to ${brief(high)}. Arrow keys choose a cell, Enter shows the runs behind it.` });
-    const ramp = make("span", { class: "ramp", title: "from the lowest to the highest" });
-    ramp.style.background = `linear-gradient(90deg, ${[0, .2, .4, .6, .8, 1].map(heatColour).join()})`;
-    const value = make("b"), lane = make("div", { class: "heat" });
-    const axes = make("div", { class: "cells" }, make("div", { class: "rows", "aria-hidden": "true" }), canvas, make("div", { class: "foot", "aria-hidden": "true" }));
-    const scale = () => {
-      [lane.low, lane.high] = limits(map);
-      ends.forEach((end, i) => { end.textContent = brief([lane.low, lane.high][i]); });
-    };
-    const paint = rescaled => { if (rescaled) scale(); paintMap(lane); };
-    lane.append(make("p", { class: "turns" }, ...choosers(map, build, paint)), make("p", { class: "key" }, ends[0], ramp, ends[1], value), axes);
-    Object.assign(lane, { map, value, canvas, row: 0, column: 0 });
-    scale();
-    box.replaceChildren(lane);
-    layMap(lane);
-    paintMap(lane);
-    listen(lane);
+  const turns = make("p", { class: "turns" }), value = make("b"), ends = [make("span"), make("span")];
+  const ramp = make("span", { class: "ramp", title: "from the lowest to the highest" });
+  ramp.style.background = `linear-gradient(90deg, ${[0, .2, .4, .6, .8, 1].map(heatColour).join()})`;
+  const lane = make("div", { class: "heat" }, turns, make("p", { class: "key" }, ends[0], ramp, ends[1], value));
+  box.replaceChildren(lane);
+  let scale;
+  const paint = rescaled => {
+    if (rescaled) scale = limits(map);
+    ends.forEach((end, i) => { end.textContent = brief(scale[i]); });
+    for (const old of lane.querySelectorAll(".cells, .behind")) old.remove();
+    lane.append(mapCells(lane, map, scale, value));
   };
+  const build = () => { turns.replaceChildren(...choosers(map, build, paint)); paint(true); };
   build();
 }
 
@@ -112,62 +113,48 @@ function choosers(map, build, paint) {
   return parts;
 }
 
-function layMap(lane) {
-  const { map, canvas } = lane, rows = map.axes[map.rows].labels, columns = map.axes[map.columns].labels;
+function mapCells(lane, map, [low, high], value) {
+  // The cells that are shown; hovering says a value, a click or Enter shows the runs behind it.
+  const axes = [map.axes[map.rows], map.axes[map.columns]], [rows, columns] = axes.map(a => a.labels), values = matrix(map);
   const longest = Math.max(...rows.map(l => String(l).length)), left = clamp(7 * longest + 14, 34, 150);
   const wide = clamp(Math.floor((lane.clientWidth - left - 8) / columns.length), 2, 46), tall = clamp(Math.round(220 / rows.length), 3, 26);
-  Object.assign(lane, { left, wide, tall });
+  const label = `${map.title}: ${axes[0].name}s by ${axes[1].name}s, from ${brief(low)} to ${brief(high)}. Arrow keys choose a cell, Enter shows the runs behind it.`;
+  const cells = cellsOf({ rows, values, x: c => left + c * wide, wide, tall, width: wide * columns.length + left, colour: v => heatColour((v - low) / (high - low)), label });
+  const canvas = cells.querySelector("canvas"), here = make("div", { class: "here" }), foot = make("div", { class: "foot", "aria-hidden": "true" });
   lane.style.setProperty("--left", `${left}px`);
-  sized(canvas, wide * columns.length + left, rows.length * tall);
-  nameCells(lane.querySelector(".rows"), rows, tall);
-  nameCells(lane.querySelector(".foot"), columns, wide, { side: "left", least: 9 + 7 * Math.max(...columns.map(l => String(l).length)), from: left });
-  lane.querySelector(".foot").append(make("p", {}, `${map.axes[map.rows].name} × ${map.axes[map.columns].name}`));
-}
-
-function paintMap(lane) {
-  const { map, low, high, left, wide, tall, canvas } = lane, context = canvas.getContext("2d");
-  lane.values = matrix(map);
-  context.clearRect(0, 0, canvas.width, canvas.height);
-  paintCells(context, lane.values, low, high, c => left + c * wide, wide, tall);
-  if (!lane.chosen) return;
-  context.strokeStyle = getComputedStyle(canvas).getPropertyValue("--s1");
-  context.lineWidth = 2;
-  context.strokeRect(left + lane.column * wide + 1, lane.row * tall + 1, wide - 2, tall - 2);
-}
-
-function paintCells(context, values, low, high, x, wide, tall) {
-  values.forEach((row, r) => row.forEach((v, c) => {
-    if (v == null) return;
-    context.fillStyle = heatColour((v - low) / (high - low));
-    context.fillRect(x(c), r * tall, wide, tall);
-  }));
-}
-
-const placeOf = (map, r, c) => [[map.rows, r], [map.columns, c]].map(([i, k]) => numbered(map.axes[i]) ? `${map.axes[i].name} ${map.axes[i].labels[k]}` : map.axes[i].labels[k]).join(", ");
-
-function listen(lane) {
-  const { map, canvas } = lane, rows = map.axes[map.rows].labels, columns = map.axes[map.columns].labels;
-  const cell = event => {
-    const box = canvas.getBoundingClientRect();
-    return [clamp(Math.floor((event.clientY - box.top) / lane.tall), 0, rows.length - 1), clamp(Math.floor((event.clientX - box.left - lane.left) / lane.wide), 0, columns.length - 1)];
+  nameCells(foot, columns, wide, { side: "left", least: 9 + 7 * Math.max(...columns.map(l => String(l).length)), from: left });
+  foot.append(make("p", {}, `${axes[0].name} × ${axes[1].name}`));
+  cells.append(foot);
+  const named = (r, c) => [[axes[0], r], [axes[1], c]].map(([a, k]) => numbered(a) ? `${a.name} ${a.labels[k]}` : a.labels[k]).join(", ");
+  const say = (r, c) => { value.textContent = `${named(r, c)}: ${brief(values[r][c])}`; };
+  let row = 0, column = 0;
+  const choose = (r, c, show) => {
+    [row, column] = [r, c];
+    Object.assign(here.style, { left: `${left + c * wide}px`, top: `${r * tall}px`, width: `${wide}px`, height: `${tall}px` });
+    canvas.after(here);
+    say(r, c);
+    if (show) behind(lane, map, named(r, c), r, c);
   };
-  const say = (r, c) => { lane.value.textContent = `${placeOf(map, r, c)}: ${brief(lane.values[r][c])}`; };
-  const choose = (r, c) => { Object.assign(lane, { row: r, column: c, chosen: true }); paintMap(lane); say(r, c); };
-  canvas.addEventListener("pointermove", event => say(...cell(event)));
-  canvas.addEventListener("pointerdown", event => { choose(...cell(event)); behind(lane); });
+  const at = event => {
+    const box = canvas.getBoundingClientRect();
+    return [clamp(Math.floor((event.clientY - box.top) / tall), 0, rows.length - 1), clamp(Math.floor((event.clientX - box.left - left) / wide), 0, columns.length - 1)];
+  };
+  canvas.tabIndex = 0;
+  canvas.addEventListener("pointermove", event => say(...at(event)));
+  canvas.addEventListener("pointerdown", event => choose(...at(event), true));
   canvas.addEventListener("keydown", event => {
     const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Enter: [0, 0] }[event.key];
     if (!move || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     event.stopPropagation();
-    choose(clamp(lane.row + move[0], 0, rows.length - 1), clamp(lane.column + move[1], 0, columns.length - 1));
-    if (event.key === "Enter") behind(lane);
+    choose(clamp(row + move[0], 0, rows.length - 1), clamp(column + move[1], 0, columns.length - 1), event.key === "Enter");
   });
+  return cells;
 }
 
 function runsBehind(map, r, c) {
   // The value of each run, and what it is the mean or the part of, where runs were not kept for all axes.
-  const skip = map.tasks.length ? 1 : 0, picks = picksOf(map, r, c), shape = map.runs.shape, count = map.names.length;
+  const skip = map.tasks.length ? 1 : 0, picks = picksOf(map, r, c), shape = map.runs_shape, count = map.names.length;
   map.each ??= unpacked(map.runs);
   const task = skip && !picks[0].includes(0) ? map.axes[0].labels[picks[0][0]] : null;
   const values = map.names.flatMap((name, k) => {
@@ -179,10 +166,9 @@ function runsBehind(map, r, c) {
   return [values, notes];
 }
 
-function behind(lane) {
+function behind(lane, map, name, row, column) {
   // The single runs of a cell, each a dot.
   lane.querySelector(".behind")?.remove();
-  const { map, row, column } = lane;
   if (!map.runs) return;
   const [values, notes] = runsBehind(map, row, column);
   if (!values.length) return;
@@ -196,6 +182,6 @@ function behind(lane) {
   }
   svg.append(make("text", { x: 10, y: 37 }, brief(low)), make("text", { x: 530, y: 37, "text-anchor": "end" }, brief(high)));
   const sorted = [...values].sort((a, b) => a[0] - b[0]), list = some => some.map(p => `${p[1]} (${brief(p[0])})`).join("; ");
-  const text = `${placeOf(map, row, column)}: ${values.length} runs${notes.length ? ` (${notes.join(", ")})` : ""}. Lowest: ${list(sorted.slice(0, 3))}. Highest: ${list(sorted.slice(-3).reverse())}.`;
+  const text = `${name}: ${values.length} runs${notes.length ? ` (${notes.join(", ")})` : ""}. Lowest: ${list(sorted.slice(0, 3))}. Highest: ${list(sorted.slice(-3).reverse())}.`;
   lane.append(make("div", { class: "behind" }, text, svg));
 }

@@ -227,21 +227,17 @@ function changesNow() {
 }
 
 function buildChanges() {
+  const red = getComputedStyle($("changes")).getPropertyValue("--bad");
   $("changes").replaceChildren(...changesNow().map(([parts, runs]) => {
     const { axis, size, steps: count } = parts[0], text = parts.map(c => c.text).join("; ");
     const who = runs.length < state.shown.length ? `${runs.map(v => title(views[v])).join("; ")}: ` : "";
-    const tall = clamp(Math.round(64 / size), 2, 14), total = Math.max(8, size * tall), high = total / size;
-    const canvas = make("canvas", { role: "img", "aria-label": `${who}what was changed: ${text}` });
-    const h3 = make("h3", {}, make("span", {}, `${who}what was changed, ${axis}s × steps`), make("span", { class: "changed" }, text));
-    const context = sized(canvas, width + LEFT, total), looks = getComputedStyle($("changes"));
-    context.fillStyle = looks.getPropertyValue("--grid");
-    context.fillRect(LEFT, 0, width, total);
-    context.fillStyle = looks.getPropertyValue("--bad");
-    const wide = Math.max(2, width / Math.max(count, steps.length));
-    for (const [step, at] of parts.flatMap(c => c.cells)) context.fillRect(place(step) - wide / 2, at * high, wide + .3, high + .3);
-    const rows = make("div", { class: "rows", "aria-hidden": "true" });
-    nameCells(rows, [...Array(size).keys()], high, { least: Math.max(12, (size - 1) * high) });
-    return make("div", { class: "lane changes" }, h3, make("div", { class: "cells" }, rows, canvas));
+    const tall = Math.max(8 / size, clamp(Math.round(64 / size), 2, 14)), wide = Math.max(2, width / Math.max(count, steps.length));
+    const rows = [...Array(size).keys()], values = rows.map(() => Array(count).fill(null));
+    for (const [step, at] of parts.flatMap(c => c.cells)) values[at][step] = 1;
+    return cellLane(`${who}what was changed, ${axis}s × steps`, make("span", { class: "changed" }, text), "changes", {
+      rows, values, x: step => place(step) - wide / 2, wide: wide + .3, tall, colour: () => red,
+      label: `${who}what was changed: ${text}`, least: Math.max(12, (size - 1) * tall),
+    });
   }));
 }
 

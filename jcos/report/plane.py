@@ -8,6 +8,7 @@ import dataclasses
 import io
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,8 +41,8 @@ EXACT = 64
 """Frames up to so many pixels wide are kept without loss; larger ones as a photograph is."""
 WIDEST = 256
 """Frames of a sheet are thinned to about so many pixels; the films keep all."""
-LONGEST, LARGEST = 16383, 40_000_000
-"""What a WebP picture can be high or wide; and how many pixels a browser is given at once."""
+LARGEST = 40_000_000
+"""How many pixels a browser is given at once."""
 ROWS, SIDE = 8, 40
 """Steps that a notebook shows, and about how wide a frame is there."""
 
@@ -55,15 +56,6 @@ class Line(NamedTuple):
     values: Sequence[float | None]
     low: Sequence[float | None] | None = None
     high: Sequence[float | None] | None = None
-
-
-class Sheet(NamedTuple):
-    """Pictures in one file, png or webp; width and height of each, how many lie side by side."""
-
-    data: bytes
-    kind: str
-    cell: tuple[int, int]
-    columns: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,22 +90,24 @@ class Plane:
             if clip is not None and clip.shape != self.x0.shape[1:]:
                 raise ValueError(f"{self.label}: {name} is {clip.shape}, x0 {self.x0.shape}")
 
-    def sheet(self) -> Sheet:
-        """All pictures in one, without gaps: the frames of each step, then of the video and of the
-        right answer. PNG where frames are small, else WebP."""
+    def sheet(self) -> tuple[bytes, tuple[int, int], int]:
+        """Return all pictures as one WebP, their width and height there, and how many lie side by
+        side: the frames of each step, then of the video and of the right answer. Without loss where
+        frames are small."""
         clips = [*self.x0, *(clip for clip in (self.video, self.reference) if clip is not None)]
         frames = np.concatenate(clips)
-        thin, columns = _laid_out(len(frames), self.x0.shape[1], *frames.shape[1:3])
+        thin = -(-frames.shape[2] // WIDEST)
+        while len(frames) * frames[0, ::thin, ::thin, 0].size > LARGEST:
+            thin += 1
         frames = frames[:, ::thin, ::thin]
-        empty = np.zeros((-len(frames) % columns, *frames.shape[1:]), np.uint8)
-        rows = np.concatenate([frames, empty]).reshape(-1, columns, *frames.shape[1:])
-        picture = np.concatenate([formats.film_strip(row) for row in rows])
         height, width = frames.shape[1:3]
-        if self.x0.shape[3] <= EXACT:
-            return Sheet(formats.png(picture), "png", (width, height), columns)
-        file = io.BytesIO()
-        Image.fromarray(picture).save(file, "WEBP", quality=82, method=2)
-        return Sheet(file.getvalue(), "webp", (width, height), columns)
+        columns = math.ceil(math.sqrt(len(frames) * height / width))  # nearly a square
+        empty = np.zeros((-len(frames) % columns, height, width, 3), np.uint8)
+        rows = np.concatenate([frames, empty]).reshape(-1, columns, height, width, 3)
+        picture = Image.fromarray(np.concatenate([formats.film_strip(row) for row in rows]))
+        exact = self.x0.shape[3] <= EXACT
+        picture.save(file := io.BytesIO(), "WEBP", lossless=exact, quality=82, method=2)
+        return file.getvalue(), (width, height), columns
 
     def derived(self) -> tuple[list[Line], list[dict[str, Any]]]:
         """Return the distance of the estimates from the last and from the one before, 0..1 of the
@@ -298,20 +292,6 @@ def saved_plane(arrays: Mapping[str, np.ndarray], i: int, about: Mapping[str, An
         changes=[Change.from_json(change) for change in about["changes"]],
         answers=dict(zip(names, arrays[f"answers_{i}"] if names else (), strict=True)),
     )
-
-
-def _laid_out(count: int, frames: int, height: int, width: int) -> tuple[int, int]:
-    """Every how many pixels of so many pictures are shown on a sheet, and how many lie side by
-    side: all frames of a step if they can."""
-    for thin in itertools.count(-(-width // WIDEST)):
-        high, wide = -(-height // thin), -(-width // thin)
-        columns = frames
-        if frames * wide > LONGEST or -(-count // frames) * high > LONGEST:
-            columns = LONGEST // wide
-        fits = -(-count // columns) * high <= LONGEST and count * high * wide <= LARGEST
-        if fits or high == wide == 1:
-            return thin, columns
-    raise AssertionError
 
 
 def _rms(a: UInt8[np.ndarray, "F H W 3"], b: UInt8[np.ndarray, "F H W 3"]) -> np.ndarray:

@@ -24,11 +24,14 @@ from jcos.report.arms import ASIDE, Samples, samples_of
 from jcos.report.charts import Chart, charts_of
 from jcos.report.plane import PLANES
 from jcos.report.runs import Run, runs_of
+from jcos.report.templates import finite
 from jcos.report.trees import trees_of
 from jcos.runs import KINDS, MANIFEST
 
 T = TypeVar("T")
 DATASET, TABLE, FIGURES = "results.nc", "table.csv", "figures"
+ESTIMATES = ("value", "mean")
+"""Columns of a table that `low` and `high` are the interval of; the first that it has."""
 STORE = ".files"
 """Ends the name of the folder beside a page that holds its pictures, if they are many."""
 SAYS = {*KINDS, "command", "title"}
@@ -55,9 +58,11 @@ UNREADABLE = (
 
 
 class Table(NamedTuple):
+    """A table of CSV: each cell has its number, if it is one, and its text."""
+
     name: str
     head: list[str]
-    rows: list[list[str]]
+    rows: list[list[tuple[float | None, str]]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,12 +86,6 @@ class Results:
     missing: list[str]
     trees: list[dict[str, Any]]
     name: str = ""
-
-    def lacks(self, what: str, error: Exception) -> None:
-        """Note, once, what cannot be shown."""
-        sentence = f"{what}: {reason(error)}"
-        if sentence not in self.missing:
-            self.missing.append(sentence)
 
     @property
     def title(self) -> str:
@@ -128,7 +127,7 @@ def check_results(folder: Path) -> None:
     if not ours:
         inside = sorted(p.parent for p in folder.glob(f"*/{MANIFEST}"))
         hint = "give a folder that a command made, such as out/sample"
-        hint = f"give a folder in it, such as {inside[0]}, or --serve" if inside else hint
+        hint = f"give a folder in it, such as {inside[0]}, or jcos explore" if inside else hint
         raise ValueError(f"{folder} holds no results of jcos: {hint}")
 
 
@@ -275,6 +274,29 @@ def _film(path: Path) -> bool:
 
 
 def _table(path: Path) -> Table:
+    """Return a table with numbers to three digits; an interval stands in the cell of its
+    estimate."""
     with path.open(newline="", encoding="utf-8") as file:
-        head, *rows = csv.reader(file)
+        head, *lines = csv.reader(file)
+    rows = [[_cell(text) for text in line] for line in lines]
+    estimate = next((head.index(name) for name in ESTIMATES if name in head), None)
+    if estimate is not None and {"low", "high"} <= {*head}:
+        ends = [head.index("low"), head.index("high")]
+        for row in rows:
+            if len(row) == len(head) and all(row[i][0] is not None for i in (estimate, *ends)):
+                value, text = row[estimate]
+                row[estimate] = value, f"{text} [{', '.join(row[i][1] for i in ends)}]"
+        kept = [i for i in range(len(head)) if i not in ends]
+        head = [head[i] for i in kept]
+        rows = [[row[i] for i in kept if i < len(row)] for row in rows]
     return Table(path.stem, head, rows)
+
+
+def _cell(text: str) -> tuple[float | None, str]:
+    try:
+        value = finite(float(text))
+    except ValueError:
+        value = None
+    if value is None:
+        return None, text
+    return value, f"{value:.0f}" if value.is_integer() and abs(value) < 1e9 else f"{value:.3g}"

@@ -3,19 +3,20 @@
 import contextlib
 import csv
 import datetime as dt
+import functools
 import io
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
 import numpy as np
 
 from jcos.media import formats
-from jcos.report.contents import ESTIMATES, OUTCOMES, settings_of
+from jcos.report.contents import OUTCOMES, settings_of
 from jcos.report.plane import PLANES
-from jcos.report.reading import FIGURES, TABLE, UNREADABLE, manifest_of
+from jcos.report.reading import ESTIMATES, FIGURES, TABLE, UNREADABLE, manifest_of
 
 HOW = ("weights", "versions", "mesh", "numerics", "puzzles", "model")
 """Settings that are too long for a table."""
@@ -24,60 +25,43 @@ MOST = 6
 EMPTY = b'<svg xmlns="http://www.w3.org/2000/svg" width="3" height="2"/>'
 
 
-class Row(NamedTuple):
-    """A run of the table. key: its address. score: with its name; None where it has none."""
-
-    key: str
-    path: str
-    title: str
-    kind: str
-    score: float | None
-    score_name: str
-    differs: str
-    when: str
-    fault: str
-
-
-def rows_of(folder: Path, runs: Mapping[str, Path]) -> list[Row]:
-    """Return the runs of a folder, the newest first."""
-    manifests: dict[str, dict[str, Any]] = {}
+def rows_of(folder: Path, runs: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Return the runs of a folder by their addresses, the newest first."""
+    manifests: dict[str, dict[str, Any]] = defaultdict(dict)
     faults = {}
     for key, path in runs.items():
         try:
             manifests[key] = manifest_of(path)
         except UNREADABLE as error:
-            manifests[key], faults[key] = {}, f"run.json cannot be read ({error})"
-    settings = {key: _settings(about) for key, about in manifests.items()}
-    usual: dict[str, dict[str, str]] = {}
-    for kind in {kind_of(about) for about in manifests.values()}:
-        alike = [settings[key] for key, about in manifests.items() if kind_of(about) == kind]
-        names = {name for one in alike for name in one}
-        usual[kind] = {
-            n: Counter(one.get(n, "–") for one in alike).most_common(1)[0][0] for n in names
-        }
+            faults[key] = f"run.json cannot be read ({error})"
+    settings = {key: _settings(manifests[key]) for key in runs}
+    kinds = {key: kind_of(manifests[key]) for key in runs}
+
+    @functools.cache
+    def usual(kind: str, name: str) -> str:
+        alike = (settings[key].get(name, "–") for key in runs if kinds[key] == kind)
+        return Counter(alike).most_common(1)[0][0]
+
     rows = []
     for key, path in runs.items():
-        about, mine = manifests[key], settings[key]
-        normal = usual[kind_of(about)]
-        differ = [f"{n.replace('_', ' ')} {v}" for n, v in mine.items() if normal[n] != v]
+        about = manifests[key]
+        differ = [f"{n} {v}" for n, v in settings[key].items() if usual(kinds[key], n) != v]
         more = [f"{len(differ) - MOST} more"] if len(differ) > MOST else []
         name, score = score_of(path, about)
+        titles = (about.get(entry) for entry in ("title", "question", "command"))
         rows.append(
-            Row(
-                key=key,
-                path=path.relative_to(folder).as_posix() if path != folder else path.name,
-                title=str(
-                    about.get("title") or about.get("question") or about.get("command") or ""
-                ),
-                kind=kind_of(about),
-                score=score,
-                score_name=name,
-                differs="; ".join(differ[:MOST] + more),
-                when=dt.datetime.fromtimestamp(_changed(path)).isoformat(" ", "minutes"),
-                fault=faults.get(key, ""),
-            )
+            {
+                "key": key,
+                "path": path.relative_to(folder).as_posix() if path != folder else path.name,
+                "title": faults.get(key) or next(filter(None, titles), ""),
+                "kind": kinds[key],
+                "score": score,
+                "score_name": name,
+                "differs": "; ".join(differ[:MOST] + more),
+                "when": dt.datetime.fromtimestamp(_changed(path)).isoformat(" ", "minutes"),
+            }
         )
-    return sorted(rows, key=lambda row: row.when, reverse=True)
+    return sorted(rows, key=lambda row: row["when"], reverse=True)
 
 
 def kind_of(manifest: Mapping[str, Any]) -> str:
@@ -110,33 +94,28 @@ def score_of(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, float | No
 def thumbnail(folder: Path) -> tuple[bytes | Path, str]:
     """Return a picture of a run and its type: the end of its first video, or its first figure; an
     empty one where it has neither."""
-    try:
+    with contextlib.suppress(*UNREADABLE, StopIteration):
         if (folder / PLANES).is_file():
             with np.load(folder / PLANES, allow_pickle=False) as arrays:
                 name = next(n for n in ("video_0", "x0_0") if n in arrays.files)
                 frame = arrays[name].reshape(-1, *arrays[name].shape[-3:])[-1]
             return formats.png(frame), "image/png"
-        for pattern, kind in (
-            ("puzzle-*.webp", "image/webp"),
-            (f"{FIGURES}/*.svg", "image/svg+xml"),
-        ):
-            if paths := sorted(folder.glob(pattern)):
-                return paths[0], kind
-        for film in sorted(folder.rglob("*.mp4"))[:1]:
-            with av.open(str(film)) as opened:
-                picture = next(opened.decode(video=0)).to_image()
-            picture.thumbnail((176, 116))
-            picture.save(data := io.BytesIO(), "PNG")
-            return data.getvalue(), "image/png"
-    except (*UNREADABLE, StopIteration):
-        pass
+        for path in sorted(folder.glob("puzzle-*.webp")):
+            return path, "image/webp"
+        for path in sorted(folder.glob(f"{FIGURES}/*.svg")):
+            return path, "image/svg+xml"
+        with av.open(str(min(folder.rglob("*.mp4"), default=""))) as film:
+            picture = next(film.decode(video=0)).to_image()
+        picture.thumbnail((176, 116))
+        picture.save(data := io.BytesIO(), "PNG")
+        return data.getvalue(), "image/png"
     return EMPTY, "image/svg+xml"
 
 
 def _settings(manifest: Mapping[str, Any]) -> dict[str, str]:
     """Return the settings that a table has room for."""
-    short = {k: v for k, v in manifest.items() if k not in (*HOW, *OUTCOMES)}
-    return {name: text for name, text in settings_of(short).items() if len(text) <= 60}
+    settings = settings_of(manifest, (*HOW, *OUTCOMES))
+    return {name: text for name, text in settings.items() if len(text) <= 60}
 
 
 def _changed(folder: Path) -> float:

@@ -1,7 +1,10 @@
 """The pages' templates: jinja2, which escapes every text on its way into a page."""
 
+import base64
+import hashlib
 import math
-from functools import cache
+import mimetypes
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +16,34 @@ JSON: dict[str, Any] = {"ensure_ascii": False, "separators": (",", ":"), "defaul
 FOLDER = Path(__file__).parent
 
 
-@cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = JSON
-    return environment
+PAGES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(FOLDER),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+PAGES.policies["json.dumps_kwargs"] = JSON
 
 
 def fill(template: str, **values: Any) -> Markup:
     """Return a template of this folder with its values, as HTML."""
-    return Markup(_environment().get_template(template).render(values))
+    return Markup(PAGES.get_template(template).render(values))
 
 
-def text_of(file: str) -> Markup:
-    """Return a script or style sheet of this folder, which is ours and not escaped."""
-    return Markup((FOLDER / file).read_text(encoding="utf-8"))
+def page(template: str, scripts: Sequence[str], **values: Any) -> str:
+    """Return a page with these scripts of this folder as one function, which leaves nothing behind.
+    It may load pictures and films of its own, and run this very script."""
+    parts = [(FOLDER / name).read_text(encoding="utf-8") for name in scripts]
+    code = "".join(['"use strict";\n(() => {\n', *parts, "})();\n"])
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    return fill(template, script=Markup(code), digest=digest, **values)
+
+
+def inside(name: str, content: bytes) -> str:
+    """Return a picture as an address: the page itself holds it."""
+    kind = mimetypes.guess_type(name, strict=False)[0]  # webp is no standard type yet
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def finite(value: float | None) -> float | None:

@@ -1,7 +1,8 @@
 """A search along the denoising steps, as its page shows it: who was judged after which step, who
 went on, and the video that was chosen."""
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,50 +25,40 @@ def trees_of(folder: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     with np.load(folder / TREE, allow_pickle=False) as stored:
         pictures = dict(stored)
-    rows = manifest["tree"]
     return [
         {name: manifest[name][i] for name in ("solved", "seed", "forwards") if name in manifest}
         | {name: _uri(pictures[name][i]) for name in ("chosen", "right") if name in pictures}
-        | {
-            "rows": [
-                (
-                    row["step"],
-                    row["judge"] + ", drawn by weight" * row.get("drawn", False),
-                    [*_particles(row, pictures[f"estimates_{i}_{j}"], i, chosen)],
-                )
-                for j, (row, chosen) in enumerate(zip(rows, _line(manifest, i), strict=True))
-            ]
-        }
+        | {"rows": _rows(manifest, pictures, i)}
         for i in range(len(pictures["chosen"]))
     ]
 
 
-def _line(manifest: Mapping[str, Any], i: int) -> list[int]:
-    """Return the particle of every row that the chosen one comes from, back from the end, where it
-    is the best one of its seed; −1 in rows before it began."""
-    *before, last = manifest["tree"]
-    seeds, scores = last["seeds"][i], last["scores"][i]
-    left = [k for k in last["parents"][i] if k >= 0 and seeds[k] == manifest["seed"][i]]
-    line = [max(left, key=scores.__getitem__)]
-    for row in reversed(before):
-        line.insert(0, dict(enumerate(row["parents"][i])).get(line[0], -1))
-    return line
-
-
-def _particles(
-    row: Mapping[str, Any],
-    pictures: UInt8[np.ndarray, "K H W 3"],
-    i: int,
-    chosen: int,
-) -> Iterator[dict[str, Any]]:
-    """Yield the particles of a row, those that went on first, then by their score; `went`: as how
-    many each went on. chosen: which one was."""
-    scores, went = row["scores"][i], [row["parents"][i].count(k) for k in range(len(pictures))]
-    alive = np.flatnonzero(row["alive"][i]).tolist()
-    for k in sorted(alive, key=lambda k: (not went[k], -scores[k])):
-        about = {"seed": row["seeds"][i][k], "score": scores[k], "went": went[k]}
-        about["chosen"] = k == chosen
-        yield about | {"src": _uri(pictures[k])}
+def _rows(
+    manifest: Mapping[str, Any], pictures: Mapping[str, np.ndarray], i: int
+) -> list[tuple[int, str, list[dict[str, Any]]]]:
+    """Return step, judge and particles of every row of puzzle i, those that went on first, then by
+    score. went: as how many. chosen: whether the chosen video comes from it: followed back from the
+    best one of its seed at the end, to none (−1) in rows before it began."""
+    rows, chosen = [], None
+    for j, row in reversed([*enumerate(manifest["tree"])]):
+        seeds, scores, parents, alive = (
+            row[name][i] for name in ("seeds", "scores", "parents", "alive")
+        )
+        if chosen is None:
+            left = [k for k in parents if k >= 0 and seeds[k] == manifest["seed"][i]]
+            chosen = max(left, key=scores.__getitem__)
+        else:
+            chosen = parents[chosen] if 0 <= chosen < len(parents) else -1
+        went = Counter(parents)
+        order = sorted(np.flatnonzero(alive).tolist(), key=lambda k: (not went[k], -scores[k]))
+        particles = [
+            {"seed": seeds[k], "score": scores[k], "went": went[k], "chosen": k == chosen}
+            | {"src": _uri(pictures[f"estimates_{i}_{j}"][k])}
+            for k in order
+        ]
+        judge = row["judge"] + ", drawn by weight" * row.get("drawn", False)
+        rows.insert(0, (row["step"], judge, particles))
+    return rows
 
 
 def _uri(picture: UInt8[np.ndarray, "H W 3"]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from tests.report import folders
 
 Page: TypeAlias = Any  # of playwright, which only the extra has
+Open: TypeAlias = Callable[..., Page]
 PIXELS = """([selector, nth]) => {
   const canvas = document.querySelectorAll(selector)[nth];
   const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;

@@ -7,7 +7,6 @@ $JCOS_DEMO names is opened, if they are set.
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from jcos.report import explorer
 from jcos.report.plane import Look, answer_lines
 from jcos.report.reading import read
 from jcos.sampling.probes import Noise
-from tests.browser.tabs import WIDTH, Page, click_cell, picture, shown, slide, until, value
+from tests.browser.tabs import WIDTH, Open, click_cell, picture, shown, slide, until, value
 from tests.report import folders
 
 pytestmark = pytest.mark.extra("browser")
@@ -38,9 +37,7 @@ def page(planes: Look, tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{explorer.make(folder).as_uri()}#runs=0,1&frame=0"
 
 
-def test_sliders_and_clicks_show_the_cell(
-    opened: Callable[..., Page], page: str, planes: Look
-) -> None:
+def test_sliders_and_clicks_show_the_cell(opened: Open, page: str, planes: Look) -> None:
     tab = opened(page)
     for step, frame in ((0, 0), (7, 3), (11, 4), (7, 0)):
         slide(tab, "step", step)
@@ -69,7 +66,7 @@ def test_sliders_and_clicks_show_the_cell(
         assert np.abs(near[:, None] - middle[None]).max(-1).min() == 0, (step, frame)
 
 
-def test_runs_are_chosen_and_compared(opened: Callable[..., Page], page: str, planes: Look) -> None:
+def test_runs_are_chosen_and_compared(opened: Open, page: str, planes: Look) -> None:
     """A difference is black where nothing differs."""
     tab = opened(page)
     slide(tab, "step", 4)
@@ -97,7 +94,7 @@ def assert_difference(canvas: np.ndarray, x: np.ndarray, other: np.ndarray) -> N
     np.testing.assert_allclose(canvas.astype(float), expected.clip(0, 255), atol=2)
 
 
-def test_it_plays_both_ways_and_follows_a_curve(opened: Callable[..., Page], page: str) -> None:
+def test_it_plays_both_ways_and_follows_a_curve(opened: Open, page: str) -> None:
     tab = opened(page)
     slide(tab, "step", 2)
     tab.locator("#play-step").click()
@@ -120,7 +117,7 @@ def test_it_plays_both_ways_and_follows_a_curve(opened: Callable[..., Page], pag
     assert value(tab, "step") == 9
 
 
-def test_the_address_is_the_view_once_it_is_moved(opened: Callable[..., Page], page: str) -> None:
+def test_the_address_is_the_view_once_it_is_moved(opened: Open, page: str) -> None:
     tab = opened(page.replace("#runs=0,1&frame=0", "#plane"))
     shown(tab)
     tab.wait_for_timeout(500)
@@ -132,7 +129,7 @@ def test_the_address_is_the_view_once_it_is_moved(opened: Callable[..., Page], p
     until(tab, lambda: "#step=7&frame=" in tab.url)
 
 
-def test_what_was_changed_is_drawn(opened: Callable[..., Page], page: str) -> None:
+def test_what_was_changed_is_drawn(opened: Open, page: str) -> None:
     tab = opened(page)
     tab.select_option("#group", "changed")
     told = tab.locator(".pane .changed").inner_text()
@@ -146,9 +143,7 @@ def test_what_was_changed_is_drawn(opened: Callable[..., Page], page: str) -> No
     assert np.argwhere(averaged).tolist() == [[1, 0], [4, 0]]
 
 
-def test_changes_of_the_same_cells_have_lanes_of_their_own(
-    opened: Callable[..., Page], tmp_path: Path
-) -> None:
+def test_changes_of_the_same_cells_have_lanes_of_their_own(opened: Open, tmp_path: Path) -> None:
     noise = Noise.at_steps(folders.STEPS, folders.FRAMES, [3]).changes()
     other = [change._replace(what="something else") for change in noise]
     planes = [folders.plane(f"seed {i}", changes=c) for i, c in enumerate((noise, noise, other))]
@@ -171,9 +166,7 @@ def red(canvas: np.ndarray, rows: int) -> np.ndarray:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_it_fits_the_screen(
-    opened: Callable[..., Page], page: str, width: int, scheme: str
-) -> None:
+def test_it_fits_the_screen(opened: Open, page: str, width: int, scheme: str) -> None:
     tab = opened(page, color_scheme=scheme)
     tab.set_viewport_size({"width": width, "height": 844})
     shown(tab)
@@ -185,9 +178,7 @@ def test_it_fits_the_screen(
     assert tab.locator(unnamed).count() == 0
 
 
-def test_an_intervention_is_matched_with_its_baseline(
-    opened: Callable[..., Page], tmp_path: Path
-) -> None:
+def test_an_intervention_is_matched_with_its_baseline(opened: Open, tmp_path: Path) -> None:
     plain = folders.sample_folder(tmp_path / "plain", noise=())
     noised = folders.sample_folder(tmp_path / "noised", seed=6)
     page = explorer.write([read(tmp_path / n) for n in ("plain", "noised")], tmp_path / "a.html")
@@ -202,7 +193,7 @@ def test_an_intervention_is_matched_with_its_baseline(
     picture(tab, "compared")
 
 
-def test_films_of_two_arms_stand_side_by_side(opened: Callable[..., Page], tmp_path: Path) -> None:
+def test_films_of_two_arms_stand_side_by_side(opened: Open, tmp_path: Path) -> None:
     folders.arm_folder(tmp_path / "base")
     folders.arm_folder(tmp_path / "noised", noise_steps=[3])
     (tmp_path / "noised" / folders.ARM_TASKS[0] / "00001.mp4").unlink()
@@ -216,7 +207,7 @@ def test_films_of_two_arms_stand_side_by_side(opened: Callable[..., Page], tmp_p
     picture(tab, "arms")
 
 
-def test_hostile_text_is_text(opened: Callable[..., Page], tmp_path: Path) -> None:
+def test_hostile_text_is_text(opened: Open, tmp_path: Path) -> None:
     folder = tmp_path / "<img src=x onerror=hacked=1>'\""
     folders.sample_folder(folder, prompt=folders.HOSTILE)
     name = "<script>hacked=1;'\"&amp;#?%41🦆"
@@ -243,9 +234,7 @@ def test_hostile_text_is_text(opened: Callable[..., Page], tmp_path: Path) -> No
         assert film.evaluate(WIDTH) == folders.SIDE
 
 
-def test_pictures_beside_the_page_are_loaded_when_looked_at(
-    opened: Callable[..., Page], tmp_path: Path
-) -> None:
+def test_pictures_beside_the_page_are_loaded_when_looked_at(opened: Open, tmp_path: Path) -> None:
     folders.look(2, 1).save(tmp_path)
     page = explorer.write([read(tmp_path)], tmp_path / "index.html", embedded=0)
     tab = opened(page)
@@ -254,14 +243,14 @@ def test_pictures_beside_the_page_are_loaded_when_looked_at(
     tab.wait_for_timeout(300)
     tab.select_option("#group", "puzzle 1")
     tab.wait_for_timeout(300)
-    assert loaded == ["sheet-1.png"]
+    assert loaded == ["sheet-1.webp"]
     # A canvas with pictures of other files may be looked at, not read.
     before = tab.locator(".now canvas").screenshot()
     slide(tab, "step", 9)
     assert tab.locator(".now canvas").screenshot() != before
 
 
-def test_runs_are_listed_and_compared(opened: Callable[..., Page], tmp_path: Path) -> None:
+def test_runs_are_listed_and_compared(opened: Open, tmp_path: Path) -> None:
     pixels = folders.sample_folder(tmp_path / "runs" / "one")
     folders.sample_folder(tmp_path / "runs" / "two", noise=())
     folders.experiment_folder(tmp_path / "runs" / "three")
@@ -302,9 +291,7 @@ def test_runs_are_listed_and_compared(opened: Callable[..., Page], tmp_path: Pat
         tab.close()
 
 
-def test_the_page_opens_with_the_run_that_decides_late(
-    opened: Callable[..., Page], tmp_path: Path
-) -> None:
+def test_the_page_opens_with_the_run_that_decides_late(opened: Open, tmp_path: Path) -> None:
     steps = range(folders.STEPS)
     late = [0.5] * 9 + [1.0] * 3
     lines, drawn = answer_lines(
@@ -328,7 +315,7 @@ def test_the_page_opens_with_the_run_that_decides_late(
 
 
 @pytest.mark.skipif("JCOS_DEMO" not in os.environ, reason="$JCOS_DEMO names no folder of a demo")
-def test_the_demo_itself(opened: Callable[..., Page]) -> None:
+def test_the_demo_itself(opened: Open) -> None:
     folder = Path(os.environ["JCOS_DEMO"]).resolve()
     runs = json.loads((folder / "run.json").read_text())["planes"]
     tab = opened(folder / "index.html")

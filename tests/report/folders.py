@@ -168,17 +168,9 @@ def experiment_folder(folder: Path, *, question: str = "Where does noise hurt?")
     return data
 
 
-FIGURE = """<?xml version="1.0" encoding="utf-8"?>
-<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="230.4pt"
- height="165.6pt" viewBox="0 0 230.4 165.6">
-<style type="text/css">*{fill: red}</style><script>hacked = 1</script>
-<defs><clipPath id="inside"><rect x="0" y="0" width="200" height="100"/></clipPath></defs>
-<g id="axes" clip-path="url(#inside)" onclick="hacked = 1">
-<a xlink:href="http://elsewhere.example/"><text x="1" y="9">left out</text></a>
-<use xlink:href="http://elsewhere.example/a.svg#b"/><use xlink:href="#in"/>
-<path id="in" d="M0 0L200 9" style="stroke: #0072b2; fill: none"/>
-<text x="20" y="40" style="font: 10px 'DejaVu Sans', sans-serif; fill: #000000">step</text>
-</g></svg>
+FIGURE = """<svg xmlns="http://www.w3.org/2000/svg" width="230.4pt" height="165.6pt"
+ viewBox="0 0 230.4 165.6"><script>hacked = 1</script>
+<path d="M0 0L200 9" style="stroke: #0072b2; fill: none"/><text x="20" y="40">step</text></svg>
 """
 
 

@@ -39,7 +39,7 @@ def test_a_film_of_many_frames_goes_on_below(tmp_path: Path) -> None:
     """As of Wan's default size."""
     x0 = np.zeros((2, 81, 120, 208, 3), np.uint8)
     plane = Plane(label="seed 0", group="the prompt", steps=range(2), x0=x0)
-    export.write_film(plane, tmp_path / "a.mp4")
+    export.write_run(plane, tmp_path / "a.mp4")
     film = formats.read_mp4(tmp_path / "a.mp4")
     assert film.shape == (2, 2 * 5 * 128, 17 * 216, 3)
     assert film[:, 4 * 128 : 5 * 128, 13 * 216 :].min() > 250, "room of the last row is white"

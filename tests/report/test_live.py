@@ -58,7 +58,7 @@ def test_live_lists_runs_and_serves_only_them(served: str, tmp_path: Path) -> No
     assert 'id="view-0"' not in page  # runs are asked for when they are looked at
     view = json.loads(get(f"{b}explore.data/view-2.json"))
     with Image.open(io.BytesIO(base64.b64decode(view["sheet"].partition(",")[2]))) as picture:
-        assert picture.format == "PNG"
+        assert picture.format == "WEBP"
     assert json.loads(get(f"{a}explore.data/chart-0.json"))["title"] == "Solved"
     assert get(f"{b}planes.npz") == (tmp_path / "runs" / "b" / "planes.npz").read_bytes()
     with urllib.request.urlopen(f"{a}figures/noise.svg") as figure:

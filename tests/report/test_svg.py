@@ -1,47 +1,39 @@
-"""Figures become part of a page: they draw, and do nothing else."""
+"""Figures take the looks of a page."""
 
 import re
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 
-from jcos.report.svg import inline
-from tests.report import folders
+from jcos.experiments import plots
+from jcos.report.svg import styled
 
 
-def test_a_figure_is_left_with_what_draws(tmp_path: Path) -> None:
-    (tmp_path / "a.svg").write_text(folders.FIGURE)
-    drawn, *size = inline(tmp_path / "a.svg", 'a "figure"')
-    assert size == [230.4, 165.6]
-    for gone in ["script", "hacked", "elsewhere", "left", "<style", "onclick", "DejaVu", "xlink"]:
-        assert gone not in drawn, gone
-    prefix = re.findall(r'id="(f\w+-)inside"', drawn)[0]
-    assert f'clip-path="url(#{prefix}inside)"' in drawn
-    assert f'href="#{prefix}in"' in drawn
-    assert "stroke: var(--s0)" in drawn
-    assert "fill: currentColor" in drawn
-    assert "font-size:10px" in drawn
-    assert 'aria-label="a &quot;figure&quot;"' in drawn
-
-
-def test_what_matplotlib_writes_is_whole(tmp_path: Path) -> None:
+def test_a_figure_has_the_colours_of_the_page(tmp_path: Path) -> None:
     figure = Figure(figsize=(3, 2))
     axes = figure.subplots()
-    axes.plot([1, 2, 3])
+    axes.plot([1, 2, 3], color=plots.COLOURS[1])
     axes.imshow([[1, 2], [3, 4]])
-    figure.savefig(tmp_path / "a.svg", transparent=True)
-    drawn, *_ = inline(tmp_path / "a.svg", "a")
-    named = set(re.findall(r'\bid="([^"]+)"', drawn))
-    used = set(re.findall(r'(?:url\(|href=")#([^")]+)', drawn))
-    assert used
-    assert used <= named
-    assert len({name.partition("-")[0] for name in named}) == 1
-    assert "data:image/png;base64," in drawn
+    axes.set_title("#000000 is black")
+    (tmp_path / "a.svg").write_bytes(plots.to_svg(figure))
+    drawn, width, height = styled(tmp_path / "a.svg")
+    assert (width, height) == (216, 144)
+    text = drawn.decode()
+    assert "stroke: var(--s1)" in text
+    assert "#d55e00" not in re.sub("<style>.*?</style>", "", text, flags=re.DOTALL)
+    assert "#000000 is black" in text
+    assert "prefers-color-scheme: dark" in text
+    assert "data:image/png;base64," in text
+    ET.fromstring(drawn)
 
 
-@pytest.mark.parametrize("content", ["<svg", "<html></html>", "", "no XML at all"])
+@pytest.mark.parametrize(
+    "content",
+    ["<svg", "<html></html>", "", "no XML at all", '<svg xmlns="http://www.w3.org/2000/svg"/>'],
+)
 def test_what_is_no_figure_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.svg").write_text(content)
     with pytest.raises(ValueError, match="SVG"):
-        inline(tmp_path / "a.svg", "a")
+        styled(tmp_path / "a.svg")
