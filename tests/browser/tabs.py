@@ -1,8 +1,6 @@
 """What the tests of pages in a browser share: looking at canvases, moving sliders."""
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -50,13 +48,6 @@ def shown(tab: Page, selector: str = ".now canvas", nth: int = 0) -> np.ndarray:
 def value(tab: Page, name: str) -> int:
     """Where a slider is."""
     return int(tab.locator(f"#{name}").input_value())
-
-
-def picture(tab: Page, name: str) -> None:
-    """A screenshot, kept where CI keeps them."""
-    if folder := os.environ.get("SCREENSHOTS"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        tab.screenshot(path=Path(folder) / f"{name}.png")
 
 
 def slide(tab: Page, name: str, value: int) -> None:

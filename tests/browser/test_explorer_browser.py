@@ -1,12 +1,8 @@
 """The explorer in a real browser: the right picture is shown, and nothing leaves the page.
 
 Needs the extra `browser` and a Chromium (Debian's package `chromium`, or the one in $CHROMIUM).
-Screenshots are written into the folder that $SCREENSHOTS names, and the page of the demo that
-$JCOS_DEMO names is opened, if they are set.
 """
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +14,7 @@ from jcos.report import explorer
 from jcos.report.plane import Look, answer_lines
 from jcos.report.reading import read
 from jcos.sampling.probes import Noise
-from tests.browser.tabs import WIDTH, Open, click_cell, picture, shown, slide, until, value
+from tests.browser.tabs import WIDTH, Open, click_cell, shown, slide, until, value
 from tests.report import folders
 
 pytestmark = pytest.mark.extra("browser")
@@ -49,7 +45,6 @@ def test_sliders_and_clicks_show_the_cell(opened: Open, page: str, planes: Look)
             right = shown(tab, ".right canvas", run)
             np.testing.assert_array_equal(right, plane.reference[frame])
     assert "step 7" in tab.locator(".now p").first.inner_text()
-    picture(tab, "explorer")
     grid = click_cell(tab, 4, 1)
     np.testing.assert_array_equal(shown(tab), planes[0].x0[4, 1])
     grid.press("ArrowDown")
@@ -173,7 +168,6 @@ def test_it_fits_the_screen(opened: Open, page: str, width: int, scheme: str) ->
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     paper = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (paper == "rgb(20, 20, 27)") == (scheme == "dark")
-    picture(tab, f"explorer-{width}-{scheme}")
     unnamed = "img:not([alt]), canvas:not([aria-label]), svg[role=img]:not([aria-label])"
     assert tab.locator(unnamed).count() == 0
 
@@ -190,21 +184,6 @@ def test_an_intervention_is_matched_with_its_baseline(opened: Open, tmp_path: Pa
         assert_difference(shown(tab, nth=run), noised[0, seed, 4, 1], plain[0, seed, 4, 1])
     (told,) = tab.locator(".changes h3").all_inner_texts()
     assert told.startswith("noised, seed 0; noised, seed 7: what was changed, frames × steps")
-    picture(tab, "compared")
-
-
-def test_films_of_two_arms_stand_side_by_side(opened: Open, tmp_path: Path) -> None:
-    folders.arm_folder(tmp_path / "base")
-    folders.arm_folder(tmp_path / "noised", noise_steps=[3])
-    (tmp_path / "noised" / folders.ARM_TASKS[0] / "00001.mp4").unlink()
-    found = [read(tmp_path / name) for name in ("base", "noised")]
-    tab = opened(explorer.write(found, tmp_path / "arms.html"))
-    films = tab.locator(".pair").first.locator("video")
-    assert [films.nth(i).evaluate(WIDTH) for i in (0, 1)] == [16, 16]
-    base, noised = (films.nth(i).bounding_box() for i in (0, 1))
-    assert base["y"] == noised["y"]
-    assert base["x"] + base["width"] <= noised["x"]
-    picture(tab, "arms")
 
 
 def test_hostile_text_is_text(opened: Open, tmp_path: Path) -> None:
@@ -259,7 +238,6 @@ def test_runs_are_listed_and_compared(opened: Open, tmp_path: Path) -> None:
         assert tab.locator(".runs tbody tr").count() == 3
         tab.locator("[data-find]").fill("solved")
         assert tab.locator(".runs tbody tr:visible").count() == 2
-        picture(tab, "runs")
         tab.get_by_role("link", name="one").click()
         tab.select_option("#group", "puzzle 0")
         until(tab, lambda: tab.locator(".pane").count() == 2)
@@ -312,20 +290,3 @@ def test_the_page_opens_with_the_run_that_decides_late(opened: Open, tmp_path: P
     strips.first.locator("canvas").first.wait_for()
     strips.first.click()
     until(tab, lambda: tab.locator("#group").input_value() == "puzzle 0")
-
-
-@pytest.mark.skipif("JCOS_DEMO" not in os.environ, reason="$JCOS_DEMO names no folder of a demo")
-def test_the_demo_itself(opened: Open) -> None:
-    folder = Path(os.environ["JCOS_DEMO"]).resolve()
-    runs = json.loads((folder / "run.json").read_text())["planes"]
-    tab = opened(folder / "index.html")
-    with np.load(folder / "planes.npz") as arrays:
-        for number, run in enumerate(runs):
-            tab.select_option("#group", run["group"])
-            until(tab, lambda run=run: tab.locator(".pane b").inner_text() == run["label"])
-            x0 = arrays[f"x0_{number}"]
-            for step, frame in ((0, 0), (len(x0) // 2, 1), (len(x0) - 1, x0.shape[1] - 1)):
-                slide(tab, "step", step)
-                slide(tab, "frame", frame)
-                np.testing.assert_array_equal(shown(tab), x0[step, frame])
-    picture(tab, "demo-itself")

@@ -9,7 +9,7 @@ import xarray as xr
 
 from jcos.lab import results
 from jcos.report import explorer
-from tests.browser.tabs import Open, Page, picture, shown, until
+from tests.browser.tabs import Open, Page, shown, until
 from tests.report import folders
 
 pytestmark = pytest.mark.extra("browser")
@@ -45,7 +45,6 @@ def test_tables_are_sorted_and_figures_fit_in(opened: Open, made: Made) -> None:
     figure = tab.locator("img.drawn")
     assert figure.evaluate("i => i.decode().then(() => i.naturalWidth)") > 200
     assert figure.bounding_box()["width"] > 200
-    picture(tab, "experiment")
 
 
 def test_curves_have_a_panel_for_each_task(opened: Open, made: Made) -> None:
@@ -87,7 +86,6 @@ def test_holes_lone_points_medians_and_nothing_at_all(opened: Open, tmp_path: Pa
     assert late.locator(".drawing > .note").inner_text().startswith("Median and 95 % interval")
     assert figure.locator(".drawing > .note").inner_text().startswith("Mean and")
     until(tab, lambda: tab.locator(".chart h3").all_inner_texts() == ["Holes", "Late"])
-    picture(tab, "holes")
 
 
 def colours(canvas: np.ndarray, rows: int, columns: int) -> np.ndarray:
@@ -130,4 +128,3 @@ def test_maps_are_turned_and_cut(opened: Open, made: Made) -> None:
     told = lane.locator(".behind").inner_text()
     assert told.startswith("layer 0, frame 0: 2 runs. Lowest: bounce, puzzle 2, seed ")
     assert lane.locator(".behind circle").count() == 2
-    picture(tab, "maps")
