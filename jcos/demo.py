@@ -120,7 +120,7 @@ class Story:
         self.plain = Noise.at_steps(self.steps, hero.frames, ())
         self.planes: list[Plane] = []
         self.sections: list[dict[str, Any]] = []
-        self.figures: dict[str, tuple[Figure, str]] = {}
+        self.figures: dict[str, Figure] = {}
         self.tree: tuple[bytes, dict[str, Any]] | None = None
         tasks = {"task": ("puzzle", [p.task for p in self.rows])}
         places = {"puzzle": np.arange(len(self.rows)), "step": np.arange(self.steps)}
@@ -331,8 +331,7 @@ class Story:
         about = f"Solved, {how}", "Fraction of mazes that are solved."
         self._add(name, f"{dim} puzzle", solved, *about, first=first)
         array = self.data[name]
-        drawn = plots.paired(array, "fraction solved", zero=False)
-        self.figures[name] = drawn, SOLVED
+        self.figures[name] = plots.paired(array, "fraction solved", zero=False)
         one, other = (array.sel({dim: word}, drop=True) for word in words)
         gain = results.estimates(other, paired_with=one).sel(task=self.rows[first].task)
         mean, low, high = (100 * float(gain[field]) for field in ("mean", "low", "high"))
@@ -384,10 +383,10 @@ class Story:
             "sampling": dataclasses.asdict(self.model.config.sampling),
             "sizes": self.sizes._asdict(),
             "sections": self.sections,
-            "figures": {name: caption for name, (_, caption) in self.figures.items()},
+            "figures": dict.fromkeys(self.figures, SOLVED),
         }
         about |= {"unfinished": unfinished} if unfinished else runs.made(self.command)
-        for name, (figure, _) in self.figures.items():
+        for name, figure in self.figures.items():
             files.write(folder / "figures" / f"{name}.svg", plots.to_svg(figure))
         if self.tree is not None:
             files.write(folder / outcome.TREE, self.tree[0])

@@ -27,7 +27,8 @@ function plot({ at, lines, levels = [], range, whole, width, height, left, right
   const [low, high] = span(lines, levels, range, whole), top = 6, floor = height - bottom;
   const y = v => top + (1 - (v - low) / (high - low || 1)) * (floor - top);
   const svg = make("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
-  for (const t of ticks(low, high, height > 120 ? 4 : 2)) {
+  const few = ticks(low, high, height > 120 ? 4 : 2);
+  for (const t of few.length > 1 ? few : ticks(low, high, 5)) {
     svg.append(make("path", { class: t === 0 ? "floor" : "rule", d: `M${left} ${y(t)}H${width - right}`, fill: "none" }));
     svg.append(make("text", { x: left - 8, y: y(t) + 4, "text-anchor": "end" }, brief(t)));
   }

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,6 +28,7 @@ from jcos.report.templates import finite
 from jcos.report.trees import trees_of
 from jcos.runs import KINDS, MANIFEST
 
+S = TypeVar("S")
 T = TypeVar("T")
 DATASET, TABLE, FIGURES = "results.nc", "table.csv", "figures"
 ESTIMATES = ("value", "mean")
@@ -152,18 +153,20 @@ def read(folder: Path) -> Results:
         raise ValueError(f"{folder} is empty; give a folder with results, such as out/sample")
     missing: list[str] = []
 
-    def tried(what: str, how: Callable[[], T], other: T) -> T:
+    def tried(what: str, other: T, how: Callable[..., T], *given: Any) -> T:
         try:
-            return how()
+            return how(*given)
         except UNREADABLE as error:
             missing.append(f"{what}: {reason(error)}")
             return other
 
-    def named(path: Path) -> str:
-        return path.relative_to(folder).as_posix()
+    def whole(how: Callable[[Path], S], paths: Iterable[Path]) -> list[S]:
+        named = ((path.relative_to(folder).as_posix(), path) for path in paths)
+        read = [tried(name, None, how, path) for name, path in named]
+        return [one for one in read if one is not None]
 
-    manifest = tried("The manifest", lambda: manifest_of(folder), {})
-    expected = tried("The manifest", lambda: _expected(manifest), [])
+    manifest = tried("The manifest", {}, manifest_of, folder)
+    expected = tried("The manifest", [], _expected, manifest)
     absent = {name for name in expected if not (folder / name).is_file()}
     missing += [f"{name}: it is missing." for name in expected if name in absent]
     aside = {name for kind, names in ASIDE.items() if kind in manifest for name in names}
@@ -171,25 +174,25 @@ def read(folder: Path) -> Results:
     runs: list[Run] = []
     if PLANES not in absent:
         file = PLANES if "planes" in manifest else "The runs"
-        runs = tried(file, lambda: list(runs_of(folder, manifest, missing.append)), runs)
-    charts, lacking = tried(DATASET, lambda: _charts(folder, manifest), ([], []))
+        runs = tried(file, runs, lambda: list(runs_of(folder, manifest, missing.append)))
+    charts, lacking = tried(DATASET, ([], []), _charts, folder, manifest)
     missing += lacking
-    tables = [tried(named(p), lambda p=p: _table(p), None) for p in files if p.suffix == ".csv"]
-    drawn = [p for p in files if p.suffix in DRAWN and not p.stem.endswith("-x0")]
+    tables = whole(_table, (p for p in files if p.suffix == ".csv"))
     films = [p for p in files if p.suffix == ".mp4" and "-x0-step-" not in p.stem]
     samples = Samples({}, [])
     if "arm" in manifest:
-        samples = tried("The samples", lambda: samples_of(folder, films), samples)
+        samples = tried("The samples", samples, samples_of, folder, films)
         missing[:0] = samples.missing
-    trees = tried(TREE, lambda: trees_of(folder, manifest), [])
+    trees = tried(TREE, [], trees_of, folder, manifest)
+    drawn = (p for p in files if p.suffix in DRAWN and not p.stem.endswith("-x0"))
     return Results(
         folder=folder,
         manifest=manifest,
         runs=runs,
         charts=charts,
-        tables=[table for table in tables if table is not None],
-        pictures=[p for p in drawn if tried(named(p), lambda p=p: _picture(p), False)],
-        films=[p for p in films if tried(named(p), lambda p=p: _film(p), False)],
+        tables=tables,
+        pictures=whole(_picture, drawn),
+        films=whole(_film, films),
         prompts=samples.prompts,
         files=files,
         missing=missing,
@@ -252,16 +255,16 @@ def _dict(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _picture(path: Path) -> bool:
-    """Return True for a picture that is whole; SVGs are read when they become part of a page."""
+def _picture(path: Path) -> Path:
+    """Return a picture that is whole; SVGs are read when they become part of a page."""
     if path.suffix != ".svg":
         with Image.open(path) as picture:
             picture.verify()
-    return True
+    return path
 
 
-def _film(path: Path) -> bool:
-    """Return True for a film whose frames are all there: an index may stand at the beginning and
+def _film(path: Path) -> Path:
+    """Return a film whose frames are all there: an index may stand at the beginning and
     name more. They are counted, not decoded."""
     with av.open(str(path)) as film:
         if not film.streams.video:
@@ -270,7 +273,7 @@ def _film(path: Path) -> bool:
         whole = sum(1 for packet in film.demux(stream) if packet.size and not packet.is_corrupt)
         if whole < stream.frames:  # 0 where the format does not say
             raise ValueError(f"{whole} of its {stream.frames} frames are there")
-    return True
+    return path
 
 
 def _table(path: Path) -> Table:
