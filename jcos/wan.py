@@ -207,7 +207,7 @@ class Wan(nnx.Module):
         if self.vae is None:
             raise ValueError(f"{self.config.name} was loaded without its VAE")
         with self._coding(f"{len(video)} frame(s) of {video.shape[2]}x{video.shape[1]} pixels"):
-            return jax.block_until_ready(_encode(self.vae, signed(video), tiles=tiles))
+            return jax.block_until_ready(_encode(self.vae, signed(video), tiles))
 
     def decode(
         self, latents: Float[Array | np.ndarray, "*axes f h w C"], tiles: Tiles | None = None
@@ -273,8 +273,14 @@ def latent_grid(config: WanConfig, frames: int, height: int, width: int) -> tupl
     return int((frames - 1) // along + 1), int(height // strides[0]), int(width // strides[1])
 
 
-_encode = jax.jit(Vae.encode, static_argnames="tiles")
 _see = jax.jit(VisionTower.__call__)
+
+
+@partial(jax.jit, static_argnames="tiles")
+def _encode(
+    vae: Vae, video: Float[Array, "F H W 3"], tiles: Tiles | None
+) -> Float[Array, "f h w C"]:
+    return vae.encode(video, tiles=tiles)
 
 
 @partial(jax.jit, static_argnames="tiles")
