@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from jcos.config import Sampling, WanConfig
-from jcos.devices import memory, mesh, sharding
+from jcos.devices import memory, mesh, programs, sharding
 from jcos.devices.watching import step_done
 from jcos.files import any_path, fetched, write
 from jcos.sampling import flow, trajectory
@@ -371,7 +371,7 @@ def _fresh(
     return jax.random.wrap_key_data(jnp.where((number == 0)[..., None], *bits))
 
 
-@partial(jax.jit, static_argnames=("config", "count"))
+@partial(programs.jit_once, static_argnames=("config", "count"))
 def _begin(
     config: WanConfig,
     conditions: Condition,

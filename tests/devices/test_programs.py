@@ -52,6 +52,24 @@ def test_a_step_is_compiled_once_for_all_processes(small_model, tmp_path, events
     np.testing.assert_array_equal(*made)
 
 
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """Programs are compiled as users compile them."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, False)
+    yield
+    jax.config.update(name, before)
+
+
+def test_what_is_compiled_with_few_passes_gives_the_same_noise(optimized):
+    def noise(key):
+        return 0.9 * jax.random.normal(key, (3, 7, 5, 9))
+
+    key = jax.random.key(1)
+    np.testing.assert_array_equal(programs.jit_once(noise)(key), jax.jit(noise)(key))
+
+
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
