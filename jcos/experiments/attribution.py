@@ -6,9 +6,9 @@ first order, so it is checked, not believed; the runs with sharper attention sho
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import product, starmap
+from itertools import product
 from typing import Any
 
 import jax
@@ -27,11 +27,12 @@ from jcos.experiments.swap import pair_conditions, pair_seed
 from jcos.experiments.swap_pairs import Pair, pairs_of
 from jcos.experiments.sweeps import remembered
 from jcos.generation import generate
-from jcos.lab.attribution import Cell, attribute, patch_effects
+from jcos.lab.attribution import BY_HEAD, Cell, attribute, patch_effects
 from jcos.lab.measures import UNBOUNDED
 from jcos.lab.results import measure
 from jcos.lab.tasks import get
 from jcos.sampling.probe import Latents
+from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
 
 PLACES = ("block", "heads", "cross", "mlp")
@@ -79,53 +80,64 @@ class Attribution(Experiment):
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         drawn = [p for task in self.tasks for p in pairs_of(task, self.puzzles, self.puzzle_seed)]
         pairs = [pair for pair in drawn if same_picture(pair)]
-        conditions, dit = pair_conditions(model, pairs), model.config.dit
-        sampling, steps = self.sampling.of(model.config), self.plan(model.config).steps
-        every = range(steps), range(dit.layers)
-        heads = list(starmap(Cell, product(("heads", "cross"), *every, range(dit.heads))))
-        whole = list(starmap(Cell, product(("block", "mlp"), *every)))
-        effects: list[Any] = []
-        for factor in (1.0, *self.sharper):
-            what = f"patching, queries × {factor:g}" if effects else "patching"
-            cells, rows = heads[: len(heads) // 2] if effects else heads + whole, []
-            here = sharpened(model, factor)
-            kinds = product(("heads",), HOWS[:2]) if effects else product(PLACES, HOWS)
-            shape = dict.fromkeys(kinds, 0)
-            if effects and factor == 1:
-                effects.append(effects[0])
-                continue
-            for i in range(len(pairs)):
-                progress(what, i, len(pairs))
-                own, other = (jax.tree.map(lambda a, at=(i, w): a[at], conditions) for w in (0, 1))
-                seeds = [pair_seed(model, seed, i) for seed in self.seeds]
-                pair = partial(self.pair, here, own, other, seeds, cells, sampling)
-                rows.append(remembered(f"patching-{factor}-{i}", shape, pair))
-            progress(what, len(pairs), len(pairs))
-            effects.append(jax.tree.map(lambda *a: np.stack(a), *rows))
+        run = partial(self.effects, model, pair_conditions(model, pairs), progress)
+        plain = run(1.0, PLACES, HOWS)
+        sharp = [plain if f == 1 else run(f, ("heads",), HOWS[:2]) for f in self.sharper]
         labels: dict[str, Any] = {"task": ("pair", [pair.kind for pair in pairs])}
-        labels |= {"seed": list(self.seeds), "step": range(steps), "layer": range(dit.layers)}
+        steps, layers = plain["heads", "run"].shape[2:4]
+        labels |= {"seed": list(self.seeds), "step": range(steps), "layer": range(layers)}
         labels |= {"place": list(PLACES), "estimate": list(ESTIMATES), "factor": list(self.sharper)}
-        variables: dict[str, Any] = agreements(effects[0], others_of([p.kind for p in pairs]))
-        sharp = [agreement(e["heads", "run"], e["heads", EXACT]) for e in effects[1:]]
+        variables: dict[str, Any] = agreements(plain, others_of([p.kind for p in pairs]))
+        sharp = [agreement(e["heads", "run"], e["heads", EXACT]) for e in sharp]
         for j, (name, title, about) in enumerate(KINDS):
             values = np.stack([s[j] for s in sharp])
             variables[f"sharp_{name}"] = measure(
                 "factor pair seed", values, f"{title}, heads, queries scaled", **about
             )
         both = {EXACT: EXACT, ESTIMATES[0]: "run"}
-        maps = [[effects[0][p, how].sum(-1) for p in PLACES] for how in both.values()]
+        maps = [[plain[p, how].sum(-1) for p in PLACES] for how in both.values()]
         dims, name = "how place pair seed step layer", "effect of a patch"
         variables["effect"] = measure(dims, np.array(maps), name, WAY, span=UNBOUNDED)
         variables["forwards"] = ((), 2 * self.forwards(model.config))
         return xr.Dataset(variables, labels | {"how": list(both)})
 
+    def effects(
+        self,
+        model: Wan,
+        conditions: Condition,
+        progress: Progress,
+        factor: float,
+        places: Sequence[str],
+        hows: Sequence[str],
+    ) -> dict[Any, Float[np.ndarray, "P K S L U"]]:
+        """Return effects by place and how they are found, queries times a factor."""
+        what = "patching" if factor == 1 else f"patching, queries × {factor:g}"
+        here, number, rows = sharpened(model, factor), len(conditions.context), []
+        for i in range(number):
+            progress(what, i, number)
+            pair = jax.tree.map(lambda a, i=i: a[i], conditions)
+            seeds = [pair_seed(model, seed, i) for seed in self.seeds]
+            one = partial(self.pair, here, pair, seeds, places, hows)
+            shape = dict.fromkeys(product(places, hows), 0)
+            rows.append(remembered(f"patching-{factor}-{i}", shape, one))
+        progress(what, number, number)
+        return jax.tree.map(lambda *a: np.stack(a), *rows)
+
     def pair(
-        self, model: Wan, own: Any, other: Any, seeds: list[int], cells: list[Cell], sampling: Any
+        self,
+        model: Wan,
+        pair: Condition,
+        seeds: list[int],
+        places: Sequence[str],
+        hows: Sequence[str],
     ) -> dict[Any, Float[np.ndarray, "K S L U"]]:
-        """Return effects by place and how they are found; of the whole block's tokens, U = 1."""
+        """Return the same of one pair; of the whole block's tokens, U = 1."""
+        dit, sampling = model.config.dit, self.sampling.of(model.config)
+        every = range(sampling.steps), range(dit.layers)
+        units = {place: (range(dit.heads),) if place in BY_HEAD else () for place in places}
+        cells = [Cell(p, *at) for p, heads in units.items() for at in product(*every, *heads)]
+        own, other = (jax.tree.map(lambda a, w=w: a[w], pair) for w in (0, 1))
         rows: dict[Any, list[Any]] = {}
-        places = list(dict.fromkeys(cell.place for cell in cells))
-        steps, dit = sampling.steps, model.config.dit
         for seed in seeds:
             ends = [generate(model, c, [seed], sampling=sampling).latents[0] for c in (own, other)]
             apart = ends[1] - ends[0]
@@ -135,12 +147,13 @@ class Attribution(Experiment):
             exact = np.asarray(patch_effects(model, own, metric, cells, chunk=at_once, **how))[0]
             for place in places:
                 here = exact[[cell.place == place for cell in cells]]
-                rows.setdefault((place, EXACT), []).append(here.reshape(steps, dit.layers, -1))
-            for through in ("run", "step") if len(places) > 1 else ("run",):
+                here = here.reshape(sampling.steps, dit.layers, -1)
+                rows.setdefault((place, EXACT), []).append(here)
+            for through in hows[1:]:
                 found = attribute(model, own, metric, places, through=through, **how)
                 for place, values in found.items():
                     one = np.asarray(values)[0]
-                    one = one if place in ("heads", "cross") else one.sum(-1, keepdims=True)
+                    one = one if place in BY_HEAD else one.sum(-1, keepdims=True)
                     rows.setdefault((place, through), []).append(one)
         return {key: np.stack(values) for key, values in rows.items()}
 

@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgb
 from jcos.experiments.linear_probes import READINGS, Labels, identities_of, labels_of
 from jcos.experiments.plots import COLOURS
 from jcos.experiments.samples import Samples
-from jcos.lab import activations, dictionary, results
+from jcos.lab import activations, dictionary
 from jcos.lab.dictionary import Dictionary
 from jcos.lab.measures import GAINS, POSITIVE
 from jcos.lab.results import measure
@@ -40,6 +40,8 @@ TASK = "tells_task"
 FILM_DIMS = ("film_row", "film_frame", "pixel_row", "pixel_column", "rgb")
 TOP, ZOOM = 3, 4
 """Runs on the film of a feature, and its pixels per pixel."""
+DRAWS = 3
+"""Random directions of a kind."""
 
 
 class Sums(NamedTuple):
@@ -103,11 +105,9 @@ class Study:
         self.samples, self.paths, self.train, self.layer = samples, paths, train, layer
         self.learned, self.rows = learned, rows
         self.principal = dictionary.pca(rows, rows.shape[1])
-        latents = []
-        for path in paths:
-            with results.load(path) as data:
-                latents.append(data["latents"].values[0])
-        self.videos = model.decode(np.stack(latents))
+        self.first = dictionary.pca(rows, learned.k)
+        self.any_one = dictionary.random(rows, len(learned.decoder), learned.k)
+        self.videos = model.decode(activations.load(paths, "latents").values)
         self.frames = model.config.dit.tokens(*samples.latent)[0]
         side = model.config.dit.patch[1] * model.codec.strides[1]
         self.labels = labels_of(samples.puzzles, self.videos, side)
@@ -254,21 +254,14 @@ class Study:
 
     def explained(self, z: Float[Array, "K S f n C"]) -> Float[np.ndarray, "K S 4"]:
         """Return the variance that each of `EXPLAINERS` explains of the tokens read last."""
-        x, k, learned = self.tokens.values[0], self.learned.k, self.learned
+        x, learned = self.tokens.values[0], self.learned
         flat = jnp.asarray(x).reshape(-1, x.shape[-1])
-        first = self.principal.replace(
-            encoder=self.principal.encoder[:, :k],
-            bias=self.principal.bias[:k],
-            decoder=self.principal.decoder[:k],
-            k=k,
-        )
-        any_one = dictionary.random(self.rows, len(learned.decoder), k)
-        best = dictionary.refitted(any_one, flat, any_one.encode(flat))
+        best = dictionary.refitted(self.any_one, flat, self.any_one.encode(flat))
         codes = z[..., : len(learned.decoder)].reshape(*x.shape[:-1], -1)
         made = (
             learned.decode(codes),
-            first.decode(first.encode(x)),
-            any_one.decode(best).reshape(x.shape),
+            self.first.decode(self.first.encode(x)),
+            self.any_one.decode(best).reshape(x.shape),
             np.broadcast_to(self.place, x.shape),
         )
         total = np.square(x - np.asarray(learned.centre)).sum((-1, -2))
@@ -312,7 +305,7 @@ class Study:
         films = np.stack(films)
         return films.reshape(len(shown), rows, *films.shape[1:]), np.reshape(names, (-1, rows))
 
-    def directions(self, reading: str, draws: int = 3) -> dict[str, Float[np.ndarray, "_ D"]]:
+    def directions(self, reading: str) -> dict[str, Float[np.ndarray, "_ D"]]:
         """Return the direction of the feature of a reading, and others of the same norm: its mean
         code on the tokens that the label holds of, where it fires."""
         (feature, _), r = self.chosen[reading, FEATURE], list(READINGS).index(reading)
@@ -328,9 +321,9 @@ class Study:
         rows = {
             "feature": decoder[[feature]],
             "mean difference": (on - off)[None],
-            "other features": decoder[rng.choice(alive, min(draws, len(alive)), replace=False)],
-            "random, as tokens vary": rng.standard_normal((draws, len(spread))) @ spread,
-            "random": rng.standard_normal((draws, channels)),
+            "other features": decoder[rng.choice(alive, min(DRAWS, len(alive)), replace=False)],
+            "random, as tokens vary": rng.standard_normal((DRAWS, len(spread))) @ spread,
+            "random": rng.standard_normal((DRAWS, channels)),
         }
         size = float(norm * self.learned.scale)
         lengths = {n: np.linalg.norm(d, axis=-1, keepdims=True) for n, d in rows.items()}

@@ -8,27 +8,49 @@ whether a run takes another route where a feature of routes is added to it.
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
+import jax
 import numpy as np
 import xarray as xr
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int, UInt8
 
 from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Picture, Place, Progress, places
 from jcos.experiments.feature_study import EXPLAINED, TELLS, Study
-from jcos.experiments.linear_probes import READINGS, identities_of
+from jcos.experiments.linear_probes import READINGS, identities_of, marked
 from jcos.experiments.samples import puzzles_of
-from jcos.experiments.steering import Steering, steer
 from jcos.experiments.store import Store
-from jcos.experiments.sweeps import activations_folder
+from jcos.experiments.sweeps import (
+    activations_folder,
+    conditions_of,
+    judge,
+    one_world,
+    read_videos,
+)
 from jcos.lab import activations, dictionary
-from jcos.lab.tasks import Puzzle, get
+from jcos.lab.measures import GAINS
+from jcos.lab.results import measure
+from jcos.lab.tasks import TASKS, Puzzle, get
+from jcos.sampling.inside import Steer
+from jcos.sampling.trajectory import tree_stack
 from jcos.wan import Wan, latent_grid
 
 ROWS = 40_000
 """Rows that the baselines are made from."""
+FLIPPED = (
+    "The run solves the maze by the other route, to whose tokens the direction was added; of mazes "
+    "that the run without it solves. Random directions have the same norm; means over several."
+)
+CHANGED = "The run no longer ends with the route that it takes without the direction."
+STEERED = {
+    "flipped": ("takes the route it is pushed to", FLIPPED),
+    "changed": ("route changed", CHANGED),
+}
+FILM = "The held-out runs that fire it most: final videos, tokens in red by how strongly they fire."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,8 +126,16 @@ class Features(Store):
             progress("reading features", 0, 1)
             study = Study(model, samples, paths, train, learned, some, layer)
             data = study.dataset(self.shown, self.seeds)
-        steering = self._steering(model, study, layer, progress)
-        data = data.assign(steering.variables).assign_coords(steering.labels)
+        plan = self.plan(model.config)
+        known = {p.identity for p, one in zip(samples.puzzles, train, strict=True) if one}
+        fresh = (p for p in self._with_choice() if p.identity not in known)
+        puzzles = list(itertools.islice(fresh, self.steered))
+        until = places((self.steer_until,), plan.steps, "step")[0]
+        steering = {"layers": [layer], "when": range(until + 1), "steps": plan.steps}
+        run = partial(self.sweep(model, progress), seeds=self.seeds[:1], chunk=None, alike=True)
+        data = data.merge(
+            steer(model, puzzles, study.directions("choice"), self.strengths, run, steering)
+        )
         return data.assign(loss=("update", log.loss), forwards=((), self.forwards(model.config)))
 
     def _train(self) -> Bool[np.ndarray, " P"]:
@@ -123,25 +153,6 @@ class Features(Store):
         drawn = (task.sample((self.puzzle_seed + 1, i), "test") for i in range(100 * self.steered))
         return (puzzle for puzzle in drawn if len(puzzle.answers) > 1)
 
-    def _steering(self, model: Wan, study: Study, layer: int, progress: Progress) -> Steering:
-        puzzles, train = study.samples.puzzles, study.train
-        known = {p.identity for p, one in zip(puzzles, train, strict=True) if one}
-        plan = self.plan(model.config)
-        fresh = (p for p in self._with_choice() if p.identity not in known)
-        until = places((self.steer_until,), plan.steps, "step")[0]
-        return steer(
-            model,
-            list(itertools.islice(fresh, self.steered)),
-            self.seeds[0],
-            study.directions("choice"),
-            self.strengths,
-            layer=layer,
-            steps=range(until + 1),
-            plan=plan,
-            chunk=None,
-            progress=progress,
-        )
-
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         yield "explained", Picture(plots.lines(data, "explained", hue="explainer"), EXPLAINED)
         for reading in READINGS:
@@ -155,4 +166,78 @@ class Features(Store):
             yield f"feature-{str(name).partition(':')[0]}", Picture(film, f"Feature {name}. {FILM}")
 
 
-FILM = "The held-out runs that fire it most: final videos, tokens in red by how strongly they fire."
+def steer(
+    model: Wan,
+    puzzles: Sequence[Puzzle],
+    directions: Mapping[str, Float[np.ndarray, "_ D"]],
+    strengths: Sequence[float],
+    sweep: Callable[..., Any],
+    where: Mapping[str, Any],
+) -> xr.Dataset:
+    """Return how often a run goes over to another right answer, whose tokens get a direction.
+
+    puzzles: with several right answers. directions: by name, several of which a mean is taken; all
+    of the norm of strength 1. The first is compared with the others, puzzle by puzzle. sweep: of
+    one seed. where: layers and steps, as of `Steer.at`.
+    """
+    dit, conditions = model.config.dit, one_world(conditions_of(model, puzzles))
+    none = np.zeros((len(puzzles), math.prod(dit.tokens(*conditions.grid))), bool)
+
+    def run(pushes: Float[np.ndarray, "Q D"], tokens: np.ndarray, what: str) -> Any:
+        """Return the `endings` of every direction on every puzzle, [P, directions]."""
+        each = itertools.product(pushes, tokens)
+        videos = sweep(
+            jax.tree.map(lambda a: np.concatenate([a] * len(pushes)), conditions),
+            item_probe=tree_stack([Steer.at(model.config, d, tokens=t, **where) for d, t in each]),
+            readout=read_videos,
+            what=what,
+        )[0, :, 0]
+        return endings(puzzles, videos.reshape(len(pushes), -1, *videos.shape[1:]).swapaxes(0, 1))
+
+    plain = run(np.zeros((1, dit.dim), np.float32), none, "runs without a direction")
+    taken, solved = (a[:, 0] for a in plain)
+    other = np.array([(t + 1) % len(p.answers) for p, t in zip(puzzles, taken, strict=True)])
+    side = dit.patch[1] * model.codec.strides[1]
+    ways = zip(puzzles, other.tolist(), taken.tolist(), strict=True)
+    tokens = np.array([_tokens_of(*way, side) for way in ways])
+    comparable = solved & tokens.any(1)
+    pushes = [s * d for several in directions.values() for s in strengths for d in several]
+    to, good = run(np.array(pushes, np.float32), tokens, "runs with a direction added")
+    happened = {
+        "flipped": (to == other[:, None]) & good,
+        "changed": (to != taken[:, None]) | ~good,
+    }
+    sizes = np.cumsum([len(strengths) * len(several) for several in directions.values()])
+    variables, by = {}, {"by": "steered"}
+    for name, (title, comment) in STEERED.items():
+        parts = np.split(happened[name].T, sizes[:-1])
+        mean = [part.reshape(len(strengths), -1, len(puzzles)).mean(1) for part in parts]
+        every = np.where(comparable, np.stack(mean), np.nan)
+        variables[name] = measure("added strength pair", every, title, comment, **by)
+        less, more = every[:1] - every[1:], f"{title}, more than by"
+        variables[f"{name}_more"] = measure(
+            "control strength pair", less, more, comment, span=GAINS, **by
+        )
+    labels = {"added": list(directions), "control": list(directions)[1:]}
+    labels |= {"strength": list(strengths), "steered": ("pair", [p.task for p in puzzles])}
+    return xr.Dataset(variables, labels)
+
+
+def endings(
+    puzzles: Sequence[Puzzle], videos: UInt8[np.ndarray, "P n F H W 3"]
+) -> tuple[Int[np.ndarray, "P n"], Bool[np.ndarray, "P n"]]:
+    """Return the right answer that each video is nearest to, and whether it solves the puzzle."""
+    routes = [TASKS[puzzle.task].routes(puzzle).astype(np.float32) for puzzle in puzzles]
+    nearest = [
+        [np.abs(right - video).mean((1, 2, 3, 4)).argmin() for video in row]
+        for right, row in zip(routes, videos, strict=True)
+    ]
+    return np.array(nearest), judge(puzzles, videos).solved
+
+
+def _tokens_of(puzzle: Puzzle, other: int, taken: int, side: int) -> Bool[np.ndarray, " N"]:
+    """Return the tokens that one answer changes and another does not; none of the first frame."""
+    task = TASKS[puzzle.task]
+    routes = marked(task.routes(puzzle), task.first_frame(puzzle), side)
+    later = routes[other] & ~routes[taken]
+    return np.concatenate([np.zeros_like(later[:1]), later]).reshape(-1)

@@ -26,7 +26,7 @@ from jcos.experiments.swap import pair_seed
 from jcos.experiments.sweeps import remembered
 from jcos.generation import generate
 from jcos.lab import results
-from jcos.lab.attribution import jacobian
+from jcos.lab.attribution import jacobian, spread
 from jcos.lab.ideal import ideal
 from jcos.lab.measures import POSITIVE
 from jcos.lab.results import DENOISERS, measure
@@ -121,10 +121,4 @@ def _ideally(
     keys: Key[Array, " n"],
 ) -> Latents:
     """Return the same size for the ideal denoiser, at every step."""
-
-    def square(key: Key[Array, ""]) -> Latents:
-        tangent = jax.random.normal(key, x.shape)
-        moved = jax.jvp(lambda x: ideal(x, sigma, answers, log_prior).x0, (x,), (tangent,))[1]
-        return jnp.square(moved)
-
-    return jnp.sqrt(jax.vmap(square)(keys).mean(0))
+    return spread(lambda x: ideal(x, sigma, answers, log_prior).x0, x, keys)

@@ -93,12 +93,11 @@ class Store(Experiment):
 
     def described(self, model: Wan, samples: Samples, paths: list[Path]) -> xr.Dataset:
         """Return how large what is stored is, and how the runs ended."""
-        sizes, largest, ends, labels = [], [], [], {}
+        sizes, largest, labels = [], [], {}
         for path in paths:
             with results.load(path) as data:
                 read = [data[site].values[0] for site in self.sites]
                 square = [np.square(a).reshape(*a.shape[:4], -1).mean(-2) for a in read]
-                ends.append(data["latents"].values)
                 labels = {name: data[name].values for name in ("step", "layer")}
             sizes.append([np.sqrt(a.mean(-1)) for a in square])
             largest.append([a.max(-1) / a.sum(-1) for a in square])
@@ -109,7 +108,7 @@ class Store(Experiment):
             "forwards": ((), self.forwards(model.config), {}),
         }
         if samples.judged:
-            ended = score(model, samples.puzzles, np.concatenate(ends))
+            ended = score(model, samples.puzzles, activations.load(paths, "latents").values)
             for name, values in zip(("score", "solved"), ended, strict=True):
                 variables[name] = measure(f"{samples.runs} seed", values, name)
             variables |= samples.levels({"score": "score", "solved": "solved"})

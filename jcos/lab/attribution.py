@@ -75,7 +75,6 @@ class Detached(Probe):
     """Lets no gradient pass from a step to the steps before it."""
 
     def on_latents(self, site: Site, x: Latents) -> Latents:
-        del site
         return jax.lax.stop_gradient(x)
 
 
@@ -292,8 +291,14 @@ def _spread(
         state = trajectory.begin(expert.numerics, conditions, x[None])
         return trajectory.advance(expert, step, conditions, state, keys[:1], Probe())[1].x0[0, 0, 0]
 
+    return spread(estimate, x, jax.random.split(keys[1], directions))
+
+
+def spread(function: Callable[[Latents], Latents], x: Latents, keys: Key[Array, " n"]) -> Latents:
+    """Return how far each value moves, root mean square over a random direction for each key."""
+
     def square(key: Key[Array, ""]) -> Latents:
         tangent = jax.random.normal(key, x.shape, x.dtype)
-        return jnp.square(jax.jvp(estimate, (x,), (tangent,))[1])
+        return jnp.square(jax.jvp(function, (x,), (tangent,))[1])
 
-    return jnp.sqrt(jax.lax.map(square, jax.random.split(keys[1], directions)).mean(0))
+    return jnp.sqrt(jax.lax.map(square, keys).mean(0))

@@ -60,7 +60,6 @@ class Judge:
     def check(self, config: WanConfig, at: Estimates) -> None:
         """Raise ValueError where it cannot judge such estimates (zeros here), or does so with
         something else than a number for each."""
-        del config
         scores = np.asarray(self(at)) if self.on_host else jax.eval_shape(self, at)
         check_scores(self, scores, at.x0.shape[:2])
 

@@ -72,7 +72,6 @@ class Lens(Probe):
         return tokens, site.estimate(read)
 
     def on_step(self, site: Site, observed: Float[Array, "l F H W C"]) -> Any:
-        del site
         return observed if self.reduce is None else self.reduce(observed, *self.aux)
 
 

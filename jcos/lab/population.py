@@ -174,7 +174,6 @@ class Search:
 
     def save(self, state: Any, number: int, scores: Float[np.ndarray, "W K"] | None = None) -> None:
         """Store where the search is, if it is kept: before the row of this number."""
-        del state, number, scores
 
     def act(
         self, state: Any, first: int = 0, scores: Float[np.ndarray, "W K"] | None = None

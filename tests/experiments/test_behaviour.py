@@ -139,44 +139,35 @@ def test_what_an_estimate_shows(small_model: Wan) -> None:
     assert choices.wrong[:, 0].tolist() == [[False] * 3, [True, False, False]]
 
 
-def course(
-    solved: list[list[int]], scene: list[list[int]], answer: list[list[int]]
-) -> dict[str, np.ndarray]:
-    """Measures of runs of one denoiser and seed, and of their first steps."""
-    a, b, c = (np.array(x, bool)[None, :, None] for x in (solved, scene, answer))
-    both = Judged(a, c, b, b), Shown(a, a, ~a)
-    runs = {name: values[0, :, 0] for name, (_, values, _) in run_measures(*both).items()}
-    steps = {name: values[0, :, 0, 0] for name, (_, values, _) in step_measures(*both).items()}
-    return runs | steps
+NONE = np.nan
+SOLVED = [[0, 0, 1, 1], [0, 1, 0, 1], [1, 1, 0, 0], [1, 1, 1, 1]]
+SCENE = [[1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 1], [1, 1, 1, 1]]
+ANSWER = [[0, 0, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1], [1, 1, 1, 0]]
 
 
-def test_corrections_and_their_converse_are_counted() -> None:
-    solved = [[0, 0, 1, 1], [0, 1, 0, 1], [1, 1, 0, 0], [1, 1, 1, 1]]
-    measured = course(solved, solved, solved)
-    for name, want in (
-        ("corrected", [1, 1, 0, 0]),
-        ("spoiled", [0, 0, 1, 0]),
-        ("correction_step", [2, 3, np.nan, np.nan]),
-        ("lost", [0, 1, np.nan, 0]),
-        ("corrected_later", [1, 1, 0, 0]),
-        ("spoiled_later", [0, 0, 1, 0]),
-        ("corrected_of_wrong", [1, 1, np.nan, np.nan]),
-        ("spoiled_of_right", [np.nan, np.nan, 1, 0]),
-    ):
-        np.testing.assert_array_equal(measured[name], want)
-
-
-def test_the_scene_is_first_at_once_or_last() -> None:
-    scene = [[1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 1], [1, 1, 1, 1]]
-    answer = [[0, 0, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1], [1, 1, 1, 0]]
-    measured = course(answer, scene, answer)
-    for name, want in (
-        ("later", [2, 0, -2, np.nan]),
-        ("scene_first", [1, 0, 0, np.nan]),
-        ("at_once", [0, 1, 0, np.nan]),
-        ("answer_first", [0, 0, 1, np.nan]),
-    ):
-        np.testing.assert_array_equal(measured[name], want)
+@pytest.mark.parametrize(
+    ("runs", "name", "want"),
+    [
+        ((SOLVED, SOLVED, SOLVED), "corrected", [1, 1, 0, 0]),
+        ((SOLVED, SOLVED, SOLVED), "spoiled", [0, 0, 1, 0]),
+        ((SOLVED, SOLVED, SOLVED), "correction_step", [2, 3, NONE, NONE]),
+        ((SOLVED, SOLVED, SOLVED), "lost", [0, 1, NONE, 0]),
+        ((SOLVED, SOLVED, SOLVED), "corrected_later", [1, 1, 0, 0]),
+        ((SOLVED, SOLVED, SOLVED), "spoiled_later", [0, 0, 1, 0]),
+        ((SOLVED, SOLVED, SOLVED), "corrected_of_wrong", [1, 1, NONE, NONE]),
+        ((SOLVED, SOLVED, SOLVED), "spoiled_of_right", [NONE, NONE, 1, 0]),
+        ((ANSWER, SCENE, ANSWER), "later", [2, 0, -2, NONE]),
+        ((ANSWER, SCENE, ANSWER), "scene_first", [1, 0, 0, NONE]),
+        ((ANSWER, SCENE, ANSWER), "at_once", [0, 1, 0, NONE]),
+        ((ANSWER, SCENE, ANSWER), "answer_first", [0, 0, 1, NONE]),
+    ],
+)
+def test_the_course_of_known_runs(runs, name: str, want: list[float]) -> None:
+    """Of one denoiser and seed; of measures of every step, the first."""
+    solved, scene, answer = (np.array(x, bool)[None, :, None] for x in runs)
+    both = Judged(solved, answer, scene, scene), Shown(solved, solved, ~solved)
+    _, values, _ = (run_measures(*both) | step_measures(*both))[name]
+    np.testing.assert_array_equal(values.reshape(4, -1)[:, 0], want)
 
 
 def test_the_first_run_that_turns_from_a_wrong_answer_has_a_film(small_model: Wan) -> None:

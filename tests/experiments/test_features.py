@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from jcos.experiments.feature_study import SOURCES, _sums
-from jcos.experiments.features import Features
-from jcos.experiments.steering import endings
+from jcos.experiments.features import Features, endings
 from jcos.experiments.sweeps import held_out
 from jcos.lab.results import rows as rows_of
 from jcos.lab.tasks import get
@@ -51,8 +50,8 @@ def test_sums_give_the_correlation_within_frames() -> None:
 def test_a_video_ends_with_the_answer_that_it_shows() -> None:
     task = get("maze")
     puzzle = next(p for p in held_out(task, 50) if len(p.answers) > 1)
-    shown, solved = endings([puzzle, puzzle], task.routes(puzzle)[:2])
-    assert shown.tolist() == [0, 1]
+    shown, solved = endings([puzzle], task.routes(puzzle)[None, :2])
+    assert shown.tolist() == [[0, 1]]
     assert solved.all()
 
 

@@ -10,10 +10,6 @@ TASK = Pattern()
 PUZZLES = [TASK.sample(i) for i in range(24)]
 
 
-def redrawn(puzzle, **changes):
-    return dataclasses.replace(puzzle, scene=puzzle.scene._replace(**changes))
-
-
 def test_the_next_item_continues_both_cycles_and_never_repeats_the_last_size():
     for puzzle in PUZZLES:
         scene, (answer,) = puzzle.scene, puzzle.answers
@@ -24,7 +20,7 @@ def test_the_next_item_continues_both_cycles_and_never_repeats_the_last_size():
 
 def test_the_new_item_has_the_area_of_its_size():
     for puzzle in PUZZLES:
-        puzzle = redrawn(puzzle, disc=False)
+        puzzle = dataclasses.replace(puzzle, scene=puzzle.scene._replace(disc=False))
         (answer,) = puzzle.answers
         video = TASK.draw(puzzle, answer)
         new = (video != video[0]).any(-1).sum((1, 2))

@@ -49,14 +49,12 @@ def test_a_mirror_image_has_the_same_identity_and_the_opposite_word():
 
 
 def test_left_is_anticlockwise():
-    for i in range(200):
-        puzzle = TASK.sample(i)
-        if puzzle.prompt.endswith("left by 90"):
+    turns = {"left by 90": 1, "right by 90": -1}
+    for puzzle in map(TASK.sample, range(200)):
+        turn = turns.get(puzzle.prompt.removeprefix("rotate the shape "))
+        if turn is not None:
             video = TASK.draw(puzzle, puzzle.answers[0])
-            assert (video[-1] == np.rot90(video[0])).all()
-        if puzzle.prompt.endswith("right by 90"):
-            video = TASK.draw(puzzle, puzzle.answers[0])
-            assert (video[-1] == np.rot90(video[0], -1)).all()
+            assert (video[-1] == np.rot90(video[0], turn)).all()
 
 
 def test_only_the_right_angle_scores():
