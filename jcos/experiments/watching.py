@@ -17,9 +17,9 @@ from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import Readout, pixels
 from jcos.lab.ideal import ideal, ideal_run
-from jcos.lab.judges import palette_distance
-from jcos.lab.measures import POSITIVE, rms
+from jcos.lab.measures import POSITIVE
 from jcos.lab.results import Variable, case_of, measure
+from jcos.lab.tasks import PALETTE
 from jcos.sampling import flow
 from jcos.sampling.probes import States
 from jcos.sampling.trajectory import Trace
@@ -47,6 +47,11 @@ def watch(
     read = run(samples.conditions, readout=readout, what=what, **more)
     progress("judging every step" if samples.judged else "decoding", 0, 1)
     return jax.tree.map(lambda a: a[0], read)
+
+
+def rms(x: Float[Array, "*axes F h w C"]) -> Float[Array, "*axes"]:
+    """Return the root mean square of each latent."""
+    return jnp.sqrt(jnp.mean(jnp.square(x), axis=(-4, -3, -2, -1)))
 
 
 # ---- puzzles
@@ -92,8 +97,16 @@ def watch_answers(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers) -
         blend(run.x0, answers).on,
         rms(x0 - here.x0),
         rms(x0 - before),
-        palette_distance(pixels(model, x0).astype(jnp.float32)).mean((-3, -2, -1)),
+        _blur(model, x0),
     )
+
+
+def _blur(model: Wan, x0: Float[Array, "K S F h w C"]) -> Float[Array, "K S"]:
+    """Return the mean distance of pixels from the palette, in levels of 256."""
+    video = pixels(model, x0).astype(jnp.float32)
+    colours = [jnp.asarray(c, jnp.float32).reshape(1, 1, 1, 1, 1, 3) for c in PALETTE.values()]
+    apart = [jnp.abs(video - colour).mean(-1) for colour in colours]
+    return jnp.stack(apart).min(0).mean((-3, -2, -1))
 
 
 # ---- clips
