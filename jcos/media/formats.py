@@ -1,11 +1,9 @@
-"""Pictures and short videos as bytes: sheets of steps x frames, PNG, WebP, GIF, `data:` URIs; and
-MP4 files.
+"""Pictures and short videos as bytes: sheets of steps x frames, PNG, WebP, GIF; and MP4 files.
 
 Everything takes uint8 RGB, channels last, as the tasks draw it and the codec decodes it. Nothing is
 resampled: a pixel of the array becomes a square of equal pixels.
 """
 
-import base64
 import io
 import math
 import tempfile
@@ -29,8 +27,6 @@ HOLD_MS = 1300
 
 X0_FILM = "seed-{seed}-x0-step-{step}.mp4"
 """The film of a clean estimate, as `jcos generate` names it."""
-
-_MIME = {b"\x89PNG": "image/png", b"GIF8": "image/gif", b"RIFF": "image/webp"}
 
 
 def upscale(
@@ -102,14 +98,6 @@ def _animated(frames: Sequence[Image.Image], kind: str, frame_ms: int, **options
     animation = {"append_images": frames[1:], "duration": durations, "loop": 0}
     frames[0].save(file, kind, save_all=True, **animation, **options)
     return file.getvalue()
-
-
-def data_uri(data: bytes) -> str:
-    """Return PNG, GIF or WebP bytes as a `data:` URI, for a page."""
-    mime = _MIME.get(data[:4])
-    if mime is None:
-        raise ValueError(f"bytes that begin with {data[:4]!r} are no PNG, GIF or WebP picture")
-    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
 
 
 def write_mp4(

@@ -87,18 +87,19 @@ def write(results: Sequence[Results], page: Path, *, embedded: int = EMBEDDED) -
 
     if store.is_symlink():
         store.unlink()
-    shutil.rmtree(store, ignore_errors=True)
     for i, data in enumerate(views):
         sheet = store / f"{SHEET}{i}.webp"
-        if size > embedded:
-            files.write(sheet, data["sheet"])
         address = inside(sheet.name, data["sheet"]) if size <= embedded else link(sheet)
         payloads[f"view-{i}"] = data | {"sheet": address}
     for i, chart in enumerate(charts_in(results)):
         payloads[f"chart-{i}"] = data = data_of(chart)
         if "error" in data:
             results[0].missing.append(f"{chart.title}: {data['error']}")
-    files.write(page, render(results, Place(put, link), runs, payloads))
+    text = render(results, Place(put, link), runs, payloads)
+    shutil.rmtree(store, ignore_errors=True)
+    for i, data in enumerate(views if size > embedded else ()):
+        files.write(store / f"{SHEET}{i}.webp", data["sheet"])
+    files.write(page, text)
     return page
 
 

@@ -1,6 +1,7 @@
 """Pages made when they are asked for (`jcos explore`): for this machine only, to be read only."""
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -33,17 +34,13 @@ BLOCK = 1 << 18
 
 
 class Shelf:
-    """The runs below a folder, each by a short name that its path decides.
-
-    What was read of a run is kept as long as none of its files changes.
-    """
+    """The runs below a folder, each by a short name that its path decides."""
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder; give one with results in it, such as out")
         self.folder = folder.resolve()
         self._runs: dict[str, Path] = {}
-        self._read: dict[tuple[Path, ...], tuple[object, list[Results]]] = {}
 
     def runs(self) -> dict[str, Path]:
         """Look for runs and return them by their names."""
@@ -64,14 +61,6 @@ class Shelf:
         known = self._runs if all(key in self._runs for key in keys) else self.runs()
         return [known[key] for key in keys] if all(key in known for key in keys) else []
 
-    def read(self, folders: list[Path]) -> list[Results]:
-        """Return what runs hold, the first of them the baseline."""
-        key, version = tuple(folders), [_version(folder) for folder in folders]
-        made = self._read.get(key)
-        if made is None or made[0] != version:
-            made = self._read[key] = version, distinct([read(folder) for folder in folders])
-        return made[1]
-
     def answer(self, path: str) -> tuple[bytes | Path, str]:
         """Return the content of an address, or the file that has it, and its type. Raises
         LookupError where there is nothing."""
@@ -81,9 +70,9 @@ class Shelf:
         folders = self.folders(parts[1]) if len(parts) > 2 and parts[0] == "run" else []
         match parts[2:] if folders else None:
             case [""]:
-                return _page(self.read(folders)), HTML
+                return _page(_read(folders)), HTML
             case ["explore.data", name]:
-                return _data(self.read(folders), name), "application/json"
+                return _data(_read(folders), name), "application/json"
             case ["explore.thumbnail"]:
                 return thumbnail(folders[0])
             case [*rest]:
@@ -93,6 +82,24 @@ class Shelf:
                     kind = mimetypes.guess_type(file.name, strict=False)[0]
                     return file, kind or "application/octet-stream"
         raise LookupError(f"there is no {path}")
+
+
+def _read(folders: list[Path]) -> list[Results]:
+    """Return what runs hold, the first of them the baseline; read anew when any of their files
+    changes, but for those that are being written."""
+    stats = []
+    for path in (path for folder in folders for path in files_of(folder)):
+        if path.suffix != ".part":
+            with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                now = path.stat()
+                stats.append((path, now.st_mtime_ns, now.st_size))
+    return _results((*folders,), (*stats,))
+
+
+@functools.lru_cache(maxsize=16)
+def _results(folders: tuple[Path, ...], version: object) -> list[Results]:
+    del version
+    return distinct([read(folder) for folder in folders])
 
 
 def _page(results: list[Results]) -> bytes:
@@ -187,14 +194,3 @@ def part_of(header: str | None, size: int) -> range | None:
 
 def _name(folder: Path) -> str:
     return hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
-
-
-def _version(folder: Path) -> object:
-    """Return what changes with any file of results; not with those that are being written."""
-    stats = []
-    for path in files_of(folder):
-        if path.suffix != ".part":
-            with contextlib.suppress(FileNotFoundError):  # gone since it was listed
-                now = path.stat()
-                stats.append((path, now.st_mtime_ns, now.st_size))
-    return stats

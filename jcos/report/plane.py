@@ -22,7 +22,7 @@ from jcos.files import local_path, write
 from jcos.lab.tasks import TASKS, Puzzle
 from jcos.media import formats
 from jcos.report.charts import listed, pack
-from jcos.report.templates import fill
+from jcos.report.templates import fill, inside
 from jcos.runs import MANIFEST, read
 from jcos.sampling import flow
 from jcos.sampling.probe import Change
@@ -148,8 +148,8 @@ class Plane:
             "notebook.html",
             label=f"{self.label}{result}",
             prompt=self.prompt,
-            grid=formats.data_uri(formats.png(grid)),
-            film=formats.data_uri(film),
+            grid=inside("grid.png", formats.png(grid)),
+            film=inside("film.webp", film),
             frames=len(video),
             steps=steps,
             width=video.shape[2] * factor,

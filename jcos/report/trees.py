@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 
 from jcos.lab.outcome import TREE, Result
 from jcos.media import formats
+from jcos.report.templates import inside
 from jcos.wan import Wan
 
 
@@ -62,4 +63,4 @@ def _rows(
 
 
 def _uri(picture: UInt8[np.ndarray, "H W 3"]) -> str:
-    return formats.data_uri(formats.png(picture))
+    return inside("a.png", formats.png(picture))

@@ -5,8 +5,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from tests.report import folders
-
 Page: TypeAlias = Any  # of playwright, which only the extra has
 Open: TypeAlias = Callable[..., Page]
 PIXELS = """([selector, nth]) => {
@@ -50,16 +48,7 @@ def value(tab: Page, name: str) -> int:
     return int(tab.locator(f"#{name}").input_value())
 
 
-def slide(tab: Page, name: str, value: int) -> None:
-    tab.locator(f"#{name}").fill(str(value))
-
-
-def click_cell(tab: Page, step: int, frame: int) -> Any:
-    """Clicks into the first grid, which is returned; its rows have no words."""
-    grid = tab.locator(".grid canvas").first
-    grid.scroll_into_view_if_needed()
-    box = grid.bounding_box()
-    assert box
-    band, row = (box["width"] - 46) / folders.STEPS, box["height"] / folders.FRAMES
-    grid.click(position={"x": 46 + (step + 0.5) * band, "y": (frame + 0.5) * row})
-    return grid
+def slide(tab: Page, **at: int) -> None:
+    """Move sliders, `step` and `frame`."""
+    for name, value in at.items():
+        tab.locator(f"#{name}").fill(str(value))

@@ -14,7 +14,7 @@ from jcos.report import explorer
 from jcos.report.plane import Look, answer_lines
 from jcos.report.reading import read
 from jcos.sampling.probes import Noise
-from tests.browser.tabs import WIDTH, Open, click_cell, shown, slide, until, value
+from tests.browser.tabs import WIDTH, Open, shown, slide, until, value
 from tests.report import folders
 
 pytestmark = pytest.mark.extra("browser")
@@ -36,8 +36,7 @@ def page(planes: Look, tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_sliders_and_clicks_show_the_cell(opened: Open, page: str, planes: Look) -> None:
     tab = opened(page)
     for step, frame in ((0, 0), (7, 3), (11, 4), (7, 0)):
-        slide(tab, "step", step)
-        slide(tab, "frame", frame)
+        slide(tab, step=step, frame=frame)
         for run in (0, 1):  # both seeds of the first puzzle
             plane: Any = planes[run]
             np.testing.assert_array_equal(shown(tab, nth=run), plane.x0[step, frame])
@@ -45,7 +44,11 @@ def test_sliders_and_clicks_show_the_cell(opened: Open, page: str, planes: Look)
             right = shown(tab, ".right canvas", run)
             np.testing.assert_array_equal(right, plane.reference[frame])
     assert "step 7" in tab.locator(".now p").first.inner_text()
-    grid = click_cell(tab, 4, 1)
+    grid = tab.locator(".grid canvas").first
+    grid.scroll_into_view_if_needed()
+    box = grid.bounding_box()
+    band, row = (box["width"] - 46) / folders.STEPS, box["height"] / folders.FRAMES
+    grid.click(position={"x": 46 + 4.5 * band, "y": 1.5 * row})
     np.testing.assert_array_equal(shown(tab), planes[0].x0[4, 1])
     grid.press("ArrowDown")
     grid.press("ArrowRight")
@@ -64,8 +67,7 @@ def test_sliders_and_clicks_show_the_cell(opened: Open, page: str, planes: Look)
 def test_runs_are_chosen_and_compared(opened: Open, page: str, planes: Look) -> None:
     """A difference is black where nothing differs."""
     tab = opened(page)
-    slide(tab, "step", 4)
-    slide(tab, "frame", 1)
+    slide(tab, step=4, frame=1)
     tab.locator("[data-difference=end]").click()
     assert_difference(shown(tab), planes[0].x0[4, 1], planes[0].x0[-1, 1])
     tab.locator("[data-difference=first]").click()
@@ -91,14 +93,14 @@ def assert_difference(canvas: np.ndarray, x: np.ndarray, other: np.ndarray) -> N
 
 def test_it_plays_both_ways_and_follows_a_curve(opened: Open, page: str) -> None:
     tab = opened(page)
-    slide(tab, "step", 2)
+    slide(tab, step=2)
     tab.locator("#play-step").click()
     until(tab, lambda: value(tab, "step") > 3)
     tab.keyboard.press("b")
     until(tab, lambda: value(tab, "step") < 3)
     tab.keyboard.press("p")
     step = value(tab, "step")
-    slide(tab, "frame", 0)
+    slide(tab, frame=0)
     tab.keyboard.press("b")
     tab.keyboard.press("f")
     until(tab, lambda: value(tab, "frame") > 1)
@@ -117,10 +119,10 @@ def test_the_address_is_the_view_once_it_is_moved(opened: Open, page: str) -> No
     shown(tab)
     tab.wait_for_timeout(500)
     assert tab.url.endswith("#plane")
-    slide(tab, "step", 6)
+    slide(tab, step=6)
     until(tab, lambda: "#step=6&frame=" in tab.url)
     tab.evaluate("location.hash = 'made'")
-    slide(tab, "step", 7)
+    slide(tab, step=7)
     until(tab, lambda: "#step=7&frame=" in tab.url)
 
 
@@ -177,8 +179,7 @@ def test_an_intervention_is_matched_with_its_baseline(opened: Open, tmp_path: Pa
     noised = folders.sample_folder(tmp_path / "noised", seed=6)
     page = explorer.write([read(tmp_path / n) for n in ("plain", "noised")], tmp_path / "a.html")
     tab = opened(f"{page.as_uri()}#runs=0,1,2,3")
-    slide(tab, "step", 4)
-    slide(tab, "frame", 1)
+    slide(tab, step=4, frame=1)
     tab.locator("[data-difference=first]").click()
     for seed, run in ((0, 1), (1, 3)):  # noised runs, each less the plain one of its seed
         assert_difference(shown(tab, nth=run), noised[0, seed, 4, 1], plain[0, seed, 4, 1])
@@ -225,7 +226,7 @@ def test_pictures_beside_the_page_are_loaded_when_looked_at(opened: Open, tmp_pa
     assert loaded == ["sheet-1.webp"]
     # A canvas with pictures of other files may be looked at, not read.
     before = tab.locator(".now canvas").screenshot()
-    slide(tab, "step", 9)
+    slide(tab, step=9)
     assert tab.locator(".now canvas").screenshot() != before
 
 
@@ -242,8 +243,7 @@ def test_runs_are_listed_and_compared(opened: Open, tmp_path: Path) -> None:
         tab.select_option("#group", "puzzle 0")
         until(tab, lambda: tab.locator(".pane").count() == 2)
         tab.locator("#runs button").nth(1).click()
-        slide(tab, "step", 2)
-        slide(tab, "frame", 3)
+        slide(tab, step=2, frame=3)
         until(tab, lambda: tab.locator(".pane").count() == 1)
         np.testing.assert_array_equal(shown(tab), pixels[0, 0, 2, 3])
         tab.get_by_role("link", name="All runs").click()

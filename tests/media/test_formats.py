@@ -1,6 +1,5 @@
 """Pictures and films keep every pixel of the arrays."""
 
-import base64
 import io
 from fractions import Fraction
 
@@ -92,19 +91,6 @@ def test_a_gif_of_many_colours_comes_near():
     assert len(frames) == 5
     for (found, _), frame in zip(frames, video, strict=True):
         assert np.abs(found.astype(int) - frame).mean() < 8
-
-
-def test_data_uris_name_their_type():
-    for data, mime in (
-        (formats.png(VIDEO[0]), "png"),
-        (formats.gif(VIDEO), "gif"),
-        (formats.webp(VIDEO), "webp"),
-    ):
-        head, _, body = formats.data_uri(data).partition(",")
-        assert head == f"data:image/{mime};base64"
-        assert base64.b64decode(body) == data
-    with pytest.raises(ValueError, match="no PNG"):
-        formats.data_uri(b"hello")
 
 
 def film(frames: int = 9, height: int = 64, width: int = 96) -> np.ndarray:
