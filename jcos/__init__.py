@@ -37,7 +37,6 @@ if TYPE_CHECKING:  # for type checkers, and for `_MODULES`
     from jcos.sampling.inside import Capture as Capture
     from jcos.sampling.inside import KnockOut as KnockOut
     from jcos.sampling.inside import Patch as Patch
-    from jcos.sampling.inside import SkipBlock as SkipBlock
     from jcos.sampling.inside import Steer as Steer
     from jcos.sampling.maps import AttentionMass as AttentionMass
     from jcos.sampling.probe import Probe as Probe

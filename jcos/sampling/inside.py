@@ -1,7 +1,8 @@
-"""Interventions inside the blocks, as data: knock out, patch, steer, skip; what they start from.
+"""Interventions inside the blocks, as data: knock out, patch, steer; what they start from.
 
-A place is one of "heads", "cross", "mlp", "input" and "block" (`model.dit.SITES`). All of it
-composes with `chain`, `InWorlds` and `sweep`, and says what it changes.
+A place is one of "heads", "cross", "mlp", "input", "block" and "update", what a block adds
+(`model.dit.SITES`). All of it composes with `chain`, `InWorlds` and `sweep`, and says what it
+changes.
 """
 
 import operator
@@ -21,7 +22,8 @@ from jcos.sampling.probe import Change, Probe, Site, Sizes, Tokens
 from jcos.sampling.probes import check_mask, choose, counted, unchanged, whole
 from jcos.sampling.trace import Origin, Trace, stored
 
-UNITS = {"heads": "heads", "cross": "heads", "mlp": "neurons", "block": "", "input": ""}
+UNITS = {"heads": "heads", "cross": "heads", "mlp": "neurons"}
+UNITS |= dict.fromkeys(("block", "input", "update"), "")
 """What a place is made of, where it is not whole tokens."""
 NAMES = {
     "heads": "self-attention",
@@ -29,6 +31,7 @@ NAMES = {
     "mlp": "feed-forward",
     "block": "tokens",
     "input": "tokens",
+    "update": "what is added",
 }
 FILLS = {
     "zero": "set to zero",
@@ -77,28 +80,30 @@ class Capture(Inside):
     def slots(self) -> Int[Array, " l"]:
         return whole(self.layers, "Capture.layers")
 
-    def act(self, site: Site, z: Array) -> tuple[Array, Array]:
+    def act(self, site: Site, z: Any) -> tuple[Any, Array]:
         del site
-        read = z
+        read = z[1] - z[0] if self.place == "update" else z
         if self.tokens is not None:
             # Inside a program an index out of range is no error: it gives nan.
-            at = z.at[whole(self.tokens, "Capture.tokens")]
+            at = read.at[whole(self.tokens, "Capture.tokens")]
             read = at.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return z, read if self.dtype is None else read.astype(self.dtype)
 
 
 class KnockOut(Inside):
-    """Removes heads, neurons or tokens at chosen layers and steps. *Is this part needed?*
+    """Removes heads, neurons, tokens or what a block adds to them, at chosen layers and steps. *Is
+    this part needed?*
 
     mask [steps, layers, units]: what is removed, units being heads or neurons; one for whole
-    tokens; at "input" layer 0 counts. tokens [N]: where, None for everywhere. by, static: "zero";
-    "mean", over the tokens of the same run, step and layer; "seed" or "world", what the seed or
-    world before it has there (resampling); "given", values [steps, layers, units, …], such as means
-    over many runs.
+    tokens; at "input" layer 0 counts. tokens [N]: where, None for everywhere. by, static: "zero"
+    (at "update" it leaves the block out); "mean", over the tokens of the same run, step and layer;
+    "seed" or "world", what the seed or world before it has there (resampling); "given", values
+    [steps, layers, units, …], such as means over many runs.
     Zero is a value that the part may never have, so that an effect may be of the strange value and
     not of the missing part: compare with mean and resampling (arXiv 2309.16042). Controls: as many
     random units of the same layer, and the same units at other steps. A loss that does nothing does
-    not show that a part is idle: heads are often redundant (arXiv 1905.10650).
+    not show that a part is idle: heads are often redundant (arXiv 1905.10650), and neighbouring
+    blocks can often be left out one at a time (arXiv 1605.06431): leave out several.
     """
 
     mask: Bool[Array, "*sweep S L U"]
@@ -117,9 +122,9 @@ class KnockOut(Inside):
         steps: int | None = None,
         **options: Any,
     ) -> "KnockOut":
-        """Return the removal of pairs (layer, head or neuron); at "block" of layers, at "input" of
-        layer 0. at_steps: all by default. steps: of the run, by default the model's. options: by,
-        tokens, values.
+        """Return the removal of pairs (layer, head or neuron); at "block" and "update" of layers,
+        at "input" of layer 0. at_steps: all by default. steps: of the run, by default the model's.
+        options: by, tokens, values.
         Raises IndexError for a layer, head, neuron or step that the model does not have."""
         dit, steps, unit = config.dit, steps or config.sampling.steps, UNITS[known(place)]
         size = {"heads": dit.heads, "neurons": dit.ffn_dim}.get(unit, 1)
@@ -153,24 +158,31 @@ class KnockOut(Inside):
         del world
         mask, unit = np.asarray(self.mask), UNITS[self.place][:-1]
         if not unit:
-            return Change.at(f"tokens {FILLS[self.by]}", "layer", mask[..., 0])
+            return Change.at(f"{NAMES[self.place]} {FILLS[self.by]}", "layer", mask[..., 0])
         what = f"{NAMES[self.place]} of layer {{}} {FILLS[self.by]}"
         each = (Change.at(what.format(i), unit, mask[:, i]) for i in range(mask.shape[1]))
         return [change for found in each for change in found]
 
-    def act(self, site: Site, z: Array) -> tuple[Array, tuple[()]]:
+    def act(self, site: Site, z: Any) -> tuple[Any, tuple[()]]:
+        before, after = z if self.place == "update" else (None, z)
         off = self.mask[site.step, self._layer(site)][None]
         if self.tokens is not None:
             off = off & self.tokens[:, None]
-        parts = z.reshape(len(z), off.shape[1], -1)
+        parts = after.reshape(len(after), off.shape[1], -1)
 
         def removed(parts: Array) -> Array:
-            return jnp.where(off[..., None], self._fill(site, parts), parts)
+            if before is None:
+                fill = self._fill(site, parts)
+            else:
+                base = before.reshape(parts.shape)
+                fill = base + self._fill(site, parts - base)
+            return jnp.where(off[..., None], fill, parts)
 
-        if self.by in ("zero", "given"):
-            return removed(parts).reshape(z.shape), ()
         # Others read all tokens once more, or send them: only where something is removed.
-        return jax.lax.cond(off.any(), removed, unchanged, parts).reshape(z.shape), ()
+        always = self.by in ("zero", "given")
+        parts = removed(parts) if always else jax.lax.cond(off.any(), removed, unchanged, parts)
+        left = parts.reshape(after.shape)
+        return (left if before is None else (before, left)), ()
 
     def _layer(self, site: Site) -> Any:
         return 0 if self.place == "input" else site.layer
@@ -232,7 +244,8 @@ class Patch(Inside):
         Raises IndexError for a step that does not exist, ValueError for layers that do not fit or
         a trace of several probes.
         """
-        known(place)
+        if known(place) == "update":
+            raise ValueError('Patch: what a block adds cannot be put back; patch "block"')
         values, origin = donor, Origin()
         if isinstance(donor, Trace | Path | str):
             trace, origin = stored(donor)
@@ -370,45 +383,6 @@ class Steer(Probe):
         if self.tokens is not None:
             push = push * self.tokens[:, None]
         return (tokens + push).astype(tokens.dtype), ()
-
-
-class SkipBlock(Probe):
-    """Leaves blocks out: tokens go on as they entered. *Is this block needed at this step?*
-
-    mask [steps, layers]: which. Control: other single blocks at the same step. Neighbouring blocks
-    of residual networks can often be left out one at a time (arXiv 1605.06431), so a block that can
-    be left out need not be idle: leave out several.
-    """
-
-    mask: Bool[Array, "*sweep S L"]
-
-    @classmethod
-    def at(
-        cls,
-        config: WanConfig,
-        layers: Iterable[Place],
-        *,
-        at_steps: Iterable[Place] | None = None,
-        steps: int | None = None,
-    ) -> "SkipBlock":
-        """Return a run without some layers at some steps, by default at all. Raises IndexError for
-        one that does not exist."""
-        steps = steps or config.sampling.steps
-        when, where = choose(steps, at_steps, "step"), choose(config.dit.layers, layers, "layer")
-        return cls(jnp.asarray(np.outer(when, where)))
-
-    def made_for(self) -> Sizes:
-        return counted(self.mask, "steps", "layers")
-
-    def changes(self, world: int = 0) -> list[Change]:
-        del world
-        return Change.at("left out", "layer", self.mask)
-
-    def on_update(
-        self, site: Site, tokens: tuple[Tokens, Tokens]
-    ) -> tuple[tuple[Tokens, Tokens], tuple[()]]:
-        before, after = tokens
-        return (before, jnp.where(self.mask[site.step, site.layer], before, after)), ()
 
 
 def difference(

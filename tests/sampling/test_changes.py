@@ -10,7 +10,7 @@ import pytest
 from jaxtyping import Array
 
 import jcos
-from jcos.sampling.inside import KnockOut, Patch, SkipBlock, Steer
+from jcos.sampling.inside import KnockOut, Patch, Steer
 from jcos.sampling.probe import Change
 from jcos.sampling.probes import EstimateEnsemble, InWorlds, Noise, Probe, SeedEnsemble, Swap, chain
 from tests.models import CONFIG
@@ -70,7 +70,10 @@ INSIDE = {
         Steer.at(CONFIG, jnp.ones(32), [1], when=[0, 1]),
         cells([0, 1], [1]),
     ),
-    "left out after layer 1": (SkipBlock.at(CONFIG, [1]), cells(range(4), [1])),
+    "what is added set to zero after layer 1": (
+        KnockOut.at(CONFIG, "update", [1]),
+        cells(range(4), [1]),
+    ),
 }
 AXES = ["frame"] * len(FRAME) + ["layer"] * len(LAYER) + ["head", "head", "neuron"] + ["layer"] * 3
 

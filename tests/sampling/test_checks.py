@@ -95,7 +95,7 @@ def test_what_a_run_does_not_have_is_refused(probe: Probe, number: str) -> None:
     ],
 )
 def test_what_a_run_has_is_taken(probe: Probe) -> None:
-    check(probe)
+    check_probe(probe, CONFIG.dit, STEPS, (2, 3, FRAMES, 4, 4))
 
 
 def test_a_mask_is_as_long_as_what_it_is_of() -> None:

@@ -11,7 +11,7 @@ import pytest
 from jcos.generation import generate
 from jcos.model.dit import DiT
 from jcos.sampling import trajectory
-from jcos.sampling.inside import Capture, KnockOut, Patch, SkipBlock, Steer, difference, until
+from jcos.sampling.inside import Capture, KnockOut, Patch, Steer, difference, until
 from jcos.sampling.probes import Noise, Swap, TokenEnergy, chain
 from jcos.sampling.trace import Trace
 from jcos.wan import Wan
@@ -255,8 +255,13 @@ def test_a_block_that_is_skipped_is_not_there(model: Wan, condition) -> None:
         layer = getattr(getattr(shallow.experts[0].blocks, leaf), name)
         for weights in (layer.kernel, layer.bias):
             weights[...] = weights[...].at[1].set(0)
-    skipped = generate(model, condition, probe=SkipBlock.at(CONFIG, [1]))
+    skip = KnockOut.at(CONFIG, "update", [1])
+    skipped = generate(model, condition, probe=chain(skip, Capture("update", (0, 1))))
     close(skipped.x0, generate(shallow, condition).x0)
+    assert not skipped.block_obs[1][:, :, 1].any()
+    assert skipped.block_obs[1][:, :, 0].all()
+    off = generate(model, condition, probe=skip.replace(mask=jnp.zeros_like(skip.mask)))
+    np.testing.assert_array_equal(off.x0, generate(model, condition, probe=Capture("block")).x0)
 
 
 def other_run(rows: int = TOKENS, dim: int = DIM) -> Patch:
@@ -286,7 +291,8 @@ def other_run(rows: int = TOKENS, dim: int = DIM) -> Patch:
         (lambda: Patch.of("block", np.zeros((1, 2, 1, 1, 1)), (0, 1)), "1 layers are stored"),
         (lambda: Steer.at(CONFIG, jnp.ones(5), [0]), r"shape \(5,\); .* 32 channels"),
         (lambda: Steer.at(CONFIG, jnp.ones(DIM), [7]), "layer 7"),
-        (lambda: SkipBlock.at(CONFIG, [0], at_steps=[4]), "step 4"),
+        (lambda: KnockOut.at(CONFIG, "update", [0], at_steps=[4]), "step 4"),
+        (lambda: Patch.of("update", np.zeros((1, STEPS, 1, TOKENS, DIM)), (0,)), "patch .block."),
         (lambda: difference(np.ones((1, 2)), np.ones((1, 3))), "2 and 3 channels"),
         (lambda: difference(np.ones((1, 2)), np.ones((0, 2))), "have no mean"),
         (lambda: Capture("heads", (0.5,)), "Capture.layers holds float32 values"),
