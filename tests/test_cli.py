@@ -15,9 +15,8 @@ import pytest
 from PIL import Image
 
 from jcos import __main__, cli, demo, wan
-from jcos.cli import searching
+from jcos.cli import puzzles
 from jcos.cli.common import show_table
-from jcos.experiments import sample
 from jcos.experiments.sweeps import held_out
 from jcos.generation import generate
 from jcos.lab import tasks
@@ -109,8 +108,8 @@ def test_a_killed_search_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise KeyboardInterrupt
 
     monkeypatch.setattr(wan, "load", lambda folder: None)
-    monkeypatch.setattr(searching, "conditions_of", lambda *_: None)
-    monkeypatch.setattr(searching.search, "run", killed)
+    monkeypatch.setattr(puzzles, "conditions_of", lambda *_: None)
+    monkeypatch.setattr(puzzles.search, "run", killed)
     for _ in range(2):
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             run("search", "maze", "--puzzles", 1, "--out", out)
@@ -163,13 +162,12 @@ def test_sample_goes_on_and_is_never_mixed_up(tmp_path, capsys, monkeypatch, ref
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
 
-    monkeypatch.setattr(sample, "play", play)
+    monkeypatch.setattr(puzzles, "play", play)
     out = tmp_path / "s"
     call = ("sample", "maze", "--puzzles", 2, "--steps", 2, "--out", out)
-    sampled = "experiments.sample"
     for where in (
-        f"{sampled}.formats.contact_sheet",
-        f"{sampled}.formats.webp",
+        "cli.puzzles.formats.contact_sheet",
+        "cli.puzzles.formats.webp",
         "files.beside",
         "cli.common.explorer.make",
     ):

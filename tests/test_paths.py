@@ -306,8 +306,3 @@ def test_a_config_that_is_none_is_one_sentence(
     command = ("bench", "run", config, "--samples", TINY) if bench else ("run", config)
     assert says in refused(*command, "--out", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
-
-
-def test_a_field_that_is_none_is_told_with_its_neighbour() -> None:
-    with pytest.raises(ValueError, match=r"puzzels.*did you mean puzzles"):
-        override(Steps(), ["puzzels=3"])

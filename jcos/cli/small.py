@@ -81,20 +81,11 @@ class Sample(Interventions, Command):
 
     def run(self) -> None:
         from jcos.cli.common import bar, command_line, make_page
-        from jcos.experiments import sample
-        from jcos.report import samples
+        from jcos.cli.puzzles import sample_puzzles
 
         with bar() as progress:
-            sampled = sample.run(
-                self.task,
-                interventions=self,
-                command=command_line(),
-                progress=progress,
-                **self.arguments(sample.run),
-            )
-        samples.save(self.out, sampled)
-        page, solved = make_page(self.out), sampled.solved
-        print(f"Solved {int(solved.sum())} of {solved.size}; the page is at {page}")
+            solved = sample_puzzles(self, command_line(), progress)
+        print(f"{solved}; the page is at {make_page(self.out)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,7 +131,7 @@ class Search(Command):
 
     def run(self) -> None:
         from jcos.cli.common import command_line, make_page
-        from jcos.cli.searching import search_puzzles
+        from jcos.cli.puzzles import search_puzzles
 
         print(f"{search_puzzles(self, command_line())} The page: {make_page(self.out)}")
 

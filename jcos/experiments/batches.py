@@ -76,5 +76,4 @@ class Batches:
 
 def read_runs(model: Wan, plan: flow.Plan, trace: Trace, aux: tuple[()]) -> Runs:
     """Return all clean estimates of world 0."""
-    del plan, aux
     return Runs(trace.x0[0], pixels(model, trace.x0[0]))

@@ -13,7 +13,7 @@ does not is one that has a favourite among them.
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,8 @@ from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import Answers, answers_of
 from jcos.experiments.clips import latent_frames
-from jcos.experiments.experiment import Experiment, Picture, Progress
+from jcos.experiments.experiment import Experiment, Picture, Progress, case_labels
+from jcos.experiments.parameters import SOME, Count, Positive, Rule, Several
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import pixels, read_latents
 from jcos.lab.ideal import ideal_run
@@ -36,6 +37,9 @@ from jcos.sampling import flow, trajectory
 from jcos.sampling.probes import States
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
+
+Level = Annotated[float, Rule(lambda m: 0 < m < 0.999, "above 0 and below 0.999")]
+"""A noise level below that at which schedules begin."""
 
 
 class Case(NamedTuple):
@@ -72,10 +76,10 @@ class Budget(Experiment):
     question = "What do steps buy, and where are they best spent?"
 
     tasks: tuple[str, ...] = ("maze", "tictactoe", "pattern", "rotation", "returns", "bounce")
-    steps: tuple[int, ...] = (1, 2, 4, 8, 16, 50)
-    lengths: tuple[int, ...] = (4, 8)
-    shifts: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 8.0)
-    middles: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9, 0.95)
+    steps: Annotated[tuple[Count, ...], SOME] = (1, 2, 4, 8, 16, 50)
+    lengths: tuple[Several, ...] = (4, 8)
+    shifts: tuple[Positive, ...] = (1.0, 2.0, 3.0, 5.0, 8.0)
+    middles: tuple[Level, ...] = (0.25, 0.5, 0.75, 0.9, 0.95)
     frames: tuple[int, ...] = ()
 
     def check(self, config: WanConfig) -> None:
@@ -86,19 +90,6 @@ class Budget(Experiment):
             )
         if self.sampling.sigmas is not None:
             raise ValueError("leave out sampling.sigmas: this experiment tries many schedules")
-        if not self.steps or min(self.steps) < 1:
-            raise ValueError(f"steps are {self.steps}; name at least one, each at least 1")
-        if any(n < 2 for n in self.lengths):
-            raise ValueError(
-                f"lengths are {self.lengths}; fewer than 2 steps cannot be spaced in two ways"
-            )
-        if not all(k > 0 and math.isfinite(k) for k in self.shifts):
-            raise ValueError(f"shifts are {self.shifts}; each is a positive number")
-        if not all(0 < m < 0.999 for m in self.middles):
-            raise ValueError(
-                f"middles are {self.middles}; each is a noise level above 0 and below 0.999, where "
-                "schedules begin"
-            )
         if self.frames and self.clips is None:
             raise ValueError(
                 f"{config.name} makes puzzles of the one length that it was trained on: "
@@ -152,15 +143,14 @@ class Budget(Experiment):
         else:
             cases, variables = self._distances(model, ends, progress)
             labels = {}
-        labels |= {
-            "case": list(map(str, cases)),
-            "kind": ("case", [c.kind for c in cases]),
-            "steps": ("case", [c.steps for c in cases]),
-            "value": ("case", [np.nan if c.value is None else c.value for c in cases]),
-            "forwards": ("case", [self.forwards(model.config, c.steps) for c in cases]),
-            "seed": list(self.seeds),
-        }
-        return xr.Dataset(variables, samples.coordinates() | labels)
+        labels |= case_labels(
+            cases,
+            kind=[c.kind for c in cases],
+            steps=[c.steps for c in cases],
+            value=[np.nan if c.value is None else c.value for c in cases],
+            forwards=[self.forwards(model.config, c.steps) for c in cases],
+        )
+        return self.dataset(variables, samples, **labels)
 
     def _distances(
         self, model: Wan, ends: dict[Case, np.ndarray], progress: Progress

@@ -9,7 +9,7 @@ steps it leaves nothing but noise. The mean of clean estimates draws the latents
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from jcos.config import PixelCodec, WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import answers_of
-from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places, window
+from jcos.experiments.experiment import Experiment, Picture, Progress, case_labels, places, window
+from jcos.experiments.parameters import SOME, AtLayers, AtSteps
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import read_latents, read_videos
 from jcos.lab.measures import GAINS, POSITIVE, SCORES, Span
@@ -41,19 +42,18 @@ class Mean(NamedTuple):
     steps: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        parts = [f"mean {self.kind} of {self.members}"]
-        parts += [_range("layer", self.layers)] if self.layers else []
-        return ", ".join([*parts, self.span])
+        layers = _range("layer", self.layers)
+        return ", ".join(filter(None, (f"mean {self.kind} of {self.members}", layers, self.span)))
 
     @property
     def span(self) -> str:
-        return _range("step", self.steps) if self.steps else ""
+        return _range("step", self.steps)
 
 
 def _range(what: str, numbers: tuple[int, ...]) -> str:
+    if len(numbers) < 2:
+        return f"{what} {numbers[0]}" if numbers else ""
     first, last = numbers[0], numbers[-1]
-    if len(numbers) == 1:
-        return f"{what} {first}"
     if last - first + 1 == len(numbers):
         return f"{what}s {first} to {last}"
     return f"{what}s {' '.join(map(str, numbers))}"
@@ -73,21 +73,18 @@ class Case(NamedTuple):
     members: int
 
     def __str__(self) -> str:
-        return self._named(str(self.mean))
-
-    @property
-    def kind(self) -> str:
-        """Its name without layers and steps."""
-        return self._named(f"mean {self.mean.kind} of {self.members}")
-
-    def _named(self, mean: str) -> str:
         if self.mean != PLAIN:
-            return f"{mean}, {HOW[self.how]}" if self.how in HOW else mean
+            return f"{self.mean}, {HOW[self.how]}" if self.how in HOW else str(self.mean)
         if self.how == "longer":
             return f"one run of {self.members} steps"
         if self.how == "one":
             return "one run"
         return f"{self.members} runs" + (f", {self.how}" if self.how in HOW else "")
+
+    @property
+    def kind(self) -> str:
+        """Its name without layers and steps."""
+        return str(self._replace(mean=self.mean._replace(layers=(), steps=())))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,11 +112,11 @@ class Ensemble(Experiment):
     seeds: tuple[int, ...] = tuple(range(8))
     members: int = 3
     window: tuple[float, ...] = (0.5, 0.75)
-    steps: tuple[Place, ...] = (0,)
+    steps: Annotated[AtSteps, SOME] = (0,)
     unconditional: bool = True
     more_members: tuple[int, ...] = (2, 4, 8)
-    layers: tuple[Place, ...] | None = None
-    until: tuple[Place, ...] = (0, 0.2, 0.5)
+    layers: AtLayers | None = None
+    until: AtSteps = (0, 0.2, 0.5)
     longer: bool = True
 
     def check(self, config: WanConfig) -> None:
@@ -130,12 +127,7 @@ class Ensemble(Experiment):
                     f"{size} members cannot be averaged: there are {len(self.seeds)} seeds, and "
                     "at least 2 of them make a mean"
                 )
-        steps, depth = self.plan(config).steps, config.dit.layers
-        self._window(depth)
-        places(self.layers, depth, "layer")
-        places(self.until, steps, "step")
-        if not places(self.steps, steps, "step"):
-            raise ValueError("steps is empty; the paper averages in step 0")
+        self._window(config.dit.layers)
 
     def means(self, config: WanConfig) -> list[Mean]:
         """Return everything that is tried: no averaging first, then the paper's."""
@@ -347,8 +339,7 @@ def dataset(
         last = case.mean.steps[-1] + 1 if case.mean.steps else 0
         return costs[steps] + (case.members - 1) * costs[last]
 
-    columns = {
-        "case": [str(c) for c in cases],
+    columns: dict[str, Any] = {
         "kind": [c.kind for c in cases],
         "what": [c.mean.kind for c in cases],
         "how": hows,
@@ -358,7 +349,7 @@ def dataset(
         "at_step": [(c.mean.steps or (np.nan,))[-1] for c in cases],
         "forwards": [cost(c) for c in cases],
     }
-    about = {name: ("case", values) for name, values in columns.items()}
+    about = case_labels(cases, **columns)
     denoiser = {"denoiser": list(DENOISERS)} if samples.judged else {}
     return xr.Dataset(variables, samples.coordinates() | denoiser | about)
 

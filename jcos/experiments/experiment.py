@@ -8,7 +8,7 @@ A file of this folder holds one question: a frozen dataclass whose fields are it
 import abc
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from jcos.config import Grid, PixelCodec, Sampling, Solver, WanConfig
 from jcos.devices import mesh, sharding
 from jcos.experiments.clips import check_clips, latent_frames, read_clips
+from jcos.experiments.parameters import Count, Number, check_parameters
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import sweep
 from jcos.lab import results
@@ -81,14 +82,14 @@ class Experiment(abc.ABC):
     """One sentence, the title of the results."""
 
     tasks: tuple[str, ...] = ("maze",)
-    puzzles: int = 64
-    puzzle_seed: int = 0
+    puzzles: Count = 64
+    puzzle_seed: Number = 0
     several: bool = False
     clips: Path | None = None
     profile: Profile | None = None
     seeds: tuple[int, ...] = (0,)
     sampling: Settings = Settings()
-    chunk: int | None = None
+    chunk: Count | None = None
 
     @property
     def name(self) -> str:
@@ -98,15 +99,17 @@ class Experiment(abc.ABC):
         """Raise ValueError or IndexError, in one sentence, where this cannot be run on a model of
         this configuration: it needs no weights."""
         self.sampling.of(config)
-        for name, least in (("puzzles", 1), ("chunk", 1), ("puzzle_seed", 0)):
-            number = getattr(self, name)
-            if number is not None and number < least:
-                raise ValueError(f"{name} is {number}; at least {least} is needed")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds are {self.seeds}; at least one is needed, each once")
         if self.clips is not None:
             check_clips(config, self.clips, self.profile)
-            return
+        else:
+            self._check_tasks(config)
+        frames = self.latent_frames(config)
+        sizes = {"step": self.plan(config).steps, "layer": config.dit.layers, "frame": frames}
+        check_parameters(self, sizes)
+
+    def _check_tasks(self, config: WanConfig) -> None:
         if not isinstance(config.codec, PixelCodec):
             raise ValueError(
                 f"{config.name} is no model of the small puzzles (its codec is a VAE): give "
@@ -142,6 +145,12 @@ class Experiment(abc.ABC):
         data = data.assign_attrs(experiment=self.name, title=self.question)
         return results.with_levels(data)
 
+    def dataset(
+        self, variables: Mapping[str, results.Variable], samples: Samples, **labels: Any
+    ) -> xr.Dataset:
+        """Return variables with the labels of their dimensions: of runs and seeds, and others."""
+        return xr.Dataset(variables, samples.coordinates() | {"seed": list(self.seeds)} | labels)
+
     def samples(self, model: Wan) -> Samples:
         """Return what it is run on."""
         if self.clips is not None:
@@ -172,6 +181,13 @@ class Experiment(abc.ABC):
         """Return the passes of a trajectory, or of its first `steps`: two a step with guidance."""
         sampling = self.sampling.of(config)
         return (sampling.steps if steps is None else steps) * (1 + (sampling.guidance is not None))
+
+
+def case_labels(cases: Sequence[Any], **columns: Sequence[Any]) -> dict[str, Any]:
+    """Return the coordinates of the dimension `case`: the cases in words, and what is known of
+    each."""
+    about = {name: ("case", list(values)) for name, values in columns.items()}
+    return {"case": list(map(str, cases))} | about
 
 
 def check_spread(config: WanConfig, worlds: int, seeds: int = 1) -> None:

@@ -21,8 +21,9 @@ from jaxtyping import Array, Bool, Float, Shaped, UInt8
 from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import Answers, answers_of, blend, chosen
-from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places
+from jcos.experiments.experiment import Experiment, Picture, Progress, places
 from jcos.experiments.noise import FRAME, NONE, STEP, STEP_LEVEL, Case, labels_of, probe_of
+from jcos.experiments.parameters import AtFrames, AtSteps, Count
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import pixels
 from jcos.lab.ideal import ideal, step_keys
@@ -58,16 +59,14 @@ class Flow(Experiment):
 
     question = "How far does a perturbation reach, and when is a run most sensitive to it?"
 
-    steps: tuple[Place, ...] | None = None
-    frames: tuple[Place, ...] | None = None
-    at_once: int | None = None
+    steps: AtSteps | None = None
+    frames: AtFrames | None = None
+    at_once: Count | None = None
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
         if not self.cases(self.plan(config).steps, self.latent_frames(config)):
             raise ValueError("steps and frames leave no place for noise; give at least one step")
-        if self.at_once is not None and self.at_once < 1:
-            raise ValueError(f"at_once is {self.at_once}; at least 1 run is perturbed at a time")
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples = self.samples(model)
@@ -97,8 +96,8 @@ class Flow(Experiment):
             variables["solved"] = measure(each, solved, "solved", forwards="run_forwards")
             variables["agreement"] = measure(each, agreed, "agreement", AGREEMENT)
         without = ["nothing", *(f"frame {f}" for f in range(frames))]
-        labels = {"without": without, "step": range(steps), "seed": list(self.seeds)}
-        data = xr.Dataset(variables, labels | labels_of(cases) | samples.coordinates())
+        labels = labels_of(cases) | {"without": without, "step": range(steps)}
+        data = self.dataset(variables, samples, **labels)
         return data.assign(reaches(data))
 
     def cases(self, steps: int, frames: int) -> list[Case]:
@@ -254,7 +253,6 @@ class Perturbed(probes.Probe):
         return self._noise().on_latents(site, x)
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, Float[Array, " G"]]:
-        del site
         clean = jax.lax.all_gather(tokens, "world")[0]
         return tokens, dissimilarity(clean, tokens, self.frames)
 

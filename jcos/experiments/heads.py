@@ -21,12 +21,13 @@ import xarray as xr
 
 from jcos.config import PixelCodec, WanConfig
 from jcos.experiments import plots
-from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places
+from jcos.experiments.experiment import Experiment, Picture, Progress, case_labels, places
+from jcos.experiments.parameters import AtLayers, Count
 from jcos.experiments.samples import Samples
 from jcos.experiments.swap import FLIP, pair_conditions, pair_seed, solved
 from jcos.experiments.swap_pairs import pairs_of
 from jcos.experiments.sweeps import pixels
-from jcos.lab.measures import GAINS, POSITIVE, SCORES
+from jcos.lab.measures import GAINS, POSITIVE
 from jcos.lab.results import measure, of_kind
 from jcos.lab.tasks import TASKS
 from jcos.sampling import flow
@@ -46,10 +47,13 @@ MEASURES = {
     "solved": ("solved", "Share of runs that end solved."),
     "progress": ("progress", "Progress of the trail to the goal, whatever else is wrong."),
 } | {name: words for name, (_, *words) in GATES.items()}
+PLACES = {"cross": "cross-attention", "heads": "self-attention"}
+"""Where heads are exchanged."""
 SETS = ("no heads", "chosen heads", "random heads of the same layers")
 """What is knocked out on puzzles that nothing was chosen on."""
 LOST = "Without the head, less with it; the same puzzle and seed."
 BESIDE = "The loss, more than the mean of the other heads of its layer."
+BOTH_RIGHT = "Of pairs whose two plain runs are right."
 
 
 class Case(NamedTuple):
@@ -74,6 +78,25 @@ class Case(NamedTuple):
         return f"{what}, {self.by}" + (f", {self.window}" if self.window != ALL else "")
 
 
+class Exchange(NamedTuple):
+    """Heads [(layer, head)], of one of `PLACES`, that return what they do in another run; whose
+    they are in words."""
+
+    place: str = "cross"
+    whose: str = ""
+    heads: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def kind(self) -> str:
+        if not self.heads:
+            return "none"
+        several = ", all" if self.whose == "all layers" else ""
+        return PLACES[self.place] + (", one head" if "head" in self.whose else several)
+
+    def __str__(self) -> str:
+        return f"{PLACES[self.place]} of {self.whose}" if self.heads else "nothing exchanged"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Heads(Experiment):
     """Knock-outs of single heads of self-attention by layer × head × window of steps, of whole
@@ -88,22 +111,21 @@ class Heads(Experiment):
 
     question = "Which heads carry the route, the agent, the walls?"
 
-    puzzles: int = 24
-    layers: tuple[Place, ...] | None = None
-    windows: int = 3
-    members: int = 3
-    controls: int = 8
+    puzzles: Count = 24
+    layers: AtLayers | None = None
+    windows: Count = 3
+    members: Count = 3
+    controls: Count = 8
     pair_tasks: tuple[str, ...] = ("rotation",)
-    pairs: int = 16
+    pairs: Count = 16
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
         layers = places(self.layers, config.dit.layers, "layer")
         steps, heads = self.plan(config).steps, len(layers) * config.dit.heads
-        limits = {"windows": steps, "members": heads, "controls": 10**6, "pairs": 10**6}
-        for name, most in limits.items():
-            if not 1 <= getattr(self, name) <= most:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is 1 to {most} here")
+        for name, most in (("windows", steps), ("members", heads)):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is at most {most} here")
         for task in self.pair_tasks if self.clips is None else ():
             pairs_of(task, 1, self.puzzle_seed)
         if self.clips is None and self.puzzles < 2:
@@ -114,23 +136,22 @@ class Heads(Experiment):
         cases = self.cases(config)
         values = self._ends(model, samples, cases, progress, "knocking out heads")
         runs, lost = f"case {samples.runs} seed", {}
-        variables: dict[str, Any] = {"forwards": ((), self.forwards(config), {})}
+        words = "distance", "From the end of the plain run, over its root mean square."
+        variables: dict[str, Any] = {
+            "forwards": ((), self.forwards(config), {}),
+            "distance": measure(runs, values.pop("distance"), *words, span=POSITIVE),
+        }
         for name, array in values.items():
-            if name == "distance":
-                words = "distance", "From the end of the plain run, over its root mean square."
-                variables[name] = measure(runs, array, *words, span=POSITIVE)
-                continue
             title, comment = MEASURES[name]
-            variables[name] = measure(runs, array, title, comment, span=SCORES)
             lost[name] = array[:1] - array
-            variables[f"{name}_lost"] = measure(
-                runs, lost[name], f"{title}, lost", LOST, span=GAINS
-            )
-            beside = lost[name] - others(cases, lost[name])
-            words = f"{title}, lost, more than by the layer's other heads", BESIDE
-            variables[f"{name}_beside"] = measure(runs, beside, *words, span=GAINS)
-        coordinates = samples.coordinates() | {"seed": list(self.seeds)} | labels_of(cases)
-        data = xr.Dataset(variables, coordinates)
+            more = lost[name] - others(cases, lost[name])
+            beside = f"{title}, lost, more than by the layer's other heads"
+            variables |= {
+                name: measure(runs, array, title, comment),
+                f"{name}_lost": measure(runs, lost[name], f"{title}, lost", LOST, span=GAINS),
+                f"{name}_beside": measure(runs, more, beside, BESIDE, span=GAINS),
+            }
+        data = self.dataset(variables, samples, **labels_of(cases))
         if samples.judged:
             data = data.assign(samples.levels({"solved": "solved"}))
             data = data.merge(self._sets(model, samples, cases, lost["progress"], progress))
@@ -190,12 +211,9 @@ class Heads(Experiment):
             array = values[name].astype(float)
             array[:, ::2] = np.nan  # those were chosen on
             rows = np.stack([array[0], array[1], array[2:].mean(0)])
-            about = {"span": SCORES}
-            variables[f"set_{name}"] = measure("heads puzzle seed", rows, title, comment, **about)
-            less = f"{title}, chosen less random heads"
-            variables[f"set_{name}_less"] = measure(
-                "puzzle seed", rows[1] - rows[2], less, span=GAINS
-            )
+            less, words = rows[1] - rows[2], f"{title}, chosen less random heads"
+            variables[f"set_{name}"] = measure("heads puzzle seed", rows, title, comment)
+            variables[f"set_{name}_less"] = measure("puzzle seed", less, words, span=GAINS)
         variables["chosen_heads"] = ((), ", ".join(f"layer {k} head {h}" for k, h in chosen), {})
         return xr.Dataset(variables, {"heads": list(SETS)})
 
@@ -203,44 +221,33 @@ class Heads(Experiment):
         """Return how often a run ends with the answer of a run with another prompt, if it is given
         what that run's heads return at every step: of cross-attention and of self-attention."""
         config, steps = model.config, self.plan(model.config).steps
-        pairs = [
-            p for task in self.pair_tasks for p in pairs_of(task, self.pairs, self.puzzle_seed)
-        ]
+        each = (pairs_of(task, self.pairs, self.puzzle_seed) for task in self.pair_tasks)
+        pairs = list(itertools.chain(*each))
         if not pairs:
             return xr.Dataset()
-        layers = places(self.layers, config.dit.layers, "layer")
-        given = exchanges(layers, config.dit.heads)
+        cases = exchanges(places(self.layers, config.dit.layers, "layer"), config.dit.heads)
         videos = self.sweep(model, progress)(
             pair_conditions(model, pairs),
             seeds=[pair_seed(model, seed, 0) for seed in self.seeds],
-            probes=[taken(config, place, heads, steps) for place, heads in given],
+            probes=[taken(config, case, steps) for case in cases],
             readout=read_videos,
             what="heads of a run with another prompt",
         )
         kept, other = solved(pairs, videos)
-        both = kept[:1].all(2, keepdims=True)
-        names, kinds = zip(
-            *(named(place, heads, len(layers)) for place, heads in given), strict=True
-        )
+        both, variables = kept[:1].all(2, keepdims=True), {}
+        for name, right, title in (
+            ("flipped", other, FLIP),
+            ("kept", kept, "receiver's answer kept"),
+        ):
+            values = np.where(both, right, np.nan)[:, :, 0]
+            variables[name] = measure(
+                "exchange pair seed", values, title, BOTH_RIGHT, by="pair_kind"
+            )
         coordinates = {
-            "exchange": list(names),
-            "exchange_kind": ("exchange", list(kinds)),
-            "exchange_layer": ("exchange", [h[0][0] if h else -1 for _, h in given]),
+            "exchange": list(map(str, cases)),
+            "exchange_kind": ("exchange", [case.kind for case in cases]),
+            "exchange_layer": ("exchange", [c.heads[0][0] if c.heads else -1 for c in cases]),
             "pair_kind": ("pair", [pair.kind for pair in pairs]),
-        }
-        variables = {
-            name: measure(
-                "exchange pair seed",
-                np.where(both, right, np.nan)[:, :, 0],
-                title,
-                "Of pairs whose two plain runs are right.",
-                span=SCORES,
-                by="pair_kind",
-            )
-            for name, right, title in (
-                ("flipped", other, FLIP),
-                ("kept", kept, "receiver's answer kept"),
-            )
         }
         return xr.Dataset(variables, coordinates)
 
@@ -254,7 +261,7 @@ class Heads(Experiment):
         if "flipped" not in data:
             return
         curves = {}
-        for kind in ("cross-attention", "self-attention"):
+        for kind in PLACES.values():
             rows = np.flatnonzero(data["exchange_kind"].values == kind)
             curves[kind] = data["flipped"].isel(exchange=rows).swap_dims(exchange="exchange_layer")
             curves[kind] = curves[kind].drop_vars(["exchange", "exchange_kind"])
@@ -270,32 +277,22 @@ def probe_of(config: WanConfig, case: Case, steps: int) -> Probe:
     return chain(*(KnockOut.at(config, "heads", chosen[by], by=by, **when) for by in chosen))
 
 
-def taken(config: WanConfig, place: str, heads: Sequence[tuple[int, int]], steps: int) -> Probe:
+def taken(config: WanConfig, case: Exchange, steps: int) -> Probe:
     """Return an exchange in which world 0 is given what heads return in world 1."""
-    chosen: dict[str, Any] = {"cross": (), "heads": ()} | {place: heads}
+    chosen: dict[str, Any] = {"cross": (), "heads": ()} | {case.place: case.heads}
     each = (KnockOut.at(config, *pair, steps=steps, by="world") for pair in chosen.items())
     return InWorlds(chain(*each), jnp.array([True, False]))
 
 
-def exchanges(layers: Sequence[int], heads: int) -> list[tuple[str, tuple[tuple[int, int], ...]]]:
+def exchanges(layers: Sequence[int], heads: int) -> list[Exchange]:
     """Return what is exchanged: nothing; all heads of each layer, and of all; single heads."""
-    rows = [tuple((k, h) for h in range(heads)) for k in layers]
-    whole = tuple(itertools.chain(*rows))
-    sets = dict.fromkeys([*rows, whole])  # of a single layer both are the same
-    both = [(place, row) for place in ("cross", "heads") for row in sets]
-    return [("cross", ()), *both, *(("cross", (pair,)) for pair in whole)]
-
-
-def named(place: str, heads: Sequence[tuple[int, int]], layers: int) -> tuple[str, str]:
-    """Return an exchange in words, and its kind."""
-    kind = "cross-attention" if place == "cross" else "self-attention"
-    if not heads:
-        return "nothing exchanged", "none"
-    if len(heads) == 1:
-        return f"{kind} of layer {heads[0][0]}, head {heads[0][1]}", f"{kind}, one head"
-    if len({k for k, _ in heads}) < layers or layers == 1:
-        return f"{kind} of layer {heads[0][0]}", kind
-    return f"{kind} of all layers", f"{kind}, all"
+    rows = {f"layer {k}": tuple((k, h) for h in range(heads)) for k in layers}
+    single = list(itertools.chain(*rows.values()))
+    if len(layers) > 1:  # of a single layer both are the same
+        rows["all layers"] = tuple(single)
+    whole = [Exchange(place, *row) for place in PLACES for row in rows.items()]
+    alone = [Exchange("cross", f"layer {k}, head {h}", ((k, h),)) for k, h in single]
+    return [Exchange(), *whole, *alone]
 
 
 def like(
@@ -336,15 +333,13 @@ def judged(samples: Samples, videos: np.ndarray) -> dict[str, np.ndarray]:
 
 def labels_of(cases: Sequence[Case]) -> dict[str, Any]:
     """Return the coordinates of the dimension `case`."""
-    single = [case.heads[0] if len(case.heads) == 1 else (np.nan, np.nan) for case in cases]
-    layers = [case.heads[0][0] if case.heads else np.nan for case in cases]
-    return {
-        "case": list(map(str, cases)),
-        "kind": ("case", [case.kind for case in cases]),
-        "window": ("case", [case.window for case in cases]),
-        "at_layer": ("case", layers),
-        "at_head": ("case", [head for _, head in single]),
-    }
+    return case_labels(
+        cases,
+        kind=[case.kind for case in cases],
+        window=[case.window for case in cases],
+        at_layer=[case.heads[0][0] if case.heads else np.nan for case in cases],
+        at_head=[case.heads[0][1] if len(case.heads) == 1 else np.nan for case in cases],
+    )
 
 
 def read_ends(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> tuple[Any, Any]:
@@ -356,5 +351,4 @@ def read_ends(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> tuple[Any,
 
 def read_videos(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> Any:
     """Return the final videos of all worlds."""
-    del plan, aux
     return pixels(model, trace.latents)

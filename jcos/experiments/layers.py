@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import flax.struct
 import jax
@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import Answers, answers_of
-from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places
+from jcos.experiments.experiment import Experiment, Picture, Progress, places
 from jcos.experiments.linear_probes import (
     READINGS,
     Labels,
@@ -32,6 +32,7 @@ from jcos.experiments.linear_probes import (
     identities_of,
     labels_of,
 )
+from jcos.experiments.parameters import SOME, AtLayers, AtSteps, Positive
 from jcos.experiments.sweeps import pixels
 from jcos.lab import results
 from jcos.lab.ideal import ideal
@@ -73,20 +74,12 @@ class Layers(Experiment):
     question = "What do tokens carry, layer by layer?"
 
     tasks: tuple[str, ...] = ("maze", "tictactoe", "pattern", "rotation", "returns")
-    steps: tuple[Place, ...] = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
-    layers: tuple[Place, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    penalty: float = 1e-3
+    steps: Annotated[AtSteps, SOME] = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
+    layers: Annotated[AtLayers, SOME] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    penalty: Positive = 1e-3
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
-        for name, chosen, size in (
-            ("step", self.steps, self.plan(config).steps),
-            ("layer", self.layers, config.dit.layers),
-        ):
-            if not places(chosen, size, name):
-                raise ValueError(f"no {name} is chosen; name at least one")
-        if not self.penalty > 0:
-            raise ValueError(f"penalty is {self.penalty}; it is above 0")
         frames, height, width = config.dit.patch
         if self.clips is None and (frames != 1 or height != width):
             raise ValueError(
@@ -179,7 +172,6 @@ class Components(probes.Probe):
     layers: tuple[int, ...] = flax.struct.field(pytree_node=False)
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[Array, Array, Array]]:
-        del site
         centred = tokens.astype(jnp.float32)
         centred = centred - centred.mean(0, keepdims=True)
         variance = jnp.mean(jnp.square(centred), 0)
@@ -228,7 +220,6 @@ Aux = tuple[Int[Array, " s"], Answers | None]
 
 def read_tokens(model: Wan, plan: flow.Plan, trace: Trace, aux: Aux) -> Readout:
     """Return the `Readout` of a run in world 0, without what only puzzles have."""
-    del plan
     steps, _ = aux
     energy, (components, *spread), *_ = jax.tree.map(lambda a: a[0], trace.block_obs)
     frames = model.config.dit.tokens(*trace.latents.shape[2:5])[0]

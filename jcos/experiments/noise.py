@@ -9,7 +9,7 @@ under the same noise and the model does not is specific to the model.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, Int, UInt8
 from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import Answers, answers_of, blend, chosen
-from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places
+from jcos.experiments.experiment import Experiment, Picture, Progress, case_labels, places
+from jcos.experiments.parameters import AtFrames, AtSteps, Rule
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import pixels
 from jcos.lab.measures import GAINS, POSITIVE, SCORES, UNBOUNDED
@@ -59,6 +60,8 @@ AT_STEP = (
     "pixel noise. The ideal denoiser: replaced, after clean-up."
 )
 
+Strength = Annotated[float, Rule(lambda r: 0 < r <= 1, "above 0 and at most 1")]
+
 
 class Case(NamedTuple):
     """Where noise is put: at a step or at all (None), in a frame or in all, how strongly. Of kinds
@@ -87,9 +90,8 @@ class Case(NamedTuple):
 def labels_of(cases: Sequence[Case]) -> dict[str, Any]:
     """Return the coordinates of a dimension `case`; nan is all steps, or all frames."""
     steps, frames, strengths = np.array([case[1:] for case in cases], np.float64).T
-    labels = {"kind": [case.kind for case in cases], "at_step": steps, "at_frame": frames}
-    labels |= {"strength": strengths}
-    return {"case": list(map(str, cases))} | {name: ("case", v) for name, v in labels.items()}
+    kinds = [case.kind for case in cases]
+    return case_labels(cases, kind=kinds, at_step=steps, at_frame=frames, strength=strengths)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,19 +110,16 @@ class Noise(Experiment):
 
     question = "What does noise destroy: one step in all frames, or one frame at all steps?"
 
-    steps: tuple[Place, ...] | None = None
-    frames: tuple[Place, ...] | None = None
-    map_steps: tuple[Place, ...] = (0.0, 0.2, 0.4, 0.6, 0.8)
-    strengths: tuple[float, ...] = (0.5, 0.75, 0.9)
-    strength_steps: tuple[Place, ...] = (0.2, 0.5, 0.8)
+    steps: AtSteps | None = None
+    frames: AtFrames | None = None
+    map_steps: AtSteps = (0.0, 0.2, 0.4, 0.6, 0.8)
+    strengths: tuple[Strength, ...] = (0.5, 0.75, 0.9)
+    strength_steps: AtSteps = (0.2, 0.5, 0.8)
     cleanup: int = 6
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
         plan = self.plan(config)
-        self.cases(plan.steps, self.latent_frames(config))
-        if not all(0 < r <= 1 for r in self.strengths):
-            raise ValueError(f"strengths are {self.strengths}; each is above 0 and at most 1")
         most = plan.steps - (plan.high_steps or 0)
         if not 0 <= self.cleanup <= most:
             raise ValueError(
@@ -160,8 +159,8 @@ class Noise(Experiment):
                 span=POSITIVE if name == "distance" else SCORES,
                 forwards="forwards" if name in AS_IT_ENDS else "more_forwards",
             )
-        labels = {"denoiser": list(denoisers), "seed": list(self.seeds)}
-        data = xr.Dataset(variables, labels | labels_of(cases) | samples.coordinates())
+        labels = {"denoiser": list(denoisers)} | labels_of(cases)
+        data = self.dataset(variables, samples, **labels)
         return data.assign(contrasts(data))
 
     def cases(self, steps: int, frames: int) -> list[Case]:
@@ -267,7 +266,6 @@ def read_ends(
     model: Wan, plan: flow.Plan, trace: Trace, aux: tuple[Answers | None, Int[Array, ""]]
 ) -> Ends:
     """Return how a run of one world ended. aux: the answers, and the last step before clean-up."""
-    del plan
     answers, last = aux
     raw, clean = trace.x0[0][:, last], trace.latents[0]
     if answers is None:

@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from jcos.lab.measures import Estimate
 from jcos.lab.results import LEVELS, case_of, estimates, groups_of, rows, run_dimension
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
@@ -169,33 +168,23 @@ def heat(
 
 
 @styled
-def paired(
-    points: Mapping[str, Estimate] | xr.DataArray, label: str, *, zero: bool = True
-) -> Figure:
-    """Plot estimates as dots with their intervals, by name from top to bottom; of a measure those
-    of every group and place."""
-    if isinstance(points, xr.DataArray):
-        points = _named(points)
+def paired(array: xr.DataArray, label: str, *, zero: bool = True) -> Figure:
+    """Plot the estimates of a measure as dots with their intervals, of every group and place, from
+    top to bottom."""
+    points = list(rows(xr.Dataset({"points": array})))
+    several = len({point.task for point in points}) > 1
     figure = panels(1, size=(4.4, 0.5 + 0.19 * len(points)))
     (axes,) = figure.axes
     at = np.arange(len(points))[::-1]
-    mean, low, high = np.array([e[:3] for e in points.values()], np.float64).reshape(-1, 3).T
+    mean, low, high = np.array([[p.value, p.low, p.high] for p in points]).reshape(-1, 3).T
     error = np.maximum(np.stack([mean - low, high - mean]), 0)
     axes.errorbar(mean, at, xerr=error, fmt=MARKERS[0], color=COLOURS[0], capsize=2)
     if zero:
         axes.axvline(0, color="#777777", linewidth=0.8)
-    axes.set_yticks(at, list(points))
+    axes.set_yticks(at, [f"{p.task}, {p.case}" if several else p.case for p in points])
     axes.set_ylim(-0.6, len(points) - 0.4)
     axes.set_xlabel(label)
     return figure
-
-
-def _named(array: xr.DataArray) -> dict[str, Estimate]:
-    lines = list(rows(xr.Dataset({"points": array})))
-    several = len({line.task for line in lines}) > 1
-    names = [f"{line.task}, {line.case}" if several else line.case for line in lines]
-    points = [Estimate(line.value, line.low, line.high, line.n) for line in lines]
-    return dict(zip(names, points, strict=True))
 
 
 @styled
@@ -228,17 +217,15 @@ FILM = "Clean estimates; rows are denoising steps, columns are frames."
 
 
 @styled
-def film_grid(
-    videos: UInt8[np.ndarray, "rows F H W 3"], rows: Sequence[str], *, frames: int = 8
-) -> Figure:
-    """Return the paper's figure 1: a row for each video, at most so many of its frames."""
-    shown = np.unique(np.linspace(0, videos.shape[1] - 1, frames).round().astype(int))
+def film_grid(videos: UInt8[np.ndarray, "rows F H W 3"], names: Sequence[str]) -> Figure:
+    """Return the paper's figure 1: a row for each video, at most eight of its frames."""
+    shown = np.unique(np.linspace(0, videos.shape[1] - 1, 8).round().astype(int))
     (height, width), side = videos.shape[2:4], 0.62
     size = (0.7 + side * len(shown) * width / height, side * len(videos) + 0.3)
     figure = Figure(figsize=size, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)  # type: ignore[union-attr]
     grid = figure.subplots(len(videos), len(shown), squeeze=False)
-    for i, (video, name) in enumerate(zip(videos, rows, strict=True)):
+    for i, (video, name) in enumerate(zip(videos, names, strict=True)):
         for j, frame in enumerate(shown):
             axes: Axes = grid[i, j]
             axes.imshow(video[frame], interpolation="nearest")

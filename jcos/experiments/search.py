@@ -21,18 +21,19 @@ from jcos.config import WanConfig
 from jcos.devices import mesh
 from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Progress
+from jcos.experiments.parameters import Count, Number
 from jcos.experiments.samples import Samples, puzzles_of
 from jcos.experiments.search_bank import SIGNS, Bank, add_head, ended, make_bank
 from jcos.experiments.sweeps import conditions_of, judge, remembered
+from jcos.experiments.watching import failure_rows
 from jcos.lab import methods, results
 from jcos.lab.calibration import Calibration, fit, reliability, stop
-from jcos.lab.measures import GAINS, POSITIVE, Estimate, auroc, estimate
+from jcos.lab.measures import GAINS, POSITIVE, Estimate, estimate
 from jcos.lab.methods import Method, best_of, calibrated, early_failure, epbs, evosearch, smc
 from jcos.lab.results import Row, measure
 from jcos.lab.search import run
 from jcos.lab.tasks import Puzzle
 from jcos.sampling.probes import Probe, SeedEnsemble
-from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
 
 QUANTILES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -44,6 +45,8 @@ Made = dict[str, tuple[np.ndarray, np.ndarray]]
 """What is solved, and the forwards [P], by case."""
 TOGETHER = 2
 """Puzzles that are searched at a time, at least: on a mesh as many as it has worlds."""
+GAIN = "solved, more than one run", "Paired by puzzle."
+PASSES: dict[str, Any] = {"units": "passes", "span": POSITIVE}
 STEPS = 3
 """At least: after the last two steps nothing parts the copies of Feynman–Kac steering."""
 
@@ -66,14 +69,14 @@ class Search(Experiment):
     question = "What does acting on early estimates buy, at equal compute?"
 
     tasks: tuple[str, ...] = ("maze7",)
-    puzzles: int = 512
+    puzzles: Count = 512
     seeds: tuple[int, ...] = tuple(range(8))
-    training: int = 128
+    training: Count = 128
     budgets: tuple[int, ...] = (16, 31, 60)
-    drawn: int = 48
+    drawn: Count = 48
     long: tuple[int, ...] = (20, 50)
-    few: int = 0
-    many: int = 80
+    few: Number = 0
+    many: Count = 80
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
@@ -81,11 +84,6 @@ class Search(Experiment):
             raise ValueError("search is judged by right answers; clips have none: leave clips out")
         if len(self.seeds) < 4:
             raise ValueError(f"search takes at least 4 seeds; here are {len(self.seeds)}")
-        if min(self.training, self.drawn) < 1 or self.few < 0:
-            raise ValueError(
-                f"training is {self.training} and drawn {self.drawn}, each at least 1 puzzle; few "
-                f"is {self.few}, at least 0"
-            )
         sampling = methods.sampling_of(smc(8), self.sampling.of(config))
         if sampling.steps < STEPS:
             raise ValueError(f"search takes at least {STEPS} steps; here are {sampling.steps}")
@@ -113,7 +111,8 @@ class Search(Experiment):
             for what, (some, seeds) in parts.items()
         )
         add_head(known, [bank, *wide])
-        fits = {judge: fit_bank(known, judge) for judge in JUDGES}
+        runs = {judge: np.concatenate(known.scores[judge]) for judge in JUDGES}
+        fits = {judge: fit(scores, known.solved.ravel()) for judge, scores in runs.items()}
         settings = self.methods(known, fits)
         made: Made = {
             "one run": (bank.solved.mean(1), np.full(len(puzzles), self.forwards(model.config)))
@@ -130,17 +129,9 @@ class Search(Experiment):
         each = ("puzzle", "seed", "step", "judge")
         variables = samples.levels({"solved": "solved"}) | {
             "forwards": (("puzzle", "case"), spent, {}),
-            "spent": measure(
-                "puzzle case", spent, "forwards per puzzle", units="passes", span=POSITIVE
-            ),
+            "spent": measure("puzzle case", spent, "forwards per puzzle", **PASSES),
             "solved": measure("puzzle case", right, "solved", SOLVED),
-            "gain": measure(
-                "puzzle case",
-                right - right[:, :1],
-                "solved, more than one run",
-                "Paired by puzzle.",
-                span=GAINS,
-            ),
+            "gain": measure("puzzle case", right - right[:, :1], *GAIN, span=GAINS),
             "signs": (each, signs.astype(np.float32), {}),
             "chance": (each, chance.astype(np.float32), {}),
             "ended": (("puzzle", "seed"), bank.solved, {}),
@@ -195,21 +186,29 @@ class Search(Experiment):
         """Return what is solved and the forwards of methods that are run, on the first puzzles."""
         made, config, some = {}, model.config, list(puzzles[: self.drawn])
         together = max(TOGETHER, mesh.devices(mesh.WORLD))
-        conditions = conditions_of(model, some)
+        conditions, sampling = conditions_of(model, some), self.sampling.of(config)
         acting: dict[str, Method] = {
             "Feynman–Kac, decided": smc(8, scale=0.5),
             "EvoSearch, decided": evosearch(6),
             "restart in time, decided": methods.tbs(4),
         }
-        sampling = self.sampling.of(config)
+
+        def searched(method: Method, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            """Return what is solved and the forwards of some puzzles, filled up to as many as run
+            together."""
+            filled, count = np.resize(rows, together), len(rows)
+            part = jax.tree.map(lambda a: a[filled], conditions)
+            result = run(model, part, method, (1000 * filled).tolist(), sampling=sampling)
+            right = judge([some[i] for i in rows], model.decode(result.latents[:count]))[1]
+            return right.astype(float), result.cost.forwards[:count]
+
         for case, method in acting.items():
             ends = []
             for first in range(0, len(some), together):
                 progress(case, first, len(some))
                 rows = np.arange(first, min(first + together, len(some)))
                 name = f"{some[0].task}-{case}-{first}-{len(rows)}"
-                part = partial(self._part, model, some, conditions, method, rows, together)
-                ends.append(remembered(name, (0, 0), part))
+                ends.append(remembered(name, (0, 0), partial(searched, method, rows)))
             solved, forwards = map(np.concatenate, zip(*ends, strict=True))
             made[case] = solved, forwards
         windows = {"first step": range(1), "half of the steps": range(sampling.steps // 2)}
@@ -230,33 +229,16 @@ class Search(Experiment):
         made["one run, Flow-CPS 0.9"] = right, np.full(len(some), self.forwards(config))
         return made
 
-    def _part(
-        self,
-        model: Wan,
-        puzzles: list[Puzzle],
-        conditions: Condition,
-        method: Method,
-        rows: np.ndarray,
-        together: int,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return what is solved and the forwards of some puzzles, filled up to as many as run
-        together."""
-        filled, count = np.resize(rows, together), len(rows)
-        part = jax.tree.map(lambda a: a[filled], conditions)
-        seeds = (1000 * filled).tolist()
-        result = run(model, part, method, seeds, sampling=self.sampling.of(model.config))
-        right = judge([puzzles[i] for i in rows], model.decode(result.latents[:count]))[1]
-        return right.astype(float), result.cost.forwards[:count]
-
     def table(self, data: xr.Dataset) -> pd.DataFrame:
         rows = list(results.rows(data))
         for task, one in by_task(data).items():
-            for name in JUDGES:
-                for step, area in enumerate(areas(one, name)):
-                    title = f"AUROC of failure: {name}"
-                    rows.append(Row(task, title, f"step {step}", *area, chance=0.5))
+            signs, fails = one["signs"].values, ~one["ended"].values.astype(bool)
+            steps = range(signs.shape[2])
+            for i, name in enumerate(JUDGES):
+                areas = failure_rows(task, name, -signs[..., i], fails, steps, draws=200)
+                for step, area in zip(steps, areas, strict=True):
                     error = calibration_error(one, name, step)
-                    rows.append(Row(task, f"calibration error: {name}", f"step {step}", *error))
+                    rows += [area, Row(task, f"calibration error: {name}", area.case, *error)]
         return pd.DataFrame(rows)
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
@@ -280,12 +262,6 @@ def screen_twice(seeds: int, judge: str, first: float, second: float) -> Method:
     return Method(seeds=seeds, rows=(half, methods.Row(step=second, judge=judge)))
 
 
-def fit_bank(bank: Bank, judge: str) -> Calibration:
-    """Return the probability of success after each step, of all runs of a bank."""
-    scores = bank.scores[judge]
-    return fit(scores.reshape(-1, scores.shape[-1]), bank.solved.ravel())
-
-
 def as_text(method: Method) -> str:
     """Return a method in a few words: seeds, and what its rows do."""
     words = [f"{method.seeds} seed(s)"]
@@ -297,19 +273,8 @@ def as_text(method: Method) -> str:
 
 def by_task(data: xr.Dataset) -> dict[str, xr.Dataset]:
     """Return the puzzles of each task."""
-    return {
-        name: data.isel(puzzle=rows) for name, rows in results.groups_of(data["solved"]).items()
-    }
-
-
-def areas(data: xr.Dataset, name: str) -> list[Estimate]:
-    """Return how well a judge tells failures, at every step."""
-    signs, fails = data["signs"].sel(judge=name).values, ~data["ended"].values.astype(bool)
-    groups = np.repeat(np.arange(len(fails)), fails.shape[1])
-    return [
-        auroc(-signs[..., step].ravel(), fails.ravel(), groups=groups, draws=200)
-        for step in range(signs.shape[-1])
-    ]
+    groups = results.groups_of(data["solved"])
+    return {name: data.isel(puzzle=rows) for name, rows in groups.items()}
 
 
 def calibration_error(data: xr.Dataset, name: str, step: int) -> Estimate:

@@ -2,7 +2,7 @@
 what methods of search are replayed on."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,18 +25,14 @@ SIGNS = ("decided", "pixels", "change", "energy")
 """Judges that need no training."""
 
 
-class Bank:
+class Bank(NamedTuple):
     """Finished runs of P puzzles with N seeds. scores [P, N, S] by judge; solved [P, N] at the end;
     features [P, N, S, D]: what a head on tokens sees. passes: forwards of a step."""
 
-    def __init__(
-        self,
-        scores: dict[str, np.ndarray],
-        solved: np.ndarray,
-        features: np.ndarray,
-        passes: int = 1,
-    ):
-        self.scores, self.solved, self.features, self.passes = scores, solved, features, passes
+    scores: dict[str, np.ndarray]
+    solved: np.ndarray
+    features: np.ndarray
+    passes: int = 1
 
     def play(self, method: Method) -> tuple[np.ndarray, np.ndarray]:
         """Return what is solved and the forwards [P] of a method, mean over as many disjoint groups
@@ -98,7 +94,6 @@ def judged(
     model: Wan, plan: flow.Plan, trace: Trace, aux: Any
 ) -> tuple[Mapping[str, jax.Array], jax.Array, jax.Array]:
     """Return every judge's score [W, K, S], pooled tokens [W, K, S, D], and the final video."""
-    del aux
     scores = scores_of(model, plan, trace.x0)
     return scores, pooled(trace.block_obs[:, :, :, 0]), pixels(model, trace.x0[:, :, -1])
 

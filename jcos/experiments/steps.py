@@ -7,17 +7,17 @@ much.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from jcos.config import WanConfig
 from jcos.experiments import plots, watching
 from jcos.experiments.answers import answers_of, chosen, shares
 from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
+from jcos.experiments.parameters import Number
 from jcos.experiments.samples import Samples
 from jcos.lab import measures, results
 from jcos.lab.results import DENOISERS, MODEL, Row, measure
@@ -49,12 +49,7 @@ class Steps(Experiment):
     question = "When does the answer appear, and what do early estimates blend?"
 
     tasks: tuple[str, ...] = ("maze", "tictactoe", "pattern", "rotation", "returns", "bounce")
-    wrong: int = 6
-
-    def check(self, config: WanConfig) -> None:
-        super().check(config)
-        if self.wrong < 0:
-            raise ValueError(f"wrong is {self.wrong}; it counts answers")
+    wrong: Number = 6
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples = self.samples(model)
@@ -106,17 +101,11 @@ class Steps(Experiment):
         }
         for name, (dims, values, title, about) in parts.items():
             variables[name] = measure(dims, values, title, by="part", **about)
-        labels = {"denoiser": list(DENOISERS), "step": range(steps), "seed": list(self.seeds)}
-        return xr.Dataset(variables, labels | samples.coordinates())
+        return self.dataset(variables, samples, denoiser=list(DENOISERS), step=range(steps))
 
     def table(self, data: xr.Dataset) -> pd.DataFrame:
-        rows = list(results.rows(data, {"step": looked_at(data.sizes["step"])}))
-        for task, areas in predictions(data).items():
-            for (sign, step), area in areas.items():
-                cost = int(data["forwards"][step])
-                title = f"AUROC of failure: {SIGNS[sign]}"
-                rows.append(Row(task, title, f"step {step}", *area, 0.5, None, cost))
-        return pd.DataFrame(rows)
+        listed = looked_at(data.sizes["step"])
+        return pd.DataFrame([*results.rows(data, {"step": listed}), *predictions(data, listed)])
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         if "solved" not in data:
@@ -165,21 +154,13 @@ def one_of_each(
     return watching.films(video[chosen, 0][:, steps], names, chosen, steps)
 
 
-def predictions(data: xr.Dataset) -> dict[str, dict[tuple[str, int], measures.Estimate]]:
-    """Return by task how well each sign at each of some steps tells the puzzles that will fail; of
-    tasks with enough of those and of others."""
-    areas: dict[str, dict[tuple[str, int], measures.Estimate]] = {}
+def predictions(data: xr.Dataset, steps: Sequence[int]) -> Iterator[Row]:
+    """Yield how well each sign at each step tells the puzzles that will fail, of tasks with enough
+    of those and of others."""
     for task, where in results.groups_of(data["solved"]).items() if "blur" in data else ():
         one = data.isel(puzzle=where)
         fails = ~one["solved"].sel(denoiser=MODEL).values[..., -1]
-        if min(fails.sum(), (~fails).sum()) < RARE:
-            continue
-        puzzles = np.repeat(np.arange(len(where)), fails.shape[1])
-        areas[task] = {
-            (sign, step): measures.auroc(
-                one[sign].values[..., step].ravel(), fails.ravel(), groups=puzzles
-            )
-            for sign in SIGNS
-            for step in looked_at(data.sizes["step"])
-        }
-    return areas
+        enough = min(fails.sum(), (~fails).sum()) >= RARE
+        costs = data["forwards"].values
+        for sign, words in SIGNS.items() if enough else ():
+            yield from watching.failure_rows(task, words, one[sign].values, fails, steps, costs)

@@ -11,7 +11,7 @@ apart.
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,8 @@ from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import Answers, blend
 from jcos.experiments.clips import read_clips
-from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places
+from jcos.experiments.experiment import Experiment, Picture, Progress, case_labels, places
+from jcos.experiments.parameters import SOME, AtLayers, AtSteps
 from jcos.experiments.samples import baselines
 from jcos.experiments.swap_pairs import Pair, candidates, object_tokens, pairs_of
 from jcos.experiments.sweeps import conditions_of, judge, pixels, sweep
@@ -98,17 +99,12 @@ class Swap(Experiment):
     question = "Which layer decides the answer?"
 
     tasks: tuple[str, ...] = ("rotation", "tictactoe", "returns", "pattern")
-    layers: tuple[Place, ...] | None = None
-    steps: tuple[Place, ...] = (0, 0.25, 0.5, 0.75)
-    until: tuple[Place, ...] = (0.25, 0.5, 1.0)
+    layers: Annotated[AtLayers, SOME] | None = None
+    steps: AtSteps = (0, 0.25, 0.5, 0.75)
+    until: AtSteps = (0.25, 0.5, 1.0)
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
-        steps = self.plan(config).steps
-        if not places(self.layers, config.dit.layers, "layer"):
-            raise ValueError("no layer is chosen; name at least one")
-        for chosen in (self.steps, self.until):
-            places(chosen, steps, "step")
         if self.clips is not None:
             n = len(read_clips(self.clips).clips)
             if n % 2:
@@ -299,7 +295,6 @@ class Ends(NamedTuple):
 
 
 def read_ends(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers | None) -> Ends:
-    del plan
     if answers is None:
         return Ends(trace.latents, None, None)
     on = jax.vmap(lambda x0, known: blend(x0, known).on)(trace.x0, answers)
@@ -345,11 +340,9 @@ def end_measures(cases: Sequence[Case], pairs: Sequence[Pair], ends: Ends) -> xr
         array = np.array(array, np.float64)
         array[one_way, :, 1] = np.nan
         variables[key] = measure(runs, array, name, span=span)
-    labels = {
-        "case": list(map(str, cases)),
-        "kind": ("case", [case.kind for case in cases]),
-        "at_step": ("case", at),
-        "at_layer": ("case", [np.nan if c.layer is None else c.layer for c in cases]),
+    layers = [np.nan if case.layer is None else case.layer for case in cases]
+    kinds = [case.kind for case in cases]
+    labels = case_labels(cases, kind=kinds, at_step=at, at_layer=layers) | {
         "task": ("pair", [p.kind for p in pairs] or ["clips"] * ends.video.shape[1]),
         "direction": ["donor to receiver", "receiver to donor"],
     }

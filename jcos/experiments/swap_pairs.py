@@ -59,7 +59,6 @@ def _other_mover(puzzle: Puzzle, rng: np.random.Generator) -> Puzzle | None:
 
 def _other_way(puzzle: Puzzle, rng: np.random.Generator) -> Puzzle | None:
     """Same picture; the prompt lets the object come out on the other side."""
-    del rng
     (answer,) = puzzle.answers
     (mode,) = set(MODES) - {answer.mode}
     answers = (Outcome(answer.thing, mode),)

@@ -319,25 +319,21 @@ def _bytes_read(model: Wan, plan: flow.Plan, data: Sweep, readout: Readout) -> i
 
 def everything(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> Trace:
     """Return the whole trace."""
-    del model, plan, aux
     return trace
 
 
 def chosen_steps(model: Wan, plan: flow.Plan, trace: Trace, steps: Int[Array, " kept"]) -> Trace:
     """Return the trace with the clean estimates of some steps only."""
-    del model, plan
     return trace._replace(x0=trace.x0[:, :, steps])
 
 
 def read_latents(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> Float[Array, "K F h w C"]:
     """Return how the runs of world 0 end."""
-    del model, plan, aux
     return trace.latents[0]
 
 
 def read_videos(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> UInt8[Array, "K F H W 3"]:
     """Return how the runs of world 0 end, in pixels."""
-    del plan, aux
     return pixels(model, trace.latents[0])
 
 

@@ -2,14 +2,14 @@
 says; of clips, where no judge can tell what is right, distances; and films of both, steps × frames.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from jcos.experiments import plots
 from jcos.experiments.answers import Answers, blend
@@ -17,8 +17,8 @@ from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import Readout, pixels
 from jcos.lab.ideal import ideal, ideal_run
-from jcos.lab.measures import POSITIVE
-from jcos.lab.results import Variable, case_of, measure
+from jcos.lab.measures import POSITIVE, auroc
+from jcos.lab.results import Row, Variable, case_of, measure
 from jcos.lab.tasks import PALETTE
 from jcos.sampling import flow
 from jcos.sampling.probes import States
@@ -52,6 +52,24 @@ def watch(
 def rms(x: Float[Array, "*axes F h w C"]) -> Float[Array, "*axes"]:
     """Return the root mean square of each latent."""
     return jnp.sqrt(jnp.mean(jnp.square(x), axis=(-4, -3, -2, -1)))
+
+
+def failure_rows(
+    task: str,
+    sign: str,
+    values: Float[np.ndarray, "P K S"],
+    fails: Bool[np.ndarray, "P K"],
+    steps: Iterable[int],
+    forwards: Int[np.ndarray, " S"] | None = None,
+    draws: int = 2_000,
+) -> Iterator[Row]:
+    """Yield how well a sign at each of some steps tells the runs that fail. forwards: passes up to
+    every step."""
+    groups = np.repeat(np.arange(len(fails)), fails.shape[1])
+    for step in steps:
+        area = auroc(values[..., step].ravel(), fails.ravel(), groups=groups, draws=draws)
+        cost = 0 if forwards is None else int(forwards[step])
+        yield Row(task, f"AUROC of failure: {sign}", f"step {step}", *area, 0.5, None, cost)
 
 
 # ---- puzzles
@@ -117,7 +135,6 @@ def watch_distance(
 ) -> tuple[Float[Array, "K S"], Float[Array, "K S"], Float[Array, "K shown F h w C"]]:
     """Return the distance of each estimate to the last and to the one before (the first: to
     nothing), over the norm of the last; and some of the estimates."""
-    del model, plan
     x0 = trace.x0[0]
     before = jnp.concatenate([jnp.zeros_like(x0[:, :1]), x0[:, :-1]], axis=1)
     size = rms(x0[:, -1:])
@@ -141,8 +158,7 @@ def clip_dataset(
     }
     variables |= experiment.costs(model.config)
     variables |= films(model.decode(jnp.asarray(x0[:1, 0])), ["clips"], [0], looked_at(steps))
-    labels = {"step": range(steps), "seed": list(experiment.seeds)}
-    return xr.Dataset(variables, labels | samples.coordinates())
+    return experiment.dataset(variables, samples, step=range(steps))
 
 
 def clip_figures(data: xr.Dataset) -> Iterator[tuple[str, Picture]]:

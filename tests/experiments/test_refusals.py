@@ -11,6 +11,7 @@ from jcos.experiments.ensemble import Ensemble
 from jcos.experiments.experiment import Experiment, Settings
 from jcos.experiments.features import Features
 from jcos.experiments.flow import Flow
+from jcos.experiments.heads import Heads
 from jcos.experiments.jacobian import Jacobian
 from jcos.experiments.layers import Layers
 from jcos.experiments.lens import Lenses
@@ -32,6 +33,7 @@ RANGES = [
     (Ensemble(until=(7,)), "step 7 is out of range"),
     (Layers(steps=(4,)), "step 4 is out of range: there are steps 0 to 3"),
     (Layers(layers=(20,)), "layer 20 is out of range: .* 0 to 1 "),
+    (Heads(layers=(2,)), "layer 2 is out of range"),
     (Swap(layers=(2,)), "layer 2 is out of range: there are layers 0 to 1"),
     (Swap(steps=(4,)), "step 4 is out of range"),
     (Swap(until=(-1,)), "step -1 is out of range"),
@@ -62,14 +64,21 @@ VALUES = [
     (Ensemble(window=(0.5,)), "a first and a last fraction"),
     (Ensemble(window=(0.7, 0.5)), "the window 0.7 to 0.5 is none"),
     (Ensemble(steps=()), "steps is empty"),
+    (Heads(windows=5), "windows is 5; it is at most 4"),
+    (Heads(members=0), "members is 0; it is at least 1"),
+    (Heads(puzzles=1), "chosen on one half"),
+    (Heads(pair_tasks=("maze",)), "maze has no pairs"),
     (Features(tasks=("rotation", "maze")), "rotation has one right answer"),
     (Search(seeds=(0, 1, 2, 3), sampling=Settings(solver="unipc")), "unipc remembers"),
+    (Search(seeds=(0, 1)), "4 seeds"),
+    (Search(drawn=0), "drawn is 0; it is at least 1"),
+    (Search(sampling=Settings(steps=2)), "at least 3 steps"),
     (Attribution(tasks=("pattern",)), "pattern has no pairs of the same picture"),
     (Attribution(several=True), "several=true has no meaning here"),
-    (Layers(steps=()), "no step is chosen"),
-    (Layers(penalty=0.0), "penalty is 0.0; it is above 0"),
+    (Layers(steps=()), "steps is empty; name at least one"),
+    (Layers(penalty=0.0), "penalty is 0.0; it is a positive number"),
     (Swap(tasks=("maze",)), "maze has no pairs that differ in one thing; the tasks"),
-    (Swap(layers=()), "no layer is chosen"),
+    (Swap(layers=()), "layers is empty"),
     (Swap(several=True), "several=true has no meaning here"),
     (Swap(sampling=Settings(steps=0)), "steps is 0"),
     (Behaviour(wrong=-1), "wrong is -1"),
@@ -78,10 +87,10 @@ VALUES = [
     (Behaviour(penalty=0.0), "penalty is 0.0; it must be positive"),
     (Behaviour(puzzles=0), "puzzles is 0"),
     (Budget(steps=()), "name at least one"),
-    (Budget(steps=(0, 2)), "each at least 1"),
-    (Budget(lengths=(1,)), "fewer than 2 steps"),
+    (Budget(steps=(0, 2)), "each is at least 1"),
+    (Budget(lengths=(1,)), "each is at least 2"),
     (Budget(shifts=(0.0,)), "each is a positive number"),
-    (Budget(middles=(1.0,)), "each is a noise level above 0"),
+    (Budget(middles=(1.0,)), "each is above 0 and below 0.999"),
     (Budget(frames=(9,)), "frames are varied of clips only"),
     (Budget(sampling=Settings(sigmas=(1000.0, 500.0))), "leave out sampling.sigmas"),
     (Budget(sampling=Settings(steps=8)), "sampling.steps is 8; this experiment takes steps="),

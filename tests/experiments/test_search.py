@@ -155,16 +155,3 @@ def test_the_best_within_a_budget_is_chosen() -> None:
     methods = [best_of(n, "late") for n in (1, 2, 4)]
     best = bank().best(methods, (1, 2, 5, 8))
     assert {budget: method.seeds for budget, method in best.items()} == {2: 1, 5: 2, 8: 4}
-
-
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        (dict(seeds=(0, 1)), "4 seeds"),
-        (dict(drawn=0), "drawn 0"),
-        (dict(sampling=Settings(steps=2)), "at least 3 steps"),
-    ],
-)
-def test_what_cannot_be_run_is_refused(small_model: Wan, change, why) -> None:
-    with pytest.raises(ValueError, match=why):
-        Search(**change).check(small_model.config)

@@ -64,14 +64,6 @@ def test_a_change_that_cannot_be_is_refused(change: str, said: str) -> None:
         override(Steps(), [change])
 
 
-def test_a_file_without_an_experiment_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there is no file"):
-        load_experiment(tmp_path / "none.py")
-    (tmp_path / "empty.py").write_text("experiment = 3\n")
-    with pytest.raises(ValueError, match="describes no experiment"):
-        load_experiment(tmp_path / "empty.py")
-
-
 def test_places_are_numbers_or_fractions() -> None:
     assert places(None, 3, "step") == [0, 1, 2]
     assert places((5, 0.5, 0.0, 1.0), 8, "layer") == [0, 4, 5, 7]

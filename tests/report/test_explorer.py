@@ -19,10 +19,10 @@ from PIL import Image
 
 import jcos
 from jcos import cli
-from jcos.experiments.sample import Sampled
+from jcos.cli.puzzles import planes_of
 from jcos.experiments.sweeps import held_out
-from jcos.report import explorer, samples
-from jcos.report.plane import MASS, Line, Look, Plane, answer_lines, look, telling
+from jcos.report import explorer
+from jcos.report.plane import MASS, Line, Look, Plane, answer_lines, look, save_planes, telling
 from jcos.report.reading import Results, check_results, distinct, read
 from jcos.report.table import kind_of
 from jcos.sampling.probes import Noise
@@ -87,12 +87,14 @@ def test_a_sample_is_shown_as_its_model_decodes_it(small_model: jcos.Wan, tmp_pa
     x0 = rng.normal(size=(2, 2, steps, 5, 10, 10, 12)).astype(np.float32)
     scores, answers = rng.random((2, 2, steps)), len(puzzles[1].answers)
     mass, solved = rng.random((2, 2, steps, answers)), np.eye(2, dtype=bool)
-    arrays = x0[:, :, -1], x0, scores, mass, 1 - scores
-    change = Noise.at_steps(steps, task.frames, [3]).changes()[0].to_json()
-    about = {"puzzles": [], "seeds": [0, 7], "changes": [change]}
-    (tmp_path / "run.json").write_text(json.dumps(about))
-    sampling = small_model.config.sampling
-    samples.save(tmp_path, Sampled(small_model, sampling, puzzles, solved, *arrays))
+    arrays = {"latents": x0[:, :, -1], "x0": x0, "mass": mass}
+    arrays |= {"x0_scores": scores, "off": 1 - scores}
+    changes, sampling = (
+        Noise.at_steps(steps, task.frames, [3]).changes(),
+        small_model.config.sampling,
+    )
+    planes = planes_of(small_model, puzzles, (0, 7), arrays, solved, sampling, changes)
+    save_planes(tmp_path, list(planes), {"puzzles": []})
     found = read(tmp_path)
     named = [(f"puzzle {p}", f"seed {k}", (k == 7) == p) for p in (0, 1) for k in (0, 7)]
     assert [(run.group, run.label, run.solved) for run in found.runs] == named
@@ -105,7 +107,7 @@ def test_a_sample_is_shown_as_its_model_decodes_it(small_model: jcos.Wan, tmp_pa
     of_several = {MASS, "mass on no right answer"}
     assert of_several == {*charts} - {line["chart"] for line in view(found, 0)["lines"]}
     assert len(last["pictures"]) == len(last["answers"]) == min(answers, 4)
-    assert last["changes"] == [change]
+    assert last["changes"] == [changes[0].to_json()]
 
 
 def test_the_page_opens_with_the_most_telling_run() -> None:
