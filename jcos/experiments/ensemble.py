@@ -175,9 +175,7 @@ class Ensemble(Experiment):
         videos, longer, ideal = ends(means, plan, every, what="runs"), {}, {}
         if samples.judged:
             for steps in self.step_counts(config) if self.longer else ():
-                sampling = dataclasses.replace(self.sampling, steps=steps, sigmas=None).of(config)
-                longer_plan = flow.plan(sampling, config.boundary)
-                (end,) = ends([PLAIN], longer_plan, 1, what=f"runs of {steps} steps")
+                (end,) = ends([PLAIN], self.plan(config, steps), 1, what=f"runs of {steps} steps")
                 longer[steps] = samples.judge(end[:, 0])[1]
             free = [mean for mean in means if mean.kind != "tokens"]
             knowing, what = answers_of(model, samples.puzzles).ideal, "runs of the ideal denoiser"

@@ -168,8 +168,11 @@ class Experiment(abc.ABC):
             return get(self.tasks[0]).frames
         return latent_frames(config, read_clips(self.clips).frames)
 
-    def plan(self, config: WanConfig) -> flow.Plan:
-        return flow.plan(self.sampling.of(config), config.boundary)
+    def plan(self, config: WanConfig, steps: int | None = None) -> flow.Plan:
+        """Return the run. steps: another number of them, on the same grid."""
+        changed = {} if steps is None else {"steps": steps, "sigmas": None}
+        sampling = dataclasses.replace(self.sampling, **changed).of(config)
+        return flow.plan(sampling, config.boundary)
 
     def costs(self, config: WanConfig) -> dict[str, results.Variable]:
         """Return the passes up to each step, and of the whole run, as variables."""
@@ -183,7 +186,7 @@ class Experiment(abc.ABC):
         return (sampling.steps if steps is None else steps) * (1 + (sampling.guidance is not None))
 
 
-def case_labels(cases: Sequence[Any], **columns: Sequence[Any]) -> dict[str, Any]:
+def case_labels(cases: Sequence[Any], **columns: Any) -> dict[str, Any]:
     """Return the coordinates of the dimension `case`: the cases in words, and what is known of
     each."""
     about = {name: ("case", list(values)) for name, values in columns.items()}

@@ -23,11 +23,11 @@ from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import Answers, blend
 from jcos.experiments.clips import read_clips
-from jcos.experiments.experiment import Experiment, Picture, Progress, case_labels, places
+from jcos.experiments.experiment import Experiment, Picture, Progress, case_labels, places, silent
 from jcos.experiments.parameters import SOME, AtLayers, AtSteps
 from jcos.experiments.samples import baselines
 from jcos.experiments.swap_pairs import Pair, candidates, object_tokens, pairs_of
-from jcos.experiments.sweeps import conditions_of, judge, pixels, sweep
+from jcos.experiments.sweeps import conditions_of, judge, pixels
 from jcos.experiments.watching import film_figures, films
 from jcos.lab.measures import SCORES, UNBOUNDED, Span
 from jcos.lab.results import IDEAL, Variable, groups_of, measure, of_kind
@@ -170,22 +170,19 @@ class Swap(Experiment):
         progress: Progress,
     ) -> "Ends":
         """Run pair by pair, since each has other object tokens; return leaves [Q, P, W, K, …]."""
-        ends, plan = [], self.plan(model.config)
+        ends, steps, layers = [], self.plan(model.config).steps, model.config.dit.layers
         ideal = cases[0].tokens == VELOCITY
         what = "swapping velocities of the ideal denoiser" if ideal else "swapping tokens"
         for i, mask in enumerate(tokens):
             progress(what, i, len(tokens))
             condition, known = jax.tree.map(lambda a, i=i: a[i : i + 1], (conditions, answers))
-            run = sweep(
-                model,
+            run = self.sweep(model, silent)(
                 condition,
-                [pair_seed(model, seed, i) for seed in self.seeds],
-                probes=[probe_of(c, plan.steps, model.config.dit.layers, mask) for c in cases],
+                seeds=[pair_seed(model, seed, i) for seed in self.seeds],
+                probes=[probe_of(case, steps, layers, mask) for case in cases],
                 item_probe=known.ideal if ideal else None,
-                plan=plan,
                 readout=read_ends,
                 aux=known,
-                chunk=self.chunk,
                 what=what,
             )
             ends.append(run)
@@ -198,10 +195,9 @@ class Swap(Experiment):
         last = int(until.max()) if len(until) else 0
         names, curves = ("flipped", "kept") if judged else ("way",), {}
         for kind, step, when in ((SINGLE, 0, "first step"), (KEPT_UP, last, f"up to step {last}")):
-            cases = of_kind(data, kind)
-            cases = cases.isel(case=np.flatnonzero(cases["at_step"] == step))
-            for name in names if cases.sizes["case"] else ():
-                curves[f"{name}, {when}"] = of_kind(cases[name], kind, "at_layer")
+            cases = of_kind(data.isel(case=data["at_step"].values == step), kind, "at_layer")
+            if cases.sizes["at_layer"]:
+                curves |= {f"{name}, {when}": cases[name] for name in names}
         if curves:
             ylabel = "share of pairs" if judged else WAY
             figure = plots.lines(xr.Dataset(curves), x="at_layer", xlabel="layer", ylabel=ylabel)

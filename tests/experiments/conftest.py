@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 from PIL import Image
 
+from jcos.lab.results import Row
 from jcos.wan import Wan
 from tests.conftest import compilations, load_golden
 from tests.test_wan import released
@@ -20,6 +21,16 @@ def data(small_model: Wan, request: pytest.FixtureRequest) -> tuple[xr.Dataset, 
     before = compilations()
     dataset = request.module.SMALL.run(small_model)
     return dataset, compilations() - before
+
+
+@pytest.fixture(scope="module")
+def rows(data: tuple[xr.Dataset, int], request: pytest.FixtureRequest) -> dict[tuple, Row]:
+    """The lines of the experiment's table by task, measure and case, each of which comes once."""
+    table = request.module.SMALL.table(data[0])
+    lines = [Row(*line) for line in table.astype(object).where(table.notna(), None).values]
+    named = {(row.task, row.measure, row.case): row for row in lines}
+    assert len(named) == len(lines)
+    return named
 
 
 @pytest.fixture(scope="module")

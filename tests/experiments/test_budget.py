@@ -5,7 +5,6 @@ import pytest
 
 from jcos.config import Sampling
 from jcos.experiments.budget import Budget, Case, around
-from jcos.lab import results
 from jcos.sampling import flow
 from jcos.wan import Wan
 
@@ -21,35 +20,29 @@ SMALL = Budget(
 )
 
 
-def test_dataset_table_and_figures_are_complete(data) -> None:
+def test_dataset_table_and_figures_are_complete(data, rows) -> None:
     dataset, programs = data
     assert len(SMALL.cases()) == 3 + 2 * 4
     assert programs == len({case.steps for case in SMALL.cases()}) == 3
     assert dataset["score"].shape == (11, 2, 6, 1)
     assert dict(SMALL.figures(dataset)).keys() == {"steps", "compared"}
-    lines = list(results.rows(dataset))
-    rows = {(r.task, r.measure, r.case): r for r in lines}
-    assert len(rows) == len(lines)
     plain = rows["maze, one answer", "solved", "4 steps"]
     assert (plain.value, plain.still, plain.forwards) == (0, 0, 4)
-    judged = [r for r in lines if r.measure in ("score", "solved") and r.forwards]
+    judged = [r for r in rows.values() if r.measure in ("score", "solved") and r.forwards]
     assert not [r for r in judged if r.chance is None or r.still is None]
     rotation = "rotation, one answer"
     assert rows[rotation, "score", "2 steps, half above σ 0.9"].forwards == 2
     assert rows["all tasks", "score, more than with 4 steps", "1 step"].n == 6
     # One right answer: the ideal denoiser has it in one step, whatever the schedule.
-    ideal = [r for r in lines if r.task == rotation and "ideal" in r.case]
+    ideal = [r for r in rows.values() if r.task == rotation and "ideal" in r.case]
     assert len(ideal) == 22
     assert {r.value for r in ideal} == {1.0}
     assert {r.forwards for r in ideal} == {0}
 
 
-def test_the_models_own_shift_differs_in_nothing(data) -> None:
-    same = [
-        r
-        for r in results.rows(data[0])
-        if r.measure.endswith("own spacing") and r.case.endswith("shift 3")
-    ]
+def test_the_models_own_shift_differs_in_nothing(rows) -> None:
+    spaced = [r for r in rows.values() if r.measure.endswith("own spacing")]
+    same = [r for r in spaced if r.case.endswith("shift 3")]
     assert len(same) == 2
     assert {r.value for r in same} == {0.0}
     assert all(r.low < 0 < r.high for r in same)  # no difference in few puzzles is no certainty

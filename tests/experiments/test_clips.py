@@ -174,11 +174,6 @@ def test_clips_are_compared_with_the_longest_run(model: Wan, on_clips) -> None:
     assert value["another seed"] > value["4 steps, shift 5"]
 
 
-def test_frames_are_those_that_the_vae_makes(model: Wan, clips: Path) -> None:
-    with pytest.raises(ValueError, match="10 frames are asked for"):
-        Budget(clips=clips, frames=(10,)).run(model)
-
-
 @pytest.mark.slow
 def test_a_mean_moves_the_end_of_a_clip(on_clips) -> None:
     table = on_clips("ensemble").table
@@ -234,18 +229,19 @@ def test_a_seed_of_a_clip_is_what_it_is_in_python(model: Wan, clips: Path) -> No
         np.testing.assert_allclose(latents[0], want, atol=1e-4)
 
 
-def test_clean_up_belongs_to_the_low_noise_expert(model: Wan, clips: Path) -> None:
-    experiment = Noise(clips=clips, sampling=SHORT, cleanup=4)
-    high = experiment.plan(model.config).high_steps
+def test_what_a_released_model_does_not_run_is_refused(model: Wan, clips: Path) -> None:
+    """Clean-up belongs to the low-noise expert; frames are those that the VAE makes."""
+    late = Noise(clips=clips, sampling=SHORT, cleanup=4)
+    high = late.plan(model.config).high_steps
     assert high is not None
     assert high > 0
-    with pytest.raises(ValueError, match=f"it takes 0 to {4 - high} steps here"):
-        experiment.run(model)
-
-
-def test_a_model_with_a_vae_is_asked_for_clips(model: Wan) -> None:
-    with pytest.raises(ValueError, match=r"is no model of the small puzzles .*clips=FILE.json"):
-        Steps().run(model)
+    for experiment, says in (
+        (late, f"it takes 0 to {4 - high} steps here"),
+        (Budget(clips=clips, frames=(10,)), "10 frames are asked for"),
+        (Steps(), r"is no model of the small puzzles .*clips=FILE.json"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            experiment.run(model)
 
 
 def test_pictures_are_prepared_as_the_profile_does_it(

@@ -3,7 +3,6 @@
 import numpy as np
 
 from jcos.experiments.heads import ALL, Case, Heads, exchanges, like, others
-from jcos.lab.results import rows as rows_of
 
 SMALL = Heads(puzzles=2, pairs=1, windows=2, members=2, controls=2)
 
@@ -36,7 +35,7 @@ def test_exchanges_have_names() -> None:
     assert named["cross-attention of all layers"] == "cross-attention, all"
 
 
-def test_dataset_table_and_figures_are_complete(data) -> None:
+def test_dataset_table_and_figures_are_complete(data, rows) -> None:
     dataset, programs = data
     assert programs == 3  # single heads, sets of heads, exchanges
     cases = 1 + 2 * (4 + 2) + 2 * 4
@@ -49,7 +48,6 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
         assert np.isfinite(dataset[name].isel(puzzle=1)).all()
     assert str(dataset["chosen_heads"].item()).count("layer") == 2
     assert dataset["flipped"].sizes == {"exchange": 1 + 2 * 3 + 4, "pair": 1, "seed": 1}
-    lines = {(r.task, r.measure, r.case) for r in rows_of(dataset)}
-    assert ("maze", "walls intact, lost", "layer 1, head 0, mean, steps 2–3") in lines
-    assert ("maze", "one agent, chosen less random heads", "") in lines
+    assert ("maze", "walls intact, lost", "layer 1, head 0, mean, steps 2–3") in rows
+    assert ("maze", "one agent, chosen less random heads", "") in rows
     assert {name for name, _ in SMALL.figures(dataset)} == {"heads", "exchange"}

@@ -22,7 +22,6 @@ from jcos.experiments.noise import (
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import play, sweep
 from jcos.lab.results import IDEAL, MODEL, of_kind
-from jcos.lab.results import rows as rows_of
 from jcos.wan import Wan
 
 SMALL = Noise(
@@ -37,32 +36,31 @@ SMALL = Noise(
 )
 
 
-def test_dataset_table_and_figures_are_complete(data) -> None:
+def test_dataset_table_and_figures_are_complete(data, rows) -> None:
     dataset, programs = data
     assert programs == 2, "one of the model and one of the ideal denoiser"
     cases = 1 + 2 * (2 + 2) + 2 + 1
     assert dataset["score"].sizes == {"case": cases, "denoiser": 2, "puzzle": 3, "seed": 1}
     assert [name for name, _ in SMALL.figures(dataset)] == ["step"]
     assert not list(SMALL.figures(dataset.isel(case=dataset["kind"].values != STEP)))
-    rows = {(r.measure, r.case): r for r in rows_of(dataset)}
-    row = rows["solved", "no noise"]
-    assert (row.task, row.value, row.n, row.forwards, row.still) == ("maze", 0, 3, 4, 0)
+    row = rows["maze", "solved", "no noise"]
+    assert (row.value, row.n, row.forwards, row.still) == (0, 3, 4, 0)
     assert row.chance is not None
     assert 0 <= row.chance <= 1
-    assert rows["score after clean-up", "step 3, all frames"].forwards == 6
-    assert ("agreement", "no noise") not in rows  # this model solves nothing
+    assert rows["maze", "score after clean-up", "step 3, all frames"].forwards == 6
+    assert ("maze", "agreement", "no noise") not in rows  # this model solves nothing
     assert dataset["score"].attrs["ancillary_variables"] == "chance_score still_score"
 
 
-def test_the_ideal_denoiser_ends_right_whatever_noise_it_meets(data) -> None:
+def test_the_ideal_denoiser_ends_right_whatever_noise_it_meets(data, rows) -> None:
     """Also where noise comes in the last step: the puzzle's answers are all that it knows."""
     ideal = data[0].sel(denoiser=IDEAL)
     assert ideal["solved_clean"].values.all()
     assert ideal["agreement"].sel(case="no noise").values.tolist() == [[1.0]] * 3
-    rows = {(r.measure, r.case): r for r in rows_of(data[0])}
     case = "step 3, all frames, ideal denoiser"
-    assert (rows["solved after clean-up", case].value, rows["solved", case].forwards) == (1, 0)
-    assert ("score, at a frame less at a step", "full strength, ideal denoiser") in rows
+    assert rows["maze", "solved after clean-up", case].value == 1
+    assert rows["maze", "solved", case].forwards == 0
+    assert ("maze", "score, at a frame less at a step", "full strength, ideal denoiser") in rows
 
 
 def test_a_frame_less_a_step_is_paired_run_by_run(data) -> None:

@@ -11,7 +11,7 @@ from jcos.experiments.steps import Steps, predictions
 from jcos.experiments.sweeps import held_out, play, sweep
 from jcos.experiments.watching import watch_answers
 from jcos.lab.ideal import ideal
-from jcos.lab.results import MODEL, Row
+from jcos.lab.results import MODEL
 from jcos.lab.tasks import TASKS
 from jcos.sampling.probes import Probe
 from jcos.wan import Wan
@@ -22,11 +22,9 @@ MAZE = TASKS["maze"]
 SMALL = Steps(tasks=("maze", "rotation"), puzzles=4, wrong=3)
 
 
-def test_table_and_figures_are_complete(data) -> None:
+def test_table_and_figures_are_complete(data, rows) -> None:
     dataset, programs = data
     assert programs == 1
-    lines = (Row(*line) for line in SMALL.table(dataset).itertuples(index=False))
-    rows = {(r.task, r.measure, r.case): r for r in lines}
     last = rows["maze", "solved", "step 3"]
     assert (last.value, last.n, last.still, last.forwards) == (0, 4, 0, 4)
     assert rows["maze", "solved", "step 0"].forwards == 1
