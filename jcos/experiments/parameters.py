@@ -23,6 +23,7 @@ Positive = Annotated[float, Rule(lambda x: 0 < x < math.inf, "a positive number"
 AtSteps = Annotated[tuple[Place, ...], "step"]
 AtLayers = Annotated[tuple[Place, ...], "layer"]
 AtFrames = Annotated[tuple[Place, ...], "frame"]
+"""Places in a run: whole numbers from 0, or fractions of it or of the depth."""
 
 
 def check_parameters(owner: Any, sizes: Mapping[str, int]) -> None:
