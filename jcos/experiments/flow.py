@@ -249,6 +249,10 @@ class Perturbed(probes.Probe):
     noise: probes.Noise
     frames: int = flax.struct.field(pytree_node=False)
 
+    def made_for(self) -> probes.Sizes:
+        of_one = jax.tree.map(lambda a: a[0], self.noise)
+        return (("worlds", len(self.noise.mask)), *of_one.made_for())
+
     def on_latents(self, site: Site, x: Latents) -> Latents:
         return self._noise().on_latents(site, x)
 
