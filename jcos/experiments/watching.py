@@ -17,7 +17,7 @@ from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import Readout, pixels
 from jcos.lab.ideal import ideal, ideal_run
-from jcos.lab.measures import POSITIVE, auroc
+from jcos.lab.measures import POSITIVE, auroc, rms
 from jcos.lab.results import Row, Variable, case_of, measure
 from jcos.lab.tasks import PALETTE
 from jcos.sampling import flow
@@ -47,11 +47,6 @@ def watch(
     read = run(samples.conditions, readout=readout, what=what, **more)
     progress("judging every step" if samples.judged else "decoding", 0, 1)
     return jax.tree.map(lambda a: a[0], read)
-
-
-def rms(x: Float[Array, "*axes F h w C"]) -> Float[Array, "*axes"]:
-    """Return the root mean square of each latent."""
-    return jnp.sqrt(jnp.mean(jnp.square(x), axis=(-4, -3, -2, -1)))
 
 
 def failure_rows(
