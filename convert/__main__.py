@@ -6,25 +6,24 @@ like and give it again to go on.
 """
 
 import dataclasses
-import math
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import tyro
 
-from jcos.cli.paths import AnyOutFolder, InPath, Model, parse, refuse
+from jcos.cli.base import Loras
+from jcos.cli.paths import AnyOutFolder, Model, parse, refuse
 from jcos.config import StoredType
 from jcos.weights import hub
 from jcos.weights.faults import readable
-from jcos.weights.loras import Lora
+from jcos.weights.loras import parse_all
 
 from . import Only
 
 if TYPE_CHECKING:  # what takes long to import is imported once the options are right
-    from .stream import Job, Plan
+    from .stream import Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,44 +42,11 @@ class Arguments:
     no result of the official numerics; float32 is for other numerics, and for training."""
     only: tuple[Only, ...] = ()
     """Convert these parts alone."""
-    lora: tuple[InPath, ...] = ()
-    """LoRA files, or folders of PEFT adapters, to merge into a model with one expert."""
-    lora_scale: tuple[float, ...] = ()
-    """A factor for each of these; 1 by default."""
-    lora_high: tuple[InPath, ...] = ()
-    """The same, to merge into the expert for high noise."""
-    lora_high_scale: tuple[float, ...] = ()
-    """A factor for each of these."""
-    lora_low: tuple[InPath, ...] = ()
-    """The same, to merge into the expert for low noise."""
-    lora_low_scale: tuple[float, ...] = ()
-    """A factor for each of these."""
-    allow_unused_lora: Annotated[bool, tyro.conf.arg(name="allow-unused-lora")] = False
+    lora: Loras = ()
+    allow_unused_lora: bool = False
     """Go on where LoRA files have keys that the model has no place for."""
-
     time: bool = False
     """Also say how long each stage took, and how long the disk takes to write the same bytes."""
-
-    def job(self) -> "Job":
-        """Return the job. ValueError where factors are not as many as files, or no numbers."""
-        from .stream import Job
-
-        loras = [
-            *_loras(self.lora, self.lora_scale, None),
-            *_loras(self.lora_high, self.lora_high_scale, 0),
-            *_loras(self.lora_low, self.lora_low_scale, 1),
-        ]
-        only, unused = self.only, self.allow_unused_lora
-        return Job(hub.find(self.source), self.target, self.dtype, only, tuple(loras), unused)
-
-
-def _loras(files: Sequence[Path], scales: Sequence[float], expert: int | None) -> list[Lora]:
-    if scales and len(scales) != len(files):
-        raise ValueError(f"{len(scales)} factors are given for {len(files)} LoRA file(s)")
-    if wrong := [scale for scale in scales if not math.isfinite(scale)]:
-        raise ValueError(f"a factor for a LoRA file is {wrong[0]}; give a number")
-    factors = scales or [1.0] * len(files)
-    return [Lora(file, expert, scale) for file, scale in zip(files, factors, strict=True)]
 
 
 def report(made: "Plan") -> str:
@@ -132,7 +98,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m convert"
     from rich import progress as bars
     from rich.console import Console
 
-    from .stream import convert
+    from .stream import Job, convert
 
     jax.config.update("jax_platforms", "cpu")  # nothing is computed; accelerators stay free
     columns = (
@@ -144,7 +110,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m convert"
     )
     again = "the same command goes on where it stopped"
     try:
-        job = chosen.job()
+        loras, unused = parse_all(chosen.lora), chosen.allow_unused_lora
+        source = hub.find(chosen.source)
+        job = Job(source, chosen.target, chosen.dtype, chosen.only, loras, unused)
         times: dict[str, float] = {}
         with bars.Progress(*columns, console=Console(stderr=True)) as progress:
             made = convert(job, progress, times)

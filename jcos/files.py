@@ -5,6 +5,7 @@ What is in a bucket is a `Path` too (`jcos.remote`), where a function does not s
 
 import contextlib
 import errno
+import json
 import os
 import re
 import secrets
@@ -14,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 BUCKETS = ("gs", "s3")
 """Schemes of places in buckets."""
@@ -179,6 +181,14 @@ def read_text(path: Path) -> str:
     if "\0" in text:
         raise ValueError(f"{shown(path)} is no text file: it holds NUL bytes; save it as UTF-8")
     return text
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON object; an empty one where there is no such file, or one of another kind."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def check_python(path: Path) -> None:

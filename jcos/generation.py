@@ -66,14 +66,8 @@ def generate(
     seeds, worlds = len(numbers), len(runs.conditions.context)
 
     def knobs() -> list[str]:
-        return memory.run_knobs(
-            seeds=seeds,
-            worlds=worlds,
-            guided=runs.plan.guidance is not None,
-            probed=bool(jax.tree.leaves(runs.observed(seeds))),
-            float32=model.config.numerics.linear == "float32",
-            resident=len(model.experts) > 1 and not offloaded,
-        )
+        probed = bool(jax.tree.leaves(runs.observed(seeds)))
+        return memory.run_knobs(model, runs.plan.guidance is not None, seeds, worlds, probed)
 
     with memory.explained(f"{seeds} seed(s) of {model.config.name} in {worlds} world(s)", knobs):
         if on_step is not None or offloaded or together is not None:

@@ -165,9 +165,10 @@ def run(
     else:
         leaves, structure = jax.tree.flatten(probe)
         done_to = {"probe": _hash(*leaves), "structure": described(structure)}
-    plan = config.sampling
+    plan, coding = config.sampling, False
     if search is not None:
-        plan = _check_search(search, config, seeds, grid[0], probe, x0=bool(x0), trace=trace)
+        options = {"x0": bool(x0), "trace": trace}
+        plan, coding = _check_search(search, config, seeds, grid[0], probe, **options)
     abstract, given = abstract_model(Wan, config), abstract_condition(config, grid)
     loop.Runs(abstract, given, probe, plan, together=together).observed(count)
     check_averages(probe, count)
@@ -229,8 +230,7 @@ def run(
         begun = runs.begun(out, manifest, room) if first_host else contextlib.nullcontext()
         with begun, sharding.use_mesh(devices):
             progress("reading the experts", 0, steps)
-            vae = search is not None and _needs_vae(search, config)
-            model = load_part(text=False, vae=vae, resident=resident, lora=loras)
+            model = load_part(text=False, vae=coding, resident=resident, lora=loras)
             made_by = model_digest(model) if untraced else ""
             start, whole = time.monotonic(), None
             if search is not None:
@@ -307,11 +307,12 @@ def _check_search(
     *,
     x0: bool,
     trace: bool,
-) -> Sampling:
-    """Return how a search samples. Raises ValueError, in one sentence, where it does not suit the
-    model or the options."""
+) -> tuple[Sampling, bool]:
+    """Return how a search samples, and whether it needs the VAE. Raises ValueError, in one
+    sentence, where it does not suit the model or the options."""
     from jcos.lab.judges import standard
     from jcos.lab.methods import check, sampling_of
+    from jcos.lab.search import needs_vae
 
     if jax.process_count() > 1:
         raise ValueError("a search runs on one host; leave out --join")
@@ -325,13 +326,7 @@ def _check_search(
         raise ValueError("a search stores no trace; make the chosen seed's run again with it")
     sampling = sampling_of(search, config.sampling)
     check(search, config, sampling, list(standard(config)), frames, probe)
-    return sampling
-
-
-def _needs_vae(search: "Method", config: WanConfig) -> bool:
-    from jcos.lab.search import needs_vae
-
-    return needs_vae(search, config)
+    return sampling, needs_vae(search, config)
 
 
 def _search(
@@ -351,14 +346,7 @@ def _search(
     def on_step(step: int, count: int) -> None:
         progress(f"denoising {count} seed(s)", step + 1, steps)
 
-    knobs = memory.run_knobs(
-        seeds=method.seeds,
-        worlds=1,
-        guided=options["sampling"].guidance is not None,
-        probed=False,
-        float32=model.config.numerics.linear == "float32",
-        resident=len(model.experts) > 1 and not memory.waits(model.experts),
-    )
+    knobs = memory.run_knobs(model, options["sampling"].guidance is not None, method.seeds)
     what = f"a search of {method.seeds} seed(s) of {model.config.name}"
     with memory.explained(what, knobs):
         options |= {"keep": out, "record": slice(-1, None), "on_step": on_step}

@@ -32,7 +32,6 @@ from jcos.lab import training
 from jcos.model.vae import Tiles
 from jcos.plan import compiled, costs, forecast
 from jcos.plan.costs import Job
-from jcos.plan.forecast import Forecast
 from jcos.plan.machines import GIB, machine
 from jcos.sampling.inside import Capture
 from jcos.sampling.probes import Probe, SeedEnsemble, Swap, TokenEnergy
@@ -79,9 +78,7 @@ def machines(work: Path, only: str) -> str:
                     write(file, json.dumps(stored, indent=1))
             rows.append(row(video[1], stored))
             print(*rows[-1], sep=" | ", flush=True)
-    held = "GiB per device: weights + work (of memory)"
-    times = ("GB sent per step", "roofline s/step (limit)", "expected s/step", "min/video")
-    return markdown(("video", "machine", "mesh", held, *times), rows, left=3)
+    return markdown(("video", "machine", *forecast.COLUMNS), rows, left=3)
 
 
 def made() -> dict[str, str]:
@@ -98,9 +95,9 @@ def plan(name: str, size: str, where: str) -> dict[str, Any]:
     job, target, tried = Job(VARIANTS[name](), *SIZES[size]), machine(where), []
     for sizes in forecast.meshes(job, target)[:3]:
         tried += forecast.options(job, target, [sizes])
-        if not tried[-1].trouble:
+        if not tried[-1]["trouble"]:
             break
-    return Forecast(job, target, tuple(tried)).to_json()
+    return forecast.forecast(job, target, tried)
 
 
 def row(size: str, plan: dict[str, Any]) -> tuple[str, ...]:
@@ -108,18 +105,8 @@ def row(size: str, plan: dict[str, Any]) -> tuple[str, ...]:
     best = next((option for option in plan["options"] if not option["trouble"]), None)
     if best is None:
         return (*where, "–", "does not fit", *4 * [""])
-    held = best["memory"]
-    parts = (held["arguments"], held["temporaries"] + held["outputs"])
-    share = best["total_bytes"] / plan["chip"]["memory"]
-    return (
-        *where,
-        best["mesh"],
-        f"{' + '.join(f'{part / GIB:.1f}' for part in parts)} ({share:.0%})",
-        f"{best['link_bytes'] / 1e9:.1f}",
-        f"{best['roofline_seconds_per_step']:.2f} ({best['limit']})",
-        f"{best['expected_seconds_per_step']:.2f}",
-        f"{best['expected_seconds_per_video'] / 60:.1f}",
-    )
+    *cells, step, expected, video = forecast.cells(best, plan["chip"]["memory"])
+    return (*where, *cells, f"{step} ({best['limit']})", expected, video)
 
 
 def curves() -> str:

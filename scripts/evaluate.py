@@ -21,7 +21,7 @@ from jcos.files import local_path
 from jcos.lab.measures import Estimate, commitment_step, estimate
 from jcos.lab.tasks import TASKS, Task, chance, get, still_of
 from jcos.wan import TINY, Wan, check_given, load
-from tables import about, markdown, options, save
+from tables import about, interval, markdown, options, save
 
 HEADS = (
     *("task", "solved", "different", "one step", "several answers: all / one step", "committed"),
@@ -89,10 +89,6 @@ def evaluate(
         float(np.mean(scores)),
         len({p.identity for p in puzzles}),
     )
-
-
-def interval(e: Estimate | None) -> str:
-    return "–" if e is None else f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]"
 
 
 def row(result: Result) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ python scripts/samplers.py --solvers euler --particles    # the temperature cont
 python scripts/samplers.py --solvers --steps 10           # steering alone
 """
 
-import argparse
 import dataclasses
 import os
 import platform
@@ -29,11 +28,11 @@ from jcos.files import local_path
 from jcos.lab import search
 from jcos.lab.ideal import gaussian_variance, ideal_run, same_temperature
 from jcos.lab.judges import Estimates, Judge
-from jcos.lab.measures import estimate
+from jcos.lab.measures import UNBOUNDED, Estimate, estimate
 from jcos.lab.tasks import get
 from jcos.sampling import flow
 from jcos.wan import TINY, Wan, load
-from tables import about, markdown, save
+from tables import about, interval, markdown, options, save
 
 HEADS = (
     "sampler",
@@ -84,9 +83,7 @@ def weights(
     return jax.vmap(one)(keys)
 
 
-def ideal_ends(
-    model: Wan, plan: flow.Plan, number: int, seeds: int
-) -> tuple[float, tuple[float, float, float]]:
+def ideal_ends(model: Wan, plan: flow.Plan, number: int, seeds: int) -> tuple[float, Estimate]:
     """Return how many runs end on an answer, and how many more on the likely one than its prior
     says: of mazes with several."""
     puzzles = [p for p in held_out(get("maze"), 4 * number) if len(p.answers) > 1][:number]
@@ -101,8 +98,7 @@ def ideal_ends(
         ends = np.asarray(weights(plan, keys, jnp.asarray(answers.latents[i]), logs))
         on.append((ends.max(-1) > 0.99).mean())
         share.append((ends.argmax(-1) == 0).mean())
-    found = estimate(np.array(share) - LIKELY, (-np.inf, np.inf))
-    return float(np.mean(on)), (found.mean, found.low, found.high)
+    return float(np.mean(on)), estimate(np.array(share) - LIKELY, UNBOUNDED)
 
 
 class FirstRoute(Judge):
@@ -148,13 +144,13 @@ def steering(
             probe=answers.ideal,
         )
         on_first = (result.weights * np.asarray(reward.share(result.particles))).sum(1)
-        bias = estimate(on_first - target, (-np.inf, np.inf), groups=which)
+        bias = estimate(on_first - target, UNBOUNDED, groups=which)
         size = estimate(1 / np.square(result.weights).sum(1), (0.0, np.inf), groups=which)
         rows.append(
             {
                 "particles": f"{count}",
-                "bias": f"{bias.mean:+.3f} [{bias.low:+.3f}, {bias.high:+.3f}]",
-                "size": f"{size.mean:.3f} [{size.low:.3f}, {size.high:.3f}]",
+                "bias": interval(bias, "+"),
+                "size": interval(size),
             }
         )
         print(" ".join(rows[-1].values()), flush=True)
@@ -162,9 +158,7 @@ def steering(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--checkpoint", type=local_path, default=TINY)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--puzzles", type=int, default=64)
@@ -183,7 +177,7 @@ def main() -> None:
         if sampling.solver not in arguments.solvers:
             continue
         plan = flow.plan(sampling)
-        on, (share, low, high) = ideal_ends(model, plan, arguments.mazes, arguments.seeds)
+        on, share = ideal_ends(model, plan, arguments.mazes, arguments.seeds)
         latents = play(model, puzzles, sampling=sampling).latents[0, :, 0]
         solved = estimate(score(model, puzzles, latents)[1])
         variance = sampling.temperature**2 * gaussian_variance(plan.schedule)
@@ -193,8 +187,8 @@ def main() -> None:
                 "temperature": f"{sampling.temperature:g}",
                 "variance": f"{variance:.3f}",
                 "on": f"{on:.3f}",
-                "share": f"{share:+.3f} [{low:+.3f}, {high:+.3f}]",
-                "solved": f"{solved.mean:.3f} [{solved.low:.3f}, {solved.high:.3f}]",
+                "share": interval(share, "+"),
+                "solved": interval(solved),
             }
         )
         print(" ".join(rows[-1].values()), flush=True)

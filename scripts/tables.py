@@ -25,6 +25,12 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[object]], left: int =
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (heads, rule, *rows)) + "\n"
 
 
+def interval(estimate: Any, sign: str = "") -> str:
+    """Return an estimate with its interval. sign: `+` for differences."""
+    mean, low, high = (f"{value:{sign}.3f}" for value in estimate[:3])
+    return f"{mean} [{low}, {high}]"
+
+
 def about(**machine: object) -> dict[str, Any]:
     """Return what numbers hold for: the machine, the date, the versions of what runs there."""
     versions = {d.name: d.version for d in metadata.distributions() if d.name in PACKAGES}

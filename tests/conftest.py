@@ -209,3 +209,35 @@ def worlds(model, condition):
     from tests.models import FRAMES, frame
 
     return tree_stack([condition, model.condition(frame(1), "right", FRAMES)])
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny image-to-video release as it is published, with a tokenizer that knows the
+    letters."""
+    import shutil
+
+    import tokenizers
+
+    folder = tmp_path_factory.mktemp("release") / "Wan2.2-I2V-A14B"
+    shutil.copytree(GOLDEN / "ckpt" / "Wan2.2-I2V-A14B", folder)
+    special = ["<pad>", "</s>", "<s>", "<unk>"]
+    letters = [(letter, -1.0) for letter in "abcdefghijklmnopqrstuvwxyz▁."]
+    made = tokenizers.Tokenizer(
+        tokenizers.models.Unigram([*((s, 0.0) for s in special), *letters], unk_id=3)
+    )
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    made.add_special_tokens(special)
+    (folder / "google" / "umt5-xxl").mkdir(parents=True)
+    made.save(str(folder / "google" / "umt5-xxl" / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A first frame of noise, 61 × 83 pixels."""
+    from PIL import Image
+
+    file = tmp_path_factory.mktemp("picture") / "first.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (83, 61, 3), np.uint8)).save(file)
+    return file

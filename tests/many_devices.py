@@ -299,10 +299,10 @@ def samples() -> dict[str, float]:
         model = random_model(2)
         model = model if devices is None else sharding.place(model, devices)
         model.config = arm.of(model.config)
-        sampler = Sampler.of(arm, model, devices=devices)
+        sampler = Sampler(arm, model, devices=devices)
         shape, coders = arm.shape(model.config, chosen[0]), sampler.coders
         batch = [sampler.prepare(sample, shape, i) for i, sample in enumerate(chosen)]
-        latents, x0 = sampler.generate(batch, shape, 3 if devices is None else 4)
+        latents, x0, _ = sampler.generate(batch, shape, 3 if devices is None else 4)
         videos = [coders[i % len(coders)].decode(z) for i, z in enumerate(latents)]
         return {"latents": latents, "x0": x0, "levels": np.stack(videos).astype(np.float32) / 255}
 

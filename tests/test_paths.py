@@ -83,7 +83,7 @@ def test_every_option_refuses_what_is_on_no_disk(
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("option", ["source", "target", "--lora", "--lora-high", "--lora-low"])
+@pytest.mark.parametrize("option", ["source", "target", "--lora"])
 def test_convert_refuses_it_before_it_reads(option: str, refused, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     given = {"source": TINY, "target": "out"}

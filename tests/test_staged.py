@@ -10,6 +10,7 @@ import re
 import shutil
 import warnings
 import weakref
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tokenizers
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -33,6 +33,7 @@ from jcos.sampling.trace import OUTLINE
 from jcos.wan import Wan
 from tests.conftest import GOLDEN, ROOT
 from tests.models import release_config
+from tests.releases import edit
 
 WAN = ROOT / "docs" / "wan.md"
 
@@ -41,30 +42,6 @@ DIT = release_config("i2v_high").dit
 
 def run(*arguments: object) -> None:
     cli.main([str(a) for a in arguments])
-
-
-@pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder as it is published, with a tokenizer that knows the letters."""
-    folder = tmp_path_factory.mktemp("release") / "Wan2.2-I2V-A14B"
-    shutil.copytree(GOLDEN / "ckpt" / "Wan2.2-I2V-A14B", folder)
-    special = ["<pad>", "</s>", "<s>", "<unk>"]
-    letters = [(letter, -1.0) for letter in "abcdefghijklmnopqrstuvwxyz▁."]
-    made = tokenizers.Tokenizer(
-        tokenizers.models.Unigram([*((s, 0.0) for s in special), *letters], unk_id=3)
-    )
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
-    made.add_special_tokens(special)
-    (folder / "google" / "umt5-xxl").mkdir(parents=True)
-    made.save(str(folder / "google" / "umt5-xxl" / "tokenizer.json"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("picture") / "first.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (83, 61, 3), np.uint8)).save(file)
-    return file
 
 
 @pytest.fixture
@@ -236,22 +213,37 @@ ENCODER = {"experts": False, "vae": False, "beside": 0}
 EXPERTS = {"text": False, "vae": False, "resident": None, "lora": (), "beside": 0}
 
 
-def test_only_what_is_needed_is_loaded(call, quick):
+def loaded(quick: list[Any]) -> list[dict[str, Any]]:
+    """What was loaded since the last time."""
+    options = [options for options, _ in quick]
+    quick.clear()
+    return options
+
+
+def in_a_file(call: list[Any], folder: Path) -> list[Any]:
+    (folder / "prompt.txt").write_bytes(b"\xef\xbb\xbfa cat\r\n")
+    return [*call, "--prompt", folder / "prompt.txt"]
+
+
+def on_another_mesh(call: list[Any], folder: Path) -> list[Any]:
+    edit(folder / "out" / "run.json", mesh="branch=2,context=4")
+    return [*call, "--mesh", "fsdp=1"]
+
+
+def moved(call: list[Any], folder: Path) -> list[Any]:
+    (folder / "link").symlink_to(call[0])
+    return [folder / "link", *call[1:]]
+
+
+@pytest.mark.parametrize("again", [lambda call, _: call, in_a_file, on_another_mesh, moved])
+def test_the_same_run_is_not_made_again(call, tmp_path, quick, again):
     """Each part is gone when the next one comes; a repeated call needs the VAE alone."""
     run("generate", *call)
-    assert [options for options, _ in quick] == [ENCODER, CODER, EXPERTS, CODER]
-    quick.clear()
-    run("generate", *call)
-    assert [options for options, _ in quick] == [CODER]
-
-
-def test_a_prompt_in_a_file_is_the_same_run(call, tmp_path, quick):
-    run("generate", *call)
-    (tmp_path / "prompt.txt").write_bytes(b"\xef\xbb\xbfa cat\r\n")
-    quick.clear()
-    run("generate", *call, "--prompt", tmp_path / "prompt.txt")
-    assert [options for options, _ in quick] == [CODER]
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["prompt"] == "a cat"
+    assert loaded(quick) == [ENCODER, CODER, EXPERTS, CODER]
+    about = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (about["prompt"], about["mesh"]) == ("a cat", "of size 1")
+    run("generate", *again(call, tmp_path))
+    assert loaded(quick) == [CODER]
 
 
 def test_a_trace_is_stored_before_latents_say_that_all_is_there(
@@ -275,7 +267,7 @@ def test_a_trace_is_stored_before_latents_say_that_all_is_there(
     assert stored == [True]
     quick.clear()
     run("generate", *call, "--trace")
-    assert [options for options, _ in quick] == [CODER]
+    assert loaded(quick) == [CODER]
     (out / staged.LATENTS).unlink()  # as if killed between the two
     run("generate", *call, "--trace")
     assert (out / staged.LATENTS).exists()
@@ -284,15 +276,20 @@ def test_a_trace_is_stored_before_latents_say_that_all_is_there(
     assert stored == [True, False]
 
 
-def test_seeds_and_steps_of_python(release, picture, tmp_path, quick):
-    small = {"size": (80, 48), "frames": np.int64(5), "steps": 4, "profile": "float32"}
-    call = partial(staged.run, release, "a cat", picture, out=tmp_path / "out", **small)
+@pytest.fixture
+def python(release: Path, picture: Path, tmp_path: Path) -> Callable[..., staged.Videos]:
+    """A small run into tmp_path / "out", called from Python."""
+    small = {"size": (80, 48), "frames": np.int64(5), "steps": 2, "profile": "float32"}
+    return partial(staged.run, release, "a cat", picture, out=tmp_path / "out", **small)
+
+
+def test_seeds_and_steps_of_python(python, tmp_path, quick):
     with pytest.raises(ValueError, match="there are no seeds"):
-        call(seeds=())
-    with pytest.raises(ValueError, match="made for 3 steps; this run has 4"):
-        call(probe=Noise(jnp.zeros((3, 2))))
+        python(seeds=())
+    with pytest.raises(ValueError, match="made for 3 steps; this run has 2"):
+        python(probe=Noise(jnp.zeros((3, 2))))
     assert not quick
-    call(seeds=np.arange(2), x0=(0.25, 0))
+    python(seeds=np.arange(2), x0=(0.5, 0))
     about = json.loads((tmp_path / "out" / "run.json").read_text())
     assert (about["seeds"], about["x0"]) == ([0, 1], [1, 0])
     assert (tmp_path / "out" / formats.X0_FILM.format(seed=1, step=1)).is_file()
@@ -315,17 +312,6 @@ def test_a_turned_photograph_is_told_of(release, tmp_path, capsys, quick):
     assert "EXIF" not in capsys.readouterr().err
     images = [json.loads((f / "run.json").read_text())["image"] for f in (out, tmp_path / "out")]
     assert images[0] != images[1]
-
-
-def test_a_call_on_another_mesh_is_the_same_run(call, tmp_path, quick):
-    run("generate", *call)
-    file = tmp_path / "out" / "run.json"
-    about = json.loads(file.read_text())
-    assert about["mesh"] == "of size 1"
-    file.write_text(json.dumps(about | {"mesh": "branch=2,context=4"}))
-    quick.clear()
-    run("generate", *call, "--mesh", "fsdp=1")
-    assert [options for options, _ in quick] == [CODER]
 
 
 def test_latents_of_other_weights_or_noise_are_not_taken(
@@ -365,10 +351,9 @@ def test_whatever_fails_at_the_end_latents_are_not_made_again(
     assert "No space left on device" in message
     assert ("seed-0" in message) is (at == "film")
     assert not [p for p in out.iterdir() if p.name.endswith(".part")]
-    assert EXPERTS in [options for options, _ in quick]
-    quick.clear()
+    assert EXPERTS in loaded(quick)
     run("generate", *call)
-    assert [options for options, _ in quick] == [CODER]
+    assert loaded(quick) == [CODER]
     assert {"run.json", "seed-0.mp4", "seed-0-x0.png", "index.html"} <= set(os.listdir(out))
 
 
@@ -391,24 +376,14 @@ def test_latents_and_manifests_that_are_damaged(call, tmp_path, refused, quick):
         assert f"{out / name} is damaged" in refused("generate", *call)
 
 
-def test_latents_of_another_probe_are_not_taken(release, picture, tmp_path, quick):
+def test_latents_of_another_probe_are_not_taken(python, quick):
     """A probe of the user's own, in Python."""
-    small = {"size": (80, 48), "frames": 5, "steps": 2, "profile": "float32"}
-    call = partial(staged.run, release, "a cat", picture, out=tmp_path / "out", **small)
     for strength in (0.5, 0.5):
-        call(probe=Noise(jnp.full((2, 2), strength)))
-    assert [options for options, _ in quick] == [ENCODER, CODER, EXPERTS, CODER, CODER]
+        python(probe=Noise(jnp.full((2, 2), strength)))
+    assert loaded(quick) == [ENCODER, CODER, EXPERTS, CODER, CODER]
     for other in (Noise(jnp.full((2, 2), 0.25)), TokenEnergy(), Interventions()):
         with pytest.raises(ValueError, match="interventions"):
-            call(probe=other)
-
-
-def test_a_moved_checkpoint_is_the_same(call, release, picture, tmp_path, quick):
-    run("generate", *call)
-    quick.clear()
-    (tmp_path / "link").symlink_to(release)
-    run("generate", *settings(tmp_path / "link", picture, tmp_path / "out"))
-    assert [options for options, _ in quick] == [CODER]
+            python(probe=other)
 
 
 def test_a_full_disk_is_noticed_before_the_weights_are_read(call, tmp_path, refused, monkeypatch):
@@ -478,7 +453,7 @@ def test_embedded_prompts_need_no_encoder(release, picture, tmp_path):
     assert np.abs(other - want).max() > 0.1
 
 
-def test_a_seed_that_broke_has_no_video(release, picture, tmp_path, monkeypatch, quick):
+def test_a_seed_that_broke_has_no_video(python, tmp_path, monkeypatch, quick):
     def broken(model: Wan, condition: Any, seeds: Any, **_: Any) -> SimpleNamespace:
         latents = np.zeros((2, 2, 8, 6, 16), np.float32)
         latents[0, 1, 2, 3, 4] = np.nan
@@ -486,16 +461,7 @@ def test_a_seed_that_broke_has_no_video(release, picture, tmp_path, monkeypatch,
 
     monkeypatch.setattr(generation, "generate", broken)
     with pytest.warns(UserWarning, match="seed 3 has no video"):
-        made = staged.run(
-            release,
-            "a cat",
-            picture,
-            out=tmp_path / "out",
-            size=(80, 48),
-            frames=5,
-            seeds=(3, 4),
-            profile="float32",
-        )
+        made = python(seeds=(3, 4))
     assert made.films == {4: tmp_path / "out" / "seed-4.mp4"}
     assert [p.name for p in (tmp_path / "out").glob("*.mp4")] == ["seed-4.mp4"]
     assert np.isnan(made.latents[0]).any()

@@ -14,9 +14,7 @@ from jcos.lab import saved, search
 from jcos.media import formats
 from jcos.report.reading import read
 from tests.conftest import GOLDEN
-from tests.test_staged import picture, release, run
-
-__all__ = ["picture", "release"]
+from tests.test_staged import run
 
 
 def searched(release: Path, picture: Path, out: Path, *more: object) -> list[object]:

@@ -9,8 +9,8 @@ from jaxtyping import UInt8
 
 from jcos.bench.arm import Arm, resized
 from jcos.bench.folder import Bench, Sample
-from jcos.bench.results import Folder, read_json
-from jcos.files import write
+from jcos.bench.results import Folder
+from jcos.files import read_json, write
 from jcos.media.formats import write_mp4
 from jcos.media.image import read_picture
 from jcos.runs import MANIFEST

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jcos.bench.folder import Bench
-from jcos.bench.results import read_json
-from jcos.files import fetched, is_remote, visible, write
+from jcos.files import fetched, is_remote, read_json, visible, write
 from jcos.runs import as_text, now
 
 RECORD = "scorer.json"

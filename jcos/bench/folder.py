@@ -8,17 +8,15 @@ Other files there are left alone. The scorer names its videos after the same fol
 tasks of any other name without a word.
 """
 
-import contextlib
 import csv
 import hashlib
-import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import av
 
-from jcos.files import any_path, check_file, fetched, read_text, visible
+from jcos.files import any_path, check_file, fetched, read_json, read_text, visible
 from jcos.lab.tasks import TASKS
 from jcos.media.image import read_picture
 
@@ -181,7 +179,7 @@ def _absent(names: list[str]) -> tuple[str, ...]:
 
 def _read(name: str, folder: Path, *, metadata: bool = False) -> Sample:
     """Raises ValueError or OSError where a file is missing, damaged or empty."""
-    if metadata and not isinstance(_json(folder / "metadata.json"), dict):
+    if metadata and not read_json(folder / "metadata.json"):
         raise ValueError(f"{folder / 'metadata.json'} holds no JSON object, which is scored by")
     prompt = read_text(folder / "prompt.txt").strip()
     if not prompt:
@@ -191,12 +189,6 @@ def _read(name: str, folder: Path, *, metadata: bool = False) -> Sample:
     frames = count_frames(folder / "ground_truth.mp4")
     about = f"{frames} {prompt} ".encode() + picture.read_bytes()
     return Sample(name, folder, prompt, frames, height, width, hashlib.sha256(about).hexdigest())
-
-
-def _json(path: Path) -> Any:
-    with contextlib.suppress(ValueError):
-        return json.loads(read_text(path))
-    return None
 
 
 def count_frames(path: Path) -> int:

@@ -10,8 +10,6 @@ A video under its final name is whole, and its sample is done. There is no other
 run may be killed at any time.
 """
 
-import contextlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +18,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from jcos.bench.folder import Bench, Sample
-from jcos.files import write
+from jcos.files import read_json, write
 from jcos.runs import MANIFEST, as_text, check_same, now, read
 
 
@@ -104,11 +102,3 @@ class Folder(NamedTuple):
         about |= {"absent": bench.absent} | status._asdict()
         write(self.path / summary, as_text(about))
         return status
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Return a JSON object; an empty one where there is no such file, or one of another kind."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    return {}

@@ -204,7 +204,7 @@ class Making:
                 checkpoint, profile=arm.profile, text=False, resident=None, lora=arm.lora
             )
         model.config = self.config
-        return Sampler.of(arm, model, rows, work.mesh)
+        return Sampler(arm, model, rows, work.mesh)
 
     def make(self, left: Sequence[Sample]) -> Iterator[str]:
         """Make samples, a batch of one shape at a time; yield the first of each batch when it is
@@ -271,7 +271,7 @@ class Making:
         # One program for every batch of a shape, and one for what is tried alone.
         size = worlds if len(batch) <= worlds else self.sizes[shape]
         try:
-            latents, x0 = self.sampler.generate([*batch.values()], shape, size, [*batch])
+            latents, x0, notes = self.sampler.generate([*batch.values()], shape, size, [*batch])
         except FAILURES as error:
             if len(batch) > 1:
                 return [s for one in batch for s in self._denoise({one: batch[one]})]
@@ -288,8 +288,8 @@ class Making:
                 "seconds": seconds,
                 "device": jax.local_devices()[0].device_kind,
                 "mesh": sharding.describe(self.sampler.devices or {}),
+                **notes[i],
             }
-            about |= self.sampler.notes[i] if self.sampler.notes else {}
             if self.arm.x0 and sample.name in observed:
                 self.folder.store(sample.name, "x0", x0[i].astype(np.float16))
             self.folder.store(sample.name, "latents", latents[i])

@@ -2,7 +2,6 @@
 devices. What comes out does not depend on the mesh."""
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,39 +30,31 @@ KNOBS = (
     "smaller or shorter videos (--set scale=0.5)",
 )
 """What helps where a device has too little memory, the least change first."""
+Made = tuple[Float[np.ndarray, "B F h w C"], Float[np.ndarray, "B S F h w C"], list[dict[str, Any]]]
 
 
-@dataclasses.dataclass(frozen=True)
 class Sampler:
     """An arm of a model.
 
-    model: with experts, spread over the mesh. rows: embeds a prompt. devices: the mesh, None for
-    one device. coders: models without experts that code pictures and videos, each on another
-    device: sample i of a batch is the i-th coder's.
+    model: with experts, spread over the mesh, on which it was loaded. rows: embeds a prompt; by
+    default the model's own encoder. devices: the mesh, None for one device. coders: models without
+    experts that code pictures and videos, each on another device: sample i of a batch is the i-th
+    coder's.
     """
 
-    arm: Arm
-    model: Wan
-    rows: Callable[[str], Prompt]
-    devices: Mesh | None
-    coders: tuple[Wan, ...]
-    notes: list[dict[str, Any]] = dataclasses.field(default_factory=list, compare=False)
-    """What is to be noted of each sample that was generated last: whom a search chose."""
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         arm: Arm,
         model: Wan,
         rows: Callable[[str], Prompt] | None = None,
         devices: Mesh | None = None,
-    ) -> "Sampler":
-        """The model was loaded on the same mesh; `rows` is by default what embeds words itself."""
-        coders = _coders(model, devices)
+    ):
+        self.arm, self.model, self.devices = arm, model, devices
+        self.coders = _coders(model, devices)
+        self.rows = rows or self.coders[0].embed
         restarts = arm.search is not None and search.needs_vae(arm.search, model.config)
         if devices is not None and not restarts:
             model.vae = model.vision = None  # a copy on every device, which nothing uses
-        return cls(arm, model, rows or coders[0].embed, devices, coders)
 
     @property
     def worlds(self) -> int:
@@ -95,8 +86,9 @@ class Sampler:
 
     def generate(
         self, batch: list[Condition], shape: Shape, size: int, of: Sequence[Sample] = ()
-    ) -> tuple[Float[np.ndarray, "B F h w C"], Float[np.ndarray, "B S F h w C"]]:
-        """Final latents and chosen clean estimates of samples of one shape.
+    ) -> Made:
+        """Return final latents and chosen clean estimates of samples of one shape, and what is to
+        be noted of each: whom a search chose.
 
         size: of the program; a smaller batch is filled up. of: the samples, where seeds or noise
         differ by sample. Raises FloatingPointError where a latent is not finite, and MemoryError
@@ -129,11 +121,11 @@ class Sampler:
             assert runs.state is not None
             latents = np.asarray(runs.state.x)
         estimates = np.stack(x0, axis=1) if x0 else latents[:, :0]
-        return latents[: len(batch), 0], estimates[: len(batch)]
+        return latents[: len(batch), 0], estimates[: len(batch)], [{}] * len(batch)
 
     def _searched(
         self, conditions: Condition, probe: Probe, count: int, of: Sequence[Sample]
-    ) -> tuple[Float[np.ndarray, "B F h w C"], Float[np.ndarray, "B S F h w C"]]:
+    ) -> Made:
         """Return what a search chose for the first samples."""
         assert self.arm.search is not None
         first = [self.arm.seed] * len(conditions.context)
@@ -147,8 +139,8 @@ class Sampler:
         if not np.isfinite(latents).all():
             raise FloatingPointError("the latent that was chosen is not finite")
         pairs = zip(chosen.seed.tolist(), chosen.cost.forwards.tolist(), strict=True)
-        self.notes[:] = [{"chosen seed": seed, "forwards": n} for seed, n in pairs]
-        return latents, np.zeros((count, 0, *latents.shape[1:]), np.float32)
+        notes = [{"chosen seed": seed, "forwards": n} for seed, n in pairs]
+        return latents, np.zeros((count, 0, *latents.shape[1:]), np.float32), notes
 
 
 def _coders(model: Wan, devices: Mesh | None) -> tuple[Wan, ...]:

@@ -1,14 +1,13 @@
 """Scores of arms: the official scorer's, or those of the small tasks. Missing videos count as
 zero."""
 
-import csv
-import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from jcos.bench import baselines, export
 from jcos.bench.baselines import STILL, TRUTH
@@ -20,32 +19,18 @@ from jcos.lab.measures import UNBOUNDED, Estimate, estimate
 from jcos.runs import MANIFEST, as_text, made, read
 
 
-class Cell(NamedTuple):
-    """A number of the table.
+class Comparison(NamedTuple):
+    """scores: of the arms, the first of which is the baseline, then of still and truth. notes: what
+    makes arms differ that should not.
 
+    table: a line for each arm and group. kind: `score`, or `less` the baseline, sample by sample.
     mean, low, high: over n samples, the missing ones as zero, with a 95 % interval over tasks.
     found: videos there are. official: the mean over those alone, as the official scorer has it;
     nan where there are none.
     """
 
-    arm: str
-    group: str
-    mean: float
-    low: float
-    high: float
-    n: int
-    found: int
-    official: float
-
-
-class Comparison(NamedTuple):
-    """scores: of the arms, the first of which is the baseline, then of still and truth. cells: of
-    all of them. gains: of the other arms, less the baseline. notes: what makes arms differ that
-    should not."""
-
     scores: list[Scores]
-    cells: list[Cell]
-    gains: list[Cell]
+    table: pd.DataFrame
     notes: list[str]
 
 
@@ -63,16 +48,13 @@ def compare(
     commits = {arm.arm: version_of(arm) for arm in scores if arm.values}
     if bench.benchmark == "vbvr-pro":
         check_pro(scores, commits)
-    cells, base = table(bench, scores), scores[0]
-    gains = table(bench, scores[1 : len(arms)], base)
+    base = scores[0]
+    rows = table(bench, scores) + table(bench, scores[1 : len(arms)], base)
+    frame = pd.DataFrame(rows)
+    frame["scorer"] = [commits.get(arm) or "" for arm in frame["arm"]]
     parts = {a.arm: {"scores": a.values, "errors": a.errors, "scorer": a.scorer} for a in scores}
     write(out / "scores.json", as_text({"samples": bench.extent, "arms": parts}))
-    rows = io.StringIO(newline="")
-    lines = csv.writer(rows, lineterminator="\n")
-    lines.writerow(("kind", *Cell._fields, "scorer"))
-    lines.writerows(("score", *cell, commits.get(cell.arm)) for cell in cells)
-    lines.writerows((f"less {base.arm}", *cell, commits.get(cell.arm)) for cell in gains)
-    write(out / "table.csv", rows.getvalue())
+    write(out / "table.csv", frame.to_csv(index=False, na_rep="nan"))
     folders = {arm.arm: path for arm, path in zip(scores, arms, strict=False)}
     codecs = {name: baselines.codec_of(path) for name, path in folders.items()}
     about = {
@@ -88,7 +70,7 @@ def compare(
         for what, by in (("codecs", codecs), ("versions of the scorer", commits))
         if len(set(by.values())) > 1
     ]
-    return Comparison(scores, cells, gains, notes)
+    return Comparison(scores, frame, notes)
 
 
 def version_of(scores: Scores) -> str | None:
@@ -178,20 +160,21 @@ def over_tasks(values: dict[str, float]) -> Estimate:
     return estimate(scores, UNBOUNDED, groups=task if task.any() else None)
 
 
-def table(bench: Bench, arms: Sequence[Scores], base: Scores | None = None) -> list[Cell]:
-    """Every arm in every group; less `base`, sample by sample, if there is one. official: of
-    samples that both have."""
-    cells, less = [], {} if base is None else base.values
+def table(bench: Bench, arms: Sequence[Scores], base: Scores | None = None) -> list[dict[str, Any]]:
+    """Return the lines of `Comparison.table` of every arm in every group; less `base`, sample by
+    sample, if there is one. official: of samples that both have."""
+    rows, less = [], {} if base is None else base.values
+    kind = "score" if base is None else f"less {base.arm}"
     for scores in arms:
         for group, names in groups(bench.names, bench.benchmark).items():
             gain = {n: scores.values.get(n, 0.0) - less.get(n, 0.0) for n in names}
             there = [n for n in names if n in scores.values and (base is None or n in less)]
             official = float(np.mean([gain[n] for n in there])) if there else float("nan")
-            cells.append(Cell(scores.arm, group, *over_tasks(gain), len(there), official))
-    return cells
+            row = {"kind": kind, "arm": scores.arm, "group": group, **over_tasks(gain)._asdict()}
+            rows.append(row | {"found": len(there), "official": official})
+    return rows
 
 
-def restored(cell: Cell, still: Cell, truth: Cell) -> float:
+def restored(mean: float, still: float, truth: float) -> float:
     """Where an arm stands between still picture, 0, and truth, 1; nan where these are the same."""
-    span = truth.mean - still.mean
-    return (cell.mean - still.mean) / span if span > 0 else float("nan")
+    return (mean - still) / (truth - still) if truth > still else float("nan")

@@ -22,7 +22,7 @@ from jcos.weights.loras import parse_all
 
 if TYPE_CHECKING:
     from jcos.bench.folder import Bench as Benchmark
-    from jcos.bench.scores import Cell, Comparison
+    from jcos.bench.scores import Comparison
 
 Samples = Annotated[
     AnyInFolder,
@@ -192,7 +192,7 @@ class Score(Command):
 
     def _made_for(self) -> str:
         """Return the benchmark that all arms were made for; ValueError where it is not known."""
-        from jcos.bench.results import read_json
+        from jcos.files import read_json
 
         manifests = [read_json(arm / "run.json") for arm in self.arms]
         made_for = {about.get("benchmark", "vbvr") for about in manifests if about}
@@ -259,35 +259,38 @@ def _print_absent(bench: "Benchmark") -> None:
 
 
 def _print_tables(bench: "Benchmark", result: "Comparison") -> None:
-    from jcos.bench import scores
     from jcos.bench.folder import TITLES
+    from jcos.bench.scores import restored
     from jcos.cli.common import show_table
 
-    cells = {(cell.arm, cell.group): cell for cell in result.cells}
-    arms = list(dict.fromkeys(arm for arm, _ in cells))
-    ends = cells[scores.STILL, "overall"], cells[scores.TRUTH, "overall"]
-    rows = []
-    for arm in arms:
-        cell = cells[arm, "overall"]
-        share = f"{scores.restored(cell, *ends):.3f}"
-        videos = f"{cell.found} / {cell.n}"
-        rows.append((arm, videos, _interval(cell), f"{cell.official:.3f}", share))
+    table = result.table.assign(
+        interval=[_interval(*row) for row in result.table[["mean", "low", "high"]].values]
+    )
+    overall = table.query("kind == 'score' and group == 'overall'")
+    *_, still, truth = overall["mean"]
+    rows = [
+        (
+            arm["arm"],
+            f"{arm['found']} / {arm['n']}",
+            arm["interval"],
+            f"{arm['official']:.3f}",
+            f"{restored(arm['mean'], still, truth):.3f}",
+        )
+        for arm in overall.to_dict("records")
+    ]
     commit = (result.scores[0].scorer or {}).get("commit")
     edited = "-dirty" * ("-dirty-" in (commit or ""))
     scorer = f", scorer {commit[:12]}{edited}" if commit else ""
     columns = ("arm", "videos", "overall", "of those found", "still 0, truth 1")
     show_table(f"{TITLES[bench.benchmark]}, {bench.extent}{scorer}", columns, rows)
-    groups = {cell.group: (cell.group, str(cell.n)) for cell in result.cells}
-    rows = [(*groups[group], *(_interval(cells[arm, group]) for arm in arms)) for group in groups]
-    title = "Missing videos count as zero, 95 % intervals over tasks"
-    show_table(title, ("group", "n", *arms), rows)
-    if gains := {(cell.arm, cell.group): cell for cell in result.gains}:
-        others = list(dict.fromkeys(arm for arm, _ in gains))
-        rows = [(group, *(_interval(gains[arm, group]) for arm in others)) for group in groups]
-        title = f"Less {arms[0]}, by sample, 95 % intervals over tasks"
-        show_table(title, ("group", *others), rows)
+    for kind, part in table.groupby("kind", sort=False):
+        wide = part.set_index(["group", "n", "arm"])["interval"].unstack(sort=False)
+        less = f"Less {result.scores[0].arm}, by sample"
+        what = "Missing videos count as zero" if kind == "score" else less
+        rows = [(group, str(n), *cells) for (group, n), *cells in wide.itertuples()]
+        show_table(f"{what}, 95 % intervals over tasks", ("group", "n", *wide.columns), rows)
 
 
-def _interval(cell: "Cell") -> str:
-    spread = f" [{cell.low:.3f}, {cell.high:.3f}]" if cell.low == cell.low else ""  # nan: no spread
-    return f"{cell.mean:.3f}{spread}"
+def _interval(mean: float, low: float, high: float) -> str:
+    spread = f" [{low:.3f}, {high:.3f}]" if low == low else ""  # nan: no spread
+    return f"{mean:.3f}{spread}"

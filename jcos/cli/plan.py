@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
@@ -13,12 +13,7 @@ from jcos.variants import VARIANTS, variant_of, with_profile
 
 if TYPE_CHECKING:
     from jcos.plan.costs import Job
-    from jcos.plan.forecast import Forecast, Option
-
-COLUMNS = (
-    *("mesh", "weights + work, GiB", "GB sent/step", "at best, s/step", "expected, s/step"),
-    *("min/video", "runs"),
-)
+    from jcos.plan.machines import Machine
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,15 +71,25 @@ class Plan(Command):
         meshes = [sharding.parse_mesh(text) for text in self.mesh]
         tried = meshes or forecast.meshes(job, target)[: self.tries]
         with console.status(f"looking at {len(tried)} meshes"):
-            result = forecast.Forecast(job, target, tuple(forecast.options(job, target, tried)))
-            more = list(added.added(job, self.probe))
+            result = forecast.forecast(job, target, forecast.options(job, target, tried))
+            result["probes"] = [one._asdict() for one in added.added(job, self.probe)]
         if self.json is not None:
-            about = result.to_json() | {"probes": [one._asdict() for one in more]}
-            write(self.json, json.dumps(about, indent=1) + "\n")
-        _show(result)
-        if more:
+            write(self.json, json.dumps(result, indent=1) + "\n")
+        _show(result, job, target)
+        if result["probes"]:
             title = f"What probes add, in one of {job.branches * job.seeds} pass(es) of a step"
-            show_table(title, added.COLUMNS, [one.row() for one in more])
+            rows = [
+                (
+                    one["probe"],
+                    f"{one['flops'] / 1e12:.3f}",
+                    f"{one['times_flops']:.4f}",
+                    f"{one['bytes'] / 1e9:.2f}",
+                    f"{one['times_bytes']:.4f}",
+                )
+                for one in result["probes"]
+            ]
+            columns = ("probe", "TFLOP/layer", "times a layer", "GB/layer", "times a layer")
+            show_table(title, columns, rows)
 
     def _job(self) -> "Job":
         from jcos import wan
@@ -106,26 +111,30 @@ class Plan(Command):
         return Job(config, clip.frames if self.frames is None else self.frames, *size, self.seeds)
 
 
-def _show(result: "Forecast") -> None:
+def _show(result: dict[str, Any], job: "Job", machine: "Machine") -> None:
     from rich.console import Console
 
     from jcos.cli.common import show_table
-    from jcos.plan import costs
+    from jcos.plan import costs, forecast
 
-    job, machine, best = result.job, result.machine, result.best
     chip, kind, out = machine.chip, machine.platform, Console()
+    options, best = result["options"], forecast.best(result["options"])
     video = f"{job.frames} frames of {job.width}x{job.height}, {job.tokens:,} tokens"
     work = f"{job.seeds} seed(s), {job.steps} steps of {job.branches} pass(es)"
     title = f"{job.config.name}, {video}, {work}, on {machine.name}"
-    show_table(title, COLUMNS, [_row(option, job) for option in result.options])
-    for option in result.options:
-        if option.trouble:
-            out.print(f"{option.mesh} does not run: {option.trouble}")
+    rows = [
+        (*forecast.cells(option, chip.memory), "no" if option["trouble"] else "yes")
+        for option in options
+    ]
+    show_table(title, (*forecast.COLUMNS, "runs"), rows)
+    for option in options:
+        if option["trouble"]:
+            out.print(f"{option['mesh']} does not run: {option['trouble']}")
     out.print(
-        f"{costs.step_flops(job) / 1e12:,.0f} TFLOP per step. At best: the longest of arithmetic, "
+        f"{result['step_flops'] / 1e12:,.0f} TFLOP per step. At best: the longest of arithmetic, "
         f"memory and links. Expected: {chip.reached:.0%} of the arithmetic's peak, as {chip.by}."
     )
-    if not any(option.compiled for option in result.options):
+    if not any(option["compiled"] for option in options):
         out.print(
             f"All of this is calculated. The extra `{kind}` has the compiler that would know: pip "
             f"install -e '.[lab,{kind}]' -c constraints.txt (no {kind.upper()} is needed).",
@@ -137,24 +146,10 @@ def _show(result: "Forecast") -> None:
             "time, a smaller --size, fewer --frames."
         )
         return
-    out.print(f"Recommended: [bold]{best.mesh}[/bold]; its limit is {best.seconds.limit}.")
-    if not best.resident:
+    out.print(f"Recommended: [bold]{best['mesh']}[/bold]; its limit is {best['limit']}.")
+    if not best["resident"]:
         weights = costs.expert_bytes(job.config) * job.config.experts / 1e9
         out.print(
             f"In turns: two experts do not fit together, so {weights:.0f} GB of weights wait in "
             "host memory, and each comes once per run (--resident of `jcos generate`)."
         )
-
-
-def _row(option: "Option", job: "Job") -> tuple[str, ...]:
-    memory, step = option.memory, option.seconds.expected
-    parts = () if memory is None else (memory.arguments, memory.temporaries + memory.outputs)
-    return (
-        option.mesh,
-        " + ".join(f"{part / 2**30:.1f}" for part in parts) or "–",
-        f"{option.link_bytes / 1e9:.1f}",
-        f"{option.seconds.roofline:.2f}",
-        f"{step:.2f}",
-        f"{step * job.steps / job.seeds / 60:.1f}",
-        "no" if option.trouble else "yes",
-    )

@@ -82,10 +82,12 @@ _SMALLER = "a smaller or shorter video"
 
 
 def run_knobs(
-    *, seeds: int, worlds: int, guided: bool, probed: bool, float32: bool, resident: bool
+    model: Any, guided: bool, seeds: int, worlds: int = 1, probed: bool = False
 ) -> list[str]:
-    """Return what would make a run smaller, the least change first. resident: of two experts."""
+    """Return what would make a run of a `Wan` smaller, the least change first."""
     many = mesh.devices(*mesh.AXES) > 1
+    resident = len(model.experts) > 1 and not waits(model.experts)
+    float32 = model.config.numerics.linear == "float32"
     table = [
         (seeds > 1, f"fewer than {seeds} seeds at a time: the same videos, in turns"),
         (worlds > 1, f"fewer than {worlds} worlds at a time"),

@@ -24,8 +24,6 @@ from jcos.sampling.inside import KnockOut
 from jcos.sampling.maps import AttentionMass
 from jcos.sampling.probes import Probe
 
-COLUMNS = ("probe", "TFLOP/layer", "times a layer", "GB/layer", "times a layer")
-
 
 def _mass(every: int) -> Callable[[Job], Probe]:
     def probe(job: Job) -> Probe:
@@ -55,13 +53,6 @@ class Added(NamedTuple):
     times_flops: float
     times_bytes: float
 
-    def row(self) -> tuple[str, ...]:
-        """Return the cells of `COLUMNS`."""
-        more = self.flops / 1e12, self.times_flops, self.bytes / 1e9, self.times_bytes
-        return self.probe, *(
-            f"{value:.{digits}f}" for value, digits in zip(more, (3, 4, 2, 4), strict=True)
-        )
-
 
 def check(names: Sequence[str]) -> None:
     """Raise ValueError for a name that is none of `PROBES`."""
@@ -77,9 +68,8 @@ def added(job: Job, names: Sequence[str]) -> Iterator[Added]:
     block = dataclasses.replace(job, config=config, seeds=1)
     plain = _cost(block, Probe()) if names else (0.0, 0.0)
     for name in names:
-        found = _cost(block, PROBES[name](block))
-        more = [(b - a, b / a) for a, b in zip(plain, found, strict=True)]
-        yield Added(name, more[0][0], more[1][0], more[0][1], more[1][1])
+        flops, moved = _cost(block, PROBES[name](block))
+        yield Added(name, flops - plain[0], moved - plain[1], flops / plain[0], moved / plain[1])
 
 
 def _cost(job: Job, probe: Probe) -> tuple[float, float]:

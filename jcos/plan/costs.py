@@ -153,8 +153,7 @@ def run_bytes(config: WanConfig, latent: tuple[int, int, int], steps: int, sizes
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Memory:
+class Memory(NamedTuple):
     """Bytes on one device."""
 
     arguments: float
@@ -163,7 +162,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        return self.arguments + self.temporaries + self.outputs
+        return sum(self)
 
 
 def passes_per_device(job: Job, sizes: Sizes) -> float:
@@ -202,35 +201,9 @@ def link_bytes(job: Job, sizes: Sizes) -> float:
     return cfg.layers * (exchanged + gathered + summed)
 
 
-@dataclasses.dataclass(frozen=True)
-class Seconds:
-    """One step's seconds on one device, by what could hold it up; they overlap at best.
-
-    reached: the share of the arithmetic's peak that is reached in practice (`Chip`).
-    """
-
-    compute: float
-    memory: float
-    links: float
-    reached: float = 1.0
-
-    @property
-    def limit(self) -> str:
-        """Which of the three takes longest."""
-        return max(("compute", "memory", "links"), key=lambda name: getattr(self, name))
-
-    @property
-    def roofline(self) -> float:
-        """With everything overlapped: no run is faster."""
-        return getattr(self, self.limit)
-
-    @property
-    def expected(self) -> float:
-        return max(self.roofline, self.compute / self.reached)
-
-
-def seconds(job: Job, machine: Machine, sizes: Sizes, sent: float) -> Seconds:
-    """Return those of one step whose work is spread evenly. sent: bytes over links per device.
+def seconds(job: Job, machine: Machine, sizes: Sizes, sent: float) -> dict[str, float]:
+    """Return how long one step whose work is spread evenly takes a device, by what could hold it
+    up; they overlap at best. sent: bytes over links per device.
 
     Where every chain of elementwise operations is fused, a block's norms and sums go over the
     residual stream nine times, matrix products and attention over 24 arrays of its width, the
@@ -240,9 +213,8 @@ def seconds(job: Job, machine: Machine, sizes: Sizes, sent: float) -> Seconds:
     weights = expert_bytes(job.config) / _of(sizes, TENSOR)
     rows = passes_per_device(job, sizes) * job.tokens / _of(sizes, *SEQUENCE)
     moved = (9.0 * stream + 24.0 * linear) * cfg.dim + 2.0 * linear * cfg.ffn_dim
-    return Seconds(
-        compute=step_flops(job) / machine.devices / chip.flops,
-        memory=(weights + rows * cfg.layers * moved) / chip.bandwidth,
-        links=sent / machine.link,
-        reached=chip.reached,
-    )
+    return {
+        "compute": step_flops(job) / machine.devices / chip.flops,
+        "memory": (weights + rows * cfg.layers * moved) / chip.bandwidth,
+        "links": sent / machine.link,
+    }

@@ -1,9 +1,10 @@
-"""What a job needs on a machine, mesh by mesh, and which mesh to take."""
+"""What a job needs on a machine, mesh by mesh, and which mesh to take: the entries of the file that
+`jcos plan --json` writes."""
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from jcos.devices import memory, sharding
 from jcos.devices.mesh import AXES, WORLD
 from jcos.generation import generate_worlds
 from jcos.plan import compiled, costs
-from jcos.plan.costs import Job, Memory, Seconds, Sizes
+from jcos.plan.costs import Job, Memory, Sizes
 from jcos.plan.machines import GIB, Machine
 from jcos.wan import check_mesh
 
@@ -19,76 +20,59 @@ ROOM = 0.9
 """Share of the memory that a calculation may fill: what it leaves out (the framework, fragments)
 has to fit too. What was compiled for a GPU must fit what a command claims of it (`memory.CLAIM`);
 the word of a TPU's compiler is taken as it is."""
+COLUMNS = (
+    *("mesh", "weights + work, GiB (of memory)", "GB sent/step", "at best, s/step"),
+    *("expected, s/step", "min/video"),
+)
+
+Option = dict[str, Any]
+"""A job on one mesh, as `option` describes it."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """A job on one mesh.
-
-    compiled: or calculated. memory: of one device; None where the compiler found no way.
-    link_bytes: sent by a device in a step. trouble: why it does not run there, if it does not.
-    resident: all experts lie on the device together, or one at a time, the other in host memory
-    (`wan.load`).
-    """
-
-    sizes: Sizes
-    compiled: bool
-    memory: Memory | None
-    link_bytes: float
-    seconds: Seconds
-    trouble: str = ""
-    resident: bool = True
-
-    @property
-    def mesh(self) -> str:
-        where = sharding.describe(self.sizes) if self.sizes else "one device"
-        return where if self.resident else f"{where}, in turns"
-
-    def to_json(self, steps: float) -> dict[str, Any]:
-        """Return everything; steps: that one video takes of those that all seeds make."""
-        made = dataclasses.asdict(self) | {"mesh": self.mesh, "limit": self.seconds.limit}
-        made["total_bytes"] = None if self.memory is None else self.memory.total
-        for name in ("roofline", "expected"):
-            step = getattr(self.seconds, name)
-            made |= {f"{name}_seconds_per_step": step, f"{name}_seconds_per_video": step * steps}
-        return made
+def forecast(job: Job, machine: Machine, tried: Iterable[Option]) -> dict[str, Any]:
+    """Return everything about a job on a machine, in bytes, operations and seconds: options in
+    order of trial."""
+    found = list(tried)
+    chosen = best(found)
+    return {
+        "model": job.config.name,
+        "machine": machine.name,
+        "devices": machine.devices,
+        "chip": dataclasses.asdict(machine.chip),
+        "video": {"frames": job.frames, "height": job.height, "width": job.width},
+        "seeds": job.seeds,
+        "tokens": job.tokens,
+        "steps": job.steps,
+        "step_flops": costs.step_flops(job),
+        "recommended": chosen and chosen["sizes"],
+        "options": found,
+    }
 
 
-@dataclasses.dataclass(frozen=True)
-class Forecast:
-    """A job on a machine: the options that were tried, in order of trial."""
+def best(options: Iterable[Option]) -> Option | None:
+    """Return the fastest that runs; of equals the one that sends and holds least."""
 
-    job: Job
-    machine: Machine
-    options: tuple[Option, ...]
+    def rank(option: Option) -> tuple[float, ...]:
+        step, links = option["roofline_seconds_per_step"], option["seconds"]["links"]
+        return (round(step, 4), round(links, 4), option["total_bytes"])
 
-    @property
-    def best(self) -> Option | None:
-        """The fastest that runs; of equals the one that sends and holds least."""
+    return min((one for one in options if not one["trouble"]), key=rank, default=None)
 
-        def rank(option: Option) -> tuple[float, ...]:
-            held = 0.0 if option.memory is None else option.memory.total
-            return (round(option.seconds.roofline, 4), round(option.seconds.links, 4), held)
 
-        running = [option for option in self.options if not option.trouble]
-        return min(running, key=rank, default=None)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return everything, in bytes, operations and seconds."""
-        job, best = self.job, self.best
-        return {
-            "model": job.config.name,
-            "machine": self.machine.name,
-            "devices": self.machine.devices,
-            "chip": dataclasses.asdict(self.machine.chip),
-            "video": {"frames": job.frames, "height": job.height, "width": job.width},
-            "seeds": job.seeds,
-            "tokens": job.tokens,
-            "steps": job.steps,
-            "step_flops": costs.step_flops(job),
-            "recommended": None if best is None else dict(best.sizes),
-            "options": [option.to_json(job.steps / job.seeds) for option in self.options],
-        }
+def cells(option: Option, memory: float) -> tuple[str, ...]:
+    """Return an option's line of a table with `COLUMNS`. memory: of a device."""
+    held, size, name = option["memory"], "–", "seconds_per_step"
+    if held is not None:
+        work, share = held["temporaries"] + held["outputs"], option["total_bytes"] / memory
+        size = f"{held['arguments'] / GIB:.1f} + {work / GIB:.1f} ({share:.0%})"
+    return (
+        option["mesh"],
+        size,
+        f"{option['link_bytes'] / 1e9:.1f}",
+        f"{option[f'roofline_{name}']:.2f}",
+        f"{option[f'expected_{name}']:.2f}",
+        f"{option['expected_seconds_per_video'] / 60:.1f}",
+    )
 
 
 def meshes(job: Job, machine: Machine) -> list[Sizes]:
@@ -106,10 +90,9 @@ def meshes(job: Job, machine: Machine) -> list[Sizes]:
 
     def rank(sizes: Sizes) -> tuple[float, ...]:
         option = calculated(job, machine, sizes)
-        assert option.memory is not None
-        held = option.memory.total
+        held, seconds = option["total_bytes"], option["seconds"]
         unfit = max(0.0, held - ROOM * machine.chip.memory)
-        return unfit, round(option.seconds.compute + option.seconds.links, 4), held
+        return unfit, round(seconds["compute"] + seconds["links"], 4), held
 
     return sorted(every, key=rank)
 
@@ -127,10 +110,11 @@ def options(job: Job, machine: Machine, tried: Sequence[Sizes]) -> Iterator[Opti
     if compiled.installed(machine):
         make = partial(_compiled, devices=compiled.described(machine))
     for sizes in tried:
-        option = make(job, machine, sizes)
-        yield option
-        if option.trouble and job.config.experts > 1:
-            yield dataclasses.replace(make(costs.in_turns(job), machine, sizes), resident=False)
+        together = make(job, machine, sizes)
+        yield together
+        if together["trouble"] and job.config.experts > 1:
+            turns = make(costs.in_turns(job), machine, sizes)
+            yield turns | {"resident": False, "mesh": f"{turns['mesh']}, in turns"}
 
 
 def _resolved(sizes: Sizes, devices: int) -> Sizes:
@@ -143,25 +127,55 @@ def _resolved(sizes: Sizes, devices: int) -> Sizes:
 
 def calculated(job: Job, machine: Machine, sizes: Sizes) -> Option:
     """Return an option by formulas alone."""
-    held, sent = costs.memory(job, sizes, machine.chip.copies), costs.link_bytes(job, sizes)
-    trouble = _too_large(held, ROOM * machine.chip.memory)
-    return Option(sizes, False, held, sent, costs.seconds(job, machine, sizes, sent), trouble)
+    held = costs.memory(job, sizes, machine.chip.copies)
+    return option(job, machine, sizes, held, ROOM * machine.chip.memory)
 
 
 def _compiled(job: Job, machine: Machine, sizes: Sizes, devices: Sequence[Any]) -> Option:
     """`jcos.generate` of the job: all steps, experts and seeds, no weights needed."""
-    guess = dataclasses.replace(calculated(job, machine, sizes), compiled=True)
-    mesh = sharding.make_mesh(sizes, devices)
+    mesh, held, refusal = sharding.make_mesh(sizes, devices), None, ""
     try:
         held, _ = compiled.compile_for(mesh, generate_worlds, *compiled.arguments(job, mesh))
-    except MemoryError as refusal:
-        return dataclasses.replace(guess, memory=None, trouble=str(refusal))
+    except MemoryError as error:
+        refusal = str(error)
     # A TPU's compiler refuses what does not fit; a GPU's leaves it to the run.
     room = float(memory.CLAIM) * machine.chip.memory if machine.platform == "gpu" else math.inf
-    return dataclasses.replace(guess, memory=held, trouble=_too_large(held, room))
+    return option(job, machine, sizes, held, room, refusal) | {"compiled": True}
 
 
-def _too_large(held: Memory, room: float) -> str:
-    if held.total <= room:
-        return ""
-    return f"needs {held.total / GIB:.1f} GiB, {room / GIB:.1f} can be counted on"
+def option(
+    job: Job, machine: Machine, sizes: Sizes, held: Memory | None, room: float, refusal: str = ""
+) -> Option:
+    """Return what a job needs on one mesh.
+
+    compiled: or calculated. memory, total_bytes: of one device; None where the compiler found no
+    way, and says so in `refusal`. link_bytes: sent by a device in a step. seconds: of a step, by
+    what could hold it up (`limit`: the longest). roofline: with everything overlapped, no run is
+    faster; expected: at the share of the arithmetic's peak that is reached in practice (`Chip`).
+    trouble: why it does not run there, if it does not. resident: all experts lie on the device
+    together, or one at a time, the other in host memory (`wan.load`).
+
+    held: what a device holds, of the `room` that can be counted on.
+    """
+    sent = costs.link_bytes(job, sizes)
+    seconds = costs.seconds(job, machine, sizes, sent)
+    limit = max(seconds, key=seconds.__getitem__)
+    expected = max(seconds[limit], seconds["compute"] / machine.chip.reached)
+    if held is not None and held.total > room:
+        refusal = f"needs {held.total / GIB:.1f} GiB, {room / GIB:.1f} can be counted on"
+    made = {
+        "sizes": dict(sizes),
+        "mesh": sharding.describe(sizes) if sizes else "one device",
+        "compiled": False,
+        "resident": True,
+        "memory": held and held._asdict(),
+        "total_bytes": held and held.total,
+        "link_bytes": sent,
+        "seconds": seconds,
+        "limit": limit,
+        "trouble": refusal,
+    }
+    for name, step in (("roofline", seconds[limit]), ("expected", expected)):
+        video = step * job.steps / job.seeds
+        made |= {f"{name}_seconds_per_step": step, f"{name}_seconds_per_video": video}
+    return made

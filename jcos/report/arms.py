@@ -4,8 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from jcos.bench.results import read_json
-from jcos.files import visible
+from jcos.files import read_json, visible
 
 STATE = "state"
 ASIDE = {"arm": (STATE,), "arms": ("still", "truth", "official")}

@@ -119,7 +119,7 @@ def open_adapter(
         raise CheckpointError(f"{file} is {kind}, no product of two factors: it cannot be merged")
     second = {key for key in keys if spelling.is_of_second_expert(key)}
     if second and second == keys.keys() and expert == 0:
-        raise CheckpointError(f"{file} is of the expert for low noise; give it with --lora-low")
+        raise CheckpointError(f"{file} is of the expert for low noise; give it as low=FILE")
     if second:
         keys = {key: t for key, t in keys.items() if (key in second) == (expert == 1)}
     groups, skipped, unused = _by_target(keys, tensors)
@@ -236,7 +236,7 @@ def adapters(
         if not numbers or (lora.expert is not None and len(experts) == 1):
             raise CheckpointError(
                 f"the model has {len(experts)} expert(s); of two say which one {lora.file} is for "
-                "(high=FILE, low=FILE; of convert --lora-high, --lora-low), of one do not"
+                "(high=FILE, low=FILE), of one do not"
             )
         for i in numbers:
             part = f"experts.{i}"

@@ -30,7 +30,7 @@ def parse(asked: "str | Path | Lora") -> Lora:
     if equals and first in EXPERTS:
         text, expert = rest, EXPERTS[first]
     file, colon, number = text.rpartition(":")
-    if colon and not Path(text).exists():
+    if colon and "/" not in number and not Path(text).exists():
         try:
             text, scale = file, float(number)
         except ValueError:

@@ -14,8 +14,9 @@ from jcos.bench import cluster
 from jcos.bench.arm import Arm
 from jcos.bench.export import export
 from jcos.bench.folder import read_bench
-from jcos.bench.results import Folder, read_json
+from jcos.bench.results import Folder
 from jcos.config import WanConfig
+from jcos.files import read_json
 from tests.conftest import ROOT
 from tests.many_devices import free_port
 

@@ -107,7 +107,7 @@ def test_an_image_encoder_sees_the_picture_as_the_profile_brings_it(samples: Ben
     arm, prompt = load_arms(CONFIG)[0]["unipc"], np.zeros((1, 8), np.float32)
     model = Mock(spec=Wan, config=config)
     model.condition.return_value = Condition(jnp.asarray(prompt), (1, 1, 1))
-    Sampler(arm, model, lambda _: prompt, None, (model,)).prepare(sample, arm.shape(config, sample))
+    Sampler(arm, model, lambda _: prompt).prepare(sample, arm.shape(config, sample))
     picture, frame = image.read_picture(sample.picture), np.zeros((1, 1, 3), np.float32)
     want = image.for_encoder(picture, frame, 224, "diffusers")
     np.testing.assert_array_equal(model.condition.call_args.kwargs["seen"], want)
@@ -137,7 +137,7 @@ def test_seeds_go_by_place_and_noise_may_come_from_files(
     model, chosen = sampler.model, [samples.samples[1], samples.samples[3]]
     shape = arm.shape(model.config, chosen[0])
     conditions = [sampler.prepare(sample, shape) for sample in chosen]
-    latents, _ = sampler.generate(conditions, shape, 2, chosen)
+    latents, *_ = sampler.generate(conditions, shape, 2, chosen)
     for condition, latent, seed in zip(conditions, latents, (4, 6), strict=True):
         want = generate(model, condition, seed).latents[0]
         np.testing.assert_allclose(latent, want, atol=1e-5)
@@ -147,7 +147,7 @@ def test_seeds_go_by_place_and_noise_may_come_from_files(
         file.parent.mkdir(parents=True, exist_ok=True)
         np.save(file, np.moveaxis(one, -1, 0))
     with_files = dataclasses.replace(arm, noise_files=tmp_path / "noise")
-    from_files, _ = Sampler.of(with_files, model).generate(conditions, shape, 2, chosen)
+    from_files, *_ = Sampler(with_files, model).generate(conditions, shape, 2, chosen)
     want = generate(model, conditions[1], 6, noise=noise[1:]).latents[0]
     np.testing.assert_allclose(from_files[1], want, atol=1e-5)
     with pytest.raises(ValueError, match="ensembles and searches"):

@@ -14,7 +14,6 @@ from jcos.bench.folder import Bench, read_bench
 from jcos.bench.run import Work, run
 from jcos.experiments.experiment import Settings
 from jcos.media import formats
-from tests.test_staged import release  # noqa: F401
 
 FOLDER, SCORER = os.environ.get("JCOS_VBVR"), os.environ.get("JCOS_VBVR_SCORER")
 needs_samples = pytest.mark.skipif(not FOLDER, reason="JCOS_VBVR names no folder of samples")
@@ -44,11 +43,7 @@ def test_real_samples_are_read(samples: Bench) -> None:
 @needs_samples
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*token.*:UserWarning")  # this tiny model reads 24 of them
-def test_real_samples_become_videos(
-    samples: Bench,
-    release: Path,  # noqa: F811
-    tmp_path: Path,
-) -> None:
+def test_real_samples_become_videos(samples: Bench, release: Path, tmp_path: Path) -> None:
     """Every sample, written at its own size, which may be odd; generated at a sixteenth, in four
     shapes."""
     arm = Arm(profile="float32", scale=1 / 16, frames=5, sampling=Settings(steps=1))

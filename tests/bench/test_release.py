@@ -19,7 +19,6 @@ from jcos.media import formats
 from jcos.model.text import UMT5
 from jcos.wan import TINY, Wan
 from tests.conftest import GOLDEN
-from tests.test_staged import release  # noqa: F401
 
 LORA = GOLDEN / "lora" / "diffsynth_high_noise_lora.safetensors"
 ARM = Arm(profile="float32", scale=0.1, frames=5, sampling=Settings(steps=1))
@@ -35,11 +34,7 @@ def loaded(monkeypatch) -> list[Wan]:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*token.*:UserWarning")  # this tiny model reads 24 of them
-def test_two_arms_load_the_text_encoder_once(
-    release,  # noqa: F811
-    tmp_path,
-    loaded,
-) -> None:
+def test_two_arms_load_the_text_encoder_once(release, tmp_path, loaded) -> None:
     export(tmp_path / "small", ("maze",), 1)
     bench, work = read_bench(tmp_path / "small"), Work(text=tmp_path / "text")
     arms = {f"{seed}": dataclasses.replace(ARM, seed=seed) for seed in (1, 2)}
@@ -54,11 +49,7 @@ def test_two_arms_load_the_text_encoder_once(
     assert (formats.read_mp4(one) != formats.read_mp4(two)).any()
 
 
-def test_a_model_without_its_vae_is_refused_at_once(
-    release,  # noqa: F811
-    bench_folder,
-    tmp_path,
-) -> None:
+def test_a_model_without_its_vae_is_refused_at_once(release, bench_folder, tmp_path) -> None:
     """As VBVR's folder is published; converted or not."""
     folder = tmp_path / "VBVR-Wan2.2"
     shutil.copytree(release, folder, ignore=shutil.ignore_patterns("*VAE*"))
@@ -73,7 +64,7 @@ def test_a_model_without_its_vae_is_refused_at_once(
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of tokens, and of a LoRA without alpha
 def test_loras_are_merged_and_decide_the_run(
-    release,  # noqa: F811
+    release,
     bench_folder,
     tmp_path,
     calls,

@@ -16,11 +16,12 @@ from jcos import generation, wan
 from jcos.bench import run as bench_run
 from jcos.bench.arm import Arm, Shape
 from jcos.bench.folder import Bench, Sample, read_bench
-from jcos.bench.results import Folder, Status, read_json
+from jcos.bench.results import Folder, Status
 from jcos.bench.run import Work
 from jcos.bench.sampler import Sampler
 from jcos.devices import sharding
 from jcos.experiments.experiment import Settings
+from jcos.files import read_json
 from jcos.lab.methods import best_of, chain_clips, epbs, tbs
 from jcos.media import formats
 from jcos.sampling import flow
@@ -269,7 +270,7 @@ def sampler_of(model: Wan, arm: Arm, folder: Path) -> tuple[Sampler, list[Sample
     model = jax.tree.map(lambda a: a, model)
     model.config = arm.of(model.config)
     samples = [s for s in read_bench(folder).samples if s.height == 160][:2]
-    return Sampler.of(arm, model), samples
+    return Sampler(arm, model), samples
 
 
 @pytest.mark.slow
@@ -285,7 +286,7 @@ def test_seeds_that_are_only_averaged_with_stop_early(small_model, bench_folder,
     shape = arm.shape(model.config, samples[0])
     assert arm.together(model.config) == 1
     conditions = [sampler.prepare(sample, shape) for sample in samples]
-    latents, x0 = sampler.generate(conditions, shape, 2)
+    latents, x0, _ = sampler.generate(conditions, shape, 2)
     assert x0.shape == (2, 2, *latents.shape[1:])
     np.testing.assert_allclose(x0[:, 1], latents, atol=1e-5)
     probe = SeedEnsemble.window(4, model.config.dit.layers)
@@ -309,7 +310,7 @@ def test_two_experts_take_turns(small_model: Wan, bench_folder: Path) -> None:
     assert 1 < (flow.plan(model.config.sampling, 0.8).high_steps or 0) < 4
     shape = arm.shape(model.config, samples[0])
     condition = sampler.prepare(samples[0], shape)
-    latents, x0 = sampler.generate([condition], shape, 1)
+    latents, x0, _ = sampler.generate([condition], shape, 1)
     probe = SeedEnsemble.window(4, model.config.dit.layers)
     trace = generation.generate(model, condition, (1, 2), probe=probe)
     np.testing.assert_allclose(latents[0], trace.latents[0], atol=1e-4)
@@ -321,7 +322,7 @@ def test_noise_arms_are_the_probe(small_model: Wan, bench_folder: Path) -> None:
     sampler, samples = sampler_of(small_model, arm, bench_folder)
     shape = arm.shape(sampler.model.config, samples[0])
     condition = sampler.prepare(samples[0], shape)
-    latents, _ = sampler.generate([condition], shape, 1)
+    latents, *_ = sampler.generate([condition], shape, 1)
     probe = Noise.at_steps(4, 5, [2])
     noised = generation.generate(sampler.model, condition, (1,), probe=probe)
     clean = generation.generate(sampler.model, condition, (1,))
@@ -392,9 +393,9 @@ def test_a_searching_arm_writes_what_the_search_chose(bench_folder: Path, tmp_pa
     model, config = sampler.model, sampler.model.config
     shape = arm.shape(config, samples[0])
     batch = [sampler.prepare(sample, shape) for sample in samples]
-    latents, x0 = sampler.generate(batch, shape, 2)
+    latents, x0, notes = sampler.generate(batch, shape, 2)
     assert x0.shape[1] == 0
-    for note, condition, made in zip(sampler.notes, batch, latents, strict=True):
+    for note, condition, made in zip(notes, batch, latents, strict=True):
         assert note["forwards"] == 3 + 1
         assert note["chosen seed"] in (1, 2, 3)
         alone = generation.generate(
@@ -403,9 +404,9 @@ def test_a_searching_arm_writes_what_the_search_chose(bench_folder: Path, tmp_pa
         np.testing.assert_allclose(made, alone.latents[0], atol=1e-4)
     short = dataclasses.replace(arm, search=best_of(2, "energy", steps=3), noise_steps=(2,))
     sampler, _ = sampler_of(model, short, bench_folder)
-    latents, _ = sampler.generate(batch[:1], shape, 1)
+    latents, _, (note,) = sampler.generate(batch[:1], shape, 1)
     assert np.isfinite(latents).all()
-    assert sampler.notes[0]["forwards"] == 2 * 3
+    assert note["forwards"] == 2 * 3
 
 
 def test_a_mesh_keeps_the_vae_for_searches_that_code_frames(monkeypatch) -> None:
@@ -413,7 +414,7 @@ def test_a_mesh_keeps_the_vae_for_searches_that_code_frames(monkeypatch) -> None
     devices = sharding.make_mesh({"world": -1})
     for search, kept in ((tbs(2), True), (epbs(2), False), (None, False)):
         model = abstract_model(Wan, VARIANTS["wan2.2-i2v-a14b"]())
-        Sampler.of(Arm(search=search), model, str, devices)
+        Sampler(Arm(search=search), model, str, devices)
         assert (model.vae is not None) == kept
 
 

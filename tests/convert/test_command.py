@@ -13,7 +13,7 @@ from tests.releases import KOHYA as LORA
 
 
 def test_a_folder_is_converted_and_reported(tmp_path, capsys):
-    main([str(I2V), str(tmp_path / "out"), "--lora-high", str(LORA), "--only", "dit", "text"])
+    main([str(I2V), str(tmp_path / "out"), "--lora", f"high={LORA}", "--only", "dit", "text"])
     written, lora, tokenizer = capsys.readouterr().out.splitlines()
     assert written.startswith(f"{tmp_path / 'out'}: wan2.2-i2v-a14b, experts.0, experts.1, text; ")
     assert lora == f"{LORA} into experts.0: 60 keys used, 0 of an image encoder skipped, 0 unused"
@@ -27,7 +27,7 @@ def test_options_reach_the_job_and_keys_without_a_place_are_named(tmp_path, caps
     strange = {f"blocks.{i}.ffn.9.lora_A.weight": np.ones((4, 64), np.float32) for i in (0, 1)}
     safetensors.numpy.save_file({**known, **strange}, lora)
     out = tmp_path / "out"
-    options = ["--lora-high", lora, LORA, "--lora-high-scale", 0.5, 2, "--lora-low", LORA]
+    options = ["--lora", f"high={lora}:0.5", f"high={LORA}:2", f"low={LORA}"]
     options += ["--allow-unused-lora", "--only", "dit", "--dtype", "float32"]
     main([str(word) for word in (I2V, out, *options)])
     said = capsys.readouterr().out.splitlines()
@@ -54,14 +54,13 @@ def test_wrong_inputs_are_one_sentence(tmp_path, capsys):
     assert ended(capsys, T2V, tmp_path) == f"{tmp_path} exists; remove it or choose another name"
     for target in (tmp_path / "file", tmp_path / "file" / "out"):
         assert f"{tmp_path / 'file'} is a file" in ended(capsys, T2V, target)
-    factors = ("--lora", LORA, "--lora-scale", "1", "2")
-    assert ended(capsys, TI2V, out, *factors) == "2 factors are given for 1 LoRA file(s)"
+    assert "of a LoRA is 'two'" in ended(capsys, TI2V, out, "--lora", f"{LORA}:two")
     assert "of two say which one" in ended(capsys, I2V, out, "--lora", LORA)
     assert "does not fit the model in 20 places" in ended(capsys, TI2V, out, "--lora", LORA)
-    assert "x.safetensors" in ended(capsys, I2V, out, "--lora-low", tmp_path / "x.safetensors")
+    assert "x.safetensors" in ended(capsys, I2V, out, "--lora", f"low={tmp_path}/x.safetensors")
     skip = tmp_path / "skip.safetensors"
     safetensors.numpy.save_file({"blocks.0.ffn.0.skip_proj.weight": np.ones((4, 4))}, skip)
-    assert "is a Skip-LoRA" in ended(capsys, I2V, out, "--lora-low", skip)
+    assert "is a Skip-LoRA" in ended(capsys, I2V, out, "--lora", f"low={skip}")
     assert not out.exists()
 
 

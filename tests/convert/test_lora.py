@@ -106,33 +106,27 @@ def test_the_cases_differ():
 # ---- formats
 
 
+def musubi(key: str) -> str:
+    """`diffusion_model.blocks.0.ffn.0.alpha` as `lora_unet_blocks_0_ffn_0.alpha`."""
+    found = re.fullmatch(r"diffusion_model\.(.*)\.(lora_.*|alpha)", key)
+    assert found
+    return f"lora_unet_{found[1].replace('.', '_')}.{found[2]}"
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("file", "change"),
     [
-        lambda key: f"pipe.dit.{key}",
-        lambda key: f"module.pipe.dit.{key}",
-        lambda key: f"diffusion_model.{key}",
-        lambda key: f"base_model.model.{key}",
-        lambda key: key.replace(".default.", "."),
-        lambda key: key.replace(".default.", ".high."),
+        (DIFFSYNTH, lambda key: f"pipe.dit.{key}"),
+        (DIFFSYNTH, lambda key: f"module.pipe.dit.{key}"),
+        (DIFFSYNTH, lambda key: f"diffusion_model.{key}"),
+        (DIFFSYNTH, lambda key: f"base_model.model.{key}"),
+        (DIFFSYNTH, lambda key: key.replace(".default.", ".")),
+        (DIFFSYNTH, lambda key: key.replace(".default.", ".high.")),
+        (KOHYA, musubi),
     ],
 )
-def test_every_prefix_and_infix_of_diffsynth(tmp_path, change):
-    want, found = merged(DIFFSYNTH), merged(renamed(DIFFSYNTH, tmp_path, change))
-    for name, a in want.items():
-        np.testing.assert_array_equal(found[name], a, err_msg=name)
-
-
-def musubi(key: str) -> str:
-    module, dot, rest = key.removeprefix("diffusion_model.").partition(".lora_")
-    if not dot:
-        module, dot, rest = module.rpartition(".alpha")[0], ".alpha", ""
-    return f"lora_unet_{module.replace('.', '_')}{dot}{rest}"
-
-
-def test_underscores_of_musubi(tmp_path):
-    assert musubi("diffusion_model.blocks.0.ffn.0.alpha") == "lora_unet_blocks_0_ffn_0.alpha"
-    want, found = merged(KOHYA), merged(renamed(KOHYA, tmp_path, musubi))
+def test_every_prefix_and_infix_of_a_format(tmp_path, file, change):
+    want, found = merged(file), merged(renamed(file, tmp_path, change))
     for name, a in want.items():
         np.testing.assert_array_equal(found[name], a, err_msg=name)
 
@@ -301,7 +295,7 @@ def test_a_deeper_model_is_named_in_a_short_sentence(tmp_path):
 
 def test_of_the_second_expert_alone(tmp_path):
     file = renamed(PEFT, tmp_path, lambda k: k.replace("transformer.", "transformer_2."))
-    assert "--lora-low" in refused(file)
+    assert "give it as low=FILE" in refused(file)
     np.testing.assert_array_equal(
         merged(file, expert=1)["blocks.0.ffn.0.weight"], merged(PEFT)["blocks.0.ffn.0.weight"]
     )

@@ -198,12 +198,12 @@ def test_a_lora_that_is_no_number_is_named_before_anything_is_written(tmp_path, 
     tensors[key] = np.full_like(tensors[key], np.inf)
     file = tmp_path / "lora.safetensors"
     safetensors.numpy.save_file(tensors, file)
-    message = ended(capsys, I2V, tmp_path / "out", "--lora-low", file, "--only", "dit")
+    message = ended(capsys, I2V, tmp_path / "out", "--lora", f"low={file}", "--only", "dit")
     assert f"blocks.0.ffn.2.weight in {file}" in message
     assert list(tmp_path.iterdir()) == [file]
-    scale = ("--lora-low", KOHYA, "--lora-low-scale", "nan")
-    assert "factor for a LoRA file is nan" in ended(capsys, I2V, tmp_path / "out", *scale)
-    huge = ("--lora-low", KOHYA, "--lora-low-scale", "1e39", "--only", "dit")
+    scale = ("--lora", f"low={KOHYA}:nan")
+    assert "the scale of a LoRA is 'nan'" in ended(capsys, I2V, tmp_path / "out", *scale)
+    huge = ("--lora", f"low={KOHYA}:1e39", "--only", "dit")
     message = ended(capsys, I2V, tmp_path / "out", *huge)
     assert "experts.1.blocks." in message
     assert not (tmp_path / "out").exists()
@@ -212,12 +212,18 @@ def test_a_lora_that_is_no_number_is_named_before_anything_is_written(tmp_path, 
 # ---- disks and names
 
 
-@pytest.mark.parametrize("code", ["ENOSYS", "EOPNOTSUPP", "ENOLCK", "ENOTSUP"])
-def test_a_disk_without_locks(tmp_path, monkeypatch, code):
+def unlocked(monkeypatch, code: str) -> None:
+    """What a disk answers where it is asked for a lock."""
+
     def flock(*_):
         raise OSError(getattr(errno, code), "no locks")
 
     monkeypatch.setattr(fcntl, "flock", flock)
+
+
+@pytest.mark.parametrize("code", ["ENOSYS", "EOPNOTSUPP", "ENOLCK", "ENOTSUP"])
+def test_a_disk_without_locks(tmp_path, monkeypatch, code):
+    unlocked(monkeypatch, code)
     work = Work(tmp_path / "out", {})
     assert not work.locked
     work.close()
@@ -225,10 +231,7 @@ def test_a_disk_without_locks(tmp_path, monkeypatch, code):
 
 
 def test_a_disk_without_locks_is_said_and_converted_to(tmp_path, monkeypatch, capsys):
-    def flock(*_):
-        raise OSError(errno.ENOSYS, "no locks")
-
-    monkeypatch.setattr(fcntl, "flock", flock)
+    unlocked(monkeypatch, "ENOSYS")
     main([str(T2V), str(tmp_path / "out")])
     assert f"{tmp_path} has no file locks" in capsys.readouterr().err.replace("\n", " ")
     checkpoint.read_manifest(tmp_path / "out", verify=True)
@@ -236,11 +239,8 @@ def test_a_disk_without_locks_is_said_and_converted_to(tmp_path, monkeypatch, ca
 
 
 def test_a_lock_that_fails_otherwise_leaves_nothing(tmp_path, monkeypatch):
-    def flock(*_):
-        raise OSError(errno.EIO, "broken disk")
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(OSError, match="broken disk"):
+    unlocked(monkeypatch, "EIO")
+    with pytest.raises(OSError, match="no locks"):
         Work(tmp_path / "out", {})
     assert not list(tmp_path.iterdir())
 
@@ -276,5 +276,5 @@ def test_the_report_is_written_whatever_the_names_are(latin, tmp_path, capfd, mo
     shutil.copy(KOHYA, lora)
     with open(1, "w", encoding="utf-8", closefd=False) as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
-        main([str(I2V), str(tmp_path / "out"), "--lora-high", str(lora), "--only", "dit"])
+        main([str(I2V), str(tmp_path / "out"), "--lora", f"high={lora}", "--only", "dit"])
     assert r"caf\xe9/\xe9.safetensors into experts.0" in capfd.readouterr().out

@@ -95,10 +95,6 @@ def test_patterns_of_alpha_and_rank(tmp_path):
     assert set(scales(opened(file)).values()) == {16 / RANK}
 
 
-def test_a_configuration_of_another_rank_is_not_the_files(tmp_path):
-    assert f"has rank {RANK}, where" in refused(folder_of(tmp_path / "x", r=8))
-
-
 def test_of_both_experts_in_one_file_each_has_its_settings(tmp_path):
     first = safetensors.numpy.load_file(PEFT)
     second = {key.replace("transformer.", "transformer_2."): a for key, a in first.items()}
@@ -132,6 +128,7 @@ def test_alpha_in_the_file_comes_first(tmp_path):
         ({"lora_alpha": None}, "lora_alpha"),
         ({"lora_alpha": "16"}, "lora_alpha"),
         ({"alpha_pattern": {"(": 3}}, "alpha_pattern"),
+        ({"r": 8}, f"has rank {RANK}, where"),
     ],
 )
 def test_configurations_of_something_else(tmp_path, about, words):

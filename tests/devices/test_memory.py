@@ -166,9 +166,6 @@ def test_a_folder_of_jcos_is_restored_into_host_memory(tmp_path) -> None:
 
 # ---- when it runs out
 
-RUN: dict[str, Any] = dict(
-    seeds=1, worlds=1, guided=True, probed=False, float32=False, resident=False
-)
 GPU = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 34359738368 bytes."
 TPU = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 22.50G of 15.75G hbm."
 
@@ -182,14 +179,17 @@ def test_the_sentence_says_what_was_asked_and_what_there_is(report, limit, numbe
 
 
 def test_a_larger_mesh_helps_where_there_are_more_devices(monkeypatch):
-    assert not any("mesh" in knob for knob in run_knobs(**RUN))
+    assert not any("mesh" in knob for knob in run_knobs(two_experts(False), True, 1))
     monkeypatch.setattr(memory.mesh, "devices", lambda *axes: 8)
-    assert "mesh with branch=2" in run_knobs(**RUN)[0]
+    assert "mesh with branch=2" in run_knobs(two_experts(False), True, 1)[0]
 
 
 def test_a_real_report_is_explained():
     why = r"a petabyte asked a device for \d+\.\d GiB\. What"
-    with pytest.raises(MemoryError, match=why), explained("a petabyte", run_knobs(**RUN)):
+    with (
+        pytest.raises(MemoryError, match=why),
+        explained("a petabyte", run_knobs(two_experts(False), True, 1)),
+    ):
         jax.block_until_ready(jnp.ones(2**48, jnp.float32))
 
 
