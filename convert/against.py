@@ -56,6 +56,12 @@ class Row(NamedTuple):
     allowed: float
 
 
+def row(part: str, place: str, found: Any, want: torch.Tensor, allowed: float = 2e-6) -> Row:
+    """Return the relative error of a place."""
+    a, b = np.asarray(found), want.numpy()
+    return Row(part, place, float(np.abs(a - b).max() / np.abs(b).max()), allowed)
+
+
 def compare(source: Released) -> Iterator[Row]:
     """Compare all parts that the folder has, one row per place."""
     yield from solvers()
@@ -91,11 +97,6 @@ def theirs(source: Released, part: str, module: Any, renaming: Renaming, within:
         tensor = source.tensors[f"{part}.{original_name(within + name, renaming)}"]
         state[name] = torch.from_numpy(tensor.read().astype(np.float32)).reshape(like.shape)
     module.load_state_dict(state)
-
-
-def relative(found: Any, want: torch.Tensor) -> float:
-    a, b = np.asarray(found), want.numpy()
-    return float(np.abs(a - b).max() / np.abs(b).max())
 
 
 def deviation(found: Any, want: torch.Tensor) -> float:
@@ -155,16 +156,13 @@ def expert(source: Released, part: str) -> Iterator[Row]:
     theirs(source, part, module, DIT_OF_DIFFUSERS)
     embedder = module.condition_embedder
 
-    def row(place: str, found: Any, want: torch.Tensor, allowed: float = 2e-6) -> Row:
-        return Row(part, place, relative(found, want), allowed)
-
     t = 871.0
     features = time_features(jnp.full(1, t), cfg.freq_dim)
-    yield row("sinusoid", features, embedder.timesteps_proj(torch.tensor([t])), 2e-4)
+    yield row(part, "sinusoid", features, embedder.timesteps_proj(torch.tensor([t])), 2e-4)
     e = embedder.time_embedder(torch.from_numpy(np.array(features)))
-    yield row("time embedding", dit.time_embedding(features), e)
+    yield row(part, "time embedding", dit.time_embedding(features), e)
     six = embedder.time_proj(torch.nn.functional.silu(e))
-    yield row("time projection", dit.time_projection(jax.nn.silu(array(e))), six)
+    yield row(part, "time projection", dit.time_projection(jax.nn.silu(array(e))), six)
     grid = 2, 4, 6
     tokens = cfg.tokens(*grid)
     copies = math.ceil(VALUES / (math.prod(tokens) * cfg.dim))
@@ -172,19 +170,19 @@ def expert(source: Released, part: str) -> Iterator[Row]:
     length = cfg.text_len if cfg.image_dim is None else 512
     context = numbers(1, copies, length, cfg.text_dim)
     words = embedder.text_embedder(torch.from_numpy(context))
-    yield row("text embedding", jax.vmap(dit.text_embedding)(jnp.asarray(context)), words)
+    yield row(part, "text embedding", jax.vmap(dit.text_embedding)(jnp.asarray(context)), words)
     both, image = words, None
     if source.config.vision is not None:
         seen = numbers(10, copies, source.config.vision.tokens, source.config.vision.dim)
         tokens_of = embedder.image_embedder(torch.from_numpy(seen))
-        yield row("image embedding", jax.vmap(dit.img_emb)(jnp.asarray(seen)), tokens_of)
+        yield row(part, "image embedding", jax.vmap(dit.img_emb)(jnp.asarray(seen)), tokens_of)
         both, image = torch.cat([tokens_of, words], 1), array(tokens_of)
     latents = numbers(0, copies, *grid, cfg.in_channels)
     video = torch.from_numpy(latents).permute(0, 4, 1, 2, 3)
     x = module.patch_embedding(video).flatten(2).transpose(1, 2)
     embed = jax.vmap(lambda video: dit.patch_embedding(dit.patchify(video)))
     chained = embed(jnp.asarray(latents))
-    yield row("patch embedding", chained, x)
+    yield row(part, "patch embedding", chained, x)
 
     six, rope = six.unflatten(1, (6, -1)), module.rope(video)
     fixed = array(six), array(words), rope_angles(tokens, cfg.head_dim, cfg.rope_theta), image
@@ -197,17 +195,17 @@ def expert(source: Released, part: str) -> Iterator[Row]:
         theirs(source, part, module.blocks[0], DIT_OF_DIFFUSERS, f"blocks.{i}.")
         block = ours(source, f"{part}.blocks", abstract, i)
         y = module.blocks[0](x, both, six, rope)
-        yield row(f"block {i}", run(block, array(x), *fixed), y)
+        yield row(part, f"block {i}", run(block, array(x), *fixed), y)
         with torch.autocast("cpu", torch.bfloat16):
             rounded = module.blocks[0](x, both, six, rope)
         allowed = allowed_in_bfloat16(deviation(rounded.numpy(), y), y.numel())
         rounded = run(with_leaves(narrow, leaves(block)), array(x), *fixed)
         yield Row(part, f"block {i}, bfloat16", deviation(rounded, y), allowed)
         chained, x = run(block, chained, *fixed), y
-    yield row("all blocks, one after the other", chained, x, 1e-5)
+    yield row(part, "all blocks, one after the other", chained, x, 1e-5)
     shift, scale = (module.scale_shift_table + e[:, None]).chunk(2, dim=1)
     want = module.proj_out(module.norm_out(x[:1]) * (1 + scale) + shift)
-    yield row("head", dit.head(array(x[0]), array(e)), want[0])
+    yield row(part, "head", dit.head(array(x[0]), array(e)), want[0])
 
 
 # ---- text encoder, VAE, solver
@@ -238,7 +236,7 @@ def text(source: Released, part: str) -> Iterator[Row]:
     read = source.tensors[leaf.sources[0][0]]
     found = leaf.build(lambda name: source.tensors[name].read(), read.dtype)[ids]
     rows = torch.from_numpy(read.read()[ids].astype(np.float32))
-    yield Row(part, "token embedding", relative(found.astype(np.float32), rows), 0.0)
+    yield row(part, "token embedding", found.astype(np.float32), rows, 0.0)
     x = torch.from_numpy(numbers(2, 1, length, cfg.dim))
     mask = np.arange(length) < kept
     given = torch.from_numpy(mask)[None].long()
@@ -250,11 +248,11 @@ def text(source: Released, part: str) -> Iterator[Row]:
         theirs(source, part, stack.block[0], UMT5_OF_TRANSFORMERS, f"encoder.block.{i}.")
         y = stack(inputs_embeds=x, attention_mask=given).last_hidden_state
         found = run(ours(source, f"{part}.blocks", abstract, i), array(x[0]))
-        yield Row(part, f"block {i}", relative(found[:kept], y[0, :kept]), 2e-6)
+        yield row(part, f"block {i}", found[:kept], y[0, :kept])
         x = y
     theirs(source, part, norm, UMT5_OF_TRANSFORMERS, "encoder.final_layer_norm.")
     end = ours(source, f"{part}.norm", jax.eval_shape(lambda: RMSNorm(cfg.dim, cfg.eps)))
-    yield Row(part, "final norm", relative(end(array(x[0])), norm(x)[0]), 2e-6)
+    yield row(part, "final norm", end(array(x[0])), norm(x)[0])
 
 
 def vision(source: Released, part: str) -> Iterator[Row]:
@@ -281,7 +279,7 @@ def vision(source: Released, part: str) -> Iterator[Row]:
     colours = (0.5 * torch.from_numpy(picture) + 0.5 - torch.tensor(MEAN)) / torch.tensor(STD)
     x = tower.pre_layrnorm(tower.embeddings(colours.permute(2, 0, 1)[None]))
     found = ours(source, part, abstract).embed(jnp.asarray(picture))
-    yield Row(part, "picture", relative(found, x[0]), 2e-6)
+    yield row(part, "picture", found, x[0])
     block, layer = jax.eval_shape(lambda: VisionBlock(cfg, nnx.Rngs(0))), tower.encoder.layers[0]
     run = jax.jit(lambda block, x: block(x))
     for i in range(cfg.layers):
@@ -289,7 +287,7 @@ def vision(source: Released, part: str) -> Iterator[Row]:
         y = layer(x, attention_mask=None)
         y = y[0] if isinstance(y, tuple) else y
         found = run(ours(source, f"{part}.blocks", block, i), array(x[0]))
-        yield Row(part, f"block {i}", relative(found, y[0]), 2e-6)
+        yield row(part, f"block {i}", found, y[0])
         x = y
 
 
@@ -315,11 +313,11 @@ def vae(source: Released, part: str) -> Iterator[Row]:
     mean, std = (torch.tensor(a).reshape(-1, 1, 1, 1) for a in (cfg.mean, cfg.std))
     found = jax.jit(lambda m, v: m.encode(v))(model, jnp.asarray(video))
     mu = module.encode(torch.from_numpy(video).permute(3, 0, 1, 2)[None]).latent_dist.mode()[0]
-    yield Row(part, "encode", relative(found, ((mu - mean) / std).permute(1, 2, 3, 0)), 5e-6)
+    yield row(part, "encode", found, ((mu - mean) / std).permute(1, 2, 3, 0), 5e-6)
     found = jax.jit(lambda m, z: m.decode(z))(model, jnp.asarray(z))
     wide = torch.from_numpy(z).permute(3, 0, 1, 2) * std + mean
     want = module.decode(wide[None]).sample[0].permute(1, 2, 3, 0)
-    yield Row(part, "decode", relative(found, want), 5e-6)
+    yield row(part, "decode", found, want, 5e-6)
 
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
@@ -348,7 +346,7 @@ def solvers() -> Iterator[Row]:
             velocity = 0.3 * state.x + 0.5 * jnp.sin(2 * state.x + 3 * sigma)
             x0 = flow.clean_estimate(state.x, velocity, jnp.float32(sigma))
             state = flow.solver_step(state, state.x, x0, jnp.asarray(plan.table[i]))
-        yield Row("solver", f"{name}, 10 steps", relative(state.x, x), 3e-6)
+        yield row("solver", f"{name}, 10 steps", state.x, x, 3e-6)
 
 
 def sampling_run(source: Released, pinned: bool) -> Row:
@@ -402,4 +400,4 @@ def sampling_run(source: Released, pinned: bool) -> Row:
         x = made.step(v_negative + scale * (v - v_negative), t, x, return_dict=False)[0]
     found, x = run(models).latents[0, 0], torch.where(kept, frame, x)
     place = f"3 steps, guidance{', first frame' if pinned else ''}"
-    return Row("run", place, relative(found, x[0].permute(1, 2, 3, 0)), 5e-5)
+    return row("run", place, found, x[0].permute(1, 2, 3, 0), 5e-5)

@@ -212,7 +212,7 @@ def jcos_rows(lab: Lab) -> None:
     start = time.perf_counter()
     whole = jax.block_until_ready(random_model(lab.config))
     made = time.perf_counter() - start
-    measure("random weights made in", "s", lambda: made)
+    report(Row("random weights made in", made, "s"))
     # One expert runs; the other only lies there, as in a whole run.
     model = jax.tree.map(lambda a: a, whole)
     model.experts = nnx.List(whole.experts[:1])
@@ -221,14 +221,14 @@ def jcos_rows(lab: Lab) -> None:
         once = measure(f"forward pass, {name}", "s", partial(forward_pass, lab, model, job))
         if once is not None:
             rate = sum(forward_flops(lab.config.dit, job.tokens).values()) / once / 1e12
-            measure(f"forward pass, {name}, rate", "TFLOP/s", partial(float, rate))
+            report(Row(f"forward pass, {name}, rate", rate, "TFLOP/s"))
         steps[name] = guided_step(lab, model, name, job)
     name, job = next(iter(lab.jobs.items()))
     if (alone := steps[name]) is not None:
         extras(lab, model, job, name, alone)
     if stats := jax.devices()[0].memory_stats():
         note = f"{lab.config.experts} expert(s) resident, {SEEDS} seeds side by side"
-        measure("peak memory", "GiB", lambda: stats["peak_bytes_in_use"] / GIB, note)
+        report(Row("peak memory", stats["peak_bytes_in_use"] / GIB, "GiB", note))
     expert = model.experts[0]
     size = sum(a.nbytes for a in jax.tree.leaves(expert)) / 1e9
     measure("an expert from the host", "s", partial(from_host, lab, expert), f"{size:.3g} GB")
@@ -259,9 +259,9 @@ def guided_step(lab: Lab, model: Wan, name: str, job: Job) -> float | None:
     seconds = measure(f"guided step, {name}", "s", run)
     if seconds is not None:
         step = known["step"]
-        measure(f"compilation of it, cache empty, {name}", "s", lambda: step.seconds)
-        measure(f"weights of one expert, {name}", "GiB", lambda: step.weights)
-        measure(f"working memory, {name}", "GiB", lambda: step.working, "next to the weights")
+        report(Row(f"compilation of it, cache empty, {name}", step.seconds, "s"))
+        report(Row(f"weights of one expert, {name}", step.weights, "GiB"))
+        report(Row(f"working memory, {name}", step.working, "GiB", "next to the weights"))
     return seconds
 
 
@@ -319,17 +319,14 @@ def diffusers_rows(lab: Lab) -> None:
             once = measure(what, "s", partial(seconds, forward, job))
             if once is not None:
                 note = "two passes, one after the other, as its pipelines do"
-                measure(
-                    f"diffusers, {how}, guided step, {name}", "s", partial(float, 2 * once), note
-                )
+                report(Row(f"diffusers, {how}, guided step, {name}", 2 * once, "s", note))
 
 
-PARTS: dict[str, Callable[[Lab], None]] = {
-    "device": device_rows,
-    "jcos": jcos_rows,
-    "diffusers": diffusers_rows,
+PARTS: dict[str, tuple[Callable[[Lab], None], float]] = {
+    "device": (device_rows, 0.15),
+    "jcos": (jcos_rows, 0.8),
+    "diffusers": (diffusers_rows, 1.0),
 }
-SHARES = {"device": 0.15, "jcos": 0.8, "diffusers": 1.0}
 """By when of the time each part is stopped; the next begins earlier if it is done."""
 
 
@@ -342,21 +339,20 @@ def work(part: str, lab: Lab) -> None:
     with tempfile.TemporaryDirectory() as cache:
         jax.config.update("jax_compilation_cache_dir", cache)
         with memory_for(f"{part}, the rest"):
-            PARTS[part](lab)
+            PARTS[part][0](lab)
 
 
 def collect(arguments: argparse.Namespace) -> list[Row]:
     start, rows = time.time(), []
-    for part, share in SHARES.items():
+    for part, (_, share) in PARTS.items():
         if part == "diffusers" and not (find_spec("torch") and find_spec("diffusers")):
             missing = "not installed: pip install -e '.[lab,verify]'"
             rows.append(Row("diffusers", None, "s", missing))
             continue
-        until = start + 60 * arguments.minutes * share
         command = [sys.executable, __file__, "--part", part, *["--tiny"] * arguments.tiny]
         command += ["--experts", str(arguments.experts)]
         try:
-            limit = max(until - time.time(), 1)
+            limit = max(start + 60 * arguments.minutes * share - time.time(), 1)
             done = subprocess.run(command, stdout=subprocess.PIPE, timeout=limit, check=False)
             out, end = done.stdout, f"it ended with {done.returncode}" if done.returncode else ""
         except subprocess.TimeoutExpired as late:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -122,15 +123,24 @@ def test_a_table_shows_words_as_they_are(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out.count(words) == 3
 
 
+THREE_STEPS = ("sample", "maze", "--puzzles", 2, "--steps", 3, "--seeds", 0, -1, "--out")
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory) -> Path:
+    """A folder of two puzzles, two seeds and three steps."""
+    out = tmp_path_factory.mktemp("sampled") / "s"
+    run(*THREE_STEPS, out)
+    return out
+
+
 @pytest.mark.slow
-def test_sample_writes_pictures_arrays_and_manifest(tmp_path: Path) -> None:
-    out = tmp_path / "s"
-    run("sample", "maze", "--puzzles", 2, "--steps", 3, "--seeds", 0, -1, "--out", out)
-    manifest = json.loads((out / "run.json").read_text())
+def test_sample_writes_pictures_arrays_and_manifest(sampled: Path) -> None:
+    manifest = json.loads((sampled / "run.json").read_text())
     assert manifest["seeds"] == [0, -1]
     assert manifest["sampling"]["steps"] == 3
     assert np.shape(manifest["solved"]) == (2, 2)
-    arrays = np.load(out / "arrays.npz")
+    arrays = np.load(sampled / "arrays.npz")
     assert arrays["x0"].shape == (2, 2, 3, 5, 10, 10, 12)
     np.testing.assert_allclose(arrays["x0"][:, :, -1], arrays["latents"], atol=1e-5)
     # A seed is the same video in Python.
@@ -140,13 +150,20 @@ def test_sample_writes_pictures_arrays_and_manifest(tmp_path: Path) -> None:
         condition = model.condition(task.first_frame(puzzle), puzzle.prompt, task.frames)
         trace = generate(model, condition, (0, -1), sampling=sampling)
         np.testing.assert_allclose(latents, trace.latents, atol=1e-5)
-    assert {p.name for p in out.iterdir()} == {
-        "run.json",
-        "arrays.npz",
-        "planes.npz",
-        "index.html",
-        *(f"puzzle-{i}.{kind}" for i in (0, 1) for kind in ("png", "webp")),
-    }
+    pictures = {f"puzzle-{i}.{kind}" for i in (0, 1) for kind in ("png", "webp")}
+    others = {"run.json", "arrays.npz", "planes.npz", "index.html"}
+    assert {p.name for p in sampled.iterdir()} == pictures | others
+
+
+@pytest.mark.slow
+def test_sample_is_deterministic_and_an_intervention_changes_it(sampled, tmp_path) -> None:
+    run(*THREE_STEPS, tmp_path / "again")
+    run(*THREE_STEPS, tmp_path / "noised", "--noise-steps", 1)
+    folders = (sampled, tmp_path / "again", tmp_path / "noised")
+    a, b, c = (np.load(folder / "arrays.npz")["x0"] for folder in folders)
+    np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(a[:, :, 0], c[:, :, 0])
+    assert np.abs(a[:, :, 1] - c[:, :, 1]).max() > 0.1
 
 
 def test_sample_goes_on_and_is_never_mixed_up(tmp_path, capsys, monkeypatch, refused) -> None:
@@ -159,9 +176,7 @@ def test_sample_goes_on_and_is_never_mixed_up(tmp_path, capsys, monkeypatch, ref
         x0 = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         return SimpleNamespace(latents=x0[:, :, :, -1], x0=x0)
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
-
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device", "somewhere"))
     monkeypatch.setattr(puzzles, "play", play)
     out = tmp_path / "s"
     call = ("sample", "maze", "--puzzles", 2, "--steps", 2, "--out", out)
@@ -203,16 +218,6 @@ def test_sample_goes_on_and_is_never_mixed_up(tmp_path, capsys, monkeypatch, ref
     (out / "arrays.npz").write_bytes(before["arrays.npz"])
     assert before == {p.name: p.read_bytes() for p in out.iterdir()}
     assert played == ["maze"]
-
-
-@pytest.mark.slow
-def test_sample_is_deterministic_and_an_intervention_changes_it(tmp_path: Path) -> None:
-    for name, extra in (("a", ()), ("b", ()), ("c", ("--noise-steps", 1))):
-        run("sample", "maze", "--puzzles", 2, "--steps", 3, "--out", tmp_path / name, *extra)
-    a, b, c = (np.load(tmp_path / name / "arrays.npz")["x0"] for name in "abc")
-    np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(a[:, :, 0], c[:, :, 0])
-    assert np.abs(a[:, :, 1] - c[:, :, 1]).max() > 0.1
 
 
 @pytest.mark.parametrize(
@@ -273,10 +278,7 @@ def test_an_experiment_refuses_a_mesh_that_it_cannot_use(
 
 
 def test_ctrl_c_is_one_line(monkeypatch, capsys) -> None:
-    def stop(_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("jcos.cli.small.Tasks.run", stop)
+    monkeypatch.setattr("jcos.cli.small.Tasks.run", Mock(side_effect=KeyboardInterrupt))
     monkeypatch.setattr(sys, "argv", ["jcos", "tasks"])
     with pytest.raises(SystemExit) as end:
         __main__.main()

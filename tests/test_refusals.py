@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,7 @@ from tests.models import (
     at,
 )
 
+_never = Mock(side_effect=AssertionError("this run was to be refused"))
 WINDOW = SeedEnsemble.window(STEPS, LAYERS)
 AVERAGED = EstimateEnsemble(jnp.ones(STEPS, bool), jnp.array(False))
 OTHERS: list[tuple[Probe, str]] = [
@@ -145,10 +147,6 @@ def test_a_run_without_seeds_is_refused(model: Wan, condition: trajectory.Condit
     for call in (generate, steps):
         with pytest.raises(ValueError, match="there are no seeds"):
             call(model, condition, ())
-
-
-def _never(*_: Any) -> Any:
-    raise AssertionError("this run was to be refused")
 
 
 def test_stacked_probes_without_a_sweep_are_refused(

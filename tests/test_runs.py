@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -139,11 +140,8 @@ def test_a_folder_that_cannot_be_made_is_told_first(tmp_path, monkeypatch) -> No
             files.check_room(tmp_path / out)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "gone"]
     files.check_room(tmp_path / "a" / "b", 1000, 1000)
-
-    def full(*_: object) -> None:
-        raise OSError(errno.EDQUOT, "Disk quota exceeded")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    full = OSError(errno.EDQUOT, "Disk quota exceeded")
+    monkeypatch.setattr(os, "posix_fallocate", Mock(side_effect=full))
     with pytest.raises(ValueError, match="Disk quota exceeded"):
         files.check_room(tmp_path / "a" / "b", 1000)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "gone"]

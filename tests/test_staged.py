@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -334,10 +335,7 @@ def test_whatever_fails_at_the_end_latents_are_not_made_again(
     call, tmp_path, refused, monkeypatch, quick, at
 ):
     out = tmp_path / "out"
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", f"the {at}")
-
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device", f"the {at}"))
     with monkeypatch.context() as failing:
         if at == "film":
             failing.setattr(formats, "_encode", full)
@@ -358,9 +356,7 @@ def test_whatever_fails_at_the_end_latents_are_not_made_again(
 
 
 def test_the_film_is_tried_before_the_weights_are_read(call, tmp_path, refused, monkeypatch):
-    def without(*_: object, **__: object) -> None:
-        raise ValueError("there is no libx264")
-
+    without = Mock(side_effect=ValueError("there is no libx264"))
     monkeypatch.setattr(formats, "_encode", without)
     monkeypatch.setattr(wan, "load", None)
     assert "libx264" in refused("generate", *call)

@@ -4,6 +4,7 @@ import contextlib
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -94,10 +95,7 @@ def test_a_search_that_was_killed_goes_on(release, picture, tmp_path, monkeypatc
 
 
 def test_the_cost_is_that_of_the_preset(release, picture, tmp_path, capsys, monkeypatch) -> None:
-    def stop(*_: Any, **options: Any) -> None:
-        raise ValueError("stop")
-
-    monkeypatch.setattr(staged, "run", stop)
+    monkeypatch.setattr(staged, "run", Mock(side_effect=ValueError("stop")))
     call = [release, "--image", picture, "--prompt", "a cat", "--out", tmp_path / "out"]
     with pytest.raises(SystemExit):
         run("generate", *call, "--seeds", 3, "--search", "decided", "--preset", "lightning-4")

@@ -1,5 +1,6 @@
 """A small benchmark folder, and samples that cost nothing."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,19 @@ def grey(asked: list[str]) -> Callable[..., tuple]:
     return generate
 
 
-@pytest.fixture
-def bench_folder(tmp_path: Path) -> Path:
-    """Two tasks in domain, one with a larger canvas out of domain; two samples each."""
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from jcos.bench.export import export
 
-    export(tmp_path / "bench", ("maze", "pattern", "maze7"), 2)
-    return tmp_path / "bench"
+    folder = tmp_path_factory.mktemp("exported") / "bench"
+    export(folder, ("maze", "pattern", "maze7"), 2)
+    return folder
+
+
+@pytest.fixture
+def bench_folder(exported: Path, tmp_path: Path) -> Path:
+    """Two tasks in domain, one with a larger canvas out of domain; two samples each."""
+    return shutil.copytree(exported, tmp_path / "bench")
 
 
 @pytest.fixture

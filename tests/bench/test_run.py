@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -36,6 +37,7 @@ MIDDLE = (0.5, 0.7)
 """As the probe has it by default, of six layers: 3 and 4."""
 LONG = 60.0
 """Seconds to wait for what must happen."""
+FULL = Mock(side_effect=OSError(28, "No space left on device"))
 SMALL = Arm(profile=None, scale=1 / 8, sampling=Settings(steps=2))
 FIRST = "In-Domain_50/T-1_maze_data-generator/00000"
 
@@ -46,10 +48,6 @@ def run(
     work = work or Work(text=out / "text")
     arms = {"arm": arm}
     return bench_run.run(arms, TINY, read_bench(folder), out, work, progress=progress)["arm"]
-
-
-def full(*_: object, **__: object) -> None:
-    raise OSError(28, "No space left on device")
 
 
 def videos(out: Path) -> dict[str, int]:
@@ -157,7 +155,7 @@ def test_one_samples_failure_is_its_own(bench_folder, tmp_path, calls, monkeypat
 
     def full_for_one(path: Path, *rest: object, crf: int) -> None:
         if names[2] in str(path):
-            full()
+            FULL()
         write_mp4(path, *rest, crf=crf)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
@@ -187,7 +185,7 @@ def test_a_run_that_lacks_only_videos_denoises_nothing(
     bench_folder, tmp_path, calls, monkeypatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(bench_run, "write_mp4", full)
+        patch.setattr(bench_run, "write_mp4", FULL)
         assert run(bench_folder, tmp_path / "out").done == 0
     calls.clear()
     assert run(bench_folder, tmp_path / "out", work=Work(text=tmp_path, retry=True)).complete
@@ -206,7 +204,7 @@ def test_a_disk_that_cannot_even_hold_the_reason_ends_the_run(
     bench_folder, tmp_path, calls, monkeypatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Folder, "note", full)
+        patch.setattr(Folder, "note", FULL)
         with pytest.raises(OSError, match="No space left"):
             run(bench_folder, tmp_path)
     assert videos(tmp_path / "arm") == {}

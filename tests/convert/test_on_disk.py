@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -214,11 +215,8 @@ def test_a_lora_that_is_no_number_is_named_before_anything_is_written(tmp_path, 
 
 def unlocked(monkeypatch, code: str) -> None:
     """What a disk answers where it is asked for a lock."""
-
-    def flock(*_):
-        raise OSError(getattr(errno, code), "no locks")
-
-    monkeypatch.setattr(fcntl, "flock", flock)
+    answer = OSError(getattr(errno, code), "no locks")
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=answer))
 
 
 @pytest.mark.parametrize("code", ["ENOSYS", "EOPNOTSUPP", "ENOLCK", "ENOTSUP"])

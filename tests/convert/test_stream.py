@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -43,10 +44,6 @@ def write_full(folder: Path) -> Path:
 @pytest.fixture
 def release(tmp_path) -> Path:
     return write_full(tmp_path / "release")
-
-
-def interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def run(job: Job) -> stream.Plan:
@@ -236,7 +233,7 @@ def test_a_killed_conversion_goes_on_where_it_stopped(unfinished, monkeypatch):
     assert (work / "weights" / "002").is_dir()
     before = files(work / "weights", journal["parts"])
     with monkeypatch.context() as patch:
-        patch.setattr(Work, "finish", interrupt)
+        patch.setattr(Work, "finish", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(Job(release, target))
     after = files(work / "weights")
