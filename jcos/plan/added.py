@@ -25,20 +25,17 @@ from jcos.sampling.maps import AttentionMass
 from jcos.sampling.probes import Probe
 
 
-def _mass(every: int) -> Callable[[Job], Probe]:
-    def probe(job: Job) -> Probe:
-        grid, dtype = job.config.dit.tokens(*job.latent), job.config.numerics.linear
-        return AttentionMass.by_frame(grid, [0], every=every, dtype=dtype)
-
-    return probe
+def _mass(job: Job, every: int) -> Probe:
+    grid, dtype = job.config.dit.tokens(*job.latent), job.config.numerics.linear
+    return AttentionMass.by_frame(grid, [0], every=every, dtype=dtype)
 
 
 PROBES: dict[str, Callable[[Job], Probe]] = {
     "heads": lambda job: KnockOut.at(job.config, "heads", [(0, 0), (0, 1)]),
     "heads-mean": lambda job: KnockOut.at(job.config, "heads", [(0, 0), (0, 1)], by="mean"),
     "neurons": lambda job: KnockOut.at(job.config, "mlp", [(0, n) for n in range(8)]),
-    "mass": _mass(1),
-    "mass-16": _mass(16),
+    "mass": lambda job: _mass(job, 1),
+    "mass-16": lambda job: _mass(job, 16),
 }
 """By name: heads or neurons knocked out by zero or by the mean, attention by frame of every query
 or of one in 16."""
