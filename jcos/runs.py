@@ -81,7 +81,6 @@ def holds(
     kind: str,
     settings: Mapping[str, Any],
     *,
-    manifest: str = MANIFEST,
     remedy: str = "choose another --out",
     replaced: Collection[str] = (),
 ) -> bool:
@@ -90,11 +89,11 @@ def holds(
 
     Raises ValueError where it holds another run, or something that is no run of this kind.
     """
-    found = read(folder / manifest, kind)
+    found = read(folder / MANIFEST, kind)
     inside = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    inside = sorted(name for name in inside if name != manifest and not name.startswith("."))
+    inside = sorted(name for name in inside if name != MANIFEST and not name.startswith("."))
     if found is None and (others := [name for name in inside if name not in replaced]):
-        raise ValueError(f"{folder} holds {others[0]}, but no {manifest} of a run: {remedy}")
+        raise ValueError(f"{folder} holds {others[0]}, but no {MANIFEST} of a run: {remedy}")
     if found is None or not inside:
         return False
     check_same(folder, found, settings, remedy)

@@ -250,19 +250,15 @@ def forward_pass(lab: Lab, model: Wan, job: Job) -> float:
 
 
 def guided_step(lab: Lab, model: Wan, name: str, job: Job) -> float | None:
-    known: dict[str, Program] = {}
-
-    def run() -> float:
-        known["step"] = program(model, job)
-        return fastest(lab, known["step"].call)
-
-    seconds = measure(f"guided step, {name}", "s", run)
-    if seconds is not None:
-        step = known["step"]
+    with memory_for(f"guided step, {name}"):
+        step = program(model, job)
+        seconds = fastest(lab, step.call)
+        report(Row(f"guided step, {name}", seconds, "s"))
         report(Row(f"compilation of it, cache empty, {name}", step.seconds, "s"))
         report(Row(f"weights of one expert, {name}", step.weights, "GiB"))
         report(Row(f"working memory, {name}", step.working, "GiB", "next to the weights"))
-    return seconds
+        return seconds
+    return None
 
 
 def extras(lab: Lab, model: Wan, job: Job, name: str, alone: float) -> None:

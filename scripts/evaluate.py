@@ -52,21 +52,14 @@ class Result(NamedTuple):
 
 
 def evaluate(
-    model: Wan,
-    task: Task,
-    n: int,
-    *,
-    seed: int = 0,
-    sampling: Sampling | None = None,
-    every: int = 5,
-    given: int = 1,
+    model: Wan, task: Task, n: int, *, sampling: Sampling | None = None, given: int = 1
 ) -> Result:
     """Play n held-out puzzles in full and in one step, and score the clean estimate of every
-    `every`-th step. given: frames of a right answer that the model continues."""
+    fifth step. given: frames of a right answer that the model continues."""
     check_given(model.config, given, task.frames)
     sampling = sampling or model.config.sampling
-    puzzles = held_out(task, n, seed)
-    scored = [*range(0, sampling.steps - 1, every), sampling.steps - 1]
+    puzzles = held_out(task, n)
+    scored = [*range(0, sampling.steps - 1, 5), sampling.steps - 1]
     full = play(model, puzzles, sampling=sampling, keep=scored, given=given)
     scores, good = score(model, puzzles, full.latents[0, :, 0])
     once = dataclasses.replace(sampling, steps=1, sigmas=None)
@@ -83,7 +76,7 @@ def evaluate(
         estimate(one),
         estimate(good[several]) if several.any() else None,
         estimate(one[several]) if several.any() else None,
-        chance(task, n, seed),
+        chance(task, n),
         float(still.mean()),
         tuple(np.percentile(steps[good], [10, 50, 90]).tolist()) if good.any() else None,
         float(np.mean(scores)),

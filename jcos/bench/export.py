@@ -18,9 +18,7 @@ official scorer wants large pictures."""
 PUZZLE = "puzzle.json"
 
 
-def export(
-    folder: Path, tasks: tuple[str, ...], number: int, fps: int = 16, benchmark: str = "vbvr"
-) -> None:
+def export(folder: Path, tasks: tuple[str, ...], number: int, benchmark: str = "vbvr") -> None:
     """`number` held-out puzzles of each task; hard tasks are out of domain. benchmark: vbvr-pro
     samples have a metadata.json too.
 
@@ -41,7 +39,7 @@ def export(
             video = upscale(task.draw(puzzle, puzzle.answers[0]), SCALE)
             write(sample / "first_frame.png", png(video[0]))
             write(sample / "final_frame.png", png(video[-1]))
-            write_mp4(sample / "ground_truth.mp4", video, fps)
+            write_mp4(sample / "ground_truth.mp4", video, 16)
             write(sample / "prompt.txt", puzzle.prompt.encode())
             about = {"task": task.name, "seed": [0, i]}
             write(sample / PUZZLE, json.dumps(about).encode())
