@@ -24,8 +24,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from jcos.config import WanConfig
 from jcos.experiments import plots
-from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places
+from jcos.experiments.experiment import Experiment, Picture, Progress, places
 from jcos.experiments.linear_probes import fit_and_read, identities_of, labels_of
+from jcos.experiments.parameters import AtSteps, Count, Positive, Several
 from jcos.experiments.samples import others_of
 from jcos.experiments.sweeps import pixels
 from jcos.lab.measures import POSITIVE, cka
@@ -65,20 +66,18 @@ class Activations(Experiment):
     question = "Which channels and tokens rule the norm, and what is left without them?"
 
     tasks: tuple[str, ...] = ("maze", "rotation")
-    steps: tuple[Place, ...] = (0.0, 0.2, 0.5, 1.0)
-    largest: int = 3
-    tokens: int = 256
-    penalty: float = 1e-3
+    puzzles: Several = 64
+    steps: AtSteps = (0.0, 0.2, 0.5, 1.0)
+    largest: Count = 3
+    tokens: Several = 256
+    penalty: Positive = 1e-3
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
         if len(places(self.steps, self.plan(config).steps, "step")) < 2:
             raise ValueError("steps names one; a step is compared with the one before: name two")
-        if not 0 < self.largest <= config.dit.dim // 2:
+        if self.largest > config.dit.dim // 2:
             raise ValueError(f"largest is {self.largest}; it is 1 to half of {config.dit.dim}")
-        for name, size in (("tokens", self.tokens), ("puzzles", self.puzzles)):
-            if size < 2:
-                raise ValueError(f"{name} is {size}; at least 2 are compared")
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples, plan, dit = self.samples(model), self.plan(model.config), model.config.dit
@@ -139,15 +138,16 @@ class Activations(Experiment):
 
             probe = read_later
         variables |= compared(read.tokens, kept, other, probe, each)
-        labels: dict[str, Any] = {
-            "channels": list(CHANNELS),
-            "reference": list(REFERENCES),
-            "step": steps,
-        }
-        labels |= {"layer": range(dit.layers), "seed": list(self.seeds), "frame": range(grid[0])}
-        names = [", ".join(map(str, np.flatnonzero(row))) for row in top]
-        labels["largest"] = ("layer", names)
-        return xr.Dataset(variables, labels | samples.coordinates())
+        return self.dataset(
+            variables,
+            samples,
+            channels=list(CHANNELS),
+            reference=list(REFERENCES),
+            step=steps,
+            layer=range(dit.layers),
+            frame=range(grid[0]),
+            largest=("layer", [", ".join(map(str, np.flatnonzero(row))) for row in top]),
+        )
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         mean = data.mean("step", keep_attrs=True)
@@ -205,7 +205,6 @@ class Sizes(Probe):
     frames: int = flax.struct.field(pytree_node=False)
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[Array, ...]]:
-        del site
         h = tokens.astype(jnp.float32)
         size, norm = jnp.abs(h), jnp.linalg.norm(h, axis=-1)
         by_frame = norm.reshape(self.frames, -1).mean(1) / norm.mean()
@@ -228,7 +227,6 @@ class Reading(NamedTuple):
 
 
 def read_tokens(model: Wan, plan: flow.Plan, trace: Trace, steps: Int[Array, " s"]) -> Reading:
-    del model, plan
     (mean, *sizes), tokens = jax.tree.map(lambda a: a[0][:, steps], trace.block_obs)
     return Reading(mean, *sizes, tokens=tokens.astype(jnp.float32))
 

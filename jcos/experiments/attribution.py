@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from scipy import stats
 from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Progress, check_spread
+from jcos.experiments.parameters import SOME, Positive, Several
 from jcos.experiments.samples import others_of
 from jcos.experiments.swap import pair_conditions, pair_seed
 from jcos.experiments.swap_pairs import Pair, pairs_of
@@ -60,7 +61,8 @@ class Attribution(Experiment):
     question = "Which heads and layers of which steps carry the answer, and does a gradient tell?"
 
     tasks: tuple[str, ...] = ("rotation", "tictactoe")
-    sharper: tuple[float, ...] = (1.0, 2.0, 4.0)
+    puzzles: Several = 64
+    sharper: Annotated[tuple[Positive, ...], SOME] = (1.0, 2.0, 4.0)
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
@@ -69,10 +71,6 @@ class Attribution(Experiment):
             raise ValueError("pairs are made of puzzles; for clips call jcos.attribute")
         if self.several:
             raise ValueError("several=true has no meaning here: pairs are made of all puzzles")
-        if self.puzzles < 2:
-            raise ValueError("puzzles is 1; another pair is the control: take at least 2")
-        if not self.sharper or min(self.sharper) <= 0:
-            raise ValueError(f"sharper is {self.sharper}; name factors above 0, 1 for none")
         for task in self.tasks:
             if not any(map(same_picture, pairs_of(task, 1, self.puzzle_seed))):
                 raise ValueError(f"{task} has no pairs of the same picture, which are patched here")

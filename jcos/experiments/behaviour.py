@@ -22,6 +22,7 @@ from jcos.experiments import plots, watching
 from jcos.experiments.answers import Answers, answers_of, chosen
 from jcos.experiments.behaviour_memory import check_tiles, memory_figures, remembering
 from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
+from jcos.experiments.parameters import Count, Number, Positive
 from jcos.experiments.samples import Samples
 from jcos.lab import results
 from jcos.lab.measures import POSITIVE, UNBOUNDED, commitment_step
@@ -65,25 +66,14 @@ class Behaviour(Experiment):
     question = "Does the model remember, correct itself, and see before it acts?"
 
     tasks: tuple[str, ...] = ("maze", "tictactoe", "pattern", "rotation", "returns", "bounce")
-    wrong: int = 6
-    learned: int = 256
-    remembered: int = 128
-    penalty: float = 0.1
+    wrong: Number = 6
+    learned: Number = 256
+    remembered: Count = 128
+    penalty: Positive = 0.1
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
-        if self.wrong < 0:
-            raise ValueError(f"wrong is {self.wrong}; it counts answers")
-        if self.clips is not None:
-            return
-        if self.learned < 0 or self.remembered < 1:
-            raise ValueError(
-                f"learned is {self.learned} and remembered {self.remembered}; puzzles are counted, "
-                "and at least one is read (learned=0 leaves memory out)"
-            )
-        if not self.penalty > 0:
-            raise ValueError(f"penalty is {self.penalty}; it must be positive")
-        if self.learned:
+        if self.clips is None and self.learned:
             check_tiles(config)
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
@@ -101,8 +91,8 @@ class Behaviour(Experiment):
         variables |= self.costs(model.config)
         turned = choice.wrong[0].any(-1) & judged.solved[0, ..., -1]
         variables |= turned_films(samples, turned, watched.video, listed)
-        labels = {"denoiser": list(DENOISERS), "step": range(plan.steps), "seed": list(self.seeds)}
-        data = xr.Dataset(variables, labels | samples.coordinates())
+        labels = {"denoiser": list(DENOISERS), "step": range(plan.steps)}
+        data = self.dataset(variables, samples, **labels)
         if self.learned:
             data = data.merge(remembering(self, model, listed, progress), join="outer")
         return data
@@ -295,7 +285,6 @@ def watch_parts(
     """Return the distance of each estimate to the last, over the norm of the last, in the half of
     the cells that ends nearest to the first frame and in the tenth that ends farthest from it; and
     some of the estimates. Frame 0 is left out."""
-    del model, plan
     x0 = trace.x0[0]
     end = x0[:, -1]
     motion = jnp.square(end[:, 1:] - end[:, :1]).sum(-1)

@@ -165,7 +165,6 @@ def read_places(
 ) -> tuple[Float[Array, "K s L places D"], Float[Array, "K s places P"]]:
     """Return the means over places and hidden frames of the tokens after every block, and of the
     estimate in patches."""
-    del plan
     weights, steps = aux
     tokens = trace.block_obs[0][:, steps].astype(jnp.float32)
     tokens = tokens.reshape(*tokens.shape[:3], len(HIDDEN), weights.shape[1], -1).mean(3)

@@ -8,7 +8,7 @@ same step are compared too; and all of it is done again with each video's mean t
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 
 from jcos.config import WanConfig
 from jcos.experiments import plots
-from jcos.experiments.experiment import Experiment, Picture, Place, Progress, places
+from jcos.experiments.experiment import Experiment, Picture, Progress, places
+from jcos.experiments.parameters import SOME, AtLayers, Several
 from jcos.experiments.samples import others_of
 from jcos.lab.results import measure
 from jcos.sampling import flow
@@ -48,18 +49,15 @@ class Cosine(Experiment):
 
     question = "How alike are tokens of neighbouring denoising steps, by layer?"
 
+    puzzles: Several = 64
     seeds: tuple[int, ...] = (0, 1)
-    layers: tuple[Place, ...] | None = None
-    tokens: int = 128
+    layers: Annotated[AtLayers, SOME] | None = None
+    tokens: Several = 128
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
-        if not places(self.layers, config.dit.layers, "layer"):
-            raise ValueError("no layer is chosen; name at least one")
-        sizes = {"tokens": self.tokens, "seeds": len(self.seeds), "puzzles": self.puzzles}
-        for name, size in sizes.items():
-            if size < 2:
-                raise ValueError(f"{name}: {size}; at least 2 are compared")
+        if len(self.seeds) < 2:
+            raise ValueError("the seeds of a puzzle are compared; give at least 2")
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples, config = self.samples(model), model.config
@@ -83,9 +81,8 @@ class Cosine(Experiment):
             mean, title = values[1:].mean(0, dtype=np.float64), f"{title}, mean over steps"
             each = dims.removeprefix("step ")
             variables[f"{name}_mean"] = measure(each, mean, title, comment, **about)
-        steps = range(self.plan(config).steps)
-        labels = {"step": steps, "layer": layers, "reference": list(REFERENCES)}
-        return xr.Dataset(variables, labels | samples.coordinates() | {"seed": list(self.seeds)})
+        labels = {"step": range(self.plan(config).steps), "reference": list(REFERENCES)}
+        return self.dataset(variables, samples, layer=layers, **labels)
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         for name, (title, _) in MEASURES.items():
@@ -97,7 +94,6 @@ class Cosine(Experiment):
 
 def read_cosines(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> tuple[Array, Array]:
     """Return `cosines` of the tokens, and of their difference from the mean token."""
-    del model, plan, aux
     tokens = trace.block_obs.astype(jnp.float32)
     return cosines(tokens), cosines(tokens - tokens.mean(-2, keepdims=True))
 

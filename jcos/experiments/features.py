@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from jcos.experiments import plots
 from jcos.experiments.experiment import Picture, Place, Progress, places
 from jcos.experiments.feature_study import EXPLAINED, TELLS, Study
 from jcos.experiments.linear_probes import READINGS, identities_of, marked
+from jcos.experiments.parameters import SOME, Count, Positive
 from jcos.experiments.samples import puzzles_of
 from jcos.experiments.store import Store
 from jcos.experiments.sweeps import (
@@ -70,12 +71,12 @@ class Features(Store):
     tasks: tuple[str, ...] = ("maze", "tictactoe", "pattern", "rotation", "returns")
     features: int = 512
     k: int = 16
-    batch: int = 1024
-    updates: int = 2000
-    shown: int = 12
-    steered: int = 24
+    batch: Count = 1024
+    updates: Count = 2000
+    shown: Count = 12
+    steered: Count = 24
     steer_until: Place = 0.5
-    strengths: tuple[float, ...] = (1.0, 2.0, 4.0)
+    strengths: Annotated[tuple[Positive, ...], SOME] = (1.0, 2.0, 4.0)
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
@@ -90,14 +91,9 @@ class Features(Store):
             raise ValueError(
                 f"k is {self.k}; it is below {self.features} features, {config.dit.dim} channels"
             )
-        for name in ("batch", "updates", "shown", "steered"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
         if "block" not in self.sites:
             raise ValueError(f"sites are {', '.join(self.sites)}; a dictionary is of block")
         places((self.steer_until,), self.plan(config).steps, "step")
-        if not self.strengths or min(self.strengths) <= 0:
-            raise ValueError(f"strengths are {self.strengths}; name at least one, above 0")
         if next(self._with_choice(), None) is None:
             raise ValueError(
                 f"{self.tasks[0]} has one right answer, and routes are steered on the first task: "

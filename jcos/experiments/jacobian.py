@@ -22,6 +22,7 @@ from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import Answers, answers_of
 from jcos.experiments.experiment import Experiment, Picture, Progress, check_spread, looked_at
+from jcos.experiments.parameters import Count
 from jcos.experiments.swap import pair_seed
 from jcos.experiments.sweeps import remembered
 from jcos.generation import generate
@@ -53,15 +54,13 @@ class Jacobian(Experiment):
     question = "How far does the state of a step move the clean estimate?"
 
     tasks: tuple[str, ...] = ("maze", "rotation")
-    directions: int = 4
+    directions: Count = 4
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
         check_spread(config, 1)
         if self.clips is not None:
             raise ValueError("right answers are known of puzzles; for clips call jcos.jacobian")
-        if self.directions < 1:
-            raise ValueError(f"directions is {self.directions}; at least 1 is needed")
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples, plan = self.samples(model), self.plan(model.config)
@@ -79,7 +78,7 @@ class Jacobian(Experiment):
             "forwards": ("step", [self.forwards(model.config, s + 1) for s in range(plan.steps)]),
         }
         labels = {"pixels": list(PIXELS), "denoiser": list(DENOISERS), "step": range(plan.steps)}
-        return xr.Dataset(variables, labels | samples.coordinates() | {"seed": list(self.seeds)})
+        return self.dataset(variables, samples, **labels)
 
     def sizes(
         self, model: Wan, number: int, given: Condition, answers: Answers

@@ -21,6 +21,7 @@ from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import Answers, answers_of, blend, chosen, shares
 from jcos.experiments.experiment import Experiment, Picture, Progress, check_spread, looked_at
+from jcos.experiments.parameters import Count
 from jcos.experiments.sweeps import conditions_of, judge, pixels, remembered
 from jcos.lab import lens, results
 from jcos.lab.lens import Maps, distances, fit_lens, to_last
@@ -55,32 +56,25 @@ class Lenses(Experiment):
     question = "In which layer of which step does the answer stand?"
 
     tasks: tuple[str, ...] = ("maze", "tictactoe", "rotation")
-    fit: int = 24
-    updates: int = 500
+    fit: Count = 24
+    updates: Count = 500
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
-        if self.clips is None and len(self.tasks) < 2:
-            raise ValueError("tasks names one; the control is fitted to others: name at least two")
-        if self.clips is None and min(self.fit, self.updates) < 1:
-            raise ValueError(f"fit and updates are {self.fit} and {self.updates}; both are above 0")
         if self.clips is None:
             check_spread(config, self.fit)
+            if len(self.tasks) < 2:
+                raise ValueError("tasks names one; the control is fitted to others: name two")
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples, plan = self.samples(model), self.plan(model.config)
         play = self.sweep(model, progress)
-        labels: dict[str, Any] = {
-            "seed": list(self.seeds),
-            "step": range(plan.steps),
-            "layer": range(model.config.dit.layers),
-        }
-        variables: dict[str, Any] = self.costs(model.config)
+        labels = {"step": range(plan.steps), "layer": range(model.config.dit.layers)}
+        about = self.dataset(self.costs(model.config), samples, **labels)
         if not samples.judged:
             probes = [lens.Lens(reduce=to_last)]
             read = play(samples.conditions, probes=probes, readout=read_clips)
-            variables["to_last"] = distance("clip seed step layer", read[0], LAST)
-            return xr.Dataset(variables, labels | samples.coordinates())
+            return about.assign(to_last=distance("clip seed step layer", read[0], LAST))
         answers, parts, films = answers_of(model, samples.puzzles), [], []
         for task, p in samples.groups.items():
             given, right = jax.tree.map(lambda a, p=p: a[p], (samples.conditions, answers))
@@ -98,7 +92,7 @@ class Lenses(Experiment):
             films.append(film_of(task, reading))
         data = xr.concat(parts, "puzzle", data_vars="all", coords="minimal", compat="override")
         data = data.merge(xr.concat(films, "film_of", data_vars="all"))
-        return data.assign(variables).assign_coords(labels | samples.coordinates())
+        return data.assign(about.data_vars).assign_coords(about.coords)
 
     def lenses(self, model: Wan, task: str) -> "list[Reordered]":
         """Return `LENSES`: of one kind, so that one program reads all."""
@@ -170,7 +164,6 @@ class Reading(NamedTuple):
 
 
 def read_clips(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> Float[Array, "K S L"]:
-    del model, plan, aux
     return trace.block_obs[0]
 
 
@@ -178,7 +171,6 @@ def read_puzzles(
     model: Wan, plan: flow.Plan, trace: Trace, aux: tuple[Answers, Float[Array, "F h w C"]]
 ) -> Reading:
     """Return what is kept of world 0."""
-    del plan
     (answers, mean), x0 = aux, trace.block_obs[0]
     last, end = trace.x0[0][:, :, None], trace.latents[0]
     before = jnp.roll(last, 1, 1).at[:, 0].set(jnp.nan)

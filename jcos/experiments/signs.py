@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Progress
+from jcos.experiments.parameters import Count
 from jcos.experiments.search_bank import scores_of
 from jcos.experiments.sweeps import pixels
 from jcos.lab.ideal import IdealDenoiser
@@ -60,7 +61,7 @@ class Signs(Experiment):
     question = "Which sign in a clean estimate tells the seeds of a puzzle that will fail?"
 
     tasks: tuple[str, ...] = ("maze7",)
-    puzzles: int = 128
+    puzzles: Count = 128
     seeds: tuple[int, ...] = tuple(range(8))
 
     def check(self, config: WanConfig) -> None:
@@ -95,14 +96,14 @@ class Signs(Experiment):
             values = np.stack([by_outcome(m[name], s) for m, s in zip(mass, solved, strict=True)])
             dims = "denoiser outcome puzzle seed step"
             variables[name] = measure(dims, values, words, MASSES)
-        labels = {
-            "denoiser": list(DENOISERS),
-            "judge": list(JUDGES),
-            "outcome": list(OUTCOMES),
-            "step": range(self.plan(model.config).steps),
-            "seed": list(self.seeds),
-        }
-        return xr.Dataset(variables, labels | samples.coordinates())
+        return self.dataset(
+            variables,
+            samples,
+            denoiser=list(DENOISERS),
+            judge=list(JUDGES),
+            outcome=list(OUTCOMES),
+            step=range(self.plan(model.config).steps),
+        )
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         for name, denoiser in zip(("area", "ideal"), DENOISERS, strict=True):

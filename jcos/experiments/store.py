@@ -5,7 +5,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -13,14 +13,8 @@ import xarray as xr
 
 from jcos.config import WanConfig
 from jcos.experiments import plots
-from jcos.experiments.experiment import (
-    Experiment,
-    Picture,
-    Place,
-    Progress,
-    check_spread,
-    places,
-)
+from jcos.experiments.experiment import Experiment, Picture, Progress, check_spread, places
+from jcos.experiments.parameters import SOME, AtLayers, AtSteps, Count
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import activations_folder, score
 from jcos.lab import activations, results
@@ -47,21 +41,15 @@ class Store(Experiment):
 
     question = "What do tokens hold at chosen layers and steps?"
 
-    layers: tuple[Place, ...] = (0.8,)
-    steps: tuple[Place, ...] = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
+    layers: Annotated[AtLayers, SOME] = (0.8,)
+    steps: Annotated[AtSteps, SOME] = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
     sites: tuple[str, ...] = ("block",)
-    tokens: int | None = None
+    tokens: Count | None = None
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
         check_spread(config, self.at_once, len(self.seeds))
         activations.check_sites(self.sites)
-        if not places(self.layers, config.dit.layers, "layer"):
-            raise ValueError("no layer is chosen; name at least one")
-        if not places(self.steps, self.plan(config).steps, "step"):
-            raise ValueError("no step is chosen; name at least one")
-        if self.tokens is not None and self.tokens < 1:
-            raise ValueError(f"tokens is {self.tokens}; at least 1 is needed")
 
     @property
     def at_once(self) -> int:
@@ -112,8 +100,7 @@ class Store(Experiment):
             for name, values in zip(("score", "solved"), ended, strict=True):
                 variables[name] = measure(f"{samples.runs} seed", values, name)
             variables |= samples.levels({"score": "score", "solved": "solved"})
-        labels |= {"seed": list(self.seeds), "site": list(self.sites)}
-        return xr.Dataset(variables, labels | samples.coordinates())
+        return self.dataset(variables, samples, site=list(self.sites), **labels)
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         for site in data["site"].values:

@@ -73,16 +73,3 @@ def test_clips_have_no_probes(model: Wan, clips) -> None:
     dataset = Activations(clips=clips, tokens=8).run(model)
     assert "probe" not in dataset
     assert dataset["cka"].sizes["clip"] == 2
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"steps": (0,)}, "name two"),
-        ({"largest": 17}, "1 to half of 32"),
-        ({"tokens": 1}, "tokens is 1"),
-    ],
-)
-def test_what_cannot_be_compared_is_refused(small_model: Wan, changes, named) -> None:
-    with pytest.raises(ValueError, match=named):
-        Activations(**changes).run(small_model)

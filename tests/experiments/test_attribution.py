@@ -80,10 +80,3 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
     title = "rank correlation with exact patches"
     assert ("rotation, other angle", title, "gradient through the run, heads") in rows
     assert {name for name, _ in SMALL.figures(dataset)} == {*PLACES, "saturated"}
-
-
-def test_what_cannot_be_paired_is_refused(small_model: Wan) -> None:
-    with pytest.raises(ValueError, match="another pair is the control"):
-        Attribution(puzzles=1).run(small_model)
-    with pytest.raises(ValueError, match="maze has no pairs"):
-        Attribution(tasks=("maze",)).run(small_model)

@@ -1,7 +1,5 @@
 """Features: known labels are found, a pushed run is pushed, and the whole experiment."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +10,6 @@ from jcos.experiments.features import Features, endings
 from jcos.experiments.sweeps import held_out
 from jcos.lab.results import rows as rows_of
 from jcos.lab.tasks import get
-from jcos.wan import Wan
 
 SMALL = Features(
     tasks=("maze", "rotation"),
@@ -68,21 +65,3 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
     names = [name for name, _ in SMALL.figures(dataset)]
     assert names[:2] == ["explained", "foreground"]
     assert len(names) == 1 + 3 + 1 + 4
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"k": 32}, "k is 32; it is below 40 features, 32 channels"),
-        ({"layers": (0, 1)}, "one layer"),
-        ({"tokens": 8}, "all tokens"),
-        ({"strengths": ()}, "strengths are"),
-        ({"updates": 0}, "updates is 0"),
-        ({"sites": ("mlp",)}, "sites are mlp; a dictionary is of block"),
-        ({"batch": 1001}, "batch is 1001; the training puzzles have 1000 tokens"),
-        ({"puzzles": 1, "tasks": ("maze",)}, "all puzzles are of one half"),
-    ],
-)
-def test_what_is_no_dictionary_is_refused(small_model: Wan, changes, named) -> None:
-    with pytest.raises(ValueError, match=named):
-        dataclasses.replace(SMALL, **changes).run(small_model)

@@ -1,12 +1,10 @@
 """The experiment of the Jacobian: one right answer leaves the ideal denoiser nothing to move."""
 
 import numpy as np
-import pytest
 
 from jcos.experiments.experiment import Settings
 from jcos.experiments.jacobian import PIXELS, Jacobian
 from jcos.lab.results import IDEAL, MODEL
-from jcos.wan import Wan
 
 SMALL = Jacobian(puzzles=3, directions=2, sampling=Settings(steps=3))
 
@@ -20,8 +18,3 @@ def test_the_ideal_denoiser_has_nothing_to_decide_with_one_answer(data) -> None:
     assert np.isfinite(dataset["size"]).all()
     assert {name for name, _ in SMALL.figures(dataset)} == {"answer", "pixels"}
     assert set(dataset["pixels"].values) == set(PIXELS)
-
-
-def test_bad_input_is_refused(small_model: Wan) -> None:
-    with pytest.raises(ValueError, match="directions is 0"):
-        Jacobian(directions=0).run(small_model)

@@ -48,10 +48,3 @@ def test_clips_have_distances_only(model: Wan, clips) -> None:
         "layer": model.config.dit.layers,
     }
     assert [name for name, _ in experiment.figures(dataset)] == ["to_last"]
-
-
-def test_a_control_needs_another_task(small_model: Wan) -> None:
-    with pytest.raises(ValueError, match="name at least two"):
-        Lenses(tasks=("maze",)).run(small_model)
-    with pytest.raises(ValueError, match="both are above 0"):
-        Lenses(fit=0).run(small_model)

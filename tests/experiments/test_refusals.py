@@ -3,6 +3,7 @@
 import pytest
 
 from jcos.devices import mesh
+from jcos.experiments.activations import Activations
 from jcos.experiments.attribution import Attribution
 from jcos.experiments.behaviour import Behaviour
 from jcos.experiments.budget import Budget
@@ -17,6 +18,7 @@ from jcos.experiments.layers import Layers
 from jcos.experiments.lens import Lenses
 from jcos.experiments.noise import Noise
 from jcos.experiments.search import Search
+from jcos.experiments.signs import Signs
 from jcos.experiments.store import Store
 from jcos.experiments.swap import Swap
 from jcos.wan import Wan
@@ -37,6 +39,7 @@ RANGES = [
     (Swap(layers=(2,)), "layer 2 is out of range: there are layers 0 to 1"),
     (Swap(steps=(4,)), "step 4 is out of range"),
     (Swap(until=(-1,)), "step -1 is out of range"),
+    (Store(steps=(4,)), "step 4 is out of range"),
 ]
 """Raise IndexError."""
 
@@ -55,10 +58,20 @@ VALUES = [
     (Flow(steps=(), frames=()), "no place for noise"),
     (Flow(at_once=0), "at_once is 0"),
     (Flow(puzzles=2, tasks=("pattern",), several=True), "has 0 puzzles with several"),
-    (Cosine(seeds=(3,)), "seeds: 1"),
-    (Cosine(layers=()), "no layer is chosen"),
-    (Cosine(tokens=1), "tokens: 1"),
-    (Cosine(puzzles=1), "puzzles: 1"),
+    (Cosine(seeds=(3,)), "give at least 2"),
+    (Cosine(layers=()), "layers is empty"),
+    (Cosine(tokens=1), "tokens is 1; it is at least 2"),
+    (Cosine(puzzles=1), "puzzles is 1"),
+    (Activations(steps=(0,)), "name two"),
+    (Activations(largest=17), "1 to half of 32"),
+    (Activations(tokens=1), "tokens is 1"),
+    (Signs(seeds=(0,)), "give at least 2"),
+    (Jacobian(directions=0), "directions is 0"),
+    (Lenses(tasks=("maze",)), "name two"),
+    (Lenses(fit=0), "fit is 0"),
+    (Store(layers=()), "layers is empty"),
+    (Store(sites=("head",)), "sites are head; there are block, heads"),
+    (Store(tokens=0), "tokens is 0"),
     (Ensemble(members=1), "1 members cannot be averaged"),
     (Ensemble(more_members=(9,)), "9 members cannot be averaged: there are 8 seeds"),
     (Ensemble(window=(0.5,)), "a first and a last fraction"),
@@ -69,12 +82,21 @@ VALUES = [
     (Heads(puzzles=1), "chosen on one half"),
     (Heads(pair_tasks=("maze",)), "maze has no pairs"),
     (Features(tasks=("rotation", "maze")), "rotation has one right answer"),
+    (Features(features=40, k=32), "k is 32; it is below 40 features, 32 channels"),
+    (Features(layers=(0, 1)), "one layer"),
+    (Features(tokens=8), "all tokens"),
+    (Features(strengths=()), "strengths is empty"),
+    (Features(updates=0), "updates is 0"),
+    (Features(sites=("mlp",)), "sites are mlp; a dictionary is of block"),
+    (Features(puzzles=4, tasks=("maze", "rotation"), steps=(0, 3), batch=1001), "have 1000 tokens"),
+    (Features(puzzles=1, tasks=("maze",)), "all puzzles are of one half"),
     (Search(seeds=(0, 1, 2, 3), sampling=Settings(solver="unipc")), "unipc remembers"),
     (Search(seeds=(0, 1)), "4 seeds"),
     (Search(drawn=0), "drawn is 0; it is at least 1"),
     (Search(sampling=Settings(steps=2)), "at least 3 steps"),
     (Attribution(tasks=("pattern",)), "pattern has no pairs of the same picture"),
     (Attribution(several=True), "several=true has no meaning here"),
+    (Attribution(puzzles=1), "puzzles is 1"),
     (Layers(steps=()), "steps is empty; name at least one"),
     (Layers(penalty=0.0), "penalty is 0.0; it is a positive number"),
     (Swap(tasks=("maze",)), "maze has no pairs that differ in one thing; the tasks"),
@@ -83,8 +105,8 @@ VALUES = [
     (Swap(sampling=Settings(steps=0)), "steps is 0"),
     (Behaviour(wrong=-1), "wrong is -1"),
     (Behaviour(learned=-1), "learned is -1"),
-    (Behaviour(remembered=0), "remembered 0"),
-    (Behaviour(penalty=0.0), "penalty is 0.0; it must be positive"),
+    (Behaviour(remembered=0), "remembered is 0"),
+    (Behaviour(penalty=0.0), "penalty is 0.0; it is a positive number"),
     (Behaviour(puzzles=0), "puzzles is 0"),
     (Budget(steps=()), "name at least one"),
     (Budget(steps=(0, 2)), "each is at least 1"),

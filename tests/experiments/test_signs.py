@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jcos.experiments.experiment import Settings
 from jcos.experiments.signs import (
@@ -74,8 +73,3 @@ def test_an_estimate_is_on_right_ends_on_wrong_ones_or_on_none(data) -> None:
         values[:, 0, :, 0], [[np.nan, 0, np.nan], [0.2, np.nan, 1]], atol=1e-6
     )
     assert np.isnan(by_outcome(mass["off"], np.ones((1, 3), bool))).all()
-
-
-def test_seeds_are_compared(small_model) -> None:
-    with pytest.raises(ValueError, match="give at least 2"):
-        Signs(seeds=(0,)).check(small_model.config)

@@ -50,17 +50,3 @@ def test_clips_of_a_released_model_go_the_same_way(model: Wan, clips: Path, tmp_
     assert np.isfinite(data).all()
     first, last = data["frame"].values[[0, -1]]
     assert (first, last) == (0, 2)
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "named"),
-    [
-        ({"layers": ()}, ValueError, "no layer is chosen"),
-        ({"steps": (4,)}, IndexError, "step 4 is out of range"),
-        ({"sites": ("head",)}, ValueError, "sites are head; there are block, heads"),
-        ({"tokens": 0}, ValueError, "tokens is 0"),
-    ],
-)
-def test_what_cannot_be_stored_is_refused(small_model: Wan, changes, error, named) -> None:
-    with pytest.raises(error, match=named):
-        Store(**changes).run(small_model)
