@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from jcos import loop
 from jcos.config import Sampling
-from jcos.devices import memory
+from jcos.devices import memory, programs
 from jcos.sampling import flow, trajectory
 from jcos.sampling.checks import check_averages
 from jcos.sampling.noise import seed_numbers
@@ -19,7 +19,7 @@ from jcos.sampling.trajectory import Condition, Trace
 from jcos.wan import Wan
 
 
-@partial(jax.jit, static_argnames="idle")
+@partial(programs.jit, static_argnames="idle")
 def generate_worlds(
     model: Wan,
     plan: flow.Plan,

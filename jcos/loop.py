@@ -371,7 +371,7 @@ def _fresh(
     return jax.random.wrap_key_data(jnp.where((number == 0)[..., None], *bits))
 
 
-@partial(programs.jit_once, static_argnames=("config", "count"))
+@partial(programs.jit, static_argnames=("config", "count"))
 def _begin(
     config: WanConfig,
     conditions: Condition,
@@ -391,7 +391,7 @@ def _begin(
     return trajectory.begin(config.numerics, conditions, of_worlds(noise)), of_worlds(keys)
 
 
-_advance = jax.jit(trajectory.advance)
+_advance = programs.jit(trajectory.advance)
 
 
 def steps(

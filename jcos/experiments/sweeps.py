@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from jcos import files, runs
 from jcos.config import PixelCodec, Sampling
-from jcos.devices import memory, mesh, sharding
+from jcos.devices import memory, mesh, programs, sharding
 from jcos.devices.watching import step_done
 from jcos.experiments.memory import runs_that_fit, sweep_knobs
 from jcos.generation import generate_worlds
@@ -161,7 +161,7 @@ class Sweep(NamedTuple):
     aux: Any
 
 
-@partial(jax.jit, static_argnames=("readout",))
+@partial(programs.jit, static_argnames=("readout",))
 def _play(
     model: Wan, plan: flow.Plan, sweep: Sweep, runs: Int[Array, "runs 2"], readout: Readout
 ) -> tuple[Any, Bool[Array, "runs W K S"]]:

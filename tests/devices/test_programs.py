@@ -67,7 +67,7 @@ def test_what_is_compiled_with_few_passes_gives_the_same_noise(optimized):
         return 0.9 * jax.random.normal(key, (3, 7, 5, 9))
 
     key = jax.random.key(1)
-    np.testing.assert_array_equal(programs.jit_once(noise)(key), jax.jit(noise)(key))
+    np.testing.assert_array_equal(programs.jit(noise)(key), jax.jit(noise)(key))
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
