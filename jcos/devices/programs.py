@@ -20,8 +20,8 @@ def jit(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     On a CPU, LLVM takes a second for every program with random bits in it. With its first level of
     optimization it takes 0.2 s; sampling is as fast, and the numbers are the same bit for bit.
     """
-    plain = jax.jit(f, **options)
-    quick = jax.jit(f, compiler_options={"xla_backend_optimization_level": 1}, **options)
+    plain: Any = jax.jit(f, **options)
+    quick: Any = jax.jit(f, compiler_options={"xla_backend_optimization_level": 1}, **options)
 
     @functools.wraps(f)
     def call(*arguments: Any, **named: Any) -> Any:
