@@ -17,9 +17,9 @@ from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import Readout, pixels
 from jcos.lab.ideal import ideal, ideal_run
+from jcos.lab.judges import palette_distance
 from jcos.lab.measures import POSITIVE, auroc, rms
 from jcos.lab.results import Row, Variable, case_of, measure
-from jcos.lab.tasks import PALETTE
 from jcos.sampling import flow
 from jcos.sampling.probes import States
 from jcos.sampling.trajectory import Trace
@@ -110,16 +110,8 @@ def watch_answers(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers) -
         blend(run.x0, answers).on,
         rms(x0 - here.x0),
         rms(x0 - before),
-        _blur(model, x0),
+        palette_distance(pixels(model, x0).astype(jnp.float32)).mean((-3, -2, -1)),
     )
-
-
-def _blur(model: Wan, x0: Float[Array, "K S F h w C"]) -> Float[Array, "K S"]:
-    """Return the mean distance of pixels from the palette, in levels of 256."""
-    video = pixels(model, x0).astype(jnp.float32)
-    colours = [jnp.asarray(c, jnp.float32).reshape(1, 1, 1, 1, 1, 3) for c in PALETTE.values()]
-    apart = [jnp.abs(video - colour).mean(-1) for colour in colours]
-    return jnp.stack(apart).min(0).mean((-3, -2, -1))
 
 
 # ---- clips
