@@ -7,12 +7,10 @@ cli.
 Public names are imported when they are first used: `import jcos` itself costs no import of jax.
 """
 
-import ast
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # for type checkers, and for `_MODULES`
+if TYPE_CHECKING:  # `_PLACES` for type checkers
     from jcos.config import DiTConfig as DiTConfig
     from jcos.config import Numerics as Numerics
     from jcos.config import Sampling as Sampling
@@ -60,26 +58,43 @@ if TYPE_CHECKING:  # for type checkers, and for `_MODULES`
 
 __version__ = "0.1.0"
 
-_MODULES = {
-    name.name: node.module
-    for node in ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
-    if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("jcos.")
-    for name in node.names
+_PLACES = {
+    "config": ("DiTConfig", "Numerics", "Sampling", "WanConfig"),
+    "devices.sharding": ("init_distributed", "make_mesh", "parse_mesh", "to_host", "use_mesh"),
+    "generation": ("generate",),
+    "lab.attribution": ("attribute", "jacobian", "patch_effects"),
+    "lab.lens": ("Lens", "fit_lens"),
+    "lab.measures": ("measures",),
+    "lab.search": ("search",),
+    "lab.tasks": ("tasks",),
+    "loop": ("State", "steps"),
+    "model.dit": ("DiT",),
+    "sampling.inside": ("Capture", "KnockOut", "Patch", "Steer"),
+    "sampling.maps": ("AttentionMass",),
+    "sampling.probe": ("Probe", "Site"),
+    "sampling.probes": (
+        *("Chain", "EstimateEnsemble", "InWorlds", "Noise", "SeedEnsemble", "States", "Swap"),
+        *("TokenEnergy", "chain"),
+    ),
+    "sampling.trace": ("Trace",),
+    "sampling.trajectory": ("Condition", "sweep", "tree_stack"),
+    "variants": ("VARIANTS",),
+    "wan": ("Wan", "load"),
 }
 """Public names by module; whatever else is touched is a module, like `jcos.wan`."""
+_MODULES = {name: module for module, names in _PLACES.items() for name in names}
 __all__ = list(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    module = importlib.import_module(_MODULES.get(name, "jcos"))
-    path = f"{module.__name__}.{name}"
+    path = f"jcos.{_MODULES.get(name, name)}"
     try:
-        value = vars(module)[name] if name in vars(module) else importlib.import_module(path)
+        module = importlib.import_module(path)
     except ModuleNotFoundError as missing:
         if missing.name != path:
             raise
         raise AttributeError(f"module 'jcos' has no attribute {name!r}") from None
-    globals()[name] = value
+    globals()[name] = value = getattr(module, name, module)
     return value
 
 

@@ -86,8 +86,10 @@ def run(
     Raises ValueError where the model does not take the 50 steps that the demo is made for.
     """
     steps = model.config.sampling.steps
-    if steps <= SHOWN[-1]:
-        raise ValueError(f"the demo looks at step {SHOWN[-1]}; this model samples in {steps} steps")
+    if steps != SHOWN[-1] + 1:
+        raise ValueError(
+            f"the demo is made for {SHOWN[-1] + 1} steps; this model samples in {steps}"
+        )
     start, lab = time.monotonic(), Batches(model)
     story = Story(model, sizes, command)
     first = 0.0

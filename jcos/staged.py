@@ -206,8 +206,10 @@ def run(
     first_host = sharding.is_first_host()
     written = len(seeds) * (1 + len(x0))
     room = HEADER + 4 * written * math.prod(shape)
-    # A search stores four arrays of every particle on the way, twice.
-    passing = 0 if search is None else 32 * count * math.prod(shape)
+    # A search stores four arrays of every particle on the way, twice, and a frame of each in a row.
+    passing = 0
+    if search is not None:
+        passing = 8 * count * (4 * math.prod(shape) + len(search.rows) * math.prod(shape[1:]))
     films = written * frames * math.prod(size) // PIXELS_OF_A_BYTE
     check_room(out, 0 if complete else room + passing, films)
     formats.check_mp4(*size, fps)
@@ -373,7 +375,9 @@ def _film(
     shown, rows = fit_preview(coder), sum(name.startswith("row-") for name in arrays)
     estimates = [shown(arrays[f"row-{i}"]) for i in range(rows)]
     thin = max(1, film.shape[2] // 240)
-    write(out / outcome.TREE, outcome.pictures([estimates], chosen=film[None, -1, ::thin, ::thin]))
+    if rows:  # none in a folder of an older jcos
+        ends = {"chosen": film[None, -1, ::thin, ::thin]}
+        write(out / outcome.TREE, outcome.pictures([estimates], **ends))
     return film
 
 

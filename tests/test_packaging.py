@@ -40,7 +40,7 @@ import sys
 for name in set({LAB}) - {{"scipy", "rich"}}:  # which jax and flax bring
     sys.modules[name] = None
 import jcos
-core = {{name for name, place in jcos._MODULES.items() if not place.startswith("jcos.lab")}}
+core = {{name for name, place in jcos._MODULES.items() if not place.startswith("lab")}}
 for name in core:
     getattr(jcos, name)
 import jcos.media.formats, jcos.weights.released

@@ -1,8 +1,10 @@
 """What costs no import of jax: help, mistakes, and `import jcos` itself."""
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jcos
 from tests.conftest import ROOT
@@ -83,3 +85,20 @@ assert all(getattr(jcos, name) is not None for name in jcos.__all__)
     result = python(code)
     assert result.returncode == 0, result.stderr
     assert [json.loads(line) for line in result.stdout.splitlines()] == [[], []]
+
+
+def test_type_checkers_and_python_read_the_same_names() -> None:
+    (block,) = (n for n in ast.parse(Path(jcos.__file__).read_text()).body if isinstance(n, ast.If))
+    shown = {
+        (node.module, alias.name)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    places = {
+        (f"jcos.{place}".removesuffix(f".{name}"), name)
+        for place, names in jcos._PLACES.items()
+        for name in names
+    }
+    assert shown == places
+    assert {name for _, name in places} == set(jcos.__all__)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -26,7 +27,8 @@ def jit(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     @functools.wraps(f)
     def call(*arguments: Any, **named: Any) -> Any:
         # Inside another program there is one level for all; tests may ask for less.
-        inside = any(isinstance(a, Tracer) for a in jax.tree.leaves((arguments, named)))
+        here = jnp.zeros(()), arguments, named
+        inside = any(isinstance(a, Tracer) for a in jax.tree.leaves(here))
         fixed = inside or jax.config.read("jax_disable_most_optimizations")
         cpu = jax.default_backend() == "cpu"
         return (quick if cpu and not fixed else plain)(*arguments, **named)

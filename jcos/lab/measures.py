@@ -126,7 +126,7 @@ class Ridge(NamedTuple):
 
     def __call__(self, features: Float[np.ndarray, "m *A D"]) -> Float[np.ndarray, "m *A Q"]:
         """Return what it says of samples."""
-        z = np.moveaxis(features, 0, -2).astype(np.float64)
+        z = np.moveaxis(np.asarray(features, np.float64), 0, -2)
         return np.moveaxis((z - self.mean) / self.size @ self.weights + self.centre, -2, 0)
 
 
@@ -135,7 +135,7 @@ def ridge(
 ) -> Ridge:
     """Return the regression of targets on features. penalty: of the weights' square, per sample.
     What does not vary tells nothing."""
-    x = np.moveaxis(features, 0, -2).astype(np.float64)
+    x = np.moveaxis(np.asarray(features, np.float64), 0, -2)
     mean, size = x.mean(-2, keepdims=True), x.std(-2, keepdims=True)
     size = np.where(size > 1e-5, size, np.inf)
     x = (x - mean) / size

@@ -108,7 +108,7 @@ def _restarted(run: "_Run", number: int) -> bool:
 
 def _identity(run: "_Run") -> list[Any]:
     """Return what parts this search from others of the same model, condition and sampling."""
-    return [repr(run.method), run.first, run.noise]
+    return [repr(run.method), run.first, run.noise, repr(run.record)]
 
 
 def _read(folder: Path) -> dict[str, Any]:

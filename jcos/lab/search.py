@@ -26,11 +26,17 @@ from jcos.config import Sampling, VaeConfig, WanConfig
 from jcos.devices import mesh
 from jcos.lab import saved
 from jcos.lab.judges import STANDARD as STANDARD
+from jcos.lab.judges import Agreement as Agreement
+from jcos.lab.judges import Change as Change
+from jcos.lab.judges import Decided as Decided
+from jcos.lab.judges import Energy as Energy
 from jcos.lab.judges import Entropy as Entropy
 from jcos.lab.judges import Estimates as Estimates
 from jcos.lab.judges import Frames as Frames
 from jcos.lab.judges import Head as Head
 from jcos.lab.judges import Judge as Judge
+from jcos.lab.judges import Preview as Preview
+from jcos.lab.judges import Random as Random
 from jcos.lab.judges import Scorer as Scorer
 from jcos.lab.judges import check_scores
 from jcos.lab.judges import fit_head as fit_head

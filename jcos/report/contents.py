@@ -83,7 +83,9 @@ def figures(result: Results, place: Place) -> dict[str, dict[str, Any]]:
                     width, height = picture.size
                 src, widest = place.put(path), float("inf")
         except UNREADABLE as error:
-            result.missing.append(f"{path.relative_to(result.folder).as_posix()}: {reason(error)}")
+            fault = f"{path.relative_to(result.folder).as_posix()}: {reason(error)}"
+            if fault not in result.missing:
+                result.missing.append(fault)
             continue
         shown[path.stem] = {
             "name": name,

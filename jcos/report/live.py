@@ -1,7 +1,6 @@
 """Pages made when they are asked for (`jcos explore`): for this machine only, to be read only."""
 
 import contextlib
-import functools
 import hashlib
 import io
 import json
@@ -12,6 +11,7 @@ import urllib.parse
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from jcos.files import is_hidden
 from jcos.report import templates
@@ -31,6 +31,14 @@ STORED = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 """What a file of the results may do where it is opened by itself: be looked at."""
 BLOCK = 1 << 18
 """Bytes of a file that are read at a time."""
+
+
+_READ: dict[tuple[Path, ...], tuple[Any, list[Results]]] = {}
+"""What runs hold, and the state of their files when they were read."""
+
+
+class Missing(LookupError):
+    """There is nothing at an address."""
 
 
 class Shelf:
@@ -81,7 +89,7 @@ class Shelf:
                 if file.is_relative_to(folder) and file.is_file() and not is_hidden(inside):
                     kind = mimetypes.guess_type(file.name, strict=False)[0]
                     return file, kind or "application/octet-stream"
-        raise LookupError(f"there is no {path}")
+        raise Missing(f"there is no {path}")
 
 
 def _read(folders: list[Path]) -> list[Results]:
@@ -93,13 +101,11 @@ def _read(folders: list[Path]) -> list[Results]:
             with contextlib.suppress(FileNotFoundError):  # gone since it was listed
                 now = path.stat()
                 stats.append((path, now.st_mtime_ns, now.st_size))
-    return _results((*folders,), (*stats,))
-
-
-@functools.lru_cache(maxsize=16)
-def _results(folders: tuple[Path, ...], version: object) -> list[Results]:
-    del version
-    return distinct([read(folder) for folder in folders])
+    version, held = _READ.get((*folders,), (None, []))
+    if version != stats:
+        held = distinct([read(folder) for folder in folders])
+        _READ[(*folders,)] = stats, held
+    return held
 
 
 def _page(results: list[Results]) -> bytes:
@@ -114,10 +120,12 @@ def _page(results: list[Results]) -> bytes:
 
 
 def _data(results: list[Results], name: str) -> bytes:
-    """Return `view-3.json`, a run, or `chart-3.json`. Raises LookupError where there is none."""
-    if (match := DATA.fullmatch(name)) is None:
-        raise LookupError(f"there is no {name}")
-    listed = charts_in(results) if match[1] == "chart" else [run for _, run in runs_in(results)]
+    """Return `view-3.json`, a run, or `chart-3.json`. Raises Missing where there is none."""
+    match = DATA.fullmatch(name)
+    charts = match is not None and match[1] == "chart"
+    listed = charts_in(results) if charts else [run for _, run in runs_in(results)]
+    if match is None or int(match[2]) >= len(listed):
+        raise Missing(f"there is no {name}")
     data = data_of(listed[int(match[2])])
     if "sheet" in data:
         data["sheet"] = inside("sheet.webp", data["sheet"])
@@ -141,7 +149,7 @@ def server(folder: Path, port: int) -> ThreadingHTTPServer:
                 content, kind = shelf.answer(urllib.parse.urlsplit(self.path).path)
                 stored = isinstance(content, Path)
                 file = content.open("rb") if stored else io.BytesIO(content)
-            except (OSError, ValueError, LookupError) as error:
+            except (OSError, ValueError, Missing) as error:
                 self.send_error(HTTPStatus.NOT_FOUND, explain=str(error))
                 return
             with file, contextlib.suppress(ConnectionError):  # a player that seeks goes away

@@ -73,14 +73,17 @@ function drawMap(box, map) {
   ramp.style.background = `linear-gradient(90deg, ${[0, .2, .4, .6, .8, 1].map(heatColour).join()})`;
   const lane = make("div", { class: "heat" }, turns, make("p", { class: "key" }, ends[0], ramp, ends[1], value));
   box.replaceChildren(lane);
-  let scale;
+  let scale, chosen;
   const paint = rescaled => {
     if (rescaled) scale = limits(map);
     ends.forEach((end, i) => { end.textContent = brief(scale[i]); });
+    value.textContent = "";
+    const [cells, choose] = mapCells(lane, map, scale, value, chosen);
     for (const old of lane.querySelectorAll(".cells, .behind")) old.remove();
-    lane.append(mapCells(lane, map, scale, value));
+    lane.append(cells);
+    if (chosen.cell) choose(...chosen.cell, chosen.open);
   };
-  const build = () => { turns.replaceChildren(...choosers(map, build, paint)); paint(true); };
+  const build = () => { chosen = {}; turns.replaceChildren(...choosers(map, build, paint)); paint(true); };
   build();
 }
 
@@ -113,8 +116,8 @@ function choosers(map, build, paint) {
   return parts;
 }
 
-function mapCells(lane, map, [low, high], value) {
-  // The cells that are shown; hovering says a value, a click or Enter shows the runs behind it.
+function mapCells(lane, map, [low, high], value, chosen) {
+  // The cells that are shown, and what chooses one; hovering says a value, a click or Enter shows the runs behind it.
   const axes = [map.axes[map.rows], map.axes[map.columns]], [rows, columns] = axes.map(a => a.labels), values = matrix(map);
   const longest = Math.max(...rows.map(l => String(l).length)), left = clamp(7 * longest + 14, 34, 150);
   const wide = clamp(Math.floor((lane.clientWidth - left - 8) / columns.length), 2, 46), tall = clamp(Math.round(220 / rows.length), 3, 26);
@@ -127,13 +130,12 @@ function mapCells(lane, map, [low, high], value) {
   cells.append(foot);
   const named = (r, c) => [[axes[0], r], [axes[1], c]].map(([a, k]) => numbered(a) ? `${a.name} ${a.labels[k]}` : a.labels[k]).join(", ");
   const say = (r, c) => { value.textContent = `${named(r, c)}: ${brief(values[r][c])}`; };
-  let row = 0, column = 0;
-  const choose = (r, c, show) => {
-    [row, column] = [r, c];
+  const choose = (r, c, open) => {
+    Object.assign(chosen, { cell: [r, c], open });
     Object.assign(here.style, { left: `${left + c * wide}px`, top: `${r * tall}px`, width: `${wide}px`, height: `${tall}px` });
     canvas.after(here);
     say(r, c);
-    if (show) behind(lane, map, named(r, c), r, c);
+    if (open) behind(lane, map, named(r, c), r, c);
   };
   const at = event => {
     const box = canvas.getBoundingClientRect();
@@ -147,9 +149,10 @@ function mapCells(lane, map, [low, high], value) {
     if (!move || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     event.stopPropagation();
+    const [row, column] = chosen.cell ?? [0, 0];
     choose(clamp(row + move[0], 0, rows.length - 1), clamp(column + move[1], 0, columns.length - 1), event.key === "Enter");
   });
-  return cells;
+  return [cells, choose];
 }
 
 function runsBehind(map, r, c) {

@@ -229,7 +229,7 @@ function changesNow() {
 function buildChanges() {
   const red = getComputedStyle($("changes")).getPropertyValue("--bad");
   $("changes").replaceChildren(...changesNow().map(([parts, runs]) => {
-    const { axis, size, steps: count } = parts[0], text = parts.map(c => c.text).join("; ");
+    const { axis } = parts[0], [size, count] = ["size", "steps"].map(k => Math.max(...parts.map(c => c[k]))), text = parts.map(c => c.text).join("; ");
     const who = runs.length < state.shown.length ? `${runs.map(v => title(views[v])).join("; ")}: ` : "";
     const tall = Math.max(8 / size, clamp(Math.round(64 / size), 2, 14)), wide = Math.max(2, width / Math.max(count, steps.length));
     const rows = [...Array(size).keys()], values = rows.map(() => Array(count).fill(null));

@@ -238,7 +238,7 @@ def _expected(run: Mapping[str, Any]) -> list[str]:
         return [TREE, *listed]
     if "checkpoint" in run:
         films = [f"seed-{seed}.mp4" for seed in run.get("seeds") or ()]
-        return [*films, TREE] if run.get("method") else films
+        return [*films, TREE] if "tree" in run and "seed" in run else films
     return listed
 
 

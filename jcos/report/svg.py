@@ -20,9 +20,12 @@ COLOURS = {
     "#b0b0b0": "var(--rule)",
 }
 """Colours of the figures that a page sets, so that they suit its light and dark looks."""
-_COLOUR = re.compile(rf'(?<=: |=")({"|".join(COLOURS)})(?!\w)')
-_TAG = re.compile(r"<svg\b[^>]*>")
+_COLOUR = re.compile("|".join(COLOURS), re.IGNORECASE)
+_PAINT = ("fill", "stroke", "stop-color", "style")
+SVG = "http://www.w3.org/2000/svg"
 STYLE = "svg { fill: var(--ink); } text { font-family: system-ui, sans-serif !important; }"
+ET.register_namespace("", SVG)
+ET.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 
 def styled(path: Path) -> tuple[bytes, float, float]:
@@ -31,22 +34,30 @@ def styled(path: Path) -> tuple[bytes, float, float]:
 
     Raises ValueError where the file is no whole SVG, or does not say how large it is.
     """
-    text = path.read_text(encoding="utf-8")
     try:
-        root = ET.fromstring(text)
+        root = ET.fromstring(path.read_text(encoding="utf-8"))
     except ET.ParseError as error:
         raise ValueError(f"it is no whole SVG ({error})") from None
-    if root.tag != "{http://www.w3.org/2000/svg}svg":
+    if root.tag != f"{{{SVG}}}svg":
         raise ValueError("it is no SVG")
-    box = root.get("viewBox", "").split()[2:]  # of a figure that says nothing else
-    try:
-        width, height = (
-            float(root.get(side, size).removesuffix("pt"))
-            for side, size in zip(("width", "height"), box, strict=True)
-        )
-    except ValueError:
-        raise ValueError("the SVG does not say how large it is") from None
-    looks = (FOLDER / "colours.css").read_text(encoding="utf-8")
-    text = _COLOUR.sub(lambda match: COLOURS[match[0].lower()], text)
-    text = _TAG.sub(lambda tag: f"{tag[0]}<style>{looks}{STYLE}</style>", text, count=1)
-    return text.encode(), width, height
+    width, height = _size(root)
+    for element in root.iter():
+        for name in _PAINT:
+            if value := element.get(name):
+                element.set(name, _COLOUR.sub(lambda match: COLOURS[match[0].lower()], value))
+    style = ET.Element(f"{{{SVG}}}style")
+    style.text = (FOLDER / "colours.css").read_text(encoding="utf-8") + STYLE
+    root.insert(0, style)
+    return ET.tostring(root), width, height
+
+
+def _size(root: ET.Element) -> tuple[float, float]:
+    """Return width and height, else those of the viewBox."""
+    box = re.split(r"[\s,]+", root.get("viewBox", "").strip())[2:]
+    for sides in ([root.get("width", ""), root.get("height", "")], box):
+        try:
+            width, height = (float(re.sub("p[tx]$", "", side)) for side in sides)
+        except ValueError:  # none, or parts of the page
+            continue
+        return width, height
+    raise ValueError("the SVG does not say how large it is")

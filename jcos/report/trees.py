@@ -27,7 +27,8 @@ def trees_of(folder: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     with np.load(folder / TREE, allow_pickle=False) as stored:
         pictures = dict(stored)
     return [
-        {name: manifest[name][i] for name in ("solved", "seed", "forwards") if name in manifest}
+        {name: manifest[name][i] for name in ("seed", "forwards")}
+        | {name: manifest[name][i] for name in ("solved",) if name in manifest}
         | {name: _uri(pictures[name][i]) for name in ("chosen", "right") if name in pictures}
         | {"rows": _rows(manifest, pictures, i)}
         for i in range(len(pictures["chosen"]))

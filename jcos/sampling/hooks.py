@@ -7,7 +7,7 @@ import jax
 from jcos.model.dit import SITES
 
 HOOKS = ("on_latents", "on_block", "on_step", "on_estimate", *(f"on_{site}" for site in SITES[:-1]))
-"""Their order decides their keys."""
+"""Their order decides their random keys."""
 RETURNS = {
     "on_latents": "latent",
     "on_block": "tokens",
@@ -18,7 +18,6 @@ RETURNS = {
     "on_cross": "the heads' outputs",
     "on_mlp": "hidden units",
     "on_update": "tokens before and after the block",
-    "act": "activations",
 }
 """The first thing that methods return; all but `on_latents` an observation too."""
 UNKNOWN = (

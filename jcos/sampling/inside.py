@@ -6,7 +6,7 @@ changes.
 """
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ NAMES = {
     "mlp": "feed-forward",
     "block": "tokens",
     "input": "tokens",
-    "update": "what is added",
+    "update": "what the block adds",
 }
 FILLS = {
     "zero": "set to zero",
@@ -61,8 +61,18 @@ class Inside(Probe):
         """Return what to go on with, and an observation."""
         raise NotImplementedError
 
-    def call(self, hook: str, site: Site, *values: Any) -> tuple[Any, Any]:
-        return super().call("act" if hook == f"on_{self.place}" else hook, site, *values)
+
+def _acting_at(place: str) -> Callable[..., Any]:
+    """Return the method that is called at a place."""
+
+    def method(self: Inside, site: Site, z: Any) -> tuple[Any, Any]:
+        return self.act(site, z) if self.place == place else (z, ())
+
+    return method
+
+
+for _place in UNITS:
+    setattr(Inside, f"on_{_place}", _acting_at(_place))
 
 
 class Capture(Inside):
@@ -158,7 +168,9 @@ class KnockOut(Inside):
         del world
         mask, unit = np.asarray(self.mask), UNITS[self.place][:-1]
         if not unit:
-            return Change.at(f"{NAMES[self.place]} {FILLS[self.by]}", "layer", mask[..., 0])
+            out = (self.place, self.by) == ("update", "zero")
+            what = "block left out" if out else f"{NAMES[self.place]} {FILLS[self.by]}"
+            return Change.at(what, "layer", mask[..., 0])
         what = f"{NAMES[self.place]} of layer {{}} {FILLS[self.by]}"
         each = (Change.at(what.format(i), unit, mask[:, i]) for i in range(mask.shape[1]))
         return [change for found in each for change in found]
@@ -244,8 +256,6 @@ class Patch(Inside):
         Raises IndexError for a step that does not exist, ValueError for layers that do not fit or
         a trace of several probes.
         """
-        if known(place) == "update":
-            raise ValueError('Patch: what a block adds cannot be put back; patch "block"')
         values, origin = donor, Origin()
         if isinstance(donor, Trace | Path | str):
             trace, origin = stored(donor)
@@ -272,6 +282,8 @@ class Patch(Inside):
         return counted(self.source, "steps")
 
     def check(self, sizes: Mapping[str, int]) -> None:
+        if self.place == "update":
+            raise ValueError('Patch: what a block adds cannot be put back; patch "block"')
         rows = sizes["tokens"] if self.tokens is None else len(self.tokens)
         width = {
             "heads": (sizes["heads"], sizes["channels"] // sizes["heads"]),

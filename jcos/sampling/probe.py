@@ -180,8 +180,8 @@ class Probe(_Pytree):
 
     def made_for(self) -> Sizes:
         """Return the sizes of runs that the probe's arrays fit, like (("steps", 50), ("layers",
-        40)): others are refused before they begin. By default those of the probes in its fields."""
-        return tuple(size for part in parts(self) for size in part.made_for())
+        40)): others are refused before they begin."""
+        return ()
 
     def check(self, sizes: Mapping[str, int]) -> None:
         """Raise ValueError where the probe does not fit a run of these sizes (those of `made_for`,
@@ -189,9 +189,9 @@ class Probe(_Pytree):
         del sizes
 
     def changes(self, world: int = 0) -> list[Change]:
-        """Return what the probe, or those in its fields, change in the runs of a world; nothing
-        where they do not say."""
-        return [change for part in parts(self) for change in part.changes(world)]
+        """Return what the probe changes in the runs of a world; nothing where it does not say."""
+        del world
+        return []
 
     def on_latents(self, site: Site, x: Latents) -> Latents:
         """Return the model's input [F, H, W, C] at this step."""
@@ -241,10 +241,8 @@ class Probe(_Pytree):
 
     def sites(self) -> tuple[str, ...]:
         """Return the places in the model (`SITES`) that the probe uses. Elsewhere it is not called,
-        and costs nothing. By default those whose methods the class defines, and those that the
-        probes in its fields use."""
-        used = {site for part in parts(self) for site in part.sites()}
-        return tuple(s for s in SITES if s in used or defines(type(self), f"on_{s}"))
+        and costs nothing. By default those whose methods the class defines."""
+        return tuple(s for s in SITES if defines(type(self), f"on_{s}"))
 
     def slots(self) -> Any:
         """Return the layers whose observations are kept: None for all, or an array of numbers [l],
@@ -253,8 +251,9 @@ class Probe(_Pytree):
 
     def slots_of(self, site: str) -> Any:
         """Return `slots` of a place's observation."""
-        slots = self.slots()
-        return slots.get(site) if isinstance(slots, Mapping) and len(self.sites()) > 1 else slots
+        slots, sites = self.slots(), self.sites()
+        by_place = isinstance(slots, Mapping) and (len(sites) > 1 or {*slots} == {*sites})
+        return slots.get(site) if by_place else slots
 
     def observation(self, observed: Mapping[str, Any]) -> Any:
         """Return the observation by place as `on_step` gets it: that of the only place that the
@@ -276,8 +275,8 @@ class Probe(_Pytree):
 
     def call(self, hook: str, site: Site, *values: Any) -> tuple[Any, Any]:
         """Return what a method returns: what to go on with (of `on_step`, the reduced observation),
-        and an observation. Combinations of probes override this alone. Raises ValueError where the
-        method fails, or what it returns does not fit."""
+        and an observation; a probe that wraps others calls theirs by it too. Raises ValueError
+        where the method fails, or what it returns does not fit."""
         return call(self, hook, site, *values)
 
 
@@ -289,8 +288,9 @@ def parts(probe: Probe) -> list[Probe]:
 
 
 def defines(cls: type, hook: str) -> bool:
-    """Whether a class of probes has its own method of this name."""
-    return getattr(cls, hook) is not getattr(Probe, hook)
+    """Whether a class of probes has its own method of this name; a `Combination` has its parts'."""
+    method = getattr(cls, hook)
+    return method is not getattr(Probe, hook) and not hasattr(method, "of_parts")
 
 
 def _check_name(cls: type, name: str) -> None:

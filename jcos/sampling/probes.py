@@ -1,6 +1,6 @@
 """The probes of the paper, and combinations of probes."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,18 +8,48 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jcos.model.dit import SITES
+from jcos.sampling.hooks import HOOKS
 from jcos.sampling.interventions import Place, places
 from jcos.sampling.probe import Change, Latents, Probe, Site, Sizes, Tokens, defines, parts
 
 
 def _acting(probe: Probe, hook: str) -> int:
     """Count the probes in it that define this method, and may draw random numbers there."""
-    inner = sum(_acting(part, hook) for part in parts(probe))
-    here = defines(type(probe), hook) or hook.removeprefix("on_") in probe.sites()
-    return inner or int(here)
+    return sum(_acting(part, hook) for part in parts(probe)) or int(defines(type(probe), hook))
 
 
-class Chain(Probe):
+class Combination(Probe):
+    """A probe of others: it fits the runs that they fit, and changes what they change. Subclasses
+    say what `call` does; a run calls it, and so do the methods."""
+
+    def made_for(self) -> Sizes:
+        return tuple(size for part in parts(self) for size in part.made_for())
+
+    def changes(self, world: int = 0) -> list[Change]:
+        return [change for part in parts(self) for change in part.changes(world)]
+
+    def sites(self) -> tuple[str, ...]:
+        used = {*super().sites(), *(site for part in parts(self) for site in part.sites())}
+        return tuple(site for site in SITES if site in used)
+
+
+def _of_parts(hook: str) -> Callable[..., Any]:
+    """Return the method of a combination."""
+
+    def method(self: Probe, site: Site, *values: Any) -> Any:
+        acted = self.call(hook, site, *values)
+        return acted[0] if hook in ("on_latents", "on_step") else acted
+
+    method.of_parts = True  # type: ignore[attr-defined]
+    return method
+
+
+for _hook in HOOKS:
+    setattr(Combination, _hook, _of_parts(_hook))
+
+
+class Chain(Combination):
     """Several probes, one after the other; observations as a tuple in their order.
 
     Their random numbers are independent: `site.key` is folded with the number of probes before it
@@ -89,7 +119,7 @@ def check_mask(probe: Probe, tokens: Any) -> None:
         raise ValueError(f"{what}; it is a mask [N], True where the probe acts")
 
 
-class InWorlds(Probe):
+class InWorlds(Combination):
     """A probe that acts in some worlds only, and observes in all of them.
 
     worlds [worlds]: where it acts. A clean and a perturbed run side by side share all else.

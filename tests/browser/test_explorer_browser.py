@@ -3,6 +3,8 @@
 Needs the extra `browser` and a Chromium (Debian's package `chromium`, or the one in $CHROMIUM).
 """
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -290,3 +292,18 @@ def test_the_page_opens_with_the_run_that_decides_late(opened: Open, tmp_path: P
     strips.first.locator("canvas").first.wait_for()
     strips.first.click()
     until(tab, lambda: tab.locator("#group").input_value() == "puzzle 0")
+
+
+@pytest.mark.skipif("JCOS_DEMO" not in os.environ, reason="$JCOS_DEMO names no folder of a demo")
+def test_the_demo_itself(opened: Open) -> None:
+    folder = Path(os.environ["JCOS_DEMO"]).resolve()
+    runs = json.loads((folder / "run.json").read_text())["planes"]
+    tab = opened((folder / "index.html").as_uri())
+    with np.load(folder / "planes.npz") as arrays:
+        for number, run in enumerate(runs):
+            tab.select_option("#group", run["group"])
+            until(tab, lambda run=run: tab.locator(".pane b").inner_text() == run["label"])
+            x0 = arrays[f"x0_{number}"]
+            for step, frame in ((0, 0), (len(x0) // 2, 1), (len(x0) - 1, x0.shape[1] - 1)):
+                slide(tab, step=step, frame=frame)
+                np.testing.assert_array_equal(shown(tab), x0[step, frame])

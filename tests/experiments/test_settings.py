@@ -94,3 +94,9 @@ def test_settings_change_a_models_sampling_only_where_they_say(small_model) -> N
     assert Settings(solver="euler").of(diffusers).grid == "euler"
     with pytest.raises(ValueError, match="guidance has 2 scales"):
         Settings(guidance=(1.0, 2.0)).of(config)
+
+
+def test_a_file_without_an_experiment_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.py").write_text("experiment = 3\n")
+    with pytest.raises(ValueError, match="describes no experiment"):
+        load_experiment(tmp_path / "empty.py")

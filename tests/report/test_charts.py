@@ -8,7 +8,7 @@ import xarray as xr
 
 from jcos.lab import results
 from jcos.report import charts as report
-from jcos.report.charts import Chart, charts_of, compared, fitted
+from jcos.report.charts import Chart, charts_of, compared, fitted, pack
 from tests.report import folders
 
 
@@ -167,3 +167,8 @@ def test_curves_of_several_folders_share_a_chart(charts: dict[str, Chart]) -> No
     lines = {line["label"]: line for line in drawn["panels"][0]["lines"]}
     assert (lines["b, model"]["mean"], lines["a, model"]["mean"]) == (short, whole)
     assert lines["b, model"]["places"] == [0, 3]
+
+
+def test_what_is_not_known_is_a_hole_of_a_map() -> None:
+    values = np.array([[1.0, np.nan], [np.inf, -2e6]])
+    np.testing.assert_array_equal(unpacked(pack(values), 2, 2), [[1, np.nan], [np.nan, -2e6]])

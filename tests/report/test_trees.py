@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from jcos.lab.outcome import TREE, pictures
 from jcos.report.trees import trees_of
@@ -36,3 +37,6 @@ def test_the_chosen_video_is_followed_back_through_copies(tmp_path: Path) -> Non
     (page,) = trees_of(tmp_path, manifest)
     chosen = [[p["score"] for p in ps if p["chosen"]] for _, _, ps in page["rows"]]
     assert chosen == [[], [4.0], [9.0]]
+    # Without what the page shows of each video it is damaged, which `read` says.
+    with pytest.raises(KeyError, match="forwards"):
+        trees_of(tmp_path, {k: v for k, v in manifest.items() if k != "forwards"})

@@ -70,7 +70,7 @@ INSIDE = {
         Steer.at(CONFIG, jnp.ones(32), [1], when=[0, 1]),
         cells([0, 1], [1]),
     ),
-    "what is added set to zero after layer 1": (
+    "block left out after layer 1": (
         KnockOut.at(CONFIG, "update", [1]),
         cells(range(4), [1]),
     ),

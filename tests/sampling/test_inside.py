@@ -12,10 +12,11 @@ from jcos.generation import generate
 from jcos.model.dit import DiT
 from jcos.sampling import trajectory
 from jcos.sampling.inside import Capture, KnockOut, Patch, Steer, difference, until
+from jcos.sampling.probe import Probe
 from jcos.sampling.probes import Noise, Swap, TokenEnergy, chain
 from jcos.sampling.trace import Trace
 from jcos.wan import Wan
-from tests.models import CONFIG, FRAMES, LAYERS, STEPS, TOKENS, close, frame, randomised
+from tests.models import CONFIG, FRAMES, LAYERS, STEPS, TOKENS, at, close, frame, randomised
 
 DIM, HEADS = CONFIG.dit.dim, CONFIG.dit.heads
 EVERY_HEAD = [(k, h) for k in range(LAYERS) for h in range(HEADS)]
@@ -306,3 +307,33 @@ def test_what_does_not_fit_is_refused_in_a_sentence(
     with pytest.raises((ValueError, IndexError), match=words) as error:
         generate(model, condition, probe=make())
     assert len(str(error.value)) < 250
+
+
+class Halved(Probe):
+    """Of another probe, at every second step."""
+
+    probe: Probe
+
+    def on_heads(self, site, z):
+        acted, observation = self.probe.on_heads(site, z)
+        return jnp.where(site.step % 2 == 0, acted, z), observation
+
+
+class Doubled(KnockOut):
+    """Its own method is called in place of the knock-out."""
+
+    def on_heads(self, site, z):
+        return 2 * z, ()
+
+
+def test_probes_are_wrapped_and_overridden_by_their_methods() -> None:
+    knock, z = KnockOut.at(CONFIG, "heads", [(0, 1)]), jnp.ones((3, CONFIG.dit.heads, 2))
+    for probe in (knock, chain(knock), chain(chain(knock), knock)):
+        halved = Halved(probe)
+        assert (halved.sites(), halved.changes(), halved.made_for()) == (("heads",), [], ())
+        here = (at(step, 0.5)._replace(layer=jnp.int32(0)) for step in (0, 1))
+        acted, same = (halved.call("on_heads", site, z)[0] for site in here)
+        np.testing.assert_array_equal(acted[:, 1], 0)
+        np.testing.assert_array_equal(same, z)
+    own = Doubled(knock.place, knock.mask)
+    np.testing.assert_array_equal(chain(own).call("on_heads", at(0, 0.5), z)[0], 2 * z)

@@ -112,6 +112,12 @@ def test_keys_differ_between_layers_branches_methods_and_places_in_a_chain() -> 
             site = at(1, 0.5)._replace(branch=jnp.int32(branch)).at("on_block", jnp.int32(layer))
             assert site.layer == layer
             numbers += jax.tree.leaves(nested.call("on_block", site, jnp.zeros((1, 1)))[1])
+    site = at(1, 0.5).at("on_block", jnp.int32(0))
+    ways = (
+        nested.call("on_block", site, jnp.zeros((1, 1))),
+        nested.on_block(site, jnp.zeros((1, 1))),
+    )
+    jax.tree.map(np.testing.assert_array_equal, *ways)  # as a run calls it, and by its own name
     numbers += [
         jax.random.key_data(at(1, 0.5).at(hook).key)
         for hook in ("on_latents", "on_step", "on_estimate", *(f"on_{name}" for name in SITES[:-1]))
