@@ -9,6 +9,7 @@ from unittest.mock import Mock
 import jax
 import numpy as np
 import pytest
+from jax.core import Tracer
 from safetensors.numpy import load_file
 
 from jcos import loop, staged, wan
@@ -75,7 +76,7 @@ def test_a_search_that_was_killed_goes_on(release, picture, tmp_path, monkeypatc
 
     def killed(*arguments: Any) -> Any:
         # A step that runs, not one whose program is traced to check the probe.
-        calls[0] += not isinstance(jax.tree.leaves(arguments[3])[0], jax.core.Tracer)
+        calls[0] += not isinstance(jax.tree.leaves(arguments[3])[0], Tracer)
         if calls[0] == 6:
             raise KeyboardInterrupt
         return plain(*arguments)
