@@ -128,3 +128,17 @@ def test_maps_are_turned_and_cut(opened: Open, made: Made) -> None:
     told = lane.locator(".behind").inner_text()
     assert told.startswith("layer 0, frame 0: 2 runs. Lowest: bounce, puzzle 2, seed ")
     assert lane.locator(".behind circle").count() == 2
+    slider.fill("4")  # the cell stays chosen
+    until(tab, lambda: lane.locator(".key b").inner_text().startswith("layer 0, frame 0: "))
+    value = float(lane.locator(".key b").inner_text().partition(": ")[2])
+    np.testing.assert_allclose(value, energy[2, :, 4, 0, 0].mean(), rtol=0.01)
+    assert lane.locator(".behind circle").count() == 2
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_figures_and_maps_fit_the_screen(opened: Open, made: Made, width: int) -> None:
+    tab = opened(made[0])
+    tab.set_viewport_size({"width": width, "height": 844})
+    for title in ("Solved", "Token energy"):
+        chart(tab, title)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
