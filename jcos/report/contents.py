@@ -147,8 +147,8 @@ def films(results: Sequence[Results]) -> dict[str, dict[Path, list[Path | None]]
     folders: dict[Path, dict[Path, list[Path | None]]] = defaultdict(dict)
     for i, result in enumerate(results):
         for path in result.films:
-            inside = path.relative_to(result.folder)
-            folders[inside.parent].setdefault(inside, [None] * len(results))[i] = path
+            within = path.relative_to(result.folder)
+            folders[within.parent].setdefault(within, [None] * len(results))[i] = path
     return {
         parent.as_posix() if parent.name else "at the top": dict(sorted(members.items()))
         for parent, members in sorted(folders.items())
@@ -175,9 +175,9 @@ def settings_of(manifest: Mapping[str, Any], but: Sequence[str] = OUTCOMES) -> d
     for key, value in manifest.items():
         if key in ELSEWHERE or key in but:
             continue
-        inside = value if isinstance(value, dict) else {"": value}
-        names = {f"{key}: {name}" if name else key: one for name, one in inside.items()}
-        flat |= {name.replace("_", " "): _value(one) for name, one in names.items()}
+        entries = value if isinstance(value, dict) else {"": value}
+        named = {f"{key}: {name}" if name else key: one for name, one in entries.items()}
+        flat |= {name.replace("_", " "): _value(one) for name, one in named.items()}
     return flat
 
 

@@ -162,8 +162,8 @@ def read(folder: Path) -> Results:
 
     def whole(how: Callable[[Path], S], paths: Iterable[Path]) -> list[S]:
         named = ((path.relative_to(folder).as_posix(), path) for path in paths)
-        read = [tried(name, None, how, path) for name, path in named]
-        return [one for one in read if one is not None]
+        contents = [tried(name, None, how, path) for name, path in named]
+        return [one for one in contents if one is not None]
 
     manifest = tried("The manifest", {}, manifest_of, folder)
     expected = tried("The manifest", [], _expected, manifest)
