@@ -6,7 +6,7 @@ Nothing here may import `jcos`: the shape checks are put in place when it is fir
 import gc
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,6 +44,15 @@ GOLDEN = ROOT / "tests" / "golden"
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> Iterator[None]:
+    """What other modules left is not looked through each time that a test, or the reading of a
+    checkpoint, collects garbage: that is seconds in a process that has traced much."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def load_golden(name: str) -> dict[str, np.ndarray]:
