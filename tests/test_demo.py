@@ -94,6 +94,6 @@ def test_the_same_seeds_give_the_same_numbers(
 
 
 def test_demo_refuses_a_model_of_few_steps(small_model: Wan, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="samples in 4 steps"):
+    with pytest.raises(ValueError, match="made for 50 steps; this model samples in 4"):
         demo.run(small_model, tmp_path / "x", "jcos demo")
     assert not (tmp_path / "x").exists()
