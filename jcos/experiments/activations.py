@@ -26,7 +26,7 @@ from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Progress, places
 from jcos.experiments.linear_probes import fit_and_read, identities_of, labels_of
-from jcos.experiments.parameters import AtSteps, Count, Positive, Several
+from jcos.experiments.parameters import AtLeastTwo, AtSteps, Count, Positive
 from jcos.experiments.samples import others_of
 from jcos.experiments.sweeps import pixels
 from jcos.lab.measures import POSITIVE, cka
@@ -66,10 +66,10 @@ class Activations(Experiment):
     question = "Which channels and tokens rule the norm, and what is left without them?"
 
     tasks: tuple[str, ...] = ("maze", "rotation")
-    puzzles: Several = 64
+    puzzles: AtLeastTwo = 64
     steps: AtSteps = (0.0, 0.2, 0.5, 1.0)
     largest: Count = 3
-    tokens: Several = 256
+    tokens: AtLeastTwo = 256
     penalty: Positive = 1e-3
 
     def check(self, config: WanConfig) -> None:

@@ -22,7 +22,7 @@ from scipy import stats
 from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Progress, check_spread
-from jcos.experiments.parameters import SOME, Positive, Several
+from jcos.experiments.parameters import NONEMPTY, AtLeastTwo, Positive
 from jcos.experiments.samples import others_of
 from jcos.experiments.swap import pair_conditions, pair_seed
 from jcos.experiments.swap_pairs import Pair, pairs_of
@@ -61,8 +61,8 @@ class Attribution(Experiment):
     question = "Which heads and layers of which steps carry the answer, and does a gradient tell?"
 
     tasks: tuple[str, ...] = ("rotation", "tictactoe")
-    puzzles: Several = 64
-    sharper: Annotated[tuple[Positive, ...], SOME] = (1.0, 2.0, 4.0)
+    puzzles: AtLeastTwo = 64
+    sharper: Annotated[tuple[Positive, ...], NONEMPTY] = (1.0, 2.0, 4.0)
 
     def check(self, config: WanConfig) -> None:
         super().check(config)

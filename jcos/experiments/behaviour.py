@@ -22,7 +22,7 @@ from jcos.experiments import plots, watching
 from jcos.experiments.answers import Answers, answers_of, chosen
 from jcos.experiments.behaviour_memory import check_tiles, memory_figures, remembering
 from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
-from jcos.experiments.parameters import Count, Number, Positive
+from jcos.experiments.parameters import Count, NonNegative, Positive
 from jcos.experiments.samples import Samples
 from jcos.lab import results
 from jcos.lab.measures import POSITIVE, UNBOUNDED, commitment_step
@@ -66,8 +66,8 @@ class Behaviour(Experiment):
     question = "Does the model remember, correct itself, and see before it acts?"
 
     tasks: tuple[str, ...] = ("maze", "tictactoe", "pattern", "rotation", "returns", "bounce")
-    wrong: Number = 6
-    learned: Number = 256
+    wrong: NonNegative = 6
+    learned: NonNegative = 256
     remembered: Count = 128
     penalty: Positive = 0.1
 

@@ -26,7 +26,7 @@ from jcos.experiments import plots
 from jcos.experiments.answers import Answers, answers_of
 from jcos.experiments.clips import latent_frames
 from jcos.experiments.experiment import Experiment, Picture, Progress, case_labels
-from jcos.experiments.parameters import SOME, Count, Positive, Rule, Several
+from jcos.experiments.parameters import NONEMPTY, AtLeastTwo, Count, Positive, Rule
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import pixels, read_latents
 from jcos.lab.ideal import ideal_run
@@ -76,8 +76,8 @@ class Budget(Experiment):
     question = "What do steps buy, and where are they best spent?"
 
     tasks: tuple[str, ...] = ("maze", "tictactoe", "pattern", "rotation", "returns", "bounce")
-    steps: Annotated[tuple[Count, ...], SOME] = (1, 2, 4, 8, 16, 50)
-    lengths: tuple[Several, ...] = (4, 8)
+    steps: Annotated[tuple[Count, ...], NONEMPTY] = (1, 2, 4, 8, 16, 50)
+    lengths: tuple[AtLeastTwo, ...] = (4, 8)
     shifts: tuple[Positive, ...] = (1.0, 2.0, 3.0, 5.0, 8.0)
     middles: tuple[Level, ...] = (0.25, 0.5, 0.75, 0.9, 0.95)
     frames: tuple[int, ...] = ()

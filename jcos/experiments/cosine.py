@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Progress, places
-from jcos.experiments.parameters import SOME, AtLayers, Several
+from jcos.experiments.parameters import NONEMPTY, AtLayers, AtLeastTwo
 from jcos.experiments.samples import others_of
 from jcos.lab.results import measure
 from jcos.sampling import flow
@@ -49,10 +49,10 @@ class Cosine(Experiment):
 
     question = "How alike are tokens of neighbouring denoising steps, by layer?"
 
-    puzzles: Several = 64
+    puzzles: AtLeastTwo = 64
     seeds: tuple[int, ...] = (0, 1)
-    layers: Annotated[AtLayers, SOME] | None = None
-    tokens: Several = 128
+    layers: Annotated[AtLayers, NONEMPTY] | None = None
+    tokens: AtLeastTwo = 128
 
     def check(self, config: WanConfig) -> None:
         super().check(config)

@@ -20,7 +20,7 @@ from jcos.config import PixelCodec, WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import answers_of
 from jcos.experiments.experiment import Experiment, Picture, Progress, case_labels, places, window
-from jcos.experiments.parameters import SOME, AtLayers, AtSteps
+from jcos.experiments.parameters import NONEMPTY, AtLayers, AtSteps
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import read_latents, read_videos
 from jcos.lab.measures import GAINS, POSITIVE, SCORES, Span
@@ -112,7 +112,7 @@ class Ensemble(Experiment):
     seeds: tuple[int, ...] = tuple(range(8))
     members: int = 3
     window: tuple[float, ...] = (0.5, 0.75)
-    steps: Annotated[AtSteps, SOME] = (0,)
+    steps: Annotated[AtSteps, NONEMPTY] = (0,)
     unconditional: bool = True
     more_members: tuple[int, ...] = (2, 4, 8)
     layers: AtLayers | None = None

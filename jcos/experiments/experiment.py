@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from jcos.config import Grid, PixelCodec, Sampling, Solver, WanConfig
 from jcos.devices import mesh, sharding
 from jcos.experiments.clips import check_clips, latent_frames, read_clips
-from jcos.experiments.parameters import Count, Number, check_parameters
+from jcos.experiments.parameters import Count, NonNegative, check_parameters
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import sweep
 from jcos.lab import results
@@ -83,7 +83,7 @@ class Experiment(abc.ABC):
 
     tasks: tuple[str, ...] = ("maze",)
     puzzles: Count = 64
-    puzzle_seed: Number = 0
+    puzzle_seed: NonNegative = 0
     several: bool = False
     clips: Path | None = None
     profile: Profile | None = None

@@ -22,7 +22,7 @@ from jcos.experiments import plots
 from jcos.experiments.experiment import Picture, Place, Progress, places
 from jcos.experiments.feature_study import EXPLAINED, TELLS, Study
 from jcos.experiments.linear_probes import READINGS, identities_of, marked
-from jcos.experiments.parameters import SOME, Count, Positive
+from jcos.experiments.parameters import NONEMPTY, Count, Positive
 from jcos.experiments.samples import puzzles_of
 from jcos.experiments.store import Store
 from jcos.experiments.sweeps import (
@@ -76,7 +76,7 @@ class Features(Store):
     shown: Count = 12
     steered: Count = 24
     steer_until: Place = 0.5
-    strengths: Annotated[tuple[Positive, ...], SOME] = (1.0, 2.0, 4.0)
+    strengths: Annotated[tuple[Positive, ...], NONEMPTY] = (1.0, 2.0, 4.0)
 
     def check(self, config: WanConfig) -> None:
         super().check(config)

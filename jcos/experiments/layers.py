@@ -32,7 +32,7 @@ from jcos.experiments.linear_probes import (
     identities_of,
     labels_of,
 )
-from jcos.experiments.parameters import SOME, AtLayers, AtSteps, Positive
+from jcos.experiments.parameters import NONEMPTY, AtLayers, AtSteps, Positive
 from jcos.experiments.sweeps import pixels
 from jcos.lab import results
 from jcos.lab.ideal import ideal
@@ -74,8 +74,8 @@ class Layers(Experiment):
     question = "What do tokens carry, layer by layer?"
 
     tasks: tuple[str, ...] = ("maze", "tictactoe", "pattern", "rotation", "returns")
-    steps: Annotated[AtSteps, SOME] = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
-    layers: Annotated[AtLayers, SOME] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    steps: Annotated[AtSteps, NONEMPTY] = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
+    layers: Annotated[AtLayers, NONEMPTY] = (0.0, 0.25, 0.5, 0.75, 1.0)
     penalty: Positive = 1e-3
 
     def check(self, config: WanConfig) -> None:

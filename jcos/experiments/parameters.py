@@ -14,11 +14,11 @@ class Rule(NamedTuple):
     words: str
 
 
-SOME = "some"
+NONEMPTY = "nonempty"
 """Of a tuple that must not be empty."""
-Number = Annotated[int, Rule(lambda n: n >= 0, "at least 0")]
+NonNegative = Annotated[int, Rule(lambda n: n >= 0, "at least 0")]
 Count = Annotated[int, Rule(lambda n: n >= 1, "at least 1")]
-Several = Annotated[int, Rule(lambda n: n >= 2, "at least 2")]
+AtLeastTwo = Annotated[int, Rule(lambda n: n >= 2, "at least 2")]
 Positive = Annotated[float, Rule(lambda x: 0 < x < math.inf, "a positive number")]
 AtSteps = Annotated[tuple[Place, ...], "step"]
 AtLayers = Annotated[tuple[Place, ...], "layer"]
@@ -42,7 +42,7 @@ def _rules(hint: Any) -> Iterator[Rule | str]:
 
 
 def _check(name: str, value: Any, rule: Rule | str, sizes: Mapping[str, int]) -> None:
-    if rule == SOME and not value:
+    if rule == NONEMPTY and not value:
         raise ValueError(f"{name} is empty; name at least one")
     if isinstance(rule, str):
         places(value if rule in sizes else (), sizes.get(rule, 0), rule)

@@ -21,7 +21,7 @@ from jcos.config import WanConfig
 from jcos.devices import mesh
 from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Progress
-from jcos.experiments.parameters import Count, Number
+from jcos.experiments.parameters import Count, NonNegative
 from jcos.experiments.samples import Samples, puzzles_of
 from jcos.experiments.search_bank import SIGNS, Bank, add_head, ended, make_bank
 from jcos.experiments.sweeps import conditions_of, judge, remembered
@@ -75,7 +75,7 @@ class Search(Experiment):
     budgets: tuple[int, ...] = (16, 31, 60)
     drawn: Count = 48
     long: tuple[int, ...] = (20, 50)
-    few: Number = 0
+    few: NonNegative = 0
     many: Count = 80
 
     def check(self, config: WanConfig) -> None:

@@ -17,7 +17,7 @@ import xarray as xr
 from jcos.experiments import plots, watching
 from jcos.experiments.answers import answers_of, chosen, shares
 from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
-from jcos.experiments.parameters import Number
+from jcos.experiments.parameters import NonNegative
 from jcos.experiments.samples import Samples
 from jcos.lab import measures, results
 from jcos.lab.results import DENOISERS, MODEL, Row, measure
@@ -49,7 +49,7 @@ class Steps(Experiment):
     question = "When does the answer appear, and what do early estimates blend?"
 
     tasks: tuple[str, ...] = ("maze", "tictactoe", "pattern", "rotation", "returns", "bounce")
-    wrong: Number = 6
+    wrong: NonNegative = 6
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples = self.samples(model)

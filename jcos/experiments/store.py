@@ -14,7 +14,7 @@ import xarray as xr
 from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Progress, check_spread, places
-from jcos.experiments.parameters import SOME, AtLayers, AtSteps, Count
+from jcos.experiments.parameters import NONEMPTY, AtLayers, AtSteps, Count
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import activations_folder, score
 from jcos.lab import activations, results
@@ -41,8 +41,8 @@ class Store(Experiment):
 
     question = "What do tokens hold at chosen layers and steps?"
 
-    layers: Annotated[AtLayers, SOME] = (0.8,)
-    steps: Annotated[AtSteps, SOME] = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
+    layers: Annotated[AtLayers, NONEMPTY] = (0.8,)
+    steps: Annotated[AtSteps, NONEMPTY] = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
     sites: tuple[str, ...] = ("block",)
     tokens: Count | None = None
 

@@ -24,7 +24,7 @@ from jcos.experiments import plots
 from jcos.experiments.answers import Answers, blend
 from jcos.experiments.clips import read_clips
 from jcos.experiments.experiment import Experiment, Picture, Progress, case_labels, places, silent
-from jcos.experiments.parameters import SOME, AtLayers, AtSteps
+from jcos.experiments.parameters import NONEMPTY, AtLayers, AtSteps
 from jcos.experiments.samples import baselines
 from jcos.experiments.swap_pairs import Pair, candidates, object_tokens, pairs_of
 from jcos.experiments.sweeps import conditions_of, judge, pixels
@@ -99,7 +99,7 @@ class Swap(Experiment):
     question = "Which layer decides the answer?"
 
     tasks: tuple[str, ...] = ("rotation", "tictactoe", "returns", "pattern")
-    layers: Annotated[AtLayers, SOME] | None = None
+    layers: Annotated[AtLayers, NONEMPTY] | None = None
     steps: AtSteps = (0, 0.25, 0.5, 0.75)
     until: AtSteps = (0.25, 0.5, 1.0)
 

@@ -33,10 +33,6 @@ BLOCK = 1 << 18
 """Bytes of a file that are read at a time."""
 
 
-_READ: dict[tuple[Path, ...], tuple[Any, list[Results]]] = {}
-"""What runs hold, and the state of their files when they were read."""
-
-
 class Missing(LookupError):
     """There is nothing at an address."""
 
@@ -49,6 +45,7 @@ class Shelf:
             raise ValueError(f"{folder} is no folder; give one with results in it, such as out")
         self.folder = folder.resolve()
         self._runs: dict[str, Path] = {}
+        self._results: dict[tuple[Path, ...], tuple[Any, list[Results]]] = {}
 
     def runs(self) -> dict[str, Path]:
         """Look for runs and return them by their names."""
@@ -69,18 +66,33 @@ class Shelf:
         known = self._runs if all(key in self._runs for key in keys) else self.runs()
         return [known[key] for key in keys] if all(key in known for key in keys) else []
 
+    def read(self, folders: list[Path]) -> list[Results]:
+        """Return the results of runs, the first of them the baseline; read anew when any of their
+        files changes, but for those that are being written."""
+        version = []
+        for path in (path for folder in folders for path in files_of(folder)):
+            if path.suffix != ".part":
+                with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                    now = path.stat()
+                    version.append((path, now.st_mtime_ns, now.st_size))
+        before, results = self._results.get((*folders,), (None, []))
+        if before != version:
+            results = distinct([read(folder) for folder in folders])
+            self._results[(*folders,)] = version, results
+        return results
+
     def answer(self, path: str) -> tuple[bytes | Path, str]:
-        """Return the content of an address, or the file that has it, and its type. Raises
-        LookupError where there is nothing."""
+        """Return the content of an address, or the file that has it, and its type. Raises Missing
+        where there is nothing."""
         parts = [os.fsdecode(urllib.parse.unquote_to_bytes(part)) for part in path.split("/")[1:]]
         if parts == [""]:
             return self.table(), HTML
         folders = self.folders(parts[1]) if len(parts) > 2 and parts[0] == "run" else []
         match parts[2:] if folders else None:
             case [""]:
-                return _page(_read(folders)), HTML
+                return _page(self.read(folders)), HTML
             case ["explore.data", name]:
-                return _data(_read(folders), name), "application/json"
+                return _data(self.read(folders), name), "application/json"
             case ["explore.thumbnail"]:
                 return thumbnail(folders[0])
             case [*rest]:
@@ -90,22 +102,6 @@ class Shelf:
                     kind = mimetypes.guess_type(file.name, strict=False)[0]
                     return file, kind or "application/octet-stream"
         raise Missing(f"there is no {path}")
-
-
-def _read(folders: list[Path]) -> list[Results]:
-    """Return what runs hold, the first of them the baseline; read anew when any of their files
-    changes, but for those that are being written."""
-    stats = []
-    for path in (path for folder in folders for path in files_of(folder)):
-        if path.suffix != ".part":
-            with contextlib.suppress(FileNotFoundError):  # gone since it was listed
-                now = path.stat()
-                stats.append((path, now.st_mtime_ns, now.st_size))
-    version, held = _READ.get((*folders,), (None, []))
-    if version != stats:
-        held = distinct([read(folder) for folder in folders])
-        _READ[(*folders,)] = stats, held
-    return held
 
 
 def _page(results: list[Results]) -> bytes:

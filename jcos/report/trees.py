@@ -28,7 +28,7 @@ def trees_of(folder: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
         pictures = dict(stored)
     return [
         {name: manifest[name][i] for name in ("seed", "forwards")}
-        | {name: manifest[name][i] for name in ("solved",) if name in manifest}
+        | ({"solved": manifest["solved"][i]} if "solved" in manifest else {})
         | {name: _uri(pictures[name][i]) for name in ("chosen", "right") if name in pictures}
         | {"rows": _rows(manifest, pictures, i)}
         for i in range(len(pictures["chosen"]))
@@ -38,7 +38,7 @@ def trees_of(folder: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _rows(
     manifest: Mapping[str, Any], pictures: Mapping[str, np.ndarray], i: int
 ) -> list[tuple[int, str, list[dict[str, Any]]]]:
-    """Return step, judge and particles of every row of puzzle i, those that went on first, then by
+    """Return step, judge and particles of every row of video i, those that went on first, then by
     score. went: as how many. chosen: whether the chosen video comes from it: followed back from the
     best one of its seed at the end, to none (−1) in rows before it began."""
     rows, chosen = [], None
