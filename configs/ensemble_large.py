@@ -2,11 +2,7 @@
 
     jcos run configs/ensemble_large.py
 
-Writes out/ensemble_large: mazes solved with the mean of three seeds' tokens in the first step,
-against one run, the majority and the best of three, and one run with as many forwards; nothing
-else of configs/ensemble.py, so that 1,600 puzzles can be paid for.
-
-The 10 steps are for the small model; for another take its own with --set sampling.steps=none.
+The paper's comparison and nothing else of configs/ensemble.py, on 1,600 mazes.
 """
 
 from jcos.experiments.ensemble import Ensemble

@@ -2,13 +2,7 @@
 
     jcos run configs/flow.py
 
-Writes out/flow: the map of noised step × observed step (1 − CKA of the
-tokens), the sensitivity curve, the layer × step maps, the same for noise at a frame, all beside the
-ideal denoiser under the same noise.
-
 5 minutes on one core of two (x86_64, 2026-11-21).
-
-The 20 steps are for the small model; for another take its own with --set sampling.steps=none.
 """
 
 from jcos.experiments.experiment import Settings

@@ -2,19 +2,11 @@
 
     jcos run configs/search.py
 
-Writes out/search: mazes of 7 × 7 cells that are solved, against forwards: one run and longer ones,
-best-of-N by oracle, chance and several judges, screening at one step or two, restarts below a
-threshold, a calibrated stop, LatSearch's resampling, Feynman–Kac, EvoSearch, and the paper's
-ensemble. Settings are fixed on training puzzles. How well each judge tells failures, and how well
-the probabilities hold that are fitted to it.
-
 About 70,000 passes through the small model (59,000 took 614 s on 2 × x86_64 CPU, 2026-11-29), and
 replays. Shorter: --set puzzles=128 --set training=32 --set drawn=8.
 
 Other tasks: --set tasks=tictactoe-block,bounce-hard; mazes with several routes: --set tasks=maze
 --set several=true; larger mazes: --set tasks=maze9. Up to 800 forwards: --set few=32.
-
-The 10 steps are for the small model; for another take its own with --set sampling.steps=none.
 """
 
 from jcos.experiments.experiment import Settings

@@ -3,9 +3,6 @@ estimate tell that it will fail? (Paper, section 3.1, on mazes of 7 × 7 cells.)
 
     jcos run configs/steps_hard.py
 
-Writes out/steps_hard: as steps.py, of larger mazes with longer ways. They have failures enough to
-ask what predicts them, and decisions that come at any step.
-
 1.5 minutes on one core of two (x86_64, 2026-11-22).
 """
 

@@ -20,10 +20,7 @@ CONFIGS = [file for file in sorted(FOLDER.glob("*.py")) if not file.stem.startsw
 def test_every_config_describes_its_experiment(file: Path) -> None:
     experiment = load_experiment(file)
     assert experiment.question.endswith("?")
-    text = file.read_text()
-    assert f"jcos run configs/{file.name}" in text
-    small = experiment.sampling.steps
-    assert (f"The {small} steps are for the small model" in text) == (small is not None)
+    assert f"jcos run configs/{file.name}" in file.read_text()
     assert override(experiment, ["sampling.steps=none"]).sampling == Settings()
 
 
