@@ -175,7 +175,7 @@ LAYOUTS = (
     "tensor=8",
     "fsdp=8",
 )
-"""Every axis with every other one, and the longest."""
+"""Every axis, beside others, and the longest."""
 SHARED = ("context=8", "context=2,fsdp=4", "context=4,tensor=2")
 METHODS = {"ulysses": "all-to-all", "ring": "collective-permute", "gather": "all-gather"}
 

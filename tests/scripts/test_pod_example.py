@@ -1,4 +1,4 @@
-"""The pod script, on one host of eight simulated devices, and on a single machine."""
+"""The pod script, on two hosts of four simulated devices each, and on a single machine."""
 
 import dataclasses
 import runpy
@@ -13,7 +13,7 @@ import jcos
 from jcos.weights import checkpoint
 from jcos.weights.released import open_released
 from tests.conftest import ROOT
-from tests.many_devices import finish, free_port, launch
+from tests.many_devices import finish, hosts
 from tests.releases import I2V
 
 SCRIPT = ROOT / "scripts" / "pod_example.py"
@@ -47,9 +47,10 @@ def test_the_script_writes_the_trace_of_a_run(small_model, tmp_path):
     checkpoint.save(tmp_path / "model", small_model.config, small_model, {})
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "maze.png")
     words = [tmp_path / "out", "--model", tmp_path / "model", "--picture", tmp_path / "maze.png"]
-    words += ["--prompt", "", "--frames", 5, "--mesh", "context=8"]
-    words += ["--coordinator", f"localhost:{free_port()}", "--hosts", 1, "--host", 0]
-    finish(launch(SCRIPT, *words, JAX_NUM_CPU_DEVICES="8"))
+    words += ["--prompt", "", "--frames", 5]  # alike on both; the mesh is all devices of both
+    with hosts(SCRIPT, *words) as processes:
+        for process in processes:
+            finish(process)
     trace = jcos.Trace.load(tmp_path / "out")
     assert trace.x0.shape[:2] == (3, 4)
     assert np.isfinite(trace.x0).all()
