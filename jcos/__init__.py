@@ -1,8 +1,8 @@
 """jcos (JAX Chain-of-Steps): where does a video diffusion model reason?
 
 The folders are floors, each imports only from those before it: devices, model, media, weights,
-sampling, then `wan`, `loop`, `generation` (so far the core), lab, plan, experiments, bench, report,
-cli.
+sampling, then `wan`, `loop`, `generation`, `preview`, `runs`, `staged` (so far the core), lab,
+plan, experiments, bench, report, cli.
 
 Public names are imported when they are first used: `import jcos` itself costs no import of jax.
 """

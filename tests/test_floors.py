@@ -1,6 +1,7 @@
 """The house rules a machine can read: who imports whom, how long files are, what is never named."""
 
 import ast
+import re
 import subprocess
 from pathlib import Path
 
@@ -138,6 +139,9 @@ def test_every_file_has_a_floor():
         if path != PACKAGE / "__init__.py" and floor_of(path) not in FLOORS
     ]
     assert not unknown, f"give these a place in FLOORS: {unknown}"
+    drawn = re.findall(r"│ (\w+)(/|\.py)", (ROOT / "docs" / "architecture.md").read_text())
+    places = {f"{name}/" if end == "/" else name for name, end in drawn}
+    assert places == {*FLOORS} - {"__main__"}, "docs/architecture.md draws other floors"
 
 
 def test_imports_point_downward_only():
