@@ -14,7 +14,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PAPER  := $(filter-out vbvr_% %_large,$(basename $(notdir $(wildcard configs/*.py))))
 
-DOCUMENTED := config variants wan loop generation runs devices model media weights sampling lab experiments
+DOCUMENTED := config variants files wan loop generation preview runs staged \
+	devices model media weights sampling lab experiments
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
