@@ -21,15 +21,25 @@ from jcos.config import WanConfig
 from jcos.devices import mesh
 from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Progress
-from jcos.experiments.parameters import Count, NonNegative
+from jcos.experiments.parameters import AtLeastTwo, Count, NonNegative
 from jcos.experiments.samples import Samples, puzzles_of
 from jcos.experiments.search_bank import SIGNS, Bank, add_head, ended, make_bank
 from jcos.experiments.sweeps import conditions_of, judge, remembered
 from jcos.experiments.watching import failure_rows
 from jcos.lab import methods, results
 from jcos.lab.calibration import Calibration, fit, reliability, stop
+from jcos.lab.ideal import same_temperature
 from jcos.lab.measures import GAINS, POSITIVE, Estimate, estimate
-from jcos.lab.methods import Method, best_of, calibrated, early_failure, epbs, evosearch, smc
+from jcos.lab.methods import (
+    PRESETS,
+    Method,
+    best_of,
+    calibrated,
+    early_failure,
+    epbs,
+    evosearch,
+    smc,
+)
 from jcos.lab.results import Row, measure
 from jcos.lab.search import run
 from jcos.lab.tasks import Puzzle
@@ -46,6 +56,7 @@ Made = dict[str, tuple[np.ndarray, np.ndarray]]
 TOGETHER = 2
 """Puzzles that are searched at a time, at least: on a mesh as many as it has worlds."""
 GAIN = "solved, more than one run", "Paired by puzzle."
+BEHIND = "solved, more than the oracle of all seeds", "Paired by puzzle."
 PASSES: dict[str, Any] = {"units": "passes", "span": POSITIVE}
 STEPS = 3
 """At least: after the last two steps nothing parts the copies of Feynman–Kac steering."""
@@ -63,7 +74,8 @@ class Search(Experiment):
     training: puzzles for that, and for the head on the tokens of the middle layer. budgets:
     forwards, on average over puzzles. drawn: puzzles for methods that cannot be replayed, for the
     paper's ensemble, and for longer single runs (long: their steps). few: puzzles that are searched
-    among `many` seeds.
+    among `many` seeds. short: steps of the eight runs of "fewer steps, more seeds". Flow-CPS has as
+    its control Euler at the temperature that gives the same variance.
     """
 
     question = "What does acting on early estimates buy, at equal compute?"
@@ -71,10 +83,11 @@ class Search(Experiment):
     tasks: tuple[str, ...] = ("maze7",)
     puzzles: Count = 512
     seeds: tuple[int, ...] = tuple(range(8))
-    training: Count = 128
-    budgets: tuple[int, ...] = (16, 31, 60)
+    training: AtLeastTwo = 128
+    budgets: tuple[Count, ...] = (16, 31, 60)
     drawn: Count = 48
-    long: tuple[int, ...] = (20, 50)
+    long: tuple[Count, ...] = (20, 50)
+    short: Count = 4
     few: NonNegative = 0
     many: Count = 80
 
@@ -124,6 +137,7 @@ class Search(Experiment):
         n = len(puzzles)
         rows = [[np.append(a, np.full(n - len(a), np.nan)) for a in m] for m in made.values()]
         right, spent = np.moveaxis(np.array(rows), 0, -1)
+        best = bank.play(best_of(len(self.seeds), "oracle"))[0]
         signs = np.stack([bank.scores[judge] for judge in JUDGES], -1)
         chance = np.stack([fits[judge](bank.scores[judge]) for judge in JUDGES], -1)
         each = ("puzzle", "seed", "step", "judge")
@@ -132,6 +146,7 @@ class Search(Experiment):
             "spent": measure("puzzle case", spent, "forwards per puzzle", **PASSES),
             "solved": measure("puzzle case", right, "solved", SOLVED),
             "gain": measure("puzzle case", right - right[:, :1], *GAIN, span=GAINS),
+            "behind": measure("puzzle case", right - best[:, None], *BEHIND, span=GAINS),
             "signs": (each, signs.astype(np.float32), {}),
             "chance": (each, chance.astype(np.float32), {}),
             "ended": (("puzzle", "seed"), bank.solved, {}),
@@ -147,6 +162,7 @@ class Search(Experiment):
         made = {f"best of {most}, {name}": best_of(most, name) for name in known.scores}
         made["best of 4, oracle"] = best_of(4, "oracle")
         made["LatSearch, decided"] = methods.latsearch(min(6, most), spread=1.0, scale=0.5)
+        made |= {f"preset {name}": PRESETS[name](most) for name in ("early-failure", "calibrated")}
         at = [(s + 0.5) / steps for s in range(steps)]
         for name in JUDGES:
             scores = known.scores[name]
@@ -168,6 +184,10 @@ class Search(Experiment):
             for kind, candidates in tried.items():
                 for budget, best in known.best(candidates, self.budgets).items():
                     made[f"{kind}, {name}, ≤ {budget}"] = best
+        for budget in self.budgets:  # the control: the same seeds at the same steps, by chance
+            if (screen := made.get(f"screen, decided, ≤ {budget}")) is not None:
+                rows = (dataclasses.replace(row, judge="random") for row in screen.rows)
+                made[f"screen, random, ≤ {budget}"] = dataclasses.replace(screen, rows=tuple(rows))
         return made
 
     def among_many(self, bank: Bank) -> Made:
@@ -187,20 +207,26 @@ class Search(Experiment):
         made, config, some = {}, model.config, list(puzzles[: self.drawn])
         together = max(TOGETHER, mesh.devices(mesh.WORLD))
         conditions, sampling = conditions_of(model, some), self.sampling.of(config)
+        steered = smc(8, scale=0.5)
+        stay = dataclasses.replace(steered.rows[-1], select="systematic", keep=8, ess=0.0)
         acting: dict[str, Method] = {
-            "Feynman–Kac, decided": smc(8, scale=0.5),
+            "Feynman–Kac, decided": dataclasses.replace(steered, rows=(*steered.rows[:-1], stay)),
             "EvoSearch, decided": evosearch(6),
             "restart in time, decided": methods.tbs(4),
+            f"8 seeds of {self.short} steps, decided": best_of(8, steps=self.short),
         }
 
-        def searched(method: Method, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def searched(method: Method, rows: np.ndarray) -> tuple[np.ndarray, ...]:
             """Return what is solved and the forwards of some puzzles, filled up to as many as run
-            together."""
+            together; and what is solved of all that were alive at the end, by weight."""
             filled, count = np.resize(rows, together), len(rows)
             part = jax.tree.map(lambda a: a[filled], conditions)
             result = run(model, part, method, (1000 * filled).tolist(), sampling=sampling)
-            right = judge([some[i] for i in rows], model.decode(result.latents[:count]))[1]
-            return right.astype(float), result.cost.forwards[:count]
+            alike = [some[i] for i in rows]
+            right = judge(alike, model.decode(result.latents[:count]))[1]
+            ends = judge(alike, model.decode(result.particles[:count]))[1]
+            drawn = np.average(ends, 1, result.weights[:count])
+            return right.astype(float), result.cost.forwards[:count], drawn
 
         for case, method in acting.items():
             ends = []
@@ -208,9 +234,11 @@ class Search(Experiment):
                 progress(case, first, len(some))
                 rows = np.arange(first, min(first + together, len(some)))
                 name = f"{some[0].task}-{case}-{first}-{len(rows)}"
-                ends.append(remembered(name, (0, 0), partial(searched, method, rows)))
-            solved, forwards = map(np.concatenate, zip(*ends, strict=True))
+                ends.append(remembered(name, (0, 0, 0), partial(searched, method, rows)))
+            solved, forwards, drawn = map(np.concatenate, zip(*ends, strict=True))
             made[case] = solved, forwards
+            if stay in method.rows:
+                made[f"{case}, one drawn by weight"] = drawn, forwards
         windows = {"first step": range(1), "half of the steps": range(sampling.steps // 2)}
         layers = config.dit.layers
         probes = [SeedEnsemble.window(sampling.steps, layers, at) for at in windows.values()]
@@ -225,8 +253,10 @@ class Search(Experiment):
             spent = np.full(len(some), self.forwards(config, steps))
             made[f"one run, {steps} steps"] = right, spent
         noisy = dataclasses.replace(sampling, solver="cps", eta=0.9)
-        right = ended(model, some, self.seeds, [Probe()], noisy)[0].mean(-1)
-        made["one run, Flow-CPS 0.9"] = right, np.full(len(some), self.forwards(config))
+        cooler = dataclasses.replace(sampling, temperature=same_temperature(noisy))
+        for words, other in {"Flow-CPS 0.9": noisy, "Euler as cool as that": cooler}.items():
+            right = ended(model, some, self.seeds[:4], [Probe()], other)[0].mean(-1)
+            made[f"one run, {words}"] = right, np.full(len(some), self.forwards(config))
         return made
 
     def table(self, data: xr.Dataset) -> pd.DataFrame:

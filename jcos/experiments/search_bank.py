@@ -79,15 +79,25 @@ def make_bank(
 
 
 def add_head(learnt: Bank, others: Sequence[Bank], penalty: float = 1.0) -> None:
-    """Add the scores of a head on tokens, fitted at each step on the first bank, to all of them."""
-    right = learnt.solved.ravel().astype(float)
-    heads = [
-        fit_head(0, features.reshape(-1, features.shape[-1]), right, penalty)
-        for features in np.moveaxis(learnt.features, 2, 0)
-    ]
-    weights = np.stack([head.weights for head in heads])
-    for bank in (learnt, *others):
-        bank.scores["head"] = np.einsum("pksd,sd->pks", bank.features, weights)
+    """Add the scores of a head on tokens, fitted at each step on the first bank, to all of them.
+    Each half of the first bank's own puzzles is read by a head of the other half."""
+    for bank in others:
+        bank.scores["head"] = _headed(bank.features, learnt, slice(None), penalty)
+    learnt.scores["head"] = np.zeros(learnt.features.shape[:3])
+    for half in (slice(0, None, 2), slice(1, None, 2)):
+        other = slice(1 - half.start, None, 2)
+        learnt.scores["head"][half] = _headed(learnt.features[half], learnt, other, penalty)
+
+
+def _headed(
+    features: Float[np.ndarray, "P N S D"], learnt: Bank, rows: slice, penalty: float
+) -> Float[np.ndarray, "P N S"]:
+    """Return what heads say, fitted at each step on some puzzles of a bank."""
+    right = learnt.solved[rows].ravel().astype(float)
+    known = np.moveaxis(learnt.features[rows], 2, 0)
+    heads = [fit_head(0, a.reshape(-1, a.shape[-1]), right, penalty) for a in known]
+    weights = np.stack([np.asarray(head.weights) for head in heads])
+    return np.einsum("pksd,sd->pks", features, weights) + np.array([head.bias for head in heads])
 
 
 def judged(

@@ -72,6 +72,8 @@ def check_scores(judge: Judge, scores: Any, shape: tuple[int, int]) -> None:
             f"judge {type(judge).__name__} returned scores of shape {got}; it must return {shape}, "
             "one for each particle"
         )
+    if isinstance(scores, np.ndarray) and np.isnan(scores).any():
+        raise ValueError(f"judge {type(judge).__name__} returned nan for estimates of zeros")
 
 
 class Decided(Judge):

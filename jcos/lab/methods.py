@@ -34,8 +34,8 @@ class Row:
     select: the best (`top`); those that reach `least` (`threshold`), of which one is searched for
     among fresh seeds, up to `tries` in all rows together, which have to pass the rows before too,
     and the best one of those that came so far goes on where there is none; or drawn by
-    weight, only where the effective sample size is below `ess` of the particles, each at most once
-    where `distinct`.
+    weight, only where the effective sample size is below `ess` of the particles; where `distinct`
+    as many are drawn as are alive, and of these the best go on, each once.
     transform: what ranks: the score, its largest so far (max), its sum, or the sum of its shares
     (softmax). Log-weights grow by scale × that of this row (diff: by its change; softmax: as raw);
     the last row makes up for what rows before it added, but for diff, which adds up by itself.
@@ -93,7 +93,8 @@ class Method:
 
     seeds: particles that begin. steps: of the run, by default the model's own. eta: of Flow-CPS in
     place of the solver Euler, 0..1; a stochastic solver needs none. spread: of the first noises
-    about the first particle's, 0..1 (LatSearch's β); 1 are independent seeds.
+    about the first particle's, 0..1 (LatSearch's β); 1 are independent seeds. fitted: thresholds
+    are the default ones, which suit the small model alone.
     """
 
     rows: tuple[Row, ...]
@@ -101,6 +102,7 @@ class Method:
     steps: int | None = None
     eta: float = 0.0
     spread: float = 1.0
+    fitted: bool = False
 
     def stages(self, steps: int) -> Iterator[tuple[Row, int, int, int]]:
         """Yield every row, after which step of so many it acts, after which one its particles have
@@ -154,12 +156,12 @@ def latsearch(
     scale: float = 1.0,
     spread: float = 0.1,
 ) -> Method:
-    """Resampling without copies at some steps; at the last of them the largest sum of shares goes
-    on alone."""
+    """Resampling without copies at some steps; after the last of them the largest sum of shares
+    goes on alone."""
     common: dict[str, Any] = {"judge": judge, "transform": "softmax", "scale": scale}
-    drawn = {"select": "multinomial", "distinct": True, "keep": seeds}
-    rows = [Row(step=step, **drawn, **common) for step in at[:-1]]
-    return Method(rows=(*rows, Row(step=at[-1], **common)), seeds=seeds, spread=spread)
+    common |= {"select": "multinomial", "distinct": True}
+    rows = [Row(step=step, keep=seeds if step != at[-1] else 1, **common) for step in at]
+    return Method(rows=tuple(rows), seeds=seeds, spread=spread)
 
 
 def smc(
@@ -185,9 +187,9 @@ def early_failure(
 ) -> Method:
     """One seed runs; where its estimate fails at an early step another one begins. least: for
     `decided` alone by default what suits training mazes of 7 × 7 cells, in 10 steps."""
-    least = float(_threshold(judge, least, LEAST))
-    row = Row(step=at, judge=judge, select="threshold", least=least, tries=tries - 1)
-    return Method(rows=(row,), seeds=1)
+    score = float(_threshold(judge, least, LEAST))
+    row = Row(step=at, judge=judge, select="threshold", least=score, tries=tries - 1)
+    return Method(rows=(row,), seeds=1, fitted=least is None)
 
 
 def calibrated(
@@ -203,12 +205,14 @@ def calibrated(
         for step, score in enumerate(scores)
         if score > -math.inf
     ]
-    return Method(rows=tuple(rows) or (Row(step=-1, judge=judge),), seeds=1)
+    made = tuple(rows) or (Row(step=-1, judge=judge),)
+    return Method(rows=made, seeds=1, fitted=least is None)
 
 
 def tbs(seeds: int = 4, judge: str = "decided", *, frames: Sequence[int] = (2,)) -> Method:
     """Restarts in time: the best run's first latent frames are where all begin anew, again and
-    again with more of them. For models that are given frames."""
+    again with more of them. For models that are given frames. Unlike the original it does not look
+    for the first frame that fails, and begins anew also after a run that is right."""
     rows = [
         Row(step=-1, judge=judge, copies=seeds, copy="prefix", frames=count) for count in frames
     ]
@@ -353,9 +357,13 @@ def check(
             f"a search of {method.seeds} seeds and spread {method.spread} is none: at least 1 "
             "seed, a spread above 0 and up to 1"
         )
+    if method.fitted and not isinstance(config.codec, PixelCodec):
+        raise ValueError(
+            f"the default threshold suits the small model; give least for {config.name}"
+        )
     stops: int | None = None
     noisy = sampling.solver in STOCHASTIC and sampling.eta != 0
-    parting = steps - 1 if _draws(probe) else steps - 2 if noisy else 0
+    parting = max(_drawing(probe, steps), steps - 2 if noisy else 0)
     for number, (row, at, before, alive) in enumerate(method.stages(steps)):
         here = f"row {number} (after step {row.step:g})"
         for name, kind in (("select", Select), ("transform", Transform), ("copy", Copy)):
@@ -371,12 +379,14 @@ def check(
             raise ValueError(f"{here} comes after step {before}; rows go forwards")
         if row.judge not in names:
             raise ValueError(f"{here}: there is no judge {row.judge!r}; there are {sorted(names)}")
-        if not 1 <= row.keep <= alive:
-            raise ValueError(f"{here} keeps {row.keep} of {alive} particle(s)")
-        if row.tries < 0 or not math.isfinite(row.scale) or np.isnan((row.least, row.stop)).any():
+        if not 1 <= row.keep <= alive or (row.copies is not None and row.copies < row.keep):
+            of = f"{row.keep} of {alive} particle(s), with copies {row.copies}"
+            raise ValueError(f"{here} keeps {of}")
+        numbers = row.least, row.stop, row.ess
+        if row.tries < 0 or not math.isfinite(row.scale) or np.isnan(numbers).any() or row.ess < 0:
             raise ValueError(
-                f"{here}: tries {row.tries}, scale {row.scale}, least {row.least} and stop "
-                f"{row.stop} are to be numbers, tries at least 0 and scale finite"
+                f"{here}: tries {row.tries}, scale {row.scale}, least {row.least}, stop {row.stop} "
+                f"and ess {row.ess} are to be numbers, tries and ess at least 0 and scale finite"
             )
         if row.tries and (
             row.select != "threshold" or (number and not method.rows[number - 1].tries)
@@ -384,11 +394,6 @@ def check(
             raise ValueError(
                 f"{here}: fresh seeds are tried by a threshold, in the first row or in one that "
                 "follows such rows"
-            )
-        fitted = row.select == "threshold" and row.least in (LEAST, *CALIBRATED)
-        if fitted and row.judge == "decided" and not isinstance(config.codec, PixelCodec):
-            raise ValueError(
-                f"{here}: the default threshold suits the small model; give least for {config.name}"
             )
         stops = number if stops is None and row.stop < math.inf else stops
         if stops is not None and row.copy in ("prefix", "chain", "renoise"):
@@ -435,13 +440,16 @@ def check(
             )
 
 
-def _draws(probe: Probe) -> bool:
-    """Whether a probe may part copies: it has noise, or is not of this package."""
-    return any(
-        (isinstance(part, Noise) and bool(np.any(part.mask)))
-        or not type(part).__module__.startswith("jcos.")
-        for part in all_parts(probe)
-    )
+def _drawing(probe: Probe, steps: int) -> int:
+    """Return the last step in which a probe may part copies: it has noise there, or is not of this
+    package."""
+    last = 0
+    for part in all_parts(probe):
+        if isinstance(part, Noise):
+            last = max(last, *np.nonzero(np.asarray(part.mask))[0].tolist(), 0)
+        elif not type(part).__module__.startswith("jcos."):
+            last = steps - 1
+    return last
 
 
 def _averaged(probe: Probe) -> set[int]:

@@ -107,19 +107,22 @@ class Population:
             chosen = passing[: row.keep] if len(passing) else order[:1]
         else:
             chosen = self._drawn(world, row, alive)
-        chosen = list(dict.fromkeys(chosen.tolist())) if row.distinct else chosen.tolist()
+        if row.distinct:
+            chosen = order[np.isin(order, chosen)][: row.keep]
+        chosen = chosen.tolist()
         return [chosen[i % len(chosen)] for i in range(max(len(chosen), row.copies or 0))]
 
     def _drawn(self, world: int, row: Row, alive: Int[np.ndarray, " n"]) -> Int[np.ndarray, " k"]:
         logs, share = self.log_weight[world, alive], self.weights[world, alive]
-        if row.ess < 1 and self.ess[world] >= row.ess * len(alive) and row.keep == len(alive):
+        keep = len(alive) if row.distinct else row.keep
+        if row.ess < 1 and self.ess[world] >= row.ess * len(alive) and keep == len(alive):
             return alive
         self.log_norm[world] += special.logsumexp(logs) - np.log(len(logs))
         self.log_weight[world] = 0.0
         rng = self.rngs[world]
         if row.select == "multinomial":
-            return rng.choice(alive, row.keep, p=share)
-        points = (rng.random() + np.arange(row.keep)) / row.keep
+            return rng.choice(alive, keep, p=share)
+        points = (rng.random() + np.arange(keep)) / keep
         return alive[np.minimum(np.searchsorted(np.cumsum(share), points), len(alive) - 1)]
 
 

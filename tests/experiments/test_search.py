@@ -24,8 +24,9 @@ SMALL = Search(tasks=("maze",), puzzles=5, training=4, drawn=2, budgets=(11, 30)
 
 
 def test_every_sweep_is_one_program(data) -> None:
-    """Training puzzles, held-out ones, both ensembles together, longer runs, Flow-CPS."""
-    assert data[1] == 5
+    """Training puzzles, held-out ones, both ensembles together, longer runs, Flow-CPS and its
+    control."""
+    assert data[1] == 6
 
 
 def test_the_table_has_every_method_at_its_cost(data, rows) -> None:
@@ -103,15 +104,19 @@ def test_a_guided_step_is_two_forwards(small_model: Wan, monkeypatch) -> None:
         sizes.append((len(part.context), seeds))
         cost = SimpleNamespace(forwards=np.array([64] * len(seeds)))
         latents = small_model.encode(frames)[None].repeat(len(seeds), 0)
-        return SimpleNamespace(latents=latents, cost=cost)
+        half, weights = np.stack([latents, latents], 1), np.full((len(seeds), 2), 0.5)
+        half[:, 1] = 0.0
+        return SimpleNamespace(latents=latents, cost=cost, particles=half, weights=weights)
 
     monkeypatch.setattr(search, "run", run)
     live = experiment.live(small_model, puzzles, silent)
     assert live["one run, 6 steps"][1].tolist() == [2 * 6]
     assert live["EvoSearch, decided"][1].tolist() == [64]
+    assert live["Feynman–Kac, decided"][0].tolist() == [1.0]
+    assert live["Feynman–Kac, decided, one drawn by weight"][0].tolist() == [0.5]
     monkeypatch.setattr(search.mesh, "devices", lambda axis: 4)
     experiment.live(small_model, puzzles, silent)
-    assert sizes == [(2, [0, 0])] * 3 + [(4, [0] * 4)] * 3  # filled up
+    assert sizes == [(2, [0, 0])] * 4 + [(4, [0] * 4)] * 4  # filled up
 
 
 def test_alike_puzzles_leave_a_calibration_error_uncertain() -> None:
