@@ -72,8 +72,6 @@ def check_scores(judge: Judge, scores: Any, shape: tuple[int, int]) -> None:
             f"judge {type(judge).__name__} returned scores of shape {got}; it must return {shape}, "
             "one for each particle"
         )
-    if isinstance(scores, np.ndarray) and np.isnan(scores).any():
-        raise ValueError(f"judge {type(judge).__name__} returned nan for estimates of zeros")
 
 
 class Decided(Judge):
@@ -299,7 +297,8 @@ class Frames(Judge):
         shape = (1 + (frames - 1) * along, height * strides[0], width * strides[1])
         if self.preview is not None:
             shape = (frames, height, width)
-        self._each(np.zeros((1, 1, *shape, 3), np.uint8))
+        if np.isnan(self._each(np.zeros((1, 1, *shape, 3), np.uint8))).any():
+            raise ValueError("the judge of frames returned nan for a black video")
 
     def _each(self, videos: UInt8[np.ndarray, "worlds K F H W 3"]) -> Float[np.ndarray, "worlds K"]:
         scores = [[np.asarray(self.function(video)) for video in row] for row in videos]

@@ -39,7 +39,7 @@ from jcos.lab.tasks import TASKS
 from jcos.loop import _advance, steps
 from jcos.model.vae import Tiles
 from jcos.sampling.inside import KnockOut
-from jcos.sampling.probes import Probe, SeedEnsemble, chain
+from jcos.sampling.probes import Noise, Probe, SeedEnsemble, chain
 from jcos.variants import VARIANTS
 from jcos.weights.checkpoint import abstract_model
 from tests.models import CONFIG, FRAMES, LAYERS, STEPS, close, frame, randomised
@@ -231,6 +231,19 @@ def test_multinomial_without_copies_keeps_each_once() -> None:
     row = Row(step=0, select="multinomial", keep=6, distinct=True)
     which = people.select(row, np.zeros((1, 6)))[0]
     assert len(set(which.tolist())) == len(which) == people.alive.sum() < 6
+
+
+def test_latsearch_draws_as_many_as_are_alive_and_takes_the_largest_sum_of_those_drawn() -> None:
+    """A particle that is not drawn cannot win."""
+    *_, last = latsearch(6, "energy").rows
+    for seed in range(20):
+        scores = np.random.default_rng(seed).random((1, 6))
+        drawn, final = Population(1, 6, (seed,)), Population(1, 6, (seed,))
+        row = dataclasses.replace(last, keep=6)
+        among = drawn.select(row, scores)[0][drawn.alive[0]]
+        (winner,) = final.select(last, scores)[0]
+        assert winner == among[scores[0, among].argmax()]
+        assert len(drawn.select(row, np.zeros((1, len(drawn.alive[0]))))[0]) <= len(among)
 
 
 class Reward(Judge):
@@ -473,6 +486,8 @@ def test_the_first_noises_may_lie_near_the_first(model, condition) -> None:
         (Method(rows=(Row(step=-STEPS - 1, **SOME),), seeds=4), "no such step"),
         (early_failure(0, "energy", least=0.0), "tries -1"),
         (early_failure(2, "energy", least=np.nan), "least nan"),
+        (smc(4, "energy", ess=-0.1), "ess -0.1"),
+        (Method(rows=(Row(step=1, keep=4, copies=2, **SOME),), seeds=4), "copies 2"),
         (Method(rows=(Row(step=1, scale=np.inf, **SOME),), seeds=4), "scale inf"),
         (Method(rows=(Row(step=1, judge="nobody"),), seeds=4), "'nobody'"),
         (Method(rows=(Row(step=1, copy="mutate", **SOME),), seeds=4), "strength is 0"),
@@ -516,7 +531,17 @@ def test_a_default_threshold_is_for_the_judge_and_the_models_that_it_was_fitted_
         config = VARIANTS["wan2.2-i2v-a14b"]()
         with pytest.raises(ValueError, match="give least for wan2"):
             check(preset(4), config, config.sampling, ["decided"], 21, Probe())
-    check(early_failure(4, least=-0.1), config, config.sampling, ["decided"], 21, Probe())
+    for least in (-0.1, -0.5, -np.inf):
+        check(early_failure(4, least=least), config, config.sampling, ["decided"], 21, Probe())
+
+
+@pytest.mark.parametrize(("noise", "refused"), [((0,), True), ((3,), False), ((), True)])
+def test_noise_parts_copies_only_after_they_are_made(model, condition, noise, refused) -> None:
+    method = Method(rows=(Row(step=1, keep=1, copies=4, **SOME),), seeds=4)
+    probe = Noise.at_steps(STEPS, FRAMES, noise)
+    raises = pytest.raises(ValueError, match="nothing parts")
+    with raises if refused else contextlib.nullcontext():
+        check(method, model.config, model.config.sampling, ["energy"], FRAMES, probe)
 
 
 @pytest.mark.parametrize(("step", "alone"), [(1, False), (2, True)])
@@ -584,7 +609,7 @@ def test_judges_that_return_something_else_are_refused(model, condition) -> None
     twice = Method(rows=(Row(step=1, judge="mine", keep=2), Row(step=1, judge="mine")), seeds=3)
     with pytest.raises(ValueError, match="reads tokens, of which nothing is left"):
         run(model, condition, twice, judges={"mine": judges.Head(0, jnp.zeros(64), 0.0)}, **options)
-    refused(Frames(lambda video: float("nan")), "nan for estimates of zeros")
+    refused(Frames(lambda video: float("nan")), "nan for a black video")
     assert not ran
     refused(Frames(lambda video: float("nan") if video.std() > 0 else 0.0), "nan for particle 0")
     with pytest.raises(ValueError, match=r"2 first seeds for 1 video"):
