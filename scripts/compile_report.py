@@ -51,8 +51,8 @@ VIDEOS = (
     ("wan2.1-t2v-14b", "720p"),
 )
 MACHINES = (
-    *("gpu:h100:1", "gpu:h200:1", "gpu:h100:8", "gpu:h200:8"),
-    *("v5e:2x4", "v5p:2x2x1", "v6e:2x4", "v5p:2x2x4", "v5e:4x4", "v6e:4x4"),
+    *("h100:1", "h200:1", "h100:8", "h200:8"),
+    *("v5e-8", "v5p-8", "v6e-8", "v5p-32", "v5e-16", "v6e-16"),
 )
 COMPILERS = ("libtpu", "jax-cuda13-pjrt")
 SEEDS = 3
@@ -76,7 +76,7 @@ def machines(work: Path, only: str) -> str:
                 stored = plan(*video, name) | {"made": made()}
                 if all(option["compiled"] for option in stored["options"]):
                     write(file, json.dumps(stored, indent=1))
-            rows.append(row(video[1], stored))
+            rows.append(row(video[1], name, stored))
             print(*rows[-1], sep=" | ", flush=True)
     return markdown(("video", "machine", *forecast.COLUMNS), rows, left=3)
 
@@ -100,8 +100,8 @@ def plan(name: str, size: str, where: str) -> dict[str, Any]:
     return forecast.forecast(job, target, tried)
 
 
-def row(size: str, plan: dict[str, Any]) -> tuple[str, ...]:
-    where = f"{plan['model']} {size}", plan["machine"]
+def row(size: str, name: str, plan: dict[str, Any]) -> tuple[str, ...]:
+    where = f"{plan['model']} {size}", name
     best = next((option for option in plan["options"] if not option["trouble"]), None)
     if best is None:
         return (*where, "–", "does not fit", *4 * [""])
@@ -111,7 +111,7 @@ def row(size: str, plan: dict[str, Any]) -> tuple[str, ...]:
 
 def curves() -> str:
     """How one video's cost grows with its frames and its size; formulas alone."""
-    chip, steps = machine("gpu:h200:1").chip, 50
+    chip, steps = machine("h200:1").chip, 50
     sampling = dataclasses.replace(A14B.sampling, steps=steps)
     config, rows = dataclasses.replace(A14B, sampling=sampling), []
     for height, width in ((480, 832), (720, 1280)):
