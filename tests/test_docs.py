@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,29 @@ from tests.conftest import ROOT
 PROBES = ROOT / "docs" / "probes.md"
 SEARCH = ROOT / "docs" / "search.md"
 INSIDE = ROOT / "docs" / "inside.md"
+
+
+def words(text: str) -> Iterator[tuple[int, str]]:
+    """The number of words in every sentence outside tables and programs; a code span is one, and so
+    is a number with its interval."""
+    text = re.sub(r"```.*?```|<!--.*?-->", "\n\n", text, flags=re.DOTALL)
+    for what, plain in (
+        (r"`[^`]+`", "code"),
+        (r"\[([^]]*)\]\([^)]*\)", r"\1"),
+        (r"[\d.,]+ \[[^]]*\]", "1"),
+    ):
+        text = re.sub(what, plain, text)
+    for block in re.split(r"\n\s*\n|\n(?=\s*(?:[-*|#>]|\d+\.)\s)", text):
+        for sentence in re.split(r"(?<=[.!?])[*)]*\s+", block.strip()):
+            if not block.startswith(("|", "    ")):
+                yield len(re.findall(r"\S*\w\S*", sentence)), sentence
+
+
+def test_sentences_are_short() -> None:
+    """At most 35 words, in pages whose sentences do not carry many numbers."""
+    pages = {ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")}
+    pages -= {*ROOT.glob("docs/findings*"), SEARCH}
+    assert not [(p.name, s) for p in pages for n, s in words(p.read_text()) if n > 35]
 
 
 def test_the_examples_of_the_page_on_probes_run(small_model: Wan, monkeypatch) -> None:
