@@ -58,6 +58,7 @@ TOGETHER = 2
 GAIN = "solved, more than one run", "Paired by puzzle."
 BEHIND = "solved, more than the oracle of all seeds", "Paired by puzzle."
 PASSES: dict[str, Any] = {"units": "passes", "span": POSITIVE}
+STEERED = "Feynman–Kac, decided"
 STEPS = 3
 """At least: after the last two steps nothing parts the copies of Feynman–Kac steering."""
 
@@ -152,7 +153,8 @@ class Search(Experiment):
             "ended": (("puzzle", "seed"), bank.solved, {}),
         }
         labels = {"case": list(made), "judge": list(JUDGES), "seed": list(self.seeds)}
-        words = {case: as_text(method) for case, method in settings.items()}
+        steps, settings = signs.shape[2], settings | self.acting()
+        words = {case: methods.in_words(method, steps) for case, method in settings.items()}
         return xr.Dataset(variables, labels | samples.coordinates(), words)
 
     def methods(self, known: Bank, fits: dict[str, Calibration]) -> dict[str, Method]:
@@ -202,19 +204,23 @@ class Search(Experiment):
                 made[f"{n} seeds, screened"] = bank.play(epbs(n, at=0.65))
         return made
 
+    def acting(self) -> dict[str, Method]:
+        """Return the methods that are run, by case. All particles of Feynman–Kac steering stay to
+        the end, with their weights."""
+        steered = smc(8, scale=0.5)
+        stay = dataclasses.replace(steered.rows[-1], select="systematic", keep=8, ess=0.0)
+        return {
+            STEERED: dataclasses.replace(steered, rows=(*steered.rows[:-1], stay)),
+            "EvoSearch, decided": evosearch(6),
+            "restart in time, decided": methods.tbs(4),
+            f"8 seeds of {self.short} steps, decided": best_of(8, steps=self.short),
+        }
+
     def live(self, model: Wan, puzzles: Sequence[Puzzle], progress: Progress) -> Made:
         """Return what is solved and the forwards of methods that are run, on the first puzzles."""
         made, config, some = {}, model.config, list(puzzles[: self.drawn])
         together = max(TOGETHER, mesh.devices(mesh.WORLD))
         conditions, sampling = conditions_of(model, some), self.sampling.of(config)
-        steered = smc(8, scale=0.5)
-        stay = dataclasses.replace(steered.rows[-1], select="systematic", keep=8, ess=0.0)
-        acting: dict[str, Method] = {
-            "Feynman–Kac, decided": dataclasses.replace(steered, rows=(*steered.rows[:-1], stay)),
-            "EvoSearch, decided": evosearch(6),
-            "restart in time, decided": methods.tbs(4),
-            f"8 seeds of {self.short} steps, decided": best_of(8, steps=self.short),
-        }
 
         def searched(method: Method, rows: np.ndarray) -> tuple[np.ndarray, ...]:
             """Return what is solved and the forwards of some puzzles, filled up to as many as run
@@ -228,7 +234,7 @@ class Search(Experiment):
             drawn = np.average(ends, 1, result.weights[:count])
             return right.astype(float), result.cost.forwards[:count], drawn
 
-        for case, method in acting.items():
+        for case, method in self.acting().items():
             ends = []
             for first in range(0, len(some), together):
                 progress(case, first, len(some))
@@ -237,7 +243,7 @@ class Search(Experiment):
                 ends.append(remembered(name, (0, 0, 0), partial(searched, method, rows)))
             solved, forwards, drawn = map(np.concatenate, zip(*ends, strict=True))
             made[case] = solved, forwards
-            if stay in method.rows:
+            if case == STEERED:
                 made[f"{case}, one drawn by weight"] = drawn, forwards
         windows = {"first step": range(1), "half of the steps": range(sampling.steps // 2)}
         layers = config.dit.layers
@@ -290,15 +296,6 @@ def screen_twice(seeds: int, judge: str, first: float, second: float) -> Method:
     """Half of the seeds go on at one step, the best of them at another."""
     half = methods.Row(step=first, judge=judge, keep=seeds // 2)
     return Method(seeds=seeds, rows=(half, methods.Row(step=second, judge=judge)))
-
-
-def as_text(method: Method) -> str:
-    """Return a method in a few words: seeds, and what its rows do."""
-    words = [f"{method.seeds} seed(s)"]
-    for row in method.rows:
-        kept = f"≥ {row.least:.3g}, up to {row.tries} more" if row.tries else f"{row.keep} goes on"
-        words.append(f"at {row.step:.2f}: {kept}")
-    return "; ".join(words)
 
 
 def by_task(data: xr.Dataset) -> dict[str, xr.Dataset]:

@@ -308,18 +308,28 @@ def forwards(method: Method, sampling: Sampling) -> int:
     return (1 if sampling.guidance is None else 2) * (total + again * method.seeds)
 
 
-def plan_in_words(method: Method, sampling: Sampling) -> str:
-    """Return what a method will do and cost, in one line."""
-    steps, words = method.steps or sampling.steps, []
+def in_words(method: Method, steps: int) -> str:
+    """Return what a method does in a run of so many steps, in one line."""
+    words, steps = [], method.steps or steps
     for row, at, _, alive in method.stages(steps):
         then = {"prefix": " as prefix", "chain": " for the next clip"}.get(row.copy, "")
         then = then or (f", {row.count} with copies" if row.count > row.keep else "")
-        kind = "threshold" if row.select == "threshold" else row.judge
+        kind = row.judge
+        if row.select == "threshold":
+            kind = f"{row.judge} ≥ {row.least:.3g}"
+            then += f", or {row.tries} fresh ones are tried" * bool(row.tries)
+        elif row.select in DRAWN:
+            kind = f"a draw by {row.judge} × {row.scale:g}"
         words.append(f"after step {at + 1} of {steps} {kind} keeps {row.keep} of {alive}{then}")
+    return "; ".join(words)
+
+
+def plan_in_words(method: Method, sampling: Sampling) -> str:
+    """Return what a method will do and cost, in one line."""
     most, one = forwards(method, sampling), forwards(best_of(1), sampling)
     return (
-        f"{'; '.join(words)}; at most {most} forwards, {most / one:.1f} times one run of "
-        f"{sampling.steps} steps ({one})"
+        f"{in_words(method, sampling.steps)}; at most {most} forwards, {most / one:.1f} times one "
+        f"run of {sampling.steps} steps ({one})"
     )
 
 
