@@ -41,7 +41,7 @@ from jcos.variants import Profile, at_size, with_preset
 from jcos.wan import Wan
 from jcos.weights import hub
 from jcos.weights import lora as lora_files
-from jcos.weights.checkpoint import abstract_model, identify
+from jcos.weights.checkpoint import abstract_model, check_target, identify
 from jcos.weights.loras import Asked, parse_all
 
 if TYPE_CHECKING:  # what a search needs is imported by those that search
@@ -170,7 +170,7 @@ def run(
         options = {"x0": bool(x0), "trace": trace}
         plan, coding = _check_search(search, config, seeds, grid[0], probe, **options)
     abstract, given = abstract_model(Wan, config), abstract_condition(config, grid)
-    loop.Runs(abstract, given, probe, plan, together=together).observed(count)
+    observed = loop.Runs(abstract, given, probe, plan, together=together).observed(count)
     check_averages(probe, count)
     prompts = [read_prompt(text) for text in (prompt, negative or config.negative)]
     for rows in (p for p in prompts if not isinstance(p, str)):
@@ -206,6 +206,11 @@ def run(
     first_host = sharding.is_first_host()
     written = len(seeds) * (1 + len(x0))
     room = HEADER + 4 * written * math.prod(shape)
+    if untraced:
+        check_target(out / TRACE)
+        of_a_step = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(observed))
+        turns = count / min(count, together or count)
+        room += 4 * count * (steps + 1) * math.prod(shape) + int(steps * turns * of_a_step)
     # A search stores four arrays of every particle on the way, twice, and a frame of each in a row.
     passing = 0
     if search is not None:
@@ -258,12 +263,12 @@ def run(
             results = {k: np.asarray(a, np.float32) for k, a in sharding.to_host(results).items()}
             seconds = round(time.monotonic() - start, 1)
             del model
-        if untraced and whole is not None:
-            whole.save(out / TRACE, made_by)
-        if first_host:  # latents are last: they say that all is there
+        if first_host:
             write(out / LATENTS, save(results))
             manifest |= {"seconds": seconds, "date": runs.now()}
             write(out / runs.MANIFEST, runs.as_text(manifest))
+        if untraced and whole is not None:  # last: latents outlive a trace that cannot be written
+            whole.save(out / TRACE, made_by)
         del whole
     if search is not None:
         from jcos.lab import saved

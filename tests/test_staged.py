@@ -235,13 +235,15 @@ def test_the_same_run_is_not_made_again(call, tmp_path, quick, again):
     assert loaded(quick) == [CODER]
 
 
-def test_a_trace_is_stored_before_latents_say_that_all_is_there(
+def test_latents_outlive_a_trace_that_cannot_be_written(
     call, tmp_path, monkeypatch, refused, quick
 ):
     out, stored = tmp_path / "out", []
 
     def store(folder: Path, model: str) -> None:
         stored.append((out / staged.LATENTS).exists())
+        if len(stored) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder))
         folder.mkdir()
         (folder / OUTLINE).touch()
 
@@ -251,18 +253,19 @@ def test_a_trace_is_stored_before_latents_say_that_all_is_there(
         return SimpleNamespace(**vars(plain(*arguments, **options)), save=store)
 
     monkeypatch.setattr(generation, "generate", generate)
+    assert str(out / staged.TRACE) in refused("generate", *call, "--trace")
+    quick.clear()
     run("generate", *call)
+    assert loaded(quick) == [CODER]
     run("generate", *call, "--trace")  # of a finished run
-    assert stored == [True]
+    assert stored == [True, True]
     quick.clear()
     run("generate", *call, "--trace")
     assert loaded(quick) == [CODER]
-    (out / staged.LATENTS).unlink()  # as if killed between the two
+    (out / staged.LATENTS).unlink()
     run("generate", *call, "--trace")
     assert (out / staged.LATENTS).exists()
-    shutil.rmtree(out)
-    run("generate", *call, "--trace")
-    assert stored == [True, False]
+    assert len(stored) == 2
 
 
 @pytest.fixture
@@ -378,6 +381,11 @@ def test_a_full_disk_is_noticed_before_the_weights_are_read(call, tmp_path, refu
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     assert "0.00 GB free" in refused("generate", *call)
     assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(staged, "check_room", check := Mock(side_effect=OSError("full")))
+    for more in ((), ("--trace",)):
+        refused("generate", *call, *more)
+    plain, traced = (each.args[1] for each in check.call_args_list)
+    assert traced - plain == 4 * (2 + 1) * 2 * 8 * 6 * 16  # of 2 steps, and the final latents
 
 
 T2V = GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B"

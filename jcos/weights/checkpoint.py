@@ -133,15 +133,20 @@ def _save_leaves(folder: Path, values: Mapping[str, Any]) -> None:
     _forget_place(folder)
 
 
+def check_target(folder: Path) -> None:
+    """Raise ValueError where several hosts are to write into a bucket that Orbax does not know."""
+    if _is_foreign(folder) and jax.process_count() > 1:
+        raise ValueError(f"{folder} cannot be written by several hosts; use gs:// or a shared disk")
+
+
 @contextlib.contextmanager
 def target_of(folder: Path) -> Iterator[str]:
     """Yield where Orbax writes a folder: there, or, for a bucket that it does not know (s3://), on
-    a disk, from where it is uploaded. ValueError for that on several hosts."""
+    a disk, from where it is uploaded. Raises as `check_target`."""
+    check_target(folder)
     if not _is_foreign(folder):
         yield str(folder.absolute())
         return
-    if jax.process_count() > 1:
-        raise ValueError(f"{folder} cannot be written by several hosts; use gs:// or a shared disk")
     with tempfile.TemporaryDirectory() as place:
         yield f"{place}/{folder.name}"
         folder.upload(Path(place) / folder.name)  # type: ignore[attr-defined]

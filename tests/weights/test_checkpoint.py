@@ -16,6 +16,7 @@ import pytest
 from flax import nnx
 
 from jcos.config import DiTConfig, PixelCodec, Sampling, WanConfig, Words, to_json
+from jcos.files import any_path
 from jcos.wan import Wan, load
 from jcos.weights import checkpoint
 from jcos.weights.checkpoint import CheckpointError, leaves, read_config, read_manifest
@@ -318,6 +319,14 @@ def test_notes_that_are_no_json_leave_nothing(tmp_path):
     with pytest.raises(TypeError, match="not JSON serializable"):
         checkpoint.save(tmp_path / "model", CONFIG, {"a": jnp.ones(3)}, {"array": jnp.ones(3)})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.extra("buckets")
+def test_of_buckets_several_hosts_write_into_gs_alone(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    checkpoint.check_target(any_path("gs://bucket/x"))
+    with pytest.raises(ValueError, match="s3://bucket/x"):
+        checkpoint.check_target(any_path("s3://bucket/x"))
 
 
 KILLED = """
