@@ -18,7 +18,7 @@ from safetensors.numpy import save
 from jcos.config import Sampling, WanConfig
 from jcos.devices import memory, mesh, programs, sharding
 from jcos.devices.watching import step_done
-from jcos.files import any_path, fetched, write
+from jcos.files import any_path, check_file, fetched, write
 from jcos.sampling import flow, trajectory
 from jcos.sampling.checks import all_parts, check_averages, check_order, check_probe, check_turns
 from jcos.sampling.flow import SolverState
@@ -239,13 +239,12 @@ class Runs(Iterator[State]):
     def load(self, file: Path | str) -> None:
         """Continue from a state that `State.save` wrote. Raises ValueError where it is none, or of
         another model, condition, plan or probe."""
+        check_file(file := any_path(file))
         try:
-            with fetched(any_path(file)) as place, safe_open(str(place), "numpy") as stored:
+            with fetched(file) as place, safe_open(str(place), "numpy") as stored:
                 about = json.loads((stored.metadata() or {})["jcos.State"])
                 names = stored.keys()
                 arrays = {name: jnp.asarray(stored.get_tensor(name)) for name in names}
-        except FileNotFoundError:
-            raise
         except Exception as error:  # noqa: BLE001 (safetensors raises its own kinds)
             raise ValueError(f"{file} holds no state of a run ({type(error).__name__})") from None
         self._place()

@@ -1,6 +1,7 @@
 """Laws of `jcos.steps`: the one loop over denoising steps."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ from jcos.loop import Runs, State, _advance, steps
 from jcos.sampling import trajectory
 from jcos.sampling.inside import KnockOut, Steer, until
 from jcos.sampling.probes import Noise, SeedEnsemble, chain
+from tests.many_devices import finish, launch
 from tests.models import CONFIG, FRAMES, LAYERS, STEPS, close, frame, randomised
 
 
@@ -45,6 +47,28 @@ def test_runs_that_are_kept_end_as_if_they_had_never_shared_a_batch(
     want = generate(model, condition, (2, 0), probe=probe, sampling=sampling)
     close(state_of(runs).x, want.latents)
     close(to_the_end(again), want.latents)
+
+
+ELSEWHERE = """
+import sys
+import numpy as np
+import tests.conftest
+from tests.models import CONFIG, FRAMES, STEPS, frame, randomised
+from jcos.loop import steps
+from jcos.sampling.probes import Noise
+model, probe = randomised(CONFIG), Noise.at_steps(STEPS, FRAMES, [3], strength=0.5)
+condition = model.condition(frame(0), "left", FRAMES)
+runs = steps(model, condition, probe=probe, start=f"{sys.argv[1]}/state")
+np.save(f"{sys.argv[1]}/x", [state.x for state in runs][-1])
+"""
+
+
+def test_a_state_goes_on_in_another_process(model, condition, tmp_path) -> None:
+    probe = Noise.at_steps(STEPS, FRAMES, [3], strength=0.5)
+    runs = steps(model, condition, (2, 0), probe=probe)
+    next(runs).branch([1, 2]).save(tmp_path / "state")
+    finish(launch("-c", ELSEWHERE, tmp_path, XLA_FLAGS=os.environ.get("XLA_FLAGS", "")))
+    close(to_the_end(runs), np.load(tmp_path / "x.npy"))
 
 
 def test_branches_part_where_something_draws_from_their_keys(model, condition) -> None:
@@ -157,8 +181,9 @@ def test_a_state_of_something_else_is_refused(model, condition, tmp_path) -> Non
         with pytest.raises(ValueError, match=what):
             steps(**call)
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="state"):
-        steps(model, condition, probe=probe, start=file)
+    for named in (file, tmp_path / "none"):
+        with pytest.raises(ValueError, match=f"{named}"):
+            steps(model, condition, probe=probe, start=named)
 
 
 def test_runs_that_are_not_there_cannot_be_kept(model, condition) -> None:
