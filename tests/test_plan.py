@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,19 @@ def matrix_flops(jaxpr: Any, times: int = 1) -> int:
     return total
 
 
-def test_formulas_count_the_matrix_products_of_the_model() -> None:
+@pytest.mark.parametrize("timesteps", [1, 2])
+def test_formulas_count_the_matrix_products_of_the_model(timesteps: int) -> None:
+    """Also with a pinned first frame, whose timestep is another."""
     cfg = toy().dit
     dit = jax.eval_shape(lambda: DiT(cfg, rngs=nnx.Rngs(0)))
     latents = jax.ShapeDtypeStruct((5, 10, 10, cfg.in_channels), jnp.float32)
     context = jax.ShapeDtypeStruct((cfg.text_len, cfg.text_dim), jnp.float32)
     t = jax.ShapeDtypeStruct((), jnp.float32)
-    program = jax.make_jaxpr(lambda model, x, t, c: model(x, t, c))(dit, latents, t, context)
-    counted = costs.forward_flops(cfg, math.prod(cfg.tokens(5, 10, 10)))
+    tokens = math.prod(cfg.tokens(5, 10, 10))
+    clean = jnp.zeros(tokens, bool) if timesteps == 2 else None
+    run = partial(DiT.__call__, clean=clean)
+    program = jax.make_jaxpr(run)(dit, latents, t, context)
+    counted = costs.forward_flops(cfg, tokens, timesteps)
     assert sum(counted.values()) == matrix_flops(program.jaxpr)
 
 
@@ -88,6 +94,7 @@ def test_formulas_count_the_matrix_products_of_the_model() -> None:
         (I2V, 32_760, 1_678),
         (job("wan2.2-i2v-a14b", 81, 720, 1280), 75_600, 6_524),
         (job("wan2.1-t2v-1.3b", 81, 480, 832), 32_760, 283),
+        (job("wan2.2-ti2v-5b", 121, 704, 1280), 27_280, 517),
     ],
 )
 def test_operations_of_the_released_models(asked: Job, tokens: int, tera: int) -> None:
@@ -235,7 +242,7 @@ def test_without_its_compiler_a_slice_is_calculated(monkeypatch, planned) -> Non
     monkeypatch.setitem(compiled.COMPILERS, "tpu", ())
     printed, _ = planned("--model", "wan2.2-i2v-a14b", "--topology", "v5p-32")
     assert "All of this is calculated" in printed
-    assert "pip install -e '.[lab,tpu]' -c constraints.txt" in printed
+    assert "pip install 'jcos[lab,tpu]'" in printed
     assert "Recommended: branch=2,context=8" in printed
 
 
@@ -273,7 +280,7 @@ def test_one_gpu_by_calculation(planned) -> None:
     video = ("--size", "832x480", "--frames", "81", "--steps", "50")
     printed, plan = planned("--model", "wan2.2-i2v-a14b", "--topology", "gpu:h200:1", *video)
     assert "All of this is calculated" in printed
-    assert "pip install -e '.[lab,gpu]' -c constraints.txt" in printed
+    assert "pip install 'jcos[lab,gpu]'" in printed
     (option,) = plan["options"]
     assert not option["compiled"]
     assert plan["step_flops"] == pytest.approx(2 * 1678e12, rel=2e-3)

@@ -74,7 +74,7 @@ def forward_flops(cfg: DiTConfig, tokens: int, timesteps: int = 1) -> dict[str, 
     """Return the operations of one forward pass by part, two per multiplication and addition; those
     of matrix products alone.
 
-    timesteps: different ones among the tokens: 1, or as many as tokens (TI2V).
+    timesteps: that are embedded: 1, or 2 with a pinned first frame (TI2V).
     """
     n, d, text, patch = tokens, cfg.dim, cfg.text_len, math.prod(cfg.patch)
     per_block = {
@@ -95,7 +95,7 @@ def forward_flops(cfg: DiTConfig, tokens: int, timesteps: int = 1) -> dict[str, 
 
 def step_flops(job: Job) -> float:
     """Return the operations of one denoising step of all seeds."""
-    timesteps = job.tokens if job.config.image == "pin" else 1
+    timesteps = 2 if job.config.image == "pin" else 1
     once = sum(forward_flops(job.config.dit, job.tokens, timesteps).values())
     return job.seeds * job.branches * once
 
