@@ -20,6 +20,8 @@ Which dimension of which weight is cut is a table of paths (`RULES`); modules kn
 import math
 import os
 import re
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
@@ -266,7 +268,7 @@ def init_distributed(
     timeout: seconds to wait for the others at the start, and later for a sign of life of each: a
     run that has lost a host then ends on all of them.
     Raises ValueError where it comes too late or the other hosts are not known, and ConnectionError
-    where they do not all come in time.
+    where the first host does not answer in time; where others do not come to it, jax ends it.
     """
     if coordinator is None and all(name in os.environ for name in _HOSTS):
         coordinator, *numbers = (os.environ[name] for name in _HOSTS)
@@ -281,6 +283,8 @@ def init_distributed(
         raise ValueError(f"host is {host}; with {hosts} hosts they are 0 to {hosts - 1}")
     jax.config.update("jax_enable_preemption_service", False)  # by which SIGTERM ends nothing
     try:
+        if coordinator is not None and host:  # or jax ends the process, and names no address
+            _reach(coordinator, timeout)
         jax.distributed.initialize(
             coordinator,
             hosts,
@@ -289,11 +293,28 @@ def init_distributed(
             heartbeat_timeout_seconds=timeout,
             shutdown_timeout_seconds=timeout,
         )
-    except (ValueError, RuntimeError) as error:
-        late = isinstance(error, jax.errors.JaxRuntimeError)
-        raise (ConnectionError if late else ValueError)(
-            f"the hosts did not meet within {timeout} s ({str(error).strip().splitlines()[0]}): "
-            "start all of them; init_distributed must come once, before anything else of jax; "
-            "outside TPU pods, SLURM and Open MPI say who they are, init_distributed"
-            "('address:port', hosts=…, host=…)"
+    except (ValueError, RuntimeError, OSError) as error:
+        why = str(error).strip().splitlines()[0]
+        if isinstance(error, jax.errors.JaxRuntimeError | OSError):
+            raise ConnectionError(
+                f"the hosts did not meet at {coordinator} within {timeout} s ({why}): start all of "
+                "them"
+            ) from None
+        raise ValueError(
+            f"this process cannot join others ({why}): init_distributed must come once, before "
+            "anything else of jax; outside TPU pods, SLURM and Open MPI say who they are, "
+            "init_distributed('address:port', hosts=…, host=…)"
         ) from None
+
+
+def _reach(coordinator: str, timeout: float) -> None:
+    """Return when a port answers; OSError where it does not in time."""
+    place, _, port = coordinator.rpartition(":")
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            return socket.create_connection((place.strip("[]"), int(port)), timeout).close()
+        except OSError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(0.2)

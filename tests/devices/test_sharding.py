@@ -159,3 +159,6 @@ def test_hosts_that_cannot_meet_are_refused(arguments, message):
     jax.devices()
     with pytest.raises(ValueError, match=message):
         sharding.init_distributed(*arguments)
+    address = f"localhost:{many_devices.free_port()}"
+    with pytest.raises(ConnectionError, match=address):
+        sharding.init_distributed(address, 2, 1, timeout=1)
