@@ -3,7 +3,7 @@
 SRC is a folder as it is published, in either layout. Every module is run in both, in float32 and
 with the same weights and inputs, a block at a time, so memory for one block is enough. Prints a
 table, names the first place beyond what is allowed, and ends with exit code 1 if there is one.
-Needs PyTorch, diffusers and transformers: pip install -e '.[lab,verify]' -c constraints.txt.
+Needs PyTorch, diffusers and transformers: pip install 'jcos[lab,verify]'.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import tyro
 from jcos.cli.paths import Model, OutFile, parse, refuse
 from jcos.files import write
 
-INSTALL = "pip install -e '.[lab,verify]' -c constraints.txt"
+INSTALL = "pip install 'jcos[lab,verify]'"
 PARTS = {"vae": "VAE", "text": "text encoder", "vision": "image encoder"}
 
 

@@ -136,8 +136,8 @@ def _show(result: dict[str, Any], job: "Job", machine: "Machine") -> None:
     )
     if not any(option["compiled"] for option in options):
         out.print(
-            f"All of this is calculated. The extra `{kind}` has the compiler that would know: pip "
-            f"install -e '.[lab,{kind}]' -c constraints.txt (no {kind.upper()} is needed).",
+            f"All of this is calculated. The extra `{kind}` has the compiler that would know: "
+            f"pip install 'jcos[lab,{kind}]' (no {kind.upper()} is needed).",
             markup=False,
         )
     if best is None:

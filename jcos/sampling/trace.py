@@ -101,6 +101,7 @@ class Trace(NamedTuple):
             "latents": ((*lead, *video), np.asarray(self.latents)),
             "x0": ((*lead, "step", *video), np.asarray(self.x0)),
             "finite": ((*lead, "step"), np.asarray(self.finite)),
+            "layer": ((*lead, "step"), np.asarray(self.layer)),
         }
         for name in ("block_obs", "estimate_obs"):
             if hasattr(value := getattr(self, name), "ndim"):

@@ -137,7 +137,7 @@ def test_without_pytorch_it_says_what_to_install(monkeypatch, capsys):
     with pytest.raises(SystemExit) as error:
         verify.main([str(GOLDEN / "ckpt" / T2V)])
     assert error.value.code == 2
-    says = "diffusers is missing; install it: pip install -e '.[lab,verify]' -c constraints.txt"
+    says = "diffusers is missing; install it: pip install 'jcos[lab,verify]'"
     assert says in capsys.readouterr().err
 
 

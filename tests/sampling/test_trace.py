@@ -66,6 +66,7 @@ def test_a_dataset_has_named_axes(model, condition) -> None:
     assert data.sizes["step"] == STEPS
     assert data.block_obs.shape == (2, STEPS, LAYERS, TOKENS)
     np.testing.assert_array_equal(data.sigma, trace.sigma[0])
+    np.testing.assert_array_equal(data.layer, trace.layer)
     np.testing.assert_array_equal(data.x0.sel(step=2), trace.x0[:, 2])
     worlds = trajectory.tree_stack([condition, condition])
     swept = jax.tree.map(lambda a: np.stack([a, a]), trace)
