@@ -115,6 +115,7 @@ class Activations(Experiment):
                 each,
                 read.place,
                 "frame of the largest token",
+                "Latent frame in which the token with the largest norm lies.",
                 units="latent frame",
                 span=(0.0, grid[0] - 1.0),
             ),

@@ -103,11 +103,13 @@ class Behaviour(Experiment):
         distances = {f"distance to the end, {name}": v for name, v in parts.items()}
         data = watching.clip_dataset(self, model, samples, distances, x0)
         settled = np.stack([commitment_step(v <= SETTLED) for v in parts.values()]).astype(float)
-        name, later = "step of settling", settled[1:] - settled[:1]
+        words, later = ("step of settling", SETTLING), settled[1:] - settled[:1]
         about: dict[str, Any] = {"units": "step", "forwards": "all_forwards"}
         variables = {
-            "settled": measure("part clip seed", settled, name, SETTLING, span=POSITIVE, **about),
-            "settled_later": measure("difference clip seed", later, name, span=UNBOUNDED, **about),
+            "settled": measure("part clip seed", settled, *words, span=POSITIVE, **about),
+            "settled_later": measure(
+                "difference clip seed", later, *words, span=UNBOUNDED, **about
+            ),
         }
         labels = {"part": list(parts), "difference": ["what changes less what stays"]}
         return data.assign(variables).assign_coords(labels)
@@ -142,6 +144,7 @@ GATED = (
     "The judge's gates about the scene: the first frame's things kept, as many objects as there "
     "should be; a blur of answers does not pass them."
 )
+ORDER = "First step from which on scene, or answer, stays right; of runs that end with both."
 FILM = f"{{}}: puzzle {{}}, the first that shows a wrong answer and ends right. {plots.FILM}"
 SETTLING = f"First step from which on the part is within {SETTLED} of its end, over the end's norm."
 
@@ -237,22 +240,27 @@ def run_measures(judged: Judged, shown: Shown) -> dict[str, Variable]:
     both, later = (scene < steps) & (answer < steps), answer - scene
     lost = (solved[..., :-1] & ~solved[..., 1:]).sum(-1)
     corrected, spoiled = ~start & good, solved.any(-1) & ~good
-    share: dict[str, Any] = {}
-    median = {"median": True, "span": (0, steps), "units": "step"}
-    count, order = ({"span": span, "units": "steps"} for span in (POSITIVE, UNBOUNDED))
+    share, turning, order = ({"comment": words} for words in (CORRECTION, CHOICE, ORDER))
+    median: dict[str, Any] = {"median": True, "span": (0, steps), "units": "step"}
+    count, apart = ({"span": span, "units": "steps"} for span in (POSITIVE, UNBOUNDED))
     turned = shown.wrong.any(-1) & good
     measures = {
         "corrected": ("corrected: wrong at step 0, right at the end", share, True, corrected),
         "spoiled": ("spoiled: right at any step, wrong at the end", share, True, spoiled),
-        "lost": ("times lost again, of runs right at the end", count, good, lost),
-        "turned": ("shows a wrong answer at any step, right at the end", share, True, turned),
-        "correction_step": ("step of correction", median, corrected, commitment_step(solved)),
-        "scene_step": ("step of the scene", median, both, scene),
-        "answer_step": ("step of the answer", median, both, answer),
-        "later": ("answer later than the scene, steps", order, both, later),
-        "scene_first": ("scene first", share, both, later > 0),
-        "at_once": ("scene and answer at once", share, both, later == 0),
-        "answer_first": ("answer first", share, both, later < 0),
+        "lost": ("times lost again, of runs right at the end", share | count, good, lost),
+        "turned": ("shows a wrong answer at any step, right at the end", turning, True, turned),
+        "correction_step": (
+            "step of correction",
+            share | median,
+            corrected,
+            commitment_step(solved),
+        ),
+        "scene_step": ("step of the scene", order | median, both, scene),
+        "answer_step": ("step of the answer", order | median, both, answer),
+        "later": ("answer later than the scene, steps", order | apart, both, later),
+        "scene_first": ("scene first", order, both, later > 0),
+        "at_once": ("scene and answer at once", order, both, later == 0),
+        "answer_first": ("answer first", order, both, later < 0),
     }
     dims, about = "denoiser puzzle seed", {"forwards": "all_forwards"}
     return {

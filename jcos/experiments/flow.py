@@ -89,11 +89,11 @@ class Flow(Experiment):
             if (values := getattr(reach, name)) is not None:
                 dims = f"{each} step layer without" if name == "tokens" else f"{each} step without"
                 values, title = by_case(values, len(cases)), f"1 − CKA of {words}"
-                variables[name] = measure(dims, values, title, span=UNBOUNDED, tabled=False)
+                variables[name] = measure(dims, values, title, REACH, span=UNBOUNDED, tabled=False)
         if answers is not None:
             progress("judging", 0, 1)
             solved, agreed = outcomes(samples, answers, reach, cases)
-            variables["solved"] = measure(each, solved, "solved", forwards="run_forwards")
+            variables["solved"] = measure(each, solved, "solved", SOLVED, forwards="run_forwards")
             variables["agreement"] = measure(each, agreed, "agreement", AGREEMENT)
         without = ["nothing", *(f"frame {f}" for f in range(frames))]
         labels = labels_of(cases) | {"without": without, "step": range(steps)}
@@ -164,7 +164,7 @@ def reaches(data: xr.Dataset) -> dict[str, xr.DataArray]:
 
     def add(name: str, values: xr.DataArray, title: str, **more: Any) -> None:
         values = values.reset_coords(drop=True)
-        values.attrs = described(title, **{"span": UNBOUNDED, **more})
+        values.attrs = described(title, REACH, **{"span": UNBOUNDED, **more})
         variables[name] = values
 
     for source, words in SOURCES.items():
@@ -207,6 +207,8 @@ TRIANGLE = (
     "and its noise drawn anew. x̂0: of clean estimates in patches, of the model and of the ideal "
     "denoiser under the same noise."
 )
+REACH = "How much the run differs from the clean one: 0 is no effect, 1 nothing in common."
+SOLVED = "Share of runs that end solved."
 AGREEMENT = (
     "How often the perturbed run ends with the clean run's answer, of puzzles with several that "
     "both solve."

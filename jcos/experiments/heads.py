@@ -213,7 +213,7 @@ class Heads(Experiment):
             rows = np.stack([array[0], array[1], array[2:].mean(0)])
             less, words = rows[1] - rows[2], f"{title}, chosen less random heads"
             variables[f"set_{name}"] = measure("heads puzzle seed", rows, title, comment)
-            variables[f"set_{name}_less"] = measure("puzzle seed", less, words, span=GAINS)
+            variables[f"set_{name}_less"] = measure("puzzle seed", less, words, comment, span=GAINS)
         variables["chosen_heads"] = ((), ", ".join(f"layer {k} head {h}" for k, h in chosen), {})
         return xr.Dataset(variables, {"heads": list(SETS)})
 

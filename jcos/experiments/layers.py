@@ -267,10 +267,10 @@ def token_measures(readout: Readout) -> xr.Dataset:
     variables = {
         "energy": measure(each, energy.mean(-1), "token energy", ENERGY, **norm),
         "energy_by_frame": measure(
-            f"{each} frame", energy, "token energy of a frame", **norm, tabled=False
+            f"{each} frame", energy, "token energy of a frame", ENERGY, **norm, tabled=False
         ),
         "frame_energy": measure(
-            "puzzle seed layer frame", share, "energy of a frame over that of all", **frame
+            "puzzle seed layer frame", share, "energy of a frame over that of all", ENERGY, **frame
         ),
         "channels": measure(each, readout.channels, "share of channels that vary", SPREAD),
         "three": measure(each, readout.three, "variance in three components", SPREAD),
@@ -295,7 +295,8 @@ def probe_measures(
     layers, unknown = energy.shape[3], np.full((*probed.shape[1:-1], 1), np.nan)
     by_layer, by_source = "puzzle seed step layer", "puzzle seed step source"
     area = labels.auroc(energy, "foreground")
-    variables = {"by_energy": measure(by_layer, area, "AUROC of foreground, by energy")}
+    name, about = "AUROC of foreground, by energy", READINGS["foreground"][1]
+    variables = {"by_energy": measure(by_layer, area, name, about)}
     for reading, probe, control in zip(READINGS, probed, controls, strict=True):
         words, about = READINGS[reading]
         name, best, others = f"AUROC of {words}", unknown, {}
@@ -311,7 +312,7 @@ def probe_measures(
         for other, (label, areas) in others.items():
             more = probe[..., :layers] - areas
             variables[f"{reading}_more_than_{other}"] = measure(
-                by_layer, more, f"{name}, more than by {label}", span=GAINS
+                by_layer, more, f"{name}, more than by {label}", about, span=GAINS
             )
     sources = [f"layer {layer}" for layer in range(layers)]
     sources += ["x_s", "x̂0", f"{results.IDEAL} at x_s"]

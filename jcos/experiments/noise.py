@@ -208,7 +208,7 @@ def contrasts(data: xr.Dataset) -> dict[str, xr.DataArray]:
             less = xr.concat(frames, xr.Variable("contrast", list(contrasts))) - step
             title = f"{about['long_name']}, at a frame less at a step"
             span = GAINS if scores else UNBOUNDED
-            less.attrs = described(title, span=span, forwards=about["forwards"])
+            less.attrs = described(title, about["comment"], span=span, forwards=about["forwards"])
             variables[f"{name}_less"] = less
     return variables
 

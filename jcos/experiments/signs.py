@@ -34,6 +34,7 @@ AREA = (
     "Chance that a run that fails has a worse sign than one of the same puzzle that is solved; of "
     "puzzles with both kinds. 0.5 tells nothing."
 )
+SOLVED = "Share of runs that end solved."
 MASSES = "Share of the clean estimate, of puzzles with runs that fail and runs that are solved."
 MIXED, OFF = EXPLANATIONS = ("blend of a right and a wrong end", "mass on no end")
 """Signs that know how the runs end: what they explain of the others."""
@@ -90,7 +91,7 @@ class Signs(Experiment):
         variables = samples.levels({"solved": "solved"}) | {
             "forwards": ((), len(self.seeds) * self.forwards(model.config), {}),
             "area": measure(dims, np.stack(area), title, AREA, span=(0.0, 1.0)),
-            "solved": measure("denoiser puzzle seed", solved.astype(float), "solved"),
+            "solved": measure("denoiser puzzle seed", solved.astype(float), "solved", SOLVED),
         }
         for name, words in TITLES.items():
             values = np.stack([by_outcome(m[name], s) for m, s in zip(mass, solved, strict=True)])

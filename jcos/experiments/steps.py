@@ -74,11 +74,17 @@ class Steps(Experiment):
         commitment[commitment == steps] = np.nan
         of_model, each = "puzzle seed step", "denoiser puzzle seed step"
         span = {"units": "step", "span": (0, steps), "median": True, "forwards": "all_forwards"}
+        of_x0 = {"comment": BLEND}
         parts = {
-            "taken": (each, taken, "mass on the answer taken", {"comment": BLEND}),
-            "others": (each, np.where(several, others, np.nan), "mass on other right answers", {}),
-            "wrong": (each, np.where(single, wrong, np.nan), "mass on wrong answers", {}),
-            "off": (of_model, watched.off, "mass on no answer", {}),
+            "taken": (each, taken, "mass on the answer taken", of_x0),
+            "others": (
+                each,
+                np.where(several, others, np.nan),
+                "mass on other right answers",
+                of_x0,
+            ),
+            "wrong": (each, np.where(single, wrong, np.nan), "mass on wrong answers", of_x0),
+            "off": (of_model, watched.off, "mass on no answer", of_x0),
             "held": (each, np.where(several, held, np.nan), "answers held at once", HELD),
             "held_more": (
                 of_model,
@@ -86,7 +92,9 @@ class Steps(Experiment):
                 "answers held at once, more than ideal",
                 HELD | {"span": measures.UNBOUNDED},
             ),
-            "gap": (of_model, watched.gap, "distance to the ideal denoiser", GAP),
+            "gap": (of_model, watched.gap, SIGNS["gap"], GAP),
+            "change": (of_model, watched.change, SIGNS["change"], CHANGE),
+            "blur": (of_model, watched.blur, SIGNS["blur"], BLUR),
         }
         variables: dict[str, Any] = samples.levels({"solved": "solved", "score": "score"})
         variables |= self.costs(model.config) | {
@@ -95,8 +103,6 @@ class Steps(Experiment):
             "commitment": measure(
                 "denoiser puzzle seed", commitment, "commitment step", COMMITMENT, **span
             ),
-            "change": (["puzzle", "seed", "step"], watched.change, {}),
-            "blur": (["puzzle", "seed", "step"], watched.blur, {}),
             **one_of_each(samples, solved[0], watched.video),
         }
         for name, (dims, values, title, about) in parts.items():
@@ -128,6 +134,8 @@ GAP = {
     "units": "latent",
     "span": measures.POSITIVE,
 }
+CHANGE = GAP | {"comment": "Root mean square change of x̂0.", "tabled": False}
+BLUR = CHANGE | {"comment": "Root mean square distance of x̂0 from a puzzle's colours."}
 SOLVED = (
     "Share of puzzles whose clean estimate is solved at each step, with 95% intervals over "
     "puzzles; the ideal denoiser runs from the same noise."

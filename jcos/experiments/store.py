@@ -28,6 +28,8 @@ LARGEST = (
     "where all are alike, near 1 with massive activations."
 )
 
+ENDED = {"score": "Score as the run ends.", "solved": "Share of runs that end solved."}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Store(Experiment):
@@ -97,8 +99,8 @@ class Store(Experiment):
         }
         if samples.judged:
             ended = score(model, samples.puzzles, activations.load(paths, "latents").values)
-            for name, values in zip(("score", "solved"), ended, strict=True):
-                variables[name] = measure(f"{samples.runs} seed", values, name)
+            for (name, words), values in zip(ENDED.items(), ended, strict=True):
+                variables[name] = measure(f"{samples.runs} seed", values, name, words)
             variables |= samples.levels({"score": "score", "solved": "solved"})
         return self.dataset(variables, samples, site=list(self.sites), **labels)
 

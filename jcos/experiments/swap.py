@@ -29,7 +29,7 @@ from jcos.experiments.samples import baselines
 from jcos.experiments.swap_pairs import Pair, candidates, object_tokens, pairs_of
 from jcos.experiments.sweeps import conditions_of, judge, pixels
 from jcos.experiments.watching import film_figures, films
-from jcos.lab.measures import SCORES, UNBOUNDED, Span
+from jcos.lab.measures import SCORES, UNBOUNDED
 from jcos.lab.results import IDEAL, Variable, groups_of, measure, of_kind
 from jcos.sampling import flow, probes
 from jcos.sampling.trajectory import Condition, Trace
@@ -218,6 +218,8 @@ FLIPPED = (
     "whatever the layer."
 )
 ALONG = "0 is where the receiver's plain run ends, 1 where the donor's does."
+ENDS = "Share of runs; an answer counts in either picture."
+SHARE = "Of the clean estimate, after the last step of the swap or at each step."
 FILM = (
     "{}: pair {}, ends of runs; layers are those after which all tokens (where the prompts are the "
     "same, the object's alone) are swapped up to step {}."
@@ -309,7 +311,7 @@ def end_measures(cases: Sequence[Case], pairs: Sequence[Pair], ends: Ends) -> xr
     directions × K seeds. Missing are runs that cannot tell, and the donor's side where it receives
     nothing."""
     runs, at = "case pair direction seed", [max(case.last, 0) for case in cases]
-    values: dict[str, tuple[str, Span, Any]] = {"way": (WAY, UNBOUNDED, ways(ends.video))}
+    values: dict[str, tuple[str, str, Any]] = {"way": (WAY, ALONG, ways(ends.video))}
     variables: dict[str, Variable] = {}
     if pairs:
         assert ends.receiver is not None
@@ -321,21 +323,23 @@ def end_measures(cases: Sequence[Case], pairs: Sequence[Pair], ends: Ends) -> xr
             np.take_along_axis(shares, step, -1)[..., 0] for shares in (ends.receiver, ends.donor)
         )
         values |= {
-            "receiver_solved": ("receiver's answer solved", SCORES, kept),
-            "donor_solved": ("donor's answer solved", SCORES, taken),
-            "neither": ("neither solved", SCORES, ~kept & ~taken),
-            "flipped": (FLIP, SCORES, np.where(both_right, taken, np.nan)),
-            "kept": ("receiver's answer kept", SCORES, np.where(both_right, kept, np.nan)),
-            "at_once": (AT_ONCE, SCORES, donor),
-            "receiver_at_once": ("share of the receiver's answer at once", SCORES, receiver),
+            "receiver_solved": ("receiver's answer solved", ENDS, kept),
+            "donor_solved": ("donor's answer solved", ENDS, taken),
+            "neither": ("neither solved", ENDS, ~kept & ~taken),
+            "flipped": (FLIP, FLIPPED, np.where(both_right, taken, np.nan)),
+            "kept": ("receiver's answer kept", FLIPPED, np.where(both_right, kept, np.nan)),
+            "at_once": (AT_ONCE, SHARE, donor),
+            "receiver_at_once": ("share of the receiver's answer at once", SHARE, receiver),
         }
         share = "share of the donor's answer at each step"
-        variables["donor_share"] = measure(f"{runs} step", ends.donor, share, tabled=False)
+        variables["donor_share"] = measure(f"{runs} step", ends.donor, share, SHARE, tabled=False)
     one_way = [not case.both for case in cases]
-    for key, (name, span, array) in values.items():
+    for key, (name, about, array) in values.items():
         array = np.array(array, np.float64)
         array[one_way, :, 1] = np.nan
-        variables[key] = measure(runs, array, name, span=span)
+        variables[key] = measure(
+            runs, array, name, about, span=UNBOUNDED if key == "way" else SCORES
+        )
     layers = [np.nan if case.layer is None else case.layer for case in cases]
     kinds = [case.kind for case in cases]
     labels = case_labels(cases, kind=kinds, at_step=at, at_layer=layers) | {
