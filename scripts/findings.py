@@ -53,8 +53,10 @@ class Results:
             return line[column] if line[column].isdigit() else number(line[column])
         exact = [line[k] for k in ("value", "low", "high")]
         value, low, high = map(number, exact)
-        if low == high and exact[1] != exact[2]:  # a width that three digits do not show
-            value, low, high = (f"{float(v):.1g}" for v in exact)
+        digits = 0
+        while low == high and exact[1] != exact[2]:  # a width that three digits do not show
+            digits += 1
+            value, low, high = (f"{float(v):.{digits}g}" for v in exact)
         return f"{value} [{low}, {high}]" + (f" (n = {line['n']})" if n else "")
 
 

@@ -16,11 +16,13 @@ ASCII = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "
 TABLE = """task,measure,case,value,low,high,n,chance,still,forwards
 maze,solved,step 3,0.98765,0.9,1.0,64,0.1,0.0,4
 maze,"commitment step, median",model,23.456,20,25.5,60,,,50
+maze,cosine,layer 3,0.998967,0.998913,0.999021,32,,,40
 """
 WORDS = """From x̂0: solved {{ steps_2("maze", "solved", "step 3", n=1) }}, decided at
 {{ steps_2("maze", "commitment step, median", "model") }}
 by `{{ steps_2.command }}`, {{ steps_2("maze", "solved", "step 3", column="forwards") }} forwards,
 chance {{ steps_2("maze", "solved", "step 3", column="chance") }}.
+{{ steps_2("maze", "cosine", "layer 3") }}
 ![x](findings/steps_2-solved.svg)
 """
 
@@ -49,7 +51,7 @@ def test_marks_become_numbers(results: Path, tmp_path: Path) -> None:
     assert run(results, docs, WORDS).returncode == 0
     page = (docs / "findings.md").read_text(encoding="utf-8")
     assert "From x̂0: solved 0.988 [0.900, 1.000] (n = 64), decided at\n23.5 [20, 25.5]\nby" in page
-    assert "`jcos run it`, 4 forwards,\nchance 0.100." in page
+    assert "`jcos run it`, 4 forwards,\nchance 0.100.\n0.999 [0.9989, 0.999]\n" in page
     assert (docs / "findings" / "steps_2-solved.svg").read_bytes() == b"picture"
 
 
