@@ -27,7 +27,7 @@ def made(patient_model: Wan, tmp_path_factory: pytest.TempPathFactory) -> tuple[
         pages.append((folder / "index.html").read_text() if done else "")
 
     done = demo.run(patient_model, folder, "jcos demo", SIZES, progress)
-    assert done.total > done.forward > 0
+    assert done.total > done.sampling > 0
     assert done.total > done.first > 0
     return folder, told, pages
 

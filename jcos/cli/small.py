@@ -42,9 +42,9 @@ class Demo(Command):
                     console.print(f"The first maze is at {page}; the page fills as parts arrive.")
 
             seconds = demo.run(model, self.out, command_line(), progress=progress)
-        total, forward, first = (f"{value:.0f} s" for value in seconds)
+        total, sampling, first = (f"{value:.0f} s" for value in seconds)
         print(f"The page is at {page}")
-        print(f"{total}, of them {forward} in the model's forward passes; first page after {first}")
+        print(f"{total}, of them {sampling} sampling and decoding; first page after {first}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,8 @@ class Search(Command):
     seeds: int = 8
     """How many begin; of early-failure and calibrated how many may be tried."""
     judge: str = "decided"
-    """Who says what is good: decided, pixels, change, agreement, energy, random, or the oracle."""
+    """Who says what is good: decided, pixels, change, agreement, energy, norm, motion, peak,
+    random, or the oracle."""
     least: float | None = None
     """The score that early-failure asks for; only for decided there is a default."""
     first_seed: int = 0

@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 class Batches:
-    """Plays rows in equal batches, and counts the time of their forward passes."""
+    """Plays rows in equal batches, and counts the time of that."""
 
     def __init__(self, model: Wan) -> None:
         if not isinstance(model.codec, PixelCodec):
@@ -46,9 +46,9 @@ class Batches:
         self._seconds: dict[Any, list[float]] = {}
 
     @property
-    def forward(self) -> float:
-        """Seconds in forward passes. The first call of a program also compiles it, so it counts as
-        long as the others on average."""
+    def sampling(self) -> float:
+        """Seconds in calls: passes of the model, decoding, and in a search its judge. The first
+        call of a program also compiles it, so it counts as long as the others on average."""
         calls = self._seconds.values()
         return sum(len(each) * float(np.mean(each[1:] or each)) for each in calls)
 

@@ -56,6 +56,15 @@ def test_a_gpu_is_measured_and_what_fails_is_a_row(tmp_path: Path) -> None:
     }.items()
 
 
+@pytest.mark.slow
+def test_samplers_and_steering_are_measured(tmp_path: Path) -> None:
+    sizes = dict.fromkeys(["--steps", "--puzzles", "--mazes", "--seeds", "--particles"], 3)
+    options = [*sum(sizes.items(), ()), "--solvers", "dance", "--out", tmp_path]
+    run("samplers", *options)
+    for name in ("samplers", "steering"):
+        assert len(json.loads((tmp_path / name / "table.json").read_text())["rows"]) == 1
+
+
 def test_an_image_with_jax_flax_and_torch_is_enough() -> None:
     """What the measurements do not need is imported nowhere on their way."""
     absent = dict.fromkeys(["av", "ftfy", "tyro", "torch", "diffusers", "transformers"])
