@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import textwrap
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from operator import methodcaller
 from pathlib import Path
@@ -82,18 +82,16 @@ def holds(
     settings: Mapping[str, Any],
     *,
     remedy: str = "choose another --out",
-    replaced: Collection[str] = (),
 ) -> bool:
-    """Return whether a folder holds this run; False where it is empty but perhaps for a manifest,
-    or without one holds nothing but what is `replaced`.
+    """Return whether a folder holds this run; False where it is empty but perhaps for a manifest.
 
     Raises ValueError where it holds another run, or something that is no run of this kind.
     """
     found = read(folder / MANIFEST, kind)
     inside = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     inside = sorted(name for name in inside if name != MANIFEST and not name.startswith("."))
-    if found is None and (others := [name for name in inside if name not in replaced]):
-        raise ValueError(f"{folder} holds {others[0]}, but no {MANIFEST} of a run: {remedy}")
+    if found is None and inside:
+        raise ValueError(f"{folder} holds {inside[0]}, but no {MANIFEST} of a run: {remedy}")
     if found is None or not inside:
         return False
     check_same(folder, found, settings, remedy)

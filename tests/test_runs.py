@@ -246,7 +246,7 @@ def test_no_command_writes_into_another_ones_folder(tmp_path, refused, monkeypat
         ["demo"],
         ["sample", "maze"],
         ["bench", "score", tmp_path / "arm", "--samples", tmp_path / "bench"],
-        ["run", Path(__file__).parent.parent / "configs" / "steps.py", "--redo"],
+        ["run", Path(__file__).parent.parent / "configs" / "steps.py"],
     ):
         said = refused(*command, "--out", tmp_path / "arm")
         assert str(tmp_path / "arm") in said, command

@@ -38,8 +38,6 @@ class Run(OnMesh, Command):
     set: Changes = ()
     out: AnyOutFolder | None = None
     """Where results go; out/NAME by default, NAME being the config's."""
-    redo: bool = False
-    """Run it again and replace the results that are there."""
     example_clips: OutFile | None = None
     """Write a file of prompts with pictures here, to be filled in for --set clips=FILE, and no
     more; docs/wan.md says what it may hold."""
@@ -97,7 +95,6 @@ class Run(OnMesh, Command):
                 load,
                 weights=identify(self.checkpoint),
                 command=command_line(),
-                redo=self.redo,
                 progress=progress,
             )
         if not sharding.is_first_host():

@@ -1,13 +1,12 @@
 """A folder of results: what was run, on what, by which versions; the dataset, table and figures.
 
 It is written beside its final name and renamed, so a folder with a manifest is whole. A finished
-folder is not done again, and never overwritten by another experiment's results. Sweeps of a killed
-run are taken up where they stopped.
+folder is not done again, and never overwritten. Sweeps of a killed run are taken up where they
+stopped.
 """
 
 import dataclasses
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -29,13 +28,10 @@ from jcos.lab import results
 from jcos.wan import Wan
 
 DATA, TABLE, FIGURES, MANIFEST = "results.nc", "table.csv", "figures", runs.MANIFEST
-RESULTS = (DATA, TABLE, FIGURES, ACTIVATIONS)
-PAGE = ("index.html", "index.files")
 FREE = ("chunk", "at_once")
 """Parameters that results do not depend on."""
 ROOM = 64 * 2**20
 """Bytes that must be free on the disk before an experiment is begun."""
-REMEDY = "choose another folder, or replace results of other settings with --redo"
 
 
 def describe(
@@ -62,28 +58,24 @@ def run_to(
     *,
     weights: Mapping[str, str],
     command: str,
-    redo: bool = False,
     progress: Progress = silent,
 ) -> bool:
     """Run an experiment into a folder; return False where it is there already.
 
     load: loads the model, only where there is something to run. weights: which they are
-    (`checkpoint.identify`). redo: replace what is there, also what a killed run of other settings
-    left. Raises ValueError or IndexError, before weights are read, where it cannot be run on this
-    model, or the folder holds other results.
+    (`checkpoint.identify`). Raises ValueError or IndexError, before weights are read, where it
+    cannot be run on this model, or the folder holds other results.
     """
     folder = any_path(folder)
     experiment.check(config)
     about = describe(experiment, config, weights)
-    same, replaced = ({}, (*RESULTS, *PAGE)) if redo else (about, ())
-    there = runs.holds(folder, "experiment", same, remedy=REMEDY, replaced=replaced)
-    there = sharding.from_first_host(there)  # before it writes anything
-    if there and not redo:
+    there = runs.holds(folder, "experiment", about)
+    if sharding.from_first_host(there):  # before it writes anything
         return False
     files.check_room(folder, ROOM)
     whole = folder.absolute()  # "." has no name
     unfinished = whole.with_name(f".{whole.name}.unfinished")
-    with kept_in(unfinished, about, redo=redo):
+    with kept_in(unfinished, about):
         progress("reading the weights", 0, 1)
         model = load()
         start = time.monotonic()
@@ -106,8 +98,8 @@ def write(
     manifest: Mapping[str, Any],
     activations: Path | None = None,
 ) -> None:
-    """Write the whole folder, or nothing. Results that were there before are replaced, other files
-    in it stay. activations: a folder that is moved into it, where there is one."""
+    """Write the whole folder, or nothing; into one that is there, the manifest last. activations: a
+    folder that is moved into it, where there is one."""
     new = not folder.is_dir()
     place = None if is_remote(folder) else folder.parent if new else folder
     if place is not None:
@@ -135,26 +127,7 @@ def write(
         if new:
             part.rename(folder)
         else:
-            _replace(part, folder)
+            for path in sorted(part.iterdir(), key=lambda path: path.name == MANIFEST):
+                path.rename(folder / path.name)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _replace(part: Path, folder: Path) -> None:
-    """Put the results of a folder inside another in place of the other's, which stay if that fails.
-
-    The manifest, with which a folder is whole, goes first and comes last.
-    """
-    old, names, done = part / "old", (MANIFEST, *RESULTS), []
-    old.mkdir()
-    moves = [(folder / name, old / name) for name in names]
-    moves += [(part / name, folder / name) for name in reversed(names)]
-    try:
-        for source, target in moves:
-            if os.path.lexists(source):
-                source.rename(target)
-                done.append((source, target))
-    except BaseException:
-        for source, target in reversed(done):
-            target.rename(source)
-        raise

@@ -49,19 +49,15 @@ ACTIVATIONS = "activations"
 
 
 @contextlib.contextmanager
-def kept_in(folder: Path, settings: Mapping[str, Any], *, redo: bool = False) -> Iterator[None]:
+def kept_in(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
     """Keep what sweeps compute in a folder, and take from it what an earlier run has computed.
 
-    settings: what decides the results. redo: forget what is there. Raises ValueError where it was
-    computed with other settings, weights, versions or code.
+    settings: what decides the results. Raises ValueError where it was computed with other settings,
+    weights, versions or code.
     """
     about = dict(settings) | {"versions": runs.versions(), "code": _code()}
-    if redo:
-        if sharding.is_first_host():
-            files.remove(folder)
-        sharding.wait_for_hosts()
     if (there := runs.read(folder / runs.MANIFEST)) is not None:
-        remedy = "--redo begins anew; or finish it with the code and settings it was begun with"
+        remedy = "remove it, or finish it with the code and settings it was begun with"
         runs.check_same(folder, there, about, remedy)
     elif sharding.is_first_host():
         files.write(folder / runs.MANIFEST, runs.as_text(about))

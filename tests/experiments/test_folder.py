@@ -152,10 +152,6 @@ def test_finished_results_are_left_alone(done: Run, tmp_path: Path) -> None:
     assert not done(Coin(), folder)
     assert not done(Coin(chunk=3), folder), "chunk does not change results"
     assert (folder / "run.json").stat().st_mtime_ns == before
-    (folder / "notes.txt").write_text("mine")
-    assert done(Coin(), folder, redo=True)
-    assert (folder / "run.json").stat().st_mtime_ns > before
-    assert sorted(p.name for p in folder.iterdir()) == sorted([*WHOLE, "notes.txt"])
     about = json.loads((folder / "run.json").read_text())
     del about["parameters"]["profile"]  # as results older than this parameter
     (folder / "run.json").write_text(json.dumps(about))
@@ -167,11 +163,10 @@ def test_finished_results_are_left_alone(done: Run, tmp_path: Path) -> None:
 def test_results_of_other_settings_are_not_overwritten(done: Run, tmp_path: Path) -> None:
     folder = tmp_path / "coin"
     done(Coin(), folder)
-    with pytest.raises(ValueError, match=r"sides 2, not 3.*--redo"):
+    with pytest.raises(ValueError, match=r"sides 2, not 3.*--out"):
         done(Coin(sides=3), folder)
     with pytest.raises(ValueError, match="manifest 0, not 1"):
         done(Coin(), folder, weights="1")
-    assert done(Coin(sides=3), folder, redo=True)
     other = tmp_path / "other"
     other.mkdir()
     (other / "notes.txt").write_text("mine")
@@ -185,47 +180,17 @@ def full(*_: object) -> bytes:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("redo", [False, True])
 @pytest.mark.parametrize("drawn", [False, True])
-def test_what_fails_leaves_what_was_there(
-    done: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redo: bool, drawn: bool
+def test_what_fails_leaves_nothing(
+    done: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: bool
 ) -> None:
-    """Whether it is the measuring or the drawing, and whether there were results before."""
+    """Whether it is the measuring or the drawing."""
     folder = tmp_path / "coin"
-    if redo:
-        done(Coin(), folder)
     with monkeypatch.context() as patch:
         patch.setattr(folders, "to_svg", full)
         with pytest.raises((FloatingPointError, OSError)):
-            done(Coin(broken=not drawn), folder, redo=redo)
-    assert folder.exists() == redo
-    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".jcos")]
-    assert done(Coin(), folder, redo=not redo) != redo, "what was there is whole"
-    assert sorted(p.name for p in folder.iterdir()) == WHOLE
-
-
-@pytest.mark.parametrize("number", range(8))
-def test_results_that_cannot_be_replaced_stay(
-    done: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    folder, rename, calls = tmp_path / "coin", Path.rename, []
-    done(Coin(), folder)
-    (folder / "activations").mkdir()
-    (folder / "activations" / "old.nc").touch()
-    before = (folder / "run.json").read_text()
-
-    def failing(source: Path, target: Path) -> Path:
-        calls.append(source)
-        if len(calls) == number + 1:
-            raise OSError(5, "Input/output error")
-        return rename(source, target)
-
-    monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(OSError, match="Input/output"):
-        done(Coin(sides=3), folder, redo=True)
-    assert sorted(p.name for p in folder.iterdir()) == sorted(["activations", *WHOLE])
-    assert (folder / "run.json").read_text() == before
-    assert (folder / "activations" / "old.nc").exists()
+            done(Coin(broken=not drawn), folder)
+    assert [p.name for p in tmp_path.iterdir()] == [".coin.unfinished"]
 
 
 def test_activations_come_from_another_disk(
@@ -238,7 +203,7 @@ def test_activations_come_from_another_disk(
             raise OSError(errno.EXDEV, "Invalid cross-device link")
         rename(source, target)
 
-    done(Coin(), folder)
+    folder.mkdir()
     activations.mkdir()
     (activations / "new.nc").touch()
     monkeypatch.setattr(os, "rename", across)
@@ -248,23 +213,26 @@ def test_activations_come_from_another_disk(
     assert not activations.exists()
 
 
-def test_a_folder_without_manifest_is_begun_anew_by_redo(
+def test_in_a_folder_that_is_there_the_manifest_comes_last(
     done: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder may be the one here."""
     monkeypatch.chdir(tmp_path)
-    folder = tmp_path
-    done(Coin(), Path())
-    (folder / "index.html").touch()
-    (folder / "run.json").unlink()
-    with pytest.raises(ValueError, match=r"no run\.json.*--redo"):
-        done(Coin(), folder)
-    (folder / "notes.txt").touch()
-    with pytest.raises(ValueError, match=r"notes\.txt"):
-        done(Coin(), folder, redo=True)
-    (folder / "notes.txt").unlink()
-    assert done(Coin(), folder, redo=True)
-    assert sorted(p.name for p in folder.iterdir()) == sorted(["index.html", *WHOLE])
+    rename, moved = Path.rename, []
+
+    def failing(source: Path, target: Path) -> Path:
+        moved.append(source.name)
+        if source.name == "run.json":
+            raise OSError(5, "Input/output error")
+        return rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", failing)
+        with pytest.raises(OSError, match="Input/output"):
+            done(Coin(), Path())
+    assert sorted(moved) == sorted(WHOLE)
+    with pytest.raises(ValueError, match=r"figures, but no run\.json"):
+        done(Coin(), Path())
 
 
 def unneeded() -> Wan:
@@ -353,13 +321,12 @@ def test_a_killed_run_is_not_mixed_with_other_settings_or_code(
             done(Ends(puzzles=3, **changes), folder, progress=kill_at("sampling", 2))
 
     kill()
-    with pytest.raises(ValueError, match=r"sides 2, not 3.*--redo begins anew"):
+    with pytest.raises(ValueError, match=r"sides 2, not 3.*remove it, or finish it"):
         done(Ends(puzzles=3, sides=3), folder)
     with monkeypatch.context() as patch:
         patch.setattr(sweeps, "_code", lambda: "0123")
         with pytest.raises(ValueError, match=r"code .*, not 0123"):
             done(Ends(puzzles=3), folder)
-    assert done(Ends(puzzles=3, sides=3), folder, redo=True)
 
 
 def test_fine_tuned_weights_of_the_same_layout_are_others(tmp_path: Path) -> None:
