@@ -63,16 +63,13 @@ class Sample(NamedTuple):
 
 class Bench(NamedTuple):
     """samples: the whole ones, in order. faults: what is wrong with the rest, by its name. names:
-    all that count in a table, the faulty ones too. absent: tasks and samples of the benchmark that
-    the folder does not have, where all that it has are the benchmark's; a part of it is no fault.
-    benchmark: vbvr or vbvr-pro.
+    all that count in a table, the faulty ones too. benchmark: vbvr or vbvr-pro.
     """
 
     root: Path
     samples: tuple[Sample, ...]
     faults: dict[str, str]
     names: tuple[str, ...]
-    absent: tuple[str, ...] = ()
     benchmark: str = "vbvr"
 
     @property
@@ -160,21 +157,7 @@ def read_bench(root: Path, per_task: int | None = None, benchmark: str = "vbvr")
         before += len(whole)
     if not names:
         raise ValueError(f"{root} has no samples: they are folders SPLIT/TASK/00000")
-    absent = _absent(names) if per_task is None else ()
-    return Bench(root, tuple(samples), faults, tuple(names), absent, benchmark)
-
-
-def _absent(names: list[str]) -> tuple[str, ...]:
-    """SPLIT/TASK of tasks that are wholly absent, SPLIT/TASK/NUMBER of single samples."""
-    tasks = {task_of(name) for name in names}
-    if tasks - OFFICIAL.keys():
-        return ()
-    lacking = []
-    for task, row in OFFICIAL.items():
-        place = f"{row['split']}/{task}"
-        whole = [f"{place}/{i:05d}" for i in range(PER_TASK)]
-        lacking += [name for name in whole if name not in names] if task in tasks else [place]
-    return tuple(lacking)
+    return Bench(root, tuple(samples), faults, tuple(names), benchmark)
 
 
 def _read(name: str, folder: Path, *, metadata: bool = False) -> Sample:

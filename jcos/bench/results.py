@@ -99,6 +99,5 @@ class Folder(NamedTuple):
         status = Status(len(bench.names), len(seconds), mean, failed, bench.faults, tuple(stale))
         left = len(bench.samples) - status.done - len(failed)
         about = {"date": now(), "left": left, "hours_left": left * mean / 3600}
-        about |= {"absent": bench.absent} | status._asdict()
-        write(self.path / summary, as_text(about))
+        write(self.path / summary, as_text(about | status._asdict()))
         return status

@@ -110,7 +110,6 @@ class Run(OnMesh, Command):
             arms = {n: dataclasses.replace(arm, lora=self.lora) for n, arm in arms.items()}
         bench = read_bench(self.samples, self.per_task, benchmark)
         print(f"{bench.extent}, {len(bench.faults)} faults")
-        _print_absent(bench)
         work = run.Work(
             text=self.text_cache or self.out / "text",
             shard=self._parts() or (jax.process_index(), jax.process_count()),
@@ -185,7 +184,6 @@ class Score(Command):
         _print_errors(f"Note: {note}" for note in result.notes)
         for arm in result.scores:
             _print_errors(f"{arm.arm}: {name}: {why}" for name, why in arm.errors.items())
-        _print_absent(bench)
         fewest = min(len(arm.values) for arm in result.scores[: len(self.arms)])
         if fewest < len(bench.names) or bench.faults:
             raise SystemExit(1)
@@ -249,13 +247,6 @@ def bench(
 def _print_errors(lines: Iterable[str]) -> None:
     for line in lines:
         print(line, file=sys.stderr)
-
-
-def _print_absent(bench: "Benchmark") -> None:
-    if bench.absent:
-        first, more = ", ".join(bench.absent[:3]), len(bench.absent) - 3
-        others = f" and {more} more (the summaries list them)" if more > 0 else ""
-        print(f"Note: of the benchmark {first}{others} are absent here", file=sys.stderr)
 
 
 def _print_tables(bench: "Benchmark", result: "Comparison") -> None:

@@ -1,6 +1,5 @@
 """Benchmark folders: what is in them, and what is wrong."""
 
-import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 from jcos.bench.baselines import still_of
 from jcos.bench.export import export, puzzle_of, score
 from jcos.bench.folder import OFFICIAL, category_of, read_bench
-from jcos.bench.results import Folder
 from jcos.media.formats import write_mp4
 
 
@@ -99,27 +97,6 @@ def test_it_is_said_how_much_of_the_benchmark_there_is(bench_folder: Path) -> No
     names = [f"{r['split']}/{task}/{i:05d}" for task, r in OFFICIAL.items() for i in range(5)]
     assert bench._replace(names=tuple(names)).extent == "all 500 samples"
     assert bench._replace(names=tuple(names[:16])).extent == "16 of the benchmark's 500 samples"
-
-
-def test_what_is_absent_of_the_benchmark_is_listed(bench_folder: Path, tmp_path: Path) -> None:
-    """It is no fault: scores of a part are wanted too."""
-    assert read_bench(bench_folder).absent == ()  # other tasks
-    sample = bench_folder / "In-Domain_50" / "T-1_maze_data-generator" / "00000"
-    task = tmp_path / "part" / "In-Domain_50" / "O-36_grid_shift_data-generator"
-    for i in range(4):
-        shutil.copytree(sample, task / f"{i:05d}")
-    bench = read_bench(tmp_path / "part")
-    assert bench.faults == {}
-    assert len(bench.names) == 4
-    assert "In-Domain_50/O-36_grid_shift_data-generator/00004" in bench.absent
-    assert "Out-of-Domain_50/O-39_maze_data-generator" in bench.absent
-    assert len(bench.absent) == 1 + 99
-    assert bench.part(1, 2).absent == bench.absent
-    assert read_bench(tmp_path / "part", per_task=2).absent == ()
-    assert Folder(tmp_path / "arm").status(bench).complete is False
-    summary = json.loads((tmp_path / "arm" / "summary.json").read_text())
-    assert summary["absent"] == list(bench.absent)
-    assert summary["faults"] == {}
 
 
 def test_exported_puzzles_are_judged_after_the_codec(bench_folder: Path, tmp_path: Path) -> None:
