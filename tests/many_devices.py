@@ -283,8 +283,8 @@ def slices() -> dict[str, Any]:
 
 
 def samples() -> dict[str, float]:
-    """Three samples of the benchmark on two worlds, filled up to four: two seeds averaged in the
-    first step, with guidance."""
+    """Three samples of the benchmark, filled up to four: two seeds averaged in the first step, with
+    guidance."""
     arm = Arm(
         profile=None,
         scale=1 / 8,
@@ -300,16 +300,17 @@ def samples() -> dict[str, float]:
         model = model if devices is None else sharding.place(model, devices)
         model.config = arm.of(model.config)
         sampler = Sampler(arm, model, devices=devices)
-        shape, coders = arm.shape(model.config, chosen[0]), sampler.coders
-        batch = [sampler.prepare(sample, shape, i) for i, sample in enumerate(chosen)]
+        shape = arm.shape(model.config, chosen[0])
+        batch = [sampler.prepare(sample, shape) for sample in chosen]
         latents, x0, _ = sampler.generate(batch, shape, 3 if devices is None else 4)
-        videos = [coders[i % len(coders)].decode(z) for i, z in enumerate(latents)]
+        videos = [sampler.coder.decode(z) for z in latents]
         return {"latents": latents, "x0": x0, "levels": np.stack(videos).astype(np.float32) / 255}
 
     with tempfile.TemporaryDirectory() as folder:
         export(Path(folder) / "small", ("maze",), 3)
         chosen = read_bench(Path(folder) / "small").samples
-        return differences(run(sharding.make_mesh({"world": 2, "branch": 2, "fsdp": 2})), run(None))
+        devices = sharding.make_mesh({"branch": 2, "context": 2, "fsdp": 2})
+        return differences(run(devices), run(None))
 
 
 EIGHT = (layouts, by_step, sweeps, attention, undivided, slices, samples)

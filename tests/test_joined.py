@@ -96,7 +96,7 @@ def joined(tmp_path_factory) -> tuple[Path, list[dict]]:
     watched = ["--trace", "--trace-profile", folder / "profile"]
     commands = [
         video(folder, *out, "--mesh", "seed=2,branch=2,fsdp=2", *watched),
-        samples(folder, *out, "--mesh", "world=2,fsdp=2", "--batch", 2),
+        samples(folder, *out, "--mesh", "context=2,fsdp=2", "--batch", 2),
     ]
     with hosts("-m", "tests.many_devices", "host", *map(json.dumps, commands)) as processes:
         return folder, [json.loads(finish(p).splitlines()[-1]) for p in processes]

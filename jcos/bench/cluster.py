@@ -26,7 +26,6 @@ from jcos.bench.results import Folder
 from jcos.bench.run import Making, Work
 from jcos.config import WanConfig
 from jcos.devices import memory, programs, sharding
-from jcos.devices.mesh import WORLD
 
 SECONDS = 10
 """That a port has to answer, and three times that a cluster has."""
@@ -83,11 +82,8 @@ class Cluster:
     def __post_init__(self) -> None:
         if not find_spec("ray"):
             raise ValueError("--ray needs the extra ray: pip install 'jcos[ray]'")
-        if min(self.sizes.values(), default=1) < 1 or self.sizes.get(WORLD, 1) > 1:
-            raise ValueError(
-                f"mesh is {self.mesh!r}; with --ray it names the devices of an actor, which makes "
-                "one sample at a time: every size is at least 1, and there is no world"
-            )
+        if min(self.sizes.values(), default=1) < 1:
+            raise ValueError(f"mesh is {self.mesh!r}; with --ray every size is at least 1")
         sharding.mesh_shape(self.sizes, math.prod(self.sizes.values()))
         if (address := self.address) is None:
             return

@@ -59,8 +59,8 @@ class Work:
 
     shard: (i, n) takes every n-th sample from the i-th on; all by default. retry: failed samples
     too. batch: samples of equal shape generated at a time, by default as many as memory holds.
-    text: folder of embedded prompts. mesh: this process's devices, over which a batch and its
-    samples are spread; one device by default.
+    text: folder of embedded prompts. mesh: this process's devices, over which a sample is
+    spread; one device by default.
     """
 
     text: Path
@@ -157,9 +157,14 @@ def run(
 
 
 def check_mesh(sizes: Mapping[str, int], config: WanConfig) -> None:
-    """Raise ValueError where samples cannot be spread over a mesh of these sizes."""
-    if (seeds := sizes.get(mesh.SEED, 1)) > 1:  # of which not all go on to the end
-        raise ValueError(f"a mesh of seed={seeds} leaves devices idle: spread samples over world")
+    """Raise ValueError where a sample cannot be spread over a mesh of these sizes."""
+    for axis in (mesh.WORLD, mesh.SEED):
+        if (size := sizes.get(axis, 1)) > 1:
+            raise ValueError(
+                f"a mesh of {axis}={size} leaves devices idle, because a sample is one run; give "
+                "each device a --shard of the samples, or spread a sample over branch, context or "
+                "fsdp"
+            )
     wan.check_mesh(sizes, config)
 
 
@@ -216,11 +221,11 @@ class Making:
             return
         denoised = [sample for sample in left if self.folder.is_denoised(sample)]
         batches = self._batches([s for s in left if s not in denoised])
-        # No more threads than coders, so that preparing takes no memory on top of a decoder's.
-        with ThreadPoolExecutor(len(self.sampler.coders)) as coding:
+        # One thread, so that preparing takes no memory on top of a decoder's.
+        with ThreadPoolExecutor(1) as coding:
 
-            def begin(work: Callable[[Sample, int], T], batch: Sequence[Sample]) -> list[Future[T]]:
-                return [coding.submit(work, sample, i) for i, sample in enumerate(batch)]
+            def begin(work: Callable[[Sample], T], batch: Sequence[Sample]) -> list[Future[T]]:
+                return [coding.submit(work, sample) for sample in batch]
 
             writing = begin(self._finish, denoised)
             ahead = begin(self._prepare, batches[0] if batches else [])
@@ -246,15 +251,15 @@ class Making:
             batches += [alike[i : i + size] for i in range(0, len(alike), size)]
         return batches
 
-    def _prepare(self, sample: Sample, i: int) -> Condition:
-        return self.sampler.prepare(sample, self.shapes[sample], i)
+    def _prepare(self, sample: Sample) -> Condition:
+        return self.sampler.prepare(sample, self.shapes[sample])
 
     def _ready(self, sample: Sample, prepared: Future[Condition]) -> Condition | None:
         """Return what a sample is generated from; None where it cannot be prepared."""
         try:
             if isinstance(prepared.exception(), FAILURES):
                 # Perhaps for want of memory next to a batch that was denoised: once more alone.
-                return self._prepare(sample, 0)
+                return self._prepare(sample)
             return prepared.result()
         except FAILURES as error:
             self.folder.fail(sample.name, error)
@@ -267,9 +272,9 @@ class Making:
             return []
         check_room(self.folder.path, ROOM)
         start = time.monotonic()
-        shape, worlds = self.shapes[next(iter(batch))], self.sampler.worlds
+        shape = self.shapes[next(iter(batch))]
         # One program for every batch of a shape, and one for what is tried alone.
-        size = worlds if len(batch) <= worlds else self.sizes[shape]
+        size = 1 if len(batch) == 1 else self.sizes[shape]
         try:
             latents, x0, notes = self.sampler.generate([*batch.values()], shape, size, [*batch])
         except FAILURES as error:
@@ -296,9 +301,9 @@ class Making:
             self.folder.note(sample.name, "made", about)
         return list(batch)
 
-    def _finish(self, sample: Sample, i: int) -> None:
+    def _finish(self, sample: Sample) -> None:
         """Write the video of latents, which makes the sample done."""
-        arm, coder = self.arm, self.sampler.coders[i % len(self.sampler.coders)]
+        arm, coder = self.arm, self.sampler.coder
         # H.264 needs even sides.
         height, width = (side + side % 2 for side in (sample.height, sample.width))
         exact, latents = isinstance(coder.codec, PixelCodec), self.folder.latents(sample.name)

@@ -1,7 +1,6 @@
 """Samples of one shape through the model: on one device, or spread over a mesh of this process's
 devices. What comes out does not depend on the mesh."""
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from jaxtyping import Float
 from jcos import loop, wan
 from jcos.bench.arm import Arm, Shape
 from jcos.bench.folder import Sample
-from jcos.devices import memory, mesh, sharding
+from jcos.devices import memory, sharding
 from jcos.experiments.memory import runs_that_fit
 from jcos.lab import search
 from jcos.sampling import flow, trajectory
@@ -37,9 +36,8 @@ class Sampler:
     """An arm of a model.
 
     model: with experts, spread over the mesh, on which it was loaded. rows: embeds a prompt; by
-    default the model's own encoder. devices: the mesh, None for one device. coders: models without
-    experts that code pictures and videos, each on another device: sample i of a batch is the i-th
-    coder's.
+    default the model's own encoder. devices: the mesh, None for one device. coder: codes pictures
+    and videos, on a mesh without experts on its first device.
     """
 
     def __init__(
@@ -50,39 +48,36 @@ class Sampler:
         devices: Mesh | None = None,
     ):
         self.arm, self.model, self.devices = arm, model, devices
-        self.coders = _coders(model, devices)
-        self.rows = rows or self.coders[0].embed
+        self.coder = model
+        if devices is not None:
+            light = jax.tree.map(lambda a: a, model)
+            light.experts = nnx.List([])
+            self.coder = jax.device_put(light, devices.devices.flat[0])
+        self.rows = rows or self.coder.embed
         restarts = arm.search is not None and search.needs_vae(arm.search, model.config)
         if devices is not None and not restarts:
             model.vae = model.vision = None  # a copy on every device, which nothing uses
 
-    @property
-    def worlds(self) -> int:
-        """Samples that are always generated together: one in each world."""
-        return 1 if self.devices is None else self.devices.shape[mesh.WORLD]
-
     def fitting(self, shape: Shape, total: int, batch: int | None) -> int:
         """Samples of a shape to generate at a time: `batch`, or as many as memory holds, of
-        `total`; a multiple of `worlds`."""
+        `total`."""
         config = self.model.config
         empty = Condition(jnp.zeros(0), wan.latent_grid(config, *shape))
         plan = flow.plan(config.sampling, config.boundary)
-        each = None if batch is None else -(-batch // self.worlds)
-        size = 1  # which is tried even if the estimate is against it
-        with contextlib.suppress(ValueError):
-            most = -(-total // self.worlds)
-            seeds = self.arm.search.seeds if self.arm.search else self.arm.ensemble
-            size = runs_that_fit(self.model, empty, plan, seeds, 1, most, each)
-        return size * self.worlds
+        seeds = self.arm.search.seeds if self.arm.search else self.arm.ensemble
+        try:
+            return runs_that_fit(self.model, empty, plan, seeds, 1, total, batch)
+        except ValueError:
+            return 1  # which is tried even if the estimate is against it
 
-    def prepare(self, sample: Sample, shape: Shape, i: int = 0) -> Condition:
-        """What the i-th sample of a batch is generated from, on the host, where it waits for its
-        turn. Uses no device but the coder's, and may run while another batch is generated."""
-        config, coder = self.model.config, self.coders[i % len(self.coders)]
+    def prepare(self, sample: Sample, shape: Shape) -> Condition:
+        """What a sample is generated from, on the host, where it waits for its turn. Uses no device
+        but the coder's, and may run while another batch is generated."""
+        config = self.model.config
         first, seen = self.arm.first_frame(config, sample)
         prompt, negative = self.rows(sample.prompt), self.rows(config.negative)
-        condition = coder.condition(first, prompt, shape.frames, negative=negative, seen=seen)
-        return jax.device_get(condition)
+        made = self.coder.condition(first, prompt, shape.frames, negative=negative, seen=seen)
+        return jax.device_get(made)
 
     def generate(
         self, batch: list[Condition], shape: Shape, size: int, of: Sequence[Sample] = ()
@@ -141,15 +136,3 @@ class Sampler:
         pairs = zip(chosen.seed.tolist(), chosen.cost.forwards.tolist(), strict=True)
         notes = [{"chosen seed": seed, "forwards": n} for seed, n in pairs]
         return latents, np.zeros((count, 0, *latents.shape[1:]), np.float32), notes
-
-
-def _coders(model: Wan, devices: Mesh | None) -> tuple[Wan, ...]:
-    """One on the first device of every world, so that the samples of a batch are coded at the same
-    time; the model itself where there is no mesh."""
-    if devices is None:
-        return (model,)
-    light = jax.tree.map(lambda a: a, model)
-    light.experts = nnx.List([])
-    worlds = np.moveaxis(devices.devices, mesh.AXES.index(mesh.WORLD), 0)
-    firsts = worlds.reshape(len(worlds), -1)[:, 0]
-    return tuple(jax.device_put(light, device) for device in firsts)

@@ -78,7 +78,7 @@ class OnMesh:
     mesh: str | None = None
     """How all devices of this process share the work, like branch=2,context=4 (docs/launch.md): by
     seed, branch (of guidance), context or fsdp (a video's tokens; fsdp slices the weights too),
-    tensor (heads), world (runs of an experiment, samples of a benchmark). One device by default."""
+    tensor (heads), world (runs of an experiment). One device by default."""
 
     join: bool = False
     """This is one of several hosts that all run this command, with --mesh over the devices of all;

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 
-def named(self: Any, sample: Any, shape: Any, i: int = 0) -> Any:
+def named(self: Any, sample: Any, shape: Any) -> Any:
     """Instead of `Sampler.prepare`, for `grey`: a condition that has the sample's name alone."""
     from jcos.sampling.trajectory import Condition
 

@@ -61,7 +61,7 @@ def test_the_whole_path_from_the_command_line(
         (("--arms", "c"), "has no arm 'c'; it has a, b"),
         (("--shard", "1"), "shard is '1'"),
         (("--set", "sampling.steps=3"), "arm.sampling.steps 2, not 3"),
-        (("--mesh", "world=2"), "world=2 does not make up 1 device"),
+        (("--mesh", "fsdp=2"), "fsdp=2 does not make up 1 device"),
     ):
         assert says in refused("bench", "run", arms, *given, *words)
 

@@ -139,13 +139,13 @@ def test_one_samples_failure_is_its_own(bench_folder, tmp_path, calls, monkeypat
     prepared: list[str] = []
     sizes: list[int] = []
 
-    def prepare(self: Sampler, sample: Sample, shape: Shape, i: int) -> Any:
+    def prepare(self: Sampler, sample: Sample, shape: Shape) -> Any:
         prepared.append(sample.name)
         if sample.name == names[0]:
             raise ValueError("the picture cannot be read")
         if sample.name == names[5] and prepared.count(names[5]) == 1:
             raise MemoryError("asked a device for too much")
-        return named(self, sample, shape, i)
+        return named(self, sample, shape)
 
     def not_finite(self: Sampler, batch: list, *how: Any) -> tuple:
         sizes.append(len(batch))
@@ -354,11 +354,11 @@ def test_the_next_batch_is_prepared_while_one_is_denoised(
     begun: list[str] = []
     make, write_mp4 = grey(begun), bench_run.write_mp4
 
-    def prepare(self: Sampler, sample: Sample, shape: Shape, i: int) -> Any:
+    def prepare(self: Sampler, sample: Sample, shape: Shape) -> Any:
         with changed:
             prepared.append(sample.name)
             changed.notify_all()
-        return named(self, sample, shape, i)
+        return named(self, sample, shape)
 
     def generate(self: Sampler, batch: list[Any], shape: Shape, size: int, of: Any) -> tuple:
         with changed:
@@ -408,8 +408,8 @@ def test_a_searching_arm_writes_what_the_search_chose(bench_folder: Path, tmp_pa
 
 
 def test_a_mesh_keeps_the_vae_for_searches_that_code_frames(monkeypatch) -> None:
-    monkeypatch.setattr("jcos.bench.sampler._coders", lambda *_: ())
-    devices = sharding.make_mesh({"world": -1})
+    monkeypatch.setattr(jax, "device_put", lambda model, device: model)
+    devices = sharding.make_mesh({"fsdp": -1})
     for search, kept in ((tbs(2), True), (epbs(2), False), (None, False)):
         model = abstract_model(Wan, VARIANTS["wan2.2-i2v-a14b"]())
         Sampler(Arm(search=search), model, str, devices)
@@ -435,6 +435,7 @@ def check(mesh: dict[str, int], guidance: float = 5.0) -> None:
         (lambda: SEARCH.of(wan.read_config(TINY)), "there is no judge 'nobody'"),
         (lambda: Work(text=TINY, shard=(2, 2)), "with 2 shards they are 0/2 to 1/2"),
         (lambda: check({"seed": 2}), "seed=2 leaves devices idle"),
+        (lambda: check({"world": 2}), "world=2 leaves devices idle.*--shard"),
         (lambda: check({"branch": 2}, 1.0), "1 pass.*branch=2"),
         (lambda: check({"tensor": 3}), "heads do not divide .*tensor=3"),
     ],
