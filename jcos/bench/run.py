@@ -288,7 +288,6 @@ class Making:
         for i, sample in enumerate(batch):
             about = {
                 "digest": sample.digest,
-                "prompt": sample.prompt,
                 "shape": shape._asdict(),
                 "seconds": seconds,
                 "device": jax.local_devices()[0].device_kind,

@@ -82,8 +82,8 @@ def test_videos_lie_where_the_scorer_looks(bench_folder: Path, tmp_path: Path) -
 
     about = json.loads((out / "arm" / "run.json").read_text())
     assert about["arm"]["sampling"]["steps"] == 2
-    note = json.loads(Folder(out / "arm").about(FIRST, "made").read_text())
-    assert note["prompt"] == bench.samples[0].prompt
+    summary = json.loads((out / "arm" / "summary.json").read_text())
+    assert summary["prompts"] == {sample.name: sample.prompt for sample in bench.samples}
     kept = Folder(out / "arm").about(FIRST, "x0", "safetensors")
     assert list((out / "arm" / "state" / "x0").rglob("*.safetensors")) == [kept]
 

@@ -218,22 +218,21 @@ ARM_TASKS = (
 def arm_folder(folder: Path, *, noise_steps: list[int] | None = None) -> None:
     """Like an arm of `jcos bench run`: two films of each of two tasks, and their notes."""
     video = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)
-    for task in ARM_TASKS:
-        for number in ("00000", "00001"):
-            name = f"{task}/{number}"
-            film = folder / f"{name}.mp4"
-            film.parent.mkdir(parents=True, exist_ok=True)
-            formats.write_mp4(film, video)
-            note = folder / "state" / "made" / f"{name}.json"
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(json.dumps({"seconds": 1, "prompt": f"Find the way of {name} <b>."}))
+    names = [f"{task}/{number}" for task in ARM_TASKS for number in ("00000", "00001")]
+    for name in names:
+        film, note = folder / f"{name}.mp4", folder / "state" / "made" / f"{name}.json"
+        for file in (film, note):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        formats.write_mp4(film, video)
+        note.write_text(json.dumps({"seconds": 1}))
     run = {
         "arm": {"noise_steps": noise_steps or [], "sampling": {"steps": 4}},
         "model": {"name": "toy"},
         "command": "jcos bench run configs/vbvr_base.py",
     }
     (folder / "run.json").write_text(json.dumps(run))
-    (folder / "summary.json").write_text(json.dumps({"total": 4, "faults": {}}))
+    about = {"total": 4, "prompts": {name: f"Find the way of {name} <b>." for name in names}}
+    (folder / "summary.json").write_text(json.dumps(about))
 
 
 @contextlib.contextmanager

@@ -41,10 +41,9 @@ def test_what_is_missing_of_an_arm_is_said(tmp_path: Path) -> None:
     folders.arm_folder(tmp_path)
     about = {"failed": {f"{SORT}/00000": "out of <memory>"}}
     about |= {"total": 5, "faults": {f"{SORT}/00002": "the folder is missing"}}
+    about |= {"prompts": {f"{SORT}/00001": "Sort."}}
     (tmp_path / "summary.json").write_text(json.dumps(about))
     (tmp_path / SORT / "00000.mp4").unlink()
-    (tmp_path / "state" / "made" / SORT / "00000.json").unlink()
-    (tmp_path / "state" / "made" / MAZE / "00000.json").write_text("cut o")
     (tmp_path / SORT / "00001.mp4").unlink()
     film = tmp_path / MAZE / "00001.mp4"
     film.write_bytes(film.read_bytes()[:-200])
