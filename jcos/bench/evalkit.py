@@ -135,34 +135,24 @@ def probe(scorer: str, environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def version_of(scorer: str) -> str:
-    """Return what tells two versions of the scorer apart: the commit of its script, with a hash of
-    the .py files where some were edited; that hash alone, of a script that git does not know; the
+    """Return what tells two versions of the scorer apart: the commit of its script, with `-dirty`
+    where files were edited; a hash of the .py files beside a script that git does not know; the
     command, where there is no script."""
     files = [Path(word).resolve() for word in shlex.split(scorer) if word.endswith(".py")]
     script = next((file for file in files if file.is_file()), None)
     if script is None:
         return scorer
-    folder = script.parent
+    git = ["git", "-C", str(script.parent)]
+    quiet: dict[str, Any] = {"capture_output": True, "check": True, "text": True}
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        _git(folder, "ls-files", "--error-unmatch", script.name)
-        commit = _git(folder, "rev-parse", "HEAD")
-        edited = _git(folder, "status", "--porcelain", "--untracked-files=no", ".")
-        return f"{commit}-dirty-{_sources(folder)[:12]}" if edited else commit
-    return f"files-{_sources(folder)[:40]}"
-
-
-def _sources(folder: Path) -> str:
-    """Hash the names and contents of a folder's .py files."""
+        subprocess.run([*git, "ls-files", "--error-unmatch", script.name], **quiet)
+        describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run([*git, *describe], **quiet).stdout.strip()
     whole = hashlib.sha256()
-    for file in filter(Path.is_file, visible(folder, "**/*.py")):
-        whole.update(f"{file.relative_to(folder)} {file.stat().st_size} ".encode())
+    for file in filter(Path.is_file, visible(script.parent, "**/*.py")):
+        whole.update(f"{file.relative_to(script.parent)} {file.stat().st_size} ".encode())
         whole.update(file.read_bytes())
-    return whole.hexdigest()
-
-
-def _git(folder: Path, *words: str) -> str:
-    command = ["git", "-C", str(folder), *words]
-    return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
+    return f"files-{whole.hexdigest()[:34]}"
 
 
 def read_results(file: Path, names: Sequence[str]) -> tuple[dict[str, float], dict[str, str]]:
