@@ -130,7 +130,7 @@ def test_a_joined_video_is_the_same(joined):
 
 @pytest.mark.slow
 def test_hosts_share_the_samples(joined):
-    """Each makes its own, two batches side by side on its devices; every film is its own sample's.
+    """Each makes its own on its devices; every film is its own sample's.
     Numbers are compared in tests/devices/test_sharding.py."""
     folder, _ = joined
     cli.main(samples(folder, "--out", folder / "alone"))
@@ -144,4 +144,4 @@ def test_hosts_share_the_samples(joined):
         far = {other: np.abs(film - known).mean() for other, known in want.items()}
         assert all(far[name] < 0.1 * far[other] for other in far if other != name), (name, far)
     notes = [json.loads(p.read_text()) for p in (folder / "two/base/state/made").rglob("*.json")]
-    assert [note["mesh"] for note in notes] == ["world=2,fsdp=2"] * 8
+    assert [note["mesh"] for note in notes] == ["context=2,fsdp=2"] * 8

@@ -20,8 +20,8 @@ from jcos.runs import MANIFEST, as_text, made, read
 
 
 class Comparison(NamedTuple):
-    """scores: of the arms, the first of which is the baseline, then of still and truth. notes: what
-    makes arms differ that should not.
+    """scores: of the arms, the first of which is the baseline, then of still and truth. note: where
+    several versions of the scorer made them, which.
 
     table: a line for each arm and group. kind: `score`, or `less` the baseline, sample by sample.
     mean, low, high: over n samples, the missing ones as zero, with a 95 % interval over tasks.
@@ -31,7 +31,7 @@ class Comparison(NamedTuple):
 
     scores: list[Scores]
     table: pd.DataFrame
-    notes: list[str]
+    note: str
 
 
 def compare(
@@ -56,21 +56,16 @@ def compare(
     write(out / "scores.json", as_text({"samples": bench.extent, "arms": parts}))
     write(out / "table.csv", frame.to_csv(index=False, na_rep="nan"))
     folders = {arm.arm: path for arm, path in zip(scores, arms, strict=False)}
-    codecs = {name: baselines.codec_of(path) for name, path in folders.items()}
     about = {
         "question": f"What do these arms score on {TITLES[bench.benchmark]}?",
         "samples": {"folder": str(bench.root), "extent": bench.extent},
         "arms": {name: str(path) for name, path in folders.items()},
         "scorer": {arm.arm: arm.scorer for arm in scores},
-        "still": codecs[base.arm]._asdict(),
     }
     write(out / MANIFEST, as_text(about | made(command)))
-    notes = [
-        f"the arms' {what} differ: " + "; ".join(f"{name} {value}" for name, value in by.items())
-        for what, by in (("codecs", codecs), ("versions of the scorer", commits))
-        if len(set(by.values())) > 1
-    ]
-    return Comparison(scores, frame, notes)
+    versions = "; ".join(f"{name} {value}" for name, value in commits.items())
+    several = len(set(commits.values())) > 1
+    return Comparison(scores, frame, f"the scorer's versions differ: {versions}" * several)
 
 
 def version_of(scores: Scores) -> str | None:
@@ -96,7 +91,7 @@ def check_pro(scores: Sequence[Scores], commits: Mapping[str, str | None]) -> No
 
 def score(bench: Bench, arms: Sequence[Path], out: Path, scorer: str | None = None) -> list[Scores]:
     """Scores of the arms, then of the still pictures and of the ground truth, whose videos are made
-    in `out`; the still ones with the codec of the first arm.
+    in `out`.
 
     scorer: the command that runs the official `run_evaluation.py`; without one, the results of the
     last time are read. Raises ValueError where there are none, or no arms.
@@ -106,7 +101,7 @@ def score(bench: Bench, arms: Sequence[Path], out: Path, scorer: str | None = No
     for arm in arms:
         check_folder(arm)
     names = [*labels(arms), STILL, TRUTH]
-    folders = [*arms, *baselines.make(bench, out, baselines.codec_of(arms[0]))]
+    folders = [*arms, *baselines.make(bench, out)]
     puzzles = [export.puzzle_of(sample) for sample in bench.samples]
     if puzzles and all(puzzles):
         return [_judged(bench, *arm) for arm in zip(folders, names, strict=True)]

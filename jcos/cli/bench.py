@@ -181,7 +181,7 @@ class Score(Command):
         bench = read_bench(self.samples, self.per_task, self.benchmark or self._made_for())
         result = compare(bench, self.arms, self.out, self.scorer, command_line())
         _print_tables(bench, result)
-        _print_errors(f"Note: {note}" for note in result.notes)
+        _print_errors([f"Note: {result.note}"] if result.note else [])
         for arm in result.scores:
             _print_errors(f"{arm.arm}: {name}: {why}" for name, why in arm.errors.items())
         fewest = min(len(arm.values) for arm in result.scores[: len(self.arms)])
@@ -270,7 +270,7 @@ def _print_tables(bench: "Benchmark", result: "Comparison") -> None:
         for arm in overall.to_dict("records")
     ]
     commit = (result.scores[0].scorer or {}).get("commit")
-    edited = "-dirty" * ("-dirty-" in (commit or ""))
+    edited = "-dirty" * (commit or "").endswith("-dirty")
     scorer = f", scorer {commit[:12]}{edited}" if commit else ""
     columns = ("arm", "videos", "overall", "of those found", "still 0, truth 1")
     show_table(f"{TITLES[bench.benchmark]}, {bench.extent}{scorer}", columns, rows)

@@ -1,6 +1,5 @@
 """Scores and tables: known answers."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jcos.bench import scores
+from jcos.bench import baselines, scores
 from jcos.bench.folder import Bench, read_bench
 from jcos.bench.scores import Scores
 
@@ -108,13 +107,13 @@ def test_our_own_tasks_judge_themselves(bench_folder: Path, tmp_path: Path) -> N
     assert "no video that can be read" in again.errors[bench.names[0]]
 
 
-def test_baselines_follow_the_samples_and_the_codec_of_the_arms(bench_folder, tmp_path) -> None:
-    """They are remade where a sample of the same name has another picture or truth, or where the
-    first arm was written otherwise; else left alone."""
+def test_baselines_follow_the_samples_and_the_codec_of_the_benchmark(
+    bench_folder, tmp_path, monkeypatch
+) -> None:
+    """They are remade where a sample of the same name has another picture or truth, or where they
+    were written otherwise; else left alone."""
     bench, out, arm = read_bench(bench_folder), tmp_path / "s", tmp_path / "arm"
     arm.mkdir()
-    about = {"arm": {"crf": 25, "fps": 16}}
-    (arm / "run.json").write_text(json.dumps(about))
 
     def remade() -> set[tuple[str, str]]:
         """Baseline and sample."""
@@ -133,7 +132,7 @@ def test_baselines_follow_the_samples_and_the_codec_of_the_arms(bench_folder, tm
     assert remade() == {("truth", first.name)}
     assert (out / "truth" / f"{first.name}.mp4").read_bytes() == second.truth.read_bytes()
     coarse = (out / "still" / f"{first.name}.mp4").stat().st_size
-    (arm / "run.json").write_text(json.dumps({"arm": {"crf": 1, "fps": 16}}))
+    monkeypatch.setitem(baselines.CRF, "vbvr", 1)
     assert remade() == {("still", name) for name in bench.names}
     assert (out / "still" / f"{first.name}.mp4").stat().st_size > coarse
 
