@@ -25,6 +25,7 @@ MANIFEST = "run.json"
 KINDS = ("experiment", "planes", "puzzles", "search", "checkpoint", "arm", "arms")
 """Entries that say what made a manifest: `jcos run`, `demo` (and `Look.save`), `sample` (which has
 `planes` too), `search`, `generate`, `bench run`, `bench score`."""
+REMEDY = "choose another --out"
 SHOWN, WIDE = 4, 50
 """Differences that a message names, and characters of a value."""
 
@@ -76,13 +77,7 @@ def read(file: Path, kind: str | None = None) -> dict[str, Any] | None:
     return found
 
 
-def holds(
-    folder: Path,
-    kind: str,
-    settings: Mapping[str, Any],
-    *,
-    remedy: str = "choose another --out",
-) -> bool:
+def holds(folder: Path, kind: str, settings: Mapping[str, Any]) -> bool:
     """Return whether a folder holds this run; False where it is empty but perhaps for a manifest.
 
     Raises ValueError where it holds another run, or something that is no run of this kind.
@@ -91,15 +86,15 @@ def holds(
     inside = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     inside = sorted(name for name in inside if name != MANIFEST and not name.startswith("."))
     if found is None and inside:
-        raise ValueError(f"{folder} holds {inside[0]}, but no {MANIFEST} of a run: {remedy}")
+        raise ValueError(f"{folder} holds {inside[0]}, but no {MANIFEST} of a run: {REMEDY}")
     if found is None or not inside:
         return False
-    check_same(folder, found, settings, remedy)
+    check_same(folder, found, settings)
     return True
 
 
 def check_same(
-    folder: Path, found: Mapping[str, Any], settings: Mapping[str, Any], remedy: str
+    folder: Path, found: Mapping[str, Any], settings: Mapping[str, Any], remedy: str = REMEDY
 ) -> None:
     """Raise ValueError where the manifest of a folder has other settings. None is as good as an
     entry that is not there: results may be older than a setting."""

@@ -83,7 +83,7 @@ class Folder(NamedTuple):
         file = self.path / MANIFEST
         if not file.exists():
             write(file, as_text({**settings, **made}), shared=True)
-        check_same(self.path, read(file, "arm") or {}, settings, "choose another --out")
+        check_same(self.path, read(file, "arm") or {}, settings)
 
     def status(self, bench: Bench, summary: str = "summary.json") -> Status:
         """Return how far it is, which is also written to `summary`."""

@@ -77,40 +77,21 @@ class Work:
             raise ValueError(f"batch is {self.batch}; at least 1 sample is generated at a time")
 
 
-def settle(
-    arms: Mapping[str, Arm],
-    checkpoint: Path,
-    bench: Bench,
-    out: Path,
-    sizes: Mapping[str, int],
-    command: str = "",
-) -> dict[str, WanConfig]:
-    """Check what can be known before weights are read, write each arm's manifest, and return the
-    model as each arm samples it. sizes: of the mesh.
-
-    Raises ValueError where the mesh or a setting does not fit, or a folder holds another run.
-    """
-    check_room(out)
-    configs = {n: arm.of(wan.read_config(checkpoint, arm.profile)) for n, arm in arms.items()}
-    settings: dict[str, dict[str, Any]] = {}
-    for name, arm in arms.items():
-        config = configs[name]
-        check_mesh(sizes, config)
-        arm.check_noise(bench)
-        wan.check_vae(config, checkpoint)
-        check_mp4(16, 16, arm.fps, crf=arm.crf)
-        lora = lora_files.identity(lora_files.read(config, arm.lora))
-        settings[name] = {
-            "arm": as_json(arm, config.sampling) | {"lora": lora},
-            "model": {"name": config.name, **identify(checkpoint)},
-            "boundary": config.boundary,
-            "negative": config.negative,
-            "numerics": dataclasses.asdict(config.numerics),
-            **({} if bench.benchmark == "vbvr" else {"benchmark": bench.benchmark}),
-        }
-    for name in arms:
-        Folder(out / name).settle(settings[name], made(command, sizes))
-    return configs
+def settings_of(arm: Arm, config: WanConfig, checkpoint: Path, bench: Bench) -> dict[str, Any]:
+    """Return what decides an arm's videos. Raises ValueError where the weights, the samples or the
+    codec do not serve."""
+    arm.check_noise(bench)
+    wan.check_vae(config, checkpoint)
+    check_mp4(16, 16, arm.fps, crf=arm.crf)
+    lora = lora_files.identity(lora_files.read(config, arm.lora))
+    return {
+        "arm": as_json(arm, config.sampling) | {"lora": lora},
+        "model": {"name": config.name, **identify(checkpoint)},
+        "boundary": config.boundary,
+        "negative": config.negative,
+        "numerics": dataclasses.asdict(config.numerics),
+        **({} if bench.benchmark == "vbvr" else {"benchmark": bench.benchmark}),
+    }
 
 
 def run(
@@ -127,11 +108,18 @@ def run(
     """Make what is missing of the arms' videos, each arm's in OUT/NAME, and return what still is:
     by this process, or by actors on a cluster.
 
-    Raises ValueError or IndexError, before weights are read, as `settle`. What is wrong with one
-    sample is written down, and the rest goes on; OSError where not even that can be written.
+    Raises ValueError or IndexError, before weights are read, where the mesh or a setting does not
+    fit, or a folder holds another run. What is wrong with one sample is written down, and the rest
+    goes on; OSError where not even that can be written.
     """
     sizes = cluster.sizes if cluster else work.mesh.shape if work.mesh else {}
-    configs = settle(arms, checkpoint, bench, out, sizes, command)
+    check_room(out)
+    configs = {n: arm.of(wan.read_config(checkpoint, arm.profile)) for n, arm in arms.items()}
+    for config in configs.values():
+        check_mesh(sizes, config)
+    settings = {n: settings_of(arm, configs[n], checkpoint, bench) for n, arm in arms.items()}
+    for name in arms:
+        Folder(out / name).settle(settings[name], made(command, sizes))
     part, done = bench.part(*work.shard), {}
     i, n = work.shard
     summary = "summary.json" if n == 1 else f"summary-{i}-of-{n}.json"
