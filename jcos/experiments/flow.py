@@ -1,22 +1,19 @@
 """How far does a perturbation reach? (Paper, section 3.2.)
 
-Noise goes into one step, or into one frame at every step; a clean run shares everything else. Both
-are compared after every block of every step, on the device: 1 − CKA of their tokens.
-
 HSIC is estimated without bias, so that unrelated tokens get 0. Noise at a frame is judged by the
 other frames' tokens; so is noise at a step where the two are compared.
 """
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Bool, Float, Shaped, UInt8
+from jaxtyping import Array, Float, Shaped, UInt8
 
 from jcos.config import WanConfig
 from jcos.experiments import plots
@@ -26,32 +23,30 @@ from jcos.experiments.noise import FRAME, NONE, STEP, STEP_LEVEL, Case, labels_o
 from jcos.experiments.parameters import AtFrames, AtSteps, Count
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import pixels
-from jcos.lab.ideal import ideal, step_keys
 from jcos.lab.measures import UNBOUNDED, dissimilarity
-from jcos.lab.results import described, measure, of_kind
+from jcos.lab.results import IDEAL, described, measure, of_kind
 from jcos.sampling import flow, probes, trajectory
-from jcos.sampling.flow import Schedule, solver_init, solver_step, step_noise
 from jcos.sampling.probes import Latents, Site, Tokens
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
-WINDOWS = {"at": "at that step", "on": "from there on", "end": "at the end"}
-"""Observed steps that a reach is the mean of: where the noise is put in, that and all later steps,
-the last."""
+WINDOWS = {"on": "from there on", "end": "at the end"}
+"""Observed steps that a reach is the mean of: from the noise on, or the last."""
 SOURCES = {"tokens": "tokens", "x0": "x̂0", "ideal": "x̂0 of the ideal denoiser"}
 STEPS = {STEP: "replaced", STEP_LEVEL: "at its own level"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flow(Experiment):
-    """Paper, section 3.2: noise at a step, and how much every later step and layer differs from the
-    clean run (1 − CKA; 0 no effect, 1 nothing in common).
+    """Paper, section 3.2: noise at a step, and how much every later step and layer differs from a
+    clean run that shares everything else (1 − CKA; 0 no effect, 1 nothing in common).
 
-    Compared are all tokens after each block, of the conditional branch, video by video; the paper
-    does not say which representation it took. Beyond the paper: by layer; noise at a frame; noise
-    at the step's own level (x̂0 kept, noise drawn anew), which leaves no pixel noise behind; whether
-    the perturbed run ends with the answer of the clean one; and clean estimates, in patches, of the
-    model and of the ideal denoiser under the very same noise. Noise at step 0 is a fresh seed.
+    Compared are all tokens after each block, of the conditional branch, video by video, on the
+    device; the paper does not say which representation it took. Beyond the paper: by layer; noise
+    at a frame; noise at the step's own level (x̂0 kept, noise drawn anew), which leaves no pixel
+    noise behind; whether the perturbed run ends with the answer of the clean one; and clean
+    estimates, in patches, of the model and of the ideal denoiser under the very same noise. Noise
+    at step 0 is a fresh seed.
 
     steps, frames: where noise goes, all by default. at_once: perturbed runs that share a clean one,
     by default 8 of puzzles and 1 of clips, which needs the least memory.
@@ -75,13 +70,17 @@ class Flow(Experiment):
         answers = answers_of(model, samples.puzzles) if samples.judged else None
         groups = grouped(cases, self.at_once or (8 if samples.judged else 1))
         noise = [[probe_of(case, steps, frames, 0) for case in group] for group in groups]
-        reach: Reach = self.sweep(model, progress)(
+        run = partial(
+            self.sweep(model, progress),
             jax.tree.map(lambda a: np.repeat(a, len(groups[0]), axis=1), samples.conditions),
             probes=[Perturbed(trajectory.tree_stack(group), frames) for group in noise],
-            readout=read_reach,
-            aux=answers,
-            what="noise at every step and frame, with clean runs",
         )
+        what = "noise at every step and frame, with clean runs"
+        reach: Reach = run(readout=read_reach, aux=answers, what=what)
+        if answers is not None:
+            what = f"the same, {IDEAL}"
+            ideal = run(item_probe=answers.ideal, readout=read_estimates, what=what)
+            reach = reach._replace(ideal=ideal)
         each, one = f"case {samples.runs} seed", self.forwards(model.config)
         variables = samples.levels({"solved": "solved"})
         variables |= {"forwards": ((), 2 * one, {}), "run_forwards": ((), one, {})}
@@ -127,7 +126,7 @@ def triangle(values: xr.DataArray) -> xr.DataArray:
 def within(values: xr.DataArray, window: str) -> xr.DataArray:
     """Return the mean over the observed steps of a window; nan where a case has no such window."""
     step, first = values["step"], values["at_step"]
-    windows = {"at": step == first, "on": step >= first.fillna(0), "end": step == step[-1]}
+    windows = {"on": step >= first.fillna(0), "end": step == step[-1]}
     return values.astype(float).where(windows[window]).mean("step")
 
 
@@ -176,7 +175,7 @@ def reaches(data: xr.Dataset) -> dict[str, xr.DataArray]:
         for window, when in WINDOWS.items():
             reach, title = within(values, window), f"1 − CKA of {words}, {when}"
             add(f"{source}_{window}", outside(reach), title, forwards=cost)
-            if window != "at" and {STEP, FRAME} <= kinds:
+            if {STEP, FRAME} <= kinds:
                 others, title = by_other_frames(reach), f"{title}, by other frames"
                 add(f"{source}_{window}_others", others, title, forwards=cost)
     tokens = data["tokens"].isel(without=0, drop=True)
@@ -232,18 +231,9 @@ def by_case(
     return cases.reshape(-1, *cases.shape[2:])[:number]
 
 
-class Put(NamedTuple):
-    """Fresh noise, the frames that it is put into, and those where (1 − σ) x̂0 is kept below it."""
-
-    fresh: Float[Array, "*S F H W C"]
-    here: Bool[Array, "*S F 1 1 1"]
-    keeps: Bool[Array, "*S F 1 1 1"]
-
-
 class Perturbed(probes.Probe):
     """Full noise, in each world its own (none in world 0); observes how much every world differs
-    from world 0: `dissimilarity` [steps, layers, G = 1 + frames], and of the estimates what was put
-    in (`Put`).
+    from world 0: `dissimilarity` [steps, layers, G = 1 + frames].
 
     noise: its arrays have an axis of worlds before that of steps.
     """
@@ -256,23 +246,12 @@ class Perturbed(probes.Probe):
         return (("worlds", len(self.noise.mask)), *of_one.made_for())
 
     def on_latents(self, site: Site, x: Latents) -> Latents:
-        return self._noise().on_latents(site, x)
+        noise = jax.tree.map(lambda a: a[jax.lax.axis_index("world")], self.noise)
+        return noise.on_latents(site, x)
 
     def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, Float[Array, " G"]]:
         clean = jax.lax.all_gather(tokens, "world")[0]
         return tokens, dissimilarity(clean, tokens, self.frames)
-
-    def on_estimate(self, site: Site, x: Latents, x0: Latents) -> tuple[Latents, Put]:
-        noise = self._noise()
-        here = noise.mask[site.step] > 0
-        keeps = here & (False if noise.renoise is None else noise.renoise[site.step])
-        here, keeps = (a[:, None, None, None] for a in (here, keeps))
-        last = jnp.zeros_like(x) if site.last is None else site.last
-        return x0, Put(x - jnp.where(keeps, (1 - site.sigma) * last, 0.0), here, keeps)
-
-    def _noise(self) -> probes.Noise:
-        """Of this world."""
-        return jax.tree.map(lambda a: a[jax.lax.axis_index("world")], self.noise)
 
 
 class Reach(NamedTuple):
@@ -292,35 +271,18 @@ class Reach(NamedTuple):
 
 def read_reach(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers | None) -> Reach:
     """Return what is kept of one group of cases on one puzzle."""
-    frames = trace.x0.shape[3]
-
-    def apart(x0: Float[Array, "N K S F h w C"]) -> Float[Array, "N K S G"]:
-        patches = jax.vmap(jax.vmap(jax.vmap(model.experts[0].patchify)))(x0)
-        one = jax.vmap(jax.vmap(lambda a, b: dissimilarity(a, b, frames)))
-        return jax.vmap(one, in_axes=(None, 0))(patches[0], patches)
-
-    tokens, x0 = trace.block_obs, apart(trace.x0)
+    reach = Reach(trace.block_obs, read_estimates(model, plan, trace, ()))
     if answers is None:
-        return Reach(tokens, x0)
-    run = jax.vmap(jax.vmap(lambda put: ideal_perturbed(plan.schedule, put, answers)))
-    on, video = blend(trace.latents, answers).on, pixels(model, trace.latents)
-    return Reach(tokens, x0, apart(run(trace.estimate_obs)), on, video)
+        return reach
+    on = blend(trace.latents, answers).on
+    return reach._replace(on=on, video=pixels(model, trace.latents))
 
 
-def ideal_perturbed(schedule: Schedule, put: Put, answers: Answers) -> Float[Array, "S F H W C"]:
-    """Return clean estimates of the ideal denoiser, into whose trajectory the same noise is put.
-    It begins with the latent of step 0."""
-    latents, prior = jnp.asarray(answers.latents), answers.log_prior
-
-    def step(state, scanned):
-        sigma, row, key, (fresh, here, keeps) = scanned
-        x = jnp.where(here, jnp.where(keeps, (1 - sigma) * state.last, 0.0) + fresh, state.x)
-        x0 = ideal(x, sigma, latents, prior).x0
-        return solver_step(state, x, x0, row, step_noise(row, key, x)), x0
-
-    levels = jnp.asarray(schedule.sigmas[:-1]), jnp.asarray(schedule.table)
-    levels = (*levels, step_keys(schedule, put.fresh[0]))
-    return jax.lax.scan(step, solver_init(put.fresh[0]), (*levels, put))[1]
+def read_estimates(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> Float[Array, "N K S G"]:
+    """Return how far clean estimates of one group of cases are from the clean run's."""
+    patches = jax.vmap(jax.vmap(jax.vmap(model.experts[0].patchify)))(trace.x0)
+    one = jax.vmap(jax.vmap(lambda a, b: dissimilarity(a, b, trace.x0.shape[3])))
+    return jax.vmap(one, in_axes=(None, 0))(patches[0], patches)
 
 
 def outcomes(

@@ -1,5 +1,7 @@
 """How far a perturbation reaches: laws that hold for any model."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,14 @@ import pytest
 import xarray as xr
 
 from jcos.experiments.answers import answers_of
-from jcos.experiments.flow import Flow, Put, by_case, grouped, ideal_perturbed, reaches, triangle
-from jcos.experiments.noise import STEP, Case, labels_of
+from jcos.experiments.flow import Flow, Perturbed, by_case, grouped, reaches, triangle
+from jcos.experiments.noise import NONE, STEP, Case, labels_of, probe_of
 from jcos.experiments.samples import Samples
+from jcos.experiments.sweeps import sweep
 from jcos.lab.ideal import ideal_run
 from jcos.lab.results import of_kind
+from jcos.sampling.probes import Probe, States, chain
+from jcos.sampling.trajectory import tree_stack
 from jcos.wan import Wan
 
 SMALL = Flow(
@@ -21,7 +26,7 @@ SMALL = Flow(
 
 def test_dataset_table_and_figures_are_complete(data, rows) -> None:
     dataset, programs = data
-    assert programs == 1
+    assert programs == 2  # of the model, and of the ideal denoiser
     assert dataset["tokens"].shape == (6, 6, 2, 4, 2, 6)
     assert dataset["ideal"].shape == (6, 6, 2, 4, 6)
     assert [name for name, _ in SMALL.figures(dataset)] == ["triangle"]
@@ -32,7 +37,7 @@ def test_dataset_table_and_figures_are_complete(data, rows) -> None:
     assert row.value == pytest.approx(tokens[1, :3, :, 2:, :, 0].mean(), rel=1e-5)
     row = rows["1 − CKA of tokens, at the end", "layer 1, noise at a step"]
     assert row.value == pytest.approx(tokens[:2, :3, :, 3, 1, 0].mean(), rel=1e-5)
-    row = rows["1 − CKA of x̂0 of the ideal denoiser, at that step", "step 0, all frames"]
+    row = rows["1 − CKA of x̂0 of the ideal denoiser, at the end", "step 0, all frames"]
     assert row.forwards == 0
     assert ("agreement", "step 2, all frames") not in rows  # this model solves nothing
     assert rows["solved", "step 2, all frames"].still == 0
@@ -83,22 +88,26 @@ def test_frames_and_steps_are_compared_by_the_same_tokens(data) -> None:
 
 def test_the_ideal_denoiser_gets_the_same_noise(small_model: Wan) -> None:
     samples = Samples.of_tasks(small_model, ("maze",), 1, several=True)
-    answers = jax.tree.map(lambda a: a[0], answers_of(small_model, samples.puzzles))
-    schedule = SMALL.plan(small_model.config).schedule
-    fresh = jax.random.normal(jax.random.key(0), (4, *answers.latents.shape[1:]))
-    none = jnp.zeros((4, 5, 1, 1, 1), bool)
-    run = jax.jit(lambda put: ideal_perturbed(schedule, put, answers))
-    plain = run(Put(fresh, none, none))
-    want = ideal_run(schedule, fresh[0], jnp.asarray(answers.latents), answers.log_prior)
-    np.testing.assert_allclose(plain, want.x0, atol=1e-5)
+    worlds = jax.tree.map(lambda a: np.repeat(a, 2, axis=1), samples.conditions)
+    noise = [probe_of(case, 4, 5, 0) for case in (Case(NONE), Case(STEP, step=2))]
+    probe = chain(Perturbed(tree_stack(noise), 5), States())
+    plan, answers = SMALL.plan(small_model.config), answers_of(small_model, samples.puzzles)
 
-    here = none.at[2].set(True)
-    replaced = run(Put(fresh, here, none))
-    np.testing.assert_array_equal(replaced[:2], plain[:2])
+    def run(ideal: Probe | None) -> Any:
+        return sweep(small_model, worlds, probes=[probe], item_probe=ideal, plan=plan)
+
+    of_model, of_ideal = (
+        jax.tree.map(lambda a: a[0, 0, :, 0], run(d)) for d in (None, answers.ideal)
+    )
+    x, same = of_model.estimate_obs[1], of_ideal.estimate_obs[1][1]
+    np.testing.assert_array_equal(same[1, 2], x[1, 2])
+    assert np.abs(same[:, 2] - same[0, 2]).max() > 1
     # From step 2 on it is the run that begins there with that noise.
-    later = jax.tree.map(lambda a: a[2:], schedule._replace(sigmas=schedule.sigmas))
-    again = ideal_run(later, fresh[2], jnp.asarray(answers.latents), answers.log_prior)
-    np.testing.assert_allclose(replaced[2:], again.x0, atol=1e-4)
+    right, prior = jnp.asarray(answers.latents[0]), answers.log_prior[0]
+    later = jax.tree.map(lambda a: a[2:], plan.schedule)
+    for start, world, schedule in ((0, 0, plan.schedule), (2, 1, later)):
+        want = ideal_run(schedule, jnp.asarray(same[world, start]), right, prior)
+        np.testing.assert_allclose(of_ideal.x0[world, start:], want.x0, atol=1e-4)
 
 
 def test_one_answer_leaves_the_ideal_denoiser_unmoved(data) -> None:
@@ -120,7 +129,7 @@ def test_sensitivity_is_read_where_it_stands() -> None:
         variables, {"step": range(4), "without": range(6)} | labels_of([Case(STEP, step=2)])
     )
     result = made_up.assign(reaches(made_up))
-    for window, want in (("at", 0.0), ("on", 0.05), ("end", 0.1)):
+    for window, want in (("on", 0.05), ("end", 0.1)):
         np.testing.assert_allclose(result[f"tokens_{window}"], want, atol=1e-6)
     layers = result["layers_on"].sel(noise="noise at a step")
     np.testing.assert_allclose(layers[:, 0, 0], [0, 0.05, 0.1], atol=1e-6)
