@@ -3,8 +3,7 @@ section 4, which shows examples.)
 
 Any good denoiser corrects itself where early estimates blend several answers, and settles first
 what all answers share. So every number is measured of the ideal denoiser (`ideal.py`) too; what it
-also does is no behaviour of the model. It never shows a wrong answer, and its estimate of the
-frames in which an object is hidden tells nothing of the object.
+also does is no behaviour of the model. It never shows a wrong answer.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from jcos.config import WanConfig
 from jcos.experiments import plots, watching
-from jcos.experiments.answers import Answers, answers_of, chosen
+from jcos.experiments.answers import Answers, answers_of
 from jcos.experiments.behaviour_memory import check_tiles, memory_figures, remembering
 from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
 from jcos.experiments.parameters import Count, NonNegative, Positive
@@ -51,9 +50,9 @@ class Behaviour(Experiment):
     Self-correction: wrong at a step and right at the end, how many and when; and its converse.
     Apart from what is merely undecided: estimates that show one wrong answer clearly.
     Perception before action: the step from which on the scene is right (all of the first frame
-    that no answer changes) against the step from which on the answer is, judged alone; and against
-    the judge's gates about the scene. A model whose input is the first frame in every frame, as the
-    small one's is, has most of the scene for nothing.
+    that no answer changes) against the step from which on the answer is, judged alone. A model
+    whose input is the first frame in every frame, as the small one's is, has most of the scene for
+    nothing.
     Working memory, of the task `returns`: see `behaviour_memory`.
     Of clips only perception before action, as distances: when the parts of the video that stay as
     they are in the first frame settle, and when those that change.
@@ -82,19 +81,17 @@ class Behaviour(Experiment):
             return self._clips(model, samples, progress)
         answers = answers_of(model, samples.puzzles, wrong=self.wrong)
         watched = watching.watch(self, model, samples, watching.watch_answers, progress, answers)
-        listed, puzzles = looked_at(plan.steps, 5), samples.puzzles
         videos, masses = (watched.video, watched.ideal_video), (watched.on, watched.ideal_run_on)
-        judged = Judged(*np.stack([judge_parts(puzzles, video) for video in videos], 1))
-        choice = Shown(*np.stack([shown(on, answers) for on in masses], 1))
+        judged = Judged(*np.stack([judge_parts(samples.puzzles, video) for video in videos], 1))
+        wrong = np.stack([shows_wrong(on, answers) for on in masses])
         variables = samples.levels({name: name for name in Judged._fields}, judge_parts)
-        variables |= step_measures(judged, choice) | run_measures(judged, choice)
+        variables |= step_measures(judged) | run_measures(judged, wrong)
         variables |= self.costs(model.config)
-        turned = choice.wrong[0].any(-1) & judged.solved[0, ..., -1]
-        variables |= turned_films(samples, turned, watched.video, listed)
         labels = {"denoiser": list(DENOISERS), "step": range(plan.steps)}
         data = self.dataset(variables, samples, **labels)
         if self.learned:
-            data = data.merge(remembering(self, model, listed, progress), join="outer")
+            read = remembering(self, model, looked_at(plan.steps, 5), progress)
+            data = data.merge(read, join="outer")
         return data
 
     def _clips(self, model: Wan, samples: Samples, progress: Progress) -> xr.Dataset:
@@ -127,37 +124,25 @@ class Behaviour(Experiment):
         figure = plots.lines(data, names, hue="denoiser", xlabel=x, ylabel=y)
         yield "correction", Picture(figure, CORRECTION)
         yield from memory_figures(data)
-        yield from watching.film_figures(data, FILM)
 
 
 CORRECTION = (
     "Runs whose estimate at a step is wrong although the end is right, and the reverse. Undecided "
     "counts as wrong here, so the ideal denoiser has some of it too; it never ends wrong."
 )
-CHOICE = (
-    "Which answer makes up more than half of the estimate, of all runs: the one that the run ends "
-    "with, another right one, a wrong one; the rest shows none. The ideal denoiser never shows a "
-    "wrong one."
-)
 SCENE = "All of the first frame that no answer changes is there."
-GATED = (
-    "The judge's gates about the scene: the first frame's things kept, as many objects as there "
-    "should be; a blur of answers does not pass them."
-)
 ORDER = "First step from which on scene, or answer, stays right; of runs that end with both."
-FILM = f"{{}}: puzzle {{}}, the first that shows a wrong answer and ends right. {plots.FILM}"
+TURNED = "A wrong answer makes up more than half of an estimate. The ideal denoiser shows none."
 SETTLING = f"First step from which on the part is within {SETTLED} of its end, over the end's norm."
 
 
 class Judged(NamedTuple):
     """Of each video: solved; answer: that alone, at the task's bar, whatever the scene. scene: all
-    of the first frame that no answer changes is there, in every frame. gates: the judge's gates
-    about the scene pass the bar."""
+    of the first frame that no answer changes is there, in every frame."""
 
     solved: Bool[np.ndarray, "P *axes"]
     answer: Bool[np.ndarray, "P *axes"]
     scene: Bool[np.ndarray, "P *axes"]
-    gates: Bool[np.ndarray, "P *axes"]
 
 
 def judge_parts(puzzles: Sequence[Puzzle], videos: UInt8[np.ndarray, "P *axes F H W 3"]) -> Judged:
@@ -170,10 +155,8 @@ def judge_parts(puzzles: Sequence[Puzzle], videos: UInt8[np.ndarray, "P *axes F 
         for video in of_puzzle:
             score = task.score(puzzle, video)
             stray = ((apart(video, first) > OPAQUE) & same).mean((1, 2)).max()
-            gate = min(score.gates[name] for name in task.scene_gates)
-            over = (score.answer >= task.solved_at, stray <= STRAY, gate >= task.solved_at)
-            verdicts.append((score.solved, *over))
-    return Judged(*np.moveaxis(np.array(verdicts, bool).reshape(*videos.shape[:-4], 4), -1, 0))
+            verdicts.append((score.solved, score.answer >= task.solved_at, stray <= STRAY))
+    return Judged(*np.moveaxis(np.array(verdicts, bool).reshape(*videos.shape[:-4], 3), -1, 0))
 
 
 def common(puzzle: Puzzle) -> Bool[np.ndarray, "F H W"]:
@@ -184,47 +167,23 @@ def common(puzzle: Puzzle) -> Bool[np.ndarray, "F H W"]:
     return (videos == videos[:1, :1]).all((0, -1))
 
 
-class Shown(NamedTuple):
-    """Which candidate each estimate shows, if any: the one that the run ends with, another right
-    one, a wrong one. All false where it shows none."""
-
-    last: Bool[np.ndarray, "P K S"]
-    other: Bool[np.ndarray, "P K S"]
-    wrong: Bool[np.ndarray, "P K S"]
-
-
-def shown(on: Float[np.ndarray, "P K S A"], answers: Answers) -> Shown:
-    """Return `Shown` of blends; the right answer with most mass at the last step is what a run ends
-    with."""
-    taken = chosen(on[:, :, -1], answers)[:, :, None]
-    leader, clear = on.argmax(-1), on.max(-1) > SHOWN
-
-    def kind(which: Bool[np.ndarray, "P A"]) -> Bool[np.ndarray, "P K S"]:
-        return clear & np.stack([w[at] for w, at in zip(which, leader, strict=True)])
-
-    right = kind(np.asarray(answers.right))
-    return Shown(
-        right & (leader == taken), right & (leader != taken), kind(np.asarray(answers.wrong))
+def shows_wrong(on: Float[np.ndarray, "P K S A"], answers: Answers) -> Bool[np.ndarray, "P K S"]:
+    """Return whether a wrong answer makes up more than half of an estimate, of blends."""
+    leads = np.take_along_axis(
+        np.asarray(answers.wrong)[:, None, None], on.argmax(-1)[..., None], -1
     )
+    return (on.max(-1) > SHOWN) & leads[..., 0]
 
 
-def step_measures(judged: Judged, shown: Shown) -> dict[str, Variable]:
-    """Return the measures of every step of D denoisers, nan where a run cannot tell."""
-    now, end = judged.solved, np.broadcast_to(judged.solved[..., -1:], judged.solved.shape)
-    corrected, spoiled = np.where(now, np.nan, end), np.where(now, ~end, np.nan)
+def step_measures(judged: Judged) -> dict[str, Variable]:
+    """Return the measures of every step of D denoisers."""
+    now, end = judged.solved, judged.solved[..., -1:]
     measures = {
         "solved": ("solved", "The estimate is solved.", now),
         "scene": ("scene right", SCENE, judged.scene),
         "answer": ("answer right", "The answer alone, whatever the scene.", judged.answer),
-        "gates": ("scene's gates", GATED, judged.gates),
         "corrected_later": ("wrong now, right at the end", CORRECTION, ~now & end),
         "spoiled_later": ("right now, wrong at the end", CORRECTION, now & ~end),
-        "corrected_of_wrong": ("right at the end, of those wrong now", CORRECTION, corrected),
-        "spoiled_of_right": ("wrong at the end, of those right now", CORRECTION, spoiled),
-        "shows_last": ("shows the answer it ends with", CHOICE, shown.last),
-        "shows_other": ("shows another right answer", CHOICE, shown.other),
-        "shows_wrong": ("shows a wrong answer", CHOICE, shown.wrong),
-        "turned_now": ("shows a wrong answer, right at the end", CHOICE, shown.wrong & end),
     }
     return {
         name: measure("denoiser puzzle seed step", values, title, comment)
@@ -232,32 +191,24 @@ def step_measures(judged: Judged, shown: Shown) -> dict[str, Variable]:
     }
 
 
-def run_measures(judged: Judged, shown: Shown) -> dict[str, Variable]:
-    """Return the measures of whole runs of D denoisers, nan where a run cannot tell."""
+def run_measures(judged: Judged, wrong: Bool[np.ndarray, "D P K S"]) -> dict[str, Variable]:
+    """Return the measures of whole runs of D denoisers, nan where a run cannot tell. wrong: where
+    an estimate shows a wrong answer."""
     solved, steps = judged.solved, judged.solved.shape[-1]
     start, good = solved[..., 0], solved[..., -1]
     scene, answer = commitment_step(judged.scene), commitment_step(judged.answer)
     both, later = (scene < steps) & (answer < steps), answer - scene
-    lost = (solved[..., :-1] & ~solved[..., 1:]).sum(-1)
     corrected, spoiled = ~start & good, solved.any(-1) & ~good
-    share, turning, order = ({"comment": words} for words in (CORRECTION, CHOICE, ORDER))
+    share, turning, order = ({"comment": words} for words in (CORRECTION, TURNED, ORDER))
     median: dict[str, Any] = {"median": True, "span": (0, steps), "units": "step"}
-    count, apart = ({"span": span, "units": "steps"} for span in (POSITIVE, UNBOUNDED))
-    turned = shown.wrong.any(-1) & good
+    turned, settled = wrong.any(-1) & good, commitment_step(solved)
     measures = {
         "corrected": ("corrected: wrong at step 0, right at the end", share, True, corrected),
         "spoiled": ("spoiled: right at any step, wrong at the end", share, True, spoiled),
-        "lost": ("times lost again, of runs right at the end", share | count, good, lost),
         "turned": ("shows a wrong answer at any step, right at the end", turning, True, turned),
-        "correction_step": (
-            "step of correction",
-            share | median,
-            corrected,
-            commitment_step(solved),
-        ),
+        "correction_step": ("step of correction", share | median, corrected, settled),
         "scene_step": ("step of the scene", order | median, both, scene),
         "answer_step": ("step of the answer", order | median, both, answer),
-        "later": ("answer later than the scene, steps", order | apart, both, later),
         "scene_first": ("scene first", order, both, later > 0),
         "at_once": ("scene and answer at once", order, both, later == 0),
         "answer_first": ("answer first", order, both, later < 0),
@@ -267,24 +218,6 @@ def run_measures(judged: Judged, shown: Shown) -> dict[str, Variable]:
         name: measure(dims, np.where(known, values, np.nan), title, **about, **options)
         for name, (title, options, known, values) in measures.items()
     }
-
-
-def turned_films(
-    samples: Samples,
-    turned: Bool[np.ndarray, "P K"],
-    videos: UInt8[np.ndarray, "P K S F H W 3"],
-    steps: Sequence[int],
-) -> dict[str, Variable]:
-    """Return a film of each task's first run that turned, if any."""
-    runs = {
-        task: (int(rows[i]), k)
-        for task, rows in samples.groups.items()
-        for i, k in np.argwhere(turned[rows])[:1]
-    }
-    if not runs:
-        return {}
-    estimates = np.stack([videos[i, k, steps] for i, k in runs.values()])
-    return watching.films(estimates, list(runs), [i for i, _ in runs.values()], steps)
 
 
 def watch_parts(

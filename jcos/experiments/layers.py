@@ -1,8 +1,7 @@
 """What do tokens carry, layer by layer? (Paper, section 5.1.)
 
 The paper looks at maps of token energy and finds background first, then objects, then what is
-decided. Here that is measured: linear probes read off each token whether it is foreground, and
-whether its patch will change in the answer that this run ends with.
+decided. Here that is measured too, by linear probes.
 """
 
 import dataclasses
@@ -55,11 +54,11 @@ SIDE = 8
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layers(Experiment):
     """Paper, section 5.1: of the tokens after every block (conditional branch) the energy (L2 norm)
-    by layer, frame and step, maps of it and of the first three principal components, and how the
-    variance is spread over channels.
+    by layer, frame and step, maps of it and of the first three principal components, and over how
+    many channels the variance is spread.
 
     Beyond the paper, of puzzles, the area under the ROC curve within a frame after the first (½ is
-    chance) of energy and of linear probes that read `READINGS`. For comparison: the same probes on
+    chance) of linear probes that read `READINGS`. For comparison: the same probes on
     x_s and on x̂0 (patches, and how far they are from the first frame's); probes fitted to the
     labels of other puzzles, which know where answers usually are and nothing of this one; and,
     without a probe, the estimate of the ideal denoiser at x_s, which is all that x_s can tell.
@@ -142,17 +141,14 @@ class Layers(Experiment):
 
 
 ENERGY = "Mean L2 norm of the tokens after each block at each step."
-SPREAD = (
-    "How variance over tokens is spread: over how many channels, as a share of all of them, and "
-    "how much of it lies in the first three principal components."
-)
+SPREAD = "Over how many channels the variance over tokens is spread, as a share of all of them."
 FILMS = {
     "energy": "The first video, then token energy by step and layer (rows) and frame; each row "
     "has another scale, brighter is more.",
     "components": "The first three principal components of the tokens as red, green and blue. "
     "Each row has another scale; colours of different rows do not compare.",
 }
-AREAS = ("by_energy", *(name for r in READINGS for name in (r, f"{r}_control")))
+AREAS = tuple(name for r in READINGS for name in (r, f"{r}_control"))
 """Measures of which ½ is chance."""
 
 
@@ -167,21 +163,19 @@ def few(steps: Sequence[int]) -> list[int]:
 class Components(probes.Probe):
     """Observe the first three principal components of the tokens after the chosen blocks, [steps,
     chosen layers, N, 3]; and after all blocks over how many channels the variance v is spread, (Σ
-    v)² / Σ v² as a share of all, and the share of it in those three components, [steps, layers]."""
+    v)² / Σ v² as a share of all, [steps, layers]."""
 
     layers: tuple[int, ...] = flax.struct.field(pytree_node=False)
 
-    def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[Array, Array, Array]]:
+    def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[Array, Array]]:
         centred = tokens.astype(jnp.float32)
         centred = centred - centred.mean(0, keepdims=True)
         variance = jnp.mean(jnp.square(centred), 0)
-        scores = principal(centred)
         even = jnp.square(variance.sum()) / jnp.sum(jnp.square(variance)) / len(variance)
-        three = jnp.mean(jnp.square(scores), 0).sum() / variance.sum()
-        return tokens, (scores, even, three)
+        return tokens, (principal(centred), even)
 
-    def slots(self) -> tuple[Array, None, None]:
-        return jnp.asarray(self.layers, jnp.int32), None, None
+    def slots(self) -> tuple[Array, None]:
+        return jnp.asarray(self.layers, jnp.int32), None
 
 
 def principal(centred: Float[Array, "N D"]) -> Float[Array, "N 3"]:
@@ -199,7 +193,7 @@ class Readout(NamedTuple):
     """What is kept of a run, by seed: S steps, of which s are probed; L layers, of which l are on
     maps; n tokens in all frames but the first.
 
-    channels, three: see `Components`. Of puzzles only: features of the layers, then of x_s and x̂0
+    channels: see `Components`. Of puzzles only: features of the layers, then of x_s and x̂0
     in patches, with their distance from the first frame's (in x̂0); change: how far each token of
     the ideal denoiser's estimate at x_s is from the first frame; video: the final one.
     """
@@ -208,7 +202,6 @@ class Readout(NamedTuple):
     energy: Float[Any, "*K s L N"]
     components: Float[Any, "*K s l N 3"]
     channels: Float[Any, "*K S L"]
-    three: Float[Any, "*K S L"]
     features: tuple[Float[Any, "*K s L n D"], Float[Any, "*K s 2 n P"]] | None = None
     change: Float[Any, "*K s n"] | None = None
     video: UInt8[Any, "*K F H W 3"] | None = None
@@ -221,10 +214,10 @@ Aux = tuple[Int[Array, " s"], Answers | None]
 def read_tokens(model: Wan, plan: flow.Plan, trace: Trace, aux: Aux) -> Readout:
     """Return the `Readout` of a run in world 0, without what only puzzles have."""
     steps, _ = aux
-    energy, (components, *spread), *_ = jax.tree.map(lambda a: a[0], trace.block_obs)
+    energy, (components, channels), *_ = jax.tree.map(lambda a: a[0], trace.block_obs)
     frames = model.config.dit.tokens(*trace.latents.shape[2:5])[0]
     by_frame = energy.reshape(*energy.shape[:-1], frames, -1).mean(-1)
-    return Readout(by_frame, energy[:, steps], components[:, steps], *spread)
+    return Readout(by_frame, energy[:, steps], components[:, steps], channels)
 
 
 def read_puzzles(model: Wan, plan: flow.Plan, trace: Trace, aux: Aux) -> Readout:
@@ -260,20 +253,13 @@ def read_puzzles(model: Wan, plan: flow.Plan, trace: Trace, aux: Aux) -> Readout
 def token_measures(readout: Readout) -> xr.Dataset:
     """Return energy and spread of P puzzles × K seeds."""
     energy = np.asarray(readout.energy_by_frame, np.float64)
-    total = energy.mean(2)
-    share = total / total.mean(-1, keepdims=True)
     each, norm = "puzzle seed step layer", {"units": "norm", "span": POSITIVE}
-    frame: dict[str, Any] = {"span": POSITIVE, "forwards": "all_forwards"}
     variables = {
         "energy": measure(each, energy.mean(-1), "token energy", ENERGY, **norm),
         "energy_by_frame": measure(
             f"{each} frame", energy, "token energy of a frame", ENERGY, **norm, tabled=False
         ),
-        "frame_energy": measure(
-            "puzzle seed layer frame", share, "energy of a frame over that of all", ENERGY, **frame
-        ),
         "channels": measure(each, readout.channels, "share of channels that vary", SPREAD),
-        "three": measure(each, readout.three, "variance in three components", SPREAD),
     }
     axes = zip(("step", "layer", "frame"), energy.shape[2:], strict=True)
     return xr.Dataset(variables, {name: range(size) for name, size in axes})
@@ -291,29 +277,23 @@ def probe_measures(
     assert readout.change is not None
     fitted = [fit_and_read(f, labels, identities, penalty) for f in readout.features]
     probed, controls = (np.concatenate(areas, -1) for areas in zip(*fitted, strict=True))
-    energy = readout.energy[..., -readout.change.shape[-1] :]
-    layers, unknown = energy.shape[3], np.full((*probed.shape[1:-1], 1), np.nan)
+    layers, unknown = readout.energy.shape[3], np.full((*probed.shape[1:-1], 1), np.nan)
     by_layer, by_source = "puzzle seed step layer", "puzzle seed step source"
-    area = labels.auroc(energy, "foreground")
-    name, about = "AUROC of foreground, by energy", READINGS["foreground"][1]
-    variables = {"by_energy": measure(by_layer, area, name, about)}
+    variables = {}
     for reading, probe, control in zip(READINGS, probed, controls, strict=True):
         words, about = READINGS[reading]
-        name, best, others = f"AUROC of {words}", unknown, {}
+        name, best = f"AUROC of {words}", unknown
         if reading in BY_IDEAL:
             best = labels.auroc(readout.change[..., None, :], reading)
-            others = {"x0": ("x̂0", probe[..., -1:]), "ideal": (f"the {results.IDEAL}", best)}
+            more, title = probe[..., :layers] - best, f"{name}, more than by the {results.IDEAL}"
+            name_more = f"{reading}_more_than_ideal"
+            variables[name_more] = measure(by_layer, more, title, about, span=GAINS)
         for key, title, areas in (
             (reading, name, (probe, best)),
             (f"{reading}_control", f"{name}, fitted to another puzzle's", (control, unknown)),
         ):
             values = np.concatenate(areas, -1)
             variables[key] = measure(by_source, values, title, about)
-        for other, (label, areas) in others.items():
-            more = probe[..., :layers] - areas
-            variables[f"{reading}_more_than_{other}"] = measure(
-                by_layer, more, f"{name}, more than by {label}", about, span=GAINS
-            )
     sources = [f"layer {layer}" for layer in range(layers)]
     sources += ["x_s", "x̂0", f"{results.IDEAL} at x_s"]
     return xr.Dataset(variables, {"step": steps, "layer": range(layers), "source": sources})

@@ -9,13 +9,11 @@ from jcos.experiments.answers import answers_of
 from jcos.experiments.behaviour import (
     Behaviour,
     Judged,
-    Shown,
     common,
     judge_parts,
     run_measures,
-    shown,
+    shows_wrong,
     step_measures,
-    turned_films,
     watch_parts,
 )
 from jcos.experiments.behaviour_memory import (
@@ -27,7 +25,7 @@ from jcos.experiments.behaviour_memory import (
     read_places,
     readings,
 )
-from jcos.experiments.samples import Samples, puzzles_of
+from jcos.experiments.samples import puzzles_of
 from jcos.experiments.sweeps import held_out
 from jcos.lab import results
 from jcos.lab.measures import ridge
@@ -77,9 +75,8 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
 def test_the_ideal_denoiser_has_the_scene_and_no_wrong_answer(data) -> None:
     ideal = data[0].sel(denoiser="ideal denoiser")
     assert ideal["scene"].all()
-    assert ideal["shows_last"][..., -1].all()
     assert ideal["solved"][..., -1].all()
-    assert not ideal["shows_wrong"].any()
+    assert not ideal["turned"].any()
     # Its estimate of the hidden frames is the same for all objects: one reading for all puzzles.
     identities = {repr(p.identity): labels_of(p) for p in held_out(RETURNS, 8)}
     labels = np.array(list(identities.values()))
@@ -104,14 +101,6 @@ def test_parts_are_judged_apart(name: str) -> None:
     assert judged.solved.tolist() == [[True, False, False]] * 2
     assert judged.answer[:, :2].tolist() == [[True, False]] * 2
     assert judged.scene.tolist()[0][::2] == [True, False]
-    assert judged.gates[:, 0].all()
-
-
-def test_every_task_has_gates_about_the_scene() -> None:
-    for task in TASKS.values():
-        puzzle = task.sample(0)
-        known = task.judge(puzzle, task.draw(puzzle, puzzle.answers[0])).gates
-        assert set(task.scene_gates) <= set(known)
 
 
 def test_walls_do_not_depend_on_the_answer() -> None:
@@ -123,7 +112,7 @@ def test_walls_do_not_depend_on_the_answer() -> None:
     assert not same[(routes[0] != routes[1]).any(-1)].any()
 
 
-def test_what_an_estimate_shows(small_model: Wan) -> None:
+def test_an_estimate_that_shows_a_wrong_answer(small_model: Wan) -> None:
     puzzles = puzzles_of("maze", 40, 0, False)
     pair = [next(p for p in puzzles if len(p.answers) == n) for n in (2, 1)]
     answers = answers_of(small_model, pair, wrong=1, room=3)
@@ -133,10 +122,7 @@ def test_what_an_estimate_shows(small_model: Wan) -> None:
             [[[0.2, 0.8, 0], [0.6, 0.4, 0], [0.9, 0, 0]]],
         ]
     )
-    choices = shown(on, answers)
-    assert choices.last[:, 0].tolist() == [[False, False, True], [False, True, True]]
-    assert choices.other[:, 0].tolist() == [[True, False, False], [False] * 3]
-    assert choices.wrong[:, 0].tolist() == [[False] * 3, [True, False, False]]
+    assert shows_wrong(on, answers)[:, 0].tolist() == [[False] * 3, [True, False, False]]
 
 
 NONE = np.nan
@@ -151,12 +137,9 @@ ANSWER = [[0, 0, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1], [1, 1, 1, 0]]
         ((SOLVED, SOLVED, SOLVED), "corrected", [1, 1, 0, 0]),
         ((SOLVED, SOLVED, SOLVED), "spoiled", [0, 0, 1, 0]),
         ((SOLVED, SOLVED, SOLVED), "correction_step", [2, 3, NONE, NONE]),
-        ((SOLVED, SOLVED, SOLVED), "lost", [0, 1, NONE, 0]),
         ((SOLVED, SOLVED, SOLVED), "corrected_later", [1, 1, 0, 0]),
         ((SOLVED, SOLVED, SOLVED), "spoiled_later", [0, 0, 1, 0]),
-        ((SOLVED, SOLVED, SOLVED), "corrected_of_wrong", [1, 1, NONE, NONE]),
-        ((SOLVED, SOLVED, SOLVED), "spoiled_of_right", [NONE, NONE, 1, 0]),
-        ((ANSWER, SCENE, ANSWER), "later", [2, 0, -2, NONE]),
+        ((SOLVED, SOLVED, SOLVED), "turned", [1, 1, 0, 0]),
         ((ANSWER, SCENE, ANSWER), "scene_first", [1, 0, 0, NONE]),
         ((ANSWER, SCENE, ANSWER), "at_once", [0, 1, 0, NONE]),
         ((ANSWER, SCENE, ANSWER), "answer_first", [0, 0, 1, NONE]),
@@ -165,21 +148,9 @@ ANSWER = [[0, 0, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1], [1, 1, 1, 0]]
 def test_the_course_of_known_runs(runs, name: str, want: list[float]) -> None:
     """Of one denoiser and seed; of measures of every step, the first."""
     solved, scene, answer = (np.array(x, bool)[None, :, None] for x in runs)
-    both = Judged(solved, answer, scene, scene), Shown(solved, solved, ~solved)
-    _, values, _ = (run_measures(*both) | step_measures(*both))[name]
+    judged = Judged(solved, answer, scene)
+    _, values, _ = (run_measures(judged, ~solved) | step_measures(judged))[name]
     np.testing.assert_array_equal(values.reshape(4, -1)[:, 0], want)
-
-
-def test_the_first_run_that_turns_from_a_wrong_answer_has_a_film(small_model: Wan) -> None:
-    samples = Samples.of_tasks(small_model, ("maze", "rotation"), 2)
-    turned = np.array([[0, 0], [0, 1], [0, 0], [0, 0]], bool)
-    videos = np.zeros((4, 2, 2, 5, 20, 20, 3), np.uint8)
-    videos[1, 1, 1] = 7
-    kept = turned_films(samples, turned, videos, (1,))
-    assert kept["film_of"][1] == ["maze"]
-    assert kept["film_puzzle"][1] == [1]
-    assert (kept["film"][1] == 7).all()
-    assert turned_films(samples, turned & False, videos, (1,)) == {}
 
 
 def test_places_are_where_things_are() -> None:

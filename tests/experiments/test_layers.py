@@ -35,7 +35,6 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
     assert by_frame.shape == (n, 4, 2, 5)
     assert dataset["film_components"].shape == (2, 2, 2, 5, 5, 5, 3)
     assert dataset["answer"].shape == (n, 4, 5)  # two layers, x_s, x̂0, the ideal denoiser
-    assert dataset["by_energy"].shape == (n, 4, 2)
     films = {f"{kind}-{task}" for kind in ("energy", "components") for task in SMALL.tasks}
     assert {name for name, _ in SMALL.figures(dataset)} == {"energy", *films}
     table = SMALL.table(dataset).set_index(["task", "measure", "case"])
@@ -43,9 +42,6 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
     row = table.loc["maze", "token energy", "step 3, layer 1"]
     assert row.value == pytest.approx(by_frame.values[: identities[0], 3, 1].mean(), rel=1e-5)
     assert (row.n, row.forwards, row.chance) == (identities[0], 4, None)
-    cases = [f"layer 1, frame {f}" for f in range(5)]
-    shares = table.loc["maze"].loc["energy of a frame over that of all"].loc[cases].value
-    assert np.mean(shares) == pytest.approx(1)
 
 
 def test_components_are_those_of_the_covariance() -> None:
@@ -66,12 +62,13 @@ def test_spread_of_variance(small_model: Wan) -> None:
     trace = generate(
         small_model, condition, probe=chain(Components((1,)), Capture("block", (0, 1)))
     )
-    (scores, channels, three), tokens = trace.block_obs
+    (scores, channels), tokens = trace.block_obs
     assert scores.shape == (1, 4, 1, 125, 3)
     x = np.asarray(tokens[0, 2, 1], np.float64)
     v, values = x.var(0), np.linalg.eigvalsh(np.cov(x.T, bias=True))
     assert float(channels[0, 2, 1]) == pytest.approx(v.sum() ** 2 / (v**2).sum() / 32, rel=1e-3)
-    assert float(three[0, 2, 1]) == pytest.approx(values[-3:].sum() / values.sum(), rel=0.02)
+    three = float(np.square(scores[0, 2, 0]).mean(0).sum())
+    assert three == pytest.approx(values[-3:].sum(), rel=0.02)
 
 
 def test_labels_are_what_is_drawn() -> None:
@@ -170,14 +167,12 @@ def test_auroc_within_a_frame_compares_no_frames() -> None:
 
 
 def measured(identities: np.ndarray) -> xr.Dataset:
-    """Probe measures of made-up tokens, whose answer the ideal denoiser knows and energy does
-    not."""
+    """Probe measures of made-up tokens, whose answer the ideal denoiser knows."""
     features, labels = made_up(9.0)
     patches = np.zeros((24, 1, 1, 2, 18, 3), np.float32)
     change = labels.answer.reshape(24, 1, 1, 18).astype(np.float32)
     flat = np.ones((24, 1, 1, 1, 27), np.float32)
-    share = flat[..., 0]
-    readout = Readout(flat, flat, flat[..., None], share, share, (features, patches), change)
+    readout = Readout(flat, flat, flat[..., None], flat[..., 0], (features, patches), change)
     return probe_measures(readout, labels, identities, [2], 1e-3)
 
 
@@ -187,8 +182,6 @@ def test_sources_are_layers_then_latents_then_the_ideal_denoiser() -> None:
     assert means["answer"].sel(source="x_s") == 0.5
     assert means["answer"].sel(source="x̂0") == 0.5
     assert means["answer"].sel(source="ideal denoiser at x_s") == 1
-    assert means["by_energy"].item() == 0.5
-    assert means["answer_more_than_x0"].item() == pytest.approx(0.5, abs=1e-3)
     assert means["answer_more_than_ideal"].item() == pytest.approx(0, abs=1e-3)
     assert means["answer_control"].sel(source="layer 0").item() == pytest.approx(0.5, abs=0.2)
     assert means["foreground"].sel(source="ideal denoiser at x_s").isnull()

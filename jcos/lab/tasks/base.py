@@ -101,9 +101,6 @@ class Task(abc.ABC):
     faculty: ClassVar[str]
     """The benchmark category it is kin to: Spatiality, Knowledge, Abstraction, Transformation or
     Perception."""
-    scene_gates: ClassVar[tuple[str, ...]]
-    """Gates of `judge` about the scene: what the first frame shows is kept, and there are as many
-    objects as there should be. The others are about how the answer comes about."""
     hard: ClassVar[bool] = False
     frames: ClassVar[int] = 5
     height: ClassVar[int] = 20

@@ -64,7 +64,6 @@ class Bounce(Task):
     name = "bounce"
     about = "A ball with a given velocity flies on and bounces off the walls."
     faculty = "Knowledge"
-    scene_gates = ("room", "one", "whole", "colour")
     solved_at = 0.85  # a mean error below 0.58 px; one frame in four off by a step is 1 px
     fastest: ClassVar[int] = 2
 

@@ -42,7 +42,6 @@ class Maze(Task):
     name = "maze"
     about = "A maze with an agent and a goal; walk from one to the other by a shortest way."
     faculty = "Spatiality"
-    scene_gates = ("scene", "agent", "goal")
 
     side = 5
     height = width = side * TILE

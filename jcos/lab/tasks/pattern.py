@@ -60,7 +60,6 @@ class Pattern(Task):
     name = "pattern"
     about = "Items whose sizes repeat with period three are shown; the next one is to be drawn."
     faculty = "Abstraction"
-    scene_gates = ("kept", "empty")
     solved_at = 0.9
 
     def make(self, rng: np.random.Generator) -> Puzzle:

@@ -71,7 +71,6 @@ class Returns(Task):
     name = "returns"
     about = "An object disappears behind a block and comes out again on the side the prompt tells."
     faculty = "Perception"
-    scene_gates = ("bystander", "hidden")
     solved_at = 0.8
 
     def make(self, rng: np.random.Generator) -> Puzzle:

@@ -43,7 +43,6 @@ class Rotation(Task):
     name = "rotation"
     about = "A shape is to be turned left or right by an angle that only the prompt tells."
     faculty = "Transformation"
-    scene_gates = ("colour",)
     solved_at = 0.8
 
     def make(self, rng: np.random.Generator) -> Puzzle:

@@ -40,7 +40,6 @@ class TicTacToe(Task):
     name = "tictactoe"
     about = "A game of tic-tac-toe; the named colour places a stone that makes three in a row."
     faculty = "Knowledge"
-    scene_gates = ("scene",)
 
     aim = "win"
     empties: tuple[int, ...] = (3, 4, 5)
