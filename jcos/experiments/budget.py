@@ -44,8 +44,8 @@ Level = Annotated[float, Rule(lambda m: 0 < m < 0.999, "above 0 and below 0.999"
 
 class Case(NamedTuple):
     """A schedule. kind: "steps" for the model's spacing, "shift" for another shift (value),
-    "middle" for half of the steps above the noise level `value`, "seed" for another seed. frames:
-    of the video, where they differ from the clips'."""
+    "middle" for half of the steps above the noise level `value`. frames: of the video, where they
+    differ from the clips'."""
 
     kind: str
     steps: int
@@ -53,8 +53,6 @@ class Case(NamedTuple):
     frames: int | None = None
 
     def __str__(self) -> str:
-        if self.kind == "seed":
-            return "another seed"
         words = {"steps": "", "shift": ", shift {:g}", "middle": ", half above σ {:g}"}
         spacing = words[self.kind].format(self.value)
         frames = "" if self.frames is None else f", {self.frames} frames"
@@ -69,8 +67,8 @@ class Budget(Experiment):
     and half of the steps above each of the noise levels `middles`, evenly spaced on both sides.
     frames: of clips, any 4n + 1 that the model's VAE takes; noise is shared at the frames that two
     videos have in common in time.
-    Of clips: how far each run ends from the one with most steps, or frames, and how far two seeds
-    are apart; what comes out is nowhere judged.
+    Of clips: how far each run ends from the one with most steps, or frames; what comes out is
+    nowhere judged.
     """
 
     question = "What do steps buy, and where are they best spent?"
@@ -141,8 +139,12 @@ class Budget(Experiment):
                 "together": ("puzzle", [together] * len(samples)),
             }
         else:
-            cases, variables = self._distances(model, ends, progress)
-            labels = {}
+            best = ends[Case("steps", max(c.steps for c in ends))]
+            distances = {case: apart(end, best) for case, end in ends.items()}
+            distances |= self._frames(model, progress) if self.frames else {}
+            cases, labels = list(distances), {}
+            values, name = np.stack(list(distances.values())), "distance of the end"
+            variables = {"distance": measure("case clip seed", values, name, CLIPS, span=POSITIVE)}
         labels |= case_labels(
             cases,
             kind=[c.kind for c in cases],
@@ -151,26 +153,6 @@ class Budget(Experiment):
             forwards=[self.forwards(model.config, c.steps) for c in cases],
         )
         return self.dataset(variables, samples, **labels)
-
-    def _distances(
-        self, model: Wan, ends: dict[Case, np.ndarray], progress: Progress
-    ) -> tuple[list[Case], dict[str, Any]]:
-        """Return how far clips end from the longest run, and a film of the first; with the cases of
-        other lengths and of another seed."""
-        steps, shown = max(c.steps for c in ends), [c for c in ends if c.kind == "steps"]
-        best = ends[Case("steps", steps)]
-        distances = {case: apart(end, best) for case, end in ends.items()}
-        film = model.decode(jnp.asarray(np.stack([ends[case][0, 0] for case in shown])))
-        if self.frames:
-            distances |= self._frames(model, progress)
-        if len(self.seeds) > 1:
-            distances[Case("seed", steps)] = apart(best, np.roll(best, 1, axis=1))
-        values, title = np.stack(list(distances.values())), "distance of the end"
-        return list(distances), {
-            "distance": measure("case clip seed", values, title, CLIPS, span=POSITIVE),
-            "film": (("film_of", "film_frame", "row", "column", "rgb"), film),
-            "film_of": ("film_of", list(map(str, shown))),
-        }
 
     def _frames(self, model: Wan, progress: Progress) -> dict[Case, Float[np.ndarray, "P K"]]:
         """Return how far the clips of each number of frames are from those of the most, at the
@@ -198,33 +180,22 @@ class Budget(Experiment):
         if "distance" in data:
             figure = plots.paired(data["distance"], "distance of the end, relative")
             yield "distance", Picture(figure, CLIPS)
-            film = plots.film_grid(data["film"].values, list(data["film_of"].values))
-            yield "film", Picture(film, FILM)
             return
         steps = of_kind(data, "steps", "forwards").sortby("forwards")
         about = {"xlabel": "forwards per video", "ylabel": "score", "log": True}
         figure = plots.lines(steps, "score", "forwards", hue="denoiser", **about)
         yield "steps", Picture(figure, STEPS)
-        spaced = data["spaced"].isel(case=data["kind"].values != "steps")
-        if spaced.size:
-            yield "compared", Picture(plots.paired(spaced, "score, paired difference"), COMPARED)
 
 
 STEPS = (
     "Score against what a video costs, from one step on, with the model's own spacing; the ideal "
     "denoiser runs under the same schedules from the same noise."
 )
-COMPARED = (
-    "Score above that of the model's own spacing with as many steps, paired by puzzle and seed, "
-    "over all tasks. A larger shift, and a higher level above which half of the steps lie, spend "
-    "more of them early."
-)
 PAIRED = "The same puzzles and seeds."
 CLIPS = (
     "How far a run ends from the one with most steps and the model's own spacing (frames: from the "
     "one with most frames, at the frames that they share in time), relative, from the same noise."
 )
-FILM = "The first clip and seed; rows are numbers of steps, columns are frames."
 
 
 def gains(samples: Samples, ends: dict[Case, np.ndarray]) -> dict[str, Any]:

@@ -1,5 +1,4 @@
-"""Which layer decides the answer? Tokens of a donor run in place of the receiver's. (Paper, section
-5.2.)
+"""Which layer decides the answer? (Paper, section 5.2.)
 
 One swap in the first step can be undone by all the steps that follow, which read the receiver's
 prompt again. So each swap is judged by the clean estimate of the last step with a swap (at once)
@@ -37,12 +36,7 @@ from jcos.wan import Wan
 
 VELOCITY = "velocity"
 """What is swapped of the ideal denoiser, which has no tokens."""
-TOKENS = {
-    "all": "",
-    "object": ", object only",
-    "rest": ", all but the object",
-    VELOCITY: f", {IDEAL}",
-}
+TOKENS = {"all": "", "object": ", object only", VELOCITY: f", {IDEAL}"}
 SINGLE, KEPT_UP = "in one step", "from step 0 on"
 """Kinds of cases."""
 JUDGED = ("receiver_solved", "donor_solved", "flipped", "kept")
@@ -51,7 +45,7 @@ JUDGED = ("receiver_solved", "donor_solved", "flipped", "kept")
 
 class Case(NamedTuple):
     """After which layer tokens are swapped, from step `first` to `last` (before it: not at all),
-    and which: all, those of the object, or the rest; or, without a layer, the `VELOCITY`."""
+    and which: all, or those of the object; or, without a layer, the `VELOCITY`."""
 
     layer: int | None = None
     first: int = 0
@@ -86,7 +80,7 @@ class Swap(Experiment):
     noise. Beyond the paper: every layer × several steps, in both directions (in a single step the
     two runs exchange their tokens, which is a swap each way); swaps kept up from the first step to
     a later one, the donor running undisturbed; those over the whole run also with the object's
-    tokens alone, which are those that the two answers differ in, and with all others alone.
+    tokens alone, which are those that the two answers differ in.
     A flip is counted where both plain runs are right; an answer counts in either picture. The ideal
     denoiser has no layers, but a velocity, which is what all tokens after the last layer are: it
     goes on with the donor's in the same steps. Of clips, of which two after each other make a pair,
@@ -156,8 +150,7 @@ class Swap(Experiment):
         kept_up = places(self.until, steps, "step")
         cases += [Case(k, 0, last) for last in kept_up for k in layers]
         if judged and kept_up:
-            for tokens in ("object", "rest"):
-                cases += [Case(k, 0, kept_up[-1], tokens) for k in layers]
+            cases += [Case(k, 0, kept_up[-1], "object") for k in layers]
         return list(dict.fromkeys(cases))
 
     def _ends(
@@ -219,7 +212,7 @@ FLIPPED = (
 )
 ALONG = "0 is where the receiver's plain run ends, 1 where the donor's does."
 ENDS = "Share of runs; an answer counts in either picture."
-SHARE = "Of the clean estimate, after the last step of the swap or at each step."
+SHARE = "Of the clean estimate, after the last step of the swap."
 FILM = (
     "{}: pair {}, ends of runs; layers are those after which all tokens (where the prompts are the "
     "same, the object's alone) are swapped up to step {}."
@@ -252,12 +245,12 @@ def probe_of(
     if case.tokens == VELOCITY:
         mask = np.outer(receivers, probes.choose(steps, at, "step"))
         return VelocitySwap(jnp.asarray(mask))
-    where = {"all": np.ones_like(object_here), "object": object_here, "rest": ~object_here}
+    tokens = object_here if case.tokens == "object" else np.ones_like(object_here)
     chosen = () if case.layer is None else (case.layer,)
     swap = probes.Swap.at_layers(
         steps, layers, len(object_here), chosen, at_steps=at, receivers=receivers
     )
-    return swap.replace(tokens=jnp.asarray(where[case.tokens]))
+    return swap.replace(tokens=jnp.asarray(tokens))
 
 
 class VelocitySwap(probes.Probe):
@@ -283,24 +276,20 @@ class VelocitySwap(probes.Probe):
 class Ends(NamedTuple):
     """How two runs ended, by world and seed.
 
-    video: of puzzles, else latents. receiver, donor: shares of each world's answers and of the
-    other's in every estimate, of puzzles.
+    video: of puzzles, else latents. donor: share of the other world's answers in every estimate, of
+    puzzles.
     """
 
     video: UInt8[Any, "*worlds K F H W 3"] | Float[Any, "*worlds K F h w C"]
-    receiver: Float[Any, "*worlds K S"] | None
     donor: Float[Any, "*worlds K S"] | None
 
 
 def read_ends(model: Wan, plan: flow.Plan, trace: Trace, answers: Answers | None) -> Ends:
     if answers is None:
-        return Ends(trace.latents, None, None)
+        return Ends(trace.latents, None)
     on = jax.vmap(lambda x0, known: blend(x0, known).on)(trace.x0, answers)
-    receiver, donor = (
-        jnp.where(mask[:, None, None], on, 0).sum(-1)
-        for mask in (jnp.asarray(answers.right), jnp.asarray(answers.wrong))
-    )
-    return Ends(pixels(model, trace.latents), receiver, donor)
+    donor = jnp.where(jnp.asarray(answers.wrong)[:, None, None], on, 0).sum(-1)
+    return Ends(pixels(model, trace.latents), donor)
 
 
 # ---- what is measured
@@ -314,25 +303,17 @@ def end_measures(cases: Sequence[Case], pairs: Sequence[Pair], ends: Ends) -> xr
     values: dict[str, tuple[str, str, Any]] = {"way": (WAY, ALONG, ways(ends.video))}
     variables: dict[str, Variable] = {}
     if pairs:
-        assert ends.receiver is not None
         assert ends.donor is not None
         kept, taken = solved(pairs, ends.video)
         both_right = kept[:1].all(2, keepdims=True)
         step = np.array(at).reshape(-1, 1, 1, 1, 1)
-        receiver, donor = (
-            np.take_along_axis(shares, step, -1)[..., 0] for shares in (ends.receiver, ends.donor)
-        )
         values |= {
             "receiver_solved": ("receiver's answer solved", ENDS, kept),
             "donor_solved": ("donor's answer solved", ENDS, taken),
-            "neither": ("neither solved", ENDS, ~kept & ~taken),
             "flipped": (FLIP, FLIPPED, np.where(both_right, taken, np.nan)),
             "kept": ("receiver's answer kept", FLIPPED, np.where(both_right, kept, np.nan)),
-            "at_once": (AT_ONCE, SHARE, donor),
-            "receiver_at_once": ("share of the receiver's answer at once", SHARE, receiver),
+            "at_once": (AT_ONCE, SHARE, np.take_along_axis(ends.donor, step, -1)[..., 0]),
         }
-        share = "share of the donor's answer at each step"
-        variables["donor_share"] = measure(f"{runs} step", ends.donor, share, SHARE, tabled=False)
     one_way = [not case.both for case in cases]
     for key, (name, about, array) in values.items():
         array = np.array(array, np.float64)

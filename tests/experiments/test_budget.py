@@ -25,7 +25,7 @@ def test_dataset_table_and_figures_are_complete(data, rows) -> None:
     assert len(SMALL.cases()) == 3 + 2 * 4
     assert programs == len({case.steps for case in SMALL.cases()}) == 3
     assert dataset["score"].shape == (11, 2, 6, 1)
-    assert dict(SMALL.figures(dataset)).keys() == {"steps", "compared"}
+    assert dict(SMALL.figures(dataset)).keys() == {"steps"}
     plain = rows["maze, one answer", "solved", "4 steps"]
     assert (plain.value, plain.still, plain.forwards) == (0, 0, 4)
     judged = [r for r in rows.values() if r.measure in ("score", "solved") and r.forwards]

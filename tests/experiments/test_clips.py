@@ -70,7 +70,7 @@ SMALL = {
             seeds=(0, 1), steps=(1, 4), lengths=(4,), shifts=(5.0,), middles=(0.5,), frames=(5, 9)
         ),
         8,
-        {"distance", "film"},
+        {"distance"},
     ),
     "ensemble": Small(
         Ensemble(
@@ -171,7 +171,6 @@ def test_clips_are_compared_with_the_longest_run(model: Wan, on_clips) -> None:
     assert value["4 steps"] == value["4 steps, 9 frames"] == 0
     assert value["1 step"] > 0
     assert value["4 steps, 5 frames"] > 0
-    assert value["another seed"] > value["4 steps, shift 5"]
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def test_the_ideal_denoiser_takes_a_swap_back_unless_it_lasts(table: pd.DataFram
 def test_dataset_table_and_figures_are_complete(data, table: pd.DataFrame) -> None:
     dataset, programs = data
     assert programs == 2  # of all swaps, and of those of the ideal denoiser
-    cases = 1 + 2 * (2 + 2 + 2)  # none; two layers × single steps, kept up, object and rest
+    cases = 1 + 2 * (2 + 2 + 1)  # none; two layers × single steps, kept up, the object's
     ideal = 1 + 2 + 2
     assert dataset["receiver_solved"].shape == (cases + ideal, 6, 2, 2)
     films = {"film-returns-other-way", "film-returns-other-object", "film-rotation-other-angle"}
@@ -78,7 +78,7 @@ def test_without_a_swap_a_run_is_on_its_side(data) -> None:
     way = data[0]["way"]
     np.testing.assert_allclose(way[0], 0, atol=1e-9)
     kept_up = of_kind(way, [f"from step 0 on{tokens}" for tokens in TOKENS.values()])
-    assert kept_up.sizes["case"] == 8 + 2
+    assert kept_up.sizes["case"] == 6 + 2
     assert kept_up.isel(direction=1).isnull().all()  # the donor receives nothing
 
 
@@ -106,8 +106,9 @@ def few(small_model: Wan) -> Trace:
     """One pair under some swaps, leaves [Q, W, …]."""
     (pair,) = pairs_of("rotation", 1)
     mask = object_tokens(small_model, candidates(small_model, [pair]))[0]
-    cases = [Case(), *(Case(1, 0, 0, tokens) for tokens in ("all", "object", "rest"))]
-    probes = [probe_of(case, 4, 2, mask) for case in (*cases, Case(0, 1, 1))]
+    probes = [probe_of(case, 4, 2, mask) for case in (Case(), Case(1, 0, 0))]
+    probes += [probe_of(Case(1, 0, 0, "object"), 4, 2, part) for part in (mask, ~mask)]
+    probes.append(probe_of(Case(0, 1, 1), 4, 2, mask))
     probes += [
         SwapProbe.at_layers(4, 2, 125, [0], at_steps=[1], receivers=to)
         for to in ((True, False), (False, True))
@@ -132,13 +133,6 @@ def test_an_exchange_is_a_swap_each_way(few: Trace) -> None:
     assert np.abs(both[0] - second[0]).max() > 1e-3
 
 
-def test_at_once_in_the_last_step_is_in_the_end(data) -> None:
-    late = data[0].isel(case=np.flatnonzero(data[0]["at_step"] == 3))
-    assert late.sizes["case"] == 6 + 1  # the ideal denoiser's too
-    late = late.isel(direction=0)
-    np.testing.assert_array_equal(late["at_once"], late["donor_share"].isel(step=-1))
-
-
 def test_what_is_read_off_known_ends() -> None:
     """Videos drawn instead of played: two pairs, of which the first swap flips one way of one."""
     pairs = pairs_of("tictactoe", 2)
@@ -146,13 +140,13 @@ def test_what_is_read_off_known_ends() -> None:
     flipped = plain.copy()
     flipped[0, 0] = TASKS["tictactoe"].routes(pairs[0].crossed[0])[0]
     flipped[1, 1] = plain[1, 1][:1]  # the first frame held: neither
-    share = np.zeros((2, 2, 2, 1, 4))
+    share = np.broadcast_to(np.arange(4) / 4, (2, 2, 2, 1, 4))
     videos = np.stack([plain, flipped])[:, :, :, None]
-    measured = end_measures([Case(), Case(3, 1, 1)], pairs, Ends(videos, share, share))
+    measured = end_measures([Case(), Case(3, 1, 1)], pairs, Ends(videos, share))
     swapped = measured.isel(case=1, seed=0)
     assert swapped["flipped"].values.tolist() == [[1, 0], [0, 0]]
     assert swapped["kept"].values.tolist() == [[0, 1], [1, 0]]
-    assert swapped["neither"].values.tolist() == [[0, 0], [0, 1]]
+    assert (swapped["at_once"] == 1 / 4).all()  # of the step of the swap
     assert swapped["way"].values[0].tolist() == [1, 0]
     rows = results.table(measured).set_index(["measure", "case"])
     kept = rows.loc["receiver's answer kept", "no swap"]
@@ -173,7 +167,7 @@ def test_an_answer_counts_in_either_picture() -> None:
     share = np.zeros((4, 1, 2, 1, 4))
     videos = np.array(ends)[:, None, :, None]
     cases = [Case(), *(Case(k, 1, 1) for k in range(3))]
-    measured = end_measures(cases, [pair], Ends(videos, share, share)).isel(pair=0, seed=0)
+    measured = end_measures(cases, [pair], Ends(videos, share)).isel(pair=0, seed=0)
     np.testing.assert_array_equal(measured["flipped"], [[0, 0], [1, 1], [1, 1], [0, 0]])
     np.testing.assert_array_equal(measured["kept"], 1 - measured["flipped"])
 
