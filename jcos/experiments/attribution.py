@@ -1,8 +1,7 @@
 """Which heads and layers of which steps carry the answer, and does one gradient tell?
 
-Attribution patching against exact patching, cell by cell: two runs share picture and noise and
-differ in their prompt; an activation of the one is put in place of the other's. The estimate is of
-first order, so it is checked, not believed; the runs with sharper attention show where it fails.
+Attribution patching against exact patching, cell by cell. The estimate is of first order, so it is
+checked, not believed; the runs with sharper attention show where it fails.
 """
 
 import dataclasses
@@ -49,9 +48,9 @@ SIGN = "Cells whose estimated effect has the exact one's sign, of those above 1 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Attribution(Experiment):
-    """For pairs of puzzles with the same picture and another prompt: what patching every layer's
-    tokens, heads of self- and cross-attention and hidden units at every step does to the run's end,
-    exactly and by one backward pass.
+    """For pairs of puzzles with the same picture and noise and another prompt: what patching every
+    layer's tokens, heads of self- and cross-attention and hidden units at every step does to the
+    run's end, exactly and by one backward pass.
 
     Controls: the gradient of one step's estimate, which later steps undo, and that of another pair
     of the same task. chunk: cells that are patched at a time, by default 24.
@@ -59,6 +58,7 @@ class Attribution(Experiment):
     """
 
     question = "Which heads and layers of which steps carry the answer, and does a gradient tell?"
+    no_clips = "pairs are made of puzzles; for clips call jcos.attribute"
 
     tasks: tuple[str, ...] = ("rotation", "tictactoe")
     puzzles: AtLeastTwo = 64
@@ -67,8 +67,6 @@ class Attribution(Experiment):
     def check(self, config: WanConfig) -> None:
         super().check(config)
         check_spread(config, 1)
-        if self.clips is not None:
-            raise ValueError("pairs are made of puzzles; for clips call jcos.attribute")
         if self.several:
             raise ValueError("several=true has no meaning here: pairs are made of all puzzles")
         for task in self.tasks:

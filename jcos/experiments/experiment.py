@@ -80,6 +80,8 @@ class Experiment(abc.ABC):
 
     question: ClassVar[str]
     """One sentence, the title of the results."""
+    no_clips: ClassVar[str] = ""
+    """Why clips are refused, and what to do; empty where they are measured."""
 
     tasks: tuple[str, ...] = ("maze",)
     puzzles: Count = 64
@@ -101,6 +103,8 @@ class Experiment(abc.ABC):
         self.sampling.of(config)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds are {self.seeds}; at least one is needed, each once")
+        if self.clips is not None and self.no_clips:
+            raise ValueError(self.no_clips)
         if self.clips is not None:
             check_clips(config, self.clips, self.profile)
         else:

@@ -2,8 +2,7 @@
 
 With an exact score and one right answer, x̂0 is the same for every x_s: ∂x̂0/∂x_s = 0, and earlier
 steps can change the answer only through the model's error (arXiv 2507.12549). A Jacobian above zero
-is necessary for a serial use of steps, not sufficient. The ideal denoiser's is measured at the same
-states.
+is necessary for a serial use of steps, not sufficient.
 """
 
 import dataclasses
@@ -52,6 +51,7 @@ class Jacobian(Experiment):
     """
 
     question = "How far does the state of a step move the clean estimate?"
+    no_clips = "right answers are known of puzzles; for clips call jcos.jacobian"
 
     tasks: tuple[str, ...] = ("maze", "rotation")
     directions: Count = 4
@@ -59,19 +59,17 @@ class Jacobian(Experiment):
     def check(self, config: WanConfig) -> None:
         super().check(config)
         check_spread(config, 1)
-        if self.clips is not None:
-            raise ValueError("right answers are known of puzzles; for clips call jcos.jacobian")
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples, plan = self.samples(model), self.plan(model.config)
-        answers, found = answers_of(model, samples.puzzles), []
+        answers, sizes = answers_of(model, samples.puzzles), []
         for i in range(len(samples)):
             progress("differentiating every step", i, len(samples))
             given, one = jax.tree.map(lambda a, i=i: a[i], (samples.conditions, answers))
             given = jax.tree.map(lambda a: a[0], given)
-            found.append(remembered(f"sizes-{i}", 0, partial(self.sizes, model, i, given, one)))
+            sizes.append(remembered(f"sizes-{i}", 0, partial(self.sizes, model, i, given, one)))
         progress("differentiating every step", len(samples), len(samples))
-        values = np.moveaxis(np.stack(found), 0, 2)  # [pixels, denoiser, P, K, S]
+        values = np.moveaxis(np.stack(sizes), 0, 2)  # [pixels, denoiser, P, K, S]
         name, about = "size of ∂x̂0/∂x_s", {"units": "1", "span": POSITIVE, "by": "part"}
         variables: dict[str, Any] = {
             "size": measure("pixels denoiser puzzle seed step", values, name, SIZE, **about),
@@ -106,8 +104,8 @@ class Jacobian(Experiment):
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         answer = data.sel(pixels=PIXELS[0])
         yield "answer", Picture(plots.lines(answer, "size", hue="denoiser"), f"{PIXELS[0]}. {SIZE}")
-        own = data.sel(denoiser=DENOISERS[0])
-        yield "pixels", Picture(plots.lines(own, "size", hue="pixels"), SIZE)
+        model = data.sel(denoiser=DENOISERS[0])
+        yield "pixels", Picture(plots.lines(model, "size", hue="pixels"), SIZE)
 
 
 @jax.jit

@@ -18,7 +18,7 @@ NONEMPTY = "nonempty"
 """Of a tuple that must not be empty."""
 NonNegative = Annotated[int, Rule(lambda n: n >= 0, "at least 0")]
 Count = Annotated[int, Rule(lambda n: n >= 1, "at least 1")]
-AtLeastTwo = Annotated[int, Rule(lambda n: n >= 2, "at least 2")]
+AtLeastTwo = Annotated[int, Rule(lambda n: n >= 2, "at least 2 to compare")]
 Positive = Annotated[float, Rule(lambda x: 0 < x < math.inf, "a positive number")]
 AtSteps = Annotated[tuple[Place, ...], "step"]
 AtLayers = Annotated[tuple[Place, ...], "layer"]

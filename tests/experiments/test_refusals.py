@@ -1,5 +1,7 @@
 """What cannot be run is refused in one sentence, before anything is compiled."""
 
+from pathlib import Path
+
 import pytest
 
 from jcos.devices import mesh
@@ -62,10 +64,11 @@ VALUES = [
     (Cosine(layers=()), "layers is empty"),
     (Cosine(tokens=1), "tokens is 1; it is at least 2"),
     (Cosine(puzzles=1), "puzzles is 1"),
-    (Activations(steps=(0,)), "name two"),
+    (Activations(steps=()), "name at least one"),
     (Activations(largest=17), "1 to half of 32"),
     (Activations(tokens=1), "tokens is 1"),
     (Signs(seeds=(0,)), "give at least 2"),
+    (Signs(clips=Path("clips.json")), "leave it out"),
     (Jacobian(directions=0), "directions is 0"),
     (Lenses(tasks=("maze",)), "name two"),
     (Lenses(fit=0), "fit is 0"),
