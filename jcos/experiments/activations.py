@@ -1,9 +1,7 @@
 """Which channels and tokens rule the norm, and what is left without them?
 
 A few channels, the same in every token, can rule a norm and any similarity (arXiv 2402.17762; in
-diffusion transformers 2505.18584). Here: those with the largest |mean over tokens| after each block
-(the rule of 2605.13974), and energy, CKA and linear probes with them, without them, and without as
-many others.
+diffusion transformers 2505.18584).
 
 In models that keep a given frame at timestep 0 (TI2V), that frame's tokens have another time
 vector, so that their size is no sign of what they hold: energy is measured without it too. The
@@ -13,7 +11,7 @@ small model has one timestep for all tokens: there a larger first frame is no su
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import flax.struct
 import jax
@@ -26,7 +24,7 @@ from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Progress, places
 from jcos.experiments.linear_probes import fit_and_read, identities_of, labels_of
-from jcos.experiments.parameters import AtLeastTwo, AtSteps, Count, Positive
+from jcos.experiments.parameters import NONEMPTY, AtLeastTwo, AtSteps, Count, Positive
 from jcos.experiments.samples import others_of
 from jcos.experiments.sweeps import pixels
 from jcos.lab.measures import POSITIVE, cka
@@ -39,14 +37,12 @@ from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
 CHANNELS = ("all channels", "without the largest", "without as many others")
-REFERENCES = ("the probed step before", "another puzzle")
-MASSIVE = 100.0, 1000.0
-"""Sun et al. call an activation massive above both: its size, and its size over the median's."""
+REFERENCE = "another puzzle"
 SHARE = "Share of the tokens' squared norm that lies in the channels with the largest |mean|."
 SAME = "How many of the largest channels of one run's step are the largest ones over all runs."
-PEAK = "Largest size of an activation over the median size, in all tokens after a block."
+PEAK = "Largest over median size of activations after a block; Sun et al. call 1,000 massive."
 FRAME = "Mean norm of a frame's tokens over that of all."
-CKA = "Linear CKA of tokens with the same run's at the probed step before, or another puzzle's."
+CKA = "Linear CKA of tokens with those of another puzzle."
 TOKEN = "Share of the tokens' squared norm that lies in the largest token: 1 / N if all are alike."
 ENERGY = "Mean L2 norm of the tokens after each block."
 LATER = "Mean L2 norm of the tokens of all frames but the first, which some models hold fixed."
@@ -56,7 +52,8 @@ PROBE = "Linear probes of what the answer changes, fitted on the other half of t
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Activations(Experiment):
     """The channels with the largest |mean over tokens| of each layer, over all runs and probed
-    steps, and what tokens say without them.
+    steps (the rule of 2605.13974); energy, CKA and linear probes with them, without them, and
+    without as many others.
 
     steps: which are probed. largest: how many channels. tokens: at most so many, evenly spread, are
     compared; with steps and layers they decide the memory. penalty: of the linear probes, as in
@@ -67,15 +64,13 @@ class Activations(Experiment):
 
     tasks: tuple[str, ...] = ("maze", "rotation")
     puzzles: AtLeastTwo = 64
-    steps: AtSteps = (0.0, 0.2, 0.5, 1.0)
+    steps: Annotated[AtSteps, NONEMPTY] = (0.0, 0.2, 0.5, 1.0)
     largest: Count = 3
     tokens: AtLeastTwo = 256
     penalty: Positive = 1e-3
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
-        if len(places(self.steps, self.plan(config).steps, "step")) < 2:
-            raise ValueError("steps names one; a step is compared with the one before: name two")
         if self.largest > config.dit.dim // 2:
             raise ValueError(f"largest is {self.largest}; it is 1 to half of {config.dit.dim}")
 
@@ -97,18 +92,16 @@ class Activations(Experiment):
         strength = np.abs(read.mean)
         top = largest(strength.mean((0, 1, 2)), self.largest)
         random = np.where(top, -1, np.random.default_rng(0).random(top.shape))
-        kept = ~np.stack([np.zeros_like(top), top, largest(random, self.largest)])
+        masks = ~np.stack([np.zeros_like(top), top, largest(random, self.largest)])
         square = np.square(read.tokens).mean(4)
         share = (square * top).sum(-1) / square.sum(-1)
         same = (largest(strength, self.largest) & top).sum(-1) / self.largest
-        massive = (read.peak > MASSIVE[0]) & (read.ratio > MASSIVE[1])
         runs = samples.runs
         each, ratio = f"{runs} seed step layer", {"units": "ratio", "span": POSITIVE}
         variables: dict[str, Any] = {
             "share": measure(each, share, "squared norm in the largest channels", SHARE),
             "same": measure(each, same, "largest channels that are the same", SAME),
             "ratio": measure(each, read.ratio, "largest over median activation", PEAK, **ratio),
-            "massive": measure(each, massive, "massive activations", "By Sun et al.'s rule."),
             "frames": measure(f"{each} frame", read.frames, "norm of a frame", FRAME, **ratio),
             "token": measure(each, read.token, "squared norm in the largest token", TOKEN),
             "token_frame": measure(
@@ -138,12 +131,12 @@ class Activations(Experiment):
                 return fit_and_read(tokens[..., later, :], *about)[0][1]
 
             probe = read_later
-        variables |= compared(read.tokens, kept, other, probe, each)
+        variables |= compared(read.tokens, masks, other, probe, each)
         return self.dataset(
             variables,
             samples,
             channels=list(CHANNELS),
-            reference=list(REFERENCES),
+            reference=[REFERENCE],
             step=steps,
             layer=range(dit.layers),
             frame=range(grid[0]),
@@ -152,19 +145,16 @@ class Activations(Experiment):
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         mean = data.mean("step", keep_attrs=True)
-        for name, text in (("energy", ENERGY), ("probe", PROBE)):
+        mean = mean.sel(reference=REFERENCE)
+        for name, text in (("energy", ENERGY), ("probe", PROBE), ("cka", CKA)):
             if name in data:
                 yield name, Picture(plots.lines(mean, name, "layer", hue="channels"), text)
-        for reference in REFERENCES:
-            one = mean.sel(reference=reference)
-            figure = plots.lines(one, "cka", "layer", hue="channels")
-            yield f"cka-{reference.replace(' ', '-')}", Picture(figure, f"{reference}. {CKA}")
         yield "frames", Picture(plots.heat(mean["frames"], "frame", "layer"), FRAME)
 
 
 def compared(
     tokens: Float[np.ndarray, "P K s L n D"],
-    kept: Bool[np.ndarray, "3 L D"],
+    masks: Bool[np.ndarray, "3 L D"],
     other: Int[np.ndarray, " P"],
     probe: Callable[[np.ndarray], np.ndarray] | None,
     each: str,
@@ -172,25 +162,23 @@ def compared(
     """Return energy, CKA and probes with all channels, and without some. other: the puzzle that
     each is compared with."""
     energy, similar, probed, alike = [], [], [], jax.jit(jax.vmap(cka))
-    for mask in kept:
+    for mask in masks:
         some = tokens * mask[:, None].astype(np.float32)
         energy.append(np.linalg.norm(some, axis=-1).mean(-1))
-        pairs = []
-        for reference in (np.roll(some, 1, 2), some[other]):
-            flat = (a.reshape(-1, *a.shape[-2:]) for a in (some, reference))
-            pairs.append(np.array(alike(*flat)).reshape(some.shape[:4]))
-        pairs[0][:, :, 0] = np.nan  # the first has none before
-        pairs[1][other == np.arange(len(other))] = np.nan  # a single one has no other
-        similar.append(np.stack(pairs))
+        flat = (a.reshape(-1, *a.shape[-2:]) for a in (some, some[other]))
+        similar.append(np.array(alike(*flat)).reshape(some.shape[:4]))
+        similar[-1][other == np.arange(len(other))] = np.nan  # a single one has no other
         probed += [] if probe is None else [probe(some)]
     norm, of = {"units": "norm", "span": POSITIVE}, f"channels {each}"
-    found = {
+    variables = {
         "energy": measure(of, np.stack(energy), "token energy", ENERGY, **norm),
-        "cka": measure(f"channels reference {each}", np.stack(similar), "CKA", CKA),
+        "cka": measure(f"channels reference {each}", np.stack(similar)[:, None], "CKA", CKA),
     }
     if probed:
-        found["probe"] = measure(of, np.stack(probed), "AUROC of what the answer changes", PROBE)
-    return found
+        variables["probe"] = measure(
+            of, np.stack(probed), "AUROC of what the answer changes", PROBE
+        )
+    return variables
 
 
 def largest(values: Float[np.ndarray, "*axes D"], number: int) -> Bool[np.ndarray, "*axes D"]:
@@ -199,9 +187,9 @@ def largest(values: Float[np.ndarray, "*axes D"], number: int) -> Bool[np.ndarra
 
 
 class Sizes(Probe):
-    """Observes, of the tokens after a block, the mean of every channel [D], the largest size, its
-    ratio to the median size, the mean norm of each frame over that of all [F], and the largest
-    token's share of the squared norm and its frame."""
+    """Observes, of the tokens after a block, the mean of every channel [D], the largest size over
+    the median size, the mean norm of each frame over that of all [F], and the largest token's share
+    of the squared norm and its frame."""
 
     frames: int = flax.struct.field(pytree_node=False)
 
@@ -209,16 +197,15 @@ class Sizes(Probe):
         h = tokens.astype(jnp.float32)
         size, norm = jnp.abs(h), jnp.linalg.norm(h, axis=-1)
         by_frame = norm.reshape(self.frames, -1).mean(1) / norm.mean()
-        peak, square = size.max(), jnp.square(norm)
+        square = jnp.square(norm)
         token, place = square.max() / square.sum(), square.argmax() // (len(h) // self.frames)
-        return tokens, (h.mean(0), peak, peak / jnp.median(size), by_frame, token, place)
+        return tokens, (h.mean(0), size.max() / jnp.median(size), by_frame, token, place)
 
 
 class Reading(NamedTuple):
     """What is kept of a run at the probed steps: see `Sizes`, and tokens; of puzzles the video."""
 
     mean: Float[Any, "*K s L D"]
-    peak: Float[Any, "*K s L"]
     ratio: Float[Any, "*K s L"]
     frames: Float[Any, "*K s L F"]
     token: Float[Any, "*K s L"]

@@ -65,8 +65,8 @@ HOW = {"one": "one goes on", "majority": "majority of all", "best": "best of all
 
 class Case(NamedTuple):
     """A mean, and what counts: each member as the one that goes on ("one"), the one nearest to the
-    others ("majority"), the best ("best"), or all together ("all"). Of runs without a mean, members
-    says how many are compared, or in how many steps one is made ("longer")."""
+    others ("majority") or the best ("best"). Of runs without a mean, members says how many are
+    compared, or in how many steps one is made ("longer")."""
 
     mean: Mean
     how: str
@@ -74,12 +74,10 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         if self.mean != PLAIN:
-            return f"{self.mean}, {HOW[self.how]}" if self.how in HOW else str(self.mean)
+            return f"{self.mean}, {HOW[self.how]}"
         if self.how == "longer":
             return f"one run of {self.members} steps"
-        if self.how == "one":
-            return "one run"
-        return f"{self.members} runs" + (f", {self.how}" if self.how in HOW else "")
+        return "one run" if self.how == "one" else f"{self.members} runs, {self.how}"
 
     @property
     def kind(self) -> str:
@@ -97,7 +95,7 @@ class Ensemble(Experiment):
     same noise as plain runs and is compared, puzzle by puzzle and seed by seed, with one of them,
     with the best of as many (which needs a judge), with their majority (the run nearest to the
     others), and with one run that has as many steps as the ensemble has forwards. Of clips, which
-    have no judge: how far the ends move, and how far they are apart.
+    have no judge: how far the ends move.
 
     members: how many seeds are averaged; `seeds` are taken in groups of so many, and each member
     counts as the one that goes on. window: layers, as fractions of the depth. steps: in which.
@@ -191,8 +189,7 @@ class Ensemble(Experiment):
         data = data.sel(denoiser=MODEL, drop=True) if judged else data
         paper = data["case"][data["what"].values == "tokens"][0]
         alike = np.all([data[name] == paper[name] for name in ("at_layer", "span", "what")], 0)
-        alike = (alike | (data["what"].values == PLAIN.kind)) & (data["how"].values != "all")
-        data = data.isel(case=np.flatnonzero(alike))
+        data = data.isel(case=np.flatnonzero(alike | (data["what"].values == PLAIN.kind)))
         where = paper.item().removesuffix(f", {HOW['one']}")
         where = where.removeprefix(f"mean tokens of {paper['members'].item()}, ")
         costs = zip(data["case"].values, data["forwards"].values, strict=True)
@@ -265,7 +262,7 @@ def dataset(
     seeds stands at the first of them.
     """
     paper, shape = means[1], ends.shape[1:3]
-    hows = (*HOW, "all") if samples.judged else ("one", "all")
+    hows = tuple(HOW) if samples.judged else ("one",)
     cases = [Case(PLAIN, "one", 1)]
     sizes = sorted({mean.members for mean in means[1:]})
     cases += [Case(PLAIN, how, k) for k in sizes for how in hows[1:]]
@@ -273,10 +270,8 @@ def dataset(
     cases += [Case(PLAIN, "longer", count) for count in longer]
     number = {mean: q for q, mean in enumerate(means)}
     size = np.maximum(_rms(ends[0]), 1e-12)
-    apart = {
-        (mean, k): _apart(ends[number[mean]], k) / size.mean(1)[:, None, None, None]
-        for mean, k in {(c.mean, c.members) for c in cases if c.how == "all"}
-    }
+    compared = {(c.mean, c.members) for c in cases if c.how == "majority"}
+    apart = {(mean, k): _apart(ends[number[mean]], k) for mean, k in compared}
     hows, averaged = np.array([c.how for c in cases]), np.array([c.mean != PLAIN for c in cases])
     single = averaged & (hows == "one")
 
@@ -296,12 +291,11 @@ def dataset(
     moved = every(np.stack([_rms(end - ends[0].astype(np.float32)) for end in ends]) / size)
     measures: list[tuple[str, np.ndarray, np.ndarray, str, str, Span]] = [
         ("distance", moved, single, "distance from the plain end", FAR, POSITIVE),
-        ("spread", moved, hows == "all", "distance between the ends", FAR, POSITIVE),
     ]
     if samples.judged:
-        scores, solved = map(np.stack, zip(*map(samples.judge, ends), strict=True))
+        solved = np.stack([samples.judge(end)[1] for end in ends])
         free = np.stack([ideal.get(mean, np.full(shape, np.nan)) for mean in means])
-        of_model, more, some = every(solved), gained(solved), hows != "all"
+        of_model, more, some = every(solved), gained(solved), np.ones(len(cases), bool)
         for i, values in enumerate(longer.values(), len(cases) - len(longer)):
             of_model[i, :, 0] = values
         both, both_some = np.stack([of_model, every(free)], 1), np.stack([some, hows == "one"], 1)
@@ -310,10 +304,8 @@ def dataset(
         lost = np.maximum(-more, 0)
         measures += [
             ("solved", both, both_some, "solved", "Share of puzzles solved.", SCORES),
-            ("score", every(scores), some, "score", "Score of the end.", SCORES),
             ("gain", gains, gains_of, "solved, more than one run", MORE, GAINS),
             ("gain_alike", more, alike, "solved, more than as many runs", MORE, GAINS),
-            ("score_gain", gained(scores), of_one, "score, more than one run", MORE, GAINS),
             ("only_with", np.maximum(more, 0), single, "solved only with averaging", MORE, SCORES),
             ("only_without", lost, single, "solved only without", MORE, SCORES),
         ]
@@ -322,7 +314,7 @@ def dataset(
             equal, title = of_model - end[:, None], f"solved, more than one run of {count} steps"
             equal[:, :, 1:] = np.nan
             measures.append((f"gain_{count}", equal, np.array(among), title, EQUAL, GAINS))
-    variables = samples.levels({"solved": "solved", "score": "score"})
+    variables = samples.levels({"solved": "solved"})
     for name, values, counts, title, comment, span in measures:
         dims = f"case {'denoiser ' * (values.ndim > 3)}{samples.runs} seed"
         values = np.where(counts[..., None, None], values, np.nan)
@@ -352,7 +344,7 @@ def dataset(
     return xr.Dataset(variables, samples.coordinates() | denoiser | about)
 
 
-FAR = "Root mean square over that of the plain ends; between the ends: the mean of two members."
+FAR = "Root mean square over that of the plain ends."
 MORE = "The same puzzles and seeds, with averaging less without; of plain runs less one of them."
 EQUAL = "Less one run with as many forwards, from the first seed's noise."
 
@@ -364,7 +356,7 @@ def counted(
     apart: Float[np.ndarray, "P G m m"] | None = None,
 ) -> Float[np.ndarray, "P K"]:
     """Return what counts of each group of seeds (`Case`), at its first seed, of "one" at every
-    seed; nan elsewhere. apart: distances between a group's members, whose mean "all" is."""
+    seed; nan elsewhere. apart: distances between a group's members."""
     placed = np.full(values.shape, np.nan)
     groups = values.shape[1] // members
     grouped = values[:, : groups * members].reshape(len(values), groups, members).astype(float)
@@ -376,8 +368,6 @@ def counted(
     elif how == "majority" and apart is not None:
         nearest = apart.sum(-1).argmin(-1)[..., None]  # the first of equals
         first[:] = np.take_along_axis(grouped, nearest, -1)[..., 0]
-    elif how == "all" and apart is not None:
-        first[:] = apart.sum((-1, -2)) / (members * (members - 1))
     return placed
 
 

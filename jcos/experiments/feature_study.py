@@ -1,6 +1,6 @@
 """What a dictionary's features tell: chosen on training puzzles, measured on held-out ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,15 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Bool, Float, Int, UInt8
-from matplotlib.colors import to_rgb
+from jaxtyping import Array, Bool, Float
 
 from jcos.experiments.linear_probes import READINGS, Labels, identities_of, labels_of
-from jcos.experiments.plots import COLOURS
 from jcos.experiments.samples import Samples
 from jcos.lab import activations, dictionary
 from jcos.lab.dictionary import Dictionary
-from jcos.lab.measures import GAINS, POSITIVE
+from jcos.lab.measures import POSITIVE
 from jcos.lab.results import measure
 from jcos.wan import Wan
 
@@ -35,11 +33,6 @@ TELLS = (
     "ROC curve; ½ is chance."
 )
 DEAD = "feature never fires on held-out puzzles"
-TASK = "tells_task"
-"""The reading whose labels are the puzzles' tasks."""
-FILM_DIMS = ("film_row", "film_frame", "pixel_row", "pixel_column", "rgb")
-TOP, ZOOM = 3, 4
-"""Runs on the film of a feature, and its pixels per pixel."""
 DRAWS = 3
 """Random directions of a kind."""
 
@@ -107,10 +100,10 @@ class Study:
         self.principal = dictionary.pca(rows, rows.shape[1])
         self.first = dictionary.pca(rows, learned.k)
         self.any_one = dictionary.random(rows, len(learned.decoder), learned.k)
-        self.videos = model.decode(activations.load(paths, "latents").values)
+        videos = model.decode(activations.load(paths, "latents").values)
         self.frames = model.config.dit.tokens(*samples.latent)[0]
         side = model.config.dit.patch[1] * model.codec.strides[1]
-        self.labels = labels_of(samples.puzzles, self.videos, side)
+        self.labels = labels_of(samples.puzzles, videos, side)
         self._choose()
 
     def columns(self, i: int) -> Float[Array, "K S f n C"]:
@@ -129,51 +122,39 @@ class Study:
 
     def _choose(self) -> None:
         """Choose the feature, channel and component of each reading on the training puzzles."""
-        total, activity, self.energy, place = None, {}, 0.0, 0.0
+        total, self.energy, place = None, 0.0, 0.0
         for rows in self.samples.groups.values():
             rows = rows[self.train[rows]]
             for i, other in zip(rows.tolist(), np.roll(rows, 1).tolist(), strict=True):
                 z = self.columns(i)
                 sums = _sums(z[:, :, 1:], *self._labels(i, other))
                 total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-                activity[i] = np.asarray(z[:, :, 1:].mean((0, 1, 2, 3)))
                 self.energy += np.square(z[..., : len(self.learned.decoder)]).sum((0, 1, 2, 3))
                 place += self.tokens.values[0].mean(0, keepdims=True)
         assert total is not None
-        self.place = place / len(activity)
+        self.place = place / int(self.train.sum())
         self.sums = jax.tree.map(np.asarray, total)
         alike = self.sums.correlation()
         self.chosen: dict[tuple[str, str], tuple[int, float]] = {}
-        number = len(READINGS)
-        for i, reading in enumerate(READINGS):
-            self._choose_one(reading, alike[i], alike[number + i])
-        tasks = np.array([self.samples.tasks[i] for i in activity])
-        values = np.array(list(activity.values()))
-        values = (values - values.mean(0)) / np.maximum(values.std(0), 1e-6)
-        wrong = np.random.default_rng(0).permutation(tasks)
-        for task in dict.fromkeys(tasks) if len(set(tasks)) > 1 else ():
-            both = [((t == task) - (t == task).mean()) @ values for t in (tasks, wrong)]
-            self._choose_one(f"{TASK} {task}", *both)
-
-    def _choose_one(self, reading: str, alike: np.ndarray, shuffled: np.ndarray) -> None:
         features, channels = self.learned.decoder.shape
-        for source, values, start, size in (
-            (FEATURE, alike, 0, features),
-            (SHUFFLED, shuffled, 0, features),
-            (CHANNEL, alike, features, channels),
-            (COMPONENT, alike, features + channels, channels),
-        ):
-            part = values[start : start + size]
-            best = int((part if start == 0 else np.abs(part)).argmax())
-            self.chosen[reading, source] = start + best, float(np.sign(part[best])) or 1.0
+        for i, reading in enumerate(READINGS):
+            right, wrong = alike[i], alike[len(READINGS) + i]
+            for source, values, start, size in (
+                (FEATURE, right, 0, features),
+                (SHUFFLED, wrong, 0, features),
+                (CHANNEL, right, features, channels),
+                (COMPONENT, right, features + channels, channels),
+            ):
+                part = values[start : start + size]
+                best = int((part if start == 0 else np.abs(part)).argmax())
+                self.chosen[reading, source] = start + best, float(np.sign(part[best])) or 1.0
 
     def shown(self, number: int) -> dict[int, str]:
         """Return features with their names: those chosen, then those that carry most."""
         names: dict[int, list[str]] = {}
         for (reading, source), (column, _) in self.chosen.items():
             if source == FEATURE:
-                words = READINGS[reading][0] if reading in READINGS else reading.partition("_")[2]
-                names.setdefault(column, []).append(words)
+                names.setdefault(column, []).append(READINGS[reading][0])
         for column in np.argsort(-self.energy).tolist():
             if len(names) < number:
                 names.setdefault(column, [])
@@ -183,7 +164,7 @@ class Study:
         """Return all measures of the held-out puzzles."""
         held, shown = np.flatnonzero(~self.train), self.shown(number)
         columns = sorted({column for column, _ in self.chosen.values()})
-        values, activity, active, explained = [], [], [], []
+        values, active, explained = [], [], []
         fired = np.zeros(len(self.learned.decoder), bool)
         for i in held.tolist():
             z = self.columns(i)
@@ -191,9 +172,8 @@ class Study:
             fired |= np.asarray((z[..., : len(fired)] != 0).any((0, 1, 2, 3)))
             later = np.asarray(z[:, :, 1:])
             values.append(later[..., columns].reshape(*later.shape[:2], -1, len(columns)))
-            activity.append(later[..., columns].mean((2, 3)))
             active.append(np.asarray(z[..., list(shown)].mean(3)))
-        values, activity = np.stack(values), np.stack(activity)
+        values = np.stack(values)
         about: dict[str, Any] = {"cluster": "identity"}
         variables: dict[str, Any] = {
             "explained": measure(
@@ -221,13 +201,13 @@ class Study:
             for source in SOURCES:
                 column, sign = self.chosen[reading, source]
                 areas.append(labels.auroc(sign * values[..., columns.index(column)], reading))
-            variables |= self._area(reading, np.stack(areas, -1), f"AUROC of {words}")
-        if any(reading.startswith(TASK) for reading, _ in self.chosen):
-            areas = np.stack([self._by_task(activity, held, columns, s) for s in SOURCES], -1)
-            variables |= self._area(TASK, areas, "AUROC of the task")
-        film, film_of = self.films(shown, held, np.stack(active))
-        variables["film"] = ("feature", *FILM_DIMS), film
-        variables["film_of"] = ("feature", "film_row"), film_of
+            title = f"AUROC of {words}"
+            variables |= {
+                reading: measure(
+                    "puzzle seed step source", np.stack(areas, -1), title, TELLS, **about
+                ),
+                f"chance_{reading}": ((), 0.5, {"long_name": "chance"}),
+            }
         coordinates = {
             name: (dims, np.asarray(v)[held])
             for name, (dims, v) in self.samples.coordinates().items()
@@ -240,17 +220,6 @@ class Study:
             | {"step": self.steps, "source": list(SOURCES), "explainer": list(EXPLAINERS)}
             | {"feature": list(shown.values()), "frame": range(self.frames), "puzzle": held},
         )
-
-    def _area(self, name: str, areas: Float[np.ndarray, "P K S 4"], title: str) -> dict[str, Any]:
-        """Return areas under the curve by source, what is gained over wrong labels, and chance."""
-        more, each = f"{title}, more than with shuffled labels", "puzzle seed step"
-        about: dict[str, Any] = {"comment": TELLS, "cluster": "identity"}
-        gained = areas[..., 0] - areas[..., 1]
-        return {
-            name: measure(f"{each} source", areas, title, **about),
-            f"{name}_more": measure(each, gained, more, span=GAINS, **about),
-            f"chance_{name}": ((), 0.5, {"long_name": "chance"}),
-        }
 
     def explained(self, z: Float[Array, "K S f n C"]) -> Float[np.ndarray, "K S 4"]:
         """Return the variance that each of `EXPLAINERS` explains of the tokens read last."""
@@ -266,44 +235,6 @@ class Study:
         )
         total = np.square(x - np.asarray(learned.centre)).sum((-1, -2))
         return np.stack([1 - np.square(x - np.asarray(y)).sum((-1, -2)) / total for y in made], -1)
-
-    def _by_task(
-        self,
-        activity: Float[np.ndarray, "P K S c"],
-        held: Int[np.ndarray, " P"],
-        columns: Sequence[int],
-        source: str,
-    ) -> Float[np.ndarray, "P K S"]:
-        """Return how often a puzzle fires its task's feature more than those of other tasks do."""
-        tasks = np.array([self.samples.tasks[i] for i in held])
-        areas = np.full(activity.shape[:3], np.nan)
-        for task in dict.fromkeys(tasks):
-            if (f"{TASK} {task}", source) in self.chosen:
-                column, sign = self.chosen[f"{TASK} {task}", source]
-                a = sign * activity[..., columns.index(column)]
-                mine, others = a[tasks == task][:, None], a[tasks != task][None]
-                areas[tasks == task] = ((mine > others) + 0.5 * (mine == others)).mean(1)
-        return areas
-
-    def films(
-        self,
-        shown: Mapping[int, str],
-        held: Int[np.ndarray, " P"],
-        active: Float[np.ndarray, "P K S F c"],
-    ) -> tuple[UInt8[np.ndarray, "c rows F H W 3"], np.ndarray]:
-        """Return, of each feature, the videos of the runs that fire it most, with the tokens."""
-        films, names = [], []
-        for j, feature in enumerate(shown):
-            peak = active[..., j].max((2, 3))
-            order = np.argsort(-peak, axis=None)[:TOP]
-            for p, seed in zip(*np.unravel_index(order, peak.shape), strict=True):
-                step = int(active[p, seed, :, :, j].max(-1).argmax())
-                codes = np.asarray(self.columns(int(held[p]))[seed, step, ..., feature])
-                films.append(_overlaid(self.videos[held[p], seed], codes))
-                names.append(f"{self.samples.tasks[held[p]]} {held[p]}, step {self.steps[step]}")
-        rows = min(TOP, len(films) // len(shown))
-        films = np.stack(films)
-        return films.reshape(len(shown), rows, *films.shape[1:]), np.reshape(names, (-1, rows))
 
     def directions(self, reading: str) -> dict[str, Float[np.ndarray, "_ D"]]:
         """Return the direction of the feature of a reading, and others of the same norm: its mean
@@ -328,17 +259,3 @@ class Study:
         size = float(norm * self.learned.scale)
         lengths = {n: np.linalg.norm(d, axis=-1, keepdims=True) for n, d in rows.items()}
         return {n: size * d / np.maximum(lengths[n], 1e-12) for n, d in rows.items()}
-
-
-def _overlaid(
-    video: UInt8[np.ndarray, "F H W 3"], codes: Float[np.ndarray, "F n"]
-) -> UInt8[np.ndarray, "F _ _ 3"]:
-    """Return a larger video with red tokens, the redder the stronger their codes."""
-    large = video.repeat(ZOOM, 1).repeat(ZOOM, 2)
-    frames, height, width = video.shape[:3]
-    side = int(np.sqrt(height * width / codes.shape[1]))
-    weight = np.maximum(codes, 0) / max(codes.max(), 1e-6)
-    weight = weight.reshape(frames, height // side, width // side, 1)
-    weight = 0.7 * weight.repeat(side * ZOOM, 1).repeat(side * ZOOM, 2)
-    red = 255 * np.array(to_rgb(COLOURS[1]))
-    return np.round((1 - weight) * large + weight * red).astype(np.uint8)

@@ -1,9 +1,4 @@
-"""Of which sparse features do tokens consist, and do they act?
-
-A dictionary (`lab.dictionary`) is trained on the tokens of one half of the puzzles, and read on the
-other half: what it explains against baselines of equal sparsity, what its features tell, and
-whether a run takes another route where a feature of routes is added to it.
-"""
+"""Of which sparse features do tokens consist, and do they act?"""
 
 import dataclasses
 import itertools
@@ -46,17 +41,13 @@ FLIPPED = (
     "The run solves the maze by the other route, to whose tokens the direction was added; of mazes "
     "that the run without it solves. Random directions have the same norm; means over several."
 )
-CHANGED = "The run no longer ends with the route that it takes without the direction."
-STEERED = {
-    "flipped": ("takes the route it is pushed to", FLIPPED),
-    "changed": ("route changed", CHANGED),
-}
-FILM = "The held-out runs that fire it most: final videos, tokens in red by how strongly they fire."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Features(Store):
-    """A top-k dictionary of the tokens after one block, and what its features do.
+    """A top-k dictionary (`lab.dictionary`) of the tokens after one block: what it explains against
+    baselines of equal sparsity, what its features tell, and whether a run takes another route where
+    a feature of routes is added to it.
 
     Puzzles of odd identities train it and choose features; all measures are of the others.
 
@@ -67,6 +58,10 @@ class Features(Store):
     """
 
     question = "Of which sparse features do tokens consist, and do they act?"
+    no_clips = (
+        "features are chosen by right answers, which clips do not have: `jcos run store` stores "
+        "them, and jcos.lab.dictionary learns from what is stored"
+    )
 
     tasks: tuple[str, ...] = ("maze", "tictactoe", "pattern", "rotation", "returns")
     features: int = 512
@@ -80,11 +75,6 @@ class Features(Store):
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
-        if self.clips is not None:
-            raise ValueError(
-                "features are chosen by right answers, which clips do not have: `jcos run store` "
-                "stores them, and jcos.lab.dictionary learns from what is stored"
-            )
         if len(places(self.layers, config.dit.layers, "layer")) != 1 or self.tokens is not None:
             raise ValueError("a dictionary is of one layer and of all tokens, like layers=0.8")
         if not 1 <= self.k < min(self.features, config.dit.dim):
@@ -156,10 +146,6 @@ class Features(Store):
         steered = data["flipped_more"]
         label = str(steered.attrs["long_name"])
         yield "steered", Picture(plots.paired(steered, label), str(steered.attrs["comment"]))
-        for name in data["feature"].values:
-            one = data.sel(feature=name)
-            film = plots.film_grid(one["film"].values, [str(r) for r in one["film_of"].values])
-            yield f"feature-{str(name).partition(':')[0]}", Picture(film, f"Feature {name}. {FILM}")
 
 
 def steer(
@@ -199,21 +185,17 @@ def steer(
     comparable = solved & tokens.any(1)
     pushes = [s * d for several in directions.values() for s in strengths for d in several]
     to, good = run(np.array(pushes, np.float32), tokens, "runs with a direction added")
-    happened = {
-        "flipped": (to == other[:, None]) & good,
-        "changed": (to != taken[:, None]) | ~good,
-    }
+    flips = ((to == other[:, None]) & good).T
     sizes = np.cumsum([len(strengths) * len(several) for several in directions.values()])
-    variables, by = {}, {"by": "steered"}
-    for name, (title, comment) in STEERED.items():
-        parts = np.split(happened[name].T, sizes[:-1])
-        mean = [part.reshape(len(strengths), -1, len(puzzles)).mean(1) for part in parts]
-        every = np.where(comparable, np.stack(mean), np.nan)
-        variables[name] = measure("added strength pair", every, title, comment, **by)
-        less, more = every[:1] - every[1:], f"{title}, more than by"
-        variables[f"{name}_more"] = measure(
-            "control strength pair", less, more, comment, span=GAINS, **by
-        )
+    parts = np.split(flips, sizes[:-1])
+    mean = [part.reshape(len(strengths), -1, len(puzzles)).mean(1) for part in parts]
+    every, by = np.where(comparable, np.stack(mean), np.nan), {"by": "steered"}
+    less, title = every[:1] - every[1:], "takes the route it is pushed to"
+    more, dims = f"{title}, more than by", "control strength pair"
+    variables = {
+        "flipped": measure("added strength pair", every, title, FLIPPED, **by),
+        "flipped_more": measure(dims, less, more, FLIPPED, span=GAINS, **by),
+    }
     labels = {"added": list(directions), "control": list(directions)[1:]}
     labels |= {"strength": list(strengths), "steered": ("pair", [p.task for p in puzzles])}
     return xr.Dataset(variables, labels)

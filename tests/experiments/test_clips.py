@@ -80,7 +80,7 @@ SMALL = {
             layers=(0, 0.5),
             until=(0,),
         ),
-        18,
+        10,
         {"compared"},
     ),
     "flow": Small(Flow(sampling=SHORT, steps=(1, 3), frames=(1,)), 16, {"triangle"}),

@@ -7,6 +7,7 @@ import pytest
 
 from jcos.experiments.feature_study import SOURCES, _sums
 from jcos.experiments.features import Features, endings
+from jcos.experiments.linear_probes import READINGS
 from jcos.experiments.sweeps import held_out
 from jcos.lab.results import rows as rows_of
 from jcos.lab.tasks import get
@@ -56,12 +57,10 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
     dataset, _ = data
     assert dataset["explained"].shape[1:] == (1, 2, 4)
     assert (dataset["explained"] <= 1).all()
-    assert dataset["tells_task"].sizes["source"] == len(SOURCES)
+    assert dataset["foreground"].sizes["source"] == len(SOURCES)
     assert dataset["active"].sizes["feature"] == 4
     assert dataset["flipped"].dims == ("added", "strength", "pair")
     lines = {(row.task, row.measure, row.case) for row in rows_of(dataset)}
     assert ("maze", "variance explained", "step 3, principal components") in lines
-    assert ("rotation", "AUROC of the task", "step 0, channel") in lines
     names = [name for name, _ in SMALL.figures(dataset)]
-    assert names[:2] == ["explained", "foreground"]
-    assert len(names) == 1 + 3 + 1 + 4
+    assert names == ["explained", *READINGS, "steered"]
