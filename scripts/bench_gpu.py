@@ -4,9 +4,10 @@
     python scripts/bench_gpu.py --tiny        # toy sizes, also on a CPU: does everything work?
 
 Measures, at 81 frames of 480p and 720p: the peak of matrix products, the attention kernel, a
-forward pass, a guided step; memory; what clean estimates, energy observation, seeds side by side
-and the first-step ensemble cost; compilation with an empty and a filled cache; the same passes in
-PyTorch (diffusers, sdpa, with and without torch.compile) where that is installed. Every part is a
+forward pass, a guided step; memory; what clean estimates, energy observation, captured tokens,
+seeds side by side and the first-step ensemble cost; the first step with an empty and a filled
+compilation cache; the same passes in PyTorch (diffusers, sdpa, with and without torch.compile)
+where that is installed. Every part is a
 separate process, and what does not fit into the time or the memory is named. Prints a Markdown
 table and writes it to --out.
 """
@@ -28,7 +29,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import SingleDeviceSharding
 
 from jcos.config import Sampling, WanConfig
 from jcos.devices import memory
@@ -38,6 +38,7 @@ from jcos.loop import seed_keys
 from jcos.model.attention import KERNELS, attention, using
 from jcos.plan.costs import Job, forward_flops
 from jcos.sampling import flow, trajectory
+from jcos.sampling.inside import Capture
 from jcos.sampling.probes import Probe, SeedEnsemble, TokenEnergy
 from jcos.variants import VARIANTS
 from jcos.wan import Wan
@@ -113,9 +114,10 @@ def measure(what: str, unit: str, run: Callable[[], float], note: str = "") -> f
     return None
 
 
-def fastest(lab: Lab, run: Callable[[], Any]) -> float:
-    """Seconds of the fastest call, after one that is not counted."""
-    jax.block_until_ready(run())
+def fastest(lab: Lab, run: Callable[[], Any], *, warm: bool = False) -> float:
+    """Seconds of the fastest call, after one that is not counted where it was never called."""
+    if not warm:
+        jax.block_until_ready(run())
     taken: list[float] = []
     while len(taken) < lab.repeat and sum(taken) < ENOUGH:
         start = time.perf_counter()
@@ -174,12 +176,11 @@ def random_model(config: WanConfig) -> Wan:
 
 
 class Program(NamedTuple):
-    """A compiled run of one guided step. seconds: of tracing, lowering and compiling it. weights,
-    working: GiB."""
+    """A compiled run of one guided step. first: seconds of its first call, tracing, lowering and
+    compiling included. working: GiB next to the weights."""
 
     call: Callable[[], Any]
-    seconds: float
-    weights: float
+    first: float
     working: float
 
 
@@ -201,18 +202,15 @@ def program(
 
     start = time.perf_counter()
     compiled = run.lower(*arguments).compile()
-    seconds, sizes = time.perf_counter() - start, compiled.memory_analysis()
+    call, sizes = partial(compiled, *arguments), compiled.memory_analysis()
+    jax.block_until_ready(call())
+    first = time.perf_counter() - start
     assert sizes is not None
-    working = sizes.temp_size_in_bytes + sizes.output_size_in_bytes
-    call = partial(compiled, *arguments)
-    return Program(call, seconds, sizes.argument_size_in_bytes / GIB, working / GIB)
+    return Program(call, first, (sizes.temp_size_in_bytes + sizes.output_size_in_bytes) / GIB)
 
 
 def jcos_rows(lab: Lab) -> None:
-    start = time.perf_counter()
     whole = jax.block_until_ready(random_model(lab.config))
-    made = time.perf_counter() - start
-    report(Row("random weights made in", made, "s"))
     # One expert runs; the other only lies there, as in a whole run.
     model = jax.tree.map(lambda a: a, whole)
     model.experts = nnx.List(whole.experts[:1])
@@ -229,16 +227,6 @@ def jcos_rows(lab: Lab) -> None:
     if stats := jax.devices()[0].memory_stats():
         note = f"{lab.config.experts} expert(s) resident, {SEEDS} seeds side by side"
         report(Row("peak memory", stats["peak_bytes_in_use"] / GIB, "GiB", note))
-    expert = model.experts[0]
-    size = sum(a.nbytes for a in jax.tree.leaves(expert)) / 1e9
-    measure("an expert from the host", "s", partial(from_host, lab, expert), f"{size:.3g} GB")
-
-
-def from_host(lab: Lab, expert: Any) -> float:
-    """What experts in turns cost: each comes from host memory once per run."""
-    host = SingleDeviceSharding(jax.devices()[0], memory_kind=memory.HOST)
-    waiting = jax.block_until_ready(jax.device_put(expert, host))
-    return fastest(lab, lambda: memory.on_device(waiting))
 
 
 def forward_pass(lab: Lab, model: Wan, job: Job) -> float:
@@ -252,10 +240,9 @@ def forward_pass(lab: Lab, model: Wan, job: Job) -> float:
 def guided_step(lab: Lab, model: Wan, name: str, job: Job) -> float | None:
     with memory_for(f"guided step, {name}"):
         step = program(model, job)
-        seconds = fastest(lab, step.call)
+        seconds = fastest(lab, step.call, warm=True)
         report(Row(f"guided step, {name}", seconds, "s"))
-        report(Row(f"compilation of it, cache empty, {name}", step.seconds, "s"))
-        report(Row(f"weights of one expert, {name}", step.weights, "GiB"))
+        report(Row(f"first step, cold, {name}", step.first, "s", "compiled"))
         report(Row(f"working memory, {name}", step.working, "GiB", "next to the weights"))
         return seconds
     return None
@@ -264,10 +251,11 @@ def guided_step(lab: Lab, model: Wan, name: str, job: Job) -> float | None:
 def extras(lab: Lab, model: Wan, job: Job, name: str, alone: float) -> None:
     """What looking and intervening cost on top of a guided step of one seed, `alone` seconds."""
     jax.clear_caches()
-    measure(f"compilation of it, cache filled, {name}", "s", lambda: program(model, job).seconds)
+    warm = "read from the compilation cache"
+    measure(f"first step, warm, {name}", "s", lambda: program(model, job).first, warm)
 
     def timed(**options: Any) -> float:
-        return fastest(lab, program(model, job, **options).call)
+        return fastest(lab, program(model, job, **options).call, warm=True)
 
     def ensemble() -> float:
         probe = SeedEnsemble.window(1, lab.config.dit.layers)
@@ -279,6 +267,9 @@ def extras(lab: Lab, model: Wan, job: Job, name: str, alone: float) -> None:
     share = "of a guided step; goal < 2"
     energy = partial(timed, probe=TokenEnergy())
     measure("energy observation", "%", lambda: 100 * (energy() / alone - 1), share)
+    some = Capture("block", layers=(0,), tokens=jnp.arange(0, job.tokens, 64))
+    capture, what = partial(timed, probe=some), "capture of every 64th token of a block"
+    measure(what, "%", lambda: 100 * (capture() / alone - 1), share)
     measure("clean estimates", "%", lambda: 100 * (alone / timed(keep_x0=False) - 1), share)
     measure(f"{SEEDS} seeds side by side", "%", seeds, f"of the time of {SEEDS} runs in turns")
     measure("first-step ensemble", "%", ensemble, f"of a video of {STEPS} steps; goal ≤ 5")

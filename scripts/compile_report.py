@@ -4,15 +4,14 @@
     python scripts/compile_report.py --only curves  # formulas alone: no compiler, no time
     python scripts/compile_report.py --tiny         # toy sizes, printed alone: does it compile?
 
-`machines`: every released model on common machines, planned as `jcos plan` does; each compiled plan
-is stored under --work, so that a stopped call goes on where it was; seconds for a GPU, a minute or
-two for a TPU slice on two cores. --machine prints some of them, and changes no page. `programs`:
-every program that a run on one GPU consists of, compiled with weights as shapes, four minutes.
-`curves`: how a video's cost grows, by formula. Needs the extras `tpu` and `gpu`, but no device.
+`machines`: every released model on common machines, planned as `jcos plan` does; seconds for a GPU,
+a minute or two for a TPU slice on two cores. --machine prints some of them, and changes no page.
+`programs`: every program that a run on one GPU consists of, compiled with weights as shapes, four
+minutes. `curves`: how a video's cost grows, by formula. Needs the extras `tpu` and `gpu`, but no
+device.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -26,7 +25,7 @@ from jax.sharding import Mesh
 from jcos import wan
 from jcos.devices import sharding
 from jcos.devices.sharding import abstract_runs
-from jcos.files import local_path, write
+from jcos.files import local_path
 from jcos.generation import generate_worlds
 from jcos.lab import training
 from jcos.model.vae import Tiles
@@ -62,7 +61,7 @@ A14B = VARIANTS["wan2.2-i2v-a14b"]()
 # ---- machines
 
 
-def machines(work: Path, only: str) -> str:
+def machines(only: str) -> str:
     names, rows = [name for name in MACHINES if only in name], []
     if lacking := [name for name in names if not compiled.installed(machine(name))]:
         if not only:
@@ -70,24 +69,9 @@ def machines(work: Path, only: str) -> str:
         print(f"calculated, since there is no compiler: {', '.join(lacking)}")
     for video in VIDEOS:
         for name in names:
-            file = work / f"{'-'.join(video)}-{name.replace(':', '-')}.json"
-            stored: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-            if not same(stored.get("made", {}), made()):
-                stored = plan(*video, name) | {"made": made()}
-                if all(option["compiled"] for option in stored["options"]):
-                    write(file, json.dumps(stored, indent=1))
-            rows.append(row(video[1], name, stored))
+            rows.append(row(video[1], name, plan(*video, name)))
             print(*rows[-1], sep=" | ", flush=True)
     return markdown(("video", "machine", *forecast.COLUMNS), rows, left=3)
-
-
-def made() -> dict[str, str]:
-    return {name: v for name, v in about().items() if name in ("date", "jax", *COMPILERS)}
-
-
-def same(stored: dict[str, str], here: dict[str, str]) -> bool:
-    """Return whether two plans are of the same versions, on any date."""
-    return stored | {"date": ""} == here | {"date": ""}
 
 
 def plan(name: str, size: str, where: str) -> dict[str, Any]:
@@ -217,7 +201,6 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--only", choices=PAGES, help="one of the tables")
     parser.add_argument("--machine", default="", help="machines whose name has this in it")
-    parser.add_argument("--work", type=local_path, default=Path("out/pods"))
     parser.add_argument("--docs", type=local_path, default=DOCS, help="folder of the pages")
     parser.add_argument("--tiny", action="store_true", help="programs at toy sizes, printed alone")
     arguments = parser.parse_args()
@@ -227,12 +210,13 @@ def main() -> None:
         return print(programs(tiny=True))
     tables = {
         "curves": curves,
-        "machines": partial(machines, arguments.work, ""),
+        "machines": partial(machines, ""),
         "programs": partial(programs, tiny=False),
     }
     if arguments.machine:
-        return print(machines(arguments.work, arguments.machine))
-    where = ", ".join(f"{name} {value}" for name, value in made().items())
+        return print(machines(arguments.machine))
+    made = (item for item in about().items() if item[0] in ("date", "jax", *COMPILERS))
+    where = ", ".join(f"{name} {value}" for name, value in made)
     for name in [arguments.only] if arguments.only else tables:
         text = f"{tables[name]()}\n*`python scripts/compile_report.py --only {name}`, {where}.*\n"
         rewrite(arguments.docs / PAGES[name], "compile_report", name, text)

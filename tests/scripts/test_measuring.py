@@ -47,7 +47,7 @@ def test_a_gpu_is_measured_and_what_fails_is_a_row(tmp_path: Path) -> None:
     assert known["peak"] > 0
     assert known["attention kernel is off by"] == 0.0  # xla against itself
     assert np.isfinite([value for value in known.values() if value is not None]).all()
-    for what in ("guided step, 720p", "energy observation", "an expert from the host"):
+    for what in ("guided step, 720p", "energy observation", "first step, warm, 480p"):
         assert known[what] is not None
     run("bench_gpu", "--tiny", "--minutes", 0.01, "--out", tmp_path / "short")
     rows = json.loads((tmp_path / "short" / "table.json").read_text())["rows"]
@@ -94,15 +94,14 @@ def test_formulas_are_written_into_a_page(tmp_path: Path) -> None:
     assert row.split("|")[2:4] == [" 32,760 ", " 1,678 "]
 
 
-def test_only_compiled_plans_are_stored_or_come_into_a_page(tmp_path, monkeypatch, capsys) -> None:
+def test_only_compiled_plans_come_into_a_page(monkeypatch, capsys) -> None:
     monkeypatch.syspath_prepend(ROOT / "scripts")
     compile_report = importlib.import_module("compile_report")
     monkeypatch.setattr(compile_report.compiled, "installed", lambda machine: False)
     with pytest.raises(SystemExit, match="no compiler for h100:1, "):
-        compile_report.machines(tmp_path, "")
-    assert "wan2.2-ti2v-5b 704p | h200:1" in compile_report.machines(tmp_path, "h200:1")
+        compile_report.machines("")
+    assert "wan2.2-ti2v-5b 704p | h200:1" in compile_report.machines("h200:1")
     assert "there is no compiler: h200:1" in capsys.readouterr().out
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
