@@ -1,10 +1,8 @@
 """Which heads carry the route, the agent, the walls; and does one layer decide, seen by heads?
 
-Each head of self-attention is knocked out, alone, at all steps or in a window of them, by zero and
-by the mean over tokens: an effect that only zero has is of the strange value. The control of a head
-is the mean of the other heads of its layer. Heads that are chosen for their effect look larger than
-they are: the chosen set is knocked out on other puzzles than it was chosen on, beside random sets
-of as many heads in the same layers.
+An effect that only zero has, and not the mean over tokens, is of the strange value. Heads that are
+chosen for their effect look larger than they are: the chosen set is knocked out on other puzzles
+than it was chosen on.
 
 That one layer decides (paper, section 5.2) was seen by swapping whole tokens. Here a run is given
 what the heads of one layer, or one head, return in a run with another prompt, at every step.
@@ -99,9 +97,10 @@ class Exchange(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Heads(Experiment):
-    """Knock-outs of single heads of self-attention by layer × head × window of steps, of whole
-    layers, and of a chosen set of heads against random ones; exchange of heads between runs that
-    differ in their prompt.
+    """Knock-outs of single heads of self-attention by layer × head × window of steps, and of whole
+    layers, by zero and by the mean over tokens; the control of a head is the mean of the other
+    heads of its layer. A chosen set of heads against random ones of the same layers; exchange of
+    heads between runs that differ in their prompt.
 
     layers: whose heads, all by default. windows: parts that the steps are cut into. members: heads
     of the chosen set, those that cost most progress on every second puzzle. controls: random sets.

@@ -1,9 +1,8 @@
 """When does the answer appear, and which answers does an estimate blend before? (Paper, section
 3.1.)
 
-Early estimates hold several answers at once, middle steps prune them, late ones polish. Any good
-denoiser must do so; the ideal one (`ideal.py`), asked at the very same noisy latents, says how
-much.
+Any good denoiser blends answers first and prunes them later; the ideal one (`ideal.py`), asked at
+the very same noisy latents, says how much.
 """
 
 import dataclasses
