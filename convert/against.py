@@ -56,9 +56,9 @@ class Row(NamedTuple):
     allowed: float
 
 
-def row(part: str, place: str, found: Any, want: torch.Tensor, allowed: float = 2e-6) -> Row:
+def row(part: str, place: str, value: Any, want: torch.Tensor, allowed: float = 2e-6) -> Row:
     """Return the relative error of a place."""
-    a, b = np.asarray(found), want.numpy()
+    a, b = np.asarray(value), want.numpy()
     return Row(part, place, float(np.abs(a - b).max() / np.abs(b).max()), allowed)
 
 
@@ -99,9 +99,9 @@ def theirs(source: Released, part: str, module: Any, renaming: Renaming, within:
     module.load_state_dict(state)
 
 
-def deviation(found: Any, want: torch.Tensor) -> float:
+def deviation(value: Any, want: torch.Tensor) -> float:
     """Return the root mean square of the error, relative to that of the values."""
-    a, b = np.asarray(found, np.float64), want.numpy()
+    a, b = np.asarray(value, np.float64), want.numpy()
     return float(np.sqrt(np.square(a - b).mean() / np.square(b).mean()))
 
 

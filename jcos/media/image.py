@@ -139,23 +139,23 @@ def frame_size(picture: Picture, rule: Rule, height: int, width: int) -> Size:
     return size
 
 
-def i2v_a14b_size(picture: Size, asked: Size, multiple: int = 16) -> Size:
+def i2v_a14b_size(picture: Size, target: Size, multiple: int = 16) -> Size:
     """Return the picture's shape with the area asked for, sides rounded down to multiples.
 
     Source: wan/image2video.py. 0 where a side is too short.
     """
-    area, aspect = asked[0] * asked[1], picture[0] / picture[1]
+    area, aspect = target[0] * target[1], picture[0] / picture[1]
     sides = math.sqrt(area * aspect), math.sqrt(area / aspect)
     return _down(sides[0], multiple), _down(sides[1], multiple)
 
 
-def ti2v_5b_size(picture: Size, asked: Size, multiple: int = 32) -> Size:
+def ti2v_5b_size(picture: Size, target: Size, multiple: int = 32) -> Size:
     """Return that of two sizes within the area asked for whose shape is nearer to the picture's,
     one with the width rounded down first, one with the height.
 
     Source: best_output_size in wan/utils/utils.py. 0 where a side is too short.
     """
-    area, ratio = asked[0] * asked[1], picture[1] / picture[0]
+    area, ratio = target[0] * target[1], picture[1] / picture[0]
     ideal = (area * ratio) ** 0.5
     width, height = _down(ideal, multiple), _down(area / ideal, multiple)
     if not (width and height):
@@ -169,14 +169,14 @@ def ti2v_5b_size(picture: Size, asked: Size, multiple: int = 32) -> Size:
     return min(candidates, key=misfit)  # the first, where both fit equally well
 
 
-def diffsynth_size(picture: Size, asked: Size, multiple: int = 16) -> Size:
-    """Return what is asked for, rounded up to multiples; the picture's shape does not count."""
-    return -(-asked[0] // multiple) * multiple, -(-asked[1] // multiple) * multiple
+def diffsynth_size(picture: Size, target: Size, multiple: int = 16) -> Size:
+    """Return the target, rounded up to multiples; the picture's shape does not count."""
+    return -(-target[0] // multiple) * multiple, -(-target[1] // multiple) * multiple
 
 
-def diffusers_size(picture: Size, asked: Size, multiple: int = 16) -> Size:
-    """Return what is asked for, rounded down to multiples; the picture's shape does not count."""
-    return _down(asked[0], multiple), _down(asked[1], multiple)
+def diffusers_size(picture: Size, target: Size, multiple: int = 16) -> Size:
+    """Return the target, rounded down to multiples; the picture's shape does not count."""
+    return _down(target[0], multiple), _down(target[1], multiple)
 
 
 def _down(side: float, multiple: int) -> int:

@@ -193,15 +193,15 @@ def _kernel(q: Heads, k: Keys) -> Kernel:
     return KERNELS[name]
 
 
-def choose(problem: Problem, asked: str = "auto") -> tuple[str, str | None]:
+def choose(problem: Problem, kernel: str = "auto") -> tuple[str, str | None]:
     """Return a kernel's name, and a sentence where another was asked for or would be faster."""
-    fast = _FAST.get(problem.platform, "xla") if asked == "auto" else asked
+    fast = _FAST.get(problem.platform, "xla") if kernel == "auto" else kernel
     why = KERNELS[fast].unsupported(problem)
     if why is None:
         return fast, None
     small = problem.queries * problem.keys * problem.heads < SCORES
     sentence = f"attention falls back from {fast} to xla: {why}"
-    return "xla", None if small and asked == "auto" else sentence
+    return "xla", None if small and kernel == "auto" else sentence
 
 
 @cache

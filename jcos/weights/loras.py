@@ -20,12 +20,12 @@ class Lora:
     scale: float = 1.0
 
 
-def parse(asked: "str | Path | Lora") -> Lora:
+def parse(lora: "str | Path | Lora") -> Lora:
     """Return what `[high=|low=]FILE[:SCALE]` asks for; ValueError where the file is not there or
     the scale is no number."""
-    if isinstance(asked, Lora):
-        return asked
-    text, expert, scale = str(asked), None, 1.0
+    if isinstance(lora, Lora):
+        return lora
+    text, expert, scale = str(lora), None, 1.0
     first, equals, rest = text.partition("=")
     if equals and first in EXPERTS:
         text, expert = rest, EXPERTS[first]
@@ -46,8 +46,8 @@ Asked = str | Path | Lora | Iterable[str | Path | Lora] | None
 """One LoRA or several, as `parse` reads them."""
 
 
-def parse_all(asked: Asked) -> tuple[Lora, ...]:
+def parse_all(loras: Asked) -> tuple[Lora, ...]:
     """Return all that is asked for."""
-    if asked is None:
+    if loras is None:
         return ()
-    return tuple(map(parse, [asked] if isinstance(asked, str | Path | Lora) else asked))
+    return tuple(map(parse, [loras] if isinstance(loras, str | Path | Lora) else loras))
