@@ -38,7 +38,7 @@ from jcos.sampling.inside import Capture
 from jcos.sampling.probes import SeedEnsemble, States, Swap, TokenEnergy, chain
 from jcos.wan import Wan
 from tests.conftest import ROOT, random_model
-from tests.models import DIVIDED, kind, randomised
+from tests.models import DIVIDED, kind, randomised, release_config
 from tests.releases import I2V
 
 OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
@@ -250,7 +250,7 @@ def undivided() -> dict[str, dict[str, float]]:
     sampling = Sampling(1, 5.0, "euler", "euler", (2.0, 2.0))
     rng = np.random.default_rng(0)
     q, k, v = rng.standard_normal((3, 50, 3, 16)).astype(np.float32)
-    rows = rng.standard_normal((4, 64)).astype(np.float32)
+    rows = rng.standard_normal((4, release_config("i2v_high").dit.text_dim)).astype(np.float32)
     picture = rng.integers(0, 256, (48, 80, 3), np.uint8)
     cells = rng.standard_normal((2, 7, 9, 16)).astype(np.float32)
 

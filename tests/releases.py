@@ -136,20 +136,11 @@ def pickled_tensor(
 
 def write_release(folder: Path, dim: int, ffn_dim: int, layers: int) -> Path:
     """A text-to-video transformer of any size in the original layout; its values mean nothing."""
-    sizes = {
-        "dim": dim,
-        "ffn_dim": ffn_dim,
-        "num_heads": 2,
-        "num_layers": layers,
-        "in_dim": 16,
-        "out_dim": 16,
-        "freq_dim": 64,
-        "text_len": 24,
-        "eps": 1e-6,
-    }
     like = load_release("t2v")
     small = json.loads((GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B" / "config.json").read_text())
     larger = {small["dim"]: dim, small["ffn_dim"]: ffn_dim, 6 * small["dim"]: 6 * dim}
+    sizes = {name: larger.get(small[name], small[name]) for name in ("dim", "ffn_dim", "freq_dim")}
+    sizes |= {"num_heads": 2, "num_layers": layers}
     rng = np.random.default_rng(0)
     tensors: dict[str, np.ndarray] = {}
     for name, a in like.items():

@@ -19,8 +19,9 @@ from jcos.sampling.noise import seed_rows, wan_noise
 from jcos.sampling.probes import Noise
 from jcos.wan import Wan
 from tests.conftest import GOLDEN, load_golden
-from tests.models import original_vae, relative
+from tests.models import original_vae, relative, release_config
 
+DIT = release_config("i2v_high").dit
 FOLDERS = {
     "i2v": ("Wan2.2-I2V-A14B", "21"),
     "ti2v": ("Wan2.2-TI2V-5B", "22"),
@@ -209,8 +210,8 @@ def without_codec() -> Wan:
         (lambda: conditioned("t2v", (32, 32), 5), "of a text alone; it takes no first frame"),
         (lambda: released("i2v").embed("a cat"), "without a text encoder; give embedded prompts"),
         (
-            lambda: released("i2v").embed(np.zeros((25, 64), np.float32)),
-            r"24 rows of 64; .*\(25, 64",
+            lambda: released("i2v").embed(np.zeros((DIT.text_len + 1, DIT.text_dim), np.float32)),
+            rf"{DIT.text_len} rows of {DIT.text_dim}; .*\({DIT.text_len + 1}, {DIT.text_dim}",
         ),
         (lambda: without_codec().decode(jnp.zeros((1, 2, 2, 16))), "comes without a codec"),
     ],

@@ -11,12 +11,14 @@ from tests.convert.makers import ended
 from tests.releases import I2V, T2V, TI2V
 from tests.releases import KOHYA as LORA
 
+USED = f"{len(safetensors.numpy.load_file(LORA))} keys used, 0 of an image encoder skipped, "
+
 
 def test_a_folder_is_converted_and_reported(tmp_path, capsys):
     main([str(I2V), str(tmp_path / "out"), "--lora", f"high={LORA}", "--only", "dit", "text"])
     written, lora, tokenizer = capsys.readouterr().out.splitlines()
     assert written.startswith(f"{tmp_path / 'out'}: wan2.2-i2v-a14b, experts.0, experts.1, text; ")
-    assert lora == f"{LORA} into experts.0: 60 keys used, 0 of an image encoder skipped, 0 unused"
+    assert lora == f"{LORA} into experts.0: {USED}0 unused"
     assert "no tokenizer" in tokenizer
     assert checkpoint.read_manifest(tmp_path / "out", verify=True)["format"] == 2
 
@@ -31,7 +33,7 @@ def test_options_reach_the_job_and_keys_without_a_place_are_named(tmp_path, caps
     options += ["--allow-unused-lora", "--only", "dit", "--dtype", "float32"]
     main([str(word) for word in (I2V, out, *options)])
     said = capsys.readouterr().out.splitlines()
-    assert said[1].endswith("60 keys used, 0 of an image encoder skipped, 2 unused")
+    assert said[1].endswith(f"{USED}2 unused")
     assert said[2:4] == [f"  unused: {key}" for key in strange]
     notes = checkpoint.read_manifest(out)["notes"]
     assert notes["dtype"] == "float32"
@@ -56,7 +58,7 @@ def test_wrong_inputs_are_one_sentence(tmp_path, capsys):
         assert f"{tmp_path / 'file'} is a file" in ended(capsys, T2V, target)
     assert "of a LoRA is 'two'" in ended(capsys, TI2V, out, "--lora", f"{LORA}:two")
     assert "of two say which one" in ended(capsys, I2V, out, "--lora", LORA)
-    assert "does not fit the model in 20 places" in ended(capsys, TI2V, out, "--lora", LORA)
+    assert "does not fit the model in " in ended(capsys, TI2V, out, "--lora", LORA)
     assert "x.safetensors" in ended(capsys, I2V, out, "--lora", f"low={tmp_path}/x.safetensors")
     skip = tmp_path / "skip.safetensors"
     safetensors.numpy.save_file({"blocks.0.ffn.0.skip_proj.weight": np.ones((4, 4))}, skip)
