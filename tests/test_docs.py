@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 
 import jcos
 from jcos.experiments.clips import EXAMPLE
@@ -79,6 +80,7 @@ def test_the_examples_of_the_page_on_search_run(small_model: Wan, monkeypatch) -
     assert methods[2].seeds == 1
 
 
+@pytest.mark.slow
 def test_the_programs_of_the_page_on_the_inside_of_blocks_do_what_they_say() -> None:
     """On the shipped model: heads cost something, a patch is the donor's run, a direction on the
     tokens of a route makes runs take it, and one of all tokens turns nothing, though it moves the
