@@ -4,11 +4,11 @@ denoised, the one before is decoded and written, and the next one is prepared.""
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import av
 import jax
@@ -35,7 +35,6 @@ from jcos.weights.checkpoint import identify
 if TYPE_CHECKING:
     from jcos.bench.cluster import Cluster
 
-T = TypeVar("T")
 PACE = 60.0
 """Seconds between two summaries in a bucket, where each sample's notes are requests."""
 ROOM = 64 * 2**20
@@ -211,20 +210,17 @@ class Making:
         batches = self._batches([s for s in left if s not in denoised])
         # One thread, so that preparing takes no memory on top of a decoder's.
         with ThreadPoolExecutor(1) as coding:
-
-            def begin(work: Callable[[Sample], T], batch: Sequence[Sample]) -> list[Future[T]]:
-                return [coding.submit(work, sample) for sample in batch]
-
-            writing = begin(self._finish, denoised)
-            ahead = begin(self._prepare, batches[0] if batches else [])
-            for number, batch in enumerate(batches, 1):
+            writing = [coding.submit(self._finish, sample) for sample in denoised]
+            first, *others = *batches, []
+            ahead = [coding.submit(self._prepare, sample) for sample in first]
+            for batch, following in zip(batches, others, strict=True):
                 ready = [self._ready(*each) for each in zip(batch, ahead, strict=True)]
-                ahead = begin(self._prepare, batches[number] if number < len(batches) else [])
+                ahead = [coding.submit(self._prepare, sample) for sample in following]
                 yield batch[0].name
                 made = self._denoise({s: c for s, c in zip(batch, ready, strict=True) if c})
                 for future in writing:
                     future.result()
-                writing = begin(self._finish, made)
+                writing = [coding.submit(self._finish, sample) for sample in made]
             for future in writing:
                 future.result()
         yield "done"

@@ -259,16 +259,10 @@ def _print_tables(bench: "Benchmark", result: "Comparison") -> None:
     )
     overall = table.query("kind == 'score' and group == 'overall'")
     *_, still, truth = overall["mean"]
-    rows = [
-        (
-            arm["arm"],
-            f"{arm['found']} / {arm['n']}",
-            arm["interval"],
-            f"{arm['official']:.3f}",
-            f"{restored(arm['mean'], still, truth):.3f}",
-        )
-        for arm in overall.to_dict("records")
-    ]
+    rows = []
+    for arm in overall.to_dict("records"):
+        videos, share = f"{arm['found']} / {arm['n']}", restored(arm["mean"], still, truth)
+        rows.append((arm["arm"], videos, arm["interval"], f"{arm['official']:.3f}", f"{share:.3f}"))
     commit = (result.scores[0].scorer or {}).get("commit")
     edited = "-dirty" * (commit or "").endswith("-dirty")
     scorer = f", scorer {commit[:12]}{edited}" if commit else ""
