@@ -17,7 +17,7 @@ from jcos.config import Codec, PixelCodec, UMT5Config, VaeConfig, WanConfig, Wor
 from jcos.devices import memory, mesh, sharding
 from jcos.media.image import check_frames, stretched
 from jcos.model.dit import DiT
-from jcos.model.text import UMT5, TextCache, WordEmbedding, embed, word_ids
+from jcos.model.text import UMT5, WordEmbedding, cached, embed, word_ids
 from jcos.model.tokenizer import Tokenizer
 from jcos.model.vae import Tiles, Vae, check_colours, encode_pixels, pixel_videos, signed
 from jcos.model.vision import VisionTower, given_mask, image_channels
@@ -408,29 +408,15 @@ def embedder(
 
     Raises ValueError where one is neither in the cache nor can be read.
     """
+    encoder = partial(load, folder, profile=profile, experts=False, vae=False)
     if not isinstance(config.text, UMT5Config):
-        return load(folder, profile=profile, experts=False, vae=False).embed
+        return encoder().embed
     if cache is None:
-        encoder = load(folder, profile=profile, experts=False, vae=False)
-        return {text: encoder.embed(text) for text in prompts}.__getitem__
-    lacking = None
-    try:
-        _embed_all(TextCache(cache), prompts, config)
-    except ValueError as error:
-        lacking = error
-    # Hosts read checkpoints together or not at all: Orbax waits for all of them.
-    if not sharding.on_all_hosts(lacking is None):
-        encoder = load(folder, profile=profile, experts=False, vae=False)
-        if isinstance(encoder.text, UMT5):
-            _embed_all(TextCache(cache, encoder.text, _tokenizer(encoder)), prompts, config)
-        elif lacking is not None:
-            raise lacking
-    return partial(TextCache(cache).embed, length=config.dit.text_len)
+        model = encoder()
+        return {text: model.embed(text) for text in prompts}.__getitem__
 
+    def loaded() -> tuple[UMT5 | None, Tokenizer | None]:
+        model = encoder()
+        return (model.text, _tokenizer(model)) if isinstance(model.text, UMT5) else (None, None)
 
-def _embed_all(cache: TextCache, prompts: Sequence[str], config: WanConfig) -> None:
-    computed, wanted = cache.encoder["dtype"], config.numerics.text
-    if computed != wanted:
-        raise ValueError(f"{cache.folder} was computed in {computed}, not {wanted}; use another")
-    for text in prompts:
-        cache.embed(text, config.dit.text_len)
+    return cached(cache, prompts, config.numerics.text, config.dit.text_len, loaded)

@@ -22,7 +22,7 @@ from jcos.devices import programs
 from jcos.experiments.folder import run_to
 from jcos.experiments.settings import load_experiment, override
 from jcos.experiments.steps import Steps
-from jcos.model.text import TextCache, read_prompt, word_ids
+from jcos.model.text import cached, read_prompt, word_ids
 from jcos.variants import toy
 from jcos.weights import checkpoint
 from tests.conftest import ROOT, Refused
@@ -117,7 +117,7 @@ FUNCTIONS: list[Any] = [
     checkpoint.read_manifest,
     programs.keep,
     load_experiment,
-    TextCache,
+    lambda path: cached(path, [], "float32", 1, lambda: (None, None)),
     lambda path: checkpoint.save(path, CONFIG, {}, {}),
     lambda path: files.write(Path(path), "x"),
     lambda path: read_prompt(f"{path}.txt"),

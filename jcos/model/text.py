@@ -9,8 +9,9 @@ import dataclasses
 import hashlib
 import json
 import math
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jcos.config import UMT5Config, Words
+from jcos.devices import sharding
 from jcos.files import any_path, fetched, local_path, read_text, shown, write
 from jcos.model.layers import RMSNorm
-from jcos.model.tokenizer import Tokenizer, clean, warn_if_cut
+from jcos.model.tokenizer import Tokenizer, clean
 
 Rows = Float[Array, "L D"]
 
@@ -226,75 +228,68 @@ def read_prompt(text: str, folder: Path = Path()) -> str | Float[np.ndarray, "_ 
     return rows
 
 
-class TextCache:
-    """Embedded prompts in a folder, so that not every machine needs the encoder and its 11 GB.
+def cached(
+    folder: Path | str,
+    prompts: Sequence[str],
+    dtype: str,
+    length: int,
+    load: Callable[[], tuple[UMT5 | None, Tokenizer | None]],
+) -> Callable[[str], Rows]:
+    """Return what reads the rows of these prompts, each from its file in a folder, so that not
+    every machine needs the encoder and its 11 GB.
 
-    The folder belongs to one encoder, described in its `encoder.json`; each prompt is a file of
-    its rows in the type they were computed in. Without `model` and `tokenizer`, only what is in the
-    folder can be had.
+    dtype: that they are computed in. load: the encoder and its tokenizer, if there is one; called
+    where a file is lacking, on all hosts together. Raises ValueError where a file is damaged, not
+    all are of one encoder, or one is lacking and there is no encoder.
     """
+    folder = any_path(folder)
 
-    def __init__(
-        self, folder: Path | str, model: UMT5 | None = None, tokenizer: Tokenizer | None = None
-    ):
-        """Raises ValueError where the folder is another encoder's, or no cache."""
-        self.folder, self.model, self.tokenizer = any_path(folder), model, tokenizer
-        file = self.folder / "encoder.json"
+    def file(prompt: str) -> Path:
+        key = _digest(json.dumps([dtype, length, clean(prompt)]).encode())
+        return folder / f"{key}.safetensors"
+
+    def rows(prompt: str) -> Rows:
+        found, about = _read_rows(file(prompt))
+        if about["note"]:  # that it was cut
+            warnings.warn(about["note"], stacklevel=2)
+        return jnp.asarray(np.pad(found, ((0, length - len(found)), (0, 0))))
+
+    lacking = [prompt for prompt in prompts if not file(prompt).exists()]
+    encoders = {_read_rows(file(p))[1]["encoder"] for p in prompts if p not in lacking}
+    model = tokenizer = None
+    if not sharding.on_all_hosts(not lacking):
+        model, tokenizer = load()
+    if model is not None and tokenizer is not None:
+        encoders.add(_identity(model, tokenizer))
+    if len(encoders) > 1:
+        raise ValueError(f"{folder} has prompts of another text encoder; use another folder")
+    for prompt in lacking:
         if model is None or tokenizer is None:
-            if model is not None or tokenizer is not None:
-                raise ValueError("a text encoder and its tokenizer go together: give both or none")
-            self.encoder = _read_encoder(file)
-            return
-        self.encoder = _describe(model, tokenizer)
-        if not file.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write(file, json.dumps(self.encoder, indent=1), shared=True)
-        elif _read_encoder(file) != self.encoder:
-            raise ValueError(f"{self.folder} is of another text encoder; use another folder")
-
-    def embed(self, prompt: str, length: int = 512) -> Rows:
-        """Embed a prompt as the function `embed`, but computed only if it is not in the folder; a
-        prompt that was cut is told of every time.
-
-        Raises ValueError where it is not and there is no encoder, and where its file is damaged or
-        not of this cache.
-        """
-        cleaned = clean(prompt)
-        key = _digest(json.dumps([self.encoder, length, cleaned]).encode())
-        file = self.folder / f"{key}.safetensors"
-        if file.exists():
-            rows, tokens = _read_rows(file, key)
-            warn_if_cut(tokens, length)
-            return jnp.asarray(np.pad(rows, ((0, length - len(rows)), (0, 0))))
-        if self.model is None or self.tokenizer is None:
             raise ValueError(
-                f"{self.folder} does not have the prompt {cleaned!r} at length {length}; put it "
-                "there on a machine that has the text encoder"
+                f"{folder} does not have the prompt {clean(prompt)!r}; put it there on a machine "
+                "that has the text encoder"
             )
-        rows = np.asarray(embed(self.model, self.tokenizer, prompt, length))
-        kept = rows[: np.flatnonzero(rows.any(axis=1))[-1] + 1]  # without the zeros behind them
+        with warnings.catch_warnings(record=True, action="always") as notes:
+            found = np.asarray(embed(model, tokenizer, prompt, length))
+        found = found[: np.flatnonzero(found.any(axis=1))[-1] + 1]  # without the zeros behind
         about = {
-            "key": key,
-            "prompt": cleaned,
-            "tokens": str(self.tokenizer.count(prompt)),
-            "sha256": _digest(_content(kept)),
+            "key": file(prompt).stem,
+            "encoder": min(encoders),
+            "note": "; ".join(str(note.message) for note in notes),
+            "sha256": _digest(_content(found)),
         }
-        write(file, safetensors.numpy.save({"rows": kept}, about), shared=True)
-        return jnp.asarray(rows)
+        write(file(prompt), safetensors.numpy.save({"rows": found}, about), shared=True)
+    return rows
 
 
-def _describe(model: UMT5, tokenizer: Tokenizer) -> dict[str, Any]:
+def _identity(model: UMT5, tokenizer: Tokenizer) -> str:
     """Return what the rows depend on. Norms, position biases and some rows of matrices, which
     quantised files round, stand for all weights."""
     blocks = model.blocks
     small = [model.norm.scale[...], blocks.norm2.scale[...], blocks.pos_embedding[...]]
     small += [blocks.attn.q.kernel[...][:, 0], blocks.ffn.fc1.kernel[...][:, 0]]
-    return {
-        "config": dataclasses.asdict(model.cfg),
-        "dtype": model.dtype,
-        "tokenizer": tokenizer.digest,
-        "weights": _digest(*(_content(np.asarray(a)) for a in small)),
-    }
+    about = json.dumps([dataclasses.asdict(model.cfg), model.dtype, tokenizer.digest])
+    return _digest(about.encode(), *(_content(np.asarray(a)) for a in small))
 
 
 def _content(array: np.ndarray) -> bytes:
@@ -305,26 +300,12 @@ def _digest(*parts: bytes) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def _read_encoder(file: Path) -> dict[str, Any]:
-    try:
-        encoder = json.loads(file.read_bytes())
-        if encoder.keys() != {"config", "dtype", "tokenizer", "weights"}:
-            raise ValueError
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{file.parent} has no embedded prompts: {file.name} is missing") from None
-    except (ValueError, AttributeError):
-        raise ValueError(f"{file} is damaged, or not a description of a text encoder") from None
-    return encoder
-
-
-def _read_rows(file: Path, key: str) -> tuple[np.ndarray, int]:
-    """The rows, and how many tokens the prompt had: 0 in files that are older than the count."""
+def _read_rows(file: Path) -> tuple[np.ndarray, dict[str, str]]:
     try:
         with fetched(file) as there, safetensors.safe_open(there, framework="numpy") as opened:
             about, rows = opened.metadata() or {}, opened.get_tensor("rows")
-        tokens = int(about.get("tokens", 0))
-        if about["key"] != key or about["sha256"] != _digest(_content(rows)):
-            raise KeyError
+        if [about["key"], about["sha256"]] != [file.stem, _digest(_content(rows))]:
+            raise ValueError
     except (safetensors.SafetensorError, KeyError, ValueError):
         raise ValueError(f"{file} is damaged, or not of this folder; remove it") from None
-    return rows, tokens
+    return rows, about

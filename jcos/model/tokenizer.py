@@ -75,26 +75,14 @@ class Tokenizer:
         """
         if length < 1:
             raise ValueError(f"length is {length}; a prompt has at least 1 token, its end")
-        found = self._numbers(prompt)
-        warn_if_cut(len(found) + 1, length)
+        found = self._pieces.encode(clean(prompt), add_special_tokens=False).ids
+        if len(found) >= length:
+            warnings.warn(
+                f"the prompt has {len(found) + 1} tokens; only the first {length - 1} and the end "
+                "token are read",
+                stacklevel=2,
+            )
         kept = [*found[: length - 1], _EOS]
         ids = np.full(length, _PAD, np.int32)
         ids[: len(kept)] = kept
         return ids, np.arange(length) < len(kept)
-
-    def count(self, prompt: str) -> int:
-        """Return the number of a cleaned prompt's tokens, its end token included."""
-        return len(self._numbers(prompt)) + 1
-
-    def _numbers(self, prompt: str) -> list[int]:
-        return self._pieces.encode(clean(prompt), add_special_tokens=False).ids
-
-
-def warn_if_cut(tokens: int, length: int) -> None:
-    """Warn (UserWarning) where a prompt of so many tokens, its end token included, is cut."""
-    if tokens > length:
-        warnings.warn(
-            f"the prompt has {tokens} tokens; only the first {length - 1} and the end token are "
-            "read",
-            stacklevel=3,
-        )

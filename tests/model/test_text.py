@@ -15,7 +15,7 @@ import tokenizers
 from flax import nnx
 
 from jcos.config import UMT5Config, Words
-from jcos.model.text import UMT5, TextCache, WordEmbedding, embed, relative_buckets, word_ids
+from jcos.model.text import UMT5, WordEmbedding, cached, embed, relative_buckets, word_ids
 from jcos.model.tokenizer import Tokenizer, clean
 from jcos.weights.names import UMT5_OF_TRANSFORMERS, original_name
 from tests.conftest import load_golden, parameter_count
@@ -333,27 +333,34 @@ def test_rows_of_a_prompt_end_in_zeros(tokenizer, prompt, tokens, dtype):
 # ---- embedded prompts on disk
 
 
+def none() -> tuple[None, None]:
+    return None, None
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_embedded_prompts_are_read_without_the_encoder(tokenizer, tmp_path, dtype):
     model, folder = original_text(dtype), tmp_path / "new" / "prompts"
-    cache = TextCache(folder, model, tokenizer)
-    for prompt in ("a  red ball", ""):
-        rows = cache.embed(prompt, 12)
-        np.testing.assert_array_equal(rows, embed(model, tokenizer, prompt, 12))
-        for again in (cache, TextCache(folder, model, tokenizer), TextCache(folder)):
-            read = again.embed(f" {prompt}\n", 12)
+    prompts = ["a  red ball", ""]
+    for load in (lambda: (model, tokenizer), none):
+        rows = cached(folder, prompts, dtype, 12, load)
+        for prompt in prompts:
+            read = rows(f" {prompt}\n")
             assert read.dtype == jnp.dtype(dtype)
-            np.testing.assert_array_equal(read, rows)
-    assert len(list(folder.iterdir())) == 3
+            np.testing.assert_array_equal(read, embed(model, tokenizer, prompt, 12))
+    assert len(list(folder.iterdir())) == 2
     assert max(f.stat().st_size for f in folder.iterdir()) < 2000  # padding is not stored
 
 
 def test_damaged_and_foreign_files_are_named(tokenizer, tmp_path):
-    cache = TextCache(tmp_path, original_text(), tokenizer)
-    cache.embed("a red ball", 12)
+    def rows(prompt: str) -> jax.Array:
+        return cached(tmp_path, [prompt], "float32", 12, lambda: (original_text(), tokenizer))(
+            prompt
+        )
+
+    rows("a red ball")
     (file,) = tmp_path.glob("*.safetensors")
     whole = file.read_bytes()
-    cache.embed("a ball", 12)
+    rows("a ball")
     (other,) = set(tmp_path.glob("*.safetensors")) - {file}
     flipped = bytearray(whole)
     flipped[-1] ^= 1
@@ -361,24 +368,25 @@ def test_damaged_and_foreign_files_are_named(tokenizer, tmp_path):
     for content in (b"", whole[:-8], bytes(flipped), other.read_bytes()):
         file.write_bytes(content)
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-            cache.embed("a red ball", 12)
+            rows("a red ball")
     file.unlink()
     np.testing.assert_array_equal(
-        cache.embed("a red ball", 12), embed(original_text(), tokenizer, "a red ball", 12)
+        rows("a red ball"), embed(original_text(), tokenizer, "a red ball", 12)
     )
     assert file.stat().st_size == len(whole)
 
 
 def test_a_cut_prompt_is_told_of_every_time(tokenizer, tmp_path):
     """Not only when it is embedded."""
-    cache = TextCache(tmp_path, original_text(), tokenizer)
+    prompts = ["a red ball moves", "a red"]
     message = r"^the prompt has 5 tokens; only the first 2 and the end token are read$"
-    for each in (cache, cache, TextCache(tmp_path)):
+    for load in (lambda: (original_text(), tokenizer), none):
+        rows = cached(tmp_path, prompts, "float32", 3, load)
         with pytest.warns(UserWarning, match=message):
-            each.embed("a red ball moves", 3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        cache.embed("a red", 3)
+            rows(prompts[0])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            rows(prompts[1])
 
 
 # ---- what is refused
@@ -393,9 +401,9 @@ def load(folder: Path, content: str) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
-def of_another(folder: Path, tokenizer: Tokenizer, other: UMT5) -> TextCache:
-    TextCache(folder, original_text(), tokenizer)
-    return TextCache(folder, other, tokenizer)
+def of_another(folder: Path, tokenizer: Tokenizer, other: UMT5) -> None:
+    stored(folder, tokenizer, "a red ball", 12)
+    cached(folder, ["a red ball", "a"], "float32", 12, lambda: (other, tokenizer))
 
 
 def louder() -> UMT5:
@@ -405,18 +413,12 @@ def louder() -> UMT5:
 
 
 def stored(folder: Path, tokenizer: Tokenizer, prompt: str, length: int) -> None:
-    TextCache(folder, original_text(), tokenizer).embed("a red ball", 12)
-    TextCache(folder).embed(prompt, length)
-
-
-def described(folder: Path, content: bytes) -> TextCache:
-    (folder / "encoder.json").write_bytes(content)
-    return TextCache(folder)
+    cached(folder, ["a red ball"], "float32", 12, lambda: (original_text(), tokenizer))
+    cached(folder, [prompt], "float32", length, none)
 
 
 OTHER_KIND = tokenizers.Tokenizer(tokenizers.models.Unigram([("a", 0.0), ("b", 0.0)])).to_str()
 NO_TOKENIZER = "tokenizer.json is not a tokenizer's file"
-NO_ENCODER = "encoder.json is damaged"
 REFUSED = [
     (lambda f, t: word_ids(WORDS, "dog left cat dog", 8), "not know cat, dog; it knows: ball, le"),
     (lambda f, t: word_ids(WORDS, "move ball left", 2), "has 3 words; this model reads at most 2"),
@@ -428,16 +430,9 @@ REFUSED = [
     (lambda f, t: load(f, "{}"), NO_TOKENIZER),
     (lambda f, t: load(f, '{"model": {"type": "Un'), NO_TOKENIZER),
     (lambda f, t: load(f, OTHER_KIND), "not UMT5's: there, <pad> is token 0 and </s> 1"),
-    (lambda f, t: of_another(f, t, original_text("bfloat16")), "is of another text encoder"),
-    (lambda f, t: of_another(f, t, louder()), "is of another text encoder"),
-    (lambda f, t: stored(f, t, "a ball", 12), "does not have the prompt 'a ball' at length 12"),
-    (lambda f, t: stored(f, t, "a red ball", 13), "does not have .* at length 13"),
-    (lambda f, t: TextCache(f), "encoder.json is missing"),
-    (lambda f, t: described(f, b"{"), NO_ENCODER),
-    (lambda f, t: described(f, b"[]"), NO_ENCODER),
-    (lambda f, t: described(f, b"{}"), NO_ENCODER),
-    (lambda f, t: described(f, b"\xff"), NO_ENCODER),
-    (lambda f, t: TextCache(f, original_text()), "go together: give both or none"),
+    (lambda f, t: of_another(f, t, louder()), "of another text encoder"),
+    (lambda f, t: stored(f, t, "a ball", 12), "does not have the prompt 'a ball'"),
+    (lambda f, t: stored(f, t, "a red ball", 13), "does not have the prompt"),
 ]
 
 
