@@ -20,8 +20,6 @@ from jcos.weights import hub
 from jcos.weights.faults import readable
 from jcos.weights.loras import parse_all
 
-from . import Only
-
 if TYPE_CHECKING:  # what takes long to import is imported once the options are right
     from .stream import Plan
 
@@ -40,13 +38,9 @@ class Arguments:
     """Of the weights that the original multiplies in bfloat16 anyway: linear layers of the
     transformers and text encoder. All others are float32, so bfloat16 halves the size and changes
     no result of the official numerics; float32 is for other numerics, and for training."""
-    only: tuple[Only, ...] = ()
-    """Convert these parts alone."""
     lora: Loras = ()
     allow_unused_lora: bool = False
     """Go on where LoRA files have keys that the model has no place for."""
-    time: bool = False
-    """Also say how long each stage took, and how long the disk takes to write the same bytes."""
 
 
 def report(made: "Plan") -> str:
@@ -68,22 +62,6 @@ def report(made: "Plan") -> str:
             "the folder has no tokenizer: give embedded prompts (.npy), or copy one into it"
         )
     return "\n".join(lines)
-
-
-def speed(made: "Plan", times: dict[str, float]) -> str:
-    """Return how fast the conversion was, by stage, and how fast its disk is."""
-    from .stream import disk_seconds
-
-    target = made.job.target
-    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
-    read = sum(tensor.nbytes for tensor in made.released.tensors.values())
-    seconds, plain = sum(times.values()), disk_seconds(target.parent, size)
-    stages = ", ".join(f"{stage} {took:.1f} s" for stage, took in times.items())
-    return (
-        f"{read / 1e9:.2f} GB read and {size / 1e9:.2f} GB written in {seconds:.1f} s "
-        f"({stages}): {read / 1e9 / seconds:.2f} GB/s; the disk takes {plain:.1f} s to write the "
-        "same bytes"
-    )
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m convert") -> None:
@@ -112,10 +90,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m convert"
     try:
         loras, unused = parse_all(chosen.lora), chosen.allow_unused_lora
         source = hub.find(chosen.source)
-        job = Job(source, chosen.target, chosen.dtype, chosen.only, loras, unused)
-        times: dict[str, float] = {}
+        job = Job(source, chosen.target, chosen.dtype, loras, unused)
         with bars.Progress(*columns, console=Console(stderr=True)) as progress:
-            made = convert(job, progress, times)
+            made = convert(job, progress)
     except KeyboardInterrupt:
         print(f"{prog}: stopped; {again}", file=sys.stderr)
         raise SystemExit(130) from None
@@ -124,12 +101,6 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m convert"
     except OSError as error:
         refuse(prog, f"{error}; when that is mended, {again}")
     print(readable(report(made)))
-    if chosen.time:
-        try:
-            print(speed(made, times))
-        except OSError as error:
-            note = f"{prog}: converted, but the disk's own speed cannot be measured: {error}"
-            print(note, file=sys.stderr)
 
 
 if __name__ == "__main__":

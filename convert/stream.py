@@ -6,13 +6,10 @@ leaf is in memory. While it is written, files are hashed, and the next part is r
 take no more than half as much again as the largest one, or 1 GB.
 """
 
-import contextlib
 import itertools
 import os
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
@@ -25,14 +22,12 @@ from rich.progress import Progress
 from jcos.config import to_json
 from jcos.files import any_path, check_room, is_remote, visible, write
 from jcos.weights import checkpoint
-from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.faults import readable
 from jcos.weights.lora import Adapter, adapters
 from jcos.weights.loras import Lora
 from jcos.weights.released import Released, StoredType, open_released, part_of
 from jcos.weights.tensors import check_fetched, check_finite
 
-from . import Only
 from .work import Work
 
 BUNDLE = 512_000_000
@@ -46,14 +41,12 @@ class Job:
     """What is converted into what.
 
     dtype: `jcos.weights.released.stored_type` says of which weights.
-    only: parts to convert; all if empty.
     allow_unused: go on where LoRA files have keys without a place in the model.
     """
 
     source: Path
     target: Path
     dtype: StoredType = "bfloat16"
-    only: tuple[Only, ...] = ()
     loras: tuple[Lora, ...] = ()
     allow_unused: bool = False
 
@@ -83,18 +76,16 @@ class Plan:
 
 def plan(job: Job) -> Plan:
     """Open all files and match all names; raises CheckpointError for what does not fit."""
-    released = _only(open_released(job.source), job.only)
+    released = open_released(job.source)
     if released.tokenizer and "text" in released.parts:
         check_fetched(released.tokenizer / "tokenizer.json")
     types = {path: released.stored_type(path, job.dtype) for path in released.leaves}
     return Plan(job, released, types, _bundles(released, types), _adapters(job, released))
 
 
-def convert(job: Job, progress: Progress, times: dict[str, float] | None = None) -> Plan:
+def convert(job: Job, progress: Progress) -> Plan:
     """Write `job.target`; when it fails or is killed, what is finished stays beside it to go on
     with, once all sources are hashed.
-
-    times: takes the seconds of each stage, of writing and hashing those that are waited for.
 
     Raises FileExistsError where the target exists; CheckpointError where files are missing, damaged
     or do not fit the model (before anything is written), have changed since the conversion was
@@ -112,7 +103,6 @@ def convert(job: Job, progress: Progress, times: dict[str, float] | None = None)
     if not work.locked:
         note = f"{target.parent} has no file locks: let no other process convert to {target.name}"
         progress.console.print(note, markup=False, highlight=False, soft_wrap=True)
-    times = {} if times is None else times
     stopped = threading.Event()
     writer = ThreadPoolExecutor(1)
     hasher = ThreadPoolExecutor(1)  # one: a part is noted only after the sources
@@ -130,7 +120,7 @@ def convert(job: Job, progress: Progress, times: dict[str, float] | None = None)
         hashed = [sources]
         if work.parts:
             # What has changed is refused before anything is written.
-            _wait(hashed, times, "hashing")
+            _wait(hashed)
         for _, adapter in made.adapters:
             adapter.check_finite()
         left = {name: paths for name, paths in made.bundles.items() if name not in work.parts}
@@ -148,16 +138,15 @@ def convert(job: Job, progress: Progress, times: dict[str, float] | None = None)
         before = 0
         for name, paths in left.items():
             if before + sizes[name] > most:
-                _wait(written, times, "writing")
+                _wait(written)
             check_room(work.folder, more=sizes[name])
-            with _timed(times, "reading"):
-                values = _read_part(made, paths, lambda n: progress.advance(task, n))
-            _wait(written, times, "writing")
-            _wait([future for future in hashed if future.done()], times, "hashing")
+            values = _read_part(made, paths, lambda n: progress.advance(task, n))
+            _wait(written)
+            _wait([future for future in hashed if future.done()])
             written, before = [writer.submit(write, name, values)], sizes[name]
             del values  # it is let go of when it is written
-        _wait(written, times, "writing")
-        _wait(hashed, times, "hashing")
+        _wait(written)
+        _wait(hashed)
         _finish(made, work)
     finally:
         stopped.set()
@@ -172,24 +161,12 @@ def _note_part(sources: Future[None], work: Work, name: str, leaves: dict[str, A
     work.finish_part(name, leaves, checkpoint.digests(work.folder, f"weights/{name}"))
 
 
-def _wait(futures: Iterable[Future[None]], times: dict[str, float], stage: str) -> None:
-    with _timed(times, stage):
-        for future in futures:
-            future.result()
-
-
-def _only(released: Released, only: tuple[Only, ...]) -> Released:
-    if not only:
-        return released
-    kinds = {"experts" if kind == "dit" else kind for kind in only}
-    if absent := sorted(kinds - {part.split(".")[0] for part in released.parts}):
-        raise CheckpointError(f"{released.folder} has no weights of {', '.join(absent)}")
-    return released.of([part for part in released.parts if part.split(".")[0] in kinds])
+def _wait(futures: Iterable[Future[None]]) -> None:
+    for future in futures:
+        future.result()
 
 
 def _adapters(job: Job, released: Released) -> list[tuple[str, Adapter]]:
-    if job.loras and "experts.0" not in released.parts:
-        raise CheckpointError(f"{job.loras[0].file} changes experts, which are not to be converted")
     experts: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, tensor in released.tensors.items():
         if (part := part_of(name)).startswith("experts."):
@@ -240,25 +217,6 @@ def _sources(made: Plan) -> dict[str, Path]:
     for i, (_, adapter) in enumerate(made.adapters):
         files |= {f"lora/{i}/{readable(file.name)}": file for file in adapter.files}
     return files
-
-
-def disk_seconds(folder: Path, size: int) -> float:
-    """Return how long the disk of a folder takes to write a plain file of so many bytes."""
-    block = np.random.default_rng(0).bytes(min(size, 64_000_000))
-    start = time.perf_counter()
-    with tempfile.TemporaryFile(dir=folder) as file:
-        for left in range(size, 0, -len(block)):
-            file.write(block[:left])
-        file.flush()
-        os.fsync(file.fileno())
-    return time.perf_counter() - start
-
-
-@contextlib.contextmanager
-def _timed(times: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    times[stage] = times.get(stage, 0.0) + time.perf_counter() - start
 
 
 def _read_part(

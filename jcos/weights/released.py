@@ -75,12 +75,6 @@ class Released:
         """Return the parts that the folder has."""
         return list(dict.fromkeys(map(part_of, self.leaves)))
 
-    def of(self, parts: Sequence[str]) -> "Released":
-        """Return only these parts."""
-        leaves = {path: leaf for path, leaf in self.leaves.items() if part_of(path) in parts}
-        tensors = {name: t for name, t in self.tensors.items() if part_of(name) in parts}
-        return dataclasses.replace(self, leaves=leaves, tensors=tensors)
-
     def files(self) -> list[Path]:
         """Return every file that holds tensors."""
         return sorted({tensor.file for tensor in self.tensors.values()})

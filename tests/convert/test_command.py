@@ -15,9 +15,10 @@ USED = f"{len(safetensors.numpy.load_file(LORA))} keys used, 0 of an image encod
 
 
 def test_a_folder_is_converted_and_reported(tmp_path, capsys):
-    main([str(I2V), str(tmp_path / "out"), "--lora", f"high={LORA}", "--only", "dit", "text"])
+    main([str(I2V), str(tmp_path / "out"), "--lora", f"high={LORA}"])
     written, lora, tokenizer = capsys.readouterr().out.splitlines()
-    assert written.startswith(f"{tmp_path / 'out'}: wan2.2-i2v-a14b, experts.0, experts.1, text; ")
+    parts = "experts.0, experts.1, vae, text"
+    assert written.startswith(f"{tmp_path / 'out'}: wan2.2-i2v-a14b, {parts}; ")
     assert lora == f"{LORA} into experts.0: {USED}0 unused"
     assert "no tokenizer" in tokenizer
     assert checkpoint.read_manifest(tmp_path / "out", verify=True)["format"] == 2
@@ -30,7 +31,7 @@ def test_options_reach_the_job_and_keys_without_a_place_are_named(tmp_path, caps
     safetensors.numpy.save_file({**known, **strange}, lora)
     out = tmp_path / "out"
     options = ["--lora", f"high={lora}:0.5", f"high={LORA}:2", f"low={LORA}"]
-    options += ["--allow-unused-lora", "--only", "dit", "--dtype", "float32"]
+    options += ["--allow-unused-lora", "--dtype", "float32"]
     main([str(word) for word in (I2V, out, *options)])
     said = capsys.readouterr().out.splitlines()
     assert said[1].endswith(f"{USED}2 unused")

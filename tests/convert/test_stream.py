@@ -141,27 +141,15 @@ def test_the_manifest_says_what_was_converted_and_from_what(release, tmp_path):
     assert (tmp_path / "out" / "tokenizer" / "tokenizer.json").read_text() == "{}"
 
 
-def test_only_some_parts(release, tmp_path):
-    (release / "Wan2.1_VAE.pth").unlink()
-    run(Job(release, tmp_path / "out", only=("text",)))
-    assert {path.split(".")[0] for path in checkpoint.stored(tmp_path / "out")} == {"text"}
-    with pytest.raises(CheckpointError, match=r"has no weights of vae$"):
-        run(Job(release, tmp_path / "other", only=("dit", "vae")))
-    with pytest.raises(CheckpointError, match="changes experts, which are not to be converted"):
-        run(Job(release, tmp_path / "other", only=("text",), loras=(Lora(LORA, 0),)))
-    assert not (tmp_path / "other").exists()
-
-
 @pytest.mark.slow
 def test_large_leaves_are_parts_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "BUNDLE", 60_000)
-    made = run(Job(I2V, tmp_path / "out", only=("dit", "text")))
+    made = run(Job(I2V, tmp_path / "out"))
     assert len(made.bundles) > 10
     for paths in made.bundles.values():
         assert len(paths) == 1 or made.bytes_stored(paths) <= 60_000
         assert len({part_of(path) for path in paths}) == 1
-    want = {k: a for k, a in published(I2V).items() if part_of(k) != "vae"}
-    assert_equal(stored(tmp_path / "out"), want)
+    assert_equal(stored(tmp_path / "out"), published(I2V))
 
 
 # ---- what is refused before anything is written

@@ -32,7 +32,7 @@ def weights(folder: Path, *lora: str) -> dict[str, np.ndarray]:
 
 
 def converted(folder: Path, *loras: Lora) -> Path:
-    convert(Job(I2V, folder, "float32", only=("dit",), loras=loras), Progress(disable=True))
+    convert(Job(I2V, folder, "float32", loras=loras), Progress(disable=True))
     return folder
 
 

@@ -208,12 +208,6 @@ def test_float32_keeps_what_is_published_in_bfloat16():
     assert {types[p] for p in types if part_of(p) != "text"} == {np.dtype(np.float32)}
 
 
-def test_only_some_parts():
-    some = open_released(I2V).of(["experts.1", "vae"])
-    assert some.parts == ["experts.1", "vae"]
-    assert {part_of(name) for name in some.tensors} == {"experts.1", "vae"}
-
-
 # ---- what is wrong
 
 
