@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # `_PLACES` for type checkers
     from jcos.sampling.inside import KnockOut as KnockOut
     from jcos.sampling.inside import Patch as Patch
     from jcos.sampling.inside import Steer as Steer
+    from jcos.sampling.inside import Swap as Swap
     from jcos.sampling.maps import AttentionMass as AttentionMass
     from jcos.sampling.probe import Probe as Probe
     from jcos.sampling.probe import Site as Site
@@ -45,7 +46,6 @@ if TYPE_CHECKING:  # `_PLACES` for type checkers
     from jcos.sampling.probes import Noise as Noise
     from jcos.sampling.probes import SeedEnsemble as SeedEnsemble
     from jcos.sampling.probes import States as States
-    from jcos.sampling.probes import Swap as Swap
     from jcos.sampling.probes import TokenEnergy as TokenEnergy
     from jcos.sampling.probes import chain as chain
     from jcos.sampling.trace import Trace as Trace
@@ -69,11 +69,11 @@ _PLACES = {
     "lab.tasks": ("tasks",),
     "loop": ("State", "steps"),
     "model.dit": ("DiT",),
-    "sampling.inside": ("Capture", "KnockOut", "Patch", "Steer"),
+    "sampling.inside": ("Capture", "KnockOut", "Patch", "Steer", "Swap"),
     "sampling.maps": ("AttentionMass",),
     "sampling.probe": ("Probe", "Site"),
     "sampling.probes": (
-        *("Chain", "EstimateEnsemble", "InWorlds", "Noise", "SeedEnsemble", "States", "Swap"),
+        *("Chain", "EstimateEnsemble", "InWorlds", "Noise", "SeedEnsemble", "States"),
         *("TokenEnergy", "chain"),
     ),
     "sampling.trace": ("Trace",),

@@ -32,8 +32,8 @@ from jcos.model.vae import Tiles
 from jcos.plan import compiled, costs, forecast
 from jcos.plan.costs import Job
 from jcos.plan.machines import GIB, machine
-from jcos.sampling.inside import Capture
-from jcos.sampling.probes import Probe, SeedEnsemble, Swap, TokenEnergy
+from jcos.sampling.inside import Capture, Swap
+from jcos.sampling.probes import Probe, SeedEnsemble, TokenEnergy
 from jcos.variants import VARIANTS, toy
 from jcos.weights.checkpoint import abstract_model
 from tables import about, markdown, options, rewrite

@@ -34,8 +34,8 @@ from jcos.model.attention import attention as attend
 from jcos.model.attention import using
 from jcos.model.dit import SITES
 from jcos.sampling import trajectory
-from jcos.sampling.inside import Capture
-from jcos.sampling.probes import SeedEnsemble, States, Swap, TokenEnergy, chain
+from jcos.sampling.inside import Capture, Swap
+from jcos.sampling.probes import SeedEnsemble, States, TokenEnergy, chain
 from jcos.wan import Wan
 from tests.conftest import ROOT, random_model
 from tests.models import DIVIDED, kind, randomised, release_config

@@ -30,7 +30,7 @@ from jcos.experiments.sweeps import conditions_of, judge, pixels
 from jcos.experiments.watching import film_figures, films
 from jcos.lab.measures import SCORES, UNBOUNDED
 from jcos.lab.results import IDEAL, Variable, groups_of, measure, of_kind
-from jcos.sampling import flow, probes
+from jcos.sampling import flow, inside, probes
 from jcos.sampling.trajectory import Condition, Trace
 from jcos.wan import Wan
 
@@ -238,7 +238,7 @@ def pair_conditions(model: Wan, pairs: Sequence[Pair]) -> Condition:
 
 def probe_of(
     case: Case, steps: int, layers: int, object_here: Bool[np.ndarray, " N"]
-) -> "probes.Swap | VelocitySwap":
+) -> "inside.Swap | VelocitySwap":
     """Return the probe of a case. In a single step both worlds, the receiver's and the donor's, get
     the other's; over several the donor stays as it is."""
     at, receivers = range(case.first, case.last + 1), (True, case.both)
@@ -247,7 +247,7 @@ def probe_of(
         return VelocitySwap(jnp.asarray(mask))
     tokens = object_here if case.tokens == "object" else np.ones_like(object_here)
     chosen = () if case.layer is None else (case.layer,)
-    swap = probes.Swap.at_layers(
+    swap = inside.Swap.at_layers(
         steps, layers, len(object_here), chosen, at_steps=at, receivers=receivers
     )
     return swap.replace(tokens=jnp.asarray(tokens))

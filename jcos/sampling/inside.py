@@ -6,7 +6,7 @@ changes.
 """
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +105,10 @@ class KnockOut(Inside):
     this part needed?*
 
     mask [steps, layers, units]: what is removed, units being heads or neurons; one for whole
-    tokens; at "input" layer 0 counts. tokens [N]: where, None for everywhere. by, static: "zero"
-    (at "update" it leaves the block out); "mean", over the tokens of the same run, step and layer;
-    "seed" or "world", what the seed or world before it has there (resampling); "given", values
-    [steps, layers, units, …], such as means over many runs.
+    tokens; at "input" layer 0 counts. tokens [N] and worlds [W]: where, None for everywhere. by,
+    static: "zero" (at "update" it leaves the block out); "mean", over the tokens of the same run,
+    step and layer; "seed" or "world", what the seed or world before it has there (resampling);
+    "given", values [steps, layers, units, …], such as means over many runs.
     Zero is a value that the part may never have, so that an effect may be of the strange value and
     not of the missing part: compare with mean and resampling (arXiv 2309.16042). Controls: as many
     random units of the same layer, and the same units at other steps. A loss that does nothing does
@@ -120,6 +120,7 @@ class KnockOut(Inside):
     by: str = flax.struct.field(pytree_node=False, default="zero")
     tokens: Bool[Array, "*sweep N"] | None = None
     values: Float[Array, "*sweep S L U d"] | None = None
+    worlds: Bool[Array, "*sweep W"] | None = None
 
     @classmethod
     def at(
@@ -134,7 +135,7 @@ class KnockOut(Inside):
     ) -> "KnockOut":
         """Return the removal of pairs (layer, head or neuron); at "block" and "update" of layers,
         at "input" of layer 0. at_steps: all by default. steps: of the run, by default the model's.
-        options: by, tokens, values.
+        options: by, tokens, values, worlds.
         Raises IndexError for a layer, head, neuron or step that the model does not have."""
         dit, steps, unit = config.dit, steps or config.sampling.steps, UNITS[known(place)]
         size = {"heads": dit.heads, "neurons": dit.ffn_dim}.get(unit, 1)
@@ -165,7 +166,8 @@ class KnockOut(Inside):
             )
 
     def changes(self, world: int = 0) -> list[Change]:
-        del world
+        if self.worlds is not None and not self.worlds[world]:
+            return []
         mask, unit = np.asarray(self.mask), UNITS[self.place][:-1]
         if not unit:
             out = (self.place, self.by) == ("update", "zero")
@@ -188,7 +190,8 @@ class KnockOut(Inside):
             else:
                 base = before.reshape(parts.shape)
                 fill = base + self._fill(site, parts - base)
-            return jnp.where(off[..., None], fill, parts)
+            here = True if self.worlds is None else self.worlds[jax.lax.axis_index("world")]
+            return jnp.where((here & off)[..., None], fill, parts)
 
         # Others read all tokens once more, or send them: only where something is removed.
         always = self.by in ("zero", "given")
@@ -209,6 +212,28 @@ class KnockOut(Inside):
         if self.values is not None:
             return self.values[site.step, self._layer(site)][None].astype(parts.dtype)
         return jnp.zeros((), parts.dtype)
+
+
+class Swap(KnockOut):
+    """Gives a world the tokens of the world before it (the first gets the last's), after chosen
+    blocks: a `KnockOut` of whole tokens by those of another world."""
+
+    @classmethod
+    def at_layers(
+        cls,
+        steps: int,
+        layers: int,
+        tokens: int,
+        chosen: Iterable[Place],
+        *,
+        at_steps: Iterable[Place] = (0,),
+        receivers: Sequence[bool] = (True, False),
+    ) -> "Swap":
+        """Return a swap after the chosen layers, from a donor in world 1 to the run in world 0
+        (paper, section 5.2: of all visual tokens). With two receivers they exchange."""
+        here = np.outer(choose(steps, at_steps, "step"), choose(layers, chosen, "layer"))
+        where = {"tokens": jnp.ones(tokens, bool), "worlds": jnp.asarray(receivers)}
+        return cls("block", jnp.asarray(here[..., None]), "world", **where)
 
 
 class Patch(Inside):

@@ -1,6 +1,6 @@
 """The probes of the paper, and combinations of probes."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -294,56 +294,6 @@ def _mean_of_seeds(x: Array, groups: Int[Array, " K"] | None) -> Array:
     every = jax.lax.all_gather(exact, "seed")
     mean = jnp.tensordot(together / together.sum(), every, 1, precision="highest")
     return mean.astype(x.dtype)
-
-
-class Swap(Probe):
-    """Gives a world the tokens of the world before it (the first gets the last's), after chosen
-    blocks.
-
-    mask [worlds, steps, layers]: which world receives, when and where; with two worlds and both
-    receiving, they exchange. tokens [N]: which tokens (paper, section 5.2: all visual tokens).
-    """
-
-    mask: Bool[Array, "*sweep W S L"]
-    tokens: Bool[Array, "*sweep N"]
-
-    @classmethod
-    def at_layers(
-        cls,
-        steps: int,
-        layers: int,
-        tokens: int,
-        chosen: Iterable[Place],
-        *,
-        at_steps: Iterable[Place] = (0,),
-        receivers: Sequence[bool] = (True, False),
-    ) -> "Swap":
-        """Return a swap after the chosen layers, from a donor in world 1 to the run in world 0."""
-        here = np.outer(choose(steps, at_steps, "step"), choose(layers, chosen, "layer"))
-        return cls(jnp.asarray(np.stack([here & to for to in receivers])), jnp.ones(tokens, bool))
-
-    def made_for(self) -> Sizes:
-        mask = counted(self.mask, "worlds", "steps", "layers")
-        return (*mask, *counted(self.tokens, "tokens"))
-
-    def check(self, sizes: Mapping[str, int]) -> None:
-        del sizes
-        check_mask(self, self.tokens)
-
-    def changes(self, world: int = 0) -> list[Change]:
-        return Change.at("tokens of another run", "layer", self.mask[world])
-
-    def on_block(self, site: Site, tokens: Tokens) -> tuple[Tokens, tuple[()]]:
-        worlds = self.mask.shape[0]
-        receivers = self.mask[:, site.step, site.layer]
-
-        def exchange(tokens: Tokens) -> Tokens:
-            ring = [(i, (i + 1) % worlds) for i in range(worlds)]
-            other = jax.lax.ppermute(tokens, "world", ring)
-            here = receivers[jax.lax.axis_index("world")]
-            return jnp.where((here & self.tokens)[:, None], other, tokens)
-
-        return jax.lax.cond(receivers.any(), exchange, unchanged, tokens), ()
 
 
 class TokenEnergy(Probe):

@@ -24,7 +24,7 @@ from jcos.experiments.sweeps import sweep
 from jcos.lab import results
 from jcos.lab.results import of_kind
 from jcos.lab.tasks import TASKS
-from jcos.sampling.probes import Swap as SwapProbe
+from jcos.sampling.inside import Swap as SwapProbe
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 

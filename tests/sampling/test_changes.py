@@ -10,9 +10,9 @@ import pytest
 from jaxtyping import Array
 
 import jcos
-from jcos.sampling.inside import KnockOut, Patch, Steer
+from jcos.sampling.inside import KnockOut, Patch, Steer, Swap
 from jcos.sampling.probe import Change
-from jcos.sampling.probes import EstimateEnsemble, InWorlds, Noise, Probe, SeedEnsemble, Swap, chain
+from jcos.sampling.probes import EstimateEnsemble, InWorlds, Noise, Probe, SeedEnsemble, chain
 from tests.models import CONFIG
 
 STEPS, FRAMES, LAYERS = 10, 4, 6
@@ -41,7 +41,7 @@ LAYER = {
         SeedEnsemble.window(STEPS, LAYERS, [0, 1], [4]),
         cells([0, 1], [4]),
     ),
-    "tokens of another run after layer 3 at step 0": (
+    "tokens taken from another run after layer 3 at step 0": (
         Swap.at_layers(STEPS, LAYERS, 20, [3]),
         {(0, 3)},
     ),

@@ -15,8 +15,8 @@ from jcos.generation import generate
 from jcos.loop import Runs
 from jcos.sampling import trajectory
 from jcos.sampling.checks import check_probe
-from jcos.sampling.inside import Capture
-from jcos.sampling.probes import InWorlds, Noise, Probe, SeedEnsemble, Swap, TokenEnergy, chain
+from jcos.sampling.inside import Capture, Swap
+from jcos.sampling.probes import InWorlds, Noise, Probe, SeedEnsemble, TokenEnergy, chain
 from jcos.wan import Wan
 from jcos.weights.checkpoint import abstract_model
 from tests.models import CONFIG, FRAMES, LAYERS, STEPS, TOKENS, frame

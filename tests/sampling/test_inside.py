@@ -11,9 +11,9 @@ import pytest
 from jcos.generation import generate
 from jcos.model.dit import DiT
 from jcos.sampling import trajectory
-from jcos.sampling.inside import Capture, KnockOut, Patch, Steer, difference, until
+from jcos.sampling.inside import Capture, KnockOut, Patch, Steer, Swap, difference, until
 from jcos.sampling.probe import Probe
-from jcos.sampling.probes import Noise, Swap, TokenEnergy, chain
+from jcos.sampling.probes import Noise, TokenEnergy, chain
 from jcos.sampling.trace import Trace
 from jcos.wan import Wan
 from tests.models import CONFIG, FRAMES, LAYERS, STEPS, TOKENS, at, close, frame, randomised

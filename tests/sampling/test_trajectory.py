@@ -12,14 +12,13 @@ from jcos.config import Sampling
 from jcos.generation import generate, generate_worlds
 from jcos.loop import seed_keys, steps
 from jcos.sampling import flow, trajectory
-from jcos.sampling.inside import Capture
+from jcos.sampling.inside import Capture, Swap
 from jcos.sampling.probes import (
     EstimateEnsemble,
     InWorlds,
     Noise,
     Probe,
     SeedEnsemble,
-    Swap,
     TokenEnergy,
     chain,
 )
