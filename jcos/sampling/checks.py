@@ -122,27 +122,6 @@ def by_seed(probe: Probe) -> str:
     return ""
 
 
-def difference(a: Any, b: Any, name: str = "") -> str:
-    """Return in words the first difference of two pytrees that is not in their arrays."""
-    if type(a) is not type(b):
-        kinds = ("None" if v is None else f"{type(v).__name__}" for v in (a, b))
-        return "{} is {} here and {} there".format(name or "one", *kinds)
-    if dataclasses.is_dataclass(a):
-        for field in dataclasses.fields(a):
-            one, other = getattr(a, field.name), getattr(b, field.name)
-            where = f"{type(a).__name__}.{field.name}"
-            if not field.metadata.get("pytree_node", True):
-                if one != other:
-                    return f"{where} is {one!r:.60} here and {other!r:.60} there"
-            elif jax.tree.structure(one) != jax.tree.structure(other):
-                return difference(one, other, where)
-    if isinstance(a, tuple | list) and len(a) == len(b):
-        for one, other in zip(a, b, strict=True):
-            if jax.tree.structure(one) != jax.tree.structure(other):
-                return difference(one, other, name)
-    return f"{name or type(a).__name__} differs in more than arrays"
-
-
 # ---- numbers in fields
 
 _swept: ContextVar[Mapping[int, Any]] = ContextVar("_swept")

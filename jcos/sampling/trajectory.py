@@ -19,7 +19,7 @@ from jcos.devices import memory, mesh, sharding
 from jcos.model.attention import side_by_side
 from jcos.model.dit import DiT
 from jcos.model.layers import rounded
-from jcos.sampling.checks import check_probe, difference, swept
+from jcos.sampling.checks import check_probe, swept
 from jcos.sampling.flow import (
     Plan,
     SolverState,
@@ -391,10 +391,12 @@ def tree_stack(values: Sequence[T]) -> T:
     if len(grids) > 1:
         sizes = ", ".join("×".join(map(str, grid)) for grid in sorted(grids))
         raise ValueError(f"conditions have latents of {sizes} cells; stack those of one size")
-    for value in values[1:]:
-        if jax.tree.structure(value) != jax.tree.structure(values[0]):
-            what = difference(values[0], value)
-            raise ValueError(f"what is stacked shares one program, but {what}: stack these apart")
+    if any(jax.tree.structure(value) != jax.tree.structure(values[0]) for value in values):
+        kinds = ", ".join(sorted({type(value).__name__ for value in values}))
+        raise ValueError(
+            f"what is stacked shares one program; these ({kinds}) differ in kind, in a static "
+            "field or in which fields are None: stack them apart"
+        )
     return jax.tree.map(lambda *a: jnp.stack(a), *values)
 
 

@@ -184,24 +184,19 @@ def test_a_stored_trace_of_another_kind_of_run_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "words"),
+    "other",
     [
-        ({}, {"by": "mean"}, "KnockOut.by is 'zero' here and 'mean' there"),
-        ({"tokens": jnp.ones(TOKENS, bool)}, {}, "KnockOut.tokens is .* here and None there"),
+        KnockOut.at(CONFIG, "heads", [], by="mean"),
+        KnockOut.at(CONFIG, "heads", [], tokens=jnp.ones(TOKENS, bool)),
+        Steer.at(CONFIG, jnp.ones(DIM), [0]),
     ],
 )
-def test_probes_of_two_programs_are_not_stacked(one: Any, other: Any, words: str) -> None:
-    heads, steer = (
-        [KnockOut.at(CONFIG, "heads", [], **options) for options in (one, other)],
-        [KnockOut.at(CONFIG, "heads", []), Steer.at(CONFIG, jnp.ones(DIM), [0])],
-    )
-    with pytest.raises(ValueError, match=words):
-        trajectory.tree_stack(heads)
-    with pytest.raises(ValueError, match=words) as error:
-        trajectory.tree_stack([chain(TokenEnergy(), probe) for probe in heads])
-    assert len(str(error.value)) < 250
-    with pytest.raises(ValueError, match="one is KnockOut here and Steer there"):
-        trajectory.tree_stack(steer)
+def test_probes_of_two_programs_are_not_stacked(other: Any) -> None:
+    heads = KnockOut.at(CONFIG, "heads", [])
+    with pytest.raises(ValueError, match="KnockOut"):
+        trajectory.tree_stack([heads, other])
+    with pytest.raises(ValueError, match="Chain"):
+        trajectory.tree_stack([chain(TokenEnergy(), probe) for probe in (heads, other)])
 
 
 def test_numbers_of_tokens_are_an_array_or_a_sequence(model: Wan, condition) -> None:
