@@ -7,14 +7,11 @@ made of (`variants.BASES`).
 
 import os
 import re
-import shutil
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from jcos.files import any_path, check_there, is_remote, shown
+from jcos.files import any_path, check_room, check_there, is_remote, shown
 from jcos.variants import BASES
 
 _NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
@@ -149,7 +146,7 @@ def _download(
     cache: Path | None = None,
 ) -> Path:
     """The snapshot of a repository with the files of some patterns, downloaded as far as they are
-    not in the cache, after a line that says how much that is."""
+    not in the cache; OSError where its disk does not take them."""
     name = f"{repo}@{revision}" if revision else repo
     try:
         import huggingface_hub as hub
@@ -163,14 +160,15 @@ def _download(
     cache = cache or Path(constants.HF_HUB_CACHE)
     choice = {"allow_patterns": list(patterns), "ignore_patterns": list(_NOT_NEEDED)}
     place = {"revision": revision, "cache_dir": cache, **choice}
-    logging.set_verbosity_error()  # what happens is said here
+    logging.set_verbosity_error()  # but for its progress
     try:
         try:
             files = hub.snapshot_download(repo, dry_run=True, **place)
         except errors.DryRunError:  # the hub does not answer so: what is cached may be all
             files = None
         else:
-            _announce(name, [file for file in files if file.will_download], cache)
+            if size := sum(file.file_size or 0 for file in files if file.will_download):
+                check_room(cache, more=size)
         found = Path(hub.snapshot_download(repo, **place))
     except errors.GatedRepoError:
         raise ValueError(f"{name} asks for consent on Hugging Face: `hf auth login`") from None
@@ -178,9 +176,9 @@ def _download(
         raise ValueError(f"{repo} on Hugging Face has no revision {revision}") from None
     except errors.RepositoryNotFoundError:
         raise ValueError(f"there is no folder {name}, and Hugging Face has no such model") from None
-    except NoRoom as error:
-        raise ValueError(str(error)) from None
-    except Exception as error:  # noqa: BLE001 (each of its HTTP libraries has errors of its own)
+    except Exception as error:  # each of its HTTP libraries has errors of its own
+        if type(error) in (OSError, ValueError):  # of the disk
+            raise
         include = "" if patterns is FILES else " --include " + " ".join(f'"{p}"' for p in patterns)
         at = f" --revision {revision}" if revision else ""
         raise ValueError(
@@ -192,21 +190,3 @@ def _download(
     elif not files:
         raise ValueError(f"{name} on Hugging Face has no files of a model that jcos reads")
     return found
-
-
-class NoRoom(Exception):
-    """The disk is too small; the message says so."""
-
-
-def _announce(name: str, missing: Sequence[Any], cache: Path) -> None:
-    """Say how much is about to be downloaded; NoRoom where the disk does not take it."""
-    size = sum(file.file_size for file in missing)
-    free = shutil.disk_usage(next(p for p in (cache, *cache.parents) if p.exists())).free
-    if size > free:
-        raise NoRoom(
-            f"{name} takes {size / 1e9:.1f} GB more, {shown(cache)} has {free / 1e9:.1f} GB free; "
-            "set HF_HUB_CACHE to a larger disk"
-        )
-    if missing:
-        what = f"{len(missing)} files of {name}, {size / 1e9:.2f} GB"
-        print(f"Downloading {what}, into {cache}", file=sys.stderr)
