@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jcos.sampling.interventions import places
 from jcos.sampling.probe import Heads, Probe, Site
 from jcos.sampling.probes import whole
 
@@ -127,10 +126,3 @@ class AttentionMass(Probe):
             "mass": jnp.einsum("gc,chr->hgr", share, mass),
             "entropy": jnp.einsum("gc,ch->hg", share, entropy),
         }
-
-
-def region_of(grid: tuple[int, int, int], frames: Iterable[int]) -> Bool[np.ndarray, " N"]:
-    """Return the mask of the tokens of some latent frames. grid: of tokens. Raises IndexError for a
-    frame that is not there."""
-    chosen = np.isin(np.arange(grid[0]), places(list(frames), grid[0], "frame"))
-    return np.repeat(chosen, grid[1] * grid[2])
