@@ -183,11 +183,19 @@ def read_text(path: Path) -> str:
     return text
 
 
+def json_object(path: Path, what: str = "JSON object") -> dict[str, Any]:
+    """Return the JSON object in a file, ValueError where it holds none; what: for the message."""
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        if isinstance(found, dict):
+            return found
+    raise ValueError(f"{path} is damaged, or no {what}")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return a JSON object; an empty one where there is no such file, or one of another kind."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-        return found if isinstance(found, dict) else {}
+    with contextlib.suppress(OSError, ValueError):
+        return json_object(path)
     return {}
 
 

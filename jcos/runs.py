@@ -62,15 +62,9 @@ def read(file: Path, kind: str | None = None) -> dict[str, Any] | None:
     Raises ValueError where it cannot be read, or is not of this kind (one of `KINDS`).
     """
     try:
-        found = json.loads(file.read_bytes())
-        if not isinstance(found, dict):
-            raise ValueError
+        found = files.json_object(file, "manifest of jcos; choose another folder, or remove it")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, RecursionError):
-        raise ValueError(
-            f"{file} is damaged, or no manifest of jcos; choose another folder, or remove it"
-        ) from None
     sampled = kind == "planes" and "puzzles" in found  # their pictures are planes, too
     if kind is not None and (kind not in found or sampled):
         raise ValueError(f"{file} is of something else{_maker(found)}; choose another folder")

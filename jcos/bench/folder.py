@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import av
 
-from jcos.files import any_path, check_file, fetched, read_json, read_text, visible
+from jcos.files import any_path, check_file, fetched, json_object, read_text, visible
 from jcos.lab.tasks import TASKS
 from jcos.media.image import read_picture
 
@@ -162,8 +162,8 @@ def read_bench(root: Path, per_task: int | None = None, benchmark: str = "vbvr")
 
 def _read(name: str, folder: Path, *, metadata: bool = False) -> Sample:
     """Raises ValueError or OSError where a file is missing, damaged or empty."""
-    if metadata and not read_json(folder / "metadata.json"):
-        raise ValueError(f"{folder / 'metadata.json'} holds no JSON object, which is scored by")
+    if metadata:
+        json_object(folder / "metadata.json")
     prompt = read_text(folder / "prompt.txt").strip()
     if not prompt:
         raise ValueError(f"the prompt {folder / 'prompt.txt'} is empty")

@@ -4,13 +4,12 @@ The original's has an expert's shards beside its `config.json` (two folders of t
 VAE and text encoder as `.pth`. That of diffusers has a folder for every part, ComfyUI's a file.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jcos.files import visible
+from jcos.files import json_object, visible
 from jcos.weights import hub, single
 from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.names import ANCHORS, without_prefix
@@ -182,11 +181,9 @@ def read_json(path: Path, faults: list[str]) -> dict[str, Any]:
     """Return a file's JSON object; an empty one, and a phrase in `faults`, where it has none."""
     try:
         check_fetched(path)
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except CheckpointError as error:
-        faults.append(str(error))
+        return json_object(path)
     except FileNotFoundError:
         faults.append(f"{path} is missing")
-    except (ValueError, TypeError):
-        faults.append(f"{path} is damaged: it holds no JSON object")
+    except ValueError as error:
+        faults.append(str(error))
     return {}

@@ -62,8 +62,10 @@ def test_a_sample_needs_what_the_scorer_reads(samples: Bench) -> None:
     for content in ("[]", "no json"):
         about.write_text(content)
         (fault,) = read_bench(samples.root, benchmark="vbvr-pro").faults.values()
-        assert "metadata.json holds no JSON object" in fault
+        assert "metadata.json is damaged" in fault
     assert not read_bench(samples.root).faults
+    about.write_text("{}")  # an empty one is an object
+    assert not read_bench(samples.root, benchmark="vbvr-pro").faults
     with pytest.raises(ValueError, match="there are vbvr, vbvr-pro"):
         read_bench(samples.root, benchmark="pro")
 
