@@ -13,13 +13,17 @@ import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 
 from jcos.config import WanConfig
+from jcos.devices import memory
 from jcos.model.dit import DiT
 from jcos.weights import peft, spelling
 from jcos.weights.checkpoint import CheckpointError, abstract_model
@@ -323,30 +327,20 @@ def _added(
     shapes: Mapping[str, tuple[int, ...]],
     changes: Mapping[str, Sequence[Change]],
 ) -> jax.Array:
-    """The array with what is added to its layers, one after the other."""
-    shape, sharding = array.shape, array.sharding
-
-    def key(index: tuple[slice, ...]) -> tuple[Any, ...]:
-        return tuple(part.indices(size) for part, size in zip(index, shape, strict=True))
-
-    indices = {key(shard.index): shard.index for shard in array.addressable_shards}
-    pieces = {key(shard.index): shard.data for shard in array.addressable_shards}
-    pieces = {where: np.array(piece) for where, piece in pieces.items()}
-    array.delete()
+    """The array with what is added to its layers, one after the other, in place; of weights that
+    wait in host memory on the device, and then back."""
+    before, where = array, array.sharding
+    array = memory.on_device(array)
+    if array is not before:
+        before.delete()
     for i, (name, change) in enumerate(leaf.sources):
-        if not changes[name]:
-            continue
-        more = change(np.sum([c(shapes[name]) for c in changes[name]], 0))
-        for where, piece in pieces.items():
-            index, layer = indices[where], piece
-            if leaf.stacked:
-                first, end, _ = where[0]
-                if not first <= i < end:
-                    continue
-                index, layer = index[1:], piece[i - first]
-            layer[...] = (layer.astype(np.float32) + more[index]).astype(layer.dtype)
+        if changes[name]:
+            more = change(np.sum([c(shapes[name]) for c in changes[name]], 0))
+            array = _plus(array, i if leaf.stacked else (), more, array.sharding)
+    return jax.device_put(array, where)
 
-    def at(index: Any) -> Any:
-        return pieces[key(index)]
 
-    return jax.make_array_from_callback(shape, sharding, at)
+@partial(jax.jit, static_argnames="where", donate_argnames="array")
+def _plus(array: jax.Array, index: Any, more: jax.Array, where: Sharding) -> jax.Array:
+    layer = (array[index].astype(jnp.float32) + more).astype(array.dtype)
+    return jax.lax.with_sharding_constraint(array.at[index].set(layer), where)
