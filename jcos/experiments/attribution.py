@@ -106,7 +106,7 @@ class Attribution(Experiment):
         places: Sequence[str],
         hows: Sequence[str],
     ) -> dict[Any, Float[np.ndarray, "P K S L U"]]:
-        """Return effects by place and how they are found, queries times a factor."""
+        """Return effects by place and by `HOWS`, queries times a factor."""
         what = "patching" if factor == 1 else f"patching, queries × {factor:g}"
         here, number, rows = sharpened(model, factor), len(conditions.context), []
         for i in range(number):
@@ -132,22 +132,22 @@ class Attribution(Experiment):
         every = range(sampling.steps), range(dit.layers)
         units = {place: (range(dit.heads),) if place in BY_HEAD else () for place in places}
         cells = [Cell(p, *at) for p, heads in units.items() for at in product(*every, *heads)]
-        own, other = (jax.tree.map(lambda a, w=w: a[w], pair) for w in (0, 1))
+        run, donor = (jax.tree.map(lambda a, w=w: a[w], pair) for w in (0, 1))
         rows: dict[Any, list[Any]] = {}
         for seed in seeds:
-            ends = [generate(model, c, [seed], sampling=sampling).latents[0] for c in (own, other)]
+            ends = [generate(model, c, [seed], sampling=sampling).latents[0] for c in (run, donor)]
             apart = ends[1] - ends[0]
             metric = Partial(along, ends[0], apart / jnp.maximum(jnp.sum(apart**2), 1e-12))
-            how: dict[str, Any] = {"other": other, "seeds": [seed], "sampling": sampling}
+            how: dict[str, Any] = {"other": donor, "seeds": [seed], "sampling": sampling}
             at_once = self.chunk or 24
-            exact = np.asarray(patch_effects(model, own, metric, cells, chunk=at_once, **how))[0]
+            exact = np.asarray(patch_effects(model, run, metric, cells, chunk=at_once, **how))[0]
             for place in places:
                 here = exact[[cell.place == place for cell in cells]]
                 here = here.reshape(sampling.steps, dit.layers, -1)
                 rows.setdefault((place, EXACT), []).append(here)
             for through in hows[1:]:
-                found = attribute(model, own, metric, places, through=through, **how)
-                for place, values in found.items():
+                estimates = attribute(model, run, metric, places, through=through, **how)
+                for place, values in estimates.items():
                     one = np.asarray(values)[0]
                     one = one if place in BY_HEAD else one.sum(-1, keepdims=True)
                     rows.setdefault((place, through), []).append(one)
@@ -209,7 +209,7 @@ def agreement(
 def agreements(effects: dict[Any, Any], other: Int[np.ndarray, " P"]) -> dict[str, Any]:
     """Return how well `ESTIMATES` agree with exact patches, by place. other: the pair that each is
     compared with."""
-    found = []
+    rows = []
     for how in ESTIMATES:
         row = []
         for place in PLACES:
@@ -217,8 +217,8 @@ def agreements(effects: dict[Any, Any], other: Int[np.ndarray, " P"]) -> dict[st
             estimate = effects[place, key]
             estimate = estimate[other] if how == ESTIMATES[2] else estimate
             row.append(agreement(estimate, effects[place, EXACT]))
-        found.append(row)
-    values = np.moveaxis(np.array(found), 2, 0)  # [kind, estimate, place, P, K]
+        rows.append(row)
+    values = np.moveaxis(np.array(rows), 2, 0)  # [kind, estimate, place, P, K]
     return {
         name: measure("estimate place pair seed", values[j], title, **about)
         for j, (name, title, about) in enumerate(KINDS)
