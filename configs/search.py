@@ -2,8 +2,8 @@
 
     jcos run configs/search.py
 
-About 70,000 passes through the small model (59,000 took 614 s on 2 × x86_64 CPU, 2026-11-29), and
-replays. Shorter: --set puzzles=128 --set training=32 --set drawn=8.
+With --set drawn=512 --set few=32, as in docs/search.md, 2,722 s on one of two x86_64 cores
+(2026-12-01). Shorter: --set puzzles=128 --set training=32 --set drawn=8.
 
 Other tasks: --set tasks=tictactoe-block,bounce-hard; mazes with several routes: --set tasks=maze
 --set several=true; larger mazes: --set tasks=maze9. Up to 800 forwards: --set few=32.

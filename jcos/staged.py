@@ -318,7 +318,8 @@ def _check_search(
     """Return how a search samples, and whether it needs the VAE. Raises ValueError, in one
     sentence, where it does not suit the model or the options."""
     from jcos.lab.judges import standard
-    from jcos.lab.methods import check, sampling_of
+    from jcos.lab.methods import sampling_of
+    from jcos.lab.refusals import check
     from jcos.lab.search import needs_vae
 
     if jax.process_count() > 1:

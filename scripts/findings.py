@@ -1,7 +1,8 @@
-"""Make the pages of findings: words from docs/findings*.in.md, numbers from results of `jcos run`.
+"""Make pages with numbers: words from docs/*.in.md, numbers from results of `jcos run`.
 
     make -j2 paper paper-ensemble_large
     python scripts/findings.py --results out/paper
+    python scripts/findings.py search  # one page alone
 
 The words are a jinja2 template. `{{ steps("maze", "solved", "step 49") }}` is the line of
 out/paper/steps/table.csv with that task, measure and case: its value with the 95 % interval. `n=1`
@@ -19,6 +20,7 @@ from typing import Any
 import jinja2
 
 from jcos.files import local_path, visible
+from jcos.lab.results import load
 from tables import options
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -30,7 +32,7 @@ class Results:
     """A folder of `jcos run`: its manifest as attributes, the lines of its table when called."""
 
     def __init__(self, folder: Path):
-        self.name = folder.name
+        self.name, self._folder = folder.name, folder
         self._manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         with (folder / "table.csv").open(newline="", encoding="utf-8") as file:
             self._lines = {tuple(line[k] for k in KEY): line for line in csv.DictReader(file)}
@@ -40,6 +42,11 @@ class Results:
             return self._manifest[name]
         except KeyError:
             raise AttributeError(f"{self.name} has no {name} in its manifest") from None
+
+    @property
+    def settings(self) -> Any:
+        """Return what a search does, by task and case."""
+        return json.loads(load(self._folder / "results.nc").attrs["settings"])
 
     def __call__(self, *key: str, column: str = "", n: bool = False) -> str:
         """Return a cell in words. Raises ValueError for a line that the table does not have."""
@@ -82,15 +89,15 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--results", type=local_path, default=Path("out/paper"))
     parser.add_argument("--docs", type=local_path, default=DOCS, help="folder of the page")
+    parser.add_argument("pages", nargs="*", default=["*"], help="which pages, by name; all else")
     arguments = parser.parse_args()
     try:
-        words = sorted(arguments.docs.glob("findings*.in.md"))
+        words = sorted(p for name in arguments.pages for p in arguments.docs.glob(f"{name}.in.md"))
         if not words:
-            raise ValueError(f"{arguments.docs} has no findings*.in.md, the words of the pages")
+            raise ValueError(f"{arguments.docs} has no such page: no .in.md, the words of one")
         pages = {path: fill(path, arguments.results) for path in words}
         pictures = arguments.docs / "findings"
-        shutil.rmtree(pictures, ignore_errors=True)
-        pictures.mkdir()
+        pictures.mkdir(exist_ok=True)
         for name, figure in FIGURE.findall("".join(pages.values())):
             source = arguments.results / name / "figures" / f"{figure}.svg"
             shutil.copyfile(source, pictures / f"{name}-{figure}.svg")

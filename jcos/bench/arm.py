@@ -16,7 +16,8 @@ from jcos.experiments.experiment import Settings
 from jcos.experiments.settings import names_in
 from jcos.files import check_folder, local_path
 from jcos.lab.judges import standard
-from jcos.lab.methods import Method, check, sampling_of
+from jcos.lab.methods import Method, sampling_of
+from jcos.lab.refusals import check
 from jcos.media import image
 from jcos.sampling.interventions import Interventions, Place, places
 from jcos.sampling.noise import noise_from_file

@@ -48,7 +48,6 @@ from jcos.lab.methods import Row as Row
 from jcos.lab.methods import best_of as best_of
 from jcos.lab.methods import calibrated as calibrated
 from jcos.lab.methods import chain_clips as chain_clips
-from jcos.lab.methods import check as check
 from jcos.lab.methods import early_failure as early_failure
 from jcos.lab.methods import epbs as epbs
 from jcos.lab.methods import evosearch as evosearch
@@ -64,6 +63,7 @@ from jcos.lab.outcome import Result as Result
 from jcos.lab.outcome import video as video
 from jcos.lab.population import Search
 from jcos.lab.population import replay as replay
+from jcos.lab.refusals import check as check
 from jcos.model.vae import Tiles
 from jcos.sampling import flow
 from jcos.sampling.checks import check_order

@@ -23,7 +23,6 @@ from jcos.lab.methods import (
     best_of,
     calibrated,
     chain_clips,
-    check,
     early_failure,
     epbs,
     evosearch,
@@ -34,6 +33,7 @@ from jcos.lab.methods import (
     tbs,
 )
 from jcos.lab.population import Population, replay
+from jcos.lab.refusals import check
 from jcos.lab.search import run, video
 from jcos.lab.tasks import TASKS
 from jcos.loop import _advance, steps

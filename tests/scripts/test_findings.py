@@ -61,7 +61,7 @@ def test_a_folder_without_words_is_left_alone(results: Path, tmp_path: Path) -> 
     mine.touch()
     ended = run(results, tmp_path / "docs", "")
     assert ended.returncode == 2
-    assert "has no findings*.in.md" in ended.stderr
+    assert "no .in.md" in ended.stderr
     assert mine.exists()
 
 
@@ -82,8 +82,10 @@ def test_a_mark_without_a_number_is_refused(results: Path, tmp_path: Path, mark:
     assert not (docs / "findings.md").exists()
 
 
-@pytest.mark.parametrize("name", ["findings", "findings-beyond"])
-def test_a_page_is_its_words_with_numbers(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "most"), [("findings", 150), ("findings-beyond", 150), ("search", 260)]
+)
+def test_a_page_is_its_words_with_numbers(name: str, most: int) -> None:
     """Nobody edits a page itself: around its numbers stand the words of `….in.md`."""
     words = (ROOT / "docs" / f"{name}.in.md").read_text()
     page = (ROOT / "docs" / f"{name}.md").read_text()
@@ -91,5 +93,5 @@ def test_a_page_is_its_words_with_numbers(name: str) -> None:
     lines = iter(page.splitlines())
     assert all(line in lines for line in plain if line)  # in their order
     assert not re.search(r"\{[{%]", page)
-    assert len(page.splitlines()) <= 150
+    assert len(page.splitlines()) <= most
     assert all((ROOT / "docs" / p).is_file() for p in re.findall(r"\((findings/[^)]+)\)", page))
