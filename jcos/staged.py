@@ -37,7 +37,7 @@ from jcos.sampling.noise import noise_from_file, seed_numbers
 from jcos.sampling.probe import Probe
 from jcos.sampling.trace import OUTLINE, described, model_digest
 from jcos.sampling.trajectory import Condition, abstract_condition
-from jcos.variants import Profile, at_size, with_preset
+from jcos.variants import VARIANTS, Profile, at_size, variant_of, with_preset, with_profile
 from jcos.wan import Wan
 from jcos.weights import hub
 from jcos.weights import lora as lora_files
@@ -122,20 +122,24 @@ def run(
     Raises ValueError, IndexError or OSError, before weights are read, where this cannot be run, its
     files cannot be written, or `out` holds another run.
     """
-    folder, out = hub.find(folder), any_path(out)
+    out, sizes = any_path(out), {} if devices is None else devices.shape
+    if sizes.get(mesh.WORLD, 1) > 1:
+        raise ValueError(f"a mesh of world={sizes[mesh.WORLD]} for one prompt: spread over seed")
+    sampling, loras = with_preset(preset, sampling), parse_all(lora)
+    released = variant_of(str(folder)) if hub.is_name(folder) else None
+    if released is not None:  # what it cannot do is refused before it is downloaded
+        config = with_profile(VARIANTS[released](), profile or "official")
+        places(x0, config.sampling_with(**sampling).steps, "step")
+        wan.check_picture(config, picture is not None)
+    folder = hub.find(folder)
     config = wan.read_config(folder, profile)
     size = size or (config.clip.height, config.clip.width)
     config = at_size(config, profile, *size)
-    sampling = with_preset(preset, sampling)
     config = dataclasses.replace(config, sampling=config.sampling_with(**sampling))
-    loras = parse_all(lora)
     changed = lora_files.read(config, loras)
     steps, fps = config.sampling.steps, config.clip.fps
     if search is not None:
         steps = search.steps or steps
-    sizes = {} if devices is None else devices.shape
-    if sizes.get(mesh.WORLD, 1) > 1:
-        raise ValueError(f"a mesh of world={sizes[mesh.WORLD]} for one prompt: spread over seed")
     seeds, x0 = seed_numbers(seeds), [places([step], steps, "step")[0] for step in x0]
     count = len(seeds) if search is None else search.seeds
     wan.check_mesh(sizes, config, count, together)

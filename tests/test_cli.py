@@ -22,7 +22,7 @@ from jcos.experiments.sweeps import held_out
 from jcos.generation import generate
 from jcos.lab import tasks
 from jcos.report.reading import read
-from jcos.weights import checkpoint
+from jcos.weights import checkpoint, hub
 from tests.conftest import ROOT, Refused, parameter_count
 
 
@@ -251,6 +251,27 @@ def test_wrong_input_is_one_sentence(arguments: tuple, says: str, tmp_path, refu
     out = tmp_path / "nothing"
     assert says in refused(*arguments, "--out", out)
     assert not out.exists()
+
+
+RELEASE = "Wan-AI/Wan2.2-I2V-A14B"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("generate", RELEASE, "--prompt", "x", "--join"), "--mesh"),
+        (("generate", RELEASE, "--prompt", "x", "--mesh", "context:4"), "context:4"),
+        (("generate", RELEASE, "--prompt", "x", "--steps", 0), "steps is 0"),
+        (("generate", RELEASE, "--prompt", "x"), "first frame"),
+        (("run", "steps", "--checkpoint", RELEASE, "--mesh", "time=1"), "'time'"),
+    ],
+)
+def test_nothing_is_downloaded_for_a_run_that_cannot_be(
+    arguments: tuple, says: str, tmp_path, refused, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "_download", None)
+    assert says in refused(*arguments, "--out", tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -290,6 +290,13 @@ def test_one_gpu_by_calculation(planned) -> None:
     assert 57.2e9 < option["total_bytes"] < 139 * GIB
 
 
+def test_a_distilled_model_is_planned_with_its_preset(planned) -> None:
+    model = ("--model", "wan2.2-i2v-a14b", "--size", "832x480", "--topology", "gpu:h200:1")
+    _, plan = planned(*model, "--preset", "lightning-4")
+    assert plan["steps"] == 4
+    assert plan["step_flops"] == pytest.approx(1678e12, rel=2e-3)  # of one pass
+
+
 def test_experts_that_do_not_fit_together_come_in_turns(planned) -> None:
     model = ("--model", "wan2.2-i2v-a14b", "--size", "1280x720", "--frames", "81")
     printed, plan = planned(*model, "--topology", "gpu:h100:1")

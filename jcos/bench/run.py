@@ -29,6 +29,7 @@ from jcos.media.formats import check_mp4, write_mp4
 from jcos.runs import made
 from jcos.sampling.trajectory import Condition
 from jcos.staged import Progress, silent
+from jcos.weights import hub
 from jcos.weights import lora as lora_files
 from jcos.weights.checkpoint import identify
 
@@ -113,9 +114,11 @@ def run(
     """
     sizes = cluster.sizes if cluster else work.mesh.shape if work.mesh else {}
     check_room(out)
+    check_mesh(sizes)
+    checkpoint = hub.find(checkpoint)
     configs = {n: arm.of(wan.read_config(checkpoint, arm.profile)) for n, arm in arms.items()}
     for config in configs.values():
-        check_mesh(sizes, config)
+        wan.check_mesh(sizes, config)
     settings = {n: settings_of(arm, configs[n], checkpoint, bench) for n, arm in arms.items()}
     for name in arms:
         Folder(out / name).settle(settings[name], made(command, sizes))
@@ -143,8 +146,8 @@ def run(
     return done
 
 
-def check_mesh(sizes: Mapping[str, int], config: WanConfig) -> None:
-    """Raise ValueError where a sample cannot be spread over a mesh of these sizes."""
+def check_mesh(sizes: Mapping[str, int]) -> None:
+    """Raise ValueError where a sample would leave devices of a mesh of these sizes idle."""
     for axis in (mesh.WORLD, mesh.SEED):
         if (size := sizes.get(axis, 1)) > 1:
             raise ValueError(
@@ -152,7 +155,6 @@ def check_mesh(sizes: Mapping[str, int], config: WanConfig) -> None:
                 "each device a --shard of the samples, or spread a sample over branch, context or "
                 "fsdp"
             )
-    wan.check_mesh(sizes, config)
 
 
 @dataclasses.dataclass

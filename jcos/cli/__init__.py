@@ -1,7 +1,6 @@
 """The `jcos` command. Thin: a command is its options and one call of the library, whose errors here
 become one sentence. Help and mistakes import nothing that takes long."""
 
-import dataclasses
 import io
 import sys
 import warnings
@@ -14,7 +13,6 @@ import tyro
 
 from jcos.cli import bench, generate, pages, plan, run, small
 from jcos.cli.paths import parse, refuse
-from jcos.weights import hub
 
 FAILURES = (ValueError, IndexError, FloatingPointError, MemoryError, OSError)
 """What a wrong input or a full disk raises; anything else is a bug and shows its traceback."""
@@ -53,9 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         programs.keep_in_cache()
         with warnings.catch_warnings():
             warnings.showwarning = partial(_note, warnings.showwarning)
-            if hasattr(command, "checkpoint"):
-                folder = hub.find(command.checkpoint)  # downloaded if it is a name
-                command = dataclasses.replace(command, checkpoint=folder)
             command.run()
     except BrokenPipeError:
         raise

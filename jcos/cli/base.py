@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from jcos.cli.paths import AnyOutFolder, Model
-from jcos.variants import Profile
+from jcos.config import Solver
+from jcos.variants import Profile, with_preset
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,6 +73,32 @@ class Command:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """The options of how a released model is sampled."""
+
+    steps: Steps = None
+    shift: float | None = None
+    """Of the noise levels."""
+    guidance: tuple[float, ...] | None = None
+    """One scale, or one per expert, high noise first; 1 leaves the negative prompt out."""
+    sigmas: Sigmas = None
+    solver: Solver | None = None
+    """Brings its grid of noise levels, unless it is the profile's solver anyway. cps, sde, dance,
+    cpws and renoise add noise in every step (docs/search.md)."""
+    eta: float | None = None
+    """Size of that noise, 0 for none; cps takes up to 1."""
+    temperature: float | None = None
+    """Scale of the first noise, 1 by default."""
+    preset: str | None = None
+    """Schedule of a distilled model, where no option says otherwise: lightning-4 or lightning-8."""
+
+    def sampling(self) -> dict[str, Any]:
+        """Return what `WanConfig.sampling_with` takes: these options, else the preset's."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(Sampled)}
+        return with_preset(given.pop("preset"), given)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OnMesh:
     """The option of every command that can use many devices."""
 
@@ -90,6 +117,10 @@ class OnMesh:
     trace_profile: AnyOutFolder | None = None
     """Folder for a profile of a few steps (jax.profiler); docs/launch.md says how to open it."""
 
+    def check(self) -> None:
+        if self.join and self.mesh is None:
+            raise ValueError("--join needs --mesh: how the hosts' devices share the work")
+
     @contextlib.contextmanager
     def at_work(self) -> "Iterator[None]":
         """Join the other hosts, if there are any, watch the steps, and wait for them at the end."""
@@ -97,8 +128,6 @@ class OnMesh:
         from jcos.devices.watching import watched
 
         if self.join:
-            if self.mesh is None:
-                raise ValueError("--join needs --mesh: how the hosts' devices share the work")
             sharding.init_distributed()
         with watched(self.scalars, self.trace_profile):
             yield

@@ -73,6 +73,7 @@ class Run(OnMesh, Command):
     """Folder of embedded prompts; OUT/text by default."""
 
     def check(self) -> None:
+        super().check()
         parse_all(self.lora)
         self._parts()
         if self.ray and (self.join or self.shard is not None):

@@ -7,21 +7,17 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from jcos.cli.base import Command, Frames, Loras, OnMesh, ProfileName, Sigmas, Steps
+from jcos.cli.base import Command, Frames, Loras, OnMesh, ProfileName, Sampled
 from jcos.cli.paths import AnyCacheFolder, AnyInFile, AnyOutFolder, Model, OutFolder
-from jcos.config import Solver
 from jcos.sampling.interventions import Interventions
-from jcos.variants import with_preset
 from jcos.weights.loras import parse_all
 
 if TYPE_CHECKING:
     from jcos.lab.methods import Method
 
-SAMPLING = ("steps", "shift", "solver", "eta", "temperature", "guidance", "sigmas")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Generate(Interventions, OnMesh, Command):
+class Generate(Interventions, Sampled, OnMesh, Command):
     """Make videos with a Wan model: of a prompt, of a first frame, or of both.
 
     Writes OUT/seed-N.mp4, OUT/latents.safetensors (final latents and the clean estimates of --x0,
@@ -52,22 +48,7 @@ class Generate(Interventions, OnMesh, Command):
     size: str | None = None
     """WIDTHxHEIGHT in pixels; with an image its area, the shape is the picture's."""
     frames: Frames = None
-    steps: Steps = None
-    shift: float | None = None
-    """Of the noise levels."""
-    guidance: tuple[float, ...] | None = None
-    """One scale, or one per expert, high noise first; 1 leaves the negative prompt out."""
-    sigmas: Sigmas = None
-    solver: Solver | None = None
-    """Brings its grid of noise levels, unless it is the profile's solver anyway. cps, sde, dance,
-    cpws and renoise add noise in every step (docs/search.md)."""
-    eta: float | None = None
-    """Size of that noise, 0 for none; cps takes up to 1."""
-    temperature: float | None = None
-    """Scale of the first noise, 1 by default."""
     profile: ProfileName = None
-    preset: str | None = None
-    """Schedule of a distilled model, where no option says otherwise: lightning-4 or lightning-8."""
     lora: Loras = ()
     seeds: tuple[int, ...] = (0,)
     """One video per seed, side by side. With --search one number: how many begin, from seed 0; or
@@ -110,8 +91,9 @@ class Generate(Interventions, OnMesh, Command):
     out: AnyOutFolder = Path("out/generate")
 
     def check(self) -> None:
+        super().check()
         parse_all(self.lora)
-        with_preset(self.preset, {})
+        self.sampling()
         for name in ("judge", "search_at", "search_least"):
             if self.search is None and getattr(self, name) is not None:
                 raise ValueError(f"--{name.replace('_', '-')} belongs to a search; give --search")
@@ -128,7 +110,7 @@ class Generate(Interventions, OnMesh, Command):
         if self.programs is not None:
             programs.keep(self.programs)
         arguments = self.arguments(staged.run)
-        arguments["size"] = read_size(self.size)
+        arguments["size"], devices = read_size(self.size), self.devices()
         if self.search is not None:
             arguments["search"], arguments["seeds"] = self._method(self.search)
         with bar() as progress:
@@ -136,11 +118,10 @@ class Generate(Interventions, OnMesh, Command):
                 self.checkpoint,
                 picture=self.image,
                 probe=self,
-                devices=self.devices(),
+                devices=devices,
                 command=command_line(),
                 progress=progress,
-                **arguments,
-                **{name: getattr(self, name) for name in SAMPLING},
+                **(arguments | self.sampling()),
             )
         if sharding.is_first_host():
             page = make_page(self.out)
@@ -166,8 +147,7 @@ class Generate(Interventions, OnMesh, Command):
         if name == "calibrated":
             raise ValueError("calibrated needs a score after each step; use it from Python")
         config = wan.read_config(self.checkpoint, self.profile)
-        changes = {name: getattr(self, name) for name in SAMPLING}
-        sampling = config.sampling_with(**with_preset(self.preset, changes))
+        sampling = config.sampling_with(**self.sampling())
         judges = list(search.standard(config))
         at, least = self.search_at, self.search_least
         method = search.named(name, count, self.judge, judges, at=at, least=least)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from jcos.cli.base import Command, Frames, ProfileName, Steps
+from jcos.cli.base import Command, Frames, ProfileName, Sampled
 from jcos.cli.paths import OutFile
 from jcos.variants import VARIANTS, variant_of, with_profile
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan(Command):
+class Plan(Sampled, Command):
     """Whether a run fits a machine and how long it takes, before the machine is rented.
 
     Compiles the whole run (all steps, both experts, guidance, all seeds; weights as shapes) for
@@ -39,7 +39,6 @@ class Plan(Command):
     frames: Frames = None
     seeds: int = 1
     """How many videos are made side by side."""
-    steps: Steps = None
     profile: ProfileName = None
     mesh: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Try this mesh, like branch=2,context=8 (can be repeated); by default the most
@@ -105,7 +104,7 @@ class Plan(Command):
             config = VARIANTS[name]()
         if self.profile is not None:
             config = with_profile(config, self.profile)
-        config = dataclasses.replace(config, sampling=config.sampling_with(steps=self.steps))
+        config = dataclasses.replace(config, sampling=config.sampling_with(**self.sampling()))
         clip = config.clip
         size = read_size(self.size) or (clip.height, clip.width)
         return Job(config, clip.frames if self.frames is None else self.frames, *size, self.seeds)

@@ -29,6 +29,7 @@ from jcos.report.plane import Line, Plane, puzzle_plane, save_planes
 from jcos.sampling.noise import seed_words
 from jcos.sampling.probe import Change
 from jcos.staged import Progress
+from jcos.weights import hub
 from jcos.weights.checkpoint import identify
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def sample_puzzles(options: "Sample", command: str, progress: Progress) -> str:
     task, seeds, out = tasks.get(options.task), options.seeds, options.out
     puzzles = _chosen(options)
     seed_words(seeds)  # which of them are no seeds
+    options = dataclasses.replace(options, checkpoint=hub.find(options.checkpoint))
     config = wan.read_config(options.checkpoint)
     sampling = config.sampling_with(steps=options.steps, sigmas=options.sigmas)
     size = (sampling.steps, task.frames, config.dit.layers)
@@ -153,6 +155,7 @@ def search_puzzles(options: "Search", command: str) -> str:
         )
     puzzles, judges = _chosen(options), [*search.STANDARD, "oracle"]
     method = search.named(options.preset, options.seeds, options.judge, judges, least=options.least)
+    options = dataclasses.replace(options, checkpoint=hub.find(options.checkpoint))
     config = wan.read_config(options.checkpoint)
     sampling = config.sampling_with(
         steps=None if options.sigmas else options.steps,

@@ -69,12 +69,14 @@ class Run(OnMesh, Command):
         from jcos.devices import sharding
         from jcos.experiments.folder import run_to
         from jcos.report import explorer
+        from jcos.weights import hub
         from jcos.weights.checkpoint import identify
 
-        start, profile = time.monotonic(), experiment.profile
-        config = wan.read_config(self.checkpoint, profile)
+        start, profile, devices = time.monotonic(), experiment.profile, self.devices()
+        checkpoint = hub.find(self.checkpoint)
+        config = wan.read_config(checkpoint, profile)
         sampling = experiment.sampling.of(config)
-        if (devices := self.devices()) is not None:
+        if devices is not None:
             sampled = dataclasses.replace(config, sampling=sampling)
             wan.check_mesh(devices.shape, sampled, len(experiment.seeds))
 
@@ -85,7 +87,7 @@ class Run(OnMesh, Command):
                     "of its own (--set sampling.steps=none).",
                     highlight=False,
                 )
-            return wan.load(self.checkpoint, profile=profile)
+            return wan.load(checkpoint, profile=profile)
 
         with sharding.use_mesh(devices), bar() as progress:
             new = run_to(
@@ -93,7 +95,7 @@ class Run(OnMesh, Command):
                 experiment,
                 config,
                 load,
-                weights=identify(self.checkpoint),
+                weights=identify(checkpoint),
                 command=command_line(),
                 progress=progress,
             )

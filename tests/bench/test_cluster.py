@@ -17,6 +17,7 @@ from jcos.bench.folder import read_bench
 from jcos.bench.results import Folder
 from jcos.config import WanConfig
 from jcos.files import read_json
+from jcos.weights import hub
 from tests.conftest import ROOT
 from tests.many_devices import free_port
 
@@ -126,6 +127,8 @@ def test_wrong_input_is_one_sentence(
     silent = socket.create_server(("localhost", 0))
     given = [word.replace("SILENT", str(silent.getsockname()[1])) for word in given]
     run = ("bench", "run", "vbvr_base", "--samples", tmp_path / "small", "--out", tmp_path / "out")
+    run += ("--checkpoint", "Video-Reason/VBVR-Wan2.2")  # which is not downloaded
+    monkeypatch.setattr(hub, "_download", None)
     with silent:
         assert says in refused(*run, *given)
     assert not (tmp_path / "out").exists()
