@@ -16,7 +16,6 @@ import tyro
 from jcos.cli.base import Loras
 from jcos.cli.paths import AnyOutFolder, Model, parse, refuse
 from jcos.config import StoredType
-from jcos.weights import hub
 from jcos.weights.faults import readable
 from jcos.weights.loras import parse_all
 
@@ -73,25 +72,17 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m convert"
     chosen = parse(prog, read, sys.argv[1:] if arguments is None else arguments)
 
     import jax
-    from rich import progress as bars
-    from rich.console import Console
+
+    from jcos.cli.common import bar
 
     from .stream import Job, convert
 
     jax.config.update("jax_platforms", "cpu")  # nothing is computed; accelerators stay free
-    columns = (
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(),
-        bars.DownloadColumn(),
-        bars.TransferSpeedColumn(),
-        bars.TimeRemainingColumn(),
-    )
     again = "the same command goes on where it stopped"
     try:
         loras, unused = parse_all(chosen.lora), chosen.allow_unused_lora
-        source = hub.find(chosen.source)
-        job = Job(source, chosen.target, chosen.dtype, loras, unused)
-        with bars.Progress(*columns, console=Console(stderr=True)) as progress:
+        job = Job(chosen.source, chosen.target, chosen.dtype, loras, unused)
+        with bar() as progress:
             made = convert(job, progress)
     except KeyboardInterrupt:
         print(f"{prog}: stopped; {again}", file=sys.stderr)

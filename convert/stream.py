@@ -8,8 +8,9 @@ take no more than half as much again as the largest one, or 1 GB.
 
 import itertools
 import os
+import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import Progress
 
 from jcos.config import to_json
 from jcos.files import any_path, check_room, is_remote, visible, write
-from jcos.weights import checkpoint
+from jcos.staged import Progress, silent
+from jcos.weights import checkpoint, hub
 from jcos.weights.faults import readable
 from jcos.weights.lora import Adapter, adapters
 from jcos.weights.loras import Lora
@@ -65,25 +66,20 @@ class Plan:
     bundles: dict[str, list[str]]
     adapters: list[tuple[str, Adapter]]
 
-    def bytes_read(self, paths: Iterable[str]) -> int:
-        leaves = [self.released.leaves[path] for path in paths]
-        names = [name for leaf in leaves for name, _ in leaf.sources]
-        return sum(self.released.tensors[name].nbytes for name in names)
-
     def bytes_stored(self, paths: Iterable[str]) -> int:
         return sum(self.released.leaves[p].size * self.types[p].itemsize for p in paths)
 
 
 def plan(job: Job) -> Plan:
     """Open all files and match all names; raises CheckpointError for what does not fit."""
-    released = open_released(job.source)
+    released = open_released(hub.find(job.source))
     if released.tokenizer and "text" in released.parts:
         check_fetched(released.tokenizer / "tokenizer.json")
     types = {path: released.stored_type(path, job.dtype) for path in released.leaves}
     return Plan(job, released, types, _bundles(released, types), _adapters(job, released))
 
 
-def convert(job: Job, progress: Progress) -> Plan:
+def convert(job: Job, progress: Progress = silent) -> Plan:
     """Write `job.target`; when it fails or is killed, what is finished stays beside it to go on
     with, once all sources are hashed.
 
@@ -102,31 +98,28 @@ def convert(job: Job, progress: Progress) -> Plan:
     work = Work(target, _settings(made))
     if not work.locked:
         note = f"{target.parent} has no file locks: let no other process convert to {target.name}"
-        progress.console.print(note, markup=False, highlight=False, soft_wrap=True)
+        print(note, file=sys.stderr)
     stopped = threading.Event()
     writer = ThreadPoolExecutor(1)
     hasher = ThreadPoolExecutor(1)  # one: a part is noted only after the sources
     try:
         files = _sources(made)
-        total = sum(file.stat().st_size for file in files.values())
-        checking = progress.add_task("checking files", total=total)
 
-        def checked(size: int) -> None:
+        def go_on(_: int) -> None:
             if stopped.is_set():
                 raise CancelledError
-            progress.advance(checking, size)
 
-        sources = hasher.submit(work.check_sources, files, checked)
+        sources = hasher.submit(work.check_sources, files, go_on)
         hashed = [sources]
+        left = {name: paths for name, paths in made.bundles.items() if name not in work.parts}
+        progress("checking files", 0, len(left))
         if work.parts:
             # What has changed is refused before anything is written.
             _wait(hashed)
         for _, adapter in made.adapters:
             adapter.check_finite()
-        left = {name: paths for name, paths in made.bundles.items() if name not in work.parts}
         size = made.bytes_stored(_flat(left))
         check_room(target, more=int(COMPRESSED * size))
-        task = progress.add_task("converting", total=made.bytes_read(_flat(left)))
 
         def write(name: str, values: dict[str, np.ndarray]) -> None:
             leaves = checkpoint.write_part(work.folder, name, values)
@@ -136,16 +129,18 @@ def convert(job: Job, progress: Progress) -> Plan:
         most = max(2 * BUNDLE, *(1.5 * size for size in sizes.values()))
         written: list[Future[None]] = []
         before = 0
-        for name, paths in left.items():
+        for number, (name, paths) in enumerate(left.items()):
+            progress("converting", number, len(left))
             if before + sizes[name] > most:
                 _wait(written)
             check_room(work.folder, more=sizes[name])
-            values = _read_part(made, paths, lambda n: progress.advance(task, n))
+            values = _read_part(made, paths)
             _wait(written)
             _wait([future for future in hashed if future.done()])
             written, before = [writer.submit(write, name, values)], sizes[name]
             del values  # it is let go of when it is written
         _wait(written)
+        progress("checking files", len(left), len(left))
         _wait(hashed)
         _finish(made, work)
     finally:
@@ -219,15 +214,12 @@ def _sources(made: Plan) -> dict[str, Path]:
     return files
 
 
-def _read_part(
-    made: Plan, paths: list[str], advance: Callable[[int], object]
-) -> dict[str, np.ndarray]:
+def _read_part(made: Plan, paths: list[str]) -> dict[str, np.ndarray]:
     def read(name: str, dtype: np.dtype) -> np.ndarray:
         tensor = made.released.tensors[name]
         with np.errstate(all="ignore"):  # what comes of it is looked at below
             array = made.released.merged(made.adapters, name).astype(dtype, copy=False)
         check_finite(array, f"{name} of {tensor.file}")
-        advance(tensor.nbytes)
         return array
 
     def build(path: str) -> np.ndarray:

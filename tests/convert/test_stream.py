@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rich.progress import Progress
 
 from convert import stream
 from convert.stream import Job, convert
@@ -47,7 +46,7 @@ def release(tmp_path) -> Path:
 
 
 def run(job: Job) -> stream.Plan:
-    return convert(job, Progress(disable=True))
+    return convert(job)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +175,6 @@ def test_a_disk_that_is_too_small(tmp_path, monkeypatch):
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
-from rich.progress import Progress
 from convert import stream, work
 
 stream.BUNDLE = 150_000
@@ -188,7 +186,7 @@ def finish_two(self, name, *rest):
     finish_part(self, name, *rest)
 
 work.Work.finish_part = finish_two
-stream.convert(stream.Job(Path(sys.argv[1]), Path(sys.argv[2])), Progress(disable=True))
+stream.convert(stream.Job(Path(sys.argv[1]), Path(sys.argv[2])))
 """
 
 
@@ -309,7 +307,6 @@ def test_a_damaged_journal(release, tmp_path):
 MEASURED = """
 import re, sys
 from pathlib import Path
-from rich.progress import Progress
 from convert import stream
 from jcos.weights import checkpoint
 
@@ -322,9 +319,9 @@ def peak():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1])
 
 # What libraries take when they first run is no part of a conversion's memory.
-stream.convert(stream.Job(small, target.with_name("small-out")), Progress(disable=True))
+stream.convert(stream.Job(small, target.with_name("small-out")))
 before = peak()
-made = stream.convert(stream.Job(source, target), Progress(disable=True))
+made = stream.convert(stream.Job(source, target))
 largest = max(made.bytes_stored([path]) for path in made.released.leaves)
 print(peak() - before, largest, made.bytes_stored(made.released.leaves))
 """

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from rich.progress import Progress
 
 from convert.stream import Job, convert
 from jcos import wan
@@ -32,7 +31,7 @@ def weights(folder: Path, *lora: str) -> dict[str, np.ndarray]:
 
 
 def converted(folder: Path, *loras: Lora) -> Path:
-    convert(Job(I2V, folder, "float32", loras=loras), Progress(disable=True))
+    convert(Job(I2V, folder, "float32", loras=loras))
     return folder
 
 
