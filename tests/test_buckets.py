@@ -7,6 +7,7 @@ as `python -m tests.test_buckets PLACE FOLDER` it prints what it finds as JSON o
 import contextlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -68,7 +69,9 @@ def bucket(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.mark.extra("buckets")
 @pytest.mark.slow
-def test_from_a_release_to_scores(bucket: str, tmp_path: Path) -> None:
+def test_from_a_release_to_scores(bucket: str, release: Path, tmp_path: Path) -> None:
+    (tokenizer,) = release.rglob("tokenizer.json")
+    shutil.copy(tokenizer, tmp_path)
     found = find(bucket, str(tmp_path), module="tests.test_buckets")
     assert found["weights"]
     assert found["latents"] == [1, 2, 4, 4, 48]
@@ -79,6 +82,7 @@ def test_from_a_release_to_scores(bucket: str, tmp_path: Path) -> None:
     assert found["steps"] == 2
     assert found["score"] == [1.0]
     assert found["left"] == []
+    assert found["text"]
     assert f"{bucket[:2]}://no/x cannot be written: " in found["nowhere"]
     assert "0 meshes to try" in found["plan"]
     assert f"{bucket} is a whole bucket; name a folder in it" in found["whole"]
@@ -131,7 +135,6 @@ def way(place: str, folder: Path) -> dict[str, Any]:
     """Convert, load, generate, run an experiment and the benchmark in a bucket; read it back."""
     import jax
     import numpy as np
-    from rich.progress import Progress
     from safetensors.numpy import load
 
     import jcos
@@ -140,10 +143,12 @@ def way(place: str, folder: Path) -> dict[str, Any]:
     from jcos.files import any_path, visible
     from jcos.lab import results
     from jcos.media.formats import read_mp4
+    from jcos.model.text import UMT5, cached
+    from jcos.model.tokenizer import Tokenizer
     from jcos.weights.checkpoint import save
 
     bucket, release = any_path(place), GOLDEN / "ckpt" / "Wan2.2-TI2V-5B"
-    convert(Job(release, bucket / "wan"), Progress(disable=True))
+    convert(Job(release, bucket / "wan"))
     pairs = (jax.tree.leaves(jcos.load(f)) for f in (release, f"{place}/wan"))
     found: dict[str, Any] = {"weights": all(map(np.array_equal, *pairs))}
 
@@ -164,6 +169,12 @@ def way(place: str, folder: Path) -> dict[str, Any]:
     found["plan"] = refused(*plan, "--tries", 0)  # which is looked at after the model
     found["whole"] = refused("run", "steps", "--out", place)
 
+    encoder, tokenizer = jcos.load(release).text, Tokenizer.load(folder / "tokenizer.json")
+    assert isinstance(encoder, UMT5)
+    text = [(encoder, tokenizer), (None, None)]
+    rows = [cached(f"{place}/text", [""], "float32", 12, lambda t=t: t)("") for t in text]
+    found["text"] = np.array_equal(rows[0], rows[1])
+
     tiny = jcos.load()
     save(bucket / "tiny", tiny.config, tiny, {})
     small = ("--set", "puzzles=2", "--set", "sampling.steps=2", "--set", "tasks=maze")
@@ -171,7 +182,8 @@ def way(place: str, folder: Path) -> dict[str, Any]:
     found["steps"] = results.load(bucket / "steps" / "results.nc").sizes["step"]
 
     export(folder / "bench", ("maze",), 1)
-    samples = ("--samples", folder / "bench")
+    (bucket / "bench").upload(folder / "bench")  # type: ignore[attr-defined]
+    samples = ("--samples", f"{place}/bench")
     quick = [f"--set={s}" for s in ("scale=0.125", "profile=none", "sampling.steps=2")]
     quick += ["--checkpoint", f"{place}/tiny", "--out", f"{place}/vbvr"]
     command("bench", "run", "vbvr_base", *samples, *quick)
@@ -193,7 +205,6 @@ def way(place: str, folder: Path) -> dict[str, Any]:
 def others(place: str, folder: Path) -> dict[str, Any]:
     """Convert, and fail, where others have objects; list what is left."""
     import fsspec
-    from rich.progress import Progress
 
     from convert import stream
     from convert.stream import Job, convert
@@ -206,7 +217,7 @@ def others(place: str, folder: Path) -> dict[str, Any]:
 
     def to(target: Path) -> str:
         try:
-            convert(Job(release, target), Progress(disable=True))
+            convert(Job(release, target))
         except (ValueError, OSError) as error:
             return str(error)
         return ""
