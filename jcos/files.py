@@ -152,7 +152,7 @@ def check_cache(path: Path) -> None:
 
 
 def _kind(path: Path) -> str | None:
-    """`folder`, `file` (anything else that is there), or None."""
+    """Return `folder`, `file` (anything else that is there), or None."""
     try:
         return "folder" if stat.S_ISDIR(path.stat().st_mode) else "file"
     except (FileNotFoundError, NotADirectoryError):

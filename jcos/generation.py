@@ -30,7 +30,7 @@ def generate_worlds(
     *,
     idle: tuple[str, ...] = (),
 ) -> Trace:
-    """`trajectory.run` with noise drawn from the seeds' keys, unless it is passed; arrays of
+    """Run `trajectory.run` with noise drawn from the seeds' keys, unless it is passed; arrays of
     `conditions` have a world axis. idle: as there."""
     noise, keys = trajectory.draw(model.config.dit, conditions, keys, noise)
     return trajectory.run(model.experts, plan, conditions, noise, keys, probe, idle=idle)

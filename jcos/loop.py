@@ -379,7 +379,8 @@ def _begin(
     count: int,
     temperature: Float[Array, ""] | None,
 ) -> tuple[SolverState, Key[Array, "W count"]]:
-    """keys, noise: of `count` runs, for all worlds or for one after the other."""
+    """Return first states and keys. keys, noise: of `count` runs, for all worlds or for one after
+    the other."""
     noise, keys = trajectory.draw(config.dit, conditions, keys, noise)
     noise = noise if temperature is None else temperature * noise
 

@@ -66,7 +66,8 @@ class Wan(nnx.Module):
         return self.config.codec
 
     def embed(self, prompt: Prompt) -> Float[Array, "L text"]:
-        """Rows of a prompt, zero-padded to the text length; ValueError if it cannot be read."""
+        """Return rows of a prompt, zero-padded to the text length; ValueError if it cannot be
+        read."""
         name, length = self.config.name, self.config.dit.text_len
         if not isinstance(prompt, str):
             rows = jnp.asarray(prompt)
@@ -91,7 +92,8 @@ class Wan(nnx.Module):
         tiles: Tiles | None = None,
         seen: Picture | None = None,
     ) -> Condition:
-        """What to generate from: a first frame, or several, a prompt, and a number of frames.
+        """Return what to generate from: a first frame, or several, a prompt, and a number of
+        frames.
 
         first_frame: [H, W, 3], uint8, or floats in −1..1 (`image.prepare`); or the clip
         [n, H, W, 3] that the video continues, of 1 + k × 4 frames for a released model; None for
@@ -197,8 +199,8 @@ class Wan(nnx.Module):
         return condition.replace(channels=channels, image=image)
 
     def encode(self, video: Picture, tiles: Tiles | None = None) -> Float[Array, "f h w C"]:
-        """A video [F, H, W, 3], uint8 or floats in −1..1, as latents. tiles: of a VAE, pieces that
-        frames are coded in, for less memory."""
+        """Return a video [F, H, W, 3], uint8 or floats in −1..1, as latents. tiles: of a VAE,
+        pieces that frames are coded in, for less memory."""
         if isinstance(self.codec, PixelCodec):
             check_colours(video)
             video = jnp.asarray(video)
@@ -212,7 +214,7 @@ class Wan(nnx.Module):
     def decode(
         self, latents: Float[Array | np.ndarray, "*axes f h w C"], tiles: Tiles | None = None
     ) -> UInt8[np.ndarray, "*axes F H W 3"]:
-        """Latents, with any leading axes, as uint8 video. tiles: as in `encode`."""
+        """Return latents, with any leading axes, as uint8 video. tiles: as in `encode`."""
         flat = jnp.reshape(latents, (-1, *latents.shape[-4:]))
         if isinstance(self.codec, PixelCodec):
             video = np.asarray(pixel_videos(self.codec, flat))
@@ -229,7 +231,8 @@ class Wan(nnx.Module):
 
 
 def check_picture(config: WanConfig, given: bool) -> None:
-    """ValueError where a model needs a first frame and none is given, or takes none and one is."""
+    """Raise ValueError where a model needs a first frame and none is given, or takes none and one
+    is."""
     if given and config.image == "none":
         raise ValueError(f"{config.name} makes videos of a text alone; it takes no first frame")
     if not given and config.image in ("concat", "repeat"):
@@ -259,7 +262,8 @@ def check_mesh(
 
 
 def latent_grid(config: WanConfig, frames: int, height: int, width: int) -> tuple[int, int, int]:
-    """Frames, height and width of the latent of a video in pixels; ValueError where none fits."""
+    """Return frames, height and width of the latent of a video in pixels; ValueError where none
+    fits."""
     if config.codec is None:
         raise ValueError(f"{config.name} comes without a codec: it has latents, no pixels")
     along, *strides = config.codec.strides
@@ -287,7 +291,7 @@ def _encode(
 def _decode(
     vae: Vae, latents: Float[Array, "f h w C"], tiles: Tiles | None
 ) -> UInt8[Array, "F H W 3"]:
-    """Truncated, not rounded, to 0..255, as the original writes its videos."""
+    """Decode, truncated, not rounded, to 0..255, as the original writes its videos."""
     video = vae.decode(latents, tiles=tiles)
     return jnp.clip((video + 1) * 127.5, 0, 255).astype(jnp.uint8)
 
@@ -303,7 +307,7 @@ def _tokenizer(model: Wan) -> Tokenizer:
 
 
 def read_config(folder: Path | str, profile: Profile | None = None) -> WanConfig:
-    """What `load` would load, without its weights."""
+    """Return the configuration of what `load` would load, without its weights."""
     return _read(hub.find(folder), profile)[0]
 
 
@@ -315,7 +319,7 @@ def _read(folder: Path, profile: Profile | None) -> tuple[WanConfig, Released | 
 
 
 def _released(folder: Path) -> Released | None:
-    """The folder as a released one, if that is what it is."""
+    """Return the folder as a released one, if that is what it is."""
     if (folder / checkpoint.MANIFEST).exists() or not is_released(folder):
         return None
     return open_released(folder)
@@ -332,7 +336,7 @@ def load(
     resident: bool | None = True,
     lora: Asked = None,
 ) -> Wan:
-    """A model from a checkpoint folder; without one, the small model of the package.
+    """Load a model from a checkpoint folder; without one, the small model of the package.
 
     The folder is one that jcos or `python -m convert` wrote, or a released one as it is; or
     `org/name[@revision]` on Hugging Face, or a transformer's single file (`hub.find`).

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def in_use() -> bool:
-    """Whether a mesh with these axes is in use."""
+    """Return whether a mesh with these axes is in use."""
     return set(AXES) <= set(jax.sharding.get_abstract_mesh().axis_names)
 
 

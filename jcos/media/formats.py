@@ -195,7 +195,7 @@ def _encode(path: Path, video: UInt8[np.ndarray, "F H W 3"], fps: Fraction, crf:
 
 
 def _indexed(video: UInt8[np.ndarray, "F H W 3"]) -> Sequence[Image.Image]:
-    """The frames as palette pictures with one palette for all."""
+    """Return the frames as palette pictures with one palette for all."""
     red, green, blue = video.astype(np.uint32).transpose(3, 0, 1, 2)
     packed, index = np.unique((red << 16) | (green << 8) | blue, return_inverse=True)
     colours = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.uint8)

@@ -89,7 +89,7 @@ def read_picture(path: Path | str, profile: Profile | None = None) -> Picture:
 
 
 def _turned(file: Image.Image) -> bool:
-    """Whether EXIF says so; what cannot be read says nothing."""
+    """Return whether EXIF says so; what cannot be read says nothing."""
     try:
         return file.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
     except (OSError, ValueError, SyntaxError, EOFError, KeyError, TypeError, struct.error):
@@ -219,7 +219,7 @@ def for_encoder(
 
 
 def _taps(length: int, target: int) -> tuple[Int[np.ndarray, "T 4"], Float32[np.ndarray, "T 4"]]:
-    """The four pixels, of `length`, that each of `target` is made of, and their weights.
+    """Return the four pixels, of `length`, that each of `target` is made of, and their weights.
 
     Positions are rounded to float32 once, as PyTorch's fused multiply-add does: exact ones make
     colours that differ by 2e-4 at 1280 pixels, and by more in larger pictures.

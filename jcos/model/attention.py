@@ -116,7 +116,8 @@ def _alone(q: Heads, k: Keys, v: Keys, keys: Count, axes: tuple[str, ...] = ()) 
 
 
 def _sequence(q: Heads, k: Heads, v: Heads, keys: int | None) -> Heads:
-    """Ulysses over the axes that the heads can be spread over, `METHODS` over the others."""
+    """Attend by Ulysses over the axes that the heads can be spread over, `METHODS` over the
+    others."""
     by_head, by_row = split_axes(q.shape[1])
     if by_head:
         # From some rows of all heads to all rows of some heads, and back.
@@ -206,7 +207,7 @@ def choose(problem: Problem, kernel: str = "auto") -> tuple[str, str | None]:
 
 @cache
 def _warn(sentence: str) -> None:
-    """Once per process."""
+    """Warn once per process."""
     logging.getLogger("jcos").warning(sentence)
 
 

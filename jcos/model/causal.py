@@ -95,7 +95,8 @@ class CausalConv(nnx.Module):
         self.padding, self.stride = (size // 2, size // 2), stride
 
     def __call__(self, x: Frames, past: Past) -> tuple[Float[Array, "f H W O"], Past]:
-        """past: the 3 − stride frames before x; zeros where None is given."""
+        """Return the convolved frames. past: the 3 − stride frames before x; zeros where None is
+        given."""
         stride = self.stride
         if past is None:
             past = jnp.zeros((3 - stride, *x.shape[1:]), x.dtype)

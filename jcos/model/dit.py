@@ -110,8 +110,9 @@ class Attention(nnx.Module):
         at: At = go_on,
         image: Float[Array, "E D"] | None = None,
     ) -> Tokens:
-        """angles: of self-attention. rows: how many of its tokens are no padding; None: all.
-        image: the second context, which the same normed queries read; both results are added."""
+        """Return the block's tokens. angles: of self-attention. rows: how many of its tokens are no
+        padding; None: all. image: the second context, which the same normed queries read; both
+        results are added."""
         q, k, v = (
             rearrange(a, "n (h d) -> n h d", h=self.heads)
             for a in (self.norm_q(self.q(x)), self.norm_k(self.k(context)), self.v(context))

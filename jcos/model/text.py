@@ -38,7 +38,8 @@ class WordEmbedding(nnx.Module):
         self.table = nnx.Param(jax.random.normal(rngs.params(), (len(cfg.vocabulary), cfg.dim)))
 
     def __call__(self, ids: Int[Array, " L"]) -> Float[Array, "L D"]:
-        """Rows of the words; zeros where the id is negative, as Wan pads its prompts with zeros."""
+        """Return rows of the words; zeros where the id is negative, as Wan pads its prompts with
+        zeros."""
         return jnp.where(ids[:, None] >= 0, self.table[...][ids], 0.0)
 
 
@@ -162,7 +163,7 @@ class UMT5(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, ids: Int[Array, " L"], mask: Bool[Array, " L"]) -> Rows:
-        """A row per token, in `dtype`. mask: False for padding, whose rows mean nothing."""
+        """Return a row per token, in `dtype`. mask: False for padding, whose rows mean nothing."""
         cfg, places = self.cfg, np.arange(len(ids))
         buckets = jnp.asarray(
             relative_buckets(places[None] - places[:, None], cfg.buckets, cfg.max_distance)

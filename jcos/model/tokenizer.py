@@ -68,8 +68,8 @@ class Tokenizer:
     def __call__(
         self, prompt: str, length: int = 512
     ) -> tuple[Int[np.ndarray, " L"], Bool[np.ndarray, " L"]]:
-        """Numbers of a cleaned prompt's tokens, the end token behind them, then padding; and where
-        there is no padding. An empty prompt is the end token alone.
+        """Return numbers of a cleaned prompt's tokens, the end token behind them, then padding; and
+        where there is no padding. An empty prompt is the end token alone.
 
         Warns (UserWarning) where a prompt is cut to `length` tokens, the end token included.
         """

@@ -172,14 +172,15 @@ def _code(
     tiles: Tiles | None,
     scales: tuple[int, int],
 ) -> Float[Array, "f h w O"]:
-    """frames: of a chunk. scales: pixels per latent cell, going in and coming out."""
+    """Code a video in chunks. frames: of a chunk. scales: pixels per latent cell, going in and
+    coming out."""
     clip = partial(_streamed, layer, frames)
     with jax.default_matmul_precision("highest"):
         return clip(x) if tiles is None else _tiled(clip, x, tiles, scales)
 
 
 def _streamed(layer: Layer, frames: int, x: Frames) -> Float[Array, "f h w O"]:
-    """The first frame, then so many at a time."""
+    """Code the first frame, then so many at a time."""
     first, past = layer(x[:1], None)
     count = (len(x) - 1) // frames
     if not count:
@@ -195,7 +196,7 @@ def _streamed(layer: Layer, frames: int, x: Frames) -> Float[Array, "f h w O"]:
 
 
 def _tiled(clip: Clip, x: Frames, tiles: Tiles, scales: tuple[int, int]) -> Float[Array, "f h w O"]:
-    """Every tile by itself, one after the other, then blended."""
+    """Code every tile by itself, one after the other, then blended."""
     into, out = scales
     cells = (x.shape[1] // into, x.shape[2] // into)
     size = (min(tiles.size[0], cells[0]), min(tiles.size[1], cells[1]))
@@ -225,8 +226,8 @@ def _tiled(clip: Clip, x: Frames, tiles: Tiles, scales: tuple[int, int]) -> Floa
 
 
 def _cut(cells: int, size: int, overlap: int, out: int) -> tuple[np.ndarray, np.ndarray]:
-    """Along one axis: the first cell of every tile, and its weight at each of its pixels, which
-    rises and falls over the overlaps."""
+    """Return, along one axis, the first cell of every tile, and its weight at each of its pixels,
+    which rises and falls over the overlaps."""
     last = max(cells - size, 0)
     starts = np.array([*range(0, last, size - overlap), last])
     rise = np.minimum(np.arange(1, min(size, cells) * out + 1) / max(overlap * out, 1), 1)

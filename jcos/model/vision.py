@@ -88,8 +88,8 @@ def image_channels(
     frames: int,
     image: str = "concat",
 ) -> Float[Array, "F h w E"]:
-    """What image-to-video models see beside the noise: four mask channels, 1 where a frame is
-    given, and the latents of these frames; behind them zero (`concat`) or the last one repeated
+    """Return what image-to-video models see beside the noise: four mask channels, 1 where a frame
+    is given, and the latents of these frames; behind them zero (`concat`) or the last one repeated
     (`repeat`: so the small model need not learn to copy the scene from frame to frame)."""
     latents = first[jnp.minimum(jnp.arange(frames), len(first) - 1)]
     mask = given_mask(latents, len(first))

@@ -159,7 +159,7 @@ def solver_step(
     row: Float[Array, " columns"],
     noise: Float[Array, "F H W C"] | None = None,
 ) -> SolverState:
-    """One step from σ_i to σ_{i+1}.
+    """Make one step from σ_i to σ_{i+1}.
 
     changed: the model's input x, `state.x` unless an intervention replaced it; the corrector's
         estimate moves by the same amount, so that the intervention is not corrected away.
@@ -210,7 +210,7 @@ def _log_snr(sigmas: np.ndarray) -> np.ndarray:
 
 
 def _dpmpp(sigmas: np.ndarray) -> np.ndarray:
-    """DPM-Solver++(2M) in its midpoint form; first and last steps are of order 1."""
+    """Make a step of DPM-Solver++(2M) in its midpoint form; first and last steps are of order 1."""
     lam, steps = _log_snr(sigmas), len(sigmas) - 1
     table = np.zeros((steps, 8))
     table[:, 0] = 1.0
@@ -227,7 +227,8 @@ def _dpmpp(sigmas: np.ndarray) -> np.ndarray:
 
 
 def _unipc(sigmas: np.ndarray) -> np.ndarray:
-    """UniPC-bh2 of order 2 on clean estimates, lower at both ends; corrected from step 1 on."""
+    """Make a step of UniPC-bh2 of order 2 on clean estimates, lower at both ends; corrected from
+    step 1 on."""
     lam, steps = _log_snr(sigmas), len(sigmas) - 1
     table = np.zeros((steps, 8))
     table[0, 0] = 1.0

@@ -74,7 +74,7 @@ def _arrays(name: str, observation: Any) -> Any:
 
 
 def _alike(main: Any, first: Any) -> bool:
-    """Whether arrays, or pairs of them, have the same shapes and types."""
+    """Return whether arrays, or pairs of them, have the same shapes and types."""
     if isinstance(first, tuple):
         pair = isinstance(main, tuple) and len(main) == len(first)
         return pair and all(map(_alike, main, first))

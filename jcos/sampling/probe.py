@@ -288,7 +288,8 @@ def parts(probe: Probe) -> list[Probe]:
 
 
 def defines(cls: type, hook: str) -> bool:
-    """Whether a class of probes has its own method of this name; a `Combination` has its parts'."""
+    """Return whether a class of probes has its own method of this name; a `Combination` has its
+    parts'."""
     method = getattr(cls, hook)
     return method is not getattr(Probe, hook) and not hasattr(method, "of_parts")
 

@@ -181,7 +181,7 @@ class Noise(Probe):
         return cls(jnp.asarray(mask, jnp.float32))
 
     def __or__(self, other: "Noise") -> "Noise":
-        """Noise where either has it, such as at some steps and in some frames."""
+        """Add noise where either has it, such as at some steps and in some frames."""
         return jax.tree.map(jnp.maximum, self, other)
 
     def made_for(self) -> Sizes:
@@ -189,7 +189,8 @@ class Noise(Probe):
         return tuple(size for mask in masks for size in counted(mask, "steps", "latent frames"))
 
     def changes(self, world: int = 0) -> list[Change]:
-        """Noise in all frames at some steps, and at all steps in some frames, are two changes."""
+        """Describe noise in all frames at some steps and at all steps in some frames: two
+        changes."""
         del world
         mask = np.asarray(self.mask) > 0
         steps, frames = mask.all(1, keepdims=True), mask.all(0, keepdims=True)
@@ -286,7 +287,7 @@ def unchanged(x: Array) -> Array:
 
 
 def _mean_of_seeds(x: Array, groups: Int[Array, " K"] | None) -> Array:
-    """The mean over a seed's group, in float32."""
+    """Return the mean over a seed's group, in float32."""
     exact = x.astype(jnp.float32)
     if groups is None:
         return jax.lax.pmean(exact, "seed").astype(x.dtype)

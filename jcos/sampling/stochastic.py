@@ -17,23 +17,23 @@ Step = Callable[[Levels, Levels, float], tuple[Levels, Levels]]
 
 
 def _cps(t: Levels, s: Levels, eta: float) -> tuple[Levels, Levels]:
-    """Flow-CPS (2509.05952): k² + n² = s², so the level of noise is kept."""
+    """Apply Flow-CPS (2509.05952): k² + n² = s², so the level of noise is kept."""
     del t
     return s * np.cos(eta * np.pi / 2), s * np.sin(eta * np.pi / 2)
 
 
 def _drift(rate: Levels, t: Levels, s: Levels) -> tuple[Levels, Levels]:
-    """The Euler–Maruyama step of an SDE with noise of this rate: k = s − rate² (t − s) / 2t."""
+    """Make an SDE's Euler–Maruyama step with noise of this rate: k = s − rate² (t − s) / 2t."""
     return s - np.square(rate) * (t - s) / (2 * t), rate * np.sqrt(t - s)
 
 
 def _flow_rate(t: Levels, s: Levels, eta: float) -> Levels:
-    """η √(t / (1 − t)); at t = 1 the next level stands in for t in the denominator."""
+    """Return η √(t / (1 − t)); at t = 1 the next level stands in for t in the denominator."""
     return eta * np.sqrt(t / (1 - np.where(t < 1 - 1e-5, t, s)))
 
 
 def _cpws(t: Levels, s: Levels, eta: float) -> tuple[Levels, Levels]:
-    """Flow-CPWS: Flow-SDE's noise, at most s, with the level of noise kept."""
+    """Apply Flow-CPWS: Flow-SDE's noise, at most s, with the level of noise kept."""
     n = np.minimum(s, _flow_rate(t, s, eta) * np.sqrt(t - s))
     return np.sqrt(np.square(s) - np.square(n)), n
 

@@ -325,7 +325,7 @@ def _spread_map(
     idle: Sequence[str] = (),
     outputs: Any = 0,
 ) -> Any:
-    """`vmap` with a named axis, spread over that axis of a mesh in use unless it is idle."""
+    """Apply `vmap` with a named axis, spread over that axis of a mesh in use unless it is idle."""
     over = axis if mesh.in_use() and axis not in idle else None
     return jax.vmap(f, inputs, outputs, axis_name=axis, spmd_axis_name=over)
 
@@ -336,7 +336,7 @@ def _map_runs(
     seeds: tuple[int | None, ...],
     idle: Sequence[str],
 ) -> Any:
-    """`vmap` over worlds and, inside, over seeds; 0 for arguments that have the axis."""
+    """Apply `vmap` over worlds and, inside, over seeds; 0 for arguments that have the axis."""
     return _spread_map(_spread_map(f, mesh.SEED, seeds, idle), mesh.WORLD, worlds, idle)
 
 

@@ -324,7 +324,7 @@ def _restore_part(path: Path, target: dict[str, jax.ShapeDtypeStruct]) -> dict[s
 
 
 def _parts(folder: Path) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """Leaves of every Orbax checkpoint of a folder, by its place in it."""
+    """Return leaves of every Orbax checkpoint of a folder, by its place in it."""
     manifest = _parse(folder)
     check_name(folder.absolute())
     if manifest["format"] == 1:
@@ -346,8 +346,8 @@ def _parts(folder: Path) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
 
 @contextlib.contextmanager
 def quiet_orbax():
-    """Orbax reports every save and restore through absl at warning level, and errors that it raises
-    too; a user has no use for that."""
+    """Keep Orbax quiet: it reports every save and restore through absl at warning level, and errors
+    that it raises too; a user has no use for that."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -74,7 +74,7 @@ def base_of(folder: Path, parts: Sequence[str] = ()) -> Path | None:
 
 
 def _lacking(folder: Path) -> list[str]:
-    """Parts that a fine-tuned release takes from another."""
+    """Return parts that a fine-tuned release takes from another."""
     parts = BASES.get(repo_of(folder), ("", ()))[1]
     return [part for part in parts if not (folder / part).is_dir()]
 
@@ -102,7 +102,7 @@ def remedy(folder: Path) -> str:
 
 
 def _model_of(folder: Path) -> Path | None:
-    """The folder in a cache of the model whose snapshot this is."""
+    """Return the folder in a cache of the model whose snapshot this is."""
     for place in (folder.absolute(), folder.resolve()):
         model = place.parent.parent
         if place.parent.name == "snapshots" and model.name.startswith("models--"):
@@ -111,7 +111,7 @@ def _model_of(folder: Path) -> Path | None:
 
 
 def _snapshot(model: Path, revision: str | None) -> Path | None:
-    """The snapshot of a revision; without one of main, or the only one."""
+    """Return the snapshot of a revision; without one of main, or the only one."""
     ref = model / "refs" / (revision or "main")
     names = [ref.read_text().strip()] if ref.is_file() else [revision] if revision else []
     found = [model / "snapshots" / name for name in names]
@@ -121,7 +121,7 @@ def _snapshot(model: Path, revision: str | None) -> Path | None:
 
 
 def _in_cache(folder: Path) -> Path:
-    """The snapshot, if the folder is a cache or a model's folder in one; else the folder."""
+    """Return the snapshot, if the folder is a cache or a model's folder in one; else the folder."""
     if (folder / "snapshots").is_dir():
         found = _snapshot(folder, None)
         if found is None:
@@ -145,8 +145,8 @@ def _download(
     patterns: Sequence[str] = FILES,
     cache: Path | None = None,
 ) -> Path:
-    """The snapshot of a repository with the files of some patterns, downloaded as far as they are
-    not in the cache; OSError where its disk does not take them."""
+    """Return the snapshot of a repository with the files of some patterns, downloaded as far as
+    they are not in the cache; OSError where its disk does not take them."""
     name = f"{repo}@{revision}" if revision else repo
     try:
         import huggingface_hub as hub

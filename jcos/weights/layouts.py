@@ -108,8 +108,8 @@ def _original(folder: Path) -> dict[str, Path]:
 
 
 def _size(part: str, file: Path) -> int | None:
-    """How many channels a VAE codes a frame in, or how wide an image encoder's tokens are; None
-    where the file cannot be read, or is of something else."""
+    """Return how many channels a VAE codes a frame in, or how wide an image encoder's tokens are;
+    None where the file cannot be read, or is of something else."""
     name, axis = (r"decoder\.conv(1|_in)\.weight", 1) if part == "vae" else (ANCHORS[part], 0)
     tensors = _headers([file], []).items()
     return next((t.shape[axis] for n, t in tensors if re.fullmatch(rf"(.*\.)?({name})", n)), None)

@@ -157,8 +157,8 @@ def open_adapter(
 def _by_target(
     keys: Mapping[str, Tensor], tensors: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, Group], list[str], list[str]]:
-    """Keys by the tensor they change and by their kind (A, B, alpha, diff, …); and the keys that
-    are skipped, and those that are unused."""
+    """Return keys by the tensor they change and by their kind (A, B, alpha, diff, …); and the keys
+    that are skipped, and those that are unused."""
     targets = {spelling.underscored(name): name for name in tensors}
     groups: dict[str, Group] = defaultdict(dict)
     skipped, unused = [], []
@@ -178,7 +178,8 @@ def _by_target(
 def _changes(
     group: Group, shape: tuple[int, ...], scale: float, settings: peft.Settings | None
 ) -> list[Change]:
-    """What the keys of one tensor add to it; ValueError where their shapes or types do not fit."""
+    """Return what the keys of one tensor add to it; ValueError where their shapes or types do not
+    fit."""
     changes: list[Change] = []
     for kind, (_, tensor) in group.items():
         if kind != "alpha" and tensor.dtype.kind in "iub":
@@ -327,8 +328,8 @@ def _added(
     shapes: Mapping[str, tuple[int, ...]],
     changes: Mapping[str, Sequence[Change]],
 ) -> jax.Array:
-    """The array with what is added to its layers, one after the other, in place; of weights that
-    wait in host memory on the device, and then back."""
+    """Return the array with what is added to its layers, one after the other, in place; of weights
+    that wait in host memory on the device, and then back."""
     before, where = array, array.sharding
     array = memory.on_device(array)
     if array is not before:

@@ -28,12 +28,12 @@ _BLOCK = 256
 
 
 def _kernel(a: np.ndarray) -> np.ndarray:
-    """A torch Linear's [out, in] or a patch embedding's [out, in, t, h, w] as [in, out]."""
+    """Return a torch Linear's [out, in] or a patch embedding's [out, in, t, h, w] as [in, out]."""
     return a.reshape(a.shape[0], -1).T
 
 
 def _filter(a: np.ndarray) -> np.ndarray:
-    """A torch convolution's [out, in, ...] as [..., in, out]."""
+    """Return a torch convolution's [out, in, ...] as [..., in, out]."""
     return np.moveaxis(a, (0, 1), (-1, -2))
 
 

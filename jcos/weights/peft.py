@@ -60,7 +60,7 @@ class Settings:
         return alpha / (math.sqrt(rank) if self.about.get("use_rslora") else rank)
 
     def _of(self, kind: str, names: tuple[str, ...], default: str) -> Any:
-        """As PEFT finds it: of the first pattern that a name ends in."""
+        """Find a value as PEFT does: of the first pattern that a name ends in."""
         patterns = self.about.get(f"{kind}_pattern") or {}
         try:
             for pattern, value in patterns.items():

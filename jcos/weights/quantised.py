@@ -179,7 +179,7 @@ def floats(
 
 
 def _other_kind(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str | None:
-    """The name of how the weights are quantised, if that is not read."""
+    """Return the name of how the weights are quantised, if that is not read."""
     for name, tensor in tensors.items():
         if name.endswith(".comfy_quant") and (kind := _comfy(tensor)) not in _FLOAT8:
             return f"ComfyUI's {shorter(kind, 40)}"
@@ -203,7 +203,7 @@ def _is_float8(tensor: Tensor) -> bool:
 
 
 def _comfy(tensor: Tensor) -> str:
-    """The format that ComfyUI notes beside a weight, as JSON in bytes."""
+    """Return the format that ComfyUI notes beside a weight, as JSON in bytes."""
     try:
         return str(json.loads(tensor.read().tobytes())["format"])
     except (ValueError, KeyError, TypeError):

@@ -172,7 +172,8 @@ def load_released(
 
 
 def part_of(path: str) -> str:
-    """`experts.0.blocks.…` belongs to `experts.0`, `vae.…` to `vae`."""
+    """Return the part of a tensor: `experts.0.blocks.…` belongs to `experts.0`, `vae.…` to
+    `vae`."""
     first, number, *_ = path.split(".")
     return f"{first}.{number}" if first == "experts" else first
 
@@ -206,7 +207,7 @@ def _is_dit(part: str) -> bool:
 
 
 def _renamed(part: str, tensors: Tensors, place: Path) -> Tensors:
-    """By the names of the original code, whatever the layout."""
+    """Rename by the names of the original code, whatever the layout."""
     tensors = without_prefix(tensors, ANCHORS[part.split(".")[0]], place)
     renaming: Renaming = [*UMT5_OF_TRANSFORMERS, *UMT5_OF_GGUF]
     if part == "vision":
@@ -221,8 +222,8 @@ def _renamed(part: str, tensors: Tensors, place: Path) -> Tensors:
 
 
 def _vision(tensors: Tensors) -> Tensors:
-    """The tensors that are read of a CLIP: no text half, not the last block and what follows it;
-    q, k and v each by itself."""
+    """Return the tensors that are read of a CLIP: no text half, not the last block and what follows
+    it; q, k and v each by itself."""
     known = r"(pre_norm|blocks\.\d+)\..+|(cls|pos)_embedding|patch_embedding\.weight"
     named = {original_name(n, VISION_OF_RELEASES): (n, t) for n, t in tensors.items()}
     named = {n: t for n, (was, t) in named.items() if not was.startswith("textual.")}
@@ -240,8 +241,8 @@ def _vision(tensors: Tensors) -> Tensors:
 
 
 def _resolution(folder: Path) -> str | None:
-    """Which of Wan2.1's image-to-video models a folder or file holds, by its own name or that of
-    its repository; None where this says not."""
+    """Return which of Wan2.1's image-to-video models a folder or file holds, by its own name or
+    that of its repository; None where this says not."""
     name = folder.name if folder.is_file() else hub.repo_of(folder) or folder.resolve().name
     said = set(re.findall("480p|720p", variant_of(name) or name.lower()))
     return said.pop() if len(said) == 1 else None
@@ -253,8 +254,8 @@ def _config(
     tensors: Mapping[str, Tensors],
     large: bool,
 ) -> WanConfig:
-    """The whole model: defaults of the release it is, sizes from its files. large: as `_variant`
-    has it."""
+    """Return the whole model: defaults of the release it is, sizes from its files. large: as
+    `_variant` has it."""
     dits = [_dit_config(c, tensors[part]) for part, c in configs.items() if _is_dit(part)]
     if dits[0] != dits[-1]:
         one, other = (dataclasses.asdict(dit).items() for dit in (dits[0], dits[-1]))
@@ -283,8 +284,9 @@ def _config(
 
 
 def _sizes(tensors: Tensors) -> dict[str, Any]:
-    """What `config.json` would say of a transformer in a single file, which has none: heads of 128,
-    texts of 512 tokens and an epsilon of 1e-6 are the family's, everything else is a shape."""
+    """Return what `config.json` would say of a transformer in a single file, which has none: heads
+    of 128, texts of 512 tokens and an epsilon of 1e-6 are the family's, everything else is a
+    shape."""
     dim, channels, *patch = tensors["patch_embedding.weight"].shape
     layers = [int(m[1]) for name in tensors if (m := re.match(r"blocks\.(\d+)\.", name))]
     return {
@@ -322,7 +324,7 @@ def _dit_config(config: Mapping[str, Any], tensors: Tensors) -> DiTConfig:
 
 
 def _variant(dit: DiTConfig, experts: int, large: bool) -> WanConfig:
-    """large: whether it is the one of two for 720p."""
+    """Return the release that it is. large: whether it is the one of two for 720p."""
     match experts, dit.in_channels, dit.out_channels:
         case 2, 36, 16:
             name = "wan2.2-i2v-a14b"
@@ -343,7 +345,8 @@ def _variant(dit: DiTConfig, experts: int, large: bool) -> WanConfig:
 
 
 def _vae_config(tensors: Tensors, about: Mapping[str, Any]) -> VaeConfig:
-    """about: `config.json` of diffusers, whose statistics of the latents are taken."""
+    """Return the sizes. about: `config.json` of diffusers, whose statistics of the latents are
+    taken."""
     width, channels = tensors["encoder.conv1.weight"].shape[:2]
     base = vae_2_2() if channels == 12 else vae_2_1()
     return dataclasses.replace(
@@ -356,7 +359,7 @@ def _vae_config(tensors: Tensors, about: Mapping[str, Any]) -> VaeConfig:
 
 
 def _vision_config(tensors: Tensors, about: Mapping[str, Any]) -> VisionConfig:
-    """about: `config.json` of transformers; the original's has 16 heads."""
+    """Return the sizes. about: `config.json` of transformers; the original's has 16 heads."""
     dim, _, patch, _ = tensors["patch_embedding.weight"].shape
     return VisionConfig(
         dim=dim,
@@ -384,7 +387,7 @@ def _text_config(tensors: Tensors) -> UMT5Config:
 
 
 def _fit(part: str, tensors: Tensors, config: WanConfig, faults: list[str]) -> dict[str, Leaf]:
-    """The leaves that the tensors make, compared with those of the model."""
+    """Return the leaves that the tensors make, compared with those of the model."""
     table: list[Row] = {"vae": VAE, "text": UMT5, "vision": VISION}.get(part, DIT)
     placed, wrong = place({name: t.shape for name, t in tensors.items()}, table)
     faults += [f"{part}.{fault}" for fault in [*wrong, *misfits(_shapes(part, config), placed)]]
@@ -393,7 +396,7 @@ def _fit(part: str, tensors: Tensors, config: WanConfig, faults: list[str]) -> d
 
 @cache
 def _shapes(part: str, config: WanConfig) -> dict[str, Any]:
-    """The leaves of an abstract part of the model."""
+    """Return the leaves of an abstract part of the model."""
     if part == "vae" and isinstance(config.codec, VaeConfig):
         return leaves(abstract_model(Vae, config.codec))
     if part == "text" and isinstance(config.text, UMT5Config):

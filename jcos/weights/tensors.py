@@ -249,7 +249,8 @@ _WRONG_PICKLE = (KeyError, ValueError, TypeError, AttributeError, IndexError)
 
 
 def _start_of(path: Path, entry: zipfile.ZipInfo) -> int:
-    """The first byte of a stored file, which stands behind a header of its own in the archive."""
+    """Return the first byte of a stored file, which stands behind a header of its own in the
+    archive."""
     with path.open("rb") as file:
         file.seek(entry.header_offset + 26)
         name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
@@ -257,7 +258,7 @@ def _start_of(path: Path, entry: zipfile.ZipInfo) -> int:
 
 
 def _extent(shape: Shape, strides: Shape) -> int:
-    """Elements from the first to the last of a strided tensor."""
+    """Return the elements from the first to the last of a strided tensor."""
     if 0 in shape:
         return 0
     return 1 + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
