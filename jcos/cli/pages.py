@@ -89,6 +89,9 @@ class Explore(Command):
 class Export(Command):
     """Write results for talks and papers: films of x̂0 along the steps, the plane, every chart.
 
+    Measures that are no chart become dots with intervals. The figures that a run drew itself are
+    copied as SVG; they are not drawn again as PNG.
+
     Examples:
       jcos export out/demo --gif x0.gif --frame -1 --plane plane.png
       jcos export out/steps --svg figures --csv figures
@@ -99,9 +102,9 @@ class Export(Command):
     gif: OutFile | None = None  # The clean estimates along the steps, next to the final video …
     mp4: OutFile | None = None  # … or as MP4.
     plane: OutFile | None = None  # Steps × frames as one PNG.
-    svg: OutFolder | None = None  # Every chart, as SVG into this folder …
-    png: OutFolder | None = None  # … as PNG …
-    csv: OutFolder | None = None  # … and its numbers.
+    svg: OutFolder | None = None  # Every chart and stored figure, as SVG into this folder …
+    png: OutFolder | None = None  # … charts as PNG …
+    csv: OutFolder | None = None  # … and their numbers.
     run_number: Annotated[int | None, tyro.conf.arg(name="run")] = None  # From 0.
     frame: int | None = None  # Only this frame, -1 is the last; all by default.
 
@@ -121,16 +124,15 @@ class Export(Command):
                 )
         check_results(self.results)
         results = read(self.results)
-        if folders and not results.charts:
-            there = (self.results / DATASET).is_file()
-            why = "nothing is measured along steps, layers or frames" if there else f"no {DATASET}"
-            raise ValueError(f"{self.results} has no charts: {'; '.join(results.missing) or why}")
         written = [*pictures.values()]
         if pictures:
             plane = export.plane_of(results, self.run_number)
             for file in pictures.values():
                 export.write_run(plane, file, self.frame)
         for kind, folder in folders.items():
-            folder.mkdir(parents=True, exist_ok=True)
             written += export.write_charts(results.charts, folder, kind)
+            written += export.write_others(results, folder, kind)
+        if not written:
+            why = "; ".join(results.missing) or f"no {DATASET}"
+            raise ValueError(f"{self.results} has no charts: {why}")
         print("\n".join(map(str, written)))

@@ -5,6 +5,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,11 +15,12 @@ from matplotlib.figure import Figure
 
 from jcos import files
 from jcos.experiments import plots
+from jcos.lab.results import load, span_of, table
 from jcos.media import formats
 from jcos.report.charts import ESTIMATE, Chart, axis_of, by_task
 from jcos.report.explorer import most_telling
 from jcos.report.plane import Plane
-from jcos.report.reading import Results
+from jcos.report.reading import DATASET, FIGURES, Results
 
 IDEAL = 7
 """The grey of `plots.COLOURS`."""
@@ -107,6 +109,28 @@ def write_charts(charts: Sequence[Chart], folder: Path, kind: str) -> list[Path]
     return written
 
 
+def write_others(results: Results, folder: Path, kind: str) -> list[Path]:
+    """Write what is no chart: measures of runs and cases alone as dots with their intervals, or as
+    their lines of the table; and as SVG the figures that the run has drawn."""
+    pictures = sorted((results.folder / FIGURES).glob("*.svg")) if kind == "svg" else []
+    written = {folder / path.name: path.read_bytes() for path in pictures}
+    file, known = results.folder / DATASET, {chart.name for chart in results.charts}
+    data = load(file, results.manifest.get("experiment")) if file.is_file() else xr.Dataset()
+    listed = {name: a for name, a in data.items() if a.attrs.get("tabled") and name not in known}
+    for i, (name, array) in enumerate(listed.items(), len(results.charts)):
+        title, zero = array.attrs["long_name"], bool(span_of(array)[0] < 0)
+        levels = array.attrs.get("ancillary_variables", "").split()
+        about = {name, array.attrs["forwards"], *levels} & {*data}
+        if kind == "csv":
+            content: Any = table(data[[*about]]).to_csv(index=False, lineterminator="\n")
+        else:
+            content = _file(plots.paired(array, title, zero=zero), kind)
+        written[folder / f"{i:02}-{_slug(title)}.{kind}"] = content
+    for path, content in written.items():
+        files.write(path, content)
+    return [*written]
+
+
 def _slug(text: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in text.lower())[:60].strip("-")
 
@@ -120,21 +144,25 @@ def _csv(chart: Chart) -> str:
         }
         return pd.concat(means, names=["task"]).to_csv(float_format="%.6g", na_rep="nan")
     out = io.StringIO()
-    table, drawn = csv.writer(out, lineterminator="\n"), chart.drawn()
-    table.writerow(["task", "line", drawn["x"], drawn["statistic"], *ESTIMATE[1:]])
+    lines, drawn = csv.writer(out, lineterminator="\n"), chart.drawn()
+    lines.writerow(["task", "line", drawn["x"], drawn["statistic"], *ESTIMATE[1:]])
     for panel in drawn["panels"]:
         for line in panel["lines"]:
             for label, *point in zip(drawn["labels"], *map(line.get, ESTIMATE), strict=True):
-                table.writerow([panel["task"], line["label"], label, *point])
+                lines.writerow([panel["task"], line["label"], label, *point])
         for level in panel["levels"]:
-            table.writerow([panel["task"], level["label"], "", level["value"], "", ""])
+            lines.writerow([panel["task"], level["label"], "", level["value"], "", ""])
     return out.getvalue()
 
 
 def _drawn(chart: Chart, kind: str, task: str) -> bytes:
-    """Return a chart as SVG or PNG."""
+    """Return a picture of a chart as SVG or PNG."""
     figure = (_map if chart.is_map else _curves)(chart)
     figure.suptitle(f"{chart.title}: {task}" if task else chart.title, fontsize=9)
+    return _file(figure, kind)
+
+
+def _file(figure: Figure, kind: str) -> bytes:
     if kind == "svg":
         return plots.to_svg(figure)
     figure.savefig(out := io.BytesIO(), dpi=200, facecolor="white")

@@ -9,7 +9,8 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from jcos import cli
+from jcos import cli, files
+from jcos.experiments import plots
 from jcos.lab import results
 from jcos.lab.results import measure
 from jcos.media import formats
@@ -62,10 +63,10 @@ def test_every_chart_is_written(tmp_path: Path) -> None:
     data = folders.experiment_folder(tmp_path / "run")
     charts = read(tmp_path / "run").charts
     for kind, begins in (("svg", b"<?xml"), ("png", b"\x89PNG")):
-        files = export.write_charts(charts, tmp_path / kind, kind)
-        assert len(files) == 2 + 2 * 2  # of maps one for each task
-        assert {"01-token-energy-maze", "01-token-energy-bounce"} < {file.stem for file in files}
-        assert all(file.read_bytes().startswith(begins) for file in files)
+        made = export.write_charts(charts, tmp_path / kind, kind)
+        assert len(made) == 2 + 2 * 2  # of maps one for each task
+        assert {"01-token-energy-maze", "01-token-energy-bounce"} < {file.stem for file in made}
+        assert all(file.read_bytes().startswith(begins) for file in made)
     solved, energy, *_ = export.write_charts(charts, tmp_path / "csv", "csv")
     rows = list(csv.DictReader(io.StringIO(solved.read_text())))
     (row,) = (r for r in rows if (r["task"], r["line"], r["step"]) == ("maze", "model", "3"))
@@ -88,13 +89,18 @@ def test_medians_are_named_so(tmp_path: Path) -> None:
     assert file.read_text().startswith("task,line,layer,median,low,high\n")
 
 
-def test_results_without_charts_are_said_to_be_so(
+def test_measures_by_case_are_dots_and_stored_figures_are_copied(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    about = measure("puzzle case", np.zeros((2, 3)), "A")
-    results.save(xr.Dataset({"a": about}, attrs={"experiment": "x"}), tmp_path / "results.nc")
+    about, out = measure("puzzle case", np.eye(2, 3), "A"), tmp_path / ".out"
+    data = xr.Dataset({"a": about}, {"case": [*"pqr"]}, {"experiment": "x"})
+    results.save(data, tmp_path / "results.nc")
     (tmp_path / "run.json").write_text('{"experiment": "x"}')
     (tmp_path / "table.csv").write_text("a\n1\n")
-    with pytest.raises(SystemExit):
-        cli.main(["export", str(tmp_path), "--svg", str(tmp_path / "figures")])
-    assert "nothing is measured along steps" in capsys.readouterr().err
+    files.write(tmp_path / "figures" / "pareto.svg", plots.to_svg(plots.panels(1)))
+    cli.main(["export", str(tmp_path), *(f"--{kind}={out}" for kind in ("svg", "png", "csv"))])
+    made = sorted(path.name for path in out.iterdir())
+    assert made == ["00-a.csv", "00-a.png", "00-a.svg", "pareto.svg"]
+    lines = list(csv.DictReader((out / "00-a.csv").read_text().splitlines()))
+    assert {line["case"]: float(line["value"]) for line in lines} == {"p": 0.5, "q": 0.5, "r": 0}
+    capsys.readouterr()
