@@ -54,15 +54,16 @@ def test_what_is_missing_of_an_arm_is_said(tmp_path: Path) -> None:
         f"{SORT}/00000.mp4: it failed (out of <memory>).",
     ]
     assert told[2] == f"{SORT}/00002: in the benchmark, the folder is missing."
-    assert re.fullmatch(rf"{MAZE}/00001.mp4: it cannot be read \(\d of its 6 .*", told[3])
+    assert re.fullmatch(rf"{MAZE}/00001.mp4: it cannot be read \(\d+ bytes .*", told[3])
     page = explorer.make(tmp_path).read_text()
     assert "out of &lt;memory&gt;" in page
     assert page.count("<video") == 1
 
 
 @pytest.mark.parametrize("cut", [0.3, 0.6, 0.99])
-def test_a_film_that_is_cut_anywhere_is_damaged(tmp_path: Path, cut: float) -> None:
+def test_a_film_that_is_cut_anywhere_is_damaged(tmp_path: Path, monkeypatch, cut: float) -> None:
     folders.arm_folder(tmp_path)
+    monkeypatch.delattr("av.open")  # no packet of a film is read
     film = tmp_path / MAZE / "00000.mp4"
     film.write_bytes(film.read_bytes()[: int(cut * film.stat().st_size)])
     found = read(tmp_path)
