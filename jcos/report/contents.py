@@ -29,7 +29,10 @@ ELSEWHERE = (
     *("changes", "tree", "alive"),
 )
 """Entries of a manifest that are shown elsewhere on the page."""
-OUTCOMES = ("seconds", "date", "scores", "solved", "rows", "shown_steps", "machine", "device")
+OUTCOMES = (
+    *("seconds", "date", "scores", "solved", "rows", "shown_steps", "machine", "device"),
+    *("seed", "forwards", "decodes", "judged"),
+)
 """Entries that are no settings: two runs that are to be compared may differ in them."""
 
 

@@ -5,6 +5,7 @@ import csv
 import datetime as dt
 import functools
 import io
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +19,10 @@ from jcos.report.contents import OUTCOMES, settings_of
 from jcos.report.plane import PLANES
 from jcos.report.reading import ESTIMATES, FIGURES, TABLE, UNREADABLE, manifest_of
 
-HOW = ("weights", "versions", "mesh", "numerics", "puzzles", "model")
-"""Settings that are too long for a table."""
+HOW = ("versions", "mesh", "numerics", "puzzles")
+"""Settings that a table does not name."""
+LONGEST, DIGEST = 60, re.compile("[0-9a-f]{64}")
+"""Characters of a setting; a digest is cut to eight."""
 MOST = 6
 """Differences that a row names."""
 EMPTY = b'<svg xmlns="http://www.w3.org/2000/svg" width="3" height="2"/>'
@@ -34,7 +37,7 @@ def rows_of(folder: Path, runs: Mapping[str, Path]) -> list[dict[str, Any]]:
             manifests[key] = manifest_of(path)
         except UNREADABLE as error:
             faults[key] = f"run.json cannot be read ({error})"
-    settings = {key: _settings(manifests[key]) for key in runs}
+    settings = {key: settings_of(manifests[key], (*HOW, *OUTCOMES)) for key in runs}
     kinds = {key: kind_of(manifests[key]) for key in runs}
 
     @functools.cache
@@ -45,7 +48,7 @@ def rows_of(folder: Path, runs: Mapping[str, Path]) -> list[dict[str, Any]]:
     rows = []
     for key, path in runs.items():
         about = manifests[key]
-        differ = [f"{n} {v}" for n, v in settings[key].items() if usual(kinds[key], n) != v]
+        differ = [f"{n} {_cut(v)}" for n, v in settings[key].items() if usual(kinds[key], n) != v]
         more = [f"{len(differ) - MOST} more"] if len(differ) > MOST else []
         name, score = score_of(path, about)
         titles = (about.get(entry) for entry in ("title", "question", "command"))
@@ -104,18 +107,21 @@ def thumbnail(folder: Path) -> tuple[bytes | Path, str]:
             return path, "image/webp"
         for path in sorted(folder.glob(f"{FIGURES}/*.svg")):
             return path, "image/svg+xml"
-        with av.open(str(min(folder.rglob("*.mp4"), default=""))) as film:
-            picture = next(film.decode(video=0)).to_image()
+        films = (path for path in folder.rglob("*.mp4") if "-x0-step-" not in path.stem)
+        with av.open(str(min(films, default=""))) as film:
+            film.seek(film.duration or 0)  # to the last picture that needs none before it
+            *_, last = film.decode(video=0)
+            picture = last.to_image()
         picture.thumbnail((176, 116))
         picture.save(data := io.BytesIO(), "PNG")
         return data.getvalue(), "image/png"
     return EMPTY, "image/svg+xml"
 
 
-def _settings(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Return the settings that a table has room for."""
-    settings = settings_of(manifest, (*HOW, *OUTCOMES))
-    return {name: text for name, text in settings.items() if len(text) <= 60}
+def _cut(text: str) -> str:
+    """Return what a table has room for."""
+    room = 8 if DIGEST.fullmatch(text) else LONGEST
+    return text if len(text) <= room else f"{text[: room - 1]}…"
 
 
 def _changed(folder: Path) -> float:

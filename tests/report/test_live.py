@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jcos.report import live
+from jcos.media import formats
+from jcos.report import live, table
 from tests.report import folders
 from tests.report.test_explorer import data_of
 
@@ -141,5 +142,23 @@ def test_every_run_has_a_row_and_most_a_picture(served: str, tmp_path: Path) -> 
     for name, address in runs(served).items():
         with urllib.request.urlopen(f"{address}explore.thumbnail") as answer:
             pictures[name] = answer.headers["Content-Type"].removeprefix("image/")
+            if name == "gen":
+                with Image.open(answer) as last:
+                    film = formats.read_mp4(tmp_path / "runs" / "gen" / "seed-0.mp4")
+                    np.testing.assert_array_equal(np.asarray(last), film[-1])
     drawn = {"a": "svg+xml", "b": "png", "look": "png", "gen": "png"}
     assert pictures == drawn | {"broken": "svg+xml"}
+
+
+def test_runs_of_two_checkpoints_differ_in_the_table(tmp_path: Path) -> None:
+    said = {"a": ("small", "x"), "b": ("small", "x"), "c": ("large", "y" * 70)}
+    for name, (model, text) in said.items():
+        whose = {"name": model, "files": 32 * text[:1] + 32 * "0"}
+        about = {"command": "jcos sample", "model": whose, "text": text}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps(about))
+    rows = table.rows_of(tmp_path, {name: tmp_path / name for name in said})
+    differs = {row["key"]: row["differs"] for row in rows}
+    assert differs["a"] == differs["b"] == ""
+    assert differs["c"].startswith("model: name large; ")
+    assert differs["c"].endswith(f"text {'y' * 59}…")
