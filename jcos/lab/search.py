@@ -8,6 +8,7 @@ Methods (`methods.py`) are data, judges (`judges.py`) functions of estimates. It
 both are spread.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -251,7 +252,8 @@ class _Run(Search):
     def select(
         self, state: loop.State, row: Row, scores: Float[np.ndarray, "W K"], *, last: bool
     ) -> loop.State:
-        people, before = self.population, (self.population.alive, self.population.log_weight)
+        people, before = self.population, copy.copy(self.population)
+        before.weigh(row, scores, last=last)  # of the copy: by which particles are drawn
         x0 = None
         if self.record:
             frames = self.record if isinstance(self.record, slice) else slice(None)
@@ -259,7 +261,7 @@ class _Run(Search):
         which = people.select(row, scores, last=last, multiple=self.multiple)
         parents = np.where(people.alive, which, -1)
         scored = state.step, row.judge, state.rows, scores
-        self.tree.append(Generation(*scored, *before, parents, x0))
+        self.tree.append(Generation(*scored, before.alive, before.log_weight, parents, x0))
         if self.keep is not None:
             saved.record(self.keep, self)
         state = state.take(which)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from scipy import special
 
 from jcos.lab.outcome import TREE, Result
 from jcos.media import formats
@@ -38,9 +39,10 @@ def trees_of(folder: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _rows(
     manifest: Mapping[str, Any], pictures: Mapping[str, np.ndarray], i: int
 ) -> list[tuple[int, str, list[dict[str, Any]]]]:
-    """Return step, judge and particles of every row of video i, those that went on first, then by
-    score. went: as how many. chosen: whether the chosen video comes from it: followed back from the
-    best one of its seed at the end, to none (−1) in rows before it began."""
+    """Return step, rule and particles of every row of video i, those that went on first, then by
+    score. went: as how many. weight: where they are drawn by it. chosen: whether the chosen video
+    comes from it: followed back from the best one of its seed at the end, to none (−1) in rows
+    before it began."""
     rows, chosen = [], None
     for j, row in reversed([*enumerate(manifest["tree"])]):
         seeds, scores, parents, alive = (
@@ -53,13 +55,18 @@ def _rows(
             chosen = parents[chosen] if 0 <= chosen < len(parents) else -1
         went = Counter(parents)
         order = sorted(np.flatnonzero(alive).tolist(), key=lambda k: (not went[k], -scores[k]))
+        words = f"{row['judge']}: {row['rule']}" if "rule" in row else row["judge"]
+        weights: dict[int, float] = {}
+        if row.get("drawn") and "rule" in row:  # older ones have the weights of the row before
+            shares = special.softmax(np.array(row["log_weights"][i], float)[order])
+            weights = dict(zip(order, shares.tolist(), strict=True))
+            words += f"; {1 / np.square(shares).sum():.1f} of {len(order)} are effective"
         particles = [
             {"seed": seeds[k], "score": scores[k], "went": went[k], "chosen": k == chosen}
-            | {"src": _uri(pictures[f"estimates_{i}_{j}"][k])}
+            | {"weight": weights.get(k), "src": _uri(pictures[f"estimates_{i}_{j}"][k])}
             for k in order
         ]
-        judge = row["judge"] + ", drawn by weight" * row.get("drawn", False)
-        rows.insert(0, (row["step"], judge, particles))
+        rows.insert(0, (row["step"], words, particles))
     return rows
 
 

@@ -107,6 +107,7 @@ def test_a_generation_says_who_was_there_and_who_went_on(model, condition) -> No
     (made,) = result.tree
     assert (made.step, made.seeds.tolist(), made.parents.tolist()) == (1, [[5, 6, 7]], [[1]])
     assert result.seed.tolist() == [6]
+    np.testing.assert_allclose(made.log_weights, [[0.1, 0.9, 0.3]])  # with these scores
 
 
 def test_the_tree_tells_who_came_from_whom(model, condition) -> None:

@@ -16,20 +16,23 @@ def test_the_chosen_video_is_followed_back_through_copies(tmp_path: Path) -> Non
     (tmp_path / TREE).write_bytes(pictures([lasts], **ends))
     common = {"judge": "energy", "drawn": False}
     rows = [
-        {"seeds": [0, 1, 2], "scores": [0.0, 2.0, 1.0], "parents": [1, 2, 1, 1], "drawn": True},
+        {"seeds": [0, 1, 2], "scores": [0.0, 2.0, 1.0], "parents": [1, 2, 1, 1]},
         {"seeds": [1, 2, 1, 1, 5], "scores": [0.0, 1.0, 3.0, 2.0, 4.0], "parents": [2, 3, 2, 4]},
         {"seeds": [1, 1, 1, 5], "scores": [1.0, 5.0, 2.0, 9.0], "parents": [0, 1, 2]},
     ]
     tree = [
         common
-        | {name: value if name == "drawn" else [value] for name, value in row.items()}
+        | {name: [value] for name, value in row.items()}
         | {"step": step, "alive": [[True] * len(row["seeds"])]}
         for step, row in enumerate(rows)
     ]
+    tree[0] |= {"drawn": True, "rule": "by weight", "log_weights": [[-np.inf, np.log(3), 0.0]]}
     manifest = {"solved": [True], "seed": [1], "forwards": [8], "tree": tree}
     (page,) = trees_of(tmp_path, manifest)
-    words = [judge for _, judge, _ in page["rows"]]
-    assert words == ["energy, drawn by weight", "energy", "energy"]
+    first = page["rows"][0]
+    assert [p["weight"] for p in first[2]] == pytest.approx([0.75, 0.25, 0.0])
+    words = [rule for _, rule, _ in page["rows"]]
+    assert words == ["energy: by weight; 1.6 of 3 are effective", "energy", "energy"]
     chosen = [[p["score"] for p in ps if p["chosen"]] for _, _, ps in page["rows"]]
     assert chosen == [[2.0], [2.0], [5.0]]
     # A particle that began after a row comes from none in it.
