@@ -57,7 +57,11 @@ TOGETHER = 2
 """Puzzles that are searched at a time, at least: on a mesh as many as it has worlds."""
 GAIN = "solved, more than one run", "Paired by puzzle."
 BEHIND = "solved, more than the oracle of all seeds", "Paired by puzzle."
-PASSES: dict[str, Any] = {"units": "passes", "span": POSITIVE}
+PASSES: dict[str, Any] = {
+    "units": "passes",
+    "comment": "Of the chosen run and all that were given up, mean over groups of seeds.",
+    "span": POSITIVE,
+}
 STEERED = "Feynman–Kac, decided"
 STEPS = 3
 """At least: after the last two steps nothing parts the copies of Feynman–Kac steering."""
