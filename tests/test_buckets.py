@@ -5,6 +5,7 @@ as `python -m tests.test_buckets PLACE FOLDER` it prints what it finds as JSON o
 """
 
 import contextlib
+import errno
 import io
 import json
 import shutil
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -84,6 +86,7 @@ def test_from_a_release_to_scores(bucket: str, release: Path, tmp_path: Path) ->
     assert found["left"] == []
     assert found["text"]
     assert f"{bucket[:2]}://no/x cannot be written: " in found["nowhere"]
+    assert f"{bucket}/denied cannot be written: Access Denied" in found["denied"]
     assert "0 meshes to try" in found["plan"]
     assert f"{bucket} is a whole bucket; name a folder in it" in found["whole"]
 
@@ -135,6 +138,7 @@ def way(place: str, folder: Path) -> dict[str, Any]:
     """Convert, load, generate, run an experiment and the benchmark in a bucket; read it back."""
     import jax
     import numpy as np
+    from etils.epath.backend import fsspec_backend
     from safetensors.numpy import load
 
     import jcos
@@ -199,6 +203,10 @@ def way(place: str, folder: Path) -> dict[str, Any]:
         found["cut"] = str(error)
     scheme = place.partition(":")[0]
     found["nowhere"] = refused("generate", release, *given, "--out", f"{scheme}://no/x")
+    with pytest.MonkeyPatch.context() as patched:
+        denied = Mock(side_effect=PermissionError(errno.EACCES, "Access Denied"))
+        patched.setattr(fsspec_backend.fs(place), "pipe_file", denied)
+        found["denied"] = refused("generate", release, *given, "--out", f"{place}/denied")
     return found
 
 
