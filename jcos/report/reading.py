@@ -5,7 +5,6 @@ folders their CSV tables, pictures and films. Pictures of runs and values of cha
 they are asked for.
 """
 
-import csv
 import dataclasses
 import json
 import zipfile
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import av
+import numpy as np
+import pandas as pd
 from PIL import Image
 
 from jcos.files import visible
@@ -52,7 +53,6 @@ UNREADABLE = (
     Image.DecompressionBombError,
     zipfile.BadZipFile,
     zlib.error,
-    csv.Error,
     av.FFmpegError,
 )
 """What a missing or damaged file, or a manifest of another making, raises when it is read."""
@@ -283,27 +283,19 @@ def _film(path: Path) -> Path:
 def _table(path: Path) -> Table:
     """Return a table with numbers to three digits; an interval stands in the cell of its
     estimate."""
-    with path.open(newline="", encoding="utf-8") as file:
-        head, *lines = csv.reader(file)
-    rows = [[_cell(text) for text in line] for line in lines]
-    estimate = next((head.index(name) for name in ESTIMATES if name in head), None)
-    if estimate is not None and {"low", "high"} <= {*head}:
-        ends = [head.index("low"), head.index("high")]
-        for row in rows:
-            if len(row) == len(head) and all(row[i][0] is not None for i in (estimate, *ends)):
-                value, text = row[estimate]
-                row[estimate] = value, f"{text} [{', '.join(row[i][1] for i in ends)}]"
-        kept = [i for i in range(len(head)) if i not in ends]
-        head = [head[i] for i in kept]
-        rows = [[row[i] for i in kept if i < len(row)] for row in rows]
-    return Table(path.stem, head, rows)
+    texts = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+    values = texts.apply(pd.to_numeric, errors="coerce").astype(float)
+    values = values.replace([np.inf, -np.inf], np.nan)
+    texts = texts.where(values.isna(), values.map(_digits))
+    estimate = next((name for name in ESTIMATES if name in texts), None)
+    if estimate and {"low", "high"} <= {*texts}:
+        known = values[[estimate, "low", "high"]].notna().all(axis=1)
+        texts.loc[known, estimate] += " [" + texts["low"] + ", " + texts["high"] + "]"
+        texts = texts.drop(columns=["low", "high"])
+    pairs = zip(values[texts.columns].values, texts.values, strict=True)
+    rows = [[*zip(map(finite, numbers), row, strict=True)] for numbers, row in pairs]
+    return Table(path.stem, [*texts], rows)
 
 
-def _cell(text: str) -> tuple[float | None, str]:
-    try:
-        value = finite(float(text))
-    except ValueError:
-        value = None
-    if value is None:
-        return None, text
-    return value, f"{value:.0f}" if value.is_integer() and abs(value) < 1e9 else f"{value:.3g}"
+def _digits(value: float) -> str:
+    return f"{value:.0f}" if value.is_integer() and abs(value) < 1e9 else f"{value:.3g}"
