@@ -11,8 +11,8 @@ from PIL import Image
 
 from jcos.report import svg
 from jcos.report.charts import Chart
+from jcos.report.plane import Plane
 from jcos.report.reading import UNREADABLE, Results, reason
-from jcos.report.runs import Run
 from jcos.report.templates import inside
 from jcos.runs import MANIFEST
 
@@ -107,7 +107,7 @@ def figures(result: Results, place: Place) -> dict[str, dict[str, Any]]:
 def sections(
     listed: Sequence[Mapping[str, Any]],
     figures: dict[str, Any],
-    runs: Sequence[Run],
+    runs: Sequence[Plane],
     charts: Sequence[Chart],
     trees: Sequence[Any],
 ) -> list[Section]:

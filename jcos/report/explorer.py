@@ -6,6 +6,7 @@ inside; of more they lie beside the page in `index.files/`, each loaded when it 
 words and the looks are in `explorer.html` and the style sheets; the scripts draw what moves.
 """
 
+import dataclasses
 import os
 import shutil
 import urllib.parse
@@ -18,9 +19,8 @@ from jcos.media import formats
 from jcos.report import contents, templates
 from jcos.report.charts import Chart, compared
 from jcos.report.contents import Place
-from jcos.report.plane import telling
+from jcos.report.plane import Plane, telling
 from jcos.report.reading import STORE, UNREADABLE, Results, distinct, read, reason
-from jcos.report.runs import Run
 from jcos.report.templates import inside
 
 SCRIPTS = ("page.js", "curves.js", "maps.js", "plane.js", "lanes.js", "controls.js")
@@ -106,7 +106,7 @@ def write(results: Sequence[Results], page: Path, *, embedded: int = EMBEDDED) -
 def render(
     results: Sequence[Results],
     place: Place,
-    runs: Sequence[Run],
+    runs: Sequence[Plane],
     payloads: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the page as text. payloads: data of its runs and charts; without it, the page asks for
@@ -153,20 +153,20 @@ def relative(path: Path, home: Path) -> str:
 # ---- runs and charts
 
 
-def runs_in(results: Sequence[Results]) -> list[tuple[Results, Run]]:
+def runs_in(results: Sequence[Results]) -> list[tuple[Results, Plane]]:
     """Return all runs, each with the folder that it is of. Those of several folders are named after
     theirs, and follow the run of the same puzzle and seed in the first folder, their baseline."""
     if len(results) == 1:
         return [(results[0], run) for run in results[0].runs]
-    pairs: dict[tuple[Any, ...], list[tuple[Results, Run]]] = {}
+    pairs: dict[tuple[Any, ...], list[tuple[Results, Plane]]] = {}
     for i, result in enumerate(results):
         for number, run in enumerate(result.runs):
             key: tuple[Any, ...] = run.group, run.label, run.puzzle
             apart = i and key not in pairs
-            named = run._replace(label=f"{result.title}, {run.label}")
+            named = dataclasses.replace(run, label=f"{result.title}, {run.label}")
             pairs.setdefault((*key, i, number) if apart else key, []).append((result, named))
     return [
-        (result, run._replace(pair=number if len(pair) > 1 else None))
+        (result, dataclasses.replace(run, pair=number if len(pair) > 1 else None))
         for number, pair in enumerate(pairs.values())
         for result, run in pair
     ]
@@ -179,7 +179,7 @@ def charts_in(results: Sequence[Results]) -> list[Chart]:
     return compared([(result.title, result.charts) for result in results])
 
 
-def stubs(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def stubs(runs: Sequence[Plane]) -> list[dict[str, Any]]:
     """Return what the page knows of runs before they are looked at; of those with a baseline, its
     number."""
     first: dict[int, int] = {}
@@ -192,7 +192,7 @@ def stubs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return known
 
 
-def most_telling(runs: Sequence[Run]) -> int:
+def most_telling(runs: Sequence[Plane]) -> int:
     """Return the run that the page opens with: one that holds several answers, decides late and
     ends on one of them; the first where none does."""
     scores = []
@@ -204,7 +204,7 @@ def most_telling(runs: Sequence[Run]) -> int:
     return max(range(len(runs)), key=lambda i: (scores[i], -i), default=0)
 
 
-def data_of(one: Run | Chart) -> dict[str, Any]:
+def data_of(one: Plane | Chart) -> dict[str, Any]:
     """Return what the page has of a run or a chart that is looked at, or why it cannot be read. Of
     a run, `sheet` are its pictures."""
     try:

@@ -9,7 +9,7 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +43,7 @@ WIDEST = 256
 """Frames of a sheet are thinned to about so many pixels; the films keep all."""
 LARGEST = 40_000_000
 """How many pixels a browser is given at once."""
+UNREAD = np.zeros((0, 0, 0, 0, 3), np.uint8)
 ROWS, SIDE = 8, 40
 """Steps that a notebook shows, and about how wide a frame is there."""
 
@@ -54,8 +55,6 @@ class Line(NamedTuple):
     label: str
     steps: Sequence[int]
     values: Sequence[float | None]
-    low: Sequence[float | None] | None = None
-    high: Sequence[float | None] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,13 +64,15 @@ class Plane:
     group: what it is a run of (a puzzle, a prompt); runs of one group are shown side by side.
     label: which of them. x0: the clean estimates at `steps`, ascending. video: the end. reference:
     a right answer. solved: whether the end is one. changes: what was changed in it. answers: a
-    picture of each right answer, by its name in the chart `MASS`.
+    picture of each right answer, by its name in the chart `MASS`. puzzle: a digest, where it is
+    known. pair: equal for runs of the same puzzle and seed in several folders; else None. read:
+    returns what is large of a run in a file, which it lacks until `load`.
     """
 
     label: str
     group: str
     steps: Sequence[int]
-    x0: UInt8[np.ndarray, "S F H W 3"]
+    x0: UInt8[np.ndarray, "S F H W 3"] = dataclasses.field(default_factory=lambda: UNREAD)
     video: UInt8[np.ndarray, "f h w 3"] | None = None
     reference: UInt8[np.ndarray, "f h w 3"] | None = None
     prompt: str = ""
@@ -79,8 +80,13 @@ class Plane:
     lines: Sequence[Line] = ()
     changes: Sequence[Change] = ()
     answers: Mapping[str, UInt8[np.ndarray, "H W 3"]] = dataclasses.field(default_factory=dict)
+    puzzle: str | None = None
+    pair: int | None = None
+    read: Callable[[], Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
+        if self.read:
+            return
         if len(self.steps) != len(self.x0) or not len(self.steps):
             raise ValueError(
                 f"{self.label}: {len(self.steps)} steps are named, {len(self.x0)} are there"
@@ -89,6 +95,14 @@ class Plane:
             clip = getattr(self, name)
             if clip is not None and clip.shape != self.x0.shape[1:]:
                 raise ValueError(f"{self.label}: {name} is {clip.shape}, x0 {self.x0.shape}")
+
+    def load(self) -> "Plane":
+        """Return the run with its pictures."""
+        return dataclasses.replace(self, read=None, **self.read()) if self.read else self
+
+    def named(self, names: Sequence[str]) -> bool:
+        """Return whether a section that names its label, its group, or both means this run."""
+        return not {self.label, self.group, f"{self.group}, {self.label}"}.isdisjoint(names)
 
     def sheet(self) -> tuple[bytes, tuple[int, int], int]:
         """Return all pictures as one WebP, their width and height there, and how many lie side by
@@ -277,21 +291,6 @@ def telling(lines: Sequence[Line], solved: bool | None) -> tuple[bool, bool, int
     held = int((shares[:, 0] >= HELD).sum())
     undecided = np.flatnonzero(shares[shares[:, -1].argmax()] < COMMITTED)
     return held > 1, bool(solved), int(undecided[-1]) + 1 if len(undecided) else 0
-
-
-def saved_plane(arrays: Mapping[str, np.ndarray], i: int, about: Mapping[str, Any]) -> Plane:
-    """Return plane i of what `Look.save` left."""
-    names = about["answers"]
-    known = {name: about[name] for name in ("label", "group", "prompt", "solved", "steps")}
-    return Plane(
-        **known,
-        x0=arrays[f"x0_{i}"],
-        video=arrays.get(f"video_{i}"),
-        reference=arrays.get(f"reference_{i}"),
-        lines=[Line(**line) for line in about["lines"]],
-        changes=[Change.from_json(change) for change in about["changes"]],
-        answers=dict(zip(names, arrays[f"answers_{i}"] if names else (), strict=True)),
-    )
 
 
 def _rms(a: UInt8[np.ndarray, "F H W 3"], b: UInt8[np.ndarray, "F H W 3"]) -> np.ndarray:

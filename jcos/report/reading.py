@@ -23,8 +23,8 @@ from jcos.lab import results
 from jcos.lab.outcome import TREE
 from jcos.report.arms import ASIDE, Samples, samples_of
 from jcos.report.charts import Chart, charts_of
-from jcos.report.plane import PLANES
-from jcos.report.runs import Run, runs_of
+from jcos.report.plane import PLANES, Plane
+from jcos.report.runs import runs_of
 from jcos.report.templates import finite
 from jcos.report.trees import trees_of
 from jcos.runs import KINDS, MANIFEST
@@ -77,7 +77,7 @@ class Results:
 
     folder: Path
     manifest: dict[str, Any]
-    runs: list[Run]
+    runs: list[Plane]
     charts: list[Chart]
     tables: list[Table]
     pictures: list[Path]
@@ -171,7 +171,7 @@ def read(folder: Path) -> Results:
     missing += [f"{name}: it is missing." for name in expected if name in absent]
     aside = {name for kind, names in ASIDE.items() if kind in manifest for name in names}
     files = [p for p in files if p.relative_to(folder).parts[0] not in aside]
-    runs: list[Run] = []
+    runs: list[Plane] = []
     if PLANES not in absent:
         file = PLANES if "planes" in manifest else "The runs"
         runs = tried(file, runs, lambda: list(runs_of(folder, manifest, missing.append)))
@@ -284,8 +284,8 @@ def _table(path: Path) -> Table:
     """Return a table with numbers to three digits; an interval stands in the cell of its
     estimate."""
     texts = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
-    values = texts.apply(pd.to_numeric, errors="coerce").astype(float)
-    values = values.replace([np.inf, -np.inf], np.nan)
+    numbers = {name: pd.to_numeric(texts[name], errors="coerce") for name in texts}
+    values = pd.DataFrame(numbers, dtype=float).replace([np.inf, -np.inf], np.nan)
     texts = texts.where(values.isna(), values.map(_digits))
     estimate = next((name for name in ESTIMATES if name in texts), None)
     if estimate and {"low", "high"} <= {*texts}:
@@ -293,7 +293,7 @@ def _table(path: Path) -> Table:
         texts.loc[known, estimate] += " [" + texts["low"] + ", " + texts["high"] + "]"
         texts = texts.drop(columns=["low", "high"])
     pairs = zip(values[texts.columns].values, texts.values, strict=True)
-    rows = [[*zip(map(finite, numbers), row, strict=True)] for numbers, row in pairs]
+    rows = [[*zip(map(finite, known), shown, strict=True)] for known, shown in pairs]
     return Table(path.stem, [*texts], rows)
 
 

@@ -1,68 +1,53 @@
-"""The runs in a folder of results as planes: those of `save_planes`, and of `jcos generate`.
+"""The runs in a folder of results: those of `save_planes`, and of `jcos generate`.
 
 What is small is read at once; the pictures of a run when they are loaded, so that a damaged one
 leaves the others whole.
 """
 
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from jcos.config import Sampling
 from jcos.media import formats
-from jcos.report.plane import PLANES, WIDEST, Line, Plane, saved_plane, sigma_line
+from jcos.report.plane import PLANES, WIDEST, Line, Plane, sigma_line
 from jcos.sampling import flow
 from jcos.sampling.probe import Change
 
+CLIPS = ("x0", "video", "reference", "answers")
+"""Names of arrays in `PLANES`, each followed by `_` and the number of the run."""
 LATENT_FRAMES = 4
 """Frames of a film that one latent frame stands for (the first stands for one)."""
 
 
-class Run(NamedTuple):
-    """What is known of a run without its pictures, and how to get the `Plane` that has them.
-
-    puzzle: a digest, where it is known. pair: equal for runs of the same puzzle and seed in several
-    folders; else None.
-    """
-
-    label: str
-    group: str
-    prompt: str
-    solved: bool | None
-    steps: Sequence[int]
-    lines: Sequence[Line]
-    load: Callable[[], Plane]
-    puzzle: str | None = None
-    pair: int | None = None
-
-    def named(self, names: Sequence[str]) -> bool:
-        """Return whether a section that names its label, its group, or both means this run."""
-        return not {self.label, self.group, f"{self.group}, {self.label}"}.isdisjoint(names)
-
-
 def runs_of(
     folder: Path, manifest: Mapping[str, Any], tell: Callable[[str], None]
-) -> Iterator[Run]:
+) -> Iterator[Plane]:
     """Yield each run of a folder; `tell` hears what its pictures lack when they are loaded."""
     if isinstance(manifest.get("planes"), list):
         if not zipfile.is_zipfile(folder / PLANES):
             raise ValueError("its end is missing")
         puzzles = _puzzles(manifest, len(manifest["planes"]))
         for i, about in enumerate(manifest["planes"]):
-            lines = [Line(**line) for line in about["lines"]]
-            load = partial(_saved, folder / PLANES, i, about)
-            named = {name: about[name] for name in Run._fields[:5]}
-            yield Run(**named, lines=lines, load=load, puzzle=puzzles[i])
+            known = {name: about[name] for name in ("label", "group", "prompt", "solved", "steps")}
+            known["lines"] = [Line(*map(line.get, Line._fields)) for line in about["lines"]]
+            read = partial(_saved, folder / PLANES, i, about)
+            yield Plane(**known, puzzle=puzzles[i], read=read)
     elif manifest.get("x0") and "checkpoint" in manifest:
         for seed in manifest.get("seeds", []):
-            load = partial(_generated, folder, manifest, seed, tell)
-            about = f"seed {seed}", "the prompt", manifest["prompt"], None, manifest["x0"]
-            yield Run(*about, [_sigma(manifest)], load)
+            yield Plane(
+                label=f"seed {seed}",
+                group="the prompt",
+                prompt=manifest["prompt"],
+                steps=manifest["x0"],
+                lines=[_sigma(manifest)],
+                read=partial(_generated, folder, manifest, seed, tell),
+            )
 
 
 def _puzzles(manifest: Mapping[str, Any], runs: int) -> list[str | None]:
@@ -75,9 +60,14 @@ def _puzzles(manifest: Mapping[str, Any], runs: int) -> list[str | None]:
     return [digest for digest in digests for _ in range(runs // len(listed))]
 
 
-def _saved(path: Path, i: int, about: Mapping[str, Any]) -> Plane:
+def _saved(path: Path, i: int, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pictures of a run as `save_planes` left them, and what was changed in it."""
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        return saved_plane(arrays, i, about)
+        there = [n for n in CLIPS if n == "x0" or f"{n}_{i}" in arrays]
+        clips = {name: arrays[f"{name}_{i}"] for name in there}
+    answers = dict(zip(about["answers"], clips.pop("answers", ()), strict=True))
+    changes = [Change.from_json(change) for change in about["changes"]]
+    return {**clips, "answers": answers, "changes": changes}
 
 
 def _sigma(run: Mapping[str, Any]) -> Line:
@@ -90,7 +80,7 @@ def _sigma(run: Mapping[str, Any]) -> Line:
 
 def _generated(
     folder: Path, run: Mapping[str, Any], seed: int, tell: Callable[[str], None]
-) -> Plane:
+) -> dict[str, Any]:
     """Return the films of the estimates and of the end, thinned; `tell` hears which are missing."""
 
     def film(name: str) -> UInt8[np.ndarray, "F H W 3"] | None:
@@ -106,16 +96,12 @@ def _generated(
     x0 = {step: clip for step, clip in films.items() if clip is not None}
     if not x0:
         raise ValueError("no film of its estimates can be read")
-    return Plane(
-        label=f"seed {seed}",
-        group="the prompt",
-        prompt=run["prompt"],
-        steps=[*x0],
-        x0=np.stack([*x0.values()]),
-        video=film(f"seed-{seed}.mp4"),
-        lines=[_sigma(run)],
-        changes=_of_films(run, run["size"]["frames"]),
-    )
+    return {
+        "steps": [*x0],
+        "x0": np.stack([*x0.values()]),
+        "video": film(f"seed-{seed}.mp4"),
+        "changes": _of_films(run, run["size"]["frames"]),
+    }
 
 
 def _of_films(run: Mapping[str, Any], total: int) -> list[Change]:
