@@ -31,6 +31,7 @@ from jcos.media import formats, image
 from jcos.model.text import read_prompt
 from jcos.model.vae import Tiles
 from jcos.preview import fit_preview, preview_films
+from jcos.sampling import flow
 from jcos.sampling.checks import check_averages
 from jcos.sampling.interventions import Interventions, Place, places
 from jcos.sampling.noise import noise_from_file, seed_numbers
@@ -236,7 +237,8 @@ def run(
         condition = jax.device_get(coder.condition(first, positive, frames, **options))
         del coder, rows, positive, unconditional  # with them, their weights leave the device
         changes = [change.to_json() for change in probe.changes()]
-        manifest = {"checkpoint": str(folder), **settings, "changes": changes}
+        sigmas = flow.schedule(config.sampling).sigmas[:-1].tolist()
+        manifest = {"checkpoint": str(folder), **settings, "changes": changes, "sigmas": sigmas}
         manifest |= runs.made(command, sizes)
         begun = runs.begun(out, manifest, room) if first_host else contextlib.nullcontext()
         with begun, sharding.use_mesh(devices):

@@ -94,6 +94,7 @@ def test_a_prompt_and_a_picture_become_a_video(
     about = json.loads((out / "run.json").read_text())
     assert about["sampling"]["solver"] == "unipc"
     assert about["negative"].startswith("色调")
+    assert about["sigmas"][0] == pytest.approx(1, abs=2e-3)
 
     # A preview has a colour for each latent cell, and is as long and large as what is decoded.
     run("generate", *call, "--preview")

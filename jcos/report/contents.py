@@ -26,7 +26,7 @@ WIDE, COLUMN = 1.9, 500
 than so many points."""
 ELSEWHERE = (
     *("planes", "title", "question", "lead", "command", "figures", "sections", "unfinished"),
-    *("changes", "tree", "alive"),
+    *("changes", "sigmas", "tree", "alive"),
 )
 """Entries of a manifest that are shown elsewhere on the page."""
 OUTCOMES = (

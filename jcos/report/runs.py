@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from jcos.config import Sampling
 from jcos.media import formats
 from jcos.report.plane import PLANES, WIDEST, Line, Plane, sigma_line
-from jcos.sampling import flow
 from jcos.sampling.probe import Change
 
 CLIPS = ("x0", "video", "reference", "answers")
@@ -39,13 +37,14 @@ def runs_of(
             read = partial(_saved, folder / PLANES, i, about)
             yield Plane(**known, puzzle=puzzles[i], read=read)
     elif manifest.get("x0") and "checkpoint" in manifest:
+        lines = [sigma_line(manifest["sigmas"])] if "sigmas" in manifest else []
         for seed in manifest.get("seeds", []):
             yield Plane(
                 label=f"seed {seed}",
                 group="the prompt",
                 prompt=manifest["prompt"],
                 steps=manifest["x0"],
-                lines=[_sigma(manifest)],
+                lines=lines,
                 read=partial(_generated, folder, manifest, seed, tell),
             )
 
@@ -68,14 +67,6 @@ def _saved(path: Path, i: int, about: Mapping[str, Any]) -> dict[str, Any]:
     answers = dict(zip(about["answers"], clips.pop("answers", ()), strict=True))
     changes = [Change.from_json(change) for change in about["changes"]]
     return {**clips, "answers": answers, "changes": changes}
-
-
-def _sigma(run: Mapping[str, Any]) -> Line:
-    settings = {k: v for k, v in run["sampling"].items() if k != "boundary"}
-    for name in ("guidance", "sigmas"):
-        if settings.get(name) is not None:
-            settings[name] = tuple(settings[name])
-    return sigma_line(flow.schedule(Sampling(**settings)).sigmas[:-1])
 
 
 def _generated(

@@ -203,6 +203,7 @@ def generate_folder(
         "interventions": {"noise_steps": [4], "noise_frames": [1]},
         "changes": changes_of(Noise.at_steps(STEPS, 4, [4]) | Noise.at_frames(STEPS, 4, [1])),
         "seeds": [0, 1],
+        "sigmas": np.linspace(1, 0.1, STEPS).tolist(),
         "x0": steps,
     }
     (folder / "run.json").write_text(json.dumps(run, ensure_ascii=False))
