@@ -212,7 +212,6 @@ def data_of(one: Plane | Chart) -> dict[str, Any]:
             return one.drawn()
         plane = one.load()
         sheet, cell, columns = plane.sheet()
-        lines, maps = plane.derived()
         about = plane.about()
         return {
             **{name: about[name] for name in ("steps", "changes", "answers")},
@@ -220,8 +219,7 @@ def data_of(one: Plane | Chart) -> dict[str, Any]:
             "sheet": sheet,
             "cell": cell,
             "columns": columns,
-            "lines": about["lines"] + [line._asdict() for line in lines],
-            "maps": maps,
+            "lines": about["lines"] + [line._asdict() for line in plane.distances()],
             "pictures": [inside("a.png", formats.png(p)) for p in plane.answers.values()],
             "video": plane.video is not None,
             "reference": plane.reference is not None,

@@ -47,7 +47,6 @@ function buildLanes() {
     last.append(make("text", { x: LEFT + (t + .5) * band, y: 12, "text-anchor": "middle" }, String(steps[t])));
   last.append(make("text", { x: LEFT + width / 2, y: 30, "text-anchor": "middle" }, "denoising step"));
   $("curves").append(make("div", { class: "lane numbers" }, last));
-  $("heats").replaceChildren(...state.shown.flatMap(v => views[v].maps.map(map => heatLane(map, state.shown.length > 1 ? `${title(views[v])}: ` : ""))));
 }
 
 function moveLanes() {
@@ -63,21 +62,4 @@ function cellLane(title, extra, kind, how) {
   // Cells of a run on the axis of steps.
   const cells = cellsOf({ width: width + LEFT, ...how });
   return make("div", { class: `lane ${kind}` }, make("h3", {}, make("span", {}, title), extra), cells);
-}
-
-function heatLane(map, who) {
-  // A run's map of frames × steps.
-  turned(map);
-  const [rows, columns] = map.axes.map(a => a.labels), tall = clamp(Math.round(120 / rows.length), 4, 16), values = matrix(map), [low, high] = limits(map);
-  const label = `${who}${map.title}, frames by steps, from ${brief(low)} to ${brief(high)}`, value = make("b");
-  const lane = cellLane(`${who}${map.title}, frame × step`, make("ul", {}, make("li", {}, value)), "heat-lane", {
-    rows, values, x: c => place(columns[c]) - band / 2, wide: band + .5, tall, colour: v => heatColour((v - low) / (high - low)), label,
-  });
-  const canvas = lane.querySelector("canvas");
-  canvas.addEventListener("pointermove", event => {
-    const box = canvas.getBoundingClientRect(), r = clamp(Math.floor((event.clientY - box.top) / tall), 0, rows.length - 1), c = stepAt(event.clientX - box.left);
-    value.textContent = `frame ${rows[r]}, step ${steps[c]}: ${brief(values[r][columns.findLastIndex(s => s <= steps[c])])}`;
-    if (!state.playing) set({ step: c });
-  });
-  return lane;
 }

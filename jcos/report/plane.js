@@ -17,7 +17,7 @@ const VIDEO = -1, RIGHT = -2;
 
 async function loaded(number) {
   const view = views[number];
-  view.reading ??= read(`view-${number}`).then(content => Object.assign(view, { frames: 1, lines: [], maps: [], changes: [], answers: [], pictures: [], cell: [1, 1], columns: 1 }, content));
+  view.reading ??= read(`view-${number}`).then(content => Object.assign(view, { frames: 1, lines: [], changes: [], answers: [], pictures: [], cell: [1, 1], columns: 1 }, content));
   await view.reading;
   if (view.error) say(`${view.label} is not shown: ${view.error}`);
   return view;

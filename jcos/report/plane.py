@@ -21,7 +21,7 @@ from jcos.config import Sampling
 from jcos.files import local_path, write
 from jcos.lab.tasks import TASKS, Puzzle
 from jcos.media import formats
-from jcos.report.charts import listed, pack
+from jcos.report.charts import listed
 from jcos.report.templates import fill, inside
 from jcos.runs import MANIFEST, read
 from jcos.sampling import flow
@@ -123,20 +123,13 @@ class Plane:
         picture.save(file := io.BytesIO(), "WEBP", lossless=exact, quality=82, method=2)
         return file.getvalue(), (width, height), columns
 
-    def derived(self) -> tuple[list[Line], list[dict[str, Any]]]:
+    def distances(self) -> list[Line]:
         """Return the distance of the estimates from the last and from the one before, 0..1 of the
-        colours' range; and the first by frame, as a map."""
-        apart = np.stack([_rms(x, self.x0[-1]) for x in self.x0])
-        moved = [None, *(float(_rms(a, b).mean()) for a, b in itertools.pairwise(self.x0))]
-        charts = ("distance to the last x̂0", "change of x̂0 from the step before")
-        lines = [
-            Line(chart, chart, self.steps, values)
-            for chart, values in zip(charts, (listed(apart.mean(1).tolist()), moved), strict=True)
-        ]
-        sides = {"frame": range(self.x0.shape[1]), "step": self.steps}
-        axes = [{"name": name, "labels": list(labels)} for name, labels in sides.items()]
-        by_frame = {"title": charts[0], "axes": axes, "values": pack(apart.T)}
-        return lines, [by_frame] if len(self.x0) > 1 else []
+        colours' range."""
+        apart = [_rms(x, self.x0[-1]) for x in self.x0]
+        moved = [None, *(_rms(a, b) for a, b in itertools.pairwise(self.x0))]
+        charts = {"distance to the last x̂0": apart, "change of x̂0 from the step before": moved}
+        return [Line(name, name, self.steps, listed(values)) for name, values in charts.items()]
 
     def about(self) -> dict[str, Any]:
         """Return all but the pictures, as JSON has it."""
@@ -293,6 +286,6 @@ def telling(lines: Sequence[Line], solved: bool | None) -> tuple[bool, bool, int
     return held > 1, bool(solved), int(undecided[-1]) + 1 if len(undecided) else 0
 
 
-def _rms(a: UInt8[np.ndarray, "F H W 3"], b: UInt8[np.ndarray, "F H W 3"]) -> np.ndarray:
-    """Return the distance of each frame, 0..1 of the colours' range."""
-    return np.sqrt(np.mean(np.square(a.astype(np.float32) - b), axis=(1, 2, 3))) / 255
+def _rms(a: UInt8[np.ndarray, "F H W 3"], b: UInt8[np.ndarray, "F H W 3"]) -> float:
+    """Return the mean distance of frames, 0..1 of the colours' range."""
+    return float(np.sqrt(np.mean(np.square(a.astype(np.float32) - b), axis=(1, 2, 3))).mean()) / 255

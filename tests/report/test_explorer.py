@@ -140,12 +140,9 @@ def test_the_last_of_many_answers_share_a_line() -> None:
 def test_distances_are_those_of_the_pictures() -> None:
     x0 = np.zeros((3, 2, 4, 4, 3), np.uint8)
     x0[0, 0], x0[1, 1] = 51, 255
-    (to_last, moved), (apart,) = Plane(label="a", group="b", steps=range(3), x0=x0).derived()
+    to_last, moved = Plane(label="a", group="b", steps=range(3), x0=x0).distances()
     np.testing.assert_allclose(numbers(to_last.values), [0.1, 0.5, 0])
     assert moved.values == [None, pytest.approx(0.6), 0.5]
-    assert [axis["name"] for axis in apart["axes"]] == ["frame", "step"]
-    values = np.frombuffer(base64.b64decode(apart["values"]), "<f4").reshape(2, 3)
-    np.testing.assert_allclose(values, [[0.2, 0, 0], [0, 1, 0]], atol=1e-6)
 
 
 def middles(pictures: np.ndarray) -> np.ndarray:
