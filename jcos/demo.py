@@ -6,7 +6,7 @@ is written after each part, so that the first maze can be looked at while the re
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -205,10 +205,9 @@ class Story:
         for i, row_mass in zip(chosen, mass, strict=True):
             number = rows[i].seeds[0]
             self.planes.append(self._plane(rows[i].puzzle, number, played.video[i, 0], row_mass))
-        known = np.nanmean(solved.reshape(len(self.watched), -1, self.steps)[:, :, SHOWN], 1)
         self._tell(
             "When is the answer there?",
-            f"From the first step to the last, {_gains(known, self.puzzles)}.",
+            "Each panel is one task: what the estimate of a step solves, from noise to the end.",
             charts=["solved"],
         )
 
@@ -237,16 +236,13 @@ class Story:
             "Score of the final video. A frame with noise up to the last step is nothing but "
             "noise, so the other frames are judged there.",
         )
-        by_step, by_frame = at_step.mean(1), at_frame.mean(1)
         self._tell(
             "Noise at one step, noise in one frame",
             "If the model reasons along the denoising steps, wiping out all frames at "
             "a single step should cost more than wiping out a single frame at all steps. "
-            f"Without noise the score is {np.mean(self.scores):.2f}. The worst step to hit is "
-            f"{NOISED[int(by_step.argmin())]}, which leaves {by_step.min():.2f}; the worst "
-            f"frame is {int(by_frame.argmin())}, which leaves {by_frame.min():.2f}. One "
-            "caution: noise that is put in late leaves pixel noise that nothing later can "
-            "remove, so a low score there is not always lost reasoning.",
+            "The level line is the score without noise. One caution: noise that is put in "
+            "late leaves pixel noise that nothing later can remove, so a low score there is "
+            "not always lost reasoning.",
             charts=["noise"],
         )
 
@@ -412,13 +408,3 @@ def _committed(plane: Plane) -> str:
         f"At step 0, {mass[0, 0]:.0%} of the estimate lies on the route that is taken in the end "
         f"and {mass[1:, 0].sum():.0%} on the others. {decided}"
     )
-
-
-def _gains(solved: Float[np.ndarray, "T S"], names: Mapping[str, Any]) -> str:
-    """The tasks that gain most and least between the first and the last step."""
-    gain = solved[:, -1] - solved[:, 0]
-    words = [
-        f"{[*names][i]} gains {kind} ({solved[i, 0]:.0%} → {solved[i, -1]:.0%})"
-        for kind, i in (("most", int(gain.argmax())), ("least", int(gain.argmin())))
-    ]
-    return " and ".join(words)
