@@ -8,7 +8,7 @@
 `search`: four seeds begin, and after step 31 of 50 the one nearest to the others goes on alone: 286
 forwards a video (base: 100, the paper's ensemble: 104). Its controls take as many: `chance` chooses
 at random, `longer` is one run of 143 steps. `latsearch` resamples three times, as published, and
-takes at most as many. Arms of the paper are in `vbvr_base.py` and `vbvr_ensemble.py`.
+takes at most 226. Arms of the paper are in `vbvr_base.py` and `vbvr_ensemble.py`.
 
 Judge and step were chosen on the small model (docs/search.md); no arm was run at full size. The
 first 31 steps make eight passes at once (`jcos plan --seeds 4`).
