@@ -136,22 +136,23 @@ def probe(scorer: str, environment: Mapping[str, str]) -> dict[str, Any]:
 
 def version_of(scorer: str) -> str:
     """Return what tells two versions of the scorer apart: the commit of its script, with `-dirty`
-    where files were edited; a hash of the .py files beside a script that git does not know; the
-    command, where there is no script."""
+    and a hash of the .py files beside it where files were edited; that hash alone, of a script that
+    git does not know; the command, where there is no script."""
     files = [Path(word).resolve() for word in shlex.split(scorer) if word.endswith(".py")]
     script = next((file for file in files if file.is_file()), None)
     if script is None:
         return scorer
-    git = ["git", "-C", str(script.parent)]
-    quiet: dict[str, Any] = {"capture_output": True, "check": True, "text": True}
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        subprocess.run([*git, "ls-files", "--error-unmatch", script.name], **quiet)
-        describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run([*git, *describe], **quiet).stdout.strip()
     whole = hashlib.sha256()
     for file in filter(Path.is_file, visible(script.parent, "**/*.py")):
         whole.update(f"{file.relative_to(script.parent)} {file.stat().st_size} ".encode())
         whole.update(file.read_bytes())
+    git = ["git", "-C", str(script.parent)]
+    quiet: dict[str, Any] = {"capture_output": True, "check": True, "text": True}
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        subprocess.run([*git, "ls-files", "--error-unmatch", script.name], **quiet)
+        dirty = f"--dirty=-dirty-{whole.hexdigest()[:8]}"
+        describe = ["describe", "--always", dirty, "--abbrev=40", "--exclude=*"]
+        return subprocess.run([*git, *describe], **quiet).stdout.strip()
     return f"files-{whole.hexdigest()[:34]}"
 
 

@@ -264,9 +264,8 @@ def _print_tables(bench: "Benchmark", result: "Comparison") -> None:
     for arm in overall.to_dict("records"):
         videos, share = f"{arm['found']} / {arm['n']}", restored(arm["mean"], still, truth)
         rows.append((arm["arm"], videos, arm["interval"], f"{arm['official']:.3f}", f"{share:.3f}"))
-    commit = (result.scores[0].scorer or {}).get("commit")
-    edited = "-dirty" * (commit or "").endswith("-dirty")
-    scorer = f", scorer {commit[:12]}{edited}" if commit else ""
+    commit, *edited = ((result.scores[0].scorer or {}).get("commit") or "").partition("-dirty")
+    scorer = f", scorer {commit[:12]}{''.join(edited)}" if commit else ""
     columns = ("arm", "videos", "overall", "of those found", "still 0, truth 1")
     show_table(f"{TITLES[bench.benchmark]}, {bench.extent}{scorer}", columns, rows)
     for kind, part in table.groupby("kind", sort=False):
