@@ -87,10 +87,9 @@ class Folder(NamedTuple):
 
     def status(self, bench: Bench, summary: str = "summary.json") -> Status:
         """Return how far it is, which is also written to `summary`."""
-        failed, seconds, stale, prompts = {}, [], [], {}
+        failed, seconds, stale = {}, [], []
         for sample in bench.samples:
             if self.video(sample.name).exists():
-                prompts[sample.name] = sample.prompt
                 made = read_json(self.about(sample.name, "made"))
                 seconds.append(made.get("seconds", 0.0))
                 stale += [] if made.get("digest") == sample.digest else [sample.name]
@@ -99,6 +98,6 @@ class Folder(NamedTuple):
         mean = sum(seconds) / max(len(seconds), 1)
         status = Status(len(bench.names), len(seconds), mean, failed, bench.faults, tuple(stale))
         left = len(bench.samples) - status.done - len(failed)
-        about = {"date": now(), "left": left, "hours_left": left * mean / 3600, "prompts": prompts}
+        about = {"date": now(), "left": left, "hours_left": left * mean / 3600}
         write(self.path / summary, as_text(about | status._asdict()))
         return status

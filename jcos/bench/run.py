@@ -151,9 +151,9 @@ def check_mesh(sizes: Mapping[str, int]) -> None:
     for axis in (mesh.WORLD, mesh.SEED):
         if (size := sizes.get(axis, 1)) > 1:
             raise ValueError(
-                f"a mesh of {axis}={size} leaves devices idle, because a sample is one run; give "
-                "each device a --shard of the samples, or spread a sample over branch, context or "
-                "fsdp"
+                f"a mesh of {axis}={size} leaves devices idle, because a sample is one run: leave "
+                f"{axis} out; spread a sample over branch, context or fsdp, or give each device a "
+                "--shard of the samples, which --ray and --join share out already"
             )
 
 
@@ -274,6 +274,7 @@ class Making:
         for i, sample in enumerate(batch):
             about = {
                 "digest": sample.digest,
+                "prompt": sample.prompt,
                 "shape": shape._asdict(),
                 "seconds": seconds,
                 "device": jax.local_devices()[0].device_kind,

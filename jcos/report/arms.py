@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from jcos.files import read_json
+from jcos.files import read_json, visible
 
 ASIDE = {"arm": ("state",), "arms": ("still", "truth", "official")}
 """By what a manifest is of, an arm or the scores of some: folders of book-keeping and of baselines,
@@ -20,20 +20,24 @@ class Samples(NamedTuple):
 
 
 def samples_of(folder: Path, films: Iterable[Path]) -> Samples:
-    """Return what the summaries in an arm's folder with these films say."""
+    """Return what the notes and summaries in an arm's folder with these films say."""
     there = {film.relative_to(folder).with_suffix("").as_posix() for film in films}
+
+    def noted(kind: str, what: str) -> dict[str, str]:
+        notes = folder / "state" / kind
+        files = {p.relative_to(notes).with_suffix(""): p for p in visible(notes, "**/*.json")}
+        return {name.as_posix(): str(read_json(p).get(what, "")) for name, p in files.items()}
+
+    prompts = noted("made", "prompt")
+    lacking = dict.fromkeys(prompts, "it is missing.")
+    failed = noted("failed", "reason")
+    lacking |= {name: f"it failed ({why})." for name, why in failed.items()}
+    missing = [f"{name}.mp4: {why}" for name, why in lacking.items() if name not in there]
     # Each worker of a shard has a summary of its own.
     files = [*folder.glob("summary.json")] or sorted(folder.glob("summary-*-of-*.json"))
     summaries = [read_json(file) for file in files]
-
-    def listed(what: str) -> dict[str, str]:
-        return {name: str(s) for about in summaries for name, s in about.get(what, {}).items()}
-
-    prompts = listed("prompts")  # of the videos that there were
-    lacking = dict.fromkeys(prompts, "it is missing.")
-    lacking |= {name: f"it failed ({why})." for name, why in listed("failed").items()}
-    missing = [f"{name}.mp4: {why}" for name, why in lacking.items() if name not in there]
-    missing += [f"{name}: in the benchmark, {why}." for name, why in listed("faults").items()]
+    faults = {name: why for about in summaries for name, why in about.get("faults", {}).items()}
+    missing += [f"{name}: in the benchmark, {why}." for name, why in faults.items()]
     total = sum(about.get("total", 0) for about in summaries)
     if len(there) < total:
         missing.insert(0, f"{len(there)} of {total} videos are there.")

@@ -39,10 +39,12 @@ def test_scores_show_their_table_and_no_baselines(tmp_path: Path) -> None:
 
 def test_what_is_missing_of_an_arm_is_said(tmp_path: Path) -> None:
     folders.arm_folder(tmp_path)
-    about = {"failed": {f"{SORT}/00000": "out of <memory>"}}
-    about |= {"total": 5, "faults": {f"{SORT}/00002": "the folder is missing"}}
-    about |= {"prompts": {f"{SORT}/00001": "Sort."}}
+    about = {"total": 5, "faults": {f"{SORT}/00002": "the folder is missing"}}
     (tmp_path / "summary.json").write_text(json.dumps(about))
+    made = tmp_path / "state" / "made" / SORT / "00000.json"
+    (failed := tmp_path / "state" / "failed" / SORT).mkdir(parents=True)
+    made.rename(failed / "00000.json").write_text(json.dumps({"reason": "out of <memory>"}))
+    (tmp_path / "state" / "made" / MAZE / "00000.json").write_text("cut o")
     (tmp_path / SORT / "00000.mp4").unlink()
     (tmp_path / SORT / "00001.mp4").unlink()
     film = tmp_path / MAZE / "00001.mp4"
