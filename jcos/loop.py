@@ -274,9 +274,10 @@ class Runs(Iterator[State]):
                     raise ValueError(f"Patch holds a trace of {apart}; store one of such a run")
 
     def observed(self, seeds: int) -> Any:
-        """Return the shapes of what the probe observes in the blocks of a step, of which the
-        program is traced. Raises as `check`, and ValueError where a method of the probe fails or
-        returns something else than it has to."""
+        """Return the shapes of what the probe observes in the blocks of a step and of its estimate.
+
+        The program is traced. Raises as `check`, and ValueError where a method of the probe fails
+        or returns something else than it has to."""
         self.check(seeds)
         cfg, count = self.model.config.dit, min(seeds, self.together or seeds)
         size = (len(self.conditions.context), count, *self.conditions.grid, cfg.out_channels)
@@ -285,7 +286,8 @@ class Runs(Iterator[State]):
         expert = jax.eval_shape(memory.on_device, self.model.experts[0])
         state = SolverState(latent, latent, latent, latent)
         step = (expert, self._steps[0][1], self.conditions, state, keys, self.probe)
-        return jax.eval_shape(_advance, *step)[1].block_obs
+        made = jax.eval_shape(_advance, *step)[1]
+        return made.block_obs, made.estimate_obs
 
     def inputs(
         self, seeds: Sequence[int], noise: Noise

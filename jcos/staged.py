@@ -132,6 +132,8 @@ def run(
         config = with_profile(VARIANTS[released](), profile or "official")
         places(x0, config.sampling_with(**sampling).steps, "step")
         wan.check_picture(config, picture is not None)
+    if trace:
+        check_target(out / TRACE)
     folder = hub.find(folder)
     config = wan.read_config(folder, profile)
     size = size or (config.clip.height, config.clip.width)
@@ -210,18 +212,17 @@ def run(
     complete, untraced = sharding.from_first_host((complete and not untraced, untraced))
     first_host = sharding.is_first_host()
     written = len(seeds) * (1 + len(x0))
-    room = HEADER + 4 * written * math.prod(shape)
+    room, traced = HEADER + 4 * written * math.prod(shape), 0
     if untraced:
-        check_target(out / TRACE)
         of_a_step = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(observed))
         turns = count / min(count, together or count)
-        room += 4 * count * (steps + 1) * math.prod(shape) + int(steps * turns * of_a_step)
+        traced = 4 * count * (steps + 1) * math.prod(shape) + int(steps * turns * of_a_step)
     # A search stores four arrays of every particle on the way, twice, and a frame of each in a row.
     passing = 0
     if search is not None:
         passing = 8 * count * (4 * math.prod(shape) + len(search.rows) * math.prod(shape[1:]))
     films = written * frames * math.prod(size) // PIXELS_OF_A_BYTE
-    check_room(out, 0 if complete else room + passing, films)
+    check_room(out, 0 if complete else room + traced + passing, films)
     formats.check_mp4(*size, fps)
     wan.check_vae(config, folder)
     load_part = partial(wan.load, folder, profile=profile)

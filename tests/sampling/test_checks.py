@@ -198,8 +198,8 @@ def test_collectives_and_every_probe_of_the_package_pass() -> None:
         Capture("block", (0, 2), jnp.array([1])),
     )
     for guided in (False, True):
-        (features,) = jax.tree.leaves(check(probe, guided))
-        assert features.shape == (2, 3, 1, 2, 1, 32)
+        features, seeds = jax.tree.leaves(check(probe, guided))
+        assert (features.shape, seeds.shape) == ((2, 3, 1, 2, 1, 32), (2, 3, 1))
 
 
 def test_a_field_that_is_static_may_be_asked_in_python() -> None:
