@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jcos.config import WanConfig
 from jcos.sampling.interventions import Place, places
 from jcos.sampling.probe import Change, Probe, Site, Sizes, Tokens
-from jcos.sampling.probes import check_mask, choose, counted, unchanged, whole
+from jcos.sampling.probes import check_masks, choose, counted, unchanged, whole
 from jcos.sampling.trace import Origin, Trace, stored
 
 UNITS = {"heads": "heads", "cross": "heads", "mlp": "neurons"}
@@ -42,10 +42,10 @@ FILLS = {
 }
 
 
-def known(place: str) -> str:
+def known(place: Any) -> str:
     """Return a place; ValueError where there is none of this name."""
-    if place not in UNITS:
-        raise ValueError(f"no place is called {place!r}; there are {', '.join(UNITS)}")
+    if (name := place if isinstance(place, str) else type(place)) not in UNITS:
+        raise ValueError(f"no place is called {name!r}; there are {', '.join(UNITS)}")
     return place
 
 
@@ -156,7 +156,7 @@ class KnockOut(Inside):
             raise ValueError(f"KnockOut.by is {self.by!r}; there are {', '.join(FILLS)}")
         if (self.by == "given") != (self.values is not None):
             raise ValueError('KnockOut: by="given" and values go together: give both')
-        check_mask(self, self.tokens)
+        check_masks(self, "mask", "tokens", "worlds")
         if self.values is not None and self.values.shape[:2] != self.mask.shape[:2]:
             held, here = ("×".join(map(str, a.shape[:2])) for a in (self.values, self.mask))
             raise ValueError(f"KnockOut.values is of {held} steps × layers, its mask of {here}")
@@ -195,7 +195,8 @@ class KnockOut(Inside):
 
         # Others read all tokens once more, or send them: only where something is removed.
         always = self.by in ("zero", "given")
-        parts = removed(parts) if always else jax.lax.cond(off.any(), removed, unchanged, parts)
+        some = off.any() if self.worlds is None else off.any() & self.worlds.any()
+        parts = removed(parts) if always else jax.lax.cond(some, removed, unchanged, parts)
         left = parts.reshape(after.shape)
         return (left if before is None else (before, left)), ()
 
@@ -408,7 +409,7 @@ class Steer(Probe):
 
     def check(self, sizes: Mapping[str, int]) -> None:
         del sizes
-        check_mask(self, self.tokens)
+        check_masks(self, "tokens")
 
     def changes(self, world: int = 0) -> list[Change]:
         del world

@@ -112,11 +112,13 @@ def whole(numbers: Any, what: str) -> Int[Array, " n"]:
     return array.astype(jnp.int32)
 
 
-def check_mask(probe: Probe, tokens: Any) -> None:
-    """Raise ValueError where the tokens at which a probe acts are numbers, not a mask."""
-    if tokens is not None and (kind := jnp.asarray(tokens).dtype) != np.bool_:
-        what = f"{type(probe).__name__}.tokens holds {kind} numbers"
-        raise ValueError(f"{what}; it is a mask [N], True where the probe acts")
+def check_masks(probe: Probe, *fields: str) -> None:
+    """Raise ValueError where fields that say where a probe acts hold numbers, not masks."""
+    for name in fields:
+        mask = getattr(probe, name)
+        if mask is not None and (kind := jnp.asarray(mask).dtype) != np.bool_:
+            what = f"{type(probe).__name__}.{name} holds {kind} numbers"
+            raise ValueError(f"{what}; it is a mask, True where the probe acts")
 
 
 class InWorlds(Combination):
@@ -130,6 +132,10 @@ class InWorlds(Combination):
 
     def made_for(self) -> Sizes:
         return (*super().made_for(), *counted(self.worlds, "worlds"))
+
+    def check(self, sizes: Mapping[str, int]) -> None:
+        del sizes
+        check_masks(self, "worlds")
 
     def slots_of(self, site: str) -> Any:
         return self.probe.slots_of(site)

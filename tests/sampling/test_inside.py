@@ -117,11 +117,12 @@ def test_what_takes_the_place_of_a_part(model: Wan, condition) -> None:
     assert not some[:, :3].any()
     close(some[:, 3:], plain[:, 3:])
     worlds = trajectory.tree_stack([condition, model.condition(frame(1), "left", FRAMES)])
-    seen = chain(KnockOut.at(CONFIG, "block", [0], by="world"), Capture("block", (0,)))
-    swapped = generate(model, worlds, probe=seen).block_obs[1][:, 0, 0, 0]
-    swap = Swap.at_layers(STEPS, LAYERS, TOKENS, [0], receivers=(True, True), at_steps=range(STEPS))
-    seen = generate(model, worlds, probe=chain(swap, Capture("block", (0,))))
-    close(swapped, seen.block_obs[1][:, 0, 0, 0])
+    capture = Capture("block", (0,))
+    plain = generate(model, worlds, probe=capture).block_obs[:, 0, 0, 0]
+    swap = Swap.at_layers(STEPS, LAYERS, TOKENS, [0], receivers=(True, True))
+    for probe in (swap, KnockOut.at(CONFIG, "block", [0], by="world", at_steps=[0])):
+        both = generate(model, worlds, probe=chain(probe, capture)).block_obs[1]
+        close(both[:, 0, 0, 0], plain[::-1])
 
 
 def test_a_patch_of_a_runs_own_values_changes_nothing_and_of_anothers_is_that_run(
@@ -278,6 +279,14 @@ def other_run(rows: int = TOKENS, dim: int = DIM) -> Patch:
         (lambda: given_of(2, LAYERS), "values is of 2×3 steps × layers, its mask of 4×3"),
         (lambda: KnockOut.at(CONFIG, "input", [1]), "layer 1 is out of range"),
         (lambda: numbered(KnockOut.at(CONFIG, "block", [0])), "KnockOut.tokens .* a mask"),
+        (
+            lambda: untyped(KnockOut.at(CONFIG, "mlp", []), worlds=jnp.zeros(1, int)),
+            "KnockOut.worlds .* a mask",
+        ),
+        (
+            lambda: untyped(KnockOut.at(CONFIG, "mlp", []), place=jnp.ones((1, STEPS), bool)),
+            "no place is called <class",
+        ),
         (lambda: numbered(Steer.at(CONFIG, jnp.ones(DIM), [0])), "Steer.tokens .* a mask"),
         (lambda: KnockOut("heads", jnp.zeros((STEPS, LAYERS, 3), bool)), "made for 3 heads"),
         (lambda: other_run(rows=11), "holds 11×32 .* has 12×32: .* another model or grid"),
