@@ -11,6 +11,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import jax
@@ -24,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jcos.config import UMT5Config, Words
 from jcos.devices import sharding
-from jcos.files import any_path, fetched, local_path, read_text, shown, write
+from jcos.files import any_path, fetched, local_path, read_text, shown, visible, write
 from jcos.model.layers import RMSNorm
 from jcos.model.tokenizer import Tokenizer, clean
 
@@ -255,16 +256,28 @@ def cached(
             warnings.warn(about["note"], stacklevel=2)
         return jnp.asarray(np.pad(found, ((0, length - len(found)), (0, 0))))
 
+    prompts, encoders, damage = list(dict.fromkeys(prompts)), set(), None
     lacking = [prompt for prompt in prompts if not file(prompt).exists()]
-    encoders = {_read_rows(file(p))[1]["encoder"] for p in prompts if p not in lacking}
+    there = [file(prompt) for prompt in prompts if prompt not in lacking]
+    try:  # of any prompts, where none of these is there
+        stored = map(_read_rows, there or visible(folder, "*.safetensors"))
+        same = (about["encoder"] for rows, about in stored if rows.dtype == jnp.dtype(dtype))
+        encoders |= set(islice(same, len(prompts)))
+    except ValueError as error:
+        damage = error
+    intact, complete = sharding.on_all_hosts(np.array([damage is None, not lacking]))
+    if not intact:  # on all hosts, or some would wait for the others
+        raise damage or ValueError(f"{folder} has a damaged file on another host")
     model = tokenizer = None
-    if not sharding.on_all_hosts(not lacking):
+    if not complete:
         model, tokenizer = load()
     if model is not None and tokenizer is not None:
         encoders.add(_identity(model, tokenizer))
     if len(encoders) > 1:
         raise ValueError(f"{folder} has prompts of another text encoder; use another folder")
     for prompt in lacking:
+        if file(prompt).exists():  # from another process by now
+            continue
         if model is None or tokenizer is None:
             raise ValueError(
                 f"{folder} does not have the prompt {clean(prompt)!r}; put it there on a machine "
@@ -276,7 +289,7 @@ def cached(
         about = {
             "key": file(prompt).stem,
             "encoder": min(encoders),
-            "note": "; ".join(str(note.message) for note in notes),
+            "note": "; ".join(str(n.message) for n in notes if n.category is UserWarning),
             "sha256": _digest(_content(found)),
         }
         write(file(prompt), safetensors.numpy.save({"rows": found}, about), shared=True)

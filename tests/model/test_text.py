@@ -6,6 +6,7 @@ import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import tokenizers
 from flax import nnx
 
 from jcos.config import UMT5Config, Words
+from jcos.model import text
 from jcos.model.text import UMT5, WordEmbedding, cached, embed, relative_buckets, word_ids
 from jcos.model.tokenizer import Tokenizer, clean
 from jcos.weights.names import UMT5_OF_TRANSFORMERS, original_name
@@ -338,17 +340,20 @@ def none() -> tuple[None, None]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_embedded_prompts_are_read_without_the_encoder(tokenizer, tmp_path, dtype):
+def test_embedded_prompts_are_read_without_the_encoder(tokenizer, tmp_path, dtype, monkeypatch):
     model, folder = original_text(dtype), tmp_path / "new" / "prompts"
+    monkeypatch.setattr(text, "embed", embedded := Mock(side_effect=embed))
     prompts = ["a  red ball", ""]
     for load in (lambda: (model, tokenizer), none):
-        rows = cached(folder, prompts, dtype, 12, load)
+        rows = cached(folder, prompts * 2, dtype, 12, load)
         for prompt in prompts:
             read = rows(f" {prompt}\n")
             assert read.dtype == jnp.dtype(dtype)
             np.testing.assert_array_equal(read, embed(model, tokenizer, prompt, 12))
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(folder.iterdir())) == embedded.call_count == 2
     assert max(f.stat().st_size for f in folder.iterdir()) < 2000  # padding is not stored
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[dtype]
+    cached(folder, ["a ball"], other, 12, lambda: (original_text(other), tokenizer))
 
 
 def test_damaged_and_foreign_files_are_named(tokenizer, tmp_path):
@@ -401,9 +406,9 @@ def load(folder: Path, content: str) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
-def of_another(folder: Path, tokenizer: Tokenizer, other: UMT5) -> None:
+def of_another(folder: Path, tokenizer: Tokenizer, *prompts: str) -> None:
     stored(folder, tokenizer, "a red ball", 12)
-    cached(folder, ["a red ball", "a"], "float32", 12, lambda: (other, tokenizer))
+    cached(folder, prompts, "float32", 12, lambda: (louder(), tokenizer))
 
 
 def louder() -> UMT5:
@@ -430,7 +435,8 @@ REFUSED = [
     (lambda f, t: load(f, "{}"), NO_TOKENIZER),
     (lambda f, t: load(f, '{"model": {"type": "Un'), NO_TOKENIZER),
     (lambda f, t: load(f, OTHER_KIND), "not UMT5's: there, <pad> is token 0 and </s> 1"),
-    (lambda f, t: of_another(f, t, louder()), "of another text encoder"),
+    (lambda f, t: of_another(f, t, "a red ball", "a"), "of another text encoder"),
+    (lambda f, t: of_another(f, t, "a"), "of another text encoder"),
     (lambda f, t: stored(f, t, "a ball", 12), "does not have the prompt 'a ball'"),
     (lambda f, t: stored(f, t, "a red ball", 13), "does not have the prompt"),
 ]
