@@ -342,15 +342,16 @@ def load(
     `org/name[@revision]` on Hugging Face, or a transformer's single file (`hub.find`).
     profile: whose numerics and schedule to follow (`variants.with_profile`); by default the
     authors'. experts, text, vae: what to load (an image encoder goes with the VAE); the rest is
-    None, or no expert. shardings: by leaf
-    path, straight onto many devices; by default `sharding.shardings` of the mesh in use.
+    None, or no expert. shardings: by leaf path, straight onto many devices; by default
+    `sharding.shardings` of the mesh in use.
     resident: whether the weights of several experts lie on the device together, or wait in host
     memory, from where each comes for its steps; the videos are the same. None: together on a mesh
     (which can slice them), and where they take little enough of the device (`memory.ROOM`).
     lora: LoRA files to merge into the experts, as paths or `[high=|low=]FILE[:SCALE]`; the weights
     become those that `jcos convert` would have merged, up to the rounding of what is stored.
     Raises checkpoint.CheckpointError where the folder is not one, or is damaged, or a LoRA does not
-    fit, and MemoryError saying what would help where a device has too little memory.
+    fit, MemoryError saying what would help where a device has too little memory, and as
+    `hub.find`.
     """
     folder = hub.find(folder)
     config, source = _read(folder, profile)

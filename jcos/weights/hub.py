@@ -5,11 +5,13 @@ A model that is there already is read where it lies; nothing is written into the
 made of (`variants.BASES`).
 """
 
+import errno
 import os
 import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jcos.files import any_path, check_room, check_there, is_remote, shown
 from jcos.variants import BASES
@@ -43,7 +45,8 @@ def find(given: Path | str) -> Path:
     given: a folder or file, also in a bucket, returned as it is; a Hugging Face cache, or a model's
     folder or snapshot in one; or `org/name[@revision]`, whose needed files are downloaded into the
     cache.
-    Raises ValueError, in one sentence, where there is no such model or the hub cannot be reached.
+    Raises ValueError, in one sentence, where there is no such model or the hub cannot be reached,
+    OSError where the cache has no room for it.
     """
     path = any_path(given)
     if is_remote(path):
@@ -146,7 +149,7 @@ def _download(
     cache: Path | None = None,
 ) -> Path:
     """Return the snapshot of a repository with the files of some patterns, downloaded as far as
-    they are not in the cache; OSError where its disk does not take them."""
+    they are not in the cache. Raises as `find`."""
     name = f"{repo}@{revision}" if revision else repo
     try:
         import huggingface_hub as hub
@@ -161,30 +164,38 @@ def _download(
     choice = {"allow_patterns": list(patterns), "ignore_patterns": list(_NOT_NEEDED)}
     place = {"revision": revision, "cache_dir": cache, **choice}
     logging.set_verbosity_error()  # but for its progress
-    try:
+
+    def answer(dry_run: bool) -> Any:
         try:
-            files = hub.snapshot_download(repo, dry_run=True, **place)
+            return hub.snapshot_download(repo, dry_run=dry_run, **place)
         except errors.DryRunError:  # the hub does not answer so: what is cached may be all
-            files = None
-        else:
-            if size := sum(file.file_size or 0 for file in files if file.will_download):
-                check_room(cache, more=size)
-        found = Path(hub.snapshot_download(repo, **place))
-    except errors.GatedRepoError:
-        raise ValueError(f"{name} asks for consent on Hugging Face: `hf auth login`") from None
-    except errors.RevisionNotFoundError:
-        raise ValueError(f"{repo} on Hugging Face has no revision {revision}") from None
-    except errors.RepositoryNotFoundError:
-        raise ValueError(f"there is no folder {name}, and Hugging Face has no such model") from None
-    except Exception as error:  # each of its HTTP libraries has errors of its own
-        if type(error) in (OSError, ValueError):  # of the disk
-            raise
-        include = "" if patterns is FILES else " --include " + " ".join(f'"{p}"' for p in patterns)
-        at = f" --revision {revision}" if revision else ""
-        raise ValueError(
-            f"there is no folder {name}, and Hugging Face cannot be reached "
-            f"({type(error).__name__}); on a machine that can: hf download {repo}{at}{include}"
-        ) from None
+            return None
+        except errors.GatedRepoError:
+            raise ValueError(f"{name} asks for consent on Hugging Face: `hf auth login`") from None
+        except errors.RevisionNotFoundError:
+            raise ValueError(f"{repo} on Hugging Face has no revision {revision}") from None
+        except errors.RepositoryNotFoundError:
+            raise ValueError(
+                f"there is no folder {name}, and Hugging Face has no such model"
+            ) from None
+        except Exception as error:  # each of its HTTP libraries has errors of its own
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            only = "" if patterns is FILES else " --include " + " ".join(f'"{p}"' for p in patterns)
+            at = f" --revision {revision}" if revision else ""
+            raise ValueError(
+                f"there is no folder {name}, and Hugging Face cannot be reached "
+                f"({type(error).__name__}); on a machine that can: hf download {repo}{at}{only}"
+            ) from None
+
+    files = answer(dry_run=True)
+    if size := sum(file.file_size or 0 for file in files or () if file.will_download):
+        try:
+            check_room(cache, more=size)
+        except (OSError, ValueError) as error:
+            kind = OSError if isinstance(error, OSError) else ValueError
+            raise kind(f"{name} cannot be downloaded: {error} (HF_HUB_CACHE)") from None
+    found = Path(answer(dry_run=False))
     if files is None:
         warnings.warn(f"Hugging Face is not asked for {name}: it is in {cache}", stacklevel=3)
     elif not files:

@@ -117,7 +117,7 @@ def test_a_fine_tuned_release_comes_with_the_parts_of_its_base(served, tmp_path,
     with monkeypatch.context() as patch:
         full = shutil.disk_usage(tmp_path)._replace(free=0)
         patch.setattr(shutil, "disk_usage", lambda path: full)
-        with pytest.raises(OSError, match="GB free"):
+        with pytest.raises(OSError, match=r"VBVR-Wan2.2 .* GB free.*HF_HUB_CACHE"):
             hub.find("Video-Reason/VBVR-Wan2.2")
     assert not served.fetched
     folder = hub.find("Video-Reason/VBVR-Wan2.2")
