@@ -20,6 +20,7 @@ from jcos.weights.checkpoint import CheckpointError, leaves, quiet_orbax, source
 
 OUTLINE = "outline.json"
 """The containers of a trace, with its arrays' numbers; written last."""
+BAD_LAYER = "first block whose tokens have inf or nan; -1 for none"
 
 
 class Trace(NamedTuple):
@@ -101,7 +102,7 @@ class Trace(NamedTuple):
             "latents": ((*lead, *video), np.asarray(self.latents)),
             "x0": ((*lead, "step", *video), np.asarray(self.x0)),
             "finite": ((*lead, "step"), np.asarray(self.finite)),
-            "layer": ((*lead, "step"), np.asarray(self.layer)),
+            "bad_layer": ((*lead, "step"), np.asarray(self.layer), {"long_name": BAD_LAYER}),
         }
         for name in ("block_obs", "estimate_obs"):
             if hasattr(value := getattr(self, name), "ndim"):

@@ -66,11 +66,11 @@ def test_a_dataset_has_named_axes(model, condition) -> None:
     assert data.sizes["step"] == STEPS
     assert data.block_obs.shape == (2, STEPS, LAYERS, TOKENS)
     np.testing.assert_array_equal(data.sigma, trace.sigma[0])
-    np.testing.assert_array_equal(data.layer, trace.layer)
+    np.testing.assert_array_equal(data.bad_layer, trace.layer)
     np.testing.assert_array_equal(data.x0.sel(step=2), trace.x0[:, 2])
     worlds = trajectory.tree_stack([condition, condition])
     swept = jax.tree.map(lambda a: np.stack([a, a]), trace)
-    assert swept.to_xarray(("probe", "seed")).block_obs.dims[:3] == ("probe", "seed", "step")
+    assert swept.to_xarray(("layer", "seed")).block_obs.dims[:3] == ("layer", "seed", "step")
     with pytest.raises(ValueError, match="there are 2 leading axes"):
         swept.to_xarray(("probe",))
     assert jax.tree.map(lambda a: a[0], trace).to_xarray().latents.dims[0] == "frame"
