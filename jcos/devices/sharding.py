@@ -294,11 +294,10 @@ def init_distributed(
             shutdown_timeout_seconds=timeout,
         )
     except (ValueError, RuntimeError, OSError) as error:
-        why = str(error).strip().splitlines()[0]
+        why, place = str(error).strip().splitlines()[0], coordinator and f" at {coordinator}"
         if isinstance(error, jax.errors.JaxRuntimeError | OSError):
             raise ConnectionError(
-                f"the hosts did not meet at {coordinator} within {timeout} s ({why}): start all of "
-                "them"
+                f"the hosts did not meet{place or ''} within {timeout} s ({why}): start all of them"
             ) from None
         raise ValueError(
             f"this process cannot join others ({why}): init_distributed must come once, before "
