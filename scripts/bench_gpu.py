@@ -333,7 +333,7 @@ def collect(arguments: argparse.Namespace) -> list[Row]:
     start, rows = time.time(), []
     for part, (_, share) in PARTS.items():
         if part == "diffusers" and not (find_spec("torch") and find_spec("diffusers")):
-            missing = "not installed: pip install -e '.[lab,verify]'"
+            missing = "not installed: pip install torch diffusers"
             rows.append(Row("diffusers", None, "s", missing))
             continue
         command = [sys.executable, __file__, "--part", part, *["--tiny"] * arguments.tiny]

@@ -3,7 +3,7 @@
 python scripts/benchmark.py              # the shipped model, on an otherwise idle machine
 python scripts/benchmark.py --quick      # tiny sizes: does everything work? The numbers say nothing
 
-The comparison with PyTorch needs `pip install -e '.[lab,verify]'` and is left out without it.
+The comparison with PyTorch needs `pip install 'jcos[lab,verify]'` and is left out without it.
 """
 
 import argparse
@@ -182,7 +182,7 @@ def against_diffusers(lab: Lab) -> list[Row]:
         torch = import_module("torch")
         wan = import_module("diffusers.models.transformers.transformer_wan")
     except ImportError:
-        print("PyTorch is left out. To have it: pip install -e '.[lab,verify]'", file=sys.stderr)
+        print("PyTorch is left out. To have it: pip install 'jcos[lab,verify]'", file=sys.stderr)
         return []
     cfg = lab.model.config.dit
     other = diffusers_transformer(cfg)

@@ -131,7 +131,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("extra"):
         (name,) = mark.args
         if not all(map(find_spec, EXTRAS[name])):
-            pytest.skip(f"needs the extra `{name}`: pip install -e '.[{name}]'")
+            pytest.skip(f"needs the extra `{name}`: pip install 'jcos[{name}]'")
 
 
 RELEASES = {
