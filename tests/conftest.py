@@ -31,7 +31,6 @@ if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and metadata.version("jax
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -158,30 +157,19 @@ def golden() -> Callable[[str], dict[str, np.ndarray]]:
 def random_model(steps: int):
     """A random model of the shipped one's kind, small enough to compile in a second or two.
 
-    It reads every prompt, takes both canvases, and solves nothing. No weight is zero: a head of
-    zeros would hide what happens before it.
+    It reads every prompt, takes both canvases, and solves nothing.
     """
     import dataclasses
 
     from jcos.config import Sampling
     from jcos.lab.training import vocabulary
     from jcos.variants import toy
-    from jcos.wan import Wan
-    from jcos.weights.checkpoint import abstract_model, leaves, with_leaves
+    from tests.models import randomised
 
     config = toy(vocabulary())
     dit = dataclasses.replace(config.dit, dim=32, ffn_dim=32, heads=2, layers=2, freq_dim=16)
     sampling = Sampling(steps=steps, shift=3.0)
-    config = dataclasses.replace(config, dit=dit, sampling=sampling)
-    model = abstract_model(Wan, config)
-    rng = np.random.default_rng(0)
-    weights = {}
-    for name, leaf in leaves(model).items():
-        random = rng.standard_normal(leaf.shape, np.float32)
-        weights[name] = (
-            1 + 0.2 * random if name.endswith("scale") else (1 if "table" in name else 0.3) * random
-        )
-    return jax.tree.map(jnp.asarray, with_leaves(model, weights))
+    return randomised(dataclasses.replace(config, dit=dit, sampling=sampling))
 
 
 @pytest.fixture(scope="session")

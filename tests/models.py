@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from jcos.config import (
     FLOAT32,
@@ -30,7 +29,7 @@ from jcos.model.vae import Vae
 from jcos.sampling.probe import Probe, Site
 from jcos.wan import Wan
 from jcos.weights import names
-from jcos.weights.checkpoint import abstract_model
+from jcos.weights.checkpoint import abstract_model, leaves, with_leaves
 from jcos.weights.released import open_released
 from tests.conftest import GOLDEN, RELEASES, load_golden, load_release
 from tests.translated import fill
@@ -66,12 +65,14 @@ DIVIDED = dataclasses.replace(
 
 
 def randomised(config: WanConfig, seed: int = 0) -> Wan:
-    """A model in which no weight is zero (the head starts at zero, and would hide everything)."""
-    model = Wan(config, rngs=nnx.Rngs(seed))
-    leaves, tree = jax.tree.flatten(model)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noise = [0.2 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
-    return tree.unflatten([a + n for a, n in zip(leaves, noise, strict=True)])
+    """A model in which no weight is zero: a head of zeros would hide what happens before it."""
+    model, rng, weights = abstract_model(Wan, config), np.random.default_rng(seed), {}
+    for name, leaf in leaves(model).items():
+        noise = rng.standard_normal(leaf.shape, np.float32)
+        weights[name] = (
+            1 + 0.2 * noise if name.endswith("scale") else (1 if "table" in name else 0.3) * noise
+        )
+    return jax.tree.map(jnp.asarray, with_leaves(model, weights))
 
 
 def frame(seed: int) -> np.ndarray:
