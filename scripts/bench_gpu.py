@@ -64,12 +64,13 @@ class Row(NamedTuple):
 
 class Lab(NamedTuple):
     """What is measured. repeat: timings of which the fastest counts; matrix: width of the product
-    that shows the peak."""
+    that shows the peak; backend: of torch.compile."""
 
     config: WanConfig
     jobs: dict[str, Job]
     repeat: int
     matrix: int
+    backend: str
 
 
 def full_lab(experts: int) -> Lab:
@@ -78,7 +79,7 @@ def full_lab(experts: int) -> Lab:
         sampling = dataclasses.replace(config.sampling, guidance=(3.5,))
         config = dataclasses.replace(config, boundary=None, sampling=sampling)
     jobs = {"480p": Job(config, 81, 480, 832), "720p": Job(config, 81, 720, 1280)}
-    return Lab(config, jobs, repeat=3, matrix=8192)
+    return Lab(config, jobs, repeat=3, matrix=8192, backend="inductor")
 
 
 def tiny_lab() -> Lab:
@@ -86,7 +87,7 @@ def tiny_lab() -> Lab:
     small = dict(dim=64, ffn_dim=64, heads=2, layers=2, text_dim=16, text_len=8, freq_dim=16)
     config = dataclasses.replace(config, dit=dataclasses.replace(config.dit, **small))
     jobs = {"480p": Job(config, 5, 32, 48), "720p": Job(config, 5, 48, 64)}
-    return Lab(config, jobs, repeat=1, matrix=128)
+    return Lab(config, jobs, repeat=1, matrix=128, backend="eager")
 
 
 @contextlib.contextmanager
@@ -168,11 +169,12 @@ def random_model(config: WanConfig) -> Wan:
     model.text = model.vae = None
     shapes, tree = jax.tree.flatten(model)
 
-    def leaf(number: int, a: jax.ShapeDtypeStruct) -> jax.Array:
-        make = jax.jit(lambda key: 0.02 * jax.random.normal(key, a.shape, a.dtype))
-        return make(jax.random.key(number))
+    @partial(jax.jit, static_argnums=(1, 2))
+    def leaf(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        return 0.02 * jax.random.normal(key, shape, dtype)
 
-    return tree.unflatten([leaf(i, a) for i, a in enumerate(shapes)])
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    return tree.unflatten([leaf(k, a.shape, a.dtype) for k, a in zip(keys, shapes, strict=True)])
 
 
 class Program(NamedTuple):
@@ -300,7 +302,8 @@ def diffusers_rows(lab: Lab) -> None:
 
         return fastest(lab, call)
 
-    for how, forward in (("sdpa", model), ("torch.compile", torch.compile(model))):
+    fused = torch.compile(model, backend=lab.backend)
+    for how, forward in (("sdpa", model), ("torch.compile", fused)):
         for name, job in lab.jobs.items():
             what = f"diffusers, {how}, forward pass, {name}"
             once = measure(what, "s", partial(seconds, forward, job))
