@@ -46,6 +46,7 @@ from jcos.weights.checkpoint import abstract_model, check_target, identify
 from jcos.weights.loras import Asked, parse_all
 
 if TYPE_CHECKING:  # what a search needs is imported by those that search
+    from jcos.lab.judges import Judge
     from jcos.lab.methods import Method
 
 Progress = Callable[[str, int, int], None]
@@ -94,6 +95,7 @@ def run(
     lora: Asked = None,
     preset: str | None = None,
     search: "Method | None" = None,
+    judges: "Mapping[str, Judge] | None" = None,
     preview: bool = False,
     command: str = "",
     progress: Progress = silent,
@@ -118,7 +120,7 @@ def run(
     `variants.PRESETS`, for what `sampling` leaves open.
     search: a method (`jcos.search`) whose seeds begin with the first one; only the chosen video is
     stored, and run.json has the tree of who went on. One that was killed goes on from
-    OUT/search.json. preview: clean estimates as small pictures, by a linear map in place of the
+    OUT/search.json. judges: of yours, by the names that its rows ask for. preview: clean estimates as small pictures, by a linear map in place of the
     VAE (`preview.fit_preview`).
     Raises ValueError, IndexError or OSError, before weights are read, where this cannot be run, its
     files cannot be written, or `out` holds another run.
@@ -173,8 +175,10 @@ def run(
         leaves, structure = jax.tree.flatten(probe)
         done_to = {"probe": _hash(*leaves), "structure": described(structure)}
     plan, coding = config.sampling, False
+    if judges and search is None:
+        raise ValueError(f"there is no search whose rows ask for the judges {', '.join(judges)}")
     if search is not None:
-        options = {"x0": bool(x0), "trace": trace}
+        options = {"x0": bool(x0), "trace": trace, "judges": judges or {}}
         plan, coding = _check_search(search, config, seeds, grid[0], probe, **options)
     abstract, given = abstract_model(Wan, config), abstract_condition(config, grid)
     observed = loop.Runs(abstract, given, probe, plan, together=together).observed(count)
@@ -200,6 +204,7 @@ def run(
         # Of a search, the manifest's seeds are those that were chosen.
         **({"seeds": seeds} if search is None else {"first seed": seeds[0]}),
         "method": None if search is None else repr(search),
+        **({"judges": {n: type(j).__qualname__ for n, j in judges.items()}} if judges else {}),
         "noise": str(noise or config.noise),
         "noise file": None if isinstance(drawn, str) else _hash(drawn),
         "interventions": done_to,
@@ -249,7 +254,7 @@ def run(
             start, whole = time.monotonic(), None
             if search is not None:
                 options = {"tiles": cells, "together": together, "noise": str(drawn)}
-                options |= {"probe": probe, "sampling": config.sampling}
+                options |= {"probe": probe, "sampling": config.sampling, "judges": judges}
                 results, about = _search(
                     model, condition, search, seeds[0], out, progress, **options
                 )
@@ -321,6 +326,7 @@ def _check_search(
     *,
     x0: bool,
     trace: bool,
+    judges: "Mapping[str, Judge]",
 ) -> tuple[Sampling, bool]:
     """Return how a search samples, and whether it needs the VAE. Raises ValueError, in one
     sentence, where it does not suit the model or the options."""
@@ -340,8 +346,10 @@ def _check_search(
     if trace:
         raise ValueError("a search stores no trace; make the chosen seed's run again with it")
     sampling = sampling_of(search, config.sampling)
-    check(search, config, sampling, list(standard(config)), frames, probe)
-    return sampling, needs_vae(search, config)
+    known = standard(config) | dict(judges)
+    check(search, config, sampling, list(known), frames, probe)
+    decodes = any(known[row.judge].decodes for row in search.rows)
+    return sampling, decodes or needs_vae(search, config)
 
 
 def _search(

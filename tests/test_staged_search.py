@@ -27,6 +27,29 @@ def searched(release: Path, picture: Path, out: Path, *more: object) -> list[obj
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default::UserWarning")
+def test_a_judge_of_yours_sees_frames_of_the_vae(release, picture, tmp_path) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def bright(video: np.ndarray) -> float:
+        shapes.append(video.shape)
+        return float(video.mean())
+
+    call: dict[str, Any] = {"out": tmp_path / "out", "size": (80, 48), "frames": 9, "steps": 2}
+    call |= {"profile": "float32", "judges": {"bright": search.Frames(bright)}}
+    with pytest.raises(ValueError, match="judges bright"):
+        staged.run(release, "a cat", picture, **call)
+    method = search.epbs(2, "bright", at=0.0)
+    made = staged.run(release, "a cat", picture, search=method, **call)
+    about = json.loads((tmp_path / "out" / "run.json").read_text())
+    scores = about["tree"][0]["scores"][0]
+    assert about["tree"][0]["parents"] == [[int(np.argmax(scores))]]
+    assert about["decodes"] == [2]
+    assert set(shapes) == {(9, *formats.read_video(next(iter(made.files.values()))).shape[1:])}
+    assert about["judges"] == {"bright": "Frames"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default::UserWarning")
 def test_of_several_seeds_one_goes_on(release, picture, tmp_path, capsys, refused) -> None:
     """Its video is that of the seed alone; the tree is written; repeated, it only decodes."""
     out = tmp_path / "out"
