@@ -120,8 +120,8 @@ def run(
     `variants.PRESETS`, for what `sampling` leaves open.
     search: a method (`jcos.search`) whose seeds begin with the first one; only the chosen video is
     stored, and run.json has the tree of who went on. One that was killed goes on from
-    OUT/search.json. judges: of yours, by the names that its rows ask for. preview: clean estimates as small pictures, by a linear map in place of the
-    VAE (`preview.fit_preview`).
+    OUT/search.json. judges: of yours, by the names that its rows ask for. preview: clean estimates
+    as small pictures, by a linear map in place of the VAE (`preview.fit_preview`).
     Raises ValueError, IndexError or OSError, before weights are read, where this cannot be run, its
     files cannot be written, or `out` holds another run.
     """

@@ -291,14 +291,16 @@ class Frames(Judge):
         return self._each(at.model.decode(at.x0, at.tiles))
 
     def check(self, config: WanConfig, at: Estimates) -> None:
-        """Without decoding: of a black video."""
+        """Without decoding: of a video of noise."""
         frames, height, width = at.x0.shape[2:5]
         along, *strides = config.codec.strides if config.codec else (1, 1, 1)
         shape = (1 + (frames - 1) * along, height * strides[0], width * strides[1])
         if self.preview is not None:
             shape = (frames, height, width)
-        if np.isnan(self._each(np.zeros((1, 1, *shape, 3), np.uint8))).any():
-            raise ValueError("the judge of frames returned nan for a black video")
+        noisy = np.random.default_rng(0).integers(0, 256, (1, 1, *shape, 3), np.uint8)
+        if not np.isfinite(score := self._each(noisy)).all():
+            name = getattr(self.function, "__name__", "of frames")
+            raise ValueError(f"the judge {name} returned {score.item()} for a video of noise")
 
     def _each(self, videos: UInt8[np.ndarray, "worlds K F H W 3"]) -> Float[np.ndarray, "worlds K"]:
         scores = [[np.asarray(self.function(video)) for video in row] for row in videos]

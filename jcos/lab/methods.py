@@ -19,6 +19,13 @@ Transform = Literal["raw", "diff", "max", "sum", "softmax"]
 Copy = Literal["key", "mutate", "renoise", "prefix", "chain"]
 DRAWN: tuple[Select, ...] = ("multinomial", "systematic")
 """By weight."""
+RANKED: dict[Transform, str] = {
+    "raw": "",
+    "diff": ", by the change of the score",
+    "max": ", by the largest score so far",
+    "sum": ", by the sum of scores",
+    "softmax": ", by the sum of shares",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +41,8 @@ class Row:
     as many are drawn as are alive, and of these the best go on, each once.
     transform: what ranks: the score, its largest so far (max), its sum, or the sum of its shares
     (softmax). Log-weights grow by scale × that of this row (diff: by its change; softmax: as raw);
-    the last row makes up for what rows before it added, but for diff, which adds up by itself.
+    the last row makes up for what rows before it added, but for diff, which adds up by itself, and
+    softmax, whose shares are of one row.
     stop: score from which on a particle goes on alone, and later rows are left out. From such a row
     on, none may go back (`renoise`, `prefix`, `chain`).
     copies: how many particles go on, the kept ones in turn. copy: copies get fresh keys (`key`),
@@ -59,6 +67,7 @@ class Row:
     strength: float = 0.0
     back: int = 0
     frames: int = 0
+    fitted: bool = dataclasses.field(default=False, repr=False, compare=False)
 
     def at(self, steps: int) -> int:
         """Return its step of a run of so many; one out of range where there is none."""
@@ -78,6 +87,25 @@ class Row:
         drawn = self.select in DRAWN and not self.distinct
         return self.count > self.keep or (drawn and self.keep > 1)
 
+    @property
+    def rule(self) -> str:
+        """How it chooses, in a few words."""
+        if self.select == "threshold":
+            words = f"the best {self.keep} with {self.least:.3g} or more"
+            words += f", else one of up to {self.tries} fresh seeds" if self.tries else ""
+        elif self.select in DRAWN and self.ess == 0:
+            words = "all, with their weights"
+        elif self.select in DRAWN:
+            drawn = f"drawn by weight exp({self.scale:g} × score)"
+            best = f"as many {drawn}, of these the best {self.keep}"
+            words = best if self.distinct else f"{self.keep} {drawn}"
+            words += f", where fewer than {self.ess:.0%} are effective" if self.ess < 1 else ""
+        else:
+            words = f"the best {self.keep}"
+        words += RANKED[self.transform]
+        words += f", copied ({self.copy}) to {self.copies}" if self.count > self.keep else ""
+        return words + (f"; one with {self.stop:.3g} goes on alone" if self.stop < math.inf else "")
+
     def resumes(self, at: int) -> int:
         """Return the step after which particles go on, where the row acts after this one."""
         return {"prefix": -1, "chain": -1, "renoise": self.back}.get(self.copy, at)
@@ -89,8 +117,7 @@ class Method:
 
     seeds: particles that begin. steps: of the run, by default the model's own. eta: of Flow-CPS in
     place of the solver Euler, 0..1; a stochastic solver needs none. spread: of the first noises
-    about the first particle's, 0..1 (LatSearch's β); 1 are independent seeds. fitted: thresholds
-    are the default ones, which suit the small model alone.
+    about the first particle's, 0..1 (LatSearch's β); 1 are independent seeds.
     """
 
     rows: tuple[Row, ...]
@@ -98,7 +125,6 @@ class Method:
     steps: int | None = None
     eta: float = 0.0
     spread: float = 1.0
-    fitted: bool = False
 
     def stages(self, steps: int) -> Iterator[tuple[Row, int, int, int]]:
         """Yield every row, after which step of so many it acts, after which one its particles have
@@ -184,8 +210,10 @@ def early_failure(
     """One seed runs; where its estimate fails at an early step another one begins. least: for
     `decided` alone by default what suits training mazes of 7 × 7 cells, in 10 steps."""
     score = float(_threshold(judge, least, LEAST))
-    row = Row(step=at, judge=judge, select="threshold", least=score, tries=tries - 1)
-    return Method(rows=(row,), seeds=1, fitted=least is None)
+    more: dict[str, Any] = {"tries": tries - 1, "fitted": least is None}
+    return Method(
+        rows=(Row(step=at, judge=judge, select="threshold", least=score, **more),), seeds=1
+    )
 
 
 def calibrated(
@@ -196,13 +224,13 @@ def calibrated(
     never); by default as of `early_failure`."""
     scores: Sequence[float] = _threshold(judge, least, CALIBRATED)
     common: dict[str, Any] = {"judge": judge, "select": "threshold", "tries": tries - 1}
+    common["fitted"] = least is None
     rows = [
         Row(step=(step + 0.5) / len(scores), least=score, **common)
         for step, score in enumerate(scores)
         if score > -math.inf
     ]
-    made = tuple(rows) or (Row(step=-1, judge=judge),)
-    return Method(rows=made, seeds=1, fitted=least is None)
+    return Method(rows=tuple(rows) or (Row(step=-1, judge=judge),), seeds=1)
 
 
 def tbs(seeds: int = 4, judge: str = "decided", *, frames: Sequence[int] = (2,)) -> Method:
@@ -306,18 +334,11 @@ def forwards(method: Method, sampling: Sampling) -> int:
 
 def in_words(method: Method, steps: int) -> str:
     """Return what a method does in a run of so many steps, in one line."""
-    words, steps = [], method.steps or steps
-    for row, at, _, alive in method.stages(steps):
-        then = {"prefix": " as prefix", "chain": " for the next clip"}.get(row.copy, "")
-        then = then or (f", {row.count} with copies" if row.count > row.keep else "")
-        kind = row.judge
-        if row.select == "threshold":
-            kind = f"{row.judge} ≥ {row.least:.3g}"
-            then += f", or {row.tries} fresh ones are tried" * bool(row.tries)
-        elif row.select in DRAWN:
-            kind = f"a draw by {row.judge} × {row.scale:g}"
-        words.append(f"after step {at + 1} of {steps} {kind} keeps {row.keep} of {alive}{then}")
-    return "; ".join(words)
+    steps = method.steps or steps
+    return "; ".join(
+        f"after step {at + 1} of {steps}, of {alive} by {row.judge}: {row.rule}"
+        for row, at, _, alive in method.stages(steps)
+    )
 
 
 def plan_in_words(method: Method, sampling: Sampling) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from jcos.lab.methods import DRAWN, Method, Row
+from jcos.lab.methods import DRAWN, Method
 from jcos.model.vae import Tiles
 from jcos.wan import Wan
 
@@ -66,38 +66,13 @@ def as_json(generation: Generation) -> dict[str, Any]:
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in fields.items()}
 
 
-RANKED = {
-    "raw": "",
-    "diff": ", by the change of the score",
-    "max": ", by the largest score so far",
-    "sum": ", by the sum of scores",
-    "softmax": ", by the sum of shares",
-}
-
-
-def rule(row: Row) -> str:
-    """Return in a few words how a row chooses."""
-    if row.select == "threshold":
-        words = f"the best {row.keep} with {row.least:.3g} or more"
-        words += f", else one of up to {row.tries} fresh seeds" if row.tries else ""
-    elif row.select in DRAWN:
-        words = f"{row.keep} drawn by weight, each at most once" if row.distinct else ""
-        words = words or f"{row.keep} drawn by weight ({row.select})"
-        words += f", where fewer than {row.ess:.0%} are effective" if row.ess < 1 else ""
-    else:
-        words = f"the best {row.keep}"
-    words += RANKED[row.transform]
-    words += f", copied ({row.copy}) to {row.copies}" if row.count > row.keep else ""
-    return words + (f"; one with {row.stop:.3g} goes on alone" if row.stop < np.inf else "")
-
-
 def entries(
     result: Result, method: Method, which: Sequence[int] = (0,), **more: Any
 ) -> dict[str, Any]:
     """Return what a manifest says of some of the videos of a search. more: arrays of each."""
     tree = [
         {k: [v[i] for i in which] if isinstance(v, list) else v for k, v in as_json(made).items()}
-        | {"drawn": row.select in DRAWN, "rule": rule(row)}
+        | {"drawn": row.select in DRAWN, "rule": row.rule}
         for made, row in zip(result.tree, method.rows, strict=True)
     ]
     each = [*which]

@@ -54,7 +54,8 @@ class Population:
         ranks = {"max": self.best, "sum": self.total, "softmax": self.total}
         self.rank = ranks.get(row.transform, scores)
         potential = row.scale * (scores if row.transform == "softmax" else self.rank)
-        growth = potential - self.tilt if last or row.transform == "diff" else potential
+        again = row.transform == "diff" or (last and row.transform != "softmax")
+        growth = potential - self.tilt if again else potential
         self.tilt, self.log_weight = self.tilt + growth, self.log_weight + growth
 
     @property

@@ -28,7 +28,7 @@ def check(
             f"a search of {method.seeds} seeds and spread {method.spread} is none: at least 1 "
             "seed, a spread above 0 and up to 1"
         )
-    if method.fitted and not isinstance(config.codec, PixelCodec):
+    if any(row.fitted for row in method.rows) and not isinstance(config.codec, PixelCodec):
         raise ValueError(
             f"the default threshold suits the small model; give least for {config.name}"
         )

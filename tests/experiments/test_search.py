@@ -52,7 +52,7 @@ def test_the_table_has_every_method_at_its_cost(data, rows) -> None:
             assert ("solved", f"{kind}, decided, ≤ {budget}") in rows
             assert rows["forwards per puzzle", f"{kind}, decided, ≤ {budget}"].value >= 4
     settings = json.loads(dataset.attrs["settings"])["maze"]
-    assert settings["best of 4, oracle"] == "after step 4 of 4 oracle keeps 1 of 4"
+    assert settings["best of 4, oracle"] == "after step 4 of 4, of 4 by oracle: the best 1"
     error = rows["calibration error: decided", "step 3"]
     assert 0 <= error.low <= error.value <= error.high <= 1
     gain = rows["solved, more than one run", "one run"]

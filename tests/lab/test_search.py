@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 import jcos
 from jcos.config import Sampling
@@ -235,7 +236,12 @@ def test_multinomial_without_copies_keeps_each_once() -> None:
 
 
 def test_latsearch_draws_as_many_as_are_alive_and_takes_the_largest_sum_of_those_drawn() -> None:
-    """A particle that is not drawn cannot win."""
+    """A particle that is not drawn cannot win; each draw is by the shares of its own row."""
+    people, scores = Population(1, 6, (0,)), np.array([[0.0] + [-2.0] * 5])
+    for i in range(3):
+        people.log_weight[:] = 0.0  # as after a draw
+        people.weigh(latsearch(6).rows[i], scores, last=i == 2)
+        np.testing.assert_allclose(people.weights, special.softmax(scores, 1))
     *_, last = latsearch(6, "energy").rows
     for seed in range(20):
         scores = np.random.default_rng(seed).random((1, 6))
@@ -610,7 +616,7 @@ def test_judges_that_return_something_else_are_refused(model, condition) -> None
     twice = Method(rows=(Row(step=1, judge="mine", keep=2), Row(step=1, judge="mine")), seeds=3)
     with pytest.raises(ValueError, match="reads tokens, of which nothing is left"):
         run(model, condition, twice, judges={"mine": judges.Head(0, jnp.zeros(64), 0.0)}, **options)
-    refused(Frames(lambda video: float("nan")), "nan for a black video")
+    refused(Frames(lambda video: float("nan")), "nan for a video of noise")
     assert not ran
     refused(Frames(lambda video: float("nan") if video.std() > 0 else 0.0), "nan for particle 0")
     with pytest.raises(ValueError, match=r"2 first seeds for 1 video"):
