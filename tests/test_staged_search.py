@@ -176,7 +176,7 @@ def test_a_search_without_seeds_has_one(release, picture, tmp_path, monkeypatch,
     del call[seeds : seeds + 2]
     with contextlib.suppress(TypeError):  # where the model would be read
         run("generate", *call)
-    assert "the best 1 with" in capsys.readouterr().err
+    assert "of 1 by decided: the best 1;" in capsys.readouterr().err
 
 
 def test_a_search_of_older_code_is_one_sentence(tmp_path: Path) -> None:
