@@ -35,7 +35,8 @@ class Chart(NamedTuple):
     """A chart that can be drawn: `drawn` reads its values.
 
     name: of the variable. array: with the dimensions that are drawn. levels: baselines along fewer
-    dimensions. moving: dimensions that it runs along, one for curves.
+    dimensions. moving: dimensions that it runs along, one for curves. compared: the same curves of
+    several folders, each with the folder's title.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Chart(NamedTuple):
     array: xr.DataArray
     levels: tuple[xr.DataArray, ...]
     moving: tuple[str, ...]
+    compared: tuple[tuple[str, "Chart"], ...] = ()
 
     @property
     def is_map(self) -> bool:
@@ -68,7 +70,7 @@ class Chart(NamedTuple):
 
     def drawn(self) -> dict[str, Any]:
         """Return all that the page draws."""
-        drawn = map_of(self) if self.is_map else curves_of(self)
+        drawn = map_of(self) if self.is_map else curves_of(self.compared or [("", self)])
         return self.about() | drawn
 
     def runs(self) -> xr.DataArray:
@@ -149,6 +151,20 @@ def spread(array: xr.DataArray) -> Iterator[tuple[str, xr.DataArray, list[xr.Dat
         yield f"{title}: {name}" if several or moves else title, part, levels
 
 
+def compared(charts: Sequence[tuple[str, Sequence[Chart]]]) -> list[Chart]:
+    """Return the charts of folders, each with its title: curves of the same measure share a chart,
+    whose lines are named after the folders; maps stand one after the other."""
+    shared: dict[tuple[Any, ...], list[tuple[str, Chart]]] = defaultdict(list)
+    maps = []
+    for title, several in charts:
+        for chart in several:
+            if chart.is_map:
+                maps.append(chart._replace(title=f"{title}: {chart.title}"))
+            else:
+                shared[chart.name, chart.title, chart.moving].append((title, chart))
+    return [same[0][1]._replace(compared=tuple(same)) for same in shared.values()] + maps
+
+
 def _unstacked(array: xr.DataArray, names: dict[str, str]) -> xr.DataArray:
     """Return cases along the axes where they lie, nan where there is none; of several at one place
     the last."""
@@ -176,23 +192,42 @@ def _number(value: float) -> float:
 # ---- curves
 
 
-def curves_of(chart: Chart) -> dict[str, Any]:
-    """Return panels, one for each task, of lines with their bands."""
-    array, (x,), span = chart.array, chart.moving, range_of(chart.array)
-    labels, panels = chart.labels, []
-    cells = estimates(array)
-    for task, rows in groups_of(array).items():
-        here, lines = cells.sel({cells["mean"].dims[0]: task}), []
-        for spot in np.ndindex(*(array.sizes[d] for d in labels)):
-            at = dict(zip(labels, spot, strict=True))
-            if int((one := here.isel(at))["n"].max()):
-                points = {field: listed(one[field].values) for field in ESTIMATE}
-                lines.append(_words(array, at) | points)
-        if lines:
-            levels = [level for one in chart.levels if (level := _level(one, rows))]
-            panel = {"task": str(task), "n": int(here["n"].max()), "lines": lines, "levels": levels}
-            panels.append(panel | {"flat": _is_flat(panel, span)})
-    return {"x": x, "labels": axis_of(array, x), "range": span, "panels": panels}
+def curves_of(charts: Sequence[tuple[str, Chart]]) -> dict[str, Any]:
+    """Return panels, one for each task, of lines with their bands.
+
+    charts: of one measure, each with the words that its lines begin with. A line that has not all
+    places of the axis names those that it has (`places`).
+    """
+    first = charts[0][1]
+    (x,), span = first.moving, range_of(first.array)
+    places: list[Any] = [*dict.fromkeys(p for _, c in charts for p in axis_of(c.array, x))]
+    if not any(isinstance(p, str) for p in places):
+        places.sort()
+    hues, panels = 0, {}
+    for title, chart in charts:
+        array, labels, groups = chart.array, chart.labels, groups_of(chart.array)
+        mine = axis_of(array, x)
+        cells = estimates(array).assign_coords({x: mine})
+        cells = cells.reindex({x: places}, fill_value={"n": 0})
+        at_places = {} if mine == places else {"places": [places.index(p) for p in mine]}
+        for task, rows in groups.items():
+            here = cells.sel({cells["mean"].dims[0]: task})
+            if task not in panels:
+                levels = [level for one in chart.levels if (level := _level(one, rows))]
+                n = int(here["n"].max())
+                panels[task] = {"task": str(task), "n": n, "lines": [], "levels": levels}
+            for spot in np.ndindex(*(array.sizes[d] for d in labels)):
+                at = dict(zip(labels, spot, strict=True))
+                if int((one := here.isel(at))["n"].max()):
+                    line, points = _words(array, at), {f: listed(one[f].values) for f in ESTIMATE}
+                    label = ", ".join(filter(None, (title, line["label"])))
+                    more = at_places | {"label": label, "hue": hues + line["hue"]}
+                    panels[task]["lines"].append(line | points | more)
+        hues = 1 + max((line["hue"] for p in panels.values() for line in p["lines"]), default=-1)
+    known = [panel for panel in panels.values() if panel["lines"]]
+    for panel in known:
+        panel["flat"] = _is_flat(panel, span)
+    return {"x": x, "labels": places, "range": span, "panels": known}
 
 
 def _words(array: xr.DataArray, at: Mapping[str, int]) -> dict[str, Any]:

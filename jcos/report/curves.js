@@ -39,7 +39,7 @@ function plot({ at, lines, levels = [], range, whole, width, height, left, right
     if (bottom > 10) svg.append(make("text", { class: "name", x: width - right, y: h < top + 14 ? h + 12 : h - 4, "text-anchor": "end" }, level.label));
   }
   for (const line of lines) {
-    const spots = line.mean.map((v, i) => [(line.at ?? at)(i), v, line.low?.[i], line.high?.[i]]);
+    const spots = (line.places ?? line.mean.map((_, i) => i)).map(i => [(line.at ?? at)(i), line.mean[i], line.low?.[i], line.high?.[i]]);
     const point = (p, k) => `${p[0].toFixed(1)},${y(p[k]).toFixed(1)}`, drawn = pieces(spots, p => p[1] != null);
     for (const piece of pieces(spots, p => p[2] != null && p[3] != null)) {
       const edges = piece.length > 1 ? piece : [-2, 2].map(d => [piece[0][0] + d, ...piece[0].slice(1)]);

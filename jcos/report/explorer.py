@@ -17,7 +17,7 @@ from typing import Any
 from jcos import files
 from jcos.media import formats
 from jcos.report import contents, templates
-from jcos.report.charts import Chart
+from jcos.report.charts import Chart, compared
 from jcos.report.contents import Place
 from jcos.report.plane import Plane, telling
 from jcos.report.reading import STORE, UNREADABLE, Results, distinct, read, reason
@@ -173,13 +173,10 @@ def runs_in(results: Sequence[Results]) -> list[tuple[Results, Plane]]:
 
 
 def charts_in(results: Sequence[Results]) -> list[Chart]:
-    """Return all charts. Those of several folders are named after theirs; curves stand before maps,
-    and charts of one measure next to each other."""
+    """Return all charts; curves of the same measure in several folders share one."""
     if len(results) == 1:
         return results[0].charts
-    named = [(result.title, chart) for result in results for chart in result.charts]
-    named.sort(key=lambda one: (one[1].is_map, one[1].title))
-    return [chart._replace(title=f"{title}: {chart.title}") for title, chart in named]
+    return compared([(result.title, result.charts) for result in results])
 
 
 def stubs(runs: Sequence[Plane]) -> list[dict[str, Any]]:

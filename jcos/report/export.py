@@ -178,6 +178,7 @@ def _curves(chart: Chart) -> Figure:
         for line in panel["lines"]:
             points = {field: (x, np.array(line[field], float)) for field in ESTIMATE}
             cells = xr.Dataset(points, {x: drawn["labels"]})
+            cells = cells.isel({x: line.get("places", slice(None))})
             name = line["label"] or chart.title
             plots.band(axes, cells, x, name, IDEAL if line["ideal"] else line["hue"])
         for i, level in enumerate(panel["levels"]):

@@ -8,7 +8,7 @@ import xarray as xr
 
 from jcos.lab import results
 from jcos.report import charts as report
-from jcos.report.charts import Chart, charts_of, fitted, pack
+from jcos.report.charts import Chart, charts_of, compared, fitted, pack
 from tests.report import folders
 
 
@@ -135,6 +135,38 @@ def test_runs_that_are_too_many_are_averaged_from_the_last_axes(
     small = fitted(runs)
     assert small.shape == (4, 5, 1, 3)
     np.testing.assert_allclose(small[:, :, 0], values.mean(2))
+
+
+def test_curves_along_other_axes_have_charts_of_their_own(charts: dict[str, Chart]) -> None:
+    """As where one folder's cases are steps, and another's frames."""
+    solved = charts["Solved"]
+    other = solved._replace(array=solved.array.rename(step="frame"), moving=("frame",))
+    both = compared([("a", [solved]), ("b", [other])])
+    assert [one.drawn()["x"] for one in both] == ["step", "frame"]
+
+
+def test_curves_of_several_folders_share_a_chart(charts: dict[str, Chart]) -> None:
+    """Also where one folder has fewer steps, and tasks of its own."""
+    solved = charts["Solved"]
+    some = solved.array.isel(step=[0, 3]).assign_coords(task=("puzzle", ["maze", "maze", "sum"]))
+    fewer = solved._replace(array=some)
+    same, *maps = compared([("a", [*charts.values()]), ("b", [fewer])])[::2]
+    assert [one.title for one in maps] == ["a: Token energy"]
+    panels = {panel["task"]: panel for panel in same.drawn()["panels"]}
+    assert list(panels) == ["maze", "bounce", "sum"]
+    lines = {line["label"]: line for line in panels["maze"]["lines"]}
+    assert list(lines) == ["a, model", "a, ideal denoiser", "b, model", "b, ideal denoiser"]
+    assert [line["hue"] for line in lines.values()] == [0, 0, 1, 1]
+    assert [line.get("places") for line in lines.values()] == [None, None, [0, 3], [0, 3]]
+    short, whole = lines["b, model"]["mean"], lines["a, model"]["mean"]
+    assert short == [whole[0], None, None, whole[3], *[None] * (folders.STEPS - 4)]
+    # In another order the longer run is not cut.
+    (both,) = compared([("b", [fewer]), ("a", [solved])])
+    drawn = both.drawn()
+    assert drawn["labels"] == list(range(folders.STEPS))
+    lines = {line["label"]: line for line in drawn["panels"][0]["lines"]}
+    assert (lines["b, model"]["mean"], lines["a, model"]["mean"]) == (short, whole)
+    assert lines["b, model"]["places"] == [0, 3]
 
 
 def test_what_is_not_known_is_a_hole_of_a_map() -> None:

@@ -415,14 +415,6 @@ def test_folders_are_compared_run_by_run(tmp_path: Path) -> None:
     assert paired == [(label, "puzzle 0") for label in labels]
 
 
-def test_curves_of_several_folders_stand_next_to_each_other(tmp_path: Path) -> None:
-    for name in "ab":
-        folders.experiment_folder(tmp_path / name)
-    titles = [c.title for c in explorer.charts_in(distinct([read(tmp_path / n) for n in "ab"]))]
-    assert titles[:2] == ["a: Score with noise: one step", "b: Score with noise: one step"]
-    assert {"a: Solved", "b: Solved"} < {*titles}
-
-
 def test_the_page_is_the_folders_own_unless_another_is_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
