@@ -330,18 +330,20 @@ def _added(
 ) -> jax.Array:
     """Return the array with what is added to its layers, one after the other, in place; of weights
     that wait in host memory on the device, and then back."""
-    before, where = array, array.sharding
-    array = memory.on_device(array)
-    if array is not before:
-        before.delete()
+    before, array = array, memory.on_device(array)
+    # As integers: XLA's CPU compiler sets a layer of bfloat16 by converting all of them.
+    bits = array.view(f"uint{8 * array.dtype.itemsize}")
+    before.delete()
+    array.delete()
     for i, (name, change) in enumerate(leaf.sources):
         if changes[name]:
             more = change(np.sum([c(shapes[name]) for c in changes[name]], 0))
-            array = _plus(array, i if leaf.stacked else (), more, array.sharding)
-    return jax.device_put(array, where)
+            bits = _plus(bits, i if leaf.stacked else (), more, array.dtype, array.sharding)
+    return jax.device_put(bits.view(array.dtype), before.sharding)
 
 
-@partial(jax.jit, static_argnames="where", donate_argnames="array")
-def _plus(array: jax.Array, index: Any, more: jax.Array, where: Sharding) -> jax.Array:
-    layer = (array[index].astype(jnp.float32) + more).astype(array.dtype)
-    return jax.lax.with_sharding_constraint(array.at[index].set(layer), where)
+@partial(jax.jit, static_argnames=("dtype", "where"), donate_argnames="bits")
+def _plus(bits: jax.Array, index: Any, more: jax.Array, dtype: Any, where: Sharding) -> jax.Array:
+    layer = (bits[index].view(dtype).astype(jnp.float32) + more).astype(dtype)
+    bits = bits.at[index].set(layer.view(bits.dtype))
+    return jax.lax.with_sharding_constraint(bits, where)

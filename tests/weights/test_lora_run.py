@@ -3,8 +3,10 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -12,6 +14,7 @@ import safetensors.numpy
 from convert.stream import Job, convert
 from jcos import wan
 from jcos.config import FLOAT32
+from jcos.devices import sharding
 from jcos.model.dit import DiT
 from jcos.sampling import flow
 from jcos.variants import PRESETS, VARIANTS, with_preset
@@ -25,8 +28,9 @@ from tests.releases import DIFFSYNTH, I2V, LIGHTX2V, PEFT, T2V, TI2V
 Q = "blocks.0.self_attn.q.weight"
 
 
-def weights(folder: Path, *lora: str) -> dict[str, np.ndarray]:
-    model = wan.load(folder, profile="float32", text=False, vae=False, lora=lora)
+def weights(folder: Path, *lora: str, **options: Any) -> dict[str, np.ndarray]:
+    options = {"profile": "float32", "text": False, "vae": False, "lora": lora} | options
+    model = wan.load(folder, **options)
     return {path: np.asarray(a) for path, a in checkpoint.leaves(model).items()}
 
 
@@ -48,6 +52,21 @@ def test_at_run_time_and_merged_are_the_same(tmp_path):
         found = weights(folder, *asked)
         for path, a in want.items():
             np.testing.assert_allclose(found[path], a, 2e-7, 1e-9, err_msg=f"{folder} {path}")
+
+
+@pytest.mark.filterwarnings("ignore:.*no alpha")
+def test_weights_in_bfloat16_that_wait_or_are_spread_change_alike(tmp_path):
+    """Each number is that of float32, rounded once more."""
+    folder, asked = converted(tmp_path / "plain"), (f"high={DIFFSYNTH}", f"low={LIGHTX2V}")
+    plain, want, official = weights(folder), weights(folder, *asked), {"profile": "official"}
+    with sharding.use_mesh(sharding.make_mesh({"fsdp": 1})):
+        spread = weights(folder, *asked, **official)
+    assert any(a.dtype == jnp.bfloat16 for a in spread.values())
+    for found in (spread, weights(folder, *asked, **official, resident=False)):
+        for path, a in found.items():
+            np.testing.assert_array_equal(a, spread[path], path)
+            exact = want[path] - plain[path] + plain[path].astype(a.dtype).astype(np.float32)
+            assert (abs(a - exact) <= 2.0**-8 * abs(exact) + 1e-6).all(), path
 
 
 @pytest.mark.filterwarnings("ignore:.*no alpha")
