@@ -80,7 +80,8 @@ def holds(folder: Path, kind: str, settings: Mapping[str, Any]) -> bool:
     inside = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     inside = sorted(name for name in inside if name != MANIFEST and not name.startswith("."))
     if found is None and inside:
-        raise ValueError(f"{folder} holds {inside[0]}, but no {MANIFEST} of a run: {REMEDY}")
+        remedy = f"remove what is in it, or {REMEDY}" if kind == "experiment" else REMEDY
+        raise ValueError(f"{folder} holds {inside[0]}, but no {MANIFEST} of a run: {remedy}")
     if found is None or not inside:
         return False
     check_same(folder, found, settings)

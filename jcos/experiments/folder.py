@@ -127,6 +127,7 @@ def write(
         if new:
             part.rename(folder)
         else:
+            (folder / MANIFEST).unlink(missing_ok=True)  # with an older one it would pass as whole
             for path in sorted(part.iterdir(), key=lambda path: path.name == MANIFEST):
                 path.rename(folder / path.name)
     finally:

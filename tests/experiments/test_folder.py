@@ -218,6 +218,7 @@ def test_in_a_folder_that_is_there_the_manifest_comes_last(
 ) -> None:
     """The folder may be the one here."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.json").write_text('{"experiment": "coin"}')
     rename, moved = Path.rename, []
 
     def failing(source: Path, target: Path) -> Path:
@@ -231,7 +232,7 @@ def test_in_a_folder_that_is_there_the_manifest_comes_last(
         with pytest.raises(OSError, match="Input/output"):
             done(Coin(), Path())
     assert sorted(moved) == sorted(WHOLE)
-    with pytest.raises(ValueError, match=r"figures, but no run\.json"):
+    with pytest.raises(ValueError, match=r"figures, but no run\.json.*remove"):
         done(Coin(), Path())
 
 
