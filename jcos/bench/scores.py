@@ -14,14 +14,14 @@ from jcos.bench.baselines import STILL, TRUTH
 from jcos.bench.evalkit import TRUTH as TRUTH_AT_LEAST
 from jcos.bench.evalkit import Scores, official
 from jcos.bench.folder import SPLITS, TITLES, Bench, category_of, task_of
-from jcos.files import check_folder, check_room, write
+from jcos.files import check_folder, check_room, read_json, write
 from jcos.lab.measures import UNBOUNDED, Estimate, estimate
 from jcos.runs import MANIFEST, as_text, made, read
 
 
 class Comparison(NamedTuple):
     """scores: of the arms, the first of which is the baseline, then of still and truth. note: where
-    several versions of the scorer made them, which.
+    several versions of the scorer made them, which; arms with another crf than the still pictures.
 
     table: a line for each arm and group. kind: `score`, or `less` the baseline, sample by sample.
     mean, low, high: over n samples, the missing ones as zero, with a 95 % interval over tasks.
@@ -63,9 +63,15 @@ def compare(
         "scorer": {arm.arm: arm.scorer for arm in scores},
     }
     write(out / MANIFEST, as_text(about | made(command)))
-    versions = "; ".join(f"{name} {value}" for name, value in commits.items())
-    several = len(set(commits.values())) > 1
-    return Comparison(scores, frame, f"the scorer's versions differ: {versions}" * several)
+    made_as = {name: read_json(path / MANIFEST).get("arm", {}) for name, path in folders.items()}
+    crfs = {name: arm["crf"] for name, arm in made_as.items() if "crf" in arm}
+    crfs |= {STILL: baselines.CRF[bench.benchmark]}
+    notes = [
+        f"the {what} differ: " + "; ".join(f"{name} {value}" for name, value in by.items())
+        for what, by in (("scorer's versions", commits), ("videos' crf values", crfs))
+        if len(set(by.values())) > 1
+    ]
+    return Comparison(scores, frame, "; ".join(notes))
 
 
 def version_of(scores: Scores) -> str | None:

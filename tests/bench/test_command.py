@@ -78,12 +78,14 @@ def test_the_time_left_is_told_however_long_a_sample_takes(
     )
 
 
-def test_two_arms_of_one_name_stand_in_one_table(bench_folder, tmp_path, refused) -> None:
+def test_two_arms_of_one_name_stand_in_one_table(bench_folder, tmp_path, capsys, refused) -> None:
     assert "no arms; name at least one" in refused("bench", "score", "--samples", tmp_path)
     for name in ("1/base", "2/base"):
         (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "1/base/run.json").write_text(json.dumps({"arm": {"crf": 20}}))
     score = ["bench", "score", tmp_path / "1/base", tmp_path / "2/base", "--samples", bench_folder]
     assert commanded(*score, "--out", tmp_path / "s") == 1
+    assert "1/base 20; still 25" in capsys.readouterr().err
     with (tmp_path / "s" / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
     arms = dict.fromkeys(row["arm"] for row in rows if row["kind"] == "score")
