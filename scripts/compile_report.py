@@ -63,6 +63,8 @@ A14B = VARIANTS["wan2.2-i2v-a14b"]()
 
 def machines(only: str) -> str:
     names, rows = [name for name in MACHINES if only in name], []
+    if not names:
+        raise SystemExit(f"no machine has {only!r} in its name; there are {', '.join(MACHINES)}")
     if lacking := [name for name in names if not compiled.installed(machine(name))]:
         if not only:
             raise SystemExit(f"no compiler for {', '.join(lacking)} here; the page stays as it is")

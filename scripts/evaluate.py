@@ -9,6 +9,7 @@ import dataclasses
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.progress import track
@@ -22,16 +23,19 @@ from jcos.lab.tasks import TASKS, Task, chance, get, still_of
 from jcos.wan import TINY, Wan, check_given, load
 from tables import about, interval, markdown, options, save
 
+SEVERAL = "several answers: all / one step"
+
 
 def evaluate(
     model: Wan, task: Task, n: int, *, sampling: Sampling | None = None, given: int = 1
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """Return a row of the table: n held-out puzzles, played in full and in one step.
 
-    different: puzzles, up to symmetry. several answers: puzzles with more than one right answer.
-    committed: 10th, 50th and 90th percentile of the step from which on x̂0 is solved, over the
-    solved puzzles, by every fifth step. chance: solved by a random legal answer; still: by the
-    first frame held. given: frames of a right answer that the model continues.
+    different: puzzles, up to symmetry. several answers: of puzzles with more than one right answer,
+    shares solved in full and in one step, and their number. committed: 10th, 50th and 90th
+    percentile of the step from which on x̂0 is solved, over the solved puzzles, by every fifth
+    step. chance: solved by a random legal answer; still: by the first frame held. given: frames of
+    a right answer that the model continues.
     """
     check_given(model.config, given, task.frames)
     sampling = sampling or model.config.sampling
@@ -47,19 +51,28 @@ def evaluate(
     steps = np.array([*scored, sampling.steps])[commitment_step(by_step)]
     _, still = judge(puzzles, np.stack([still_of(task.draw(p, p.answers[0])) for p in puzzles]))
     several = np.array([len(p.answers) > 1 for p in puzzles])
-    both, middle = "–", np.percentile(steps[good], [10, 50, 90]) if good.any() else ()
-    if several.any():
-        both = f"{good[several].mean():.3f} / {one[several].mean():.3f} (n={several.sum()})"
+    both = [float(right[several].mean()) for right in (good, one)] if several.any() else []
     return {
         "task": task.name,
-        "solved": interval(estimate(good)),
-        "different": str(len({p.identity for p in puzzles})),
-        "one step": f"{one.mean():.3f}",
-        "several answers: all / one step": both,
-        "committed": " – ".join(f"{step:.0f}" for step in middle) or "–",
-        "chance": f"{chance(task, n):.3f}",
-        "still": f"{still.mean():.3f}",
+        "solved": estimate(good),
+        "different": len({p.identity for p in puzzles}),
+        "one step": float(one.mean()),
+        SEVERAL: [*both, int(several.sum())],
+        "committed": np.percentile(steps[good], [10, 50, 90]).tolist() if good.any() else [],
+        "chance": chance(task, n),
+        "still": float(still.mean()),
     }
+
+
+def cells(row: dict[str, Any]) -> list[object]:
+    """Return a row as the table shows it."""
+    *both, n = row[SEVERAL]
+    shown = row | {
+        "solved": interval(row["solved"]),
+        SEVERAL: " / ".join(f"{mean:.3f}" for mean in both) + f" (n={n})" if both else "–",
+        "committed": " – ".join(f"{step:.0f}" for step in row["committed"]) or "–",
+    }
+    return [f"{value:.3f}" if isinstance(value, float) else value for value in shown.values()]
 
 
 def main() -> None:
@@ -88,7 +101,7 @@ def main() -> None:
         given=frames,
         CPU=f"{os.cpu_count()} × {platform.machine()}",
     )
-    table = markdown([*rows[0]], ([*row.values()] for row in rows), left=len(rows[0]))
+    table = markdown([*rows[0]], map(cells, rows), left=len(rows[0]))
     save(arguments.out, table, where, rows)
 
 

@@ -100,6 +100,8 @@ def test_only_compiled_plans_come_into_a_page(monkeypatch, capsys) -> None:
     monkeypatch.setattr(compile_report.compiled, "installed", lambda machine: False)
     with pytest.raises(SystemExit, match="no compiler for h100:1, "):
         compile_report.machines("")
+    with pytest.raises(SystemExit, match="'gpu'"):
+        compile_report.machines("gpu")
     assert "wan2.2-ti2v-5b 704p | h200:1" in compile_report.machines("h200:1")
     assert "there is no compiler: h200:1" in capsys.readouterr().out
 
