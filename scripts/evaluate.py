@@ -64,7 +64,7 @@ def evaluate(
     }
 
 
-def cells(row: dict[str, Any]) -> list[object]:
+def cells(row: dict[str, Any]) -> list[Any]:
     """Return a row as the table shows it."""
     *both, n = row[SEVERAL]
     shown = row | {
