@@ -19,7 +19,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".cache" / "jax")
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.02")
 # The tests compile for longer than they compute: without XLA's costly passes they take half the
 # time. With 0 they test the programs just as users run them, which .ci/run does for some.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")

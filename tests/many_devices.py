@@ -46,17 +46,13 @@ OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 
 def environment() -> dict[str, str]:
     """Of a process that computes on simulated devices."""
-    variables = os.environ | {
+    return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
         # Without the older emitters of conftest.py, whose noise is rounded by its layout.
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", "").replace(OLDER_EMITTERS, "").strip(),
         "PYTHONPATH": str(ROOT),
     }
-    # As in conftest.py: what was compiled once is not compiled again.
-    variables.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
-    variables.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-    return variables
 
 
 def launch(*words: object, **variables: str) -> subprocess.Popen[str]:
