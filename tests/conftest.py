@@ -38,6 +38,11 @@ import safetensors.numpy
 # Tracing makes millions of small objects that live on; looking through them is a tenth of the time.
 gc.set_threshold(100_000, 50, 50)
 
+OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+NEWER_EMITTERS = {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "").replace(OLDER_EMITTERS, "").strip()}
+AS_USERS = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", **NEWER_EMITTERS}
+"""What differs in the environment of a process that compiles as users do."""
+
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 

@@ -37,11 +37,9 @@ from jcos.sampling import trajectory
 from jcos.sampling.inside import Capture, Swap
 from jcos.sampling.probes import SeedEnsemble, States, TokenEnergy, chain
 from jcos.wan import Wan
-from tests.conftest import ROOT, random_model
+from tests.conftest import NEWER_EMITTERS, ROOT, random_model
 from tests.models import DIVIDED, kind, randomised, release_config
 from tests.releases import I2V
-
-OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 
 
 def environment() -> dict[str, str]:
@@ -50,7 +48,7 @@ def environment() -> dict[str, str]:
         "JAX_PLATFORMS": "cpu",
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
         # Without the older emitters of conftest.py, whose noise is rounded by its layout.
-        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "").replace(OLDER_EMITTERS, "").strip(),
+        **NEWER_EMITTERS,
         "PYTHONPATH": str(ROOT),
     }
 

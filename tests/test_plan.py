@@ -24,6 +24,7 @@ from jcos.plan import compiled, costs, forecast
 from jcos.plan.costs import Job
 from jcos.plan.machines import GIB, machine
 from jcos.variants import VARIANTS, toy
+from tests.conftest import AS_USERS
 
 
 def job(name: str, frames: int, height: int, width: int, seeds: int = 1) -> Job:
@@ -224,10 +225,8 @@ def test_a_run_compiles_for_a_machine_that_is_not_here(machine: str, tmp_path: P
     model = ["--model", "wan2.1-t2v-1.3b", "--topology", machine, "--mesh", "branch=2,context=2"]
     video = ["--size", "256x256", "--frames", "17", "--steps", "4", "--seeds", "2"]
     command = [sys.executable, "-c", "from jcos import cli; cli.main()", "plan", *model, *video]
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}  # as users run it
-    run = subprocess.run(
-        [*command, "--json", str(file)], capture_output=True, text=True, env=environment
-    )
+    command += ["--json", str(file)]
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | AS_USERS)
     assert run.returncode == 0, run.stderr
     assert "Recommended: branch=2,context=2" in run.stdout
     found = json.loads(file.read_text())
@@ -385,7 +384,7 @@ def test_knocked_out_heads_cost_at_most_two_percent(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     asked = ("--model", "wan2.2-i2v-a14b", "--topology", "h200:1", "--size", "832x480")
     command = [sys.executable, "-m", "jcos", "plan", *asked, "--probe", "heads", "--json", file]
-    subprocess.run(command, check=True, env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"})
+    subprocess.run(command, check=True, env=os.environ | AS_USERS)
     (heads,) = json.loads(file.read_text())["probes"]
     assert max(heads["times_flops"], heads["times_bytes"]) <= 1.02
 

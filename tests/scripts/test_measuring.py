@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import AS_USERS, ROOT
 
 DOCS = {
     "pods.md": "<!-- curves: scripts/compile_report.py -->\n<!-- end of curves -->\n",
@@ -109,7 +109,7 @@ def test_only_compiled_plans_come_into_a_page(monkeypatch, capsys) -> None:
 @pytest.mark.slow
 @pytest.mark.extra("gpu")
 def test_programs_compile_for_a_gpu_that_is_not_here() -> None:
-    lines = run("compile_report", "--tiny", JAX_DISABLE_MOST_OPTIMIZATIONS="0").splitlines()
+    lines = run("compile_report", "--tiny", **AS_USERS).splitlines()
     rows = [line.split("|") for line in lines]
     kernels = {row[1].strip(): row[-2].strip() for row in rows if len(row) == 7}
     assert kernels["a whole run"] == "cudnn"
