@@ -204,7 +204,7 @@ def run(
         # Of a search, the manifest's seeds are those that were chosen.
         **({"seeds": seeds} if search is None else {"first seed": seeds[0]}),
         "method": None if search is None else repr(search),
-        **({"judges": {n: type(j).__qualname__ for n, j in judges.items()}} if judges else {}),
+        **({"judges": {name: judge.identity for name, judge in judges.items()}} if judges else {}),
         "noise": str(noise or config.noise),
         "noise file": None if isinstance(drawn, str) else _hash(drawn),
         "interventions": done_to,
@@ -243,7 +243,7 @@ def run(
         condition = jax.device_get(coder.condition(first, positive, frames, **options))
         del coder, rows, positive, unconditional  # with them, their weights leave the device
         changes = [change.to_json() for change in probe.changes()]
-        sigmas = flow.schedule(config.sampling).sigmas[:-1].tolist()
+        sigmas = flow.schedule(plan).sigmas[:-1].tolist()
         manifest = {"checkpoint": str(folder), **settings, "changes": changes, "sigmas": sigmas}
         manifest |= runs.made(command, sizes)
         begun = runs.begun(out, manifest, room) if first_host else contextlib.nullcontext()
@@ -330,7 +330,7 @@ def _check_search(
 ) -> tuple[Sampling, bool]:
     """Return how a search samples, and whether it needs the VAE. Raises ValueError, in one
     sentence, where it does not suit the model or the options."""
-    from jcos.lab.judges import standard
+    from jcos.lab.judges import Judge, standard
     from jcos.lab.methods import sampling_of
     from jcos.lab.refusals import check
     from jcos.lab.search import needs_vae
@@ -346,6 +346,11 @@ def _check_search(
     if trace:
         raise ValueError("a search stores no trace; make the chosen seed's run again with it")
     sampling = sampling_of(search, config.sampling)
+    for name, judge in judges.items():
+        if not isinstance(judge, Judge):
+            raise ValueError(
+                f"the judge {name} is no jcos.search.Judge; of frames: Frames(function)"
+            )
     known = standard(config) | dict(judges)
     check(search, config, sampling, list(known), frames, probe)
     decodes = any(known[row.judge].decodes for row in search.rows)

@@ -46,7 +46,9 @@ def test_a_judge_of_yours_sees_frames_of_the_vae(release, picture, tmp_path) -> 
     assert about["decodes"] == [2]
     (film,) = made.films.values()
     assert set(shapes) == {formats.read_mp4(film).shape}
-    assert about["judges"] == {"bright": "Frames"}
+    assert about["judges"] == {"bright": search.Frames(bright).identity}
+    others = search.Frames(lambda video: -float(video.mean())), search.Decided(1, 1)
+    assert len({j.identity for j in (*others, search.Frames(bright), search.Decided(2, 1))}) == 4
 
 
 @pytest.mark.slow

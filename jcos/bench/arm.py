@@ -215,4 +215,6 @@ def as_json(arm: Arm, sampling: Sampling) -> dict[str, Any]:
     """Return all of an arm that decides what comes out, with the sampling that it comes to."""
     fields = dataclasses.asdict(arm) | {"sampling": dataclasses.asdict(sampling)}
     fields["noise_files"] = arm.noise_files and str(arm.noise_files)
+    for row in (fields["search"] or {"rows": ()})["rows"]:
+        del row["fitted"]  # decides what is refused alone
     return {name: value for name, value in fields.items() if not name.startswith("x0")}

@@ -36,21 +36,25 @@ def bar() -> Iterator[Progress]:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     style: dict[str, Any] = {"console": console, "speed_estimate_period": PACE, "transient": True}
     quiet, last = not console.is_terminal, ("", 0)
-    with Bar(*columns, TimeRemainingColumn(), disable=quiet, **style) as progress:
-        task = progress.add_task("starting", total=None)
+    progress = Bar(*columns, TimeRemainingColumn(), disable=quiet, **style)
+    task = progress.add_task("starting", total=None)
 
-        def show(what: str, done: int, total: int) -> None:
-            nonlocal last
-            if done < last[1]:  # something else begins
-                progress.reset(task)
-            progress.update(task, description=what, completed=done, total=total)
-            if quiet and last != (what, done):
-                left = progress.tasks[0].time_remaining
-                end = "" if left is None else f", {dt.timedelta(seconds=left)} left"
-                print(f"{what}: {done} of {total}{end}", file=sys.stderr, flush=True)
-            last = (what, done)
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal last
+        progress.start()  # not before: downloads have bars of their own
+        if done < last[1]:  # something else begins
+            progress.reset(task)
+        progress.update(task, description=what, completed=done, total=total)
+        if quiet and last != (what, done):
+            left = progress.tasks[0].time_remaining
+            end = "" if left is None else f", {dt.timedelta(seconds=left)} left"
+            print(f"{what}: {done} of {total}{end}", file=sys.stderr, flush=True)
+        last = (what, done)
 
+    try:
         yield show
+    finally:
+        progress.stop()
 
 
 def make_page(folder: Path) -> Path:

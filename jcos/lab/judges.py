@@ -5,6 +5,7 @@ None needs the finished video. Those of tasks know the puzzle; the others read o
 shows.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -53,6 +54,18 @@ class Judge:
     layer: int | None = None
     decodes: bool = False
     on_host: bool = False
+
+    @property
+    def identity(self) -> str:
+        """What tells it from others: a digest of its class and fields, of functions their code."""
+        digest = hashlib.sha256(f"{type(self).__module__}.{type(self).__qualname__}".encode())
+        for name, value in sorted(vars(self).items()):
+            code = getattr(value, "__code__", None)
+            words = code.co_code + repr(code.co_names).encode() if code else b""
+            if not callable(value):
+                words += b"".join(np.asarray(a).tobytes() for a in jax.tree.leaves(value))
+            digest.update(name.encode() + getattr(value, "__qualname__", "").encode() + words)
+        return digest.hexdigest()[:16]
 
     def __call__(self, at: Estimates) -> Scores:
         raise NotImplementedError

@@ -93,7 +93,7 @@ class Row:
         if self.select == "threshold":
             words = f"the best {self.keep} with {self.least:.3g} or more"
             words += f", else one of up to {self.tries} fresh seeds" if self.tries else ""
-        elif self.select in DRAWN and self.ess == 0:
+        elif self.select in DRAWN and self.ess == 0 and not self.distinct:
             words = "all, with their weights"
         elif self.select in DRAWN:
             drawn = f"drawn by weight exp({self.scale:g} × score)"
@@ -103,8 +103,11 @@ class Row:
         else:
             words = f"the best {self.keep}"
         words += RANKED[self.transform]
-        words += f", copied ({self.copy}) to {self.copies}" if self.count > self.keep else ""
-        return words + (f"; one with {self.stop:.3g} goes on alone" if self.stop < math.inf else "")
+        if self.count > self.keep or self.copy != "key":
+            words += f", copied ({self.copy}) to {self.count}"
+        return words + (
+            f"; one with {self.stop:.3g} or more goes on alone" * (self.stop < math.inf)
+        )
 
     def resumes(self, at: int) -> int:
         """Return the step after which particles go on, where the row acts after this one."""

@@ -108,8 +108,8 @@ def _restarted(run: "_Run", number: int) -> bool:
 
 def _identity(run: "_Run") -> list[Any]:
     """Return what parts this search from others of the same model, condition and sampling."""
-    judges = [f"{name}: {type(judge).__qualname__}" for name, judge in run.judges.items()]
-    return [repr(run.method), run.first, run.noise, repr(run.record), *judges]
+    judges = {name: judge.identity for name, judge in run.judges.items()}
+    return [repr(run.method), run.first, run.noise, repr(run.record), judges]
 
 
 def _read(folder: Path) -> dict[str, Any]:

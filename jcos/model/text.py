@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -260,7 +261,8 @@ def cached(
     lacking = [prompt for prompt in prompts if not file(prompt).exists()]
     there = [file(prompt) for prompt in prompts if prompt not in lacking]
     try:  # of any prompts, where none of these is there
-        stored = map(_read_rows, there or visible(folder, "*.safetensors"))
+        others = (f for f in visible(folder, "*.safetensors") if re.fullmatch("[0-9a-f]+", f.stem))
+        stored = map(_read_rows, there or others)
         same = (about["encoder"] for rows, about in stored if rows.dtype == jnp.dtype(dtype))
         encoders |= set(islice(same, len(prompts)))
     except ValueError as error:

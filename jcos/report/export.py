@@ -122,7 +122,7 @@ def write_others(results: Results, folder: Path, kind: str) -> list[Path]:
         levels = array.attrs.get("ancillary_variables", "").split()
         about = {name, array.attrs["forwards"], *levels} & {*data}
         if kind == "csv":
-            content: Any = table(data[[*about]]).to_csv(index=False, lineterminator="\n")
+            content: Any = table(data[sorted(about)]).to_csv(index=False, lineterminator="\n")
         else:
             content = _file(plots.paired(array, title, zero=zero), kind)
         written[folder / f"{i:02}-{_slug(title)}.{kind}"] = content

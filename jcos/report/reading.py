@@ -256,9 +256,15 @@ def _dict(value: object) -> dict[str, Any]:
 
 
 def _picture(path: Path) -> Path:
-    """Return a picture whose header is right; SVGs are read when they become part of a page."""
+    """Return a picture whose header is right, and the end of a PNG; SVGs are read when they become
+    part of a page."""
     if path.suffix != ".svg":
         Image.open(path).close()
+    if path.suffix == ".png":
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 12))
+            if b"IEND" not in file.read():
+                raise ValueError("its end is not there")
     return path
 
 

@@ -179,7 +179,8 @@ def _download(
                 f"there is no folder {name}, and Hugging Face has no such model"
             ) from None
         except Exception as error:  # each of its HTTP libraries has errors of its own
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            disk = errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES
+            if getattr(error, "errno", None) in disk:
                 raise
             only = "" if patterns is FILES else " --include " + " ".join(f'"{p}"' for p in patterns)
             at = f" --revision {revision}" if revision else ""

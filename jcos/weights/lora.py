@@ -328,8 +328,8 @@ def _added(
     shapes: Mapping[str, tuple[int, ...]],
     changes: Mapping[str, Sequence[Change]],
 ) -> jax.Array:
-    """Return the array with what is added to its layers, one after the other, in place; of weights
-    that wait in host memory on the device, and then back."""
+    """Return the array with what is added to its layers, one after the other, beside a copy of it;
+    of weights that wait in host memory on the device, and then back."""
     before, array = array, memory.on_device(array)
     # As integers: XLA's CPU compiler sets a layer of bfloat16 by converting all of them.
     bits = array.view(f"uint{8 * array.dtype.itemsize}")
