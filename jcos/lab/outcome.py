@@ -46,8 +46,9 @@ class Result(NamedTuple):
     """latents: the chosen video, [W, F, h, w, C], without W where there was one condition; seed:
     whose it is [W]. tree: who came from whom. particles [W, K, F, h, w, C], weights [W, K]: all
     that were alive at the end (those that were not weigh 0). log_norm [W]: log of the estimated
-    mean of exp(scale × score), where particles were drawn by weight (not of softmax). clips: the chosen latents of
-    the clips before, where clips were chained, and how many latent frames they share (`video`)."""
+    mean of exp(scale × score), where particles were drawn by weight (not of softmax). clips: the
+    chosen latents of the clips before, where clips were chained, and how many latent frames they
+    share (`video`)."""
 
     latents: Float[Any, "*W F h w C"]
     seed: Int[np.ndarray, " W"]
