@@ -340,7 +340,7 @@ def _reliability(data: xr.Dataset) -> plots.Figure:
 
 def _pareto(data: xr.Dataset) -> plots.Figure:
     solved, spent = (results.estimates(data[name]) for name in ("solved", "spent"))
-    figure = plots.panels(solved.sizes["task"], size=(6.4, 4.2))
+    figure = plots.panels(solved.sizes["task"], size=(6.4, 6.0))
     kinds: dict[str, list[int]] = {}
     for i, case in enumerate(data["case"].values):
         if not any(f", {name}" in case for name in JUDGES[1:]):
