@@ -141,7 +141,7 @@ BROKEN = np.where(np.arange(TORCH.size).reshape(TORCH.shape) == 0, np.float32(np
         (".npz", TORCH.astype(np.int64), "holds int64 numbers; noise is floats"),
         (".safetensors", BROKEN, "not finite"),
         (".npy", TORCH.astype(np.float64) * 1e60, "not finite"),  # beyond float32
-        (".npy", np.array([print], object), "is damaged, or holds something else"),
+        (".npy", np.array([len], object), "is damaged, or holds something else"),
         (".pt", TORCH, "files that can are .npy, .npz and .safetensors"),
     ],
 )
