@@ -89,12 +89,16 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--results", type=local_path, default=Path("out/paper"))
     parser.add_argument("--docs", type=local_path, default=DOCS, help="folder of the page")
-    parser.add_argument("pages", nargs="*", default=["*"], help="which pages, by name; all else")
+    parser.add_argument(
+        "pages", nargs="*", default=["*"], help="by name; all by default"
+    )
     arguments = parser.parse_args()
     try:
-        words = sorted(p for name in arguments.pages for p in arguments.docs.glob(f"{name}.in.md"))
-        if not words:
-            raise ValueError(f"{arguments.docs} has no such page: no .in.md, the words of one")
+        words = []
+        for name in arguments.pages:
+            if not (named := sorted(arguments.docs.glob(f"{name}.in.md"))):
+                raise ValueError(f"{arguments.docs} has no {name}.in.md, the words of a page")
+            words += named
         pages = {path: fill(path, arguments.results) for path in words}
         pictures = arguments.docs / "findings"
         pictures.mkdir(exist_ok=True)

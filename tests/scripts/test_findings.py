@@ -61,7 +61,7 @@ def test_a_folder_without_words_is_left_alone(results: Path, tmp_path: Path) -> 
     mine.touch()
     ended = run(results, tmp_path / "docs", "")
     assert ended.returncode == 2
-    assert "no .in.md" in ended.stderr
+    assert "has no *.in.md" in ended.stderr
     assert mine.exists()
 
 
@@ -92,6 +92,10 @@ def test_a_page_is_its_words_with_numbers(name: str, most: int) -> None:
     plain = [line for line in words.splitlines() if "{" not in line]
     lines = iter(page.splitlines())
     assert all(line in lines for line in plain if line)  # in their order
+    for line in words.splitlines():  # and the words between its marks
+        if "{{" in line and "{%" not in line and "row(" not in line and not line.startswith("|"):
+            parts = map(re.escape, re.split(r"\{\{.*?\}\}", line))
+            assert re.search(f"^{'.*'.join(parts)}$", page, re.MULTILINE), line
     assert not re.search(r"\{[{%]", page)
     assert len(page.splitlines()) <= most
     assert all((ROOT / "docs" / p).is_file() for p in re.findall(r"\((findings/[^)]+)\)", page))
