@@ -89,9 +89,7 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--results", type=local_path, default=Path("out/paper"))
     parser.add_argument("--docs", type=local_path, default=DOCS, help="folder of the page")
-    parser.add_argument(
-        "pages", nargs="*", default=["*"], help="by name; all by default"
-    )
+    parser.add_argument("pages", nargs="*", default=["*"], help="by name; all by default")
     arguments = parser.parse_args()
     try:
         words = []
