@@ -7,7 +7,6 @@ resampled: a pixel of the array becomes a square of equal pixels.
 import io
 import math
 import tempfile
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
+from einops import rearrange
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -33,8 +33,6 @@ def upscale(
     pictures: UInt8[np.ndarray, "*lead H W C"], factor: int
 ) -> UInt8[np.ndarray, "*lead {factor}*H {factor}*W C"]:
     """Return pictures in which every pixel has become a square of equal ones."""
-    if factor < 1:
-        raise ValueError(f"pictures cannot be upscaled by {factor}; the factor must be at least 1")
     return pictures.repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
@@ -52,23 +50,15 @@ def contact_sheet(
     Pictures are upscaled by `scale` and centred in equal cells, `gap` pixels (an even number)
     larger; the gaps are transparent.
     """
-    if gap < 0 or gap % 2:
-        raise ValueError(f"the gap of a contact sheet is {gap}; it must be an even number")
-    steps, frames = rows.shape[:2]
-    big = upscale(rows, scale)
-    height, width = big.shape[2:4]
-    cells = np.zeros((steps, frames, height + gap, width + gap, 4), np.uint8)
-    edge = gap // 2
-    inner = cells[:, :, edge : edge + height, edge : edge + width]
-    inner[..., :3] = big
-    inner[..., 3] = 255
-    return cells.transpose(0, 2, 1, 3, 4).reshape(steps * (height + gap), frames * (width + gap), 4)
+    big, edge = upscale(rows, scale), gap // 2
+    opaque = np.concatenate([big, np.full_like(big[..., :1], 255)], axis=-1)
+    cells = np.pad(opaque, [(0, 0), (0, 0), (edge, edge), (edge, edge), (0, 0)])
+    return rearrange(cells, "s f h w c -> (s h) (f w) c")
 
 
 def film_strip(video: UInt8[np.ndarray, "F H W C"]) -> UInt8[np.ndarray, "H F*W C"]:
     """Return all frames side by side without gaps: what a style sheet can play as a film."""
-    frames, height, width, channels = video.shape
-    return video.transpose(1, 0, 2, 3).reshape(height, frames * width, channels)
+    return rearrange(video, "f h w c -> h (f w) c")
 
 
 def png(picture: UInt8[np.ndarray, "H W C"]) -> bytes:
@@ -80,21 +70,23 @@ def png(picture: UInt8[np.ndarray, "H W C"]) -> bytes:
 
 def webp(video: UInt8[np.ndarray, "F H W 3"]) -> bytes:
     """Return a video as lossless, looping WebP."""
-    frames = [Image.fromarray(frame) for frame in video]
-    return _animated(frames, "WEBP", FRAME_MS, lossless=True, method=6)
+    return _animated(video, "WEBP", FRAME_MS, lossless=True, method=6)
 
 
 def gif(video: UInt8[np.ndarray, "F H W 3"], *, frame_ms: int = FRAME_MS) -> bytes:
     """Return a video as GIF that loops: what every slide program plays.
 
-    All frames share one palette. It is exact where the video has at most 256 colours; otherwise the
-    colours are rounded to the nearest of 256. Times are rounded to 10 ms, as the format has it.
+    A frame of more than 256 colours is rounded to 256. Times are rounded to 10 ms, as the format
+    has it.
     """
-    return _animated(_indexed(video), "GIF", frame_ms, disposal=1)
+    return _animated(video, "GIF", frame_ms, disposal=1)
 
 
-def _animated(frames: Sequence[Image.Image], kind: str, frame_ms: int, **options: Any) -> bytes:
-    file, durations = io.BytesIO(), [frame_ms] * (len(frames) - 1) + [frame_ms + HOLD_MS]
+def _animated(
+    video: UInt8[np.ndarray, "F H W 3"], kind: str, frame_ms: int, **options: Any
+) -> bytes:
+    file, frames = io.BytesIO(), [Image.fromarray(frame) for frame in video]
+    durations = [frame_ms] * (len(frames) - 1) + [frame_ms + HOLD_MS]
     animation = {"append_images": frames[1:], "duration": durations, "loop": 0}
     frames[0].save(file, kind, save_all=True, **animation, **options)
     return file.getvalue()
@@ -192,22 +184,3 @@ def _encode(path: Path, video: UInt8[np.ndarray, "F H W 3"], fps: Fraction, crf:
             yuv = frame.reformat(format="yuv420p", interpolation=_EXACT, **_COLOURS)
             file.mux(stream.encode(yuv))
         file.mux(stream.encode(None))
-
-
-def _indexed(video: UInt8[np.ndarray, "F H W 3"]) -> Sequence[Image.Image]:
-    """Return the frames as palette pictures with one palette for all."""
-    red, green, blue = video.astype(np.uint32).transpose(3, 0, 1, 2)
-    packed, index = np.unique((red << 16) | (green << 8) | blue, return_inverse=True)
-    colours = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.uint8)
-    if len(colours) > 256:
-        palette = Image.fromarray(film_strip(video)).quantize(256)
-        return [
-            Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
-            for frame in video
-        ]
-    frames = []
-    for plane in index.reshape(video.shape[:3]).astype(np.uint8):
-        frame = Image.fromarray(plane, "L").convert("P")
-        frame.putpalette(colours.tobytes())
-        frames.append(frame)
-    return frames
