@@ -93,18 +93,11 @@ _A14B = DiTConfig(dim=5120, ffn_dim=13824, heads=40, layers=40, in_channels=16, 
 _A14B_I2V = dataclasses.replace(_A14B, in_channels=36)
 _5B = DiTConfig(dim=3072, ffn_dim=14336, heads=24, layers=30, in_channels=48, out_channels=48)
 _1_3B = DiTConfig(dim=1536, ffn_dim=8960, heads=12, layers=30, in_channels=16, out_channels=16)
-_14B_I2V: dict[str, Any] = {
-    "dit": dataclasses.replace(_A14B_I2V, image_dim=VisionConfig.dim),
-    "guidance": (5.0,),
-    "steps": 40,
-    "image": "concat",
-    "vision": VisionConfig(),
-}
-_TWO: dict[str, Any] = {"steps": 40, "clip": _720P}
+_40_STEPS: dict[str, Any] = {"steps": 40, "clip": _720P}
 _RELEASES: dict[str, dict[str, Any]] = {
-    "wan2.2-t2v-a14b": _TWO
+    "wan2.2-t2v-a14b": _40_STEPS
     | {"dit": _A14B, "guidance": (4.0, 3.0), "shift": 12.0, "boundary": 0.875},
-    "wan2.2-i2v-a14b": _TWO
+    "wan2.2-i2v-a14b": _40_STEPS
     | {"dit": _A14B_I2V, "guidance": (3.5, 3.5), "image": "concat", "boundary": 0.9},
     "wan2.2-ti2v-5b": {
         "dit": _5B,
@@ -115,8 +108,13 @@ _RELEASES: dict[str, dict[str, Any]] = {
     },
     "wan2.1-t2v-1.3b": {"dit": _1_3B, "guidance": (5.0,)},
     "wan2.1-t2v-14b": {"dit": _A14B, "guidance": (5.0,), "clip": _720P},
-    "wan2.1-i2v-14b-480p": _14B_I2V | {"shift": 3.0},
-    "wan2.1-i2v-14b-720p": _14B_I2V | {"clip": _720P},
+    "wan2.1-i2v-14b": _40_STEPS
+    | {
+        "dit": dataclasses.replace(_A14B_I2V, image_dim=VisionConfig.dim),
+        "guidance": (5.0,),
+        "image": "concat",
+        "vision": VisionConfig(),
+    },
 }
 
 
@@ -171,7 +169,6 @@ def with_profile(config: WanConfig, profile: Profile) -> WanConfig:
             return dataclasses.replace(config, numerics=FLOAT32)
         case "diffusers":
             shift = 5.0 if config.boundary is None else 3.0
-            shift = shift if config.vision is None else config.sampling.shift
             sampling = Sampling(50, shift, "unipc", "diffusers", (5.0,) * config.experts)
             return dataclasses.replace(config, numerics=DIFFUSERS, sampling=sampling, negative="")
         case "diffsynth":
@@ -188,13 +185,12 @@ def with_profile(config: WanConfig, profile: Profile) -> WanConfig:
 
 
 def at_size(config: WanConfig, profile: Profile | None, height: int, width: int) -> WanConfig:
-    """Return a release as the original samples it at a size: Wan2.1's image-to-video models have
-    shift 3 at 832 × 480 and 480 × 832, else 5. Other models and codes have one shift."""
-    if config.vision is None or profile not in (None, "official", "float32"):
+    """Return a release as it is sampled at a size: Wan2.1's image-to-video models have shift 3 at
+    832 × 480 and 480 × 832 in the original (and the one for 480P in diffusers), else 5."""
+    one_shift = config.vision is None or profile in ("diffsynth", "vbvr-pro")
+    if one_shift or {height, width} != {480, 832}:
         return config
-    shift = 3.0 if {height, width} == {480, 832} else 5.0
-    sampling = dataclasses.replace(config.sampling, shift=shift)
-    return dataclasses.replace(config, sampling=sampling)
+    return dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, shift=3.0))
 
 
 VARIANTS: dict[str, Callable[[], WanConfig]] = {
@@ -214,8 +210,7 @@ whose those are, and which."""
 
 TUNED = {
     "vbvr-wan2.2": "wan2.2-i2v-a14b",
-    "vbvr-wan2.1": "wan2.1-i2v-14b-720p",
-    "vbvr-pro-wan2.1-i2v-14b": "wan2.1-i2v-14b-720p",
+    "vbvr-wan2.1": "wan2.1-i2v-14b",
 }
 """Fine-tuned releases whose names do not hold that of the model they were made of."""
 

@@ -37,8 +37,7 @@ RELEASED = {
     "wan2.2-ti2v-5b": (4_999_787_712, 1, 825),
     "wan2.1-t2v-1.3b": (1_418_996_800, 1, 825),
     "wan2.1-t2v-14b": (14_288_491_584, 1, 1095),
-    "wan2.1-i2v-14b-480p": (16_394_878_784, 1, 1303),
-    "wan2.1-i2v-14b-720p": (16_394_878_784, 1, 1303),
+    "wan2.1-i2v-14b": (16_394_878_784, 1, 1303),
 }
 SMALL = DiTConfig(dim=8, ffn_dim=8, heads=2, layers=1, in_channels=4, out_channels=4)
 
@@ -104,8 +103,7 @@ def test_every_released_model_is_listed():
         ("wan2.2-ti2v-5b", 50, 5.0, (5.0,), None, "pin"),
         ("wan2.1-t2v-1.3b", 50, 5.0, (5.0,), None, "none"),
         ("wan2.1-t2v-14b", 50, 5.0, (5.0,), None, "none"),
-        ("wan2.1-i2v-14b-480p", 40, 3.0, (5.0,), None, "concat"),
-        ("wan2.1-i2v-14b-720p", 40, 5.0, (5.0,), None, "concat"),
+        ("wan2.1-i2v-14b", 40, 5.0, (5.0,), None, "concat"),
         ("jcos-tiny", 50, 3.0, None, None, "repeat"),
     ],
 )

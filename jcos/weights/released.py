@@ -24,7 +24,7 @@ from jcos.model.dit import DiT
 from jcos.model.text import UMT5 as TextEncoder
 from jcos.model.vae import Vae
 from jcos.model.vision import VisionTower
-from jcos.variants import VARIANTS, vae_2_1, vae_2_2, variant_of, with_profile
+from jcos.variants import VARIANTS, vae_2_1, vae_2_2, with_profile
 from jcos.weights import hub
 from jcos.weights.checkpoint import CheckpointError, abstract_model, leaves, misfits
 from jcos.weights.faults import listed
@@ -128,14 +128,12 @@ def open_released(folder: Path) -> Released:
     try:
         for part in filter(_is_dit, tensors):
             configs.setdefault(part, _sizes(tensors[part]))
-        config = _config(configs, layout, tensors, _resolution(folder) == "720p")
+        config = _config(configs, layout, tensors)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{folder} cannot be read: {reason}") from None
     if config.vision is None:  # an encoder that this model does not read
         tensors.pop("vision", None)
-    elif _resolution(folder) is None:
-        notes.append(f"{folder} is named as neither of 480P nor of 720P: 480P is assumed")
     placed = {part: _fit(part, found, config, faults) for part, found in tensors.items()}
     _complain(folder, faults)
     return Released(
@@ -240,27 +238,17 @@ def _vision(tensors: Tensors) -> Tensors:
     return found
 
 
-def _resolution(folder: Path) -> str | None:
-    """Return which of Wan2.1's image-to-video models a folder or file holds, by its own name or
-    that of its repository; None where this says not."""
-    name = folder.name if folder.is_file() else hub.repo_of(folder) or folder.resolve().name
-    said = set(re.findall("480p|720p", variant_of(name) or name.lower()))
-    return said.pop() if len(said) == 1 else None
-
-
 def _config(
     configs: Mapping[str, dict[str, Any]],
     layout: Layout,
     tensors: Mapping[str, Tensors],
-    large: bool,
 ) -> WanConfig:
-    """Return the whole model: defaults of the release it is, sizes from its files. large: as
-    `_variant` has it."""
+    """Return the whole model: defaults of the release it is, sizes from its files."""
     dits = [_dit_config(c, tensors[part]) for part, c in configs.items() if _is_dit(part)]
     if dits[0] != dits[-1]:
         one, other = (dataclasses.asdict(dit).items() for dit in (dits[0], dits[-1]))
         raise ValueError(f"its experts differ: {dict(one - other)} and {dict(other - one)}")
-    config = _variant(dits[0], len(dits), large)
+    config = _variant(dits[0], len(dits))
     codec = vae_2_2() if dits[0].out_channels == 48 else vae_2_1()
     text = UMT5Config(dim=dits[0].text_dim)
     if "vae" in tensors:
@@ -308,8 +296,6 @@ def _dit_config(config: Mapping[str, Any], tensors: Tensors) -> DiTConfig:
     cls = config.get("_class_name", "WanModel")
     if kind not in _TYPES or cls not in ("WanModel", "WanTransformer3DModel"):
         raise ValueError(f"it is a {cls} of type {kind}; models of type {', '.join(_TYPES)} can be")
-    if any(name.endswith(("emb_pos", "pos_embed")) for name in tensors):
-        raise ValueError("it is Wan2.1's model of first and last frames, which is not supported")
     image = tensors.get("img_emb.proj.0.weight")
     names = _SIZES if cls == "WanModel" else _SIZES_OF_DIFFUSERS
     wrong = [name for name in names.values() if not isinstance(config.get(name), int | float)]
@@ -323,15 +309,14 @@ def _dit_config(config: Mapping[str, Any], tensors: Tensors) -> DiTConfig:
     return DiTConfig(**sizes, text_dim=text_dim, patch=tuple(config.get("patch_size", (1, 2, 2))))
 
 
-def _variant(dit: DiTConfig, experts: int, large: bool) -> WanConfig:
-    """Return the release that it is. large: whether it is the one of two for 720p."""
+def _variant(dit: DiTConfig, experts: int) -> WanConfig:
     match experts, dit.in_channels, dit.out_channels:
         case 2, 36, 16:
             name = "wan2.2-i2v-a14b"
         case 2, 16, 16:
             name = "wan2.2-t2v-a14b"
         case 1, 36, 16 if dit.image_dim is not None:
-            name = f"wan2.1-i2v-14b-{'720p' if large else '480p'}"
+            name = "wan2.1-i2v-14b"
         case 1, 48, 48:
             name = "wan2.2-ti2v-5b"
         case 1, 16, 16:

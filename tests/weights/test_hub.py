@@ -204,5 +204,5 @@ def test_what_is_a_name(tmp_path, monkeypatch):
     assert variant_of("Video-Reason/VBVR-Wan2.2") == "wan2.2-i2v-a14b"
     assert variant_of("Wan-AI/Wan2.1-T2V-1.3B-Diffusers") == "wan2.1-t2v-1.3b"
     assert variant_of("Video-Reason/VBVR-Pro-Wan2.2-TI2V-5B-RLVR@v1") == "wan2.2-ti2v-5b"
-    assert variant_of("Video-Reason/VBVR-Pro-Wan2.1-I2V-14B") == "wan2.1-i2v-14b-720p"
+    assert variant_of("Video-Reason/VBVR-Pro-Wan2.1-I2V-14B") == "wan2.1-i2v-14b"
     assert variant_of("Wan-AI/Wan2.2-S2V-14B") is None

@@ -261,7 +261,7 @@ def test_an_image_encoder_of_comfyui(tmp_path, weights):
         safetensors.numpy.save_file(tower, tmp_path / "clip_vision" / f"{name}.safetensors")
     source = open_released(file)
     assert source.parts == ["experts.0", "vision"]
-    assert source.config.name == "wan2.1-i2v-14b-720p"
+    assert source.config.name == "wan2.1-i2v-14b"
     read = source.tensors["vision.blocks.0.attn.q.weight"].read()
     np.testing.assert_array_equal(read, normal(32, 32))
 
