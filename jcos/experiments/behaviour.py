@@ -10,11 +10,10 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import xarray as xr
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from jcos.config import WanConfig
 from jcos.experiments import plots, watching
@@ -22,18 +21,13 @@ from jcos.experiments.answers import Answers, answers_of
 from jcos.experiments.behaviour_memory import check_tiles, memory_figures, remembering
 from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
 from jcos.experiments.parameters import Count, NonNegative, Positive
-from jcos.experiments.samples import Samples
 from jcos.lab import results
-from jcos.lab.measures import POSITIVE, UNBOUNDED, commitment_step
+from jcos.lab.measures import commitment_step
 from jcos.lab.results import DENOISERS, Variable, measure
 from jcos.lab.tasks import TASKS, Puzzle
 from jcos.lab.tasks.marks import OPAQUE, apart
-from jcos.sampling import flow
-from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
-SETTLED = 0.1
-"""A part of a clip has settled when it is this near to its end, relative to the end's norm."""
 SHOWN = 0.5
 """An estimate shows a candidate that makes up more than this of it."""
 COMMON = 64
@@ -54,8 +48,6 @@ class Behaviour(Experiment):
     whose input is the first frame in every frame, as the small one's is, has most of the scene for
     nothing.
     Working memory, of the task `returns`: see `behaviour_memory`.
-    Of clips only perception before action, as distances: when the parts of the video that stay as
-    they are in the first frame settle, and when those that change.
 
     wrong: how many wrong answers a puzzle with a single right one is compared with. learned,
     remembered: puzzles of the train split that memory's probes are fitted on, and held-out ones
@@ -63,6 +55,7 @@ class Behaviour(Experiment):
     """
 
     question = "Does the model remember, correct itself, and see before it acts?"
+    no_clips = "behaviour is judged by right answers; clips have none: take another experiment"
 
     tasks: tuple[str, ...] = ("maze", "tictactoe", "pattern", "rotation", "returns", "bounce")
     wrong: NonNegative = 6
@@ -72,13 +65,11 @@ class Behaviour(Experiment):
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
-        if self.clips is None and self.learned:
+        if self.learned:
             check_tiles(config)
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples, plan = self.samples(model), self.plan(model.config)
-        if not samples.judged:
-            return self._clips(model, samples, progress)
         answers = answers_of(model, samples.puzzles, wrong=self.wrong)
         watched = watching.watch(self, model, samples, watching.watch_answers, progress, answers)
         videos, masses = (watched.video, watched.ideal_video), (watched.on, watched.ideal_run_on)
@@ -94,31 +85,10 @@ class Behaviour(Experiment):
             data = data.merge(read, join="outer")
         return data
 
-    def _clips(self, model: Wan, samples: Samples, progress: Progress) -> xr.Dataset:
-        still, moving, x0 = watching.watch(self, model, samples, watch_parts, progress)
-        parts = {"what stays": still, "what changes": moving}
-        distances = {f"distance to the end, {name}": v for name, v in parts.items()}
-        data = watching.clip_dataset(self, model, samples, distances, x0)
-        settled = np.stack([commitment_step(v <= SETTLED) for v in parts.values()]).astype(float)
-        words, later = ("step of settling", SETTLING), settled[1:] - settled[:1]
-        about: dict[str, Any] = {"units": "step", "forwards": "all_forwards"}
-        variables = {
-            "settled": measure("part clip seed", settled, *words, span=POSITIVE, **about),
-            "settled_later": measure(
-                "difference clip seed", later, *words, span=UNBOUNDED, **about
-            ),
-        }
-        labels = {"part": list(parts), "difference": ["what changes less what stays"]}
-        return data.assign(variables).assign_coords(labels)
-
     def table(self, data: xr.Dataset) -> pd.DataFrame:
-        about = 10 if "clip" in data.dims else 5
-        return results.table(data, {"step": looked_at(data.sizes["step"], about)})
+        return results.table(data, {"step": looked_at(data.sizes["step"], 5)})
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
-        if "clip" in data.dims:
-            yield from watching.clip_figures(data)
-            return
         names = ("corrected_later", "spoiled_later")
         x, y = "denoising step", "share of runs"
         figure = plots.lines(data, names, hue="denoiser", xlabel=x, ylabel=y)
@@ -133,7 +103,6 @@ CORRECTION = (
 SCENE = "All of the first frame that no answer changes is there."
 ORDER = "First step from which on scene, or answer, stays right; of runs that end with both."
 TURNED = "A wrong answer makes up more than half of an estimate. The ideal denoiser shows none."
-SETTLING = f"First step from which on the part is within {SETTLED} of its end, over the end's norm."
 
 
 class Judged(NamedTuple):
@@ -218,28 +187,3 @@ def run_measures(judged: Judged, wrong: Bool[np.ndarray, "D P K S"]) -> dict[str
         name: measure(dims, np.where(known, values, np.nan), title, **about, **options)
         for name, (title, options, known, values) in measures.items()
     }
-
-
-def watch_parts(
-    model: Wan, plan: flow.Plan, trace: Trace, steps: Int[Array, " shown"]
-) -> tuple[Float[Array, "K S"], Float[Array, "K S"], Float[Array, "K shown F h w C"]]:
-    """Return the distance of each estimate to the last, over the norm of the last, in the half of
-    the cells that ends nearest to the first frame and in the tenth that ends farthest from it; and
-    some of the estimates. Frame 0 is left out."""
-    x0 = trace.x0[0]
-    end = x0[:, -1]
-    motion = jnp.square(end[:, 1:] - end[:, :1]).sum(-1)
-    low, high = jnp.quantile(motion.reshape(len(x0), -1), jnp.array([0.5, 0.9]), axis=1)
-
-    def distance(part: Array) -> Array:
-        """part [K, F − 1, h, w]: the cells that count."""
-        off = jnp.square(x0[:, :, 1:] - x0[:, -1:, 1:]).sum(-1) * part[:, None]
-        size = jnp.square(end[:, 1:]).sum(-1) * part
-        return jnp.sqrt(off.sum((2, 3, 4)) / size.sum((1, 2, 3))[:, None])
-
-    shape = (-1, 1, 1, 1)
-    return (
-        distance(motion <= low.reshape(shape)),
-        distance(motion >= high.reshape(shape)),
-        x0[:, steps],
-    )

@@ -99,10 +99,9 @@ class Ensemble(Experiment):
 
     members: how many seeds are averaged; `seeds` are taken in groups of so many, and each member
     counts as the one that goes on. window: layers, as fractions of the depth. steps: in which.
-    unconditional: whether that branch is averaged too. more_members: other sizes. layers, until:
-    first layers of windows of the same width, all by default, and last steps of averaging from step
-    0 on, which also the means of estimates and velocities are taken over; either empty for none.
-    longer: whether the runs with more steps are made.
+    more_members: other sizes. layers, until: first layers of windows of the same width, all by
+    default, and last steps of averaging from step 0 on, which also the means of estimates and
+    velocities are taken over; either empty for none.
     """
 
     question = "Does averaging over several seeds help, at equal compute?"
@@ -111,11 +110,9 @@ class Ensemble(Experiment):
     members: int = 3
     window: tuple[float, ...] = (0.5, 0.75)
     steps: Annotated[AtSteps, NONEMPTY] = (0,)
-    unconditional: bool = True
     more_members: tuple[int, ...] = (2, 4, 8)
     layers: AtLayers | None = None
     until: AtSteps = (0, 0.2, 0.5)
-    longer: bool = True
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
@@ -164,7 +161,7 @@ class Ensemble(Experiment):
         def ends(means: Sequence[Mean], plan: flow.Plan, seeds: int, **more: Any) -> np.ndarray:
             """Return how runs end [means, P, K, …]: videos of puzzles, else latents."""
             sizes = plan.steps, config.dit.layers, seeds
-            more |= {"probes": [probe_of(mean, *sizes, self.unconditional) for mean in means]}
+            more |= {"probes": [probe_of(mean, *sizes) for mean in means]}
             more |= {"seeds": self.seeds[:seeds], "plan": plan}
             more |= {"readout": read_videos if pixel else read_latents}
             return self.sweep(model, progress)(samples.conditions, **more)
@@ -172,7 +169,7 @@ class Ensemble(Experiment):
         every = len(self.seeds)
         videos, longer, ideal = ends(means, plan, every, what="runs"), {}, {}
         if samples.judged:
-            for steps in self.step_counts(config) if self.longer else ():
+            for steps in self.step_counts(config):
                 (end,) = ends([PLAIN], self.plan(config, steps), 1, what=f"runs of {steps} steps")
                 longer[steps] = samples.judge(end[:, 0])[1]
             free = [mean for mean in means if mean.kind != "tokens"]
@@ -197,19 +194,12 @@ class Ensemble(Experiment):
         main = "solved" if judged else "distance"
         figure = plots.paired(data[main], str(data[main].attrs["long_name"]), zero=False)
         yield "compared", Picture(figure, COMPARED.format(where))
-        if judged:
-            gain = data["gain"].fillna(data["gain_alike"])
-            yield "gain", Picture(plots.paired(gain, "solved, more than without"), GAIN)
 
 
 COMPARED = (
     "Tokens averaged in {}: share of puzzles solved, or of clips the distance from the plain end; "
     "in brackets forward passes. Best needs a judge; majority is the run nearest to the others. "
     "Runs with more steps are of the first seed only."
-)
-GAIN = (
-    "The same puzzles and seeds with averaging less without (those without: less one run); an "
-    "interval over 0 is no effect."
 )
 
 
@@ -224,14 +214,14 @@ def groups_of(seeds: int, members: int) -> Int[np.ndarray, " K"]:
     return np.where(number < whole, number // members, number).astype(np.int32)
 
 
-def probe_of(mean: Mean, steps: int, layers: int, seeds: int, unconditional: bool) -> Chain:
+def probe_of(mean: Mean, steps: int, layers: int, seeds: int) -> Chain:
     """Return both kinds of mean, of which one or none is on: so all means are one program."""
     at, tokens = choose(steps, mean.steps, "step"), mean.kind == "tokens"
     groups = jnp.asarray(groups_of(seeds, mean.members))
     return chain(
         SeedEnsemble(
             jnp.asarray(np.outer(at & tokens, choose(layers, mean.layers, "layer"))),
-            jnp.array([True, unconditional]),
+            jnp.array([True, True]),
             groups,
         ),
         EstimateEnsemble(
@@ -280,13 +270,12 @@ def dataset(
         return np.stack(rows)
 
     def gained(values: Shaped[np.ndarray, "Q P K"]) -> Float[np.ndarray, "case P K"]:
-        """Return `every` less the same without averaging; of plain runs less one of them."""
-        plain = {"majority": "mean", "best": "mean"}
-        rows = []
-        for mean, how, k in cases:
-            alike = plain.get(how, "none") if mean == PLAIN else how
-            rows.append(counted(values[0], alike, k, apart.get((PLAIN, k))))
-        return every(values) - np.stack(rows)
+        """Return `every` less one plain run: the same seed, or the mean of as many."""
+        less = [
+            counted(values[0], ("none" if how == "one" else "mean") if mean == PLAIN else how, k)
+            for mean, how, k in cases
+        ]
+        return every(values) - np.stack(less)
 
     moved = every(np.stack([_rms(end - ends[0].astype(np.float32)) for end in ends]) / size)
     measures: list[tuple[str, np.ndarray, np.ndarray, str, str, Span]] = [
@@ -299,13 +288,14 @@ def dataset(
         for i, values in enumerate(longer.values(), len(cases) - len(longer)):
             of_model[i, :, 0] = values
         both, both_some = np.stack([of_model, every(free)], 1), np.stack([some, hows == "one"], 1)
-        alike, of_one = averaged & np.isin(hows, ("majority", "best")), single | ~averaged
-        gains, gains_of = np.stack([more, gained(free)], 1), np.stack([of_one, single], 1)
+        gains, gains_of = (
+            np.stack([more, gained(free)], 1),
+            np.stack([single | ~averaged, single], 1),
+        )
         lost = np.maximum(-more, 0)
         measures += [
             ("solved", both, both_some, "solved", "Share of puzzles solved.", SCORES),
             ("gain", gains, gains_of, "solved, more than one run", MORE, GAINS),
-            ("gain_alike", more, alike, "solved, more than as many runs", MORE, GAINS),
             ("only_with", np.maximum(more, 0), single, "solved only with averaging", MORE, SCORES),
             ("only_without", lost, single, "solved only without", MORE, SCORES),
         ]

@@ -134,9 +134,9 @@ class Experiment(abc.ABC):
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         """Return all measures (`lab.results.measure`), once `check` has passed."""
 
-    @abc.abstractmethod
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
-        """Return the figures of a dataset, by name."""
+        """Return the figures of a dataset, by name, where the charts of the page do not do."""
+        yield from ()
 
     def table(self, data: xr.Dataset) -> pd.DataFrame:
         """Return one line for each measure, group of runs and place."""

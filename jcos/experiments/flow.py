@@ -30,8 +30,6 @@ from jcos.sampling.probes import Latents, Site, Tokens
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
-WINDOWS = {"on": "from there on", "end": "at the end"}
-"""Observed steps that a reach is the mean of: from the noise on, or the last."""
 SOURCES = {"tokens": "tokens", "x0": "x̂0", "ideal": "x̂0 of the ideal denoiser"}
 STEPS = {STEP: "replaced", STEP_LEVEL: "at its own level"}
 
@@ -123,26 +121,10 @@ def triangle(values: xr.DataArray) -> xr.DataArray:
     return values.isel(without=0, drop=True).where(values["step"] >= values["at_step"])
 
 
-def within(values: xr.DataArray, window: str) -> xr.DataArray:
-    """Return the mean over the observed steps of a window; nan where a case has no such window."""
-    step, first = values["step"], values["at_step"]
-    windows = {"on": step >= first.fillna(0), "end": step == step[-1]}
-    return values.astype(float).where(windows[window]).mean("step")
-
-
 def outside(values: xr.DataArray) -> xr.DataArray:
     """Return values by the tokens outside each case's noised frame; by all where it has none."""
     frame = values["at_frame"].fillna(-1).astype(int) + 1
     return values.isel(without=xr.Variable("case", frame.values)).drop_vars("without")
-
-
-def at_steps(
-    values: xr.DataArray, dim: str, labels: Sequence[str], more: Sequence[str] = ()
-) -> xr.DataArray:
-    """Return the mean over noise at all steps, replaced and at its own level, along a new
-    dimension. more: dimensions that it is the mean over too."""
-    means = [of_kind(values, kind, "at_step").mean(("at_step", *more)) for kind in STEPS]
-    return xr.concat(means, xr.Variable(dim, list(labels)))
 
 
 def by_other_frames(values: xr.DataArray) -> xr.DataArray:
@@ -150,14 +132,14 @@ def by_other_frames(values: xr.DataArray) -> xr.DataArray:
     outside each of the noised frames in turn."""
     frames = of_kind(outside(values), FRAME, "at_frame")
     frame, left_out = frames.mean("at_frame"), frames["at_frame"].values.astype(int) + 1
-    steps = at_steps(values.isel(without=left_out), "contrast", CONTRASTS[:2], ["without"])
-    less = frame - steps.isel(contrast=0, drop=True)
-    frames = xr.concat([frame, less], xr.Variable("contrast", list(CONTRASTS[2:])))
-    return xr.concat([steps, frames], "contrast")
+    others = values.isel(without=left_out).mean("without")
+    step, level = (of_kind(others, kind, "at_step").mean("at_step") for kind in STEPS)
+    contrasts = xr.Variable("contrast", list(CONTRASTS))
+    return xr.concat([step, level, frame, frame - step], contrasts)
 
 
 def reaches(data: xr.Dataset) -> dict[str, xr.DataArray]:
-    """Return how far each case reaches in each window, and what follows from it."""
+    """Return how far each case reaches at the end, and what follows from it."""
     kinds = set(data["kind"].values)
     variables: dict[str, xr.DataArray] = {}
 
@@ -166,36 +148,31 @@ def reaches(data: xr.Dataset) -> dict[str, xr.DataArray]:
         values.attrs = described(title, REACH, **{"span": UNBOUNDED, **more})
         variables[name] = values
 
-    for source, words in SOURCES.items():
-        if source not in data:
-            continue
+    ends = {s: data[s].isel(step=-1, drop=True).astype(float) for s in SOURCES if s in data}
+    ends["tokens"] = ends["tokens"].mean("layer")
+    for source, end in ends.items():
         cost = "" if source == "ideal" else "forwards"
-        values = data[source].astype(float)
-        values = values.mean("layer") if source == "tokens" else values
-        for window, when in WINDOWS.items():
-            reach, title = within(values, window), f"1 − CKA of {words}, {when}"
-            add(f"{source}_{window}", outside(reach), title, forwards=cost)
-            if {STEP, FRAME} <= kinds:
-                others, title = by_other_frames(reach), f"{title}, by other frames"
-                add(f"{source}_{window}_others", others, title, forwards=cost)
-    tokens = data["tokens"].isel(without=0, drop=True)
-    for window in ("on", "end") if STEP in kinds else ():
-        when, reach = WINDOWS[window], within(tokens, window)
-        labels = ("noise at a step", "noise at a step, at its own level")
-        layers = at_steps(reach, "noise", labels).transpose("layer", ...)
-        add(f"layers_{window}", layers, f"1 − CKA of tokens, {when}")
-        if data["at_step"].max() > data["at_step"].min():
-            mean = reach.mean(("layer", "seed"))
-            farthest = [of_kind(mean, kind, "at_step").idxmax("at_step") for kind in STEPS]
-            steps = xr.concat(farthest, xr.Variable("level", list(STEPS.values())))
-            title, span = f"step of farthest reach, median, {when}", (0, data.sizes["step"])
-            add(f"farthest_{window}", steps, title, units="step", span=span, median=True)
-    for same, words in enumerate(("another answer", "same answer")):
-        if STEP in kinds and "agreement" in data:
-            end = within(tokens, "end").mean("layer").where(data["agreement"] == same)
-            labels = [f"all steps, {level}" for level in STEPS.values()]
-            title = f"1 − CKA of tokens, {WINDOWS['end']}, {words}"
-            add(words.replace(" ", "_"), at_steps(end, "positions", labels, ["seed"]), title)
+        title = f"1 − CKA of {SOURCES[source]}, at the end"
+        add(f"{source}_end", outside(end), title, forwards=cost)
+    title = "1 − CKA of tokens, at the end"
+    if {STEP, FRAME} <= kinds:
+        add("tokens_end_others", by_other_frames(ends["tokens"]), f"{title}, by other frames")
+    tokens: dict[str, xr.DataArray] = {}
+    for kind, words in STEPS.items() if STEP in kinds else ():
+        tokens[words] = of_kind(ends["tokens"].isel(without=0, drop=True), kind, "at_step")
+    if tokens and data["at_step"].max() > data["at_step"].min():
+        steps: list[xr.DataArray] = [one.mean("seed").idxmax("at_step") for one in tokens.values()]
+        about: dict[str, Any] = {"units": "step", "span": (0, data.sizes["step"]), "median": True}
+        farthest = xr.concat(steps, xr.Variable("level", list(tokens)))
+        add("farthest_end", farthest, "step of farthest reach, median, at the end", **about)
+    answers = ("another answer", "same answer") if tokens and "agreement" in data else ()
+    for same, words in enumerate(answers):
+        of_these: list[xr.DataArray] = [
+            one.where(of_kind(data["agreement"], kind, "at_step") == same).mean(("at_step", "seed"))
+            for kind, one in zip(STEPS, tokens.values(), strict=True)
+        ]
+        positions = xr.Variable("positions", [f"all steps, {words}" for words in tokens])
+        add(words.replace(" ", "_"), xr.concat(of_these, positions), f"{title}, {words}")
     return variables
 
 

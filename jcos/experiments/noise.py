@@ -9,7 +9,7 @@ under the same noise and the model does not is specific to the model.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +20,7 @@ from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import Answers, answers_of, blend, chosen
 from jcos.experiments.experiment import Experiment, Picture, Progress, case_labels, places
-from jcos.experiments.parameters import AtFrames, AtSteps, Rule
+from jcos.experiments.parameters import AtFrames, AtSteps
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import pixels
 from jcos.lab.measures import GAINS, POSITIVE, SCORES, UNBOUNDED
@@ -31,8 +31,7 @@ from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
 NONE, STEP, FRAME = "no noise", "step", "frame"
-STEP_LEVEL, FRAME_LEVEL = "step, own level", "frame, own level"
-CELL, STRENGTH, MATCHED = "cell", "strength", "frame, same energy"
+STEP_LEVEL, MATCHED = "step, own level", "frame, same energy"
 MEASURES = {
     "distance": ("distance", "From the end of the unperturbed run, over its root mean square."),
     "score": ("score", "Score as the run ends."),
@@ -60,12 +59,10 @@ AT_STEP = (
     "pixel noise. The ideal denoiser: replaced, after clean-up."
 )
 
-Strength = Annotated[float, Rule(lambda r: 0 < r <= 1, "above 0 and at most 1")]
-
 
 class Case(NamedTuple):
-    """Where noise is put: at a step or at all (None), in a frame or in all, how strongly. Of kinds
-    with their own level x̂0 is kept, and its noise drawn anew."""
+    """Where noise is put: at a step or at all (None), in a frame or in all, how strongly. At the
+    step's own level x̂0 is kept, and its noise drawn anew."""
 
     kind: str
     step: int | None = None
@@ -74,7 +71,7 @@ class Case(NamedTuple):
 
     @property
     def keeps_estimate(self) -> bool:
-        return self.kind in (STEP_LEVEL, FRAME_LEVEL)
+        return self.kind == STEP_LEVEL
 
     def __str__(self) -> str:
         if self.kind == NONE:
@@ -99,22 +96,18 @@ class Noise(Experiment):
     """Paper, section 3.2: noise at a step (x of all frames ← N(0, I)) against noise at a frame (at
     every step), each position a run of its own.
 
-    Beyond the paper: both at the step's own noise level (x̂0 kept, noise drawn anew); single cells
-    of step × frame; strengths between nothing and all; noise at a frame weakened to inject the same
-    energy as noise at a step; the ideal denoiser. Of clips only the distance is measured.
+    Beyond the paper: noise at the step's own level (x̂0 kept, noise drawn anew); noise at a frame
+    weakened to inject the same energy as noise at a step; the ideal denoiser. Of clips only the
+    distance is measured.
 
-    steps, frames: where noise goes, all by default. map_steps: steps of the map. strengths,
-    strength_steps: of the strength sweep. cleanup: steps that every run is prolonged by, from its
-    final estimate noised to the level of the last so many steps; 0 for none.
+    steps, frames: where noise goes, all by default. cleanup: steps that every run is prolonged by,
+    from its final estimate noised to the level of the last so many steps; 0 for none.
     """
 
     question = "What does noise destroy: one step in all frames, or one frame at all steps?"
 
     steps: AtSteps | None = None
     frames: AtFrames | None = None
-    map_steps: AtSteps = (0.0, 0.2, 0.4, 0.6, 0.8)
-    strengths: tuple[Strength, ...] = (0.5, 0.75, 0.9)
-    strength_steps: AtSteps = (0.2, 0.5, 0.8)
     cleanup: int = 6
 
     def check(self, config: WanConfig) -> None:
@@ -168,13 +161,8 @@ class Noise(Experiment):
         at_steps = places(self.steps, steps, "step")
         at_frames = places(self.frames, frames, "frame")
         cases = [Case(NONE)]
-        for step, frame in ((STEP, FRAME), (STEP_LEVEL, FRAME_LEVEL)):
-            cases += [Case(step, step=s) for s in at_steps]
-            cases += [Case(frame, frame=f) for f in at_frames]
-        cells = places(self.map_steps, steps, "step")
-        cases += [Case(CELL, step=s, frame=f) for s in cells for f in at_frames]
-        for s in places(self.strength_steps, steps, "step"):
-            cases += [Case(STRENGTH, step=s, strength=r) for r in self.strengths]
+        cases += [Case(kind, step=s) for kind in (STEP, STEP_LEVEL) for s in at_steps]
+        cases += [Case(FRAME, frame=f) for f in at_frames]
         if frames > steps:  # at full strength, a frame still gets less than a step
             return cases
         matched = matching_strength(steps, frames)
@@ -195,22 +183,20 @@ class Noise(Experiment):
 
 
 def contrasts(data: xr.Dataset) -> dict[str, xr.DataArray]:
-    """Return scores (or distances) with noise at a frame less with noise at a step: run by run,
-    each averaged over its positions."""
-    variables, there = {}, set(data["kind"].values)
-    contrasts = {name: kind for name, kind in CONTRASTS.items() if kind in there}
-    if {STEP, FRAME} <= there:
-        scores = [name for name in ("score", "score_clean", "score_others") if name in data]
-        for name in scores or ["distance"]:
-            values, about = data[name].astype(np.float64), data[name].attrs
-            kinds = STEP, *contrasts.values()
-            step, *frames = (of_kind(values, k).mean("case", keep_attrs=False) for k in kinds)
-            less = xr.concat(frames, xr.Variable("contrast", list(contrasts))) - step
-            title = f"{about['long_name']}, at a frame less at a step"
-            span = GAINS if scores else UNBOUNDED
-            less.attrs = described(title, about["comment"], span=span, forwards=about["forwards"])
-            variables[f"{name}_less"] = less
-    return variables
+    """Return the score of the other frames (or the distance) with noise at a frame less the same
+    with noise at a step: run by run, each averaged over its positions."""
+    there = set(data["kind"].values)
+    if not {STEP, FRAME} <= there:
+        return {}
+    name, span = ("score_others", GAINS) if "score_others" in data else ("distance", UNBOUNDED)
+    values, about = data[name].astype(np.float64), data[name].attrs
+    contrasts = {words: kind for words, kind in CONTRASTS.items() if kind in there}
+    kinds = STEP, *contrasts.values()
+    step, *frames = (of_kind(values, k).mean("case", keep_attrs=False) for k in kinds)
+    less = xr.concat(frames, xr.Variable("contrast", list(contrasts))) - step
+    title = f"{about['long_name']}, at a frame less at a step"
+    less.attrs = described(title, about["comment"], span=span, forwards=about["forwards"])
+    return {f"{name}_less": less}
 
 
 def matching_strength(steps: int, frames: int) -> float:
@@ -286,7 +272,7 @@ def values_of(
     (raw, clean), (solved, good) = (a.transpose(2, 1, 0, 3) for a in judged)
     others = raw.copy()
     for i, case in enumerate(cases):
-        if case.frame is not None and not case.keeps_estimate:
+        if case.frame is not None:
             for j, puzzle in enumerate(samples.puzzles):
                 videos = ends.videos[i, j, 0]
                 others[i, j] = [score_others(puzzle, video, case.frame) for video in videos]

@@ -39,8 +39,6 @@ MASSES = "Share of the clean estimate, of puzzles with runs that fail and runs t
 MIXED, OFF = EXPLANATIONS = ("blend of a right and a wrong end", "mass on no end")
 """Signs that know how the runs end: what they explain of the others."""
 JUDGES = (*STANDARD, *EXPLANATIONS)
-DRAWN = ("decided", "pixels", "change", MIXED)
-"""Signs in figures."""
 OUTCOMES = ("runs that fail", "runs that are solved")
 TITLES = {
     "right": "mass on ends that are right",
@@ -106,12 +104,6 @@ class Signs(Experiment):
         )
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
-        for name, denoiser in zip(("area", "ideal"), DENOISERS, strict=True):
-            drawn = data.sel(denoiser=denoiser, judge=list(DRAWN))
-            figure = plots.lines(drawn, "area", "step", hue="judge")
-            for axes in figure.axes:
-                axes.axhline(0.5, color="#777777", linestyle=":", linewidth=1)
-            yield name, Picture(figure, f"The {denoiser}. {AREA}")
         model = data.sel(denoiser=DENOISERS[0])
         yield "mass", Picture(plots.lines(model, list(TITLES), "step", hue="outcome"), MASSES)
 

@@ -9,9 +9,11 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import xarray as xr
+from jaxtyping import Array, Float
 
 from jcos.experiments import plots, watching
 from jcos.experiments.answers import answers_of, chosen, shares
@@ -20,6 +22,8 @@ from jcos.experiments.parameters import NonNegative
 from jcos.experiments.samples import Samples
 from jcos.lab import measures, results
 from jcos.lab.results import DENOISERS, MODEL, Row, measure
+from jcos.sampling import flow
+from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
 SIGNS = {
@@ -53,11 +57,7 @@ class Steps(Experiment):
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples = self.samples(model)
         if not samples.judged:
-            to_end, change, x0 = watching.watch(
-                self, model, samples, watching.watch_distance, progress
-            )
-            names = {"distance to the end": to_end, "distance to the step before": change}
-            return watching.clip_dataset(self, model, samples, names, x0)
+            return self._clips(model, samples, progress)
         answers = answers_of(model, samples.puzzles, wrong=self.wrong)
         watched = watching.watch(self, model, samples, watching.watch_answers, progress, answers)
         (scores, solved), ideally = map(samples.judge, (watched.video, watched.ideal_video))
@@ -102,11 +102,18 @@ class Steps(Experiment):
             "commitment": measure(
                 "denoiser puzzle seed", commitment, "commitment step", COMMITMENT, **span
             ),
-            **one_of_each(samples, solved[0], watched.video),
         }
         for name, (dims, values, title, about) in parts.items():
             variables[name] = measure(dims, values, title, by="part", **about)
         return self.dataset(variables, samples, denoiser=list(DENOISERS), step=range(steps))
+
+    def _clips(self, model: Wan, samples: Samples, progress: Progress) -> xr.Dataset:
+        distances = watching.watch(self, model, samples, watch_distance, progress)
+        variables = self.costs(model.config)
+        for (name, title), values in zip(DISTANCES.items(), distances, strict=True):
+            about = {"comment": DISTANCE, "span": measures.POSITIVE}
+            variables[name] = measure("clip seed step", values, title, **about)
+        return self.dataset(variables, samples, step=range(self.plan(model.config).steps))
 
     def table(self, data: xr.Dataset) -> pd.DataFrame:
         listed = looked_at(data.sizes["step"])
@@ -114,13 +121,13 @@ class Steps(Experiment):
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         if "solved" not in data:
-            yield from watching.clip_figures(data)
+            figure = plots.lines(data, list(DISTANCES), ylabel="distance of x̂0, relative")
+            yield "distance", Picture(figure, DISTANCE)
             return
         x: dict[str, Any] = {"hue": "denoiser", "xlabel": "denoising step"}
         yield "solved", Picture(plots.lines(data, "solved", ylabel="x̂0 solved", **x), SOLVED)
         names = ["taken", "others", "wrong", "off"]
         yield "blend", Picture(plots.lines(data, names, ylabel="share of x̂0", **x), BLEND)
-        yield from watching.film_figures(data, FILM)
 
 
 HELD = {
@@ -144,21 +151,22 @@ BLEND = (
     "How much of the clean estimate is each answer. Ideal: the same of the ideal denoiser's "
     "estimate at the same noisy latent; it has nothing on wrong answers. No answer: the rest."
 )
-FILM = f"{{}}: puzzle {{}}, the first that is solved if any is. {plots.FILM}"
+DISTANCES = {
+    "distance_to_the_end": "distance to the end",
+    "distance_to_the_step_before": "distance to the step before",
+}
+DISTANCE = "Distance of estimates, over the norm of the last."
 
 
-def one_of_each(
-    samples: Samples, solved: np.ndarray, video: np.ndarray
-) -> dict[str, results.Variable]:
-    """Return one run of each part: the estimates of its first puzzle that ends solved, or of its
-    first. solved [P, K, S], video [P, K, S, F, H, W, 3]."""
-    steps, parts = looked_at(solved.shape[-1], 5), samples.coordinates()["part"][1]
-    firsts: dict[str, int] = {}
-    for i in [*np.flatnonzero(solved[:, 0, -1]), *range(len(parts))]:
-        firsts.setdefault(parts[i], int(i))
-    names = list(dict.fromkeys(parts))
-    chosen = [firsts[name] for name in names]
-    return watching.films(video[chosen, 0][:, steps], names, chosen, steps)
+def watch_distance(
+    model: Wan, plan: flow.Plan, trace: Trace, aux: Any
+) -> tuple[Float[Array, "K S"], Float[Array, "K S"]]:
+    """Return the distance of each estimate to the last and to the one before (the first: to
+    nothing), over the norm of the last."""
+    x0 = trace.x0[0]
+    before = jnp.concatenate([jnp.zeros_like(x0[:, :1]), x0[:, :-1]], axis=1)
+    size = measures.rms(x0[:, -1:])
+    return measures.rms(x0 - x0[:, -1:]) / size, measures.rms(x0 - before) / size
 
 
 def predictions(data: xr.Dataset, steps: Sequence[int]) -> Iterator[Row]:

@@ -27,9 +27,8 @@ from jcos.experiments.parameters import NONEMPTY, AtLayers, AtSteps
 from jcos.experiments.samples import baselines
 from jcos.experiments.swap_pairs import Pair, candidates, object_tokens, pairs_of
 from jcos.experiments.sweeps import conditions_of, judge, pixels
-from jcos.experiments.watching import film_figures, films
 from jcos.lab.measures import SCORES, UNBOUNDED
-from jcos.lab.results import IDEAL, Variable, groups_of, measure, of_kind
+from jcos.lab.results import IDEAL, Variable, measure, of_kind
 from jcos.sampling import flow, inside, probes
 from jcos.sampling.trajectory import Condition, Trace
 from jcos.wan import Wan
@@ -39,7 +38,7 @@ VELOCITY = "velocity"
 TOKENS = {"all": "", "object": ", object only", VELOCITY: f", {IDEAL}"}
 SINGLE, KEPT_UP = "in one step", "from step 0 on"
 """Kinds of cases."""
-JUDGED = ("receiver_solved", "donor_solved", "flipped", "kept")
+JUDGED = ("flipped", "kept")
 """Measures that random answers and the first frame held have too."""
 
 
@@ -127,14 +126,14 @@ class Swap(Experiment):
         cases = self.cases(model, judged=bool(pairs))
         ends = self._ends(model, conditions, answers, cases, tokens, progress)
         data = end_measures(cases, pairs, ends)
-        variables: dict[str, Any] = film_of(model, cases, pairs, ends, data)
+        variables: dict[str, Any] = {}
         if pairs:
             swapped = [Case(None, c.first, c.last, VELOCITY) for c in cases]
             swapped = list(dict.fromkeys(swapped))
             ends = self._ends(model, conditions, answers, swapped, tokens, progress)
             cases, both = [*cases, *swapped], [data, end_measures(swapped, pairs, ends)]
             data = xr.concat(both, "case", data_vars="all", coords="minimal", compat="override")
-            variables |= levels(pairs)
+            variables = levels(pairs)
         plain, upto = self.forwards(model.config), [c.last + 1 for c in cases]
         cost = [plain + self.forwards(model.config, steps) for steps in upto]
         cost = [0 if c.tokens == VELOCITY else n for c, n in zip(cases, cost, strict=True)]
@@ -195,7 +194,6 @@ class Swap(Experiment):
             ylabel = "share of pairs" if judged else WAY
             figure = plots.lines(xr.Dataset(curves), x="at_layer", xlabel="layer", ylabel=ylabel)
             yield "layer", Picture(figure, f"{LAYER} {FLIPPED if judged else ALONG}")
-        yield from film_figures(data, FILM, last, sample="film_pair")
 
 
 WAY = "way to the donor's end"
@@ -211,12 +209,7 @@ FLIPPED = (
     "whatever the layer."
 )
 ALONG = "0 is where the receiver's plain run ends, 1 where the donor's does."
-ENDS = "Share of runs; an answer counts in either picture."
 SHARE = "Of the clean estimate, after the last step of the swap."
-FILM = (
-    "{}: pair {}, ends of runs; layers are those after which all tokens (where the prompts are the "
-    "same, the object's alone) are swapped up to step {}."
-)
 
 
 # ---- what is run
@@ -308,8 +301,6 @@ def end_measures(cases: Sequence[Case], pairs: Sequence[Pair], ends: Ends) -> xr
         both_right = kept[:1].all(2, keepdims=True)
         step = np.array(at).reshape(-1, 1, 1, 1, 1)
         values |= {
-            "receiver_solved": ("receiver's answer solved", ENDS, kept),
-            "donor_solved": ("donor's answer solved", ENDS, taken),
             "flipped": (FLIP, FLIPPED, np.where(both_right, taken, np.nan)),
             "kept": ("receiver's answer kept", FLIPPED, np.where(both_right, kept, np.nan)),
             "at_once": (AT_ONCE, SHARE, np.take_along_axis(ends.donor, step, -1)[..., 0]),
@@ -366,29 +357,3 @@ def levels(pairs: Sequence[Pair]) -> dict[str, Variable]:
         for level, values in zip(("chance", "still"), means, strict=True)
         for name in JUDGED
     }
-
-
-def film_of(
-    model: Wan, cases: Sequence[Case], pairs: Sequence[Pair], ends: Ends, data: xr.Dataset
-) -> dict[str, Variable]:
-    """Return the ends of one pair of each kind, the first whose plain runs are both right, if any:
-    without a swap, and with the longest ones.
-
-    Where its prompts are the same, the tokens are the object's: all would not tell layers apart.
-    """
-    last = max((case.last for case in cases if not case.both), default=0)
-    if not last:
-        return {}
-    videos, chosen, of_kind = [], [], groups_of(data["way"])
-    for rows in of_kind.values():
-        known = data["flipped" if pairs else "way"].values[0, rows]
-        pair = int(rows[np.argmax(np.isfinite(known).all((1, 2)))])
-        same = bool(pairs) and len({puzzle.prompt for puzzle in pairs[pair].puzzles}) == 1
-        longest = 0, last, "object" if same else "all"
-        swapped = [i for i, case in enumerate(cases) if case[1:] == longest]
-        one = np.concatenate([ends.video[0, pair, :, 0], ends.video[swapped, pair, 0, 0]])
-        videos.append(one if pairs else model.decode(jnp.asarray(one)))
-        chosen.append(pair)
-    layers = dict.fromkeys(f"layer {case.layer}" for case in cases if case.layer is not None)
-    rows, labels = ["receiver", "donor", *layers], ("film_pair", "film_case")
-    return films(np.stack(videos), list(of_kind), chosen, rows, labels=labels)

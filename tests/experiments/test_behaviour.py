@@ -14,7 +14,6 @@ from jcos.experiments.behaviour import (
     run_measures,
     shows_wrong,
     step_measures,
-    watch_parts,
 )
 from jcos.experiments.behaviour_memory import (
     HIDDEN,
@@ -101,15 +100,6 @@ def test_parts_are_judged_apart(name: str) -> None:
     assert judged.solved.tolist() == [[True, False, False]] * 2
     assert judged.answer[:, :2].tolist() == [[True, False]] * 2
     assert judged.scene.tolist()[0][::2] == [True, False]
-
-
-def test_walls_do_not_depend_on_the_answer() -> None:
-    (puzzle,) = puzzles_of("maze", 1, 0, True)
-    same, routes = common(puzzle), TASKS["maze"].routes(puzzle)
-    wall = (routes[0] == PALETTE["wall"]).all(-1)
-    assert same[wall].all()
-    assert same[0].all()
-    assert not same[(routes[0] != routes[1]).any(-1)].any()
 
 
 def test_an_estimate_that_shows_a_wrong_answer(small_model: Wan) -> None:
@@ -209,22 +199,3 @@ def test_ridge_is_least_squares_where_the_penalty_vanishes() -> None:
     w = rng.normal(size=(3, 4))
     got = ridge(x, x[:, 1] @ w + 2, 1e-9)(z)
     np.testing.assert_allclose(got[:, 1], z[:, 1] @ w + 2, atol=1e-6)
-
-
-def test_probes_are_fitted_on_other_identities_than_they_read() -> None:
-    fitted = {RETURNS.sample((0, i), "train").identity for i in range(40)}
-    assert not fitted & {p.identity for p in held_out(RETURNS, 40)}
-
-
-def test_parts_of_a_clip_are_told_apart_by_what_changes(small_model: Wan) -> None:
-    """The scene is there from the first estimate on, a tile that moves comes in late."""
-    end = np.zeros((3, 4, 4, 2), np.float32) + 1
-    end[1:, 0, :2] = 5
-    x0 = np.stack([end, end, end])
-    x0[0, 1:, 0, :2] = 1
-    trace = left_behind(jnp.asarray(end), jnp.asarray(x0[None, None]))
-    plan = SMALL.plan(small_model.config)
-    still, moving, kept = watch_parts(small_model, plan, trace, jnp.array([2]))
-    np.testing.assert_allclose(still, 0)
-    np.testing.assert_allclose(moving[0], [0.8, 0, 0], atol=1e-6)
-    np.testing.assert_array_equal(kept[0, 0], end)

@@ -17,7 +17,6 @@ import xarray as xr
 
 from jcos import cli
 from jcos.config import WanConfig
-from jcos.experiments.behaviour import Behaviour
 from jcos.experiments.budget import Budget
 from jcos.experiments.ensemble import Ensemble
 from jcos.experiments.experiment import Experiment, Settings
@@ -38,7 +37,6 @@ from tests.conftest import GOLDEN, ROOT, compilations, load_golden
 from tests.experiments.conftest import clips_file
 
 SHORT = Settings(steps=4)
-TWICE: dict[str, Any] = {"sampling": SHORT, "seeds": (0, 1)}
 
 
 class Small(NamedTuple):
@@ -50,21 +48,8 @@ class Small(NamedTuple):
 
 
 SMALL = {
-    "steps": Small(Steps(**TWICE), 8, {"distance", "film-clips"}),
-    "noise": Small(
-        Noise(
-            sampling=SHORT,
-            steps=(0, 3),
-            frames=(1,),
-            map_steps=(1,),
-            strengths=(0.5,),
-            strength_steps=(1,),
-            cleanup=1,
-        ),
-        10,
-        {"step"},
-    ),
-    "behaviour": Small(Behaviour(**TWICE), 8, {"distance", "film-clips"}),
+    "steps": Small(Steps(sampling=SHORT, seeds=(0, 1)), 8, {"distance"}),
+    "noise": Small(Noise(sampling=SHORT, steps=(0, 3), frames=(1,), cleanup=1), 10, {"step"}),
     "budget": Small(
         Budget(
             seeds=(0, 1), steps=(1, 4), lengths=(4,), shifts=(5.0,), middles=(0.5,), frames=(5, 9)
@@ -84,12 +69,8 @@ SMALL = {
         {"compared"},
     ),
     "flow": Small(Flow(sampling=SHORT, steps=(1, 3), frames=(1,)), 16, {"triangle"}),
-    "layers": Small(
-        Layers(sampling=SHORT, steps=(0, 3), layers=(1,)),
-        8,
-        {"energy", "energy-clips", "components-clips"},
-    ),
-    "swap": Small(Swap(sampling=SHORT, steps=(0,), until=(1.0,)), 16, {"layer", "film-clips"}),
+    "layers": Small(Layers(sampling=SHORT, steps=(0, 3)), 8, {"energy"}),
+    "swap": Small(Swap(sampling=SHORT, steps=(0,), until=(1.0,)), 16, {"layer"}),
 }
 QUICK = ("steps", "noise")
 JUDGED = re.compile("solved|score|agreement|AUROC|ideal|answer")
@@ -150,17 +131,6 @@ def test_noise_at_its_own_level_moves_the_end_less(on_clips) -> None:
 
 
 @pytest.mark.slow
-def test_clips_settle_in_parts(on_clips) -> None:
-    known = on_clips("behaviour")
-    moving = known.data["distance_to_the_end_what_changes"]
-    assert moving.shape == known.data["distance_to_the_end_what_stays"].shape == (2, 2, 4)
-    np.testing.assert_array_equal(moving[..., -1], 0)
-    parts = {"distance to the end, what stays", "distance to the end, what changes"}
-    assert set(known.table["measure"]) == {*parts, "step of settling"}
-    assert "what changes less what stays" in set(known.table["case"])
-
-
-@pytest.mark.slow
 def test_clips_are_compared_with_the_longest_run(model: Wan, on_clips) -> None:
     known, experiment = on_clips("budget"), SMALL["budget"].experiment
     assert isinstance(experiment, Budget)
@@ -192,11 +162,10 @@ def test_noise_reaches_the_tokens_of_later_steps_only(model: Wan, on_clips) -> N
 
 
 @pytest.mark.slow
-def test_tokens_of_clips_have_energy_and_components(model: Wan, on_clips) -> None:
+def test_tokens_of_clips_have_energy(model: Wan, on_clips) -> None:
     data = on_clips("layers").data
     assert data["energy_by_frame"].dims[0] == "clip"
     assert data["energy_by_frame"].shape == (2, 4, model.config.dit.layers, 2)
-    assert data["film_components"].shape[1:3] == (2, 1)
 
 
 @pytest.mark.slow

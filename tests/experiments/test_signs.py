@@ -27,7 +27,7 @@ def test_every_judge_is_measured_at_every_step(data) -> None:
     assert dataset["area"].sizes == {"denoiser": 2, "puzzle": 6, "judge": judges, "step": 2}
     known = dataset["area"].values[~np.isnan(dataset["area"].values)]
     assert ((known >= 0) & (known <= 1)).all()
-    assert [name for name, _ in SMALL.figures(dataset)] == ["area", "ideal", "mass"]
+    assert [name for name, _ in SMALL.figures(dataset)] == ["mass"]
     ends = dataset["solved"].values
     both = ends.any(2) & ~ends.all(2)
     np.testing.assert_array_equal(~np.isnan(dataset["area"].values[:, :, 0, 0]), both)
