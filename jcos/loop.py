@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -178,10 +178,11 @@ class State:
         self.runs.state = changed
         return changed
 
-    def save(self, file: Path | str) -> None:
+    def save(self, file: Path | str, beside: Mapping[str, Any] | None = None) -> None:
         """Write one file, from which `steps(…, start=file)` continues, also in another process. A
-        process that is killed leaves the file before."""
-        arrays = {name: sharding.to_host(a) for name, a in self.solver._asdict().items()}
+        process that is killed leaves the file before. beside: more arrays for it to hold."""
+        more = {**(beside or {}), **self.solver._asdict()}
+        arrays = {name: sharding.to_host(a) for name, a in more.items()}
         arrays["keys"] = sharding.to_host(jax.random.key_data(self.keys))
         about = {"step": self.step, "seeds": self.rows.tolist()}
         about |= {"identity": self.runs.identity, "takes": self.runs.takes}
@@ -243,7 +244,7 @@ class Runs(Iterator[State]):
         try:
             with fetched(file) as place, safe_open(str(place), "numpy") as stored:
                 about = json.loads((stored.metadata() or {})["jcos.State"])
-                names = stored.keys()
+                names = (*SolverState._fields, "keys")
                 arrays = {name: jnp.asarray(stored.get_tensor(name)) for name in names}
         except Exception as error:  # noqa: BLE001 (safetensors raises its own kinds)
             raise ValueError(f"{file} holds no state of a run ({type(error).__name__})") from None

@@ -119,9 +119,9 @@ def run(
     of several hosts the first decodes and writes, and the others return no films. preset: of
     `variants.PRESETS`, for what `sampling` leaves open.
     search: a method (`jcos.search`) whose seeds begin with the first one; only the chosen video is
-    stored, and run.json has the tree of who went on. One that was killed goes on from
-    OUT/search.json. judges: of yours, by the names that its rows ask for. preview: clean estimates
-    as small pictures, by a linear map in place of the VAE (`preview.fit_preview`).
+    stored, and run.json has the tree of who went on. A killed one goes on where it stopped.
+    judges: of yours, by the names that its rows ask for. preview: clean estimates as small
+    pictures, by a linear map in place of the VAE (`preview.fit_preview`).
     Raises ValueError, IndexError or OSError, before weights are read, where this cannot be run, its
     files cannot be written, or `out` holds another run.
     """
@@ -285,7 +285,7 @@ def run(
     if search is not None:
         from jcos.lab import saved
 
-        saved.remove(out)
+        (out / saved.FILE).unlink(missing_ok=True)
         seeds = (runs.read(out / runs.MANIFEST) or {})["seeds"]
     kinds = {"latents": (len(seeds), *shape), "x0": (len(seeds), len(x0), *shape)}
     arrays = {name: np.zeros(kind, np.float32) for name, kind in kinds.items()}

@@ -111,7 +111,7 @@ def test_a_search_that_was_killed_goes_on(release, picture, tmp_path, monkeypatc
     monkeypatch.setattr(loop, "_advance", killed)
     with pytest.raises(KeyboardInterrupt):
         run("generate", *call)
-    assert (tmp_path / "out" / "search.json").exists()
+    assert (tmp_path / "out" / saved.FILE).exists()
     run("generate", *call)
     assert calls[0] == 8 + 1  # one step was begun twice
     about = json.loads((tmp_path / "out" / "run.json").read_text())
@@ -179,12 +179,6 @@ def test_a_search_without_seeds_has_one(release, picture, tmp_path, monkeypatch,
     with contextlib.suppress(TypeError):  # where the model would be read
         run("generate", *call)
     assert "of 1 by decided: the best 1;" in capsys.readouterr().err
-
-
-def test_a_search_of_older_code_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "search.json").write_text('{"file": "search-1.safetensors", "restarts": 0}')
-    with pytest.raises(ValueError, match="of an older jcos; remove it"):
-        saved.load(tmp_path, None)  # type: ignore[arg-type]
 
 
 def test_a_model_of_a_text_alone_takes_no_prefix(tmp_path, refused, monkeypatch) -> None:

@@ -19,8 +19,6 @@ from jcos.config import PixelCodec, WanConfig
 from jcos.lab.measures import answer_mass, ridge, rms
 from jcos.lab.tasks import PALETTE, TASKS, Puzzle
 from jcos.model.vae import Tiles, decode_pixels
-from jcos.preview import Preview as Preview
-from jcos.preview import fit_preview as fit_preview
 from jcos.wan import Wan
 
 Scores = Float[Array | np.ndarray, "W K"]
@@ -134,79 +132,75 @@ def palette_distance(video: Float[Array, "*axes 3"]) -> Float[Array, "*axes"]:
     return nearest
 
 
-class Change(Judge):
-    """How little the estimate has changed since the step before: minus its root mean square."""
+class Sign(Judge):
+    """What any run shows: a function of estimates alone."""
+
+    def __init__(self, function: Callable[[Estimates], Scores]):
+        self.function = function
 
     def __call__(self, at: Estimates) -> Scores:
-        return -rms(at.x0 - at.before)
+        return self.function(at)
 
 
-class Agreement(Judge):
+def change(at: Estimates) -> Scores:
+    """How little the estimate has changed since the step before: minus its root mean square."""
+    return -rms(at.x0 - at.before)
+
+
+def agreement(at: Estimates) -> Scores:
     """How near the estimate is to those of the other particles of its video: minus the mean
     distance. Nothing where it is alone."""
-
-    def __call__(self, at: Estimates) -> Scores:
-        x0 = jnp.asarray(at.x0)
-        alive = jnp.asarray(at.alive, jnp.float32)
-        apart = [rms(x0 - x0[:, i : i + 1]) * alive[:, i : i + 1] for i in range(x0.shape[1])]
-        others = jnp.maximum(alive.sum(1, keepdims=True) - 1, 1)
-        return -sum(apart, start=jnp.zeros(x0.shape[:2])) / others
+    x0 = jnp.asarray(at.x0)
+    alive = jnp.asarray(at.alive, jnp.float32)
+    apart = [rms(x0 - x0[:, i : i + 1]) * alive[:, i : i + 1] for i in range(x0.shape[1])]
+    others = jnp.maximum(alive.sum(1, keepdims=True) - 1, 1)
+    return -sum(apart, start=jnp.zeros(x0.shape[:2])) / others
 
 
-class Energy(Judge):
+def _changes(at: Estimates, *axes: int) -> Scores:
+    """Return the mean square difference between neighbours along some axes, over the variance."""
+    x0 = jnp.asarray(at.x0)
+    apart = sum(jnp.square(jnp.diff(x0, axis=a)).mean((2, 3, 4, 5)) for a in axes)
+    return apart / jnp.maximum(jnp.var(x0, axis=(2, 3, 4, 5)), 1e-12)
+
+
+def energy(at: Estimates) -> Scores:
     """How sharp the latent is: the energy of its differences between neighbouring cells, over that
     of the whole. Blends are blurred."""
-
-    def __call__(self, at: Estimates) -> Scores:
-        x0 = jnp.asarray(at.x0)
-        high = sum(jnp.square(jnp.diff(x0, axis=a)).mean((2, 3, 4, 5)) for a in (3, 4))
-        return high / jnp.maximum(jnp.var(x0, axis=(2, 3, 4, 5)), 1e-12)
+    return _changes(at, 3, 4)
 
 
-class Norm(Judge):
-    """How far the estimate stands out: its root mean square. The mean of several answers is shorter
-    than they are, by the variance between them."""
-
-    def __call__(self, at: Estimates) -> Scores:
-        return rms(jnp.asarray(at.x0))
-
-
-class Motion(Judge):
+def motion(at: Estimates) -> Scores:
     """How much moves: the mean square difference between neighbouring latent frames, over the
     variance of the whole. A blend of paths moves less than one."""
-
-    def __call__(self, at: Estimates) -> Scores:
-        x0 = jnp.asarray(at.x0)
-        moved = jnp.square(jnp.diff(x0, axis=2)).mean((2, 3, 4, 5))
-        return moved / jnp.maximum(jnp.var(x0, axis=(2, 3, 4, 5)), 1e-12)
+    return _changes(at, 2)
 
 
-class Peak(Judge):
+def norm(at: Estimates) -> Scores:
+    """How far the estimate stands out: its root mean square. The mean of several answers is shorter
+    than they are, by the variance between them."""
+    return rms(jnp.asarray(at.x0))
+
+
+def peak(at: Estimates) -> Scores:
     """How little the cells that change most have changed since the step before: minus the root mean
     square of the 2 % of them, so that a still scene does not drown what moves."""
-
-    def __call__(self, at: Estimates) -> Scores:
-        cells = jnp.square(jnp.asarray(at.x0) - at.before).mean(-1)
-        cells = cells.reshape(*cells.shape[:2], -1)
-        largest = jax.lax.top_k(cells, max(1, cells.shape[-1] // 50))[0]
-        return -jnp.sqrt(largest.mean(-1))
+    cells = jnp.square(jnp.asarray(at.x0) - at.before).mean(-1)
+    cells = cells.reshape(*cells.shape[:2], -1)
+    largest = jax.lax.top_k(cells, max(1, cells.shape[-1] // 50))[0]
+    return -jnp.sqrt(largest.mean(-1))
 
 
 class Random(Judge):
     """Nothing: the control of every other judge. A particle's number depends on the step and on its
-    seed alone (copies of a seed have different ones); where seeds are not known, on its place."""
+    seed alone; copies of a seed have different ones."""
 
     on_host = True
 
-    def __init__(self, seed: int = 0):
-        self.seed = seed
-
     def __call__(self, at: Estimates) -> Scores:
-        here = self.seed, at.step + 1
-        if at.seeds is None:
-            return np.random.default_rng(here).random(at.x0.shape[:2])
-        rows = at.seeds.tolist()
-        each = [[(seed, row[:i].count(seed)) for i, seed in enumerate(row)] for row in rows]
+        rows = np.zeros(at.x0.shape[:2], int) if at.seeds is None else at.seeds
+        each = [[(s, row[:i].count(s)) for i, s in enumerate(row)] for row in rows.tolist()]
+        here = 0, at.step + 1
         return np.array([[np.random.default_rng(here + one).random() for one in r] for r in each])
 
 
@@ -287,20 +281,14 @@ def fit_head(
 
 class Frames(Judge):
     """A function of the decoded frames [F, H, W, 3], uint8, that returns one number; it is called
-    on the host, for one particle at a time. preview: decodes estimates in place of the model
-    (`Preview`)."""
+    on the host, for one particle at a time."""
 
-    on_host = True
+    decodes, on_host = True, True
 
-    def __init__(
-        self, function: Callable[[UInt8[np.ndarray, "F H W 3"]], float], preview: Any = None
-    ):
-        self.function, self.preview = function, preview
-        self.decodes = preview is None
+    def __init__(self, function: Callable[[UInt8[np.ndarray, "F H W 3"]], float]):
+        self.function = function
 
     def __call__(self, at: Estimates) -> Scores:
-        if self.preview is not None:
-            return self._each(self.preview(at.x0))
         return self._each(at.model.decode(at.x0, at.tiles))
 
     def check(self, config: WanConfig, at: Estimates) -> None:
@@ -308,8 +296,6 @@ class Frames(Judge):
         frames, height, width = at.x0.shape[2:5]
         along, *strides = config.codec.strides if config.codec else (1, 1, 1)
         shape = (1 + (frames - 1) * along, height * strides[0], width * strides[1])
-        if self.preview is not None:
-            shape = (frames, height, width)
         noisy = np.random.default_rng(0).integers(0, 256, (1, 1, *shape, 3), np.uint8)
         if not np.isfinite(score := self._each(noisy)).all():
             name = getattr(self.function, "__name__", "of frames")
@@ -328,12 +314,12 @@ class Frames(Judge):
 STANDARD: dict[str, Callable[[], Judge]] = {
     "decided": Decided,
     "pixels": partial(Decided, 1, 1),
-    "change": Change,
-    "agreement": Agreement,
-    "energy": Energy,
-    "norm": Norm,
-    "motion": Motion,
-    "peak": Peak,
+    "change": partial(Sign, change),
+    "agreement": partial(Sign, agreement),
+    "energy": partial(Sign, energy),
+    "norm": partial(Sign, norm),
+    "motion": partial(Sign, motion),
+    "peak": partial(Sign, peak),
     "random": Random,
 }
 """Judges that need nothing but the run, by name."""

@@ -164,13 +164,9 @@ def best_of(seeds: int = 8, judge: str = "decided", *, steps: int | None = None)
     return Method(rows=(Row(step=-1, judge=judge),), seeds=seeds, steps=steps)
 
 
-def epbs(
-    seeds: int = 8, judge: str = "decided", *, at: float = 0.6, keep: int = 1, **settings: Any
-) -> Method:
-    """Early screening: the best seeds at one early step go on, the best of them is chosen."""
-    rows = [Row(step=at, judge=judge, keep=keep)]
-    rows += [Row(step=-1, judge=judge)] * (keep > 1)
-    return Method(rows=tuple(rows), seeds=seeds, **settings)
+def epbs(seeds: int = 8, judge: str = "decided", *, at: float = 0.6) -> Method:
+    """Early screening: the best seed at one early step goes on alone."""
+    return Method(rows=(Row(step=at, judge=judge),), seeds=seeds)
 
 
 def latsearch(
@@ -195,13 +191,12 @@ def smc(
     *,
     at: Sequence[float] = (0.2, 0.4, 0.6, 0.8),
     scale: float = 1.0,
-    transform: Transform = "diff",
     ess: float = 0.5,
     eta: float = 1 / 3,
 ) -> Method:
     """Feynman–Kac steering: particles are resampled by weight towards exp(scale × final score), and
     one is drawn at the end."""
-    common: dict[str, Any] = {"judge": judge, "transform": transform, "scale": scale}
+    common: dict[str, Any] = {"judge": judge, "transform": "diff", "scale": scale}
     rows = [Row(step=s, keep=seeds, select="systematic", ess=ess, **common) for s in at]
     last = Row(step=-1, select="multinomial", **common)
     return Method(rows=(*rows, last), seeds=seeds, eta=eta)

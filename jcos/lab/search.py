@@ -27,21 +27,16 @@ from jcos.config import Sampling, VaeConfig, WanConfig
 from jcos.devices import mesh
 from jcos.lab import saved
 from jcos.lab.judges import STANDARD as STANDARD
-from jcos.lab.judges import Agreement as Agreement
-from jcos.lab.judges import Change as Change
 from jcos.lab.judges import Decided as Decided
-from jcos.lab.judges import Energy as Energy
 from jcos.lab.judges import Entropy as Entropy
 from jcos.lab.judges import Estimates as Estimates
 from jcos.lab.judges import Frames as Frames
 from jcos.lab.judges import Head as Head
 from jcos.lab.judges import Judge as Judge
-from jcos.lab.judges import Preview as Preview
 from jcos.lab.judges import Random as Random
 from jcos.lab.judges import Scorer as Scorer
 from jcos.lab.judges import check_scores
 from jcos.lab.judges import fit_head as fit_head
-from jcos.lab.judges import fit_preview as fit_preview
 from jcos.lab.judges import standard as standard
 from jcos.lab.methods import PRESETS as PRESETS
 from jcos.lab.methods import Method as Method
@@ -262,8 +257,6 @@ class _Run(Search):
         parents = np.where(people.alive, which, -1)
         scored = state.step, row.judge, state.rows, scores
         self.tree.append(Generation(*scored, before.alive, before.log_weight, parents, x0))
-        if self.keep is not None:
-            saved.record(self.keep, self)
         state = state.take(which)
         copied = np.tril(which[:, :, None] == which[:, None], -1).any(-1)
         if row.copy == "mutate":

@@ -7,27 +7,26 @@ import pytest
 from jcos.lab.judges import (
     PROXY,
     STANDARD,
-    Agreement,
-    Change,
     Decided,
-    Energy,
     Entropy,
     Estimates,
     Frames,
     Head,
-    Motion,
-    Norm,
-    Peak,
-    Preview,
     Random,
     Scorer,
+    agreement,
+    change,
+    energy,
     fit_head,
-    fit_preview,
+    motion,
+    norm,
     palette_distance,
+    peak,
     pooled,
     standard,
 )
 from jcos.lab.tasks import PALETTE, TASKS
+from jcos.preview import fit_preview
 from jcos.wan import Wan
 from tests.test_wan import released
 
@@ -82,36 +81,33 @@ def test_the_scorer_knows_the_answer(small_model: Wan, routes) -> None:
 def test_signs_of_any_run(small_model: Wan, routes) -> None:
     a, b = routes
     at = estimates(small_model, [a, a, b], before=[a, b, b])
-    still, moved, same = np.asarray(Change()(at))[0]
+    still, moved, same = np.asarray(change(at))[0]
     assert still == same == 0
     assert moved < -0.01
-    near, twin, far = np.asarray(Agreement()(at))[0]
+    near, twin, far = np.asarray(agreement(at))[0]
     assert near == twin > far
-    alone = np.asarray(Agreement()(estimates(small_model, [a, b], alive=[True, False])))[0]
+    alone = np.asarray(agreement(estimates(small_model, [a, b], alive=[True, False])))[0]
     assert alone[0] == 0
     blurred = 0.5 * (a + jnp.roll(a, 1, axis=1))
-    sharp, soft = np.asarray(Energy()(estimates(small_model, [a, blurred])))[0]
+    sharp, soft = np.asarray(energy(estimates(small_model, [a, blurred])))[0]
     assert sharp > soft
     blend = estimates(small_model, [a, 0.5 * (a + b)])
-    assert (np.diff(np.asarray(Norm()(blend))) < 0).all()
+    assert (np.diff(np.asarray(norm(blend))) < 0).all()
     stopped = estimates(small_model, [a, jnp.broadcast_to(a[:1], a.shape)])
-    moving, resting = np.asarray(Motion()(stopped))[0]
+    moving, resting = np.asarray(motion(stopped))[0]
     assert moving > resting == 0
     one = jnp.zeros_like(a).at[0, 0, 0].set(1.0)  # a cell alone, of 500
     whole = jnp.full_like(a, 0.2)
     at = estimates(small_model, [one, whole], before=[0 * a, 0 * a])
-    assert (np.asarray(Change()(at))[0] == -np.asarray([500**-0.5, 0.2], np.float32)).any()
-    assert np.argmax(np.asarray(Change()(at))) == 0
-    assert np.argmax(np.asarray(Peak()(at))) == 1
-    at = estimates(small_model, [a, b])
-    np.testing.assert_array_equal(Random(3)(at), Random(3)(at))
-    assert (Random(3)(at) != Random(4)(at)).all()
+    assert (np.asarray(change(at))[0] == -np.asarray([500**-0.5, 0.2], np.float32)).any()
+    assert np.argmax(np.asarray(change(at))) == 0
+    assert np.argmax(np.asarray(peak(at))) == 1
     seeds = np.array([[5, 6, 5]], np.uint32)
     at = estimates(small_model, [a, b, a])._replace(seeds=seeds)
-    one, other, copy = Random(3)(at)[0]
+    one, other, copy = Random()(at)[0]
     assert len({one, other, copy}) == 3
     alone = estimates(small_model, [b])._replace(seeds=seeds[:, 1:2])
-    assert Random(3)(alone) == other
+    assert Random()(alone) == other
 
 
 def test_a_head_learns_what_tokens_tell(small_model: Wan, routes) -> None:
@@ -140,21 +136,12 @@ def test_a_preview_is_the_mean_colour_of_a_cell(small_model: Wan, routes) -> Non
     video = MAZE.routes(PUZZLE)[0].astype(float)
     cells = video.reshape(5, 10, 2, 10, 2, 3).mean((2, 4))
     np.testing.assert_allclose(preview(routes[0]), cells, atol=1.5)
-    judge = Frames(lambda film: float(film.shape[1]), preview)
-    assert not judge.decodes
-    assert judge(estimates(small_model, list(routes))).tolist() == [[10.0, 10.0]]
 
 
-@pytest.mark.parametrize("name", ["i2v", "ti2v"])
-def test_a_preview_is_fitted_for_any_vae(name: str) -> None:
-    """Of 2.1 and 2.2, with random weights: what a linear map can say, and no more."""
-    model = released(name)
+def test_a_preview_is_fitted_for_any_vae() -> None:
+    """With random weights; grey is grey: the fit is no worse than a constant."""
+    model = released("ti2v")
     preview = fit_preview(model, frames=5, size=64, videos=2)
-    assert isinstance(preview, Preview)
-    assert preview.weights.shape == (model.codec.channels, 3)
-    latents = np.zeros((2, 4, 4, model.codec.channels), np.float32)
-    assert preview(latents).shape == (2, 4, 4, 3)
-    # Grey is grey, whatever the VAE: the fit is no worse than a constant.
     picture = np.full((1, 64, 64, 3), 128, np.uint8)
     assert np.abs(preview(model.encode(picture)).astype(int) - 128).mean() < 80
 
@@ -162,5 +149,5 @@ def test_a_preview_is_fitted_for_any_vae(name: str) -> None:
 def test_decided_is_a_sign_of_latents_where_nothing_is_drawn(small_model: Wan) -> None:
     drawn, filmed = (standard(model.config) for model in (small_model, released("i2v")))
     assert isinstance(drawn["decided"], Decided)
-    assert type(filmed["decided"]) is STANDARD[PROXY]
+    assert filmed["decided"].identity == STANDARD[PROXY]().identity
     assert drawn.keys() - filmed.keys() == {"pixels"}
