@@ -103,11 +103,6 @@ def test_operations_of_the_released_models(asked: Job, tokens: int, tera: int) -
     assert costs.step_flops(asked) / 2e12 == pytest.approx(tera, rel=2e-3)
 
 
-def test_weights_are_held_as_they_are_computed_with() -> None:
-    parameters = 14_288_901_184
-    assert 2 * parameters < costs.expert_bytes(I2V.config) < 2.05 * parameters
-
-
 def test_memory_follows_the_mesh() -> None:
     whole = costs.memory(I2V, {}, 3.0)
     assert whole.arguments > 57.2e9
@@ -119,25 +114,8 @@ def test_memory_follows_the_mesh() -> None:
     assert costs.memory(seeds, {}, 3.0).temporaries == pytest.approx(3 * whole.temporaries)
     assert costs.link_bytes(I2V, {"branch": 2}) == 0
     assert costs.link_bytes(I2V, {"context": 2}) < costs.link_bytes(I2V, {"fsdp": 2})
-
-
-def test_what_a_run_holds_in_float32() -> None:
-    """Eight numbers per token and channel, two per hidden one; a device holds its tokens' share."""
-    config, latent = toy(), (5, 10, 10)
-    cfg, tokens = config.dit, math.prod(toy().dit.tokens(5, 10, 10))
-    held = costs.run_bytes(config, latent, 4, {})
-    assert held.estimates == 4 * 500 * cfg.out_channels * (2 * 4 + 8)
-    assert held.block == 4 * tokens * (8 * cfg.dim + 2 * cfg.ffn_dim)
-    assert held.scores == 8 * cfg.heads * tokens**2
-    assert costs.run_bytes(config, latent, 4, {"context": 5}).block == held.block / 5
-
-
-def test_sixteen_devices_do_not_divide_forty_heads() -> None:
-    """A ring of two groups of eight sends less than one of sixteen devices."""
-    one_block = costs.block_bytes(I2V.config) * I2V.config.dit.layers
-    ring = costs.link_bytes(I2V, {"context": 16})
-    both = costs.link_bytes(I2V, {"context": 2, "fsdp": 8}) - one_block * 7 / 8
-    assert both == pytest.approx(ring * (4 * 7 / 8 + 2) / 30)
+    both = costs.link_bytes(I2V, {"context": 2, "fsdp": 8})  # 16 do not divide 40 heads
+    assert both < costs.link_bytes(I2V, {"context": 16})
 
 
 # ---- machines
@@ -178,10 +156,7 @@ def test_between_hosts_gpus_are_joined_by_a_network() -> None:
     ("name", "says"),
     [
         ("v9:2x2", "there is no machine 'v9:2x2'; the nearest are v5p:2x2x4"),
-        ("v5p", "there is no machine 'v5p'; the nearest are v5p-8"),
-        ("v6e-10", "the nearest are v6e-4, v6e-8, v6e-16"),
-        ("v5p-12", "the nearest are v5p-8, v5p-16, v5p-32"),
-        ("v5p-24", "there is no machine 'v5p-24'"),
+        ("v5p-24", "there is no machine 'v5p-24'; the nearest are v5p-16, v5p-32"),
         ("a100:8", "h100:8"),
         ("gpu:v5e:8", "there is no machine"),
         ("h100:2x2", "there is no machine"),
@@ -237,14 +212,6 @@ def test_a_run_compiles_for_a_machine_that_is_not_here(machine: str, tmp_path: P
     assert option["memory"]["arguments"] == pytest.approx(weights, rel=0.05)
 
 
-def test_without_its_compiler_a_slice_is_calculated(monkeypatch, planned) -> None:
-    monkeypatch.setitem(compiled.COMPILERS, "tpu", ())
-    printed, _ = planned("--model", "wan2.2-i2v-a14b", "--topology", "v5p-32")
-    assert "All of this is calculated" in printed
-    assert "pip install 'jcos[lab,tpu]'" in printed
-    assert "Recommended: branch=2,context=8" in printed
-
-
 # ---- forecasts
 
 
@@ -263,16 +230,6 @@ def test_proposed_meshes_make_up_the_machine(name: str, seeds: int) -> None:
     elif seeds == 1:
         assert proposed[0] == {"fsdp": 8}
         assert not first["trouble"]
-
-
-def test_the_fastest_that_runs_is_recommended() -> None:
-    def option(step: float, links: float, held: int, trouble: str = "") -> dict[str, Any]:
-        about = {"seconds": {"links": links}, "total_bytes": held, "trouble": trouble}
-        return about | {"roofline_seconds_per_step": step}
-
-    tried = (option(1, 0.2, 1, "no"), option(2, 0.5, 2), option(2, 0.1, 4), option(2, 0.1, 3))
-    assert forecast.best(tried) == tried[3]
-    assert forecast.best(tried[:1]) is None
 
 
 def test_one_gpu_by_calculation(planned) -> None:
@@ -328,8 +285,6 @@ def test_what_does_not_fit_says_what_would_help(planned) -> None:
         (("--size", "big"), "WIDTHxHEIGHT in pixels"),
         (("--seeds", "0"), "0 seeds asked for"),
         (("--steps", "0"), "steps is 0"),
-        (("--tries", "0"), "0 meshes to try"),
-        (("--probe", "route"), "there is no probe 'route'; known are heads, heads-mean"),
         (("--mesh", "context=3"), "context=3 does not make up 8 device(s)"),
         (("--mesh", "time=8"), "has no axis 'time'"),
         (("--mesh", "context"), "is no mesh"),
@@ -357,36 +312,56 @@ def test_a_mesh_that_is_named_is_the_one_tried(planned) -> None:
     assert plan["recommended"] == {"branch": 2, "context": 4}
 
 
-ADDED = """
-from jcos.plan import added, costs
-from jcos.variants import toy
-for one in added.added(costs.Job(toy(), 81, 40, 40), ("heads", "mass", "mass-16")):
-    print(one.flops, one.times_flops)
+COUNTED = """
+import dataclasses, json, jax
+from jcos.devices import sharding
+from jcos.generation import generate_worlds
+from jcos.model import attention
+from jcos.plan import compiled, costs
+from jcos.sampling import maps
+from jcos.sampling.inside import KnockOut
+from jcos.variants import VARIANTS, toy
+
+def count(config, size, *makers):
+    dit = dataclasses.replace(config.dit, layers=1)
+    sampling = dataclasses.replace(config.sampling, steps=1, guidance=None)
+    config = dataclasses.replace(config, dit=dit, sampling=sampling, boundary=None)
+    job, mesh = costs.Job(config, *size), sharding.make_mesh({}, jax.devices()[:1])
+    for make in makers:
+        lowered = generate_worlds.lower(*compiled.arguments(job, mesh, make(job)))
+        cost = lowered.compile().cost_analysis()
+        yield cost["flops"], cost["bytes accessed"]
+
+def mass(every):
+    return lambda job: maps.AttentionMass.by_frame(dit.tokens(*job.latent), [0], every=every)
+
+heads = lambda job: KnockOut.at(job.config, "heads", [(0, 0), (0, 1)])
+a14b, dit = VARIANTS["wan2.2-i2v-a14b"](), toy().dit
+large = [*count(a14b, (81, 480, 832), lambda job: None, heads)]
+attention.SCORES = maps.WEIGHTS = 2**60  # no loops, whose body a compiler counts once
+print(json.dumps([large, [*count(toy(), (81, 40, 40), lambda job: None, mass(1), mass(16))]]))
 """
 
 
+@pytest.mark.slow
 def test_what_probes_add_is_counted() -> None:
-    """Attention of n of N queries in R regions: n (d + R) / 2 N d of self-attention's products."""
-    command = [sys.executable, "-c", ADDED]  # shapes stand for a probe's arrays: types are not seen
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    zero, every, some = ([float(v) for v in line.split()] for line in done.stdout.splitlines())
+    """Heads that are knocked out cost at most two percent of the operations and bytes of a block of
+    A14B at 480p; attention of n of N queries in R regions n (d + R) / 2 N d of self-attention's
+    products."""
+    command = [
+        sys.executable,
+        "-c",
+        COUNTED,
+    ]  # shapes stand for a probe's arrays: types are not seen
+    environment = os.environ | AS_USERS
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    (plain, heads), (none, every, some) = json.loads(done.stdout.splitlines()[-1])
+    assert all(a <= 1.02 * b for a, b in zip(heads, plain, strict=True))
     small = Job(toy(), 81, 40, 40)
     attention = costs.forward_flops(toy().dit, small.tokens)["self-attention"] / toy().dit.layers
     formula = attention * (32 + 81) / (2 * 32)
-    assert formula < every[0] < 1.2 * formula
-    assert some[0] == pytest.approx(every[0] / 16, rel=0.1)
-    assert zero[1] == pytest.approx(1, abs=2e-3)
-
-
-@pytest.mark.slow
-def test_knocked_out_heads_cost_at_most_two_percent(tmp_path: Path) -> None:
-    """Of operations and bytes, as the compiler counts a block of A14B at 480p."""
-    file = tmp_path / "plan.json"
-    asked = ("--model", "wan2.2-i2v-a14b", "--topology", "h200:1", "--size", "832x480")
-    command = [sys.executable, "-m", "jcos", "plan", *asked, "--probe", "heads", "--json", file]
-    subprocess.run(command, check=True, env=os.environ | AS_USERS)
-    (heads,) = json.loads(file.read_text())["probes"]
-    assert max(heads["times_flops"], heads["times_bytes"]) <= 1.02
+    assert formula < every[0] - none[0] < 1.2 * formula
+    assert some[0] - none[0] == pytest.approx((every[0] - none[0]) / 16, rel=0.1)
 
 
 def test_guidance_off_is_one_pass() -> None:

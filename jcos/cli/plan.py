@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from jcos.plan.machines import Machine
 
 
+TRIES = 3
+"""Meshes that are looked at where none is named."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan(Sampled, Command):
     """Whether a run fits a machine and how long it takes, before the machine is rented.
@@ -41,54 +45,31 @@ class Plan(Sampled, Command):
     """How many videos are made side by side."""
     profile: ProfileName = None
     mesh: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Try this mesh, like branch=2,context=8 (can be repeated); by default the most
+    """Try this mesh, like branch=2,context=8 (can be repeated); by default the three most
     promising ones."""
-    tries: int = 3
-    """How many meshes to try where none is named."""
-    probe: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Say what this probe adds to a layer, as this CPU's compiler counts it (can be repeated):
-    heads, heads-mean, neurons (knocked out), mass, mass-16 (attention of one query in 16)."""
     json: OutFile | None = None
     """Write everything to this file, too."""
 
     def run(self) -> None:
         import jax
 
-        from jcos.cli.common import console, show_table
+        from jcos.cli.common import console
         from jcos.devices import sharding
         from jcos.files import write
-        from jcos.plan import added, forecast
+        from jcos.plan import forecast
         from jcos.plan.machines import machine
 
         if not os.environ.get("JAX_PLATFORMS"):
             # With libtpu or the CUDA plugin installed, jax would look for their devices.
             jax.config.update("jax_platforms", "cpu")
         target, job = machine(self.topology), self._job()
-        if self.tries < 1:
-            raise ValueError(f"{self.tries} meshes to try; at least 1 is needed")
-        added.check(self.probe)
         meshes = [sharding.parse_mesh(text) for text in self.mesh]
-        tried = meshes or forecast.meshes(job, target)[: self.tries]
+        tried = meshes or forecast.meshes(job, target)[:TRIES]
         with console.status(f"looking at {len(tried)} meshes"):
             result = forecast.forecast(job, target, forecast.options(job, target, tried))
-            result["probes"] = [one._asdict() for one in added.added(job, self.probe)]
         if self.json is not None:
             write(self.json, json.dumps(result, indent=1) + "\n")
         _show(result, job, target)
-        if result["probes"]:
-            title = f"What probes add, in one of {job.branches * job.seeds} pass(es) of a step"
-            rows = [
-                (
-                    one["probe"],
-                    f"{one['flops'] / 1e12:.3f}",
-                    f"{one['times_flops']:.4f}",
-                    f"{one['bytes'] / 1e9:.2f}",
-                    f"{one['times_bytes']:.4f}",
-                )
-                for one in result["probes"]
-            ]
-            columns = ("probe", "TFLOP/layer", "times a layer", "GB/layer", "times a layer")
-            show_table(title, columns, rows)
 
     def _job(self) -> "Job":
         from jcos import wan

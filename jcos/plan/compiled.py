@@ -4,10 +4,9 @@ The compilers come with the extras `tpu` (libtpu) and `gpu` (jax's CUDA plugin);
 device.
 """
 
-import contextlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -98,15 +97,21 @@ def compile_for(mesh: Mesh, function: Any, *arguments: Any) -> tuple[Memory, str
     arguments: those that are large as shapes that lie on the mesh. Raises MemoryError where the
     compiler finds no way to keep the run in a device's memory.
     """
-    with sharding.use_mesh(mesh), uncached():  # the devices are not here: nothing can be computed
-        lowered = function.lower(*arguments)
-        try:
+    option = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, option)
+    # A program for devices that are not here cannot be read back: nothing is kept in jax's cache.
+    jax.config.update(option, math.inf)
+    try:
+        with sharding.use_mesh(mesh):
+            lowered = function.lower(*arguments)
             options = OPTIONS[mesh.devices.flat[0].platform]
             program = lowered.compile(compiler_options=options)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise MemoryError(str(error).strip().splitlines()[0]) from None
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(str(error).strip().splitlines()[0]) from None
+    finally:
+        jax.config.update(option, before)
     held = program.memory_analysis()
     memory = Memory(
         arguments=held.argument_size_in_bytes,
@@ -114,18 +119,6 @@ def compile_for(mesh: Mesh, function: Any, *arguments: Any) -> tuple[Memory, str
         outputs=held.output_size_in_bytes - held.alias_size_in_bytes,
     )
     return memory, program.as_text()
-
-
-@contextlib.contextmanager
-def uncached() -> Iterator[None]:
-    """Keep nothing in jax's cache: a program for devices that are not here cannot be read back."""
-    option = "jax_persistent_cache_min_compile_time_secs"
-    before = getattr(jax.config, option)
-    jax.config.update(option, math.inf)
-    try:
-        yield
-    finally:
-        jax.config.update(option, before)
 
 
 def arguments(job: Job, mesh: Mesh, probe: Probe | None = None) -> tuple:

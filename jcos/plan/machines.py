@@ -88,11 +88,10 @@ _SLICES |= {f"v5p-{2**n}": tuple(2 ** ((n + i) // 3) for i in (-1, 0, 1)) for n 
 _SLICES["v5p-8"] = (2, 2, 1)
 """Shapes of slices that are sold by their number of chips (v5p: cores, two per chip)."""
 _SOLD = [
-    *_SLICES,
     *(f"{kind}:{n}" for kind in ("h100", "h200") for n in (1, 2, 4, 8, 16)),
     *("v5e:2x4", "v5p:2x2x4", "v6e:2x4"),
 ]
-"""Names to propose where one is none."""
+"""Names to propose where one is none, and no kind of TPU is named."""
 
 
 def machine(name: str) -> Machine:
@@ -107,11 +106,8 @@ def machine(name: str) -> Machine:
     if re.fullmatch(size, asked.removeprefix(kind)):
         shape = tuple(map(int, re.findall(r"\d+", asked.removeprefix(kind)))) or (1,)
     if not chip or not shape or ("gpu:" in name.lower() and chip.axes):
-        near = difflib.get_close_matches(asked, _SOLD, 3, 0.0)
-        if chip and (number := re.fullmatch(r".*-(\d+)", asked)):
-            sizes = {s: int(s.partition("-")[2]) for s in _SLICES if s.startswith(f"{kind}-")}
-            near = sorted(sizes, key=lambda sold: abs(sizes[sold] - int(number[1])))[:3]
-            near.sort(key=sizes.__getitem__)
+        slices = [sold for sold in _SLICES if sold.startswith(f"{kind}-")]
+        near = slices or difflib.get_close_matches(asked, _SOLD, 3, 0.0)
         raise ValueError(f"there is no machine {name!r}; the nearest are {', '.join(near)}")
     # Four chips share a host, 2 × 2; single chips are rented out of such hosts.
     odd = chip.axes and math.prod(shape) > 1 and any(n % 2 for n in shape[:2])
