@@ -33,6 +33,7 @@ FLOORS = [
     "experiments/",
     "bench/",
     "report/",
+    "puzzles",
     "demo",
     "cli/",
     "__main__",

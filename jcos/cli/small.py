@@ -51,10 +51,8 @@ class Demo(Command):
 class Sample(Interventions, Command):
     """Let the model solve held-out puzzles of a task, with or without an intervention.
 
-    Writes OUT/puzzle-N.png (rows: clean estimates at some steps, the final video, a right answer),
-    OUT/puzzle-N.webp (the final video), OUT/arrays.npz (latents, every clean estimate, its score
-    and its mass on each right answer), OUT/planes.npz (pictures), OUT/run.json and the page
-    OUT/index.html. A repeated call goes on with its arrays; a folder of another run is refused.
+    Writes OUT/planes.npz (pictures of every clean estimate), OUT/run.json and the page
+    OUT/index.html. A repeated call does nothing again; a folder of another run is refused.
 
     Examples:
       jcos sample maze
@@ -80,21 +78,22 @@ class Sample(Interventions, Command):
         get(self.task)
 
     def run(self) -> None:
+        from jcos import puzzles
         from jcos.cli.common import bar, command_line, make_page
-        from jcos.cli.puzzles import sample_puzzles
 
-        with bar() as progress:
-            solved = sample_puzzles(self, command_line(), progress)
-        print(f"{solved}; the page is at {make_page(self.out)}")
+        options = self.arguments(puzzles.sample)
+        with bar() as show:
+            about = {"interventions": self, "command": command_line(), "progress": show}
+            solved = [s for row in puzzles.sample(**options, **about)["solved"] for s in row]
+        page = make_page(self.out)
+        print(f"Solved {sum(solved)} of {len(solved)}; the page is at {page}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Search(Command):
     """Search along the denoising steps: several seeds begin, the best early estimates go on.
 
-    Writes OUT/puzzle-N.png (rows: every particle's clean estimate at each step where some are
-    chosen, those that go on first; the chosen video; a right answer), OUT/puzzle-N.webp (the chosen
-    video), OUT/run.json (the tree of who came from whom, and what it cost), OUT/tree.npz (its
+    Writes OUT/run.json (the tree of who came from whom, and what it cost), OUT/tree.npz (its
     pictures) and OUT/index.html, the page that shows it.
 
     Examples:
@@ -131,10 +130,18 @@ class Search(Command):
     checkpoint: Checkpoint = TINY
 
     def run(self) -> None:
-        from jcos.cli.common import command_line, make_page
-        from jcos.cli.puzzles import search_puzzles
+        import numpy as np
 
-        print(f"{search_puzzles(self, command_line())} The page: {make_page(self.out)}")
+        from jcos import puzzles
+        from jcos.cli.common import command_line, make_page
+
+        made = puzzles.search(**self.arguments(puzzles.search), command=command_line())
+        forwards, decodes, judged = (np.mean(made[k]) for k in ("forwards", "decodes", "judged"))
+        print(
+            f"Solved {sum(made['solved'])} of {self.puzzles}; per puzzle {forwards:.1f} forwards "
+            f"(one run {made['sampling']['steps']}), {decodes:.1f} decodes, {judged:.1f} calls of "
+            f"the judge; {made['seconds']:.1f} s in all. The page: {make_page(self.out)}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

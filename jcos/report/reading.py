@@ -38,7 +38,7 @@ STORE = ".files"
 """Ends the name of the folder beside a page that holds its pictures, if they are many."""
 SAYS = {*KINDS, "command", "title"}
 """Entries of which a manifest of results has one; a model's `config.json` has none."""
-LEFT = (DATASET, PLANES, TABLE, "arrays.npz", TREE, "latents.safetensors", "summary.json")
+LEFT = (DATASET, PLANES, TABLE, TREE, "latents.safetensors", "summary.json")
 """Files that commands leave beside the manifest."""
 DRAWN = (".svg", ".png", ".webp")
 UNREADABLE = (

@@ -19,8 +19,8 @@ from PIL import Image
 
 import jcos
 from jcos import cli
-from jcos.cli.puzzles import planes_of
 from jcos.experiments.sweeps import held_out
+from jcos.puzzles import planes_of
 from jcos.report import explorer
 from jcos.report.plane import MASS, Line, Look, Plane, answer_lines, look, save_planes, telling
 from jcos.report.reading import Results, check_results, distinct, read
