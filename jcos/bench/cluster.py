@@ -55,7 +55,8 @@ class _Actor:
         if self.name != name:
             self.making = None  # its weights leave the device
             folder = Folder(self.out / name)
-            self.making = Making(arm, config, self.checkpoint, self.bench, folder, self.work)
+            bench = arm.with_noise(self.bench)
+            self.making = Making(arm, config, self.checkpoint, bench, folder, self.work)
             self.name = name
         assert self.making is not None
         chosen = [s for s in self.making.shapes if s.name == sample]

@@ -37,8 +37,6 @@ print(json.dumps({"opencv": cv2.__version__, "lines": list(np.shape(lines)), "te
 """
 """What VBVR-Pro-Bench's scorer gets silently wrong on some machines: OpenCV 5's lines have another
 shape, and text that cannot be read is taken for none."""
-TRUTH = 0.988
-"""The least that a sample's ground truth scored against itself, as published for VBVR-Pro-Bench."""
 
 
 class Scores(NamedTuple):
@@ -49,6 +47,12 @@ class Scores(NamedTuple):
     values: dict[str, float]
     errors: dict[str, str]
     scorer: dict[str, Any] | None = None
+
+    @property
+    def version(self) -> str | None:
+        """Of the scorer that made these; where that is not known, its command."""
+        by = self.scorer or {}
+        return by.get("commit") or by.get("command")
 
 
 def official(bench: Bench, arm: Path, name: str, out: Path, scorer: str | None) -> Scores:
@@ -135,25 +139,22 @@ def probe(scorer: str, environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def version_of(scorer: str) -> str:
-    """Return what tells two versions of the scorer apart: the commit of its script, with `-dirty`
-    and a hash of the .py files beside it where files were edited; that hash alone, of a script that
-    git does not know; the command, where there is no script."""
+    """Return what tells two versions of the scorer apart: the commit of its script, if git knows
+    it, and a hash of the .py files beside it; the command, where there is no script."""
     files = [Path(word).resolve() for word in shlex.split(scorer) if word.endswith(".py")]
     script = next((file for file in files if file.is_file()), None)
     if script is None:
         return scorer
-    whole = hashlib.sha256()
+    whole, commit = hashlib.sha256(), "no-commit"
     for file in filter(Path.is_file, visible(script.parent, "**/*.py")):
         whole.update(f"{file.relative_to(script.parent)} {file.stat().st_size} ".encode())
         whole.update(file.read_bytes())
-    git = ["git", "-C", str(script.parent)]
-    quiet: dict[str, Any] = {"capture_output": True, "check": True, "text": True}
+    quiet: dict[str, Any] = {"cwd": script.parent, "capture_output": True, "check": True}
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        subprocess.run([*git, "ls-files", "--error-unmatch", script.name], **quiet)
-        dirty = f"--dirty=-dirty-{whole.hexdigest()[:8]}"
-        describe = ["describe", "--always", dirty, "--abbrev=40", "--exclude=*"]
-        return subprocess.run([*git, *describe], **quiet).stdout.strip()
-    return f"files-{whole.hexdigest()[:34]}"
+        subprocess.run(["git", "ls-files", "--error-unmatch", script.name], **quiet)
+        done = subprocess.run(["git", "rev-parse", "HEAD"], text=True, **quiet)
+        commit = done.stdout.strip()
+    return f"{commit}-{whole.hexdigest()[:12]}"
 
 
 def read_results(file: Path, names: Sequence[str]) -> tuple[dict[str, float], dict[str, str]]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from jcos.bench.folder import SPLITS, Sample
 from jcos.experiments.sweeps import held_out
-from jcos.files import check_room, visible, write
+from jcos.files import check_room, json_object, visible, write
 from jcos.lab.tasks import TASKS, Puzzle, get
 from jcos.media.formats import png, read_mp4, upscale, write_mp4
 
@@ -49,28 +49,18 @@ def export(folder: Path, tasks: tuple[str, ...], number: int, benchmark: str = "
 
 
 def puzzle_of(sample: Sample) -> Puzzle | None:
-    """The puzzle that an exported sample shows; None for samples of other origin.
-
-    Raises ValueError where the file that names it is damaged.
-    """
+    """The puzzle that an exported sample shows; None for samples of other origin."""
     file = sample.folder / PUZZLE
     if not file.is_file():
         return None
-    try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-        return get(about["task"]).sample(tuple(about["seed"]), "test")
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        raise ValueError(
-            f"{file} is damaged: it names no puzzle; export the samples anew"
-        ) from None
+    about = json_object(file)
+    return get(about["task"]).sample(tuple(about["seed"]), "test")
 
 
 def score(puzzle: Puzzle, video: Path) -> float:
     """By the task's judge, 0..1. Raises ValueError where it is no video of the task's size."""
     big = read_mp4(video)
     frames, height, width, _ = big.shape
-    if height % SCALE or width % SCALE:
-        raise ValueError(f"{video} has {width} × {height} pixels, no multiples of {SCALE}")
     tiles = big.reshape(frames, height // SCALE, SCALE, width // SCALE, SCALE, 3)
     inner = tiles[:, :, 2:-2, :, 2:-2]  # colours of neighbours run into the edge
     small = inner.mean((2, 4)).round().astype(np.uint8)

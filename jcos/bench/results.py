@@ -1,10 +1,9 @@
-"""An arm's folder: which samples are done, which failed and why, how long is left.
+"""An arm's folder: which samples are done, which failed and why.
 
     ARM/{In-Domain_50,Out-of-Domain_50}/<task>/<00000>.mp4    where the scorer looks
     ARM/run.json                                              what decides the videos
-    ARM/summary.json                                          how far it is (summary-0-of-4.json:
-                                                              of a shard)
-    ARM/state/{made,failed,latents,x0}                        a file for each sample
+    ARM/summary.json                                          how far it is
+    ARM/state/{made,failed,latents}                           a file for each sample
 
 A video under its final name is whole, and its sample is done. There is no other book-keeping, so a
 run may be killed at any time.
@@ -14,22 +13,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from safetensors.numpy import save
-
 from jcos.bench.folder import Bench, Sample
 from jcos.files import read_json, write
 from jcos.runs import MANIFEST, as_text, check_same, now, read
 
 
 class Status(NamedTuple):
-    """total: samples of the benchmark, faulty ones too. seconds: that a sample takes, on average.
-    failed: reasons. faults: of the benchmark's folders. stale: done, but the sample's files have
-    changed since."""
+    """total: samples of the benchmark, faulty ones too. failed: reasons. faults: of the benchmark's
+    folders. stale: done, but the sample's files have changed since."""
 
     total: int
     done: int
-    seconds: float
     failed: dict[str, str]
     faults: dict[str, str]
     stale: tuple[str, ...]
@@ -48,7 +42,7 @@ class Folder(NamedTuple):
         return self.path / f"{name}.mp4"
 
     def about(self, name: str, kind: str, ending: str = "json") -> Path:
-        """Return where something of a sample is; kind: made, failed, latents or x0."""
+        """Return where something of a sample is; kind: made, failed or latents."""
         return self.path / "state" / kind / f"{name}.{ending}"
 
     def latents(self, name: str) -> Path:
@@ -67,9 +61,6 @@ class Folder(NamedTuple):
         """Write something down, which other processes may do at the same time."""
         write(self.about(name, kind), as_text({**about, "date": now()}), shared=True)
 
-    def store(self, name: str, kind: str, array: np.ndarray) -> None:
-        write(self.about(name, kind, "safetensors"), save({kind: array}))
-
     def fail(self, name: str, error: Exception) -> None:
         """Write down why a sample failed. Raises OSError where the disk has no room for that."""
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -85,19 +76,19 @@ class Folder(NamedTuple):
             write(file, as_text({**settings, **made}), shared=True)
         check_same(self.path, read(file, "arm") or {}, settings)
 
-    def status(self, bench: Bench, summary: str = "summary.json") -> Status:
-        """Return how far it is, which is also written to `summary`."""
-        failed, seconds, stale = {}, [], []
+    def status(self, bench: Bench) -> Status:
+        """Return how far it is."""
+        failed, done, stale = {}, 0, []
         for sample in bench.samples:
             if self.video(sample.name).exists():
-                made = read_json(self.about(sample.name, "made"))
-                seconds.append(made.get("seconds", 0.0))
-                stale += [] if made.get("digest") == sample.digest else [sample.name]
+                digest = read_json(self.about(sample.name, "made")).get("digest")
+                done += 1
+                stale += [] if digest == sample.digest else [sample.name]
             elif (note := self.about(sample.name, "failed")).exists():
                 failed[sample.name] = read_json(note).get("reason", "unknown")
-        mean = sum(seconds) / max(len(seconds), 1)
-        status = Status(len(bench.names), len(seconds), mean, failed, bench.faults, tuple(stale))
-        left = len(bench.samples) - status.done - len(failed)
-        about = {"date": now(), "left": left, "hours_left": left * mean / 3600}
-        write(self.path / summary, as_text(about | status._asdict()))
-        return status
+        return Status(len(bench.names), done, failed, bench.faults, tuple(stale))
+
+    def summarize(self, bench: Bench) -> None:
+        """Write how far it is, which several processes may do at the same time."""
+        status = self.status(bench)._asdict()
+        write(self.path / "summary.json", as_text({"date": now(), **status}), shared=True)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from safetensors import SafetensorError
-from safetensors.numpy import load
+from safetensors.numpy import load, save
 
 from jcos import wan
 from jcos.bench.arm import Arm, Shape, as_json, resized
@@ -24,7 +24,7 @@ from jcos.bench.results import Folder, Status
 from jcos.bench.sampler import Sampler
 from jcos.config import PixelCodec, WanConfig
 from jcos.devices import mesh, sharding
-from jcos.files import check_room, is_remote
+from jcos.files import check_room, write
 from jcos.media.formats import check_mp4, write_mp4
 from jcos.runs import made
 from jcos.sampling.trajectory import Condition
@@ -36,8 +36,6 @@ from jcos.weights.checkpoint import identify
 if TYPE_CHECKING:
     from jcos.bench.cluster import Cluster
 
-PACE = 60.0
-"""Seconds between two summaries in a bucket, where each sample's notes are requests."""
 ROOM = 64 * 2**20
 """Bytes that must be free on the disk before a batch is begun."""
 FAILURES = (
@@ -122,27 +120,23 @@ def run(
     settings = {n: settings_of(arm, configs[n], checkpoint, bench) for n, arm in arms.items()}
     for name in arms:
         Folder(out / name).settle(settings[name], made(command, sizes))
-    part, done = bench.part(*work.shard), {}
-    i, n = work.shard
-    summary = "summary.json" if n == 1 else f"summary-{i}-of-{n}.json"
+    done: dict[str, Status] = {}
     actors = cluster.actors(checkpoint, bench, out, work) if cluster else nullcontext()
     with actors as make:
         for name, arm in arms.items():
-            config, folder = configs[name], Folder(out / name)
+            config, folder, whole = configs[name], Folder(out / name), arm.with_noise(bench)
+            part = whole.part(*work.shard)
             making = Making(arm, config, checkpoint, part, folder, work)
             left, total = making.left(), len(making.shapes)
+            folder.summarize(whole)
             if not sharding.on_all_hosts(not left):
                 progress(f"{name}: reading the model", total - len(left), total)
                 if make is None:  # hosts read the model together, also one that has nothing to make
                     _ = making.sampler
-                written = -PACE
                 for sample in make(name, arm, config, left) if make else making.make(left):
-                    if is_remote(out) and time.monotonic() - written < PACE:
-                        continue
-                    folder.status(making.bench, summary)
-                    written = time.monotonic()
                     progress(f"{name}: {sample}", total - len(making.left()), total)
-            done[name] = folder.status(making.bench, summary)
+                folder.summarize(whole)
+            done[name] = folder.status(part)
     return done
 
 
@@ -175,7 +169,6 @@ class Making:
     sizes: dict[Shape, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.bench = self.arm.with_noise(self.bench)
         for name in self.bench.names if self.work.retry else ():
             self.folder.about(name, "failed").unlink(missing_ok=True)
         for sample in self.bench.samples:
@@ -262,15 +255,13 @@ class Making:
         # One program for every batch of a shape, and one for what is tried alone.
         size = 1 if len(batch) == 1 else self.sizes[shape]
         try:
-            latents, x0, notes = self.sampler.generate([*batch.values()], shape, size, [*batch])
+            latents, notes = self.sampler.generate([*batch.values()], shape, size, [*batch])
         except FAILURES as error:
             if len(batch) > 1:
                 return [s for one in batch for s in self._denoise({one: batch[one]})]
             self.folder.fail(next(iter(batch)).name, error)
             return []
         seconds = round((time.monotonic() - start) / len(batch), 1)
-        first, parts = self.work.shard  # name k of this part is name first + k * parts of the whole
-        observed = self.bench.names[: len(range(first, self.arm.x0_samples, parts))]
         for i, sample in enumerate(batch):
             about = {
                 "digest": sample.digest,
@@ -281,9 +272,7 @@ class Making:
                 "mesh": sharding.describe(self.sampler.devices or {}),
                 **notes[i],
             }
-            if self.arm.x0 and sample.name in observed:
-                self.folder.store(sample.name, "x0", x0[i].astype(np.float16))
-            self.folder.store(sample.name, "latents", latents[i])
+            write(self.folder.latents(sample.name), save({"latents": latents[i]}))
             self.folder.note(sample.name, "made", about)
         return list(batch)
 

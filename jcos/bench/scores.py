@@ -1,27 +1,36 @@
-"""Scores of arms: the official scorer's, or those of the small tasks. Missing videos count as
-zero."""
+"""Scores of arms, of a still picture and of the ground truth: the official scorer's, or those of
+the small tasks. Missing videos count as zero."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from jaxtyping import UInt8
 
-from jcos.bench import baselines, export
-from jcos.bench.baselines import STILL, TRUTH
-from jcos.bench.evalkit import TRUTH as TRUTH_AT_LEAST
+from jcos.bench import export
+from jcos.bench.arm import resized
 from jcos.bench.evalkit import Scores, official
-from jcos.bench.folder import SPLITS, TITLES, Bench, category_of, task_of
+from jcos.bench.folder import SPLITS, TITLES, Bench, Sample, category_of, task_of
+from jcos.bench.results import Folder
 from jcos.files import check_folder, check_room, read_json, write
 from jcos.lab.measures import UNBOUNDED, Estimate, estimate
+from jcos.media.formats import write_mp4
+from jcos.media.image import read_picture
 from jcos.runs import MANIFEST, as_text, made, read
+
+STILL, TRUTH = "still", "truth"
+"""Arms that `score` makes itself: the first frame held, and the ground truth."""
+CRF = {"vbvr": 25, "vbvr-pro": 12}
+"""Of still pictures, as of a benchmark's arms: some rules see the difference (of G-174, by 0.2)."""
+TRUTH_AT_LEAST = 0.988
+"""The least that a sample's ground truth scored against itself, as published for VBVR-Pro-Bench."""
 
 
 class Comparison(NamedTuple):
-    """scores: of the arms, the first of which is the baseline, then of still and truth. note: where
-    several versions of the scorer made them, which; arms with another crf than the still pictures.
+    """scores: of the arms, the first of which is the baseline, then of still and truth.
 
     table: a line for each arm and group. kind: `score`, or `less` the baseline, sample by sample.
     mean, low, high: over n samples, the missing ones as zero, with a 95 % interval over tasks.
@@ -31,7 +40,6 @@ class Comparison(NamedTuple):
 
     scores: list[Scores]
     table: pd.DataFrame
-    note: str
 
 
 def compare(
@@ -45,50 +53,34 @@ def compare(
     read(out / MANIFEST, "arms")  # not into the folder of an arm
     check_room(out)
     scores = score(bench, arms, out, scorer)
-    commits = {arm.arm: version_of(arm) for arm in scores if arm.values}
-    if bench.benchmark == "vbvr-pro":
-        check_pro(scores, commits)
-    base = scores[0]
-    rows = table(bench, scores) + table(bench, scores[1 : len(arms)], base)
+    check(bench, scores)
+    rows = table(bench, scores) + table(bench, scores[1 : len(arms)], scores[0])
     frame = pd.DataFrame(rows)
-    frame["scorer"] = [commits.get(arm) or "" for arm in frame["arm"]]
+    versions = {arm.arm: arm.version for arm in scores}
+    frame["scorer"] = [versions.get(arm) or "" for arm in frame["arm"]]
     parts = {a.arm: {"scores": a.values, "errors": a.errors, "scorer": a.scorer} for a in scores}
     write(out / "scores.json", as_text({"samples": bench.extent, "arms": parts}))
     write(out / "table.csv", frame.to_csv(index=False, na_rep="nan"))
-    folders = {arm.arm: path for arm, path in zip(scores, arms, strict=False)}
     about = {
         "question": f"What do these arms score on {TITLES[bench.benchmark]}?",
         "samples": {"folder": str(bench.root), "extent": bench.extent},
-        "arms": {name: str(path) for name, path in folders.items()},
+        "arms": {arm.arm: str(path) for arm, path in zip(scores, arms, strict=False)},
         "scorer": {arm.arm: arm.scorer for arm in scores},
     }
     write(out / MANIFEST, as_text(about | made(command)))
-    made_as = {name: read_json(path / MANIFEST).get("arm", {}) for name, path in folders.items()}
-    crfs = {name: arm["crf"] for name, arm in made_as.items() if "crf" in arm}
-    crfs |= {STILL: baselines.CRF[bench.benchmark]}
-    notes = [
-        f"the {what} differ: " + "; ".join(f"{name} {value}" for name, value in by.items())
-        for what, by in (("scorer's versions", commits), ("videos' crf values", crfs))
-        if len(set(by.values())) > 1
-    ]
-    return Comparison(scores, frame, "; ".join(notes))
+    return Comparison(scores, frame)
 
 
-def version_of(scores: Scores) -> str | None:
-    """Return the version of the scorer that made these; where that is not known, its command."""
-    by = scores.scorer or {}
-    return by.get("commit") or by.get("command")
-
-
-def check_pro(scores: Sequence[Scores], commits: Mapping[str, str | None]) -> None:
-    """Raise ValueError where VBVR-Pro-Bench's scorer cannot have measured: scores of several of its
-    versions, or a ground truth that does not score itself."""
-    if len(set(commits.values())) > 1:
-        each = "; ".join(f"{name} {commit}" for name, commit in commits.items())
+def check(bench: Bench, scores: Sequence[Scores]) -> None:
+    """Raise ValueError where a scorer cannot have measured: scores of several of its versions, or,
+    of VBVR-Pro-Bench, a ground truth that does not score itself."""
+    versions = {arm.arm: arm.version for arm in scores if arm.values}
+    if len(set(versions.values())) > 1:
+        each = "; ".join(f"{name} {version}" for name, version in versions.items())
         raise ValueError(f"scores of several scorers are not compared: {each}; score all anew")
     truth = scores[-1]
     mean = float(np.mean([*truth.values.values()])) if truth.values else 0.0
-    if truth.scorer is not None and mean < TRUTH_AT_LEAST:
+    if bench.benchmark == "vbvr-pro" and truth.scorer is not None and mean < TRUTH_AT_LEAST:
         raise ValueError(
             f"the ground truth scores {mean:.3f} against itself, at least {TRUTH_AT_LEAST} is "
             f"known: the scorer does not work here ({len(truth.errors)} errors)"
@@ -107,11 +99,34 @@ def score(bench: Bench, arms: Sequence[Path], out: Path, scorer: str | None = No
     for arm in arms:
         check_folder(arm)
     names = [*labels(arms), STILL, TRUTH]
-    folders = [*arms, *baselines.make(bench, out)]
+    folders = [*arms, *baselines(bench, out)]
     puzzles = [export.puzzle_of(sample) for sample in bench.samples]
     if puzzles and all(puzzles):
         return [_judged(bench, *arm) for arm in zip(folders, names, strict=True)]
     return [official(bench, *arm, out, scorer) for arm in zip(folders, names, strict=True)]
+
+
+def baselines(bench: Bench, out: Path) -> tuple[Path, Path]:
+    """Return the folders of still pictures and of the ground truth in `out`, laid out as an arm's.
+    A video that is there is left alone if it was made of the same files."""
+    still, truth, crf = Folder(out / STILL), Folder(out / TRUTH), CRF[bench.benchmark]
+    for sample in bench.samples:
+        video, content = truth.video(sample.name), sample.truth.read_bytes()
+        if not video.exists() or video.read_bytes() != content:
+            write(video, content)
+        video, about = still.video(sample.name), {"digest": sample.digest, "crf": crf}
+        made_of = read_json(still.about(sample.name, "made"))
+        if not (video.exists() and about.items() <= made_of.items()):
+            write_mp4(video, still_of(sample), crf=crf)
+            still.note(sample.name, "made", about)
+    return still.path, truth.path
+
+
+def still_of(sample: Sample) -> UInt8[np.ndarray, "F H W 3"]:
+    """Return the first frame held for the whole clip, sides even as H.264 needs them."""
+    height, width = (side + side % 2 for side in (sample.height, sample.width))
+    first = resized(read_picture(sample.picture), height, width, exact=False)
+    return np.broadcast_to(first, (sample.frames, *first.shape)).copy()
 
 
 def labels(arms: Sequence[Path]) -> list[str]:

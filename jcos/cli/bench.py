@@ -103,13 +103,13 @@ class Run(OnMesh, Command):
 
         if self.ray:  # this process asks, and leaves the devices to those that work
             jax.config.update("jax_platforms", "cpu")
-        arms, benchmark = load_arms(config_file(self.config))
+        arms = load_arms(config_file(self.config))
         if unknown := [name for name in self.arms if name not in arms]:
             raise ValueError(f"{self.config} has no arm {unknown[0]!r}; it has {', '.join(arms)}")
         arms = {n: override(a, self.set) for n, a in arms.items() if n in (self.arms or arms)}
         if self.lora:
             arms = {n: dataclasses.replace(arm, lora=self.lora) for n, arm in arms.items()}
-        bench = read_bench(self.samples, self.per_task, benchmark)
+        bench = read_bench(self.samples, self.per_task)
         print(f"{bench.extent}, {len(bench.faults)} faults")
         work = run.Work(
             text=self.text_cache or self.out / "text",
@@ -167,8 +167,6 @@ class Score(Command):
     scorer: str | None = None
     """How the official scorer is started, if it is installed."""
     per_task: PerTask = None
-    benchmark: Literal["vbvr", "vbvr-pro"] | None = None
-    """Whose categories and checks; by default those that all arms were made for."""
 
     def check(self) -> None:
         if not self.arms:
@@ -179,31 +177,14 @@ class Score(Command):
         from jcos.bench.scores import compare
         from jcos.cli.common import command_line
 
-        bench = read_bench(self.samples, self.per_task, self.benchmark or self._made_for())
+        bench = read_bench(self.samples, self.per_task)
         result = compare(bench, self.arms, self.out, self.scorer, command_line())
         _print_tables(bench, result)
-        _print_errors([f"Note: {result.note}"] if result.note else [])
         for arm in result.scores:
             _print_errors(f"{arm.arm}: {name}: {why}" for name, why in arm.errors.items())
         fewest = min(len(arm.values) for arm in result.scores[: len(self.arms)])
         if fewest < len(bench.names) or bench.faults:
             raise SystemExit(1)
-
-    def _made_for(self) -> str:
-        """Return the benchmark that all arms were made for; ValueError where it is not known."""
-        from jcos.files import read_json
-
-        manifests = [read_json(arm / "run.json") for arm in self.arms]
-        made_for = {about.get("benchmark", "vbvr") for about in manifests if about}
-        if not all(manifests):  # some videos were made elsewhere
-            pro = any(True for _ in self.samples.glob("*/*/*/metadata.json"))
-            made_for |= {"vbvr", "vbvr-pro"} if pro else {"vbvr"}
-        if len(made_for) > 1:
-            raise ValueError(
-                "these arms may be of VBVR-Bench or of VBVR-Pro-Bench, whose categories differ: "
-                "give --benchmark vbvr or --benchmark vbvr-pro"
-            )
-        return made_for.pop()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -264,8 +245,8 @@ def _print_tables(bench: "Benchmark", result: "Comparison") -> None:
     for arm in overall.to_dict("records"):
         videos, share = f"{arm['found']} / {arm['n']}", restored(arm["mean"], still, truth)
         rows.append((arm["arm"], videos, arm["interval"], f"{arm['official']:.3f}", f"{share:.3f}"))
-    commit, *edited = ((result.scores[0].scorer or {}).get("commit") or "").partition("-dirty")
-    scorer = f", scorer {commit[:12]}{''.join(edited)}" if commit else ""
+    commit = (result.scores[0].scorer or {}).get("commit")
+    scorer = f", scorer {commit}" if commit else ""
     columns = ("arm", "videos", "overall", "of those found", "still 0, truth 1")
     show_table(f"{TITLES[bench.benchmark]}, {bench.extent}{scorer}", columns, rows)
     for kind, part in table.groupby("kind", sort=False):

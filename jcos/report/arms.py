@@ -33,12 +33,9 @@ def samples_of(folder: Path, films: Iterable[Path]) -> Samples:
     failed = noted("failed", "reason")
     lacking |= {name: f"it failed ({why})." for name, why in failed.items()}
     missing = [f"{name}.mp4: {why}" for name, why in lacking.items() if name not in there]
-    # Each worker of a shard has a summary of its own.
-    files = [*folder.glob("summary.json")] or sorted(folder.glob("summary-*-of-*.json"))
-    summaries = [read_json(file) for file in files]
-    faults = {name: why for about in summaries for name, why in about.get("faults", {}).items()}
+    summary = read_json(folder / "summary.json")
+    faults, total = summary.get("faults", {}), summary.get("total", 0)
     missing += [f"{name}: in the benchmark, {why}." for name, why in faults.items()]
-    total = sum(about.get("total", 0) for about in summaries)
     if len(there) < total:
         missing.insert(0, f"{len(there)} of {total} videos are there.")
     return Samples(prompts, missing)
