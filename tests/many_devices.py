@@ -287,7 +287,6 @@ def samples() -> dict[str, float]:
         ensemble=2,
         ensemble_layers=(0.5,),
         noise_steps=(1,),
-        x0=(0, 1),
     )
 
     def run(devices: Any) -> dict[str, Any]:
@@ -297,9 +296,9 @@ def samples() -> dict[str, float]:
         sampler = Sampler(arm, model, devices=devices)
         shape = arm.shape(model.config, chosen[0])
         batch = [sampler.prepare(sample, shape) for sample in chosen]
-        latents, x0, _ = sampler.generate(batch, shape, 3 if devices is None else 4)
+        latents, _ = sampler.generate(batch, shape, 3 if devices is None else 4)
         videos = [sampler.coder.decode(z) for z in latents]
-        return {"latents": latents, "x0": x0, "levels": np.stack(videos).astype(np.float32) / 255}
+        return {"latents": latents, "levels": np.stack(videos).astype(np.float32) / 255}
 
     with tempfile.TemporaryDirectory() as folder:
         export(Path(folder) / "small", ("maze",), 3)

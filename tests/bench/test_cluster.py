@@ -4,19 +4,15 @@ import os
 import signal
 import socket
 import time
-from pathlib import Path
-from threading import Thread
 
 import pytest
 
-from jcos import cli
 from jcos.bench import cluster
 from jcos.bench.arm import Arm
 from jcos.bench.export import export
 from jcos.bench.folder import read_bench
 from jcos.bench.results import Folder
 from jcos.config import WanConfig
-from jcos.files import read_json
 from jcos.weights import hub
 from tests.conftest import ROOT
 from tests.many_devices import free_port
@@ -24,75 +20,41 @@ from tests.many_devices import free_port
 ARMS = "from tests.bench.test_run import SMALL\narms = {'base': SMALL}\n"
 
 
-def actors() -> list[int]:
-    """Processes of Ray that hold a model."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                if (entry / "cmdline").read_bytes().startswith(b"ray::_Actor"):
-                    found.append(int(entry.name))
-            except OSError:  # it has just ended
-                continue
-    return found
-
-
-@pytest.mark.slow
-@pytest.mark.extra("ray")
-@pytest.mark.filterwarnings("ignore")  # Ray leaves files and threads open
-def test_an_actor_that_is_killed_is_started_again(tmp_path, monkeypatch) -> None:
-    samples, out, before = tmp_path / "small", tmp_path / "out", set(actors())
-    export(samples, ("maze",), 6)
-    (tmp_path / "arms.py").write_text(ARMS)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    killed: list[int] = []
-
-    def kill() -> None:
-        """Kill an actor of this test once the first video is there."""
-        while not list(out.rglob("*.mp4")):
-            time.sleep(0.05)
-        victim = min(set(actors()) - before)
-        os.kill(victim, signal.SIGKILL)
-        killed.append(victim)
-
-    Thread(target=kill, daemon=True).start()
-    words = ["bench", "run", tmp_path / "arms.py", "--samples", samples, "--out", out, "--ray"]
-    monkeypatch.setattr("jcos.bench.cluster.CORES", 2)
-    cli.main([str(word) for word in words])
-    assert killed
-    bench = read_bench(samples)
-    assert Folder(out / "base").status(bench).complete
-    assert len(list(out.rglob("*.mp4"))) == 6
-    assert read_json(out / "base" / "run.json")["arm"]
-
-
 class Faulty(cluster._Actor):
-    """Dies of the first sample, and raises at the last."""
+    """Dies of the first sample, is killed once at the second, and raises at the last."""
 
     def make(self, name: str, arm: Arm, config: WanConfig, sample: str) -> str:
-        if sample.endswith("00000"):
+        number, killed = sample.rpartition("/")[2], self.out / "killed"
+        if number == "00000":
             os._exit(1)
-        if sample.endswith("00002"):
+        if number == "00001" and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if number == "00003":
+            while len(list(self.out.rglob("*.mp4"))) < 2:
+                time.sleep(0.05)
             raise ValueError("a sentence")
         return super().make(name, arm, config, sample)
 
 
 @pytest.mark.slow
 @pytest.mark.extra("ray")
-@pytest.mark.filterwarnings("ignore")
-def test_an_actor_that_dies_again_and_again_is_written_down(tmp_path, monkeypatch, refused) -> None:
-    """The run goes on; what an actor raises is the sentence that the command ends in."""
+@pytest.mark.filterwarnings("ignore")  # Ray leaves files and threads open
+def test_lost_actors_are_started_again(tmp_path, monkeypatch, refused) -> None:
+    """Of two workers. A sample whose actor always dies is written down, and the run goes on; what
+    an actor raises is the sentence that the command ends in."""
     samples, out = tmp_path / "small", tmp_path / "out"
-    export(samples, ("maze",), 3)
+    export(samples, ("maze",), 4)
     (tmp_path / "arms.py").write_text(ARMS)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(cluster, "CORES", 1)
+    monkeypatch.setattr(cluster, "CORES", 2)
     monkeypatch.setattr(cluster, "RETRIES", 1)
     monkeypatch.setattr(cluster, "_Actor", Faulty)
     words = ("bench", "run", tmp_path / "arms.py", "--samples", samples, "--out", out, "--ray")
     assert refused(*words) == "jcos: a sentence"
+    assert (out / "killed").exists()
     status = Folder(out / "base").status(read_bench(samples))
-    assert status.done == 1
+    assert status.done == 2
     (reason,) = status.failed.values()
     assert reason.startswith("its actor was lost 2 times: ")
 

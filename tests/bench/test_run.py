@@ -23,10 +23,10 @@ from jcos.bench.sampler import Sampler
 from jcos.devices import sharding
 from jcos.experiments.experiment import Settings
 from jcos.files import read_json
-from jcos.lab.methods import best_of, chain_clips, epbs, tbs
+from jcos.lab.methods import chain_clips, epbs, tbs
 from jcos.media import formats
 from jcos.sampling import flow
-from jcos.sampling.probes import Noise, SeedEnsemble
+from jcos.sampling.probes import Noise, SeedEnsemble, chain
 from jcos.staged import Progress, silent
 from jcos.variants import VARIANTS, with_profile
 from jcos.wan import TINY, Wan
@@ -60,7 +60,7 @@ def videos(out: Path) -> dict[str, int]:
 @pytest.mark.slow
 def test_videos_lie_where_the_scorer_looks(bench_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    status = run(bench_folder, out, dataclasses.replace(SMALL, x0=(0, 1), x0_samples=1))
+    status = run(bench_folder, out)
     assert status.complete
     assert status.total == status.done == 6
     made = videos(out / "arm")
@@ -84,8 +84,6 @@ def test_videos_lie_where_the_scorer_looks(bench_folder: Path, tmp_path: Path) -
     assert about["arm"]["sampling"]["steps"] == 2
     note = json.loads(Folder(out / "arm").about(FIRST, "made").read_text())
     assert note["prompt"] == bench.samples[0].prompt
-    kept = Folder(out / "arm").about(FIRST, "x0", "safetensors")
-    assert list((out / "arm" / "state" / "x0").rglob("*.safetensors")) == [kept]
 
     # A repeated run does nothing; one with other settings is refused.
     assert run(bench_folder, out).complete
@@ -112,19 +110,16 @@ def test_a_killed_run_goes_on(bench_folder: Path, tmp_path: Path, calls: list[st
 
 
 def test_shards_of_one_folder_never_write_the_same_file(bench_folder, tmp_path, calls) -> None:
-    """Estimates are stored of the first samples of all shards."""
     names, made = read_bench(bench_folder).names, []
-    arm = dataclasses.replace(SMALL, x0=(0,), x0_samples=3)
     for i in (0, 1):
-        run(bench_folder, tmp_path, arm, Work(text=tmp_path, shard=(i, 2), batch=1))
+        status = run(bench_folder, tmp_path, SMALL, Work(text=tmp_path, shard=(i, 2), batch=1))
+        assert (status.done, status.total) == (3, 3)
         made.append(videos(tmp_path / "arm"))
     assert sorted(calls) == list(names)
     assert [name.removesuffix(".mp4") for name in sorted(made[0])] == list(names[::2])
     assert made[0].items() <= made[1].items()
-    notes = [json.loads((tmp_path / f"arm/summary-{i}-of-2.json").read_text()) for i in (0, 1)]
-    assert [(note["done"], note["total"]) for note in notes] == [(3, 3), (3, 3)]
-    stored = {Folder(tmp_path / "arm").about(name, "x0", "safetensors") for name in names[:3]}
-    assert set((tmp_path / "arm" / "state" / "x0").rglob("*.safetensors")) == stored
+    summary = json.loads((tmp_path / "arm/summary.json").read_text())
+    assert (summary["done"], summary["total"]) == (6, 6)
 
 
 def test_one_samples_failure_is_its_own(bench_folder, tmp_path, calls, monkeypatch) -> None:
@@ -190,14 +185,6 @@ def test_a_run_that_lacks_only_videos_denoises_nothing(
     calls.clear()
     assert run(bench_folder, tmp_path / "out", work=Work(text=tmp_path, retry=True)).complete
     assert calls == []
-
-
-def test_nothing_left_to_make_is_no_work(bench_folder: Path, tmp_path: Path) -> None:
-    """A lost actor's sample, which another one has made meanwhile."""
-    bench, folder, work = read_bench(bench_folder), Folder(tmp_path / "arm"), Work(text=tmp_path)
-    making = bench_run.Making(SMALL, wan.read_config(TINY), TINY, bench, folder, work)
-    assert list(making.make([])) == []
-    assert "sampler" not in vars(making)  # no model is read
 
 
 def test_a_disk_that_cannot_even_hold_the_reason_ends_the_run(
@@ -272,60 +259,35 @@ def sampler_of(model: Wan, arm: Arm, folder: Path) -> tuple[Sampler, list[Sample
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("solver", ["euler", "unipc"])
-def test_seeds_that_are_only_averaged_with_stop_early(small_model, bench_folder, solver) -> None:
-    """The end of the first seed is that of a run in which all go on, each sample by itself."""
-    sampling = Settings(steps=4, solver=solver)
-    arm = dataclasses.replace(
-        SMALL, sampling=sampling, ensemble=3, ensemble_layers=MIDDLE, x0=(0, 3)
-    )
-    sampler, samples = sampler_of(small_model, arm, bench_folder)
-    model = sampler.model
-    shape = arm.shape(model.config, samples[0])
-    assert arm.together(model.config) == 1
-    conditions = [sampler.prepare(sample, shape) for sample in samples]
-    latents, x0, _ = sampler.generate(conditions, shape, 2)
-    assert x0.shape == (2, 2, *latents.shape[1:])
-    np.testing.assert_allclose(x0[:, 1], latents, atol=1e-5)
-    probe = SeedEnsemble.window(4, model.config.dit.layers)
-    for condition, latent in zip(conditions, latents, strict=True):
-        trace = generation.generate(model, condition, (1, 2, 3), probe=probe)
-        np.testing.assert_allclose(latent, trace.latents[0], atol=1e-4)
-
-
-@pytest.mark.slow
-def test_two_experts_take_turns(small_model: Wan, bench_folder: Path) -> None:
-    """As in `generation.generate`, whose experts are one program: seeds averaged by the first, one
-    of them left to the second."""
+def test_an_arm_is_its_probe_and_seeds_that_are_only_averaged_with_stop_early(
+    small_model: Wan, bench_folder: Path
+) -> None:
+    """The end of the first seed is that of `generation.generate`, in which all go on and both
+    experts are one program, each sample by itself: seeds averaged by the first expert, one of them
+    left to the second, whose step has noise."""
     model = jax.tree.map(lambda a: a, small_model)
     other = jax.tree.map(lambda a: 0.8 * a, small_model.experts[0])
     model.experts = nnx.List([small_model.experts[0], other])
     model.config = dataclasses.replace(small_model.config, boundary=0.8)
-    arm = dataclasses.replace(SMALL, sampling=Settings(steps=4), ensemble=2, ensemble_layers=MIDDLE)
-    arm = dataclasses.replace(arm, x0=(1, 2))
+    arm = dataclasses.replace(
+        SMALL,
+        sampling=Settings(steps=4, solver="unipc"),
+        ensemble=3,
+        ensemble_layers=MIDDLE,
+        noise_steps=(0.75,),
+    )
     sampler, samples = sampler_of(model, arm, bench_folder)
     model = sampler.model
     assert 1 < (flow.plan(model.config.sampling, 0.8).high_steps or 0) < 4
     shape = arm.shape(model.config, samples[0])
-    condition = sampler.prepare(samples[0], shape)
-    latents, x0, _ = sampler.generate([condition], shape, 1)
-    probe = SeedEnsemble.window(4, model.config.dit.layers)
-    trace = generation.generate(model, condition, (1, 2), probe=probe)
-    np.testing.assert_allclose(latents[0], trace.latents[0], atol=1e-4)
-    np.testing.assert_allclose(x0[0], trace.x0[0, 1:3], atol=1e-4)
-
-
-def test_noise_arms_are_the_probe(small_model: Wan, bench_folder: Path) -> None:
-    arm = dataclasses.replace(SMALL, sampling=Settings(steps=4), noise_steps=(0.5,))
-    sampler, samples = sampler_of(small_model, arm, bench_folder)
-    shape = arm.shape(sampler.model.config, samples[0])
-    condition = sampler.prepare(samples[0], shape)
-    latents, *_ = sampler.generate([condition], shape, 1)
-    probe = Noise.at_steps(4, 5, [2])
-    noised = generation.generate(sampler.model, condition, (1,), probe=probe)
-    clean = generation.generate(sampler.model, condition, (1,))
-    np.testing.assert_allclose(latents[0], noised.latents[0], atol=1e-4)
-    assert np.abs(noised.latents - clean.latents).max() > 0.1
+    assert arm.together(model.config) == 1
+    conditions = [sampler.prepare(sample, shape) for sample in samples]
+    latents, _ = sampler.generate(conditions, shape, 2)
+    layers = model.config.dit.layers
+    probe = chain(Noise.at_steps(4, 5, [3]), SeedEnsemble.window(4, layers))
+    for condition, latent in zip(conditions, latents, strict=True):
+        trace = generation.generate(model, condition, (1, 2, 3), probe=probe)
+        np.testing.assert_allclose(latent, trace.latents[0], atol=1e-4)
 
 
 def test_real_samples_keep_their_size_and_get_4n_plus_1_frames(bench_folder: Path) -> None:
@@ -346,13 +308,10 @@ def test_real_samples_keep_their_size_and_get_4n_plus_1_frames(bench_folder: Pat
 def test_the_next_batch_is_prepared_while_one_is_denoised(
     bench_folder, tmp_path, monkeypatch
 ) -> None:
-    """No batch is done before the next one is prepared, and no video is written before the batch
-    after it has begun."""
-    names, out = read_bench(bench_folder).names, tmp_path / "arm"
-    changed = threading.Condition()
+    names, changed = read_bench(bench_folder).names, threading.Condition()
     prepared: list[str] = []
     begun: list[str] = []
-    make, write_mp4 = grey(begun), bench_run.write_mp4
+    make = grey(begun)
 
     def prepare(self: Sampler, sample: Sample, shape: Shape) -> Any:
         with changed:
@@ -360,25 +319,15 @@ def test_the_next_batch_is_prepared_while_one_is_denoised(
             changed.notify_all()
         return named(self, sample, shape)
 
-    def generate(self: Sampler, batch: list[Any], shape: Shape, size: int, of: Any) -> tuple:
+    def generate(*given: Any) -> tuple:
+        made = make(*given)
         with changed:
-            made = make(self, batch, shape, size, of)
-            changed.notify_all()
             want = min(len(begun) + 1, len(names))
             assert changed.wait_for(lambda: len(prepared) >= want, LONG), "nothing is prepared"
-        assert len(prepared) == want
         return made
-
-    def write(path: Path, *rest: Any, crf: int) -> None:
-        at = begun.index(path.relative_to(out).with_suffix("").as_posix())
-        want = min(at + 2, len(names))
-        with changed:
-            assert changed.wait_for(lambda: len(begun) >= want, LONG), "nothing is denoised"
-        write_mp4(path, *rest, crf=crf)
 
     monkeypatch.setattr(Sampler, "prepare", prepare)
     monkeypatch.setattr(Sampler, "generate", generate)
-    monkeypatch.setattr(bench_run, "write_mp4", write)
     assert run(bench_folder, tmp_path, work=Work(text=tmp_path, batch=1)).complete
     assert prepared == begun
     assert sorted(begun) == list(names)
@@ -391,8 +340,7 @@ def test_a_searching_arm_writes_what_the_search_chose(bench_folder: Path, tmp_pa
     model, config = sampler.model, sampler.model.config
     shape = arm.shape(config, samples[0])
     batch = [sampler.prepare(sample, shape) for sample in samples]
-    latents, x0, notes = sampler.generate(batch, shape, 2)
-    assert x0.shape[1] == 0
+    latents, notes = sampler.generate(batch, shape, 2)
     for note, condition, made in zip(notes, batch, latents, strict=True):
         assert note["forwards"] == 3 + 1
         assert note["chosen seed"] in (1, 2, 3)
@@ -400,11 +348,6 @@ def test_a_searching_arm_writes_what_the_search_chose(bench_folder: Path, tmp_pa
             model, condition, (note["chosen seed"],), sampling=config.sampling
         )
         np.testing.assert_allclose(made, alone.latents[0], atol=1e-4)
-    short = dataclasses.replace(arm, search=best_of(2, "energy", steps=3), noise_steps=(2,))
-    sampler, _ = sampler_of(model, short, bench_folder)
-    latents, _, (note,) = sampler.generate(batch[:1], shape, 1)
-    assert np.isfinite(latents).all()
-    assert note["forwards"] == 2 * 3
 
 
 def test_a_mesh_keeps_the_vae_for_searches_that_code_frames(monkeypatch) -> None:
@@ -430,7 +373,7 @@ def check(mesh: dict[str, int], guidance: float = 5.0) -> None:
     [
         (lambda: Arm(ensemble=3), "at least 2 seeds and 1 layer"),
         (lambda: Arm(ensemble_layers=(0.5,)), "at least 2 seeds and 1 layer"),
-        (lambda: Arm(search=epbs(2), x0=(0,)), "searches averages no seeds"),
+        (lambda: Arm(search=epbs(2), ensemble=2, ensemble_layers=(0,)), "searches averages no"),
         (lambda: Arm(search=chain_clips(2)), "longer than the ground truth"),
         (lambda: SEARCH.of(VARIANTS["wan2.2-t2v-a14b"]()), "takes no first frame"),
         (lambda: SEARCH.of(wan.read_config(TINY)), "there is no judge 'nobody'"),

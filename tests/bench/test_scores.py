@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jcos.bench import baselines, scores
+from jcos.bench import scores
 from jcos.bench.folder import Bench, read_bench
 from jcos.bench.scores import Scores
 
@@ -132,7 +132,7 @@ def test_baselines_follow_the_samples_and_the_codec_of_the_benchmark(
     assert remade() == {("truth", first.name)}
     assert (out / "truth" / f"{first.name}.mp4").read_bytes() == second.truth.read_bytes()
     coarse = (out / "still" / f"{first.name}.mp4").stat().st_size
-    monkeypatch.setitem(baselines.CRF, "vbvr", 1)
+    monkeypatch.setitem(scores.CRF, "vbvr", 1)
     assert remade() == {("still", name) for name in bench.names}
     assert (out / "still" / f"{first.name}.mp4").stat().st_size > coarse
 
