@@ -11,7 +11,7 @@ what the heads of one layer, or one head, return in a run with another prompt, a
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,14 +19,14 @@ import xarray as xr
 
 from jcos.config import PixelCodec, WanConfig
 from jcos.experiments import plots
-from jcos.experiments.experiment import Experiment, Picture, Progress, case_labels, places
+from jcos.experiments.experiment import Experiment, Picture, Progress, places
 from jcos.experiments.parameters import AtLayers, Count
 from jcos.experiments.samples import Samples
 from jcos.experiments.swap import FLIP, pair_conditions, pair_seed, solved
 from jcos.experiments.swap_pairs import pairs_of
 from jcos.experiments.sweeps import pixels
 from jcos.lab.measures import GAINS, POSITIVE
-from jcos.lab.results import measure, of_kind
+from jcos.lab.results import measure
 from jcos.lab.tasks import TASKS
 from jcos.sampling import flow
 from jcos.sampling.inside import KnockOut
@@ -34,7 +34,6 @@ from jcos.sampling.probes import InWorlds, Probe, chain
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
-NONE, ALL = "no knock-out", "all steps"
 GATES = {
     "walls": ("scene", "walls intact", "1 less changed patches, worst frame."),
     "agent": ("agent", "one agent", "Share of frames with exactly one agent."),
@@ -52,47 +51,8 @@ SETS = ("no heads", "chosen heads", "random heads of the same layers")
 LOST = "Without the head, less with it; the same puzzle and seed."
 BESIDE = "The loss, more than the mean of the other heads of its layer."
 BOTH_RIGHT = "Of pairs whose two plain runs are right."
-
-
-class Case(NamedTuple):
-    """Heads [(layer, head)] that are knocked out, by "zero" or "mean", in some steps."""
-
-    heads: tuple[tuple[int, int], ...] = ()
-    by: str = "mean"
-    window: str = ALL
-    steps: tuple[int, ...] = ()
-
-    @property
-    def kind(self) -> str:
-        if not self.heads:
-            return NONE
-        return f"{'head' if len(self.heads) == 1 else 'layer'}, {self.by}, {self.window}"
-
-    def __str__(self) -> str:
-        if not self.heads:
-            return NONE
-        (layer, head), several = self.heads[0], len(self.heads) > 1
-        what = f"layer {layer}, {'all heads' if several else f'head {head}'}"
-        return f"{what}, {self.by}" + (f", {self.window}" if self.window != ALL else "")
-
-
-class Exchange(NamedTuple):
-    """Heads [(layer, head)], of one of `PLACES`, that return what they do in another run; whose
-    they are in words."""
-
-    place: str = "cross"
-    whose: str = ""
-    heads: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def kind(self) -> str:
-        if not self.heads:
-            return "none"
-        several = ", all" if self.whose == "all layers" else ""
-        return PLACES[self.place] + (", one head" if "head" in self.whose else several)
-
-    def __str__(self) -> str:
-        return f"{PLACES[self.place]} of {self.whose}" if self.heads else "nothing exchanged"
+Cells = Sequence[tuple[int, int]]
+"""Heads: layer and number."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,55 +92,71 @@ class Heads(Experiment):
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples, config = self.samples(model), model.config
-        cases = self.cases(config)
-        values = self._ends(model, samples, cases, progress, "knocking out heads")
-        runs, lost = f"case {samples.runs} seed", {}
-        words = "distance", "From the end of the plain run, over its root mean square."
-        variables: dict[str, Any] = {
-            "forwards": ((), self.forwards(config), {}),
-            "distance": measure(runs, values.pop("distance"), *words, span=POSITIVE),
-        }
-        for name, array in values.items():
+        count, ways = config.dit.heads, self.ways(config)
+        layers = places(self.layers, config.dit.layers, "layer")
+        rows = [*((h,) for h in range(count)), range(count)]
+        # Whole layers are knocked out at all steps only, by the first two ways.
+        cells = [
+            *np.ndindex(len(layers), count, len(ways)),
+            *itertools.product(range(len(layers)), [count], (0, 1)),
+        ]
+        probes = [self.knock_out(config, ())]
+        for i, j, way in cells:
+            heads = [(layers[i], h) for h in rows[j]]
+            probes.append(self.knock_out(config, heads, *list(ways.values())[way]))
+        ends = self._ends(model, samples, probes, progress, "knocking out heads")
+        shape = len(layers), count + 1, len(ways)
+        dims, runs = f"layer head how {samples.runs} seed", f"{samples.runs} seed"
+        variables: dict[str, Any] = {"forwards": ((), self.forwards(config), {})}
+        labels = {"layer": layers, "how": list(ways)}
+        labels["head"] = [*(f"head {h}" for h in range(count)), "all heads"]
+        for name, values in ends.items():
+            array = np.full(shape + values.shape[1:], np.nan)
+            array[tuple(np.transpose(cells))] = values[1:]
+            if name == "distance":
+                words = "distance", "From the end of the plain run, over its root mean square."
+                variables[name] = measure(dims, array, *words, span=POSITIVE)
+                continue
             title, comment = MEASURES[name]
-            lost[name] = array[:1] - array
-            more = lost[name] - others(cases, lost[name])
-            beside = f"{title}, lost, more than by the layer's other heads"
+            lost = values[0] - array
+            single = lost[:, :count]
+            beside = np.full_like(lost, np.nan)
+            beside[:, :count] = single - (single.sum(1, keepdims=True) - single) / (count - 1)
+            more = f"{title}, lost, more than by the layer's other heads"
             variables |= {
-                name: measure(runs, array, title, comment),
-                f"{name}_lost": measure(runs, lost[name], f"{title}, lost", LOST, span=GAINS),
-                f"{name}_beside": measure(runs, more, beside, BESIDE, span=GAINS),
+                name: measure(runs, values[0], title, f"With all heads. {comment}"),
+                f"{name}_lost": measure(dims, lost, f"{title}, lost", LOST, span=GAINS),
+                f"{name}_beside": measure(dims, beside, more, BESIDE, span=GAINS),
             }
-        data = self.dataset(variables, samples, **labels_of(cases))
+        data = self.dataset(variables, samples, **labels)
         if samples.judged:
             data = data.assign(samples.levels({"solved": "solved"}))
-            data = data.merge(self._sets(model, samples, cases, lost["progress"], progress))
+            lost = data["progress_lost"].sel(how="mean").values
+            data = data.merge(self._sets(model, samples, layers, lost, progress))
             data = data.merge(self._exchange(model, progress))
         return data
 
-    def cases(self, config: WanConfig) -> list[Case]:
-        """Return all knock-outs of heads and whole layers; the first is none."""
-        layers, steps = places(self.layers, config.dit.layers, "layer"), self.plan(config).steps
-        heads = list(itertools.product(layers, range(config.dit.heads)))
-        every, cases = tuple(range(steps)), [Case()]
-        for by in ("zero", "mean"):
-            cases += [Case((one,), by, ALL, every) for one in heads]
-            cases += [Case(tuple(h for h in heads if h[0] == k), by, ALL, every) for k in layers]
-        parts = np.array_split(np.arange(steps), self.windows) if self.windows > 1 else []
-        for part in parts:
-            at = tuple(part.tolist())
-            cases += [Case((one,), "mean", f"steps {at[0]}–{at[-1]}", at) for one in heads]
-        return cases
+    def ways(self, config: WanConfig) -> dict[str, tuple[str, Sequence[int]]]:
+        """Return how heads are knocked out, and at which steps: always, then in each window."""
+        every = range(self.plan(config).steps)
+        ways: dict[str, tuple[str, Sequence[int]]] = {by: (by, every) for by in ("zero", "mean")}
+        parts = np.array_split(every, self.windows) if self.windows > 1 else []
+        return ways | {f"mean, steps {a[0]}–{a[-1]}": ("mean", a.tolist()) for a in parts}
+
+    def knock_out(
+        self, config: WanConfig, heads: Cells, by: str = "mean", at: Sequence[int] = ()
+    ) -> Probe:
+        """Return the knock-out of heads at some steps; all of them are one program."""
+        chosen: dict[str, Any] = {"zero": (), "mean": ()} | {by: heads}
+        when: dict[str, Any] = {"at_steps": at, "steps": self.plan(config).steps}
+        return chain(*(KnockOut.at(config, "heads", chosen[by], by=by, **when) for by in chosen))
 
     def _ends(
-        self, model: Wan, samples: Samples, cases: Sequence[Case], progress: Progress, what: str
+        self, model: Wan, samples: Samples, probes: Sequence[Probe], progress: Progress, what: str
     ) -> dict[str, np.ndarray]:
-        """Return all measures of the ends of runs, [cases, P, K]."""
-        steps = self.plan(model.config).steps
+        """Return all measures of the ends of runs, [probes, P, K]; the first run is plain."""
         latents, videos = self.sweep(model, progress)(
-            samples.conditions,
-            probes=[probe_of(model.config, case, steps) for case in cases],
-            readout=read_ends,
-            what=what,
+            samples.conditions, probes=probes, readout=read_ends, what=what
         )
         plain = latents[:1]
         square = [np.square(x).mean((-4, -3, -2, -1)) for x in (latents - plain, plain)]
@@ -191,19 +167,18 @@ class Heads(Experiment):
         self,
         model: Wan,
         samples: Samples,
-        cases: Sequence[Case],
+        layers: Sequence[int],
         lost: np.ndarray,
         progress: Progress,
     ) -> xr.Dataset:
         """Return what the heads cost that cost most progress on every second puzzle, on the other
         ones; beside random heads of the same layers."""
-        single = [i for i, case in enumerate(cases) if case.kind == f"head, mean, {ALL}"]
-        order = sorted(single, key=lambda i: -lost[i, ::2].mean())[: self.members]
-        chosen = tuple(sorted(cases[i].heads[0] for i in order))
-        rng, count = np.random.default_rng(self.puzzle_seed), model.config.dit.heads
+        config, count = model.config, model.config.dit.heads
+        cells = sorted(np.ndindex(len(layers), count), key=lambda cell: -lost[cell][::2].mean())
+        chosen = tuple(sorted((layers[i], h) for i, h in cells[: self.members]))
+        rng, every = np.random.default_rng(self.puzzle_seed), range(self.plan(config).steps)
         sets = [(), chosen, *(like(chosen, count, rng) for _ in range(self.controls))]
-        every = tuple(range(self.plan(model.config).steps))
-        tried = [Case(heads, "mean", ALL, every) for heads in sets]
+        tried = [self.knock_out(config, heads, at=every) for heads in sets]
         values = self._ends(model, samples, tried, progress, "knocking out sets of heads")
         variables: dict[str, Any] = {}
         for name, (title, comment) in MEASURES.items():
@@ -228,75 +203,56 @@ class Heads(Experiment):
         videos = self.sweep(model, progress)(
             pair_conditions(model, pairs),
             seeds=[pair_seed(model, seed, 0) for seed in self.seeds],
-            probes=[taken(config, case, steps) for case in cases],
+            probes=[taken(config, *case, steps) for case in cases.values()],
             readout=read_videos,
             what="heads of a run with another prompt",
         )
         kept, other = solved(pairs, videos)
-        both, variables = kept[:1].all(2, keepdims=True), {}
-        for name, right, title in (
-            ("flipped", other, FLIP),
-            ("kept", kept, "receiver's answer kept"),
-        ):
-            values = np.where(both, right, np.nan)[:, :, 0]
-            variables[name] = measure(
-                "exchange pair seed", values, title, BOTH_RIGHT, by="pair_kind"
-            )
-        coordinates = {
-            "exchange": list(map(str, cases)),
-            "exchange_kind": ("exchange", [case.kind for case in cases]),
-            "exchange_layer": ("exchange", [c.heads[0][0] if c.heads else -1 for c in cases]),
-            "pair_kind": ("pair", [pair.kind for pair in pairs]),
-        }
-        return xr.Dataset(variables, coordinates)
+        both = kept[:1].all(2, keepdims=True)
+        flips = np.where(both, other, np.nan)[:, :, 0]
+        flipped = measure("exchange pair seed", flips, FLIP, BOTH_RIGHT, by="pair_kind")
+        labels = {"exchange": list(cases), "pair_kind": ("pair", [pair.kind for pair in pairs])}
+        return xr.Dataset({"flipped": flipped}, labels)
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
-        names = {n: MEASURES[n][0] for n in MEASURES if f"{n}_lost" in data}
-        shown = {f"{n}_lost": title for n, title in names.items()} or {"distance": "distance"}
-        kind = f"head, mean, {ALL}"
-        maps = {title: of_kind(data[n], kind, "at_layer", "at_head") for n, title in shown.items()}
-        figure = plots.heat(maps, "at_head", "at_layer", xlabel="head", ylabel="layer")
+        names = {f"{n}_lost": MEASURES[n][0] for n in MEASURES if f"{n}_lost" in data}
+        single = data.isel(head=slice(-1)).sel(how="mean")
+        maps = {title: single[n] for n, title in (names or {"distance": "distance"}).items()}
+        figure = plots.heat(maps, "head", "layer")
         yield "heads", Picture(figure, "Lost without a head, set to the mean over tokens.")
         if "flipped" not in data:
             return
-        curves = {}
-        for kind in PLACES.values():
-            rows = np.flatnonzero(data["exchange_kind"].values == kind)
-            curves[kind] = data["flipped"].isel(exchange=rows).swap_dims(exchange="exchange_layer")
-            curves[kind] = curves[kind].drop_vars(["exchange", "exchange_kind"])
-        curves = xr.Dataset(curves)
-        figure = plots.lines(curves, x="exchange_layer", xlabel="layer", ylabel=FLIP)
+        curves = xr.Dataset()
+        for place in PLACES.values():
+            rows = [f"{place} of layer {k}" for k in data["layer"].values]
+            of_layers = data["flipped"].sel(exchange=rows).rename(exchange="layer")
+            curves[place] = of_layers.assign_coords(layer=data["layer"])
+        figure = plots.lines(curves, x="layer", ylabel=FLIP)
         yield "exchange", Picture(figure, "All heads of a layer return what they do in the donor.")
 
 
-def probe_of(config: WanConfig, case: Case, steps: int) -> Probe:
-    """Return the knock-out of a case; all of them are one program."""
-    chosen: dict[str, Any] = {"zero": (), "mean": ()} | {case.by: case.heads}
-    when: dict[str, Any] = {"at_steps": case.steps, "steps": steps}
-    return chain(*(KnockOut.at(config, "heads", chosen[by], by=by, **when) for by in chosen))
-
-
-def taken(config: WanConfig, case: Exchange, steps: int) -> Probe:
+def taken(config: WanConfig, place: str, heads: Cells, steps: int) -> Probe:
     """Return an exchange in which world 0 is given what heads return in world 1."""
-    chosen: dict[str, Any] = {"cross": (), "heads": ()} | {case.place: case.heads}
+    chosen: dict[str, Any] = {"cross": (), "heads": ()} | {place: heads}
     each = (KnockOut.at(config, *pair, steps=steps, by="world") for pair in chosen.items())
     return InWorlds(chain(*each), jnp.array([True, False]))
 
 
-def exchanges(layers: Sequence[int], heads: int) -> list[Exchange]:
-    """Return what is exchanged: nothing; all heads of each layer, and of all; single heads."""
-    rows = {f"layer {k}": tuple((k, h) for h in range(heads)) for k in layers}
-    single = list(itertools.chain(*rows.values()))
+def exchanges(layers: Sequence[int], heads: int) -> dict[str, tuple[str, Cells]]:
+    """Return in which of `PLACES` heads are exchanged, and which: none; all of each layer, and of
+    all; single ones."""
+    whole = {f"layer {k}": [(k, h) for h in range(heads)] for k in layers}
+    single = list(itertools.chain(*whole.values()))
     if len(layers) > 1:  # of a single layer both are the same
-        rows["all layers"] = tuple(single)
-    whole = [Exchange(place, *row) for place in PLACES for row in rows.items()]
-    alone = [Exchange("cross", f"layer {k}, head {h}", ((k, h),)) for k, h in single]
-    return [Exchange(), *whole, *alone]
+        whole["all layers"] = single
+    cases: dict[str, tuple[str, Cells]] = {"nothing exchanged": ("cross", [])}
+    for place, words in PLACES.items():
+        cases |= {f"{words} of {whose}": (place, some) for whose, some in whole.items()}
+    alone = {f"{PLACES['cross']} of layer {k}, head {h}": ("cross", [(k, h)]) for k, h in single}
+    return cases | alone
 
 
-def like(
-    chosen: Sequence[tuple[int, int]], heads: int, rng: np.random.Generator
-) -> tuple[tuple[int, int], ...]:
+def like(chosen: Cells, heads: int, rng: np.random.Generator) -> Cells:
     """Return as many random heads in the same layers: others, where a layer has so many."""
     drawn = []
     for layer in sorted({k for k, _ in chosen}):
@@ -304,18 +260,7 @@ def like(
         rest = [h for h in range(heads) if h not in mine]
         pool = rest if len(rest) >= len(mine) else range(heads)
         drawn += [(layer, int(h)) for h in rng.choice(pool, len(mine), replace=False)]
-    return tuple(drawn)
-
-
-def others(cases: Sequence[Case], lost: np.ndarray) -> np.ndarray:
-    """Return, for each single head, the mean loss by the other heads of its layer in the same kind
-    of case; nan where there are none."""
-    mean = np.full_like(lost, np.nan, dtype=float)
-    kinds = [(case.kind, case.heads[0][0]) if len(case.heads) == 1 else None for case in cases]
-    for i, kind in enumerate(kinds):
-        same = [j for j, other in enumerate(kinds) if kind and other == kind and j != i]
-        mean[i] = lost[same].mean(0) if same else np.nan
-    return mean
+    return drawn
 
 
 def judged(samples: Samples, videos: np.ndarray) -> dict[str, np.ndarray]:
@@ -328,17 +273,6 @@ def judged(samples: Samples, videos: np.ndarray) -> dict[str, np.ndarray]:
         for name, (gate, *_) in GATES.items():
             values[name][i, p, k] = score.gates.get(gate, np.nan)
     return values
-
-
-def labels_of(cases: Sequence[Case]) -> dict[str, Any]:
-    """Return the coordinates of the dimension `case`."""
-    return case_labels(
-        cases,
-        kind=[case.kind for case in cases],
-        window=[case.window for case in cases],
-        at_layer=[case.heads[0][0] if case.heads else np.nan for case in cases],
-        at_head=[case.heads[0][1] if len(case.heads) == 1 else np.nan for case in cases],
-    )
 
 
 def read_ends(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> tuple[Any, Any]:
