@@ -37,9 +37,7 @@ LENSES = ("plain", "tuned", "tuned on other tasks", "tokens shuffled")
 REFERENCES = ("the step before", "the mean answer")
 MASS = "How much of the estimate is the right answer that the run ends with."
 LAST = "Root mean square distance from the run's own estimate, in all frames but the first."
-END = "Root mean square distance from the final video, in all frames but the first."
 FRONT = "First step from which on every estimate read after this layer is solved."
-DEPTH = "First layer from which on every estimate read in this step is solved."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +72,7 @@ class Lenses(Experiment):
         if not samples.judged:
             probes = [lens.Lens(reduce=to_last)]
             read = play(samples.conditions, probes=probes, readout=read_clips)
-            return about.assign(to_last=distance("clip seed step layer", read[0], LAST))
+            return about.assign(to_last=distance("clip seed step layer", read[0]))
         answers, parts, films = answers_of(model, samples.puzzles), [], []
         for task, p in samples.groups.items():
             given, right = jax.tree.map(lambda a, p=p: a[p], (samples.conditions, answers))
@@ -129,10 +127,6 @@ class Lenses(Experiment):
             return
         maps = {name: data["taken"].sel(lens=name) for name in LENSES[:2]}
         yield "front", Picture(plots.heat(maps, "step", "layer", xlabel="denoising step"), MASS)
-        x: dict[str, Any] = {"x": "layer", "hue": "lens"}
-        first = data.isel(step=0)
-        yield "first-step", Picture(plots.lines(first, "to_last", **x), f"In step 0. {LAST}")
-        yield "commitment", Picture(plots.lines(data, "commitment", **x), FRONT)
         for task in data["film_of"].values:
             one = data.sel(film_of=task)
             film = one["film"].stack(map=("film_step", "layer")).transpose("map", ...)
@@ -156,10 +150,8 @@ class Reading(NamedTuple):
 
     on: Float[Any, "*K S L A"]
     to_last: Float[Any, "*K S L"]
-    to_end: Float[Any, "*K S L"]
     video: UInt8[Any, "*K S L F H W 3"]
     reference_on: Float[Any, "*K S R A"]
-    reference_to_last: Float[Any, "*K S R"]
     final_on: Float[Any, "*K A"]
 
 
@@ -178,17 +170,15 @@ def read_puzzles(
     return Reading(
         blend(x0, answers).on,
         distances(x0, last),
-        distances(x0, end[:, None, None]),
         pixels(model, x0),
         blend(references, answers).on,
-        distances(references, last),
         blend(end, answers).on,
     )
 
 
-def distance(dims: str, values: Any, comment: str) -> results.Variable:
-    name = "distance from the run's x̂0" if comment is LAST else "distance from the end"
-    return measure(dims, values, name, comment, units="latent", span=POSITIVE)
+def distance(dims: str, values: Any) -> results.Variable:
+    name, about = "distance from the run's x̂0", {"units": "latent", "span": POSITIVE}
+    return measure(dims, values, name, LAST, **about)
 
 
 def measures(puzzles: Sequence[Puzzle], answers: Answers, reading: Reading) -> xr.Dataset:
@@ -200,26 +190,20 @@ def measures(puzzles: Sequence[Puzzle], answers: Answers, reading: Reading) -> x
         return shares(flat, answers, taken).taken.reshape(on.shape[:-1])
 
     solved = np.stack([judge(puzzles, video)[1] for video in reading.video[:3]])
-    steps, layers = solved.shape[3:]
     front = commitment_step(np.moveaxis(solved, 3, -1)).astype(float)
-    depth = commitment_step(solved).astype(float)
-    front[front == steps], depth[depth == layers] = np.nan, np.nan
+    front[front == solved.shape[3]] = np.nan
     each, other = "lens puzzle seed step layer", "puzzle seed step reference"
-    by_layer, by_step = "lens puzzle seed layer", "lens puzzle seed step"
-    late: dict[str, Any] = {"span": (0, steps), "median": True, "forwards": "all_forwards"}
-    deep: dict[str, Any] = {"span": (0, layers), "median": True}
+    late = {"span": (0, solved.shape[3]), "median": True, "forwards": "all_forwards"}
+    first = measure("lens puzzle seed layer", front, "commitment step", FRONT, **late)
     name = "mass on the answer taken"
     judged = {
         "solved": measure(each, solved, "solved", "Share of estimates that are solved."),
-        "commitment": measure(by_layer, front, "commitment step", FRONT, **late),
-        "depth": measure(by_step, depth, "commitment layer", DEPTH, **deep),
+        "commitment": first,
     }
     read = {
         "taken": measure(each, np.stack([mass(on) for on in reading.on]), name, MASS),
-        "to_last": distance(each, reading.to_last, LAST),
-        "to_end": distance(each, reading.to_end, END),
+        "to_last": distance(each, reading.to_last),
         "taken_by": measure(other, mass(reading.reference_on[0]), name, MASS),
-        "to_last_by": distance(other, reading.reference_to_last[0], LAST),
     }
     data = xr.Dataset(read, {"lens": list(LENSES), "reference": list(REFERENCES)})
     return data.merge(xr.Dataset(judged, {"lens": list(LENSES[:3])}), join="outer")
