@@ -1,14 +1,13 @@
-"""How fast and how large A14B is on one GPU: one call, ten minutes, no network, random weights.
+"""How fast A14B is on one GPU: one call, ten minutes, no network, random weights of one expert.
 
-    python scripts/bench_gpu.py               # an H200; with --experts 1 a GPU with 60 GB
+    python scripts/bench_gpu.py               # a GPU with 60 GB or more
     python scripts/bench_gpu.py --tiny        # toy sizes, also on a CPU: does everything work?
 
-Measures, at 81 frames of 480p and 720p: the peak of matrix products, the attention kernel, a
-forward pass, a guided step; memory; what clean estimates, energy observation, captured tokens,
-seeds side by side and the first-step ensemble cost; the first step with an empty and a filled
-compilation cache; the same passes in PyTorch (diffusers, sdpa, with and without torch.compile)
-where that is installed. Every part is a
-separate process, and what does not fit into the time or the memory is named. Prints a Markdown
+Measures, at 81 frames of 480p and 720p: the peak of matrix products, a forward pass, a guided step
+and its memory; what energy observation, captured tokens, seeds side by side and the first-step
+ensemble cost; the first step with an empty and a filled compilation cache; the same passes in
+PyTorch (diffusers, sdpa, with and without torch.compile) where that is installed. jcos and PyTorch
+have a process each, and what does not fit into the time or the memory is named. Prints a Markdown
 table and writes it to --out.
 """
 
@@ -28,14 +27,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from jcos.config import Sampling, WanConfig
 from jcos.devices import memory
 from jcos.files import local_path
 from jcos.generation import generate_worlds
 from jcos.loop import seed_keys
-from jcos.model.attention import KERNELS, attention, using
 from jcos.plan.costs import Job, forward_flops
 from jcos.sampling import flow, trajectory
 from jcos.sampling.inside import Capture
@@ -73,21 +70,18 @@ class Lab(NamedTuple):
     backend: str
 
 
-def full_lab(experts: int) -> Lab:
+def make_lab(tiny: bool) -> Lab:
     config = VARIANTS["wan2.2-i2v-a14b"]()
-    if experts == 1:
-        sampling = dataclasses.replace(config.sampling, guidance=(3.5,))
-        config = dataclasses.replace(config, boundary=None, sampling=sampling)
-    jobs = {"480p": Job(config, 81, 480, 832), "720p": Job(config, 81, 720, 1280)}
-    return Lab(config, jobs, repeat=3, matrix=8192, backend="inductor")
-
-
-def tiny_lab() -> Lab:
-    config = VARIANTS["wan2.2-i2v-a14b"]()
-    small = dict(dim=64, ffn_dim=64, heads=2, layers=2, text_dim=16, text_len=8, freq_dim=16)
-    config = dataclasses.replace(config, dit=dataclasses.replace(config.dit, **small))
-    jobs = {"480p": Job(config, 5, 32, 48), "720p": Job(config, 5, 48, 64)}
-    return Lab(config, jobs, repeat=1, matrix=128, backend="eager")
+    sampling = dataclasses.replace(config.sampling, guidance=(3.5,))
+    config = dataclasses.replace(config, boundary=None, sampling=sampling)  # one expert
+    sizes = {"480p": (81, 480, 832), "720p": (81, 720, 1280)}
+    if tiny:
+        small = dict(dim=64, ffn_dim=64, heads=2, layers=2, text_dim=16, text_len=8, freq_dim=16)
+        config = dataclasses.replace(config, dit=dataclasses.replace(config.dit, **small))
+        sizes = {"480p": (5, 32, 48), "720p": (5, 48, 64)}
+    jobs = {name: Job(config, *size) for name, size in sizes.items()}
+    how = (1, 128, "eager") if tiny else (3, 8192, "inductor")
+    return Lab(config, jobs, *how)
 
 
 @contextlib.contextmanager
@@ -127,39 +121,6 @@ def fastest(lab: Lab, run: Callable[[], Any], *, warm: bool = False) -> float:
     return min(taken)
 
 
-# ---- the device
-
-
-def device_rows(lab: Lab) -> None:
-    """What the machine can do: the largest rate that the rest is measured against."""
-    n, chain = lab.matrix, 16
-    heads, d = lab.config.dit.heads, lab.config.dit.head_dim
-
-    def qkv(tokens: int) -> jax.Array:
-        return jax.random.normal(jax.random.key(1), (3, tokens, heads, d), jnp.bfloat16)
-
-    def products() -> float:
-        a = jax.random.normal(jax.random.key(0), (n, n), jnp.bfloat16) / n**0.5
-        run = jax.jit(lambda a: jax.lax.fori_loop(0, chain, lambda _, x: x @ a, a))
-        return 2 * n**3 * chain / fastest(lab, lambda: run(a)) / 1e12
-
-    def kernel_error() -> float:
-        with using(kernel="xla"):
-            want = jax.jit(attention)(*qkv(512)).astype(jnp.float32)
-        off = jnp.abs(jax.jit(attention)(*qkv(512)).astype(jnp.float32) - want).max()
-        return float(off / jnp.abs(want).max())
-
-    def attention_rate(tokens: int) -> float:
-        run, inputs = jax.jit(attention), qkv(tokens)
-        return 4 * tokens**2 * heads * d / fastest(lab, lambda: run(*inputs)) / 1e12
-
-    measure("peak", "TFLOP/s", products, f"bfloat16 products of {n} × {n}")
-    note = f"fastest of {', '.join(KERNELS)} here, in bfloat16, at 512 tokens"
-    measure("attention kernel is off by", "", kernel_error, note)
-    for name, job in lab.jobs.items():
-        measure(f"self-attention alone, {name}", "TFLOP/s", partial(attention_rate, job.tokens))
-
-
 # ---- jcos
 
 
@@ -186,24 +147,16 @@ class Program(NamedTuple):
     working: float
 
 
-def program(
-    model: Wan, job: Job, *, seeds: int = 1, probe: Probe | None = None, keep_x0: bool = True
-) -> Program:
-    """One guided Euler step by the first expert; without keep_x0 its clean estimate is dropped."""
+def program(model: Wan, job: Job, *, seeds: int = 1, probe: Probe | None = None) -> Program:
+    """One guided Euler step."""
     config, cfg = job.config, job.config.dit
     plan = flow.plan(Sampling(1, 5.0, guidance=(3.5,)))
     text = 0.1 * jnp.ones((1, cfg.text_len, cfg.text_dim), jnp.dtype(config.numerics.text))
     channels = jnp.zeros((1, *job.latent, cfg.in_channels - cfg.out_channels))
     condition = trajectory.Condition(text, job.latent, -text, channels)
     arguments = (model, plan, condition, seed_keys(range(seeds)), probe or Probe())
-
-    @jax.jit
-    def run(*arguments: Any) -> Any:
-        trace = generate_worlds(*arguments)
-        return trace if keep_x0 else (trace.latents, trace.block_obs)
-
     start = time.perf_counter()
-    compiled = run.lower(*arguments).compile()
+    compiled = generate_worlds.lower(*arguments).compile()
     call, sizes = partial(compiled, *arguments), compiled.memory_analysis()
     jax.block_until_ready(call())
     first = time.perf_counter() - start
@@ -212,10 +165,8 @@ def program(
 
 
 def jcos_rows(lab: Lab) -> None:
-    whole = jax.block_until_ready(random_model(lab.config))
-    # One expert runs; the other only lies there, as in a whole run.
-    model = jax.tree.map(lambda a: a, whole)
-    model.experts = nnx.List(whole.experts[:1])
+    measure("peak", "TFLOP/s", partial(peak, lab), f"bfloat16, {lab.matrix} × {lab.matrix}")
+    model = jax.block_until_ready(random_model(lab.config))
     steps = {}
     for name, job in lab.jobs.items():
         once = measure(f"forward pass, {name}", "s", partial(forward_pass, lab, model, job))
@@ -226,9 +177,14 @@ def jcos_rows(lab: Lab) -> None:
     name, job = next(iter(lab.jobs.items()))
     if (alone := steps[name]) is not None:
         extras(lab, model, job, name, alone)
-    if stats := jax.devices()[0].memory_stats():
-        note = f"{lab.config.experts} expert(s) resident, {SEEDS} seeds side by side"
-        report(Row("peak memory", stats["peak_bytes_in_use"] / GIB, "GiB", note))
+
+
+def peak(lab: Lab) -> float:
+    """The rate of matrix products, which the rest is measured against."""
+    n, chain = lab.matrix, 16
+    a = jax.random.normal(jax.random.key(0), (n, n), jnp.bfloat16) / n**0.5
+    run = jax.jit(lambda a: jax.lax.fori_loop(0, chain, lambda _, x: x @ a, a))
+    return 2 * n**3 * chain / fastest(lab, lambda: run(a)) / 1e12
 
 
 def forward_pass(lab: Lab, model: Wan, job: Job) -> float:
@@ -272,7 +228,6 @@ def extras(lab: Lab, model: Wan, job: Job, name: str, alone: float) -> None:
     some = Capture("block", layers=(0,), tokens=jnp.arange(0, job.tokens, 64))
     capture, what = partial(timed, probe=some), "capture of every 64th token of a block"
     measure(what, "%", lambda: 100 * (capture() / alone - 1), share)
-    measure("clean estimates", "%", lambda: 100 * (alone / timed(keep_x0=False) - 1), share)
     measure(f"{SEEDS} seeds side by side", "%", seeds, f"of the time of {SEEDS} runs in turns")
     measure("first-step ensemble", "%", ensemble, f"of a video of {STEPS} steps; goal ≤ 5")
 
@@ -313,7 +268,6 @@ def diffusers_rows(lab: Lab) -> None:
 
 
 PARTS: dict[str, tuple[Callable[[Lab], None], float]] = {
-    "device": (device_rows, 0.15),
     "jcos": (jcos_rows, 0.8),
     "diffusers": (diffusers_rows, 1.0),
 }
@@ -332,24 +286,21 @@ def work(part: str, lab: Lab) -> None:
             PARTS[part][0](lab)
 
 
-def collect(arguments: argparse.Namespace) -> list[Row]:
+def collect(tiny: bool, minutes: float) -> list[Row]:
     start, rows = time.time(), []
     for part, (_, share) in PARTS.items():
         if part == "diffusers" and not (find_spec("torch") and find_spec("diffusers")):
-            missing = "not installed: pip install torch diffusers"
-            rows.append(Row("diffusers", None, "s", missing))
+            rows.append(Row(part, None, "s", "not installed: pip install torch diffusers"))
             continue
-        command = [sys.executable, __file__, "--part", part, *["--tiny"] * arguments.tiny]
-        command += ["--experts", str(arguments.experts)]
+        command = [sys.executable, __file__, "--part", part, *["--tiny"] * tiny]
         try:
-            limit = max(start + 60 * arguments.minutes * share - time.time(), 1)
+            limit = max(start + 60 * minutes * share - time.time(), 1)
             done = subprocess.run(command, stdout=subprocess.PIPE, timeout=limit, check=False)
             out, end = done.stdout, f"it ended with {done.returncode}" if done.returncode else ""
         except subprocess.TimeoutExpired as late:
             out, end = late.stdout or b"", "there was no time for the rest"
-        rows += [
-            Row(*json.loads(line[4:])) for line in out.decode().splitlines() if line[:4] == "ROW "
-        ]
+        lines = out.decode().splitlines()
+        rows += [Row(*json.loads(line[4:])) for line in lines if line[:4] == "ROW "]
         rows += [Row(f"{part}, incomplete", None, "", end)] if end else []
     return [*rows, *verdicts(rows)]
 
@@ -359,15 +310,15 @@ def verdicts(rows: list[Row]) -> list[Row]:
     known = {row.what: row.value for row in rows if row.value is not None}
     made = []
     for size in ("480p", "720p"):
-        rate, most = known.get(f"forward pass, {size}, rate"), known.get("peak")
-        if rate and most:
-            made.append(Row(f"share of the peak, {size}", 100 * rate / most, "%"))
+        rate, most, step = f"forward pass, {size}, rate", "peak", f"guided step, {size}"
+        if {rate, most} <= known.keys():
+            made.append(Row(f"share of the peak, {size}", 100 * known[rate] / known[most], "%"))
         for how in ("sdpa", "torch.compile"):
-            step = f"guided step, {size}"
-            ours, theirs = known.get(step), known.get(f"diffusers, {how}, {step}")
-            if ours and theirs:
+            theirs = f"diffusers, {how}, {step}"
+            if {step, theirs} <= known.keys():
+                faster = known[theirs] / known[step]
                 what = f"speed-up over diffusers, {how}, {size}"
-                made.append(Row(what, theirs / ours, "×", "goal ≥ 1.5"))
+                made.append(Row(what, faster, "×", "goal ≥ 1.5"))
     return made
 
 
@@ -381,17 +332,15 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--tiny", action="store_true", help="toy sizes")
     parser.add_argument("--minutes", type=float, default=9.5, help="time for everything")
-    parser.add_argument("--experts", type=int, choices=(1, 2), default=2, help="in memory")
     parser.add_argument("--out", type=local_path, default=Path("out/bench_gpu"))
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
-        lab = tiny_lab() if arguments.tiny else full_lab(arguments.experts)
-        return work(arguments.part, lab)
+        return work(arguments.part, make_lab(arguments.tiny))
     memory.claim()  # of this process's children; it has no device itself
     code = "import jax; print(jax.devices()[0].device_kind)"
     device = subprocess.check_output([sys.executable, "-c", code], text=True).strip()
-    rows = collect(arguments)
+    rows = collect(arguments.tiny, arguments.minutes)
     save(arguments.out, table(rows), about(device=device), (row._asdict() for row in rows))
 
 

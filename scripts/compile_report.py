@@ -5,7 +5,7 @@
     python scripts/compile_report.py --tiny         # toy sizes, printed alone: does it compile?
 
 `machines`: every released model on common machines, planned as `jcos plan` does; seconds for a GPU,
-a minute or two for a TPU slice on two cores. --machine prints some of them, and changes no page.
+a minute or two for a TPU slice on two cores (some of them alone: `jcos plan`).
 `programs`: every program that a run on one GPU consists of, compiled with weights as shapes, four
 minutes. `curves`: how a video's cost grows, by formula. Needs the extras `tpu` and `gpu`, but no
 device.
@@ -15,6 +15,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +62,13 @@ A14B = VARIANTS["wan2.2-i2v-a14b"]()
 # ---- machines
 
 
-def machines(only: str) -> str:
-    names, rows = [name for name in MACHINES if only in name], []
-    if not names:
-        raise SystemExit(f"no machine has {only!r} in its name; there are {', '.join(MACHINES)}")
-    if lacking := [name for name in names if not compiled.installed(machine(name))]:
-        if not only:
-            raise SystemExit(f"no compiler for {', '.join(lacking)} here; the page stays as it is")
-        print(f"calculated, since there is no compiler: {', '.join(lacking)}")
-    for video in VIDEOS:
-        for name in names:
-            rows.append(row(video[1], name, plan(*video, name)))
-            print(*rows[-1], sep=" | ", flush=True)
+def machines() -> str:
+    if lacking := [name for name in MACHINES if not compiled.installed(machine(name))]:
+        raise SystemExit(f"no compiler for {', '.join(lacking)} here; the page stays as it is")
+    rows = []
+    for video, name in product(VIDEOS, MACHINES):
+        rows.append(row(video[1], name, plan(*video, name)))
+        print(*rows[-1], sep=" | ", flush=True)
     return markdown(("video", "machine", *forecast.COLUMNS), rows, left=3)
 
 
@@ -202,7 +198,6 @@ def programs(tiny: bool) -> str:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--only", choices=PAGES, help="one of the tables")
-    parser.add_argument("--machine", default="", help="machines whose name has this in it")
     parser.add_argument("--docs", type=local_path, default=DOCS, help="folder of the pages")
     parser.add_argument("--tiny", action="store_true", help="programs at toy sizes, printed alone")
     arguments = parser.parse_args()
@@ -210,13 +205,7 @@ def main() -> None:
         jax.config.update("jax_platforms", "cpu")
     if arguments.tiny:
         return print(programs(tiny=True))
-    tables = {
-        "curves": curves,
-        "machines": partial(machines, ""),
-        "programs": partial(programs, tiny=False),
-    }
-    if arguments.machine:
-        return print(machines(arguments.machine))
+    tables = {"curves": curves, "machines": machines, "programs": partial(programs, tiny=False)}
     made = (item for item in about().items() if item[0] in ("date", "jax", *COMPILERS))
     where = ", ".join(f"{name} {value}" for name, value in made)
     for name in [arguments.only] if arguments.only else tables:

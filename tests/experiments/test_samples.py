@@ -41,11 +41,7 @@ def test_puzzles_of_several_tasks_are_one_set(small_model: Wan) -> None:
     scores, solved = samples.judge(np.stack([right, right[:, ::-1]], 1))
     assert solved.tolist() == [[True, False]] * 6
     np.testing.assert_allclose(scores[:, 0], 1)
-
-
-def test_only_puzzles_with_several_answers_if_asked(small_model: Wan) -> None:
-    samples = Samples.of_tasks(small_model, ("maze",), 4, several=True)
-    assert samples.several.all()
+    assert Samples.of_tasks(small_model, ("maze",), 4, several=True).several.all()
     with pytest.raises(ValueError, match="rotation has 0 puzzles with several right answers"):
         Samples.of_tasks(small_model, ("rotation",), 1, several=True)
 
@@ -88,8 +84,7 @@ def test_clips_have_conditions_and_no_judge(small_model: Wan, tmp_path: Path) ->
     picture(tmp_path, side=48)
     digests.add(digest(file))
     (tmp_path / "prompt.txt").write_text("maze")
-    assert digest(file) not in digests
-    assert len(digests) == 2
+    assert len(digests | {digest(file)}) == 3
 
 
 PROMPT = '{"prompt": "x"}'
@@ -100,22 +95,18 @@ PROMPT = '{"prompt": "x"}'
     [
         (None, "there is no file"),
         ("[", "line 1"),
-        ("[" * 100_000, "recursion"),
         ("[]", "it is \\[\\]; it is an object"),
         ("{}", '"clips" is null'),
         ('{"clip": []}', '"clip"; did you mean clips'),
         (f'{{"clips": [{PROMPT}], "fps": 4}}', '"fps"'),
         (f'{{"clips": [{PROMPT}], "frames": "81"}}', 'frames is "81"'),
         (f'{{"clips": [{PROMPT}], "height": 0}}', "height is 0"),
-        (f'{{"clips": [{PROMPT}], "width": true}}', "width is true"),
-        (f'{{"clips": [{PROMPT}, "x"]}}', 'clip 1 is "x"'),
         (f'{{"clips": [{PROMPT}, {{"picture": "a.png"}}]}}', "clip 1 has no prompt"),
         ('{"clips": [{"prompt": 3}]}', "clip 0: prompt is 3"),
         ('{"clips": [{"prompt": "x", "pictur": "a"}]}', "did you mean picture"),
         ('{"clips": [{"prompt": "x", "picture": "gone.png"}]}', "clip 0: picture: .*gone.png"),
         ('{"clips": [{"prompt": "x", "picture": "gs://a/b"}]}', "clip 0: picture: gs://a/b"),
         ('{"clips": [{"prompt": "gone.npy"}]}', "clip 0: prompt: .*gone.npy"),
-        ('{"clips": [{"prompt": "x", "negative": "gone.txt"}]}', "clip 0: negative: .*gone.txt"),
     ],
 )
 def test_files_that_are_no_clips_are_refused(tmp_path: Path, text: str | None, said: str) -> None:

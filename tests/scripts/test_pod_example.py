@@ -1,9 +1,4 @@
-"""The pod script, on two hosts of four simulated devices each, and on a single machine."""
-
-import dataclasses
-import runpy
-import sys
-from types import SimpleNamespace
+"""The pod script, on two hosts of four simulated devices each."""
 
 import numpy as np
 import pytest
@@ -11,35 +6,10 @@ from PIL import Image
 
 import jcos
 from jcos.weights import checkpoint
-from jcos.weights.released import open_released
 from tests.conftest import ROOT
 from tests.many_devices import finish, hosts
-from tests.releases import I2V
 
 SCRIPT = ROOT / "scripts" / "pod_example.py"
-
-
-def test_a_picture_is_prepared_on_a_single_machine(tmp_path, monkeypatch) -> None:
-    Image.fromarray(np.zeros((48, 96, 3), np.uint8)).save(tmp_path / "maze.png")
-    config = open_released(I2V).config
-    clip = dataclasses.replace(config.clip, height=48, width=80)
-    given = []
-
-    def condition(picture: np.ndarray, prompt: str, frames: int, seen: None) -> None:
-        given.append((picture.shape, prompt, frames))
-        raise NotImplementedError
-
-    model = SimpleNamespace(config=dataclasses.replace(config, clip=clip), condition=condition)
-    monkeypatch.setattr(jcos, "load", lambda folder: model)
-    monkeypatch.setattr(jcos, "init_distributed", None)
-    words = ["", str(tmp_path / "out"), "--picture", str(tmp_path / "maze.png"), "--prompt", "go"]
-    monkeypatch.setattr(sys, "argv", [*words, "--hosts", "1"])
-    with pytest.raises(NotImplementedError):
-        runpy.run_path(str(SCRIPT))
-    assert given == [((32, 80, 3), "go", 81)]
-    (tmp_path / "out").mkdir()
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(SCRIPT))
 
 
 @pytest.mark.slow

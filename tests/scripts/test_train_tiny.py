@@ -13,7 +13,7 @@ from flax import nnx
 
 from jcos.lab import training
 from jcos.lab.tasks import TASKS
-from jcos.lab.training import PARTS, Progress, initial
+from jcos.lab.training import PARTS, initial
 from jcos.wan import Wan
 from jcos.weights import checkpoint
 from scripts import evaluate, train_tiny
@@ -47,8 +47,6 @@ def tiny_toy(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "says"),
     [
         (("--steps", 0), "steps is 0; it is at least 1"),
-        (("--steps", -5), "steps is -5; it is at least 1"),
-        (("--save-every", 0), "save_every is 0; it is at least 1"),
         (("--part", 2), "every other one needs --start"),
         (("--start", "x"), "the first part starts from nothing"),
         (("--part", 2, "--start", "no-such-folder"), "is not a checkpoint folder"),
@@ -63,49 +61,24 @@ def test_wrong_input_is_one_sentence_and_writes_nothing(
 
 
 @pytest.mark.usefixtures("tiny_toy")
-def test_a_model_of_another_kind_is_no_start(tmp_path: Path, capsys, monkeypatch) -> None:
-    other = dataclasses.replace(tiny(training.vocabulary()), image="repeat")
-    checkpoint.save(tmp_path / "other", other, Wan(other, rngs=nnx.Rngs(0)), {})
-    arguments = ("--part", 2, "--start", tmp_path / "other", "--out", tmp_path / "run")
-    says = refused(capsys, monkeypatch, train_tiny.main, *arguments)
-    assert "holds a model of another architecture or vocabulary" in says
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.usefixtures("tiny_toy")
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path, capsys, monkeypatch) -> None:
-    """A run of another recipe, and a model without a run."""
+    """A run of another recipe, a model without a run, and one of another kind to start from."""
     config = tiny(training.vocabulary())
     state = initial(PARTS[0], config)
     notes = {"recipe": dataclasses.asdict(PARTS[1]), "losses": {}}
     checkpoint.save(tmp_path / "run" / "step-000250", config, state, notes)
     checkpoint.save(tmp_path / "alone" / "model", config, Wan(config, rngs=nnx.Rngs(0)), {})
+    other = dataclasses.replace(config, image="repeat")
+    checkpoint.save(tmp_path / "other", other, Wan(other, rngs=nnx.Rngs(0)), {})
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    for folder, says in (("run", "holds a run of another recipe"), ("alone", "holds a model and")):
-        out = tmp_path / folder
-        assert says in refused(capsys, monkeypatch, train_tiny.main, "--out", out)
+    for folder, says, *more in (
+        ("run", "holds a run of another recipe"),
+        ("alone", "holds a model and"),
+        ("new", "another architecture or vocabulary", "--part", 2, "--start", tmp_path / "other"),
+    ):
+        arguments = ("--out", tmp_path / folder, *more)
+        assert says in refused(capsys, monkeypatch, train_tiny.main, *arguments)
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
-
-
-def test_the_curve_is_drawn_when_a_state_is_saved_and_at_the_end(
-    tmp_path, capsys, monkeypatch
-) -> None:
-    drawn = []
-
-    def train(recipe, folder, *, save_every):
-        assert (recipe.steps, recipe.seed, save_every) == (5, 7, 2)
-        for step in range(1, 6):
-            yield Progress(step, 0.5, {"small": [0.5] * step}, 0.1)
-
-    monkeypatch.setattr(train_tiny, "train", train)
-    monkeypatch.setattr(
-        train_tiny, "draw_curve", lambda losses, path: drawn.append((len(losses["small"]), path))
-    )
-    arguments = ["--steps", "5", "--seed", "7", "--save-every", "2", "--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["train_tiny.py", *arguments])
-    train_tiny.main()
-    assert drawn == [(step, tmp_path / "curve.png") for step in (2, 4, 5)]
-    assert f"The model is in {tmp_path / 'model'}" in capsys.readouterr().out.replace("\n", "")
 
 
 @pytest.mark.usefixtures("tiny_toy")
