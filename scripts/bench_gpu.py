@@ -156,7 +156,7 @@ def program(model: Wan, job: Job, *, seeds: int = 1, probe: Probe | None = None)
     condition = trajectory.Condition(text, job.latent, -text, channels)
     arguments = (model, plan, condition, seed_keys(range(seeds)), probe or Probe())
     start = time.perf_counter()
-    compiled = generate_worlds.lower(*arguments).compile()
+    compiled = jax.jit(generate_worlds).lower(*arguments).compile()
     call, sizes = partial(compiled, *arguments), compiled.memory_analysis()
     jax.block_until_ready(call())
     first = time.perf_counter() - start

@@ -145,11 +145,7 @@ class Activations(Experiment):
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         mean = data.mean("step", keep_attrs=True)
-        mean = mean.sel(reference=REFERENCE)
-        for name, text in (("energy", ENERGY), ("probe", PROBE), ("cka", CKA)):
-            if name in data:
-                yield name, Picture(plots.lines(mean, name, "layer", hue="channels"), text)
-        yield "frames", Picture(plots.heat(mean["frames"], "frame", "layer"), FRAME)
+        yield "energy", Picture(plots.lines(mean, "energy", "layer", hue="channels"), ENERGY)
 
 
 def compared(

@@ -159,10 +159,6 @@ class Attribution(Experiment):
             maps = {str(how): one.sel(how=how) for how in data["how"].values}
             figure = plots.heat(maps, "step", "layer", xlabel="denoising step")
             yield place, Picture(figure, f"{place}: mean over pairs, all heads together. {WAY}")
-        x: dict[str, Any] = {"x": "factor", "ylabel": "agreement", "xlabel": "queries scaled by"}
-        names = ["sharp_rank", "sharp_sign"]
-        figure = plots.lines(data, names, labels=["rank correlation", "signs"], **x)
-        yield "saturated", Picture(figure, f"{RANK} {SIGN}")
 
 
 KINDS = (
@@ -209,15 +205,11 @@ def agreement(
 def agreements(effects: dict[Any, Any], other: Int[np.ndarray, " P"]) -> dict[str, Any]:
     """Return how well `ESTIMATES` agree with exact patches, by place. other: the pair that each is
     compared with."""
-    rows = []
-    for how in ESTIMATES:
-        row = []
-        for place in PLACES:
-            key = "step" if how == ESTIMATES[1] else "run"
-            estimate = effects[place, key]
-            estimate = estimate[other] if how == ESTIMATES[2] else estimate
-            row.append(agreement(estimate, effects[place, EXACT]))
-        rows.append(row)
+    every = slice(None)
+    whose = ("run", every), ("step", every), ("run", other)  # as `ESTIMATES`
+    rows = [
+        [agreement(effects[p, how][of], effects[p, EXACT]) for p in PLACES] for how, of in whose
+    ]
     values = np.moveaxis(np.array(rows), 2, 0)  # [kind, estimate, place, P, K]
     return {
         name: measure("estimate place pair seed", values[j], title, **about)

@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Picture, Place, Progress, places
-from jcos.experiments.feature_study import EXPLAINED, TELLS, Study
-from jcos.experiments.linear_probes import READINGS, identities_of, marked
+from jcos.experiments.feature_study import Study
+from jcos.experiments.linear_probes import identities_of, marked
 from jcos.experiments.parameters import NONEMPTY, Count, Positive
 from jcos.experiments.samples import puzzles_of
 from jcos.experiments.store import Store
@@ -140,9 +140,6 @@ class Features(Store):
         return (puzzle for puzzle in drawn if len(puzzle.answers) > 1)
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
-        yield "explained", Picture(plots.lines(data, "explained", hue="explainer"), EXPLAINED)
-        for reading in READINGS:
-            yield reading, Picture(plots.lines(data, reading, hue="source"), TELLS)
         steered = data["flipped_more"]
         label = str(steered.attrs["long_name"])
         yield "steered", Picture(plots.paired(steered, label), str(steered.attrs["comment"]))

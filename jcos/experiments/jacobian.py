@@ -104,8 +104,6 @@ class Jacobian(Experiment):
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         answer = data.sel(pixels=PIXELS[0])
         yield "answer", Picture(plots.lines(answer, "size", hue="denoiser"), f"{PIXELS[0]}. {SIZE}")
-        model = data.sel(denoiser=DENOISERS[0])
-        yield "pixels", Picture(plots.lines(model, "size", hue="pixels"), SIZE)
 
 
 @jax.jit

@@ -57,8 +57,7 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
     assert dataset["token_frame"].isin(range(5)).all()
     rows = {(r.task, r.measure, r.case) for r in rows_of(dataset)}
     assert ("maze", "CKA", "without the largest, another puzzle, step 0, layer 1") in rows
-    names = {name for name, _ in SMALL.figures(dataset)}
-    assert names == {"energy", "probe", "frames", "cka"}
+    assert [name for name, _ in SMALL.figures(dataset)] == ["energy"]
 
 
 def test_clips_have_no_probes(model: Wan, clips) -> None:
