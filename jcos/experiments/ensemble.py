@@ -32,22 +32,35 @@ from jcos.wan import Wan
 KINDS = ("tokens", "estimates", "velocities")
 
 
-class Mean(NamedTuple):
+class Case(NamedTuple):
     """What is averaged (one of `KINDS`, or nothing), over how many seeds, after which layers, in
-    which steps."""
+    which steps; and what counts: each member as the one that goes on ("one"), the one nearest to
+    the others ("majority") or the best ("best"). Of runs without a mean, members says how many are
+    compared, or in how many steps one is made ("longer")."""
 
-    kind: str = "nothing"
+    what: str = "nothing"
     members: int = 1
     layers: tuple[int, ...] = ()
     steps: tuple[int, ...] = ()
+    how: str = "one"
 
     def __str__(self) -> str:
-        layers = _range("layer", self.layers)
-        return ", ".join(filter(None, (f"mean {self.kind} of {self.members}", layers, self.span)))
+        if self.what != PLAIN.what:
+            mean = f"mean {self.what} of {self.members}"
+            return ", ".join(filter(None, (mean, self.where, HOW[self.how])))
+        if self.how == "longer":
+            return f"one run of {self.members} steps"
+        return "one run" if self.how == "one" else f"{self.members} runs, {self.how}"
 
     @property
-    def span(self) -> str:
-        return _range("step", self.steps)
+    def where(self) -> str:
+        places = _range("layer", self.layers), _range("step", self.steps)
+        return ", ".join(filter(None, places))
+
+    @property
+    def run(self) -> "Case":
+        """The runs that it is read off: with the mean, or without any."""
+        return PLAIN if self.what == PLAIN.what else self._replace(how="one")
 
 
 def _range(what: str, numbers: tuple[int, ...]) -> str:
@@ -59,30 +72,8 @@ def _range(what: str, numbers: tuple[int, ...]) -> str:
     return f"{what}s {' '.join(map(str, numbers))}"
 
 
-PLAIN = Mean()
+PLAIN = Case()
 HOW = {"one": "one goes on", "majority": "majority of all", "best": "best of all"}
-
-
-class Case(NamedTuple):
-    """A mean, and what counts: each member as the one that goes on ("one"), the one nearest to the
-    others ("majority") or the best ("best"). Of runs without a mean, members says how many are
-    compared, or in how many steps one is made ("longer")."""
-
-    mean: Mean
-    how: str
-    members: int
-
-    def __str__(self) -> str:
-        if self.mean != PLAIN:
-            return f"{self.mean}, {HOW[self.how]}"
-        if self.how == "longer":
-            return f"one run of {self.members} steps"
-        return "one run" if self.how == "one" else f"{self.members} runs, {self.how}"
-
-    @property
-    def kind(self) -> str:
-        """Its name without layers and steps."""
-        return str(self._replace(mean=self.mean._replace(layers=(), steps=())))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,20 +115,20 @@ class Ensemble(Experiment):
                 )
         self._window(config.dit.layers)
 
-    def means(self, config: WanConfig) -> list[Mean]:
+    def means(self, config: WanConfig) -> list[Case]:
         """Return everything that is tried: no averaging first, then the paper's."""
         total, depth = self.plan(config).steps, config.dit.layers
         here = self._window(depth)
         steps = tuple(places(self.steps, total, "step"))
         spans = [tuple(range(last + 1)) for last in places(self.until, total, "step")]
-        means = [PLAIN, Mean("tokens", self.members, here, steps)]
-        means += [Mean("tokens", size, here, steps) for size in self.more_members]
+        means = [PLAIN, Case("tokens", self.members, here, steps)]
+        means += [Case("tokens", size, here, steps) for size in self.more_members]
         for first in places(self.layers, depth, "layer"):
             layers = tuple(range(first, min(depth, first + len(here))))
-            means += [Mean("tokens", self.members, layers, span) for span in spans]
+            means += [Case("tokens", self.members, layers, span) for span in spans]
         for span in dict.fromkeys([steps, *spans]) if spans else ():
-            means += [Mean(kind, self.members, (), span) for kind in KINDS[1:]]
-            means.append(Mean("tokens", self.members, here, span))
+            means += [Case(kind, self.members, (), span) for kind in KINDS[1:]]
+            means.append(Case("tokens", self.members, here, span))
         return list(dict.fromkeys(means))
 
     def _window(self, depth: int) -> tuple[int, ...]:
@@ -158,7 +149,7 @@ class Ensemble(Experiment):
         pixel = isinstance(config.codec, PixelCodec)
         means = self.means(config)
 
-        def ends(means: Sequence[Mean], plan: flow.Plan, seeds: int, **more: Any) -> np.ndarray:
+        def ends(means: Sequence[Case], plan: flow.Plan, seeds: int, **more: Any) -> np.ndarray:
             """Return how runs end [means, P, K, …]: videos of puzzles, else latents."""
             sizes = plan.steps, config.dit.layers, seeds
             more |= {"probes": [probe_of(mean, *sizes) for mean in means]}
@@ -172,7 +163,7 @@ class Ensemble(Experiment):
             for steps in self.step_counts(config):
                 (end,) = ends([PLAIN], self.plan(config, steps), 1, what=f"runs of {steps} steps")
                 longer[steps] = samples.judge(end[:, 0])[1]
-            free = [mean for mean in means if mean.kind != "tokens"]
+            free = [mean for mean in means if mean.what != "tokens"]
             knowing, what = answers_of(model, samples.puzzles).ideal, "runs of the ideal denoiser"
             end = ends(free, plan, every, item_probe=knowing, what=what)
             ideal = {mean: samples.judge(one)[1] for mean, one in zip(free, end, strict=True)}
@@ -184,13 +175,11 @@ class Ensemble(Experiment):
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         judged = "solved" in data
         data = data.sel(denoiser=MODEL, drop=True) if judged else data
-        paper = data["case"][data["what"].values == "tokens"][0]
-        alike = np.all([data[name] == paper[name] for name in ("at_layer", "span", "what")], 0)
-        data = data.isel(case=np.flatnonzero(alike | (data["what"].values == PLAIN.kind)))
-        where = paper.item().removesuffix(f", {HOW['one']}")
-        where = where.removeprefix(f"mean tokens of {paper['members'].item()}, ")
+        data = data.isel(case=np.flatnonzero(data["compared"]))
+        where = data["compared"].attrs["comment"]
         costs = zip(data["case"].values, data["forwards"].values, strict=True)
-        data = data.assign_coords(case=[f"{c} ({n})".replace(f", {where}", "") for c, n in costs])
+        names = [f"{case} ({n})".replace(f", {where}", "") for case, n in costs]
+        data = data.assign_coords(case=names)
         main = "solved" if judged else "distance"
         figure = plots.paired(data[main], str(data[main].attrs["long_name"]), zero=False)
         yield "compared", Picture(figure, COMPARED.format(where))
@@ -214,9 +203,9 @@ def groups_of(seeds: int, members: int) -> Int[np.ndarray, " K"]:
     return np.where(number < whole, number // members, number).astype(np.int32)
 
 
-def probe_of(mean: Mean, steps: int, layers: int, seeds: int) -> Chain:
+def probe_of(mean: Case, steps: int, layers: int, seeds: int) -> Chain:
     """Return both kinds of mean, of which one or none is on: so all means are one program."""
-    at, tokens = choose(steps, mean.steps, "step"), mean.kind == "tokens"
+    at, tokens = choose(steps, mean.steps, "step"), mean.what == "tokens"
     groups = jnp.asarray(groups_of(seeds, mean.members))
     return chain(
         SeedEnsemble(
@@ -225,8 +214,8 @@ def probe_of(mean: Mean, steps: int, layers: int, seeds: int) -> Chain:
             groups,
         ),
         EstimateEnsemble(
-            jnp.asarray(at & (mean.kind in ("estimates", "velocities"))),
-            jnp.array(mean.kind == "velocities"),
+            jnp.asarray(at & (mean.what in ("estimates", "velocities"))),
+            jnp.array(mean.what == "velocities"),
             groups,
         ),
     )
@@ -236,11 +225,11 @@ def probe_of(mean: Mean, steps: int, layers: int, seeds: int) -> Chain:
 
 
 def dataset(
-    means: Sequence[Mean],
+    means: Sequence[Case],
     samples: Samples,
     ends: Shaped[np.ndarray, "Q P K *video"],
     longer: Mapping[int, Bool[np.ndarray, " P"]],
-    ideal: Mapping[Mean, Bool[np.ndarray, "P K"]],
+    ideal: Mapping[Case, Bool[np.ndarray, "P K"]],
     costs: Sequence[int],
     steps: int,
 ) -> xr.Dataset:
@@ -253,29 +242,31 @@ def dataset(
     """
     paper, shape = means[1], ends.shape[1:3]
     hows = tuple(HOW) if samples.judged else ("one",)
-    cases = [Case(PLAIN, "one", 1)]
     sizes = sorted({mean.members for mean in means[1:]})
-    cases += [Case(PLAIN, how, k) for k in sizes for how in hows[1:]]
-    cases += [Case(mean, how, mean.members) for mean in means[1:] for how in hows]
-    cases += [Case(PLAIN, "longer", count) for count in longer]
+    cases = [PLAIN, *(PLAIN._replace(members=k, how=how) for k in sizes for how in hows[1:])]
+    cases += [mean._replace(how=how) for mean in means[1:] for how in hows]
+    cases += [PLAIN._replace(members=count, how="longer") for count in longer]
     number = {mean: q for q, mean in enumerate(means)}
     size = np.maximum(_rms(ends[0]), 1e-12)
-    compared = {(c.mean, c.members) for c in cases if c.how == "majority"}
-    apart = {(mean, k): _apart(ends[number[mean]], k) for mean, k in compared}
-    hows, averaged = np.array([c.how for c in cases]), np.array([c.mean != PLAIN for c in cases])
-    single = averaged & (hows == "one")
+    nearest = {
+        (c.run, c.members): _nearest(ends[number[c.run]], c.members)
+        for c in cases
+        if c.how == "majority"
+    }
+    averaged = np.array([c.run != PLAIN for c in cases])
+    one = np.array([c.how == "one" for c in cases])
+    single = averaged & one
 
     def every(values: Shaped[np.ndarray, "Q P K"]) -> Float[np.ndarray, "case P K"]:
-        rows = [counted(values[number[m]], how, k, apart.get((m, k))) for m, how, k in cases]
-        return np.stack(rows)
+        rows = [(values[number[c.run]], c.how, c.members) for c in cases]
+        chosen = [nearest.get((c.run, c.members)) for c in cases]
+        return np.stack([counted(*row, i) for row, i in zip(rows, chosen, strict=True)])
 
     def gained(values: Shaped[np.ndarray, "Q P K"]) -> Float[np.ndarray, "case P K"]:
         """Return `every` less one plain run: the same seed, or the mean of as many."""
-        less = [
-            counted(values[0], ("none" if how == "one" else "mean") if mean == PLAIN else how, k)
-            for mean, how, k in cases
-        ]
-        return every(values) - np.stack(less)
+        hows = ["one" if c.run != PLAIN else "none" if c == PLAIN else "mean" for c in cases]
+        rows = [counted(values[0], how, c.members) for how, c in zip(hows, cases, strict=True)]
+        return every(values) - np.stack(rows)
 
     moved = every(np.stack([_rms(end - ends[0].astype(np.float32)) for end in ends]) / size)
     measures: list[tuple[str, np.ndarray, np.ndarray, str, str, Span]] = [
@@ -287,7 +278,7 @@ def dataset(
         of_model, more, some = every(solved), gained(solved), np.ones(len(cases), bool)
         for i, values in enumerate(longer.values(), len(cases) - len(longer)):
             of_model[i, :, 0] = values
-        both, both_some = np.stack([of_model, every(free)], 1), np.stack([some, hows == "one"], 1)
+        both, both_some = np.stack([of_model, every(free)], 1), np.stack([some, one], 1)
         gains, gains_of = (
             np.stack([more, gained(free)], 1),
             np.stack([single | ~averaged, single], 1),
@@ -300,7 +291,8 @@ def dataset(
             ("only_without", lost, single, "solved only without", MORE, SCORES),
         ]
         for (count, end), how in zip(longer.items(), ("one", "majority"), strict=False):
-            among = [c[1:] == (how, paper.members) and c.mean in (paper, PLAIN) for c in cases]
+            alike = (paper.members, how)
+            among = [c.run in (paper, PLAIN) and (c.members, c.how) == alike for c in cases]
             equal, title = of_model - end[:, None], f"solved, more than one run of {count} steps"
             equal[:, :, 1:] = np.nan
             measures.append((f"gain_{count}", equal, np.array(among), title, EQUAL, GAINS))
@@ -316,20 +308,18 @@ def dataset(
             return costs[case.members]
         if case.how != "one":
             return case.members * costs[steps]
-        last = case.mean.steps[-1] + 1 if case.mean.steps else 0
+        last = case.steps[-1] + 1 if case.steps else 0
         return costs[steps] + (case.members - 1) * costs[last]
 
     columns: dict[str, Any] = {
-        "kind": [c.kind for c in cases],
-        "what": [c.mean.kind for c in cases],
-        "how": hows,
-        "members": [c.members for c in cases],
-        "span": [c.mean.span for c in cases],
-        "at_layer": [(c.mean.layers or (np.nan,))[0] for c in cases],
-        "at_step": [(c.mean.steps or (np.nan,))[-1] for c in cases],
+        "kind": [str(c._replace(layers=(), steps=())) for c in cases],
+        "at_layer": [(c.layers or (np.nan,))[0] for c in cases],
+        "at_step": [(c.steps or (np.nan,))[-1] for c in cases],
         "forwards": [cost(c) for c in cases],
     }
-    about = case_labels(cases, **columns)
+    alike = [c.run == PLAIN or (c.what, c.where) == (paper.what, paper.where) for c in cases]
+    compared = {"compared": ("case", alike, {"comment": paper.where})}
+    about = case_labels(cases, **columns) | compared
     denoiser = {"denoiser": list(DENOISERS)} if samples.judged else {}
     return xr.Dataset(variables, samples.coordinates() | denoiser | about)
 
@@ -343,10 +333,10 @@ def counted(
     values: Shaped[np.ndarray, "P K"],
     how: str,
     members: int,
-    apart: Float[np.ndarray, "P G m m"] | None = None,
+    nearest: Int[np.ndarray, "P G"] | None = None,
 ) -> Float[np.ndarray, "P K"]:
     """Return what counts of each group of seeds (`Case`), at its first seed, of "one" at every
-    seed; nan elsewhere. apart: distances between a group's members."""
+    seed; nan elsewhere. nearest: the member that is nearest to the others of its group."""
     placed = np.full(values.shape, np.nan)
     groups = values.shape[1] // members
     grouped = values[:, : groups * members].reshape(len(values), groups, members).astype(float)
@@ -355,19 +345,18 @@ def counted(
         placed[:, : groups * members] = values[:, : groups * members]
     elif how in ("best", "mean"):
         first[:] = grouped.max(-1) if how == "best" else grouped.mean(-1)
-    elif how == "majority" and apart is not None:
-        nearest = apart.sum(-1).argmin(-1)[..., None]  # the first of equals
-        first[:] = np.take_along_axis(grouped, nearest, -1)[..., 0]
+    elif how == "majority" and nearest is not None:
+        first[:] = np.take_along_axis(grouped, nearest[..., None], -1)[..., 0]
     return placed
 
 
-def _apart(ends: Shaped[np.ndarray, "P K *video"], members: int) -> Float[np.ndarray, "P G m m"]:
-    """Return the distances between the ends of a group's members."""
+def _nearest(ends: Shaped[np.ndarray, "P K *video"], members: int) -> Int[np.ndarray, "P G"]:
+    """Return the member of each group whose end is nearest to the others', the first of equals."""
     groups = ends.shape[1] // members
     grouped = ends[:, : groups * members].astype(np.float32)
     grouped = grouped.reshape(len(ends), groups, members, *ends.shape[2:])
     distances = [_rms(grouped - grouped[:, :, i : i + 1]) for i in range(members)]
-    return np.stack(distances, -1)
+    return np.stack(distances, -1).sum(-1).argmin(-1)
 
 
 def _rms(ends: Any) -> Float[np.ndarray, "*axes"]:

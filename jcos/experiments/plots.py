@@ -212,10 +212,6 @@ def shared_legend(figure: Figure) -> Figure:
     return figure
 
 
-FILM = "Clean estimates; rows are denoising steps, columns are frames."
-"""The caption of a film of estimates."""
-
-
 @styled
 def film_grid(videos: UInt8[np.ndarray, "rows F H W 3"], names: Sequence[str]) -> Figure:
     """Return the paper's figure 1: a row for each video, at most eight of its frames."""

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jcos.experiments.ensemble import Ensemble, Mean, dataset, groups_of, probe_of
+from jcos.experiments.ensemble import Case, Ensemble, dataset, groups_of, probe_of
 from jcos.experiments.experiment import Settings
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import held_out, sweep
@@ -34,7 +34,7 @@ def test_dataset_table_and_figures_are_complete(small_model: Wan, data, rows) ->
     assert (plain.value, plain.n, plain.still, plain.forwards) == (0, 2, 0, 4)
     assert plain.chance is not None
     paper = "mean tokens of 3, layer 1, step 0"
-    assert str(SMALL.means(small_model.config)[1]) == paper
+    assert str(SMALL.means(small_model.config)[1]) == f"{paper}, one goes on"
     assert rows["solved", f"{paper}, one goes on"].forwards == 4 + 2 * 1
     assert rows["solved", f"{paper}, majority of all"].forwards == 3 * 4
     assert rows["solved", "one run of 6 steps"].forwards == 6
@@ -51,11 +51,11 @@ def test_dataset_table_and_figures_are_complete(small_model: Wan, data, rows) ->
 
 EVERY = tuple(range(4))
 PAIRS = {
-    "plain": Mean(),
-    "tokens": Mean("tokens", 2, (0, 1), EVERY),
-    "velocities": Mean("velocities", 2, (), EVERY),
-    "estimates": Mean("estimates", 2, (), EVERY),
-    "two steps": Mean("tokens", 2, (1,), (0, 1)),
+    "plain": Case(),
+    "tokens": Case("tokens", 2, (0, 1), EVERY),
+    "velocities": Case("velocities", 2, (), EVERY),
+    "estimates": Case("estimates", 2, (), EVERY),
+    "two steps": Case("tokens", 2, (1,), (0, 1)),
 }
 """Means over seeds 0 and 1, and over 2 and 3."""
 
@@ -109,18 +109,18 @@ def test_gain_majority_and_best_of_known_ends(small_model: Wan) -> None:
     mean = np.stack([right, right, still, right, right, right], 1)
     mean[1] = plain[1]
     samples = Samples.of_tasks(small_model, ("maze",), 2)
-    mean_of, averaged = Mean("tokens", 3, (3, 4), (0,)), Mean("estimates", 2, (), (0,))
+    mean_of, averaged = Case("tokens", 3, (3, 4), (0,)), Case("estimates", 2, (), (0,))
     ideal = np.array([[True] * 6, [True, True, False, False, False, False]])
     known = dataset(
-        [Mean(), mean_of, averaged],
+        [Case(), mean_of, averaged],
         Samples(samples.conditions, samples.tasks, tuple(puzzles)),
         np.stack([plain, mean, mean]),
         {12: np.array([True, False]), 30: np.array([False, False])},
-        {Mean(): np.ones((2, 6), bool), averaged: ideal},
+        {Case(): np.ones((2, 6), bool), averaged: ideal},
         range(31),
         10,
     )
-    every, one = f"{mean_of}, majority of all", f"{mean_of}, one goes on"
+    every, one = str(mean_of._replace(how="majority")), str(mean_of)
     ends = known["solved"].sel(denoiser="model")[..., ::3]  # the first seeds of the groups
     assert ends.sel(case="3 runs, majority").values.tolist() == [[False, True]] * 2
     assert ends.sel(case="3 runs, best").values.tolist() == [[True, True]] * 2
@@ -134,7 +134,7 @@ def test_gain_majority_and_best_of_known_ends(small_model: Wan) -> None:
     assert rows["solved, more than one run of 30 steps", every] == 0.5
     assert rows["solved, more than one run of 30 steps", "3 runs, majority"] == 0
     assert rows["solved", "one run, ideal denoiser"] == 1
-    case = f"{averaged}, one goes on, ideal denoiser"
+    case = f"{averaged}, ideal denoiser"
     assert rows["solved", case] == pytest.approx(8 / 12)
     assert rows["solved, more than one run", case] == pytest.approx(-4 / 12)
 
@@ -143,8 +143,8 @@ def test_the_papers_comparison_alone(small_model: Wan) -> None:
     """What is left for many puzzles: plain runs, one mean, and the runs with more steps."""
     alone = Ensemble(seeds=(0, 1, 2), more_members=(), layers=(), until=())
     plain, *means = alone.means(small_model.config)
-    assert plain == Mean()
-    assert [str(mean) for mean in means] == ["mean tokens of 3, layer 1, step 0"]
+    assert plain == Case()
+    assert [str(mean) for mean in means] == ["mean tokens of 3, layer 1, step 0, one goes on"]
     assert alone.step_counts(small_model.config) == (6, 12)
 
 

@@ -26,15 +26,15 @@ from jcos.wan import Wan
 from tests.conftest import compilations
 
 RANGES = [
+    (Flow(frames=(5,)), "frame 5 .* 0 to 4"),
     (Noise(steps=(4,)), "step 4 .* 0 to 3"),
-    (Noise(frames=(5,)), "frame 5"),
     (Cosine(layers=(2,)), "layer 2"),
-    (Ensemble(until=(7,)), "step 7"),
     (Swap(until=(-1,)), "step -1"),
 ]
 """Raise IndexError. A kind of parameter (`experiments.parameters`) stands here once."""
 
 VALUES = [
+    (Swap(layers=()), "layers is empty"),
     (Noise(tasks=("maze", "maze7")), "canvases of different sizes"),
     (Noise(tasks=("chess",)), "'chess'"),
     (Noise(tasks=()), "tasks is empty"),
@@ -42,7 +42,6 @@ VALUES = [
     (Noise(seeds=(1, 1)), "each once"),
     (Noise(seeds=()), "at least one is needed"),
     (Noise(chunk=0), "chunk is 0"),
-    (Noise(puzzle_seed=-1), "puzzle_seed is -1"),
     (Noise(sampling=Settings(steps=0)), "steps is 0"),
     (Noise(cleanup=5), "cleanup is 5"),
     (Flow(steps=(), frames=()), "no place for noise"),
@@ -76,7 +75,7 @@ VALUES = [
     (Swap(tasks=("maze",)), "maze has no pairs"),
     (Swap(several=True), "several=true"),
     (Behaviour(clips=Path("clips.json")), "judged by right answers"),
-    (Budget(steps=()), "name at least one"),
+    (Behaviour(wrong=-1), "wrong is -1"),
     (Budget(steps=(0, 2)), "each is at least 1"),
     (Budget(shifts=(0.0,)), "each is a positive number"),
     (Budget(middles=(1.0,)), "each is above 0 and below 0.999"),

@@ -23,7 +23,7 @@ from jcos.experiments.sweeps import (
 )
 from jcos.lab.tasks import TASKS
 from jcos.sampling import flow
-from jcos.sampling.probes import InWorlds, Noise, Probe, States
+from jcos.sampling.probes import InWorlds, Noise, Probe
 from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
 from tests.conftest import compilations
@@ -37,23 +37,24 @@ def runs(small_model: Wan) -> Condition:
     return one_world(conditions_of(small_model, held_out(MAZE, 2)))
 
 
-def test_puzzles_are_held_out_and_the_same_each_time() -> None:
-    puzzles = held_out(MAZE, 5)
-    assert all(p.held_out for p in puzzles)
-    assert [p.identity for p in puzzles] == [p.identity for p in held_out(MAZE, 8)[:5]]
-    assert [p.identity for p in puzzles] != [p.identity for p in held_out(MAZE, 5, seed=1)]
+def noises(*steps: int) -> list[Noise]:
+    return [Noise.at_steps(4, MAZE.frames, [s]) for s in steps]
 
 
 @pytest.mark.slow
-def test_a_run_does_not_depend_on_its_neighbours(small_model: Wan) -> None:
-    puzzles = held_out(MAZE, 3)
-    off, wipe = (Noise.at_steps(4, MAZE.frames, at) for at in ((), (1,)))
-    many = play(small_model, puzzles, (0, 3), probes=[off, wipe], keep=(0, 3))
+def test_a_run_does_not_depend_on_what_runs_beside_it(small_model: Wan, runs: Condition) -> None:
+    """Other puzzles, seeds and probes; or a world, which shares its noise."""
+    puzzles, probes = held_out(MAZE, 3), [Noise.at_steps(4, MAZE.frames, ()), *noises(1)]
+    many = play(small_model, puzzles, (0, 3), probes=probes, keep=(0, 3))
     assert many.x0.shape == (2, 3, 2, 2, 5, 10, 10, 12)
-    one = play(small_model, puzzles[:1], (3,), probes=[off], keep=(0, 3))
+    one = play(small_model, puzzles[:1], (3,), probes=probes[:1], keep=(0, 3))
     np.testing.assert_allclose(one.x0[0, 0, 0], many.x0[0, 0, 1], atol=2e-4)
     np.testing.assert_allclose(many.x0[0, :, :, 0], many.x0[1, :, :, 0], atol=2e-4)
     assert np.abs(np.asarray(many.latents[0] - many.latents[1])).max() > 0.1
+    both = jax.tree.map(lambda a: jnp.concatenate([a, a], axis=1), runs)
+    worlds = [InWorlds(probes[1], jnp.array([False, True]))]
+    ends = sweep(small_model, both, (0, 3), probes=worlds).latents
+    np.testing.assert_allclose(ends[0].swapaxes(0, 1), many.latents[:, :2], atol=2e-4)
 
 
 def test_score_judges_what_is_decoded(small_model: Wan) -> None:
@@ -64,10 +65,6 @@ def test_score_judges_what_is_decoded(small_model: Wan) -> None:
     scores, solved = score(small_model, puzzles, latents)
     np.testing.assert_array_equal(solved, [[True, False]] * 2)
     np.testing.assert_allclose(scores, [[1, 0]] * 2)
-
-
-def noises(*steps: int) -> list[Noise]:
-    return [Noise.at_steps(4, MAZE.frames, [s]) for s in steps]
 
 
 def test_a_sweep_is_one_program_whatever_its_chunks(small_model: Wan) -> None:
@@ -89,26 +86,6 @@ def test_a_sweep_is_one_program_whatever_its_chunks(small_model: Wan) -> None:
     assert whole.shape == (3, 3, 1, 1, 5, 10, 10, 12)
 
 
-@pytest.mark.slow
-def test_worlds_share_their_noise(small_model: Wan, runs: Condition) -> None:
-    """A clean world with a perturbed one is the clean run."""
-    puzzles = held_out(MAZE, 2)
-    both = jax.tree.map(lambda a: jnp.concatenate([a, a], axis=1), runs)
-    probe = InWorlds(noises(1)[0], jnp.array([False, True]))
-    trace = sweep(small_model, both, (0, 1), probes=[probe])
-    clean = play(small_model, puzzles, (0, 1), probes=noises(1))
-    assert trace.latents.shape == (1, 2, 2, 2, 5, 10, 10, 12)
-    np.testing.assert_allclose(trace.latents[0, :, 1], clean.latents[0], atol=2e-4)
-    plain = play(small_model, puzzles, (0, 1))
-    np.testing.assert_allclose(trace.latents[0, :, 0], plain.latents[0], atol=2e-4)
-
-
-def test_a_run_starts_from_the_latents_of_start(small_model: Wan, runs: Condition) -> None:
-    start = np.zeros((2, 1, 5, 10, 10, 12), np.float32)
-    a, b = (sweep(small_model, runs, (s,), start=start).latents for s in (0, 1))
-    np.testing.assert_array_equal(a, b)
-
-
 def test_each_puzzle_may_have_seeds_of_its_own(small_model: Wan, runs: Condition) -> None:
     def ends(seeds: Sequence[Any]) -> np.ndarray:
         return sweep(small_model, runs, seeds, readout=read_latents, alike=True)[0]
@@ -120,22 +97,24 @@ def test_each_puzzle_may_have_seeds_of_its_own(small_model: Wan, runs: Condition
     assert np.abs(fourth - fifth).max() > 0.1
 
 
+class Broken(Probe):
+    """Breaks the second seed of the first puzzle."""
+
+    first: jax.Array
+
+    def on_block(self, site, tokens):
+        here = (jax.lax.axis_index("seed") == 1) & self.first
+        return jnp.where(here, jnp.nan, tokens), ()
+
+
 def test_what_is_not_finite_is_named_at_once(small_model: Wan, runs: Condition) -> None:
     """Not after all the others were computed, and with its block."""
-    start = np.zeros((2, 2, 5, 10, 10, 12), np.float32)
-    start[0, 1, 3] = np.nan
     calls = []
+    about = {"what": "watching", "progress": lambda *call: calls.append(call)}
+    first = Broken(jnp.array([True, False]))
     broke = r"watching: .*puzzle \(or clip\) 0 with seed 7 .*step 0 of 4 on, first after block 0"
     with pytest.raises(FloatingPointError, match=broke):
-        sweep(
-            small_model,
-            runs,
-            (4, 7),
-            start=start,
-            chunk=1,
-            what="watching",
-            progress=lambda *call: calls.append(call),
-        )
+        sweep(small_model, runs, (4, 7), item_probe=first, chunk=1, **about)
     assert calls == [("watching", 0, 2)]
 
 
@@ -149,24 +128,6 @@ def test_too_little_memory_says_what_helps(
     helps = r"asked a device for 3.5 GiB.*\(1\) .*--set chunk=4\); \(2\) fewer than 2 seeds .*video"
     with pytest.raises(MemoryError, match=helps):
         sweep(small_model, runs, (0, 1), probes=noises(0, 1, 2, 3), chunk=8)
-
-
-def test_what_is_kept_of_a_run_takes_memory_too(
-    small_model: Wan, runs: Condition, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The states of four steps, and the whole trace."""
-    sizes = []
-
-    def stop(*arguments: object) -> int:
-        sizes.append(arguments[-1])
-        raise ValueError("stop")
-
-    monkeypatch.setattr(sweeps, "runs_that_fit", stop)
-    for probe in (Probe(), States()):
-        with pytest.raises(ValueError, match="stop"):
-            sweep(small_model, runs, (0, 1), probes=[probe])
-    states = 2 * 4 * 5 * 10 * 10 * 12 * 4
-    assert sizes[1] == sizes[0] + 2 * states, "observed, and kept with the trace"
 
 
 def test_guided_runs_cost_twice_the_memory_and_too_much_is_refused(
