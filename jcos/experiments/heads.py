@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from jcos.config import PixelCodec, WanConfig
+from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Progress, places
 from jcos.experiments.parameters import AtLayers, Count
@@ -25,7 +25,7 @@ from jcos.experiments.samples import Samples
 from jcos.experiments.swap import FLIP, pair_conditions, pair_seed, solved
 from jcos.experiments.swap_pairs import pairs_of
 from jcos.experiments.sweeps import pixels
-from jcos.lab.measures import GAINS, POSITIVE
+from jcos.lab.measures import GAINS
 from jcos.lab.results import measure
 from jcos.lab.tasks import TASKS
 from jcos.sampling import flow
@@ -64,11 +64,11 @@ class Heads(Experiment):
 
     layers: whose heads, all by default. windows: parts that the steps are cut into. members: heads
     of the chosen set, those that cost most progress on every second puzzle. controls: random sets.
-    pair_tasks, pairs: what the exchange is run on (`swap_pairs.PARTNERS`). Of clips only the
-    distance is measured.
+    pair_tasks, pairs: what the exchange is run on (`swap_pairs.PARTNERS`).
     """
 
     question = "Which heads carry the route, the agent, the walls?"
+    no_clips = "heads are judged by right answers; for clips use the probe jcos.KnockOut"
 
     puzzles: Count = 24
     layers: AtLayers | None = None
@@ -85,9 +85,9 @@ class Heads(Experiment):
         for name, most in (("windows", steps), ("members", heads)):
             if getattr(self, name) > most:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is at most {most} here")
-        for task in self.pair_tasks if self.clips is None else ():
+        for task in self.pair_tasks:
             pairs_of(task, 1, self.puzzle_seed)
-        if self.clips is None and self.puzzles < 2:
+        if self.puzzles < 2:
             raise ValueError("puzzles: 1; heads are chosen on one half and tried on the other")
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
@@ -106,17 +106,13 @@ class Heads(Experiment):
             probes.append(self.knock_out(config, heads, *list(ways.values())[way]))
         ends = self._ends(model, samples, probes, progress, "knocking out heads")
         shape = len(layers), count + 1, len(ways)
-        dims, runs = f"layer head how {samples.runs} seed", f"{samples.runs} seed"
+        dims = "layer head how puzzle seed"
         variables: dict[str, Any] = {"forwards": ((), self.forwards(config), {})}
         labels = {"layer": layers, "how": list(ways)}
         labels["head"] = [*(f"head {h}" for h in range(count)), "all heads"]
         for name, values in ends.items():
             array = np.full(shape + values.shape[1:], np.nan)
             array[tuple(np.transpose(cells))] = values[1:]
-            if name == "distance":
-                words = "distance", "From the end of the plain run, over its root mean square."
-                variables[name] = measure(dims, array, *words, span=POSITIVE)
-                continue
             title, comment = MEASURES[name]
             lost = values[0] - array
             single = lost[:, :count]
@@ -124,17 +120,14 @@ class Heads(Experiment):
             beside[:, :count] = single - (single.sum(1, keepdims=True) - single) / (count - 1)
             more = f"{title}, lost, more than by the layer's other heads"
             variables |= {
-                name: measure(runs, values[0], title, f"With all heads. {comment}"),
+                name: measure("puzzle seed", values[0], title, f"With all heads. {comment}"),
                 f"{name}_lost": measure(dims, lost, f"{title}, lost", LOST, span=GAINS),
                 f"{name}_beside": measure(dims, beside, more, BESIDE, span=GAINS),
             }
-        data = self.dataset(variables, samples, **labels)
-        if samples.judged:
-            data = data.assign(samples.levels({"solved": "solved"}))
-            lost = data["progress_lost"].sel(how="mean").values
-            data = data.merge(self._sets(model, samples, layers, lost, progress))
-            data = data.merge(self._exchange(model, progress))
-        return data
+        data = self.dataset(variables | samples.levels({"solved": "solved"}), samples, **labels)
+        lost = data["progress_lost"].sel(how="mean").values
+        data = data.merge(self._sets(model, samples, layers, lost, progress))
+        return data.merge(self._exchange(model, progress))
 
     def ways(self, config: WanConfig) -> dict[str, tuple[str, Sequence[int]]]:
         """Return how heads are knocked out, and at which steps: always, then in each window."""
@@ -155,13 +148,10 @@ class Heads(Experiment):
         self, model: Wan, samples: Samples, probes: Sequence[Probe], progress: Progress, what: str
     ) -> dict[str, np.ndarray]:
         """Return all measures of the ends of runs, [probes, P, K]; the first run is plain."""
-        latents, videos = self.sweep(model, progress)(
-            samples.conditions, probes=probes, readout=read_ends, what=what
+        videos = self.sweep(model, progress)(
+            samples.conditions, probes=probes, readout=read_videos, what=what
         )
-        plain = latents[:1]
-        square = [np.square(x).mean((-4, -3, -2, -1)) for x in (latents - plain, plain)]
-        values = {"distance": np.sqrt(square[0] / square[1])}
-        return values | judged(samples, videos) if samples.judged else values
+        return judged(samples, videos[:, :, 0])
 
     def _sets(
         self,
@@ -215,9 +205,8 @@ class Heads(Experiment):
         return xr.Dataset({"flipped": flipped}, labels)
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
-        names = {f"{n}_lost": MEASURES[n][0] for n in MEASURES if f"{n}_lost" in data}
         single = data.isel(head=slice(-1)).sel(how="mean")
-        maps = {title: single[n] for n, title in (names or {"distance": "distance"}).items()}
+        maps = {title: single[f"{name}_lost"] for name, (title, _) in MEASURES.items()}
         figure = plots.heat(maps, "head", "layer")
         yield "heads", Picture(figure, "Lost without a head, set to the mean over tokens.")
         if "flipped" not in data:
@@ -273,13 +262,6 @@ def judged(samples: Samples, videos: np.ndarray) -> dict[str, np.ndarray]:
         for name, (gate, *_) in GATES.items():
             values[name][i, p, k] = score.gates.get(gate, np.nan)
     return values
-
-
-def read_ends(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> tuple[Any, Any]:
-    """Return the final latents of a run of one world, and its video where that needs no VAE."""
-    latents = trace.latents[0]
-    small = isinstance(model.codec, PixelCodec)
-    return latents, read_videos(model, plan, trace, aux)[0] if small else None
 
 
 def read_videos(model: Wan, plan: flow.Plan, trace: Trace, aux: Any) -> Any:

@@ -19,12 +19,9 @@ def test_random_heads_are_as_many_others_in_the_same_layers() -> None:
 def test_dataset_table_and_figures_are_complete(data, rows) -> None:
     dataset, programs = data
     assert programs == 3  # single heads, sets of heads, exchanges
-    sizes = {"layer": 2, "head": 3, "how": 4, "puzzle": 2, "seed": 1}
-    distance = dataset["distance"]
-    assert distance.sizes == sizes
-    assert (distance.isel(head=slice(2)) > 0).all()
-    windows = distance.sel(head="all heads").isel(how=slice(2, None))
-    assert np.isnan(windows).all()  # whole layers, at all steps alone
+    known = np.isfinite(dataset["solved_lost"]).all(("puzzle", "seed"))
+    assert known.shape == (2, 3, 4)  # layers; heads and all heads; zero, mean, and its windows
+    assert known.values.sum() == 2 * (3 * 4 - 2)  # whole layers at all steps alone
     lost, beside = dataset["progress_lost"], dataset["progress_beside"]
     lost, beside = (a.transpose("head", ...).values for a in (lost, beside))
     np.testing.assert_allclose(beside[:2], [lost[0] - lost[1], lost[1] - lost[0]], atol=1e-12)
