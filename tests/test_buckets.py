@@ -16,8 +16,26 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import fsspec
+import jax
+import numpy as np
 import pytest
+from etils.epath.backend import fsspec_backend
+from safetensors.numpy import load
 
+import jcos
+from convert import stream
+from convert.stream import Job, convert
+from convert.work import Work
+from jcos import cli, runs
+from jcos.bench.export import export
+from jcos.files import any_path, sizes, visible
+from jcos.lab import results
+from jcos.media.formats import read_mp4
+from jcos.model.text import UMT5, cached
+from jcos.model.tokenizer import Tokenizer
+from jcos.weights import checkpoint
+from jcos.weights.checkpoint import save
 from tests.conftest import GOLDEN
 from tests.many_devices import environment, find
 from tests.models import release_config
@@ -72,6 +90,7 @@ def bucket(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.mark.extra("buckets")
 @pytest.mark.slow
 def test_from_a_release_to_scores(bucket: str, release: Path, tmp_path: Path) -> None:
+    """In gs:// all of it, in s3:// as far as the videos."""
     (tokenizer,) = release.rglob("tokenizer.json")
     shutil.copy(tokenizer, tmp_path)
     found = find(bucket, str(tmp_path), module="tests.test_buckets")
@@ -81,18 +100,20 @@ def test_from_a_release_to_scores(bucket: str, release: Path, tmp_path: Path) ->
     assert found["trace"] == [1, 2]
     assert found["again"]
     assert "is incomplete: weights/" in found["cut"]
-    assert found["steps"] == 2
-    assert found["score"] == [1.0]
-    assert found["left"] == []
-    assert found["text"]
     assert f"{bucket[:2]}://no/x cannot be written: " in found["nowhere"]
     assert f"{bucket}/denied cannot be written: Access Denied" in found["denied"]
-    assert "has no axis 'time'" in found["plan"]
     assert f"{bucket} is a whole bucket; name a folder in it" in found["whole"]
+    assert found["left"] == []
+    if bucket.startswith("gs"):
+        assert found["steps"] == 2
+        assert found["score"] == [1.0]
+        assert found["text"]
+        assert "has no axis 'time'" in found["plan"]
 
 
 @pytest.mark.extra("buckets")
 @pytest.mark.slow
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
 def test_what_others_keep_in_a_bucket_stays(bucket: str, tmp_path: Path) -> None:
     found = find(bucket, str(tmp_path), "others", module="tests.test_buckets")
     assert f"{bucket} is a whole bucket; name a folder in it" in found["bucket"]
@@ -119,8 +140,6 @@ def test_without_credentials_it_is_one_sentence(bucket: str) -> None:
 
 def refused(*words: object) -> str:
     """Run a command; return the sentence that it ends in, if it does not succeed."""
-    from jcos import cli
-
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -136,25 +155,12 @@ def command(*words: object) -> None:
 
 def way(place: str, folder: Path) -> dict[str, Any]:
     """Convert, load, generate, run an experiment and the benchmark in a bucket; read it back."""
-    import jax
-    import numpy as np
-    from etils.epath.backend import fsspec_backend
-    from safetensors.numpy import load
-
-    import jcos
-    from convert.stream import Job, convert
-    from jcos.bench.export import export
-    from jcos.files import any_path, visible
-    from jcos.lab import results
-    from jcos.media.formats import read_mp4
-    from jcos.model.text import UMT5, cached
-    from jcos.model.tokenizer import Tokenizer
-    from jcos.weights.checkpoint import save
-
     bucket, release = any_path(place), GOLDEN / "ckpt" / "Wan2.2-TI2V-5B"
     convert(Job(release, bucket / "wan"))
-    pairs = (jax.tree.leaves(jcos.load(f)) for f in (release, f"{place}/wan"))
-    found: dict[str, Any] = {"weights": all(map(np.array_equal, *pairs))}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checkpoint, "_digest", None)  # each file would be a request
+        pairs = (jax.tree.leaves(jcos.load(f)) for f in (release, f"{place}/wan"))
+        found: dict[str, Any] = {"weights": all(map(np.array_equal, *pairs))}
 
     np.save(folder / "rows.npy", np.ones((2, release_config("ti2v").dit.text_dim), np.float32))
     given = ("--prompt", folder / "rows.npy", "--negative", folder / "rows.npy", "--steps", 2)
@@ -169,9 +175,31 @@ def way(place: str, folder: Path) -> dict[str, Any]:
     command("generate", f"{place}/wan", *given, *video)
     found["again"] = (out / "run.json").read_bytes() == before
 
+    if place.startswith("gs"):
+        found |= measured(place, folder, release)
+
+    found["whole"] = refused("run", "steps", "--out", place)
+    found["left"] = [str(p) for p in visible(bucket, "**/*") if ".part" in p.name]
+
+    next(p for p in visible(bucket / "wan" / "weights", "**/*") if p.is_file()).unlink()
+    try:
+        jcos.load(f"{place}/wan")
+    except ValueError as error:
+        found["cut"] = str(error)
+    scheme = place.partition(":")[0]
+    found["nowhere"] = refused("generate", release, *given, "--out", f"{scheme}://no/x")
+    with pytest.MonkeyPatch.context() as patched:
+        denied = Mock(side_effect=PermissionError(errno.EACCES, "Access Denied"))
+        patched.setattr(fsspec_backend.fs(place), "pipe_file", denied)
+        found["denied"] = refused("generate", release, *given, "--out", f"{place}/denied")
+    return found
+
+
+def measured(place: str, folder: Path, release: Path) -> dict[str, Any]:
+    """Plan, embed, run an experiment and the benchmark from what is in a bucket; read it back."""
+    bucket, found = any_path(place), dict[str, Any]()
     plan = ("plan", "--model", f"{place}/wan", "--topology", "h200:1")
     found["plan"] = refused(*plan, "--mesh", "time=8")  # which is looked at after the model
-    found["whole"] = refused("run", "steps", "--out", place)
 
     encoder, tokenizer = jcos.load(release).text, Tokenizer.load(folder / "tokenizer.json")
     assert isinstance(encoder, UMT5)
@@ -194,32 +222,11 @@ def way(place: str, folder: Path) -> dict[str, Any]:
     command("bench", "score", f"{place}/vbvr/base", *samples, "--out", f"{place}/scores")
     about = json.loads((bucket / "scores" / "scores.json").read_text())
     found["score"] = list(about["arms"]["truth"]["scores"].values())
-    found["left"] = [str(p) for p in visible(bucket, "**/*") if ".part" in p.name]
-
-    next(p for p in visible(bucket / "wan" / "weights", "**/*") if p.is_file()).unlink()
-    try:
-        jcos.load(f"{place}/wan")
-    except ValueError as error:
-        found["cut"] = str(error)
-    scheme = place.partition(":")[0]
-    found["nowhere"] = refused("generate", release, *given, "--out", f"{scheme}://no/x")
-    with pytest.MonkeyPatch.context() as patched:
-        denied = Mock(side_effect=PermissionError(errno.EACCES, "Access Denied"))
-        patched.setattr(fsspec_backend.fs(place), "pipe_file", denied)
-        found["denied"] = refused("generate", release, *given, "--out", f"{place}/denied")
     return found
 
 
 def others(place: str, folder: Path) -> dict[str, Any]:
     """Convert, and fail, where others have objects; list what is left."""
-    import fsspec
-
-    from convert import stream
-    from convert.stream import Job, convert
-    from convert.work import Work
-    from jcos import runs
-    from jcos.files import any_path, sizes
-
     bucket, release = any_path(place), GOLDEN / "ckpt" / "Wan2.2-TI2V-5B"
     found: dict[str, Any] = {}
 
