@@ -89,9 +89,6 @@ class Explore(Command):
 class Export(Command):
     """Write results for talks and papers: films of x̂0 along the steps, the plane, every chart.
 
-    Measures that are no chart become dots with intervals. The figures that a run drew itself are
-    copied as SVG; they are not drawn again as PNG.
-
     Examples:
       jcos export out/demo --gif x0.gif --frame -1 --plane plane.png
       jcos export out/steps --svg figures --csv figures
@@ -102,15 +99,15 @@ class Export(Command):
     gif: OutFile | None = None  # The clean estimates along the steps, next to the final video …
     mp4: OutFile | None = None  # … or as MP4.
     plane: OutFile | None = None  # Steps × frames as one PNG.
-    svg: OutFolder | None = None  # Every chart and stored figure, as SVG into this folder …
-    png: OutFolder | None = None  # … charts as PNG …
+    svg: OutFolder | None = None  # Every chart as SVG into this folder …
+    png: OutFolder | None = None  # … as PNG …
     csv: OutFolder | None = None  # … and their numbers.
     run_number: Annotated[int | None, tyro.conf.arg(name="run")] = None  # From 0.
     frame: int | None = None  # Only this frame, -1 is the last; all by default.
 
     def run(self) -> None:
         from jcos.report import export
-        from jcos.report.reading import DATASET, check_results, read
+        from jcos.report.reading import check_results, read
 
         pictures = {".gif": self.gif, ".mp4": self.mp4, ".png": self.plane}
         pictures = {suffix: file for suffix, file in pictures.items() if file is not None}
@@ -131,8 +128,7 @@ class Export(Command):
                 export.write_run(plane, file, self.frame)
         for kind, folder in folders.items():
             written += export.write_charts(results.charts, folder, kind)
-            written += export.write_others(results, folder, kind)
         if not written:
-            why = "; ".join(results.missing) or f"no {DATASET}"
+            why = "; ".join(results.missing) or "nothing runs along steps, layers or frames"
             raise ValueError(f"{self.results} has no charts: {why}")
         print("\n".join(map(str, written)))

@@ -7,23 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from jcos.report import svg
 from jcos.report.charts import Chart
 from jcos.report.plane import Plane
-from jcos.report.reading import UNREADABLE, Results, reason
+from jcos.report.reading import UNREADABLE, Results
 from jcos.report.templates import inside
 from jcos.runs import MANIFEST
 
-FEW = 6
-"""Charts that no section names are shown at once up to so many; more are folded."""
 DATA = (".nc", ".npz", ".safetensors", ".csv", ".json")
 PICTURES = (".png", ".webp", ".svg", ".mp4")
 """Endings of the files that a page lists."""
-WIDE, COLUMN = 1.9, 500
-"""Figures whose width is so many times their height have a row of their own; so have drawings wider
-than so many points."""
 ELSEWHERE = (
     *("planes", "title", "question", "lead", "command", "figures", "sections", "unfinished"),
     *("changes", "sigmas", "tree", "alive"),
@@ -45,7 +38,7 @@ class Place(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of a page. more: charts that are folded."""
+    """A part of a page."""
 
     id: str
     title: str
@@ -53,7 +46,6 @@ class Section(NamedTuple):
     runs: Sequence[int] = ()
     charts: Sequence[int] = ()
     figures: Sequence[dict[str, Any]] = ()
-    more: Sequence[int] = ()
 
 
 def facts(result: Results) -> list[str]:
@@ -77,29 +69,12 @@ def figures(result: Results, place: Place) -> dict[str, dict[str, Any]]:
         if (result.runs or result.trees) and path.stem.startswith("puzzle-"):
             continue
         name, drawn = path.stem.replace("_", " "), path.suffix == ".svg"
-        try:
-            if drawn:
-                content, width, height = svg.styled(path)
-                src, widest = inside(path.name, content), COLUMN
-            else:
-                with Image.open(path) as picture:
-                    width, height = picture.size
-                src, widest = place.put(path), float("inf")
-        except UNREADABLE as error:
-            fault = f"{path.relative_to(result.folder).as_posix()}: {reason(error)}"
-            if fault not in result.missing:
-                result.missing.append(fault)
-            continue
         shown[path.stem] = {
             "name": name,
             "caption": str(captions.get(path.stem) or name),
-            "src": src,
+            "src": inside(path.name, svg.styled(path)) if drawn else place.put(path),
             "link": place.link(path),
-            "file": path.name,
             "drawn": drawn,
-            "width": width,
-            "height": height,
-            "wide": width > min(WIDE * height, widest),
         }
     return shown
 
@@ -129,7 +104,7 @@ def sections(
             text=[paragraph for paragraph in text if paragraph.strip()],
             figures=[figures.pop(n) for n in named(section, "figures") if n in figures],
             charts=[k for k, c in enumerate(charts) if c.name in named(section, "charts")],
-            runs=[k for k, run in enumerate(runs) if run.named(named(section, "runs"))],
+            runs=[k for k, run in enumerate(runs) if run.group in named(section, "runs")],
         )
         here = {"plane": part.runs, "search": section.get("tree")}
         story += [part, *(one for one in waiting if here[one.id])]
@@ -140,8 +115,16 @@ def sections(
     if figures:
         story.append(Section("figures", "Figures", figures=[*figures.values()]))
     if rest:
-        story.append(Section("charts", "Measured", charts=rest[:FEW], more=rest[FEW:]))
+        story.append(Section("charts", "Measured", charts=rest))
     return story
+
+
+def strip_of(run: Plane) -> list[tuple[int, str]]:
+    """Return `Plane.strip` of a run; nothing where its pictures cannot be read."""
+    try:
+        return run.load().strip()
+    except UNREADABLE:
+        return []
 
 
 def films(results: Sequence[Results]) -> dict[str, dict[Path, list[Path | None]]]:

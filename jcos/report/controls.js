@@ -105,21 +105,19 @@ function differ(kind) {
   for (const button of document.querySelectorAll("[data-difference]")) press(button, button.dataset.difference === kind);
 }
 
-const inGroup = group => group === EACH
-  ? groups.map(g => views.findIndex(v => v.group === g))
-  : views.map((_, i) => i).filter(i => views[i].group === group);
+const inGroup = group => views.map((_, i) => i).filter(i => views[i].group === group);
 
 function enter(group, shown) {
   state.group = group;
   const members = inGroup(group);
   $("group").value = group;
   $("runs").replaceChildren(...members.map(number => {
-    const chip = make("button", { type: "button", "data-view": number, "aria-pressed": "false", title: views[number].prompt.slice(0, 300) }, title(views[number]));
+    const chip = make("button", { type: "button", "data-view": number, "aria-pressed": "false", title: views[number].prompt.slice(0, 300) }, views[number].label);
     chip.addEventListener("click", () => { state.moved = true; show(state.shown.includes(number) ? state.shown.filter(v => v !== number) : [...state.shown, number].sort((a, b) => a - b)); });
     return chip;
   }));
   $("runs").hidden = members.length < 2;
-  return show(shown ?? members.slice(0, group === EACH ? MOST : 2));
+  return show(shown ?? members.slice(0, 2));
 }
 
 function controls() {
@@ -161,7 +159,6 @@ function controls() {
 async function open() {
   const prompt = g => views.find(v => v.group === g).prompt, differ = new Set(groups.map(prompt)).size > 1;
   const names = groups.map(g => [g, differ && prompt(g) ? `${g} – ${prompt(g).slice(0, 60)}` : g]);
-  if (groups.length > 1) names.push([EACH, `the first run of each of ${groups.length}`]);
   $("group").replaceChildren(...names.map(([value, text]) => make("option", { value }, text)));
   $("group").parentNode.hidden = groups.length < 2;
   $("pick").hidden = views.length < 2;
@@ -169,12 +166,17 @@ async function open() {
   const wanted = (params.get("runs") ?? "").split(",").filter(Boolean).map(Number).filter(i => views[i]);
   const best = views[data.open], alike = views.map((_, i) => i).filter(i => views[i].baseline === best.baseline && best.baseline != null);
   const shown = wanted.length ? wanted : alike.length ? alike : [data.open];
-  const group = shown.every(i => views[i].group === views[shown[0]].group) ? views[shown[0]].group : EACH;
+  const { group } = views[shown[0]];
   state.frame = +(params.get("frame") ?? 1e6);
   const at = params.get("step"), start = at == null ? -1 : steps.indexOf(+at);
   state.step = start >= 0 ? start : Math.min(steps.length - 1, Math.floor(steps.length * .1));
-  await enter(group, shown);
+  await enter(group, shown.filter(i => views[i].group === group));
 }
 
 controls();
 open();
+addEventListener("hashchange", () => {    // a link to runs
+  if (!location.hash.includes("runs=")) return;
+  open();
+  $("plane").scrollIntoView({ behavior: "smooth" });
+});

@@ -8,7 +8,6 @@ words and the looks are in `explorer.html` and the style sheets; the scripts dra
 
 import dataclasses
 import os
-import shutil
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,13 +60,9 @@ def check_page(page: Path) -> None:
 
 def write(results: Sequence[Results], page: Path, *, embedded: int = EMBEDDED) -> Path:
     """Write the page, and a folder of the same name that ends in `.files` if its pictures are more
-    than `embedded` bytes. The pictures come first; each file is whole or absent.
-
-    Raises ValueError where there is a folder of that name that no page left."""
+    than `embedded` bytes. The pictures come first; each file is whole or absent."""
     check_page(page)
     home, store, results = page.parent, page.with_suffix(STORE), distinct(results)
-    if store.exists() and not all(p.name.startswith(SHEET) for p in files.visible(store)):
-        raise ValueError(f"{store} holds other files than a page's pictures; give another --out")
     runs, views, payloads = [], [], {}
     for result, run in runs_in(results):
         data = data_of(run)
@@ -85,8 +80,6 @@ def write(results: Sequence[Results], page: Path, *, embedded: int = EMBEDDED) -
     def put(path: Path) -> str:
         return inside(path.name, path.read_bytes()) if size <= embedded else link(path)
 
-    if store.is_symlink():
-        store.unlink()
     for i, data in enumerate(views):
         sheet = store / f"{SHEET}{i}.webp"
         address = inside(sheet.name, data["sheet"]) if size <= embedded else link(sheet)
@@ -96,7 +89,8 @@ def write(results: Sequence[Results], page: Path, *, embedded: int = EMBEDDED) -
         if "error" in data:
             results[0].missing.append(f"{chart.title}: {data['error']}")
     text = render(results, Place(put, link), runs, payloads)
-    shutil.rmtree(store, ignore_errors=True)
+    for old in store.glob(f"{SHEET}*.webp"):
+        old.unlink()
     for i, data in enumerate(views if size > embedded else ()):
         files.write(store / f"{SHEET}{i}.webp", data["sheet"])
     files.write(page, text)
@@ -134,6 +128,7 @@ def render(
         contents=contents,
         missing=missing,
         sections=sections,
+        runs=runs,
         trees=trees,
         figures=figures,
         data={

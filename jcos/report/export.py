@@ -5,7 +5,6 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,20 +14,17 @@ from matplotlib.figure import Figure
 
 from jcos import files
 from jcos.experiments import plots
-from jcos.lab.results import load, span_of, table
 from jcos.media import formats
 from jcos.report.charts import ESTIMATE, Chart, axis_of, by_task
 from jcos.report.explorer import most_telling
 from jcos.report.plane import Plane
-from jcos.report.reading import DATASET, FIGURES, Results
+from jcos.report.reading import Results
 
 IDEAL = 7
 """The grey of `plots.COLOURS`."""
 SIDE, GAP, WIDE = 160, 8, 3840
 """About how many pixels a frame of a film is wide, how many lie between frames, and how wide a film
 is at most: more frames go on below."""
-EVERY = 5
-"""Of a long run, every so many steps are shown on the picture of the plane."""
 FPS = 8
 
 
@@ -49,8 +45,7 @@ def plane_of(results: Results, run: int | None = None) -> Plane:
 def plane_png(plane: Plane) -> bytes:
     """Return the plane as PNG: a row for each step shown, the final video last; a column for each
     frame."""
-    each = 1 if len(plane.x0) <= 12 else EVERY
-    rows = plane.x0[[*range(0, len(plane.x0) - 1, each), -1]]
+    rows = plane.x0[plane.shown()]
     if plane.video is not None:
         rows = np.concatenate([rows, plane.video[None]])
     scale = formats.factor_for(plane.x0.shape[3], SIDE // 2)
@@ -109,28 +104,6 @@ def write_charts(charts: Sequence[Chart], folder: Path, kind: str) -> list[Path]
     return written
 
 
-def write_others(results: Results, folder: Path, kind: str) -> list[Path]:
-    """Write what is no chart: measures of runs and cases alone as dots with their intervals, or as
-    their lines of the table; and as SVG the figures that the run has drawn."""
-    pictures = sorted((results.folder / FIGURES).glob("*.svg")) if kind == "svg" else []
-    written = {folder / path.name: path.read_bytes() for path in pictures}
-    file, known = results.folder / DATASET, {chart.name for chart in results.charts}
-    data = load(file, results.manifest.get("experiment")) if file.is_file() else xr.Dataset()
-    listed = {name: a for name, a in data.items() if a.attrs.get("tabled") and name not in known}
-    for i, (name, array) in enumerate(listed.items(), len(results.charts)):
-        title, zero = array.attrs["long_name"], bool(span_of(array)[0] < 0)
-        levels = array.attrs.get("ancillary_variables", "").split()
-        about = {name, array.attrs["forwards"], *levels} & {*data}
-        if kind == "csv":
-            content: Any = table(data[sorted(about)]).to_csv(index=False, lineterminator="\n")
-        else:
-            content = _file(plots.paired(array, title, zero=zero), kind)
-        written[folder / f"{i:02}-{_slug(title)}.{kind}"] = content
-    for path, content in written.items():
-        files.write(path, content)
-    return [*written]
-
-
 def _slug(text: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in text.lower())[:60].strip("-")
 
@@ -159,10 +132,6 @@ def _drawn(chart: Chart, kind: str, task: str) -> bytes:
     """Return a picture of a chart as SVG or PNG."""
     figure = (_map if chart.is_map else _curves)(chart)
     figure.suptitle(f"{chart.title}: {task}" if task else chart.title, fontsize=9)
-    return _file(figure, kind)
-
-
-def _file(figure: Figure, kind: str) -> bytes:
     if kind == "svg":
         return plots.to_svg(figure)
     figure.savefig(out := io.BytesIO(), dpi=200, facecolor="white")

@@ -7,7 +7,7 @@ function chartsNow() {
   const charts = new Map();
   state.shown.forEach((v, run) => views[v].lines.forEach(line => {
     if (!charts.has(line.chart)) charts.set(line.chart, []);
-    charts.get(line.chart).push({ ...line, mean: line.values, who: title(views[v]), view: views[v], run });
+    charts.get(line.chart).push({ ...line, mean: line.values, who: views[v].label, view: views[v], run });
   }));
   const lanes = [];
   for (const [name, lines] of charts) {

@@ -11,13 +11,12 @@ import urllib.parse
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 from jcos.files import is_hidden
 from jcos.report import templates
 from jcos.report.contents import Place
 from jcos.report.explorer import charts_in, data_of, relative, render, runs_in
-from jcos.report.reading import Results, distinct, files_of, read
+from jcos.report.reading import Results, distinct, read
 from jcos.report.table import rows_of, thumbnail
 from jcos.report.templates import inside
 from jcos.runs import MANIFEST
@@ -26,15 +25,11 @@ HOSTS = {"127.0.0.1", "localhost"}
 """Names by which a browser of this machine asks; any other page's name could be pointed here."""
 DATA = re.compile(r"(view|chart)-([0-9]{1,9})\.json")
 HTML = "text/html; charset=utf-8"
-RANGE = re.compile(r"bytes=([0-9]{0,20})-([0-9]{0,20})")
+RANGE = re.compile(r"bytes=([0-9]{1,20})-([0-9]{0,20})")
 STORED = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 """What a file of the results may do where it is opened by itself: be looked at."""
 BLOCK = 1 << 18
 """Bytes of a file that are read at a time."""
-
-
-class Missing(LookupError):
-    """There is nothing at an address."""
 
 
 class Shelf:
@@ -45,7 +40,7 @@ class Shelf:
             raise ValueError(f"{folder} is no folder; give one with results in it, such as out")
         self.folder = folder.resolve()
         self._runs: dict[str, Path] = {}
-        self._results: dict[tuple[Path, ...], tuple[Any, list[Results]]] = {}
+        self._results: dict[tuple[Path, ...], list[Results]] = {}
 
     def runs(self) -> dict[str, Path]:
         """Look for runs and return them by their names."""
@@ -66,31 +61,24 @@ class Shelf:
         known = self._runs if all(key in self._runs for key in keys) else self.runs()
         return [known[key] for key in keys] if all(key in known for key in keys) else []
 
-    def read(self, folders: list[Path]) -> list[Results]:
-        """Return the results of runs, the first of them the baseline; read anew when any of their
-        files changes, but for those that are being written."""
-        version = []
-        for path in (path for folder in folders for path in files_of(folder)):
-            if path.suffix != ".part":
-                with contextlib.suppress(FileNotFoundError):  # gone since it was listed
-                    now = path.stat()
-                    version.append((path, now.st_mtime_ns, now.st_size))
-        before, results = self._results.get((*folders,), (None, []))
-        if before != version:
-            results = distinct([read(folder) for folder in folders])
-            self._results[(*folders,)] = version, results
-        return results
+    def read(self, folders: list[Path], anew: bool = False) -> list[Results]:
+        """Return the results of runs, the first of them the baseline; as they were when their page
+        was made, so that its runs and charts are those that it names."""
+        key = (*folders,)
+        if anew or key not in self._results:
+            self._results[key] = distinct([read(folder) for folder in folders])
+        return self._results[key]
 
     def answer(self, path: str) -> tuple[bytes | Path, str]:
-        """Return the content of an address, or the file that has it, and its type. Raises Missing
-        where there is nothing."""
+        """Return the content of an address, or the file that has it, and its type. Raises
+        LookupError where there is nothing."""
         parts = [os.fsdecode(urllib.parse.unquote_to_bytes(part)) for part in path.split("/")[1:]]
         if parts == [""]:
             return self.table(), HTML
         folders = self.folders(parts[1]) if len(parts) > 2 and parts[0] == "run" else []
         match parts[2:] if folders else None:
             case [""]:
-                return _page(self.read(folders)), HTML
+                return _page(self.read(folders, anew=True)), HTML
             case ["explore.data", name]:
                 return _data(self.read(folders), name), "application/json"
             case ["explore.thumbnail"]:
@@ -101,7 +89,7 @@ class Shelf:
                 if file.is_relative_to(folder) and file.is_file() and not is_hidden(inside):
                     kind = mimetypes.guess_type(file.name, strict=False)[0]
                     return file, kind or "application/octet-stream"
-        raise Missing(f"there is no {path}")
+        raise LookupError(f"there is no {path}")
 
 
 def _page(results: list[Results]) -> bytes:
@@ -116,12 +104,12 @@ def _page(results: list[Results]) -> bytes:
 
 
 def _data(results: list[Results], name: str) -> bytes:
-    """Return `view-3.json`, a run, or `chart-3.json`. Raises Missing where there is none."""
+    """Return `view-3.json`, a run, or `chart-3.json`. LookupError where there is none."""
     match = DATA.fullmatch(name)
     charts = match is not None and match[1] == "chart"
     listed = charts_in(results) if charts else [run for _, run in runs_in(results)]
     if match is None or int(match[2]) >= len(listed):
-        raise Missing(f"there is no {name}")
+        raise LookupError(f"there is no {name}")
     data = data_of(listed[int(match[2])])
     if "sheet" in data:
         data["sheet"] = inside("sheet.webp", data["sheet"])
@@ -145,7 +133,7 @@ def server(folder: Path, port: int) -> ThreadingHTTPServer:
                 content, kind = shelf.answer(urllib.parse.urlsplit(self.path).path)
                 stored = isinstance(content, Path)
                 file = content.open("rb") if stored else io.BytesIO(content)
-            except (OSError, ValueError, Missing) as error:
+            except (OSError, ValueError, LookupError) as error:
                 self.send_error(HTTPStatus.NOT_FOUND, explain=str(error))
                 return
             with file, contextlib.suppress(ConnectionError):  # a player that seeks goes away
@@ -183,17 +171,12 @@ def server(folder: Path, port: int) -> ThreadingHTTPServer:
 
 
 def part_of(header: str | None, size: int) -> range | None:
-    """The bytes that a Range header asks for: `bytes=a-b`, `bytes=a-`, or the last n, `bytes=-n`.
-
-    Empty where the file has none of them; None, for all, where it asks for no single range.
-    """
-    match = RANGE.fullmatch((header or "").strip())
-    if match is None or not any(match.groups()):
+    """Return the bytes that a Range header asks for, `bytes=a-b` or `bytes=a-`: none where the file
+    has none of them. None, for all, where it asks for anything else."""
+    match = RANGE.fullmatch(header or "")
+    if match is None:
         return None
-    if not match[1]:
-        return range(max(0, size - int(match[2])), size)
-    first, last = int(match[1]), int(match[2] or size)
-    return None if last < first and match[2] else range(min(first, size), min(last + 1, size))
+    return range(min(int(match[1]), size), min(int(match[2] or size), size - 1) + 1)
 
 
 def _name(folder: Path) -> str:

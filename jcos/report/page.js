@@ -70,9 +70,3 @@ for (const table of document.querySelectorAll("table.sortable")) {
   find.addEventListener("input", filter);
   addEventListener("pageshow", filter);   // browsers restore what was wanted
 }
-
-for (const button of document.querySelectorAll(".enlarge"))
-  button.addEventListener("click", () => button.setAttribute("aria-expanded", button.getAttribute("aria-expanded") !== "true"));
-// A picture stands once in the page; its link gets it when it is wanted.
-for (const link of document.querySelectorAll(".save[href='']"))
-  link.addEventListener("click", () => { link.href = link.closest("figure").querySelector("img").src; });

@@ -6,7 +6,6 @@ if (!$("plane")) return;
 const views = data.views;
 const steps = [...new Set(views.flatMap(v => v.steps))].sort((a, b) => a - b);
 const groups = [...new Set(views.map(v => v.group))];
-const EACH = "\u0000each";
 const MOST = 6;
 const state = { step: 0, frame: 0, shown: [], group: groups[0], difference: "none", back: false, wide: false, playing: null, moved: false };
 const pictures = new Map();          // view → loaded image
@@ -37,7 +36,7 @@ function sheetOf(number) {
 }
 
 // The run that another is compared with: that of the first folder, or else the first that is shown, of the same puzzle.
-const baseline = number => views[number].baseline ?? (state.group === EACH ? null : state.shown[0]);
+const baseline = number => views[number].baseline ?? state.shown[0];
 
 function paint(context, number, at, frame, x, y, w, h) {
   // One cell: a step's estimate (at = its row), the video or the right answer; as a difference if asked for.
@@ -103,7 +102,7 @@ function buildPanes() {
   const stage = $("stage");
   stage.replaceChildren(...state.shown.map((number, i) => {
     const view = views[number];
-    const name = make("figcaption", {}, make("i", { class: `swatch ${hue(i)}` }), make("b", {}, title(view)));
+    const name = make("figcaption", {}, make("i", { class: `swatch ${hue(i)}` }), make("b", {}, view.label));
     name.append(...verdict(view));
     const changed = view.changes.map(c => c.text).join("; ");
     if (changed) name.append(make("span", { class: "changed" }, changed));
@@ -120,8 +119,6 @@ function buildPanes() {
   const prompts = [...new Set(state.shown.map(v => views[v].prompt).filter(Boolean))];
   $("prompt").textContent = prompts.length === 1 ? `“${prompts[0]}”` : "";
 }
-
-const title = view => state.group === EACH ? `${view.group}${groups.length < views.length ? `, ${view.label}` : ""}` : view.label;
 
 function drawPanes() {
   for (const pane of $("stage").children) {
@@ -145,7 +142,7 @@ function drawPanes() {
 function buildGrids() {
   $("grids").replaceChildren(...state.shown.map((number, i) => {
     const view = views[number];
-    const h3 = make("h3", {}, make("span", {}, `${state.shown.length > 1 ? `${title(view)}: ` : ""}x̂₀, frames × steps`), make("span", { class: "thinned" }));
+    const h3 = make("h3", {}, make("span", {}, `${state.shown.length > 1 ? `${view.label}: ` : ""}x̂₀, frames × steps`), make("span", { class: "thinned" }));
     const canvas = make("canvas", { tabindex: 0, role: "img", "aria-label": `All clean estimates of ${view.label}: ${view.frames} frames by ${view.steps.length} steps. Arrow keys move through them.` });
     const cells = make("div", { class: "cells" }, make("div", { class: "rows", "aria-hidden": "true" }), canvas, make("div", { class: "here" }));
     const lane = make("div", { class: "lane grid", "data-view": number }, h3, cells);
@@ -230,7 +227,7 @@ function buildChanges() {
   const red = getComputedStyle($("changes")).getPropertyValue("--bad");
   $("changes").replaceChildren(...changesNow().map(([parts, runs]) => {
     const { axis } = parts[0], [size, count] = ["size", "steps"].map(k => Math.max(...parts.map(c => c[k]))), text = parts.map(c => c.text).join("; ");
-    const who = runs.length < state.shown.length ? `${runs.map(v => title(views[v])).join("; ")}: ` : "";
+    const who = runs.length < state.shown.length ? `${runs.map(v => views[v].label).join("; ")}: ` : "";
     const tall = Math.max(8 / size, clamp(Math.round(64 / size), 2, 14)), wide = Math.max(2, width / Math.max(count, steps.length));
     const rows = [...Array(size).keys()], values = rows.map(() => Array(count).fill(null));
     for (const [step, at] of parts.flatMap(c => c.cells)) values[at][step] = 1;
@@ -239,28 +236,4 @@ function buildChanges() {
       label: `${who}what was changed: ${text}`, least: Math.max(12, (size - 1) * tall),
     });
   }));
-}
-
-// ---- strips of a section: the last frame along the steps ----------------------------------------
-for (const box of document.querySelectorAll("[data-runs]"))
-  for (const number of box.dataset.runs.split(",").map(Number)) {
-    const strip = make("button", { type: "button", class: "strip", title: "Look inside" });
-    box.append(strip);
-    whenVisible(strip, async () => drawStrip(strip, number, await loaded(number)));
-  }
-
-function drawStrip(strip, number, view) {
-  const picture = sheetOf(number);
-  if (view.error) return strip.remove();
-  if (!picture) return pictures.get(number).addEventListener("load", () => drawStrip(strip, number, view));
-  const last = view.steps.length - 1, [cw, ch] = view.cell, frame = view.frames - 1;
-  const each = last < 12 ? 1 : Math.max(5, Math.ceil(last / 50) * 5), rows = view.steps.map((_, r) => r).filter(r => r % each === 0 || r === last);
-  const cells = rows.map(r => {
-    const canvas = make("canvas", { width: cw, height: ch, class: cw <= 64 ? "exact" : "", role: "img", "aria-label": `Clean estimate of ${view.label}, step ${view.steps[r]}, last frame` });
-    const i = r * view.frames + frame;
-    canvas.getContext("2d").drawImage(picture, i % view.columns * cw, Math.floor(i / view.columns) * ch, cw, ch, 0, 0, cw, ch);
-    return make("span", {}, canvas, String(view.steps[r]));
-  });
-  strip.replaceChildren(make("span", { class: "title" }, make("b", {}, `${view.group}${groups.length < views.length ? `, ${view.label}` : ""}`), ...verdict(view)), make("span", { class: "cells" }, ...cells));
-  strip.addEventListener("click", async () => { await enter(view.group, [number]); $("plane").scrollIntoView({ behavior: "smooth" }); });
 }

@@ -44,6 +44,8 @@ WIDEST = 256
 LARGEST = 40_000_000
 """How many pixels a browser is given at once."""
 UNREAD = np.zeros((0, 0, 0, 0, 3), np.uint8)
+MANY, EVERY = 12, 5
+"""Of runs of so many steps or more, every so many are shown where all have no room."""
 ROWS, SIDE = 8, 40
 """Steps that a notebook shows, and about how wide a frame is there."""
 
@@ -84,25 +86,21 @@ class Plane:
     pair: int | None = None
     read: Callable[[], Mapping[str, Any]] | None = None
 
-    def __post_init__(self) -> None:
-        if self.read:
-            return
-        if len(self.steps) != len(self.x0) or not len(self.steps):
-            raise ValueError(
-                f"{self.label}: {len(self.steps)} steps are named, {len(self.x0)} are there"
-            )
-        for name in ("video", "reference"):
-            clip = getattr(self, name)
-            if clip is not None and clip.shape != self.x0.shape[1:]:
-                raise ValueError(f"{self.label}: {name} is {clip.shape}, x0 {self.x0.shape}")
-
     def load(self) -> "Plane":
         """Return the run with its pictures."""
         return dataclasses.replace(self, read=None, **self.read()) if self.read else self
 
-    def named(self, names: Sequence[str]) -> bool:
-        """Return whether a section that names its label, its group, or both means this run."""
-        return not {self.label, self.group, f"{self.group}, {self.label}"}.isdisjoint(names)
+    def shown(self) -> list[int]:
+        """Return the places of some steps that stand for all: of long runs every fifth, and the
+        last."""
+        last = len(self.x0) - 1
+        return [*range(0, last, 1 if last < MANY else EVERY), last]
+
+    def strip(self) -> list[tuple[int, str]]:
+        """Return some steps with their last frames, as addresses of pictures."""
+        thin = -(-self.x0.shape[3] // (2 * SIDE))
+        frames = self.x0[:, -1, ::thin, ::thin]
+        return [(self.steps[i], inside("a.png", formats.png(frames[i]))) for i in self.shown()]
 
     def sheet(self) -> tuple[bytes, tuple[int, int], int]:
         """Return all pictures as one WebP, their width and height there, and how many lie side by

@@ -7,11 +7,13 @@ they are asked for.
 
 import dataclasses
 import json
+import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from xml.etree import ElementTree as ET
 
 import av
 import numpy as np
@@ -38,8 +40,6 @@ STORE = ".files"
 """Ends the name of the folder beside a page that holds its pictures, if they are many."""
 SAYS = {*KINDS, "command", "title"}
 """Entries of which a manifest of results has one; a model's `config.json` has none."""
-LEFT = (DATASET, PLANES, TABLE, TREE, "latents.safetensors", "summary.json")
-"""Files that commands leave beside the manifest."""
 DRAWN = (".svg", ".png", ".webp")
 UNREADABLE = (
     OSError,
@@ -49,7 +49,7 @@ UNREADABLE = (
     AttributeError,
     EOFError,
     RecursionError,  # of JSON that is nested too deep
-    SyntaxError,  # of Pillow, for a broken PNG
+    SyntaxError,  # for broken PNG and XML
     Image.DecompressionBombError,
     zipfile.BadZipFile,
     zlib.error,
@@ -117,13 +117,13 @@ class Results:
 
 
 def check_results(folder: Path) -> None:
-    """Raise ValueError where a folder has files, but no results of a command: it gets no page. A
-    damaged manifest counts where the files that a command leaves lie in the same folder."""
+    """Raise ValueError where a folder has files, but no manifest of a command: it gets no page. Of
+    a damaged manifest the page says so; `read` refuses what is no folder, or an empty one."""
     try:
         ours = not SAYS.isdisjoint(manifest_of(folder))
     except (ValueError, RecursionError):
-        ours = any((folder / name).is_file() for name in LEFT)
-    except FileNotFoundError:  # `read` refuses what is no folder, or an empty one
+        ours = True
+    except FileNotFoundError:
         ours = not folder.is_dir() or not any(folder.iterdir())
     if not ours:
         inside = sorted(p.parent for p in folder.glob(f"*/{MANIFEST}"))
@@ -137,11 +137,9 @@ def distinct(results: Sequence[Results]) -> list[Results]:
     if len({result.title for result in results}) == len(results):
         return list(results)
     paths = [result.folder.resolve() for result in results]
-    names = [path.name for path in paths]
-    if len(set(names)) < len(names):
-        names = ["/".join(path.parts[-2:]) for path in paths]
-    pairs = zip(results, names, strict=True)
-    return [dataclasses.replace(result, name=name) for result, name in pairs]
+    above = os.path.commonpath(paths)
+    pairs = zip(results, paths, strict=True)
+    return [dataclasses.replace(one, name=os.path.relpath(at, above)) for one, at in pairs]
 
 
 def read(folder: Path) -> Results:
@@ -256,15 +254,12 @@ def _dict(value: object) -> dict[str, Any]:
 
 
 def _picture(path: Path) -> Path:
-    """Return a picture whose header is right, and the end of a PNG; SVGs are read when they become
-    part of a page."""
-    if path.suffix != ".svg":
-        Image.open(path).close()
-    if path.suffix == ".png":
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 12))
-            if b"IEND" not in file.read():
-                raise ValueError("its end is not there")
+    """Return a picture that is whole."""
+    if path.suffix == ".svg":
+        ET.parse(path)
+    else:
+        with Image.open(path) as picture:
+            picture.verify()
     return path
 
 

@@ -18,6 +18,7 @@ from jcos.media import formats
 from jcos.report.contents import OUTCOMES, settings_of
 from jcos.report.plane import PLANES
 from jcos.report.reading import ESTIMATES, FIGURES, TABLE, UNREADABLE, manifest_of
+from jcos.runs import MANIFEST
 
 HOW = ("versions", "mesh", "numerics", "puzzles")
 """Settings that a table does not name."""
@@ -31,9 +32,10 @@ EMPTY = b'<svg xmlns="http://www.w3.org/2000/svg" width="3" height="2"/>'
 def rows_of(folder: Path, runs: Mapping[str, Path]) -> list[dict[str, Any]]:
     """Return the runs of a folder by their addresses, the newest first."""
     manifests: dict[str, dict[str, Any]] = defaultdict(dict)
-    faults = {}
+    faults, when = {}, {}
     for key, path in runs.items():
         try:
+            when[key] = (path / MANIFEST).stat().st_mtime
             manifests[key] = manifest_of(path)
         except UNREADABLE as error:
             faults[key] = f"run.json cannot be read ({error})"
@@ -61,7 +63,7 @@ def rows_of(folder: Path, runs: Mapping[str, Path]) -> list[dict[str, Any]]:
                 "score": score,
                 "score_name": name,
                 "differs": "; ".join(differ[:MOST] + more),
-                "when": dt.datetime.fromtimestamp(_changed(path)).isoformat(" ", "minutes"),
+                "when": dt.datetime.fromtimestamp(when.get(key, 0)).isoformat(" ", "minutes"),
             }
         )
     return sorted(rows, key=lambda row: row["when"], reverse=True)
@@ -122,11 +124,3 @@ def _cut(text: str) -> str:
     """Return what a table has room for."""
     room = 8 if DIGEST.fullmatch(text) else LONGEST
     return text if len(text) <= room else f"{text[: room - 1]}…"
-
-
-def _changed(folder: Path) -> float:
-    times = []
-    for path in (folder, *folder.glob("*.json")):
-        with contextlib.suppress(OSError):  # a broken link, or gone since it was listed
-            times.append(path.stat().st_mtime)
-    return max(times, default=0.0)

@@ -8,7 +8,7 @@ import xarray as xr
 
 from jcos.lab import results
 from jcos.report import charts as report
-from jcos.report.charts import Chart, charts_of, compared, fitted, pack
+from jcos.report.charts import Chart, charts_of, compared, fitted
 from tests.report import folders
 
 
@@ -69,17 +69,6 @@ def test_cases_lie_where_they_change_something(data: xr.Dataset, charts: dict[st
     assert axes == {"task": ["all", "maze", "bounce"], "step": [0, 4, 8], "frame": [0, 1, 2, 3, 4]}
 
 
-def test_of_cases_at_one_place_the_last_is_shown(data: xr.Dataset) -> None:
-    """As averages over layers that begin at the same one."""
-    twice = data["score"].isel(case=slice(1, 6))
-    twice = twice.assign_coords(at_step=("case", [0.0, 1.0, 2.0, 2.0, 1.0]))
-    (chart,), _ = charts_of(twice.to_dataset(name="score"))
-    (line,) = chart.drawn()["panels"][0]["lines"]
-    assert chart.drawn()["labels"] == [0, 1, 2]
-    mazes = twice.isel(puzzle=[0, 1], case=[0, 4, 3]).mean(("puzzle", "seed"))
-    np.testing.assert_allclose(line["mean"], mazes, rtol=1e-3)
-
-
 def test_a_map_has_the_runs_behind_it(data: xr.Dataset, charts: dict[str, Chart]) -> None:
     drawn = charts["Token energy"].drawn()
     shape = [len(axis["labels"]) for axis in drawn["axes"]]
@@ -104,28 +93,6 @@ def test_many_lines_are_the_rows_of_a_map() -> None:
     assert [line["hue"] for line in chart.drawn()["panels"][0]["lines"]] == [0, 1, 2]
 
 
-def test_a_chart_that_lacks_something_is_said() -> None:
-    without = xr.DataArray(np.zeros(4), dims="step", attrs={"long_name": "A"})
-    named = xr.DataArray(
-        np.zeros((2, 4)),
-        dims=("puzzle", "step"),
-        attrs={"long_name": "B", "ancillary_variables": "chance_b"},
-    )
-    charts, missing = charts_of(xr.Dataset({"a": without, "b": named}))
-    assert [chart.name for chart in charts] == ["b"]
-    assert [sentence.split(":")[0] for sentence in missing] == ["a", "b"]
-
-
-def test_values_that_are_not_known_leave_holes() -> None:
-    values = np.full((2, 1, 3), np.nan)
-    values[:, 0, 1] = 0.5
-    array = xr.DataArray(values, dims=("puzzle", "seed", "step"), attrs={"long_name": "A"})
-    (chart,), _ = charts_of(array.to_dataset(name="a"))
-    assert chart.drawn()["panels"][0]["lines"][0]["mean"] == [None, 0.5, None]
-    (nothing,), _ = charts_of((array * np.nan).assign_attrs(array.attrs).to_dataset(name="a"))
-    assert nothing.drawn()["panels"] == []
-
-
 def test_runs_that_are_too_many_are_averaged_from_the_last_axes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -135,14 +102,6 @@ def test_runs_that_are_too_many_are_averaged_from_the_last_axes(
     small = fitted(runs)
     assert small.shape == (4, 5, 1, 3)
     np.testing.assert_allclose(small[:, :, 0], values.mean(2))
-
-
-def test_curves_along_other_axes_have_charts_of_their_own(charts: dict[str, Chart]) -> None:
-    """As where one folder's cases are steps, and another's frames."""
-    solved = charts["Solved"]
-    other = solved._replace(array=solved.array.rename(step="frame"), moving=("frame",))
-    both = compared([("a", [solved]), ("b", [other])])
-    assert [one.drawn()["x"] for one in both] == ["step", "frame"]
 
 
 def test_curves_of_several_folders_share_a_chart(charts: dict[str, Chart]) -> None:
@@ -167,8 +126,3 @@ def test_curves_of_several_folders_share_a_chart(charts: dict[str, Chart]) -> No
     lines = {line["label"]: line for line in drawn["panels"][0]["lines"]}
     assert (lines["b, model"]["mean"], lines["a, model"]["mean"]) == (short, whole)
     assert lines["b, model"]["places"] == [0, 3]
-
-
-def test_what_is_not_known_is_a_hole_of_a_map() -> None:
-    values = np.array([[1.0, np.nan], [np.inf, -2e6]])
-    np.testing.assert_array_equal(unpacked(pack(values), 2, 2), [[1, np.nan], [np.nan, -2e6]])

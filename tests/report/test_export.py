@@ -6,16 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import xarray as xr
 from PIL import Image
 
-from jcos import cli, files
-from jcos.experiments import plots
-from jcos.lab import results
-from jcos.lab.results import measure
+from jcos import cli
 from jcos.media import formats
 from jcos.report import export
-from jcos.report.charts import charts_of
 from jcos.report.plane import Look, Plane
 from jcos.report.reading import read
 from tests.report import folders
@@ -79,28 +74,3 @@ def test_every_chart_is_written(tmp_path: Path) -> None:
     for cell, rows in zip(here, ([0, 1, 2], [0, 1], [2]), strict=True):
         expected = float(data["energy"][rows, :, 2, 1, 4].mean())
         assert float(cell["mean"]) == pytest.approx(expected, rel=1e-4)
-
-
-def test_medians_are_named_so(tmp_path: Path) -> None:
-    about = measure("puzzle layer", np.arange(6.0).reshape(2, 3), "A", median=True, span=(0, 9))
-    charts, _ = charts_of(xr.Dataset({"a": about}))
-    assert charts[0].about()["statistic"] == "median"
-    (file,) = export.write_charts(charts, tmp_path, "csv")
-    assert file.read_text().startswith("task,line,layer,median,low,high\n")
-
-
-def test_measures_by_case_are_dots_and_stored_figures_are_copied(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    about, out = measure("puzzle case", np.eye(2, 3), "A"), tmp_path / ".out"
-    data = xr.Dataset({"a": about}, {"case": [*"pqr"]}, {"experiment": "x"})
-    results.save(data, tmp_path / "results.nc")
-    (tmp_path / "run.json").write_text('{"experiment": "x"}')
-    (tmp_path / "table.csv").write_text("a\n1\n")
-    files.write(tmp_path / "figures" / "pareto.svg", plots.to_svg(plots.panels(1)))
-    cli.main(["export", str(tmp_path), *(f"--{kind}={out}" for kind in ("svg", "png", "csv"))])
-    made = sorted(path.name for path in out.iterdir())
-    assert made == ["00-a.csv", "00-a.png", "00-a.svg", "pareto.svg"]
-    lines = list(csv.DictReader((out / "00-a.csv").read_text().splitlines()))
-    assert {line["case"]: float(line["value"]) for line in lines} == {"p": 0.5, "q": 0.5, "r": 0}
-    capsys.readouterr()

