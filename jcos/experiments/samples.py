@@ -69,13 +69,9 @@ class Samples:
         return cls(one_world(conditions_of(model, puzzles)), tasks, puzzles)
 
     @classmethod
-    def of_clips(
-        cls, model: Wan, file: Path, profile: Profile | None = None, frames: int | None = None
-    ) -> "Samples":
-        """Return the clips of a file (`read_clips`), pictures prepared as the profile does it.
-        frames: another length than the file's."""
+    def of_clips(cls, model: Wan, file: Path, profile: Profile | None = None) -> "Samples":
+        """Return the clips of a file (`read_clips`), pictures prepared as the profile does it."""
         clips = read_clips(file)
-        clips = clips if frames is None else clips._replace(frames=frames)
         rows = [condition_of(model, clips, clip, profile) for clip in clips.clips]
         return cls(one_world(trajectory.tree_stack(rows)), ("clips",) * len(rows), ())
 

@@ -17,7 +17,6 @@ import xarray as xr
 
 from jcos import cli
 from jcos.config import WanConfig
-from jcos.experiments.budget import Budget
 from jcos.experiments.ensemble import Ensemble
 from jcos.experiments.experiment import Experiment, Settings
 from jcos.experiments.flow import Flow
@@ -50,13 +49,6 @@ class Small(NamedTuple):
 SMALL = {
     "steps": Small(Steps(sampling=SHORT, seeds=(0, 1)), 8, {"distance"}),
     "noise": Small(Noise(sampling=SHORT, steps=(0, 3), frames=(1,), cleanup=1), 10, {"step"}),
-    "budget": Small(
-        Budget(
-            seeds=(0, 1), steps=(1, 4), lengths=(4,), shifts=(5.0,), middles=(0.5,), frames=(5, 9)
-        ),
-        8,
-        {"distance"},
-    ),
     "ensemble": Small(
         Ensemble(
             sampling=Settings(steps=3),
@@ -107,7 +99,7 @@ def on_clips(model: Wan, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 )
 def test_an_experiment_on_clips_is_one_program_and_has_no_judge(name: str, on_clips) -> None:
     known, (experiment, forwards, figures) = on_clips(name), SMALL[name]
-    assert known.programs == 1 or name == "budget"
+    assert known.programs == 1
     assert set(known.table["task"]) == {"clips"}
     assert not known.table["measure"].str.contains(JUDGED).any()
     assert max(known.table["forwards"]) == forwards
@@ -128,19 +120,6 @@ def test_noise_at_its_own_level_moves_the_end_less(on_clips) -> None:
     distance = on_clips("noise").values("distance")
     assert distance["no noise"] == 0
     assert distance["step 3, all frames"] > distance["step 3, all frames, at its own level"] > 0
-
-
-@pytest.mark.slow
-def test_clips_are_compared_with_the_longest_run(model: Wan, on_clips) -> None:
-    known, experiment = on_clips("budget"), SMALL["budget"].experiment
-    assert isinstance(experiment, Budget)
-    plans = [experiment.plan_of(model, case) for case in experiment.cases()]
-    # Two experts: a program is for a length and how it is divided; and one for each video length.
-    assert known.programs == len({(p.steps, p.high_steps) for p in plans}) + 2
-    value = known.values("distance of the end")
-    assert value["4 steps"] == value["4 steps, 9 frames"] == 0
-    assert value["1 step"] > 0
-    assert value["4 steps, 5 frames"] > 0
 
 
 @pytest.mark.slow
@@ -198,14 +177,13 @@ def test_a_seed_of_a_clip_is_what_it_is_in_python(model: Wan, clips: Path) -> No
 
 
 def test_what_a_released_model_does_not_run_is_refused(model: Wan, clips: Path) -> None:
-    """Clean-up belongs to the low-noise expert; frames are those that the VAE makes."""
+    """Clean-up belongs to the low-noise expert."""
     late = Noise(clips=clips, sampling=SHORT, cleanup=4)
     high = late.plan(model.config).high_steps
     assert high is not None
     assert high > 0
     for experiment, says in (
         (late, f"it takes 0 to {4 - high} steps here"),
-        (Budget(clips=clips, frames=(10,)), "10 frames are asked for"),
         (Steps(), r"is no model of the small puzzles .*clips=FILE.json"),
     ):
         with pytest.raises(ValueError, match=says):

@@ -79,7 +79,6 @@ VALUES = [
     (Budget(steps=(0, 2)), "each is at least 1"),
     (Budget(shifts=(0.0,)), "each is a positive number"),
     (Budget(middles=(1.0,)), "each is above 0 and below 0.999"),
-    (Budget(frames=(9,)), "frames are varied of clips only"),
     (Budget(sampling=Settings(sigmas=(1000.0, 500.0))), "leave out sampling.sigmas"),
     (Budget(sampling=Settings(steps=8)), "sampling.steps is 8"),
 ]
