@@ -146,7 +146,8 @@ class Attribution(Experiment):
                 here = here.reshape(sampling.steps, dit.layers, -1)
                 rows.setdefault((place, EXACT), []).append(here)
             for through in hows[1:]:
-                estimates = attribute(model, run, metric, places, through=through, **how)
+                how["through"] = through
+                estimates = attribute(model, run, metric, places, **how)
                 for place, values in estimates.items():
                     one = np.asarray(values)[0]
                     one = one if place in BY_HEAD else one.sum(-1, keepdims=True)

@@ -33,6 +33,7 @@ Place = Literal["block", "heads", "cross", "mlp"]
 """Tokens after a block, by latent frame; what the heads of self-attention return, by head; the same
 of cross-attention to the prompt; hidden units of the feed-forward layer, by latent frame."""
 BY_HEAD = ("heads", "cross")
+Through = Literal["run", "step"]
 Metric = Callable[[Latents], Array]
 """A scalar of a latent [F, H, W, C]. `jax.tree_util.Partial` of a function and arrays makes metrics
 that differ in the arrays share one compiled program."""
@@ -86,7 +87,7 @@ def attribute(
     *,
     other: Condition | None = None,
     seeds: Sequence[int] | SupportsIndex = (0,),
-    through: str = "run",
+    through: Through = "run",
     sampling: Sampling | None = None,
     noise: Noise = None,
 ) -> dict[str, Float[Array, "K S L U"]]:
@@ -102,8 +103,6 @@ def attribute(
     the steps. Raises ValueError where the metric is no scalar or a place is unknown.
     """
     _check_places(places)
-    if through not in ("run", "step"):
-        raise ValueError(f"through is {through!r}; it is 'run' or 'step'")
     runs, metric = _prepared(model, condition, other, metric, sampling)
     masks = {place: jnp.zeros(_sizes(runs, place)) for place in places}
     each = _each(runs, seeds, noise, metric)
@@ -119,7 +118,7 @@ def patch_effects(
     *,
     other: Condition | None = None,
     seeds: Sequence[int] | SupportsIndex = (0,),
-    through: str = "run",
+    through: Through = "run",
     sampling: Sampling | None = None,
     noise: Noise = None,
     chunk: int | None = 8,
@@ -130,8 +129,6 @@ def patch_effects(
     cells: (place, step, layer, unit), as in `Cell`; a fraction is of the run or of the depth.
     chunk: cells at a time. Raises IndexError for one that does not exist, otherwise as `attribute`.
     """
-    if not len(cells):
-        raise ValueError("there are no cells to patch; name at least one")
     runs, metric = _prepared(model, condition, other, metric, sampling)
     rows = [_cell(runs, cell) for cell in cells]
     masks = {p: np.zeros((1 + len(rows), *_sizes(runs, p)), np.float32) for p in get_args(Place)}
@@ -181,8 +178,6 @@ def _sizes(runs: Runs, place: str) -> tuple[int, int, int]:
 
 def _cell(runs: Runs, cell: Sequence[Any]) -> Cell:
     """Return a cell of this run, in whole numbers."""
-    if len(cell) not in (3, 4):
-        raise ValueError(f"{cell} is no cell; it is (place, step, layer), and a head or frame")
     place, *numbers = cell
     _check_places([place])
     names = ("step", "layer", "head" if place in BY_HEAD else "frame")
@@ -208,8 +203,6 @@ def _each(
 ) -> list[Run]:
     """Return the run of each seed."""
     numbers = seed_numbers(seeds)
-    if not (noise is None or isinstance(noise, str) or len(noise) == len(numbers)):
-        raise ValueError(f"noise is of {len(noise)} seed(s); there are {len(numbers)}")
     keys, first = runs.inputs(numbers, noise)  # which lays conditions and plan out as well
     about = runs.model, runs.plan, runs.conditions
     rows = [slice(i, i + 1) for i in range(len(numbers))]
@@ -217,7 +210,7 @@ def _each(
 
 
 def _losses(
-    run: Run, masks: dict[str, Array], through: str, *, remat: bool = False
+    run: Run, masks: dict[str, Array], through: Through, *, remat: bool = False
 ) -> Float[Array, " _"]:
     """Return the metric of world 0's final latent, [1], or of each of its clean estimates, [S]."""
     model, conditions = run.model, run.conditions
@@ -228,13 +221,13 @@ def _losses(
 
 
 @partial(jax.jit, static_argnames="through")
-def _gradients(run: Run, masks: dict[str, Array], through: str) -> dict[str, Array]:
+def _gradients(run: Run, masks: dict[str, Array], through: Through) -> dict[str, Array]:
     return jax.grad(lambda masks: _losses(run, masks, through, remat=True).sum())(masks)
 
 
 @partial(jax.jit, static_argnames=("through", "chunk"))
 def _values(
-    run: Run, masks: dict[str, Array], through: str, chunk: int | None
+    run: Run, masks: dict[str, Array], through: Through, chunk: int | None
 ) -> Float[Array, "cells _"]:
     return trajectory.sweep(lambda m: _losses(run, m, through), masks, chunk=chunk)
 
@@ -260,8 +253,6 @@ def jacobian(
     runs = Runs(model, condition, States(), sampling)
     if not runs.single:
         raise ValueError("the condition is stacked; take one at a time")
-    if directions < 1:
-        raise ValueError(f"directions is {directions}; at least 1 is needed")
     found = []
     for seed in seed_numbers(seeds):
         runs.begin([seed])

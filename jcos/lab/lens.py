@@ -76,11 +76,11 @@ class Lens(Probe):
 
 
 def distances(
-    x0: Float[Array, "*l F H W C"], to: Float[Array, "*#l F H W C"], given: int = 1
+    x0: Float[Array, "*l F H W C"], to: Float[Array, "*#l F H W C"]
 ) -> Float[Array, "*l"]:
-    """Return the root mean squared difference from `to` in all frames but the first `given`, or in
-    all where there are no more."""
-    later = slice(given if x0.shape[-4] > given else 0, None)
+    """Return the root mean squared difference from `to` in all frames but the first, if there are
+    more."""
+    later = slice(1 if x0.shape[-4] > 1 else 0, None)
     apart = x0[..., later, :, :, :].astype(jnp.float32) - to[..., later, :, :, :]
     return jnp.sqrt(jnp.mean(jnp.square(apart), (-4, -3, -2, -1)))
 

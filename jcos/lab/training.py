@@ -287,9 +287,7 @@ def _resumed(
         raise ValueError(f"{folder} holds a run of another recipe; choose another folder")
     unstarted = dataclasses.replace(recipe, start=None)
     abstract = jax.eval_shape(lambda: initial(unstarted, config))
-    # Runs that were begun by an earlier version did not note their history.
-    history = notes.get("history") or _history(recipe)
-    return checkpoint.restore(saved[-1], abstract), notes["losses"], history
+    return checkpoint.restore(saved[-1], abstract), notes["losses"], notes["history"]
 
 
 def train(recipe: Recipe, folder: Path, *, save_every: int = 250) -> Iterator[Progress]:

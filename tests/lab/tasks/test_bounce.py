@@ -38,16 +38,7 @@ def test_paths_are_those_of_a_simulation():
             places, count = simulated(axis)
             assert [axis.place(f) for f in range(5)] == places, axis
             assert axis.bounces(4) == count, axis
-
-
-def test_reflection_keeps_the_speed_away_from_walls():
-    assert [Axis(6, 3, 2).place(f) for f in range(5)] == [3, 5, 5, 3, 1]
     assert [Axis(6, 3, -2).place(f) for f in range(5)] == [3, 1, 1, 3, 5]
-
-
-def test_number_of_reflections(task, puzzles):
-    counts = {puzzle.scene.x.bounces(4) + puzzle.scene.y.bounces(4) for puzzle in puzzles}
-    assert min(counts) >= 2 if task.hard else counts == {1}
 
 
 def test_each_identity_stands_for_one_class_under_the_symmetries():
@@ -63,25 +54,15 @@ def test_each_identity_stands_for_one_class_under_the_symmetries():
 
 
 def test_the_shadow_lies_one_step_back_inside_the_room(task, puzzles):
+    """And the ball is reflected once, in the hard task at least twice."""
     for puzzle in puzzles:
-        for axis in (puzzle.scene.x, puzzle.scene.y):
+        x, y = puzzle.scene.x, puzzle.scene.y
+        assert (x.bounces(4) + y.bounces(4) > 1) == task.hard
+        for axis in (x, y):
             assert 0 <= axis.at - axis.speed <= axis.span
         grey = (task.draw(puzzle, puzzle.answers[0]) == PALETTE["grey"]).all(-1).sum((1, 2))
         assert grey[0] >= 6
         assert not grey[1:].any()
-
-
-def test_the_ball_moves_freely_until_the_first_bounce(task, puzzles):
-    for puzzle in puzzles:
-        x, y = puzzle.scene.x, puzzle.scene.y
-        on = [[min(axis.at + axis.speed * f, axis.span) for f in range(5)] for axis in (x, y)]
-        right = task.draw(puzzle, puzzle.answers[0])
-        straight = task.draw(puzzle, tuple(zip(*on, strict=True)))
-        for f in range(5):
-            if x.bounces(f) + y.bounces(f) == 0:
-                assert (right[f] == straight[f]).all()
-        assert (right != straight).any()
-        assert not task.score(puzzle, straight).solved
 
 
 def test_an_answer_is_solved_only_without_an_error(task, puzzles):
@@ -95,16 +76,6 @@ def test_an_answer_is_solved_only_without_an_error(task, puzzles):
         assert not score.solved
 
 
-def test_a_ball_can_neither_leap_nor_stay(task):
-    for x, y in bounce._MOTIONS[task.name]:
-        scene = bounce.Scene(x, y, "red", 0)
-        path = np.array([bounce._centre(place) for place in bounce._path(x, y)])
-        assert bounce._leap(scene, path) == 0.0
-        for when in range(1, 5):
-            cut = np.where(np.arange(5)[:, None] < when, path[0], path[-1])
-            assert bounce._leap(scene, cut) >= bounce.STEP
-
-
 def test_a_frame_held_scores_nothing(task, puzzles):
     for puzzle in puzzles:
         video = task.draw(puzzle, puzzle.answers[0])
@@ -115,7 +86,7 @@ def test_a_frame_held_scores_nothing(task, puzzles):
                 assert task.score(puzzle, held).score <= 0.1
 
 
-def test_two_balls_none_and_a_ball_in_the_wall_score_nothing(task, puzzles):
+def test_no_ball_and_one_in_the_wall_or_of_another_colour_score_nothing(task, puzzles):
     for puzzle in puzzles:
         puzzle = dataclasses.replace(puzzle, scene=puzzle.scene._replace(turn=0))
         video = task.draw(puzzle, puzzle.answers[0])
@@ -124,8 +95,7 @@ def test_two_balls_none_and_a_ball_in_the_wall_score_nothing(task, puzzles):
         none[2][ball[2]] = PALETTE["floor"]
         recoloured[2][ball[2]] = PALETTE["grey"]
         wall[2, :2, :4] = PALETTE[puzzle.scene.colour]
-        two = np.where((video == PALETTE["floor"]) & ball[3][None, ..., None], video[3], video)
-        for spoilt in (none, wall, recoloured, two):
+        for spoilt in (none, wall, recoloured):
             assert task.score(puzzle, spoilt).score < 0.1
 
 

@@ -1,10 +1,9 @@
 import dataclasses
-import itertools
 
 import numpy as np
 
 from jcos.lab.tasks.base import PALETTE
-from jcos.lab.tasks.pattern import GROWTH, SIDES, Item, Pattern
+from jcos.lab.tasks.pattern import GROWTH, SIDES, Pattern
 
 TASK = Pattern()
 PUZZLES = [TASK.sample(i) for i in range(24)]
@@ -25,15 +24,6 @@ def test_the_new_item_has_the_area_of_its_size():
         video = TASK.draw(puzzle, answer)
         new = (video != video[0]).any(-1).sum((1, 2))
         assert new.tolist() == [side**2 for side in GROWTH[answer.side]]
-
-
-def test_only_the_right_size_and_colour_score():
-    for puzzle in PUZZLES:
-        (answer,) = puzzle.answers
-        for item in itertools.starmap(Item, itertools.product(SIDES, puzzle.scene.colours)):
-            score = TASK.score(puzzle, TASK.draw(puzzle, item))
-            assert score.solved == (item == answer)
-            assert score.solved or score.score < 0.05
 
 
 def test_a_changed_item_or_a_spot_beside_loses_all():

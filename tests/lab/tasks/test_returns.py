@@ -4,9 +4,9 @@ import itertools
 import numpy as np
 import pytest
 
-from jcos.lab.tasks.base import COLOURS, PALETTE
+from jcos.lab.tasks.base import PALETTE
 from jcos.lab.tasks.marks import iou
-from jcos.lab.tasks.returns import MASKS, MODES, SHAPES, Outcome, Returns, Thing
+from jcos.lab.tasks.returns import MASKS, MODES, Returns, Thing
 
 TASK = Returns()
 PUZZLES = [TASK.sample(i) for i in range(24)]
@@ -26,13 +26,7 @@ def test_the_object_is_hidden_in_two_frames_and_seen_in_three():
         video = TASK.draw(puzzle, puzzle.answers[0])
         seen = (video == PALETTE[colour]).all(-1).sum((1, 2))
         assert (seen == MASKS[shape].sum() * np.array([1, 1, 0, 0, 1])).all()
-
-
-def test_coming_back_is_where_it_was_last_seen():
-    for puzzle in PUZZLES:
-        video = TASK.draw(puzzle, puzzle.answers[0])
-        back = puzzle.answers[0].mode == "back"
-        assert (video[-1] == video[1]).all() == back
+        assert (video[-1] == video[1]).all() == (puzzle.answers[0].mode == "back")
         assert puzzle.prompt == MODES[puzzle.answers[0].mode]
 
 
@@ -57,22 +51,6 @@ def test_the_bystander_stands_free_and_is_another_one():
         assert scene.other.colour != scene.thing.colour
         assert scene.other.shape != scene.thing.shape
         assert scene.lane in range(*scene.cover)
-
-
-def test_only_the_right_object_on_the_right_side_scores():
-    puzzle = PUZZLES[0]
-    for colour, shape, mode in itertools.product(COLOURS, SHAPES, MODES):
-        answer = Outcome(Thing(colour, shape), mode)
-        score = TASK.score(puzzle, TASK.draw(puzzle, answer)).score
-        assert score == (1.0 if answer in puzzle.answers else 0.0), answer
-
-
-def test_an_object_on_both_sides_scores_nothing():
-    for puzzle in PUZZLES:
-        thing = puzzle.answers[0].thing
-        sides = [TASK.draw(puzzle, Outcome(thing, mode)) for mode in MODES]
-        both = np.where(sides[0] != PALETTE["floor"], sides[0], sides[1])
-        assert TASK.score(puzzle, both).score == 0.0
 
 
 @pytest.mark.parametrize("gate", ["before", "hidden", "bystander"])

@@ -3,7 +3,7 @@ import numpy as np
 from jcos.lab.tasks import rotation
 from jcos.lab.tasks.base import PALETTE
 from jcos.lab.tasks.marks import iou
-from jcos.lab.tasks.rotation import POSES, SHAPES, TURNS, Rotation
+from jcos.lab.tasks.rotation import POSES, SHAPES, Rotation
 
 TASK = Rotation()
 PUZZLES = [TASK.sample(i) for i in range(24)]
@@ -55,13 +55,6 @@ def test_left_is_anticlockwise():
         if turn is not None:
             video = TASK.draw(puzzle, puzzle.answers[0])
             assert (video[-1] == np.rot90(video[0], turn)).all()
-
-
-def test_only_the_right_angle_scores():
-    for puzzle in PUZZLES:
-        for turn in TURNS:
-            score = TASK.score(puzzle, TASK.draw(puzzle, turn))
-            assert score.score == (turn in puzzle.answers)
 
 
 def test_a_half_turn_the_wrong_way_ends_right_and_scores_nothing():

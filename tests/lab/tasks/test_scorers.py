@@ -7,7 +7,12 @@ import re
 import numpy as np
 import pytest
 
-from jcos.lab.tasks import TASKS, chance, get, still_of
+from jcos.lab.tasks import PALETTE, TASKS, chance, get, still_of
+from jcos.lab.tasks.base import COLOURS
+from jcos.lab.tasks.marks import SYMBOLS, UNKNOWN, decode, pure
+from jcos.lab.tasks.pattern import SIDES, Item
+from jcos.lab.tasks.returns import MODES, SHAPES, Outcome, Thing
+from jcos.lab.tasks.rotation import TURNS
 
 N = 16
 NOTHING = 0.1
@@ -108,7 +113,7 @@ def test_no_score_for_the_answer_to_another_puzzle(task, puzzles, rng, paste):
 
 
 def test_no_score_for_two_answers_at_once(task, puzzles, rng):
-    """Both right, or one of them wrong."""
+    """Both right, or one of them wrong; mixed, or side by side."""
     for puzzle in puzzles:
         pairs = list(itertools.islice(itertools.combinations(task.routes(puzzle), 2), 3))
         wrong = task.draw(puzzle, task.guess(puzzle, rng))
@@ -116,6 +121,9 @@ def test_no_score_for_two_answers_at_once(task, puzzles, rng):
             pairs.append((task.reference(puzzle, rng), wrong))
         for a, b in pairs:
             assert task.score(puzzle, blend(a, b)).score <= NOTHING
+            beside = np.where((a != a[:1]).any(-1, keepdims=True), a, b)
+            if not any((beside == one).all() for one in (a, b)):
+                assert task.score(puzzle, beside).score <= NOTHING
 
 
 @pytest.mark.parametrize("cast", [(8, 8, 8), (-8, -8, -8), (8, -8, 8)], ids=str)
@@ -132,6 +140,41 @@ def test_noise_is_forgiven(task, puzzles, rng):
         noisy = video + rng.normal(0, 20, video.shape)
         scores.append(task.score(puzzle, np.rint(noisy).clip(0, 255).astype(np.uint8)).score)
     assert np.mean(scores) >= GOOD, scores
+
+
+LISTED = {
+    "tictactoe": lambda scene: [
+        divmod(i, 3) for i, colour in enumerate(scene.colours) if colour is None
+    ],
+    "pattern": lambda scene: itertools.starmap(Item, itertools.product(SIDES, scene.colours)),
+    "rotation": lambda scene: TURNS,
+    "returns": lambda scene: (
+        Outcome(Thing(colour, shape), mode)
+        for colour, shape, mode in itertools.product(COLOURS, SHAPES, MODES)
+    ),
+}
+"""All answers that one may give to a scene."""
+
+
+def test_only_right_answers_are_solved(task, puzzles, rng):
+    listed = LISTED.get(task.name.removesuffix("-block"))
+    for puzzle in puzzles:
+        some = [task.guess(puzzle, rng) for _ in range(8)]
+        for answer in listed(puzzle.scene) if listed else some:
+            score = task.score(puzzle, task.draw(puzzle, answer))
+            assert score.solved == (answer in puzzle.answers), answer
+            assert score.solved or not listed or score.score < 0.05, answer
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_what_is_half_of_another_colour_is_nothing(colour):
+    for other in ("floor", *COLOURS):
+        half = (np.array([PALETTE[colour]]) + PALETTE[other]) / 2
+        if other == "floor":
+            assert decode(half, ("floor", colour)).tolist() == [UNKNOWN]
+        elif other != colour:
+            assert pure(np.rint(half).astype(np.uint8), colour) == 0.0
+    assert decode(np.array([PALETTE[colour]])).tolist() == [SYMBOLS[colour]]
 
 
 def test_guesses_are_mostly_wrong(task, puzzles, rng):
@@ -153,6 +196,7 @@ def test_scores_are_plain_numbers_of_videos_of_one_shape(task, puzzles, rng):
 def test_same_seed_same_puzzle(task):
     for seed in range(8):
         a, b = task.sample(seed), task.sample(seed)
+        assert re.fullmatch(r"[a-z0-9]+( [a-z0-9]+){0,7}", a.prompt), a.prompt
         assert (a.prompt, a.identity) == (b.prompt, b.identity)
         assert (task.draw(a, a.answers[-1]) == task.draw(b, b.answers[-1])).all()
 
@@ -164,14 +208,6 @@ def test_splits_share_no_identity(task):
     assert not any(p.held_out for p in train)
 
 
-def test_prompts_are_a_few_plain_words(task, puzzles):
-    for puzzle in puzzles:
-        assert puzzle.task == task.name
-        assert re.fullmatch(r"[a-z0-9]+( [a-z0-9]+){0,7}", puzzle.prompt), puzzle.prompt
-
-
 def test_get_names_what_there_is():
-    assert all(get(name) is task for name, task in TASKS.items())
-    assert all(task.name == name for name, task in TASKS.items())
     with pytest.raises(ValueError, match=r"'chess'.*maze.*tictactoe"):
         get("chess")
