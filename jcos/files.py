@@ -166,21 +166,13 @@ def _kind(path: Path) -> str | None:
 
 
 def read_text(path: Path) -> str:
-    """Return a text file as words: UTF-8, or UTF-16 where its byte-order mark says so, without the
-    mark. ValueError where it cannot be read or holds bytes that are no text."""
+    """Return a text file in UTF-8 as words, without a byte-order mark. ValueError where it cannot
+    be read or holds bytes that are no text."""
     check_file(path)
-    data = path.read_bytes()
-    wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-    try:
-        text = data.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        name = "UTF-16" if wide else "UTF-8"
-        raise ValueError(
-            f"{shown(path)} is no text file in {name} (byte {error.start}); save it as UTF-8"
-        ) from None
-    if "\0" in text:
-        raise ValueError(f"{shown(path)} is no text file: it holds NUL bytes; save it as UTF-8")
-    return text
+    with contextlib.suppress(UnicodeDecodeError):
+        if "\0" not in (text := path.read_bytes().decode("utf-8-sig")):
+            return text
+    raise ValueError(f"{shown(path)} is no text file in UTF-8; save it as one")
 
 
 def json_object(path: Path, what: str = "JSON object") -> dict[str, Any]:

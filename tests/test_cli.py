@@ -50,7 +50,7 @@ def test_programs_are_kept_in_the_users_cache(tmp_path, monkeypatch, capsys) -> 
 
 
 def test_tasks_are_listed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run("tasks", "--draw", 2, "--only", "maze", "--out", tmp_path / "t")
+    run("tasks", "--draw", 2, "--out", tmp_path / "t")
     assert "maze" in capsys.readouterr().out
     with Image.open(tmp_path / "t" / "maze.png") as picture:
         assert picture.size == (5 * (20 * 6 + 2), 2 * (20 * 6 + 2))
@@ -169,7 +169,6 @@ def test_a_sample_is_made_once_and_never_mixed_up(sampled, capsys, monkeypatch, 
     ("arguments", "says"),
     [
         (("sample", "mazes"), "there is no task 'mazes'; the tasks are maze, "),
-        (("tasks", "--only", "chess"), "there is no task 'chess'"),
         (
             ("search", "maze", "--preset", "luck"),
             "there is no preset 'luck'; the presets are best-of",

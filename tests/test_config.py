@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from functools import partial
 from typing import Any, get_args
 
 import jax
@@ -17,8 +16,6 @@ from jcos.config import (
     PixelCodec,
     Sampling,
     UMT5Config,
-    WanConfig,
-    Words,
     from_json,
     to_json,
 )
@@ -26,7 +23,6 @@ from jcos.model.dit import DiT
 from jcos.model.vae import Vae
 from jcos.sampling.flow import plan
 from jcos.variants import VARIANTS, Profile, toy, vae_2_1, vae_2_2, with_profile
-from jcos.wan import Wan
 from jcos.weights.checkpoint import abstract_model, leaves
 from tests.conftest import parameter_count
 
@@ -90,11 +86,6 @@ def test_one_scale_serves_all_experts(name, guidance):
         plan(Sampling(guidance=(1, 2, 3)), config.boundary)
 
 
-def test_every_released_model_is_listed():
-    assert VARIANTS.keys() == {*RELEASED, "jcos-tiny"}
-    assert all(make().name == name for name, make in VARIANTS.items())
-
-
 @pytest.mark.parametrize(
     ("name", "steps", "shift", "guidance", "boundary", "image"),
     [
@@ -141,40 +132,6 @@ def test_profiles_are_what_their_codes_run():
     assert dataclasses.replace(OFFICIAL, linear="float32", text="float32") == FLOAT32
 
 
-def test_tokens_count_patches():
-    assert SMALL.tokens(5, 10, 14) == (5, 5, 7)
-    assert dataclasses.replace(SMALL, patch=(2, 1, 3)).tokens(4, 5, 6) == (2, 5, 2)
-
-
-def test_the_toy_model_is_small_and_consistent():
-    config = toy(("left", "right"))
-    assert config.codec is not None
-    assert config.text == Words(("left", "right"), config.dit.text_dim)
-    assert config.codec.channels == config.dit.out_channels == 12
-    assert config.dit.in_channels == 12 + 4 + 12  # latent, mask, first frame
-    assert config.experts == 1
-    model = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
-    assert 1e6 < parameter_count(model) < 3e6
-
-
-def test_configurations_cannot_be_changed_in_place():
-    for config in (toy(), SMALL, Sampling(), PixelCodec(), FLOAT32):
-        field = dataclasses.fields(config)[0].name
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(config, field, 1)
-
-
-def test_two_experts_are_two_trees_of_weights():
-    config = WanConfig("pair", SMALL, None, None, Sampling(), boundary=0.9)
-    model = jax.eval_shape(lambda: Wan(config, rngs=nnx.Rngs(0)))
-    first, second = (
-        {path.split(".", 2)[2] for path in leaves(model) if path.startswith(f"experts.{i}.")}
-        for i in range(2)
-    )
-    assert first == second != set()
-    assert parameter_count(model) == 2 * parameter_count(model.experts[0])
-
-
 def read(**changes):
     """The toy model's JSON, with other fields."""
     return from_json({**to_json(toy()), **changes})
@@ -185,27 +142,19 @@ def small(**changes):
 
 
 DIT = to_json(toy())["dit"]
-SIZES = [field.name for field in dataclasses.fields(DiTConfig)[:9]]
 REFUSED = [
-    *((partial(small, **{name: 0}), f"^DiTConfig.{name} is 0; it must be pos") for name in SIZES),
     (lambda: small(dim=-2), "^DiTConfig.dim is -2; it must be positive$"),
     (lambda: small(heads=3), "^DiTConfig: dim 8 is not a multiple of heads 3$"),
     (lambda: small(dim=6), "^head size 3 and freq_dim 256 must be even$"),
-    (lambda: small(freq_dim=7), "^head size 4 and freq_dim 7 must be even$"),
     (lambda: small(patch=(1, 0, 2)), "must be positive"),
-    (lambda: small(eps=-1.0), "must be positive"),
     (lambda: SMALL.tokens(5, 11, 14), "^latent height is 11, no positive multiple of 2$"),
-    (lambda: SMALL.tokens(5, 10, 13), "^latent width is 13, no positive multiple of 2$"),
     (lambda: SMALL.tokens(0, 10, 14), "^latent frames is 0, no positive multiple of 1$"),
-    (lambda: SMALL.tokens(5, -2, 14), "^latent height is -2, no positive multiple of 2$"),
     (lambda: PixelCodec(stride=0), "must be positive"),
     (lambda: dataclasses.replace(toy(), boundary=900.0), "between 0 and 1"),
     (
         lambda: dataclasses.replace(toy(), boundary=0.9, sampling=Sampling(guidance=(5, 4, 3))),
         "3 scales; this model has 2 expert",
     ),
-    (lambda: read(dit={**DIT, "layers": 0}), "layers is 0"),
-    (lambda: read(colour="red"), "colour"),
     (lambda: read(dit={**DIT, "colour": "red"}), "colour"),
     (lambda: from_json({k: v for k, v in to_json(toy()).items() if k != "dit"}), "dit"),
 ]

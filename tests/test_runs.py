@@ -1,7 +1,6 @@
 """A run's folder: which run it holds, what is refused, and that nothing is lost or written over."""
 
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -253,12 +252,3 @@ def test_no_command_writes_into_another_ones_folder(tmp_path, refused, monkeypat
     with pytest.raises(ValueError, match="bench run"):
         folders.look(1, 1).save(tmp_path / "arm")
     assert listing(tmp_path) == before
-
-
-def test_the_manifest_of_an_arm_is_made_once(tmp_path: Path) -> None:
-    for seconds in (1, 2):
-        Folder(tmp_path).settle({"arm": {"seed": 1}}, {"seconds": seconds})
-    with pytest.raises(ValueError, match=r"arm\.seed 1, not 2"):
-        Folder(tmp_path).settle({"arm": {"seed": 2}}, {})
-    (manifest,) = tmp_path.iterdir()
-    assert json.loads(manifest.read_text())["seconds"] == 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from jcos.cli.base import Command, Frames, Loras, OnMesh, ProfileName, Sampled
-from jcos.cli.paths import AnyCacheFolder, AnyInFile, AnyOutFolder, Model, OutFolder
+from jcos.cli.paths import AnyCacheFolder, AnyInFile, AnyOutFolder, Model
 from jcos.sampling.interventions import Interventions
 from jcos.weights.loras import parse_all
 
@@ -82,9 +82,6 @@ class Generate(Interventions, Sampled, OnMesh, Command):
     together: int | None = None
     """How many seeds are denoised at a time, all by default: fewer need less memory, and the videos
     are the same."""
-    programs: OutFolder | None = None
-    """Folder of compiled programs, which can go to other machines with the same devices; by default
-    your cache folder. What lies there is run: take it only from where you would take code."""
     trace: bool = False
     """Keep the whole trajectory in OUT/trace, an Orbax folder of which each host writes its part
     (`jcos.Trace.load`)."""
@@ -105,10 +102,8 @@ class Generate(Interventions, Sampled, OnMesh, Command):
     def _run(self) -> None:
         from jcos import staged
         from jcos.cli.common import bar, command_line, make_page, read_size
-        from jcos.devices import programs, sharding
+        from jcos.devices import sharding
 
-        if self.programs is not None:
-            programs.keep(self.programs)
         arguments = self.arguments(staged.run)
         arguments["size"], devices = read_size(self.size), self.devices()
         if self.search is not None:

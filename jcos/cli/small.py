@@ -155,8 +155,6 @@ class Tasks(Command):
 
     draw: int = 0
     """Draw this many puzzles per task into OUT/TASK.png (rows: puzzles, columns: frames)."""
-    only: str | None = None
-    """Just this task."""
     out: AnyPath = Path("out/tasks")
 
     def run(self) -> None:
@@ -165,12 +163,11 @@ class Tasks(Command):
 
         from jcos.cli.common import show_table
         from jcos.experiments.sweeps import held_out
-        from jcos.lab.tasks import TASKS, get
+        from jcos.lab.tasks import TASKS
         from jcos.media import formats
 
         if self.draw > 0:
             files.check_new_folder(self.out)
-        chosen = TASKS if self.only is None else {self.only: get(self.only)}
         rows = [
             (
                 name,
@@ -178,10 +175,10 @@ class Tasks(Command):
                 f"score ≥ {task.solved_at:.2f}",
                 Text.assemble(f"{task.about} ", (f"“{task.sample(0).prompt}”", "dim")),
             )
-            for name, task in chosen.items()
+            for name, task in TASKS.items()
         ]
         show_table("Tasks", ("task", "kin to", "solved at", "what is asked, and how"), rows)
-        for name, task in chosen.items() if self.draw > 0 else ():
+        for name, task in TASKS.items() if self.draw > 0 else ():
             answers = [task.routes(puzzle)[0] for puzzle in held_out(task, self.draw)]
             sheet = formats.contact_sheet(np.stack(answers), scale=6)
             files.write(self.out / f"{name}.png", formats.png(sheet))

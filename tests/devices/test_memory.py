@@ -151,7 +151,7 @@ def test_a_command_takes_more_of_a_gpu_unless_told_otherwise(monkeypatch) -> Non
         monkeypatch.setenv(name, "")
     memory.claim(environment := {})
     assert environment == {"XLA_CLIENT_MEM_FRACTION": memory.CLAIM}
-    cli.main(["tasks", "--only", "maze"])
+    cli.main(["tasks"])
     assert os.environ["XLA_CLIENT_MEM_FRACTION"] == memory.CLAIM
 
 
