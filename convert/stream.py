@@ -6,12 +6,13 @@ leaf is in memory. While it is written, files are hashed, and the next part is r
 take no more than half as much again as the largest one, or 1 GB.
 """
 
+import hashlib
 import itertools
+import json
 import os
-import sys
 import threading
 from collections.abc import Iterable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -23,8 +24,9 @@ from jcos.config import to_json
 from jcos.files import any_path, check_room, is_remote, visible, write
 from jcos.staged import Progress, silent
 from jcos.weights import checkpoint, hub
+from jcos.weights import lora as lora_files
 from jcos.weights.faults import readable
-from jcos.weights.lora import Adapter, adapters
+from jcos.weights.lora import Adapter
 from jcos.weights.loras import Lora
 from jcos.weights.released import Released, StoredType, open_released, part_of
 from jcos.weights.tensors import check_fetched, check_finite
@@ -76,97 +78,79 @@ def plan(job: Job) -> Plan:
     if released.tokenizer and "text" in released.parts:
         check_fetched(released.tokenizer / "tokenizer.json")
     types = {path: released.stored_type(path, job.dtype) for path in released.leaves}
-    return Plan(job, released, types, _bundles(released, types), _adapters(job, released))
+    adapters = lora_files.read(released.config, job.loras, allow_unused=job.allow_unused)
+    return Plan(job, released, types, _bundles(released, types), adapters)
 
 
 def convert(job: Job, progress: Progress = silent) -> Plan:
-    """Write `job.target`; when it fails or is killed, what is finished stays beside it to go on
-    with, once all sources are hashed.
+    """Write `job.target`; when it fails or is killed, the parts that are finished stay beside it to
+    go on with.
 
     Raises FileExistsError where the target exists; CheckpointError where files are missing, damaged
-    or do not fit the model (before anything is written), have changed since the conversion was
-    begun, or hold a nan; ValueError where the target is a whole bucket; OSError where the disk is
-    full or may not be written to.
+    or do not fit the model (before anything is written), or hold a nan; ValueError where another
+    conversion to it was begun, also of files that have changed since, or the target is a whole
+    bucket; OSError where the disk is full or may not be written to.
     """
     target = any_path(job.target).absolute()
     if (target / checkpoint.MANIFEST if is_remote(target) else target).exists():
         raise FileExistsError(f"{target} exists; remove it or choose another name")
     checkpoint.check_name(target)
     made = plan(job)
-    if is_remote(target):
-        check_room(target)
+    check_room(target)
     work = Work(target, _settings(made))
-    if not work.locked:
-        note = f"{target.parent} has no file locks: let no other process convert to {target.name}"
-        print(note, file=sys.stderr)
     stopped = threading.Event()
-    writer = ThreadPoolExecutor(1)
-    hasher = ThreadPoolExecutor(1)  # one: a part is noted only after the sources
+    hasher, writer, noter = (ThreadPoolExecutor(n) for n in (4, 1, 1))
     try:
-        files = _sources(made)
-
-        def go_on(_: int) -> None:
-            if stopped.is_set():
-                raise CancelledError
-
-        sources = hasher.submit(work.check_sources, files, go_on)
-        hashed = [sources]
+        sources = {k: hasher.submit(_digest, f, stopped) for k, f in _sources(made).items()}
         left = {name: paths for name, paths in made.bundles.items() if name not in work.parts}
-        progress("checking files", 0, len(left))
-        if work.parts:
-            # What has changed is refused before anything is written.
-            _wait(hashed)
-        for _, adapter in made.adapters:
-            adapter.check_finite()
-        size = made.bytes_stored(_flat(left))
-        check_room(target, more=int(COMPRESSED * size))
+        sizes = {name: made.bytes_stored(paths) for name, paths in left.items()}
+        check_room(target, more=int(COMPRESSED * sum(sizes.values())))
+        noted: list[Future[None]] = []
 
         def write(name: str, values: dict[str, np.ndarray]) -> None:
             leaves = checkpoint.write_part(work.folder, name, values)
-            hashed.append(hasher.submit(_note_part, sources, work, name, leaves))
+            noted.append(noter.submit(note, name, leaves))
 
-        sizes = {name: made.bytes_stored(paths) for name, paths in made.bundles.items()}
-        most = max(2 * BUNDLE, *(1.5 * size for size in sizes.values()))
+        def note(name: str, leaves: dict[str, Any]) -> None:
+            files = checkpoint.digests(work.folder, f"weights/{name}")
+            work.finish_part(name, leaves, files)
+
+        most = max(2 * BUNDLE, *(1.5 * made.bytes_stored(p) for p in made.bundles.values()))
         written: list[Future[None]] = []
         before = 0
         for number, (name, paths) in enumerate(left.items()):
             progress("converting", number, len(left))
             if before + sizes[name] > most:
                 _wait(written)
-            check_room(work.folder, more=sizes[name])
             values = _read_part(made, paths)
             _wait(written)
-            _wait([future for future in hashed if future.done()])
+            _wait([future for future in noted if future.done()])
             written, before = [writer.submit(write, name, values)], sizes[name]
             del values  # it is let go of when it is written
         _wait(written)
         progress("checking files", len(left), len(left))
-        _wait(hashed)
-        _finish(made, work)
+        _wait(noted)
+        _finish(made, work, {name: future.result() for name, future in sources.items()})
     finally:
         stopped.set()
-        for threads in (writer, hasher):  # in this order: the first one fills the second
+        for threads in (hasher, writer, noter):  # the second fills the third
             threads.shutdown(cancel_futures=True)
         work.close()
     return made
 
 
-def _note_part(sources: Future[None], work: Work, name: str, leaves: dict[str, Any]) -> None:
-    sources.result()  # a part counts only with the files that it was made from
-    work.finish_part(name, leaves, checkpoint.digests(work.folder, f"weights/{name}"))
-
-
-def _wait(futures: Iterable[Future[None]]) -> None:
+def _wait(futures: Iterable[Future[Any]]) -> None:
     for future in futures:
         future.result()
 
 
-def _adapters(job: Job, released: Released) -> list[tuple[str, Adapter]]:
-    experts: dict[str, dict[str, tuple[int, ...]]] = {}
-    for name, tensor in released.tensors.items():
-        if (part := part_of(name)).startswith("experts."):
-            experts.setdefault(part, {})[name.removeprefix(f"{part}.")] = tensor.shape
-    return adapters(job.loras, experts, allow_unused=job.allow_unused)
+def _digest(file: Path, stopped: threading.Event) -> list[Any]:
+    """Return size and hash of a file, unless this is stopped before its end."""
+    digest, block = hashlib.sha256(), memoryview(bytearray(1 << 22))
+    with file.open("rb", buffering=0) as stream:
+        while not stopped.is_set() and (size := stream.readinto(block)):
+            digest.update(block[:size])
+    return [file.stat().st_size, digest.hexdigest()]
 
 
 def _bundles(released: Released, types: dict[str, np.dtype]) -> dict[str, list[str]]:
@@ -189,18 +173,16 @@ def _bundles(released: Released, types: dict[str, np.dtype]) -> dict[str, list[s
     return {f"{i:03d}": paths for i, paths in enumerate(bundles)}
 
 
-def _flat(bundles: dict[str, list[str]]) -> list[str]:
-    return [path for paths in bundles.values() for path in paths]
-
-
 def _settings(made: Plan) -> dict[str, Any]:
     """What must be the same for a conversion to be gone on with."""
+    sources = {name: file.stat() for name, file in _sources(made).items()}
     return {
         "version": metadata.version("jcos"),
         "dtype": made.job.dtype,
         "parts": made.bundles,
-        "configuration": to_json(made.released.config),
+        "configuration": json.loads(json.dumps(to_json(made.released.config))),
         "LoRA": [[lora.file.name, lora.expert, lora.scale] for lora in made.job.loras],
+        "sources": {name: [about.st_size, about.st_mtime_ns] for name, about in sources.items()},
     }
 
 
@@ -229,7 +211,7 @@ def _read_part(made: Plan, paths: list[str]) -> dict[str, np.ndarray]:
     return {path: build(path) for path in paths}
 
 
-def _finish(made: Plan, work: Work) -> None:
+def _finish(made: Plan, work: Work, sources: dict[str, list[Any]]) -> None:
     released = made.released
     if released.tokenizer and "text" in released.parts:
         for file in visible(released.tokenizer, "**/*"):
@@ -240,7 +222,7 @@ def _finish(made: Plan, work: Work) -> None:
         "converted from": readable(released.folder.resolve().name),
         "by": f"jcos {metadata.version('jcos')}",
         "dtype": made.job.dtype,
-        "sources": work.sources,
+        "sources": sources,
         "notes": released.notes,
         "lora": [
             {

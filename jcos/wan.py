@@ -359,10 +359,11 @@ def load(
         found, tokens = checkpoint.stored(folder).keys(), folder / "tokenizer"
     else:
         found, tokens = source.leaves.keys(), source.tokenizer
-        for note in source.notes:
-            warnings.warn(note, stacklevel=2)
     model = checkpoint.abstract_model(Wan, config)
     changes = lora_files.read(config, lora) if experts else []
+    notes = [f"{a.file}: {a.note}" for _, a in changes if a.note]
+    for note in [*(source.notes if source else ()), *notes]:
+        warnings.warn(note, stacklevel=2)
     wanted = {"experts": experts, "text": text, "vae": vae, "vision": vae}
     for part, want in wanted.items():
         if not want or not any(name.split(".")[0] == part for name in found):

@@ -9,7 +9,6 @@ B A is multiplied by alpha / rank; else by nothing but the scale asked for.
 import hashlib
 import math
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,12 +28,12 @@ from jcos.weights import peft, spelling
 from jcos.weights.checkpoint import CheckpointError, abstract_model
 from jcos.weights.checkpoint import leaves as leaves_of
 from jcos.weights.faults import listed, shorter
-from jcos.weights.loras import Asked, Lora, parse_all
+from jcos.weights.loras import Asked, parse_all
 from jcos.weights.names import DIT, Leaf, place
 from jcos.weights.tensors import Tensor, check_finite, tensors_in
 
-# The key and tensor of each kind (`A`, `B`, `alpha`, `diff`, …) that changes one tensor.
-Group = dict[str, tuple[str, Tensor]]
+Group = dict[str, Tensor]
+"""What changes one tensor, by kind: `A`, `B`, `alpha`, `diff`, …"""
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Adapter:
 
     changes: by the original's tensor names. used: the keys they come from. skipped: keys of an
     image encoder that the model does not have. unused: keys without a place. note: where alpha is
-    from if not from the keys. settings: which gave it, if any.
+    from if not from the keys. files: that the result depends on.
     """
 
     file: Path
@@ -70,12 +69,7 @@ class Adapter:
     skipped: list[str]
     unused: list[str]
     note: str
-    settings: peft.Settings | None
-
-    @property
-    def files(self) -> list[Path]:
-        """Return files that the result depends on."""
-        return list(dict.fromkeys([self.file, *([self.settings.source] if self.settings else [])]))
+    files: list[Path]
 
     def merged(self, name: str, weight: np.ndarray) -> np.ndarray:
         """Return the tensor `name` with what the file adds to it; float32 if that is anything."""
@@ -151,7 +145,8 @@ def open_adapter(
         if deepest > deep:
             start += f" (it is of a model with {deepest} blocks, this one has {deep})"
         raise CheckpointError(listed(start, faults))
-    return Adapter(file, scale, changes, used, skipped, unused, note, settings)
+    files = [file] if settings is None or settings.source == file else [file, settings.source]
+    return Adapter(file, scale, changes, used, skipped, unused, note, files)
 
 
 def _by_target(
@@ -167,7 +162,7 @@ def _by_target(
         parsed = spelling.parse(key)
         target = targets.get(parsed.target) if parsed else None
         if parsed and target and parsed.kind not in groups[target]:
-            groups[target][parsed.kind] = (key, keys[key])
+            groups[target][parsed.kind] = keys[key]
         elif spelling.is_of_image_encoder(key) and not reads_pictures:
             skipped.append(key)
         else:
@@ -181,7 +176,7 @@ def _changes(
     """Return what the keys of one tensor add to it; ValueError where their shapes or types do not
     fit."""
     changes: list[Change] = []
-    for kind, (_, tensor) in group.items():
+    for kind, tensor in group.items():
         if kind != "alpha" and tensor.dtype.kind in "iub":
             raise ValueError(f"has integers as its {kind}")
         if tensor.dtype.itemsize == 1 and tensor.dtype.kind not in "iub":
@@ -193,19 +188,19 @@ def _changes(
     if group.keys() & {"A", "B", "alpha"}:
         if not {"A", "B"} <= group.keys():
             raise ValueError(f"has of a pair only {' and '.join(sorted(group))}")
-        (key, down), (_, up) = group["A"], group["B"]
+        down, up = group["A"], group["B"]
         rank = down.shape[0] if down.shape else 0
         made = (*up.shape[:1], math.prod(down.shape[1:]))
         if made != (shape[0], math.prod(shape[1:])) or math.prod(up.shape[1:]) != rank or not rank:
             raise ValueError(f"has shape {shape}, its factors {up.shape} and {down.shape}")
         factor = 1.0
         if "alpha" in group:
-            alpha = group["alpha"][1].read()
+            alpha = group["alpha"].read()
             if alpha.size != 1:
                 raise ValueError(f"has an alpha of shape {alpha.shape}, which is one number")
             factor = float(alpha.item()) / rank
         elif settings:
-            factor = settings.factor(key, rank)
+            factor = settings.factor(rank)
         if not math.isfinite(factor):
             raise ValueError(f"has an alpha that is no number: {factor * rank}")
         changes.append(Change((up, down), scale * factor))
@@ -216,37 +211,36 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
 
 
-# ---- at run time
+# ---- of a model
 
 
-def adapters(
-    loras: Sequence[Lora],
-    experts: Mapping[str, Mapping[str, tuple[int, ...]]],
-    *,
-    allow_unused: bool = False,
+def read(
+    config: WanConfig, asked: Asked, *, allow_unused: bool = False
 ) -> list[tuple[str, Adapter]]:
-    """Match LoRA files with the experts of a model, each with the part that it changes.
+    """Return LoRA files matched with a model, each with the expert (`experts.0`) that it changes.
 
-    experts: shapes of their tensors by the original's names, by part (`experts.0`). A file that is
-    for no expert by name is for the only one, or for those that its keys name.
-    Raises CheckpointError as `open_adapter`, and where it is not known what a file is for.
+    A file that is for no expert by name is for the only one, or for those that its keys name.
+    Raises CheckpointError or ValueError where a file does not fit, or holds a nan, and where it is
+    not known what a file is for.
     """
-    found = []
+    found, loras, count = [], parse_all(asked), config.experts
+    shapes = _shapes(config) if loras else {}
     for lora in loras:
         numbers: Sequence[int] = [lora.expert or 0]
-        if lora.expert is None and len(experts) > 1:
+        if lora.expert is None and count > 1:
             keys = tensors_in(peft.adapter_file(lora.file))
             second = [spelling.is_of_second_expert(key) for key in keys]
             numbers = range(2) if any(second) and not all(second) else [1] * all(second)
-        if not numbers or (lora.expert is not None and len(experts) == 1):
+        if not numbers or (lora.expert is not None and count == 1):
             raise CheckpointError(
-                f"the model has {len(experts)} expert(s); of two say which one {lora.file} is for "
+                f"the model has {count} expert(s); of two say which one {lora.file} is for "
                 "(high=FILE, low=FILE), of one do not"
             )
         for i in numbers:
-            part = f"experts.{i}"
             options = {"expert": i, "allow_unused": allow_unused}
-            found.append((part, open_adapter(lora.file, lora.scale, experts[part], **options)))
+            adapter = open_adapter(lora.file, lora.scale, shapes, **options)
+            adapter.check_finite()
+            found.append((f"experts.{i}", adapter))
     return found
 
 
@@ -282,22 +276,6 @@ _INVERSE = [
     (r"\.proj_(\d)\.", r".proj.\1."),
     (r"^time_projection\.", "time_projection.1."),
 ]
-
-
-def read(config: WanConfig, asked: Asked) -> list[tuple[str, Adapter]]:
-    """Return LoRA files matched with a model, each with the expert (`experts.0`) that it changes.
-
-    Notes that a file has no alpha. Raises CheckpointError or ValueError where a file does not fit,
-    or holds a nan.
-    """
-    loras = parse_all(asked)
-    shapes = {f"experts.{i}": _shapes(config) for i in range(config.experts)} if loras else {}
-    found = adapters(loras, shapes)
-    for _, adapter in found:
-        adapter.check_finite()
-        if adapter.note:
-            warnings.warn(f"{adapter.file}: {adapter.note}", stacklevel=3)
-    return found
 
 
 def _shapes(config: WanConfig) -> dict[str, tuple[int, ...]]:

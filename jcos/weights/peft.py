@@ -16,8 +16,6 @@ from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.faults import shorter
 from jcos.weights.tensors import metadata_of
 
-from . import spelling
-
 CONFIG = "adapter_config.json"
 _NAMES = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors")
 # Ways to begin that take something from the model's weights, so that a file is of those alone.
@@ -44,31 +42,13 @@ class Settings:
     source: Path
     about: Mapping[str, Any]
 
-    def factor(self, key: str, rank: int) -> float:
-        """Return what B A is multiplied by.
-
-        Raises ValueError where the file's rank is not what the configuration says.
-        """
-        # Patterns may fit a module's name with any prefix, or with none.
-        names = tuple(name.partition(".lora_")[0] for name in (key, spelling.bare(key)))
-        alpha = self._of("alpha", names, "lora_alpha")
-        said = self._of("rank", names, "r")
-        if said not in (None, rank):
+    def factor(self, rank: int) -> float:
+        """Return what B A is multiplied by; ValueError where the configuration has another rank."""
+        said = self.about.get("r")
+        if said not in (None, rank) and not self.about.get("rank_pattern"):
             raise ValueError(f"has rank {rank}, where {self.source} says {said}")
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-            raise CheckpointError(f"{self.source} has no number as lora_alpha")
-        return alpha / (math.sqrt(rank) if self.about.get("use_rslora") else rank)
-
-    def _of(self, kind: str, names: tuple[str, ...], default: str) -> Any:
-        """Find a value as PEFT does: of the first pattern that a name ends in."""
-        patterns = self.about.get(f"{kind}_pattern") or {}
-        try:
-            for pattern, value in patterns.items():
-                if any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
-                    return value
-        except (re.error, AttributeError):
-            raise CheckpointError(f"{self.source} has a {kind}_pattern that is none") from None
-        return self.about.get(default)
+        root = math.sqrt(rank) if self.about.get("use_rslora") else rank
+        return self.about["lora_alpha"] / root
 
 
 def settings(file: Path, *, second: bool) -> Settings | None:
@@ -95,15 +75,20 @@ def settings(file: Path, *, second: bool) -> Settings | None:
         for name, value in about.items()
         if name.startswith(component) or "." not in name
     }
-    kind = str(about.get("peft_type") or "LORA")
-    if about.get("use_dora"):
-        kind = "DoRA"
-    if kind.upper() != "LORA":
-        raise CheckpointError(f"{source} is of a {shorter(kind, 40)}; it cannot be merged")
-    begun = str(about.get("init_lora_weights"))
-    if _OF_OTHER_WEIGHTS.fullmatch(begun):
-        raise CheckpointError(
-            f"{source} says that the LoRA began as {shorter(begun, 40)}, which changes the weights "
-            "it is for; save it with PEFT as a plain LoRA"
-        )
-    return Settings(source, about) if about else None
+    if not about:
+        return None
+    kind = "DoRA" if about.get("use_dora") else str(about.get("peft_type") or "LORA")
+    begun, alpha = str(about.get("init_lora_weights")), about.get("lora_alpha")
+    number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    for wrong, reason in (
+        (kind.upper() != "LORA", f"is of a {shorter(kind, 40)}; it cannot be merged"),
+        (
+            _OF_OTHER_WEIGHTS.fullmatch(begun),
+            f"says that the LoRA began as {shorter(begun, 40)}, from its model's own weights",
+        ),
+        (about.get("alpha_pattern"), "has an alpha_pattern; only one lora_alpha is read"),
+        (not number, "has no number as lora_alpha"),
+    ):
+        if wrong:
+            raise CheckpointError(f"{source} {reason}")
+    return Settings(source, about)

@@ -61,11 +61,10 @@ _ENDS = {k: re.compile(rf".*[._]({end})(\.[^.]+)?(\.weight)?") for k, end in _KI
 class Key(NamedTuple):
     """A key of a LoRA file.
 
-    module: as it is written, without the prefix. kind: `A`, `B`, `alpha`, `diff`, `diff_b` or
-    `diff_m`. target: the tensor that it changes, as `underscored`.
+    kind: `A`, `B`, `alpha`, `diff`, `diff_b` or `diff_m`. target: the tensor that it changes, as
+    `underscored`.
     """
 
-    module: str
     kind: str
     target: str
 
@@ -75,10 +74,9 @@ def parse(key: str) -> Key | None:
     parsed = _SUFFIX.fullmatch(bare(key))
     if parsed is None:
         return None
-    module = parsed["module"]
     kind = _FACTORS.get(parsed["factor"], parsed["other"])
-    original = original_name(f"{module}.", _EITHER).removesuffix(".")
-    return Key(module, kind, underscored(f"{original}.{_PLACES.get(kind, 'weight')}"))
+    original = original_name(f"{parsed['module']}.", _EITHER).removesuffix(".")
+    return Key(kind, underscored(f"{original}.{_PLACES.get(kind, 'weight')}"))
 
 
 def underscored(name: str) -> str:
