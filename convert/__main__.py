@@ -56,10 +56,6 @@ def report(made: "Plan") -> str:
         )
         lines += [f"  {adapter.note}"] if adapter.note else []
         lines += [f"  unused: {key}" for key in adapter.unused]
-    if "text" in released.parts and released.tokenizer is None:
-        lines.append(
-            "the folder has no tokenizer: give embedded prompts (.npy), or copy one into it"
-        )
     return "\n".join(lines)
 
 

@@ -29,9 +29,9 @@ class Work:
         self.folder = target if is_remote(target) else hidden
         self._names = set(settings["parts"])
         self._journal = {"settings": settings, "parts": {}, **read_json(self.folder / JOURNAL)}
-        if not (self.folder / JOURNAL).exists():
-            others = [n for n in sizes(self.folder) if n and not is_hidden(Path(n))]
-            if others and self.folder == target:
+        if self.folder == target and not (target / JOURNAL).exists():
+            others = [n for n in sizes(target) if n and not is_hidden(Path(n))]
+            if others:
                 raise CheckpointError(
                     f"{target} holds {others[0]}, and no conversion: choose another folder"
                 )

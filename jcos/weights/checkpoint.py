@@ -224,10 +224,10 @@ def digests(folder: Path, below: str = "") -> dict[str, list[Any]]:
     return {place.relative_to(folder).as_posix(): _digest(place) for place in places}
 
 
-def read_manifest(folder: Path, *, verify: bool | None = None) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a checkpoint folder, every file of it checked for its size, and for
-    its hash where `verify` says so; by default if the folder is on a disk and has less than
-    `HASHED` bytes (objects in buckets are whole or absent, and each costs a request)."""
+    its hash if the folder is on a disk and has less than `HASHED` bytes (objects in buckets are
+    whole or absent, and each costs a request)."""
     folder = any_path(folder)
     manifest = _parse(folder)
     files = manifest["files"]
@@ -236,12 +236,11 @@ def read_manifest(folder: Path, *, verify: bool | None = None) -> dict[str, Any]
     else:
         places = {name: folder / name for name in files}
         there = {name: p.stat().st_size for name, p in places.items() if p.is_file()}
-    if verify is None:
-        verify = not is_remote(folder) and sum(size for size, _ in files.values()) < HASHED
+    hashed = not is_remote(folder) and sum(size for size, _ in files.values()) < HASHED
     for name, (size, digest) in files.items():
         if name not in there:
             raise CheckpointError(f"{folder} is incomplete: {name} is missing")
-        found = _digest(folder / name) if verify else [there[name], digest]
+        found = _digest(folder / name) if hashed else [there[name], digest]
         if found != [size, digest]:
             raise CheckpointError(f"{folder / name} is damaged: it is not what was written")
     return manifest

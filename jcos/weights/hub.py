@@ -8,12 +8,10 @@ made of (`variants.BASES`).
 import errno
 import os
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from jcos.files import any_path, check_room, check_there, is_remote, shown
+from jcos.files import any_path, check_there, is_remote, shown
 from jcos.variants import BASES
 
 _NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
@@ -45,8 +43,7 @@ def find(given: Path | str) -> Path:
     given: a folder or file, also in a bucket, returned as it is; a Hugging Face cache, or a model's
     folder or snapshot in one; or `org/name[@revision]`, whose needed files are downloaded into the
     cache.
-    Raises ValueError, in one sentence, where there is no such model or the hub cannot be reached,
-    OSError where the cache has no room for it.
+    Raises ValueError, in one sentence, where there is no such model or the hub cannot be reached.
     """
     path = any_path(given)
     if is_remote(path):
@@ -160,45 +157,30 @@ def _download(
             f"there is no folder {name}; to get it as a model from Hugging Face, install the extra "
             "lab: pip install 'jcos[lab]'"
         ) from None
-    cache = cache or Path(constants.HF_HUB_CACHE)
-    choice = {"allow_patterns": list(patterns), "ignore_patterns": list(_NOT_NEEDED)}
-    place = {"revision": revision, "cache_dir": cache, **choice}
     logging.set_verbosity_error()  # but for its progress
-
-    def answer(dry_run: bool) -> Any:
-        try:
-            return hub.snapshot_download(repo, dry_run=dry_run, **place)
-        except errors.DryRunError:  # the hub does not answer so: what is cached may be all
-            return None
-        except errors.GatedRepoError:
-            raise ValueError(f"{name} asks for consent on Hugging Face: `hf auth login`") from None
-        except errors.RevisionNotFoundError:
-            raise ValueError(f"{repo} on Hugging Face has no revision {revision}") from None
-        except errors.RepositoryNotFoundError:
-            raise ValueError(
-                f"there is no folder {name}, and Hugging Face has no such model"
-            ) from None
-        except Exception as error:  # each of its HTTP libraries has errors of its own
-            disk = errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES
-            if getattr(error, "errno", None) in disk:
-                raise
-            only = "" if patterns is FILES else " --include " + " ".join(f'"{p}"' for p in patterns)
-            at = f" --revision {revision}" if revision else ""
-            raise ValueError(
-                f"there is no folder {name}, and Hugging Face cannot be reached "
-                f"({type(error).__name__}); on a machine that can: hf download {repo}{at}{only}"
-            ) from None
-
-    files = answer(dry_run=True)
-    if size := sum(file.file_size or 0 for file in files or () if file.will_download):
-        try:
-            check_room(cache, more=size)
-        except (OSError, ValueError) as error:
-            kind = OSError if isinstance(error, OSError) else ValueError
-            raise kind(f"{name} cannot be downloaded: {error} (HF_HUB_CACHE)") from None
-    found = Path(answer(dry_run=False))
-    if files is None:
-        warnings.warn(f"Hugging Face is not asked for {name}: it is in {cache}", stacklevel=3)
-    elif not files:
-        raise ValueError(f"{name} on Hugging Face has no files of a model that jcos reads")
-    return found
+    try:
+        return Path(
+            hub.snapshot_download(
+                repo,
+                revision=revision,
+                cache_dir=cache or Path(constants.HF_HUB_CACHE),
+                allow_patterns=list(patterns),
+                ignore_patterns=list(_NOT_NEEDED),
+            )
+        )
+    except errors.GatedRepoError:
+        raise ValueError(f"{name} asks for consent on Hugging Face: `hf auth login`") from None
+    except errors.RevisionNotFoundError:
+        raise ValueError(f"{repo} on Hugging Face has no revision {revision}") from None
+    except errors.RepositoryNotFoundError:
+        raise ValueError(f"there is no folder {name}, and Hugging Face has no such model") from None
+    except Exception as error:  # each of its HTTP libraries has errors of its own
+        disk = errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES
+        if getattr(error, "errno", None) in disk:
+            raise
+        only = "" if patterns is FILES else " --include " + " ".join(f'"{p}"' for p in patterns)
+        at = f" --revision {revision}" if revision else ""
+        raise ValueError(
+            f"there is no folder {name}, and Hugging Face cannot be reached "
+            f"({type(error).__name__}); on a machine that can: hf download {repo}{at}{only}"
+        ) from None

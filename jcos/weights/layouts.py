@@ -75,15 +75,9 @@ def _single(file: Path) -> Layout:
     found = {f"experts.{i}": place for i, place in enumerate(files)}
     header = without_prefix(_headers(files[:1], []), ANCHORS["experts"], file)
     head = header.get("head.head.weight") or header.get("proj_out.weight")
-    image = header.get("img_emb.proj.0.weight") or header.get(
-        "condition_embedder.image_embedder.norm1.weight"
-    )
-    wanted = {"vae": head and head.shape[0] // 4, "vision": image and image.shape[0]}
-    for part, size in wanted.items():
-        near = single.companions(file, part) if size else []
-        for place in reversed(near):  # of several the largest
-            if _size(part, place) == size:
-                found[part] = place
+    channels = head and head.shape[0] // 4
+    if vae := _fitting(single.companions(file, "vae"), channels):
+        found["vae"] = vae
     if texts := single.companions(file, "text"):
         found["text"] = texts[0]
     return Layout(found, {}, single.tokenizer([file, *texts[:1]]))
@@ -101,18 +95,20 @@ def _original(folder: Path) -> dict[str, Path]:
         files = [p for s in (".safetensors", ".pth") for p in visible(folder, pattern + s)]
         if part == "vae" and len(files) > 1:
             channels = read_json(experts[0] / "config.json", []).get("out_dim")
-            files.sort(key=lambda f: [channels, None, _size("vae", f)].index(_size("vae", f)))
-        if files:
+            found[part] = _fitting(files, channels) or files[0]
+        elif files:
             found[part] = files[0]
     return found
 
 
-def _size(part: str, file: Path) -> int | None:
-    """Return how many channels a VAE codes a frame in, or how wide an image encoder's tokens are;
-    None where the file cannot be read, or is of something else."""
-    name, axis = (r"decoder\.conv(1|_in)\.weight", 1) if part == "vae" else (ANCHORS[part], 0)
-    tensors = _headers([file], []).items()
-    return next((t.shape[axis] for n, t in tensors if re.fullmatch(rf"(.*\.)?({name})", n)), None)
+def _fitting(vaes: Iterable[Path], channels: int | None) -> Path | None:
+    """Return the first VAE that codes a frame in so many channels."""
+    for file in vaes:
+        for name, tensor in _headers([file], []).items():
+            first = re.fullmatch(r"(.*\.)?decoder\.conv(1|_in)\.weight", name)
+            if first and tensor.shape[1] == channels:
+                return file
+    return None
 
 
 def _diffusers(folder: Path, index: Mapping[str, Any], base: Path | None) -> dict[str, Path]:
@@ -140,7 +136,7 @@ def open_weights(place: Path, faults: list[str]) -> Tensors:
             return _shards(index, faults)
     lone = [place / f"{stem}.safetensors" for stem in _STEMS]
     lone = [path for path in lone if path.is_file()]
-    lone = lone or visible(place, "*.safetensors") or visible(place, f"*{GGUF}")
+    lone = lone or visible(place, "*.safetensors")
     if len(lone) != 1:
         faults.append(f"{place} has {len(lone)} safetensors files and no index that names them")
         return {}

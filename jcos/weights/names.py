@@ -186,7 +186,7 @@ def place(
     return leaves, sorted(faults)
 
 
-# ---- names of diffusers, transformers and GGUF, turned into those of the original
+# ---- names of diffusers and transformers, turned into those of the original
 
 Renaming = list[tuple[str, str]]
 
@@ -257,20 +257,6 @@ UMT5_OF_TRANSFORMERS: Renaming = [
     (r"\.1\.DenseReluDense\.wo\.", ".ffn.fc2."),
 ]
 
-UMT5_OF_GGUF: Renaming = [
-    (r"^token_embd\.", "token_embedding."),
-    (r"^enc\.output_norm\.", "norm."),
-    (r"^enc\.blk\.(\d+)\.", r"blocks.\1."),
-    (r"\.attn_norm\.", ".norm1."),
-    (r"\.ffn_norm\.", ".norm2."),
-    (r"\.attn_rel_b\.", ".pos_embedding.embedding."),
-    (r"\.attn_([qkvo])\.", r".attn.\1."),
-    (r"\.ffn_gate\.", ".ffn.gate.0."),
-    (r"\.ffn_up\.", ".ffn.fc1."),
-    (r"\.ffn_down\.", ".ffn.fc2."),
-]
-
-
 VISION_OF_RELEASES: Renaming = [
     (r"^(visual|vision_model)\.", ""),
     (r"^(transformer|encoder\.layers)\.", "blocks."),
@@ -290,7 +276,7 @@ VISION_OF_RELEASES: Renaming = [
 ANCHORS = {
     "experts": r"patch_embedding\.weight",
     "vae": r"encoder\.conv(1|_in)\.weight",
-    "text": r"(token_embedding|token_embd|shared|encoder\.embed_tokens)\.weight",
+    "text": r"(token_embedding|shared|encoder\.embed_tokens)\.weight",
     "vision": r"(visual|vision_model\.embeddings|(?<!vision_model\.)embeddings)"
     r"\.patch_embedding\.weight",
 }

@@ -35,10 +35,6 @@ _KINDS = [
         r".*\.(nested_)?(absmax|quant_map)|.*\.quant_state\..+|.*\.(SCB|weight_format)",
         "bitsandbytes",
     ),
-    (r".*\.weight\._(data|scale|shift)", "quanto"),
-    (r".*\._?weight[:_](qdata|_data)", "torchao"),
-    (r".*\.(wscales|smooth_factor)", "SVDQuant"),
-    (r".*\.(qweight|qzeros|g_idx|scales)", "GPTQ or AWQ"),
     (r".*(weight|input|output)_(scale(_inv|_2)|zero_point|scalar)", "weight_scale per block"),
     (r".*\.(scale_weight|(weight|output)_scale)", "weight_scale of something that is no float8"),
 ]
@@ -48,36 +44,20 @@ _KINDS = [
 class Float8(Tensor):
     """A float8 tensor that is read as float32.
 
-    stored: as it lies in the file. scale: one number, or one per row; None: 1.
+    kind: its type in the file. scale: one number, or one per row; None: 1.
     """
 
-    stored: Tensor | None = None
+    kind: str = ""
     scale: Tensor | None = None
-
-    @classmethod
-    def of(cls, stored: Tensor, scale: Tensor | None) -> "Float8":
-        shape, offset = stored.shape, stored.offset
-        return cls(stored.file, shape, np.dtype(np.float32), offset, None, stored, scale)
-
-    @property
-    def kind(self) -> str:
-        return "" if self.stored is None else self.stored.dtype.name
 
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape)
 
-    def part(self, number: int, parts: int) -> "Float8":
-        assert self.stored is not None
-        scale = self.scale
-        if scale is not None and math.prod(scale.shape) > 1:
-            scale = scale.part(number, parts)
-        return Float8.of(self.stored.part(number, parts), scale)
-
     def read(self) -> np.ndarray:
         """Return value × scale, rounded once, to float32."""
-        assert self.stored is not None
-        values = self.stored.read().astype(np.float32)
+        stored = Tensor(self.file, self.shape, np.dtype(self.kind), self.offset, self.strides)
+        values = stored.read().astype(np.float32)
         if self.scale is not None:
             scale = self.scale.read().astype(np.float32)
             values *= scale.reshape(-1, *[1] * (values.ndim - 1))
@@ -98,10 +78,6 @@ class Gguf(Tensor):
     @property
     def nbytes(self) -> int:
         return self.rows * self.row
-
-    def part(self, number: int, parts: int) -> "Gguf":
-        rows, shape = self.rows // parts, (self.shape[0] // parts, *self.shape[1:])
-        return replace(self, shape=shape, rows=rows, offset=self.offset + number * rows * self.row)
 
     def read(self) -> np.ndarray:
         """Return the values as the package `gguf` dequantises them."""
@@ -130,8 +106,6 @@ def gguf_tensors(path: Path) -> dict[str, Tensor]:
         reader = gguf.GGUFReader(path)
     except Exception as error:  # noqa: BLE001 (whatever its parser stumbles over)
         raise CheckpointError(f"{path} is truncated or no GGUF file: {error}") from None
-    if reader.byte_order == "S":
-        raise CheckpointError(f"{path} has its bytes in the other order (big-endian): convert it")
     found: dict[str, Tensor] = {}
     for tensor in reader.tensors:
         kind, rows = tensor.tensor_type.name, tensor.data.shape
@@ -172,7 +146,9 @@ def floats(
         scale = tensors.get(scales.get(name, ""))
         if scale is not None and math.prod(scale.shape) not in (1, kept[name].shape[0]):
             faults.append(f"{name} has shape {kept[name].shape}, its scales {scale.shape}")
-        kept[name] = Float8.of(kept[name], scale)
+        t = kept[name]
+        float32 = np.dtype(np.float32)
+        kept[name] = Float8(t.file, t.shape, float32, t.offset, t.strides, t.dtype.name, scale)
     if faults:
         raise CheckpointError(listed(f"{place} has weights that cannot be read", faults))
     return kept, _note(kept, place)

@@ -35,7 +35,6 @@ from jcos.weights.names import (
     DIT,
     DIT_OF_DIFFUSERS,
     UMT5,
-    UMT5_OF_GGUF,
     UMT5_OF_TRANSFORMERS,
     VAE,
     VAE_2_1_OF_DIFFUSERS,
@@ -43,7 +42,6 @@ from jcos.weights.names import (
     VISION,
     VISION_OF_RELEASES,
     Leaf,
-    Renaming,
     Row,
     original_name,
     place,
@@ -157,10 +155,7 @@ def load_released(
     want: what to load, with the types to load it in (`checkpoint.leaves` of an abstract model).
     shardings: by path; the first device for those that are not named. adapters: LoRA files to
     merge, with the part that each changes.
-    Raises CheckpointError where the folder does not have a part that is wanted.
     """
-    if absent := sorted({part_of(path) for path in want} - set(source.parts)):
-        raise CheckpointError(f"{source.folder} has no weights of {', '.join(absent)}")
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     found = {}
     for path, leaf in want.items():
@@ -207,7 +202,7 @@ def _is_dit(part: str) -> bool:
 def _renamed(part: str, tensors: Tensors, place: Path) -> Tensors:
     """Rename by the names of the original code, whatever the layout."""
     tensors = without_prefix(tensors, ANCHORS[part.split(".")[0]], place)
-    renaming: Renaming = [*UMT5_OF_TRANSFORMERS, *UMT5_OF_GGUF]
+    renaming = UMT5_OF_TRANSFORMERS
     if part == "vision":
         return _vision(tensors)
     if _is_dit(part):

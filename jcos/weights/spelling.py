@@ -46,13 +46,7 @@ _KINDS = {
     "a DoRA": r"dora_scale|lora_magnitude_vector",
     "a LoHa (LyCORIS)": r"hada_(w[12](_[ab])?|t[12])",
     "a LoKr (LyCORIS)": r"lokr_(w[12](_[ab])?|t[12])",
-    "an OFT or BOFT": r"oft_(blocks|diag|r)|boft_[rs]",
-    "a GLoRA (LyCORIS)": r"(?<!lora_[ab]\.)[ab][12]\.weight|bm[12]\.weight",
-    "an IA3": r"ia3_l|on_input",
     "a LoCon with a Tucker core (lora_mid)": r"lora_mid",
-    "a VeRA": r"vera_(lambda_[bd]|[ab])",
-    "an AdaLoRA": r"lora_e|ranknum",
-    "a set of norms (LyCORIS)": r"[wb]_norm",
 }
 """Adapters that are no product of two factors, by how their keys end."""
 _ENDS = {k: re.compile(rf".*[._]({end})(\.[^.]+)?(\.weight)?") for k, end in _KINDS.items()}

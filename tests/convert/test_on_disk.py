@@ -139,9 +139,6 @@ def with_key(end: str, dtype: type = np.float32) -> Callable[[Tensors], Tensors]
         (with_key("weight_scale_inv"), "weight_scale"),
         (with_key("scale_weight"), "no float8"),
         (with_key("comfy_quant", np.uint8), "ComfyUI"),
-        (with_key("qweight", np.int32), "GPTQ"),
-        (with_key("._data", np.int8), "quanto"),
-        (with_key("smooth_factor"), "SVDQuant"),
     ],
 )
 def test_quantised_weights(tmp_path, change, kind):

@@ -21,7 +21,6 @@ from jcos.wan import Wan, load
 from jcos.weights import checkpoint
 from jcos.weights.checkpoint import CheckpointError, leaves, read_config, read_manifest
 from tests.conftest import ROOT
-from tests.releases import edit
 
 CONFIG = WanConfig(
     "test",
@@ -97,8 +96,16 @@ def assert_bits(found: dict[str, Any], want: dict[str, np.ndarray]) -> None:
 
 
 def test_every_type_comes_back_bit_equal_and_without_a_word(saved, caplog, capfd):
+    manifest = read_manifest(saved)
+    assert (manifest["notes"], read_config(manifest)) == (NOTES, CONFIG)
+    files = {p.relative_to(saved).as_posix() for p in (saved / "weights").rglob("*") if p.is_file()}
+    assert manifest["files"].keys() == files
     assert checkpoint.stored(saved) == shapes()
-    assert_bits(restored(saved), VALUES)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("fsdp",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "fsdp"))
+    found = restored(saved, shardings={"experts.0.wide": sharding})
+    assert found["experts.0.wide"].sharding == sharding
+    assert_bits(found, VALUES)
     assert not caplog.records
     assert capfd.readouterr() == ("", "")
 
@@ -114,15 +121,6 @@ def test_a_whole_model_comes_back_from_its_folder_alone(tmp_path):
         np.testing.assert_array_equal(leaves(back)[name], a, err_msg=name)
 
 
-def test_the_manifest_says_what_and_how(saved):
-    manifest = read_manifest(saved)
-    assert manifest["notes"] == NOTES
-    assert read_config(manifest) == CONFIG
-    assert {saved / name for name in manifest["files"]} == {
-        p for p in (saved / "weights").rglob("*") if p.is_file()
-    }
-
-
 def test_weights_take_the_models_type_also_in_a_folder_that_was_moved(damaged):
     narrow = {k: (a.shape, jnp.bfloat16) for k, a in VALUES.items()}
     for name, found in restored(damaged, shapes(**narrow)).items():
@@ -131,18 +129,9 @@ def test_weights_take_the_models_type_also_in_a_folder_that_was_moved(damaged):
         np.testing.assert_array_equal(found.astype(jnp.float32), rounded, err_msg=name)
 
 
-def test_weights_are_restored_into_shards(saved):
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("fsdp",))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "fsdp"))
-    found = restored(saved, shardings={"experts.0.wide": sharding})
-    assert found["experts.0.wide"].sharding == sharding
-    assert_bits(found, VALUES)
-
-
-@pytest.mark.parametrize("only", [["vae."], ["experts.0.narrow", "vae.odd"], ["vae.s"]])
-def test_some_leaves_are_restored_alone(tmp_path, only):
+def test_some_leaves_are_restored_alone(tmp_path):
     """Parts without them need not even be there."""
-    folder = in_parts(tmp_path / "model")
+    folder, only = in_parts(tmp_path / "model"), ["experts.0.narrow", "vae.s"]
     want = {k: a for k, a in VALUES.items() if k.startswith(tuple(only))}
     shutil.rmtree(folder / "weights" / "0")
     some = {k: a for k, a in shapes().items() if k in want}
@@ -157,38 +146,34 @@ def test_large_arrays_are_written_in_pieces(tmp_path, monkeypatch):
     assert len(pieces) == a.nbytes / 4096
     checkpoint.write_manifest(tmp_path, CONFIG, {}, checkpoint.digests(tmp_path), {"0": part})
     assert_bits(restored(tmp_path, checkpoint.stored(tmp_path)), {"a": a})
+    (tmp_path / "file" / "weights").parent.mkdir()
+    (tmp_path / "file" / "weights").write_text("in the way")
+    with pytest.raises(OSError, match="weights"):
+        checkpoint.write_part(tmp_path / "file", "0", {"a": a})
 
 
 # ---- damage
 
 
-@pytest.mark.parametrize("exists", [True, False])
-def test_a_folder_that_is_no_checkpoint(tmp_path, exists):
-    folder = tmp_path / "pictures"
-    if exists:
-        folder.mkdir()
-    with pytest.raises(CheckpointError) as error:
-        load(folder)
-    assert str(error.value) == f"{folder} is not a checkpoint folder: it lacks jcos.json"
-
-
 @pytest.mark.parametrize(
-    "text", ["", "{", '{"format": 1}', '{"files": {"a": 3}}', "[]", "null", "\x00\xff"]
+    ("text", "says"),
+    [
+        (None, "is not a checkpoint folder: it lacks jcos.json"),
+        ("{", "is damaged; restore the folder from its source"),
+        ('{"format": 1}', "is damaged"),
+        ('{"files": {"a": 3}}', "is damaged"),
+        ("null", "is damaged"),
+        ("\x00\xff", "is damaged"),
+        ('{"files": {"a": [1, ""]}, "format": 3}', "has format 3; known are 1 and 2"),
+        ('{"files": {"a": [1, ""]}, "format": 2}', "is damaged"),
+        ('{"files": {"a": [1, ""]}, "format": 2, "parts": {"0": {"a": [3]}}}', "is damaged"),
+    ],
 )
-def test_a_damaged_manifest(damaged, text):
-    (damaged / "jcos.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(CheckpointError) as error:
-        restored(damaged)
-    where = damaged / "jcos.json"
-    assert str(error.value) == f"{where} is damaged; restore the folder from its source"
-
-
-@pytest.mark.parametrize("version", [0, 3, None])
-def test_another_format(damaged, version):
-    edit(damaged / "jcos.json", format=version)
-    with pytest.raises(CheckpointError) as error:
-        restored(damaged)
-    assert str(error.value) == f"{damaged} has format {version}; known are 1 and 2"
+def test_a_folder_that_is_no_checkpoint(tmp_path, text, says):
+    if text is not None:
+        (tmp_path / "jcos.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=rf"^{tmp_path}\S* {says}"):
+        checkpoint.stored(tmp_path)
 
 
 def flip(content: bytes) -> bytes:
@@ -214,21 +199,15 @@ def test_the_damage_of_every_file_is_noticed(damaged, damage):
     read_manifest(damaged)
 
 
-def test_a_configuration_of_another_version(damaged):
-    manifest = read_manifest(damaged)
+def test_a_configuration_of_another_version():
     data = to_json(CONFIG)
-    for config in (
-        {**data, "colour": "red"},
-        {k: v for k, v in data.items() if k != "dit"},
-        {**data, "dit": {**data["dit"], "heads": 3}},
+    for manifest in (
+        {"config": {**data, "colour": "red"}},
+        {"config": {**data, "dit": {**data["dit"], "heads": 3}}},
+        {},
     ):
-        with pytest.raises(
-            CheckpointError,
-            match=r"^the checkpoint's configuration cannot be read: ",
-        ):
-            read_config({**manifest, "config": config})
-    with pytest.raises(CheckpointError, match="'config'"):
-        read_config({key: value for key, value in manifest.items() if key != "config"})
+        with pytest.raises(CheckpointError, match="configuration cannot be read: "):
+            read_config(manifest)
 
 
 def test_everything_that_does_not_fit_is_named_before_anything_is_read(damaged):
@@ -245,63 +224,32 @@ def test_everything_that_does_not_fit_is_named_before_anything_is_read(damaged):
     )
 
 
-def test_a_checkpoint_error_is_a_value_error():
-    assert issubclass(CheckpointError, ValueError)
-
-
-def test_hashes_of_large_folders_are_checked_when_asked(damaged, monkeypatch):
+def test_of_large_folders_sizes_alone_are_checked(damaged, monkeypatch):
     file = max(weight_files(damaged), key=lambda p: p.stat().st_size)
     content = flip(file.read_bytes())
     file.write_bytes(content)
-    with pytest.raises(CheckpointError, match="is damaged"):
-        read_manifest(damaged)
     monkeypatch.setattr(checkpoint, "HASHED", 1)
     read_manifest(damaged)
-    with pytest.raises(CheckpointError, match="is damaged"):
-        read_manifest(damaged, verify=True)
     file.write_bytes(content[:-1])
     with pytest.raises(CheckpointError, match="is damaged"):
         read_manifest(damaged)
 
 
-@pytest.mark.parametrize("parts", [None, 3, {"0": 3}, {"0": {"a": ["float99", [2]]}}])
-def test_damaged_parts_of_a_manifest(tmp_path, parts):
-    checkpoint.write_manifest(tmp_path, CONFIG, {}, {"a": [0, ""]}, {})
-    edit(tmp_path / "jcos.json", parts=parts)
-    with pytest.raises(CheckpointError, match=r"jcos\.json is damaged"):
-        checkpoint.stored(tmp_path)
-
-
-def test_a_part_that_cannot_be_written(tmp_path):
-    (tmp_path / "weights").write_text("in the way")
-    with pytest.raises(OSError, match="weights"):
-        checkpoint.write_part(tmp_path, "0", {"a": np.ones(3, np.float32)})
-
-
 # ---- whole or not there
 
 
-@pytest.mark.parametrize("kind", ["folder", "file", "empty folder"])
-def test_what_exists_is_not_touched(tmp_path, kind):
-    target = tmp_path / "model"
-    if kind == "file":
-        target.write_text("mine")
-    else:
-        target.mkdir()
-    if kind == "folder":
-        (target / "notes.txt").write_text("mine")
-    before = {p: p.read_text() if p.is_file() else None for p in tmp_path.rglob("*")}
-    with pytest.raises(FileExistsError) as error:
-        whole(target)
-    assert str(error.value) == f"{target} exists; remove it or choose another name"
-    assert {p: p.read_text() if p.is_file() else None for p in tmp_path.rglob("*")} == before
+def test_what_exists_is_not_touched(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for target in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(FileExistsError, match=f"{target} exists; remove it or choose another"):
+            whole(target)
+    assert [p.read_text() for p in tmp_path.rglob("*")] == ["mine"]
 
 
-@pytest.mark.parametrize("fault", [OSError("no space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("when", ["while writing", "after writing", "at the manifest"])
-def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch, fault, when):
+def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch, when):
     def fail(*args, **kwargs):
-        raise fault
+        raise KeyboardInterrupt
 
     match when:
         case "while writing":
@@ -310,14 +258,8 @@ def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch, fault, when):
             monkeypatch.setattr(checkpoint, "_digest", fail)
         case _:
             monkeypatch.setattr(checkpoint, "to_json", fail)
-    with pytest.raises(type(fault)):
+    with pytest.raises(KeyboardInterrupt):
         checkpoint.save(tmp_path / "model", CONFIG, {"a": jnp.ones(3)}, {})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_notes_that_are_no_json_leave_nothing(tmp_path):
-    with pytest.raises(TypeError, match="not JSON serializable"):
-        checkpoint.save(tmp_path / "model", CONFIG, {"a": jnp.ones(3)}, {"array": jnp.ones(3)})
     assert list(tmp_path.iterdir()) == []
 
 

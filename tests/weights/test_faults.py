@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jcos.weights import faults
-from jcos.weights.faults import LONGEST, brief, listed, readable
+from jcos.weights.faults import LONGEST, listed, readable
 
 
 @pytest.fixture(autouse=True)
@@ -16,16 +15,12 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_a_short_list_is_shown_whole(folder):
-    assert (
-        listed("2 places", ["a is missing", "b is short"]) == "2 places: a is missing; b is short"
+def test_a_long_list_is_in_the_file_that_is_named(folder):
+    assert listed("2 places", ["a is missing", "b is short"]) == (
+        "2 places: a is missing; b is short"
     )
     assert not list(folder.iterdir())
-
-
-@pytest.mark.parametrize("length", [3, 40, 250, 5000])
-def test_a_long_list_is_in_the_file_that_is_named(folder, length):
-    phrases = [f"{i:04d} " + "x" * length for i in range(1000)]
+    phrases = [f"{i:04d} " + "x" * 250 for i in range(1000)]
     message = listed("1000 places", phrases)
     assert len(message) <= LONGEST
     (file,) = folder.iterdir()
@@ -41,19 +36,9 @@ def test_where_no_file_can_be_written(monkeypatch):
     assert message.endswith("999 is missing")
 
 
-def test_one_long_message(folder):
-    assert brief("short") == "short"
-    message = brief("begin" + "x" * 5000 + "end")
-    assert len(message) <= LONGEST
-    (file,) = folder.iterdir()
-    assert str(file) in message
-    assert file.read_text() == "begin" + "x" * 5000 + "end\n"
-
-
 def test_names_that_are_no_text(folder):
     name = "caf\udce9"
     assert readable(name) == readable(Path(name)) == r"caf\xe9"
     listed("places", [name] * 500)
     (file,) = folder.iterdir()
     assert "caf" in file.read_text()
-    assert faults.shorter("abcdef", 4) == "ab…ef"

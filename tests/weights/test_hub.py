@@ -113,13 +113,7 @@ def links(cache: Path) -> set[str]:
     return {p.relative_to(cache).as_posix() for p in cache.rglob("*") if "snapshots" in p.parts}
 
 
-def test_a_fine_tuned_release_comes_with_the_parts_of_its_base(served, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        full = shutil.disk_usage(tmp_path)._replace(free=0)
-        patch.setattr(shutil, "disk_usage", lambda path: full)
-        with pytest.raises(OSError, match=r"VBVR-Wan2.2 .* GB free.*HF_HUB_CACHE"):
-            hub.find("Video-Reason/VBVR-Wan2.2")
-    assert not served.fetched
+def test_a_fine_tuned_release_comes_with_the_parts_of_its_base(served, tmp_path):
     folder = hub.find("Video-Reason/VBVR-Wan2.2")
     assert not any("README" in name for name in served.fetched)
     assert {n.split("/")[2] for n in served.fetched if n.startswith(BASE)} == set(PARTS)
@@ -151,19 +145,14 @@ def test_without_the_hub_what_is_cached_is_read(served, tmp_path):
     assert folder.name == COMMITS["v1"]
     served.shutdown()
     served.server_close()
-    with pytest.warns(UserWarning, match="it is in"):
-        assert hub.find(name) == folder
+    assert hub.find(name) == folder
     with pytest.raises(ValueError, match=r"cannot be reached .*: hf download Wan-AI/Other-5B$"):
         hub.find("Wan-AI/Other-5B")
     shutil.rmtree(tmp_path / "cache" / f"models--{BASE.replace('/', '--')}")
-    with (
-        pytest.warns(UserWarning, match="it is in"),
-        pytest.raises(ValueError, match=r'--include "vae/\*" "text_enc'),
-    ):
+    with pytest.raises(ValueError, match=r'--include "vae/\*" "text_enc'):
         hub.find(name)
 
 
-@pytest.mark.filterwarnings("ignore:.*it is in")
 def test_a_model_that_is_cached_in_part_says_how_to_get_the_rest(served):
     name = "Video-Reason/VBVR-Wan2.2@v1"
     folder = hub.find(name)
@@ -183,12 +172,9 @@ def test_a_model_that_is_cached_in_part_says_how_to_get_the_rest(served):
     [
         ("Wan-AI/None", "there is no folder Wan-AI/None, and Hugging Face has no such model"),
         (f"{BASE}@v7", "on Hugging Face has no revision v7"),
-        ("Other/Pictures", "has no files of a model that jcos reads"),
     ],
 )
 def test_a_wrong_name_ends_in_one_sentence(served, name, reason):
-    (served.root / "Other" / "Pictures").mkdir(parents=True)
-    (served.root / "Other" / "Pictures" / "cat.png").write_bytes(b"")
     with pytest.raises(ValueError, match=reason):
         hub.find(name)
 
