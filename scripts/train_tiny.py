@@ -4,8 +4,8 @@ cores (0.65 to 0.9 seconds a step).
     python scripts/train_tiny.py --out runs/tiny            # resumes by itself after a kill
     python scripts/train_tiny.py --out runs/tiny --steps 5000
 
-Ends with OUT/model (a checkpoint folder, what `jcos.load` reads) and OUT/curve.png. To ship it,
-replace jcos/tiny by OUT/model and run `make evaluate`. The shipped one went on from there:
+Ends with OUT/model (a checkpoint folder, what `jcos.load` reads). To ship it, replace jcos/tiny by
+OUT/model and run `make evaluate`. The shipped one went on from there:
 
     python scripts/train_tiny.py --part 2 --start runs/tiny/model --out runs/second
     python scripts/train_tiny.py --part 3 --start runs/second/model --out runs/third
@@ -16,35 +16,14 @@ replace jcos/tiny by OUT/model and run `make evaluate`. The shipped one went on 
 import dataclasses
 from pathlib import Path
 
-import matplotlib as mpl
-import numpy as np
-
 from jcos.cli.common import bar
 from jcos.devices import programs
-from jcos.files import beside, local_path
+from jcos.files import local_path
 from jcos.lab.training import PARTS, train
 from tables import options
 
-mpl.use("Agg")
-import matplotlib.pyplot as plt
-
 EVERY = 10
 """Steps between two reports of the loss."""
-
-
-def draw_curve(losses: dict[str, list[float]], path: Path) -> None:
-    """Loss per canvas against the step, averaged over 25 steps."""
-    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    for name, values in losses.items():
-        window = min(25, len(values))
-        smooth = np.convolve(values, np.ones(window) / window, "valid")
-        axes.plot(np.arange(window, len(values) + 1), smooth, label=f"{name} canvas")
-    axes.set(xlabel="training step", ylabel="velocity loss", yscale="log")
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.3)
-    with beside(path) as part:
-        figure.savefig(part, format="png", dpi=150)
-    plt.close(figure)
 
 
 def main() -> None:
@@ -69,14 +48,11 @@ def main() -> None:
     try:
         with bar() as progress:
             for now in train(recipe, arguments.out, save_every=arguments.save_every):
-                last = now.step == recipe.steps
-                if last or now.step % EVERY == 0:
+                if now.step == recipe.steps or now.step % EVERY == 0:
                     progress(f"loss {now.loss:.4f}", now.step, recipe.steps)
-                if last or now.step % arguments.save_every == 0:
-                    draw_curve(now.losses, arguments.out / "curve.png")
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    print(f"The model is in {arguments.out / 'model'}, the curve in {arguments.out / 'curve.png'}")
+    print(f"The model is in {arguments.out / 'model'}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ resumed ends in the same weights as one that was not.
 
 import dataclasses
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -113,8 +112,6 @@ class State(NamedTuple):
 class Progress(NamedTuple):
     step: int
     loss: float
-    losses: dict[str, list[float]]
-    seconds: float
 
 
 def vocabulary() -> tuple[str, ...]:
@@ -312,7 +309,6 @@ def train(recipe: Recipe, folder: Path, *, save_every: int = 250) -> Iterator[Pr
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(batches, recipe, config, first)
         for step in range(first, recipe.steps):
-            start = time.monotonic()
             given = coming.result()
             coming = pool.submit(batches, recipe, config, step + 1)
             state, each = update(state, given)
@@ -325,7 +321,7 @@ def train(recipe: Recipe, folder: Path, *, save_every: int = 250) -> Iterator[Pr
                 checkpoint.save(target, config, state, told | {"losses": losses})
                 for old in sorted(folder.glob("step-*"))[:-2]:
                     shutil.rmtree(old)
-            yield Progress(done, float(np.mean(np.asarray(each))), losses, time.monotonic() - start)
+            yield Progress(done, float(np.mean(np.asarray(each))))
     if not (folder / "model").exists():
         model = checkpoint.with_leaves(
             checkpoint.abstract_model(Wan, config), averaged(recipe, state)
