@@ -1,6 +1,5 @@
 """Latents as pictures without decoding them: by a linear map that is fitted to a codec."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,17 +42,3 @@ def fit_preview(
     design = np.concatenate([x, np.ones((len(x), 1))], 1)
     fitted = np.linalg.lstsq(design, y, rcond=None)[0]
     return Preview(fitted[:-1].astype(np.float32), fitted[-1].astype(np.float32))
-
-
-def preview_films(model: Wan) -> Callable[[np.ndarray], UInt8[np.ndarray, "F H W 3"]]:
-    """Return what makes a film of latents without decoding them: a square for every cell, and as
-    many frames as the VAE would make."""
-    along, high, wide = model.codec.strides
-    fitted = fit_preview(model)
-
-    def film(latents: np.ndarray) -> UInt8[np.ndarray, "F H W 3"]:
-        cells = fitted(latents)
-        times = np.repeat(np.arange(len(cells)), [1] + [along] * (len(cells) - 1))
-        return cells[times].repeat(high, 1).repeat(wide, 2)
-
-    return film

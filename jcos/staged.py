@@ -30,7 +30,7 @@ from jcos.files import any_path, check_room, write
 from jcos.media import formats, image
 from jcos.model.text import read_prompt
 from jcos.model.vae import Tiles
-from jcos.preview import fit_preview, preview_films
+from jcos.preview import fit_preview
 from jcos.sampling import flow
 from jcos.sampling.checks import check_averages
 from jcos.sampling.interventions import Interventions, Place, places
@@ -87,7 +87,7 @@ def run(
     noise: str | Path | None = None,
     profile: Profile | None = None,
     text_cache: Path | None = None,
-    tiles: tuple[int, int] | None = None,
+    tiles: Tiles | None = None,
     resident: bool | None = None,
     trace: bool = False,
     together: int | None = None,
@@ -96,7 +96,6 @@ def run(
     preset: str | None = None,
     search: "Method | None" = None,
     judges: "Mapping[str, Judge] | None" = None,
-    preview: bool = False,
     command: str = "",
     progress: Progress = silent,
     **sampling: Any,
@@ -120,8 +119,7 @@ def run(
     `variants.PRESETS`, for what `sampling` leaves open.
     search: a method (`jcos.search`) whose seeds begin with the first one; only the chosen video is
     stored, and run.json has the tree of who went on. A killed one goes on where it stopped.
-    judges: of yours, by the names that its rows ask for. preview: clean estimates as small
-    pictures, by a linear map in place of the VAE (`preview.fit_preview`).
+    judges: of yours, by the names that its rows ask for.
     Raises ValueError, IndexError or OSError, before weights are read, where this cannot be run, its
     files cannot be written, or `out` holds another run.
     """
@@ -148,9 +146,11 @@ def run(
     seeds, x0 = seed_numbers(seeds), [places([step], steps, "step")[0] for step in x0]
     count = len(seeds) if search is None else search.seeds
     wan.check_mesh(sizes, config, count, together)
-    if tiles is not None and not isinstance(config.codec, VaeConfig):
-        raise ValueError(f"{config.name} has no VAE whose frames could be coded in tiles")
-    cells = None if tiles is None else Tiles(tiles, (tiles[0] // 2, tiles[1] // 2))
+    if tiles is not None and (min(tiles) < 1 or not isinstance(config.codec, VaeConfig)):
+        raise ValueError(
+            f"tiles are {tiles[0]} × {tiles[1]} cells; give at least 1 × 1, and a model with a VAE "
+            f"({config.name})"
+        )
     wan.check_picture(config, picture is not None)
     if isinstance(picture, str | Path):
         picture = image.read_picture(picture, profile)
@@ -239,7 +239,7 @@ def run(
         positive, unconditional = (rows(p) if isinstance(p, str) else p for p in prompts)
         progress("coding the first frame", 0, steps)
         coder = load_part(experts=False, text=False)
-        options = {"negative": unconditional, "size": size, "tiles": cells, "seen": encoded}
+        options = {"negative": unconditional, "size": size, "tiles": tiles, "seen": encoded}
         condition = jax.device_get(coder.condition(first, positive, frames, **options))
         del coder, rows, positive, unconditional  # with them, their weights leave the device
         changes = [change.to_json() for change in probe.changes()]
@@ -253,7 +253,7 @@ def run(
             made_by = model_digest(model) if untraced else ""
             start, whole = time.monotonic(), None
             if search is not None:
-                options = {"tiles": cells, "together": together, "noise": str(drawn)}
+                options = {"tiles": tiles, "together": together, "noise": str(drawn)}
                 options |= {"probe": probe, "sampling": config.sampling, "judges": judges}
                 results, about = _search(
                     model, condition, search, seeds[0], out, progress, **options
@@ -298,17 +298,14 @@ def run(
     coder, made = load_part(experts=False, text=False), {}
     if not first_host:
         return Videos(arrays["latents"], arrays["x0"], {})
-    decode = preview_films(coder) if preview and x0 else partial(coder.decode, tiles=cells)
+    decode = partial(coder.decode, tiles=tiles)
     for i, seed in enumerate(seeds):
         progress(f"decoding seed {seed}", i, len(seeds))
         if not np.isfinite(arrays["latents"][i]).all():
             warnings.warn(f"seed {seed} has no video: its latent is not finite", stacklevel=2)
             continue
         made[seed] = out / f"seed-{seed}.mp4"
-        if search is None:
-            film = coder.decode(arrays["latents"][i], tiles=cells)
-        else:
-            film = _film(coder, arrays, out, cells)
+        film = decode(arrays["latents"][i]) if search is None else _film(coder, arrays, out, tiles)
         formats.write_mp4(made[seed], film, fps)
         if x0:
             videos = map(decode, arrays["x0"][i])

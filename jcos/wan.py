@@ -332,7 +332,6 @@ def load(
     experts: bool = True,
     text: bool = True,
     vae: bool = True,
-    shardings: Mapping[str, Sharding] | None = None,
     resident: bool | None = True,
     lora: Asked = None,
 ) -> Wan:
@@ -342,8 +341,7 @@ def load(
     `org/name[@revision]` on Hugging Face, or a transformer's single file (`hub.find`).
     profile: whose numerics and schedule to follow (`variants.with_profile`); by default the
     authors'. experts, text, vae: what to load (an image encoder goes with the VAE); the rest is
-    None, or no expert. shardings: by leaf path, straight onto many devices; by default
-    `sharding.shardings` of the mesh in use.
+    None, or no expert. On a mesh in use weights go straight to where they lie on it.
     resident: whether the weights of several experts lie on the device together, or wait in host
     memory, from where each comes for its steps; the videos are the same. None: together on a mesh
     (which can slice them), and where they take little enough of the device (`memory.ROOM`).
@@ -368,9 +366,9 @@ def load(
     for part, want in wanted.items():
         if not want or not any(name.split(".")[0] == part for name in found):
             setattr(model, part, nnx.List([]) if part == "experts" else None)
-    if shardings is None and mesh.in_use():
-        shardings = sharding.shardings(model, jax.sharding.get_mesh())
-    where = dict(shardings or {})
+    where: dict[str, Sharding] = {}
+    if mesh.in_use():
+        where |= sharding.shardings(model, jax.sharding.get_mesh())
     if len(model.experts) > 1:
         weights = {k: a for k, a in checkpoint.leaves(model).items() if k.startswith("experts.")}
         where |= memory.waiting(weights, where, resident)

@@ -29,7 +29,6 @@ from jcos.devices.sharding import abstract_runs
 from jcos.files import local_path
 from jcos.generation import generate_worlds
 from jcos.lab import training
-from jcos.model.vae import Tiles
 from jcos.plan import compiled, costs, forecast
 from jcos.plan.costs import Job
 from jcos.plan.machines import GIB, machine
@@ -156,7 +155,7 @@ def coding(job: Job, mesh: Mesh) -> Iterator[Program]:
     words = (model.text, shape(rows, dtype=jnp.int32), shape(rows, dtype=jnp.bool))
     yield "VAE, a video encoded", jax.jit(lambda vae, x: vae.encode(x)), video
     yield "VAE, a video decoded", jax.jit(lambda vae, x: vae.decode(x)), latents
-    yield "… in tiles", jax.jit(lambda vae, x: vae.decode(x, tiles=Tiles())), latents
+    yield "… in tiles", jax.jit(lambda vae, x: vae.decode(x, tiles=(30, 52))), latents
     yield "text encoder, a prompt", jax.jit(lambda t, ids, mask: t(ids, mask)), words
 
 

@@ -68,9 +68,6 @@ class Generate(Interventions, Sampled, OnMesh, Command):
     released models), jax, or a file (.npy, .npz, .safetensors) of [C, F, h, w]."""
     x0: tuple[int, ...] = ()
     """Steps whose clean estimates are stored."""
-    preview: bool = False
-    """Show the estimates of --x0 as squares of one colour for every latent cell, without decoding:
-    by a linear map that is fitted to the VAE first."""
     text_cache: AnyCacheFolder | None = None
     """Folder of embedded prompts; with all of them in it, the text encoder is not loaded."""
     tiles: tuple[int, int] | None = None

@@ -139,36 +139,17 @@ def spec_of(path: str) -> P:
     return next((s for rule, s in RULES if re.search(rf"(^|\.)(?:{rule})$", path)), P())
 
 
-def shardings(
-    model: Any, mesh: Mesh | AbstractMesh, *, store: Sequence[str] = (FSDP,)
-) -> dict[str, NamedSharding]:
+def shardings(model: Any, mesh: Mesh | AbstractMesh) -> dict[str, NamedSharding]:
     """Return where every leaf of a model (or of its shapes) lies, by path: for `wan.load` and
-    `checkpoint.restore`.
+    `checkpoint.restore`. A dimension that an axis does not divide stays whole."""
 
-    store: the axes that weights are sliced over where `RULES` say fsdp. More of them (`context`,
-    `branch`, `seed`) save memory and cost a gather of every block over those links too.
-    A dimension that an axis does not divide stays whole.
-    """
+    def fitted(path: str, leaf: Any) -> NamedSharding:
+        sizes = zip(leaf.shape, spec_of(path), strict=False)
+        spec = (axis if axis and size % mesh.shape[axis] == 0 else None for size, axis in sizes)
+        return NamedSharding(mesh, P(*spec))
+
     leaves = ((leaf_path(path), a) for path, a in jax.tree_util.tree_leaves_with_path(model))
-    return {
-        path: NamedSharding(mesh, _fitted(spec_of(path), leaf.shape, mesh, tuple(store)))
-        for path, leaf in leaves
-    }
-
-
-def _fitted(
-    spec: P, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, store: tuple[str, ...]
-) -> P:
-    """Fit a spec to an array's shape: `store` in place of fsdp, no axis that does not divide."""
-    entries: list[tuple[str, ...] | str | None] = []
-    for size, entry in zip(shape, (*spec, *[None] * len(shape)), strict=False):
-        names = store if entry == FSDP else () if entry is None else (str(entry),)
-        kept: tuple[str, ...] = ()
-        for name in names:
-            if size % int(np.prod([mesh.shape[n] for n in (*kept, name)])) == 0:
-                kept = (*kept, name)
-        entries.append(kept or None)
-    return P(*entries)
+    return {path: fitted(path, leaf) for path, leaf in leaves}
 
 
 def abstract(model: M, mesh: Mesh) -> M:

@@ -1,7 +1,7 @@
 """Attention behind one function: kernels that others maintain, and sequences spread over a mesh.
 
-`KERNELS` compute it on one device; `METHODS` are how devices that share a sequence work together.
-Both are chosen by device, type and shape; `using` overrides the choice.
+`KERNELS` compute it on one device. Which one, and how devices that share a sequence work together,
+is chosen by device, type and shape; `using` overrides the kernel.
 """
 
 import logging
@@ -51,25 +51,15 @@ class Kernel(NamedTuple):
     returns_lse: bool
 
 
-class Override(NamedTuple):
-    kernel: str = "auto"
-    method: str = "auto"
-
-
 # Part of what jit caches by, unlike a global variable.
-_override = jax.make_user_context(Override())
+_override = jax.make_user_context("auto")
 
 
-def using(kernel: str = "auto", method: str = "auto") -> AbstractContextManager[Any]:
-    """Within: use this kernel (`KERNELS`), and over the devices of a sequence this method
-    (`METHODS`, or `ulysses` where heads divide), where they can. ValueError for others."""
-    for what, name, known in (
-        ("kernel", kernel, ("auto", *KERNELS)),
-        ("method", method, ("auto", "ulysses", *METHODS)),
-    ):
-        if name not in known:
-            raise ValueError(f"no attention {what} is called {name!r}: {', '.join(known)}")
-    return _override(Override(kernel, method))
+def using(kernel: str) -> AbstractContextManager[Any]:
+    """Within: use this kernel (`KERNELS`) where it can. ValueError for another name."""
+    if kernel not in KERNELS:
+        raise ValueError(f"no attention kernel is called {kernel!r}: {', '.join(KERNELS)}")
+    return _override(kernel)
 
 
 _problems = jax.make_user_context(1)
@@ -107,8 +97,7 @@ def attention(
         return jax.shard_map(shard, in_specs=where, out_specs=cut, check_vma=False)(q, k, v)
 
 
-def _alone(q: Heads, k: Keys, v: Keys, keys: Count, axes: tuple[str, ...] = ()) -> Heads:
-    del axes
+def _alone(q: Heads, k: Keys, v: Keys, keys: Count) -> Heads:
     return _kernel(q, k).run(q, k, v, keys, False)[0]
 
 
@@ -116,14 +105,17 @@ def _alone(q: Heads, k: Keys, v: Keys, keys: Count, axes: tuple[str, ...] = ()) 
 
 
 def _sequence(q: Heads, k: Heads, v: Heads, keys: int | None) -> Heads:
-    """Attend by Ulysses over the axes that the heads can be spread over, `METHODS` over the
-    others."""
+    """Attend by Ulysses over the axes that the heads can be spread over. Over the others keys and
+    values go round in a ring, or are gathered where a kernel's parts cannot be merged."""
     by_head, by_row = split_axes(q.shape[1])
     if by_head:
         # From some rows of all heads to all rows of some heads, and back.
         q, k, v = (jax.lax.all_to_all(a, by_head, 1, 0, tiled=True) for a in (q, k, v))
-    method = METHODS[_method(_kernel(q, k))] if by_row else _alone
-    x = method(q, k, v, keys, by_row)
+    if not by_row:
+        x = _alone(q, k, v, keys)
+    else:
+        method = _ring if _kernel(q, k).returns_lse else _gather
+        x = method(q, k, v, keys, by_row)
     return jax.lax.all_to_all(x, by_head, 0, 1, tiled=True) if by_head else x
 
 
@@ -132,23 +124,8 @@ def split_axes(heads: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     an all-to-all, the inner axis first so that it brings neighbouring rows together, and the
     others, over which rows stay spread."""
     busy = tuple(axis for axis in mesh.SEQUENCE if mesh.devices(axis) > 1)
-    asked = _override.value.method
-    if asked in METHODS:
-        return (), busy
     by_head = next(busy[i:] for i in range(len(busy) + 1) if heads % mesh.devices(*busy[i:]) == 0)
-    by_row = busy[: len(busy) - len(by_head)]
-    if asked == "ulysses" and by_row:
-        _warn(f"{heads} heads do not divide over {busy}: rows stay spread over {by_row}")
-    return by_head, by_row
-
-
-def _method(kernel: Kernel) -> str:
-    asked = _override.value.method
-    if kernel.returns_lse:
-        return asked if asked in METHODS else "ring"
-    if asked == "ring":
-        _warn("this kernel's parts cannot be merged: keys are gathered instead of passed round")
-    return "gather"
+    return by_head, busy[: len(busy) - len(by_head)]
 
 
 def _ring(q: Heads, k: Heads, v: Heads, keys: int | None, axes: tuple[str, ...]) -> Heads:
@@ -176,19 +153,13 @@ def _gather(q: Heads, k: Heads, v: Heads, keys: int | None, axes: tuple[str, ...
     return _alone(q, k, v, keys)
 
 
-METHODS: dict[str, Callable[[Heads, Heads, Heads, int | None, tuple[str, ...]], Heads]] = {
-    "ring": _ring,
-    "gather": _gather,
-}
-
-
 # ---- on one device
 
 
 def _kernel(q: Heads, k: Keys) -> Kernel:
     """Return the kernel for these shapes on the device that the program is for."""
     problem = Problem(mesh.platform(), str(q.dtype), q.shape[0], k.shape[0], *q.shape[1:])
-    name, why = choose(problem, _override.value.kernel)
+    name, why = choose(problem, _override.value)
     if why:
         _warn(why)
     return KERNELS[name]

@@ -5,14 +5,11 @@ UMT5's modules are named as in the released file (`blocks.attn.q`, `blocks.ffn.g
 letters: L tokens of a prompt, H heads, D width.
 """
 
-import dataclasses
 import hashlib
 import json
 import math
-import re
 import warnings
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 
 import jax
@@ -26,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jcos.config import UMT5Config, Words
 from jcos.devices import sharding
-from jcos.files import any_path, fetched, local_path, read_text, shown, visible, write
+from jcos.files import any_path, fetched, local_path, read_text, shown, write
 from jcos.model.layers import RMSNorm
 from jcos.model.tokenizer import Tokenizer, clean
 
@@ -152,8 +149,6 @@ class UMT5(nnx.Module):
     """
 
     def __init__(self, cfg: UMT5Config, *, dtype: str = "float32", rngs: nnx.Rngs):
-        if dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"UMT5 computes in float32 or bfloat16, not in {dtype}")
         self.token_embedding = nnx.Param(
             jax.random.normal(rngs.params(), (cfg.vocabulary, cfg.dim), jnp.bfloat16)
         )
@@ -196,8 +191,6 @@ def embed(model: UMT5, tokenizer: Tokenizer, prompt: str, length: int = 512) -> 
     Compiled once per length. Warns where the prompt has more tokens than that.
     """
     ids, mask = tokenizer(prompt, length)
-    if ids.max() >= model.cfg.vocabulary:
-        raise ValueError(f"token {ids.max()} is beyond the text encoder's {model.cfg.vocabulary}")
     return _encode(model, jnp.asarray(ids), jnp.asarray(mask))
 
 
@@ -242,8 +235,8 @@ def cached(
     every machine needs the encoder and its 11 GB.
 
     dtype: that they are computed in. load: the encoder and its tokenizer, if there is one; called
-    where a file is lacking, on all hosts together. Raises ValueError where a file is damaged, not
-    all are of one encoder, or one is lacking and there is no encoder.
+    where a file is lacking, on all hosts together. Raises ValueError where a file is damaged, or
+    one is lacking and there is no encoder.
     """
     folder = any_path(folder)
 
@@ -252,19 +245,17 @@ def cached(
         return folder / f"{key}.safetensors"
 
     def rows(prompt: str) -> Rows:
-        found, about = _read_rows(file(prompt))
-        if about["note"]:  # that it was cut
-            warnings.warn(about["note"], stacklevel=2)
+        found, note = _read_rows(file(prompt))
+        if note:  # that it was cut
+            warnings.warn(note, stacklevel=2)
         return jnp.asarray(np.pad(found, ((0, length - len(found)), (0, 0))))
 
-    prompts, encoders, damage = list(dict.fromkeys(prompts)), set(), None
+    prompts, damage = list(dict.fromkeys(prompts)), None
     lacking = [prompt for prompt in prompts if not file(prompt).exists()]
-    there = [file(prompt) for prompt in prompts if prompt not in lacking]
-    try:  # of any prompts, where none of these is there
-        others = (f for f in visible(folder, "*.safetensors") if re.fullmatch("[0-9a-f]+", f.stem))
-        stored = map(_read_rows, there or others)
-        same = (about["encoder"] for rows, about in stored if rows.dtype == jnp.dtype(dtype))
-        encoders |= set(islice(same, len(prompts)))
+    try:
+        for prompt in prompts:
+            if prompt not in lacking:
+                _read_rows(file(prompt))
     except ValueError as error:
         damage = error
     intact, complete = sharding.on_all_hosts(np.array([damage is None, not lacking]))
@@ -273,10 +264,6 @@ def cached(
     model = tokenizer = None
     if not complete:
         model, tokenizer = load()
-    if model is not None and tokenizer is not None:
-        encoders.add(_identity(model, tokenizer))
-    if len(encoders) > 1:
-        raise ValueError(f"{folder} has prompts of another text encoder; use another folder")
     for prompt in lacking:
         if file(prompt).exists():  # from another process by now
             continue
@@ -290,22 +277,11 @@ def cached(
         found = found[: np.flatnonzero(found.any(axis=1))[-1] + 1]  # without the zeros behind
         about = {
             "key": file(prompt).stem,
-            "encoder": min(encoders),
             "note": "; ".join(str(n.message) for n in notes if n.category is UserWarning),
             "sha256": _digest(_content(found)),
         }
         write(file(prompt), safetensors.numpy.save({"rows": found}, about), shared=True)
     return rows
-
-
-def _identity(model: UMT5, tokenizer: Tokenizer) -> str:
-    """Return what the rows depend on. Norms, position biases and some rows of matrices, which
-    quantised files round, stand for all weights."""
-    blocks = model.blocks
-    small = [model.norm.scale[...], blocks.norm2.scale[...], blocks.pos_embedding[...]]
-    small += [blocks.attn.q.kernel[...][:, 0], blocks.ffn.fc1.kernel[...][:, 0]]
-    about = json.dumps([dataclasses.asdict(model.cfg), model.dtype, tokenizer.digest])
-    return _digest(about.encode(), *(_content(np.asarray(a)) for a in small))
 
 
 def _content(array: np.ndarray) -> bytes:
@@ -316,7 +292,8 @@ def _digest(*parts: bytes) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def _read_rows(file: Path) -> tuple[np.ndarray, dict[str, str]]:
+def _read_rows(file: Path) -> tuple[np.ndarray, str]:
+    """Return the rows in a file, and what there is to say of them."""
     try:
         with fetched(file) as there, safetensors.safe_open(there, framework="numpy") as opened:
             about, rows = opened.metadata() or {}, opened.get_tensor("rows")
@@ -324,4 +301,4 @@ def _read_rows(file: Path) -> tuple[np.ndarray, dict[str, str]]:
             raise ValueError
     except (safetensors.SafetensorError, KeyError, ValueError):
         raise ValueError(f"{file} is damaged, or not of this folder; remove it") from None
-    return rows, about
+    return rows, about["note"]

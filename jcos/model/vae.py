@@ -4,7 +4,6 @@ Axis letters: F H W frames, height and width of a video, f h w of its latents, C
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -62,25 +61,11 @@ def pixel_videos(
     return video.reshape(*latents.shape[:-3], *video.shape[1:])
 
 
-@dataclass(frozen=True)
-class Tiles:
-    """Pieces that a frame is coded in where it is too large for the memory as a whole.
-
-    size, overlap: height and width in latent cells. DiffSynth's are the defaults; its results too,
-    where the tiles fit the frame. (Where they do not, the last one is moved back to the border
-    here; there, it is cut off.)
-    """
-
-    size: tuple[int, int] = (30, 52)
-    overlap: tuple[int, int] = (15, 26)
-
-    def __post_init__(self) -> None:
-        for size, overlap in zip(self.size, self.overlap, strict=True):
-            if not 0 <= overlap < size:
-                raise ValueError(
-                    f"Tiles: size {self.size} and overlap {self.overlap}; an overlap is at least "
-                    "0 and less than the size"
-                )
+Tiles = tuple[int, int]
+"""Height and width, in latent cells, of the pieces that a frame is coded in where it is too large
+for the memory as a whole. They overlap by half of it, as DiffSynth's do, whose results these are
+where the tiles fit the frame. (Where they do not, the last one is moved back to the border here;
+there, it is cut off.)"""
 
 
 class Vae(nnx.Module):
@@ -105,13 +90,10 @@ class Vae(nnx.Module):
 
         1 + 4n frames make 1 + n latent frames; as in the original, up to 3 frames more than that
         are dropped. tiles: code pieces of the frames, for less memory; None for all of a frame.
-        Raises ValueError where the video has no frame, other than 3 colours, or a height or width
-        that is no multiple of `cfg.strides`.
+        Raises ValueError where a height or width is no multiple of `cfg.strides`.
         """
         along, *strides = self.cfg.strides
-        frames, height, width, colours = video.shape
-        if frames < 1 or colours != 3:
-            raise ValueError(f"a VAE encodes 1 or more frames [F, H, W, 3], not {video.shape}")
+        frames, height, width, _ = video.shape
         for name, size, stride in zip(("height", "width"), (height, width), strides, strict=True):
             if size < 1 or size % stride:
                 raise ValueError(f"the {name} is {size} pixels; a VAE needs a multiple of {stride}")
@@ -128,11 +110,7 @@ class Vae(nnx.Module):
         """Return a video of 1 + 4(f − 1) frames, clamped to −1..1 or not.
 
         tiles: as in `encode`; they are blended before clamping.
-        Raises ValueError where the latents are empty or have other channels than this VAE's.
         """
-        channels = self.cfg.channels
-        if latents.shape[-1] != channels or not latents.size:
-            raise ValueError(f"a VAE decodes 1 or more cells […, {channels}], not {latents.shape}")
         scales = (1, self.cfg.strides[1])
         video = _code(self._decode, latents.astype(jnp.float32), 1, tiles, scales)
         return jnp.clip(video, -1, 1) if clamp else video
@@ -199,10 +177,8 @@ def _tiled(clip: Clip, x: Frames, tiles: Tiles, scales: tuple[int, int]) -> Floa
     """Code every tile by itself, one after the other, then blended."""
     into, out = scales
     cells = (x.shape[1] // into, x.shape[2] // into)
-    size = (min(tiles.size[0], cells[0]), min(tiles.size[1], cells[1]))
-    (rows, down), (columns, across) = (
-        _cut(*axis, out) for axis in zip(cells, tiles.size, tiles.overlap, strict=True)
-    )
+    size = (min(tiles[0], cells[0]), min(tiles[1], cells[1]))
+    (rows, down), (columns, across) = (_cut(*axis, out) for axis in zip(cells, tiles, strict=True))
 
     def cut(row: Array | int, column: Array | int) -> Frames:
         shape = (len(x), size[0] * into, size[1] * into, x.shape[3])
@@ -225,10 +201,10 @@ def _tiled(clip: Clip, x: Frames, tiles: Tiles, scales: tuple[int, int]) -> Floa
     return video / weights
 
 
-def _cut(cells: int, size: int, overlap: int, out: int) -> tuple[np.ndarray, np.ndarray]:
+def _cut(cells: int, size: int, out: int) -> tuple[np.ndarray, np.ndarray]:
     """Return, along one axis, the first cell of every tile, and its weight at each of its pixels,
     which rises and falls over the overlaps."""
-    last = max(cells - size, 0)
+    last, overlap = max(cells - size, 0), size // 2
     starts = np.array([*range(0, last, size - overlap), last])
     rise = np.minimum(np.arange(1, min(size, cells) * out + 1) / max(overlap * out, 1), 1)
     level = np.ones_like(rise)

@@ -41,8 +41,7 @@ def check_probe(probe: Any, cfg: DiTConfig, steps: int, shape: tuple[int, ...]) 
     """Check what a probe is made for, and its fields.
 
     shape: worlds, seeds, latent frames, height and width of the run. Raises ValueError where the
-    probe is made for another run, IndexError where a number in its fields is out of range,
-    TypeError where it is no probe, or a field holds no array.
+    probe is made for another run, IndexError where a number in its fields is out of range.
     """
     worlds, seeds, *video = shape
     counts = {
@@ -56,8 +55,6 @@ def check_probe(probe: Any, cfg: DiTConfig, steps: int, shape: tuple[int, ...]) 
         "channels": cfg.dim,
         "neurons": cfg.ffn_dim,
     }
-    if not isinstance(probe, Probe):
-        raise TypeError(f"{probe!r:.99} is no probe: a probe is an object of a subclass of Probe")
     for what, size in probe.made_for():
         if size != counts[what]:
             made = f"{size} {what if size != 1 else what[:-1]}"
@@ -159,13 +156,6 @@ def _check_fields(probe: Probe, counts: Mapping[str, int]) -> None:
                 "numbers [l] for all of an observation or each part"
             )
         _check_numbers(f"{owner.__name__}.slots", layers, "layers", counts["layers"], False)
-    try:
-        jax.tree.map(jax.typeof, probe)
-    except TypeError as error:
-        raise TypeError(
-            f"{owner.__name__} has a field that holds no array ({error!s:.200}): mark it as "
-            "static, flax.struct.field(pytree_node=False), or give an array"
-        ) from error
 
 
 def _axis(owner: type[Probe], name: str) -> tuple[str | None, bool]:
@@ -174,9 +164,6 @@ def _axis(owner: type[Probe], name: str) -> tuple[str | None, bool]:
     plural = word.endswith("s")
     if name in owner.field_axes:
         word, plural = owner.field_axes[name] or "", False
-        if word and word.removesuffix("s") not in NAMES:
-            known = ", ".join(f"{name}s" for name in NAMES)
-            raise ValueError(f"{owner.__name__}.field_axes has {word!r}; there are {known}")
     return NAMES.get(word.removesuffix("s")), plural
 
 

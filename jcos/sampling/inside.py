@@ -38,14 +38,13 @@ FILLS = {
     "mean": "set to the mean over tokens",
     "seed": "taken from another seed",
     "world": "taken from another run",
-    "given": "set to given values",
 }
 
 
-def known(place: Any) -> str:
+def known(place: str) -> str:
     """Return a place; ValueError where there is none of this name."""
-    if (name := place if isinstance(place, str) else type(place)) not in UNITS:
-        raise ValueError(f"no place is called {name!r}; there are {', '.join(UNITS)}")
+    if place not in UNITS:
+        raise ValueError(f"no place is called {place!r}; there are {', '.join(UNITS)}")
     return place
 
 
@@ -107,8 +106,7 @@ class KnockOut(Inside):
     mask [steps, layers, units]: what is removed, units being heads or neurons; one for whole
     tokens; at "input" layer 0 counts. tokens [N] and worlds [W]: where, None for everywhere. by,
     static: "zero" (at "update" it leaves the block out); "mean", over the tokens of the same run,
-    step and layer; "seed" or "world", what the seed or world before it has there (resampling);
-    "given", values [steps, layers, units, …], such as means over many runs.
+    step and layer; "seed" or "world", what the seed or world before it has there (resampling).
     Zero is a value that the part may never have, so that an effect may be of the strange value and
     not of the missing part: compare with mean and resampling (arXiv 2309.16042). Controls: as many
     random units of the same layer, and the same units at other steps. A loss that does nothing does
@@ -119,7 +117,6 @@ class KnockOut(Inside):
     mask: Bool[Array, "*sweep S L U"]
     by: str = flax.struct.field(pytree_node=False, default="zero")
     tokens: Bool[Array, "*sweep N"] | None = None
-    values: Float[Array, "*sweep S L U d"] | None = None
     worlds: Bool[Array, "*sweep W"] | None = None
 
     @classmethod
@@ -135,7 +132,7 @@ class KnockOut(Inside):
     ) -> "KnockOut":
         """Return the removal of pairs (layer, head or neuron); at "block" and "update" of layers,
         at "input" of layer 0. at_steps: all by default. steps: of the run, by default the model's.
-        options: by, tokens, values, worlds.
+        options: by, tokens, worlds.
         Raises IndexError for a layer, head, neuron or step that the model does not have."""
         dit, steps, unit = config.dit, steps or config.sampling.steps, UNITS[known(place)]
         size = {"heads": dit.heads, "neurons": dit.ffn_dim}.get(unit, 1)
@@ -154,12 +151,7 @@ class KnockOut(Inside):
     def check(self, sizes: Mapping[str, int]) -> None:
         if self.by not in FILLS:
             raise ValueError(f"KnockOut.by is {self.by!r}; there are {', '.join(FILLS)}")
-        if (self.by == "given") != (self.values is not None):
-            raise ValueError('KnockOut: by="given" and values go together: give both')
         check_masks(self, "mask", "tokens", "worlds")
-        if self.values is not None and self.values.shape[:2] != self.mask.shape[:2]:
-            held, here = ("×".join(map(str, a.shape[:2])) for a in (self.values, self.mask))
-            raise ValueError(f"KnockOut.values is of {held} steps × layers, its mask of {here}")
         if self.by in ("seed", "world") and sizes[f"{self.by}s"] < 2:
             raise ValueError(
                 f"KnockOut takes the part from another {self.by}, but there is one: give several"
@@ -179,39 +171,36 @@ class KnockOut(Inside):
 
     def act(self, site: Site, z: Any) -> tuple[Any, tuple[()]]:
         before, after = z if self.place == "update" else (None, z)
-        off = self.mask[site.step, self._layer(site)][None]
+        off = self.mask[site.step, 0 if self.place == "input" else site.layer][None]
         if self.tokens is not None:
             off = off & self.tokens[:, None]
         parts = after.reshape(len(after), off.shape[1], -1)
 
         def removed(parts: Array) -> Array:
             if before is None:
-                fill = self._fill(site, parts)
+                fill = self._fill(parts)
             else:
                 base = before.reshape(parts.shape)
-                fill = base + self._fill(site, parts - base)
+                fill = base + self._fill(parts - base)
             here = True if self.worlds is None else self.worlds[jax.lax.axis_index("world")]
             return jnp.where((here & off)[..., None], fill, parts)
 
         # Others read all tokens once more, or send them: only where something is removed.
-        always = self.by in ("zero", "given")
-        some = off.any() if self.worlds is None else off.any() & self.worlds.any()
-        parts = removed(parts) if always else jax.lax.cond(some, removed, unchanged, parts)
+        if self.by == "zero":
+            parts = removed(parts)
+        else:
+            some = off.any() if self.worlds is None else off.any() & self.worlds.any()
+            parts = jax.lax.cond(some, removed, unchanged, parts)
         left = parts.reshape(after.shape)
         return (left if before is None else (before, left)), ()
 
-    def _layer(self, site: Site) -> Any:
-        return 0 if self.place == "input" else site.layer
-
-    def _fill(self, site: Site, parts: Float[Array, "N U d"]) -> Array:
+    def _fill(self, parts: Float[Array, "N U d"]) -> Array:
         if self.by == "mean":
             mean = parts.astype(jnp.float32).mean(0, keepdims=True)
             return mean.astype(parts.dtype)
         if self.by in ("seed", "world"):
             size = jax.lax.axis_size(self.by)
             return jax.lax.ppermute(parts, self.by, [(i, (i + 1) % size) for i in range(size)])
-        if self.values is not None:
-            return self.values[site.step, self._layer(site)][None].astype(parts.dtype)
         return jnp.zeros((), parts.dtype)
 
 

@@ -21,7 +21,7 @@ FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
 SEEDS = range(-(2**63), 2**64)
 """The range of `torch.Generator.manual_seed`."""
 BLOCK = 16
-"""PyTorch draws so many normal numbers at a time, fewer one by one."""
+"""PyTorch draws so many normal numbers at a time."""
 Seeds = Sequence[int] | SupportsIndex | Sequence[Sequence[int]]
 """One seed for each run, or a row of them for each world."""
 Noise = Float[Array | np.ndarray, "K F h w C"] | str | None
@@ -91,18 +91,21 @@ def seed_words(seeds: Sequence[int] | SupportsIndex) -> UInt32[np.ndarray, " K"]
 
 
 def torch_cpu_normal(seed: int, shape: tuple[int, ...]) -> Float32[np.ndarray, "..."]:
-    """Return `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))`.
+    """Return `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))` of at least
+    16 numbers.
 
     Equal within the last bit or two (5e-7), which differ between PyTorch's machines too. A GPU
-    draws other noise. Raises ValueError where PyTorch does not take the seed, or a size is
-    negative.
+    draws other noise. Raises ValueError where PyTorch does not take the seed.
     """
     (word,) = seed_words([seed])
-    if any(size < 0 for size in shape):
-        raise ValueError(f"the shape of noise is {shape}; no size may be negative")
-    twister = np.random.RandomState(word)
-    count = math.prod(shape)
-    values = _blocks(twister, count) if count >= BLOCK else _single(twister, count)
+    twister, count = np.random.RandomState(word), math.prod(shape)
+    uniform = _uniform(twister, count)
+    # An incomplete last block is drawn anew, ends with the array and overwrites what is before it.
+    last = _uniform(twister, BLOCK if count % BLOCK else 0)
+    whole = count - count % BLOCK
+    values = np.empty(count, np.float32)
+    values[:whole] = _box_muller(uniform[:whole])
+    values[count - len(last) :] = _box_muller(last)
     return values.reshape(shape)
 
 
@@ -140,21 +143,10 @@ def noise_from_file(
     return np.moveaxis(values, 0, -1)
 
 
-def _blocks(twister: np.random.RandomState, count: int) -> Float32[np.ndarray, " N"]:
-    """Draw at least one block of 16. An incomplete last block is drawn anew, as PyTorch does, so
-    that it ends with the array and overwrites numbers before it."""
-    uniform = _uniform(twister, count)
-    last = _uniform(twister, BLOCK if count % BLOCK else 0)
-    whole = count - count % BLOCK
-    values = np.empty(count, np.float32)
-    values[:whole] = _box_muller(uniform[:whole])
-    values[count - len(last) :] = _box_muller(last)
-    return values
-
-
 def _uniform(twister: np.random.RandomState, count: int) -> Float32[np.ndarray, " N"]:
     """Draw numbers of 24 bits in 0..1, exact in float32."""
-    return (_words(twister, count) & 0xFFFFFF).astype(np.float32) * np.float32(2**-24)
+    words = twister.randint(0, 2**32, count, dtype=np.uint32)  # the twister's own outputs
+    return (words & 0xFFFFFF).astype(np.float32) * np.float32(2**-24)
 
 
 def _box_muller(uniform: Float32[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
@@ -164,23 +156,6 @@ def _box_muller(uniform: Float32[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
     angle = (np.float32(2 * np.pi) * v).astype(np.float64)
     radius = np.sqrt(-2 * np.log(1 - u.astype(np.float64)))
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
-
-
-def _single(twister: np.random.RandomState, count: int) -> Float32[np.ndarray, " N"]:
-    """Draw fewer than 16: in float64, of 53 bits each, pairs side by side."""
-    pairs = -(-count // 2)
-    high, low = np.moveaxis(_words(twister, 4 * pairs).reshape(pairs, 2, 2), -1, 0).astype(
-        np.uint64
-    )
-    v, u = np.moveaxis(((high << 32 | low) & (2**53 - 1)) * 2.0**-53, -1, 0)
-    radius, angle = np.sqrt(-2 * np.log1p(-u)), 2 * np.pi * v
-    values = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
-    return values.reshape(-1)[:count].astype(np.float32)
-
-
-def _words(twister: np.random.RandomState, count: int) -> UInt32[np.ndarray, " N"]:
-    """Draw the Mersenne twister's own outputs."""
-    return twister.randint(0, 2**32, count, dtype=np.uint32)
 
 
 def _read(path: Path) -> np.ndarray:
