@@ -85,9 +85,8 @@ def samples(folder: Path, *words: object) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def joined(tmp_path_factory) -> tuple[Path, list[dict]]:
-    """The folder in which two hosts made a video and samples, and how far their runs are from those
-    of one device."""
+def joined(tmp_path_factory) -> Path:
+    """The folder in which two hosts made a video and samples."""
     folder = tmp_path_factory.mktemp("joined")
     clips_file(folder, frames=5, count=2)
     export(folder / "small", ("maze",), 8)
@@ -99,20 +98,15 @@ def joined(tmp_path_factory) -> tuple[Path, list[dict]]:
         samples(folder, *out, "--mesh", "context=2,fsdp=2", "--batch", 2),
     ]
     with hosts("-m", "tests.many_devices", "host", *map(json.dumps, commands)) as processes:
-        return folder, [json.loads(finish(p).splitlines()[-1]) for p in processes]
-
-
-@pytest.mark.slow
-def test_two_hosts_give_what_one_gives(joined):
-    for (errors,) in map(dict.values, joined[1]):
-        assert errors["noise"] == 0.0
-        assert max(errors.values()) < 1e-5, errors
+        for process in processes:
+            finish(process)
+    return folder
 
 
 @pytest.mark.slow
 def test_a_joined_video_is_the_same(joined):
     """Before H.264, which turns a difference of rounding into whole levels."""
-    folder, _ = joined
+    folder = joined
     cli.main(video(folder, "--out", folder / "alone"))
     values, want = (load_file(folder / n / "latents.safetensors") for n in ("two", "alone"))
     assert values.keys() == {"latents", "x0"}
@@ -130,9 +124,8 @@ def test_a_joined_video_is_the_same(joined):
 
 @pytest.mark.slow
 def test_hosts_share_the_samples(joined):
-    """Each makes its own on its devices; every film is its own sample's.
-    Numbers are compared in tests/devices/test_sharding.py."""
-    folder, _ = joined
+    """Each makes its own on its devices; every film is its own sample's."""
+    folder = joined
     cli.main(samples(folder, "--out", folder / "alone"))
     values, want = (
         {p.name: formats.read_mp4(p).astype(float) for p in (folder / n / "base").rglob("*.mp4")}

@@ -26,7 +26,7 @@ from safetensors.numpy import load_file
 
 from jcos import cli, generation, loop, staged, wan
 from jcos.media import formats, image
-from jcos.model.vae import Tiles, Vae
+from jcos.model.vae import Vae
 from jcos.sampling.interventions import Interventions
 from jcos.sampling.noise import wan_noise
 from jcos.sampling.probes import Noise, TokenEnergy
@@ -52,7 +52,7 @@ def call(release: Path, picture: Path, tmp_path: Path) -> list[object]:
 
 
 def settings(release: Path, picture: Path, out: Path) -> list[object]:
-    sampling = ["--steps", 2, "--frames", 5, "--size", "48x80", "--profile", "float32"]
+    sampling = ["--steps", 2, "--frames", 9, "--size", "48x80", "--profile", "float32"]
     given = ["--image", picture, "--prompt", "a cat", "--x0", 0, 1]
     return [release, *given, *sampling, "--out", out]
 
@@ -74,34 +74,26 @@ def test_a_prompt_and_a_picture_become_a_video(
     call = [*call, "--seeds", 3, 4, "--text-cache", cache]
     call += ["--tiles", 6, 5, "--prompt", "a cat that does not end " * 9]
     run("generate", *call)
-    tiles = Tiles((6, 5), (3, 2))
-    assert coded == [("encode", tiles), ("decode", tiles)]
+    assert coded == [("encode", (6, 5)), ("decode", (6, 5))]
     said = " ".join(capsys.readouterr().err.split())
     assert f"has 217 tokens; only the first {DIT.text_len - 1} and the end token are read" in said
     arrays = load_file(out / "latents.safetensors")
-    assert arrays["latents"].shape == (2, 2, 8, 6, 16)  # seeds, latent frames, 64 × 48 pixels / 8
-    assert arrays["x0"].shape == (2, 2, 2, 8, 6, 16)
+    assert arrays["latents"].shape == (2, 3, 8, 6, 16)  # seeds, latent frames, 64 × 48 pixels / 8
+    assert arrays["x0"].shape == (2, 2, 3, 8, 6, 16)
     np.testing.assert_allclose(arrays["x0"][:, 1], arrays["latents"], atol=1e-5)
     assert np.abs(arrays["latents"][0] - arrays["latents"][1]).max() > 0.1
     for seed in (3, 4):
-        assert formats.read_mp4(out / f"seed-{seed}.mp4").shape == (5, 64, 48, 3)
+        assert formats.read_mp4(out / f"seed-{seed}.mp4").shape == (9, 64, 48, 3)
         with Image.open(out / f"seed-{seed}-x0.png") as sheet:
-            assert sheet.size == (5 * 50, 2 * 66)
+            assert sheet.size == (9 * 50, 2 * 66)
         for step in json.loads((out / "run.json").read_text())["x0"]:
             name = formats.X0_FILM.format(seed=seed, step=step)
-            assert formats.read_mp4(out / name).shape == (5, 64, 48, 3)
-    assert '"frames":5,' in (out / "index.html").read_text()
+            assert formats.read_mp4(out / name).shape == (9, 64, 48, 3)
+    assert '"frames":9,' in (out / "index.html").read_text()
     about = json.loads((out / "run.json").read_text())
     assert about["sampling"]["solver"] == "unipc"
     assert about["negative"].startswith("色调")
     assert about["sigmas"][0] == pytest.approx(1, abs=2e-3)
-
-    # A preview has a colour for each latent cell, and is as long and large as what is decoded.
-    run("generate", *call, "--preview")
-    film = formats.read_mp4(out / formats.X0_FILM.format(seed=3, step=1)).astype(int)
-    assert film.shape == (5, 64, 48, 3)
-    assert np.abs(film[1:] - film[1:2]).max() < 12
-    assert np.abs(film[:, 2:6, 2:6] - film[:, 3:4, 3:4]).max() < 40
 
     # Repeated, it finds its latents and only decodes; known prompts need no text encoder.
     made = (out / "latents.safetensors").stat().st_mtime_ns
@@ -136,11 +128,9 @@ def test_a_prompt_and_a_picture_become_a_video(
         (["--prompt", "absent.npy"], "absent.npy holds no embedded prompt"),
         (["--prompt", "absent.txt"], "absent.txt"),
         (["--noise", "gs://bucket/noise.npy"], "gs://bucket/noise.npy"),
-        (["--negative", "gs://bucket/rows.npy"], "gs://bucket/rows.npy"),
         (["--image", __file__], "test_staged.py"),
-        (["--tiles", 0, 4], "an overlap is at least 0 and less than the size"),
+        (["--tiles", 0, 4], "tiles are 0 × 4 cells; give at least 1 × 1"),
         (["--mesh", "batch=2"], "a mesh has no axis 'batch'; its axes are world, seed"),
-        (["--mesh", "context:4"], "'context:4' is no mesh; write it as branch=2,context=4"),
         (["--mesh", "context=4"], "context=4 does not make up 8 device(s)"),
         (["--mesh", "tensor=8"], f"{DIT.heads} heads do not divide over the mesh's tensor=8"),
         (["--mesh", "branch=8"], "2 pass(es) of a step do not divide over the mesh's branch=8"),
@@ -193,8 +183,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], weakref
     monkeypatch.setattr(
         wan, "embed", lambda model, tokenizer, text, length: jnp.zeros((DIT.text_len, DIT.text_dim))
     )
-    monkeypatch.setattr(Wan, "encode", lambda self, video, tiles: jnp.zeros((2, 8, 6, 16)))
-    monkeypatch.setattr(Wan, "decode", lambda self, z, tiles: np.zeros((5, 64, 48, 3), np.uint8))
+    monkeypatch.setattr(Wan, "encode", lambda self, video, tiles: jnp.zeros((3, 8, 6, 16)))
+    monkeypatch.setattr(Wan, "decode", lambda self, z, tiles: np.zeros((9, 64, 48, 3), np.uint8))
     return loaded
 
 
@@ -225,15 +215,15 @@ def moved(call: list[Any], folder: Path) -> list[Any]:
     return [folder / "link", *call[1:]]
 
 
-@pytest.mark.parametrize("again", [lambda call, _: call, in_a_file, on_another_mesh, moved])
-def test_the_same_run_is_not_made_again(call, tmp_path, quick, again):
+def test_the_same_run_is_not_made_again(call, tmp_path, quick):
     """Each part is gone when the next one comes; a repeated call needs the VAE alone."""
     run("generate", *call)
     assert loaded(quick) == [ENCODER, CODER, EXPERTS, CODER]
     about = json.loads((tmp_path / "out" / "run.json").read_text())
     assert (about["prompt"], about["mesh"]) == ("a cat", "of size 1")
-    run("generate", *again(call, tmp_path))
-    assert loaded(quick) == [CODER]
+    for again in (lambda call, _: call, in_a_file, on_another_mesh, moved):
+        run("generate", *again(call, tmp_path))
+        assert loaded(quick) == [CODER]
 
 
 def test_latents_outlive_a_trace_that_cannot_be_written(
@@ -272,7 +262,7 @@ def test_latents_outlive_a_trace_that_cannot_be_written(
 @pytest.fixture
 def python(release: Path, picture: Path, tmp_path: Path) -> Callable[..., staged.Videos]:
     """A small run into tmp_path / "out", called from Python."""
-    small = {"size": (80, 48), "frames": np.int64(5), "steps": 2, "profile": "float32"}
+    small = {"size": (80, 48), "frames": np.int64(9), "steps": 2, "profile": "float32"}
     return partial(staged.run, release, "a cat", picture, out=tmp_path / "out", **small)
 
 
@@ -288,29 +278,11 @@ def test_seeds_and_steps_of_python(python, tmp_path, quick):
     assert (tmp_path / "out" / formats.X0_FILM.format(seed=1, step=1)).is_file()
 
 
-@pytest.mark.filterwarnings("default::UserWarning")
-def test_a_turned_photograph_is_told_of(release, tmp_path, capsys, quick):
-    """The size follows the picture as it lies in the file, but for the profile diffusers."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=exif)
-    call = settings(release, tmp_path / "photo.jpg", tmp_path / "out")
-    run("generate", *call)
-    (note,) = (line for line in capsys.readouterr().err.splitlines() if "EXIF" in line)
-    assert note.startswith("Note: ")
-    assert "photo.jpg" in note
-    out = tmp_path / "diffusers"
-    run("generate", *call, "--profile", "diffusers", "--out", out, "--steps", 2)
-    assert "EXIF" not in capsys.readouterr().err
-    images = [json.loads((f / "run.json").read_text())["image"] for f in (out, tmp_path / "out")]
-    assert images[0] != images[1]
-
-
-def test_latents_of_other_weights_or_noise_are_not_taken(
+def test_latents_of_other_weights_or_noise_or_damaged_ones_are_not_taken(
     call, tmp_path, refused, monkeypatch, quick
 ):
-    noise = np.random.default_rng(0).standard_normal((16, 2, 8, 6)).astype(np.float32)
+    out = tmp_path / "out"
+    noise = np.random.default_rng(0).standard_normal((16, 3, 8, 6)).astype(np.float32)
     np.save(tmp_path / "noise.npy", noise)
     call = [*call, "--noise", tmp_path / "noise.npy"]
     run("generate", *call)
@@ -318,30 +290,36 @@ def test_latents_of_other_weights_or_noise_are_not_taken(
     assert "noise file" in refused("generate", *call)
     np.save(tmp_path / "noise.npy", noise)
     run("generate", *call)
-    monkeypatch.setattr(staged, "identify", lambda folder: {"manifest": "another"})
-    assert "weights.manifest None, not another" in refused("generate", *call)
+    with monkeypatch.context() as other:
+        other.setattr(staged, "identify", lambda folder: {"manifest": "another"})
+        assert "weights.manifest None, not another" in refused("generate", *call)
+    for name in ("latents.safetensors", "run.json"):
+        data = (out / name).read_bytes()
+        (out / name).write_bytes(data[: len(data) // 2])
+        assert f"{out / name} is damaged" in refused("generate", *call)
 
 
-@pytest.mark.parametrize("at", ["run.json", "film", "sheet", "page"])
 def test_whatever_fails_at_the_end_latents_are_not_made_again(
-    call, tmp_path, refused, monkeypatch, quick, at
+    call, tmp_path, refused, monkeypatch, quick
 ):
     out = tmp_path / "out"
-    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device", f"the {at}"))
-    with monkeypatch.context() as failing:
-        if at == "film":
-            failing.setattr(formats, "_encode", full)
+    places = {
+        "run.json": "jcos.staged.runs.now",
+        "film": "jcos.media.formats._encode",
+        "sheet": "jcos.staged.formats.contact_sheet",
+        "page": "jcos.cli.common.explorer.make",
+    }
+    for at, place in places.items():
+        full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device", f"the {at}"))
+        with monkeypatch.context() as failing:
+            failing.setattr(place, full)
             failing.setattr(formats, "check_mp4", lambda *_: None)
-        else:
-            name = {"run.json": "staged.runs.now", "sheet": "staged.formats.contact_sheet"}
-            name["page"] = "cli.common.explorer.make"
-            failing.setattr(f"jcos.{name[at]}", full)
             failing.setattr("jcos.runs.made", lambda *_: {})
-        message = refused("generate", *call)
-    assert "No space left on device" in message
-    assert ("seed-0" in message) is (at == "film")
-    assert not [p for p in out.iterdir() if p.name.endswith(".part")]
-    assert EXPERTS in loaded(quick)
+            message = refused("generate", *call)
+        assert "No space left on device" in message
+        assert ("seed-0" in message) is (at == "film")
+        assert not [p for p in out.iterdir() if p.name.endswith(".part")]
+        assert (EXPERTS in loaded(quick)) is (at == "run.json")
     run("generate", *call)
     assert loaded(quick) == [CODER]
     assert {"run.json", "seed-0.mp4", "seed-0-x0.png", "index.html"} <= set(os.listdir(out))
@@ -355,21 +333,12 @@ def test_the_film_is_tried_before_the_weights_are_read(call, tmp_path, refused, 
     assert not (tmp_path / "out").exists()
 
 
-def test_latents_and_manifests_that_are_damaged(call, tmp_path, refused, quick):
-    out = tmp_path / "out"
-    run("generate", *call)
-    for name in ("latents.safetensors", "run.json"):
-        data = (out / name).read_bytes()
-        (out / name).write_bytes(data[: len(data) // 2])
-        assert f"{out / name} is damaged" in refused("generate", *call)
-
-
 def test_latents_of_another_probe_are_not_taken(python, quick):
     """A probe of the user's own, in Python."""
     for strength in (0.5, 0.5):
-        python(probe=Noise(jnp.full((2, 2), strength)))
+        python(probe=Noise(jnp.full((2, 3), strength)))
     assert loaded(quick) == [ENCODER, CODER, EXPERTS, CODER, CODER]
-    for other in (Noise(jnp.full((2, 2), 0.25)), TokenEnergy(), Interventions()):
+    for other in (Noise(jnp.full((2, 3), 0.25)), TokenEnergy(), Interventions()):
         with pytest.raises(ValueError, match="interventions"):
             python(probe=other)
 
@@ -386,7 +355,7 @@ def test_a_full_disk_is_noticed_before_the_weights_are_read(call, tmp_path, refu
     for more in ((), ("--trace",)):
         refused("generate", *call, *more)
     plain, traced = (each.args[1] for each in check.call_args_list)
-    assert traced - plain == 4 * (2 + 1) * 2 * 8 * 6 * 16  # of 2 steps, and the final latents
+    assert traced - plain == 4 * (2 + 1) * 3 * 8 * 6 * 16  # of 2 steps, and the final latents
 
 
 T2V = GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B"
@@ -434,7 +403,7 @@ def test_embedded_prompts_need_no_encoder(release, picture, tmp_path):
     first = image.prepare(
         image.read_picture(picture), image.rule_for(model.config, "float32"), 80, 48
     )
-    condition = model.condition(first, rows[0], 5, negative=rows[1])
+    condition = model.condition(first, rows[0], 9, negative=rows[1])
     sampling = dataclasses.replace(model.config.sampling, steps=2)
     # A seed is the same video in Python as in the command, and its noise PyTorch's.
     want = generation.generate(model, condition, [7], sampling=sampling).latents
@@ -442,13 +411,11 @@ def test_embedded_prompts_need_no_encoder(release, picture, tmp_path):
     noise = wan_noise(7, latents.shape[1:])[None]
     drawn = generation.generate(model, condition, [7], sampling=sampling, noise=noise).latents
     np.testing.assert_array_equal(drawn, want)
-    other = generation.generate(model, condition, [7], sampling=sampling, noise="jax").latents
-    assert np.abs(other - want).max() > 0.1
 
 
 def test_a_seed_that_broke_has_no_video(python, tmp_path, monkeypatch, quick):
     def broken(model: Wan, condition: Any, seeds: Any, **_: Any) -> SimpleNamespace:
-        latents = np.zeros((2, 2, 8, 6, 16), np.float32)
+        latents = np.zeros((2, 3, 8, 6, 16), np.float32)
         latents[0, 1, 2, 3, 4] = np.nan
         return SimpleNamespace(latents=latents, x0=latents[:, None])
 
@@ -458,7 +425,7 @@ def test_a_seed_that_broke_has_no_video(python, tmp_path, monkeypatch, quick):
     assert made.films == {4: tmp_path / "out" / "seed-4.mp4"}
     assert [p.name for p in (tmp_path / "out").glob("*.mp4")] == ["seed-4.mp4"]
     assert np.isnan(made.latents[0]).any()
-    assert made.x0.shape == (2, 0, 2, 8, 6, 16)
+    assert made.x0.shape == (2, 0, 3, 8, 6, 16)
 
 
 @pytest.mark.slow
@@ -472,12 +439,12 @@ def test_the_example_of_the_page_runs(release, picture, tmp_path, monkeypatch):
     (tmp_path / "wan-i2v").symlink_to(release)
     shutil.copy(picture, tmp_path / "maze.png")
     monkeypatch.chdir(tmp_path)
-    small = partial(staged.run, size=(80, 48), frames=5, steps=6, profile="float32")
+    small = partial(staged.run, size=(80, 48), frames=9, steps=6, profile="float32")
     monkeypatch.setattr(staged, "run", small)
     names: dict[str, Any] = {}
     with warnings.catch_warnings(action="ignore"):  # this tiny model reads 24 tokens
         exec(compile(example, str(WAN), "exec"), names)
     made = names["made"]
-    assert made.latents.shape == (2, 2, 8, 6, 16)
-    assert made.x0.shape == (2, 2, 2, 8, 6, 16)
-    assert formats.read_mp4(made.films[1]).shape == (5, 64, 48, 3)
+    assert made.latents.shape == (2, 3, 8, 6, 16)
+    assert made.x0.shape == (2, 2, 3, 8, 6, 16)
+    assert formats.read_mp4(made.films[1]).shape == (9, 64, 48, 3)

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import os
-import re
 from typing import Any
 
 import jax
@@ -13,29 +12,16 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from jcos import cli, generation, loop, wan
-from jcos.config import Sampling
 from jcos.devices import memory
-from jcos.devices.memory import CODING, explained, run_knobs, sentence
+from jcos.devices.memory import explained, run_knobs, sentence
 from jcos.sampling import flow, trajectory
-from jcos.sampling.probes import Noise, Probe, States, TokenEnergy, chain
-from jcos.sampling.trajectory import Condition, Trace
+from jcos.sampling.probes import Noise, TokenEnergy, chain
+from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 from jcos.weights import checkpoint
-from tests.conftest import GOLDEN, load_golden
-from tests.models import CONFIG, FRAMES, frame, randomised
+from tests.models import CONFIG, FRAMES, STEPS, frame, randomised
 
 # ---- where weights lie
-
-
-def two_experts(resident: bool | None) -> Wan:
-    """The tiny image-to-video checkpoint of the original."""
-    return wan.load(
-        GOLDEN / "ckpt" / "Wan2.2-I2V-A14B",
-        profile="float32",
-        text=False,
-        vae=False,
-        resident=resident,
-    )
 
 
 def in_host(model: Wan) -> set[bool]:
@@ -46,30 +32,6 @@ def in_host(model: Wan) -> set[bool]:
 def compare(found: Trace, want: Trace) -> None:
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(b).max()))
-
-
-@pytest.mark.slow
-def test_one_program_makes_every_step_of_both_experts() -> None:
-    """Of a release: the host calls it for each step and brings the weights; what is observed is put
-    together."""
-    golden, whole, waiting = load_golden("loops/i2v_unipc6"), two_experts(True), two_experts(False)
-    channels = jnp.asarray(np.moveaxis(golden["in.y"], 0, -1))
-    prompt, negative = (whole.embed(golden[f"in.{k}"]) for k in ("context", "context_null"))
-    frames, height, width, _ = channels.shape
-    condition = Condition(prompt, (frames, height, width), negative, channels)
-    sampling = Sampling(4, 5.0, "unipc", "unipc", (3.5, 2.0))
-    how: dict[str, Any] = {"probe": chain(TokenEnergy(), States()), "sampling": sampling}
-    assert in_host(whole) == {False}
-    want = generation.generate(whole, condition, (0, 1), **how)
-    programs, steps = loop._advance._cache_size, []  # type: ignore[attr-defined]
-    before = programs()
-    trace = generation.generate(waiting, condition, (0, 1), **how, on_step=steps.append)
-    compare(trace, want)
-    assert steps == [0, 1, 2, 3]
-    assert in_host(waiting) == {True}
-    how["sampling"] = dataclasses.replace(sampling, steps=5)
-    generation.generate(waiting, condition, (3, 4), **how)
-    assert programs() == before + 1
 
 
 @pytest.fixture(scope="module")
@@ -89,29 +51,32 @@ def waiting(pair: Wan) -> Wan:
 
 
 @pytest.mark.slow
-def test_a_program_of_all_steps_takes_experts_that_wait(pair: Wan, waiting: Wan) -> None:
-    """Sweeps are jitted as a whole; they bring the weights themselves."""
+def test_experts_that_wait_make_the_same_runs(pair: Wan, waiting: Wan) -> None:
+    """Step by step, brought by the host, by one program; as one program of all steps, which sweeps
+    are, and in turns."""
+    condition = pair.condition(frame(0), "left", FRAMES)
+    how: dict[str, Any] = {"probe": chain(Noise.at_steps(STEPS, FRAMES, [1]), TokenEnergy())}
+    assert (in_host(pair), in_host(waiting)) == ({False}, {True})
+    want = generation.generate(pair, condition, (0, 1), **how)
+    programs, steps = loop._advance._cache_size, []  # type: ignore[attr-defined]
+    before = programs()
+    found = generation.generate(waiting, condition, (0, 1), **how, on_step=steps.append)
+    compare(found, want)
+    assert (steps, in_host(waiting)) == (list(range(STEPS)), {True})
+    other = dataclasses.replace(pair.config.sampling, shift=5.0)
+    generation.generate(waiting, condition, (3, 4), **how, sampling=other)
+    assert programs() == before + 1
     plan = flow.plan(pair.config.sampling, pair.config.boundary)
-    worlds = trajectory.tree_stack([pair.condition(frame(0), "left", FRAMES)])
-    trace, want = (
-        generation.generate_worlds(model, plan, worlds, loop.seed_keys((0, 1)), Probe())
-        for model in (waiting, pair)
-    )
-    compare(trace, want)
+    worlds, keys = trajectory.tree_stack([condition]), loop.seed_keys((0, 1))
+    whole = generation.generate_worlds(waiting, plan, worlds, keys, how["probe"])
+    compare(jax.tree.map(lambda a: a[0], whole), want)
 
+    def one(probe: Any) -> Trace:
+        return generation.generate(waiting, condition, (0, 1), together=1, probe=probe)
 
-@pytest.mark.slow
-@pytest.mark.parametrize("chunk", [None, 1])
-def test_runs_in_turns_are_swept(pair: Wan, waiting: Wan, chunk: int | None) -> None:
-    condition, sampling = pair.condition(frame(0), "left", FRAMES), Sampling(2, guidance=(3.0, 2.0))
-    probes = [Noise.at_steps(2, FRAMES, [s]) for s in (0, 1)]
-
-    def one(probe: Probe) -> Trace:
-        how: Any = {"probe": probe, "sampling": sampling}
-        return generation.generate(waiting, condition, (0, 1), together=1, **how)
-
-    found = trajectory.sweep(one, trajectory.tree_stack(probes), chunk=chunk)
-    compare(found, trajectory.tree_stack([one(probe) for probe in probes]))
+    for chunk in (None, 1):
+        swept = trajectory.sweep(one, trajectory.tree_stack([how["probe"]]), chunk=chunk)
+        compare(jax.tree.map(lambda a: a[0], swept), want)
 
 
 def test_weights_wait_where_they_fill_more_than_their_share(monkeypatch) -> None:
@@ -129,18 +94,10 @@ def test_weights_wait_where_they_fill_more_than_their_share(monkeypatch) -> None
     assert [waits(None, limit) for limit in (None, enough, enough - 1)] == [False, False, True]
     assert not waits(True, 100)
     assert waits(False, None)
-
-
-@pytest.mark.parametrize(
-    ("gib", "share", "together"),
-    [(139, 0.92, True), (139, 0.75, True), (79, 0.92, False), (79, 0.75, False)],
-)
-def test_two_experts_lie_together_on_an_h200_and_wait_on_80_gb(gib, share, together, monkeypatch):
-    """A14B's, 27 GiB each, where jax has a share of the device."""
-    expert = jax.ShapeDtypeStruct((27 * 2**29,), jnp.bfloat16)
-    monkeypatch.setattr(memory, "device_memory", lambda: int(share * gib * 2**30))
-    found = memory.waiting({"experts.0": expert, "experts.1": expert}, {}, None)
-    assert (not found) == together
+    # A14B's two experts, 27 GiB each, stay on an H200 and not on 80 GB, by jax's share of each.
+    weights = {f"experts.{i}.a": jax.ShapeDtypeStruct((27 * 2**29,), jnp.bfloat16) for i in (0, 1)}
+    for share in (0.75, 0.92):
+        assert [waits(None, int(share * gib * 2**30)) for gib in (139, 79)] == [False, True]
 
 
 def test_a_command_takes_more_of_a_gpu_unless_told_otherwise(monkeypatch) -> None:
@@ -155,12 +112,11 @@ def test_a_command_takes_more_of_a_gpu_unless_told_otherwise(monkeypatch) -> Non
     assert os.environ["XLA_CLIENT_MEM_FRACTION"] == memory.CLAIM
 
 
-def test_a_folder_of_jcos_is_restored_into_host_memory(tmp_path) -> None:
-    model = two_experts(True)
-    checkpoint.save(tmp_path / "model", model.config, model, {})
-    found = wan.load(tmp_path / "model", text=False, vae=False, resident=False)
+def test_a_folder_of_jcos_is_restored_into_host_memory(pair: Wan, tmp_path) -> None:
+    checkpoint.save(tmp_path / "model", pair.config, pair, {})
+    found = wan.load(tmp_path / "model", resident=False)
     assert in_host(found) == {True}
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(model), strict=True):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(pair), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -178,27 +134,11 @@ def test_the_sentence_says_what_was_asked_and_what_there_is(report, limit, numbe
     assert numbers in sentence(report, "3 seeds", ["less"], limit)
 
 
-def test_a_larger_mesh_helps_where_there_are_more_devices(monkeypatch):
-    assert not any("mesh" in knob for knob in run_knobs(two_experts(False), True, 1))
-    monkeypatch.setattr(memory.mesh, "devices", lambda *axes: 8)
-    assert "mesh with branch=2" in run_knobs(two_experts(False), True, 1)[0]
-
-
-def test_a_real_report_is_explained():
+def test_a_real_report_is_explained_by_what_helps_here(waiting: Wan, monkeypatch):
+    knobs = run_knobs(waiting, True, 1)
+    assert not any("mesh" in knob for knob in knobs)
     why = r"a petabyte asked a device for \d+\.\d GiB\. What"
-    with (
-        pytest.raises(MemoryError, match=why),
-        explained("a petabyte", run_knobs(two_experts(False), True, 1)),
-    ):
+    with pytest.raises(MemoryError, match=why), explained("a petabyte", knobs):
         jax.block_until_ready(jnp.ones(2**48, jnp.float32))
-
-
-def test_coding_has_its_own_knobs(monkeypatch):
-    def full(*arguments: object) -> None:
-        raise jax.errors.JaxRuntimeError(GPU)
-
-    model = two_experts(True)
-    monkeypatch.setattr(model, "vae", model.experts[0])  # one that is there, but not called
-    monkeypatch.setattr(wan, "_decode", full)
-    with pytest.raises(MemoryError, match=re.escape(CODING[0])):
-        model.decode(np.zeros((3, 4, 6, 16), np.float32))
+    monkeypatch.setattr(memory.mesh, "devices", lambda *axes: 8)
+    assert "mesh with branch=2" in run_knobs(waiting, True, 1)[0]

@@ -11,7 +11,6 @@ import pytest
 from flax import nnx
 
 from jcos.config import DiTConfig, Sampling
-from jcos.devices import mesh
 from jcos.model import attention as module
 from jcos.model.attention import KERNELS, Problem, attention, choose, using
 from jcos.model.dit import DiT
@@ -149,24 +148,9 @@ def test_an_override_that_cannot_be_met_is_said_once(caplog):
     module._warn.cache_clear()
     q, k, v = inputs(8, 8)
     want = attention(q, k, v)
-    with caplog.at_level(logging.WARNING, logger="jcos"), using(kernel="splash"):
+    with caplog.at_level(logging.WARNING, logger="jcos"), using("splash"):
         for _ in range(2):
             np.testing.assert_array_equal(attention(q, k, v), want)
     assert [r.message for r in caplog.records] == [
         "attention falls back from splash to xla: splash attention is for TPUs, this is a cpu"
     ]
-
-
-def test_names_that_are_none_are_refused():
-    with pytest.raises(ValueError, match="no attention kernel is called 'flash': auto, xla, cudnn"):
-        using(kernel="flash")
-    with pytest.raises(ValueError, match="no attention method is called 'usp'"):
-        using(method="usp")
-
-
-def test_without_a_mesh_nothing_is_spread():
-    assert mesh.devices(*mesh.AXES) == 1
-    assert mesh.padded(13) == 13
-    x = jnp.ones((13, 2))
-    assert mesh.spread(x) is x
-    assert mesh.constrain(x, "seed") is x

@@ -11,7 +11,7 @@ from flax import nnx
 
 from jcos.config import FLOAT32, OFFICIAL
 from jcos.devices import mesh
-from jcos.model.dit import MLP, Attention, Block, DiT, Linear
+from jcos.model.dit import Block, DiT, Linear
 from jcos.model.layers import rope_angles, rotate, time_features
 from jcos.variants import VARIANTS
 from jcos.weights.checkpoint import leaves, with_leaves
@@ -44,17 +44,6 @@ def inputs(arrays: dict[str, np.ndarray], i: int) -> tuple[jax.Array, jax.Array,
     t = arrays["in.t"]
     t = np.float32(t[0]) if t.ndim == 1 else t[i, :count]
     return jnp.asarray(x), jnp.asarray(t), jnp.asarray(arrays[f"in.context_{i}"]), count
-
-
-def before_the_blocks(model: DiT, latents: jax.Array, t: jax.Array, context: jax.Array):
-    """What the model's first lines compute: tokens, time (e and its projection), prompt, angles."""
-    cfg = model.cfg
-    x = model.patch_embedding(model.patchify(latents))
-    e = model.time_embedding(time_features(jnp.atleast_1d(t), cfg.freq_dim))
-    time = model.time_projection(jax.nn.silu(e)).reshape(-1, 6, cfg.dim)
-    text = model.text_embedding(jnp.pad(context, ((0, cfg.text_len - len(context)), (0, 0))))
-    angles = rope_angles(cfg.tokens(*latents.shape[:3]), cfg.head_dim, cfg.rope_theta)
-    return x, e, time, text, angles
 
 
 def keep_tokens(layer, tokens):
@@ -106,71 +95,6 @@ def test_a_clean_first_frame_equals_the_original_dit(golden):
     assert f"[{count},{model.cfg.dim}]" in shapes
 
 
-@pytest.mark.parametrize(("name", "i"), CLIPS)
-def test_embeddings_and_head_equal_the_original_dit(golden, name, i):
-    arrays = golden(f"dit/{name}")
-    latents, t, context, count = inputs(arrays, i)
-    model = original_dit(CASES[name])
-    cfg = model.cfg
-
-    @jax.jit
-    def embed(model: DiT, latents, t, context, last_tokens):
-        patches, e, time, text, _ = before_the_blocks(model, latents, t, context)
-        return patches, e, time.reshape(len(time), -1), text, model.head(last_tokens, e)
-
-    last = jnp.asarray(arrays[f"trace.block_{cfg.layers - 1:02d}"][i, :count])
-    patches, e, e0, text, head = embed(model, latents, t, context, last)
-
-    def each_token(a) -> np.ndarray:  # the original repeats a single timestep over the tokens
-        return np.broadcast_to(a, (count, a.shape[-1]))
-
-    sinusoid = time_features(jnp.atleast_1d(t), cfg.freq_dim)
-    want = arrays[f"trace.patch_embed_{i}"]
-    assert relative(patches, np.moveaxis(want, 0, -1).reshape(count, cfg.dim)) <= 2e-6
-    assert np.abs(each_token(sinusoid) - arrays["trace.time_sinusoid"][i, :count]).max() <= 1e-6
-    assert relative(each_token(e), arrays["trace.time_e"][i, :count]) <= 2e-6
-    assert relative(each_token(e0), arrays["trace.time_e0"][i, :count]) <= 2e-6
-    assert relative(text, arrays["trace.text_ctx"][i]) <= 2e-6
-    assert relative(head, arrays["trace.head_tokens"][i, :count]) <= 2e-6
-
-
-def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[jax.Array, jax.Array]]:
-    """What every attention and feed-forward layer is given and returns from now on."""
-    calls = []
-    for kind in (Attention, MLP):
-
-        def record(self, x, *rest, plain=kind.__call__):
-            y = plain(self, x, *rest)
-            calls.append((x, y))
-            return y
-
-        monkeypatch.setattr(kind, "__call__", record)
-    return calls
-
-
-@pytest.mark.parametrize("name", [name for name in CASES if name.endswith("_a")])
-def test_the_layers_of_block_0_equal_the_original_dit(golden, name, monkeypatch):
-    """What the original's layers took and gave, seen by recording every call of ours."""
-    arrays = golden(f"dit/{name}")
-    latents, t, context, _ = inputs(arrays, 0)
-    model = original_dit(CASES[name])
-    calls = recorded(monkeypatch)
-
-    @jax.jit
-    def first_block(model: DiT, latents, t, context):
-        block = jax.tree.map(lambda a: a[0], model.blocks)
-        x, _, time, text, angles = before_the_blocks(model, latents, t, context)
-        calls.clear()
-        block(x, time, text, angles)
-        (into, attended), (_, crossed), (_, fed) = calls
-        return into, block.self_attn.norm_q(block.self_attn.q(into)), attended, crossed, fed
-
-    seen = first_block(model, latents, t, context)
-    keys = ("self_attn_in", "self_attn_qnorm_out", "self_attn_out", "cross_attn_out", "ffn_out")
-    for key, value in zip(keys, seen, strict=True):
-        assert relative(value, arrays[f"trace.b0.{key}"][0]) <= 2e-6, key
-
-
 def drawn(number: int, shape: tuple[int, ...], scale: float, mean: float = 0.0) -> np.ndarray:
     """How the weights and inputs of `dit/a14b_block` were made."""
     random = np.random.RandomState(1000 + number).standard_normal(shape)
@@ -178,7 +102,7 @@ def drawn(number: int, shape: tuple[int, ...], scale: float, mean: float = 0.0) 
 
 
 @pytest.mark.slow
-def test_a_block_of_true_width_equals_the_original_dit(golden, monkeypatch):
+def test_a_block_of_true_width_equals_the_original_dit(golden):
     """A14B's 351 million weights of a block; to 2e-5 at most and 2e-6 in root mean square."""
     config = VARIANTS["wan2.2-i2v-a14b"]().dit
     dim, ffn_dim = config.dim, config.ffn_dim
@@ -204,24 +128,15 @@ def test_a_block_of_true_width_equals_the_original_dit(golden, monkeypatch):
     )
     tokens, context = drawn(900, (24, dim), 1.0), drawn(902, (32, dim), 1.0)
     time = drawn(901, (24, 6, dim), 0.5)[[0] * 8 + [8] * 16]
-    calls = recorded(monkeypatch)
 
     @jax.jit
     def run(block: Block, tokens, time, context):
-        calls.clear()
-        out = block(tokens, time, context, rope_angles((2, 3, 4), config.head_dim, 10000.0))
-        return out, [y[:4] for _, y in calls]
+        return block(tokens, time, context, rope_angles((2, 3, 4), config.head_dim, 10000.0))
 
-    out, (attended, crossed, fed) = run(block, tokens, time, context)
-    arrays = golden("dit/a14b_block")
-    for found, name in (
-        (out[::2], "out_tokens_0_2_4"),
-        (attended, "self_attn_out"),
-        (crossed, "cross_attn_out"),
-        (fed, "ffn_out"),
-    ):
-        assert np.abs(found - arrays[name]).max() <= 2e-5, name
-        assert rms(found - arrays[name]) <= 2e-6 * rms(arrays[name]), name
+    found = run(block, tokens, time, context)[::2]
+    want = golden("dit/a14b_block")["out_tokens_0_2_4"]
+    assert np.abs(found - want).max() <= 2e-5
+    assert rms(found - want) <= 2e-6 * rms(want)
 
 
 @pytest.mark.parametrize("file", sorted(GOLDEN.glob("dit/rope_hd*")), ids=lambda p: p.stem)
@@ -309,16 +224,3 @@ def test_weights_are_arguments_of_the_program_not_constants_in_it():
     )
     program = jax.jit(lambda m, *a: m(*a)).lower(model, *given)
     assert len(program.as_text()) < 5e6  # of which 2e6 are the table of time features
-
-
-# ---- errors
-
-
-def test_what_does_not_fit_is_refused():
-    model, latents, t, _ = one_clip()
-    channels, rows = model.cfg.in_channels, model.cfg.text_len
-    context = jnp.zeros((rows + 1, model.cfg.text_dim))
-    with pytest.raises(ValueError, match=f"{channels - 1} channels, not {channels}$"):
-        model(latents[..., : channels - 1], t, context[1:])
-    with pytest.raises(ValueError, match=f"{rows + 1} rows, more than {rows}$"):
-        model(latents, t, context)

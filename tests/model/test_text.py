@@ -5,7 +5,6 @@ import re
 import warnings
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import jax
@@ -20,8 +19,8 @@ from jcos.model import text
 from jcos.model.text import UMT5, WordEmbedding, cached, embed, relative_buckets, word_ids
 from jcos.model.tokenizer import Tokenizer, clean
 from jcos.weights.names import UMT5_OF_TRANSFORMERS, original_name
-from tests.conftest import load_golden, parameter_count
-from tests.models import filled_text, original_text, original_text_config, relative, rms
+from tests.conftest import parameter_count
+from tests.models import filled_text, original_text, relative, rms
 
 WORDS = Words(("ball", "left", "move", "right"), 6)
 
@@ -86,34 +85,11 @@ def test_rows_and_blocks_equal_the_original_text(golden, name, layers):
             assert relative(x[:count], expected) <= 2e-6, (i, layer)
 
 
-def test_the_layers_of_the_first_block_equal_the_original_text(golden):
-    arrays, model = golden("t5/umt5_L24"), original_text()
-    block = jax.tree.map(lambda a: a[0], model.blocks)
-    for i, ids, mask, count in prompts(arrays):
-        x = model.token_embedding[...][ids].astype(jnp.float32)
-        bias = block.bias(mask, buckets_of(24)).astype(jnp.float32)
-        attended = block.attn(block.norm1(x), bias)
-        forwarded = block.ffn(block.norm2(x + attended))
-        assert relative(attended[:count], arrays["trace.b0.attn_out"][i, :count]) <= 2e-6, i
-        assert relative(forwarded[:count], arrays["trace.b0.ffn_out"][i, :count]) <= 2e-6, i
-
-
 def test_buckets_of_distances_equal_the_original_text(golden):
     arrays = golden("t5/rel_buckets")
     np.testing.assert_array_equal(relative_buckets(arrays["rel"], 32, 128), arrays["bucket"])
     far = relative_buckets(np.array([-(10**6), 10**6]), 32, 128)
     np.testing.assert_array_equal(far, [15, 31])
-
-
-def test_position_bias_of_the_first_block_equals_the_original_text(golden):
-    expected = golden("t5/rel_buckets")["bias_block0_L40"]
-    block = jax.tree.map(lambda a: a[0], original_text().blocks)
-    bias = np.asarray(block.bias(jnp.ones(40, bool), buckets_of(40)), np.float32)
-    np.testing.assert_allclose(bias, expected, atol=1e-6)
-    padded = np.asarray(block.bias(jnp.arange(40) < 30, buckets_of(40)), np.float32)
-    np.testing.assert_array_equal(padded[:, :, :30], bias[:, :, :30])
-    assert np.isfinite(padded).all()
-    assert padded[:, :, 30:].max() < -1e38
 
 
 def test_bfloat16_is_as_near_to_float32_as_the_originals(golden):
@@ -148,18 +124,6 @@ def test_the_weights_are_not_copied():
     assert memory is not None
     assert memory.argument_size_in_bytes > 3e7
     assert memory.temp_size_in_bytes < 0.2 * memory.argument_size_in_bytes
-
-
-def test_padding_changes_no_row(golden):
-    arrays = golden("t5/umt5_L24")
-    ids, mask = jnp.asarray(arrays["ids"][1], jnp.int32), jnp.asarray(arrays["mask"][1] == 1)
-    count = int(mask.sum())
-    assert 0 < count < 24
-    rows = encode(original_text(), ids, mask)[:count]
-    other = encode(original_text(), ids.at[count:].set(7), mask)[:count]
-    np.testing.assert_array_equal(rows, other)
-    short = encode(original_text(), ids[:count], mask[:count])
-    assert relative(short, np.asarray(rows)) <= 2e-6
 
 
 OF_TRANSFORMERS = {
@@ -266,13 +230,8 @@ def test_tokens_are_numbered_ended_and_padded(tokenizer, tokenizer_file):
     assert pieces_of(tokenizer_file, ids) == expected
     assert (ids[3], ids[4]) == (1, 0)
     assert mask.tolist() == [True] * 4 + [False] * 4
-
-
-@pytest.mark.parametrize("prompt", ["", " \t\n"])
-def test_an_empty_prompt_is_its_end(tokenizer, prompt):
-    ids, mask = tokenizer(prompt)
-    assert ids.tolist() == [1] + [0] * 511
-    assert mask.tolist() == [True] + [False] * 511
+    ids, mask = tokenizer(" \t\n", 3)  # an empty one is its end
+    assert (ids.tolist(), mask.tolist()) == ([1, 0, 0], [True, False, False])
 
 
 def test_a_long_prompt_is_cut_before_its_end_and_says_so(tokenizer, tokenizer_file):
@@ -397,24 +356,9 @@ def test_a_cut_prompt_is_told_of_every_time(tokenizer, tmp_path):
 # ---- what is refused
 
 
-def small_text(**options: Any) -> UMT5:
-    return UMT5(UMT5Config(5, 4, 1, 2, 4, 1), rngs=nnx.Rngs(0), **options)
-
-
 def load(folder: Path, content: str) -> Tokenizer:
     (folder / "tokenizer.json").write_text(content)
     return Tokenizer.load(folder)
-
-
-def of_another(folder: Path, tokenizer: Tokenizer, *prompts: str) -> None:
-    stored(folder, tokenizer, "a red ball", 12)
-    cached(folder, prompts, "float32", 12, lambda: (louder(), tokenizer))
-
-
-def louder() -> UMT5:
-    weights = load_golden("weights/umt5")
-    weights["norm.weight"] *= 2
-    return filled_text(original_text_config(), weights)
 
 
 def stored(folder: Path, tokenizer: Tokenizer, prompt: str, length: int) -> None:
@@ -427,17 +371,12 @@ NO_TOKENIZER = "tokenizer.json is not a tokenizer's file"
 REFUSED = [
     (lambda f, t: word_ids(WORDS, "dog left cat dog", 8), "not know cat, dog; it knows: ball, le"),
     (lambda f, t: word_ids(WORDS, "move ball left", 2), "has 3 words; this model reads at most 2"),
-    (lambda f, t: small_text(dtype="float16"), "not in float16"),
-    (lambda f, t: embed(small_text(), t, "a red", 4), "token 6 is beyond the text encoder's 5"),
     (lambda f, t: t("a", 0), "length is 0"),
     (lambda f, t: Tokenizer.load(f), "no tokenizer; .* google/umt5-xxl/tokenizer.json beside"),
     (lambda f, t: load(f, ""), NO_TOKENIZER),
     (lambda f, t: load(f, "{}"), NO_TOKENIZER),
     (lambda f, t: load(f, '{"model": {"type": "Un'), NO_TOKENIZER),
     (lambda f, t: load(f, OTHER_KIND), "not UMT5's: there, <pad> is token 0 and </s> 1"),
-    (lambda f, t: of_another(f, t, "a red ball", "a"), "of another text encoder"),
-    (lambda f, t: of_another(f, t, "a"), "of another text encoder"),
-    (lambda f, t: stored(f, t, "a ball", 12), "does not have the prompt 'a ball'"),
     (lambda f, t: stored(f, t, "a red ball", 13), "does not have the prompt"),
 ]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jcos.config import PixelCodec
-from jcos.model.vae import Tiles, Vae, decode_pixels, encode_pixels
+from jcos.model.vae import Vae, decode_pixels, encode_pixels
 from jcos.variants import vae_2_1, vae_2_2
 from tests.models import abstract_vae, original_codec, original_vae, relative
 
@@ -59,13 +59,6 @@ def decode(vae: Vae, latents, tiles=None):
     return vae.decode(latents, tiles=tiles, clamp=False)
 
 
-@partial(jax.jit, static_argnames="half")
-def whole(half, vae: Vae, clip):
-    """All frames at once. half: `Vae._encode` or `Vae._decode`."""
-    with jax.default_matmul_precision("highest"):
-        return half(vae, clip, None)[0]
-
-
 def last(a: np.ndarray) -> jax.Array:
     """torch's [C, F, H, W] with channels last."""
     return jnp.asarray(np.moveaxis(a, 0, -1))
@@ -83,15 +76,6 @@ def video_of(version: str, frames: int, height: int, width: int) -> jax.Array:
     return jax.random.uniform(jax.random.key(4), shape, minval=-1.0)
 
 
-TWO_ORDERS = 1e-5
-"""Between a video coded whole and streamed, of the largest value: the same sums in another order.
-
-Each may be 5e-6 off the original's, so twice that lies between them. It is also what their
-arithmetic gives: a sum of 27 × 20 products, in each of some 30 layers, errs by about
-√(27 · 20 · 30) · 2⁻²⁴ = 7.6e-6 where rounding errors add like random ones.
-"""
-
-
 # ---- equal to PyTorch
 
 
@@ -104,80 +88,17 @@ def test_streamed_latents_equal_the_original_vae(golden, version):
     assert relative(encode(vae, blank), last(arrays["encz.mu_norm"])) <= 5e-6
     image = last(arrays["enc1.video"])
     assert relative(encode(vae, image), last(arrays["enc1.mu_norm"])) <= 5e-6
+    fewer = encode(vae, video[:-2])  # trailing frames are dropped
+    assert relative(fewer, last(arrays["encodd.mu_norm"])) <= 5e-6
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_streamed_video_equals_the_original_vae(golden, version):
     arrays = golden(f"vae/wan{version}")
     vae, latents = original_vae(version), last(arrays["dec.z"])
-    assert relative(decode(vae, latents), last(arrays["dec.video_raw"])) <= 5e-6
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_trailing_frames_are_dropped_and_whole_clips_equal_streamed_ones(golden, version):
-    arrays = golden(f"vae/wan{version}")
-    vae, video = original_vae(version), last(arrays["enc.video"])
-    latents = encode(vae, video[:-2])
-    assert relative(latents, last(arrays["encodd.mu_norm"])) <= 5e-6
-    kept = video[: 4 * len(latents) - 3]
-    assert relative(whole(Vae._encode, vae, kept), latents) <= TWO_ORDERS
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_whole_videos_equal_streamed_ones_and_are_clamped(golden, version, monkeypatch):
-    arrays = golden(f"vae/wan{version}")
-    vae, latents = original_vae(version), last(arrays["dec.z"])
-    video = whole(Vae._decode, vae, latents)
+    video = decode(vae, latents)
+    assert relative(video, last(arrays["dec.video_raw"])) <= 5e-6
     assert relative(jnp.clip(video, -1, 1), last(arrays["dec.video_clamped"])) <= 5e-6
-    assert relative(video, decode(vae, latents)) <= TWO_ORDERS
-    monkeypatch.setattr(Vae, "_decode", lambda *_: (jnp.full((1, 8, 8, 3), 3.0), None))
-    np.testing.assert_array_equal(vae.decode(latents[:1]), 1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("version", VERSIONS)
-def test_every_stage_equals_the_original_vae(golden, version):
-    arrays = golden(f"vae/wan{version}_trace")
-    vae = original_vae(version)
-    mean, std = (jnp.array(a)[None, None, None] for a in (vae.cfg.mean, vae.cfg.std))
-    video = last(arrays["enc.video"])
-    if version == "22":  # blocks of 2 × 2 pixels; of a colour's four, those of a column first
-        f, h, w = video.shape[0], video.shape[1] // 2, video.shape[2] // 2
-        video = video.reshape(f, h, 2, w, 2, 3).transpose(0, 1, 3, 5, 4, 2).reshape(f, h, w, 12)
-
-    @jax.jit
-    def run(layers, x):
-        outputs = []
-        for layer in layers:
-            x, _ = layer(x, None)
-            outputs.append(x)
-        return outputs
-
-    middle = [f"middle_{i}" for i in range(3)]
-    encoder, decoder = vae.encoder.layers, vae.decoder.layers
-    down, up = ([f"stage_{i:02}" for i in range(len(a) - 5)] for a in (encoder, decoder))
-    latents = vae.conv2(last(arrays["dec.z"]) * std + mean)
-    for half, names, outputs in (
-        ("enc", ["conv1", *down, *middle, "net_out"], run(encoder, video)),
-        ("dec", ["conv1", *middle, *up, "net_out"], run(decoder, latents)),
-    ):
-        golden_names = {name for name in arrays if name.startswith(f"trace.{half}.")}
-        assert {f"trace.{half}.{name}" for name in names} == golden_names
-        for name, ours in zip(names, outputs, strict=True):
-            assert relative(ours, last(arrays[f"trace.{half}.{name}"])) <= 5e-6, (half, name)
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_means_and_log_variances_equal_the_original_vae(golden, version):
-    """What `encode` makes of the moments it leaves out: conv1 of the features, found backwards."""
-    arrays, tensors = golden(f"vae/wan{version}"), golden(f"weights/vae{version}")
-    vae, cfg = original_vae(version), RELEASED[version]
-    moments = np.moveaxis(arrays["enc.moments_raw"], 0, -1).astype(np.float64)
-    weight = tensors["conv1.weight"][:, :, 0, 0, 0].astype(np.float64)
-    features = (moments - tensors["conv1.bias"]) @ np.linalg.inv(weight).T
-    assert relative(vae.conv1(jnp.asarray(features, jnp.float32)), moments) <= 5e-6
-    normalised = (moments[..., : cfg.channels] - cfg.mean) / cfg.std
-    assert relative(normalised, last(arrays["enc.mu_norm"])) <= 5e-6
 
 
 # ---- laws
@@ -201,29 +122,6 @@ def test_memory_is_flat_in_the_number_of_frames():
         assert len(b.as_text()) <= 1.001 * len(a.as_text())
 
 
-def test_latents_depend_on_no_later_frame(golden):
-    arrays = golden("vae/wan21")
-    video = last(arrays["enc.video"])
-    changed = video.at[9:].set(-video[9:])
-    ours, theirs = (encode(original_vae("21"), v) for v in (video, changed))
-    np.testing.assert_array_equal(ours[:3], theirs[:3])
-    assert relative(ours[3], theirs[3]) > 1e-2
-
-
-@pytest.mark.slow
-def test_gradients_reach_every_pixel():
-    vae, video = original_vae("21"), video_of("21", 5, 1, 1)
-
-    def loss(vae: Vae, video):
-        # Whole, which is the same function (above) and a much smaller program to compile.
-        latents, _ = vae._encode(video, None)
-        return jnp.square(vae._decode(latents, None)[0] - video).mean()
-
-    pixels = jax.jit(jax.grad(loss, argnums=1))(vae, video)
-    assert np.isfinite(pixels).all()
-    assert (np.abs(pixels).max((1, 2)) > 0).all()
-
-
 def test_precision_does_not_depend_on_the_default():
     """Even where products are rounded by default, those of a VAE are not."""
     vae, video = original_vae("22"), video_of("22", 1, 1, 1)
@@ -237,13 +135,13 @@ def test_precision_does_not_depend_on_the_default():
 # ---- tiles
 
 
-def by_hand(code, x, cells: tuple[int, int], tiles: Tiles, into: int, out: int):
+def by_hand(code, x, cells: tuple[int, int], tiles: tuple[int, int], into: int, out: int):
     """Tiles coded and blended one by one, with weights by each pixel's distance from the border."""
     total, weights = 0.0, 0.0
-    (high, wide), ramps = tiles.size, [o * out for o in tiles.overlap]
+    (high, wide), ramps = tiles, [size // 2 * out for size in tiles]
     ys, xs = (
-        sorted({*range(0, n - size, size - overlap), n - size})
-        for n, size, overlap in zip(cells, tiles.size, tiles.overlap, strict=True)
+        sorted({*range(0, n - size, size - size // 2), n - size})
+        for n, size in zip(cells, tiles, strict=True)
     )
     for y, x0 in itertools.product(ys, xs):
         area = x[:, y * into : (y + high) * into, x0 * into : (x0 + wide) * into]
@@ -267,11 +165,11 @@ def by_hand(code, x, cells: tuple[int, int], tiles: Tiles, into: int, out: int):
 @pytest.mark.slow
 def test_blended_tiles_equal_a_loop_over_them():
     """Tiles that do not divide the frame; the last of a row and column is moved back."""
-    vae, cells, tiles = original_vae("21"), (5, 4), Tiles((2, 3), (1, 1))
+    vae, cells, tiles = original_vae("21"), (5, 4), (2, 3)
     video, latents = video_of("21", 1, *cells), latents_of("21", 2, *cells)
     expected = by_hand(partial(encode, vae), video, cells, tiles, 8, 1)
     assert relative(encode(vae, video, tiles), expected) <= 5e-6
-    assert relative(encode(vae, video, Tiles()), encode(vae, video)) <= 5e-6  # one covers it all
+    assert relative(encode(vae, video, (30, 52)), encode(vae, video)) <= 5e-6  # one covers it all
     expected = by_hand(partial(decode, vae), latents, cells, tiles, 1, 8)
     assert relative(decode(vae, latents, tiles), expected) <= 5e-6
 
@@ -279,30 +177,7 @@ def test_blended_tiles_equal_a_loop_over_them():
 # ---- errors
 
 
-def encoding(*shape: int):
-    return lambda: original_vae("22").encode(jnp.zeros(shape))
-
-
-def decoding(*shape: int):
-    return lambda: original_vae("21").decode(jnp.zeros(shape))
-
-
-@pytest.mark.parametrize(
-    ("call", "says"),
-    [
-        (encoding(0, 32, 32, 3), r"1 or more frames .* not \(0, 32, 32, 3\)$"),
-        (encoding(1, 32, 32, 4), r"1 or more frames .* not \(1, 32, 32, 4\)$"),
-        (encoding(1, 36, 32, 3), "the height is 36 pixels; a VAE needs a multiple of 16$"),
-        (encoding(1, 32, 40, 3), "the width is 40 pixels; a VAE needs a multiple of 16$"),
-        (encoding(1, 32, 0, 3), "the width is 0 pixels; a VAE needs a multiple of 16$"),
-        (decoding(0, 2, 2, 16), r"decodes 1 or more cells \[…, 16\], not"),
-        (decoding(1, 2, 0, 16), r"decodes 1 or more cells \[…, 16\], not"),
-        (decoding(1, 2, 2, 48), r"decodes 1 or more cells \[…, 16\], not"),
-        (lambda: Tiles((0, 4), (0, 0)), "at least 0 and less than the size$"),
-        (lambda: Tiles((4, 4), (4, 0)), "at least 0 and less than the size$"),
-        (lambda: Tiles((4, 4), (0, -1)), "at least 0 and less than the size$"),
-    ],
-)
-def test_what_a_vae_cannot_code_is_refused(call, says):
-    with pytest.raises(ValueError, match=says):
-        call()
+def test_sizes_that_do_not_divide_are_refused():
+    for name, shape in {"height": (1, 36, 32, 3), "width": (1, 32, 40, 3)}.items():
+        with pytest.raises(ValueError, match=f"the {name} is .* needs a multiple of 16$"):
+            original_vae("22").encode(jnp.zeros(shape))
