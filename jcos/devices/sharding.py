@@ -253,13 +253,7 @@ def init_distributed(
     """
     if coordinator is None and all(name in os.environ for name in _HOSTS):
         coordinator, *numbers = (os.environ[name] for name in _HOSTS)
-        if not all(map(str.isdecimal, numbers)):
-            raise ValueError(f"{' and '.join(_HOSTS[1:])} are {numbers}; they are numbers")
         hosts, host = map(int, numbers)
-    arguments = {"coordinator": coordinator, "hosts": hosts, "host": host}
-    missing = [name for name, value in arguments.items() if value is None]
-    if 0 < len(missing) < len(arguments):
-        raise ValueError(f"init_distributed needs {' and '.join(missing)} too, or none of three")
     if hosts is not None and host is not None and not 0 <= host < hosts:
         raise ValueError(f"host is {host}; with {hosts} hosts they are 0 to {hosts - 1}")
     jax.config.update("jax_enable_preemption_service", False)  # by which SIGTERM ends nothing

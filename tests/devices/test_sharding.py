@@ -146,7 +146,6 @@ def test_meshes_are_read_and_written():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("10.0.0.1:1",), "needs hosts and host too"),
         (("10.0.0.1:1", 2, 2), "host is 2; with 2 hosts they are 0 to 1"),
         (("localhost:1", 2, 0), "before anything else of jax"),
     ],

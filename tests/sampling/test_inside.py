@@ -172,22 +172,6 @@ def test_a_stored_trace_of_another_kind_of_run_is_refused(
         Patch.of("block", several, layers)
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        KnockOut.at(CONFIG, "heads", [], by="mean"),
-        KnockOut.at(CONFIG, "heads", [], tokens=jnp.ones(TOKENS, bool)),
-        Steer.at(CONFIG, jnp.ones(DIM), [0]),
-    ],
-)
-def test_probes_of_two_programs_are_not_stacked(other: Any) -> None:
-    heads = KnockOut.at(CONFIG, "heads", [])
-    with pytest.raises(ValueError, match="KnockOut"):
-        trajectory.tree_stack([heads, other])
-    with pytest.raises(ValueError, match="Chain"):
-        trajectory.tree_stack([chain(TokenEnergy(), probe) for probe in (heads, other)])
-
-
 def test_numbers_of_tokens_are_an_array_or_a_sequence(model: Wan, condition) -> None:
     """Patched back, they leave the run as it is."""
     kinds = (((1,), jnp.array([0, 5])), ([1], (0, 5)), (jnp.array([1]), [0, 5]))

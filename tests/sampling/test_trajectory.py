@@ -11,7 +11,7 @@ from jcos.config import Sampling
 from jcos.generation import generate, generate_worlds
 from jcos.loop import seed_keys, steps
 from jcos.sampling import flow, trajectory
-from jcos.sampling.inside import Capture, Swap
+from jcos.sampling.inside import Capture, KnockOut, Swap
 from jcos.sampling.probes import (
     EstimateEnsemble,
     InWorlds,
@@ -216,7 +216,7 @@ def test_guidance_of_one_is_no_guidance(model: Wan, condition: trajectory.Condit
     )
 
 
-def test_conditions_of_two_sizes_are_not_stacked(model: Wan) -> None:
+def test_what_is_of_two_programs_is_not_stacked(model: Wan) -> None:
     """A condition knows the grid of its latent by itself, stacked or not."""
     large = model.condition(np.zeros((16, 8, 3), np.uint8), "left", FRAMES)
     small = model.condition(frame(0), "left", FRAMES)
@@ -224,6 +224,10 @@ def test_conditions_of_two_sizes_are_not_stacked(model: Wan) -> None:
     assert trajectory.tree_stack([small, small]).grid == small.grid == (FRAMES, 4, 4)
     with pytest.raises(ValueError, match=f"{FRAMES}×4×4, {FRAMES}×8×4"):
         trajectory.tree_stack([small, large])
+    heads, mean = (KnockOut.at(CONFIG, "heads", [], by=by) for by in ("zero", "mean"))
+    for probes, name in (([heads, mean], "KnockOut"), ([chain(heads), chain(mean)], "Chain")):
+        with pytest.raises(ValueError, match=name):
+            trajectory.tree_stack(probes)
 
 
 def test_first_frame_stays_in_place() -> None:
