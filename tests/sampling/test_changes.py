@@ -7,9 +7,7 @@ from collections.abc import Iterable
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import Array
 
-import jcos
 from jcos.sampling.inside import KnockOut, Patch, Steer, Swap
 from jcos.sampling.probe import Change
 from jcos.sampling.probes import EstimateEnsemble, InWorlds, Noise, Probe, SeedEnsemble, chain
@@ -103,16 +101,3 @@ def test_noise_at_steps_and_in_frames_is_two_changes() -> None:
     assert (str(at_steps), str(in_frames)) == ("noise at step 1", "noise in frame 2")
     assert {*at_steps.cells, *in_frames.cells} == set(map(tuple, np.argwhere(want).tolist()))
     assert [str(c) for c in Noise.at_steps(STEPS, FRAMES, range(STEPS)).changes()] == ["noise"]
-
-
-def test_a_probe_of_ones_own_describes_itself() -> None:
-    class Mute(Probe):
-        mask: Array
-
-        def changes(self, world: int = 0) -> list[Change]:
-            return Change.at("muted", "layer", self.mask)
-
-    mute = Mute(jnp.zeros((STEPS, LAYERS), bool).at[:2, 3].set(True))
-    (change,) = chain(mute, jcos.TokenEnergy()).changes()
-    assert change == Change("muted", "layer", LAYERS, STEPS, [(0, 3), (1, 3)])
-    assert str(change) == "muted after layer 3 at step 0, 1"
