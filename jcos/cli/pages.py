@@ -9,8 +9,6 @@ import tyro
 from jcos.cli.base import Command
 from jcos.cli.paths import InFolder, OutFile, OutFolder
 
-COMPARED = "compared.html"
-"""The page of several folders, in the first."""
 KINDS = ("svg", "png", "csv")
 """In which charts are exported."""
 
@@ -21,9 +19,9 @@ class Report(Command):
 
     RESULTS is what any command left; most make this page themselves at their end. Several folders
     are compared: the first is the baseline, and runs of the same puzzle and seed stand side by
-    side. Writes index.html into the folder, or explore.html next to a page of another making; of
-    several folders compared.html into the first. It opens from disk, without network; large results
-    leave a folder of the page's name and .files next to it.
+    side. Writes index.html into the folder; of several folders compared.html into the first. It
+    opens from disk, without network; large results leave a folder of the page's name and .files
+    next to it.
 
     Examples:
       jcos report out/sample
@@ -48,10 +46,8 @@ class Report(Command):
             explorer.check_page(self.out)
         with console.status("reading …"):
             runs = [read(folder) for folder in self.results]
-            page = self.out or explorer.page_of(self.results[0])
-            if self.out is None and len(runs) > 1:
-                page = page.with_name(COMPARED)
-            page = explorer.write(runs, page)
+            name = explorer.COMPARED if len(runs) > 1 else explorer.PAGE
+            page = explorer.write(runs, self.out or self.results[0] / name)
         for results in runs:
             for sentence in results.missing:
                 console.print(f"{results.folder}: {sentence}", markup=False, highlight=False)

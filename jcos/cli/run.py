@@ -101,7 +101,7 @@ class Run(OnMesh, Command):
             )
         if not sharding.is_first_host():
             return
-        page = explorer.page_of(out).resolve()
+        page = (out / explorer.PAGE).resolve()
         if new or not page.is_file():  # of a run that was killed between the two
             page = make_page(out)
         words = f"{time.monotonic() - start:.0f} s" if new else "these results are there already"

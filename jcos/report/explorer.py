@@ -23,7 +23,7 @@ from jcos.report.reading import STORE, UNREADABLE, Results, distinct, read, reas
 from jcos.report.templates import inside
 
 SCRIPTS = ("page.js", "curves.js", "maps.js", "plane.js", "lanes.js", "controls.js")
-PAGE, OTHER = "index.html", "explore.html"
+PAGE, COMPARED = "index.html", "compared.html"
 OURS = '<meta name="generator" content="jcos report">'
 SHEET = "sheet-"
 EMBEDDED = 24_000_000
@@ -31,30 +31,22 @@ EMBEDDED = 24_000_000
 
 
 def make(folder: Path) -> Path:
-    """Read a folder and write its page (`page_of`), which commands end with."""
-    return write([read(folder)], page_of(folder))
-
-
-def page_of(folder: Path) -> Path:
-    """Return where its page belongs: `index.html`, unless a page of another making has that name;
-    then `explore.html`."""
-    page = folder / PAGE
-    return page if _ours(page) else folder / OTHER
-
-
-def _ours(page: Path) -> bool:
-    """Return whether a page may be written there: over none, or one of `write`."""
-    try:
-        with page.open(encoding="utf-8", errors="replace") as file:
-            return OURS in file.read(4096)
-    except FileNotFoundError:
-        return True
+    """Read a folder and write its page, which commands end with."""
+    return write([read(folder)], folder / PAGE)
 
 
 def check_page(page: Path) -> None:
-    """Raise ValueError or OSError where a page cannot be written, or would replace another file."""
+    """Raise ValueError or OSError where a page cannot be written, or would replace a file that is
+    none of `write`."""
     files.check_room(page.parent)
-    if page.is_dir() or not _ours(page):
+    try:
+        with page.open(encoding="utf-8", errors="replace") as file:
+            ours = OURS in file.read(4096)
+    except FileNotFoundError:
+        return
+    except IsADirectoryError:
+        ours = False
+    if not ours:
         raise ValueError(f"{page} is there, and no page of jcos report; choose another --out")
 
 

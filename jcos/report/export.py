@@ -17,14 +17,14 @@ from jcos.experiments import plots
 from jcos.media import formats
 from jcos.report.charts import ESTIMATE, Chart, axis_of, by_task
 from jcos.report.explorer import most_telling
-from jcos.report.plane import Plane
+from jcos.report.plane import CELL, GAP, Plane
 from jcos.report.reading import Results
 
 IDEAL = 7
 """The grey of `plots.COLOURS`."""
-SIDE, GAP, WIDE = 160, 8, 3840
-"""About how many pixels a frame of a film is wide, how many lie between frames, and how wide a film
-is at most: more frames go on below."""
+SIDE, WIDE = 160, 3840
+"""About how many pixels a frame of a film is wide, and how wide a film is at most: more frames go
+on below."""
 FPS = 8
 
 
@@ -42,16 +42,6 @@ def plane_of(results: Results, run: int | None = None) -> Plane:
 # ---- runs
 
 
-def plane_png(plane: Plane) -> bytes:
-    """Return the plane as PNG: a row for each step shown, the final video last; a column for each
-    frame."""
-    rows = plane.x0[plane.shown()]
-    if plane.video is not None:
-        rows = np.concatenate([rows, plane.video[None]])
-    scale = formats.factor_for(plane.x0.shape[3], SIDE // 2)
-    return formats.png(formats.contact_sheet(rows, scale=scale, gap=GAP))
-
-
 def steps_film(plane: Plane, frame: int | None = None) -> UInt8[np.ndarray, "S H W 3"]:
     """Return the clean estimates along the steps as a film, the final video beside them.
 
@@ -62,7 +52,7 @@ def steps_film(plane: Plane, frame: int | None = None) -> UInt8[np.ndarray, "S H
     if frame is not None and not -total <= frame < total:
         raise IndexError(f"frame {frame} is asked for; the run has {total}, from 0")
     end = plane.x0[-1] if plane.video is None else plane.video
-    scale = formats.factor_for(side, SIDE // 2 if frame is None else SIDE)
+    scale = formats.factor_for(side, CELL if frame is None else SIDE)
     columns = min(total, max(1, WIDE // (scale * side + GAP)))
     room = ((0, 0), (0, -total % columns), (0, 0), (0, 0), (0, 0))
     film = []
@@ -79,9 +69,9 @@ def steps_film(plane: Plane, frame: int | None = None) -> UInt8[np.ndarray, "S H
 
 
 def write_run(plane: Plane, file: Path, frame: int | None = None) -> None:
-    """Write `steps_film` as an MP4 or a GIF, or `plane_png`, by the file's name."""
+    """Write `steps_film` as an MP4 or a GIF, or `Plane.grid`, by the file's name."""
     if file.suffix == ".png":
-        files.write(file, plane_png(plane))
+        files.write(file, plane.grid())
     elif file.suffix == ".gif":
         files.write(file, formats.gif(steps_film(plane, frame), frame_ms=1000 // FPS))
     else:

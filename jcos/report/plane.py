@@ -46,8 +46,9 @@ LARGEST = 40_000_000
 UNREAD = np.zeros((0, 0, 0, 0, 3), np.uint8)
 MANY, EVERY = 12, 5
 """Of runs of so many steps or more, every so many are shown where all have no room."""
-ROWS, SIDE = 8, 40
-"""Steps that a notebook shows, and about how wide a frame is there."""
+CELL, FILM, GAP = 80, 200, 8
+"""About how many pixels a frame is wide in a grid and in the film of a notebook, and how many lie
+between frames."""
 
 
 class Line(NamedTuple):
@@ -98,7 +99,7 @@ class Plane:
 
     def strip(self) -> list[tuple[int, str]]:
         """Return some steps with their last frames, as addresses of pictures."""
-        thin = -(-self.x0.shape[3] // (2 * SIDE))
+        thin = -(-self.x0.shape[3] // (2 * CELL))
         frames = self.x0[:, -1, ::thin, ::thin]
         return [(self.steps[i], inside("a.png", formats.png(frames[i]))) for i in self.shown()]
 
@@ -138,26 +139,26 @@ class Plane:
             "answers": list(self.answers),
         }
 
+    def grid(self) -> bytes:
+        """Return a PNG: a row for each step of `shown`, the final video last; a column for each
+        frame."""
+        rows = self.x0[self.shown()]
+        if self.video is not None:
+            rows = np.concatenate([rows, self.video[None]])
+        thin = -(-rows.shape[3] // (2 * CELL))
+        rows = rows[:, :, ::thin, ::thin]
+        scale = formats.factor_for(rows.shape[3], CELL)
+        return formats.png(formats.contact_sheet(rows, scale=scale, gap=GAP))
+
     def _repr_html_(self) -> str:
-        shown = np.unique(np.linspace(0, len(self.x0) - 1, ROWS).round().astype(int))
-        scale = formats.factor_for(self.x0.shape[3], SIDE)
-        thin = max(1, self.x0.shape[3] // (2 * SIDE))
-        rows = self.x0[shown][:, :, ::thin, ::thin]
-        steps = [self.steps[i] for i in shown]
-        grid = formats.contact_sheet(rows, scale=scale)
         video = self.x0[-1] if self.video is None else self.video
-        factor = formats.factor_for(video.shape[2], 5 * SIDE)
-        film = formats.webp(formats.upscale(video, factor))
-        result = {None: "", True: " · ✓ solved", False: " · ✗ not solved"}[self.solved]
+        film = formats.webp(formats.upscale(video, formats.factor_for(video.shape[2], FILM)))
         return fill(
             "notebook.html",
-            label=f"{self.label}{result}",
-            prompt=self.prompt,
-            grid=inside("grid.png", formats.png(grid)),
+            run=self,
+            steps=[self.steps[i] for i in self.shown()],
+            grid=inside("grid.png", self.grid()),
             film=inside("film.webp", film),
-            frames=len(video),
-            steps=steps,
-            width=video.shape[2] * factor,
         )
 
 

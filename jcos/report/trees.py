@@ -55,9 +55,9 @@ def _rows(
             chosen = parents[chosen] if 0 <= chosen < len(parents) else -1
         went = Counter(parents)
         order = sorted(np.flatnonzero(alive).tolist(), key=lambda k: (not went[k], -scores[k]))
-        words = f"{row['judge']}: {row['rule']}" if "rule" in row else row["judge"]
+        words = f"{row['judge']}: {row['rule']}"
         weights: dict[int, float] = {}
-        if row.get("drawn") and "rule" in row:  # older ones have the weights of the row before
+        if row["drawn"]:
             shares = special.softmax(np.array(row["log_weights"][i], float)[order])
             weights = dict(zip(order, shares.tolist(), strict=True))
             words += f"; {1 / np.square(shares).sum():.1f} of {len(order)} are effective"

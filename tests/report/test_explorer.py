@@ -395,19 +395,6 @@ def test_folders_are_compared_run_by_run(tmp_path: Path) -> None:
     assert paired == [(label, "puzzle 0") for label in labels]
 
 
-def test_the_page_is_the_folders_own_unless_another_is_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folders.experiment_folder(tmp_path)
-    for _ in range(2):  # its own page is replaced
-        cli.main(["report", str(tmp_path)])
-        assert capsys.readouterr().out.strip() == f"The page is at {tmp_path / 'index.html'}"
-    (tmp_path / "index.html").write_text("<!doctype html>a page of another making")
-    cli.main(["report", str(tmp_path)])
-    assert capsys.readouterr().out.strip().endswith("explore.html")
-    assert "another making" in (tmp_path / "index.html").read_text()
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

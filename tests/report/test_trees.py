@@ -14,7 +14,7 @@ def test_the_chosen_video_is_followed_back_through_copies(tmp_path: Path) -> Non
     lasts = [np.zeros((count, 2, 2, 3), np.uint8) for count in (3, 5, 5)]
     ends = {"chosen": lasts[0][:1], "right": lasts[0][:1]}
     (tmp_path / TREE).write_bytes(pictures([lasts], **ends))
-    common = {"judge": "energy", "drawn": False}
+    common = {"judge": "energy", "drawn": False, "rule": "the best"}
     rows = [
         {"seeds": [0, 1, 2], "scores": [0.0, 2.0, 1.0], "parents": [1, 2, 1, 1]},
         {"seeds": [1, 2, 1, 1, 5], "scores": [0.0, 1.0, 3.0, 2.0, 4.0], "parents": [2, 3, 2, 4]},
@@ -32,7 +32,7 @@ def test_the_chosen_video_is_followed_back_through_copies(tmp_path: Path) -> Non
     first = page["rows"][0]
     assert [p["weight"] for p in first[2]] == pytest.approx([0.75, 0.25, 0.0])
     words = [rule for _, rule, _ in page["rows"]]
-    assert words == ["energy: by weight; 1.6 of 3 are effective", "energy", "energy"]
+    assert words == ["energy: by weight; 1.6 of 3 are effective", *["energy: the best"] * 2]
     chosen = [[p["score"] for p in ps if p["chosen"]] for _, _, ps in page["rows"]]
     assert chosen == [[2.0], [2.0], [5.0]]
     # A particle that began after a row comes from none in it.
