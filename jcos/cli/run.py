@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,7 @@ class Run(OnMesh, Command):
 
     def _run(self, experiment: "Experiment", out: Path) -> None:
         from jcos import wan
-        from jcos.cli.common import bar, command_line, console, make_page
+        from jcos.cli.common import bar, command_line, make_page
         from jcos.devices import sharding
         from jcos.experiments.folder import run_to
         from jcos.report import explorer
@@ -80,21 +81,12 @@ class Run(OnMesh, Command):
             sampled = dataclasses.replace(config, sampling=sampling)
             wan.check_mesh(devices.shape, sampled, len(experiment.seeds))
 
-        def load() -> wan.Wan:
-            if sampling.steps != config.sampling.steps:
-                console.print(
-                    f"Sampled in {sampling.steps} steps; {config.name} has {config.sampling.steps} "
-                    "of its own (--set sampling.steps=none).",
-                    highlight=False,
-                )
-            return wan.load(checkpoint, profile=profile)
-
         with sharding.use_mesh(devices), bar() as progress:
             new = run_to(
                 out,
                 experiment,
                 config,
-                load,
+                partial(wan.load, checkpoint, profile=profile),
                 weights=identify(checkpoint),
                 command=command_line(),
                 progress=progress,

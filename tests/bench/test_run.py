@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -22,7 +21,6 @@ from jcos.bench.run import Work
 from jcos.bench.sampler import Sampler
 from jcos.devices import sharding
 from jcos.experiments.experiment import Settings
-from jcos.files import read_json
 from jcos.lab.methods import chain_clips, epbs, tbs
 from jcos.media import formats
 from jcos.sampling import flow
@@ -107,6 +105,8 @@ def test_a_killed_run_goes_on(bench_folder: Path, tmp_path: Path, calls: list[st
     assert len(after) == 6
     assert before.items() <= after.items()
     assert sorted(calls) == list(read_bench(bench_folder).names)  # each once
+    (bench_folder / FIRST / "prompt.txt").write_text("something else")
+    assert run(bench_folder, tmp_path).stale == (FIRST,)
 
 
 def test_shards_of_one_folder_never_write_the_same_file(bench_folder, tmp_path, calls) -> None:
@@ -176,17 +176,6 @@ def test_one_samples_failure_is_its_own(bench_folder, tmp_path, calls, monkeypat
     assert sorted(calls) == [names[0], names[1], names[4]]  # the third was denoised before
 
 
-def test_a_run_that_lacks_only_videos_denoises_nothing(
-    bench_folder, tmp_path, calls, monkeypatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(bench_run, "write_mp4", FULL)
-        assert run(bench_folder, tmp_path / "out").done == 0
-    calls.clear()
-    assert run(bench_folder, tmp_path / "out", work=Work(text=tmp_path, retry=True)).complete
-    assert calls == []
-
-
 def test_a_disk_that_cannot_even_hold_the_reason_ends_the_run(
     bench_folder, tmp_path, calls, monkeypatch
 ) -> None:
@@ -196,34 +185,6 @@ def test_a_disk_that_cannot_even_hold_the_reason_ends_the_run(
             run(bench_folder, tmp_path)
     assert videos(tmp_path / "arm") == {}
     assert run(bench_folder, tmp_path).complete
-
-
-def test_a_video_of_a_sample_that_changed_is_told(bench_folder, tmp_path, calls) -> None:
-    run(bench_folder, tmp_path)
-    (bench_folder / FIRST / "prompt.txt").write_text("something else")
-    assert run(bench_folder, tmp_path).stale == (FIRST,)
-
-
-def test_two_processes_may_note_the_same(tmp_path: Path, monkeypatch) -> None:
-    """As actors do that cannot make a sample: both have written before the first gives its name."""
-    folder, both, write = Folder(tmp_path), threading.Barrier(2, timeout=LONG), Path.write_bytes
-
-    def slow(path: Path, data: bytes) -> int:
-        size = write(path, data)
-        both.wait()
-        return size
-
-    monkeypatch.setattr(Path, "write_bytes", slow)
-    with ThreadPoolExecutor() as pool:
-        noted = [pool.submit(folder.fail, FIRST, ValueError(str(i))) for i in range(2)]
-    assert [note.result() for note in noted] == [None, None]
-    assert read_json(folder.about(FIRST, "failed"))["reason"] in ("0", "1")
-
-
-@pytest.mark.parametrize("content", ["[]", "1", "{", "[" * 10**5])
-def test_a_note_that_is_no_object_is_none(tmp_path: Path, content: str) -> None:
-    (tmp_path / "run.json").write_text(content)
-    assert read_json(tmp_path / "run.json") == {}
 
 
 def test_noise_files_are_there_and_decide_the_videos(bench_folder, tmp_path, calls) -> None:
