@@ -66,28 +66,21 @@ def machines() -> str:
         raise SystemExit(f"no compiler for {', '.join(lacking)} here; the page stays as it is")
     rows = []
     for video, name in product(VIDEOS, MACHINES):
-        rows.append(row(video[1], name, plan(*video, name)))
+        rows.append(row(*video, name))
         print(*rows[-1], sep=" | ", flush=True)
     return markdown(("video", "machine", *forecast.COLUMNS), rows, left=3)
 
 
-def plan(name: str, size: str, where: str) -> dict[str, Any]:
-    """The most promising mesh, or, where the compiler refuses it, the next ones."""
-    job, target, tried = Job(VARIANTS[name](), *SIZES[size]), machine(where), []
+def row(name: str, size: str, where: str) -> tuple[str, ...]:
+    """The most promising mesh, or, where the compiler refuses it, one of the next two."""
+    job, target = Job(VARIANTS[name](), *SIZES[size]), machine(where)
     for sizes in forecast.meshes(job, target)[:3]:
-        tried += forecast.options(job, target, [sizes])
-        if not tried[-1]["trouble"]:
-            break
-    return forecast.forecast(job, target, tried)
-
-
-def row(size: str, name: str, plan: dict[str, Any]) -> tuple[str, ...]:
-    where = f"{plan['model']} {size}", name
-    best = next((option for option in plan["options"] if not option["trouble"]), None)
-    if best is None:
-        return (*where, "–", "does not fit", *4 * [""])
-    *cells, step, expected, video = forecast.cells(best, plan["chip"]["memory"])
-    return (*where, *cells, f"{step} ({best['limit']})", expected, video)
+        for option in forecast.options(job, target, [sizes]):
+            if not option.trouble:
+                *cells, step, expected, video = option.cells()
+                limit = f"{step} ({option.limit})"
+                return (f"{name} {size}", where, *cells, limit, expected, video)
+    return (f"{name} {size}", where, "–", "does not fit", *4 * [""])
 
 
 def curves() -> str:

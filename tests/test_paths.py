@@ -47,7 +47,7 @@ COMMANDS = [  # of each kind of path one; test_no_option_of_a_path_is_read_other
     ("generate", TINY, "--prompt", "x", "--text-cache", "{}"),
     (*BENCH, "--samples", TINY, "--out", "{}"),
     ("bench", "export", "{}"),
-    ("plan", "--model", "jcos-tiny", "--topology", "gpu:h200:1", "--json", "{}"),
+    ("run", "--example-clips", "{}"),
     ("report", "{}"),
     ("tasks", "--out", "{}"),
 ]

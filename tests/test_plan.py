@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,11 +16,13 @@ import pytest
 from flax import nnx
 
 from jcos import cli
+from jcos.cli import plan
 from jcos.config import Sampling
 from jcos.devices import sharding
 from jcos.model.dit import DiT
 from jcos.plan import compiled, costs, forecast
 from jcos.plan.costs import Job
+from jcos.plan.forecast import Option
 from jcos.plan.machines import GIB, machine
 from jcos.variants import VARIANTS, toy
 from tests.conftest import AS_USERS
@@ -35,14 +36,21 @@ I2V = job("wan2.2-i2v-a14b", 81, 480, 832)
 
 
 @pytest.fixture
-def planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, Any]]:
-    """`planned("--model", …)` is what `jcos plan` prints, in one line, and what it writes."""
+def planned(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[str, list[Option]]]:
+    """`planned("--model", …)` is what `jcos plan` prints, in one line, and of which options."""
+    taken, show = [], plan._show
 
-    def run(*words: str) -> tuple[str, Any]:
-        cli.main(["plan", *words, "--json", str(tmp_path / "plan.json")])
-        printed = " ".join(capsys.readouterr().out.split())
-        return printed, json.loads((tmp_path / "plan.json").read_text())
+    def noted(options: list[Option], *more: Any) -> None:
+        taken.append(options)
+        show(options, *more)
 
+    def run(*words: str) -> tuple[str, list[Option]]:
+        cli.main(["plan", *words])
+        return " ".join(capsys.readouterr().out.split()), taken[-1]
+
+    monkeypatch.setattr(plan, "_show", noted)
     return run
 
 
@@ -185,6 +193,20 @@ def test_axes_of_a_mesh_may_share_one_of_the_slice(sizes: dict[str, int]) -> Non
     assert set(mesh.devices.flat) == set(devices)
 
 
+COMPILED = """
+import sys
+from jcos import cli
+from jcos.cli import plan
+from jcos.cli import plan
+show = plan._show
+def noted(options, *more):
+    show(options, *more)
+    print(options[0].compiled, options[0].held.arguments)
+plan._show = noted
+cli.main(sys.argv[1:])
+"""
+
+
 @pytest.mark.parametrize(
     "machine",
     [
@@ -192,24 +214,20 @@ def test_axes_of_a_mesh_may_share_one_of_the_slice(sizes: dict[str, int]) -> Non
         pytest.param("gpu:h100:4", marks=pytest.mark.extra("gpu")),
     ],
 )
-def test_a_run_compiles_for_a_machine_that_is_not_here(machine: str, tmp_path: Path) -> None:
+def test_a_run_compiles_for_a_machine_that_is_not_here(machine: str) -> None:
     """All blocks of a released model at full width, a short small video; in a process of its own,
     since jax fills classes with other things than arrays when it lowers, which the shape checks of
     these tests do not allow."""
-    file = tmp_path / "plan.json"
     model = ["--model", "wan2.1-t2v-1.3b", "--topology", machine, "--mesh", "branch=2,context=2"]
     video = ["--size", "256x256", "--frames", "17", "--steps", "4", "--seeds", "2"]
-    command = [sys.executable, "-c", "from jcos import cli; cli.main()", "plan", *model, *video]
-    command += ["--json", str(file)]
+    command = [sys.executable, "-c", COMPILED, "plan", *model, *video]
     run = subprocess.run(command, capture_output=True, text=True, env=os.environ | AS_USERS)
     assert run.returncode == 0, run.stderr
     assert "Recommended: branch=2,context=2" in run.stdout
-    found = json.loads(file.read_text())
-    (option,) = found["options"]
-    assert option["compiled"]
-    asked = Job(VARIANTS[found["model"]](), 17, 256, 256, seeds=2)
-    weights = costs.expert_bytes(asked.config)
-    assert option["memory"]["arguments"] == pytest.approx(weights, rel=0.05)
+    done, held = run.stdout.splitlines()[-1].split()
+    assert done == "True"
+    weights = costs.expert_bytes(VARIANTS["wan2.1-t2v-1.3b"]())
+    assert int(held) == pytest.approx(weights, rel=0.05)
 
 
 # ---- forecasts
@@ -225,45 +243,43 @@ def test_proposed_meshes_make_up_the_machine(name: str, seeds: int) -> None:
     assert all(seeds % sizes.get("seed", 1) == 0 for sizes in proposed)
     first = forecast.calculated(asked, target, proposed[0])
     if name != "v5e:2x4":  # where memory is short, weights are sliced over all there is
-        assert not first["trouble"]
+        assert not first.trouble
         assert proposed[0]["branch"] == 2  # the two passes need not talk
     elif seeds == 1:
         assert proposed[0] == {"fsdp": 8}
-        assert not first["trouble"]
+        assert not first.trouble
 
 
 def test_one_gpu_by_calculation(planned) -> None:
     video = ("--size", "832x480", "--frames", "81", "--steps", "50")
-    printed, plan = planned("--model", "wan2.2-i2v-a14b", "--topology", "gpu:h200:1", *video)
+    printed, (option,) = planned("--model", "wan2.2-i2v-a14b", "--topology", "gpu:h200:1", *video)
     assert "All of this is calculated" in printed
     assert "pip install 'jcos[lab,gpu]'" in printed
-    (option,) = plan["options"]
-    assert not option["compiled"]
-    assert plan["step_flops"] == pytest.approx(2 * 1678e12, rel=2e-3)
-    assert option["roofline_seconds_per_step"] == pytest.approx(2 * 1678 / 989, rel=2e-3)
-    assert option["limit"] == "compute"
-    assert option["roofline_seconds_per_video"] == 50 * option["roofline_seconds_per_step"]
-    assert 57.2e9 < option["total_bytes"] < 139 * GIB
+    assert not option.compiled
+    assert costs.step_flops(option.job) == pytest.approx(2 * 1678e12, rel=2e-3)
+    assert option.step == pytest.approx(2 * 1678 / 989, rel=2e-3)
+    assert option.limit == "compute"
+    assert option.held is not None
+    assert 57.2e9 < option.held.total < 139 * GIB
 
 
 def test_a_distilled_model_is_planned_with_its_preset(planned) -> None:
     model = ("--model", "wan2.2-i2v-a14b", "--size", "832x480", "--topology", "gpu:h200:1")
-    _, plan = planned(*model, "--preset", "lightning-4")
-    assert plan["steps"] == 4
-    assert plan["step_flops"] == pytest.approx(1678e12, rel=2e-3)  # of one pass
+    _, (option,) = planned(*model, "--preset", "lightning-4")
+    assert option.job.steps == 4
+    assert costs.step_flops(option.job) == pytest.approx(1678e12, rel=2e-3)  # of one pass
 
 
 def test_experts_that_do_not_fit_together_come_in_turns(planned) -> None:
     model = ("--model", "wan2.2-i2v-a14b", "--size", "1280x720", "--frames", "81")
-    printed, plan = planned(*model, "--topology", "gpu:h100:1")
+    printed, (together, turns) = planned(*model, "--topology", "gpu:h100:1")
     assert "Recommended: one device, in turns" in printed
     assert "58 GB of weights wait in host memory, and each comes once per run" in printed
-    together, turns = plan["options"]
-    assert "71.1 can be counted on" in together["trouble"]
-    assert (together["resident"], turns["resident"]) == (True, False)
-    saved = together["memory"]["arguments"] - turns["memory"]["arguments"]
+    assert "71.1 can be counted on" in together.trouble
+    assert (together.resident, turns.resident) == (True, False)
+    saved = together.held.arguments - turns.held.arguments
     assert saved == costs.expert_bytes(I2V.config)
-    assert turns["seconds"]["compute"] == together["seconds"]["compute"]
+    assert turns.seconds["compute"] == together.seconds["compute"]
     one_expert = job("wan2.2-ti2v-5b", 121, 704, 1280)
     assert len(list(forecast.options(one_expert, machine("gpu:h100:1"), [{}]))) == 1
 
@@ -294,22 +310,16 @@ def test_what_does_not_fit_says_what_would_help(planned) -> None:
         (("--mesh", "seed=2,context=4"), "1 seed(s) do not divide over the mesh's seed=2"),
     ],
 )
-def test_wrong_input_is_one_sentence(
-    arguments: tuple[str, ...], says: str, tmp_path, refused
-) -> None:
-    file = tmp_path / "plan.json"
-    asked = {"--model": "wan2.2-i2v-a14b", "--topology": "gpu:h100:8", "--json": str(file)}
-    asked |= {arguments[0]: arguments[1]}
-    message = refused("plan", *(part for pair in asked.items() for part in pair))
-    assert says in message
-    assert not file.exists()
+def test_wrong_input_is_one_sentence(arguments: tuple[str, ...], says: str, refused) -> None:
+    asked = {"--model": "wan2.2-i2v-a14b", "--topology": "gpu:h100:8", arguments[0]: arguments[1]}
+    assert says in refused("plan", *(part for pair in asked.items() for part in pair))
 
 
 def test_a_mesh_that_is_named_is_the_one_tried(planned) -> None:
     model = ("--model", "wan2.2-ti2v-5b", "--topology", "gpu:h100:8")
-    _, plan = planned(*model, "--mesh", "branch=2,context=-1", "--mesh", "fsdp=8")
-    assert [option["mesh"] for option in plan["options"]] == ["branch=2,context=4", "fsdp=8"]
-    assert plan["recommended"] == {"branch": 2, "context": 4}
+    printed, options = planned(*model, "--mesh", "branch=2,context=-1", "--mesh", "fsdp=8")
+    assert [option.mesh for option in options] == ["branch=2,context=4", "fsdp=8"]
+    assert "Recommended: branch=2,context=4" in printed
 
 
 COUNTED = """

@@ -1,18 +1,17 @@
 """`jcos plan`."""
 
 import dataclasses
-import json
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tyro
 
 from jcos.cli.base import Command, Frames, ProfileName, Sampled
-from jcos.cli.paths import OutFile
 from jcos.variants import VARIANTS, variant_of, with_profile
 
 if TYPE_CHECKING:
     from jcos.plan.costs import Job
+    from jcos.plan.forecast import Option
     from jcos.plan.machines import Machine
 
 
@@ -31,7 +30,7 @@ class Plan(Sampled, Command):
     Examples:
       jcos plan --model wan2.2-i2v-a14b --topology v5p:2x2x4 --size 832x480 --frames 81 --seeds 3
       jcos plan --model wan2.2-t2v-a14b --topology v5e:2x4 --mesh fsdp=8 --mesh branch=2,fsdp=4
-      jcos plan --model wan2.2-ti2v-5b --topology h200:1 --json plan.json
+      jcos plan --model wan2.2-ti2v-5b --topology h200:1
     """
 
     model: str
@@ -47,15 +46,12 @@ class Plan(Sampled, Command):
     mesh: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Try this mesh, like branch=2,context=8 (can be repeated); by default the three most
     promising ones."""
-    json: OutFile | None = None
-    """Write everything to this file, too."""
 
     def run(self) -> None:
         import jax
 
         from jcos.cli.common import console
         from jcos.devices import sharding
-        from jcos.files import write
         from jcos.plan import forecast
         from jcos.plan.machines import machine
 
@@ -66,10 +62,8 @@ class Plan(Sampled, Command):
         meshes = [sharding.parse_mesh(text) for text in self.mesh]
         tried = meshes or forecast.meshes(job, target)[:TRIES]
         with console.status(f"looking at {len(tried)} meshes"):
-            result = forecast.forecast(job, target, forecast.options(job, target, tried))
-        if self.json is not None:
-            write(self.json, json.dumps(result, indent=1) + "\n")
-        _show(result, job, target)
+            options = [*forecast.options(job, target, tried)]
+        _show(options, job, target)
 
     def _job(self) -> "Job":
         from jcos import wan
@@ -91,43 +85,39 @@ class Plan(Sampled, Command):
         return Job(config, clip.frames if self.frames is None else self.frames, *size, self.seeds)
 
 
-def _show(result: dict[str, Any], job: "Job", machine: "Machine") -> None:
+def _show(options: "list[Option]", job: "Job", machine: "Machine") -> None:
     from rich.console import Console
 
     from jcos.cli.common import show_table
     from jcos.plan import costs, forecast
 
     chip, kind, out = machine.chip, machine.platform, Console()
-    options, best = result["options"], forecast.best(result["options"])
     video = f"{job.frames} frames of {job.width}x{job.height}, {job.tokens:,} tokens"
     work = f"{job.seeds} seed(s), {job.steps} steps of {job.branches} pass(es)"
     title = f"{job.config.name}, {video}, {work}, on {machine.name}"
-    rows = [
-        (*forecast.cells(option, chip.memory), "no" if option["trouble"] else "yes")
-        for option in options
-    ]
+    rows = [(*option.cells(), "no" if option.trouble else "yes") for option in options]
     show_table(title, (*forecast.COLUMNS, "runs"), rows)
     for option in options:
-        if option["trouble"]:
-            out.print(f"{option['mesh']} does not run: {option['trouble']}")
+        if option.trouble:
+            out.print(f"{option.mesh} does not run: {option.trouble}")
     out.print(
-        f"{result['step_flops'] / 1e12:,.0f} TFLOP per step. At best: the longest of arithmetic, "
+        f"{costs.step_flops(job) / 1e12:,.0f} TFLOP per step. At best: the longest of arithmetic, "
         f"memory and links. Expected: {chip.reached:.0%} of the arithmetic's peak, as {chip.by}."
     )
-    if not any(option["compiled"] for option in options):
+    if not any(option.compiled for option in options):
         out.print(
             f"All of this is calculated. The extra `{kind}` has the compiler that would know: "
             f"pip install 'jcos[lab,{kind}]' (no {kind.upper()} is needed).",
             markup=False,
         )
-    if best is None:
+    if (best := forecast.best(options)) is None:
         out.print(
             "None of these fits. What would help, in this order: more devices, fewer seeds at a "
             "time, a smaller --size, fewer --frames."
         )
         return
-    out.print(f"Recommended: [bold]{best['mesh']}[/bold]; its limit is {best['limit']}.")
-    if not best["resident"]:
+    out.print(f"Recommended: [bold]{best.mesh}[/bold]; its limit is {best.limit}.")
+    if not best.resident:
         weights = costs.expert_bytes(job.config) * job.config.experts / 1e9
         out.print(
             f"In turns: two experts do not fit together, so {weights:.0f} GB of weights wait in "

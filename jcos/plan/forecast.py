@@ -1,11 +1,10 @@
-"""What a job needs on a machine, mesh by mesh, and which mesh to take: the entries of the file that
-`jcos plan --json` writes."""
+"""What a job needs on a machine, mesh by mesh, and which mesh to take."""
 
 import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from jcos.devices import memory, sharding
@@ -25,54 +24,74 @@ COLUMNS = (
     *("expected, s/step", "min/video"),
 )
 
-Option = dict[str, Any]
-"""A job on one mesh, as `option` describes it."""
 
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """What a job needs on one mesh.
 
-def forecast(job: Job, machine: Machine, tried: Iterable[Option]) -> dict[str, Any]:
-    """Return everything about a job on a machine, in bytes, operations and seconds: options in
-    order of trial."""
-    found = list(tried)
-    chosen = best(found)
-    return {
-        "model": job.config.name,
-        "machine": machine.name,
-        "devices": machine.devices,
-        "chip": dataclasses.asdict(machine.chip),
-        "video": {"frames": job.frames, "height": job.height, "width": job.width},
-        "seeds": job.seeds,
-        "tokens": job.tokens,
-        "steps": job.steps,
-        "step_flops": costs.step_flops(job),
-        "recommended": chosen and chosen["sizes"],
-        "options": found,
-    }
+    held: on one device; None where the compiler found no way. trouble: why it does not run there,
+    if it does not. compiled: or calculated. resident: all experts lie on the device together, or
+    one at a time, the other in host memory (`wan.load`).
+    """
+
+    job: Job
+    machine: Machine
+    sizes: Sizes
+    held: Memory | None
+    trouble: str = ""
+    compiled: bool = False
+    resident: bool = True
+
+    @property
+    def mesh(self) -> str:
+        name = sharding.describe(self.sizes) if self.sizes else "one device"
+        return name if self.resident else f"{name}, in turns"
+
+    @cached_property
+    def sent(self) -> float:
+        """Bytes that one device sends in a step."""
+        return costs.link_bytes(self.job, self.sizes)
+
+    @cached_property
+    def seconds(self) -> dict[str, float]:
+        """Of a step, by what could hold it up."""
+        return costs.seconds(self.job, self.machine, self.sizes, self.sent)
+
+    @property
+    def limit(self) -> str:
+        """What holds a step up."""
+        return max(self.seconds, key=self.seconds.__getitem__)
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step with everything overlapped; no run is faster."""
+        return self.seconds[self.limit]
+
+    @property
+    def expected(self) -> float:
+        """Seconds of a step at the share of the arithmetic's peak that is reached in practice."""
+        return max(self.step, self.seconds["compute"] / self.machine.chip.reached)
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the line of a table with `COLUMNS`."""
+        size = "–"
+        if self.held is not None:
+            work = self.held.temporaries + self.held.outputs
+            share = self.held.total / self.machine.chip.memory
+            size = f"{self.held.arguments / GIB:.1f} + {work / GIB:.1f} ({share:.0%})"
+        video = self.expected * self.job.steps / self.job.seeds
+        times = f"{self.step:.2f}", f"{self.expected:.2f}", f"{video / 60:.1f}"
+        return self.mesh, size, f"{self.sent / 1e9:.1f}", *times
 
 
 def best(options: Iterable[Option]) -> Option | None:
     """Return the fastest that runs; of equals the one that sends and holds least."""
 
     def rank(option: Option) -> tuple[float, ...]:
-        step, links = option["roofline_seconds_per_step"], option["seconds"]["links"]
-        return (round(step, 4), round(links, 4), option["total_bytes"])
+        held = option.held.total if option.held else math.inf
+        return round(option.step, 4), round(option.seconds["links"], 4), held
 
-    return min((one for one in options if not one["trouble"]), key=rank, default=None)
-
-
-def cells(option: Option, memory: float) -> tuple[str, ...]:
-    """Return an option's line of a table with `COLUMNS`. memory: of a device."""
-    held, size, name = option["memory"], "–", "seconds_per_step"
-    if held is not None:
-        work, share = held["temporaries"] + held["outputs"], option["total_bytes"] / memory
-        size = f"{held['arguments'] / GIB:.1f} + {work / GIB:.1f} ({share:.0%})"
-    return (
-        option["mesh"],
-        size,
-        f"{option['link_bytes'] / 1e9:.1f}",
-        f"{option[f'roofline_{name}']:.2f}",
-        f"{option[f'expected_{name}']:.2f}",
-        f"{option['expected_seconds_per_video'] / 60:.1f}",
-    )
+    return min((one for one in options if not one.trouble), key=rank, default=None)
 
 
 def meshes(job: Job, machine: Machine) -> list[Sizes]:
@@ -89,8 +108,8 @@ def meshes(job: Job, machine: Machine) -> list[Sizes]:
             every.append({name: n for name, n in sizes.items() if n > 1})
 
     def rank(sizes: Sizes) -> tuple[float, ...]:
-        option = calculated(job, machine, sizes)
-        held, seconds = option["total_bytes"], option["seconds"]
+        held = costs.memory(job, sizes, machine.chip.copies).total
+        seconds = Option(job, machine, sizes, None).seconds
         unfit = max(0.0, held - ROOM * machine.chip.memory)
         return unfit, round(seconds["compute"] + seconds["links"], 4), held
 
@@ -112,9 +131,8 @@ def options(job: Job, machine: Machine, tried: Sequence[Sizes]) -> Iterator[Opti
     for sizes in tried:
         together = make(job, machine, sizes)
         yield together
-        if together["trouble"] and job.config.experts > 1:
-            turns = make(costs.in_turns(job), machine, sizes)
-            yield turns | {"resident": False, "mesh": f"{turns['mesh']}, in turns"}
+        if together.trouble and job.config.experts > 1:
+            yield dataclasses.replace(make(costs.in_turns(job), machine, sizes), resident=False)
 
 
 def _resolved(sizes: Sizes, devices: int) -> Sizes:
@@ -128,54 +146,22 @@ def _resolved(sizes: Sizes, devices: int) -> Sizes:
 def calculated(job: Job, machine: Machine, sizes: Sizes) -> Option:
     """Return an option by formulas alone."""
     held = costs.memory(job, sizes, machine.chip.copies)
-    return option(job, machine, sizes, held, ROOM * machine.chip.memory)
+    return Option(job, machine, sizes, held, _too_much(held, ROOM * machine.chip.memory))
 
 
 def _compiled(job: Job, machine: Machine, sizes: Sizes, devices: Sequence[Any]) -> Option:
     """`jcos.generate` of the job: all steps, experts and seeds, no weights needed."""
-    mesh, held, refusal = sharding.make_mesh(sizes, devices), None, ""
+    mesh = sharding.make_mesh(sizes, devices)
     try:
         held, _ = compiled.compile_for(mesh, generate_worlds, *compiled.arguments(job, mesh))
     except MemoryError as error:
-        refusal = str(error)
+        return Option(job, machine, sizes, None, str(error), compiled=True)
     # A TPU's compiler refuses what does not fit; a GPU's leaves it to the run.
     room = float(memory.CLAIM) * machine.chip.memory if machine.platform == "gpu" else math.inf
-    return option(job, machine, sizes, held, room, refusal) | {"compiled": True}
+    return Option(job, machine, sizes, held, _too_much(held, room), compiled=True)
 
 
-def option(
-    job: Job, machine: Machine, sizes: Sizes, held: Memory | None, room: float, refusal: str = ""
-) -> Option:
-    """Return what a job needs on one mesh.
-
-    compiled: or calculated. memory, total_bytes: of one device; None where the compiler found no
-    way, and says so in `refusal`. link_bytes: sent by a device in a step. seconds: of a step, by
-    what could hold it up (`limit`: the longest). roofline: with everything overlapped, no run is
-    faster; expected: at the share of the arithmetic's peak that is reached in practice (`Chip`).
-    trouble: why it does not run there, if it does not. resident: all experts lie on the device
-    together, or one at a time, the other in host memory (`wan.load`).
-
-    held: what a device holds, of the `room` that can be counted on.
-    """
-    sent = costs.link_bytes(job, sizes)
-    seconds = costs.seconds(job, machine, sizes, sent)
-    limit = max(seconds, key=seconds.__getitem__)
-    expected = max(seconds[limit], seconds["compute"] / machine.chip.reached)
-    if held is not None and held.total > room:
-        refusal = f"needs {held.total / GIB:.1f} GiB, {room / GIB:.1f} can be counted on"
-    made = {
-        "sizes": dict(sizes),
-        "mesh": sharding.describe(sizes) if sizes else "one device",
-        "compiled": False,
-        "resident": True,
-        "memory": held and held._asdict(),
-        "total_bytes": held and held.total,
-        "link_bytes": sent,
-        "seconds": seconds,
-        "limit": limit,
-        "trouble": refusal,
-    }
-    for name, step in (("roofline", seconds[limit]), ("expected", expected)):
-        video = step * job.steps / job.seeds
-        made |= {f"{name}_seconds_per_step": step, f"{name}_seconds_per_video": video}
-    return made
+def _too_much(held: Memory, room: float) -> str:
+    if held.total <= room:
+        return ""
+    return f"needs {held.total / GIB:.1f} GiB, {room / GIB:.1f} can be counted on"
