@@ -159,16 +159,13 @@ def check_sites(sites: Sequence[str]) -> None:
         raise ValueError(f"sites are {', '.join(sites) or 'none'}; there are {', '.join(SITES)}")
 
 
-def files_in(folder: Path) -> list[Path]:
-    """Return the files of a folder, in the order of the puzzles. Raises ValueError for none."""
-    paths = sorted(folder.glob("[0-9]*.nc"))
-    if not paths:
-        raise ValueError(f"{folder} holds no activations; `jcos run store` writes some")
-    return paths
-
-
 def _files(paths: Path | str | Sequence[Path]) -> list[Path]:
-    return files_in(Path(paths)) if isinstance(paths, Path | str) else list(paths)
+    """Return the files of a folder, in the order of the puzzles."""
+    if not isinstance(paths, Path | str):
+        return list(paths)
+    if not (found := sorted(Path(paths).glob("[0-9]*.nc"))):
+        raise ValueError(f"{paths} holds no activations; `jcos run store` writes some")
+    return found
 
 
 def load(paths: Path | str | Sequence[Path], site: str = "block", **at: Any) -> xr.DataArray:

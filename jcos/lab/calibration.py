@@ -95,11 +95,9 @@ class Reliability(NamedTuple):
     error: float
 
 
-def reliability(
-    chance: Float[np.ndarray, " n"], solved: Bool[np.ndarray, " n"], bins: int = BINS
-) -> Reliability:
+def reliability(chance: Float[np.ndarray, " n"], solved: Bool[np.ndarray, " n"]) -> Reliability:
     """Return how well probabilities hold, in bins of equally many runs."""
-    order = np.array_split(np.argsort(chance, kind="stable"), min(bins, len(chance)))
+    order = np.array_split(np.argsort(chance, kind="stable"), min(BINS, len(chance)))
     predicted, happened = (np.array([a[rows].mean() for rows in order]) for a in (chance, solved))
     sizes = np.array([len(rows) for rows in order]) / len(chance)
     return Reliability(predicted, happened, float(np.abs(predicted - happened) @ sizes))

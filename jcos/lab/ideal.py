@@ -113,9 +113,9 @@ class IdealDenoiser(Probe):
         return ideal(x, site.sigma, answers, prior).x0.astype(x0.dtype), ()
 
 
-def gaussian_variance(schedule: Schedule, variance: float = 1.0) -> float:
-    """Return the variance with which a run ends whose data are N(0, variance), under the exact
-    denoiser, over that of the data: 1 is right, below 1 is a lower temperature.
+def gaussian_variance(schedule: Schedule) -> float:
+    """Return the variance with which a run ends whose data are N(0, 1), under the exact denoiser: 1
+    is right, below 1 is a lower temperature.
 
     Of solvers without memory (Euler and the stochastic ones); ValueError for others.
     """
@@ -124,9 +124,9 @@ def gaussian_variance(schedule: Schedule, variance: float = 1.0) -> float:
         raise ValueError("a solver with memory has no variance of single steps")
     sigmas, now = np.asarray(schedule.sigmas, np.float64), 1.0
     for t, row in zip(sigmas[:-1], table, strict=True):
-        shrink = (1 - t) * variance / ((1 - t) ** 2 * variance + t**2)
+        shrink = (1 - t) / ((1 - t) ** 2 + t**2)
         now = (row[5] + row[6] * shrink) ** 2 * now + np.square(row[8:]).sum()
-    return now / variance
+    return now
 
 
 def same_temperature(sampling: Sampling) -> float:

@@ -193,14 +193,15 @@ def peak(at: Estimates) -> Scores:
 
 class Random(Judge):
     """Nothing: the control of every other judge. A particle's number depends on the step and on its
-    seed alone; copies of a seed have different ones."""
+    seed alone (copies of a seed have different ones); where seeds are not known, on its place."""
 
     on_host = True
 
     def __call__(self, at: Estimates) -> Scores:
-        rows = np.zeros(at.x0.shape[:2], int) if at.seeds is None else at.seeds
-        each = [[(s, row[:i].count(s)) for i, s in enumerate(row)] for row in rows.tolist()]
         here = 0, at.step + 1
+        if at.seeds is None:
+            return np.random.default_rng(here).random(at.x0.shape[:2])
+        each = [[(s, row[:i].count(s)) for i, s in enumerate(row)] for row in at.seeds.tolist()]
         return np.array([[np.random.default_rng(here + one).random() for one in r] for r in each])
 
 

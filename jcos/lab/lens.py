@@ -26,6 +26,9 @@ from jcos.sampling.probes import counted, whole
 from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
 
+BATCH = 16
+"""Steps of runs per update of a tuned lens."""
+
 
 class Maps(NamedTuple):
     """An affine map of the tokens for each layer: h + h W + b. Zero is the plain lens."""
@@ -99,16 +102,13 @@ def fit_lens(
     sampling: Sampling | None = None,
     tokens: int = 32,
     updates: int = 500,
-    batch: int = 16,
-    learning_rate: float = 1e-3,
 ) -> Maps:
     """Fit a tuned lens to the model's own final velocity, by squared error, on tokens of its runs.
 
     conditions: stacked; of training puzzles, since the map can learn what a task's answers share.
     tokens: so many random places outside the first and all given frames (anywhere, where there are
-    no others), the same in all runs; with runs, steps and layers they decide the memory. batch:
-    steps of runs per update. Raises ValueError where the model has two experts, or conditions are
-    not stacked.
+    no others), the same in all runs; with runs, steps and layers they decide the memory. Raises
+    ValueError where the model has two experts, or conditions are not stacked.
     """
     if len(model.experts) > 1:
         raise ValueError(f"{model.config.name} has two experts with a head each; fit to one expert")
@@ -126,22 +126,18 @@ def fit_lens(
     h = trace.block_obs.reshape(-1, *trace.block_obs.shape[3:])  # runs and steps together
     expert = memory.on_device(model.experts[0])
     times = jax.vmap(lambda t: expert.time_vector(t, None))(trace.timestep.reshape(-1))
-    how: dict[str, Any] = {"updates": updates, "learning_rate": learning_rate}
-    return _fit(expert.head, h, times, key, batch=min(batch, len(h)), **how)
+    return _fit(expert.head, h, times, key, updates)
 
 
-@partial(jax.jit, static_argnames=("updates", "batch", "learning_rate"))
+@partial(jax.jit, static_argnames="updates")
 def _fit(
     head: Head,
     h: Float[Array, "R L n D"],
     times: Float[Array, "R 1 D"],
     key: Array,
-    *,
     updates: int,
-    batch: int,
-    learning_rate: float,
 ) -> Maps:
-    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, updates))
+    optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, updates))
     read = jax.vmap(jax.vmap(Head.__call__, (None, 0, None)), (None, 0, 0))
 
     def loss(maps: Maps, h: Array, times: Array) -> Array:
@@ -150,7 +146,7 @@ def _fit(
 
     def update(carry: Any, key: Array) -> tuple[Any, None]:
         maps, state = carry
-        rows = jax.random.randint(key, (batch,), 0, len(h))
+        rows = jax.random.randint(key, (min(BATCH, len(h)),), 0, len(h))
         change, state = optimizer.update(jax.grad(loss)(maps, h[rows], times[rows]), state)
         return (optax.apply_updates(maps, change), state), None
 

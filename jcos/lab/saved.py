@@ -44,7 +44,6 @@ def save(
         "row": number,
         "rngs": [rng.bit_generator.state for rng in people.rngs],
         "tree": [as_json(generation) for generation in run.tree],
-        "shared": run.shared,
     }
     known["search"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
     state.save(folder / FILE, {name: a for name, a in known.items() if a is not None})
@@ -71,7 +70,7 @@ def load(folder: Path, run: "_Run") -> At | None:
     vars(people).update(part("people."))
     for rng, at in zip(people.rngs, about["rngs"], strict=True):
         rng.bit_generator.state = at
-    run.counts, run.shared = arrays["counts"], about["shared"]
+    run.counts = arrays["counts"]
     run.clips = [clips[str(i)] for i in range(len(clips))]
     for row, each in enumerate(about["tree"]):
         known = {name: np.array(each[name], kind) for name, kind in KINDS.items()}

@@ -166,7 +166,6 @@ class _Run(Search):
         self.going: loop.Runs | None = None
         self.tree: list[Generation] = []
         self.clips: list[Any] = []
-        self.shared: list[int] = []
 
     def _check_judges(self, worlds: int, count: int) -> None:
         shape, cfg = (worlds, count, *self.shape), self.model.config.dit
@@ -275,7 +274,6 @@ class _Run(Search):
         worlds = [jax.tree.map(lambda a, w=w: a[w], self.conditions) for w in range(len(best))]
         if row.copy == "chain":
             self.clips.append(np.asarray(best))
-            self.shared.append(row.frames)
             give = partial(self.model.chained, frames=row.frames)
         else:
             give, best = self.model.continued, best[:, : row.frames]
@@ -315,7 +313,8 @@ class _Run(Search):
         cost = Cost(forwards, decodes, judged, seconds)
         chosen = chosen[0] if self.single else chosen
         clips = tuple(clip[0] if self.single else clip for clip in self.clips)
-        tree, shared = tuple(self.tree), tuple(self.shared)
+        tree = tuple(self.tree)
+        shared = tuple(row.frames for row in self.method.rows if row.copy == "chain")
         return Result(chosen, seeds, tree, cost, latents, people.weights, log_norm, clips, shared)
 
 

@@ -35,14 +35,10 @@ def test_a_planted_dictionary_is_recovered(learned) -> None:
     assert np.mean(alike > 0.95) > 0.9
     left = np.square(x - found.decode(found.encode(x))).sum() / np.square(x - x.mean(0)).sum()
     assert left < 0.1
-    assert left == pytest.approx(log.loss[-50:].mean(), abs=0.03)
-
-
-def test_k_features_are_active(learned) -> None:
-    _, found, _, x = learned
     assert ((np.asarray(found.encode(x)) != 0).sum(-1) == K).all()
     batched = found.encode(x.reshape(5, 100, D))
     np.testing.assert_array_equal(batched.reshape(500, -1), found.encode(x))
+    assert left == pytest.approx(log.loss[-50:].mean(), abs=0.03)
 
 
 def test_saved_and_loaded_is_the_same(learned, tmp_path: Path) -> None:
@@ -89,8 +85,5 @@ def test_more_than_half_of_the_features_may_be_active() -> None:
     found, log = fit(itertools.repeat(x), 5, 4, steps=2)
     assert ((np.asarray(found.encode(x)) != 0).sum(-1) == 4).all()
     assert np.isfinite(log.loss).all()
-
-
-def test_as_many_active_features_as_there_are_is_refused() -> None:
     with pytest.raises(ValueError, match="k is 8 of 8 features"):
         fit(iter([np.zeros((4, 4), np.float32)]), 8, 8)

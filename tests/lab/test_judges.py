@@ -70,12 +70,17 @@ def test_answers_that_are_held_at_once_are_entropy(small_model: Wan, routes) -> 
     assert none == pytest.approx(0, abs=0.02)  # decided on nothing
 
 
-def test_the_scorer_knows_the_answer(small_model: Wan, routes) -> None:
+def test_the_scorer_knows_the_answer_and_frames_are_judged_on_the_host(
+    small_model: Wan, routes
+) -> None:
     wrong = small_model.encode(MAZE.draw(PUZZLE, PUZZLE.answers[0][:2]))
     at = estimates(small_model, [routes[0], wrong, routes[1]])
     right, little, other = Scorer([PUZZLE])(at)[0]
     assert right == other == 1
     assert little < 0.5
+    scores = Frames(lambda video: float(video[-1].mean()))(at)
+    want = [MAZE.routes(PUZZLE)[i][-1].mean() for i in range(2)]
+    np.testing.assert_allclose(scores[0, ::2], want, atol=0.5)
 
 
 def test_signs_of_any_run(small_model: Wan, routes) -> None:
@@ -121,13 +126,6 @@ def test_a_head_learns_what_tokens_tell(small_model: Wan, routes) -> None:
     scores = np.asarray(head(at))[0]
     assert scores[right].mean() > scores[~right].mean() + 0.3
     assert np.isfinite(scores).all()
-
-
-def test_frames_are_judged_on_the_host(small_model: Wan, routes) -> None:
-    at = estimates(small_model, list(routes))
-    scores = Frames(lambda video: float(video[-1].mean()))(at)
-    want = [MAZE.routes(PUZZLE)[i][-1].mean() for i in range(2)]
-    np.testing.assert_allclose(scores[0], want, atol=0.5)
 
 
 def test_a_preview_is_the_mean_colour_of_a_cell(small_model: Wan, routes) -> None:

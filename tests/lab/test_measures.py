@@ -78,19 +78,15 @@ def four_routes() -> tuple[jax.Array, jax.Array]:
 
 
 def test_of_weights_that_make_the_same_blend_the_most_even_are_given():
+    """A right answer that shares its parts with others is itself alone."""
     routes, start = four_routes()
+    for k, route in enumerate(routes):
+        np.testing.assert_allclose(answer_mass(route, routes, STILL).on, np.eye(4)[k], atol=1e-3)
     mass = answer_mass((routes[1] + routes[2]) / 2, routes, STILL)
     np.testing.assert_allclose(mass.on, 0.25, atol=2e-3)
     a = (routes[0] + routes[1]) / 2 - STILL - start  # half of the way is determined, half is not
     mass = answer_mass(STILL + start + a / 2, routes, STILL)
     np.testing.assert_allclose(mass.on, [0.375, 0.375, 0.125, 0.125], atol=2e-3)
-
-
-def test_an_answer_that_shares_its_parts_with_others_is_itself_alone():
-    routes, _ = four_routes()
-    for k, route in enumerate(routes):
-        mass = answer_mass(route, routes, STILL)
-        np.testing.assert_allclose(mass.on, np.eye(4)[k], atol=1e-3)
 
 
 def test_mass_is_never_negative_and_sums_to_one():
@@ -210,19 +206,17 @@ def test_wide_samples_have_the_interval_of_student():
     assert np.mean(covered) >= 0.92
 
 
-def test_seeds_of_a_puzzle_count_as_one():
+def test_seeds_of_a_puzzle_count_as_one_and_runs_that_cannot_tell_do_not():
     rng = np.random.default_rng(0)
     values = rng.random((20, 1))
     assert estimate(values.repeat(5, 1)) == pytest.approx(estimate(values))
     solved = rng.random((20, 3)) < 0.5
     assert estimate(solved) == estimate(solved.mean(1))
-
-
-def test_runs_that_cannot_tell_are_left_out():
     values = np.array([[0.5, np.nan], [np.nan, np.nan], [0.25, 0.75]])
     assert estimate(values) == estimate(np.array([0.5, 0.5]))
-    assert np.isnan(estimate(np.full((3, 2), np.nan)).low)
-    assert estimate(np.full((3, 2), np.nan)).n == 0
+    unknown = estimate(np.full((3, 2), np.nan))
+    assert np.isnan(unknown.low)
+    assert unknown.n == 0
 
 
 def test_values_may_leave_their_span_by_rounding_only():
@@ -255,9 +249,7 @@ def test_the_interval_of_a_median_covers_it(n):
     found = np.array([median_step(row, 50) for row in steps])
     assert ((found[:, 1] <= 11) & (found[:, 2] >= 11)).mean() >= 0.94
     assert (found[:, 1] < found[:, 2]).all()
-
-
-def test_a_median_of_steps_that_are_all_alike_is_known_to_half_a_step():
+    # Where all are alike it is known to half a step.
     assert median_step(np.zeros(40), 50)[:3] == (0, 0, 0.5)
     assert median_step(np.full(40, 7.0), 50)[:3] == (7, 6.5, 7.5)
     assert median_step(np.full(4, 7.0), 50)[:3] == (7, 0, 50)
@@ -292,7 +284,7 @@ def test_area_under_the_curve_has_the_interval_of_its_distribution():
     assert apart.high - apart.low == pytest.approx(0.076, abs=0.015)
 
 
-def test_area_under_the_curve_resamples_puzzles_not_runs():
+def test_area_under_the_curve_resamples_puzzles_and_is_never_certain():
     """Ten copies of each case tell no more than one."""
     rng = np.random.default_rng(0)
     positive, values = rng.random(80) < 0.5, rng.normal(size=80)
@@ -301,11 +293,7 @@ def test_area_under_the_curve_resamples_puzzles_not_runs():
     assert copies.mean == pytest.approx(once.mean)
     assert copies.n == once.n == 80
     assert copies.high - copies.low == pytest.approx(once.high - once.low, rel=0.05)
-
-
-def test_area_under_the_curve_is_never_certain_and_of_one_kind_no_number():
-    values = np.arange(24.0)
-    found = auroc(values, values >= 12)
+    found = auroc(values := np.arange(24.0), values >= 12)
     assert (found.mean, found.high) == (1, 1)
     assert 0.5 < found.low < 0.95
     assert np.isnan(auroc(values, np.ones(24, bool)).mean)
@@ -347,11 +335,3 @@ def test_dissimilarity_knows_nothing_and_everything():
     np.testing.assert_allclose(free.mean(0), 1, atol=0.01)
     biased = jax.vmap(lambda pair: cka(pair[0], pair[1]))(pairs)
     assert biased.mean() > 0.4  # which is why it is not taken here
-
-
-def test_with_many_tokens_it_is_cka():
-    rng = np.random.default_rng(2)
-    x, noise = rng.normal(size=(2, 4000, 4)).astype(np.float32)
-    x, y = jnp.asarray(x), jnp.asarray(x + noise)
-    want = 1 - float(cka(x, y))
-    assert float(dissimilarity(x, y, 2)[0]) == pytest.approx(want, abs=2e-3)

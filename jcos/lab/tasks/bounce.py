@@ -6,26 +6,14 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from jcos.lab.tasks import marks
 from jcos.lab.tasks.base import COLOURS, PALETTE, TILE, Frame, Puzzle, Task, Verdict, Video
-from jcos.lab.tasks.marks import (
-    SYMBOLS,
-    TINTED,
-    apart,
-    canvas,
-    decode,
-    paint,
-    pure,
-    ramp,
-    stencil,
-    turned,
-    turned_back,
-)
 
 STEP = TILE
 """Positions and velocities are whole multiples of this many pixels."""
 SPANS = (2, 3, 4)
 """How many steps the ball can go from wall to wall; in the largest room, from edge to edge."""
-BALL = stencil(".##.", "####", "####", ".##.")
+BALL = marks.stencil(".##.", "####", "####", ".##.")
 RADIUS = 2.0
 
 Place = tuple[int, int]
@@ -86,7 +74,7 @@ class Bounce(Task):
         _put(video[0], _shadow(scene), "grey")
         for frame, place in zip(video, answer, strict=True):
             _put(frame, place, scene.colour)
-        return turned(video, scene.turn)
+        return marks.turned(video, scene.turn)
 
     def guess(self, puzzle: Puzzle, rng: np.random.Generator) -> tuple[Place, ...]:
         """The path under a random velocity, reflected as it should be."""
@@ -109,9 +97,9 @@ class Bounce(Task):
         """
         scene: Scene = puzzle.scene
         (path,) = puzzle.answers
-        video = turned_back(video, scene.turn)
+        video = marks.turned_back(video, scene.turn)
         room = _room(scene)
-        ball = decode(video, ("floor", "wall", scene.colour)) == SYMBOLS[scene.colour]
+        ball = marks.decode(video, ("floor", "wall", scene.colour)) == marks.SYMBOLS[scene.colour]
         # The first frame is known; in the others the ball is found wherever it is.
         centres, area, far = (np.array(x) for x in zip(*map(_find, ball[1:]), strict=True))
         true = np.array([_centre(place) for place in path])
@@ -122,20 +110,20 @@ class Bounce(Task):
         want = np.repeat(room[None], self.frames, axis=0)
         _put(want[0], _shadow(scene), "grey")
         _put(want[0], path[0], scene.colour)
-        stray = apart(video, want) > TINTED
-        stray[1:] &= ~(ball[1:] & (apart(room, "floor") == 0))
+        stray = marks.apart(video, want) > marks.TINTED
+        stray[1:] &= ~(ball[1:] & (marks.apart(room, "floor") == 0))
         return Verdict(
             answer=float(np.exp(-miss[after].mean() / RADIUS)),
             gates={
-                "before": ramp(error[~after].max(initial=0.0), STEP, STEP / 2),
-                "one": ramp(far.max(), 4, 1),
-                "whole": min(ramp(area.min(), 7, 10), ramp(area.max(), 18, 14)),
+                "before": marks.ramp(error[~after].max(initial=0.0), STEP, STEP / 2),
+                "one": marks.ramp(far.max(), 4, 1),
+                "whole": min(marks.ramp(area.min(), 7, 10), marks.ramp(area.max(), 18, 14)),
                 "colour": min(
-                    pure(frame[mask], scene.colour)
+                    marks.pure(frame[mask], scene.colour)
                     for frame, mask in zip(video[1:], ball[1:], strict=True)
                 ),
-                "room": ramp(stray.sum((1, 2)).max(), 6, 2),
-                "reach": ramp(_leap(scene, np.stack([true[0], *centres])), STEP, STEP / 2),
+                "room": marks.ramp(stray.sum((1, 2)).max(), 6, 2),
+                "reach": marks.ramp(_leap(scene, np.stack([true[0], *centres])), STEP, STEP / 2),
             },
         )
 
@@ -183,7 +171,7 @@ def _shadow(scene: Scene) -> Place:
 
 
 def _room(scene: Scene) -> Frame:
-    frame = canvas(Bounce.height, Bounce.width, "wall")
+    frame = marks.canvas(Bounce.height, Bounce.width, "wall")
     width, height = (STEP * axis.span + len(BALL) for axis in (scene.x, scene.y))
     frame[:height, :width] = PALETTE["floor"]
     return frame
@@ -191,7 +179,7 @@ def _room(scene: Scene) -> Frame:
 
 def _put(frame: Frame, place: Place, colour: str) -> None:
     x, y = (STEP * p for p in place)
-    paint(frame, y, x, BALL, colour)
+    marks.paint(frame, y, x, BALL, colour)
 
 
 def _centre(place: Place) -> Float[np.ndarray, "2"]:

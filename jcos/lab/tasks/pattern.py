@@ -6,19 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from jcos.lab.tasks import marks
 from jcos.lab.tasks.base import COLOURS, Frame, Puzzle, Task, Verdict, Video
-from jcos.lab.tasks.marks import (
-    SYMBOLS,
-    TINTED,
-    apart,
-    canvas,
-    decode,
-    iou,
-    paint,
-    pure,
-    ramp,
-    window,
-)
 
 SIDES = (2, 4, 6)
 SLOT = 6
@@ -80,7 +69,7 @@ class Pattern(Task):
         scene: Scene = puzzle.scene
         video = np.repeat(_first(scene)[None], self.frames, axis=0)
         for frame, side in zip(video, GROWTH[answer.side], strict=True):
-            paint(frame, *SLOTS[scene.shown], MASKS[side, scene.disc], answer.colour)
+            marks.paint(frame, *SLOTS[scene.shown], MASKS[side, scene.disc], answer.colour)
         return video
 
     def guess(self, puzzle: Puzzle, rng: np.random.Generator) -> Item:
@@ -99,38 +88,39 @@ class Pattern(Task):
         """
         scene: Scene = puzzle.scene
         (answer,) = puzzle.answers
-        symbols = decode(video, ("floor", *scene.colours))
-        slots = [(slice(None), *window(*corner, SLOT)) for corner in SLOTS]
+        symbols = marks.decode(video, ("floor", *scene.colours))
+        slots = [(slice(None), *marks.window(*corner, SLOT)) for corner in SLOTS]
 
         def overlap(i: int, masks: Bool[np.ndarray, "... 6 6"]) -> Float[np.ndarray, "F"]:
-            return iou(symbols[slots[i]] == SYMBOLS[scene.colours[i % 2]], masks)
+            return marks.iou(symbols[slots[i]] == marks.SYMBOLS[scene.colours[i % 2]], masks)
 
         grown = np.stack([MASKS[side, scene.disc] for side in GROWTH[answer.side]])
         drawn = overlap(scene.shown, grown)
         kept = [overlap(i, MASKS[scene.sides[i % 3], scene.disc]).min() for i in range(scene.shown)]
 
-        stray = (apart(video, "floor") > TINTED) & (apart(_first(scene), "floor") == 0)
+        blank = marks.apart(_first(scene), "floor") == 0
+        stray = (marks.apart(video, "floor") > marks.TINTED) & blank
         slot = slots[scene.shown]
         stray[slot][1:] = False
-        item = symbols[slot] == SYMBOLS[answer.colour]
-        mixed = ~item & (symbols[slot] != SYMBOLS["floor"])
-        colour = pure(video[slot][-1][item[-1]], answer.colour)
+        item = symbols[slot] == marks.SYMBOLS[answer.colour]
+        mixed = ~item & (symbols[slot] != marks.SYMBOLS["floor"])
+        colour = marks.pure(video[slot][-1][item[-1]], answer.colour)
         return Verdict(
-            answer=ramp(drawn[-1], 0.4, 0.7) * colour,
+            answer=marks.ramp(drawn[-1], 0.4, 0.7) * colour,
             gates={
-                "grows": ramp(drawn.min(), 0.4, 0.7),
-                "kept": ramp(min(kept), 0.4, 0.7),
-                "empty": ramp(stray.sum((1, 2)).max(), 6, 2),
-                "opaque": ramp(mixed.sum((1, 2)).max(), 7, 3),
+                "grows": marks.ramp(drawn.min(), 0.4, 0.7),
+                "kept": marks.ramp(min(kept), 0.4, 0.7),
+                "empty": marks.ramp(stray.sum((1, 2)).max(), 6, 2),
+                "opaque": marks.ramp(mixed.sum((1, 2)).max(), 7, 3),
             },
         )
 
 
 def _first(scene: Scene) -> Frame:
-    frame = canvas(Pattern.height, Pattern.width)
+    frame = marks.canvas(Pattern.height, Pattern.width)
     for i in range(scene.shown):
         mask = MASKS[scene.sides[i % 3], scene.disc]
-        paint(frame, *SLOTS[i], mask, scene.colours[i % 2])
+        marks.paint(frame, *SLOTS[i], mask, scene.colours[i % 2])
     return frame
 
 

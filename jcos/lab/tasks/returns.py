@@ -5,30 +5,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from jcos.lab.tasks import marks
 from jcos.lab.tasks.base import COLOURS, PALETTE, TILE, Frame, Puzzle, Task, Verdict, Video
-from jcos.lab.tasks.marks import (
-    OPAQUE,
-    SYMBOLS,
-    UNKNOWN,
-    apart,
-    canvas,
-    decode,
-    iou,
-    paint,
-    pure,
-    ramp,
-    stencil,
-    tiles,
-    turned,
-    turned_back,
-    window,
-)
 
 MASKS: dict[str, Bool[np.ndarray, "4 4"]] = {
-    "square": stencil("####", "####", "####", "####"),
-    "disc": stencil(".##.", "####", "####", ".##."),
-    "ring": stencil("####", "#..#", "#..#", "####"),
-    "cross": stencil("#..#", ".##.", ".##.", "#..#"),
+    "square": marks.stencil("####", "####", "####", "####"),
+    "disc": marks.stencil(".##.", "####", "####", ".##."),
+    "ring": marks.stencil("####", "#..#", "#..#", "####"),
+    "cross": marks.stencil("#..#", ".##.", ".##.", "#..#"),
 }
 """Every symmetry of the square maps each of them onto itself."""
 SHAPES = tuple(MASKS)
@@ -107,7 +91,7 @@ class Returns(Task):
 
     def draw(self, puzzle: Puzzle, answer: Outcome) -> Video:
         scene: Scene = puzzle.scene
-        first = canvas(self.height, self.width)
+        first = marks.canvas(self.height, self.width)
         rows = slice(TILE * scene.cover[0], TILE * scene.cover[1])
         first[rows, TILE * HIDE : TILE * (HIDE + scene.width)] = PALETTE["grey"]
         _put(first, *scene.other_at, scene.other)
@@ -115,7 +99,7 @@ class Returns(Task):
         _put(video[0], scene.lane, 0, scene.thing)
         _put(video[1], scene.lane, 1, scene.thing)
         _put(video[-1], scene.lane, _exit(scene, answer.mode), answer.thing)
-        return turned(video, scene.turn)
+        return marks.turned(video, scene.turn)
 
     def guess(self, puzzle: Puzzle, rng: np.random.Generator) -> Outcome:
         """Any colour, shape and side: right once in forty."""
@@ -133,31 +117,31 @@ class Returns(Task):
         """
         scene: Scene = puzzle.scene
         (answer,) = puzzle.answers
-        video = turned_back(video, scene.turn)
-        right = turned_back(self.draw(puzzle, answer), scene.turn)
+        video = marks.turned_back(video, scene.turn)
+        right = marks.turned_back(self.draw(puzzle, answer), scene.turn)
         row, column = scene.lane, _exit(scene, answer.mode)
         colour, shape = answer.thing
 
-        tile = video[-1][window(TILE * row, TILE * column, TILE)]
-        symbols = decode(tile, ("floor", colour))
-        shown = symbols == SYMBOLS[colour]
-        overlap = iou(shown, np.stack(list(MASKS.values())))
+        tile = video[-1][marks.window(TILE * row, TILE * column, TILE)]
+        symbols = marks.decode(tile, ("floor", colour))
+        shown = symbols == marks.SYMBOLS[colour]
+        overlap = marks.iou(shown, np.stack(list(MASKS.values())))
         likeness = overlap[SHAPES.index(shape)]
-        same_shape = ramp(likeness, 0.75, 0.87) * float(likeness == overlap.max())
+        same_shape = marks.ramp(likeness, 0.75, 0.87) * float(likeness == overlap.max())
 
         # Everything else is known beforehand.
-        wrong = tiles(apart(video, right) > OPAQUE, TILE).mean((3, 4))
+        wrong = marks.tiles(marks.apart(video, right) > marks.OPAQUE, TILE).mean((3, 4))
         wrong[-1, row, column] = 0
         lane, block = wrong[:, row], wrong[:, slice(*scene.cover), HIDE : HIDE + scene.width]
         other_row, other_column = scene.other_at
         return Verdict(
-            answer=same_shape * pure(tile[shown], colour),
+            answer=same_shape * marks.pure(tile[shown], colour),
             gates={
                 "before": _kept(lane[:2]),
                 "hidden": min(_kept(lane[2:]), _kept(block)),
                 "bystander": _kept(wrong[:, other_row, other_column]),
                 "empty": _kept(wrong),
-                "opaque": ramp((symbols == UNKNOWN).sum(), 4, 1),
+                "opaque": marks.ramp((symbols == marks.UNKNOWN).sum(), 4, 1),
             },
         )
 
@@ -169,8 +153,8 @@ def _exit(scene: Scene, mode: str) -> int:
 
 def _kept(wrong: Float[np.ndarray, "..."]) -> float:
     """Grades tiles by how much of the worst is wrong; the smallest object fills half of one."""
-    return ramp(wrong.max(), 0.45, 0.2)
+    return marks.ramp(wrong.max(), 0.45, 0.2)
 
 
 def _put(frame: Frame, row: int, column: int, thing: Thing) -> None:
-    paint(frame, TILE * row, TILE * column, MASKS[thing.shape], thing.colour)
+    marks.paint(frame, TILE * row, TILE * column, MASKS[thing.shape], thing.colour)

@@ -1,7 +1,5 @@
 import dataclasses
 
-import numpy as np
-
 from jcos.lab.tasks.base import PALETTE
 from jcos.lab.tasks.pattern import GROWTH, SIDES, Pattern
 
@@ -36,14 +34,6 @@ def test_a_changed_item_or_a_spot_beside_loses_all():
         spotted = video.copy()
         spotted[2, 9:11, 8:12] = colour  # between the two rows
         assert TASK.score(puzzle, spotted).score == 0.0
-
-
-def test_one_wrong_pixel_is_forgiven():
-    for puzzle in PUZZLES:
-        video = TASK.draw(puzzle, puzzle.answers[0])
-        y, x = np.argwhere((video[-1] != video[0]).any(-1))[0]
-        video[-1, y, x] = PALETTE["floor"]
-        assert TASK.score(puzzle, video).score >= 0.9
 
 
 def test_answers_are_balanced():

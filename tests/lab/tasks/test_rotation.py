@@ -17,13 +17,6 @@ def test_every_pose_of_every_shape_fits_and_keeps_its_area():
         assert edges.sum() <= 20  # a corner may touch the border, but none is cut off
 
 
-def test_quarter_turns_are_exact():
-    for table in rotation._RASTERS:
-        for pose in range(0, POSES, POSES // 4):
-            quarter = table[(pose + POSES // 4) % POSES]
-            assert (quarter == np.rot90(table[pose])).all()
-
-
 def test_no_end_pose_resembles_another_nor_the_mirror_image():
     for table in rotation._RASTERS:
         ends = table[:: POSES // 8]
@@ -63,15 +56,6 @@ def test_a_half_turn_the_wrong_way_ends_right_and_scores_nothing():
     score = TASK.score(puzzle, TASK.draw(puzzle, -turn))
     assert score.answer == 1.0
     assert score.score == 0.0
-
-
-def test_a_ragged_outline_is_forgiven():
-    for puzzle in PUZZLES:
-        video = TASK.draw(puzzle, puzzle.answers[0])
-        for frame in video:
-            y, x = np.argwhere((frame != PALETTE["floor"]).any(-1))[0]
-            frame[y, x] = PALETTE["floor"]
-        assert TASK.score(puzzle, video).solved
 
 
 def test_a_pose_held_for_one_frame_too_long_is_not_solved():

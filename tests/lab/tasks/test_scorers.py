@@ -126,20 +126,20 @@ def test_no_score_for_two_answers_at_once(task, puzzles, rng):
                 assert task.score(puzzle, beside).score <= NOTHING
 
 
-@pytest.mark.parametrize("cast", [(8, 8, 8), (-8, -8, -8), (8, -8, 8)], ids=str)
-def test_a_colour_cast_is_forgiven(task, puzzles, rng, cast):
-    for puzzle in puzzles:
-        video = task.reference(puzzle, rng).astype(int) + cast
-        assert task.score(puzzle, video.clip(0, 255).astype(np.uint8)).score >= GOOD
-
-
-def test_noise_is_forgiven(task, puzzles, rng):
-    scores = []
+def test_a_colour_cast_noise_and_a_lost_pixel_are_forgiven(task, puzzles, rng):
+    noisy = []
     for puzzle in puzzles:
         video = task.reference(puzzle, rng)
-        noisy = video + rng.normal(0, 20, video.shape)
-        scores.append(task.score(puzzle, np.rint(noisy).clip(0, 255).astype(np.uint8)).score)
-    assert np.mean(scores) >= GOOD, scores
+        for cast in ((8, 8, 8), (-8, -8, -8), (8, -8, 8)):
+            other = (video.astype(int) + cast).clip(0, 255).astype(np.uint8)
+            assert task.score(puzzle, other).score >= GOOD
+        other = np.rint(video + rng.normal(0, 20, video.shape)).clip(0, 255).astype(np.uint8)
+        noisy.append(task.score(puzzle, other).score)
+        if task.name in ("pattern", "rotation"):  # whose objects are larger than a few pixels
+            y, x = np.argwhere((video[-1] != video[0]).any(-1))[0]
+            video[-1, y, x] = video[0, y, x]
+            assert task.score(puzzle, video).score >= 0.9
+    assert np.mean(noisy) >= GOOD, noisy
 
 
 LISTED = {
@@ -182,15 +182,10 @@ def test_guesses_are_mostly_wrong(task, puzzles, rng):
     assert np.mean([score.score for score in scores]) < 0.8
     assert all(0.0 <= score.score <= 1.0 for score in scores)
     assert 0.0 <= chance(task, 4) <= 1.0
-
-
-def test_scores_are_plain_numbers_of_videos_of_one_shape(task, puzzles, rng):
-    for puzzle in puzzles[:2]:
-        for video in (task.reference(puzzle, rng), task.draw(puzzle, task.guess(puzzle, rng))):
-            score = task.score(puzzle, video)._asdict()
-            assert json.loads(json.dumps(score)) == score
-            with pytest.raises(ValueError, match=re.escape(str(video.shape))):
-                task.score(puzzle, video[:-1])
+    assert json.loads(json.dumps(scores[0]._asdict())) == scores[0]._asdict()
+    video = task.reference(puzzles[0], rng)
+    with pytest.raises(ValueError, match=re.escape(str(video[:-1].shape))):
+        task.score(puzzles[0], video[:-1])
 
 
 def test_same_seed_same_puzzle(task):

@@ -73,14 +73,6 @@ def test_identity_ignores_turns_and_colours(task):
         assert {_canonical(copy) for copy in copies} == {task.sample(seed).identity[0]}
 
 
-def test_both_colours_of_a_board_are_in_the_same_split():
-    seen = collections.defaultdict(set)
-    for seed in range(300):
-        puzzle = TicTacToe().sample(seed, "test")
-        seen[puzzle.identity].add(puzzle.scene.mover)
-    assert any(len(movers) == 2 for movers in seen.values())
-
-
 @games
 def test_a_stone_of_the_other_colour_or_a_lost_one_is_not_solved(task):
     puzzle = next(p for p in map(task.sample, range(100)) if p.scene.colours.count(None) == 5)
