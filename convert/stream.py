@@ -8,7 +8,6 @@ take no more than half as much again as the largest one, or 1 GB.
 
 import hashlib
 import itertools
-import json
 import os
 import threading
 from collections.abc import Iterable
@@ -180,7 +179,7 @@ def _settings(made: Plan) -> dict[str, Any]:
         "version": metadata.version("jcos"),
         "dtype": made.job.dtype,
         "parts": made.bundles,
-        "configuration": json.loads(json.dumps(to_json(made.released.config))),
+        "configuration": to_json(made.released.config),
         "LoRA": [[lora.file.name, lora.expert, lora.scale] for lora in made.job.loras],
         "sources": {name: [about.st_size, about.st_mtime_ns] for name, about in sources.items()},
     }

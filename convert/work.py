@@ -7,7 +7,6 @@ from typing import Any
 
 from jcos import runs
 from jcos.files import is_hidden, is_remote, read_json, remove, sizes, visible, write
-from jcos.weights.checkpoint import CheckpointError
 
 JOURNAL = "journal.json"
 
@@ -28,15 +27,16 @@ class Work:
         hidden = target.with_name(f".{target.name}.unfinished")
         self.folder = target if is_remote(target) else hidden
         self._names = set(settings["parts"])
-        self._journal = {"settings": settings, "parts": {}, **read_json(self.folder / JOURNAL)}
-        if self.folder == target and not (target / JOURNAL).exists():
-            others = [n for n in sizes(target) if n and not is_hidden(Path(n))]
-            if others:
-                raise CheckpointError(
-                    f"{target} holds {others[0]}, and no conversion: choose another folder"
-                )
-        remedy = f"convert as before to finish it, or remove {self.folder} to start anew"
-        runs.check_same(self.folder, self._journal["settings"], settings, remedy)
+        journal = read_json(self.folder / JOURNAL)
+        inside = () if journal or self.folder != target else sizes(target)
+        if others := [name for name in inside if name and not is_hidden(Path(name))]:
+            raise ValueError(
+                f"{target} holds {others[0]}, and no conversion: choose another folder"
+            )
+        if journal:
+            remedy = f"convert as before to finish it, or remove {self.folder} to start anew"
+            runs.check_same(self.folder, journal.get("settings", {}), settings, remedy)
+        self._journal = journal or {"settings": settings, "parts": {}}
         self._write()  # before the first part: what is in a bucket is known to be ours
         self._remove_halves()
 

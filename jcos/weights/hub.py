@@ -69,7 +69,7 @@ def base_of(folder: Path, parts: Sequence[str] = ()) -> Path | None:
     model = _model_of(folder)
     if model is None or (repo := repo_of(folder)) not in BASES:
         return None
-    found = _snapshot(model.with_name(_folder_of(BASES[repo][0])), None)
+    found = _snapshot(model.with_name(f"models--{BASES[repo][0].replace('/', '--')}"))
     return found if found and all((found / part).is_dir() for part in parts) else None
 
 
@@ -80,10 +80,6 @@ def _lacking(folder: Path) -> list[str]:
 
 
 # ---- the cache: models--ORG--NAME/snapshots/COMMIT, and refs/REVISION with a commit in it
-
-
-def _folder_of(repo: str) -> str:
-    return f"models--{repo.replace('/', '--')}"
 
 
 def repo_of(folder: Path) -> str:
@@ -110,20 +106,17 @@ def _model_of(folder: Path) -> Path | None:
     return None
 
 
-def _snapshot(model: Path, revision: str | None) -> Path | None:
-    """Return the snapshot of a revision; without one of main, or the only one."""
-    ref = model / "refs" / (revision or "main")
-    names = [ref.read_text().strip()] if ref.is_file() else [revision] if revision else []
-    found = [model / "snapshots" / name for name in names]
-    if not names and (model / "snapshots").is_dir():
-        found = list((model / "snapshots").iterdir())
+def _snapshot(model: Path) -> Path | None:
+    """Return the snapshot of main, or the only one."""
+    ref = model / "refs" / "main"
+    found = list((model / "snapshots").glob(ref.read_text().strip() if ref.is_file() else "*"))
     return found[0] if len(found) == 1 and found[0].is_dir() else None
 
 
 def _in_cache(folder: Path) -> Path:
     """Return the snapshot, if the folder is a cache or a model's folder in one; else the folder."""
     if (folder / "snapshots").is_dir():
-        found = _snapshot(folder, None)
+        found = _snapshot(folder)
         if found is None:
             raise ValueError(f"{shown(folder)} has no single snapshot; name one of its snapshots/")
         return found
