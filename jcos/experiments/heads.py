@@ -19,8 +19,8 @@ import xarray as xr
 
 from jcos.config import WanConfig
 from jcos.experiments import plots
-from jcos.experiments.experiment import Experiment, Picture, Progress, places
-from jcos.experiments.parameters import AtLayers, Count
+from jcos.experiments.experiment import Experiment, Picture, Progress
+from jcos.experiments.parameters import Count
 from jcos.experiments.samples import Samples
 from jcos.experiments.swap import FLIP, pair_conditions, pair_seed, solved
 from jcos.experiments.swap_pairs import pairs_of
@@ -62,16 +62,15 @@ class Heads(Experiment):
     heads of its layer. A chosen set of heads against random ones of the same layers; exchange of
     heads between runs that differ in their prompt.
 
-    layers: whose heads, all by default. windows: parts that the steps are cut into. members: heads
-    of the chosen set, those that cost most progress on every second puzzle. controls: random sets.
-    pair_tasks, pairs: what the exchange is run on (`swap_pairs.PARTNERS`).
+    windows: parts that the steps are cut into. members: heads of the chosen set, those that cost
+    most progress on every second puzzle. controls: random sets. pair_tasks, pairs: what the
+    exchange is run on (`swap_pairs.PARTNERS`).
     """
 
     question = "Which heads carry the route, the agent, the walls?"
     no_clips = "heads are judged by right answers; for clips use the probe jcos.KnockOut"
 
     puzzles: Count = 24
-    layers: AtLayers | None = None
     windows: Count = 3
     members: Count = 3
     controls: Count = 8
@@ -80,8 +79,7 @@ class Heads(Experiment):
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
-        layers = places(self.layers, config.dit.layers, "layer")
-        steps, heads = self.plan(config).steps, len(layers) * config.dit.heads
+        steps, heads = self.plan(config).steps, config.dit.layers * config.dit.heads
         for name, most in (("windows", steps), ("members", heads)):
             if getattr(self, name) > most:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is at most {most} here")
@@ -92,23 +90,18 @@ class Heads(Experiment):
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples, config = self.samples(model), model.config
-        count, ways = config.dit.heads, self.ways(config)
-        layers = places(self.layers, config.dit.layers, "layer")
-        rows = [*((h,) for h in range(count)), range(count)]
-        # Whole layers are knocked out at all steps only, by the first two ways.
-        cells = [
-            *np.ndindex(len(layers), count, len(ways)),
-            *itertools.product(range(len(layers)), [count], (0, 1)),
-        ]
+        layers, count, ways = config.dit.layers, config.dit.heads, self.ways(config)
+        shape, dims = (layers, count + 1, len(ways)), "layer head how puzzle seed"
+        # All heads of a layer are knocked out at all steps only, by the first two ways.
+        cells = [cell for cell in np.ndindex(shape) if cell[1] < count or cell[2] < 2]
         probes = [self.knock_out(config, ())]
-        for i, j, way in cells:
-            heads = [(layers[i], h) for h in rows[j]]
-            probes.append(self.knock_out(config, heads, *list(ways.values())[way]))
+        for layer, head, way in cells:
+            heads = range(count) if head == count else [head]
+            how = list(ways.values())[way]
+            probes.append(self.knock_out(config, [(layer, h) for h in heads], *how))
         ends = self._ends(model, samples, probes, progress, "knocking out heads")
-        shape = len(layers), count + 1, len(ways)
-        dims = "layer head how puzzle seed"
         variables: dict[str, Any] = {"forwards": ((), self.forwards(config), {})}
-        labels = {"layer": layers, "how": list(ways)}
+        labels = {"layer": range(layers), "how": list(ways)}
         labels["head"] = [*(f"head {h}" for h in range(count)), "all heads"]
         for name, values in ends.items():
             array = np.full(shape + values.shape[1:], np.nan)
@@ -126,7 +119,7 @@ class Heads(Experiment):
             }
         data = self.dataset(variables | samples.levels({"solved": "solved"}), samples, **labels)
         lost = data["progress_lost"].sel(how="mean").values
-        data = data.merge(self._sets(model, samples, layers, lost, progress))
+        data = data.merge(self._sets(model, samples, lost, progress))
         return data.merge(self._exchange(model, progress))
 
     def ways(self, config: WanConfig) -> dict[str, tuple[str, Sequence[int]]]:
@@ -154,18 +147,13 @@ class Heads(Experiment):
         return judged(samples, videos[:, :, 0])
 
     def _sets(
-        self,
-        model: Wan,
-        samples: Samples,
-        layers: Sequence[int],
-        lost: np.ndarray,
-        progress: Progress,
+        self, model: Wan, samples: Samples, lost: np.ndarray, progress: Progress
     ) -> xr.Dataset:
         """Return what the heads cost that cost most progress on every second puzzle, on the other
         ones; beside random heads of the same layers."""
         config, count = model.config, model.config.dit.heads
-        cells = sorted(np.ndindex(len(layers), count), key=lambda cell: -lost[cell][::2].mean())
-        chosen = tuple(sorted((layers[i], h) for i, h in cells[: self.members]))
+        heads = np.ndindex(config.dit.layers, count)
+        chosen = sorted(sorted(heads, key=lambda cell: -lost[cell][::2].mean())[: self.members])
         rng, every = np.random.default_rng(self.puzzle_seed), range(self.plan(config).steps)
         sets = [(), chosen, *(like(chosen, count, rng) for _ in range(self.controls))]
         tried = [self.knock_out(config, heads, at=every) for heads in sets]
@@ -189,7 +177,7 @@ class Heads(Experiment):
         pairs = list(itertools.chain(*each))
         if not pairs:
             return xr.Dataset()
-        cases = exchanges(places(self.layers, config.dit.layers, "layer"), config.dit.heads)
+        cases = exchanges(config.dit.layers, config.dit.heads)
         videos = self.sweep(model, progress)(
             pair_conditions(model, pairs),
             seeds=[pair_seed(model, seed, 0) for seed in self.seeds],
@@ -227,13 +215,12 @@ def taken(config: WanConfig, place: str, heads: Cells, steps: int) -> Probe:
     return InWorlds(chain(*each), jnp.array([True, False]))
 
 
-def exchanges(layers: Sequence[int], heads: int) -> dict[str, tuple[str, Cells]]:
+def exchanges(layers: int, heads: int) -> dict[str, tuple[str, Cells]]:
     """Return in which of `PLACES` heads are exchanged, and which: none; all of each layer, and of
     all; single ones."""
-    whole = {f"layer {k}": [(k, h) for h in range(heads)] for k in layers}
+    whole = {f"layer {k}": [(k, h) for h in range(heads)] for k in range(layers)}
     single = list(itertools.chain(*whole.values()))
-    if len(layers) > 1:  # of a single layer both are the same
-        whole["all layers"] = single
+    whole["all layers"] = single
     cases: dict[str, tuple[str, Cells]] = {"nothing exchanged": ("cross", [])}
     for place, words in PLACES.items():
         cases |= {f"{words} of {whose}": (place, some) for whose, some in whole.items()}
