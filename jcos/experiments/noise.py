@@ -61,34 +61,28 @@ AT_STEP = (
 
 
 class Case(NamedTuple):
-    """Where noise is put: at a step or at all (None), in a frame or in all, how strongly. At the
-    step's own level x̂0 is kept, and its noise drawn anew."""
+    """Where noise is put: at a step or at all (None), in a frame or in all. At the step's own level
+    x̂0 is kept, and its noise drawn anew."""
 
     kind: str
     step: int | None = None
     frame: int | None = None
-    strength: float = 1.0
-
-    @property
-    def keeps_estimate(self) -> bool:
-        return self.kind == STEP_LEVEL
 
     def __str__(self) -> str:
         if self.kind == NONE:
             return NONE
         step = "all steps" if self.step is None else f"step {self.step}"
         frame = "all frames" if self.frame is None else f"frame {self.frame}"
-        strength = "" if self.strength == 1 else f", strength {self.strength:.2f}"
-        level = ", at its own level" if self.keeps_estimate else ""
+        level = ", at its own level" if self.kind == STEP_LEVEL else ""
         matched = ", energy of one step" if self.kind == MATCHED else ""
-        return f"{step}, {frame}{strength}{level}{matched}"
+        return f"{step}, {frame}{level}{matched}"
 
 
 def labels_of(cases: Sequence[Case]) -> dict[str, Any]:
     """Return the coordinates of a dimension `case`; nan is all steps, or all frames."""
-    steps, frames, strengths = np.array([case[1:] for case in cases], np.float64).T
+    steps, frames = np.array([case[1:] for case in cases], np.float64).T
     kinds = [case.kind for case in cases]
-    return case_labels(cases, kind=kinds, at_step=steps, at_frame=frames, strength=strengths)
+    return case_labels(cases, kind=kinds, at_step=steps, at_frame=frames)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,8 +159,7 @@ class Noise(Experiment):
         cases += [Case(FRAME, frame=f) for f in at_frames]
         if frames > steps:  # at full strength, a frame still gets less than a step
             return cases
-        matched = matching_strength(steps, frames)
-        return cases + [Case(MATCHED, frame=f, strength=matched) for f in at_frames]
+        return cases + [Case(MATCHED, frame=f) for f in at_frames]
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         if STEP not in data["kind"]:
@@ -216,8 +209,9 @@ def probe_of(case: Case, steps: int, frames: int, cleanup: int) -> probes.Noise:
     where = np.zeros((steps + cleanup, frames), np.float32)
     at = slice(None, steps) if case.step is None else case.step
     if case.kind != NONE:
-        where[at, slice(None) if case.frame is None else case.frame] = case.strength
-    level = (where > 0) & case.keeps_estimate
+        strength = matching_strength(steps, frames) if case.kind == MATCHED else 1.0
+        where[at, slice(None) if case.frame is None else case.frame] = strength
+    level = (where > 0) & (case.kind == STEP_LEVEL)
     if cleanup:
         where[steps], level[steps] = 1.0, True
     return probes.Noise(jnp.asarray(where), jnp.asarray(level))

@@ -143,9 +143,9 @@ def _finished(store: Path, prefix: str, shape: Any) -> dict[int, Any]:
 class Sweep(NamedTuple):
     """All runs as data: one for each of Q probes and each of P puzzles.
 
-    start: latents to begin with instead of noise. noise: where it is not drawn from the keys.
-    probes [Q, …]. item_probe, aux [P, …]: a probe of each puzzle, which acts before them, and what
-    the readout is given.
+    noise: of all puzzles, or start, of each, where it is not drawn from the keys. probes [Q, …].
+    item_probe, aux [P, …]: a probe of each puzzle, which acts before them, and what the readout is
+    given.
     """
 
     conditions: Condition
@@ -200,7 +200,6 @@ def sweep(
     plan: flow.Plan | None = None,
     readout: Readout | None = None,
     aux: Any = (),
-    start: Float[Array | np.ndarray, "P K F h w C"] | None = None,
     chunk: int | None = None,
     alike: bool = False,
     what: str = "sampling",
@@ -210,9 +209,9 @@ def sweep(
     …].
 
     conditions: [P, W, …] of P puzzles in W worlds. seeds: K, or K for each puzzle. probes: Q of one
-    kind. item_probe, aux, start: as in `Sweep`. plan: the model's own by default. readout: by
-    default the whole `Trace`. chunk: runs computed at a time, by default as many as memory holds;
-    they are kept (`kept_in`) before the next ones start, also for chunks of another size.
+    kind. item_probe, aux: as in `Sweep`. plan: the model's own by default. readout: by default the
+    whole `Trace`. chunk: runs computed at a time, by default as many as memory holds; they are kept
+    (`kept_in`) before the next ones start, also for chunks of another size.
 
     A seed's noise depends on the puzzle's number and the seed, not on what runs beside it: runs
     that differ in their probe are paired. alike: on the seed alone, so that a seed gives the video
@@ -226,10 +225,9 @@ def sweep(
     count = len(rows[0])
     for probe in probes:
         check_averages(probe, count)
-    shape, noise = (*conditions.grid, model.config.dit.out_channels), None
-    if start is None:
-        drawn = [first_noise(model.config, row, shape) for row in rows]
-        noise, start = (drawn[0], None) if len(rows) == 1 else (None, trajectory.tree_stack(drawn))
+    shape = (*conditions.grid, model.config.dit.out_channels)
+    drawn = [first_noise(model.config, row, shape) for row in rows]
+    noise, start = (drawn[0], None) if len(rows) == 1 else (None, trajectory.tree_stack(drawn))
     keys = jnp.stack([seed_keys(row) for row in rows])
     keys = jnp.broadcast_to(keys, (puzzles, count))
     if not alike and model.config.noise == "jax":

@@ -36,20 +36,10 @@ from tests.conftest import GOLDEN, ROOT, compilations, load_golden
 from tests.experiments.conftest import clips_file
 
 SHORT = Settings(steps=4)
-
-
-class Small(NamedTuple):
-    """An experiment on clips, its dearest forwards (two a step with guidance), and its figures."""
-
-    experiment: Experiment
-    forwards: int
-    figures: set[str]
-
-
-SMALL = {
-    "steps": Small(Steps(sampling=SHORT, seeds=(0, 1)), 8, {"distance"}),
-    "noise": Small(Noise(sampling=SHORT, steps=(0, 3), frames=(1,), cleanup=1), 10, {"step"}),
-    "ensemble": Small(
+SMALL: dict[str, tuple[Experiment, int]] = {
+    "steps": (Steps(sampling=SHORT, seeds=(0, 1)), 8),
+    "noise": (Noise(sampling=SHORT, steps=(0, 3), frames=(1,), cleanup=1), 10),
+    "ensemble": (
         Ensemble(
             sampling=Settings(steps=3),
             seeds=(0, 1, 2, 3),
@@ -58,12 +48,12 @@ SMALL = {
             until=(0,),
         ),
         10,
-        {"compared"},
     ),
-    "flow": Small(Flow(sampling=SHORT, steps=(1, 3), frames=(1,)), 16, {"triangle"}),
-    "layers": Small(Layers(sampling=SHORT, steps=(0, 3)), 8, {"energy"}),
-    "swap": Small(Swap(sampling=SHORT, steps=(0,), until=(1.0,)), 16, {"layer"}),
+    "flow": (Flow(sampling=SHORT, steps=(1, 3), frames=(1,)), 16),
+    "layers": (Layers(sampling=SHORT, steps=(0, 3)), 8),
+    "swap": (Swap(sampling=SHORT, steps=(0,), until=(1.0,)), 16),
 }
+"""Experiments on clips, and their dearest forwards (two a step with guidance)."""
 QUICK = ("steps", "noise")
 JUDGED = re.compile("solved|score|agreement|AUROC|ideal|answer")
 
@@ -98,22 +88,19 @@ def on_clips(model: Wan, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SMALL]
 )
 def test_an_experiment_on_clips_is_one_program_and_has_no_judge(name: str, on_clips) -> None:
-    known, (experiment, forwards, figures) = on_clips(name), SMALL[name]
+    known, (experiment, forwards) = on_clips(name), SMALL[name]
     assert known.programs == 1
     assert set(known.table["task"]) == {"clips"}
     assert not known.table["measure"].str.contains(JUDGED).any()
     assert max(known.table["forwards"]) == forwards
-    assert dict(experiment.figures(known.data)).keys() == figures
+    assert len(list(experiment.figures(known.data))) == 1
 
 
 def test_distances_of_estimates_end_at_the_last(on_clips) -> None:
-    known = on_clips("steps")
-    distance = known.data["distance_to_the_end"]
+    distance = on_clips("steps").data["distance_to_the_end"]
     assert distance.sizes == {"clip": 2, "seed": 2, "step": 4}
     np.testing.assert_array_equal(distance.sel(step=3), 0)
     assert (distance.sel(step=slice(0, 2)) > 0).all()
-    measures = {"distance to the end", "distance to the step before"}
-    assert set(known.table["measure"]) == measures
 
 
 def test_noise_at_its_own_level_moves_the_end_less(on_clips) -> None:
