@@ -193,7 +193,8 @@ def optimizer(recipe: Recipe) -> optax.GradientTransformation:
     matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
 
     def matrices(params: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: matrix if _in_blocks(name) else None for name in params}
+        inside = [name for name in params if ".blocks." in name and name.endswith(".kernel")]
+        return dict.fromkeys(params) | dict.fromkeys(inside, matrix)
 
     muon = optax.contrib.muon(
         rate,
@@ -204,10 +205,6 @@ def optimizer(recipe: Recipe) -> optax.GradientTransformation:
         consistent_rms=0.2,
     )
     return optax.chain(optax.clip_by_global_norm(recipe.clip), muon)
-
-
-def _in_blocks(name: str) -> bool:
-    return ".blocks." in name and name.endswith(".kernel")
 
 
 def initial(recipe: Recipe, config: WanConfig) -> State:

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -20,7 +19,6 @@ from jcos.lab.tasks import TASKS
 from jcos.lab.tasks.base import Puzzle, Task
 from jcos.lab.training import (
     PARTS,
-    Batch,
     Recipe,
     State,
     averaged,
@@ -70,12 +68,6 @@ def config() -> WanConfig:
     return tiny(training.vocabulary())
 
 
-@pytest.fixture
-def tiny_toy(monkeypatch) -> None:
-    """`train` makes this model instead of the toy model."""
-    monkeypatch.setattr(training, "toy", tiny)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, list[training.Progress]]:
     """The folder of a run of all steps, saved after every second, and what it told. Read only."""
@@ -121,31 +113,24 @@ def seen(monkeypatch) -> list[Puzzle]:
     return puzzles
 
 
-def test_no_held_out_puzzle_is_ever_trained_on(config, seen):
-    for step in range(12):
-        batches(Recipe(small=16, large=4), config, step)
-    assert len(seen) == 12 * 20
-    assert not any(puzzle.held_out for puzzle in seen)
-    trained = set(TASKS) - {"maze9"}
+def test_videos_are_right_answers_to_their_prompts_and_none_is_held_out(config, seen):
+    recipe = Recipe(small=16, large=4, null_text=0.5)
+    given = [batch for step in range(12) for batch in batches(recipe, config, step)]
+    trained, empty, vocabulary = set(TASKS) - {"maze9"}, 0, config.text.vocabulary
     assert {puzzle.task for puzzle in seen} == trained
     assert all(part.shares.keys() == trained for part in (Recipe(), *PARTS))
-
-
-def test_videos_are_right_answers_to_their_prompts(config, seen):
-    given = batches(Recipe(small=12, large=4, null_text=0.5), config, 0)
     videos = [video for batch in given for video in batch.videos]
     prompts = [words for batch in given for words in batch.words]
-    assert config.text is not None
-    for task in TASKS.values():  # also those of the other split
-        said = {word for i in range(50) for word in task.sample((3, i), "test").prompt.split()}
-        assert said <= set(config.text.vocabulary)
-    empty = 0
-    for puzzle, video, words in zip(list(seen), videos, prompts, strict=False):
+    for puzzle, video, words in zip(seen, videos, prompts, strict=True):
+        assert not puzzle.held_out
         assert TASKS[puzzle.task].score(puzzle, video).solved
-        said = " ".join(config.text.vocabulary[i] for i in words if i >= 0)
+        said = " ".join(vocabulary[i] for i in words if i >= 0)
         assert said in ("", puzzle.prompt)
         empty += not said
     assert 0 < empty < len(videos)
+    for task in TASKS.values():  # words of the other split are known, too
+        for seed in range(50):
+            assert set(task.sample((3, seed), "test").prompt.split()) <= set(vocabulary)
 
 
 def test_more_draws_find_more_puzzles_with_several_answers():
@@ -162,22 +147,11 @@ def test_more_draws_find_more_puzzles_with_several_answers():
 # ---- one update
 
 
-@pytest.fixture(scope="module")
-def fixed(config) -> tuple[Batch, ...]:
-    return batches(RECIPE, config, 0)
-
-
-def test_loss_of_the_untrained_model_is_that_of_predicting_nothing(config, fixed):
-    """The head starts at zero: the error is the mean square of ε − x0, about 1 plus that of x0."""
-    model = Wan(config, rngs=nnx.Rngs(0))
-    value = float(jax.jit(partial(loss, shift=3.0))(model, fixed[0], jax.random.key(0)))
-    x0 = (fixed[0].videos / 255 - 0.55) / 0.42
-    assert value == pytest.approx(1 + np.square(x0).mean(), rel=0.1)
-
-
 @pytest.mark.slow
-def test_twenty_updates_lower_the_loss_of_a_fixed_batch(config, fixed):
-    """And the average follows the weights."""
+def test_twenty_updates_lower_the_loss_of_a_fixed_batch(config):
+    """From that of predicting nothing, since the head starts at zero: the mean square of ε − x0.
+    And the average follows the weights."""
+    fixed = batches(RECIPE, config, 0)
     update = make_update(RECIPE, config)
     state = initial(RECIPE, config)
     start = jax.tree.map(np.asarray, state.params)
@@ -190,6 +164,8 @@ def test_twenty_updates_lower_the_loss_of_a_fixed_batch(config, fixed):
         return jnp.mean(jax.vmap(lambda key: loss(model, fixed[0], key, 3.0))(keys))
 
     before = float(measure(start))
+    x0 = (fixed[0].videos / 255 - 0.55) / 0.42
+    assert before == pytest.approx(1 + np.square(x0).mean(), rel=0.1)
     for _ in range(20):
         state, each = update(state, fixed)
         assert each.shape == (2,)
@@ -226,9 +202,9 @@ for progress in names["train"](names["RECIPE"], Path(folder), save_every=2):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("tiny_toy")
-def test_a_killed_and_resumed_run_ends_in_the_same_weights(tmp_path, config, finished):
+def test_a_killed_and_resumed_run_ends_in_the_same_weights(tmp_path, config, finished, monkeypatch):
     """Killed after step 5 of 6, when 4 are saved, and resumed: as if nothing had happened."""
+    monkeypatch.setattr(training, "toy", tiny)
     (whole, progress), broken = finished, tmp_path / "broken"
     assert [p.step for p in progress] == [1, 2, 3, 4, 5, 6]
     assert all(np.isfinite(p.loss) for p in progress)
@@ -261,7 +237,6 @@ def test_a_killed_and_resumed_run_ends_in_the_same_weights(tmp_path, config, fin
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("tiny_toy")
 def test_a_second_run_goes_on_from_the_model_of_the_first(tmp_path, config, finished):
     """If it has the same words; what it came from is told, not where that lay."""
     start = finished[0] / "model"
