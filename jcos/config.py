@@ -38,24 +38,13 @@ class Numerics:
     text: str = "float32"
 
 
-class _Sizes:
-    """Numbers that are positive, but for means and flags; ValueError where one is not."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            numbers = value if isinstance(value, tuple) else (value,)
-            checked = name not in ("mean", "patched") and value is not None
-            if checked and not min(numbers, default=1) > 0:
-                raise ValueError(f"{type(self).__name__}.{name} is {value}; it must be positive")
-
-
 FLOAT32 = Numerics()
 OFFICIAL = Numerics(linear="bfloat16", text="bfloat16")
 """The original code under its bfloat16 autocast: the residual stream stays float32."""
 
 
 @dataclasses.dataclass(frozen=True)
-class DiTConfig(_Sizes):
+class DiTConfig:
     """Sizes of one diffusion transformer (one expert).
 
     in_channels: latent channels plus whatever is concatenated to them; out_channels: latent
@@ -80,7 +69,6 @@ class DiTConfig(_Sizes):
     image_dim: int | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.dim % self.heads:
             raise ValueError(f"DiTConfig: dim {self.dim} is not a multiple of heads {self.heads}")
         if self.head_dim % 2 or self.freq_dim % 2:
@@ -101,7 +89,7 @@ class DiTConfig(_Sizes):
 
 
 @dataclasses.dataclass(frozen=True)
-class PixelCodec(_Sizes):
+class PixelCodec:
     """An exact codec: colours normalised, `stride` × `stride` pixels folded into channels."""
 
     stride: int = 2
@@ -127,7 +115,7 @@ class Words:
 
 
 @dataclasses.dataclass(frozen=True)
-class VaeConfig(_Sizes):
+class VaeConfig:
     """A causal video VAE of the Wan family; frames 1 + 4n become 1 + n latent frames.
 
     encoder_dim, decoder_dim: narrowest widths, multiplied by 1, 2, 4, 4 with depth.
@@ -142,11 +130,6 @@ class VaeConfig(_Sizes):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not len(self.mean) == len(self.std) == self.channels:
-            raise ValueError(f"VaeConfig: {self.channels} channels need as many means and stds")
-
     @property
     def strides(self) -> tuple[int, int, int]:
         """Pixels per latent cell along time (after the first frame), height and width."""
@@ -154,7 +137,7 @@ class VaeConfig(_Sizes):
 
 
 @dataclasses.dataclass(frozen=True)
-class UMT5Config(_Sizes):
+class UMT5Config:
     """UMT5's encoder; the sizes are those of XXL, which every release uses."""
 
     vocabulary: int = 256384
@@ -169,7 +152,7 @@ class UMT5Config(_Sizes):
 
 
 @dataclasses.dataclass(frozen=True)
-class VisionConfig(_Sizes):
+class VisionConfig:
     """A CLIP vision tower as Wan2.1 reads it, without its last block; the sizes are those of the
     release (ViT-H/14). size: side of the picture in pixels. patch: of a token."""
 
@@ -287,12 +270,6 @@ class WanConfig:
     vision: VisionConfig | None = None
 
     def __post_init__(self) -> None:
-        width = None if self.vision is None else self.vision.dim
-        if width != self.dit.image_dim:
-            raise ValueError(
-                f"the image encoder's tokens have width {width}, {self.name} reads "
-                f"{self.dit.image_dim}"
-            )
         if self.boundary is not None and not 0 < self.boundary < 1:
             raise ValueError(f"boundary is {self.boundary}; it is timestep / 1000, between 0 and 1")
         scales = self.sampling.scales(self.experts)
