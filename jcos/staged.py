@@ -327,7 +327,7 @@ def _check_search(
 ) -> tuple[Sampling, bool]:
     """Return how a search samples, and whether it needs the VAE. Raises ValueError, in one
     sentence, where it does not suit the model or the options."""
-    from jcos.lab.judges import Judge, standard
+    from jcos.lab.judges import standard
     from jcos.lab.methods import sampling_of
     from jcos.lab.refusals import check
     from jcos.lab.search import needs_vae
@@ -336,18 +336,11 @@ def _check_search(
         raise ValueError("a search runs on one host; leave out --join")
     if len(seeds) != 1:
         raise ValueError(f"a search takes its first seed, the others follow; {seeds} are given")
-    if x0:
+    if x0 or trace:
         raise ValueError(
-            "a search keeps no estimates (x0); make the chosen seed's run again with them"
+            "a search keeps no estimates (x0) and no trace; make the chosen run again with them"
         )
-    if trace:
-        raise ValueError("a search stores no trace; make the chosen seed's run again with it")
     sampling = sampling_of(search, config.sampling)
-    for name, judge in judges.items():
-        if not isinstance(judge, Judge):
-            raise ValueError(
-                f"the judge {name} is no jcos.search.Judge; of frames: Frames(function)"
-            )
     known = standard(config) | dict(judges)
     check(search, config, sampling, list(known), frames, probe)
     decodes = any(known[row.judge].decodes for row in search.rows)

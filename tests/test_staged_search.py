@@ -147,7 +147,7 @@ def test_the_cost_is_that_of_the_preset(release, picture, tmp_path, capsys, monk
         (["--search", "threshold", "--search-least", 0, "--seeds", -3], "tries -4"),
         (["--search", "change", "--x0", 0], "a search keeps no estimates (x0)"),
         (["--search", "change", "--seeds", 1, 3], "seeds that follow each other, not (1, 3)"),
-        (["--search", "change", "--trace"], "a search stores no trace"),
+        (["--search", "change", "--trace"], "a search keeps no estimates (x0) and no trace"),
         (["--search", "tbs", "--frames", 5], "it is 2 to 1 frames"),
         (["--search", "change", "--noise", "a.npy"], "noise from a file is one video's"),
     ],

@@ -400,44 +400,30 @@ def tree_stack(values: Sequence[T]) -> T:
     return jax.tree.map(lambda *a: jnp.stack(a), *values)
 
 
-def check_finite(trace: Trace) -> Trace:
+def check_finite(trace: Trace, *, step: int | None = None, steps: int = 0) -> Trace:
     """Return the trace itself, if one of its runs is free of inf and nan; log the others.
 
-    Runs do not touch each other unless a probe makes them, so one bad seed leaves the rest as they
-    are. Raises FloatingPointError naming step and block where all runs are bad.
+    step: of a part, the number of its only step, of so many; then nothing is logged, since a run
+    stays bad. Runs do not touch each other unless a probe makes them, so one bad seed leaves the
+    rest as they are. Raises FloatingPointError naming step and block where all runs are bad.
     Inside jit, vmap or `sweep` no number is known yet, and the trace passes unchecked: call this on
     what comes out.
     """
     if isinstance(trace.finite, Tracer):
         return trace
-    finite, layer = np.asarray(trace.finite), np.asarray(trace.layer)
-    bad = []
+    finite, layers = sharding.to_host((trace.finite, trace.layer))
+    bad, steps = [], steps or finite.shape[-1]
     for run in map(tuple, np.argwhere(~finite.all(-1)).tolist()):
-        step = int(np.argmin(finite[run]))
-        bad.append((step, _not_finite(run, step, finite.shape[-1], int(layer[run][step]))))
-    if not finite.all(-1).any():
-        raise FloatingPointError(min(bad, key=lambda one: one[0])[1])
-    for _, sentence in bad:
+        first = int(np.argmin(finite[run]))
+        layer, number = int(layers[run][first]), first if step is None else step
+        place = f"first after block {layer}" if layer >= 0 else "outside the blocks"
+        sentence = (
+            f"the latent is not finite from step {number} of {steps} on (in run {run}, {place}): "
+            "look at the probe, the guidance scale or the weights"
+        )
+        bad.append((number, sentence))
+    if len(bad) == finite[..., 0].size:
+        raise FloatingPointError(min(bad)[1])
+    for _, sentence in bad if step is None else ():
         logging.getLogger("jcos").warning(sentence)
     return trace
-
-
-def check_step(step: int, steps: int, part: Trace | None, *, every: bool = False) -> None:
-    """Raise FloatingPointError naming step and block where no run is finite after a step, or not
-    every one. part: what the step left, leaves [W, K, 1, …]. Unchecked as in `check_finite`."""
-    if part is None or isinstance(part.finite, Tracer):
-        return
-    flags, layers = sharding.to_host((part.finite, part.layer))
-    finite = flags[..., 0]
-    if not (finite.all() if every else finite.any()):
-        run = tuple(np.argwhere(~finite)[0].tolist())
-        layer = int(layers[run][0])
-        raise FloatingPointError(_not_finite(run, step, steps, layer))
-
-
-def _not_finite(run: tuple[int, ...], step: int, steps: int, layer: int) -> str:
-    place = f"first after block {layer}" if layer >= 0 else "outside the blocks"
-    return (
-        f"the latent is not finite from step {step} of {steps} on (in run {run}, {place}): look at "
-        "the probe, the guidance scale or the weights"
-    )
