@@ -38,6 +38,7 @@ from tests.models import (
 _never = Mock(side_effect=AssertionError("this run was to be refused"))
 WINDOW = SeedEnsemble.window(STEPS, LAYERS)
 AVERAGED = EstimateEnsemble(jnp.ones(STEPS, bool), jnp.array(False))
+STACKED = trajectory.tree_stack([Noise.at_steps(STEPS, FRAMES, [s]) for s in (0, 1)])
 OTHERS: list[tuple[Probe, str]] = [
     (Noise.at_steps(20, FRAMES, [19]), "20 steps; this run has 4"),
     (Noise.at_frames(STEPS, 7, [1]), "7 latent frames; this run has 3"),
@@ -50,6 +51,7 @@ OTHERS: list[tuple[Probe, str]] = [
     (Swap.at_layers(STEPS, LAYERS, 9, [0], receivers=[True]), "9 tokens; this run has 12"),
     (InWorlds(WINDOW, jnp.array([False, True])), "2 worlds; this run has 1"),
     (chain(WINDOW, InWorlds(Noise.at_steps(9, 3, []), jnp.array([True]))), "9 steps; this run"),
+    (STACKED, r"\(2, 4, 3\) for steps × latent frames; a sweep runs stacks"),
 ]
 
 
@@ -126,65 +128,10 @@ def test_seeds_that_a_probe_tells_apart_run_at_the_same_time(
     assert loop._advance._cache_size() == before  # type: ignore[attr-defined]  # none is made
 
 
-@pytest.mark.parametrize(
-    ("together", "says"),
-    [
-        (0, "0 seeds are to be denoised at a time"),
-        (1, r"1 seed\(s\) at a time do not divide over the mesh's seed=2"),
-        (3, r"3 seed\(s\) at a time do not divide over the mesh's seed=2"),
-    ],
-)
-def test_turns_that_cannot_be_are_refused(model, condition, together, says, monkeypatch) -> None:
-    monkeypatch.setattr("jcos.loop._begin", _never)
-    monkeypatch.setattr("jcos.loop.mesh.devices", lambda *axes: 2 if axes == ("seed",) else 1)
-    for call in (generate, steps):
-        with pytest.raises(ValueError, match=says):
-            call(model, condition, range(4), together=together)
-
-
 def test_a_run_without_seeds_is_refused(model: Wan, condition: trajectory.Condition) -> None:
     for call in (generate, steps):
         with pytest.raises(ValueError, match="there are no seeds"):
             call(model, condition, ())
-
-
-def test_stacked_probes_without_a_sweep_are_refused(
-    model: Wan, condition: trajectory.Condition
-) -> None:
-    probes = trajectory.tree_stack([Noise.at_steps(STEPS, FRAMES, [s]) for s in (0, 1)])
-    with pytest.raises(
-        ValueError, match=r"\(2, 4, 3\) for steps × latent frames; a sweep runs stacks"
-    ):
-        generate(model, condition, probe=probes)
-
-
-def test_a_probe_of_ones_own_may_say_what_it_is_made_for(
-    model: Wan, condition: trajectory.Condition
-) -> None:
-    class Scaled(Probe):
-        by: jax.Array
-
-        def on_latents(self, site, x):
-            return self.by[site.step] * x
-
-    class Careful(Scaled):
-        def made_for(self):
-            return (("steps", len(self.by)),)
-
-    generate(model, condition, probe=Scaled(jnp.ones(STEPS - 1)))
-    with pytest.raises(ValueError, match="made for 3 steps; this run has 4"):
-        generate(model, condition, probe=Careful(jnp.ones(STEPS - 1)))
-
-
-def test_non_finite_latent_is_reported_with_its_step(
-    model: Wan, condition: trajectory.Condition
-) -> None:
-    class Blow(Probe):
-        def on_latents(self, site, x):
-            return jnp.where(site.step == 2, jnp.inf, x)
-
-    with pytest.raises(FloatingPointError, match="from step 2 of 4 on"):
-        generate(model, condition, probe=Blow())
 
 
 def test_guidance_needs_a_negative_prompt(model: Wan, condition: trajectory.Condition) -> None:
@@ -217,12 +164,8 @@ def test_a_bad_seed_leaves_the_others_alone_and_is_named(
         generate(model, condition, (0,), probe=Blow(jnp.array([True])))
 
 
-def test_numbers_out_of_range_are_refused() -> None:
-    with pytest.raises(IndexError, match=r"layer 3 is out of range: there are layers 0 to 2"):
-        Swap.at_layers(STEPS, LAYERS, TOKENS, [3])
-    with pytest.raises(IndexError, match=r"step -1 is out of range"):
-        Noise.at_steps(STEPS, FRAMES, [-1])
-    # Where numbers are not known, it is not the last token's features that are observed.
+def test_tokens_that_are_not_there_are_nan_where_numbers_are_not_known() -> None:
+    """And not the features of the last one."""
     observe = jax.jit(lambda a: Capture("block", (0,), a).act(at(0, 1.0), jnp.ones((TOKENS, 2)))[1])
     seen = observe(jnp.array([TOKENS, 1, -1]))
     np.testing.assert_array_equal(jnp.isnan(seen).all(1), [True, False, True])
