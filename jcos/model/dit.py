@@ -290,6 +290,9 @@ class DiT(nnx.Module):
         """
         cfg = self.cfg
         grid = cfg.tokens(*latents.shape[:3])
+        if (image is None) != (cfg.image_dim is None):
+            has = "none" if image is None else f"{image.shape[1]}-wide ones"
+            raise ValueError(f"image tokens are {cfg.image_dim} wide; the condition has {has}")
 
         with jax.named_scope("embed"):
             x = self.patch_embedding(self.patchify(latents)).astype(
