@@ -24,8 +24,8 @@ PLACES = ("at_step", "at_layer", "at_frame", "strength")
 """Coordinates of cases that say where, or how strongly, each changes something."""
 LINES = 8
 """Most lines of one panel; more are the rows of a map."""
-RUN_CELLS = 200_000
-"""Most numbers of the single runs behind a map; more are averaged beforehand."""
+RUN_CELLS = 400_000
+"""Most numbers of the single runs behind a map; more are in the dataset alone."""
 ESTIMATE = ("mean", "low", "high")
 FLAT = 0.01
 """A panel whose lines all stay within this part of the range shows nothing."""
@@ -296,11 +296,9 @@ def map_of(chart: Chart) -> dict[str, Any]:
         names = [f"{task}, {name}" for task, name in zip(tasks, names, strict=True)]
         means = np.stack([means, *(one.runs().mean("run") for one in parts.values())])
         axes = [{"name": "task", "labels": ["all", *parts]}, *axes]
-    drawn = {"axes": axes, "values": pack(means), "names": [], "tasks": [], "runs": None}
-    if (behind := fitted(runs)).size <= RUN_CELLS:
-        drawn |= {"names": names, "tasks": tasks}
-        drawn |= {"runs": pack(behind.values), "runs_shape": behind.shape[:-1]}
-    return drawn
+    behind = pack(runs.values) if runs.size <= RUN_CELLS else None
+    about = {"names": names, "tasks": tasks, "runs": behind}
+    return {"axes": axes, "values": pack(means)} | about
 
 
 def by_task(chart: Chart) -> dict[str, Chart]:
@@ -319,17 +317,3 @@ def pack(values: Float[np.ndarray, "*axes"]) -> str:
     none."""
     known = np.where(np.isfinite(values), values, np.nan)
     return base64.b64encode(known.astype("<f4").tobytes()).decode()
-
-
-def fitted(runs: xr.DataArray) -> xr.DataArray:
-    """Return no more than `RUN_CELLS` values if possible: words are cut to their first, then
-    numbers averaged, the last first and steps at the end, until two axes and `run` are left. Such
-    axes have length 1 then."""
-    dims = [str(d) for d in runs.dims]
-    words = {d: runs[d].dtype.kind in "UO" for d in reversed(dims[:-1])}
-    order = sorted(words, key=lambda d: (not words[d], d == "step"))
-    for dim in order[:-2]:
-        if runs.size > RUN_CELLS:
-            runs = runs.isel({dim: [0]}) if words[dim] else runs.mean(dim, keepdims=True)
-            runs = runs.transpose(*dims)
-    return runs

@@ -17,7 +17,7 @@ function meanOf(values, shape, picks) {
   let total = 0, count = 0;
   const walk = (axis, at) => {
     if (axis === shape.length) { if (!Number.isNaN(values[at])) { total += values[at]; count++; } return; }
-    for (const i of picks[axis]) walk(axis + 1, at * shape[axis] + (shape[axis] === 1 ? 0 : i));
+    for (const i of picks[axis]) walk(axis + 1, at * shape[axis] + i);
   };
   walk(0, 0);
   return count ? total / count : null;
@@ -156,24 +156,22 @@ function mapCells(lane, map, [low, high], value, chosen) {
 }
 
 function runsBehind(map, r, c) {
-  // The value of each run, and what it is the mean or the part of, where runs were not kept for all axes.
-  const skip = map.tasks.length ? 1 : 0, picks = picksOf(map, r, c), shape = map.runs_shape, count = map.names.length;
+  // The value of each run, of the chosen task if one is.
+  const skip = map.tasks.length ? 1 : 0, picks = picksOf(map, r, c), shape = [...map.shape.slice(skip), map.names.length];
   map.each ??= unpacked(map.runs);
   const task = skip && !picks[0].includes(0) ? map.axes[0].labels[picks[0][0]] : null;
-  const values = map.names.flatMap((name, k) => {
+  return map.names.flatMap((name, k) => {
     if (task != null && map.tasks[k] !== task) return [];
-    const v = meanOf(map.each, [...shape, count], [...picks.slice(skip), [k]]);
+    const v = meanOf(map.each, shape, [...picks.slice(skip), [k]]);
     return v == null ? [] : [[v, name]];
   });
-  const notes = map.axes.slice(skip).flatMap((axis, i) => shape[i] > 1 || axis.labels.length === 1 ? [] : [numbered(axis) ? `their mean over ${axis.name}s` : String(axis.labels[0])]);
-  return [values, notes];
 }
 
 function behind(lane, map, name, row, column) {
   // The single runs of a cell, each a dot.
   lane.querySelector(".behind")?.remove();
   if (!map.runs) return;
-  const [values, notes] = runsBehind(map, row, column);
+  const values = runsBehind(map, row, column);
   if (!values.length) return;
   const all = values.map(p => p[0]), share = all.every(v => v >= 0 && v <= 1);
   const low = share ? 0 : Math.min(...all), high = share ? 1 : Math.max(low + 1e-9, ...all), stacked = new Map();
@@ -185,6 +183,6 @@ function behind(lane, map, name, row, column) {
   }
   svg.append(make("text", { x: 10, y: 37 }, brief(low)), make("text", { x: 530, y: 37, "text-anchor": "end" }, brief(high)));
   const sorted = [...values].sort((a, b) => a[0] - b[0]), list = some => some.map(p => `${p[1]} (${brief(p[0])})`).join("; ");
-  const text = `${name}: ${values.length} runs${notes.length ? ` (${notes.join(", ")})` : ""}. Lowest: ${list(sorted.slice(0, 3))}. Highest: ${list(sorted.slice(-3).reverse())}.`;
+  const text = `${name}: ${values.length} runs. Lowest: ${list(sorted.slice(0, 3))}. Highest: ${list(sorted.slice(-3).reverse())}.`;
   lane.append(make("div", { class: "behind" }, text, svg));
 }

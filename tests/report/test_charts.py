@@ -7,8 +7,7 @@ import pytest
 import xarray as xr
 
 from jcos.lab import results
-from jcos.report import charts as report
-from jcos.report.charts import Chart, charts_of, compared, fitted
+from jcos.report.charts import Chart, charts_of, compared
 from tests.report import folders
 
 
@@ -77,7 +76,6 @@ def test_a_map_has_the_runs_behind_it(data: xr.Dataset, charts: dict[str, Chart]
     energy = data["energy"]
     np.testing.assert_allclose(means[0], energy.mean(("puzzle", "seed")), rtol=1e-6)
     np.testing.assert_allclose(means[2], energy[2].mean("seed"), rtol=1e-6)
-    assert drawn["runs_shape"] == (*shape[1:],)
     runs = unpacked(drawn["runs"], *shape[1:], 6)
     np.testing.assert_allclose(runs[3, 2, 1], energy[:, :, 3, 2, 1].values.ravel(), rtol=1e-6)
     assert drawn["names"][5] == "bounce, puzzle 2, seed 1"
@@ -91,17 +89,6 @@ def test_many_lines_are_the_rows_of_a_map() -> None:
     (chart,), _ = charts_of(array[:3].to_dataset(name="a"))
     assert not chart.is_map
     assert [line["hue"] for line in chart.drawn()["panels"][0]["lines"]] == [0, 1, 2]
-
-
-def test_runs_that_are_too_many_are_averaged_from_the_last_axes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    values = np.random.default_rng(0).random((4, 5, 6, 3))
-    runs = xr.DataArray(values, dims=("step", "layer", "frame", "run"))
-    monkeypatch.setattr(report, "RUN_CELLS", 4 * 5 * 3)
-    small = fitted(runs)
-    assert small.shape == (4, 5, 1, 3)
-    np.testing.assert_allclose(small[:, :, 0], values.mean(2))
 
 
 def test_curves_of_several_folders_share_a_chart(charts: dict[str, Chart]) -> None:
