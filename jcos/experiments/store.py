@@ -16,19 +16,13 @@ from jcos.experiments import plots
 from jcos.experiments.experiment import Experiment, Picture, Progress, check_spread, places
 from jcos.experiments.parameters import NONEMPTY, AtLayers, AtSteps, Count
 from jcos.experiments.samples import Samples
-from jcos.experiments.sweeps import activations_folder, score
+from jcos.experiments.sweeps import activations_folder
 from jcos.lab import activations, results
 from jcos.lab.measures import POSITIVE
 from jcos.lab.results import measure
 from jcos.wan import Wan
 
 SIZE = "Root mean square of the stored channels, mean over tokens."
-LARGEST = (
-    "Share of the mean square that lies in the largest channel: one over the number of channels "
-    "where all are alike, near 1 with massive activations."
-)
-
-ENDED = {"score": "Score as the run ends.", "solved": "Share of runs that end solved."}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,26 +76,18 @@ class Store(Experiment):
         )
 
     def described(self, model: Wan, samples: Samples, paths: list[Path]) -> xr.Dataset:
-        """Return how large what is stored is, and how the runs ended."""
-        sizes, largest, labels = [], [], {}
+        """Return how large what is stored is."""
+        sizes, labels = [], {}
         for path in paths:
             with results.load(path) as data:
                 read = [data[site].values[0] for site in self.sites]
-                square = [np.square(a).reshape(*a.shape[:4], -1).mean(-2) for a in read]
                 labels = {name: data[name].values for name in ("step", "layer")}
-            sizes.append([np.sqrt(a.mean(-1)) for a in square])
-            largest.append([a.max(-1) / a.sum(-1) for a in square])
+            sizes.append([np.sqrt(np.square(a).reshape(*a.shape[:3], -1).mean(-1)) for a in read])
         dims = f"{samples.runs} site seed step layer"
         variables: dict[str, Any] = {
             "size": measure(dims, sizes, "size of activations", SIZE, span=POSITIVE),
-            "largest": measure(dims, largest, "share of the largest channel", LARGEST),
             "forwards": ((), self.forwards(model.config), {}),
         }
-        if samples.judged:
-            ended = score(model, samples.puzzles, activations.load(paths, "latents").values)
-            for (name, words), values in zip(ENDED.items(), ended, strict=True):
-                variables[name] = measure(f"{samples.runs} seed", values, name, words)
-            variables |= samples.levels({"score": "score", "solved": "solved"})
         return self.dataset(variables, samples, site=list(self.sites), **labels)
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:

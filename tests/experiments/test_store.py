@@ -37,8 +37,6 @@ def test_files_lie_beside_the_results_also_of_a_killed_run(
     measures = results.load(folder / "results.nc", "store")
     size = np.sqrt((data**2).mean(["token", "channel"]))
     np.testing.assert_allclose(measures["size"].squeeze(), size.squeeze(), rtol=1e-5)
-    assert (measures["largest"] >= 1 / 32).all()
-    assert "solved" in measures
     assert json.loads((folder / "run.json").read_text())["experiment"] == "store"
 
 
