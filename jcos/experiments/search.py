@@ -169,7 +169,7 @@ class Search(Experiment):
         made["LatSearch, decided"] = methods.latsearch(min(6, most), spread=1.0, scale=0.5)
         made |= {f"preset {name}": PRESETS[name](most) for name in ("early-failure", "calibrated")}
         at = [(s + 0.5) / steps for s in range(steps)]
-        for name in JUDGES:
+        for name in ("decided", "change"):
             scores = known.scores[name]
             stops = [stop(scores, fits[name](scores), price) for price in PRICES]
             tried: dict[str, list[Method]] = {
