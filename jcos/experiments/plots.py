@@ -49,7 +49,6 @@ def lines(
     x: str = "step",
     *,
     hue: str | None = None,
-    labels: Sequence[str] | None = None,
     xlabel: str = "",
     ylabel: str = "",
     log: bool = False,
@@ -57,13 +56,12 @@ def lines(
     """Plot measures along a dimension, with 95 % bands, one panel for each group of runs.
 
     names: measures, all by default; each, and each place of the dimension `hue`, is a line, and the
-    first one's baselines are levels. labels: of the measures, by default their titles; without
-    names, their names. log: powers of two are equally far apart.
+    first one's baselines are levels. Lines are called by the titles of measures; of all, by their
+    names. log: powers of two are equally far apart.
     """
-    if names is None:
-        names = labels = [str(name) for name in data.data_vars]
-    names = [names] if isinstance(names, str) else list(names)
-    labels = labels or [data[name].attrs["long_name"] for name in names]
+    titled = names is not None
+    names = [names] if isinstance(names, str) else list(map(str, names or data.data_vars))
+    labels = [data[name].attrs["long_name"] if titled else name for name in names]
     cells = [estimates(data[name]) for name in names]
     group = str(cells[0]["mean"].dims[0])
     titles = list(dict.fromkeys(str(t) for c in cells for t in c[group].values))
