@@ -56,7 +56,7 @@ def test_a_judge_of_yours_sees_frames_of_the_vae(release, picture, tmp_path) -> 
 def test_of_several_seeds_one_goes_on(release, picture, tmp_path, capsys, refused) -> None:
     """Its video is that of the seed alone; the tree is written; repeated, it only decodes."""
     out = tmp_path / "out"
-    call = searched(release, picture, out, "--search", "decided", "--search-at", 0.5)
+    call = searched(release, picture, out, "--search", "decided")
     run("generate", *call, "--resident", "False", "--together", 2)
     said = " ".join(capsys.readouterr().err.split())
     cost = "after step 3 of 4, of 3 by decided: the best 1; at most 20 forwards, 2.5 times one run"
@@ -136,15 +136,10 @@ def test_the_cost_is_that_of_the_preset(release, picture, tmp_path, capsys, monk
     [
         (["--search", "nobody"], "there is no search 'nobody'; there are the presets and judges"),
         (["--search", "pixels"], "there is no search 'pixels'"),
-        (["--search", "threshold"], "--search threshold needs --search-least"),
-        (["--search", "smc", "--search-at", 0.5], "the search smc takes no at; 0.5 is given"),
-        (["--search", "calibrated"], "calibrated needs a score after each step"),
+        (["--search", "calibrated"], "calibrated needs scores of this model"),
         (["--search", "change", "--judge", "energy"], "leave out the judge energy"),
         (["--judge", "change"], "--judge belongs to a search"),
-        (["--search-at", 0.5], "--search-at belongs to a search"),
-        (["--search", "change", "--search-at", 1.5], "a fraction is 0.0 to 1.0"),
         (["--search", "change", "--seeds", -3], "a search of -3 seeds"),
-        (["--search", "threshold", "--search-least", 0, "--seeds", -3], "tries -4"),
         (["--search", "change", "--x0", 0], "a search keeps no estimates (x0)"),
         (["--search", "change", "--seeds", 1, 3], "seeds that follow each other, not (1, 3)"),
         (["--search", "change", "--trace"], "a search keeps no estimates (x0) and no trace"),

@@ -55,14 +55,10 @@ class Generate(Interventions, Sampled, OnMesh, Command):
     seeds that follow each other."""
     search: str | None = None
     """Let several seeds begin and one go on: a preset (docs/search.md: best-of, epbs, latsearch,
-    smc, threshold, tbs, chain, evosearch), or the judge of an early choice, such as decided."""
+    smc, tbs, chain, evosearch), or the judge of an early choice, such as decided."""
     judge: str | None = None
     """Of a preset: decided (the default), change, peak, agreement, energy, norm, motion or random.
     For decided, released models take the sign that docs/search.md names."""
-    search_at: float | None = None
-    """The fraction of the steps after which is chosen; by default the preset's."""
-    search_least: float | None = None
-    """The score, of --judge, that --search threshold asks for."""
     noise: str | None = None
     """Of the first latents: torch (what PyTorch draws on a CPU for the seed; the default of
     released models), jax, or a file (.npy, .npz, .safetensors) of [C, F, h, w]."""
@@ -88,9 +84,8 @@ class Generate(Interventions, Sampled, OnMesh, Command):
         super().check()
         parse_all(self.lora)
         self.sampling()
-        for name in ("judge", "search_at", "search_least"):
-            if self.search is None and getattr(self, name) is not None:
-                raise ValueError(f"--{name.replace('_', '-')} belongs to a search; give --search")
+        if self.search is None and self.judge is not None:
+            raise ValueError("--judge belongs to a search; give --search")
 
     def run(self) -> None:
         with self.at_work():
@@ -133,16 +128,12 @@ class Generate(Interventions, Sampled, OnMesh, Command):
             first, count = 0, self.seeds[0] or 1
         elif self.seeds != tuple(range(first, first + count)):
             raise ValueError(f"a search begins with seeds that follow each other, not {self.seeds}")
-        if name in ("threshold", "early-failure") and self.search_least is None:
-            judge = self.judge or "decided"
-            raise ValueError(f"--search {name} needs --search-least, a score of {judge}")
-        if name == "calibrated":
-            raise ValueError("calibrated needs a score after each step; use it from Python")
+        if name in ("early-failure", "calibrated"):
+            raise ValueError(f"{name} needs scores of this model; use it from Python")
         config = wan.read_config(self.checkpoint, self.profile)
         sampling = config.sampling_with(**self.sampling())
         judges = list(search.standard(config))
-        at, least = self.search_at, self.search_least
-        method = search.named(name, count, self.judge, judges, at=at, least=least)
+        method = search.named(name, count, self.judge, judges)
         probe = self.probe(sampling.steps, MANY, config.dit.layers, method.seeds)
         search.check(method, config, search.sampling_of(method, sampling), judges, MANY, probe)
         print(f"Search: {search.plan_in_words(method, sampling)}", file=sys.stderr, flush=True)

@@ -6,7 +6,6 @@ Sources: EPBS 2603.30043, LatSearch 2603.14526, Feynman–Kac steering 2501.0684
 """
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, SupportsFloat
@@ -278,7 +277,6 @@ PRESETS: dict[str, Callable[..., Method]] = {
     "smc": smc,
     "early-failure": early_failure,
     "calibrated": calibrated,
-    "threshold": early_failure,
     "tbs": tbs,
     "chain": chain_clips,
     "evosearch": evosearch,
@@ -293,15 +291,13 @@ def named(
     seeds: int,
     judge: str | None,
     judges: Sequence[str],
-    *,
-    at: float | None = None,
     least: float | None = None,
 ) -> Method:
     """Return the method of a preset, or, of a judge, early screening by it.
 
-    judge: of a preset, by default decided. judges: that there are. at: the step of a preset that
-    has one. least: the score that a threshold asks for. Raises ValueError, in one sentence, for any
-    other name, and for a setting that the preset does not have.
+    judge: of a preset, by default decided. judges: that there are. least: the score that a
+    threshold asks for. Raises ValueError, in one sentence, for any other name, and for a threshold
+    where the preset has none.
     """
     if name in judges:
         if judge not in (None, name):
@@ -313,13 +309,12 @@ def named(
         raise ValueError(f"there is no search {name!r}; there are the presets and judges {known}")
     if judge not in judges:
         raise ValueError(f"there is no judge {judge!r}; there are {', '.join(judges)}")
-    preset, asked = PRESETS[name], {"at": at, "least": least}
-    settings = {key: value for key, value in asked.items() if value is not None}
-    takes = inspect.signature(preset).parameters
-    for key, value in settings.items():
-        if key not in takes or takes[key].annotation not in (float, float | None):
-            raise ValueError(f"the search {name} takes no {key}; {value} is given")
-    return preset(seeds, judge, **settings)
+    preset = PRESETS[name]
+    if least is None:
+        return preset(seeds, judge)
+    if preset is not early_failure:
+        raise ValueError(f"the search {name} takes no least; {least} is given")
+    return preset(seeds, judge, least=least)
 
 
 def forwards(method: Method, sampling: Sampling) -> int:

@@ -541,8 +541,8 @@ def test_a_default_threshold_is_for_the_judge_and_the_models_that_it_was_fitted_
 
 
 def test_a_search_by_name_is_a_preset_or_a_judge() -> None:
-    assert named("change", 4, None, ["change", "random"], at=0.5) == epbs(4, "change", at=0.5)
-    assert named("threshold", 4, "change", ["change"], least=0.5).rows[0].least == 0.5
+    assert named("change", 4, None, ["change", "random"]) == epbs(4, "change")
+    assert named("early-failure", 4, "change", ["change"], least=0.5).rows[0].least == 0.5
     with pytest.raises(ValueError, match="takes no least"):
         named("calibrated", 4, "change", ["change"], least=0.5)
 
