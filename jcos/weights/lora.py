@@ -105,9 +105,8 @@ def open_adapter(
     """Match every key of a LoRA file with a tensor of an expert; of the large ones headers are
     read alone.
 
-    file: or the folder of a PEFT adapter. tensors: shapes of
-    the expert's, by the original's names. expert:
-    which one to take of a file that is for both.
+    file: or the folder of a PEFT adapter. tensors: shapes of the expert's, by the original's names.
+    expert: which one to take of a file that is for both.
     Raises CheckpointError naming every key without a place (unless `allow_unused`), every shape
     that does not fit and every half of a pair at once; and for adapters of another kind.
     """
@@ -116,8 +115,6 @@ def open_adapter(
     if kind := spelling.other_kind(keys):
         raise CheckpointError(f"{file} is {kind}, no product of two factors: it cannot be merged")
     second = {key for key in keys if spelling.is_of_second_expert(key)}
-    if second and second == keys.keys() and expert == 0:
-        raise CheckpointError(f"{file} is of the expert for low noise; give it as low=FILE")
     if second:
         keys = {key: t for key, t in keys.items() if (key in second) == (expert == 1)}
     groups, skipped, unused = _by_target(keys, tensors)
@@ -133,9 +130,7 @@ def open_adapter(
     for target, group in groups.items():
         try:
             changes[target] = _changes(group, tensors[target], scale, settings)
-        except CheckpointError:
-            raise
-        except (ValueError, IndexError) as error:
+        except ValueError as error:
             faults.append(f"{target} {error}")
     if not allow_unused:
         faults += [f"{key} has no place in the model" for key in unused]

@@ -9,9 +9,8 @@ name: numbers without their scales are no weights.
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +49,6 @@ class Float8(Tensor):
     kind: str = ""
     scale: Tensor | None = None
 
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape)
-
     def read(self) -> np.ndarray:
         """Return value × scale, rounded once, to float32."""
         stored = Tensor(self.file, self.shape, np.dtype(self.kind), self.offset, self.strides)
@@ -68,22 +63,17 @@ class Float8(Tensor):
 class Gguf(Tensor):
     """A quantised tensor of a GGUF file that is read as float32.
 
-    kind: its type there, like Q4_K. rows, row: how many, and bytes of each.
+    kind: its type there, like Q4_K. stored: how many rows, and bytes of each.
     """
 
     kind: str = ""
-    rows: int = 0
-    row: int = 0
-
-    @property
-    def nbytes(self) -> int:
-        return self.rows * self.row
+    stored: tuple[int, int] = (0, 0)
 
     def read(self) -> np.ndarray:
         """Return the values as the package `gguf` dequantises them."""
         from gguf import GGMLQuantizationType, quants
 
-        raw = Tensor(self.file, (self.rows, self.row), np.dtype(np.uint8), self.offset).read()
+        raw = Tensor(self.file, self.stored, np.dtype(np.uint8), self.offset).read()
         return quants.dequantize(raw, GGMLQuantizationType[self.kind]).reshape(self.shape)
 
 
@@ -108,7 +98,7 @@ def gguf_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is truncated or no GGUF file: {error}") from None
     found: dict[str, Tensor] = {}
     for tensor in reader.tensors:
-        kind, rows = tensor.tensor_type.name, tensor.data.shape
+        kind, float32 = tensor.tensor_type.name, np.dtype(np.float32)
         shape = tuple(int(size) for size in reversed(tensor.shape))
         # ComfyUI's converter folds tensors whose rows do not divide into blocks.
         if field := reader.get_field(f"comfy.gguf.orig_shape.{tensor.name}"):
@@ -116,9 +106,9 @@ def gguf_tensors(path: Path) -> dict[str, Tensor]:
         if kind in _PLAIN:
             found[tensor.name] = Tensor(path, shape, np.dtype(_PLAIN[kind]), tensor.data_offset)
         elif tensor.tensor_type in gguf.quants._type_traits:
-            row = int(rows[-1])
-            made = Gguf(path, shape, np.dtype(np.float32), tensor.data_offset, None, kind)
-            found[tensor.name] = replace(made, rows=int(tensor.n_bytes) // row, row=row)
+            row = int(tensor.data.shape[-1])
+            stored = int(tensor.n_bytes) // row, row
+            found[tensor.name] = Gguf(path, shape, float32, tensor.data_offset, None, kind, stored)
         else:
             raise CheckpointError(f"{path}: {shorter(tensor.name, 100)} has type {kind}, no float")
     return found
@@ -146,9 +136,8 @@ def floats(
         scale = tensors.get(scales.get(name, ""))
         if scale is not None and math.prod(scale.shape) not in (1, kept[name].shape[0]):
             faults.append(f"{name} has shape {kept[name].shape}, its scales {scale.shape}")
-        t = kept[name]
-        float32 = np.dtype(np.float32)
-        kept[name] = Float8(t.file, t.shape, float32, t.offset, t.strides, t.dtype.name, scale)
+        t, dtype = kept[name], np.dtype(np.float32)
+        kept[name] = Float8(t.file, t.shape, dtype, t.offset, t.strides, t.dtype.name, scale)
     if faults:
         raise CheckpointError(listed(f"{place} has weights that cannot be read", faults))
     return kept, _note(kept, place)
@@ -163,7 +152,8 @@ def _other_kind(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str 
         for name in tensors:
             if re.fullmatch(pattern, name):
                 weight = tensors.get(name.rpartition(".")[0] + ".weight")
-                if not name.endswith(_SCALES) or weight is None or not _is_float8(weight):
+                narrow = weight is not None and weight.dtype.name in _FLOAT8
+                if not (narrow and name.endswith(_SCALES)):
                     return kind
     if config := about.get("quantization_config"):
         method = config.get("quant_method") if isinstance(config, dict) else None
@@ -172,10 +162,6 @@ def _other_kind(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str 
     if whole:
         return f"{len(whole)} tensors of integers without scales, such as {shorter(whole[0], 100)}"
     return None
-
-
-def _is_float8(tensor: Tensor) -> bool:
-    return tensor.dtype.name in _FLOAT8
 
 
 def _comfy(tensor: Tensor) -> str:
@@ -187,16 +173,12 @@ def _comfy(tensor: Tensor) -> str:
 
 
 def _note(tensors: Mapping[str, Tensor], place: object) -> str:
-    kinds = Counter(t.kind for t in tensors.values() if isinstance(t, Gguf))
-    lost = [f"{count} as {kind}" for kind, count in kinds.most_common()]
-    for name in _FLOAT8:
-        held = [t for t in tensors.values() if isinstance(t, Float8) and t.kind == name]
-        about = ml_dtypes.finfo(name)
-        least = float(about.smallest_subnormal) / 2
-        for scaled in (True, False):
-            if count := sum((t.scale is not None) == scaled for t in held):
-                end = "with scales" if scaled else f"without scales: below {least:.1g} they are 0"
-                lost.append(f"{count} as {name}, up to {float(about.eps) / 2:.1%} off, {end}")
-    if not lost:
+    bare = [t.kind for t in tensors.values() if isinstance(t, Float8) and t.scale is None]
+    if not bare:
         return ""
-    return f"{place} holds rounded weights ({'; '.join(lost)}, of {len(tensors)} tensors)"
+    about = ml_dtypes.finfo(bare[0])
+    return (
+        f"{place} holds rounded weights: {len(bare)} of {len(tensors)} tensors are {bare[0]} "
+        f"without scales, up to {float(about.eps) / 2:.1%} off, and below "
+        f"{float(about.smallest_subnormal) / 2:.1g} they are 0"
+    )

@@ -58,10 +58,6 @@ class Tensor:
     offset: int
     strides: Shape | None = None
 
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
     def part(self, number: int, parts: int) -> "Tensor":
         """Return one of so many equal parts along the first axis."""
         rows = self.shape[0] // parts

@@ -254,14 +254,6 @@ def test_a_deeper_model_is_named_in_a_short_sentence(tmp_path):
         assert (key in message) == (int(key.split(".")[2]) >= LAYERS)
 
 
-def test_of_the_second_expert_alone(tmp_path):
-    file = renamed(PEFT, tmp_path, lambda k: k.replace("transformer.", "transformer_2."))
-    assert "give it as low=FILE" in refused(file)
-    np.testing.assert_array_equal(
-        merged(file, expert=1)["blocks.0.ffn.0.weight"], merged(PEFT)["blocks.0.ffn.0.weight"]
-    )
-
-
 # ---- adapters of PEFT: the file in a folder, alpha from the configuration in it or beside it
 
 RANK = 4

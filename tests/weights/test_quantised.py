@@ -96,8 +96,7 @@ def test_float8_with_scales(torch, save, tmp_path, weights, spelling, per_row):
         kept["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
     file = tmp_path / "x.safetensors"
     save({f"model.diffusion_model.{k}": a for k, a in kept.items()}, file)
-    (note,) = assert_reads(file, want).notes
-    assert "20 as float8_e4m3fn, up to 6.2% off, with scales" in note
+    assert assert_reads(file, want).notes == []
 
 
 @pytest.mark.extra("verify")
@@ -107,9 +106,8 @@ def test_plain_float8_says_what_is_lost(torch, save, tmp_path, weights, kind):
     save(made, tmp_path / "x.safetensors")
     want = {k: a.float().numpy() for k, a in made.items()}
     (note,) = assert_reads(tmp_path / "x.safetensors", want).notes
-    lost = {"float8_e4m3fn": "6.2% off, without scales: below 0.001", "float8_e5m2": "12.5% off"}
+    lost = {"float8_e4m3fn": "6.2% off, and below 0.001 they are 0", "float8_e5m2": "12.5% off"}
     assert lost[kind] in note
-    assert "they are 0" in note
     with pytest.warns(UserWarning, match="rounded weights"):
         model = wan.load(tmp_path / "x.safetensors")
     assert model.vae is None
@@ -166,9 +164,7 @@ def test_gguf(tmp_path, weights):
     chosen = {name: kinds[i % len(kinds)] for i, name in enumerate(names)}
     with np.errstate(all="ignore"):
         want = write_gguf(tmp_path / "wan.gguf", weights, chosen)
-        (note,) = assert_reads(tmp_path / "wan.gguf", want).notes
-    assert "as Q8_0" in note
-    assert "as Q4_K" in note
+        assert_reads(tmp_path / "wan.gguf", want)
 
 
 def test_a_gguf_that_is_cut(tmp_path, weights):

@@ -46,7 +46,6 @@ def test_safetensors_equal_their_own_library(shard):
         tensor = found[name].read()
         assert (tensor.dtype, tensor.shape) == (a.dtype, a.shape) == (found[name].dtype, a.shape)
         assert tensor.tobytes() == a.tobytes()
-        assert found[name].nbytes == a.nbytes
         assert not a.size or tensor.ctypes.data % 64 == 0  # jax takes it without a copy
     assert metadata_of(shard) == {"format": "pt"}
 
