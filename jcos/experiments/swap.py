@@ -240,10 +240,7 @@ def probe_of(
         return VelocitySwap(jnp.asarray(mask))
     tokens = object_here if case.tokens == "object" else np.ones_like(object_here)
     chosen = () if case.layer is None else (case.layer,)
-    swap = inside.Swap.at_layers(
-        steps, layers, len(object_here), chosen, at_steps=at, receivers=receivers
-    )
-    return swap.replace(tokens=jnp.asarray(tokens))
+    return inside.Swap.at_layers(steps, layers, tokens, chosen, at_steps=at, receivers=receivers)
 
 
 class VelocitySwap(probes.Probe):

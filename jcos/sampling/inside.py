@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jcos.config import WanConfig
 from jcos.sampling.interventions import Place, places
 from jcos.sampling.probe import Change, Probe, Site, Sizes, Tokens
-from jcos.sampling.probes import check_masks, choose, counted, unchanged, whole
+from jcos.sampling.probes import InWorlds, check_masks, choose, counted, unchanged, whole
 from jcos.sampling.trace import Origin, Trace, stored
 
 UNITS = {"heads": "heads", "cross": "heads", "mlp": "neurons"}
@@ -104,9 +104,9 @@ class KnockOut(Inside):
     this part needed?*
 
     mask [steps, layers, units]: what is removed, units being heads or neurons; one for whole
-    tokens; at "input" layer 0 counts. tokens [N] and worlds [W]: where, None for everywhere. by,
-    static: "zero" (at "update" it leaves the block out); "mean", over the tokens of the same run,
-    step and layer; "seed" or "world", what the seed or world before it has there (resampling).
+    tokens; at "input" layer 0 counts. tokens [N]: where, None for everywhere. by, static: "zero"
+    (at "update" it leaves the block out); "mean", over the tokens of the same run, step and layer;
+    "seed" or "world", what the seed or world before it has there (resampling).
     Zero is a value that the part may never have, so that an effect may be of the strange value and
     not of the missing part: compare with mean and resampling (arXiv 2309.16042). Controls: as many
     random units of the same layer, and the same units at other steps. A loss that does nothing does
@@ -117,7 +117,6 @@ class KnockOut(Inside):
     mask: Bool[Array, "*sweep S L U"]
     by: str = flax.struct.field(pytree_node=False, default="zero")
     tokens: Bool[Array, "*sweep N"] | None = None
-    worlds: Bool[Array, "*sweep W"] | None = None
 
     @classmethod
     def at(
@@ -132,7 +131,7 @@ class KnockOut(Inside):
     ) -> "KnockOut":
         """Return the removal of pairs (layer, head or neuron); at "block" and "update" of layers,
         at "input" of layer 0. at_steps: all by default. steps: of the run, by default the model's.
-        options: by, tokens, worlds.
+        options: by, tokens.
         Raises IndexError for a layer, head, neuron or step that the model does not have."""
         dit, steps, unit = config.dit, steps or config.sampling.steps, UNITS[known(place)]
         size = {"heads": dit.heads, "neurons": dit.ffn_dim}.get(unit, 1)
@@ -151,15 +150,14 @@ class KnockOut(Inside):
     def check(self, sizes: Mapping[str, int]) -> None:
         if self.by not in FILLS:
             raise ValueError(f"KnockOut.by is {self.by!r}; there are {', '.join(FILLS)}")
-        check_masks(self, "mask", "tokens", "worlds")
+        check_masks(self, "mask", "tokens")
         if self.by in ("seed", "world") and sizes[f"{self.by}s"] < 2:
             raise ValueError(
                 f"KnockOut takes the part from another {self.by}, but there is one: give several"
             )
 
     def changes(self, world: int = 0) -> list[Change]:
-        if self.worlds is not None and not self.worlds[world]:
-            return []
+        del world
         mask, unit = np.asarray(self.mask), UNITS[self.place][:-1]
         if not unit:
             out = (self.place, self.by) == ("update", "zero")
@@ -182,15 +180,11 @@ class KnockOut(Inside):
             else:
                 base = before.reshape(parts.shape)
                 fill = base + self._fill(parts - base)
-            here = True if self.worlds is None else self.worlds[jax.lax.axis_index("world")]
-            return jnp.where((here & off)[..., None], fill, parts)
+            return jnp.where(off[..., None], fill, parts)
 
         # Others read all tokens once more, or send them: only where something is removed.
-        if self.by == "zero":
-            parts = removed(parts)
-        else:
-            some = off.any() if self.worlds is None else off.any() & self.worlds.any()
-            parts = jax.lax.cond(some, removed, unchanged, parts)
+        zero = self.by == "zero"
+        parts = removed(parts) if zero else jax.lax.cond(off.any(), removed, unchanged, parts)
         left = parts.reshape(after.shape)
         return (left if before is None else (before, left)), ()
 
@@ -204,7 +198,7 @@ class KnockOut(Inside):
         return jnp.zeros((), parts.dtype)
 
 
-class Swap(KnockOut):
+class Swap(InWorlds):
     """Gives a world the tokens of the world before it (the first gets the last's), after chosen
     blocks: a `KnockOut` of whole tokens by those of another world."""
 
@@ -213,17 +207,19 @@ class Swap(KnockOut):
         cls,
         steps: int,
         layers: int,
-        tokens: int,
+        tokens: int | Bool[Array | np.ndarray, " N"],
         chosen: Iterable[Place],
         *,
         at_steps: Iterable[Place] = (0,),
         receivers: Sequence[bool] = (True, False),
     ) -> "Swap":
         """Return a swap after the chosen layers, from a donor in world 1 to the run in world 0
-        (paper, section 5.2: of all visual tokens). With two receivers they exchange."""
+        (paper, section 5.2: of all visual tokens). With two receivers they exchange. tokens: how
+        many there are, or a mask of those that are swapped."""
         here = np.outer(choose(steps, at_steps, "step"), choose(layers, chosen, "layer"))
-        where = {"tokens": jnp.ones(tokens, bool), "worlds": jnp.asarray(receivers)}
-        return cls("block", jnp.asarray(here[..., None]), "world", **where)
+        where = jnp.ones(tokens, bool) if isinstance(tokens, int) else jnp.asarray(tokens)
+        swap = KnockOut("block", jnp.asarray(here[..., None]), "world", where)
+        return cls(swap, jnp.asarray(receivers))
 
 
 class Patch(Inside):

@@ -13,7 +13,7 @@ from jcos.model.dit import DiT
 from jcos.sampling import trajectory
 from jcos.sampling.inside import Capture, KnockOut, Patch, Steer, Swap, difference, until
 from jcos.sampling.probe import Probe
-from jcos.sampling.probes import Noise, TokenEnergy, chain
+from jcos.sampling.probes import InWorlds, Noise, TokenEnergy, chain
 from jcos.sampling.trace import Trace
 from jcos.wan import Wan
 from tests.models import CONFIG, FRAMES, LAYERS, STEPS, TOKENS, at, close, frame, randomised
@@ -249,8 +249,8 @@ def other_run(rows: int = TOKENS, dim: int = DIM) -> Patch:
         (lambda: KnockOut.at(CONFIG, "input", [1]), "layer 1 is out of range"),
         (lambda: numbered(KnockOut.at(CONFIG, "block", [0])), "KnockOut.tokens .* a mask"),
         (
-            lambda: untyped(KnockOut.at(CONFIG, "mlp", []), worlds=jnp.zeros(1, int)),
-            "KnockOut.worlds .* a mask",
+            lambda: untyped(InWorlds(Probe(), jnp.ones(1, bool)), worlds=jnp.zeros(1, int)),
+            "InWorlds.worlds .* a mask",
         ),
         (lambda: numbered(Steer.at(CONFIG, jnp.ones(DIM), [0])), "Steer.tokens .* a mask"),
         (lambda: KnockOut("heads", jnp.zeros((STEPS, LAYERS, 3), bool)), "made for 3 heads"),

@@ -167,7 +167,7 @@ def test_one_way_swap_leaves_the_donor_alone(model: Wan, worlds: trajectory.Cond
     plain, patched = (generate(model, worlds, probe=p) for p in (None, swap))
     close(patched.latents[1], plain.latents[1])
     assert float(jnp.abs(patched.latents[0] - plain.latents[0]).max()) > 1e-2
-    few = swap.replace(tokens=jnp.arange(TOKENS) < 2)
+    few = Swap.at_layers(STEPS, LAYERS, jnp.arange(TOKENS) < 2, [1])
     partly = generate(model, worlds, probe=few)
     assert float(jnp.abs(partly.x0[0, 0, 0] - plain.x0[0, 0, 0]).max()) > 1e-4
     assert float(jnp.abs(partly.x0[0] - patched.x0[0]).max()) > 1e-3
