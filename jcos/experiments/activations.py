@@ -10,7 +10,7 @@ small model has one timestep for all tokens: there a larger first frame is no su
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Any, NamedTuple
 
 import flax.struct
@@ -120,18 +120,14 @@ class Activations(Experiment):
             variables["later_energy"] = measure(
                 each, energy, "token energy after the first frame", LATER, span=POSITIVE, **norm
             )
-        other = others_of(samples.tasks)
-        probe = None
+        variables |= compared(read.tokens, masks, others_of(samples.tasks), each)
         if read.video is not None and len(chosen) == number:
-            shown = labels_of(samples.puzzles, read.video, dit.patch[1] * model.codec.strides[1])
-            about = shown, identities_of(samples.puzzles), self.penalty
-            later = slice(grid[1] * grid[2], None)  # all but the first frame
-
-            def read_later(tokens: np.ndarray) -> np.ndarray:
-                return fit_and_read(tokens[..., later, :], *about)[0][1]
-
-            probe = read_later
-        variables |= compared(read.tokens, masks, other, probe, each)
+            side, identities = dit.patch[1] * model.codec.strides[1], identities_of(samples.puzzles)
+            labels = labels_of(samples.puzzles, read.video, side)
+            some = (without(after, mask) for mask in masks)
+            areas = [fit_and_read(a, labels, identities, self.penalty)[0][1] for a in some]
+            name = "AUROC of what the answer changes"
+            variables["probe"] = measure(f"channels {each}", np.stack(areas), name, PROBE)
         return self.dataset(
             variables,
             samples,
@@ -152,29 +148,29 @@ def compared(
     tokens: Float[np.ndarray, "P K s L n D"],
     masks: Bool[np.ndarray, "3 L D"],
     other: Int[np.ndarray, " P"],
-    probe: Callable[[np.ndarray], np.ndarray] | None,
     each: str,
 ) -> dict[str, Any]:
-    """Return energy, CKA and probes with all channels, and without some. other: the puzzle that
-    each is compared with."""
-    energy, similar, probed, alike = [], [], [], jax.jit(jax.vmap(cka))
+    """Return energy and CKA with all channels, and without some. other: the puzzle that each is
+    compared with."""
+    energy, similar, alike = [], [], jax.jit(jax.vmap(cka))
     for mask in masks:
-        some = tokens * mask[:, None].astype(np.float32)
+        some = without(tokens, mask)
         energy.append(np.linalg.norm(some, axis=-1).mean(-1))
         flat = (a.reshape(-1, *a.shape[-2:]) for a in (some, some[other]))
         similar.append(np.array(alike(*flat)).reshape(some.shape[:4]))
         similar[-1][other == np.arange(len(other))] = np.nan  # a single one has no other
-        probed += [] if probe is None else [probe(some)]
     norm, of = {"units": "norm", "span": POSITIVE}, f"channels {each}"
-    variables = {
+    return {
         "energy": measure(of, np.stack(energy), "token energy", ENERGY, **norm),
         "cka": measure(f"channels reference {each}", np.stack(similar)[:, None], "CKA", CKA),
     }
-    if probed:
-        variables["probe"] = measure(
-            of, np.stack(probed), "AUROC of what the answer changes", PROBE
-        )
-    return variables
+
+
+def without(
+    tokens: Float[np.ndarray, "*axes L n D"], mask: Bool[np.ndarray, "L D"]
+) -> Float[np.ndarray, "*axes L n D"]:
+    """Return tokens whose channels outside the mask are zero."""
+    return tokens * mask[:, None].astype(np.float32)
 
 
 def largest(values: Float[np.ndarray, "*axes D"], number: int) -> Bool[np.ndarray, "*axes D"]:

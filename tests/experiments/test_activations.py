@@ -22,14 +22,13 @@ def test_a_channel_that_rules_makes_strangers_alike() -> None:
     assert np.flatnonzero(top).tolist() == [5]
     random = largest(np.where(top, -1, np.arange(16.0)), 1)
     kept = ~np.stack([np.zeros_like(top), top, random])
-    found = compared(tokens, kept, np.array([1, 0]), None, "puzzle seed step layer")
+    found = compared(tokens, kept, np.array([1, 0]), "puzzle seed step layer")
     similar = found["cka"][1].mean((1, 2, 3, 4, 5))
     assert similar[[0, 2]].min() > 0.99
     assert similar[1] < 0.2
     energy = found["energy"][1].mean((1, 2, 3, 4))
     assert energy[0] > 10 * energy[1]
-    assert "probe" not in found
-    alone = compared(tokens[:1], kept, np.array([0]), None, "puzzle seed step layer")
+    alone = compared(tokens[:1], kept, np.array([0]), "puzzle seed step layer")
     assert np.isnan(alone["cka"][1]).all()
 
 
