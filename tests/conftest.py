@@ -34,6 +34,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from beartype import BeartypeConf, beartype
 
 # Tracing makes millions of small objects that live on; looking through them is a tenth of the time.
 gc.set_threshold(100_000, 50, 50)
@@ -48,6 +49,17 @@ GOLDEN = ROOT / "tests" / "golden"
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+_beartype: Any = beartype(conf=BeartypeConf(is_pep484_tower=True))
+
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Check what a function of jcos is given and returns. One that is defined anew in each call,
+    which takes a millisecond to check, only where it names shapes."""
+    once = "<locals>" not in function.__qualname__
+    shapes = "jaxtyping" in str(function.__annotations__)
+    return _beartype(function) if once or shapes else function
 
 
 @pytest.fixture(scope="module", autouse=True)
