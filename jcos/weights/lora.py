@@ -114,13 +114,13 @@ def open_adapter(
     keys = tensors_in(file)
     if kind := spelling.other_kind(keys):
         raise CheckpointError(f"{file} is {kind}, no product of two factors: it cannot be merged")
+    first = shorter(min(keys, default="none"), 100)
     second = {key for key in keys if spelling.is_of_second_expert(key)}
     if second:
         keys = {key: t for key, t in keys.items() if (key in second) == (expert == 1)}
     groups, skipped, unused = _by_target(keys, tensors)
     used = sorted(keys.keys() - {*skipped, *unused})
     if not groups:
-        first = shorter(min(keys, default="none"), 100)
         raise CheckpointError(f"{file} has no key that is a LoRA of this model's; one is {first}")
     settings, note = None, ""
     if any("A" in group and "alpha" not in group for group in groups.values()):

@@ -209,6 +209,10 @@ SQUARE = f"self_attn.q.weight has shape ({DIM}, {DIM}), its factors "
             "self_attn.q.weight has an alpha of shape (0,)",
         ),
         ({"something": np.ones(3, np.float32)}, "has no key that is a LoRA of this model's"),
+        (
+            {"transformer_2.blocks.0.norm3.diff": np.ones(DIM, np.float32)},
+            "has no key that is a LoRA of this model's; one is transformer_2.blocks",
+        ),
     ],
 )
 def test_what_does_not_fit(tmp_path, tensors, says):
