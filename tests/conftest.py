@@ -78,20 +78,11 @@ def load_golden(name: str) -> dict[str, np.ndarray]:
     otherwise.
     `name` may have folders in it: `load_golden("dit/t2v_a")`.
     """
-    packed, zipped = (GOLDEN / f"{name}{suffix}" for suffix in (".safetensors", ".npz"))
+    packed = GOLDEN / f"{name}.safetensors"
     if packed.is_file():
         return safetensors.numpy.load_file(packed)
-    if zipped.is_file():
-        with np.load(zipped) as arrays:
-            return dict(arrays)
-    known = sorted(
-        path.relative_to(GOLDEN).with_suffix("").as_posix()
-        for path in GOLDEN.rglob("*")
-        if path.suffix in {".safetensors", ".npz"}
-    )
-    raise FileNotFoundError(
-        f"no golden file {name!r} in tests/golden; there are: {', '.join(known) or 'none'}"
-    )
+    with np.load(GOLDEN / f"{name}.npz") as arrays:
+        return dict(arrays)
 
 
 Refused = Callable[..., str]

@@ -45,7 +45,7 @@ class Arm(Interventions):
     profile: whose data types and schedule; None for the model's. lora: files merged into the
     weights while they are read, as `[high=|low=]FILE[:SCALE]`. seed: of the noise
     (`loop.first_noise`); by_index: to which a sample's place in the benchmark is added.
-    noise_files: a folder of first noises, SPLIT/TASK/00000.npy (or .safetensors), instead; a video
+    noise_files: a folder of first noises, SPLIT/TASK/00000.npy, instead; a video
     is known by the content of its own. size: height and width of the generated video; scale: the
     same against the first frame's. The video is brought to the size of the frame before it is
     written (resample: Pillow's filter). frames: instead of the ground truth's, rounded up to what
@@ -146,33 +146,22 @@ class Arm(Interventions):
         `noise_from_file`."""
         if self.noise_files is None:
             return None
-        return np.stack([noise_from_file(self._noise_file(s), shape) for s in samples])
-
-    def _noise_file(self, sample: Sample) -> Path:
-        assert self.noise_files is not None
-        file = self.noise_files / f"{sample.name}.npy"
-        return file if file.exists() else file.with_suffix(".safetensors")
-
-    def check_noise(self, bench: Bench) -> None:
-        """Raise ValueError where a sample has no noise, and it is to come from files."""
-        if self.noise_files is None:
-            return
-        check_folder(local_path(self.noise_files))
-        lacking = [s.name for s in bench.samples if not self._noise_file(s).is_file()]
-        if lacking:
-            raise ValueError(
-                f"{self.noise_files} lacks the noise of {len(lacking)} of {len(bench.samples)} "
-                f"samples, {lacking[0]}.npy first"
-            )
+        files = (self.noise_files / f"{sample.name}.npy" for sample in samples)
+        return np.stack([noise_from_file(file, shape) for file in files])
 
     def with_noise(self, bench: Bench) -> Bench:
-        """Return a benchmark in whose digests each sample's noise file counts."""
+        """Return a benchmark in whose digests each sample's noise file counts. ValueError where one
+        is lacking."""
         if self.noise_files is None:
             return bench
+        check_folder(local_path(self.noise_files))
+        files = {sample: self.noise_files / f"{sample.name}.npy" for sample in bench.samples}
+        if lacking := [file for file in files.values() if not file.is_file()]:
+            raise ValueError(f"the noise of {len(lacking)} samples is lacking, {lacking[0]} first")
         marked = []
-        for sample in bench.samples:
-            content = sample.digest.encode() + self._noise_file(sample).read_bytes()
-            marked.append(sample._replace(digest=hashlib.sha256(content).hexdigest()))
+        for sample, file in files.items():
+            digest = hashlib.sha256(sample.digest.encode() + file.read_bytes()).hexdigest()
+            marked.append(sample._replace(digest=digest))
         return bench._replace(samples=tuple(marked))
 
     def together(self, config: WanConfig) -> int:

@@ -76,9 +76,8 @@ class Work:
 
 
 def settings_of(arm: Arm, config: WanConfig, checkpoint: Path, bench: Bench) -> dict[str, Any]:
-    """Return what decides an arm's videos. Raises ValueError where the weights, the samples or the
-    codec do not serve."""
-    arm.check_noise(bench)
+    """Return what decides an arm's videos. Raises ValueError where the weights or the codec do not
+    serve."""
     wan.check_vae(config, checkpoint)
     check_mp4(16, 16, arm.fps, crf=arm.crf)
     lora = lora_files.identity(lora_files.read(config, arm.lora))
@@ -118,13 +117,14 @@ def run(
     for config in configs.values():
         wan.check_mesh(sizes, config)
     settings = {n: settings_of(arm, configs[n], checkpoint, bench) for n, arm in arms.items()}
+    benches = {name: arm.with_noise(bench) for name, arm in arms.items()}
     for name in arms:
         Folder(out / name).settle(settings[name], made(command, sizes))
     done: dict[str, Status] = {}
     actors = cluster.actors(checkpoint, bench, out, work) if cluster else nullcontext()
     with actors as make:
         for name, arm in arms.items():
-            config, folder, whole = configs[name], Folder(out / name), arm.with_noise(bench)
+            config, folder, whole = configs[name], Folder(out / name), benches[name]
             part = whole.part(*work.shard)
             making = Making(arm, config, checkpoint, part, folder, work)
             left, total = making.left(), len(making.shapes)

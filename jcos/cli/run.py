@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,7 +85,7 @@ class Run(OnMesh, Command):
                 out,
                 experiment,
                 config,
-                partial(wan.load, checkpoint, profile=profile),
+                lambda: wan.load(checkpoint, profile=profile),
                 weights=identify(checkpoint),
                 command=command_line(),
                 progress=progress,
