@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from jcos.files import read_json, visible
 
@@ -11,16 +10,9 @@ ASIDE = {"arm": ("state",), "arms": ("still", "truth", "official")}
 which are none of a page's files."""
 
 
-class Samples(NamedTuple):
-    """prompts: by the name of a sample, its film's path without ending. missing: how many films
-    there are of how many, if it is not all, and a sentence for each that is known to lack."""
-
-    prompts: dict[str, str]
-    missing: list[str]
-
-
-def samples_of(folder: Path, films: Iterable[Path]) -> Samples:
-    """Return what the notes and summaries in an arm's folder with these films say."""
+def samples_of(folder: Path, films: Iterable[Path]) -> tuple[dict[str, str], list[str]]:
+    """Return what the notes and the summary in an arm's folder with these films say: prompts by the
+    name of a sample, its film's path without ending; and what lacks, in sentences."""
     there = {film.relative_to(folder).with_suffix("").as_posix() for film in films}
 
     def noted(kind: str, what: str) -> dict[str, str]:
@@ -38,4 +30,4 @@ def samples_of(folder: Path, films: Iterable[Path]) -> Samples:
     missing += [f"{name}: in the benchmark, {why}." for name, why in faults.items()]
     if len(there) < total:
         missing.insert(0, f"{len(there)} of {total} videos are there.")
-    return Samples(prompts, missing)
+    return prompts, missing

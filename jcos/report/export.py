@@ -82,15 +82,11 @@ def write_run(plane: Plane, file: Path, frame: int | None = None) -> None:
 
 
 def write_charts(charts: Sequence[Chart], folder: Path, kind: str) -> list[Path]:
-    """Write every chart as a file of this kind: svg, png or csv; of maps a picture of each task."""
+    """Write every chart as a file of this kind: svg, png or csv."""
     written = []
     for i, chart in enumerate(charts):
-        parts = by_task(chart) if chart.is_map and kind != "csv" else {}
-        for task, one in (parts or {"": chart}).items():
-            name = "-".join(filter(None, (f"{i:02}", _slug(chart.title), _slug(task))))
-            content = _csv(one) if kind == "csv" else _drawn(one, kind, task)
-            files.write(folder / f"{name}.{kind}", content)
-            written.append(folder / f"{name}.{kind}")
+        written.append(folder / f"{i:02}-{_slug(chart.title)}.{kind}")
+        files.write(written[-1], _csv(chart) if kind == "csv" else _drawn(chart, kind))
     return written
 
 
@@ -118,10 +114,10 @@ def _csv(chart: Chart) -> str:
     return out.getvalue()
 
 
-def _drawn(chart: Chart, kind: str, task: str) -> bytes:
+def _drawn(chart: Chart, kind: str) -> bytes:
     """Return a picture of a chart as SVG or PNG."""
     figure = (_map if chart.is_map else _curves)(chart)
-    figure.suptitle(f"{chart.title}: {task}" if task else chart.title, fontsize=9)
+    figure.suptitle(chart.title, fontsize=9)
     if kind == "svg":
         return plots.to_svg(figure)
     figure.savefig(out := io.BytesIO(), dpi=200, facecolor="white")
@@ -150,8 +146,8 @@ def _curves(chart: Chart) -> Figure:
 
 def _map(chart: Chart) -> Figure:
     """Draw two axes of a map, as the page opens it: the mean over all others that are numbers, of
-    words the first."""
-    array, dims = chart.array.drop_vars("task", errors="ignore"), [*chart.labels, *chart.moving]
+    words the first. Each task has a panel."""
+    array, dims = chart.array, [*chart.labels, *chart.moving]
     columns = "step" if "step" in dims else dims[-1]
     rows = next(d for d in ("layer", "frame", *reversed(dims)) if d in dims and d != columns)
     for dim in {*dims} - {rows, columns}:

@@ -23,7 +23,7 @@ from PIL import Image
 from jcos.files import visible
 from jcos.lab import results
 from jcos.lab.outcome import TREE
-from jcos.report.arms import ASIDE, Samples, samples_of
+from jcos.report.arms import ASIDE, samples_of
 from jcos.report.charts import Chart, charts_of
 from jcos.report.plane import PLANES, Plane
 from jcos.report.runs import runs_of
@@ -177,10 +177,10 @@ def read(folder: Path) -> Results:
     missing += lacking
     tables = whole(_table, (p for p in files if p.suffix == ".csv"))
     films = [p for p in files if p.suffix == ".mp4" and "-x0-step-" not in p.stem]
-    samples = Samples({}, [])
+    prompts: dict[str, str] = {}
     if "arm" in manifest:
-        samples = tried("The samples", samples, samples_of, folder, films)
-        missing[:0] = samples.missing
+        prompts, lacking = tried("The samples", (prompts, []), samples_of, folder, films)
+        missing[:0] = lacking
     trees = tried(TREE, [], trees_of, folder, manifest)
     drawn = (p for p in files if p.suffix in DRAWN and not p.stem.endswith("-x0"))
     return Results(
@@ -191,7 +191,7 @@ def read(folder: Path) -> Results:
         tables=tables,
         pictures=whole(_picture, drawn),
         films=whole(_film, films),
-        prompts=samples.prompts,
+        prompts=prompts,
         files=files,
         missing=missing,
         trees=trees,

@@ -15,7 +15,7 @@ from jcos.lab import results
 from jcos.media import formats
 from jcos.report import live
 from jcos.report.plane import Line, Look, Plane, answer_lines, save_planes, sigma_line
-from jcos.sampling.probes import Noise, Probe, SeedEnsemble, chain
+from jcos.sampling.probes import Noise, SeedEnsemble, chain
 
 STEPS, LAYERS, FRAMES, SIDE = 12, 4, 5, 20
 SAMPLING = {"steps": STEPS, "shift": 3.0, "solver": "euler", "grid": "euler", "guidance": None}
@@ -24,10 +24,10 @@ HOSTILE = (
 )
 
 
-def pictures(*lead: int, seed: int = 0, side: int = SIDE) -> np.ndarray:
+def pictures(*lead: int, seed: int = 0) -> np.ndarray:
     """Noise that no other cell has: whatever is shown can be told."""
     rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (*lead, FRAMES, side, side, 3), dtype=np.uint8)
+    return rng.integers(0, 256, (*lead, FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
 
 
 def plane(
@@ -63,11 +63,6 @@ def changed(seed: int = 0) -> Plane:
         SeedEnsemble.window(STEPS, 6, [0], [1, 4]),
     )
     return plane(group="changed", seed=seed, changes=probe.changes())
-
-
-def changes_of(probe: Probe) -> list[dict[str, Any]]:
-    """As a command writes them."""
-    return [change.to_json() for change in probe.changes()]
 
 
 def sample_folder(
@@ -139,14 +134,14 @@ def dataset() -> xr.Dataset:
     return results.with_levels(data)
 
 
-def experiment_folder(folder: Path, *, question: str = "Where does noise hurt?") -> xr.Dataset:
+def experiment_folder(folder: Path) -> xr.Dataset:
     """Like `jcos run`: a dataset, a table, a figure, and a section that names some of them."""
     data = dataset()
     (folder / "figures").mkdir(parents=True)
     results.save(data, folder / "results.nc")
     run = {
         "experiment": "noise",
-        "title": question,
+        "title": "Where does noise hurt?",
         "lead": "What noise <does>.",
         "sections": [
             {"title": "Late & early", "text": "One.\n\nTwo <b>.", "figures": ["noise"]},
@@ -174,9 +169,7 @@ FIGURE = """<svg xmlns="http://www.w3.org/2000/svg" width="230.4pt" height="165.
 """
 
 
-def generate_folder(
-    folder: Path, *, prompt: str = "a cat finds the way", films: bool = True
-) -> tuple[np.ndarray, int]:
+def generate_folder(folder: Path) -> tuple[np.ndarray, int]:
     """Like `jcos generate --x0`: for each of two seeds a film, a sheet, and the films of its
     estimates. Returns the colours of the first seed's estimates [steps, frames, …], and how many
     frames a film has."""
@@ -189,19 +182,20 @@ def generate_folder(
     for seed, own in enumerate(estimates):
         png = formats.png(formats.contact_sheet(own[:, shown]))
         (folder / f"seed-{seed}-x0.png").write_bytes(png)
-        for step, film in zip(steps, own, strict=True) if films else ():
+        for step, film in zip(steps, own, strict=True):
             formats.write_mp4(folder / formats.X0_FILM.format(seed=seed, step=step), film)
         video = np.zeros((frames, *size, 3), np.uint8) + np.uint8(10 * seed)
         formats.write_mp4(folder / f"seed-{seed}.mp4", video, 16)
+    probe = Noise.at_steps(STEPS, 4, [4]) | Noise.at_frames(STEPS, 4, [1])
     run = {
         "command": "jcos generate wan-t2v --x0 0 4 11",
         "checkpoint": "wan-t2v",
         "model": "wan2.1-t2v-1.3b",
-        "prompt": prompt,
+        "prompt": "a cat finds the way",
         "size": {"height": 48, "width": 80, "frames": frames, "fps": 16},
         "sampling": SAMPLING | {"boundary": None, "guidance": [5.0]},
         "interventions": {"noise_steps": [4], "noise_frames": [1]},
-        "changes": changes_of(Noise.at_steps(STEPS, 4, [4]) | Noise.at_frames(STEPS, 4, [1])),
+        "changes": [change.to_json() for change in probe.changes()],
         "seeds": [0, 1],
         "sigmas": np.linspace(1, 0.1, STEPS).tolist(),
         "x0": steps,
