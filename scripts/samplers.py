@@ -108,7 +108,7 @@ class FirstRoute(Judge):
 
 def steering(
     model: Wan, sampling: Sampling, number: int, particles: Sequence[int]
-) -> list[dict[str, str]]:
+) -> list[list[str]]:
     """Return a row for each number of particles. The ideal denoiser solves mazes with two routes,
     equally likely, and is steered by exp(SCALE × share of the first one): how much more weight the
     particles give to this route than the exact target, and their effective sample size."""
@@ -135,8 +135,8 @@ def steering(
         on_first = (result.weights * np.asarray(reward.share(result.particles))).sum(1)
         bias = estimate(on_first - target, UNBOUNDED, groups=which)
         size = estimate(1 / np.square(result.weights).sum(1), (0.0, np.inf), groups=which)
-        rows.append({"particles": f"{count}", "bias": interval(bias, "+"), "size": interval(size)})
-        print(" ".join(rows[-1].values()), flush=True)
+        rows.append([f"{count}", interval(bias, "+"), interval(size)])
+        print(*rows[-1], flush=True)
     return rows
 
 
@@ -164,17 +164,10 @@ def main() -> None:
         latents = play(model, puzzles, sampling=sampling).latents[0, :, 0]
         solved = estimate(score(model, puzzles, latents)[1])
         variance = sampling.temperature**2 * gaussian_variance(plan.schedule)
-        rows.append(
-            {
-                "sampler": sampling.solver + ("" if sampling.eta is None else f" {sampling.eta}"),
-                "temperature": f"{sampling.temperature:g}",
-                "variance": f"{variance:.3f}",
-                "on": f"{on:.3f}",
-                "share": interval(share, "+"),
-                "solved": interval(solved),
-            }
-        )
-        print(" ".join(rows[-1].values()), flush=True)
+        name = sampling.solver + ("" if sampling.eta is None else f" {sampling.eta}")
+        numbers = f"{sampling.temperature:g}", f"{variance:.3f}", f"{on:.3f}"
+        rows.append([name, *numbers, interval(share, "+"), interval(solved)])
+        print(*rows[-1], flush=True)
     where = about(
         steps=arguments.steps,
         puzzles=arguments.puzzles,
@@ -185,8 +178,8 @@ def main() -> None:
     steered = steering(model, euler, arguments.mazes, arguments.particles)
     for folder, heads, lines in (("samplers", HEADS, rows), ("steering", STEERED, steered)):
         if lines:
-            table = markdown(heads, [list(line.values()) for line in lines])
-            save(arguments.out / folder, table, where, lines)
+            cells = (dict(zip(heads, line, strict=True)) for line in lines)
+            save(arguments.out / folder, markdown(heads, lines), where, cells)
 
 
 if __name__ == "__main__":
