@@ -68,9 +68,6 @@ class Work:
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
-        i, n = self.shard
-        if not 0 <= i < n:
-            raise ValueError(f"shard is {i}/{n}; with {n} shards they are 0/{n} to {n - 1}/{n}")
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"batch is {self.batch}; at least 1 sample is generated at a time")
 

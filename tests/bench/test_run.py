@@ -338,7 +338,6 @@ def check(mesh: dict[str, int], guidance: float = 5.0) -> None:
         (lambda: Arm(search=chain_clips(2)), "longer than the ground truth"),
         (lambda: SEARCH.of(VARIANTS["wan2.2-t2v-a14b"]()), "takes no first frame"),
         (lambda: SEARCH.of(wan.read_config(TINY)), "there is no judge 'nobody'"),
-        (lambda: Work(text=TINY, shard=(2, 2)), "with 2 shards they are 0/2 to 1/2"),
         (lambda: check({"seed": 2}), "seed=2 leaves devices idle"),
         (lambda: check({"world": 2}), "leave world out"),
         (lambda: check({"branch": 2}, 1.0), "1 pass.*branch=2"),
