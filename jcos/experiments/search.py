@@ -51,6 +51,8 @@ QUANTILES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 PRICES = (1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02)
 """Of a forward, in solved puzzles: what a calibrated stop is tried with."""
 JUDGES = (*SIGNS, "head")
+RANKED = ("decided", "change")
+"""Judges whose settings are looked for."""
 Made = dict[str, tuple[np.ndarray, np.ndarray]]
 """What is solved, and the forwards [P], by case."""
 TOGETHER = 2
@@ -128,7 +130,7 @@ class Search(Experiment):
             for what, (some, seeds) in parts.items()
         )
         add_head(known, [bank, *wide])
-        runs = {judge: np.concatenate(known.scores[judge]) for judge in JUDGES}
+        runs = {judge: np.concatenate(known.scores[judge]) for judge in RANKED}
         fits = {judge: fit(scores, known.solved.ravel()) for judge, scores in runs.items()}
         settings = self.methods(known, fits)
         made: Made = {
@@ -143,7 +145,7 @@ class Search(Experiment):
         right, spent = np.moveaxis(np.array(rows), 0, -1)
         best = bank.play(best_of(len(self.seeds), "oracle"))[0]
         signs = np.stack([bank.scores[judge] for judge in JUDGES], -1)
-        chance = np.stack([fits[judge](bank.scores[judge]) for judge in JUDGES], -1)
+        chance = fits["decided"](bank.scores["decided"])
         each = ("puzzle", "seed", "step", "judge")
         variables = samples.levels({"solved": "solved"}) | {
             "forwards": (("puzzle", "case"), spent, {}),
@@ -152,7 +154,7 @@ class Search(Experiment):
             "gain": measure("puzzle case", right - right[:, :1], *GAIN, span=GAINS),
             "behind": measure("puzzle case", right - best[:, None], *BEHIND, span=GAINS),
             "signs": (each, signs.astype(np.float32), {}),
-            "chance": (each, chance.astype(np.float32), {}),
+            "chance": (each[:-1], chance.astype(np.float32), {}),
             "ended": (("puzzle", "seed"), bank.solved, {}),
         }
         labels = {"case": list(made), "judge": list(JUDGES), "seed": list(self.seeds)}
@@ -169,7 +171,7 @@ class Search(Experiment):
         made["LatSearch, decided"] = methods.latsearch(min(6, most), spread=1.0, scale=0.5)
         made |= {f"preset {name}": PRESETS[name](most) for name in ("early-failure", "calibrated")}
         at = [(s + 0.5) / steps for s in range(steps)]
-        for name in ("decided", "change"):
+        for name in RANKED:
             scores = known.scores[name]
             stops = [stop(scores, fits[name](scores), price) for price in PRICES]
             tried: dict[str, list[Method]] = {
@@ -277,9 +279,10 @@ class Search(Experiment):
             steps = range(signs.shape[2])
             for i, name in enumerate(JUDGES):
                 areas = failure_rows(task, name, -signs[..., i], fails, steps, draws=200)
-                for step, area in zip(steps, areas, strict=True):
-                    error = calibration_error(one, name, step)
-                    rows += [area, Row(task, f"calibration error: {name}", area.case, *error)]
+                rows += areas
+            for step in steps:
+                error = calibration_error(one, step)
+                rows.append(Row(task, "calibration error: decided", f"step {step}", *error))
         return pd.DataFrame(rows)
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
@@ -309,11 +312,11 @@ def by_task(data: xr.Dataset) -> dict[str, xr.Dataset]:
     return {name: data.isel(puzzle=rows) for name, rows in groups.items()}
 
 
-def calibration_error(data: xr.Dataset, name: str, step: int) -> Estimate:
+def calibration_error(data: xr.Dataset, step: int) -> Estimate:
     """Return the expected calibration error after a step, with an interval over puzzles
     (bootstrap). Where puzzles are all alike it is that of all measures, `measures.estimate`: one
     more puzzle as predicted and one not at all give it a width."""
-    chance = data["chance"].sel(judge=name).values[..., step]
+    chance = data["chance"].values[..., step]
     right, rng = data["ended"].values.astype(bool), np.random.default_rng(0)
     drawn = [rng.integers(0, len(right), len(right)) for _ in range(200)]
     errors = [reliability(chance[rows].ravel(), right[rows].ravel()).error for rows in drawn]
@@ -330,7 +333,7 @@ def _reliability(data: xr.Dataset) -> plots.Figure:
     for axes, (task, one) in zip(figure.axes, groups.items(), strict=True):
         axes.plot([0, 1], [0, 1], color="#777777", linewidth=1)
         for i, step in enumerate(sorted({int(f * (steps - 1)) for f in (0.2, 0.5, 0.8, 1)})):
-            chance = one["chance"].sel(judge="decided").values[..., step].ravel()
+            chance = one["chance"].values[..., step].ravel()
             curve = reliability(chance, one["ended"].values.ravel().astype(bool))
             mark: dict[str, Any] = {"marker": plots.MARKERS[i], "color": plots.COLOURS[i]}
             axes.plot(curve.predicted, curve.happened, label=f"step {step}", **mark)

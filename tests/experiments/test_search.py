@@ -76,12 +76,12 @@ def test_a_bank_is_played_in_disjoint_groups_of_seeds() -> None:
 
 
 def test_alike_puzzles_leave_a_calibration_error_uncertain() -> None:
-    each = ("puzzle", "seed", "step", "judge")
-    chance = np.full((3, 4, 1, 1), 0.75)
+    each = ("puzzle", "seed", "step")
+    chance = np.full((3, 4, 1), 0.75)
     ended = np.tile([True, True, True, False], (3, 1))
-    data = xr.Dataset({"chance": (each, chance), "ended": (each[:2], ended)}, {"judge": ["a"]})
+    data = xr.Dataset({"chance": (each, chance), "ended": (each[:2], ended)})
     for puzzles in (3, 1):
-        error = calibration_error(data.isel(puzzle=slice(puzzles)), "a", 0)
+        error = calibration_error(data.isel(puzzle=slice(puzzles)), 0)
         assert error.n == puzzles
         assert error.low < error.high
         assert error.low <= error.mean <= error.high
