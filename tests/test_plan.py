@@ -358,18 +358,12 @@ def test_what_probes_add_is_counted() -> None:
     """Heads that are knocked out cost at most two percent of the operations and bytes of a block of
     A14B at 480p; attention of n of N queries in R regions n (d + R) / 2 N d of self-attention's
     products."""
-    command = [
-        sys.executable,
-        "-c",
-        COUNTED,
-    ]  # shapes stand for a probe's arrays: types are not seen
+    command = [sys.executable, "-c", COUNTED]  # shapes stand for arrays: types are not seen
     environment = os.environ | AS_USERS
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     (plain, heads), (none, every, some) = json.loads(done.stdout.splitlines()[-1])
     assert all(a <= 1.02 * b for a, b in zip(heads, plain, strict=True))
-    small = Job(toy(), 81, 40, 40)
-    attention = costs.forward_flops(toy().dit, small.tokens)["self-attention"] / toy().dit.layers
-    formula = attention * (32 + 81) / (2 * 32)
+    formula = costs.mass_flops(Job(toy(), 81, 40, 40))
     assert formula < every[0] - none[0] < 1.2 * formula
     assert some[0] - none[0] == pytest.approx((every[0] - none[0]) / 16, rel=0.1)
 

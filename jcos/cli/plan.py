@@ -104,6 +104,12 @@ def _show(options: "list[Option]", job: "Job", machine: "Machine") -> None:
         f"{costs.step_flops(job) / 1e12:,.0f} TFLOP per step. At best: the longest of arithmetic, "
         f"memory and links. Expected: {chip.reached:.0%} of the arithmetic's peak, as {chip.by}."
     )
+    mass, block = costs.mass_flops(job), costs.step_flops(job) / job.config.dit.layers
+    share = mass * job.seeds / (block / job.branches)
+    out.print(
+        f"Watched, a layer costs more: AttentionMass by frame {mass / 1e12:,.3f} TFLOP a pass "
+        f"({share:.1%} of it), of one query in 16 {mass / 16e12:,.3f} ({share / 16:.1%})."
+    )
     if not any(option.compiled for option in options):
         out.print(
             f"All of this is calculated. The extra `{kind}` has the compiler that would know: "

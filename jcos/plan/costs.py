@@ -93,6 +93,13 @@ def forward_flops(cfg: DiTConfig, tokens: int, timesteps: int = 1) -> dict[str, 
     }
 
 
+def mass_flops(job: Job, every: int = 1) -> float:
+    """Return what `AttentionMass.by_frame` of one query in `every` adds to a layer, in one pass."""
+    cfg, regions = job.config.dit, job.config.dit.tokens(*job.latent)[0]
+    alone = forward_flops(cfg, job.tokens)["self-attention"] / cfg.layers
+    return alone * (cfg.head_dim + regions) / (2 * cfg.head_dim) / every
+
+
 def step_flops(job: Job) -> float:
     """Return the operations of one denoising step of all seeds."""
     timesteps = 2 if job.config.image == "pin" else 1
