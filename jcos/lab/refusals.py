@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 
 from jcos.config import STOCHASTIC, PixelCodec, Sampling, WanConfig
-from jcos.lab.methods import Method
+from jcos.lab.methods import Copy, Method, Select, Transform
 from jcos.sampling.checks import all_parts
 from jcos.sampling.probes import EstimateEnsemble, Noise, Probe, SeedEnsemble
 
@@ -35,6 +36,16 @@ def check(
     parting = max(_drawing(probe, steps), steps - 2 if noisy else 0)
     for number, (row, at, before, alive) in enumerate(method.stages(steps)):
         here = f"row {number} (after step {row.step:g})"
+        for name, kind in (("select", Select), ("transform", Transform), ("copy", Copy)):
+            value, known = getattr(row, name), get_args(kind)
+            _refuse(value not in known, f"{here}: {name} is {value!r}; there are {known}")
+        _refuse(
+            any(map(math.isnan, (row.least, row.stop, row.ess)))
+            or row.ess < 0
+            or not math.isfinite(row.scale),
+            f"{here}: least {row.least}, stop {row.stop}, ess {row.ess} and scale {row.scale} are "
+            "to be numbers, ess at least 0 and scale finite",
+        )
         _refuse(
             not 0 <= at < steps,
             f"{here}: there is no such step; they are 0 to {steps - 1}, −1 is the last one, and a "

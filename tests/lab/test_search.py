@@ -443,6 +443,13 @@ def rows(*rows: dict[str, Any], **settings: Any) -> Method:
     return Method(rows=tuple(Row(**(SOME | row)) for row in rows), **{"seeds": 4} | settings)
 
 
+def misspelt(**words: str) -> Method:
+    """As users may write it, without the tests' check of types."""
+    method = rows({"step": 1})
+    vars(method.rows[0]).update(words)
+    return method
+
+
 def mine(judge: Judge) -> dict[str, Any]:
     return {"judges": {"mine": judge}}
 
@@ -467,6 +474,14 @@ BACK: dict[str, Any] = {"step": 1, "copy": "renoise", "strength": 1.0}
         (dataclasses.replace(smc(4, "energy"), eta=0.0), {}, "nothing parts"),
         (smc(4, "energy", at=(STEPS - 2,)), {}, "nothing parts"),
         (rows({"step": -1, "copies": 4}, eta=1.0), {}, "nothing parts"),
+        (misspelt(select="treshold"), {}, "select is 'treshold'"),
+        (misspelt(transform="summ"), {}, "transform is 'summ'"),
+        (misspelt(copy="mutat"), {}, "copy is 'mutat'"),
+        (early_failure(2, "energy", least=np.nan), {}, "least nan"),
+        (rows({"step": 1, "stop": np.nan}), {}, "stop nan"),
+        (rows({"step": 1, "scale": np.inf}), {}, "scale inf"),
+        (rows({"step": 1, "scale": np.nan}), {}, "scale nan"),
+        (smc(4, "energy", ess=-0.1), {}, "ess -0.1"),
         (rows({"step": 1, "copy": "mutate"}), {}, "strength is 0"),
         (rows({"step": 1, "tries": 2}), {}, "tries 2 .* threshold"),
         (rows({"step": 1, "stop": 0.5, "keep": 4}, {**BACK}), {}, "a renoise would lose"),
