@@ -100,10 +100,10 @@ def attribute(
     passes all later steps; "step" takes it of the clean estimate of the very step, and knows
     nothing of what later steps make of it. The two answer different questions.
     The cost is about five passes a step, whatever the number of places; memory hardly grows with
-    the steps. Raises ValueError where the metric is no scalar or a place is unknown.
+    the steps. Raises ValueError where the metric is no scalar, or a place or `through` unknown.
     """
     _check_places(places)
-    runs, metric = _prepared(model, condition, other, metric, sampling)
+    runs, metric = _prepared(model, condition, other, metric, sampling, through)
     masks = {place: jnp.zeros(_sizes(runs, place)) for place in places}
     each = _each(runs, seeds, noise, metric)
     found = [_gradients(run, masks, through) for run in each]
@@ -129,7 +129,9 @@ def patch_effects(
     cells: (place, step, layer, unit), as in `Cell`; a fraction is of the run or of the depth.
     chunk: cells at a time. Raises IndexError for one that does not exist, otherwise as `attribute`.
     """
-    runs, metric = _prepared(model, condition, other, metric, sampling)
+    if not len(cells) or {len(cell) for cell in cells} - {3, 4}:
+        raise ValueError(f"cells are {cells}; give (place, step, layer, unit) of at least one")
+    runs, metric = _prepared(model, condition, other, metric, sampling, through)
     rows = [_cell(runs, cell) for cell in cells]
     masks = {p: np.zeros((1 + len(rows), *_sizes(runs, p)), np.float32) for p in get_args(Place)}
     for i, cell in enumerate(rows):
@@ -150,7 +152,10 @@ def _prepared(
     other: Condition | None,
     metric: Metric,
     sampling: Sampling | None,
+    through: str,
 ) -> tuple[Runs, Partial]:
+    if through not in get_args(Through):
+        raise ValueError(f"through is {through!r}; it is one of {get_args(Through)}")
     if condition.context.ndim != 2:
         raise ValueError("the condition is stacked; attribute one run at a time")
     both = condition if other is None else trajectory.tree_stack([condition, other])
@@ -253,6 +258,8 @@ def jacobian(
     runs = Runs(model, condition, States(), sampling)
     if not runs.single:
         raise ValueError("the condition is stacked; take one at a time")
+    if directions < 1:
+        raise ValueError(f"directions is {directions}; at least 1 is needed")
     found = []
     for seed in seed_numbers(seeds):
         runs.begin([seed])

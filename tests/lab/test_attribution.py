@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -129,7 +130,7 @@ def test_the_jacobian_of_a_known_model_is_known(small_model: Wan) -> None:
     assert moved[:, :, 1].all()
 
 
-def test_bad_input_is_refused(small_model: Wan) -> None:
+def test_bad_input_is_refused(small_model: Wan, monkeypatch) -> None:
     given = condition(small_model)
     with pytest.raises(ValueError, match=r"returns float32\[5, 10, 10, 12\]; it has to be one"):
         attribute(small_model, given, lambda x: x)
@@ -139,6 +140,17 @@ def test_bad_input_is_refused(small_model: Wan) -> None:
         patch_effects(small_model, given, metric, [("heads", 0, 0, 2)])
     with pytest.raises(IndexError, match="layer 2 is out of range"):
         patch_effects(small_model, given, metric, [("block", 0, 2)])
+    wrong: list[Any] = [[], [("block", 0)], [("block", 0, 0, 0, 0)]]
+    for cells in wrong:
+        with pytest.raises(ValueError, match="cells are"):
+            patch_effects(small_model, given, metric, cells)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as of users
+    calls: list[Any] = [(attribute, ("block",)), (patch_effects, [("block", 0, 0)])]
+    for function, what in calls:
+        with pytest.raises(ValueError, match="through is 'steps'"):
+            function(small_model, given, metric, what, through="steps")
+    with pytest.raises(ValueError, match="directions is 0"):
+        jacobian(small_model, given, directions=0)
     with pytest.raises(ValueError, match="there are no seeds"):
         attribute(small_model, given, metric, seeds=())
     with pytest.raises(ValueError, match="2 seed"):
