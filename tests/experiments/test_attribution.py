@@ -1,6 +1,10 @@
 """The experiment of attribution: complete, and agreement of what is known."""
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
+import pytest
 
 from jcos.experiments.attribution import (
     EXACT,
@@ -12,6 +16,7 @@ from jcos.experiments.attribution import (
 )
 from jcos.experiments.experiment import Settings
 from jcos.experiments.samples import others_of
+from jcos.experiments.sweeps import kept_in
 from jcos.lab.results import rows as rows_of
 from jcos.wan import Wan
 from jcos.weights.checkpoint import leaves
@@ -59,3 +64,20 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
     title = "rank correlation with exact patches"
     assert ("rotation, other angle", title, "gradient through the run, heads") in rows
     assert {name for name, _ in SMALL.figures(dataset)} == {*PLACES}
+
+
+def test_a_killed_run_goes_on_at_the_next_pair(small_model: Wan, data, tmp_path: Path) -> None:
+    experiment = dataclasses.replace(SMALL, sharper=(1.0,))
+
+    def kill(what: str, number: int, total: int) -> None:
+        if (what, number) == ("patching", 1):
+            raise KeyboardInterrupt
+
+    with kept_in(tmp_path, {}):
+        with pytest.raises(KeyboardInterrupt):
+            experiment.run(small_model, kill)
+        (first,) = tmp_path.glob("*.npz")
+        made = first.stat().st_mtime_ns
+        dataset = experiment.run(small_model)
+    assert (first.stat().st_mtime_ns, len([*tmp_path.glob("*.npz")])) == (made, 2)
+    np.testing.assert_array_equal(dataset["effect"], data[0]["effect"])

@@ -8,9 +8,10 @@ import pytest
 from jcos.experiments.answers import answers_of, blend, chosen, shares, wrong_answers
 from jcos.experiments.samples import Samples, puzzles_of
 from jcos.experiments.steps import Steps, predictions
-from jcos.experiments.sweeps import held_out, sweep
+from jcos.experiments.sweeps import held_out, play, sweep
 from jcos.experiments.watching import watch_answers
 from jcos.lab.ideal import ideal
+from jcos.lab.results import MODEL
 from jcos.lab.tasks import TASKS
 from jcos.sampling.probes import Probe
 from jcos.wan import Wan
@@ -37,6 +38,16 @@ def test_table_and_figures_are_complete(data, rows) -> None:
     assert figures == {"solved", "blend"}
     assert not list(predictions(dataset, (2,)))  # nothing is ever solved
     assert dataset["solved"].sizes == {"denoiser": 2, "puzzle": 8, "seed": 1, "step": 4}
+
+
+def test_the_last_estimate_is_the_end_of_a_plain_run(small_model: Wan, data) -> None:
+    puzzles = held_out(MAZE, 4)
+    latents = play(small_model, puzzles).latents[0, :, 0]
+    answers = answers_of(small_model, puzzles, wrong=3, room=9)
+    on = np.asarray(jax.vmap(blend)(latents, answers).on)
+    mass = shares(on[:, None, None], answers)
+    last = data[0].sel(denoiser=MODEL, step=3, seed=0).isel(puzzle=slice(0, 4))
+    np.testing.assert_allclose(mass.taken[:, 0, 0], last["taken"], atol=2e-2)
 
 
 class Ideally(Probe):

@@ -23,7 +23,7 @@ from jcos.experiments.sweeps import (
 )
 from jcos.lab.tasks import TASKS
 from jcos.sampling import flow
-from jcos.sampling.probes import InWorlds, Noise, Probe
+from jcos.sampling.probes import InWorlds, Noise, Probe, States
 from jcos.sampling.trajectory import Condition
 from jcos.wan import Wan
 from tests.conftest import compilations
@@ -128,6 +128,19 @@ def test_too_little_memory_says_what_helps(
     helps = r"asked a device for 3.5 GiB.*\(1\) .*--set chunk=4\); \(2\) fewer than 2 seeds .*video"
     with pytest.raises(MemoryError, match=helps):
         sweep(small_model, runs, (0, 1), probes=noises(0, 1, 2, 3), chunk=8)
+
+
+def test_what_is_observed_of_a_run_takes_memory_too(
+    small_model: Wan, runs: Condition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the states of four steps, also with the whole trace."""
+    sizes = []
+    monkeypatch.setattr(sweeps, "runs_that_fit", lambda *given: sizes.append(given[-1]))
+    for probe in (Probe(), States()):
+        with pytest.raises(TypeError):  # no number of runs
+            sweep(small_model, runs, (0, 1), probes=[probe])
+    states = 2 * 4 * 5 * 10 * 10 * 12 * 4
+    assert sizes[1] == sizes[0] + 2 * states
 
 
 def test_guided_runs_cost_twice_the_memory_and_too_much_is_refused(

@@ -1,5 +1,8 @@
 """What judges say of estimates whose worth is known."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -81,6 +84,10 @@ def test_the_scorer_knows_the_answer_and_frames_are_judged_on_the_host(
     scores = Frames(lambda video: float(video[-1].mean()))(at)
     want = [MAZE.routes(PUZZLE)[i][-1].mean() for i in range(2)]
     np.testing.assert_allclose(scores[0, ::2], want, atol=0.5)
+    video = np.zeros((1, 3, 1, 2, 2, 3), np.uint8)
+    tiled: Any = SimpleNamespace(decode=lambda x0, tiles: video + np.uint8(tiles[0]))
+    at = at._replace(model=tiled, tiles=(7, 7))
+    assert Frames(lambda video: float(video.mean()))(at).tolist() == [[7, 7, 7]]
 
 
 def test_signs_of_any_run(small_model: Wan, routes) -> None:

@@ -154,6 +154,15 @@ def test_twenty_updates_lower_the_loss_of_a_fixed_batch(config):
     fixed = batches(RECIPE, config, 0)
     update = make_update(RECIPE, config)
     state = initial(RECIPE, config)
+    kinds = state.optimizer[1].inner_states  # Muon has one moment of a weight, Adam two
+    muon, adam = (
+        {name for name, a in kinds[kind].inner_state[0].mu.items() if hasattr(a, "shape")}
+        for kind in ("muon", "adam")
+    )
+    matrices = {n for n in state.params if ".blocks." in n and n.endswith(".kernel")}
+    assert all(state.params[name].ndim == 3 for name in matrices)
+    assert muon == matrices
+    assert adam == state.params.keys() - matrices
     start = jax.tree.map(np.asarray, state.params)
     average = jax.tree.map(np.asarray, state.ema)
 
