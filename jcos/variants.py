@@ -185,10 +185,10 @@ def with_profile(config: WanConfig, profile: Profile) -> WanConfig:
 
 
 def at_size(config: WanConfig, profile: Profile | None, height: int, width: int) -> WanConfig:
-    """Return a release as it is sampled at a size: Wan2.1's image-to-video models have shift 3 at
-    832 × 480 and 480 × 832 in the original (and the one for 480P in diffusers), else 5."""
-    one_shift = config.vision is None or profile in ("diffsynth", "vbvr-pro")
-    if one_shift or {height, width} != {480, 832}:
+    """Return a release as the original samples it at a size: Wan2.1's image-to-video models have
+    shift 3 at 832 × 480 and 480 × 832, else 5. Other models and codes have one shift."""
+    original = config.vision is not None and profile in (None, "official", "float32")
+    if not original or {height, width} != {480, 832}:
         return config
     return dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, shift=3.0))
 

@@ -22,7 +22,7 @@ from jcos.media import image
 from jcos.sampling.interventions import Interventions, places
 from jcos.sampling.noise import noise_from_file
 from jcos.sampling.probe import Probe
-from jcos.variants import Profile
+from jcos.variants import Profile, at_size
 from jcos.wan import check_picture, latent_grid
 
 MANY = 2**16
@@ -89,6 +89,8 @@ class Arm(Interventions):
     def of(self, config: WanConfig) -> WanConfig:
         """The model as this arm samples it. Raises ValueError or IndexError where it cannot."""
         check_picture(config, True)
+        if self.size is not None:
+            config = at_size(config, self.profile, *self.size)
         config = dataclasses.replace(config, sampling=self.sampling.of(config))
         steps = self.steps(config)
         for chosen in (self.noise_steps, self.ensemble_steps):

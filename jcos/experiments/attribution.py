@@ -128,7 +128,7 @@ class Attribution(Experiment):
         hows: Sequence[str],
     ) -> dict[Any, Float[np.ndarray, "K S L U"]]:
         """Return the same of one pair; of the whole block's tokens, U = 1."""
-        dit, sampling = model.config.dit, self.sampling.of(model.config)
+        dit, sampling = model.config.dit, self.sampled(model.config)
         every = range(sampling.steps), range(dit.layers)
         units = {place: (range(dit.heads),) if place in BY_HEAD else () for place in places}
         cells = [Cell(p, *at) for p, heads in units.items() for at in product(*every, *heads)]

@@ -89,9 +89,7 @@ class Budget(Experiment):
 
     def plan_of(self, model: Wan, case: Case) -> flow.Plan:
         """Return the run of a case."""
-        sampling = dataclasses.replace(
-            self.sampling.of(model.config), steps=case.steps, sigmas=None
-        )
+        sampling = dataclasses.replace(self.sampled(model.config), steps=case.steps, sigmas=None)
         if case.kind == "shift":
             sampling = dataclasses.replace(sampling, shift=case.value)
         plan = flow.plan(sampling)

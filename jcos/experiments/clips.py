@@ -131,6 +131,12 @@ def _asked(config: WanConfig, clips: Clips) -> list[int]:
     return [getattr(clips, name) or getattr(config.clip, name) for name in SIZES]
 
 
+def size_of(config: WanConfig, file: Path) -> tuple[int, int]:
+    """Return height and width that a file of clips asks for."""
+    _, height, width = _asked(config, read_clips(file))
+    return height, width
+
+
 def check_clips(config: WanConfig, file: Path, profile: Profile | None = None) -> None:
     """Raise ValueError where a model does not make videos of a file of clips, as far as is known
     without its weights: with the clip and the field."""

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from jcos.config import Grid, PixelCodec, Sampling, Solver, WanConfig
 from jcos.devices import mesh, sharding
-from jcos.experiments.clips import check_clips, latent_frames, read_clips
+from jcos.experiments.clips import check_clips, latent_frames, read_clips, size_of
 from jcos.experiments.parameters import Count, NonNegative, check_parameters
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import sweep
@@ -31,7 +31,7 @@ from jcos.sampling.interventions import Place as Place
 from jcos.sampling.interventions import places as places
 from jcos.staged import Progress as Progress
 from jcos.staged import silent as silent
-from jcos.variants import Profile
+from jcos.variants import Profile, at_size
 from jcos.wan import Wan
 
 
@@ -175,18 +175,23 @@ class Experiment(abc.ABC):
     def plan(self, config: WanConfig, steps: int | None = None) -> flow.Plan:
         """Return the run. steps: another number of them, on the same grid."""
         changed = {} if steps is None else {"steps": steps, "sigmas": None}
-        sampling = dataclasses.replace(self.sampling, **changed).of(config)
-        return flow.plan(sampling, config.boundary)
+        return flow.plan(self.sampled(config, **changed), config.boundary)
+
+    def sampled(self, config: WanConfig, **changed: Any) -> Sampling:
+        """Return the sampling of this model, at the size of its clips. changed: of `Settings`."""
+        if self.clips is not None:
+            config = at_size(config, self.profile, *size_of(config, self.clips))
+        return dataclasses.replace(self.sampling, **changed).of(config)
 
     def costs(self, config: WanConfig) -> dict[str, results.Variable]:
         """Return the passes up to each step, and of the whole run, as variables."""
-        steps = self.sampling.of(config).steps
+        steps = self.sampled(config).steps
         cost = [self.forwards(config, step + 1) for step in range(steps)]
         return {"forwards": (("step",), cost, {}), "all_forwards": ((), cost[-1], {})}
 
     def forwards(self, config: WanConfig, steps: int | None = None) -> int:
         """Return the passes of a trajectory, or of its first `steps`: two a step with guidance."""
-        sampling = self.sampling.of(config)
+        sampling = self.sampled(config)
         return (sampling.steps if steps is None else steps) * (1 + (sampling.guidance is not None))
 
 

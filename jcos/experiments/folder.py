@@ -38,7 +38,7 @@ def describe(
     experiment: Experiment, config: WanConfig, weights: Mapping[str, str]
 ) -> dict[str, Any]:
     """Return all that decides what comes out, as JSON has it."""
-    sampling, parameters = experiment.sampling.of(config), dataclasses.asdict(experiment)
+    sampling, parameters = experiment.sampled(config), dataclasses.asdict(experiment)
     about = {
         "experiment": experiment.name,
         "parameters": {name: v for name, v in parameters.items() if name not in FREE},

@@ -83,7 +83,7 @@ class Jacobian(Experiment):
     ) -> Float[np.ndarray, "2 2 K S"]:
         """Return the sizes of one puzzle by pixels, denoiser, seed and step."""
         seeds = [pair_seed(model, seed, number) for seed in self.seeds]
-        how: dict[str, Any] = {"sampling": self.sampling.of(model.config)}
+        how: dict[str, Any] = {"sampling": self.sampled(model.config)}
         sizes = jacobian(model, given, seeds, directions=self.directions, **how)
         x = generate(model, given, seeds, probe=States(), **how).estimate_obs
         keys = jax.random.split(jax.random.key(number), self.directions)

@@ -111,7 +111,7 @@ class Lenses(Experiment):
         each = -(-self.fit // len(tasks))
         seeds = [(self.puzzle_seed, i) for i in range(each)]
         puzzles = [get(task).sample(seed, "train") for task in tasks for seed in seeds]
-        sampling = self.sampling.of(model.config)
+        sampling = self.sampled(model.config)
         given = conditions_of(model, puzzles[: self.fit])
         fit = partial(fit_lens, model, given, self.seeds[:1])
         fit = partial(fit, sampling=sampling, updates=self.updates)

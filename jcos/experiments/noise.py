@@ -221,7 +221,7 @@ def with_cleanup(experiment: Noise, model: Wan) -> flow.Plan:
     """Return the run with its last `cleanup` steps once more behind it, by Euler's solver, which
     needs no history."""
     plan = experiment.plan(model.config)
-    sampling = experiment.sampling.of(model.config)
+    sampling = experiment.sampled(model.config)
     sampling = dataclasses.replace(sampling, solver="euler", eta=None)
     first, again, at = plan.schedule, flow.schedule(sampling), plan.steps - experiment.cleanup
     more = first.table.shape[1] - again.table.shape[1]  # 1 where the solver is stochastic

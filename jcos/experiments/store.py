@@ -70,7 +70,7 @@ class Store(Experiment):
             tokens=np.unique(chosen).tolist(),
             sites=self.sites,
             labels={"task": samples.tasks},
-            sampling=self.sampling.of(config),
+            sampling=self.sampled(config),
             at_once=self.at_once,
             progress=progress,
         )

@@ -264,6 +264,8 @@ def test_real_samples_keep_their_size_and_get_4n_plus_1_frames(bench_folder: Pat
     assert Arm(frames=17, scale=0.5).shape(config, sample) == (17, 512, 512)
     settings = Arm().of(config).sampling
     assert (settings.steps, settings.shift, settings.guidance) == (50, 5.0, (5.0, 5.0))
+    arm, config = Arm(profile=None, sampling=Settings(), size=(480, 832)), "wan2.1-i2v-14b"
+    assert arm.of(VARIANTS[config]()).sampling.shift == 3.0
 
 
 def test_the_next_batch_is_prepared_while_one_is_denoised(

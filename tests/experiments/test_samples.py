@@ -11,6 +11,7 @@ from PIL import Image
 
 from jcos.experiments.clips import check_clips, digest, latent_frames, read_clips, write_example
 from jcos.experiments.samples import Samples, baselines
+from jcos.experiments.steps import Steps
 from jcos.experiments.sweeps import held_out
 from jcos.lab.tasks import TASKS
 from jcos.variants import VARIANTS, Profile, with_profile
@@ -85,6 +86,13 @@ def test_clips_have_conditions_and_no_judge(small_model: Wan, tmp_path: Path) ->
     digests.add(digest(file))
     (tmp_path / "prompt.txt").write_text("maze")
     assert len(digests | {digest(file)}) == 3
+
+
+def test_the_shift_of_a_release_follows_the_size_of_its_clips(tmp_path: Path) -> None:
+    file = clips_file(tmp_path, [{"prompt": "x"}], height=480, width=832)
+    config = VARIANTS["wan2.1-i2v-14b"]()
+    assert Steps(clips=file).sampled(config).shift == 3.0
+    assert Steps(clips=file, profile="diffsynth").sampled(config).shift == 5.0
 
 
 PROMPT = '{"prompt": "x"}'
