@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,20 @@ class Float8(Tensor):
     kind: str = ""
     scale: Tensor | None = None
 
+    @property
+    def _stored(self) -> Tensor:
+        return Tensor(self.file, self.shape, np.dtype(self.kind), self.offset, self.strides)
+
+    def part(self, number: int, parts: int) -> "Float8":
+        """Return one of so many equal parts along the first axis, with its rows' scales."""
+        part, scale = self._stored.part(number, parts), self.scale
+        if scale is not None and math.prod(scale.shape) > 1:
+            scale = scale.part(number, parts)
+        return replace(self, shape=part.shape, offset=part.offset, scale=scale)
+
     def read(self) -> np.ndarray:
         """Return value × scale, rounded once, to float32."""
-        stored = Tensor(self.file, self.shape, np.dtype(self.kind), self.offset, self.strides)
-        values = stored.read().astype(np.float32)
+        values = self._stored.read().astype(np.float32)
         if self.scale is not None:
             scale = self.scale.read().astype(np.float32)
             values *= scale.reshape(-1, *[1] * (values.ndim - 1))
@@ -96,6 +106,8 @@ def gguf_tensors(path: Path) -> dict[str, Tensor]:
         reader = gguf.GGUFReader(path)
     except Exception as error:  # noqa: BLE001 (whatever its parser stumbles over)
         raise CheckpointError(f"{path} is truncated or no GGUF file: {error}") from None
+    if reader.byte_order == "S":
+        raise CheckpointError(f"{path} has its bytes in the other order (big-endian): convert it")
     found: dict[str, Tensor] = {}
     for tensor in reader.tensors:
         kind, float32 = tensor.tensor_type.name, np.dtype(np.float32)

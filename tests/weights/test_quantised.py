@@ -4,6 +4,7 @@ import json
 import shutil
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -96,7 +97,11 @@ def test_float8_with_scales(torch, save, tmp_path, weights, spelling, per_row):
         kept["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
     file = tmp_path / "x.safetensors"
     save({f"model.diffusion_model.{k}": a for k, a in kept.items()}, file)
-    assert assert_reads(file, want).notes == []
+    source = assert_reads(file, want)
+    assert source.notes == []
+    name = "blocks.0.ffn.0.weight"  # cut as a CLIP's q, k and v are
+    last = source.tensors[f"experts.0.{name}"].part(1, 2).read()
+    np.testing.assert_array_equal(last, want[name][len(last) :])
 
 
 @pytest.mark.extra("verify")
@@ -134,10 +139,10 @@ def test_float8_with_half_of_its_scales_or_others(torch, save, tmp_path, weights
         assert reason in str(info.value)
 
 
-def write_gguf(file: Path, tensors: Tensors, kinds: dict[str, str]) -> Tensors:
+def write_gguf(file: Path, tensors: Tensors, kinds: dict[str, str], order: str = "LITTLE") -> Any:
     """Write a file with the format's own library; returns its float dequantisation."""
     gguf = pytest.importorskip("gguf")
-    writer, want = gguf.GGUFWriter(file, "wan"), {}
+    writer, want = gguf.GGUFWriter(file, "wan", endianess=gguf.GGUFEndian[order]), {}
     rng = np.random.default_rng(0)
     for name, a in tensors.items():
         kind = gguf.GGMLQuantizationType[kinds.get(name, "F32")]
@@ -167,7 +172,10 @@ def test_gguf(tmp_path, weights):
         assert_reads(tmp_path / "wan.gguf", want)
 
 
-def test_a_gguf_that_is_cut(tmp_path, weights):
+def test_a_gguf_that_is_cut_or_big_endian(tmp_path, weights):
+    write_gguf(tmp_path / "big.gguf", {"x": np.ones((2, 2), np.float32)}, {}, "BIG")
+    with pytest.raises(CheckpointError, match="big-endian"):
+        gguf_tensors(tmp_path / "big.gguf")
     write_gguf(tmp_path / "x.gguf", dict(list(weights.items())[:4]), {})
     data = (tmp_path / "x.gguf").read_bytes()
     for end in (10, len(data) // 2):
