@@ -373,7 +373,7 @@ def identify(checkpoint: Path) -> dict[str, str]:
     """Return which weights a checkpoint folder holds: the hash of its manifest, which lists every
     file's; of a released folder, of the names and sizes of all files but hidden ones and compiled
     programs, and of pieces of those that hold weights or say what they are; of a single file, of
-    it, the other expert's, and what may be its VAE and text encoder. Folders of results of earlier
+    it, the other expert's, and what may be its VAE and encoders. Folders of results of earlier
     versions, which know names and sizes alone, are of others."""
     manifest = checkpoint / MANIFEST
     if manifest.is_file():
@@ -382,7 +382,8 @@ def identify(checkpoint: Path) -> dict[str, str]:
     names = {p: p.relative_to(checkpoint) for p in sorted(inside) if p.is_file()}
     if checkpoint.is_file():
         experts = single.experts(checkpoint)
-        others = [p for part in ("vae", "text") for p in single.companions(experts[0], part)]
+        parts = ("vae", "text", "vision")
+        others = [p for part in parts for p in single.companions(experts[0], part)]
         names = {p: Path(p.name) for p in (*experts, *others)}
     files = [path for path, name in names.items() if name.parts[0] != "programs"]
     listed = [(names[p].as_posix(), p.stat().st_size) for p in files]

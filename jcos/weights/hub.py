@@ -152,7 +152,7 @@ def _download(
         ) from None
     logging.set_verbosity_error()  # but for its progress
     try:
-        return Path(
+        found = Path(
             hub.snapshot_download(
                 repo,
                 revision=revision,
@@ -177,3 +177,6 @@ def _download(
             f"there is no folder {name}, and Hugging Face cannot be reached "
             f"({type(error).__name__}); on a machine that can: hf download {repo}{at}{only}"
         ) from None
+    if not any(any(found.glob(pattern)) for pattern in patterns):
+        raise ValueError(f"{name} on Hugging Face has no files of a model that jcos reads")
+    return found

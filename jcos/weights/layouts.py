@@ -75,9 +75,14 @@ def _single(file: Path) -> Layout:
     found = {f"experts.{i}": place for i, place in enumerate(files)}
     header = without_prefix(_headers(files[:1], []), ANCHORS["experts"], file)
     head = header.get("head.head.weight") or header.get("proj_out.weight")
-    channels = head and head.shape[0] // 4
-    if vae := _fitting(single.companions(file, "vae"), channels):
-        found["vae"] = vae
+    image = header.get("img_emb.proj.0.weight") or header.get(
+        "condition_embedder.image_embedder.norm1.weight"
+    )
+    sizes = {"vae": head and head.shape[0] // 4, "vision": image and image.shape[0]}
+    for part, size in sizes.items():
+        near = single.companions(file, part) if size else []
+        if fitting := _fitting(near, part, size):
+            found[part] = fitting
     if texts := single.companions(file, "text"):
         found["text"] = texts[0]
     return Layout(found, {}, single.tokenizer([file, *texts[:1]]))
@@ -95,18 +100,19 @@ def _original(folder: Path) -> dict[str, Path]:
         files = [p for s in (".safetensors", ".pth") for p in visible(folder, pattern + s)]
         if part == "vae" and len(files) > 1:
             channels = read_json(experts[0] / "config.json", []).get("out_dim")
-            found[part] = _fitting(files, channels) or files[0]
+            found[part] = _fitting(files, "vae", channels) or files[0]
         elif files:
             found[part] = files[0]
     return found
 
 
-def _fitting(vaes: Iterable[Path], channels: int | None) -> Path | None:
-    """Return the first VAE that codes a frame in so many channels."""
-    for file in vaes:
-        for name, tensor in _headers([file], []).items():
-            first = re.fullmatch(r"(.*\.)?decoder\.conv(1|_in)\.weight", name)
-            if first and tensor.shape[1] == channels:
+def _fitting(files: Iterable[Path], part: str, size: int | None) -> Path | None:
+    """Return the first VAE that codes a frame in so many channels, or the first image encoder whose
+    tokens are so wide."""
+    tensor, axis = (r"decoder\.conv(1|_in)\.weight", 1) if part == "vae" else (ANCHORS[part], 0)
+    for file in files:
+        for name, found in _headers([file], []).items():
+            if re.fullmatch(rf"(.*\.)?({tensor})", name) and found.shape[axis] == size:
                 return file
     return None
 

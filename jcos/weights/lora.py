@@ -32,8 +32,8 @@ from jcos.weights.loras import Asked, parse_all
 from jcos.weights.names import DIT, Leaf, place
 from jcos.weights.tensors import Tensor, check_finite, tensors_in
 
-Group = dict[str, Tensor]
-"""What changes one tensor, by kind: `A`, `B`, `alpha`, `diff`, …"""
+Group = dict[str, tuple[str, Tensor]]
+"""The key and tensor of what changes one tensor, by kind: `A`, `B`, `alpha`, `diff`, …"""
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _by_target(
         parsed = spelling.parse(key)
         target = targets.get(parsed.target) if parsed else None
         if parsed and target and parsed.kind not in groups[target]:
-            groups[target][parsed.kind] = keys[key]
+            groups[target][parsed.kind] = (key, keys[key])
         elif spelling.is_of_image_encoder(key) and not reads_pictures:
             skipped.append(key)
         else:
@@ -171,7 +171,7 @@ def _changes(
     """Return what the keys of one tensor add to it; ValueError where their shapes or types do not
     fit."""
     changes: list[Change] = []
-    for kind, tensor in group.items():
+    for kind, (_, tensor) in group.items():
         if kind != "alpha" and tensor.dtype.kind in "iub":
             raise ValueError(f"has integers as its {kind}")
         if tensor.dtype.itemsize == 1 and tensor.dtype.kind not in "iub":
@@ -183,19 +183,19 @@ def _changes(
     if group.keys() & {"A", "B", "alpha"}:
         if not {"A", "B"} <= group.keys():
             raise ValueError(f"has of a pair only {' and '.join(sorted(group))}")
-        down, up = group["A"], group["B"]
+        (key, down), (_, up) = group["A"], group["B"]
         rank = down.shape[0] if down.shape else 0
         made = (*up.shape[:1], math.prod(down.shape[1:]))
         if made != (shape[0], math.prod(shape[1:])) or math.prod(up.shape[1:]) != rank or not rank:
             raise ValueError(f"has shape {shape}, its factors {up.shape} and {down.shape}")
         factor = 1.0
         if "alpha" in group:
-            alpha = group["alpha"].read()
+            alpha = group["alpha"][1].read()
             if alpha.size != 1:
                 raise ValueError(f"has an alpha of shape {alpha.shape}, which is one number")
             factor = float(alpha.item()) / rank
         elif settings:
-            factor = settings.factor(rank)
+            factor = settings.factor(key, rank)
         if not math.isfinite(factor):
             raise ValueError(f"has an alpha that is no number: {factor * rank}")
         changes.append(Change((up, down), scale * factor))

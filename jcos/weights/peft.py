@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jcos.files import visible
+from jcos.weights import spelling
 from jcos.weights.checkpoint import CheckpointError
 from jcos.weights.faults import shorter
 from jcos.weights.tensors import metadata_of
@@ -42,12 +43,17 @@ class Settings:
     source: Path
     about: Mapping[str, Any]
 
-    def factor(self, rank: int) -> float:
+    def factor(self, key: str, rank: int) -> float:
         """Return what B A is multiplied by; ValueError where the configuration has another rank."""
         said = self.about.get("r")
         if said not in (None, rank) and not self.about.get("rank_pattern"):
             raise ValueError(f"has rank {rank}, where {self.source} says {said}")
         root = math.sqrt(rank) if self.about.get("use_rslora") else rank
+        # As in PEFT, the first pattern counts that a module's name ends in; it may have a prefix.
+        names = [name.partition(".lora_")[0] for name in (key, spelling.bare(key))]
+        for pattern, alpha in (self.about.get("alpha_pattern") or {}).items():
+            if any(re.fullmatch(rf"(.*\.)?({pattern})", name) for name in names):
+                return alpha / root
         return self.about["lora_alpha"] / root
 
 
@@ -78,16 +84,16 @@ def settings(file: Path, *, second: bool) -> Settings | None:
     if not about:
         return None
     kind = "DoRA" if about.get("use_dora") else str(about.get("peft_type") or "LORA")
-    begun, alpha = str(about.get("init_lora_weights")), about.get("lora_alpha")
-    number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    begun = str(about.get("init_lora_weights"))
+    alphas = [about.get("lora_alpha"), *(about.get("alpha_pattern") or {}).values()]
+    numbers = all(isinstance(a, int | float) and not isinstance(a, bool) for a in alphas)
     for wrong, reason in (
         (kind.upper() != "LORA", f"is of a {shorter(kind, 40)}; it cannot be merged"),
         (
             _OF_OTHER_WEIGHTS.fullmatch(begun),
             f"says that the LoRA began as {shorter(begun, 40)}, from its model's own weights",
         ),
-        (about.get("alpha_pattern"), "has an alpha_pattern; only one lora_alpha is read"),
-        (not number, "has no number as lora_alpha"),
+        (not numbers, "has no number as lora_alpha, or in its alpha_pattern"),
     ):
         if wrong:
             raise CheckpointError(f"{source} {reason}")

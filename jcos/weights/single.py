@@ -11,8 +11,12 @@ _EXPERT = re.compile(r"(?<![a-z])(high|low)(?=[-_ ]?noise|[^a-z])", re.IGNORECAS
 _OTHER = {"high": "low", "low": "high", "High": "Low", "Low": "High", "HIGH": "LOW", "LOW": "HIGH"}
 _ONE = re.compile(r"(?!.*noise)(.*wan[-_ ]?2[._]1|.*ti2v)", re.IGNORECASE)
 """Names of models that have one transformer, `low_vram` or not."""
-_NAMES = {"vae": re.compile(r"(?i).*wan.*vae.*"), "text": re.compile(r"(?i).*umt5.*")}
-_FOLDERS = ("vae", "text_encoders", "text_encoder", "clip")
+_NAMES = {
+    "vae": re.compile(r"(?i).*wan.*vae.*"),
+    "text": re.compile(r"(?i).*umt5.*"),
+    "vision": re.compile(r"(?i).*clip.*vi[st].*"),
+}
+_FOLDERS = ("vae", "text_encoders", "text_encoder", "clip", "clip_vision")
 
 
 def experts(file: Path) -> list[Path]:
@@ -32,8 +36,9 @@ def experts(file: Path) -> list[Path]:
 
 
 def companions(file: Path, part: str) -> list[Path]:
-    """Return files that may be the transformer's VAE or text encoder (`vae`, `text`), by their
-    names: in its folder or one of ComfyUI's folders beside or in it, the largest first."""
+    """Return files that may be the transformer's VAE, text or image encoder (`vae`, `text`,
+    `vision`), by their names: in its folder or one of ComfyUI's folders beside or in it, the
+    largest first."""
     file = file.absolute()
     roots = [file.parent, *list(file.parents)[1:3]]
     folders = [file.parent, *(root / name for root in roots for name in _FOLDERS)]

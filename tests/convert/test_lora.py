@@ -318,6 +318,14 @@ def test_what_a_configuration_says_of_the_rank(tmp_path, about, scale):
     assert set(scales(opened(folder_of(tmp_path / "x", **about))).values()) == {scale}
 
 
+def test_the_first_pattern_that_a_module_ends_in_has_its_alpha(tmp_path):
+    patterns = {"attn1.to_q": 2, r"blocks\.1\.attn2.*": 8}
+    found = scales(opened(folder_of(tmp_path / "x", alpha_pattern=patterns)))
+    assert found["blocks.1.self_attn.q.weight"] == 2 / RANK
+    assert found["blocks.1.cross_attn.k.weight"] == 8 / RANK
+    assert found["blocks.0.cross_attn.k.weight"] == 16 / RANK
+
+
 def test_of_both_experts_in_one_file_each_has_its_settings(tmp_path):
     first = safetensors.numpy.load_file(PEFT)
     second = {key.replace("transformer.", "transformer_2."): a for key, a in first.items()}
@@ -350,7 +358,7 @@ def test_alpha_in_the_file_comes_first(tmp_path):
         ({"init_lora_weights": "pissa_niter_16"}, "pissa"),
         ({"lora_alpha": None}, "lora_alpha"),
         ({"lora_alpha": "16"}, "lora_alpha"),
-        ({"alpha_pattern": {"attn1.to_q": 3}}, "alpha_pattern"),
+        ({"alpha_pattern": {"attn1.to_q": "3"}}, "alpha_pattern"),
         ({"r": 8}, f"has rank {RANK}, where"),
     ],
 )

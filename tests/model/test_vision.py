@@ -14,6 +14,7 @@ from jcos import loop, staged, wan
 from jcos.config import Sampling, WanConfig
 from jcos.generation import generate
 from jcos.media import image
+from jcos.weights.layouts import recognise
 from jcos.weights.released import open_released
 from tests.models import close
 
@@ -167,6 +168,10 @@ def test_the_original_layout_is_the_same_model(pipeline: Any, folder: Path, tmp_
         read = lambda name, s=opened: s.tensors[name].read()  # noqa: E731
         other = source.leaves[path].build(lambda n: source.tensors[n].read(), np.dtype(np.float32))
         np.testing.assert_array_equal(leaf.build(read, np.dtype(np.float32)), other, path)
+    # Beside a transformer's single file too, where another one is larger but does not fit.
+    wide = {"vision_model.embeddings.patch_embedding.weight": np.zeros((64, 3, 99, 99), np.float32)}
+    save_file(wide, release / "clip_vision_g.safetensors")
+    assert recognise(release / "diffusion_pytorch_model.safetensors").places["vision"] == file
 
 
 def test_the_shift_follows_the_size(folder, tmp_path, monkeypatch) -> None:
@@ -184,6 +189,7 @@ def test_the_shift_follows_the_size(folder, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(wan, "check_mesh", stop)
     assert (shift(832, 480), shift(720, 1280)) == (3.0, 5.0)
     assert (shift(832, 480, shift=7.0), shift(832, 480, profile="diffsynth")) == (7.0, 5.0)
+    assert shift(832, 480, profile="diffusers") == 5.0  # whose pipelines keep it in a file
 
 
 @pytest.mark.filterwarnings("default")  # those of PyTorch's libraries are theirs

@@ -96,6 +96,8 @@ def served(tmp_path, monkeypatch) -> Iterator[Hub]:
     for name in ("transformer", "transformer_2"):
         shutil.copytree(release / name, tuned / name)
     shutil.copy(release / "model_index.json", tuned)
+    (tmp_path / "hub" / "Other" / "Pictures").mkdir(parents=True)
+    (tmp_path / "hub" / "Other" / "Pictures" / "a.png").write_text("not needed")
     server = Hub(tmp_path / "hub")
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
@@ -172,6 +174,7 @@ def test_a_model_that_is_cached_in_part_says_how_to_get_the_rest(served):
     [
         ("Wan-AI/None", "there is no folder Wan-AI/None, and Hugging Face has no such model"),
         (f"{BASE}@v7", "on Hugging Face has no revision v7"),
+        ("Other/Pictures", "Other/Pictures on Hugging Face has no files of a model"),
     ],
 )
 def test_a_wrong_name_ends_in_one_sentence(served, name, reason):
