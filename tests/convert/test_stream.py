@@ -1,5 +1,8 @@
 """Conversion: every leaf equals the release's, a killed run goes on, memory stays small."""
 
+import errno
+import fcntl
+import json
 import os
 import shutil
 import signal
@@ -124,7 +127,8 @@ stream.convert(stream.Job(Path(sys.argv[1]), Path(sys.argv[2])))
 @pytest.mark.slow
 def test_a_killed_conversion_goes_on_where_it_stopped(release, tmp_path, monkeypatch):
     """Killed when the third part is written but not noted, and again when all is done but the name;
-    in between it is asked for with other settings, and of other files."""
+    in between it is asked for with other settings, of other files, beside another process, and on a
+    disk that becomes full."""
     target, work = tmp_path / "out", tmp_path / ".out.unfinished"
     command = [sys.executable, "-c", SCRIPT, str(release), str(target)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=600)
@@ -147,6 +151,31 @@ def test_a_killed_conversion_goes_on_where_it_stopped(release, tmp_path, monkeyp
     os.utime(vae)
     assert "sources.Wan2.1_VAE.pth" in refused(Job(release, target))
     os.utime(vae, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+    with (work / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match=f"another process is converting to {target}"):
+            convert(Job(release, target))
+    assert files(work / "weights", ["000", "001"]) == before
+
+    write_part = checkpoint.write_part
+
+    def full(folder: Path, name: str, values: Any) -> Any:
+        if name == "004":
+            raise OSError(errno.ENOSPC, "the disk is full")
+        return write_part(folder, name, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_part", full)
+        with pytest.raises(OSError, match="the disk is full"):
+            convert(Job(release, target))
+    noted = json.loads((work / "journal.json").read_text())["parts"]
+    assert noted.keys() > {"000", "001"}
+    before = files(work / "weights", noted)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "digests", lambda *_: {})  # as where another process removed it
+        with pytest.raises(FileNotFoundError, match="let one process convert"):
+            convert(Job(release, target))
 
     with monkeypatch.context() as patch:
         patch.setattr(Work, "finish", Mock(side_effect=KeyboardInterrupt))
