@@ -36,9 +36,9 @@ from tests.conftest import GOLDEN, ROOT, compilations, load_golden
 from tests.experiments.conftest import clips_file
 
 SHORT = Settings(steps=4)
-SMALL: dict[str, tuple[Experiment, int]] = {
-    "steps": (Steps(sampling=SHORT, seeds=(0, 1)), 8),
-    "noise": (Noise(sampling=SHORT, steps=(0, 3), frames=(1,), cleanup=1), 10),
+SMALL: dict[str, tuple[Experiment, int, int]] = {
+    "steps": (Steps(sampling=SHORT, seeds=(0, 1)), 8, 1),
+    "noise": (Noise(sampling=SHORT, steps=(0, 3), frames=(1,), cleanup=1), 10, 1),
     "ensemble": (
         Ensemble(
             sampling=Settings(steps=3),
@@ -48,12 +48,13 @@ SMALL: dict[str, tuple[Experiment, int]] = {
             until=(0,),
         ),
         10,
+        1,
     ),
-    "flow": (Flow(sampling=SHORT, steps=(1, 3), frames=(1,)), 16),
-    "layers": (Layers(sampling=SHORT, steps=(0, 3)), 8),
-    "swap": (Swap(sampling=SHORT, steps=(0,), until=(1.0,)), 16),
+    "flow": (Flow(sampling=SHORT, steps=(1, 3), frames=(1,)), 16, 1),
+    "layers": (Layers(sampling=SHORT, steps=(0, 3), layers=(1,)), 8, 3),
+    "swap": (Swap(sampling=SHORT, steps=(0,), until=(1.0,)), 16, 1),
 }
-"""Experiments on clips, and their dearest forwards (two a step with guidance)."""
+"""Experiments on clips, their dearest forwards (two a step with guidance), and their figures."""
 QUICK = ("steps", "noise")
 JUDGED = re.compile("solved|score|agreement|AUROC|ideal|answer")
 
@@ -88,12 +89,12 @@ def on_clips(model: Wan, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SMALL]
 )
 def test_an_experiment_on_clips_is_one_program_and_has_no_judge(name: str, on_clips) -> None:
-    known, (experiment, forwards) = on_clips(name), SMALL[name]
+    known, (experiment, forwards, figures) = on_clips(name), SMALL[name]
     assert known.programs == 1
     assert set(known.table["task"]) == {"clips"}
     assert not known.table["measure"].str.contains(JUDGED).any()
     assert max(known.table["forwards"]) == forwards
-    assert len(list(experiment.figures(known.data))) == 1
+    assert len(list(experiment.figures(known.data))) == figures
 
 
 def test_distances_of_estimates_end_at_the_last(on_clips) -> None:
@@ -128,10 +129,11 @@ def test_noise_reaches_the_tokens_of_later_steps_only(model: Wan, on_clips) -> N
 
 
 @pytest.mark.slow
-def test_tokens_of_clips_have_energy(model: Wan, on_clips) -> None:
+def test_tokens_of_clips_have_energy_and_components(model: Wan, on_clips) -> None:
     data = on_clips("layers").data
     assert data["energy_by_frame"].dims[0] == "clip"
     assert data["energy_by_frame"].shape == (2, 4, model.config.dit.layers, 2)
+    assert data["film_components"].shape[1:3] == (2, 1)
 
 
 @pytest.mark.slow

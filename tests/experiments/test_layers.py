@@ -1,11 +1,12 @@
 """What tokens carry: laws that hold for any model."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
 
-from jcos.experiments.layers import Channels, Layers, Readout, probe_measures
+from jcos.experiments.layers import Components, Layers, Readout, principal, probe_measures
 from jcos.experiments.linear_probes import (
     Labels,
     auroc_within,
@@ -22,7 +23,7 @@ from jcos.sampling.inside import Capture
 from jcos.sampling.probes import chain
 from jcos.wan import Wan
 
-SMALL = Layers(tasks=("maze", "pattern"), puzzles=12, steps=(0, 3))
+SMALL = Layers(tasks=("maze", "pattern"), puzzles=12, steps=(0, 3), layers=(0.0, 1.0))
 
 
 def test_dataset_table_and_figures_are_complete(data) -> None:
@@ -32,8 +33,10 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
     assert dataset["task"].values.tolist() == np.repeat(SMALL.tasks, identities).tolist()
     n, by_frame = sum(identities), dataset["energy_by_frame"]
     assert by_frame.shape == (n, 4, 2, 5)
+    assert dataset["film_components"].shape == (2, 2, 2, 5, 5, 5, 3)
     assert dataset["answer"].shape == (n, 4, 5)  # two layers, x_s, x̂0, the ideal denoiser
-    assert [name for name, _ in SMALL.figures(dataset)] == ["energy"]
+    films = {f"{kind}-{task}" for kind in ("energy", "components") for task in SMALL.tasks}
+    assert {name for name, _ in SMALL.figures(dataset)} == {"energy", *films}
     table = SMALL.table(dataset).set_index(["task", "measure", "case"])
     assert table.index.is_unique
     row = table.loc["maze", "token energy", "step 3, layer 1"]
@@ -41,14 +44,31 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
     assert (row.n, row.forwards, row.chance) == (identities[0], 4, None)
 
 
+def test_components_are_those_of_the_covariance() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 20)) * np.array([9, 6, 4, *[0.5] * 17])
+    x = (x - x.mean(0)).astype(np.float32)
+    left, size, _ = np.linalg.svd(x, full_matrices=False)
+    want = left[:, :3] * size[:3]
+    components = np.asarray(principal(jnp.asarray(x)))
+    signs = np.sign((components * want).sum(0, keepdims=True))
+    np.testing.assert_allclose(components, want * signs, atol=0.02 * size[0])
+
+
 def test_spread_of_variance(small_model: Wan) -> None:
-    """Observed in a run; the definition, on the tokens themselves."""
+    """Observed in a run; the definitions, on the tokens themselves."""
     samples = Samples.of_tasks(small_model, ("maze",), 1)
     condition = jax.tree.map(lambda a: a[0, 0], samples.conditions)
-    trace = generate(small_model, condition, probe=chain(Channels(), Capture("block", (0, 1))))
-    channels, tokens = trace.block_obs
-    v = np.asarray(tokens[0, 2, 1], np.float64).var(0)
+    trace = generate(
+        small_model, condition, probe=chain(Components((1,)), Capture("block", (0, 1)))
+    )
+    (scores, channels), tokens = trace.block_obs
+    assert scores.shape == (1, 4, 1, 125, 3)
+    x = np.asarray(tokens[0, 2, 1], np.float64)
+    v, values = x.var(0), np.linalg.eigvalsh(np.cov(x.T, bias=True))
     assert float(channels[0, 2, 1]) == pytest.approx(v.sum() ** 2 / (v**2).sum() / 32, rel=1e-3)
+    three = float(np.square(scores[0, 2, 0]).mean(0).sum())
+    assert three == pytest.approx(values[-3:].sum(), rel=0.02)
 
 
 def test_labels_are_what_is_drawn() -> None:
@@ -152,7 +172,7 @@ def measured(identities: np.ndarray) -> xr.Dataset:
     patches = np.zeros((24, 1, 1, 2, 18, 3), np.float32)
     change = labels.answer.reshape(24, 1, 1, 18).astype(np.float32)
     flat = np.ones((24, 1, 1, 1, 27), np.float32)
-    readout = Readout(flat, flat[..., 0], (features, patches), change)
+    readout = Readout(flat, flat, flat[..., None], flat[..., 0], (features, patches), change)
     return probe_measures(readout, labels, identities, [2], 1e-3)
 
 
