@@ -22,6 +22,7 @@ from typing import Any
 from jcos.bench.arm import Arm
 from jcos.experiments.experiment import Settings
 
+benchmark = "vbvr-pro"
 LAYERS = tuple((layer + 0.5) / 40 for layer in range(20, 30))
 STEPS = 30
 

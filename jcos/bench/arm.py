@@ -189,12 +189,14 @@ def resized(
     return np.array(Image.fromarray(picture).resize((width, height), how))
 
 
-def load_arms(file: Path) -> dict[str, Arm]:
-    """Return the `arms` of a Python file, by name. Raises ValueError where there are none."""
-    arms = names_in(file).get("arms")
+def load_arms(file: Path) -> tuple[dict[str, Arm], str]:
+    """Return the `arms` of a Python file, by name, and the `benchmark` that it names, by default
+    vbvr. Raises ValueError where there are no arms."""
+    names = names_in(file)
+    arms = names.get("arms")
     if not (isinstance(arms, dict) and arms and all(isinstance(a, Arm) for a in arms.values())):
         raise ValueError(f"{file} describes no arms: it must set `arms = {{name: Arm(…), …}}`")
-    return arms
+    return arms, str(names.get("benchmark", "vbvr"))
 
 
 def as_json(arm: Arm, sampling: Sampling) -> dict[str, Any]:

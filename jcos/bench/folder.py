@@ -117,18 +117,18 @@ def _misplaced(task: Path) -> str | None:
     return None if split == task.parent.name else f"the benchmark has this task in {split}"
 
 
-def read_bench(root: Path, per_task: int | None = None) -> Bench:
-    """All samples, or the first so many of each task; VBVR-Pro-Bench's where any has a
-    metadata.json.
+def read_bench(root: Path, per_task: int | None = None, benchmark: str = "vbvr") -> Bench:
+    """All samples, or the first so many of each task. benchmark: one of `TITLES`.
 
     Raises ValueError where there is no benchmark at all; a sample that cannot be used is a fault.
     """
     if per_task is not None and per_task < 1:
         raise ValueError(f"{per_task} samples of each task are asked for; at least 1 is needed")
+    if benchmark not in TITLES:
+        raise ValueError(f"benchmark is {benchmark!r}; there are {', '.join(TITLES)}")
     root, order = any_path(root), list(OFFICIAL)
     if not any((root / split).is_dir() for split in SPLITS):
         raise ValueError(f"{root} is no benchmark folder: it has neither {' nor '.join(SPLITS)}")
-    benchmark = "vbvr-pro" if any(root.glob("*/*/*/metadata.json")) else "vbvr"
     samples, faults, names, before = [], {}, [], 0
     for task in visible(root, "*_50/*"):
         if not task.is_dir() or task.parent.name not in SPLITS:

@@ -103,13 +103,13 @@ class Run(OnMesh, Command):
 
         if self.ray:  # this process asks, and leaves the devices to those that work
             jax.config.update("jax_platforms", "cpu")
-        arms = load_arms(config_file(self.config))
+        arms, benchmark = load_arms(config_file(self.config))
         if unknown := [name for name in self.arms if name not in arms]:
             raise ValueError(f"{self.config} has no arm {unknown[0]!r}; it has {', '.join(arms)}")
         arms = {n: override(a, self.set) for n, a in arms.items() if n in (self.arms or arms)}
         if self.lora:
             arms = {n: dataclasses.replace(arm, lora=self.lora) for n, arm in arms.items()}
-        bench = read_bench(self.samples, self.per_task)
+        bench = read_bench(self.samples, self.per_task, benchmark)
         print(f"{bench.extent}, {len(bench.faults)} faults")
         work = run.Work(
             text=self.text_cache or self.out / "text",
@@ -167,6 +167,8 @@ class Score(Command):
     scorer: str | None = None
     """How the official scorer is started, if it is installed."""
     per_task: PerTask = None
+    benchmark: Literal["vbvr", "vbvr-pro"] | None = None
+    """Whose categories and checks; by default those that all arms were made for."""
 
     def check(self) -> None:
         if not self.arms:
@@ -177,7 +179,7 @@ class Score(Command):
         from jcos.bench.scores import compare
         from jcos.cli.common import command_line
 
-        bench = read_bench(self.samples, self.per_task)
+        bench = read_bench(self.samples, self.per_task, self.benchmark or self._made_for())
         result = compare(bench, self.arms, self.out, self.scorer, command_line())
         _print_tables(bench, result)
         for arm in result.scores:
@@ -185,6 +187,22 @@ class Score(Command):
         fewest = min(len(arm.values) for arm in result.scores[: len(self.arms)])
         if fewest < len(bench.names) or bench.faults:
             raise SystemExit(1)
+
+    def _made_for(self) -> str:
+        """Return the benchmark that all arms were made for; ValueError where it is not known."""
+        from jcos.files import read_json
+
+        manifests = [read_json(arm / "run.json") for arm in self.arms]
+        made_for = {about.get("benchmark", "vbvr") for about in manifests if about}
+        if not all(manifests):  # some videos were made elsewhere
+            pro = any(True for _ in self.samples.glob("*/*/*/metadata.json"))
+            made_for |= {"vbvr", "vbvr-pro"} if pro else {"vbvr"}
+        if len(made_for) > 1:
+            raise ValueError(
+                "these arms may be of VBVR-Bench or of VBVR-Pro-Bench, whose categories differ: "
+                "give --benchmark vbvr or --benchmark vbvr-pro"
+            )
+        return made_for.pop()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import pytest
 
 from jcos import cli
 from jcos.bench.arm import load_arms
+from jcos.bench.export import export
 from jcos.lab.methods import Method, forwards
 from jcos.variants import VARIANTS, with_profile
 from tests.conftest import ROOT
@@ -62,9 +63,27 @@ def test_the_whole_path_from_the_command_line(
     assert "no arms; name at least one" in refused("bench", "score", "--samples", small)
 
 
+def test_what_may_be_of_either_benchmark_is_not_scored(tmp_path, refused) -> None:
+    """Videos that another program made, and arms of both."""
+    small = tmp_path / "small"
+    export(small, ("maze",), 1, benchmark="vbvr-pro")
+    arms = [tmp_path / name for name in ("elsewhere", "pro", "plain")]
+    for arm, about in zip(arms, (None, {"benchmark": "vbvr-pro"}, {"arm": {}}), strict=True):
+        arm.mkdir()
+        if about is not None:
+            (arm / "run.json").write_text(json.dumps(about))
+    end = ["--samples", small, "--out", tmp_path / "s"]
+    for some in (arms[:1], arms[1:]):
+        assert "give --benchmark vbvr or" in refused("bench", "score", *some, *end)
+    for some in ((arms[0], "--benchmark", "vbvr-pro"), (arms[1],)):
+        assert commanded("bench", "score", *some, *end) == 1  # no videos
+        assert "VBVR-Pro-Bench" in json.loads((tmp_path / "s/run.json").read_text())["question"]
+
+
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_config_describes_its_arms(file):
-    arms = load_arms(file)
+    arms, benchmark = load_arms(file)
+    assert benchmark == ("vbvr-pro" if file.stem == "vbvr_pro" else "vbvr")
     counts = {"base": 1, "small": 3, "ensemble": 3, "noise": 8, "search": 4, "pro": 14}
     assert len(arms) == counts[file.stem[5:]]
     for name, arm in arms.items():

@@ -52,7 +52,7 @@ def samples(tmp_path: Path) -> Bench:
     """Two mazes and two patterns, exported in its layout."""
     folder = tmp_path / "small"
     export(folder, ("maze", "pattern"), 2, benchmark="vbvr-pro")
-    return read_bench(folder)
+    return read_bench(folder, benchmark="vbvr-pro")
 
 
 def test_a_sample_needs_what_the_scorer_reads(samples: Bench) -> None:
@@ -61,10 +61,16 @@ def test_a_sample_needs_what_the_scorer_reads(samples: Bench) -> None:
     about = samples.samples[1].folder / "metadata.json"
     for content in ("[]", "no json"):
         about.write_text(content)
-        (fault,) = read_bench(samples.root).faults.values()
+        (fault,) = read_bench(samples.root, benchmark="vbvr-pro").faults.values()
         assert "metadata.json is damaged" in fault
+    assert not read_bench(samples.root).faults  # of VBVR-Bench, where the file is left alone
     about.write_text("{}")  # an empty one is an object
-    assert not read_bench(samples.root).faults
+    assert not read_bench(samples.root, benchmark="vbvr-pro").faults
+    for file in samples.root.rglob("metadata.json"):
+        file.unlink()
+    assert len(read_bench(samples.root, benchmark="vbvr-pro").faults) == 4
+    with pytest.raises(ValueError, match="there are vbvr, vbvr-pro"):
+        read_bench(samples.root, benchmark="pro")
 
 
 def test_the_place_is_that_in_the_whole_benchmark(tmp_path: Path, samples: Bench) -> None:
@@ -78,7 +84,7 @@ def test_the_place_is_that_in_the_whole_benchmark(tmp_path: Path, samples: Bench
 
 
 def test_in_the_profile_of_diffusers_and_on_the_grid_of_euler_nothing_is_rounded() -> None:
-    arm = override(load_arms(CONFIG)["cps-0.7"], ("profile=diffusers", "sampling.grid=euler"))
+    arm = override(load_arms(CONFIG)[0]["cps-0.7"], ("profile=diffusers", "sampling.grid=euler"))
     assert arm.profile is not None
     config = arm.of(with_profile(VARIANTS["wan2.2-ti2v-5b"](), arm.profile))
     assert config.numerics.latents == "float32"
@@ -91,7 +97,7 @@ def test_in_the_profile_of_diffusers_and_on_the_grid_of_euler_nothing_is_rounded
 
 def test_an_image_encoder_sees_the_picture_as_the_profile_brings_it(samples: Bench) -> None:
     config, sample = VARIANTS["wan2.1-i2v-14b"](), samples.samples[0]
-    arm, prompt = load_arms(CONFIG)["unipc"], np.zeros((1, 8), np.float32)
+    arm, prompt = load_arms(CONFIG)[0]["unipc"], np.zeros((1, 8), np.float32)
     model = Mock(spec=Wan, config=config)
     model.condition.return_value = Condition(jnp.asarray(prompt), (1, 1, 1))
     Sampler(arm, model, lambda _: prompt).prepare(sample, arm.shape(config, sample))
@@ -102,7 +108,7 @@ def test_an_image_encoder_sees_the_picture_as_the_profile_brings_it(samples: Ben
 
 def test_the_whole_path_runs_on_the_small_model(samples: Bench, small_model, tmp_path) -> None:
     """A seed by place, a stochastic sampler, the tasks' own scores, and the benchmark's name."""
-    arm = override(load_arms(CONFIG)["cps-0.7"], SMALL)
+    arm = override(load_arms(CONFIG)[0]["cps-0.7"], SMALL)
     out = tmp_path / "out"
     status = run({"cps": arm}, TINY, samples, out, Work(text=tmp_path / "text", batch=2))["cps"]
     assert status.complete
