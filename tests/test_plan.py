@@ -164,7 +164,8 @@ def test_between_hosts_gpus_are_joined_by_a_network() -> None:
     ("name", "says"),
     [
         ("v9:2x2", "there is no machine 'v9:2x2'; the nearest are v5p:2x2x4"),
-        ("v5p-24", "there is no machine 'v5p-24'; the nearest are v5p-16, v5p-32"),
+        ("v6e-10", "there is no machine 'v6e-10'; the nearest are v6e-4, v6e-8, v6e-16"),
+        ("v5p-12", "the nearest are v5p-8, v5p-16, v5p-32"),
         ("a100:8", "h100:8"),
         ("gpu:v5e:8", "there is no machine"),
         ("h100:2x2", "there is no machine"),

@@ -106,8 +106,11 @@ def machine(name: str) -> Machine:
     if re.fullmatch(size, asked.removeprefix(kind)):
         shape = tuple(map(int, re.findall(r"\d+", asked.removeprefix(kind)))) or (1,)
     if not chip or not shape or ("gpu:" in name.lower() and chip.axes):
-        slices = [sold for sold in _SLICES if sold.startswith(f"{kind}-")]
-        near = slices or difflib.get_close_matches(asked, _SOLD, 3, 0.0)
+        sizes = {s: int(s.partition("-")[2]) for s in _SLICES if s.startswith(f"{kind}-")}
+        number = int((re.findall(r"\d+$", asked) or [0])[0])
+        near = sorted(sizes, key=lambda sold: abs(sizes[sold] - number))[:3]
+        near.sort(key=sizes.__getitem__)
+        near = near or difflib.get_close_matches(asked, _SOLD, 3, 0.0)
         raise ValueError(f"there is no machine {name!r}; the nearest are {', '.join(near)}")
     # Four chips share a host, 2 × 2; single chips are rented out of such hosts.
     odd = chip.axes and math.prod(shape) > 1 and any(n % 2 for n in shape[:2])
