@@ -24,7 +24,7 @@ from jcos.bench.results import Folder, Status
 from jcos.bench.sampler import Sampler
 from jcos.config import PixelCodec, WanConfig
 from jcos.devices import mesh, sharding
-from jcos.files import check_room, write
+from jcos.files import check_room, is_remote, write
 from jcos.media.formats import check_mp4, write_mp4
 from jcos.runs import made
 from jcos.sampling.trajectory import Condition
@@ -36,6 +36,8 @@ from jcos.weights.checkpoint import identify
 if TYPE_CHECKING:
     from jcos.bench.cluster import Cluster
 
+PACE = 60.0
+"""Seconds between two counts of what is done in a bucket, where each sample is a request."""
 ROOM = 64 * 2**20
 """Bytes that must be free on the disk before a batch is begun."""
 FAILURES = (
@@ -68,6 +70,9 @@ class Work:
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
+        i, n = self.shard
+        if not 0 <= i < n:
+            raise ValueError(f"shard is {i}/{n}; it is I/N with I below N, like 0/4 to 3/4")
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"batch is {self.batch}; at least 1 sample is generated at a time")
 
@@ -130,7 +135,11 @@ def run(
                 progress(f"{name}: reading the model", total - len(left), total)
                 if make is None:  # hosts read the model together, also one that has nothing to make
                     _ = making.sampler
+                counted = -PACE
                 for sample in make(name, arm, config, left) if make else making.make(left):
+                    if is_remote(out) and time.monotonic() - counted < PACE:
+                        continue
+                    counted = time.monotonic()
                     progress(f"{name}: {sample}", total - len(making.left()), total)
                 folder.summarize(whole)
             done[name] = folder.status(part)

@@ -109,12 +109,18 @@ def test_a_killed_run_goes_on(bench_folder: Path, tmp_path: Path, calls: list[st
     assert run(bench_folder, tmp_path).stale == (FIRST,)
 
 
-def test_shards_of_one_folder_never_write_the_same_file(bench_folder, tmp_path, calls) -> None:
-    names, made = read_bench(bench_folder).names, []
+def test_shards_of_one_folder_never_write_the_same_file(
+    bench_folder, tmp_path, calls, monkeypatch
+) -> None:
+    """In a bucket, whose samples are not counted after every batch."""
+    monkeypatch.setattr(bench_run, "is_remote", lambda path: True)
+    names, made, told = read_bench(bench_folder).names, [], []
     for i in (0, 1):
-        status = run(bench_folder, tmp_path, SMALL, Work(text=tmp_path, shard=(i, 2), batch=1))
+        work = Work(text=tmp_path, shard=(i, 2), batch=1)
+        status = run(bench_folder, tmp_path, work=work, progress=lambda *now: told.append(now))
         assert (status.done, status.total) == (3, 3)
         made.append(videos(tmp_path / "arm"))
+    assert len(told) == 4  # the model and the first batch, twice
     assert sorted(calls) == list(names)
     assert [name.removesuffix(".mp4") for name in sorted(made[0])] == list(names[::2])
     assert made[0].items() <= made[1].items()
@@ -340,6 +346,7 @@ def check(mesh: dict[str, int], guidance: float = 5.0) -> None:
         (lambda: Arm(search=chain_clips(2)), "longer than the ground truth"),
         (lambda: SEARCH.of(VARIANTS["wan2.2-t2v-a14b"]()), "takes no first frame"),
         (lambda: SEARCH.of(wan.read_config(TINY)), "there is no judge 'nobody'"),
+        (lambda: Work(text=TINY, shard=(2, 2)), "shard is 2/2"),
         (lambda: check({"seed": 2}), "seed=2 leaves devices idle"),
         (lambda: check({"world": 2}), "leave world out"),
         (lambda: check({"branch": 2}, 1.0), "1 pass.*branch=2"),
