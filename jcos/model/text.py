@@ -5,6 +5,7 @@ UMT5's modules are named as in the released file (`blocks.attn.q`, `blocks.ffn.g
 letters: L tokens of a prompt, H heads, D width.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -191,6 +192,8 @@ def embed(model: UMT5, tokenizer: Tokenizer, prompt: str, length: int = 512) -> 
     Compiled once per length. Warns where the prompt has more tokens than that.
     """
     ids, mask = tokenizer(prompt, length)
+    if ids.max() >= model.cfg.vocabulary:
+        raise ValueError(f"token {ids.max()} is beyond the text encoder's {model.cfg.vocabulary}")
     return _encode(model, jnp.asarray(ids), jnp.asarray(mask))
 
 
@@ -235,8 +238,8 @@ def cached(
     every machine needs the encoder and its 11 GB.
 
     dtype: that they are computed in. load: the encoder and its tokenizer, if there is one; called
-    where a file is lacking, on all hosts together. Raises ValueError where a file is damaged, or
-    one is lacking and there is no encoder.
+    where a file is lacking, on all hosts together. Raises ValueError where a file is damaged, not
+    all are of one encoder, or one is lacking and there is no encoder.
     """
     folder = any_path(folder)
 
@@ -245,17 +248,17 @@ def cached(
         return folder / f"{key}.safetensors"
 
     def rows(prompt: str) -> Rows:
-        found, note = _read_rows(file(prompt))
-        if note:  # that it was cut
-            warnings.warn(note, stacklevel=2)
+        found, about = _read_rows(file(prompt))
+        if about["note"]:  # that it was cut
+            warnings.warn(about["note"], stacklevel=2)
         return jnp.asarray(np.pad(found, ((0, length - len(found)), (0, 0))))
 
-    prompts, damage = list(dict.fromkeys(prompts)), None
+    prompts, encoders, damage = list(dict.fromkeys(prompts)), set(), None
     lacking = [prompt for prompt in prompts if not file(prompt).exists()]
     try:
         for prompt in prompts:
             if prompt not in lacking:
-                _read_rows(file(prompt))
+                encoders.add(_read_rows(file(prompt))[1].get("encoder", ""))
     except ValueError as error:
         damage = error
     intact, complete = sharding.on_all_hosts(np.array([damage is None, not lacking]))
@@ -264,6 +267,10 @@ def cached(
     model = tokenizer = None
     if not complete:
         model, tokenizer = load()
+    if model is not None and tokenizer is not None:
+        encoders.add(_identity(model, tokenizer))
+    if len(encoders) > 1 or "" in encoders:
+        raise ValueError(f"{folder} has prompts of another text encoder; use another folder")
     for prompt in lacking:
         if file(prompt).exists():  # from another process by now
             continue
@@ -277,11 +284,22 @@ def cached(
         found = found[: np.flatnonzero(found.any(axis=1))[-1] + 1]  # without the zeros behind
         about = {
             "key": file(prompt).stem,
+            "encoder": min(encoders),
             "note": "; ".join(str(n.message) for n in notes if n.category is UserWarning),
             "sha256": _digest(_content(found)),
         }
         write(file(prompt), safetensors.numpy.save({"rows": found}, about), shared=True)
     return rows
+
+
+def _identity(model: UMT5, tokenizer: Tokenizer) -> str:
+    """Return what the rows depend on. Norms, position biases and some rows of matrices, which
+    quantised files round, stand for all weights."""
+    blocks = model.blocks
+    small = [model.norm.scale[...], blocks.norm2.scale[...], blocks.pos_embedding[...]]
+    small += [blocks.attn.q.kernel[...][:, 0], blocks.ffn.fc1.kernel[...][:, 0]]
+    about = json.dumps([dataclasses.asdict(model.cfg), model.dtype, tokenizer.digest])
+    return _digest(about.encode(), *(_content(np.asarray(a)) for a in small))
 
 
 def _content(array: np.ndarray) -> bytes:
@@ -292,8 +310,8 @@ def _digest(*parts: bytes) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def _read_rows(file: Path) -> tuple[np.ndarray, str]:
-    """Return the rows in a file, and what there is to say of them."""
+def _read_rows(file: Path) -> tuple[np.ndarray, dict[str, str]]:
+    """Return the rows in a file, and what it says of them."""
     try:
         with fetched(file) as there, safetensors.safe_open(there, framework="numpy") as opened:
             about, rows = opened.metadata() or {}, opened.get_tensor("rows")
@@ -301,4 +319,4 @@ def _read_rows(file: Path) -> tuple[np.ndarray, str]:
             raise ValueError
     except (safetensors.SafetensorError, KeyError, ValueError):
         raise ValueError(f"{file} is damaged, or not of this folder; remove it") from None
-    return rows, about["note"]
+    return rows, about

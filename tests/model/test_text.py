@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import tokenizers
 from flax import nnx
 
@@ -361,6 +362,26 @@ def load(folder: Path, content: str) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
+def small_text() -> UMT5:
+    return UMT5(UMT5Config(5, 4, 1, 2, 4, 1), rngs=nnx.Rngs(0))
+
+
+def of_another(folder: Path, tokenizer: Tokenizer) -> None:
+    cached(folder, ["a red ball"], "float32", 12, lambda: (original_text(), tokenizer))
+    louder = jax.tree.map(lambda a: 2 * a, original_text())
+    cached(folder, ["a red ball", "a"], "float32", 12, lambda: (louder, tokenizer))
+
+
+def of_none(folder: Path, tokenizer: Tokenizer) -> None:
+    stored(folder, tokenizer, "a red ball", 12)
+    (file,) = folder.iterdir()
+    with safetensors.safe_open(file, "numpy") as opened:
+        about = opened.metadata()
+    del about["encoder"]
+    safetensors.numpy.save_file(safetensors.numpy.load_file(file), file, about)
+    cached(folder, ["a red ball"], "float32", 12, none)
+
+
 def stored(folder: Path, tokenizer: Tokenizer, prompt: str, length: int) -> None:
     cached(folder, ["a red ball"], "float32", 12, lambda: (original_text(), tokenizer))
     cached(folder, [prompt], "float32", length, none)
@@ -371,12 +392,15 @@ NO_TOKENIZER = "tokenizer.json is not a tokenizer's file"
 REFUSED = [
     (lambda f, t: word_ids(WORDS, "dog left cat dog", 8), "not know cat, dog; it knows: ball, le"),
     (lambda f, t: word_ids(WORDS, "move ball left", 2), "has 3 words; this model reads at most 2"),
+    (lambda f, t: embed(small_text(), t, "a red", 4), "token 6 is beyond the text encoder's 5"),
     (lambda f, t: t("a", 0), "length is 0"),
     (lambda f, t: Tokenizer.load(f), "no tokenizer; .* google/umt5-xxl/tokenizer.json beside"),
     (lambda f, t: load(f, ""), NO_TOKENIZER),
     (lambda f, t: load(f, "{}"), NO_TOKENIZER),
     (lambda f, t: load(f, '{"model": {"type": "Un'), NO_TOKENIZER),
     (lambda f, t: load(f, OTHER_KIND), "not UMT5's: there, <pad> is token 0 and </s> 1"),
+    (of_another, "of another text encoder; use another folder"),
+    (of_none, "of another text encoder; use another folder"),
     (lambda f, t: stored(f, t, "a red ball", 13), "does not have the prompt"),
 ]
 
