@@ -64,8 +64,11 @@ def generate(
     check_averages(runs.probe, len(numbers))
     offloaded = memory.waits(model.experts)
     seeds, worlds = len(numbers), len(runs.conditions.context)
-    guided, probed = runs.plan.guidance is not None, bool(runs.probe.sites())
-    knobs = memory.run_knobs(model, guided, seeds, worlds, probed)
+
+    def knobs() -> list[str]:
+        probed = bool(jax.tree.leaves(runs.observed(seeds)))
+        return memory.run_knobs(model, runs.plan.guidance is not None, seeds, worlds, probed)
+
     with memory.explained(f"{seeds} seed(s) of {model.config.name} in {worlds} world(s)", knobs):
         if on_step is not None or offloaded or together is not None:
             runs.begin(numbers, noise)

@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -117,14 +117,16 @@ CODING = (
 
 
 @contextlib.contextmanager
-def explained(what: str, knobs: Sequence[str]) -> Iterator[None]:
-    """Turn XLA's report of exhausted memory into a MemoryError that says what would help: knobs."""
+def explained(what: str, knobs: Sequence[str] | Callable[[], Sequence[str]]) -> Iterator[None]:
+    """Turn XLA's report of exhausted memory into a MemoryError that says what would help: knobs, or
+    what returns them."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise MemoryError(sentence(str(error), what, knobs, device_memory())) from None
+        helps = knobs() if callable(knobs) else knobs
+        raise MemoryError(sentence(str(error), what, helps, device_memory())) from None
 
 
 def sentence(report: str, what: str, knobs: Sequence[str], limit: int | None) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import re
 from typing import Any
 
 import jax
@@ -15,11 +16,15 @@ from jcos import cli, generation, loop, wan
 from jcos.devices import memory
 from jcos.devices.memory import explained, run_knobs, sentence
 from jcos.sampling import flow, trajectory
+from jcos.sampling.inside import Capture
+from jcos.sampling.interventions import Interventions
+from jcos.sampling.probe import Probe
 from jcos.sampling.probes import Noise, TokenEnergy, chain
 from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 from jcos.weights import checkpoint
-from tests.models import CONFIG, FRAMES, STEPS, frame, randomised
+from tests.models import CONFIG, FRAMES, LAYERS, STEPS, frame, randomised
+from tests.releases import I2V
 
 # ---- where weights lie
 
@@ -74,9 +79,11 @@ def test_experts_that_wait_make_the_same_runs(pair: Wan, waiting: Wan) -> None:
     def one(probe: Any) -> Trace:
         return generation.generate(waiting, condition, (0, 1), together=1, probe=probe)
 
+    probes = [chain(Noise.at_steps(STEPS, FRAMES, [s]), TokenEnergy()) for s in (1, 2)]
+    runs = [generation.generate(pair, condition, (0, 1), probe=probe) for probe in probes]
     for chunk in (None, 1):
-        swept = trajectory.sweep(one, trajectory.tree_stack([how["probe"]]), chunk=chunk)
-        compare(jax.tree.map(lambda a: a[0], swept), want)
+        swept = trajectory.sweep(one, trajectory.tree_stack(probes), chunk=chunk)
+        compare(swept, trajectory.tree_stack(runs))
 
 
 def test_weights_wait_where_they_fill_more_than_their_share(monkeypatch) -> None:
@@ -132,6 +139,33 @@ TPU = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 22.50G of
 )
 def test_the_sentence_says_what_was_asked_and_what_there_is(report, limit, numbers):
     assert numbers in sentence(report, "3 seeds", ["less"], limit)
+
+
+def full(*arguments: object, **options: object) -> None:
+    raise jax.errors.JaxRuntimeError(GPU)
+
+
+@pytest.mark.parametrize(
+    ("probe", "probed"),
+    [(Interventions().probe(STEPS, FRAMES, LAYERS, 1), False), (Capture("block", (0,)), True)],
+)
+def test_a_smaller_probe_helps_where_something_is_observed(
+    pair: Wan, monkeypatch, probe: Probe, probed: bool
+) -> None:
+    monkeypatch.setattr(generation, "generate_worlds", full)
+    with pytest.raises(MemoryError) as error:
+        generation.generate(pair, pair.condition(frame(0), "left", FRAMES), probe=probe)
+    assert ("a probe that observes fewer" in str(error.value)) == probed
+
+
+def test_loading_and_coding_have_their_own_knobs(monkeypatch) -> None:
+    model = wan.load(I2V, text=False, experts=False)
+    monkeypatch.setattr(wan, "_decode", full)
+    with pytest.raises(MemoryError, match=re.escape(memory.CODING[0])):
+        model.decode(np.zeros((1, 2, 2, 16), np.float32))
+    monkeypatch.setattr(wan, "load_released", full)
+    with pytest.raises(MemoryError, match=re.escape(memory.LOADING[0])):
+        wan.load(I2V, text=False, experts=False)
 
 
 def test_a_real_report_is_explained_by_what_helps_here(waiting: Wan, monkeypatch):
