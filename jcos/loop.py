@@ -130,6 +130,8 @@ class State:
         chosen, (worlds, count) = positions(which), self.rows.shape
         if not chosen.size or chosen.min() < 0 or chosen.max() >= count:
             raise ValueError(f"runs {which} of {count} were chosen; they are 0 to {count - 1}")
+        if chosen.shape[:-1] not in ((), (worlds,)):
+            raise ValueError(f"runs of {len(chosen)} worlds were chosen; there are {worlds}")
         places = np.broadcast_to(chosen, (worlds, chosen.shape[-1]))
         if places.tolist() != worlds * [list(range(count))]:
             check_order(self.runs.probe)

@@ -253,6 +253,8 @@ def init_distributed(
     """
     if coordinator is None and all(name in os.environ for name in _HOSTS):
         coordinator, *numbers = (os.environ[name] for name in _HOSTS)
+        if not all(re.fullmatch(r"\d+", number) for number in numbers):
+            raise ValueError(f"{_HOSTS[1]} and {_HOSTS[2]} are {numbers}; they are whole numbers")
         hosts, host = map(int, numbers)
     if hosts is not None and host is not None and not 0 <= host < hosts:
         raise ValueError(f"host is {host}; with {hosts} hosts they are 0 to {hosts - 1}")

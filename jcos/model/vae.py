@@ -110,7 +110,11 @@ class Vae(nnx.Module):
         """Return a video of 1 + 4(f − 1) frames, clamped to −1..1 or not.
 
         tiles: as in `encode`; they are blended before clamping.
+        Raises ValueError where the latents are empty or have other channels than this VAE's.
         """
+        channels = self.cfg.channels
+        if latents.shape[-1] != channels or not latents.size:
+            raise ValueError(f"a VAE decodes 1 or more cells […, {channels}], not {latents.shape}")
         scales = (1, self.cfg.strides[1])
         video = _code(self._decode, latents.astype(jnp.float32), 1, tiles, scales)
         return jnp.clip(video, -1, 1) if clamp else video

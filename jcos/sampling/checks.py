@@ -164,6 +164,9 @@ def _axis(owner: type[Probe], name: str) -> tuple[str | None, bool]:
     plural = word.endswith("s")
     if name in owner.field_axes:
         word, plural = owner.field_axes[name] or "", False
+        if word and word.removesuffix("s") not in NAMES:
+            known = ", ".join(f"{name}s" for name in NAMES)
+            raise ValueError(f"{owner.__name__}.field_axes has {word!r}; there are {known}")
     return NAMES.get(word.removesuffix("s")), plural
 
 

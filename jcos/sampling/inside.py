@@ -207,7 +207,7 @@ class Swap(InWorlds):
         cls,
         steps: int,
         layers: int,
-        tokens: int | Bool[Array | np.ndarray, " N"],
+        tokens: int | np.integer | Bool[Array | np.ndarray, " N"],
         chosen: Iterable[Place],
         *,
         at_steps: Iterable[Place] = (0,),
@@ -217,7 +217,7 @@ class Swap(InWorlds):
         (paper, section 5.2: of all visual tokens). With two receivers they exchange. tokens: how
         many there are, or a mask of those that are swapped."""
         here = np.outer(choose(steps, at_steps, "step"), choose(layers, chosen, "layer"))
-        where = jnp.ones(tokens, bool) if isinstance(tokens, int) else jnp.asarray(tokens)
+        where = jnp.ones(tokens, bool) if np.ndim(tokens) == 0 else jnp.asarray(tokens)
         swap = KnockOut("block", jnp.asarray(here[..., None]), "world", where)
         return cls(swap, jnp.asarray(receivers))
 

@@ -150,10 +150,14 @@ def test_meshes_are_read_and_written():
         (("localhost:1", 2, 0), "before anything else of jax"),
     ],
 )
-def test_hosts_that_cannot_meet_are_refused(arguments, message):
+def test_hosts_that_cannot_meet_are_refused(arguments, message, monkeypatch):
     jax.devices()
     with pytest.raises(ValueError, match=message):
         sharding.init_distributed(*arguments)
     address = f"localhost:{many_devices.free_port()}"
     with pytest.raises(ConnectionError, match=address):
         sharding.init_distributed(address, 2, 1, timeout=1)
+    for name, value in zip(sharding._HOSTS, (address, "two", "0"), strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"JAX_NUM_PROCESSES.*'two'"):
+        sharding.init_distributed()

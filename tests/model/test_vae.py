@@ -101,6 +101,39 @@ def test_streamed_video_equals_the_original_vae(golden, version):
     assert relative(jnp.clip(video, -1, 1), last(arrays["dec.video_clamped"])) <= 5e-6
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_stage_equals_the_original_vae(golden, version):
+    arrays = golden(f"vae/wan{version}_trace")
+    vae = original_vae(version)
+    mean, std = (jnp.array(a)[None, None, None] for a in (vae.cfg.mean, vae.cfg.std))
+    video = last(arrays["enc.video"])
+    if version == "22":  # blocks of 2 × 2 pixels; of a colour's four, those of a column first
+        f, h, w = video.shape[0], video.shape[1] // 2, video.shape[2] // 2
+        video = video.reshape(f, h, 2, w, 2, 3).transpose(0, 1, 3, 5, 4, 2).reshape(f, h, w, 12)
+
+    @jax.jit
+    def run(layers, x):
+        outputs = []
+        for layer in layers:
+            x, _ = layer(x, None)
+            outputs.append(x)
+        return outputs
+
+    middle = [f"middle_{i}" for i in range(3)]
+    encoder, decoder = vae.encoder.layers, vae.decoder.layers
+    down, up = ([f"stage_{i:02}" for i in range(len(a) - 5)] for a in (encoder, decoder))
+    latents = vae.conv2(last(arrays["dec.z"]) * std + mean)
+    for half, names, outputs in (
+        ("enc", ["conv1", *down, *middle, "net_out"], run(encoder, video)),
+        ("dec", ["conv1", *middle, *up, "net_out"], run(decoder, latents)),
+    ):
+        golden_names = {name for name in arrays if name.startswith(f"trace.{half}.")}
+        assert {f"trace.{half}.{name}" for name in names} == golden_names
+        for name, ours in zip(names, outputs, strict=True):
+            assert relative(ours, last(arrays[f"trace.{half}.{name}"])) <= 5e-6, (half, name)
+
+
 # ---- laws
 
 
@@ -181,3 +214,6 @@ def test_sizes_that_do_not_divide_are_refused():
     for name, shape in {"height": (1, 36, 32, 3), "width": (1, 32, 40, 3)}.items():
         with pytest.raises(ValueError, match=f"the {name} is .* needs a multiple of 16$"):
             original_vae("22").encode(jnp.zeros(shape))
+    for shape in ((1, 2, 2, 1), (0, 2, 2, 48)):
+        with pytest.raises(ValueError, match=r"cells \[…, 48\], not \([01], 2, 2, "):
+            original_vae("22").decode(jnp.zeros(shape))

@@ -67,6 +67,7 @@ def field(name: str, value: Any, **attributes: Any) -> Probe:
         (field("seed", 3), "seed 3"),
         (field("block", np.int64(7)), "layer 7"),
         (field("depth", 7, field_axes={"depth": "layers"}), "layer 7"),
+        (field("depth", 7, field_axes={"depth": "layrs"}), "field_axes has 'layrs'"),
         (type("Fixed", (Probe,), {"layer": 7})(), "layer 7"),
         (chain(TokenEnergy(), InWorlds(Mute(9, 1), jnp.array([True, False]))), "layer 9"),
         (Capture("block", (1, 9)), "layer 9"),
@@ -183,7 +184,7 @@ def test_collectives_and_every_probe_of_the_package_pass() -> None:
     probe = chain(
         Noise.at_steps(STEPS, FRAMES, [1]),
         SeedEnsemble.window(STEPS, LAYERS),
-        InWorlds(Swap.at_layers(STEPS, LAYERS, TOKENS, [0]), jnp.array([True, False])),
+        InWorlds(Swap.at_layers(STEPS, LAYERS, np.int64(TOKENS), [0]), jnp.array([True, False])),
         hook("on_estimate", mean),
         Capture("block", (0, 2), jnp.array([1])),
     )

@@ -91,6 +91,8 @@ def test_worlds_may_have_their_own_seeds_and_keep_their_own_runs(model, conditio
     runs = steps(model, worlds, [[0, 1, 2], [5, 6, 7]], probe=probe)
     for state in runs:
         if state.step == 1:
+            with pytest.raises(ValueError, match="of 1 worlds were chosen; there are 2"):
+                state.keep([[0, 1]])
             assert state.keep([[2, 0], [0, 1]]).seeds == ((2, 0), (5, 6))
     for world, seeds in enumerate(((2, 0), (5, 6))):
         one = jax.tree.map(lambda a, i=world: a[i], worlds)
