@@ -155,7 +155,7 @@ def on_meshes(
 LAYOUTS = ("branch=2,tensor=2,context=2", "world=2,seed=2,fsdp=2", "fsdp=8")
 """Every axis beside others, and one that does not divide the tokens. More pairs are below."""
 SHARED = ("context=8", "context=2,fsdp=4", "context=4,tensor=2")
-METHODS = {"all-to-all": 8, "collective-permute": 3, "all-gather": 3}
+METHODS = {"all-to-all": 8, "collective-permute": 6, "all-gather": 6}
 """How they share a sequence, by the number of heads; gathered where parts cannot be merged."""
 
 
@@ -167,7 +167,8 @@ def layouts() -> dict[str, dict[str, float]]:
 
 def by_step() -> dict[str, float]:
     """Steps that the host calls for, against a program of all of them: how they differ, also with
-    weights that wait in host memory, and how many programs they are."""
+    weights that wait in host memory or runs that were kept of several, and how many programs they
+    are."""
     model, devices = randomised(DIVIDED), sharding.make_mesh({"seed": 2, "branch": 2, "fsdp": 2})
     conditions, programs = conditions_of(model, 1), loop._advance._cache_size  # type: ignore
     with sharding.use_mesh(devices):
@@ -180,6 +181,12 @@ def by_step() -> dict[str, float]:
 
         before = programs()
         errors = {"resident": error(), "programs": programs() - before}
+        runs = loop.steps(spread, conditions, (3, 1, 2, 0))
+        for state in runs:
+            if state.step == 0:
+                state.keep([3, 1])
+        assert runs.state is not None
+        errors["kept"] = differences({"x": runs.state.x}, {"x": want["x0"][:, :, -1]})["x"]
         spread.experts = jax.tree.map(
             lambda a: jax.device_put(a, a.sharding.with_memory_kind(memory.HOST)), spread.experts
         )

@@ -48,11 +48,12 @@ SEEDS = {"i2v_unipc6": 1234, "ti2v_i2v_unipc4": 77}
 
 def play(model: Wan, name: str, condition, sampling: Sampling):
     """A loop by its seed alone where that is known, else from its noise; step by step, which is
-    one program for all loops."""
+    one program for all loops, but for DPM++: its steps are one program."""
     seeds, noise = (0,), channels_last(load_golden(f"loops/{name}")["noise"])[None]
     if name in SEEDS:
         seeds, noise = (SEEDS[name],), None
-    how = {"sampling": sampling, "noise": noise, "on_step": lambda _: None}
+    on_step = None if name == "i2v_dpmpp5" else lambda _: None
+    how = {"sampling": sampling, "noise": noise, "on_step": on_step}
     return generation.generate(model, condition, seeds, **how)
 
 
