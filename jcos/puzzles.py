@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import numpy as np
@@ -20,11 +20,12 @@ from jcos.files import check_room, write
 from jcos.lab import outcome, tasks
 from jcos.lab import search as searching
 from jcos.lab.tasks import Puzzle
-from jcos.report import trees
+from jcos.media import formats
+from jcos.report import explorer, trees
 from jcos.report.charts import listed
 from jcos.report.plane import Line, Plane, puzzle_plane, save_planes
 from jcos.sampling.interventions import Interventions
-from jcos.sampling.noise import seed_words
+from jcos.sampling.noise import seed_numbers
 from jcos.sampling.probe import Change
 from jcos.staged import NONE, Progress, silent
 from jcos.variants import TINY
@@ -40,7 +41,7 @@ def sample(
     task: str,
     puzzles: int = 2,
     puzzle_seed: int = 0,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | SupportsIndex = (0,),
     steps: int | None = None,
     sigmas: Sequence[float] | None = None,
     *,
@@ -57,12 +58,12 @@ def sample(
     the folder holds another run.
     """
     about, chosen = tasks.get(task), _chosen(task, puzzles, puzzle_seed)
-    seed_words(seeds)  # which of them are no seeds
+    numbers = seed_numbers(seeds)
     checkpoint = hub.find(checkpoint)
     config = wan.read_config(checkpoint)
     sampling = config.sampling_with(steps=steps, sigmas=sigmas)
     size = (sampling.steps, about.frames, config.dit.layers)
-    probe = interventions.probe(*size, len(seeds))
+    probe = interventions.probe(*size, len(numbers))
     settings = _settings(task, puzzle_seed, checkpoint, sampling) | {
         "puzzles": [
             {
@@ -72,7 +73,7 @@ def sample(
             }
             for puzzle in chosen
         ],
-        "seeds": list(seeds),
+        "seeds": numbers,
         "model": config.name,
         "numerics": dataclasses.asdict(config.numerics),
         "codec": config.codec and dataclasses.asdict(config.codec),
@@ -82,9 +83,9 @@ def sample(
     def work(manifest: Mapping[str, Any]) -> None:
         progress("reading the model", 0, 3)
         model, changes = wan.load(checkpoint), probe.changes()
-        progress(f"{puzzles} puzzles × {len(seeds)} seeds × {sampling.steps} steps", 1, 3)
+        progress(f"{puzzles} puzzles × {len(numbers)} seeds × {sampling.steps} steps", 1, 3)
         how: dict[str, Any] = {"keep": range(sampling.steps), "alike": True}
-        trace = sweeps.play(model, chosen, seeds, probes=[probe], sampling=sampling, **how)
+        trace = sweeps.play(model, chosen, numbers, probes=[probe], sampling=sampling, **how)
         x0, latents = trace.x0[0], trace.latents[0]
         mass = jax.jit(jax.vmap(blend))(x0, answers_of(model, chosen))
         arrays = {"latents": latents, "x0": x0, "mass": mass.on, "off": mass.off}
@@ -92,13 +93,13 @@ def sample(
         arrays["x0_scores"] = sweeps.score(model, chosen, x0)[0]
         progress("pictures", 2, 3)
         scores, solved = sweeps.judge(chosen, np.asarray(model.decode(latents)))
-        planes = planes_of(model, chosen, seeds, arrays, solved, sampling, changes)
+        planes = planes_of(model, chosen, numbers, arrays, solved, sampling, changes)
         results = {"scores": scores.round(4).tolist(), "solved": solved.tolist()}
         results["changes"] = [change.to_json() for change in changes]
         save_planes(out, list(planes), {**manifest, **results})
         progress("done", 3, 3)
 
-    videos = puzzles * len(seeds) * (sampling.steps + 1)
+    videos = puzzles * len(numbers) * (sampling.steps + 1)
     room = ROOM + 15 * videos * about.frames * about.height * about.width
     return _once(out, "puzzles", settings, command, room, work)
 
@@ -189,6 +190,8 @@ def search(
             record=True,
         )
         videos = model.decode(result.latents)
+        for i, video in enumerate(np.asarray(videos)):
+            write(out / f"puzzle-{i}.webp", formats.webp(formats.upscale(video, 8)))
         right = np.stack([about.routes(puzzle)[0][-1] for puzzle in chosen])
         rows = [trees.estimates(model, result, i) for i in range(puzzles)]
         write(out / outcome.TREE, outcome.pictures(rows, chosen=videos[:, -1], right=right))
@@ -231,6 +234,7 @@ def _once(
     """Return the manifest of a finished run, after `work` has written it with the results to a
     folder that does not hold this run yet. Work that was killed begins anew."""
     file = out / runs.MANIFEST
+    explorer.check_page(out / explorer.PAGE)
     if not (runs.holds(out, kind, settings) and "solved" in (runs.read(file) or {})):
         check_room(out, room)
         manifest = {**settings, **runs.made(command)}

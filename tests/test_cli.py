@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jcos import __main__, cli, puzzles, wan
-from jcos.cli.common import show_table
+from jcos import __main__, cli, demo, puzzles, wan
+from jcos.cli.common import bar, console, show_table
 from jcos.experiments.sweeps import held_out
 from jcos.generation import generate
 from jcos.lab import tasks
@@ -49,6 +49,25 @@ def test_programs_are_kept_in_the_users_cache(tmp_path, monkeypatch, capsys) -> 
     capsys.readouterr()
 
 
+def test_the_demo_names_its_page_and_its_times(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(demo, "run", lambda *_, **__: demo.Done(31.0, 22.0, 9.0))
+    monkeypatch.setattr(wan, "load", lambda folder: None)
+    run("demo", "--out", tmp_path)
+    page, times = capsys.readouterr().out.splitlines()
+    assert page.endswith(str(tmp_path / "index.html"))
+    assert re.findall(r"\d+ s", times) == ["31 s", "22 s", "9 s"]
+
+
+def test_steps_of_minutes_have_a_time_left(monkeypatch, capsys) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(console, "get_time", lambda: clock[0])
+    with bar() as show:
+        for done in range(3):
+            clock[0] = 100.0 * done
+            show("steps", done, 5)
+    assert "steps: 2 of 5, 0:05:00 left" in capsys.readouterr().err
+
+
 def test_tasks_are_listed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("tasks", "--draw", 2, "--out", tmp_path / "t")
     assert "maze" in capsys.readouterr().out
@@ -57,7 +76,7 @@ def test_tasks_are_listed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
-def test_search_writes_the_tree_its_cost_and_pictures(tmp_path, capsys) -> None:
+def test_search_writes_the_tree_its_cost_and_pictures(tmp_path, capsys, refused) -> None:
     out = tmp_path / "s"
     run("search", "maze", "--seeds", 3, "--steps", 4, "--puzzles", 2, "--out", out)
     assert "per puzzle 10.0 forwards (one run 4)" in capsys.readouterr().out
@@ -68,7 +87,11 @@ def test_search_writes_the_tree_its_cost_and_pictures(tmp_path, capsys) -> None:
     assert made["seeds"] == [[0, 1, 2]] * 2
     for scores, (kept,) in zip(made["scores"], made["parents"], strict=True):
         assert kept == int(np.argmax(scores))
-    assert {p.name for p in out.iterdir()} == {"run.json", "tree.npz", "index.html"}
+    others = {"run.json", "tree.npz", "index.html"}
+    assert {p.name for p in out.iterdir()} == {"puzzle-0.webp", "puzzle-1.webp", *others}
+    with Image.open(out / "puzzle-1.webp") as film:
+        assert (film.n_frames, film.size) == (5, (160, 160))  # type: ignore[attr-defined]
+    assert f"{out} holds no runs" in refused("export", out, "--gif", tmp_path / "a.gif")
     assert (out / "index.html").read_text().count("1 of 3 went on") == 2
     for i, tree in enumerate(read(out).trees):
         assert tree["solved"] == manifest["solved"][i]
@@ -136,7 +159,7 @@ def test_sample_writes_pictures_and_manifest(sampled: Path) -> None:
 
 @pytest.mark.slow
 def test_sample_is_deterministic_and_an_intervention_changes_it(sampled, tmp_path) -> None:
-    run(*THREE_STEPS, tmp_path / "again")
+    puzzles.sample("maze", 2, seeds=np.array([0, -1]), steps=3, out=tmp_path / "again")
     run(*THREE_STEPS, tmp_path / "noised", "--noise-steps", 1)
     folders = (sampled, tmp_path / "again", tmp_path / "noised")
     a, b, c = (np.load(folder / "planes.npz")["x0_0"] for folder in folders)

@@ -95,7 +95,9 @@ class Generate(Interventions, Sampled, OnMesh, Command):
         from jcos import staged
         from jcos.cli.common import bar, command_line, make_page, read_size
         from jcos.devices import sharding
+        from jcos.report import explorer
 
+        explorer.check_page(self.out / explorer.PAGE)
         arguments = self.arguments(staged.run)
         arguments["size"], devices = read_size(self.size), self.devices()
         if self.search is not None:

@@ -72,6 +72,7 @@ class Run(OnMesh, Command):
         from jcos.weights import hub
         from jcos.weights.checkpoint import identify
 
+        explorer.check_page(out / explorer.PAGE)
         start, profile, devices = time.monotonic(), experiment.profile, self.devices()
         checkpoint = hub.find(self.checkpoint)
         config = wan.read_config(checkpoint, profile)

@@ -30,10 +30,13 @@ class Demo(Command):
         from jcos import demo, runs, wan
         from jcos.cli.common import bar, command_line, console
         from jcos.files import check_room
+        from jcos.report import explorer
 
         runs.read(self.out / runs.MANIFEST, "planes")  # not into the folder of another run
         check_room(self.out, ROOM)
-        model, page = wan.load(self.checkpoint), (self.out / "index.html").resolve()
+        page = (self.out / explorer.PAGE).resolve()
+        explorer.check_page(page)
+        model = wan.load(self.checkpoint)
         with bar() as show:
 
             def progress(what: str, done: int, total: int) -> None:
@@ -93,8 +96,8 @@ class Sample(Interventions, Command):
 class Search(Command):
     """Search along the denoising steps: several seeds begin, the best early estimates go on.
 
-    Writes OUT/run.json (the tree of who came from whom, and what it cost), OUT/tree.npz (its
-    pictures) and OUT/index.html, the page that shows it.
+    Writes OUT/puzzle-N.webp (the chosen video), OUT/run.json (the tree of who came from whom, and
+    what it cost), OUT/tree.npz (its pictures) and OUT/index.html, the page that shows it.
 
     Examples:
       jcos search maze7 --preset epbs --seeds 8
