@@ -85,6 +85,8 @@ class Explore(Command):
 class Export(Command):
     """Write results for talks and papers: films of x̂0 along the steps, the plane, every chart.
 
+    Measures that are no chart become dots with intervals.
+
     Examples:
       jcos export out/demo --gif x0.gif --frame -1 --plane plane.png
       jcos export out/steps --svg figures --csv figures
@@ -103,7 +105,7 @@ class Export(Command):
 
     def run(self) -> None:
         from jcos.report import export
-        from jcos.report.reading import check_results, read
+        from jcos.report.reading import DATASET, check_results, read
 
         pictures = {".gif": self.gif, ".mp4": self.mp4, ".png": self.plane}
         pictures = {suffix: file for suffix, file in pictures.items() if file is not None}
@@ -124,7 +126,8 @@ class Export(Command):
                 export.write_run(plane, file, self.frame)
         for kind, folder in folders.items():
             written += export.write_charts(results.charts, folder, kind)
+            written += export.write_others(results, folder, kind)
         if not written:
-            why = "; ".join(results.missing) or "nothing runs along steps, layers or frames"
+            why = "; ".join(results.missing) or f"no {DATASET}"
             raise ValueError(f"{self.results} has no charts: {why}")
         print("\n".join(map(str, written)))

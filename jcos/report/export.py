@@ -5,6 +5,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,11 +15,12 @@ from matplotlib.figure import Figure
 
 from jcos import files
 from jcos.experiments import plots
+from jcos.lab.results import load, span_of, table
 from jcos.media import formats
 from jcos.report.charts import ESTIMATE, Chart, axis_of, by_task
 from jcos.report.explorer import most_telling
 from jcos.report.plane import CELL, GAP, Plane
-from jcos.report.reading import Results
+from jcos.report.reading import DATASET, Results
 
 IDEAL = 7
 """The grey of `plots.COLOURS`."""
@@ -33,7 +35,8 @@ def plane_of(results: Results, run: int | None = None) -> Plane:
     IndexError where there is no such run, ValueError where there is none."""
     runs = results.runs
     if not runs:
-        raise ValueError(f"{results.folder} holds no runs to look into; give --svg or --csv")
+        hint = "give --svg or --csv" if results.charts else "its videos are files there already"
+        raise ValueError(f"{results.folder} holds no runs to look into; {hint}")
     if run is not None and not 0 <= run < len(runs):
         raise IndexError(f"run {run} is asked for; {results.folder} has {len(runs)}, from 0")
     return runs[most_telling(runs) if run is None else run].load()
@@ -90,6 +93,26 @@ def write_charts(charts: Sequence[Chart], folder: Path, kind: str) -> list[Path]
     return written
 
 
+def write_others(results: Results, folder: Path, kind: str) -> list[Path]:
+    """Write the measures that are no chart: dots with their intervals, or their lines of the
+    table."""
+    file, known = results.folder / DATASET, {chart.name for chart in results.charts}
+    data = load(file, results.manifest.get("experiment")) if file.is_file() else xr.Dataset()
+    listed = [a for name, a in data.items() if a.attrs.get("tabled") and name not in known]
+    written = []
+    for i, array in enumerate(listed, len(results.charts)):
+        title, zero = array.attrs["long_name"], bool(span_of(array)[0] < 0)
+        levels = array.attrs.get("ancillary_variables", "").split()
+        about = {array.name, array.attrs["forwards"], *levels} & {*data}
+        if kind == "csv":
+            content: Any = table(data[sorted(about)]).to_csv(index=False, lineterminator="\n")
+        else:
+            content = _file(plots.paired(array, title, zero=zero), kind)
+        written.append(folder / f"{i:02}-{_slug(title)}.{kind}")
+        files.write(written[-1], content)
+    return written
+
+
 def _slug(text: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in text.lower())[:60].strip("-")
 
@@ -118,6 +141,10 @@ def _drawn(chart: Chart, kind: str) -> bytes:
     """Return a picture of a chart as SVG or PNG."""
     figure = (_map if chart.is_map else _curves)(chart)
     figure.suptitle(chart.title, fontsize=9)
+    return _file(figure, kind)
+
+
+def _file(figure: Figure, kind: str) -> bytes:
     if kind == "svg":
         return plots.to_svg(figure)
     figure.savefig(out := io.BytesIO(), dpi=200, facecolor="white")

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 from PIL import Image
 
 from jcos import cli
+from jcos.lab import results
+from jcos.lab.results import measure
 from jcos.media import formats
 from jcos.report import export
 from jcos.report.plane import Look, Plane
@@ -73,3 +76,19 @@ def test_every_chart_is_written(tmp_path: Path) -> None:
     for cell, rows in zip(here, ([0, 1, 2], [0, 1], [2]), strict=True):
         expected = float(data["energy"][rows, :, 2, 1, 4].mean())
         assert float(cell["mean"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_measures_by_case_are_dots_and_medians_are_named_so(tmp_path: Path) -> None:
+    case = measure("puzzle case", np.eye(2, 3), "A")
+    layer = measure("puzzle layer", np.arange(6.0).reshape(2, 3), "B", median=True, span=(0, 9))
+    data = xr.Dataset({"a": case, "b": layer}, {"case": [*"pqr"]}, {"experiment": "x"})
+    results.save(data, tmp_path / "results.nc")
+    (tmp_path / "run.json").write_text('{"experiment": "x"}')
+    out = tmp_path / ".out"
+    cli.main(["export", str(tmp_path), *(f"--{kind}={out}" for kind in ("svg", "png", "csv"))])
+    endings = ("csv", "png", "svg")
+    names = [f"{name}.{kind}" for name in ("00-b", "01-a") for kind in endings]
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert (out / "00-b.csv").read_text().startswith("task,line,layer,median,low,high\n")
+    lines = list(csv.DictReader((out / "01-a.csv").read_text().splitlines()))
+    assert {line["case"]: float(line["value"]) for line in lines} == {"p": 0.5, "q": 0.5, "r": 0}
