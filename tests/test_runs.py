@@ -193,11 +193,17 @@ def model(folder: Path) -> None:
     (folder / "config.json").write_text('{"_class_name": "WanModel", "dim": 5120}')
 
 
+def numbers(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "run.json").write_text("[1, 2]")
+    (folder / "thesis.txt").touch()
+
+
 def several(folder: Path) -> None:
     folders.sample_folder(folder / "one")
 
 
-@pytest.mark.parametrize("make", [home, model, several])
+@pytest.mark.parametrize("make", [home, model, numbers, several])
 def test_a_folder_that_is_none_of_ours_gets_no_page(
     tmp_path, refused, make: Callable[[Path], None]
 ) -> None:
@@ -207,6 +213,21 @@ def test_a_folder_that_is_none_of_ours_gets_no_page(
     assert "holds no results" in said
     assert make is not several or str(tmp_path / "other" / "one") in said
     assert listing(tmp_path) == before
+
+
+def test_two_processes_may_note_the_same(tmp_path: Path, monkeypatch) -> None:
+    """As actors do that cannot make a sample: one writes its note while another gives its name."""
+    folder, write = Folder(tmp_path), Path.write_bytes
+
+    def meanwhile(path: Path, data: bytes) -> int:
+        size = write(path, data)
+        monkeypatch.undo()
+        folder.fail("maze/0", ValueError("another's"))
+        return size
+
+    monkeypatch.setattr(Path, "write_bytes", meanwhile)
+    folder.fail("maze/0", ValueError("mine"))
+    assert files.read_json(folder.about("maze/0", "failed"))["reason"] == "mine"
 
 
 def test_a_page_of_a_folder_whose_name_is_no_unicode(tmp_path: Path) -> None:
@@ -233,6 +254,10 @@ def test_a_page_replaces_no_other_file(tmp_path: Path, refused: Refused) -> None
     cli.main(["report", str(run)])
     assert not page.is_symlink()
     assert len((tmp_path / "elsewhere.html").read_text()) < 99
+    (tmp_path / "folder" / "sheet-0.webp").touch()
+    (run / "index.files").symlink_to(tmp_path / "folder")
+    cli.main(["report", str(run)])
+    assert (tmp_path / "folder" / "sheet-0.webp").is_file()
 
 
 def test_no_command_writes_into_another_ones_folder(tmp_path, refused, monkeypatch) -> None:
@@ -240,15 +265,26 @@ def test_no_command_writes_into_another_ones_folder(tmp_path, refused, monkeypat
     monkeypatch.setattr(wan, "load", None)
     folders.arm_folder(tmp_path / "arm")
     export(tmp_path / "bench", ("maze",), 1)
+    files.write(tmp_path / "foreign" / "index.html", "<p>mine")
+    config = Path(__file__).parent.parent / "configs" / "steps.py"
     before = listing(tmp_path)
     for command in (
         ["demo"],
         ["sample", "maze"],
         ["bench", "score", tmp_path / "arm", "--samples", tmp_path / "bench"],
-        ["run", Path(__file__).parent.parent / "configs" / "steps.py"],
+        ["run", config],
     ):
         said = refused(*command, "--out", tmp_path / "arm")
         assert str(tmp_path / "arm") in said, command
+    for command in (
+        ["demo"],
+        ["sample", "maze"],
+        ["search", "maze"],
+        ["generate", wan.TINY, "--prompt", "x"],
+        ["run", config],
+    ):
+        said = refused(*command, "--out", tmp_path / "foreign")
+        assert str(tmp_path / "foreign" / "index.html") in said, command
     with pytest.raises(ValueError, match="bench run"):
         folders.look(1, 1).save(tmp_path / "arm")
     assert listing(tmp_path) == before

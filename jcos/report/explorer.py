@@ -81,6 +81,8 @@ def write(results: Sequence[Results], page: Path, *, embedded: int = EMBEDDED) -
         if "error" in data:
             results[0].missing.append(f"{chart.title}: {data['error']}")
     text = render(results, Place(put, link), runs, payloads)
+    if store.is_symlink():
+        store.unlink()
     for old in store.glob(f"{SHEET}*.webp"):
         old.unlink()
     for i, data in enumerate(views if size > embedded else ()):

@@ -40,6 +40,8 @@ STORE = ".files"
 """Ends the name of the folder beside a page that holds its pictures, if they are many."""
 SAYS = {*KINDS, "command", "title"}
 """Entries of which a manifest of results has one; a model's `config.json` has none."""
+LEFT = (DATASET, PLANES, TABLE, TREE, "latents.safetensors", "summary.json")
+"""Files that commands leave beside the manifest."""
 DRAWN = (".svg", ".png", ".webp")
 UNREADABLE = (
     OSError,
@@ -117,13 +119,13 @@ class Results:
 
 
 def check_results(folder: Path) -> None:
-    """Raise ValueError where a folder has files, but no manifest of a command: it gets no page. Of
-    a damaged manifest the page says so; `read` refuses what is no folder, or an empty one."""
+    """Raise ValueError where a folder has files, but no results of a command: it gets no page. A
+    damaged manifest counts where the files that a command leaves lie in the same folder."""
     try:
         ours = not SAYS.isdisjoint(manifest_of(folder))
     except (ValueError, RecursionError):
-        ours = True
-    except FileNotFoundError:
+        ours = any((folder / name).is_file() for name in LEFT)
+    except FileNotFoundError:  # `read` refuses what is no folder, or an empty one
         ours = not folder.is_dir() or not any(folder.iterdir())
     if not ours:
         inside = sorted(p.parent for p in folder.glob(f"*/{MANIFEST}"))
@@ -256,7 +258,7 @@ def _dict(value: object) -> dict[str, Any]:
 def _picture(path: Path) -> Path:
     """Return a picture that is whole."""
     if path.suffix == ".svg":
-        ET.parse(path)
+        ET.fromstring(path.read_text(encoding="utf-8"))
     else:
         with Image.open(path) as picture:
             picture.verify()

@@ -68,6 +68,16 @@ def test_cases_lie_where_they_change_something(data: xr.Dataset, charts: dict[st
     assert axes == {"task": ["all", "maze", "bounce"], "step": [0, 4, 8], "frame": [0, 1, 2, 3, 4]}
 
 
+def test_of_cases_at_one_place_the_last_is_shown(data: xr.Dataset) -> None:
+    """As averages over layers that begin at the same one."""
+    twice = data["score"].isel(case=slice(1, 6))
+    twice = twice.assign_coords(at_step=("case", [0.0, 1.0, 2.0, 2.0, 1.0]))
+    (chart,), _ = charts_of(twice.to_dataset(name="score"))
+    (line,) = chart.drawn()["panels"][0]["lines"]
+    mazes = twice.isel(puzzle=[0, 1], case=[0, 4, 3]).mean(("puzzle", "seed"))
+    np.testing.assert_allclose(line["mean"], mazes, rtol=1e-3)
+
+
 def test_a_map_has_the_runs_behind_it(data: xr.Dataset, charts: dict[str, Chart]) -> None:
     drawn = charts["Token energy"].drawn()
     shape = [len(axis["labels"]) for axis in drawn["axes"]]

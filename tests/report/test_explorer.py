@@ -157,6 +157,19 @@ def test_generated_films_are_shown(tmp_path: Path) -> None:
     assert found.missing == ["seed-0-x0-step-4.mp4: it is missing."]
 
 
+def test_many_large_frames_lie_in_several_rows_of_a_sheet() -> None:
+    """WebP has at most 16383 pixels a side."""
+    rng = np.random.default_rng(0)
+    x0 = np.broadcast_to(rng.integers(0, 256, (3, 90, 1, 1, 3), np.uint8), (3, 90, 100, 200, 3))
+    data, _, columns = Plane(label="a", group="b", steps=range(3), x0=x0).sheet()
+    with Image.open(io.BytesIO(data)) as picture:
+        assert max(picture.size) <= 16383
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    i = 2 * 90 + 71
+    spot = pixels[i // columns * 100 + 50, i % columns * 200 + 100]
+    assert np.abs(spot - x0[2, 71, 0, 0]).max() < 16
+
+
 def test_an_experiment_has_sections_figures_and_a_table_to_sort(tmp_path: Path) -> None:
     folders.experiment_folder(tmp_path)
     page = page_of(tmp_path)
@@ -272,6 +285,7 @@ SAMPLE, FILMS, MEASURED = folders.sample_folder, folders.generate_folder, folder
         (MEASURED, "results.nc", NO_LEVEL, "its baseline chance_solved is missing", 0),
         (MEASURED, "run.json", ANOTHER, "not of swap", 0),
         (MEASURED, "figures/noise.svg", _truncate, "figures/noise.svg: it cannot be read", 0),
+        (MEASURED, "noise.svg", lambda p: p.write_text("<svg/>", "utf-16"), "noise.svg: it", 0),
         (MEASURED, "figures/noise.svg", Path.unlink, "figures/noise.svg: it is missing.", 0),
         (MEASURED, "table.csv", lambda p: p.write_bytes(b"\xff\xfe"), "table.csv: it cannot", 0),
         (MEASURED, "table.csv", Path.unlink, "table.csv: it is missing.", 0),
