@@ -335,8 +335,6 @@ def test_dissimilarity_knows_nothing_and_everything():
     np.testing.assert_allclose(free.mean(0), 1, atol=0.01)
     biased = jax.vmap(lambda pair: cka(pair[0], pair[1]))(pairs)
     assert biased.mean() > 0.4  # which is why it is not taken here
-    x, noise = jnp.asarray(
-        rng.normal(size=(2, 4000, 4)), jnp.float32
-    )  # of many tokens CKA is unbiased
+    x, noise = jnp.asarray(rng.normal(size=(2, 4000, 4)), jnp.float32)  # here it has no bias
     want = 1 - float(cka(x, x + noise))
     assert float(dissimilarity(x, x + noise, 2)[0]) == pytest.approx(want, abs=2e-3)
