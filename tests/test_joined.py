@@ -67,7 +67,8 @@ def test_a_joined_experiment_that_was_killed_goes_on(tmp_path: Path) -> None:
 ARMS = """
 from jcos.bench.arm import Arm
 from jcos.experiments.experiment import Settings
-arms = {"base": Arm(profile=None, scale=1 / 8, sampling=Settings(steps=1))}
+sampling = Settings(steps=2, guidance=(2.0,))
+arms = {"base": Arm(profile=None, scale=1/8, sampling=sampling, ensemble=2, ensemble_layers=(3,))}
 """
 
 
@@ -95,7 +96,7 @@ def joined(tmp_path_factory) -> Path:
     watched = ["--trace", "--trace-profile", folder / "profile"]
     commands = [
         video(folder, *out, "--mesh", "seed=2,branch=2,fsdp=2", *watched),
-        samples(folder, *out, "--mesh", "context=2,fsdp=2", "--batch", 2),
+        samples(folder, *out, "--mesh", "context=2,fsdp=2", "--batch", 3),
     ]
     with hosts("-m", "tests.many_devices", "host", *map(json.dumps, commands)) as processes:
         for process in processes:
@@ -124,7 +125,8 @@ def test_a_joined_video_is_the_same(joined):
 
 @pytest.mark.slow
 def test_hosts_share_the_samples(joined):
-    """Each makes its own on its devices; every film is its own sample's."""
+    """Each makes its own on its devices, of seeds that are averaged with and then dropped, in
+    batches of which the last is filled up; every film is its own sample's."""
     folder = joined
     cli.main(samples(folder, "--out", folder / "alone"))
     values, want = (
