@@ -19,7 +19,7 @@ from jcos.lab.judges import standard
 from jcos.lab.methods import Method, sampling_of
 from jcos.lab.refusals import check
 from jcos.media import image
-from jcos.sampling.interventions import Interventions, places
+from jcos.sampling.interventions import Interventions, Place, places
 from jcos.sampling.noise import noise_from_file
 from jcos.sampling.probe import Probe
 from jcos.variants import Profile, at_size
@@ -52,7 +52,8 @@ class Arm(Interventions):
     the model makes. fps, crf: of the files, 25 being the quality of the paper's.
     ensemble: how many seeds, from `seed` on, are averaged after `ensemble_layers` at
     `ensemble_steps`; the first goes on. search: a method (`jcos.search`) whose seeds are those from
-    `seed` on, and whose choice is written.
+    `seed` on, and whose choice is written. x0: steps whose clean estimates are stored, of the first
+    `x0_samples` samples of the benchmark (of each shard).
     """
 
     profile: Profile | None = "diffsynth"
@@ -69,6 +70,8 @@ class Arm(Interventions):
     crf: int = 25
     ensemble: int = 1
     search: Method | None = None
+    x0: tuple[Place, ...] = ()
+    x0_samples: int = 8
 
     def __post_init__(self) -> None:
         for name in ("scale", "fps", "ensemble"):
@@ -81,8 +84,8 @@ class Arm(Interventions):
                 f"ensemble is {self.ensemble} and ensemble_layers are {self.ensemble_layers}: to "
                 "average needs at least 2 seeds and 1 layer"
             )
-        if self.search is not None and self.ensemble > 1:
-            raise ValueError("an arm that searches averages no seeds")
+        if self.search is not None and (self.ensemble > 1 or self.x0):
+            raise ValueError("an arm that searches averages no seeds and keeps no x0")
         if self.search is not None and any(row.copy == "chain" for row in self.search.rows):
             raise ValueError("chained clips are longer than the ground truth; search otherwise")
 
@@ -93,7 +96,7 @@ class Arm(Interventions):
             config = at_size(config, self.profile, *self.size)
         config = dataclasses.replace(config, sampling=self.sampling.of(config))
         steps = self.steps(config)
-        for chosen in (self.noise_steps, self.ensemble_steps):
+        for chosen in (self.noise_steps, self.ensemble_steps, self.x0):
             places(chosen, steps, "step")
         places(self.ensemble_layers, config.dit.layers, "layer")
         self._check_search(config, MANY)
@@ -205,4 +208,4 @@ def as_json(arm: Arm, sampling: Sampling) -> dict[str, Any]:
     fields["noise_files"] = arm.noise_files and str(arm.noise_files)
     for row in (fields["search"] or {"rows": ()})["rows"]:
         del row["fitted"]  # decides what is refused alone
-    return fields
+    return {name: value for name, value in fields.items() if not name.startswith("x0")}

@@ -3,7 +3,7 @@
     ARM/{In-Domain_50,Out-of-Domain_50}/<task>/<00000>.mp4    where the scorer looks
     ARM/run.json                                              what decides the videos
     ARM/summary.json                                          how far it is
-    ARM/state/{made,failed,latents}                           a file for each sample
+    ARM/state/{made,failed,latents,x0}                        a file for each sample
 
 A video under its final name is whole, and its sample is done. There is no other book-keeping, so a
 run may be killed at any time.
@@ -42,7 +42,7 @@ class Folder(NamedTuple):
         return self.path / f"{name}.mp4"
 
     def about(self, name: str, kind: str, ending: str = "json") -> Path:
-        """Return where something of a sample is; kind: made, failed or latents."""
+        """Return where something of a sample is; kind: made, failed, latents or x0."""
         return self.path / "state" / kind / f"{name}.{ending}"
 
     def latents(self, name: str) -> Path:

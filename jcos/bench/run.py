@@ -261,7 +261,7 @@ class Making:
         # One program for every batch of a shape, and one for what is tried alone.
         size = 1 if len(batch) == 1 else self.sizes[shape]
         try:
-            latents, notes = self.sampler.generate([*batch.values()], shape, size, [*batch])
+            latents, x0, notes = self.sampler.generate([*batch.values()], shape, size, [*batch])
         except FAILURES as error:
             if len(batch) > 1:
                 return [s for one in batch for s in self._denoise({one: batch[one]})]
@@ -278,6 +278,9 @@ class Making:
                 "mesh": sharding.describe(self.sampler.devices or {}),
                 **notes[i],
             }
+            if self.arm.x0 and sample.name in self.bench.names[: self.arm.x0_samples]:
+                file = self.folder.about(sample.name, "x0", "safetensors")
+                write(file, save({"x0": x0[i].astype(np.float16)}))
             write(self.folder.latents(sample.name), save({"latents": latents[i]}))
             self.folder.note(sample.name, "made", about)
         return list(batch)

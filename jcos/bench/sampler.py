@@ -18,6 +18,7 @@ from jcos.devices import memory, sharding
 from jcos.experiments.memory import runs_that_fit
 from jcos.lab import search
 from jcos.sampling import flow
+from jcos.sampling.interventions import places
 from jcos.sampling.probe import Probe
 from jcos.sampling.trajectory import Condition
 from jcos.wan import Prompt, Wan
@@ -28,7 +29,7 @@ KNOBS = (
     "smaller or shorter videos (--set scale=0.5)",
 )
 """What helps where a device has too little memory, the least change first."""
-Made = tuple[Float[np.ndarray, "B F h w C"], list[dict[str, Any]]]
+Made = tuple[Float[np.ndarray, "B F h w C"], Float[np.ndarray, "B S F h w C"], list[dict[str, Any]]]
 
 
 class Sampler:
@@ -81,8 +82,8 @@ class Sampler:
     def generate(
         self, batch: list[Condition], shape: Shape, size: int, of: Sequence[Sample] = ()
     ) -> Made:
-        """Return final latents of samples of one shape, and what is to be noted of each: whom a
-        search chose.
+        """Return final latents and chosen clean estimates of samples of one shape, and what is to
+        be noted of each: whom a search chose.
 
         size: of the program; a smaller batch is filled up. of: the samples, where seeds or noise
         differ by sample. Raises FloatingPointError where a latent is not finite, and MemoryError
@@ -97,6 +98,7 @@ class Sampler:
         each = [*of, *[*of[-1:]] * (size - len(of))]
         seeds = arm.seeds(each, arm.ensemble if together else 1)
         noise = arm.noise(each, grid)
+        chosen, x0 = places(arm.x0, config.sampling.steps, "step"), []
         probe = arm.probe(arm.steps(config), grid[0], config.dit.layers, arm.ensemble)
         with sharding.use_mesh(self.devices), memory.explained(what, KNOBS):
             sampling = config.sampling
@@ -108,11 +110,14 @@ class Sampler:
             for state in runs:
                 if not sharding.to_host(state.finite).all():
                     raise FloatingPointError(f"the latent is not finite from step {state.step} on")
+                if state.step in chosen:
+                    x0.append(np.asarray(state.x0[:, 0]))
                 if state.step + 1 == together:
                     state.keep([0])
             assert runs.state is not None
             latents = np.asarray(runs.state.x)
-        return latents[: len(batch), 0], [{}] * len(batch)
+        estimates = np.stack(x0, axis=1) if x0 else latents[:, :0]
+        return latents[: len(batch), 0], estimates[: len(batch)], [{}] * len(batch)
 
     def _searched(
         self, conditions: Condition, probe: Probe, count: int, of: Sequence[Sample]
@@ -131,4 +136,4 @@ class Sampler:
             raise FloatingPointError("the latent that was chosen is not finite")
         pairs = zip(chosen.seed.tolist(), chosen.cost.forwards.tolist(), strict=True)
         notes = [{"chosen seed": seed, "forwards": n} for seed, n in pairs]
-        return latents, notes
+        return latents, latents[:, None][:, :0], notes

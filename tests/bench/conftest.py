@@ -25,7 +25,7 @@ def grey(asked: list[str]) -> Callable[..., tuple]:
         asked.extend(given.context for given in batch)
         config = sampler.model.config
         latents = np.zeros((len(batch), *wan.latent_grid(config, *shape), config.dit.out_channels))
-        return latents, [{}] * len(batch)
+        return latents, latents[:, None], [{}] * len(batch)
 
     return generate
 

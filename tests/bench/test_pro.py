@@ -128,7 +128,7 @@ def test_seeds_go_by_place_and_noise_may_come_from_files(
     model, chosen = sampler.model, [samples.samples[1], samples.samples[3]]
     shape = arm.shape(model.config, chosen[0])
     conditions = [sampler.prepare(sample, shape) for sample in chosen]
-    latents, _ = sampler.generate(conditions, shape, 2, chosen)
+    latents, _, _ = sampler.generate(conditions, shape, 2, chosen)
     for condition, latent, seed in zip(conditions, latents, (4, 6), strict=True):
         want = generate(model, condition, seed).latents[0]
         np.testing.assert_allclose(latent, want, atol=1e-5)
@@ -138,7 +138,7 @@ def test_seeds_go_by_place_and_noise_may_come_from_files(
         file.parent.mkdir(parents=True, exist_ok=True)
         np.save(file, np.moveaxis(one, -1, 0))
     with_files = dataclasses.replace(arm, noise_files=tmp_path / "noise")
-    from_files, _ = Sampler(with_files, model).generate(conditions, shape, 2, chosen)
+    from_files, _, _ = Sampler(with_files, model).generate(conditions, shape, 2, chosen)
     want = generate(model, conditions[1], 6, noise=noise[1:]).latents[0]
     np.testing.assert_allclose(from_files[1], want, atol=1e-5)
     with pytest.raises(ValueError, match="ensembles and searches"):

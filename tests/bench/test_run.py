@@ -115,11 +115,14 @@ def test_shards_of_one_folder_never_write_the_same_file(
     """In a bucket, whose samples are not counted after every batch."""
     monkeypatch.setattr(bench_run, "is_remote", lambda path: True)
     names, made, told = read_bench(bench_folder).names, [], []
+    arm = dataclasses.replace(SMALL, x0=(0,), x0_samples=1)
     for i in (0, 1):
         work = Work(text=tmp_path, shard=(i, 2), batch=1)
-        status = run(bench_folder, tmp_path, work=work, progress=lambda *now: told.append(now))
+        status = run(bench_folder, tmp_path, arm, work, progress=lambda *now: told.append(now))
         assert (status.done, status.total) == (3, 3)
         made.append(videos(tmp_path / "arm"))
+    stored = {Folder(tmp_path / "arm").about(name, "x0", "safetensors") for name in names[:2]}
+    assert set((tmp_path / "arm").rglob("x0/**/*.safetensors")) == stored
     assert len(told) == 4  # the model and the first batch, twice
     assert sorted(calls) == list(names)
     assert [name.removesuffix(".mp4") for name in sorted(made[0])] == list(names[::2])
@@ -242,6 +245,7 @@ def test_an_arm_is_its_probe_and_seeds_that_are_only_averaged_with_stop_early(
         ensemble=3,
         ensemble_layers=MIDDLE,
         noise_steps=(0.75,),
+        x0=(0, 3),
     )
     sampler, samples = sampler_of(model, arm, bench_folder)
     model = sampler.model
@@ -249,7 +253,8 @@ def test_an_arm_is_its_probe_and_seeds_that_are_only_averaged_with_stop_early(
     shape = arm.shape(model.config, samples[0])
     assert arm.together(model.config) == 1
     conditions = [sampler.prepare(sample, shape) for sample in samples]
-    latents, _ = sampler.generate(conditions, shape, 2)
+    latents, x0, _ = sampler.generate(conditions, shape, 2)
+    np.testing.assert_allclose(x0[:, 1], latents, atol=1e-5)
     layers = model.config.dit.layers
     probe = chain(Noise.at_steps(4, 5, [3]), SeedEnsemble.window(4, layers))
     for condition, latent in zip(conditions, latents, strict=True):
@@ -309,7 +314,7 @@ def test_a_searching_arm_writes_what_the_search_chose(bench_folder: Path, tmp_pa
     model, config = sampler.model, sampler.model.config
     shape = arm.shape(config, samples[0])
     batch = [sampler.prepare(sample, shape) for sample in samples]
-    latents, notes = sampler.generate(batch, shape, 2)
+    latents, _, notes = sampler.generate(batch, shape, 2)
     for note, condition, made in zip(notes, batch, latents, strict=True):
         assert note["forwards"] == 3 + 1
         assert note["chosen seed"] in (1, 2, 3)
@@ -343,6 +348,7 @@ def check(mesh: dict[str, int], guidance: float = 5.0) -> None:
         (lambda: Arm(ensemble=3), "at least 2 seeds and 1 layer"),
         (lambda: Arm(ensemble_layers=(0.5,)), "at least 2 seeds and 1 layer"),
         (lambda: Arm(search=epbs(2), ensemble=2, ensemble_layers=(0,)), "searches averages no"),
+        (lambda: Arm(search=epbs(2), x0=(0,)), "keeps no x0"),
         (lambda: Arm(search=chain_clips(2)), "longer than the ground truth"),
         (lambda: SEARCH.of(VARIANTS["wan2.2-t2v-a14b"]()), "takes no first frame"),
         (lambda: SEARCH.of(wan.read_config(TINY)), "there is no judge 'nobody'"),
