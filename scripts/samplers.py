@@ -1,6 +1,6 @@
-"""What Flow-CPS does to a distribution: final variance on Gaussian data, answers of the ideal
-denoiser, puzzles that the small model solves; beside Euler at the same temperature. And
-how near steering comes to its exact target, by the number of particles.
+"""What stochastic samplers do to a distribution: final variance on Gaussian data, answers of the
+ideal denoiser, puzzles that the small model solves; beside Euler at the temperatures of Flow-CPS.
+And how near steering comes to its exact target, by the number of particles.
 
 python scripts/samplers.py                                # 7 × 7 mazes, 64 of them
 python scripts/samplers.py --puzzles 32 --seeds 64 --steps 10
@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jcos.config import Sampling
+from jcos.config import Sampling, Solver
 from jcos.devices import programs
 from jcos.experiments.answers import answers_of
 from jcos.experiments.sweeps import conditions_of, held_out, play, score
@@ -48,14 +48,20 @@ SCALE, REPEATS, LEAST_ESS = 2.0, 4, 1e-9
 """Of the reward that steers; searches of each maze; and the effective share of particles below
 which some would be drawn at the end."""
 STEERED = ("particles", "weight on the first route, above its target", "effective sample size")
-ETAS = (0.3, 0.7, 0.9)
+CASES: tuple[tuple[Solver, float | None], ...] = (
+    *(("cps", eta) for eta in (0.3, 0.7, 0.9)),
+    ("renoise", None),
+    ("sde", 0.7),
+    ("dance", 0.3),
+    ("cpws", 0.7),
+)
 
 
 def cases(sampling: Sampling) -> list[Sampling]:
-    """Return Euler, Flow-CPS, and Euler at the temperatures of Flow-CPS."""
-    cps = [dataclasses.replace(sampling, solver="cps", eta=eta) for eta in ETAS]
-    same = [round(same_temperature(one), 3) for one in cps]
-    return [sampling, *cps, *(dataclasses.replace(sampling, temperature=t) for t in same)]
+    """Return Euler, every other sampler, and Euler at the temperatures of Flow-CPS."""
+    every = [dataclasses.replace(sampling, solver=solver, eta=eta) for solver, eta in CASES]
+    same = [round(same_temperature(one), 3) for one in every if one.solver == "cps"]
+    return [sampling, *every, *(dataclasses.replace(sampling, temperature=t) for t in same)]
 
 
 @jax.jit
@@ -147,7 +153,7 @@ def main() -> None:
     parser.add_argument("--puzzles", type=int, default=64)
     parser.add_argument("--mazes", type=int, default=48, help="of the ideal denoiser")
     parser.add_argument("--seeds", type=int, default=256, help="of the ideal denoiser")
-    solvers = ("euler", "cps")
+    solvers = sorted({"euler", *(solver for solver, _ in CASES)})
     parser.add_argument("--solvers", choices=solvers, nargs="*", default=solvers)
     parser.add_argument("--particles", type=int, nargs="*", default=(2, 4, 8, 16))
     parser.add_argument("--out", type=local_path, default=Path("out"))

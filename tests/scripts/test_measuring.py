@@ -1,5 +1,6 @@
 """The benchmarks and the report of compilations run at toy size. No test says how long."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -45,13 +46,22 @@ def test_a_gpu_is_measured(tmp_path: Path) -> None:
         assert known[what] is not None
 
 
+SAMPLERS = ("cps", "renoise", "sde", "dance", "cpws")
+
+
 @pytest.mark.slow
 def test_samplers_and_steering_are_measured(tmp_path: Path) -> None:
     sizes = dict.fromkeys(["--steps", "--puzzles", "--mazes", "--seeds", "--particles"], 3)
-    options = [*sum(sizes.items(), ()), "--solvers", "cps", "--out", tmp_path]
+    options = [*sum(sizes.items(), ()), "--solvers", *SAMPLERS, "--out", tmp_path]
     run("samplers", *options)
-    for name, lines in (("samplers", 3), ("steering", 1)):
+    for name, lines in (("samplers", 7), ("steering", 1)):
         assert len(json.loads((tmp_path / name / "table.json").read_text())["rows"]) == lines
+
+
+def test_what_there_was_no_time_for_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    rows = importlib.import_module("bench_gpu").collect(tiny=True, minutes=0)
+    assert {row.what: row.value for row in rows}["jcos, incomplete"] is None
 
 
 def test_an_image_with_jax_flax_and_torch_is_enough() -> None:
@@ -81,6 +91,14 @@ def test_formulas_are_written_into_a_page(tmp_path: Path) -> None:
     assert (lines[0], lines[-1]) == ("before", "after")
     (row,) = (line for line in lines if line.startswith("| 81 × 832x480 "))
     assert row.split("|")[2:4] == [" 32,760 ", " 1,678 "]
+
+
+def test_a_line_of_machines_has_all_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    report = importlib.import_module("compile_report")
+    monkeypatch.setattr(report.compiled, "installed", lambda machine: False)
+    for video, where in (("wan2.2-ti2v-5b", "h200:1"), ("wan2.2-t2v-a14b", "v5e:1x1")):
+        assert len(report.row(video, "704p", where)) == 2 + len(report.forecast.COLUMNS)
 
 
 @pytest.mark.slow
