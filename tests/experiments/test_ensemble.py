@@ -7,7 +7,7 @@ import pytest
 from jcos.experiments.ensemble import Case, Ensemble, dataset, groups_of, probe_of
 from jcos.experiments.experiment import Settings
 from jcos.experiments.samples import Samples
-from jcos.experiments.sweeps import held_out, sweep
+from jcos.experiments.sweeps import held_out, play, sweep
 from jcos.lab import results
 from jcos.lab.tasks import TASKS
 from jcos.sampling.probes import SeedEnsemble
@@ -67,6 +67,12 @@ def ends(small_model: Wan) -> dict[str, np.ndarray]:
     probes = [probe_of(mean, 4, 2, 4) for mean in PAIRS.values()]
     latents = sweep(small_model, samples.conditions, EVERY, probes=probes).latents
     return dict(zip(PAIRS, latents[:, 0, 0], strict=True))
+
+
+def test_the_first_case_is_the_plain_run(small_model: Wan, ends) -> None:
+    plain = play(small_model, held_out(MAZE, 1), EVERY).latents[0, 0]
+    np.testing.assert_allclose(ends["plain"], plain, atol=2e-4)
+    assert np.abs(ends["two steps"] - plain).max() > 0.01
 
 
 def test_seeds_under_one_velocity_keep_the_difference_of_their_noise(ends) -> None:

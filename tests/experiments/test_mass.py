@@ -70,3 +70,13 @@ def test_the_ideal_denoisers_mass_is_its_posterior(several: tuple[list[Puzzle], 
         )
         on, _ = _blend(found.x0[:, None], answers)
         np.testing.assert_allclose(on[:, 0], found.weights, atol=5e-3)
+
+
+def test_what_is_no_answer_is_the_rest(several: tuple[list[Puzzle], Answers]) -> None:
+    _, answers = several
+    still = answers.still
+    noise = jax.random.normal(jax.random.key(0), (len(still), 4, *still.shape[1:]))
+    flat = jnp.stack([still, jnp.zeros_like(still), still * 0 + 1, still * 0 - 1], 1)
+    on, off = _blend(jnp.concatenate([flat, noise, 0.5 * noise], 1), answers)
+    assert float(on.max()) < 1e-3
+    assert float(off.min()) > 0.999

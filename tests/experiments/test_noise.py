@@ -1,11 +1,13 @@
 """Noise at every position: laws that hold for any model."""
 
+import jax
 import numpy as np
 import pytest
 
 from jcos.experiments.noise import (
     FRAME,
     MATCHED,
+    NONE,
     STEP,
     STEP_LEVEL,
     Case,
@@ -15,6 +17,8 @@ from jcos.experiments.noise import (
     probe_of,
     with_cleanup,
 )
+from jcos.experiments.samples import Samples
+from jcos.generation import generate
 from jcos.lab.results import IDEAL, of_kind
 from jcos.wan import Wan
 
@@ -53,6 +57,18 @@ def test_a_frame_less_a_step_is_paired_run_by_run(data) -> None:
         np.testing.assert_allclose(both.sel(contrast=contrast), frame - step)
     assert less.attrs["valid_min"] == -1
     assert [case.kind for case in SMALL.cases(5, 5)][-2:] == [MATCHED] * 2
+
+
+def test_no_noise_is_the_plain_run(small_model: Wan) -> None:
+    samples = Samples.of_tasks(small_model, ("maze",), 1)
+    condition = jax.tree.map(lambda a: a[0, 0], samples.conditions)
+    plain = generate(small_model, condition).latents
+    none, last = (probe_of(case, 4, 5, 0) for case in (Case(NONE), Case(STEP, step=3)))
+    np.testing.assert_allclose(
+        generate(small_model, condition, probe=none).latents, plain, atol=2e-4
+    )
+    moved = generate(small_model, condition, probe=last).latents - plain
+    assert np.abs(moved).max() > 0.1
 
 
 def test_clean_up_takes_the_run_up_again_at_the_level_of_its_last_steps(small_model: Wan) -> None:
