@@ -9,7 +9,7 @@ under the same noise and the model does not is specific to the model.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +20,7 @@ from jcos.config import WanConfig
 from jcos.experiments import plots
 from jcos.experiments.answers import Answers, answers_of, blend, chosen
 from jcos.experiments.experiment import Experiment, Picture, Progress, case_labels, places
-from jcos.experiments.parameters import AtFrames, AtSteps
+from jcos.experiments.parameters import AtFrames, AtSteps, Rule
 from jcos.experiments.samples import Samples
 from jcos.experiments.sweeps import pixels
 from jcos.lab.measures import GAINS, POSITIVE, SCORES, UNBOUNDED
@@ -31,7 +31,8 @@ from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
 NONE, STEP, FRAME = "no noise", "step", "frame"
-STEP_LEVEL, MATCHED = "step, own level", "frame, same energy"
+STEP_LEVEL, FRAME_LEVEL = "step, own level", "frame, own level"
+CELL, STRENGTH, MATCHED = "cell", "strength", "frame, same energy"
 MEASURES = {
     "distance": ("distance", "From the end of the unperturbed run, over its root mean square."),
     "score": ("score", "Score as the run ends."),
@@ -59,30 +60,38 @@ AT_STEP = (
     "pixel noise. The ideal denoiser: replaced, after clean-up."
 )
 
+Strength = Annotated[float, Rule(lambda r: 0 < r <= 1, "above 0 and at most 1")]
+
 
 class Case(NamedTuple):
-    """Where noise is put: at a step or at all (None), in a frame or in all. At the step's own level
-    x̂0 is kept, and its noise drawn anew."""
+    """Where noise is put: at a step or at all (None), in a frame or in all, how strongly. Of kinds
+    with their own level x̂0 is kept, and its noise drawn anew."""
 
     kind: str
     step: int | None = None
     frame: int | None = None
+    strength: float = 1.0
+
+    @property
+    def keeps_estimate(self) -> bool:
+        return self.kind in (STEP_LEVEL, FRAME_LEVEL)
 
     def __str__(self) -> str:
         if self.kind == NONE:
             return NONE
         step = "all steps" if self.step is None else f"step {self.step}"
         frame = "all frames" if self.frame is None else f"frame {self.frame}"
-        level = ", at its own level" if self.kind == STEP_LEVEL else ""
+        strength = "" if self.strength == 1 else f", strength {self.strength:.2f}"
+        level = ", at its own level" if self.keeps_estimate else ""
         matched = ", energy of one step" if self.kind == MATCHED else ""
-        return f"{step}, {frame}{level}{matched}"
+        return f"{step}, {frame}{strength}{level}{matched}"
 
 
 def labels_of(cases: Sequence[Case]) -> dict[str, Any]:
     """Return the coordinates of a dimension `case`; nan is all steps, or all frames."""
-    steps, frames = np.array([case[1:] for case in cases], np.float64).T
+    steps, frames, strengths = np.array([case[1:] for case in cases], np.float64).T
     kinds = [case.kind for case in cases]
-    return case_labels(cases, kind=kinds, at_step=steps, at_frame=frames)
+    return case_labels(cases, kind=kinds, at_step=steps, at_frame=frames, strength=strengths)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,18 +99,22 @@ class Noise(Experiment):
     """Paper, section 3.2: noise at a step (x of all frames ← N(0, I)) against noise at a frame (at
     every step), each position a run of its own.
 
-    Beyond the paper: noise at the step's own level (x̂0 kept, noise drawn anew); noise at a frame
-    weakened to inject the same energy as noise at a step; the ideal denoiser. Of clips only the
-    distance is measured.
+    Beyond the paper: both at the step's own noise level (x̂0 kept, noise drawn anew); single cells
+    of step × frame; strengths between nothing and all; noise at a frame weakened to inject the same
+    energy as noise at a step; the ideal denoiser. Of clips only the distance is measured.
 
-    steps, frames: where noise goes, all by default. cleanup: steps that every run is prolonged by,
-    from its final estimate noised to the level of the last so many steps; 0 for none.
+    steps, frames: where noise goes, all by default. map_steps: steps of the map. strengths,
+    strength_steps: of the strength sweep. cleanup: steps that every run is prolonged by, from its
+    final estimate noised to the level of the last so many steps; 0 for none.
     """
 
     question = "What does noise destroy: one step in all frames, or one frame at all steps?"
 
     steps: AtSteps | None = None
     frames: AtFrames | None = None
+    map_steps: AtSteps = (0.0, 0.2, 0.4, 0.6, 0.8)
+    strengths: tuple[Strength, ...] = (0.5, 0.75, 0.9)
+    strength_steps: AtSteps = (0.2, 0.5, 0.8)
     cleanup: int = 6
 
     def check(self, config: WanConfig) -> None:
@@ -155,11 +168,17 @@ class Noise(Experiment):
         at_steps = places(self.steps, steps, "step")
         at_frames = places(self.frames, frames, "frame")
         cases = [Case(NONE)]
-        cases += [Case(kind, step=s) for kind in (STEP, STEP_LEVEL) for s in at_steps]
-        cases += [Case(FRAME, frame=f) for f in at_frames]
+        for step, frame in ((STEP, FRAME), (STEP_LEVEL, FRAME_LEVEL)):
+            cases += [Case(step, step=s) for s in at_steps]
+            cases += [Case(frame, frame=f) for f in at_frames]
+        cells = places(self.map_steps, steps, "step")
+        cases += [Case(CELL, step=s, frame=f) for s in cells for f in at_frames]
+        for s in places(self.strength_steps, steps, "step"):
+            cases += [Case(STRENGTH, step=s, strength=r) for r in self.strengths]
         if frames > steps:  # at full strength, a frame still gets less than a step
             return cases
-        return cases + [Case(MATCHED, frame=f) for f in at_frames]
+        matched = matching_strength(steps, frames)
+        return cases + [Case(MATCHED, frame=f, strength=matched) for f in at_frames]
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         if STEP not in data["kind"]:
@@ -209,9 +228,8 @@ def probe_of(case: Case, steps: int, frames: int, cleanup: int) -> probes.Noise:
     where = np.zeros((steps + cleanup, frames), np.float32)
     at = slice(None, steps) if case.step is None else case.step
     if case.kind != NONE:
-        strength = matching_strength(steps, frames) if case.kind == MATCHED else 1.0
-        where[at, slice(None) if case.frame is None else case.frame] = strength
-    level = (where > 0) & (case.kind == STEP_LEVEL)
+        where[at, slice(None) if case.frame is None else case.frame] = case.strength
+    level = (where > 0) & case.keeps_estimate
     if cleanup:
         where[steps], level[steps] = 1.0, True
     return probes.Noise(jnp.asarray(where), jnp.asarray(level))
@@ -266,7 +284,7 @@ def values_of(
     (raw, clean), (solved, good) = (a.transpose(2, 1, 0, 3) for a in judged)
     others = raw.copy()
     for i, case in enumerate(cases):
-        if case.frame is not None:
+        if case.frame is not None and not case.keeps_estimate:
             for j, puzzle in enumerate(samples.puzzles):
                 videos = ends.videos[i, j, 0]
                 others[i, j] = [score_others(puzzle, video, case.frame) for video in videos]

@@ -38,7 +38,19 @@ from tests.experiments.conftest import clips_file
 SHORT = Settings(steps=4)
 SMALL: dict[str, tuple[Experiment, int, int]] = {
     "steps": (Steps(sampling=SHORT, seeds=(0, 1)), 8, 1),
-    "noise": (Noise(sampling=SHORT, steps=(0, 3), frames=(1,), cleanup=1), 10, 1),
+    "noise": (
+        Noise(
+            sampling=SHORT,
+            steps=(0, 3),
+            frames=(1,),
+            map_steps=(1,),
+            strengths=(0.5,),
+            strength_steps=(1,),
+            cleanup=1,
+        ),
+        10,
+        1,
+    ),
     "ensemble": (
         Ensemble(
             sampling=Settings(steps=3),

@@ -6,10 +6,10 @@ import pytest
 
 from jcos.experiments.noise import (
     FRAME,
+    FRAME_LEVEL,
     MATCHED,
     NONE,
     STEP,
-    STEP_LEVEL,
     Case,
     Noise,
     contrasts,
@@ -22,13 +22,24 @@ from jcos.generation import generate
 from jcos.lab.results import IDEAL, of_kind
 from jcos.wan import Wan
 
-SMALL = Noise(puzzles=3, several=True, steps=(0, 3), frames=(0, 4), cleanup=2)
+SMALL = Noise(
+    puzzles=3,
+    several=True,
+    steps=(0, 3),
+    frames=(0, 4),
+    map_steps=(2,),
+    strengths=(0.5,),
+    strength_steps=(1,),
+    cleanup=2,
+)
 
 
 def test_dataset_table_and_figures_are_complete(data, rows) -> None:
     dataset, programs = data
     assert programs == 2, "one of the model and one of the ideal denoiser"
-    assert dataset["score"].sizes == {"case": 7, "denoiser": 2, "puzzle": 3, "seed": 1}
+    cases = 1 + 2 * (2 + 2) + 2 + 1
+    assert {"step 2, frame 4", "step 1, all frames, strength 0.50"} < set(dataset["case"].values)
+    assert dataset["score"].sizes == {"case": cases, "denoiser": 2, "puzzle": 3, "seed": 1}
     assert [name for name, _ in SMALL.figures(dataset)] == ["step"]
     row = rows["maze", "solved", "no noise"]
     assert (row.value, row.n, row.forwards, row.still) == (0, 3, 4, 0)
@@ -50,9 +61,9 @@ def test_the_ideal_denoiser_ends_right_whatever_noise_it_meets(data, rows) -> No
 def test_a_frame_less_a_step_is_paired_run_by_run(data) -> None:
     less = data[0]["score_others_less"]
     assert less["contrast"].values.tolist() == ["full strength"]  # 5 frames in 4 steps
-    named = [MATCHED if kind == STEP_LEVEL else kind for kind in data[0]["kind"].values]
+    named = [MATCHED if kind == FRAME_LEVEL else kind for kind in data[0]["kind"].values]
     both = contrasts(data[0].assign_coords(kind=("case", named)))["score_others_less"]
-    for contrast, kind in (("full strength", FRAME), ("same energy", STEP_LEVEL)):
+    for contrast, kind in (("full strength", FRAME), ("same energy", FRAME_LEVEL)):
         frame, step = (of_kind(data[0], k)["score_others"].mean("case") for k in (kind, STEP))
         np.testing.assert_allclose(both.sel(contrast=contrast), frame - step)
     assert less.attrs["valid_min"] == -1

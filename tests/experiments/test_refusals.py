@@ -43,6 +43,7 @@ VALUES = [
     (Noise(seeds=()), "at least one is needed"),
     (Noise(chunk=0), "chunk is 0"),
     (Noise(sampling=Settings(steps=0)), "steps is 0"),
+    (Noise(strengths=(0.0,)), "above 0"),
     (Noise(cleanup=5), "cleanup is 5"),
     (Flow(steps=(), frames=()), "no place for noise"),
     (Flow(puzzles=2, tasks=("pattern",), several=True), "has 0 puzzles"),
