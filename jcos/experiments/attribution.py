@@ -160,6 +160,9 @@ class Attribution(Experiment):
             maps = {str(how): one.sel(how=how) for how in data["how"].values}
             figure = plots.heat(maps, "step", "layer", xlabel="denoising step")
             yield place, Picture(figure, f"{place}: mean over pairs, all heads together. {WAY}")
+        curves = {"rank correlation": data["sharp_rank"], "signs": data["sharp_sign"]}
+        x: dict[str, Any] = {"x": "factor", "ylabel": "agreement", "xlabel": "queries scaled by"}
+        yield "saturated", Picture(plots.lines(xr.Dataset(curves), **x), f"{RANK} {SIGN}")
 
 
 KINDS = (

@@ -39,6 +39,8 @@ MASSES = "Share of the clean estimate, of puzzles with runs that fail and runs t
 MIXED, OFF = EXPLANATIONS = ("blend of a right and a wrong end", "mass on no end")
 """Signs that know how the runs end: what they explain of the others."""
 JUDGES = (*STANDARD, *EXPLANATIONS)
+DRAWN = ("decided", "pixels", "change", MIXED)
+"""Signs in figures."""
 OUTCOMES = ("runs that fail", "runs that are solved")
 TITLES = {
     "right": "mass on ends that are right",
@@ -88,6 +90,7 @@ class Signs(Experiment):
         variables = samples.levels({"solved": "solved"}) | {
             "forwards": ((), len(self.seeds) * self.forwards(model.config), {}),
             "area": measure(dims, np.stack(area), title, AREA, span=(0.0, 1.0)),
+            "chance_area": ((), 0.5, {"long_name": "chance"}),
             "solved": measure("denoiser puzzle seed", solved.astype(float), "solved", SOLVED),
         }
         for name, words in TITLES.items():
@@ -104,6 +107,10 @@ class Signs(Experiment):
         )
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
+        for name, denoiser in zip(("area", "ideal"), DENOISERS, strict=True):
+            drawn = data.sel(denoiser=denoiser, judge=list(DRAWN))
+            figure = plots.lines(drawn, "area", hue="judge")
+            yield name, Picture(figure, f"The {denoiser}. {AREA}")
         model = data.sel(denoiser=DENOISERS[0])
         yield "mass", Picture(plots.lines(model, list(TITLES), "step", hue="outcome"), MASSES)
 

@@ -282,14 +282,20 @@ def fit_head(
 
 class Frames(Judge):
     """A function of the decoded frames [F, H, W, 3], uint8, that returns one number; it is called
-    on the host, for one particle at a time."""
+    on the host, for one particle at a time. preview: decodes estimates in place of the model
+    (`jcos.preview.Preview`)."""
 
-    decodes, on_host = True, True
+    on_host = True
 
-    def __init__(self, function: Callable[[UInt8[np.ndarray, "F H W 3"]], float]):
-        self.function = function
+    def __init__(
+        self, function: Callable[[UInt8[np.ndarray, "F H W 3"]], float], preview: Any = None
+    ):
+        self.function, self.preview = function, preview
+        self.decodes = preview is None
 
     def __call__(self, at: Estimates) -> Scores:
+        if self.preview is not None:
+            return self._each(self.preview(at.x0))
         return self._each(at.model.decode(at.x0, at.tiles))
 
     def check(self, config: WanConfig, at: Estimates) -> None:
@@ -297,6 +303,8 @@ class Frames(Judge):
         frames, height, width = at.x0.shape[2:5]
         along, *strides = config.codec.strides if config.codec else (1, 1, 1)
         shape = (1 + (frames - 1) * along, height * strides[0], width * strides[1])
+        if self.preview is not None:
+            shape = (frames, height, width)
         noisy = np.random.default_rng(0).integers(0, 256, (1, 1, *shape, 3), np.uint8)
         if not np.isfinite(score := self._each(noisy)).all():
             name = getattr(self.function, "__name__", "of frames")

@@ -61,6 +61,7 @@ from jcos.lab.population import Search
 from jcos.lab.population import replay as replay
 from jcos.lab.refusals import check as check
 from jcos.model.vae import Tiles
+from jcos.preview import fit_preview as fit_preview
 from jcos.sampling import flow
 from jcos.sampling.checks import check_order
 from jcos.sampling.inside import Capture

@@ -63,7 +63,7 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
     rows = {(r.task, r.measure, r.case) for r in rows_of(dataset)}
     title = "rank correlation with exact patches"
     assert ("rotation, other angle", title, "gradient through the run, heads") in rows
-    assert {name for name, _ in SMALL.figures(dataset)} == {*PLACES}
+    assert {name for name, _ in SMALL.figures(dataset)} == {*PLACES, "saturated"}
 
 
 def test_a_killed_run_goes_on_at_the_next_pair(small_model: Wan, data, tmp_path: Path) -> None:

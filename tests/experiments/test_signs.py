@@ -27,13 +27,14 @@ def test_every_judge_is_measured_at_every_step(data) -> None:
     assert dataset["area"].sizes == {"denoiser": 2, "puzzle": 6, "judge": judges, "step": 2}
     known = dataset["area"].values[~np.isnan(dataset["area"].values)]
     assert ((known >= 0) & (known <= 1)).all()
-    assert [name for name, _ in SMALL.figures(dataset)] == ["mass"]
+    assert [name for name, _ in SMALL.figures(dataset)] == ["area", "ideal", "mass"]
     ends = dataset["solved"].values
     both = ends.any(2) & ~ends.all(2)
     np.testing.assert_array_equal(~np.isnan(dataset["area"].values[:, :, 0, 0]), both)
-    names = list(SMALL.table(dataset)["measure"])
-    rows = names.count("AUROC of failure within a puzzle")
-    assert rows == 2 * judges * both.any(1).sum()
+    table = SMALL.table(dataset)
+    rows = table[table["measure"] == "AUROC of failure within a puzzle"]
+    assert len(rows) == 2 * judges * both.any(1).sum()
+    assert (rows["chance"] == 0.5).all()
 
 
 def test_what_a_fit_leaves_ranks_no_runs() -> None:

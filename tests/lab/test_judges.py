@@ -141,6 +141,9 @@ def test_a_preview_is_the_mean_colour_of_a_cell(small_model: Wan, routes) -> Non
     video = MAZE.routes(PUZZLE)[0].astype(float)
     cells = video.reshape(5, 10, 2, 10, 2, 3).mean((2, 4))
     np.testing.assert_allclose(preview(routes[0]), cells, atol=1.5)
+    judge = Frames(lambda film: float(film.shape[1]), preview)
+    assert not judge.decodes
+    assert judge(estimates(small_model, list(routes))).tolist() == [[10.0, 10.0]]
 
 
 def test_a_preview_is_fitted_for_any_vae() -> None:
