@@ -10,10 +10,11 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import xarray as xr
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from jcos.config import WanConfig
 from jcos.experiments import plots, watching
@@ -21,13 +22,18 @@ from jcos.experiments.answers import Answers, answers_of
 from jcos.experiments.behaviour_memory import check_tiles, memory_figures, remembering
 from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
 from jcos.experiments.parameters import Count, NonNegative, Positive
+from jcos.experiments.samples import Samples
 from jcos.lab import results
-from jcos.lab.measures import commitment_step
+from jcos.lab.measures import POSITIVE, UNBOUNDED, commitment_step
 from jcos.lab.results import DENOISERS, Variable, measure
 from jcos.lab.tasks import TASKS, Puzzle
 from jcos.lab.tasks.marks import OPAQUE, apart
+from jcos.sampling import flow
+from jcos.sampling.trajectory import Trace
 from jcos.wan import Wan
 
+SETTLED = 0.1
+"""A part of a clip has settled when it is this near to its end, relative to the end's norm."""
 SHOWN = 0.5
 """An estimate shows a candidate that makes up more than this of it."""
 COMMON = 64
@@ -48,6 +54,8 @@ class Behaviour(Experiment):
     whose input is the first frame in every frame, as the small one's is, has most of the scene for
     nothing.
     Working memory, of the task `returns`: see `behaviour_memory`.
+    Of clips only perception before action, as distances: when the parts of the video that stay as
+    they are in the first frame settle, and when those that change.
 
     wrong: how many wrong answers a puzzle with a single right one is compared with. learned,
     remembered: puzzles of the train split that memory's probes are fitted on, and held-out ones
@@ -55,7 +63,6 @@ class Behaviour(Experiment):
     """
 
     question = "Does the model remember, correct itself, and see before it acts?"
-    no_clips = "behaviour is judged by right answers; clips have none: take another experiment"
 
     tasks: tuple[str, ...] = ("maze", "tictactoe", "pattern", "rotation", "returns", "bounce")
     wrong: NonNegative = 6
@@ -65,11 +72,13 @@ class Behaviour(Experiment):
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
-        if self.learned:
+        if self.clips is None and self.learned:
             check_tiles(config)
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples, plan = self.samples(model), self.plan(model.config)
+        if not samples.judged:
+            return self._clips(model, samples, progress)
         answers = answers_of(model, samples.puzzles, wrong=self.wrong)
         watched = watching.watch(self, model, samples, watching.watch_answers, progress, answers)
         videos, masses = (watched.video, watched.ideal_video), (watched.on, watched.ideal_run_on)
@@ -85,10 +94,30 @@ class Behaviour(Experiment):
             data = data.merge(read, join="outer")
         return data
 
+    def _clips(self, model: Wan, samples: Samples, progress: Progress) -> xr.Dataset:
+        parts = np.stack(watching.watch(self, model, samples, watch_parts, progress))
+        settled = commitment_step(parts <= SETTLED).astype(float)
+        words, later = ("step of settling", SETTLING), settled[1:] - settled[:1]
+        about: dict[str, Any] = {"units": "step", "forwards": "all_forwards"}
+        name, dims = "distance to the end", "part clip seed"
+        variables = self.costs(model.config) | {
+            "distance": measure(f"{dims} step", parts, name, DISTANCE, span=POSITIVE),
+            "settled": measure(dims, settled, *words, span=POSITIVE, **about),
+            "settled_later": measure(
+                "difference clip seed", later, *words, span=UNBOUNDED, **about
+            ),
+        }
+        labels = {"part": ["what stays", "what changes"], "step": range(parts.shape[-1])}
+        labels["difference"] = ["what changes less what stays"]
+        return self.dataset(variables, samples, **labels)
+
     def table(self, data: xr.Dataset) -> pd.DataFrame:
         return results.table(data, {"step": looked_at(data.sizes["step"], 5)})
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
+        if "distance" in data:
+            yield "distance", Picture(plots.lines(data, "distance", hue="part"), DISTANCE)
+            return
         names = ("corrected_later", "spoiled_later")
         x, y = "denoising step", "share of runs"
         figure = plots.lines(data, names, hue="denoiser", xlabel=x, ylabel=y)
@@ -103,6 +132,8 @@ CORRECTION = (
 SCENE = "All of the first frame that no answer changes is there."
 ORDER = "First step from which on scene, or answer, stays right; of runs that end with both."
 TURNED = "A wrong answer makes up more than half of an estimate. The ideal denoiser shows none."
+DISTANCE = "Distance of estimates from the last, over its norm, of the frames after the first."
+SETTLING = f"First step from which on the part is within {SETTLED} of its end, over the end's norm."
 
 
 class Judged(NamedTuple):
@@ -187,3 +218,24 @@ def run_measures(judged: Judged, wrong: Bool[np.ndarray, "D P K S"]) -> dict[str
         name: measure(dims, np.where(known, values, np.nan), title, **about, **options)
         for name, (title, options, known, values) in measures.items()
     }
+
+
+def watch_parts(
+    model: Wan, plan: flow.Plan, trace: Trace, aux: Any
+) -> tuple[Float[Array, "K S"], Float[Array, "K S"]]:
+    """Return the distance of each estimate to the last, over the norm of the last, in the half of
+    the cells that ends nearest to the first frame and in the tenth that ends farthest from it.
+    Frame 0 is left out."""
+    x0 = trace.x0[0]
+    end = x0[:, -1]
+    motion = jnp.square(end[:, 1:] - end[:, :1]).sum(-1)
+    low, high = jnp.quantile(motion.reshape(len(x0), -1), jnp.array([0.5, 0.9]), axis=1)
+
+    def distance(part: Array) -> Array:
+        """part [K, F − 1, h, w]: the cells that count."""
+        off = jnp.square(x0[:, :, 1:] - x0[:, -1:, 1:]).sum(-1) * part[:, None]
+        size = jnp.square(end[:, 1:]).sum(-1) * part
+        return jnp.sqrt(off.sum((2, 3, 4)) / size.sum((1, 2, 3))[:, None])
+
+    shape = (-1, 1, 1, 1)
+    return distance(motion <= low.reshape(shape)), distance(motion >= high.reshape(shape))

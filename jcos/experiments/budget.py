@@ -2,7 +2,8 @@
 four steps struggle; readers suggest to spend steps where the answer forms.)
 
 A schedule is data: its noise levels, the timesteps of the model, the solver's table. All schedules
-of one length are one compiled program, whatever their shift or spacing.
+of one length are one compiled program, whatever their shift or spacing; where two experts share
+the run, all of one length that divide it alike.
 
 The ideal denoiser (`ideal.py`) runs under every schedule from the same noise. Where a puzzle has
 several right answers its first estimate blends them, so it needs more than one step; a model that
@@ -26,9 +27,9 @@ from jcos.experiments.answers import Answers, answers_of
 from jcos.experiments.experiment import Experiment, Picture, Progress, case_labels
 from jcos.experiments.parameters import NONEMPTY, AtLeastTwo, Count, Positive, Rule
 from jcos.experiments.samples import Samples
-from jcos.experiments.sweeps import pixels
+from jcos.experiments.sweeps import pixels, read_latents
 from jcos.lab.ideal import ideal_run
-from jcos.lab.measures import GAINS
+from jcos.lab.measures import GAINS, POSITIVE, rms
 from jcos.lab.results import DENOISERS, measure, of_kind
 from jcos.sampling import flow
 from jcos.sampling.probes import States
@@ -59,10 +60,10 @@ class Budget(Experiment):
 
     steps: how many, with the model's spacing. lengths: at which of them spacing is tried: shifts,
     and half of the steps above each of the noise levels `middles`, evenly spaced on both sides.
+    Of clips: how far each run ends from the one with most steps; what comes out is nowhere judged.
     """
 
     question = "What do steps buy, and where are they best spent?"
-    no_clips = "budget is judged by right answers; for clips compare arms of `jcos bench`"
 
     tasks: tuple[str, ...] = ("maze", "tictactoe", "pattern", "rotation", "returns", "bounce")
     steps: Annotated[tuple[Count, ...], NONEMPTY] = (1, 2, 4, 8, 16, 50)
@@ -92,22 +93,25 @@ class Budget(Experiment):
         sampling = dataclasses.replace(self.sampled(model.config), steps=case.steps, sigmas=None)
         if case.kind == "shift":
             sampling = dataclasses.replace(sampling, shift=case.value)
-        plan = flow.plan(sampling)
+        boundary = model.config.boundary
+        plan = flow.plan(sampling, boundary)
         if case.kind != "middle":
             return plan
         assert case.value is not None
-        levels = around(case.steps, float(plan.schedule.sigmas[0]), case.value)
-        return plan.replace(schedule=flow.at_sigmas(levels, sampling))
+        first = float(plan.schedule.sigmas[0])
+        levels = flow.at_sigmas(around(case.steps, first, case.value), sampling)
+        high = None if boundary is None else flow.high_noise_steps(levels, boundary)
+        return plan.replace(schedule=levels, high_steps=high)
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples, ends, cases = self.samples(model), {}, self.cases()
-        read: dict[str, Any] = {"readout": read_ends, "probes": [States()]}
-        read["aux"] = answers_of(model, samples.puzzles)
+        read: dict[str, Any] = {"readout": read_latents}
+        if samples.judged:
+            read = {"readout": read_ends, "probes": [States()]}
+            read["aux"] = answers_of(model, samples.puzzles)
         for case in cases:
             about = {"plan": self.plan_of(model, case), "what": str(case)}
             ends[case] = self.sweep(model, progress)(samples.conditions, **about, **read)[0]
-        progress("judging", 0, 1)
-        together = self.tasks[0] if len(samples.groups) == 1 else "all tasks"
         labels = case_labels(
             cases,
             kind=[c.kind for c in cases],
@@ -115,10 +119,21 @@ class Budget(Experiment):
             value=[np.nan if c.value is None else c.value for c in cases],
             forwards=[self.forwards(model.config, c.steps) for c in cases],
         )
+        if not samples.judged:
+            best = ends[Case("steps", max(c.steps for c in cases))]
+            off = np.stack([rms(end - best) / rms(best) for end in ends.values()])
+            distance = measure("case clip seed", off, "distance of the end", CLIPS, span=POSITIVE)
+            return self.dataset({"distance": distance}, samples, **labels)
+        progress("judging", 0, 1)
+        together = self.tasks[0] if len(samples.groups) == 1 else "all tasks"
         labels["together"] = ("puzzle", [together] * len(samples))
         return self.dataset(gains(samples, ends), samples, denoiser=list(DENOISERS), **labels)
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
+        if "distance" in data:
+            figure = plots.paired(data["distance"], "distance of the end, relative")
+            yield "distance", Picture(figure, CLIPS)
+            return
         steps = of_kind(data, "steps", "forwards").sortby("forwards")
         about = {"xlabel": "forwards per video", "ylabel": "score", "log": True}
         figure = plots.lines(steps, "score", "forwards", hue="denoiser", **about)
@@ -130,6 +145,10 @@ STEPS = (
     "denoiser runs under the same schedules from the same noise."
 )
 PAIRED = "The same puzzles and seeds."
+CLIPS = (
+    "How far a run ends from the one with most steps and the model's own spacing, relative, from "
+    "the same noise."
+)
 
 
 def gains(samples: Samples, ends: dict[Case, np.ndarray]) -> dict[str, Any]:

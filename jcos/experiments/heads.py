@@ -11,7 +11,7 @@ what the heads of one layer, or one head, return in a run with another prompt, a
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,13 +19,13 @@ import xarray as xr
 
 from jcos.config import WanConfig
 from jcos.experiments import plots
-from jcos.experiments.experiment import Experiment, Picture, Progress
-from jcos.experiments.parameters import Count
+from jcos.experiments.experiment import Experiment, Picture, Progress, places
+from jcos.experiments.parameters import NONEMPTY, AtLayers, Count
 from jcos.experiments.samples import Samples
 from jcos.experiments.swap import FLIP, pair_conditions, pair_seed, solved
 from jcos.experiments.swap_pairs import pairs_of
-from jcos.experiments.sweeps import pixels
-from jcos.lab.measures import GAINS
+from jcos.experiments.sweeps import pixels, read_latents
+from jcos.lab.measures import GAINS, POSITIVE, rms
 from jcos.lab.results import measure
 from jcos.lab.tasks import TASKS
 from jcos.sampling import flow
@@ -50,6 +50,7 @@ SETS = ("no heads", "chosen heads", "random heads of the same layers")
 """What is knocked out on puzzles that nothing was chosen on."""
 LOST = "Without the head, less with it; the same puzzle and seed."
 BESIDE = "The loss, more than the mean of the other heads of its layer."
+DISTANCE = "From the end of the plain run, over its root mean square."
 BOTH_RIGHT = "Of pairs whose two plain runs are right."
 Cells = Sequence[tuple[int, int]]
 """Heads: layer and number."""
@@ -62,15 +63,16 @@ class Heads(Experiment):
     heads of its layer. A chosen set of heads against random ones of the same layers; exchange of
     heads between runs that differ in their prompt.
 
-    windows: parts that the steps are cut into. members: heads of the chosen set, those that cost
-    most progress on every second puzzle. controls: random sets. pair_tasks, pairs: what the
-    exchange is run on (`swap_pairs.PARTNERS`).
+    layers: whose heads, all by default. windows: parts that the steps are cut into. members: heads
+    of the chosen set, those that cost most progress on every second puzzle. controls: random sets.
+    pair_tasks, pairs: what the exchange is run on (`swap_pairs.PARTNERS`). Of clips only the
+    distance is measured.
     """
 
     question = "Which heads carry the route, the agent, the walls?"
-    no_clips = "heads are judged by right answers; for clips use the probe jcos.KnockOut"
 
     puzzles: Count = 24
+    layers: Annotated[AtLayers, NONEMPTY] | None = None
     windows: Count = 3
     members: Count = 3
     controls: Count = 8
@@ -79,33 +81,38 @@ class Heads(Experiment):
 
     def check(self, config: WanConfig) -> None:
         super().check(config)
-        steps, heads = self.plan(config).steps, config.dit.layers * config.dit.heads
+        layers = places(self.layers, config.dit.layers, "layer")
+        steps, heads = self.plan(config).steps, len(layers) * config.dit.heads
         for name, most in (("windows", steps), ("members", heads)):
             if getattr(self, name) > most:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is at most {most} here")
-        for task in self.pair_tasks:
+        for task in self.pair_tasks if self.clips is None else ():
             pairs_of(task, 1, self.puzzle_seed)
-        if self.puzzles < 2:
+        if self.clips is None and self.puzzles < 2:
             raise ValueError("puzzles: 1; heads are chosen on one half and tried on the other")
 
     def measure(self, model: Wan, progress: Progress) -> xr.Dataset:
         samples, config = self.samples(model), model.config
-        layers, count, ways = config.dit.layers, config.dit.heads, self.ways(config)
-        shape, dims = (layers, count + 1, len(ways)), "layer head how puzzle seed"
+        layers = places(self.layers, config.dit.layers, "layer")
+        count, ways = config.dit.heads, self.ways(config)
+        shape, dims = (len(layers), count + 1, len(ways)), f"layer head how {samples.runs} seed"
         # All heads of a layer are knocked out at all steps only, by the first two ways.
         cells = [cell for cell in np.ndindex(shape) if cell[1] < count or cell[2] < 2]
         probes = [self.knock_out(config, ())]
         for layer, head, way in cells:
             heads = range(count) if head == count else [head]
             how = list(ways.values())[way]
-            probes.append(self.knock_out(config, [(layer, h) for h in heads], *how))
+            probes.append(self.knock_out(config, [(layers[layer], h) for h in heads], *how))
         ends = self._ends(model, samples, probes, progress, "knocking out heads")
         variables: dict[str, Any] = {"forwards": ((), self.forwards(config), {})}
-        labels = {"layer": range(layers), "how": list(ways)}
+        labels = {"layer": layers, "how": list(ways)}
         labels["head"] = [*(f"head {h}" for h in range(count)), "all heads"]
         for name, values in ends.items():
             array = np.full(shape + values.shape[1:], np.nan)
             array[tuple(np.transpose(cells))] = values[1:]
+            if name == "distance":
+                variables[name] = measure(dims, array, name, DISTANCE, span=POSITIVE)
+                return self.dataset(variables, samples, **labels)
             title, comment = MEASURES[name]
             lost = values[0] - array
             single = lost[:, :count]
@@ -141,10 +148,13 @@ class Heads(Experiment):
         self, model: Wan, samples: Samples, probes: Sequence[Probe], progress: Progress, what: str
     ) -> dict[str, np.ndarray]:
         """Return all measures of the ends of runs, [probes, P, K]; the first run is plain."""
-        videos = self.sweep(model, progress)(
-            samples.conditions, probes=probes, readout=read_videos, what=what
+        readout = read_videos if samples.judged else read_latents
+        ends = self.sweep(model, progress)(
+            samples.conditions, probes=probes, readout=readout, what=what
         )
-        return judged(samples, videos[:, :, 0])
+        if samples.judged:
+            return judged(samples, ends[:, :, 0])
+        return {"distance": np.asarray(rms(ends - ends[:1]) / rms(ends[:1]))}
 
     def _sets(
         self, model: Wan, samples: Samples, lost: np.ndarray, progress: Progress
@@ -152,8 +162,10 @@ class Heads(Experiment):
         """Return what the heads cost that cost most progress on every second puzzle, on the other
         ones; beside random heads of the same layers."""
         config, count = model.config, model.config.dit.heads
-        heads = np.ndindex(config.dit.layers, count)
-        chosen = sorted(sorted(heads, key=lambda cell: -lost[cell][::2].mean())[: self.members])
+        layers = places(self.layers, config.dit.layers, "layer")
+        cells = np.ndindex(len(layers), count)
+        most = sorted(cells, key=lambda cell: -lost[cell][::2].mean())[: self.members]
+        chosen = sorted((layers[k], h) for k, h in most)
         rng, every = np.random.default_rng(self.puzzle_seed), range(self.plan(config).steps)
         sets = [(), chosen, *(like(chosen, count, rng) for _ in range(self.controls))]
         tried = [self.knock_out(config, heads, at=every) for heads in sets]
@@ -177,7 +189,7 @@ class Heads(Experiment):
         pairs = list(itertools.chain(*each))
         if not pairs:
             return xr.Dataset()
-        cases = exchanges(config.dit.layers, config.dit.heads)
+        cases = exchanges(places(self.layers, config.dit.layers, "layer"), config.dit.heads)
         videos = self.sweep(model, progress)(
             pair_conditions(model, pairs),
             seeds=[pair_seed(model, seed, 0) for seed in self.seeds],
@@ -194,7 +206,9 @@ class Heads(Experiment):
 
     def figures(self, data: xr.Dataset) -> Iterator[tuple[str, Picture]]:
         single = data.isel(head=slice(-1)).sel(how="mean")
-        maps = {title: single[f"{name}_lost"] for name, (title, _) in MEASURES.items()}
+        shown = {f"{name}_lost": title for name, (title, _) in MEASURES.items()}
+        shown = {"distance": "distance"} if "distance" in data else shown
+        maps = {title: single[name] for name, title in shown.items()}
         figure = plots.heat(maps, "head", "layer")
         yield "heads", Picture(figure, "Lost without a head, set to the mean over tokens.")
         if "flipped" not in data:
@@ -215,10 +229,10 @@ def taken(config: WanConfig, place: str, heads: Cells, steps: int) -> Probe:
     return InWorlds(chain(*each), jnp.array([True, False]))
 
 
-def exchanges(layers: int, heads: int) -> dict[str, tuple[str, Cells]]:
+def exchanges(layers: Sequence[int], heads: int) -> dict[str, tuple[str, Cells]]:
     """Return in which of `PLACES` heads are exchanged, and which: none; all of each layer, and of
     all; single ones."""
-    whole = {f"layer {k}": [(k, h) for h in range(heads)] for k in range(layers)}
+    whole = {f"layer {k}": [(k, h) for h in range(heads)] for k in layers}
     single = list(itertools.chain(*whole.values()))
     whole["all layers"] = single
     cases: dict[str, tuple[str, Cells]] = {"nothing exchanged": ("cross", [])}

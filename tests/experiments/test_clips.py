@@ -17,9 +17,12 @@ import xarray as xr
 
 from jcos import cli
 from jcos.config import WanConfig
+from jcos.experiments.behaviour import Behaviour
+from jcos.experiments.budget import Budget
 from jcos.experiments.ensemble import Ensemble
 from jcos.experiments.experiment import Experiment, Settings
 from jcos.experiments.flow import Flow
+from jcos.experiments.heads import Heads
 from jcos.experiments.layers import Layers
 from jcos.experiments.noise import Noise
 from jcos.experiments.samples import Samples
@@ -51,6 +54,9 @@ SMALL: dict[str, tuple[Experiment, int, int]] = {
         10,
         1,
     ),
+    "behaviour": (Behaviour(sampling=SHORT, seeds=(0, 1)), 8, 1),
+    "budget": (Budget(steps=(1, 4), lengths=(4,), shifts=(5.0,), middles=(0.5,)), 8, 1),
+    "heads": (Heads(sampling=Settings(steps=2), layers=(1,), windows=1, members=2), 4, 1),
     "ensemble": (
         Ensemble(
             sampling=Settings(steps=3),
@@ -102,7 +108,7 @@ def on_clips(model: Wan, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 )
 def test_an_experiment_on_clips_is_one_program_and_has_no_judge(name: str, on_clips) -> None:
     known, (experiment, forwards, figures) = on_clips(name), SMALL[name]
-    assert known.programs == 1
+    assert known.programs == 1 or name == "budget"
     assert set(known.table["task"]) == {"clips"}
     assert not known.table["measure"].str.contains(JUDGED).any()
     assert max(known.table["forwards"]) == forwards
@@ -120,6 +126,32 @@ def test_noise_at_its_own_level_moves_the_end_less(on_clips) -> None:
     distance = on_clips("noise").values("distance")
     assert distance["no noise"] == 0
     assert distance["step 3, all frames"] > distance["step 3, all frames, at its own level"] > 0
+
+
+@pytest.mark.slow
+def test_clips_settle_in_parts(on_clips) -> None:
+    known = on_clips("behaviour")
+    assert known.data["distance"].sizes == {"part": 2, "clip": 2, "seed": 2, "step": 4}
+    np.testing.assert_array_equal(known.data["distance"].sel(step=3), 0)
+    assert "what changes less what stays" in set(known.table["case"])
+
+
+@pytest.mark.slow
+def test_clips_are_compared_with_the_longest_run(model: Wan, on_clips) -> None:
+    known, experiment = on_clips("budget"), SMALL["budget"][0]
+    assert isinstance(experiment, Budget)
+    plans = [experiment.plan_of(model, case) for case in experiment.cases()]
+    # Two experts: a program is for a length and how it is divided.
+    assert known.programs == len({(p.steps, p.high_steps) for p in plans})
+    value = known.values("distance of the end")
+    assert value["4 steps"] == 0 < value["1 step"]
+
+
+@pytest.mark.slow
+def test_a_head_that_is_knocked_out_moves_the_end_of_a_clip(model: Wan, on_clips) -> None:
+    distance = on_clips("heads").data["distance"]
+    assert distance.shape == (1, model.config.dit.heads + 1, 2, 2, 1)
+    assert (distance > 0).all()
 
 
 @pytest.mark.slow

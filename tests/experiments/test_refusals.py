@@ -75,7 +75,6 @@ VALUES = [
     (Attribution(several=True), "several=true"),
     (Swap(tasks=("maze",)), "maze has no pairs"),
     (Swap(several=True), "several=true"),
-    (Behaviour(clips=Path("clips.json")), "judged by right answers"),
     (Behaviour(wrong=-1), "wrong is -1"),
     (Budget(steps=(0, 2)), "each is at least 1"),
     (Budget(shifts=(0.0,)), "each is a positive number"),
