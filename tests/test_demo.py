@@ -13,6 +13,8 @@ from jcos.lab import results
 from jcos.report.reading import read
 from jcos.wan import Wan
 
+pytestmark = pytest.mark.slow
+
 SIZES = demo.Sizes(task=2, routes=3, noise=1, ensemble=2, search=2)
 
 
@@ -32,7 +34,6 @@ def made(patient_model: Wan, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return folder, told, pages
 
 
-@pytest.mark.slow
 def test_the_page_fills_as_parts_arrive(made: tuple[Path, list, list]) -> None:
     folder, told, pages = made
     assert told == [(part, i, 6) for part, i in zip(demo.PARTS, (*range(5), 6), strict=True)]
@@ -50,7 +51,6 @@ def test_the_page_fills_as_parts_arrive(made: tuple[Path, list, list]) -> None:
     assert tree["forwards"] == 31
 
 
-@pytest.mark.slow
 def test_the_dataset_has_every_measure(made: tuple[Path, list, list]) -> None:
     folder, *_ = made
     with results.load(folder / "results.nc", "demo") as data:
@@ -66,7 +66,6 @@ def test_the_dataset_has_every_measure(made: tuple[Path, list, list]) -> None:
         assert np.isfinite(data["search"].values).sum() == 2 * SIZES.search
 
 
-@pytest.mark.slow
 def test_the_same_seeds_give_the_same_numbers(
     patient_model: Wan, made: tuple[Path, list, list], tmp_path: Path
 ) -> None:

@@ -41,6 +41,7 @@ def test_sentences_are_short() -> None:
     assert not [(p.name, s) for p in pages for n, s in words(p.read_text()) if n > 35]
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_on_probes_run(small_model: Wan, monkeypatch) -> None:
     monkeypatch.setattr(jcos, "load", lambda: small_model)
     blocks = re.findall(r"```python\n(.*?)```", PROBES.read_text(), re.DOTALL)
@@ -56,6 +57,7 @@ def test_the_examples_of_the_page_on_probes_run(small_model: Wan, monkeypatch) -
     assert names["trace"].latents.shape == (2, 1, 5, 10, 10, 12)
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_on_search_run(small_model: Wan, monkeypatch) -> None:
     monkeypatch.setattr(jcos, "load", lambda: small_model)
     blocks = re.findall(r"```python\n(.*?)```", SEARCH.read_text(), re.DOTALL)
@@ -105,6 +107,7 @@ def test_the_programs_of_the_page_on_the_inside_of_blocks_do_what_they_say() -> 
     assert np.abs(names["steered"] - names["own"].latents).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_the_lens_and_the_attribution_of_the_page_run(small_model: Wan, monkeypatch) -> None:
     monkeypatch.setattr(jcos, "load", lambda: small_model)
     blocks = re.findall(r"```python\n(.*?)```", INSIDE.read_text(), re.DOTALL)

@@ -21,6 +21,8 @@ from tests.many_devices import finish, hosts
 from tests.models import close
 from tests.releases import I2V
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 500.0
 
 
@@ -30,7 +32,6 @@ def wait_until(true: Callable[[], object], host: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.slow
 def test_a_joined_experiment_that_was_killed_goes_on(tmp_path: Path) -> None:
     small = [f"--set={s}" for s in ("tasks=maze", "puzzles=24", "chunk=8", "sampling.steps=2")]
     out, alone = tmp_path / "two", tmp_path / "alone"
@@ -104,7 +105,6 @@ def joined(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_a_joined_video_is_the_same(joined):
     """Before H.264, which turns a difference of rounding into whole levels."""
     folder = joined
@@ -123,7 +123,6 @@ def test_a_joined_video_is_the_same(joined):
     assert list((folder / "profile").rglob("*.xplane.pb"))
 
 
-@pytest.mark.slow
 def test_hosts_share_the_samples(joined):
     """Each makes its own on its devices, of seeds that are averaged with and then dropped, in
     batches of which the last is filled up; every film is its own sample's."""

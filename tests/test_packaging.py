@@ -32,6 +32,7 @@ def test_every_folder_of_the_package_is_installed() -> None:
     assert listed == {next((k for k, v in places.items() if v == name), name) for name in found}
 
 
+@pytest.mark.slow
 def test_the_core_needs_nothing_of_the_laboratory() -> None:
     """Its packages are as good as not installed, and of jcos nothing below the core is loaded."""
     assert set(PROJECT["project"]["optional-dependencies"]["lab"]) == set(LAB)

@@ -101,6 +101,7 @@ def test_an_average_of_one_seed_is_refused(
     check_averages(WINDOW.replace(groups=jnp.array([0, 0, 1])), 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "probe",
     [
@@ -140,6 +141,7 @@ def test_guidance_needs_a_negative_prompt(model: Wan, condition: trajectory.Cond
         generate(model, condition.replace(negative=None), sampling=sampling)
 
 
+@pytest.mark.slow
 def test_a_bad_seed_leaves_the_others_alone_and_is_named(
     model: Wan, condition: trajectory.Condition, caplog
 ) -> None:

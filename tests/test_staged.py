@@ -215,6 +215,7 @@ def moved(call: list[Any], folder: Path) -> list[Any]:
     return [folder / "link", *call[1:]]
 
 
+@pytest.mark.slow
 def test_the_same_run_is_not_made_again(call, tmp_path, quick):
     """Each part is gone when the next one comes; a repeated call needs the VAE alone."""
     run("generate", *call)
@@ -226,6 +227,7 @@ def test_the_same_run_is_not_made_again(call, tmp_path, quick):
         assert loaded(quick) == [CODER]
 
 
+@pytest.mark.slow
 def test_latents_outlive_a_trace_that_cannot_be_written(
     call, tmp_path, monkeypatch, refused, quick
 ):
@@ -266,6 +268,7 @@ def python(release: Path, picture: Path, tmp_path: Path) -> Callable[..., staged
     return partial(staged.run, release, "a cat", picture, out=tmp_path / "out", **small)
 
 
+@pytest.mark.slow
 def test_seeds_and_steps_of_python(python, tmp_path, quick):
     with pytest.raises(ValueError, match="there are no seeds"):
         python(seeds=())
@@ -278,6 +281,7 @@ def test_seeds_and_steps_of_python(python, tmp_path, quick):
     assert (tmp_path / "out" / formats.X0_FILM.format(seed=1, step=1)).is_file()
 
 
+@pytest.mark.slow
 def test_latents_of_other_weights_or_noise_or_damaged_ones_are_not_taken(
     call, tmp_path, refused, monkeypatch, quick
 ):
@@ -299,6 +303,7 @@ def test_latents_of_other_weights_or_noise_or_damaged_ones_are_not_taken(
         assert f"{out / name} is damaged" in refused("generate", *call)
 
 
+@pytest.mark.slow
 def test_whatever_fails_at_the_end_latents_are_not_made_again(
     call, tmp_path, refused, monkeypatch, quick
 ):
@@ -333,6 +338,7 @@ def test_the_film_is_tried_before_the_weights_are_read(call, tmp_path, refused, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_latents_of_another_probe_are_not_taken(python, quick):
     """A probe of the user's own, in Python."""
     for strength in (0.5, 0.5):
@@ -361,6 +367,7 @@ def test_a_full_disk_is_noticed_before_the_weights_are_read(call, tmp_path, refu
 T2V = GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "more", "message"),
     [
@@ -413,6 +420,7 @@ def test_embedded_prompts_need_no_encoder(release, picture, tmp_path):
     np.testing.assert_array_equal(drawn, want)
 
 
+@pytest.mark.slow
 def test_a_seed_that_broke_has_no_video(python, tmp_path, monkeypatch, quick):
     def broken(model: Wan, condition: Any, seeds: Any, **_: Any) -> SimpleNamespace:
         latents = np.zeros((2, 3, 8, 6, 16), np.float32)

@@ -158,6 +158,7 @@ def test_a_search_that_cannot_be_is_refused(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_probe_is_made_for_the_steps_of_a_search(release, picture, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(wan, "load", None)
     how: Any = {"search": search.best_of(2, steps=3), "steps": 5, "profile": "float32"}

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import jcos
 from tests.conftest import ROOT
 
@@ -68,6 +70,7 @@ def test_a_reader_that_has_enough_ends_a_command_quietly() -> None:
         assert b"Traceback" not in process.stderr.read()
 
 
+@pytest.mark.slow
 def test_import_jcos_is_light_and_its_names_are_all_there() -> None:
     code = """
 def loaded(): print(json.dumps([name for name in SLOW if name in sys.modules]))

@@ -139,6 +139,7 @@ def test_text_and_image_to_video_equals_the_original(name, steps, pictured):
         assert relative(video, channels_last(golden["video"])) <= 3e-5
 
 
+@pytest.mark.slow
 def test_several_frames_are_given_beside_the_noise() -> None:
     """Mask as the original builds it for one frame, here for n; grey frames behind the clip."""
     model, rng = released("i2v"), np.random.default_rng(0)
@@ -163,6 +164,7 @@ def test_several_frames_are_given_beside_the_noise() -> None:
     np.testing.assert_array_equal(again, want)
 
 
+@pytest.mark.slow
 def test_several_frames_are_kept_in_place() -> None:
     """TI2V: the clip's latents, at timestep 0, in every estimate; chained, the last ones."""
     model, rng = released("ti2v"), np.random.default_rng(0)
@@ -233,6 +235,7 @@ def test_rows_of_seeds_are_arrays_or_lists():
     assert seed_rows(np.int64(3)) == seed_rows(np.array(3)) == [[3]]
 
 
+@pytest.mark.slow
 def test_noise_has_the_latents_shape_and_any_bits(small_model):
     condition = small_model.condition(np.zeros((20, 20, 3), np.uint8), "", 5)
     noise = np.ones((1, 5, 10, 10, 12), jnp.bfloat16)

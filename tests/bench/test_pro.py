@@ -106,6 +106,7 @@ def test_an_image_encoder_sees_the_picture_as_the_profile_brings_it(samples: Ben
     np.testing.assert_array_equal(model.condition.call_args.kwargs["seen"], want)
 
 
+@pytest.mark.slow
 def test_the_whole_path_runs_on_the_small_model(samples: Bench, small_model, tmp_path) -> None:
     """A seed by place, a stochastic sampler, the tasks' own scores, and the benchmark's name."""
     arm = override(load_arms(CONFIG)[0]["cps-0.7"], SMALL)

@@ -307,6 +307,7 @@ def test_the_next_batch_is_prepared_while_one_is_denoised(
     assert sorted(begun) == list(names)
 
 
+@pytest.mark.slow
 def test_a_searching_arm_writes_what_the_search_chose(bench_folder: Path, tmp_path: Path) -> None:
     """The same seed alone gives the same latents."""
     arm = dataclasses.replace(SMALL, search=epbs(3, "energy", at=0))

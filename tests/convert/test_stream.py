@@ -74,6 +74,7 @@ def files(folder: Path, parts: Iterable[str] = ("",)) -> dict[str, tuple[int, in
 # ---- what is converted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "dtype"),
     [(I2V, "bfloat16"), (I2V, "float32"), (TI2V, "bfloat16"), (T2V, "bfloat16")],

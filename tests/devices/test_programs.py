@@ -62,6 +62,7 @@ def optimized() -> Iterator[None]:
     jax.config.update(name, before)
 
 
+@pytest.mark.slow
 def test_what_is_compiled_with_few_passes_gives_the_same_noise(optimized):
     def noise(key):
         return 0.9 * jax.random.normal(key, (3, 7, 5, 9))

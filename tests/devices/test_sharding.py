@@ -19,6 +19,8 @@ from jcos.weights.checkpoint import abstract_model
 from tests import many_devices
 from tests.models import CONFIG, randomised
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5
 """Of the largest value, in float32."""
 
@@ -29,7 +31,6 @@ def eight() -> dict:
     return many_devices.find(devices=8)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mesh", many_devices.LAYOUTS)
 def test_axes_of_every_kind_leave_the_result_alone(eight, mesh):
     errors = eight["layouts"][mesh]
@@ -37,7 +38,6 @@ def test_axes_of_every_kind_leave_the_result_alone(eight, mesh):
     assert max(errors.values()) < TOLERANCE, errors
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "apart"),
     [
@@ -55,7 +55,6 @@ def test_what_a_mesh_gives_is_what_one_device_gives(eight, case, apart):
     assert max(errors.values()) < TOLERANCE, errors
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mesh", many_devices.SHARED)
 @pytest.mark.parametrize("method", many_devices.METHODS)
 def test_a_shared_sequence_gives_the_same(eight, mesh, method):
@@ -64,7 +63,6 @@ def test_a_shared_sequence_gives_the_same(eight, mesh, method):
     assert exchanges
 
 
-@pytest.mark.slow
 def test_a_model_is_restored_into_slices(eight):
     assert eight["slices"] == {"equal": True, "whole": [6, 128, 128], "slice": [6, 32, 64]}
 
@@ -91,7 +89,6 @@ def test_weights_are_held_in_slices(axis, least, most):
     assert least <= part / whole <= most
 
 
-@pytest.mark.slow
 def test_a_run_that_lost_a_host_ends():
     with many_devices.hosts("-m", "tests.many_devices", "lost", devices=1) as hosts:
         try:

@@ -10,6 +10,8 @@ from jcos.lab.results import rows as rows_of
 from jcos.sampling.probe import Site
 from jcos.wan import Wan
 
+pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
+
 SMALL = Activations(tasks=("maze", "rotation"), puzzles=12, largest=2)
 
 

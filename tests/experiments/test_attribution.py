@@ -21,6 +21,8 @@ from jcos.lab.results import rows as rows_of
 from jcos.wan import Wan
 from jcos.weights.checkpoint import leaves
 
+pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
+
 SMALL = Attribution(tasks=("rotation",), puzzles=2, sharper=(1.0, 8.0), sampling=Settings(steps=2))
 
 

@@ -198,6 +198,7 @@ def test_clips_become_the_originals_condition(model: Wan, clips: Path) -> None:
     np.testing.assert_allclose(channels[0, 0], want, atol=1e-5 * np.abs(want).max())
 
 
+@pytest.mark.slow
 def test_a_seed_of_a_clip_is_what_it_is_in_python(model: Wan, clips: Path) -> None:
     """Whichever clip it is, and under a probe that draws noise."""
     samples, sampling = Samples.of_clips(model, clips), SHORT.of(model.config)

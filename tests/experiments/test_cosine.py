@@ -7,6 +7,8 @@ import pytest
 from jcos.experiments.cosine import REFERENCES, Cosine, cosines
 from jcos.lab.results import rows as rows_of
 
+pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
+
 SMALL = Cosine(tasks=("maze", "rotation"), puzzles=2, tokens=16, layers=(0, 1))
 
 

@@ -11,6 +11,8 @@ from jcos.experiments.sweeps import held_out
 from jcos.lab.results import rows as rows_of
 from jcos.lab.tasks import get
 
+pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
+
 SMALL = Features(
     tasks=("maze", "rotation"),
     puzzles=4,

@@ -18,6 +18,8 @@ from jcos.sampling.probes import Probe, States, chain
 from jcos.sampling.trajectory import tree_stack
 from jcos.wan import Wan
 
+pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
+
 SMALL = Flow(
     tasks=("maze", "rotation"), puzzles=3, steps=(0, 2), frames=(1, 4), seeds=(0, 1), at_once=4
 )

@@ -23,6 +23,8 @@ from jcos.sampling.inside import Capture
 from jcos.sampling.probes import chain
 from jcos.wan import Wan
 
+pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
+
 SMALL = Layers(tasks=("maze", "pattern"), puzzles=12, steps=(0, 3), layers=(0.0, 1.0))
 
 

@@ -7,6 +7,8 @@ from jcos.experiments.lens import LENSES, REFERENCES, Lenses
 from jcos.lab.results import rows as rows_of
 from jcos.wan import Wan
 
+pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
+
 SMALL = Lenses(tasks=("maze", "rotation"), puzzles=2, fit=2, updates=5)
 
 

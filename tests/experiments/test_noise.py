@@ -22,6 +22,8 @@ from jcos.generation import generate
 from jcos.lab.results import IDEAL, of_kind
 from jcos.wan import Wan
 
+pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
+
 SMALL = Noise(
     puzzles=3,
     several=True,

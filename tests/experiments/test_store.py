@@ -40,6 +40,7 @@ def test_files_lie_beside_the_results_also_of_a_killed_run(
     assert json.loads((folder / "run.json").read_text())["experiment"] == "store"
 
 
+@pytest.mark.slow
 def test_clips_of_a_released_model_go_the_same_way(model: Wan, clips: Path, tmp_path: Path) -> None:
     run(tmp_path / "store", Store(clips=clips, layers=(0, 1), steps=(0, 1.0), tokens=6), model)
     data = activations.load(tmp_path / "store" / "activations", layer=1)

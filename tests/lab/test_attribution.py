@@ -27,6 +27,7 @@ def metric(x: jax.Array) -> jax.Array:
     return jnp.mean(jnp.sin(3 * x) * jnp.linspace(0, 1, x.size).reshape(x.shape))
 
 
+@pytest.mark.slow
 def test_gradients_are_the_slope_of_the_exact_patch(small_model: Wan, monkeypatch) -> None:
     """Patches by a hundredth, each way, change the metric by a fiftieth of the estimate. One step
     knows nothing of what follows: the last step's gradients alone are those through the run."""
@@ -75,6 +76,7 @@ def test_each_seed_has_its_own_noise_and_a_fraction_is_of_the_run(small_model: W
     assert abs(both[0, 0] - both[1, 0]) > 1e-4
 
 
+@pytest.mark.slow
 def test_a_patch_of_everything_is_the_other_run(small_model: Wan) -> None:
     """After the last block in the last of the steps that Euler ends with; nothing where both runs
     are the same."""
@@ -89,6 +91,7 @@ def test_a_patch_of_everything_is_the_other_run(small_model: Wan) -> None:
     np.testing.assert_allclose(same, 0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_memory_is_flat_in_the_steps(small_model: Wan) -> None:
     """A step more adds one latent to the gradient's working memory, as the compiler counts it."""
     given, function = condition(small_model), jax.tree_util.Partial(metric)
@@ -108,6 +111,7 @@ def test_memory_is_flat_in_the_steps(small_model: Wan) -> None:
     assert few > 10 * latent
 
 
+@pytest.mark.slow
 def test_the_jacobian_of_a_known_model_is_known(small_model: Wan) -> None:
     """A head that says nothing leaves x̂0 = x: each value moves as far as it is moved. A
     frame that is given stays where it is."""

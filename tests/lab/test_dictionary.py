@@ -29,6 +29,7 @@ def learned() -> tuple[np.ndarray, Dictionary, dictionary.Log, np.ndarray]:
     return directions, found, log, planted(rng, directions, 500)
 
 
+@pytest.mark.slow
 def test_a_planted_dictionary_is_recovered(learned) -> None:
     directions, found, log, x = learned
     alike = np.abs(directions @ np.asarray(found.decoder).T).max(1)

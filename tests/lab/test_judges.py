@@ -146,6 +146,7 @@ def test_a_preview_is_the_mean_colour_of_a_cell(small_model: Wan, routes) -> Non
     assert judge(estimates(small_model, list(routes))).tolist() == [[10.0, 10.0]]
 
 
+@pytest.mark.slow
 def test_a_preview_is_fitted_for_any_vae() -> None:
     """With random weights; grey is grey: the fit is no worse than a constant."""
     model = released("ti2v")

@@ -46,6 +46,7 @@ def test_the_last_blocks_lens_is_the_runs_own_estimate(small_model: Wan) -> None
     assert not reduced[..., -1].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ti2v", "i2v"])
 def test_with_guidance_it_is_the_conditional_branchs(kind: str) -> None:
     """At the first step, where the guided and the unguided run have the same x; a frame that is
@@ -63,6 +64,7 @@ def test_with_guidance_it_is_the_conditional_branchs(kind: str) -> None:
         np.testing.assert_array_equal(read.block_obs[0, 1, 0, :1], given.first)
 
 
+@pytest.mark.slow
 def test_a_fitted_lens_is_nearer_on_another_puzzle(small_model: Wan) -> None:
     """Maps of zero are the plain lens."""
     given = jax.tree.map(lambda *a: jnp.stack(a), *(condition(small_model, i) for i in range(4)))
@@ -79,6 +81,7 @@ def test_a_fitted_lens_is_nearer_on_another_puzzle(small_model: Wan) -> None:
     assert after[..., -1].max() < 0.2 * before[..., 0].min()
 
 
+@pytest.mark.slow
 def test_a_lens_is_fitted_to_one_frame_by_weights_that_wait_on_the_host(small_model: Wan) -> None:
     waiting = jax.tree.map(lambda a: a, small_model)
     host = SingleDeviceSharding(jax.devices()[0], memory_kind=memory.HOST)

@@ -162,6 +162,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize("n", [12, 32, 512])
 def test_the_interval_of_bounded_scores_covers_their_mean(kind, n):

@@ -73,6 +73,7 @@ GOOD: dict[str, Any] = {"judge": "listed", "stop": 0.8}
 LATER = [0.5, -np.inf, 0.6, -np.inf]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "scores", "seed", "forwards"),
     [
@@ -130,6 +131,7 @@ def test_elites_stay_and_mutants_have_noise_of_their_level(model, condition) -> 
     assert float(jnp.abs(x[0] - x[1]).max()) > 1e-2
 
 
+@pytest.mark.slow
 def test_what_becomes_of_a_video_does_not_depend_on_others(model, worlds) -> None:
     for method in (
         epbs(4, "energy", at=0.5),
@@ -147,6 +149,7 @@ def test_what_becomes_of_a_video_does_not_depend_on_others(model, worlds) -> Non
             assert both.seed[world] == alone.seed[0]
 
 
+@pytest.mark.slow
 def test_a_replay_of_finished_runs_chooses_as_the_search_does(model, worlds) -> None:
     count = 6
     recorded = np.zeros((2, count, STEPS))
@@ -183,6 +186,7 @@ def test_a_replay_of_finished_runs_chooses_as_the_search_does(model, worlds) -> 
         replay(early_failure(9, "energy", least=0.0), {"energy": recorded})
 
 
+@pytest.mark.slow
 def test_stages_with_as_many_particles_share_a_program(model, condition) -> None:
     before = _advance._cache_size()  # type: ignore[attr-defined]
     run(model, condition, Method(rows=(Row(step=1, keep=7, **SOME),), seeds=9))
@@ -260,6 +264,7 @@ def shares(x0: jax.Array, answers: jax.Array) -> jax.Array:
     return jnp.einsum("pkfhwc,afhwc->pka", x0, answers) / size[None, None]
 
 
+@pytest.mark.slow
 def test_smc_on_the_ideal_denoiser_tends_to_the_exact_target(model, condition) -> None:
     """Three answers alike but for their reward r are equally likely, so steering towards
     exp(λ r) has the target softmax(λ r). Its bias falls with the number of particles, and the

@@ -44,6 +44,7 @@ def by_hand(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[np.ndarray, np.nd
     return np.einsum("nhm,mhd->nhd", weights / total, wide[2]), np.log(total[..., 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["xla", "splash"])
 @pytest.mark.parametrize(("n", "m", "keys"), [(200, 130, None), (100, 700, 650)])
 def test_kernels_equal_the_formula_at_lengths_that_no_tile_divides(name, n, m, keys):
@@ -69,6 +70,7 @@ def test_queries_in_turns_give_the_same(monkeypatch):
     assert "50x40" not in jax.jit(lambda *a: attention(*a)).lower(q, k, v).as_text()
 
 
+@pytest.mark.slow
 def test_scores_of_all_runs_together_stay_below_the_limit(monkeypatch):
     """In the compiled program: however many seeds, worlds, passes of guidance and probes of a sweep
     there are, no array is larger than the scores of one of them."""

@@ -66,6 +66,7 @@ def one_clip(weights: str = "t2v", name: str = "t2v_a"):
 # ---- equal to PyTorch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "i"), CLIPS)
 def test_velocity_and_every_block_equal_the_original_dit(golden, name, i):
     """Clips that the original padded to a common length are given to ours without padding."""
@@ -179,6 +180,7 @@ def test_gradients_exist_and_recomputation_does_not_change_them():
 NARROW = dataclasses.replace(OFFICIAL, residual="bfloat16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "numerics", "residual", "bound"),
     [

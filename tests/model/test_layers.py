@@ -52,6 +52,7 @@ def test_attention_is_softmax_of_scaled_products():
     np.testing.assert_allclose(attention(q, k, v), want, atol=6e-5)
 
 
+@pytest.mark.slow
 def test_gradient_of_attention_is_that_of_the_plain_formula():
     """The row maximum is left out of the gradient; that must not change it."""
     q, k, v = (gaussian(i, 4, 1, 6) for i in range(3))

@@ -70,6 +70,7 @@ def buckets_of(length: int) -> jax.Array:
     return jnp.asarray(relative_buckets(places[None] - places[:, None], 32, 128))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "layers"), [("umt5_L24", 3), ("umt5_L200", 1), ("loop_text", 0)])
 def test_rows_and_blocks_equal_the_original_text(golden, name, layers):
     arrays, model = golden(f"t5/{name}"), original_text()

@@ -79,6 +79,7 @@ def video_of(version: str, frames: int, height: int, width: int) -> jax.Array:
 # ---- equal to PyTorch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 def test_streamed_latents_equal_the_original_vae(golden, version):
     arrays = golden(f"vae/wan{version}")
@@ -92,6 +93,7 @@ def test_streamed_latents_equal_the_original_vae(golden, version):
     assert relative(fewer, last(arrays["encodd.mu_norm"])) <= 5e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 def test_streamed_video_equals_the_original_vae(golden, version):
     arrays = golden(f"vae/wan{version}")

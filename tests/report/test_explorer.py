@@ -266,6 +266,7 @@ ANOTHER = _text(lambda text: text.replace('"experiment": "noise"', '"experiment"
 SAMPLE, FILMS, MEASURED = folders.sample_folder, folders.generate_folder, folders.experiment_folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "file", "damage", "says", "views"),
     [
@@ -403,6 +404,7 @@ def test_what_cannot_be_shown_is_refused(
     assert sorted(Path().rglob("*.*")) == [Path("run/planes.npz"), Path("run/run.json")]
 
 
+@pytest.mark.slow
 def test_a_swap_shows_itself(small_model: jcos.Wan, tmp_path: Path) -> None:
     """Tokens of a donor run in another puzzle, after one layer of the first step."""
     task, dit = jcos.tasks.get("maze"), small_model.config.dit

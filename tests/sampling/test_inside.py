@@ -50,6 +50,7 @@ def without(model: Wan, part: str, rows: slice) -> Wan:
     return bare
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("place", "width"), [("heads", 16), ("cross", 16), ("mlp", 1)])
 def test_removal_by_zero_is_a_model_without_these_weights(
     model: Wan, condition, place: str, width: int
@@ -89,6 +90,7 @@ def test_a_sweep_of_all_heads_and_steps_is_one_program(model: Wan, condition) ->
     assert (jnp.abs(swept[:-1, -1:] - plain[None, -1:]).max((1, 2, 3, 4, 5)) > 1e-3).all()
 
 
+@pytest.mark.slow
 def test_what_takes_the_place_of_a_part(model: Wan, condition) -> None:
     """Seen by a probe behind: the mean over tokens, the other seed's, the other world's."""
     every, tokens = {"chosen": EVERY_HEAD}, jnp.arange(TOKENS) < 3
@@ -113,6 +115,7 @@ def test_what_takes_the_place_of_a_part(model: Wan, condition) -> None:
         close(both[:, 0, 0, 0], plain[::-1])
 
 
+@pytest.mark.slow
 def test_a_patch_of_a_runs_own_values_changes_nothing_and_of_anothers_is_that_run(
     model: Wan, condition
 ) -> None:
@@ -139,6 +142,7 @@ def test_a_patch_of_a_runs_own_values_changes_nothing_and_of_anothers_is_that_ru
     close(generate(model, condition, (0, 1), probe=back).x0[:1], own.x0[:1])
 
 
+@pytest.mark.slow
 def test_a_stored_trace_of_another_kind_of_run_is_refused(
     model: Wan, condition, tmp_path, monkeypatch
 ) -> None:
@@ -172,6 +176,7 @@ def test_a_stored_trace_of_another_kind_of_run_is_refused(
         Patch.of("block", several, layers)
 
 
+@pytest.mark.slow
 def test_numbers_of_tokens_are_an_array_or_a_sequence(model: Wan, condition) -> None:
     """Patched back, they leave the run as it is."""
     kinds = (((1,), jnp.array([0, 5])), ([1], (0, 5)), (jnp.array([1]), [0, 5]))
@@ -184,6 +189,7 @@ def test_numbers_of_tokens_are_an_array_or_a_sequence(model: Wan, condition) -> 
     close(generate(model, condition, probe=back).x0, seen.x0)
 
 
+@pytest.mark.slow
 def test_a_patched_subspace_leaves_the_rest(model: Wan, condition) -> None:
     """Two halves of an orthonormal basis, one after the other, are the whole patch."""
     other = model.condition(frame(1), "right", FRAMES)
@@ -199,6 +205,7 @@ def test_a_patched_subspace_leaves_the_rest(model: Wan, condition) -> None:
     close(found[0, 2, 0], donor[0, 0, 0])
 
 
+@pytest.mark.slow
 def test_steering_adds_a_direction_where_and_while_it_says(model: Wan, condition) -> None:
     direction = jnp.linspace(-1, 1, DIM)
     when = until([1, np.nan], STEPS)
@@ -218,6 +225,7 @@ def test_steering_adds_a_direction_where_and_while_it_says(model: Wan, condition
     np.testing.assert_array_equal(difference(np.ones((2, 3, DIM)), np.zeros((1, DIM))), 1)
 
 
+@pytest.mark.slow
 def test_a_block_that_is_skipped_is_not_there(model: Wan, condition) -> None:
     shallow = jax.tree.map(lambda a: a, model)
     for name, leaf in (("o", "self_attn"), ("o", "cross_attn"), ("layers_2", "ffn")):

@@ -24,6 +24,7 @@ class Map(Probe):
         return qk, jax.nn.softmax(scores)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [maps.WEIGHTS, 5 * HEADS * TOKENS])
 def test_mass_and_entropy_are_those_of_the_map(model: Wan, weights: int, monkeypatch) -> None:
     """Also five queries at a time; no query, key or layer is lost or counted twice."""

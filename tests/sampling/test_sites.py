@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jcos.config import Sampling
 from jcos.generation import generate, generate_worlds
@@ -24,6 +25,7 @@ HEADS, WIDTH = CONFIG.dit.heads, CONFIG.dit.head_dim
 everything = kind(lambda site, z: (z, z), *SITES)
 
 
+@pytest.mark.slow
 def test_a_block_is_put_together_from_what_is_seen_inside_it(model: Wan, condition) -> None:
     expert, video = model.experts[0], jax.random.normal(jax.random.key(0), (FRAMES, 4, 4, 28))
     sites: Any = dict.fromkeys(SITES, lambda layer, z: (z, z))
@@ -49,6 +51,7 @@ def test_a_block_is_put_together_from_what_is_seen_inside_it(model: Wan, conditi
         close(seen["input"] if i == 0 else seen["block"][i - 1], seen["update"][0][i])
 
 
+@pytest.mark.slow
 def test_observations_are_a_dict_by_place_of_the_conditional_branch(model: Wan, condition) -> None:
     sampling = Sampling(steps=STEPS, shift=3.0, guidance=(2.0,))
     inside = kind(lambda site, z: (z, (z, site.branch, site.layer)), "heads", "input", "mlp")
@@ -99,6 +102,7 @@ def halved_at(number: int) -> Any:
     return method
 
 
+@pytest.mark.slow
 def test_what_is_returned_goes_on(model: Wan, condition) -> None:
     """Each place alone changes the run."""
     methods: dict[str, Any] = {f"on_{site}": halved_at(i) for i, site in enumerate(SITES)}
@@ -108,6 +112,7 @@ def test_what_is_returned_goes_on(model: Wan, condition) -> None:
     assert (jnp.abs(runs[:-1] - runs[-1:]).max((1, 2, 3, 4, 5, 6)) > 1e-3).all()
 
 
+@pytest.mark.slow
 def test_a_sweep_over_layers_and_heads_keeps_one_layer(model: Wan, condition) -> None:
     class One(Probe):
         layers: jax.Array
@@ -141,6 +146,7 @@ def text_of(model: Wan, condition, probe: Probe) -> str:
     return jitted.lower(worlds).as_text()
 
 
+@pytest.mark.slow
 def test_a_place_that_no_probe_uses_costs_nothing(model: Wan, condition, monkeypatch) -> None:
     """The program is that of a model that has no such places."""
     probe = chain(Capture("block", (1,)), InWorlds(chain(TokenEnergy()), jnp.array([True])))
@@ -158,6 +164,7 @@ def test_a_place_that_no_probe_uses_costs_nothing(model: Wan, condition, monkeyp
     assert [text_of(model, condition, p) for p in (Probe(), probe)] == with_sites
 
 
+@pytest.mark.slow
 def test_worlds_that_exchange_what_enters_exchange_their_videos(model: Wan) -> None:
     worlds = trajectory.tree_stack([model.condition(frame(i), "left", FRAMES) for i in (0, 1)])
     ring = kind(lambda _, z: (jax.lax.ppermute(z, "world", [(0, 1), (1, 0)]), ()), "input")

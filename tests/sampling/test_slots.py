@@ -61,6 +61,7 @@ def held(probe: Probe) -> float:
     return (memory.temp_size_in_bytes + memory.output_size_in_bytes) / LAYER
 
 
+@pytest.mark.slow
 def test_one_layer_of_forty_costs_one() -> None:
     """Its result is one layer, and it takes no other room, also with guidance; an energy is one
     number, of 32 of a token."""

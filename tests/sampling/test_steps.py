@@ -31,6 +31,7 @@ def to_the_end(runs: Runs) -> jax.Array:
     return [state.x for state in runs][-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["unipc", "sde"])
 def test_runs_that_are_kept_end_as_if_they_had_never_shared_a_batch(
     model, condition, solver
@@ -60,6 +61,7 @@ np.save(f"{sys.argv[1]}/x", [state.x for state in runs][-1])
 """
 
 
+@pytest.mark.slow
 def test_a_state_goes_on_in_another_process(model, condition, tmp_path) -> None:
     """Of runs that were dropped, reordered and copied."""
     probe = Noise.at_steps(STEPS, FRAMES, [3], strength=0.5)
@@ -85,6 +87,7 @@ def test_branches_part_where_something_draws_from_their_keys(model, condition) -
     np.testing.assert_array_equal(same[2], same[1])
 
 
+@pytest.mark.slow
 def test_worlds_may_have_their_own_seeds_and_keep_their_own_runs(model, condition) -> None:
     worlds = trajectory.tree_stack([condition, model.condition(frame(1), "right", FRAMES)])
     probe = Noise.at_steps(STEPS, FRAMES, [3], strength=0.5)
@@ -102,6 +105,7 @@ def test_worlds_may_have_their_own_seeds_and_keep_their_own_runs(model, conditio
             steps(model, worlds, seeds)
 
 
+@pytest.mark.slow
 def test_no_two_copies_draw_the_same(model, condition) -> None:
     """Also where runs are copied again and again."""
     runs = steps(model, condition, (0, 1))
@@ -112,6 +116,7 @@ def test_no_two_copies_draw_the_same(model, condition) -> None:
     assert len(np.unique(keys, axis=0)) == 10
 
 
+@pytest.mark.slow
 def test_runs_join_behind_those_of_the_same_step(model, condition) -> None:
     runs, others = (steps(model, condition, seeds) for seeds in ((0, 1), (4,)))
     first, other = next(others), next(others)
@@ -123,6 +128,7 @@ def test_runs_join_behind_those_of_the_same_step(model, condition) -> None:
     close(to_the_end(runs), generate(model, condition, (0, 1, 4)).latents)
 
 
+@pytest.mark.slow
 def test_latents_can_be_moved_and_a_step_made_again(model, condition) -> None:
     runs = steps(model, condition, (0, 1))
     first = state_of(runs).solver.x
@@ -166,6 +172,7 @@ def test_a_state_that_is_written_when_the_process_dies_is_the_one_before(
     assert file.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_state_of_something_else_is_refused(model, condition, tmp_path) -> None:
     file = tmp_path / "state"
     probe = SeedEnsemble.window(STEPS, LAYERS)
@@ -206,6 +213,7 @@ def test_runs_that_are_not_there_cannot_be_kept(model, condition) -> None:
         state.keep([0])
 
 
+@pytest.mark.slow
 def test_a_probe_that_tells_seeds_apart_lets_none_change_its_place(model, condition) -> None:
     steer = Steer.at(CONFIG, jnp.ones(CONFIG.dit.dim), [0], when=until([1, 2], STEPS))
     for probe in (steer, chain(KnockOut.at(CONFIG, "block", [0], by="seed"))):

@@ -83,6 +83,7 @@ def spread(plan: flow.Schedule, key: jax.Array) -> jax.Array:
     return jnp.var(jax.lax.scan(step, flow.solver_init(x), scanned)[0].x)
 
 
+@pytest.mark.slow
 def test_runs_have_these_variances() -> None:
     for solver, eta in list(FINAL)[1:]:
         plan = flow.schedule(Sampling(10, solver=solver, eta=eta))

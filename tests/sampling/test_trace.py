@@ -59,6 +59,7 @@ def test_a_digest_of_a_model_knows_its_numerics(model) -> None:
     assert model_digest(other) != model_digest(model)
 
 
+@pytest.mark.slow
 def test_a_dataset_has_named_axes(model, condition) -> None:
     trace = generate(model, condition, (0, 1), probe=TokenEnergy())
     data = trace.to_xarray()

@@ -25,6 +25,7 @@ from jcos.wan import Wan
 from tests.models import CONFIG, DIT, FRAMES, LAYERS, STEPS, TOKENS, at, close, frame, randomised
 
 
+@pytest.mark.slow
 def test_mask_off_is_bit_equal_inside_one_program(model, condition) -> None:
     """World 1 is wiped at a step, world 0 is not: world 0 equals a run in which no world is
     touched."""
@@ -88,6 +89,7 @@ def test_noise_at_its_own_level_keeps_the_estimate() -> None:
         assert shared == pytest.approx(np.sqrt(1 - strength**2), abs=0.02)
 
 
+@pytest.mark.slow
 def test_an_estimate_that_is_replaced_is_gone_on_with(model, condition) -> None:
     """The mean over seeds of x̂0 in the last step makes all videos equal; in the first it does not,
     but changes them."""
@@ -109,6 +111,7 @@ def test_an_estimate_that_is_replaced_is_gone_on_with(model, condition) -> None:
     close(generate(model, condition, (0, 1), probe=off).latents, plain.latents)
 
 
+@pytest.mark.slow
 def test_a_probe_in_one_world_leaves_the_others(model: Wan, worlds: trajectory.Condition) -> None:
     both = chain(Noise.at_steps(STEPS, FRAMES, [1]), SeedEnsemble.window(STEPS, LAYERS))
     probe = chain(InWorlds(both, jnp.array([False, True])), TokenEnergy())
@@ -125,6 +128,7 @@ class Last(Probe):
         return x0, site.last
 
 
+@pytest.mark.slow
 def test_ensemble_makes_seeds_equal_at_the_masked_layer(model, condition) -> None:
     """And `site.last` is the estimate of the step before."""
     ensemble = SeedEnsemble.window(STEPS, LAYERS, at_steps=[1], at_layers=[1])

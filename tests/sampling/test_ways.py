@@ -65,6 +65,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "changes", "probe", "known"), CASES)
 def test_every_way_of_running_is_the_same_run(
     config: Any, changes: Any, probe: Probe, known: int, tmp_path: Path

@@ -46,6 +46,7 @@ def run(results: Path, docs: Path, words: str) -> subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, check=False, env=ASCII)
 
 
+@pytest.mark.slow
 def test_marks_become_numbers(results: Path, tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     assert run(results, docs, WORDS).returncode == 0
@@ -55,6 +56,7 @@ def test_marks_become_numbers(results: Path, tmp_path: Path) -> None:
     assert (docs / "findings" / "steps_2-solved.svg").read_bytes() == b"picture"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "says"),
     [

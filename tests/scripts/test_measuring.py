@@ -64,6 +64,7 @@ def test_what_there_was_no_time_for_is_a_row(monkeypatch: pytest.MonkeyPatch) ->
     assert {row.what: row.value for row in rows}["jcos, incomplete"] is None
 
 
+@pytest.mark.slow
 def test_an_image_with_jax_flax_and_torch_is_enough() -> None:
     """What the measurements do not need is imported nowhere on their way."""
     absent = dict.fromkeys(["av", "ftfy", "tyro", "torch", "diffusers", "transformers"])
@@ -83,6 +84,7 @@ def test_a_table_is_written_where_it_cannot_be_printed(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "table.json").read_text())["rows"] == [{"ms": 1}]
 
 
+@pytest.mark.slow
 def test_formulas_are_written_into_a_page(tmp_path: Path) -> None:
     marks = "<!-- curves: scripts/compile_report.py -->\n<!-- end of curves -->\n"
     (tmp_path / "pods.md").write_text(f"before\n{marks}after\n")

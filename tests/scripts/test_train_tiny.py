@@ -60,6 +60,7 @@ def test_wrong_input_is_one_sentence_and_writes_nothing(
     assert not out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_toy")
 def test_a_model_without_a_run_is_left_alone(tmp_path: Path, capsys, monkeypatch) -> None:
     config = tiny(training.vocabulary())
@@ -69,6 +70,7 @@ def test_a_model_without_a_run_is_left_alone(tmp_path: Path, capsys, monkeypatch
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_toy")
 def test_a_resumed_run_needs_no_start_and_clears_what_a_kill_left(tmp_path: Path) -> None:
     """All steps are done and saved; only the model is not."""
@@ -102,6 +104,7 @@ def test_evaluation_of_no_checkpoint_is_one_sentence(tmp_path: Path, capsys, mon
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_evaluation_of_a_model_that_solves_nothing(small_model: Wan) -> None:
     row = evaluate.evaluate(small_model, TASKS["maze"], 6)
     assert (row["different"], row["still"], row["committed"]) == (6, 0.0, [])

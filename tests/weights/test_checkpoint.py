@@ -110,6 +110,7 @@ def test_every_type_comes_back_bit_equal_and_without_a_word(saved, caplog, capfd
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_whole_model_comes_back_from_its_folder_alone(tmp_path):
     model = Wan(CONFIG, rngs=nnx.Rngs(3))
     checkpoint.save(tmp_path / "model", CONFIG, model, {})
@@ -283,6 +284,7 @@ checkpoint.save(Path(sys.argv[1]), toy(), {"a": jnp.ones(3)}, {})
 """
 
 
+@pytest.mark.slow
 def test_a_killed_save_leaves_no_folder_of_that_name(tmp_path):
     """Killed when all weights are written and the manifest is not."""
     target = tmp_path / "model"

@@ -38,6 +38,7 @@ def converted(folder: Path, *loras: Lora) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*no alpha")
 def test_at_run_time_and_merged_are_the_same(tmp_path):
     """LoRA of one expert, with biases and modulation of another file in the second."""
@@ -53,6 +54,7 @@ def test_at_run_time_and_merged_are_the_same(tmp_path):
             np.testing.assert_allclose(found[path], a, 2e-7, 1e-9, err_msg=f"{folder} {path}")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*no alpha")
 def test_weights_in_bfloat16_that_wait_or_are_spread_change_alike(tmp_path):
     """Each number is that of float32, rounded once more."""

@@ -165,6 +165,7 @@ def test_leaves_are_loaded_in_the_type_and_place_that_are_wanted():
     np.testing.assert_array_equal(found[path].view(jnp.uint16), rounded.view(np.uint16))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_kept_where_the_original_computes_in_it():
     """Weights stored in bfloat16 give the official numerics' very numbers."""
     source = open_released(I2V)
