@@ -234,8 +234,8 @@ def _once(
     """Return the manifest of a finished run, after `work` has written it with the results to a
     folder that does not hold this run yet. Work that was killed begins anew."""
     file = out / runs.MANIFEST
-    explorer.check_page(out / explorer.PAGE)
     if not (runs.holds(out, kind, settings) and "solved" in (runs.read(file) or {})):
+        explorer.check_page(out / explorer.PAGE)
         check_room(out, room)
         manifest = {**settings, **runs.made(command)}
         with runs.begun(out, manifest, 0):

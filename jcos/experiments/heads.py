@@ -234,7 +234,8 @@ def exchanges(layers: Sequence[int], heads: int) -> dict[str, tuple[str, Cells]]
     all; single ones."""
     whole = {f"layer {k}": [(k, h) for h in range(heads)] for k in layers}
     single = list(itertools.chain(*whole.values()))
-    whole["all layers"] = single
+    if len(layers) > 1:
+        whole["all layers"] = single
     cases: dict[str, tuple[str, Cells]] = {"nothing exchanged": ("cross", [])}
     for place, words in PLACES.items():
         cases |= {f"{words} of {whose}": (place, some) for whose, some in whole.items()}

@@ -9,8 +9,10 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import jax
@@ -24,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jcos.config import UMT5Config, Words
 from jcos.devices import sharding
-from jcos.files import any_path, fetched, local_path, read_text, shown, write
+from jcos.files import any_path, fetched, local_path, read_text, shown, visible, write
 from jcos.model.layers import RMSNorm
 from jcos.model.tokenizer import Tokenizer, clean
 
@@ -255,10 +257,12 @@ def cached(
 
     prompts, encoders, damage = list(dict.fromkeys(prompts)), set(), None
     lacking = [prompt for prompt in prompts if not file(prompt).exists()]
-    try:
-        for prompt in prompts:
-            if prompt not in lacking:
-                encoders.add(_read_rows(file(prompt))[1].get("encoder", ""))
+    there = [file(prompt) for prompt in prompts if prompt not in lacking]
+    try:  # of any prompts, where none of these is there
+        others = (f for f in visible(folder, "*.safetensors") if re.fullmatch("[0-9a-f]+", f.stem))
+        stored = map(_read_rows, there or others)
+        same = (about for rows, about in stored if rows.dtype == jnp.dtype(dtype))
+        encoders |= {about.get("encoder", "") for about in islice(same, len(prompts))}
     except ValueError as error:
         damage = error
     intact, complete = sharding.on_all_hosts(np.array([damage is None, not lacking]))

@@ -85,7 +85,12 @@ def settings(file: Path, *, second: bool) -> Settings | None:
         return None
     kind = "DoRA" if about.get("use_dora") else str(about.get("peft_type") or "LORA")
     begun = str(about.get("init_lora_weights"))
-    alphas = [about.get("lora_alpha"), *(about.get("alpha_pattern") or {}).values()]
+    try:
+        patterns = dict(about.get("alpha_pattern") or {})
+        any(map(re.compile, patterns))
+    except (TypeError, ValueError, re.error):
+        raise CheckpointError(f"{source} has an alpha_pattern that is none") from None
+    alphas = [about.get("lora_alpha"), *patterns.values()]
     numbers = all(isinstance(a, int | float) and not isinstance(a, bool) for a in alphas)
     for wrong, reason in (
         (kind.upper() != "LORA", f"is of a {shorter(kind, 40)}; it cannot be merged"),

@@ -373,6 +373,12 @@ def of_another(folder: Path, tokenizer: Tokenizer) -> None:
     cached(folder, ["a red ball", "a"], "float32", 12, lambda: (louder, tokenizer))
 
 
+def of_another_prompt(folder: Path, tokenizer: Tokenizer) -> None:
+    cached(folder, ["a red ball"], "float32", 12, lambda: (original_text(), tokenizer))
+    louder = jax.tree.map(lambda a: 2 * a, original_text())
+    cached(folder, ["a"], "float32", 12, lambda: (louder, tokenizer))
+
+
 def of_none(folder: Path, tokenizer: Tokenizer) -> None:
     stored(folder, tokenizer, "a red ball", 12)
     (file,) = folder.iterdir()
@@ -401,6 +407,7 @@ REFUSED = [
     (lambda f, t: load(f, '{"model": {"type": "Un'), NO_TOKENIZER),
     (lambda f, t: load(f, OTHER_KIND), "not UMT5's: there, <pad> is token 0 and </s> 1"),
     (of_another, "of another text encoder; use another folder"),
+    (of_another_prompt, "of another text encoder; use another folder"),
     (of_none, "of another text encoder; use another folder"),
     (lambda f, t: stored(f, t, "a red ball", 13), "does not have the prompt"),
 ]
