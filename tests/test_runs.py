@@ -284,7 +284,8 @@ def test_no_command_writes_into_another_ones_folder(tmp_path, refused, monkeypat
         ["run", config],
     ):
         said = refused(*command, "--out", tmp_path / "foreign")
-        assert str(tmp_path / "foreign" / "index.html") in said, command
+        assert str(tmp_path / "foreign") in said, command
+        assert "index.html" in said, command
     with pytest.raises(ValueError, match="bench run"):
         folders.look(1, 1).save(tmp_path / "arm")
     assert listing(tmp_path) == before
