@@ -61,7 +61,6 @@ def check_config(named: Path) -> None:
 
 AnyPath = Annotated[Path, _checked(str)]
 InFolder = Annotated[Path, _checked(files.check_folder)]
-InPath = Annotated[Path, _checked(files.check_there)]
 OutFile = Annotated[Path, _checked(files.check_new_file)]
 OutFolder = Annotated[Path, _checked(files.check_new_folder)]
 Model = Annotated[Path, _checked(hub.check, files.any_path)]

@@ -37,7 +37,5 @@ def styled(path: Path) -> bytes:
         return f"{sides}<style>{looks}</style>"
 
     text = path.read_text(encoding="utf-8")
-    text = re.sub(
-        "|".join(COLOURS), lambda colour: COLOURS[colour[0].lower()], text, flags=re.IGNORECASE
-    )
+    text = COLOUR.sub(lambda colour: COLOURS[colour[0].lower()], text)
     return re.sub(r"<svg\b[^>]*[^/]>", head, text, count=1).encode()
