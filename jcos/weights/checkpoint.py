@@ -82,7 +82,7 @@ def with_leaves(model: M, values: Mapping[str, Any]) -> M:
     """
     _check_fit(leaves(model), values)
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: values[leaf_path(path)].astype(leaf.dtype), model
+        lambda path, leaf: values[leaf_path(path)].astype(leaf.dtype, copy=False), model
     )
 
 

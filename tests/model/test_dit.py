@@ -1,7 +1,6 @@
 """The transformer: equal to PyTorch block by block, and the laws of its implementation."""
 
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +14,9 @@ from jcos.model.dit import Block, DiT, Linear
 from jcos.model.layers import rope_angles, rotate, time_features
 from jcos.variants import VARIANTS
 from jcos.weights.checkpoint import leaves, with_leaves
-from jcos.weights.names import DIT
+from jcos.weights.names import DIT, place
 from tests.conftest import GOLDEN, load_golden, parameter_count
 from tests.models import original_dit, relative, rms
-from tests.translated import translate
 
 # golden file -> weights it was made with
 CASES = {
@@ -52,9 +50,14 @@ def keep_tokens(layer, tokens):
 
 
 @jax.jit
-def forward(model: DiT, latents: jax.Array, t: jax.Array, context: jax.Array):
+def played(model: DiT, latents: jax.Array, t: jax.Array, context: jax.Array):
     velocity, observed = model(latents, t, context, sites={"block": keep_tokens})
     return velocity, observed["block"]
+
+
+def forward(*arguments) -> tuple[np.ndarray, np.ndarray]:
+    """The velocity, and the tokens behind every block."""
+    return jax.device_get(played(*arguments))
 
 
 def one_clip(weights: str = "t2v", name: str = "t2v_a"):
@@ -97,9 +100,11 @@ def test_a_clean_first_frame_equals_the_original_dit(golden):
 
 
 def drawn(number: int, shape: tuple[int, ...], scale: float, mean: float = 0.0) -> np.ndarray:
-    """How the weights and inputs of `dit/a14b_block` were made."""
-    random = np.random.RandomState(1000 + number).standard_normal(shape)
-    return (mean + scale * random).astype(np.float32)
+    """How the weights and inputs of `dit/a14b_block` were made: in float64, a few at a time."""
+    random, made = np.random.RandomState(1000 + number), np.empty(shape, np.float32)
+    for some in np.split(made.reshape(-1), range(1 << 16, made.size, 1 << 16)):
+        some[:] = mean + scale * random.standard_normal(some.size)
+    return made
 
 
 @pytest.mark.slow
@@ -108,24 +113,30 @@ def test_a_block_of_true_width_equals_the_original_dit(golden):
     config = VARIANTS["wan2.2-i2v-a14b"]().dit
     dim, ffn_dim = config.dim, config.ffn_dim
     norm, bias = (0.2, 1.0), (0.1, 0.0)
-    made: list[tuple[str, tuple[int, ...], float, float]] = [("modulation", (1, 6, dim), 0.25, 0.0)]
+    made: dict[str, tuple[tuple[int, ...], float, float]] = {"modulation": ((1, 6, dim), 0.25, 0.0)}
     for kind in ("self_attn", "cross_attn"):
         for part in "qkvo":
-            made.append((f"{kind}.{part}.weight", (dim, dim), dim**-0.5, 0.0))
-            made.append((f"{kind}.{part}.bias", (dim,), *bias))
-        made += [(f"{kind}.{part}.weight", (dim,), *norm) for part in ("norm_q", "norm_k")]
-    made += [("norm3.weight", (dim,), *norm), ("norm3.bias", (dim,), *bias)]
+            made[f"{kind}.{part}.weight"] = ((dim, dim), dim**-0.5, 0.0)
+            made[f"{kind}.{part}.bias"] = ((dim,), *bias)
+        made |= {f"{kind}.{part}.weight": ((dim,), *norm) for part in ("norm_q", "norm_k")}
+    made |= {"norm3.weight": ((dim,), *norm), "norm3.bias": ((dim,), *bias)}
     for layer, n_out, n_in in ((0, ffn_dim, dim), (2, dim, ffn_dim)):
-        made.append((f"ffn.{layer}.weight", (n_out, n_in), n_in**-0.5, 0.0))
-        made.append((f"ffn.{layer}.bias", (n_out,), *bias))
-    with ThreadPoolExecutor(2) as pool:
-        arrays = pool.map(lambda i: drawn(i, *made[i][1:]), range(len(made)))
-        tensors = {f"blocks.0.{name}": a for (name, *_), a in zip(made, arrays, strict=True)}
-    placed = translate(tensors, DIT)
-    del tensors
+        made[f"ffn.{layer}.weight"] = ((n_out, n_in), n_in**-0.5, 0.0)
+        made[f"ffn.{layer}.bias"] = ((n_out,), *bias)
+    names = [f"blocks.0.{name}" for name in made]
+    how = dict(zip(names, enumerate(made.values()), strict=True))
+    placed, _ = place({name: shape for name, (_, (shape, *_)) in how.items()}, DIT)
+
+    def read(name: str) -> np.ndarray:
+        number, (shape, scale, mean) = how[name]
+        return drawn(number, shape, scale, mean)
+
     block = with_leaves(
         jax.eval_shape(lambda: Block(config, FLOAT32, nnx.Rngs(0))),
-        {path.removeprefix("blocks."): a[0] for path, a in placed.items()},
+        {
+            path.removeprefix("blocks."): leaf.build(read, np.dtype(np.float32))[0]
+            for path, leaf in placed.items()
+        },
     )
     tokens, context = drawn(900, (24, dim), 1.0), drawn(902, (32, dim), 1.0)
     time = drawn(901, (24, 6, dim), 0.5)[[0] * 8 + [8] * 16]
@@ -145,14 +156,16 @@ def test_rotary_positions_equal_the_original_dit(golden, file):
     arrays = golden(f"dit/{file.stem}")
     frames, height, width = arrays["grid"][0].tolist()
     count = frames * height * width
-    angles = rope_angles((frames, height, width), arrays["x"].shape[-1], 10000.0)
-    rotated = rotate(jnp.asarray(arrays["x"][0, :count]), angles)
+    grid, channels = (frames, height, width), arrays["x"].shape[-1]
+    rotated = jax.jit(lambda x: rotate(x, rope_angles(grid, channels, 10000.0)))(
+        arrays["x"][0, :count]
+    )
     assert relative(rotated, arrays["out"][0, :count]) <= 1e-6
 
 
 def test_time_features_equal_the_original_dit(golden):
     arrays = golden("dit/sinusoid_256")
-    features = time_features(jnp.asarray(arrays["t"]), 256)
+    features = jax.jit(lambda t: time_features(t, 256))(arrays["t"])
     assert np.abs(features - arrays["emb"]).max() <= 1e-6
 
 
@@ -202,8 +215,9 @@ def test_bfloat16_stays_near_float32(golden, name, numerics, residual, bound):
 def test_a_linear_layer_for_a_gpu_rounds_at_most_once_more(monkeypatch, dtype, roundings):
     """There the bias is left to cuBLAS, which adds it before it rounds; XLA's own code does not."""
     layer = Linear(64, 48, dtype, nnx.Rngs(0))
-    layer.bias[...] = jax.random.normal(jax.random.key(1), (48,)).astype(layer.dtype)
-    x = jax.random.normal(jax.random.key(2), (30, 64)).astype(layer.dtype)
+    random = np.random.default_rng(1)
+    layer.bias[...] = jnp.asarray(random.standard_normal(48), layer.dtype)
+    x = jnp.asarray(random.standard_normal((30, 64)), layer.dtype)
     here = np.asarray(layer(x), np.float64)
     monkeypatch.setattr(mesh, "platform", lambda: "gpu")
     there = np.asarray(layer(x), np.float64)
