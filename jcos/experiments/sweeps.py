@@ -23,7 +23,7 @@ from jcos import files, runs
 from jcos.config import PixelCodec, Sampling
 from jcos.devices import memory, mesh, programs, sharding
 from jcos.devices.watching import step_done
-from jcos.experiments.memory import runs_that_fit, sweep_knobs
+from jcos.experiments.memory import MOST, runs_that_fit, sweep_knobs
 from jcos.generation import generate_worlds
 from jcos.lab.tasks import TASKS, Puzzle, Task
 from jcos.loop import first_noise, seed_keys
@@ -169,10 +169,17 @@ def _play(
         return reading, trace.finite
 
     over = mesh.WORLD if mesh.in_use() else None
-    with side_by_side(-(-len(runs) // mesh.devices(mesh.WORLD))):
+    with _together(len(runs)):
         return jax.vmap(one, spmd_axis_name=over)(mesh.constrain(runs, mesh.WORLD))
 
 
+def _together(runs: int) -> contextlib.AbstractContextManager[Any]:
+    """Within: each device does its share of so many runs at once."""
+    return side_by_side(-(-runs // mesh.devices(mesh.WORLD)))
+
+
+# Jitted, so that the sweep's program is made of the trace that its shapes were asked of.
+@partial(jax.jit, static_argnames=("readout",), inline=True)
 def _one(
     model: Wan, plan: flow.Plan, sweep: Sweep, run: Int[Array, " 2"], readout: Readout
 ) -> tuple[Any, Trace]:
@@ -238,18 +245,16 @@ def sweep(
     total = len(probes) * puzzles
     readout = readout or everything
     if chunk is None:
-        size = _bytes_read(model, plan, data, readout)
+        likely = _even(MOST * mesh.devices(mesh.WORLD), total)
+        size = _bytes_read(model, plan, data, readout, likely)
         chunk = runs_that_fit(model, conditions, plan, count, worlds, total, None, size)
         chunk = int(sharding.from_first_host(np.int32(chunk)))
-    # All pieces are equally long, so that there is one program; the last is filled up.
-    chunk, spread = min(chunk, total), mesh.devices(mesh.WORLD)
-    chunk = -(-total // -(-total // chunk))
-    chunk = -(-chunk // spread) * spread
+    chunk = _even(chunk, total)
     asking = f"{what}, {chunk} run(s) at a time of {count} seed(s) in {worlds} world(s),"
     store, kept, prefix = _KEPT.get(), {}, ""
     if store is not None:
         prefix = _prefix(plan, data, readout)
-        kept = _finished(store, prefix, _shapes(model, plan, data, readout)[0])
+        kept = _finished(store, prefix, _shapes(model, plan, data, readout, chunk)[0])
     left = np.flatnonzero(~sharding.on_all_hosts(np.isin(np.arange(total), list(kept))))
     for first in range(0, len(left), chunk):
         progress(what, total - len(left) + first, total)
@@ -298,15 +303,27 @@ def _not_finite(
     )
 
 
-def _shapes(model: Wan, plan: flow.Plan, data: Sweep, readout: Readout) -> tuple[Any, Trace]:
-    """Return the shapes of what the readout keeps of a run, and of its trace."""
+def _even(chunk: int, total: int) -> int:
+    """Return the length of equally long pieces of about so many runs, so that there is one program;
+    the last is filled up."""
+    spread = mesh.devices(mesh.WORLD)
+    chunk = -(-total // -(-total // min(chunk, total)))
+    return -(-chunk // spread) * spread
+
+
+def _shapes(
+    model: Wan, plan: flow.Plan, data: Sweep, readout: Readout, chunk: int
+) -> tuple[Any, Trace]:
+    """Return the shapes of what the readout keeps of a run, and of its trace. They do not depend on
+    how many run at once, but the trace does: the program of so many is made of it."""
     run = jax.ShapeDtypeStruct((2,), jnp.int32)
-    return jax.eval_shape(partial(_one, readout=readout), model, plan, data, run)
+    with _together(chunk):
+        return jax.eval_shape(partial(_one, readout=readout), model, plan, data, run)
 
 
-def _bytes_read(model: Wan, plan: flow.Plan, data: Sweep, readout: Readout) -> int:
+def _bytes_read(model: Wan, plan: flow.Plan, data: Sweep, readout: Readout, chunk: int) -> int:
     """Return the bytes that a run's probe observes and its readout keeps."""
-    read, trace = _shapes(model, plan, data, readout)
+    read, trace = _shapes(model, plan, data, readout, chunk)
     leaves = jax.tree.leaves((read, trace.block_obs, trace.estimate_obs))
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in leaves)
 
