@@ -159,7 +159,9 @@ def _prepared(
     if condition.context.ndim != 2:
         raise ValueError("the condition is stacked; attribute one run at a time")
     both = condition if other is None else trajectory.tree_stack([condition, other])
-    runs, wrapped = Runs(model, both, None, sampling), Partial(metric)
+    # One that is data already stays so: a program serves all metrics of its kind.
+    wrapped = metric if isinstance(metric, Partial) else Partial(metric)
+    runs = Runs(model, both, None, sampling)
     shape = (*condition.grid, model.config.dit.out_channels)
     out = jax.eval_shape(wrapped, jax.ShapeDtypeStruct(shape, jnp.float32))
     if getattr(out, "shape", None) != () or not jnp.issubdtype(out.dtype, jnp.floating):

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from jcos.experiments.attribution import (
 from jcos.experiments.experiment import Settings
 from jcos.experiments.samples import others_of
 from jcos.experiments.sweeps import kept_in
+from jcos.lab.attribution import _gradients, _values
 from jcos.lab.results import rows as rows_of
 from jcos.wan import Wan
 from jcos.weights.checkpoint import leaves
@@ -69,7 +71,10 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
 
 
 def test_a_killed_run_goes_on_at_the_next_pair(small_model: Wan, data, tmp_path: Path) -> None:
+    """All pairs share the programs."""
     experiment = dataclasses.replace(SMALL, sharper=(1.0,))
+    programs: Any = (_gradients, _values)
+    sizes = [program._cache_size() for program in programs]
 
     def kill(what: str, number: int, total: int) -> None:
         if (what, number) == ("patching", 1):
@@ -83,3 +88,4 @@ def test_a_killed_run_goes_on_at_the_next_pair(small_model: Wan, data, tmp_path:
         dataset = experiment.run(small_model)
     assert (first.stat().st_mtime_ns, len([*tmp_path.glob("*.npz")])) == (made, 2)
     np.testing.assert_array_equal(dataset["effect"], data[0]["effect"])
+    assert [program._cache_size() for program in programs] == sizes
