@@ -137,10 +137,9 @@ class State:
             check_order(self.runs.probe)
         number = np.tril(places[:, :, None] == places[:, None], -1).sum(-1)
         at = np.arange(worlds)[:, None], places
-        keys, takes = self.keys[at], self.runs.takes + 1
+        (solver, keys), takes = _taken((self.solver, self.keys), at), self.runs.takes + 1
         if number.any():
             keys = _fresh(keys, np.uint32(2**31 + takes), number.astype(np.uint32))
-        solver = jax.tree.map(lambda a: a[at], self.solver)
         state = self._go_on(rows=self.rows[at], solver=solver, keys=keys)
         self.runs.takes = takes
         return state
@@ -154,8 +153,7 @@ class State:
                 f"those of {len(self.rows)} after step {self.step}"
             )
         check_order(self.runs.probe)
-        solver = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), self.solver, other.solver)
-        keys = jnp.concatenate([self.keys, other.keys], 1)
+        solver, keys = _beside((self.solver, self.keys), (other.solver, other.keys))
         rows = np.concatenate([self.rows, other.rows], 1)
         return self._go_on(rows=rows, solver=solver, keys=keys)
 
@@ -360,6 +358,18 @@ class Runs(Iterator[State]):
         trajectory.check_finite(trace, step=step, steps=self.plan.steps)
         self.state = State(step, before.rows, self, solver, before.keys, trace)
         return self.state
+
+
+@jax.jit
+def _taken(tree: Any, at: tuple[np.ndarray | Array, np.ndarray | Array]) -> Any:
+    """Return the leaves [W, K, …] at places [W, 1], [W, k]."""
+    return jax.tree.map(lambda a: a[at], tree)
+
+
+@jax.jit
+def _beside(tree: Any, other: Any) -> Any:
+    """Return the leaves [W, K, …] of both, those of the other behind."""
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), tree, other)
 
 
 @jax.jit

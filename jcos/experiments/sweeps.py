@@ -240,7 +240,7 @@ def sweep(
     if not alike and model.config.noise == "jax":
         keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))(keys, jnp.arange(puzzles))
     data = Sweep(conditions, keys, noise, trajectory.tree_stack(probes), item_probe, start, aux)
-    data, plan = sharding.place_inputs((jax.tree.map(jnp.asarray, data), plan))
+    data, plan = sharding.place_inputs((jax.device_put(data), plan))
     passes = plan.steps * count * worlds * (1 if plan.guidance is None else 2)
     total = len(probes) * puzzles
     readout = readout or everything

@@ -106,12 +106,13 @@ def fit(
     first = jnp.asarray(next(batches))
     dictionary = random(first, features, k, seed)
     schedule = optax.linear_schedule(rate, 0.0, steps - int(0.8 * steps), int(0.8 * steps))
+    rates = np.asarray(schedule(np.arange(steps)))
     state = ADAM.init(_weights(dictionary))
     idle, log = jnp.zeros(features, jnp.int32), []
     for step in range(steps):
         batch = first if step == 0 else jnp.asarray(next(batches))
-        dictionary, state, idle, loss = _update(dictionary, state, idle, batch, schedule(step))
-        log.append((loss, (idle > IDLE).mean()))
+        dictionary, state, idle, told = _update(dictionary, state, idle, batch, rates[step])
+        log.append(told)
         if step % 50 == 0:
             progress("training a dictionary", step, steps)
     progress("training a dictionary", steps, steps)
@@ -132,7 +133,7 @@ def _update(
     idle: Int[Array, " M"],
     batch: Float[Array, "n D"],
     rate: Float[Any, ""],
-) -> tuple[Dictionary, Any, Int[Array, " M"], Float[Array, ""]]:
+) -> tuple[Dictionary, Any, Int[Array, " M"], tuple[Float[Array, ""], Float[Array, ""]]]:
     x, dead = dictionary.units(batch), idle > IDLE
 
     def loss(weights: Weights) -> tuple[Float[Array, ""], tuple[Array, Array]]:
@@ -155,7 +156,8 @@ def _update(
     encoder, bias, decoder = jax.tree.map(lambda w, c: w - rate * c, weights, changes)
     decoder = decoder / jnp.linalg.norm(decoder, axis=-1, keepdims=True)
     dictionary = dictionary.replace(encoder=encoder, bias=bias, decoder=decoder)
-    return dictionary, state, jnp.where(fired, 0, idle + 1), error
+    idle = jnp.where(fired, 0, idle + 1)
+    return dictionary, state, idle, (error, (idle > IDLE).mean())
 
 
 def random(x: Float[Any, "n D"], features: int, k: int, seed: int = 0) -> Dictionary:

@@ -144,22 +144,30 @@ class Sign(Judge):
 
 def change(at: Estimates) -> Scores:
     """How little the estimate has changed since the step before: minus its root mean square."""
-    return -rms(at.x0 - at.before)
+    return _change(at.x0, at.before)
+
+
+@jax.jit
+def _change(x0: Float[Array, "W K F h w C"], before: Float[Array, "W K F h w C"]) -> Scores:
+    return -rms(x0 - before)
 
 
 def agreement(at: Estimates) -> Scores:
     """How near the estimate is to those of the other particles of its video: minus the mean
     distance. Nothing where it is alone."""
-    x0 = jnp.asarray(at.x0)
-    alive = jnp.asarray(at.alive, jnp.float32)
+    return _agreement(at.x0, jnp.asarray(at.alive, jnp.float32))
+
+
+@jax.jit
+def _agreement(x0: Float[Array, "W K F h w C"], alive: Float[Array, "W K"]) -> Scores:
     apart = [rms(x0 - x0[:, i : i + 1]) * alive[:, i : i + 1] for i in range(x0.shape[1])]
     others = jnp.maximum(alive.sum(1, keepdims=True) - 1, 1)
     return -sum(apart, start=jnp.zeros(x0.shape[:2])) / others
 
 
-def _changes(at: Estimates, *axes: int) -> Scores:
+@partial(jax.jit, static_argnums=1)
+def _changes(x0: Float[Array, "W K F h w C"], axes: tuple[int, ...]) -> Scores:
     """Return the mean square difference between neighbours along some axes, over the variance."""
-    x0 = jnp.asarray(at.x0)
     apart = sum(jnp.square(jnp.diff(x0, axis=a)).mean((2, 3, 4, 5)) for a in axes)
     return apart / jnp.maximum(jnp.var(x0, axis=(2, 3, 4, 5)), 1e-12)
 
@@ -167,25 +175,30 @@ def _changes(at: Estimates, *axes: int) -> Scores:
 def energy(at: Estimates) -> Scores:
     """How sharp the latent is: the energy of its differences between neighbouring cells, over that
     of the whole. Blends are blurred."""
-    return _changes(at, 3, 4)
+    return _changes(at.x0, (3, 4))
 
 
 def motion(at: Estimates) -> Scores:
     """How much moves: the mean square difference between neighbouring latent frames, over the
     variance of the whole. A blend of paths moves less than one."""
-    return _changes(at, 2)
+    return _changes(at.x0, (2,))
 
 
 def norm(at: Estimates) -> Scores:
     """How far the estimate stands out: its root mean square. The mean of several answers is shorter
     than they are, by the variance between them."""
-    return rms(jnp.asarray(at.x0))
+    return rms(at.x0)
 
 
 def peak(at: Estimates) -> Scores:
     """How little the cells that change most have changed since the step before: minus the root mean
     square of the 2 % of them, so that a still scene does not drown what moves."""
-    cells = jnp.square(jnp.asarray(at.x0) - at.before).mean(-1)
+    return _peak(at.x0, at.before)
+
+
+@jax.jit
+def _peak(x0: Float[Array, "W K F h w C"], before: Float[Array, "W K F h w C"]) -> Scores:
+    cells = jnp.square(x0 - before).mean(-1)
     cells = cells.reshape(*cells.shape[:2], -1)
     largest = jax.lax.top_k(cells, max(1, cells.shape[-1] // 50))[0]
     return -jnp.sqrt(largest.mean(-1))
@@ -244,9 +257,19 @@ class Entropy(Judge):
         self.answers, self.still = jnp.asarray(answers), jnp.asarray(still)
 
     def __call__(self, at: Estimates) -> Scores:
-        each = jax.vmap(jax.vmap(answer_mass, (0, None, None)))(at.x0, self.answers, self.still)
-        shares = jnp.concatenate([each.on, each.off[..., None]], -1)
-        return jnp.sum(jnp.where(shares > 0, shares * jnp.log(jnp.maximum(shares, 1e-12)), 0), -1)
+        return _order(at.x0, self.answers, self.still)
+
+
+@jax.jit
+def _order(
+    x0: Float[Array, "W K F h w C"],
+    answers: Float[Array, "W A F h w C"],
+    still: Float[Array, "W F h w C"],
+) -> Scores:
+    """Return minus the entropy of each estimate's masses."""
+    each = jax.vmap(jax.vmap(answer_mass, (0, None, None)))(x0, answers, still)
+    shares = jnp.concatenate([each.on, each.off[..., None]], -1)
+    return jnp.sum(jnp.where(shares > 0, shares * jnp.log(jnp.maximum(shares, 1e-12)), 0), -1)
 
 
 class Head(Judge):

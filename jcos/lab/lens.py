@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from jcos.config import Sampling
 from jcos.devices import memory
 from jcos.generation import generate
-from jcos.model.dit import Head
+from jcos.model.dit import DiT, Head
 from jcos.sampling.inside import Capture
 from jcos.sampling.probe import Latents, Probe, Site, Sizes, Tokens
 from jcos.sampling.probes import counted, whole
@@ -125,8 +125,12 @@ def fit_lens(
     trace = generate(model, conditions, seeds, probe=probe, sampling=sampling)
     h = trace.block_obs.reshape(-1, *trace.block_obs.shape[3:])  # runs and steps together
     expert = memory.on_device(model.experts[0])
-    times = jax.vmap(lambda t: expert.time_vector(t, None))(trace.timestep.reshape(-1))
-    return _fit(expert.head, h, times, key, updates)
+    return _fit(expert.head, h, _times(expert, trace.timestep.reshape(-1)), key, updates)
+
+
+@jax.jit
+def _times(expert: DiT, timesteps: Float[Array, " R"]) -> Float[Array, "R 1 D"]:
+    return jax.vmap(lambda t: expert.time_vector(t, None))(timesteps)
 
 
 @partial(jax.jit, static_argnames="updates")

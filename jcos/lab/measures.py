@@ -111,6 +111,7 @@ def answer_mass(
     return Mass(on, jnp.maximum(1 - jnp.sum(on), 0))
 
 
+@jax.jit
 def rms(x: Float[Array | np.ndarray, "*axes F h w C"]) -> Float[Array, "*axes"]:
     """Return the root mean square of each latent."""
     return jnp.sqrt(jnp.mean(jnp.square(x), (-4, -3, -2, -1)))

@@ -98,7 +98,7 @@ def check(
             f"{row.count}; it is {least} to {frames - 1} frames of one, for {method.seeds}",
         )
     masks = (p.mask for p in all_parts(probe) if isinstance(p, SeedEnsemble | EstimateEnsemble))
-    averaged = {int(step) for mask in masks for step in np.nonzero(mask)[0]}
+    averaged = {int(step) for mask in masks for step in np.nonzero(np.asarray(mask))[0]}
     for before, at, alive in method.spans(steps):
         alone = averaged & {*range(before + 1, at + 1)} if alive == 1 else set()
         words = f"the probe averages over seeds in step {min(alone, default=0)}, where one particle"
