@@ -72,7 +72,7 @@ def randomised(config: WanConfig, seed: int = 0) -> Wan:
         weights[name] = (
             1 + 0.2 * noise if name.endswith("scale") else (1 if "table" in name else 0.3) * noise
         )
-    return jax.tree.map(jnp.asarray, with_leaves(model, weights))
+    return jax.device_put(with_leaves(model, weights))
 
 
 def frame(seed: int) -> np.ndarray:
@@ -103,7 +103,7 @@ def release_config(weights: str) -> WanConfig:
 def original_dit(weights: str, numerics: Numerics = FLOAT32) -> DiT:
     cfg = release_config(weights).dit
     abstract = abstract_model(DiT, cfg, numerics=numerics)
-    return jax.tree.map(jnp.asarray, fill(abstract, load_release(weights), names.DIT))
+    return jax.device_put(fill(abstract, load_release(weights), names.DIT))
 
 
 def original_codec(version: str) -> VaeConfig:
@@ -120,9 +120,7 @@ def abstract_vae(config: VaeConfig) -> Vae:
 @cache
 def original_vae(version: str) -> Vae:
     tensors = load_golden(f"weights/vae{version}")
-    return jax.tree.map(
-        jnp.asarray, fill(abstract_vae(original_codec(version)), tensors, names.VAE)
-    )
+    return jax.device_put(fill(abstract_vae(original_codec(version)), tensors, names.VAE))
 
 
 def original_text_config() -> UMT5Config:
@@ -134,7 +132,7 @@ def original_text_config() -> UMT5Config:
 def filled_text(cfg: UMT5Config, tensors: dict[str, np.ndarray], dtype: str = "float32") -> UMT5:
     """An encoder with these tensors, by the original's names."""
     abstract = abstract_model(UMT5, cfg, dtype=dtype)
-    return jax.tree.map(jnp.asarray, fill(abstract, tensors, names.UMT5))
+    return jax.device_put(fill(abstract, tensors, names.UMT5))
 
 
 @cache

@@ -8,7 +8,6 @@ import pytest
 from jcos.experiments.activations import Activations, Sizes, compared, largest
 from jcos.lab.results import rows as rows_of
 from jcos.sampling.probe import Site
-from jcos.wan import Wan
 
 pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
 
@@ -59,9 +58,3 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
     rows = {(r.task, r.measure, r.case) for r in rows_of(dataset)}
     assert ("maze", "CKA", "without the largest, another puzzle, step 0, layer 1") in rows
     assert [name for name, _ in SMALL.figures(dataset)] == ["energy"]
-
-
-def test_clips_have_no_probes(model: Wan, clips) -> None:
-    dataset = Activations(clips=clips, tokens=8).run(model)
-    assert "probe" not in dataset
-    assert dataset["cka"].sizes["clip"] == 2

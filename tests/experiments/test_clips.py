@@ -17,6 +17,7 @@ import xarray as xr
 
 from jcos import cli
 from jcos.config import WanConfig
+from jcos.experiments.activations import Activations
 from jcos.experiments.behaviour import Behaviour
 from jcos.experiments.budget import Budget
 from jcos.experiments.ensemble import Ensemble
@@ -24,6 +25,7 @@ from jcos.experiments.experiment import Experiment, Settings
 from jcos.experiments.flow import Flow
 from jcos.experiments.heads import Heads
 from jcos.experiments.layers import Layers
+from jcos.experiments.lens import Lenses
 from jcos.experiments.noise import Noise
 from jcos.experiments.samples import Samples
 from jcos.experiments.steps import Steps
@@ -71,10 +73,12 @@ SMALL: dict[str, tuple[Experiment, int, int]] = {
     "flow": (Flow(sampling=SHORT, steps=(1, 3), frames=(1,)), 16, 1),
     "layers": (Layers(sampling=SHORT, steps=(0, 3), layers=(1,)), 8, 3),
     "swap": (Swap(sampling=SHORT, steps=(0,), until=(1.0,)), 16, 1),
+    "activations": (Activations(sampling=SHORT, tokens=8), 8, 1),
+    "lens": (Lenses(sampling=SHORT), 8, 1),
 }
 """Experiments on clips, their dearest forwards (two a step with guidance), and their figures."""
 QUICK = ("steps", "noise")
-JUDGED = re.compile("solved|score|agreement|AUROC|ideal|answer")
+JUDGED = re.compile("solved|score|agreement|AUROC|ideal|answer|probe")
 
 
 class Known(NamedTuple):

@@ -1,14 +1,16 @@
 """Cosine similarity of tokens between steps: known answers, and the whole experiment."""
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
-from jcos.experiments.cosine import REFERENCES, Cosine, cosines
+from jcos.experiments import cosine
+from jcos.experiments.cosine import REFERENCES, Cosine
 from jcos.lab.results import rows as rows_of
 
 pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
 
+cosines = jax.jit(cosine.cosines)
 SMALL = Cosine(tasks=("maze", "rotation"), puzzles=2, tokens=16, layers=(0, 1))
 
 
@@ -17,7 +19,7 @@ def test_angles_between_steps_are_measured() -> None:
     angle = np.pi / 3 * np.arange(4)
     turn = np.stack([np.cos(angle), np.sin(angle)], -1)[None, None, :, None, None]
     size = np.arange(1, 6).reshape(1, 1, 1, 1, 5, 1)
-    x = jnp.asarray(np.broadcast_to(turn * size, (2, 3, 4, 2, 5, 2)), jnp.float32)
+    x = np.broadcast_to(turn * size, (2, 3, 4, 2, 5, 2))
     before, seed, puzzle = np.moveaxis(np.asarray(cosines(x)), -1, 0)
     assert before.shape == (3, 4, 2)
     assert np.isnan(before[:, 0]).all()
@@ -29,11 +31,11 @@ def test_a_constant_channel_makes_strangers_alike_until_the_mean_is_subtracted()
     rng = np.random.default_rng(0)
     pattern = rng.normal(size=(2, 2, 3, 1, 64, 256)).astype(np.float32)
     constant = np.where(np.arange(256) == 0, np.float32(100), np.float32(0))
-    x = jnp.asarray(pattern + constant)
+    x = pattern + constant
     assert cosines(x)[:, 1:].min() > 0.95
     centred = cosines(x - x.mean(-2, keepdims=True))[:, 1:]
     np.testing.assert_allclose(centred, 0, atol=0.05)
-    same = jnp.broadcast_to(x[:, :, :1], x.shape)
+    same = np.broadcast_to(x[:, :, :1], x.shape)
     centred = cosines(same - same.mean(-2, keepdims=True))[:, 1:]
     np.testing.assert_allclose(centred[..., 0], 1, atol=1e-5)
     np.testing.assert_allclose(centred[..., 1:], 0, atol=0.05)

@@ -5,7 +5,6 @@ import pytest
 
 from jcos.experiments.lens import LENSES, REFERENCES, Lenses
 from jcos.lab.results import rows as rows_of
-from jcos.wan import Wan
 
 pytestmark = pytest.mark.slow  # the whole experiment, once for all tests
 
@@ -35,16 +34,3 @@ def test_dataset_table_and_figures_are_complete(data) -> None:
     }
     figures = {name for name, _ in SMALL.figures(dataset)}
     assert figures == {"front", "film-maze", "film-rotation"}
-
-
-def test_clips_have_distances_only(model: Wan, clips) -> None:
-    experiment = Lenses(clips=clips)
-    dataset = experiment.run(model)
-    steps = model.config.sampling.steps
-    assert dataset["to_last"].sizes == {
-        "clip": 2,
-        "seed": 1,
-        "step": steps,
-        "layer": model.config.dit.layers,
-    }
-    assert [name for name, _ in experiment.figures(dataset)] == ["to_last"]

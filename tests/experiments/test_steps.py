@@ -44,7 +44,7 @@ def test_the_last_estimate_is_the_end_of_a_plain_run(small_model: Wan, data) -> 
     puzzles = held_out(MAZE, 4)
     latents = play(small_model, puzzles).latents[0, :, 0]
     answers = answers_of(small_model, puzzles, wrong=3, room=9)
-    on = np.asarray(jax.vmap(blend)(latents, answers).on)
+    on = np.asarray(jax.jit(jax.vmap(blend))(latents, answers).on)
     mass = shares(on[:, None, None], answers)
     last = data[0].sel(denoiser=MODEL, step=3, seed=0).isel(puzzle=slice(0, 4))
     np.testing.assert_allclose(mass.taken[:, 0, 0], last["taken"], atol=2e-2)
@@ -108,7 +108,7 @@ def test_candidates_are_right_then_wrong_then_room(small_model: Wan) -> None:
         np.testing.assert_array_equal(room, answers.still[0])
     assert np.isneginf(answers.log_prior[0, 1:]).all()
     mixed = 0.25 * answers.latents[0, 0] + 0.75 * answers.latents[0, 2]
-    on, off = blend(jnp.asarray(mixed)[None], jax.tree.map(lambda a: a[0], answers))
+    on, off = jax.jit(blend)(mixed[None], jax.tree.map(lambda a: a[0], answers))
     np.testing.assert_allclose(on[0], [0.25, 0, 0.75, 0, 0, 0], atol=2e-3)
     assert float(off[0]) < 2e-3
 

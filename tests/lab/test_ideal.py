@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 
 from jcos.config import Sampling
-from jcos.lab.ideal import ideal, ideal_run, posterior
+from jcos.lab import ideal as denoiser
+from jcos.lab.ideal import ideal_run, posterior
 from jcos.sampling import flow
 
 SHAPE = (2, 3, 3, 4)
+ideal = jax.jit(denoiser.ideal)
 
 
 def gaussian(seed: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
 
 
 def sigma(value: float) -> jax.Array:
@@ -51,9 +53,10 @@ def test_a_prior_weighs_and_leaves_out() -> None:
     room = jnp.array([0.0, -jnp.inf, 0.0, -jnp.inf])
     x = 0.5 * ANSWERS[1] + 0.5 * noise
     padded = posterior(x, sigma(0.5), ANSWERS, room)
-    np.testing.assert_array_equal(padded[jnp.array([1, 3])], 0)
-    alone = posterior(x, sigma(0.5), ANSWERS[jnp.array([0, 2])])
-    np.testing.assert_allclose(padded[jnp.array([0, 2])], alone, atol=1e-5)
+    padded = np.asarray(padded)
+    np.testing.assert_array_equal(padded[1::2], 0)
+    alone = posterior(x, sigma(0.5), ANSWERS[::2])
+    np.testing.assert_allclose(padded[::2], alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("solver", ["euler", "unipc", "cps", "sde", "dance", "cpws", "renoise"])
@@ -64,9 +67,10 @@ def test_its_own_run_ends_on_an_answer_and_all_are_equally_likely(solver: str) -
     noise = gaussian(5, 256, *SHAPE)
     found = jax.jit(jax.vmap(lambda n: ideal_run(schedule, n, ANSWERS)))(noise)
     assert found.x0.shape == (256, 40, *SHAPE)
-    assert (found.weights[:, -1].max(-1) > 0.999).mean() > 0.97
-    shares = np.bincount(np.asarray(found.weights[:, -1].argmax(-1)), minlength=4) / 256
+    weights = np.asarray(found.weights)
+    assert (weights[:, -1].max(-1) > 0.999).mean() > 0.97
+    shares = np.bincount(weights[:, -1].argmax(-1), minlength=4) / 256
     np.testing.assert_allclose(shares, 0.25, atol=0.1)
-    entropy = -(found.weights * jnp.log(jnp.maximum(found.weights, 1e-30))).sum(-1).mean(0)
+    entropy = -(weights * np.log(np.maximum(weights, 1e-30))).sum(-1).mean(0)
     assert entropy[0] > 1.35  # ln 4 = 1.39
     assert entropy[-1] < 0.02

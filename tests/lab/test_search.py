@@ -133,6 +133,7 @@ def test_elites_stay_and_mutants_have_noise_of_their_level(model, condition) -> 
 
 @pytest.mark.slow
 def test_what_becomes_of_a_video_does_not_depend_on_others(model, worlds) -> None:
+    """Beside itself with other seeds it becomes the same."""
     for method in (
         epbs(4, "energy", at=0.5),
         latsearch(4, "energy"),
@@ -142,11 +143,11 @@ def test_what_becomes_of_a_video_does_not_depend_on_others(model, worlds) -> Non
     ):
         both = run(model, worlds, method, (0, 10))
         for world, first in enumerate((0, 10)):
-            one = jax.tree.map(lambda a, i=world: a[i], worlds)
-            alone = run(model, one, method, first)
-            close(both.latents[world], alone.latents)
-            assert both.cost.forwards[world] == alone.cost.forwards[0]
-            assert both.seed[world] == alone.seed[0]
+            twice = jax.tree.map(lambda a, i=world: a[np.array([i, i])], worlds)
+            found = run(model, twice, method, (first, 20))
+            close(both.latents[world], found.latents[0])
+            assert both.cost.forwards[world] == found.cost.forwards[0]
+            assert both.seed[world] == found.seed[0]
 
 
 @pytest.mark.slow
@@ -259,21 +260,24 @@ class Reward(Judge):
         return shares(at.x0, self.answers) @ jnp.array([0.0, 0.5, 1.0])
 
 
+@jax.jit
 def shares(x0: jax.Array, answers: jax.Array) -> jax.Array:
     size = jnp.sum(jnp.square(answers), (1, 2, 3, 4))
     return jnp.einsum("pkfhwc,afhwc->pka", x0, answers) / size[None, None]
 
 
 @pytest.mark.slow
-def test_smc_on_the_ideal_denoiser_tends_to_the_exact_target(model, condition) -> None:
+def test_smc_on_the_ideal_denoiser_tends_to_the_exact_target(condition) -> None:
     """Three answers alike but for their reward r are equally likely, so steering towards
     exp(λ r) has the target softmax(λ r). Its bias falls with the number of particles, and the
     estimate of the mean of exp(λ r) has none."""
+    small = dataclasses.replace(CONFIG.dit, dim=16, ffn_dim=16, layers=1)  # it has no say
+    model = randomised(dataclasses.replace(CONFIG, dit=small))
     many, scale = 192, 3.0
-    cells = jnp.arange(FRAMES * 4 * 4 * 12).reshape(FRAMES, 4, 4, 12) % 3
-    answers = jnp.stack([jnp.where(cells == k, 0.4, 0.0) for k in range(3)])
+    cells = np.arange(FRAMES * 4 * 4 * 12).reshape(FRAMES, 4, 4, 12) % 3
+    answers = jnp.asarray([np.where(cells == k, 0.4, 0.0) for k in range(3)])
     probe = IdealDenoiser(answers, jnp.zeros(3))
-    conditions = jax.tree.map(lambda a: jnp.broadcast_to(a, (many, *a.shape)), condition)
+    conditions = jax.tree.map(lambda a: np.broadcast_to(a, (many, *a.shape)), condition)
     common = {"judge": "reward", "transform": "diff", "scale": scale, "select": "systematic"}
     target = np.exp(scale * np.array([0, 0.5, 1]))
     norm, target = target.mean(), target / target.sum()
