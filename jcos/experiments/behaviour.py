@@ -8,6 +8,7 @@ also does is no behaviour of the model. It never shows a wrong answer.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from jcos.experiments.behaviour_memory import check_tiles, memory_figures, remem
 from jcos.experiments.experiment import Experiment, Picture, Progress, looked_at
 from jcos.experiments.parameters import Count, NonNegative, Positive
 from jcos.experiments.samples import Samples
+from jcos.experiments.sweeps import once
 from jcos.lab import results
 from jcos.lab.measures import POSITIVE, UNBOUNDED, commitment_step
 from jcos.lab.results import DENOISERS, Variable, measure
@@ -150,13 +152,17 @@ def judge_parts(puzzles: Sequence[Puzzle], videos: UInt8[np.ndarray, "P *axes F 
     rows = videos.reshape(len(puzzles), -1, *videos.shape[-4:])
     verdicts = []
     for puzzle, of_puzzle in zip(puzzles, rows, strict=True):
-        task = TASKS[puzzle.task]
-        first, same = task.first_frame(puzzle)[None], common(puzzle)
-        for video in of_puzzle:
-            score = task.score(puzzle, video)
-            stray = ((apart(video, first) > OPAQUE) & same).mean((1, 2)).max()
-            verdicts.append((score.solved, score.answer >= task.solved_at, stray <= STRAY))
+        verdicts += once(partial(_parts, puzzle, common(puzzle)), of_puzzle)
     return Judged(*np.moveaxis(np.array(verdicts, bool).reshape(*videos.shape[:-4], 3), -1, 0))
+
+
+def _parts(
+    puzzle: Puzzle, same: Bool[np.ndarray, "F H W"], video: UInt8[np.ndarray, "F H W 3"]
+) -> tuple[bool, bool, bool]:
+    task = TASKS[puzzle.task]
+    score, away = task.score(puzzle, video), apart(video, task.first_frame(puzzle)[None])
+    stray = ((away > OPAQUE) & same).mean((1, 2)).max()
+    return bool(score.solved), bool(score.answer >= task.solved_at), bool(stray <= STRAY)
 
 
 def common(puzzle: Puzzle) -> Bool[np.ndarray, "F H W"]:

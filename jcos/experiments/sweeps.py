@@ -413,11 +413,19 @@ def judge(puzzles: Sequence[Puzzle], videos: UInt8[np.ndarray, "P *axes F H W 3"
     """Return scores of videos, and whether they are solved, each by its puzzle's task."""
     rows = videos.reshape(len(puzzles), -1, *videos.shape[-4:])
     judged = [
-        [TASKS[puzzle.task].score(puzzle, video)[:2] for video in row]
+        once(partial(TASKS[puzzle.task].score, puzzle), row)
         for puzzle, row in zip(puzzles, rows, strict=True)
     ]
+    judged = [[score[:2] for score in row] for row in judged]
     scores = np.array(judged, np.float64).reshape(*videos.shape[:-4], 2)
     return Scores(scores[..., 0], scores[..., 1].astype(bool))
+
+
+def once(judge: Callable[[Any], Any], videos: UInt8[np.ndarray, "n F H W 3"]) -> list[Any]:
+    """Return what each video is judged, of equal ones once."""
+    keys = [video.tobytes() for video in videos]
+    known = {key: judge(video) for key, video in dict(zip(keys, videos, strict=True)).items()}
+    return [known[key] for key in keys]
 
 
 def score(

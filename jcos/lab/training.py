@@ -8,6 +8,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,6 +115,7 @@ class Progress(NamedTuple):
     loss: float
 
 
+@cache
 def vocabulary() -> tuple[str, ...]:
     """Every word that the tasks' prompts use."""
     prompts = {task.sample(seed).prompt for task in TASKS.values() for seed in range(200)}
