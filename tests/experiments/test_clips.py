@@ -57,7 +57,7 @@ SMALL: dict[str, tuple[Experiment, int, int]] = {
         1,
     ),
     "behaviour": (Behaviour(sampling=SHORT, seeds=(0, 1)), 8, 1),
-    "budget": (Budget(steps=(1, 4), lengths=(4,), shifts=(5.0,), middles=(0.5,)), 8, 1),
+    "budget": (Budget(steps=(1, 4), lengths=(4,), shifts=(1.0,), middles=()), 8, 1),
     "heads": (Heads(sampling=Settings(steps=2), layers=(1,), windows=1, members=2), 4, 1),
     "ensemble": (
         Ensemble(

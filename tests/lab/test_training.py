@@ -38,7 +38,7 @@ RECIPE = Recipe(
 )
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 20, 150, 229, 400])
+@pytest.mark.parametrize("steps", [1, 2, 20, 229, 400])
 @pytest.mark.parametrize("constant", [0.0, 0.65625, 1.0])
 def test_the_learning_rate_does_not_jump(steps: int, constant: float) -> None:
     """However short the run: it changes by no more than the slopes of its rise and fall."""
