@@ -93,7 +93,7 @@ class State:
     def _last(self, field: str) -> Any:
         if self.trace is None:
             return None
-        return self.runs.of_video(jax.tree.map(lambda a: a[:, :, 0], getattr(self.trace, field)))
+        return self.runs.of_video(_of_step(getattr(self.trace, field)))
 
     def keep(self, which: Chosen) -> "State":
         """Let only some runs go on: positions on the seed axis, in this order, the same in all
@@ -324,7 +324,7 @@ class Runs(Iterator[State]):
 
     def of_video(self, tree: Any) -> Any:
         """Drop the world axis of leaves [W, K, …] where the condition was not stacked."""
-        return jax.tree.map(lambda a: a[0], tree) if self.single else tree
+        return _first(tree) if self.single else tree
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -362,6 +362,18 @@ class Runs(Iterator[State]):
         trajectory.check_finite(trace, step=step, steps=self.plan.steps)
         self.state = State(step, before.rows, self, solver, before.keys, trace)
         return self.state
+
+
+@jax.jit
+def _first(tree: Any) -> Any:
+    """Return leaves [W, K, …] of world 0."""
+    return jax.tree.map(lambda a: a[0], tree)
+
+
+@jax.jit
+def _of_step(tree: Any) -> Any:
+    """Return leaves [W, K, S, …] of the first step."""
+    return jax.tree.map(lambda a: a[:, :, 0], tree)
 
 
 @jax.jit

@@ -203,9 +203,9 @@ class Wan(nnx.Module):
         pieces that frames are coded in, for less memory."""
         if isinstance(self.codec, PixelCodec):
             check_colours(video)
-            video = jnp.asarray(video)
-            floats = jnp.issubdtype(video.dtype, jnp.floating)
-            return encode_pixels(self.codec, (video + 1) * 127.5 if floats else video)
+            if jnp.issubdtype(video.dtype, jnp.floating):
+                video = (video.astype(np.float32) + 1) * 127.5
+            return jnp.asarray(encode_pixels(self.codec, video))
         if self.vae is None:
             raise ValueError(f"{self.config.name} was loaded without its VAE")
         with self._coding(f"{len(video)} frame(s) of {video.shape[2]}x{video.shape[1]} pixels"):
@@ -215,9 +215,9 @@ class Wan(nnx.Module):
         self, latents: Float[Array | np.ndarray, "*axes f h w C"], tiles: Tiles | None = None
     ) -> UInt8[np.ndarray, "*axes F H W 3"]:
         """Return latents, with any leading axes, as uint8 video. tiles: as in `encode`."""
-        flat = jnp.reshape(latents, (-1, *latents.shape[-4:]))
+        flat = latents.reshape(-1, *latents.shape[-4:])
         if isinstance(self.codec, PixelCodec):
-            video = np.asarray(pixel_videos(self.codec, flat))
+            video = np.asarray(pixel_videos(self.codec, np.asarray(flat)))
         elif self.vae is None:
             raise ValueError(f"{self.config.name} was loaded without its VAE")
         else:

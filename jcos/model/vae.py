@@ -39,25 +39,29 @@ def signed(video: Any) -> Float[Array, "..."]:
 
 
 def encode_pixels(
-    codec: PixelCodec, video: UInt8[Array, "F H W 3"] | Float[Array, "F H W 3"]
-) -> Float[Array, "F h w C"]:
-    """Return normalised colours (0..255) with `stride` × `stride` pixels folded into channels."""
-    z = (video.astype(jnp.float32) / 255 - codec.mean) / codec.std
+    codec: PixelCodec,
+    video: UInt8[Any, "F H W 3"] | Float[Any, "F H W 3"],
+) -> Float[Any, "F h w C"]:
+    """Return normalised colours (0..255) with `stride` × `stride` pixels folded into channels. Of
+    numpy arrays in numpy, which compiles nothing."""
+    # As XLA divides by a constant, so that both give the same numbers.
+    per_level, per_std = np.float32(1 / 255), np.float32(1) / np.float32(codec.std)
+    z = (video.astype(np.float32) * per_level - codec.mean) * per_std
     return rearrange(z, "f (h a) (w b) c -> f h w (a b c)", a=codec.stride, b=codec.stride)
 
 
-def decode_pixels(codec: PixelCodec, latents: Float[Array, "F h w C"]) -> Float[Array, "F H W 3"]:
+def decode_pixels(codec: PixelCodec, latents: Float[Any, "F h w C"]) -> Float[Any, "F H W 3"]:
     """Return the inverse, as float colours 0..255, not clipped."""
     rgb = rearrange(latents, "f h w (a b c) -> f (h a) (w b) c", a=codec.stride, b=codec.stride)
     return (rgb * codec.std + codec.mean) * 255
 
 
 def pixel_videos(
-    codec: PixelCodec, latents: Float[Array | np.ndarray, "*axes h w C"]
-) -> UInt8[Array, "*axes H W 3"]:
+    codec: PixelCodec, latents: Float[Any, "*axes h w C"]
+) -> UInt8[Any, "*axes H W 3"]:
     """Return decoded frames with any leading axes as they are shown: rounded, 0 to 255."""
-    flat = jnp.asarray(latents).reshape(-1, *latents.shape[-3:])
-    video = jnp.clip(jnp.round(decode_pixels(codec, flat)), 0, 255).astype(jnp.uint8)
+    flat = latents.reshape(-1, *latents.shape[-3:])
+    video = decode_pixels(codec, flat).round().clip(0, 255).astype(np.uint8)
     return video.reshape(*latents.shape[:-3], *video.shape[1:])
 
 

@@ -5,6 +5,8 @@ Module names follow the original (`blocks.attn.q`, `pre_norm`, …), whose q, k 
 All is float32. Axis letters: E tokens (class token first), V width.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -77,12 +79,14 @@ class VisionTower(nnx.Module):
         return jax.lax.scan(step, self.embed(picture), self.blocks)[0]
 
 
+@partial(jax.jit, static_argnums=1)
 def given_mask(latents: Float[Array, "F h w C"], given: int) -> Float[Array, "F h w 4"]:
     """Return four channels that are 1 in the frames which are given."""
     inside = (jnp.arange(len(latents)) < given).astype(latents.dtype)
     return jnp.broadcast_to(inside[:, None, None, None], (*latents.shape[:3], 4))
 
 
+@partial(jax.jit, static_argnums=(1, 2))
 def image_channels(
     first: Float[Array, "given h w C"],
     frames: int,
