@@ -4,6 +4,7 @@ Nothing here may import `jcos`: the shape checks are put in place when it is fir
 """
 
 import gc
+import inspect
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -23,15 +24,17 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.02")
 # The tests compile for longer than they compute: without XLA's costly passes they take half the
 # time. With 0 they test the programs just as users run them, which .ci/run does for some.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and metadata.version("jax")[:4] == "0.10":
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1":
+    # A program in one piece: pieces are for cores that wait, and no core does here.
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_parallel_codegen_split_count=1"]
     # XLA's older emitters need 60 % of the newer ones' time; after jax 0.10 there are only those.
-    # One module of LLVM takes 70 % of the time of pieces for 32 threads.
     # Not with simulated devices (tests/many_devices.py), whose noise they round by its layout.
-    flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-    if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+    if metadata.version("jax")[:4] == "0.10" and "JAX_NUM_CPU_DEVICES" not in os.environ:
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys(" ".join(flags).split()))
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -52,15 +55,25 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-_beartype: Any = beartype(conf=BeartypeConf(is_pep484_tower=True))
+checked: Any = beartype(conf=BeartypeConf(is_pep484_tower=True))
+_shapes_checked: Any = jaxtyping.jaxtyped
 
 
-def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Check what a function of jcos is given and returns. One that is defined anew in each call,
-    which takes a millisecond to check, only where it names shapes."""
-    once = "<locals>" not in function.__qualname__
-    shapes = "jaxtyping" in str(function.__annotations__)
-    return _beartype(function) if once or shapes else function
+def _jaxtyped(*, typechecker: Any) -> Callable[[Any], Any]:
+    """How jaxtyping decorates everything in jcos. What names no shapes needs no record of them,
+    which takes ten times as long as the check; one that is defined anew in each call needs none."""
+
+    def decorate(function: Any) -> Any:
+        names = getattr(function, "__annotations__", {})
+        plain = inspect.isfunction(function) and not inspect.isgeneratorfunction(function)
+        if not plain or any(isinstance(a, str) or "jaxtyping" in str(a) for a in names.values()):
+            return _shapes_checked(function, typechecker=typechecker)
+        return function if "<locals>" in function.__qualname__ else checked(function)
+
+    return decorate
+
+
+jaxtyping.jaxtyped = _jaxtyped
 
 
 @pytest.fixture(scope="module", autouse=True)
