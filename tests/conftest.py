@@ -43,8 +43,9 @@ from beartype import BeartypeConf, beartype
 # Tracing makes millions of small objects that live on; looking through them is a tenth of the time.
 gc.set_threshold(100_000, 50, 50)
 
-QUICKER = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-NEWER_EMITTERS = {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "").replace(QUICKER, "").strip()}
+QUICKER = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
+_flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag not in QUICKER]
+NEWER_EMITTERS = {"XLA_FLAGS": " ".join(_flags)}
 AS_USERS = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", **NEWER_EMITTERS}
 """What differs in the environment of a process that compiles as users do."""
 
