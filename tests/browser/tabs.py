@@ -1,5 +1,6 @@
 """What the tests of pages in a browser share: looking at canvases, moving sliders."""
 
+import base64
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -10,7 +11,10 @@ Open: TypeAlias = Callable[..., Page]
 PIXELS = """([selector, nth]) => {
   const canvas = document.querySelectorAll(selector)[nth];
   const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
-  return [canvas.height, canvas.width, Array.from(data)];
+  let bytes = "";
+  for (let i = 0; i < data.length; i += 8192)
+    bytes += String.fromCharCode(...data.subarray(i, i + 8192));
+  return [canvas.height, canvas.width, btoa(bytes)];
 }"""
 WIDTH = """film => new Promise((done, failed) => {
   film.onloadedmetadata = () => done(film.videoWidth);
@@ -36,7 +40,7 @@ def shown(tab: Page, selector: str = ".now canvas", nth: int = 0) -> np.ndarray:
 
     def painted() -> bool:
         height, width, data = tab.evaluate(PIXELS, [selector, nth])
-        found.append(np.array(data, np.uint8).reshape(height, width, 4))
+        found.append(np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 4))
         return bool(found[-1].any())
 
     until(tab, painted)
