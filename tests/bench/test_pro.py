@@ -20,7 +20,6 @@ from jcos.bench.export import export
 from jcos.bench.folder import OFFICIAL, Bench, category_of, read_bench
 from jcos.bench.run import Work, run
 from jcos.bench.sampler import Sampler
-from jcos.experiments.experiment import Settings
 from jcos.experiments.settings import override
 from jcos.generation import generate
 from jcos.media import image
@@ -106,9 +105,8 @@ def test_an_image_encoder_sees_the_picture_as_the_profile_brings_it(samples: Ben
     np.testing.assert_array_equal(model.condition.call_args.kwargs["seen"], want)
 
 
-@pytest.mark.slow
-def test_the_whole_path_runs_on_the_small_model(samples: Bench, small_model, tmp_path) -> None:
-    """A seed by place, a stochastic sampler, the tasks' own scores, and the benchmark's name."""
+def test_an_arm_is_of_this_benchmark(samples: Bench, calls, tmp_path) -> None:
+    """Its manifest, the tasks' own scores, and their question."""
     arm = override(load_arms(CONFIG)[0]["cps-0.7"], SMALL)
     out = tmp_path / "out"
     status = run({"cps": arm}, TINY, samples, out, Work(text=tmp_path / "text", batch=2))["cps"]
@@ -121,10 +119,13 @@ def test_the_whole_path_runs_on_the_small_model(samples: Bench, small_model, tmp
     assert "Pro" in json.loads((tmp_path / "s" / "run.json").read_text())["question"]
 
 
+@pytest.mark.slow
 def test_seeds_go_by_place_and_noise_may_come_from_files(
     samples: Bench, small_model, tmp_path
 ) -> None:
-    arm = Arm(profile=None, sampling=Settings(steps=2), scale=1 / 8, seed=3, by_index=True)
+    """Of a stochastic sampler."""
+    arm = dataclasses.replace(override(load_arms(CONFIG)[0]["cps-0.7"], SMALL), seed=3)
+    assert arm.by_index
     sampler, _ = sampler_of(small_model, arm, samples.root)
     model, chosen = sampler.model, [samples.samples[1], samples.samples[3]]
     shape = arm.shape(model.config, chosen[0])
