@@ -88,15 +88,13 @@ class Cluster:
         sharding.mesh_shape(self.sizes, math.prod(self.sizes.values()))
         if (address := self.address) is None:
             return
-        host, _, port = address.rpartition(":")
+        place = sharding.host_and_port(address)
         try:
-            if not (host and port.isdecimal()):
-                raise ValueError(f"address is {address!r}; it is HOST:PORT, as `ray start` says it")
-            socket.create_connection((host, int(port)), SECONDS).close()
+            socket.create_connection(place, SECONDS).close()
             # Ray itself waits for minutes.
             command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
             subprocess.run(command, capture_output=True, check=True, timeout=3 * SECONDS)
-        except (OSError, UnicodeError, OverflowError, subprocess.SubprocessError) as error:
+        except (OSError, UnicodeError, subprocess.SubprocessError) as error:
             why = getattr(error, "strerror", None) or str(error)
             why = "what answers is something else" if hasattr(error, "cmd") else why
             raise ValueError(

@@ -129,9 +129,14 @@ class OnMesh:
 
         if self.join:
             sharding.init_distributed()
-        with watched(self.scalars, self.trace_profile):
-            yield
-        sharding.wait_for_hosts()  # or they take it for a loss
+        with sharding.among_hosts():
+            if self.join:
+                alone = ("scalars", "trace_profile")  # may differ
+                names = (f.name for f in dataclasses.fields(self) if f.name not in alone)
+                sharding.check_equal({name: getattr(self, name) for name in names})
+            with watched(self.scalars, self.trace_profile):
+                yield
+            sharding.wait_for_hosts()  # or they take it for a loss
 
     def devices(self, *, everywhere: bool = True) -> "Mesh | None":
         """Return the mesh, None for one device; of all hosts, or of this one's devices. ValueError

@@ -17,13 +17,16 @@ The result does not depend on the mesh. Axes (`mesh.AXES`, size 1 where not name
 Which dimension of which weight is cut is a table of paths (`RULES`); modules know nothing of it.
 """
 
+import json
 import math
 import os
 import re
 import socket
+import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import jax
@@ -38,6 +41,8 @@ from jcos.devices.mesh import AXES, BRANCH, FSDP, SEED, TENSOR, WORLD, in_use
 
 M = TypeVar("M")
 _HOSTS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_LOST = re.compile("gloo|DEADLINE_EXC|UNAVAIL|heartbeat|unhealthy|closed by peer", re.IGNORECASE)
+"""What jax says where a host is gone."""
 
 RULES: tuple[tuple[str, P], ...] = (
     # Stacked blocks have a leading layer axis, which the scan slices.
@@ -234,6 +239,36 @@ def wait_for_hosts() -> None:
         multihost_utils.sync_global_devices("jcos")
 
 
+def check_equal(options: Mapping[str, object]) -> None:
+    """Raise ValueError, on every host, where an option has not one value on all of them."""
+    if jax.process_count() == 1:
+        return
+    text = json.dumps({name: str(value) for name, value in options.items()}).encode()
+    longest = multihost_utils.process_allgather(np.array(len(text))).max()
+    rows = multihost_utils.process_allgather(np.frombuffer(text.ljust(longest), np.uint8))
+    first, *others = (json.loads(row.tobytes()) for row in rows)
+    for host, other in enumerate(others, 1):
+        for name in first | other:
+            if (here := first.get(name)) != (there := other.get(name)):
+                raise ValueError(
+                    f"{name} is {here} on host 0 and {there} on host {host}: start the same "
+                    "command on all hosts"
+                )
+
+
+@contextmanager
+def among_hosts() -> Iterator[None]:
+    """Turn what jax says where another host is gone into a ConnectionError."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or not _LOST.search(why := str(error).partition("\n")[0]):
+            raise
+        raise ConnectionError(
+            f"another host ended: see its message, then start all again ({why})"
+        ) from None
+
+
 def init_distributed(
     coordinator: str | None = None,
     hosts: int | None = None,
@@ -249,47 +284,76 @@ def init_distributed(
     timeout: seconds to wait for the others at the start, and later for a sign of life of each: a
     run that has lost a host then ends on all of them.
     Raises ValueError where it comes too late or the other hosts are not known, and ConnectionError
-    where the first host does not answer in time; where others do not come to it, jax ends it.
+    where the first host does not answer in time; where others do not come to it, jax would abort:
+    the process ends with a sentence and exit code 2.
     """
-    if coordinator is None and all(name in os.environ for name in _HOSTS):
+    missing = [name for name in _HOSTS if not os.environ.get(name)]
+    if coordinator is None and not missing:
         coordinator, *numbers = (os.environ[name] for name in _HOSTS)
         if not all(re.fullmatch(r"\d+", number) for number in numbers):
             raise ValueError(f"{_HOSTS[1]} and {_HOSTS[2]} are {numbers}; they are whole numbers")
         hosts, host = map(int, numbers)
+    if address := coordinator or os.environ.get(_HOSTS[0]):
+        host_and_port(address)
+    if hosts is not None and hosts < 1:
+        raise ValueError(f"hosts is {hosts}; it is at least 1")
     if hosts is not None and host is not None and not 0 <= host < hosts:
         raise ValueError(f"host is {host}; with {hosts} hosts they are 0 to {hosts - 1}")
     jax.config.update("jax_enable_preemption_service", False)  # by which SIGTERM ends nothing
+    place = f" at {address}" if address else ""
+    unmet = f"the hosts did not meet{place} within {timeout} s"
+    late = threading.Timer(timeout, _end, (f"{unmet}: start all of them",))
+    late.daemon = True
     try:
         if coordinator is not None and host:  # or jax ends the process, and names no address
             _reach(coordinator, timeout)
+        late.start()
         jax.distributed.initialize(
             coordinator,
             hosts,
             host,
-            initialization_timeout=timeout,
+            initialization_timeout=timeout + 10,  # at which jax aborts
             heartbeat_timeout_seconds=timeout,
             shutdown_timeout_seconds=timeout,
         )
     except (ValueError, RuntimeError, OSError) as error:
-        why, place = str(error).strip().splitlines()[0], coordinator and f" at {coordinator}"
+        why = str(error).strip().splitlines()[0]
         if isinstance(error, jax.errors.JaxRuntimeError | OSError):
-            raise ConnectionError(
-                f"the hosts did not meet{place or ''} within {timeout} s ({why}): start all of them"
+            raise ConnectionError(f"{unmet} ({why}): start all of them") from None
+        if isinstance(error, ValueError) and missing:
+            raise ValueError(
+                f"no other hosts are known: set {', '.join(missing)} on every host, or name them, "
+                "init_distributed('address:port', hosts=…, host=…); only TPU pods, SLURM and Open "
+                "MPI need none of it"
             ) from None
         raise ValueError(
             f"this process cannot join others ({why}): init_distributed must come once, before "
-            "anything else of jax; outside TPU pods, SLURM and Open MPI say who they are, "
-            "init_distributed('address:port', hosts=…, host=…)"
+            "anything else of jax"
         ) from None
+    finally:
+        late.cancel()
+
+
+def _end(why: str) -> None:
+    print(f"jcos: {why}", file=sys.stderr, flush=True)
+    os._exit(2)
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Return both parts of an address; ValueError where it has not both."""
+    host, _, port = address.rpartition(":")
+    if not (host and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536):
+        raise ValueError(f"address is {address!r}; it is HOST:PORT with a port of 1 to 65535")
+    return host.strip("[]"), int(port)
 
 
 def _reach(coordinator: str, timeout: float) -> None:
     """Return when a port answers; OSError where it does not in time."""
-    place, _, port = coordinator.rpartition(":")
+    place = host_and_port(coordinator)
     end = time.monotonic() + timeout
     while True:
         try:
-            return socket.create_connection((place.strip("[]"), int(port)), timeout).close()
+            return socket.create_connection(place, timeout).close()
         except OSError:
             if time.monotonic() > end:
                 raise

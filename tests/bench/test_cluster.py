@@ -71,7 +71,7 @@ def test_lost_actors_are_started_again(tmp_path, monkeypatch, refused) -> None:
         (("--ray", "--mesh", "world=2"), "a mesh of world=2"),
         (("--ray", "--mesh", "worlds=2"), "a mesh has no axis 'worlds'"),
         (("--ray", "--address", "..:6379"), "no Ray cluster answers at ..:6379"),
-        (("--ray", "--address", "localhost:99999"), "no Ray cluster answers at localhost:99999"),
+        (("--ray", "--address", "localhost:99999"), "'localhost:99999'; it is HOST:PORT"),
         (("--ray", "--address", "localhost:SILENT"), "(what answers is something else)"),
         (("--address", "localhost:1"), "give --ray, too"),
         (("--ray", "--address", "here"), "it is HOST:PORT"),

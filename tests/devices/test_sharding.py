@@ -92,11 +92,14 @@ def test_weights_are_held_in_slices(axis, least, most):
 def test_a_run_that_lost_a_host_ends():
     with many_devices.hosts("-m", "tests.many_devices", "lost", devices=1) as hosts:
         try:
-            _, err = hosts[0].communicate(timeout=180)
+            out, err = hosts[0].communicate(timeout=180)
         except subprocess.TimeoutExpired:
             pytest.fail("it still waits")
         assert hosts[0].returncode != 0
-        assert re.search("heartbeat|Connection|closed by peer|UNAVAILABLE|unhealthy", err)
+        assert "set is  on host 0 and y on host 1" in out
+        assert re.search(
+            "heartbeat|ConnectionError: another host|closed by peer|UNAVAILABLE|unhealthy", err
+        )
 
 
 def test_a_joined_process_ends_on_sigterm():
@@ -106,6 +109,18 @@ def test_a_joined_process_ends_on_sigterm():
     process = many_devices.launch("-c", code)
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGTERM
+
+
+def test_a_host_that_knows_no_others_or_waits_in_vain_says_so():
+    address = f"localhost:{many_devices.free_port()}"
+    code = "from jcos.devices import sharding\n"
+    code += "try: sharding.init_distributed()\nexcept ValueError as error: print(error)\n"
+    code += "sharding.init_distributed(hosts=2, host=0, timeout=1)"
+    process = many_devices.launch("-c", code, JAX_COORDINATOR_ADDRESS=address)
+    out, err = process.communicate(timeout=120)
+    assert "set JAX_NUM_PROCESSES, JAX_PROCESS_ID on" in out
+    assert process.returncode == 2
+    assert err.splitlines()[-1].startswith(f"jcos: the hosts did not meet at {address}")
 
 
 def test_every_leaf_of_a_block_that_has_a_rule_exists():
@@ -144,6 +159,9 @@ def test_meshes_are_read_and_written():
     ("arguments", "message"),
     [
         (("10.0.0.1:1", 2, 2), "host is 2; with 2 hosts they are 0 to 1"),
+        (("10.0.0.1:1", 0, 0), "hosts is 0"),
+        (("localhost", 2, 0), "'localhost'; it is HOST:PORT"),
+        (("localhost:99999", 2, 1), "'localhost:99999'; it is HOST:PORT"),
         (("localhost:1", 2, 0), "before anything else of jax"),
     ],
 )
