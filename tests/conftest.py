@@ -3,6 +3,7 @@
 Nothing here may import `jcos`: the shape checks are put in place when it is first imported.
 """
 
+import contextlib
 import gc
 import inspect
 import os
@@ -48,6 +49,19 @@ _flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag not i
 NEWER_EMITTERS = {"XLA_FLAGS": " ".join(_flags)}
 AS_USERS = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", **NEWER_EMITTERS}
 """What differs in the environment of a process that compiles as users do."""
+
+
+@contextlib.contextmanager
+def optimized() -> Iterator[None]:
+    """Within, programs are compiled as users compile them, which pays where they run for long."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, False)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"

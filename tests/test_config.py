@@ -9,15 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jcos.config import (
-    FLOAT32,
-    OFFICIAL,
-    DiTConfig,
-    Sampling,
-    UMT5Config,
-    from_json,
-    to_json,
-)
+from jcos.config import FLOAT32, OFFICIAL, DiTConfig, Sampling, UMT5Config, from_json, to_json
 from jcos.model.dit import DiT
 from jcos.model.vae import Vae
 from jcos.sampling.flow import plan

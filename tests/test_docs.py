@@ -11,7 +11,7 @@ import pytest
 import jcos
 from jcos.experiments.clips import EXAMPLE
 from jcos.wan import Wan
-from tests.conftest import ROOT
+from tests.conftest import ROOT, optimized
 
 PROBES = ROOT / "docs" / "probes.md"
 SEARCH = ROOT / "docs" / "search.md"
@@ -89,8 +89,9 @@ def test_the_programs_of_the_page_on_the_inside_of_blocks_do_what_they_say() -> 
     run."""
     blocks = re.findall(r"```python\n(.*?)```", INSIDE.read_text(), re.DOTALL)
     names: dict[str, Any] = {"__name__": "docs"}
-    for block in blocks[:4]:
-        exec(compile(block, str(INSIDE), "exec"), names)
+    with optimized():
+        for block in blocks[:4]:
+            exec(compile(block, str(INSIDE), "exec"), names)
     assert names["scores"].shape == (25, 4)
     assert names["lost"].shape == (6, 4)
     assert names["lost"].max() > 0.1

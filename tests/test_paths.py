@@ -213,13 +213,7 @@ def test_what_is_not_written_need_not_be_writable(capsys, refused) -> None:
 # ---- files of text
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"maze left\n",
-        b"\xef\xbb\xbfmaze left\r\n",
-    ],
-)
+@pytest.mark.parametrize("data", [b"maze left\n", b"\xef\xbb\xbfmaze left\r\n"])
 def test_a_prompt_is_read_from_a_file_of_any_editor(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_bytes(data)
     assert read_prompt("prompt.txt", tmp_path) == "maze left"

@@ -9,6 +9,7 @@ import pytest
 
 import jcos
 from jcos.experiments.sweeps import held_out, play, score
+from tests.conftest import optimized
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
@@ -21,7 +22,8 @@ def test_readme_example_runs(capsys, monkeypatch) -> None:
     monkeypatch.setattr(jcos, "load", lambda: model)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len(blocks) == 1
-    exec(compile(blocks[0], str(README), "exec"), {"__name__": "readme"})
+    with optimized():
+        exec(compile(blocks[0], str(README), "exec"), {"__name__": "readme"})
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6
     solved = [re.fullmatch(r"noise after block \d: ([0-4]) of 4 solved", line) for line in lines]

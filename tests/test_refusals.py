@@ -17,23 +17,9 @@ from jcos.generation import check_averages, generate, generate_worlds
 from jcos.loop import seed_keys, steps
 from jcos.sampling import flow, trajectory
 from jcos.sampling.inside import Capture, KnockOut, Patch, Steer, Swap, until
-from jcos.sampling.probes import (
-    EstimateEnsemble,
-    InWorlds,
-    Noise,
-    Probe,
-    SeedEnsemble,
-    chain,
-)
+from jcos.sampling.probes import EstimateEnsemble, InWorlds, Noise, Probe, SeedEnsemble, chain
 from jcos.wan import Wan
-from tests.models import (
-    CONFIG,
-    FRAMES,
-    LAYERS,
-    STEPS,
-    TOKENS,
-    at,
-)
+from tests.models import CONFIG, FRAMES, LAYERS, STEPS, TOKENS, at
 
 _never = Mock(side_effect=AssertionError("this run was to be refused"))
 WINDOW = SeedEnsemble.window(STEPS, LAYERS)

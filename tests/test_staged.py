@@ -371,11 +371,7 @@ T2V = GOLDEN / "ckpt" / "Wan2.1-T2V-1.3B"
 @pytest.mark.parametrize(
     ("folder", "more", "message"),
     [
-        (
-            T2V,
-            ["--size", "72x64"],
-            "the width is 72 pixels; wan2.1-t2v-1.3b needs a mult",
-        ),
+        (T2V, ["--size", "72x64"], "the width is 72 pixels; wan2.1-t2v-1.3b needs a mult"),
         (T2V, ["--size", "64x64"], "Wan2.1-T2V-1.3B has no VAE"),
         (T2V, ["--image", ROOT / "docs" / "maze.png"], "takes no first frame"),
         (GOLDEN / "ckpt" / "Wan2.2-I2V-A14B", [], "makes videos of a first frame; none is given"),

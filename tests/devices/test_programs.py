@@ -10,6 +10,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jcos.devices import programs
 from jcos.generation import generate
 from jcos.loop import _advance
+from tests.conftest import optimized
 
 OPTIONS = (
     "jax_compilation_cache_dir",
@@ -52,23 +53,14 @@ def test_a_step_is_compiled_once_for_all_processes(small_model, tmp_path, events
     np.testing.assert_array_equal(*made)
 
 
-@pytest.fixture
-def optimized() -> Iterator[None]:
-    """Programs are compiled as users compile them."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.read(name)
-    jax.config.update(name, False)
-    yield
-    jax.config.update(name, before)
-
-
 @pytest.mark.slow
-def test_what_is_compiled_with_few_passes_gives_the_same_noise(optimized):
+def test_what_is_compiled_with_few_passes_gives_the_same_noise():
     def noise(key):
         return 0.9 * jax.random.normal(key, (3, 7, 5, 9))
 
     key = jax.random.key(1)
     quick = programs.jit(noise)
-    np.testing.assert_array_equal(quick(key), jax.jit(noise)(key))
-    inside = jax.jit(lambda scale: scale * quick(key))  # as a part of another program
-    np.testing.assert_allclose(inside(2.0), 2 * quick(key), rtol=1e-6)
+    with optimized():
+        np.testing.assert_array_equal(quick(key), jax.jit(noise)(key))
+        inside = jax.jit(lambda scale: scale * quick(key))  # as a part of another program
+        np.testing.assert_allclose(inside(2.0), 2 * quick(key), rtol=1e-6)

@@ -46,7 +46,7 @@ def test_a_gpu_is_measured(tmp_path: Path) -> None:
         assert known[what] is not None
 
 
-SAMPLERS = ("cps", "renoise", "sde", "dance", "cpws")
+SAMPLERS = ("cps", "cpws")
 
 
 @pytest.mark.slow
@@ -54,7 +54,7 @@ def test_samplers_and_steering_are_measured(tmp_path: Path) -> None:
     sizes = dict.fromkeys(["--steps", "--puzzles", "--mazes", "--seeds", "--particles"], 3)
     options = [*sum(sizes.items(), ()), "--solvers", *SAMPLERS, "--out", tmp_path]
     run("samplers", *options)
-    for name, lines in (("samplers", 7), ("steering", 1)):
+    for name, lines in (("samplers", 4), ("steering", 1)):
         assert len(json.loads((tmp_path / name / "table.json").read_text())["rows"]) == lines
 
 

@@ -1,4 +1,4 @@
-"""The pod script, on two hosts of four simulated devices each."""
+"""The pod script, on two hosts of one device each."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def test_the_script_writes_the_trace_of_a_run(small_model, tmp_path):
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "maze.png")
     words = [tmp_path / "out", "--model", tmp_path / "model", "--picture", tmp_path / "maze.png"]
     words += ["--prompt", "", "--frames", 5]  # alike on both; the mesh is all devices of both
-    with hosts(SCRIPT, *words) as processes:
+    with hosts(SCRIPT, *words, devices=1) as processes:
         for process in processes:
             finish(process)
     trace = jcos.Trace.load(tmp_path / "out")
