@@ -135,7 +135,7 @@ def run(
     if trace:
         check_target(out / TRACE)
     folder = hub.find(folder)
-    config = wan.read_config(folder, profile)
+    config = stored = wan.read_config(folder, profile)
     size = size or (config.clip.height, config.clip.width)
     config = at_size(config, profile, *size)
     config = dataclasses.replace(config, sampling=config.sampling_with(**sampling))
@@ -180,7 +180,8 @@ def run(
     if search is not None:
         options = {"x0": bool(x0), "trace": trace, "judges": judges or {}}
         plan, coding = _check_search(search, config, seeds, grid[0], probe, **options)
-    abstract, given = abstract_model(Wan, config), abstract_condition(config, grid)
+    abstract, given = abstract_model(Wan, stored), abstract_condition(config, grid)
+    abstract.config = config  # its shapes are the stored one's, which are traced once
     observed = loop.Runs(abstract, given, probe, plan, together=together).observed(count)
     check_averages(probe, count)
     prompts = [read_prompt(text) for text in (prompt, negative or config.negative)]
