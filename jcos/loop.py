@@ -35,7 +35,10 @@ Chosen = Sequence[int] | Sequence[Sequence[int]] | np.ndarray
 
 def seed_keys(seeds: Sequence[int] | SupportsIndex) -> Key[Array, " K"]:
     """Return one key per seed: a seed's noise does not depend on the other seeds of a run."""
-    return jax.vmap(jax.random.key)(jnp.asarray(seed_words(seeds)))
+    return _keys(seed_words(seeds))
+
+
+_keys = jax.jit(jax.vmap(jax.random.key))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -42,7 +42,12 @@ class WordEmbedding(nnx.Module):
     def __call__(self, ids: Int[Array, " L"]) -> Float[Array, "L D"]:
         """Return rows of the words; zeros where the id is negative, as Wan pads its prompts with
         zeros."""
-        return jnp.where(ids[:, None] >= 0, self.table[...][ids], 0.0)
+        return _looked_up(self.table[...], jnp.asarray(ids))
+
+
+@jax.jit
+def _looked_up(table: Float[Array, "words D"], ids: Int[Array, " L"]) -> Rows:
+    return jnp.where(ids[:, None] >= 0, table[ids], 0.0)
 
 
 def word_ids(cfg: Words, prompt: str, length: int) -> Int[np.ndarray, " L"]:
