@@ -46,17 +46,11 @@ def test_dataset_table_and_figures_are_complete(data, rows) -> None:
     assert row.value == np.median(np.array([0, 2])[ends.argmax(0)])
 
 
-def test_each_group_has_a_clean_run() -> None:
-    cases = SMALL.cases(4, 5)
-    groups = grouped(cases, 4)
-    assert [len(group) for group in groups] == [4, 4]
-    assert all(str(group[0]) == "no noise" for group in groups)
-    assert [c for group in groups for c in group[1:]] == cases
-    assert len(grouped(cases, 100)) == 1
-    more = grouped(cases[:5], 2)
-    assert (len(more), str(more[-1][-1])) == (3, "no noise")
-    values = np.arange(3 * 2 * 3).reshape(3, 2, 3)  # groups, puzzles, a clean run and two cases
-    np.testing.assert_array_equal(by_case(values, 5)[:, 0], [1, 2, 7, 8, 13])
+def test_each_group_has_a_clean_run_and_the_last_is_filled_up() -> None:
+    clean, cases = Case(NONE), SMALL.cases(4, 5)[:5]
+    groups = [[clean, *cases[:2]], [clean, *cases[2:4]], [clean, cases[4], clean]]
+    assert grouped(cases, 2) == groups
+    assert by_case(np.arange(9).reshape(3, 1, 3), 5)[:, 0].tolist() == [1, 2, 4, 5, 7]
 
 
 def test_nothing_differs_before_the_noise(data) -> None:

@@ -54,6 +54,8 @@ def test_blends_are_explained(several: tuple[list[Puzzle], Answers]) -> None:
         mixed = np.einsum("pk,pkfhwc->pfhwc", weights, answers.latents)
         on, off = map(np.asarray, _blend(mixed[:, None], answers))
         assert off.max() < 2e-3
+        assert min(on.min(), off.min()) >= 0
+        np.testing.assert_allclose(on.sum(-1) + off, 1, atol=1e-6)
         for i, puzzle in enumerate(puzzles):
             k = len(puzzle.answers)
             if unique[i]:
