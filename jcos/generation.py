@@ -79,6 +79,9 @@ def generate(
         return runs.of_video(trajectory.check_finite(trace))
 
 
+_joined = jax.jit(trajectory.joined)
+
+
 def _finish(runs: loop.Runs, on_step: Callable[[int], None] | None) -> Trace:
     """Make all steps one by one; return the whole trace."""
     parts: list[Trace] = []
@@ -88,4 +91,4 @@ def _finish(runs: loop.Runs, on_step: Callable[[int], None] | None) -> Trace:
         if on_step is not None:
             jax.block_until_ready(state.solver)
             on_step(state.step)
-    return trajectory.joined(parts)
+    return _joined(parts)

@@ -397,6 +397,11 @@ def tree_stack(values: Sequence[T]) -> T:
             f"what is stacked shares one program; these ({kinds}) differ in kind, in a static "
             "field or in which fields are None: stack them apart"
         )
+    return _stacked(*values)
+
+
+@jax.jit
+def _stacked(*values: Any) -> Any:
     return jax.tree.map(lambda *a: jnp.stack(a), *values)
 
 

@@ -66,14 +66,14 @@ def last(a: np.ndarray) -> jax.Array:
 
 def latents_of(version: str, frames: int, height: int, width: int) -> jax.Array:
     shape = (frames, height, width, RELEASED[version].channels)
-    return jax.random.normal(jax.random.key(3), shape)
+    return jnp.asarray(np.random.default_rng(3).standard_normal(shape, np.float32))
 
 
 def video_of(version: str, frames: int, height: int, width: int) -> jax.Array:
     """Noise in −1..1; sizes in latent cells, frames in frames."""
     stride = RELEASED[version].strides[1]
     shape = (frames, stride * height, stride * width, 3)
-    return jax.random.uniform(jax.random.key(4), shape, minval=-1.0)
+    return jnp.asarray(np.random.default_rng(4).uniform(-1, 1, shape), jnp.float32)
 
 
 # ---- equal to PyTorch
@@ -204,7 +204,8 @@ def test_blended_tiles_equal_a_loop_over_them():
     video, latents = video_of("21", 1, *cells), latents_of("21", 2, *cells)
     expected = by_hand(partial(encode, vae), video, cells, tiles, 8, 1)
     assert relative(encode(vae, video, tiles), expected) <= 5e-6
-    assert relative(encode(vae, video, (30, 52)), encode(vae, video)) <= 5e-6  # one covers it all
+    small = video[:, : 8 * tiles[0], : 8 * tiles[1]]
+    assert relative(encode(vae, small, (30, 52)), encode(vae, small)) <= 5e-6  # one covers it all
     expected = by_hand(partial(decode, vae), latents, cells, tiles, 1, 8)
     assert relative(decode(vae, latents, tiles), expected) <= 5e-6
 

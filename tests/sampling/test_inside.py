@@ -13,7 +13,7 @@ from jcos.model.dit import DiT
 from jcos.sampling import trajectory
 from jcos.sampling.inside import Capture, KnockOut, Patch, Steer, Swap, difference, until
 from jcos.sampling.probe import Probe
-from jcos.sampling.probes import InWorlds, Noise, TokenEnergy, chain
+from jcos.sampling.probes import InWorlds, Noise, chain
 from jcos.sampling.trace import Trace
 from jcos.wan import Wan
 from tests.models import CONFIG, FRAMES, LAYERS, STEPS, TOKENS, at, close, frame, randomised
@@ -94,25 +94,27 @@ def test_a_sweep_of_all_heads_and_steps_is_one_program(model: Wan, condition) ->
 def test_what_takes_the_place_of_a_part(model: Wan, condition) -> None:
     """Seen by a probe behind: the mean over tokens, the other seed's, the other world's."""
     every, tokens = {"chosen": EVERY_HEAD}, jnp.arange(TOKENS) < 3
-    plain = generate(model, condition, (0, 1), probe=Capture("heads", (0,))).block_obs[:, 0, 0]
+    capture = Capture("heads", (0,))
 
-    def left(by: str, **options: Any) -> jax.Array:
+    def left(by: str, **options: Any) -> list[np.ndarray]:
+        """What is there before and behind."""
         probe = KnockOut.at(CONFIG, "heads", by=by, **every, **options)
-        seen = chain(probe, Capture("heads", (0,)))
-        return generate(model, condition, (0, 1), probe=seen).block_obs[1][:, 0, 0]
+        seen = chain(capture, probe, capture)
+        before, _, behind = generate(model, condition, (0, 1), probe=seen).block_obs
+        return [np.asarray(a)[:, 0, 0] for a in (before, behind)]
 
-    close(left("mean"), jnp.broadcast_to(plain.mean(1, keepdims=True), plain.shape))
-    close(left("seed"), plain[::-1])
-    some = left("zero", tokens=tokens)
+    plain, mean = left("mean")
+    close(mean, np.broadcast_to(plain.mean(1, keepdims=True), plain.shape))
+    close(left("seed")[1], plain[::-1])
+    some = left("zero", tokens=tokens)[1]
     assert not some[:, :3].any()
     close(some[:, 3:], plain[:, 3:])
     worlds = trajectory.tree_stack([condition, model.condition(frame(1), "left", FRAMES)])
     capture = Capture("block", (0,))
-    plain = generate(model, worlds, probe=capture).block_obs[:, 0, 0, 0]
     swap = Swap.at_layers(STEPS, LAYERS, TOKENS, [0], receivers=(True, True))
     for probe in (swap, KnockOut.at(CONFIG, "block", [0], by="world", at_steps=[0])):
-        both = generate(model, worlds, probe=chain(probe, capture)).block_obs[1]
-        close(both[:, 0, 0, 0], plain[::-1])
+        plain, _, both = generate(model, worlds, probe=chain(capture, probe, capture)).block_obs
+        close(both[:, 0, 0, 0], plain[::-1, 0, 0, 0])
 
 
 @pytest.mark.slow
@@ -124,21 +126,22 @@ def test_a_patch_of_a_runs_own_values_changes_nothing_and_of_anothers_is_that_ru
     layers = dict.fromkeys(("heads", "cross", "mlp", "block"), every) | {"input": ()}
     tail, other = jnp.arange(TOKENS - 4, TOKENS), model.condition(frame(1), "left", FRAMES)
 
-    def patches(trace: Trace, **options: Any) -> dict[str, Patch]:
+    def patches(trace: Trace, **options: Any) -> list[Patch]:
         rows = zip(layers.items(), trace.block_obs, strict=True)
-        return {place: Patch.of(place, seen, chosen, **options) for (place, chosen), seen in rows}
+        return [Patch.of(place, seen, chosen, **options) for (place, chosen), seen in rows]
 
     capture = chain(*(Capture(place, chosen) for place, chosen in layers.items()))
     own, donor = (generate(model, c, (0, 1), probe=capture) for c in (condition, other))
-    same = chain(*patches(own).values())
-    close(generate(model, condition, (0, 1), probe=same).x0, own.x0)
-    for place, moved_to in patches(donor, at_steps=[0]).items():
-        found = generate(model, condition, (0, 1), probe=chain(TokenEnergy(), moved_to))
+    close(generate(model, condition, (0, 1), probe=chain(*patches(own))).x0, own.x0)
+    here, off = (patches(donor, at_steps=at) for at in ([0], []))
+    for i, place in enumerate(layers):
+        moved_to = chain(*off[:i], here[i], *off[i + 1 :])
+        found = generate(model, condition, (0, 1), probe=moved_to)
         assert moved(found, own) > 1e-3, place
         if place in ("input", "block"):  # then all of the first step is the donor's, but for x
             close(found.x0[:, 0], donor.x0[:, 0])
     capture = chain(*(Capture(place, chosen, tail) for place, chosen in layers.items()))
-    back = chain(*patches(generate(model, condition, probe=capture), tokens=tail).values())
+    back = chain(*patches(generate(model, condition, probe=capture), tokens=tail))
     close(generate(model, condition, (0, 1), probe=back).x0[:1], own.x0[:1])
 
 

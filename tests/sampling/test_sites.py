@@ -29,26 +29,35 @@ everything = kind(lambda site, z: (z, z), *SITES)
 def test_a_block_is_put_together_from_what_is_seen_inside_it(model: Wan, condition) -> None:
     expert, video = model.experts[0], jax.random.normal(jax.random.key(0), (FRAMES, 4, 4, 28))
     sites: Any = dict.fromkeys(SITES, lambda layer, z: (z, z))
-    v, seen = expert(video, jnp.float32(500), condition.context, sites=sites)
-    close(v, expert(video, jnp.float32(500), condition.context)[0])
-    time = expert.time_embedding(time_features(jnp.array([500.0]), CONFIG.dit.freq_dim))
-    time = expert.time_projection(jax.nn.silu(time)).reshape(6, -1)
-    x = seen["input"]
-    for i in range(LAYERS):
-        block = jax.tree.map(lambda a, i=i: a[i], expert.blocks)
+    given = video, jnp.float32(500), condition.context
+    v, seen = jax.jit(lambda expert: expert(*given, sites=sites))(expert)
+    close(v, jax.jit(lambda expert: expert(*given)[0])(expert))
+
+    @jax.jit
+    def put_together(expert: DiT, i: int, x: jax.Array, seen: Any) -> tuple[Any, ...]:
+        """Scores' result, neurons and tokens of a block that is given x."""
+        time = expert.time_embedding(time_features(jnp.array([500.0]), CONFIG.dit.freq_dim))
+        time = expert.time_projection(jax.nn.silu(time)).reshape(6, -1)
+        block = jax.tree.map(lambda a: a[i], expert.blocks)
         shift1, scale1, gate1, shift2, scale2, gate2 = (block.modulation[...] + time)[:, None]
         h = layer_norm(x, CONFIG.dit.eps) * (1 + scale1) + shift1
         v = block.self_attn.v(h).reshape(TOKENS, HEADS, WIDTH)
         q, k = (a[i] for a in seen["attention"])
-        close(attention.attention(q, k, v, together=True), seen["heads"][i])
+        heads = attention.attention(q, k, v, together=True)
         x = x + block.self_attn.o(seen["heads"][i].reshape(TOKENS, -1)) * gate1
         x = x + block.cross_attn.o(seen["cross"][i].reshape(TOKENS, -1))
         h = layer_norm(x, CONFIG.dit.eps) * (1 + scale2) + shift2
-        close(block.ffn.activation(block.ffn.layers_0(h)), seen["mlp"][i])
-        x = x + block.ffn.layers_2(seen["mlp"][i]) * gate2
-        close(x, seen["block"][i])
-        close(x, seen["update"][1][i])
-        close(seen["input"] if i == 0 else seen["block"][i - 1], seen["update"][0][i])
+        neurons = block.ffn.activation(block.ffn.layers_0(h))
+        return heads, neurons, x + block.ffn.layers_2(seen["mlp"][i]) * gate2
+
+    x, inside = seen["input"], jax.device_get(seen)
+    for i in range(LAYERS):
+        heads, neurons, x = put_together(expert, i, x, seen)
+        close(heads, inside["heads"][i])
+        close(neurons, inside["mlp"][i])
+        close(x, inside["block"][i])
+        close(x, inside["update"][1][i])
+        close(inside["input"] if i == 0 else inside["block"][i - 1], inside["update"][0][i])
 
 
 @pytest.mark.slow
