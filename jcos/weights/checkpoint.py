@@ -368,7 +368,7 @@ def _forget_place(folder: Path) -> None:
 
 
 def _digest(path: Path) -> list[Any]:
-    if is_remote(path):  # with one request
+    if is_remote(path):  # with fewer requests than an open file takes
         data = path.read_bytes()
         return [len(data), hashlib.sha256(data).hexdigest()]
     with path.open("rb") as file:
