@@ -76,7 +76,7 @@ class Wan(nnx.Module):
                 raise ValueError(f"{name} reads {want}; these have shape {rows.shape}")
             return jnp.pad(rows, ((0, length - rows.shape[0]), (0, 0)))
         if isinstance(self.text, WordEmbedding) and isinstance(self.config.text, Words):
-            return _rows(self.text, word_ids(self.config.text, prompt, length))
+            return self.text(jnp.asarray(word_ids(self.config.text, prompt, length)))
         if not isinstance(self.text, UMT5):
             raise ValueError(f"{name} was loaded without a text encoder; give embedded prompts")
         return embed(self.text, _tokenizer(self), prompt, length)
@@ -278,7 +278,6 @@ def latent_grid(config: WanConfig, frames: int, height: int, width: int) -> tupl
 
 
 _see = jax.jit(VisionTower.__call__)
-_rows = jax.jit(WordEmbedding.__call__)
 
 
 @partial(jax.jit, static_argnames="tiles")
