@@ -55,6 +55,11 @@ MACHINES = (
 )
 COMPILERS = ("libtpu", "jax-cuda13-pjrt")
 SEEDS = 3
+TINY = (
+    *("a whole run", f"… {SEEDS} seeds, ensemble", "… 2 worlds, swap"),
+    "the small model, a training step in bfloat16",
+)
+"""What is compiled at toy sizes."""
 A14B = VARIANTS["wan2.2-i2v-a14b"]()
 
 
@@ -152,14 +157,17 @@ def coding(job: Job, mesh: Mesh) -> Iterator[Program]:
     yield "text encoder, a prompt", jax.jit(lambda t, ids, mask: t(ids, mask)), words
 
 
-def learning(mesh: Mesh) -> Iterator[Program]:
-    """Of the small model; in bfloat16 with the gradient of cuDNN's attention."""
+def learning(mesh: Mesh, tiny: bool) -> Iterator[Program]:
+    """Of the small model, on one of its canvases if tiny; in bfloat16 with the gradient of cuDNN's
+    attention."""
     recipe, config = training.Recipe(), toy(training.vocabulary())
     for linear in ("float32", "bfloat16"):
         numerics = dataclasses.replace(config.numerics, linear=linear)
         variant = dataclasses.replace(config, numerics=numerics)
         state = jax.eval_shape(partial(training.initial, recipe, variant))
-        batch = jax.tree.map(jnp.asarray, training.batches(recipe, variant, 0))
+        batch = jax.tree.map(
+            jnp.asarray, training.batches(recipe, variant, 0)[: 1 if tiny else None]
+        )
         taken = (abstract_runs(state, mesh), abstract_runs(batch, mesh))
         what = f"the small model, a training step in {linear}"
         yield what, training.make_update(recipe, variant), taken
@@ -173,11 +181,10 @@ def programs(tiny: bool) -> str:
         small = dataclasses.replace(A14B, dit=dit)
         job = costs.in_turns(Job(small, 5, 48, 80))
     rows = []
-    for what, function, taken in (
-        *sampling(job, mesh),
-        *(() if tiny else coding(job, mesh)),
-        *learning(mesh),
-    ):
+    coded = () if tiny else coding(job, mesh)
+    for what, function, taken in (*sampling(job, mesh), *coded, *learning(mesh, tiny)):
+        if tiny and what not in TINY:
+            continue
         held, text = compiled.compile_for(mesh, function, *taken)
         sizes = (held.arguments, held.temporaries, held.outputs)
         kernel = next((name for name, call in compiled.ATTENTION.items() if call in text), "–")
