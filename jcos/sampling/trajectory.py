@@ -397,12 +397,20 @@ def tree_stack(values: Sequence[T]) -> T:
             f"what is stacked shares one program; these ({kinds}) differ in kind, in a static "
             "field or in which fields are None: stack them apart"
         )
-    return _stacked(*values)
+    return jax.tree.map(_stack, *values)
 
 
-@jax.jit
-def _stacked(*values: Any) -> Any:
-    return jax.tree.map(lambda *a: jnp.stack(a), *values)
+def _stack(*leaves: Any) -> Array:
+    """Stack arrays: in numpy, which compiles nothing, where all have their values here."""
+    if all(isinstance(a, np.ndarray) or _is_here(a) for a in leaves):
+        return jnp.asarray(np.stack([np.asarray(a) for a in leaves]))
+    return jnp.stack(leaves)
+
+
+def _is_here(a: Any) -> bool:
+    plain = isinstance(a, jax.Array) and not isinstance(a, Tracer) and not a.aval.weak_type
+    is_key = plain and jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+    return plain and not is_key and a.is_fully_addressable
 
 
 def check_finite(trace: Trace, *, step: int | None = None, steps: int = 0) -> Trace:
